@@ -1,0 +1,1 @@
+"""Bytes at rest: codecs, parts, manifest, writer and reader. Never imports torch."""

@@ -1,0 +1,1 @@
+"""Words: options in, one story called, answer out. Heavy imports happen inside the command."""

@@ -1,0 +1,1 @@
+"""Verbs: the two stages and their parts. The stages meet in the cache alone."""

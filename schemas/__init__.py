@@ -1,0 +1,1 @@
+"""Nouns: frozen records with their checks. Imports the standard library and pydantic alone."""
