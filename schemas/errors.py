@@ -1,0 +1,74 @@
+"""Every error that kdpipe raises on purpose, with the exit code that the command line gives it.
+
+In: a message (what was found, what was expected, where) and a hint (what to do next). Out: an exception that
+`cli/main.py` shows as two lines on stderr. Before it: nothing. After it: every other module.
+"""
+
+from typing import ClassVar
+
+
+class KdpipeError(Exception):
+    """Something failed while running; the parent of every error a person is meant to read."""
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Carry the hint too when the error crosses from a worker process."""
+        return (_rebuild, (type(self), self.message, self.hint))
+
+
+def _rebuild(kind: type[KdpipeError], message: str, hint: str | None) -> KdpipeError:
+    return kind(message, hint=hint)
+
+
+class UsageError(KdpipeError):
+    """The command line asks for something that cannot be."""
+
+    exit_code = 2
+
+
+class ConfigError(UsageError):
+    """A setting, a configuration file or a path given by a person is wrong."""
+
+
+class CacheError(KdpipeError):
+    """The parent of what can be wrong with a cache."""
+
+
+class CacheWriteError(CacheError):
+    """A cache could not be written: disk full, no permission, another writer."""
+
+
+class CacheIncomplete(CacheError):
+    """Planned parts are not there yet."""
+
+    exit_code = 2
+
+
+class CacheDamaged(CacheError):
+    """Bytes of a cache are not what they claim to be."""
+
+    exit_code = 3
+
+
+class VerificationError(KdpipeError):
+    """A check that a person asked for has found problems."""
+
+    exit_code = 3
+
+
+class Incompatible(KdpipeError):
+    """Cache and reader, or cache and student (tokenizer, temperature, loss), do not fit together."""
+
+    exit_code = 4
+
+
+class Interrupted(KdpipeError):
+    """Stopped cleanly on request; the same command run again goes on from here."""
+
+    exit_code = 75
