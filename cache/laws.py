@@ -1,0 +1,89 @@
+"""Laws: how codes become numbers and numbers codes.
+
+In: float32 numbers and a law from the manifest. Out: uint32 codes below 65,536, and the table that turns them back.
+Before it: `schemas/arrays.py`. After it: `part_writer.py` encodes with `to_codes`, `part_reader.py` looks codes up in `value_table`.
+"""
+
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+
+from kdpipe.schemas.arrays import CODE_LIMIT, LARGEST_CODE, MINUS_INFINITY, MISSING, LinearLaw, LogOddsLaw
+from kdpipe.schemas.errors import CacheWriteError
+
+Floats = npt.NDArray[np.float32]
+Codes = npt.NDArray[np.uint32]
+
+
+def to_codes(law: LinearLaw | LogOddsLaw, values: npt.NDArray[np.floating], what: str) -> Codes:
+    """Round numbers to codes.
+
+    NaN and minus infinity have codes of their own. A log-probability below the last code is one of p < 1e-110: it becomes
+    minus infinity under a linear law; log-odds stop at their last code. Any other number outside the law is refused.
+    """
+    x = values.astype(np.float64)
+    missing, empty = np.isnan(x), np.isneginf(x)
+    x = np.where(missing | empty, 0.0, x)
+    if isinstance(law, LogOddsLaw):
+        x = np.minimum(x, 0.0)
+        with np.errstate(divide="ignore"):
+            odds = x - np.log(-np.expm1(x))
+        codes = np.clip(np.rint(odds / law.step) + law.zero, 0, LARGEST_CODE)
+    else:
+        codes = np.rint(law.sign * x / law.step) + law.zero
+        empty |= (codes > LARGEST_CODE) & (law.sign < 0)
+        _refuse_outside(codes, missing | empty, values, law, what)
+    codes = np.where(missing, MISSING, np.where(empty, MINUS_INFINITY, codes))
+    return codes.astype(np.uint32)
+
+
+def _refuse_outside(codes: npt.NDArray[np.float64], special: npt.NDArray[np.bool_], values: npt.NDArray[np.floating], law: LinearLaw, what: str) -> None:
+    outside = ~special & ((codes < 0) | (codes > LARGEST_CODE))
+    if outside.any():
+        low, high = sorted(law.sign * (code - law.zero) * law.step for code in (0, LARGEST_CODE))
+        row = int(outside.argmax())
+        raise CacheWriteError(f"{what} is {float(values.flat[row])!r} at row {row}, its law holds {low} to {high}")
+
+
+@lru_cache(maxsize=64)
+def value_table(law: LinearLaw | LogOddsLaw) -> Floats:
+    """The number of every code, as a table of 65,536."""
+    codes = np.arange(CODE_LIMIT, dtype=np.float64)
+    values = (codes - law.zero) * law.step
+    values = -np.logaddexp(0.0, -values) if isinstance(law, LogOddsLaw) else law.sign * values
+    table = values.astype(np.float32)
+    table[MISSING], table[MINUS_INFINITY] = np.nan, -np.inf
+    table.flags.writeable = False
+    return table
+
+
+@lru_cache(maxsize=16)
+def complement_table(law: LogOddsLaw) -> Floats:
+    """log(1 - exp(value)) of every code of a log-odds law: exact on the side where the value itself is nearly 0."""
+    odds = (np.arange(CODE_LIMIT, dtype=np.float64) - law.zero) * law.step
+    table = (-np.logaddexp(0.0, odds)).astype(np.float32)
+    table[MISSING], table[MINUS_INFINITY] = np.nan, 0.0
+    table.flags.writeable = False
+    return table
+
+
+def quantise_vectors(vectors: Floats, group: int) -> npt.NDArray[np.uint8]:
+    """Code rows of numbers as int8 in groups that share a float32 scale: the int8 values, then the scales."""
+    n, width = vectors.shape
+    n_groups = -(-width // group)
+    padded = np.zeros((n, n_groups * group), np.float32)
+    padded[:, :width] = vectors
+    grouped = padded.reshape(n, n_groups, group)
+    scales = np.abs(grouped).max(axis=2) / np.float32(127)
+    safe = np.where(scales > 0, scales, np.float32(1))
+    codes = np.rint(grouped / safe[:, :, None]).astype(np.int8).reshape(n, -1)[:, :width]
+    return np.concatenate([codes.view(np.uint8), scales.astype("<f4").view(np.uint8).reshape(n, -1)], axis=1)
+
+
+def dequantise_vectors(coded: npt.NDArray[np.uint8], width: int, group: int) -> Floats:
+    """The slow and only inverse of `quantise_vectors`."""
+    n, n_groups = len(coded), -(-width // group)
+    scales = np.ascontiguousarray(coded[:, width:]).view("<f4").reshape(n, n_groups)
+    values = coded[:, :width].view(np.int8).astype(np.float32)
+    return values * np.repeat(scales, group, axis=1)[:, :width]

@@ -1,0 +1,68 @@
+"""Every file name inside a cache, and which names may stand there at all.
+
+In: part numbers and array names. Out: relative POSIX paths.
+Before it: the records of `schemas`. After it: every module of `cache` that touches a file.
+"""
+
+import re
+
+from kdpipe.schemas.manifest import Manifest
+
+MANIFEST = "manifest.json"
+INDEX = "index.parquet"
+PARTS = "parts"
+TABLES = "tables"
+TOKENIZER = "tokenizer"
+JOURNAL = "journal"
+WORK = "tmp"
+TOP_LEVEL = frozenset({MANIFEST, INDEX, PARTS, TABLES, TOKENIZER, JOURNAL, WORK})
+
+PART_RECORD = "part.json"
+SEQUENCES = "sequences.arrow"
+TEXT = "text.arrow"
+TARGETS = "targets.zarr"
+ZARR_JSON = "zarr.json"
+ARRAY_NAMES = ("row", "id", "times", "logprob", "hidden", "state")
+
+MAX_RECORD_BYTES = 1 << 20
+PART_NAME = re.compile(r"^[0-9]{5,7}$")
+
+
+def part_dir(number: int) -> str:
+    """The folder of a part."""
+    return f"{PARTS}/{number:05d}"
+
+
+def table_file(name: str) -> str:
+    """The file of a table."""
+    return f"{TABLES}/{name}.bin"
+
+
+def journal_file(number: int) -> str:
+    """Who made a part, where and how fast: kept outside everything that is digested."""
+    return f"{JOURNAL}/{number:05d}.json"
+
+
+def array_metadata(array: str) -> str:
+    """The zarr.json of an array, within its part."""
+    return f"{TARGETS}/{array}/{ZARR_JSON}"
+
+
+def array_shard(array: str) -> str:
+    """The one shard of an array, within its part; two-dimensional arrays have one more index in its name."""
+    return f"{TARGETS}/{array}/c/0" if array in ("id", "times", "logprob") else f"{TARGETS}/{array}/c/0/0"
+
+
+def array_names(manifest: Manifest) -> tuple[str, ...]:
+    """The arrays that every part of a cache has."""
+    return tuple(name for name in ARRAY_NAMES if getattr(manifest.arrays, name) is not None)
+
+
+def part_files(manifest: Manifest, lengths: dict[str, int]) -> set[str]:
+    """The files that a part must have, given the length of each of its arrays (an empty array has no shard)."""
+    names = {SEQUENCES, f"{TARGETS}/{ZARR_JSON}"} | ({TEXT} if manifest.data.text else set())
+    for array in array_names(manifest):
+        names.add(array_metadata(array))
+        if lengths[array]:
+            names.add(array_shard(array))
+    return names

@@ -1,0 +1,88 @@
+"""What goes into a cache and what comes out of it, in memory.
+
+In: tokens and targets of one sequence, from stage one. Out: the same as the reader gives it back, with training weights.
+Before it: nothing. After it: `part_writer.py` takes `Sequence` and `Block`, `part_reader.py` gives `Rows`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float32]
+Ints = npt.NDArray[Any]
+Bools = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sequence:
+    """Packed documents: T tokens of D documents.
+
+    `documents` are their numbers in the split, `digests` 16 bytes each; `columns` has a value a document for every source
+    column, `pooled` a vector a document for every pooled layer, `texts` the documents' text when the cache keeps it.
+    """
+
+    tokens: Ints
+    loss_mask: Bools
+    token_bytes: Ints
+    document_starts: Ints
+    documents: Ints
+    digests: npt.NDArray[np.uint8]
+    columns: Mapping[str, list[Any]] = field(default_factory=dict)
+    pooled: Mapping[int, Floats] = field(default_factory=dict)
+    texts: list[str] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Block:
+    """What the teacher said at each of T rows, N entries in all; a row's exact ids come first, its draws behind.
+
+    `logprobs` is log p at T=1, NaN for draws without one; `times` says how often each draw was drawn (sampled only).
+    Numbers of rows with loss_mask false are ignored and must have no entries.
+    """
+
+    n_exact: Ints
+    n_draws: Ints
+    ids: Ints
+    logprobs: Floats
+    log_tail: Floats | None = None
+    drawn_log_tail: Floats | None = None
+    entropy: Floats | None = None
+    label_logprob: Floats | None = None
+    log_z: Mapping[float, Floats] = field(default_factory=dict)
+    boundary_logprob: Floats | None = None
+    times: Ints | None = None
+    hidden: Mapping[int, Floats] = field(default_factory=dict)
+    state: Floats | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rows:
+    """Rows as the reader gives them: `c[i]` is all rows of one sequence.
+
+    Flat arrays hold `count[t]` entries for row t, the first `n_exact[t]` of them exact. `weights` is the training target:
+    it sums to 1 where draws stand for the tail, and to the kept mass otherwise. What a cache does not hold is None or empty.
+    """
+
+    tokens: npt.NDArray[np.int32]
+    loss_mask: Bools
+    document_starts: npt.NDArray[np.int64]
+    documents: npt.NDArray[np.int64]
+    count: npt.NDArray[np.int32]
+    n_exact: npt.NDArray[np.int32]
+    ids: npt.NDArray[np.int32]
+    logprobs: Floats
+    weights: Floats
+    log_tail: Floats | None
+    entropy: Floats | None
+    label_logprob: Floats | None
+    log_z: Mapping[float, Floats]
+    boundary_logprob: Floats | None
+    times: npt.NDArray[np.int32] | None
+    hidden: Mapping[int, Floats]
+    state: Floats | None
+
+    def __len__(self) -> int:
+        return len(self.tokens)

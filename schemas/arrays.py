@@ -1,0 +1,166 @@
+"""The arrays of a part, the law that turns their codes into numbers, and the codec that turns codes into bytes.
+
+In: what a cache keeps (`targets.py`). Out: the `arrays` object of the manifest, which the reader obeys.
+Before it: `targets.py`. After it: `manifest.py`; `cache/laws.py` applies the laws, `cache/codecs.py` the codecs.
+"""
+
+import math
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from kdpipe.schemas.records import Record
+from kdpipe.schemas.targets import HiddenSpec, State, TargetSpec
+
+CODE_LIMIT = 1 << 16
+MISSING = CODE_LIMIT - 1
+MINUS_INFINITY = CODE_LIMIT - 2
+LARGEST_CODE = CODE_LIMIT - 3
+Step = Annotated[float, Field(ge=2.0**-20, le=1.0)]
+PcodecLevel = Annotated[int, Field(ge=0, le=12)]
+
+
+class CountLaw(Record):
+    """The code is the number."""
+
+    kind: Literal["count"] = "count"
+
+
+class RankLaw(Record):
+    """The code is the rank of a token id in tables/ids_by_rank."""
+
+    kind: Literal["rank"] = "rank"
+
+
+class LinearLaw(Record):
+    """value = (code - zero) * step; the code 65535 is NaN, 65534 is minus infinity."""
+
+    kind: Literal["linear"] = "linear"
+    step: Step
+    zero: int = Field(default=0, ge=0, le=LARGEST_CODE)
+    sign: Literal[1, -1] = 1
+
+
+class LogOddsLaw(Record):
+    """x = (code - zero) * step is the log of the odds; the value is log(1 / (1 + exp(-x))); specials as in the linear law."""
+
+    kind: Literal["log_odds"] = "log_odds"
+    step: Step
+    zero: int = Field(ge=0, le=LARGEST_CODE)
+
+
+ColumnLaw = Annotated[CountLaw | RankLaw | LinearLaw | LogOddsLaw, Field(discriminator="kind")]
+
+
+class Column(Record):
+    """One column of the array `row`."""
+
+    name: str = Field(pattern=r"^[a-z_]+(@[0-9.e+-]+)?$", max_length=40)
+    law: ColumnLaw
+
+
+class RowArray(Record):
+    """uint32 [rows, columns], a chunk is `chunk_rows` codes of one column: tokens, mask, counts and scalars."""
+
+    columns: tuple[Column, ...] = Field(min_length=3, max_length=64)
+    chunk_rows: int = Field(default=2048, ge=64, le=1 << 20)
+    level: PcodecLevel = 8
+
+
+class IdArray(Record):
+    """uint32 [entries]: ranks of the exact ids, most probable first, then the draws' ranks ascending, as differences."""
+
+    chunk_entries: int = Field(default=16384, ge=64, le=1 << 20)
+    level: PcodecLevel = 8
+
+
+class TimesArray(Record):
+    """uint32 [draws]: how often an id was drawn, less one."""
+
+    chunk_entries: int = Field(default=16384, ge=64, le=1 << 20)
+    level: PcodecLevel = 8
+
+
+class LogprobArray(Record):
+    """uint32 [values]: codes of -log p under a linear law; the exact ids of a row as differences, draws (if asked) plain."""
+
+    law: LinearLaw = LinearLaw(step=1 / 16, sign=-1)
+    chunk_entries: int = Field(default=16384, ge=64, le=1 << 20)
+    level: PcodecLevel = 8
+
+
+class VectorArray(Record):
+    """uint8 [rows, bytes], stored as it is: the coded vectors of a row one behind the other."""
+
+    row_bytes: int = Field(ge=1, le=1 << 24)
+    chunk_rows: int = Field(default=256, ge=1, le=1 << 20)
+
+
+class Arrays(Record):
+    """Every array of a part; those that the targets do not need are null."""
+
+    row: RowArray
+    id: IdArray | None = None
+    times: TimesArray | None = None
+    logprob: LogprobArray | None = None
+    hidden: VectorArray | None = None
+    state: VectorArray | None = None
+
+    @model_validator(mode="after")
+    def _distinct(self) -> "Arrays":
+        names = [column.name for column in self.row.columns]
+        if len(set(names)) != len(names):
+            raise ValueError("a column is named twice")
+        return self
+
+
+def log_z_column(temperature: float) -> str:
+    """The name of the column that holds log_z at a temperature."""
+    return f"log_z@{temperature!r}"
+
+
+def default_arrays(targets: TargetSpec, hidden: HiddenSpec, vocabulary_size: int) -> Arrays:
+    """The arrays of format 1.0 for what a cache keeps."""
+    keep = targets.keep
+    return Arrays(
+        row=RowArray(columns=tuple(_columns(targets, vocabulary_size))),
+        id=IdArray() if targets.has_entries else None,
+        times=TimesArray() if keep.kind == "sampled" else None,
+        logprob=LogprobArray() if targets.has_entries else None,
+        hidden=_vectors([vector.n_bytes for vector in hidden.rows]),
+        state=_vectors([keep.width + 4 * -(-keep.width // keep.group)]) if isinstance(keep, State) else None,
+    )
+
+
+def _vectors(sizes: list[int]) -> VectorArray | None:
+    row_bytes = sum(sizes)
+    return VectorArray(row_bytes=row_bytes, chunk_rows=max(1, min(1024, (1 << 16) // row_bytes))) if row_bytes else None
+
+
+def _columns(targets: TargetSpec, vocabulary_size: int) -> list[Column]:
+    """The columns in their order; laws are as wide as the largest value that a vocabulary of this size allows."""
+    columns = [Column(name="token", law=RankLaw())]
+    columns += [Column(name=name, law=CountLaw()) for name in ("loss_mask", "token_bytes")]
+    if targets.has_entries:
+        columns += [Column(name="n_exact", law=CountLaw())]
+    if targets.has_draws:
+        columns += [Column(name="n_draws", law=CountLaw())]
+    if targets.tail_known:
+        columns += [Column(name="log_tail", law=LogOddsLaw(step=1 / 256, zero=1 << 15))]
+        if targets.target_temperature != 1.0:
+            columns += [Column(name="drawn_log_tail", law=LogOddsLaw(step=1 / 256, zero=1 << 15))]
+    if targets.keep.kind != "none":
+        columns += [Column(name="entropy", law=LinearLaw(step=1 / 1024))]
+        columns += [Column(name="label_logprob", law=LinearLaw(step=1 / 256, sign=-1))]
+    columns += [Column(name=log_z_column(t), law=log_z_law(t, vocabulary_size)) for t in targets.temperatures]
+    if targets.boundary:
+        columns += [Column(name="boundary_logprob", law=LogOddsLaw(step=1 / 256, zero=1 << 15))]
+    return columns
+
+
+def log_z_law(temperature: float, vocabulary_size: int) -> LinearLaw:
+    """log_z lies between 0 and (1 - 1/T) log V; the step is 1/1024 nat, and a T whose range does not fit is refused."""
+    law = LinearLaw(step=1 / 1024, sign=1 if temperature > 1 else -1)
+    if abs(1 - 1 / temperature) * math.log(vocabulary_size) >= LARGEST_CODE * law.step:
+        raise ValueError(f"log_z at temperature {temperature!r} does not fit into its codes: ask for a higher temperature")
+    return law

@@ -1,0 +1,183 @@
+"""manifest.json: what a cache is made from and how its bytes are read. Written first, never rewritten.
+
+In: stage one's spec, or the file. Out: the record that reader, writer and verification obey.
+Before it: `plan.py`, `targets.py`, `arrays.py`. After it: `part.py`; `cache/writer.py` and `cache/reader.py`.
+"""
+
+import math
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from kdpipe.schemas import strict_json
+from kdpipe.schemas.arrays import Arrays, VectorArray, default_arrays
+from kdpipe.schemas.plan import Plan
+from kdpipe.schemas.records import Record, read_record
+from kdpipe.schemas.targets import HiddenSpec, State, TargetSpec
+from kdpipe.schemas.version import FormatVersion, check_version
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+ShortText = Annotated[str, Field(max_length=2000)]
+MAX_VOCABULARY = 1 << 24
+MAX_TABLE_BYTES = 1 << 36
+
+
+class FileRecord(Record):
+    """Size and sha256 of a file."""
+
+    bytes: int = Field(ge=0, le=1 << 40)
+    sha256: Sha256
+
+
+class Teacher(Record):
+    """Who spoke: enough to load the same teacher again, and the licence that its students inherit."""
+
+    name: ShortText
+    revision: ShortText | None = None
+    dtype: Literal["float32", "float16", "bfloat16", "float64", "quantised"] = "float32"
+    licence: ShortText | None = None
+    n_layers: int | None = Field(default=None, ge=0, le=10_000)
+    full_distribution: bool = True
+    remote_code: bool = False
+    notes: tuple[ShortText, ...] = Field(default=(), max_length=64)
+
+
+class Tokenizer(Record):
+    """The tokenizer by content: `fingerprint` compares two tokenizers, `files` are kept byte for byte in tokenizer/."""
+
+    fingerprint: Sha256
+    vocabulary_size: int = Field(ge=1, le=MAX_VOCABULARY)
+    chat_template_sha256: Sha256 | None = None
+    files: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$")], FileRecord] = Field(
+        default_factory=dict, max_length=64
+    )
+
+
+class SourceColumn(Record):
+    """A column of the data that is kept for each document."""
+
+    name: str = Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,63}$")
+    type: Literal["string", "int64", "float64", "bool"]
+
+
+class Data(Record):
+    """The documents by content, and what is kept of them beside their tokens."""
+
+    fingerprint: Sha256
+    source: ShortText
+    columns: tuple[SourceColumn, ...] = Field(default=(), max_length=64)
+    text: bool = False
+    loss: Literal["all", "responses"] = "all"
+
+    @model_validator(mode="after")
+    def _distinct(self) -> "Data":
+        if len({column.name for column in self.columns}) != len(self.columns):
+            raise ValueError("a column is named twice")
+        return self
+
+
+class Table(Record):
+    """An array that is fitted once for all parts: little-endian numbers in tables/NAME.bin."""
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")
+    dtype: Literal["uint32", "float32", "float16", "bfloat16"]
+    shape: tuple[Annotated[int, Field(ge=1, le=1 << 32)], ...] = Field(min_length=1, max_length=3)
+
+    @property
+    def n_bytes(self) -> int:
+        """The size of its file."""
+        return math.prod(self.shape) * (4 if self.dtype in ("uint32", "float32") else 2)
+
+
+class Origin(Record):
+    """What was done to another cache to make this one."""
+
+    action: Literal["merge", "subset", "requantise", "extend", "import", "copy"]
+    caches: tuple[Sha256, ...] = Field(max_length=4096)
+    note: ShortText = ""
+
+
+class Manifest(Record):
+    """The whole of manifest.json."""
+
+    format: FormatVersion = FormatVersion()
+    kdpipe: ShortText
+    seed: int = Field(ge=0, lt=1 << 63)
+    teacher: Teacher | None
+    tokenizer: Tokenizer
+    data: Data
+    plan: Plan
+    targets: TargetSpec
+    hidden: HiddenSpec = HiddenSpec()
+    tables: tuple[Table, ...] = Field(default=(), max_length=256)
+    arrays: Arrays
+    history: tuple[Origin, ...] = Field(default=(), max_length=1000)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Manifest":
+        if (self.teacher is None) != (self.targets.keep.kind == "none"):
+            raise ValueError("targets need a teacher, and targets of kind none have none")
+        _check_arrays(self)
+        _check_tables(self)
+        return self
+
+    @property
+    def vocabulary_size(self) -> int:
+        """How many token ids there are: every id is below."""
+        return self.tokenizer.vocabulary_size
+
+    def table(self, name: str) -> Table:
+        """The table of a name."""
+        return next(table for table in self.tables if table.name == name)
+
+    @property
+    def sha256(self) -> str:
+        """The digest of the manifest's canonical form."""
+        return strict_json.sha256_hex(self.to_json())
+
+
+def read_manifest(data: bytes, what: str) -> Manifest:
+    """Read manifest.json, of this format version or of a newer one that stays readable."""
+    newer = check_version(strict_json.parse(data, what), what)
+    return read_record(Manifest, data, what, ignore_unknown=newer)
+
+
+def expected_tables(targets: TargetSpec, hidden: HiddenSpec, vocabulary_size: int) -> tuple[Table, ...]:
+    """The tables that format 1.0 asks for: the frequency ranks always, the output head for states."""
+    tables = [Table(name="ids_by_rank", dtype="uint32", shape=(vocabulary_size,))]
+    keep = targets.keep
+    if isinstance(keep, State):
+        tables.append(Table(name="output_head", dtype=keep.head_dtype, shape=(vocabulary_size, keep.width)))
+        if keep.head_bias:
+            tables.append(Table(name="output_bias", dtype="float32", shape=(vocabulary_size,)))
+    return tuple(tables)
+
+
+def _check_arrays(manifest: Manifest) -> None:
+    """Columns and arrays are those of the format; steps, chunks and levels are free within their bounds."""
+    expected = default_arrays(manifest.targets, manifest.hidden, manifest.vocabulary_size)
+    stated = [(column.name, column.law.kind) for column in manifest.arrays.row.columns]
+    wanted = [(column.name, column.law.kind) for column in expected.row.columns]
+    if stated != wanted:
+        raise ValueError(f"arrays.row.columns are {_names(stated)}, these targets need {_names(wanted)}")
+    for name in ("id", "times", "logprob", "hidden", "state"):
+        has, should = getattr(manifest.arrays, name), getattr(expected, name)
+        if (has is None) != (should is None):
+            raise ValueError(f"arrays.{name} {'is there' if has is not None else 'is missing'}, against the targets")
+        if isinstance(has, VectorArray) and has.row_bytes != should.row_bytes:
+            raise ValueError(f"arrays.{name}.row_bytes is {has.row_bytes}, the vectors take {should.row_bytes}")
+
+
+def _check_tables(manifest: Manifest) -> None:
+    names = [table.name for table in manifest.tables]
+    if len(set(names)) != len(names):
+        raise ValueError("a table is named twice")
+    for table in expected_tables(manifest.targets, manifest.hidden, manifest.vocabulary_size):
+        if table not in manifest.tables:
+            raise ValueError(f"tables lacks {table.name} of type {table.dtype} and shape {list(table.shape)}")
+    if sum(table.n_bytes for table in manifest.tables) > MAX_TABLE_BYTES:
+        raise ValueError(f"tables hold more than {MAX_TABLE_BYTES:,} bytes")
+
+
+def _names(columns: list[tuple[str, Any]]) -> str:
+    return ", ".join(f"{name} ({law})" for name, law in columns)

@@ -1,0 +1,77 @@
+"""part.json: what a committed part holds. Written last inside the part; its sha256 is the part's identity.
+
+In: what the writer counted, or the file. Out: the record that the index, the reader and verification compare with.
+Before it: `manifest.py`. After it: `cache/index.py` gathers the parts' records.
+"""
+
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from kdpipe.schemas.manifest import FileRecord, Sha256
+from kdpipe.schemas.plan import MAX_PART_ROWS, SplitName
+from kdpipe.schemas.records import Record
+from kdpipe.schemas.targets import MAX_ENTRIES
+
+Count = Annotated[int, Field(ge=0, le=1 << 48)]
+PartFile = Annotated[str, Field(pattern=r"^[a-z0-9_.]{1,40}(/[a-z0-9_.]{1,40}){0,4}$")]
+MAX_PART_FILES = 16
+
+
+class Fidelity(Record):
+    """How near the stored targets are to the full distribution, on a sample of rows while the logits were there."""
+
+    n_rows: Count
+    kl_nats: float
+    total_variation: float
+    kept_mass: tuple[tuple[float, float], ...] = ()
+    gradient_angle_degrees: float | None = None
+
+
+class Statistics(Record):
+    """Sums over the rows with loss_mask true, so that parts can be added up."""
+
+    entropy_nats: float | None = None
+    label_nats: float | None = None
+    label_is_top1: Count | None = None
+    tail_mass: float | None = None
+    entries: tuple[tuple[Annotated[int, Field(ge=0, le=MAX_ENTRIES)], Count], ...] = Field(default=(), max_length=MAX_ENTRIES + 1)
+
+
+class PartRecord(Record):
+    """The whole of part.json."""
+
+    manifest_sha256: Sha256
+    part: int = Field(ge=0)
+    split: SplitName
+    first_document: Count
+    n_documents: Count
+    n_sequences: int = Field(ge=0, le=MAX_PART_ROWS)
+    n_rows: int = Field(ge=0, le=MAX_PART_ROWS)
+    n_positions: int = Field(ge=0, le=MAX_PART_ROWS)
+    n_exact: Count
+    n_draws: Count
+    column_bytes: dict[Annotated[str, Field(max_length=40)], Count]
+    statistics: Statistics = Statistics()
+    fidelity: Fidelity | None = None
+    batches_halved: Count = 0
+    tables: dict[Annotated[str, Field(max_length=64)], FileRecord]
+    files: dict[PartFile, FileRecord] = Field(max_length=MAX_PART_FILES)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "PartRecord":
+        if not self.n_positions <= self.n_rows:
+            raise ValueError("n_positions is above n_rows")
+        if max(self.n_exact, self.n_draws) > self.n_rows * MAX_ENTRIES:
+            raise ValueError("there are more entries than rows can hold")
+        return self
+
+    @property
+    def n_entries(self) -> int:
+        """Exact ids and draws together."""
+        return self.n_exact + self.n_draws
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of the part's files without part.json."""
+        return sum(file.bytes for file in self.files.values())

@@ -1,0 +1,66 @@
+"""The plan: which documents make which part, known before anything is computed.
+
+In: document counts, from stage one's index of the data. Out: numbered parts, each a range of documents of one split.
+Before it: `records.py`. After it: `manifest.py`; `cache/writer.py` fills the parts in any order.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from kdpipe.schemas.records import Record
+
+SplitName = Literal["train", "validation"]
+MAX_PARTS = 1_000_000
+MAX_PART_ROWS = 1 << 22
+
+
+class PlannedPart(Record):
+    """One part of the plan: documents [first_document, first_document + n_documents) of its split."""
+
+    number: int
+    split: SplitName
+    first_document: int
+    n_documents: int
+
+
+class SplitPlan(Record):
+    """A split and the document numbers at which its parts begin, with the number of its documents at the end."""
+
+    name: SplitName
+    bounds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=2, max_length=MAX_PARTS)]
+
+    @model_validator(mode="after")
+    def _increasing(self) -> "SplitPlan":
+        if self.bounds[0] != 0 or any(a >= b for a, b in zip(self.bounds, self.bounds[1:], strict=False)):
+            raise ValueError("bounds must start at 0 and increase")
+        return self
+
+
+class Plan(Record):
+    """Parts are numbered through the splits in the order in which these stand."""
+
+    splits: Annotated[tuple[SplitPlan, ...], Field(min_length=1, max_length=2)]
+    sequence_length: int = Field(ge=1, le=MAX_PART_ROWS)
+    packed: bool = True
+
+    @model_validator(mode="after")
+    def _distinct(self) -> "Plan":
+        if len({split.name for split in self.splits}) != len(self.splits):
+            raise ValueError("a split is named twice")
+        return self
+
+    @property
+    def n_parts(self) -> int:
+        """How many parts there are in all splits."""
+        return sum(len(split.bounds) - 1 for split in self.splits)
+
+    def part(self, number: int) -> PlannedPart:
+        """The part of a number."""
+        left = number
+        for split in self.splits:
+            if 0 <= left < len(split.bounds) - 1:
+                first, end = split.bounds[left], split.bounds[left + 1]
+                return PlannedPart(number=number, split=split.name, first_document=first, n_documents=end - first)
+            left -= len(split.bounds) - 1
+        raise IndexError(f"the plan has {self.n_parts} parts, there is no part {number}")

@@ -1,0 +1,111 @@
+"""The base of every record that is read from a file, and how a refusal is worded.
+
+In: JSON bytes and a record class. Out: a frozen record, or an error that names the key, the place and the nearest allowed key.
+Before it: `strict_json.py`. After it: `manifest.py`, `part.py` and every other record.
+"""
+
+import difflib
+import types
+import typing
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from kdpipe.schemas import strict_json
+from kdpipe.schemas.errors import CacheDamaged
+
+
+class Record(BaseModel):
+    """A frozen record: unknown keys, NaN and values of another type are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    def to_json(self) -> bytes:
+        """The record in its canonical spelling."""
+        return strict_json.canonical(self.model_dump(mode="json"))
+
+
+R = TypeVar("R", bound=Record)
+
+
+def read_record(kind: type[R], data: bytes, what: str, *, ignore_unknown: bool = False) -> R:
+    """Read a record from strict JSON; `ignore_unknown` drops keys that a newer minor version may have added."""
+    value = strict_json.parse(data, what)
+    try:
+        record = _validate(kind, value)
+    except ValidationError as error:
+        if not ignore_unknown:
+            raise CacheDamaged(f"{what}: {explain(kind, error)}") from None
+        for problem in error.errors():
+            if problem["type"] == "extra_forbidden":
+                _drop(value, problem["loc"])
+        try:
+            return _validate(kind, value)
+        except ValidationError as remaining:
+            raise CacheDamaged(f"{what}: {explain(kind, remaining)}") from None
+    if not ignore_unknown and record.to_json() != data:
+        raise CacheDamaged(f"{what} is not in canonical form, so its digest is not its identity")
+    return record
+
+
+def _validate(kind: type[R], value: Any) -> R:
+    return kind.model_validate_json(strict_json.canonical(value))
+
+
+def explain(kind: type[BaseModel], error: ValidationError) -> str:
+    """Say what is wrong in one line: the first problem, its place, and the nearest allowed key for an unknown one."""
+    problem = error.errors()[0]
+    place = ".".join(str(step) for step in problem["loc"]) or "the top"
+    more = "" if error.error_count() == 1 else f" (and {error.error_count() - 1} more)"
+    if problem["type"] == "extra_forbidden":
+        name, allowed = str(problem["loc"][-1]), sorted(allowed_keys(kind, problem["loc"][:-1]))
+        near = difflib.get_close_matches(name, allowed, n=1, cutoff=0.5)
+        hint = f"the nearest allowed one is '{near[0]}'" if near else f"allowed are {', '.join(allowed)}"
+        return f"unknown key '{place}': {hint}{more}"
+    return f"{place}: {problem['msg'][:1].lower()}{problem['msg'][1:]}{more}"
+
+
+def allowed_keys(kind: type[BaseModel], place: tuple[int | str, ...]) -> set[str]:
+    """The keys that a record allows at a place inside it."""
+    found: list[Any] = [kind]
+    for step in place:
+        found = [below for item in found for below in _step(item, step)]
+    return {name for item in found if _is_model(item) for name in item.model_fields}
+
+
+def _step(annotation: Any, step: int | str) -> list[Any]:
+    """The annotations one step below one: a field, an element, or the member of a union that a tag names."""
+    if _is_model(annotation):
+        field = annotation.model_fields.get(str(step))
+        return _open(field.annotation) if field is not None else ([annotation] if _tagged(annotation, step) else [])
+    arguments = [argument for argument in typing.get_args(annotation) if argument is not Ellipsis]
+    return [member for argument in arguments[-1:] for member in _open(argument)]
+
+
+def _open(annotation: Any) -> list[Any]:
+    """A union's members, or the annotation itself."""
+    if typing.get_origin(annotation) is typing.Annotated:
+        return _open(typing.get_args(annotation)[0])
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return [member for argument in typing.get_args(annotation) for member in _open(argument)]
+    return [annotation]
+
+
+def _tagged(kind: type[BaseModel], tag: int | str) -> bool:
+    field = kind.model_fields.get("kind")
+    return field is not None and tag in typing.get_args(field.annotation)
+
+
+def _is_model(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+
+
+def _drop(value: Any, place: tuple[int | str, ...]) -> None:
+    """Remove the key at a place; steps that are tags of a union are not in the data and are passed over."""
+    for step in place[:-1]:
+        if isinstance(value, dict) and step in value:
+            value = value[step]
+        elif isinstance(value, list) and isinstance(step, int):
+            value = value[step]
+    if isinstance(value, dict):
+        value.pop(place[-1], None)
