@@ -1,0 +1,163 @@
+"""The command line as people and scripts meet it: help, version, errors, exit codes, speed."""
+
+import importlib.metadata
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import typer
+
+from kdpipe.cli import main
+from kdpipe.schemas import errors
+from support.commands import SURFACE, help_of, kdpipe
+
+HEAVY = ("torch", "transformers", "datasets", "numpy", "zarr", "pyarrow", "pydantic", "rich.console")
+
+
+@pytest.mark.parametrize("command", sorted(SURFACE), ids=lambda command: command or "kdpipe")
+def test_the_surface_is_exactly_what_is_documented(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert help_of(command, capsys) == SURFACE[command]
+
+
+def test_every_command_in_the_help_has_its_line_in_the_surface(capsys: pytest.CaptureFixture[str]) -> None:
+    for command, (commands, _) in SURFACE.items():
+        assert all(f"{command} {name}".strip() in SURFACE for name in commands)
+
+
+def test_help_is_fast_and_imports_nothing_heavy() -> None:
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        subprocess.run([kdpipe(), "--help"], check=True, capture_output=True)
+        seconds.append(time.perf_counter() - start)
+    assert min(seconds) < 0.5  # issue 2
+    report = "import sys; from kdpipe.cli.main import run; run(['--help']); print(*sys.modules, file=sys.stderr)"
+    answer = subprocess.run([sys.executable, "-c", report], check=True, capture_output=True, text=True)
+    assert not set(answer.stderr.split()) & set(HEAVY)
+
+
+def test_version_is_the_installed_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.run(["--version"]) == 0
+    assert capsys.readouterr().out == f"kdpipe {importlib.metadata.version('kdpipe')}\n"
+
+
+def test_a_bare_call_shows_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.run([]) == 0
+    shown = capsys.readouterr()
+    assert shown.out.startswith("Usage: kdpipe")
+    assert shown.err == ""
+
+
+def test_an_unknown_command_is_refused_in_two_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.run(["no-such-thing"]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err == "error: No such command 'no-such-thing'.\nhint: see `kdpipe --help`\n"
+
+
+def test_an_unknown_option_is_refused_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.run(["--versoin"]) == 2
+    assert "--version" in capsys.readouterr().err
+
+
+@pytest.fixture
+def failing(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[BaseException]]:
+    """A command line whose one command, `fail`, raises what is put in the list."""
+    raised: list[BaseException] = []
+    app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
+
+    @app.callback()
+    def group() -> None:
+        """Keep `fail` a command of a group."""
+
+    @app.command()
+    def fail(json: bool = False) -> None:
+        raise raised[0]
+
+    monkeypatch.setattr(main, "app", app)
+    yield raised
+
+
+@pytest.mark.parametrize(
+    ("kind", "code"),
+    [
+        (errors.KdpipeError, 1),
+        (errors.CacheWriteError, 1),
+        (errors.ConfigError, 2),
+        (errors.CacheDamaged, 3),
+        (errors.VerificationError, 3),
+        (errors.Incompatible, 4),
+        (errors.Interrupted, 75),
+    ],
+)
+def test_an_error_becomes_two_lines_and_its_exit_code(
+    kind: type[errors.KdpipeError], code: int, failing: list[BaseException], capsys: pytest.CaptureFixture[str]
+) -> None:
+    failing.append(kind("part 3 is short", hint="copy it again"))
+    assert main.run(["fail"]) == code
+    shown = capsys.readouterr()
+    assert (shown.out, shown.err) == ("", "error: part 3 is short\nhint: copy it again\n")
+
+
+def test_an_error_without_a_hint_is_one_line(failing: list[BaseException], capsys: pytest.CaptureFixture[str]) -> None:
+    failing.append(errors.KdpipeError("disk full"))
+    assert main.run(["fail"]) == 1
+    assert capsys.readouterr().err == "error: disk full\n"
+
+
+def test_an_unforeseen_error_says_so_without_a_traceback(
+    failing: list[BaseException], capsys: pytest.CaptureFixture[str]
+) -> None:
+    failing.append(ZeroDivisionError("division by zero"))
+    assert main.run(["fail"]) == 1
+    shown = capsys.readouterr().err
+    assert shown.startswith("error: ZeroDivisionError: division by zero\nhint: ")
+    assert "Traceback" not in shown
+
+
+@pytest.mark.parametrize("words", [["--debug", "fail"], ["fail", "--debug"]])
+def test_debug_shows_the_traceback_wherever_it_stands(
+    words: list[str], failing: list[BaseException], capsys: pytest.CaptureFixture[str]
+) -> None:
+    failing.append(errors.CacheDamaged("part 3 is short"))
+    assert main.run(words) == 3
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_words_after_a_double_dash_are_left_alone() -> None:
+    assert main._without_debug(["a", "--debug", "--", "--debug"]) == (["a", "--", "--debug"], True)
+    assert main._without_debug(["a", "--", "--debug"]) == (["a", "--", "--debug"], False)
+
+
+def test_a_misspelt_command_is_answered_with_the_nearest(
+    failing: list[BaseException], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main.run(["fial"]) == 2
+    assert capsys.readouterr().err == "error: No such command 'fial'. Did you mean 'fail'?\nhint: see `kdpipe --help`\n"
+
+
+def test_a_misspelt_option_of_a_command_points_to_its_help(
+    failing: list[BaseException], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main.run(["fail", "--jsn"]) == 2
+    shown = capsys.readouterr().err
+    assert "--json" in shown.splitlines()[0]
+    assert shown.splitlines()[1] == "hint: see `kdpipe fail --help`"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the shell that closes the pipe is POSIX")
+def test_a_reader_that_has_gone_leaves_no_traceback(tmp_path: Path) -> None:
+    script = tmp_path / "many_lines.py"
+    script.write_text(
+        "import sys\nfrom kdpipe.cli import console, main\n"
+        "@main.app.command()\ndef many() -> None:\n"
+        "    for n in range(100_000):\n        console.answer(str(n))\n"
+        "sys.argv[1:] = ['many']\nsys.exit(main.main())\n",
+        encoding="utf-8",
+    )
+    piped = f"'{sys.executable}' '{script}' | head -n 1"
+    answer = subprocess.run(piped, shell=True, capture_output=True, text=True, check=True)  # the shell is the subject
+    assert (answer.stdout, answer.stderr) == ("0\n", "")

@@ -1,0 +1,40 @@
+"""The family of errors: every class has the exit code of DESIGN 5, and crosses processes whole."""
+
+import copy
+
+from kdpipe.schemas import errors
+from kdpipe.schemas.errors import KdpipeError
+
+EXIT_CODES = {
+    "KdpipeError": 1,
+    "UsageError": 2,
+    "ConfigError": 2,
+    "CacheError": 1,
+    "CacheWriteError": 1,
+    "CacheIncomplete": 2,
+    "CacheDamaged": 3,
+    "VerificationError": 3,
+    "Incompatible": 4,
+    "Interrupted": 75,
+}
+
+
+def family() -> dict[str, type[KdpipeError]]:
+    found = vars(errors).items()
+    return {name: kind for name, kind in found if isinstance(kind, type) and issubclass(kind, KdpipeError)}
+
+
+def test_every_error_has_its_documented_exit_code() -> None:
+    assert {name: kind.exit_code for name, kind in family().items()} == EXIT_CODES
+
+
+def test_an_error_shows_its_message_and_keeps_its_hint() -> None:
+    error = errors.CacheDamaged("part 3 is short", hint="copy it again")
+    assert (str(error), error.message, error.hint) == ("part 3 is short", "part 3 is short", "copy it again")
+    assert KdpipeError("no hint").hint is None
+
+
+def test_an_error_crosses_processes_with_its_hint() -> None:
+    error = copy.copy(errors.CacheWriteError("disk full", hint="free some space"))  # copies as a pickle does
+    assert type(error) is errors.CacheWriteError
+    assert (error.message, error.hint) == ("disk full", "free some space")

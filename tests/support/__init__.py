@@ -1,0 +1,1 @@
+"""What tests share: small real things, slow twins, contract suites. Imported as `support.x`."""

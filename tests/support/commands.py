@@ -1,0 +1,38 @@
+"""The command line's surface: which commands and options exist, and how a test asks for them.
+
+`SURFACE` is the list that scripts lean on: a command or an option that comes or goes is a change here.
+"""
+
+import re
+import shutil
+import sysconfig
+
+import pytest
+
+from kdpipe.cli import main
+
+# command -> (its sub-commands, its options); every command also has -h and --help.
+SURFACE: dict[str, tuple[set[str], set[str]]] = {
+    "": (set(), {"--version", "--debug"}),
+}
+
+
+def kdpipe() -> str:
+    """The installed console script."""
+    found = shutil.which("kdpipe", path=sysconfig.get_path("scripts"))
+    assert found is not None, "kdpipe is not installed beside this Python"
+    return found
+
+
+def help_of(command: str, capsys: pytest.CaptureFixture[str]) -> tuple[set[str], set[str]]:
+    """The sub-commands and options that a command's --help shows."""
+    assert main.run([*command.split(), "--help"]) == 0
+    section, commands, options = "", set[str](), set[str]()
+    for line in capsys.readouterr().out.splitlines():
+        if line.endswith(":") and not line.startswith(" "):
+            section = line
+        elif section == "Commands:" and re.match(r"  \S", line):
+            commands.add(line.split()[0])
+        elif section == "Options:" and re.match(r"  \S", line):
+            options |= set(re.findall(r"--[a-z][a-z-]*", line.strip().split("  ")[0]))
+    return commands, options - {"--help"}

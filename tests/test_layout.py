@@ -1,0 +1,149 @@
+"""The shape of the source: layers, stages kept apart, one module a heavy import, sizes, and what ruff cannot see."""
+
+import ast
+import subprocess
+import sys
+
+import pytest
+
+from support.source import LAYERS, ROOT, Module, graph, imported, imports, modules, reachable, tops
+
+# Imported by exactly one module each, so that it can be replaced, stubbed or left out in one place.
+ONE_MODULE = {
+    "bitsandbytes", "datasets", "fsspec", "gcsfs", "gguf", "google_crc32c", "httpx", "huggingface_hub", "jinja2",
+    "lm_eval", "mlflow", "numcodecs", "pcodec", "peft", "pyarrow", "ray", "rich", "s3fs", "safetensors",
+    "tensorboard", "torchao", "trackio", "vllm", "wandb", "xxhash", "yaml", "zarr",
+}  # fmt: skip
+# What a layer may import besides the standard library and kdpipe; None: anything.
+THIRD_PARTY: dict[str, set[str] | None] = {
+    "schemas": {"pydantic"},
+    "cache": {
+        "pydantic",
+        "numpy",
+        "pyarrow",
+        "zarr",
+        "numcodecs",
+        "pcodec",
+        "fsspec",
+        "google_crc32c",
+        "xxhash",
+        "rich",
+    },
+    "pipeline": None,
+    "cli": {"typer", "rich", "yaml"},
+}
+MAX_FILE_LINES = 400
+MAX_FUNCTION_LINES = 60
+MAX_PARAMETERS = 7
+
+every_module = pytest.mark.parametrize("module", modules(), ids=lambda module: module.where)
+
+
+def third_party(names: set[str]) -> set[str]:
+    return {top for top in tops(names) if top not in sys.stdlib_module_names and top != "kdpipe"}
+
+
+@every_module
+def test_an_import_points_down_or_sideways(module: Module) -> None:
+    above = LAYERS[LAYERS.index(module.layer) + 1 :]
+    upward = {name for name in imports(module) for layer in above if f"{name}.".startswith(f"kdpipe.{layer}.")}
+    assert not upward
+
+
+@every_module
+def test_a_layer_uses_only_the_libraries_it_may(module: Module) -> None:
+    allowed = THIRD_PARTY[module.layer]
+    assert allowed is None or third_party(imports(module)) <= allowed
+
+
+@every_module
+def test_a_module_imports_by_absolute_installed_names(module: Module) -> None:
+    wrong = {name for name in imports(module) if name.startswith(".") or name.split(".")[0] in LAYERS}
+    assert not wrong
+
+
+@pytest.mark.parametrize("library", sorted(ONE_MODULE))
+def test_a_heavy_library_is_imported_by_one_module_at_most(library: str) -> None:
+    users = [module.where for module in modules() if library in tops(imports(module))]
+    assert len(users) <= 1
+
+
+def test_commands_import_nothing_heavy_at_module_level() -> None:
+    for module in modules():
+        if module.layer == "cli":
+            names = imported(module.tree.body)
+            inner = {name for name in names if name.startswith("kdpipe.")}
+            assert third_party(names) <= {"typer"}, module.where
+            assert all(name.startswith(("kdpipe.cli", "kdpipe.schemas.errors")) for name in inner), module.where
+
+
+def test_stage_two_never_reaches_a_teacher() -> None:
+    edges = graph()
+    for start in ("kdpipe.pipeline.train", "kdpipe.pipeline.evaluate"):
+        met = {name for name in reachable(start, edges) if start in edges}
+        assert not {name for name in met if name.startswith(("kdpipe.pipeline.teachers", "kdpipe.pipeline.targets"))}
+
+
+def test_reachability_follows_imports_and_parent_packages() -> None:
+    edges = {"a": {"c"}, "a.b": {"d"}, "c": set(), "d": {"a.b"}, "e": {"a"}}
+    assert reachable("a.b", edges) == {"a", "a.b", "c", "d"}
+    assert reachable("missing", edges) == set()
+
+
+def test_the_graph_sees_the_imports_that_are_there() -> None:
+    assert {"kdpipe.cli.console", "kdpipe.cli", "kdpipe.schemas.errors"} <= graph()["kdpipe.cli.main"]
+
+
+@every_module
+def test_a_module_opens_with_a_docstring(module: Module) -> None:
+    assert ast.get_docstring(module.tree)
+
+
+@every_module
+def test_a_file_is_of_readable_size(module: Module) -> None:
+    assert len(module.text.splitlines()) <= MAX_FILE_LINES
+
+
+@every_module
+def test_a_function_is_of_readable_size(module: Module) -> None:
+    long = {f.name: f.end_lineno - f.lineno + 1 for f in module.functions if f.end_lineno is not None}
+    assert not {name: lines for name, lines in long.items() if lines > MAX_FUNCTION_LINES}
+
+
+@every_module
+def test_a_function_takes_few_parameters(module: Module) -> None:
+    many = [f.name for f in module.functions if _parameters(f) > MAX_PARAMETERS and not _is_command(module, f)]
+    assert not many
+
+
+def _parameters(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    named = [a.arg for a in (*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs)]
+    return len([name for name in named if name not in ("self", "cls")])
+
+
+def _is_command(module: Module, function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    """A function of `cli/` whose parameters are typer options: DESIGN 5 names the flags."""
+    annotations = [ast.unparse(a.annotation) for a in function.args.args if a.annotation is not None]
+    return module.layer == "cli" and all("typer." in annotation for annotation in annotations)
+
+
+@every_module
+def test_only_the_console_prints_and_only_the_command_line_exits(module: Module) -> None:
+    calls = set(module.calls)
+    assert "print" not in calls or module.where == "cli/console.py"
+    assert not calls & {"sys.exit", "exit", "quit"} or module.layer == "cli"
+
+
+@every_module
+def test_nothing_can_run_code_from_a_file(module: Module) -> None:
+    assert not tops(imports(module)) & {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
+    assert not set(module.calls) & {"eval", "exec"}
+
+
+@pytest.mark.parametrize("name", [*LAYERS, "pickle"])
+def test_lint_refuses_a_banned_import(name: str) -> None:
+    ruff = [sys.executable, "-m", "ruff", "check", "--no-cache", "--stdin-filename", "cli/made_up.py", "-"]
+    source = f"import {name}\n\n{name}.x()\n"
+    answer = subprocess.run(ruff, input=source, cwd=ROOT, text=True, capture_output=True, check=False)
+    assert answer.returncode == 1
+    assert "TID251" in answer.stdout

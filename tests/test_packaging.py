@@ -1,0 +1,153 @@
+"""What is installed is what is in the tree: package list, constraints, and a wheel, an sdist, an editable install."""
+
+import importlib.metadata
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tomllib
+import venv
+from pathlib import Path
+from typing import Any
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from support.source import LAYERS, ROOT, modules
+
+EXTRAS = {
+    "dev", "eval", "gcs", "gguf", "hub", "mlflow", "peft", "quant", "ray", "s3", "tensorboard", "trackio", "wandb",
+}  # fmt: skip
+
+
+def project() -> dict[str, Any]:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+
+
+def pinned() -> dict[str, str]:
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pairs = (line.split("==") for line in lines if line and not line.startswith("#"))
+    return {canonicalize_name(name): version for name, version in pairs}
+
+
+def test_the_package_list_equals_the_folders() -> None:
+    folders = {".".join(("kdpipe", *module.path.parent.relative_to(ROOT).parts)) for module in modules()}
+    listed = project()["tool"]["setuptools"]["packages"]
+    assert listed == sorted(folders)
+    assert all((ROOT / Path(*name.split(".")[1:]) / "__init__.py").is_file() for name in listed)
+
+
+def test_every_layer_is_mapped_and_linked_for_type_checkers() -> None:
+    mapped = project()["tool"]["setuptools"]["package-dir"]
+    assert mapped == {f"kdpipe.{layer}": layer for layer in LAYERS}
+    for layer in LAYERS:
+        link = ROOT / ".types" / "kdpipe" / layer
+        assert link.readlink() == Path("..", "..", layer)
+
+
+def test_the_root_is_a_namespace_without_code() -> None:
+    import kdpipe.schemas
+
+    assert kdpipe.__file__ is None
+
+
+def test_the_version_is_written_once() -> None:
+    version = project()["project"]["version"]
+    elsewhere = [module.where for module in modules() if version in module.text or "__version__" in module.text]
+    assert not elsewhere
+
+
+def test_every_extra_has_its_name() -> None:
+    assert set(project()["project"]["optional-dependencies"]) == EXTRAS
+
+
+def test_the_constraints_pin_every_dependency_inside_its_range() -> None:
+    table = project()["project"]
+    needed = [Requirement(line) for line in [*table["dependencies"], *table["optional-dependencies"]["dev"]]]
+    pins = pinned()
+    outside = [str(r) for r in needed if not r.specifier.contains(pins.get(canonicalize_name(r.name), "0"))]
+    assert not outside
+
+
+def test_the_constraints_hold_for_every_machine() -> None:
+    for name, version in pinned().items():
+        assert re.fullmatch(r"[0-9][0-9a-z.]*", version), f"{name}: {version}"
+
+
+def test_the_constraints_pin_what_is_needed_and_nothing_else() -> None:
+    waiting, seen = [Requirement("kdpipe[dev]")], set[tuple[str, str]]()
+    while waiting:
+        wanted = waiting.pop()
+        for extra in ("", *wanted.extras):
+            if (key := (canonicalize_name(wanted.name), extra)) not in seen:
+                seen.add(key)
+                below = [Requirement(line) for line in importlib.metadata.requires(wanted.name) or []]
+                waiting += [r for r in below if r.marker is None or r.marker.evaluate({"extra": extra})]
+    names = {name for name, _ in seen} - {"kdpipe"}
+    assert not set(pinned()) - names
+    # Builds of torch for an accelerator bring these, at the versions that they pin themselves.
+    assert not {name for name in names - set(pinned()) if not name.startswith(("nvidia-", "cuda-", "triton"))}
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of what is packed, so that building leaves nothing in the tree."""
+    copy = tmp_path_factory.mktemp("sources")
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, copy)
+    for layer in LAYERS:
+        shutil.copytree(ROOT / layer, copy / layer, ignore=shutil.ignore_patterns("__pycache__"))
+    return copy
+
+
+@pytest.fixture(scope="module")
+def built(sources: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sdist, and the wheel built from it."""
+    out = tmp_path_factory.mktemp("built")
+    _quiet([sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), str(sources)], cwd=out)
+    return out
+
+
+def _quiet(command: list[str], cwd: Path) -> str:
+    done = subprocess.run(command, cwd=cwd, text=True, capture_output=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def _environment(folder: Path) -> Path:
+    """A virtual environment that sees the libraries installed here, but not this kdpipe, and can install."""
+    venv.create(folder, with_pip=False)
+    python = folder / ("Scripts" if sys.platform == "win32" else "bin") / "python"
+    site = Path(_quiet([str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], folder).strip())
+    (site / "here.pth").write_text(sysconfig.get_path("purelib"), encoding="utf-8")
+    return python
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("kind", ["wheel", "sdist", "editable"])
+def test_an_install_answers_from_an_empty_folder(kind: str, sources: Path, built: Path, tmp_path: Path) -> None:
+    python, empty = _environment(tmp_path / "venv"), tmp_path / "empty"
+    empty.mkdir()
+    source = {"wheel": [*map(str, built.glob("*.whl"))], "sdist": [*map(str, built.glob("*.tar.gz"))]}
+    flags = ["--no-deps", "--no-index", "--no-build-isolation", "--force-reinstall"]
+    wanted = source.get(kind, ["--editable", str(sources)])
+    _quiet([str(python), "-m", "pip", "install", *flags, *wanted], cwd=empty)
+
+    script = python.parent / "kdpipe"
+    assert "Usage: kdpipe" in _quiet([str(script), "--help"], cwd=empty)
+    assert _quiet([str(script), "--version"], cwd=empty).strip() == f"kdpipe {project()['project']['version']}"
+
+    packages = project()["tool"]["setuptools"]["packages"]
+    report = f"import {', '.join(packages)}; print(kdpipe.cli.__file__)"
+    home = sources if kind == "editable" else tmp_path / "venv"
+    assert Path(_quiet([str(python), "-c", report], cwd=empty).strip()).is_relative_to(home)
+    if kind == "wheel":
+        assert _installed(tmp_path / "venv") == {module.where for module in modules()}
+
+
+def _installed(folder: Path) -> set[str]:
+    package = next(folder.rglob("kdpipe/schemas")).parent
+    return {str(path.relative_to(package)) for path in package.rglob("*.py")}
