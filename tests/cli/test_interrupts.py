@@ -17,9 +17,9 @@ from kdpipe.cli import console, main
 PREPARE
 @main.app.command()
 def wait(stubborn: bool = False) -> None:
-    console.answer("ready")
-    sys.stdout.flush()
     try:
+        console.answer("ready")
+        sys.stdout.flush()
         time.sleep(60)
     finally:
         console.answer("cleaning up")
