@@ -1,0 +1,112 @@
+"""Synthetic teacher caches: everything that stage one would hand to the writer, from numpy alone and a seed.
+
+In: a `Recipe`. Out: a manifest, its tables, and the sequences and blocks of any planned part.
+Before it: `synthetic_recipe.py`, `synthetic_documents.py`, `synthetic_targets.py`.
+After it: the demo, the tests and the benchmarks.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kdpipe.cache.rows import Block, Sequence
+from kdpipe.pipeline.synthetic_documents import COLUMNS, make_sequence, pack
+from kdpipe.pipeline.synthetic_recipe import N_LAYERS, Recipe, output_head, vocabulary
+from kdpipe.pipeline.synthetic_targets import answer
+from kdpipe.schemas.arrays import default_arrays
+from kdpipe.schemas.manifest import Data, Manifest, Teacher, Tokenizer, expected_tables
+from kdpipe.schemas.plan import Plan, SplitName, SplitPlan
+from kdpipe.schemas.strict_json import canonical, sha256_hex
+
+__all__ = ["Recipe", "synthetic_manifest", "synthetic_part", "synthetic_tables"]
+
+BATCH_ROWS = 2048
+SPLITS: tuple[SplitName, ...] = ("train", "validation")
+
+
+def synthetic_manifest(recipe: Recipe) -> Manifest:
+    """The manifest of the cache that a recipe makes."""
+    splits = []
+    for name in SPLITS:
+        if n := recipe.documents.get(name, 0):
+            splits.append(SplitPlan(name=name, bounds=(*range(0, n, recipe.documents_per_part), n)))
+    targets, hidden = recipe.targets, recipe.hidden_spec
+    ids = vocabulary(recipe.vocabulary_size, recipe.seed).ids_by_rank
+    return Manifest(
+        kdpipe=version("kdpipe"),
+        seed=recipe.seed,
+        teacher=None if recipe.kind == "none" else Teacher(name="synthetic", licence="Apache-2.0", n_layers=N_LAYERS),
+        tokenizer=Tokenizer(
+            fingerprint=hashlib.sha256(ids.astype("<u4").tobytes()).hexdigest(), vocabulary_size=recipe.vocabulary_size
+        ),
+        data=Data(
+            fingerprint=sha256_hex(canonical(asdict(recipe))),
+            source=f"synthetic documents, seed {recipe.seed}",
+            columns=COLUMNS,
+            text=recipe.text,
+            loss="responses",
+        ),
+        plan=Plan(splits=tuple(splits), sequence_length=recipe.sequence_length, packed=recipe.packed),
+        targets=targets,
+        hidden=hidden,
+        tables=expected_tables(targets, hidden, recipe.vocabulary_size),
+        arrays=default_arrays(targets, hidden, recipe.vocabulary_size),
+    )
+
+
+def synthetic_tables(recipe: Recipe) -> dict[str, npt.NDArray[Any]]:
+    """The tables that the manifest names."""
+    tables: dict[str, npt.NDArray[Any]] = {"ids_by_rank": vocabulary(recipe.vocabulary_size, recipe.seed).ids_by_rank}
+    if recipe.kind == "state":
+        tables.update(output_head(recipe.vocabulary_size, recipe.state_width, recipe.seed))
+    return tables
+
+
+def synthetic_part(recipe: Recipe, manifest: Manifest, number: int) -> Iterator[tuple[Sequence, Block]]:
+    """The sequences of a planned part; they depend on the recipe and the part's documents alone."""
+    part = manifest.plan.part(number)
+    split = SPLITS.index(part.split)
+    packing = pack(recipe, split, part)
+    sequence_rows = np.add.reduceat(packing.lengths, packing.sequence_starts[:-1])
+    done = 0
+    while done < packing.n_sequences:
+        n = max(1, int((np.cumsum(sequence_rows[done:]) <= BATCH_ROWS).sum()))
+        first, end = packing.sequence_starts[done], packing.sequence_starts[done + n]
+        rng = recipe.generator(7, split, part.first_document, part.n_documents, done)
+        tokens, block = answer(recipe, packing, packing.rows(int(first), int(end)), rng)
+        ends = np.cumsum(sequence_rows[done : done + n])
+        pieces = np.split(tokens, ends[:-1])
+        for i, piece in enumerate(_cut(block, ends)):
+            yield make_sequence(recipe, packing, done + i, pieces[i]), piece
+        done += n
+
+
+def _cut(block: Block, ends: npt.NDArray[np.int64]) -> Iterator[Block]:
+    """Cut a block into one for each sequence, given the row at which each ends."""
+    entries = np.concatenate([[0], np.cumsum(block.n_exact.astype(np.int64) + block.n_draws)])
+    draws = np.concatenate([[0], np.cumsum(block.n_draws.astype(np.int64))])
+    start = 0
+    for end in ends.tolist():
+        rows, span = slice(start, end), slice(entries[start], entries[end])
+        by_row = {
+            name: value[rows]
+            for name in ("log_tail", "drawn_log_tail", "entropy", "label_logprob", "boundary_logprob", "state")
+            if (value := getattr(block, name)) is not None
+        }
+        yield replace(
+            block,
+            n_exact=block.n_exact[rows],
+            n_draws=block.n_draws[rows],
+            ids=block.ids[span],
+            logprobs=block.logprobs[span],
+            times=None if block.times is None else block.times[draws[start] : draws[end]],
+            log_z={t: value[rows] for t, value in block.log_z.items()},
+            hidden={layer: value[rows] for layer, value in block.hidden.items()},
+            **by_row,
+        )
+        start = end
