@@ -1,7 +1,8 @@
 """Laws: how codes become numbers and numbers codes.
 
 In: float32 numbers and a law from the manifest. Out: uint32 codes below 65,536, and the table that turns them back.
-Before it: `schemas/arrays.py`. After it: `part_writer.py` encodes with `to_codes`, `part_reader.py` looks codes up in `value_table`.
+Before it: `schemas/arrays.py`. After it: `part_writer.py` encodes with `to_codes`, `part_reader.py` looks codes up in
+`value_table`.
 """
 
 from functools import lru_cache
@@ -19,7 +20,8 @@ Codes = npt.NDArray[np.uint32]
 def to_codes(law: LinearLaw | LogOddsLaw, values: npt.NDArray[np.floating], what: str) -> Codes:
     """Round numbers to codes.
 
-    NaN and minus infinity have codes of their own. A log-probability below the last code is one of p < 1e-110: it becomes
+    NaN and minus infinity have codes of their own. A log-probability below the last code is one of p < 1e-110: it
+    becomes
     minus infinity under a linear law; log-odds stop at their last code. Any other number outside the law is refused.
     """
     x = values.astype(np.float64)
@@ -38,7 +40,13 @@ def to_codes(law: LinearLaw | LogOddsLaw, values: npt.NDArray[np.floating], what
     return codes.astype(np.uint32)
 
 
-def _refuse_outside(codes: npt.NDArray[np.float64], special: npt.NDArray[np.bool_], values: npt.NDArray[np.floating], law: LinearLaw, what: str) -> None:
+def _refuse_outside(
+    codes: npt.NDArray[np.float64],
+    special: npt.NDArray[np.bool_],
+    values: npt.NDArray[np.floating],
+    law: LinearLaw,
+    what: str,
+) -> None:
     outside = ~special & ((codes < 0) | (codes > LARGEST_CODE))
     if outside.any():
         low, high = sorted(law.sign * (code - law.zero) * law.step for code in (0, LARGEST_CODE))
@@ -86,4 +94,5 @@ def dequantise_vectors(coded: npt.NDArray[np.uint8], width: int, group: int) -> 
     n, n_groups = len(coded), -(-width // group)
     scales = np.ascontiguousarray(coded[:, width:]).view("<f4").reshape(n, n_groups)
     values = coded[:, :width].view(np.int8).astype(np.float32)
-    return values * np.repeat(scales, group, axis=1)[:, :width]
+    result: Floats = values * np.repeat(scales, group, axis=1)[:, :width]
+    return result

@@ -1,7 +1,7 @@
 """What goes into a cache and what comes out of it, in memory.
 
-In: tokens and targets of one sequence, from stage one. Out: the same as the reader gives it back, with training weights.
-Before it: nothing. After it: `part_writer.py` takes `Sequence` and `Block`, `part_reader.py` gives `Rows`.
+In: tokens and targets of one sequence, from stage one. Out: the same as the reader gives it back, with training
+weights. Before it: nothing. After it: `part_writer.py` takes `Sequence` and `Block`, `part_reader.py` gives `Rows`.
 """
 
 from collections.abc import Mapping
@@ -20,7 +20,8 @@ Bools = npt.NDArray[np.bool_]
 class Sequence:
     """Packed documents: T tokens of D documents.
 
-    `documents` are their numbers in the split, `digests` 16 bytes each; `columns` has a value a document for every source
+    `documents` are their numbers in the split, `digests` 16 bytes each; `columns` has a value a document for every
+    source
     column, `pooled` a vector a document for every pooled layer, `texts` the documents' text when the cache keeps it.
     """
 
@@ -62,8 +63,10 @@ class Block:
 class Rows:
     """Rows as the reader gives them: `c[i]` is all rows of one sequence.
 
-    Flat arrays hold `count[t]` entries for row t, the first `n_exact[t]` of them exact. `weights` is the training target:
-    it sums to 1 where draws stand for the tail, and to the kept mass otherwise. What a cache does not hold is None or empty.
+    Flat arrays hold `count[t]` entries for row t, the first `n_exact[t]` of them exact. `weights` is the training
+    target:
+    it sums to 1 where draws stand for the tail, and to the kept mass otherwise. What a cache does not hold is None or
+    empty.
     """
 
     tokens: npt.NDArray[np.int32]

@@ -1,7 +1,9 @@
-"""Shards: one file an array, chunks one behind the other and an index at the end, as zarr's sharding codec lays them out.
+"""Shards: one file an array, chunks one behind the other and an index at the end, as zarr's sharding codec lays them
+out.
 
 In: encoded chunks, or a file. Out: a file, or the checked places of its chunks.
-Before it: `codecs.py`. After it: `part_writer.py` and `part_reader.py`; `zarr_json.py` describes the same bytes to zarr.
+Before it: `codecs.py`. After it: `part_writer.py` and `part_reader.py`; `zarr_json.py` describes the same bytes to
+zarr.
 """
 
 from typing import BinaryIO

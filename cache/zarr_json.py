@@ -1,4 +1,5 @@
-"""zarr.json: what tells zarr-python how to read a part. Made here from the manifest, compared on reading, never trusted.
+"""zarr.json: what tells zarr-python how to read a part. Made here from the manifest, compared on reading, never
+trusted.
 
 In: the manifest and the number of rows and entries of a part. Out: the exact bytes of each zarr.json.
 Before it: `schemas/arrays.py`. After it: `part_writer.py` writes them, `part_files.py` compares them.
@@ -73,5 +74,7 @@ def grids(manifest: Manifest, n_rows: int, n_exact: int, n_draws: int) -> dict[s
             found[name] = Grid(shape=(length,), chunk=(array.chunk_entries,), level=array.level)
     for name, vectors in (("hidden", arrays.hidden), ("state", arrays.state)):
         if isinstance(vectors, VectorArray):
-            found[name] = Grid(shape=(n_rows, vectors.row_bytes), chunk=(vectors.chunk_rows, vectors.row_bytes), level=None)
+            found[name] = Grid(
+                shape=(n_rows, vectors.row_bytes), chunk=(vectors.chunk_rows, vectors.row_bytes), level=None
+            )
     return found

@@ -42,7 +42,7 @@ class LinearLaw(Record):
 
 
 class LogOddsLaw(Record):
-    """x = (code - zero) * step is the log of the odds; the value is log(1 / (1 + exp(-x))); specials as in the linear law."""
+    """x = (code - zero) * step is the log of the odds, log(1 / (1 + exp(-x))) the value; specials as above."""
 
     kind: Literal["log_odds"] = "log_odds"
     step: Step
@@ -68,7 +68,7 @@ class RowArray(Record):
 
 
 class IdArray(Record):
-    """uint32 [entries]: ranks of the exact ids, most probable first, then the draws' ranks ascending, as differences."""
+    """uint32 [entries]: ranks of the exact ids, most probable first, then draws ascending, as differences."""
 
     chunk_entries: int = Field(default=16384, ge=64, le=1 << 20)
     level: PcodecLevel = 8
@@ -82,7 +82,7 @@ class TimesArray(Record):
 
 
 class LogprobArray(Record):
-    """uint32 [values]: codes of -log p under a linear law; the exact ids of a row as differences, draws (if asked) plain."""
+    """uint32 [values]: codes of log p; the exact ids of a row as differences, draws (if asked) plain."""
 
     law: LinearLaw = LinearLaw(step=1 / 16, sign=-1)
     chunk_entries: int = Field(default=16384, ge=64, le=1 << 20)
@@ -162,5 +162,7 @@ def log_z_law(temperature: float, vocabulary_size: int) -> LinearLaw:
     """log_z lies between 0 and (1 - 1/T) log V; the step is 1/1024 nat, and a T whose range does not fit is refused."""
     law = LinearLaw(step=1 / 1024, sign=1 if temperature > 1 else -1)
     if abs(1 - 1 / temperature) * math.log(vocabulary_size) >= LARGEST_CODE * law.step:
-        raise ValueError(f"log_z at temperature {temperature!r} does not fit into its codes: ask for a higher temperature")
+        raise ValueError(
+            f"log_z at temperature {temperature!r} does not fit into its codes: ask for a higher temperature"
+        )
     return law

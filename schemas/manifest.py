@@ -7,7 +7,7 @@ Before it: `plan.py`, `targets.py`, `arrays.py`. After it: `part.py`; `cache/wri
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, PrivateAttr, model_validator
 
 from kdpipe.schemas import strict_json
 from kdpipe.schemas.arrays import Arrays, VectorArray, default_arrays
@@ -112,6 +112,7 @@ class Manifest(Record):
     tables: tuple[Table, ...] = Field(default=(), max_length=256)
     arrays: Arrays
     history: tuple[Origin, ...] = Field(default=(), max_length=1000)
+    _sha256: str = PrivateAttr(default="")
 
     @model_validator(mode="after")
     def _consistent(self) -> "Manifest":
@@ -132,14 +133,18 @@ class Manifest(Record):
 
     @property
     def sha256(self) -> str:
-        """The digest of the manifest's canonical form."""
-        return strict_json.sha256_hex(self.to_json())
+        """The digest of manifest.json, whose bytes are the canonical form (and more, in a newer minor version)."""
+        if not self._sha256:
+            self._sha256 = strict_json.sha256_hex(self.to_json())
+        return self._sha256
 
 
 def read_manifest(data: bytes, what: str) -> Manifest:
     """Read manifest.json, of this format version or of a newer one that stays readable."""
     newer = check_version(strict_json.parse(data, what), what)
-    return read_record(Manifest, data, what, ignore_unknown=newer)
+    manifest = read_record(Manifest, data, what, ignore_unknown=newer)
+    manifest._sha256 = strict_json.sha256_hex(data)
+    return manifest
 
 
 def expected_tables(targets: TargetSpec, hidden: HiddenSpec, vocabulary_size: int) -> tuple[Table, ...]:

@@ -35,7 +35,9 @@ class Statistics(Record):
     label_nats: float | None = None
     label_is_top1: Count | None = None
     tail_mass: float | None = None
-    entries: tuple[tuple[Annotated[int, Field(ge=0, le=MAX_ENTRIES)], Count], ...] = Field(default=(), max_length=MAX_ENTRIES + 1)
+    entries: tuple[tuple[Annotated[int, Field(ge=0, le=MAX_ENTRIES)], Count], ...] = Field(
+        default=(), max_length=MAX_ENTRIES + 1
+    )
 
 
 class PartRecord(Record):
@@ -51,6 +53,7 @@ class PartRecord(Record):
     n_positions: int = Field(ge=0, le=MAX_PART_ROWS)
     n_exact: Count
     n_draws: Count
+    n_text_frames: int = Field(default=0, ge=0, le=MAX_PART_ROWS)
     column_bytes: dict[Annotated[str, Field(max_length=40)], Count]
     statistics: Statistics = Statistics()
     fidelity: Fidelity | None = None

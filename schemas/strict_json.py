@@ -1,12 +1,13 @@
 """JSON that is read strictly and written in one way only.
 
 In: bytes of manifest.json, part.json or a person's file. Out: plain Python values, or a `ConfigError` that says where.
-Duplicate keys, NaN, deep nesting and over-long input are refused; `canonical` is the one spelling whose sha256 is an identity.
-Before it: nothing. After it: `records.py` turns values into records.
+Duplicate keys, NaN, deep nesting and over-long input are refused; `canonical` is the one spelling whose sha256 is an
+identity. Before it: nothing. After it: `records.py` turns values into records.
 """
 
 import hashlib
 import json
+from pathlib import Path
 from typing import Any
 
 from kdpipe.schemas.errors import CacheDamaged
@@ -24,6 +25,12 @@ def canonical(value: Any) -> bytes:
 def sha256_hex(data: bytes) -> str:
     """The sha256 of some bytes, as lower-case hexadecimal."""
     return hashlib.sha256(data).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    """The sha256 of a file, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def parse(data: bytes, what: str, max_bytes: int = MAX_BYTES) -> Any:

@@ -4,21 +4,21 @@ In: the `format` object of manifest.json. Out: nothing, or a refusal that says w
 Before it: `records.py`. After it: `manifest.py`.
 """
 
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from pydantic import Field
 
 from kdpipe.schemas.errors import CacheDamaged, Incompatible
 from kdpipe.schemas.records import Record
 
-FORMAT_NAME = "kdpipe-cache"
+FORMAT_NAME: Final = "kdpipe-cache"
 MAJOR = 1
 MINOR = 0
 UNDERSTOOD: frozenset[str] = frozenset()
 
 
 class FormatVersion(Record):
-    """`major` changes break readers, `minor` ones add optional keys, `must_understand` names additions that may not be ignored."""
+    """`major` breaks readers, `minor` adds optional keys, `must_understand` names those that may not be ignored."""
 
     name: Literal["kdpipe-cache"] = FORMAT_NAME
     major: int = Field(default=MAJOR, ge=1)
@@ -30,7 +30,10 @@ def check_version(manifest: Any, what: str) -> bool:
     """Refuse a format that this program cannot read; true when it is newer by a minor version."""
     stated = manifest.get("format") if isinstance(manifest, dict) else None
     if not isinstance(stated, dict) or stated.get("name") != FORMAT_NAME:
-        raise CacheDamaged(f"{what} does not describe a kdpipe cache", hint="check the path: it must be the folder that holds manifest.json")
+        raise CacheDamaged(
+            f"{what} does not describe a kdpipe cache",
+            hint="check the path: it must be the folder that holds manifest.json",
+        )
     major, minor = stated.get("major"), stated.get("minor")
     if type(major) is not int or type(minor) is not int:
         raise CacheDamaged(f"{what} states no format version")
@@ -42,5 +45,8 @@ def check_version(manifest: Any, what: str) -> bool:
     needed = stated.get("must_understand", [])
     unknown = [name for name in needed if name not in UNDERSTOOD] if isinstance(needed, list) else [str(needed)]
     if unknown:
-        raise Incompatible(f"{what} needs {', '.join(map(str, unknown))}, which this kdpipe does not know", hint="install a newer kdpipe")
+        raise Incompatible(
+            f"{what} needs {', '.join(map(str, unknown))}, which this kdpipe does not know",
+            hint="install a newer kdpipe",
+        )
     return minor > MINOR

@@ -1,0 +1,211 @@
+"""Arrow: uncompressed IPC files that are mapped, and the Parquet index. The only module that imports pyarrow.
+
+In: numpy arrays and the columns that a file must have. Out: the same, after everything that Arrow leaves to its users
+is checked. Before it: nothing. After it: `sequences.py`, `text.py` and `index.py` say which columns these are.
+"""
+
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from kdpipe.schemas.errors import CacheDamaged
+
+MAGIC = b"ARROW1"
+_TYPES = {
+    "uint32": pa.uint32(),
+    "uint64": pa.uint64(),
+    "int64": pa.int64(),
+    "float64": pa.float64(),
+    "bool": pa.bool_(),
+    "string": pa.string(),
+    "binary": pa.binary(),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Field:
+    """A column: its name, the type of its values, whether a row has a list of them, and whether they may be missing."""
+
+    name: str
+    type: str
+    width: int = 0
+    listed: bool = False
+    nullable: bool = False
+
+    def to_arrow(self) -> "pa.Field[Any]":
+        """The same for pyarrow."""
+        kind: Any = pa.binary(self.width) if self.type == "fixed" else _TYPES[self.type]
+        if self.listed:
+            kind = pa.list_(pa.field("item", kind, nullable=self.nullable))
+        return pa.field(self.name, kind, nullable=self.nullable and not self.listed)
+
+
+def write_ipc(file: Any, fields: Sequence[Field], columns: Mapping[str, Any], offsets: npt.NDArray[np.int32]) -> None:
+    """Write one uncompressed record batch; listed columns are given flat, `offsets` says which values are whose."""
+    schema = pa.schema([field.to_arrow() for field in fields])
+    arrays = [_to_arrow(field, columns[field.name], offsets) for field in fields]
+    batch = pa.RecordBatch.from_arrays(arrays, schema=schema)
+    with pa.ipc.new_file(file, schema) as writer:
+        writer.write_batch(batch)
+
+
+def _to_arrow(field: Field, values: Any, offsets: npt.NDArray[np.int32]) -> Any:
+    arrow = field.to_arrow().type
+    kind = arrow.value_type if field.listed else arrow
+    if field.type == "fixed":
+        rows = np.ascontiguousarray(values, np.uint8).reshape(-1, field.width)
+        array = pa.FixedSizeBinaryArray.from_buffers(kind, len(rows), [None, pa.py_buffer(rows.data)])
+    else:
+        array = pa.array(values, type=kind)
+    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), array, type=arrow) if field.listed else array
+
+
+class IpcTable:
+    """One record batch of a mapped file, with its schema, its compression and every offset checked."""
+
+    def __init__(self, data: memoryview, fields: Sequence[Field], n_rows: int, what: str) -> None:
+        self._what = what
+        try:
+            self._batch = _read_batch(data, pa.schema([field.to_arrow() for field in fields]))
+            self._batch.validate(full=True)
+        except (pa.ArrowException, OSError, ValueError, struct.error) as error:
+            raise CacheDamaged(f"{what} is not the Arrow file it should be: {_first_line(error)}") from None
+        if self._batch.num_rows != n_rows:
+            raise CacheDamaged(f"{what} has {self._batch.num_rows:,} rows, its part says {n_rows:,}")
+        for field in fields:
+            values = self._values(field.name)
+            if not field.nullable and (values.null_count or self._batch.column(field.name).null_count):
+                raise CacheDamaged(f"{what}: the column {field.name} has missing values")
+
+    def numbers(self, name: str) -> npt.NDArray[Any]:
+        """The values of a column of numbers, flat."""
+        return np.asarray(self._values(name).to_numpy(zero_copy_only=False))
+
+    def fixed(self, name: str, width: int) -> npt.NDArray[np.uint8]:
+        """The values of a column of byte strings of one width, as rows."""
+        values = self._values(name)
+        data = np.frombuffer(values.buffers()[1] or b"", np.uint8)
+        return data[values.offset * width : (values.offset + len(values)) * width].reshape(-1, width)
+
+    def offsets(self, name: str) -> npt.NDArray[np.int64]:
+        """Where the list of each row begins in the flat values, and the end."""
+        offsets = self._batch.column(name).offsets.to_numpy(zero_copy_only=False).astype(np.int64)
+        return np.asarray(offsets - offsets[:1])
+
+    def values(self, name: str, start: int, stop: int) -> list[Any]:
+        """Some values of a column as Python objects, counted flat."""
+        return list(self._values(name).slice(start, stop - start).to_pylist())
+
+    def _values(self, name: str) -> Any:
+        column = self._batch.column(name)
+        return column.flatten() if isinstance(column, pa.ListArray) else column
+
+
+def _read_batch(data: memoryview, schema: pa.Schema) -> Any:
+    if bytes(data[:6]) != MAGIC or bytes(data[-6:]) != MAGIC:
+        raise ValueError("the magic bytes are missing")
+    reader = pa.ipc.MessageReader.open_stream(pa.BufferReader(pa.py_buffer(data[8:])))
+    first = reader.read_next_message()
+    if first.type != "schema":
+        raise ValueError("it does not begin with a schema")
+    stated = pa.ipc.read_schema(first)
+    if not stated.equals(schema, check_metadata=True):
+        raise ValueError("its columns are not those of its cache")
+    message = reader.read_next_message()
+    if message.type != "record batch" or _is_compressed(message.metadata.to_pybytes()):
+        raise ValueError("it holds something else than one uncompressed record batch")
+    try:
+        reader.read_next_message()
+    except StopIteration:
+        return pa.ipc.read_record_batch(message, schema)
+    raise ValueError("it holds more than one record batch")
+
+
+def _is_compressed(metadata: bytes) -> bool:
+    """Whether a record batch's message (a flatbuffer) has its fourth field, `compression`: a bomb would hide there."""
+    message = struct.unpack_from("<I", metadata, 0)[0]
+    header = _field(metadata, message, 2)
+    batch = header + struct.unpack_from("<I", metadata, header)[0]
+    return _field(metadata, batch, 3) != 0
+
+
+def _field(metadata: bytes, table: int, number: int) -> int:
+    """The place of a field in a flatbuffer table, 0 when it is not there."""
+    vtable = table - struct.unpack_from("<i", metadata, table)[0]
+    size = struct.unpack_from("<H", metadata, vtable)[0]
+    offset = struct.unpack_from("<H", metadata, vtable + 4 + 2 * number)[0] if size >= 6 + 2 * number else 0
+    return table + offset if offset else 0
+
+
+def write_parquet(
+    file: BinaryIO, fields: Sequence[Field], columns: Mapping[str, Any], notes: Mapping[str, str]
+) -> None:
+    """Write one row group, plain and uncompressed, with a checksum a page."""
+    schema = pa.schema([field.to_arrow() for field in fields])
+    table = pa.table(
+        {field.name: pa.array(columns[field.name], field.to_arrow().type) for field in fields}, schema=schema
+    )
+    plain: dict[str, Any] = {
+        "compression": "NONE",
+        "use_dictionary": False,
+        "write_statistics": False,
+        "store_schema": False,
+    }
+    with pq.ParquetWriter(file, schema, write_page_checksum=True, **plain) as writer:
+        writer.write_table(table, row_group_size=max(1, table.num_rows))
+        writer.add_key_value_metadata(dict(notes))
+
+
+def read_parquet(
+    data: bytes, fields: Sequence[Field], n_rows: int, what: str
+) -> tuple[dict[str, list[Any]], dict[str, str]]:
+    """Read what `write_parquet` wrote: the columns and the notes."""
+    try:
+        file = pq.ParquetFile(pa.BufferReader(data), pre_buffer=False, page_checksum_verification=True)
+        _check_parquet(file, [field.to_arrow() for field in fields], n_rows, len(data))
+        table = file.read(use_threads=False)
+        table.validate(full=True)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise CacheDamaged(f"{what} is not the Parquet file it should be: {_first_line(error)}") from None
+    notes = {
+        key.decode("utf-8", "replace"): value.decode("utf-8", "replace")
+        for key, value in (file.metadata.metadata or {}).items()
+    }
+    return {field.name: table.column(field.name).to_pylist() for field in fields}, notes
+
+
+def _check_parquet(file: Any, fields: list[Any], n_rows: int, n_bytes: int) -> None:
+    metadata = file.metadata
+    if metadata.num_rows != n_rows or metadata.num_row_groups != 1 or metadata.num_columns != len(fields):
+        raise ValueError(
+            f"it has {metadata.num_rows:,} rows in {metadata.num_columns} columns, {n_rows:,} in {len(fields)} are due"
+        )
+    if not file.schema_arrow.remove_metadata().equals(pa.schema(fields)):
+        raise ValueError("its columns are not those of an index")
+    for number in range(len(fields)):
+        column = metadata.row_group(0).column(number)
+        if column.compression != "UNCOMPRESSED" or column.total_uncompressed_size > n_bytes:
+            raise ValueError("a column is compressed or larger than the file")
+
+
+def compress(data: bytes) -> bytes:
+    """A zstd frame."""
+    return bytes(pa.Codec("zstd", compression_level=9).compress(data, asbytes=True))
+
+
+def decompress(frame: bytes, n_bytes: int, what: str) -> bytes:
+    """A zstd frame's bytes, of which there must be exactly as many as the caller has made room for."""
+    try:
+        return bytes(pa.Codec("zstd").decompress(frame, n_bytes, asbytes=True))
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise CacheDamaged(f"{what}: a text does not decompress: {_first_line(error)}") from None
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]

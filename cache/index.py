@@ -1,0 +1,80 @@
+"""index.parquet and the identity of a cache: which parts it is made of.
+
+In: the manifest and the records of all parts. Out: one row a part, and `cache_id`, the sha256 over both.
+Before it: `arrow_files.py`. After it: `writer.py` seals with it, `reader.py` opens with it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import BinaryIO
+
+from kdpipe.cache import layout
+from kdpipe.cache.arrow_files import Field, read_parquet, write_parquet
+from kdpipe.cache.store import Store
+from kdpipe.schemas.errors import CacheDamaged
+from kdpipe.schemas.manifest import Manifest
+from kdpipe.schemas.part import PartRecord
+from kdpipe.schemas.plan import MAX_PART_ROWS
+from kdpipe.schemas.strict_json import canonical, sha256_hex
+from kdpipe.schemas.version import MAJOR, MINOR
+
+MAX_INDEX_BYTES = 1 << 28
+COUNTS = ("n_sequences", "n_rows", "n_positions", "n_exact", "n_draws", "n_bytes")
+FIELDS = [
+    Field(name="part", type="uint32"),
+    Field(name="split", type="string"),
+    Field(name="sha256", type="string"),
+    *(Field(name=name, type="uint64") for name in COUNTS),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class IndexRow:
+    """What the index says of a part; `sha256` is that of its part.json."""
+
+    part: int
+    split: str
+    sha256: str
+    n_sequences: int
+    n_rows: int
+    n_positions: int
+    n_exact: int
+    n_draws: int
+    n_bytes: int
+
+    @classmethod
+    def of(cls, record: PartRecord, data: bytes) -> "IndexRow":
+        """The row of a part, given its part.json as record and as bytes."""
+        counts = (record.n_sequences, record.n_rows, record.n_positions, record.n_exact, record.n_draws)
+        return cls(record.part, record.split, sha256_hex(data), *counts, record.n_bytes + len(data))
+
+
+def cache_id(manifest: Manifest, digests: Sequence[str]) -> str:
+    """The identity of a whole cache: the digest of its manifest's digest and its parts' digests."""
+    return sha256_hex(canonical({"manifest": manifest.sha256, "parts": list(digests)}))
+
+
+def write_index(file: BinaryIO, manifest: Manifest, rows: Sequence[IndexRow]) -> str:
+    """Write the index of all parts; the cache_id."""
+    identity = cache_id(manifest, [row.sha256 for row in rows])
+    columns = {field.name: [getattr(row, field.name) for row in rows] for field in FIELDS}
+    write_parquet(file, FIELDS, columns, {"kdpipe.cache_id": identity, "kdpipe.format": f"{MAJOR}.{MINOR}"})
+    return identity
+
+
+def read_index(store: Store, manifest: Manifest) -> tuple[list[IndexRow], str]:
+    """Read the index, hold it against the plan, and work out the cache_id again."""
+    data = store.read(layout.INDEX, MAX_INDEX_BYTES)
+    columns, notes = read_parquet(data, FIELDS, manifest.plan.n_parts, layout.INDEX)
+    rows = [IndexRow(*values) for values in zip(*(columns[field.name] for field in FIELDS), strict=True)]
+    identity = cache_id(manifest, [row.sha256 for row in rows])
+    if notes.get("kdpipe.cache_id") != identity:
+        raise CacheDamaged(f"{layout.INDEX} states another cache_id than its manifest and parts have")
+    first = 0
+    for split in manifest.plan.splits:
+        for number in range(first, first + len(split.bounds) - 1):
+            row = rows[number]
+            if (row.part, row.split) != (number, split.name) or max(row.n_sequences, row.n_rows) > MAX_PART_ROWS:
+                raise CacheDamaged(f"{layout.INDEX}: row {number} is not of part {number} of {split.name}")
+        first += len(split.bounds) - 1
+    return rows, identity

@@ -1,0 +1,108 @@
+"""The fast check of a part: its record, its files' names, kinds and sizes, its zarr.json.
+
+In: a store and the manifest. Out: the part's record and every problem that can be seen without reading data.
+Before it: `store.py`, `layout.py`, `index.py`. After it: `reader.py` refuses at the first problem, `verify/` lists
+them all.
+"""
+
+from kdpipe.cache import layout
+from kdpipe.cache.index import IndexRow
+from kdpipe.cache.store import Store
+from kdpipe.cache.zarr_json import GROUP, Grid, grids
+from kdpipe.schemas.errors import CacheDamaged
+from kdpipe.schemas.manifest import Manifest
+from kdpipe.schemas.part import PartRecord
+from kdpipe.schemas.records import read_record
+from kdpipe.schemas.report import Problem
+from kdpipe.schemas.strict_json import sha256_hex
+from kdpipe.schemas.version import MINOR
+
+REFETCH = "copy this part again from where the cache was made, or delete the folder of the part and run stage one again"
+
+
+def part_problem(number: int, file: str, what: str, do: str = REFETCH) -> Problem:
+    """A problem in a file of a part."""
+    return Problem(
+        part=number, file=f"{layout.part_dir(number)}/{file}" if file else layout.part_dir(number), what=what, do=do
+    )
+
+
+def read_part_record(
+    store: Store, manifest: Manifest, number: int, row: IndexRow | None
+) -> tuple[PartRecord, IndexRow]:
+    """Read part.json and hold it against the index, the manifest and the plan."""
+    name = f"{layout.part_dir(number)}/{layout.PART_RECORD}"
+    data = store.read(name, layout.MAX_RECORD_BYTES)
+    if row is not None and sha256_hex(data) != row.sha256:
+        raise CacheDamaged(f"{name} is not the one that {layout.INDEX} names")
+    record = read_record(PartRecord, data, name, ignore_unknown=manifest.format.minor > MINOR)
+    planned = manifest.plan.part(number)
+    if record.manifest_sha256 != manifest.sha256:
+        raise CacheDamaged(f"{name} belongs to another manifest")
+    stated = (record.part, record.split, record.first_document, record.n_documents)
+    if stated != (planned.number, planned.split, planned.first_document, planned.n_documents):
+        raise CacheDamaged(f"{name} states part {stated}, the plan says {planned.number} of {planned.split}")
+    if {column.name for column in manifest.arrays.row.columns} != set(record.column_bytes):
+        raise CacheDamaged(f"{name}: column_bytes has other columns than the manifest")
+    own_row = IndexRow.of(record, data)
+    if row is not None and row != own_row:
+        raise CacheDamaged(f"{name} counts otherwise than {layout.INDEX} does")
+    return record, own_row
+
+
+def part_grids(manifest: Manifest, record: PartRecord) -> dict[str, Grid]:
+    """The shape of every array of a part."""
+    return grids(manifest, record.n_rows, record.n_exact, record.n_draws)
+
+
+def examine_part(
+    store: Store, manifest: Manifest, number: int, row: IndexRow | None
+) -> tuple[PartRecord | None, list[Problem]]:
+    """All that a part's record and listing show to be wrong."""
+    try:
+        record, _ = read_part_record(store, manifest, number, row)
+    except CacheDamaged as error:
+        return None, [part_problem(number, layout.PART_RECORD, error.message)]
+    shapes = part_grids(manifest, record)
+    due = layout.part_files(manifest, {name: grid.n_chunks for name, grid in shapes.items()})
+    if set(record.files) != due:
+        wrong = sorted(set(record.files) ^ due)
+        return None, [
+            part_problem(number, layout.PART_RECORD, f"files lists too much or too little: {', '.join(wrong[:4])}")
+        ]
+    try:
+        found = store.walk(layout.part_dir(number), limit=64)
+    except CacheDamaged as error:
+        return None, [part_problem(number, "", error.message)]
+    problems = _compare_listing(number, record, found)
+    if not problems:
+        problems = _compare_metadata(store, number, record, shapes)
+    return record, problems
+
+
+def _compare_listing(number: int, record: PartRecord, found: dict[str, int]) -> list[Problem]:
+    problems = []
+    prefix = layout.part_dir(number) + "/"
+    for name, file in sorted(record.files.items()):
+        size = found.pop(prefix + name, None)
+        if size is None:
+            problems.append(part_problem(number, name, "the file is missing"))
+        elif size != file.bytes:
+            problems.append(part_problem(number, name, f"the file has {size:,} bytes, {file.bytes:,} were written"))
+    found.pop(prefix + layout.PART_RECORD, None)
+    for name in sorted(found):
+        problems.append(
+            part_problem(number, name.removeprefix(prefix), "the file does not belong to the part", "delete it")
+        )
+    return problems
+
+
+def _compare_metadata(store: Store, number: int, record: PartRecord, shapes: dict[str, Grid]) -> list[Problem]:
+    """zarr.json is made again from the manifest and compared: it is there for zarr-python, not for us."""
+    due = {f"{layout.TARGETS}/{layout.ZARR_JSON}": GROUP}
+    due |= {layout.array_metadata(name): grid.to_json() for name, grid in shapes.items()}
+    problems = []
+    for name, data in due.items():
+        if len(data) != record.files[name].bytes or store.read(f"{layout.part_dir(number)}/{name}", len(data)) != data:
+            problems.append(part_problem(number, name, "it does not describe the array that the manifest does"))
+    return problems

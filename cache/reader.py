@@ -1,0 +1,217 @@
+"""`open_cache`: a cache for reading, from anywhere, by anyone at once.
+
+In: a path or URL. Out: sequences by number, blocks of neighbours, batches into buffers, the dense twin.
+Before it: `part_reader.py`, `index.py`. After it: stage two, `inspect.py`, `order.py`. Opening reads manifest and
+index and checks each part's files when the part is first touched; it never writes, locks or creates.
+"""
+
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from typing import Any, final
+
+import numpy as np
+import numpy.typing as npt
+
+from kdpipe.cache import layout
+from kdpipe.cache.decode import Decoder
+from kdpipe.cache.dense import dense_rows
+from kdpipe.cache.index import IndexRow, read_index
+from kdpipe.cache.laws import Floats
+from kdpipe.cache.part_files import read_part_record
+from kdpipe.cache.part_reader import PartReader
+from kdpipe.cache.rows import Rows
+from kdpipe.cache.store import Store, open_store
+from kdpipe.cache.tables import read_table
+from kdpipe.schemas.errors import CacheDamaged, CacheIncomplete, ConfigError
+from kdpipe.schemas.manifest import FileRecord, Manifest, read_manifest
+from kdpipe.schemas.plan import SplitName
+from kdpipe.schemas.strict_json import MAX_BYTES
+
+MAX_OPEN_PARTS = 32
+
+
+def open_cache(
+    url: str | os.PathLike[str],
+    split: SplitName | None = None,
+    *,
+    allow_partial: bool = False,
+    max_open_parts: int = MAX_OPEN_PARTS,
+) -> "Cache":
+    """Open a cache, or one of its splits; `allow_partial` reads what an unfinished one already has."""
+    return Cache(open_store(url), split, allow_partial, max_open_parts)
+
+
+def load_manifest(store: Store) -> Manifest:
+    """The manifest of a cache."""
+    if store.size(layout.MANIFEST) is None:
+        raise ConfigError(f"{store.url} holds no {layout.MANIFEST}", hint="give the folder or URL of a kdpipe cache")
+    return read_manifest(store.read(layout.MANIFEST, MAX_BYTES), layout.MANIFEST)
+
+
+def load_index(store: Store, manifest: Manifest, allow_partial: bool) -> tuple[list[IndexRow], str | None]:
+    """The parts that are there: from the index, or from their own records while it is missing."""
+    if store.size(layout.INDEX) is not None:
+        return read_index(store, manifest)
+    numbers = committed_parts(store, manifest)
+    missing = manifest.plan.n_parts - len(numbers)
+    if not allow_partial:
+        what = (
+            f"{missing:,} of {manifest.plan.n_parts:,} parts are missing" if missing else f"{layout.INDEX} is missing"
+        )
+        raise CacheIncomplete(
+            f"{store.url} is unfinished: {what}", hint="run stage one again to finish it, or read it with allow_partial"
+        )
+    return [read_part_record(store, manifest, number, None)[1] for number in numbers], None
+
+
+def committed_parts(store: Store, manifest: Manifest) -> list[int]:
+    """The numbers of the parts that have their folder."""
+    found = []
+    for name in store.names(layout.PARTS):
+        if (
+            not layout.PART_NAME.match(name)
+            or int(name) >= manifest.plan.n_parts
+            or layout.part_dir(int(name)) != f"{layout.PARTS}/{name}"
+        ):
+            raise CacheDamaged(f"{layout.PARTS}/{name} is no part of this cache", hint="delete it")
+        found.append(int(name))
+    return sorted(found)
+
+
+@final
+class Cache:
+    """A cache, or one split of it, as a sequence of sequences. Safe across fork, spawn and threads."""
+
+    def __init__(self, store: Store, split: SplitName | None, allow_partial: bool, max_open_parts: int) -> None:
+        self.url, self.split = store.url, split
+        self._store, self._options = store, (allow_partial, max_open_parts)
+        self.manifest = load_manifest(store)
+        known = [planned.name for planned in self.manifest.plan.splits]
+        if split is not None and split not in known:
+            raise ConfigError(f"{store.url} has no split {split!r}", hint=f"its splits are {', '.join(known)}")
+        rows, self.cache_id = load_index(store, self.manifest, allow_partial)
+        self.parts = [row for row in rows if split in (None, row.split)]
+        self._starts = np.concatenate([[0], np.cumsum([row.n_sequences for row in self.parts], dtype=np.int64)])
+        self._lock = threading.Lock()
+        self._open: OrderedDict[int, PartReader] = OrderedDict()
+        self._tables: dict[str, npt.NDArray[Any]] = {}
+        self._table_records: Mapping[str, FileRecord] | None = None
+        self._decoder: Decoder | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Opened anew in another process: mapped files do not travel."""
+        return (_reopen, (self.url, self.split, *self._options))
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def __repr__(self) -> str:
+        name = f"{self.url} ({self.split})" if self.split else self.url
+        return f"<kdpipe cache {name}: {len(self):,} sequences, {self.n_positions:,} positions>"
+
+    def __getitem__(self, i: int) -> Rows:
+        part, number = self.locate(i)
+        return part.rows(number, number + 1)
+
+    def __iter__(self) -> Iterator[Rows]:
+        return (self[i] for i in range(len(self)))
+
+    @property
+    def n_positions(self) -> int:
+        """Rows with loss_mask true."""
+        return sum(row.n_positions for row in self.parts)
+
+    @property
+    def sequences_by_part(self) -> list[int]:
+        """How many sequences each part has, in order."""
+        return [row.n_sequences for row in self.parts]
+
+    def scan(self, max_rows: int = 1 << 14) -> Iterator[Rows]:
+        """All sequences in stored order, as many at once as make up about max_rows rows."""
+        for place in range(len(self.parts)):
+            part = self._part(place)
+            starts = part.sequences.row_starts
+            first = 0
+            while first < len(part.sequences):
+                end = max(first + 1, int(np.searchsorted(starts, starts[first] + max_rows, side="right")) - 1)
+                yield part.rows(first, end)
+                first = end
+
+    def locate(self, i: int) -> tuple[PartReader, int]:
+        """The part that holds a sequence, and the sequence's number in it."""
+        index = range(len(self))[i]
+        place = int(np.searchsorted(self._starts, index, side="right")) - 1
+        return self._part(place), index - int(self._starts[place])
+
+    def token_bytes(self, i: int) -> npt.NDArray[np.int32]:
+        """The byte length of each token of a sequence."""
+        part, number = self.locate(i)
+        return part.token_bytes(number)
+
+    def columns(self, i: int) -> dict[str, list[Any]]:
+        """The source columns of a sequence's documents."""
+        part, number = self.locate(i)
+        first, end = part.documents(number)
+        return {column.name: part.sequences.column(column.name, first, end) for column in self.manifest.data.columns}
+
+    def digests(self, i: int) -> list[bytes]:
+        """The digests of a sequence's documents."""
+        part, number = self.locate(i)
+        first, end = part.documents(number)
+        return [bytes(digest) for digest in part.sequences.digests()[first:end]]
+
+    def pooled(self, i: int) -> dict[int, Floats]:
+        """The pooled states of a sequence's documents, by layer."""
+        part, number = self.locate(i)
+        return part.sequences.pooled(*part.documents(number))
+
+    def texts(self, i: int) -> list[str]:
+        """The texts of a sequence's documents."""
+        if not self.manifest.data.text:
+            raise ConfigError(f"{self.url} keeps no text", hint="make the cache with --for-other-tokenizers")
+        part, number = self.locate(i)
+        return part.texts(number)
+
+    def dense(self, i: int) -> Floats:
+        """The target over the whole vocabulary, float32 [T, V] log-probabilities: the slow twin of `c[i]`."""
+        return dense_rows(self[i], self.manifest, self.table)
+
+    def table(self, name: str) -> npt.NDArray[Any]:
+        """A table that was fitted once for all parts, checked against the digest that its parts state."""
+        with self._lock:
+            return self._load_table(name)
+
+    def _load_table(self, name: str) -> npt.NDArray[Any]:
+        if name not in self._tables:
+            if self._table_records is None:
+                if not self.parts:
+                    raise CacheIncomplete(f"{self.url} has no parts yet, so its tables cannot be checked")
+                record, _ = read_part_record(self._store, self.manifest, self.parts[0].part, None)
+                self._table_records = record.tables
+            self._tables[name] = read_table(self._store, self.manifest.table(name), self._table_records)
+        return self._tables[name]
+
+    def _part(self, place: int) -> PartReader:
+        row = self.parts[place]
+        with self._lock:
+            part = self._open.get(row.part)
+            if part is None:
+                if self._decoder is None:
+                    self._decoder = Decoder(self.manifest, self._load_table("ids_by_rank"))
+                part = PartReader(self._store, self.manifest, self._decoder, row.part, row)
+                if part.record.tables != self._table_records:
+                    raise CacheDamaged(
+                        f"{layout.part_dir(row.part)}/{layout.PART_RECORD}: other tables than the first part"
+                    )
+                self._open[row.part] = part
+                while len(self._open) > self._options[1]:
+                    self._open.popitem(last=False)
+            else:
+                self._open.move_to_end(row.part)
+            return part
+
+
+def _reopen(url: str, split: SplitName | None, allow_partial: bool, max_open_parts: int) -> Cache:
+    return open_cache(url, split, allow_partial=allow_partial, max_open_parts=max_open_parts)

@@ -1,0 +1,162 @@
+"""sequences.arrow: where each sequence lies in its part, and what is kept of its documents.
+
+In: the sequences of a part as stage one made them. Out: row and entry offsets, document starts, columns, pooled states.
+Before it: `arrow_files.py`. After it: `part_writer.py` writes it last of the data, `part_reader.py` asks it for places.
+"""
+
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+from kdpipe.cache.arrow_files import Field, IpcTable, write_ipc
+from kdpipe.cache.laws import dequantise_vectors, quantise_vectors
+from kdpipe.cache.rows import Floats, Sequence
+from kdpipe.schemas.errors import CacheDamaged
+from kdpipe.schemas.manifest import Manifest
+from kdpipe.schemas.part import PartRecord
+
+DIGEST_BYTES = 16
+
+
+def fields(manifest: Manifest) -> list[Field]:
+    """The columns of sequences.arrow for a cache."""
+    found = [
+        Field(name="n_rows", type="uint32"),
+        Field(name="exact_start", type="uint64"),
+        Field(name="draw_start", type="uint64"),
+        Field(name="document_starts", type="uint32", listed=True),
+        Field(name="documents", type="uint64", listed=True),
+        Field(name="digests", type="fixed", width=DIGEST_BYTES, listed=True),
+    ]
+    if manifest.hidden.pooled:
+        width = sum(vector.n_bytes for vector in manifest.hidden.pooled)
+        found.append(Field(name="pooled", type="fixed", width=width, listed=True))
+    found += [
+        Field(name=f"column:{column.name}", type=column.type, listed=True, nullable=True)
+        for column in manifest.data.columns
+    ]
+    return found
+
+
+class SequencesWriter:
+    """Gathers the sequences of a part."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        self._manifest = manifest
+        self._fields = fields(manifest)
+        self._scalars: list[tuple[int, int, int, int]] = []
+        self._listed: dict[str, list[Any]] = {field.name: [] for field in self._fields if field.listed}
+
+    def add(self, sequence: Sequence, exact_start: int, draw_start: int) -> None:
+        """Take a sequence whose entries begin at the given places."""
+        self._scalars.append((len(sequence.tokens), exact_start, draw_start, len(sequence.document_starts)))
+        self._listed["document_starts"].append(np.asarray(sequence.document_starts, np.uint32))
+        self._listed["documents"].append(np.asarray(sequence.documents, np.uint64))
+        self._listed["digests"].append(sequence.digests)
+        if "pooled" in self._listed:
+            coded = [quantise_vectors(sequence.pooled[v.layer], v.group) for v in self._manifest.hidden.pooled]
+            self._listed["pooled"].append(np.concatenate(coded, axis=1))
+        for column in self._manifest.data.columns:
+            self._listed[f"column:{column.name}"].extend(sequence.columns[column.name])
+
+    def write(self, file: BinaryIO) -> None:
+        """Write them all."""
+        scalars = np.array(self._scalars, np.int64).reshape(-1, 4)
+        columns: dict[str, Any] = {
+            "n_rows": scalars[:, 0].astype(np.uint32),
+            "exact_start": scalars[:, 1].astype(np.uint64),
+            "draw_start": scalars[:, 2].astype(np.uint64),
+        }
+        for field in self._fields:
+            if field.listed:
+                values = self._listed[field.name]
+                is_column = field.name.startswith("column:")
+                columns[field.name] = values if is_column else _joined(values, field)
+        offsets = np.concatenate([[0], np.cumsum(scalars[:, 3])]).astype(np.int32)
+        write_ipc(file, self._fields, columns, offsets)
+
+
+def _joined(arrays: list[Any], field: Field) -> Any:
+    if arrays:
+        return np.concatenate(arrays)
+    return np.zeros((0, field.width), np.uint8) if field.type == "fixed" else np.zeros(0, field.type)
+
+
+class Sequences:
+    """The sequences of a part, with every place checked against the part's counts."""
+
+    def __init__(self, data: memoryview, manifest: Manifest, record: PartRecord, what: str) -> None:
+        self._table = IpcTable(data, fields(manifest), record.n_sequences, what)
+        self._manifest = manifest
+        self._what = what
+        self.row_starts = _starts(self._table.numbers("n_rows"), record.n_rows, "n_rows", what)
+        self.exact_starts = self._entry_starts("exact_start", record.n_exact)
+        self.draw_starts = self._entry_starts("draw_start", record.n_draws)
+        self.document_offsets = self._table.offsets("document_starts")
+        self.document_starts = self._table.numbers("document_starts").astype(np.int64)
+        self.documents = self._table.numbers("documents").astype(np.int64)
+        self._check_documents(record)
+
+    def __len__(self) -> int:
+        return len(self.row_starts) - 1
+
+    def _entry_starts(self, name: str, total: int) -> npt.NDArray[np.int64]:
+        stated = self._table.numbers(name)
+        if (stated > total).any():
+            raise CacheDamaged(f"{self._what}: {name} lies beyond the part's {total:,} entries")
+        starts = np.concatenate([stated.astype(np.int64), [total]])
+        if (np.diff(starts) < 0).any() or starts[0] != 0:
+            raise CacheDamaged(f"{self._what}: {name} does not ascend from 0")
+        return starts
+
+    def _check_documents(self, record: PartRecord) -> None:
+        """Documents begin at ascending rows, the first at row 0, and belong to the part's range."""
+        for field in fields(self._manifest):
+            if field.listed and not np.array_equal(self._table.offsets(field.name), self.document_offsets):
+                raise CacheDamaged(f"{self._what}: {field.name} has other list lengths than document_starts")
+        offsets, starts = self.document_offsets, self.document_starts
+        lengths = np.diff(self.row_starts)
+        if (np.diff(offsets) < 1).any() or (starts[offsets[:-1]] != 0).any():
+            raise CacheDamaged(f"{self._what}: a sequence does not begin with a document")
+        inner = np.ones(len(starts), bool)
+        inner[offsets[:-1]] = False
+        steps = np.diff(starts, prepend=0)
+        if (steps[inner] <= 0).any() or (starts[offsets[1:] - 1] >= lengths).any():
+            raise CacheDamaged(f"{self._what}: document starts do not ascend within their sequence")
+        first, end = record.first_document, record.first_document + record.n_documents
+        if ((self.documents < first) | (self.documents >= end)).any():
+            raise CacheDamaged(f"{self._what}: a document lies outside the part's range {first} to {end - 1}")
+
+    def digests(self) -> npt.NDArray[np.uint8]:
+        """The digest of every document, 16 bytes a row."""
+        return self._table.fixed("digests", DIGEST_BYTES)
+
+    def column(self, name: str, start: int, stop: int) -> list[Any]:
+        """A source column for some documents, counted through the part."""
+        return self._table.values(f"column:{name}", start, stop)
+
+    def pooled(self, start: int, stop: int) -> dict[int, Floats]:
+        """The pooled states of some documents, by layer."""
+        vectors = self._manifest.hidden.pooled
+        if not vectors:
+            return {}
+        return split_vectors(
+            self._table.fixed("pooled", sum(vector.n_bytes for vector in vectors))[start:stop], vectors
+        )
+
+
+def split_vectors(coded: npt.NDArray[np.uint8], vectors: tuple[Any, ...]) -> dict[int, Floats]:
+    """Decode vectors that lie one behind the other in each row."""
+    found, place = {}, 0
+    for vector in vectors:
+        found[vector.layer] = dequantise_vectors(coded[:, place : place + vector.n_bytes], vector.width, vector.group)
+        place += vector.n_bytes
+    return found
+
+
+def _starts(lengths: npt.NDArray[Any], total: int, name: str, what: str) -> npt.NDArray[np.int64]:
+    starts = np.concatenate([[0], np.cumsum(lengths.astype(np.int64))])
+    if (lengths == 0).any() or starts[-1] != total:
+        raise CacheDamaged(f"{what}: {name} adds up to {starts[-1]:,}, the part has {total:,} rows")
+    return starts

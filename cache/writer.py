@@ -1,0 +1,215 @@
+"""`CacheWriter`: a cache under construction, by one worker or many, killed and resumed as often as it takes.
+
+In: a manifest, its tables and tokenizer files, then the parts in any order. Out: a sealed cache.
+Before it: `part_writer.py`, `files.py`. After it: `reader.py`. Everything appears under its name whole and once: the
+manifest
+first, a part when all of it is on the disk, the index last. Work names show whose they are; that is a courtesy, not a
+lock.
+"""
+
+import io
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+import numpy.typing as npt
+
+from kdpipe.cache import layout
+from kdpipe.cache.files import (
+    explained,
+    is_abandoned,
+    make_dir,
+    new_file,
+    publish_dir,
+    publish_file,
+    remove_dir,
+    sync_dir,
+    work_name,
+)
+from kdpipe.cache.index import IndexRow, read_index, write_index
+from kdpipe.cache.part_files import examine_part, read_part_record
+from kdpipe.cache.part_writer import PartWriter
+from kdpipe.cache.reader import committed_parts, load_manifest
+from kdpipe.cache.store import LocalStore
+from kdpipe.cache.tables import read_table, table_records, write_tables
+from kdpipe.schemas.compare import differing_keys
+from kdpipe.schemas.errors import CacheDamaged, CacheIncomplete, CacheWriteError, ConfigError
+from kdpipe.schemas.manifest import FileRecord, Manifest
+from kdpipe.schemas.strict_json import canonical, sha256_hex
+
+
+@final
+class CacheWriter:
+    """Writes parts into a folder; make one with `create_cache`."""
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        self.path, self.manifest = path, manifest
+        self._store = LocalStore(path)
+        self._table_records: dict[str, FileRecord] | None = None
+        self._rank_of_id: npt.NDArray[np.uint32] | None = None
+
+    @property
+    def has_tables(self) -> bool:
+        """Whether the tables are published, by this worker or another."""
+        return (self.path / layout.TABLES).is_dir()
+
+    def publish_tables(self, tables: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Publish what was fitted, unless another worker was first: then its tables hold."""
+        self._publish_folder(layout.TABLES, lambda folder: write_tables(folder, self.manifest, tables))
+
+    def publish_tokenizer(self, files: Mapping[str, bytes]) -> None:
+        """Publish the tokenizer's files, which must be those that the manifest names."""
+        stated = {name: FileRecord(bytes=len(data), sha256=sha256_hex(data)) for name, data in files.items()}
+        if stated != self.manifest.tokenizer.files:
+            raise CacheWriteError("the tokenizer's files are not those that the manifest names")
+        if files:
+            self._publish_folder(layout.TOKENIZER, lambda folder: _write_files(folder, files))
+
+    def _publish_folder(self, name: str, fill: Any) -> None:
+        if (self.path / name).is_dir():
+            return
+        with explained(f"writing {name}", self.path):
+            work = self.path / layout.WORK / work_name(name)
+            make_dir(work)
+            try:
+                fill(work)
+                publish_dir(work, self.path / name)
+            except BaseException:
+                remove_dir(work)
+                raise
+
+    def committed(self) -> list[int]:
+        """The parts that are there."""
+        return committed_parts(self._store, self.manifest)
+
+    def missing(self) -> list[int]:
+        """The parts that are still to be made; those that a living worker of this machine is at come last."""
+        there = set(self.committed())
+        missing = [number for number in range(self.manifest.plan.n_parts) if number not in there]
+        names = self._store.names(layout.WORK)
+        taken = {name.partition("~")[0] for name in names if not is_abandoned(name)}
+        return sorted(missing, key=lambda number: (f"{number:05d}" in taken, number))
+
+    @contextmanager
+    def part(self, number: int) -> Iterator[PartWriter]:
+        """Write a part: it is committed when the block ends well, and leaves nothing when it does not."""
+        planned = self.manifest.plan.part(number)
+        tables, rank_of_id = self._tables()
+        work = self.path / layout.WORK / work_name(f"{number:05d}")
+        with explained(f"writing part {number}", self.path):
+            make_dir(work)
+            try:
+                with ExitStack() as stack:
+                    part = PartWriter(work, planned, self.manifest, rank_of_id, stack)
+                    yield part
+                    part.finish(tables)
+                make_dir(self.path / layout.PARTS)
+                publish_dir(work, self.path / layout.part_dir(number))
+            except BaseException:
+                remove_dir(work)
+                raise
+
+    def _tables(self) -> tuple[dict[str, FileRecord], npt.NDArray[np.uint32]]:
+        if self._table_records is None or self._rank_of_id is None:
+            if not self.has_tables:
+                raise CacheWriteError(
+                    "the tables are not published yet", hint="call publish_tables before the first part"
+                )
+            self._table_records = table_records(self._store, self.manifest)
+            ids_by_rank = read_table(self._store, self.manifest.table("ids_by_rank"), self._table_records)
+            self._rank_of_id = np.empty(len(ids_by_rank), np.uint32)
+            self._rank_of_id[ids_by_rank] = np.arange(len(ids_by_rank), dtype=np.uint32)
+        return self._table_records, self._rank_of_id
+
+    def write_journal(self, number: int, facts: Mapping[str, Any]) -> None:
+        """Note who made a part and how fast: outside everything that is digested, and the last word wins nothing."""
+        with explained("writing the journal", self.path):
+            make_dir(self.path / layout.JOURNAL)
+            publish_file(self.path, self.path / layout.journal_file(number), canonical(dict(facts)))
+
+    def seal(self) -> str:
+        """Check every part's files, write the index when all parts are there, and return the cache_id."""
+        there = self.committed()
+        missing = self.manifest.plan.n_parts - len(there)
+        if missing:
+            raise CacheIncomplete(
+                f"{missing:,} of {self.manifest.plan.n_parts:,} parts are missing", hint="write them, then seal"
+            )
+        tables, _ = self._tables()
+        rows = [self._examined(number, tables) for number in there]
+        with explained(f"writing {layout.INDEX}", self.path):
+            buffer = io.BytesIO()
+            identity = write_index(buffer, self.manifest, rows)
+            publish_file(self.path, self.path / layout.INDEX, buffer.getvalue())
+            self._sweep()
+        stated = read_index(self._store, self.manifest)[1]
+        if stated != identity:
+            raise CacheDamaged(
+                f"{layout.INDEX} names other parts than there are", hint=f"delete {layout.INDEX} and run again"
+            )
+        return identity
+
+    def _examined(self, number: int, tables: dict[str, FileRecord]) -> IndexRow:
+        _, problems = examine_part(self._store, self.manifest, number, None)
+        if problems:
+            raise CacheDamaged(str(problems[0]), hint=problems[0].do)
+        record, row = read_part_record(self._store, self.manifest, number, None)
+        if record.tables != tables:
+            raise CacheDamaged(
+                f"{layout.part_dir(number)} was made with other tables", hint="delete its folder and run again"
+            )
+        return row
+
+    def _sweep(self) -> None:
+        """Remove what dead workers of this machine left, and the work folder when nothing else is in it."""
+        sweep(self.path)
+        try:
+            (self.path / layout.WORK).rmdir()
+        except OSError:
+            return
+        sync_dir(self.path)
+
+
+def create_cache(path: Path, manifest: Manifest) -> CacheWriter:
+    """Begin a cache, or go on with the one of the same manifest; another manifest in the folder is refused."""
+    with explained("creating the cache", path):
+        make_dir(path)
+        if not (path / layout.MANIFEST).exists():
+            _refuse_foreign_folder(path)
+            publish_file(path, path / layout.MANIFEST, manifest.to_json())
+    found = load_manifest(LocalStore(path))
+    if found.sha256 != manifest.sha256:
+        differing = differing_keys(found.model_dump(mode="json"), manifest.model_dump(mode="json"))
+        raise ConfigError(
+            f"{path} holds another cache: {'; '.join(differing[:5])}{' ...' if len(differing) > 5 else ''}",
+            hint="choose another folder, or give the settings that this cache was begun with",
+        )
+    sweep(path)
+    return CacheWriter(path, found)
+
+
+def _refuse_foreign_folder(path: Path) -> None:
+    foreign = sorted(entry.name for entry in path.iterdir() if entry.name not in (layout.WORK, layout.MANIFEST))
+    if foreign:
+        raise ConfigError(f"{path} holds other things: {', '.join(foreign[:3])}", hint="choose an empty folder")
+
+
+def sweep(path: Path) -> None:
+    """Remove what dead workers of this machine left behind."""
+    work = path / layout.WORK
+    if not work.is_dir():
+        return
+    for entry in list(work.iterdir()):
+        if is_abandoned(entry.name):
+            if entry.is_dir() and not entry.is_symlink():
+                remove_dir(entry)
+            else:
+                entry.unlink(missing_ok=True)
+
+
+def _write_files(folder: Path, files: Mapping[str, bytes]) -> None:
+    for name, data in files.items():
+        with new_file(folder / name) as file:
+            file.write(data)
