@@ -40,9 +40,8 @@ class Module:
         return (node for node in ast.walk(self.tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
 
     @property
-    def calls(self) -> Iterator[str]:
-        """The names of everything called, as written: `print`, `sys.exit`."""
-        return (ast.unparse(node.func) for node in ast.walk(self.tree) if isinstance(node, ast.Call))
+    def calls(self) -> set[str]:
+        return calls([self.tree])
 
 
 @lru_cache(maxsize=1)
@@ -55,6 +54,11 @@ def modules() -> tuple[Module, ...]:
             name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
             found.append(Module(name=name, path=path, text=path.read_text(encoding="utf-8")))
     return tuple(found)
+
+
+def calls(trees: Iterable[ast.AST]) -> set[str]:
+    """The names of everything called, as written: `print`, `sys.exit`."""
+    return {ast.unparse(node.func) for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Call)}
 
 
 def imported(nodes: Iterable[ast.AST]) -> set[str]:
