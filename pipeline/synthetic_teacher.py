@@ -38,7 +38,8 @@ class Said:
     @property
     def n_seen(self) -> Longs:
         """How many candidates each row has."""
-        return (self.p > 0).sum(axis=1)
+        found: Longs = (self.p > 0).sum(axis=1)
+        return found
 
 
 @lru_cache(maxsize=16)
