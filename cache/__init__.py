@@ -1,1 +1,5 @@
-"""Bytes at rest: codecs, parts, manifest, writer and reader. Never imports torch."""
+"""The cache: bytes at rest. `from kdpipe.cache import open_cache` is where reading begins."""
+
+from kdpipe.cache.reader import Cache, open_cache
+
+__all__ = ["Cache", "open_cache"]

@@ -6,6 +6,7 @@ or locks;
 the last decoded chunk of each array is kept, and replaced in one assignment, so that threads can share a part.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -58,6 +59,12 @@ class PartArray:
         if len(pieces) == 1:
             return pieces[0]
         return np.concatenate(pieces) if pieces else np.zeros((0, *self._chunk_shape[1:]), self._dtype)
+
+    def column_bytes(self) -> list[int]:
+        """Bytes of each column, checksums included."""
+        if self._shard is None:
+            return [0] * self._columns
+        return [int(size) for size in self._shard.sizes.reshape(-1, self._columns).sum(axis=0)]
 
     def decode(self, number: int) -> npt.NDArray[Any]:
         """One chunk, without remembering it."""
@@ -218,6 +225,34 @@ class PartReader:
             return None
         return dequantise_vectors(self.codes("state", start, stop), keep.width, keep.group)
 
+    @property
+    def array_names(self) -> tuple[str, ...]:
+        """The arrays of the part."""
+        return tuple(self._grids)
+
+    def numbers(self, array: str, start: int, stop: int) -> npt.NDArray[Any]:
+        """Rows of an array in the shape that zarr gives them."""
+        if array != "row":
+            return self.codes(array, start, stop)
+        return np.stack([self.codes(array, start, stop, name) for name in self._column_numbers], axis=1)
+
+    def check_rest(self) -> Iterator[str]:
+        """Decode what `rows` leaves out; sentences about what is wrong with it."""
+        places, record = self.sequences, self.record
+        n_documents = len(places.documents)
+        for vector in places.pooled(0, n_documents).values():
+            if not np.isfinite(vector).all():
+                yield "a pooled state is not finite"
+        for column in self._manifest.data.columns:
+            places.column(column.name, 0, n_documents)
+        for sequence in range(len(places)):
+            self.token_bytes(sequence)
+        if self._manifest.data.text:
+            self.texts_between(0, n_documents)
+        sizes = self.array("row").column_bytes()
+        if dict(zip(self._column_numbers, sizes, strict=True)) != record.column_bytes:
+            yield f"the columns take {sizes} bytes, part.json says otherwise"
+
     def token_bytes(self, sequence: int) -> npt.NDArray[np.int32]:
         """The byte length of each token of a sequence."""
         start, stop = self.sequences.row_starts[[sequence, sequence + 1]].tolist()
@@ -229,11 +264,15 @@ class PartReader:
 
     def texts(self, sequence: int) -> list[str]:
         """The texts of a sequence's documents."""
+        return self.texts_between(*self.documents(sequence))
+
+    def texts_between(self, start: int, stop: int) -> list[str]:
+        """The texts of some documents, counted through the part."""
         if self._texts is None:
             n_documents = int(self.sequences.document_offsets[-1])
             with _Named(f"{layout.part_dir(self.number)}/{layout.TEXT}"):
                 self._texts = Texts(self._view(layout.TEXT), self.record.n_text_frames, n_documents, layout.TEXT)
-        return self._texts.get(*self.documents(sequence))
+        return self._texts.get(start, stop)
 
 
 class _Named:

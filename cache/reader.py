@@ -193,6 +193,13 @@ class Cache:
             self._tables[name] = read_table(self._store, self.manifest.table(name), self._table_records)
         return self._tables[name]
 
+    def part(self, number: int) -> PartReader:
+        """The part of a number, as the plan counts them."""
+        for place, row in enumerate(self.parts):
+            if row.part == number:
+                return self._part(place)
+        raise CacheIncomplete(f"{self.url} has no part {number}")
+
     def _part(self, place: int) -> PartReader:
         row = self.parts[place]
         with self._lock:

@@ -1,18 +1,22 @@
 """Sums over the rows of a part, for `cache inspect` and for choosing rows later.
 
 In: sequences and targets as they are written. Out: the `statistics` object of part.json.
-Before it: `rows.py`. After it: `part_writer.py`; `inspect.py` adds parts up.
+Before it: `rows.py`. After it: `part_writer.py` keeps them, `inspect.py` adds parts up,
+`verify/deep_child.py` works them out again.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import numpy.typing as npt
 
 from kdpipe.cache.encode import draw_mask, row_starts
-from kdpipe.cache.rows import Block, Sequence
+from kdpipe.cache.rows import Block, Rows, Sequence
 from kdpipe.schemas.manifest import Manifest
-from kdpipe.schemas.part import Statistics
+from kdpipe.schemas.part import PartRecord, Statistics
+
+# Below this a stored label_logprob is minus infinity; such rows are left out of the sum.
+LEAST_LABEL = -255.0
 
 
 class StatisticsSum:
@@ -21,35 +25,42 @@ class StatisticsSum:
     def __init__(self, manifest: Manifest) -> None:
         self._targets = manifest.targets
         self._entropy = self._label = self._tail = 0.0
+        self._n = 0
         self._label_is_top1 = 0
         self._entries = np.zeros(manifest.targets.max_entries + 1, np.int64)
 
     def add(self, sequence: Sequence, block: Block) -> None:
-        """Take the rows of a sequence whose loss_mask is true."""
-        mask = np.asarray(sequence.loss_mask, bool)
-        if self._targets.keep.kind == "none":
-            return
-        assert block.entropy is not None and block.label_logprob is not None
-        self._entropy += float(np.sum(np.asarray(block.entropy, np.float64)[mask]))
-        self._label += -float(
-            np.sum(np.asarray(block.label_logprob, np.float64)[mask], where=np.isfinite(block.label_logprob[mask]))
-        )
-        if self._targets.has_entries:
-            counts = np.asarray(block.n_exact, np.int64) + block.n_draws
-            self._entries += np.bincount(counts[mask], minlength=len(self._entries))
-            self._label_is_top1 += self._count_top1(block, mask)
-        if self._targets.tail_known and block.log_tail is not None:
-            self._tail += float(np.sum(np.exp(np.asarray(block.log_tail, np.float64)[mask])))
-
-    def _count_top1(self, block: Block, mask: npt.NDArray[np.bool_]) -> int:
-        """How often no kept id is more probable than the next token."""
+        """Take the rows of a sequence whose loss_mask is true, as they are written."""
         counts = np.asarray(block.n_exact, np.int64) + block.n_draws
-        rows = mask & (counts > 0)
-        if not rows.any() or block.label_logprob is None:
-            return 0
-        exact = np.where(draw_mask(block.n_exact, block.n_draws), -np.inf, block.logprobs)
-        best = np.maximum.reduceat(exact, row_starts(counts)[rows])
-        return int(np.count_nonzero(np.asarray(block.label_logprob)[rows] >= best))
+        self._add(np.asarray(sequence.loss_mask, bool), counts, block)
+        if self._targets.has_entries:
+            self._label_is_top1 += _count_top1(block, counts, np.asarray(sequence.loss_mask, bool))
+
+    def add_rows(self, rows: Rows) -> None:
+        """Take rows as they are read; how often the next token is the most probable is lost in rounding."""
+        self._add(rows.loss_mask, rows.count.astype(np.int64), rows)
+
+    def _add(self, mask: npt.NDArray[np.bool_], counts: npt.NDArray[np.int64], source: Block | Rows) -> None:
+        if source.entropy is not None:
+            self._entropy += float(np.sum(source.entropy[mask], dtype=np.float64))
+        if source.label_logprob is not None:
+            labels = np.asarray(source.label_logprob[mask], np.float64)
+            self._label -= float(np.sum(labels, where=labels > LEAST_LABEL))
+        if self._targets.has_entries:
+            self._entries += np.bincount(counts[mask], minlength=len(self._entries))
+        if self._targets.tail_known and source.log_tail is not None:
+            self._tail += float(np.sum(np.exp(np.asarray(source.log_tail[mask], np.float64))))
+        self._n += int(np.count_nonzero(mask))
+
+    def disagreements(self, record: PartRecord) -> Iterator[str]:
+        """Sentences about sums that part.json states otherwise, beyond what rounding explains."""
+        own, stated = self.record(), record.statistics
+        if own.entries != stated.entries:
+            yield "statistics.entries in part.json are not those of the rows"
+        for name, step in (("entropy_nats", 1 / 512), ("label_nats", 1 / 128), ("tail_mass", 1 / 256)):
+            a, b = getattr(own, name), getattr(stated, name)
+            if (a is None) != (b is None) or (a is not None and abs(a - b) > self._n * step + 1e-6):
+                yield f"statistics.{name} in part.json is {b}, the rows add up to {a}"
 
     def record(self) -> Statistics:
         """The sums so far."""
@@ -65,6 +76,16 @@ class StatisticsSum:
             if targets.has_entries
             else (),
         )
+
+
+def _count_top1(block: Block, counts: npt.NDArray[np.int64], mask: npt.NDArray[np.bool_]) -> int:
+    """How often no kept id is more probable than the next token."""
+    rows = mask & (counts > 0)
+    if not rows.any() or block.label_logprob is None:
+        return 0
+    exact = np.where(draw_mask(block.n_exact, block.n_draws), -np.inf, block.logprobs)
+    best = np.maximum.reduceat(exact, row_starts(counts)[rows])
+    return int(np.count_nonzero(np.asarray(block.label_logprob)[rows] >= best))
 
 
 def entry_quantiles(statistics: Iterable[Statistics]) -> dict[str, float]:

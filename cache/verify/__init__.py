@@ -1,0 +1,38 @@
+"""`verify_cache`: names every problem of a cache, at the depth that is asked for.
+
+In: a path or URL and a level. Out: a `VerifyReport`.
+Before it: `reader.py`'s loading. After it: `cli/cache/verify.py`. `fast.py` looks at records, names and sizes;
+`full.py` at every byte; `deep.py` at every row, in a child process with limits.
+"""
+
+import os
+
+from kdpipe.cache.store import open_store
+from kdpipe.cache.verify.deep import deep_problems
+from kdpipe.cache.verify.fast import Survey, survey
+from kdpipe.cache.verify.full import full_problems
+from kdpipe.schemas.report import Level, Problem, VerifyReport
+
+
+def verify_cache(url: str | os.PathLike[str], level: Level = "full") -> VerifyReport:
+    """Check a cache; parts that the fast level finds bad are not looked at any deeper."""
+    store = open_store(url)
+    found = survey(store)
+    problems = list(found.problems)
+    if level in ("full", "deep"):
+        problems += full_problems(store, found)
+    if level == "deep" and found.manifest is not None:
+        bad = {problem.part for problem in problems if problem.part is not None}
+        problems += deep_problems(store.url, [number for number in found.records if number not in bad])
+    return _report(found, level, problems)
+
+
+def _report(found: Survey, level: Level, problems: list[Problem]) -> VerifyReport:
+    return VerifyReport(
+        ok=not problems,
+        level=level,
+        cache_id=found.cache_id,
+        parts=len(found.records),
+        bytes=sum(record.n_bytes for record in found.records.values()),
+        problems=tuple(problems),
+    )

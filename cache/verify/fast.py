@@ -1,0 +1,134 @@
+"""The fast level: everything that can be seen without reading data.
+
+In: a store. Out: a `Survey`: the manifest, the parts' records, and the problems met.
+Before it: `part_files.py`, `index.py`. After it: `full.py` and `deep.py` go on with what is good so far.
+"""
+
+from dataclasses import dataclass, field
+
+from kdpipe.cache import layout
+from kdpipe.cache.index import IndexRow, read_index
+from kdpipe.cache.part_files import examine_part, part_problem
+from kdpipe.cache.reader import load_manifest
+from kdpipe.cache.store import Store
+from kdpipe.schemas.errors import CacheDamaged
+from kdpipe.schemas.manifest import FileRecord, Manifest
+from kdpipe.schemas.part import PartRecord
+from kdpipe.schemas.report import Problem
+
+COPY_AGAIN = "copy the file again from where the cache was made"
+
+
+@dataclass(slots=True)
+class Survey:
+    """What was found, filled in as far as it could be read."""
+
+    manifest: Manifest | None = None
+    cache_id: str | None = None
+    records: dict[int, PartRecord] = field(default_factory=dict)
+    tables: dict[str, FileRecord] | None = None
+    problems: list[Problem] = field(default_factory=list)
+
+    def add(self, file: str, what: str, do: str = COPY_AGAIN) -> None:
+        """Note a problem of the whole cache."""
+        self.problems.append(Problem(part=None, file=file, what=what, do=do))
+
+
+def survey(store: Store) -> Survey:
+    """Look at records, names, kinds and sizes."""
+    found = Survey()
+    try:
+        found.manifest = load_manifest(store)
+    except CacheDamaged as error:
+        found.add(
+            layout.MANIFEST, error.message, "copy the whole cache again: nothing can be read without its manifest"
+        )
+        return found
+    _survey_top(store, found)
+    rows = _survey_index(store, found.manifest, found)
+    _survey_parts(store, found.manifest, rows, found)
+    _survey_tables(store, found.manifest, found)
+    return found
+
+
+def _survey_top(store: Store, found: Survey) -> None:
+    """Names at the top, and the tokenizer's files."""
+    assert found.manifest is not None
+    for name in store.names(""):
+        if name not in layout.TOP_LEVEL:
+            found.add(name, "it does not belong to a cache", "move it away")
+    expected = {f"{layout.TOKENIZER}/{name}": file for name, file in found.manifest.tokenizer.files.items()}
+    _compare_folder(store, layout.TOKENIZER, expected, found)
+    for name in store.names(layout.JOURNAL):
+        if not layout.PART_NAME.match(name.removesuffix(".json")):
+            found.add(f"{layout.JOURNAL}/{name}", "it does not belong to a cache", "delete it")
+
+
+def _compare_folder(store: Store, folder: str, expected: dict[str, FileRecord], found: Survey) -> None:
+    try:
+        there = store.walk(folder, limit=512) if store.names(folder) else {}
+    except CacheDamaged as error:
+        found.add(folder, error.message)
+        return
+    for name, file in expected.items():
+        size = there.pop(name, None)
+        if size is None:
+            found.add(name, "the file is missing")
+        elif size != file.bytes:
+            found.add(name, f"the file has {size:,} bytes, {file.bytes:,} were written")
+    for name in sorted(there):
+        found.add(name, "it does not belong to the cache", "delete it")
+
+
+def _survey_index(store: Store, manifest: Manifest, found: Survey) -> dict[int, IndexRow]:
+    try:
+        if store.size(layout.INDEX) is None:
+            found.add(
+                layout.INDEX, "it is missing: the cache is unfinished, or its index was lost", "run stage one again"
+            )
+            return {}
+        rows, found.cache_id = read_index(store, manifest)
+    except CacheDamaged as error:
+        found.add(layout.INDEX, error.message, f"{COPY_AGAIN}, or delete it and run stage one again")
+        return {}
+    return {row.part: row for row in rows}
+
+
+def _survey_parts(store: Store, manifest: Manifest, rows: dict[int, IndexRow], found: Survey) -> None:
+    """Every planned part, and whatever else lies in parts/."""
+    due = {f"{number:05d}": number for number in range(manifest.plan.n_parts)}
+    try:
+        names = store.names(layout.PARTS)
+    except CacheDamaged as error:
+        found.add(layout.PARTS, error.message)
+        return
+    for name in names:
+        if name not in due:
+            found.add(f"{layout.PARTS}/{name}", "it is no part of this cache", "delete it")
+    for name, number in due.items():
+        if name not in names:
+            found.problems.append(part_problem(number, "", "the part is missing"))
+            continue
+        record, problems = examine_part(store, manifest, number, rows.get(number))
+        found.problems += problems
+        if record is not None and not problems:
+            found.records[number] = record
+
+
+def _survey_tables(store: Store, manifest: Manifest, found: Survey) -> None:
+    """Tables have the sizes that the manifest says, and all parts were made with the same ones."""
+    names = {table.name for table in manifest.tables}
+    for number, record in list(found.records.items()):
+        if found.tables is None and set(record.tables) == names:
+            found.tables = dict(record.tables)
+        if record.tables != found.tables:
+            found.problems.append(
+                part_problem(number, layout.PART_RECORD, "it was made with other tables than the first part")
+            )
+            del found.records[number]
+    digests = found.tables or {}
+    expected = {
+        layout.table_file(table.name): digests.get(table.name, FileRecord(bytes=table.n_bytes, sha256="0" * 64))
+        for table in manifest.tables
+    }
+    _compare_folder(store, layout.TABLES, expected, found)

@@ -1,0 +1,83 @@
+"""The full level: every byte of every file, and every checksum inside the shards.
+
+In: a store and what the fast level found. Out: the problems in the files' bytes.
+Before it: `fast.py`. After it: `deep.py`. Files are hashed on a few threads; memory stays small, since they are mapped.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+
+from kdpipe.cache import layout
+from kdpipe.cache.codecs import checked
+from kdpipe.cache.part_files import part_grids, part_problem
+from kdpipe.cache.shards import Shard
+from kdpipe.cache.store import Store
+from kdpipe.cache.verify.fast import COPY_AGAIN, Survey
+from kdpipe.schemas.errors import CacheDamaged
+from kdpipe.schemas.manifest import FileRecord, Manifest
+from kdpipe.schemas.part import PartRecord
+from kdpipe.schemas.report import Problem
+
+
+def full_problems(store: Store, found: Survey) -> list[Problem]:
+    """Hash every file of the cache."""
+    if found.manifest is None:
+        return []
+    manifest = found.manifest
+    problems = list(_shared_files(store, manifest, found))
+    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+        for of_part in pool.map(lambda record: part_bytes(store, manifest, record), found.records.values()):
+            problems += of_part
+    return problems
+
+
+def _shared_files(store: Store, manifest: Manifest, found: Survey) -> Iterable[Problem]:
+    """The tokenizer's files and the tables, where the fast level has found nothing against them."""
+    known = {problem.file for problem in found.problems}
+    files = {f"{layout.TOKENIZER}/{name}": file for name, file in manifest.tokenizer.files.items()}
+    files |= {layout.table_file(name): file for name, file in (found.tables or {}).items()}
+    for name, file in files.items():
+        if name not in known:
+            what = _wrong_bytes(store, name, file)
+            if what:
+                yield Problem(part=None, file=name, what=what, do=COPY_AGAIN)
+
+
+def part_bytes(store: Store, manifest: Manifest, record: PartRecord) -> list[Problem]:
+    """The files of a part: their digests, and where these hold, the checksums of their chunks."""
+    problems = []
+    grids = part_grids(manifest, record)
+    arrays = {layout.array_shard(name): grid for name, grid in grids.items()}
+    for name, file in sorted(record.files.items()):
+        path = f"{layout.part_dir(record.part)}/{name}"
+        what = _wrong_bytes(store, path, file)
+        if what is None and name in arrays:
+            what = _wrong_chunk(store.view(path, file.bytes), arrays[name].n_chunks)
+        if what is not None:
+            problems.append(part_problem(record.part, name, what))
+    return problems
+
+
+def _wrong_bytes(store: Store, name: str, file: FileRecord) -> str | None:
+    try:
+        data = store.view(name, file.bytes)
+    except CacheDamaged as error:
+        return error.message
+    if hashlib.sha256(data).hexdigest() != file.sha256:
+        return "its bytes are not those that were written (sha256 differs)"
+    return None
+
+
+def _wrong_chunk(data: memoryview, n_chunks: int) -> str | None:
+    try:
+        shard = Shard(data, n_chunks)
+    except CacheDamaged as error:
+        return error.message
+    for number in range(n_chunks):
+        try:
+            checked(shard.chunk(number))
+        except CacheDamaged as error:
+            return f"chunk {number}: {error.message}"
+    return None
