@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from kdpipe.cli import console, interrupts
+from kdpipe.cli import cache, console, interrupts
 from kdpipe.schemas.errors import Interrupted, KdpipeError
 
 app = typer.Typer(
@@ -47,6 +47,9 @@ def options(
     """Show the help when no command is named; --version and --debug are dealt with before this runs."""
     if context.invoked_subcommand is None:
         console.answer(context.get_help())
+
+
+app.add_typer(cache.app, name="cache")
 
 
 def run(words: Sequence[str]) -> int:

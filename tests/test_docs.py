@@ -2,6 +2,8 @@
 
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import pytest
 
 from support.commands import SURFACE
 from support.source import ROOT
+from support.tiny import make_cache
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
 COMMANDED = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
@@ -76,3 +79,13 @@ def test_every_link_within_the_repository_leads_somewhere(page: Path) -> None:
     links = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
     inner = [link for link in links if not re.match(r"[a-z]+:", link)]
     assert not [link for link in inner if not (page.parent / link).exists()]
+
+
+def test_the_python_of_the_readme_runs(tmp_path: Path) -> None:
+    make_cache(tmp_path / "teacher-cache")
+    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.M | re.S)
+    assert blocks
+    for block in blocks:
+        program = [sys.executable, "-W", "error", "-c", block]
+        done = subprocess.run(program, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr

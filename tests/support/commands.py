@@ -13,7 +13,9 @@ from kdpipe.cli import main
 
 # command -> (its sub-commands, its options); every command also has -h and --help.
 SURFACE: dict[str, tuple[set[str], set[str]]] = {
-    "": (set(), {"--version", "--debug"}),
+    "": ({"cache"}, {"--version", "--debug"}),
+    "cache": ({"verify"}, set()),
+    "cache verify": (set(), {"--level", "--json"}),
 }
 
 

@@ -1,0 +1,21 @@
+"""`kdpipe cache ...`: one module a command, gathered under one word.
+
+In: the words after `kdpipe cache`. Out: the command that they name. Before it: `cli/main.py`.
+"""
+
+import typer
+
+from kdpipe.cli import console
+from kdpipe.cli.cache.verify import verify
+
+app = typer.Typer(help="Look at a cache, and check it.", rich_markup_mode=None)
+
+
+@app.callback(invoke_without_command=True)
+def options(context: typer.Context) -> None:
+    """Show the help when no command is named."""
+    if context.invoked_subcommand is None:
+        console.answer(context.get_help())
+
+
+app.command("verify")(verify)
