@@ -70,6 +70,8 @@ def examine_part(
         return None, [
             part_problem(number, layout.PART_RECORD, f"files lists too much or too little: {', '.join(wrong[:4])}")
         ]
+    if set(record.indexes) != {name for name, grid in shapes.items() if grid.n_chunks}:
+        return None, [part_problem(number, layout.PART_RECORD, "indexes names other arrays than the part has")]
     try:
         found = store.walk(layout.part_dir(number), limit=64)
     except CacheDamaged as error:

@@ -27,6 +27,7 @@ from kdpipe.cache.zarr_json import Grid
 from kdpipe.schemas.arrays import log_z_column
 from kdpipe.schemas.errors import CacheDamaged
 from kdpipe.schemas.manifest import Manifest
+from kdpipe.schemas.strict_json import sha256_hex
 from kdpipe.schemas.targets import State
 
 Longs = npt.NDArray[np.int64]
@@ -35,9 +36,9 @@ Longs = npt.NDArray[np.int64]
 class PartArray:
     """One array of a part: ranges of its numbers, chunk by chunk."""
 
-    def __init__(self, data: memoryview, grid: Grid) -> None:
+    def __init__(self, data: memoryview, grid: Grid, index_sha256: str) -> None:
         self._grid = grid
-        self._shard = Shard(data, grid.n_chunks) if grid.n_chunks else None
+        self._shard = Shard(data, grid.n_chunks, index_sha256) if grid.n_chunks else None
         self._length = grid.shape[0]
         self._columns = grid.shape[1] if grid.level is not None and len(grid.shape) == 2 else 1
         self._last: list[tuple[int, npt.NDArray[Any]] | None] = [None] * self._columns
@@ -105,17 +106,25 @@ class PartReader:
         self._column_numbers = {column.name: n for n, column in enumerate(manifest.arrays.row.columns)}
         self._texts: Texts | None = None
         with _Named(f"{layout.part_dir(number)}/{layout.SEQUENCES}"):
-            self.sequences = Sequences(self._view(layout.SEQUENCES), manifest, record, layout.SEQUENCES)
+            self.sequences = Sequences(self._whole(layout.SEQUENCES), manifest, record, layout.SEQUENCES)
 
     def _view(self, file: str) -> memoryview:
         return self._store.view(f"{layout.part_dir(self.number)}/{file}", self.record.files[file].bytes)
+
+    def _whole(self, file: str) -> memoryview:
+        """A file without checksums inside: small, and checked as a whole."""
+        data = self._view(file)
+        if sha256_hex(data) != self.record.files[file].sha256:
+            raise CacheDamaged("its bytes are not those that were written (sha256 differs)")
+        return data
 
     def array(self, name: str) -> PartArray:
         """An array, mapped when it is first asked for."""
         if name not in self._arrays:
             grid = self._grids[name]
             shard = layout.array_shard(name)
-            self._arrays[name] = PartArray(self._view(shard) if grid.n_chunks else memoryview(b""), grid)
+            data = self._view(shard) if grid.n_chunks else memoryview(b"")
+            self._arrays[name] = PartArray(data, grid, self.record.indexes.get(name, ""))
         return self._arrays[name]
 
     def codes(self, array: str, start: int, stop: int, column: str = "") -> npt.NDArray[Any]:
@@ -271,7 +280,7 @@ class PartReader:
         if self._texts is None:
             n_documents = int(self.sequences.document_offsets[-1])
             with _Named(f"{layout.part_dir(self.number)}/{layout.TEXT}"):
-                self._texts = Texts(self._view(layout.TEXT), self.record.n_text_frames, n_documents, layout.TEXT)
+                self._texts = Texts(self._whole(layout.TEXT), self.record.n_text_frames, n_documents, layout.TEXT)
         return self._texts.get(start, stop)
 
 

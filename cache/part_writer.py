@@ -54,13 +54,13 @@ class Stream:
                 self._encode(joined[start : start + self._chunk_length])
             self._open, self._n_open = [joined[whole:]], len(joined) - whole
 
-    def finish(self) -> None:
-        """Fill up the last chunk with zeros, as zarr does, and write the index."""
+    def finish(self) -> str:
+        """Fill up the last chunk with zeros, as zarr does, and write the index; its sha256."""
         if self._n_open:
             joined = np.concatenate(self._open)
             padding = np.zeros((self._chunk_length - len(joined), *joined.shape[1:]), joined.dtype)
             self._encode(np.concatenate([joined, padding]))
-        self._shard.finish(self._n_chunks)
+        return self._shard.finish(self._n_chunks)
 
     def _encode(self, values: npt.NDArray[Any]) -> None:
         if self._level is None:
@@ -131,8 +131,7 @@ class PartWriter:
 
     def finish(self, tables: dict[str, FileRecord]) -> PartRecord:
         """Write what is left, sync every file, and write the record last."""
-        for stream in self._streams.values():
-            stream.finish()
+        indexes = {name: stream.finish() for name, stream in self._streams.items()}
         self._stack.close()
         self._write_metadata()
         n_frames = self._write_tables()
@@ -149,6 +148,7 @@ class PartWriter:
             n_draws=self._n_draws,
             n_text_frames=n_frames,
             column_bytes=self._column_bytes(),
+            indexes={name: sha256 for name, sha256 in indexes.items() if self._streams[name].length},
             statistics=self._statistics.record(),
             fidelity=self.fidelity,
             batches_halved=self.batches_halved,

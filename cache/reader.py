@@ -188,7 +188,7 @@ class Cache:
             if self._table_records is None:
                 if not self.parts:
                     raise CacheIncomplete(f"{self.url} has no parts yet, so its tables cannot be checked")
-                record, _ = read_part_record(self._store, self.manifest, self.parts[0].part, None)
+                record, _ = read_part_record(self._store, self.manifest, self.parts[0].part, self.parts[0])
                 self._table_records = record.tables
             self._tables[name] = read_table(self._store, self.manifest.table(name), self._table_records)
         return self._tables[name]

@@ -1,4 +1,5 @@
 """part.json: what a committed part holds. Written last inside the part; its sha256 is the part's identity.
+`indexes` is the sha256 of the checksums and the index at the end of every array's shard.
 
 In: what the writer counted, or the file. Out: the record that the index, the reader and verification compare with.
 Before it: `manifest.py`. After it: `cache/index.py` gathers the parts' records.
@@ -55,6 +56,7 @@ class PartRecord(Record):
     n_draws: Count
     n_text_frames: int = Field(default=0, ge=0, le=MAX_PART_ROWS)
     column_bytes: dict[Annotated[str, Field(max_length=40)], Count]
+    indexes: dict[Annotated[str, Field(max_length=40)], Sha256]
     statistics: Statistics = Statistics()
     fidelity: Fidelity | None = None
     batches_halved: Count = 0

@@ -22,7 +22,7 @@ def canonical(value: Any) -> bytes:
     return text.encode() + b"\n"
 
 
-def sha256_hex(data: bytes) -> str:
+def sha256_hex(data: bytes | memoryview) -> str:
     """The sha256 of some bytes, as lower-case hexadecimal."""
     return hashlib.sha256(data).hexdigest()
 

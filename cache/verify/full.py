@@ -49,12 +49,13 @@ def part_bytes(store: Store, manifest: Manifest, record: PartRecord) -> list[Pro
     """The files of a part: their digests, and where these hold, the checksums of their chunks."""
     problems = []
     grids = part_grids(manifest, record)
-    arrays = {layout.array_shard(name): grid for name, grid in grids.items()}
+    arrays = {layout.array_shard(name): name for name in record.indexes}
     for name, file in sorted(record.files.items()):
         path = f"{layout.part_dir(record.part)}/{name}"
         what = _wrong_bytes(store, path, file)
         if what is None and name in arrays:
-            what = _wrong_chunk(store.view(path, file.bytes), arrays[name].n_chunks)
+            array = arrays[name]
+            what = _wrong_chunk(store.view(path, file.bytes), grids[array].n_chunks, record.indexes[array])
         if what is not None:
             problems.append(part_problem(record.part, name, what))
     return problems
@@ -70,9 +71,9 @@ def _wrong_bytes(store: Store, name: str, file: FileRecord) -> str | None:
     return None
 
 
-def _wrong_chunk(data: memoryview, n_chunks: int) -> str | None:
+def _wrong_chunk(data: memoryview, n_chunks: int, index_sha256: str) -> str | None:
     try:
-        shard = Shard(data, n_chunks)
+        shard = Shard(data, n_chunks, index_sha256)
     except CacheDamaged as error:
         return error.message
     for number in range(n_chunks):
