@@ -1,87 +1,136 @@
-"""Durable files: written under a temporary name, synced, renamed once, never over something else.
+"""Durable files: written under a work name, synced, renamed once, never over something else.
 
 In: bytes and paths. Out: files that are whole or not there, whatever kills the process or cuts the power.
-Before it: nothing. After it: `writer.py` and `part_writer.py`, which publish with these functions alone.
+Before it: nothing. After it: `writer.py` and `part_writer.py`, which publish with these functions alone. `workers.py`
+says whose a work name is.
 """
 
 import errno
+import io
 import os
-import secrets
 import shutil
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from kdpipe.cache.layout import WORK
+from kdpipe.cache.workers import is_abandoned, work_name
 from kdpipe.schemas.errors import CacheWriteError
 
 BUFFER_BYTES = 1 << 18
 _TAKEN = {errno.EEXIST, errno.ENOTEMPTY, errno.EACCES if os.name == "nt" else errno.EEXIST}
+_NO_HARD_LINKS = {errno.EPERM, errno.EXDEV, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
+# What Linux answers where a file system has no fsync for folders, or where nothing can be unsynced (fsync(2)).
+_NO_DIR_SYNC = {errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.EROFS}
+_MKDIR_ATTEMPTS = 16
+
+
+class WriteRefused(OSError):
+    """The system took no more bytes for a file of ours: told apart from what fails in the code that feeds it."""
+
+
+class _File(io.FileIO):
+    """A file that goes on refusing once it has lost bytes, and takes none that nobody wants any more."""
+
+    refusal: WriteRefused | None = None
+    is_given_up = False
+
+    def write(self, data: Any) -> int:
+        """Write, or raise `WriteRefused`."""
+        if self.is_given_up:
+            return memoryview(data).nbytes
+        if self.refusal is None:
+            try:
+                return super().write(data)
+            except OSError as error:
+                self.refusal = WriteRefused(error.errno, error.strerror)
+        raise self.refusal
 
 
 @contextmanager
 def new_file(path: Path) -> Iterator[BinaryIO]:
     """A new file that is on the disk when the block ends."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o644)
-    with open(descriptor, "wb", buffering=BUFFER_BYTES) as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
+    raw = _File(descriptor, "wb")
+    with io.BufferedWriter(raw, BUFFER_BYTES) as file:
+        try:
+            yield file
+            file.flush()
+            os.fsync(descriptor)
+        except BaseException:
+            raw.is_given_up = True
+            raise
 
 
 def sync_dir(path: Path) -> None:
-    """Make the names in a folder durable; Windows has no such call."""
+    """Make the names in a folder durable; Windows and some file systems have no such call."""
     if os.name == "nt":
         return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_DIR_SYNC:
+            raise
     finally:
         os.close(descriptor)
 
 
 def make_dir(path: Path) -> None:
-    """Make a folder, and the missing ones above it, each durable in its parent."""
-    if path.is_dir():
-        return
-    make_dir(path.parent)
-    try:
-        os.mkdir(path)
-    except FileExistsError:
-        if not path.is_dir():
-            raise
+    """See to it that a folder is there, and durable in its parent whoever made it."""
+    for _ in range(_MKDIR_ATTEMPTS):
+        if path.is_dir():
+            break
+        if not path.parent.is_dir():
+            make_dir(path.parent)
+        try:
+            os.mkdir(path)
+        except FileNotFoundError:
+            continue  # another writer has just swept the parent away
+        except FileExistsError:
+            if os.path.lexists(path) and not path.is_dir():
+                raise
     sync_dir(path.parent)
+
+
+@contextmanager
+def work_folder(cache: Path, what: str) -> Iterator[Path]:
+    """A folder to build something in; what is in it when the block ends, and was not published, goes."""
+    work = cache / WORK / work_name(what)
+    try:
+        make_dir(work)
+        yield work
+    finally:
+        remove_dir(work)
 
 
 def publish_dir(work: Path, final: Path) -> bool:
     """Give a finished folder its name; false when another writer was first, whose folder then stands."""
     for folder, _, _ in os.walk(work, topdown=False):
         sync_dir(Path(folder))
+    make_dir(final.parent)
+    is_first = True
     try:
         os.rename(work, final)
     except OSError as error:
         if error.errno not in _TAKEN or not final.is_dir():
             raise
-        remove_dir(work)
-        return False
+        is_first = False
+    # Also when another was first: it may have died before it came to this.
     sync_dir(final.parent)
-    sync_dir(work.parent)
-    return True
+    return is_first
 
 
 def publish_file(cache: Path, final: Path, data: bytes) -> bool:
     """Write a file under its name at once; false when it is there already."""
-    work = cache / WORK / work_name(final.name)
-    make_dir(work.parent)
-    with new_file(work) as file:
-        file.write(data)
-    try:
-        return _move_if_free(work, final)
-    finally:
-        work.unlink(missing_ok=True)
-        sync_dir(work.parent)
+    with work_folder(cache, final.name) as work:
+        with new_file(work / final.name) as file:
+            file.write(data)
+        make_dir(final.parent)
+        is_first = _move_if_free(work / final.name, final)
+        sync_dir(final.parent)
+        return is_first
 
 
 def _move_if_free(work: Path, final: Path) -> bool:
@@ -93,14 +142,13 @@ def _move_if_free(work: Path, final: Path) -> bool:
     except FileExistsError:
         return False
     except OSError as error:
-        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS):
+        if error.errno not in _NO_HARD_LINKS:
             raise
         # No hard links on this file system: the check and the rename are two steps, and whoever
         # loses compares afterwards.
         if final.exists():
             return False
         os.rename(work, final)
-    sync_dir(final.parent)
     return True
 
 
@@ -109,60 +157,40 @@ def remove_dir(path: Path) -> None:
     shutil.rmtree(path, ignore_errors=True)
 
 
-def work_name(what: str) -> str:
-    """A name that no other writer uses, and that says whose it is."""
-    host = "".join(letter if letter.isalnum() else "-" for letter in socket.gethostname())[:40]
-    return f"{what}~{host}~{boot_id()}~{os.getpid()}~{secrets.token_hex(4)}"
-
-
-def boot_id() -> str:
-    """What changes when this machine starts anew, so that an old process number is not taken for a living one."""
+def sweep(cache: Path) -> list[str]:
+    """Remove what dead workers of this machine left behind; the work names of the others."""
     try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text()[:8]
-    except OSError:
-        return "unknown"
-
-
-def is_abandoned(name: str) -> bool:
-    """Whether a work name belongs to a process of this machine that is gone; other machines' are left alone."""
-    try:
-        _, host, boot, pid, _ = name.split("~")
-        process = int(pid)
-    except ValueError:
-        return False
-    _, own_host, own_boot, own_pid, _ = work_name("x").split("~")
-    if host != own_host or process == int(own_pid):
-        return False
-    return boot != own_boot or not _is_alive(process)
-
-
-def _is_alive(process: int) -> bool:
-    if os.name == "nt":
-        return True
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+        names = sorted(os.listdir(cache / WORK))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    for name in names:
+        if is_abandoned(name):
+            remove_dir(cache / WORK / name)
+    return [name for name in names if not is_abandoned(name)]
 
 
 @contextmanager
-def explained(doing: str, where: Path) -> Iterator[None]:
+def explained(doing: str, where: Path, only: type[OSError] = OSError) -> Iterator[None]:
     """Turn the system's refusals into sentences that say what to do."""
     try:
         yield
-    except OSError as error:
+    except only as error:
         raise CacheWriteError(f"{doing}: {error.strerror or error} ({where})", hint=_advice(error, where)) from error
 
 
 def _advice(error: OSError, where: Path) -> str:
-    safe = "what was committed is safe; then run the same command again"
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"free some space on the disk of {where}: {safe}"
-    if error.errno == errno.EFBIG:
-        return f"raise the limit on file sizes (ulimit -f), or use smaller parts: {safe}"
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return "write to a folder that you may write to"
-    return f"see to the disk: {safe}"
+    again = "what was committed is safe; then run the same command again"
+    match error.errno:
+        case errno.ENOSPC | errno.EDQUOT:
+            return f"free some space on the disk of {where}: {again}"
+        case errno.EFBIG:
+            return f"raise the limit on file sizes (ulimit -f), or use smaller parts: {again}"
+        case errno.EMFILE | errno.ENFILE:
+            return f"raise the limit on open files (ulimit -n): {again}"
+        case errno.EACCES | errno.EPERM | errno.EROFS:
+            return "choose a folder that you may write to, or have its permissions changed"
+        case errno.EEXIST | errno.ENOTDIR:
+            return "a file stands where a folder is needed: choose another folder, or move the file away"
+        case errno.ENOENT:
+            return f"something removed a folder while it was written to; find out what: {again}"
+    return f"see to the disk: {again}"

@@ -24,6 +24,7 @@ class StatisticsSum:
 
     def __init__(self, manifest: Manifest) -> None:
         self._targets = manifest.targets
+        self._has_entropy = any(column.name == "entropy" for column in manifest.arrays.row.columns)
         self._entropy = self._label = self._tail = 0.0
         self._n = 0
         self._label_is_top1 = 0
@@ -41,7 +42,7 @@ class StatisticsSum:
         self._add(rows.loss_mask, rows.count.astype(np.int64), rows)
 
     def _add(self, mask: npt.NDArray[np.bool_], counts: npt.NDArray[np.int64], source: Block | Rows) -> None:
-        if source.entropy is not None:
+        if self._has_entropy and source.entropy is not None:
             self._entropy += float(np.sum(source.entropy[mask], dtype=np.float64))
         if source.label_logprob is not None:
             labels = np.asarray(source.label_logprob[mask], np.float64)
@@ -68,7 +69,7 @@ class StatisticsSum:
         if targets.keep.kind == "none":
             return Statistics()
         return Statistics(
-            entropy_nats=self._entropy,
+            entropy_nats=self._entropy if self._has_entropy else None,
             label_nats=self._label,
             label_is_top1=self._label_is_top1 if targets.has_entries else None,
             tail_mass=self._tail if targets.tail_known else None,

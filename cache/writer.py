@@ -1,14 +1,14 @@
 """`CacheWriter`: a cache under construction, by one worker or many, killed and resumed as often as it takes.
 
 In: a manifest, its tables and tokenizer files, then the parts in any order. Out: a sealed cache.
-Before it: `part_writer.py`, `files.py`. After it: `reader.py`. Everything appears under its name whole and once: the
-manifest
-first, a part when all of it is on the disk, the index last. Work names show whose they are; that is a courtesy, not a
-lock.
+Before it: `part_writer.py`, `files.py`. After it: `reader.py`. Everything appears under its name whole and once, and
+what it leans on is durable before it: the manifest first, then tables, a part when all of it is on the disk, the index
+last.
 """
 
 import io
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, final
@@ -18,18 +18,18 @@ import numpy.typing as npt
 
 from kdpipe.cache import layout
 from kdpipe.cache.files import (
+    WriteRefused,
     explained,
-    is_abandoned,
     make_dir,
     new_file,
     publish_dir,
     publish_file,
-    remove_dir,
+    sweep,
     sync_dir,
-    work_name,
+    work_folder,
 )
 from kdpipe.cache.index import IndexRow, read_index, write_index
-from kdpipe.cache.part_files import examine_part, read_part_record
+from kdpipe.cache.part_files import examine_part, part_grids, read_part_record
 from kdpipe.cache.part_writer import PartWriter
 from kdpipe.cache.reader import committed_parts, load_manifest
 from kdpipe.cache.store import LocalStore
@@ -37,6 +37,7 @@ from kdpipe.cache.tables import read_table, table_records, write_tables
 from kdpipe.schemas.compare import differing_keys
 from kdpipe.schemas.errors import CacheDamaged, CacheIncomplete, CacheWriteError, ConfigError
 from kdpipe.schemas.manifest import FileRecord, Manifest
+from kdpipe.schemas.part import PartRecord
 from kdpipe.schemas.strict_json import canonical, sha256_hex
 
 
@@ -62,34 +63,34 @@ class CacheWriter:
     def publish_tokenizer(self, files: Mapping[str, bytes]) -> None:
         """Publish the tokenizer's files, which must be those that the manifest names."""
         stated = {name: FileRecord(bytes=len(data), sha256=sha256_hex(data)) for name, data in files.items()}
-        if stated != self.manifest.tokenizer.files:
-            raise CacheWriteError("the tokenizer's files are not those that the manifest names")
+        named = self.manifest.tokenizer.files
+        if stated != named:
+            wrong = sorted(name for name in stated.keys() | named.keys() if stated.get(name) != named.get(name))
+            raise CacheWriteError(
+                f"the tokenizer's files are not those that the manifest names: {', '.join(wrong[:4])}",
+                hint="begin another cache, or give the tokenizer that this one was begun with",
+            )
         if files:
             self._publish_folder(layout.TOKENIZER, lambda folder: _write_files(folder, files))
 
-    def _publish_folder(self, name: str, fill: Any) -> None:
-        if (self.path / name).is_dir():
-            return
+    def _publish_folder(self, name: str, fill: Callable[[Path], None]) -> None:
         with explained(f"writing {name}", self.path):
-            work = self.path / layout.WORK / work_name(name)
-            make_dir(work)
-            try:
+            if (self.path / name).is_dir():
+                sync_dir(self.path)
+                return
+            with work_folder(self.path, name) as work:
                 fill(work)
                 publish_dir(work, self.path / name)
-            except BaseException:
-                remove_dir(work)
-                raise
 
     def committed(self) -> list[int]:
         """The parts that are there."""
         return committed_parts(self._store, self.manifest)
 
     def missing(self) -> list[int]:
-        """The parts that are still to be made; those that a living worker of this machine is at come last."""
+        """The parts that are still to be made; those that somebody else seems to be at come last."""
         there = set(self.committed())
         missing = [number for number in range(self.manifest.plan.n_parts) if number not in there]
-        names = self._store.names(layout.WORK)
-        taken = {name.partition("~")[0] for name in names if not is_abandoned(name)}
+        taken = {name.partition("~")[0] for name in sweep(self.path)}
         return sorted(missing, key=lambda number: (f"{number:05d}" in taken, number))
 
     @contextmanager
@@ -97,19 +98,29 @@ class CacheWriter:
         """Write a part: it is committed when the block ends well, and leaves nothing when it does not."""
         planned = self.manifest.plan.part(number)
         tables, rank_of_id = self._tables()
-        work = self.path / layout.WORK / work_name(f"{number:05d}")
-        with explained(f"writing part {number}", self.path):
-            make_dir(work)
-            try:
-                with ExitStack() as stack:
-                    part = PartWriter(work, planned, self.manifest, rank_of_id, stack)
-                    yield part
-                    part.finish(tables)
-                make_dir(self.path / layout.PARTS)
+        doing = f"writing part {number}"
+        with ExitStack() as outer:
+            with explained(doing, self.path):
+                work = outer.enter_context(work_folder(self.path, f"{number:05d}"))
+                stack = outer.enter_context(ExitStack())
+                part = PartWriter(work, planned, self.manifest, rank_of_id, stack)
+            # What fails in the caller's own code keeps its own words.
+            with explained(doing, self.path, WriteRefused):
+                yield part
+            with explained(doing, self.path):
+                self._check_complete(part.finish(tables), work)
                 publish_dir(work, self.path / layout.part_dir(number))
-            except BaseException:
-                remove_dir(work)
-                raise
+
+    def _check_complete(self, record: PartRecord, work: Path) -> None:
+        """A folder that something else has reached into is never given its name."""
+        lengths = {name: grid.n_chunks for name, grid in part_grids(self.manifest, record).items()}
+        due = layout.part_files(self.manifest, lengths) | {layout.PART_RECORD}
+        if found := due ^ {path.relative_to(work).as_posix() for path in work.rglob("*") if path.is_file()}:
+            raise CacheWriteError(
+                f"something else changed the files of part {record.part} while it was written: "
+                f"{', '.join(sorted(found)[:4])} ({work})",
+                hint="find out what cleans or fills this folder, then run the same command again",
+            )
 
     def _tables(self) -> tuple[dict[str, FileRecord], npt.NDArray[np.uint32]]:
         if self._table_records is None or self._rank_of_id is None:
@@ -126,7 +137,6 @@ class CacheWriter:
     def write_journal(self, number: int, facts: Mapping[str, Any]) -> None:
         """Note who made a part and how fast: outside everything that is digested, and the last word wins nothing."""
         with explained("writing the journal", self.path):
-            make_dir(self.path / layout.JOURNAL)
             publish_file(self.path, self.path / layout.journal_file(number), canonical(dict(facts)))
 
     def seal(self) -> str:
@@ -137,12 +147,17 @@ class CacheWriter:
             raise CacheIncomplete(
                 f"{missing:,} of {self.manifest.plan.n_parts:,} parts are missing", hint="write them, then seal"
             )
+        self._check_tokenizer()
         tables, _ = self._tables()
         rows = [self._examined(number, tables) for number in there]
+        buffer = io.BytesIO()
+        identity = write_index(buffer, self.manifest, rows)
         with explained(f"writing {layout.INDEX}", self.path):
-            buffer = io.BytesIO()
-            identity = write_index(buffer, self.manifest, rows)
-            publish_file(self.path, self.path / layout.INDEX, buffer.getvalue())
+            if not (self.path / layout.INDEX).exists():
+                # Whoever committed the parts may have died before their names were durable.
+                sync_dir(self.path / layout.PARTS)
+                sync_dir(self.path)
+                publish_file(self.path, self.path / layout.INDEX, buffer.getvalue())
             self._sweep()
         stated = read_index(self._store, self.manifest)[1]
         if stated != identity:
@@ -150,6 +165,14 @@ class CacheWriter:
                 f"{layout.INDEX} names other parts than there are", hint=f"delete {layout.INDEX} and run again"
             )
         return identity
+
+    def _check_tokenizer(self) -> None:
+        for name, file in self.manifest.tokenizer.files.items():
+            if self._store.size(f"{layout.TOKENIZER}/{name}") != file.bytes:
+                raise CacheIncomplete(
+                    f"{layout.TOKENIZER}/{name} is not there as the manifest names it",
+                    hint=f"delete {layout.TOKENIZER} if it is there, call publish_tokenizer, then seal",
+                )
 
     def _examined(self, number: int, tables: dict[str, FileRecord]) -> IndexRow:
         _, problems = examine_part(self._store, self.manifest, number, None)
@@ -166,7 +189,7 @@ class CacheWriter:
         """Remove what dead workers of this machine left, and the work folder when nothing else is in it."""
         sweep(self.path)
         try:
-            (self.path / layout.WORK).rmdir()
+            os.rmdir(self.path / layout.WORK)
         except OSError:
             return
         sync_dir(self.path)
@@ -175,10 +198,14 @@ class CacheWriter:
 def create_cache(path: Path, manifest: Manifest) -> CacheWriter:
     """Begin a cache, or go on with the one of the same manifest; another manifest in the folder is refused."""
     with explained("creating the cache", path):
-        make_dir(path)
+        if not path.is_dir():
+            make_dir(path)
         if not (path / layout.MANIFEST).exists():
             _refuse_foreign_folder(path)
             publish_file(path, path / layout.MANIFEST, manifest.to_json())
+        else:
+            # Whoever put it there may have died before its name was durable, and all else leans on it.
+            sync_dir(path)
     found = load_manifest(LocalStore(path))
     if found.sha256 != manifest.sha256:
         differing = differing_keys(found.model_dump(mode="json"), manifest.model_dump(mode="json"))
@@ -192,21 +219,12 @@ def create_cache(path: Path, manifest: Manifest) -> CacheWriter:
 
 def _refuse_foreign_folder(path: Path) -> None:
     foreign = sorted(entry.name for entry in path.iterdir() if entry.name not in (layout.WORK, layout.MANIFEST))
-    if foreign:
-        raise ConfigError(f"{path} holds other things: {', '.join(foreign[:3])}", hint="choose an empty folder")
-
-
-def sweep(path: Path) -> None:
-    """Remove what dead workers of this machine left behind."""
-    work = path / layout.WORK
-    if not work.is_dir():
-        return
-    for entry in list(work.iterdir()):
-        if is_abandoned(entry.name):
-            if entry.is_dir() and not entry.is_symlink():
-                remove_dir(entry)
-            else:
-                entry.unlink(missing_ok=True)
+    # Another worker may have begun the cache since the first look.
+    if foreign and not (path / layout.MANIFEST).exists():
+        raise ConfigError(
+            f"{path} holds other things and no {layout.MANIFEST}: {', '.join(foreign[:3])}",
+            hint="choose a new or empty folder",
+        )
 
 
 def _write_files(folder: Path, files: Mapping[str, bytes]) -> None:

@@ -53,11 +53,13 @@ def _rules_of_scalars(rows: Rows, manifest: Manifest) -> Iterator[str]:
     most = math.log(manifest.vocabulary_size) + ROUNDING
     scalars = {"log_tail": rows.log_tail, "entropy": rows.entropy, "label_logprob": rows.label_logprob}
     scalars |= {"boundary_logprob": rows.boundary_logprob} | {f"log_z@{t}": z for t, z in rows.log_z.items()}
+    may_lack_labels = manifest.targets.keep.kind == "imported"
     for name, values in scalars.items():
         if values is not None:
-            yield from _first(
-                np.isnan(values) == rows.loss_mask, f"{name} is a number where loss_mask is false, or none where true"
-            )
+            wrong = np.isnan(values) == rows.loss_mask
+            if name == "label_logprob" and may_lack_labels:
+                wrong &= ~rows.loss_mask
+            yield from _first(wrong, f"{name} is a number where loss_mask is false, or none where true")
             if name in ("log_tail", "label_logprob", "boundary_logprob"):
                 yield from _first(values > 0, f"{name} is above 0")
     if rows.entropy is not None:

@@ -1,0 +1,154 @@
+"""`inspect_cache`: what a cache is, how large, and where its bytes go.
+
+In: a path or URL, finished or not. Out: a `CacheSummary`.
+Before it: `reader.py`'s loading. After it: `cli/cache/inspect.py`. Only records are read, never data.
+"""
+
+import os
+from collections.abc import Iterable
+
+from kdpipe.cache import layout
+from kdpipe.cache.index import read_index
+from kdpipe.cache.part_files import read_part_record
+from kdpipe.cache.reader import committed_parts, load_manifest
+from kdpipe.cache.statistics import entry_quantiles
+from kdpipe.cache.store import Store, open_store
+from kdpipe.schemas.manifest import Manifest
+from kdpipe.schemas.part import PartRecord
+from kdpipe.schemas.summary import (
+    CacheSummary,
+    EntriesSummary,
+    FidelitySummary,
+    PartsSummary,
+    SplitSummary,
+    TokenizerSummary,
+)
+
+TOKEN_COLUMNS = ("token", "loss_mask", "token_bytes")
+COUNT_COLUMNS = ("n_exact", "n_draws")
+
+
+def inspect_cache(url: str | os.PathLike[str]) -> CacheSummary:
+    """Sum a cache up."""
+    store = open_store(url)
+    manifest = load_manifest(store)
+    complete = store.size(layout.INDEX) is not None
+    rows, identity = read_index(store, manifest) if complete else ([], None)
+    by_part = {row.part: row for row in rows}
+    numbers = sorted(by_part) if complete else committed_parts(store, manifest)
+    read = [read_part_record(store, manifest, number, by_part.get(number)) for number in numbers]
+    records = [record for record, _ in read]
+    shared = _shared_bytes(store, manifest)
+    positions = sum(record.n_positions for record in records)
+    return CacheSummary(
+        url=store.url,
+        cache_id=identity,
+        format=f"{manifest.format.major}.{manifest.format.minor}",
+        complete=complete,
+        kdpipe=manifest.kdpipe,
+        teacher=manifest.teacher,
+        tokenizer=TokenizerSummary(
+            fingerprint=manifest.tokenizer.fingerprint,
+            vocabulary_size=manifest.vocabulary_size,
+            files=tuple(sorted(manifest.tokenizer.files)),
+        ),
+        data=manifest.data,
+        targets=manifest.targets,
+        hidden=manifest.hidden,
+        history=manifest.history,
+        splits=_splits(manifest, records),
+        parts=PartsSummary(planned=manifest.plan.n_parts, present=len(records)),
+        documents=sum(record.n_documents for record in records),
+        sequences=sum(record.n_sequences for record in records),
+        rows=sum(record.n_rows for record in records),
+        positions=positions,
+        entries_per_position=_entries(manifest, records),
+        entropy_nats=_mean(records, positions, "entropy_nats"),
+        label_nats=_mean(records, positions, "label_nats"),
+        tail_mass=_mean(records, positions, "tail_mass"),
+        bytes=shared + sum(row.n_bytes for _, row in read),
+        shared_bytes=shared,
+        bytes_per_position=_bytes_per_position([(record, row.n_bytes) for record, row in read], positions),
+        temperatures=manifest.targets.temperatures,
+        fidelity=_fidelity(records),
+    )
+
+
+def _shared_bytes(store: Store, manifest: Manifest) -> int:
+    """Everything that is there once: manifest, index, tables, tokenizer."""
+    names = [layout.MANIFEST, layout.INDEX]
+    names += [layout.table_file(table.name) for table in manifest.tables]
+    names += [f"{layout.TOKENIZER}/{name}" for name in manifest.tokenizer.files]
+    return sum(store.size(name) or 0 for name in names)
+
+
+def _splits(manifest: Manifest, records: list[PartRecord]) -> dict[str, SplitSummary]:
+    found: dict[str, SplitSummary] = {}
+    for split in manifest.plan.splits:
+        own = [record for record in records if record.split == split.name]
+        found[split.name] = SplitSummary(
+            parts=len(own),
+            documents=sum(record.n_documents for record in own),
+            sequences=sum(record.n_sequences for record in own),
+            rows=sum(record.n_rows for record in own),
+            positions=sum(record.n_positions for record in own),
+        )
+    return found
+
+
+def _entries(manifest: Manifest, records: list[PartRecord]) -> EntriesSummary | None:
+    if not manifest.targets.has_entries or not records:
+        return None
+    return EntriesSummary(**entry_quantiles(record.statistics for record in records))
+
+
+def _mean(records: list[PartRecord], positions: int, name: str) -> float | None:
+    sums = [getattr(record.statistics, name) for record in records]
+    return sum(sums) / positions if positions and None not in sums else None
+
+
+def _bytes_per_position(parts: Iterable[tuple[PartRecord, int]], positions: int) -> dict[str, float]:
+    """Where the bytes of the parts go; overhead is checksums' index, zarr.json and part.json."""
+    sums: dict[str, int] = {}
+    for record, n_bytes in parts:
+        of_part = _bytes_of_part(record)
+        of_part["overhead"] = n_bytes - sum(of_part.values())
+        for name, size in of_part.items():
+            sums[name] = sums.get(name, 0) + size
+    total = sum(sums.values()) - sums.get("text", 0)
+    return {name: size / max(positions, 1) for name, size in {"total": total, **sums}.items()}
+
+
+def _bytes_of_part(record: PartRecord) -> dict[str, int]:
+    groups = {"sequences": record.files[layout.SEQUENCES].bytes}
+    for name, size in record.column_bytes.items():
+        group = "sequences" if name in TOKEN_COLUMNS else "counts" if name in COUNT_COLUMNS else "scalars"
+        groups[group] = groups.get(group, 0) + size
+    for name in layout.ARRAY_NAMES[1:]:
+        if layout.array_metadata(name) in record.files:
+            shard = record.files.get(layout.array_shard(name))
+            groups[name] = shard.bytes if shard else 0
+    if layout.TEXT in record.files:
+        groups["text"] = record.files[layout.TEXT].bytes
+    return groups
+
+
+def _fidelity(records: list[PartRecord]) -> FidelitySummary | None:
+    """The parts' fidelity, each weighing as much as the rows it was measured on."""
+    known = [record.fidelity for record in records if record.fidelity is not None and record.fidelity.n_rows]
+    total = sum(part.n_rows for part in known)
+    if not total:
+        return None
+
+    def mean(values: Iterable[float]) -> float:
+        return sum(value * part.n_rows for value, part in zip(values, known, strict=True)) / total
+
+    angles = [part.gradient_angle_degrees for part in known if part.gradient_angle_degrees is not None]
+    temperatures = {t for part in known for t, _ in part.kept_mass}
+    return FidelitySummary(
+        rows=total,
+        kl_nats=mean(part.kl_nats for part in known),
+        total_variation=mean(part.total_variation for part in known),
+        kept_mass={repr(t): mean(dict(part.kept_mass).get(t, 0.0) for part in known) for t in sorted(temperatures)},
+        gradient_angle_degrees=mean(angles) if len(angles) == len(known) else None,
+    )

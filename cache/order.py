@@ -1,0 +1,117 @@
+"""The order of training: a pure function of (seed, position), so that one integer is all there is to resume.
+
+In: how many sequences each part has. Out: the sequence at any position of an endless line of epochs.
+Before it: `reader.py`. After it: stage two's loader. Version 1: parts are permuted, laid end to end, cut into windows
+of blocks, and
+the blocks of each window are permuted; ranks and workers take their share of positions and never change the line.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any, Final, final
+
+import numpy as np
+import numpy.typing as npt
+
+from kdpipe.schemas.errors import ConfigError
+
+ORDER_VERSION: Final = 1
+ROUNDS = 6
+Longs = npt.NDArray[np.int64]
+Words = npt.NDArray[np.uint64]
+
+
+@final
+class SequenceOrder:
+    """Which sequence stands where. `window` counts sequences; a block is `block` neighbours that stay together."""
+
+    def __init__(self, sizes: Sequence[int], seed: int, *, window: int = 8192, block: int = 1) -> None:
+        if min(sizes, default=0) < 0 or sum(sizes) < 1 or window < 1 or block < 1:
+            raise ConfigError("an order needs at least one sequence, and a window and a block of at least 1")
+        self._sizes = np.asarray(sizes, np.int64)
+        self._starts = np.concatenate([[0], np.cumsum(self._sizes)])
+        self._seed, self._block = seed, block
+        self._window = -(-window // block)
+        self._epoch: tuple[int, tuple[Longs, Longs]] | None = None
+
+    def __len__(self) -> int:
+        """Sequences of one epoch."""
+        return int(self._starts[-1])
+
+    def at(self, positions: npt.ArrayLike) -> Longs:
+        """The sequences at some positions; position n * len(order) begins epoch n."""
+        wanted = np.asarray(positions, np.int64)
+        if (wanted < 0).any():
+            raise ConfigError("a position of the order lies before its beginning")
+        epochs, places = np.divmod(wanted, len(self))
+        result = np.empty_like(wanted)
+        for epoch in np.unique(epochs).tolist():
+            chosen = epochs == epoch
+            result[chosen] = self._in_epoch(epoch, places[chosen])
+        return result
+
+    def share(self, position: int, count: int, rank: int = 0, world: int = 1) -> Longs:
+        """What one of `world` ranks takes of the next `count` positions: every world-th, so that all see one line."""
+        if not 0 <= rank < world:
+            raise ConfigError(f"rank {rank} is not one of {world}")
+        return self.at(np.arange(position + rank, position + count, world))
+
+    def _in_epoch(self, epoch: int, places: Longs) -> Longs:
+        """Permute the blocks of each window, then find the sequence in the permuted parts."""
+        parts, starts = self._parts(epoch)
+        n_blocks = -(-len(self) // self._block)
+        block, inner = np.divmod(places, self._block)
+        # The last block may be short: it stays last, so that every place has its sequence.
+        n_whole = n_blocks - (len(self) % self._block != 0)
+        window, offset = np.divmod(block, self._window)
+        sizes = np.minimum(self._window, n_whole - window * self._window)
+        moved = permute(offset, np.maximum(sizes, 1), self._keys(epoch, "window"), window)
+        block = np.where(block < n_whole, window * self._window + moved, block)
+        line = block * self._block + inner
+        which = np.searchsorted(starts, line, side="right") - 1
+        return np.asarray(self._starts[parts[which]] + line - starts[which])
+
+    def _parts(self, epoch: int) -> tuple[Longs, Longs]:
+        """The parts of an epoch in their order, and where each begins in the line; the last epoch asked is kept."""
+        kept = self._epoch
+        if kept is None or kept[0] != epoch:
+            numbers = np.arange(len(self._sizes))
+            parts = permute(
+                numbers, np.full(len(numbers), len(numbers)), self._keys(epoch, "parts"), np.zeros_like(numbers)
+            )
+            kept = (epoch, (parts, np.concatenate([[0], np.cumsum(self._sizes[parts])[:-1]])))
+            self._epoch = kept
+        return kept[1]
+
+    def _keys(self, epoch: int, stage: str) -> list[int]:
+        text = f"kdpipe order {ORDER_VERSION} {stage} {self._seed} {epoch}"
+        digest = hashlib.sha512(text.encode()).digest()
+        return [int.from_bytes(digest[8 * n : 8 * n + 8], "little") for n in range(ROUNDS)]
+
+
+def permute(numbers: Longs, sizes: Longs, keys: list[int], tweak: Longs) -> Longs:
+    """A keyed permutation of range(size), another for each tweak: a Feistel network, walked until it lands inside."""
+    bits = np.maximum(1, np.ceil(np.log2(np.maximum(sizes, 2)) / 2)).astype(np.uint64)
+    bits += ((np.uint64(1) << (bits * np.uint64(2))) < sizes.astype(np.uint64)).astype(np.uint64)
+    result = numbers.astype(np.uint64)
+    limit, twist = sizes.astype(np.uint64), tweak.astype(np.uint64)
+    outside = np.ones(len(result), bool)
+    while outside.any():
+        result[outside] = _feistel(result[outside], bits[outside], keys, twist[outside])
+        outside = result >= limit
+    return result.astype(np.int64)
+
+
+def _feistel(numbers: Words, bits: Words, keys: list[int], tweak: Words) -> Words:
+    mask = (np.uint64(1) << bits) - np.uint64(1)
+    left, right = numbers >> bits, numbers & mask
+    for key in keys:
+        left, right = right, left ^ (_mix(right + tweak * np.uint64(0x9E3779B97F4A7C15) + np.uint64(key)) & mask)
+    return (left << bits) | right
+
+
+def _mix(words: Any) -> Any:
+    """The finaliser of splitmix64 (Steele, Lea, Flood 2014)."""
+    words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return words ^ (words >> np.uint64(31))
