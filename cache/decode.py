@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from kdpipe.cache.encode import draw_mask, row_starts
+from kdpipe.cache.entries import draw_mask, row_starts, undo_differences
 from kdpipe.cache.laws import Codes, Floats, complement_table, value_table
 from kdpipe.schemas.arrays import CODE_LIMIT, LinearLaw, LogOddsLaw, log_z_column
 from kdpipe.schemas.errors import CacheDamaged
@@ -95,7 +95,7 @@ class Decoder:
         if not self._targets.has_draws:
             return codes.ids
         ranks = codes.ids.copy()
-        ranks[is_draw] = _undo_differences(codes.ids[is_draw], codes.n_draws)
+        ranks[is_draw] = undo_differences(codes.ids[is_draw], codes.n_draws)
         return ranks
 
     def _exact(self, codes: EntryCodes, is_draw: npt.NDArray[np.bool_]) -> tuple[Floats, Floats, Floats | None]:
@@ -103,7 +103,7 @@ class Decoder:
         values, draw_values = codes.logprobs, None
         if self._targets.draw_values:
             draw_values, values = self._lookup(values[is_draw]), values[~is_draw]
-        values = _undo_differences(values, codes.n_exact)
+        values = undo_differences(values, codes.n_exact)
         logprobs = self._lookup(values)
         if codes.log_tail is None:
             return logprobs, np.take(self._probability, values), draw_values
@@ -157,12 +157,3 @@ class Decoder:
         if int(values.max(initial=0)) >= CODE_LIMIT:
             raise CacheDamaged("the code of a log-probability lies outside its law")
         return np.take(self._logprob, values)
-
-
-def _undo_differences(codes: Codes, counts: npt.NDArray[np.int64]) -> Codes:
-    """Sums within each row, in 32 bits that wrap around as `encode.differences` does."""
-    sums = np.cumsum(codes, dtype=np.uint32)
-    before = np.zeros(len(codes) + 1, np.uint32)
-    before[1:] = sums
-    sums -= np.repeat(before[row_starts(counts)], counts)
-    return sums

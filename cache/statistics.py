@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import numpy.typing as npt
 
-from kdpipe.cache.encode import draw_mask, row_starts
+from kdpipe.cache.entries import draw_mask, row_starts
 from kdpipe.cache.rows import Block, Rows, Sequence
 from kdpipe.schemas.manifest import Manifest
 from kdpipe.schemas.part import PartRecord, Statistics
@@ -84,7 +84,7 @@ def _count_top1(block: Block, counts: npt.NDArray[np.int64], mask: npt.NDArray[n
     rows = mask & (counts > 0)
     if not rows.any() or block.label_logprob is None:
         return 0
-    exact = np.where(draw_mask(block.n_exact, block.n_draws), -np.inf, block.logprobs)
+    exact = np.where(draw_mask(np.asarray(block.n_exact), np.asarray(block.n_draws)), -np.inf, block.logprobs)
     best = np.maximum.reduceat(exact, row_starts(counts)[rows])
     return int(np.count_nonzero(np.asarray(block.label_logprob)[rows] >= best))
 
