@@ -7,7 +7,10 @@ never meets a progress line. Before it: any module of `cli/`. After it: the term
 import io
 import json
 import logging
+import re
 import sys
+
+CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 def set_up(*, debug: bool) -> None:
@@ -21,21 +24,33 @@ def set_up(*, debug: bool) -> None:
 
 def answer(text: str) -> None:
     """Print what was asked for."""
-    print(text)
+    print(_harmless(text))
 
 
 def document(value: object) -> None:
-    """Print the one JSON document of a command that was given --json."""
-    print(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
+    """Print the one JSON document of a command that was given --json, in ASCII: no terminal can spoil it."""
+    print(json.dumps(value, indent=2, allow_nan=False))
 
 
 def note(text: str) -> None:
     """Tell the person how it is going."""
-    print(text, file=sys.stderr, flush=True)
+    print(_harmless(text), file=sys.stderr, flush=True)
 
 
 def failure(message: str, hint: str | None) -> None:
     """Say what went wrong, and what to do about it."""
-    print(f"error: {message}", file=sys.stderr)
+    print(_harmless(f"error: {message}"), file=sys.stderr)
     if hint is not None:
-        print(f"hint: {hint}", file=sys.stderr)
+        print(_harmless(f"hint: {hint}"), file=sys.stderr)
+
+
+def bar(share: float, width: int = 30) -> str:
+    """A bar for a share of 0 to 1, of a character that this terminal can show."""
+    encoding = sys.stdout.encoding or "ascii"
+    block = "\u2588" if "\u2588".encode(encoding, "ignore") else "#"
+    return block * round(min(max(share, 0.0), 1.0) * width)
+
+
+def _harmless(text: str) -> str:
+    """Spell control characters out: names in a cache or a path may hold sequences that steer a terminal."""
+    return CONTROLS.sub(lambda found: f"\\x{ord(found[0]):02x}", text)

@@ -6,6 +6,7 @@ In: the words after `kdpipe cache`. Out: the command that they name. Before it: 
 import typer
 
 from kdpipe.cli import console
+from kdpipe.cli.cache.inspect import inspect
 from kdpipe.cli.cache.verify import verify
 
 app = typer.Typer(help="Look at a cache, and check it.", rich_markup_mode=None)
@@ -18,4 +19,5 @@ def options(context: typer.Context) -> None:
         console.answer(context.get_help())
 
 
+app.command("inspect")(inspect)
 app.command("verify")(verify)

@@ -1,0 +1,105 @@
+"""`kdpipe cache inspect`: what a cache is, what it holds, and where its bytes go.
+
+In: a cache, finished or not. Out: a page for a person, or the whole summary as one JSON document.
+Before it: `cli/main.py`. After it: `kdpipe.cache.inspect`, which reads records only, never data.
+"""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from kdpipe.cli import console
+
+if TYPE_CHECKING:
+    from kdpipe.schemas.summary import CacheSummary
+
+Fact = tuple[str, str]
+SPLIT_COLUMNS = ("parts", "documents", "sequences", "rows", "positions")
+
+
+def inspect(
+    cache: Annotated[str, typer.Argument(metavar="CACHE", help="The cache: a folder or a URL.")],
+    json: Annotated[bool, typer.Option("--json", help="Answer with one JSON document.")] = False,
+) -> None:
+    """Say what a cache is made from, what it holds, and where its bytes go."""
+    from kdpipe.cache.inspect import inspect_cache
+
+    summary = inspect_cache(cache)
+    if json:
+        console.document(summary.model_dump(mode="json"))
+    else:
+        console.answer(page(summary))
+
+
+def page(summary: "CacheSummary") -> str:
+    """The summary for a person: what it is, how much there is, how near it comes, where the bytes go."""
+    facts = [*_origin(summary), *_contents(summary), *_fidelity(summary)]
+    head = [summary.url, *(f"  {name:<12}{' '.join(value.split())}" for name, value in facts)]
+    return "\n".join([*head, "", *_splits(summary), "", *_bytes(summary)])
+
+
+def _origin(summary: "CacheSummary") -> list[Fact]:
+    parts, teacher = summary.parts, summary.teacher
+    state = "complete" if summary.complete else f"unfinished: {parts.present:,} of {parts.planned:,} parts"
+    name = "none" if teacher is None else teacher.name
+    if teacher is not None:
+        name += f" at {teacher.revision}" if teacher.revision else ""
+        name += f", {teacher.dtype}, licence {teacher.licence or 'not stated'}"
+    tokenizer = summary.tokenizer
+    return [
+        ("cache_id", summary.cache_id or "none yet"),
+        ("state", f"{state}, format {summary.format}, written by kdpipe {summary.kdpipe}"),
+        ("teacher", name),
+        ("tokenizer", f"{tokenizer.vocabulary_size:,} tokens, {tokenizer.fingerprint[:16]}"),
+        ("data", summary.data.source or summary.data.fingerprint[:16]),
+    ]
+
+
+def _contents(summary: "CacheSummary") -> list[Fact]:
+    keep = summary.targets.keep.model_dump(mode="json")
+    settings = ", ".join(f"{name} {value:g}" for name, value in keep.items() if type(value) in (int, float))
+    kind = f"{keep['kind']}{f' ({settings})' if settings else ''} at T={summary.targets.target_temperature:g}"
+    also = ", ".join(f"{t:g}" for t in summary.temperatures)
+    facts = [("targets", kind + (f", normalisers for T={also}" if also else ""))]
+    if (entries := summary.entries_per_position) is not None:
+        spread = f"median {entries.p50:g}, 95 % hold at most {entries.p95:g}"
+        facts.append(("entries", f"{entries.mean:.1f} a position, {spread}"))
+    if summary.entropy_nats is not None:
+        facts.append(("entropy", f"{summary.entropy_nats:.3f} nats a position"))
+    told = [(summary.hidden.pooled, "a document"), (summary.hidden.rows, "a position")]
+    hidden = [f"layer {' and '.join(str(v.layer) for v in vectors)} once {where}" for vectors, where in told if vectors]
+    if hidden:
+        facts.append(("hidden", "; ".join(hidden)))
+    return facts
+
+
+def _fidelity(summary: "CacheSummary") -> list[Fact]:
+    found = summary.fidelity
+    if found is None:
+        return [("fidelity", "not measured")]
+    kept = ", ".join(f"{mass:.1%} at T={float(t):g}" for t, mass in found.kept_mass.items())
+    angle = found.gradient_angle_degrees
+    facts = [
+        ("fidelity", f"KL {found.kl_nats:.4f} nats, total variation {found.total_variation:.4f}, {found.rows:,} rows"),
+        ("kept mass", kept or "not measured"),
+    ]
+    return [*facts, ("gradients", f"{angle:.1f} degrees from the dense teacher's")] if angle is not None else facts
+
+
+def _splits(summary: "CacheSummary") -> list[str]:
+    lines = [f"  {'split':<12}" + "".join(f"{name:>15}" for name in SPLIT_COLUMNS)]
+    for name, split in summary.splits.items():
+        lines.append(f"  {name:<12}" + "".join(f"{getattr(split, column):>15,}" for column in SPLIT_COLUMNS))
+    totals = (summary.parts.present, summary.documents, summary.sequences, summary.rows, summary.positions)
+    lines.append(f"  {'together':<12}" + "".join(f"{total:>15,}" for total in totals))
+    return lines
+
+
+def _bytes(summary: "CacheSummary") -> list[str]:
+    sizes = dict(summary.bytes_per_position)
+    total = sizes.pop("total", 0.0)
+    largest = max(sizes.values(), default=0.0) or 1.0
+    lines = [f"  {'bytes a position':<18}{total:>9.2f}" + ("  text not counted" if "text" in sizes else "")]
+    for name, size in sorted(sizes.items(), key=lambda item: -item[1]):
+        lines.append(f"    {name:<16}{size:>9.2f}  {console.bar(size / largest)}".rstrip())
+    return [*lines, f"  {summary.bytes:,} bytes in all"]

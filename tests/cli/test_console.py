@@ -1,0 +1,49 @@
+"""What is printed: the right stream, nothing that steers a terminal, bars that any terminal can show."""
+
+import io
+import json
+import sys
+
+import pytest
+
+from kdpipe.cli import console
+
+
+def test_answers_go_to_stdout_and_the_rest_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+    console.answer("42")
+    console.note("half way")
+    console.failure("disk full", "free some space")
+    console.failure("no hint", None)
+    shown = capsys.readouterr()
+    assert shown.out == "42\n"
+    assert shown.err == "half way\nerror: disk full\nhint: free some space\nerror: no hint\n"
+
+
+def test_control_characters_are_spelt_out(capsys: pytest.CaptureFixture[str]) -> None:
+    console.answer("a\x1b[31mb\x9bc\u202ed\r\te\n")
+    assert capsys.readouterr().out == "a\\x1b[31mb\\x9bc\\x202ed\\x0d\te\n\n"
+
+
+def test_a_document_is_ascii_and_means_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+    value = {"name": "na\u00efve \x1b \x9b", "bytes": 3}
+    console.document(value)
+    text = capsys.readouterr().out
+    assert text.isascii()
+    assert "\x1b" not in text
+    assert json.loads(text) == value
+
+
+def test_a_document_never_holds_a_number_that_is_none() -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        console.document({"kl": float("nan")})
+
+
+@pytest.mark.parametrize(("share", "length"), [(0.0, 0), (0.5, 5), (1.0, 10), (7.0, 10), (-1.0, 0)])
+def test_a_bar_is_as_long_as_its_share(share: float, length: int) -> None:
+    assert len(console.bar(share, width=10)) == length
+
+
+@pytest.mark.parametrize(("encoding", "block"), [("utf-8", "\u2588"), ("ascii", "#"), ("latin-1", "#")])
+def test_a_bar_uses_what_the_terminal_can_show(encoding: str, block: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding=encoding))
+    assert console.bar(1.0, width=3) == block * 3
