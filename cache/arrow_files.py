@@ -1,7 +1,8 @@
 """Arrow: uncompressed IPC files that are mapped, and the Parquet index. The only module that imports pyarrow.
 
 In: numpy arrays and the columns that a file must have. Out: the same, after everything that Arrow leaves to its users
-is checked. Before it: nothing. After it: `sequences.py`, `text.py` and `index.py` say which columns these are.
+is checked. Before it: `parquet_pages.py`. After it: `sequences.py`, `text.py` and `index.py` say which columns these
+are.
 """
 
 import struct
@@ -14,9 +15,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from kdpipe.cache.parquet_pages import check_pages
 from kdpipe.schemas.errors import CacheDamaged
 
 MAGIC = b"ARROW1"
+MAX_THRIFT = 1 << 16
 _TYPES = {
     "uint32": pa.uint32(),
     "uint64": pa.uint64(),
@@ -80,7 +83,8 @@ class IpcTable:
             raise CacheDamaged(f"{what} has {self._batch.num_rows:,} rows, its part says {n_rows:,}")
         for field in fields:
             values = self._values(field.name)
-            if not field.nullable and (values.null_count or self._batch.column(field.name).null_count):
+            lists = self._batch.column(field.name).null_count if field.listed else 0
+            if lists or (values.null_count and not field.nullable):
                 raise CacheDamaged(f"{what}: the column {field.name} has missing values")
 
     def numbers(self, name: str) -> npt.NDArray[Any]:
@@ -175,8 +179,14 @@ def read_parquet(
 ) -> tuple[dict[str, list[Any]], dict[str, str]]:
     """Read what `write_parquet` wrote: the columns and the notes."""
     try:
-        file = pq.ParquetFile(pa.BufferReader(data), pre_buffer=False, page_checksum_verification=True)
-        _check_parquet(file, [field.to_arrow() for field in fields], n_rows, len(data))
+        file = pq.ParquetFile(
+            pa.BufferReader(data),
+            pre_buffer=False,
+            page_checksum_verification=True,
+            thrift_string_size_limit=MAX_THRIFT,
+            thrift_container_size_limit=MAX_THRIFT,
+        )
+        _check_parquet(file, [field.to_arrow() for field in fields], n_rows, data)
         table = file.read(use_threads=False)
         table.validate(full=True)
     except (pa.ArrowException, OSError, ValueError) as error:
@@ -188,7 +198,7 @@ def read_parquet(
     return {field.name: table.column(field.name).to_pylist() for field in fields}, notes
 
 
-def _check_parquet(file: Any, fields: list[Any], n_rows: int, n_bytes: int) -> None:
+def _check_parquet(file: Any, fields: list[Any], n_rows: int, data: bytes) -> None:
     metadata = file.metadata
     if metadata.num_rows != n_rows or metadata.num_row_groups != 1 or metadata.num_columns != len(fields):
         raise ValueError(
@@ -198,8 +208,9 @@ def _check_parquet(file: Any, fields: list[Any], n_rows: int, n_bytes: int) -> N
         raise ValueError("its columns are not those of an index")
     for number in range(len(fields)):
         column = metadata.row_group(0).column(number)
-        if column.compression != "UNCOMPRESSED" or column.total_uncompressed_size > n_bytes:
-            raise ValueError("a column is compressed or larger than the file")
+        if column.compression != "UNCOMPRESSED":
+            raise ValueError("a column is compressed")
+        check_pages(data, column.data_page_offset, column.total_compressed_size, n_rows)
 
 
 def compress(data: bytes) -> bytes:

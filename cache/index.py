@@ -4,6 +4,7 @@ In: the manifest and the records of all parts. Out: one row a part, and `cache_i
 Before it: `arrow_files.py`. After it: `writer.py` seals with it, `reader.py` opens with it.
 """
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import BinaryIO
@@ -18,7 +19,10 @@ from kdpipe.schemas.plan import MAX_PART_ROWS
 from kdpipe.schemas.strict_json import canonical, sha256_hex
 from kdpipe.schemas.version import MAJOR, MINOR
 
-MAX_INDEX_BYTES = 1 << 28
+# A row takes about 130 bytes, the footer a few thousand.
+MAX_ROW_BYTES, MAX_FOOTER_BYTES = 256, 1 << 16
+SEAL = b"kdpipe.sha256"
+NO_SEAL = b"0" * 64
 COUNTS = ("n_sequences", "n_rows", "n_positions", "n_exact", "n_draws", "n_bytes")
 FIELDS = [
     Field(name="part", type="uint32"),
@@ -58,13 +62,30 @@ def write_index(file: BinaryIO, manifest: Manifest, rows: Sequence[IndexRow]) ->
     """Write the index of all parts; the cache_id."""
     identity = cache_id(manifest, [row.sha256 for row in rows])
     columns = {field.name: [getattr(row, field.name) for row in rows] for field in FIELDS}
-    write_parquet(file, FIELDS, columns, {"kdpipe.cache_id": identity, "kdpipe.format": f"{MAJOR}.{MINOR}"})
+    notes = {"kdpipe.cache_id": identity, "kdpipe.format": f"{MAJOR}.{MINOR}", SEAL.decode(): NO_SEAL.decode()}
+    buffer = io.BytesIO()
+    write_parquet(buffer, FIELDS, columns, notes)
+    file.write(sealed(buffer.getvalue()))
     return identity
+
+
+def sealed(data: bytes) -> bytes:
+    """An index whose note `kdpipe.sha256` is the digest of the file with zeros in that place."""
+    place = _seal_place(data)
+    blank = data[:place] + NO_SEAL + data[place + len(NO_SEAL) :]
+    return data[:place] + sha256_hex(blank).encode() + data[place + len(NO_SEAL) :]
+
+
+def _seal_place(data: bytes) -> int:
+    """Where the digest stands: Parquet puts a type and a length, a byte each, between a note's key and its value."""
+    return data.rfind(SEAL) + len(SEAL) + 2
 
 
 def read_index(store: Store, manifest: Manifest) -> tuple[list[IndexRow], str]:
     """Read the index, hold it against the plan, and work out the cache_id again."""
-    data = store.read(layout.INDEX, MAX_INDEX_BYTES)
+    data = store.read(layout.INDEX, MAX_FOOTER_BYTES + MAX_ROW_BYTES * manifest.plan.n_parts)
+    if sealed(data) != data:
+        raise CacheDamaged(f"{layout.INDEX}: its bytes are not those that were written (sha256 differs)")
     columns, notes = read_parquet(data, FIELDS, manifest.plan.n_parts, layout.INDEX)
     rows = [IndexRow(*values) for values in zip(*(columns[field.name] for field in FIELDS), strict=True)]
     identity = cache_id(manifest, [row.sha256 for row in rows])

@@ -11,8 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from kdpipe.schemas.arrays import CODE_LIMIT, LARGEST_CODE, MINUS_INFINITY, MISSING, LinearLaw, LogOddsLaw
-from kdpipe.schemas.errors import CacheWriteError
+from kdpipe.schemas.errors import CacheDamaged, CacheWriteError
 
+LARGEST_SCALE = np.finfo(np.float32).max / 128
 Floats = npt.NDArray[np.float32]
 Codes = npt.NDArray[np.uint32]
 
@@ -93,6 +94,8 @@ def dequantise_vectors(coded: npt.NDArray[np.uint8], width: int, group: int) -> 
     """The slow and only inverse of `quantise_vectors`."""
     n, n_groups = len(coded), -(-width // group)
     scales = np.ascontiguousarray(coded[:, width:]).view("<f4").reshape(n, n_groups)
+    if not ((scales >= 0) & (scales <= LARGEST_SCALE)).all():
+        raise CacheDamaged("the scale of a vector is negative, infinite or no number")
     values = coded[:, :width].view(np.int8).astype(np.float32)
     result: Floats = values * np.repeat(scales, group, axis=1)[:, :width]
     return result

@@ -50,6 +50,16 @@ def read_part_record(
     return record, own_row
 
 
+def stated_manifest(store: Store, number: int) -> str | None:
+    """The digest of the manifest that a part was made with, if its record can be read at all."""
+    name = f"{layout.part_dir(number)}/{layout.PART_RECORD}"
+    try:
+        data = store.read(name, layout.MAX_RECORD_BYTES)
+        return read_record(PartRecord, data, name, ignore_unknown=True).manifest_sha256
+    except CacheDamaged:
+        return None
+
+
 def part_grids(manifest: Manifest, record: PartRecord) -> dict[str, Grid]:
     """The shape of every array of a part."""
     return grids(manifest, record.n_rows, record.n_exact, record.n_draws)

@@ -17,6 +17,8 @@ from kdpipe.schemas.manifest import Manifest
 from kdpipe.schemas.part import PartRecord
 
 DIGEST_BYTES = 16
+# A sequence is read as a whole, at some 40 bytes an entry: a file of a few bytes may not ask for more than 3 GB.
+MAX_SEQUENCE_ENTRIES = 1 << 26
 
 
 def fields(manifest: Manifest) -> list[Field]:
@@ -93,6 +95,7 @@ class Sequences:
         self.row_starts = _starts(self._table.numbers("n_rows"), record.n_rows, "n_rows", what)
         self.exact_starts = self._entry_starts("exact_start", record.n_exact)
         self.draw_starts = self._entry_starts("draw_start", record.n_draws)
+        self._check_sizes(manifest)
         self.document_offsets = self._table.offsets("document_starts")
         self.document_starts = self._table.numbers("document_starts").astype(np.int64)
         self.documents = self._table.numbers("documents").astype(np.int64)
@@ -109,6 +112,15 @@ class Sequences:
         if (np.diff(starts) < 0).any() or starts[0] != 0:
             raise CacheDamaged(f"{self._what}: {name} does not ascend from 0")
         return starts
+
+    def _check_sizes(self, manifest: Manifest) -> None:
+        """No sequence is longer than planned, or keeps more than its rows can."""
+        lengths = np.diff(self.row_starts)
+        entries = np.diff(self.exact_starts) + np.diff(self.draw_starts)
+        if (lengths > manifest.plan.sequence_length).any():
+            raise CacheDamaged(f"{self._what}: a sequence is longer than the planned {manifest.plan.sequence_length:,}")
+        if (entries > np.minimum(lengths * manifest.targets.max_entries, MAX_SEQUENCE_ENTRIES)).any():
+            raise CacheDamaged(f"{self._what}: a sequence has more entries than its rows can keep")
 
     def _check_documents(self, record: PartRecord) -> None:
         """Documents begin at ascending rows, the first at row 0, and belong to the part's range."""

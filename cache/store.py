@@ -13,6 +13,7 @@ from typing import Protocol
 from kdpipe.schemas.errors import CacheDamaged, ConfigError
 
 MAX_LISTED = 4096
+NO_LINKS = "a cache holds plain files and folders only: no links, devices or pipes"
 
 
 class Store(Protocol):
@@ -57,6 +58,16 @@ class LocalStore:
         self.url = str(root)
         self._root = root
 
+    def _path(self, name: str) -> Path:
+        """The path of a name, no folder of which may be a link."""
+        path = self._root
+        *folders, last = name.split("/")
+        for folder in folders:
+            path = path / folder
+            if path.is_symlink():
+                raise CacheDamaged(f"{folder} in the path {name} is a link", hint=NO_LINKS)
+        return path / last
+
     def walk(self, folder: str, limit: int = MAX_LISTED) -> dict[str, int]:
         """See `Store`."""
         found: dict[str, int] = {}
@@ -64,10 +75,10 @@ class LocalStore:
         n_seen = 0
         while open_folders:
             current = open_folders.pop()
-            with _scan(self._root / current) as entries:
+            with _scan(self._path(f"{current}/")) as entries:
                 for entry in entries:
                     n_seen += 1
-                    name = f"{current}/{entry.name}"
+                    name = f"{current}/{_shown(entry.name)}"
                     if n_seen > limit:
                         raise CacheDamaged(f"{folder} holds more than {limit} files and folders")
                     if entry.is_dir(follow_symlinks=False):
@@ -78,18 +89,18 @@ class LocalStore:
 
     def names(self, folder: str) -> list[str]:
         """See `Store`."""
-        path = self._root / folder
+        path = self._path(folder)
         if not os.path.lexists(path):
             return []
         if not stat.S_ISDIR(os.lstat(path).st_mode):
             raise CacheDamaged(f"{folder or self.url} is no folder")
         with _scan(path) as entries:
-            return sorted(entry.name for entry in entries)
+            return sorted(_shown(entry.name) for entry in entries)
 
     def size(self, name: str) -> int | None:
         """See `Store`."""
         try:
-            return _plain_size(os.lstat(self._root / name), name)
+            return _plain_size(os.lstat(self._path(name)), name)
         except (FileNotFoundError, NotADirectoryError):
             return None
 
@@ -116,7 +127,7 @@ class LocalStore:
     def _open(self, name: str) -> tuple[int, int]:
         flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
         try:
-            descriptor = os.open(self._root / name, flags)
+            descriptor = os.open(self._path(name), flags)
         except OSError as error:
             raise CacheDamaged(f"{name} cannot be read: {error.strerror}") from None
         try:
@@ -133,9 +144,12 @@ def _scan(path: Path) -> "os._ScandirIterator[str]":
         raise CacheDamaged(f"{path.name} cannot be listed: {error.strerror}") from None
 
 
+def _shown(name: str) -> str:
+    """A name as it is, or escaped where a terminal or JSON would stumble over it: then it is none of a cache."""
+    return name if name.isprintable() else ascii(name)[1:-1]
+
+
 def _plain_size(status: os.stat_result, name: str) -> int:
     if not stat.S_ISREG(status.st_mode):
-        raise CacheDamaged(
-            f"{name} is no plain file", hint="a cache holds plain files only: no links, devices or pipes"
-        )
+        raise CacheDamaged(f"{name} is no plain file", hint=NO_LINKS)
     return status.st_size

@@ -42,7 +42,7 @@ def table_records(store: Store, manifest: Manifest) -> dict[str, FileRecord]:
     found = {}
     for table in manifest.tables:
         data = store.view(layout.table_file(table.name), table.n_bytes)
-        found[table.name] = FileRecord(bytes=len(data), sha256=sha256_hex(bytes(data)))
+        found[table.name] = FileRecord(bytes=len(data), sha256=sha256_hex(data))
     return found
 
 
@@ -53,11 +53,14 @@ def read_table(store: Store, table: Table, records: Mapping[str, FileRecord]) ->
     if record is None or record.bytes != table.n_bytes:
         raise CacheDamaged(f"{name}: the parts do not state its size and digest as the manifest does")
     data = store.view(name, table.n_bytes)
-    if sha256_hex(bytes(data)) != record.sha256:
+    if sha256_hex(data) != record.sha256:
         raise CacheDamaged(f"{name} does not match the digest that the parts state", hint="copy the tables again")
     values = np.frombuffer(data, _STORED[table.dtype]).reshape(table.shape)
     _check_ranks(table, values, CacheDamaged)
-    return from_bfloat16(values) if table.dtype == "bfloat16" else values
+    values = from_bfloat16(values) if table.dtype == "bfloat16" else values
+    if not np.isfinite(values).all():
+        raise CacheDamaged(f"{name} holds numbers that are not finite")
+    return values
 
 
 def _check_ranks(table: Table, values: npt.NDArray[Any], error: type[CacheDamaged] | type[CacheWriteError]) -> None:

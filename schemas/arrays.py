@@ -16,6 +16,9 @@ CODE_LIMIT = 1 << 16
 MISSING = CODE_LIMIT - 1
 MINUS_INFINITY = CODE_LIMIT - 2
 LARGEST_CODE = CODE_LIMIT - 3
+# A chunk is decoded as a whole and the last one of each column is kept: with 64 columns, 16 MB a part at most.
+MAX_CHUNK = 1 << 16
+MAX_VECTOR_CHUNK_BYTES = 1 << 26
 Step = Annotated[float, Field(ge=2.0**-20, le=1.0)]
 PcodecLevel = Annotated[int, Field(ge=0, le=12)]
 
@@ -63,21 +66,21 @@ class RowArray(Record):
     """uint32 [rows, columns], a chunk is `chunk_rows` codes of one column: tokens, mask, counts and scalars."""
 
     columns: tuple[Column, ...] = Field(min_length=3, max_length=64)
-    chunk_rows: int = Field(default=2048, ge=64, le=1 << 20)
+    chunk_rows: int = Field(default=2048, ge=64, le=MAX_CHUNK)
     level: PcodecLevel = 8
 
 
 class IdArray(Record):
     """uint32 [entries]: ranks of the exact ids, most probable first, then draws ascending, as differences."""
 
-    chunk_entries: int = Field(default=16384, ge=64, le=1 << 20)
+    chunk_entries: int = Field(default=16384, ge=64, le=MAX_CHUNK)
     level: PcodecLevel = 8
 
 
 class TimesArray(Record):
     """uint32 [draws]: how often an id was drawn, less one."""
 
-    chunk_entries: int = Field(default=16384, ge=64, le=1 << 20)
+    chunk_entries: int = Field(default=16384, ge=64, le=MAX_CHUNK)
     level: PcodecLevel = 8
 
 
@@ -85,15 +88,21 @@ class LogprobArray(Record):
     """uint32 [values]: codes of log p; the exact ids of a row as differences, draws (if asked) plain."""
 
     law: LinearLaw = LinearLaw(step=1 / 16, sign=-1)
-    chunk_entries: int = Field(default=16384, ge=64, le=1 << 20)
+    chunk_entries: int = Field(default=16384, ge=64, le=MAX_CHUNK)
     level: PcodecLevel = 8
 
 
 class VectorArray(Record):
     """uint8 [rows, bytes], stored as it is: the coded vectors of a row one behind the other."""
 
-    row_bytes: int = Field(ge=1, le=1 << 24)
-    chunk_rows: int = Field(default=256, ge=1, le=1 << 20)
+    row_bytes: int = Field(ge=1, le=MAX_VECTOR_CHUNK_BYTES)
+    chunk_rows: int = Field(default=256, ge=1, le=MAX_CHUNK)
+
+    @model_validator(mode="after")
+    def _bounded(self) -> "VectorArray":
+        if self.row_bytes * self.chunk_rows > MAX_VECTOR_CHUNK_BYTES:
+            raise ValueError(f"a chunk may have {MAX_VECTOR_CHUNK_BYTES:,} bytes at most")
+        return self
 
 
 class Arrays(Record):

@@ -14,6 +14,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from kdpipe.schemas import strict_json
 from kdpipe.schemas.errors import CacheDamaged
 
+# A list of a million wrong numbers has a million problems, of which each costs a kilobyte once it is looked at.
+MAX_PROBLEMS = 1000
+MAX_SHOWN = 100
+
 
 class Record(BaseModel):
     """A frozen record: unknown keys, NaN and values of another type are refused."""
@@ -34,7 +38,7 @@ def read_record(kind: type[R], data: bytes, what: str, *, ignore_unknown: bool =
     try:
         record = _validate(kind, value)
     except ValidationError as error:
-        if not ignore_unknown:
+        if not ignore_unknown or error.error_count() > MAX_PROBLEMS:
             raise CacheDamaged(f"{what}: {explain(kind, error)}") from None
         for problem in error.errors():
             if problem["type"] == "extra_forbidden":
@@ -54,15 +58,23 @@ def _validate(kind: type[R], value: Any) -> R:
 
 def explain(kind: type[BaseModel], error: ValidationError) -> str:
     """Say what is wrong in one line: the first problem, its place, and the nearest allowed key for an unknown one."""
+    if error.error_count() > MAX_PROBLEMS:
+        return f"{error.error_count():,} values are wrong"
     problem = error.errors()[0]
-    place = ".".join(str(step) for step in problem["loc"]) or "the top"
+    place = ".".join(_shown(str(step)) for step in problem["loc"]) or "the top"
     more = "" if error.error_count() == 1 else f" (and {error.error_count() - 1} more)"
     if problem["type"] == "extra_forbidden":
-        name, allowed = str(problem["loc"][-1]), sorted(allowed_keys(kind, problem["loc"][:-1]))
+        name, allowed = _shown(str(problem["loc"][-1])), sorted(allowed_keys(kind, problem["loc"][:-1]))
         near = difflib.get_close_matches(name, allowed, n=1, cutoff=0.5)
         hint = f"the nearest allowed one is '{near[0]}'" if near else f"allowed are {', '.join(allowed)}"
         return f"unknown key '{place}': {hint}{more}"
     return f"{place}: {problem['msg'][:1].lower()}{problem['msg'][1:]}{more}"
+
+
+def _shown(key: str) -> str:
+    """A key as it may stand in a message: short, and without what a terminal would obey."""
+    short = key if len(key) <= MAX_SHOWN else f"{key[:MAX_SHOWN]}..."
+    return short if short.isprintable() else ascii(short)[1:-1]
 
 
 def allowed_keys(kind: type[BaseModel], place: tuple[int | str, ...]) -> set[str]:

@@ -7,13 +7,16 @@ identity. Before it: nothing. After it: `records.py` turns values into records.
 
 import hashlib
 import json
+import math
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from kdpipe.schemas.errors import CacheDamaged
 
 MAX_DEPTH = 32
-MAX_BYTES = 64 << 20
+# The manifest of a million parts takes 11 MB; whatever is allowed here is held as Python objects twenty times as large.
+MAX_BYTES = 16 << 20
 
 
 def canonical(value: Any) -> bytes:
@@ -38,7 +41,11 @@ def parse(data: bytes, what: str, max_bytes: int = MAX_BYTES) -> Any:
     if len(data) > max_bytes:
         raise CacheDamaged(f"{what} holds {len(data):,} bytes, at most {max_bytes:,} are allowed")
     try:
-        value = json.loads(data.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
+        value = json.loads(
+            data.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite
+        )
+        if b"\\u" in data:
+            canonical(value)  # refuses escapes that are half a character
     except (ValueError, RecursionError) as error:
         raise CacheDamaged(f"{what} is not strict JSON: {error or type(error).__name__}") from None
     if _depth(value) > MAX_DEPTH:
@@ -49,14 +56,20 @@ def parse(data: bytes, what: str, max_bytes: int = MAX_BYTES) -> Any:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the key {twice!r} stands twice in one object")
+        counts = Counter(name for name, _ in pairs)
+        raise ValueError(f"the key {counts.most_common(1)[0][0][:100]!r} stands twice in one object")
     return result
 
 
 def _no_constant(name: str) -> Any:
     raise ValueError(f"{name} is not a JSON number")
+
+
+def _finite(number: str) -> float:
+    value = float(number)
+    if not math.isfinite(value):
+        raise ValueError(f"{number[:40]} is too large for a number")
+    return value
 
 
 def _depth(value: Any) -> int:

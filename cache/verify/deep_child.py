@@ -11,16 +11,22 @@ import sys
 from collections.abc import Iterator
 
 from kdpipe.cache import layout
-from kdpipe.cache.part_files import part_problem
+from kdpipe.cache.decode import Decoder
+from kdpipe.cache.part_files import part_problem, read_part_record
 from kdpipe.cache.part_reader import PartReader
-from kdpipe.cache.reader import Cache, open_cache
+from kdpipe.cache.reader import load_manifest
 from kdpipe.cache.second_reader import disagreements
 from kdpipe.cache.statistics import StatisticsSum
+from kdpipe.cache.store import open_store
+from kdpipe.cache.tables import read_table
 from kdpipe.cache.verify.rows import broken_rules
 from kdpipe.schemas.errors import CacheDamaged
+from kdpipe.schemas.part import PartRecord
 from kdpipe.schemas.report import Problem
 
 BLOCK_ROWS = 1 << 14
+# Far above any vocabulary's longest entry.
+MAX_TOKEN_BYTES = 1 << 16
 MEMORY_BYTES = 2 << 30
 PROCESSOR_SECONDS = 3600
 
@@ -41,17 +47,37 @@ def limit_resources(extra_bytes: int) -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (PROCESSOR_SECONDS,) * 2)
 
 
-def check_part(cache: Cache, number: int) -> list[Problem]:
+class Parts:
+    """The parts of a cache, each for itself: what is wrong with the index or with another part stops nobody."""
+
+    def __init__(self, url: str) -> None:
+        self.store = open_store(url)
+        self.manifest = load_manifest(self.store)
+        self._decoder: Decoder | None = None
+
+    def open(self, number: int) -> PartReader:
+        """A part; the tables are those that the first one opened was made with, as the fast level has seen."""
+        if self._decoder is None:
+            records = self.record(number).tables
+            tables = {table.name: read_table(self.store, table, records) for table in self.manifest.tables}
+            self._decoder = Decoder(self.manifest, tables["ids_by_rank"])
+        return PartReader(self.store, self.manifest, self._decoder, number, None)
+
+    def record(self, number: int) -> PartRecord:
+        """The record of a part."""
+        return read_part_record(self.store, self.manifest, number, None)[0]
+
+
+def check_part(parts: Parts, number: int) -> list[Problem]:
     """Every problem of a part that decoding shows."""
     try:
-        part = cache.part(number)
-        return [part_problem(number, layout.TARGETS, what) for what in _problems(cache, part)]
+        return [part_problem(number, layout.TARGETS, what) for what in _problems(parts, parts.open(number))]
     except CacheDamaged as error:
         return [part_problem(number, "", error.message)]
 
 
-def _problems(cache: Cache, part: PartReader) -> Iterator[str]:
-    manifest, record = cache.manifest, part.record
+def _problems(parts: Parts, part: PartReader) -> Iterator[str]:
+    manifest, record = parts.manifest, part.record
     sums = StatisticsSum(manifest)
     n_positions = n_exact = n_draws = first = 0
     starts = part.sequences.row_starts
@@ -68,18 +94,22 @@ def _problems(cache: Cache, part: PartReader) -> Iterator[str]:
         yield f"{n_positions:,} positions and {n_exact + n_draws:,} entries are there, part.json counts otherwise"
     yield from sums.disagreements(record)
     yield from part.check_rest()
-    yield from disagreements(cache.url, part)
+    if any(
+        ((lengths < 0) | (lengths > MAX_TOKEN_BYTES)).any() for lengths in map(part.token_bytes, range(len(starts) - 1))
+    ):
+        yield f"a token is longer than {MAX_TOKEN_BYTES:,} bytes"
+    yield from disagreements(parts.store.url, part)
 
 
 def main() -> int:
     """Check the parts whose numbers stand on stdin."""
     numbers = [int(word) for word in sys.stdin.read().split()]
-    cache = open_cache(sys.argv[1], allow_partial=True, max_open_parts=1)
-    largest = max((row.n_bytes for row in cache.parts), default=0)
-    limit_resources(4 * largest + sum(table.n_bytes for table in cache.manifest.tables) * 3)
+    parts = Parts(sys.argv[1])
+    largest = max((parts.record(number).n_bytes for number in numbers), default=0)
+    limit_resources(4 * largest + sum(table.n_bytes for table in parts.manifest.tables) * 3)
     for number in numbers:
         try:
-            problems = check_part(cache, number)
+            problems = check_part(parts, number)
         except MemoryError:
             return os.EX_OSERR
         sys.stdout.write(json.dumps([problem.model_dump() for problem in problems]) + "\n")

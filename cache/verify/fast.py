@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 
 from kdpipe.cache import layout
 from kdpipe.cache.index import IndexRow, read_index
-from kdpipe.cache.part_files import examine_part, part_problem
+from kdpipe.cache.part_files import examine_part, part_problem, stated_manifest
 from kdpipe.cache.reader import load_manifest
 from kdpipe.cache.store import Store
 from kdpipe.schemas.errors import CacheDamaged
 from kdpipe.schemas.manifest import FileRecord, Manifest
 from kdpipe.schemas.part import PartRecord
+from kdpipe.schemas.plan import MAX_PARTS
 from kdpipe.schemas.report import Problem
 
 COPY_AGAIN = "copy the file again from where the cache was made"
@@ -38,6 +39,8 @@ def survey(store: Store) -> Survey:
     """Look at records, names, kinds and sizes."""
     found = Survey()
     try:
+        if store.size(layout.MANIFEST) is None and layout.PARTS in store.names(""):
+            raise CacheDamaged("the file is missing")
         found.manifest = load_manifest(store)
     except CacheDamaged as error:
         found.add(
@@ -47,6 +50,7 @@ def survey(store: Store) -> Survey:
     _survey_top(store, found)
     rows = _survey_index(store, found.manifest, found)
     _survey_parts(store, found.manifest, rows, found)
+    _survey_manifest(store, found.manifest, found)
     _survey_tables(store, found.manifest, found)
     return found
 
@@ -54,14 +58,20 @@ def survey(store: Store) -> Survey:
 def _survey_top(store: Store, found: Survey) -> None:
     """Names at the top, and the tokenizer's files."""
     assert found.manifest is not None
-    for name in store.names(""):
+    names = store.names("")
+    for name in names:
         if name not in layout.TOP_LEVEL:
             found.add(name, "it does not belong to a cache", "move it away")
     expected = {f"{layout.TOKENIZER}/{name}": file for name, file in found.manifest.tokenizer.files.items()}
     _compare_folder(store, layout.TOKENIZER, expected, found)
-    for name in store.names(layout.JOURNAL):
-        if not layout.PART_NAME.match(name.removesuffix(".json")):
-            found.add(f"{layout.JOURNAL}/{name}", "it does not belong to a cache", "delete it")
+    try:
+        journal = store.walk(layout.JOURNAL, limit=MAX_PARTS) if layout.JOURNAL in names else {}
+    except CacheDamaged as error:
+        found.add(layout.JOURNAL, error.message, "delete it")
+        return
+    for name in sorted(journal):
+        if not layout.PART_NAME.match(name.removeprefix(f"{layout.JOURNAL}/").removesuffix(".json")):
+            found.add(name, "it does not belong to a cache", "delete it")
 
 
 def _compare_folder(store: Store, folder: str, expected: dict[str, FileRecord], found: Survey) -> None:
@@ -113,6 +123,14 @@ def _survey_parts(store: Store, manifest: Manifest, rows: dict[int, IndexRow], f
         found.problems += problems
         if record is not None and not problems:
             found.records[number] = record
+
+
+def _survey_manifest(store: Store, manifest: Manifest, found: Survey) -> None:
+    """A manifest that no part was made with has itself been changed."""
+    others = {problem.part for problem in found.problems if problem.part is not None} if not found.records else set()
+    stated = {stated_manifest(store, number) for number in others} - {None}
+    if stated and manifest.sha256 not in stated:
+        found.add(layout.MANIFEST, "no part was made with it: its bytes are not those that were written")
 
 
 def _survey_tables(store: Store, manifest: Manifest, found: Survey) -> None:
