@@ -1,0 +1,225 @@
+"""Caches to be damaged: every kind of array in small chunks, everything a reader gives, and seals made to hold again.
+
+In: a folder. Out: a sealed cache there, a digest of all that it says, or the same folder with its checksums put right.
+Before it: `tiny.py`. After it: the tests of corruption, of hostile caches and of mutations.
+"""
+
+import hashlib
+import io
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kdpipe.cache import layout
+from kdpipe.cache.arrow_files import write_parquet
+from kdpipe.cache.codecs import CHECKSUM_BYTES, crc32c
+from kdpipe.cache.index import COUNTS, FIELDS, NO_SEAL, SEAL, sealed
+from kdpipe.cache.reader import open_cache
+from kdpipe.cache.shards import PLACE_BYTES
+from kdpipe.cache.writer import create_cache
+from kdpipe.pipeline.synthetic import Recipe, synthetic_tables
+from kdpipe.schemas.arrays import Arrays
+from kdpipe.schemas.manifest import FileRecord, Manifest
+from kdpipe.schemas.strict_json import canonical, sha256_hex
+from support.tiny import SMALL, manifest_of, unsynced, write_part
+
+TWO_PARTS = replace(SMALL, documents={"train": 8}, documents_per_part=4)
+RECIPES = {
+    "threshold": replace(SMALL, documents={"train": 8, "validation": 4}, boundary=True),
+    "sampled": replace(TWO_PARTS, kind="sampled", draws=8, text=False),
+    "topk": replace(TWO_PARTS, kind="topk", top_k=12, text=False),
+    "state": replace(TWO_PARTS, kind="state", state_width=8, text=False),
+}
+TOKENIZER = {"tokenizer.json": b'{"model":{}}', "tokenizer_config.json": b"{}"}
+
+
+def chunked_manifest(recipe: Recipe, small_vectors: bool) -> Manifest:
+    """The manifest of a recipe, with a tokenizer's files and so small chunks that arrays have many of them.
+
+    With `small_vectors` false all vectors of a part are one chunk: files of two parts then have one size.
+    """
+    manifest = manifest_of(recipe)
+    arrays = manifest.arrays.model_dump(mode="json")
+    for name, length in (
+        ("row", "chunk_rows"),
+        ("id", "chunk_entries"),
+        ("times", "chunk_entries"),
+        ("logprob", "chunk_entries"),
+    ):
+        if arrays[name]:
+            arrays[name][length] = 64
+    for name in ("hidden", "state"):
+        if arrays[name] and small_vectors:
+            arrays[name]["chunk_rows"] = 32
+    files = {name: FileRecord(bytes=len(data), sha256=sha256_hex(data)) for name, data in TOKENIZER.items()}
+    fields = {name: getattr(manifest, name) for name in type(manifest).model_fields}
+    fields["arrays"] = Arrays.model_validate_json(json.dumps(arrays))
+    fields["tokenizer"] = manifest.tokenizer.model_copy(update={"files": files})
+    return Manifest(**fields)
+
+
+def make_chunked_cache(path: Path, kind: str) -> Path:
+    """A sealed cache of a kind of target."""
+    recipe = RECIPES[kind]
+    with unsynced():
+        writer = create_cache(path, chunked_manifest(recipe, small_vectors=kind != "topk"))
+        writer.publish_tables(synthetic_tables(recipe))
+        writer.publish_tokenizer(TOKENIZER)
+        for number in writer.missing():
+            write_part(writer, number, recipe)
+        writer.seal()
+    return path
+
+
+def everything_of(path: Path, allow_partial: bool = False) -> str:
+    """A digest of everything that a reader gives: every number, text, table, count and record."""
+    digest = hashlib.sha256()
+    cache = open_cache(path, allow_partial=allow_partial)
+    said: list[Any] = [cache.manifest.sha256, len(cache), cache.n_positions, cache.sequences_by_part]
+    if not allow_partial:
+        said.append(cache.cache_id)
+    digest.update(repr(said).encode())
+    for table in cache.manifest.tables:
+        digest.update(cache.table(table.name).tobytes())
+    for i, rows in enumerate(cache):
+        for name in rows.__slots__:
+            _add(digest, getattr(rows, name))
+        _add(digest, cache.pooled(i))
+        _add(digest, cache.token_bytes(i))
+        texts = cache.texts(i) if cache.manifest.data.text else None
+        digest.update(repr((cache.columns(i), cache.digests(i), texts)).encode())
+    for row in cache.parts:
+        digest.update(cache.part(row.part).record.to_json())
+    return digest.hexdigest()
+
+
+def _add(digest: Any, value: Any) -> None:
+    values = value.values() if isinstance(value, Mapping) else [value]
+    for array in values:
+        digest.update(b"-" if array is None else np.ascontiguousarray(array).tobytes())
+
+
+def change_json(file: Path, change: Mapping[str, Any]) -> None:
+    """Set values of a record by dotted path, and write it in canonical form."""
+    value = json.loads(file.read_bytes())
+    for path, new in change.items():
+        *steps, last = [int(step) if step.isdigit() else step for step in path.split(".")]
+        inner = value
+        for step in steps:
+            inner = inner[step]
+        inner[last] = new
+    file.write_bytes(canonical(value))
+
+
+def reseal(path: Path, *, chunks: bool = True) -> None:
+    """Put every digest and checksum of a cache right after an edit, as whoever made the cache could have done.
+
+    Records that are no JSON, or not what they should be, are left as they are; `chunks` false leaves shards alone.
+    """
+    manifest_sha256 = sha256_hex((path / layout.MANIFEST).read_bytes())
+    records = []
+    for folder in sorted((path / layout.PARTS).iterdir()):
+        try:
+            records.append(_reseal_part(path, folder, manifest_sha256, chunks))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            continue
+    try:
+        rebuild_index(path, manifest_sha256, records)
+    except (ValueError, KeyError, TypeError, OverflowError):
+        return
+
+
+def _reseal_part(path: Path, folder: Path, manifest_sha256: str, chunks: bool) -> tuple[dict[str, Any], bytes]:
+    file = folder / layout.PART_RECORD
+    record = json.loads(file.read_bytes())
+    record["manifest_sha256"] = manifest_sha256
+    for array in list(record["indexes"]):
+        metadata = json.loads((folder / layout.array_metadata(array)).read_bytes())
+        shard = folder / layout.array_shard(array)
+        if chunks and shard.is_file():
+            record["indexes"][array] = reseal_shard(shard, n_chunks(metadata))
+    for name in record["files"]:
+        if (folder / name).is_file():
+            data = (folder / name).read_bytes()
+            record["files"][name] = {"bytes": len(data), "sha256": sha256_hex(data)}
+    for name in record["tables"]:
+        data = (path / layout.table_file(name)).read_bytes()
+        record["tables"][name] = {"bytes": len(data), "sha256": sha256_hex(data)}
+    data = canonical(record)
+    file.write_bytes(data)
+    return record, data
+
+
+def n_chunks(metadata: dict[str, Any]) -> int:
+    """The chunks of an array, from its zarr.json."""
+    chunk = metadata["codecs"][0]["configuration"]["chunk_shape"]
+    return int(np.prod([-(-length // size) for length, size in zip(metadata["shape"], chunk, strict=True)]))
+
+
+def tail_bytes(n: int) -> int:
+    """Bytes of the checksums and the index at the end of a shard of n chunks."""
+    return n * (CHECKSUM_BYTES + PLACE_BYTES) + CHECKSUM_BYTES
+
+
+def read_index_of(data: bytes, n: int) -> list[tuple[int, int]]:
+    """The places of a shard's chunks."""
+    index = np.frombuffer(data[-PLACE_BYTES * n - CHECKSUM_BYTES : -CHECKSUM_BYTES], "<u8").reshape(n, 2)
+    return [(int(offset), int(size)) for offset, size in index]
+
+
+def reseal_shard(file: Path, n: int) -> str:
+    """Put the checksums of every chunk that lies in the file, and of the index, right; the sha256 of the tail."""
+    data = bytearray(file.read_bytes())
+    start = len(data) - tail_bytes(n)
+    if start < 0:
+        raise ValueError("too short")
+    checksums = bytearray(data[start : start + n * CHECKSUM_BYTES])
+    for number, (offset, size) in enumerate(read_index_of(bytes(data), n)):
+        end = offset + size
+        if size >= CHECKSUM_BYTES and end <= start:
+            data[end - CHECKSUM_BYTES : end] = crc32c(bytes(data[offset : end - CHECKSUM_BYTES]))
+            checksums[number * CHECKSUM_BYTES : (number + 1) * CHECKSUM_BYTES] = data[end - CHECKSUM_BYTES : end]
+    index = bytes(data[start + len(checksums) : -CHECKSUM_BYTES])
+    data[start:] = bytes(checksums) + index + crc32c(index)
+    file.write_bytes(data)
+    return sha256_hex(bytes(data[start:]))
+
+
+def write_shard(file: Path, chunks: list[bytes]) -> None:
+    """A shard of the given chunks, which get their checksums."""
+    body = [chunk + crc32c(chunk) for chunk in chunks]
+    sizes = [len(chunk) for chunk in body]
+    index = np.stack([np.cumsum(sizes) - sizes, sizes], axis=1).astype("<u8").tobytes()
+    checksums = b"".join(chunk[-CHECKSUM_BYTES:] for chunk in body)
+    file.write_bytes(b"".join(body) + checksums + index + crc32c(index))
+
+
+def rebuild_index(path: Path, manifest_sha256: str, records: list[tuple[dict[str, Any], bytes]]) -> None:
+    """Write index.parquet from the parts' records, whatever these claim."""
+    digests = [sha256_hex(data) for _, data in records]
+    n_bytes = [sum(f["bytes"] for f in record["files"].values()) + len(data) for record, data in records]
+    columns: dict[str, list[Any]] = {name: [record[name] for record, _ in records] for name in COUNTS[:-1]}
+    columns |= {"part": [record["part"] for record, _ in records], "n_bytes": n_bytes, "sha256": digests}
+    columns["split"] = [record["split"] for record, _ in records]
+    identity = sha256_hex(canonical({"manifest": manifest_sha256, "parts": digests}))
+    write_index_file(path, FIELDS, columns, {"kdpipe.cache_id": identity, "kdpipe.format": "1.0"})
+
+
+def write_index_file(path: Path, fields: Any, columns: Mapping[str, Any], notes: Mapping[str, str]) -> None:
+    """An index of any columns and notes, whose own digest holds."""
+    buffer = io.BytesIO()
+    write_parquet(buffer, fields, columns, {**notes, SEAL.decode(): NO_SEAL.decode()})
+    (path / layout.INDEX).write_bytes(sealed(buffer.getvalue()))
+
+
+def shards_of(path: Path) -> Iterator[tuple[Path, int]]:
+    """Every shard of a cache and its number of chunks."""
+    for metadata in sorted(path.glob("parts/*/targets.zarr/*/zarr.json")):
+        described = json.loads(metadata.read_bytes())
+        for file in sorted((metadata.parent / "c").rglob("0")):
+            if file.is_file():
+                yield file, n_chunks(described)
