@@ -40,6 +40,14 @@ def draw_mask(n_exact: Longs, n_draws: Longs) -> Bools:
     return np.repeat(kinds, runs)
 
 
+def entry_places(n_exact: Longs, n_draws: Longs) -> tuple[Longs, Longs]:
+    """Where the exact ids and where the draws stand among the flat entries."""
+    exact_ends, draw_ends = np.cumsum(n_exact), np.cumsum(n_draws)
+    exact = np.arange(exact_ends[-1] if len(exact_ends) else 0) + np.repeat(draw_ends - n_draws, n_exact)
+    draws = np.arange(draw_ends[-1] if len(draw_ends) else 0) + np.repeat(exact_ends, n_draws)
+    return exact, draws
+
+
 def row_starts(counts: Longs) -> Longs:
     """Where each row begins in a flat array."""
     return np.cumsum(counts, dtype=np.int64) - counts

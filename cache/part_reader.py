@@ -1,9 +1,8 @@
 """One committed part, mapped: any range of its sequences, decoded into arrays.
 
 In: a store, the manifest, the part's checked record. Out: `Rows` of neighbouring sequences.
-Before it: `part_files.py`, `shards.py`, `decode.py`. After it: `reader.py` holds a few of these. Nothing here writes
-or locks;
-the last decoded chunk of each array is kept, and replaced in one assignment, so that threads can share a part.
+Before it: `part_files.py`, `part_arrays.py`, `decode.py`. After it: `reader.py` holds a few of these. Nothing here
+writes or locks.
 """
 
 from collections.abc import Iterator
@@ -13,17 +12,15 @@ import numpy as np
 import numpy.typing as npt
 
 from kdpipe.cache import layout
-from kdpipe.cache.codecs import decode_numbers, decode_plain
 from kdpipe.cache.decode import Decoder, Entries, EntryCodes
 from kdpipe.cache.index import IndexRow
 from kdpipe.cache.laws import Codes, Floats, dequantise_vectors
+from kdpipe.cache.part_arrays import PartArray
 from kdpipe.cache.part_files import REFETCH, examine_part, part_grids
 from kdpipe.cache.rows import Rows
 from kdpipe.cache.sequences import Sequences, split_vectors
-from kdpipe.cache.shards import Shard
 from kdpipe.cache.store import Store
 from kdpipe.cache.text import Texts
-from kdpipe.cache.zarr_json import Grid
 from kdpipe.schemas.arrays import log_z_column
 from kdpipe.schemas.errors import CacheDamaged
 from kdpipe.schemas.manifest import Manifest
@@ -31,65 +28,6 @@ from kdpipe.schemas.strict_json import sha256_hex
 from kdpipe.schemas.targets import State
 
 Longs = npt.NDArray[np.int64]
-
-
-class PartArray:
-    """One array of a part: ranges of its numbers, chunk by chunk."""
-
-    def __init__(self, data: memoryview, grid: Grid, index_sha256: str) -> None:
-        self._grid = grid
-        self._shard = Shard(data, grid.n_chunks, index_sha256) if grid.n_chunks else None
-        self._length = grid.shape[0]
-        self._columns = grid.shape[1] if grid.level is not None and len(grid.shape) == 2 else 1
-        self._last: list[tuple[int, npt.NDArray[Any]] | None] = [None] * self._columns
-
-    @property
-    def n_chunks(self) -> int:
-        """Chunks in all."""
-        return self._grid.n_chunks
-
-    def get(self, start: int, stop: int, column: int = 0) -> npt.NDArray[Any]:
-        """Numbers start to stop of a column, read-only: the result may share memory with the last chunk."""
-        if not 0 <= start <= stop <= self._length:
-            raise CacheDamaged(f"numbers {start} to {stop} are asked of an array of {self._length}")
-        size = self._grid.chunk[0]
-        pieces = []
-        for number in range(start // size, -(-stop // size) if stop > start else start // size):
-            chunk = self._chunk(number * self._columns + column, column)
-            pieces.append(chunk[max(start - number * size, 0) : stop - number * size])
-        if len(pieces) == 1:
-            return pieces[0]
-        return np.concatenate(pieces) if pieces else np.zeros((0, *self._chunk_shape[1:]), self._dtype)
-
-    def column_bytes(self) -> list[int]:
-        """Bytes of each column, checksums included."""
-        if self._shard is None:
-            return [0] * self._columns
-        return [int(size) for size in self._shard.sizes.reshape(-1, self._columns).sum(axis=0)]
-
-    def decode(self, number: int) -> npt.NDArray[Any]:
-        """One chunk, without remembering it."""
-        assert self._shard is not None
-        into = np.empty(self._chunk_shape, self._dtype)
-        (decode_plain if self._grid.level is None else decode_numbers)(self._shard.chunk(number), into)
-        return into
-
-    def _chunk(self, number: int, column: int) -> npt.NDArray[Any]:
-        last = self._last[column]
-        if last is not None and last[0] == number:
-            return last[1]
-        chunk = self.decode(number)
-        chunk.flags.writeable = False
-        self._last[column] = (number, chunk)
-        return chunk
-
-    @property
-    def _chunk_shape(self) -> tuple[int, ...]:
-        return self._grid.chunk if self._grid.level is None else self._grid.chunk[:1]
-
-    @property
-    def _dtype(self) -> type[np.unsignedinteger[Any]]:
-        return np.uint8 if self._grid.level is None else np.uint32
 
 
 class PartReader:
@@ -104,6 +42,8 @@ class PartReader:
         self._grids = part_grids(manifest, record)
         self._arrays: dict[str, PartArray] = {}
         self._column_numbers = {column.name: n for n, column in enumerate(manifest.arrays.row.columns)}
+        self._hot_names = tuple(name for name in self._column_numbers if name != "token_bytes")
+        self._hot_numbers = tuple(self._column_numbers[name] for name in self._hot_names)
         self._texts: Texts | None = None
         with _Named(f"{layout.part_dir(number)}/{layout.SEQUENCES}"):
             self.sequences = Sequences(self._whole(layout.SEQUENCES), manifest, record, layout.SEQUENCES)
@@ -137,11 +77,17 @@ class PartReader:
         places = self.sequences
         start, stop = int(places.row_starts[first]), int(places.row_starts[end])
         with _Named(layout.part_dir(self.number)):
-            mask = self._mask(start, stop)
-            entries, counts, n_exact = self._entries(first, end, mask)
+            columns = self._columns(start, stop)
+            mask = _mask(columns["loss_mask"])
+            n_exact, n_draws = self._counts(columns, "n_exact"), self._counts(columns, "n_draws")
+            entries = self._entries(first, end, columns, n_exact, n_draws)
+            counts = n_exact + n_draws
+            if counts[~mask].any():
+                raise CacheDamaged("a row with loss_mask false has targets")
             documents = slice(int(places.document_offsets[first]), int(places.document_offsets[end]))
+            scalars = self._decoder.scalars(columns)
             return Rows(
-                tokens=self._decoder.tokens(self._column("token", start, stop)),
+                tokens=self._decoder.to_ids(columns["token"]),
                 loss_mask=mask,
                 document_starts=self._document_starts(first, end) - start,
                 documents=places.documents[documents],
@@ -150,79 +96,56 @@ class PartReader:
                 ids=entries.ids,
                 logprobs=entries.logprobs,
                 weights=entries.weights,
-                log_tail=self._scalar("log_tail", start, stop),
-                entropy=self._scalar("entropy", start, stop),
-                label_logprob=self._scalar("label_logprob", start, stop),
-                log_z={t: self._log_z(t, start, stop) for t in self._manifest.targets.temperatures},
-                boundary_logprob=self._scalar("boundary_logprob", start, stop),
+                log_tail=scalars.get("log_tail"),
+                entropy=scalars.get("entropy"),
+                label_logprob=scalars.get("label_logprob"),
+                log_z={t: scalars[log_z_column(t)] for t in self._manifest.targets.temperatures},
+                boundary_logprob=scalars.get("boundary_logprob"),
                 times=entries.times,
                 hidden=self._hidden(start, stop),
                 state=self._state(start, stop),
             )
 
-    def _mask(self, start: int, stop: int) -> npt.NDArray[np.bool_]:
-        codes = self._column("loss_mask", start, stop)
-        if int(codes.max(initial=0)) > 1:
-            raise CacheDamaged("loss_mask holds something else than 0 and 1")
-        return codes.astype(bool)
+    def _columns(self, start: int, stop: int) -> dict[str, Codes]:
+        """The codes of every column that `rows` needs."""
+        with _Named(f"{layout.part_dir(self.number)}/{layout.array_shard('row')}"):
+            matrix = self.array("row").get_columns(start, stop, self._hot_numbers)
+        return dict(zip(self._hot_names, matrix, strict=True))
 
-    def _document_starts(self, first: int, end: int) -> npt.NDArray[np.int64]:
+    def _document_starts(self, first: int, end: int) -> Longs:
         """Rows of the part at which documents begin."""
         places = self.sequences
         offsets = places.document_offsets
         starts = places.document_starts[offsets[first] : offsets[end]]
         return starts + np.repeat(places.row_starts[first:end], np.diff(offsets[first : end + 1]))
 
-    def _entries(self, first: int, end: int, mask: npt.NDArray[np.bool_]) -> tuple[Entries, Longs, Longs]:
-        places = self.sequences
-        start, stop = int(places.row_starts[first]), int(places.row_starts[end])
-        n_exact, n_draws = self._counts("n_exact", start, stop), self._counts("n_draws", start, stop)
+    def _counts(self, columns: dict[str, Codes], name: str) -> Longs:
+        if name not in columns:
+            return np.zeros(len(columns["token"]), np.int64)
+        if int(columns[name].max(initial=0)) > self._manifest.targets.max_entries:
+            raise CacheDamaged(f"{name} is above the {self._manifest.targets.max_entries} ids that a row can keep")
+        return columns[name].astype(np.int64)
+
+    def _entries(self, first: int, end: int, columns: dict[str, Codes], n_exact: Longs, n_draws: Longs) -> Entries:
+        places, manifest = self.sequences, self._manifest
         exact, draws = places.exact_starts[[first, end]], places.draw_starts[[first, end]]
-        if (
-            n_exact.sum() != exact[1] - exact[0]
-            or n_draws.sum() != draws[1] - draws[0]
-            or (n_exact + n_draws)[~mask].any()
-        ):
-            raise CacheDamaged("the counts of entries do not agree with sequences.arrow and loss_mask")
-        if not self._manifest.targets.has_entries:
+        if n_exact.sum() != exact[1] - exact[0] or n_draws.sum() != draws[1] - draws[0]:
+            raise CacheDamaged("the counts of entries do not agree with sequences.arrow")
+        if not manifest.targets.has_entries:
             nothing = np.zeros(0, np.float32)
-            none = Entries(
-                is_draw=np.zeros(0, bool), ids=np.zeros(0, np.int32), logprobs=nothing, weights=nothing, times=None
-            )
-            return none, n_exact, n_exact
-        values = exact + draws if self._manifest.targets.draw_values else exact
+            return Entries(ids=np.zeros(0, np.int32), logprobs=nothing, weights=nothing, times=None)
+        values = exact + draws if manifest.targets.draw_values else exact
         codes = EntryCodes(
             n_exact=n_exact,
             n_draws=n_draws,
             ids=self.codes("id", int(exact[0] + draws[0]), int(exact[1] + draws[1])),
-            times=self.codes("times", int(draws[0]), int(draws[1])) if self._manifest.arrays.times else None,
+            times=self.codes("times", int(draws[0]), int(draws[1])) if manifest.arrays.times else None,
             logprobs=self.codes("logprob", int(values[0]), int(values[1])),
-            log_tail=self._optional("log_tail", start, stop),
-            drawn_log_tail=self._optional("drawn_log_tail", start, stop),
-            log_z=self._optional(log_z_column(self._manifest.targets.target_temperature), start, stop),
+            log_tail=columns.get("log_tail"),
+            drawn_log_tail=columns.get("drawn_log_tail"),
+            log_z=columns.get(log_z_column(manifest.targets.target_temperature)),
         )
-        return self._decoder.entries(codes), n_exact + n_draws, n_exact
-
-    def _counts(self, name: str, start: int, stop: int) -> npt.NDArray[np.int64]:
-        codes = self._optional(name, start, stop)
-        if codes is None:
-            return np.zeros(stop - start, np.int64)
-        if int(codes.max(initial=0)) > self._manifest.targets.max_entries:
-            raise CacheDamaged(f"{name} is above the {self._manifest.targets.max_entries} ids that a row can keep")
-        return codes.astype(np.int64)
-
-    def _column(self, name: str, start: int, stop: int) -> Codes:
-        return self.codes("row", start, stop, name)
-
-    def _optional(self, name: str, start: int, stop: int) -> Codes | None:
-        return self._column(name, start, stop) if name in self._column_numbers else None
-
-    def _scalar(self, name: str, start: int, stop: int) -> Floats | None:
-        return self._decoder.scalars(name, self._column(name, start, stop)) if name in self._column_numbers else None
-
-    def _log_z(self, temperature: float, start: int, stop: int) -> Floats:
-        name = log_z_column(temperature)
-        return self._decoder.scalars(name, self._column(name, start, stop))
+        return self._decoder.entries(codes)
 
     def _hidden(self, start: int, stop: int) -> dict[int, Floats]:
         vectors = self._manifest.hidden.rows
@@ -265,7 +188,7 @@ class PartReader:
     def token_bytes(self, sequence: int) -> npt.NDArray[np.int32]:
         """The byte length of each token of a sequence."""
         start, stop = self.sequences.row_starts[[sequence, sequence + 1]].tolist()
-        return self._column("token_bytes", start, stop).astype(np.int32)
+        return self.codes("row", start, stop, "token_bytes").astype(np.int32)
 
     def documents(self, sequence: int) -> tuple[int, int]:
         """The documents of a sequence, counted through the part."""
@@ -282,6 +205,12 @@ class PartReader:
             with _Named(f"{layout.part_dir(self.number)}/{layout.TEXT}"):
                 self._texts = Texts(self._whole(layout.TEXT), self.record.n_text_frames, n_documents, layout.TEXT)
         return self._texts.get(start, stop)
+
+
+def _mask(codes: Codes) -> npt.NDArray[np.bool_]:
+    if int(codes.max(initial=0)) > 1:
+        raise CacheDamaged("loss_mask holds something else than 0 and 1")
+    return codes.astype(bool)
 
 
 class _Named:

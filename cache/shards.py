@@ -59,6 +59,7 @@ class Shard:
         _check_places(places, end)
         self._data, self._checksums = data, tail[: n_chunks * CHECKSUM_BYTES]
         self._places = places.astype(np.int64)
+        self._place_list: list[list[int]] = self._places.tolist()
 
     def __len__(self) -> int:
         return len(self._places)
@@ -70,6 +71,14 @@ class Shard:
         if chunk[-CHECKSUM_BYTES:] != self._checksums[number * CHECKSUM_BYTES : (number + 1) * CHECKSUM_BYTES]:
             raise CacheDamaged(f"chunk {number} is not the one that was written there")
         return chunk
+
+    def payload(self, number: int) -> bytes:
+        """A chunk without its checksum, which must be the one that belongs to this place."""
+        offset, size = self._place_list[number]
+        data = bytes(self._data[offset : offset + size - CHECKSUM_BYTES])
+        if crc32c(data) != self._checksums[number * CHECKSUM_BYTES : (number + 1) * CHECKSUM_BYTES]:
+            raise CacheDamaged(f"chunk {number} does not match the crc32c of its place")
+        return data
 
     @property
     def sizes(self) -> "np.ndarray[tuple[int], np.dtype[np.int64]]":
