@@ -1,0 +1,159 @@
+"""kill -9 while a cache is written: what is committed is good, and going on ends in the same bytes.
+
+Children are forked with all imports done and die at a counted call (before it, after it, or half-way through a write)
+or after a random time. The long version, 200 rounds of each, is part of `make soak`; a round is one cache.
+"""
+
+import os
+import random
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from kdpipe.cache import layout
+from support.children import Child
+from support.faults import count_calls, fault_at, killed
+from support.tiny import digests_of, make_cache, parts_in, problems_of_committed, resume_cache
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there is no fork and no kill -9")
+
+ROUNDS, LONG_ROUNDS = 20, 200
+MAX_KILLS = 4
+WHEN: tuple[Literal["before", "after", "half"], ...] = ("before", "after", "half")
+
+# Where a long run must have killed at least once.
+BUILT = {f"building {what}" for what in (layout.MANIFEST, layout.TABLES, "a part", layout.INDEX)}
+WHERE = BUILT | {layout.MANIFEST, layout.TABLES, layout.PARTS, layout.INDEX, layout.WORK, "the folder"}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, str]]:
+    """The cache_id and every file's digest when nothing goes wrong."""
+    path = tmp_path_factory.mktemp("whole") / "cache"
+    return make_cache(path), digests_of(path)
+
+
+def phase(place: str) -> str:
+    """What a killed writer was at, from the path of its last call: building something, or a name in the cache."""
+    folder, _, name = place.rpartition("/cache/")[2].partition("/")
+    if folder == layout.WORK and "~" in name:
+        return "building a part" if name[:5].isdigit() else f"building {name.partition('~')[0]}"
+    return folder if folder in layout.TOP_LEVEL else "the folder"
+
+
+def check(path: Path) -> None:
+    """Every part that is there is good; the cache may not even have begun."""
+    if (path / layout.MANIFEST).exists():
+        assert problems_of_committed(path) == []
+
+
+def check_whole(path: Path, whole: tuple[str, dict[str, str]]) -> None:
+    """Going on ends in the cache that a writer makes whom nobody kills."""
+    before = {name: digest for name, digest in digests_of(path).items() if name.startswith(layout.PARTS)}
+    assert resume_cache(path) == whole[0]
+    after = digests_of(path)
+    assert after == whole[1]
+    assert before.items() <= after.items()
+    assert not (path / layout.WORK).exists()
+
+
+def die_at(path: Path, number: int, when: Literal["before", "after", "half"]) -> tuple[int, str]:
+    """Write in a child until its call of that number; how it ended, and the path it was at."""
+    read, write = os.pipe()
+
+    def work() -> str:
+        with fault_at(number, killed(lambda text: os.write(write, text.encode()), when)):
+            identity: str = resume_cache(path)
+            return identity
+
+    ended = Child(work).wait()
+    os.close(write)
+    said = os.read(read, 4096).decode()
+    os.close(read)
+    assert ended.code in (0, -signal.SIGKILL), ended.said
+    return ended.code, said
+
+
+def kill_by_calls(folder: Path, rounds: int, seed: int, whole: tuple[str, dict[str, str]]) -> Counter[str]:
+    """Rounds of a writer that dies at calls drawn at random, up to MAX_KILLS times; where it died."""
+    rng = random.Random(seed)
+    n_calls = count_calls(partial(make_cache, folder / "counted" / "cache"))
+    met: Counter[str] = Counter()
+    for number in range(rounds):
+        path = folder / str(number) / "cache"
+        for _ in range(rng.randint(1, MAX_KILLS)):
+            code, said = die_at(path, rng.randint(1, n_calls), rng.choice(WHEN))
+            if code:
+                met[phase(said)] += 1
+            check(path)
+        check_whole(path, whole)
+    return met
+
+
+def kill_by_time(folder: Path, rounds: int, seed: int, whole: tuple[str, dict[str, str]]) -> list[int]:
+    """Rounds of a writer that is killed after a random time; how many parts stood each time it was."""
+    rng = random.Random(seed)
+    began = time.monotonic()
+    assert Child(partial(make_cache, folder / "timed" / "cache")).wait().code == 0
+    seconds = time.monotonic() - began
+    standing: list[int] = []
+    for number in range(rounds):
+        path = folder / str(number) / "cache"
+        for _ in range(rng.randint(1, MAX_KILLS)):
+            child = Child(partial(resume_cache, path))
+            time.sleep(rng.uniform(0, seconds))
+            child.kill()
+            if child.wait().code:
+                standing.append(len(list(parts_in(path))) if (path / layout.MANIFEST).exists() else 0)
+            check(path)
+        check_whole(path, whole)
+    return standing
+
+
+def test_a_writer_killed_at_any_call_leaves_good_parts_and_goes_on(
+    tmp_path: Path, whole: tuple[str, dict[str, str]], record_property: Callable[[str, object], None]
+) -> None:
+    met = kill_by_calls(tmp_path, ROUNDS, 1, whole)
+    record_property("kills", sum(met.values()))
+    sys.stdout.write(f"{ROUNDS} rounds, {sum(met.values())} kills at calls: {dict(met)}")
+    assert {"building a part", layout.PARTS} <= set(met)
+
+
+def test_a_writer_killed_at_any_moment_leaves_good_parts_and_goes_on(
+    tmp_path: Path, whole: tuple[str, dict[str, str]], record_property: Callable[[str, object], None]
+) -> None:
+    standing = kill_by_time(tmp_path, ROUNDS, 2, whole)
+    record_property("kills", len(standing))
+    sys.stdout.write(
+        f"{ROUNDS} rounds, {len(standing)} kills at moments, with {dict(Counter(standing))} parts standing"
+    )
+    assert len(standing) >= ROUNDS / 2
+
+
+@pytest.mark.soak
+def test_writers_killed_at_many_calls_leave_good_parts(
+    tmp_path: Path, whole: tuple[str, dict[str, str]], record_property: Callable[[str, object], None]
+) -> None:
+    met = kill_by_calls(tmp_path, LONG_ROUNDS, 3, whole)
+    record_property("kills", sum(met.values()))
+    sys.stdout.write(f"{LONG_ROUNDS} rounds, {sum(met.values())} kills at calls: {dict(met)}")
+    assert set(met) >= WHERE
+
+
+@pytest.mark.soak
+def test_writers_killed_at_many_moments_leave_good_parts(
+    tmp_path: Path, whole: tuple[str, dict[str, str]], record_property: Callable[[str, object], None]
+) -> None:
+    standing = kill_by_time(tmp_path, LONG_ROUNDS, 4, whole)
+    record_property("kills", len(standing))
+    sys.stdout.write(
+        f"{LONG_ROUNDS} rounds, {len(standing)} kills at moments, with {dict(Counter(standing))} parts standing"
+    )
+    assert set(standing) == {0, 1, 2, 3, 4}
