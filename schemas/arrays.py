@@ -73,14 +73,14 @@ class RowArray(Record):
 class IdArray(Record):
     """uint32 [entries]: ranks of the exact ids, most probable first, then draws ascending, as differences."""
 
-    chunk_entries: int = Field(default=16384, ge=64, le=MAX_CHUNK)
+    chunk_entries: int = Field(default=8192, ge=64, le=MAX_CHUNK)
     level: PcodecLevel = 8
 
 
 class TimesArray(Record):
     """uint32 [draws]: how often an id was drawn, less one."""
 
-    chunk_entries: int = Field(default=16384, ge=64, le=MAX_CHUNK)
+    chunk_entries: int = Field(default=8192, ge=64, le=MAX_CHUNK)
     level: PcodecLevel = 8
 
 
@@ -88,7 +88,7 @@ class LogprobArray(Record):
     """uint32 [values]: codes of log p; the exact ids of a row as differences, draws (if asked) plain."""
 
     law: LinearLaw = LinearLaw(step=1 / 16, sign=-1)
-    chunk_entries: int = Field(default=16384, ge=64, le=MAX_CHUNK)
+    chunk_entries: int = Field(default=8192, ge=64, le=MAX_CHUNK)
     level: PcodecLevel = 8
 
 
