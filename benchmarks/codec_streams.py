@@ -10,7 +10,8 @@ from itertools import chain
 import numpy as np
 import numpy.typing as npt
 
-from kdpipe.cache.encode import CodedRows, differences, draw_mask, encode
+from kdpipe.cache.encode import CodedRows, encode
+from kdpipe.cache.entries import differences, draw_mask
 from kdpipe.cache.rows import Block, Sequence
 from kdpipe.pipeline.synthetic import Recipe, synthetic_manifest, synthetic_part, synthetic_tables
 from kdpipe.schemas.arrays import MISSING

@@ -16,6 +16,7 @@ from typing import Annotated
 import typer
 
 from kdpipe.cli import cache, console, interrupts
+from kdpipe.cli.demo import demo
 from kdpipe.schemas.errors import Interrupted, KdpipeError
 
 app = typer.Typer(
@@ -50,6 +51,7 @@ def options(
 
 
 app.add_typer(cache.app, name="cache")
+app.command("demo")(demo)
 
 
 def run(words: Sequence[str]) -> int:

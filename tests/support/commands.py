@@ -13,7 +13,8 @@ from kdpipe.cli import main
 
 # command -> (its sub-commands, its options); every command also has -h and --help.
 SURFACE: dict[str, tuple[set[str], set[str]]] = {
-    "": ({"cache"}, {"--version", "--debug"}),
+    "": ({"cache", "demo"}, {"--version", "--debug"}),
+    "demo": (set(), {"--out"}),
     "cache": ({"inspect", "verify"}, set()),
     "cache inspect": (set(), {"--json"}),
     "cache verify": (set(), {"--level", "--json"}),

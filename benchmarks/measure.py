@@ -1,0 +1,65 @@
+"""How the benchmarks measure: one pinned core, medians, and ratios to plain copies in the same run.
+
+In: functions. Out: seconds, rates, the machine in words.
+Before it: nothing. After it: `cache.py`.
+"""
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+def pin_to_one_core() -> None:
+    """Stay on one core from here on, where the system can do that."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+
+
+def seconds(work: Callable[[], object], rounds: int = 5) -> float:
+    """The median of some rounds, after one that does not count."""
+    work()
+    taken = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        work()
+        taken.append(time.perf_counter() - start)
+    return statistics.median(taken)
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were measured on."""
+    model = platform.processor()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        model = names[0] if names else model
+    return {"processor": model, "cores": os.cpu_count(), "python": platform.python_version(), "numpy": np.__version__}
+
+
+def memcpy_rate() -> float:
+    """Bytes a second of copying 256 MiB within memory."""
+    source = np.ones(1 << 28, np.uint8)
+    target = np.empty_like(source)
+    return source.nbytes / seconds(lambda: np.copyto(target, source))
+
+
+def in_child(program: str, *words: str) -> Any:
+    """Run a program of its own and read the JSON document that it prints: for memory and first-time costs."""
+    command = [sys.executable, "-c", program, *words]
+    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def rounded(value: Any) -> Any:
+    """Numbers with four digits, for people who read the JSON."""
+    if isinstance(value, dict):
+        return {name: rounded(inner) for name, inner in value.items()}
+    return float(f"{value:.4g}") if isinstance(value, float) else value

@@ -1,0 +1,31 @@
+"""The benchmarks run: small, for their keys, not for their figures."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from support.source import ROOT
+
+
+@pytest.mark.slow
+def test_the_cache_benchmark_prints_every_number_that_is_asked(tmp_path: object) -> None:
+    words = [sys.executable, str(ROOT / "benchmarks" / "cache.py"), "--quick"]
+    answer = json.loads(subprocess.run(words, check=True, capture_output=True, text=True, timeout=300).stdout)
+    assert answer["memcpy_bytes_a_second"] > 0
+    assert [case["case"] for case in answer["cases"]] == ["10 entries, 32 k", "10 entries, 152 k", "32 entries, 32 k"]
+    for case in answer["cases"]:
+        assert case["written_positions_a_second"] > 0
+        assert 0.5 < case["bytes"]["ids_and_values_over_order0"] < 1.5
+        assert {"sequential_positions_a_second", "random_block_over_memmap", "batched_positions_a_second"} <= set(
+            case["reading"]
+        )
+    assert answer["many_parts"]["parts"] == 40
+    assert answer["writing_memory"]["growth_with_parts"] > 0
+
+
+@pytest.mark.slow
+def test_the_codec_benchmark_runs() -> None:
+    words = [sys.executable, str(ROOT / "benchmarks" / "codecs.py"), "--positions", "2000", "--json"]
+    assert json.loads(subprocess.run(words, check=True, capture_output=True, text=True, timeout=300).stdout)
