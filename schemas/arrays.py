@@ -65,6 +65,8 @@ class Column(Record):
 class RowArray(Record):
     """uint32 [rows, columns], a chunk is `chunk_rows` codes of one column: tokens, mask, counts and scalars."""
 
+    dtype: Literal["uint32"] = "uint32"
+    codec: Literal["pcodec"] = "pcodec"
     columns: tuple[Column, ...] = Field(min_length=3, max_length=64)
     chunk_rows: int = Field(default=2048, ge=64, le=MAX_CHUNK)
     level: PcodecLevel = 8
@@ -73,6 +75,9 @@ class RowArray(Record):
 class IdArray(Record):
     """uint32 [entries]: ranks of the exact ids, most probable first, then draws ascending, as differences."""
 
+    dtype: Literal["uint32"] = "uint32"
+    codec: Literal["pcodec"] = "pcodec"
+    law: RankLaw = RankLaw()
     chunk_entries: int = Field(default=8192, ge=64, le=MAX_CHUNK)
     level: PcodecLevel = 8
 
@@ -80,6 +85,9 @@ class IdArray(Record):
 class TimesArray(Record):
     """uint32 [draws]: how often an id was drawn, less one."""
 
+    dtype: Literal["uint32"] = "uint32"
+    codec: Literal["pcodec"] = "pcodec"
+    law: CountLaw = CountLaw()
     chunk_entries: int = Field(default=8192, ge=64, le=MAX_CHUNK)
     level: PcodecLevel = 8
 
@@ -87,6 +95,8 @@ class TimesArray(Record):
 class LogprobArray(Record):
     """uint32 [values]: codes of log p; the exact ids of a row as differences, draws (if asked) plain."""
 
+    dtype: Literal["uint32"] = "uint32"
+    codec: Literal["pcodec"] = "pcodec"
     law: LinearLaw = LinearLaw(step=1 / 16, sign=-1)
     chunk_entries: int = Field(default=8192, ge=64, le=MAX_CHUNK)
     level: PcodecLevel = 8
@@ -95,6 +105,8 @@ class LogprobArray(Record):
 class VectorArray(Record):
     """uint8 [rows, bytes], stored as it is: the coded vectors of a row one behind the other."""
 
+    dtype: Literal["uint8"] = "uint8"
+    codec: Literal["plain"] = "plain"
     row_bytes: int = Field(ge=1, le=MAX_VECTOR_CHUNK_BYTES)
     chunk_rows: int = Field(default=256, ge=1, le=MAX_CHUNK)
 
