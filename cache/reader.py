@@ -5,8 +5,10 @@ Before it: `part_reader.py`, `index.py`. After it: stage two, `inspect.py`, `ord
 index and checks each part's files when the part is first touched; it never writes, locks or creates.
 """
 
+import operator
 import os
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from typing import Any, final
@@ -30,6 +32,7 @@ from kdpipe.schemas.plan import SplitName
 from kdpipe.schemas.strict_json import MAX_BYTES
 
 MAX_OPEN_PARTS = 32
+_caches: "weakref.WeakSet[Cache]" = weakref.WeakSet()
 
 
 def open_cache(
@@ -40,6 +43,8 @@ def open_cache(
     max_open_parts: int = MAX_OPEN_PARTS,
 ) -> "Cache":
     """Open a cache, or one of its splits; `allow_partial` reads what an unfinished one already has."""
+    if max_open_parts < 1:
+        raise ConfigError(f"max_open_parts is {max_open_parts}, at least one part must be open to be read")
     return Cache(open_store(url), split, allow_partial, max_open_parts)
 
 
@@ -99,6 +104,7 @@ class Cache:
         self._tables: dict[str, npt.NDArray[Any]] = {}
         self._table_records: Mapping[str, FileRecord] | None = None
         self._decoder: Decoder | None = None
+        _caches.add(self)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Opened anew in another process: mapped files do not travel."""
@@ -141,7 +147,10 @@ class Cache:
 
     def locate(self, i: int) -> tuple[PartReader, int]:
         """The part that holds a sequence, and the sequence's number in it."""
-        index = range(len(self))[i]
+        index = operator.index(i)
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"there is no sequence {index}: {self!r}")
+        index %= len(self)
         place = int(np.searchsorted(self._starts, index, side="right")) - 1
         return self._part(place), index - int(self._starts[place])
 
@@ -218,6 +227,16 @@ class Cache:
             else:
                 self._open.move_to_end(row.part)
             return part
+
+
+def _renew_locks() -> None:
+    """In the child of a fork no thread is left that could release a lock; what it guards is whole at every step."""
+    for cache in list(_caches):
+        cache._lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_locks)
 
 
 def _reopen(url: str, split: SplitName | None, allow_partial: bool, max_open_parts: int) -> Cache:

@@ -92,7 +92,7 @@ class LocalStore:
         path = self._path(folder)
         if not os.path.lexists(path):
             return []
-        if not stat.S_ISDIR(os.lstat(path).st_mode):
+        if folder and not stat.S_ISDIR(os.lstat(path).st_mode):
             raise CacheDamaged(f"{folder or self.url} is no folder")
         with _scan(path) as entries:
             return sorted(_shown(entry.name) for entry in entries)
