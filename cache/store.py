@@ -55,8 +55,9 @@ class LocalStore:
     def __init__(self, root: Path) -> None:
         if not root.is_dir():
             raise ConfigError(f"there is no folder {root}", hint="give the folder that holds manifest.json")
-        self.url = str(root)
-        self._root = root
+        # A relative path would lead elsewhere once the process, or the one that it is sent to, changes its folder.
+        self._root = root.absolute()
+        self.url = str(self._root)
 
     def _path(self, name: str) -> Path:
         """The path of a name, no folder of which may be a link."""
