@@ -37,11 +37,12 @@ def read_part_record(
         raise CacheDamaged(f"{name} is not the one that {layout.INDEX} names")
     record = read_record(PartRecord, data, name, ignore_unknown=manifest.format.minor > MINOR)
     planned = manifest.plan.part(number)
+    due = (number, planned.split, planned.first_document, planned.n_documents)
     if record.manifest_sha256 != manifest.sha256:
         raise CacheDamaged(f"{name} belongs to another manifest")
     stated = (record.part, record.split, record.first_document, record.n_documents)
-    if stated != (planned.number, planned.split, planned.first_document, planned.n_documents):
-        raise CacheDamaged(f"{name} states part {stated}, the plan says {planned.number} of {planned.split}")
+    if stated != due:
+        raise CacheDamaged(f"{name} states part, split, first document and number {stated}, the plan says {due}")
     if {column.name for column in manifest.arrays.row.columns} != set(record.column_bytes):
         raise CacheDamaged(f"{name}: column_bytes has other columns than the manifest")
     own_row = IndexRow.of(record, data)
@@ -72,7 +73,8 @@ def examine_part(
     try:
         record, _ = read_part_record(store, manifest, number, row)
     except CacheDamaged as error:
-        return None, [part_problem(number, layout.PART_RECORD, error.message)]
+        name = f"{layout.part_dir(number)}/{layout.PART_RECORD}"
+        return None, [part_problem(number, layout.PART_RECORD, error.message.removeprefix(name).lstrip(": "))]
     shapes = part_grids(manifest, record)
     due = layout.part_files(manifest, {name: grid.n_chunks for name, grid in shapes.items()})
     if set(record.files) != due:

@@ -58,6 +58,8 @@ class StatisticsSum:
         own, stated = self.record(), record.statistics
         if own.entries != stated.entries:
             yield "statistics.entries in part.json are not those of the rows"
+        if (stated.label_is_top1 is None) != (own.label_is_top1 is None) or (stated.label_is_top1 or 0) > self._n:
+            yield f"statistics.label_is_top1 in part.json is {stated.label_is_top1}, of {self._n:,} rows"
         for name, step in (("entropy_nats", 1 / 512), ("label_nats", 1 / 128), ("tail_mass", 1 / 256)):
             a, b = getattr(own, name), getattr(stated, name)
             if (a is None) != (b is None) or (a is not None and abs(a - b) > self._n * step + 1e-6):

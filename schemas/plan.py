@@ -13,6 +13,7 @@ from kdpipe.schemas.records import Record
 SplitName = Literal["train", "validation"]
 MAX_PARTS = 1_000_000
 MAX_PART_ROWS = 1 << 22
+DocumentNumber = Annotated[int, Field(ge=0, le=1 << 48)]
 
 
 class PlannedPart(Record):
@@ -28,7 +29,7 @@ class SplitPlan(Record):
     """A split and the document numbers at which its parts begin, with the number of its documents at the end."""
 
     name: SplitName
-    bounds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=2, max_length=MAX_PARTS)]
+    bounds: Annotated[tuple[DocumentNumber, ...], Field(min_length=2, max_length=MAX_PARTS)]
 
     @model_validator(mode="after")
     def _increasing(self) -> "SplitPlan":

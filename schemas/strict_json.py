@@ -15,6 +15,7 @@ from typing import Any
 from kdpipe.schemas.errors import CacheDamaged
 
 MAX_DEPTH = 32
+MAX_KEYS = 4096
 # The manifest of a million parts takes 11 MB; whatever is allowed here is held as Python objects twenty times as large.
 MAX_BYTES = 16 << 20
 
@@ -54,6 +55,8 @@ def parse(data: bytes, what: str, max_bytes: int = MAX_BYTES) -> Any:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(pairs) > MAX_KEYS:
+        raise ValueError(f"an object has {len(pairs):,} keys")
     result = dict(pairs)
     if len(result) != len(pairs):
         counts = Counter(name for name, _ in pairs)

@@ -32,7 +32,7 @@ class Survey:
 
     def add(self, file: str, what: str, do: str = COPY_AGAIN) -> None:
         """Note a problem of the whole cache."""
-        self.problems.append(Problem(part=None, file=file, what=what, do=do))
+        self.problems.append(Problem(part=None, file=file, what=what.removeprefix(file).lstrip(": "), do=do))
 
 
 def survey(store: Store) -> Survey:
@@ -115,14 +115,26 @@ def _survey_parts(store: Store, manifest: Manifest, rows: dict[int, IndexRow], f
     for name in names:
         if name not in due:
             found.add(f"{layout.PARTS}/{name}", "it is no part of this cache", "delete it")
+    there = set(names)
+    _note_missing([number for name, number in due.items() if name not in there], found)
     for name, number in due.items():
-        if name not in names:
-            found.problems.append(part_problem(number, "", "the part is missing"))
+        if name not in there:
             continue
         record, problems = examine_part(store, manifest, number, rows.get(number))
         found.problems += problems
         if record is not None and not problems:
             found.records[number] = record
+
+
+def _note_missing(numbers: list[int], found: Survey) -> None:
+    """One problem for parts that are missing one after the other: a plan may have a million."""
+    first = 0
+    for place in range(1, len(numbers) + 1):
+        if place == len(numbers) or numbers[place] != numbers[place - 1] + 1:
+            more = place - first - 1
+            what = f"the part is missing, and the {more:,} behind it" if more else "the part is missing"
+            found.problems.append(part_problem(numbers[first], "", what))
+            first = place
 
 
 def _survey_manifest(store: Store, manifest: Manifest, found: Survey) -> None:
