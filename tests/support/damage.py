@@ -7,16 +7,17 @@ Before it: `tiny.py`. After it: the tests of corruption, of hostile caches and o
 import hashlib
 import io
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pcodec import standalone
 
 from kdpipe.cache import layout
 from kdpipe.cache.arrow_files import write_parquet
-from kdpipe.cache.codecs import CHECKSUM_BYTES, crc32c
+from kdpipe.cache.codecs import CHECKSUM_BYTES, crc32c, encode_numbers
 from kdpipe.cache.index import COUNTS, FIELDS, NO_SEAL, SEAL, sealed
 from kdpipe.cache.reader import open_cache
 from kdpipe.cache.shards import PLACE_BYTES
@@ -103,15 +104,10 @@ def _add(digest: Any, value: Any) -> None:
         digest.update(b"-" if array is None else np.ascontiguousarray(array).tobytes())
 
 
-def change_json(file: Path, change: Mapping[str, Any]) -> None:
-    """Set values of a record by dotted path, and write it in canonical form."""
+def edit_json(file: Path, edit: Callable[[Any], object]) -> None:
+    """Change a record, and write it in canonical form."""
     value = json.loads(file.read_bytes())
-    for path, new in change.items():
-        *steps, last = [int(step) if step.isdigit() else step for step in path.split(".")]
-        inner = value
-        for step in steps:
-            inner = inner[step]
-        inner[last] = new
+    edit(value)
     file.write_bytes(canonical(value))
 
 
@@ -137,10 +133,10 @@ def _reseal_part(path: Path, folder: Path, manifest_sha256: str, chunks: bool) -
     file = folder / layout.PART_RECORD
     record = json.loads(file.read_bytes())
     record["manifest_sha256"] = manifest_sha256
-    for array in list(record["indexes"]):
+    for array in list(record["indexes"]) if chunks else ():
         metadata = json.loads((folder / layout.array_metadata(array)).read_bytes())
         shard = folder / layout.array_shard(array)
-        if chunks and shard.is_file():
+        if shard.is_file():
             record["indexes"][array] = reseal_shard(shard, n_chunks(metadata))
     for name in record["files"]:
         if (folder / name).is_file():
@@ -187,6 +183,34 @@ def reseal_shard(file: Path, n: int) -> str:
     data[start:] = bytes(checksums) + index + crc32c(index)
     file.write_bytes(data)
     return sha256_hex(bytes(data[start:]))
+
+
+def chunks_of(file: Path, n: int) -> list[bytes]:
+    """The chunks of a shard without their checksums."""
+    data = file.read_bytes()
+    return [data[offset : offset + size - CHECKSUM_BYTES] for offset, size in read_index_of(data, n)]
+
+
+def recode(path: Path, array: str, change: Callable[[Any], Any], column: str = "", part: int = 0) -> None:
+    """Change the numbers of an array, or of a column of the array `row`, in place, and seal the cache again."""
+    folder = path / layout.part_dir(part)
+    metadata = json.loads((folder / layout.array_metadata(array)).read_bytes())
+    file, n = folder / layout.array_shard(array), n_chunks(metadata)
+    columns = [c["name"] for c in json.loads((path / layout.MANIFEST).read_bytes())["arrays"]["row"]["columns"]]
+    chunks = chunks_of(file, n)
+    mine = slice(columns.index(column), None, len(columns)) if column else slice(None)
+    plain = metadata["data_type"] == "uint8"
+    parts = [np.frombuffer(c, np.uint8) if plain else standalone.simple_decompress(c) for c in chunks[mine]]
+    length = parts[0].size
+    values = np.concatenate(parts).reshape((-1, metadata["shape"][1]) if plain else -1)
+    values = change(values.copy()).reshape(-1)
+    cut = [values[i : i + length] for i in range(0, len(values), length)]
+    chunks[mine] = [c.tobytes() if plain else encode_numbers(c.astype(np.uint32), 8)[:-CHECKSUM_BYTES] for c in cut]
+    write_shard(file, chunks)
+    if column:
+        sizes = [sum(len(c) + CHECKSUM_BYTES for c in chunks[i :: len(columns)]) for i in range(len(columns))]
+        edit_json(folder / layout.PART_RECORD, lambda r: r.update(column_bytes=dict(zip(columns, sizes, strict=True))))
+    reseal(path)
 
 
 def write_shard(file: Path, chunks: list[bytes]) -> None:
