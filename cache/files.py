@@ -109,6 +109,7 @@ def publish_dir(work: Path, final: Path) -> bool:
     """Give a finished folder its name; false when another writer was first, whose folder then stands."""
     for folder, _, _ in os.walk(work, topdown=False):
         sync_dir(Path(folder))
+    # Syncs what stands beside the parent too: tables that another writer gave their name a moment ago.
     make_dir(final.parent)
     is_first = True
     try:

@@ -75,12 +75,10 @@ class CacheWriter:
 
     def _publish_folder(self, name: str, fill: Callable[[Path], None]) -> None:
         with explained(f"writing {name}", self.path):
-            if (self.path / name).is_dir():
-                sync_dir(self.path)
-                return
-            with work_folder(self.path, name) as work:
-                fill(work)
-                publish_dir(work, self.path / name)
+            if not (self.path / name).is_dir():
+                with work_folder(self.path, name) as work:
+                    fill(work)
+                    publish_dir(work, self.path / name)
 
     def committed(self) -> list[int]:
         """The parts that are there."""

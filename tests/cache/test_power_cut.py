@@ -14,6 +14,8 @@ from unittest import mock
 import pytest
 
 from kdpipe.cache import layout, workers
+from kdpipe.cache.writer import create_cache
+from kdpipe.pipeline.synthetic import synthetic_tables
 from support.disk import Dead, Disk, Recorder, Tree, materialise
 from support.tiny import SMALL, begin_cache, digests_of, make_cache, manifest_of, resume_cache, unsynced, write_part
 
@@ -159,6 +161,24 @@ def test_a_part_that_is_said_to_be_committed_outlives_a_power_cut(tmp_path: Path
             for call in recorder.calls:
                 disk.apply(call)
             assert disk.unsynced(f"cache/{layout.part_dir(number)}") == []
+            assert disk.unsynced(f"cache/{layout.TABLES}") == []
+
+
+def test_tables_of_a_writer_that_has_just_died_are_made_durable_before_they_are_used(tmp_path: Path) -> None:
+    recorder = Recorder(tmp_path)
+    with recorder.recording():
+        writer = create_cache(tmp_path / "cache", manifest_of(SMALL))
+        began = len(recorder.calls)
+        begin_cache(tmp_path / "cache")
+        renamed = next(n for n, call in enumerate(recorder.calls[began:], began) if call.path == "cache/tables")
+        # As if that worker had died right there, unseen by the one that has begun already.
+        del recorder.calls[renamed + 1 :]
+        writer.publish_tables(synthetic_tables(SMALL))
+        write_part(writer, 0)
+    disk = Disk(recorder.contents)
+    for call in recorder.calls:
+        disk.apply(call)
+        if f"cache/{layout.part_dir(0)}" in disk.tree():
             assert disk.unsynced(f"cache/{layout.TABLES}") == []
 
 

@@ -4,6 +4,7 @@ The calls are recorded by patching `os` and replayed on a model of a disk; strac
 from outside and misses nothing that Python does not tell.
 """
 
+import os
 import re
 import shutil
 import subprocess
@@ -118,8 +119,9 @@ def test_strace_sees_no_write_that_is_not_synced_before_its_name_is_given(tmp_pa
     log, cache = tmp_path / "log", tmp_path / "cache"
     command = ["strace", "-f", "-y", "-qq", "--seccomp-bpf", "-e", f"trace={TRACED}", "-o", str(log)]
     program = [sys.executable, "-c", MAKE, str(cache)]
-    tests = str(Path(__file__).parents[1])
-    ended = subprocess.run([*command, *program], capture_output=True, text=True, env={"PYTHONPATH": tests}, check=False)
+    paths = [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    ended = subprocess.run([*command, *program], capture_output=True, text=True, env=environment, check=False)
     if not log.exists() or "ptrace" in ended.stderr:
         pytest.skip(f"strace may not trace here: {ended.stderr[:200]}")
     assert ended.returncode == 0, ended.stderr
