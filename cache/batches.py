@@ -97,7 +97,10 @@ def _fill_one(batch: Batch, b: int, rows: Rows) -> None:
             (batch.weights_BTK[b], rows.weights, 0),
         ):
             buffer.fill(empty)
-            buffer.reshape(-1)[places] = entries
+            if buffer.flags.c_contiguous:
+                buffer.reshape(-1)[places] = entries
+            else:
+                buffer[np.divmod(places, k)] = entries
 
 
 def _scalars(rows: Rows) -> dict[str, Floats]:
