@@ -26,6 +26,8 @@ from kdpipe.schemas.summary import (
 
 TOKEN_COLUMNS = ("token", "loss_mask", "token_bytes")
 COUNT_COLUMNS = ("n_exact", "n_draws")
+# These are always told, as 0 where a cache has none of them.
+BYTE_GROUPS = ("id", "logprob", "scalars", "hidden", "sequences", "text")
 
 
 def inspect_cache(url: str | os.PathLike[str]) -> CacheSummary:
@@ -109,13 +111,13 @@ def _mean(records: list[PartRecord], positions: int, name: str) -> float | None:
 
 def _bytes_per_position(parts: Iterable[tuple[PartRecord, int]], positions: int) -> dict[str, float]:
     """Where the bytes of the parts go; overhead is checksums' index, zarr.json and part.json."""
-    sums: dict[str, int] = {}
+    sums = dict.fromkeys(BYTE_GROUPS, 0)
     for record, n_bytes in parts:
         of_part = _bytes_of_part(record)
         of_part["overhead"] = n_bytes - sum(of_part.values())
         for name, size in of_part.items():
             sums[name] = sums.get(name, 0) + size
-    total = sum(sums.values()) - sums.get("text", 0)
+    total = sum(sums.values()) - sums["text"]
     return {name: size / max(positions, 1) for name, size in {"total": total, **sums}.items()}
 
 
