@@ -175,7 +175,7 @@ def test_the_page_has_the_tables_of_every_kind() -> None:
 def test_limits_and_special_codes_stand_on_the_page() -> None:
     for section, words in (
         ("Files", f"at most {MAX_PART_FILES} files"),
-        ("JSON", f"more than {strict_json.MAX_DEPTH} levels"),
+        ("JSON", f"more than {strict_json.MAX_DEPTH} levels, more than {strict_json.MAX_KEYS:,} keys in an object"),
         ("JSON", f"more than {strict_json.MAX_BYTES >> 20} MiB (part.json: {layout.MAX_RECORD_BYTES >> 20} MiB)"),
         ("`Manifest`", f"at most 2^{MAX_TABLE_BYTES.bit_length() - 1} bytes"),
         ("`PartRecord`", f"at most {MAX_ENTRIES:,} times"),

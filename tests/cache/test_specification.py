@@ -12,9 +12,10 @@ import pytest
 
 from kdpipe.cache.reader import Cache, open_cache
 from kdpipe.cache.rows import Rows
+from kdpipe.cache.writer import create_cache
 from kdpipe.schemas.errors import Incompatible
 from support import second_reader
-from support.kinds import KINDS, kind_manifest, kind_part, make_kind
+from support.kinds import KINDS, kind_manifest, kind_part, kind_tables, make_kind
 from support.second_reader import Contents, Read
 from support.source import imported
 from support.tiny import unsynced
@@ -138,6 +139,23 @@ def test_what_was_written_comes_back_within_the_bounds_of_the_page(folder: Path,
 def _slack(step: float, laws: dict[str, dict[str, float]]) -> float:
     """The bound of an exact log p, and 1e-4 for what float32 targets lack of adding up to 1."""
     return step + laws["log_tail"]["step"] / 2 + 1e-4 if "log_tail" in laws else step / 2 + 1e-6
+
+
+@pytest.mark.parametrize("name", ["threshold", "sampled", "state", "none-hidden"])
+def test_a_part_without_sequences_is_read_by_both(tmp_path: Path, name: str) -> None:
+    manifest = kind_manifest(name)
+    with unsynced():
+        writer = create_cache(tmp_path, manifest)
+        writer.publish_tables(kind_tables(name))
+        for number in range(manifest.plan.n_parts):
+            with writer.part(number) as part:
+                for sequence, block in kind_part(name, manifest, number) if number == 0 else ():
+                    part.add(sequence, block)
+        writer.seal()
+    cache, contents = open_cache(tmp_path), second_reader.read_cache(tmp_path)
+    assert [row.n_sequences for row in cache.parts] == [len(contents.sequences), 0]
+    for rows, read in zip(cache, contents.sequences, strict=True):
+        same_rows(rows, read)
 
 
 def test_the_second_reader_shares_no_code_with_the_first() -> None:
