@@ -28,7 +28,7 @@ class Sampled(Record):
     """The most probable id exactly, the rest as draws with replacement and how often each was drawn."""
 
     kind: Literal["sampled"] = "sampled"
-    draws: int = Field(ge=1, le=MAX_ENTRIES)
+    draws: int = Field(ge=1, lt=MAX_ENTRIES)
 
 
 class TopK(Record):
@@ -93,6 +93,8 @@ class TargetSpec(Record):
             raise ValueError("temperatures must differ from each other and from 1, whose log_z is 0")
         if self.target_temperature != 1.0 and self.target_temperature not in self.temperatures:
             raise ValueError("the target temperature must be 1 or one of the temperatures")
+        if self.target_temperature != 1.0 and self.has_entries and not self.tail_known:
+            raise ValueError("targets whose tail is unknown have no weights at another temperature than 1")
         if self.draw_values and not self.has_draws:
             raise ValueError(f"targets of kind {self.keep.kind} have no draws that could carry values")
         return self

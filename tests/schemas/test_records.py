@@ -1,0 +1,172 @@
+"""Records are read strictly, and a refusal names the key, its place and the nearest allowed one."""
+
+from typing import Any
+
+import pytest
+
+from kdpipe.schemas.compare import differing_keys
+from kdpipe.schemas.errors import CacheDamaged
+from kdpipe.schemas.manifest import Manifest, read_manifest
+from kdpipe.schemas.records import allowed_keys, read_record
+from kdpipe.schemas.strict_json import canonical, parse
+from kdpipe.schemas.targets import Sampled, Threshold
+from support.arbitrary import Wish
+
+MANIFEST = Wish(keep=Threshold(tau=0.1), vocabulary_size=9, hidden=True).manifest
+
+
+def changed(*place: str | int, to: Any) -> bytes:
+    """The manifest with one value changed, or one key added."""
+    value = parse(MANIFEST.to_json(), "here")
+    inner = value
+    for step in place[:-1]:
+        inner = inner[step]
+    inner[place[-1]] = to
+    return canonical(value)
+
+
+def refusal(data: bytes) -> str:
+    with pytest.raises(CacheDamaged) as refused:
+        read_record(Manifest, data, "manifest.json")
+    return refused.value.message
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        (("sede",), "unknown key 'sede': the nearest allowed one is 'seed'"),
+        (
+            ("tokenizer", "finger_print"),
+            "unknown key 'tokenizer.finger_print': the nearest allowed one is 'fingerprint'",
+        ),
+        (("teacher", "dtyp"), "unknown key 'teacher.dtyp': the nearest allowed one is 'dtype'"),
+        (("targets", "keep", "taus"), "unknown key 'targets.keep.threshold.taus': the nearest allowed one is 'tau'"),
+        (("arrays", "row", "columns", 0, "nam"), "'arrays.row.columns.0.nam': the nearest allowed one is 'name'"),
+        (("arrays", "logprob", "law", "stepp"), "'arrays.logprob.law.stepp': the nearest allowed one is 'step'"),
+        (("hidden", "pooled", 1, "widht"), "unknown key 'hidden.pooled.1.widht': the nearest allowed one is 'width'"),
+        (("data", "columns", 3, "typ"), "unknown key 'data.columns.3.typ': the nearest allowed one is 'type'"),
+        (("targets", "keep", "zzzz"), "'targets.keep.threshold.zzzz': allowed are kind, max_entries, tau"),
+        (("plan", "\u001b[31m"), r"unknown key 'plan.\x1b[31m': allowed are packed, sequence_length, splits"),
+    ],
+)
+def test_an_unknown_key_is_refused_with_its_place_and_the_nearest_one(
+    place: tuple[str | int, ...], message: str
+) -> None:
+    said = refusal(changed(*place, to=1))
+    assert said.startswith("manifest.json: unknown key '")
+    assert message in said
+
+
+def test_an_unknown_key_inside_a_law_of_a_column_names_the_law() -> None:
+    names = [column.name for column in MANIFEST.arrays.row.columns]
+    said = refusal(changed("arrays", "row", "columns", names.index("log_tail"), "law", "zerro", to=1))
+    assert "law.log_odds.zerro': the nearest allowed one is 'zero'" in said
+
+
+def test_an_unknown_key_inside_a_mapping_is_named() -> None:
+    entry = {"bytes": 1, "sha256": "0" * 64, "sha265": "x"}
+    said = refusal(changed("tokenizer", "files", to={"merges.txt": entry}))
+    assert said == "manifest.json: unknown key 'tokenizer.files.merges.txt.sha265': the nearest allowed one is 'sha256'"
+
+
+def test_the_first_of_many_problems_is_told_with_their_number() -> None:
+    value = parse(MANIFEST.to_json(), "here")
+    value["seed"], value["sede"], value["kdpipe"] = "seven", 1, 2
+    said = refusal(canonical(value))
+    assert said.startswith("manifest.json: kdpipe: input should be a valid string (and 2 more)")
+    value["data"] = {f"key{number}": 1 for number in range(3000)}
+    assert "values are wrong" in refusal(canonical(value))
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        (("seed",), "7", "seed: input should be a valid integer"),
+        (("seed",), 7.0, "seed: input should be a valid integer"),
+        (("seed",), True, "seed: input should be a valid integer"),
+        (("seed",), -1, "seed: input should be greater than or equal to 0"),
+        (("data", "text"), 1, "data.text: input should be a valid boolean"),
+        (
+            ("targets", "keep", "kind"),
+            "treshold",
+            "targets.keep: input tag 'treshold' found using 'kind'",
+        ),
+        (("teacher", "dtype"), "int4", "teacher.dtype: input should be 'float32'"),
+        (("kdpipe",), None, "kdpipe: input should be a valid string"),
+        (("plan", "splits"), {}, "plan.splits: input should be a valid array"),
+    ],
+)
+def test_a_value_of_another_kind_is_refused_with_its_place(
+    place: tuple[str | int, ...], value: Any, message: str
+) -> None:
+    assert refusal(changed(*place, to=value)).startswith(f"manifest.json: {message}")
+
+
+def test_a_missing_key_is_named() -> None:
+    value = parse(MANIFEST.to_json(), "here")
+    del value["arrays"]["row"]["columns"]
+    assert refusal(canonical(value)) == "manifest.json: arrays.row.columns: field required"
+
+
+@pytest.mark.parametrize(
+    "spelling",
+    [
+        lambda data: data[:-1],
+        lambda data: b" " + data,
+        lambda data: data.replace(b'"seed":0', b'"seed": 0'),
+        lambda data: data.replace(b'"tau":0.1', b'"tau":0.10'),
+        lambda data: data.replace(b'"tau":0.1', b'"tau":1e-1'),
+        lambda data: data.replace(b'"arbitrary"', b'"\\u0061rbitrary"', 1),
+        lambda data: data.replace(b'"history":[],', b""),
+        lambda data: data.replace(b'{"arrays"', b'{"seed":0,"arrays"').replace(b'"seed":0,"t', b'"t'),
+        lambda data: data.replace(b'"temperatures":[2.0]', b'"temperatures":[2]'),
+    ],
+)
+def test_only_the_canonical_spelling_is_read(spelling: Any) -> None:
+    data = MANIFEST.to_json()
+    assert read_record(Manifest, data, "manifest.json") == MANIFEST
+    respelt = spelling(data)
+    assert respelt != data
+    assert refusal(respelt) == "manifest.json is not in canonical form, so its digest is not its identity"
+
+
+def test_a_record_is_frozen() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        MANIFEST.seed = 3  # type: ignore[misc]
+
+
+def test_a_newer_minor_version_may_have_keys_that_are_not_known() -> None:
+    value = parse(MANIFEST.to_json(), "here")
+    value["format"]["minor"] = 1
+    plain = read_manifest(canonical(value), "manifest.json")
+    value["extra"] = {"deep": [1, {"deeper": None}]}
+    value["targets"]["keep"]["extra"] = 1
+    value["arrays"]["row"]["columns"][2]["law"]["extra"] = "x"
+    value["hidden"]["rows"][0]["extra"] = 0.5
+    value["data"]["columns"][1]["extra"] = []
+    newer = read_manifest(canonical(value), "manifest.json")
+    assert newer.model_dump() == plain.model_dump()
+    assert newer.sha256 != plain.sha256
+    value["seed"] = "seven"
+    with pytest.raises(CacheDamaged, match=r"manifest\.json: seed: input should be a valid integer"):
+        read_manifest(canonical(value), "manifest.json")
+
+
+def test_allowed_keys_are_found_at_any_place() -> None:
+    assert allowed_keys(Manifest, ("targets", "keep", "sampled")) == {"kind", "draws"}
+    assert allowed_keys(Manifest, ("plan", "splits", 0)) == {"name", "bounds"}
+    assert allowed_keys(Manifest, ("tokenizer", "files", "x.json")) == {"bytes", "sha256"}
+    assert allowed_keys(Manifest, ("nowhere", "at", "all")) == set()
+
+
+def test_two_records_differ_by_their_leaves() -> None:
+    other = Wish(keep=Sampled(draws=3), vocabulary_size=9, hidden=True, text=True, seed=5).manifest
+    lines = differing_keys(MANIFEST.model_dump(mode="json"), other.model_dump(mode="json"))
+    assert "seed: 0 there, 5 asked" in lines
+    assert "data.text: False there, True asked" in lines
+    assert "targets.keep.kind: 'threshold' there, 'sampled' asked" in lines
+    assert "targets.keep.draws: None there, 3 asked" in lines
+    assert any(line.startswith(("arrays.row.columns[3]", "arrays.times")) for line in lines)
+    assert not differing_keys(MANIFEST.model_dump(mode="json"), MANIFEST.model_dump(mode="json"))
+    assert differing_keys([1, 2], [1, 2, 3], "a") == ["a: [1, 2] there, [1, 2, 3] asked"]
+    assert differing_keys({"a": "x" * 99}, {"a": 1}) == [f"a: '{'x' * 36}... there, 1 asked"]
