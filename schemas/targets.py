@@ -28,7 +28,7 @@ class Sampled(Record):
     """The most probable id exactly, the rest as draws with replacement and how often each was drawn."""
 
     kind: Literal["sampled"] = "sampled"
-    draws: int = Field(ge=1, lt=MAX_ENTRIES)
+    draws: int = Field(ge=1, le=MAX_ENTRIES - 1)
 
 
 class TopK(Record):
