@@ -99,7 +99,9 @@ def _bytes(summary: "CacheSummary") -> list[str]:
     sizes = dict(summary.bytes_per_position)
     total = sizes.pop("total", 0.0)
     largest = max(sizes.values(), default=0.0) or 1.0
-    lines = [f"  {'bytes a position':<18}{total:>9.2f}" + ("  text not counted" if "text" in sizes else "")]
+    lines = [f"  {'bytes a position':<18}{total:>9.2f}" + ("  text not counted" if sizes.get("text") else "")]
     for name, size in sorted(sizes.items(), key=lambda item: -item[1]):
+        if not size:
+            continue
         lines.append(f"    {name:<16}{size:>9.2f}  {console.bar(size / largest)}".rstrip())
     return [*lines, f"  {summary.bytes:,} bytes in all"]

@@ -39,7 +39,7 @@ def verify(
 def story(cache: str, report: "VerifyReport") -> str:
     """The report for a person: one problem a paragraph, and the verdict last."""
     lines = [f"{problem.file}: {problem.what}\n  -> {problem.do}" for problem in report.problems]
-    extent = f"{report.parts} parts, {report.bytes:,} bytes, level {report.level}"
+    extent = f"{report.parts} {'part' if report.parts == 1 else 'parts'}, {report.bytes:,} bytes, level {report.level}"
     n = len(report.problems)
     verdict = "good" if report.ok else f"{n} problem{'s' if n > 1 else ''}"
     return "\n".join([*lines, f"{cache}: {verdict} ({extent})"])
