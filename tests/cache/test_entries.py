@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from kdpipe.cache.entries import Ragged, differences, draw_mask, entry_places, row_starts, undo_differences
 from support import reference
 
-quick = settings(max_examples=100, derandomize=True, deadline=None, database=None)
+quick = settings(max_examples=60, derandomize=True, deadline=None, database=None)
 counts = st.lists(st.integers(0, 5), max_size=12)
 codes = st.one_of(st.integers(0, 2**32 - 1), st.integers(0, 9))
 

@@ -12,7 +12,7 @@ from kdpipe.schemas.arrays import LARGEST_CODE, MINUS_INFINITY, MISSING, LinearL
 from kdpipe.schemas.errors import CacheWriteError
 from support import reference
 
-quick = settings(max_examples=100, derandomize=True, deadline=None, database=None)
+quick = settings(max_examples=60, derandomize=True, deadline=None, database=None)
 LINEAR = [
     LinearLaw(step=1 / 16, sign=-1),
     LinearLaw(step=1 / 1024),

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from kdpipe.cache.order import ORDER_VERSION, SequenceOrder, permute
 from kdpipe.schemas.errors import ConfigError
 
-quick = settings(max_examples=150, derandomize=True, deadline=None, database=None)
+quick = settings(max_examples=80, derandomize=True, deadline=None, database=None)
 part_sizes = st.lists(st.integers(0, 40), min_size=1, max_size=9).filter(any)
 orders = st.builds(
     lambda sizes, seed, window, block: SequenceOrder(sizes, seed, window=window, block=block),
@@ -122,9 +122,9 @@ def test_other_seeds_epochs_and_windows_give_other_lines() -> None:
     assert len({tuple(window) for window in windows.tolist()}) == 40
 
 
-@pytest.mark.parametrize(("sizes", "window", "block"), [([3], 8, 1), ([6], 8, 1), ([1] * 5, 1, 1), ([40], 40, 1)])
+@pytest.mark.parametrize(("sizes", "window", "block"), [([3], 8, 1), ([6], 8, 1), ([1] * 5, 1, 1), ([20], 40, 1)])
 def test_every_sequence_is_equally_likely_to_come_at_every_place(sizes: list[int], window: int, block: int) -> None:
-    n, seeds = sum(sizes), 3000
+    n, seeds = sum(sizes), 1500
     lines = np.array([SequenceOrder(sizes, s, window=window, block=block).at(range(n)) for s in range(seeds)])
     expected = seeds / n
     for place in range(n):
@@ -136,7 +136,7 @@ def test_every_sequence_is_equally_likely_to_come_at_every_place(sizes: list[int
 
 
 def test_all_orders_of_few_parts_come_up_equally_often() -> None:
-    seeds = 6000
+    seeds = 2400
     lines = (tuple(SequenceOrder([1] * 4, seed, window=1).at(range(4)).tolist()) for seed in range(seeds))
     counts = Counter(lines)
     expected = seeds / 24

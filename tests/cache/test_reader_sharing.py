@@ -142,12 +142,16 @@ def test_a_cache_that_travelled_keeps_its_options(path: Path) -> None:
 
 @linux_only
 @pytest.mark.parametrize("max_open_parts", [1, 3])
-def test_few_parts_are_open_at_once_and_values_stay_right(path: Path, digests: list[str], max_open_parts: int) -> None:
+def test_the_parts_read_last_stay_open_and_no_others(path: Path, digests: list[str], max_open_parts: int) -> None:
     cache = open_cache(path, max_open_parts=max_open_parts)
-    for i in [*range(len(cache)), *range(len(cache) - 1, -1, -3)]:
+    by_part = [part for part, n in enumerate(cache.sequences_by_part) for _ in range(n)]
+    recent: list[str] = []
+    for i in [*range(len(cache)), *range(len(cache) - 1, -1, -3), 0, 2, 3, 0, 6, 0, 9]:
         assert digest_of(cache, i) == digests[i]
-        parts = {name.rpartition("/parts/")[2][:5] for name in mapped_files(path) if "/parts/" in name}
-        assert len(parts) <= max_open_parts
+        part = f"{by_part[i]:05d}"
+        recent = [*(name for name in recent if name != part), part][-max_open_parts:]
+        mapped = {name.rpartition("/parts/")[2][:5] for name in mapped_files(path) if "/parts/" in name}
+        assert mapped == set(recent)
 
 
 @linux_only
