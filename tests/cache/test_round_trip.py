@@ -19,7 +19,7 @@ from support.reference import Expected, expected_rows, quantised
 
 KINDS: dict[str, Kept] = {
     "threshold": Threshold(tau=0.04, max_entries=12),
-    "sampled": Sampled(draws=9),
+    "sampled": Sampled(draws=30),
     "topk": TopK(k=8),
     "topp": TopP(p=0.9, max_entries=20),
     "state": State(width=6, group=4, head_bias=True),

@@ -187,7 +187,7 @@ def make_block(wish: Wish, rng: np.random.Generator, mask: npt.NDArray[np.bool_]
             row_ids, row_logprobs, log_tail[t] = _row(wish, rng, *counts[t].tolist())
             ids.append(row_ids)
             logprobs.append(row_logprobs)
-            times.append(rng.integers(1, rng.choice([2, 5, 300]), counts[t, 1]))
+            times.append(_times(wish, rng, int(counts[t, 1])))
     drawn = np.where(log_tail == -np.inf, -np.inf, -rng.exponential(3, n))
     special = np.array([np.nan, -np.inf, -300.0, 0.0])
     label = np.where(rng.random(n) < 0.3, rng.choice(special, n), -rng.exponential(4, n))
@@ -219,6 +219,15 @@ def _counts(wish: Wish, rng: np.random.Generator) -> tuple[int, int]:
     n_exact = int(rng.choice([1, most, int(rng.integers(1, most + 1))]))
     left = most - n_exact if wish.targets.has_draws else 0
     return n_exact, int(rng.choice([0, min(1, left), left]))
+
+
+def _times(wish: Wish, rng: np.random.Generator, n_draws: int) -> npt.NDArray[np.int64]:
+    """How often each id was drawn: repeats make up the draws that were asked for."""
+    found = np.ones(n_draws, np.int64)
+    if wish.keep.kind == "sampled" and n_draws:
+        shares = rng.dirichlet(np.full(n_draws, rng.choice([0.1, 1.0])))
+        found += rng.multinomial(wish.keep.draws - n_draws, shares)
+    return found
 
 
 def _row(
