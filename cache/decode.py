@@ -14,6 +14,7 @@ from kdpipe.cache.laws import Codes, Floats, complement_table, value_table
 from kdpipe.schemas.arrays import LinearLaw, LogOddsLaw, log_z_column
 from kdpipe.schemas.errors import CacheDamaged
 from kdpipe.schemas.manifest import Manifest
+from kdpipe.schemas.targets import MAX_ENTRIES
 
 Int32s = npt.NDArray[np.int32]
 
@@ -86,6 +87,8 @@ class Decoder:
         all_logprobs[exact], all_weights[exact] = self._exact(codes, values)
         if with_values:
             all_logprobs[draws] = self._lookup(self._logprob, codes.logprobs.take(draws))
+        if codes.times is not None and int(codes.times.max(initial=0)) >= MAX_ENTRIES:
+            raise CacheDamaged("an id has more times than a row has draws")
         times = None if codes.times is None else codes.times.astype(np.int32) + np.int32(1)
         all_weights[draws] = self._draw_weights(codes, times)
         return Entries(ids=self.to_ids(ranks), logprobs=all_logprobs, weights=all_weights, times=times)

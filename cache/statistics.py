@@ -6,6 +6,7 @@ Before it: `rows.py`. After it: `part_writer.py` keeps them, `inspect.py` adds p
 """
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -43,14 +44,14 @@ class StatisticsSum:
 
     def _add(self, mask: npt.NDArray[np.bool_], counts: npt.NDArray[np.int64], source: Block | Rows) -> None:
         if self._has_entropy and source.entropy is not None:
-            self._entropy += float(np.sum(source.entropy[mask], dtype=np.float64))
+            self._entropy += _sum(source.entropy[mask])
         if source.label_logprob is not None:
             labels = np.asarray(source.label_logprob[mask], np.float64)
             self._label -= float(np.sum(labels, where=labels > LEAST_LABEL))
         if self._targets.has_entries:
             self._entries += np.bincount(counts[mask], minlength=len(self._entries))
         if self._targets.tail_known and source.log_tail is not None:
-            self._tail += float(np.sum(np.exp(np.asarray(source.log_tail[mask], np.float64))))
+            self._tail += _sum(np.exp(np.asarray(source.log_tail[mask], np.float64)))
         self._n += int(np.count_nonzero(mask))
 
     def disagreements(self, record: PartRecord) -> Iterator[str]:
@@ -79,6 +80,11 @@ class StatisticsSum:
             if targets.has_entries
             else (),
         )
+
+
+def _sum(values: npt.NDArray[Any]) -> float:
+    """The sum of numbers; what is none breaks a rule of its own, which `verify` names."""
+    return float(np.sum(np.where(np.isnan(values), values.dtype.type(0), values), dtype=np.float64))
 
 
 def _count_top1(block: Block, counts: npt.NDArray[np.int64], mask: npt.NDArray[np.bool_]) -> int:

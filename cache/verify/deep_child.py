@@ -10,11 +10,14 @@ import os
 import sys
 from collections.abc import Iterator
 
+import numpy as np
+
 from kdpipe.cache import layout
 from kdpipe.cache.decode import Decoder
 from kdpipe.cache.part_files import part_problem, read_part_record
 from kdpipe.cache.part_reader import PartReader
 from kdpipe.cache.reader import load_manifest
+from kdpipe.cache.rows import Rows
 from kdpipe.cache.second_reader import disagreements
 from kdpipe.cache.statistics import StatisticsSum
 from kdpipe.cache.store import open_store
@@ -86,6 +89,7 @@ def _problems(parts: Parts, part: PartReader) -> Iterator[str]:
         rows = part.rows(first, end)
         for what in broken_rules(rows, manifest):
             yield f"sequences {first} to {end - 1}: {what}"
+        yield from _displaced(part, rows, first, end)
         n_positions += int(rows.loss_mask.sum())
         n_exact, n_draws = n_exact + int(rows.n_exact.sum()), n_draws + int((rows.count - rows.n_exact).sum())
         sums.add_rows(rows)
@@ -99,6 +103,19 @@ def _problems(parts: Parts, part: PartReader) -> Iterator[str]:
     ):
         yield f"a token is longer than {MAX_TOKEN_BYTES:,} bytes"
     yield from disagreements(parts.store.url, part)
+
+
+def _displaced(part: PartReader, rows: Rows, first: int, end: int) -> Iterator[str]:
+    """Sequences whose entries begin elsewhere than their counts say: read one by one, they would be refused."""
+    places = part.sequences
+    bounds = places.row_starts[first : end + 1] - places.row_starts[first]
+    for name, counts, starts in (
+        ("exact", rows.n_exact, places.exact_starts),
+        ("draw", rows.count - rows.n_exact, places.draw_starts),
+    ):
+        due = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])[bounds]
+        if not np.array_equal(due, starts[first : end + 1] - starts[first]):
+            yield f"sequences {first} to {end - 1}: {name}_start in {layout.SEQUENCES} is not what the counts add up to"
 
 
 def main() -> int:
