@@ -26,7 +26,7 @@ from kdpipe.pipeline.synthetic import Recipe, synthetic_tables
 from kdpipe.schemas.arrays import Arrays
 from kdpipe.schemas.manifest import FileRecord, Manifest
 from kdpipe.schemas.strict_json import canonical, sha256_hex
-from support.tiny import SMALL, manifest_of, unsynced, write_part
+from support.tiny import SMALL, files_of, manifest_of, unsynced, write_part
 
 TWO_PARTS = replace(SMALL, documents={"train": 8}, documents_per_part=4)
 RECIPES = {
@@ -36,6 +36,11 @@ RECIPES = {
     "state": replace(TWO_PARTS, kind="state", state_width=8, text=False),
 }
 TOKENIZER = {"tokenizer.json": b'{"model":{}}', "tokenizer_config.json": b"{}"}
+
+
+_made: dict[str, dict[str, bytes]] = {}
+# What a record of any content leads to when it is taken at its word.
+WRONG_RECORD = (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, MemoryError)
 
 
 def chunked_manifest(recipe: Recipe, small_vectors: bool) -> Manifest:
@@ -73,6 +78,18 @@ def make_chunked_cache(path: Path, kind: str) -> Path:
         for number in writer.missing():
             write_part(writer, number, recipe)
         writer.seal()
+    return path
+
+
+def fresh_cache(path: Path, kind: str = "threshold") -> Path:
+    """The same, made once and written from memory afterwards."""
+    if kind not in _made:
+        make_chunked_cache(path, kind)
+        _made[kind] = {name: (path / name).read_bytes() for name in files_of(path)}
+        return path
+    for name, data in _made[kind].items():
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).write_bytes(data)
     return path
 
 
@@ -121,11 +138,11 @@ def reseal(path: Path, *, chunks: bool = True) -> None:
     for folder in sorted((path / layout.PARTS).iterdir()):
         try:
             records.append(_reseal_part(path, folder, manifest_sha256, chunks))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except WRONG_RECORD:
             continue
     try:
         rebuild_index(path, manifest_sha256, records)
-    except (ValueError, KeyError, TypeError, OverflowError):
+    except WRONG_RECORD:
         return
 
 
