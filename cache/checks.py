@@ -4,6 +4,9 @@ In: a `Sequence` and its `Block`. Out: nothing, or a `CacheWriteError` that name
 Before it: `rows.py`, `entries.py`. After it: `encode.py`.
 """
 
+import numbers
+import re
+
 import numpy as np
 import numpy.typing as npt
 
@@ -14,6 +17,7 @@ from kdpipe.schemas.errors import CacheWriteError
 from kdpipe.schemas.manifest import Manifest
 from kdpipe.schemas.targets import State, Vector
 
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 # How far log(exact mass) may lie from log(1 - tail): with half a step of the law, still within what the reader accepts.
 MASS_TOLERANCE_NATS = 1 / 64
 
@@ -38,11 +42,28 @@ def check_sequence(sequence: Sequence, manifest: Manifest) -> None:
             f"and {len(sequence.digests)} digests"
         )
     for column in manifest.data.columns:
-        if len(sequence.columns.get(column.name, ())) != len(starts):
+        values = sequence.columns.get(column.name, ())
+        if len(values) != len(starts):
             raise CacheWriteError(f"the source column {column.name} needs one value a document")
+        for value in values:
+            if not _fits(value, column.type):
+                raise CacheWriteError(f"the source column {column.name} holds {value!r}, which is no {column.type}")
     if (sequence.texts is not None) != manifest.data.text or len(sequence.texts or starts) != len(starts):
         raise CacheWriteError("texts must be given, one a document, exactly when the cache keeps text")
     _check_vectors(manifest.hidden.pooled, sequence.pooled, len(starts), "pooled")
+
+
+def _fits(value: object, kind: str) -> bool:
+    """Whether a source column of a type can hold a value; None says that the source has none."""
+    if value is None:
+        return True
+    if kind == "string":
+        return isinstance(value, str) and not _LONE_SURROGATE.search(value)
+    if kind == "bool" or isinstance(value, bool):
+        return kind == "bool" and isinstance(value, bool)
+    if kind == "int64":
+        return isinstance(value, numbers.Integral) and -(1 << 63) <= int(value) < 1 << 63
+    return isinstance(value, numbers.Real)
 
 
 def _check_vectors(vectors: tuple[Vector, ...], given: "object", n: int, what: str) -> None:

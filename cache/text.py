@@ -30,7 +30,13 @@ class TextWriter:
     def add(self, texts: list[str]) -> None:
         """Take the texts of the next documents."""
         for text in texts:
-            self._open.append(text.encode())
+            try:
+                self._open.append(text.encode())
+            except UnicodeEncodeError as error:
+                raise CacheWriteError(
+                    f"a document's text cannot be written as UTF-8: {error.reason}",
+                    hint="repair or leave out the document",
+                ) from None
             self._size += len(self._open[-1])
             if self._size > MAX_FRAME_BYTES:
                 raise CacheWriteError(

@@ -44,6 +44,11 @@ def of_block(**changes: Callable[[Any], Any]) -> Callable[[Pair], Pair]:
     return lambda pair: (pair[0], replace(pair[1], **{k: change(getattr(pair[1], k)) for k, change in changes.items()}))
 
 
+def with_column(name: str, value: object) -> Callable[[Pair], Pair]:
+    """The first document has another value in a source column."""
+    return of_sequence(columns=lambda columns: {**columns, name: [value, *columns[name][1:]]})
+
+
 def first_masked(pair: Pair) -> int:
     """The first row with loss_mask false."""
     return int(np.flatnonzero(~np.asarray(pair[0].loss_mask))[0])
@@ -87,6 +92,20 @@ FAULTS: list[tuple[str, str, Callable[[Pair], Pair], str]] = [
     ("missing number", "threshold", of_sequence(documents=lambda d: d[:-1]), r"\d+ documents begin in a sequence, \d+"),
     ("another part's", "threshold", of_sequence(documents=lambda d: d + 99), r"holds documents 0 to 3, a sequence has"),
     ("lost column", "threshold", of_sequence(columns=lambda c: {**c, "year": []}), "column year needs one value"),
+    ("a word for a year", "threshold", with_column("year", "then"), "column year holds 'then', which is no int64"),
+    ("a fraction for a year", "threshold", with_column("year", 1.5), "column year holds 1.5, which is no int64"),
+    ("a year beyond 64 bits", "threshold", with_column("year", 1 << 63), "which is no int64"),
+    ("true for a year", "threshold", with_column("year", True), "column year holds True, which is no int64"),
+    ("a number for a name", "threshold", with_column("category", 3), "column category holds 3, which is no string"),
+    ("half a letter", "threshold", with_column("category", "\ud800"), "which is no string"),
+    ("one for true", "threshold", with_column("is_code", 1), "column is_code holds 1, which is no bool"),
+    ("a word for a number", "threshold", with_column("quality", "good"), "which is no float64"),
+    (
+        "half a letter of text",
+        "threshold",
+        of_sequence(texts=lambda t: ["\ud800", *t[1:]]),
+        "cannot be written as UTF-8",
+    ),
     ("no texts", "threshold", of_sequence(texts=lambda _: None), "texts must be given, one a document"),
     ("texts unasked", "sampled", of_sequence(texts=lambda _: ["a"] * 9), "exactly when the cache keeps text"),
     ("lost pooled", "threshold", of_sequence(pooled=lambda _: {}), r"pooled needs \[\d+, 8\] numbers for layer 2"),
