@@ -86,7 +86,8 @@ def second_id_as_the_first(part: Part, codes: Codes) -> None:
 
 def one_more_and_one_less(part: Part, codes: Codes) -> None:
     """Counts that add up, with a draw where none may be."""
-    codes[int(codes.argmax())] -= 1
+    with_draws = np.flatnonzero(codes)
+    codes[with_draws[np.abs(with_draws - part.masked).argmin()]] -= 1
     codes[part.masked] = 1
 
 

@@ -30,7 +30,7 @@ from support.tiny import SMALL, files_of, manifest_of, unsynced, write_part
 
 TWO_PARTS = replace(SMALL, documents={"train": 8}, documents_per_part=4)
 RECIPES = {
-    "threshold": replace(SMALL, documents={"train": 8, "validation": 4}, boundary=True),
+    "threshold": replace(SMALL, documents={"train": 4, "validation": 4}, boundary=True),
     "sampled": replace(TWO_PARTS, kind="sampled", draws=8, text=False),
     "topk": replace(TWO_PARTS, kind="topk", top_k=12, text=False),
     "state": replace(TWO_PARTS, kind="state", state_width=8, text=False),

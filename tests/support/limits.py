@@ -12,6 +12,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import zarr  # noqa: F401  (imported late by the second reader; here once, not in every child)
+
 from kdpipe.cache.store import open_store
 from kdpipe.cache.verify.deep_child import Parts, check_part
 from kdpipe.cache.verify.fast import survey
