@@ -92,6 +92,10 @@ PINNED_EIGHTH = [2, 3, 15, 16, 0, 1, 4, 14, 19, 20, 5, 6, 21, 22, 17, 18, 11, 12
 PINNED_LARGE = [28013, 44601, 10914, 1673, 39377, 18434, 2517]
 
 
+def test_a_window_is_rounded_up_to_whole_blocks() -> None:
+    assert SequenceOrder([5, 0, 9, 3, 6], 42, window=7, block=2).at(range(23)).tolist() == PINNED_FIRST
+
+
 @pytest.mark.parametrize(("size", "window", "block"), [(10, 40, 1), (100, 64, 8), (7, 30, 3), (50, 20, 20)])
 def test_a_window_touches_few_parts(size: int, window: int, block: int) -> None:
     order = SequenceOrder([size] * 40, 5, window=window, block=block)
