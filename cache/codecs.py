@@ -52,11 +52,7 @@ def checked(chunk: memoryview) -> bytes:
 
 def decode_numbers(chunk: memoryview, into: npt.NDArray[np.uint32]) -> None:
     """Decode a chunk into a caller's buffer, which must be exactly filled."""
-    numbers_from(checked(chunk), into)
-
-
-def numbers_from(data: bytes, into: npt.NDArray[np.uint32]) -> None:
-    """Decode bytes whose checksum has been held against the one that is due."""
+    data = checked(chunk)
     try:
         progress: Any = standalone.simple_decompress_into(data, into)
     except BaseException as error:
@@ -70,11 +66,7 @@ def numbers_from(data: bytes, into: npt.NDArray[np.uint32]) -> None:
 
 def decode_plain(chunk: memoryview, into: npt.NDArray[np.uint8]) -> None:
     """Copy a plain chunk into a caller's buffer, which must be exactly filled."""
-    bytes_from(checked(chunk), into)
-
-
-def bytes_from(data: bytes, into: npt.NDArray[np.uint8]) -> None:
-    """Copy bytes whose checksum has been held against the one that is due."""
+    data = checked(chunk)
     if len(data) != into.nbytes:
         raise CacheDamaged(f"a chunk holds {len(data):,} bytes, its array says {into.nbytes:,}")
     into.reshape(-1)[:] = np.frombuffer(data, np.uint8)

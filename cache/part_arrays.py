@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kdpipe.cache.codecs import bytes_from, numbers_from
+from kdpipe.cache.codecs import decode_numbers, decode_plain
 from kdpipe.cache.laws import Codes
 from kdpipe.cache.shards import Shard
 from kdpipe.cache.zarr_json import Grid
@@ -66,7 +66,7 @@ class PartArray:
         assert self._shard is not None
         matrix = np.empty((len(columns), self._grid.chunk[0]), np.uint32)
         for place, column in enumerate(columns):
-            numbers_from(self._shard.payload(number * self._columns + column), matrix[place])
+            decode_numbers(self._shard.chunk(number * self._columns + column), matrix[place])
         self._last_matrix = ((number, columns), matrix)
         return matrix
 
@@ -80,7 +80,7 @@ class PartArray:
         """One chunk, without remembering it."""
         assert self._shard is not None
         into = np.empty(self._chunk_shape, self._dtype)
-        (bytes_from if self._grid.level is None else numbers_from)(self._shard.payload(number), into)
+        (decode_plain if self._grid.level is None else decode_numbers)(self._shard.chunk(number), into)
         return into
 
     def _chunk(self, number: int, column: int) -> npt.NDArray[Any]:
