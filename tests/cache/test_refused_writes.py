@@ -11,10 +11,11 @@ import shutil
 import sys
 from functools import partial
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
-from kdpipe.cache import layout
+from kdpipe.cache import files, layout
 from kdpipe.cache.files import BUFFER_BYTES, WriteRefused, new_file
 from kdpipe.schemas.errors import CacheWriteError, KdpipeError
 from support.children import Child, in_child, mount_memory, mounted, remount
@@ -95,6 +96,21 @@ def test_a_limit_on_file_sizes_is_named(tmp_path: Path, whole: str) -> None:
     )
     assert leftovers(path) == []
     assert resume_cache(path) == whole
+
+
+def test_a_chunk_that_the_disk_refuses_in_the_middle_of_a_part_is_explained(tmp_path: Path) -> None:
+    def limited() -> str:
+        writer = begin_cache(tmp_path / "cache")
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))
+        with mock.patch.object(files, "BUFFER_BYTES", 64), writer.part(0) as part:
+            for _ in range(100):
+                part.add(*part_of(SMALL, 0)[0])
+            raise AssertionError("no chunk was written yet")
+        return "committed"
+
+    ended = in_child(limited)
+    assert ended.code == 1, ended.said
+    assert ended.said.splitlines()[0] == f"writing part 0: File too large ({tmp_path}/cache)"
 
 
 def test_a_limit_on_open_files_is_named(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ Threads meet at a barrier inside the part, processes at a pipe, so that they fin
 
 import os
 import secrets
+import select
 import sys
 import threading
 from collections.abc import Callable
@@ -37,6 +38,7 @@ from support.tiny import (
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks, and reads what /proc knows of a process")
 
 N_WRITERS = 4
+MEETING_SECONDS = 20
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +70,7 @@ def check_one_writer(path: Path, number: int) -> None:
 
 @pytest.mark.parametrize("attempt", range(3))
 def test_threads_that_write_one_part_leave_one_good_part(tmp_path: Path, attempt: int) -> None:
-    path, barrier = tmp_path / "cache", threading.Barrier(N_WRITERS)
+    path, barrier = tmp_path / "cache", threading.Barrier(N_WRITERS, timeout=MEETING_SECONDS)
     part_of(SMALL, attempt)
     with ThreadPoolExecutor(N_WRITERS) as pool:
         running = [pool.submit(write_marked, path, attempt, mark, barrier.wait) for mark in range(N_WRITERS)]
@@ -105,6 +107,7 @@ class Gate:
     def wait(self) -> None:
         """Wait until all have come."""
         for _ in range(self._n):
+            assert select.select([self._came_read], [], [], MEETING_SECONDS)[0], "somebody does not come"
             os.read(self._came_read, 1)
 
     def open(self) -> None:
@@ -128,6 +131,41 @@ def test_processes_that_make_the_same_cache_at_once_all_end_with_it(tmp_path: Pa
     assert not (path / layout.WORK).exists()
 
 
+def test_a_work_folder_that_another_sweeps_away_in_between_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: str
+) -> None:
+    real, swept = os.mkdir, list[str]()
+
+    def mkdir(path: Path, mode: int = 0o777, **options: int) -> None:
+        if path.name.startswith("00000~") and not swept:
+            swept.append(path.name)
+            os.rmdir(path.parent)
+        real(path, mode, **options)
+
+    writer = begin_cache(tmp_path / "cache")
+    monkeypatch.setattr(os, "mkdir", mkdir)
+    write_part(writer, 0)
+    assert swept
+    assert resume_cache(tmp_path / "cache") == whole
+
+
+def test_a_cache_that_another_begins_in_between_is_no_foreign_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: str
+) -> None:
+    real, looked = Path.exists, list[Path]()
+
+    def exists(path: Path) -> bool:
+        if path.name == layout.MANIFEST and not looked:
+            looked.append(path)
+            begin_cache(path.parent)
+            return False
+        return real(path)
+
+    monkeypatch.setattr(Path, "exists", exists)
+    assert resume_cache(tmp_path / "cache") == whole
+    assert looked
+
+
 def test_the_tables_of_the_first_hold_for_the_second(tmp_path: Path) -> None:
     first = create_cache(tmp_path / "cache", manifest_of(SMALL))
     second = create_cache(tmp_path / "cache", manifest_of(SMALL))
@@ -142,7 +180,7 @@ def test_the_tables_of_the_first_hold_for_the_second(tmp_path: Path) -> None:
 
 
 def test_tables_that_lose_at_the_last_moment_are_thrown_away(tmp_path: Path) -> None:
-    barrier = threading.Barrier(N_WRITERS)
+    barrier = threading.Barrier(N_WRITERS, timeout=MEETING_SECONDS)
 
     def publish(shift: int) -> None:
         writer = create_cache(tmp_path / "cache", manifest_of(SMALL))
@@ -204,6 +242,7 @@ def test_the_part_of_another_machine_is_left_alone_and_comes_last(
     begin_cache(path)
     with monkeypatch.context() as elsewhere:
         elsewhere.setattr("socket.gethostname", lambda: "elsewhere.example.org")
+        elsewhere.setattr(workers, "boot_id", lambda: "another")
         work = stale(path, work_name("00002"))
     assert begin_cache(path).missing() == [0, 1, 3, 2]
     assert resume_cache(path) == whole
@@ -216,6 +255,7 @@ def test_a_name_that_cannot_be_judged_is_left_alone() -> None:
     assert is_abandoned("~".join(dead))
     assert not is_abandoned("~".join(own))
     assert not is_abandoned("notes.txt")
+    assert not is_abandoned("~".join([dead[0], "elsewhere", *dead[2:]]))
     assert not is_abandoned("~".join([*dead[:4], "many", *dead[5:]]))
     # Another container of this machine: its process numbers mean nothing here.
     assert not is_abandoned("~".join([*dead[:3], "1", *dead[4:]]))

@@ -104,7 +104,9 @@ def refused(number: int) -> Fault:
 
 
 def interrupted(_name: str, call: Callable[..., Any], _path: str) -> Any:
-    """Ctrl-C arrives during the call."""
+    """Ctrl-C arrives during the call; only in a child."""
     result = call()
+    # A process that was started in the background ignores the signal, and its children with it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.raise_signal(signal.SIGINT)
     return result
