@@ -84,9 +84,9 @@ TEXTS: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "a long key": (text_edit(b'"seed":0', b'"seed":0,"' + b"k" * 3_000_000 + b'":0'), "unknown key 'kkkk"),
     "a key that clears the screen": (text_edit(b'"seed":0', b'"seed":0,"\\u001b[2J":0'), "unknown key '\\x1b[2J'"),
     "seventeen megabytes": (text_edit(b'"seed":0', b'"seed":"' + b"x" * MAX_BYTES + b'"'), "at most 16,777,216"),
-    "a million keys": (
-        text_edit(b'"seed":0', b",".join(b'"k%d":0' % i for i in range(1_000_000))),
-        "an object has 1,000,0",
+    "thousands of keys": (
+        text_edit(b'"seed":0', b",".join(b'"k%d":0' % i for i in range(5000))),
+        "an object has 5,0",
     ),
     "a million empty lists": (text_edit(b'"seed":0', b'"seed":[' + b"[]," * 1_000_000 + b"0]"), "seed"),
 }
