@@ -179,7 +179,7 @@ def test_an_error_at_any_call_is_explained_and_nothing_is_lost(
     tmp_path: Path, whole: str, number: int, advice: str
 ) -> None:
     with unsynced():
-        fail_at_calls(tmp_path, whole, number, advice, 11)
+        fail_at_calls(tmp_path, whole, number, advice, 19)
 
 
 @pytest.mark.soak
@@ -226,7 +226,7 @@ def test_ctrl_c_in_the_middle_of_a_part_leaves_nothing_half_made(tmp_path: Path,
 def test_ctrl_c_at_any_call_leaves_what_can_be_gone_on_with(tmp_path: Path, whole: str) -> None:
     with unsynced():
         n_calls = count_calls(partial(make_cache, tmp_path / "counted"))
-        for place in range(2, n_calls, 19):
+        for place in range(2, n_calls, 31):
             path = tmp_path / str(place)
 
             def work(path: Path = path, place: int = place) -> str:
