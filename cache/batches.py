@@ -4,6 +4,7 @@ In: a cache and the numbers of some sequences. Out: a filled `Batch`.
 Before it: `reader.py`, `order.py` chooses the sequences. After it: stage two moves the buffers to its device.
 """
 
+import operator
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -42,6 +43,8 @@ def allocate_batch(
     cache: Cache, n_sequences: int, *, n_entries: int | None = None, dtype: type[np.signedinteger] = np.int64
 ) -> Batch:
     """Buffers for batches of a cache; without n_entries they hold the most ids that a row of it may keep."""
+    if np.dtype(dtype) not in (np.dtype(np.int32), np.dtype(np.int64)):
+        raise ConfigError(f"ids do not fit into {np.dtype(dtype)}: choose int32 or int64")
     b, t = n_sequences, cache.manifest.plan.sequence_length
     k = cache.manifest.targets.max_entries if n_entries is None else n_entries
     names = [column.name for column in cache.manifest.arrays.row.columns if column.law.kind in ("linear", "log_odds")]
@@ -61,7 +64,7 @@ def allocate_batch(
 
 def fill_batch(cache: Cache, sequences: Iterable[int], batch: Batch) -> None:
     """Read some sequences, one for each row of the buffers; too many ids for the buffers are refused."""
-    numbers = [int(number) for number in sequences]
+    numbers = [operator.index(number) for number in sequences]
     if len(numbers) != len(batch.lengths_B):
         raise ConfigError(f"{len(numbers)} sequences are to fill buffers for {len(batch.lengths_B)}")
     # Neighbours share chunks: reading in stored order decodes each once.

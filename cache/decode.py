@@ -122,8 +122,9 @@ class Decoder:
         mass = np.exp(self._lookup(self._complement["drawn_log_tail"], codes.drawn_log_tail[has]))
         with np.errstate(divide="ignore", invalid="ignore"):
             factor = mass / np.add.reduceat(weights, row_starts(counts))
-        if not np.isfinite(factor).all():
-            raise CacheDamaged("the weights of a row at the target temperature do not sum to a number")
+            off = np.abs(np.log(factor))
+        if not (off <= 2 * self._step * max(1.0, 1.0 / self._temperature)).all():
+            raise CacheDamaged("exact mass and tail of a row do not sum to 1 at the target temperature")
         weights *= np.repeat(factor, counts)
         return weights
 

@@ -134,19 +134,9 @@ def _columns(sequence: Sequence, block: Block, manifest: Manifest, rank_of_id: C
 def _vectors(block: Block, manifest: Manifest) -> dict[str, npt.NDArray[np.uint8]]:
     found = {}
     if manifest.hidden.rows:
-        coded = [
-            _quantised(block.hidden[v.layer], v.width, v.group, f"hidden[{v.layer}]") for v in manifest.hidden.rows
-        ]
+        coded = [quantise_vectors(np.asarray(block.hidden[v.layer], np.float32), v.group) for v in manifest.hidden.rows]
         found["hidden"] = np.concatenate(coded, axis=1)
     keep = manifest.targets.keep
     if isinstance(keep, State) and block.state is not None:
-        found["state"] = _quantised(block.state, keep.width, keep.group, "state")
+        found["state"] = quantise_vectors(np.asarray(block.state, np.float32), keep.group)
     return found
-
-
-def _quantised(vectors: npt.NDArray[np.float32], width: int, group: int, what: str) -> npt.NDArray[np.uint8]:
-    if vectors.shape[1] != width or not np.isfinite(vectors).all():
-        raise CacheWriteError(
-            f"{what} must be finite rows of {width} numbers, these are {vectors.shape[1]} wide or not finite"
-        )
-    return quantise_vectors(np.asarray(vectors, np.float32), group)

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from kdpipe.schemas.arrays import CODE_LIMIT, LARGEST_CODE, MINUS_INFINITY, MISSING, LinearLaw, LogOddsLaw
 from kdpipe.schemas.errors import CacheDamaged, CacheWriteError
 
+ROUNDING = 1e-4
 LARGEST_SCALE = np.finfo(np.float32).max / 128
 Floats = npt.NDArray[np.float32]
 Codes = npt.NDArray[np.uint32]
@@ -22,13 +23,16 @@ def to_codes(law: LinearLaw | LogOddsLaw, values: npt.NDArray[np.floating], what
     """Round numbers to codes.
 
     NaN and minus infinity have codes of their own. A log-probability below the last code is one of p < 1e-110: it
-    becomes
-    minus infinity under a linear law; log-odds stop at their last code. Any other number outside the law is refused.
+    becomes minus infinity under a linear law; log-odds stop at their last code. Any other number outside the law is
+    refused; a log-probability may lie above 0 by what float32 rounds.
     """
     x = values.astype(np.float64)
     missing, empty = np.isnan(x), np.isneginf(x)
     x = np.where(missing | empty, 0.0, x)
     if isinstance(law, LogOddsLaw):
+        if (x > ROUNDING).any():
+            row = int((x > ROUNDING).argmax())
+            raise CacheWriteError(f"{what} is {float(values.flat[row])!r} at row {row}, a log-probability is at most 0")
         x = np.minimum(x, 0.0)
         with np.errstate(divide="ignore"):
             odds = x - np.log(-np.expm1(x))
@@ -86,7 +90,8 @@ def quantise_vectors(vectors: Floats, group: int) -> npt.NDArray[np.uint8]:
     grouped = padded.reshape(n, n_groups, group)
     scales = np.abs(grouped).max(axis=2) / np.float32(127)
     safe = np.where(scales > 0, scales, np.float32(1))
-    codes = np.rint(grouped / safe[:, :, None]).astype(np.int8).reshape(n, -1)[:, :width]
+    # Only where a scale is denormal can a quotient pass 127.
+    codes = np.clip(np.rint(grouped / safe[:, :, None]), -127, 127).astype(np.int8).reshape(n, -1)[:, :width]
     return np.concatenate([codes.view(np.uint8), scales.astype("<f4").view(np.uint8).reshape(n, -1)], axis=1)
 
 

@@ -16,6 +16,8 @@ TOKENIZER = "tokenizer"
 JOURNAL = "journal"
 WORK = "tmp"
 TOP_LEVEL = frozenset({MANIFEST, INDEX, PARTS, TABLES, TOKENIZER, JOURNAL, WORK})
+# What hubs and people put beside a cache; never read.
+BESIDE = frozenset({"README.md", "LICENSE", ".gitattributes", "manifest.sig"})
 
 PART_RECORD = "part.json"
 SEQUENCES = "sequences.arrow"

@@ -90,7 +90,7 @@ class PartReader:
                 tokens=self._decoder.to_ids(columns["token"]),
                 loss_mask=mask,
                 document_starts=self._document_starts(first, end) - start,
-                documents=places.documents[documents],
+                documents=places.documents[documents].copy(),
                 count=counts.astype(np.int32),
                 n_exact=n_exact.astype(np.int32),
                 ids=entries.ids,

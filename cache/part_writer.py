@@ -85,8 +85,9 @@ class PartWriter:
         self.planned = planned
         self.fidelity: Fidelity | None = None
         self.batches_halved = 0
+        self._is_whole = True
         self._work, self._manifest, self._rank_of_id = work, manifest, rank_of_id
-        self._sequences = SequencesWriter(manifest)
+        self._sequences = SequencesWriter(manifest, planned.first_document)
         self._texts = TextWriter() if manifest.data.text else None
         self._statistics = StatisticsSum(manifest)
         self._n_rows = self._n_positions = self._n_exact = self._n_draws = self._n_sequences = 0
@@ -100,6 +101,8 @@ class PartWriter:
 
     def add(self, sequence: Sequence, block: Block) -> None:
         """Take the next sequence and what the teacher said at each of its rows."""
+        # Whoever catches a refusal and goes on has lost a sequence: such a part is never committed.
+        self._is_whole = False
         if self._n_rows + len(sequence.tokens) > MAX_PART_ROWS:
             raise CacheWriteError(
                 f"part {self.planned.number} would pass {MAX_PART_ROWS:,} rows", hint="plan fewer documents a part"
@@ -120,6 +123,7 @@ class PartWriter:
         self._n_positions += int(np.count_nonzero(sequence.loss_mask))
         self._n_exact += int(np.sum(block.n_exact))
         self._n_draws += int(np.sum(block.n_draws))
+        self._is_whole = True
 
     def _add_codes(self, coded: CodedRows) -> None:
         self._streams["row"].add(coded.columns)
@@ -131,6 +135,10 @@ class PartWriter:
 
     def finish(self, tables: dict[str, FileRecord]) -> PartRecord:
         """Write what is left, sync every file, and write the record last."""
+        if not self._is_whole:
+            raise CacheWriteError(
+                f"part {self.planned.number} lacks a sequence that was refused", hint="write it again"
+            )
         indexes = {name: stream.finish() for name, stream in self._streams.items()}
         self._stack.close()
         self._write_metadata()

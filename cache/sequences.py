@@ -44,8 +44,8 @@ def fields(manifest: Manifest) -> list[Field]:
 class SequencesWriter:
     """Gathers the sequences of a part."""
 
-    def __init__(self, manifest: Manifest) -> None:
-        self._manifest = manifest
+    def __init__(self, manifest: Manifest, first_document: int) -> None:
+        self._manifest, self._first_document = manifest, first_document
         self._fields = fields(manifest)
         self._scalars: list[tuple[int, int, int, int]] = []
         self._listed: dict[str, list[Any]] = {field.name: [] for field in self._fields if field.listed}
@@ -54,7 +54,9 @@ class SequencesWriter:
         """Take a sequence whose entries begin at the given places."""
         self._scalars.append((len(sequence.tokens), exact_start, draw_start, len(sequence.document_starts)))
         self._listed["document_starts"].append(np.asarray(sequence.document_starts, np.uint32))
-        self._listed["documents"].append(np.asarray(sequence.documents, np.uint64))
+        # Counted from the part's first: a part that moves to another cache keeps its bytes.
+        numbers = np.asarray(sequence.documents, np.int64) - self._first_document
+        self._listed["documents"].append(numbers.astype(np.uint64))
         self._listed["digests"].append(sequence.digests)
         if "pooled" in self._listed:
             coded = [quantise_vectors(sequence.pooled[v.layer], v.group) for v in self._manifest.hidden.pooled]
@@ -98,8 +100,11 @@ class Sequences:
         self._check_sizes(manifest)
         self.document_offsets = self._table.offsets("document_starts")
         self.document_starts = self._table.numbers("document_starts").astype(np.int64)
-        self.documents = self._table.numbers("documents").astype(np.int64)
-        self._check_documents(record)
+        within = self._table.numbers("documents")
+        if (within >= max(record.n_documents, 1)).any():
+            raise CacheDamaged(f"{what}: a document lies outside the {record.n_documents:,} of its part")
+        self.documents = within.astype(np.int64) + record.first_document
+        self._check_documents()
 
     def __len__(self) -> int:
         return len(self.row_starts) - 1
@@ -122,8 +127,8 @@ class Sequences:
         if (entries > np.minimum(lengths * manifest.targets.max_entries, MAX_SEQUENCE_ENTRIES)).any():
             raise CacheDamaged(f"{self._what}: a sequence has more entries than its rows can keep")
 
-    def _check_documents(self, record: PartRecord) -> None:
-        """Documents begin at ascending rows, the first at row 0, and belong to the part's range."""
+    def _check_documents(self) -> None:
+        """Documents begin at ascending rows, the first at row 0."""
         for field in fields(self._manifest):
             if field.listed and not np.array_equal(self._table.offsets(field.name), self.document_offsets):
                 raise CacheDamaged(f"{self._what}: {field.name} has other list lengths than document_starts")
@@ -136,9 +141,6 @@ class Sequences:
         steps = np.diff(starts, prepend=0)
         if (steps[inner] <= 0).any() or (starts[offsets[1:] - 1] >= lengths).any():
             raise CacheDamaged(f"{self._what}: document starts do not ascend within their sequence")
-        first, end = record.first_document, record.first_document + record.n_documents
-        if ((self.documents < first) | (self.documents >= end)).any():
-            raise CacheDamaged(f"{self._what}: a document lies outside the part's range {first} to {end - 1}")
 
     def digests(self) -> npt.NDArray[np.uint8]:
         """The digest of every document, 16 bytes a row."""

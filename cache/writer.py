@@ -193,8 +193,13 @@ class CacheWriter:
         sync_dir(self.path)
 
 
-def create_cache(path: Path, manifest: Manifest) -> CacheWriter:
+def create_cache(folder: str | os.PathLike[str], manifest: Manifest) -> CacheWriter:
     """Begin a cache, or go on with the one of the same manifest; another manifest in the folder is refused."""
+    if "://" in os.fspath(folder):
+        raise ConfigError(
+            f"{os.fspath(folder)} is a URL, and caches are written into folders", hint="give a local folder"
+        )
+    path = Path(folder)
     with explained("creating the cache", path):
         if not path.is_dir():
             make_dir(path)
@@ -205,7 +210,8 @@ def create_cache(path: Path, manifest: Manifest) -> CacheWriter:
             # Whoever put it there may have died before its name was durable, and all else leans on it.
             sync_dir(path)
     found = load_manifest(LocalStore(path))
-    if found.sha256 != manifest.sha256:
+    # Another version of the program may go on: what it wrote itself stays in the manifest.
+    if found.model_copy(update={"kdpipe": manifest.kdpipe}).to_json() != manifest.to_json():
         differing = differing_keys(found.model_dump(mode="json"), manifest.model_dump(mode="json"))
         raise ConfigError(
             f"{path} holds another cache: {'; '.join(differing[:5])}{' ...' if len(differing) > 5 else ''}",
@@ -227,5 +233,6 @@ def _refuse_foreign_folder(path: Path) -> None:
 
 def _write_files(folder: Path, files: Mapping[str, bytes]) -> None:
     for name, data in files.items():
+        make_dir((folder / name).parent)
         with new_file(folder / name) as file:
             file.write(data)

@@ -76,6 +76,7 @@ class Recipe:
             temperatures=() if blind else self.temperatures,
             draw_values=self.draw_values,
             boundary=self.boundary,
+            entropy=not blind,
         )
 
     @property

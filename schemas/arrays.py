@@ -171,7 +171,7 @@ def _columns(targets: TargetSpec, vocabulary_size: int) -> list[Column]:
         if targets.target_temperature != 1.0:
             columns += [Column(name="drawn_log_tail", law=LogOddsLaw(step=1 / 256, zero=1 << 15))]
     if targets.keep.kind != "none":
-        if targets.tail_known or not targets.has_entries:
+        if targets.entropy:
             columns += [Column(name="entropy", law=LinearLaw(step=1 / 1024))]
         columns += [Column(name="label_logprob", law=LinearLaw(step=1 / 256, sign=-1))]
     columns += [Column(name=log_z_column(t), law=log_z_law(t, vocabulary_size)) for t in targets.temperatures]

@@ -10,16 +10,22 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PrivateAttr, model_validator
 
 from kdpipe.schemas import strict_json
-from kdpipe.schemas.arrays import Arrays, VectorArray, default_arrays
+from kdpipe.schemas.arrays import Arrays, LinearLaw, VectorArray, default_arrays
+from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.plan import Plan
 from kdpipe.schemas.records import Record, read_record
-from kdpipe.schemas.targets import HiddenSpec, State, TargetSpec
+from kdpipe.schemas.targets import HiddenSpec, PcaProjection, State, TargetSpec
 from kdpipe.schemas.version import FormatVersion, check_version
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 ShortText = Annotated[str, Field(max_length=2000)]
+LARGEST_LOG_Z_STEP = 1 / 1024
 MAX_VOCABULARY = 1 << 24
 MAX_TABLE_BYTES = 1 << 36
+
+
+# A file name, at most one folder down: transformers keeps further chat templates in one.
+TOKENIZER_FILE = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}(/[A-Za-z0-9][A-Za-z0-9_.-]{0,99})?$"
 
 
 class FileRecord(Record):
@@ -34,7 +40,8 @@ class Teacher(Record):
 
     name: ShortText
     revision: ShortText | None = None
-    dtype: Literal["float32", "float16", "bfloat16", "float64", "quantised"] = "float32"
+    weights_sha256: Sha256 | None = None
+    dtype: Literal["float32", "float16", "bfloat16", "float64", "quantised", "unknown"] = "float32"
     licence: ShortText | None = None
     n_layers: int | None = Field(default=None, ge=0, le=10_000)
     full_distribution: bool = True
@@ -48,9 +55,7 @@ class Tokenizer(Record):
     fingerprint: Sha256
     vocabulary_size: int = Field(ge=1, le=MAX_VOCABULARY)
     chat_template_sha256: Sha256 | None = None
-    files: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$")], FileRecord] = Field(
-        default_factory=dict, max_length=64
-    )
+    files: dict[Annotated[str, Field(pattern=TOKENIZER_FILE)], FileRecord] = Field(default_factory=dict, max_length=64)
 
 
 class SourceColumn(Record):
@@ -118,6 +123,7 @@ class Manifest(Record):
     def _consistent(self) -> "Manifest":
         if (self.teacher is None) != (self.targets.keep.kind == "none"):
             raise ValueError("targets need a teacher, and targets of kind none have none")
+        _check_teacher(self)
         _check_arrays(self)
         _check_tables(self)
         return self
@@ -129,7 +135,10 @@ class Manifest(Record):
 
     def table(self, name: str) -> Table:
         """The table of a name."""
-        return next(table for table in self.tables if table.name == name)
+        for table in self.tables:
+            if table.name == name:
+                return table
+        raise ConfigError(f"there is no table {name!r}", hint=f"there are {', '.join(t.name for t in self.tables)}")
 
     @property
     def sha256(self) -> str:
@@ -148,14 +157,35 @@ def read_manifest(data: bytes, what: str) -> Manifest:
 
 
 def expected_tables(targets: TargetSpec, hidden: HiddenSpec, vocabulary_size: int) -> tuple[Table, ...]:
-    """The tables that format 1.0 asks for: the frequency ranks always, the output head for states."""
+    """The tables that format 1.0 asks for: frequency ranks always, the head of states, fitted projections."""
     tables = [Table(name="ids_by_rank", dtype="uint32", shape=(vocabulary_size,))]
     keep = targets.keep
     if isinstance(keep, State):
         tables.append(Table(name="output_head", dtype=keep.head_dtype, shape=(vocabulary_size, keep.width)))
         if keep.head_bias:
             tables.append(Table(name="output_bias", dtype="float32", shape=(vocabulary_size,)))
+    for role, vectors in (("pooled", hidden.pooled), ("rows", hidden.rows)):
+        for vector in vectors:
+            if isinstance(vector.projection, PcaProjection):
+                name, wide = f"pca_{role}_{vector.layer}", vector.projection.input_width
+                tables.append(Table(name=name, dtype="float32", shape=(vector.width, wide)))
+                tables.append(Table(name=f"{name}_mean", dtype="float32", shape=(wide,)))
     return tuple(tables)
+
+
+def _check_teacher(manifest: Manifest) -> None:
+    """What only a whole distribution gives is not claimed of a teacher who showed its top; layers are ones it has."""
+    teacher, targets = manifest.teacher, manifest.targets
+    if teacher is None:
+        return
+    if not teacher.full_distribution:
+        needs = [name for name in ("entropy", "boundary", "temperatures") if getattr(targets, name)]
+        needs += [f"kind {targets.keep.kind}"] if targets.has_draws or targets.keep.kind == "state" else []
+        if needs:
+            raise ValueError(f"{' and '.join(needs)} need a teacher whose full distribution was seen")
+    layers = [vector.layer for vector in (*manifest.hidden.pooled, *manifest.hidden.rows)]
+    if teacher.n_layers is not None and max(layers, default=0) > teacher.n_layers:
+        raise ValueError(f"hidden names layer {max(layers)}, the teacher has {teacher.n_layers}")
 
 
 def _check_arrays(manifest: Manifest) -> None:
@@ -165,6 +195,13 @@ def _check_arrays(manifest: Manifest) -> None:
     wanted = [(column.name, column.law.kind) for column in expected.row.columns]
     if stated != wanted:
         raise ValueError(f"arrays.row.columns are {_names(stated)}, these targets need {_names(wanted)}")
+    for column in manifest.arrays.row.columns:
+        if (
+            column.name.startswith("log_z")
+            and isinstance(column.law, LinearLaw)
+            and column.law.step > LARGEST_LOG_Z_STEP
+        ):
+            raise ValueError(f"the step of {column.name} is {column.law.step}, at most 1/1024 nat is allowed")
     for name in ("id", "times", "logprob", "hidden", "state"):
         has, should = getattr(manifest.arrays, name), getattr(expected, name)
         if (has is None) != (should is None):

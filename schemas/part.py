@@ -12,10 +12,12 @@ from pydantic import Field, model_validator
 from kdpipe.schemas.manifest import FileRecord, Sha256
 from kdpipe.schemas.plan import MAX_PART_ROWS, SplitName
 from kdpipe.schemas.records import Record
-from kdpipe.schemas.targets import MAX_ENTRIES
+from kdpipe.schemas.targets import MAX_ENTRIES, Temperature
 
 Count = Annotated[int, Field(ge=0, le=1 << 48)]
-PartFile = Annotated[str, Field(pattern=r"^[a-z0-9_.]{1,40}(/[a-z0-9_.]{1,40}){0,4}$")]
+PartFile = Annotated[str, Field(pattern=r"^[a-z0-9_][a-z0-9_.]{0,39}(/[a-z0-9_][a-z0-9_.]{0,39}){0,4}$")]
+# float32 sums of probabilities pass 1 by a little.
+Share = Annotated[float, Field(ge=0, le=1.001)]
 MAX_PART_FILES = 16
 
 
@@ -24,9 +26,15 @@ class Fidelity(Record):
 
     n_rows: Count
     kl_nats: float
-    total_variation: float
-    kept_mass: tuple[tuple[float, float], ...] = ()
-    gradient_angle_degrees: float | None = None
+    total_variation: Share
+    kept_mass: Annotated[tuple[tuple[Temperature, Share], ...], Field(max_length=64)] = ()
+    gradient_angle_degrees: Annotated[float, Field(ge=0, le=180)] | None = None
+
+    @model_validator(mode="after")
+    def _distinct(self) -> "Fidelity":
+        if len({temperature for temperature, _ in self.kept_mass}) != len(self.kept_mass):
+            raise ValueError("kept_mass names a temperature twice")
+        return self
 
 
 class Statistics(Record):

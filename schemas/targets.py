@@ -84,11 +84,12 @@ class TargetSpec(Record):
     temperatures: tuple[Temperature, ...] = (2.0, 4.0)
     draw_values: bool = False
     boundary: bool = False
+    entropy: bool = True
 
     @model_validator(mode="after")
     def _consistent(self) -> "TargetSpec":
-        if self.keep.kind == "none" and (self.temperatures or self.boundary):
-            raise ValueError("targets of kind none hold no temperatures and no boundary scalar")
+        if self.keep.kind == "none" and (self.temperatures or self.boundary or self.entropy):
+            raise ValueError("targets of kind none hold no entropy, no temperatures and no boundary scalar")
         if len(set(self.temperatures)) != len(self.temperatures) or 1.0 in self.temperatures:
             raise ValueError("temperatures must differ from each other and from 1, whose log_z is 0")
         if self.target_temperature != 1.0 and self.target_temperature not in self.temperatures:
@@ -125,13 +126,37 @@ class TargetSpec(Record):
         return keep.max_entries if isinstance(keep, Threshold | TopP | Imported) else 0
 
 
+class WholeState(Record):
+    """The state as it is."""
+
+    kind: Literal["none"] = "none"
+
+
+class RandomProjection(Record):
+    """A matrix of signs over sqrt(width), drawn from the seed and the layer; `version` names the recipe."""
+
+    kind: Literal["random"] = "random"
+    seed: int = Field(default=0, ge=0, lt=1 << 63)
+    version: int = Field(default=1, ge=1)
+
+
+class PcaProjection(Record):
+    """A fitted projection of `input_width` numbers; matrix and mean are tables of the cache."""
+
+    kind: Literal["pca"] = "pca"
+    input_width: int = Field(ge=1, le=MAX_WIDTH)
+
+
+Projection = Annotated[WholeState | RandomProjection | PcaProjection, Field(discriminator="kind")]
+
+
 class Vector(Record):
     """One summary of one layer: `width` numbers as int8 in groups that share a float32 scale."""
 
     layer: Layer
     width: int = Field(ge=1, le=MAX_WIDTH)
     group: int = Field(ge=1, le=MAX_WIDTH)
-    projection: Literal["none", "random", "pca"] = "random"
+    projection: Projection = RandomProjection()
 
     @property
     def n_bytes(self) -> int:

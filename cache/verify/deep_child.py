@@ -1,10 +1,12 @@
 """The deep level, from inside: decodes parts and checks every row, in a process of its own.
 
-In: a path or URL as the only argument, part numbers on stdin. Out: one JSON line a part, a list of problems.
+In: a path or URL and a limit on memory as arguments, part numbers on stdin. Out: JSON lines: "ready", then a list of
+problems a part; an object in their place is an error that ends it all.
 Before it: `deep.py` starts it. After it: nothing. Data of strangers are decoded here, under limits on memory and
 processor time.
 """
 
+import argparse
 import json
 import os
 import sys
@@ -18,36 +20,45 @@ from kdpipe.cache.part_files import part_problem, read_part_record
 from kdpipe.cache.part_reader import PartReader
 from kdpipe.cache.reader import load_manifest
 from kdpipe.cache.rows import Rows
+from kdpipe.cache.rules import MAX_TOKEN_BYTES, broken_rules
 from kdpipe.cache.second_reader import disagreements
 from kdpipe.cache.statistics import StatisticsSum
 from kdpipe.cache.store import open_store
 from kdpipe.cache.tables import read_table
-from kdpipe.cache.verify.rows import broken_rules
-from kdpipe.schemas.errors import CacheDamaged
+from kdpipe.cache.verify.deep import OUT_OF_MEMORY, READY
+from kdpipe.schemas.errors import CacheDamaged, KdpipeError
 from kdpipe.schemas.part import PartRecord
 from kdpipe.schemas.report import Problem
 
 BLOCK_ROWS = 1 << 14
-# Far above any vocabulary's longest entry.
-MAX_TOKEN_BYTES = 1 << 16
-MEMORY_BYTES = 2 << 30
+# For each part: what six busy threads use while deep.py waits for it.
 PROCESSOR_SECONDS = 3600
 
 
-def limit_resources(extra_bytes: int) -> None:
-    """Allow this process some memory beyond what it has, and an hour of processor time; Windows has no such limits."""
-    if os.name == "nt":
-        return
-    import resource
-
+def limit_memory(more_bytes: int) -> None:
+    """Allow this process some memory beyond what it has; Windows and macOS have no such limit."""
     try:
         with open("/proc/self/statm") as file:
             now = int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:
-        now = 0
-    if now:
-        resource.setrlimit(resource.RLIMIT_AS, (now + MEMORY_BYTES + extra_bytes,) * 2)
-    resource.setrlimit(resource.RLIMIT_CPU, (PROCESSOR_SECONDS,) * 2)
+        return
+    import resource
+
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    limit = now + more_bytes if hard == resource.RLIM_INFINITY else min(now + more_bytes, hard)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+
+def limit_processor_seconds(more: int) -> None:
+    """Allow this process some processor time beyond what it has used; Windows has no such limit."""
+    if os.name == "nt":
+        return
+    import resource
+
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    limit = int(used.ru_utime + used.ru_stime) + more
+    _, hard = resource.getrlimit(resource.RLIMIT_CPU)
+    resource.setrlimit(resource.RLIMIT_CPU, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
 
 
 class Parts:
@@ -76,7 +87,7 @@ def check_part(parts: Parts, number: int) -> list[Problem]:
     try:
         return [part_problem(number, layout.TARGETS, what) for what in _problems(parts, parts.open(number))]
     except CacheDamaged as error:
-        return [part_problem(number, "", error.message)]
+        return [part_problem(number, "", error.message.removeprefix(f"{layout.part_dir(number)}: "))]
 
 
 def _problems(parts: Parts, part: PartReader) -> Iterator[str]:
@@ -120,18 +131,30 @@ def _displaced(part: PartReader, rows: Rows, first: int, end: int) -> Iterator[s
 
 def main() -> int:
     """Check the parts whose numbers stand on stdin."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("url")
+    parser.add_argument("--memory-bytes", type=int, required=True)
+    options = parser.parse_args()
     numbers = [int(word) for word in sys.stdin.read().split()]
-    parts = Parts(sys.argv[1])
-    largest = max((parts.record(number).n_bytes for number in numbers), default=0)
-    limit_resources(4 * largest + sum(table.n_bytes for table in parts.manifest.tables) * 3)
-    for number in numbers:
-        try:
-            problems = check_part(parts, number)
-        except MemoryError:
-            return os.EX_OSERR
-        sys.stdout.write(json.dumps([problem.model_dump() for problem in problems]) + "\n")
-        sys.stdout.flush()
+    try:
+        parts = Parts(options.url)
+        largest = max((parts.record(number).n_bytes for number in numbers), default=0)
+        tables = sum(table.n_bytes for table in parts.manifest.tables)
+        limit_memory(options.memory_bytes + 4 * largest + 3 * tables)
+        _answer(READY)
+        for number in numbers:
+            limit_processor_seconds(PROCESSOR_SECONDS)
+            _answer([problem.model_dump() for problem in check_part(parts, number)])
+    except MemoryError:
+        return OUT_OF_MEMORY
+    except KdpipeError as error:
+        _answer({"message": error.message, "hint": error.hint, "exit_code": error.exit_code})
     return 0
+
+
+def _answer(value: object) -> None:
+    sys.stdout.write(json.dumps(value) + "\n")
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":

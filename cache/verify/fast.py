@@ -60,7 +60,7 @@ def _survey_top(store: Store, found: Survey) -> None:
     assert found.manifest is not None
     names = store.names("")
     for name in names:
-        if name not in layout.TOP_LEVEL:
+        if name not in layout.TOP_LEVEL | layout.BESIDE:
             found.add(name, "it does not belong to a cache", "move it away")
     expected = {f"{layout.TOKENIZER}/{name}": file for name, file in found.manifest.tokenizer.files.items()}
     _compare_folder(store, layout.TOKENIZER, expected, found)

@@ -152,8 +152,8 @@ SCHEMAS: dict[str, tuple[Callable[[Any], Any], str]] = {
         "document starts do not ascend",
     ),
     "a first document start": (numbers("document_starts", put(0, 1)), "does not begin with a document"),
-    "a document of another part": (numbers("documents", put(0, 4)), "lies outside the part's range"),
-    "a document beyond all": (numbers("documents", put(0, (1 << 64) - 1)), "lies outside the part's range"),
+    "a document of another part": (numbers("documents", put(0, 4)), "a document lies outside the 4 of its part"),
+    "a document beyond all": (numbers("documents", put(0, (1 << 64) - 1)), "a document lies outside the 4 of its part"),
 }
 
 

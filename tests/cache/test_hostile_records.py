@@ -31,10 +31,15 @@ def test_a_part_cannot_name_files_outside_itself(cache: Path, name: str) -> None
     assert "files" in verdict.message and RECORD in verdict.message
 
 
-@pytest.mark.parametrize("name", ["../x.json", "/etc/passwd", ".hidden", "a/b", "", "x\n", "x" * 101])
+@pytest.mark.parametrize("name", ["../x.json", "/etc/passwd", ".hidden", "a/b/c", "a/../b", "", "x\n", "x" * 101])
 def test_a_manifest_cannot_name_tokenizer_files_outside_their_folder(cache: Path, name: str) -> None:
     edit_manifest(cache, lambda m: m["tokenizer"]["files"].update({name: {"bytes": 1, "sha256": "0" * 64}}))
     assert_refused(cache, "tokenizer.files")
+
+
+def seed_edit(new: bytes) -> Edit:
+    """The seed of the cache, not one of a projection, replaced."""
+    return text_edit(b'"seed":0,"tables"', new + b',"tables"')
 
 
 def edit_manifest(path: Path, edit: Edit) -> None:
@@ -54,41 +59,41 @@ def text_edit(old: bytes, new: bytes) -> Callable[[bytes], bytes]:
 
 
 TEXTS: dict[str, tuple[Callable[[bytes], bytes], str]] = {
-    "a key twice": (text_edit(b'"seed":0', b'"seed":1,"seed":0'), "stands twice"),
-    "NaN": (text_edit(b'"seed":0', b'"seed":NaN'), "is not a JSON number"),
-    "minus infinity": (text_edit(b'"seed":0', b'"seed":-Infinity'), "is not a JSON number"),
-    "a number beyond all": (text_edit(b'"seed":0', b'"seed":1e999'), "too large for a number"),
-    "an integer of 5,000 digits": (text_edit(b'"seed":0', b'"seed":' + b"9" * 5000), "is not strict JSON"),
-    "an integer of 4,000 digits": (text_edit(b'"seed":0', b'"seed":' + b"9" * 4000), "seed"),
-    "a negative seed": (text_edit(b'"seed":0', b'"seed":-1'), "seed"),
-    "a text for a number": (text_edit(b'"seed":0', b'"seed":"0"'), "seed: input should be a valid integer"),
-    "a fraction for a number": (text_edit(b'"seed":0', b'"seed":0.0'), "seed"),
-    "true for a number": (text_edit(b'"seed":0', b'"seed":true'), "seed"),
-    "half a character": (text_edit(b'"seed":0', b'"seed":"\\ud800"'), "is not strict JSON"),
-    "half a character as a key": (text_edit(b'"seed":0', b'"\\udfff":0'), "is not strict JSON"),
-    "other bytes than UTF-8": (text_edit(b'"seed":0', b'"seed":"\xff"'), "is not strict JSON"),
+    "a key twice": (seed_edit(b'"seed":1,"seed":0'), "stands twice"),
+    "NaN": (seed_edit(b'"seed":NaN'), "is not a JSON number"),
+    "minus infinity": (seed_edit(b'"seed":-Infinity'), "is not a JSON number"),
+    "a number beyond all": (seed_edit(b'"seed":1e999'), "too large for a number"),
+    "an integer of 5,000 digits": (seed_edit(b'"seed":' + b"9" * 5000), "is not strict JSON"),
+    "an integer of 4,000 digits": (seed_edit(b'"seed":' + b"9" * 4000), "seed"),
+    "a negative seed": (seed_edit(b'"seed":-1'), "seed"),
+    "a text for a number": (seed_edit(b'"seed":"0"'), "seed: input should be a valid integer"),
+    "a fraction for a number": (seed_edit(b'"seed":0.0'), "seed"),
+    "true for a number": (seed_edit(b'"seed":true'), "seed"),
+    "half a character": (seed_edit(b'"seed":"\\ud800"'), "is not strict JSON"),
+    "half a character as a key": (seed_edit(b'"\\udfff":0'), "is not strict JSON"),
+    "other bytes than UTF-8": (seed_edit(b'"seed":"\xff"'), "is not strict JSON"),
     "a byte order mark": (lambda data: b"\xef\xbb\xbf" + data, "is not strict JSON"),
     "a comment": (lambda data: data + b"// x", "is not strict JSON"),
     "a second document": (lambda data: data + data, "is not strict JSON"),
     "nothing": (lambda data: b"", "is not strict JSON"),
     "a list": (lambda data: b"[]", "does not describe a kdpipe cache"),
     "a space": (lambda data: data + b" ", "canonical"),
-    "lists in lists": (text_edit(b'"seed":0', b'"seed":' + b"[" * 100_000 + b"]" * 100_000), "is not strict JSON"),
+    "lists in lists": (seed_edit(b'"seed":' + b"[" * 100_000 + b"]" * 100_000), "is not strict JSON"),
     "objects in objects": (
-        text_edit(b'"seed":0', b'"seed":' + b'{"a":' * 100_000 + b"0" + b"}" * 100_000),
+        seed_edit(b'"seed":' + b'{"a":' * 100_000 + b"0" + b"}" * 100_000),
         "is not strict JSON",
     ),
-    "lists forty deep": (text_edit(b'"seed":0', b'"seed":' + b"[" * 40 + b"]" * 40), "nested deeper than 32"),
+    "lists forty deep": (seed_edit(b'"seed":' + b"[" * 40 + b"]" * 40), "nested deeper than 32"),
     "an open list": (lambda data: b"[" * 1_000_000, "is not strict JSON"),
     "a long text": (text_edit(b'"name":"synthetic"', b'"name":"' + b"x" * 3000 + b'"'), "teacher.name"),
-    "a long key": (text_edit(b'"seed":0', b'"seed":0,"' + b"k" * 3_000_000 + b'":0'), "unknown key 'kkkk"),
-    "a key that clears the screen": (text_edit(b'"seed":0', b'"seed":0,"\\u001b[2J":0'), "unknown key '\\x1b[2J'"),
-    "seventeen megabytes": (text_edit(b'"seed":0', b'"seed":"' + b"x" * MAX_BYTES + b'"'), "at most 16,777,216"),
+    "a long key": (seed_edit(b'"seed":0,"' + b"k" * 3_000_000 + b'":0'), "unknown key 'kkkk"),
+    "a key that clears the screen": (seed_edit(b'"seed":0,"\\u001b[2J":0'), "unknown key '\\x1b[2J'"),
+    "seventeen megabytes": (seed_edit(b'"seed":"' + b"x" * MAX_BYTES + b'"'), "at most 16,777,216"),
     "thousands of keys": (
-        text_edit(b'"seed":0', b",".join(b'"k%d":0' % i for i in range(5000))),
+        seed_edit(b",".join(b'"k%d":0' % i for i in range(5000))),
         "an object has 5,0",
     ),
-    "a million empty lists": (text_edit(b'"seed":0', b'"seed":[' + b"[]," * 1_000_000 + b"0]"), "seed"),
+    "a million empty lists": (seed_edit(b'"seed":[' + b"[]," * 1_000_000 + b"0]"), "seed"),
 }
 
 

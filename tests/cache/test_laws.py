@@ -7,7 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdpipe.cache.laws import complement_table, dequantise_vectors, quantise_vectors, to_codes, value_table
+from kdpipe.cache.laws import (
+    LARGEST_SCALE,
+    complement_table,
+    dequantise_vectors,
+    quantise_vectors,
+    to_codes,
+    value_table,
+)
 from kdpipe.schemas.arrays import LARGEST_CODE, MINUS_INFINITY, MISSING, LinearLaw, LogOddsLaw, log_z_law
 from kdpipe.schemas.errors import CacheWriteError
 from support import reference
@@ -28,6 +35,15 @@ log_probabilities = st.one_of(st.floats(-300, 0, width=32), st.floats(-(2.0**-10
 
 def coded(law: LinearLaw | LogOddsLaw, values: list[float]) -> list[int]:
     return [int(code) for code in to_codes(law, np.array(values, np.float32), "x")]
+
+
+def test_the_largest_and_the_smallest_vectors_come_back() -> None:
+    largest = LARGEST_SCALE * 127
+    vectors = np.array([[2e-43, -2e-43, 0], [largest, -largest, 1]], np.float32)
+    back = dequantise_vectors(quantise_vectors(vectors, 3), 3, 3)
+    assert back[0, 0] > 0 > back[0, 1]
+    assert np.isfinite(back).all()
+    np.testing.assert_allclose(back[1], vectors[1], rtol=1e-6, atol=float(largest) / 250)
 
 
 @every_law

@@ -112,7 +112,6 @@ def test_what_stands_beside_the_rows_is_what_was_written(made: dict[str, Path], 
             np.testing.assert_allclose(vectors, sequence.pooled[layer], atol=np.abs(vectors).max() / 200)
 
 
-@pytest.mark.xfail(strict=True, reason="documents is a view of what the part keeps")
 def test_arrays_belong_to_the_caller_and_a_second_read_is_equal(cache: Cache) -> None:
     first = cache[2]
     for array in arrays_of(first).values():

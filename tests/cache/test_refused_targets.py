@@ -21,6 +21,8 @@ Pair = tuple[Sequence, Block]
 RECIPES: Mapping[str, Recipe] = {
     "threshold": SMALL,
     "sampled": replace(SMALL, kind="sampled", draws=8, draw_values=True, text=False),
+    "sampled at 2": replace(SMALL, kind="sampled", draws=8, target_temperature=2.0, text=False),
+    "bounded": replace(SMALL, kind="topk", top_k=8, boundary=True),
     "topk": replace(SMALL, kind="topk", top_k=8, hidden=False),
     "state": replace(SMALL, kind="state", state_width=12, hidden=False),
     "none": replace(SMALL, kind="none", hidden=False),
@@ -69,6 +71,22 @@ def without_exact(pair: Pair) -> Pair:
     return pair[0], replace(block, n_exact=n_exact, n_draws=n_draws)
 
 
+def a_draw_twice(pair: Pair) -> Pair:
+    """Two draws of a row have one id."""
+    block = pair[1]
+    row = int(np.flatnonzero(np.asarray(block.n_draws) > 1)[0])
+    first = int((np.asarray(block.n_exact, np.int64) + block.n_draws)[:row].sum() + block.n_exact[row])
+    return pair[0], replace(block, ids=put(block.ids, first + 1, block.ids[first]))
+
+
+def draws_dropped(pair: Pair) -> Pair:
+    """The draws of the first row are left out, its tail stays."""
+    block, first = pair[1], int(pair[1].n_exact[0])
+    gone = slice(first, first + int(block.n_draws[0]))
+    ids, logprobs = np.delete(block.ids, gone), np.delete(block.logprobs, gone)
+    return pair[0], replace(block, n_draws=put(block.n_draws, 0, 0), ids=ids, logprobs=logprobs)
+
+
 def draws_in_topk(pair: Pair) -> Pair:
     """One exact id of every learnt row becomes a draw."""
     block = pair[1]
@@ -85,7 +103,7 @@ FAULTS: list[tuple[str, str, Callable[[Pair], Pair], str]] = [
     ("no tokens", "threshold", empty_sequence, r"a sequence has 0 tokens, 0 mask bits and 0 lengths"),
     ("short mask", "threshold", of_sequence(loss_mask=lambda m: m[:-1]), r"tokens, \d+ mask bits and \d+ lengths"),
     ("big token", "threshold", of_sequence(tokens=lambda t: put(t, 3, 300)), "outside the vocabulary of 300"),
-    ("negative token", "none", of_sequence(tokens=lambda t: put(t.astype(int), 3, -1)), "outside the vocabulary"),
+    ("negative token", "none", of_sequence(tokens=lambda t: put(t.astype(int), 3, -1)), "tokens holds -1"),
     ("starts at 1", "threshold", of_sequence(document_starts=lambda s: put(s, 0, 1)), "must ascend from 0"),
     ("mask at the end", "threshold", of_sequence(loss_mask=lambda m: put(m, -1, True)), "no next token exists"),
     ("missing digest", "threshold", of_sequence(digests=lambda d: d[:-1]), r"have numbers and \d+ digests"),
@@ -125,16 +143,46 @@ FAULTS: list[tuple[str, str, Callable[[Pair], Pair], str]] = [
         "shifted tail",
         "threshold",
         of_block(log_tail=lambda t: put(t, 0, -0.01)),
-        r"of row 0 sum to [\d.]+ instead of 1",
+        "exact mass and tail of row 0 do not sum to 1: .* log_tail leaves -4.6",
+    ),
+    ("too many times", "sampled", of_block(times=lambda t: put(t, 0, t[0] + 1)), "row 0 were drawn 9 times, 8 were"),
+    (
+        "log p above 0",
+        "bounded",
+        of_block(boundary_logprob=lambda b: put(b, 0, 3.0)),
+        "row 0 of its block: boundary_logprob is above 0",
+    ),
+    ("tail undrawn", "threshold", draws_dropped, "a row has a tail, and no draws that stand for it"),
+    (
+        "shifted tail at 2",
+        "sampled at 2",
+        of_block(drawn_log_tail=lambda t: put(t, slice(None), -0.001)),
+        "of row 0 do not sum to 1: .*, drawn_log_tail at temperature 2.0 leaves -6.9",
+    ),
+    (
+        "log_z of NaN",
+        "sampled at 2",
+        of_block(log_z=lambda z: {t: v * np.nan for t, v in z.items()}),
+        "do not sum to 1",
     ),
     ("lost entropy", "threshold", of_block(entropy=lambda e: e[:-1]), "entropy must be given, one a row"),
-    ("entropy 1e9", "threshold", of_block(entropy=lambda e: put(e, 0, 1e9)), "entropy is 1000000000.0 at row 0"),
+    (
+        "entropy 1e9",
+        "threshold",
+        of_block(entropy=lambda e: put(e, 0, 1e9)),
+        "row 0 of its block: entropy lies outside 0 to log V",
+    ),
     ("no log_z", "topk", of_block(log_z=lambda z: {2.0: z[2.0]}), "log_z@4.* must be given, one a row"),
-    ("twice", "threshold", of_block(ids=lambda i: put(i, 1, i[0])), "an id stands twice in the targets of row 0"),
+    ("twice", "threshold", a_draw_twice, r"an id stands twice in the targets of row \d+"),
     ("lost hidden", "threshold", of_block(hidden=lambda _: {}), r"hidden needs \[\d+, 8\] numbers for layer 4"),
-    ("hidden NaN", "threshold", of_block(hidden=lambda h: {4: put(h[4], 0, np.nan)}), r"hidden\[4\] must be finite"),
+    (
+        "hidden NaN",
+        "threshold",
+        of_block(hidden=lambda h: {4: put(h[4], 0, np.nan)}),
+        "hidden of layer 4 holds numbers that are not finite",
+    ),
     ("lost state", "state", of_block(state=lambda _: None), r"state needs \[\d+, 12\] numbers"),
-    ("state inf", "state", of_block(state=lambda s: put(s, 0, np.inf)), "state must be finite rows of 12 numbers"),
+    ("state inf", "state", of_block(state=lambda s: put(s, 0, np.inf)), "state holds numbers that are not finite"),
 ]
 
 

@@ -38,7 +38,7 @@ TRAIN = SplitPlan(name="train", bounds=(0, 3, 7))
         ({"temperatures": (2.0, 2.0)}, "must differ from each other and from 1"),
         ({"target_temperature": 3.0}, "the target temperature must be 1 or one of the temperatures"),
         ({"keep": TopK(k=3), "draw_values": True}, "targets of kind topk have no draws that could carry values"),
-        ({"keep": NoTargets()}, "targets of kind none hold no temperatures and no boundary scalar"),
+        ({"keep": NoTargets()}, "targets of kind none hold no entropy, no temperatures and no boundary scalar"),
         ({"keep": NoTargets(), "temperatures": (), "boundary": True}, "no temperatures and no boundary scalar"),
         (
             {"keep": Imported(source="x", max_entries=4), "target_temperature": 2.0},
@@ -74,7 +74,7 @@ def test_a_target_temperature_that_is_listed_is_taken() -> None:
     ],
 )
 def test_each_kind_knows_what_its_rows_may_hold(keep: Kept, most: int, entries: bool, draws: bool, tail: bool) -> None:
-    spec = TargetSpec(keep=keep, temperatures=())
+    spec = TargetSpec(keep=keep, temperatures=(), entropy=keep.kind != "none")
     assert (spec.max_entries, spec.has_entries, spec.has_draws, spec.tail_known) == (most, entries, draws, tail)
 
 

@@ -58,6 +58,7 @@ class Wish:
             temperatures=() if self.keep.kind == "none" else self.temperatures,
             draw_values=self.draw_values,
             boundary=self.boundary,
+            entropy=self.keep.kind != "none",
         )
 
     @cached_property
@@ -103,7 +104,7 @@ class Wish:
             for length in lengths:
                 sequence = make_sequence(self, rng, length, first)
                 first += len(sequence.documents)
-                pairs.append((sequence, make_block(self, rng, sequence.loss_mask)))
+                pairs.append((sequence, make_block(self, rng, sequence)))
             found.append(pairs)
         return found
 
@@ -158,7 +159,7 @@ def make_sequence(wish: Wish, rng: np.random.Generator, n: int, first_document: 
     return Sequence(
         tokens=rng.integers(0, wish.vocabulary_size, n),
         loss_mask=mask,
-        token_bytes=rng.integers(0, rng.choice([2, 20, 70_000]), n),
+        token_bytes=rng.integers(0, rng.choice([2, 20, 65_537]), n),
         document_starts=starts,
         documents=np.arange(first_document, first_document + n_documents),
         digests=rng.integers(0, 256, (n_documents, 16), dtype=np.uint8),
@@ -175,8 +176,9 @@ def _vectors(rng: np.random.Generator, n: int, width: int) -> Floats:
     return found
 
 
-def make_block(wish: Wish, rng: np.random.Generator, mask: npt.NDArray[np.bool_]) -> Block:
+def make_block(wish: Wish, rng: np.random.Generator, sequence: Sequence) -> Block:
     """Random targets of a sequence's rows."""
+    mask = sequence.loss_mask
     n, targets = len(mask), wish.targets
     counts = np.zeros((n, 2), np.int64)
     ids, logprobs, times = [np.zeros(0, np.int64)], [np.zeros(0)], [np.zeros(0, np.int64)]
@@ -188,11 +190,17 @@ def make_block(wish: Wish, rng: np.random.Generator, mask: npt.NDArray[np.bool_]
             ids.append(row_ids)
             logprobs.append(row_logprobs)
             times.append(_times(wish, rng, int(counts[t, 1])))
-    drawn = np.where(log_tail == -np.inf, -np.inf, -rng.exponential(3, n))
-    special = np.array([np.nan, -np.inf, -300.0, 0.0])
-    label = np.where(rng.random(n) < 0.3, rng.choice(special, n), -rng.exponential(4, n))
+    label = _labels(wish, rng, sequence, counts, ids[1:], logprobs[1:])
     top_entropy = np.log(wish.vocabulary_size)
     log_z = {t: (1 - 1 / t) * top_entropy * rng.random(n) for t in targets.temperatures}
+    drawn = log_tail.copy()
+    if targets.has_entries:
+        flat = np.concatenate(logprobs)
+        exact = flat[np.repeat(np.tile([True, False], n), counts.ravel())]
+        whole = np.isneginf(log_tail) | ((counts[:, 1] == 0) & targets.has_draws)
+        for temperature in targets.temperatures:
+            tail, log_z[temperature] = _at_temperature(wish, rng, temperature, exact, counts[:, 0], whole)
+            drawn = tail if temperature == targets.target_temperature else drawn
     near = rng.choice([-np.inf, -1e-9, -1e-3, -2.0, -60.0, 0.0], n)
     return Block(
         n_exact=counts[:, 0],
@@ -211,11 +219,54 @@ def make_block(wish: Wish, rng: np.random.Generator, mask: npt.NDArray[np.bool_]
     )
 
 
+def _labels(
+    wish: Wish,
+    rng: np.random.Generator,
+    sequence: Sequence,
+    counts: npt.NDArray[np.int64],
+    ids: list[npt.NDArray[np.int64]],
+    logprobs: list[npt.NDArray[np.float64]],
+) -> npt.NDArray[np.float64]:
+    """Log p of the next token: that of its exact id, below the largest one, or unknown where an import lost it."""
+    n = len(sequence.tokens)
+    label = np.where(rng.random(n) < 0.2, rng.choice([-np.inf, -300.0, 0.0], n), -rng.exponential(4, n))
+    rows = np.flatnonzero(sequence.loss_mask) if wish.targets.has_entries else np.zeros(0, np.int64)
+    for t, row_ids, values in zip(rows.tolist(), ids, logprobs, strict=True):
+        exact = values[: counts[t, 0]]
+        found = np.flatnonzero(row_ids[: counts[t, 0]] == sequence.tokens[t + 1])
+        label[t] = exact[found[0]] if len(found) else min(label[t], float(exact.max()))
+        if wish.keep.kind == "imported" and not len(found) and rng.random() < 0.5:
+            label[t] = np.nan
+    return label
+
+
+def _at_temperature(
+    wish: Wish,
+    rng: np.random.Generator,
+    temperature: float,
+    exact: npt.NDArray[np.float64],
+    n_exact: npt.NDArray[np.int64],
+    whole: npt.NDArray[np.bool_],
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """The tail and the normaliser that a real distribution could have with these exact ids; `whole` rows: no tail."""
+    rows = np.repeat(np.arange(len(n_exact)), n_exact)
+    kept = np.bincount(rows, np.exp(exact / temperature), minlength=len(n_exact))
+    flat = float(wish.vocabulary_size) ** (1 - 1 / temperature)
+    most = max(1.0, flat)
+    total = kept + (rng.random(len(n_exact)) * 0.9 + 0.05) * (most - kept)
+    total = np.where(whole, np.maximum(kept, 1e-300), np.maximum(total, min(1.0, flat)))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        tail = np.log1p(-np.minimum(kept / total, 1.0))
+        return np.where(n_exact > 0, tail, np.nan), np.where(n_exact > 0, np.log(total), np.nan)
+
+
 def _counts(wish: Wish, rng: np.random.Generator) -> tuple[int, int]:
     """How many exact ids and draws a row has: one, a few, or as many as fit."""
     most = min(wish.targets.max_entries, wish.vocabulary_size)
     if wish.keep.kind == "sampled":
         return 1, int(rng.integers(0, most))
+    if wish.keep.kind == "topk":
+        return most, 0
     n_exact = int(rng.choice([1, most, int(rng.integers(1, most + 1))]))
     left = most - n_exact if wish.targets.has_draws else 0
     return n_exact, int(rng.choice([0, min(1, left), left]))
@@ -246,7 +297,11 @@ def _row(
         shares = np.full(n_exact, 1 / n_exact)
     elif style < 0.3:
         shares = np.where(np.arange(n_exact) == 0, 1.0, 0.0)
-    mass = 1.0 if n == size else float(rng.choice([1.0, 1 - 1e-6, rng.uniform(0.05, 1), 1e-5]))
+    some = [1 - 1e-6, rng.uniform(0.05, 1), 1e-5]
+    if wish.targets.has_draws:
+        mass = float(rng.choice(some)) if n_draws else float(rng.choice([1.0, 1 - 1e-6]))
+    else:
+        mass = 1.0 if n == size else float(rng.choice([1.0, *some]))
     with np.errstate(divide="ignore"):
         logprobs, log_tail = np.log(mass * shares), np.log1p(-mass)
     order = rng.permutation(n_exact)

@@ -17,7 +17,7 @@ from kdpipe.cache.writer import create_cache
 from kdpipe.pipeline.synthetic import Recipe, synthetic_manifest, synthetic_part, synthetic_tables
 from kdpipe.schemas.arrays import Arrays, Column, LinearLaw, LogOddsLaw, default_arrays
 from kdpipe.schemas.manifest import Manifest, expected_tables
-from kdpipe.schemas.targets import HiddenSpec, State, TargetSpec, Vector
+from kdpipe.schemas.targets import HiddenSpec, PcaProjection, State, TargetSpec, Vector, WholeState
 
 BASE = Recipe(
     vocabulary_size=300,
@@ -51,11 +51,14 @@ KINDS: Mapping[str, Recipe] = {
 # Several layers, widths that no group divides, a layer with one number.
 HIDDEN = HiddenSpec(
     pooled=(
-        Vector(layer=0, width=7, group=3, projection="none"),
-        Vector(layer=4, width=1, group=1, projection="pca"),
+        Vector(layer=0, width=7, group=3, projection=WholeState()),
+        Vector(layer=4, width=1, group=1, projection=PcaProjection(input_width=3)),
         Vector(layer=2, width=9, group=64),
     ),
-    rows=(Vector(layer=3, width=10, group=4), Vector(layer=1, width=5, group=5)),
+    rows=(
+        Vector(layer=3, width=10, group=4),
+        Vector(layer=1, width=5, group=5, projection=PcaProjection(input_width=8)),
+    ),
 )
 
 
@@ -100,7 +103,7 @@ def _other_laws(arrays: Arrays) -> Arrays:
 def _other_law(column: Column) -> Column:
     law = column.law
     if isinstance(law, LinearLaw):
-        law = law.model_copy(update={"step": 1 / 100, "zero": 7})
+        law = law.model_copy(update={"step": 1 / 1100 if column.name.startswith("log_z") else 1 / 100, "zero": 7})
     elif isinstance(law, LogOddsLaw):
         law = law.model_copy(update={"step": 1 / 300, "zero": 30_000})
     return column.model_copy(update={"law": law})
@@ -108,8 +111,12 @@ def _other_law(column: Column) -> Column:
 
 def kind_tables(name: str) -> dict[str, npt.NDArray[Any]]:
     """The tables of a kind."""
-    wanted = {table.name for table in kind_manifest(name).tables}
-    return {table: values for table, values in synthetic_tables(KINDS[name]).items() if table in wanted}
+    wanted = {table.name: table for table in kind_manifest(name).tables}
+    found = {table: values for table, values in synthetic_tables(KINDS[name]).items() if table in wanted}
+    for number, table in enumerate(wanted.values()):
+        if table.name.startswith("pca"):
+            found[table.name] = np.random.default_rng(number).standard_normal(table.shape).astype(np.float32)
+    return found
 
 
 def kind_part(name: str, manifest: Manifest, number: int) -> Iterator[tuple[Sequence, Block]]:

@@ -1,7 +1,8 @@
-"""Every invariant that rows must keep, checked on what the reader gives.
+"""Every invariant that rows must keep, checked on what a writer is given and on what the reader gives back.
 
 In: a block of rows and the manifest. Out: sentences about the first row that breaks each rule.
-Before it: `part_reader.py`. After it: `deep_child.py`. Bounds are those of the codecs, stated in docs/cache-format.md.
+Before it: `rows.py`. After it: `checks.py` before writing, `verify/deep_child.py` after reading. Bounds are those of
+the codecs, stated in docs/cache-format.md.
 """
 
 import math
@@ -10,12 +11,14 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
+from kdpipe.cache.entries import draw_mask, row_starts
 from kdpipe.cache.rows import Bools, Rows
 from kdpipe.schemas.manifest import Manifest
-from kdpipe.schemas.targets import Sampled
+from kdpipe.schemas.targets import Sampled, TopK
 
 # A float32 teacher's own rounding, over a vocabulary of any size.
 ROUNDING = 1e-3
+MAX_TOKEN_BYTES = 1 << 16
 
 
 def broken_rules(rows: Rows, manifest: Manifest) -> Iterator[str]:
@@ -33,6 +36,24 @@ def broken_rules(rows: Rows, manifest: Manifest) -> Iterator[str]:
         yield from _first(rows.loss_mask & (rows.n_exact < 1), "its most probable id is not kept exactly")
         if has.any():
             yield from _rules_of_entries(rows, manifest, has)
+
+
+def wrong_scalars(rows: Rows, manifest: Manifest) -> Iterator[str]:
+    """The rules that a writer must keep before anything is rounded: scalars, and how they fit the exact ids."""
+    yield from _rules_of_scalars(rows, manifest)
+    if manifest.targets.has_entries:
+        yield from _first(
+            rows.loss_mask & (rows.count < least_entries(manifest)), "it keeps fewer ids than its kind says"
+        )
+        row_of = np.repeat(np.arange(len(rows)), rows.count)
+        exact = ~draw_mask(rows.n_exact.astype(np.int64), (rows.count - rows.n_exact).astype(np.int64))
+        yield from _rules_of_exact(rows, manifest, exact, row_of)
+
+
+def least_entries(manifest: Manifest) -> int:
+    """The fewest ids that a position keeps."""
+    keep = manifest.targets.keep
+    return min(keep.k, manifest.vocabulary_size) if isinstance(keep, TopK) else 1
 
 
 def _first(broken: Bools, what: str) -> Iterator[str]:
@@ -53,7 +74,10 @@ def _rules_of_scalars(rows: Rows, manifest: Manifest) -> Iterator[str]:
     most = math.log(manifest.vocabulary_size) + ROUNDING
     scalars = {"log_tail": rows.log_tail, "entropy": rows.entropy, "label_logprob": rows.label_logprob}
     scalars |= {"boundary_logprob": rows.boundary_logprob} | {f"log_z@{t}": z for t, z in rows.log_z.items()}
-    may_lack_labels = manifest.targets.keep.kind == "imported"
+    teacher = manifest.teacher
+    may_lack_labels = manifest.targets.keep.kind == "imported" or (
+        teacher is not None and not teacher.full_distribution
+    )
     for name, values in scalars.items():
         if values is not None:
             wrong = np.isnan(values) == rows.loss_mask
@@ -61,9 +85,9 @@ def _rules_of_scalars(rows: Rows, manifest: Manifest) -> Iterator[str]:
                 wrong &= ~rows.loss_mask
             yield from _first(wrong, f"{name} is a number where loss_mask is false, or none where true")
             if name in ("log_tail", "label_logprob", "boundary_logprob"):
-                yield from _first(values > 0, f"{name} is above 0")
+                yield from _first(values > ROUNDING, f"{name} is above 0")
     if rows.entropy is not None:
-        yield from _first((rows.entropy < 0) | (rows.entropy > most), "entropy lies outside 0 to log V")
+        yield from _first((rows.entropy < -ROUNDING) | (rows.entropy > most), "entropy lies outside 0 to log V")
     for temperature, values in rows.log_z.items():
         bound = (1 - 1 / temperature) * most
         low, high = min(0.0, bound) - ROUNDING, max(0.0, bound) + ROUNDING
@@ -87,6 +111,7 @@ def _rules_of_entries(rows: Rows, manifest: Manifest, has: Bools) -> Iterator[st
     rising = np.zeros(len(values), bool)
     rising[1:] = (values[1:] > values[:-1] + ROUNDING) & exact[1:] & exact[:-1] & (row_of[1:] == row_of[:-1])
     yield from _first(_any_row(row_of, rising, rows), "exact ids do not fall in probability")
+    yield from _first(rows.loss_mask & (rows.count < least_entries(manifest)), "it keeps fewer ids than its kind says")
     if manifest.targets.has_draws:
         yield from _rules_of_draws(rows, manifest, exact)
     if rows.log_tail is not None:
@@ -161,7 +186,10 @@ def _rules_of_exact(rows: Rows, manifest: Manifest, exact: Bools, row_of: npt.ND
             _any_row(row_of, off, rows), "label_logprob is not that of the next token among the exact ids"
         )
         best = np.full(len(rows), -np.inf)
-        np.maximum.at(best, row_of, values)
+        has = rows.count > 0
+        best[has] = (
+            np.maximum.reduceat(values, row_starts(rows.count.astype(np.int64)[has])) if has.any() else best[has]
+        )
         yield from _first(
             rows.loss_mask & (label > best + slack), "the next token is more probable than the most probable id"
         )
