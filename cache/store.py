@@ -4,15 +4,23 @@ In: a path or URL. Out: listings, small files and read-only views of large ones;
 Before it: nothing. After it: `part_files.py`, `reader.py` and `verify/`. `remote.py` holds the fsspec store.
 """
 
+import errno
 import mmap
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
+from urllib.parse import unquote
 
-from kdpipe.schemas.errors import CacheDamaged, ConfigError
+from kdpipe.schemas.errors import CacheDamaged, CacheError, ConfigError, KdpipeError
 
 MAX_LISTED = 4096
+HOLDS_MANIFEST = "give the folder that holds manifest.json"
+# Answers about what lies there: a name that is missing, too long, a link, a folder in the place of a file, a socket.
+# Any other refusal is about this process and the system, and says nothing against the cache.
+_ABOUT_THE_CACHE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO}
 NO_LINKS = "a cache holds plain files and folders only: no links, devices or pipes"
 
 
@@ -41,11 +49,13 @@ def open_store(url: str | os.PathLike[str]) -> Store:
     """The store of a path or URL."""
     text = os.fspath(url)
     if text.startswith("file://"):
-        text = text.removeprefix("file://")
+        text = unquote(text.removeprefix("file://"))
     if "://" in text or text.startswith("memory:"):
         from kdpipe.cache.remote import RemoteStore
 
         return RemoteStore(text)
+    if not text:
+        raise ConfigError("the path of the cache is empty", hint=HOLDS_MANIFEST)
     return LocalStore(Path(text))
 
 
@@ -53,8 +63,7 @@ class LocalStore:
     """A folder; files are mapped, links are not followed."""
 
     def __init__(self, root: Path) -> None:
-        if not root.is_dir():
-            raise ConfigError(f"there is no folder {root}", hint="give the folder that holds manifest.json")
+        _refuse_other_than_folder(root)
         # A relative path would lead elsewhere once the process, or the one that it is sent to, changes its folder.
         self._root = root.absolute()
         self.url = str(self._root)
@@ -76,7 +85,7 @@ class LocalStore:
         n_seen = 0
         while open_folders:
             current = open_folders.pop()
-            with _scan(self._path(f"{current}/")) as entries:
+            with self._reaching(current, "listed"), os.scandir(self._path(f"{current}/")) as entries:
                 for entry in entries:
                     n_seen += 1
                     name = f"{current}/{_shown(entry.name)}"
@@ -90,59 +99,90 @@ class LocalStore:
 
     def names(self, folder: str) -> list[str]:
         """See `Store`."""
-        path = self._path(folder)
-        if not os.path.lexists(path):
-            return []
-        if folder and not stat.S_ISDIR(os.lstat(path).st_mode):
-            raise CacheDamaged(f"{folder or self.url} is no folder")
-        with _scan(path) as entries:
-            return sorted(_shown(entry.name) for entry in entries)
+        with self._reaching(folder, "listed"):
+            path = self._path(folder)
+            try:
+                status = os.lstat(path)
+            except (FileNotFoundError, NotADirectoryError):
+                return []
+            if folder and not stat.S_ISDIR(status.st_mode):
+                raise CacheDamaged(f"{folder} is no folder")
+            with os.scandir(path) as entries:
+                return sorted(_shown(entry.name) for entry in entries)
 
     def size(self, name: str) -> int | None:
         """See `Store`."""
-        try:
-            return _plain_size(os.lstat(self._path(name)), name)
-        except (FileNotFoundError, NotADirectoryError):
-            return None
+        with self._reaching(name, "read"):
+            try:
+                return _plain_size(os.lstat(self._path(name)), name)
+            except (FileNotFoundError, NotADirectoryError):
+                return None
 
     def read(self, name: str, limit: int) -> bytes:
         """See `Store`."""
-        descriptor, size = self._open(name)
-        with open(descriptor, "rb", buffering=0) as file:
-            if size > limit:
-                raise CacheDamaged(f"{name} holds {size:,} bytes, at most {limit:,} are allowed")
-            return file.read(size) or b""
+        with self._reaching(name, "read"):
+            descriptor, size = self._open(name)
+            with open(descriptor, "rb", buffering=0) as file:
+                if size > limit:
+                    raise CacheDamaged(f"{name} holds {size:,} bytes, at most {limit:,} are allowed")
+                return file.read(size) or b""
 
     def view(self, name: str, size: int) -> memoryview:
         """See `Store`."""
-        descriptor, found = self._open(name)
-        try:
-            if found != size:
-                raise CacheDamaged(f"{name} holds {found:,} bytes, {size:,} were written")
-            if not size:
-                return memoryview(b"")
-            return memoryview(mmap.mmap(descriptor, size, access=mmap.ACCESS_READ))
-        finally:
-            os.close(descriptor)
+        with self._reaching(name, "read"):
+            descriptor, found = self._open(name)
+            try:
+                if found != size:
+                    raise CacheDamaged(f"{name} holds {found:,} bytes, {size:,} were written")
+                if not size:
+                    return memoryview(b"")
+                return memoryview(mmap.mmap(descriptor, size, access=mmap.ACCESS_READ))
+            finally:
+                os.close(descriptor)
 
     def _open(self, name: str) -> tuple[int, int]:
         flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-        try:
-            descriptor = os.open(self._path(name), flags)
-        except OSError as error:
-            raise CacheDamaged(f"{name} cannot be read: {error.strerror}") from None
+        descriptor = os.open(self._path(name), flags)
         try:
             return descriptor, _plain_size(os.fstat(descriptor), name)
-        except CacheDamaged:
+        except BaseException:
             os.close(descriptor)
             raise
 
+    @contextmanager
+    def _reaching(self, name: str, what: str) -> Iterator[None]:
+        """Tell what is wrong with a cache from what the system does not let this process do."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno == errno.ENOMEM:  # as a map of a file answers
+                raise MemoryError(f"{name} cannot be {what}: {error.strerror}") from None
+            if error.errno in _ABOUT_THE_CACHE:
+                raise CacheDamaged(f"{name} cannot be {what}: {error.strerror}") from None
+            raise _no_access(self._root / name, what, error) from None
 
-def _scan(path: Path) -> "os._ScandirIterator[str]":
+
+def _refuse_other_than_folder(root: Path) -> None:
     try:
-        return os.scandir(path)
+        status = os.stat(root)
+    except ValueError:
+        raise ConfigError(f"{str(root)!r} is no path", hint=HOLDS_MANIFEST) from None
     except OSError as error:
-        raise CacheDamaged(f"{path.name} cannot be listed: {error.strerror}") from None
+        if error.errno in _ABOUT_THE_CACHE:
+            raise ConfigError(f"there is no folder {root}", hint=HOLDS_MANIFEST) from None
+        raise _no_access(root, "looked at", error) from None
+    if not stat.S_ISDIR(status.st_mode):
+        raise ConfigError(f"{root} is a file, not a folder", hint=f"{HOLDS_MANIFEST}: {root.absolute().parent}?")
+
+
+def _no_access(path: Path, what: str, error: OSError) -> KdpipeError:
+    if error.errno in (errno.EACCES, errno.EPERM):
+        hint = "change its permissions or those of the folders above it, or run as a user who may read it"
+    elif error.errno in (errno.EMFILE, errno.ENFILE):
+        hint = "allow more open files (ulimit -n), or open fewer parts at a time (max_open_parts)"
+    else:
+        hint = "see that the disk or the network behind it answers, then try again"
+    return CacheError(f"{path} cannot be {what}: {error.strerror or error}", hint=hint)
 
 
 def _shown(name: str) -> str:
