@@ -6,16 +6,20 @@ Before it: `reader.py`'s loading. After it: `cli/cache/verify.py`. `fast.py` loo
 """
 
 import os
+from typing import get_args
 
 from kdpipe.cache.store import open_store
 from kdpipe.cache.verify.deep import deep_problems
 from kdpipe.cache.verify.fast import Survey, survey
 from kdpipe.cache.verify.full import full_problems
+from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.report import Level, Problem, VerifyReport
 
 
 def verify_cache(url: str | os.PathLike[str], level: Level = "full") -> VerifyReport:
     """Check a cache; parts that the fast level finds bad are not looked at any deeper."""
+    if level not in get_args(Level):
+        raise ConfigError(f"there is no level {level!r}", hint=f"the levels are {', '.join(get_args(Level))}")
     store = open_store(url)
     found = survey(store)
     problems = list(found.problems)

@@ -1,7 +1,7 @@
 """The deep level, from outside: a child process decodes everything, with limits on memory and time.
 
 In: a local path or URL and the parts to look at. Out: the problems that the child names, and one for each part that
-kills it.
+kills it; an error when no child can begin, or when one cannot reach the cache.
 Before it: `full.py`. After it: nothing. `deep_child.py` is the child; a part that ends or stalls it costs only itself.
 """
 
@@ -10,18 +10,34 @@ import os
 import queue
 import subprocess
 import sys
+import tempfile
 import threading
-from collections.abc import Iterator
-from typing import IO
+from typing import IO, Any
 
 from kdpipe.cache.part_files import part_problem
-from kdpipe.schemas.errors import ConfigError
+from kdpipe.schemas.errors import CacheDamaged, CacheError, ConfigError, KdpipeError
 from kdpipe.schemas.report import Problem
 
 SECONDS_A_PART = 600.0
+# Imports from a cold network disk take the longest.
+START_SECONDS = 300.0
+# Beyond what the child has after its imports, and beyond some times the size of its largest part.
+MEMORY_BYTES = 2 << 30
+READY = "ready"
+# EX_OSERR of BSD's sysexits, which Windows has no name for.
+OUT_OF_MEMORY = 71
+LAST_WORDS_BYTES = 2000
+ERRORS: dict[int, type[KdpipeError]] = {1: CacheError, 2: ConfigError, 3: CacheDamaged}
+Lines = queue.Queue[str | None]
 
 
-def deep_problems(url: str, numbers: list[int], seconds_a_part: float = SECONDS_A_PART) -> list[Problem]:
+class _Died(Exception):
+    """The child ended, or was given up, before it answered; the text says how."""
+
+
+def deep_problems(
+    url: str, numbers: list[int], seconds_a_part: float = SECONDS_A_PART, memory_bytes: int = MEMORY_BYTES
+) -> list[Problem]:
     """Decode the given parts in a child, and in another child when one dies."""
     if url.startswith("memory:"):
         raise ConfigError(
@@ -31,71 +47,100 @@ def deep_problems(url: str, numbers: list[int], seconds_a_part: float = SECONDS_
     problems: list[Problem] = []
     left = list(numbers)
     while left:
-        done, found, end = _run_child(url, left, seconds_a_part)
+        done, found, end = _run_child(url, left, seconds_a_part, memory_bytes)
         problems += found
         left = left[done:]
-        if end and left:
+        if end is not None:
             problems.append(part_problem(left.pop(0), "", f"decoding it {end}"))
-        elif end:
-            break
     return problems
 
 
-def _run_child(url: str, numbers: list[int], seconds: float) -> tuple[int, list[Problem], str | None]:
-    """One child: how many parts it finished, what it found, and how it ended when that was not well."""
-    words = [sys.executable, "-m", "kdpipe.cache.verify.deep_child", url]
+def _run_child(
+    url: str, numbers: list[int], seconds: float, memory_bytes: int
+) -> tuple[int, list[Problem], str | None]:
+    """One child: how many parts it finished, what it found, and how it ended when that was before the last."""
+    # -P: without it the current folder, which may be the cache of a stranger, is where the child's imports begin.
+    program = [sys.executable, "-P", "-m", "kdpipe.cache.verify.deep_child"]
+    words = [*program, url, "--memory-bytes", str(memory_bytes)]
     problems: list[Problem] = []
     done = 0
-    with subprocess.Popen(
-        words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    ) as child:
-        assert child.stdin is not None and child.stdout is not None
-        _send(child.stdin, numbers)
-        lines = _lines(child.stdout)
-        while done < len(numbers):
+    with tempfile.TemporaryFile() as asked, tempfile.TemporaryFile() as complaints:
+        asked.write(" ".join(map(str, numbers)).encode())
+        asked.seek(0)
+        with subprocess.Popen(words, stdin=asked, stdout=subprocess.PIPE, stderr=complaints, text=True) as child:
             try:
-                line = lines.get(timeout=seconds)
-            except queue.Empty:
+                lines = _lines(child)
+                _await_start(child, lines, complaints)
+                for _ in numbers:
+                    problems += [Problem(**problem) for problem in _answer(child, lines, seconds)]
+                    done += 1
+            except _Died as end:
+                said = _last_words(complaints, 1)
+                return done, problems, f"{end}{f' ({said})' if said else ''}"
+            finally:
                 child.kill()
-                return done, problems, f"took more than {seconds:.0f} seconds"
-            if line is None:
-                break
-            problems += [Problem(**problem) for problem in json.loads(line)]
-            done += 1
-        child.wait()
-    return done, problems, None if done == len(numbers) else _ending(child.returncode)
+    return done, problems, None
 
 
-def _send(stdin: IO[str], numbers: list[int]) -> None:
-    """Tell the child its parts, in one go; it reads them all before it answers."""
+def _await_start(child: "subprocess.Popen[str]", lines: Lines, complaints: IO[bytes]) -> None:
+    """Wait until the child has its imports and the cache; that it does not come so far is no part's fault."""
     try:
-        stdin.write(" ".join(map(str, numbers)))
-        stdin.close()
-    except BrokenPipeError:
-        return
+        answer = _answer(child, lines, START_SECONDS)
+    except _Died as end:
+        said = _last_words(complaints, 3)
+        raise KdpipeError(
+            f"the process that decodes parts could not begin: it {end}{f': {said}' if said else ''}",
+            hint="see that this Python can import kdpipe and that memory is free, or use --level full",
+        ) from None
+    if answer != READY:
+        raise KdpipeError(f"the process that decodes parts began with other words than {READY!r}: {str(answer)[:200]}")
 
 
-def _lines(stdout: IO[str]) -> "queue.Queue[str | None]":
-    """The child's answers as they come, None at the end."""
-    lines: queue.Queue[str | None] = queue.Queue()
+def _answer(child: "subprocess.Popen[str]", lines: Lines, seconds: float) -> Any:
+    """The child's next answer; what it could not reach is an error here as it was there."""
+    try:
+        line = lines.get(timeout=seconds)
+    except queue.Empty:
+        child.kill()
+        raise _Died(f"took more than {seconds:g} seconds") from None
+    if line is None:
+        raise _Died(_ending(child.wait()))
+    answer = json.loads(line)
+    if isinstance(answer, dict):
+        raise ERRORS.get(answer["exit_code"], KdpipeError)(answer["message"], hint=answer["hint"])
+    return answer
+
+
+def _lines(child: "subprocess.Popen[str]") -> Lines:
+    """The child's answers as they come, None at the end; a line that it did not finish is none."""
+    assert child.stdout is not None
+    stdout = child.stdout
+    lines: Lines = queue.Queue()
 
     def pump() -> None:
-        for line in _safely(stdout):
-            lines.put(line)
+        try:
+            for line in stdout:
+                if line.endswith("\n"):
+                    lines.put(line)
+        except ValueError:  # closed by the other thread, which wants no more
+            pass
         lines.put(None)
 
     threading.Thread(target=pump, daemon=True).start()
     return lines
 
 
-def _safely(stdout: IO[str]) -> Iterator[str]:
-    try:
-        yield from stdout
-    except ValueError:
-        return
-
-
 def _ending(code: int) -> str:
     if code < 0:
-        return f"ended the process that did it (signal {-code})"
-    return "took more memory than a part of its size may" if code == os.EX_OSERR else f"failed (exit code {code})"
+        return f"was ended by signal {-code}"
+    if code == OUT_OF_MEMORY:
+        return "took more memory than a part of its size may"
+    return f"failed with exit code {code}"
+
+
+def _last_words(complaints: IO[bytes], n_lines: int) -> str:
+    """The last lines of what the child said on stderr."""
+    size = complaints.seek(0, os.SEEK_END)
+    complaints.seek(max(0, size - LAST_WORDS_BYTES))
+    said = complaints.read().decode(errors="replace").split("\n")
+    return " | ".join([line.strip() for line in said if line.strip()][-n_lines:])
