@@ -72,6 +72,11 @@ def run(words: Sequence[str]) -> int:
         return _exit_code(error.exit_code, debug)
     except BrokenPipeError:
         raise
+    except MemoryError as error:
+        console.failure(
+            f"no memory is left{f': {error}' if str(error) else ''}", "free some, or raise the limit (ulimit)"
+        )
+        return _exit_code(1, debug)
     except Exception as error:
         console.failure(f"{type(error).__name__}: {error}", "not foreseen: run it again with --debug and report it")
         return _exit_code(1, debug)
