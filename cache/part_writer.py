@@ -85,12 +85,11 @@ class PartWriter:
         self.planned = planned
         self.fidelity: Fidelity | None = None
         self.batches_halved = 0
-        self._is_whole = True
         self._work, self._manifest, self._rank_of_id = work, manifest, rank_of_id
         self._sequences = SequencesWriter(manifest, planned.first_document)
         self._texts = TextWriter() if manifest.data.text else None
         self._statistics = StatisticsSum(manifest)
-        self._n_rows = self._n_positions = self._n_exact = self._n_draws = self._n_sequences = 0
+        self._n_rows = self._n_positions = self._n_exact = self._n_draws = self._n_sequences = self._n_begun = 0
         self._grid_kinds = grids(manifest, 1, 1, 1)
         self._stack = stack
         self._streams = {name: self._stream(name) for name in layout.array_names(manifest)}
@@ -102,7 +101,7 @@ class PartWriter:
     def add(self, sequence: Sequence, block: Block) -> None:
         """Take the next sequence and what the teacher said at each of its rows."""
         # Whoever catches a refusal and goes on has lost a sequence: such a part is never committed.
-        self._is_whole = False
+        self._n_begun += 1
         if self._n_rows + len(sequence.tokens) > MAX_PART_ROWS:
             raise CacheWriteError(
                 f"part {self.planned.number} would pass {MAX_PART_ROWS:,} rows", hint="plan fewer documents a part"
@@ -123,7 +122,6 @@ class PartWriter:
         self._n_positions += int(np.count_nonzero(sequence.loss_mask))
         self._n_exact += int(np.sum(block.n_exact))
         self._n_draws += int(np.sum(block.n_draws))
-        self._is_whole = True
 
     def _add_codes(self, coded: CodedRows) -> None:
         self._streams["row"].add(coded.columns)
@@ -135,7 +133,7 @@ class PartWriter:
 
     def finish(self, tables: dict[str, FileRecord]) -> PartRecord:
         """Write what is left, sync every file, and write the record last."""
-        if not self._is_whole:
+        if self._n_begun != self._n_sequences:
             raise CacheWriteError(
                 f"part {self.planned.number} lacks a sequence that was refused", hint="write it again"
             )

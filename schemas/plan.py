@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.records import Record
 
 SplitName = Literal["train", "validation"]
@@ -64,4 +65,4 @@ class Plan(Record):
                 first, end = split.bounds[left], split.bounds[left + 1]
                 return PlannedPart(number=number, split=split.name, first_document=first, n_documents=end - first)
             left -= len(split.bounds) - 1
-        raise IndexError(f"the plan has {self.n_parts} parts, there is no part {number}")
+        raise ConfigError(f"the plan has {self.n_parts} parts, there is no part {number}")

@@ -7,7 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from kdpipe.schemas.arrays import Arrays, Column, CountLaw, LinearLaw, RowArray, VectorArray, default_arrays, log_z_law
-from kdpipe.schemas.errors import CacheDamaged, Incompatible
+from kdpipe.schemas.errors import CacheDamaged, ConfigError, Incompatible
 from kdpipe.schemas.manifest import Data, Manifest, SourceColumn, Table, Teacher, Tokenizer, expected_tables
 from kdpipe.schemas.part import PartRecord, Statistics
 from kdpipe.schemas.plan import MAX_PART_ROWS, Plan, SplitPlan
@@ -141,7 +141,7 @@ def test_parts_are_numbered_through_the_splits() -> None:
     found = [(p.number, p.split, p.first_document, p.n_documents) for p in parts]
     assert found == [(0, "train", 0, 3), (1, "train", 3, 4), (2, "validation", 0, 2)]
     for number in (3, -1):
-        with pytest.raises(IndexError, match=f"the plan has 3 parts, there is no part {number}"):
+        with pytest.raises(ConfigError, match=f"the plan has 3 parts, there is no part {number}"):
             plan.part(number)
     with pytest.raises(ValidationError, match="a split is named twice"):
         Plan(splits=(TRAIN, TRAIN), sequence_length=8)
