@@ -97,12 +97,19 @@ def main() -> None:
 
 def cases(scale: float) -> Iterator[dict[str, Any]]:
     """Caches of one part: about 10 entries at both vocabularies, about 32 entries."""
-    base = Recipe(documents={"train": int(2000 * scale)}, documents_per_part=10**6, sequence_length=1024, hidden=False)
+    # Documents longer than a sequence, so that nearly every block has its 1,024 rows.
+    base = Recipe(
+        documents={"train": int(600 * scale) + 1},
+        documents_per_part=10**6,
+        document_tokens=3000,
+        sequence_length=1024,
+        hidden=False,
+    )
     yield {"name": "10 entries, 32 k", "recipe": base}
     yield {"name": "10 entries, 152 k", "recipe": replace(base, vocabulary_size=152_000)}
     yield {
         "name": "32 entries, 32 k",
-        "recipe": replace(base, tau=1 / 105, max_entries=128, documents={"train": int(1000 * scale)}),
+        "recipe": replace(base, tau=1 / 105, max_entries=128, documents={"train": int(300 * scale) + 1}),
     }
 
 
@@ -167,8 +174,8 @@ def bytes_of(cache: Cache, path: Path, pairs: Pairs, tables: dict[str, npt.NDArr
 
 def entropies(cache: Cache, pairs: Pairs, tables: dict[str, npt.NDArray[Any]], stored: float) -> dict[str, float]:
     """Order-0 entropies in bytes a position, and how heads and sorted tails compare with theirs when coded alone."""
-    array = cache.manifest.arrays.logprob
-    assert array is not None
+    array, id_array = cache.manifest.arrays.logprob, cache.manifest.arrays.id
+    assert array is not None and id_array is not None
     ragged = Ragged.of(
         *(np.concatenate([getattr(block, name) for _, block in pairs]) for name in ("n_exact", "n_draws"))
     )
@@ -184,8 +191,10 @@ def entropies(cache: Cache, pairs: Pairs, tables: dict[str, npt.NDArray[Any]], s
         "order0_ids": ids / n,
         "order0_values": logprobs / n,
         "ids_and_values_over_order0": stored * n / (ids + logprobs),
-        "heads_over_order0": coded_bytes(heads) / order0_bytes(heads),
-        "sorted_tails_over_order0": coded_bytes(differences(tails.astype(np.uint32), ragged.n_draws))
+        "heads_over_order0": coded_bytes(heads, id_array.chunk_entries, id_array.level) / order0_bytes(heads),
+        "sorted_tails_over_order0": coded_bytes(
+            differences(tails.astype(np.uint32), ragged.n_draws), id_array.chunk_entries, id_array.level
+        )
         / order0_bytes(tails.astype(np.uint32)),
     }
 
@@ -197,9 +206,9 @@ def order0_bytes(codes: npt.NDArray[np.uint32]) -> float:
     return float(-(share * np.log2(share)).sum() * len(codes) / 8)
 
 
-def coded_bytes(codes: npt.NDArray[np.uint32], chunk: int = 1 << 14) -> int:
+def coded_bytes(codes: npt.NDArray[np.uint32], chunk: int, level: int) -> int:
     """Bytes of a stream in chunks, as the cache stores it."""
-    return sum(len(encode_numbers(codes[start : start + chunk], 8)) for start in range(0, len(codes), chunk))
+    return sum(len(encode_numbers(codes[start : start + chunk], level)) for start in range(0, len(codes), chunk))
 
 
 def reading_of(cache: Cache, folder: Path, positions: int) -> dict[str, Any]:

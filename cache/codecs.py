@@ -45,7 +45,7 @@ def encode_plain(values: npt.NDArray[np.uint8]) -> bytes:
 def checked(chunk: memoryview) -> bytes:
     """A chunk's bytes without its checksum, once that holds."""
     data = bytes(chunk[:-CHECKSUM_BYTES])
-    if crc32c(data) != chunk[-CHECKSUM_BYTES:]:
+    if google_crc32c.value(data) != int.from_bytes(chunk[-CHECKSUM_BYTES:], "little"):
         raise CacheDamaged("a chunk does not match its crc32c")
     return data
 

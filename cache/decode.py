@@ -17,6 +17,8 @@ from kdpipe.schemas.manifest import Manifest
 from kdpipe.schemas.targets import MAX_ENTRIES
 
 Int32s = npt.NDArray[np.int32]
+# Stands for an exact mass of nothing, whose logarithm is then far outside every bound.
+LEAST_MASS = np.float32(1e-37)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +58,6 @@ class Decoder:
         if manifest.arrays.logprob is not None:
             self._step = manifest.arrays.logprob.law.step
             self._logprob = value_table(manifest.arrays.logprob.law)
-            self._probability = np.exp(self._logprob)
 
     def scalars(self, columns: dict[str, Codes]) -> dict[str, Floats]:
         """The numbers of every column that has a law."""
@@ -97,16 +98,15 @@ class Decoder:
         """Log p at T=1 and weights of the exact ids, corrected so that a row's mass is what its tail leaves."""
         values = undo_differences(values, codes.n_exact)
         logprobs = self._lookup(self._logprob, values)
-        probabilities = self._probability.take(values)
+        probabilities: Floats = np.exp(logprobs)
         if codes.log_tail is None:
             return logprobs, probabilities
         has = codes.n_exact > 0
         counts, tail = codes.n_exact[has], codes.log_tail[has]
         if not len(counts):
             return logprobs, probabilities
-        with np.errstate(divide="ignore", invalid="ignore"):
-            correction = self._lookup(self._complement["log_tail"], tail)
-            correction -= np.log(np.add.reduceat(probabilities, row_starts(counts)))
+        sums = np.add.reduceat(probabilities, row_starts(counts))
+        correction = self._lookup(self._complement["log_tail"], tail) - np.log(np.maximum(sums, LEAST_MASS))
         if not (np.abs(correction) <= self._step).all():
             raise CacheDamaged("exact mass and tail of a row do not sum to 1")
         logprobs += np.repeat(correction, counts)

@@ -116,6 +116,8 @@ class PartReader:
         """Rows of the part at which documents begin."""
         places = self.sequences
         offsets = places.document_offsets
+        if end == first + 1:
+            return places.document_starts[offsets[first] : offsets[end]] + int(places.row_starts[first])
         starts = places.document_starts[offsets[first] : offsets[end]]
         return starts + np.repeat(places.row_starts[first:end], np.diff(offsets[first : end + 1]))
 
