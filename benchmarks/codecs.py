@@ -41,6 +41,11 @@ REPEATS = 5
 BLOCK_POSITIONS = 1024
 
 
+def opened(chunk: bytes) -> bytes:
+    """A chunk's bytes, held against the checksum that it ends in."""
+    return checked(memoryview(chunk)[:-4], int.from_bytes(chunk[-4:], "little"))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Codec:
     """A candidate: how a chunk becomes bytes, and bytes a chunk in a given buffer."""
@@ -74,7 +79,7 @@ def pcodec(level: int) -> Codec:
     return Codec(
         name=f"pcodec {level}",
         encode=partial(encode_numbers, level=level),
-        decode=lambda data, into: decode_numbers(memoryview(data), into),
+        decode=lambda data, into: decode_numbers(opened(data), into),
     )
 
 
@@ -100,7 +105,7 @@ def of_bytes(name: str, codec: Any, *, difference: bool = False) -> Codec:
         return data + crc32c(data)
 
     def decode(data: bytes, into: Codes) -> None:
-        body = checked(memoryview(data))
+        body = opened(data)
         values = np.frombuffer(codec.decode(body[1:]) if codec else body[1:], f"<u{body[0]}")
         if difference:
             np.cumsum(values, out=into, dtype=np.uint32)
@@ -120,7 +125,7 @@ def bit_packed(chunk: Codes) -> bytes:
 
 def bit_unpacked(data: bytes, into: Codes) -> None:
     """The inverse: each number is read from the eight bytes that hold it."""
-    body = checked(memoryview(data)) + bytes(8)
+    body = opened(data) + bytes(8)
     width = body[0]
     raw = np.frombuffer(body, np.uint8)[1:]
     windows = np.lib.stride_tricks.as_strided(raw[:8].view("<u8"), (len(raw) - 7,), (1,))

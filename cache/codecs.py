@@ -42,17 +42,16 @@ def encode_plain(values: npt.NDArray[np.uint8]) -> bytes:
     return data + crc32c(data)
 
 
-def checked(chunk: memoryview) -> bytes:
-    """A chunk's bytes without its checksum, once that holds."""
-    data = bytes(chunk[:-CHECKSUM_BYTES])
-    if google_crc32c.value(data) != int.from_bytes(chunk[-CHECKSUM_BYTES:], "little"):
+def checked(data: memoryview, due: int) -> bytes:
+    """A chunk's bytes, once they have the crc32c that is due."""
+    found = bytes(data)
+    if google_crc32c.value(found) != due:
         raise CacheDamaged("a chunk does not match its crc32c")
-    return data
+    return found
 
 
-def decode_numbers(chunk: memoryview, into: npt.NDArray[np.uint32]) -> None:
-    """Decode a chunk into a caller's buffer, which must be exactly filled."""
-    data = checked(chunk)
+def decode_numbers(data: bytes, into: npt.NDArray[np.uint32]) -> None:
+    """Decode a chunk without its checksum into a caller's buffer, which must be exactly filled."""
     try:
         progress: Any = standalone.simple_decompress_into(data, into)
     except BaseException as error:
@@ -64,9 +63,8 @@ def decode_numbers(chunk: memoryview, into: npt.NDArray[np.uint32]) -> None:
         raise CacheDamaged(f"a chunk holds {'more' if not progress.finished else 'fewer'} numbers than its array says")
 
 
-def decode_plain(chunk: memoryview, into: npt.NDArray[np.uint8]) -> None:
-    """Copy a plain chunk into a caller's buffer, which must be exactly filled."""
-    data = checked(chunk)
+def decode_plain(data: bytes, into: npt.NDArray[np.uint8]) -> None:
+    """Copy a plain chunk without its checksum into a caller's buffer, which must be exactly filled."""
     if len(data) != into.nbytes:
         raise CacheDamaged(f"a chunk holds {len(data):,} bytes, its array says {into.nbytes:,}")
     into.reshape(-1)[:] = np.frombuffer(data, np.uint8)

@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from kdpipe.cache.codecs import CHECKSUM_BYTES, crc32c
+from kdpipe.cache.codecs import CHECKSUM_BYTES, checked, crc32c
 from kdpipe.schemas.errors import CacheDamaged
 from kdpipe.schemas.strict_json import sha256_hex
 
@@ -58,7 +58,8 @@ class Shard:
             raise CacheDamaged("a shard's index does not match its crc32c")
         places = np.frombuffer(index, "<u8").reshape(n_chunks, 2)
         _check_places(places, end)
-        self._data, self._checksums = data, tail[: n_chunks * CHECKSUM_BYTES]
+        self._data = data
+        self._checksums = np.frombuffer(tail, "<u4", n_chunks).tolist()
         self._sizes = places[:, 1].astype(np.int64)
         # One flat array of machine integers: quick to index one by one, and small.
         self._places = array("Q", places.tobytes())
@@ -66,13 +67,10 @@ class Shard:
     def __len__(self) -> int:
         return len(self._sizes)
 
-    def chunk(self, number: int) -> memoryview:
-        """The bytes of a chunk with its checksum."""
+    def chunk(self, number: int) -> bytes:
+        """A chunk without its checksum, which must be the one that belongs to this place."""
         offset, size = self._places[2 * number], self._places[2 * number + 1]
-        chunk = self._data[offset : offset + size]
-        if chunk[-CHECKSUM_BYTES:] != self._checksums[number * CHECKSUM_BYTES : (number + 1) * CHECKSUM_BYTES]:
-            raise CacheDamaged(f"chunk {number} is not the one that was written there")
-        return chunk
+        return checked(self._data[offset : offset + size - CHECKSUM_BYTES], self._checksums[number])
 
     @property
     def sizes(self) -> "np.ndarray[tuple[int], np.dtype[np.int64]]":

@@ -10,7 +10,6 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 from kdpipe.cache import layout
-from kdpipe.cache.codecs import checked
 from kdpipe.cache.part_files import part_grids, part_problem
 from kdpipe.cache.shards import Shard
 from kdpipe.cache.store import Store
@@ -78,7 +77,7 @@ def _wrong_chunk(data: memoryview, n_chunks: int, index_sha256: str) -> str | No
         return error.message
     for number in range(n_chunks):
         try:
-            checked(shard.chunk(number))
+            shard.chunk(number)
         except CacheDamaged as error:
             return f"chunk {number}: {error.message}"
     return None

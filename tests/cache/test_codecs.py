@@ -14,6 +14,11 @@ from kdpipe.schemas.errors import CacheDamaged
 from support.contracts import CodecContract, Numbers
 
 
+def opened(chunk: memoryview) -> bytes:
+    """A chunk's bytes, held against the checksum that it ends in."""
+    return codecs.checked(chunk[:-4], int.from_bytes(chunk[-4:], "little"))
+
+
 @dataclass(frozen=True)
 class NumbersCodec:
     """pcodec at a level."""
@@ -24,7 +29,7 @@ class NumbersCodec:
         return codecs.encode_numbers(values, self.level)
 
     def decode(self, chunk: memoryview, into: Numbers) -> None:
-        codecs.decode_numbers(chunk, into)
+        codecs.decode_numbers(opened(chunk), into)
 
 
 class PlainCodec:
@@ -34,7 +39,7 @@ class PlainCodec:
         return codecs.encode_plain(values)
 
     def decode(self, chunk: memoryview, into: Numbers) -> None:
-        codecs.decode_plain(chunk, into)
+        codecs.decode_plain(opened(chunk), into)
 
 
 class TestNumbers(CodecContract):
@@ -74,7 +79,7 @@ def test_skewed_numbers_take_about_their_entropy() -> None:
 def test_plain_rows_fill_a_buffer_of_rows() -> None:
     rows = np.arange(60, dtype=np.uint8).reshape(12, 5)
     into = np.zeros((12, 5), np.uint8)
-    codecs.decode_plain(memoryview(codecs.encode_plain(rows)), into)
+    codecs.decode_plain(opened(memoryview(codecs.encode_plain(rows))), into)
     np.testing.assert_array_equal(into, rows)
 
 
@@ -90,9 +95,9 @@ def test_a_decoder_that_panics_is_a_damaged_chunk_and_an_interrupt_stays_one(mon
 
         monkeypatch.setattr(standalone, "simple_decompress_into", fail)
         with pytest.raises(seen):
-            codecs.decode_numbers(chunk, np.empty(9, np.uint32))
+            codecs.decode_numbers(opened(chunk), np.empty(9, np.uint32))
 
 
 def test_a_checksum_is_all_that_a_chunk_needs_to_have() -> None:
     nothing: npt.NDArray[np.uint8] = np.zeros(0, np.uint8)
-    assert codecs.checked(memoryview(codecs.encode_plain(nothing))) == b""
+    assert opened(memoryview(codecs.encode_plain(nothing))) == b""

@@ -44,7 +44,7 @@ def places_of(data: bytes) -> list[tuple[int, int]]:
 @pytest.mark.parametrize("order", [(0, 1, 2, 3), (3, 1, 0, 2)])
 def test_chunks_are_found_by_number_whatever_order_they_came_in(order: tuple[int, ...]) -> None:
     shard = opened(*written(order))
-    assert [bytes(shard.chunk(number)) for number in range(N)] == CHUNKS
+    assert [shard.chunk(number) for number in range(N)] == [chunk[:-4] for chunk in CHUNKS]
     assert len(shard) == N
     assert shard.sizes.tolist() == [len(chunk) for chunk in CHUNKS]
 
@@ -68,18 +68,18 @@ def test_a_grid_with_a_hole_is_never_finished() -> None:
 
 def test_every_flipped_bit_is_noticed_before_a_chunk_is_given() -> None:
     data, sha256 = written()
+    ends = np.cumsum([len(chunk) for chunk in CHUNKS])
+    own_copies = {place for end in ends.tolist() for place in range(end - 4, end)}
     for place in range(len(data)):
         damaged = bytearray(data)
         damaged[place] ^= 16
         with pytest.raises(CacheDamaged):
             shard = opened(bytes(damaged), sha256)
             for number in range(N):
-                chunk = bytes(shard.chunk(number))
-                assert crc32c(chunk[:-4]) == chunk[-4:] or _refuse()
-
-
-def _refuse() -> bool:
-    raise CacheDamaged("the chunk's own checksum, which the codec looks at, does not hold")
+                assert shard.chunk(number) == CHUNKS[number][:-4]
+            # Only a chunk's own copy of its checksum may differ: it is there for zarr, the tail's copy decides.
+            assert place in own_copies
+            raise CacheDamaged("nothing but right data was given")
 
 
 @pytest.mark.parametrize("length", [0, 1, 50, N * 20 + 3])
@@ -106,9 +106,9 @@ def test_two_chunks_exchanged_in_the_index_are_noticed_when_read() -> None:
     a, b, c, d = places_of(data)
     shard = opened(*with_index([b, a, c, d], data))
     for number in (0, 1):
-        with pytest.raises(CacheDamaged, match=f"chunk {number} is not the one that was written there"):
+        with pytest.raises(CacheDamaged, match="a chunk does not match its crc32c"):
             shard.chunk(number)
-    assert bytes(shard.chunk(2)) == CHUNKS[2]
+    assert shard.chunk(2) == CHUNKS[2][:-4]
 
 
 @pytest.mark.parametrize(
