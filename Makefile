@@ -40,7 +40,7 @@ test: lint
 	$(PYTEST) -m "not soak and not gpu"
 
 soak: setup
-	$(PYTEST) -m soak --timeout 7200
+	$(PYTEST) -m soak -rP --timeout 7200
 
 bench: setup
 	$(BIN)/python benchmarks/cache.py

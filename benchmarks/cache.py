@@ -7,10 +7,13 @@ rates. Before it: `measure.py`. After it: docs/experiments.md quotes it. `--quic
 import argparse
 import json
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import numpy.typing as npt
@@ -19,13 +22,15 @@ from measure import in_child, machine, memcpy_rate, pin_to_one_core, rounded, se
 from kdpipe.cache import open_cache
 from kdpipe.cache.batches import allocate_batch, fill_batch
 from kdpipe.cache.codecs import CHECKSUM_BYTES, encode_numbers
+from kdpipe.cache.decode import Decoder
 from kdpipe.cache.entries import Ragged, differences
 from kdpipe.cache.inspect import inspect_cache
 from kdpipe.cache.laws import to_codes
+from kdpipe.cache.part_arrays import PartArray
 from kdpipe.cache.part_files import part_grids
 from kdpipe.cache.reader import Cache
 from kdpipe.cache.rows import Block, Rows, Sequence
-from kdpipe.cache.shards import PLACE_BYTES
+from kdpipe.cache.shards import PLACE_BYTES, Shard
 from kdpipe.cache.writer import create_cache
 from kdpipe.pipeline.synthetic import synthetic_manifest, synthetic_part, synthetic_tables
 from kdpipe.pipeline.synthetic_recipe import Recipe
@@ -227,10 +232,42 @@ def reading_of(cache: Cache, folder: Path, positions: int) -> dict[str, Any]:
         "random_block_seconds": random_blocks / len(order),
         "memmap_block_seconds": memmap_blocks / len(order),
         "random_block_over_memmap": random_blocks / memmap_blocks,
+        "random_block_profile_seconds": profile_of(cache, order),
         "decoded_bytes_a_block": copies.n_bytes / len(order),
         "batched_positions_a_second": in_groups
         / seconds(lambda: [fill_batch(cache, group, batch) for group in groups]),
     }
+
+
+def profile_of(cache: Cache, order: npt.NDArray[np.int64]) -> dict[str, float]:
+    """Seconds of a random block in its steps; timers add a few microseconds, and columns and streams contain chunks."""
+    steps = {
+        "columns": (PartArray, "_matrix"),
+        "ids_and_values": (PartArray, "decode"),
+        "chunks_and_checksums": (Shard, "chunk"),
+        "entries": (Decoder, "entries"),
+        "scalars": (Decoder, "scalars"),
+    }
+    spent = dict.fromkeys(steps, 0.0)
+    with ExitStack() as stack:
+        for step, (owner, name) in steps.items():
+            stack.enter_context(mock.patch.object(owner, name, timed(getattr(owner, name), spent, step)))
+        for i in order.tolist():
+            cache[i]
+    return {step: seconds_spent / len(order) for step, seconds_spent in spent.items()}
+
+
+def timed(function: Callable[..., Any], spent: dict[str, float], step: str) -> Callable[..., Any]:
+    """The same function, its time added up."""
+
+    def call(*arguments: Any) -> Any:
+        start = time.perf_counter()
+        try:
+            return function(*arguments)
+        finally:
+            spent[step] += time.perf_counter() - start
+
+    return call
 
 
 class MemmapTwin:
