@@ -21,8 +21,7 @@ class Sequence:
     """Packed documents: T tokens of D documents.
 
     `documents` are their numbers in the split, `digests` 16 bytes each; `columns` has a value a document for every
-    source
-    column, `pooled` a vector a document for every pooled layer, `texts` the documents' text when the cache keeps it.
+    source column, `pooled` a vector a document for every pooled layer, `texts` the documents' text when it is kept.
     """
 
     tokens: Ints
