@@ -63,9 +63,8 @@ class Rows:
     """Rows as the reader gives them: `c[i]` is all rows of one sequence.
 
     Flat arrays hold `count[t]` entries for row t, the first `n_exact[t]` of them exact. `weights` is the training
-    target:
-    it sums to 1 where draws stand for the tail, and to the kept mass otherwise. What a cache does not hold is None or
-    empty.
+    target: it sums to 1 where draws stand for the tail, and to the kept mass otherwise. What a cache does not hold is
+    None or empty.
     """
 
     tokens: npt.NDArray[np.int32]
