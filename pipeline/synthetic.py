@@ -7,13 +7,14 @@ After it: the demo, the tests and the benchmarks.
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from kdpipe.cache.blocks import cut
 from kdpipe.cache.rows import Block, Sequence
 from kdpipe.pipeline.synthetic_documents import COLUMNS, make_sequence, pack
 from kdpipe.pipeline.synthetic_recipe import N_LAYERS, Recipe, output_head, vocabulary
@@ -81,32 +82,6 @@ def synthetic_part(recipe: Recipe, manifest: Manifest, number: int) -> Iterator[
         tokens, block = answer(recipe, packing, packing.rows(int(first), int(end)), rng)
         ends = np.cumsum(sequence_rows[done : done + n])
         pieces = np.split(tokens, ends[:-1])
-        for i, piece in enumerate(_cut(block, ends)):
+        for i, piece in enumerate(cut(block, ends)):
             yield make_sequence(recipe, packing, done + i, pieces[i]), piece
         done += n
-
-
-def _cut(block: Block, ends: npt.NDArray[np.int64]) -> Iterator[Block]:
-    """Cut a block into one for each sequence, given the row at which each ends."""
-    entries = np.concatenate([[0], np.cumsum(block.n_exact.astype(np.int64) + block.n_draws)])
-    draws = np.concatenate([[0], np.cumsum(block.n_draws.astype(np.int64))])
-    start = 0
-    for end in ends.tolist():
-        rows, span = slice(start, end), slice(entries[start], entries[end])
-        by_row = {
-            name: value[rows]
-            for name in ("log_tail", "drawn_log_tail", "entropy", "label_logprob", "boundary_logprob", "state")
-            if (value := getattr(block, name)) is not None
-        }
-        yield replace(
-            block,
-            n_exact=block.n_exact[rows],
-            n_draws=block.n_draws[rows],
-            ids=block.ids[span],
-            logprobs=block.logprobs[span],
-            times=None if block.times is None else block.times[draws[start] : draws[end]],
-            log_z={t: value[rows] for t, value in block.log_z.items()},
-            hidden={layer: value[rows] for layer, value in block.hidden.items()},
-            **by_row,
-        )
-        start = end

@@ -1,0 +1,58 @@
+"""Blocks of targets cut and joined: what was answered together is stored apart, and the other way round.
+
+In: blocks and the rows at which to cut. Out: blocks of the same kind. Before it: `rows.py`. After it: whoever makes
+blocks for the writer.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kdpipe.cache.rows import Block
+
+SCALARS = ("log_tail", "drawn_log_tail", "entropy", "label_logprob", "boundary_logprob", "state")
+
+
+def cut(block: Block, ends: npt.NDArray[np.int64]) -> Iterator[Block]:
+    """Cut a block into consecutive ones, given the row at which each ends."""
+    entries = np.concatenate([[0], np.cumsum(block.n_exact.astype(np.int64) + block.n_draws)])
+    draws = np.concatenate([[0], np.cumsum(block.n_draws.astype(np.int64))])
+    start = 0
+    for end in ends.tolist():
+        rows, span = slice(start, end), slice(entries[start], entries[end])
+        yield replace(
+            block,
+            n_exact=block.n_exact[rows],
+            n_draws=block.n_draws[rows],
+            ids=block.ids[span],
+            logprobs=block.logprobs[span],
+            times=None if block.times is None else block.times[draws[start] : draws[end]],
+            log_z={t: value[rows] for t, value in block.log_z.items()},
+            hidden={layer: value[rows] for layer, value in block.hidden.items()},
+            **{name: value[rows] for name in SCALARS if (value := getattr(block, name)) is not None},
+        )
+        start = end
+
+
+def join(blocks: Sequence[Block]) -> Block:
+    """Join blocks of one kind, the rows of each behind those of the one before."""
+    if len(blocks) == 1:
+        return blocks[0]
+    first = blocks[0]
+
+    def joined(name: str) -> npt.NDArray[Any]:
+        return np.concatenate([getattr(block, name) for block in blocks])
+
+    return replace(
+        first,
+        n_exact=joined("n_exact"),
+        n_draws=joined("n_draws"),
+        ids=joined("ids"),
+        logprobs=joined("logprobs"),
+        log_z={t: np.concatenate([block.log_z[t] for block in blocks]) for t in first.log_z},
+        hidden={layer: np.concatenate([block.hidden[layer] for block in blocks]) for layer in first.hidden},
+        **{name: joined(name) for name in ("times", *SCALARS) if getattr(first, name) is not None},
+    )

@@ -1,0 +1,1 @@
+"""What is kept of the teacher's distribution at a row: reduced from logits on their device, a kind a module."""

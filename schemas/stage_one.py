@@ -1,0 +1,119 @@
+"""Everything that stage one can be told: the flags of `kdpipe cache-teacher`, and what only a file or --set says.
+
+In: values from `settings.py`, by layer. Out: one frozen `StageOne`. Before it: `records.py`, `targets.py`.
+After it: `pipeline/cache_teacher.py` and `pipeline/plan.py`. What a machine decides (devices, batches) is apart in
+`Machine`: it changes no meaning of a cache and is not in its manifest.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from kdpipe.schemas.plan import MAX_PART_ROWS
+from kdpipe.schemas.records import Record
+from kdpipe.schemas.targets import MAX_ENTRIES, MAX_WIDTH, Temperature
+
+PROFILES = {"lean": 1 / 10, "standard": 1 / 25, "fine": 1 / 50}
+Profile = Literal["lean", "standard", "fine"]
+Kind = Literal["threshold", "sampled", "topk", "topp", "state", "none"]
+Name = Annotated[str, Field(min_length=1, max_length=2000)]
+
+
+class Columns(Record):
+    """Which column plays which role; what is not named is found by its usual names."""
+
+    text: Name | None = None
+    prompt: Name | None = None
+    response: Name | None = None
+    messages: Name | None = None
+    keep: tuple[Name, ...] = ("category", "language")
+
+
+class DataSettings(Record):
+    """The documents, and which of their tokens are to be learnt."""
+
+    path: Name | None = None
+    split: Name | None = None
+    limit: int | None = Field(default=None, ge=1)
+    val_path: Name | None = None
+    val_fraction: float = Field(default=0.02, ge=0, lt=1)
+    columns: Columns = Columns()
+    loss: Literal["auto", "all", "responses"] = "auto"
+    chat_template: Name | None = None
+    append_stop: bool = True
+    long_documents: Literal["split", "truncate", "refuse"] = "split"
+    max_bad_rows: int = Field(default=100, ge=0)
+    max_document_bytes: int = Field(default=1 << 21, ge=1, le=1 << 21)
+
+
+class SequenceSettings(Record):
+    """How long sequences are, and whether documents share one."""
+
+    length: int = Field(default=2048, ge=2, le=MAX_PART_ROWS)
+    pack: bool = True
+
+
+class TeacherSettings(Record):
+    """Who speaks. `tokenizer` is the teacher's own unless another folder is named."""
+
+    name: Name | None = None
+    revision: Name | None = None
+    tokenizer: Name | None = None
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    quantise: Literal["none", "int8", "int4"] = "none"
+    trust_remote_code: bool = False
+
+
+class TargetSettings(Record):
+    """What is kept of the teacher at a position."""
+
+    kind: Kind = "threshold"
+    profile: Profile = "standard"
+    tau: float | None = Field(default=None, gt=0, le=1)
+    top_k: int = Field(default=64, ge=1, le=MAX_ENTRIES)
+    top_p: float = Field(default=0.95, gt=0, le=1)
+    draws: int = Field(default=50, ge=1, le=MAX_ENTRIES - 1)
+    max_entries: int | None = Field(default=None, ge=1, le=MAX_ENTRIES)
+    target_temperature: Temperature = 1.0
+    temperatures: tuple[Temperature, ...] = (2.0, 4.0)
+    draw_values: bool = False
+    for_other_tokenizers: bool = False
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "TargetSettings":
+        if 1.0 in self.temperatures or len(set(self.temperatures)) != len(self.temperatures):
+            raise ValueError("temperatures must differ from each other and from 1, whose log_z is 0")
+        return self
+
+
+class HiddenSettings(Record):
+    """Summaries of hidden states: pooled over documents unless turned off, of every row for layers that are named.
+
+    A layer is a number, or a fraction of the depth written with a point: "0.5", "1.0".
+    """
+
+    pooled: bool = True
+    layers: tuple[Annotated[str, Field(pattern=r"^[0-9]+$|^(0\.[0-9]+|1\.0*)$")], ...] = ()
+    dim: int = Field(default=64, ge=1, le=MAX_WIDTH)
+    projection: Literal["random", "pca"] = "random"
+
+
+class Machine(Record):
+    """How this machine goes about it."""
+
+    devices: str = Field(default="auto", pattern=r"^(auto|cpu|all|cuda:[0-9]+)$")
+    batch_tokens: int | None = Field(default=None, ge=1, le=1 << 22)
+    threads: int | None = Field(default=None, ge=1, le=4096)
+
+
+class StageOne(Record):
+    """The whole of it."""
+
+    data: DataSettings = DataSettings()
+    sequences: SequenceSettings = SequenceSettings()
+    teacher: TeacherSettings = TeacherSettings()
+    targets: TargetSettings = TargetSettings()
+    hidden: HiddenSettings = HiddenSettings()
+    machine: Machine = Machine()
+    out: Name | None = None
+    seed: int = Field(default=0, ge=0, lt=1 << 63)
