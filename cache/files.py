@@ -9,8 +9,9 @@ import errno
 import io
 import os
 import shutil
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -168,6 +169,16 @@ def sweep(cache: Path) -> list[str]:
         if is_abandoned(name):
             remove_dir(cache / WORK / name)
     return [name for name in names if not is_abandoned(name)]
+
+
+def is_fresh(folder: Path, seconds: float) -> bool:
+    """Whether anything in a folder has changed within so many seconds, by this machine's clock."""
+    changed = 0.0
+    for inside, _, names in os.walk(folder):
+        for name in (inside, *(os.path.join(inside, name) for name in names)):
+            with suppress(FileNotFoundError):
+                changed = max(changed, os.stat(name).st_mtime)
+    return changed > time.time() - seconds
 
 
 @contextmanager

@@ -34,6 +34,11 @@ def is_abandoned(name: str) -> bool:
     return space == own_space and not _is_alive(process, began)
 
 
+def is_own(name: str) -> bool:
+    """Whether a work name was made by this process."""
+    return name.split("~")[1:6] == work_name("").split("~")[1:6]
+
+
 def boot_id() -> str:
     """What changes when this machine starts anew, so that an old process number is not taken for a living one."""
     try:

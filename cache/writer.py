@@ -20,6 +20,7 @@ from kdpipe.cache import layout
 from kdpipe.cache.files import (
     WriteRefused,
     explained,
+    is_fresh,
     make_dir,
     new_file,
     publish_dir,
@@ -34,11 +35,15 @@ from kdpipe.cache.part_writer import PartWriter
 from kdpipe.cache.reader import committed_parts, load_manifest
 from kdpipe.cache.store import LocalStore
 from kdpipe.cache.tables import read_table, table_records, write_tables
+from kdpipe.cache.workers import is_own
 from kdpipe.schemas.compare import differing_keys
 from kdpipe.schemas.errors import CacheDamaged, CacheIncomplete, CacheWriteError, ConfigError
 from kdpipe.schemas.manifest import FileRecord, Manifest
 from kdpipe.schemas.part import PartRecord
 from kdpipe.schemas.strict_json import canonical, sha256_hex
+
+# Writers of other machines are judged by their files; a wrong guess costs one part made twice, which does no harm.
+STALE_SECONDS = 900
 
 
 @final
@@ -90,6 +95,12 @@ class CacheWriter:
         missing = [number for number in range(self.manifest.plan.n_parts) if number not in there]
         taken = {name.partition("~")[0] for name in sweep(self.path)}
         return sorted(missing, key=lambda number: (f"{number:05d}" in taken, number))
+
+    def under_way(self) -> set[int]:
+        """The parts that another worker seems to be at: its folder has changed in the last quarter of an hour."""
+        names = [name for name in sweep(self.path) if not is_own(name)]
+        busy = {name.partition("~")[0] for name in names if is_fresh(self.path / layout.WORK / name, STALE_SECONDS)}
+        return {int(what) for what in busy if layout.PART_NAME.match(what)}
 
     @contextmanager
     def part(self, number: int) -> Iterator[PartWriter]:

@@ -8,6 +8,7 @@ import secrets
 import select
 import sys
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -21,7 +22,7 @@ from kdpipe.cache import layout, workers
 from kdpipe.cache.files import sweep
 from kdpipe.cache.reader import open_cache
 from kdpipe.cache.workers import is_abandoned, work_name
-from kdpipe.cache.writer import create_cache
+from kdpipe.cache.writer import STALE_SECONDS, create_cache
 from support.children import Child, in_child
 from support.tiny import (
     SMALL,
@@ -230,9 +231,34 @@ def test_the_part_of_a_living_process_is_left_alone_and_comes_last(tmp_path: Pat
     gate.wait()
     writer = begin_cache(path)
     assert writer.missing() == [0, 2, 3, 1]
+    assert writer.under_way() == {1}
     gate.open()
     assert child.wait().code == 0
     assert writer.missing() == [0, 2, 3]
+    assert writer.under_way() == set()
+
+
+def test_a_worker_is_not_in_its_own_way(tmp_path: Path) -> None:
+    writer = begin_cache(tmp_path / "cache")
+    with pytest.raises(RuntimeError, match="enough"), writer.part(1):
+        assert writer.missing() == [0, 2, 3, 1]
+        assert writer.under_way() == set()
+        raise RuntimeError("enough")
+
+
+def test_a_part_that_has_not_changed_for_long_is_under_way_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "cache"
+    writer = begin_cache(path)
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr("socket.gethostname", lambda: "elsewhere.example.org")
+        work = stale(path, work_name("00002"))
+    assert writer.under_way() == {2}
+    long_ago = time.time() - 2 * STALE_SECONDS
+    for file in (*work.rglob("*"), work):
+        os.utime(file, (long_ago, long_ago))
+    assert writer.under_way() == set()
 
 
 def test_the_part_of_another_machine_is_left_alone_and_comes_last(

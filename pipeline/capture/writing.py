@@ -1,0 +1,103 @@
+"""Parts written in a thread of their own, so that encoding and the disk overlap the teacher's next batch.
+
+In: sequences with their targets, one part after another. Out: committed parts.
+Before it: `sequences.py`. After it: `kdpipe.cache.writer`. Few sequences wait in memory: whoever is faster waits.
+"""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from queue import Empty, Full, Queue
+from typing import Literal, final
+
+from kdpipe.cache.rows import Block, Sequence
+from kdpipe.cache.writer import CacheWriter
+from kdpipe.schemas.part import Fidelity
+
+MAX_WAITING = 64
+POLL_SECONDS = 0.2
+Item = tuple[Sequence, Block] | Literal["end", "drop"]
+
+
+class _Dropped(Exception):
+    """The part under way is given up."""
+
+
+@final
+class PartInbox:
+    """One part on its way: sequences go in, the thread takes them out."""
+
+    def __init__(self) -> None:
+        self.fidelity: Fidelity | None = None
+        self.batches_halved = 0
+        self.items: Queue[Item] = Queue(MAX_WAITING)
+        self.future: Future[None] | None = None
+
+    def add(self, sequence: Sequence, block: Block) -> None:
+        """Hand a sequence over; what went wrong in the thread is raised here."""
+        self.put((sequence, block))
+
+    def put(self, item: Item) -> None:
+        assert self.future is not None
+        while True:
+            if self.future.done():
+                self.future.result()
+            try:
+                return self.items.put(item, timeout=POLL_SECONDS)
+            except Full:
+                continue
+
+    def drop(self) -> None:
+        """Give the part up: what waits is thrown away."""
+        assert self.future is not None
+        while not self.future.done():
+            with suppress(Empty):
+                while True:
+                    self.items.get_nowait()
+            with suppress(Full):
+                self.items.put("drop", timeout=POLL_SECONDS)
+            with suppress(BaseException):
+                self.future.result(timeout=POLL_SECONDS)
+
+
+@final
+class WritingThread:
+    """Writes the parts of one worker, each in its turn."""
+
+    def __init__(self, cache: CacheWriter, committed: Callable[[int], None]) -> None:
+        self._cache, self._committed = cache, committed
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="writing")
+        self._last: PartInbox | None = None
+
+    @contextmanager
+    def part(self, number: int) -> Iterator[PartInbox]:
+        """Take the sequences of a part; it may still be on its way to the disk when the block ends."""
+        self.wait()
+        inbox = PartInbox()
+        inbox.future = self._executor.submit(self._write, number, inbox)
+        try:
+            yield inbox
+            inbox.put("end")
+        except BaseException:
+            inbox.drop()
+            raise
+        self._last = inbox
+
+    def wait(self) -> None:
+        """Wait until every part that was handed over is committed."""
+        last, self._last = self._last, None
+        if last is not None and last.future is not None:
+            last.future.result()
+
+    def close(self) -> None:
+        """Let the thread end."""
+        self._executor.shutdown()
+
+    def _write(self, number: int, inbox: PartInbox) -> None:
+        with self._cache.part(number) as part:
+            while (item := inbox.items.get()) != "end":
+                if item == "drop":
+                    raise _Dropped
+                part.add(*item)
+            part.fidelity, part.batches_halved = inbox.fidelity, inbox.batches_halved
+        self._committed(number)

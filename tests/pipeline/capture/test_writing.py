@@ -1,0 +1,68 @@
+"""Parts written in a thread: committed whole, dropped whole, and what fails in the thread is heard."""
+
+from pathlib import Path
+
+import pytest
+
+from kdpipe.cache.reader import open_cache
+from kdpipe.pipeline.capture.writing import MAX_WAITING, WritingThread
+from kdpipe.schemas.errors import CacheWriteError
+from support.tiny import SMALL, begin_cache, make_cache, part_of
+
+
+def test_parts_written_behind_are_the_ones_written_in_front(tmp_path: Path) -> None:
+    whole = make_cache(tmp_path / "whole")
+    cache = begin_cache(tmp_path / "behind")
+    committed: list[int] = []
+    writing = WritingThread(cache, committed.append)
+    for number in cache.missing():
+        with writing.part(number) as part:
+            for sequence, block in part_of(SMALL, number):
+                part.add(sequence, block)
+    writing.wait()
+    writing.close()
+    assert committed == [0, 1, 2, 3]
+    assert cache.seal() == whole
+
+
+def test_a_part_is_dropped_when_the_teacher_fails(tmp_path: Path) -> None:
+    cache = begin_cache(tmp_path / "cache")
+    writing = WritingThread(cache, lambda number: None)
+    with pytest.raises(RuntimeError, match="no more"), writing.part(2) as part:
+        part.add(*part_of(SMALL, 2)[0])
+        raise RuntimeError("no more")
+    assert cache.missing() == [0, 1, 2, 3]
+    assert not list((tmp_path / "cache" / "tmp").iterdir())
+    with writing.part(2) as part:
+        for sequence, block in part_of(SMALL, 2):
+            part.add(sequence, block)
+    writing.wait()
+    assert cache.missing() == [0, 1, 3]
+    writing.close()
+
+
+@pytest.mark.parametrize("n", [1, 3 * MAX_WAITING])
+def test_what_fails_in_the_thread_is_raised_where_the_part_is_made(tmp_path: Path, n: int) -> None:
+    cache = begin_cache(tmp_path / "cache")
+    writing = WritingThread(cache, lambda number: None)
+    sequence, block = part_of(SMALL, 2)[0]  # of another part than the one it is given to
+    with pytest.raises(CacheWriteError, match="part 0 holds documents 0 to 3"):
+        with writing.part(0) as part:
+            for _ in range(n):
+                part.add(sequence, block)
+        writing.wait()
+    assert cache.missing() == [0, 1, 2, 3]
+    writing.close()
+
+
+def test_a_reader_opens_what_the_thread_has_written(tmp_path: Path) -> None:
+    cache = begin_cache(tmp_path / "cache")
+    writing = WritingThread(cache, lambda number: None)
+    for number in cache.missing():
+        with writing.part(number) as part:
+            for sequence, block in part_of(SMALL, number):
+                part.add(sequence, block)
+    writing.wait()
+    writing.close()
+    cache.seal()
+    assert len(open_cache(tmp_path / "cache")) == sum(len(part_of(SMALL, number)) for number in range(4))
