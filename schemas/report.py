@@ -1,12 +1,13 @@
-"""What verification answers: every problem with its place and its remedy.
+"""What commands answer with: `cache verify`, `cache-teacher` and `plan`.
 
-In: what `cache/verify` found. Out: the JSON document of `kdpipe cache verify --json`.
-Before it: `records.py`. After it: `cache/part_files.py`, `cache/verify/`, `cli/cache/verify.py`.
+In: what `cache/verify` and the stories of stage one found. Out: the JSON documents of `--json`, key by key.
+Before it: `summary.py`. After it: `cache/verify/`, `pipeline/cache_teacher.py`, `pipeline/plan.py`, and their commands.
 """
 
 from typing import Literal
 
 from kdpipe.schemas.records import Record
+from kdpipe.schemas.summary import FidelitySummary
 
 Level = Literal["fast", "full", "deep"]
 
@@ -32,3 +33,98 @@ class VerifyReport(Record):
     parts: int
     bytes: int
     problems: tuple[Problem, ...]
+
+
+class Nats(Record):
+    """The largest and the mean of some differences of log-probabilities."""
+
+    max_nats: float
+    mean_nats: float
+
+
+class AgainstReport(Record):
+    """A cache beside its teacher: `noise` is the teacher against itself at other batch shapes, `bound_nats` what the
+    codec and that noise explain."""
+
+    ok: bool
+    teacher: str
+    documents: int
+    positions: int
+    noise: Nats
+    difference: Nats
+    bound_nats: float
+    problems: tuple[Problem, ...]
+
+
+class PartsMade(Record):
+    """Parts that are planned, that are there now, and that this run has made."""
+
+    planned: int
+    present: int
+    made: int
+
+
+class StageOneReport(Record):
+    """What a run of `cache-teacher` has done; sizes are the cache's, rates this run's.
+
+    `teacher_share` is the share of the time that was spent waiting on the teacher; `seconds` is wall time.
+    """
+
+    cache: str
+    cache_id: str | None
+    complete: bool
+    parts: PartsMade
+    positions: int
+    bytes: int
+    bytes_per_position: float | None
+    entries_per_position: float | None
+    positions_per_second: float | None
+    teacher_share: float | None
+    batches_halved: int
+    bad_rows: int
+    cut_documents: int
+    fidelity: FidelitySummary | None
+    seconds: float
+
+
+class Memory(Record):
+    """Bytes that the teacher's device and the writer need at once."""
+
+    weights: int
+    activations: int
+    logits_chunk: int
+    writer: int
+    total: int
+
+
+class Probe(Record):
+    """What the teacher showed while it ran for a moment; `overhead_ratio` is caching over a bare forward pass."""
+
+    positions_per_second: float
+    seconds: float
+    overhead_ratio: float | None
+    entries_per_position: float | None
+
+
+class PlanReport(Record):
+    """What a run of `cache-teacher` would take; by split where a mapping says so.
+
+    `bytes_per_position` is by array with its `total`; `break_even_runs` is the number of students from which on the
+    cache takes less time than a teacher that runs along.
+    """
+
+    teacher: str | None
+    n_parameters: int | None
+    documents: dict[str, int]
+    positions: dict[str, int]
+    sequences: int
+    parts: dict[str, int]
+    positions_per_part: int
+    entries_per_position: float | None
+    bytes_per_position: dict[str, float]
+    bytes: int
+    memory: Memory
+    probe: Probe | None
+    hours: float | None
+    break_even_runs: int | None
+    notes: tuple[str, ...]

@@ -5,9 +5,9 @@ After it: `pipeline/cache_teacher.py` and `pipeline/plan.py`. What a machine dec
 `Machine`: it changes no meaning of a cache and is not in its manifest.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from kdpipe.schemas.plan import MAX_PART_ROWS
 from kdpipe.schemas.records import Record
@@ -17,6 +17,14 @@ PROFILES = {"lean": 1 / 10, "standard": 1 / 25, "fine": 1 / 50}
 Profile = Literal["lean", "standard", "fine"]
 Kind = Literal["threshold", "sampled", "topk", "topp", "state", "none"]
 Name = Annotated[str, Field(min_length=1, max_length=2000)]
+
+
+def _spelt(layer: Any) -> Any:
+    """A layer that was written as a number, as the text that it was: 0.5 is not 1.0, and 1.0 is not 1."""
+    return str(layer) if type(layer) in (int, float) else layer
+
+
+LayerName = Annotated[str, Field(pattern=r"^[0-9]+$|^(0\.[0-9]+|1\.0*)$"), BeforeValidator(_spelt)]
 
 
 class Columns(Record):
@@ -93,7 +101,7 @@ class HiddenSettings(Record):
     """
 
     pooled: bool = True
-    layers: tuple[Annotated[str, Field(pattern=r"^[0-9]+$|^(0\.[0-9]+|1\.0*)$")], ...] = ()
+    layers: tuple[LayerName, ...] = ()
     dim: int = Field(default=64, ge=1, le=MAX_WIDTH)
     projection: Literal["random", "pca"] = "random"
 
@@ -117,3 +125,17 @@ class StageOne(Record):
     machine: Machine = Machine()
     out: Name | None = None
     seed: int = Field(default=0, ge=0, lt=1 << 63)
+
+
+class RunOptions(Record):
+    """What one call of the command does of it: every n-th of the missing parts, or two batches to see that it works."""
+
+    shard: int = Field(default=0, ge=0)
+    n_shards: int = Field(default=1, ge=1, le=1 << 20)
+    dry_run: bool = False
+
+    @model_validator(mode="after")
+    def _within(self) -> "RunOptions":
+        if self.shard >= self.n_shards:
+            raise ValueError(f"shards are counted from 0: the last of {self.n_shards} is {self.n_shards - 1}")
+        return self
