@@ -1,12 +1,12 @@
-"""Arrow: uncompressed IPC files that are mapped, and the Parquet index. The only module that imports pyarrow.
+"""Arrow: uncompressed IPC files that are mapped, Parquet as index and as data. The only module that imports pyarrow.
 
 In: numpy arrays and the columns that a file must have. Out: the same, after everything that Arrow leaves to its users
-is checked. Before it: `parquet_pages.py`. After it: `sequences.py`, `text.py` and `index.py` say which columns these
-are.
+is checked; and the rows of a person's Parquet file. Before it: `parquet_pages.py`. After it: `sequences.py`, `text.py`
+and `index.py` say which columns these are; `pipeline/data/row_files.py`.
 """
 
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -16,10 +16,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kdpipe.cache.parquet_pages import check_pages
-from kdpipe.schemas.errors import CacheDamaged
+from kdpipe.schemas.errors import CacheDamaged, ConfigError
 
 MAGIC = b"ARROW1"
 MAX_THRIFT = 1 << 16
+PARQUET_BATCH = 1024
 _TYPES = {
     "uint32": pa.uint32(),
     "uint64": pa.uint64(),
@@ -228,3 +229,40 @@ def decompress(frame: bytes, n_bytes: int, what: str) -> bytes:
 
 def _first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
+class ParquetRows:
+    """A person's Parquet file: its rows in order, from any one on, a thousand in memory at a time."""
+
+    def __init__(self, path: str) -> None:
+        try:
+            self._file = pq.ParquetFile(path)
+        except (pa.ArrowException, OSError) as error:
+            raise ConfigError(f"{path} cannot be read as Parquet: {_first_line(error)}") from None
+        self._path = path
+        sizes = [self._file.metadata.row_group(i).num_rows for i in range(self._file.num_row_groups)]
+        self._starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]).astype(np.int64)
+
+    def rows(self, first: int = 0) -> Iterator[dict[str, Any] | None]:
+        """The rows from a number on; None is one whose text is not UTF-8."""
+        group = int(np.searchsorted(self._starts[1:], first, "right"))
+        skip = first - int(self._starts[group]) if group < self._file.num_row_groups else 0
+        groups = list(range(group, self._file.num_row_groups))
+        try:
+            for batch in self._file.iter_batches(batch_size=PARQUET_BATCH, row_groups=groups, use_threads=False):
+                ahead = min(skip, batch.num_rows)
+                skip -= ahead
+                yield from _to_rows(batch.slice(ahead))
+        except (pa.ArrowException, OSError) as error:
+            raise ConfigError(f"{self._path} cannot be read as Parquet: {_first_line(error)}") from None
+
+
+def _to_rows(batch: Any) -> Iterator[dict[str, Any] | None]:
+    try:
+        yield from batch.to_pylist()
+    except UnicodeDecodeError:
+        for i in range(batch.num_rows):
+            try:
+                yield batch.slice(i, 1).to_pylist()[0]
+            except UnicodeDecodeError:
+                yield None
