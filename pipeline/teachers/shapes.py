@@ -1,0 +1,223 @@
+"""`ModelShape`: what is known of a teacher before its weights are loaded, for `kdpipe plan` and for early refusals.
+
+In: `TeacherSettings`. Out: sizes, revision and licence from config and model card, or what is wrong in two lines.
+Before it: `folders.py`. After it: `loading.py`, and `pipeline/plan.py`.
+"""
+
+import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.utils.hub import cached_file
+
+from kdpipe.pipeline.teachers import folders
+from kdpipe.schemas.errors import ConfigError, KdpipeError
+from kdpipe.schemas.stage_one import TeacherSettings
+
+DTYPE_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2, "int8": 1, "int4": 0.5}
+WANTED = "a decoder-only language model is needed, one that AutoModelForCausalLM loads"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelShape:
+    """A model by its config: `width` of its states, `max_positions` that it can read at once (None: no bound).
+
+    `stored_dtype` is that of its files, `revision` the hub's commit. From `switches_at` positions on, some models turn
+    to other position codes for the whole text, so that short and long ones cannot share a batch.
+    """
+
+    name: str
+    revision: str | None
+    licence: str | None
+    model_type: str
+    n_layers: int
+    width: int
+    vocabulary_size: int
+    n_parameters: int
+    max_positions: int | None
+    switches_at: int | None
+    stored_dtype: str | None
+    quantised: bool
+    config: Any = field(repr=False)
+
+    def parameter_bytes(self, dtype: str) -> int:
+        """What the weights take in memory."""
+        return int(self.n_parameters * DTYPE_BYTES[dtype])
+
+
+def read_shape(settings: TeacherSettings) -> ModelShape:
+    """Read config and model card of a teacher, and refuse what could not be one."""
+    quiet()
+    name = named(settings)
+    folder = folders.local_folder(name)
+    if folder is not None:
+        folders.check_folder(folder)
+    with in_two_lines(name):
+        config: Any = transformers.AutoConfig.from_pretrained(
+            folder or name, revision=settings.revision, trust_remote_code=settings.trust_remote_code
+        )
+    check_causal(name, config, settings.trust_remote_code)
+    _check_quantised(name, config, settings)
+    text = config.get_text_config()
+    return ModelShape(
+        name=name,
+        revision=None if folder is not None else getattr(config, "_commit_hash", None) or settings.revision,
+        licence=_licence(folder, name, settings),
+        model_type=str(config.model_type),
+        n_layers=int(text.num_hidden_layers),
+        width=int(text.hidden_size),
+        vocabulary_size=int(text.vocab_size),
+        n_parameters=_count_parameters(name, config, settings.trust_remote_code),
+        max_positions=_max_positions(text),
+        switches_at=_switches_at(text),
+        stored_dtype=_dtype_name(text),
+        quantised=settings.quantise != "none" or getattr(config, "quantization_config", None) is not None,
+        config=config,
+    )
+
+
+def check_vocabulary(shape: ModelShape, vocabulary_size: int) -> None:
+    """Refuse a tokenizer with ids that the model has no row for; more rows than ids are padding, and are cut."""
+    if shape.vocabulary_size < vocabulary_size:
+        raise ConfigError(
+            f"{shape.name} has a vocabulary that does not match its tokenizer: {shape.vocabulary_size:,} rows for "
+            f"{vocabulary_size:,} ids",
+            hint="name the tokenizer that the model was trained with, by --tokenizer",
+        )
+
+
+def check_lengths(shape: ModelShape, longest: int) -> None:
+    """Refuse texts beyond the positions that the model can read."""
+    if shape.max_positions is not None and longest > shape.max_positions:
+        raise ConfigError(
+            f"{shape.name} reads at most {shape.max_positions:,} tokens at once, a document has {longest:,}",
+            hint=f"give --seq-len {shape.max_positions} or less",
+        )
+
+
+def named(settings: TeacherSettings) -> str:
+    """Give the teacher's name, which only tokens-only caches go without."""
+    if settings.name is None:
+        raise ConfigError("no teacher is named", hint="give --teacher, a hub id or a folder")
+    return settings.name
+
+
+def quiet() -> None:
+    """Keep transformers' own log lines and progress bars off the console, which is ours."""
+    logging: Any = transformers.utils.logging
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+@contextmanager
+def in_two_lines(name: str) -> Iterator[None]:
+    """Turn whatever transformers, a hub or a stranger's code raises while a model is read into a message."""
+    try:
+        yield
+    except (KdpipeError, KeyboardInterrupt, torch.OutOfMemoryError, MemoryError):
+        raise
+    except ImportError as error:
+        raise ConfigError(
+            f"{name} needs a library that is not there: {_first_line(error)}", hint="install it"
+        ) from error
+    except Exception as error:
+        text = _first_line(error)
+        if "trust_remote_code" in str(error):
+            raise ConfigError(
+                f"{name} runs code of its own", hint="read that code, then allow it by teacher.trust_remote_code"
+            ) from error
+        hint = "is it the right name, and are its files whole? a private or gated model needs `hf auth login`"
+        raise ConfigError(f"{name} cannot be loaded: {text}", hint=hint) from error
+
+
+def check_causal(name: str, config: Any, trusted: bool) -> None:
+    """Refuse encoders, encoder-decoders and what is no language model, by the words of the config."""
+    kind = str(getattr(config, "model_type", "") or "of no type")
+    if getattr(config, "is_encoder_decoder", False):
+        raise ConfigError(f"{name} is no causal language model: {kind} is an encoder-decoder", hint=WANTED)
+    own = trusted and "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
+    known = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    if not own and kind not in known:
+        raise ConfigError(f"{name} is no causal language model that transformers knows: {kind}", hint=WANTED)
+    saved = list(getattr(config, "architectures", None) or [])
+    causal = {word for value in known.values() for word in ([value] if isinstance(value, str) else value)}
+    if not own and saved and not causal & set(saved):
+        raise ConfigError(f"{name} is no causal language model: it was saved as {saved[0]}", hint=WANTED)
+
+
+def _check_quantised(name: str, config: Any, settings: TeacherSettings) -> None:
+    if settings.quantise == "none":
+        return
+    if getattr(config, "quantization_config", None) is not None:
+        raise ConfigError(f"{name} is quantised already", hint="leave teacher.quantise out")
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ConfigError(
+            f"teacher.quantise {settings.quantise} needs bitsandbytes, which is not there",
+            hint="pip install 'kdpipe[quant]'",
+        )
+
+
+def _count_parameters(name: str, config: Any, trusted: bool) -> int:
+    """Count on the meta device, where tensors have shapes and no numbers; tied ones count once."""
+    with in_two_lines(name), torch.device("meta"):
+        auto: Any = transformers.AutoModelForCausalLM
+        model: torch.nn.Module = auto.from_config(config, trust_remote_code=trusted)
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _rope(text: Any) -> list[dict[str, Any]]:
+    """Give the settings of rotary positions, of which a model has one, or one a kind of layer."""
+    found = getattr(text, "rope_parameters", None) or {}
+    nested = [value for value in found.values() if isinstance(value, dict)]
+    return nested or [found]
+
+
+def _max_positions(text: Any) -> int | None:
+    stated = getattr(text, "max_position_embeddings", None)
+    if not isinstance(stated, int) or stated < 1:
+        return None
+    reach = [stated]
+    for rope in _rope(text):
+        original, factor = rope.get("original_max_position_embeddings"), rope.get("factor")
+        if rope.get("rope_type") in ("yarn", "linear", "llama3") and original and factor:
+            reach.append(int(original * factor))
+    # Dynamic scaling depends on the longest text read so far; up to the stated length it does nothing.
+    return max(reach)
+
+
+def _switches_at(text: Any) -> int | None:
+    for rope in _rope(text):
+        if rope.get("rope_type") == "longrope":
+            original = rope.get("original_max_position_embeddings") or text.max_position_embeddings
+            return int(original)
+    return None
+
+
+def _licence(folder: Path | None, name: str, settings: TeacherSettings) -> str | None:
+    if folder is not None:
+        path: Path | None = folder / "README.md"
+    else:
+        with in_two_lines(name):
+            found = cached_file(
+                name, "README.md", revision=settings.revision, _raise_exceptions_for_missing_entries=False
+            )
+        path = Path(found) if found else None
+    if path is None or not path.is_file():
+        return None
+    return folders.licence_of(path.read_text(encoding="utf-8", errors="replace"))
+
+
+def _dtype_name(text: Any) -> str | None:
+    dtype = getattr(text, "dtype", None)
+    return str(dtype).removeprefix("torch.") if dtype is not None else None
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:300] if lines else type(error).__name__
