@@ -1,1 +1,42 @@
-"""What is kept of the teacher's distribution at a row: reduced from logits on their device, a kind a module."""
+"""What is kept of a distribution: each kind of target picks ids, `reduce.py` adds what all kinds share.
+
+In: logits of some rows on any device, labels and random keys. Out: a `Reduced`, which `reduce.py` turns into a block.
+Before it: `pipeline/teachers`, which has the logits. After it: `pipeline/cache_teacher.py`.
+"""
+
+from importlib import import_module
+from typing import Protocol
+
+from torch import Tensor
+
+from kdpipe.pipeline.targets.chunk import Chunk, Kept
+from kdpipe.schemas.targets import Kept as KeptSpec
+
+KINDS = {
+    "threshold": "kdpipe.pipeline.targets.threshold:ThresholdSampler",
+    "sampled": "kdpipe.pipeline.targets.sampled:DrawSampler",
+    "topk": "kdpipe.pipeline.targets.topk:TopKSampler",
+    "topp": "kdpipe.pipeline.targets.topp:TopPSampler",
+}
+
+
+class Sampler(Protocol):
+    """Which ids a kind of target keeps of a row."""
+
+    @property
+    def width(self) -> int:
+        """The most ids of a row."""
+        ...
+
+    def keep(self, chunk: Chunk, keys_C: Tensor) -> Kept:
+        """Pick exact ids and draws for every row of a chunk, which stands at the target temperature."""
+        ...
+
+
+def sampler(keep: KeptSpec, vocabulary_size: int) -> Sampler | None:
+    """The sampler of a kind; None for one that keeps no ids."""
+    if keep.kind not in KINDS:
+        return None
+    module, _, name = KINDS[keep.kind].partition(":")
+    made: Sampler = getattr(import_module(module), name)(keep, vocabulary_size)
+    return made

@@ -1,0 +1,50 @@
+"""Probabilities as integers, in which drawing is exact: what is below a point does not depend on how it was added up.
+
+In: the powers of a chunk and a scale a row. Out: their sum, and the ids at some points along it, in natural order.
+Before it: `chunk.py`. After it: `threshold.py` and `sampled.py`.
+"""
+
+import torch
+from torch import Tensor
+
+from kdpipe.pipeline.targets.chunk import BLOCK, Chunk
+
+# The largest mass of an id. Of 2^24 ids they add up to 2^54 at most.
+LARGEST_MASS = 1 << 30
+# A tail of less is beyond what the float32 softmax of a teacher tells, and goes without draws.
+SMALLEST_TAIL = 1e-5
+
+
+class Masses:
+    """The integer masses of the ids of each row of a chunk, summed up by blocks."""
+
+    def __init__(self, chunk: Chunk, scale_C: Tensor) -> None:
+        """Take powers times a scale, at most LARGEST_MASS, rounded."""
+        self._chunk = chunk
+        torch.mul(chunk.powers_CP, scale_C.float()[:, None], out=chunk.spare_CP)
+        chunk.spare_CP.clamp_(max=float(LARGEST_MASS)).round_()
+        self._masses_CP = chunk.masses_CP.copy_(chunk.spare_CP)
+        self._blocks_CB = self._masses_CP.view(chunk.n_rows, chunk.n_blocks, BLOCK).sum(dim=2)
+        self.total_C = self._blocks_CB.sum(dim=1)
+
+    def of(self, ids_CK: Tensor) -> Tensor:
+        """The masses of some ids."""
+        return self._masses_CP.gather(1, ids_CK).long()
+
+    def remove(self, ids_CK: Tensor, chosen_CK: Tensor) -> None:
+        """Take the chosen ones of some ids out, so that no point meets them."""
+        own_CK = self._masses_CP.gather(1, ids_CK)
+        gone_CK = own_CK.masked_fill(~chosen_CK, 0)
+        self._masses_CP.scatter_(1, ids_CK, own_CK - gone_CK)
+        self._blocks_CB.scatter_add_(1, ids_CK // BLOCK, -gone_CK.long())
+        self.total_C = self.total_C - gone_CK.sum(dim=1)
+
+    def find(self, points_CS: Tensor) -> Tensor:
+        """The ids at some points from 0 to below the total: that whose mass, behind all before it, holds the point."""
+        chunk = self._chunk
+        ends_CB = self._blocks_CB.cumsum(dim=1)
+        block_CS = torch.searchsorted(ends_CB, points_CS, right=True).clamp_(max=chunk.n_blocks - 1)
+        left_CS = points_CS - ends_CB.gather(1, block_CS) + self._blocks_CB.gather(1, block_CS)
+        ends_CSP = chunk.in_blocks(self._masses_CP, block_CS).cumsum(dim=2)
+        inside_CS = torch.searchsorted(ends_CSP, left_CS[:, :, None], right=True).squeeze(2)
+        return (block_CS * BLOCK + inside_CS).clamp_(max=chunk.vocabulary_size - 1)

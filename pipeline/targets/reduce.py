@@ -1,0 +1,208 @@
+"""`Reducer`: full distributions in, on any device, a few ids and scalars a row out; `to_block` makes a block of them.
+
+In: logits, labels and random keys of positions. Out: a `Reduced` of fixed shapes, so that nothing waits for a device.
+Before it: `chunk.py` and the kinds of targets. After it: `pipeline/teachers`, which copies to the host and calls
+`to_block`.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kdpipe.cache.rows import Block, Bools, Floats
+from kdpipe.pipeline.targets import sampler
+from kdpipe.pipeline.targets.chunk import Chunk, Kept
+from kdpipe.pipeline.teachers import Asked
+from kdpipe.schemas.arrays import log_z_column
+from kdpipe.schemas.errors import ConfigError
+from kdpipe.schemas.targets import TargetSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reduced:
+    """What is kept of R positions: row r has its `n_exact` exact ids first, `n_draws` draws behind; the rest is noise.
+
+    `scalars` are named as the cache's columns are. `finite` is false where a logit is NaN or plus infinity, or all
+    are minus infinity: nothing else of that row means anything.
+    """
+
+    n_exact_R: Tensor
+    n_draws_R: Tensor
+    ids_RK: Tensor
+    logprobs_RK: Tensor
+    scalars: Mapping[str, Tensor]
+    finite_R: Tensor
+    times_RK: Tensor | None = None
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "Reduced":
+        """The same elsewhere."""
+
+        def there(tensor: Tensor) -> Tensor:
+            return tensor.to(device, non_blocking=non_blocking)
+
+        return Reduced(
+            n_exact_R=there(self.n_exact_R),
+            n_draws_R=there(self.n_draws_R),
+            ids_RK=there(self.ids_RK),
+            logprobs_RK=there(self.logprobs_RK),
+            scalars={name: there(tensor) for name, tensor in self.scalars.items()},
+            finite_R=there(self.finite_R),
+            times_RK=None if self.times_RK is None else there(self.times_RK),
+        )
+
+    @staticmethod
+    def joined(pieces: Sequence["Reduced"]) -> "Reduced":
+        """The rows of some pieces behind each other."""
+        times = [piece.times_RK for piece in pieces if piece.times_RK is not None]
+        return Reduced(
+            n_exact_R=torch.cat([piece.n_exact_R for piece in pieces]),
+            n_draws_R=torch.cat([piece.n_draws_R for piece in pieces]),
+            ids_RK=torch.cat([piece.ids_RK for piece in pieces]),
+            logprobs_RK=torch.cat([piece.logprobs_RK for piece in pieces]),
+            scalars={name: torch.cat([piece.scalars[name] for piece in pieces]) for name in pieces[0].scalars},
+            finite_R=torch.cat([piece.finite_R for piece in pieces]),
+            times_RK=torch.cat(times) if times else None,
+        )
+
+
+class Reducer:
+    """Goes through logits a chunk at a time; everything is float32, and float64 where there is one number an entry."""
+
+    def __init__(self, asked: Asked, device: torch.device, starts_word: Tensor | None = None) -> None:
+        """`starts_word` says of each id whether it starts a new word; the boundary scalar needs it."""
+        targets = asked.targets
+        self._targets = targets
+        self._sampler = sampler(targets.keep, asked.vocabulary_size)
+        self._chunk = Chunk(asked.vocabulary_size, device)
+        self._starts_P: Tensor | None = None
+        if targets.boundary:
+            if starts_word is None or len(starts_word) != asked.vocabulary_size:
+                raise ConfigError("boundary_logprob needs to know of every id whether it starts a new word")
+            self._starts_P = torch.zeros(self._chunk.shifted_CP.shape[1], device=device)
+            self._starts_P[: asked.vocabulary_size] = starts_word.to(device)
+        # From hot to cold, so that the next is a square; exact ids must be known when 1 comes.
+        self._temperatures = sorted({1.0, *targets.temperatures}, reverse=True)
+        if targets.target_temperature < 1:
+            self._temperatures.append(1.0)
+
+    def reduce(self, logits_RV: Tensor, labels_R: Tensor, keys_R: Tensor) -> Reduced:
+        """What is kept of the first `vocabulary_size` logits of each row, the next token and its key beside them."""
+        n = self._chunk.n_rows
+        pieces = [
+            self._reduce_chunk(logits_RV[i : i + n], labels_R[i : i + n], keys_R[i : i + n])
+            for i in range(0, max(1, len(logits_RV)), n)
+        ]
+        return Reduced.joined(pieces)
+
+    def _reduce_chunk(self, logits_RV: Tensor, labels_R: Tensor, keys_R: Tensor) -> Reduced:
+        chunk, n = self._chunk, len(logits_RV)
+        finite_R = chunk.load(logits_RV[:, : chunk.vocabulary_size])
+        keys_C = torch.nn.functional.pad(keys_R, (0, chunk.n_rows - n))
+        scalars: dict[str, Tensor] = {}
+        totals: dict[float, Tensor] = {}
+        kept: Kept | None = None
+        for temperature in self._temperatures:
+            chunk.at(temperature)
+            totals[temperature] = chunk.total_C.double()
+            if kept is None and temperature == self._targets.target_temperature and self._sampler is not None:
+                kept = self._sampler.keep(chunk, keys_C)
+            if kept is not None and temperature in (1.0, self._targets.target_temperature):
+                name = "log_tail" if temperature == 1.0 else "drawn_log_tail"
+                scalars[name] = (chunk.total_without(kept.ids_CK, _is_exact(kept)).double() / totals[temperature]).log()
+            if temperature == 1.0:
+                scalars |= self._at_one(totals[1.0])
+        log_total_C = totals[1.0].log()
+        for temperature in self._targets.temperatures:
+            scalars[log_z_column(temperature)] = totals[temperature].log() - log_total_C / temperature
+        labels_R1 = labels_R[:, None].long()
+        scalars = {name: values[:n] for name, values in scalars.items()}
+        scalars["label_logprob"] = _logprobs(chunk.shifted_CP[:n].gather(1, labels_R1), log_total_C[:n]).squeeze(1)
+        return _reduced(chunk, kept, scalars, finite_R, log_total_C)
+
+    def _at_one(self, total_C: Tensor) -> dict[str, Tensor]:
+        """The scalars that need powers at T = 1."""
+        found: dict[str, Tensor] = {}
+        if self._targets.entropy:
+            found["entropy"] = (total_C.log() - self._chunk.mean_shifted()).clamp(min=0)
+        if self._starts_P is not None:
+            mass_C = torch.mv(self._chunk.powers_CP, self._starts_P)
+            found["boundary_logprob"] = (mass_C.double() / total_C).log().clamp(max=0)
+        return found
+
+
+def _is_exact(kept: Kept) -> Tensor:
+    return torch.arange(kept.ids_CK.shape[1], device=kept.ids_CK.device) < kept.n_exact_C[:, None]
+
+
+def _logprobs(shifted: Tensor, log_total: Tensor) -> Tensor:
+    """Log p at T=1; an id that was at minus infinity is there again."""
+    exact = (shifted.double() - log_total[:, None]).clamp(max=0)
+    return exact.masked_fill(shifted < -1e29, -torch.inf)
+
+
+def _reduced(
+    chunk: Chunk, kept: Kept | None, scalars: Mapping[str, Tensor], finite_R: Tensor, log_total_C: Tensor
+) -> Reduced:
+    n = len(finite_R)
+    if kept is None:
+        nothing = finite_R.new_zeros((n, 0), dtype=torch.int32)
+        zeros = finite_R.new_zeros(n, dtype=torch.int32)
+        kept_n, draws_n, ids, logprobs, times = zeros, zeros, nothing, nothing.float(), None
+    else:
+        kept_n, draws_n = kept.n_exact_C[:n].int(), kept.n_draws_C[:n].int()
+        ids = kept.ids_CK[:n].int()
+        logprobs = _logprobs(chunk.shifted_CP.gather(1, kept.ids_CK), log_total_C)[:n].float()
+        times = None if kept.times_CK is None else kept.times_CK[:n].int()
+    return Reduced(
+        n_exact_R=kept_n,
+        n_draws_R=draws_n,
+        ids_RK=ids,
+        logprobs_RK=logprobs,
+        scalars={name: values.float() for name, values in scalars.items()},
+        finite_R=finite_R,
+        times_RK=times,
+    )
+
+
+def to_block(
+    pieces: Sequence[Reduced],
+    loss_mask: Bools,
+    targets: TargetSpec,
+    hidden: Mapping[int, Floats] | None = None,
+    state: Floats | None = None,
+) -> Block:
+    """The rows of a batch as a block: the pieces, on the CPU, are its positions in their order."""
+    kept = Reduced.joined(pieces)
+    places = np.flatnonzero(loss_mask)
+    if len(places) != len(kept.n_exact_R):
+        raise ValueError(f"{len(places)} positions are learnt, {len(kept.n_exact_R)} were reduced")
+    n_exact, n_draws = kept.n_exact_R.numpy(), kept.n_draws_R.numpy()
+    slots = np.arange(kept.ids_RK.shape[1])
+    is_entry = slots < (n_exact + n_draws)[:, None]
+    is_draw = is_entry & (slots >= n_exact[:, None])
+    logprobs = kept.logprobs_RK.numpy()
+    if not targets.draw_values:
+        logprobs = np.where(is_draw, np.float32(np.nan), logprobs)
+
+    def spread(values: Tensor) -> Floats:
+        rows = np.full(len(loss_mask), np.nan, np.float32)
+        rows[places] = values.numpy()
+        return rows
+
+    counts = np.zeros((2, len(loss_mask)), np.int32)
+    counts[:, places] = n_exact, n_draws
+    scalars = {name: spread(values) for name, values in kept.scalars.items() if "@" not in name}
+    return Block(
+        n_exact=counts[0],
+        n_draws=counts[1],
+        ids=kept.ids_RK.numpy()[is_entry],
+        logprobs=logprobs[is_entry],
+        log_z={t: spread(kept.scalars[log_z_column(t)]) for t in targets.temperatures},
+        times=None if kept.times_RK is None else kept.times_RK.numpy()[is_draw],
+        hidden=hidden or {},
+        state=state,
+        **scalars,
+    )

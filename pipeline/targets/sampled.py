@@ -1,0 +1,53 @@
+"""Kind `sampled`: the most probable id exactly, and independent draws with replacement from all others.
+
+In: a chunk at the target temperature. Out: the ids that it keeps, and how often each was drawn.
+Before it: `masses.py`. After it: `reduce.py`.
+"""
+
+import torch
+from torch import Tensor
+
+from kdpipe.pipeline.targets.chunk import Chunk, Kept
+from kdpipe.pipeline.targets.draws import below
+from kdpipe.pipeline.targets.masses import LARGEST_MASS, SMALLEST_TAIL, Masses
+from kdpipe.schemas.targets import Sampled
+
+# Keeps the scale finite where nothing but the most probable id is left; such a row has no draws.
+_LEAST_POWER = 1e-28
+
+
+class DrawSampler:
+    """As many draws for every row, each counted as often as it came."""
+
+    def __init__(self, keep: Sampled, vocabulary_size: int) -> None:
+        self._draws = keep.draws
+        self.width = min(keep.draws + 1, vocabulary_size)
+
+    def keep(self, chunk: Chunk, keys_C: Tensor) -> Kept:
+        """Draw from masses that are whole numbers of shares of the second most probable id."""
+        top_CK = chunk.top(min(2, chunk.vocabulary_size))
+        second_C = chunk.powers_CP.gather(1, top_CK[:, -1:]).squeeze(1).clamp(min=_LEAST_POWER)
+        masses = Masses(chunk, LARGEST_MASS / second_C)
+        masses.remove(top_CK[:, :1], torch.ones_like(top_CK[:, :1], dtype=torch.bool))
+        share_C = masses.total_C.double() * second_C / LARGEST_MASS / chunk.total_C
+        counters = torch.arange(self._draws, device=keys_C.device)
+        points_CN = below(keys_C[:, None], counters, masses.total_C[:, None].clamp(min=1))
+        ids_CK, times_CK, n_C = _counted(masses.find(points_CN), self.width - 1)
+        return Kept(
+            n_exact_C=torch.ones_like(n_C),
+            n_draws_C=torch.where(share_C > SMALLEST_TAIL, n_C, 0),
+            ids_CK=torch.cat([top_CK[:, :1], ids_CK], dim=1),
+            times_CK=torch.cat([torch.ones_like(top_CK[:, :1]), times_CK], dim=1),
+        )
+
+
+def _counted(ids_CN: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Each id once, ascending, how often it came, and how many there are."""
+    sorted_CN = ids_CN.sort(dim=1)[0]
+    new_CN = torch.ones_like(sorted_CN)
+    new_CN[:, 1:] = sorted_CN[:, 1:] != sorted_CN[:, :-1]
+    place_CN = new_CN.cumsum(dim=1) - 1
+    shape = (len(ids_CN), ids_CN.shape[1])
+    ids = ids_CN.new_zeros(shape).scatter_(1, place_CN, sorted_CN)
+    times = ids_CN.new_zeros(shape).scatter_add_(1, place_CN, torch.ones_like(sorted_CN))
+    return ids[:, :width], times[:, :width], new_CN.sum(dim=1)

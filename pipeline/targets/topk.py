@@ -1,0 +1,22 @@
+"""Kind `topk`: the k most probable ids.
+
+In: a chunk. Out: the ids that it keeps. Before it: `chunk.py`. After it: `reduce.py`.
+"""
+
+import torch
+from torch import Tensor
+
+from kdpipe.pipeline.targets.chunk import Chunk, Kept
+from kdpipe.schemas.targets import TopK
+
+
+class TopKSampler:
+    """As many ids for every row, and nothing for the tail."""
+
+    def __init__(self, keep: TopK, vocabulary_size: int) -> None:
+        self.width = min(keep.k, vocabulary_size)
+
+    def keep(self, chunk: Chunk, keys_C: Tensor) -> Kept:
+        """Pick without drawing."""
+        n_C = torch.full_like(keys_C, self.width)
+        return Kept(n_exact_C=n_C, n_draws_C=torch.zeros_like(n_C), ids_CK=chunk.top(self.width))
