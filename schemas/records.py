@@ -79,15 +79,20 @@ def _shown(key: str) -> str:
 
 def allowed_keys(kind: type[BaseModel], place: tuple[int | str, ...]) -> set[str]:
     """The keys that a record allows at a place inside it."""
+    return {name for item in annotations(kind, place) if is_model(item) for name in item.model_fields}
+
+
+def annotations(kind: type[BaseModel], place: tuple[int | str, ...]) -> list[Any]:
+    """What may stand at a place inside a record: the members of a union, or the one type; none where no place is."""
     found: list[Any] = [kind]
     for step in place:
         found = [below for item in found for below in _step(item, step)]
-    return {name for item in found if _is_model(item) for name in item.model_fields}
+    return found
 
 
 def _step(annotation: Any, step: int | str) -> list[Any]:
     """The annotations one step below one: a field, an element, or the member of a union that a tag names."""
-    if _is_model(annotation):
+    if is_model(annotation):
         field = annotation.model_fields.get(str(step))
         return _open(field.annotation) if field is not None else ([annotation] if _tagged(annotation, step) else [])
     arguments = [argument for argument in typing.get_args(annotation) if argument is not Ellipsis]
@@ -108,7 +113,8 @@ def _tagged(kind: type[BaseModel], tag: int | str) -> bool:
     return field is not None and tag in typing.get_args(field.annotation)
 
 
-def _is_model(annotation: Any) -> bool:
+def is_model(annotation: Any) -> bool:
+    """Whether an annotation is a record's class."""
     return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 

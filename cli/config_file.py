@@ -1,0 +1,125 @@
+"""Configuration files: YAML as version 1.2 reads it, and JSON.
+
+In: the file of --config, or one value of the environment or of --set. Out: plain values. `no` is a word and 1e-3 a
+number; a key that stands twice, an alias or a tag is refused. Before it: `cli/stage_one_options.py`.
+After it: `kdpipe.schemas.settings` knows which values mean something.
+"""
+
+import re
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, cast
+
+from kdpipe.schemas.errors import CacheDamaged, ConfigError
+
+if TYPE_CHECKING:
+    import yaml
+
+MAX_BYTES = 1 << 20
+TAG = "tag:yaml.org,2002:"
+# The core schema of YAML 1.2.2, 10.3.2, without octal and hexadecimal numbers, infinities and NaN.
+SCALARS = {
+    "null": (re.compile(r"^(?:~|null|Null|NULL|)$"), ["~", "n", "N", ""]),
+    "bool": (re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")),
+    "int": (re.compile(r"^[-+]?[0-9]+$"), list("-+0123456789")),
+    "float": (re.compile(r"^[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?$"), list("-+.0123456789")),
+}
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """The settings in a file; a name that ends in .json is read as strict JSON."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise ConfigError(f"the file {path} cannot be read: {error.strerror}", hint="check --config") from None
+    if len(data) > MAX_BYTES:
+        raise ConfigError(f"the file {path} is larger than {MAX_BYTES:,} bytes", hint="check --config")
+    value = _json(path, data) if path.suffix.lower() == ".json" else _yaml(path, data)
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise ConfigError(f"the file {path} holds no settings by name", hint="write lines such as `seed: 1`")
+    return value
+
+
+def read_value(text: str) -> Any:
+    """One value; a ValueError says why it is none."""
+    import yaml
+
+    try:
+        return yaml.load(text, Loader=_loader())  # the loader makes plain values only
+    except yaml.MarkedYAMLError as error:
+        raise ValueError(f"{text!r} is no value: {error.problem}") from None
+    except (yaml.YAMLError, RecursionError):
+        raise ValueError(f"{text!r} is no value") from None
+
+
+def _json(path: Path, data: bytes) -> Any:
+    from kdpipe.schemas.strict_json import parse
+
+    try:
+        return parse(data, f"the file {path}")
+    except CacheDamaged as error:
+        raise ConfigError(error.message) from None
+
+
+def _yaml(path: Path, data: bytes) -> Any:
+    import yaml
+
+    try:
+        return yaml.load(data.decode("utf-8-sig"), Loader=_loader())  # the loader makes plain values only
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"the file {path} is not UTF-8: byte {error.start:,}") from None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise ConfigError(f"the file {path}{where}: {error.problem}") from None
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise ConfigError(f"the file {path} is not YAML: {' '.join(str(error).split())}") from None
+
+
+@lru_cache(maxsize=1)
+def _loader() -> "type[yaml.SafeLoader]":
+    """A loader that knows the core schema alone: no aliases, no tags, no key twice."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        yaml_constructors: ClassVar[dict[Any, Any]] = {}
+
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            if self.check_event(yaml.AliasEvent):
+                mark = cast(Any, self).peek_event().start_mark  # the library says no types here
+                raise yaml.composer.ComposerError(None, None, "aliases are not read: write the value out", mark)
+            return super().compose_node(parent, index)
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+            seen = set()
+            for key, _ in node.value:
+                if key.tag != f"{TAG}str":
+                    raise yaml.constructor.ConstructorError(None, None, "a name must be text", key.start_mark)
+                if key.value in seen:
+                    told = f"the name {key.value!r} stands twice"
+                    raise yaml.constructor.ConstructorError(None, None, told, key.start_mark)
+                seen.add(key.value)
+            return super().construct_mapping(node, deep)
+
+    Loader.yaml_implicit_resolvers = {}
+    for name, (pattern, first) in SCALARS.items():
+        Loader.add_implicit_resolver(f"{TAG}{name}", pattern, first)
+    safe: Any = yaml.SafeLoader
+    for name in ("map", "seq", "str", "null"):
+        Loader.yaml_constructors[f"{TAG}{name}"] = getattr(safe, f"construct_yaml_{name}")
+    for name, convert in (("bool", _truth), ("int", int), ("float", float)):
+        Loader.yaml_constructors[f"{TAG}{name}"] = _scalar(convert)
+    Loader.yaml_constructors[None] = safe.construct_undefined
+    return Loader
+
+
+def _truth(text: str) -> bool:
+    return text.lower() == "true"
+
+
+def _scalar(convert: Callable[[str], Any]) -> Callable[[Any, Any], Any]:
+    return lambda loader, node: convert(loader.construct_scalar(node))

@@ -1,0 +1,221 @@
+"""Settings by layer: who has the last word, and how a wrong one is told."""
+
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from typing import Any
+
+import pytest
+
+from kdpipe.cli.config_file import read_value
+from kdpipe.schemas.errors import ConfigError
+from kdpipe.schemas.settings import from_environment, from_file, from_flag, from_sets, layered
+from kdpipe.schemas.stage_one import StageOne
+
+
+def said(
+    file: Mapping[str, Any] | None = None,
+    environment: Mapping[str, str] | None = None,
+    sets: Sequence[str] = (),
+    flags: Mapping[str, tuple[str, Any]] | None = None,
+) -> StageOne:
+    """Stage one's settings, as these layers say them; flags by name, each with its place and value."""
+    layers = from_file(StageOne, file or {}, "kd.yaml")
+    layers += from_environment(StageOne, environment or {}, read_value)
+    layers += from_sets(StageOne, sets, read_value)
+    for flag, (place, value) in (flags or {}).items():
+        layers += from_flag(StageOne, flag, place, value)
+    return layered(StageOne, layers)
+
+
+def refusal(**layers: Any) -> str:
+    """The two lines that a person reads."""
+    with pytest.raises(ConfigError) as refused:
+        said(**layers)
+    assert refused.value.exit_code == 2
+    return f"{refused.value.message}\n{refused.value.hint or ''}".rstrip()
+
+
+LAYERS: list[tuple[str, Any, int]] = [
+    ("file", {"seed": 1}, 1),
+    ("environment", {"KDPIPE_SEED": "2"}, 2),
+    ("sets", ["seed=3"], 3),
+    ("flags", {"--seed": ("seed", 4)}, 4),
+]
+
+
+@pytest.mark.parametrize("present", [chosen for n in range(5) for chosen in combinations(LAYERS, n)], ids=len)
+def test_the_later_layer_has_the_last_word(present: Sequence[tuple[str, Any, int]]) -> None:
+    settings = said(**{name: value for name, value, _ in present})
+    assert settings.seed == (present[-1][2] if present else StageOne().seed)
+
+
+def test_layers_that_speak_of_different_settings_add_up() -> None:
+    settings = said(
+        file={"data": {"path": "a.jsonl", "columns": {"text": "body"}}, "targets": {"draws": 7}},
+        environment={"KDPIPE_DATA__VAL_FRACTION": "0.1", "HOME": "/root", "kdpipe_seed": "x"},
+        sets=["data.columns.prompt=question", "data.columns={response: answer}"],
+        flags={"--data": ("data.path", "b.jsonl")},
+    )
+    assert (settings.data.path, settings.data.val_fraction, settings.targets.draws) == ("b.jsonl", 0.1, 7)
+    columns = settings.data.columns
+    assert (columns.text, columns.prompt, columns.response) == ("body", "question", "answer")
+
+
+def test_of_two_sets_for_one_setting_the_second_counts() -> None:
+    assert said(sets=["seed=1", "seed=2"]).seed == 2
+
+
+def test_a_group_may_be_said_as_a_whole_or_left_empty() -> None:
+    settings = said(file={"targets": None, "data": {}}, environment={"KDPIPE_DATA": "{limit: 3, path: x}"})
+    assert (settings.data.limit, settings.data.path) == (3, "x")
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("1", 1.0), ("0.5", 0.5), ("1e-3", 0.001), (".25", 0.25), ("+1.", 1.0), ("5E-1", 0.5)],
+)
+def test_a_number_is_read_however_it_is_written(text: str, value: float) -> None:
+    assert said(sets=[f"targets.tau={text}"]).targets.tau == value
+    assert said(environment={"KDPIPE_TARGETS__TAU": text}).targets.tau == value
+
+
+def test_a_whole_number_may_be_written_as_a_float_and_a_float_as_a_whole_number() -> None:
+    settings = said(file={"data": {"limit": 1e6}, "targets": {"tau": 1, "temperatures": [2, 3.5]}})
+    assert (settings.data.limit, settings.targets.tau, settings.targets.temperatures) == (1_000_000, 1.0, (2.0, 3.5))
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("no", False), ("No", False), ("off", False), ("false", False), ("yes", True), ("ON", True), ("True", True)],
+)
+def test_a_truth_may_be_said_in_words(text: str, value: bool) -> None:
+    assert said(sets=[f"sequences.pack={text}"]).sequences.pack is value
+    assert said(file={"sequences": {"pack": text}}).sequences.pack is value
+
+
+@pytest.mark.parametrize(
+    "text", ["no", "007", "1e5", "*.jsonl", "a: b", "[x].txt", "2024-01-01", "a #b", "a=b", "'q'", " x", "true"]
+)
+def test_a_name_is_taken_as_it_stands(text: str) -> None:
+    assert said(sets=[f"data.path={text}"]).data.path == text
+    assert said(environment={"KDPIPE_TEACHER__REVISION": text}).teacher.revision == text
+
+
+@pytest.mark.parametrize("text", ["", "~", "null"])
+def test_a_setting_that_may_be_absent_can_be_unset(text: str) -> None:
+    settings = said(file={"data": {"path": "a", "limit": 3}}, sets=[f"data.path={text}", f"data.limit={text}"])
+    assert (settings.data.path, settings.data.limit) == (None, None)
+
+
+@pytest.mark.parametrize("text", ["[2, 3]", "2,3", "[2.0,3.0]"])
+def test_a_list_may_be_said_without_brackets(text: str) -> None:
+    assert said(environment={"KDPIPE_TARGETS__TEMPERATURES": text}).targets.temperatures == (2.0, 3.0)
+
+
+def test_a_list_of_one_and_an_empty_list_are_lists() -> None:
+    settings = said(sets=["targets.temperatures=3", "hidden.layers=0.5,1.0,7", "data.columns.keep=[]"])
+    assert settings.targets.temperatures == (3.0,)
+    assert settings.hidden.layers == ("0.5", "1.0", "7")
+    assert settings.data.columns.keep == ()
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        ({"sets": ["targets.tau=x"]}, "--set targets.tau=x: input should be a valid number, not 'x'"),
+        (
+            {"file": {"targets": {"tau": "x"}}},
+            "targets.tau in the file kd.yaml: input should be a valid number, not 'x'",
+        ),
+        (
+            {"environment": {"KDPIPE_TARGETS__TAU": "x"}},
+            "KDPIPE_TARGETS__TAU: input should be a valid number, not 'x'",
+        ),
+        (
+            {"flags": {"--tau": ("targets.tau", 7.0)}},
+            "--tau: input should be less than or equal to 1, not 7.0",
+        ),
+        (
+            {"file": {"targets": {"temperatures": [2, 0]}}},
+            "targets.temperatures in the file kd.yaml: item 2: input should be greater than 0, not 0",
+        ),
+        (
+            {"sets": ["targets.temperatures=2,2"]},
+            "--set targets.temperatures=2,2: temperatures must differ from each other and from 1, whose log_z is 0",
+        ),
+        ({"sets": ["seed"]}, "--set seed gives no value\nwrite --set NAME=VALUE"),
+        (
+            {"sets": ["sequences.pack={"]},
+            "--set sequences.pack={: '{' is no value: expected the node content, but found '<stream end>'",
+        ),
+        ({"sets": ["seed=1.5"]}, "--set seed=1.5: input should be a valid integer, not 1.5"),
+        ({"file": {"seed": True}}, "seed in the file kd.yaml: input should be a valid integer, not True"),
+        (
+            {"file": {"teacher": {"revision": 1234567}}},
+            "teacher.revision in the file kd.yaml: input should be a valid string, not 1234567\nput it in quotes",
+        ),
+        (
+            {"file": {"targets": {"tau": "x"}}, "sets": ["seed=1"]},
+            "targets.tau in the file kd.yaml: input should be a valid number, not 'x'",
+        ),
+        ({"flags": {"--tau": ("targets.tau", float("nan"))}}, "--tau: input should be a finite number, not nan"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_a_wrong_value_is_told_with_who_said_it(layers: dict[str, Any], message: str) -> None:
+    assert refusal(**layers) == message
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        (
+            {"file": {"targets": {"taus": 1}}},
+            "targets.taus in the file kd.yaml: unknown setting 'targets.taus': the nearest is 'targets.tau'",
+        ),
+        ({"file": {"tau": 1}}, "tau in the file kd.yaml: unknown setting 'tau': the nearest is 'targets.tau'"),
+        (
+            {"sets": ["data.val_fracton=0"]},
+            "--set data.val_fracton=0: unknown setting 'data.val_fracton': the nearest is 'data.val_fraction'",
+        ),
+        (
+            {"environment": {"KDPIPE_DATA__VAL_FRACTON": "0"}},
+            "unknown setting 'KDPIPE_DATA__VAL_FRACTON': the nearest is 'KDPIPE_DATA__VAL_FRACTION'",
+        ),
+        (
+            {"environment": {"KDPIPE_DATA_LIMIT": "0"}},
+            "unknown setting 'KDPIPE_DATA_LIMIT': the nearest is 'KDPIPE_DATA__LIMIT'",
+        ),
+        (
+            {"environment": {"KDPIPE_DTA__LIMIT": "0"}},
+            "KDPIPE_DTA__LIMIT: unknown setting 'KDPIPE_DTA': the nearest is 'KDPIPE_DATA'",
+        ),
+        ({"sets": ["zzzz=1"]}, "--set zzzz=1: unknown setting 'zzzz'"),
+        ({"sets": ["seed.x=1"]}, "--set seed.x=1: 'seed' is one value, nothing is below it"),
+        ({"sets": ["=1"]}, "--set =1: unknown setting ''"),
+        ({"environment": {"KDPIPE_": "0"}}, "unknown setting 'KDPIPE_'"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_an_unknown_name_is_refused_with_the_nearest(layers: dict[str, Any], message: str) -> None:
+    assert refusal(**layers).splitlines()[0] == message
+
+
+def test_what_is_allowed_is_told_beside_an_unknown_name() -> None:
+    told = refusal(sets=["sequences.lenth=1"])
+    assert told.splitlines()[1] == "allowed there are length, pack"
+
+
+def test_a_group_is_not_a_value() -> None:
+    told = refusal(file={"sequences": 512})
+    assert told == "sequences in the file kd.yaml is a group of settings, not 512\nin it are length, pack"
+
+
+def test_a_message_stays_short() -> None:
+    assert len(refusal(sets=[f"seed={'9' * 5000}x"])) < 300
+    assert len(refusal(environment={f"KDPIPE_{'X' * 5000}": "1"}).splitlines()[0]) < 300
+
+
+def test_resolved_settings_read_back_as_they_are() -> None:
+    settings = said(sets=["hidden.layers=0.5,3", "targets.tau=0.1", "data.path=é*.jsonl"])
+    assert layered(StageOne, from_file(StageOne, settings.model_dump(mode="json"), "resolved.json")) == settings
