@@ -1,0 +1,135 @@
+"""Summaries of hidden states: which layers, how they are made narrow, and a document's mean.
+
+In: `HiddenSettings`, states of some layers on any device. Out: a `HiddenSpec`; vectors of a few numbers.
+Before it: `pipeline/teachers`, which has the states. After it: the writer, which quantises them.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from kdpipe.pipeline.targets.draws import key_of, words
+from kdpipe.schemas.errors import ConfigError
+from kdpipe.schemas.stage_one import HiddenSettings
+from kdpipe.schemas.targets import HiddenSpec, PcaProjection, Projection, RandomProjection, Vector, WholeState
+
+# Two layers of 64 int8 and a float32 scale each are 136 bytes a document.
+POOLED_LAYERS = ("0.5", "1.0")
+POOLED_WIDTH = 64
+GROUP = 64
+_PCA_ROWS = 4096
+
+
+def hidden_spec(settings: HiddenSettings, n_layers: int, width: int, seed: int) -> HiddenSpec:
+    """What is kept of a teacher of some layers and width: layer 0 is the embedding's output, the last `n_layers`."""
+    if settings.layers and settings.dim > width:
+        raise ConfigError(
+            f"hidden.dim is {settings.dim}, states of this teacher have {width} numbers",
+            hint=f"ask for {width} at most",
+        )
+    projection: Projection = RandomProjection(seed=seed)
+    pooled = [_vector(layer, POOLED_WIDTH, width, projection) for layer in _distinct(POOLED_LAYERS, n_layers)]
+    if settings.projection == "pca":
+        projection = PcaProjection(input_width=width)
+    layers = [layer_number(layer, n_layers) for layer in settings.layers]
+    if len(set(layers)) != len(layers):
+        raise ConfigError(
+            f"--hidden-layers names a layer twice: {', '.join(settings.layers)} are layers "
+            f"{', '.join(map(str, layers))} of {n_layers}",
+            hint="name each once",
+        )
+    rows = [_vector(layer, settings.dim, width, projection) for layer in layers]
+    return HiddenSpec(pooled=tuple(pooled) if settings.pooled else (), rows=tuple(rows))
+
+
+def layer_number(layer: str, n_layers: int) -> int:
+    """The number of a layer that is given as one, or as a fraction of the depth with a point."""
+    number = math.floor(float(layer) * n_layers + 0.5) if "." in layer else int(layer)
+    if number > n_layers:
+        raise ConfigError(
+            f"--hidden-layers names layer {number}, the teacher has {n_layers}",
+            hint="name a number up to that, or a fraction of the depth such as 0.5",
+        )
+    return number
+
+
+def _distinct(layers: Sequence[str], n_layers: int) -> list[int]:
+    return sorted({layer_number(layer, n_layers) for layer in layers})
+
+
+def _vector(layer: int, dim: int, width: int, projection: Projection) -> Vector:
+    """A state that is no wider than what is asked for is kept as it is."""
+    if width <= dim:
+        dim, projection = width, WholeState()
+    return Vector(layer=layer, width=dim, group=min(GROUP, dim), projection=projection)
+
+
+def sign_matrix(projection: RandomProjection, layer: int, input_width: int, width: int) -> Tensor:
+    """[width, input_width] numbers of size 1 / sqrt(width); docs/cache-format.md has the recipe."""
+    key = key_of(projection.seed, layer, input_width, width)
+    size = 1 / math.sqrt(width)
+    drawn = words(key, torch.arange(width * input_width)).view(width, input_width)
+    return torch.where(drawn < 0, -size, size).float()
+
+
+class Projector:
+    """Makes the states of some layers narrow, in float32, where they are."""
+
+    def __init__(
+        self,
+        vectors: Sequence[Vector],
+        input_width: int,
+        device: torch.device,
+        fitted: Mapping[int, "Pca"] | None = None,
+    ) -> None:
+        """`fitted` has matrix and mean of each layer whose projection is a PCA."""
+        self._maps: dict[int, tuple[Tensor, Tensor | None] | None] = {}
+        for vector in vectors:
+            self._maps[vector.layer] = None
+            if isinstance(vector.projection, RandomProjection):
+                matrix = sign_matrix(vector.projection, vector.layer, input_width, vector.width)
+                self._maps[vector.layer] = (matrix.to(device), None)
+            elif isinstance(vector.projection, PcaProjection):
+                matrix, mean = (fitted or {})[vector.layer]
+                self._maps[vector.layer] = (matrix.to(device), mean.to(device))
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The layers that are wanted."""
+        return tuple(self._maps)
+
+    def project(self, layer: int, states: Tensor) -> Tensor:
+        """[..., input width] to [..., width]."""
+        states, how = states.float(), self._maps[layer]
+        if how is None:
+            return states
+        matrix, mean = how
+        return (states if mean is None else states - mean) @ matrix.T
+
+
+Pca = tuple[Tensor, Tensor]
+
+
+def fit_pca(states_NH: Tensor, width: int) -> Pca:
+    """The directions in which states vary most, [width, H], and their mean, [H].
+
+    Worked out in float64 on the CPU; the largest number of each direction is positive.
+    """
+    if len(states_NH) < 2 or not width <= states_NH.shape[1]:
+        raise ConfigError(f"a PCA of {width} numbers cannot be fitted to {list(states_NH.shape)} states")
+    mean_H = states_NH.double().mean(dim=0).cpu()
+    scatter_HH = torch.zeros(len(mean_H), len(mean_H), dtype=torch.float64)
+    for first in range(0, len(states_NH), _PCA_ROWS):
+        centred = states_NH[first : first + _PCA_ROWS].cpu().double() - mean_H
+        scatter_HH += centred.T @ centred
+    matrix = torch.linalg.eigh(scatter_HH)[1].T.flip(0)[:width]
+    largest = matrix.gather(1, matrix.abs().argmax(dim=1, keepdim=True))
+    return (matrix * largest.sign()).float().contiguous(), mean_H.float()
+
+
+def mean_states(states_BTH: Tensor, lengths_B: Tensor) -> Tensor:
+    """The mean over the first `lengths` positions of each document, in float32; what follows is padding."""
+    real_BT1 = (torch.arange(states_BTH.shape[1], device=states_BTH.device) < lengths_B[:, None])[:, :, None]
+    return states_BTH.float().masked_fill(~real_BT1, 0.0).sum(dim=1) / lengths_B[:, None]
