@@ -1,0 +1,229 @@
+"""The corpus: documents found, indexed and split; any range of them as pieces for the teacher.
+
+In: what a person said of the data, and the tokenizer. Out: `Corpus`. Before it: `index.py`, `render.py`,
+`tokenise.py`. After it: `pipeline/capture` asks for the documents of a part, `parts.py` plans parts.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby, islice
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kdpipe.pipeline.data.columns import Document, Mapping, detect
+from kdpipe.pipeline.data.index import Index, Indexer
+from kdpipe.pipeline.data.parts import make_plan
+from kdpipe.pipeline.data.pieces import Piece
+from kdpipe.pipeline.data.render import Loss, Renderer
+from kdpipe.pipeline.data.row_files import RowFile
+from kdpipe.pipeline.data.sources import find_files
+from kdpipe.pipeline.data.tokenise import Counts, Tokens, cut, marked, tokenise
+from kdpipe.pipeline.data.tokenizer import LoadedTokenizer
+from kdpipe.schemas.errors import ConfigError, KdpipeError
+from kdpipe.schemas.manifest import SourceColumn
+from kdpipe.schemas.plan import MAX_PART_ROWS, Plan, SplitName
+from kdpipe.schemas.stage_one import DataSettings
+
+# Rows that are looked at to find the roles of columns; documents that tell how many tokens a byte has.
+LOOKED_AT = 100
+SAMPLE = 64
+# Documents that are tokenised together.
+BATCH = 32
+SPLITS: tuple[SplitName, ...] = ("train", "validation")
+
+
+class Corpus:
+    """Documents of one form, in two splits; `counts` says what became of those that were tokenised."""
+
+    def __init__(
+        self,
+        files: Sequence[RowFile],
+        index: Index,
+        mapping: Mapping,
+        renderer: Renderer,
+        settings: DataSettings,
+        tokenizer: LoadedTokenizer,
+    ) -> None:
+        self._files, self._index, self._renderer = files, index, renderer
+        self._settings, self._tokenizer = settings, tokenizer
+        self._documents = {split: index.documents(split) for split in SPLITS}
+        self._tokens_per_byte: float | None = None
+        self.mapping = mapping
+        self.counts = Counts()
+
+    @property
+    def splits(self) -> dict[SplitName, int]:
+        """How many documents each split has."""
+        return {split: len(numbers) for split, numbers in self._documents.items()}
+
+    @property
+    def fingerprint(self) -> str:
+        """The documents by content, with everything that their tokens depend on but the tokenizer."""
+        return self._index.fingerprint
+
+    @property
+    def columns(self) -> tuple[SourceColumn, ...]:
+        """What is kept of a document beside its tokens."""
+        return self._index.columns
+
+    @property
+    def source(self) -> str:
+        """Where the documents come from, for people."""
+        return " + ".join(filter(None, (self._settings.path, self._settings.val_path)))[:2000]
+
+    @property
+    def loss(self) -> Loss:
+        """What is to be learnt."""
+        return self._renderer.loss
+
+    @property
+    def bad_rows(self) -> tuple[int, tuple[str, ...]]:
+        """How many rows are no documents, and the first of them with their reasons."""
+        return self._index.n_bad_rows, self._index.bad_rows
+
+    def place(self, split: SplitName, document: int) -> str:
+        """Where a document stands in the data: corpus.jsonl:17."""
+        i = self._documents[split][document]
+        return f"{self._files[self._index.files[i]].name}:{self._index.numbers[i]}"
+
+    def pieces(self, split: SplitName, first: int, n: int, sequence_length: int) -> Iterator[Piece]:
+        """The pieces of documents [first, first + n) of a split, in order."""
+        rows = 0
+        for document, columns, tokens in self._tokenised(split, np.arange(first, first + n)):
+            how = self._settings.long_documents
+            if how == "refuse" and len(tokens.ids) > sequence_length:
+                raise ConfigError(
+                    f"{self.place(split, document)} has {len(tokens.ids):,} tokens, a sequence {sequence_length:,}",
+                    hint="raise --seq-len, or --set data.long_documents=split (or truncate)",
+                )
+            known = {"split": split, "document": document, "columns": columns}
+            for piece in cut(tokens, sequence_length, how, self.counts, **known):
+                rows += len(piece)
+                if rows > MAX_PART_ROWS:
+                    raise KdpipeError(
+                        f"documents {first:,} to {first + n:,} of {split} have more than {MAX_PART_ROWS:,} tokens",
+                        hint="the tokenizer makes more tokens than its text has bytes: lower data.max_document_bytes",
+                    )
+                yield piece
+
+    def plan(self, length: int, packed: bool = True, tokens_per_byte: float | None = None) -> Plan:
+        """The parts; equal for equal documents, tokenizer and settings."""
+        sizes = {split: self._index.sizes[self._documents[split]] for split in SPLITS}
+        return make_plan(sizes, tokens_per_byte or self.tokens_per_byte(), length, packed)
+
+    def tokens_per_byte(self) -> float:
+        """Tokens for each byte of document, from a sample that is spread evenly."""
+        if self._tokens_per_byte is None:
+            n_tokens = n_bytes = 0
+            for split in SPLITS:
+                chosen = self._spread(split, SAMPLE)
+                n_bytes += int(self._index.sizes[self._documents[split][chosen]].sum())
+                n_tokens += sum(len(tokens.ids) for _, _, tokens in self._tokenised(split, chosen))
+            self._tokens_per_byte = n_tokens / max(n_bytes, 1)
+        return self._tokens_per_byte
+
+    def token_counts(self, vocabulary_size: int, limit_tokens: int = 2_000_000) -> npt.NDArray[np.int64]:
+        """How often each id stands in documents of the training split that are spread evenly."""
+        counts = np.zeros(vocabulary_size, np.int64)
+        sizes = self._index.sizes[self._documents["train"]]
+        expected = float(sizes.sum()) * self.tokens_per_byte()
+        most = max(1, int(len(sizes) * min(1.0, limit_tokens / max(expected, 1.0))))
+        for _, _, tokens in self._tokenised("train", self._spread("train", most)):
+            counts += np.bincount(tokens.ids, minlength=vocabulary_size)
+        return counts
+
+    def sample(self, document: int = 0, most: int = 300) -> list[tuple[str, bool]]:
+        """A document as the teacher reads it, in runs of what is learnt and what is not; long runs are shortened."""
+        _, _, tokens = next(self._tokenised("train", np.array([document])))
+        return [(_shortened(text, most), learnt) for text, learnt in marked(tokens, self._tokenizer)]
+
+    def _spread(self, split: SplitName, most: int) -> npt.NDArray[np.int64]:
+        """At most so many documents of a split, evenly spread."""
+        n = len(self._documents[split])
+        return np.unique(np.linspace(0, max(n - 1, 0), min(n, most)).round().astype(np.int64))
+
+    def _tokenised(
+        self, split: SplitName, documents: npt.NDArray[np.int64]
+    ) -> Iterator[tuple[int, dict[str, Any], Tokens]]:
+        """Some documents of a split, ascending, as tokens."""
+        read = self._read(split, documents)
+        while batch := list(islice(read, BATCH)):
+            places = [self.place(split, number) for number, _ in batch]
+            rendered = [
+                self._renderer.render(document, place) for (_, document), place in zip(batch, places, strict=True)
+            ]
+            tokens = tokenise(rendered, places, self._tokenizer)
+            for (number, document), each in zip(batch, tokens, strict=True):
+                yield number, self._columns(document), each
+
+    def _read(self, split: SplitName, documents: npt.NDArray[np.int64]) -> Iterator[tuple[int, Document]]:
+        index = self._index
+        numbered = [(int(number), int(self._documents[split][number])) for number in documents]
+        for file, group in groupby(numbered, key=lambda each: int(index.files[each[1]])):
+            members = list(group)
+            positions = [int(index.positions[i]) for _, i in members]
+            for (number, _), row in zip(members, self._files[file].columns_at(positions), strict=True):
+                yield number, self.mapping.document(row)
+
+    def _columns(self, document: Document) -> dict[str, Any]:
+        """The kept columns in their types: a whole number among others with a fraction is one of them."""
+        types = {column.name: column.type for column in self.columns}
+        return {
+            name: float(value) if types[name] == "float64" and value is not None else value
+            for name, value in document.columns.items()
+        }
+
+
+def _shortened(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[: most // 2]} ... {text[-most // 2 :]}"
+
+
+def open_corpus(settings: DataSettings, tokenizer: LoadedTokenizer) -> Corpus:
+    """Find the documents and go through them once."""
+    if settings.path is None:
+        raise ConfigError("there are no data", hint="name them with --data")
+    files = find_files(settings.path, settings.split, settings.max_document_bytes)
+    mapping = detect(_first_rows(files), settings.columns, settings.path)
+    renderer = Renderer(mapping, settings, tokenizer)
+    indexer = Indexer(mapping, settings, renderer.most_bytes)
+    has_own = settings.val_path is not None
+    found = indexer.read(files, split="train" if has_own else None)
+    if not found:
+        raise _nothing(settings.path, indexer.finish({}))
+    if settings.val_path is not None:
+        more = find_files(settings.val_path, None, settings.max_document_bytes, hub_split="validation")
+        if not indexer.read(more, len(files), "validation"):
+            raise _nothing(settings.val_path, indexer.finish({}))
+        files = [*files, *more]
+    index = indexer.finish(_made_with(settings, mapping, renderer))
+    if index.in_validation.all():
+        raise ConfigError(
+            f"all {found:,} documents fall into validation, at a fraction of {settings.val_fraction}",
+            hint="lower --val-fraction, or give more documents",
+        )
+    return Corpus(files, index, mapping, renderer, settings, tokenizer)
+
+
+def _first_rows(files: Iterable[RowFile]) -> list[dict[str, Any]]:
+    rows = (row.columns for file in files for row in file.rows())
+    return list(islice((columns for columns in rows if columns is not None), LOOKED_AT))
+
+
+def _made_with(settings: DataSettings, mapping: Mapping, renderer: Renderer) -> dict[str, Any]:
+    """What tokens depend on beside documents and tokenizer."""
+    return {
+        "mapping": mapping.describe(),
+        "loss": renderer.loss,
+        "template": renderer.template,
+        "append_stop": settings.append_stop,
+        "long_documents": settings.long_documents,
+    }
+
+
+def _nothing(path: str, index: Index) -> ConfigError:
+    first = f" The first: {index.bad_rows[0]}" if index.bad_rows else ""
+    return ConfigError(
+        f"{path} has no document that can be used; {index.n_bad_rows:,} rows are bad.{first}",
+        hint="look at the rows, and at data.columns",
+    )

@@ -1,0 +1,194 @@
+"""The cheap index: one pass over all rows that says which are documents, where they are, how large, in which split.
+
+In: files of rows. Out: `Index`, about 25 bytes a document, and the data's fingerprint. Nothing is tokenised.
+Before it: `sources.py`, `columns.py`. After it: `corpus.py` reads documents by it, `parts.py` plans parts.
+"""
+
+import hashlib
+from array import array
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from kdpipe.pipeline.data.columns import BadRow, Document, Mapping
+from kdpipe.pipeline.data.row_files import Row, RowFile
+from kdpipe.schemas.errors import ConfigError
+from kdpipe.schemas.manifest import SourceColumn
+from kdpipe.schemas.plan import MAX_PART_ROWS, SplitName
+from kdpipe.schemas.stage_one import DataSettings
+from kdpipe.schemas.strict_json import canonical
+
+ColumnType = Literal["string", "int64", "float64", "bool"]
+# Tokens that a tokenizer may put around a document.
+MORE_TOKENS = 8
+SHOWN_BAD_ROWS = 3
+KEPT_BAD_ROWS = 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Index:
+    """Arrays with a value a document, in the order of the data.
+
+    `sizes` is an upper bound of its bytes once rendered.
+    """
+
+    files: npt.NDArray[np.uint32]
+    positions: npt.NDArray[np.uint64]
+    numbers: npt.NDArray[np.uint32]
+    sizes: npt.NDArray[np.uint32]
+    in_validation: npt.NDArray[np.bool_]
+    columns: tuple[SourceColumn, ...]
+    n_bad_rows: int
+    bad_rows: tuple[str, ...]
+    fingerprint: str
+
+    def documents(self, split: SplitName) -> npt.NDArray[np.int64]:
+        """The documents of a split, by their place in the arrays."""
+        return np.flatnonzero(self.in_validation == (split == "validation"))
+
+
+@dataclass(slots=True)
+class _Columns:
+    """The types of kept columns, as they turn up."""
+
+    types: dict[str, ColumnType | None]
+
+    def take(self, document: Document, place: str) -> None:
+        for name, value in document.columns.items():
+            if value is not None:
+                self.types[name] = _wider(self.types[name], value, name, place)
+
+    def records(self) -> tuple[SourceColumn, ...]:
+        return tuple(SourceColumn(name=name, type=kind or "string") for name, kind in self.types.items())
+
+
+def _wider(known: ColumnType | None, value: Any, name: str, place: str) -> ColumnType:
+    kinds: dict[type, ColumnType] = {str: "string", bool: "bool", int: "int64", float: "float64"}
+    kind = kinds.get(type(value))
+    drop = "leave it out with data.columns.keep"
+    if kind is None or (kind == "int64" and not -(1 << 63) <= value < 1 << 63):
+        raise ConfigError(
+            f"{place}: the kept column {name!r} holds {type(value).__name__}, {', '.join(get_args(ColumnType))} can be",
+            hint=drop,
+        )
+    if known in (None, kind):
+        return kind
+    if {known, kind} == {"int64", "float64"}:
+        return "float64"
+    raise ConfigError(f"{place}: the kept column {name!r} holds {kind}, and {known} before it", hint=drop)
+
+
+@dataclass(slots=True)
+class Indexer:
+    """Goes through rows and remembers where the documents are."""
+
+    mapping: Mapping
+    settings: DataSettings
+    most_bytes: Callable[[Document], int]
+    _files: "array[int]" = field(default_factory=lambda: array("I"))
+    _positions: "array[int]" = field(default_factory=lambda: array("Q"))
+    _numbers: "array[int]" = field(default_factory=lambda: array("I"))
+    _sizes: "array[int]" = field(default_factory=lambda: array("I"))
+    _validation: bytearray = field(default_factory=bytearray)
+    _columns: _Columns = field(init=False)
+    _digest: Any = field(default_factory=hashlib.sha256)
+    _lowest: int = 1 << 64
+    _lowest_at: list[int] = field(default_factory=list)
+    _bad: list[str] = field(default_factory=list)
+    _n_bad: int = 0
+
+    def __post_init__(self) -> None:
+        for name in self.mapping.keep:
+            if not name.isidentifier() or not name.isascii() or len(name) > 64:
+                raise ConfigError(
+                    f"the column {name!r} cannot be kept: a name has letters, digits and _, at most 64",
+                    hint="rename it, or leave it out of data.columns.keep",
+                )
+        self._columns = _Columns(dict.fromkeys(self.mapping.keep))
+
+    def read(self, files: Sequence[RowFile], first_file: int = 0, split: SplitName | None = None) -> int:
+        """Take the rows of some files, all into one split if that is named; how many documents there were."""
+        before = len(self._sizes)
+        most = self.settings.limit if split != "validation" else None
+        for number, file in enumerate(files, first_file):
+            for row in file.rows():
+                if most is not None and len(self._sizes) - before >= most:
+                    return most
+                self._take(row, number, f"{file.name}:{row.number}", split)
+        return len(self._sizes) - before
+
+    def _take(self, row: Row, file: int, place: str, split: SplitName | None) -> None:
+        try:
+            document, size, digest, kept = self._document(row)
+        except BadRow as problem:
+            self._count_bad(f"{place}: {problem}")
+            return
+        self._columns.take(document, place)
+        self._digest.update(digest + kept)
+        chance = int.from_bytes(digest[:8], "big")
+        if split is None:
+            if chance <= self._lowest:
+                self._lowest_at = [] if chance < self._lowest else self._lowest_at
+                self._lowest_at.append(len(self._sizes))
+                self._lowest = chance
+            self._validation.append(chance < self.settings.val_fraction * 2.0**64)
+        else:
+            self._validation.append(split == "validation")
+        self._files.append(file)
+        self._positions.append(row.position)
+        self._numbers.append(row.number)
+        self._sizes.append(size)
+
+    def _document(self, row: Row) -> tuple[Document, int, bytes, bytes]:
+        """A good row: its document, largest size, digest and what is kept of it, in bytes."""
+        if row.columns is None:
+            raise BadRow(row.problem)
+        document = self.mapping.document(row.columns)
+        try:
+            digest, kept = document.digest(), canonical(document.columns)
+        except UnicodeEncodeError:
+            raise BadRow("it holds half a character, which is not valid UTF-8") from None
+        except (ValueError, TypeError, RecursionError) as error:
+            raise BadRow(f"it holds what JSON cannot: {error}") from None
+        most = self.settings.max_document_bytes
+        if document.n_bytes > most:
+            raise BadRow(f"it has {document.n_bytes:,} bytes, at most {most:,} are allowed")
+        size = self.most_bytes(document)
+        if size + MORE_TOKENS > MAX_PART_ROWS:
+            raise BadRow(f"its {len(document.messages):,} messages are more than a part can hold")
+        return document, size, digest, kept
+
+    def _count_bad(self, what: str) -> None:
+        self._n_bad += 1
+        if len(self._bad) < KEPT_BAD_ROWS:
+            self._bad.append(what)
+        most = self.settings.max_bad_rows
+        if self._n_bad > most:
+            first = "; ".join(self._bad[:SHOWN_BAD_ROWS])
+            raise ConfigError(
+                f"{'a row' if most == 0 else f'more than {most:,} rows'} cannot be used. The first: {first}",
+                hint="correct them, or allow more with --set data.max_bad_rows=N",
+            )
+
+    def finish(self, made_with: dict[str, Any]) -> Index:
+        """The index, once everything is read; `made_with` is what else the documents' tokens depend on."""
+        in_validation = np.frombuffer(bytes(self._validation), np.bool_).copy()
+        # Documents equal to the one with the lowest hash go with it, and training must be left something.
+        by_chance = self.settings.val_path is None and self.settings.val_fraction > 0
+        if by_chance and not in_validation.any() and len(self._lowest_at) < len(in_validation):
+            in_validation[self._lowest_at] = True
+        self._digest.update(canonical(made_with) + np.packbits(in_validation).tobytes())
+        return Index(
+            files=np.array(self._files, np.uint32),
+            positions=np.array(self._positions, np.uint64),
+            numbers=np.array(self._numbers, np.uint32),
+            sizes=np.array(self._sizes, np.uint32),
+            in_validation=in_validation,
+            columns=self._columns.records(),
+            n_bad_rows=self._n_bad,
+            bad_rows=tuple(self._bad),
+            fingerprint=self._digest.hexdigest(),
+        )

@@ -1,0 +1,46 @@
+"""The plan: parts of even size, found from the sizes of documents before anything is tokenised.
+
+In: the sizes of documents by split, and tokens a byte. Out: `Plan`. Before it: `index.py`. After it: the manifest.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+
+from kdpipe.pipeline.data.index import MORE_TOKENS
+from kdpipe.schemas.plan import MAX_PART_ROWS, Plan, SplitName, SplitPlan
+
+Longs = npt.NDArray[np.int64]
+# Enough parts to share out and little lost by a crash, against files that are worth opening (DESIGN 3).
+PARTS, LEAST_ROWS, MOST_ROWS = 64, 1 << 15, 1 << 20
+
+
+def make_plan(
+    sizes: Mapping[SplitName, npt.NDArray[np.uint32]], tokens_per_byte: float, length: int, packed: bool
+) -> Plan:
+    """Parts of about 1/64 of all rows each, 32 k to 1 M; none can have more rows than a part may have."""
+    expected = {split: each.astype(np.float64) * tokens_per_byte + 1 for split, each in sizes.items()}
+    target = min(max(sum(float(each.sum()) for each in expected.values()) / PARTS, LEAST_ROWS), MOST_ROWS)
+    splits = tuple(
+        SplitPlan(name=split, bounds=_bounds(expected[split], sizes[split].astype(np.int64) + MORE_TOKENS, target))
+        for split in sizes
+        if len(sizes[split])
+    )
+    return Plan(splits=splits, sequence_length=length, packed=packed)
+
+
+def _bounds(expected: npt.NDArray[np.float64], most: Longs, target: float) -> tuple[int, ...]:
+    """Documents at which parts begin: each part takes its even share, as long as its largest possible size fits."""
+    n_parts = max(1, round(float(expected.sum()) / target))
+    share = float(expected.sum()) / n_parts
+    filled, largest = np.cumsum(expected), np.cumsum(most)
+    bounds = [0]
+    while bounds[-1] < len(expected):
+        first = bounds[-1]
+        done, taken = (float(filled[first - 1]), int(largest[first - 1])) if first else (0.0, 0)
+        # Half a document of the target either way: a part ends at the bound nearest to its share.
+        wanted = int(np.searchsorted(filled - expected / 2, done + share, "left"))
+        allowed = int(np.searchsorted(largest, taken + MAX_PART_ROWS, "right"))
+        bounds.append(max(min(wanted, allowed), first + 1))
+    return tuple(bounds)

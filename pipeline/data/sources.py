@@ -1,0 +1,83 @@
+"""Finds the documents: a file, a folder, a glob, or a data set of the hub.
+
+In: what a person wrote after --data. Out: files of rows, in a fixed order. Before it: `schemas/stage_one.py`.
+After it: `row_files.py` and `hub.py` read them, `index.py` goes through them once.
+"""
+
+import re
+from collections.abc import Callable
+from glob import glob, has_magic
+from pathlib import Path
+
+from kdpipe.pipeline.data.row_files import LinesFile, PlainFile, RowFile, TableFile, open_json
+from kdpipe.schemas.errors import ConfigError
+
+FORMATS: dict[str, Callable[[Path, str, int], RowFile]] = {
+    ".jsonl": LinesFile,
+    ".json": open_json,
+    ".parquet": TableFile,
+    ".txt": PlainFile,
+}
+READABLE = ", ".join(FORMATS)
+HUB_NAME = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?(:[\w.-]+)?$")
+
+
+def find_files(data: str, split: str | None, max_document_bytes: int, hub_split: str = "train") -> list[RowFile]:
+    """The files that hold the rows, sorted by path; a data set of the hub has a split when none is named."""
+    path = Path(data).expanduser()
+    if path.is_file():
+        return [_open(path, path.name, max_document_bytes)]
+    if path.is_dir():
+        paths = [found for found in path.rglob("*") if _may_be_data(found, path)]
+        return _open_all(paths, path, split, max_document_bytes, f"the folder {data}")
+    if has_magic(data):
+        paths = [Path(found) for found in glob(str(path), recursive=True) if Path(found).is_file()]
+        return _open_all(paths, _common(paths), split, max_document_bytes, f"{data}")
+    if HUB_NAME.match(data) and Path(data).suffix not in (*FORMATS, ".gz", ".zst", ".csv"):
+        from kdpipe.pipeline.data.hub import HubRows
+
+        return [HubRows(data, split or hub_split)]
+    raise ConfigError(
+        f"the data {data} is not there",
+        hint="name a file, a folder, a glob in quotes, or a data set of the hub as OWNER/NAME",
+    )
+
+
+def _may_be_data(path: Path, folder: Path) -> bool:
+    """Not hidden, and not a folder: what version control and download tools leave is no data."""
+    hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+    return path.suffix in FORMATS and not hidden and path.is_file()
+
+
+def _common(paths: list[Path]) -> Path:
+    return min((path.parent for path in paths), key=lambda parent: len(parent.parts), default=Path())
+
+
+def _open_all(paths: list[Path], root: Path, split: str | None, max_document_bytes: int, what: str) -> list[RowFile]:
+    if not paths:
+        raise ConfigError(f"{what} holds nothing that can be read", hint=f"kdpipe reads {READABLE}")
+    names = {_name(path, root): path for path in paths}
+    chosen = [name for name in sorted(names) if split is None or split in _words(name)]
+    if not chosen:
+        raise ConfigError(
+            f"no file of {what} has {split!r} in its name: there are {', '.join(sorted(names)[:8])}",
+            hint="leave --data-split away to read them all",
+        )
+    return [_open(names[name], name, max_document_bytes) for name in chosen]
+
+
+def _name(path: Path, root: Path) -> str:
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
+
+
+def _words(name: str) -> set[str]:
+    """The words of a path, of which one may be its split: train-00000-of-00002.parquet, or validation/a.jsonl."""
+    return set(re.split(r"[/._-]", name))
+
+
+def _open(path: Path, name: str, max_document_bytes: int) -> RowFile:
+    if path.suffix not in FORMATS:
+        kind = f"a {path.suffix} file" if path.suffix else "without an extension"
+        unpack = "unpack it, or convert it" if path.suffix in (".gz", ".zst", ".zip", ".bz2", ".xz") else "convert it"
+        raise ConfigError(f"{path} is {kind}: kdpipe reads {READABLE}", hint=unpack)
+    return FORMATS[path.suffix](path, name, max_document_bytes)

@@ -1,0 +1,73 @@
+"""Where the assistant speaks: found by rendering a conversation as far as each of its turns.
+
+In: a conversation, its template and its text. Out: spans of characters, each from the first thing that the assistant
+says to the end of its turn. Before it: `chat.py`. After it: `render.py`; `tokenise.py` checks that each turn stops.
+
+    whole   <user>Hi<end><assistant>Hello<end><user>...
+    head    <user>Hi<end><assistant>                       messages before the turn, with the generation prompt
+    tail    <user>Hi<end><assistant>Hello<end>             the turn included
+"""
+
+import re
+from collections.abc import Sequence
+
+from kdpipe.pipeline.data.chat import CannotRender, ChatTemplate
+from kdpipe.pipeline.data.columns import Message
+from kdpipe.schemas.errors import ConfigError
+
+Span = tuple[int, int]
+# Some templates leave out what the assistant thought in earlier turns.
+THOUGHT_END = "</think>"
+
+
+def assistant_spans(chat: ChatTemplate, messages: Sequence[Message], whole: str, place: str) -> tuple[Span, ...]:
+    """The span of every assistant turn."""
+    spans: list[Span] = []
+    for i, turn in enumerate(messages):
+        if turn["role"] == "assistant":
+            start, end = _span(chat, messages, i, whole, place)
+            if spans and start < spans[-1][1]:
+                raise _unstable(place, i, "the turn before it is written differently once it is there")
+            spans.append((start, end))
+    return tuple(spans)
+
+
+def _span(chat: ChatTemplate, messages: Sequence[Message], i: int, whole: str, place: str) -> Span:
+    try:
+        head, tail = chat.text(messages[:i], True), chat.text(messages[: i + 1])
+    except CannotRender as error:
+        raise _unstable(place, i, f"it refuses the messages up to there: {error}") from None
+    if not whole.startswith(head):
+        raise _unstable(place, i, "what comes before the turn is written differently once the turn is there")
+    content = str(messages[i].get("content") or "")
+    end = len(tail) if whole.startswith(tail) else _behind_stop(whole, len(head), content, chat.turn_ends)
+    start = len(head) if chat.opens_turns else _behind_header(whole, len(head), content)
+    if start is None or end is None or end <= start:
+        raise _unstable(place, i, "the turn is written differently once others follow")
+    return start, end
+
+
+def _behind_stop(whole: str, head: int, content: str, turn_ends: Sequence[str]) -> int | None:
+    """The end of a turn that is not written the same when it is the last: behind the stop token after its content."""
+    stops = "|".join(re.escape(stop) for stop in sorted(turn_ends, key=len, reverse=True))
+    for said in (content.strip(), content.split(THOUGHT_END)[-1].strip()):
+        found = re.compile(rf"{re.escape(said)}\s*(?:{stops})").search(whole, head) if said and stops else None
+        if found:
+            return found.end()
+    return None
+
+
+def _behind_header(whole: str, head: int, content: str) -> int | None:
+    """Where the assistant begins to speak, for a template without a generation prompt; a space before it is its own."""
+    place = whole.find(content.strip(), head) if content.strip() else -1
+    if place < 0:
+        return None
+    header = whole[head:place]
+    return head + len(header.rstrip(" ")) if header.strip() else head
+
+
+def _unstable(place: str, i: int, why: str) -> ConfigError:
+    return ConfigError(
+        f"{place}: the chat template does not tell where the assistant speaks in message {i + 1}: {why}",
+        hint="name a template with {% generation %} marks with data.chat_template, or set data.loss=all",
+    )
