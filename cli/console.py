@@ -9,7 +9,9 @@ import json
 import logging
 import re
 import sys
+from collections.abc import Sequence
 
+Fact = tuple[str, str]
 CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
@@ -42,6 +44,11 @@ def failure(message: str, hint: str | None) -> None:
     print(_harmless(f"error: {message}"), file=sys.stderr)
     if hint is not None:
         print(_harmless(f"hint: {hint}"), file=sys.stderr)
+
+
+def facts(told: Sequence[Fact]) -> list[str]:
+    """Names with their values below each other; a value is one line, whatever was in it."""
+    return [f"  {name:<12}{' '.join(value.split())}" for name, value in told]
 
 
 def bar(share: float, width: int = 30) -> str:

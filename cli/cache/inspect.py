@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kdpipe.cli import console
+from kdpipe.cli.console import Fact
 
 if TYPE_CHECKING:
-    from kdpipe.schemas.summary import CacheSummary
+    from kdpipe.schemas.summary import CacheSummary, FidelitySummary
 
-Fact = tuple[str, str]
 SPLIT_COLUMNS = ("parts", "documents", "sequences", "rows", "positions")
 
 
@@ -33,9 +33,9 @@ def inspect(
 
 def page(summary: "CacheSummary") -> str:
     """The summary for a person: what it is, how much there is, how near it comes, where the bytes go."""
-    facts = [*_origin(summary), *_contents(summary), *_fidelity(summary)]
-    head = [summary.url, *(f"  {name:<12}{' '.join(value.split())}" for name, value in facts)]
-    return "\n".join([*head, "", *_splits(summary), "", *_bytes(summary)])
+    facts = [*_origin(summary), *_contents(summary), *fidelity(summary.fidelity)]
+    sizes = [*bars(summary.bytes_per_position), f"  {summary.bytes:,} bytes in all"]
+    return "\n".join([summary.url, *console.facts(facts), "", *_splits(summary), "", *sizes])
 
 
 def _origin(summary: "CacheSummary") -> list[Fact]:
@@ -73,8 +73,8 @@ def _contents(summary: "CacheSummary") -> list[Fact]:
     return facts
 
 
-def _fidelity(summary: "CacheSummary") -> list[Fact]:
-    found = summary.fidelity
+def fidelity(found: "FidelitySummary | None") -> list[Fact]:
+    """How near the stored targets come to the teacher's."""
     if found is None:
         return [("fidelity", "not measured")]
     kept = ", ".join(f"{mass:.1%} at T={float(t):g}" for t, mass in found.kept_mass.items())
@@ -95,8 +95,9 @@ def _splits(summary: "CacheSummary") -> list[str]:
     return lines
 
 
-def _bytes(summary: "CacheSummary") -> list[str]:
-    sizes = dict(summary.bytes_per_position)
+def bars(bytes_per_position: dict[str, float]) -> list[str]:
+    """Where the bytes of a position go, the largest first."""
+    sizes = dict(bytes_per_position)
     total = sizes.pop("total", 0.0)
     largest = max(sizes.values(), default=0.0) or 1.0
     lines = [f"  {'bytes a position':<18}{total:>9.2f}" + ("  text not counted" if sizes.get("text") else "")]
@@ -104,4 +105,4 @@ def _bytes(summary: "CacheSummary") -> list[str]:
         if not size:
             continue
         lines.append(f"    {name:<16}{size:>9.2f}  {console.bar(size / largest)}".rstrip())
-    return [*lines, f"  {summary.bytes:,} bytes in all"]
+    return lines

@@ -1,0 +1,113 @@
+"""Progress of a long run on stderr: one bar on a terminal, a line every half minute in a log.
+
+In: what a story says to its `Watch`. Out: nothing on stdout, ever. Before it: the commands that take long.
+After it: `console.py` writes the lines, rich draws the bar.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, final
+
+from kdpipe.cli import console
+from kdpipe.cli.quantities import duration, share, size
+
+if TYPE_CHECKING:
+    from kdpipe.pipeline.watch import Watch
+
+SECONDS_BETWEEN_LINES = 30.0
+Show = Callable[[int, int | None, str], None]
+
+
+@contextmanager
+def watching() -> Iterator["Watch"]:
+    """Someone who follows a run, on this terminal or into this log; the terminal is left as it was."""
+    if sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
+        with _bar() as show:
+            yield ShownWatch(show, 0.1)
+    else:
+        yield ShownWatch(_line, SECONDS_BETWEEN_LINES)
+
+
+@final
+class ShownWatch:
+    """Words at once, progress at most so often: `show` gets positions done, those planned, and what to say of them."""
+
+    def __init__(self, show: Show, seconds_between: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._show, self._seconds_between, self._clock = show, seconds_between, clock
+        self._shown_at = clock()
+        self._parts, self._parts_done = 0, 0
+        self._planned: int | None = None
+
+    def say(self, text: str) -> None:
+        """A line at once."""
+        console.note(text)
+
+    def warn(self, text: str) -> None:
+        """A line at once, marked as one to look into."""
+        console.note(f"warning: {text}")
+
+    def begin(self, n_parts: int, n_done: int, positions_planned: int | None) -> None:
+        """What is ahead, and what was done before."""
+        self._parts, self._parts_done, self._planned = n_parts, n_done, positions_planned
+        if n_done:
+            console.note(f"{n_done:,} of {n_parts:,} parts are there already")
+        self._shown_at = self._clock()
+
+    def progress(
+        self,
+        positions_done: int,
+        positions_per_second: float,
+        waiting_share: float,
+        bytes_written: int,
+        seconds_left: float | None,
+    ) -> None:
+        """Shown when the last time is long enough ago."""
+        now = self._clock()
+        if now - self._shown_at < self._seconds_between:
+            return
+        self._shown_at = now
+        told = [
+            f"{positions_per_second:,.0f} positions/s",
+            f"teacher {share(waiting_share)}",
+            size(bytes_written),
+            f"part {self._parts_done:,}/{self._parts:,}",
+        ]
+        if seconds_left is not None:
+            told.append(f"{duration(seconds_left)} left")
+        planned = self._planned
+        if planned is None and seconds_left is not None:
+            planned = positions_done + round(seconds_left * positions_per_second)
+        self._show(positions_done, planned, ", ".join(told))
+
+    def part_done(self, number: int, positions: int, n_bytes: int, seconds: float) -> None:
+        """One more; the next progress tells."""
+        self._parts_done += 1
+
+
+def _line(done: int, planned: int | None, told: str) -> None:
+    reached = f" ({share(done / planned)})" if planned else ""
+    console.note(f"{done:,} positions{reached}: {told}")
+
+
+@contextmanager
+def _bar() -> Iterator[Show]:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn
+
+    columns = (
+        BarColumn(bar_width=20),
+        TextColumn("{task.percentage:>3.0f}%"),
+        TextColumn("{task.fields[told]}", markup=False),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=False) as bar:
+        task: list[Any] = []
+
+        def show(done: int, planned: int | None, told: str) -> None:
+            if not task:
+                task.append(bar.add_task("", told=told, total=planned))
+            bar.update(task[0], completed=done, total=planned, told=told)
+
+        yield show

@@ -1,0 +1,135 @@
+"""Progress: one bar on a terminal, a line now and then in a log, nothing on stdout, the terminal left as it was."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from kdpipe.cli.progress import SECONDS_BETWEEN_LINES, ShownWatch, watching
+
+RUN = """
+import sys, time
+from kdpipe.cli import console
+from kdpipe.cli.progress import watching
+with watching() as watch:
+    watch.begin(4, 1, 1000)
+    for n in range(6):
+        watch.progress(100 * n, 45000.0, 0.91, 34_500_000, 83.0)
+        watch.say(f"said {n}")
+        time.sleep(0.12)
+    watch.warn("look here")
+    STOP
+console.answer("the answer")
+"""
+
+
+class Clock:
+    """A clock that stands still until it is set."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def shown_watch() -> tuple[ShownWatch, Clock, list[tuple[int, int | None, str]]]:
+    clock, shown = Clock(), list[tuple[int, int | None, str]]()
+    watch = ShownWatch(lambda *told: shown.append(told), 30.0, clock)
+    return watch, clock, shown
+
+
+def test_progress_is_told_no_more_often_than_asked(capsys: pytest.CaptureFixture[str]) -> None:
+    watch, clock, shown = shown_watch()
+    watch.begin(11, 2, 5000)
+    for second in range(91):
+        clock.now = float(second)
+        watch.progress(second * 10, 45_000.4, 0.91, 34_500_000, 720.0)
+        if second == 40:
+            watch.part_done(2, 100, 1000, 3.0)
+    told = "45,000 positions/s, teacher 91%, 34.5 MB, part {}/11, 12 min left"
+    assert shown == [(300, 5000, told.format(2)), (600, 5000, told.format(3)), (900, 5000, told.format(3))]
+    assert capsys.readouterr().err == "2 of 11 parts are there already\n"
+
+
+def test_positions_that_nobody_has_counted_are_estimated_from_the_time_left() -> None:
+    watch, clock, shown = shown_watch()
+    watch.begin(2, 0, None)
+    clock.now = 30.0
+    watch.progress(1000, 100.0, 0.5, 0, 20.0)
+    assert [planned for _, planned, _ in shown] == [3000]
+
+
+def test_what_is_not_known_is_not_told() -> None:
+    watch, clock, shown = shown_watch()
+    watch.begin(1, 0, None)
+    clock.now = 30.0
+    watch.progress(7, 0.0, 0.0, 0, None)
+    assert shown == [(7, None, "0 positions/s, teacher 0%, 0 bytes, part 0/1")]
+
+
+def test_a_log_gets_lines_on_stderr(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter([0.0, 0.0, SECONDS_BETWEEN_LINES, 2 * SECONDS_BETWEEN_LINES])
+    monkeypatch.setattr(time, "monotonic", lambda: next(times))
+    monkeypatch.setattr(ShownWatch.__init__, "__defaults__", (time.monotonic,))
+    with watching() as watch:
+        watch.begin(3, 0, 1000)
+        watch.progress(120, 40.0, 0.5, 2000, 22.0)
+        watch.begin(3, 1, None)
+        watch.warn("the disk is slow")
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.splitlines() == [
+        "120 positions (12%): 40 positions/s, teacher 50%, 2.0 kB, part 0/3, 22 s left",
+        "1 of 3 parts are there already",
+        "warning: the disk is slow",
+    ]
+
+
+def on_a_terminal(tmp_path: Path, stop: str, term: str = "xterm") -> tuple[str, str, int]:
+    """What a program writes when its stderr is a terminal of 100 columns: stdout, stderr, exit code."""
+    pty = pytest.importorskip("pty", reason="a terminal is made the POSIX way")
+    script = tmp_path / "run.py"
+    script.write_text(RUN.replace("STOP", stop), encoding="utf-8")
+    ours, theirs = pty.openpty()
+    environment = {**os.environ, "TERM": term, "COLUMNS": "100"}
+    command = [sys.executable, str(script)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=theirs, env=environment) as process:
+        os.close(theirs)
+        said = b""
+        try:
+            while piece := os.read(ours, 4096):
+                said += piece
+        except OSError:  # Linux ends a terminal that nobody holds any more with EIO
+            pass
+        assert process.stdout is not None
+        out = process.stdout.read()
+    os.close(ours)
+    return out.decode(), said.decode(), process.returncode
+
+
+def test_a_terminal_gets_one_bar_and_every_line(tmp_path: Path) -> None:
+    out, said, code = on_a_terminal(tmp_path, "pass")
+    assert (out, code) == ("the answer\n", 0)
+    assert "45,000 positions/s, teacher 91%, 34.5 MB, part 1/4, 83 s left" in said
+    assert "50%" in said
+    for line in ("1 of 4 parts are there already", "said 0", "said 5", "warning: look here"):
+        assert line in said
+    assert said.rstrip().endswith("\x1b[2K")  # the bar is wiped away
+    assert said.count("\x1b[?25l") == said.count("\x1b[?25h") == 1
+
+
+def test_a_terminal_is_left_as_it_was_when_a_run_stops(tmp_path: Path) -> None:
+    out, said, code = on_a_terminal(tmp_path, "raise KeyboardInterrupt")
+    assert out == ""
+    assert code != 0
+    assert said.count("\x1b[?25l") == said.count("\x1b[?25h") == 1
+
+
+def test_a_terminal_that_cannot_move_its_cursor_gets_lines(tmp_path: Path) -> None:
+    out, said, code = on_a_terminal(tmp_path, "pass", term="dumb")
+    assert (out, code) == ("the answer\n", 0)
+    assert "\x1b" not in said
+    assert "said 5" in said
