@@ -9,9 +9,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from kdpipe.cache.rows import Block, Floats
+from kdpipe.cache.rows import Block, Bools, Floats
 from kdpipe.pipeline.data.pieces import Piece
 from kdpipe.schemas import manifest
+from kdpipe.schemas.part import Fidelity
 from kdpipe.schemas.targets import HiddenSpec, TargetSpec
 
 
@@ -19,6 +20,8 @@ from kdpipe.schemas.targets import HiddenSpec, TargetSpec
 class Asked:
     """What is wanted of the teacher at every row; the same for a whole cache.
 
+    `tables` are the fitted projections that `hidden` names, as the cache names them; `starts_word` says of each id
+    whether it starts a new word, for the boundary scalar; `unigram` how frequent it is in the data, for fidelity.
     `fidelity_every` n compares every n-th position of a piece with its full distribution; 0 compares none.
     """
 
@@ -26,6 +29,9 @@ class Asked:
     hidden: HiddenSpec
     vocabulary_size: int
     seed: int
+    tables: Mapping[str, Floats] = field(default_factory=dict)
+    starts_word: Bools | None = None
+    unigram: Floats | None = None
     fidelity_every: int = 0
 
 
@@ -51,4 +57,8 @@ class Teacher(Protocol):
 
     def answers(self, batches: Iterable[Sequence[Piece]], asked: Asked) -> Iterator[Answer]:
         """Answer batch after batch, in their order; the next one may be under way before the last is taken."""
+        ...
+
+    def measured(self) -> Fidelity | None:
+        """How near the answers since the last call come to the full distributions, where these were compared."""
         ...

@@ -7,6 +7,7 @@ Before it: `shapes.py` knows the bytes. After it: `loading.py` puts the weights 
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -81,11 +82,13 @@ def free_memory(device: torch.device) -> int:
     """Bytes that a device still has: of a GPU by its driver, of the CPU by the system."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):
-        # macOS and Windows do not say; weights are then left to try their luck.
-        return 1 << 62
+    memory = Path("/proc/meminfo")
+    if memory.is_file():
+        for line in memory.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    # macOS and Windows do not say; weights are then left to try their luck.
+    return 1 << 62
 
 
 def n_threads(asked: int | None) -> int:

@@ -1,0 +1,118 @@
+"""`Head`: states to logits by the model's own output projection, for the rows that are wanted and no other.
+
+In: a model, and its vocabulary by the tokenizer. Out: logits of rows; or None where a probe shows that the model does
+something else behind its last state. Before it: `loading.py`. After it: `local.py`, which hands out chunks of rows.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+# Of the largest logit: what is left between two ways to compute the same in a number type, with room for other kernels.
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+HALVES = (torch.float16, torch.bfloat16)
+# What configs call the numbers that logits are multiplied with or divided by.
+MULTIPLIERS = ("logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier_scale")
+DIVISORS = ("logits_scaling",)
+CAPS = ("final_logit_softcapping", "logits_soft_cap")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Head:
+    """logits = cap(scale (W h + b)), of the first `vocabulary_size` ids; cap(z) = c tanh(z / c).
+
+    `module` is called where its weights cannot be cut: they are quantised, or come from elsewhere for each call.
+    """
+
+    module: nn.Module
+    vocabulary_size: int
+    scale: float = 1.0
+    soft_cap: float | None = None
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the weights are a matrix in memory."""
+        return type(self.module) is nn.Linear and not self.module.weight.is_meta
+
+    @property
+    def weight_VH(self) -> Tensor:  # noqa: N802  # a shape suffix
+        """The rows [V, H] of the projection, without those that pad it."""
+        whole: Any = self.module.weight
+        rows: Tensor = whole[: self.vocabulary_size]
+        return rows
+
+    @property
+    def bias_V(self) -> Tensor | None:  # noqa: N802  # a shape suffix
+        """What is added, where there is something."""
+        whole: Any = getattr(self.module, "bias", None)
+        return None if whole is None else whole[: self.vocabulary_size]
+
+    def logits(self, states_RH: Tensor) -> Tensor:
+        """Logits of some rows in float32, or wider where the model is."""
+        logits_RV = self._product(states_RH)
+        if logits_RV.dtype in HALVES:
+            logits_RV = logits_RV.float()
+        if self.scale != 1.0:
+            logits_RV *= self.scale
+        if self.soft_cap is not None:
+            logits_RV.div_(self.soft_cap).tanh_().mul_(self.soft_cap)
+        return logits_RV
+
+    def _product(self, states_RH: Tensor) -> Tensor:
+        if not self.is_plain:
+            projected: Tensor = self.module(states_RH)
+            return projected[:, : self.vocabulary_size]
+        weight, bias = self.weight_VH, self.bias_V
+        states_RH = states_RH.to(weight.device)
+        if weight.is_cuda and weight.dtype in HALVES:
+            # Sums are float32 inside; rounding them to 8 bits would tie the largest logits.
+            wide_RV = torch.mm(states_RH, weight.t(), out_dtype=torch.float32)
+            return wide_RV if bias is None else wide_RV.add_(bias)
+        return nn.functional.linear(states_RH, weight, bias)
+
+
+def find_head(model: nn.Module, config: Any, states_RH: Tensor, logits_RV: Tensor, vocabulary_size: int) -> Head | None:
+    """Find the head that gives a model's own logits from its own last states; None if there is no such.
+
+    A config says little of what its numbers are for: whatever it may mean is tried, and held against the probe.
+    """
+    get: Any = getattr(model, "get_output_embeddings", None)
+    module = get() if get is not None else None
+    if not isinstance(module, nn.Module) or not hasattr(module, "weight"):
+        return None
+    tolerance = TOLERANCE[states_RH.dtype] * logits_RV.float().abs().amax().item()
+    for scale in _scales(config):
+        for cap in _caps(config):
+            head = Head(module=module, vocabulary_size=vocabulary_size, scale=scale, soft_cap=cap)
+            ours_RV = head.logits(states_RH)
+            difference = (ours_RV - logits_RV[:, :vocabulary_size].to(ours_RV)).abs().amax().item()
+            if difference <= tolerance:
+                return head
+    return None
+
+
+def _scales(config: Any) -> Iterator[float]:
+    """Factors that a config may mean; those it names first."""
+    for name in MULTIPLIERS:
+        if (value := _number(config, name)) is not None and name not in DIVISORS:
+            yield value
+    for name in DIVISORS:
+        if (value := _number(config, name)) is not None:
+            yield 1 / value
+            yield value
+    yield 1.0
+
+
+def _caps(config: Any) -> Iterator[float | None]:
+    for name in CAPS:
+        if (value := _number(config, name)) is not None:
+            yield value
+    yield None
+
+
+def _number(config: Any, name: str) -> float | None:
+    value = getattr(config, name, None)
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) and value > 0 else None

@@ -1,0 +1,118 @@
+"""Weights into memory: what `shapes.py` has let pass is loaded where it fits, and held against its config once more.
+
+In: `TeacherSettings`, the shape, devices. Out: a `Loaded` model, ready to be read with, and who it is.
+Before it: `shapes.py`, `devices.py`. After it: `local.py`.
+"""
+
+import importlib.util
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from kdpipe.pipeline.teachers import devices, folders
+from kdpipe.pipeline.teachers.devices import Placement
+from kdpipe.pipeline.teachers.shapes import ModelShape, in_two_lines
+from kdpipe.schemas import manifest
+from kdpipe.schemas.errors import ConfigError
+from kdpipe.schemas.stage_one import TeacherSettings
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loaded:
+    """A model in memory: `device` takes its input, `dtype` is that of its states."""
+
+    model: transformers.PreTrainedModel
+    shape: ModelShape
+    device: torch.device
+    dtype: torch.dtype
+    placement: Placement
+    facts: manifest.Teacher
+
+
+def load(settings: TeacherSettings, shape: ModelShape, on: Sequence[torch.device]) -> Loaded:
+    """Load a teacher on the first of some devices, or on all of them where one is too small."""
+    name = devices.choose_dtype(settings.dtype, on[0])
+    placement = placed(shape, _weight_bytes(settings, shape, name), on)
+    if placement.kind != "one" and importlib.util.find_spec("accelerate") is None:
+        raise ConfigError(
+            f"{shape.name} is too large for {on[0]}, and accelerate, which spreads it, is not there",
+            hint="pip install 'kdpipe[large]'",
+        )
+    dtype: torch.dtype = getattr(torch, name)
+    facts = manifest.Teacher(
+        name=folder.resolve().name if (folder := folders.local_folder(shape.name)) else shape.name,
+        revision=shape.revision,
+        weights_sha256=folders.weights_sha256(folder) if folder else None,
+        dtype="quantised" if shape.quantised else name,
+        licence=shape.licence,
+        n_layers=shape.n_layers,
+        remote_code=settings.trust_remote_code,
+    )
+    log.info("loading %s as %s on %s (%s)", shape.name, facts.dtype, on[0], placement.kind)
+    with in_two_lines(shape.name):
+        model, report = _from_pretrained(settings, shape, folder, {"dtype": dtype, **_mapped(placement)})
+        if placement.kind == "one" and not shape.quantised:
+            torch.nn.Module.to(model, on[0])
+    _check_report(shape.name, report)
+    torch.nn.Module.eval(model)
+    model.requires_grad_(False)
+    return Loaded(model=model, shape=shape, device=on[0], dtype=dtype, placement=placement, facts=facts)
+
+
+def placed(shape: ModelShape, weight_bytes: int, on: Sequence[torch.device]) -> Placement:
+    """Find out where weights fit; the CPU alone is left to its own paging."""
+    if on[0].type != "cuda":
+        return Placement(kind="one")
+    cpu_free = devices.free_memory(torch.device("cpu"))
+    return devices.place(weight_bytes, [devices.free_memory(device) for device in on], cpu_free)
+
+
+def _weight_bytes(settings: TeacherSettings, shape: ModelShape, dtype: str) -> int:
+    if settings.quantise != "none":
+        return shape.parameter_bytes(settings.quantise)
+    return shape.parameter_bytes("int8" if shape.quantised else dtype)
+
+
+def _mapped(placement: Placement) -> dict[str, Any]:
+    return {} if placement.kind == "one" else {"device_map": "auto", "max_memory": placement.max_memory}
+
+
+def _from_pretrained(
+    settings: TeacherSettings, shape: ModelShape, folder: Path | None, options: dict[str, Any]
+) -> tuple[transformers.PreTrainedModel, dict[str, Any]]:
+    """Load by transformers, which says what it did not find."""
+    if settings.quantise != "none":
+        bits: Any = transformers.BitsAndBytesConfig
+        options["quantization_config"] = bits(**{f"load_in_{settings.quantise.removeprefix('int')}bit": True})
+    auto: Any = transformers.AutoModelForCausalLM
+    model, report = auto.from_pretrained(
+        folder or shape.name,
+        config=shape.config,
+        revision=shape.revision or settings.revision,
+        trust_remote_code=settings.trust_remote_code,
+        output_loading_info=True,
+        **options,
+    )
+    return model, report
+
+
+def _check_report(name: str, report: dict[str, Any]) -> None:
+    """Refuse a model some of whose weights are made up: transformers fills in what it does not find."""
+    missing = sorted(str(key) for key in report.get("missing_keys", ()))
+    if missing:
+        raise ConfigError(
+            f"{name} lacks weights that its config asks for: {missing[0]} and {len(missing) - 1} more"
+            if len(missing) > 1
+            else f"{name} lacks weights that its config asks for: {missing[0]}",
+            hint=f"was it saved without its head? {folders.DOWNLOAD_AGAIN}",
+        )
+    odd = [str(key) for key in (*report.get("mismatched_keys", ()), *report.get("error_msgs", ()))]
+    if odd:
+        raise ConfigError(f"{name} has weights that do not fit its config: {odd[0]}", hint=folders.DOWNLOAD_AGAIN)

@@ -1,0 +1,178 @@
+"""`LocalTeacher`: a model of transformers in this process, which answers batch after batch.
+
+In: pieces in batches. Out: an `Answer` each. Before it: `loading.py`, `reading.py`. After it: `cache_teacher.py`.
+On a GPU the next batch is under way while the last one's answer is taken to the host and put together there. A batch
+that does not fit into memory is halved, and halved again; the answer says how often.
+"""
+
+import gc
+import logging
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from kdpipe.cache.blocks import join
+from kdpipe.pipeline.data.pieces import Piece
+from kdpipe.pipeline.targets.spec import OutputHead
+from kdpipe.pipeline.teachers import Answer, Asked
+from kdpipe.pipeline.teachers.devices import DtypeName
+from kdpipe.pipeline.teachers.forward import Forward
+from kdpipe.pipeline.teachers.loading import Loaded
+from kdpipe.pipeline.teachers.padded import padded_tokens, readable
+from kdpipe.pipeline.teachers.reading import MIN_ROWS, NotFinite, Reader, Reading
+from kdpipe.pipeline.teachers.shapes import check_vocabulary
+from kdpipe.schemas import manifest
+from kdpipe.schemas.errors import KdpipeError
+from kdpipe.schemas.part import Fidelity
+
+log = logging.getLogger(__name__)
+OWN_LOGITS = "logits are taken from the model whole: its output head could not be told apart"
+# What torch says when the CPU has no memory left; it has no error of its own for it.
+CPU_OUT_OF_MEMORY = ("not enough memory", "can't allocate memory", "Cannot allocate memory")
+
+
+@dataclass(slots=True, kw_only=True)
+class Batch:
+    """The readings that a batch came to, and how often it was cut for lack of memory."""
+
+    readings: list[Reading]
+    halved: int
+
+
+class LocalTeacher:
+    """Implements `Teacher` with a model that is loaded."""
+
+    def __init__(self, loaded: Loaded, vocabulary_size: int) -> None:
+        check_vocabulary(loaded.shape, vocabulary_size)
+        self._loaded = loaded
+        self._vocabulary_size = vocabulary_size
+        self._lag = 0 if loaded.device.type == "cpu" else 1
+        self._too_many_tokens: int | None = None
+        self.forward = Forward(loaded, vocabulary_size)
+        if self.forward.head is None:
+            log.warning("%s: %s, which takes more memory", loaded.shape.name, OWN_LOGITS)
+
+    @property
+    def facts(self) -> manifest.Teacher:
+        """Who it is, for the manifest."""
+        found = self._loaded.facts
+        return found if self.forward.head is not None else found.model_copy(update={"notes": (OWN_LOGITS,)})
+
+    @property
+    def output_head(self) -> OutputHead | None:
+        """What targets of kind state must know of the output head; its numbers are `forward.head`'s."""
+        head = self.forward.head
+        if head is None or not head.is_plain:
+            return None
+        dtypes: dict[torch.dtype, DtypeName] = {torch.float16: "float16", torch.bfloat16: "bfloat16"}
+        return OutputHead(
+            width=self._loaded.shape.width,
+            dtype=dtypes.get(head.weight_VH.dtype, "float32"),
+            bias=head.bias_V is not None,
+            soft_cap=head.soft_cap,
+            logit_scale=head.scale,
+        )
+
+    def answers(self, batches: Iterable[Sequence[Piece]], asked: Asked) -> Iterator[Answer]:
+        """Answer batch after batch, in their order."""
+        reader = Reader(self.forward, asked)
+        under_way: deque[Batch] = deque()
+        for batch in batches:
+            under_way.append(self._read(reader, batch))
+            if len(under_way) > self._lag:
+                yield self._answer(reader, under_way.popleft())
+        while under_way:
+            yield self._answer(reader, under_way.popleft())
+
+    def measured(self) -> Fidelity | None:
+        """How near the answers since the last call come to the full distributions."""
+        return None
+
+    def _read(self, reader: Reader, pieces: Sequence[Piece]) -> Batch:
+        batch = Batch(readings=[], halved=0)
+        with torch.inference_mode():
+            for group in readable(pieces, self._loaded.shape, self._vocabulary_size):
+                self._read_or_halve(reader, group, batch)
+        return batch
+
+    def _read_or_halve(self, reader: Reader, pieces: Sequence[Piece], into: Batch) -> None:
+        """Read pieces at once if they fit into memory, else half of them after the other."""
+        n_tokens = padded_tokens(pieces)
+        known = self._too_many_tokens is not None and n_tokens >= self._too_many_tokens and len(pieces) > 1
+        reading = None if known else _unless_out_of_memory(reader, pieces)
+        if reading is not None:
+            into.readings.append(reading)
+            return
+        into.halved += 1
+        if self._too_many_tokens is None:
+            log.warning("out of memory at a batch of %s tokens: such batches are halved from here on", f"{n_tokens:,}")
+        self._too_many_tokens = min(n_tokens, self._too_many_tokens or n_tokens)
+        _free(self.forward.device)
+        if len(pieces) > 1:
+            half = (len(pieces) + 1) // 2
+            self._read_or_halve(reader, pieces[:half], into)
+            self._read_or_halve(reader, pieces[half:], into)
+        elif reader.n_rows > MIN_ROWS:
+            reader.n_rows = max(MIN_ROWS, reader.n_rows // 4)
+            self._read_or_halve(reader, pieces, into)
+        else:
+            raise KdpipeError(
+                f"document {pieces[0].document:,} of {pieces[0].split}, {n_tokens:,} tokens, does not fit into the "
+                f"memory of {self.forward.device}",
+                hint="shorten sequences (--seq-len), quantise the teacher, or use a device with more memory",
+            )
+
+    def _answer(self, reader: Reader, batch: Batch) -> Answer:
+        try:
+            found = [reader.finish(reading) for reading in batch.readings]
+        except NotFinite as error:
+            raise self._explained(error) from None
+        layers = found[0].pooled
+        return Answer(
+            block=join([answer.block for answer in found]),
+            pooled={layer: np.concatenate([answer.pooled[layer] for answer in found]) for layer in layers},
+            halved=batch.halved,
+        )
+
+    def _explained(self, error: NotFinite) -> KdpipeError:
+        """Read a document again, alone, to find out where its numbers stop to be finite."""
+        piece, row = error.piece, error.row
+        name = self._loaded.facts.dtype
+        ids_BT = torch.from_numpy(piece.tokens[: row + 1].astype(np.int64))[None].to(self.forward.device)
+        with torch.inference_mode():
+            outputs = self.forward.every_layer(ids_BT)
+        first = next((i for i, out in enumerate(outputs) if not bool(out.isfinite().all())), None)
+        if first is None:
+            what = "read alone it gives finite ones"
+        elif first == len(outputs) - 1:
+            what = "all layers' outputs are finite, those of the output head are not"
+        elif first == 0:
+            what = "the embeddings of its tokens are not finite already"
+        else:
+            what = f"the first output that is not finite is that of layer {first} of {len(outputs) - 2}"
+        overflow = "float16 overflows beyond 65,504: give --dtype bfloat16 or float32"
+        return KdpipeError(
+            f"the teacher's logits after token {piece.offset + row:,} of document {piece.document:,} ({piece.split}) "
+            f"are not finite: {what}",
+            hint=overflow if name == "float16" else "are the weights whole? try --dtype float32",
+        )
+
+
+def _unless_out_of_memory(reader: Reader, pieces: Sequence[Piece]) -> Reading | None:
+    try:
+        return reader.start(pieces)
+    except (torch.OutOfMemoryError, MemoryError):
+        return None
+    except RuntimeError as error:
+        if any(words in str(error) for words in CPU_OUT_OF_MEMORY):
+            return None
+        raise
+
+
+def _free(device: torch.device) -> None:
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()

@@ -1,0 +1,85 @@
+"""`Padded`: pieces side by side as tensors, filled up on the right, and where their rows lie.
+
+In: pieces. Out: ids for the model; places of rows, labels and random keys for what is made of its states.
+Before it: `batching.py` chose the pieces. After it: `forward.py` reads the ids, `local.py` the rest.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kdpipe.pipeline.data.pieces import Piece
+from kdpipe.pipeline.targets.draws import row_keys
+from kdpipe.pipeline.teachers.shapes import ModelShape, check_lengths
+from kdpipe.schemas.errors import ConfigError
+
+# What padding is filled with; any id does, since nothing looks to the right.
+FILLER = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Padded:
+    """B pieces of at most T tokens: N rows in all, R of them positions, whose places in B x T are given.
+
+    `labels_R` are the tokens that follow, `keys_R` the rows' random keys.
+    """
+
+    ids_BT: Tensor
+    rows_N: Tensor
+    positions_R: Tensor
+    labels_R: Tensor
+    keys_R: Tensor
+
+    def to(self, device: torch.device) -> "Padded":
+        """The same on a device, on its way while the host goes on."""
+        if device.type == "cpu":
+            return self
+        names = ("ids_BT", "rows_N", "positions_R", "labels_R", "keys_R")
+        return replace(self, **{n: getattr(self, n).pin_memory().to(device, non_blocking=True) for n in names})
+
+
+def pad(pieces: Sequence[Piece], seed: int) -> Padded:
+    """Lay pieces side by side."""
+    lengths = [len(piece) for piece in pieces]
+    longest = max(lengths)
+    ids_BT = np.full((len(pieces), longest), FILLER, np.int64)
+    for row, piece in zip(ids_BT, pieces, strict=True):
+        row[: len(piece)] = piece.tokens
+    rows_N = np.concatenate([i * longest + np.arange(n) for i, n in enumerate(lengths)])
+    learnt_N = np.concatenate([piece.loss_mask for piece in pieces])
+    labels_N = np.concatenate([np.append(piece.tokens[1:], 0) for piece in pieces]).astype(np.int64)
+    keys_N = torch.cat([row_keys(seed, piece.split, piece.document, piece.offset, len(piece)) for piece in pieces])
+    return Padded(
+        ids_BT=torch.from_numpy(ids_BT),
+        rows_N=torch.from_numpy(rows_N),
+        positions_R=torch.from_numpy(rows_N[learnt_N]),
+        labels_R=torch.from_numpy(labels_N[learnt_N]),
+        keys_R=keys_N[torch.from_numpy(learnt_N)],
+    )
+
+
+def padded_tokens(pieces: Sequence[Piece]) -> int:
+    """Count the tokens that a model reads for some pieces, padding included."""
+    return len(pieces) * max(len(piece) for piece in pieces)
+
+
+def readable(pieces: Sequence[Piece], shape: ModelShape, vocabulary_size: int) -> list[Sequence[Piece]]:
+    """Cut a batch so that texts share no batch whose positions are coded in two ways; refuse what cannot be read."""
+    for piece in pieces:
+        where = f"document {piece.document:,} of {piece.split}"
+        if len(piece) == 0:
+            raise ConfigError(f"{where} has no tokens", hint="leave empty documents out")
+        if not 0 <= int(piece.tokens.min()) <= int(piece.tokens.max()) < vocabulary_size:
+            raise ConfigError(
+                f"{where} has token {int(piece.tokens.max()):,}, the vocabulary has {vocabulary_size:,}",
+                hint="was it tokenised by the teacher's own tokenizer?",
+            )
+    check_lengths(shape, max(len(piece) for piece in pieces))
+    if shape.switches_at is None:
+        return [pieces]
+    limit = shape.switches_at
+    return [list(group) for _, group in groupby(pieces, key=lambda piece: len(piece) > limit)]
