@@ -1,0 +1,78 @@
+"""Flags that say a setting, as a table: a line for each, shared by the commands that take the same settings.
+
+In: a table of `Flag` and a command's function. Out: the function with those flags, --config and --set as options; it is
+handed what was typed as one `Given`. Before it: `stage_one_options.py` has a table. After it: `cli/main.py` registers.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+
+def _as_typed(value: Any) -> Any:
+    return value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Flag:
+    """One flag: the setting it says, the type of what is typed, and what the typed word means as a setting."""
+
+    name: str
+    place: str
+    help: str
+    type: Any = str
+    metavar: str | None = None
+    means: Callable[[Any], Any] = _as_typed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Given:
+    """What was typed: every flag with its value as a setting, the file of --config, and the words of --set."""
+
+    flags: tuple[tuple[Flag, Any], ...] = ()
+    config: Path | None = None
+    sets: tuple[str, ...] = ()
+
+
+CONFIG = Annotated[
+    Path | None,
+    typer.Option("--config", metavar="FILE", help="Settings from a YAML or JSON file; all else goes over it."),
+]
+SET = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="NAME=VALUE", help="Any setting, for instance data.columns.text=body; repeatable."),
+]
+
+
+def with_flags(table: Sequence[Flag], command: Callable[..., None]) -> Callable[..., None]:
+    """A command with a table's flags before its own options; its first parameter is given what was typed."""
+    flags = {flag.name.removeprefix("--").replace("-", "_"): flag for flag in table}
+    own = list(inspect.signature(command).parameters.values())[1:]
+    types = {name: _option(flag) for name, flag in flags.items()}
+    types |= {parameter.name: parameter.annotation for parameter in own}
+    defaults = {parameter.name: parameter.default for parameter in own}
+
+    @functools.wraps(command)
+    def run(**typed: Any) -> None:
+        said = tuple((flag, flag.means(typed[name])) for name, flag in flags.items() if typed[name] is not None)
+        given = Given(flags=said, config=typed["config"], sets=tuple(typed["set"] or ()))
+        command(given, **{parameter.name: typed[parameter.name] for parameter in own})
+
+    types |= {"config": CONFIG, "set": SET}
+    run.__annotations__ = types
+    parameters = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=kind, default=defaults.get(name))
+        for name, kind in types.items()
+    ]
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # typer reads the options from it
+    return run
+
+
+def _option(flag: Flag) -> Any:
+    metavar = flag.metavar or ("N" if flag.type is int else None)
+    return Annotated[flag.type | None, typer.Option(flag.name, metavar=metavar, help=flag.help)]

@@ -1,0 +1,201 @@
+"""From the words of a command line to stage one's settings: flags, --config, --set and the environment."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from kdpipe.cli import main
+from kdpipe.cli.flags import Flag, Given, with_flags
+from kdpipe.cli.main import run
+from kdpipe.cli.settings import stage_one
+from kdpipe.cli.stage_one_options import FLAGS, OUT
+from kdpipe.schemas.stage_one import StageOne
+
+WORDS = ["--teacher", "teacher", "--data", "a.jsonl", "--out", "cache"]
+
+
+@pytest.fixture
+def handed(monkeypatch: pytest.MonkeyPatch) -> list[StageOne]:
+    """A command line whose one command, `say`, takes the flags of stage one and notes down what they say."""
+    seen: list[StageOne] = []
+    app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
+
+    @app.callback()
+    def group() -> None:
+        """Keep `say` a command of a group."""
+
+    def say(given: Given, plan: bool = False) -> None:
+        """Say the settings."""
+        seen.append(stage_one(given, out=not plan))
+
+    app.command("say")(with_flags((*FLAGS, OUT), say))
+    monkeypatch.setattr(main, "app", app)
+    return seen
+
+
+def settings_of(handed: list[StageOne], *words: str) -> StageOne:
+    assert run(["say", *WORDS, *words]) == 0
+    return handed[-1]
+
+
+def at(settings: StageOne, place: str) -> Any:
+    value: Any = settings
+    for step in place.split("."):
+        value = getattr(value, step)
+    return value
+
+
+TYPED = [
+    ("--revision", "abc", "teacher.revision", "abc"),
+    ("--tokenizer", "t", "teacher.tokenizer", "t"),
+    ("--trust-remote-code", None, "teacher.trust_remote_code", True),
+    ("--dtype", "bfloat16", "teacher.dtype", "bfloat16"),
+    ("--data-split", "train[:1%]", "data.split", "train[:1%]"),
+    ("--limit", "10", "data.limit", 10),
+    ("--val-data", "v.txt", "data.val_path", "v.txt"),
+    ("--val-fraction", "0", "data.val_fraction", 0.0),
+    ("--max-bad-rows", "0", "data.max_bad_rows", 0),
+    ("--seq-len", "128", "sequences.length", 128),
+    ("--no-pack", None, "sequences.pack", False),
+    ("--targets", "none", "targets.kind", "none"),
+    ("--profile", "lean", "targets.profile", "lean"),
+    ("--tau", "1e-2", "targets.tau", 0.01),
+    ("--temperatures", "1.5, 3", "targets.temperatures", (1.5, 3.0)),
+    ("--temperatures", "none", "targets.temperatures", ()),
+    ("--target-temperature", "2", "targets.target_temperature", 2.0),
+    ("--hidden-layers", "0.5,1.0", "hidden.layers", ("0.5", "1.0")),
+    ("--hidden-layers", "6", "hidden.layers", ("6",)),
+    ("--hidden-layers", "none", "hidden.pooled", False),
+    ("--for-other-tokenizers", None, "targets.for_other_tokenizers", True),
+    ("--devices", "cuda:1", "machine.devices", "cuda:1"),
+    ("--seed", "7", "seed", 7),
+]
+
+
+@pytest.mark.parametrize(("flag", "word", "place", "value"), TYPED, ids=lambda value: str(value))
+def test_a_flag_says_its_setting_and_no_other(
+    flag: str, word: str | None, place: str, value: Any, handed: list[StageOne]
+) -> None:
+    plain = settings_of(handed)
+    assert (plain.teacher.name, plain.data.path, plain.out) == ("teacher", "a.jsonl", "cache")
+    assert plain.model_copy(update={"teacher": StageOne().teacher, "data": StageOne().data, "out": None}) == StageOne()
+    changed = settings_of(handed, *([flag] if word is None else [flag, word]))
+    assert at(changed, place) == value
+    differing = [flag.place for flag in FLAGS if at(changed, flag.place) != at(plain, flag.place)]
+    assert differing in ([place], ["hidden"], [place.split(".")[0], place])
+
+
+@pytest.mark.parametrize(
+    ("words", "place", "value"),
+    [
+        (["--targets", "topk", "--top-k", "8"], "targets.top_k", 8),
+        (["--targets", "topp", "--top-p", "0.9"], "targets.top_p", 0.9),
+        (["--targets", "sampled", "--draws", "12"], "targets.draws", 12),
+        (["--hidden-layers", "3", "--hidden-dim", "16"], "hidden.dim", 16),
+    ],
+    ids=lambda value: str(value),
+)
+def test_a_flag_of_one_kind_goes_with_it(words: list[str], place: str, value: Any, handed: list[StageOne]) -> None:
+    assert at(settings_of(handed, *words), place) == value
+
+
+def test_every_flag_is_tried_here() -> None:
+    tried = {flag for flag, *_ in TYPED} | {"--top-k", "--top-p", "--draws", "--hidden-dim", "--teacher", "--data"}
+    assert tried == {flag.name for flag in FLAGS}
+
+
+@pytest.mark.parametrize("flag", [*FLAGS, OUT], ids=lambda flag: flag.name)
+def test_a_default_in_the_help_is_the_default(flag: Flag) -> None:
+    default = at(StageOne(), flag.place)
+    told = flag.help.rpartition("[")[2].removesuffix("].").partition(":")[0] if flag.help.endswith("].") else None
+    if told is None:
+        assert default in (None, False, True) or flag.name == "--hidden-layers"
+    elif isinstance(default, tuple):
+        assert tuple(map(float, told.split(","))) == default
+    else:
+        assert type(default)(told) == default
+
+
+def test_the_layers_join_in_their_order(
+    handed: list[StageOne], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tmp_path / "kd.yaml"
+    config.write_text(
+        "seed: 1\ndata: {limit: 1, max_bad_rows: 1}\nsequences: {length: 11, pack: no}\n", encoding="utf-8"
+    )
+    monkeypatch.setenv("KDPIPE_DATA__LIMIT", "2")
+    monkeypatch.setenv("KDPIPE_SEQUENCES__LENGTH", "12")
+    monkeypatch.setenv("KDPIPE_SEED", "2")
+    settings = settings_of(
+        handed, "--config", str(config), "--set", "sequences.length=13", "--set", "seed=3", "--seed", "4"
+    )
+    told = (settings.data.max_bad_rows, settings.data.limit, settings.sequences.length, settings.seed)
+    assert told == (1, 2, 13, 4)
+    assert settings.sequences.pack is False
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--targets", "topk", "--tau", "0.1"], "--tau belongs to threshold targets, and these are topk, as --targets"),
+        (["--tau", "0.1", "--profile", "fine"], "--tau and --profile both say how much threshold targets keep"),
+        (["--tau", "7"], "--tau: input should be less than or equal to 1, not 7.0"),
+        (["--temperatures", "2,x"], "--temperatures: item 2: input should be a valid number, not 'x'"),
+        (["--temperatures", "2,0"], "--temperatures: item 2: input should be greater than 0, not 0.0"),
+        (["--temperatures", ""], "--temperatures: item 1: input should be a valid number, not ''"),
+        (["--targets", "topk", "--top-k", "5000"], "--top-k: input should be less than or equal to 4096, not 5000"),
+        (["--hidden-layers", "last"], "--hidden-layers: item 1: string should match pattern"),
+        (["--set", "targets.taus=1"], "--set targets.taus=1: unknown setting 'targets.taus': the nearest is 'ta"),
+        (["--config", "missing.yaml"], "the file missing.yaml cannot be read: No such file or directory"),
+        (["--targets", "top-k"], "Invalid value for '--targets'"),
+        (["--limit", "many"], "Invalid value for '--limit'"),
+        (["--top", "3"], "No such option: --top"),
+    ],
+    ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
+)  # fmt: skip
+def test_what_cannot_be_is_refused_before_anything_is_loaded(
+    words: list[str], message: str, handed: list[StageOne], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["say", *WORDS, *words]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.startswith(f"error: {message}")
+    assert not handed
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "error: nothing says which teacher to ask\nhint: give --teacher NAME\n"),
+        (["--teacher", "t"], "error: nothing says which documents to read\nhint: give --data PATH\n"),
+        (["--teacher", "t", "--data", "d"], "error: nothing says where the cache goes\nhint: give --out DIR\n"),
+        (["--targets", "none"], "error: nothing says which tokenizer to use\nhint: give --tokenizer DIR\n"),
+    ],
+    ids=str,
+)
+def test_what_is_missing_is_asked_for(
+    words: list[str], message: str, handed: list[StageOne], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["say", *words]) == 2
+    assert capsys.readouterr().err == message
+
+
+def test_an_unknown_variable_is_refused_with_the_nearest(
+    handed: list[StageOne], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KDPIPE_DATA__VAL_FRACTON", "0.1")
+    assert run(["say", "--plan", "--teacher", "t", "--data", "d"]) == 2
+    told = "error: unknown setting 'KDPIPE_DATA__VAL_FRACTON': the nearest is 'KDPIPE_DATA__VAL_FRACTION'\n"
+    assert capsys.readouterr().err.startswith(told)
+
+
+def test_the_table_imports_nothing_heavy() -> None:
+    program = (
+        "import sys; import kdpipe.cli.stage_one_options, kdpipe.cli.settings, kdpipe.cli.flags; print(*sys.modules)"
+    )
+    answer = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    assert not set(answer.stdout.split()) & {"torch", "transformers", "numpy", "pydantic", "yaml", "rich.console"}
