@@ -91,11 +91,16 @@ class Chunk:
 
     def total_without(self, ids_CK: Tensor, is_exact_CK: Tensor) -> Tensor:
         """The sum of `powers` over all ids but the exact ones; never 1 less their sum, which has no digits left."""
-        own_CK = self.powers_CP.gather(1, ids_CK)
-        self.powers_CP.scatter_(1, ids_CK, own_CK.masked_fill(is_exact_CK, 0.0))
+        own_CK = self.powers_CP.gather(1, ids_CK).masked_fill(~is_exact_CK, 0.0)
+        self.powers_CP.scatter_add_(1, ids_CK, -own_CK)
         rest_C = self.powers_CP.sum(dim=1)
-        self.powers_CP.scatter_(1, ids_CK, own_CK)
+        self.powers_CP.scatter_add_(1, ids_CK, own_CK)
         return rest_C
+
+    def total_of(self, weights_P: Tensor) -> Tensor:
+        """The sum of `powers` times a weight an id."""
+        torch.mul(self.powers_CP, weights_P, out=self.spare_CP)
+        return self.spare_CP.sum(dim=1).double()
 
     def mean_shifted(self) -> Tensor:
         """The mean of the shifted logits under `powers`."""

@@ -128,8 +128,7 @@ class Reducer:
         if self._targets.entropy:
             found["entropy"] = (total_C.log() - self._chunk.mean_shifted()).clamp(min=0)
         if self._starts_P is not None:
-            mass_C = torch.mv(self._chunk.powers_CP, self._starts_P)
-            found["boundary_logprob"] = (mass_C.double() / total_C).log().clamp(max=0)
+            found["boundary_logprob"] = (self._chunk.total_of(self._starts_P) / total_C).log().clamp(max=0)
         return found
 
 
