@@ -11,6 +11,7 @@ import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import partial
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
@@ -70,11 +71,15 @@ def from_sets(kind: type[Record], sets: Sequence[str], read: Read) -> list[Said]
         name, equals, value = text.partition("=")
         if not equals:
             raise ConfigError(f"--set {_short(text)} gives no value", hint="write --set NAME=VALUE")
-        by = f"--set {_short(text)}"
-        source = _Source(kind, Level.SET, lambda _, by=by: by, ".".join)  # type: ignore[misc]
         place = tuple(name.strip().split("."))
+        source = _Source(kind, Level.SET, partial(_named_in_set, text, place), ".".join)
         said += source.say(place, source.read(place, value, read))
     return said
+
+
+def _named_in_set(text: str, place: Place, said: Place) -> str:
+    typed = f"--set {_short(text)}"
+    return typed if said == place else f"{'.'.join(said)} in {typed}"
 
 
 def from_flag(kind: type[Record], flag: str, place: str, value: Any) -> list[Said]:
@@ -123,6 +128,8 @@ class _Source:
         """A value as what it says of single settings."""
         self._known(place)
         types = annotations(self.kind, place)
+        if isinstance(value, str) and not _is_unicode(value):
+            raise ConfigError(f"{self.name(place)}: {_short(ascii(value))} is not UTF-8 text")
         if not any(is_model(kind) for kind in types):
             return [Said(place=place, value=_fit(types, value), by=self.name(place), level=self.level)]
         if value is None:
@@ -180,6 +187,11 @@ def _takes_list(types: Sequence[Any]) -> bool:
     return any(typing.get_origin(kind) is tuple for kind in types)
 
 
+def _is_unicode(text: str) -> bool:
+    """Whether a text has no bytes in it that the system could not read as characters."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
 def _fit(types: Sequence[Any], value: Any) -> Any:
     """Words for true and false where a truth is wanted, and whole numbers however they are written."""
     if bool in types and isinstance(value, str):
@@ -195,7 +207,7 @@ def _refusal(error: ValidationError, said: Mapping[Place, Said]) -> ConfigError:
     place = tuple(problem["loc"])
     what = problem["msg"].removeprefix("Value error, ")
     what = what[:1].lower() + what[1:]
-    if problem["type"] != "value_error" and isinstance(problem["input"], str | int | float | None):
+    if isinstance(problem["input"], str | int | float | None):
         what += f", not {_short(repr(problem['input']))}"
     hint = "put it in quotes" if problem["type"] == "string_type" else None
     for length in range(len(place), 0, -1):

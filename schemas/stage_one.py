@@ -5,9 +5,10 @@ After it: `pipeline/cache_teacher.py` and `pipeline/plan.py`. What a machine dec
 `Machine`: it changes no meaning of a cache and is not in its manifest.
 """
 
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from kdpipe.schemas.plan import MAX_PART_ROWS
 from kdpipe.schemas.records import Record
@@ -24,7 +25,19 @@ def _spelt(layer: Any) -> Any:
     return str(layer) if type(layer) in (int, float) else layer
 
 
-LayerName = Annotated[str, Field(pattern=r"^[0-9]+$|^(0\.[0-9]+|1\.0*)$"), BeforeValidator(_spelt)]
+def _is_layer(layer: str) -> str:
+    if not re.fullmatch(r"[0-9]{1,5}|0\.[0-9]{1,9}|1\.0{1,9}", layer):
+        raise ValueError("a layer is a number, or a share of the depth from 0.0 to 1.0")
+    return layer
+
+
+def _is_device(name: str) -> str:
+    if not re.fullmatch(r"auto|cpu|all|cuda:[0-9]{1,4}", name):
+        raise ValueError("devices are auto, cpu, all, or one GPU such as cuda:0")
+    return name
+
+
+LayerName = Annotated[str, BeforeValidator(_spelt), AfterValidator(_is_layer)]
 
 
 class Columns(Record):
@@ -55,9 +68,9 @@ class DataSettings(Record):
 
 
 class SequenceSettings(Record):
-    """How long sequences are, and whether documents share one."""
+    """How long sequences are (2,048 tokens, or what the teacher can read if that is less), and how they are filled."""
 
-    length: int = Field(default=2048, ge=2, le=MAX_PART_ROWS)
+    length: int | None = Field(default=None, ge=2, le=MAX_PART_ROWS)
     pack: bool = True
 
 
@@ -109,7 +122,7 @@ class HiddenSettings(Record):
 class Machine(Record):
     """How this machine goes about it."""
 
-    devices: str = Field(default="auto", pattern=r"^(auto|cpu|all|cuda:[0-9]+)$")
+    devices: Annotated[str, AfterValidator(_is_device)] = "auto"
     batch_tokens: int | None = Field(default=None, ge=1, le=1 << 22)
     threads: int | None = Field(default=None, ge=1, le=4096)
 

@@ -68,7 +68,7 @@ def _keep_if_of_kind(last: dict[Place, Said], place: Place, kinds: tuple[str, ..
     kind = owner.value if owner is not None else "threshold"
     if not _means_something(one) or kind in kinds:
         return
-    if one.level < (owner.level if owner is not None else Level.DEFAULT):
+    if _standing(one) < _standing(owner):
         del last[place]
         return
     belongs = " and ".join([", ".join(kinds[:-1]), kinds[-1]] if len(kinds) > 1 else kinds)
@@ -81,20 +81,25 @@ def _keep_the_later(last: dict[Place, Said], first: Place, second: Place, about:
     one, other = last.get(first), last.get(second)
     if not _means_something(one) or not _means_something(other):
         return
-    if one.level == other.level:
+    if _standing(one) == _standing(other):
         raise ConfigError(f"{one.by} and {other.by} both say {about}", hint="give one of them")
-    del last[min(one, other, key=lambda each: each.level).place]
+    del last[min(one, other, key=_standing).place]
 
 
 def _keep_if_layers_are_named(last: dict[Place, Said]) -> None:
     one, owner = last.get(DIM), last.get(LAYERS)
     if one is None or _means_something(owner):
         return
-    if owner is not None and one.level < owner.level:
+    if _standing(one) < _standing(owner):
         del last[DIM]
         return
     what = "is for hidden states of every position, and no layer is named"
     raise ConfigError(f"{one.by} {what}", hint="give --hidden-layers 0.5,1.0, or leave it out")
+
+
+def _standing(one: Said | None) -> Level:
+    """What is typed is typed at once: flags and --set contradict each other instead of overruling."""
+    return Level.DEFAULT if one is None else min(one.level, Level.SET)
 
 
 def _means_something(one: Said | None) -> TypeGuard[Said]:

@@ -148,7 +148,7 @@ def test_the_layers_join_in_their_order(
         (["--temperatures", "2,0"], "--temperatures: item 2: input should be greater than 0, not 0.0"),
         (["--temperatures", ""], "--temperatures: item 1: input should be a valid number, not ''"),
         (["--targets", "topk", "--top-k", "5000"], "--top-k: input should be less than or equal to 4096, not 5000"),
-        (["--hidden-layers", "last"], "--hidden-layers: item 1: string should match pattern"),
+        (["--hidden-layers", "last"], "--hidden-layers: item 1: a layer is a number, or a share of"),
         (["--set", "targets.taus=1"], "--set targets.taus=1: unknown setting 'targets.taus': the nearest is 'ta"),
         (["--config", "missing.yaml"], "the file missing.yaml cannot be read: No such file or directory"),
         (["--targets", "top-k"], "Invalid value for '--targets'"),

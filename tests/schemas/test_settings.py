@@ -158,6 +158,20 @@ def test_a_list_of_one_and_an_empty_list_are_lists() -> None:
             {"file": {"targets": {"tau": "x"}}, "sets": ["seed=1"]},
             "targets.tau in the file kd.yaml: input should be a valid number, not 'x'",
         ),
+        (
+            {"sets": ["machine={devices: gpu}"]},
+            "machine.devices in --set machine={devices: gpu}: devices are auto, cpu, all, or one GPU such as cuda:0,"
+            " not 'gpu'",
+        ),
+        (
+            {"sets": ["hidden.layers=0.5,last"]},
+            "--set hidden.layers=0.5,last: item 2: a layer is a number, or a share of the depth from 0.0 to 1.0, not"
+            " 'last'",
+        ),
+        (
+            {"flags": {"--data": ("data.path", "\udcff.jsonl")}},
+            r"--data: '\udcff.jsonl' is not UTF-8 text",
+        ),
         ({"flags": {"--tau": ("targets.tau", float("nan"))}}, "--tau: input should be a finite number, not nan"),
     ],
     ids=lambda value: str(value)[:40],

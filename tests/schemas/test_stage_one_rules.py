@@ -4,8 +4,9 @@ from typing import Any
 
 import pytest
 
+from kdpipe.cli.config_file import read_value
 from kdpipe.schemas.errors import ConfigError
-from kdpipe.schemas.settings import Said, from_file, from_flag, layered
+from kdpipe.schemas.settings import Said, from_file, from_flag, from_sets, layered
 from kdpipe.schemas.stage_one import StageOne
 from kdpipe.schemas.stage_one_rules import OF_KINDS, require, settled
 
@@ -93,6 +94,14 @@ def test_a_file_may_not_contradict_itself_either() -> None:
         "targets.draws in the file kd.yaml belongs to sampled targets, and these are topk, as targets.kind in the file"
     )
     assert message.startswith(told)
+
+
+def test_what_is_typed_contradicts_itself_in_flags_and_sets_alike() -> None:
+    typed = from_sets(StageOne, ["targets.tau=0.1"], read_value)
+    with pytest.raises(ConfigError, match=r"^--set targets\.tau=0\.1 belongs to threshold targets, and these are topk"):
+        settled([*typed, *from_flag(StageOne, "--targets", "targets.kind", "topk")])
+    with pytest.raises(ConfigError, match=r"^--set targets\.tau=0\.1 and --profile both say"):
+        settled([*typed, *from_flag(StageOne, "--profile", "targets.profile", "lean")])
 
 
 def test_a_flag_overrules_a_kind_with_all_that_belongs_to_it() -> None:
