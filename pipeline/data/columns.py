@@ -75,7 +75,7 @@ class Mapping:
 
     def document(self, row: dict[str, Any]) -> Document:
         """Read a row, or raise `BadRow`."""
-        columns = {name: row.get(name) for name in self.keep}
+        columns = {name: None if (value := row.get(name)) != value else value for name in self.keep}  # NaN is nothing
         if self.text is not None:
             return Document(text=_string(row, self.text), columns=columns)
         if self.messages is not None:

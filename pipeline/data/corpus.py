@@ -29,7 +29,7 @@ from kdpipe.schemas.stage_one import DataSettings
 LOOKED_AT = 100
 SAMPLE = 64
 # Documents that are tokenised together.
-BATCH = 32
+BATCH, BATCH_BYTES = 32, 1 << 18
 SPLITS: tuple[SplitName, ...] = ("train", "validation")
 
 
@@ -107,6 +107,17 @@ class Corpus:
                     )
                 yield piece
 
+    def spread_pieces(self, split: SplitName, most: int, sequence_length: int) -> Iterator[Piece]:
+        """Pieces of at most so many documents, spread evenly; they are not counted."""
+        for document, columns, tokens in self._tokenised(split, self._spread(split, most)):
+            known = {"split": split, "document": document, "columns": columns}
+            yield from cut(tokens, sequence_length, "split", Counts(), **known)
+
+    def first_documents(self, split: SplitName, n_tokens: int) -> int:
+        """How many of the first documents have about so many tokens, at least one."""
+        filled = np.cumsum(self._index.sizes[self._documents[split]] * self.tokens_per_byte())
+        return min(int(np.searchsorted(filled, n_tokens)) + 1, len(filled))
+
     def plan(self, length: int, packed: bool = True, tokens_per_byte: float | None = None) -> Plan:
         """The parts; equal for equal documents, tokenizer and settings."""
         sizes = {split: self._index.sizes[self._documents[split]] for split in SPLITS}
@@ -147,8 +158,7 @@ class Corpus:
         self, split: SplitName, documents: npt.NDArray[np.int64]
     ) -> Iterator[tuple[int, dict[str, Any], Tokens]]:
         """Some documents of a split, ascending, as tokens."""
-        read = self._read(split, documents)
-        while batch := list(islice(read, BATCH)):
+        for batch in self._batches(split, documents):
             places = [self.place(split, number) for number, _ in batch]
             rendered = [
                 self._renderer.render(document, place) for (_, document), place in zip(batch, places, strict=True)
@@ -156,6 +166,19 @@ class Corpus:
             tokens = tokenise(rendered, places, self._tokenizer)
             for (number, document), each in zip(batch, tokens, strict=True):
                 yield number, self._columns(document), each
+
+    def _batches(self, split: SplitName, documents: npt.NDArray[np.int64]) -> Iterator[list[tuple[int, Document]]]:
+        """Documents that are tokenised together: a few, and not many bytes."""
+        batch: list[tuple[int, Document]] = []
+        n_bytes = 0
+        for number, document in self._read(split, documents):
+            batch.append((number, document))
+            n_bytes += document.n_bytes
+            if len(batch) == BATCH or n_bytes > BATCH_BYTES:
+                yield batch
+                batch, n_bytes = [], 0
+        if batch:
+            yield batch
 
     def _read(self, split: SplitName, documents: npt.NDArray[np.int64]) -> Iterator[tuple[int, Document]]:
         index = self._index

@@ -122,12 +122,10 @@ class Indexer:
 
     def _take(self, row: Row, file: int, place: str, split: SplitName | None) -> None:
         try:
-            document, size, digest, kept = self._document(row)
+            size, digest = self._document(row, place)
         except BadRow as problem:
             self._count_bad(f"{place}: {problem}")
             return
-        self._columns.take(document, place)
-        self._digest.update(digest + kept)
         chance = int.from_bytes(digest[:8], "big")
         if split is None:
             if chance <= self._lowest:
@@ -142,24 +140,29 @@ class Indexer:
         self._numbers.append(row.number)
         self._sizes.append(size)
 
-    def _document(self, row: Row) -> tuple[Document, int, bytes, bytes]:
-        """A good row: its document, largest size, digest and what is kept of it, in bytes."""
+    def _document(self, row: Row, place: str) -> tuple[int, bytes]:
+        """A good row's largest size and digest."""
         if row.columns is None:
             raise BadRow(row.problem)
         document = self.mapping.document(row.columns)
+        most = self.settings.max_document_bytes
         try:
-            digest, kept = document.digest(), canonical(document.columns)
+            n_bytes, digest = document.n_bytes, document.digest()
+            if n_bytes > most:
+                raise BadRow(f"it has {n_bytes:,} bytes, at most {most:,} are allowed")
+            self._columns.take(document, place)
+            kept = canonical(document.columns)
+        except BadRow:
+            raise
         except UnicodeEncodeError:
             raise BadRow("it holds half a character, which is not valid UTF-8") from None
         except (ValueError, TypeError, RecursionError) as error:
             raise BadRow(f"it holds what JSON cannot: {error}") from None
-        most = self.settings.max_document_bytes
-        if document.n_bytes > most:
-            raise BadRow(f"it has {document.n_bytes:,} bytes, at most {most:,} are allowed")
         size = self.most_bytes(document)
         if size + MORE_TOKENS > MAX_PART_ROWS:
             raise BadRow(f"its {len(document.messages):,} messages are more than a part can hold")
-        return document, size, digest, kept
+        self._digest.update(digest + kept)
+        return size, digest
 
     def _count_bad(self, what: str) -> None:
         self._n_bad += 1

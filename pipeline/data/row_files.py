@@ -7,7 +7,7 @@ In: a file. Out: `Row`s. Before it: `sources.py` finds the files. After it: `ind
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -135,30 +135,34 @@ class ListFile(_OnDisk):
 
     extension: ClassVar = ".json"
 
-    @cached_property
-    def _values(self) -> list[Any]:
-        with self.open_bytes() as file:
-            data = file.read().removeprefix(BOM)
-        try:
-            values = json.loads(data.decode("utf-8"))
-        except (ValueError, RecursionError) as error:
-            raise ConfigError(
-                f"{self.path} is no JSON list: {error or type(error).__name__}",
-                hint="a .json file is a list of objects, or has one object a line",
-            ) from None
-        if not isinstance(values, list):
-            raise ConfigError(f"{self.path} is {_kind(values)}, a list of objects was expected")
-        return values
-
     def rows(self) -> Iterator[Row]:
         """All rows, in order."""
-        for i, value in enumerate(self._values):
+        for i, value in enumerate(_list_of(self)):
             columns, problem = _as_columns(value)
             yield Row(number=i + 1, position=i, columns=columns, problem=problem)
 
     def columns_at(self, positions: list[int]) -> Iterator[dict[str, Any]]:
         """The columns of good rows, by ascending position."""
-        yield from (self._values[position] for position in positions)
+        self.check_unchanged()
+        values = _list_of(self)
+        yield from (values[position] for position in positions)
+
+
+@lru_cache(maxsize=1)
+def _list_of(file: ListFile) -> list[Any]:
+    """The list of a file; that of the last one is held, so that reading in order parses each once."""
+    with file.open_bytes() as opened:
+        data = opened.read().removeprefix(BOM)
+    try:
+        values = json.loads(data.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(
+            f"{file.path} is no JSON list: {error or type(error).__name__}",
+            hint="a .json file is a list of objects, or has one object a line",
+        ) from None
+    if not isinstance(values, list):
+        raise ConfigError(f"{file.path} is {_kind(values)}, a list of objects was expected")
+    return values
 
 
 class PlainFile(_OnDisk):

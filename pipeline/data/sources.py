@@ -18,6 +18,8 @@ FORMATS: dict[str, Callable[[Path, str, int], RowFile]] = {
     ".parquet": TableFile,
     ".txt": PlainFile,
 }
+PACKED = (".gz", ".zst", ".zip", ".bz2", ".xz", ".tar")
+OTHER = (".csv", ".tsv", ".arrow", ".feather", ".ndjson")
 READABLE = ", ".join(FORMATS)
 HUB_NAME = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?(:[\w.-]+)?$")
 
@@ -26,14 +28,16 @@ def find_files(data: str, split: str | None, max_document_bytes: int, hub_split:
     """The files that hold the rows, sorted by path; a data set of the hub has a split when none is named."""
     path = Path(data).expanduser()
     if path.is_file():
-        return [_open(path, path.name, max_document_bytes)]
+        return _open_all([path], path.parent, split, max_document_bytes, data)
     if path.is_dir():
         paths = [found for found in path.rglob("*") if _may_be_data(found, path)]
         return _open_all(paths, path, split, max_document_bytes, f"the folder {data}")
     if has_magic(data):
         paths = [Path(found) for found in glob(str(path), recursive=True) if Path(found).is_file()]
         return _open_all(paths, _common(paths), split, max_document_bytes, f"{data}")
-    if HUB_NAME.match(data) and Path(data).suffix not in (*FORMATS, ".gz", ".zst", ".csv"):
+    # What begins with a folder that is here is a path with a slip in it, not worth half a minute of asking the hub.
+    is_path = Path(data).suffix in (*FORMATS, *PACKED, *OTHER) or ("/" in data and path.parts[0] in _folders_here())
+    if HUB_NAME.match(data) and not is_path:
         from kdpipe.pipeline.data.hub import HubRows
 
         return [HubRows(data, split or hub_split)]
@@ -43,10 +47,14 @@ def find_files(data: str, split: str | None, max_document_bytes: int, hub_split:
     )
 
 
+def _folders_here() -> set[str]:
+    return {path.name for path in Path().iterdir() if path.is_dir()}
+
+
 def _may_be_data(path: Path, folder: Path) -> bool:
-    """Not hidden, and not a folder: what version control and download tools leave is no data."""
+    """What version control and download tools leave is no data; data of another format are not passed over."""
     hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-    return path.suffix in FORMATS and not hidden and path.is_file()
+    return path.suffix in (*FORMATS, *PACKED, *OTHER) and not hidden and path.is_file()
 
 
 def _common(paths: list[Path]) -> Path:
@@ -78,6 +86,6 @@ def _words(name: str) -> set[str]:
 def _open(path: Path, name: str, max_document_bytes: int) -> RowFile:
     if path.suffix not in FORMATS:
         kind = f"a {path.suffix} file" if path.suffix else "without an extension"
-        unpack = "unpack it, or convert it" if path.suffix in (".gz", ".zst", ".zip", ".bz2", ".xz") else "convert it"
-        raise ConfigError(f"{path} is {kind}: kdpipe reads {READABLE}", hint=unpack)
+        hint = "unpack it" if path.suffix in PACKED else "convert it, or name the other files with a glob"
+        raise ConfigError(f"{path} is {kind}: kdpipe reads {READABLE}", hint=hint)
     return FORMATS[path.suffix](path, name, max_document_bytes)

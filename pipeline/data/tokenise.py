@@ -73,7 +73,18 @@ def _tokens(rendered: Rendered, encoding: Encoding, place: str, tokenizer: Loade
         if rendered.templated:
             _stop_turns(learnt, ids, ends, rendered, place, tokenizer)
         _check_partial(learnt, written, place)
-    return Tokens(ids=ids, learnt=learnt, ends=ends, text=text)
+    tokens = Tokens(ids=ids, learnt=learnt, ends=ends, text=text)
+    _check_bytes(tokens, place)
+    return tokens
+
+
+def _check_bytes(tokens: Tokens, place: str) -> None:
+    largest = int(tokens.bytes_each().max(initial=0))
+    if largest > MAX_TOKEN_BYTES:
+        raise ConfigError(
+            f"{place}: one token stands for {largest:,} bytes of text, at most {MAX_TOKEN_BYTES:,} can be kept",
+            hint="the tokenizer does not read most of this document: take it out, or lower data.max_document_bytes",
+        )
 
 
 def byte_places(text: str) -> Longs:
@@ -118,13 +129,9 @@ def _stop_turns(
         elif rendered.stop_wanted:
             raise ConfigError(
                 f"{place}: turn {number + 1} of the assistant does not end with a stop token,"
-                f" so students would never learn to stop: {_tail(rendered.text[: ends[end - 1]])!r}",
+                f" so students would never learn to stop: {rendered.text[: ends[end - 1]][-40:]!r}",
                 hint="name a template that ends turns with data.chat_template, or --set data.append_stop=false",
             )
-
-
-def _tail(text: str) -> str:
-    return text[-40:]
 
 
 def _check_partial(learnt: Bools, written: Bools, place: str) -> None:
@@ -209,13 +216,3 @@ def _piece(tokens: Tokens, rows: slice, mask: Bools, sizes: npt.NDArray[np.uint3
         text=tokens.text[begin : int(tokens.ends[rows.stop - 1])],
         **known,
     )
-
-
-def check_token_bytes(tokens: Tokens, place: str) -> None:
-    """Refuse a token that stands for more bytes than a cache can say."""
-    largest = int(tokens.bytes_each().max(initial=0))
-    if largest > MAX_TOKEN_BYTES:
-        raise ConfigError(
-            f"{place}: one token stands for {largest:,} bytes of text, at most {MAX_TOKEN_BYTES:,} can be kept",
-            hint="the tokenizer drops most of this document: take it out, or lower data.max_document_bytes",
-        )

@@ -1,0 +1,61 @@
+"""Data sets of the hub, with a folder in the place of the network."""
+
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+
+from kdpipe.pipeline.data import hub
+from kdpipe.pipeline.data.sources import find_files
+from kdpipe.schemas.errors import ConfigError
+from support.corpora import text_rows, write_jsonl
+
+
+@pytest.fixture
+def rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> hub.HubRows:
+    folder = tmp_path / "name"
+    write_jsonl(folder / "train.jsonl", text_rows(600))
+    write_jsonl(folder / "validation.jsonl", text_rows(3))
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    datasets.disable_progress_bars()
+    return hub.HubRows(str(folder), "train")
+
+
+def test_a_data_set_is_read_like_a_file_and_nothing_is_written_beside_it(rows: hub.HubRows, tmp_path: Path) -> None:
+    wanted = text_rows(600)
+    found = list(rows.rows())
+    assert [row.columns for row in found] == wanted
+    assert [row.position for row in found] == list(range(600))
+    assert list(rows.columns_at([0, 5, 599])) == [wanted[i] for i in (0, 5, 599)]
+    assert rows.name.endswith("name[train]")
+    assert sorted(path.name for path in (tmp_path / "name").iterdir()) == ["train.jsonl", "validation.jsonl"]
+
+
+def test_a_name_that_is_no_path_is_asked_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[Any, ...]] = []
+
+    def load(path: str, subset: str | None, split: str) -> list[dict[str, Any]]:
+        asked.append((path, subset, split))
+        return []
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    find_files("someone/texts", None, 10)
+    find_files("someone/texts:en", "test", 10)
+    find_files("wikitext", None, 10, hub_split="validation")
+    assert asked == [
+        ("someone/texts", None, "train"),
+        ("someone/texts", "en", "test"),
+        ("wikitext", None, "validation"),
+    ]
+
+
+def test_a_data_set_that_cannot_be_had_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise ConnectionError("Couldn't reach it\nand more")
+
+    monkeypatch.setattr(datasets, "load_dataset", fail)
+    said = "no file or folder someone/gone, and it cannot be read as a hub data set: Couldn't reach it$"
+    with pytest.raises(ConfigError, match=said) as caught:
+        find_files("someone/gone", None, 10)
+    assert "--data-split" in str(caught.value.hint)

@@ -1,0 +1,173 @@
+"""Files of rows: every format gives the same rows in order and by position, and says what is wrong with a row."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from kdpipe.pipeline.data.row_files import (
+    LINE_BYTES_A_BYTE,
+    LINE_BYTES_MORE,
+    LinesFile,
+    ListFile,
+    PlainFile,
+    RowFile,
+    TableFile,
+    open_json,
+)
+from kdpipe.schemas.errors import ConfigError
+from support.corpora import text_rows, write_jsonl
+
+MOST = 10_000
+
+
+def write_parquet(path: Path, rows: list[dict[str, Any]], group: int = 1000) -> Path:
+    pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=group)
+    return path
+
+
+def in_format(kind: str, folder: Path, rows: list[dict[str, Any]]) -> RowFile:
+    if kind == "jsonl":
+        return LinesFile(write_jsonl(folder / "a.jsonl", rows), "a.jsonl", MOST)
+    if kind == "parquet":
+        return TableFile(write_parquet(folder / "a.parquet", rows, 7), "a.parquet", MOST)
+    path = folder / "a.json"
+    path.write_text(json.dumps(rows), encoding="utf-8")
+    return open_json(path, "a.json", MOST)
+
+
+every_format = pytest.mark.parametrize("kind", ["jsonl", "json", "parquet"])
+
+
+@every_format
+def test_rows_are_read_in_order_and_again_by_position(kind: str, tmp_path: Path) -> None:
+    rows = text_rows(30)
+    file = in_format(kind, tmp_path, rows)
+    found = list(file.rows())
+    assert [row.columns for row in found] == rows
+    assert [row.number for row in found] == list(range(1, 31))
+    chosen = [0, 1, 5, 6, 7, 20, 29]
+    assert list(file.columns_at([found[i].position for i in chosen])) == [rows[i] for i in chosen]
+
+
+def test_rows_of_a_table_that_are_far_apart_are_looked_for_anew(tmp_path: Path) -> None:
+    rows = [{"text": str(i)} for i in range(10_000)]
+    file = TableFile(write_parquet(tmp_path / "a.parquet", rows, 3000), "a", MOST)
+    assert [row["text"] for row in file.columns_at([1, 2, 9000, 9999])] == ["1", "2", "9000", "9999"]
+
+
+@every_format
+def test_a_file_that_changed_since_it_was_found_is_refused(kind: str, tmp_path: Path) -> None:
+    file = in_format(kind, tmp_path, text_rows(3))
+    position = next(iter(file.rows())).position
+    in_format(kind, tmp_path, text_rows(4))
+    with pytest.raises(ConfigError, match="has changed while it was read") as caught:
+        list(file.columns_at([position]))
+    assert "run again" in str(caught.value.hint)
+
+
+def problems(path: Path, data: bytes, most: int = MOST) -> list[tuple[int, str]]:
+    path.write_bytes(data)
+    return [(row.number, row.problem) for row in LinesFile(path, "a", most).rows()]
+
+
+def test_a_line_that_is_no_object_is_named_and_the_next_one_is_read(tmp_path: Path) -> None:
+    data = b'{"text": "a"}\n\n{"text": \n[1]\n"a"\n3\ntrue\nnull\n{"text": "\xff"}\r\n  \n' + b"[" * 9000 + b"\n{}"
+    assert problems(tmp_path / "a", data) == [
+        (1, ""),
+        (3, "it is not JSON (Expecting value)"),
+        (4, "it is a list and no object"),
+        (5, "it is a string and no object"),
+        (6, "it is a number and no object"),
+        (7, "it is a truth value and no object"),
+        (8, "it is null and no object"),
+        (9, "it is not valid UTF-8"),
+        (11, "it is not JSON (RecursionError)"),
+        (12, ""),
+    ]
+
+
+def test_a_line_of_any_length_is_passed_over_in_bounded_memory(tmp_path: Path) -> None:
+    long = b'{"text": "' + b"x" * (LINE_BYTES_MORE + LINE_BYTES_A_BYTE * 10) + b'"}'
+    for data in (long, long * 3):
+        found = problems(tmp_path / "a", b'{"a": 1}\n' + data + b'\n{"a": 2}\n', most=10)
+        assert found == [(1, ""), (2, f"its line has {len(data) + 1:,} bytes"), (3, "")]
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_row(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"text": "a"}\n')
+    file = LinesFile(path, "a", MOST)
+    assert [row.columns for row in file.rows()] == list(file.columns_at([0])) == [{"text": "a"}]
+
+
+def test_json_may_be_a_list_or_an_object_a_line(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text('{"a": 1}\n{"a": 2}\n', encoding="utf-8")
+    assert [row.columns for row in open_json(path, "a", MOST).rows()] == [{"a": 1}, {"a": 2}]
+    path.write_text(' [{"a": 1}, 2]', encoding="utf-8")
+    assert [row.problem for row in open_json(path, "a", MOST).rows()] == ["", "it is a number and no object"]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"), [("[1, 2", "is no JSON list"), ("3", "is a number, a list of objects was expected")]
+)
+def test_a_json_file_that_is_no_list_is_refused(content: str, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(content, encoding="utf-8")
+    with pytest.raises(ConfigError, match=said):
+        list(open_json(path, "a", MOST).rows())
+
+
+def test_one_list_is_held_at_a_time(tmp_path: Path) -> None:
+    files = []
+    for name in "ab":
+        (tmp_path / name).write_text(json.dumps([{"text": name}]), encoding="utf-8")
+        files.append(ListFile(tmp_path / name, name, MOST))
+    assert [next(file.columns_at([0]))["text"] for file in (*files, *files)] == ["a", "b", "a", "b"]
+
+
+def test_a_text_file_is_one_document(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes("\ufeffTwo\nlines. 🙂\n".encode())
+    file = PlainFile(path, "a.txt", MOST)
+    assert [row.columns for row in file.rows()] == [{"text": "Two\nlines. 🙂\n"}]
+    assert list(file.columns_at([0])) == [{"text": "Two\nlines. 🙂\n"}]
+
+
+def test_a_text_file_that_is_no_text_or_too_long_is_a_bad_row(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"\xff")
+    assert next(PlainFile(path, "a", MOST).rows()).problem == "it is not valid UTF-8"
+    path.write_bytes(b"x" * 11)
+    assert next(PlainFile(path, "a", 10).rows()).problem == "it has more than 10 bytes"
+
+
+def test_a_cell_of_a_table_that_is_not_utf8_is_a_bad_row(tmp_path: Path) -> None:
+    offsets = pa.py_buffer(b"".join(i.to_bytes(4, "little") for i in (0, 1, 2, 3)))
+    text = pa.StringArray.from_buffers(3, offsets, pa.py_buffer(b"a\xffc"))
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": text}), path)
+    rows = list(TableFile(path, "a", MOST).rows())
+    assert [(row.columns, row.problem) for row in rows] == [
+        ({"text": "a"}, ""),
+        (None, "it is not valid UTF-8"),
+        ({"text": "c"}, ""),
+    ]
+
+
+def test_a_file_that_is_no_table_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    path.write_bytes(b"PAR1, or so it says")
+    with pytest.raises(ConfigError, match="cannot be read as Parquet"):
+        list(TableFile(path, "a", MOST).rows())
+
+
+def test_a_file_that_went_away_is_told(tmp_path: Path) -> None:
+    file = in_format("jsonl", tmp_path, text_rows(2))
+    (tmp_path / "a.jsonl").unlink()
+    with pytest.raises(ConfigError, match=r"a\.jsonl cannot be read: No such file"):
+        list(file.rows())

@@ -1,0 +1,95 @@
+"""Finding data: a file, a folder, a glob; what is not there or cannot be read is told with what can."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from kdpipe.pipeline.data.row_files import LinesFile, ListFile, PlainFile
+from kdpipe.pipeline.data.sources import find_files
+from kdpipe.schemas.errors import ConfigError
+from support.corpora import text_rows, write_jsonl
+
+MOST = 10_000
+
+
+def names(data: Path | str, split: str | None = None) -> list[str]:
+    return [file.name for file in find_files(str(data), split, MOST)]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name in ("b.jsonl", "deep/a.jsonl", "train-00001-of-00002.jsonl", ".git/c.jsonl", ".hidden.jsonl"):
+        write_jsonl(tmp_path / name, text_rows(1))
+    (tmp_path / "z.txt").write_text("a text", encoding="utf-8")
+    (tmp_path / "l.json").write_text("[]", encoding="utf-8")
+    (tmp_path / "README.md").write_text("no data", encoding="utf-8")
+    return tmp_path
+
+
+def test_a_folder_is_read_sorted_and_recursively_without_what_is_hidden(folder: Path) -> None:
+    files = find_files(str(folder), None, MOST)
+    assert [file.name for file in files] == ["b.jsonl", "deep/a.jsonl", "l.json", "train-00001-of-00002.jsonl", "z.txt"]
+    assert [type(file) for file in files[-3:]] == [ListFile, LinesFile, PlainFile]
+
+
+def test_a_glob_is_read_sorted(folder: Path) -> None:
+    assert names(folder / "*.jsonl") == ["b.jsonl", "train-00001-of-00002.jsonl"]
+    assert names(folder / "**" / "*.jsonl") == ["b.jsonl", "deep/a.jsonl", "train-00001-of-00002.jsonl"]
+
+
+def test_a_file_is_called_by_its_name(folder: Path) -> None:
+    assert names(folder / "deep" / "a.jsonl") == ["a.jsonl"]
+
+
+def test_a_split_chooses_the_files_that_bear_its_name(folder: Path) -> None:
+    assert names(folder, "train") == ["train-00001-of-00002.jsonl"]
+    assert names(folder, "deep") == ["deep/a.jsonl"]
+
+
+@pytest.mark.parametrize("data", ["", "b.jsonl"])
+def test_a_split_that_no_file_is_named_after_is_refused_with_those_that_are_there(data: str, folder: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no file of .* has 'test' in its name: there are b\.jsonl") as caught:
+        names(folder / data, "test")
+    assert "leave --data-split away" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("data", ["missing.jsonl", "missing/of/all", "./missing", "*.jsonl"])
+def test_data_that_are_not_there_are_told(data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=rf"{re.escape(data)} (is not there|holds nothing that can be read)"):
+        names(data)
+
+
+def test_a_slip_in_a_path_is_not_asked_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "data").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="the data data/slip is not there"):
+        names("data/slip")
+
+
+def test_an_empty_folder_is_told_with_what_could_be_in_it(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="holds nothing that can be read") as caught:
+        names(tmp_path)
+    assert caught.value.hint == "kdpipe reads .jsonl, .json, .parquet, .txt"
+
+
+@pytest.mark.parametrize(
+    ("name", "said", "hint"),
+    [
+        ("a.jsonl.gz", "is a .gz file: kdpipe reads .jsonl, .json, .parquet, .txt", "unpack it"),
+        ("a.csv", "is a .csv file: kdpipe reads", "convert it"),
+        ("corpus", "is without an extension: kdpipe reads", "convert it"),
+    ],
+)
+def test_another_format_is_refused_with_those_that_can_be_read(name: str, said: str, hint: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(b"")
+    with pytest.raises(ConfigError, match=re.escape(said)) as caught:
+        names(tmp_path / name)
+    assert hint in str(caught.value.hint)
+
+
+def test_packed_data_in_a_folder_are_not_passed_over(folder: Path) -> None:
+    (folder / "more.jsonl.gz").write_bytes(b"")
+    with pytest.raises(ConfigError, match=r"more\.jsonl\.gz is a \.gz file"):
+        names(folder)
