@@ -1,7 +1,7 @@
 """Blocks of targets cut and joined: what was answered together is stored apart, and the other way round.
 
-In: blocks and the rows at which to cut. Out: blocks of the same kind. Before it: `rows.py`. After it: whoever makes
-blocks for the writer.
+In: blocks, or rows that were read, and where to cut. Out: blocks of the same kind. Before it: `rows.py`.
+After it: whoever makes blocks for the writer, or compares them.
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kdpipe.cache.rows import Block
+from kdpipe.cache.rows import Block, Rows
 
 SCALARS = ("log_tail", "drawn_log_tail", "entropy", "label_logprob", "boundary_logprob", "state")
 
@@ -55,4 +55,22 @@ def join(blocks: Sequence[Block]) -> Block:
         log_z={t: np.concatenate([block.log_z[t] for block in blocks]) for t in first.log_z},
         hidden={layer: np.concatenate([block.hidden[layer] for block in blocks]) for layer in first.hidden},
         **{name: joined(name) for name in ("times", *SCALARS) if getattr(first, name) is not None},
+    )
+
+
+def block_of(rows: Rows) -> Block:
+    """What was read as a block that could be written again, without what only a writer knows (`drawn_log_tail`)."""
+    return Block(
+        n_exact=rows.n_exact,
+        n_draws=rows.count - rows.n_exact,
+        ids=rows.ids,
+        logprobs=rows.logprobs,
+        log_tail=rows.log_tail,
+        entropy=rows.entropy,
+        label_logprob=rows.label_logprob,
+        log_z=rows.log_z,
+        boundary_logprob=rows.boundary_logprob,
+        times=rows.times,
+        hidden=rows.hidden,
+        state=rows.state,
     )

@@ -65,6 +65,11 @@ class CacheWriter:
         """Publish what was fitted, unless another worker was first: then its tables hold."""
         self._publish_folder(layout.TABLES, lambda folder: write_tables(folder, self.manifest, tables))
 
+    def table(self, name: str) -> npt.NDArray[Any]:
+        """A table as it was published, by whoever was first."""
+        records = table_records(self._store, self.manifest)
+        return read_table(self._store, self.manifest.table(name), records)
+
     def publish_tokenizer(self, files: Mapping[str, bytes]) -> None:
         """Publish the tokenizer's files, which must be those that the manifest names."""
         stated = {name: FileRecord(bytes=len(data), sha256=sha256_hex(data)) for name, data in files.items()}
@@ -88,6 +93,11 @@ class CacheWriter:
     def committed(self) -> list[int]:
         """The parts that are there."""
         return committed_parts(self._store, self.manifest)
+
+    def record(self, number: int) -> tuple[PartRecord, int]:
+        """The record of a part that is there, and the bytes of all its files."""
+        record, row = read_part_record(self._store, self.manifest, number, None)
+        return record, row.n_bytes
 
     def missing(self) -> list[int]:
         """The parts that are still to be made; those that somebody else seems to be at come last."""

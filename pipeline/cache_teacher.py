@@ -1,0 +1,112 @@
+"""Stage one: the teacher is run once, and what it says at every token goes into a cache.
+
+In: the settings of `kdpipe cache-teacher`. Out: a cache, finished or a step further, and a report.
+Before it: `cli/cache_teacher.py`. After it: `kdpipe.cache`, from which students are trained; nothing of this is
+needed then. Run again, it finds what is there and fills the holes.
+"""
+
+import time
+from collections.abc import Sequence
+
+from kdpipe.cache.inspect import inspect_cache
+from kdpipe.pipeline.capture.begin import begin_cache
+from kdpipe.pipeline.capture.identity import make_manifest
+from kdpipe.pipeline.capture.inputs import Inputs, explain_cuts, read_inputs
+from kdpipe.pipeline.capture.parts import PartMaker, Tally
+from kdpipe.pipeline.capture.progress import Follower
+from kdpipe.pipeline.capture.speaker import open_speaker
+from kdpipe.pipeline.capture.trial import make_trial
+from kdpipe.pipeline.capture.turns import Shard, turns
+from kdpipe.pipeline.capture.workers import one_device_each, run_workers
+from kdpipe.pipeline.watch import Watch
+from kdpipe.schemas.errors import ConfigError
+from kdpipe.schemas.report import PartsMade, StageOneReport
+from kdpipe.schemas.stage_one import RunOptions, StageOne
+from kdpipe.schemas.summary import CacheSummary
+
+DRY_RUN_BATCHES = 2
+
+
+def cache_teacher(settings: StageOne, options: RunOptions, watch: Watch) -> StageOneReport:
+    """Do what is left to do of a cache, in this process or in one for each GPU."""
+    if options.dry_run:
+        return dry_run(settings, watch)
+    shard = Shard(index=options.shard, count=options.n_shards)
+    each = one_device_each(settings)
+    if len(each) == 1:
+        return work(each[0], shard, watch)
+    started = time.perf_counter()
+    return _together(run_workers(work, each, shard, watch), time.perf_counter() - started)
+
+
+def work(settings: StageOne, shard: Shard, watch: Watch) -> StageOneReport:
+    """One worker: read what there is, load the teacher, make parts until none is left, complete the cache."""
+    if settings.out is None:
+        raise ConfigError("it is not said where the cache goes", hint="give --out, a folder")
+    tally = Tally(started=time.perf_counter())
+    inputs = read_inputs(settings, watch)
+    speaker = open_speaker(settings, inputs.tokenizer)
+    cache, asked = begin_cache(settings.out, make_manifest(settings, inputs, speaker), inputs, speaker)
+    follower = Follower(cache, shard, watch)
+    maker = PartMaker(cache, inputs.corpus, speaker, asked, tally)
+    maker.make(turns(cache, shard), follower.tell, follower.committed)
+    follower.tell(tally)
+    explain_cuts(inputs.corpus.counts, cache.manifest.plan.sequence_length, watch)
+    if not cache.missing():
+        cache.seal()
+    return _report(settings.out, inspect_cache(settings.out), inputs, tally)
+
+
+def dry_run(settings: StageOne, watch: Watch) -> StageOneReport:
+    """The whole way for two batches, into a folder that is thrown away."""
+    tally = Tally(started=time.perf_counter())
+    settings = one_device_each(settings)[0]
+    inputs = read_inputs(settings, watch)
+    speaker = open_speaker(settings, inputs.tokenizer)
+    manifest = make_manifest(settings, inputs, speaker)
+    trial = make_trial(manifest, inputs, speaker, DRY_RUN_BATCHES * speaker.batch_tokens)
+    report = _report(settings.out or "", trial.summary, inputs, trial.tally)
+    planned = PartsMade(planned=manifest.plan.n_parts, present=0, made=0)
+    update = {"cache_id": None, "complete": False, "parts": planned, "seconds": tally.seconds}
+    return report.model_copy(update=update)
+
+
+def _report(cache: str, summary: CacheSummary, inputs: Inputs, tally: Tally) -> StageOneReport:
+    counts = inputs.corpus.counts
+    entries = summary.entries_per_position
+    made = tally.positions
+    return StageOneReport(
+        cache=cache,
+        cache_id=summary.cache_id,
+        complete=summary.complete,
+        parts=PartsMade(planned=summary.parts.planned, present=summary.parts.present, made=tally.parts),
+        positions=summary.positions,
+        bytes=summary.bytes,
+        bytes_per_position=summary.bytes_per_position["total"] if summary.positions else None,
+        entries_per_position=None if entries is None else entries.mean,
+        positions_per_second=made / tally.making_seconds if made else None,
+        teacher_share=tally.waiting_seconds / tally.making_seconds if made else None,
+        batches_halved=tally.batches_halved,
+        bad_rows=inputs.corpus.bad_rows[0],
+        cut_documents=counts.split_documents + counts.truncated_documents,
+        fidelity=summary.fidelity,
+        seconds=tally.seconds,
+    )
+
+
+def _together(reports: Sequence[StageOneReport], seconds: float) -> StageOneReport:
+    """What several workers did: the cache as the last to look saw it, their work added up."""
+    last = max(reports, key=lambda report: (report.complete, report.parts.present))
+    made = sum(report.parts.made for report in reports)
+    rates = [report.positions_per_second for report in reports if report.positions_per_second is not None]
+    shares = [report.teacher_share for report in reports if report.teacher_share is not None]
+    return last.model_copy(
+        update={
+            "parts": last.parts.model_copy(update={"made": made}),
+            "positions_per_second": sum(rates) if rates else None,
+            "teacher_share": sum(shares) / len(shares) if shares else None,
+            "batches_halved": sum(report.batches_halved for report in reports),
+            "cut_documents": sum(report.cut_documents for report in reports),
+            "seconds": seconds,
+        }
+    )

@@ -1,0 +1,42 @@
+"""A cache begun or found: its manifest, tokenizer and tables are there, and the teacher knows what it is asked.
+
+In: a folder, the manifest, documents and teacher. Out: the `CacheWriter`, and the `Asked` of every part.
+Before it: `identity.py`, `speaker.py`. After it: `parts.py`. A table that another worker published first is the one
+that holds.
+"""
+
+from dataclasses import replace
+
+from kdpipe.cache.writer import CacheWriter, create_cache
+from kdpipe.pipeline.capture.identity import ids_by_rank, unigram
+from kdpipe.pipeline.capture.inputs import Inputs
+from kdpipe.pipeline.capture.speaker import Speaker, fitted_tables
+from kdpipe.pipeline.teachers import Asked
+from kdpipe.schemas.manifest import Manifest
+
+# Documents to whose states a projection is fitted.
+FITTED_DOCUMENTS = 200
+# Of all positions, those that are compared with their full distribution.
+FIDELITY_EVERY = 16
+
+
+def begin_cache(folder: str, manifest: Manifest, inputs: Inputs, speaker: Speaker) -> tuple[CacheWriter, Asked]:
+    """Publish what is not there yet; a folder that holds another cache is refused."""
+    cache = create_cache(folder, manifest)
+    stated, n_ids = cache.manifest, cache.manifest.vocabulary_size
+    cache.publish_tokenizer(inputs.tokenizer.files)
+    counts = inputs.corpus.token_counts(n_ids)
+    asked = Asked(
+        targets=stated.targets,
+        hidden=stated.hidden,
+        vocabulary_size=n_ids,
+        seed=stated.seed,
+        starts_word=inputs.tokenizer.starts_word if stated.targets.boundary else None,
+        unigram=unigram(counts),
+        fidelity_every=FIDELITY_EVERY,
+    )
+    if not cache.has_tables:
+        pieces = inputs.corpus.spread_pieces("train", FITTED_DOCUMENTS, stated.plan.sequence_length)
+        cache.publish_tables({"ids_by_rank": ids_by_rank(counts), **fitted_tables(speaker, pieces, asked)})
+    projections = {table.name: cache.table(table.name) for table in stated.tables if table.name.startswith("pca_")}
+    return cache, replace(asked, tables=projections)

@@ -1,0 +1,78 @@
+"""Numbers beside numbers: what two runs of a teacher, or a cache and a teacher, say about the same rows.
+
+In: targets of some documents, said twice. Out: by document, how far apart they are beyond what rounding explains.
+Before it: `kdpipe.cache.reader`, `speaker.py`. After it: `pipeline/verify_against.py`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from kdpipe.cache.entries import draw_mask
+from kdpipe.cache.rows import Block, Bools
+from kdpipe.schemas.arrays import Column, LinearLaw, LogOddsLaw, log_z_column
+from kdpipe.schemas.manifest import Manifest
+
+Doubles = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Said:
+    """What was said of one document: scalars at its positions, and log p of the exact ids by (row, id)."""
+
+    scalars: Mapping[str, Doubles]
+    keys: npt.NDArray[np.int64]
+    logprobs: Doubles
+
+
+def said(block: Block, loss_mask: Bools, vocabulary_size: int) -> Said:
+    """Take out of a document's targets what can be compared."""
+    n_exact = block.n_exact.astype(np.int64)
+    exact = ~draw_mask(n_exact, block.n_draws.astype(np.int64))
+    keys = np.repeat(np.arange(len(n_exact)), n_exact) * vocabulary_size + block.ids[exact]
+    order = np.argsort(keys)
+    named = {name: getattr(block, name) for name in ("log_tail", "entropy", "label_logprob")}
+    named |= {log_z_column(temperature): values for temperature, values in block.log_z.items()}
+    return Said(
+        scalars={name: values[loss_mask].astype(np.float64) for name, values in named.items() if values is not None},
+        keys=keys[order],
+        logprobs=block.logprobs[exact].astype(np.float64)[order],
+    )
+
+
+def differences(one: Said, other: Said, bounds: Mapping[str, float]) -> Doubles:
+    """How far each number is from its twin, less what the codec explains; equal infinities do not differ.
+
+    Tails are compared as probabilities: the log of one that is almost nothing says little. Ids that only one side
+    keeps exactly are left out, since a threshold may fall between them.
+    """
+    found = []
+    for name in one.scalars.keys() & other.scalars.keys():
+        a, b = one.scalars[name], other.scalars[name]
+        if name == "log_tail":
+            a, b = np.exp(a), np.exp(b)
+        found.append(_excess(a, b, bounds.get(name, 0.0)))
+    _, mine, its = np.intersect1d(one.keys, other.keys, assume_unique=True, return_indices=True)
+    found.append(_excess(one.logprobs[mine], other.logprobs[its], bounds.get("logprob", 0.0)))
+    return np.concatenate(found)
+
+
+def _excess(a: Doubles, b: Doubles, bound: float) -> Doubles:
+    known = ~(np.isnan(a) | np.isnan(b)) & ~((a == b) & np.isinf(a))
+    with np.errstate(invalid="ignore"):
+        excess: Doubles = np.maximum(np.abs(a[known] - b[known]) - bound, 0.0)
+    return excess
+
+
+def codec_bounds(manifest: Manifest) -> dict[str, float]:
+    """The largest error of each number, as docs/cache-format.md states it under Laws."""
+    bounds = {column.name: _bound(column) for column in manifest.arrays.row.columns}
+    if manifest.arrays.logprob is not None:
+        bounds["logprob"] = manifest.arrays.logprob.law.step + bounds.get("log_tail", 0.0)
+    return bounds
+
+
+def _bound(column: Column) -> float:
+    return column.law.step / 2 if isinstance(column.law, LinearLaw | LogOddsLaw) else 0.0

@@ -1,0 +1,54 @@
+"""What a cache is made from, said once: its manifest, and the tables that every part leans on.
+
+In: settings, documents and tokenizer, and what the teacher is. Out: the `Manifest` and the numbers of its tables.
+Before it: `inputs.py`, `speaker.py`. After it: `kdpipe.cache.writer`, which publishes both before any part.
+"""
+
+from importlib.metadata import version
+
+import numpy as np
+import numpy.typing as npt
+
+from kdpipe.pipeline.capture.inputs import Inputs
+from kdpipe.pipeline.capture.speaker import Speaker
+from kdpipe.schemas import manifest
+from kdpipe.schemas.arrays import default_arrays
+from kdpipe.schemas.manifest import Manifest, expected_tables
+from kdpipe.schemas.stage_one import StageOne
+
+Longs = npt.NDArray[np.int64]
+
+
+def make_manifest(settings: StageOne, inputs: Inputs, speaker: Speaker) -> Manifest:
+    """The manifest; equal settings and inputs give equal bytes on every machine."""
+    corpus, tokenizer = inputs.corpus, inputs.tokenizer.record
+    n_ids = tokenizer.vocabulary_size
+    return Manifest(
+        kdpipe=version("kdpipe"),
+        seed=settings.seed,
+        teacher=speaker.facts,
+        tokenizer=tokenizer,
+        data=manifest.Data(
+            fingerprint=corpus.fingerprint,
+            source=corpus.source,
+            columns=corpus.columns,
+            text=settings.targets.for_other_tokenizers,
+            loss=corpus.loss,
+        ),
+        plan=corpus.plan(speaker.sequence_length, packed=settings.sequences.pack),
+        targets=speaker.targets,
+        hidden=speaker.hidden,
+        tables=expected_tables(speaker.targets, speaker.hidden, n_ids),
+        arrays=default_arrays(speaker.targets, speaker.hidden, n_ids),
+    )
+
+
+def ids_by_rank(counts: Longs) -> npt.NDArray[np.uint32]:
+    """Ids from the most frequent to the least; equally frequent ones by number, as tokenizers tend to have them."""
+    return np.argsort(-counts, kind="stable").astype(np.uint32)
+
+
+def unigram(counts: Longs) -> npt.NDArray[np.float32]:
+    """How frequent each id is; every id counts once more than it was seen."""
+    shares: npt.NDArray[np.float32] = ((counts + 1) / (counts.sum() + len(counts))).astype(np.float32)
+    return shares

@@ -1,0 +1,45 @@
+"""A trial: the first documents go the whole way, into a cache that is thrown away.
+
+In: documents and teacher. Out: what that cache is, and what making it took.
+Before it: `begin.py`, `parts.py`. After it: `cache_teacher.py` for --dry-run, `plan.py` for its probe.
+"""
+
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from kdpipe.cache.inspect import inspect_cache
+from kdpipe.pipeline.capture.begin import begin_cache
+from kdpipe.pipeline.capture.inputs import Inputs
+from kdpipe.pipeline.capture.parts import PartMaker, Tally
+from kdpipe.pipeline.capture.speaker import Speaker
+from kdpipe.schemas.manifest import Manifest
+from kdpipe.schemas.plan import Plan, SplitPlan
+from kdpipe.schemas.summary import CacheSummary
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """What came of it."""
+
+    summary: CacheSummary
+    tally: Tally
+
+
+def make_trial(manifest: Manifest, inputs: Inputs, speaker: Speaker, n_tokens: int) -> Trial:
+    """Make a cache of one part from the first documents that have about so many tokens together."""
+    n = inputs.corpus.first_documents("train", n_tokens)
+    splits = (SplitPlan(name="train", bounds=(0, n)),)
+    small = manifest.model_copy(update={"plan": Plan(**{**dict(manifest.plan), "splits": splits})})
+    with tempfile.TemporaryDirectory(prefix="kdpipe-trial-") as folder:
+        cache, asked = begin_cache(str(Path(folder) / "cache"), small, inputs, speaker)
+        tally = Tally(started=time.perf_counter())
+        PartMaker(cache, inputs.corpus, speaker, asked, tally).make([0], _ignore, _ignore)
+        tally.stop()
+        cache.seal()
+        return Trial(summary=inspect_cache(cache.path), tally=tally)
+
+
+def _ignore(_: object) -> None:
+    """Nobody follows a trial."""

@@ -1,0 +1,155 @@
+"""One worker process for each GPU, and what they say gathered for one person.
+
+In: settings, and several devices. Out: the parts that all workers made. Before it: `cache_teacher.py`.
+After it: `cache_teacher.py` again, in every worker, with one device and a share of the parts. Workers meet in the
+cache alone; the first that fails stops the others, and what is committed stays.
+"""
+
+import multiprocessing
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
+from queue import Empty
+from typing import Any, final
+
+from kdpipe.pipeline.capture.turns import Shard
+from kdpipe.pipeline.teachers import devices
+from kdpipe.pipeline.watch import Watch
+from kdpipe.schemas.errors import KdpipeError
+from kdpipe.schemas.report import StageOneReport
+from kdpipe.schemas.stage_one import StageOne
+
+POLL_SECONDS = 0.5
+Work = Callable[[StageOne, Shard, Watch], StageOneReport]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """What a worker says: the name of a `Watch` method and its arguments, or how it ended."""
+
+    worker: int
+    name: str
+    arguments: tuple[Any, ...] = ()
+
+
+@final
+class _FarWatch:
+    """A `Watch` that puts every call into a queue."""
+
+    def __init__(self, worker: int, messages: "multiprocessing.Queue[Message]") -> None:
+        self._worker, self._messages = worker, messages
+
+    def _send(self, name: str, *arguments: Any) -> None:
+        self._messages.put(Message(worker=self._worker, name=name, arguments=arguments))
+
+    def say(self, text: str) -> None:
+        # Every worker reads the same documents: what it finds there is said once.
+        if self._worker == 0:
+            self._send("say", text)
+
+    def warn(self, text: str) -> None:
+        self._send("warn", text)
+
+    def begin(self, n_parts: int, n_done: int, positions_planned: int | None) -> None:
+        self._send("begin", n_parts, n_done, positions_planned)
+
+    def progress(
+        self,
+        positions_done: int,
+        positions_per_second: float,
+        waiting_share: float,
+        bytes_written: int,
+        seconds_left: float | None,
+    ) -> None:
+        self._send("progress", positions_done, positions_per_second, waiting_share, bytes_written, seconds_left)
+
+    def part_done(self, number: int, positions: int, n_bytes: int, seconds: float) -> None:
+        self._send("part_done", number, positions, n_bytes, seconds)
+
+
+def one_device_each(settings: StageOne) -> list[StageOne]:
+    """The settings of each worker: one for each GPU with `all`, else one; what is asked for runs or is refused."""
+    if settings.targets.kind == "none":
+        return [settings]
+    chosen = devices.choose(settings.machine.devices)
+    return [
+        settings.model_copy(update={"machine": settings.machine.model_copy(update={"devices": str(device)})})
+        for device in chosen
+    ]
+
+
+def run_workers(work: Work, each: Sequence[StageOne], shard: Shard, watch: Watch) -> list[StageOneReport]:
+    """Run a worker for each of some settings, on equal shares of a shard, and wait for all of them."""
+    context = multiprocessing.get_context("spawn")
+    messages: Any = context.Queue()
+    processes: list[BaseProcess] = []
+    try:
+        for i, settings in enumerate(each):
+            share = Shard(index=shard.index + shard.count * i, count=shard.count * len(each))
+            process: BaseProcess = context.Process(target=_work, args=(work, settings, share, i, messages), daemon=True)
+            process.start()
+            processes.append(process)
+        return _gather(processes, messages, watch)
+    finally:
+        for process in processes:
+            process.terminate()
+        for process in processes:
+            process.join()
+
+
+def _work(work: Work, settings: StageOne, shard: Shard, number: int, messages: Any) -> None:
+    try:
+        report = work(settings, shard, _FarWatch(number, messages))
+        messages.put(Message(worker=number, name="ended", arguments=(report,)))
+    except KdpipeError as error:
+        messages.put(Message(worker=number, name="failed", arguments=(error,)))
+    except KeyboardInterrupt:
+        pass  # the parent has seen it too
+    except Exception as error:
+        failure = KdpipeError(f"{type(error).__name__}: {error}", hint="not foreseen: run it with one device")
+        messages.put(Message(worker=number, name="failed", arguments=(failure,)))
+
+
+def _gather(processes: Sequence[BaseProcess], messages: Any, watch: Watch) -> list[StageOneReport]:
+    ended: dict[int, StageOneReport] = {}
+    latest: dict[int, tuple[Any, ...]] = {}
+    begun, silent = False, set[int]()
+    while len(ended) < len(processes):
+        try:
+            message: Message = messages.get(timeout=POLL_SECONDS)
+        except Empty:
+            silent = _gone(processes, ended, silent)
+            continue
+        match message.name:
+            case "ended":
+                ended[message.worker] = message.arguments[0]
+            case "failed":
+                raise message.arguments[0]
+            case "begin":
+                if not begun:
+                    watch.begin(*message.arguments)
+                begun = True
+            case "progress":
+                latest[message.worker] = message.arguments
+                watch.progress(*_together(list(latest.values())))
+            case name:
+                getattr(watch, name)(*message.arguments)
+    return [ended[i] for i in range(len(processes))]
+
+
+def _gone(processes: Sequence[BaseProcess], ended: dict[int, StageOneReport], before: set[int]) -> set[int]:
+    """The workers that are no more and have said nothing; seen twice, they died (killed, out of memory)."""
+    gone = {i for i, process in enumerate(processes) if i not in ended and not process.is_alive()}
+    if twice := gone & before:
+        raise KdpipeError(
+            f"worker {min(twice)} ended with code {processes[min(twice)].exitcode}, in the middle of its work",
+            hint="what was committed is safe; run the same command again to go on",
+        )
+    return gone
+
+
+def _together(latest: list[tuple[Any, ...]]) -> tuple[Any, ...]:
+    """The progress of all workers: sums, the mean share of waiting, the longest time that is left."""
+    positions, rates, shares, sizes, left = zip(*latest, strict=True)
+    known = [seconds for seconds in left if seconds is not None]
+    return sum(positions), sum(rates), sum(shares) / len(shares), sum(sizes), max(known, default=None)

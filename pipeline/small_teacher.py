@@ -1,0 +1,144 @@
+"""A small teacher made on the spot: text that comes with Python, a tokenizer trained on it, a Llama-shaped model.
+
+In: a folder and sizes. Out: `corpus.jsonl` and a model folder that transformers loads, the same for the same sizes.
+Before it: nothing; no network, no hub. After it: the demo, and the benchmarks that need a teacher who knows something.
+"""
+
+import importlib
+import inspect
+import json
+import math
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+STOP = "<|end|>"
+# Modules of the standard library whose source is long, plain and imports nothing unusual.
+SOURCES = (
+    "argparse",
+    "inspect",
+    "tarfile",
+    "typing",
+    "subprocess",
+    "zipfile",
+    "datetime",
+    "ast",
+    "doctest",
+    "optparse",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sizes:
+    """How large the teacher is, and how long it learns."""
+
+    vocabulary: int = 512
+    width: int = 128
+    layers: int = 2
+    context: int = 128
+    batch: int = 16
+    steps: int = 300
+    rate: float = 3e-3
+    seed: int = 0
+
+
+def documents() -> Iterator[dict[str, str]]:
+    """Python's own help topics (PSF licence), as rows with a text and a category."""
+    topics: dict[str, str] = importlib.import_module("pydoc_data.topics").topics
+    for name in sorted(topics):
+        yield {"text": topics[name].strip(), "category": "statement" if name.islower() else "concept", "topic": name}
+
+
+def source_code() -> Iterator[dict[str, str]]:
+    """Functions and classes of the standard library, for a larger text."""
+    for name in SOURCES:
+        for part in inspect.getsource(importlib.import_module(name)).split("\n\n\n"):
+            if part.strip():
+                yield {"text": part.strip(), "category": name}
+
+
+def write_corpus(path: Path, rows: Iterator[dict[str, str]]) -> None:
+    """Write rows as JSON lines, at once."""
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    work = path.with_name(f"{path.name}.tmp")
+    work.write_text(lines, encoding="utf-8")
+    os.replace(work, path)
+
+
+def make_teacher(corpus: Path, folder: Path, sizes: Sizes, said: Callable[[str], None]) -> None:
+    """Train tokenizer and model on a corpus and save both; a folder that is there is left alone."""
+    if folder.is_dir():
+        return
+    texts = [json.loads(line)["text"] for line in corpus.read_text(encoding="utf-8").splitlines()]
+    tokenizer = train_tokenizer(texts, sizes)
+    model = train_model(texts, tokenizer, sizes, said)
+    work = folder.with_name(f"{folder.name}.tmp")
+    model.save_pretrained(work)
+    tokenizer.save_pretrained(work)
+    os.replace(work, folder)
+
+
+def train_tokenizer(texts: list[str], sizes: Sizes) -> PreTrainedTokenizerFast:
+    """A byte-level BPE: every text can be spelt."""
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=sizes.vocabulary,
+        special_tokens=[STOP],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator(texts, trainer)
+    fast: Any = PreTrainedTokenizerFast
+    wrapped: PreTrainedTokenizerFast = fast(tokenizer_object=backend, eos_token=STOP, pad_token=STOP)
+    return wrapped
+
+
+def train_model(
+    texts: list[str], tokenizer: PreTrainedTokenizerFast, sizes: Sizes, said: Callable[[str], None]
+) -> LlamaForCausalLM:
+    """Plain next-token training on random windows of the text, AdamW with warm-up and a cosine."""
+    torch.manual_seed(sizes.seed)
+    model: Any = LlamaForCausalLM(_config(sizes, tokenizer))
+    ids = [token for text in tokenizer(texts)["input_ids"] for token in (*text, tokenizer.eos_token_id)]
+    tokens = torch.tensor(ids)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=sizes.rate, betas=(0.9, 0.95), weight_decay=0.01)
+    warm_up = max(1, sizes.steps // 10)
+    for step in range(sizes.steps):
+        for group in optimizer.param_groups:
+            late = max(0.0, (step - warm_up) / (sizes.steps - warm_up))
+            group["lr"] = sizes.rate * min((step + 1) / warm_up, 0.5 * (1 + math.cos(math.pi * late)))
+        starts = torch.randint(len(tokens) - sizes.context, (sizes.batch,))
+        batch = torch.stack([tokens[start : start + sizes.context] for start in starts.tolist()])
+        loss = model(input_ids=batch, labels=batch).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        if (step + 1) % max(1, sizes.steps // 5) == 0:
+            said(f"  step {step + 1} of {sizes.steps}: {loss.item():.2f} nats a token")
+    trained: LlamaForCausalLM = model.eval()
+    return trained
+
+
+def _config(sizes: Sizes, tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
+    return LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=sizes.width,
+        intermediate_size=sizes.width * 8 // 3 // 16 * 16,
+        num_hidden_layers=sizes.layers,
+        num_attention_heads=max(1, sizes.width // 32),
+        num_key_value_heads=max(1, sizes.width // 32),
+        max_position_embeddings=4096,
+        tie_word_embeddings=False,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )

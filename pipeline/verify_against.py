@@ -1,0 +1,144 @@
+"""Is a cache what its teacher says? Some of its documents are read again, and held against it.
+
+In: a cache and a teacher. Out: an `AgainstReport`, with the teacher's own noise beside the differences.
+Before it: `cli/cache/verify.py`. After it: `capture/compare.py`. The noise is what the same teacher says of the same
+documents read alone and read together: nobody can ask a cache to come nearer than that.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from kdpipe.cache.blocks import block_of, cut
+from kdpipe.cache.reader import Cache, open_cache
+from kdpipe.cache.rows import Block, Rows
+from kdpipe.pipeline.capture.compare import Doubles, Said, codec_bounds, differences, said
+from kdpipe.pipeline.data.pieces import Piece
+from kdpipe.pipeline.teachers import Asked, Teacher, devices
+from kdpipe.pipeline.teachers.batching import batches
+from kdpipe.pipeline.teachers.loading import load
+from kdpipe.pipeline.teachers.local import LocalTeacher
+from kdpipe.pipeline.teachers.shapes import read_shape
+from kdpipe.pipeline.watch import Watch
+from kdpipe.schemas.errors import ConfigError
+from kdpipe.schemas.manifest import Manifest
+from kdpipe.schemas.part import PartRecord
+from kdpipe.schemas.report import AgainstReport, Nats, Problem
+from kdpipe.schemas.stage_one import TeacherSettings
+from kdpipe.schemas.targets import HiddenSpec
+
+# What a number type alone puts between two machines, on the mean, in nats: bfloat16 logits round by 2^-9 of their size.
+FLOOR_NATS = {"float32": 1e-3, "float64": 1e-3, "float16": 1e-2, "bfloat16": 5e-2, "quantised": 5e-2, "unknown": 5e-2}
+TIMES_NOISE = 4.0
+TOGETHER_TOKENS = 8192
+SEED = 20260101
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampled:
+    """A document of the cache: where it is, its tokens, and what the cache says of it."""
+
+    part: int
+    name: str
+    piece: Piece
+    cached: Said
+
+
+def verify_against(url: str, teacher: str, sample: int, watch: Watch) -> AgainstReport:
+    """Compare a sample of documents, spread at random over the cache."""
+    cache = open_cache(url)
+    stated = cache.manifest.teacher
+    if stated is None or cache.manifest.targets.keep.kind == "imported":
+        raise ConfigError(f"{url} keeps nothing that a teacher of transformers has said", hint="leave --against out")
+    chosen = list(_sample(cache, sample))
+    watch.say(f"{len(chosen)} documents of {url}, read again by {teacher}")
+    local = _open(teacher, cache)
+    alone = _answers(local, cache, [[one.piece] for one in chosen])
+    pieces = [one.piece for one in chosen]
+    grouped = batches(pieces, TOGETHER_TOKENS)
+    answered = _answers(local, cache, [[pieces[i] for i in group] for group in grouped])
+    together = dict(zip([i for group in grouped for i in group], answered, strict=True))
+    bounds = codec_bounds(cache.manifest)
+    noise = [differences(alone[i], together[i], {}) for i in range(len(chosen))]
+    found = [differences(one.cached, alone[i], bounds) for i, one in enumerate(chosen)]
+    allowed = TIMES_NOISE * _nats(noise).mean_nats + FLOOR_NATS[stated.dtype]
+    problems = [
+        Problem(
+            part=one.part,
+            file=f"parts/{one.part:05d}",
+            what=f"{one.name} differs from what the teacher says by {difference.mean():.3g} nats on the mean, at most "
+            f"{allowed:.2g} are explained",
+            do="was it made by this teacher, at this revision? if so, delete the part and run cache-teacher again",
+        )
+        for one, difference in zip(chosen, found, strict=True)
+        if len(difference) and not difference.mean() <= allowed
+    ]
+    return AgainstReport(
+        ok=not problems,
+        teacher=teacher,
+        documents=len(chosen),
+        positions=sum(int(one.piece.loss_mask.sum()) for one in chosen),
+        noise=_nats(noise),
+        difference=_nats(found),
+        bound_nats=allowed,
+        problems=tuple(problems),
+    )
+
+
+def _sample(cache: Cache, n: int) -> Iterator[Sampled]:
+    """Documents with positions, at random, none twice."""
+    generator = np.random.default_rng(SEED)
+    each = max(1, -(-n // max(len(cache), 1)))
+    given = 0
+    for i in generator.permutation(len(cache)).tolist():
+        rows = cache[i]
+        ends = np.append(rows.document_starts[1:], len(rows))
+        blocks = list(cut(block_of(rows), ends))
+        for k in generator.permutation(len(ends)).tolist()[:each]:
+            place = slice(int(rows.document_starts[k]), int(ends[k]))
+            if given < n and rows.loss_mask[place].any():
+                given += 1
+                part = cache.locate(i)[0].record
+                yield _sampled(rows, place, int(rows.documents[k]), part, blocks[k], cache.manifest)
+
+
+def _sampled(rows: Rows, place: slice, document: int, part: PartRecord, block: Block, manifest: Manifest) -> Sampled:
+    mask = rows.loss_mask[place]
+    piece = Piece(
+        split=part.split,
+        document=document,
+        offset=0,
+        tokens=rows.tokens[place],
+        loss_mask=mask,
+        token_bytes=np.zeros(len(mask), np.uint32),
+        digest=b"",
+    )
+    cached = said(block, mask, manifest.vocabulary_size)
+    return Sampled(part=part.part, name=f"document {document:,} of {part.split}", piece=piece, cached=cached)
+
+
+def _open(name: str, cache: Cache) -> Teacher:
+    """The teacher in the number type in which it spoke."""
+    dtype = cache.manifest.teacher.dtype if cache.manifest.teacher is not None else "unknown"
+    spoken = {"float32": "float32", "float16": "float16", "bfloat16": "bfloat16"}.get(dtype, "auto")
+    settings = TeacherSettings.model_validate({"name": name, "dtype": spoken})
+    return LocalTeacher(load(settings, read_shape(settings), devices.choose("auto")), cache.manifest.vocabulary_size)
+
+
+def _answers(teacher: Teacher, cache: Cache, grouped: Sequence[Sequence[Piece]]) -> list[Said]:
+    manifest = cache.manifest
+    targets = manifest.targets.model_copy(update={"boundary": False})
+    asked = Asked(targets=targets, hidden=HiddenSpec(), vocabulary_size=manifest.vocabulary_size, seed=manifest.seed)
+    found = []
+    for group, answer in zip(grouped, teacher.answers(grouped, asked), strict=True):
+        for piece, block in zip(group, cut(answer.block, np.cumsum([len(piece) for piece in group])), strict=True):
+            found.append(said(block, piece.loss_mask, manifest.vocabulary_size))
+    return found
+
+
+def _nats(found: Sequence[Doubles]) -> Nats:
+    numbers = np.concatenate(found) if found else np.zeros(0)
+    if not len(numbers):
+        return Nats(max_nats=0.0, mean_nats=0.0)
+    return Nats(max_nats=float(numbers.max()), mean_nats=float(numbers.mean()))
