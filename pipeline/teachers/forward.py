@@ -60,8 +60,9 @@ class Forward:
 
     def every_layer(self, ids_BT: Tensor) -> list[Tensor]:
         """Read ids once more and give every layer's states and, behind them, the model's own logits."""
-        out = self._model(ids_BT, use_cache=False, output_hidden_states=True)
-        return [*out.hidden_states, out.logits]
+        states = self.read(ids_BT, frozenset(range(self._n_layers + 1))).layers
+        logits: Tensor = self._model(ids_BT, use_cache=False).logits
+        return [*(states[number] for number in range(self._n_layers + 1)), logits]
 
     def _run(self, ids_BT: Tensor, ask_all: bool) -> tuple[Any, Tensor | None]:
         if self.head is not None:

@@ -12,6 +12,8 @@ import torch
 import transformers
 from transformers import PretrainedConfig, PreTrainedModel
 
+# Tests share few CPUs, and small tensors are slower on several threads than on one.
+torch.set_num_threads(1)
 # Standard deviation of the logits: 512 of them have an entropy of about log 512 - 2.4² / 2 = 3.4 nats.
 LOGITS_STD = 2.4
 Sizes = tuple[int, int, int]

@@ -5,7 +5,7 @@ teacher that shows its top candidates only. Before it: `models.py`. After it: `t
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 import transformers
 
-from kdpipe.cache.rows import Block
+from kdpipe.cache.rows import Block, Floats
 from kdpipe.pipeline.data.pieces import Piece
 from kdpipe.pipeline.teachers import Answer, Asked
 from kdpipe.pipeline.teachers.loading import load
@@ -62,14 +62,17 @@ def local_teacher(folder: Path, vocabulary: int, **settings: Any) -> LocalTeache
     return LocalTeacher(load(told, read_shape(told), [CPU]), vocabulary)
 
 
-def asked_for(keep: Any, vocabulary: int, hidden: HiddenSpec | None = None, **more: Any) -> Asked:
+def asked_for(
+    keep: Any,
+    vocabulary: int,
+    hidden: HiddenSpec | None = None,
+    tables: Mapping[str, Floats] | None = None,
+    **more: Any,
+) -> Asked:
     """A question for a kind of target, with all scalars that any teacher has."""
-    return Asked(
-        targets=TargetSpec(keep=keep, **more),
-        hidden=hidden or HiddenSpec(),
-        vocabulary_size=vocabulary,
-        seed=5,
-    )
+    targets = TargetSpec(keep=keep, **more)
+    hidden = hidden or HiddenSpec()
+    return Asked(targets=targets, hidden=hidden, vocabulary_size=vocabulary, seed=5, tables=tables or {})
 
 
 class Truth:
