@@ -1,0 +1,228 @@
+"""Rendering: chat templates of many makes, what of them is to be learnt, and templates that do not tell."""
+
+import functools
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kdpipe.pipeline.data.columns import Document, Mapping
+from kdpipe.pipeline.data.render import Rendered, Renderer
+from kdpipe.pipeline.data.tokenizer import LoadedTokenizer, load_tokenizer
+from kdpipe.schemas.errors import ConfigError
+from kdpipe.schemas.stage_one import DataSettings
+from support.corpora import CHATML, ENDLESS, GENERATION, UNSTABLE, small_tokenizer
+
+# As Qwen 3: thoughts are written in the last turn alone, empty ones too.
+THINKING = (
+    "{% for m in messages %}{% set said = m.content.split('</think>')[-1].lstrip() %}<|im_start|>{{ m.role }}\n"
+    "{% if m.role == 'assistant' and loop.last %}<think>\n\n</think>\n\n{% endif %}{{ said }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+# As Llama 2: no generation prompt, a space before what the assistant says.
+BRACKETS = (
+    "{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]"
+    "{% else %} {{ m.content }}<|im_end|>{% endif %}{% endfor %}"
+)
+# As Phi 3: the stop token of documents closes a conversation that is not to be continued.
+CLOSED = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% else %}<|endoftext|>{% endif %}"
+)
+# A header, no generation prompt.
+HEADERS = "{% for m in messages %}### {{ m.role }}: {{ m.content }}<|im_end|>\n{% endfor %}"
+# No two conversations begin alike, and no generation prompt.
+FORGETFUL = "{{ messages[-1].content }}\n" + HEADERS
+# Later turns are shortened once others follow.
+SHORTENED = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content if loop.last or m.role == 'user' else '...' }}"
+    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+PICKY = "{% if messages[0].role != 'system' %}{{ raise_exception('begin with a system message') }}{% endif %}" + CHATML
+
+TALK = (
+    {"role": "user", "content": "Hi there"},
+    {"role": "assistant", "content": "Hello."},
+    {"role": "user", "content": "Who?"},
+    {"role": "assistant", "content": "A model.\nNo more. 🙂"},
+)
+FORMS: dict[str, Mapping] = {
+    "text": Mapping(form="text", text="text"),
+    "pair": Mapping(form="pair", prompt="prompt", response="response"),
+    "messages": Mapping(form="messages", messages="messages"),
+}
+
+
+@functools.cache
+def tokenizer(template: str | None = None, **special: str | None) -> LoadedTokenizer:
+    with tempfile.TemporaryDirectory() as folder:
+        return load_tokenizer(str(small_tokenizer(Path(folder), chat_template=template, **special)))
+
+
+def render(form: str, document: Document, template: str | None = None, **settings: Any) -> Rendered:
+    renderer = Renderer(FORMS[form], DataSettings(**settings), tokenizer(template))
+    return renderer.render(document, "corpus.jsonl:7")
+
+
+def talk(*messages: dict[str, Any]) -> Document:
+    return Document(messages=messages or TALK, columns={})
+
+
+def learnt(rendered: Rendered) -> list[str]:
+    assert rendered.spans is not None
+    return [rendered.text[start:end] for start, end in rendered.spans]
+
+
+@pytest.mark.parametrize(
+    ("template", "parts"),
+    [
+        (CHATML, ["Hello.<|im_end|>\n", "A model.\nNo more. 🙂<|im_end|>\n"]),
+        (GENERATION, ["Hello.<|im_end|>", "A model.\nNo more. 🙂<|im_end|>"]),
+        (THINKING, ["Hello.<|im_end|>", "<think>\n\n</think>\n\nA model.\nNo more. 🙂<|im_end|>\n"]),
+        (BRACKETS, [" Hello.<|im_end|>", " A model.\nNo more. 🙂<|im_end|>"]),
+        (CLOSED, ["Hello.<|im_end|>", "A model.\nNo more. 🙂<|im_end|>\n<|endoftext|>"]),
+        (HEADERS, [" Hello.<|im_end|>\n", " A model.\nNo more. 🙂<|im_end|>\n"]),
+    ],
+    ids=["chatml", "generation", "thinking", "brackets", "closed", "headers"],
+)
+def test_what_the_assistant_says_is_found(template: str, parts: list[str]) -> None:
+    assert learnt(render("messages", talk(), template)) == parts
+
+
+def test_thoughts_that_a_template_leaves_out_do_not_hide_the_turn() -> None:
+    thought = talk(TALK[0], TALK[1] | {"content": "<think>Hm.</think>\n\nHello."}, *TALK[2:])
+    assert learnt(render("messages", thought, THINKING))[0] == "Hello.<|im_end|>"
+
+
+def test_two_turns_that_say_the_same_are_two_turns() -> None:
+    same = talk(*TALK[:2], *TALK[:2])
+    rendered = render("messages", same, THINKING)
+    assert learnt(rendered) == ["Hello.<|im_end|>", "<think>\n\n</think>\n\nHello.<|im_end|>\n"]
+    assert rendered.spans is not None
+    assert rendered.spans[0][1] < rendered.spans[1][0]
+
+
+def test_a_conversation_may_begin_with_a_system_message_or_the_assistant() -> None:
+    system = {"role": "system", "content": "Be brief."}
+    assert learnt(render("messages", talk(system, *TALK), CHATML))[0] == "Hello.<|im_end|>\n"
+    assert learnt(render("messages", talk(*TALK[1:]), CHATML))[0] == "Hello.<|im_end|>\n"
+
+
+def test_all_of_a_conversation_is_learnt_when_asked_for() -> None:
+    rendered = render("messages", talk(), UNSTABLE, loss="all")
+    assert rendered.spans is None
+    assert rendered.text.startswith("4 messages\n<|im_start|>user\nHi there<|im_end|>")
+
+
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        (UNSTABLE, "what comes before the turn is written differently once the turn is there"),
+        (FORGETFUL, "what comes before the turn is written differently once the turn is there"),
+        (SHORTENED, "the turn is written differently once others follow"),
+    ],
+)
+def test_a_template_that_does_not_tell_turns_is_refused(template: str, said: str) -> None:
+    message = f"corpus.jsonl:7: the chat template does not tell where the assistant speaks in message 2: {said}"
+    with pytest.raises(ConfigError, match=message) as caught:
+        render("messages", talk(), template)
+    assert "{% generation %}" in str(caught.value.hint)
+
+
+def test_a_turn_that_is_hidden_by_a_later_one_is_refused() -> None:
+    """The first answer is written as dots, and what it said stands in the second one's place."""
+    twice = talk(*TALK[:2], *TALK[:2])
+    with pytest.raises(ConfigError, match="in message 4: the turn before it is written differently"):
+        render("messages", twice, SHORTENED)
+
+
+def test_a_conversation_that_the_template_refuses_is_named() -> None:
+    with pytest.raises(
+        ConfigError, match=r"corpus\.jsonl:7: the chat template refuses .*: begin with a system message"
+    ):
+        render("messages", talk(), PICKY)
+
+
+def test_a_template_that_refuses_a_shorter_conversation_is_refused() -> None:
+    whole = "{% if messages | length < 4 %}{{ raise_exception('four at least') }}{% endif %}" + CHATML
+    with pytest.raises(ConfigError, match="it refuses the messages up to there: four at least"):
+        render("messages", talk(), whole)
+
+
+@pytest.mark.parametrize(
+    "template", ["{{ messages[0].nothing.more }}", "{{ messages[0] + 1 }}", "{{ 1 / 0 }}", "{% if"]
+)
+def test_a_broken_template_is_refused(template: str) -> None:
+    with pytest.raises(ConfigError, match="the chat template refuses this conversation"):
+        render("messages", talk(), template)
+
+
+def test_conversations_need_a_template() -> None:
+    with pytest.raises(
+        ConfigError, match=r"conversations need a chat template, and the tokenizer .* has none"
+    ) as caught:
+        render("messages", talk())
+    assert "data.chat_template=FILE" in str(caught.value.hint)
+    with pytest.raises(ConfigError, match=r"data\.chat_template is none"):
+        render("messages", talk(), CHATML, chat_template="none")
+
+
+PAIR = Document(messages=({"role": "user", "content": "Say a"}, {"role": "assistant", "content": "a!"}), columns={})
+
+
+def test_prompt_and_response_are_a_conversation_where_the_tokenizer_chats() -> None:
+    rendered = render("pair", PAIR, CHATML)
+    assert rendered.text == "<|im_start|>user\nSay a<|im_end|>\n<|im_start|>assistant\na!<|im_end|>\n"
+    assert learnt(rendered) == ["a!<|im_end|>\n"]
+
+
+@pytest.mark.parametrize("template", [None, CHATML])
+def test_prompt_and_response_stand_on_two_lines_otherwise(template: str | None) -> None:
+    rendered = render("pair", PAIR, template, chat_template="none")
+    assert (rendered.text, learnt(rendered)) == ("Say a\na!", ["a!"])
+    assert (rendered.templated, rendered.stop_wanted) == (False, True)
+    assert render("pair", PAIR, chat_template="none", loss="all").spans is None
+
+
+@pytest.mark.parametrize(("prompt", "response"), [("Q: b ", "c"), ("Q: b", " c"), ("Q: b\n", "\tc")])
+def test_white_space_between_prompt_and_response_is_left_alone(prompt: str, response: str) -> None:
+    pair = Document(messages=({"role": "user", "content": prompt}, {"role": "a", "content": response}), columns={})
+    rendered = render("pair", pair)
+    assert (rendered.text, learnt(rendered)) == (prompt + response, [response])
+
+
+def test_a_conversation_among_pairs_needs_a_template() -> None:
+    with pytest.raises(ConfigError, match=r"corpus\.jsonl:7 is a conversation, and there is no chat template"):
+        render("pair", talk())
+
+
+def test_text_is_rendered_as_it_is() -> None:
+    rendered = render("text", Document(text=" a\n", columns={}), CHATML)
+    assert (rendered.text, rendered.spans, rendered.templated) == (" a\n", None, False)
+
+
+def test_text_has_no_responses() -> None:
+    with pytest.raises(ConfigError, match=r"only responses are to be learnt .* and the data are plain text"):
+        render("text", Document(text="a", columns={}), loss="responses")
+
+
+def test_responses_without_a_stop_token_are_refused_before_anything_is_read() -> None:
+    with pytest.raises(ConfigError, match="has no stop token") as caught:
+        Renderer(FORMS["pair"], DataSettings(), tokenizer(eos_token=None))
+    assert "append_stop=false" in str(caught.value.hint)
+    assert Renderer(FORMS["pair"], DataSettings(append_stop=False), tokenizer(eos_token=None)).loss == "responses"
+
+
+@pytest.mark.parametrize("template", [CHATML, GENERATION, THINKING, BRACKETS, CLOSED, HEADERS, ENDLESS, PICKY])
+def test_no_rendered_document_is_larger_than_foreseen(template: str) -> None:
+    renderer = Renderer(FORMS["messages"], DataSettings(loss="all"), tokenizer(template))
+    for n in (1, 2, 3, 40):
+        document = talk({"role": "system", "content": "é"}, *TALK * n)
+        rendered = renderer.render(document, "x")
+        assert len(rendered.text.encode()) <= renderer.most_bytes(document)
+
+
+def test_no_plain_document_is_larger_than_foreseen() -> None:
+    renderer = Renderer(FORMS["pair"], DataSettings(), tokenizer())
+    assert len(renderer.render(PAIR, "x").text.encode()) == renderer.most_bytes(PAIR)
