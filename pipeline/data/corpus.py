@@ -113,6 +113,10 @@ class Corpus:
             known = {"split": split, "document": document, "columns": columns}
             yield from cut(tokens, sequence_length, "split", Counts(), **known)
 
+    def expected_tokens(self, split: SplitName) -> int:
+        """About how many tokens a split has."""
+        return round(float(self._index.sizes[self._documents[split]].sum()) * self.tokens_per_byte())
+
     def first_documents(self, split: SplitName, n_tokens: int) -> int:
         """How many of the first documents have about so many tokens, at least one."""
         filled = np.cumsum(self._index.sizes[self._documents[split]] * self.tokens_per_byte())

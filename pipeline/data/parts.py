@@ -21,7 +21,7 @@ def make_plan(
 ) -> Plan:
     """Parts of about 1/64 of all rows each, 32 k to 1 M; none can have more rows than a part may have."""
     expected = {split: each.astype(np.float64) * tokens_per_byte + 1 for split, each in sizes.items()}
-    target = min(max(sum(float(each.sum()) for each in expected.values()) / PARTS, LEAST_ROWS), MOST_ROWS)
+    target = rows_of_a_part(sum(float(each.sum()) for each in expected.values()))
     splits = tuple(
         SplitPlan(name=split, bounds=_bounds(expected[split], sizes[split].astype(np.int64) + MORE_TOKENS, target))
         for split in sizes
@@ -30,17 +30,22 @@ def make_plan(
     return Plan(splits=splits, sequence_length=length, packed=packed)
 
 
+def rows_of_a_part(n_rows: float) -> float:
+    """How many rows a part is to have, of so many in all."""
+    return min(max(n_rows / PARTS, LEAST_ROWS), MOST_ROWS)
+
+
 def _bounds(expected: npt.NDArray[np.float64], most: Longs, target: float) -> tuple[int, ...]:
-    """Documents at which parts begin: each part takes its even share, as long as its largest possible size fits."""
-    n_parts = max(1, round(float(expected.sum()) / target))
-    share = float(expected.sum()) / n_parts
+    """Documents at which parts begin: each takes its even share of what is left, if its largest size allows it."""
     filled, largest = np.cumsum(expected), np.cumsum(most)
+    # A part ends at the document whose middle its share ends before.
+    middles = filled - expected / 2
     bounds = [0]
     while bounds[-1] < len(expected):
         first = bounds[-1]
         done, taken = (float(filled[first - 1]), int(largest[first - 1])) if first else (0.0, 0)
-        # Half a document of the target either way: a part ends at the bound nearest to its share.
-        wanted = int(np.searchsorted(filled - expected / 2, done + share, "left"))
+        left = float(filled[-1]) - done
+        wanted = int(np.searchsorted(middles, done + left / max(1, round(left / target)), "left"))
         allowed = int(np.searchsorted(largest, taken + MAX_PART_ROWS, "right"))
         bounds.append(max(min(wanted, allowed), first + 1))
     return tuple(bounds)
