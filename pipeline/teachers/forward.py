@@ -58,6 +58,11 @@ class Forward:
         last = out.last_hidden_state if logits is None else out.hidden_states[-1]
         return States(last_BTH=last, layers={**kept, self._n_layers: last}, logits_BTV=logits)
 
+    def own_logits(self, ids_BT: Tensor) -> Tensor:
+        """Logits of every position as the model itself gives them."""
+        logits: Tensor = self._model(ids_BT, use_cache=False).logits
+        return logits
+
     def every_layer(self, ids_BT: Tensor) -> list[Tensor]:
         """Read ids once more and give every layer's states and, behind them, the model's own logits."""
         states = self.read(ids_BT, frozenset(range(self._n_layers + 1))).layers

@@ -7,6 +7,7 @@ that does not fit into memory is halved, and halved again; the answer says how o
 
 import gc
 import logging
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from kdpipe.pipeline.teachers import Answer, Asked
 from kdpipe.pipeline.teachers.devices import DtypeName
 from kdpipe.pipeline.teachers.forward import Forward
 from kdpipe.pipeline.teachers.loading import Loaded
-from kdpipe.pipeline.teachers.padded import padded_tokens, readable
+from kdpipe.pipeline.teachers.padded import pad, padded_tokens, readable
 from kdpipe.pipeline.teachers.reading import MIN_ROWS, NotFinite, Reader, Reading
 from kdpipe.pipeline.teachers.shapes import check_vocabulary
 from kdpipe.schemas import manifest
@@ -87,6 +88,17 @@ class LocalTeacher:
         while under_way:
             yield self._answer(reader, under_way.popleft())
 
+    def bare_seconds(self, batches: Iterable[Sequence[Piece]]) -> float:
+        """How long the model's own forward pass over the same batches takes, logits and all: what caching is up to."""
+        started = time.perf_counter()
+        with torch.inference_mode():
+            for pieces in batches:
+                for group in readable(pieces, self._loaded.shape, self._vocabulary_size):
+                    self.forward.own_logits(pad(group, 0).ids_BT.to(self.forward.device))
+        if self.forward.device.type == "cuda":
+            torch.cuda.synchronize(self.forward.device)
+        return time.perf_counter() - started
+
     def measured(self) -> Fidelity | None:
         """How near the answers since the last call come to the full distributions."""
         return None
@@ -107,10 +119,8 @@ class LocalTeacher:
             into.readings.append(reading)
             return
         into.halved += 1
-        if self._too_many_tokens is None:
-            log.warning("out of memory at a batch of %s tokens: such batches are halved from here on", f"{n_tokens:,}")
-        self._too_many_tokens = min(n_tokens, self._too_many_tokens or n_tokens)
-        _free(self.forward.device)
+        if not known:
+            self._remember(n_tokens)
         if len(pieces) > 1:
             half = (len(pieces) + 1) // 2
             self._read_or_halve(reader, pieces[:half], into)
@@ -125,6 +135,13 @@ class LocalTeacher:
                 hint="shorten sequences (--seq-len), quantise the teacher, or use a device with more memory",
             )
 
+    def _remember(self, n_tokens: int) -> None:
+        """Batches of a size that did not fit are not tried again."""
+        if self._too_many_tokens is None:
+            log.warning("out of memory at a batch of %s tokens: such batches are halved from here on", f"{n_tokens:,}")
+        self._too_many_tokens = min(n_tokens, self._too_many_tokens or n_tokens)
+        _free(self.forward.device)
+
     def _answer(self, reader: Reader, batch: Batch) -> Answer:
         try:
             found = [reader.finish(reading) for reading in batch.readings]
@@ -138,25 +155,30 @@ class LocalTeacher:
         )
 
     def _explained(self, error: NotFinite) -> KdpipeError:
-        """Read a document again, alone, to find out where its numbers stop to be finite."""
+        """Read a document again, alone, to find out where its numbers stop to be finite.
+
+        One that is not spoils what comes before it too: attention multiplies it with 0, which is no number either.
+        """
         piece, row = error.piece, error.row
-        name = self._loaded.facts.dtype
-        ids_BT = torch.from_numpy(piece.tokens[: row + 1].astype(np.int64))[None].to(self.forward.device)
         with torch.inference_mode():
-            outputs = self.forward.every_layer(ids_BT)
-        first = next((i for i, out in enumerate(outputs) if not bool(out.isfinite().all())), None)
-        if first is None:
+            ids_BT = torch.from_numpy(piece.tokens.astype(np.int64))[None].to(self.forward.device)
+            odd = [
+                (~out.isfinite()).any(-1)[0].nonzero().flatten().tolist() for out in self.forward.every_layer(ids_BT)
+            ]
+        layer = next((i for i, rows in enumerate(odd) if rows), None)
+        if layer is None:
             what = "read alone it gives finite ones"
-        elif first == len(outputs) - 1:
+        elif layer == len(odd) - 1:
             what = "all layers' outputs are finite, those of the output head are not"
-        elif first == 0:
-            what = "the embeddings of its tokens are not finite already"
         else:
-            what = f"the first output that is not finite is that of layer {first} of {len(outputs) - 2}"
+            row = odd[layer][0]
+            named = "the embeddings, before layer 1" if layer == 0 else f"layer {layer}"
+            what = f"the first output that is not finite is that of {named} of {len(odd) - 2}"
+        name = self._loaded.facts.dtype
         overflow = "float16 overflows beyond 65,504: give --dtype bfloat16 or float32"
         return KdpipeError(
-            f"the teacher's logits after token {piece.offset + row:,} of document {piece.document:,} ({piece.split}) "
-            f"are not finite: {what}",
+            f"the teacher's logits of document {piece.document:,} ({piece.split}) are not finite at its token "
+            f"{piece.offset + row:,}: {what}",
             hint=overflow if name == "float16" else "are the weights whole? try --dtype float32",
         )
 

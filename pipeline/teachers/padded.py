@@ -17,9 +17,6 @@ from kdpipe.pipeline.targets.draws import row_keys
 from kdpipe.pipeline.teachers.shapes import ModelShape, check_lengths
 from kdpipe.schemas.errors import ConfigError
 
-# What padding is filled with; any id does, since nothing looks to the right.
-FILLER = 0
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Padded:
@@ -43,12 +40,16 @@ class Padded:
 
 
 def pad(pieces: Sequence[Piece], seed: int) -> Padded:
-    """Lay pieces side by side."""
+    """Lay pieces side by side, each filled up with its own last token.
+
+    Nothing looks to the right, so that any id would do, but one whose embedding is not finite.
+    """
     lengths = [len(piece) for piece in pieces]
     longest = max(lengths)
-    ids_BT = np.full((len(pieces), longest), FILLER, np.int64)
+    ids_BT = np.empty((len(pieces), longest), np.int64)
     for row, piece in zip(ids_BT, pieces, strict=True):
         row[: len(piece)] = piece.tokens
+        row[len(piece) :] = piece.tokens[-1]
     rows_N = np.concatenate([i * longest + np.arange(n) for i, n in enumerate(lengths)])
     learnt_N = np.concatenate([piece.loss_mask for piece in pieces])
     labels_N = np.concatenate([np.append(piece.tokens[1:], 0) for piece in pieces]).astype(np.int64)
