@@ -27,19 +27,24 @@ class Inputs:
 
 def read_inputs(settings: StageOne, watch: Watch) -> Inputs:
     """Load the tokenizer, go through the documents once, and say what was found."""
+    tokenizer = read_tokenizer(settings)
+    corpus = open_corpus(settings.data, tokenizer)
+    _describe(corpus, watch)
+    return Inputs(tokenizer=tokenizer, corpus=corpus)
+
+
+def read_tokenizer(settings: StageOne) -> LoadedTokenizer:
+    """The teacher's tokenizer, or the one that is named in its place."""
     own = settings.teacher.tokenizer
     name = own or settings.teacher.name
     if name is None:
         raise ConfigError("no teacher is named", hint="give --teacher; --tokenizer is enough with --targets none")
-    tokenizer = load_tokenizer(
+    return load_tokenizer(
         name,
         revision=None if own else settings.teacher.revision,
         trust_remote_code=settings.teacher.trust_remote_code,
         chat_template=settings.data.chat_template,
     )
-    corpus = open_corpus(settings.data, tokenizer)
-    _describe(corpus, watch)
-    return Inputs(tokenizer=tokenizer, corpus=corpus)
 
 
 def _describe(corpus: Corpus, watch: Watch) -> None:

@@ -6,7 +6,7 @@ Before it: `pipeline/teachers`, `pipeline/targets`, `pipeline/hidden.py`. After 
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -29,11 +29,6 @@ from kdpipe.schemas.targets import HiddenSpec, PcaProjection, State, TargetSpec,
 
 DEFAULT_LENGTH = 2048
 Table = npt.NDArray[Any]
-_DTYPES: dict[torch.dtype, Literal["float32", "float16", "bfloat16"]] = {
-    torch.float32: "float32",
-    torch.float16: "float16",
-    torch.bfloat16: "bfloat16",
-}
 # Tokens of a batch, padding included: a CPU is busy with few, a GPU needs many.
 CPU_BATCH_TOKENS, GPU_BATCH_TOKENS = 2048, 16384
 
@@ -53,39 +48,75 @@ class Speaker:
         """Answers, batch after batch."""
         return without_teacher(batches) if self.teacher is None else self.teacher.answers(batches, asked)
 
+    def bare_seconds(self, batches: Iterable[Sequence[Piece]]) -> float | None:
+        """What the model's own forward pass over some batches takes, where it runs here."""
+        return self.teacher.bare_seconds(batches) if isinstance(self.teacher, LocalTeacher) else None
+
     def measured(self) -> Fidelity | None:
         """How near the answers since the last call come to the full distributions."""
         return None if self.teacher is None else self.teacher.measured()
 
 
-def open_speaker(settings: StageOne, tokenizer: LoadedTokenizer) -> Speaker:
-    """Load the teacher, on the one device that is named, unless only tokens are wanted."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prospect:
+    """What is known of a speaker before its weights are loaded; `shape` is None for a cache of tokens only."""
+
+    shape: ModelShape | None
+    device: torch.device
+    dtype: str
+    targets: TargetSpec
+    hidden: HiddenSpec
+    sequence_length: int
+    batch_tokens: int
+
+
+def look_ahead(settings: StageOne, tokenizer: LoadedTokenizer) -> Prospect:
+    """Refuse early what cannot be: from config and tokenizer alone."""
+    n_ids = tokenizer.record.vocabulary_size
+    own_batch = settings.machine.batch_tokens
     if settings.targets.kind == "none":
-        return Speaker(
-            teacher=None,
-            facts=None,
-            targets=target_spec(settings.targets, tokenizer.record.vocabulary_size),
+        return Prospect(
+            shape=None,
+            device=torch.device("cpu"),
+            dtype="float32",
+            targets=target_spec(settings.targets, n_ids),
             hidden=HiddenSpec(),
             sequence_length=settings.sequences.length or DEFAULT_LENGTH,
-            batch_tokens=settings.machine.batch_tokens or GPU_BATCH_TOKENS,
+            batch_tokens=own_batch or GPU_BATCH_TOKENS,
         )
-    torch.set_num_threads(devices.n_threads(settings.machine.threads))
-    on = devices.choose(settings.machine.devices)
+    device = devices.choose(settings.machine.devices)[0]
     shape = read_shape(settings.teacher)
-    check_vocabulary(shape, tokenizer.record.vocabulary_size)
-    length = _sequence_length(settings, shape)
-    hidden = hidden_spec(settings.hidden, shape.n_layers, shape.width, settings.seed)
-    if settings.targets.kind != "state":  # whose head is known once the weights are there
-        target_spec(settings.targets, tokenizer.record.vocabulary_size)
-    teacher = LocalTeacher(load(settings.teacher, shape, on), tokenizer.record.vocabulary_size)
-    small = on[0].type == "cpu"
+    check_vocabulary(shape, n_ids)
+    dtype = devices.choose_dtype(settings.teacher.dtype, device)
+    return Prospect(
+        shape=shape,
+        device=device,
+        dtype=dtype,
+        # What the head of kind `state` has besides is known once the weights are there.
+        targets=target_spec(settings.targets, n_ids, OutputHead(width=shape.width, dtype=dtype)),
+        hidden=hidden_spec(settings.hidden, shape.n_layers, shape.width, settings.seed),
+        sequence_length=_sequence_length(settings, shape),
+        batch_tokens=own_batch or (CPU_BATCH_TOKENS if device.type == "cpu" else GPU_BATCH_TOKENS),
+    )
+
+
+def open_speaker(settings: StageOne, tokenizer: LoadedTokenizer) -> Speaker:
+    """Load the teacher, on the one device that is named, unless only tokens are wanted."""
+    ahead = look_ahead(settings, tokenizer)
+    teacher, facts, targets = None, None, ahead.targets
+    if ahead.shape is not None:
+        torch.set_num_threads(devices.n_threads(settings.machine.threads))
+        n_ids = tokenizer.record.vocabulary_size
+        teacher = LocalTeacher(load(settings.teacher, ahead.shape, [ahead.device]), n_ids)
+        facts = teacher.facts
+        targets = target_spec(settings.targets, n_ids, teacher.output_head)
     return Speaker(
         teacher=teacher,
-        facts=teacher.facts,
-        targets=target_spec(settings.targets, tokenizer.record.vocabulary_size, _output_head(teacher, shape)),
-        hidden=hidden,
-        sequence_length=length,
-        batch_tokens=settings.machine.batch_tokens or (CPU_BATCH_TOKENS if small else GPU_BATCH_TOKENS),
+        facts=facts,
+        targets=targets,
+        hidden=ahead.hidden,
+        sequence_length=ahead.sequence_length,
+        batch_tokens=ahead.batch_tokens,
     )
 
 
@@ -95,19 +126,6 @@ def _sequence_length(settings: StageOne, shape: ModelShape) -> int:
         return min(DEFAULT_LENGTH, shape.max_positions or DEFAULT_LENGTH)
     check_lengths(shape, asked)
     return asked
-
-
-def _output_head(teacher: LocalTeacher, shape: ModelShape) -> OutputHead | None:
-    head = teacher.forward.head
-    if head is None or not head.is_plain:
-        return None
-    return OutputHead(
-        width=shape.width,
-        dtype=_DTYPES[head.weight_VH.dtype],
-        bias=head.bias_V is not None,
-        soft_cap=head.soft_cap,
-        logit_scale=head.scale,
-    )
 
 
 def fitted_tables(speaker: Speaker, pieces: Iterable[Piece], asked: Asked) -> dict[str, Table]:

@@ -23,6 +23,7 @@ from kdpipe.schemas.summary import CacheSummary
 class Trial:
     """What came of it."""
 
+    plan: Plan
     summary: CacheSummary
     tally: Tally
 
@@ -38,7 +39,7 @@ def make_trial(manifest: Manifest, inputs: Inputs, speaker: Speaker, n_tokens: i
         PartMaker(cache, inputs.corpus, speaker, asked, tally).make([0], _ignore, _ignore)
         tally.stop()
         cache.seal()
-        return Trial(summary=inspect_cache(cache.path), tally=tally)
+        return Trial(plan=small.plan, summary=inspect_cache(cache.path), tally=tally)
 
 
 def _ignore(_: object) -> None:

@@ -1,0 +1,88 @@
+"""What stage one would make and take, before any weights are loaded; with a probe, how long it would take too.
+
+In: the settings of `kdpipe plan`. Out: a `PlanReport`. Before it: `cli/plan.py`. After it: `cache_teacher.py`, with
+the same settings.
+"""
+
+import math
+
+from kdpipe.pipeline.capture.estimate import Extent, bytes_per_position, extent_for, extent_of, memory_of, scaled
+from kdpipe.pipeline.capture.inputs import Inputs, read_inputs, read_tokenizer
+from kdpipe.pipeline.capture.probe import Probed, run_probe
+from kdpipe.pipeline.capture.speaker import Prospect, look_ahead
+from kdpipe.pipeline.watch import Watch
+from kdpipe.schemas.errors import ConfigError
+from kdpipe.schemas.report import PlanReport
+from kdpipe.schemas.stage_one import StageOne
+
+GUESSED = "entries and bytes are those of a synthetic teacher of 2 to 3 nats: --probe measures the real one"
+ANY_TEXT = "no data are named: every token counts as a position"
+# A document of the synthetic kind, where there are no data to look at.
+DOCUMENT_ROWS = 500.0
+
+
+def plan(settings: StageOne, *, tokens: int | None, probe_seconds: float | None, watch: Watch) -> PlanReport:
+    """The plan for some data, for a number of tokens, or for a number of tokens of such data."""
+    inputs = read_inputs(settings, watch) if settings.data.path is not None else None
+    tokenizer = inputs.tokenizer if inputs is not None else read_tokenizer(settings)
+    ahead = look_ahead(settings, tokenizer)
+    extent, document_rows = _extent(settings, inputs, ahead, tokens)
+    rows, positions = sum(extent.rows.values()), sum(extent.positions.values())
+    sizes, entries = bytes_per_position(
+        ahead.targets, ahead.hidden, tokenizer.record.vocabulary_size, rows / max(positions, 1), document_rows
+    )
+    notes = [ANY_TEXT] if inputs is None else []
+    probed = _probe(settings, inputs, probe_seconds)
+    if probed is not None:
+        sizes, entries = probed.bytes_per_position, probed.entries_per_position
+    elif ahead.targets.has_entries:
+        notes.append(GUESSED)
+    return PlanReport(
+        teacher=settings.teacher.name if ahead.shape is not None else None,
+        n_parameters=None if ahead.shape is None else ahead.shape.n_parameters,
+        documents=extent.documents,
+        positions=extent.positions,
+        sequences=extent.sequences,
+        parts=extent.parts,
+        positions_per_part=round(positions / max(sum(extent.parts.values()), 1)),
+        entries_per_position=entries,
+        bytes_per_position=sizes,
+        bytes=round(sizes["total"] * positions),
+        memory=memory_of(ahead.shape, ahead.dtype, ahead.batch_tokens, ahead.device.type == "cpu"),
+        probe=None if probed is None else probed.report(),
+        hours=None if probed is None else positions / probed.positions_per_second / 3600,
+        break_even_runs=None if probed is None else _break_even(probed),
+        notes=tuple(notes),
+    )
+
+
+def _extent(settings: StageOne, inputs: Inputs | None, ahead: Prospect, tokens: int | None) -> tuple[Extent, float]:
+    """How much there is, and the rows of a document."""
+    if inputs is None:
+        if tokens is None:
+            raise ConfigError("there is nothing to plan for", hint="give --data, or --tokens N, or both")
+        return extent_for(tokens, ahead.sequence_length), DOCUMENT_ROWS
+    found = extent_of(inputs.corpus, inputs.corpus.plan(ahead.sequence_length, packed=settings.sequences.pack))
+    document_rows = sum(found.rows.values()) / max(sum(found.documents.values()), 1)
+    return (found if tokens is None else scaled(found, tokens)), document_rows
+
+
+def _probe(settings: StageOne, inputs: Inputs | None, seconds: float | None) -> Probed | None:
+    if seconds is None:
+        return None
+    if inputs is None:
+        raise ConfigError("a probe needs documents to read", hint="give --data too")
+    if settings.targets.kind == "none":
+        raise ConfigError("targets of kind none have no teacher to probe", hint="leave --probe out")
+    return run_probe(settings, inputs, seconds)
+
+
+def _break_even(probed: Probed) -> int | None:
+    """Student runs from which on a cache takes less of the teacher's time than a teacher that runs along.
+
+    Every such run costs a bare forward pass; the cache costs one, with what caching adds, and reading it hardly
+    anything.
+    """
+    if probed.overhead_ratio is None:
+        return None
+    return max(1, math.floor(probed.overhead_ratio) + 1)
