@@ -96,6 +96,7 @@ def resolved_loss(form: Form, settings: DataSettings) -> Loss:
 
 
 def _template(form: Form, settings: DataSettings, tokenizer: LoadedTokenizer) -> ChatTemplate | None:
+    assert settings.chat_template in (tokenizer.template_name, "none"), "the tokenizer was loaded for another template"
     if settings.chat_template == "none" and form == "messages":
         raise ConfigError("conversations need a chat template, and data.chat_template is none", hint="leave it away")
     if tokenizer.template is not None and settings.chat_template != "none":

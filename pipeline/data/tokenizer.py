@@ -44,8 +44,8 @@ class LoadedTokenizer:
     """A tokenizer in memory.
 
     `record` goes into the manifest, `files` into the cache; `starts_word[id]` says that the id's text begins a new
-    word. `template` is the chat template in force, `template_values` what templates see of the tokenizer;
-    `turn_ends` are ids that may end a turn, `stop` the one that ends a document.
+    word. `template` is the chat template in force, found by `template_name`; `template_values` is what templates see
+    of the tokenizer; `turn_ends` are ids that may end a turn, `stop` the one that ends a document.
     """
 
     name: str
@@ -53,6 +53,7 @@ class LoadedTokenizer:
     files: dict[str, bytes]
     starts_word: npt.NDArray[np.bool_]
     template: str | None
+    template_name: str | None
     template_values: dict[str, str]
     stop: int | None
     turn_ends: frozenset[int]
@@ -93,6 +94,7 @@ def load_tokenizer(
         files=files,
         starts_word=_starts_word(fast, vocabulary, size),
         template=template,
+        template_name=chat_template,
         template_values={key: str(value) for key, value in fast.special_tokens_map.items() if isinstance(value, str)},
         stop=None if fast.eos_token is None else int(vocabulary[fast.eos_token]),
         turn_ends=_turn_ends(fast),
