@@ -1,0 +1,155 @@
+"""Over many rows, weights are the teacher's probabilities: chi-square and means, and faults that both must see."""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from kdpipe.pipeline.targets import sampled, threshold
+from kdpipe.pipeline.targets.chunk import Chunk
+from kdpipe.pipeline.targets.masses import Masses
+from kdpipe.pipeline.targets.reduce import Reduced
+from kdpipe.schemas.targets import Sampled, TargetSpec, Threshold
+from support import dense_twin
+from support.reducing import awkward, reduce_rows, rows_of, targets
+
+ROWS = 5_000
+SIZE = 400
+# Each test's keys are fixed. A right program exceeds five standard deviations in one of 10,000 choices of them.
+WORST = 5.0
+KEPT = {
+    "threshold": Threshold(tau=1 / 25),
+    "threshold-coarse": Threshold(tau=1.0),
+    "threshold-narrow": Threshold(tau=1 / 100, max_entries=12),
+    "sampled": Sampled(draws=16),
+}
+LOGITS = ("long tail", "noise", "sure", "flat", "three levels", "coarse")
+
+every_spec = pytest.mark.parametrize(
+    "spec",
+    [pytest.param(targets(keep, t), id=f"{name}@{t}") for name, keep in KEPT.items() for t in (1.0, 2.0)],
+)
+
+
+def many(spec: TargetSpec, name: str) -> tuple[np.ndarray, Reduced]:
+    """A distribution at the target temperature, and what is kept of it many times."""
+    logits = awkward(SIZE)[name]
+    labels = torch.zeros(ROWS, dtype=torch.int64)
+    p = np.exp(dense_twin.log_softmax(logits.numpy(), spec.target_temperature))
+    return p, reduce_rows(spec, logits.expand(ROWS, SIZE), labels)
+
+
+def expectation(spec: TargetSpec, p: np.ndarray, reduced: Reduced) -> tuple[np.ndarray, float]:
+    """How likely each id is to be one given draw, and what a draw weighs."""
+    if isinstance(spec.keep, Sampled):
+        rest = p.copy()
+        rest[p.argmax()] = 0.0
+        return rest / rest.sum(), float(rest.sum()) / spec.keep.draws
+    plan = dense_twin.threshold(p, int(reduced.n_exact_R[0] + reduced.n_draws_R[0]))
+    rest = np.where(plan.chances < 1, p, 0.0)
+    return rest / max(rest.sum(), 1e-300), plan.share
+
+
+def deviation_of_draws(spec: TargetSpec, p: np.ndarray, reduced: Reduced) -> float:
+    """Chi-square of draws that are independent: all of a kind with replacement, one of each row otherwise."""
+    n_draws, n_exact = reduced.n_draws_R.numpy(), reduced.n_exact_R.numpy()
+    chances, _ = expectation(spec, p, reduced)
+    ids = reduced.ids_RK.numpy()
+    if reduced.times_RK is not None:
+        slots = np.arange(ids.shape[1])
+        drawn = (slots >= n_exact[:, None]) & (slots < (n_exact + n_draws)[:, None])
+        counts = np.bincount(ids[drawn], reduced.times_RK.numpy()[drawn], minlength=len(p))
+    else:
+        picked = np.random.default_rng(0).integers(0, n_draws)
+        counts = np.bincount(ids[np.arange(len(ids)), n_exact + picked], minlength=len(p))
+    if counts[chances == 0].any():
+        return math.inf
+    return dense_twin.chi_square_deviation(counts, chances * counts.sum())
+
+
+def deviation_of_means(spec: TargetSpec, p: np.ndarray, reduced: Reduced) -> float:
+    """How far the mean weight of any id lies from its p, in standard deviations; ids rarely drawn count together."""
+    chances, share = expectation(spec, p, reduced)
+    sums = np.zeros(len(p))
+    for row in rows_of(reduced, spec):
+        for i, weight in row.weights.items():
+            sums[i] += weight
+    n = len(reduced.n_exact_R)
+    if isinstance(spec.keep, Sampled):
+        variance = chances * (1 - chances) * spec.keep.draws * share**2 * n
+    else:
+        variance = np.where(chances > 0, p * np.maximum(share - p, 0), 0) * n
+    often = (chances > 0) & (p * n > 25 * share)
+    rare = (chances > 0) & ~often
+    exact = np.abs(sums - p * n)[chances == 0]
+    # Weights are float32 numbers: their sum is off by 1e-6 and more in every row.
+    worst = float((exact / (1e-5 * n)).max(initial=0.0))
+    rounding = (1e-6 * p * n) ** 2
+    worst = max(worst, float((np.abs(sums - p * n) / np.sqrt(variance + rounding))[often].max(initial=0.0)))
+    if rare.any():
+        worst = max(worst, float(abs((sums - p * n)[rare].sum()) / np.sqrt(variance[rare].sum() + share**2)))
+    return worst
+
+
+@every_spec
+@pytest.mark.parametrize("name", LOGITS)
+def test_draws_follow_the_distribution(spec: TargetSpec, name: str) -> None:
+    p, reduced = many(spec, name)
+    assert int(reduced.n_draws_R.min()) > 0
+    assert abs(deviation_of_draws(spec, p, reduced)) < WORST
+
+
+@every_spec
+@pytest.mark.parametrize("name", ["long tail", "three levels"])
+def test_mean_weights_are_the_probabilities(spec: TargetSpec, name: str) -> None:
+    p, reduced = many(spec, name)
+    assert deviation_of_means(spec, p, reduced) < WORST
+
+
+def _same_offset(keys: torch.Tensor, counters: torch.Tensor, bounds: torch.Tensor) -> torch.Tensor:
+    return torch.zeros_like(keys * counters * bounds)
+
+
+def _small_offset(keys: torch.Tensor, counters: torch.Tensor, bounds: torch.Tensor) -> torch.Tensor:
+    return (keys + counters * 12345).abs() % (bounds * 9 // 10)
+
+
+def _next_id(self: Masses, points_CS: torch.Tensor) -> torch.Tensor:
+    return (FIND(self, points_CS) + 1).clamp(max=SIZE - 1)
+
+
+def _always_at_one(self: Chunk, temperature: float) -> None:
+    AT(self, 1.0)
+
+
+FIND, AT = Masses.find, Chunk.at
+
+
+FAULTS: list[tuple[object, str, Callable[..., object]]] = [
+    (Masses, "remove", lambda self, ids_CK, chosen_CK: None),
+    (Masses, "find", _next_id),
+    (Chunk, "at", _always_at_one),
+]
+
+
+@pytest.mark.parametrize(
+    ("keep", "where", "name", "fault"),
+    [
+        (keep, *fault)
+        for keep, module in ((Threshold(tau=1 / 25), threshold), (Sampled(draws=16), sampled))
+        for fault in (*FAULTS, (module, "below", _same_offset), (module, "below", _small_offset))
+    ],
+)
+def test_a_planted_fault_is_seen(
+    keep: Threshold | Sampled,
+    where: object,
+    name: str,
+    fault: Callable[..., object],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(where, name, fault)
+    spec = targets(keep, 2.0)
+    p, reduced = many(spec, "long tail")
+    assert max(abs(deviation_of_draws(spec, p, reduced)), deviation_of_means(spec, p, reduced)) > 2 * WORST
