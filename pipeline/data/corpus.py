@@ -6,6 +6,7 @@ In: what a person said of the data, and the tokenizer. Out: `Corpus`. Before it:
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby, islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -69,8 +70,9 @@ class Corpus:
 
     @property
     def source(self) -> str:
-        """Where the documents come from, for people."""
-        return " + ".join(filter(None, (self._settings.path, self._settings.val_path)))[:2000]
+        """What the documents come from, for people; where it lies on this machine is nobody else's business."""
+        named = filter(None, (self._settings.path, self._settings.val_path))
+        return " + ".join(Path(path).name if Path(path).exists() else path for path in named)[:2000]
 
     @property
     def loss(self) -> Loss:
@@ -122,10 +124,12 @@ class Corpus:
         filled = np.cumsum(self._index.sizes[self._documents[split]] * self.tokens_per_byte())
         return min(int(np.searchsorted(filled, n_tokens)) + 1, len(filled))
 
-    def plan(self, length: int, packed: bool = True, tokens_per_byte: float | None = None) -> Plan:
+    def plan(
+        self, length: int, packed: bool = True, tokens_per_byte: float | None = None, part_rows: int | None = None
+    ) -> Plan:
         """The parts; equal for equal documents, tokenizer and settings."""
         sizes = {split: self._index.sizes[self._documents[split]] for split in SPLITS}
-        return make_plan(sizes, tokens_per_byte or self.tokens_per_byte(), length, packed)
+        return make_plan(sizes, tokens_per_byte or self.tokens_per_byte(), length, packed, part_rows)
 
     def tokens_per_byte(self) -> float:
         """Tokens for each byte of document, from a sample that is spread evenly."""

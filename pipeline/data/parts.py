@@ -17,11 +17,15 @@ PARTS, LEAST_ROWS, MOST_ROWS = 64, 1 << 15, 1 << 20
 
 
 def make_plan(
-    sizes: Mapping[SplitName, npt.NDArray[np.uint32]], tokens_per_byte: float, length: int, packed: bool
+    sizes: Mapping[SplitName, npt.NDArray[np.uint32]],
+    tokens_per_byte: float,
+    length: int,
+    packed: bool,
+    part_rows: int | None = None,
 ) -> Plan:
-    """Parts of about 1/64 of all rows each, 32 k to 1 M; none can have more rows than a part may have."""
+    """Parts of about 1/64 of all rows each, 32 k to 1 M, or of `part_rows`; none can have more than a part may have."""
     expected = {split: each.astype(np.float64) * tokens_per_byte + 1 for split, each in sizes.items()}
-    target = rows_of_a_part(sum(float(each.sum()) for each in expected.values()))
+    target = part_rows or rows_of_a_part(sum(float(each.sum()) for each in expected.values()))
     splits = tuple(
         SplitPlan(name=split, bounds=_bounds(expected[split], sizes[split].astype(np.int64) + MORE_TOKENS, target))
         for split in sizes

@@ -233,9 +233,7 @@ def test_validation_data_without_a_document_are_refused(tokenizer: LoadedTokeniz
 
 def test_a_fraction_that_leaves_nothing_to_train_on_is_refused(tokenizer: LoadedTokenizer, tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", [{"text": "a"}, {"text": "a"}])
-    with pytest.raises(
-        ConfigError, match=r"all 2 documents fall into validation, at a fraction of 0\.99"
-    ) as caught:
+    with pytest.raises(ConfigError, match=r"all 2 documents fall into validation, at a fraction of 0\.99") as caught:
         opened(path, tokenizer, val_fraction=0.999999)
     assert "--val-fraction" in str(caught.value.hint)
 
