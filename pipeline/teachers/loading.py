@@ -57,7 +57,7 @@ def load(settings: TeacherSettings, shape: ModelShape, on: Sequence[torch.device
     )
     log.info("loading %s as %s on %s (%s)", shape.name, facts.dtype, on[0], placement.kind)
     with in_two_lines(shape.name):
-        model, report = _from_pretrained(settings, shape, folder, {"dtype": dtype, **_mapped(placement)})
+        model, report = _from_pretrained(settings, shape, folder, {"dtype": dtype, **_mapped(shape, placement, on[0])})
         if placement.kind == "one" and not shape.quantised:
             torch.nn.Module.to(model, on[0])
     _check_report(shape.name, report)
@@ -80,8 +80,11 @@ def _weight_bytes(settings: TeacherSettings, shape: ModelShape, dtype: str) -> i
     return shape.parameter_bytes("int8" if shape.quantised else dtype)
 
 
-def _mapped(placement: Placement) -> dict[str, Any]:
-    return {} if placement.kind == "one" else {"device_map": "auto", "max_memory": placement.max_memory}
+def _mapped(shape: ModelShape, placement: Placement, device: torch.device) -> dict[str, Any]:
+    """What transformers is told of devices; quantised weights are packed where they are loaded."""
+    if placement.kind != "one":
+        return {"device_map": "auto", "max_memory": placement.max_memory}
+    return {"device_map": {"": device}} if shape.quantised else {}
 
 
 def _from_pretrained(

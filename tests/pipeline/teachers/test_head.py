@@ -1,0 +1,99 @@
+"""The output head: what a config means by its numbers is found out, and never guessed."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from kdpipe.pipeline.teachers.head import Head, find_head
+
+ROWS, IDS, WIDTH = 40, 33, 16
+
+
+def linear(bias: bool = False) -> nn.Linear:
+    torch.manual_seed(0)
+    return nn.Linear(WIDTH, ROWS, bias=bias).requires_grad_(False)
+
+
+class Model(nn.Module):
+    """As much of a model as a head is found by."""
+
+    def __init__(self, head: nn.Module | None) -> None:
+        super().__init__()
+        self.head = head
+
+    def get_output_embeddings(self) -> nn.Module | None:
+        return self.head
+
+
+def states(n: int = 9) -> Tensor:
+    return 3 * torch.randn(n, WIDTH, generator=torch.Generator().manual_seed(1))
+
+
+def found(module: nn.Linear, logits: Tensor, **config: Any) -> Head | None:
+    return find_head(Model(module), SimpleNamespace(**config), states(), logits, IDS)
+
+
+@pytest.mark.parametrize(
+    ("config", "scale", "cap"),
+    [
+        ({}, 1.0, None),
+        ({"logit_scale": 0.25}, 0.25, None),
+        ({"logits_scaling": 8.0}, 0.125, None),
+        ({"logits_scaling": 8.0}, 8.0, None),
+        ({"lm_head_multiplier": 0.5}, 0.5, None),
+        ({"final_logit_softcapping": 2.0}, 1.0, 2.0),
+        ({"final_logit_softcapping": None, "logit_scale": None}, 1.0, None),
+        ({"logit_scale": 3.0, "final_logit_softcapping": 2.0}, 3.0, 2.0),
+        ({"logit_scale": 3.0, "final_logit_softcapping": 2.0}, 1.0, None),
+    ],
+)
+@pytest.mark.parametrize("bias", [False, True])
+def test_numbers_of_a_config_are_used_as_the_model_uses_them(
+    config: dict[str, float | None], scale: float, cap: float | None, bias: bool
+) -> None:
+    module = linear(bias)
+    logits = scale * module(states())
+    if cap is not None:
+        logits = cap * torch.tanh(logits / cap)
+    head = found(module, logits, **config)
+    assert head is not None and head.is_plain
+    assert (head.scale, head.soft_cap) == (scale, cap)
+    torch.testing.assert_close(head.logits(states()), logits[:, :IDS])
+    assert head.weight_VH.shape == (IDS, WIDTH)
+    assert (head.bias_V is None) != bias
+
+
+def test_a_head_that_does_something_else_is_none_of_ours() -> None:
+    module = linear()
+    assert found(module, 2 * module(states()), logit_scale=0.25) is None
+    assert found(module, module(states()) + 0.5) is None
+    assert found(module, torch.full((9, ROWS), torch.nan)) is None
+
+
+@pytest.mark.parametrize("model", [nn.Linear(2, 2), Model(None), Model(nn.Identity())])
+def test_a_model_without_a_projection_has_no_head(model: nn.Module) -> None:
+    assert find_head(model, SimpleNamespace(), states(), torch.zeros(9, ROWS), IDS) is None
+
+
+def test_a_projection_that_is_no_matrix_in_memory_is_called() -> None:
+    class Packed(nn.Linear):
+        """Stands for a quantised one, whose weights mean nothing to us."""
+
+    torch.manual_seed(0)
+    module = Packed(WIDTH, ROWS).requires_grad_(False)
+    head = found(module, module(states()))
+    assert head is not None and not head.is_plain
+    torch.testing.assert_close(head.logits(states()), module(states())[:, :IDS])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_logits_of_half_precision_are_widened_before_anything_is_done_to_them(dtype: torch.dtype) -> None:
+    module = linear().to(dtype)
+    head = Head(module=module, vocabulary_size=IDS, scale=0.3, soft_cap=5.0)
+    logits = head.logits(states().to(dtype))
+    assert logits.dtype == torch.float32
+    plain = module(states().to(dtype))[:, :IDS].float()
+    torch.testing.assert_close(logits, 5.0 * torch.tanh(0.3 * plain / 5.0))
