@@ -16,7 +16,11 @@ from typing import Annotated
 import typer
 
 from kdpipe.cli import cache, console, interrupts
+from kdpipe.cli.cache_teacher import cache_teacher
 from kdpipe.cli.demo import demo
+from kdpipe.cli.flags import with_flags
+from kdpipe.cli.plan import plan
+from kdpipe.cli.stage_one_options import FLAGS, OUT
 from kdpipe.schemas.errors import Interrupted, KdpipeError
 
 app = typer.Typer(
@@ -50,6 +54,8 @@ def options(
         console.answer(context.get_help())
 
 
+app.command("plan")(with_flags(FLAGS, plan))
+app.command("cache-teacher")(with_flags((*FLAGS, OUT), cache_teacher))
 app.add_typer(cache.app, name="cache")
 app.command("demo")(demo)
 

@@ -97,15 +97,12 @@ def _bar() -> Iterator[Show]:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn
 
-    columns = (
-        BarColumn(bar_width=20),
-        TextColumn("{task.percentage:>3.0f}%"),
-        TextColumn("{task.fields[told]}", markup=False),
-    )
+    columns = (BarColumn(bar_width=20), TextColumn("{task.fields[told]}", markup=False))
     with Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=False) as bar:
         task: list[Any] = []
 
         def show(done: int, planned: int | None, told: str) -> None:
+            told = f"{share(done / planned)}, {told}" if planned else told
             if not task:
                 task.append(bar.add_task("", told=told, total=planned))
             bar.update(task[0], completed=done, total=planned, told=told)

@@ -24,17 +24,6 @@ class Problem(Record):
         return f"{self.file}: {self.what}"
 
 
-class VerifyReport(Record):
-    """The whole answer."""
-
-    ok: bool
-    level: Level
-    cache_id: str | None
-    parts: int
-    bytes: int
-    problems: tuple[Problem, ...]
-
-
 class Nats(Record):
     """The largest and the mean of some differences of log-probabilities."""
 
@@ -54,6 +43,18 @@ class AgainstReport(Record):
     difference: Nats
     bound_nats: float
     problems: tuple[Problem, ...]
+
+
+class VerifyReport(Record):
+    """The whole answer; `against` is None where no teacher was asked."""
+
+    ok: bool
+    level: Level
+    cache_id: str | None
+    parts: int
+    bytes: int
+    problems: tuple[Problem, ...]
+    against: AgainstReport | None = None
 
 
 class PartsMade(Record):

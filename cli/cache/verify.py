@@ -1,7 +1,7 @@
-"""`kdpipe cache verify`: is every byte of a cache what it claims to be?
+"""`kdpipe cache verify`: is every byte of a cache what it claims to be, and is the cache what its teacher says?
 
-In: a cache and how deep to look. Out: every problem with its place and its remedy, and exit code 0 or 3.
-Before it: `cli/main.py`. After it: `kdpipe.cache.verify`, which does the looking.
+In: a cache, how deep to look, perhaps a teacher. Out: every problem with its place and its remedy, and exit code 0 or
+3. Before it: `cli/main.py`. After it: `kdpipe.cache.verify` looks, `kdpipe.pipeline.verify_against` asks the teacher.
 """
 
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -9,10 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from kdpipe.cli import console
+from kdpipe.cli.progress import watching
+from kdpipe.schemas.errors import UsageError
 
 if TYPE_CHECKING:
-    from kdpipe.schemas.report import VerifyReport
+    from kdpipe.schemas.report import AgainstReport, VerifyReport
 
+# Documents: enough to notice another teacher, few enough to wait for.
+SAMPLE = 32
 Level = Literal["fast", "full", "deep"]
 
 
@@ -22,12 +26,23 @@ def verify(
         Level,
         typer.Option(help="fast: records, names and sizes; full: every checksum; deep: decode and check every row."),
     ] = "full",
+    against: Annotated[
+        str | None,
+        typer.Option("--against", metavar="TEACHER", help="Also ask the teacher again, about some of the documents."),
+    ] = None,
+    sample: Annotated[
+        int | None, typer.Option("--sample", min=1, metavar="N", help=f"About how many documents [{SAMPLE}].")
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Answer with one JSON document.")] = False,
 ) -> None:
     """Check a cache; exit code 0 when it is good, 3 when it is not."""
     from kdpipe.cache.verify import verify_cache
 
+    if sample is not None and against is None:
+        raise UsageError("--sample says how many documents to ask a teacher about", hint="give --against TEACHER too")
     report = verify_cache(cache, level)
+    if against is not None and report.ok:  # nobody asks about bytes that are already known to be wrong
+        report = _with_teacher(cache, report, against, sample or SAMPLE)
     if json:
         console.document(report.model_dump(mode="json"))
     else:
@@ -36,10 +51,30 @@ def verify(
         raise typer.Exit(3)
 
 
+def _with_teacher(cache: str, report: "VerifyReport", teacher: str, sample: int) -> "VerifyReport":
+    """The report with what the teacher says today."""
+    from kdpipe.pipeline.verify_against import verify_against
+
+    with watching() as watch:
+        found = verify_against(cache, teacher, sample, watch)
+    return report.model_copy(update={"ok": found.ok, "problems": found.problems, "against": found})
+
+
 def story(cache: str, report: "VerifyReport") -> str:
     """The report for a person: one problem a paragraph, and the verdict last."""
     lines = [f"{problem.file}: {problem.what}\n  -> {problem.do}" for problem in report.problems]
     extent = f"{report.parts} {'part' if report.parts == 1 else 'parts'}, {report.bytes:,} bytes, level {report.level}"
     n = len(report.problems)
     verdict = "good" if report.ok else f"{n} problem{'s' if n > 1 else ''}"
-    return "\n".join([*lines, f"{cache}: {verdict} ({extent})"])
+    beside = [] if report.against is None else console.facts(_against(report.against))
+    return "\n".join([*lines, *beside, f"{cache}: {verdict} ({extent})"])
+
+
+def _against(found: "AgainstReport") -> list[console.Fact]:
+    noise, difference = found.noise, found.difference
+    return [
+        ("teacher", f"{found.teacher}, {found.positions:,} positions of {found.documents:,} documents"),
+        ("difference", f"{difference.mean_nats:.2g} nats on the mean, {difference.max_nats:.2g} at most"),
+        ("noise", f"{noise.mean_nats:.2g} nats on the mean, {noise.max_nats:.2g} at most: the teacher against itself"),
+        ("explained", f"up to {found.bound_nats:.2g} nats on the mean of a document"),
+    ]

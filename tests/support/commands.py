@@ -11,13 +11,22 @@ import pytest
 
 from kdpipe.cli import main
 
+# What the commands of stage one can be told: DESIGN 5 and issue 3.
+STAGE_ONE = {
+    "--teacher", "--revision", "--tokenizer", "--trust-remote-code", "--dtype", "--data", "--data-split", "--limit",
+    "--val-data", "--val-fraction", "--max-bad-rows", "--seq-len", "--no-pack", "--targets", "--profile", "--tau",
+    "--top-k", "--top-p", "--draws", "--target-temperature", "--temperatures", "--hidden-layers", "--hidden-dim",
+    "--for-other-tokenizers", "--devices", "--seed", "--config", "--set", "--json",
+}  # fmt: skip
 # command -> (its sub-commands, its options); every command also has -h and --help.
 SURFACE: dict[str, tuple[set[str], set[str]]] = {
-    "": ({"cache", "demo"}, {"--version", "--debug"}),
+    "": ({"cache", "cache-teacher", "demo", "plan"}, {"--version", "--debug"}),
+    "plan": (set(), STAGE_ONE | {"--tokens", "--probe"}),
+    "cache-teacher": (set(), STAGE_ONE | {"--out", "--shard", "--dry-run"}),
     "demo": (set(), {"--out"}),
     "cache": ({"inspect", "verify"}, set()),
     "cache inspect": (set(), {"--json"}),
-    "cache verify": (set(), {"--level", "--json"}),
+    "cache verify": (set(), {"--level", "--against", "--sample", "--json"}),
 }
 
 

@@ -2,11 +2,16 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 
+import kdpipe.pipeline
 from kdpipe.cli.main import run
+from kdpipe.schemas.report import AgainstReport, Nats, Problem
 from support.tiny import make_cache
 
 
@@ -65,6 +70,75 @@ def test_a_damaged_cache_answers_programs_with_one_document_and_exit_3(
     answer = json.loads(capsys.readouterr().out)
     assert not answer["ok"]
     assert [(p["part"], set(p)) for p in answer["problems"]] == [(1, {"part", "file", "what", "do"})]
+
+
+AGREES = AgainstReport(
+    ok=True,
+    teacher="teacher",
+    documents=3,
+    positions=1200,
+    noise=Nats(max_nats=2e-5, mean_nats=1e-6),
+    difference=Nats(max_nats=3e-5, mean_nats=2e-6),
+    bound_nats=0.001,
+    problems=(),
+)
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What the story that asks the teacher was given; it answers with `report` of it."""
+    seen: dict[str, Any] = {"report": AGREES}
+
+    def verify_against(cache: str, teacher: str, sample: int, watch: Any) -> Any:
+        seen.update(cache=cache, teacher=teacher, sample=sample, watch=watch)
+        return seen["report"]
+
+    module = ModuleType("kdpipe.pipeline.verify_against")
+    module.verify_against = verify_against  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr(kdpipe.pipeline, "verify_against", module, raising=False)
+    return seen
+
+
+def test_a_teacher_that_agrees_is_told_with_its_noise(
+    good: tuple[Path, str], asked: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["cache", "verify", str(good[0]), "--level", "fast", "--against", "teacher"]) == 0
+    assert (asked["cache"], asked["teacher"], asked["sample"]) == (str(good[0]), "teacher", 32)
+    assert capsys.readouterr().out.splitlines()[:4] == [
+        "  teacher     teacher, 1,200 positions of 3 documents",
+        "  difference  2e-06 nats on the mean, 3e-05 at most",
+        "  noise       1e-06 nats on the mean, 2e-05 at most: the teacher against itself",
+        "  explained   up to 0.001 nats on the mean of a document",
+    ]
+
+
+def test_a_teacher_that_says_something_else_exits_3(
+    good: tuple[Path, str], asked: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    problem = Problem(part=2, file="parts/00002", what="differs by 3 nats", do="make it again")
+    asked["report"] = AGREES.model_copy(update={"ok": False, "problems": (problem,)})
+    words = ["cache", "verify", str(good[0]), "--against", "teacher", "--sample", "3"]
+    assert run(words) == 3
+    assert asked["sample"] == 3
+    shown = capsys.readouterr().out
+    assert shown.startswith("parts/00002: differs by 3 nats\n  -> make it again\n")
+    assert ": 1 problem (" in shown.splitlines()[-1]
+    assert run([*words, "--json"]) == 3
+    answer = json.loads(capsys.readouterr().out)
+    assert (answer["ok"], len(answer["problems"]), answer["against"]["bound_nats"]) == (False, 1, 0.001)
+
+
+def test_no_teacher_is_asked_about_a_damaged_cache(
+    damaged: Path, asked: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["cache", "verify", str(damaged), "--against", "teacher"]) == 3
+    assert "teacher" not in asked
+
+
+def test_a_sample_without_a_teacher_is_refused(good: tuple[Path, str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["cache", "verify", str(good[0]), "--sample", "3"]) == 2
+    assert "hint: give --against TEACHER too\n" in capsys.readouterr().err
 
 
 def test_a_folder_that_is_not_there_is_a_usage_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

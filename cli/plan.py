@@ -1,0 +1,95 @@
+"""`kdpipe plan`: what a run of `cache-teacher` would take, before any weights are loaded.
+
+In: the flags of `cache-teacher`. Out: documents, positions, bytes, memory and, after a probe, time.
+Before it: `settings.py`. After it: `kdpipe.pipeline.plan`, which does the sums.
+"""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from kdpipe.cli import console
+from kdpipe.cli.cache.inspect import bars
+from kdpipe.cli.console import Fact
+from kdpipe.cli.flags import Given
+from kdpipe.cli.progress import watching
+from kdpipe.cli.quantities import duration, size
+from kdpipe.cli.settings import stage_one
+
+if TYPE_CHECKING:
+    from kdpipe.schemas.report import PlanReport
+
+# Issue 3: long enough for a rate, short enough to wait for.
+PROBE_SECONDS = 30.0
+
+
+def plan(
+    given: Given,
+    tokens: Annotated[
+        int | None,
+        typer.Option("--tokens", min=1, metavar="N", help="Plan for N tokens, however much text there is."),
+    ] = None,
+    probe: Annotated[
+        bool, typer.Option("--probe", help="Load the teacher and run it for 30 seconds, to tell the time too.")
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="Answer with one JSON document.")] = False,
+) -> None:
+    """Say what cache-teacher would make with these flags, and what it would take."""
+    settings = stage_one(given, data=tokens is None, out=False)
+    from kdpipe.pipeline.plan import plan as tell
+
+    with watching() as watch:
+        report = tell(settings, tokens=tokens, probe_seconds=PROBE_SECONDS if probe else None, watch=watch)
+    if json:
+        console.document(report.model_dump(mode="json"))
+    else:
+        console.answer(page(report))
+
+
+def page(report: "PlanReport") -> str:
+    """The plan for a person: how much there is, where the bytes go, what it takes."""
+    lines = [report.teacher or "no teacher", *console.facts(_extent(report)), "", *bars(report.bytes_per_position)]
+    lines += [f"  {size(report.bytes)} in all", "", *_memory(report), *console.facts(_time(report))]
+    return "\n".join([*lines, *(f"note: {note}" for note in report.notes)])
+
+
+def _extent(report: "PlanReport") -> list[Fact]:
+    facts = [] if report.n_parameters is None else [("parameters", f"{report.n_parameters:,}")]
+    counted = (("documents", report.documents), ("positions", report.positions), ("parts", report.parts))
+    facts += [(name, _by_split(counts)) for name, counts in counted]
+    facts.append(("sequences", f"{report.sequences:,}"))
+    facts.append(("a part", f"{report.positions_per_part:,} positions"))
+    if report.entries_per_position is not None:
+        facts.append(("entries", f"{report.entries_per_position:.1f} a position"))
+    return facts
+
+
+def _by_split(counts: dict[str, int]) -> str:
+    total = f"{sum(counts.values()):,}"
+    return total if len(counts) < 2 else f"{total}: {', '.join(f'{n:,} {split}' for split, n in counts.items())}"
+
+
+def _memory(report: "PlanReport") -> list[str]:
+    needs = report.memory.model_dump()
+    total = needs.pop("total")
+    largest = max(needs.values()) or 1
+    lines = [f"  {'memory':<18}{size(total):>12}"]
+    for name, n_bytes in sorted(needs.items(), key=lambda item: -item[1]):
+        lines.append(f"    {name.replace('_', ' '):<16}{size(n_bytes):>12}  {console.bar(n_bytes / largest)}".rstrip())
+    return lines
+
+
+def _time(report: "PlanReport") -> list[Fact]:
+    facts = []
+    if (probe := report.probe) is not None:
+        told = [f"{probe.positions_per_second:,.0f} positions a second in {duration(probe.seconds)}"]
+        if probe.overhead_ratio is not None:
+            told.append(f"{probe.overhead_ratio:.2f} times a bare forward pass")
+        if probe.entries_per_position is not None:
+            told.append(f"{probe.entries_per_position:.1f} entries a position")
+        facts.append(("probe", ", ".join(told)))
+    facts.append(("time", "not known without --probe" if report.hours is None else duration(report.hours * 3600)))
+    if report.break_even_runs is not None:
+        runs = report.break_even_runs
+        facts.append(("pays off", f"from {runs:,} student {'run' if runs == 1 else 'runs'} on"))
+    return facts

@@ -1,0 +1,135 @@
+"""`kdpipe cache-teacher`: what it hands to the story, and how it tells what was made.
+
+The story is replaced by one that writes down what it is given: this is the border between words and verbs.
+"""
+
+import json
+import sys
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+import kdpipe.pipeline
+from kdpipe.cli.main import run
+from kdpipe.schemas.report import PartsMade, StageOneReport
+from kdpipe.schemas.stage_one import RunOptions, StageOne
+from kdpipe.schemas.summary import FidelitySummary
+
+WORDS = ["--teacher", "teacher", "--data", "a.jsonl", "--out", "cache"]
+PLAIN = StageOneReport(
+    cache="cache",
+    cache_id="ab12",
+    complete=True,
+    parts=PartsMade(planned=3, present=3, made=2),
+    positions=1_234_567,
+    bytes=28_888_888,
+    bytes_per_position=23.4,
+    entries_per_position=14.8,
+    positions_per_second=45_000.0,
+    teacher_share=0.913,
+    batches_halved=0,
+    bad_rows=0,
+    cut_documents=0,
+    fidelity=None,
+    seconds=83.0,
+)
+
+
+@pytest.fixture
+def handed(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What the story was given, by the name of what it was; it answers with `report` of it."""
+    seen: dict[str, Any] = {"report": PLAIN}
+
+    def cache_teacher(settings: StageOne, options: RunOptions, watch: Any) -> Any:
+        seen.update(settings=settings, options=options, watch=watch)
+        return seen["report"]
+
+    module = ModuleType("kdpipe.pipeline.cache_teacher")
+    module.cache_teacher = cache_teacher  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr(kdpipe.pipeline, "cache_teacher", module, raising=False)
+    return seen
+
+
+def hand_over(*words: str) -> None:
+    assert run(["cache-teacher", *WORDS, *words]) == 0
+
+
+def test_the_settings_are_handed_over(handed: dict[str, Any]) -> None:
+    hand_over("--targets", "topk", "--top-k", "8", "--set", "machine.threads=2")
+    settings = handed["settings"]
+    assert (settings.teacher.name, settings.data.path, settings.out) == ("teacher", "a.jsonl", "cache")
+    assert (settings.targets.kind, settings.targets.top_k, settings.machine.threads) == ("topk", 8, 2)
+
+
+@pytest.mark.parametrize(
+    ("shard", "message"),
+    [
+        ("4/4", "--shard 4/4 does not exist: shards are counted from 0\nhint: the last of 4 is 3/4\n"),
+        ("1", "--shard 1 is not of the form I/N\nhint: write 0/4 for the first of four workers\n"),
+        ("0/0", "--shard 0/0 is not of the form I/N\nhint: write 0/4 for the first of four workers\n"),
+        ("-1/2", "--shard -1/2 is not of the form I/N\nhint: write 0/4 for the first of four workers\n"),
+    ],
+)
+def test_a_shard_that_does_not_exist_is_refused(
+    shard: str, message: str, handed: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["cache-teacher", *WORDS, "--shard", shard]) == 2
+    assert capsys.readouterr().err == f"error: {message}"
+    assert "settings" not in handed
+
+
+def test_what_this_run_is_to_do_is_handed_over(handed: dict[str, Any]) -> None:
+    hand_over()
+    assert handed["options"] == RunOptions()
+    hand_over("--shard", "3/4", "--dry-run")
+    assert handed["options"] == RunOptions(shard=3, n_shards=4, dry_run=True)
+
+
+def test_the_page_tells_what_was_made(handed: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    hand_over()
+    assert capsys.readouterr().out.splitlines() == [
+        "cache",
+        "  cache_id    ab12",
+        "  parts       3 of 3, 2 made now",
+        "  positions   1,234,567, 23.4 bytes and 14.8 entries each",
+        "  size        28.9 MB",
+        "  time        83 s, 45,000 positions a second, 91% of it waiting on the teacher",
+        "  fidelity    not measured",
+    ]
+
+
+def test_the_page_tells_what_went_otherwise(handed: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    handed["report"] = PLAIN.model_copy(
+        update={
+            "cache_id": None,
+            "complete": False,
+            "parts": PartsMade(planned=9, present=5, made=2),
+            "batches_halved": 2,
+            "bad_rows": 3,
+            "cut_documents": 4,
+            "bytes_per_position": None,
+            "entries_per_position": None,
+            "teacher_share": None,
+            "positions_per_second": None,
+            "fidelity": FidelitySummary(
+                rows=9, kl_nats=0.01, total_variation=0.04, kept_mass={"1.0": 0.86}, gradient_angle_degrees=1.25
+            ),
+        }
+    )
+    hand_over("--dry-run")
+    text = capsys.readouterr().out
+    for told in (
+        "cache_id    none yet", "5 of 9, 2 made now", "4 parts are missing: other shards", "positions   1,234,567\n",
+        "time        83 s\n", "halved 2 times", "3 bad rows left out, 4 longer than a sequence",
+        "KL 0.0100 nats", "86.0% at T=1", "1.2 degrees", "dry run: all is well",
+    ):  # fmt: skip
+        assert told in text, told
+
+
+def test_the_document_is_the_report(handed: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    hand_over("--json")
+    shown = capsys.readouterr()
+    assert json.loads(shown.out) == PLAIN.model_dump(mode="json")
+    assert shown.err == ""
