@@ -7,6 +7,7 @@ Before it: `shapes.py` knows the bytes. After it: `loading.py` puts the weights 
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
@@ -125,7 +126,7 @@ def unusable(name: str, capability: tuple[int, int], built_for: Sequence[str], e
     """Say why a card cannot be used, and which build of torch would fit it."""
     major, minor = capability
     known = ", ".join(built_for) or "no GPU"
-    what = f"{name} (sm_{major}{minor}) runs no kernel of torch {torch.__version__}, built for {known}: {error}"
+    what = f"{name} (sm_{major}{minor}) runs no kernel of torch {version('torch')}, built for {known}: {error}"
     if f"sm_{major}{minor}" in built_for:
         return ConfigError(what, hint="look at the driver with nvidia-smi, or go on with --devices cpu")
     if capability <= OLD_CARDS:
@@ -146,7 +147,7 @@ def _why_no_gpu(count: int) -> str:
     if count:
         return f"give cuda:0{f' to cuda:{count - 1}' if count > 1 else ''}"
     if torch.version.cuda is None:
-        return f"torch {torch.__version__} is built without CUDA; install a build with it, or give --devices cpu"
+        return f"torch {version('torch')} is built without CUDA; install a build with it, or give --devices cpu"
     return "does nvidia-smi see the card? or give --devices cpu"
 
 
