@@ -19,6 +19,13 @@ Marked = list[tuple[int, int]]
 # For a template that wants other messages than those of the trial, and for roles with longer names.
 UNKNOWN_DOCUMENT_BYTES, UNKNOWN_MESSAGE_BYTES, SLACK_BYTES = 4096, 256, 16
 
+# Templates that ask for today's date get the one that Llama 3 falls back to: a document is the same every day.
+CALENDAR = (
+    "{%- macro strftime_now(format) -%}{{ format | replace('%d', '26') | replace('%b', 'Jul') | replace('%B', 'July')"
+    " | replace('%m', '07') | replace('%Y', '2024') | replace('%y', '24') | replace('%A', 'Friday')"
+    " | replace('%a', 'Fri') | replace('%H', '12') | replace('%M', '00') | replace('%S', '00') }}{%- endmacro -%}"
+)
+
 
 class CannotRender(Exception):
     """A template that refuses some messages, and what it says."""
@@ -34,6 +41,7 @@ class ChatTemplate:
     def __init__(self, source: str, values: dict[str, str], turn_ends: Sequence[str] = ()) -> None:
         self.source, self.turn_ends = source, turn_ends
         self._values = values
+        self._dated = CALENDAR + source if "strftime_now" in source else source
         self.marks_turns = MARKS_TURNS.search(source) is not None
         self.opens_turns = True
         self.document_bytes, self.message_bytes = UNKNOWN_DOCUMENT_BYTES, UNKNOWN_MESSAGE_BYTES
@@ -59,7 +67,7 @@ class ChatTemplate:
             asked: dict[str, Any] = {
                 **self._values,
                 "conversations": [[dict(message) for message in messages]],
-                "chat_template": self.source,
+                "chat_template": self._dated,
                 "add_generation_prompt": add_generation_prompt,
                 "return_assistant_tokens_mask": mark,
             }

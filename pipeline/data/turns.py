@@ -9,7 +9,7 @@ says to the end of its turn. Before it: `chat.py`. After it: `render.py`; `token
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from kdpipe.pipeline.data.chat import CannotRender, ChatTemplate
 from kdpipe.pipeline.data.columns import Message
@@ -33,37 +33,49 @@ def assistant_spans(chat: ChatTemplate, messages: Sequence[Message], whole: str,
 
 
 def _span(chat: ChatTemplate, messages: Sequence[Message], i: int, whole: str, place: str) -> Span:
+    content = str(messages[i].get("content") or "")
     try:
         head, tail = chat.text(messages[:i], True), chat.text(messages[: i + 1])
+        asked = chat.opens_turns and whole.startswith(head)
+        # Without a generation prompt, or with one that finished turns do not begin with, what comes before must do.
+        before = head if asked else chat.text(messages[:i])
     except CannotRender as error:
         raise _unstable(place, i, f"it refuses the messages up to there: {error}") from None
-    if not whole.startswith(head):
+    if not whole.startswith(before):
         raise _unstable(place, i, "what comes before the turn is written differently once the turn is there")
-    content = str(messages[i].get("content") or "")
-    end = len(tail) if whole.startswith(tail) else _behind_stop(whole, len(head), content, chat.turn_ends)
-    start = len(head) if chat.opens_turns else _behind_header(whole, len(head), content)
-    if start is None or end is None or end <= start:
-        raise _unstable(place, i, "the turn is written differently once others follow")
-    return start, end
+    end = len(tail) if whole.startswith(tail) else _behind_stop(whole, len(before), content, chat.turn_ends)
+    if end is not None:
+        start = len(before) if asked else _behind_header(whole, len(before), end, content)
+        if start is not None and start < end:
+            return start, end
+    raise _unstable(place, i, "the turn is written differently once others follow")
 
 
-def _behind_stop(whole: str, head: int, content: str, turn_ends: Sequence[str]) -> int | None:
+def _said(content: str) -> Iterator[str]:
+    """What a turn says, and what of it some templates keep once others follow."""
+    for said in (content.strip(), content.split(THOUGHT_END)[-1].strip()):
+        if said:
+            yield said
+
+
+def _behind_stop(whole: str, before: int, content: str, turn_ends: Sequence[str]) -> int | None:
     """The end of a turn that is not written the same when it is the last: behind the stop token after its content."""
     stops = "|".join(re.escape(stop) for stop in sorted(turn_ends, key=len, reverse=True))
-    for said in (content.strip(), content.split(THOUGHT_END)[-1].strip()):
-        found = re.compile(rf"{re.escape(said)}\s*(?:{stops})").search(whole, head) if said and stops else None
+    for said in _said(content):
+        found = re.compile(rf"{re.escape(said)}\s*(?:{stops})").search(whole, before) if stops else None
         if found:
             return found.end()
     return None
 
 
-def _behind_header(whole: str, head: int, content: str) -> int | None:
-    """Where the assistant begins to speak, for a template without a generation prompt; a space before it is its own."""
-    place = whole.find(content.strip(), head) if content.strip() else -1
-    if place < 0:
-        return None
-    header = whole[head:place]
-    return head + len(header.rstrip(" ")) if header.strip() else head
+def _behind_header(whole: str, before: int, end: int, content: str) -> int | None:
+    """Where the assistant begins to speak without having been asked to; a space before it is its own."""
+    for said in _said(content):
+        place = whole.rfind(said, before, end)
+        if place >= 0:
+            header = whole[before:place]
+            return before + len(header.rstrip(" ")) if header.strip() else before
+    return None
 
 
 def _unstable(place: str, i: int, why: str) -> ConfigError:

@@ -30,6 +30,11 @@ CLOSED = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% else %}<|endoftext|>{% endif %}"
 )
+# As the distilled DeepSeek R1: the generation prompt begins a thought that a finished turn does not show.
+PROMPTED = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content.split('</think>')[-1] }}<|im_end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}"
+)
 # A header, no generation prompt.
 HEADERS = "{% for m in messages %}### {{ m.role }}: {{ m.content }}<|im_end|>\n{% endfor %}"
 # No two conversations begin alike, and no generation prompt.
@@ -82,9 +87,10 @@ def learnt(rendered: Rendered) -> list[str]:
         (THINKING, ["Hello.<|im_end|>", "<think>\n\n</think>\n\nA model.\nNo more. 🙂<|im_end|>\n"]),
         (BRACKETS, [" Hello.<|im_end|>", " A model.\nNo more. 🙂<|im_end|>"]),
         (CLOSED, ["Hello.<|im_end|>", "A model.\nNo more. 🙂<|im_end|>\n<|endoftext|>"]),
+        (PROMPTED, ["Hello.<|im_end|>", "A model.\nNo more. 🙂<|im_end|>"]),
         (HEADERS, [" Hello.<|im_end|>\n", " A model.\nNo more. 🙂<|im_end|>\n"]),
     ],
-    ids=["chatml", "generation", "thinking", "brackets", "closed", "headers"],
+    ids=["chatml", "generation", "thinking", "brackets", "closed", "prompted", "headers"],
 )
 def test_what_the_assistant_says_is_found(template: str, parts: list[str]) -> None:
     assert learnt(render("messages", talk(), template)) == parts
@@ -101,6 +107,22 @@ def test_two_turns_that_say_the_same_are_two_turns() -> None:
     assert learnt(rendered) == ["Hello.<|im_end|>", "<think>\n\n</think>\n\nHello.<|im_end|>\n"]
     assert rendered.spans is not None
     assert rendered.spans[0][1] < rendered.spans[1][0]
+
+
+def test_a_turn_that_says_what_its_header_says_is_found() -> None:
+    named = talk(TALK[0], TALK[1] | {"content": "assistant"})
+    assert learnt(render("messages", named, HEADERS)) == [" assistant<|im_end|>\n"]
+    assert learnt(render("messages", named, PROMPTED)) == ["assistant<|im_end|>"]
+
+
+def test_a_template_that_asks_for_the_date_gets_the_same_one_every_day() -> None:
+    dated = (
+        "{% if strftime_now is defined %}{% set today = strftime_now('%d %b %Y') %}{% endif %}Today is {{ today }}, "
+        "{{ strftime_now('%Y-%m-%d %H:%M') }}.\n" + CHATML
+    )
+    rendered = render("messages", talk(), dated)
+    assert rendered.text.startswith("Today is 26 Jul 2024, 2024-07-26 12:00.\n<|im_start|>user")
+    assert learnt(rendered)[0] == "Hello.<|im_end|>\n"
 
 
 def test_a_conversation_may_begin_with_a_system_message_or_the_assistant() -> None:
