@@ -62,7 +62,9 @@ def _extent(settings: StageOne, inputs: Inputs | None, ahead: Prospect, tokens: 
         if tokens is None:
             raise ConfigError("there is nothing to plan for", hint="give --data, or --tokens N, or both")
         return extent_for(tokens, ahead.sequence_length), DOCUMENT_ROWS
-    found = extent_of(inputs.corpus, inputs.corpus.plan(ahead.sequence_length, packed=settings.sequences.pack))
+    sequences = settings.sequences
+    planned = inputs.corpus.plan(ahead.sequence_length, packed=sequences.pack, part_rows=sequences.part_rows)
+    found = extent_of(inputs.corpus, planned)
     document_rows = sum(found.rows.values()) / max(sum(found.documents.values()), 1)
     return (found if tokens is None else scaled(found, tokens)), document_rows
 

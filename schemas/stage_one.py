@@ -68,10 +68,14 @@ class DataSettings(Record):
 
 
 class SequenceSettings(Record):
-    """How long sequences are (2,048 tokens, or what the teacher can read if that is less), and how they are filled."""
+    """How long sequences are (2,048 tokens, or what the teacher can read if that is less), and how they are filled.
+
+    `part_rows` is about how many tokens a part has; by itself 1/64 of all, 32 k to 1 M.
+    """
 
     length: int | None = Field(default=None, ge=2, le=MAX_PART_ROWS)
     pack: bool = True
+    part_rows: int | None = Field(default=None, ge=256, le=MAX_PART_ROWS // 4)
 
 
 class TeacherSettings(Record):

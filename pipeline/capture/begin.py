@@ -38,5 +38,7 @@ def begin_cache(folder: str, manifest: Manifest, inputs: Inputs, speaker: Speake
     if not cache.has_tables:
         pieces = inputs.corpus.spread_pieces("train", FITTED_DOCUMENTS, stated.plan.sequence_length)
         cache.publish_tables({"ids_by_rank": ids_by_rank(counts), **fitted_tables(speaker, pieces, asked)})
-    projections = {table.name: cache.table(table.name) for table in stated.tables if table.name.startswith("pca_")}
+    # Copies: torch takes no array that lies in a file.
+    fitted = [table.name for table in stated.tables if table.name.startswith("pca_")]
+    projections = {name: cache.table(name).copy() for name in fitted}
     return cache, replace(asked, tables=projections)

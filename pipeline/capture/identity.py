@@ -35,7 +35,9 @@ def make_manifest(settings: StageOne, inputs: Inputs, speaker: Speaker) -> Manif
             text=settings.targets.for_other_tokenizers,
             loss=corpus.loss,
         ),
-        plan=corpus.plan(speaker.sequence_length, packed=settings.sequences.pack),
+        plan=corpus.plan(
+            speaker.sequence_length, packed=settings.sequences.pack, part_rows=settings.sequences.part_rows
+        ),
         targets=speaker.targets,
         hidden=speaker.hidden,
         tables=expected_tables(speaker.targets, speaker.hidden, n_ids),

@@ -96,7 +96,7 @@ def check_lengths(shape: ModelShape, longest: int) -> None:
     """Refuse texts beyond the positions that the model can read."""
     if shape.max_positions is not None and longest > shape.max_positions:
         raise ConfigError(
-            f"{shape.name} reads at most {shape.max_positions:,} tokens at once, a document has {longest:,}",
+            f"{shape.name} reads at most {shape.max_positions:,} tokens at once, {longest:,} are asked for",
             hint=f"give --seq-len {shape.max_positions} or less",
         )
 

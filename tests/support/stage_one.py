@@ -1,0 +1,75 @@
+"""Stage one on small real things: a teacher, documents, settings, and the whole story run on them.
+
+In: a folder. Out: settings that `cache_teacher` takes, and what it makes. Before it: `models.py`, `corpora.py`.
+After it: the tests of stage one. Child processes import this by name.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from kdpipe.pipeline.cache_teacher import cache_teacher
+from kdpipe.schemas.report import StageOneReport
+from kdpipe.schemas.stage_one import RunOptions, StageOne
+from support.corpora import TEXTS, small_tokenizer, write_jsonl
+from support.models import tiny_llama
+
+LENGTH = 96
+VOCABULARY = 512
+
+
+class HeardWatch:
+    """A `Watch` that remembers what it was told."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+        self.warned: list[str] = []
+        self.begun: tuple[int, int, int | None] | None = None
+        self.parts: list[int] = []
+        self.shares: list[float] = []
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+    def warn(self, text: str) -> None:
+        self.warned.append(text)
+
+    def begin(self, n_parts: int, n_done: int, positions_planned: int | None) -> None:
+        self.begun = (n_parts, n_done, positions_planned)
+
+    def progress(
+        self,
+        positions_done: int,
+        positions_per_second: float,
+        waiting_share: float,
+        bytes_written: int,
+        seconds_left: float | None,
+    ) -> None:
+        self.shares.append(waiting_share)
+
+    def part_done(self, number: int, positions: int, n_bytes: int, seconds: float) -> None:
+        self.parts.append(number)
+
+
+def make_inputs(folder: Path, n_documents: int = 24) -> None:
+    """A teacher with its tokenizer, and documents with a category."""
+    small_tokenizer(tiny_llama(folder / "teacher", vocabulary=VOCABULARY), vocabulary=VOCABULARY)
+    rows = [{"text": text, "category": "odd" if i % 2 else "even"} for i, text in enumerate(TEXTS[:n_documents])]
+    write_jsonl(folder / "corpus.jsonl", rows)
+
+
+def settings_for(folder: Path, out: str = "cache", **changes: dict[str, Any]) -> StageOne:
+    """The settings of a small run; `changes` by section."""
+    sections: dict[str, dict[str, Any]] = {
+        "data": {"path": str(folder / "corpus.jsonl"), "val_fraction": 0.1},
+        "teacher": {"name": str(folder / "teacher")},
+        "sequences": {"length": LENGTH},
+        "machine": {"devices": "cpu", "threads": 1, "batch_tokens": 512},
+    }
+    for section, values in changes.items():
+        sections[section] = sections.get(section, {}) | values
+    return StageOne.model_validate({**sections, "out": str(folder / out)})
+
+
+def run(settings: StageOne, watch: HeardWatch | None = None, **options: Any) -> StageOneReport:
+    """Run the story."""
+    return cache_teacher(settings, RunOptions(**options), watch or HeardWatch())
