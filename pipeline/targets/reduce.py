@@ -5,7 +5,7 @@ Before it: `chunk.py` and the kinds of targets. After it: `pipeline/teachers`, w
 `to_block`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,18 +39,21 @@ class Reduced:
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "Reduced":
         """The same elsewhere."""
+        return self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
-        def there(tensor: Tensor) -> Tensor:
-            return tensor.to(device, non_blocking=non_blocking)
+    def take(self, rows: Tensor) -> "Reduced":
+        """Some rows, by number."""
+        return self._each(lambda tensor: tensor[rows])
 
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Reduced":
         return Reduced(
-            n_exact_R=there(self.n_exact_R),
-            n_draws_R=there(self.n_draws_R),
-            ids_RK=there(self.ids_RK),
-            logprobs_RK=there(self.logprobs_RK),
-            scalars={name: there(tensor) for name, tensor in self.scalars.items()},
-            finite_R=there(self.finite_R),
-            times_RK=None if self.times_RK is None else there(self.times_RK),
+            n_exact_R=change(self.n_exact_R),
+            n_draws_R=change(self.n_draws_R),
+            ids_RK=change(self.ids_RK),
+            logprobs_RK=change(self.logprobs_RK),
+            scalars={name: change(values) for name, values in self.scalars.items()},
+            finite_R=change(self.finite_R),
+            times_RK=None if self.times_RK is None else change(self.times_RK),
         )
 
     @staticmethod

@@ -115,23 +115,11 @@ def test_rows_are_reduced_alike_whatever_comes_with_them(kept: str) -> None:
     whole = made.reduce(rows.clone(), labels, keys)
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(1))
     shuffled = made.reduce(rows[order], labels[order], keys[order])
-    assert_equal(shuffled, taken(whole, order))
+    assert_equal(shuffled, whole.take(order))
     pieces = [
         made.reduce(rows[i:j].clone(), labels[i:j], keys[i:j]) for i, j in ((0, 1), (1, 4), (4, 131), (131, len(rows)))
     ]
     assert_equal(Reduced.joined(pieces), whole)
-
-
-def taken(reduced: Reduced, order: torch.Tensor) -> Reduced:
-    return Reduced(
-        n_exact_R=reduced.n_exact_R[order],
-        n_draws_R=reduced.n_draws_R[order],
-        ids_RK=reduced.ids_RK[order],
-        logprobs_RK=reduced.logprobs_RK[order],
-        scalars={name: values[order] for name, values in reduced.scalars.items()},
-        finite_R=reduced.finite_R[order],
-        times_RK=None if reduced.times_RK is None else reduced.times_RK[order],
-    )
 
 
 def assert_equal(one: Reduced, other: Reduced) -> None:
@@ -190,7 +178,7 @@ def test_rows_without_a_distribution_are_flagged_and_harm_no_other(kept: str, ba
     good = [r for r in range(len(rows)) if r not in (3, 5)]
     found = reduce_rows(spec, broken, labels)
     assert found.finite_R.tolist() == [r in good for r in range(len(rows))]
-    assert_equal(taken(found, torch.tensor(good)), taken(reduce_rows(spec, rows, labels), torch.tensor(good)))
+    assert_equal(found.take(torch.tensor(good)), reduce_rows(spec, rows, labels).take(torch.tensor(good)))
     assert int(found.ids_RK.max()) < 256
 
 
