@@ -6,8 +6,11 @@ and `index.py` say which columns these are; `pipeline/data/row_files.py`.
 """
 
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -232,27 +235,48 @@ def _first_line(error: BaseException) -> str:
 
 
 class ParquetRows:
-    """A person's Parquet file: its rows in order, from any one on, a thousand in memory at a time."""
+    """A person's Parquet file: its rows in order or by number, a thousand in memory at a time.
 
-    def __init__(self, path: str) -> None:
+    A row is None where its text is not UTF-8.
+    """
+
+    def __init__(self, path: str, columns: Collection[str] | None = None) -> None:
         try:
             self._file = pq.ParquetFile(path)
         except (pa.ArrowException, OSError) as error:
             raise ConfigError(f"{path} cannot be read as Parquet: {_first_line(error)}") from None
         self._path = path
+        there = self._file.schema_arrow.names
+        self._columns = None if columns is None else [name for name in there if name in columns]
         sizes = [self._file.metadata.row_group(i).num_rows for i in range(self._file.num_row_groups)]
-        self._starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]).astype(np.int64)
+        self._ends = np.cumsum(sizes, dtype=np.int64)
 
-    def rows(self, first: int = 0) -> Iterator[dict[str, Any] | None]:
-        """The rows from a number on; None is one whose text is not UTF-8."""
-        group = int(np.searchsorted(self._starts[1:], first, "right"))
-        skip = first - int(self._starts[group]) if group < self._file.num_row_groups else 0
-        groups = list(range(group, self._file.num_row_groups))
+    def rows(self) -> Iterator[dict[str, Any] | None]:
+        """All rows, in order."""
+        for batch in self._batches(range(self._file.num_row_groups)):
+            yield from _to_rows(batch)
+
+    def rows_at(self, numbers: Sequence[int]) -> Iterator[dict[str, Any] | None]:
+        """The rows of ascending numbers; what lies between is decompressed, and not looked at."""
+        groups = np.searchsorted(self._ends, numbers, "right").tolist()
+        for group, members in groupby(zip(groups, numbers, strict=True), key=itemgetter(0)):
+            wanted = deque(number for _, number in members)
+            end = int(self._ends[group - 1]) if group else 0
+            for batch in self._batches([group]):
+                start, end = end, end + batch.num_rows
+                here = []
+                while wanted and wanted[0] < end:
+                    here.append(wanted.popleft() - start)
+                if here:
+                    yield from _to_rows(batch.take(pa.array(here, pa.int64())))
+                if not wanted:
+                    break
+
+    def _batches(self, groups: Iterable[int]) -> Iterator[Any]:
         try:
-            for batch in self._file.iter_batches(batch_size=PARQUET_BATCH, row_groups=groups, use_threads=False):
-                ahead = min(skip, batch.num_rows)
-                skip -= ahead
-                yield from _to_rows(batch.slice(ahead))
+            yield from self._file.iter_batches(
+                batch_size=PARQUET_BATCH, row_groups=list(groups), columns=self._columns, use_threads=False
+            )
         except (pa.ArrowException, OSError) as error:
             raise ConfigError(f"{self._path} cannot be read as Parquet: {_first_line(error)}") from None
 

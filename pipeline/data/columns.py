@@ -73,6 +73,11 @@ class Mapping:
         named = {role: getattr(self, role) for role in roles if getattr(self, role) is not None}
         return named | ({"kept": ", ".join(self.keep)} if self.keep else {})
 
+    def names(self) -> set[str]:
+        """The columns that are read."""
+        roles = {self.text, self.prompt, self.context, self.response, self.messages}
+        return {name for name in (*roles, *self.keep) if name is not None}
+
     def document(self, row: dict[str, Any]) -> Document:
         """Read a row, or raise `BadRow`."""
         columns = {name: None if (value := row.get(name)) != value else value for name in self.keep}  # NaN is nothing

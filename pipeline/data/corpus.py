@@ -217,6 +217,7 @@ def open_corpus(settings: DataSettings, tokenizer: LoadedTokenizer) -> Corpus:
     files = find_files(settings.path, settings.split, settings.max_document_bytes)
     mapping = detect(_first_rows(files), settings.columns, settings.path)
     renderer = Renderer(mapping, settings, tokenizer)
+    _want(files, mapping)
     indexer = Indexer(mapping, settings, renderer.most_bytes)
     has_own = settings.val_path is not None
     found = indexer.read(files, split="train" if has_own else None)
@@ -224,6 +225,7 @@ def open_corpus(settings: DataSettings, tokenizer: LoadedTokenizer) -> Corpus:
         raise _nothing(settings.path, indexer.finish({}))
     if settings.val_path is not None:
         more = find_files(settings.val_path, None, settings.max_document_bytes, hub_split="validation")
+        _want(more, mapping)
         if not indexer.read(more, len(files), "validation"):
             raise _nothing(settings.val_path, indexer.finish({}))
         files = [*files, *more]
@@ -234,6 +236,11 @@ def open_corpus(settings: DataSettings, tokenizer: LoadedTokenizer) -> Corpus:
             hint="lower --val-fraction, or give more documents",
         )
     return Corpus(files, index, mapping, renderer, settings, tokenizer)
+
+
+def _want(files: Iterable[RowFile], mapping: Mapping) -> None:
+    for file in files:
+        file.wanted = mapping.names()
 
 
 def _first_rows(files: Iterable[RowFile]) -> list[dict[str, Any]]:

@@ -5,10 +5,9 @@ In: a file. Out: `Row`s. Before it: `sources.py` finds the files. After it: `ind
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -18,8 +17,6 @@ from kdpipe.schemas.errors import ConfigError
 BOM = b"\xef\xbb\xbf"
 # A character of JSON may be written in six bytes (\u0041), and a row has more than its text.
 LINE_BYTES_A_BYTE, LINE_BYTES_MORE = 8, 1 << 16
-# Rows of a table that are read and dropped rather than looked for anew.
-SKIPPED_ROWS = 4096
 NOT_UTF8 = "it is not valid UTF-8"
 
 
@@ -34,9 +31,13 @@ class Row:
 
 
 class RowFile(Protocol):
-    """A file of rows; `name` is what people call it."""
+    """A file of rows; `name` is what people call it.
+
+    Once `wanted` names columns, others need not be read.
+    """
 
     name: str
+    wanted: Collection[str] | None
 
     def rows(self) -> Iterator[Row]:
         """All rows, in order."""
@@ -50,6 +51,7 @@ class _OnDisk:
 
     def __init__(self, path: Path, name: str, max_bytes: int) -> None:
         self.path, self.name, self._max_bytes = path, name, max_bytes
+        self.wanted: Collection[str] | None = None
         self._seen = self._state()
 
     def _state(self) -> tuple[int, int]:
@@ -195,24 +197,19 @@ class TableFile(_OnDisk):
 
     def rows(self) -> Iterator[Row]:
         """All rows, in order."""
-        self.check_unchanged()
-        for i, columns in enumerate(ParquetRows(str(self.path)).rows()):
+        for i, columns in enumerate(self._table().rows()):
             yield Row(number=i + 1, position=i, columns=columns, problem="" if columns is not None else NOT_UTF8)
 
     def columns_at(self, positions: list[int]) -> Iterator[dict[str, Any]]:
         """The columns of good rows, by ascending position."""
-        self.check_unchanged()
-        table = ParquetRows(str(self.path))
-        rows: Iterator[dict[str, Any] | None] = iter(())
-        following = -1
-        for position in positions:
-            if not 0 <= position - following <= SKIPPED_ROWS or following < 0:
-                rows, following = table.rows(position), position
-            columns = next(islice(rows, position - following, None), None)
+        for position, columns in zip(positions, self._table().rows_at(positions), strict=True):
             if columns is None:
-                raise ConfigError(f"{self.path}, row {position + 1:,}: it was good before, and is not any more")
-            following = position + 1
+                raise ConfigError(f"{self.path}, row {position + 1:,}: {NOT_UTF8}, and it was good before")
             yield columns
+
+    def _table(self) -> ParquetRows:
+        self.check_unchanged()
+        return ParquetRows(str(self.path), self.wanted)
 
 
 def open_json(path: Path, name: str, max_bytes: int) -> RowFile:

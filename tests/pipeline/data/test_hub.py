@@ -29,6 +29,8 @@ def test_a_data_set_is_read_like_a_file_and_nothing_is_written_beside_it(rows: h
     assert [row.position for row in found] == list(range(600))
     assert list(rows.columns_at([0, 5, 599])) == [wanted[i] for i in (0, 5, 599)]
     assert rows.name.endswith("name[train]")
+    rows.wanted = {"language", "missing"}
+    assert next(iter(rows.rows())).columns == next(rows.columns_at([0])) == {"language": "en"}
     assert sorted(path.name for path in (tmp_path / "name").iterdir()) == ["train.jsonl", "validation.jsonl"]
 
 

@@ -24,6 +24,7 @@ class Listed:
 
     def __init__(self, rows: list[Any], name: str = "corpus.jsonl") -> None:
         self.name, self._rows = name, rows
+        self.wanted = None
 
     def rows(self) -> Any:
         for i, columns in enumerate(self._rows):

@@ -53,10 +53,19 @@ def test_rows_are_read_in_order_and_again_by_position(kind: str, tmp_path: Path)
     assert list(file.columns_at([found[i].position for i in chosen])) == [rows[i] for i in chosen]
 
 
-def test_rows_of_a_table_that_are_far_apart_are_looked_for_anew(tmp_path: Path) -> None:
+def test_rows_of_a_table_that_are_far_apart_are_found(tmp_path: Path) -> None:
     rows = [{"text": str(i)} for i in range(10_000)]
     file = TableFile(write_parquet(tmp_path / "a.parquet", rows, 3000), "a", MOST)
-    assert [row["text"] for row in file.columns_at([1, 2, 9000, 9999])] == ["1", "2", "9000", "9999"]
+    for chosen in ([1, 2, 1023, 1024, 9000, 9999], [2999, 3000, 5999], []):
+        assert [int(row["text"]) for row in file.columns_at(chosen)] == chosen
+
+
+def test_columns_of_a_table_that_nobody_wants_are_not_read(tmp_path: Path) -> None:
+    rows = [{"text": "a", "messages": [{"role": "user", "content": "b"}], "numbers": [1.5] * 3}]
+    file = TableFile(write_parquet(tmp_path / "a.parquet", rows), "a", MOST)
+    file.wanted = {"messages", "category"}
+    assert [row.columns for row in file.rows()] == list(file.columns_at([0]))
+    assert next(file.columns_at([0])) == {"messages": rows[0]["messages"]}
 
 
 @every_format
@@ -171,3 +180,35 @@ def test_a_file_that_went_away_is_told(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").unlink()
     with pytest.raises(ConfigError, match=r"a\.jsonl cannot be read: No such file"):
         list(file.rows())
+
+
+def test_a_row_that_was_good_and_is_bad_is_refused(tmp_path: Path) -> None:
+    """As when a file is rewritten within a tick of the clock, at the same length."""
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"text": \n{}\n')
+    with pytest.raises(ConfigError, match=r"a\.jsonl at byte 0: it is not JSON .*, and it was good before"):
+        list(LinesFile(path, "a", MOST).columns_at([0]))
+    offsets = pa.py_buffer(b"".join(i.to_bytes(4, "little") for i in (0, 1)))
+    pq.write_table(pa.table({"t": pa.StringArray.from_buffers(1, offsets, pa.py_buffer(b"\xff"))}), tmp_path / "b")
+    with pytest.raises(ConfigError, match="row 1: it is not valid UTF-8, and it was good before"):
+        list(TableFile(tmp_path / "b", "b", MOST).columns_at([0]))
+
+
+def test_a_file_that_may_not_be_read_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = in_format("jsonl", tmp_path, text_rows(2))
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(ConfigError, match=r"a\.jsonl cannot be read: Permission denied"):
+        list(file.rows())
+
+
+def test_a_table_that_is_damaged_inside_is_told(tmp_path: Path) -> None:
+    path = write_parquet(tmp_path / "a.parquet", text_rows(500))
+    data = bytearray(path.read_bytes())
+    data[4 : len(data) // 2] = bytes(len(data) // 2 - 4)
+    path.write_bytes(data)
+    with pytest.raises(ConfigError, match="cannot be read as Parquet"):
+        list(TableFile(path, "a", MOST).rows())
