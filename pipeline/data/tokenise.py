@@ -96,6 +96,8 @@ def byte_places(text: str) -> Longs:
 
 def _within(text: str, spread: Longs, written: Bools, spans: Sequence[Span]) -> Bools:
     """Tokens that begin in a span, white space before their first letter aside; the stop token goes with the end."""
+    if not spans:
+        return np.zeros(len(written), bool)
     starts = np.array([start for start, _ in spans], np.int64)
     stops = np.array([end for _, end in spans], np.int64)
     begins = np.minimum(_next_visible(text)[spread[:, 0]], np.maximum(spread[:, 1] - 1, spread[:, 0]))

@@ -195,6 +195,13 @@ def chat(template: str, **settings: bool) -> Tokens:
     return one(renderer.render(Document(messages=tuple(messages), columns={}), "corpus.jsonl:7"), tokenizer)
 
 
+def test_a_template_that_marks_nothing_is_refused_with_its_document() -> None:
+    marks = "{% if m.never %}{% generation %}{% endgeneration %}{% endif %}"
+    unmarked = "{% for m in messages %}{{ m.content }}" + marks + "{% endfor %}"
+    with pytest.raises(ConfigError, match=r"corpus\.jsonl:7: .* nothing of it is: no response was found in it"):
+        chat(unmarked)
+
+
 def test_a_turn_without_a_stop_token_is_refused_with_its_document() -> None:
     said = r"corpus\.jsonl:7: turn 1 of the assistant does not end with a stop token, .*assistant\\nHo'"
     with pytest.raises(ConfigError, match=said) as caught:
