@@ -274,3 +274,19 @@ def test_a_file_that_changes_under_way_is_refused(tokenizer: LoadedTokenizer, tm
     write_jsonl(tmp_path / "a.jsonl", text_rows(6))
     with pytest.raises(ConfigError, match="has changed while it was read"):
         all_pieces(corpus)
+
+
+def test_a_spread_of_pieces_is_even_and_not_counted(tokenizer: LoadedTokenizer, tmp_path: Path) -> None:
+    corpus = opened(write_jsonl(tmp_path / "a.jsonl", text_rows(50)), tokenizer, val_fraction=0.0)
+    found = list(corpus.spread_pieces("train", 8, 4096))
+    assert [piece.document for piece in found] == np.linspace(0, 49, 8).round().astype(int).tolist()
+    assert corpus.counts.documents == 0
+
+
+def test_tokens_are_foreseen_from_the_index(tokenizer: LoadedTokenizer, tmp_path: Path) -> None:
+    corpus = opened(write_jsonl(tmp_path / "a.jsonl", text_rows(50)), tokenizer, val_fraction=0.0)
+    n_tokens = sum(len(piece) for piece in all_pieces(corpus, length=4096))
+    assert corpus.expected_tokens("train") == n_tokens
+    assert [corpus.first_documents("train", n) for n in (1, 10**9)] == [1, 50]
+    n = corpus.first_documents("train", n_tokens // 2)
+    assert sum(len(piece) for piece in corpus.pieces("train", 0, n, 4096)) == pytest.approx(n_tokens / 2, rel=0.1)

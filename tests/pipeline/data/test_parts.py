@@ -66,3 +66,8 @@ def test_each_split_has_parts_of_its_own_and_an_empty_one_none() -> None:
 def test_many_small_documents_are_planned_in_an_instant() -> None:
     made = make_plan({"train": np.full(2_000_000, 500, np.uint32)}, 0.25, 2048, True)
     assert made.n_parts == pytest.approx(parts.PARTS * 252e6 / (parts.PARTS * MOST_ROWS), rel=0.05)
+
+
+def test_a_person_may_say_how_large_parts_are() -> None:
+    sizes = {"train": np.full(1000, 1000, np.uint32)}
+    assert make_plan(sizes, 0.25, 2048, True, 2510).n_parts == 100
