@@ -18,6 +18,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from kdpipe.pipeline.teachers.shapes import quiet
+
 STOP = "<|end|>"
 # Modules of the standard library whose source is long, plain and imports nothing unusual.
 SOURCES = (
@@ -75,6 +77,7 @@ def make_teacher(corpus: Path, folder: Path, sizes: Sizes, said: Callable[[str],
     """Train tokenizer and model on a corpus and save both; a folder that is there is left alone."""
     if folder.is_dir():
         return
+    quiet()
     texts = [json.loads(line)["text"] for line in corpus.read_text(encoding="utf-8").splitlines()]
     tokenizer = train_tokenizer(texts, sizes)
     model = train_model(texts, tokenizer, sizes, said)

@@ -23,7 +23,7 @@ SURFACE: dict[str, tuple[set[str], set[str]]] = {
     "": ({"cache", "cache-teacher", "demo", "plan"}, {"--version", "--debug"}),
     "plan": (set(), STAGE_ONE | {"--tokens", "--probe"}),
     "cache-teacher": (set(), STAGE_ONE | {"--out", "--shard", "--dry-run"}),
-    "demo": (set(), {"--out"}),
+    "demo": (set(), {"--out", "--steps"}),
     "cache": ({"inspect", "verify"}, set()),
     "cache inspect": (set(), {"--json"}),
     "cache verify": (set(), {"--level", "--against", "--sample", "--json"}),
