@@ -26,8 +26,8 @@ from kdpipe.cache.decode import Decoder
 from kdpipe.cache.entries import Ragged, differences
 from kdpipe.cache.inspect import inspect_cache
 from kdpipe.cache.laws import to_codes
-from kdpipe.cache.part_arrays import PartArray
 from kdpipe.cache.part_files import part_grids
+from kdpipe.cache.part_reader import PartReader
 from kdpipe.cache.reader import Cache
 from kdpipe.cache.rows import Block, Rows, Sequence
 from kdpipe.cache.shards import PLACE_BYTES, Shard
@@ -242,8 +242,8 @@ def reading_of(cache: Cache, folder: Path, positions: int) -> dict[str, Any]:
 def profile_of(cache: Cache, order: npt.NDArray[np.int64]) -> dict[str, float]:
     """Seconds of a random block in its steps; timers add a few microseconds, and columns and streams contain chunks."""
     steps = {
-        "columns": (PartArray, "_matrix"),
-        "ids_and_values": (PartArray, "decode"),
+        "columns": (PartReader, "_columns"),
+        "ids_and_values": (PartReader, "codes"),
         "chunks_and_checksums": (Shard, "chunk"),
         "entries": (Decoder, "entries"),
         "scalars": (Decoder, "scalars"),

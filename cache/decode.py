@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from kdpipe.cache.entries import Bools, Longs, entry_places, row_starts, undo_differences
+from kdpipe.cache.entries import Longs, Runs, exact_places, row_starts, undo_differences, undo_differences_of_draws
 from kdpipe.cache.laws import Codes, Floats, complement_table, value_table
 from kdpipe.schemas.arrays import LinearLaw, LogOddsLaw, log_z_column
 from kdpipe.schemas.errors import CacheDamaged
@@ -75,70 +75,85 @@ class Decoder:
 
     def entries(self, codes: EntryCodes) -> Entries:
         """Ids, log p and weights of every entry."""
+        exact = Runs.of(codes.n_exact)
         if not self._targets.has_draws:
-            logprobs, weights = self._exact(codes, codes.logprobs)
+            logprobs, weights = self._exact(codes, codes.logprobs, exact)
             return Entries(ids=self.to_ids(codes.ids), logprobs=logprobs, weights=weights, times=None)
-        exact, draws = entry_places(codes.n_exact, codes.n_draws)
-        ranks = codes.ids.copy()
-        ranks[draws] = undo_differences(codes.ids.take(draws), codes.n_draws)
-        with_values = self._targets.draw_values
-        all_logprobs = np.full(len(ranks), np.float32(np.nan))
-        all_weights = np.empty(len(ranks), np.float32)
-        values = codes.logprobs.take(exact) if with_values else codes.logprobs
-        all_logprobs[exact], all_weights[exact] = self._exact(codes, values)
-        if with_values:
-            all_logprobs[draws] = self._lookup(self._logprob, codes.logprobs.take(draws))
-        if codes.times is not None and int(codes.times.max(initial=0)) >= MAX_ENTRIES:
-            raise CacheDamaged("an id has more times than a row has draws")
-        times = None if codes.times is None else codes.times.astype(np.int32) + np.int32(1)
-        all_weights[draws] = self._draw_weights(codes, times)
-        return Entries(ids=self.to_ids(ranks), logprobs=all_logprobs, weights=all_weights, times=times)
+        places = exact_places(exact, codes.n_draws)
+        ranks = undo_differences_of_draws(codes.ids, codes.n_exact, codes.n_draws)
+        ranks[places] = codes.ids.take(places)
+        times = self._times(codes)
+        weights = self._draw_weights(codes, times, places)
+        values = codes.logprobs.take(places) if self._targets.draw_values else codes.logprobs
+        logprobs = self._draw_logprobs(codes, places)
+        logprobs[places], weights[places] = self._exact(codes, values, exact)
+        return Entries(ids=self.to_ids(ranks), logprobs=logprobs, weights=weights, times=times)
 
-    def _exact(self, codes: EntryCodes, values: Codes) -> tuple[Floats, Floats]:
+    def _exact(self, codes: EntryCodes, values: Codes, exact: Runs) -> tuple[Floats, Floats]:
         """Log p at T=1 and weights of the exact ids, corrected so that a row's mass is what its tail leaves."""
-        values = undo_differences(values, codes.n_exact)
-        logprobs = self._lookup(self._logprob, values)
+        logprobs = self._lookup(self._logprob, undo_differences(values, exact))
         probabilities: Floats = np.exp(logprobs)
-        if codes.log_tail is None:
+        if codes.log_tail is None or not len(probabilities):
             return logprobs, probabilities
-        has = codes.n_exact > 0
-        counts, tail = codes.n_exact[has], codes.log_tail[has]
-        if not len(counts):
-            return logprobs, probabilities
-        sums = np.add.reduceat(probabilities, row_starts(counts))
-        correction = self._lookup(self._complement["log_tail"], tail) - np.log(np.maximum(sums, LEAST_MASS))
+        sums = np.add.reduceat(probabilities, exact.starts)
+        left = self._lookup(self._complement["log_tail"], codes.log_tail.take(exact.rows))
+        correction = left - np.log(np.maximum(sums, LEAST_MASS))
         if not (np.abs(correction) <= self._step).all():
             raise CacheDamaged("exact mass and tail of a row do not sum to 1")
-        logprobs += np.repeat(correction, counts)
-        return logprobs, self._weigh(logprobs, codes, has, counts)
-
-    def _weigh(self, logprobs: Floats, codes: EntryCodes, has: Bools, counts: Longs) -> Floats:
-        """exp(log p), or at another target temperature p^(1/T)/Z, made to sum to what the draws leave."""
+        logprobs += correction.take(exact.number)
         if self._temperature == 1.0:
-            return np.exp(logprobs)
+            return logprobs, np.exp(logprobs, out=probabilities)
+        return logprobs, self._weigh(logprobs, codes, exact)
+
+    def _weigh(self, logprobs: Floats, codes: EntryCodes, exact: Runs) -> Floats:
+        """At another target temperature p^(1/T)/Z, made to sum to what the draws leave."""
         assert codes.drawn_log_tail is not None and codes.log_z is not None
-        log_z = self._lookup(self._tables[log_z_column(self._temperature)], codes.log_z[has])
-        weights: Floats = np.exp(logprobs / np.float32(self._temperature) - np.repeat(log_z, counts))
-        mass = np.exp(self._lookup(self._complement["drawn_log_tail"], codes.drawn_log_tail[has]))
+        log_z = self._lookup(self._tables[log_z_column(self._temperature)], codes.log_z.take(exact.rows))
+        weights: Floats = np.exp(logprobs / np.float32(self._temperature) - log_z.take(exact.number))
+        mass = np.exp(self._lookup(self._complement["drawn_log_tail"], codes.drawn_log_tail.take(exact.rows)))
         with np.errstate(divide="ignore", invalid="ignore"):
-            factor = mass / np.add.reduceat(weights, row_starts(counts))
+            factor = mass / np.add.reduceat(weights, exact.starts)
             off = np.abs(np.log(factor))
         if not (off <= 2 * self._step * max(1.0, 1.0 / self._temperature)).all():
             raise CacheDamaged("exact mass and tail of a row do not sum to 1 at the target temperature")
-        weights *= np.repeat(factor, counts)
+        weights *= factor.take(exact.number)
         return weights
 
-    def _draw_weights(self, codes: EntryCodes, times: Int32s | None) -> Floats:
-        """A row's draws share its tail evenly, or by how often each was drawn."""
+    def _draw_logprobs(self, codes: EntryCodes, places: Longs) -> Floats:
+        """Log p of draws where they have one, for all entries; those of exact ids mean nothing yet."""
+        if not self._targets.draw_values:
+            return np.full(len(codes.ids), np.nan, np.float32)
+        values = codes.logprobs.copy()
+        # Differences, which may lie outside the law.
+        values[places] = 0
+        return self._lookup(self._logprob, values)
+
+    def _times(self, codes: EntryCodes) -> Int32s | None:
+        """How often each draw was drawn."""
+        if codes.times is None:
+            return None
+        if int(codes.times.max(initial=0)) >= MAX_ENTRIES:
+            raise CacheDamaged("an id has more times than a row has draws")
+        return codes.times.astype(np.int32) + np.int32(1)
+
+    def _draw_weights(self, codes: EntryCodes, times: Int32s | None, places: Longs) -> Floats:
+        """A row's draws share its tail evenly, or by how often each was drawn; those of exact ids mean nothing yet."""
         name = "log_tail" if self._temperature == 1.0 else "drawn_log_tail"
         tail = codes.log_tail if name == "log_tail" else codes.drawn_log_tail
         assert tail is not None
-        mass = np.exp(self._lookup(self._tables[name], tail))
+        mass: Floats = np.exp(self._lookup(self._tables[name], tail))
+        counts = codes.n_exact + codes.n_draws
         if times is None:
-            return np.repeat(mass / np.maximum(codes.n_draws, 1).astype(np.float32), codes.n_draws)
+            mass /= np.maximum(codes.n_draws, 1).astype(np.float32)
+            return mass.repeat(counts)
         has = codes.n_draws > 0
-        totals = np.add.reduceat(times, row_starts(codes.n_draws[has])) if has.any() else np.zeros(0, np.int64)
-        return np.repeat((mass[has] / totals).astype(np.float32), codes.n_draws[has]) * times.astype(np.float32)
+        if has.any():
+            mass[has] /= np.add.reduceat(times, row_starts(codes.n_draws[has]))
+        weights: Floats = mass.repeat(counts)
+        is_draw = np.ones(len(weights), bool)
+        is_draw[places] = False
+        weights[is_draw] *= times
+        return weights
 
     def _lookup(self, table: Floats, codes: Codes) -> Floats:
         try:

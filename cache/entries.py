@@ -1,6 +1,6 @@
 """Ragged entries: where each row's begin, which are draws, and differences within rows.
 
-In: counts a row. Out: masks, starts, and running differences that wrap around in 32 bits.
+In: counts a row. Out: masks, places, starts, and running differences that wrap around in 32 bits.
 Before it: nothing. After it: `checks.py`, `encode.py` and `decode.py` share these few lines.
 """
 
@@ -40,17 +40,34 @@ def draw_mask(n_exact: Longs, n_draws: Longs) -> Bools:
     return np.repeat(kinds, runs)
 
 
-def entry_places(n_exact: Longs, n_draws: Longs) -> tuple[Longs, Longs]:
-    """Where the exact ids and where the draws stand among the flat entries."""
-    exact_ends, draw_ends = np.cumsum(n_exact), np.cumsum(n_draws)
-    exact = np.arange(exact_ends[-1] if len(exact_ends) else 0) + np.repeat(draw_ends - n_draws, n_exact)
-    draws = np.arange(draw_ends[-1] if len(draw_ends) else 0) + np.repeat(exact_ends, n_draws)
-    return exact, draws
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Runs:
+    """Rows that have entries of a kind, where each begins among these, and each entry's number among these rows."""
+
+    rows: Longs
+    starts: Longs
+    number: Longs
+
+    @classmethod
+    def of(cls, counts: Longs) -> "Runs":
+        """From the counts of each row."""
+        rows = counts.nonzero()[0]
+        counts = counts.take(rows)
+        # A `repeat` costs more than a `take`: this one serves all numbers that entries have from their row.
+        number = np.arange(len(counts)).repeat(counts)
+        return cls(rows=rows, starts=row_starts(counts), number=number)
+
+
+def exact_places(exact: Runs, n_draws: Longs) -> Longs:
+    """Where the exact ids stand among the flat entries."""
+    places = (n_draws.cumsum() - n_draws).take(exact.rows).take(exact.number)
+    places += np.arange(len(places))
+    return places
 
 
 def row_starts(counts: Longs) -> Longs:
     """Where each row begins in a flat array."""
-    return np.cumsum(counts, dtype=np.int64) - counts
+    return counts.cumsum(dtype=np.int64) - counts
 
 
 def differences(codes: Codes, counts: Longs) -> Codes:
@@ -62,8 +79,24 @@ def differences(codes: Codes, counts: Longs) -> Codes:
     return result
 
 
-def undo_differences(codes: Codes, counts: Longs) -> Codes:
+def undo_differences(codes: Codes, runs: Runs) -> Codes:
     """Sums within each row: the inverse of `differences`."""
-    before = np.zeros(len(codes) + 1, np.uint32)
-    np.cumsum(codes, dtype=np.uint32, out=before[1:])
-    return before[1:] - np.repeat(before[row_starts(counts)], counts)
+    before = _sums_before(codes)
+    result = before.take(runs.starts).take(runs.number)
+    return np.subtract(before[1:], result, out=result)
+
+
+def undo_differences_of_draws(codes: Codes, n_exact: Longs, n_draws: Longs) -> Codes:
+    """Sums within the draws of each row; where exact ids stand, the result means nothing."""
+    before = _sums_before(codes)
+    counts = n_exact + n_draws
+    result = before.take(row_starts(counts) + n_exact).repeat(counts)
+    return np.subtract(before[1:], result, out=result)
+
+
+def _sums_before(codes: Codes) -> Codes:
+    """The sum of all codes before each, and of all."""
+    before = np.empty(len(codes) + 1, np.uint32)
+    before[0] = 0
+    codes.cumsum(dtype=np.uint32, out=before[1:])
+    return before

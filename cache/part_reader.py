@@ -41,11 +41,14 @@ class PartReader:
         self._store, self._manifest, self._decoder = store, manifest, decoder
         self._grids = part_grids(manifest, record)
         self._arrays: dict[str, PartArray] = {}
+        folder = layout.part_dir(number)
+        self._named = {name: _Named(f"{folder}/{layout.array_shard(name)}") for name in self._grids}
+        self._named_part = _Named(folder)
         self._column_numbers = {column.name: n for n, column in enumerate(manifest.arrays.row.columns)}
         self._hot_names = tuple(name for name in self._column_numbers if name != "token_bytes")
         self._hot_numbers = tuple(self._column_numbers[name] for name in self._hot_names)
         self._texts: Texts | None = None
-        with _Named(f"{layout.part_dir(number)}/{layout.SEQUENCES}"):
+        with _Named(f"{folder}/{layout.SEQUENCES}"):
             self.sequences = Sequences(self._whole(layout.SEQUENCES), manifest, record, layout.SEQUENCES)
 
     def _view(self, file: str) -> memoryview:
@@ -69,20 +72,20 @@ class PartReader:
 
     def codes(self, array: str, start: int, stop: int, column: str = "") -> npt.NDArray[Any]:
         """Codes of an array, or of a column of the array `row`; a refusal names the file."""
-        with _Named(f"{layout.part_dir(self.number)}/{layout.array_shard(array)}"):
+        with self._named[array]:
             return self.array(array).get(start, stop, self._column_numbers[column] if column else 0)
 
     def rows(self, first: int, end: int) -> Rows:
         """The rows of sequences first to end, as if they were one: document starts count from the first row."""
         places = self.sequences
         start, stop = int(places.row_starts[first]), int(places.row_starts[end])
-        with _Named(layout.part_dir(self.number)):
+        with self._named_part:
             columns = self._columns(start, stop)
             mask = _mask(columns["loss_mask"])
             n_exact, n_draws = self._counts(columns, "n_exact"), self._counts(columns, "n_draws")
             entries = self._entries(first, end, columns, n_exact, n_draws)
             counts = n_exact + n_draws
-            if counts[~mask].any():
+            if (counts.astype(bool) > mask).any():
                 raise CacheDamaged("a row with loss_mask false has targets")
             documents = slice(int(places.document_offsets[first]), int(places.document_offsets[end]))
             scalars = self._decoder.scalars(columns)
@@ -108,7 +111,7 @@ class PartReader:
 
     def _columns(self, start: int, stop: int) -> dict[str, Codes]:
         """The codes of every column that `rows` needs."""
-        with _Named(f"{layout.part_dir(self.number)}/{layout.array_shard('row')}"):
+        with self._named["row"]:
             matrix = self.array("row").get_columns(start, stop, self._hot_numbers)
         return dict(zip(self._hot_names, matrix, strict=True))
 
@@ -130,19 +133,20 @@ class PartReader:
 
     def _entries(self, first: int, end: int, columns: dict[str, Codes], n_exact: Longs, n_draws: Longs) -> Entries:
         places, manifest = self.sequences, self._manifest
-        exact, draws = places.exact_starts[[first, end]], places.draw_starts[[first, end]]
-        if n_exact.sum() != exact[1] - exact[0] or n_draws.sum() != draws[1] - draws[0]:
+        exact, exact_end = int(places.exact_starts[first]), int(places.exact_starts[end])
+        draws, draws_end = int(places.draw_starts[first]), int(places.draw_starts[end])
+        if int(n_exact.sum()) != exact_end - exact or int(n_draws.sum()) != draws_end - draws:
             raise CacheDamaged("the counts of entries do not agree with sequences.arrow")
         if not manifest.targets.has_entries:
             nothing = np.zeros(0, np.float32)
             return Entries(ids=np.zeros(0, np.int32), logprobs=nothing, weights=nothing, times=None)
-        values = exact + draws if manifest.targets.draw_values else exact
+        with_values = manifest.targets.draw_values
         codes = EntryCodes(
             n_exact=n_exact,
             n_draws=n_draws,
-            ids=self.codes("id", int(exact[0] + draws[0]), int(exact[1] + draws[1])),
-            times=self.codes("times", int(draws[0]), int(draws[1])) if manifest.arrays.times else None,
-            logprobs=self.codes("logprob", int(values[0]), int(values[1])),
+            ids=self.codes("id", exact + draws, exact_end + draws_end),
+            times=self.codes("times", draws, draws_end) if manifest.arrays.times else None,
+            logprobs=self.codes("logprob", exact + draws * with_values, exact_end + draws_end * with_values),
             log_tail=columns.get("log_tail"),
             drawn_log_tail=columns.get("drawn_log_tail"),
             log_z=columns.get(log_z_column(manifest.targets.target_temperature)),

@@ -6,7 +6,16 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdpipe.cache.entries import Ragged, differences, draw_mask, entry_places, row_starts, undo_differences
+from kdpipe.cache.entries import (
+    Ragged,
+    Runs,
+    differences,
+    draw_mask,
+    exact_places,
+    row_starts,
+    undo_differences,
+    undo_differences_of_draws,
+)
 from support import reference
 
 quick = settings(max_examples=60, derandomize=True, deadline=None, database=None)
@@ -26,7 +35,7 @@ def test_differences_are_the_twin_s_and_are_undone(data: st.DataObject, rows: li
     taken = differences(given_codes, longs(rows))
     assert taken.dtype == np.uint32
     assert taken.tolist() == reference.differences(values, rows)
-    np.testing.assert_array_equal(undo_differences(taken, longs(rows)), given_codes)
+    np.testing.assert_array_equal(undo_differences(taken, Runs.of(longs(rows))), given_codes)
     assert given_codes.tolist() == values
 
 
@@ -36,12 +45,31 @@ def test_draws_stand_behind_the_exact_ids_of_their_row(pairs: list[tuple[int, in
     n_exact, n_draws = longs([a for a, _ in pairs]), longs([b for _, b in pairs])
     due = [is_draw for a, b in pairs for is_draw in [False] * a + [True] * b]
     assert draw_mask(n_exact, n_draws).tolist() == due
-    exact, draws = entry_places(n_exact, n_draws)
+    exact = exact_places(Runs.of(n_exact), n_draws)
     assert exact.tolist() == [place for place, is_draw in enumerate(due) if not is_draw]
-    assert draws.tolist() == [place for place, is_draw in enumerate(due) if is_draw]
     ragged = Ragged.of(n_exact.astype(np.int32), n_draws.astype(np.uint8))
     assert ragged.is_draw.tolist() == due
     assert ragged.counts.tolist() == [a + b for a, b in pairs]
+
+
+@quick
+@given(data=st.data(), pairs=st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), max_size=12))
+def test_differences_of_draws_are_undone_among_exact_ids(data: st.DataObject, pairs: list[tuple[int, int]]) -> None:
+    n_exact, n_draws = longs([a for a, _ in pairs]), longs([b for _, b in pairs])
+    is_draw = draw_mask(n_exact, n_draws)
+    drawn = data.draw(st.lists(codes, min_size=int(is_draw.sum()), max_size=int(is_draw.sum())))
+    stream = np.array(data.draw(st.lists(codes, min_size=len(is_draw), max_size=len(is_draw))), np.uint32)
+    stream[is_draw] = reference.differences(drawn, n_draws.tolist())
+    assert undo_differences_of_draws(stream, n_exact, n_draws)[is_draw].tolist() == drawn
+
+
+@quick
+@given(rows=counts)
+def test_runs_are_the_rows_that_have_entries(rows: list[int]) -> None:
+    runs = Runs.of(longs(rows))
+    assert runs.rows.tolist() == [row for row, count in enumerate(rows) if count]
+    assert runs.rows.take(runs.number).tolist() == [row for row, count in enumerate(rows) for _ in range(count)]
+    assert runs.starts.tolist() == [sum(rows[:row]) for row in runs.rows.tolist()]
 
 
 @quick
