@@ -12,7 +12,7 @@ from torch import Tensor
 
 # Sums and searches go through blocks of neighbouring ids first.
 BLOCK = 64
-# Numbers of a buffer: three of 4 MiB stay in the last cache of a CPU (benchmarks/reduce.py), a GPU wants more at once.
+# Numbers of a buffer: what of four of 4 MiB is in use stays in the caches of a CPU; a GPU wants more at once.
 CPU_NUMBERS, GPU_NUMBERS = 1 << 20, 1 << 24
 CPU_ROWS, GPU_ROWS = 64, 4096
 # Instead of minus infinity: 0 after exp at every temperature, and no NaN when multiplied with that 0.

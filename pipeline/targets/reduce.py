@@ -15,6 +15,7 @@ from torch import Tensor
 from kdpipe.cache.rows import Block, Bools, Floats
 from kdpipe.pipeline.targets import sampler
 from kdpipe.pipeline.targets.chunk import Chunk, Kept
+from kdpipe.pipeline.targets.lanes import Lanes
 from kdpipe.pipeline.teachers import Asked
 from kdpipe.schemas.arrays import log_z_column
 from kdpipe.schemas.errors import ConfigError
@@ -79,13 +80,12 @@ class Reducer:
         targets = asked.targets
         self._targets = targets
         self._sampler = sampler(targets.keep, asked.vocabulary_size)
-        self._chunk = Chunk(asked.vocabulary_size, device)
+        self._lanes = Lanes(asked.vocabulary_size, device)
         self._starts_P: Tensor | None = None
         if targets.boundary:
             if starts_word is None or len(starts_word) != asked.vocabulary_size:
                 raise ConfigError("boundary_logprob needs to know of every id whether it starts a new word")
-            self._starts_P = torch.zeros(self._chunk.shifted_CP.shape[1], device=device)
-            self._starts_P[: asked.vocabulary_size] = starts_word.to(device)
+            self._starts_P = self._lanes.widened(starts_word.to(device))
         # From hot to cold, so that the next is a square; exact ids must be known when 1 comes.
         self._temperatures = sorted({1.0, *targets.temperatures}, reverse=True)
         if targets.target_temperature < 1:
@@ -93,15 +93,11 @@ class Reducer:
 
     def reduce(self, logits_RV: Tensor, labels_R: Tensor, keys_R: Tensor) -> Reduced:
         """What is kept of the first `vocabulary_size` logits of each row, the next token and its key beside them."""
-        n = self._chunk.n_rows
-        pieces = [
-            self._reduce_chunk(logits_RV[i : i + n], labels_R[i : i + n], keys_R[i : i + n])
-            for i in range(0, max(1, len(logits_RV)), n)
-        ]
+        pieces = self._lanes.map(self._reduce_chunk, logits_RV, labels_R, keys_R)
         return Reduced.joined(pieces)
 
-    def _reduce_chunk(self, logits_RV: Tensor, labels_R: Tensor, keys_R: Tensor) -> Reduced:
-        chunk, n = self._chunk, len(logits_RV)
+    def _reduce_chunk(self, chunk: Chunk, logits_RV: Tensor, labels_R: Tensor, keys_R: Tensor) -> Reduced:
+        n = len(logits_RV)
         finite_R = chunk.load(logits_RV[:, : chunk.vocabulary_size])
         keys_C = torch.nn.functional.pad(keys_R, (0, chunk.n_rows - n))
         scalars: dict[str, Tensor] = {}
@@ -116,7 +112,7 @@ class Reducer:
                 name = "log_tail" if temperature == 1.0 else "drawn_log_tail"
                 scalars[name] = (chunk.total_without(kept.ids_CK, _is_exact(kept)).double() / totals[temperature]).log()
             if temperature == 1.0:
-                scalars |= self._at_one(totals[1.0])
+                scalars |= self._at_one(chunk, totals[1.0])
         log_total_C = totals[1.0].log()
         for temperature in self._targets.temperatures:
             scalars[log_z_column(temperature)] = totals[temperature].log() - log_total_C / temperature
@@ -125,13 +121,13 @@ class Reducer:
         scalars["label_logprob"] = _logprobs(chunk.shifted_CP[:n].gather(1, labels_R1), log_total_C[:n]).squeeze(1)
         return _reduced(chunk, kept, scalars, finite_R, log_total_C)
 
-    def _at_one(self, total_C: Tensor) -> dict[str, Tensor]:
+    def _at_one(self, chunk: Chunk, total_C: Tensor) -> dict[str, Tensor]:
         """The scalars that need powers at T = 1."""
         found: dict[str, Tensor] = {}
         if self._targets.entropy:
-            found["entropy"] = (total_C.log() - self._chunk.mean_shifted()).clamp(min=0)
+            found["entropy"] = (total_C.log() - chunk.mean_shifted()).clamp(min=0)
         if self._starts_P is not None:
-            found["boundary_logprob"] = (self._chunk.total_of(self._starts_P) / total_C).log().clamp(max=0)
+            found["boundary_logprob"] = (chunk.total_of(self._starts_P) / total_C).log().clamp(max=0)
         return found
 
 
