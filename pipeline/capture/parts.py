@@ -15,6 +15,7 @@ from typing import Any, final
 from kdpipe.cache.writer import CacheWriter
 from kdpipe.pipeline.capture.sequences import Group, arrange, batches_in_order
 from kdpipe.pipeline.capture.speaker import Speaker
+from kdpipe.pipeline.capture.turns import is_free
 from kdpipe.pipeline.capture.writing import PartInbox, WritingThread
 from kdpipe.pipeline.data.corpus import Corpus
 from kdpipe.pipeline.data.packing import pack
@@ -90,7 +91,8 @@ class PartMaker:
         writing = WritingThread(self._cache, committed)
         try:
             for part in self._read_ahead(numbers):
-                self._make_one(part, writing, told)
+                if is_free(self._cache, part.number):
+                    self._make_one(part, writing, told)
             writing.wait()
         finally:
             writing.close()

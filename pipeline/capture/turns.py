@@ -22,14 +22,14 @@ class Shard:
 def turns(cache: CacheWriter, shard: Shard) -> Iterator[int]:
     """Part numbers, each when its turn has come; parts that another worker is at are left to it."""
     given: set[int] = set()
-    while True:
-        under_way = cache.under_way()
-        missing = [number for number in cache.missing() if number not in given]
-        own = [number for number in missing if number % shard.count == shard.index]
-        others = [number for number in missing if number % shard.count != shard.index and number not in under_way]
+    while free := sorted(set(cache.missing()) - cache.under_way() - given):
+        own = [number for number in free if number % shard.count == shard.index]
         # From the far end of what others have to do: they begin at the near one.
-        if not own and not others:
-            return
-        number = min(own, key=lambda n: (n in under_way, n)) if own else others[-1]
+        number = own[0] if own else free[-1]
         given.add(number)
         yield number
+
+
+def is_free(cache: CacheWriter, number: int) -> bool:
+    """Whether a part that was given some time ago is still for this worker to make."""
+    return number in cache.missing() and number not in cache.under_way()

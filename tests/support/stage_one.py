@@ -4,10 +4,16 @@ In: a folder. Out: settings that `cache_teacher` takes, and what it makes. Befor
 After it: the tests of stage one. Child processes import this by name.
 """
 
+import os
+import signal
+import time
 from pathlib import Path
 from typing import Any
 
 from kdpipe.pipeline.cache_teacher import cache_teacher
+from kdpipe.pipeline.capture.turns import Shard
+from kdpipe.pipeline.watch import Watch
+from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.report import StageOneReport
 from kdpipe.schemas.stage_one import RunOptions, StageOne
 from support.corpora import TEXTS, small_tokenizer, write_jsonl
@@ -73,3 +79,22 @@ def settings_for(folder: Path, out: str = "cache", **changes: dict[str, Any]) ->
 def run(settings: StageOne, watch: HeardWatch | None = None, **options: Any) -> StageOneReport:
     """Run the story."""
     return cache_teacher(settings, RunOptions(**options), watch or HeardWatch())
+
+
+def refuse(settings: StageOne, shard: Shard, watch: Watch) -> StageOneReport:
+    """A worker that cannot work."""
+    raise ConfigError("no such thing", hint="another")
+
+
+def die(settings: StageOne, shard: Shard, watch: Watch) -> StageOneReport:
+    """A worker that is killed."""
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError
+
+
+def fail_second(settings: StageOne, shard: Shard, watch: Watch) -> StageOneReport:
+    """A worker that takes its time, unless it is the second."""
+    if shard.index == 1:
+        raise ConfigError("the second fails", hint=None)
+    time.sleep(600)
+    raise AssertionError

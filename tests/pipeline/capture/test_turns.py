@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from kdpipe.pipeline.capture.turns import Shard, turns
+from kdpipe.pipeline.capture.turns import Shard, is_free, turns
 from support.tiny import begin_cache, write_part
 
 
@@ -27,9 +27,15 @@ def test_a_part_that_is_made_meanwhile_is_passed_over(tmp_path: Path) -> None:
     assert list(line) == [1]
 
 
-def test_a_part_that_another_is_at_is_left_to_it_unless_it_is_ones_own(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_part_that_another_is_at_is_left_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = begin_cache(tmp_path / "cache")
     monkeypatch.setattr(type(cache), "under_way", lambda self: {1, 2})
-    assert list(turns(cache, Shard(index=0, count=2))) == [0, 2, 3]
+    assert list(turns(cache, Shard(index=0, count=2))) == [0, 3]
+    assert [is_free(cache, number) for number in range(4)] == [True, False, False, True]
+
+
+def test_a_part_that_is_there_is_not_free(tmp_path: Path) -> None:
+    cache = begin_cache(tmp_path / "cache")
+    assert is_free(cache, 3)
+    write_part(begin_cache(tmp_path / "cache"), 3)
+    assert not is_free(cache, 3)

@@ -1,0 +1,90 @@
+"""A cache held against a teacher: its own passes, another is noticed, and one wrong part is named."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from kdpipe.cache import layout
+from kdpipe.cache.reader import open_cache
+from kdpipe.cache.verify import verify_cache
+from kdpipe.cli import main
+from kdpipe.pipeline.verify_against import verify_against
+from kdpipe.pipeline.watch import SilentWatch
+from kdpipe.schemas.errors import ConfigError
+from support.corpora import small_tokenizer
+from support.models import tiny_llama
+from support.stage_one import VOCABULARY, make_inputs, run, settings_for
+
+PARTS = {"part_rows": 1024}
+EVERY_DOCUMENT = 1000
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("against")
+    make_inputs(folder)
+    small_tokenizer(tiny_llama(folder / "other", vocabulary=VOCABULARY, seed=5), vocabulary=VOCABULARY)
+    run(settings_for(folder, sequences=PARTS))
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["threshold", "sampled", "topk", "topp", "state"])
+def test_a_cache_is_what_its_teacher_says(folder: Path, tmp_path: Path, kind: str) -> None:
+    settings = settings_for(folder, targets={"kind": kind}, data={"limit": 8})
+    run(settings.model_copy(update={"out": str(tmp_path / "cache")}))
+    report = verify_against(str(tmp_path / "cache"), str(folder / "teacher"), 8, SilentWatch())
+    assert report.ok and report.documents == 8 and report.positions > 300
+    assert report.difference.max_nats < 1e-3
+    assert report.noise.mean_nats < 1e-4
+
+
+def test_a_sample_has_the_asked_number_of_documents(folder: Path) -> None:
+    report = verify_against(str(folder / "cache"), str(folder / "teacher"), 5, SilentWatch())
+    assert report.documents == 5
+    report = verify_against(str(folder / "cache"), str(folder / "teacher"), EVERY_DOCUMENT, SilentWatch())
+    assert report.documents == sum(len(rows.documents) for rows in open_cache(folder / "cache"))
+
+
+def test_another_teacher_is_noticed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["cache", "verify", str(folder / "cache"), "--against", str(folder / "other"), "--sample", "4"]
+    assert main.run(words) == 3
+    assert "differs from what the teacher says by" in capsys.readouterr().out
+
+
+def test_a_part_of_another_teacher_is_named(folder: Path, tmp_path: Path) -> None:
+    """Made by someone who forged the digest of the weights: every checksum is right, and every number wrong."""
+    forged = tmp_path / "forged"
+    shutil.copytree(folder / "cache", forged)
+    (forged / layout.INDEX).unlink()
+    shutil.rmtree(forged / layout.part_dir(1))
+    _make_part_by_another(folder, forged)
+    assert verify_cache(forged, "deep").ok
+    report = verify_against(str(forged), str(folder / "teacher"), EVERY_DOCUMENT, SilentWatch())
+    assert not report.ok
+    assert {problem.part for problem in report.problems} == {1}
+
+
+def _make_part_by_another(folder: Path, path: Path) -> None:
+    from unittest import mock
+
+    from kdpipe.pipeline.capture import speaker
+
+    manifest = open_cache(path, allow_partial=True).manifest
+    honest = speaker.open_speaker
+
+    def forged(*args: object) -> speaker.Speaker:
+        from dataclasses import replace
+
+        return replace(honest(*args), facts=manifest.teacher)  # type: ignore[arg-type]
+
+    settings = settings_for(folder, sequences=PARTS, teacher={"name": str(folder / "other")})
+    with mock.patch("kdpipe.pipeline.cache_teacher.open_speaker", forged):
+        assert run(settings.model_copy(update={"out": str(path)})).parts.made == 1
+
+
+def test_tokens_alone_have_nothing_to_compare(folder: Path, tmp_path: Path) -> None:
+    settings = settings_for(folder, targets={"kind": "none"})
+    run(settings.model_copy(update={"out": str(tmp_path / "cache")}))
+    with pytest.raises(ConfigError, match="keeps nothing that a teacher of transformers has said"):
+        verify_against(str(tmp_path / "cache"), str(folder / "teacher"), 4, SilentWatch())

@@ -1,0 +1,66 @@
+"""Several workers of one machine: equal shares, one story for the person, and nobody who dies unheard."""
+
+from pathlib import Path
+
+import pytest
+
+from kdpipe.pipeline.cache_teacher import _together, work
+from kdpipe.pipeline.capture import workers
+from kdpipe.pipeline.capture.turns import Shard
+from kdpipe.pipeline.capture.workers import one_device_each, run_workers
+from kdpipe.schemas.errors import ConfigError, KdpipeError
+from support.stage_one import HeardWatch, die, fail_second, make_inputs, refuse, run, settings_for
+
+PARTS = {"part_rows": 512}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("workers")
+    make_inputs(folder)
+    return folder
+
+
+@pytest.mark.slow
+def test_two_workers_make_the_cache_of_one(folder: Path) -> None:
+    alone = run(settings_for(folder, "alone", sequences=PARTS))
+    settings, watch = settings_for(folder, "two", sequences=PARTS), HeardWatch()
+    reports = run_workers(work, [settings, settings], Shard(), watch)
+    report = _together(reports, 1.0)
+    assert report.complete and report.cache_id == alone.cache_id
+    # At the very end both may be at the same part, whose second making is dropped.
+    assert report.parts.planned == len(set(watch.parts)) <= report.parts.made <= report.parts.planned + 2
+    assert watch.begun is not None and watch.begun[0] == report.parts.planned
+    # What every worker reads is told once.
+    assert sum("columns" in line for line in watch.said) == 1
+
+
+@pytest.mark.slow
+def test_what_a_worker_refuses_is_told_in_its_own_words(folder: Path) -> None:
+    with pytest.raises(ConfigError, match="no such thing") as refused:
+        run_workers(refuse, [settings_for(folder)] * 2, Shard(), HeardWatch())
+    assert refused.value.hint == "another"
+
+
+@pytest.mark.slow
+def test_a_worker_that_dies_is_missed(folder: Path) -> None:
+    with pytest.raises(KdpipeError, match="worker 0 ended with code -9, in the middle of its work"):
+        run_workers(die, [settings_for(folder)], Shard(), HeardWatch())
+
+
+@pytest.mark.slow
+def test_the_first_that_fails_stops_the_others(folder: Path) -> None:
+    with pytest.raises(ConfigError, match="the second fails"):
+        run_workers(fail_second, [settings_for(folder)] * 2, Shard(), HeardWatch())
+
+
+def test_one_device_is_one_worker_and_each_gpu_has_its_own(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    settings = settings_for(folder)
+    assert [each.machine.devices for each in one_device_each(settings)] == ["cpu"]
+    found = [torch.device("cuda", 0), torch.device("cuda", 1)]
+    monkeypatch.setattr(workers.devices, "choose", lambda asked: found)
+    assert [each.machine.devices for each in one_device_each(settings)] == ["cuda:0", "cuda:1"]
+    tokens = settings_for(folder, targets={"kind": "none"})
+    assert len(one_device_each(tokens)) == 1
