@@ -25,10 +25,10 @@ PROBE_TOKENS = 16
 class States:
     """What a batch looked like on its way: `last` behind the final norm, `layers` by number, 0 the embeddings.
 
-    `logits` are the model's own, where its head is not known.
+    Where the head is not known, `logits` are the model's own, and `last` is there if its layer is wanted.
     """
 
-    last_BTH: Tensor
+    last_BTH: Tensor | None
     layers: Mapping[int, Tensor] = field(default_factory=dict)
     logits_BTV: Tensor | None = None
 
@@ -48,15 +48,22 @@ class Forward:
 
     def read(self, ids_BT: Tensor, layers: frozenset[int] = frozenset()) -> States:
         """Read ids, which lie on the device; only the named layers' states are kept."""
-        wanted = layers - {self._n_layers}
+        between = layers - {self._n_layers}
         kept: dict[int, Tensor] = {}
-        ask_all = bool(wanted) and self._layers is None
-        with _watching(self._layers or (), wanted, kept):
-            out, logits = self._run(ids_BT, ask_all)
+        ask_all = bool(between) and self._layers is None
+        with _watching(self._layers or (), between, kept):
+            if self.head is not None:
+                out = self._model.base_model(ids_BT, use_cache=False, **_all_states(ask_all))
+                last, logits = out.last_hidden_state, None
+            else:
+                ask_last = self._n_layers in layers
+                out = self._model(ids_BT, use_cache=False, **_all_states(ask_all or ask_last))
+                last, logits = out.hidden_states[-1] if ask_last else None, out.logits
         if ask_all:
-            kept = {number: out.hidden_states[number] for number in wanted}
-        last = out.last_hidden_state if logits is None else out.hidden_states[-1]
-        return States(last_BTH=last, layers={**kept, self._n_layers: last}, logits_BTV=logits)
+            kept = {number: out.hidden_states[number] for number in between}
+        if last is not None:
+            kept[self._n_layers] = last
+        return States(last_BTH=last, layers=kept, logits_BTV=logits)
 
     def own_logits(self, ids_BT: Tensor) -> Tensor:
         """Logits of every position as the model itself gives them."""
@@ -66,15 +73,7 @@ class Forward:
     def every_layer(self, ids_BT: Tensor) -> list[Tensor]:
         """Read ids once more and give every layer's states and, behind them, the model's own logits."""
         states = self.read(ids_BT, frozenset(range(self._n_layers + 1))).layers
-        logits: Tensor = self._model(ids_BT, use_cache=False).logits
-        return [*(states[number] for number in range(self._n_layers + 1)), logits]
-
-    def _run(self, ids_BT: Tensor, ask_all: bool) -> tuple[Any, Tensor | None]:
-        if self.head is not None:
-            options = {"output_hidden_states": True} if ask_all else {}
-            return self._model.base_model(ids_BT, use_cache=False, **options), None
-        out = self._model(ids_BT, use_cache=False, output_hidden_states=True)
-        return out, out.logits
+        return [*(states[number] for number in range(self._n_layers + 1)), self.own_logits(ids_BT)]
 
     def _probe(self, loaded: Loaded, vocabulary_size: int) -> Head | None:
         """Read a few tokens in two ways: does our head give the model's logits, and does nothing look to the right?"""
@@ -98,6 +97,10 @@ class Forward:
             return None
         self.device_of_logits = states.device
         return find_head(loaded.model, loaded.shape.config.get_text_config(), states[0], own_TV, vocabulary_size)
+
+
+def _all_states(wanted: bool) -> dict[str, bool]:
+    return {"output_hidden_states": True} if wanted else {}
 
 
 def _decoder_layers(body: nn.Module, n_layers: int) -> Sequence[nn.Module] | None:

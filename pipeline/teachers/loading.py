@@ -57,7 +57,7 @@ def load(settings: TeacherSettings, shape: ModelShape, on: Sequence[torch.device
     )
     log.info("loading %s as %s on %s (%s)", shape.name, facts.dtype, on[0], placement.kind)
     with in_two_lines(shape.name):
-        model, report = _from_pretrained(settings, shape, folder, {"dtype": dtype, **_mapped(shape, placement, on[0])})
+        model, report = _from_pretrained(settings, shape, folder, {"dtype": dtype, **_mapped(shape, placement, on)})
         if placement.kind == "one" and not shape.quantised:
             torch.nn.Module.to(model, on[0])
     _check_report(shape.name, report)
@@ -80,11 +80,12 @@ def _weight_bytes(settings: TeacherSettings, shape: ModelShape, dtype: str) -> i
     return shape.parameter_bytes("int8" if shape.quantised else dtype)
 
 
-def _mapped(shape: ModelShape, placement: Placement, device: torch.device) -> dict[str, Any]:
+def _mapped(shape: ModelShape, placement: Placement, on: Sequence[torch.device]) -> dict[str, Any]:
     """What transformers is told of devices; quantised weights are packed where they are loaded."""
     if placement.kind != "one":
-        return {"device_map": "auto", "max_memory": placement.max_memory}
-    return {"device_map": {"": device}} if shape.quantised else {}
+        room = {on[key].index if isinstance(key, int) else key: free for key, free in placement.max_memory.items()}
+        return {"device_map": "auto", "max_memory": room}
+    return {"device_map": {"": on[0]}} if shape.quantised else {}
 
 
 def _from_pretrained(

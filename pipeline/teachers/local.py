@@ -23,7 +23,7 @@ from kdpipe.pipeline.teachers.devices import DtypeName
 from kdpipe.pipeline.teachers.forward import Forward
 from kdpipe.pipeline.teachers.loading import Loaded
 from kdpipe.pipeline.teachers.padded import pad, padded_tokens, readable
-from kdpipe.pipeline.teachers.reading import MIN_ROWS, NotFinite, Reader, Reading
+from kdpipe.pipeline.teachers.reading import MIN_ROWS, NotFinite, Reader, Reading, logits_bytes
 from kdpipe.pipeline.teachers.shapes import check_vocabulary
 from kdpipe.schemas import manifest
 from kdpipe.schemas.errors import KdpipeError
@@ -52,6 +52,7 @@ class LocalTeacher:
         self._vocabulary_size = vocabulary_size
         self._lag = 0 if loaded.device.type == "cpu" else 1
         self._too_many_tokens: int | None = None
+        self._reader: Reader | None = None
         self.forward = Forward(loaded, vocabulary_size)
         if self.forward.head is None:
             log.warning("%s: %s, which takes more memory", loaded.shape.name, OWN_LOGITS)
@@ -79,7 +80,9 @@ class LocalTeacher:
 
     def answers(self, batches: Iterable[Sequence[Piece]], asked: Asked) -> Iterator[Answer]:
         """Answer batch after batch, in their order."""
-        reader = Reader(self.forward, asked)
+        reader = self._reader
+        if reader is None or reader.asked is not asked:
+            reader = self._reader = Reader(self.forward, asked)
         under_way: deque[Batch] = deque()
         for batch in batches:
             under_way.append(self._read(reader, batch))
@@ -87,6 +90,9 @@ class LocalTeacher:
                 yield self._answer(reader, under_way.popleft())
         while under_way:
             yield self._answer(reader, under_way.popleft())
+        if self._loaded.placement.kind != "one":
+            # What a spread model leaves lying about is more than the next part can do without.
+            _free(self.forward.device)
 
     def bare_seconds(self, batches: Iterable[Sequence[Piece]]) -> float:
         """How long the model's own forward pass over the same batches takes, logits and all: what caching is up to."""
@@ -101,14 +107,25 @@ class LocalTeacher:
 
     def measured(self) -> Fidelity | None:
         """How near the answers since the last call come to the full distributions."""
-        return None
+        reader = self._reader
+        return None if reader is None or reader.meter is None else reader.meter.result()
 
     def _read(self, reader: Reader, pieces: Sequence[Piece]) -> Batch:
         batch = Batch(readings=[], halved=0)
         with torch.inference_mode():
             for group in readable(pieces, self._loaded.shape, self._vocabulary_size):
-                self._read_or_halve(reader, group, batch)
+                for small in self._affordable(group):
+                    self._read_or_halve(reader, small, batch)
         return batch
+
+    def _affordable(self, pieces: Sequence[Piece]) -> list[Sequence[Piece]]:
+        """Cut a batch where the model makes all logits itself, so that they stay few at a time."""
+        if self.forward.head is not None:
+            return [pieces]
+        row_bytes = self._loaded.shape.vocabulary_size * self._loaded.dtype.itemsize
+        longest = max(len(piece) for piece in pieces)
+        step = max(1, logits_bytes(self.forward.device) // row_bytes // longest)
+        return [pieces[i : i + step] for i in range(0, len(pieces), step)]
 
     def _read_or_halve(self, reader: Reader, pieces: Sequence[Piece], into: Batch) -> None:
         """Read pieces at once if they fit into memory, else half of them after the other."""
@@ -144,7 +161,8 @@ class LocalTeacher:
 
     def _answer(self, reader: Reader, batch: Batch) -> Answer:
         try:
-            found = [reader.finish(reading) for reading in batch.readings]
+            with torch.inference_mode():
+                found = [reader.finish(reading) for reading in batch.readings]
         except NotFinite as error:
             raise self._explained(error) from None
         layers = found[0].pooled

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kdpipe.cache.rows import Bools
 from kdpipe.pipeline.data.pieces import Piece
 from kdpipe.pipeline.targets.draws import row_keys
 from kdpipe.pipeline.teachers.shapes import ModelShape, check_lengths
@@ -22,7 +23,8 @@ from kdpipe.schemas.errors import ConfigError
 class Padded:
     """B pieces of at most T tokens: N rows in all, R of them positions, whose places in B x T are given.
 
-    `labels_R` are the tokens that follow, `keys_R` the rows' random keys.
+    `labels_R` are the tokens that follow, `keys_R` the rows' random keys. `compared_S` are the positions, by their
+    number among the R, that are compared with their full distribution; they stay on the host.
     """
 
     ids_BT: Tensor
@@ -30,6 +32,7 @@ class Padded:
     positions_R: Tensor
     labels_R: Tensor
     keys_R: Tensor
+    compared_S: Tensor
 
     def to(self, device: torch.device) -> "Padded":
         """The same on a device, on its way while the host goes on."""
@@ -39,7 +42,7 @@ class Padded:
         return replace(self, **{n: getattr(self, n).pin_memory().to(device, non_blocking=True) for n in names})
 
 
-def pad(pieces: Sequence[Piece], seed: int) -> Padded:
+def pad(pieces: Sequence[Piece], seed: int, compare_every: int = 0) -> Padded:
     """Lay pieces side by side, each filled up with its own last token.
 
     Nothing looks to the right, so that any id would do, but one whose embedding is not finite.
@@ -60,7 +63,17 @@ def pad(pieces: Sequence[Piece], seed: int) -> Padded:
         positions_R=torch.from_numpy(rows_N[learnt_N]),
         labels_R=torch.from_numpy(labels_N[learnt_N]),
         keys_R=keys_N[torch.from_numpy(learnt_N)],
+        compared_S=torch.from_numpy(np.flatnonzero(_compared(pieces, compare_every)[learnt_N])),
     )
+
+
+def _compared(pieces: Sequence[Piece], every: int) -> Bools:
+    """Every n-th row of each document, begun at another one in each, so that no place in a text is preferred."""
+    if not every:
+        return np.zeros(sum(len(piece) for piece in pieces), np.bool_)
+    places = [piece.document + piece.offset + np.arange(len(piece)) for piece in pieces]
+    chosen: Bools = np.concatenate(places) % every == 0
+    return chosen
 
 
 def padded_tokens(pieces: Sequence[Piece]) -> int:

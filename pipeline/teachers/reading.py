@@ -13,6 +13,7 @@ from torch import Tensor
 
 from kdpipe.cache.rows import Floats
 from kdpipe.pipeline.data.pieces import Piece
+from kdpipe.pipeline.fidelity import FidelityMeter, Sample
 from kdpipe.pipeline.hidden import Pca, Projector, mean_states
 from kdpipe.pipeline.targets.reduce import Reduced, Reducer, to_block
 from kdpipe.pipeline.teachers import Answer, Asked
@@ -33,11 +34,17 @@ class Reading:
     """Pieces under way: what is on its way to the host, and the event after which it is there."""
 
     pieces: Sequence[Piece]
-    reduced: Reduced
+    reduced: list[Reduced]
     pooled: dict[int, Tensor]
     rows: dict[int, Tensor]
     state_NH: Tensor | None
+    sample: Sample | None
     there: torch.cuda.Event | None
+
+
+def logits_bytes(device: torch.device) -> int:
+    """How many bytes of logits may exist at a time."""
+    return CPU_LOGITS_BYTES if device.type == "cpu" else GPU_LOGITS_BYTES
 
 
 class NotFinite(Exception):
@@ -54,7 +61,7 @@ class Reader:
     def __init__(self, forward: Forward, asked: Asked) -> None:
         device, hidden = forward.device_of_logits, asked.hidden
         self._forward = forward
-        self._asked = asked
+        self.asked = asked
         starts_word = None if asked.starts_word is None else torch.from_numpy(asked.starts_word)
         self._device = device
         self._reducer = Reducer(asked, device, starts_word)
@@ -67,49 +74,68 @@ class Reader:
                 "targets of kind state need an output head that is one matrix, this teacher's is not",
                 hint="choose another kind of targets",
             )
-        logits_bytes = CPU_LOGITS_BYTES if device.type == "cpu" else GPU_LOGITS_BYTES
-        self.n_rows = min(MAX_ROWS, max(MIN_ROWS, logits_bytes // (4 * asked.vocabulary_size)))
+        self.meter: FidelityMeter | None = None
+        if asked.fidelity_every and asked.targets.has_entries:
+            self.meter = FidelityMeter(asked, forward.width if forward.head is not None else None, device)
+        self.n_rows = min(MAX_ROWS, max(MIN_ROWS, logits_bytes(device) // (4 * asked.vocabulary_size)))
 
     def start(self, pieces: Sequence[Piece]) -> Reading:
         """Read pieces; on a GPU this returns while it is still at work."""
-        batch = pad(pieces, self._asked.seed).to(self._forward.device)
+        asked = self.asked
+        batch = pad(pieces, asked.seed, asked.fidelity_every).to(self._forward.device)
         states = self._forward.read(batch.ids_BT, self._layers)
-        reduced = Reduced.joined([part.to("cpu", non_blocking=True) for part in self._reduced(batch, states)])
+        sample = self.meter.sample() if self.meter is not None else None
+        reduced = [part.to("cpu", non_blocking=True) for part in self._reduced(batch, states, sample)]
         lengths = [len(piece) for piece in pieces]
         pooled = {layer: self._means(layer, states.layers[layer], lengths) for layer in self._pooled.layers}
         rows = {layer: self._vectors(layer, states.layers[layer], batch) for layer in self._rows.layers}
-        state = _host(_picked(states.last_BTH, batch.rows_N)) if self._keeps_state else None
+        state = _host(_rows(states.last_BTH, batch.rows_N).float()) if self._keeps_state else None
         there = torch.cuda.Event() if self._device.type == "cuda" else None  # type: ignore[no-untyped-call]  # torch
         if there is not None:
             there.record(torch.cuda.current_stream(self._device))
-        return Reading(pieces=pieces, reduced=reduced, pooled=pooled, rows=rows, state_NH=state, there=there)
+        return Reading(
+            pieces=pieces, reduced=reduced, pooled=pooled, rows=rows, state_NH=state, sample=sample, there=there
+        )
 
     def finish(self, reading: Reading) -> Answer:
         """Wait for a reading and put its answer together."""
         if reading.there is not None:
             reading.there.synchronize()
         loss_mask = np.concatenate([piece.loss_mask for piece in reading.pieces])
-        if not bool(reading.reduced.finite_R.all()):
-            _raise_not_finite(reading, np.flatnonzero(loss_mask))
+        finite = np.concatenate([part.finite_R.numpy() for part in reading.reduced])
+        if not finite.all():
+            _raise_not_finite(reading.pieces, int(np.flatnonzero(loss_mask)[np.flatnonzero(~finite)[0]]))
+        if self.meter is not None and reading.sample is not None:
+            self.meter.count(reading.sample)
         block = to_block(
-            [reading.reduced],
+            reading.reduced,
             loss_mask,
-            self._asked.targets,
+            self.asked.targets,
             hidden={layer: _numbers(rows) for layer, rows in reading.rows.items()},
             state=None if reading.state_NH is None else _numbers(reading.state_NH),
         )
         return Answer(block=block, pooled={layer: _numbers(vectors) for layer, vectors in reading.pooled.items()})
 
-    def _reduced(self, batch: Padded, states: States) -> Iterator[Reduced]:
+    def _reduced(self, batch: Padded, states: States, sample: Sample | None) -> Iterator[Reduced]:
         """Logits of a few rows at a time, and what is kept of them."""
         head = self._forward.head
-        flat_PX = (states.last_BTH if states.logits_BTV is None else states.logits_BTV).flatten(0, 1)
         for start in range(0, max(1, len(batch.positions_R)), self.n_rows):
             chunk = slice(start, start + self.n_rows)
-            rows = flat_PX.index_select(0, batch.positions_R[chunk].to(flat_PX.device))
-            logits_RV = rows[:, : self._asked.vocabulary_size].float() if head is None else head.logits(rows)
+            places_R = batch.positions_R[chunk]
+            if head is None:
+                states_RH, logits_RV = None, _rows(states.logits_BTV, places_R).float()
+            else:
+                states_RH = _rows(states.last_BTH, places_R)
+                logits_RV = head.logits(states_RH)
+            logits_RV = logits_RV[:, : self.asked.vocabulary_size].to(self._device)
             labels_R, keys_R = (x[chunk].to(self._device) for x in (batch.labels_R, batch.keys_R))
-            yield self._reducer.reduce(logits_RV.to(self._device), labels_R, keys_R)
+            reduced = self._reducer.reduce(logits_RV, labels_R, keys_R)
+            within_S = batch.compared_S[(batch.compared_S >= start) & (batch.compared_S < start + self.n_rows)] - start
+            if sample is not None and len(within_S):
+                within_S = within_S.to(self._device)
+                states_SH = None if states_RH is None else states_RH.to(self._device)[within_S]
+                sample.add(logits_RV[within_S], _some(reduced, within_S), states_SH)
+            yield reduced
 
     def _means(self, layer: int, states_BTH: Tensor, lengths: Sequence[int]) -> Tensor:
         """The mean over each piece's rows, made narrow; a few pieces at a time, since it is taken in float32."""
@@ -123,10 +149,9 @@ class Reader:
 
     def _vectors(self, layer: int, states_BTH: Tensor, batch: Padded) -> Tensor:
         """Each row's state, made narrow; some rows at a time."""
-        flat_PH = states_BTH.flatten(0, 1)
-        step = max(1, WIDENED_NUMBERS // flat_PH.shape[1])
+        step = max(1, WIDENED_NUMBERS // states_BTH.shape[2])
         parts = [
-            self._rows.project(layer, flat_PH.index_select(0, rows.to(flat_PH.device)).to(self._device))
+            self._rows.project(layer, _rows(states_BTH, rows).to(self._device))
             for rows in torch.split(batch.rows_N, step)
         ]
         return _host(torch.cat(parts))
@@ -152,14 +177,27 @@ def _numbers(tensor: Tensor) -> Floats:
     return found
 
 
-def _picked(states_BTH: Tensor, rows_N: Tensor) -> Tensor:
-    return states_BTH.flatten(0, 1).index_select(0, rows_N.to(states_BTH.device)).float()
+def _rows(numbers_BTX: Tensor | None, places: Tensor) -> Tensor:
+    """Rows of a padded batch by their places in it."""
+    assert numbers_BTX is not None
+    return numbers_BTX.flatten(0, 1).index_select(0, places.to(numbers_BTX.device))
 
 
-def _raise_not_finite(reading: Reading, positions: "np.ndarray[tuple[int], np.dtype[np.int64]]") -> None:
+def _some(reduced: Reduced, rows_S: Tensor) -> Reduced:
+    return Reduced(
+        n_exact_R=reduced.n_exact_R[rows_S],
+        n_draws_R=reduced.n_draws_R[rows_S],
+        ids_RK=reduced.ids_RK[rows_S],
+        logprobs_RK=reduced.logprobs_RK[rows_S],
+        scalars={name: values[rows_S] for name, values in reduced.scalars.items()},
+        finite_R=reduced.finite_R[rows_S],
+        times_RK=None if reduced.times_RK is None else reduced.times_RK[rows_S],
+    )
+
+
+def _raise_not_finite(pieces: Sequence[Piece], row: int) -> None:
     """Name the first position whose logits mean nothing."""
-    row = int(positions[int(np.flatnonzero(~reading.reduced.finite_R.numpy())[0])])
-    for piece in reading.pieces:
+    for piece in pieces:
         if row < len(piece):
             raise NotFinite(piece, row)
         row -= len(piece)

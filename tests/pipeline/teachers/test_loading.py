@@ -97,3 +97,11 @@ def test_a_model_is_placed_by_what_its_devices_have_free(tmp_path: Path, monkeyp
     assert placed(shape, 240, cards) == Placement(kind="spread", max_memory={0: 80, 1: 240})
     assert placed(shape, 1000, cards[:1]).max_memory == {0: 80, "cpu": 8000}
     assert placed(shape, 1 << 60, [CPU]).kind == "one"
+
+
+def test_devices_keep_their_numbers_when_a_model_is_spread(tmp_path: Path) -> None:
+    shape = read_shape(TeacherSettings(name=str(tiny_llama(tmp_path))))
+    cards = [torch.device("cuda", 3), torch.device("cuda", 1)]
+    spread = Placement(kind="offloaded", max_memory={0: 10, 1: 20, "cpu": 30})
+    assert loading._mapped(shape, spread, cards) == {"device_map": "auto", "max_memory": {3: 10, 1: 20, "cpu": 30}}
+    assert loading._mapped(shape, Placement(kind="one"), cards) == {}

@@ -1,20 +1,24 @@
 """What a local teacher does when memory runs out, when numbers are not finite, and where its head is a riddle."""
 
+import json
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import transformers
 
 from kdpipe.pipeline.data.pieces import Piece
-from kdpipe.pipeline.teachers import Answer
+from kdpipe.pipeline.teachers import Answer, local, reading
+from kdpipe.pipeline.teachers.devices import Placement
 from kdpipe.pipeline.teachers.local import OWN_LOGITS, LocalTeacher
 from kdpipe.schemas.errors import ConfigError, KdpipeError
-from kdpipe.schemas.targets import State, TopK
+from kdpipe.schemas.targets import HiddenSpec, State, TopK, Vector, WholeState
 from support.models import tiny_llama
 from support.teachers import Truth, asked_for, local_teacher, pieces_of
 
@@ -51,12 +55,13 @@ def failing(teacher: LocalTeacher, error: Exception, when: Fails) -> Iterator[li
     """Let the model fail as a device without memory does; gives the sizes of the batches that were read."""
     read: list[int] = []
 
-    def hook(module: torch.nn.Module, args: tuple[Any, ...]) -> None:
-        if when(args[0]):
+    def hook(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        ids = args[0] if args else kwargs["input_ids"]
+        if when(ids):
             raise error
-        read.append(args[0].numel())
+        read.append(ids.numel())
 
-    handle = body_of(teacher).register_forward_pre_hook(hook)
+    handle = body_of(teacher).register_forward_pre_hook(hook, with_kwargs=True)
     try:
         yield read
     finally:
@@ -199,10 +204,6 @@ class Riddle(LlamaForCausalLM):
 @pytest.fixture
 def riddle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A saved model with its own code, and a truth that runs it too."""
-    import json
-
-    import transformers
-
     folder = tiny_llama(tmp_path / "riddle", vocabulary=IDS + 12)
     (folder / "modeling_riddle.py").write_text(RIDDLE)
     config = json.loads((folder / "config.json").read_text())
@@ -227,9 +228,33 @@ def test_a_head_that_cannot_be_told_apart_is_left_to_the_model(riddle: Path, cap
         list(teacher.answers([pieces], asked_for(State(width=64), IDS)))
 
 
-def test_a_model_that_looks_ahead_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import transformers
+def test_logits_of_the_models_own_are_few_at_a_time(teacher: LocalTeacher, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = HiddenSpec(rows=tuple(Vector(layer=n, width=64, group=64, projection=WholeState()) for n in (1, 2)))
+    pieces, question = pieces_of(LENGTHS, IDS), asked_for(TopK(k=8), IDS, spec)
+    (whole,) = teacher.answers([pieces], question)
+    teacher.forward.head = None
+    monkeypatch.setattr(reading, "CPU_LOGITS_BYTES", 50 * 4 * IDS)
+    with failing(teacher, OUT_OF_MEMORY[0], lambda ids: False) as read:
+        (answer,) = teacher.answers([pieces], asked_for(TopK(k=8), IDS, spec))
+    assert read == [40, 38, 24, 3]
+    assert same(whole, answer) and answer.halved == 0
+    for layer in (1, 2):
+        np.testing.assert_allclose(answer.block.hidden[layer], whole.block.hidden[layer], atol=1e-5)
 
+
+def test_what_a_spread_model_leaves_behind_is_freed_after_each_part(
+    teacher: LocalTeacher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    freed: list[torch.device] = []
+    monkeypatch.setattr(local, "_free", freed.append)
+    list(teacher.answers([pieces_of(LENGTHS, IDS)], ASKED))
+    assert freed == []
+    teacher._loaded = replace(teacher._loaded, placement=Placement(kind="offloaded"))
+    list(teacher.answers([pieces_of(LENGTHS, IDS)], ASKED))
+    assert freed == [torch.device("cpu")]
+
+
+def test_a_model_that_looks_ahead_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def look_ahead(module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
         kwargs["is_causal"] = False
         return plain(module, *args, **kwargs)
