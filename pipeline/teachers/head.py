@@ -25,12 +25,14 @@ class Head:
     """logits = cap(scale (W h + b)), of the first `vocabulary_size` ids; cap(z) = c tanh(z / c).
 
     `module` is called where its weights cannot be cut: they are quantised, or come from elsewhere for each call.
+    `is_wide` says that products of half precision come out in float32.
     """
 
     module: nn.Module
     vocabulary_size: int
     scale: float = 1.0
     soft_cap: float | None = None
+    is_wide: bool = False
 
     @property
     def is_plain(self) -> bool:
@@ -67,7 +69,7 @@ class Head:
             return projected[:, : self.vocabulary_size]
         weight, bias = self.weight_VH, self.bias_V
         states_RH = states_RH.to(weight.device)
-        if weight.is_cuda and weight.dtype in HALVES:
+        if self.is_wide:
             # Sums are float32 inside; rounding them to 8 bits would tie the largest logits.
             wide_RV = torch.mm(states_RH, weight.t(), out_dtype=torch.float32)
             return wide_RV if bias is None else wide_RV.add_(bias)
@@ -83,15 +85,28 @@ def find_head(model: nn.Module, config: Any, states_RH: Tensor, logits_RV: Tenso
     module = get() if get is not None else None
     if not isinstance(module, nn.Module) or not hasattr(module, "weight"):
         return None
+    is_wide = _multiplies_wide(module)
     tolerance = TOLERANCE[states_RH.dtype] * logits_RV.float().abs().amax().item()
     for scale in _scales(config):
         for cap in _caps(config):
-            head = Head(module=module, vocabulary_size=vocabulary_size, scale=scale, soft_cap=cap)
+            head = Head(module=module, vocabulary_size=vocabulary_size, scale=scale, soft_cap=cap, is_wide=is_wide)
             ours_RV = head.logits(states_RH)
             difference = (ours_RV - logits_RV[:, :vocabulary_size].to(ours_RV)).abs().amax().item()
             if difference <= tolerance:
                 return head
     return None
+
+
+def _multiplies_wide(module: nn.Module) -> bool:
+    """Try whether the device of a projection gives float32 products of its numbers; CPUs do not."""
+    weight: Any = module.weight
+    if type(module) is not nn.Linear or weight.is_meta or weight.dtype not in HALVES:
+        return False
+    try:
+        torch.mm(weight[:8], weight[:8].t(), out_dtype=torch.float32)
+    except RuntimeError:
+        return False
+    return True
 
 
 def _scales(config: Any) -> Iterator[float]:

@@ -97,3 +97,10 @@ def test_logits_of_half_precision_are_widened_before_anything_is_done_to_them(dt
     assert logits.dtype == torch.float32
     plain = module(states().to(dtype))[:, :IDS].float()
     torch.testing.assert_close(logits, 5.0 * torch.tanh(0.3 * plain / 5.0))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_cpu_makes_no_wide_products(dtype: torch.dtype) -> None:
+    module = linear().to(dtype)
+    head = find_head(Model(module), SimpleNamespace(), states().to(dtype), module(states().to(dtype)), IDS)
+    assert head is not None and not head.is_wide
