@@ -7,7 +7,7 @@ here is a stand-in: q = 0.7 p + 0.3 of the corpus's unigram, h the teacher's own
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,6 +27,8 @@ TEACHER_SHARE = 0.7
 HEAD_WIDTH = 64
 # Numbers of dense distributions that are kept until they are worth a product of matrices.
 WAITING_NUMBERS = 1 << 22
+# Ids whose gradients are in memory at a time.
+GRADIENT_IDS = 1 << 13
 Doubles = npt.NDArray[np.float64]
 
 
@@ -192,19 +194,28 @@ class FidelityMeter:
 
     def _angle(self) -> float | None:
         """The angle between the gradients of dense and of stored targets."""
-        if self._sparse is None or self._dense is None or self.unigram_V is None:
+        squares = [(float(wanted.square().sum()), float(stored.square().sum())) for wanted, stored in self._gradients()]
+        one, other = (math.sqrt(sum(column)) for column in zip(*squares, strict=True)) if squares else (0.0, 0.0)
+        if not one or not other:
             return None
-        unigram_V1 = self.unigram_V.cpu().double()[:, None]
-        dense_VW = self._dense.cpu().double()
-        bucket_VW = dense_VW if self._bucket is None else self._bucket.cpu().double()
-        wanted = (1 - TEACHER_SHARE) * (unigram_V1 * self._states_2W[0] - dense_VW)
-        stored = TEACHER_SHARE * bucket_VW + (1 - TEACHER_SHARE) * unigram_V1 * self._states_2W[1] - self._sparse
-        lengths = float(wanted.norm()), float(stored.norm())
-        if not all(lengths):
-            return None
-        one, other = wanted / lengths[0], stored / lengths[1]
         # Not the arc cosine, which has no digits left for small angles.
-        return math.degrees(2 * math.atan2(float((one - other).norm()), float((one + other).norm())))
+        apart = together = 0.0
+        for wanted, stored in self._gradients():
+            apart += float((wanted / one - stored / other).square().sum())
+            together += float((wanted / one + stored / other).square().sum())
+        return math.degrees(2 * math.atan2(math.sqrt(apart), math.sqrt(together)))
+
+    def _gradients(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """The gradients of dense and of stored targets, some ids at a time, in float64 on the CPU."""
+        if self._sparse is None or self._dense is None or self.unigram_V is None:
+            return
+        for first in range(0, self.vocabulary_size, GRADIENT_IDS):
+            ids = slice(first, first + GRADIENT_IDS)
+            dense = self._dense[ids].cpu().double()
+            bucket = dense if self._bucket is None else self._bucket[ids].cpu().double()
+            unigram = (1 - TEACHER_SHARE) * self.unigram_V[ids, None].cpu().double()
+            wanted = unigram * self._states_2W[0] - (1 - TEACHER_SHARE) * dense
+            yield wanted, unigram * self._states_2W[1] + TEACHER_SHARE * bucket - self._sparse[ids]
 
 
 def _head_vector(hidden_width: int, seed: int) -> Vector:

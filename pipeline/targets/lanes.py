@@ -1,8 +1,8 @@
 """`Lanes`: on a CPU chunks are reduced side by side, each by one thread, rather than each by all threads together.
 
 In: rows of logits and what goes with them. Out: a `Reduced` for each chunk of them, in order.
-Before it: `chunk.py`. After it: `reduce.py`. Threads that share a chunk wait for each other some sixty times a chunk,
-which costs a quarter on idle cores and ten times as much where another process wants one of them.
+Before it: `chunk.py`. After it: `reduce.py`. Threads that share a chunk wait for each other some sixty times a chunk:
+with one of two cores busy elsewhere that took twice as long in the median and ten times at worst.
 """
 
 from collections.abc import Callable
@@ -16,6 +16,8 @@ from torch import Tensor
 
 from kdpipe.pipeline.targets.chunk import Chunk
 
+# Each has 16 MiB, and Python hands out work for about as many.
+MOST = 16
 Result = TypeVar("Result")
 Work = Callable[[Chunk, Tensor, Tensor, Tensor], Result]
 
@@ -24,7 +26,7 @@ class Lanes:
     """As many chunks at a time as torch has threads; on any other device one after the other."""
 
     def __init__(self, vocabulary_size: int, device: torch.device) -> None:
-        n = torch.get_num_threads() if device.type == "cpu" else 1
+        n = min(torch.get_num_threads(), MOST) if device.type == "cpu" else 1
         self._free: SimpleQueue[Chunk] = SimpleQueue()
         for _ in range(n):
             chunk = Chunk(vocabulary_size, device)

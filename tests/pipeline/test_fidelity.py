@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from kdpipe.cache.rows import Rows
+from kdpipe.pipeline import fidelity
 from kdpipe.pipeline.fidelity import FidelityMeter
 from kdpipe.pipeline.hidden import sign_matrix
 from kdpipe.pipeline.targets.draws import row_keys
@@ -162,6 +163,32 @@ def measure_once(spec: TargetSpec, given: Answered, states: torch.Tensor) -> Fid
     sample.add(given.logits, made.reduce(given.logits, given.labels, torch.arange(ROWS)), states)
     meter.count(sample)
     return meter.result()
+
+
+@every_spec
+def test_comparing_asks_a_device_for_no_number(spec: TargetSpec) -> None:
+    """Tensors on the device `meta` have no numbers: asking for one is an error, and so is a tensor left elsewhere."""
+    meta = torch.device("meta")
+    logits, states = (tensor.to(meta) for tensor in said())
+    reducer = Reducer(question(spec), meta, torch.zeros(SIZE, dtype=torch.bool))
+    places = torch.zeros(ROWS, dtype=torch.int64, device=meta)
+    sample = FidelityMeter(question(spec), WIDTH, meta).sample()
+    sample.add(logits, reducer.reduce(logits, places, places), states)
+    sample.flush()
+    assert sample.dense is not None
+    assert sample.dense.shape == (SIZE, 64)
+
+
+def test_gradients_do_not_depend_on_how_many_ids_are_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = targets(TopK(k=8))
+    logits, states = said()
+    given = answered(spec, logits)
+    whole = measure_once(spec, given, states)
+    monkeypatch.setattr(fidelity, "GRADIENT_IDS", 77)
+    pieces = measure_once(spec, given, states)
+    assert whole is not None
+    assert pieces is not None
+    assert pieces.gradient_angle_degrees == pytest.approx(whole.gradient_angle_degrees, rel=1e-12)
 
 
 def test_no_angle_without_states() -> None:

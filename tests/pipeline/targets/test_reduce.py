@@ -5,6 +5,8 @@ import math
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from kdpipe.pipeline.targets.draws import row_keys
 from kdpipe.pipeline.targets.reduce import Reduced, Reducer
@@ -103,6 +105,26 @@ def check_threshold(row: Row, p: np.ndarray, keep: Threshold) -> None:
     for i in row.draws:
         assert plan.chances[i] <= 1
         assert row.weights[i] == pytest.approx(plan.share, rel=1e-4)
+
+
+@given(
+    size=st.integers(1, 200),
+    tau=st.floats(1e-3, 1.0),
+    most=st.integers(2, 40),
+    scale=st.sampled_from([0.0, 0.1, 1.0, 3.0, 10.0]),
+    step=st.sampled_from([0.0, 0.25, 2.0]),
+    seed=st.integers(0, 1 << 20),
+)
+@settings(max_examples=100, deadline=None)
+def test_any_threshold_keeps_what_the_twin_keeps(
+    size: int, tau: float, most: int, scale: float, step: float, seed: int
+) -> None:
+    spec = targets(Threshold(tau=tau, max_entries=most), 1.0 if seed % 2 else 2.0)
+    rows = torch.randn(3, size, generator=torch.Generator().manual_seed(seed)) * scale
+    rows = torch.round(rows / step) * step if step else rows
+    for logits, row in zip(rows.numpy(), rows_of(reduce_rows(spec, rows, labels_for(rows)), spec), strict=True):
+        check_masses(row, logits, spec)
+        check_ids(row, logits, spec)
 
 
 @every_kind
