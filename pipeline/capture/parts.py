@@ -126,16 +126,23 @@ class PartMaker:
     ) -> Iterator[tuple[Group, Answer]]:
         """Answers beside their batches, with a look at the clock."""
         batches = ([part.pieces[i] for i in batch] for batch in part.batches)
-        answers = self._speaker.answers(batches, self._asked)
-        for batch in part.batches:
-            before = time.perf_counter()
-            answer = next(answers)
-            self._tally.waiting_seconds += time.perf_counter() - before
+        answers = self._timed(self._speaker.answers(batches, self._asked))
+        for batch, answer in zip(part.batches, answers, strict=True):
             self._tally.positions += sum(int(part.pieces[i].loss_mask.sum()) for i in batch)
             self._tally.batches_halved += answer.halved
             inbox.batches_halved += answer.halved
             yield batch, answer
             told(self._tally)
+
+    def _timed(self, answers: Iterator[Answer]) -> Iterator[Answer]:
+        """The same answers; waiting for them is counted."""
+        while True:
+            before = time.perf_counter()
+            answer = next(answers, None)
+            self._tally.waiting_seconds += time.perf_counter() - before
+            if answer is None:
+                return
+            yield answer
 
 
 def _journal(part: ReadPart, seconds: float) -> dict[str, Any]:

@@ -101,13 +101,13 @@ def look_ahead(settings: StageOne, tokenizer: LoadedTokenizer) -> Prospect:
 
 
 def open_speaker(settings: StageOne, tokenizer: LoadedTokenizer) -> Speaker:
-    """Load the teacher, on the one device that is named, unless only tokens are wanted."""
+    """Load the teacher, on the device that is named or spread over all, unless only tokens are wanted."""
     ahead = look_ahead(settings, tokenizer)
     teacher, facts, targets = None, None, ahead.targets
     if ahead.shape is not None:
         torch.set_num_threads(devices.n_threads(settings.machine.threads))
         n_ids = tokenizer.record.vocabulary_size
-        teacher = LocalTeacher(load(settings.teacher, ahead.shape, [ahead.device]), n_ids)
+        teacher = LocalTeacher(load(settings.teacher, ahead.shape, devices.choose(settings.machine.devices)), n_ids)
         facts = teacher.facts
         targets = target_spec(settings.targets, n_ids, teacher.output_head)
     return Speaker(

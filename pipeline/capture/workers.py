@@ -14,6 +14,8 @@ from typing import Any, final
 
 from kdpipe.pipeline.capture.turns import Shard
 from kdpipe.pipeline.teachers import devices
+from kdpipe.pipeline.teachers.loading import fits_each
+from kdpipe.pipeline.teachers.shapes import read_shape
 from kdpipe.pipeline.watch import Watch
 from kdpipe.schemas.errors import KdpipeError
 from kdpipe.schemas.report import StageOneReport
@@ -68,10 +70,12 @@ class _FarWatch:
 
 
 def one_device_each(settings: StageOne) -> list[StageOne]:
-    """The settings of each worker: one for each GPU with `all`, else one; what is asked for runs or is refused."""
+    """The settings of each worker: one for each GPU with `all`, unless the teacher needs them all for itself."""
     if settings.targets.kind == "none":
         return [settings]
     chosen = devices.choose(settings.machine.devices)
+    if len(chosen) > 1 and not fits_each(settings.teacher, read_shape(settings.teacher), chosen):
+        return [settings]
     return [
         settings.model_copy(update={"machine": settings.machine.model_copy(update={"devices": str(device)})})
         for device in chosen

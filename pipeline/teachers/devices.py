@@ -64,7 +64,7 @@ def choose_dtype(asked: str, device: torch.device) -> DtypeName:
 def place(weight_bytes: int, free_bytes: Sequence[int], cpu_free_bytes: int) -> Placement:
     """Fit the weights into the memory of one device, of all of them, or of them and the CPU."""
     usable = [int(free * SHARE_FOR_WEIGHTS) for free in free_bytes]
-    if weight_bytes <= usable[0]:
+    if fits(weight_bytes, free_bytes[0]):
         return Placement(kind="one")
     spread: dict[int | str, int] = dict(enumerate(usable))
     if weight_bytes <= sum(usable):
@@ -77,6 +77,11 @@ def place(weight_bytes: int, free_bytes: Sequence[int], cpu_free_bytes: int) -> 
         f"{_gib(sum(usable) + usable_on_cpu)}",
         hint="quantise it (teacher.quantise int8 or int4), or run it on a larger machine",
     )
+
+
+def fits(weight_bytes: int, free_bytes: int) -> bool:
+    """Whether a device with so much free memory can hold some weights and still compute."""
+    return weight_bytes <= int(free_bytes * SHARE_FOR_WEIGHTS)
 
 
 def free_memory(device: torch.device) -> int:

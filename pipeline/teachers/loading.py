@@ -66,6 +66,13 @@ def load(settings: TeacherSettings, shape: ModelShape, on: Sequence[torch.device
     return Loaded(model=model, shape=shape, device=on[0], dtype=dtype, placement=placement, facts=facts)
 
 
+def fits_each(settings: TeacherSettings, shape: ModelShape, on: Sequence[torch.device]) -> bool:
+    """Whether every one of some devices can hold the whole teacher, so that each may have a worker of its own."""
+    name = devices.choose_dtype(settings.dtype, on[0])
+    n_bytes = _weight_bytes(settings, shape, name)
+    return all(devices.fits(n_bytes, devices.free_memory(device)) for device in on)
+
+
 def placed(shape: ModelShape, weight_bytes: int, on: Sequence[torch.device]) -> Placement:
     """Find out where weights fit; the CPU alone is left to its own paging."""
     if on[0].type != "cuda":

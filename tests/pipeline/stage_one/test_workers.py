@@ -61,6 +61,11 @@ def test_one_device_is_one_worker_and_each_gpu_has_its_own(folder: Path, monkeyp
     assert [each.machine.devices for each in one_device_each(settings)] == ["cpu"]
     found = [torch.device("cuda", 0), torch.device("cuda", 1)]
     monkeypatch.setattr(workers.devices, "choose", lambda asked: found)
+    monkeypatch.setattr(workers.devices, "choose_dtype", lambda asked, device: "float32")
+    monkeypatch.setattr(workers.devices, "free_memory", lambda device: 10_000_000)
     assert [each.machine.devices for each in one_device_each(settings)] == ["cuda:0", "cuda:1"]
+    # A teacher that does not fit on each is spread over all of them, by one worker.
+    monkeypatch.setattr(workers.devices, "free_memory", lambda device: 100_000)
+    assert one_device_each(settings) == [settings]
     tokens = settings_for(folder, targets={"kind": "none"})
     assert len(one_device_each(tokens)) == 1
