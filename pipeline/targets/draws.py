@@ -38,8 +38,12 @@ def words(keys: Tensor, counters: Tensor) -> Tensor:
 
 
 def below(keys: Tensor, counters: Tensor, bounds: Tensor) -> Tensor:
-    """Integers from 0 to below a bound of at most 2^54; some are likelier by a factor of 1 + bound / 2^63 at most."""
-    return (words(keys, counters) & ((1 << 63) - 1)) % bounds
+    """Integers from 0 to below a bound of at most 2^53, the bound times a number from 0 to 1 that the key alone gives.
+
+    So a bound that differs by a little, as masses of two batch shapes do, gives nearly the same integer.
+    """
+    share = _shifted(words(keys, counters), 11).double() * 2.0**-53
+    return torch.minimum((share * bounds).long(), bounds - 1)
 
 
 def mixed(x: Tensor) -> Tensor:

@@ -24,7 +24,8 @@ class Masses:
         torch.mul(chunk.powers_CP, scale_C.float()[:, None], out=chunk.spare_CP)
         chunk.spare_CP.clamp_(max=float(LARGEST_MASS)).round_()
         self._masses_CP = chunk.masses_CP.copy_(chunk.spare_CP)
-        self._blocks_CB = self._masses_CP.view(chunk.n_rows, chunk.n_blocks, BLOCK).sum(dim=2)
+        shape = (chunk.n_rows, chunk.n_blocks, BLOCK)
+        self._blocks_CB = _exact_sums(self._masses_CP.view(shape), chunk.spare_CP.view(shape))
         self.total_C = self._blocks_CB.sum(dim=1)
 
     def of(self, ids_CK: Tensor) -> Tensor:
@@ -48,3 +49,12 @@ class Masses:
         ends_CSP = chunk.in_blocks(self._masses_CP, block_CS).cumsum(dim=2)
         inside_CS = torch.searchsorted(ends_CSP, left_CS[:, :, None], right=True).squeeze(2)
         return (block_CS * BLOCK + inside_CS).clamp_(max=chunk.vocabulary_size - 1)
+
+
+def _exact_sums(masses_CBP: Tensor, rounded_CBP: Tensor) -> Tensor:
+    """Sums in int64 without a copy in int64: their lower 32 bits exactly, those above from sums in float32.
+
+    64 masses add up to 2^36 at most, in float32 within 2^18.
+    """
+    low_CB = masses_CBP.sum(dim=2, dtype=torch.int32).long()
+    return low_CB + ((rounded_CBP.sum(dim=2).double() - low_CB) / (1 << 32)).round().long() * (1 << 32)

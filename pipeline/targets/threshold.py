@@ -15,9 +15,10 @@ from kdpipe.pipeline.targets.draws import below
 from kdpipe.pipeline.targets.masses import LARGEST_MASS, SMALLEST_TAIL, Masses
 from kdpipe.schemas.targets import Threshold
 
-# What a sum of rounded masses may pass a whole number by before it asks for one entry more.
+# What a sum of rounded masses may pass a whole number by before it asks for one entry more; tau' may then pass tau by
+# half of it, relatively, and an id between the two is drawn that much too rarely.
 COUNT_TOLERANCE = 2.0**-14
-# Room above the largest tau', within which masses are told apart.
+# Room above the largest tau' of a row that may not have all the entries that it wants.
 HEADROOM = 1 + 2.0**-10
 # exp may be out of order by some units in the last place: an id that is not exact has at most this much more.
 MASS_TOLERANCE = 1 << 10
@@ -29,13 +30,14 @@ class ThresholdSampler:
     def __init__(self, keep: Threshold, vocabulary_size: int) -> None:
         self._tau = keep.tau
         self._most = min(keep.max_entries, vocabulary_size)
-        self._cap = max(keep.tau, 1 / keep.max_entries) * HEADROOM
+        self._is_capped = keep.max_entries * keep.tau < 1
+        self._cap = HEADROOM / keep.max_entries if self._is_capped else keep.tau
         self.width = min(self._most, math.ceil(1 / keep.tau) + 1)
 
     def keep(self, chunk: Chunk, keys_C: Tensor) -> Kept:
         """Pick the exact ids, then one id at each of evenly spaced points of the tail."""
         masses = Masses(chunk, LARGEST_MASS / self._cap / chunk.total_C)
-        n_C1 = self._wanted(chunk).clamp(min=min(2, self._most), max=self.width)[:, None]
+        n_C1 = self._wanted(chunk, masses).clamp(min=min(2, self._most), max=self.width)[:, None]
         slots = torch.arange(self.width, device=keys_C.device)
         ids_CK = chunk.top(self.width)
         own_CK = masses.of(ids_CK)
@@ -53,9 +55,14 @@ class ThresholdSampler:
             ids_CK=torch.where(slots < n_exact_C1, ids_CK, masses.find(points_CK)),
         )
 
-    def _wanted(self, chunk: Chunk) -> Tensor:
-        torch.mul(chunk.powers_CP, (1 / self._tau / chunk.total_C)[:, None], out=chunk.spare_CP)
-        return (chunk.spare_CP.clamp_(max=1.0).sum(dim=1) - COUNT_TOLERANCE).ceil().long()
+    def _wanted(self, chunk: Chunk, masses: Masses) -> Tensor:
+        """The number of entries before it is held within its bounds; masses tell it when tau itself is their cap."""
+        if self._is_capped:
+            torch.mul(chunk.powers_CP, (1 / self._tau / chunk.total_C)[:, None], out=chunk.spare_CP)
+            wanted_C = chunk.spare_CP.clamp_(max=1.0).sum(dim=1).double()
+        else:
+            wanted_C = masses.total_C.double() / LARGEST_MASS
+        return (wanted_C - COUNT_TOLERANCE).ceil().long()
 
 
 def _points(keys_C1: Tensor, total_C1: Tensor, n_C1: Tensor, number_CK: Tensor) -> Tensor:
