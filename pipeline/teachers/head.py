@@ -52,9 +52,9 @@ class Head:
         whole: Any = getattr(self.module, "bias", None)
         return None if whole is None else whole[: self.vocabulary_size]
 
-    def logits(self, states_RH: Tensor) -> Tensor:
-        """Logits of some rows in float32, or wider where the model is."""
-        logits_RV = self._product(states_RH)
+    def logits(self, states_RH: Tensor, into_RV: Tensor | None = None) -> Tensor:
+        """Logits of some rows in float32, or wider where the model is; `into` is used if it is of the model's type."""
+        logits_RV = self._product(states_RH, into_RV)
         if logits_RV.dtype in HALVES:
             logits_RV = logits_RV.float()
         if self.scale != 1.0:
@@ -63,7 +63,7 @@ class Head:
             logits_RV.div_(self.soft_cap).tanh_().mul_(self.soft_cap)
         return logits_RV
 
-    def _product(self, states_RH: Tensor) -> Tensor:
+    def _product(self, states_RH: Tensor, into_RV: Tensor | None) -> Tensor:
         if not self.is_plain:
             projected: Tensor = self.module(states_RH)
             return projected[:, : self.vocabulary_size]
@@ -73,7 +73,10 @@ class Head:
             # Sums are float32 inside; rounding them to 8 bits would tie the largest logits.
             wide_RV = torch.mm(states_RH, weight.t(), out_dtype=torch.float32)
             return wide_RV if bias is None else wide_RV.add_(bias)
-        return nn.functional.linear(states_RH, weight, bias)
+        if into_RV is None or into_RV.dtype != weight.dtype:
+            return nn.functional.linear(states_RH, weight, bias)
+        torch.mm(states_RH, weight.t(), out=into_RV)
+        return into_RV if bias is None else into_RV.add_(bias)
 
 
 def find_head(model: nn.Module, config: Any, states_RH: Tensor, logits_RV: Tensor, vocabulary_size: int) -> Head | None:

@@ -104,3 +104,13 @@ def test_a_cpu_makes_no_wide_products(dtype: torch.dtype) -> None:
     module = linear().to(dtype)
     head = find_head(Model(module), SimpleNamespace(), states().to(dtype), module(states().to(dtype)), IDS)
     assert head is not None and not head.is_wide
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_buffer_of_the_models_type_is_filled_and_another_left_alone(bias: bool) -> None:
+    head = Head(module=linear(bias), vocabulary_size=IDS, scale=2.0)
+    buffer, other = torch.full((9, IDS), 7.0), torch.full((9, IDS), 7.0, dtype=torch.float64)
+    assert head.logits(states(), buffer).data_ptr() == buffer.data_ptr()
+    torch.testing.assert_close(buffer, head.logits(states()))
+    torch.testing.assert_close(head.logits(states(), other), buffer)
+    assert (other == 7.0).all()
