@@ -36,11 +36,18 @@ def test_keys_and_words_are_those_of_whole_numbers_without_bounds(seed: int) -> 
     assert [[x & MASK for x in row] for row in found.tolist()] == [
         [mix((x + (counter + 1) * GOLDEN) & MASK) for counter in range(5)] for x in expected
     ]
-    bounds = torch.tensor([1, 2, 1000, (1 << 54) - 1])
+    bounds = torch.tensor([1, 2, 1000, (1 << 53) - 1])
     drawn = below(keys[:, None], torch.zeros(1, dtype=torch.int64), bounds)
     assert drawn.tolist() == [
-        [(mix((x + GOLDEN) & MASK) & (MASK >> 1)) % bound for bound in bounds.tolist()] for x in expected
+        [min(int((mix((x + GOLDEN) & MASK) >> 11) * 2.0**-53 * bound), bound - 1) for bound in bounds.tolist()]
+        for x in expected
     ]
+
+
+def test_a_bound_that_differs_by_a_little_gives_nearly_the_same_integer() -> None:
+    keys, zero = row_keys(0, "train", 0, 0, 1000), torch.zeros(1, dtype=torch.int64)
+    bound = torch.tensor(10**11)
+    assert int((below(keys, zero, bound) - below(keys, zero, bound + 1000)).abs().max()) <= 1001
 
 
 def test_a_row_has_its_key_wherever_a_piece_begins() -> None:
