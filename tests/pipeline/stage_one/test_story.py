@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from kdpipe.cache.blocks import block_of, cut
 from kdpipe.cache.reader import open_cache
+from kdpipe.cache.rows import Block
 from kdpipe.cache.verify import verify_cache
 from kdpipe.schemas.errors import ConfigError
 from support.corpora import CHATML, TEXTS, chat_rows, write_jsonl
@@ -117,6 +119,38 @@ def test_every_kind_of_target_goes_the_whole_way(folder: Path, tmp_path: Path, c
     )
 
 
+def by_document(path: Path) -> dict[tuple[str, int, bytes], Block]:
+    """The targets of every piece, by its document and its digest."""
+    cache = open_cache(path)
+    found = {}
+    for i in range(len(cache)):
+        rows = cache[i]
+        ends = np.append(rows.document_starts[1:], len(rows))
+        split = cache.locate(i)[0].record.split
+        names = [(split, *name) for name in zip(rows.documents.tolist(), cache.digests(i), strict=True)]
+        found |= dict(zip(names, cut(block_of(rows), ends), strict=True))
+    return found
+
+
+def test_documents_that_share_a_sequence_do_not_see_each_other(folder: Path, tmp_path: Path) -> None:
+    """Packed, alone, and in other batches, a document has the same targets: kept ids, and numbers to float noise."""
+    ways = {"packed": True, "alone": False}
+    for way, pack in ways.items():
+        settings = settings_for(folder, sequences={"pack": pack}, machine={"batch_tokens": 2048 if pack else 100})
+        run(settings.model_copy(update={"out": str(tmp_path / way)}))
+    packed, alone = by_document(tmp_path / "packed"), by_document(tmp_path / "alone")
+    assert packed.keys() == alone.keys() and len(packed) > 24
+    assert len(open_cache(tmp_path / "packed")) < len(open_cache(tmp_path / "alone")) == len(packed)
+    for name, block in packed.items():
+        twin = alone[name]
+        np.testing.assert_array_equal(block.n_exact, twin.n_exact)
+        np.testing.assert_array_equal(block.ids, twin.ids)
+        # A number that lies between two codes may be rounded to either: one step of the codec.
+        np.testing.assert_allclose(block.logprobs, twin.logprobs, atol=1 / 16 + 1e-3)
+        assert block.entropy is not None and twin.entropy is not None
+        np.testing.assert_allclose(block.entropy, twin.entropy, atol=1 / 1024 + 1e-5)
+
+
 def test_tokens_alone_need_no_teacher(folder: Path, tmp_path: Path) -> None:
     make_tokenizer(tmp_path / "tokenizer", vocabulary=VOCABULARY)
     teacher = {"name": None, "tokenizer": str(tmp_path / "tokenizer")}
@@ -150,9 +184,9 @@ def test_a_dry_run_goes_the_whole_way_and_leaves_nothing(folder: Path, tmp_path:
 @pytest.mark.parametrize(
     ("changes", "differs"),
     [
-        ({"targets": {"tau": 0.1}}, "targets.keep.tau"),
-        ({"sequences": {"length": 64}}, "plan"),
-        ({"data": {"limit": 20}}, "data.fingerprint"),
+        ({"targets": {"tau": 0.1}}, "--tau: 0.04 there, 0.1 asked"),
+        ({"sequences": {"length": 64}}, "--seq-len: 96 there, 64 asked"),
+        ({"data": {"limit": 20}}, "the documents, or how they are read"),
     ],
 )
 def test_another_spec_in_the_same_folder_is_refused_with_what_differs(
@@ -169,7 +203,7 @@ def test_another_teacher_in_the_same_folder_is_refused(
 ) -> None:
     make_tokenizer(tiny_llama(tmp_path / "teacher", vocabulary=VOCABULARY, seed=1), vocabulary=VOCABULARY)
     settings = settings_for(folder, "whole", sequences=SMALL_PARTS, teacher={"name": str(tmp_path / "teacher")})
-    with pytest.raises(ConfigError, match=r"teacher\.weights_sha256"):
+    with pytest.raises(ConfigError, match=r"the teacher's weights: \w{8}\.\.\. there"):
         run(settings)
 
 
