@@ -36,7 +36,7 @@ from kdpipe.cache.reader import committed_parts, load_manifest
 from kdpipe.cache.store import LocalStore
 from kdpipe.cache.tables import read_table, table_records, write_tables
 from kdpipe.cache.workers import is_own
-from kdpipe.schemas.compare import differing_keys
+from kdpipe.schemas.compare import differing_settings
 from kdpipe.schemas.errors import CacheDamaged, CacheIncomplete, CacheWriteError, ConfigError
 from kdpipe.schemas.manifest import FileRecord, Manifest
 from kdpipe.schemas.part import PartRecord
@@ -225,24 +225,32 @@ def create_cache(folder: str | os.PathLike[str], manifest: Manifest) -> CacheWri
         if not path.is_dir():
             make_dir(path)
         if not (path / layout.MANIFEST).exists():
-            _refuse_foreign_folder(path)
+            refuse_foreign_folder(path)
             publish_file(path, path / layout.MANIFEST, manifest.to_json())
         else:
             # Whoever put it there may have died before its name was durable, and all else leans on it.
             sync_dir(path)
     found = load_manifest(LocalStore(path))
     # Another version of the program may go on: what it wrote itself stays in the manifest.
-    if found.model_copy(update={"kdpipe": manifest.kdpipe}).to_json() != manifest.to_json():
-        differing = differing_keys(found.model_dump(mode="json"), manifest.model_dump(mode="json"))
-        raise ConfigError(
-            f"{path} holds another cache: {'; '.join(differing[:5])}{' ...' if len(differing) > 5 else ''}",
-            hint="choose another folder, or give the settings that this cache was begun with",
-        )
+    alike = found.model_copy(update={"kdpipe": manifest.kdpipe})
+    if alike.to_json() != manifest.to_json():
+        raise _another(path, alike, manifest)
     sweep(path)
     return CacheWriter(path, found)
 
 
-def _refuse_foreign_folder(path: Path) -> None:
+def _another(path: Path, there: Manifest, asked: Manifest) -> ConfigError:
+    """Say what differs; where nothing is in the other cache yet, it is only in the way."""
+    differing = differing_settings(there.model_dump(mode="json"), asked.model_dump(mode="json"))
+    more = " ..." if len(differing) > 5 else ""
+    hint = "choose another folder, or give the settings that this cache was begun with"
+    if not committed_parts(LocalStore(path), there):
+        hint = f"no part of it is there yet: delete {path} if nobody is at work on it, or choose another folder"
+    return ConfigError(f"{path} holds another cache: {'; '.join(differing[:5])}{more}", hint=hint)
+
+
+def refuse_foreign_folder(path: Path) -> None:
+    """Refuse a folder that holds other things than a cache."""
     foreign = sorted(entry.name for entry in path.iterdir() if entry.name not in (layout.WORK, layout.MANIFEST))
     # Another worker may have begun the cache since the first look.
     if foreign and not (path / layout.MANIFEST).exists():

@@ -1,25 +1,112 @@
 """Two records side by side: which keys differ, in words a person can act on.
 
-In: two JSON values. Out: lines such as `targets.keep.tau: 0.04 there, 0.1 asked`.
-Before it: `records.py`. After it: `cache/writer.py` refuses a folder that holds another cache with these lines.
+In: two JSON values. Out: lines such as `targets.keep.tau: 0.04 there, 0.1 asked`, or, for two manifests,
+`--tau: 0.04 there, 0.1 asked`. Before it: `records.py`. After it: `cache/writer.py` refuses a folder that holds another
+cache with these lines.
 """
 
+import re
+from collections.abc import Iterator
 from typing import Any
+
+Leaf = tuple[str, Any, Any]
+# What a person knows a key of the manifest by; the longest that a key begins with counts.
+CALLED = {
+    "seed": "--seed",
+    "teacher": "the teacher",
+    "teacher.name": "the teacher's name",
+    "teacher.revision": "--revision",
+    "teacher.weights_sha256": "the teacher's weights",
+    "teacher.dtype": "--dtype",
+    "teacher.licence": "the teacher's licence",
+    "teacher.n_layers": "the teacher's layers",
+    "teacher.remote_code": "--trust-remote-code",
+    "tokenizer": "the tokenizer",
+    "tokenizer.chat_template_sha256": "the chat template",
+    "tokenizer.files": "the tokenizer's files",
+    "data.source": "the name of the data",
+    "data.fingerprint": "the documents, or how they are read",
+    "data.columns": "data.columns.keep",
+    "data.text": "--for-other-tokenizers",
+    "data.loss": "data.loss",
+    "plan.sequence_length": "--seq-len",
+    "plan.packed": "whether documents are packed",
+    "plan.splits": "how documents are shared out among parts",
+    "targets.keep.kind": "--targets",
+    "targets.keep.tau": "--tau",
+    "targets.keep.k": "--top-k",
+    "targets.keep.p": "--top-p",
+    "targets.keep.draws": "--draws",
+    "targets.keep.max_entries": "targets.max_entries",
+    "targets.target_temperature": "--target-temperature",
+    "targets.temperatures": "--temperatures",
+    "targets.draw_values": "targets.draw_values",
+    "hidden.pooled": "layers that are pooled over documents",
+    "hidden.rows": "--hidden-layers",
+    "hidden.rows.width": "--hidden-dim",
+    "hidden.rows.projection": "hidden.projection",
+}
+# What follows from something else, and is not told beside it.
+FOLLOWS = {
+    "arrays": ("",),
+    "tables": ("",),
+    "tokenizer.files": ("tokenizer.fingerprint",),
+    "tokenizer.vocabulary_size": ("tokenizer.fingerprint",),
+    "plan.splits": ("data.fingerprint", "tokenizer.fingerprint"),
+    "targets.keep": ("targets.keep.kind",),
+    "targets.boundary": ("data.text", "targets.keep.kind"),
+    "targets.entropy": ("targets.keep.kind",),
+    "hidden.pooled.projection.seed": ("seed",),
+    "hidden.rows.projection.seed": ("seed",),
+    "hidden.rows.group": ("hidden.rows.width",),
+}
+SHA256 = re.compile(r"^[0-9a-f]{64}$")
 
 
 def differing_keys(there: Any, asked: Any, place: str = "") -> list[str]:
     """Every leaf in which two values differ."""
+    return [f"{place}: {_short(a)} there, {_short(b)} asked" for place, a, b in _leaves(there, asked, place)]
+
+
+def differing_settings(there: Any, asked: Any) -> list[str]:
+    """What differs between two manifests, as those who give settings know it; what follows from it is left out."""
+    leaves = {re.sub(r"\[\d+\]", "", place): (a, b) for place, a, b in _leaves(there, asked, "")}
+    named = {_name(place): pair for place, pair in leaves.items() if not _follows(place, leaves)}
+    return [f"{name}: {_said(a)} there, {_said(b)} asked" for name, (a, b) in named.items()]
+
+
+def _leaves(there: Any, asked: Any, place: str) -> Iterator[Leaf]:
     if isinstance(there, dict) and isinstance(asked, dict):
-        names = sorted(there.keys() | asked.keys())
-        return [
-            line
-            for name in names
-            for line in differing_keys(there.get(name), asked.get(name), f"{place}.{name}".lstrip("."))
-        ]
-    if isinstance(there, list) and isinstance(asked, list) and len(there) == len(asked):
-        pairs = enumerate(zip(there, asked, strict=True))
-        return [line for n, (a, b) in pairs for line in differing_keys(a, b, f"{place}[{n}]")]
-    return [] if there == asked else [f"{place}: {_short(there)} there, {_short(asked)} asked"]
+        for name in sorted(there.keys() | asked.keys()):
+            yield from _leaves(there.get(name), asked.get(name), f"{place}.{name}".lstrip("."))
+    elif isinstance(there, list) and isinstance(asked, list) and len(there) == len(asked):
+        for n, (a, b) in enumerate(zip(there, asked, strict=True)):
+            yield from _leaves(a, b, f"{place}[{n}]")
+    elif there != asked:
+        yield place, there, asked
+
+
+def _name(place: str) -> str:
+    known = [key for key in CALLED if f"{place}.".startswith(f"{key}.")]
+    return CALLED[max(known, key=len)] if known else place
+
+
+def _follows(place: str, leaves: dict[str, Any]) -> bool:
+    others = [other for other in leaves if other != place and not other.startswith(("arrays", "tables"))]
+    causes = [cause for key, named in FOLLOWS.items() if f"{place}.".startswith(f"{key}.") for cause in named]
+    return any(other.startswith(cause) for cause in causes for other in others)
+
+
+def _said(value: Any) -> str:
+    if value is None or value == []:
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, dict):  # a layer, a column, a teacher
+        return str(value.get("layer", value.get("name", _short(value))))
+    if isinstance(value, list):
+        return ", ".join(_said(each) for each in value)
+    return f"{value[:8]}..." if isinstance(value, str) and SHA256.match(value) else _short(value)
 
 
 def _short(value: Any) -> str:

@@ -35,7 +35,7 @@ def test_another_cache_in_the_folder_is_refused_with_what_differs(tmp_path: Path
     message = str(caught.value)
     assert message.startswith(f"{tmp_path}/cache holds another cache: ")
     assert "seed: 0 there, 7 asked" in message
-    assert "targets.keep.tau: 0.04 there, 0.1 asked" in message
+    assert "--tau: 0.04 there, 0.1 asked" in message
     assert caught.value.hint == "choose another folder, or give the settings that this cache was begun with"
     assert digests_of(tmp_path / "cache") == before
 
