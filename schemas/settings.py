@@ -206,16 +206,20 @@ def _refusal(error: ValidationError, said: Mapping[Place, Said]) -> ConfigError:
     problem = error.errors()[0]
     place = tuple(problem["loc"])
     what = problem["msg"].removeprefix("Value error, ")
-    what = what[:1].lower() + what[1:]
+    said_of_input = "Input should be "
+    if what.startswith(said_of_input):
+        what = f" must be {what.removeprefix(said_of_input)}"
+    else:
+        what = f": {what[:1].lower()}{what[1:]}"
     if isinstance(problem["input"], str | int | float | None):
         what += f", not {_short(repr(problem['input']))}"
     hint = "put it in quotes" if problem["type"] == "string_type" else None
     for length in range(len(place), 0, -1):
         if one := said.get(tuple(map(str, place[:length]))):
-            item = f" item {int(place[length]) + 1}:" if length < len(place) else ""
-            return ConfigError(f"{one.by}:{item} {what}", hint=hint)
+            item = f": item {int(place[length]) + 1}" if length < len(place) else ""
+            return ConfigError(f"{one.by}{item}{what}", hint=hint)
     below = [one.by for key, one in said.items() if key[: len(place)] == place]
-    return ConfigError(f"{', '.join(dict.fromkeys(below)) or 'the settings'}: {what}", hint=hint)
+    return ConfigError(f"{', '.join(dict.fromkeys(below)) or 'the settings'}{what}", hint=hint)
 
 
 def _short(text: str) -> str:

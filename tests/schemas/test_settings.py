@@ -122,22 +122,22 @@ def test_a_list_of_one_and_an_empty_list_are_lists() -> None:
 @pytest.mark.parametrize(
     ("layers", "message"),
     [
-        ({"sets": ["targets.tau=x"]}, "--set targets.tau=x: input should be a valid number, not 'x'"),
+        ({"sets": ["targets.tau=x"]}, "--set targets.tau=x must be a valid number, not 'x'"),
         (
             {"file": {"targets": {"tau": "x"}}},
-            "targets.tau in the file kd.yaml: input should be a valid number, not 'x'",
+            "targets.tau in the file kd.yaml must be a valid number, not 'x'",
         ),
         (
             {"environment": {"KDPIPE_TARGETS__TAU": "x"}},
-            "KDPIPE_TARGETS__TAU: input should be a valid number, not 'x'",
+            "KDPIPE_TARGETS__TAU must be a valid number, not 'x'",
         ),
         (
             {"flags": {"--tau": ("targets.tau", 7.0)}},
-            "--tau: input should be less than or equal to 1, not 7.0",
+            "--tau must be less than or equal to 1, not 7.0",
         ),
         (
             {"file": {"targets": {"temperatures": [2, 0]}}},
-            "targets.temperatures in the file kd.yaml: item 2: input should be greater than 0, not 0",
+            "targets.temperatures in the file kd.yaml: item 2 must be greater than 0, not 0",
         ),
         (
             {"sets": ["targets.temperatures=2,2"]},
@@ -148,15 +148,15 @@ def test_a_list_of_one_and_an_empty_list_are_lists() -> None:
             {"sets": ["sequences.pack={"]},
             "--set sequences.pack={: '{' is no value: expected the node content, but found '<stream end>'",
         ),
-        ({"sets": ["seed=1.5"]}, "--set seed=1.5: input should be a valid integer, not 1.5"),
-        ({"file": {"seed": True}}, "seed in the file kd.yaml: input should be a valid integer, not True"),
+        ({"sets": ["seed=1.5"]}, "--set seed=1.5 must be a valid integer, not 1.5"),
+        ({"file": {"seed": True}}, "seed in the file kd.yaml must be a valid integer, not True"),
         (
             {"file": {"teacher": {"revision": 1234567}}},
-            "teacher.revision in the file kd.yaml: input should be a valid string, not 1234567\nput it in quotes",
+            "teacher.revision in the file kd.yaml must be a valid string, not 1234567\nput it in quotes",
         ),
         (
             {"file": {"targets": {"tau": "x"}}, "sets": ["seed=1"]},
-            "targets.tau in the file kd.yaml: input should be a valid number, not 'x'",
+            "targets.tau in the file kd.yaml must be a valid number, not 'x'",
         ),
         (
             {"sets": ["machine={devices: gpu}"]},
@@ -172,7 +172,7 @@ def test_a_list_of_one_and_an_empty_list_are_lists() -> None:
             {"flags": {"--data": ("data.path", "\udcff.jsonl")}},
             r"--data: '\udcff.jsonl' is not UTF-8 text",
         ),
-        ({"flags": {"--tau": ("targets.tau", float("nan"))}}, "--tau: input should be a finite number, not nan"),
+        ({"flags": {"--tau": ("targets.tau", float("nan"))}}, "--tau must be a finite number, not nan"),
     ],
     ids=lambda value: str(value)[:40],
 )
@@ -217,12 +217,12 @@ def test_an_unknown_name_is_refused_with_the_nearest(layers: dict[str, Any], mes
 
 def test_what_is_allowed_is_told_beside_an_unknown_name() -> None:
     told = refusal(sets=["sequences.lenth=1"])
-    assert told.splitlines()[1] == "allowed there are length, pack"
+    assert told.splitlines()[1] == "allowed there are length, pack, part_rows"
 
 
 def test_a_group_is_not_a_value() -> None:
     told = refusal(file={"sequences": 512})
-    assert told == "sequences in the file kd.yaml is a group of settings, not 512\nin it are length, pack"
+    assert told == "sequences in the file kd.yaml is a group of settings, not 512\nin it are length, pack, part_rows"
 
 
 def test_a_message_stays_short() -> None:
