@@ -35,7 +35,7 @@ def plan(
     json: Annotated[bool, typer.Option("--json", help="Answer with one JSON document.")] = False,
 ) -> None:
     """Say what cache-teacher would make with these flags, and what it would take."""
-    settings = stage_one(given, data=tokens is None, out=False)
+    settings = stage_one(given, data=False, out=False)
     from kdpipe.pipeline.plan import plan as tell
 
     with watching() as watch:

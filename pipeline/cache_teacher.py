@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from kdpipe.cache.inspect import inspect_cache
 from kdpipe.pipeline.capture.begin import begin_cache
+from kdpipe.pipeline.capture.early import check_out, is_begun, look_first
 from kdpipe.pipeline.capture.identity import make_manifest
 from kdpipe.pipeline.capture.inputs import Inputs, explain_cuts, read_inputs
 from kdpipe.pipeline.capture.parts import PartMaker, Tally
@@ -44,8 +45,12 @@ def work(settings: StageOne, shard: Shard, watch: Watch) -> StageOneReport:
     if settings.out is None:
         raise ConfigError("it is not said where the cache goes", hint="give --out, a folder")
     tally = Tally(started=time.perf_counter())
-    inputs = read_inputs(settings, watch)
-    speaker = open_speaker(settings, inputs.tokenizer)
+    check_out(settings.out)
+    tokenizer, _ = look_first(settings)
+    inputs = read_inputs(settings, watch, tokenizer)
+    speaker = open_speaker(settings, tokenizer)
+    if not is_begun(settings.out):
+        inputs.corpus.check_lengths(speaker.sequence_length)
     cache, asked = begin_cache(settings.out, make_manifest(settings, inputs, speaker), inputs, speaker)
     follower = Follower(cache, shard, watch)
     maker = PartMaker(cache, inputs.corpus, speaker, asked, tally)
@@ -61,8 +66,11 @@ def dry_run(settings: StageOne, watch: Watch) -> StageOneReport:
     """The whole way for two batches, into a folder that is thrown away."""
     tally = Tally(started=time.perf_counter())
     settings = one_device_each(settings)[0]
-    inputs = read_inputs(settings, watch)
-    speaker = open_speaker(settings, inputs.tokenizer)
+    if settings.out is not None:
+        check_out(settings.out)
+    tokenizer, _ = look_first(settings)
+    inputs = read_inputs(settings, watch, tokenizer)
+    speaker = open_speaker(settings, tokenizer)
     manifest = make_manifest(settings, inputs, speaker)
     trial = make_trial(manifest, inputs, speaker, DRY_RUN_BATCHES * speaker.batch_tokens)
     report = _report(settings.out or "", trial.summary, inputs, trial.tally)

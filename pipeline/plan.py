@@ -6,10 +6,11 @@ the same settings.
 
 import math
 
+from kdpipe.pipeline.capture.early import look_first
 from kdpipe.pipeline.capture.estimate import Extent, bytes_per_position, extent_for, extent_of, memory_of, scaled
-from kdpipe.pipeline.capture.inputs import Inputs, read_inputs, read_tokenizer
+from kdpipe.pipeline.capture.inputs import Inputs, read_inputs
 from kdpipe.pipeline.capture.probe import Probed, run_probe
-from kdpipe.pipeline.capture.speaker import Prospect, look_ahead
+from kdpipe.pipeline.capture.speaker import Prospect
 from kdpipe.pipeline.watch import Watch
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.report import PlanReport
@@ -23,9 +24,9 @@ DOCUMENT_ROWS = 500.0
 
 def plan(settings: StageOne, *, tokens: int | None, probe_seconds: float | None, watch: Watch) -> PlanReport:
     """The plan for some data, for a number of tokens, or for a number of tokens of such data."""
-    inputs = read_inputs(settings, watch) if settings.data.path is not None else None
-    tokenizer = inputs.tokenizer if inputs is not None else read_tokenizer(settings)
-    ahead = look_ahead(settings, tokenizer)
+    _check(settings, tokens, probe_seconds)
+    tokenizer, ahead = look_first(settings)
+    inputs = read_inputs(settings, watch, tokenizer) if settings.data.path is not None else None
     extent, document_rows = _extent(settings, inputs, ahead, tokens)
     rows, positions = sum(extent.rows.values()), sum(extent.positions.values())
     sizes, entries = bytes_per_position(
@@ -56,11 +57,21 @@ def plan(settings: StageOne, *, tokens: int | None, probe_seconds: float | None,
     )
 
 
+def _check(settings: StageOne, tokens: int | None, probe_seconds: float | None) -> None:
+    """Refuse what there is nothing to plan or to probe for."""
+    has_data = settings.data.path is not None
+    if not has_data and tokens is None:
+        raise ConfigError("there is nothing to plan for", hint="give --data, or --tokens N, or both")
+    if probe_seconds is not None and not has_data:
+        raise ConfigError("a probe needs documents to read", hint="give --data too")
+    if probe_seconds is not None and settings.targets.kind == "none":
+        raise ConfigError("targets of kind none have no teacher to probe", hint="leave --probe out")
+
+
 def _extent(settings: StageOne, inputs: Inputs | None, ahead: Prospect, tokens: int | None) -> tuple[Extent, float]:
     """How much there is, and the rows of a document."""
     if inputs is None:
-        if tokens is None:
-            raise ConfigError("there is nothing to plan for", hint="give --data, or --tokens N, or both")
+        assert tokens is not None
         return extent_for(tokens, ahead.sequence_length), DOCUMENT_ROWS
     sequences = settings.sequences
     planned = inputs.corpus.plan(ahead.sequence_length, packed=sequences.pack, part_rows=sequences.part_rows)
@@ -70,13 +81,7 @@ def _extent(settings: StageOne, inputs: Inputs | None, ahead: Prospect, tokens: 
 
 
 def _probe(settings: StageOne, inputs: Inputs | None, seconds: float | None) -> Probed | None:
-    if seconds is None:
-        return None
-    if inputs is None:
-        raise ConfigError("a probe needs documents to read", hint="give --data too")
-    if settings.targets.kind == "none":
-        raise ConfigError("targets of kind none have no teacher to probe", hint="leave --probe out")
-    return run_probe(settings, inputs, seconds)
+    return None if seconds is None or inputs is None else run_probe(settings, inputs, seconds)
 
 
 def _break_even(probed: Probed) -> int | None:

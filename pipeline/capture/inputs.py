@@ -25,9 +25,9 @@ class Inputs:
     corpus: Corpus
 
 
-def read_inputs(settings: StageOne, watch: Watch) -> Inputs:
-    """Load the tokenizer, go through the documents once, and say what was found."""
-    tokenizer = read_tokenizer(settings)
+def read_inputs(settings: StageOne, watch: Watch, tokenizer: LoadedTokenizer | None = None) -> Inputs:
+    """Load the tokenizer, unless it is there already, go through the documents once, and say what was found."""
+    tokenizer = tokenizer or read_tokenizer(settings)
     corpus = open_corpus(settings.data, tokenizer)
     _describe(corpus, watch)
     return Inputs(tokenizer=tokenizer, corpus=corpus)
@@ -55,7 +55,8 @@ def _describe(corpus: Corpus, watch: Watch) -> None:
     watch.say(f"columns    {roles}")
     n_bad, first = corpus.bad_rows
     if n_bad:
-        watch.warn(f"{n_bad:,} rows are left out. The first: {'; '.join(first[:SHOWN_BAD_ROWS])}")
+        left_out = "1 row is left out" if n_bad == 1 else f"{n_bad:,} rows are left out. The first"
+        watch.warn(f"{left_out}: {'; '.join(first[:SHOWN_BAD_ROWS])}")
     learnt = "every token is learnt" if corpus.loss == "all" else "what is learnt stands between « and »"
     shown = "".join(f"«{text}»" if is_learnt and corpus.loss != "all" else text for text, is_learnt in corpus.sample())
     watch.say(f"sample     {corpus.place('train', 0)}, {learnt}:")
@@ -66,16 +67,26 @@ def _describe(corpus: Corpus, watch: Watch) -> None:
 def explain_cuts(counts: Counts, length: int, watch: Watch) -> None:
     """What became of the documents that are longer than a sequence, once they were read."""
     if counts.split_documents:
-        watch.say(f"{counts.split_documents:,} documents are longer than {length:,} tokens and were split")
+        n, were = _of(counts.split_documents, "document is", "documents are"), _were(counts.split_documents)
+        watch.say(f"{n} longer than {length:,} tokens and {were} split")
     if counts.truncated_documents:
-        watch.warn(
-            f"{counts.truncated_documents:,} documents were cut to {length:,} tokens, {counts.truncated_tokens:,} "
-            "tokens are lost"
-        )
+        n, were = _of(counts.truncated_documents, "document", "documents"), _were(counts.truncated_documents)
+        lost = _of(counts.truncated_tokens, "token is", "tokens are")
+        watch.warn(f"{n} {were} cut to {length:,} tokens, {lost} lost")
     if counts.untaught_pieces:
-        watch.say(
-            f"{counts.untaught_pieces:,} pieces of long documents, {counts.untaught_tokens:,} tokens, have nothing "
-            "to be learnt and were left out"
-        )
+        n, were = _of(counts.untaught_pieces, "piece", "pieces"), _were(counts.untaught_pieces)
+        tokens = _of(counts.untaught_tokens, "token", "tokens")
+        watch.say(f"{n} of long documents, {tokens}, with nothing to be learnt {were} left out")
     if counts.empty_documents:
-        watch.warn(f"{counts.empty_documents:,} documents have no tokens and were left out")
+        n, were = _of(counts.empty_documents, "document", "documents"), _were(counts.empty_documents)
+        watch.warn(f"{n} without tokens {were} left out")
+    if counts.documents and not counts.positions:
+        watch.warn("nothing is to be learnt of any document: what is learnt is the next token, and there is none")
+
+
+def _of(n: int, one: str, many: str) -> str:
+    return f"{n:,} {one if n == 1 else many}"
+
+
+def _were(n: int) -> str:
+    return "was" if n == 1 else "were"

@@ -5,7 +5,7 @@ In: what a person said of the data, and the tokenizer. Out: `Corpus`. Before it:
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import groupby, islice
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kdpipe.pipeline.data.columns import Document, Mapping, detect
-from kdpipe.pipeline.data.index import Index, Indexer
+from kdpipe.pipeline.data.index import MORE_TOKENS, SHOWN_BAD_ROWS, Index, Indexer
 from kdpipe.pipeline.data.parts import make_plan
 from kdpipe.pipeline.data.pieces import Piece
 from kdpipe.pipeline.data.render import Loss, Renderer
@@ -94,11 +94,8 @@ class Corpus:
         rows = 0
         for document, columns, tokens in self._tokenised(split, np.arange(first, first + n)):
             how = self._settings.long_documents
-            if how == "refuse" and len(tokens.ids) > sequence_length:
-                raise ConfigError(
-                    f"{self.place(split, document)} has {len(tokens.ids):,} tokens, a sequence {sequence_length:,}",
-                    hint="raise --seq-len, or --set data.long_documents=split (or truncate)",
-                )
+            if how == "refuse":
+                self._check_length(split, document, tokens, sequence_length)
             known = {"split": split, "document": document, "columns": columns}
             for piece in cut(tokens, sequence_length, how, self.counts, **known):
                 rows += len(piece)
@@ -108,6 +105,22 @@ class Corpus:
                         hint="the tokenizer makes more tokens than its text has bytes: lower data.max_document_bytes",
                     )
                 yield piece
+
+    def check_lengths(self, sequence_length: int) -> None:
+        """Where long documents are refused, find the first before anything is begun; few bytes are few tokens."""
+        if self._settings.long_documents != "refuse":
+            return
+        for split in SPLITS:
+            sizes = self._index.sizes[self._documents[split]].astype(np.int64)
+            for document, _, tokens in self._tokenised(split, np.flatnonzero(sizes + MORE_TOKENS > sequence_length)):
+                self._check_length(split, document, tokens, sequence_length)
+
+    def _check_length(self, split: SplitName, document: int, tokens: Tokens, sequence_length: int) -> None:
+        if len(tokens.ids) > sequence_length:
+            raise ConfigError(
+                f"{self.place(split, document)} has {len(tokens.ids):,} tokens, a sequence {sequence_length:,}",
+                hint="raise --seq-len, or --set data.long_documents=split (or truncate)",
+            )
 
     def spread_pieces(self, split: SplitName, most: int, sequence_length: int) -> Iterator[Piece]:
         """Pieces of at most so many documents, spread evenly; they are not counted."""
@@ -214,8 +227,9 @@ def open_corpus(settings: DataSettings, tokenizer: LoadedTokenizer) -> Corpus:
     """Find the documents and go through them once."""
     if settings.path is None:
         raise ConfigError("there are no data", hint="name them with --data")
+    _check_val_path(settings)
     files = find_files(settings.path, settings.split, settings.max_document_bytes)
-    mapping = detect(_first_rows(files), settings.columns, settings.path)
+    mapping = detect(_first_rows(files, settings.path), settings.columns, settings.path)
     renderer = Renderer(mapping, settings, tokenizer)
     _want(files, mapping)
     indexer = Indexer(mapping, settings, renderer.most_bytes)
@@ -243,9 +257,32 @@ def _want(files: Iterable[RowFile], mapping: Mapping) -> None:
         file.wanted = mapping.names()
 
 
-def _first_rows(files: Iterable[RowFile]) -> list[dict[str, Any]]:
-    rows = (row.columns for file in files for row in file.rows())
-    return list(islice((columns for columns in rows if columns is not None), LOOKED_AT))
+def _check_val_path(settings: DataSettings) -> None:
+    """Documents that are learnt tell nothing when they are held out as well; on the hub, splits are told apart."""
+    path, val_path = Path(settings.path or ""), Path(settings.val_path or "")
+    if settings.val_path is not None and path.exists() and val_path.exists() and path.samefile(val_path):
+        raise ConfigError(
+            f"--val-data {val_path} are the same documents as --data",
+            hint="name others, or give --val-fraction, which takes some of --data away",
+        )
+
+
+def _first_rows(files: Iterable[RowFile], what: str) -> list[dict[str, Any]]:
+    """The first rows that can be read at all."""
+    found: list[dict[str, Any]] = []
+    bad: list[str] = []
+    for file in files:
+        for row in file.rows():
+            if row.columns is not None:
+                found.append(row.columns)
+            elif len(bad) < SHOWN_BAD_ROWS:
+                bad.append(f"{file.name}:{row.number}: {row.problem}")
+            if len(found) == LOOKED_AT:
+                return found
+    if not found:
+        why = f"that can be read. The first: {'; '.join(bad)}" if bad else "at all"
+        raise ConfigError(f"{what} has no row {why}", hint="is it the right file, and is it whole?")
+    return found
 
 
 def _made_with(settings: DataSettings, mapping: Mapping, renderer: Renderer) -> dict[str, Any]:
@@ -260,8 +297,9 @@ def _made_with(settings: DataSettings, mapping: Mapping, renderer: Renderer) -> 
 
 
 def _nothing(path: str, index: Index) -> ConfigError:
+    n = index.n_bad_rows
     first = f" The first: {index.bad_rows[0]}" if index.bad_rows else ""
     return ConfigError(
-        f"{path} has no document that can be used; {index.n_bad_rows:,} rows are bad.{first}",
+        f"{path} has no document that can be used; {n:,} {'row is' if n == 1 else 'rows are'} bad.{first}",
         hint="look at the rows, and at data.columns",
     )

@@ -212,9 +212,10 @@ def test_bad_rows_are_told(tokenizer: LoadedTokenizer, tmp_path: Path) -> None:
     [
         (
             [{"text": ""}],
-            r"has no document that can be used; 1 rows are bad\. The first: a\.jsonl:1: its text is empty",
+            r"has no document that can be used; 1 row is bad\. The first: a\.jsonl:1: its text is empty",
         ),
-        ([], "its columns are none"),
+        ([], "has no row at all"),
+        (["a", 5], r"has no row that can be read\. The first: a\.jsonl:1: it is a string and no object; a\.jsonl:2"),
     ],
 )
 def test_data_without_a_document_are_refused(

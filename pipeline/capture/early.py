@@ -1,0 +1,64 @@
+"""What can be refused before the documents are read, which may take long: the place of the cache, config, tokenizer.
+
+In: settings. Out: the tokenizer and the `Prospect`, or a `ConfigError`. Before it: `cli/settings.py`.
+After it: `inputs.py` reads the documents, `speaker.py` loads the teacher, `begin.py` begins the cache.
+"""
+
+import os
+import tempfile
+from pathlib import Path
+
+from kdpipe.cache import layout
+from kdpipe.cache.writer import refuse_foreign_folder
+from kdpipe.pipeline.capture.inputs import read_tokenizer
+from kdpipe.pipeline.capture.speaker import Prospect, look_ahead
+from kdpipe.pipeline.data.tokenizer import LoadedTokenizer
+from kdpipe.pipeline.teachers.shapes import read_shape
+from kdpipe.schemas.errors import ConfigError
+from kdpipe.schemas.stage_one import StageOne
+
+
+def look_first(settings: StageOne) -> tuple[LoadedTokenizer, Prospect]:
+    """Look at the teacher's config, then at its tokenizer, then at whether both go with what is asked for."""
+    if settings.targets.kind != "none" and settings.teacher.name is not None:
+        # What is wrong with a whole model folder is not said of the tokenizer in it.
+        read_shape(settings.teacher)
+    tokenizer = read_tokenizer(settings)
+    return tokenizer, look_ahead(settings, tokenizer)
+
+
+def is_begun(folder: str) -> bool:
+    """Whether a folder holds a cache, finished or not."""
+    return (Path(folder) / layout.MANIFEST).exists()
+
+
+def check_out(folder: str) -> None:
+    """Refuse a place where no cache can be begun; nothing is left there."""
+    if "://" in folder:
+        raise ConfigError(f"--out {folder} is a URL, and caches are written into folders", hint="give a local folder")
+    path = Path(folder)
+    try:
+        if is_begun(folder):
+            return
+        nearest = next(place for place in (path, *path.absolute().parents) if os.path.lexists(place))
+        if not nearest.is_dir():
+            raise ConfigError(
+                f"--out {folder} needs a folder, and {nearest} is none",
+                hint="choose another folder, or move what is there away",
+            )
+        if nearest == path:
+            refuse_foreign_folder(path)
+        _try(nearest, is_own=nearest == path)
+    except OSError as error:
+        raise ConfigError(
+            f"--out {folder}: nothing can be written there: {error.strerror}",
+            hint="choose another folder, or see to it that you may write there",
+        ) from None
+
+
+def _try(folder: Path, *, is_own: bool) -> None:
+    """Make a folder and take it away again, but not where another worker may look for what does not belong."""
+    if not is_own:
+        tempfile.TemporaryDirectory(prefix=".kdpipe-", dir=folder).cleanup()
+    elif not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(13, "Permission denied")
