@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from jinja2 import TemplateError
+from jinja2 import TemplateError, TemplateSyntaxError
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from kdpipe.pipeline.data.columns import Message
@@ -72,6 +72,11 @@ class ChatTemplate:
                 "return_assistant_tokens_mask": mark,
             }
             answer: Any = render_jinja_template(**asked)  # annotated as str, gives texts and spans
+        except TemplateSyntaxError as error:
+            raise ConfigError(
+                f"the chat template is none that jinja2 can read: {error.message} in line {error.lineno}",
+                hint="mend it, or name another with --set data.chat_template=FILE",
+            ) from None
         # Templates reach into messages as they please, so any of these may come out of one.
         except (TemplateError, TypeError, ValueError, AttributeError, LookupError, ArithmeticError) as error:
             raise CannotRender(f"{str(error) or type(error).__name__}"[:300]) from None

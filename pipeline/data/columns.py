@@ -179,11 +179,11 @@ def detect(rows: Iterable[dict[str, Any]], asked: Columns, what: str) -> Mapping
     for role in ("text", "prompt", "response", "messages"):
         named = getattr(asked, role)
         if named is not None and named not in there:
-            raise _missing(f"a column {named!r} for the role {role}", there, what)
+            raise _missing(f"{named!r} for the role {role}", there, what)
     keep = tuple(name for name in asked.keep if name in there)
     if "keep" in asked.model_fields_set and len(keep) < len(asked.keep):
         lost = next(name for name in asked.keep if name not in there)
-        raise _missing(f"a column {lost!r} to be kept", there, what)
+        raise _missing(f"{lost!r} to be kept", there, what, "data.columns.keep")
     found = _roles(there, asked, what)
     roles = {found.text, found.prompt, found.context, found.response, found.messages}
     return Mapping(
@@ -215,20 +215,20 @@ def _roles(there: list[str], asked: Columns, what: str) -> Mapping:
         context = None if asked.prompt is not None else _first(CONTEXT, there, but=prompt)
         return Mapping(form="pair", prompt=prompt, context=context, response=response)
     if pair:
-        raise _missing(f"a column for the {'prompt' if prompt is None else 'response'}", there, what)
+        raise _missing(f"for the {'prompt' if prompt is None else 'response'}", there, what)
     text = _first(TEXT, there)
     if text is not None:
         return Mapping(form="text", text=text)
-    raise _missing("a column text, prompt with response, or messages", there, what)
+    raise _missing("text, prompt with response, or messages", there, what)
 
 
 def _first(names: tuple[str, ...], there: list[str], but: str = "") -> str | None:
     return next((name for name in names if name in there and name != but), None)
 
 
-def _missing(wanted: str, there: list[str], what: str) -> ConfigError:
+def _missing(wanted: str, there: list[str], what: str, setting: str = "data.columns.text") -> ConfigError:
     listed = ", ".join(there[:20]) if there else "none"
     return ConfigError(
-        f"{what} has not {wanted}: its columns are {listed}",
-        hint="say which is which, for instance --set data.columns.text=NAME",
+        f"{what} has no column {wanted}: its columns are {listed}",
+        hint=f"say which is which, for instance --set {setting}=NAME",
     )

@@ -171,9 +171,10 @@ class Indexer:
         most = self.settings.max_bad_rows
         if self._n_bad > most:
             first = "; ".join(self._bad[:SHOWN_BAD_ROWS])
+            found = "a row cannot be used" if most == 0 else f"more than {most:,} rows cannot be used. The first"
             raise ConfigError(
-                f"{'a row' if most == 0 else f'more than {most:,} rows'} cannot be used. The first: {first}",
-                hint="correct them, or allow more with --set data.max_bad_rows=N",
+                f"{found}: {first}",
+                hint="correct them, or allow more with --max-bad-rows N",
             )
 
     def finish(self, made_with: dict[str, Any]) -> Index:

@@ -85,7 +85,8 @@ def _words(name: str) -> set[str]:
 
 def _open(path: Path, name: str, max_document_bytes: int) -> RowFile:
     if path.suffix not in FORMATS:
-        kind = f"a {path.suffix} file" if path.suffix else "without an extension"
-        hint = "unpack it" if path.suffix in PACKED else "convert it, or name the other files with a glob"
+        kind = f"a {path.suffix} file" if path.suffix else "a file without an ending"
+        hint = "convert it, or name the other files with a glob" if path.suffix else "give it the ending of its format"
+        hint = "unpack it" if path.suffix in PACKED else hint
         raise ConfigError(f"{path} is {kind}: kdpipe reads {READABLE}", hint=hint)
     return FORMATS[path.suffix](path, name, max_document_bytes)

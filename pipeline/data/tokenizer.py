@@ -161,8 +161,9 @@ def _template(fast: PreTrainedTokenizerFast, name: str, asked: str | None) -> st
         return Path(asked).expanduser().read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         among = f", and {name} has templates named {', '.join(sorted(named))}" if len(named) > 1 else ""
+        why = getattr(error, "strerror", None) or _first_line(error)
         raise ConfigError(
-            f"the chat template {asked} cannot be read: {_first_line(error)}{among}",
+            f"the chat template {asked} cannot be read: {why}{among}",
             hint='name a file, or "none" for no template',
         ) from None
 

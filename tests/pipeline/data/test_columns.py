@@ -65,11 +65,11 @@ def test_what_a_person_says_of_columns_counts(asked: Columns, found: dict[str, s
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
-        (Columns(text="body"), "has not a column 'body' for the role text: its columns are title, score"),
-        (Columns(keep=("language",)), "has not a column 'language' to be kept: its columns are title, score"),
-        (Columns(prompt="title"), "has not a column for the response: its columns are title, score"),
-        (Columns(response="title"), "has not a column for the prompt: its columns are title, score"),
-        (Columns(), "has not a column text, prompt with response, or messages: its columns are title, score"),
+        (Columns(text="body"), "has no column 'body' for the role text: its columns are title, score"),
+        (Columns(keep=("language",)), "has no column 'language' to be kept: its columns are title, score"),
+        (Columns(prompt="title"), "has no column for the response: its columns are title, score"),
+        (Columns(response="title"), "has no column for the prompt: its columns are title, score"),
+        (Columns(), "has no column text, prompt with response, or messages: its columns are title, score"),
         (Columns(text="title", messages="score"), "names more than one of text, prompt with response, and messages"),
     ],
 )

@@ -108,7 +108,7 @@ def test_one_bad_row_more_than_allowed_is_an_error_that_names_the_first() -> Non
     )
     with pytest.raises(ConfigError, match=said) as caught:
         index(Listed(rows), max_bad_rows=3)
-    assert "data.max_bad_rows=N" in str(caught.value.hint)
+    assert "--max-bad-rows N" in str(caught.value.hint)
     with pytest.raises(ConfigError, match="a row cannot be used"):
         index(Listed(rows), max_bad_rows=0)
 

@@ -172,12 +172,16 @@ def test_a_template_that_refuses_a_shorter_conversation_is_refused() -> None:
         render("messages", talk(), whole)
 
 
-@pytest.mark.parametrize(
-    "template", ["{{ messages[0].nothing.more }}", "{{ messages[0] + 1 }}", "{{ 1 / 0 }}", "{% if"]
-)
+@pytest.mark.parametrize("template", ["{{ messages[0].nothing.more }}", "{{ messages[0] + 1 }}", "{{ 1 / 0 }}"])
 def test_a_broken_template_is_refused(template: str) -> None:
     with pytest.raises(ConfigError, match="the chat template refuses this conversation"):
         render("messages", talk(), template)
+
+
+def test_a_template_that_is_none_is_refused_with_the_line() -> None:
+    with pytest.raises(ConfigError, match=r"is none that jinja2 can read: .* in line 2") as caught:
+        render("messages", talk(), "{# a comment #}\n{% if")
+    assert "data.chat_template=FILE" in str(caught.value.hint)
 
 
 def test_conversations_need_a_template() -> None:

@@ -79,7 +79,7 @@ def test_an_empty_folder_is_told_with_what_could_be_in_it(tmp_path: Path) -> Non
     [
         ("a.jsonl.gz", "is a .gz file: kdpipe reads .jsonl, .json, .parquet, .txt", "unpack it"),
         ("a.csv", "is a .csv file: kdpipe reads", "convert it"),
-        ("corpus", "is without an extension: kdpipe reads", "convert it"),
+        ("corpus", "is a file without an ending: kdpipe reads", "give it the ending"),
     ],
 )
 def test_another_format_is_refused_with_those_that_can_be_read(name: str, said: str, hint: str, tmp_path: Path) -> None:
