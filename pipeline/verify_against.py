@@ -19,7 +19,7 @@ from kdpipe.pipeline.teachers import Asked, Teacher, devices
 from kdpipe.pipeline.teachers.batching import batches
 from kdpipe.pipeline.teachers.loading import load
 from kdpipe.pipeline.teachers.local import LocalTeacher
-from kdpipe.pipeline.teachers.shapes import read_shape
+from kdpipe.pipeline.teachers.shapes import ModelShape, read_shape
 from kdpipe.pipeline.watch import Watch
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.manifest import Manifest
@@ -52,8 +52,11 @@ def verify_against(url: str, teacher: str, sample: int, watch: Watch) -> Against
     if stated is None or cache.manifest.targets.keep.kind == "imported":
         raise ConfigError(f"{url} keeps nothing that a teacher of transformers has said", hint="leave --against out")
     chosen = list(_sample(cache, sample))
-    watch.say(f"{len(chosen)} documents of {url}, read again by {teacher}")
+    if not chosen:
+        raise ConfigError(f"{url} has no position that could be compared", hint="leave --against out")
     local = _open(teacher, cache)
+    documents = "1 document" if len(chosen) == 1 else f"{len(chosen):,} documents"
+    watch.say(f"{documents} of {url}, read again by {teacher}")
     alone = _answers(local, cache, [[one.piece] for one in chosen])
     pieces = [one.piece for one in chosen]
     grouped = batches(pieces, TOGETHER_TOKENS)
@@ -123,7 +126,22 @@ def _open(name: str, cache: Cache) -> Teacher:
     dtype = cache.manifest.teacher.dtype if cache.manifest.teacher is not None else "unknown"
     spoken = {"float32": "float32", "float16": "float16", "bfloat16": "bfloat16"}.get(dtype, "auto")
     settings = TeacherSettings.model_validate({"name": name, "dtype": spoken})
-    return LocalTeacher(load(settings, read_shape(settings), devices.choose("auto")), cache.manifest.vocabulary_size)
+    shape = read_shape(settings)
+    _check_could_be(shape, cache.manifest)
+    return LocalTeacher(load(settings, shape, devices.choose("auto")), cache.manifest.vocabulary_size)
+
+
+def _check_could_be(shape: ModelShape, manifest: Manifest) -> None:
+    """Refuse a model that cannot even read what is in the cache."""
+    n_ids, length = manifest.vocabulary_size, manifest.plan.sequence_length
+    why = None
+    if shape.vocabulary_size < n_ids:
+        why = f"it has {shape.vocabulary_size:,} rows for {n_ids:,} ids"
+    elif shape.max_positions is not None and shape.max_positions < length:
+        why = f"it reads at most {shape.max_positions:,} tokens at once, sequences have up to {length:,}"
+    if why is not None:
+        name = manifest.teacher.name if manifest.teacher is not None else "another"
+        raise ConfigError(f"{shape.name} cannot be the teacher of this cache: {why}", hint=f"that one is called {name}")
 
 
 def _answers(teacher: Teacher, cache: Cache, grouped: Sequence[Sequence[Piece]]) -> list[Said]:
