@@ -10,27 +10,26 @@ from collections.abc import Iterator
 from typing import Any
 
 Leaf = tuple[str, Any, Any]
-# What a person knows a key of the manifest by; the longest that a key begins with counts.
+# What a person knows a key of the manifest by, what matters most first; the longest that a key begins with counts.
 CALLED = {
-    "seed": "--seed",
     "teacher": "the teacher",
     "teacher.name": "the teacher's name",
-    "teacher.revision": "--revision",
     "teacher.weights_sha256": "the teacher's weights",
-    "teacher.dtype": "--dtype",
-    "teacher.licence": "the teacher's licence",
-    "teacher.n_layers": "the teacher's layers",
-    "teacher.remote_code": "--trust-remote-code",
+    "teacher.revision": "--revision",
     "tokenizer": "the tokenizer",
-    "tokenizer.chat_template_sha256": "the chat template",
-    "tokenizer.files": "the tokenizer's files",
-    "data.source": "the name of the data",
     "data.fingerprint": "the documents, or how they are read",
+    "data.source": "the name of the data",
     "data.columns": "data.columns.keep",
     "data.text": "--for-other-tokenizers",
     "data.loss": "data.loss",
     "plan.sequence_length": "--seq-len",
     "plan.packed": "whether documents are packed",
+    "teacher.dtype": "--dtype",
+    "teacher.n_layers": "the teacher's layers",
+    "teacher.licence": "the teacher's licence",
+    "teacher.remote_code": "--trust-remote-code",
+    "tokenizer.chat_template_sha256": "the chat template",
+    "tokenizer.files": "the tokenizer's files",
     "plan.splits": "how documents are shared out among parts",
     "targets.keep.kind": "--targets",
     "targets.keep.tau": "--tau",
@@ -45,6 +44,7 @@ CALLED = {
     "hidden.rows": "--hidden-layers",
     "hidden.rows.width": "--hidden-dim",
     "hidden.rows.projection": "hidden.projection",
+    "seed": "--seed",
 }
 # What follows from something else, and is not told beside it.
 FOLLOWS = {
@@ -72,7 +72,9 @@ def differing_settings(there: Any, asked: Any) -> list[str]:
     """What differs between two manifests, as those who give settings know it; what follows from it is left out."""
     leaves = {re.sub(r"\[\d+\]", "", place): (a, b) for place, a, b in _leaves(there, asked, "")}
     named = {_name(place): pair for place, pair in leaves.items() if not _follows(place, leaves)}
-    return [f"{name}: {_said(a)} there, {_said(b)} asked" for name, (a, b) in named.items()]
+    order = {name: place for place, name in enumerate(CALLED.values())}
+    names = sorted(named, key=lambda name: order.get(name, len(order)))
+    return [f"{name}: {_said(named[name][0])} there, {_said(named[name][1])} asked" for name in names]
 
 
 def _leaves(there: Any, asked: Any, place: str) -> Iterator[Leaf]:

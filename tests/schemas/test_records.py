@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from kdpipe.schemas.compare import differing_keys
+from kdpipe.schemas.compare import differing_keys, differing_settings
 from kdpipe.schemas.errors import CacheDamaged
 from kdpipe.schemas.manifest import Manifest, read_manifest
 from kdpipe.schemas.records import allowed_keys, read_record
@@ -170,3 +170,20 @@ def test_two_records_differ_by_their_leaves() -> None:
     assert not differing_keys(MANIFEST.model_dump(mode="json"), MANIFEST.model_dump(mode="json"))
     assert differing_keys([1, 2], [1, 2, 3], "a") == ["a: [1, 2] there, [1, 2, 3] asked"]
     assert differing_keys({"a": "x" * 99}, {"a": 1}) == [f"a: '{'x' * 36}... there, 1 asked"]
+
+
+def test_two_manifests_differ_by_what_a_person_has_said() -> None:
+    other = Wish(keep=Sampled(draws=3), vocabulary_size=9, hidden=True, text=True, seed=5).manifest
+    lines = differing_settings(MANIFEST.model_dump(mode="json"), other.model_dump(mode="json"))
+    assert "--seed: 0 there, 5 asked" in lines
+    assert "--for-other-tokenizers: no there, yes asked" in lines
+    assert "--targets: 'threshold' there, 'sampled' asked" in lines
+    # What follows from these is not told beside them.
+    assert not [line for line in lines if line.startswith(("arrays", "tables", "targets.", "--draws", "--tau"))]
+    assert not differing_settings(MANIFEST.model_dump(mode="json"), MANIFEST.model_dump(mode="json"))
+
+
+def test_what_no_setting_explains_is_told_by_its_key() -> None:
+    there, asked = {"arrays": {"id": {"chunk": 1}}, "history": []}, {"arrays": {"id": {"chunk": 2}}, "history": []}
+    assert differing_settings(there, asked) == ["arrays.id.chunk: 1 there, 2 asked"]
+    assert differing_settings(there, asked | {"history": ["merged"]}) == ["history: none there, 'merged' asked"]
