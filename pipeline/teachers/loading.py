@@ -109,6 +109,7 @@ def _from_pretrained(
         revision=shape.revision or settings.revision,
         trust_remote_code=settings.trust_remote_code,
         output_loading_info=True,
+        ignore_mismatched_sizes=True,  # the report then names them
         **options,
     )
     return model, report
@@ -124,6 +125,9 @@ def _check_report(name: str, report: dict[str, Any]) -> None:
             else f"{name} lacks weights that its config asks for: {missing[0]}",
             hint=f"was it saved without its head? {folders.DOWNLOAD_AGAIN}",
         )
-    odd = [str(key) for key in (*report.get("mismatched_keys", ()), *report.get("error_msgs", ()))]
+    odd = sorted(
+        f"{key} has shape {list(found)} and not {list(due)}" for key, found, due in report.get("mismatched_keys", ())
+    )
+    odd += [str(error) for error in report.get("error_msgs", ())]
     if odd:
         raise ConfigError(f"{name} has weights that do not fit its config: {odd[0]}", hint=folders.DOWNLOAD_AGAIN)

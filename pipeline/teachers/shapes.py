@@ -132,7 +132,12 @@ def in_two_lines(name: str) -> Iterator[None]:
             raise ConfigError(
                 f"{name} runs code of its own", hint="read that code, then allow it by teacher.trust_remote_code"
             ) from error
-        hint = "is it the right name, and are its files whole? a private or gated model needs `hf auth login`"
+        hint = "are its files whole, and is transformers new enough for it? else download it again"
+        if not Path(name).expanduser().is_dir():
+            hint = (
+                "no folder here is called so: is it the right name on the hub, and is the hub in reach? a private or "
+                "gated model needs `hf auth login`"
+            )
         raise ConfigError(f"{name} cannot be loaded: {text}", hint=hint) from error
 
 

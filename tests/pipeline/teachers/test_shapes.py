@@ -165,7 +165,7 @@ def test_a_hub_that_does_not_answer_is_told_in_two_lines(monkeypatch: pytest.Mon
     with pytest.raises(ConfigError, match="org/name cannot be loaded: We couldn't connect to") as caught:
         read_shape(TeacherSettings(name="org/name"))
     assert len(caught.value.message.splitlines()) == 1
-    assert "hf auth login" in str(caught.value.hint)
+    assert "no folder here is called so" in str(caught.value.hint) and "hf auth login" in str(caught.value.hint)
 
 
 def test_a_model_of_the_hub_carries_its_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
