@@ -22,10 +22,11 @@ FIDELITY_EVERY = 16
 
 def begin_cache(folder: str, manifest: Manifest, inputs: Inputs, speaker: Speaker) -> tuple[CacheWriter, Asked]:
     """Publish what is not there yet; a folder that holds another cache is refused."""
+    # Before the folder is there: this reads documents, and one that is refused should not leave a folder behind.
+    counts = inputs.corpus.token_counts(manifest.vocabulary_size)
     cache = create_cache(folder, manifest)
     stated, n_ids = cache.manifest, cache.manifest.vocabulary_size
     cache.publish_tokenizer(inputs.tokenizer.files)
-    counts = inputs.corpus.token_counts(n_ids)
     asked = Asked(
         targets=stated.targets,
         hidden=stated.hidden,

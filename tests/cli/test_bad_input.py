@@ -1,0 +1,524 @@
+"""A person who gets everything wrong: two lines, an exit code, nothing left in the way, nothing harmed.
+
+The real commands run in this process on a tiny teacher: what issue 3 lists under bad input, and what else a person can
+meet in stage one.
+"""
+
+import json
+import os
+import re
+import resource
+import shutil
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+from kdpipe.cache.reader import open_cache
+from kdpipe.cache.verify import verify_cache
+from kdpipe.cli import interrupts, main
+from support.corpora import CHATML, ENDLESS, TEXTS, chat_rows, pair_rows, small_tokenizer, text_rows, write_jsonl
+from support.models import tiny_llama
+from support.stage_one import make_inputs
+
+DOCUMENTS = 12
+NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+LINUX = pytest.mark.skipif(sys.platform != "linux", reason="/proc takes no folder")
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A teacher, documents, and a finished cache of them, which no test changes."""
+    folder = tmp_path_factory.mktemp("bad_input")
+    make_inputs(folder, DOCUMENTS)
+    assert main.run(words(folder, out=str(folder / "cache"))) == 0
+    return folder
+
+
+@pytest.fixture
+def place(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder to work in, with names for what there is."""
+    for name in ("teacher", "corpus.jsonl", "cache"):
+        (tmp_path / name).symlink_to(inputs / name)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def words(folder: Path = Path(), *more: str, out: str | None = "out", **changed: str) -> list[str]:
+    """The words of `cache-teacher`, in which the teacher or the data may be others."""
+    named = {"teacher": str(folder / "teacher"), "data": str(folder / "corpus.jsonl"), "seq_len": "96"} | changed
+    flags = [word for name, value in named.items() for word in (f"--{name.replace('_', '-')}", value)]
+    quick = ["--set", "machine.threads=1", *([] if "--devices" in more else ["--devices", "cpu"])]
+    return ["cache-teacher", *flags, *(["--out", out] if out else []), *quick, *more]
+
+
+@pytest.fixture
+def refused(place: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Run a command that must be refused, look at how it is told, and give what was told."""
+
+    def run(command: list[str], code: int = 2) -> str:
+        capsys.readouterr()
+        found = main.run(command)
+        shown = capsys.readouterr()
+        told = shown.err[shown.err.rfind("error: ") :]
+        assert (found, shown.out) == (code, ""), shown.err
+        assert "Traceback" not in shown.err and "not foreseen" not in shown.err
+        assert re.fullmatch(r"error: [^\n]+\n(hint: [^\n]+\n)?", told), shown.err
+        assert not list(place.glob(".kdpipe-*"))
+        return told
+
+    return run
+
+
+def own_teacher(place: Path) -> Path:
+    """A copy of the teacher that may be spoilt."""
+    return Path(shutil.copytree(place / "teacher", place / "own"))
+
+
+def half(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1000])
+
+
+def shards(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    names = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+
+
+def without_tokenizer(folder: Path) -> None:
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+
+
+def encoder(folder: Path) -> None:
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    transformers.BertModel(transformers.BertConfig(vocab_size=512, **sizes)).save_pretrained(folder)
+
+
+def config(**changes: Any) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        file = folder / "config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message", "hint"),
+    [
+        (half, r"own/model.safetensors has [\d,]+ bytes, its header promises [\d,]+", "download it again"),
+        (shards, "own is half a model: model-00001-of-00002.safetensors and 1 more of 2 files", "download it again"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "own holds a config and no weights", "expected model"),
+        (lambda folder: (folder / "config.json").write_text("{"), "own cannot be loaded: .* JSON", "download it again"),
+        (lambda folder: (folder / "config.json").unlink(), "own has no config.json", "save_pretrained"),
+        (lambda folder: (folder / "tokenizer.json").write_text("{"), "the tokenizer own cannot be", "half downloaded"),
+        (without_tokenizer, "the folder own holds no tokenizer: expected tokenizer.json", "--tokenizer"),
+        (encoder, "own is no causal language model: it was saved as BertModel", "a decoder-only language model"),
+        (config(model_type="nosuch"), "own cannot be loaded: .*model type `nosuch`", "new enough"),
+        (config(hidden_size=32), r"own has weights that do not fit its config: .* has shape \[.*64\] and not", "down"),
+        (config(num_hidden_layers=3), r"own lacks weights that its config asks for: model\.layers\.2\.", "download"),
+        (config(vocab_size=400), r"own has a vocabulary that does not match its tokenizer: 400 rows for 512 ids", "--"),
+    ],
+    ids=["half", "shards", "no weights", "half a config", "no config", "half a tokenizer", "no tokenizer", "encoder",
+         "unknown", "width", "a layer too few", "vocabulary"],
+)  # fmt: skip
+def test_a_model_that_is_none_is_refused(
+    spoil: Callable[[Path], object], message: str, hint: str, place: Path, refused: Callable[..., str]
+) -> None:
+    spoil(own_teacher(place))
+    told = refused(words(teacher="own"))
+    assert re.search(rf"error: {message}", told), told
+    assert hint in told.splitlines()[1]
+    assert not (place / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["./nowhere", "models/x/nowhere"])
+@pytest.mark.parametrize("command", ["cache-teacher", "plan"])
+def test_a_model_that_is_not_there_is_refused(command: str, name: str, refused: Callable[..., str]) -> None:
+    told = refused([command, *words(teacher=name, out="out" if command == "cache-teacher" else None)[1:]])
+    assert (
+        told
+        == f"error: there is no folder {name}\nhint: name a folder that holds a model, or a hub id as in org/name\n"
+    )
+
+
+def test_the_teacher_is_looked_at_before_the_documents(place: Path, refused: Callable[..., str]) -> None:
+    assert "there is no folder ./nowhere" in refused(words(teacher="./nowhere", data="nowhere.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        (["--temperatures", "2,0"], "error: --temperatures: item 2 must be greater than 0, not 0.0"),
+        (["--temperatures", "0"], "error: --temperatures: item 1 must be greater than 0, not 0.0"),
+        (["--temperatures", "2,2"], "error: --temperatures: temperatures must differ from each other and from 1"),
+        (["--target-temperature", "0"], "error: --target-temperature must be greater than 0, not 0.0"),
+        (["--tau", "2"], "error: --tau must be less than or equal to 1, not 2.0"),
+        (["--val-fraction", "1"], "error: --val-fraction must be less than 1, not 1.0"),
+        (["--limit", "0"], "error: --limit must be greater than or equal to 1, not 0"),
+        (["--targets", "topp", "--top-p", "0"], "error: --top-p must be greater than 0, not 0.0"),
+        (["--targets", "topk", "--top-k", "513"], "error: --top-k is 513, the vocabulary has 512 ids\nhint: ask for 5"),
+        (["--targets", "topk", "--tau", "0.1"], "error: --tau belongs to threshold targets, and these are topk"),
+        (["--seq-len", "4096"], "error: teacher reads at most 256 tokens at once, 4,096 are asked for\nhint: give"),
+        (["--seq-len", "1"], "error: --seq-len must be greater than or equal to 2, not 1"),
+        (["--hidden-layers", "9"], "error: --hidden-layers names layer 9, the teacher has 2"),
+        (["--hidden-layers", "1", "--hidden-dim", "65"], "error: hidden.dim is 65, states of this teacher have 64"),
+        (["--tokenizer", "./nowhere"], "error: ./nowhere is no folder, and no name of a model on the hub"),
+        (["--shard", "4/4"], "error: --shard 4/4 does not exist: shards are counted from 0\nhint: the last of 4 is"),
+        (["--devices", "tpu"], "error: --devices: devices are auto, cpu, all, or one GPU such as cuda:0, not 'tpu'"),
+        pytest.param(["--devices", "cuda:0"], "error: there is no device cuda:0: torch sees 0 GPUs\n", marks=NO_GPU),
+        pytest.param(["--devices", "all"], "error: all GPUs were asked for, and torch sees none\nhint:", marks=NO_GPU),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)  # fmt: skip
+def test_a_setting_that_cannot_be_is_refused(
+    more: list[str], told: str, place: Path, refused: Callable[..., str]
+) -> None:
+    assert refused(words(Path(), *more)).startswith(told)
+    assert not (place / "out").exists()
+
+
+DATA: dict[str, tuple[Callable[[Path], object], list[str], str]] = {
+    "not there": (lambda path: None, [], "the data documents.jsonl is not there"),
+    "empty": (lambda path: path.write_text(""), [], "documents.jsonl has no row at all"),
+    "not text": (
+        lambda path: path.write_bytes(b"\xff\n\xfe\n"),
+        [],
+        "no row that can be read. The first: documents.jso",
+    ),
+    "other columns": (
+        lambda path: write_jsonl(path, [{"body": "a", "id": 1}]),
+        [],
+        "has no column text, prompt with response, or messages: its columns are body, id",
+    ),
+    "a column not there": (
+        lambda path: write_jsonl(path, text_rows(3)),
+        ["--set", "data.columns.text=body"],
+        "has no column 'body' for the role text: its columns are text, category, language, number",
+    ),
+    "bad rows": (
+        lambda path: write_jsonl(path, [*text_rows(3), {"text": ""}, {"text": 5}]),
+        ["--max-bad-rows", "1"],
+        "more than 1 rows cannot be used. The first: documents.jsonl:4: its text is empty; documents.jsonl:5: its text",
+    ),
+    "empty responses": (
+        lambda path: write_jsonl(path, [{"prompt": "Why?", "response": ""}]),
+        [],
+        "has no document that can be used; 1 row is bad. The first: documents.jsonl:1: its response is empty",
+    ),
+    "no template": (
+        lambda path: write_jsonl(path, chat_rows(4)),
+        [],
+        "conversations need a chat template, and the tokenizer teacher has none",
+    ),
+    "all in validation": (
+        lambda path: write_jsonl(path, text_rows(3)),
+        ["--val-fraction", "0.9999999999"],
+        "all 3 documents fall into validation, at a fraction of 0.9999999999",
+    ),
+    "held out twice": (
+        lambda path: write_jsonl(path, text_rows(3)),
+        ["--val-data", "./documents.jsonl"],
+        "--val-data documents.jsonl are the same documents as --data",
+    ),
+    "too long": (
+        lambda path: write_jsonl(path, [{"text": "a"}, *text_rows(3)]),
+        ["--set", "data.long_documents=refuse"],
+        "documents.jsonl:2 has 102 tokens, a sequence 96",
+    ),
+}
+
+
+@pytest.mark.parametrize(("make", "more", "message"), DATA.values(), ids=DATA.keys())
+def test_data_that_cannot_be_used_are_refused(
+    make: Callable[[Path], object], more: list[str], message: str, place: Path, refused: Callable[..., str]
+) -> None:
+    make(place / "documents.jsonl")
+    told = refused(words(Path(), *more, data="documents.jsonl"))
+    assert message in told.splitlines()[0], told
+    assert told.splitlines()[1].startswith("hint: ")
+    assert not (place / "out").exists()
+
+
+def test_a_folder_of_mixed_formats_is_refused_by_the_file_that_is_in_the_way(
+    place: Path, refused: Callable[..., str]
+) -> None:
+    write_jsonl(place / "data" / "a.jsonl", text_rows(3))
+    (place / "data" / "b.csv").write_text("text\nhello\n")
+    told = refused(words(data="data"))
+    assert told.startswith("error: data/b.csv is a .csv file: kdpipe reads .jsonl")
+
+
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [
+        ("corpus.jsonl", "--out corpus.jsonl needs a folder, and corpus.jsonl is none"),
+        ("corpus.jsonl/cache", "--out corpus.jsonl/cache needs a folder, and .*/corpus.jsonl is none"),
+        ("s3://bucket/cache", "--out s3://bucket/cache is a URL, and caches are written into folders"),
+        ("teacher", "teacher holds other things and no manifest.json: config.json"),
+        pytest.param("/proc/cache", "--out /proc/cache: nothing can be written there: No such file", marks=LINUX),
+    ],
+)
+@pytest.mark.parametrize("dry_run", [[], ["--dry-run"]], ids=["", "dry run"])
+def test_a_place_where_no_cache_can_be_is_refused_before_anything_is_loaded(
+    out: str, message: str, dry_run: list[str], refused: Callable[..., str]
+) -> None:
+    told = refused(words(Path(), *dry_run, out=out, teacher="./nowhere"))
+    assert re.match(f"error: {message}", told), told
+    assert told.splitlines()[1].startswith("hint: ")
+
+
+def test_a_folder_that_may_not_be_written_is_refused(
+    place: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (place / "out").mkdir()
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write anywhere
+    told = refused(words(teacher="./nowhere"))
+    assert told.startswith("error: --out out: nothing can be written there: Permission denied\nhint: ")
+
+
+@pytest.mark.parametrize(
+    ("more", "differs"),
+    [
+        (["--tau", "0.2"], "--tau: 0.04 there, 0.2 asked"),
+        (["--targets", "topk", "--top-k", "8"], "--targets: 'threshold' there, 'topk' asked"),
+        (["--temperatures", "2"], "--temperatures: 2.0, 4.0 there, 2.0 asked"),
+        (["--hidden-layers", "0.5"], "--hidden-layers: none there, 1 asked"),
+        (["--hidden-layers", "none"], "layers that are pooled over documents: 1, 2 there, none asked"),
+        (["--for-other-tokenizers"], "--for-other-tokenizers: no there, yes asked"),
+        (["--seq-len", "64"], "--seq-len: 96 there, 64 asked"),
+        (["--no-pack"], "whether documents are packed: yes there, no asked"),
+        (["--seed", "3"], "--seed: 0 there, 3 asked"),
+        (["--dtype", "bfloat16"], "--dtype: 'float32' there, 'bfloat16' asked"),
+        (["--limit", "5"], r"the documents, or how they are read: \w{8}\.\.\. there, \w{8}\.\.\. asked"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)  # fmt: skip
+def test_another_cache_in_the_folder_is_told_by_what_differs(
+    more: list[str], differs: str, refused: Callable[..., str]
+) -> None:
+    told = refused(words(Path(), *more, out="cache"))
+    assert re.fullmatch(
+        f"error: cache holds another cache: {differs}[^;]*\nhint: choose another folder, or .*\n", told
+    ), told
+
+
+def test_another_teacher_tokenizer_and_corpus_are_told(place: Path, refused: Callable[..., str]) -> None:
+    small_tokenizer(tiny_llama(place / "own", seed=1), vocabulary=400)
+    write_jsonl(place / "other.jsonl", text_rows(5))
+    told = refused(words(out="cache", teacher="own", data="other.jsonl"))
+    for what in (
+        "the teacher's name",
+        "the teacher's weights",
+        "the tokenizer",
+        "the documents",
+        "the name of the data",
+    ):
+        assert what in told
+    assert "tables" not in told and "arrays" not in told and "plan" not in told
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [
+        (["--targets", "topk", "--top-k", "5000"], ["--targets", "topk", "--top-k", "50"]),
+        (["--set", "data.long_documents=refuse"], ["--set", "data.long_documents=truncate"]),
+        (["--seq-len", "300"], ["--seq-len", "64"]),
+        (["--set", "data.columns.text=body"], ["--set", "data.columns.text=text"]),
+    ],
+    ids=["top-k", "long documents", "seq-len", "column"],
+)
+def test_the_corrected_command_goes_on_in_the_same_folder(
+    wrong: list[str], right: list[str], place: Path, refused: Callable[..., str]
+) -> None:
+    refused(words(Path(), *wrong))
+    assert main.run(words(Path(), *right)) == 0
+    assert verify_cache(place / "out", "full").ok
+
+
+def test_a_conversation_that_cannot_be_learnt_leaves_no_folder_in_the_way(
+    place: Path, refused: Callable[..., str]
+) -> None:
+    small_tokenizer(own_teacher(place), chat_template=CHATML)
+    write_jsonl(place / "chat.jsonl", chat_rows(30))
+    (place / "endless.jinja").write_text(ENDLESS)
+    told = refused(words(Path(), "--set", "data.chat_template=endless.jinja", teacher="own", data="chat.jsonl"))
+    assert "chat.jsonl:1: turn 1 of the assistant does not end with a stop token" in told
+    assert not (place / "out").exists()
+    assert main.run(words(teacher="own", data="chat.jsonl")) == 0
+
+
+def spoilt(folder: Path, name: str, row: int, value: float = float("nan")) -> None:
+    """Put a number that is none into a row of a weight."""
+    tensors = load_file(folder / "model.safetensors")
+    tensors[name][row] = value
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("weight", "layer"),
+    [
+        ("model.layers.1.mlp.down_proj.weight", "that of layer 2 of 2"),
+        ("lm_head.weight", "those of the output head are not"),
+    ],
+)
+def test_a_teacher_of_spoilt_weights_is_told_with_document_and_layer(
+    weight: str, layer: str, place: Path, refused: Callable[..., str]
+) -> None:
+    spoilt(own_teacher(place), weight, 0)
+    told = refused(words(teacher="own"), code=1)
+    assert re.match(r"error: the teacher's logits of document \d+ \(train\) are not finite at its token 0: ", told)
+    assert layer in told
+    mended = refused(words(out="out"))
+    assert "hint: no part of it is there yet: delete out if nobody is at work on it, or choose another folder" in mended
+
+
+def test_parts_before_a_document_that_overflows_stay_good(place: Path, refused: Callable[..., str]) -> None:
+    tokenizer: Any = transformers.AutoTokenizer.from_pretrained(place / "teacher")
+    common = {token for text in TEXTS[:30] for token in tokenizer(text)["input_ids"]}
+    rare = next(token for token in tokenizer("\u01e2")["input_ids"] if token not in common)
+    spoilt(own_teacher(place), "model.embed_tokens.weight", rare)
+    texts = [*TEXTS[:24], f"{TEXTS[24]} \u01e2", *TEXTS[25:30]]
+    write_jsonl(place / "texts.jsonl", [{"text": text} for text in texts])
+    few = ["--set", "sequences.part_rows=512", "--val-fraction", "0"]
+    told = refused(words(Path(), *few, teacher="own", data="texts.jsonl"), code=1)
+    assert "logits of document 24 (train) are not finite" in told
+    assert "the first output that is not finite is that of the embeddings, before layer 1 of 2" in told
+    cache = open_cache(place / "out", allow_partial=True)
+    parts = sorted((place / "out" / "parts").iterdir())
+    assert 2 < len(parts) < cache.manifest.plan.n_parts and len(list(cache)) > 10
+    before = [part.stat().st_ino for part in parts]
+    assert "logits of document 24 (train)" in refused(words(Path(), *few, teacher="own", data="texts.jsonl"), code=1)
+    assert [part.stat().st_ino for part in sorted((place / "out" / "parts").iterdir())][: len(before)] == before
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="limits are set the POSIX way")
+def test_a_disk_that_takes_no_more_is_told_and_the_same_command_goes_on(
+    inputs: Path, place: Path, refused: Callable[..., str]
+) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for n_bytes, doing in ((100, "creating the cache"), (10_000, "writing tokenizer"), (25_000, "writing part 0")):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, before[1]))
+        try:
+            told = refused(words(), code=1)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        assert told.startswith(f"error: {doing}: File too large (out)\nhint: raise the limit on file sizes"), told
+        assert not list((place / "out" / "tmp").iterdir())
+    assert main.run(words()) == 0
+    assert open_cache(place / "out").cache_id == open_cache(inputs / "cache").cache_id
+
+
+@pytest.fixture
+def listening(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Signals as the command line takes them."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    monkeypatch.setattr(interrupts, "_seen", False)
+    interrupts.listen()
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals are sent the POSIX way")
+@pytest.mark.parametrize(
+    ("where", "turn"),
+    [
+        ("kdpipe.pipeline.capture.speaker.load", 1),
+        ("kdpipe.pipeline.data.corpus.tokenise", 1),
+        ("kdpipe.pipeline.data.corpus.Indexer", 1),
+        ("kdpipe.pipeline.capture.parts.arrange", 3),
+    ],
+    ids=["loading", "tokenising", "indexing", "in the third part"],
+)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.usefixtures("listening")
+def test_a_run_that_is_interrupted_keeps_its_parts_and_goes_on(
+    number: signal.Signals,
+    where: str,
+    turn: int,
+    place: Path,
+    refused: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    module, _, name = where.rpartition(".")
+    honest, turns = getattr(sys.modules[module], name), []
+
+    def interrupted(*args: Any, **kwargs: Any) -> Any:
+        turns.append(1)
+        if len(turns) == turn:
+            signal.raise_signal(number)
+        return honest(*args, **kwargs)
+
+    small = words(Path(), "--set", "sequences.part_rows=512")
+    monkeypatch.setattr(where, interrupted)
+    assert refused(small, code=75) == "error: interrupted\nhint: run the same command again to go on\n"
+    monkeypatch.undo()
+    monkeypatch.chdir(place)
+    kept = sorted((place / "out" / "parts").glob("[0-9]*"))
+    assert len(kept) == turn - 1
+    inodes = [part.stat().st_ino for part in kept]
+    assert main.run(small) == 0
+    assert [part.stat().st_ino for part in kept] == inodes
+    assert verify_cache(place / "out", "full").ok
+
+
+ODD: dict[str, tuple[list[dict[str, Any]], list[str], int]] = {
+    "one document": ([{"text": TEXTS[0]}], [], 100),
+    "equal documents": ([{"text": TEXTS[0]}] * 3, [], 300),
+    "a single token": ([{"text": "a"}], ["--set", "data.append_stop=false"], 0),
+    "a single token among others": ([{"text": "a"}, {"text": "b c"}], ["--set", "data.append_stop=false"], 1),
+    "an empty response": ([{"prompt": "Why?", "response": ""}, *pair_rows(1)], [], -1),
+    "bfloat16 on the CPU": ([{"text": TEXTS[0]}], ["--dtype", "bfloat16"], 100),
+}
+
+
+@pytest.mark.parametrize(("rows", "more", "positions"), ODD.values(), ids=ODD.keys())
+def test_odd_documents_are_cached(
+    rows: list[dict[str, Any]], more: list[str], positions: int, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_jsonl(place / "odd.jsonl", rows)
+    assert main.run(words(Path(), "--json", *more, data="odd.jsonl")) == 0
+    shown = capsys.readouterr()
+    report = json.loads(shown.out)
+    assert report["complete"] and report["positions"] == (positions if positions >= 0 else report["positions"])
+    assert ("nothing is to be learnt of any document" in shown.err) == (positions == 0)
+    assert ("1 row is left out: odd.jsonl:1: its response is empty" in shown.err) == (positions < 0)
+    assert verify_cache(place / "out", "deep").ok
+
+
+def test_a_cache_is_held_against_its_teacher_only(place: Path, refused: Callable[..., str]) -> None:
+    def against(teacher: str, cache: str = "cache") -> list[str]:
+        return ["cache", "verify", cache, "--against", teacher, "--sample", "2"]
+
+    small_tokenizer(tiny_llama(place / "small", vocabulary=400), vocabulary=400)
+    tiny_llama(place / "other", seed=1)
+    half(own_teacher(place))
+    assert main.run(against("teacher")) == 0
+    assert main.run(against("other")) == 3
+    assert "there is no folder ./nowhere" in refused(against("./nowhere"))
+    assert "header promises" in refused(against("own"))
+    assert refused(against("small")) == (
+        "error: small cannot be the teacher of this cache: it has 400 rows for 512 ids\n"
+        "hint: that one is called teacher\n"
+    )
+    assert "there is no folder nowhere" in refused(against("teacher", "nowhere"))
+    write_jsonl(place / "odd.jsonl", [{"text": "a"}])
+    assert main.run(words(Path(), "--set", "data.append_stop=false", data="odd.jsonl", out="odd")) == 0
+    assert "odd has no position that could be compared" in refused(against("teacher", "odd"))
+
+
+def test_a_plan_is_refused_as_the_run_would_be(refused: Callable[..., str]) -> None:
+    plan = ["plan", *words(out=None)[1:]]
+    assert "--top-k is 513, the vocabulary has 512 ids" in refused([*plan, "--targets", "topk", "--top-k", "513"])
+    assert "the data nowhere.jsonl is not there" in refused([*plan, "--data", "nowhere.jsonl"])
+    told = refused(["plan", "--teacher", "teacher"])
+    assert told == "error: there is nothing to plan for\nhint: give --data, or --tokens N, or both\n"
+    assert "a probe needs documents to read" in refused(["plan", "--teacher", "teacher", "--tokens", "9", "--probe"])
