@@ -68,6 +68,7 @@ class WritingThread:
         self._cache, self._committed = cache, committed
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="writing")
         self._last: PartInbox | None = None
+        self._is_closing = False
 
     @contextmanager
     def part(self, number: int) -> Iterator[PartInbox]:
@@ -90,12 +91,22 @@ class WritingThread:
             last.future.result()
 
     def close(self) -> None:
-        """Let the thread end."""
+        """Let the thread end; a part whose end has not been handed over is dropped."""
+        self._is_closing = True
         self._executor.shutdown()
+
+    def _next(self, inbox: PartInbox) -> Item:
+        """What comes next; an interrupt may come before anybody could say that no more will."""
+        while True:
+            try:
+                return inbox.items.get(timeout=POLL_SECONDS)
+            except Empty:
+                if self._is_closing:
+                    return "drop"
 
     def _write(self, number: int, inbox: PartInbox) -> None:
         with self._cache.part(number) as part:
-            while (item := inbox.items.get()) != "end":
+            while (item := self._next(inbox)) != "end":
                 if item == "drop":
                     raise _Dropped
                 part.add(*item)

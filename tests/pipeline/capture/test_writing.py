@@ -1,6 +1,8 @@
 """Parts written in a thread: committed whole, dropped whole, and what fails in the thread is heard."""
 
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -39,6 +41,28 @@ def test_a_part_is_dropped_when_the_teacher_fails(tmp_path: Path) -> None:
     writing.wait()
     assert cache.missing() == [0, 1, 3]
     writing.close()
+
+
+def test_an_interrupt_as_a_part_is_begun_leaves_no_thread_that_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = begin_cache(tmp_path / "cache")
+    writing = WritingThread(cache, lambda number: None)
+    submit = writing._executor.submit
+
+    def interrupted(*asked: Any) -> None:
+        submit(*asked)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(writing._executor, "submit", interrupted)
+    with pytest.raises(KeyboardInterrupt), writing.part(0):
+        raise AssertionError("the part was never begun")
+    closing = threading.Thread(target=writing.close, daemon=True)
+    closing.start()
+    closing.join(20)
+    assert not closing.is_alive()
+    assert cache.missing() == [0, 1, 2, 3]
+    assert not list((tmp_path / "cache" / "tmp").iterdir())
 
 
 @pytest.mark.parametrize("n", [1, 3 * MAX_WAITING])
