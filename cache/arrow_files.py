@@ -244,7 +244,9 @@ class ParquetRows:
         try:
             self._file = pq.ParquetFile(path)
         except (pa.ArrowException, OSError) as error:
-            raise ConfigError(f"{path} cannot be read as Parquet: {_first_line(error)}") from None
+            raise ConfigError(
+                f"{path} cannot be read as Parquet: {_first_line(error)}", hint="is it whole? fetch or write it again"
+            ) from None
         self._path = path
         there = self._file.schema_arrow.names
         self._columns = None if columns is None else [name for name in there if name in columns]

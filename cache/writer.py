@@ -230,23 +230,24 @@ def create_cache(folder: str | os.PathLike[str], manifest: Manifest) -> CacheWri
         else:
             # Whoever put it there may have died before its name was durable, and all else leans on it.
             sync_dir(path)
-    found = load_manifest(LocalStore(path))
-    # Another version of the program may go on: what it wrote itself stays in the manifest.
-    alike = found.model_copy(update={"kdpipe": manifest.kdpipe})
-    if alike.to_json() != manifest.to_json():
-        raise _another(path, alike, manifest)
+    found = same_manifest(path, manifest)
     sweep(path)
     return CacheWriter(path, found)
 
 
-def _another(path: Path, there: Manifest, asked: Manifest) -> ConfigError:
-    """Say what differs; where nothing is in the other cache yet, it is only in the way."""
-    differing = differing_settings(there.model_dump(mode="json"), asked.model_dump(mode="json"))
+def same_manifest(path: Path, asked: Manifest) -> Manifest:
+    """Give the manifest of a cache that is there, or say what differs; an empty one is only in the way."""
+    found = load_manifest(LocalStore(path))
+    # Another version of the program may go on: what it wrote itself stays in the manifest.
+    alike = found.model_copy(update={"kdpipe": asked.kdpipe})
+    if alike.to_json() == asked.to_json():
+        return found
+    differing = differing_settings(alike.model_dump(mode="json"), asked.model_dump(mode="json"))
     more = " ..." if len(differing) > 5 else ""
     hint = "choose another folder, or give the settings that this cache was begun with"
-    if not committed_parts(LocalStore(path), there):
+    if not committed_parts(LocalStore(path), found):
         hint = f"no part of it is there yet: delete {path} if nobody is at work on it, or choose another folder"
-    return ConfigError(f"{path} holds another cache: {'; '.join(differing[:5])}{more}", hint=hint)
+    raise ConfigError(f"{path} holds another cache: {'; '.join(differing[:5])}{more}", hint=hint)
 
 
 def refuse_foreign_folder(path: Path) -> None:

@@ -7,8 +7,10 @@ needed then. Run again, it finds what is there and fills the holes.
 
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from kdpipe.cache.inspect import inspect_cache
+from kdpipe.cache.writer import same_manifest
 from kdpipe.pipeline.capture.begin import begin_cache
 from kdpipe.pipeline.capture.early import check_out, is_begun, look_first
 from kdpipe.pipeline.capture.identity import make_manifest
@@ -45,7 +47,7 @@ def work(settings: StageOne, shard: Shard, watch: Watch) -> StageOneReport:
     if settings.out is None:
         raise ConfigError("it is not said where the cache goes", hint="give --out, a folder")
     tally = Tally(started=time.perf_counter())
-    check_out(settings.out)
+    check_out(settings)
     tokenizer, _ = look_first(settings)
     inputs = read_inputs(settings, watch, tokenizer)
     speaker = open_speaker(settings, tokenizer)
@@ -66,12 +68,13 @@ def dry_run(settings: StageOne, watch: Watch) -> StageOneReport:
     """The whole way for two batches, into a folder that is thrown away."""
     tally = Tally(started=time.perf_counter())
     settings = one_device_each(settings)[0]
-    if settings.out is not None:
-        check_out(settings.out)
+    check_out(settings)
     tokenizer, _ = look_first(settings)
     inputs = read_inputs(settings, watch, tokenizer)
     speaker = open_speaker(settings, tokenizer)
     manifest = make_manifest(settings, inputs, speaker)
+    if settings.out is not None and is_begun(settings.out):
+        same_manifest(Path(settings.out), manifest)
     trial = make_trial(manifest, inputs, speaker, DRY_RUN_BATCHES * speaker.batch_tokens)
     report = _report(settings.out or "", trial.summary, inputs, trial.tally)
     planned = PartsMade(planned=manifest.plan.n_parts, present=0, made=0)

@@ -4,6 +4,7 @@ In: settings. Out: the tokenizer and the `Prospect`, or a `ConfigError`. Before 
 After it: `inputs.py` reads the documents, `speaker.py` loads the teacher, `begin.py` begins the cache.
 """
 
+import errno
 import os
 import tempfile
 from pathlib import Path
@@ -32,23 +33,18 @@ def is_begun(folder: str) -> bool:
     return (Path(folder) / layout.MANIFEST).exists()
 
 
-def check_out(folder: str) -> None:
+def check_out(settings: StageOne) -> None:
     """Refuse a place where no cache can be begun; nothing is left there."""
+    folder = settings.out
+    if folder is None:
+        return
     if "://" in folder:
         raise ConfigError(f"--out {folder} is a URL, and caches are written into folders", hint="give a local folder")
     path = Path(folder)
+    _check_outside(path, settings.data.path, settings.data.val_path)
     try:
-        if is_begun(folder):
-            return
-        nearest = next(place for place in (path, *path.absolute().parents) if os.path.lexists(place))
-        if not nearest.is_dir():
-            raise ConfigError(
-                f"--out {folder} needs a folder, and {nearest} is none",
-                hint="choose another folder, or move what is there away",
-            )
-        if nearest == path:
-            refuse_foreign_folder(path)
-        _try(nearest, is_own=nearest == path)
+        if not is_begun(folder):
+            _check_free(path)
     except OSError as error:
         raise ConfigError(
             f"--out {folder}: nothing can be written there: {error.strerror}",
@@ -56,9 +52,24 @@ def check_out(folder: str) -> None:
         ) from None
 
 
-def _try(folder: Path, *, is_own: bool) -> None:
-    """Make a folder and take it away again, but not where another worker may look for what does not belong."""
-    if not is_own:
-        tempfile.TemporaryDirectory(prefix=".kdpipe-", dir=folder).cleanup()
-    elif not os.access(folder, os.W_OK | os.X_OK):
-        raise PermissionError(13, "Permission denied")
+def _check_outside(path: Path, *data: str | None) -> None:
+    """The files of a cache would be found among the documents when the command is run again."""
+    for name in data:
+        if name is not None and Path(name).is_dir() and path.resolve().is_relative_to(Path(name).resolve()):
+            raise ConfigError(f"--out {path} lies in the folder of the documents, {name}", hint="choose another folder")
+
+
+def _check_free(path: Path) -> None:
+    nearest = next(place for place in (path, *path.absolute().parents) if os.path.lexists(place))
+    if not nearest.is_dir():
+        raise ConfigError(
+            f"--out {path} needs a folder, and {nearest} is none",
+            hint="choose another folder, or move what is there away",
+        )
+    if nearest != path:
+        tempfile.TemporaryDirectory(prefix=".kdpipe-", dir=nearest).cleanup()
+        return
+    refuse_foreign_folder(path)
+    # Nothing is tried out where other workers look for what does not belong.
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))

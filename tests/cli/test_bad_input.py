@@ -247,6 +247,12 @@ def test_data_that_cannot_be_used_are_refused(
     assert not (place / "out").exists()
 
 
+def test_a_table_that_was_cut_short_is_refused(place: Path, refused: Callable[..., str]) -> None:
+    (place / "rows.parquet").write_bytes(b"PAR1" + bytes(100))
+    told = refused(words(data="rows.parquet"))
+    assert re.match("error: rows.parquet cannot be read as Parquet: .*\nhint: is it whole", told), told
+
+
 def test_a_folder_of_mixed_formats_is_refused_by_the_file_that_is_in_the_way(
     place: Path, refused: Callable[..., str]
 ) -> None:
@@ -262,15 +268,17 @@ def test_a_folder_of_mixed_formats_is_refused_by_the_file_that_is_in_the_way(
         ("corpus.jsonl", "--out corpus.jsonl needs a folder, and corpus.jsonl is none"),
         ("corpus.jsonl/cache", "--out corpus.jsonl/cache needs a folder, and .*/corpus.jsonl is none"),
         ("s3://bucket/cache", "--out s3://bucket/cache is a URL, and caches are written into folders"),
+        ("data/cache", "--out data/cache lies in the folder of the documents, data"),
         ("teacher", "teacher holds other things and no manifest.json: config.json"),
         pytest.param("/proc/cache", "--out /proc/cache: nothing can be written there: No such file", marks=LINUX),
     ],
 )
 @pytest.mark.parametrize("dry_run", [[], ["--dry-run"]], ids=["", "dry run"])
 def test_a_place_where_no_cache_can_be_is_refused_before_anything_is_loaded(
-    out: str, message: str, dry_run: list[str], refused: Callable[..., str]
+    out: str, message: str, dry_run: list[str], place: Path, refused: Callable[..., str]
 ) -> None:
-    told = refused(words(Path(), *dry_run, out=out, teacher="./nowhere"))
+    write_jsonl(place / "data" / "a.jsonl", text_rows(2))
+    told = refused(words(Path(), *dry_run, out=out, teacher="./nowhere", data="data"))
     assert re.match(f"error: {message}", told), told
     assert told.splitlines()[1].startswith("hint: ")
 
@@ -305,6 +313,7 @@ def test_another_cache_in_the_folder_is_told_by_what_differs(
     more: list[str], differs: str, refused: Callable[..., str]
 ) -> None:
     told = refused(words(Path(), *more, out="cache"))
+    assert refused(words(Path(), "--dry-run", *more, out="cache")) == told
     assert re.fullmatch(
         f"error: cache holds another cache: {differs}[^;]*\nhint: choose another folder, or .*\n", told
     ), told
