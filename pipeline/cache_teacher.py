@@ -54,7 +54,7 @@ def work(settings: StageOne, shard: Shard, watch: Watch) -> StageOneReport:
     if not is_begun(settings.out):
         inputs.corpus.check_lengths(speaker.sequence_length)
     cache, asked = begin_cache(settings.out, make_manifest(settings, inputs, speaker), inputs, speaker)
-    follower = Follower(cache, shard, watch)
+    follower = Follower(cache, inputs.corpus, shard, watch)
     maker = PartMaker(cache, inputs.corpus, speaker, asked, tally)
     maker.make(turns(cache, shard), follower.tell, follower.committed)
     follower.tell(tally)

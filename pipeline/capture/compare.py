@@ -20,33 +20,45 @@ Doubles = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Said:
-    """What was said of one document: scalars at its positions, and log p of the exact ids by (row, id)."""
+    """What was said of one document: scalars at its positions, and log p of the exact ids by (row, id).
+
+    No other id of a row is more probable than its `ceilings` say: the least of the exact ids, and what is left by them.
+    """
 
     scalars: Mapping[str, Doubles]
     keys: npt.NDArray[np.int64]
+    rows: npt.NDArray[np.int64]
     logprobs: Doubles
+    ceilings: Doubles
 
 
 def said(block: Block, loss_mask: Bools, vocabulary_size: int) -> Said:
     """Take out of a document's targets what can be compared."""
     n_exact = block.n_exact.astype(np.int64)
     exact = ~draw_mask(n_exact, block.n_draws.astype(np.int64))
-    keys = np.repeat(np.arange(len(n_exact)), n_exact) * vocabulary_size + block.ids[exact]
+    rows, logprobs = np.repeat(np.arange(len(n_exact)), n_exact), block.logprobs[exact].astype(np.float64)
+    keys = rows * vocabulary_size + block.ids[exact]
     order = np.argsort(keys)
+    ceilings = np.full(len(n_exact), np.inf)
+    np.minimum.at(ceilings, rows, logprobs)
+    if block.log_tail is not None:
+        ceilings = np.fmin(ceilings, block.log_tail.astype(np.float64))
     named = {name: getattr(block, name) for name in ("log_tail", "entropy", "label_logprob")}
     named |= {log_z_column(temperature): values for temperature, values in block.log_z.items()}
     return Said(
         scalars={name: values[loss_mask].astype(np.float64) for name, values in named.items() if values is not None},
         keys=keys[order],
-        logprobs=block.logprobs[exact].astype(np.float64)[order],
+        rows=rows[order],
+        logprobs=logprobs[order],
+        ceilings=ceilings,
     )
 
 
 def differences(one: Said, other: Said, bounds: Mapping[str, float]) -> Doubles:
     """How far each number is from its twin, less what the codec explains; equal infinities do not differ.
 
-    Tails are compared as probabilities: the log of one that is almost nothing says little. Ids that only one side
-    keeps exactly are left out, since a threshold may fall between them.
+    Tails are compared as probabilities: the log of one that is almost nothing says little. An id that only one side
+    keeps exactly, since a threshold may fall between them, must not be more probable than the other side allows.
     """
     found = []
     for name in one.scalars.keys() & other.scalars.keys():
@@ -56,7 +68,16 @@ def differences(one: Said, other: Said, bounds: Mapping[str, float]) -> Doubles:
         found.append(_excess(a, b, bounds.get(name, 0.0)))
     _, mine, its = np.intersect1d(one.keys, other.keys, assume_unique=True, return_indices=True)
     found.append(_excess(one.logprobs[mine], other.logprobs[its], bounds.get("logprob", 0.0)))
+    found += [_above(a, b, bounds.get("logprob", 0.0)) for a, b in ((one, other), (other, one))]
     return np.concatenate(found)
+
+
+def _above(one: Said, other: Said, bound: float) -> Doubles:
+    """How much more probable the ids that only one side keeps exactly are than the other side allows."""
+    alone = ~np.isin(one.keys, other.keys)
+    ceilings = other.ceilings[one.rows[alone]]
+    excess: Doubles = np.maximum(one.logprobs[alone] - ceilings - bound, 0.0)
+    return excess
 
 
 def _excess(a: Doubles, b: Doubles, bound: float) -> Doubles:

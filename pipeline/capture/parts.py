@@ -55,6 +55,7 @@ class Tally:
     making_since: float | None = None
     stopped: float | None = None
     positions: int = 0
+    rows: int = 0
     parts: int = 0
     batches_halved: int = 0
     waiting_seconds: float = 0.0
@@ -128,6 +129,7 @@ class PartMaker:
         batches = ([part.pieces[i] for i in batch] for batch in part.batches)
         answers = self._timed(self._speaker.answers(batches, self._asked))
         for batch, answer in zip(part.batches, answers, strict=True):
+            self._tally.rows += sum(len(part.pieces[i]) for i in batch)
             self._tally.positions += sum(int(part.pieces[i].loss_mask.sum()) for i in batch)
             self._tally.batches_halved += answer.halved
             inbox.batches_halved += answer.halved

@@ -11,21 +11,22 @@ from typing import final
 from kdpipe.cache.writer import CacheWriter
 from kdpipe.pipeline.capture.parts import Tally
 from kdpipe.pipeline.capture.turns import Shard
+from kdpipe.pipeline.data.corpus import Corpus
 from kdpipe.pipeline.watch import Watch
 
 
 @final
 class Follower:
-    """Turns tallies into progress; parts are about equally large, so one tells how long the others will take."""
+    """Turns tallies into progress; the sizes of documents tell how long the rest will take."""
 
-    def __init__(self, cache: CacheWriter, shard: Shard, watch: Watch) -> None:
-        missing = cache.missing()
+    def __init__(self, cache: CacheWriter, corpus: Corpus, shard: Shard, watch: Watch) -> None:
+        missing, plan = cache.missing(), cache.manifest.plan
+        mine = [number for number in missing if number % shard.count == shard.index]
         self._cache, self._watch = cache, watch
-        self._n_mine = sum(number % shard.count == shard.index for number in missing)
-        n_parts = cache.manifest.plan.n_parts
-        watch.begin(n_parts, n_parts - len(missing), None)
+        self._rows = sum(corpus.expected_rows(plan.part(number)) for number in mine)
+        watch.begin(plan.n_parts, plan.n_parts - len(missing), None)
         self._queue: SimpleQueue[int] = SimpleQueue()
-        self._n_done = self._bytes = self._positions = 0
+        self._bytes = 0
         self._since = time.perf_counter()
 
     def committed(self, number: int) -> None:
@@ -36,18 +37,15 @@ class Follower:
         """Pass on what has happened."""
         while not self._queue.empty():
             self._tell_part(self._queue.get())
-        rate = tally.positions / tally.making_seconds
-        # What lies on the disk is behind what the teacher has said by a part at most.
-        mean = self._positions / self._n_done if self._n_done else 0.0
-        left = (mean * self._n_mine - tally.positions) / rate if mean and rate else None
-        share = tally.waiting_seconds / tally.making_seconds
-        self._watch.progress(tally.positions, rate, share, self._bytes, left if left is None else max(left, 0.0))
+        seconds = tally.making_seconds
+        # What others left comes on top of one's own share, and is not foreseen.
+        left = max(0.0, self._rows - tally.rows) * seconds / tally.rows if tally.rows else None
+        share = tally.waiting_seconds / seconds
+        self._watch.progress(tally.positions, tally.positions / seconds, share, self._bytes, left)
 
     def _tell_part(self, number: int) -> None:
         record, n_bytes = self._cache.record(number)
         now = time.perf_counter()
-        self._n_done += 1
         self._bytes += n_bytes
-        self._positions += record.n_positions
         self._watch.part_done(number, record.n_positions, n_bytes, now - self._since)
         self._since = now

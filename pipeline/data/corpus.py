@@ -23,7 +23,7 @@ from kdpipe.pipeline.data.tokenise import Counts, Tokens, cut, marked, tokenise
 from kdpipe.pipeline.data.tokenizer import LoadedTokenizer
 from kdpipe.schemas.errors import ConfigError, KdpipeError
 from kdpipe.schemas.manifest import SourceColumn
-from kdpipe.schemas.plan import MAX_PART_ROWS, Plan, SplitName
+from kdpipe.schemas.plan import MAX_PART_ROWS, Plan, PlannedPart, SplitName
 from kdpipe.schemas.stage_one import DataSettings
 
 # Rows that are looked at to find the roles of columns; documents that tell how many tokens a byte has.
@@ -131,6 +131,12 @@ class Corpus:
     def expected_tokens(self, split: SplitName) -> int:
         """About how many tokens a split has."""
         return round(float(self._index.sizes[self._documents[split]].sum()) * self.tokens_per_byte())
+
+    def expected_rows(self, part: PlannedPart) -> float:
+        """About how many tokens a part has."""
+        sizes = self._index.sizes[self._documents[part.split]]
+        of_part = sizes[part.first_document : part.first_document + part.n_documents]
+        return float(of_part.sum(dtype=np.int64)) * self.tokens_per_byte()
 
     def first_documents(self, split: SplitName, n_tokens: int) -> int:
         """How many of the first documents have about so many tokens, at least one."""

@@ -31,7 +31,9 @@ class HeardWatch:
         self.warned: list[str] = []
         self.begun: tuple[int, int, int | None] | None = None
         self.parts: list[int] = []
+        self.positions: list[int] = []
         self.shares: list[float] = []
+        self.left: list[float | None] = []
 
     def say(self, text: str) -> None:
         self.said.append(text)
@@ -51,9 +53,11 @@ class HeardWatch:
         seconds_left: float | None,
     ) -> None:
         self.shares.append(waiting_share)
+        self.left.append(seconds_left)
 
     def part_done(self, number: int, positions: int, n_bytes: int, seconds: float) -> None:
         self.parts.append(number)
+        self.positions.append(positions)
 
 
 def make_inputs(folder: Path, n_documents: int = 24) -> None:
