@@ -1,12 +1,13 @@
 """Is a cache what its teacher says? Some of its documents are read again, and held against it.
 
 In: a cache and a teacher. Out: an `AgainstReport`, with the teacher's own noise beside the differences.
-Before it: `cli/cache/verify.py`. After it: `capture/compare.py`. The noise is what the same teacher says of the same
-documents read alone and read together: nobody can ask a cache to come nearer than that.
+Before it: `cli/cache/verify.py`. After it: `capture/compare.py`, `capture/drawn.py`. The noise is what the same teacher
+says of the same documents read alone and read together: nobody can ask a cache to come nearer than that.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from kdpipe.cache.blocks import block_of, cut
 from kdpipe.cache.reader import Cache, open_cache
 from kdpipe.cache.rows import Block, Rows
 from kdpipe.pipeline.capture.compare import Doubles, Said, codec_bounds, differences, said
+from kdpipe.pipeline.capture.drawn import Drawn, drawn, listing
 from kdpipe.pipeline.data.pieces import Piece
 from kdpipe.pipeline.teachers import Asked, Teacher, devices
 from kdpipe.pipeline.teachers.batching import batches
@@ -21,12 +23,13 @@ from kdpipe.pipeline.teachers.loading import load
 from kdpipe.pipeline.teachers.local import LocalTeacher
 from kdpipe.pipeline.teachers.shapes import ModelShape, read_shape
 from kdpipe.pipeline.watch import Watch
+from kdpipe.schemas.arrays import log_z_column
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.manifest import Manifest
 from kdpipe.schemas.part import PartRecord
 from kdpipe.schemas.report import AgainstReport, Nats, Problem
 from kdpipe.schemas.stage_one import TeacherSettings
-from kdpipe.schemas.targets import HiddenSpec
+from kdpipe.schemas.targets import HiddenSpec, TargetSpec
 
 # What a number type alone puts between two machines, on the mean, in nats: bfloat16 logits round by 2^-9 of their size.
 FLOOR_NATS = {"float32": 1e-3, "float64": 1e-3, "float16": 1e-2, "bfloat16": 5e-2, "quantised": 5e-2, "unknown": 5e-2}
@@ -42,11 +45,12 @@ class Sampled:
     part: int
     name: str
     piece: Piece
+    block: Block
     cached: Said
 
 
 def verify_against(url: str, teacher: str, sample: int, watch: Watch) -> AgainstReport:
-    """Compare a sample of documents, spread at random over the cache."""
+    """Compare a sample of documents, at random from every part of the cache in turn."""
     cache = open_cache(url)
     stated = cache.manifest.teacher
     if stated is None or cache.manifest.targets.keep.kind == "imported":
@@ -57,26 +61,30 @@ def verify_against(url: str, teacher: str, sample: int, watch: Watch) -> Against
     local = _open(teacher, cache)
     documents = "1 document" if len(chosen) == 1 else f"{len(chosen):,} documents"
     watch.say(f"{documents} of {url}, read again by {teacher}")
-    alone = _answers(local, cache, [[one.piece] for one in chosen])
+    targets = cache.manifest.targets.model_copy(update={"boundary": False})
     pieces = [one.piece for one in chosen]
+    each_alone = [[piece] for piece in pieces]
+    alone = _answers(local, cache.manifest, targets, each_alone)
     grouped = batches(pieces, TOGETHER_TOKENS)
-    answered = _answers(local, cache, [[pieces[i] for i in group] for group in grouped])
+    answered = _answers(local, cache.manifest, targets, [[pieces[i] for i in group] for group in grouped])
     together = dict(zip([i for group in grouped for i in group], answered, strict=True))
     bounds = codec_bounds(cache.manifest)
     noise = [differences(alone[i], together[i], {}) for i in range(len(chosen))]
     found = [differences(one.cached, alone[i], bounds) for i, one in enumerate(chosen)]
     allowed = TIMES_NOISE * _nats(noise).mean_nats + FLOOR_NATS[stated.dtype]
     problems = [
-        Problem(
-            part=one.part,
-            file=f"parts/{one.part:05d}",
-            what=f"{one.name} differs from what the teacher says by {difference.mean():.3g} nats on the mean, at most "
+        _problem(
+            one.part,
+            f"{one.name} differs from what the teacher says by {difference.mean():.3g} nats on the mean, at most "
             f"{allowed:.2g} are explained",
-            do="was it made by this teacher, at this revision? if so, delete the part and run cache-teacher again",
         )
         for one, difference in zip(chosen, found, strict=True)
         if len(difference) and not difference.mean() <= allowed
     ]
+    if targets.has_draws:
+        only_ids = TargetSpec(keep=listing(cache.manifest.vocabulary_size), temperatures=(), entropy=False)
+        listed = _answers(local, cache.manifest, only_ids, each_alone)
+        problems += _wrong_draws(chosen, alone, listed, cache.manifest)
     return AgainstReport(
         ok=not problems,
         teacher=teacher,
@@ -89,21 +97,74 @@ def verify_against(url: str, teacher: str, sample: int, watch: Watch) -> Against
     )
 
 
+def _problem(part: int, what: str) -> Problem:
+    do = "was it made by this teacher, at this revision? if so, delete the part and run cache-teacher again"
+    return Problem(part=part, file=f"parts/{part:05d}", what=what, do=do)
+
+
+def _wrong_draws(
+    chosen: Sequence[Sampled], alone: Sequence[Said], listed: Sequence[Said], manifest: Manifest
+) -> Iterator[Problem]:
+    """Parts whose draws are from elsewhere than the teacher's tails."""
+    temperature = manifest.targets.target_temperature
+    found: dict[int, Drawn] = {}
+    for one, said_alone, said_listed in zip(chosen, alone, listed, strict=True):
+        log_z = None
+        if temperature != 1:
+            log_z = np.zeros(len(one.piece))
+            log_z[one.piece.loss_mask] = said_alone.scalars[log_z_column(temperature)]
+        found[one.part] = found.get(one.part, Drawn()) + drawn(one.block, said_listed, log_z, manifest)
+    for part, draws in sorted(found.items()):
+        if not draws.could_be:
+            yield _problem(
+                part,
+                f"of {draws.n:,.0f} draws {draws.listed:,.0f} are among the teacher's most probable ids, about "
+                f"{draws.expected:,.0f} should be",
+            )
+
+
 def _sample(cache: Cache, n: int) -> Iterator[Sampled]:
-    """Documents with positions, at random, none twice."""
+    """Documents with positions, at random, none twice: one of each part, then another of each."""
     generator = np.random.default_rng(SEED)
-    each = max(1, -(-n // max(len(cache), 1)))
+    firsts = np.cumsum([0, *cache.sequences_by_part]).tolist()
+    sources = [
+        _of_part(cache, range(firsts[place], firsts[place + 1]), int(generator.integers(1 << 62)))
+        for place in generator.permutation(len(cache.parts)).tolist()
+    ]
     given = 0
-    for i in generator.permutation(len(cache)).tolist():
-        rows = cache[i]
-        ends = np.append(rows.document_starts[1:], len(rows))
-        blocks = list(cut(block_of(rows), ends))
-        for k in generator.permutation(len(ends)).tolist()[:each]:
-            place = slice(int(rows.document_starts[k]), int(ends[k]))
-            if given < n and rows.loss_mask[place].any():
-                given += 1
-                part = cache.locate(i)[0].record
-                yield _sampled(rows, place, int(rows.documents[k]), part, blocks[k], cache.manifest)
+    while sources:
+        for source in list(sources):
+            one = next(source, None)
+            if one is None:
+                sources.remove(source)
+                continue
+            yield one
+            given += 1
+            if given == n:
+                return
+
+
+def _of_part(cache: Cache, sequences: range, seed: int) -> Iterator[Sampled]:
+    """The documents of a part, at random: one of each sequence, then another of each."""
+    generator = np.random.default_rng(seed)
+    order = generator.permutation(len(sequences)).tolist()
+    for turn in count():
+        left = []
+        for i in order:
+            rows = cache[sequences[i]]
+            ends = np.append(rows.document_starts[1:], len(rows))
+            places = [slice(*place) for place in zip(rows.document_starts.tolist(), ends.tolist(), strict=True)]
+            taught = [k for k, place in enumerate(places) if rows.loss_mask[place].any()]
+            if turn + 1 < len(taught):
+                left.append(i)
+            if turn < len(taught):
+                k = int(np.random.default_rng((seed, i)).permutation(taught)[turn])
+                block = list(cut(block_of(rows), ends))[k]
+                part = cache.locate(sequences[i])[0].record
+                yield _sampled(rows, places[k], int(rows.documents[k]), part, block, cache.manifest)
+        order = left
+        if not order:
+            return
 
 
 def _sampled(rows: Rows, place: slice, document: int, part: PartRecord, block: Block, manifest: Manifest) -> Sampled:
@@ -118,7 +179,8 @@ def _sampled(rows: Rows, place: slice, document: int, part: PartRecord, block: B
         digest=b"",
     )
     cached = said(block, mask, manifest.vocabulary_size)
-    return Sampled(part=part.part, name=f"document {document:,} of {part.split}", piece=piece, cached=cached)
+    name = f"document {document:,} of {part.split}"
+    return Sampled(part=part.part, name=name, piece=piece, block=block, cached=cached)
 
 
 def _open(name: str, cache: Cache) -> Teacher:
@@ -144,9 +206,9 @@ def _check_could_be(shape: ModelShape, manifest: Manifest) -> None:
         raise ConfigError(f"{shape.name} cannot be the teacher of this cache: {why}", hint=f"that one is called {name}")
 
 
-def _answers(teacher: Teacher, cache: Cache, grouped: Sequence[Sequence[Piece]]) -> list[Said]:
-    manifest = cache.manifest
-    targets = manifest.targets.model_copy(update={"boundary": False})
+def _answers(
+    teacher: Teacher, manifest: Manifest, targets: TargetSpec, grouped: Sequence[Sequence[Piece]]
+) -> list[Said]:
     asked = Asked(targets=targets, hidden=HiddenSpec(), vocabulary_size=manifest.vocabulary_size, seed=manifest.seed)
     found = []
     for group, answer in zip(grouped, teacher.answers(grouped, asked), strict=True):

@@ -1,14 +1,20 @@
 """A cache held against a teacher: its own passes, another is noticed, and one wrong part is named."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from kdpipe.cache import layout
-from kdpipe.cache.reader import open_cache
+from kdpipe.cache.entries import draw_mask
+from kdpipe.cache.reader import Cache, open_cache
+from kdpipe.cache.rows import Block, Rows
 from kdpipe.cache.verify import verify_cache
 from kdpipe.cli import main
+from kdpipe.pipeline.teachers import reading
 from kdpipe.pipeline.verify_against import verify_against
 from kdpipe.pipeline.watch import SilentWatch
 from kdpipe.schemas.errors import ConfigError
@@ -44,6 +50,57 @@ def test_a_sample_has_the_asked_number_of_documents(folder: Path) -> None:
     assert report.documents == 5
     report = verify_against(str(folder / "cache"), str(folder / "teacher"), EVERY_DOCUMENT, SilentWatch())
     assert report.documents == sum(len(rows.documents) for rows in open_cache(folder / "cache"))
+
+
+def test_a_small_sample_reads_little_and_meets_every_part(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+    honest = Cache.__getitem__
+
+    def counted(self: Cache, i: int) -> Rows:
+        read.append(self.locate(i)[0].record.part)
+        return honest(self, i)
+
+    monkeypatch.setattr(Cache, "__getitem__", counted)
+    n_parts = len(open_cache(folder / "cache").parts)
+    assert n_parts > 4
+    verify_against(str(folder / "cache"), str(folder / "teacher"), n_parts, SilentWatch())
+    assert sorted(read) == list(range(n_parts))
+
+
+def _draws_from_anywhere(block: Block) -> Block:
+    """A block whose draws are of any ids but the exact ones, each as probable as the other."""
+    random, ids = np.random.default_rng(0), block.ids.copy()
+    n_exact, n_draws = block.n_exact.astype(np.int64), block.n_draws.astype(np.int64)
+    row_of, is_draw = np.repeat(np.arange(len(n_exact)), n_exact + n_draws), draw_mask(n_exact, n_draws)
+    for row in np.flatnonzero(n_draws):
+        mine = row_of == row
+        others = np.setdiff1d(np.arange(VOCABULARY), ids[mine & ~is_draw])
+        ids[mine & is_draw] = np.sort(random.choice(others, n_draws[row], replace=False))
+    return replace(block, ids=ids)
+
+
+@pytest.mark.parametrize("targets", [{"kind": "threshold"}, {"kind": "sampled"}, {"target_temperature": 2.0}], ids=str)
+def test_draws_from_elsewhere_than_the_tail_are_noticed(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, targets: dict[str, Any]
+) -> None:
+    settings = settings_for(folder, targets=targets, data={"limit": 8})
+    run(settings.model_copy(update={"out": str(tmp_path / "right")}))
+    assert verify_against(str(tmp_path / "right"), str(folder / "teacher"), EVERY_DOCUMENT, SilentWatch()).ok
+    honest = reading.to_block
+    monkeypatch.setattr(reading, "to_block", lambda *given, **named: _draws_from_anywhere(honest(*given, **named)))
+    run(settings.model_copy(update={"out": str(tmp_path / "wrong")}))
+    monkeypatch.undo()
+    assert verify_cache(tmp_path / "wrong", "deep").ok
+    report = verify_against(str(tmp_path / "wrong"), str(folder / "teacher"), EVERY_DOCUMENT, SilentWatch())
+    assert not report.ok and {problem.part for problem in report.problems} == {0, 1}
+    assert "are among the teacher's most probable ids, about" in report.problems[0].what
+
+
+def test_half_precision_is_what_its_teacher_says(folder: Path, tmp_path: Path) -> None:
+    settings = settings_for(folder, teacher={"dtype": "bfloat16"}, machine={"batch_tokens": 2048})
+    run(settings.model_copy(update={"out": str(tmp_path / "cache")}))
+    report = verify_against(str(tmp_path / "cache"), str(folder / "teacher"), EVERY_DOCUMENT, SilentWatch())
+    assert report.ok
 
 
 def test_another_teacher_is_noticed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
