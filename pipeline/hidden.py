@@ -112,21 +112,41 @@ class Projector:
 Pca = tuple[Tensor, Tensor]
 
 
-def fit_pca(states_NH: Tensor, width: int) -> Pca:
-    """The directions in which states vary most, [width, H], and their mean, [H].
+class PcaFit:
+    """The directions in which states vary most, from states that come some at a time and are not kept.
 
     Worked out in float64 on the CPU; the largest number of each direction is positive.
     """
-    if len(states_NH) < 2 or not width <= states_NH.shape[1]:
-        raise ConfigError(f"a PCA of {width} numbers cannot be fitted to {list(states_NH.shape)} states")
-    mean_H = states_NH.double().mean(dim=0).cpu()
-    scatter_HH = torch.zeros(len(mean_H), len(mean_H), dtype=torch.float64)
-    for first in range(0, len(states_NH), _PCA_ROWS):
-        centred = states_NH[first : first + _PCA_ROWS].cpu().double() - mean_H
-        scatter_HH += centred.T @ centred
-    matrix = torch.linalg.eigh(scatter_HH)[1].T.flip(0)[:width]
-    largest = matrix.gather(1, matrix.abs().argmax(dim=1, keepdim=True))
-    return (matrix * largest.sign()).float().contiguous(), mean_H.float()
+
+    def __init__(self) -> None:
+        self._n = 0
+        self._near_H = torch.zeros(0, dtype=torch.float64)
+        self._sum_H = torch.zeros(0, dtype=torch.float64)
+        self._scatter_HH = torch.zeros(0, 0, dtype=torch.float64)
+
+    def add(self, states_NH: Tensor) -> None:
+        """Take some states in, as they lie around the mean of the first."""
+        for states in torch.split(states_NH, _PCA_ROWS):
+            doubles_NH = states.cpu().double()
+            if not self._n:
+                self._near_H = doubles_NH.mean(dim=0)
+                self._sum_H = torch.zeros_like(self._near_H)
+                self._scatter_HH = torch.zeros(len(self._near_H), len(self._near_H), dtype=torch.float64)
+            around_NH = doubles_NH - self._near_H
+            self._n += len(around_NH)
+            self._sum_H += around_NH.sum(dim=0)
+            self._scatter_HH.addmm_(around_NH.T, around_NH)
+
+    def result(self, width: int) -> Pca:
+        """The directions, [width, H], and the mean, [H]."""
+        if self._n < 2 or not width <= len(self._near_H):
+            shape = [self._n, len(self._near_H)]
+            raise ConfigError(f"a PCA of {width} numbers cannot be fitted to {shape} states")
+        beside_H = self._sum_H / self._n
+        scatter_HH = self._scatter_HH - self._n * torch.outer(beside_H, beside_H)
+        matrix = torch.linalg.eigh(scatter_HH)[1].T.flip(0)[:width]
+        largest = matrix.gather(1, matrix.abs().argmax(dim=1, keepdim=True))
+        return (matrix * largest.sign()).float().contiguous(), (self._near_H + beside_H).float()
 
 
 def mean_states(states_BTH: Tensor, lengths_B: Tensor) -> Tensor:

@@ -8,14 +8,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import torch
 
 from kdpipe.pipeline.capture.sequences import without_teacher
 from kdpipe.pipeline.data.pieces import Piece
 from kdpipe.pipeline.data.tokenizer import LoadedTokenizer
-from kdpipe.pipeline.hidden import fit_pca, hidden_spec
+from kdpipe.pipeline.hidden import PcaFit, hidden_spec
 from kdpipe.pipeline.targets.spec import OutputHead, target_spec
 from kdpipe.pipeline.teachers import Answer, Asked, Teacher, devices
 from kdpipe.pipeline.teachers.batching import batches
@@ -138,25 +137,32 @@ def fitted_tables(speaker: Speaker, pieces: Iterable[Piece], asked: Asked) -> di
         if head.bias_V is not None:
             tables["output_bias"] = head.bias_V.float().cpu().numpy()
     fitted = [vector for vector in speaker.hidden.rows if isinstance(vector.projection, PcaProjection)]
-    if fitted:
-        states = _states(speaker, fitted, list(pieces), asked)
-        for vector in fitted:
-            matrix, mean = fit_pca(torch.from_numpy(states[vector.layer]), vector.width)
-            tables[f"pca_rows_{vector.layer}"] = matrix.numpy()
-            tables[f"pca_rows_{vector.layer}_mean"] = mean.numpy()
+    fits = _fits(speaker, fitted, pieces, asked) if fitted else {}
+    for vector in fitted:
+        matrix, mean = fits[vector.layer].result(vector.width)
+        tables[f"pca_rows_{vector.layer}"] = matrix.numpy()
+        tables[f"pca_rows_{vector.layer}_mean"] = mean.numpy()
     return tables
 
 
-def _states(
-    speaker: Speaker, vectors: Sequence[Vector], pieces: Sequence[Piece], asked: Asked
-) -> dict[int, npt.NDArray[np.float32]]:
-    """Whole states of some layers at every row of some pieces."""
+def _fits(speaker: Speaker, vectors: Sequence[Vector], pieces: Iterable[Piece], asked: Asked) -> dict[int, PcaFit]:
+    """Projections fitted to whole states of some layers, at every row of the first piece of each document.
+
+    Long documents have many pieces, and neither time nor memory may follow from how long they are.
+    """
     whole = []
     for vector in vectors:
         assert isinstance(vector.projection, PcaProjection)
         width = vector.projection.input_width
         whole.append(Vector(layer=vector.layer, width=width, group=width, projection=WholeState()))
-    grouped = [[pieces[i] for i in batch] for batch in batches(pieces, speaker.batch_tokens)]
+    firsts: dict[int, Piece] = {}
+    for piece in pieces:
+        firsts.setdefault(piece.document, piece)
+    chosen = list(firsts.values())
+    grouped = [[chosen[i] for i in batch] for batch in batches(chosen, speaker.batch_tokens)]
     plain = replace(asked, hidden=HiddenSpec(rows=tuple(whole)), fidelity_every=0)
-    answers = list(speaker.answers(grouped, plain))
-    return {v.layer: np.concatenate([answer.block.hidden[v.layer] for answer in answers]) for v in whole}
+    fits = {vector.layer: PcaFit() for vector in whole}
+    for answer in speaker.answers(grouped, plain):
+        for layer, fit in fits.items():
+            fit.add(torch.from_numpy(answer.block.hidden[layer]))
+    return fits

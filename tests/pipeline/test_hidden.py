@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from kdpipe.pipeline.hidden import Projector, fit_pca, hidden_spec, layer_number, mean_states, sign_matrix
+from kdpipe.pipeline.hidden import PcaFit, Projector, hidden_spec, layer_number, mean_states, sign_matrix
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.stage_one import HiddenSettings
 from kdpipe.schemas.targets import HiddenSpec, PcaProjection, RandomProjection, Vector, WholeState
@@ -124,7 +124,10 @@ def test_pca_finds_the_plane_that_states_lie_in() -> None:
     rng = np.random.default_rng(0)
     basis = np.linalg.qr(rng.standard_normal((20, 3)))[0].T
     states = rng.standard_normal((6000, 3)) * [5.0, 2.0, 1.0] @ basis + rng.standard_normal(20) * 10
-    matrix, mean = fit_pca(torch.from_numpy(states).float(), 3)
+    fit = PcaFit()
+    for some in torch.split(torch.from_numpy(states).float(), 999):
+        fit.add(some)
+    matrix, mean = fit.result(3)
     np.testing.assert_allclose(matrix.double() @ matrix.double().T, np.eye(3), atol=1e-6)
     # float32 states of about 10 are rounded by 1e-6.
     np.testing.assert_allclose(mean, states.mean(axis=0), atol=1e-5)
@@ -135,11 +138,24 @@ def test_pca_finds_the_plane_that_states_lie_in() -> None:
     assert (matrix.gather(1, matrix.abs().argmax(dim=1, keepdim=True)) > 0).all()
 
 
+def test_states_far_from_zero_are_fitted_as_those_around_it() -> None:
+    states = torch.randn(500, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    states *= torch.arange(1, 7)
+    found = []
+    for shift in (0, 1e6):
+        fit = PcaFit()
+        fit.add(states[:100] + shift)
+        fit.add(states[100:] + shift)
+        found.append(fit.result(6)[0])
+    torch.testing.assert_close(found[0], found[1], atol=1e-5, rtol=1e-5)
+
+
 def test_pca_of_nothing_is_refused() -> None:
-    with pytest.raises(ConfigError, match="cannot be fitted"):
-        fit_pca(torch.zeros(1, 4), 2)
-    with pytest.raises(ConfigError, match="cannot be fitted"):
-        fit_pca(torch.zeros(9, 4), 5)
+    for n, width in ((0, 2), (1, 2), (9, 5)):
+        fit = PcaFit()
+        fit.add(torch.zeros(n, 4))
+        with pytest.raises(ConfigError, match="cannot be fitted"):
+            fit.result(width)
 
 
 def test_a_mean_leaves_padding_out() -> None:
