@@ -55,7 +55,7 @@ def check_out(settings: StageOne) -> None:
 def _check_outside(path: Path, *data: str | None) -> None:
     """The files of a cache would be found among the documents when the command is run again."""
     for name in data:
-        if name is not None and Path(name).is_dir() and path.resolve().is_relative_to(Path(name).resolve()):
+        if name is not None and os.path.isdir(name) and path.resolve().is_relative_to(Path(name).resolve()):
             raise ConfigError(f"--out {path} lies in the folder of the documents, {name}", hint="choose another folder")
 
 

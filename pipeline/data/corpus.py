@@ -4,6 +4,7 @@ In: what a person said of the data, and the tokenizer. Out: `Corpus`. Before it:
 `tokenise.py`. After it: `pipeline/capture` asks for the documents of a part, `parts.py` plans parts.
 """
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -265,8 +266,8 @@ def _want(files: Iterable[RowFile], mapping: Mapping) -> None:
 
 def _check_val_path(settings: DataSettings) -> None:
     """Documents that are learnt tell nothing when they are held out as well; on the hub, splits are told apart."""
-    path, val_path = Path(settings.path or ""), Path(settings.val_path or "")
-    if settings.val_path is not None and path.exists() and val_path.exists() and path.samefile(val_path):
+    path, val_path = settings.path or "", settings.val_path or ""
+    if os.path.exists(path) and os.path.exists(val_path) and os.path.samefile(path, val_path):
         raise ConfigError(
             f"--val-data {val_path} are the same documents as --data",
             hint="name others, or give --val-fraction, which takes some of --data away",

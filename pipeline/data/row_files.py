@@ -58,7 +58,9 @@ class _OnDisk:
         try:
             state = self.path.stat()
         except OSError as error:
-            raise ConfigError(f"{self.path} cannot be read: {error.strerror}") from None
+            raise ConfigError(
+                f"{self.path} cannot be read: {error.strerror}", hint="is it there, and may you read it?"
+            ) from None
         return state.st_size, state.st_mtime_ns
 
     def check_unchanged(self) -> None:
@@ -74,7 +76,9 @@ class _OnDisk:
         try:
             return self.path.open("rb")
         except OSError as error:
-            raise ConfigError(f"{self.path} cannot be read: {error.strerror}") from None
+            raise ConfigError(
+                f"{self.path} cannot be read: {error.strerror}", hint="is it there, and may you read it?"
+            ) from None
 
 
 class LinesFile(_OnDisk):

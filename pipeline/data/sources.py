@@ -4,8 +4,9 @@ In: what a person wrote after --data. Out: files of rows, in a fixed order. Befo
 After it: `row_files.py` and `hub.py` read them, `index.py` goes through them once.
 """
 
+import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from glob import glob, has_magic
 from pathlib import Path
 
@@ -26,11 +27,21 @@ HUB_NAME = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?(:[\w.-]+)?$")
 
 def find_files(data: str, split: str | None, max_document_bytes: int, hub_split: str = "train") -> list[RowFile]:
     """The files that hold the rows, sorted by path; a data set of the hub has a split when none is named."""
+    try:
+        return _find(data, split, max_document_bytes, hub_split)
+    except OSError as error:
+        raise ConfigError(
+            f"the data {error.filename or data} cannot be read: {error.strerror}",
+            hint="see to it that you may read all of it, or name other files with a glob",
+        ) from None
+
+
+def _find(data: str, split: str | None, max_document_bytes: int, hub_split: str) -> list[RowFile]:
     path = Path(data).expanduser()
     if path.is_file():
         return _open_all([path], path.parent, split, max_document_bytes, data)
     if path.is_dir():
-        paths = [found for found in path.rglob("*") if _may_be_data(found, path)]
+        paths = [found for found in _below(path) if _may_be_data(found, path)]
         return _open_all(paths, path, split, max_document_bytes, f"the folder {data}")
     if has_magic(data):
         paths = [Path(found) for found in glob(str(path), recursive=True) if Path(found).is_file()]
@@ -45,6 +56,17 @@ def find_files(data: str, split: str | None, max_document_bytes: int, hub_split:
         f"the data {data} is not there",
         hint="name a file, a folder, a glob in quotes, or a data set of the hub as OWNER/NAME",
     )
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    """Everything in a folder and its folders; one that may not be looked into is not passed over."""
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    for inside, below, names in os.walk(folder, onerror=refuse):
+        below[:] = [name for name in below if not name.startswith(".")]
+        yield from (Path(inside) / name for name in names)
 
 
 def _folders_here() -> set[str]:

@@ -35,6 +35,7 @@ FILES = (
     "chat_template.jinja",
     "chat_template.json",
 )
+MAY_READ = "see to it that you may read it, or name another"
 # What a folder may hold under names of its own.
 PATTERNS = ("*.model", "*.tiktoken", "vocab.*", "additional_chat_templates/*.jinja")
 
@@ -104,10 +105,15 @@ def load_tokenizer(
 
 def _load(name: str, revision: str | None, trust_remote_code: bool) -> PreTrainedTokenizerFast:
     folder = Path(name).expanduser()
-    if folder.is_dir():
-        _check_folder(folder)
-    elif folder.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise ConfigError(f"{name} is no folder, and no name of a model on the hub", hint="name a folder or OWNER/NAME")
+    try:
+        if folder.is_dir():
+            _check_folder(folder)
+        elif folder.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
+            raise ConfigError(
+                f"{name} is no folder, and no name of a model on the hub", hint="name a folder or OWNER/NAME"
+            )
+    except OSError as error:
+        raise ConfigError(f"the tokenizer {name} cannot be read: {error.strerror}", hint=MAY_READ) from None
     try:
         fast = AutoTokenizer.from_pretrained(
             str(folder) if folder.is_dir() else name, revision=revision, trust_remote_code=trust_remote_code

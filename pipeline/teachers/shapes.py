@@ -55,10 +55,10 @@ def read_shape(settings: TeacherSettings) -> ModelShape:
     """Read config and model card of a teacher, and refuse what could not be one."""
     quiet()
     name = named(settings)
-    folder = folders.local_folder(name)
-    if folder is not None:
-        folders.check_folder(folder)
     with in_two_lines(name):
+        folder = folders.local_folder(name)
+        if folder is not None:
+            folders.check_folder(folder)
         config: Any = transformers.AutoConfig.from_pretrained(
             folder or name, revision=settings.revision, trust_remote_code=settings.trust_remote_code
         )
@@ -122,6 +122,9 @@ def in_two_lines(name: str) -> Iterator[None]:
         yield
     except (KdpipeError, KeyboardInterrupt, torch.OutOfMemoryError, MemoryError):
         raise
+    except PermissionError as error:
+        hint = "see to it that you may read all of it, or name another"
+        raise ConfigError(f"{error.filename or name} cannot be read: {error.strerror}", hint=hint) from error
     except ImportError as error:
         raise ConfigError(
             f"{name} needs a library that is not there: {_first_line(error)}", hint="install it"

@@ -4,6 +4,7 @@ The real commands run in this process on a tiny teacher: what issue 3 lists unde
 meet in stage one.
 """
 
+import errno
 import json
 import os
 import re
@@ -226,7 +227,7 @@ DATA: dict[str, tuple[Callable[[Path], object], list[str], str]] = {
     "held out twice": (
         lambda path: write_jsonl(path, text_rows(3)),
         ["--val-data", "./documents.jsonl"],
-        "--val-data documents.jsonl are the same documents as --data",
+        "--val-data ./documents.jsonl are the same documents as --data",
     ),
     "too long": (
         lambda path: write_jsonl(path, [{"text": "a"}, *text_rows(3)]),
@@ -245,6 +246,47 @@ def test_data_that_cannot_be_used_are_refused(
     assert message in told.splitlines()[0], told
     assert told.splitlines()[1].startswith("hint: ")
     assert not (place / "out").exists()
+
+
+CLOSED = {
+    "teacher": "error: own/config.json cannot be read: Permission denied\nhint: ",
+    "tokenizer": "error: the tokenizer own cannot be read: Permission denied\nhint: ",
+    "data": "error: the data own/a.jsonl cannot be read: Permission denied\nhint: ",
+}
+
+
+@pytest.mark.parametrize(("role", "message"), CLOSED.items(), ids=CLOSED.keys())
+def test_what_may_not_be_read_is_told(
+    role: str, message: str, place: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_jsonl(own_teacher(place) / "a.jsonl", text_rows(2))
+    honest = Path.is_file
+
+    def is_file(path: Path) -> bool:  # root may read everything, so that permissions alone would not do
+        if path.parent.name == "own":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return honest(path)
+
+    monkeypatch.setattr(Path, "is_file", is_file)
+    changed = {role: "own/a.jsonl" if role == "data" else "own"}
+    assert refused(words(Path(), **changed)).startswith(message)
+
+
+def test_a_folder_that_may_not_be_looked_into_is_not_passed_over(
+    place: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_jsonl(place / "data" / "a.jsonl", text_rows(3))
+    (place / "data" / "more").mkdir()
+    honest = os.scandir
+
+    def scandir(path: Any) -> Any:
+        if str(path).endswith("more"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return honest(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    told = refused(words(data="data"))
+    assert told.startswith("error: the data data/more cannot be read: Permission denied\nhint: ")
 
 
 def test_a_table_that_was_cut_short_is_refused(place: Path, refused: Callable[..., str]) -> None:
