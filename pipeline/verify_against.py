@@ -19,7 +19,7 @@ from kdpipe.pipeline.capture.drawn import Drawn, drawn, listing
 from kdpipe.pipeline.data.pieces import Piece
 from kdpipe.pipeline.teachers import Asked, Teacher, devices
 from kdpipe.pipeline.teachers.batching import batches
-from kdpipe.pipeline.teachers.loading import load
+from kdpipe.pipeline.teachers.loading import asked_again, load
 from kdpipe.pipeline.teachers.local import LocalTeacher
 from kdpipe.pipeline.teachers.shapes import ModelShape, read_shape
 from kdpipe.pipeline.watch import Watch
@@ -28,7 +28,6 @@ from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.manifest import Manifest
 from kdpipe.schemas.part import PartRecord
 from kdpipe.schemas.report import AgainstReport, Nats, Problem
-from kdpipe.schemas.stage_one import TeacherSettings
 from kdpipe.schemas.targets import HiddenSpec, TargetSpec
 
 # What a number type alone puts between two machines, on the mean, in nats: bfloat16 logits round by 2^-9 of their size.
@@ -184,10 +183,9 @@ def _sampled(rows: Rows, place: slice, document: int, part: PartRecord, block: B
 
 
 def _open(name: str, cache: Cache) -> Teacher:
-    """The teacher in the number type in which it spoke."""
-    dtype = cache.manifest.teacher.dtype if cache.manifest.teacher is not None else "unknown"
-    spoken = {"float32": "float32", "float16": "float16", "bfloat16": "bfloat16"}.get(dtype, "auto")
-    settings = TeacherSettings.model_validate({"name": name, "dtype": spoken})
+    """The teacher as it spoke: its number type, its quantised weights, the hub's revision if its name is the same."""
+    assert cache.manifest.teacher is not None
+    settings = asked_again(name, cache.manifest.teacher)
     shape = read_shape(settings)
     _check_could_be(shape, cache.manifest)
     return LocalTeacher(load(settings, shape, devices.choose("auto")), cache.manifest.vocabulary_size)

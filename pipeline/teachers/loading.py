@@ -22,6 +22,8 @@ from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.stage_one import TeacherSettings
 
 log = logging.getLogger(__name__)
+# How a manifest says that weights were quantised.
+_WEIGHTS, _AS_STORED = "weights in", "stored bits"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +56,7 @@ def load(settings: TeacherSettings, shape: ModelShape, on: Sequence[torch.device
         licence=shape.licence,
         n_layers=shape.n_layers,
         remote_code=settings.trust_remote_code,
+        notes=_how_quantised(settings, shape, name),
     )
     log.info("loading %s as %s on %s (%s)", shape.name, facts.dtype, on[0], placement.kind)
     with in_two_lines(shape.name):
@@ -64,6 +67,27 @@ def load(settings: TeacherSettings, shape: ModelShape, on: Sequence[torch.device
     torch.nn.Module.eval(model)
     model.requires_grad_(False)
     return Loaded(model=model, shape=shape, device=on[0], dtype=dtype, placement=placement, facts=facts)
+
+
+def _how_quantised(settings: TeacherSettings, shape: ModelShape, dtype: str) -> tuple[str, ...]:
+    """Weights in fewer bits are another teacher, which the digest of the files cannot tell."""
+    if not shape.quantised:
+        return ()
+    stored: Any = getattr(shape.config, "quantization_config", None)
+    method = stored.get("quant_method") if isinstance(stored, dict) else getattr(stored, "quant_method", None)
+    how = _AS_STORED if settings.quantise == "none" else settings.quantise
+    by = getattr(method, "value", method) if settings.quantise == "none" else "bitsandbytes"
+    return (f"{_WEIGHTS} {how} by {by}, numbers in {dtype}",)
+
+
+def asked_again(name: str, facts: manifest.Teacher) -> TeacherSettings:
+    """How a teacher is loaded to speak as it did before, as far as a manifest tells."""
+    words = [note.split() for note in facts.notes if note.startswith(f"{_WEIGHTS} ")]
+    quantise = next((how for found in words for how in ("int8", "int4") if how in found), "none")
+    known = words[0][-1] if words else facts.dtype
+    spoken = known if known in ("float32", "float16", "bfloat16") else "auto"
+    revision = facts.revision if name == facts.name else None
+    return TeacherSettings.model_validate({"name": name, "revision": revision, "dtype": spoken, "quantise": quantise})
 
 
 def fits_each(settings: TeacherSettings, shape: ModelShape, on: Sequence[torch.device]) -> bool:

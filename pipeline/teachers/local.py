@@ -61,7 +61,9 @@ class LocalTeacher:
     def facts(self) -> manifest.Teacher:
         """Who it is, for the manifest."""
         found = self._loaded.facts
-        return found if self.forward.head is not None else found.model_copy(update={"notes": (OWN_LOGITS,)})
+        return (
+            found if self.forward.head is not None else found.model_copy(update={"notes": (*found.notes, OWN_LOGITS)})
+        )
 
     @property
     def output_head(self) -> OutputHead | None:

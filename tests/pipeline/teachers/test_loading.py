@@ -1,6 +1,7 @@
 """Weights in memory: of the right type, the ones that were saved, and nobody's guess."""
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,9 @@ import torch
 
 from kdpipe.pipeline.teachers import devices, loading
 from kdpipe.pipeline.teachers.devices import Placement
-from kdpipe.pipeline.teachers.loading import load, placed
+from kdpipe.pipeline.teachers.loading import asked_again, load, placed
 from kdpipe.pipeline.teachers.shapes import read_shape
+from kdpipe.schemas import manifest
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.stage_one import TeacherSettings
 from support.models import tiny_llama
@@ -51,6 +53,33 @@ def test_the_manifest_is_told_who_spoke(tmp_path: Path) -> None:
     assert (facts.name, facts.dtype, facts.licence, facts.n_layers) == ("model", "bfloat16", "mit", 2)
     assert facts.weights_sha256 == hashlib.sha256(f"model.safetensors {digest}\n".encode()).hexdigest()
     assert facts.full_distribution and not facts.remote_code and facts.revision is None
+
+
+def test_other_bits_are_another_teacher_that_can_be_asked_again(tmp_path: Path) -> None:
+    shape = read_shape(TeacherSettings(name=str(tiny_llama(tmp_path))))
+    plain = manifest.Teacher(name="ORG/model", revision="abc", dtype="bfloat16")
+    assert loading._how_quantised(TeacherSettings(name="ORG/model"), shape, "bfloat16") == ()
+    assert asked_again("ORG/model", plain) == TeacherSettings(name="ORG/model", revision="abc", dtype="bfloat16")
+    assert asked_again("here/model", plain) == TeacherSettings(name="here/model", dtype="bfloat16")
+    notes = set()
+    for how in ("int8", "int4"):
+        settings = TeacherSettings.model_validate({"name": "ORG/model", "quantise": how, "dtype": "float16"})
+        note = loading._how_quantised(settings, replace(shape, quantised=True), "float16")
+        notes.add(note)
+        assert asked_again("ORG/model", plain.model_copy(update={"dtype": "quantised", "notes": note})) == (
+            settings.model_copy(update={"revision": "abc"})
+        )
+    assert len(notes) == 2
+
+
+def test_weights_that_are_stored_in_few_bits_say_how(tmp_path: Path) -> None:
+    shape = read_shape(TeacherSettings(name=str(tiny_llama(tmp_path))))
+    shape.config.quantization_config = {"quant_method": "gptq", "bits": 4}
+    settings = TeacherSettings(name="ORG/model")
+    note = loading._how_quantised(settings, replace(shape, quantised=True), "float16")
+    assert note == ("weights in stored bits by gptq, numbers in float16",)
+    facts = manifest.Teacher(name="ORG/model", dtype="quantised", notes=note)
+    assert asked_again("ORG/model", facts) == TeacherSettings(name="ORG/model", dtype="float16")
 
 
 @pytest.mark.parametrize(
