@@ -29,6 +29,11 @@ def hidden_spec(settings: HiddenSettings, n_layers: int, width: int, seed: int) 
             f"hidden.dim is {settings.dim}, states of this teacher have {width} numbers",
             hint=f"ask for {width} at most",
         )
+    if settings.projection == "pca" and not settings.layers:
+        raise ConfigError(
+            "hidden.projection is pca, which is for states of every position, and no layer is named",
+            hint="give --hidden-layers 0.5,1.0, or leave it out",
+        )
     projection: Projection = RandomProjection(seed=seed)
     pooled = [_vector(layer, POOLED_WIDTH, width, projection) for layer in _distinct(POOLED_LAYERS, n_layers)]
     if settings.projection == "pca":

@@ -59,6 +59,7 @@ def read_shape(settings: TeacherSettings) -> ModelShape:
         folder = folders.local_folder(name)
         if folder is not None:
             folders.check_folder(folder)
+            _check_no_revision(name, settings)
         config: Any = transformers.AutoConfig.from_pretrained(
             folder or name, revision=settings.revision, trust_remote_code=settings.trust_remote_code
         )
@@ -157,6 +158,14 @@ def check_causal(name: str, config: Any, trusted: bool) -> None:
     causal = {word for value in known.values() for word in ([value] if isinstance(value, str) else value)}
     if not own and saved and not causal & set(saved):
         raise ConfigError(f"{name} is no causal language model: it was saved as {saved[0]}", hint=WANTED)
+
+
+def _check_no_revision(name: str, settings: TeacherSettings) -> None:
+    if settings.revision is not None:
+        raise ConfigError(
+            f"the teacher {name} is a folder, which has no revision {settings.revision}",
+            hint="leave --revision out, or name the teacher as on the hub",
+        )
 
 
 def _check_quantised(name: str, config: Any, settings: TeacherSettings) -> None:

@@ -120,6 +120,12 @@ def test_a_projection_keeps_lengths_on_average() -> None:
     assert abs(float(narrow.square().sum() / states.square().sum()) - 1) < 0.1
 
 
+def test_a_pca_of_no_layer_is_refused() -> None:
+    with pytest.raises(ConfigError, match="hidden.projection is pca, .* and no layer is named") as caught:
+        hidden_spec(HiddenSettings(projection="pca"), 4, 256, 0)
+    assert caught.value.hint == "give --hidden-layers 0.5,1.0, or leave it out"
+
+
 def test_pca_finds_the_plane_that_states_lie_in() -> None:
     rng = np.random.default_rng(0)
     basis = np.linalg.qr(rng.standard_normal((20, 3)))[0].T
