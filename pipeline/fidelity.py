@@ -25,6 +25,8 @@ from kdpipe.schemas.targets import HiddenSpec, RandomProjection, TargetSpec, Vec
 
 TEACHER_SHARE = 0.7
 HEAD_WIDTH = 64
+# Instead of nothing, to divide nothing by.
+TINY = 1e-30
 # Numbers of dense distributions that are kept until they are worth a product of matrices.
 WAITING_NUMBERS = 1 << 22
 # Ids whose gradients are in memory at a time.
@@ -69,8 +71,9 @@ class Sample:
         states_SW = share_S = None
         if states_SH is not None and meter.projector is not None and meter.unigram_V is not None:
             states_SW = meter.projector.project(0, states_SH)
-            others_S = 1 - (meter.unigram_V[ids_SK] * is_exact_SK).sum(dim=1)
-            share_S = tail_S / (TEACHER_SHARE * tail_S + (1 - TEACHER_SHARE) * others_S)
+            others_S = (1 - (meter.unigram_V[ids_SK] * is_exact_SK).sum(dim=1)).clamp_min(0)
+            # Where every id is kept nobody has a tail, and no share of it counts.
+            share_S = tail_S / (TEACHER_SHARE * tail_S + (1 - TEACHER_SHARE) * others_S).clamp_min(TINY)
             self._waiting.append((p_SV, states_SW, share_S))
             if sum(p.numel() for p, _, _ in self._waiting) >= WAITING_NUMBERS:
                 self.flush()

@@ -14,6 +14,8 @@ from kdpipe.schemas.plan import MAX_PART_ROWS
 from kdpipe.schemas.records import Record
 from kdpipe.schemas.targets import MAX_ENTRIES, MAX_WIDTH, Temperature
 
+# A scalar a row each, of which the format has 64 at most; DESIGN 3: a short list.
+MAX_TEMPERATURES = 16
 PROFILES = {"lean": 1 / 10, "standard": 1 / 25, "fine": 1 / 50}
 Profile = Literal["lean", "standard", "fine"]
 Kind = Literal["threshold", "sampled", "topk", "topp", "state", "none"]
@@ -100,7 +102,7 @@ class TargetSettings(Record):
     draws: int = Field(default=50, ge=1, le=MAX_ENTRIES - 1)
     max_entries: int | None = Field(default=None, ge=1, le=MAX_ENTRIES)
     target_temperature: Temperature = 1.0
-    temperatures: tuple[Temperature, ...] = (2.0, 4.0)
+    temperatures: tuple[Temperature, ...] = Field(default=(2.0, 4.0), max_length=MAX_TEMPERATURES)
     draw_values: bool = False
     for_other_tokenizers: bool = False
 

@@ -160,6 +160,7 @@ def test_the_teacher_is_looked_at_before_the_documents(place: Path, refused: Cal
         (["--temperatures", "2,0"], "error: --temperatures: item 2 must be greater than 0, not 0.0"),
         (["--temperatures", "0"], "error: --temperatures: item 1 must be greater than 0, not 0.0"),
         (["--temperatures", "2,2"], "error: --temperatures: temperatures must differ from each other and from 1"),
+        (["--temperatures", ",".join(map(str, range(2, 19)))], "error: --temperatures: tuple should have at most 16"),
         (["--target-temperature", "0"], "error: --target-temperature must be greater than 0, not 0.0"),
         (["--tau", "2"], "error: --tau must be less than or equal to 1, not 2.0"),
         (["--val-fraction", "1"], "error: --val-fraction must be less than 1, not 1.0"),
@@ -527,6 +528,8 @@ ODD: dict[str, tuple[list[dict[str, Any]], list[str], int]] = {
     "a single token": ([{"text": "a"}], ["--set", "data.append_stop=false"], 0),
     "a single token among others": ([{"text": "a"}, {"text": "b c"}], ["--set", "data.append_stop=false"], 1),
     "an empty response": ([{"prompt": "Why?", "response": ""}, *pair_rows(1)], [], -1),
+    "as many ids as there are": ([{"text": TEXTS[0]}], ["--targets", "topk", "--top-k", "512"], 100),
+    "all of the mass": ([{"text": TEXTS[0]}], ["--targets", "topp", "--top-p", "1"], 100),
     "bfloat16 on the CPU": ([{"text": TEXTS[0]}], ["--dtype", "bfloat16"], 100),
 }
 
