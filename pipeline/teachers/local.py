@@ -9,8 +9,10 @@ import gc
 import logging
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -30,6 +32,7 @@ from kdpipe.schemas.errors import KdpipeError
 from kdpipe.schemas.part import Fidelity
 
 log = logging.getLogger(__name__)
+Result = TypeVar("Result")
 OWN_LOGITS = "logits are taken from the model whole: its output head could not be told apart"
 # What torch says when the CPU has no memory left; it has no error of its own for it.
 CPU_OUT_OF_MEMORY = ("not enough memory", "can't allocate memory", "Cannot allocate memory")
@@ -96,13 +99,19 @@ class LocalTeacher:
             # What a spread model leaves lying about is more than the next part can do without.
             _free(self.forward.device)
 
-    def bare_seconds(self, batches: Iterable[Sequence[Piece]]) -> float:
-        """How long the model's own forward pass over the same batches takes, logits and all: what caching is up to."""
+    def bare_seconds(self, batches: Iterable[Sequence[Piece]]) -> float | None:
+        """How long the model's own forward pass over the same batches takes, logits and all: what caching is up to.
+
+        None where there is no memory for all the logits of a batch, which caching does without.
+        """
         started = time.perf_counter()
         with torch.inference_mode():
             for pieces in batches:
                 for group in readable(pieces, self._loaded.shape, self._vocabulary_size):
-                    self.forward.own_logits(pad(group, 0).ids_BT.to(self.forward.device))
+                    ids_BT = pad(group, 0).ids_BT.to(self.forward.device)
+                    if _unless_out_of_memory(partial(self.forward.own_logits, ids_BT)) is None:
+                        _free(self.forward.device)
+                        return None
         if self.forward.device.type == "cuda":
             torch.cuda.synchronize(self.forward.device)
         return time.perf_counter() - started
@@ -118,6 +127,9 @@ class LocalTeacher:
             for group in readable(pieces, self._loaded.shape, self._vocabulary_size):
                 for small in self._affordable(group):
                     self._read_or_halve(reader, small, batch)
+        if reader.is_short_of_memory and not batch.halved:
+            # Fewer rows at a time may change the last bits of a product, as half a batch does.
+            batch.halved = 1
         return batch
 
     def _affordable(self, pieces: Sequence[Piece]) -> list[Sequence[Piece]]:
@@ -133,7 +145,7 @@ class LocalTeacher:
         """Read pieces at once if they fit into memory, else half of them after the other."""
         n_tokens = padded_tokens(pieces)
         known = self._too_many_tokens is not None and n_tokens >= self._too_many_tokens and len(pieces) > 1
-        reading = None if known else _unless_out_of_memory(reader, pieces)
+        reading = None if known else _unless_out_of_memory(lambda: reader.start(pieces))
         if reading is not None:
             into.readings.append(reading)
             return
@@ -145,7 +157,7 @@ class LocalTeacher:
             self._read_or_halve(reader, pieces[:half], into)
             self._read_or_halve(reader, pieces[half:], into)
         elif reader.n_rows > MIN_ROWS:
-            reader.n_rows = max(MIN_ROWS, reader.n_rows // 4)
+            reader.n_rows, reader.is_short_of_memory = max(MIN_ROWS, reader.n_rows // 4), True
             self._read_or_halve(reader, pieces, into)
         else:
             raise KdpipeError(
@@ -203,9 +215,9 @@ class LocalTeacher:
         )
 
 
-def _unless_out_of_memory(reader: Reader, pieces: Sequence[Piece]) -> Reading | None:
+def _unless_out_of_memory(work: Callable[[], Result]) -> Result | None:
     try:
-        return reader.start(pieces)
+        return work()
     except (torch.OutOfMemoryError, MemoryError):
         return None
     except RuntimeError as error:

@@ -57,7 +57,7 @@ class NotFinite(Exception):
 
 
 class Reader:
-    """Reads for one question; `n_rows` is how many rows have logits at a time."""
+    """Reads for one question; `n_rows` is how many rows have logits at a time, fewer where memory is short."""
 
     def __init__(self, forward: Forward, asked: Asked) -> None:
         device, hidden = forward.device_of_logits, asked.hidden
@@ -79,6 +79,7 @@ class Reader:
         if asked.fidelity_every and asked.targets.has_entries:
             self.meter = FidelityMeter(asked, forward.width if forward.head is not None else None, device)
         self._buffer_RV: Tensor | None = None
+        self.is_short_of_memory = False
         self.n_rows = min(MAX_ROWS, max(MIN_ROWS, logits_bytes(device) // (4 * asked.vocabulary_size)))
 
     def start(self, pieces: Sequence[Piece]) -> Reading:

@@ -123,6 +123,17 @@ def test_before_a_document_is_given_up_fewer_rows_have_logits_at_a_time(teacher:
         (answer,) = teacher.answers([pieces], ASKED)
     assert same(whole[0], answer)
     assert answer.halved == 1
+    # Chunks stay small, so that what comes later may differ in its last bits as well.
+    (later,) = teacher.answers([pieces], ASKED)
+    assert later.halved == 1
+
+
+def test_a_bare_forward_that_does_not_fit_has_no_time(teacher: LocalTeacher) -> None:
+    pieces = pieces_of(LENGTHS, IDS)
+    assert (teacher.bare_seconds([pieces]) or 0) > 0
+    for error in OUT_OF_MEMORY:
+        with failing(teacher, error, lambda ids: True):
+            assert teacher.bare_seconds([pieces]) is None
 
 
 def test_other_errors_of_a_model_are_not_taken_for_a_lack_of_memory(teacher: LocalTeacher) -> None:
