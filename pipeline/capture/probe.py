@@ -16,6 +16,8 @@ from kdpipe.schemas.stage_one import StageOne
 
 # Of the time, what the trial itself gets; the rest is for finding out how much fits, and for the bare forward pass.
 TRIAL_SHARE = 0.5
+# A trial is one part, and is as large as parts of a cache are at most.
+MOST_TOKENS = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +46,8 @@ def run_probe(settings: StageOne, inputs: Inputs, seconds: float) -> Probed:
     manifest = make_manifest(settings, inputs, speaker)
     first = make_trial(manifest, inputs, speaker, 2 * speaker.batch_tokens).tally
     rate = first.positions / first.making_seconds
-    trial = make_trial(manifest, inputs, speaker, max(2 * speaker.batch_tokens, int(rate * seconds * TRIAL_SHARE)))
+    n_tokens = min(max(2 * speaker.batch_tokens, int(rate * seconds * TRIAL_SHARE)), MOST_TOKENS)
+    trial = make_trial(manifest, inputs, speaker, n_tokens)
     tally, summary = trial.tally, trial.summary
     part = read_part(inputs.corpus, trial.plan, 0, speaker.batch_tokens)
     bare = speaker.bare_seconds([[part.pieces[i] for i in batch] for batch in part.batches])

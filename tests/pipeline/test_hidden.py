@@ -121,7 +121,7 @@ def test_a_projection_keeps_lengths_on_average() -> None:
 
 
 def test_a_pca_of_no_layer_is_refused() -> None:
-    with pytest.raises(ConfigError, match="hidden.projection is pca, .* and no layer is named") as caught:
+    with pytest.raises(ConfigError, match=r"hidden\.projection is pca, .* and no layer is named") as caught:
         hidden_spec(HiddenSettings(projection="pca"), 4, 256, 0)
     assert caught.value.hint == "give --hidden-layers 0.5,1.0, or leave it out"
 
