@@ -59,7 +59,9 @@ def work(settings: StageOne, shard: Shard, watch: Watch) -> StageOneReport:
     maker.make(turns(cache, shard), follower.tell, follower.committed)
     follower.tell(tally)
     explain_cuts(inputs.corpus.counts, cache.manifest.plan.sequence_length, watch)
-    if not cache.missing():
+    if left := cache.missing():
+        watch.say(f"parts that are left to workers that seem to be at them: {len(left):,}")
+    else:
         cache.seal()
     return _report(settings.out, inspect_cache(settings.out), inputs, tally)
 

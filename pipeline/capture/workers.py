@@ -45,9 +45,7 @@ class _FarWatch:
         self._messages.put(Message(worker=self._worker, name=name, arguments=arguments))
 
     def say(self, text: str) -> None:
-        # Every worker reads the same documents: what it finds there is said once.
-        if self._worker == 0:
-            self._send("say", text)
+        self._send("say", text)
 
     def warn(self, text: str) -> None:
         self._send("warn", text)
@@ -118,6 +116,7 @@ def _gather(processes: Sequence[BaseProcess], messages: Any, watch: Watch) -> li
     ended: dict[int, StageOneReport] = {}
     latest: dict[int, tuple[Any, ...]] = {}
     begun, silent = False, set[int]()
+    said: set[tuple[str, ...]] = set()
     while len(ended) < len(processes):
         try:
             message: Message = messages.get(timeout=POLL_SECONDS)
@@ -136,6 +135,11 @@ def _gather(processes: Sequence[BaseProcess], messages: Any, watch: Watch) -> li
             case "progress":
                 latest[message.worker] = message.arguments
                 watch.progress(*_together(list(latest.values())))
+            case ("say" | "warn") as name:
+                # Every worker reads the same documents: what all of them find there is said once.
+                if (name, *message.arguments) not in said:
+                    said.add((name, *message.arguments))
+                    getattr(watch, name)(*message.arguments)
             case name:
                 getattr(watch, name)(*message.arguments)
     return [ended[i] for i in range(len(processes))]

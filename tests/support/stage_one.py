@@ -14,13 +14,32 @@ from kdpipe.pipeline.cache_teacher import cache_teacher
 from kdpipe.pipeline.capture.turns import Shard
 from kdpipe.pipeline.watch import Watch
 from kdpipe.schemas.errors import ConfigError
-from kdpipe.schemas.report import StageOneReport
+from kdpipe.schemas.report import PartsMade, StageOneReport
 from kdpipe.schemas.stage_one import RunOptions, StageOne
 from support.corpora import TEXTS, small_tokenizer, write_jsonl
 from support.models import tiny_llama
 
 LENGTH = 96
 VOCABULARY = 512
+
+
+EMPTY = StageOneReport(
+    cache="",
+    cache_id=None,
+    complete=False,
+    parts=PartsMade(planned=0, present=0, made=0),
+    positions=0,
+    bytes=0,
+    bytes_per_position=None,
+    entries_per_position=None,
+    positions_per_second=None,
+    teacher_share=None,
+    batches_halved=0,
+    bad_rows=0,
+    cut_documents=0,
+    fidelity=None,
+    seconds=0.0,
+)
 
 
 class HeardWatch:
@@ -88,6 +107,14 @@ def run(settings: StageOne, watch: HeardWatch | None = None, **options: Any) -> 
 def refuse(settings: StageOne, shard: Shard, watch: Watch) -> StageOneReport:
     """A worker that cannot work."""
     raise ConfigError("no such thing", hint="another")
+
+
+def talk(settings: StageOne, shard: Shard, watch: Watch) -> StageOneReport:
+    """A worker that tells what all of them find, and what it alone has found."""
+    for tell in (watch.say, watch.warn):
+        tell("all")
+        tell(f"worker {shard.index}")
+    return EMPTY
 
 
 def die(settings: StageOne, shard: Shard, watch: Watch) -> StageOneReport:

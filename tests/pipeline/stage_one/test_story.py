@@ -11,6 +11,7 @@ from kdpipe.cache.blocks import block_of, cut
 from kdpipe.cache.reader import open_cache
 from kdpipe.cache.rows import Block
 from kdpipe.cache.verify import verify_cache
+from kdpipe.cache.writer import CacheWriter
 from kdpipe.schemas.errors import ConfigError
 from support.corpora import CHATML, TEXTS, chat_rows, write_jsonl
 from support.corpora import small_tokenizer as make_tokenizer
@@ -205,6 +206,16 @@ def test_another_teacher_in_the_same_folder_is_refused(
     settings = settings_for(folder, "whole", sequences=SMALL_PARTS, teacher={"name": str(tmp_path / "teacher")})
     with pytest.raises(ConfigError, match=r"the teacher's weights: \w{8}\.\.\. there"):
         run(settings)
+
+
+def test_parts_that_others_are_at_are_left_to_them_and_told(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(CacheWriter, "under_way", lambda self: {0, 2})
+    settings, watch = settings_for(folder, sequences=SMALL_PARTS), HeardWatch()
+    report = run(settings.model_copy(update={"out": str(tmp_path / "cache")}), watch)
+    assert not report.complete and report.parts.made == report.parts.planned - 2
+    assert watch.said[-1] == "parts that are left to workers that seem to be at them: 2"
 
 
 def test_the_journal_says_who_made_a_part(made: tuple[Path, Any, HeardWatch]) -> None:

@@ -9,7 +9,7 @@ from kdpipe.pipeline.capture import workers
 from kdpipe.pipeline.capture.turns import Shard
 from kdpipe.pipeline.capture.workers import one_device_each, run_workers
 from kdpipe.schemas.errors import ConfigError, KdpipeError
-from support.stage_one import HeardWatch, die, fail_second, make_inputs, refuse, run, settings_for
+from support.stage_one import HeardWatch, die, fail_second, make_inputs, refuse, run, settings_for, talk
 
 PARTS = {"part_rows": 512}
 
@@ -33,6 +33,13 @@ def test_two_workers_make_the_cache_of_one(folder: Path) -> None:
     assert watch.begun is not None and watch.begun[0] == report.parts.planned
     # What every worker reads is told once.
     assert sum("columns" in line for line in watch.said) == 1
+
+
+@pytest.mark.slow
+def test_what_all_workers_find_is_told_once_and_what_one_finds_too(folder: Path) -> None:
+    watch = HeardWatch()
+    run_workers(talk, [settings_for(folder)] * 2, Shard(), watch)
+    assert sorted(watch.said) == sorted(watch.warned) == ["all", "worker 0", "worker 1"]
 
 
 @pytest.mark.slow
