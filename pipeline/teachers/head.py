@@ -82,7 +82,8 @@ class Head:
 def find_head(model: nn.Module, config: Any, states_RH: Tensor, logits_RV: Tensor, vocabulary_size: int) -> Head | None:
     """Find the head that gives a model's own logits from its own last states; None if there is no such.
 
-    A config says little of what its numbers are for: whatever it may mean is tried, and held against the probe.
+    A config says little of what its numbers are for: whatever it may mean is tried, and what comes nearest to the probe
+    is taken, since in half precision a high cap is hard to tell from none.
     """
     get: Any = getattr(model, "get_output_embeddings", None)
     module = get() if get is not None else None
@@ -90,14 +91,15 @@ def find_head(model: nn.Module, config: Any, states_RH: Tensor, logits_RV: Tenso
         return None
     is_wide = _multiplies_wide(module)
     tolerance = TOLERANCE[states_RH.dtype] * logits_RV.float().abs().amax().item()
+    best: Head | None = None
     for scale in _scales(config):
         for cap in _caps(config):
             head = Head(module=module, vocabulary_size=vocabulary_size, scale=scale, soft_cap=cap, is_wide=is_wide)
             ours_RV = head.logits(states_RH)
             difference = (ours_RV - logits_RV[:, :vocabulary_size].to(ours_RV)).abs().amax().item()
-            if difference <= tolerance:
-                return head
-    return None
+            if difference < tolerance or (best is None and difference == tolerance):
+                best, tolerance = head, difference
+    return best
 
 
 def _multiplies_wide(module: nn.Module) -> bool:

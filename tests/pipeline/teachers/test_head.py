@@ -66,6 +66,15 @@ def test_numbers_of_a_config_are_used_as_the_model_uses_them(
     assert (head.bias_V is None) != bias
 
 
+@pytest.mark.parametrize("config", [{"final_logit_softcapping": 30.0}, {"logit_scale": 1.02}])
+def test_what_half_precision_hardly_tells_apart_is_decided_by_the_nearest(config: dict[str, float]) -> None:
+    """A number in the config that the model does not use."""
+    module, half = linear().to(torch.bfloat16), states().to(torch.bfloat16)
+    head = find_head(Model(module), SimpleNamespace(**config), half, module(half), IDS)
+    assert head is not None
+    assert (head.scale, head.soft_cap) == (1.0, None)
+
+
 def test_a_head_that_does_something_else_is_none_of_ours() -> None:
     module = linear()
     assert found(module, 2 * module(states()), logit_scale=0.25) is None
