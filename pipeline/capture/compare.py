@@ -4,14 +4,14 @@ In: targets of some documents, said twice. Out: by document, how far apart they 
 Before it: `kdpipe.cache.reader`, `speaker.py`. After it: `pipeline/verify_against.py`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from kdpipe.cache.entries import draw_mask
-from kdpipe.cache.rows import Block, Bools
+from kdpipe.cache.rows import Block, Bools, Floats
 from kdpipe.schemas.arrays import Column, LinearLaw, LogOddsLaw, log_z_column
 from kdpipe.schemas.manifest import Manifest
 
@@ -20,7 +20,7 @@ Doubles = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Said:
-    """What was said of one document: scalars at its positions, and log p of the exact ids by (row, id).
+    """What was said of one document: scalars at its positions, log p of the exact ids by (row, id), states of all rows.
 
     No other id of a row is more probable than its `ceilings` say: the least of the exact ids, and what is left by them.
     """
@@ -30,6 +30,7 @@ class Said:
     rows: npt.NDArray[np.int64]
     logprobs: Doubles
     ceilings: Doubles
+    vectors: Mapping[str, Doubles]
 
 
 def said(block: Block, loss_mask: Bools, vocabulary_size: int) -> Said:
@@ -51,7 +52,22 @@ def said(block: Block, loss_mask: Bools, vocabulary_size: int) -> Said:
         rows=rows[order],
         logprobs=logprobs[order],
         ceilings=ceilings,
+        vectors={name: values.astype(np.float64) for name, values in _vectors(block)},
     )
+
+
+def _vectors(block: Block) -> Iterator[tuple[str, Floats]]:
+    yield from ((f"the state of layer {layer}", values) for layer, values in block.hidden.items())
+    if block.state is not None:
+        yield "the last state", block.state
+
+
+def apart(one: Said, other: Said) -> dict[str, float]:
+    """How far states are from their twins, as a share of their size."""
+    return {
+        name: float(np.linalg.norm(one.vectors[name] - twin) / max(float(np.linalg.norm(twin)), 1e-30))
+        for name, twin in other.vectors.items()
+    }
 
 
 def differences(one: Said, other: Said, bounds: Mapping[str, float]) -> Doubles:

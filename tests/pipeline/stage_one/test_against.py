@@ -96,6 +96,36 @@ def test_draws_from_elsewhere_than_the_tail_are_noticed(
     assert "are among the teacher's most probable ids, about" in report.problems[0].what
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"targets": {"kind": "state"}},
+        {"hidden": {"layers": ("1",), "dim": 16}},
+        {"hidden": {"layers": ("1.0",), "dim": 8, "projection": "pca"}},
+    ],
+    ids=["state", "random", "pca"],
+)
+def test_states_of_other_rows_are_noticed(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
+) -> None:
+    settings = settings_for(folder, data={"limit": 6}, **changes)
+    run(settings.model_copy(update={"out": str(tmp_path / "right")}))
+    assert verify_against(str(tmp_path / "right"), str(folder / "teacher"), EVERY_DOCUMENT, SilentWatch()).ok
+    honest = reading.to_block
+
+    def shifted(*given: Any, **named: Any) -> Block:
+        block = honest(*given, **named)
+        state = None if block.state is None else np.roll(block.state, 1, axis=0)
+        return replace(block, hidden={n: np.roll(rows, 1, axis=0) for n, rows in block.hidden.items()}, state=state)
+
+    monkeypatch.setattr(reading, "to_block", shifted)
+    run(settings.model_copy(update={"out": str(tmp_path / "wrong")}))
+    monkeypatch.undo()
+    report = verify_against(str(tmp_path / "wrong"), str(folder / "teacher"), EVERY_DOCUMENT, SilentWatch())
+    assert not report.ok
+    assert "differs from the teacher's by" in report.problems[0].what
+
+
 def test_half_precision_is_what_its_teacher_says(folder: Path, tmp_path: Path) -> None:
     settings = settings_for(folder, teacher={"dtype": "bfloat16"}, machine={"batch_tokens": 2048})
     run(settings.model_copy(update={"out": str(tmp_path / "cache")}))
