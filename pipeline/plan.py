@@ -75,7 +75,7 @@ def _extent(settings: StageOne, inputs: Inputs | None, ahead: Prospect, tokens: 
         return extent_for(tokens, ahead.sequence_length), DOCUMENT_ROWS
     sequences = settings.sequences
     planned = inputs.corpus.plan(ahead.sequence_length, packed=sequences.pack, part_rows=sequences.part_rows)
-    found = extent_of(inputs.corpus, planned)
+    found = extent_of(inputs.corpus, planned, truncated=settings.data.long_documents == "truncate")
     document_rows = sum(found.rows.values()) / max(sum(found.documents.values()), 1)
     return (found if tokens is None else scaled(found, tokens)), document_rows
 

@@ -70,13 +70,20 @@ def scaled(extent: Extent, n_tokens: int) -> Extent:
     )
 
 
-def extent_of(corpus: Corpus, plan: Plan) -> Extent:
+def extent_of(corpus: Corpus, plan: Plan, *, truncated: bool = False) -> Extent:
     """Rows and positions of documents that are not tokenised yet, from those of a sample."""
     pieces = list(corpus.spread_pieces("train", SAMPLE_DOCUMENTS, plan.sequence_length))
+    kept = 1.0
+    if truncated:
+        firsts = [piece for piece in pieces if piece.offset == 0]
+        kept = sum(map(len, firsts)) / max(sum(map(len, pieces)), 1)
+        pieces = firsts
     n_rows = sum(len(piece) for piece in pieces)
     learnt = sum(int(piece.loss_mask.sum()) for piece in pieces) / max(n_rows, 1)
     documents: dict[str, int] = {split: n for split, n in corpus.splits.items() if n}
-    rows: dict[str, int] = {split: corpus.expected_tokens(split) for split, n in corpus.splits.items() if n}
+    rows: dict[str, int] = {
+        split: round(corpus.expected_tokens(split) * kept) for split, n in corpus.splits.items() if n
+    }
     mean = n_rows / max(len(pieces), 1)
     per_sequence = plan.sequence_length if plan.packed else mean
     return Extent(

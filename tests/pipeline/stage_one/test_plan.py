@@ -1,0 +1,58 @@
+"""A plan beside what is then made: as many parts, and about as many positions."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kdpipe.pipeline.plan import plan
+from kdpipe.pipeline.watch import SilentWatch
+from kdpipe.schemas.errors import ConfigError
+from kdpipe.schemas.report import PlanReport
+from kdpipe.schemas.stage_one import StageOne
+from support.stage_one import make_inputs, run, settings_for
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("plan")
+    make_inputs(folder)
+    return folder
+
+
+def planned(settings: StageOne, tokens: int | None = None) -> PlanReport:
+    return plan(settings, tokens=tokens, probe_seconds=None, watch=SilentWatch())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"sequences": {"length": 64, "part_rows": 1024}},
+        {"sequences": {"length": 32}, "data": {"long_documents": "truncate"}},
+        {"sequences": {"pack": False}, "targets": {"kind": "topk", "top_k": 8}},
+    ],
+    ids=["parts", "truncated", "alone"],
+)
+def test_what_is_planned_is_made(folder: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
+    settings = settings_for(folder, **changes).model_copy(update={"out": str(tmp_path / "cache")})
+    ahead, made = planned(settings), run(settings)
+    assert sum(ahead.parts.values()) == made.parts.planned
+    assert sum(ahead.positions.values()) == pytest.approx(made.positions, rel=0.1)
+
+
+def test_a_plan_for_more_tokens_is_in_proportion(folder: Path) -> None:
+    settings = settings_for(folder)
+    small, large = planned(settings), planned(settings, tokens=10_000_000)
+    factor = 10_000_000 / sum(small.positions.values())
+    assert large.bytes == pytest.approx(small.bytes * factor, rel=0.05)
+    assert sum(large.parts.values()) == pytest.approx(64, abs=2)
+
+
+def test_what_cannot_be_planned_is_refused(folder: Path) -> None:
+    nothing = settings_for(folder, data={"path": None})
+    with pytest.raises(ConfigError, match="there is nothing to plan for"):
+        planned(nothing)
+    with pytest.raises(ConfigError, match="a probe needs documents to read"):
+        plan(nothing, tokens=100, probe_seconds=1.0, watch=SilentWatch())
+    with pytest.raises(ConfigError, match="no teacher to probe"):
+        plan(settings_for(folder, targets={"kind": "none"}), tokens=None, probe_seconds=1.0, watch=SilentWatch())
