@@ -1,0 +1,293 @@
+"""The numbers of stage one: its cost over a bare forward pass, bytes, gradient angles, twice the data.
+
+In: nothing; text comes with Python, teachers are made in a folder (`--work` keeps it). Out: one JSON document, and on
+stderr the same as tables. Before it: `stage_one_runs.py`, `gradient_angle.py`. After it: docs/experiments.md quotes it.
+`--quick` is small, for a test that it runs.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from gradient_angle import compare
+from measure import machine, rounded
+from stage_one_inputs import RandomSizes, random_teacher, texts, trained_teacher, write_documents
+from stage_one_runs import bare, cache, cached_once, in_own_process, opened, profile, settings_for
+from stage_one_tables import TABLES
+
+from kdpipe.cache.inspect import inspect_cache
+from kdpipe.pipeline.small_teacher import Sizes
+from kdpipe.schemas.stage_one import StageOne
+
+ASKED = {
+    "caching_over_bare": {"cpu": 1.10, "cuda": 1.05},
+    "memory_over_bare": 1.25,
+    "bytes_an_entry": 1.4,
+    "bytes_beside_the_entries": 14.0,
+    "standard_degrees": 2.0,
+    "twice_the_data": {"seconds": 2.0, "memory": 1.10},
+}
+KINDS: dict[str, dict[str, Any]] = {
+    "lean": {"profile": "lean"},
+    "standard": {},
+    "fine": {"profile": "fine"},
+    "top-64": {"kind": "topk", "top_k": 64},
+    "50 draws": {"kind": "sampled", "draws": 50},
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scale:
+    """How much is measured."""
+
+    random: RandomSizes
+    trained: Sizes
+    tokens: int = 16_384
+    part_rows: int | None = None
+    rounds: int = 5
+    positions: int = 65_536
+
+
+FULL = Scale(
+    random=RandomSizes(),
+    trained=Sizes(vocabulary=4096, width=256, layers=4, context=256, batch=8, steps=800, rate=3e-3),
+)
+QUICK = Scale(
+    random=RandomSizes(vocabulary=1_000, width=64, layers=2, heads=2),
+    trained=Sizes(vocabulary=600, width=32, layers=1, context=64, batch=4, steps=5),
+    tokens=2_000,
+    part_rows=1_000,
+    rounds=1,
+    positions=2_000,
+)
+
+
+class Bench:
+    """The inputs, made when they are first asked for, and the measurements."""
+
+    def __init__(self, scale: Scale, work: Path, device: str, threads: int | None) -> None:
+        self.scale, self.work, self.device, self.threads = scale, work, device, threads
+        self._found: dict[str, dict[str, Any]] = {}
+
+    @cached_property
+    def large(self) -> StageOne:
+        """Settings of the random teacher, whose forward pass is the costly part."""
+        teacher = random_teacher(self.work, self.scale.random)
+        return self._settings(teacher, texts(), self.scale.tokens, "large")
+
+    @cached_property
+    def trained(self) -> tuple[Path, list[dict[str, str]]]:
+        """The teacher that has learnt something, and text that is new to it."""
+        return trained_teacher(self.work, self.scale.trained, say)
+
+    @cached_property
+    def small(self) -> StageOne:
+        """Settings of the trained teacher."""
+        return self._settings(*self.trained, self.scale.positions, "small")
+
+    def _settings(self, teacher: Path, rows: list[dict[str, str]], n_tokens: int, name: str) -> StageOne:
+        corpus = self.work / f"{name}-{n_tokens}.jsonl"
+        write_documents(corpus, rows, teacher, n_tokens)
+        machine = {"devices": self.device, "threads": self.threads}
+        return settings_for(teacher, corpus, machine=machine, sequences={"part_rows": self.scale.part_rows})
+
+    def overhead(self) -> dict[str, Any]:
+        """Stage one over the bare forward pass, in turns; where it goes; the memory of each."""
+        return self._cost() | {"memory": self._memory()}
+
+    def _cost(self) -> dict[str, Any]:
+        run = opened(self.large)
+        batches = run.batches()
+        bare(run, batches[:2])
+        cached_once(run)
+        rounds = []
+        for number in range(self.scale.rounds):
+            rounds.append({"bare": timed(lambda: bare(run, batches)), "caching": timed(lambda: cached_once(run))})
+            said = ", ".join(f"{what} {taken['seconds']:.2f} s" for what, taken in rounds[-1].items())
+            say(f"  round {number + 1}: {said}")
+        plain, caching = (median_of(rounds, what) for what in ("bare", "caching"))
+        ratios = {clock: [each["caching"][clock] / each["bare"][clock] for each in rounds] for clock in plain}
+        return {
+            "positions": sum(int(piece.loss_mask.sum()) for batch in batches for piece in batch),
+            "tokens_padded": sum(len(batch) * max(map(len, batch)) for batch in batches),
+            "batches": len(batches),
+            "parts": run.n_parts,
+            "rounds": rounds,
+            "bare": plain,
+            "caching": caching,
+            # What else runs on the machine disturbs two runs beside each other about equally.
+            "caching_over_bare": statistics.median(ratios["seconds"]),
+            "caching_over_bare_of_cpu": statistics.median(ratios["cpu_seconds"]),
+            "ratio_of_each_round": ratios,
+            "profile": profile(run),
+        }
+
+    def _memory(self) -> dict[str, Any]:
+        found = {what: in_own_process(self.large, what) for what in ("bare", "cache")}
+        return {
+            **found,
+            "added_over_bare": found["cache"]["added_bytes"] / found["bare"]["added_bytes"],
+            "peak_over_bare": found["cache"]["peak_bytes"] / found["bare"]["peak_bytes"],
+        }
+
+    def bytes(self) -> dict[str, Any]:
+        """Bytes a position by kind of target, and what the entries and the rest may take."""
+        return {name: self.cached(name, settings)[1] for name, settings in KINDS.items()}
+
+    def cached(self, name: str, targets: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
+        """Make a cache of the small teacher, once, and say what it is."""
+        path = self.work / "caches" / name.replace(" ", "-")
+        if name not in self._found:
+            path.parent.mkdir(exist_ok=True)
+            run = opened(self.small.model_copy(update={"targets": type(self.small.targets)(**targets)}))
+            with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+                cache(run, Path(folder) / "cache")
+                replaced(Path(folder) / "cache", path)
+            self._found[name] = described(path)
+            say(f"  {name}: {self._found[name]['bytes_per_position']['total']:.2f} bytes a position")
+        return path, self._found[name]
+
+    def angle(self) -> dict[str, Any]:
+        """Gradient angles of each profile, and of other kinds at the bytes of `standard`."""
+        paths = {name: self.cached(name, KINDS[name])[0] for name in ("lean", "standard", "fine")}
+        most = self._found["standard"]["bytes_per_position"]["total"]
+        kinds: dict[str, Callable[[int], dict[str, Any]]] = {
+            "top-{} and a bucket": lambda k: {"kind": "topk", "top_k": k},
+            "{} draws": lambda n: {"kind": "sampled", "draws": n},
+        }
+        for template, make in kinds.items():
+            number = least(lambda n: self._total(template.format(n), make(n)) >= most, 1, 128)  # noqa: B023  # called here
+            name = template.format(number)
+            paths[name] = self.cached(name, make(number))[0]
+        found = compare(paths, Path(str(self.small.teacher.name)), self.scale.positions, self.device)
+        return found | {"caches": {name: self._found[name] for name in paths}}
+
+    def _total(self, name: str, targets: dict[str, Any]) -> float:
+        total: float = self.cached(name, targets)[1]["bytes_per_position"]["total"]
+        return total
+
+    def scaling(self) -> dict[str, Any]:
+        """Once and twice the data, each in a process of its own, in turns."""
+        once = self.small
+        n = 2 * self.scale.positions
+        twice = self._settings(*self.trained, n, "small")
+        rounds = [[in_own_process(each, "cache") for each in (once, twice)] for _ in range(self.scale.rounds)]
+        names = ("seconds", "peak_bytes", "added_bytes")
+        medians = [{name: statistics.median(each[i][name] for each in rounds) for name in names} for i in range(2)]
+        return {
+            "once": medians[0],
+            "twice": medians[1],
+            "ratio": {name: medians[1][name] / medians[0][name] for name in names},
+            "ratio_of_each_round": {name: [two[name] / one[name] for one, two in rounds] for name in names},
+        }
+
+
+def timed(work: Callable[[], object]) -> dict[str, float]:
+    """Seconds by the clock, and those of all cores together, which other programs disturb less."""
+    start, cpu_start = time.perf_counter(), time.process_time()
+    work()
+    return {"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - cpu_start}
+
+
+def median_of(rounds: list[dict[str, dict[str, float]]], what: str) -> dict[str, float]:
+    """The median of each clock."""
+    return {clock: statistics.median(each[what][clock] for each in rounds) for clock in rounds[0][what]}
+
+
+def least(holds: Callable[[int], bool], low: int, high: int) -> int:
+    """The smallest number that something holds for, which holds for all that are larger."""
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if holds(middle) else (middle + 1, high)
+    return low
+
+
+def replaced(made: Path, path: Path) -> None:
+    """Move a folder to where an older one may be."""
+    if path.exists():
+        path.rename(made.parent / "old")
+    made.rename(path)
+
+
+def described(path: Path) -> dict[str, Any]:
+    """What a cache takes and how near it is to the teacher."""
+    found = inspect_cache(path)
+    entries = found.entries_per_position
+    assert entries is not None and found.fidelity is not None
+    budget = ASKED["bytes_an_entry"] * entries.mean + ASKED["bytes_beside_the_entries"]
+    return {
+        "positions": found.positions,
+        "parts": found.parts.present,
+        "entries_per_position": entries.model_dump(),
+        "bytes_per_position": dict(found.bytes_per_position),
+        "budget": budget,
+        "entropy_nats": found.entropy_nats,
+        "label_nats": found.label_nats,
+        "tail_mass": found.tail_mass,
+        "fidelity": found.fidelity.model_dump(),
+    }
+
+
+def say(text: str) -> None:
+    """Words for the person who waits."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def read_words() -> argparse.Namespace:
+    """What is to be measured, and how much of it."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", nargs="*", help=f"some of {', '.join(TABLES)}; all of them unless named")
+    parser.add_argument("--quick", action="store_true", help="small: shows that it runs, measures nothing")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda:0")
+    parser.add_argument("--threads", type=int, help="how many torch computes with; a core each by itself")
+    parser.add_argument("--work", type=Path, help="a folder for teachers and caches, kept for another time")
+    parser.add_argument("--steps", type=int, help="how long the small teacher learns")
+    parser.add_argument("--tokens", type=int, help="how many the large teacher reads in a round")
+    parser.add_argument("--positions", type=int, help="how many are cached for bytes and angles")
+    parser.add_argument("--rounds", type=int, help="how often what is timed is repeated")
+    words = parser.parse_args()
+    if odd := set(words.what) - set(TABLES):
+        parser.error(f"{', '.join(sorted(odd))} cannot be measured; {', '.join(TABLES)} can")
+    return words
+
+
+def scale_of(words: argparse.Namespace) -> Scale:
+    """The sizes that were asked for."""
+    scale = QUICK if words.quick else FULL
+    given = {name: getattr(words, name) for name in ("tokens", "positions", "rounds") if getattr(words, name)}
+    trained = replace(scale.trained, steps=words.steps) if words.steps else scale.trained
+    return replace(scale, trained=trained, **given)
+
+
+def main() -> None:
+    """Measure what was named and print it."""
+    words = read_words()
+    with tempfile.TemporaryDirectory(prefix="kdpipe-bench-") as folder:
+        work = words.work or Path(folder)
+        work.mkdir(parents=True, exist_ok=True)
+        bench = Bench(scale_of(words), work, words.device, words.threads)
+        result: dict[str, Any] = {"machine": machine(), "torch": torch.__version__, "device": words.device}
+        if words.device != "cpu":
+            result["gpu"] = torch.cuda.get_device_name(words.device)
+        result["asked"] = ASKED
+        for name, table in TABLES.items():
+            if words.what and name not in words.what:
+                continue
+            say(f"{name}:")
+            result[name] = getattr(bench, name)()
+            say(table(result[name]))
+    result["threads"] = torch.get_num_threads()
+    print(json.dumps(rounded(result), indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,142 @@
+"""What stage one is measured on: text that comes with Python, a large random teacher, a small trained one.
+
+In: a folder and sizes. Out: teachers as folders, made once and found again; documents as JSON lines.
+Before it: `kdpipe.pipeline.small_teacher`. After it: `stage_one_runs.py`.
+"""
+
+import hashlib
+import json
+import os
+import sysconfig
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+from kdpipe.pipeline.small_teacher import (
+    SOURCES,
+    Sizes,
+    documents,
+    make_teacher,
+    source_code,
+    train_tokenizer,
+    write_corpus,
+)
+from kdpipe.pipeline.teachers.shapes import quiet
+
+# Of help topics and source code, what the trained teacher never sees: it is asked about that.
+UNSEEN_SHARE = 0.3
+# Entropy of a trained model on text it has not seen; DESIGN 3 says 3.4 for a very small one.
+ENTROPY_NATS = 2.75
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RandomSizes:
+    """A Llama with fresh weights: 110 M parameters in layers and head."""
+
+    vocabulary: int = 32_000
+    width: int = 768
+    layers: int = 12
+    heads: int = 12
+
+
+def texts() -> list[dict[str, str]]:
+    """Help topics and source code in an order that mixes them, always the same."""
+    rows = [*documents(), *source_code()]
+    return sorted(rows, key=lambda row: hashlib.sha256(row["text"].encode()).digest())
+
+
+def trained_teacher(work: Path, sizes: Sizes, said: Callable[[str], None]) -> tuple[Path, list[dict[str, str]]]:
+    """A teacher that has learnt most of the text and other modules, and the rest, which it has not seen."""
+    rows = texts()
+    n_seen = round(len(rows) * (1 - UNSEEN_SHARE))
+    seen = [*rows[:n_seen], *({"text": text} for module in other_modules() for text in module.split("\n\n\n"))]
+    name = f"trained-{sizes.vocabulary}-{sizes.width}-{sizes.layers}-{sizes.steps}"
+    corpus = work / f"{name}.jsonl"
+    write_corpus(corpus, (row for row in seen if row["text"].strip()))
+    make_teacher(corpus, work / name, sizes, said)
+    return work / name, rows[n_seen:]
+
+
+def random_teacher(work: Path, sizes: RandomSizes) -> Path:
+    """A teacher whose weights are random and whose logits are as sure as those of a trained one."""
+    folder = work / f"random-{sizes.vocabulary}-{sizes.width}-{sizes.layers}"
+    if folder.is_dir():
+        return folder
+    quiet()
+    tokenizer = train_tokenizer(
+        [*(row["text"] for row in texts()), *other_modules()], Sizes(vocabulary=sizes.vocabulary)
+    )
+    if len(tokenizer) != sizes.vocabulary:
+        raise SystemExit(f"the text has words for {len(tokenizer):,} ids only: ask for fewer than {sizes.vocabulary:,}")
+    torch.manual_seed(0)
+    model: Any = LlamaForCausalLM(_config(sizes)).eval()
+    ids_BT = torch.tensor(tokenizer(texts()[0]["text"])["input_ids"][:256])[None]
+    with torch.inference_mode():
+        logits = model(ids_BT, use_cache=False).logits[0]
+        model.lm_head.weight.mul_(factor_for(logits, ENTROPY_NATS))
+    work_folder = folder.with_name(f"{folder.name}.tmp")
+    model.save_pretrained(work_folder)
+    tokenizer.save_pretrained(work_folder)
+    os.replace(work_folder, folder)
+    return folder
+
+
+def factor_for(logits_RV: torch.Tensor, entropy_nats: float) -> float:
+    """What logits are to be multiplied with to have a mean entropy, found by halving."""
+    low, high = 0.0, 1000.0
+    for _ in range(50):
+        middle = (low + high) / 2
+        entropy = torch.distributions.Categorical(logits=logits_RV * middle).entropy().mean().item()
+        low, high = (middle, high) if entropy > entropy_nats else (low, middle)
+    return (low + high) / 2
+
+
+def other_modules() -> list[str]:
+    """The source of the library's other modules."""
+    paths = sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))
+    return [path.read_text("utf-8") for path in paths if path.stem not in SOURCES]
+
+
+def _config(sizes: RandomSizes) -> LlamaConfig:
+    return LlamaConfig(
+        vocab_size=sizes.vocabulary,
+        hidden_size=sizes.width,
+        intermediate_size=sizes.width * 8 // 3,
+        num_hidden_layers=sizes.layers,
+        num_attention_heads=sizes.heads,
+        num_key_value_heads=sizes.heads,
+        max_position_embeddings=4096,
+        tie_word_embeddings=False,
+        bos_token_id=None,
+        eos_token_id=0,
+        pad_token_id=0,
+    )
+
+
+def write_documents(path: Path, rows: list[dict[str, str]], teacher: Path, n_tokens: int) -> None:
+    """Write documents until there are about so many tokens of them; from the start again where they do not suffice."""
+    tokenizer: Any = AutoTokenizer.from_pretrained(teacher)
+
+    def enough() -> Iterator[dict[str, str]]:
+        left = n_tokens
+        for row in cycle(rows):
+            n = len(tokenizer(row["text"])["input_ids"])
+            text = row["text"]
+            if n > left:
+                text = text[: max(1, len(text) * left // n)]
+            yield {**row, "text": text}
+            left -= n
+            if left <= 0:
+                return
+
+    path.write_text("".join(json.dumps(row) + "\n" for row in enough()), encoding="utf-8")
+
+
+def dense_model(teacher: Path) -> Any:
+    """The teacher as transformers loads it, in float32."""
+    return AutoModelForCausalLM.from_pretrained(teacher, dtype=torch.float32).eval()

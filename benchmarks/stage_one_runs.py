@@ -1,0 +1,214 @@
+"""Stage one and the bare forward pass of the same teacher over the same batches: run, timed, looked into.
+
+In: settings. Out: caches, seconds, the share of each step, peak memory. Before it: `stage_one_inputs.py`.
+After it: `stage_one.py`. Run by name it is a child process that does one thing and prints how much memory that took.
+"""
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+
+from kdpipe.cache.writer import CacheWriter
+from kdpipe.pipeline.capture import parts
+from kdpipe.pipeline.capture.begin import begin_cache
+from kdpipe.pipeline.capture.identity import make_manifest
+from kdpipe.pipeline.capture.inputs import Inputs, read_inputs
+from kdpipe.pipeline.capture.parts import PartMaker, Tally, read_part
+from kdpipe.pipeline.capture.speaker import Speaker, open_speaker
+from kdpipe.pipeline.capture.writing import WritingThread
+from kdpipe.pipeline.data.pieces import Piece
+from kdpipe.pipeline.fidelity import FidelityMeter, Sample
+from kdpipe.pipeline.targets.reduce import Reducer
+from kdpipe.pipeline.teachers import reading
+from kdpipe.pipeline.teachers.forward import Forward
+from kdpipe.pipeline.teachers.head import Head
+from kdpipe.pipeline.watch import SilentWatch
+from kdpipe.schemas.manifest import Manifest
+from kdpipe.schemas.stage_one import StageOne
+
+# What happens in the thread that feeds the teacher, and what beside it.
+STEPS: dict[str, tuple[tuple[Any, str], ...]] = {
+    "layers": ((Forward, "read"),),
+    "head": ((Head, "logits"),),
+    "reduction": ((Reducer, "reduce"),),
+    "fidelity": ((Sample, "add"), (FidelityMeter, "count"), (FidelityMeter, "result")),
+    "hidden summaries": ((reading.Reader, "_means"), (reading.Reader, "_vectors")),
+    "block": ((reading, "to_block"),),
+    "beginning and sealing": (
+        (CacheWriter, "publish_tokenizer"),
+        (CacheWriter, "publish_tables"),
+        (CacheWriter, "seal"),
+    ),
+}
+BESIDE: dict[str, tuple[Any, str]] = {
+    "tokenising": (parts, "read_part"),
+    "encoding and writing": (WritingThread, "_write"),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opened:
+    """Documents and a loaded teacher: all that stage one needs but a folder."""
+
+    inputs: Inputs
+    speaker: Speaker
+    manifest: Manifest
+
+    @property
+    def n_parts(self) -> int:
+        """Parts that are planned."""
+        return self.manifest.plan.n_parts
+
+    def batches(self) -> list[list[Piece]]:
+        """What the teacher reads, batch by batch, tokenised."""
+        plan, size = self.manifest.plan, self.speaker.batch_tokens
+        read = [read_part(self.inputs.corpus, plan, number, size) for number in range(plan.n_parts)]
+        return [[part.pieces[i] for i in batch] for part in read for batch in part.batches]
+
+
+def settings_for(teacher: Path, corpus: Path, **sections: dict[str, Any]) -> StageOne:
+    """Default settings but for what is given; all documents train."""
+    own: dict[str, dict[str, Any]] = {
+        "teacher": {"name": str(teacher)},
+        "data": {"path": str(corpus), "val_fraction": 0.0},
+    }
+    return StageOne.model_validate(own | sections)
+
+
+def opened(settings: StageOne) -> Opened:
+    """Read documents, load the teacher."""
+    inputs = read_inputs(settings, SilentWatch())
+    speaker = open_speaker(settings, inputs.tokenizer)
+    return Opened(inputs=inputs, speaker=speaker, manifest=make_manifest(settings, inputs, speaker))
+
+
+def cache(run: Opened, folder: Path) -> float:
+    """All of stage one behind the loading of the teacher, and the seconds that it took."""
+    started = time.perf_counter()
+    writer, asked = begin_cache(str(folder), run.manifest, run.inputs, run.speaker)
+    tally = Tally(started=started)
+    PartMaker(writer, run.inputs.corpus, run.speaker, asked, tally).make(range(run.n_parts), _ignore, _ignore)
+    writer.seal()
+    return time.perf_counter() - started
+
+
+def bare(run: Opened, batches: Sequence[Sequence[Piece]]) -> float:
+    """Seconds of the model's own forward pass, logits and all."""
+    seconds = run.speaker.bare_seconds(batches)
+    assert seconds is not None
+    return seconds
+
+
+def cached_once(run: Opened) -> float:
+    """The same into a folder that is thrown away."""
+    with tempfile.TemporaryDirectory(prefix="kdpipe-bench-") as folder:
+        return cache(run, Path(folder) / "cache")
+
+
+def _ignore(_: object) -> None:
+    """Nobody follows."""
+
+
+def profile(run: Opened) -> dict[str, Any]:
+    """Seconds of one caching run by step; on a GPU every step waits for it, so that nothing overlaps."""
+    spent = dict.fromkeys(STEPS, 0.0)
+    beside = {name: {"seconds": 0.0, "cpu_seconds": 0.0} for name in BESIDE}
+    on_gpu = torch.cuda.is_available() and run.manifest.teacher is not None and torch.cuda.memory_allocated() > 0
+    with ExitStack() as stack:
+        for step, places in STEPS.items():
+            for owner, name in places:
+                clocked = _clocked(getattr(owner, name), spent, step, torch.cuda.synchronize if on_gpu else _nothing)
+                stack.enter_context(mock.patch.object(owner, name, clocked))
+        for step, (owner, name) in BESIDE.items():
+            stack.enter_context(mock.patch.object(owner, name, _clocked_beside(getattr(owner, name), beside[step])))
+        total = cached_once(run)
+    return {"seconds": total, "steps": spent | {"all else": total - sum(spent.values())}, "beside": beside}
+
+
+def _nothing() -> None:
+    """A CPU needs no waiting for."""
+
+
+def _clocked(
+    function: Callable[..., Any], spent: dict[str, float], step: str, wait: Callable[[], None]
+) -> Callable[..., Any]:
+    def call(*arguments: Any, **named: Any) -> Any:
+        wait()
+        start = time.perf_counter()
+        try:
+            return function(*arguments, **named)
+        finally:
+            wait()
+            spent[step] += time.perf_counter() - start
+
+    return call
+
+
+def _clocked_beside(function: Callable[..., Any], spent: dict[str, float]) -> Callable[..., Any]:
+    """Seconds in a thread of its own: from begin to end, and those in which it had a core."""
+
+    def call(*arguments: Any) -> Any:
+        start, cpu_start = time.perf_counter(), time.thread_time()
+        try:
+            return function(*arguments)
+        finally:
+            spent["seconds"] += time.perf_counter() - start
+            spent["cpu_seconds"] += time.thread_time() - cpu_start
+
+    return call
+
+
+def in_own_process(settings: StageOne, what: str) -> dict[str, Any]:
+    """Load the teacher in a child process, do one thing (cache or bare), and learn its time and its memory."""
+    words = [sys.executable, __file__, what, settings.model_dump_json(exclude_defaults=True)]
+    done = subprocess.run(words, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{what} failed in its own process:\n{done.stderr}")
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+@contextmanager
+def peak_memory(found: dict[str, Any]) -> Iterator[None]:
+    """The most memory within the block, on Linux: resident bytes before it, at the peak, and between the two."""
+    # 5 makes the high-water mark begin anew (man 5 proc).
+    Path("/proc/self/clear_refs").write_text("5")
+    before = _status("VmRSS")
+    yield
+    peak = _status("VmHWM")
+    found |= {"loaded_bytes": before, "peak_bytes": peak, "added_bytes": peak - before}
+    if torch.cuda.is_available():
+        found["gpu_peak_bytes"] = torch.cuda.max_memory_allocated()
+
+
+def _status(name: str) -> int:
+    found = re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert found is not None
+    return int(found[1]) * 1024
+
+
+def main() -> None:
+    """One thing, in a process of its own."""
+    what, settings = sys.argv[1], StageOne.model_validate_json(sys.argv[2])
+    run = opened(settings)
+    batches = run.batches() if what == "bare" else []
+    found: dict[str, Any] = {}
+    with peak_memory(found):
+        found["seconds"] = bare(run, batches) if what == "bare" else cached_once(run)
+    found["threads"] = torch.get_num_threads()
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""The numbers of stage one as tables for a person.
+
+In: what `stage_one.py` measured. Out: lines. Before it: `stage_one.py`, which prints the same as JSON beside it.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+MEBI = 1 << 20
+Found = dict[str, Any]
+
+
+def overhead(found: Found) -> str:
+    """Seconds, the steps of one run as shares of the bare forward pass, memory."""
+    steps, beside, memory = found["profile"]["steps"], found["profile"]["beside"], found["memory"]
+    model = steps["layers"] + steps["head"]
+    rows = [(step, f"{seconds:.2f}", f"{seconds / model:.2%}") for step, seconds in steps.items()]
+    for step, clocks in beside.items():
+        rows.append(
+            (f"beside it: {step}, on a core", f"{clocks['cpu_seconds']:.2f}", f"{clocks['cpu_seconds'] / model:.2%}")
+        )
+    lines = [
+        f"{found['positions']:,} positions, {found['tokens_padded']:,} tokens with padding, {found['batches']} batches",
+        f"bare {found['bare']['seconds']:.2f} s, caching {found['caching']['seconds']:.2f} s: "
+        f"{found['caching_over_bare']:.3f} times; of CPU seconds {found['caching_over_bare_of_cpu']:.3f} times",
+        "",
+        *columns(("step, of a run with clocks", "seconds", "over layers and head"), rows),
+    ]
+    sizes = [
+        (what, *(f"{memory[what][name] / MEBI:,.0f}" for name in ("loaded_bytes", "added_bytes", "peak_bytes")))
+        for what in ("bare", "cache")
+    ]
+    sizes.append(("cache over bare", "", f"{memory['added_over_bare']:.3f}", f"{memory['peak_over_bare']:.3f}"))
+    return "\n".join([*lines, "", *columns(("memory in MiB", "loaded", "added", "peak"), sizes)])
+
+
+def bytes_(found: Found) -> str:
+    """A row a kind of target."""
+    names = [name for name in next(iter(found.values()))["bytes_per_position"] if name != "total"]
+    rows = []
+    for kind, of_kind in found.items():
+        per, fidelity = of_kind["bytes_per_position"], of_kind["fidelity"]
+        degrees = fidelity["gradient_angle_degrees"]
+        rows.append(
+            (
+                kind,
+                f"{of_kind['entries_per_position']['mean']:.2f}",
+                f"{per['total']:.2f}",
+                f"{of_kind['budget']:.1f}",
+                *(f"{per.get(name, 0):.2f}" for name in names),
+                f"{fidelity['kl_nats']:.4f}",
+                f"{degrees:.2f}" if degrees is not None else "-",
+            )
+        )
+    first = next(iter(found.values()))
+    nats = f"entropy {first['entropy_nats']:.2f} nats, label {first['label_nats']:.2f}"
+    head = f"{first['positions']:,} positions, {nats}"
+    titles = ("bytes a position", "entries", "total", "budget", *names, "KL", "degrees")
+    return "\n".join([head, "", *columns(titles, rows)])
+
+
+def angle(found: Found) -> str:
+    """A row a cache, the angle growing to the right with positions."""
+    stages = list(found["degrees_by_positions"])
+    rows = [
+        (
+            name,
+            f"{of_cache['bytes_per_position']['total']:.2f}",
+            f"{of_cache['entries_per_position']['mean']:.2f}",
+            *(f"{found['degrees_by_positions'][stage][name]:.3f}" for stage in stages),
+            f"{found['length_ratio'][name]:.4f}",
+        )
+        for name, of_cache in found["caches"].items()
+    ]
+    titles = ("degrees", "bytes", "entries", *(f"{int(stage):,}" for stage in stages), "length")
+    return "\n".join(columns(titles, rows))
+
+
+def scaling(found: Found) -> str:
+    """Once, twice, and the ratio."""
+    rows = []
+    for name, ratio in found["ratio"].items():
+        sizes = [found[size][name] for size in ("once", "twice")]
+        cells = [f"{size:.2f}" if name == "seconds" else f"{size / MEBI:,.0f} Mi" for size in sizes]
+        rows.append((name, *cells, f"{ratio:.3f}"))
+    return "\n".join(columns(("data", "once", "twice", "ratio"), rows))
+
+
+def columns(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines whose columns stand below each other, numbers to the right."""
+    table = [titles, *rows]
+    widths = [max(len(row[i]) for row in table) for i in range(len(titles))]
+    lines = []
+    for first, *others in table:
+        cells = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
+        lines.append("  ".join([first.ljust(widths[0]), *cells]))
+    return lines
+
+
+TABLES: dict[str, Callable[[Found], str]] = {
+    "overhead": overhead,
+    "bytes": bytes_,
+    "angle": angle,
+    "scaling": scaling,
+}

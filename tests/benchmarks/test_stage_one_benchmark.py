@@ -1,0 +1,71 @@
+"""The benchmark of stage one runs: small, for its keys, not for its figures; and its angles are right."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support.source import ROOT
+
+SCRIPT = ROOT / "benchmarks" / "stage_one.py"
+
+
+def answer(work: Path, *words: str) -> Any:
+    """What a small run prints."""
+    command = [sys.executable, str(SCRIPT), "--quick", "--work", str(work), *words]
+    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True, timeout=300).stdout)
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which teachers are made once."""
+    return tmp_path_factory.mktemp("stage-one")
+
+
+@pytest.mark.slow
+def test_caching_is_held_against_the_bare_forward_pass(work: Path) -> None:
+    found = answer(work, "overhead")["overhead"]
+    assert found["positions"] > 1000
+    assert found["caching_over_bare"] > 0
+    assert found["caching_over_bare_of_cpu"] > 0
+    assert len(found["rounds"]) == 1
+    steps, beside = found["profile"]["steps"], found["profile"]["beside"]
+    assert all(steps[name] > 0 for name in ("layers", "head", "reduction", "fidelity", "hidden summaries", "block"))
+    assert sum(steps.values()) == pytest.approx(found["profile"]["seconds"], rel=1e-2)
+    assert all(clocks["cpu_seconds"] > 0 for clocks in beside.values())
+    assert found["memory"]["cache"]["added_bytes"] > 0
+
+
+@pytest.mark.slow
+def test_bytes_and_angles_come_from_caches_of_the_same_documents(work: Path) -> None:
+    found = answer(work, "bytes", "angle")
+    assert set(found["bytes"]) == {"lean", "standard", "fine", "top-64", "50 draws"}
+    assert len({kind["positions"] for kind in found["bytes"].values()}) == 1
+    for kind in found["bytes"].values():
+        per = kind["bytes_per_position"]
+        sizes = [size for name, size in per.items() if name not in ("total", "text")]
+        assert sum(sizes) == pytest.approx(per["total"], rel=1e-3)
+        assert kind["fidelity"]["rows"] > 0
+    angle = found["angle"]
+    assert angle["largest_label_difference_nats"] < 0.05
+    lean, standard, fine, top, draws = angle["caches"]
+    assert 0 < angle["degrees"][fine] < angle["degrees"][standard] < angle["degrees"][lean] < 90
+    least = angle["caches"][standard]["bytes_per_position"]["total"]
+    assert top.endswith("and a bucket") and draws.endswith("draws")
+    assert all(angle["caches"][name]["bytes_per_position"]["total"] >= least for name in (top, draws))
+
+
+@pytest.mark.slow
+def test_twice_the_data_are_cached_in_processes_of_their_own(work: Path) -> None:
+    found = answer(work, "scaling")["scaling"]
+    assert found["ratio"]["seconds"] > 0
+    assert found["twice"]["peak_bytes"] > found["once"]["added_bytes"] > 0
+
+
+def test_what_cannot_be_measured_is_refused() -> None:
+    done = subprocess.run([sys.executable, str(SCRIPT), "speed"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert "speed cannot be measured; overhead, bytes, angle, scaling can" in done.stderr
