@@ -25,6 +25,9 @@ OF_KINDS: dict[Place, tuple[str, ...]] = {
     ("targets", "target_temperature"): ("threshold", "sampled", "topk", "topp"),
     ("targets", "temperatures"): OF_A_TEACHER,
     ("hidden", "layers"): OF_A_TEACHER,
+    ("teacher", "dtype"): OF_A_TEACHER,
+    ("teacher", "quantise"): OF_A_TEACHER,
+    ("machine", "devices"): OF_A_TEACHER,
 }
 # Two ways to say one thing: the later layer is right, and one layer may use only one of them.
 RIVALS: tuple[tuple[Place, Place, str], ...] = (

@@ -67,13 +67,13 @@ class WritingThread:
     def __init__(self, cache: CacheWriter, committed: Callable[[int], None]) -> None:
         self._cache, self._committed = cache, committed
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="writing")
-        self._last: PartInbox | None = None
+        self._handed_over: list[Future[None]] = []
         self._is_closing = False
 
     @contextmanager
     def part(self, number: int) -> Iterator[PartInbox]:
-        """Take the sequences of a part; it may still be on its way to the disk when the block ends."""
-        self.wait()
+        """Take the sequences of a part; it, and the one before, may still be on their way to the disk at the end."""
+        self._finish(but=1)
         inbox = PartInbox()
         inbox.future = self._executor.submit(self._write, number, inbox)
         try:
@@ -82,13 +82,16 @@ class WritingThread:
         except BaseException:
             inbox.drop()
             raise
-        self._last = inbox
+        self._handed_over.append(inbox.future)
 
     def wait(self) -> None:
         """Wait until every part that was handed over is committed."""
-        last, self._last = self._last, None
-        if last is not None and last.future is not None:
-            last.future.result()
+        self._finish(but=0)
+
+    def _finish(self, but: int) -> None:
+        """Wait for all parts but the last few, and raise what went wrong with one of them."""
+        while self._handed_over and (len(self._handed_over) > but or self._handed_over[0].done()):
+            self._handed_over.pop(0).result()
 
     def close(self) -> None:
         """Let the thread end; a part whose end has not been handed over is dropped."""

@@ -6,6 +6,7 @@ In: what a person said of the data, and the tokenizer. Out: `Corpus`. Before it:
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from glob import has_magic
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,7 @@ class Corpus:
     def source(self) -> str:
         """What the documents come from, for people; where it lies on this machine is nobody else's business."""
         named = filter(None, (self._settings.path, self._settings.val_path))
-        return " + ".join(Path(path).name if Path(path).exists() else path for path in named)[:2000]
+        return " + ".join(map(_name_of, named))[:2000]
 
     @property
     def loss(self) -> Loss:
@@ -224,6 +225,14 @@ class Corpus:
             name: float(value) if types[name] == "float64" and value is not None else value
             for name, value in document.columns.items()
         }
+
+
+def _name_of(data: str) -> str:
+    """The last part of a path or of a glob; a data set of the hub as it is."""
+    path = Path(data).expanduser()
+    if path.exists():
+        return path.resolve().name
+    return path.name if has_magic(data) else data
 
 
 def _shortened(text: str, most: int) -> str:

@@ -37,6 +37,11 @@ class Renderer:
     def __init__(self, mapping: Mapping, settings: DataSettings, tokenizer: LoadedTokenizer) -> None:
         self._tokenizer = tokenizer
         self.loss: Loss = resolved_loss(mapping.form, settings)
+        if mapping.form == "text" and settings.chat_template not in (None, "none"):
+            raise ConfigError(
+                f"data.chat_template is {settings.chat_template}, and text is read as it is",
+                hint="leave it out, or name the columns of a conversation with data.columns",
+            )
         self._chat = None if mapping.form == "text" else _template(mapping.form, settings, tokenizer)
         self.stop_wanted = settings.append_stop
         responses = self.loss == "responses"

@@ -135,7 +135,7 @@ class Reader:
             reduced = self._reducer.reduce(logits_RV, labels_R, keys_R)
             within_S = batch.compared_S[(batch.compared_S >= start) & (batch.compared_S < start + self.n_rows)] - start
             if sample is not None and len(within_S):
-                within_S = within_S.to(self._device)
+                within_S = _there(within_S, self._device)
                 states_SH = None if states_RH is None else states_RH.to(self._device)[within_S]
                 sample.add(logits_RV[within_S], _some(reduced, within_S), states_SH)
             yield reduced
@@ -150,7 +150,7 @@ class Reader:
 
     def _means(self, layer: int, states_BTH: Tensor, lengths: Sequence[int]) -> Tensor:
         """The mean over each piece's rows, made narrow; a few pieces at a time, since it is taken in float32."""
-        lengths_B = torch.tensor(lengths, device=states_BTH.device)
+        lengths_B = _there(torch.tensor(lengths), states_BTH.device)
         step = max(1, WIDENED_NUMBERS // states_BTH[0].numel())
         means = [
             mean_states(states_BTH[i : i + step], lengths_B[i : i + step]).to(self._device)
@@ -176,6 +176,11 @@ def _fitted(role: str, vectors: Sequence[Vector], asked: Asked) -> dict[int, Pca
             name = f"pca_{role}_{vector.layer}"
             found[vector.layer] = (torch.from_numpy(asked.tables[name]), torch.from_numpy(asked.tables[f"{name}_mean"]))
     return found
+
+
+def _there(tensor: Tensor, device: torch.device) -> Tensor:
+    """Small numbers on their way to a device, which nobody waits for: from memory that stays in its place."""
+    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
 
 
 def _host(tensor: Tensor) -> Tensor:

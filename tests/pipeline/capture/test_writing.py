@@ -8,7 +8,7 @@ import pytest
 
 from kdpipe.cache.reader import open_cache
 from kdpipe.pipeline.capture.writing import MAX_WAITING, WritingThread
-from kdpipe.schemas.errors import CacheWriteError
+from kdpipe.schemas.errors import CacheWriteError, KdpipeError
 from support.tiny import SMALL, begin_cache, make_cache, part_of
 
 
@@ -90,3 +90,18 @@ def test_a_reader_opens_what_the_thread_has_written(tmp_path: Path) -> None:
     writing.close()
     cache.seal()
     assert len(open_cache(tmp_path / "cache")) == sum(len(part_of(SMALL, number)) for number in range(4))
+
+
+def test_a_part_that_fails_late_is_heard_at_the_next_but_one_or_at_the_end(tmp_path: Path) -> None:
+    cache = begin_cache(tmp_path / "cache")
+    writing = WritingThread(cache, lambda number: None)
+    (tmp_path / "cache" / "parts").write_text("in the way")
+    with writing.part(0) as part:
+        for sequence, block in part_of(SMALL, 0):
+            part.add(sequence, block)
+    with pytest.raises(KdpipeError, match="writing part 0: File exists"):
+        with writing.part(1) as part:
+            for sequence, block in part_of(SMALL, 1):
+                part.add(sequence, block)
+        writing.wait()
+    writing.close()

@@ -291,3 +291,21 @@ def test_tokens_are_foreseen_from_the_index(tokenizer: LoadedTokenizer, tmp_path
     assert [corpus.first_documents("train", n) for n in (1, 10**9)] == [1, 50]
     n = corpus.first_documents("train", n_tokens // 2)
     assert sum(len(piece) for piece in corpus.pieces("train", 0, n, 4096)) == pytest.approx(n_tokens / 2, rel=0.1)
+
+
+@pytest.mark.parametrize("named", ["corpus", "{folder}/corpus", "corpus/*.jsonl", "{folder}/corpus/*.jsonl", "."])
+def test_the_source_says_nothing_of_where_it_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: str) -> None:
+    write_jsonl(tmp_path / "corpus" / "a.jsonl", text_rows(4))
+    monkeypatch.chdir(tmp_path / "corpus" if named == "." else tmp_path)
+    tokenizer = load_tokenizer(str(small_tokenizer(tmp_path / "tokenizer")))
+    corpus = open_corpus(DataSettings(path=named.format(folder=tmp_path)), tokenizer)
+    assert corpus.source == ("*.jsonl" if "*" in named else "corpus")
+
+
+def test_a_chat_template_for_plain_text_is_refused(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "corpus.jsonl", text_rows(4))
+    (tmp_path / "chat.jinja").write_text(CHATML)
+    template = str(tmp_path / "chat.jinja")
+    tokenizer = load_tokenizer(str(small_tokenizer(tmp_path / "tokenizer")), chat_template=template)
+    with pytest.raises(ConfigError, match=r"chat\.jinja, and text is read as it is"):
+        open_corpus(DataSettings(path=str(tmp_path / "corpus.jsonl"), chat_template=template), tokenizer)
