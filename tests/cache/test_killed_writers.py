@@ -130,6 +130,7 @@ def kill_by_time(folder: Path, rounds: int, seed: int, whole: tuple[str, dict[st
     return standing
 
 
+@pytest.mark.slow
 def test_a_writer_killed_at_any_call_leaves_good_parts_and_goes_on(
     tmp_path: Path, whole: tuple[str, dict[str, str]], record_property: Callable[[str, object], None]
 ) -> None:
@@ -139,6 +140,7 @@ def test_a_writer_killed_at_any_call_leaves_good_parts_and_goes_on(
     assert {"building a part", layout.PARTS} <= set(met)
 
 
+@pytest.mark.slow
 def test_a_writer_killed_at_any_moment_leaves_good_parts_and_goes_on(
     tmp_path: Path, whole: tuple[str, dict[str, str]], record_property: Callable[[str, object], None]
 ) -> None:

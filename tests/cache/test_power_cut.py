@@ -125,6 +125,7 @@ def cut_after_death(folder: Path, deaths: list[int]) -> None:
             assert not judge(visible(tree), final), f"after a death at call {limit}"
 
 
+@pytest.mark.slow
 def test_a_writer_leans_on_no_name_that_a_dead_one_left_unsynced(tmp_path: Path) -> None:
     (tmp_path / "whole").mkdir()
     deaths = given_names(tmp_path / "whole")

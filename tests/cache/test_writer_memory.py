@@ -51,6 +51,7 @@ def peak_bytes(path: Path, rounds: int) -> tuple[int, int, int]:
     return n_rows, traced, grown
 
 
+@pytest.mark.slow
 def test_a_part_four_times_as_long_takes_hardly_more_memory(tmp_path: Path) -> None:
     short_rows, short_traced, short_grown = peak_bytes(tmp_path / "short", ROUNDS)
     long_rows, long_traced, long_grown = peak_bytes(tmp_path / "long", 4 * ROUNDS)
