@@ -55,6 +55,7 @@ class Scale:
     part_rows: int | None = None
     rounds: int = 5
     positions: int = 65_536
+    entropy_nats: float | None = None
 
 
 FULL = Scale(
@@ -87,7 +88,7 @@ class Bench:
     @cached_property
     def trained(self) -> tuple[Path, list[dict[str, str]]]:
         """The teacher that has learnt something, and text that is new to it."""
-        return trained_teacher(self.work, self.scale.trained, say)
+        return trained_teacher(self.work, self.scale.trained, self.scale.entropy_nats, say)
 
     @cached_property
     def small(self) -> StageOne:
@@ -251,6 +252,7 @@ def read_words() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, help="how many torch computes with; a core each by itself")
     parser.add_argument("--work", type=Path, help="a folder for teachers and caches, kept for another time")
     parser.add_argument("--steps", type=int, help="how long the small teacher learns")
+    parser.add_argument("--entropy-nats", type=float, help="make it as sure as that by multiplying its logits")
     parser.add_argument("--tokens", type=int, help="how many the large teacher reads in a round")
     parser.add_argument("--positions", type=int, help="how many are cached for bytes and angles")
     parser.add_argument("--rounds", type=int, help="how often what is timed is repeated")
@@ -263,7 +265,8 @@ def read_words() -> argparse.Namespace:
 def scale_of(words: argparse.Namespace) -> Scale:
     """The sizes that were asked for."""
     scale = QUICK if words.quick else FULL
-    given = {name: getattr(words, name) for name in ("tokens", "positions", "rounds") if getattr(words, name)}
+    names = ("tokens", "positions", "rounds", "entropy_nats")
+    given = {name: getattr(words, name) for name in names if getattr(words, name)}
     trained = replace(scale.trained, steps=words.steps) if words.steps else scale.trained
     return replace(scale, trained=trained, **given)
 

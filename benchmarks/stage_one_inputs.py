@@ -30,6 +30,7 @@ from kdpipe.pipeline.teachers.shapes import quiet
 
 # Of help topics and source code, what the trained teacher never sees: it is asked about that.
 UNSEEN_SHARE = 0.3
+SHARPENED_DOCUMENTS = 16
 # Entropy of a trained model on text it has not seen; DESIGN 3 says 3.4 for a very small one.
 ENTROPY_NATS = 2.75
 
@@ -50,8 +51,13 @@ def texts() -> list[dict[str, str]]:
     return sorted(rows, key=lambda row: hashlib.sha256(row["text"].encode()).digest())
 
 
-def trained_teacher(work: Path, sizes: Sizes, said: Callable[[str], None]) -> tuple[Path, list[dict[str, str]]]:
-    """A teacher that has learnt most of the text and other modules, and the rest, which it has not seen."""
+def trained_teacher(
+    work: Path, sizes: Sizes, entropy_nats: float | None, said: Callable[[str], None]
+) -> tuple[Path, list[dict[str, str]]]:
+    """A teacher that has learnt most of the text and other modules, and the rest, which it has not seen.
+
+    As large models are, it can be made surer than it has learnt to be.
+    """
     rows = texts()
     n_seen = round(len(rows) * (1 - UNSEEN_SHARE))
     seen = [*rows[:n_seen], *({"text": text} for module in other_modules() for text in module.split("\n\n\n"))]
@@ -59,7 +65,8 @@ def trained_teacher(work: Path, sizes: Sizes, said: Callable[[str], None]) -> tu
     corpus = work / f"{name}.jsonl"
     write_corpus(corpus, (row for row in seen if row["text"].strip()))
     make_teacher(corpus, work / name, sizes, said)
-    return work / name, rows[n_seen:]
+    found = work / name
+    return (found if entropy_nats is None else sharpened(found, rows[n_seen:], entropy_nats)), rows[n_seen:]
 
 
 def random_teacher(work: Path, sizes: RandomSizes) -> Path:
@@ -84,6 +91,25 @@ def random_teacher(work: Path, sizes: RandomSizes) -> Path:
     tokenizer.save_pretrained(work_folder)
     os.replace(work_folder, folder)
     return folder
+
+
+def sharpened(folder: Path, rows: list[dict[str, str]], entropy_nats: float) -> Path:
+    """The same teacher with its logits multiplied, so that on some text it is as sure as is asked."""
+    other = folder.with_name(f"{folder.name}-at-{entropy_nats}")
+    if other.is_dir():
+        return other
+    quiet()
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    model = dense_model(folder)
+    with torch.inference_mode():
+        read = (torch.tensor(tokenizer(row["text"])["input_ids"][:1024])[None] for row in rows[:SHARPENED_DOCUMENTS])
+        logits_RV = torch.cat([model(ids_BT, use_cache=False).logits[0] for ids_BT in read])
+        model.lm_head.weight.mul_(factor_for(logits_RV, entropy_nats))
+    work = other.with_name(f"{other.name}.tmp")
+    model.save_pretrained(work)
+    tokenizer.save_pretrained(work)
+    os.replace(work, other)
+    return other
 
 
 def factor_for(logits_RV: torch.Tensor, entropy_nats: float) -> float:

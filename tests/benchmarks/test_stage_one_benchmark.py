@@ -41,7 +41,7 @@ def test_caching_is_held_against_the_bare_forward_pass(work: Path) -> None:
 
 @pytest.mark.slow
 def test_bytes_and_angles_come_from_caches_of_the_same_documents(work: Path) -> None:
-    found = answer(work, "bytes", "angle")
+    found = answer(work, "bytes", "angle", "--entropy-nats", "3")
     assert set(found["bytes"]) == {"lean", "standard", "fine", "top-64", "50 draws"}
     assert len({kind["positions"] for kind in found["bytes"].values()}) == 1
     for kind in found["bytes"].values():
@@ -49,6 +49,7 @@ def test_bytes_and_angles_come_from_caches_of_the_same_documents(work: Path) -> 
         sizes = [size for name, size in per.items() if name not in ("total", "text")]
         assert sum(sizes) == pytest.approx(per["total"], rel=1e-3)
         assert kind["fidelity"]["rows"] > 0
+        assert kind["entropy_nats"] == pytest.approx(3, abs=0.5)
     angle = found["angle"]
     assert angle["largest_label_difference_nats"] < 0.05
     lean, standard, fine, top, draws = angle["caches"]
