@@ -44,3 +44,4 @@ soak: setup
 
 bench: setup
 	$(BIN)/python benchmarks/cache.py
+	$(BIN)/python benchmarks/stage_one.py

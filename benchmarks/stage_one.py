@@ -10,7 +10,6 @@ import json
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -21,7 +20,7 @@ import torch
 from gradient_angle import compare
 from measure import machine, rounded
 from stage_one_inputs import RandomSizes, random_teacher, texts, trained_teacher, write_documents
-from stage_one_runs import bare, cache, cached_once, in_own_process, opened, profile, settings_for
+from stage_one_runs import bare, cache, cached_once, in_own_process, opened, profile, settings_for, timed
 from stage_one_tables import TABLES
 
 from kdpipe.cache.inspect import inspect_cache
@@ -182,7 +181,7 @@ class Bench:
         n = 2 * self.scale.positions
         twice = self._settings(*self.trained, n, "small")
         rounds = [[in_own_process(each, "cache") for each in (once, twice)] for _ in range(self.scale.rounds)]
-        names = ("seconds", "peak_bytes", "added_bytes")
+        names = ("seconds", "cpu_seconds", "peak_bytes", "added_bytes")
         medians = [{name: statistics.median(each[i][name] for each in rounds) for name in names} for i in range(2)]
         return {
             "once": medians[0],
@@ -190,13 +189,6 @@ class Bench:
             "ratio": {name: medians[1][name] / medians[0][name] for name in names},
             "ratio_of_each_round": {name: [two[name] / one[name] for one, two in rounds] for name in names},
         }
-
-
-def timed(work: Callable[[], object]) -> dict[str, float]:
-    """Seconds by the clock, and those of all cores together, which other programs disturb less."""
-    start, cpu_start = time.perf_counter(), time.process_time()
-    work()
-    return {"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - cpu_start}
 
 
 def median_of(rounds: list[dict[str, dict[str, float]]], what: str) -> dict[str, float]:

@@ -81,7 +81,7 @@ def scaling(found: Found) -> str:
     rows = []
     for name, ratio in found["ratio"].items():
         sizes = [found[size][name] for size in ("once", "twice")]
-        cells = [f"{size:.2f}" if name == "seconds" else f"{size / MEBI:,.0f} Mi" for size in sizes]
+        cells = [f"{size:.2f}" if name.endswith("seconds") else f"{size / MEBI:,.0f} Mi" for size in sizes]
         rows.append((name, *cells, f"{ratio:.3f}"))
     return "\n".join(columns(("data", "once", "twice", "ratio"), rows))
 
