@@ -66,6 +66,7 @@ def test_twice_the_data_are_cached_in_processes_of_their_own(work: Path) -> None
     assert found["twice"]["peak_bytes"] > found["once"]["added_bytes"] > 0
 
 
+@pytest.mark.slow
 def test_what_cannot_be_measured_is_refused() -> None:
     done = subprocess.run([sys.executable, str(SCRIPT), "speed"], capture_output=True, text=True, timeout=60)
     assert done.returncode == 2

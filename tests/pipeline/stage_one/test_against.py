@@ -26,6 +26,9 @@ PARTS = {"part_rows": 1024}
 EVERY_DOCUMENT = 1000
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("against")

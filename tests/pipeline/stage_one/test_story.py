@@ -96,6 +96,7 @@ def test_shards_make_the_same_cache_whoever_is_last(made: tuple[Path, Any, Heard
     assert first.cache_id == made[1].cache_id
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
