@@ -5,6 +5,7 @@ Before it: `folders.py`. After it: `loading.py`, and `pipeline/plan.py`.
 """
 
 import importlib.util
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -110,10 +111,12 @@ def named(settings: TeacherSettings) -> str:
 
 
 def quiet() -> None:
-    """Keep transformers' own log lines and progress bars off the console, which is ours."""
-    logging: Any = transformers.utils.logging
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    """Keep the log lines and progress bars of transformers and of the hub off the console, which is ours."""
+    theirs: Any = transformers.utils.logging
+    theirs.set_verbosity_error()
+    theirs.disable_progress_bar()
+    # It tells each of its retries twice; what came of them is told once, by the error.
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """What is known of a teacher before its weights are loaded, and the teachers that are refused then."""
 
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import pytest
 import transformers
 
 from kdpipe.pipeline.teachers import shapes
-from kdpipe.pipeline.teachers.shapes import ModelShape, check_lengths, check_vocabulary, read_shape
+from kdpipe.pipeline.teachers.shapes import ModelShape, check_lengths, check_vocabulary, quiet, read_shape
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.stage_one import TeacherSettings
 from support.models import FAMILIES, build, tiny_llama, tiny_model
@@ -190,3 +191,8 @@ def test_a_model_of_the_hub_carries_its_commit(tmp_path: Path, monkeypatch: pyte
     shape = read_shape(TeacherSettings(name="org/name", revision="main"))
     assert asked == [("org/name", "main", False)]
     assert (shape.revision, shape.licence) == ("0123abcd", "mit")
+
+
+def test_the_retries_of_the_hub_are_not_told() -> None:
+    quiet()
+    assert not logging.getLogger("huggingface_hub.utils._http").isEnabledFor(logging.WARNING)
