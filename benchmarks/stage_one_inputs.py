@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+from kdpipe.pipeline.models.shapes import quiet
 from kdpipe.pipeline.small_teacher import (
     SOURCES,
     Sizes,
@@ -26,7 +27,6 @@ from kdpipe.pipeline.small_teacher import (
     train_tokenizer,
     write_corpus,
 )
-from kdpipe.pipeline.teachers.shapes import quiet
 
 # Of help topics and source code, what the trained teacher never sees: it is asked about that.
 UNSEEN_SHARE = 0.3

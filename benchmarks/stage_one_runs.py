@@ -29,10 +29,10 @@ from kdpipe.pipeline.capture.speaker import Speaker, open_speaker
 from kdpipe.pipeline.capture.writing import WritingThread
 from kdpipe.pipeline.data.pieces import Piece
 from kdpipe.pipeline.fidelity import FidelityMeter, Sample
+from kdpipe.pipeline.models.head import Head
 from kdpipe.pipeline.targets.reduce import Reducer
 from kdpipe.pipeline.teachers import reading
 from kdpipe.pipeline.teachers.forward import Forward
-from kdpipe.pipeline.teachers.head import Head
 from kdpipe.pipeline.watch import SilentWatch
 from kdpipe.schemas.manifest import Manifest
 from kdpipe.schemas.stage_one import StageOne

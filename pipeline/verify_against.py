@@ -17,11 +17,13 @@ from kdpipe.cache.rows import Block, Rows
 from kdpipe.pipeline.capture.compare import Doubles, Said, apart, codec_bounds, differences, said
 from kdpipe.pipeline.capture.drawn import Drawn, drawn, listing
 from kdpipe.pipeline.data.pieces import Piece
-from kdpipe.pipeline.teachers import Asked, Teacher, devices
+from kdpipe.pipeline.models import devices
+from kdpipe.pipeline.models.shapes import ModelShape
+from kdpipe.pipeline.teachers import Asked, Teacher
 from kdpipe.pipeline.teachers.batching import batches
 from kdpipe.pipeline.teachers.loading import asked_again, load
 from kdpipe.pipeline.teachers.local import LocalTeacher
-from kdpipe.pipeline.teachers.shapes import ModelShape, read_shape
+from kdpipe.pipeline.teachers.shape import teacher_shape
 from kdpipe.pipeline.watch import Watch
 from kdpipe.schemas.arrays import log_z_column
 from kdpipe.schemas.errors import ConfigError
@@ -195,7 +197,7 @@ def _open(name: str, cache: Cache) -> Teacher:
     """The teacher as it spoke: its number type, its quantised weights, the hub's revision if its name is the same."""
     assert cache.manifest.teacher is not None
     settings = asked_again(name, cache.manifest.teacher)
-    shape = read_shape(settings)
+    shape = teacher_shape(settings)
     _check_could_be(shape, cache.manifest)
     return LocalTeacher(load(settings, shape, devices.choose("auto")), cache.manifest.vocabulary_size)
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
+from kdpipe.schemas.model import ModelSettings, Name
 from kdpipe.schemas.plan import MAX_PART_ROWS
 from kdpipe.schemas.records import Record
 from kdpipe.schemas.targets import MAX_ENTRIES, MAX_WIDTH, Temperature
@@ -19,7 +20,6 @@ MAX_TEMPERATURES = 16
 PROFILES = {"lean": 1 / 10, "standard": 1 / 25, "fine": 1 / 50}
 Profile = Literal["lean", "standard", "fine"]
 Kind = Literal["threshold", "sampled", "topk", "topp", "state", "none"]
-Name = Annotated[str, Field(min_length=1, max_length=2000)]
 
 
 def _spelt(layer: Any) -> Any:
@@ -80,15 +80,12 @@ class SequenceSettings(Record):
     part_rows: int | None = Field(default=None, ge=256, le=MAX_PART_ROWS // 4)
 
 
-class TeacherSettings(Record):
+class TeacherSettings(ModelSettings):
     """Who speaks. `tokenizer` is the teacher's own unless another folder is named."""
 
-    name: Name | None = None
-    revision: Name | None = None
     tokenizer: Name | None = None
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     quantise: Literal["none", "int8", "int4"] = "none"
-    trust_remote_code: bool = False
 
 
 class TargetSettings(Record):

@@ -14,7 +14,7 @@ from kdpipe.cache.writer import refuse_foreign_folder
 from kdpipe.pipeline.capture.inputs import read_tokenizer
 from kdpipe.pipeline.capture.speaker import Prospect, look_ahead
 from kdpipe.pipeline.data.tokenizer import LoadedTokenizer
-from kdpipe.pipeline.teachers.shapes import read_shape
+from kdpipe.pipeline.teachers.shape import teacher_shape
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.stage_one import StageOne
 
@@ -23,7 +23,7 @@ def look_first(settings: StageOne) -> tuple[LoadedTokenizer, Prospect]:
     """Look at the teacher's config, then at its tokenizer, then at whether both go with what is asked for."""
     if settings.targets.kind != "none" and settings.teacher.name is not None:
         # What is wrong with a whole model folder is not said of the tokenizer in it.
-        read_shape(settings.teacher)
+        teacher_shape(settings.teacher)
     tokenizer = read_tokenizer(settings)
     return tokenizer, look_ahead(settings, tokenizer)
 

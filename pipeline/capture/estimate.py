@@ -13,9 +13,9 @@ from kdpipe.cache.inspect import inspect_cache
 from kdpipe.cache.writer import create_cache
 from kdpipe.pipeline.data.corpus import Corpus
 from kdpipe.pipeline.data.parts import rows_of_a_part
+from kdpipe.pipeline.models.shapes import DTYPE_BYTES, ModelShape
 from kdpipe.pipeline.synthetic import Recipe, synthetic_manifest, synthetic_part, synthetic_tables
 from kdpipe.pipeline.teachers.reading import CPU_LOGITS_BYTES, GPU_LOGITS_BYTES
-from kdpipe.pipeline.teachers.shapes import DTYPE_BYTES, ModelShape
 from kdpipe.schemas.arrays import default_arrays
 from kdpipe.schemas.plan import Plan
 from kdpipe.schemas.report import Memory

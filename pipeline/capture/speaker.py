@@ -15,12 +15,14 @@ from kdpipe.pipeline.capture.sequences import without_teacher
 from kdpipe.pipeline.data.pieces import Piece
 from kdpipe.pipeline.data.tokenizer import LoadedTokenizer
 from kdpipe.pipeline.hidden import PcaFit, hidden_spec
+from kdpipe.pipeline.models import devices
+from kdpipe.pipeline.models.shapes import ModelShape, check_lengths, check_vocabulary
 from kdpipe.pipeline.targets.spec import OutputHead, target_spec
-from kdpipe.pipeline.teachers import Answer, Asked, Teacher, devices
+from kdpipe.pipeline.teachers import Answer, Asked, Teacher
 from kdpipe.pipeline.teachers.batching import batches
 from kdpipe.pipeline.teachers.loading import load
 from kdpipe.pipeline.teachers.local import LocalTeacher
-from kdpipe.pipeline.teachers.shapes import ModelShape, check_lengths, check_vocabulary, read_shape
+from kdpipe.pipeline.teachers.shape import teacher_shape
 from kdpipe.schemas import manifest
 from kdpipe.schemas.part import Fidelity
 from kdpipe.schemas.stage_one import StageOne
@@ -84,7 +86,7 @@ def look_ahead(settings: StageOne, tokenizer: LoadedTokenizer) -> Prospect:
             batch_tokens=own_batch or GPU_BATCH_TOKENS,
         )
     device = devices.choose(settings.machine.devices)[0]
-    shape = read_shape(settings.teacher)
+    shape = teacher_shape(settings.teacher)
     check_vocabulary(shape, n_ids)
     dtype = devices.choose_dtype(settings.teacher.dtype, device)
     return Prospect(

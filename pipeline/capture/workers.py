@@ -13,9 +13,9 @@ from queue import Empty
 from typing import Any, final
 
 from kdpipe.pipeline.capture.turns import Shard
-from kdpipe.pipeline.teachers import devices
+from kdpipe.pipeline.models import devices
 from kdpipe.pipeline.teachers.loading import fits_each
-from kdpipe.pipeline.teachers.shapes import read_shape
+from kdpipe.pipeline.teachers.shape import teacher_shape
 from kdpipe.pipeline.watch import Watch
 from kdpipe.schemas.errors import KdpipeError
 from kdpipe.schemas.report import StageOneReport
@@ -72,7 +72,7 @@ def one_device_each(settings: StageOne) -> list[StageOne]:
     if settings.targets.kind == "none":
         return [settings]
     chosen = devices.choose(settings.machine.devices)
-    if len(chosen) > 1 and not fits_each(settings.teacher, read_shape(settings.teacher), chosen):
+    if len(chosen) > 1 and not fits_each(settings.teacher, teacher_shape(settings.teacher), chosen):
         return [settings]
     return [
         settings.model_copy(update={"machine": settings.machine.model_copy(update={"devices": str(device)})})

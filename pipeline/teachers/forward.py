@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdpipe.pipeline.teachers.head import TOLERANCE, Head, find_head
+from kdpipe.pipeline.models.head import TOLERANCE, Head, find_head
+from kdpipe.pipeline.models.shapes import in_two_lines
 from kdpipe.pipeline.teachers.loading import Loaded
-from kdpipe.pipeline.teachers.shapes import in_two_lines
 from kdpipe.schemas.errors import ConfigError
 
 PROBE_TOKENS = 16

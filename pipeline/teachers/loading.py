@@ -14,9 +14,9 @@ from typing import Any
 import torch
 import transformers
 
-from kdpipe.pipeline.teachers import devices, folders
-from kdpipe.pipeline.teachers.devices import Placement
-from kdpipe.pipeline.teachers.shapes import ModelShape, in_two_lines
+from kdpipe.pipeline.models import devices, folders
+from kdpipe.pipeline.models.devices import Placement
+from kdpipe.pipeline.models.shapes import ModelShape, in_two_lines
 from kdpipe.schemas import manifest
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.stage_one import TeacherSettings

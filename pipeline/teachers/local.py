@@ -19,14 +19,14 @@ import torch
 
 from kdpipe.cache.blocks import join
 from kdpipe.pipeline.data.pieces import Piece
+from kdpipe.pipeline.models.devices import DtypeName
+from kdpipe.pipeline.models.shapes import check_vocabulary
 from kdpipe.pipeline.targets.spec import OutputHead
 from kdpipe.pipeline.teachers import Answer, Asked
-from kdpipe.pipeline.teachers.devices import DtypeName
 from kdpipe.pipeline.teachers.forward import Forward
 from kdpipe.pipeline.teachers.loading import Loaded
 from kdpipe.pipeline.teachers.padded import pad, padded_tokens, readable
 from kdpipe.pipeline.teachers.reading import MIN_ROWS, NotFinite, Reader, Reading, logits_bytes
-from kdpipe.pipeline.teachers.shapes import check_vocabulary
 from kdpipe.schemas import manifest
 from kdpipe.schemas.errors import KdpipeError
 from kdpipe.schemas.part import Fidelity

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from kdpipe.cache.rows import Bools
 from kdpipe.pipeline.data.pieces import Piece
+from kdpipe.pipeline.models.shapes import ModelShape, check_lengths
 from kdpipe.pipeline.targets.draws import row_keys
-from kdpipe.pipeline.teachers.shapes import ModelShape, check_lengths
 from kdpipe.schemas.errors import ConfigError
 
 

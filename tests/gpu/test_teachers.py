@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from kdpipe.pipeline.data.pieces import Piece
-from kdpipe.pipeline.teachers import devices
+from kdpipe.pipeline.models import devices
 from kdpipe.pipeline.teachers.loading import load
 from kdpipe.pipeline.teachers.local import LocalTeacher
-from kdpipe.pipeline.teachers.shapes import read_shape
+from kdpipe.pipeline.teachers.shape import teacher_shape
 from kdpipe.schemas.stage_one import TeacherSettings
 from kdpipe.schemas.targets import TopK
 from support.models import FAMILIES, tiny_llama, tiny_model
@@ -25,7 +25,7 @@ ASKED = asked_for(TopK(k=8), IDS)
 
 def on_gpu(folder: Path, dtype: str) -> LocalTeacher:
     settings = TeacherSettings.model_validate({"name": str(folder), "dtype": dtype})
-    return LocalTeacher(load(settings, read_shape(settings), devices.choose("cuda:0")), IDS)
+    return LocalTeacher(load(settings, teacher_shape(settings), devices.choose("cuda:0")), IDS)
 
 
 def errors(teacher: LocalTeacher, truth: Truth) -> float:

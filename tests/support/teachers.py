@@ -19,7 +19,7 @@ from kdpipe.pipeline.data.pieces import Piece
 from kdpipe.pipeline.teachers import Answer, Asked
 from kdpipe.pipeline.teachers.loading import load
 from kdpipe.pipeline.teachers.local import LocalTeacher
-from kdpipe.pipeline.teachers.shapes import read_shape
+from kdpipe.pipeline.teachers.shape import teacher_shape
 from kdpipe.schemas import manifest
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.stage_one import TeacherSettings
@@ -59,7 +59,7 @@ def piece_of(tokens: npt.NDArray[Any], document: int, loss_mask: npt.NDArray[np.
 def local_teacher(folder: Path, vocabulary: int, **settings: Any) -> LocalTeacher:
     """A teacher of a saved model, on the CPU."""
     told = TeacherSettings(name=str(folder), **settings)
-    return LocalTeacher(load(told, read_shape(told), [CPU]), vocabulary)
+    return LocalTeacher(load(told, teacher_shape(told), [CPU]), vocabulary)
 
 
 def asked_for(

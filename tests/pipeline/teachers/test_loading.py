@@ -9,10 +9,11 @@ import pytest
 import safetensors.torch
 import torch
 
-from kdpipe.pipeline.teachers import devices, loading
-from kdpipe.pipeline.teachers.devices import Placement
+from kdpipe.pipeline.models import devices
+from kdpipe.pipeline.models.devices import Placement
+from kdpipe.pipeline.teachers import loading
 from kdpipe.pipeline.teachers.loading import asked_again, load, placed
-from kdpipe.pipeline.teachers.shapes import read_shape
+from kdpipe.pipeline.teachers.shape import teacher_shape
 from kdpipe.schemas import manifest
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.stage_one import TeacherSettings
@@ -23,7 +24,7 @@ CPU = torch.device("cpu")
 
 def loaded(folder: Path, **settings: Any) -> loading.Loaded:
     told = TeacherSettings(name=str(folder), **settings)
-    return load(told, read_shape(told), [CPU])
+    return load(told, teacher_shape(told), [CPU])
 
 
 def reweighed(folder: Path, change: Any) -> Path:
@@ -56,7 +57,7 @@ def test_the_manifest_is_told_who_spoke(tmp_path: Path) -> None:
 
 
 def test_other_bits_are_another_teacher_that_can_be_asked_again(tmp_path: Path) -> None:
-    shape = read_shape(TeacherSettings(name=str(tiny_llama(tmp_path))))
+    shape = teacher_shape(TeacherSettings(name=str(tiny_llama(tmp_path))))
     plain = manifest.Teacher(name="ORG/model", revision="abc", dtype="bfloat16")
     assert loading._how_quantised(TeacherSettings(name="ORG/model"), shape, "bfloat16") == ()
     assert asked_again("ORG/model", plain) == TeacherSettings(name="ORG/model", revision="abc", dtype="bfloat16")
@@ -73,7 +74,7 @@ def test_other_bits_are_another_teacher_that_can_be_asked_again(tmp_path: Path) 
 
 
 def test_weights_that_are_stored_in_few_bits_say_how(tmp_path: Path) -> None:
-    shape = read_shape(TeacherSettings(name=str(tiny_llama(tmp_path))))
+    shape = teacher_shape(TeacherSettings(name=str(tiny_llama(tmp_path))))
     shape.config.quantization_config = {"quant_method": "gptq", "bits": 4}
     settings = TeacherSettings(name="ORG/model")
     note = loading._how_quantised(settings, replace(shape, quantised=True), "float16")
@@ -120,7 +121,7 @@ def test_a_model_larger_than_a_device_needs_the_library_that_spreads_it(
 
 
 def test_a_model_is_placed_by_what_its_devices_have_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shape = read_shape(TeacherSettings(name=str(tiny_llama(tmp_path))))
+    shape = teacher_shape(TeacherSettings(name=str(tiny_llama(tmp_path))))
     free = {"cuda:0": 100, "cuda:1": 300, "cpu": 10_000}
     monkeypatch.setattr(devices, "free_memory", lambda device: free[str(device)])
     cards = [torch.device("cuda", 0), torch.device("cuda", 1)]
@@ -131,7 +132,7 @@ def test_a_model_is_placed_by_what_its_devices_have_free(tmp_path: Path, monkeyp
 
 
 def test_devices_keep_their_numbers_when_a_model_is_spread(tmp_path: Path) -> None:
-    shape = read_shape(TeacherSettings(name=str(tiny_llama(tmp_path))))
+    shape = teacher_shape(TeacherSettings(name=str(tiny_llama(tmp_path))))
     cards = [torch.device("cuda", 3), torch.device("cuda", 1)]
     spread = Placement(kind="offloaded", max_memory={0: 10, 1: 20, "cpu": 30})
     assert loading._mapped(shape, spread, cards) == {"device_map": "auto", "max_memory": {3: 10, 1: 20, "cpu": 30}}

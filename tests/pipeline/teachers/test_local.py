@@ -14,8 +14,8 @@ import torch
 import transformers
 
 from kdpipe.pipeline.data.pieces import Piece
+from kdpipe.pipeline.models.devices import Placement
 from kdpipe.pipeline.teachers import Answer, local, reading
-from kdpipe.pipeline.teachers.devices import Placement
 from kdpipe.pipeline.teachers.local import OWN_LOGITS, LocalTeacher
 from kdpipe.schemas.errors import ConfigError, KdpipeError
 from kdpipe.schemas.targets import HiddenSpec, State, TopK, Vector, WholeState

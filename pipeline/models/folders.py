@@ -28,7 +28,7 @@ def local_folder(name: str) -> Path | None:
     if path.is_dir():
         return path
     if path.is_file():
-        raise ConfigError(f"the teacher {name} is a file", hint="name the folder that holds config.json")
+        raise ConfigError(f"{name} is a file", hint="name the folder that holds config.json")
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name:
         raise ConfigError(
             f"there is no folder {name}", hint="name a folder that holds a model, or a hub id as in org/name"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from kdpipe.pipeline.teachers import folders
+from kdpipe.pipeline.models import folders
 from kdpipe.schemas.errors import ConfigError
 from support.models import build, tiny_llama
 
@@ -46,7 +46,7 @@ def test_a_path_that_is_not_there_is_said_to_be_missing(name: str) -> None:
 
 
 def test_a_file_is_no_model(folder: Path) -> None:
-    with pytest.raises(ConfigError, match=r"the teacher .*config\.json is a file"):
+    with pytest.raises(ConfigError, match=r"config\.json is a file"):
         folders.local_folder(str(folder / "config.json"))
 
 

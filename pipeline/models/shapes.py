@@ -1,14 +1,13 @@
-"""`ModelShape`: what is known of a teacher before its weights are loaded, for `kdpipe plan` and for early refusals.
+"""`ModelShape`: what is known of a model before its weights are loaded, for `kdpipe plan` and for early refusals.
 
-In: `TeacherSettings`. Out: sizes, revision and licence from config and model card, or what is wrong in two lines.
-Before it: `folders.py`. After it: `loading.py`, and `pipeline/plan.py`.
+In: `ModelSettings`. Out: sizes, revision and licence from config and model card, or what is wrong in two lines.
+Before it: `folders.py`. After it: `pipeline/teachers` and `pipeline/students`, which load it, and `pipeline/plan.py`.
 """
 
-import importlib.util
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,9 @@ import transformers
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils.hub import cached_file
 
-from kdpipe.pipeline.teachers import folders
+from kdpipe.pipeline.models import folders
 from kdpipe.schemas.errors import ConfigError, KdpipeError
-from kdpipe.schemas.stage_one import TeacherSettings
+from kdpipe.schemas.model import ModelSettings
 
 DTYPE_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2, "int8": 1, "int4": 0.5}
 WANTED = "a decoder-only language model is needed, one that AutoModelForCausalLM loads"
@@ -52,8 +51,8 @@ class ModelShape:
         return int(self.n_parameters * DTYPE_BYTES[dtype])
 
 
-def read_shape(settings: TeacherSettings) -> ModelShape:
-    """Read config and model card of a teacher, and refuse what could not be one."""
+def read_shape(settings: ModelSettings) -> ModelShape:
+    """Read config and model card of a model, and refuse what is no causal language model."""
     quiet()
     name = named(settings)
     with in_two_lines(name):
@@ -64,22 +63,28 @@ def read_shape(settings: TeacherSettings) -> ModelShape:
         config: Any = transformers.AutoConfig.from_pretrained(
             folder or name, revision=settings.revision, trust_remote_code=settings.trust_remote_code
         )
-    check_causal(name, config, settings.trust_remote_code)
-    _check_quantised(name, config, settings)
+    shape = shape_of(name, config, trusted=settings.trust_remote_code)
+    revision = None if folder is not None else getattr(config, "_commit_hash", None) or settings.revision
+    return replace(shape, revision=revision, licence=_licence(folder, name, settings))
+
+
+def shape_of(name: str, config: Any, *, trusted: bool = False) -> ModelShape:
+    """The shape that a config describes."""
+    check_causal(name, config, trusted)
     text = config.get_text_config()
     return ModelShape(
         name=name,
-        revision=None if folder is not None else getattr(config, "_commit_hash", None) or settings.revision,
-        licence=_licence(folder, name, settings),
+        revision=None,
+        licence=None,
         model_type=str(config.model_type),
         n_layers=int(text.num_hidden_layers),
         width=int(text.hidden_size),
         vocabulary_size=int(text.vocab_size),
-        n_parameters=_count_parameters(name, config, settings.trust_remote_code),
+        n_parameters=_count_parameters(name, config, trusted),
         max_positions=_max_positions(text),
         switches_at=_switches_at(text),
         stored_dtype=_dtype_name(text),
-        quantised=settings.quantise != "none" or getattr(config, "quantization_config", None) is not None,
+        quantised=getattr(config, "quantization_config", None) is not None,
         config=config,
     )
 
@@ -103,10 +108,10 @@ def check_lengths(shape: ModelShape, longest: int) -> None:
         )
 
 
-def named(settings: TeacherSettings) -> str:
+def named(settings: ModelSettings) -> str:
     """Give the teacher's name, which only tokens-only caches go without."""
     if settings.name is None:
-        raise ConfigError("no teacher is named", hint="give --teacher, a hub id or a folder")
+        raise ConfigError("no model is named", hint="give a hub id or a folder")
     return settings.name
 
 
@@ -163,23 +168,11 @@ def check_causal(name: str, config: Any, trusted: bool) -> None:
         raise ConfigError(f"{name} is no causal language model: it was saved as {saved[0]}", hint=WANTED)
 
 
-def _check_no_revision(name: str, settings: TeacherSettings) -> None:
+def _check_no_revision(name: str, settings: ModelSettings) -> None:
     if settings.revision is not None:
         raise ConfigError(
-            f"the teacher {name} is a folder, which has no revision {settings.revision}",
-            hint="leave --revision out, or name the teacher as on the hub",
-        )
-
-
-def _check_quantised(name: str, config: Any, settings: TeacherSettings) -> None:
-    if settings.quantise == "none":
-        return
-    if getattr(config, "quantization_config", None) is not None:
-        raise ConfigError(f"{name} is quantised already", hint="leave teacher.quantise out")
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise ConfigError(
-            f"teacher.quantise {settings.quantise} needs bitsandbytes, which is not there",
-            hint="pip install 'kdpipe[quant]'",
+            f"the model {name} is a folder, which has no revision {settings.revision}",
+            hint="leave --revision out, or name the model as on the hub",
         )
 
 
@@ -219,7 +212,7 @@ def _switches_at(text: Any) -> int | None:
     return None
 
 
-def _licence(folder: Path | None, name: str, settings: TeacherSettings) -> str | None:
+def _licence(folder: Path | None, name: str, settings: ModelSettings) -> str | None:
     if folder is not None:
         path: Path | None = folder / "README.md"
     else:

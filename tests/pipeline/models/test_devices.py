@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 
-from kdpipe.pipeline.teachers import devices
+from kdpipe.pipeline.models import devices
 from kdpipe.schemas.errors import ConfigError
 
 CPU = torch.device("cpu")

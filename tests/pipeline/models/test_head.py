@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kdpipe.pipeline.teachers.head import Head, find_head
+from kdpipe.pipeline.models.head import Head, find_head
 
 ROWS, IDS, WIDTH = 40, 33, 16
 

@@ -9,15 +9,16 @@ from typing import Any
 import pytest
 import transformers
 
-from kdpipe.pipeline.teachers import shapes
-from kdpipe.pipeline.teachers.shapes import ModelShape, check_lengths, check_vocabulary, quiet, read_shape
+from kdpipe.pipeline.models import shapes
+from kdpipe.pipeline.models.shapes import ModelShape, check_lengths, check_vocabulary, quiet
+from kdpipe.pipeline.teachers.shape import teacher_shape
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.stage_one import TeacherSettings
 from support.models import FAMILIES, build, tiny_llama, tiny_model
 
 
 def shape_of(folder: Path, **settings: Any) -> ModelShape:
-    return read_shape(TeacherSettings(name=str(folder), **settings))
+    return teacher_shape(TeacherSettings(name=str(folder), **settings))
 
 
 def changed(folder: Path, changes: Mapping[str, Any]) -> Path:
@@ -63,7 +64,7 @@ def test_a_folder_has_no_revision(tmp_path: Path) -> None:
 
 def test_a_teacher_has_to_be_named() -> None:
     with pytest.raises(ConfigError, match="no teacher is named"):
-        read_shape(TeacherSettings())
+        teacher_shape(TeacherSettings())
 
 
 @pytest.mark.parametrize(
@@ -113,7 +114,7 @@ def test_a_vocabulary_smaller_than_the_tokenizers_is_refused(tmp_path: Path) -> 
 
 
 def test_quantising_without_its_library_names_the_install_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shapes.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="needs bitsandbytes, which is not there") as caught:
         shape_of(tiny_llama(tmp_path), quantise="int4")
     assert caught.value.hint == "pip install 'kdpipe[quant]'"
@@ -170,7 +171,7 @@ def test_a_hub_that_does_not_answer_is_told_in_two_lines(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", fail)
     with pytest.raises(ConfigError, match="org/name cannot be loaded: We couldn't connect to") as caught:
-        read_shape(TeacherSettings(name="org/name"))
+        teacher_shape(TeacherSettings(name="org/name"))
     assert len(caught.value.message.splitlines()) == 1
     assert "no folder here is called so" in str(caught.value.hint) and "hf auth login" in str(caught.value.hint)
 
@@ -188,7 +189,7 @@ def test_a_model_of_the_hub_carries_its_commit(tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", config)
     monkeypatch.setattr(shapes, "cached_file", lambda name, file, **kwargs: str(folder / file))
-    shape = read_shape(TeacherSettings(name="org/name", revision="main"))
+    shape = teacher_shape(TeacherSettings(name="org/name", revision="main"))
     assert asked == [("org/name", "main", False)]
     assert (shape.revision, shape.licence) == ("0123abcd", "mit")
 

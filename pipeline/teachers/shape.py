@@ -1,0 +1,29 @@
+"""The shape of a teacher: what its config says, and whether it can be quantised as asked.
+
+In: `TeacherSettings`. Out: a `ModelShape`, or a `ConfigError`. Before it: `pipeline/models/shapes.py`.
+After it: `loading.py`, and whoever plans before weights are loaded.
+"""
+
+import importlib.util
+from dataclasses import replace
+
+from kdpipe.pipeline.models.shapes import ModelShape, read_shape
+from kdpipe.schemas.errors import ConfigError
+from kdpipe.schemas.stage_one import TeacherSettings
+
+
+def teacher_shape(settings: TeacherSettings) -> ModelShape:
+    """Read the shape, and refuse to quantise what cannot be."""
+    if settings.name is None:
+        raise ConfigError("no teacher is named", hint="give --teacher, a hub id or a folder")
+    shape = read_shape(settings)
+    if settings.quantise == "none":
+        return shape
+    if shape.quantised:
+        raise ConfigError(f"{shape.name} is quantised already", hint="leave teacher.quantise out")
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ConfigError(
+            f"teacher.quantise {settings.quantise} needs bitsandbytes, which is not there",
+            hint="pip install 'kdpipe[quant]'",
+        )
+    return replace(shape, quantised=True)
