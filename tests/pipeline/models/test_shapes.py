@@ -59,7 +59,7 @@ def test_no_weights_are_read_for_a_shape(tmp_path: Path) -> None:
 def test_a_folder_has_no_revision(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="is a folder, which has no revision v2") as caught:
         shape_of(tiny_llama(tmp_path), revision="v2")
-    assert caught.value.hint == "leave --revision out, or name the teacher as on the hub"
+    assert caught.value.hint == "leave --revision out, or name the model as on the hub"
 
 
 def test_a_teacher_has_to_be_named() -> None:

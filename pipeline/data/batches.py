@@ -1,0 +1,72 @@
+"""`MicroBatch`: what one forward pass of a student needs of the cache, as tensors; `StepBatch`: those of one step.
+
+In: sequences of a cache by number. Out: tensors on the CPU, then on the student's device.
+Before it: `kdpipe.cache.batches`. After it: `pipeline/students`, which reads the tokens, and `pipeline/losses`, which
+compares what it says with the targets. Suffixes: B sequences, T tokens, N rows with loss_mask true in order of
+sequence and place, K kept ids, D documents.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Targets:
+    """What the teacher said at N rows; behind a row's `count` its first id is repeated with weight 0 and log p -inf.
+
+    The first `n_exact` entries carry their own log p at T=1; a draw carries it only in caches made with draw_values
+    (`draws_have_values`), else its log p is -inf. `weights` is the target at the cache's target temperature.
+    `log_tail` is the mass outside the exact entries at T=1 (None: unknown); `state` replaces the entries in caches of
+    that kind.
+    """
+
+    ids_NK: Tensor
+    weights_NK: Tensor
+    logprobs_NK: Tensor
+    count_N: Tensor
+    n_exact_N: Tensor
+    log_tail_N: Tensor | None = None
+    entropy_N: Tensor | None = None
+    log_z: Mapping[float, Tensor] = field(default_factory=dict)
+    state_NH: Tensor | None = None
+    target_temperature: float = 1.0
+    draws_have_values: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MicroBatch:
+    """B sequences of up to T tokens, right-padded; `document_BT` numbers a sequence's documents from 0, padding is -1.
+
+    `places_N` are the rows in the flat [B * T], `sequence_N` the sequence of each; `labels_N` the tokens behind them.
+    `hidden` has the rows' cached states by layer, `pooled` the documents' by layer, with `document_D` = (sequence,
+    document) of each.
+    """
+
+    numbers: tuple[int, ...]
+    tokens_BT: Tensor
+    document_BT: Tensor
+    places_N: Tensor
+    sequence_N: Tensor
+    labels_N: Tensor
+    targets: Targets | None = None
+    teacher_entropy_N: Tensor | None = None
+    label_logprob_N: Tensor | None = None
+    hidden: Mapping[int, Tensor] = field(default_factory=dict)
+    pooled: Mapping[int, Tensor] = field(default_factory=dict)
+    document_D2: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepBatch:
+    """The micro-batches of one optimizer step; `begin` and `end` are places in the endless line of the order."""
+
+    batches: tuple[MicroBatch, ...]
+    begin: int
+    end: int
+
+    @property
+    def n_positions(self) -> int:
+        """Rows that are learnt from."""
+        return sum(len(batch.labels_N) for batch in self.batches)

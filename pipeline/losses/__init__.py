@@ -1,0 +1,5 @@
+"""Losses: what a student says held against what the cache kept of the teacher, and the gradient of that.
+
+`terms.py` names them; `logit.py` has the formulas for kept entries, `dense.py` for whole distributions, `head.py` runs
+head and all of them in one pass without ever holding more than a chunk of logits; `hidden/` compares states.
+"""

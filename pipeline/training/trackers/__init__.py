@@ -1,0 +1,1 @@
+"""Trackers: where a run is followed from elsewhere; metrics.jsonl is always there."""

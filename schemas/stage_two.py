@@ -1,0 +1,258 @@
+"""Everything that stage two can be told: the flags of `kdpipe train`, and what only a file or --set says.
+
+In: values from `settings.py`, by layer. Out: one frozen `StageTwo`. Before it: `model.py`, `records.py`.
+After it: `pipeline/train.py`. A value that is None is settled later, by what is found: the student, the cache, the
+machine, the preset of the guard; what it became is in the run's config.yaml.
+"""
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field, model_validator
+
+from kdpipe.schemas.model import ModelSettings, Name
+from kdpipe.schemas.records import Record
+from kdpipe.schemas.targets import Temperature
+
+Weight = Annotated[float, Field(ge=0, le=1e6)]
+Rate = Annotated[float, Field(gt=0, le=10)]
+Share = Annotated[float, Field(gt=0, le=1)]
+Count = Annotated[int, Field(ge=1, le=1 << 40)]
+Mode = Literal["output", "logit", "hybrid"]
+LogitLoss = Literal["forward_kl", "skew_kl", "reverse_kl", "jsd", "total_variation", "renormalised"]
+Statistic = Literal["teacher_entropy", "label_logprob", "student_entropy", "student_cross_entropy"]
+Order = Literal["shuffled", "entropy", "length"]
+Metric = Literal["loss", "cross_entropy", "kl_teacher", "top1_agreement"]
+Tracker = Literal["tensorboard", "wandb", "trackio", "mlflow"]
+
+
+def _is_device(name: str) -> str:
+    if not re.fullmatch(r"auto|cpu|cuda:[0-9]{1,4}", name):
+        raise ValueError("a device is auto, cpu, or one GPU such as cuda:0")
+    return name
+
+
+def _is_pair(pair: str) -> str:
+    if not re.fullmatch(r"([0-9]{1,5}|[01]\.[0-9]{1,9}):[0-9]{1,5}", pair):
+        raise ValueError("a pair is STUDENT:TEACHER, a layer's number or share of the depth, and a cached layer")
+    return pair
+
+
+class CacheSettings(Record):
+    """What is learnt from; `allow_partial` takes an unfinished one as it is."""
+
+    path: Name | None = None
+    allow_partial: bool = False
+
+
+class StudentSettings(ModelSettings):
+    """Who learns: a model folder, a hub id, a config in JSON for a fresh student, or a preset's name."""
+
+    lora: bool = False
+    lora_rank: int = Field(default=16, ge=1, le=4096)
+    lora_alpha: float = Field(default=32.0, gt=0)
+    lora_dropout: float = Field(default=0.0, ge=0, lt=1)
+    freeze_head: bool = False
+    gradient_checkpointing: bool = False
+
+
+class Weights(Record):
+    """What each term counts; of those left out, CE and the chosen logit loss follow mode and alpha, others are 0."""
+
+    ce: Weight | None = None
+    forward_kl: Weight | None = None
+    skew_kl: Weight | None = None
+    reverse_kl: Weight | None = None
+    jsd: Weight | None = None
+    total_variation: Weight | None = None
+    renormalised: Weight | None = None
+    cosine: Weight | None = None
+    correlation: Weight | None = None
+    mse: Weight | None = None
+    position_relations: Weight | None = None
+    document_relations: Weight | None = None
+    cka: Weight | None = None
+    router_balance: Weight | None = None
+
+
+class HiddenLosses(Record):
+    """How cached states are met: pairs of layers (by depth unless named), anchors a sequence for relations between
+    positions, sequences a group for losses over several, and whether a router mixes teacher layers."""
+
+    pairs: tuple[Annotated[str, AfterValidator(_is_pair)], ...] = ()
+    anchors: int = Field(default=64, ge=2, le=4096)
+    group: int = Field(default=4, ge=1, le=4096)
+    router: bool = False
+
+
+class Selection(Record):
+    """Of the positions of a sequence, the share with the lowest or highest statistic; the term is 0 elsewhere."""
+
+    term: Literal["ce", "kd"]
+    by: Statistic
+    keep: Literal["lowest", "highest"]
+    share: Share
+
+
+class Losses(Record):
+    """What is minimised: alpha x CE + (1 - alpha) x a logit loss at a temperature, and what `weights` adds.
+
+    `wsd` starts with CE alone, is at alpha after 2 % of the steps, and at `alpha_end` when the rate has decayed.
+    """
+
+    mode: Mode = "hybrid"
+    alpha: float = Field(default=0.1, ge=0, le=1)
+    alpha_schedule: Literal["constant", "wsd"] = "constant"
+    alpha_end: float = Field(default=0.5, ge=0, le=1)
+    logit: LogitLoss = "forward_kl"
+    temperature: Temperature = 1.0
+    tail_weight: float | None = Field(default=None, ge=0, le=100)
+    skew: float = Field(default=0.1, gt=0, lt=1)
+    beta: float = Field(default=0.5, gt=0, lt=1)
+    weights: Weights = Weights()
+    hidden: HiddenLosses = HiddenLosses()
+    select: tuple[Selection, ...] = Field(default=(), max_length=8)
+
+    @model_validator(mode="after")
+    def _one_selection_a_term(self) -> "Losses":
+        if len({one.term for one in self.select}) != len(self.select):
+            raise ValueError("a term has one selection of positions at most")
+        return self
+
+
+class Phase(Record):
+    """A stretch of the run up to a share of its steps; what it leaves out is as `losses` and `run` say."""
+
+    until: Share
+    weights: Weights = Weights()
+    alpha: float | None = Field(default=None, ge=0, le=1)
+    temperature: Temperature | None = None
+    order: Order | None = None
+
+
+class Optimizer(Record):
+    """AdamW, or Muon for the matrices of the layers and AdamW for the rest.
+
+    `lr` is 2e-5 for a student that has been trained and 1e-4 for a fresh one unless said; Muon's matrices take
+    `muon_lr`, maps of hidden states and the router rates of their own, which default to `lr`.
+    """
+
+    kind: Literal["adamw", "muon"] = "adamw"
+    lr: Rate | None = None
+    muon_lr: Rate = 2e-3
+    maps_lr: Rate | None = None
+    router_lr: Rate | None = None
+    weight_decay: float = Field(default=0.01, ge=0, lt=1)
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    beta2: float = Field(default=0.95, ge=0, lt=1)
+    momentum: float = Field(default=0.95, ge=0, lt=1)
+    clip: float | None = Field(default=None, gt=0)
+
+
+class Schedule(Record):
+    """The rate over optimizer steps: up during `warmup`, then as `kind` says, down to `floor` of its height.
+
+    `wsd` holds, and falls during `decay`, a share of all steps as `warmup` is.
+    """
+
+    kind: Literal["linear", "cosine", "wsd", "constant"] = "cosine"
+    warmup: float = Field(default=0.1, ge=0, lt=1)
+    decay: Share = 0.2
+    floor: float = Field(default=0.0, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _fits(self) -> "Schedule":
+        if self.kind == "wsd" and self.warmup + self.decay > 1:
+            raise ValueError("warmup and decay take more than all steps")
+        return self
+
+
+class Run(Record):
+    """How much is learnt, in what portions and order: `epochs` over the cache, one unless `max_steps` says."""
+
+    epochs: float | None = Field(default=None, gt=0, le=1e6)
+    max_steps: Count | None = None
+    batch_size: int = Field(default=8, ge=1, le=1 << 16)
+    accumulate: int = Field(default=1, ge=1, le=1 << 16)
+    order: Order = "shuffled"
+    phases: tuple[Phase, ...] = Field(default=(), max_length=64)
+
+    @model_validator(mode="after")
+    def _in_order(self) -> "Run":
+        ends = [phase.until for phase in self.phases]
+        if ends != sorted(set(ends)):
+            raise ValueError("phases end one after the other, each at a later share of the run")
+        if ends and ends[-1] != 1:
+            raise ValueError("the last phase ends at 1")
+        return self
+
+
+class Evaluating(Record):
+    """When the student is held against the validation split: `every` so many steps (a tenth of the run unless said,
+    and at the end), over at most `limit` of its sequences; `metric` chooses the best."""
+
+    every: Count | None = None
+    limit: Count | None = 256
+    metric: Metric = "loss"
+
+
+class Saving(Record):
+    """Checkpoints: `every` so many steps (a tenth of the run unless said, and at the end), the newest `keep` kept."""
+
+    every: Count | None = None
+    keep: int = Field(default=2, ge=1, le=1000)
+
+
+class Guarding(Record):
+    """What is done about steps that go wrong; what is None is as the preset says.
+
+    A gradient norm over `sigma` deviations of the last `window` or over `skip_gradient_norm` is skipped; after
+    `patience` skips in a row the last good snapshot comes back at `rate_factor` of the rate, at most `rollbacks` times.
+    """
+
+    preset: Literal["standard", "fp16-safe", "ultra-stable"] = "standard"
+    sigma: float | None = Field(default=None, gt=0)
+    window: int | None = Field(default=None, ge=8, le=1 << 16)
+    skip_gradient_norm: float | None = Field(default=None, gt=0)
+    patience: int | None = Field(default=None, ge=1)
+    rollbacks: int | None = Field(default=None, ge=0)
+    rate_factor: float | None = Field(default=None, gt=0, le=1)
+    ce_only_steps: int = Field(default=0, ge=0)
+    snapshot_every: Count | None = None
+    clamp_logits: float | None = Field(default=None, gt=0)
+    clamp_loss: float | None = Field(default=None, gt=0)
+
+
+class StudentMachine(Record):
+    """How this machine goes about it; `fp16-pure` trains weights of 16 bits as they are, without masters or scaling."""
+
+    device: Annotated[str, AfterValidator(_is_device)] = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp16", "fp16-pure"] = "auto"
+    threads: int | None = Field(default=None, ge=1, le=4096)
+    ahead: int = Field(default=4, ge=1, le=1024)
+
+
+class StageTwo(Record):
+    """The whole of it."""
+
+    cache: CacheSettings = CacheSettings()
+    student: StudentSettings = StudentSettings()
+    losses: Losses = Losses()
+    optimizer: Optimizer = Optimizer()
+    schedule: Schedule = Schedule()
+    run: Run = Run()
+    evaluation: Evaluating = Evaluating()
+    saving: Saving = Saving()
+    guard: Guarding = Guarding()
+    machine: StudentMachine = StudentMachine()
+    report_to: tuple[Tracker, ...] = ()
+    out: Name | None = None
+    seed: int = Field(default=0, ge=0, lt=1 << 63)
+
+
+class TrainOptions(Record):
+    """What one call of the command does of it."""
+
+    resume_from: Name | None = None
+    dry_run: bool = False
+    overwrite: bool = False
