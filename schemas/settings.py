@@ -2,7 +2,7 @@
 
 In: what each layer said, read into plain values elsewhere. Out: one checked record, or a `ConfigError` that names who
 said the wrong thing and the nearest name. Before it: `records.py`, `stage_one.py`.
-After it: `stage_one_rules.py` looks for contradictions, `cli/stage_one_options.py` gathers the layers.
+After it: `contradictions.py` looks for those, `cli/settings.py` gathers the layers.
 """
 
 import difflib
@@ -53,13 +53,17 @@ def from_file(kind: type[Record], values: Mapping[str, Any], name: str) -> list[
     return source.say((), values)
 
 
-def from_environment(kind: type[Record], environment: Mapping[str, str], read: Read) -> list[Said]:
-    """What variables such as KDPIPE_DATA__VAL_FRACTION say."""
+def from_environment(
+    kind: type[Record], environment: Mapping[str, str], read: Read, others: Sequence[type[Record]] = ()
+) -> list[Said]:
+    """What variables such as KDPIPE_DATA__VAL_FRACTION say; those that only `others` know are meant for them."""
     said = []
     source = _Source(kind, Level.ENVIRONMENT, _variable, _variable)
     for name in sorted(environment):
         if name.startswith(PREFIX):
             place = tuple(name.removeprefix(PREFIX).lower().split("__"))
+            if not _is_known(kind, place) and any(_is_known(other, place) for other in others):
+                continue
             said += source.say(place, source.read(place, environment[name], read))
     return said
 
@@ -155,6 +159,10 @@ class _Source:
             hint = f"allowed {'there ' if length > 1 else ''}are {', '.join(sorted(allowed))}"
             lead = "" if by == wrong else f"{by}: "
             raise ConfigError(f"{lead}unknown setting '{_short(wrong)}'{told}", hint=hint)
+
+
+def _is_known(kind: type[Record], place: Place) -> bool:
+    return all(place[n] in allowed_keys(kind, place[:n]) for n in range(len(place)))
 
 
 def _variable(place: Place) -> str:

@@ -1,0 +1,76 @@
+"""The flags of `kdpipe train`: one table, with the setting that each of them says.
+
+In: nothing. Out: `FLAGS`. Before it: `flags.py`. After it: `main.py` hands them to the command, `settings.py` joins
+what was typed with the other layers.
+"""
+
+from typing import Literal
+
+from kdpipe.cli.flags import Flag
+
+Mode = Literal["output", "logit", "hybrid"]
+Precision = Literal["auto", "fp32", "bf16", "fp16", "fp16-pure"]
+Preset = Literal["standard", "fp16-safe", "ultra-stable"]
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip() and word.strip() != "none"]
+
+
+FLAGS = (
+    Flag(name="--from-cache", place="cache.path", metavar="DIR", help="The cache to learn from."),
+    Flag(
+        name="--allow-partial",
+        place="cache.allow_partial",
+        type=bool,
+        help="Learn from the parts that an unfinished cache has.",
+    ),
+    Flag(
+        name="--student",
+        place="student.name",
+        metavar="NAME",
+        help="Who learns: a model folder, a hub id, a config.json for a fresh one, or tiny, 100m, 350m.",
+    ),
+    Flag(name="--out", place="out", metavar="DIR", help="The folder of the run; run again, it goes on there."),
+    Flag(
+        name="--mode",
+        place="losses.mode",
+        type=Mode,
+        help="output: labels only; logit: the teacher only; hybrid: both [hybrid].",
+    ),
+    Flag(name="--alpha", place="losses.alpha", type=float, metavar="SHARE", help="hybrid: weight of the labels [0.1]."),
+    Flag(
+        name="--temperature",
+        place="losses.temperature",
+        type=float,
+        metavar="T",
+        help="The temperature at which student and teacher are compared [1].",
+    ),
+    Flag(
+        name="--lr",
+        place="optimizer.lr",
+        type=float,
+        metavar="RATE",
+        help="The highest rate [2e-5 for a trained student, 1e-4 for a fresh one].",
+    ),
+    Flag(name="--epochs", place="run.epochs", type=float, metavar="N", help="How often the cache is read [1]."),
+    Flag(name="--max-steps", place="run.max_steps", type=int, help="Optimizer steps, instead of epochs."),
+    Flag(name="--batch-size", place="run.batch_size", type=int, help="Sequences at once [8]."),
+    Flag(name="--accumulate", place="run.accumulate", type=int, help="Batches of an optimizer step [1]."),
+    Flag(
+        name="--precision",
+        place="machine.precision",
+        type=Precision,
+        help="auto: fp32 on a CPU, bf16 where the GPU has it, else fp16 with fp32 masters.",
+    ),
+    Flag(name="--guard", place="guard.preset", type=Preset, help="What is done about steps that go wrong [standard]."),
+    Flag(name="--lora", place="student.lora", type=bool, help="Train an adapter of low rank instead of all weights."),
+    Flag(
+        name="--report-to",
+        place="report_to",
+        metavar="NAME,NAME",
+        means=_words,
+        help="tensorboard, wandb, trackio, mlflow; metrics.jsonl is always there.",
+    ),
+    Flag(name="--seed", place="seed", type=int, help="Of everything drawn [0]."),
+)

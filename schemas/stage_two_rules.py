@@ -1,0 +1,84 @@
+"""What contradicts itself among the settings of stage two, and what is missing: said before anything is loaded.
+
+In: what every layer said, or the settings made of it. Out: the same without what a later layer has overruled, or a
+`ConfigError` in a sentence. Before it: `contradictions.py`. After it: `cli/settings.py`.
+"""
+
+from collections.abc import Iterable
+
+from kdpipe.schemas.contradictions import Owner, keep_if_owned, keep_the_later, need
+from kdpipe.schemas.errors import ConfigError
+from kdpipe.schemas.settings import Place, Said
+from kdpipe.schemas.stage_two import StageTwo
+
+MODE = Owner(place=("losses", "mode"), default="hybrid", noun="mode", flag="--mode")
+LOGIT = Owner(place=("losses", "logit"), default="forward_kl", noun="losses", flag="--set losses.logit=")
+ALPHA_SCHEDULE = Owner(
+    place=("losses", "alpha_schedule"), default="constant", noun="schedules", flag="--set losses.alpha_schedule="
+)
+RATE_SCHEDULE = Owner(place=("schedule", "kind"), default="cosine", noun="schedules", flag="--set schedule.kind=")
+OPTIMIZER = Owner(place=("optimizer", "kind"), default="adamw", noun="optimizers", flag="--set optimizer.kind=")
+# Whose kinds a setting means something for.
+OWNED: tuple[tuple[Place, Owner, tuple[str, ...]], ...] = (
+    (("losses", "alpha"), MODE, ("hybrid",)),
+    (("losses", "alpha_schedule"), MODE, ("hybrid",)),
+    (("losses", "logit"), MODE, ("hybrid", "logit")),
+    (("losses", "temperature"), MODE, ("hybrid", "logit")),
+    (("losses", "tail_weight"), MODE, ("hybrid", "logit")),
+    (("losses", "alpha_end"), ALPHA_SCHEDULE, ("wsd",)),
+    (("schedule", "decay"), RATE_SCHEDULE, ("wsd",)),
+    (("optimizer", "muon_lr"), OPTIMIZER, ("muon",)),
+    (("optimizer", "momentum"), OPTIMIZER, ("muon",)),
+)
+RIVALS: tuple[tuple[Place, Place, str], ...] = (
+    (("run", "epochs"), ("run", "max_steps"), "how long the student learns"),
+)
+LORA_ONLY = ("lora_rank", "lora_alpha", "lora_dropout")
+
+
+def settled(said: Iterable[Said]) -> list[Said]:
+    """What was said without what a later layer has overruled; two contradicting words of equal standing are refused."""
+    last = {one.place: one for one in said}
+    for place, owner, kinds in OWNED:
+        keep_if_owned(last, place, owner, kinds)
+    for first, second, about in RIVALS:
+        keep_the_later(last, first, second, about)
+    lora = last.get(("student", "lora"))
+    for name in LORA_ONLY:
+        one = last.get(("student", name))
+        if one is not None and (lora is None or lora.value is not True):
+            raise ConfigError(f"{one.by} is for LoRA, which is off", hint="give --lora, or leave it out")
+    return list(last.values())
+
+
+def require(settings: StageTwo) -> None:
+    """Refuse settings that leave out what nobody can guess, or ask for what cannot be."""
+    need(settings.cache.path, "which cache to learn from", "--from-cache DIR")
+    need(settings.student.name, "who learns", "--student NAME: a folder, a hub id, a config.json, or tiny, 100m, 350m")
+    need(settings.out, "where the run goes", "--out DIR")
+    if settings.losses.hidden.router and not _meets_states(settings):
+        raise ConfigError(
+            "losses.hidden.router mixes teacher layers for losses on states, and none of these has a weight",
+            hint="give one, for instance --set losses.weights.cosine=0.1",
+        )
+    group, size = settings.losses.hidden.group, settings.run.batch_size
+    if _compares_groups(settings) and size % group:
+        raise ConfigError(
+            f"losses over groups of {group} sequences (losses.hidden.group) do not divide batches of {size}",
+            hint=f"choose a batch size that is a multiple of {group}, or another group",
+        )
+
+
+def _weights(settings: StageTwo) -> list[dict[str, float | None]]:
+    every = [settings.losses.weights, *(phase.weights for phase in settings.run.phases)]
+    return [weights.model_dump() for weights in every]
+
+
+def _meets_states(settings: StageTwo) -> bool:
+    names = ("cosine", "correlation", "mse", "position_relations", "document_relations", "cka")
+    return any(weights[name] for weights in _weights(settings) for name in names)
+
+
+def _compares_groups(settings: StageTwo) -> bool:
+    names = ("document_relations", "cka", "router_balance")
+    return any(weights[name] for weights in _weights(settings) for name in names) or settings.losses.hidden.router
