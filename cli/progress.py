@@ -25,10 +25,10 @@ Show = Callable[[int, int | None, str], None]
 def watching() -> Iterator["Watch"]:
     """Someone who follows a run, on this terminal or into this log; the terminal is left as it was."""
     if sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
-        with _bar() as show:
+        with bar() as show:
             yield ShownWatch(show, 0.1)
     else:
-        yield ShownWatch(_line, SECONDS_BETWEEN_LINES)
+        yield ShownWatch(line, SECONDS_BETWEEN_LINES)
 
 
 @final
@@ -87,24 +87,26 @@ class ShownWatch:
         self._parts_done += 1
 
 
-def _line(done: int, planned: int | None, told: str) -> None:
+def line(done: int, planned: int | None, told: str) -> None:
+    """A line in a log, for what counts positions."""
     reached = f" ({share(done / planned)})" if planned else ""
     console.note(f"{done:,} positions{reached}: {told}")
 
 
 @contextmanager
-def _bar() -> Iterator[Show]:
+def bar() -> Iterator[Show]:
+    """A bar on a terminal, which is gone afterwards."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn
 
     columns = (BarColumn(bar_width=20), TextColumn("{task.fields[told]}", markup=False))
-    with Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=False) as bar:
+    with Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=False) as shown:
         task: list[Any] = []
 
         def show(done: int, planned: int | None, told: str) -> None:
             told = f"{share(done / planned)}, {told}" if planned else told
             if not task:
-                task.append(bar.add_task("", told=told, total=planned))
-            bar.update(task[0], completed=done, total=planned, told=told)
+                task.append(shown.add_task("", told=told, total=planned))
+            shown.update(task[0], completed=done, total=planned, told=told)
 
         yield show

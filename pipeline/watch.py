@@ -1,17 +1,16 @@
-"""`Watch`: whoever follows a long run, as a protocol, and one who does not.
+"""`Watch` and `TrainWatch`: whoever follows a long run, as protocols, and those who do not.
 
 In: what a story of the pipeline says while it goes on. Out: nothing; no story depends on who listens.
-Before it: `pipeline/cache_teacher.py`, `pipeline/plan.py`. After it: `cli/progress.py`, on a terminal or in a log.
+Before it: `pipeline/cache_teacher.py`, `pipeline/plan.py`, `pipeline/train.py`. After it: `cli/progress.py`, on a
+terminal or in a log.
 """
 
+from dataclasses import dataclass
 from typing import Protocol
 
 
-class Watch(Protocol):
-    """Told in this order: `begin` once, then `progress` and `part_done` as they come; `say` and `warn` at any time.
-
-    Calls are cheap and come from the main thread; `progress` may be called after every batch.
-    """
+class Listener(Protocol):
+    """Someone to whom a line can be said."""
 
     def say(self, text: str) -> None:
         """Tell the person something worth a line."""
@@ -20,6 +19,38 @@ class Watch(Protocol):
     def warn(self, text: str) -> None:
         """Tell the person something to look into; the run goes on."""
         ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepNews:
+    """Where a student is: steps done, its loss, the rate in force, what it costs, and the time that is left."""
+
+    step: int
+    loss: float | None
+    rate: float
+    positions_per_second: float
+    waiting_share: float
+    skipped: int
+    seconds_left: float | None
+
+
+class TrainWatch(Listener, Protocol):
+    """Follows a student: `begin` once, then `stepped` after every step."""
+
+    def begin(self, n_steps: int, n_done: int) -> None:
+        """Learning starts: steps of the whole run, and those that were done before."""
+        ...
+
+    def stepped(self, news: StepNews) -> None:
+        """One more step is done or was skipped."""
+        ...
+
+
+class Watch(Listener, Protocol):
+    """Told in this order: `begin` once, then `progress` and `part_done` as they come; `say` and `warn` at any time.
+
+    Calls are cheap and come from the main thread; `progress` may be called after every batch.
+    """
 
     def begin(self, n_parts: int, n_done: int, positions_planned: int | None) -> None:
         """Work starts: parts of this run in all, those that were there before, positions that are still to be made."""
@@ -41,14 +72,28 @@ class Watch(Protocol):
         ...
 
 
-class SilentWatch:
-    """Nobody listens."""
+class Nobody:
+    """Hears nothing."""
 
     def say(self, text: str) -> None:
         """Nothing."""
 
     def warn(self, text: str) -> None:
         """Nothing."""
+
+
+class SilentTrainWatch(Nobody):
+    """Nobody follows a student."""
+
+    def begin(self, n_steps: int, n_done: int) -> None:
+        """Nothing."""
+
+    def stepped(self, news: StepNews) -> None:
+        """Nothing."""
+
+
+class SilentWatch(Nobody):
+    """Nobody follows a teacher."""
 
     def begin(self, n_parts: int, n_done: int, positions_planned: int | None) -> None:
         """Nothing."""

@@ -14,12 +14,13 @@ from kdpipe.schemas.settings import Level, Place, Said
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Owner:
-    """A setting that decides which others mean something: `noun` and `flag` are how messages speak of it."""
+    """A setting that decides which others mean something: `noun`, `verb` and `flag` are how messages speak of it."""
 
     place: Place
     default: str
     noun: str
     flag: str
+    verb: str = "this is"
 
 
 def keep_if_owned(last: dict[Place, Said], place: Place, owner: Owner, kinds: Sequence[str]) -> None:
@@ -33,8 +34,8 @@ def keep_if_owned(last: dict[Place, Said], place: Place, owner: Owner, kinds: Se
         return
     belongs = " and ".join([", ".join(kinds[:-1]), kinds[-1]] if len(kinds) > 1 else kinds)
     said_so = f", as {said.by} says" if said is not None else " unless another kind is named"
-    hint = f"leave it out, or give {owner.flag} {kinds[0]}"
-    raise ConfigError(f"{one.by} belongs to {belongs} {owner.noun}, and these are {kind}{said_so}", hint=hint)
+    hint = f"leave it out, or give {owner.flag}{kinds[0]}"
+    raise ConfigError(f"{one.by} belongs to {belongs} {owner.noun}, and {owner.verb} {kind}{said_so}", hint=hint)
 
 
 def keep_the_later(last: dict[Place, Said], first: Place, second: Place, about: str) -> None:

@@ -11,7 +11,7 @@ from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.settings import Place, Said
 from kdpipe.schemas.stage_one import StageOne
 
-KIND = Owner(place=("targets", "kind"), default="threshold", noun="targets", flag="--targets")
+KIND = Owner(place=("targets", "kind"), default="threshold", noun="targets", flag="--targets ", verb="these are")
 OF_A_TEACHER = ("threshold", "sampled", "topk", "topp", "state")
 # The kinds of targets for which a setting means something.
 OF_KINDS: dict[Place, tuple[str, ...]] = {

@@ -11,13 +11,13 @@ from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.settings import Place, Said
 from kdpipe.schemas.stage_two import StageTwo
 
-MODE = Owner(place=("losses", "mode"), default="hybrid", noun="mode", flag="--mode")
-LOGIT = Owner(place=("losses", "logit"), default="forward_kl", noun="losses", flag="--set losses.logit=")
+MODE = Owner(place=("losses", "mode"), default="hybrid", noun="mode", flag="--mode ")
+LOGIT = Owner(place=("losses", "logit"), default="forward_kl", noun="loss", flag="--set losses.logit=")
 ALPHA_SCHEDULE = Owner(
-    place=("losses", "alpha_schedule"), default="constant", noun="schedules", flag="--set losses.alpha_schedule="
+    place=("losses", "alpha_schedule"), default="constant", noun="schedule", flag="--set losses.alpha_schedule="
 )
-RATE_SCHEDULE = Owner(place=("schedule", "kind"), default="cosine", noun="schedules", flag="--set schedule.kind=")
-OPTIMIZER = Owner(place=("optimizer", "kind"), default="adamw", noun="optimizers", flag="--set optimizer.kind=")
+RATE_SCHEDULE = Owner(place=("schedule", "kind"), default="cosine", noun="schedule", flag="--set schedule.kind=")
+OPTIMIZER = Owner(place=("optimizer", "kind"), default="adamw", noun="optimizer", flag="--set optimizer.kind=")
 # Whose kinds a setting means something for.
 OWNED: tuple[tuple[Place, Owner, tuple[str, ...]], ...] = (
     (("losses", "alpha"), MODE, ("hybrid",)),

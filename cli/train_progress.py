@@ -1,0 +1,78 @@
+"""Progress of a student on stderr: one bar on a terminal, a line every half minute in a log.
+
+In: what the story says to its `TrainWatch`. Out: nothing on stdout. Before it: `train.py`. After it: `progress.py` has
+the bar, `console.py` writes the lines.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, final
+
+from kdpipe.cli import console
+from kdpipe.cli.progress import SECONDS_BETWEEN_LINES, Show, bar
+from kdpipe.cli.quantities import duration, share
+
+if TYPE_CHECKING:
+    from kdpipe.pipeline.watch import StepNews, TrainWatch
+
+
+@contextmanager
+def following() -> Iterator["TrainWatch"]:
+    """Someone who follows a student, on this terminal or into this log; the terminal is left as it was."""
+    if sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
+        with bar() as show:
+            yield ShownTrainWatch(show, 0.1)
+    else:
+        yield ShownTrainWatch(_line, SECONDS_BETWEEN_LINES)
+
+
+@final
+class ShownTrainWatch:
+    """Words at once, steps at most so often."""
+
+    def __init__(self, show: Show, seconds_between: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._show, self._seconds_between, self._clock = show, seconds_between, clock
+        self._shown_at = clock()
+        self._n_steps = 0
+
+    def say(self, text: str) -> None:
+        """A line at once."""
+        console.note(text)
+
+    def warn(self, text: str) -> None:
+        """A line at once, marked as one to look into."""
+        console.note(f"warning: {text}")
+
+    def begin(self, n_steps: int, n_done: int) -> None:
+        """What is ahead, and what was done before."""
+        self._n_steps = n_steps
+        if n_done:
+            console.note(f"going on from step {n_done:,} of {n_steps:,}")
+        self._shown_at = self._clock()
+
+    def stepped(self, news: "StepNews") -> None:
+        """Shown when the last time is long enough ago."""
+        now = self._clock()
+        if now - self._shown_at < self._seconds_between:
+            return
+        self._shown_at = now
+        told = [f"step {news.step:,}/{self._n_steps:,}"]
+        if news.loss is not None:
+            told.append(f"loss {news.loss:.4f}")
+        told += [
+            f"rate {news.rate:.2e}",
+            f"{news.positions_per_second:,.0f} positions/s",
+            f"cache {share(news.waiting_share)}",
+        ]
+        if news.skipped:
+            told.append(f"{news.skipped:,} skipped")
+        if news.seconds_left is not None:
+            told.append(f"{duration(news.seconds_left)} left")
+        self._show(news.step, self._n_steps, ", ".join(told))
+
+
+def _line(done: int, planned: int | None, told: str) -> None:
+    console.note(told)

@@ -1,0 +1,45 @@
+"""Stopping on request: a signal is noted, and the loop ends after the step under way, with a checkpoint.
+
+In: SIGINT and SIGTERM. Out: `asked`. A second signal ends the process at once (130); the checkpoint before is whole
+either way. Before it: `cli/interrupts.py` has its own handlers, which are put back. After it: `loop.py`.
+"""
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+BOTH = (signal.SIGINT, signal.SIGTERM)
+
+
+class Stop:
+    """Whether the run was asked to end."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def note(self, _number: int, _frame: FrameType | None) -> None:
+        """Handle a signal."""
+        if self.asked:
+            os._exit(130)
+        self.asked = True
+
+
+@contextmanager
+def listening() -> Iterator[Stop]:
+    """Take signals as a wish to stop, unless the parent asked for them to be ignored or this is no main thread."""
+    stop = Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    found = {number: signal.getsignal(number) for number in BOTH}
+    before = {number: handler for number, handler in found.items() if handler not in (None, signal.SIG_IGN)}
+    for number in before:
+        signal.signal(number, stop.note)
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
