@@ -17,7 +17,7 @@ from kdpipe.cache.index import IndexRow
 from kdpipe.cache.laws import Codes, Floats, dequantise_vectors
 from kdpipe.cache.part_arrays import PartArray
 from kdpipe.cache.part_files import REFETCH, examine_part, part_grids
-from kdpipe.cache.rows import Rows
+from kdpipe.cache.rows import Rows, Tokens
 from kdpipe.cache.sequences import Sequences, split_vectors
 from kdpipe.cache.store import Store
 from kdpipe.cache.text import Texts
@@ -28,6 +28,7 @@ from kdpipe.schemas.strict_json import sha256_hex
 from kdpipe.schemas.targets import State
 
 Longs = npt.NDArray[np.int64]
+TOKEN_COLUMNS = ("token", "loss_mask")
 
 
 class PartReader:
@@ -46,7 +47,6 @@ class PartReader:
         self._named_part = _Named(folder)
         self._column_numbers = {column.name: n for n, column in enumerate(manifest.arrays.row.columns)}
         self._hot_names = tuple(name for name in self._column_numbers if name != "token_bytes")
-        self._hot_numbers = tuple(self._column_numbers[name] for name in self._hot_names)
         self._texts: Texts | None = None
         with _Named(f"{folder}/{layout.SEQUENCES}"):
             self.sequences = Sequences(self._whole(layout.SEQUENCES), manifest, record, layout.SEQUENCES)
@@ -75,12 +75,15 @@ class PartReader:
         with self._named[array]:
             return self.array(array).get(start, stop, self._column_numbers[column] if column else 0)
 
-    def rows(self, first: int, end: int) -> Rows:
-        """The rows of sequences first to end, as if they were one: document starts count from the first row."""
+    def rows(self, first: int, end: int, *, hidden: bool = True) -> Rows:
+        """The rows of sequences first to end, as if they were one: document starts count from the first row.
+
+        Without `hidden` the states of rows stay undecoded.
+        """
         places = self.sequences
         start, stop = int(places.row_starts[first]), int(places.row_starts[end])
         with self._named_part:
-            columns = self._columns(start, stop)
+            columns = self._columns(start, stop, self._hot_names)
             mask = _mask(columns["loss_mask"])
             n_exact, n_draws = self._counts(columns, "n_exact"), self._counts(columns, "n_draws")
             entries = self._entries(first, end, columns, n_exact, n_draws)
@@ -105,15 +108,27 @@ class PartReader:
                 log_z={t: scalars[log_z_column(t)] for t in self._manifest.targets.temperatures},
                 boundary_logprob=scalars.get("boundary_logprob"),
                 times=entries.times,
-                hidden=self._hidden(start, stop),
+                hidden=self._hidden(start, stop) if hidden else {},
                 state=self._state(start, stop),
             )
 
-    def _columns(self, start: int, stop: int) -> dict[str, Codes]:
-        """The codes of every column that `rows` needs."""
+    def tokens(self, sequence: int) -> Tokens:
+        """The rows of a sequence without their targets, of which nothing is decoded."""
+        start, stop = self.sequences.row_starts[[sequence, sequence + 1]].tolist()
+        with self._named_part:
+            columns = self._columns(start, stop, TOKEN_COLUMNS)
+            return Tokens(
+                tokens=self._decoder.to_ids(columns["token"]),
+                loss_mask=_mask(columns["loss_mask"]),
+                document_starts=self._document_starts(sequence, sequence + 1) - start,
+            )
+
+    def _columns(self, start: int, stop: int, names: tuple[str, ...]) -> dict[str, Codes]:
+        """The codes of some columns."""
+        numbers = tuple(self._column_numbers[name] for name in names)
         with self._named["row"]:
-            matrix = self.array("row").get_columns(start, stop, self._hot_numbers)
-        return dict(zip(self._hot_names, matrix, strict=True))
+            matrix = self.array("row").get_columns(start, stop, numbers)
+        return dict(zip(names, matrix, strict=True))
 
     def _document_starts(self, first: int, end: int) -> Longs:
         """Rows of the part at which documents begin."""

@@ -23,7 +23,7 @@ from kdpipe.cache.index import IndexRow, read_index
 from kdpipe.cache.laws import Floats
 from kdpipe.cache.part_files import read_part_record
 from kdpipe.cache.part_reader import PartReader
-from kdpipe.cache.rows import Rows
+from kdpipe.cache.rows import Rows, Tokens
 from kdpipe.cache.store import Store, open_store
 from kdpipe.cache.tables import read_table
 from kdpipe.schemas.errors import CacheDamaged, CacheIncomplete, ConfigError
@@ -118,8 +118,7 @@ class Cache:
         return f"<kdpipe cache {name}: {len(self):,} sequences, {self.n_positions:,} positions>"
 
     def __getitem__(self, i: int) -> Rows:
-        part, number = self.locate(i)
-        return part.rows(number, number + 1)
+        return self.rows(i)
 
     def __iter__(self) -> Iterator[Rows]:
         return (self[i] for i in range(len(self)))
@@ -153,6 +152,21 @@ class Cache:
         index %= len(self)
         place = int(np.searchsorted(self._starts, index, side="right")) - 1
         return self._part(place), index - int(self._starts[place])
+
+    def rows(self, i: int, *, hidden: bool = True) -> Rows:
+        """What `self[i]` gives; without `hidden` the states of rows stay undecoded."""
+        part, number = self.locate(i)
+        return part.rows(number, number + 1, hidden=hidden)
+
+    def tokens(self, i: int) -> Tokens:
+        """A sequence without its targets, of which nothing is decoded."""
+        part, number = self.locate(i)
+        return part.tokens(number)
+
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """How many rows each sequence has, in stored order."""
+        found = [np.diff(self._part(place).sequences.row_starts) for place in range(len(self.parts))]
+        return np.concatenate([np.zeros(0, np.int64), *found])
 
     def token_bytes(self, i: int) -> npt.NDArray[np.int32]:
         """The byte length of each token of a sequence."""

@@ -87,3 +87,12 @@ class Rows:
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tokens:
+    """Rows without what the teacher said: all that a student needs who learns from labels alone."""
+
+    tokens: npt.NDArray[np.int32]
+    loss_mask: Bools
+    document_starts: npt.NDArray[np.int64]

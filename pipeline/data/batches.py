@@ -6,9 +6,11 @@ compares what it says with the targets. Suffixes: B sequences, T tokens, N rows 
 sequence and place, K kept ids, D documents.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 
 
@@ -34,6 +36,10 @@ class Targets:
     target_temperature: float = 1.0
     draws_have_values: bool = False
 
+    def to(self, device: torch.device) -> "Targets":
+        """The same on a device; a pinned source is copied while the device goes on."""
+        return with_tensors(self, lambda tensor: tensor.to(device, non_blocking=True))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MicroBatch:
@@ -57,6 +63,10 @@ class MicroBatch:
     pooled: Mapping[int, Tensor] = field(default_factory=dict)
     document_D2: Tensor | None = None
 
+    def to(self, device: torch.device) -> "MicroBatch":
+        """The same on a device; a pinned source is copied while the device goes on."""
+        return with_tensors(self, lambda tensor: tensor.to(device, non_blocking=True))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepBatch:
@@ -70,3 +80,25 @@ class StepBatch:
     def n_positions(self) -> int:
         """Rows that are learnt from."""
         return sum(len(batch.labels_N) for batch in self.batches)
+
+    def to(self, device: torch.device) -> "StepBatch":
+        """The same on a device."""
+        return replace(self, batches=tuple(batch.to(device) for batch in self.batches))
+
+
+Holder = TypeVar("Holder", Targets, MicroBatch)
+
+
+def with_tensors(holder: Holder, change: Callable[[Tensor], Tensor]) -> Holder:
+    """The same with every tensor changed, those of the targets and of mappings too."""
+    return replace(holder, **{one.name: _changed(getattr(holder, one.name), change) for one in fields(holder)})
+
+
+def _changed(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, Targets):
+        return with_tensors(value, change)
+    if isinstance(value, Mapping):
+        return {key: change(tensor) for key, tensor in value.items()}
+    return value

@@ -5,7 +5,8 @@ Before it: `shapes.py` knows the bytes. After it: `loading.py` puts the weights 
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -99,10 +100,38 @@ def free_memory(device: torch.device) -> int:
 
 def n_threads(asked: int | None) -> int:
     """Give the threads to compute with: those asked for, or one for each CPU that this process may use."""
-    if asked is not None:
-        return asked
+    return usable_cpus() if asked is None else asked
+
+
+def usable_cpus(root: Path = Path("/")) -> int:
+    """CPUs that this process really gets: those it may run on, or fewer where its container has a quota of time."""
     affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity is not None else os.cpu_count() or 1
+    n_cpus = len(affinity(0)) if affinity is not None else os.cpu_count() or 1
+    quotas = [int(quota) for folder in _control_groups(root) for quota in _quotas(folder)]
+    return max(1, min([n_cpus, *quotas]))
+
+
+def _control_groups(root: Path) -> Iterator[Path]:
+    """The control groups above this process, of version 2 and of version 1; their tops too, for inside a container
+    the path of its own group may not be mounted."""
+    with suppress(OSError, ValueError):
+        for line in (root / "proc/self/cgroup").read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if controllers and "cpu" not in controllers.split(","):
+                continue
+            for mount in ("cpu", "cpu,cpuacct") if controllers else ("",):
+                top = root / "sys/fs/cgroup" / mount
+                group = top / path.lstrip("/")
+                yield from (folder for folder in (group, *group.parents) if folder.is_relative_to(top))
+
+
+def _quotas(folder: Path) -> Iterator[float]:
+    """How many CPUs a control group grants, where it says so."""
+    for names in (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):
+        with suppress(OSError, ValueError):
+            quota, period = " ".join((folder / name).read_text() for name in names).split()
+            if quota not in ("max", "-1"):
+                yield int(quota) / int(period)
 
 
 def _believed(number: int) -> torch.device:

@@ -233,3 +233,17 @@ def test_a_format_that_cannot_be_read_is_refused_with_the_kdpipe_to_get(
     with pytest.raises(Incompatible, match=message) as refused:
         open_cache(tmp_path)
     assert "install" in str(refused.value.hint)
+
+
+@pytest.mark.parametrize("kind", RECIPES)
+def test_tokens_and_lengths_are_those_of_the_rows(made: dict[str, Path], kind: str) -> None:
+    cache = open_cache(made[kind])
+    assert cache.lengths().tolist() == [len(rows) for rows in cache]
+    for i, rows in enumerate(cache):
+        tokens = cache.tokens(i)
+        for name in ("tokens", "loss_mask", "document_starts"):
+            assert np.array_equal(getattr(tokens, name), getattr(rows, name))
+            assert getattr(tokens, name).dtype == getattr(rows, name).dtype
+        without = cache.rows(i, hidden=False)
+        assert without.hidden == {}
+        assert_same_rows(replace(without, hidden=rows.hidden), rows)

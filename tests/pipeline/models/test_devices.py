@@ -1,6 +1,7 @@
 """Devices are believed after a kernel, number types follow them, and weights go where there is room."""
 
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -118,7 +119,46 @@ def test_weights_without_room_anywhere_are_refused() -> None:
 
 def test_threads_are_those_asked_for_or_those_of_the_process() -> None:
     assert devices.n_threads(3) == 3
-    assert devices.n_threads(None) == len(os.sched_getaffinity(0))
+    assert devices.n_threads(None) == devices.usable_cpus() <= len(os.sched_getaffinity(0))
+
+
+@pytest.mark.parametrize(
+    ("groups", "files", "due"),
+    [
+        ("0::/", {}, 8),
+        ("0::/", {"cpu.max": "max 100000"}, 8),
+        ("0::/", {"cpu.max": "300000 100000"}, 3),
+        ("0::/", {"cpu.max": "150000 100000"}, 1),
+        ("0::/", {"cpu.max": "20000 100000"}, 1),
+        ("0::/", {"cpu.max": "6400000 100000"}, 8),
+        ("0::/", {"cpu.max": "nonsense"}, 8),
+        ("0::/slice/job", {"slice/cpu.max": "200000 100000", "slice/job/cpu.max": "max 100000"}, 2),
+        ("0::/not/mounted", {"cpu.max": "400000 100000"}, 4),
+        ("3:cpu,cpuacct:/", {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 8),
+        ("3:cpu:/job\n1:memory:/", {"cpu/job/cpu.cfs_quota_us": "500000", "cpu/job/cpu.cfs_period_us": "100000"}, 5),
+        ("2:memory:/\n4:cpuset:/", {"cpu/cpu.cfs_quota_us": "1", "cpu/cpu.cfs_period_us": "1"}, 8),
+        ("not a line", {"cpu.max": "100000 100000"}, 8),
+    ],
+)
+def test_a_container_s_quota_of_time_bounds_the_cpus(
+    groups: str, files: dict[str, str], due: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _process: set(range(8)))
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/cgroup").write_text(groups + "\n")
+    for name, text in files.items():
+        file = tmp_path / "sys/fs/cgroup" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text + "\n")
+    assert devices.usable_cpus(tmp_path) == due
+
+
+def test_without_control_groups_the_cpus_are_those_that_may_be_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(os, "cpu_count", lambda: None)
+    assert devices.usable_cpus(tmp_path) == 1
 
 
 def test_the_free_memory_of_the_cpu_is_what_the_system_says() -> None:
