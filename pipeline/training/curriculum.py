@@ -1,0 +1,138 @@
+"""What counts when: the weights, temperature and order in force at each optimizer step.
+
+In: `StageTwo`, the `Plan`, and the tail weight that the cache allows. Out: `InForce` and the order at any step, and
+what is in force anywhere, so that maps are made and temperatures are looked for before the first.
+Before it: `schedules.py`. After it: `pipeline/training/loop.py`.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Final, NamedTuple, final
+
+from kdpipe.pipeline.losses.terms import HIDDEN_NAMES, LOGIT_NAMES, InForce, Shape, TermName
+from kdpipe.pipeline.training.schedules import Plan, fallen
+from kdpipe.schemas.errors import ConfigError
+from kdpipe.schemas.stage_two import Losses, Order, Phase, StageTwo, Weights
+
+# DESIGN 4, science.md 6: alpha leaves 1 over this share of the steps.
+ALPHA_WARMUP: Final = 0.02
+
+
+class Ordered(NamedTuple):
+    """An order, and the first step from which it has been in force without a break."""
+
+    order: Order
+    since: int
+
+
+@final
+class Curriculum:
+    """Answers for any step; nothing in it changes."""
+
+    def __init__(self, settings: StageTwo, plan: Plan, tail_weight: float) -> None:
+        self._losses, self._plan = settings.losses, plan
+        self._order = settings.run.order
+        self._phases = settings.run.phases or (Phase(until=1.0),)
+        self._ends = [round(phase.until * plan.n_steps) for phase in self._phases]
+        losses = settings.losses
+        said = losses.tail_weight
+        self._shape = Shape(tail_weight=tail_weight if said is None else said, skew=losses.skew, beta=losses.beta)
+        _check_labels_only(losses, self._phases)
+
+    def phase_at(self, step: int) -> int:
+        """The number of the phase that a step belongs to; what comes after the last step belongs to the last phase."""
+        return next((n for n, end in enumerate(self._ends) if step < end), len(self._ends) - 1)
+
+    def at(self, step: int) -> InForce:
+        """The weights without their zeros, and the temperature, of the step after `step` that were done."""
+        phase = self._phases[self.phase_at(step)]
+        weights = self._weights(phase, self._alpha(phase, step))
+        temperature = self._losses.temperature if phase.temperature is None else phase.temperature
+        return InForce(weights=weights, temperature=temperature, shape=self._shape)
+
+    def order_at(self, step: int) -> Ordered:
+        """The order at a step, and since when; neighbouring phases of one order are one stretch of its line."""
+        number = self.phase_at(step)
+        order = self._order_of(number)
+        while number and self._order_of(number - 1) == order:
+            number -= 1
+        return Ordered(order, self._ends[number - 1] if number else 0)
+
+    @property
+    def terms(self) -> frozenset[TermName]:
+        """Every term that has a weight at some step."""
+        return frozenset(
+            name for phase in self._lived() for alpha in self._alphas(phase) for name in self._weights(phase, alpha)
+        )
+
+    @property
+    def temperatures(self) -> frozenset[float]:
+        """Every temperature that is in force at some step."""
+        of_run = self._losses.temperature
+        return frozenset(of_run if phase.temperature is None else phase.temperature for phase in self._lived())
+
+    @property
+    def orders(self) -> frozenset[Order]:
+        """Every order that is in force at some step."""
+        return frozenset(phase.order or self._order for phase in self._lived())
+
+    def _lived(self) -> Iterable[Phase]:
+        """Phases that have a step: in a short run some have none."""
+        starts = [0, *self._ends[:-1]]
+        return [phase for phase, start, end in zip(self._phases, starts, self._ends, strict=True) if start < end]
+
+    def _order_of(self, number: int) -> Order:
+        return self._phases[number].order or self._order
+
+    def _alpha(self, phase: Phase, step: int) -> float:
+        """The weight of CE: a phase's own as it stands, else by the schedule."""
+        losses = self._losses
+        if phase.alpha is not None or losses.alpha_schedule == "constant":
+            return losses.alpha if phase.alpha is None else phase.alpha
+        n_up = max(1, round(ALPHA_WARMUP * self._plan.n_steps))
+        if step < n_up:
+            return 1 + (losses.alpha - 1) * step / n_up
+        return losses.alpha + (losses.alpha_end - losses.alpha) * fallen(self._plan, step)
+
+    def _alphas(self, phase: Phase) -> Iterable[float]:
+        """Values between which alpha moves; what weighs nothing at all of them weighs nothing between them."""
+        losses = self._losses
+        if phase.alpha is not None or losses.alpha_schedule == "constant":
+            return [self._alpha(phase, 0)]
+        return [1.0, losses.alpha, losses.alpha_end]
+
+    def _weights(self, phase: Phase, alpha: float) -> Mapping[TermName, float]:
+        """Each layer over the one before: mode and alpha, the run's weights, a phase's alpha, the phase's weights."""
+        losses = self._losses
+        by_mode = _by_mode(losses, alpha)
+        layers = [by_mode, _said(losses.weights), by_mode if phase.alpha is not None else {}, _said(phase.weights)]
+        weights: dict[TermName, float] = {}
+        for layer in layers:
+            weights |= layer
+        return {name: weight for name, weight in weights.items() if weight}
+
+
+def _by_mode(losses: Losses, alpha: float) -> dict[TermName, float]:
+    if losses.mode == "output":
+        return {"ce": 1.0}
+    return {losses.logit: 1.0} if losses.mode == "logit" else {"ce": alpha, losses.logit: 1 - alpha}
+
+
+def _said(weights: Weights) -> dict[TermName, float]:
+    named = {name: getattr(weights, name) for name in (*LOGIT_NAMES, *HIDDEN_NAMES)}
+    return {name: weight for name, weight in named.items() if weight is not None}
+
+
+def _check_labels_only(losses: Losses, phases: Iterable[Phase]) -> None:
+    """Refuse what mode and phases contradict each other about."""
+    if losses.mode != "hybrid" and any(phase.alpha is not None for phase in phases):
+        raise ConfigError(
+            f"a phase gives alpha, which belongs to hybrid modes, and this one is {losses.mode}",
+            hint="leave it out, or give --mode hybrid",
+        )
+    for weights in (losses.weights, *(phase.weights for phase in phases)):
+        named = [name for name, weight in _said(weights).items() if weight and name in LOGIT_NAMES and name != "ce"]
+        if losses.mode == "output" and named:
+            raise ConfigError(
+                f"mode output learns from labels alone, and {named[0]} has a weight: it needs targets",
+                hint="leave the weight out, or give --mode logit or hybrid",
+            )

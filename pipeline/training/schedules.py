@@ -1,0 +1,122 @@
+"""How long a run is and what rate it learns at, counted in optimizer steps that were done.
+
+In: `StageTwo` and the number of sequences to learn from. Out: a `Plan`, its lines for a person, the rate's factor at a
+step. Before it: `schemas/stage_two.py`. After it: `curriculum.py`, `pipeline/training/loop.py`. A skipped step is none:
+its sequences are passed over, and the next ones in the line are read in their place.
+"""
+
+from dataclasses import dataclass
+from math import cos, pi
+
+from kdpipe.schemas.errors import ConfigError
+from kdpipe.schemas.stage_two import Schedule, StageTwo
+
+# Evaluations and checkpoints of a run that says nothing of them.
+PER_RUN = 10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """A run before it starts: `n_read` sequences of the `n_sequences` of an epoch, `step_size` of them a step.
+
+    The rate climbs over the first `n_warmup` steps and begins to fall at `decay_from`, which is `n_steps` if it never
+    does.
+    """
+
+    n_sequences: int
+    n_read: int
+    n_steps: int
+    batch_size: int
+    accumulate: int
+    n_warmup: int
+    decay_from: int
+    evaluate_every: int
+    save_every: int
+
+    @property
+    def step_size(self) -> int:
+        """Sequences of a step but the last."""
+        return self.batch_size * self.accumulate
+
+    @property
+    def epochs(self) -> float:
+        """How often each sequence is read."""
+        return self.n_read / self.n_sequences
+
+    def size_of(self, step: int) -> int:
+        """Sequences of a step: the last one takes what is left."""
+        return min(self.step_size, self.n_read - step * self.step_size)
+
+
+def make_plan(settings: StageTwo, n_sequences: int) -> Plan:
+    """Lay out a run over a cache of so many sequences: by epochs, or by steps where these are given."""
+    if n_sequences < 1:
+        raise ConfigError(
+            "the cache holds no sequence to learn from",
+            hint="look at it with kdpipe cache inspect; its split train must not be empty",
+        )
+    run, schedule = settings.run, settings.schedule
+    size = run.batch_size * run.accumulate
+    if run.max_steps is None:
+        n_read = max(1, round((run.epochs or 1.0) * n_sequences))
+    else:
+        n_read = run.max_steps * size
+    n_steps = -(-n_read // size)
+    n_warmup = round(schedule.warmup * n_steps)
+    often = max(1, n_steps // PER_RUN)
+    return Plan(
+        n_sequences=n_sequences,
+        n_read=n_read,
+        n_steps=n_steps,
+        batch_size=run.batch_size,
+        accumulate=run.accumulate,
+        n_warmup=n_warmup,
+        decay_from=_decay_from(schedule, n_steps, n_warmup),
+        evaluate_every=settings.evaluation.every or often,
+        save_every=settings.saving.every or often,
+    )
+
+
+def _decay_from(schedule: Schedule, n_steps: int, n_warmup: int) -> int:
+    if schedule.kind == "constant":
+        return n_steps
+    return max(n_warmup, n_steps - round(schedule.decay * n_steps)) if schedule.kind == "wsd" else n_warmup
+
+
+def fallen(plan: Plan, step: int) -> float:
+    """How far the decay has come at a step, from 0 before it to 1 behind the last step."""
+    return max(0.0, step - plan.decay_from) / max(1, plan.n_steps - plan.decay_from)
+
+
+def rate(schedule: Schedule, plan: Plan, step: int) -> float:
+    """The factor of the base rate once `step` optimizer steps are done."""
+    if step < plan.n_warmup:
+        return (step + 1) / plan.n_warmup
+    down = fallen(plan, step)
+    left = (1 + cos(pi * down)) / 2 if schedule.kind == "cosine" else 1 - down
+    return schedule.floor + (1 - schedule.floor) * left
+
+
+def lines(schedule: Schedule, plan: Plan) -> list[str]:
+    """What will run, for a person to read."""
+    whole = f"{plan.n_read:,} sequences, {plan.epochs:.4g} epochs of {plan.n_sequences:,}"
+    size = f"{plan.batch_size} sequences a batch x {plan.accumulate} batches = {plan.step_size} a step"
+    last = plan.size_of(plan.n_steps - 1)
+    told = f"{plan.n_steps:,} optimizer steps" + (f", the last of {last}" if last != plan.step_size else "")
+    return [
+        f"reads       {whole}",
+        f"steps       {told}: {size}",
+        f"rate        {_course(schedule, plan)}",
+        f"evaluates   every {plan.evaluate_every:,} steps and at the end",
+        f"saves       every {plan.save_every:,} steps and at the end",
+    ]
+
+
+def _course(schedule: Schedule, plan: Plan) -> str:
+    parts = [f"{schedule.kind}: up over {plan.n_warmup:,} steps"] if plan.n_warmup else [f"{schedule.kind}: no warm-up"]
+    n_held = plan.decay_from - plan.n_warmup
+    if n_held:
+        parts.append(f"held for {n_held:,}")
+    if plan.decay_from < plan.n_steps:
+        parts.append(f"down to {schedule.floor:.4g} of its height over {plan.n_steps - plan.decay_from:,}")
+    return ", ".join(parts)

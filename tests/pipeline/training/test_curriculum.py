@@ -1,0 +1,119 @@
+"""What counts at each step: layers of weights, alpha's course, phases, orders, and what contradicts itself."""
+
+from typing import Any
+
+import pytest
+
+from kdpipe.pipeline.training.curriculum import Curriculum
+from kdpipe.pipeline.training.schedules import make_plan
+from kdpipe.schemas.errors import ConfigError
+from kdpipe.schemas.stage_two import StageTwo
+
+
+def curriculum(n_steps: int = 100, tail_weight: float = 1.0, **settings: Any) -> Curriculum:
+    settings.setdefault("run", {})["max_steps"] = n_steps
+    said = StageTwo.model_validate(settings, strict=False)
+    return Curriculum(said, make_plan(said, 10), tail_weight)
+
+
+def weights(built: Curriculum, step: int) -> dict[str, float]:
+    return {str(name): weight for name, weight in built.at(step).weights.items()}
+
+
+@pytest.mark.parametrize(
+    ("losses", "expected"),
+    [
+        ({}, {"ce": 0.1, "forward_kl": 0.9}),
+        ({"mode": "output"}, {"ce": 1.0}),
+        ({"mode": "logit", "logit": "jsd"}, {"jsd": 1.0}),
+        ({"mode": "logit", "weights": {"ce": 0.2}}, {"forward_kl": 1.0, "ce": 0.2}),
+        ({"alpha": 0.0}, {"forward_kl": 1.0}),
+        ({"alpha": 1.0}, {"ce": 1.0}),
+        ({"alpha": 0.25, "weights": {"ce": 2.0, "cosine": 0.5, "mse": 0.0}},
+         {"ce": 2.0, "forward_kl": 0.75, "cosine": 0.5}),
+        ({"mode": "output", "weights": {"cka": 0.5}}, {"ce": 1.0, "cka": 0.5}),
+    ],
+)  # fmt: skip
+def test_weights_follow_mode_and_alpha_where_nothing_else_is_said(losses: Any, expected: dict[str, float]) -> None:
+    built = curriculum(losses=losses)
+    assert weights(built, 0) == weights(built, 99) == pytest.approx(expected)
+    assert built.terms == expected.keys()
+
+
+def test_wsd_alpha_starts_with_labels_alone_holds_and_ends_as_the_rate_has_fallen() -> None:
+    losses = {"alpha_schedule": "wsd", "alpha": 0.1, "alpha_end": 0.5}
+    built = curriculum(1000, losses=losses, schedule={"kind": "wsd", "warmup": 0.1, "decay": 0.2})
+    alpha = [built.at(step).weights.get("ce", 0.0) for step in range(1001)]
+    assert built.at(0).weights == {"ce": 1.0}
+    assert alpha[10] == pytest.approx(0.55)
+    assert alpha[20:801] == pytest.approx([0.1] * 781)
+    assert alpha[900] == pytest.approx(0.3)
+    assert alpha[1000] == pytest.approx(0.5)
+    assert all(sum(built.at(step).weights.values()) == pytest.approx(1) for step in range(1000))
+    assert built.terms == {"ce", "forward_kl"}
+
+
+def test_wsd_alpha_that_ends_in_pure_distilling_still_has_both_terms() -> None:
+    built = curriculum(losses={"alpha_schedule": "wsd", "alpha": 0.0, "alpha_end": 0.0})
+    assert built.terms == {"ce", "forward_kl"}
+    assert weights(built, 50) == {"forward_kl": 1.0}
+
+
+def test_a_phase_overlays_the_run_and_leaves_the_rest() -> None:
+    phases = [
+        {"until": 0.1, "weights": {"cosine": 1.0, "forward_kl": 0.0}, "temperature": 2.0},
+        {"until": 0.5, "alpha": 0.5},
+        {"until": 1.0, "weights": {"ce": 0.0}},
+    ]
+    built = curriculum(losses={"weights": {"ce": 0.3}, "temperature": 4.0}, run={"phases": phases})
+    assert weights(built, 9) == {"ce": 0.3, "cosine": 1.0}
+    assert weights(built, 10) == weights(built, 49) == {"ce": 0.5, "forward_kl": 0.5}
+    assert weights(built, 50) == weights(built, 1000) == {"forward_kl": 0.9}
+    assert [built.at(step).temperature for step in (9, 10, 99)] == [2.0, 4.0, 4.0]
+    assert [built.phase_at(step) for step in (0, 9, 10, 49, 50, 99, 100)] == [0, 0, 1, 1, 2, 2, 2]
+    assert built.terms == {"ce", "cosine", "forward_kl"}
+    assert built.temperatures == {2.0, 4.0}
+
+
+def test_a_phase_without_a_step_is_passed_over() -> None:
+    phases = [{"until": 0.01, "weights": {"cosine": 1.0}, "temperature": 3.0, "order": "length"}, {"until": 1.0}]
+    built = curriculum(10, run={"phases": phases})
+    assert built.phase_at(0) == 1
+    assert "cosine" not in built.terms
+    assert built.temperatures == {1.0}
+    assert built.orders == {"shuffled"}
+
+
+def test_neighbouring_phases_of_one_order_are_one_line() -> None:
+    phases = [
+        {"until": 0.2, "order": "length"},
+        {"until": 0.4},
+        {"until": 0.6, "order": "shuffled"},
+        {"until": 1.0, "order": "entropy"},
+    ]
+    built = curriculum(run={"phases": phases})
+    found = [built.order_at(step) for step in (0, 19, 20, 45, 59, 60, 99)]
+    assert found == [
+        ("length", 0), ("length", 0), ("shuffled", 20), ("shuffled", 20), ("shuffled", 20), ("entropy", 60),
+        ("entropy", 60),
+    ]  # fmt: skip
+    assert built.orders == {"length", "shuffled", "entropy"}
+
+
+def test_the_tail_weight_is_the_caches_unless_said() -> None:
+    assert curriculum(tail_weight=0.0).at(0).shape.tail_weight == 0.0
+    shape = curriculum(losses={"tail_weight": 1.5, "skew": 0.2, "beta": 0.3}).at(5).shape
+    assert (shape.tail_weight, shape.skew, shape.beta) == (1.5, 0.2, 0.3)
+
+
+def test_alpha_in_a_phase_of_a_mode_without_one_is_refused() -> None:
+    with pytest.raises(ConfigError, match="a phase gives alpha, which belongs to hybrid modes, and this one is logit"):
+        curriculum(losses={"mode": "logit"}, run={"phases": [{"until": 1.0, "alpha": 0.5}]})
+
+
+@pytest.mark.parametrize("where", ["run", "phase"])
+def test_a_weight_on_targets_is_refused_in_mode_output(where: str) -> None:
+    losses = {"mode": "output", "weights": {"forward_kl": 0.5 if where == "run" else None}}
+    phases = [{"until": 1.0, "weights": {"forward_kl": 0.5}}] if where == "phase" else []
+    with pytest.raises(ConfigError, match="mode output learns from labels alone, and forward_kl has a weight"):
+        curriculum(losses=losses, run={"phases": phases})
