@@ -42,7 +42,7 @@ def stage_two(given: Given) -> "StageTwo":
 
 def _said(kind: type[R], given: Given) -> "list[Said]":
     """What every layer said: default < file < KDPIPE_* environment < --set < flag."""
-    from kdpipe.cli.config_file import read_file, read_value
+    from kdpipe.pipeline.config_file import read_file, read_value
     from kdpipe.schemas import settings
     from kdpipe.schemas.stage_one import StageOne
     from kdpipe.schemas.stage_two import StageTwo

@@ -30,7 +30,7 @@ THIRD_PARTY: dict[str, set[str] | None] = {
         "rich",
     },
     "pipeline": None,
-    "cli": {"typer", "rich", "yaml"},
+    "cli": {"typer", "rich"},
 }
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from kdpipe.cli.config_file import read_value
+from kdpipe.pipeline.config_file import read_value
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.settings import Said, from_file, from_flag, from_sets, layered
 from kdpipe.schemas.stage_one import StageOne

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from kdpipe.cli.config_file import MAX_BYTES, read_file, read_value
+from kdpipe.pipeline.config_file import MAX_BYTES, as_yaml, read_file, read_value
 from kdpipe.schemas.errors import ConfigError
 
 
@@ -104,3 +104,35 @@ def test_aliases_cannot_grow_a_file_into_a_gigabyte(tmp_path: Path) -> None:
     lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 10)]
     with pytest.raises(ConfigError, match="aliases are not read"):
         read_file(written(tmp_path, "\n".join(lines)))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        0,
+        -3,
+        2e-05,
+        1e22,
+        0.1,
+        1.0,
+        True,
+        None,
+        "yes",
+        "no",
+        "1e-3",
+        "12",
+        "null",
+        "~",
+        "",
+        "a: b",
+        "# c",
+        "ü\n",
+        [],
+        [1, "2"],
+    ],
+)
+def test_what_is_written_reads_as_the_same(value: Any, tmp_path: Path) -> None:
+    settings = {"one": value, "two": {"three": [value, value]}}
+    (tmp_path / "config.yaml").write_text(as_yaml(settings), encoding="utf-8")
+    read = read_file(tmp_path / "config.yaml")
+    assert read == settings and type(read["one"]) is type(value)

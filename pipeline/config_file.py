@@ -1,8 +1,8 @@
 """Configuration files: YAML as version 1.2 reads it, and JSON.
 
 In: the file of --config, or one value of the environment or of --set. Out: plain values. `no` is a word and 1e-3 a
-number; a key that stands twice, an alias or a tag is refused. Before it: `cli/stage_one_options.py`.
-After it: `kdpipe.schemas.settings` knows which values mean something.
+number; a key that stands twice, an alias or a tag is refused. Before it: `cli/settings.py`. After it:
+`kdpipe.schemas.settings` knows which values mean something; a run keeps its settings by `as_yaml`.
 """
 
 import re
@@ -54,6 +54,25 @@ def read_value(text: str) -> Any:
         raise ValueError(f"{text!r} is no value: {error.problem}") from None
     except (yaml.YAMLError, RecursionError):
         raise ValueError(f"{text!r} is no value") from None
+
+
+def as_yaml(values: dict[str, Any]) -> str:
+    """Settings as a file that `read_file` reads as the same; text that would read as something else is quoted."""
+    import yaml
+
+    class Dumper(yaml.SafeDumper):
+        """Knows the same scalars as the loader."""
+
+        yaml_implicit_resolvers: ClassVar[dict[Any, Any]] = {}
+
+        def ignore_aliases(self, data: Any) -> bool:
+            return True
+
+    for name, (pattern, first) in SCALARS.items():
+        Dumper.add_implicit_resolver(f"{TAG}{name}", pattern, first)
+    # The library writes 2e-05 as it reads it: as a number only with a point.
+    Dumper.add_representer(float, lambda dumper, value: dumper.represent_scalar(f"{TAG}float", repr(value)))
+    return str(yaml.dump(values, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=10_000))
 
 
 def _json(path: Path, data: bytes) -> Any:
