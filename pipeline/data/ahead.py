@@ -17,6 +17,7 @@ from kdpipe.pipeline.data.loading import Wants, check_wants, make_batch
 from kdpipe.pipeline.data.ordering import Ordering
 
 Numbers = tuple[int, ...]
+KEPT_PLACES = 1024
 
 
 @final
@@ -35,6 +36,7 @@ class StepLoader:
         self._batch_size, self._ahead = batch_size, ahead
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix="loading")
         self._made: dict[Numbers, Future[MicroBatch]] = {}
+        self._line: tuple[Ordering | None, int, list[int]] = (None, 0, [])
         self.waited_seconds = 0.0
         self.n_missed = 0
 
@@ -61,7 +63,7 @@ class StepLoader:
 
     def _cut(self, begin: int, end: int, order: Ordering) -> list[Numbers]:
         """The sequences of each micro-batch of a step; the last may be short."""
-        line = order.at(np.arange(begin, end)).tolist()
+        line = self._stretch(begin, end, order)
         return [tuple(line[first : first + self._batch_size]) for first in range(0, len(line), self._batch_size)]
 
     def _coming(self, begin: int, end: int, order: Ordering) -> list[Numbers]:
@@ -71,6 +73,15 @@ class StepLoader:
             begin, end = end, end + step
             found += self._cut(begin, end, order)
         return found[: self._ahead]
+
+    def _stretch(self, begin: int, end: int, order: Ordering) -> list[int]:
+        """The sequences at places begin to end; a long stretch of the line is kept, since asking costs a millisecond
+        for few places as for many."""
+        of, first, line = self._line
+        if of is not order or not first <= begin <= end <= first + len(line):
+            first, line = begin, order.at(np.arange(begin, max(end, begin + KEPT_PLACES))).tolist()
+            self._line = (order, first, line)
+        return line[begin - first : end - first]
 
     def close(self) -> None:
         """End the threads; what they were making is lost."""

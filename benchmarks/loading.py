@@ -1,0 +1,86 @@
+"""How fast steps are loaded from a cache, by kind of target, threads and order, beside what a student takes.
+
+In: nothing; the cache is synthetic, its targets as long as the standard profile's. Out: one JSON document, positions a
+second. Before it: `measure.py`. After it: docs/experiments.md quotes it. `--quick` is small, for a test that it runs.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from measure import machine, rounded
+
+from kdpipe.cache import open_cache
+from kdpipe.cache.writer import create_cache
+from kdpipe.pipeline.data.ahead import StepLoader
+from kdpipe.pipeline.data.loading import Wants
+from kdpipe.pipeline.data.ordering import ordering
+from kdpipe.pipeline.synthetic import Recipe, synthetic_manifest, synthetic_part, synthetic_tables
+
+TARGETS = Wants(targets=True, statistics=True)
+CASES = {"threshold": TARGETS, "topk": TARGETS, "labels_alone": Wants(), "with_hidden": replace(TARGETS, hidden=(4,))}
+BATCH = 8
+
+
+def measured(path: Path, wants: Wants, threads: int, n_steps: int) -> dict[str, float]:
+    """Positions a second of a loop that does nothing but take steps."""
+    cache = open_cache(path, "train")
+    order = ordering(cache, "shuffled", 0)
+    positions = 0
+    with StepLoader(cache, wants, batch_size=BATCH, ahead=4 * threads, threads=threads) as loader:
+        loader.take(0, BATCH, order)
+        start = time.perf_counter()
+        for step in range(1, n_steps + 1):
+            positions += loader.take(step * BATCH, (step + 1) * BATCH, order).n_positions
+        taken = time.perf_counter() - start
+    return {"positions_per_second": positions / taken}
+
+
+def make(path: Path, recipe: Recipe) -> None:
+    """A synthetic cache in a folder."""
+    manifest = synthetic_manifest(recipe)
+    writer = create_cache(path, manifest)
+    writer.publish_tables(synthetic_tables(recipe))
+    for number in writer.missing():
+        with writer.part(number) as part:
+            for sequence, block in synthetic_part(recipe, manifest, number):
+                part.add(sequence, block)
+    writer.seal()
+
+
+def student_takes(parameters: float, flops: float) -> float:
+    """Positions a second of a student that computes 6 operations a parameter and position (Kaplan et al. 2020)."""
+    return flops / (6 * parameters)
+
+
+def main() -> None:
+    """Print the document."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="small, figures mean nothing")
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    words = parser.parse_args()
+    recipe = Recipe(documents={"train": 40}, documents_per_part=20, vocabulary_size=2_000)
+    if not words.quick:
+        recipe = Recipe(documents={"train": 4_000}, documents_per_part=1_000)
+    found: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for kind in ("threshold", "topk"):
+            make(Path(folder) / kind, replace(recipe, kind=kind))
+        for case, wants in CASES.items():
+            path = Path(folder) / (case if case == "topk" else "threshold")
+            for threads in words.threads:
+                found[f"{case}, {threads} threads"] = measured(path, wants, threads, 4 if words.quick else 150)
+    takes = {
+        "100 M parameters, CPU of 100 GFLOP/s": student_takes(1e8, 1e11),
+        "100 M parameters, GPU of 400 TFLOP/s": student_takes(1e8, 4e14),
+    }
+    print(json.dumps(rounded({"machine": machine(), "torch": torch.__version__, "loaded": found, "taken": takes})))
+
+
+if __name__ == "__main__":
+    main()
