@@ -1,0 +1,226 @@
+"""The guard: judges every step before it counts, and answers what follows when steps go wrong.
+
+In: what was found in a step, its gradient norm, the scale of the loss. Out: accept, skip, roll back, or stop and why;
+its state for the checkpoint. Before it: `step.py`. After it: `loop.py`, which does what the verdict says.
+
+An overflow of a scaled loss (only the gradient is not finite, and the scale is above 1) is a skip that the scaler
+answers by halving its scale. It is no fault: a start at 2^16 may take several. At a scale of 1 it is one, so that a
+gradient that is never finite costs sixteen steps and is then met like everything else.
+"""
+
+import math
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Final, Literal, final
+
+from kdpipe.pipeline.losses.terms import InForce
+from kdpipe.schemas.checkpoint import GuardState
+from kdpipe.schemas.errors import KdpipeError
+from kdpipe.schemas.stage_two import Guarding, Optimizer
+
+# A window of norms that hardly differ would reject the next normal one: a deviation counts as this share of the mean.
+LEAST_DEVIATION: Final = 0.25
+LEAST_SCALE: Final = 1.0
+SHOWN: Final = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuardValues:
+    """What the guard goes by; `lr_factor` is of a rate that nobody said, `snapshot_every` None is with each save."""
+
+    sigma: float = 6.0
+    window: int = 128
+    skip_gradient_norm: float | None = None
+    patience: int = 5
+    rollbacks: int = 3
+    rate_factor: float = 0.5
+    clip: float = 1.0
+    lr_factor: float = 1.0
+    snapshot_every: int | None = None
+    ce_only_steps: int = 0
+
+
+PRESETS: Final[dict[str, GuardValues]] = {
+    "standard": GuardValues(),
+    "fp16-safe": GuardValues(clip=0.5, lr_factor=0.5, patience=10, snapshot_every=100),
+    "ultra-stable": GuardValues(clip=0.5, lr_factor=0.25, skip_gradient_norm=2.0, patience=3, snapshot_every=50),
+}
+
+
+def resolve(guarding: Guarding, optimizer: Optimizer) -> GuardValues:
+    """What the preset says, under what a person says."""
+    preset = PRESETS[guarding.preset]
+    return replace(
+        preset,
+        sigma=guarding.sigma or preset.sigma,
+        window=guarding.window or preset.window,
+        skip_gradient_norm=guarding.skip_gradient_norm or preset.skip_gradient_norm,
+        patience=guarding.patience or preset.patience,
+        rollbacks=preset.rollbacks if guarding.rollbacks is None else guarding.rollbacks,
+        rate_factor=guarding.rate_factor or preset.rate_factor,
+        clip=optimizer.clip or preset.clip,
+        snapshot_every=guarding.snapshot_every or preset.snapshot_every,
+        ce_only_steps=guarding.ce_only_steps,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """Something that is not finite: where (logits, targets, a term, gradient, parameters), what, in which sequences."""
+
+    where: str
+    what: str = ""
+    sequences: tuple[int, ...] = ()
+
+    def __str__(self) -> str:
+        named = f" ({self.what})" if self.what else ""
+        shown = ", ".join(str(number) for number in self.sequences[:SHOWN])
+        more = f" and {len(self.sequences) - SHOWN} more" if len(self.sequences) > SHOWN else ""
+        return f"{self.where}{named} not finite" + (f", sequences {shown}{more}" if shown else "")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What is to be done about a step, and why: `overflow` is a skip that is the scaler's business alone."""
+
+    kind: Literal["accept", "skip", "overflow", "rollback", "stop"]
+    why: str = ""
+
+
+ACCEPT: Final = Verdict(kind="accept")
+
+
+@final
+class Guard:
+    """Counts, remembers the norms of accepted steps, and judges."""
+
+    def __init__(self, values: GuardValues, state: GuardState | None = None) -> None:
+        self.values = values
+        self._state = state or GuardState()
+        self._norms = deque(self._state.norms, maxlen=values.window)
+        self._wheres: tuple[str, ...] = ()
+
+    @property
+    def state(self) -> GuardState:
+        """All that a checkpoint must hold."""
+        return self._state.model_copy(update={"norms": tuple(self._norms)})
+
+    @property
+    def success_rate(self) -> float:
+        """Of all steps tried, the share that counted; 1 before the first."""
+        tried = self._state.accepted + self._state.skipped
+        return self._state.accepted / tried if tried else 1.0
+
+    def enter(self, phase: int) -> None:
+        """A step of a phase begins; norms under other weights or another temperature say nothing about it."""
+        if phase != self._state.phase:
+            self._norms.clear()
+            self._count(phase=phase)
+
+    def in_force(self, terms: InForce) -> InForce:
+        """The terms of a step: for a while after a rollback cross-entropy alone, if that was asked for."""
+        return replace(terms, weights={"ce": 1.0}) if self._state.ce_only_left else terms
+
+    def judge(self, findings: Sequence[Finding], gradient_norm: float, scale: float | None = None) -> Verdict:
+        """Say what follows from a step; `scale` is that of the loss, None where it is not scaled."""
+        state = self._state
+        if not findings and not math.isfinite(gradient_norm):
+            findings = (Finding(where="gradient"),)
+        why = "; ".join(str(finding) for finding in findings) or self._too_large(gradient_norm)
+        if not why:
+            return self._accept(gradient_norm)
+        self._count(skipped=state.skipped + 1)
+        self._wheres = tuple(finding.where for finding in findings)
+        if scale is not None and scale > LEAST_SCALE and set(self._wheres) == {"gradient"}:
+            self._count(overflowed=state.overflowed + 1)
+            return Verdict(kind="overflow", why=f"the gradient overflowed at a loss scale of {scale:g}")
+        self._count(in_a_row=state.in_a_row + 1)
+        # A step that has been taken cannot be skipped any more.
+        if self._state.in_a_row < self.values.patience and "parameters" not in self._wheres:
+            return Verdict(kind="skip", why=why)
+        return self._roll_back(why)
+
+    def failure(self, step: int, verdict: Verdict) -> KdpipeError:
+        """What to raise once the verdict is to stop, after a checkpoint of the last good state."""
+        state = self._state
+        return KdpipeError(
+            f"training stopped at step {step:,}: {state.in_a_row} in a row went wrong after {state.rollbacks} "
+            f"rollbacks, {state.skipped:,} were skipped in all; the last: {verdict.why}",
+            hint=_advice(self._wheres),
+        )
+
+    def _accept(self, gradient_norm: float) -> Verdict:
+        state = self._state
+        self._norms.append(gradient_norm)
+        left = max(0, state.ce_only_left - 1)
+        if state.ce_only_left and not left:
+            self._norms.clear()
+        self._count(accepted=state.accepted + 1, in_a_row=0, ce_only_left=left)
+        return ACCEPT
+
+    def _roll_back(self, why: str) -> Verdict:
+        state, values = self._state, self.values
+        if state.rollbacks >= values.rollbacks:
+            return Verdict(kind="stop", why=why)
+        self._norms.clear()
+        self._count(
+            in_a_row=0,
+            rollbacks=state.rollbacks + 1,
+            rate_factor=state.rate_factor * values.rate_factor,
+            ce_only_left=values.ce_only_steps,
+        )
+        return Verdict(kind="rollback", why=why)
+
+    def _too_large(self, norm: float) -> str:
+        """Why a norm is too large, or nothing."""
+        values, limit = self.values, self.values.skip_gradient_norm
+        if limit is not None and norm > limit:
+            return f"the gradient norm {norm:.4g} is over {limit:g} (guard.skip_gradient_norm)"
+        if len(self._norms) < values.window:
+            return ""
+        mean = math.fsum(self._norms) / len(self._norms)
+        variance = math.fsum((one - mean) ** 2 for one in self._norms) / len(self._norms)
+        usual = mean + values.sigma * max(math.sqrt(variance), LEAST_DEVIATION * mean)
+        if norm <= usual:
+            return ""
+        return (
+            f"the gradient norm {norm:.4g} is over {usual:.4g}, {values.sigma:g} deviations above the last "
+            f"{values.window} accepted"
+        )
+
+    def _count(self, **changed: int | float) -> None:
+        self._state = self._state.model_copy(update=changed)
+
+
+def clamp_warnings(guarding: Guarding, vocabulary_size: int) -> list[str]:
+    """What the clamps that were asked for distort, to be said before the first step."""
+    told = []
+    if (c := guarding.clamp_logits) is not None:
+        told.append(
+            f"guard.clamp_logits={c:g}: no probability of {vocabulary_size:,} tokens can exceed "
+            f"{largest_probability(c, vocabulary_size):.3g}, and logits outside ±{c:g} learn nothing; a student "
+            "trained so does not become the teacher"
+        )
+    if guarding.clamp_loss is not None:
+        told.append(
+            f"guard.clamp_loss={guarding.clamp_loss:g}: positions with a larger loss teach nothing, and these are the "
+            "ones the student knows least; the loss that is shown is no mean any more"
+        )
+    return told
+
+
+def largest_probability(clamp: float, vocabulary_size: int) -> float:
+    """e^c / (e^c + (V - 1) e^-c): one logit at the clamp, all others at its negative."""
+    return 1 / (1 + (vocabulary_size - 1) * math.exp(-2 * clamp))
+
+
+def _advice(wheres: Sequence[str]) -> str:
+    """What to try, by what was seen last."""
+    if "targets" in wheres:
+        return "kdpipe cache verify --level deep finds damaged targets; make or copy those parts again"
+    if "logits" in wheres:
+        return "try --precision bf16 or fp32, a lower --lr, or --guard ultra-stable; then --resume-from the last step"
+    if not wheres:
+        return "try a lower --lr, a longer schedule.warmup, or a larger guard.sigma or guard.skip_gradient_norm"
+    return "try a lower --lr, a longer schedule.warmup, --precision bf16 or fp32, or --guard ultra-stable"

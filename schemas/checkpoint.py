@@ -1,0 +1,83 @@
+"""What the files of a checkpoint and of a run say beside the tensors: where the run is, what the guard has seen.
+
+In: JSON of OUT/run.json and OUT/checkpoints/step-N/*.json. Out: frozen records; numbers come back to the bit.
+Before it: `stage_two.py`. After it: `pipeline/training/guard.py`, `checkpoints.py`, `loop.py`.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from kdpipe.schemas.manifest import FileRecord
+from kdpipe.schemas.model import Name
+from kdpipe.schemas.records import Record
+from kdpipe.schemas.stage_two import StageTwo
+
+Natural = Annotated[int, Field(ge=0, le=1 << 60)]
+CHECKPOINT_VERSION: Literal[1] = 1
+
+
+class RunRecord(Record):
+    """Which run a folder belongs to: everything that was asked, the cache by content, the student by content."""
+
+    settings: StageTwo
+    cache_id: Name
+    student: Name
+
+
+class GuardState(Record):
+    """What the guard remembers: the norms of accepted steps in the phase, and counts.
+
+    `in_a_row` are skips since the last accepted step, `ce_only_left` steps that are still to be taken on labels alone.
+    """
+
+    phase: Natural = 0
+    norms: tuple[Annotated[float, Field(ge=0)], ...] = ()
+    accepted: Natural = 0
+    skipped: Natural = 0
+    overflowed: Natural = 0
+    in_a_row: Natural = 0
+    rollbacks: Natural = 0
+    rate_factor: float = Field(default=1.0, ge=0, le=1)
+    ce_only_left: Natural = 0
+
+
+class ScalerState(Record):
+    """The scale of the loss, and steps since it last changed."""
+
+    scale: float = Field(gt=0)
+    growth_tracker: Natural
+
+
+class Best(Record):
+    """The step whose student was best so far, by the chosen metric."""
+
+    step: Natural
+    value: float
+
+
+class LoopState(Record):
+    """Where a run is: `step` optimizer steps are done; `place` is the next one in the line of the order.
+
+    `order_began` is the place in the line at which the order in force began, `phase` the number of its phase.
+    """
+
+    step: Natural
+    place: Natural
+    order_began: Natural = 0
+    phase: Natural = 0
+    positions: Natural = 0
+    tokens: Natural = 0
+    seconds: float = Field(default=0.0, ge=0)
+    threads: int | None = Field(default=None, ge=1)
+    guard: GuardState = GuardState()
+    scaler: ScalerState | None = None
+    best: Best | None = None
+
+
+class CheckpointRecord(Record):
+    """checkpoint.json, written last: the state, and size and sha256 of every file beside it."""
+
+    version: Literal[1]
+    state: LoopState
+    files: dict[Name, FileRecord]

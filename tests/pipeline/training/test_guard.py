@@ -1,0 +1,199 @@
+"""The guard: what is accepted, skipped, rolled back and stopped, in counts and in words."""
+
+import math
+import random
+import statistics
+
+import pytest
+
+from kdpipe.pipeline.losses.terms import InForce
+from kdpipe.pipeline.training.guard import (
+    Finding,
+    Guard,
+    GuardValues,
+    clamp_warnings,
+    largest_probability,
+    resolve,
+)
+from kdpipe.schemas.checkpoint import GuardState
+from kdpipe.schemas.stage_two import Guarding, Optimizer
+
+BAD = (Finding(where="forward_kl", what="its value", sequences=(3, 7)),)
+GRADIENT = (Finding(where="gradient", what="it overflowed"),)
+
+
+def kinds(guard: Guard, norms: list[float]) -> list[str]:
+    return [guard.judge((), norm).kind for norm in norms]
+
+
+def test_every_finding_is_a_skip_that_names_it_and_is_counted() -> None:
+    guard = Guard(GuardValues())
+    for where in ("logits", "targets", "forward_kl", "gradient"):
+        verdict = guard.judge((Finding(where=where, what="x", sequences=tuple(range(7))),), 1.0)
+        assert verdict.kind == "skip"
+        assert verdict.why == f"{where} (x) not finite, sequences 0, 1, 2, 3, 4 and 2 more"
+    assert (guard.state.skipped, guard.state.in_a_row, guard.success_rate) == (4, 4, 0.0)
+    assert kinds(guard, [1.0] * 4) == ["accept"] * 4
+    assert (guard.state.skipped, guard.state.in_a_row, guard.success_rate) == (4, 0, 0.5)
+
+
+@pytest.mark.parametrize("norm", [math.nan, math.inf])
+def test_a_norm_that_is_not_finite_is_a_skip_without_any_finding(norm: float) -> None:
+    verdict = Guard(GuardValues()).judge((), norm)
+    assert (verdict.kind, verdict.why) == ("skip", "gradient not finite")
+
+
+def test_nothing_is_too_large_before_the_window_is_full() -> None:
+    guard = Guard(GuardValues(window=16))
+    assert kinds(guard, [1.0] * 15 + [1e9]) == ["accept"] * 16
+
+
+def test_norms_are_held_against_mean_and_deviation_of_the_last_accepted() -> None:
+    rng = random.Random(0)
+    norms = [math.exp(rng.gauss(0, 0.5)) for _ in range(400)]
+    guard, accepted = Guard(GuardValues(window=128, sigma=3.0, patience=99)), list[float]()
+    for norm in norms:
+        last = accepted[-128:]
+        wide = len(last) == 128 and norm > statistics.fmean(last) + 3 * statistics.pstdev(last)
+        assert guard.judge((), norm).kind == ("skip" if wide else "accept")
+        accepted += [] if wide else [norm]
+    assert guard.state.norms == tuple(accepted[-128:])
+    assert 0 < guard.state.skipped < 20
+
+
+def test_a_quiet_window_does_not_reject_a_normal_norm() -> None:
+    guard = Guard(GuardValues(window=16))
+    assert kinds(guard, [1.0] * 16 + [2.4]) == ["accept"] * 17
+    verdict = guard.judge((), 4.0)
+    assert verdict.kind == "skip"
+    assert "the gradient norm 4 is over" in verdict.why
+    assert "6 deviations above the last 16 accepted" in verdict.why
+
+
+def test_an_absolute_limit_holds_from_the_first_step() -> None:
+    guard = Guard(GuardValues(skip_gradient_norm=2.0))
+    assert kinds(guard, [2.0, 2.01]) == ["accept", "skip"]
+    assert guard.judge((), 3.0).why == "the gradient norm 3 is over 2 (guard.skip_gradient_norm)"
+
+
+def test_the_window_restarts_with_another_phase_and_not_within_one() -> None:
+    guard = Guard(GuardValues(window=8))
+    kinds(guard, [1.0] * 8)
+    guard.enter(0)
+    assert guard.judge((), 50.0).kind == "skip"
+    guard.enter(1)
+    assert guard.state.norms == ()
+    assert guard.judge((), 50.0).kind == "accept"
+
+
+def test_patience_ends_in_a_rollback_at_a_lower_rate_and_rollbacks_in_a_stop() -> None:
+    guard = Guard(GuardValues(patience=3, rollbacks=2, rate_factor=0.5, window=8))
+    kinds(guard, [1.0] * 8)
+    found = [guard.judge(BAD, 1.0).kind for _ in range(9)]
+    assert found == ["skip", "skip", "rollback"] * 2 + ["skip", "skip", "stop"]
+    assert (guard.state.rollbacks, guard.state.rate_factor, guard.state.norms) == (2, 0.25, ())
+    assert guard.judge(BAD, 1.0).kind == "stop"
+
+
+def test_an_accepted_step_between_faults_begins_the_count_anew() -> None:
+    guard = Guard(GuardValues(patience=2))
+    assert [guard.judge(BAD if n % 2 else (), 1.0).kind for n in range(10)] == ["accept", "skip"] * 5
+
+
+def test_parameters_that_are_not_finite_cannot_be_skipped() -> None:
+    guard = Guard(GuardValues(patience=5, rollbacks=1))
+    broken = (Finding(where="parameters", what="model.norm.weight"),)
+    assert [guard.judge(broken, 1.0).kind for _ in range(2)] == ["rollback", "stop"]
+
+
+def test_an_overflow_is_the_scalers_until_the_scale_is_one() -> None:
+    guard = Guard(GuardValues(patience=2, rollbacks=0))
+    found = [guard.judge(GRADIENT, math.inf, scale=2.0**n) for n in range(16, 0, -1)]
+    assert {verdict.kind for verdict in found} == {"overflow"}
+    assert found[0].why == "the gradient overflowed at a loss scale of 65536"
+    assert (guard.state.skipped, guard.state.overflowed, guard.state.in_a_row) == (16, 16, 0)
+    assert [guard.judge(GRADIENT, math.inf, scale=1.0).kind for _ in range(2)] == ["skip", "stop"]
+
+
+@pytest.mark.parametrize("findings", [BAD, BAD + GRADIENT])
+def test_what_is_wrong_in_the_forward_is_a_fault_at_any_scale(findings: tuple[Finding, ...]) -> None:
+    assert Guard(GuardValues()).judge(findings, math.inf, scale=65536.0).kind == "skip"
+
+
+def test_labels_alone_count_for_a_while_after_a_rollback() -> None:
+    guard = Guard(GuardValues(patience=1, ce_only_steps=2, window=8))
+    terms = InForce(weights={"ce": 0.1, "forward_kl": 0.9}, temperature=2.0)
+    assert guard.in_force(terms) is terms
+    guard.judge(BAD, 1.0)
+    seen = []
+    for _ in range(3):
+        seen.append(dict(guard.in_force(terms).weights))
+        guard.judge((), 1.0)
+    assert seen == [{"ce": 1.0}, {"ce": 1.0}, {"ce": 0.1, "forward_kl": 0.9}]
+    # Norms of the labels' gradient are not held against those of the whole.
+    assert guard.state.norms == (1.0,)
+
+
+@pytest.mark.parametrize("cut", [0, 1, 20, 57])
+def test_a_guard_goes_on_from_its_state_as_if_never_stopped(cut: int) -> None:
+    rng = random.Random(1)
+    values = GuardValues(window=8, patience=2, rollbacks=4, ce_only_steps=3, sigma=2.0)
+    steps = [(BAD if rng.random() < 0.2 else (), math.exp(rng.gauss(0, 1))) for _ in range(60)]
+    whole, first = Guard(values), Guard(values)
+    verdicts = [whole.judge(*step) for step in steps]
+    for step in steps[:cut]:
+        first.judge(*step)
+    second = Guard(values, GuardState.model_validate_json(first.state.to_json()))
+    assert [second.judge(*step) for step in steps[cut:]] == verdicts[cut:]
+    assert second.state == whole.state
+
+
+@pytest.mark.parametrize(
+    ("findings", "norm", "hint"),
+    [
+        ((Finding(where="targets"),), 1.0, "kdpipe cache verify --level deep"),
+        ((Finding(where="logits"),), 1.0, "try --precision bf16 or fp32"),
+        ((Finding(where="ce"),), 1.0, "try a lower --lr"),
+        ((), 9.0, "a larger guard.sigma or guard.skip_gradient_norm"),
+    ],
+)
+def test_a_stop_says_what_was_seen_and_what_to_try(findings: tuple[Finding, ...], norm: float, hint: str) -> None:
+    guard = Guard(GuardValues(patience=2, rollbacks=1, skip_gradient_norm=2.0))
+    verdicts = [guard.judge(findings, norm) for _ in range(4)]
+    error = guard.failure(1234, verdicts[-1])
+    assert verdicts[-1].kind == "stop"
+    assert error.exit_code == 1
+    assert error.message.startswith(
+        "training stopped at step 1,234: 2 in a row went wrong after 1 rollbacks, 4 were skipped in all; the last: "
+    )
+    assert verdicts[-1].why in error.message
+    assert hint in str(error.hint)
+
+
+def test_presets_give_way_to_what_is_said() -> None:
+    standard = resolve(Guarding(), Optimizer())
+    assert (standard.sigma, standard.window, standard.clip, standard.skip_gradient_norm) == (6.0, 128, 1.0, None)
+    stable = resolve(Guarding(preset="ultra-stable"), Optimizer())
+    assert (stable.clip, stable.skip_gradient_norm, stable.lr_factor) == (0.5, 2.0, 0.25)
+    assert resolve(Guarding(preset="fp16-safe"), Optimizer()).lr_factor == 0.5
+    said = Guarding(
+        preset="ultra-stable", sigma=4.0, window=8, skip_gradient_norm=9.0, patience=7, rollbacks=0, rate_factor=0.9,
+        ce_only_steps=3, snapshot_every=11,
+    )  # fmt: skip
+    assert resolve(said, Optimizer(clip=3.0)) == GuardValues(
+        sigma=4.0, window=8, skip_gradient_norm=9.0, patience=7, rollbacks=0, rate_factor=0.9, clip=3.0,
+        lr_factor=0.25, ce_only_steps=3, snapshot_every=11,
+    )  # fmt: skip
+
+
+def test_clamps_are_told_with_what_they_distort() -> None:
+    assert clamp_warnings(Guarding(), 50_000) == []
+    logits, loss = clamp_warnings(Guarding(clamp_logits=2.5, clamp_loss=10.0), 50_000)
+    assert "no probability of 50,000 tokens can exceed 0.00296" in logits
+    assert "positions with a larger loss teach nothing" in loss
+
+
+@pytest.mark.parametrize(("clamp", "size"), [(2.5, 50_000), (5.0, 50_000), (5.0, 152_000), (0.1, 2)])
+def test_the_largest_probability_is_that_of_a_softmax(clamp: float, size: int) -> None:
+    exponentials = [math.exp(clamp)] + [math.exp(-clamp)] * (size - 1)
+    assert largest_probability(clamp, size) == pytest.approx(exponentials[0] / math.fsum(exponentials))
