@@ -133,13 +133,13 @@ class Phase(Record):
 class Optimizer(Record):
     """AdamW, or Muon for the matrices of the layers and AdamW for the rest.
 
-    `lr` is 2e-5 for a student that has been trained and 1e-4 for a fresh one unless said; Muon's matrices take
-    `muon_lr`, maps of hidden states and the router rates of their own, which default to `lr`.
+    `lr` is 2e-5 for a student that has been trained and 1e-4 for a fresh one unless said; Muon's matrices, maps of
+    hidden states and the router may have rates of their own, which default to `lr`: a Muon step is as large as AdamW's.
     """
 
     kind: Literal["adamw", "muon"] = "adamw"
     lr: Rate | None = None
-    muon_lr: Rate = 2e-3
+    muon_lr: Rate | None = None
     maps_lr: Rate | None = None
     router_lr: Rate | None = None
     weight_decay: float = Field(default=0.01, ge=0, lt=1)
@@ -197,10 +197,12 @@ class Evaluating(Record):
 
 
 class Saving(Record):
-    """Checkpoints: `every` so many steps (a tenth of the run unless said, and at the end), the newest `keep` kept."""
+    """Checkpoints: `every` so many steps (a tenth of the run unless said, and at the end), the newest `keep` and the
+    best kept; `final` is what OUT/final is made of."""
 
     every: Count | None = None
     keep: int = Field(default=2, ge=1, le=1000)
+    final: Literal["last", "best"] = "last"
 
 
 class Guarding(Record):

@@ -67,7 +67,7 @@ def make_optimizer(settings: Optimizer, learnt: Learnt, lr: float) -> torch.opti
             groups.setdefault((kind, parameter.ndim >= 2), []).append((name, parameter))
     made: list[torch.optim.Optimizer] = []
     if muon:
-        made.append(_muon(settings, muon))
+        made.append(_muon(settings, muon, settings.muon_lr or lr))
     if groups:
         decay = settings.weight_decay
         made.append(_adamw(settings, [_group(n, m, rates[n[0]], decay if n[1] else 0.0) for n, m in groups.items()]))
@@ -91,13 +91,13 @@ def _adamw(settings: Optimizer, groups: list[dict[str, Any]]) -> torch.optim.Ada
     )
 
 
-def _muon(settings: Optimizer, members: list[tuple[str, nn.Parameter]]) -> torch.optim.Muon:
+def _muon(settings: Optimizer, members: list[tuple[str, nn.Parameter]], lr: float) -> torch.optim.Muon:
     """Its steps have the size of AdamW's (Moonlight, arXiv 2502.16982), so that rates mean the same for any shape."""
-    group = _group(("muon", True), members, settings.muon_lr, settings.weight_decay)
-    # muon_lr is in the group; torch's types want the argument.
+    group = _group(("muon", True), members, lr, settings.weight_decay)
+    # The rate is in the group; torch's types want the argument.
     return torch.optim.Muon(
         [group],
-        lr=settings.muon_lr,
+        lr=lr,
         weight_decay=settings.weight_decay,
         momentum=settings.momentum,
         adjust_lr_fn="match_rms_adamw",

@@ -89,7 +89,7 @@ def test_steps_are_those_of_the_formulas_with_a_rate_and_decay_for_each_group(ki
 def test_rates_are_named_and_follow_the_factor() -> None:
     optimizer = make_optimizer(settings(kind="muon"), learnt_of(), 0.01)
     set_rate(optimizer, 0.5)
-    assert rates(optimizer) == {"muon": 1e-3, "student": 0.005, "maps": 0.01, "router": 0.015}
+    assert rates(optimizer) == {"muon": 0.005, "student": 0.005, "maps": 0.01, "router": 0.015}
     plain = make_optimizer(Optimizer(), learnt_of(), 0.01)
     assert rates(plain) == {"student": 0.01, "maps": 0.01, "router": 0.01}
 
