@@ -144,7 +144,9 @@ def _check_folder(folder: Path) -> None:
 
 def _advice(error: Exception, is_folder: bool) -> str:
     if "trust_remote_code" in str(error):
-        return "it runs code of its own: read that code, then set teacher.trust_remote_code or student.trust_remote_code"
+        return (
+            "it runs code of its own: read that code, then set teacher.trust_remote_code or student.trust_remote_code"
+        )
     if is_folder:
         return "the folder may be half downloaded: fetch it again"
     return "check the name, the network and the access to it, or name a local folder"

@@ -87,6 +87,24 @@ def licence_of(readme: str) -> str | None:
     return found.get("license")
 
 
+def check_loaded(name: str, report: dict[str, Any]) -> None:
+    """Refuse a model some of whose weights are made up: transformers fills in what it does not find."""
+    missing = sorted(str(key) for key in report.get("missing_keys", ()))
+    if missing:
+        raise ConfigError(
+            f"{name} lacks weights that its config asks for: {missing[0]} and {len(missing) - 1} more"
+            if len(missing) > 1
+            else f"{name} lacks weights that its config asks for: {missing[0]}",
+            hint=f"was it saved without its head? {DOWNLOAD_AGAIN}",
+        )
+    odd = sorted(
+        f"{key} has shape {list(found)} and not {list(due)}" for key, found, due in report.get("mismatched_keys", ())
+    )
+    odd += [str(error) for error in report.get("error_msgs", ())]
+    if odd:
+        raise ConfigError(f"{name} has weights that do not fit its config: {odd[0]}", hint=DOWNLOAD_AGAIN)
+
+
 def _shards(folder: Path, index: str) -> tuple[str, ...]:
     weight_map = _json(folder / index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:

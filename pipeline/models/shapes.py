@@ -142,7 +142,8 @@ def in_two_lines(name: str) -> Iterator[None]:
         text = _first_line(error)
         if "trust_remote_code" in str(error):
             raise ConfigError(
-                f"{name} runs code of its own", hint="read that code, then allow it by teacher.trust_remote_code"
+                f"{name} runs code of its own",
+                hint="read that code, then allow it by trust_remote_code, of the teacher or of the student",
             ) from error
         hint = "are its files whole, and is transformers new enough for it? else download it again"
         if not Path(name).expanduser().is_dir():

@@ -63,7 +63,7 @@ def load(settings: TeacherSettings, shape: ModelShape, on: Sequence[torch.device
         model, report = _from_pretrained(settings, shape, folder, {"dtype": dtype, **_mapped(shape, placement, on)})
         if placement.kind == "one" and not shape.quantised:
             torch.nn.Module.to(model, on[0])
-    _check_report(shape.name, report)
+    folders.check_loaded(shape.name, report)
     torch.nn.Module.eval(model)
     model.requires_grad_(False)
     return Loaded(model=model, shape=shape, device=on[0], dtype=dtype, placement=placement, facts=facts)
@@ -137,21 +137,3 @@ def _from_pretrained(
         **options,
     )
     return model, report
-
-
-def _check_report(name: str, report: dict[str, Any]) -> None:
-    """Refuse a model some of whose weights are made up: transformers fills in what it does not find."""
-    missing = sorted(str(key) for key in report.get("missing_keys", ()))
-    if missing:
-        raise ConfigError(
-            f"{name} lacks weights that its config asks for: {missing[0]} and {len(missing) - 1} more"
-            if len(missing) > 1
-            else f"{name} lacks weights that its config asks for: {missing[0]}",
-            hint=f"was it saved without its head? {folders.DOWNLOAD_AGAIN}",
-        )
-    odd = sorted(
-        f"{key} has shape {list(found)} and not {list(due)}" for key, found, due in report.get("mismatched_keys", ())
-    )
-    odd += [str(error) for error in report.get("error_msgs", ())]
-    if odd:
-        raise ConfigError(f"{name} has weights that do not fit its config: {odd[0]}", hint=folders.DOWNLOAD_AGAIN)

@@ -1,0 +1,86 @@
+"""Documents within a packed sequence: where each begins, and how they are kept from seeing one another.
+
+In: `document_BT`. Out: positions that restart with each document, or the documents as rows of their own.
+Before it: `kdpipe.pipeline.data.batches`. After it: `student.py`. Models of transformers 5 mask by blocks where
+positions restart, if they get neither a mask nor a cache; a probe at loading shows which do, others read documents
+alone.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Layout = Literal["packed", "alone"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Alone:
+    """Documents of about one length: `places_DL` in the flat sequences, behind a document its last again."""
+
+    places_DL: Tensor
+    is_there_DL: Tensor
+
+
+def positions(document_BT: Tensor) -> Tensor:
+    """The place of each token within its document."""
+    n_tokens = document_BT.shape[1]
+    place_BT = torch.arange(n_tokens, device=document_BT.device).expand_as(document_BT)
+    begins_BT = torch.ones_like(document_BT, dtype=torch.bool)
+    begins_BT[:, 1:] = document_BT[:, 1:] != document_BT[:, :-1]
+    start_BT = torch.where(begins_BT, place_BT, 0).cummax(dim=1).values
+    return place_BT - start_BT
+
+
+def is_packed(document_BT: Tensor) -> bool:
+    """Whether a sequence holds more than one document."""
+    return bool((document_BT > 0).any())
+
+
+def alone(document_BT: Tensor, switches_at: int | None) -> list[Alone]:
+    """Every document as a row, in groups of lengths less than twice apart; none on both sides of `switches_at`."""
+    flat, n_tokens = document_BT.flatten(), document_BT.shape[1]
+    begins = torch.ones_like(flat, dtype=torch.bool)
+    begins[1:] = flat[1:] != flat[:-1]
+    begins[::n_tokens] = True
+    starts = begins.nonzero().flatten()
+    lengths = torch.diff(starts, append=starts.new_tensor([len(flat)]))
+    is_document = flat[starts] >= 0
+    starts, lengths = starts[is_document], lengths[is_document]
+    keys = [(n.bit_length(), switches_at is not None and n > switches_at) for n in lengths.tolist()]
+    groups = []
+    for key in sorted(set(keys)):
+        chosen = torch.tensor([each == key for each in keys], device=flat.device)
+        groups.append(_group(starts[chosen], lengths[chosen]))
+    return groups
+
+
+def _group(starts_D: Tensor, lengths_D: Tensor) -> Alone:
+    place_L = torch.arange(int(lengths_D.max()), device=starts_D.device)
+    last_D1 = (lengths_D - 1)[:, None]
+    return Alone(
+        places_DL=starts_D[:, None] + torch.minimum(place_L, last_D1),
+        is_there_DL=place_L <= last_D1,
+    )
+
+
+def read_alone(
+    tokens_BT: Tensor, document_BT: Tensor, switches_at: int | None, read: Callable[[Tensor], dict[int, Tensor]]
+) -> dict[int, Tensor]:
+    """Read documents as rows of their own, and put what was kept of them back in its place, zeros at padding."""
+    flat = tokens_BT.flatten()
+    kept: dict[int, list[Tensor]] = {}
+    places = []
+    for group in alone(document_BT, switches_at):
+        for name, states_DLH in read(flat[group.places_DL]).items():
+            kept.setdefault(name, []).append(states_DLH[group.is_there_DL])
+        places.append(group.places_DL[group.is_there_DL])
+    where = torch.cat(places)
+    found = {}
+    for name, states in kept.items():
+        states_NH = torch.cat(states)
+        whole = states_NH.new_zeros(len(flat), states_NH.shape[-1]).index_copy(0, where, states_NH)
+        found[name] = whole.view(*tokens_BT.shape, -1)
+    return found

@@ -1,0 +1,98 @@
+"""`load_student`: weights into memory, drawn afresh or read, in the type and on the device they learn in.
+
+In: what `find.py` found, settings, a precision, a device, a seed. Out: a `Student`. Before it: `fit.py`, which has let
+it pass. After it: `training/prepare.py`. Weights are float32 whatever the arithmetic, so that small steps are not lost;
+`fp16-pure` alone keeps 16 bits.
+"""
+
+from typing import Any, Literal
+
+import torch
+import transformers
+
+from kdpipe.pipeline.models import folders
+from kdpipe.pipeline.models.shapes import in_two_lines, quiet
+from kdpipe.pipeline.students import lora
+from kdpipe.pipeline.students.find import Found
+from kdpipe.pipeline.students.student import Student
+from kdpipe.schemas.errors import ConfigError
+from kdpipe.schemas.stage_two import StudentSettings
+
+Precision = Literal["fp32", "bf16", "fp16", "fp16-pure"]
+
+
+def load_student(
+    found: Found, settings: StudentSettings, precision: Precision, device: torch.device, seed: int
+) -> Student:
+    """Load a student, ready to learn; the same seed draws the same fresh weights to the bit."""
+    quiet()
+    if settings.lora:
+        lora.check_installed()
+    dtype = torch.float16 if precision == "fp16-pure" else torch.float32
+    with in_two_lines(found.name):
+        model: Any = _fresh(found, seed, dtype) if found.is_fresh else _trained(found, settings, dtype)
+        model.to(device)
+    adapter = lora.with_adapter(model, settings, found.name) if settings.lora else None
+    student = Student(model, found.shape, found.ids.count, adapter)
+    _freeze(student, settings)
+    if settings.gradient_checkpointing:
+        _checkpoint(student)
+    return student
+
+
+def described(student: Student) -> str:
+    """One line: who learns, and how many of its numbers do."""
+    total, learning = student.n_parameters(), sum(each.numel() for each in student.trainable().values())
+    share = "" if learning == total else f", of which {learning:,} learn"
+    dtype = str(student.dtype).removeprefix("torch.")
+    return f"{student.shape.name}: {total:,} parameters in {dtype}{share}"
+
+
+def _fresh(found: Found, seed: int, dtype: torch.dtype) -> torch.nn.Module:
+    """Draw weights on the CPU, whose generator alone promises the same bits on every machine."""
+    auto: Any = transformers.AutoModelForCausalLM
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model: torch.nn.Module = auto.from_config(found.shape.config, dtype=torch.float32)
+    return model.to(dtype)
+
+
+def _trained(found: Found, settings: StudentSettings, dtype: torch.dtype) -> torch.nn.Module:
+    auto: Any = transformers.AutoModelForCausalLM
+    model, report = auto.from_pretrained(
+        folders.local_folder(found.name) or found.name,
+        config=found.shape.config,
+        revision=found.shape.revision or settings.revision,
+        trust_remote_code=settings.trust_remote_code,
+        dtype=dtype,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # the report then names them
+    )
+    folders.check_loaded(found.name, report)
+    weights: torch.nn.Module = model
+    # Some families keep a few tensors in float32 whatever is asked; one type it is.
+    return weights.to(dtype)
+
+
+def _freeze(student: Student, settings: StudentSettings) -> None:
+    if settings.freeze_head:
+        head = student.model.get_output_embeddings()
+        if head is None:
+            raise ConfigError(f"{student.shape.name} has no head that could be frozen", hint="leave freeze_head out")
+        head.requires_grad_(False)
+    if not student.trainable():
+        raise ConfigError(f"nothing of {student.shape.name} would learn", hint="leave freeze_head out")
+
+
+def _checkpoint(student: Student) -> None:
+    """Keep what goes into each layer, and make the rest again when gradients are taken."""
+    if not student.model.supports_gradient_checkpointing:
+        raise ConfigError(
+            f"{student.shape.name} ({student.shape.model_type}) has no gradient checkpointing",
+            hint="leave gradient_checkpointing out",
+        )
+    # Transformers renamed it, and 5.23 warns of the name that 5.3 alone knows.
+    old = "gradient_checkpointing_enable"
+    new = "activation_checkpointing_enable"
+    enable = getattr(student.model, new if hasattr(student.model, new) else old)
+    enable({"use_reentrant": False})

@@ -1,0 +1,110 @@
+"""Weights as they are loaded: their type, their seed, what of them learns."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+from kdpipe.pipeline.students.loading import described
+from kdpipe.schemas.errors import ConfigError
+from support.models import tiny_llama, tiny_model
+from support.students import IDS, batch_of, student
+
+SIZES = (IDS.count, 64, 2)
+
+
+def test_a_seed_draws_the_same_weights_to_the_bit_and_leaves_other_draws_alone() -> None:
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    first, again, other = (student("tiny", seed=seed).model.state_dict() for seed in (1, 1, 2))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["lm_head.weight"], other["lm_head.weight"])
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16", "fp16-pure"])
+def test_weights_are_in_float32_unless_asked_to_stay_in_16_bits(precision: str, tmp_path: Path) -> None:
+    folder = tiny_llama(tmp_path, vocabulary=IDS.count)
+    due = torch.float16 if precision == "fp16-pure" else torch.float32
+    for name in (folder, "tiny"):
+        found = student(name, precision=precision)
+        assert {each.dtype for each in found.model.parameters()} == {due}
+        assert found.layout == "packed"
+        assert found.states(batch_of([[9, 5]])).rows_NH.dtype == due
+
+
+def test_weights_of_16_bits_become_float32_as_they_are(tmp_path: Path) -> None:
+    folder = tiny_llama(tmp_path / "a", vocabulary=IDS.count)
+    half = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+    half.save_pretrained(tmp_path / "half")
+    found = student(tmp_path / "half").model.state_dict()
+    assert all(torch.equal(found[name], each.float()) for name, each in half.state_dict().items())
+
+
+def test_what_is_loaded_is_described_in_a_line(tmp_path: Path) -> None:
+    assert described(student("tiny")) == "tiny: 111,680 parameters in float32"
+    folder = tiny_llama(tmp_path, vocabulary=IDS.count)
+    one = student(folder, freeze_head=True)
+    learning = one.n_parameters() - IDS.count * 64
+    assert described(one) == f"{folder}: {one.n_parameters():,} parameters in float32, of which {learning:,} learn"
+
+
+def test_a_frozen_head_does_not_learn(tmp_path: Path) -> None:
+    found = student(tiny_llama(tmp_path, vocabulary=IDS.count), freeze_head=True)
+    assert "lm_head.weight" not in found.trainable()
+    assert "model.embed_tokens.weight" in found.trainable()
+
+
+def test_weights_that_are_missing_or_do_not_fit_are_refused(tmp_path: Path) -> None:
+    folder = tiny_llama(tmp_path, vocabulary=IDS.count)
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | {"num_hidden_layers": 3}))
+    with pytest.raises(ConfigError, match="lacks weights that its config asks for"):
+        student(folder)
+    path.write_text(json.dumps(config | {"intermediate_size": 96}))
+    with pytest.raises(ConfigError, match="has weights that do not fit its config"):
+        student(folder)
+
+
+def test_what_looks_ahead_is_refused(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    (tmp_path / "student.json").write_text(json.dumps({"model_type": "bert", **sizes}))
+    with pytest.raises(ConfigError, match="is no causal language model: its logits change"):
+        student(tmp_path / "student.json")
+
+
+def test_a_family_without_checkpointing_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tiny_llama(tmp_path, vocabulary=IDS.count)
+    monkeypatch.setattr(transformers.LlamaForCausalLM, "supports_gradient_checkpointing", False)
+    with pytest.raises(ConfigError, match=r"\(llama\) has no gradient checkpointing"):
+        student(folder, gradient_checkpointing=True)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_adapters_learn_and_nothing_else_does(family: str, tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    folder = tiny_model(family, tmp_path, SIZES)
+    batch = batch_of([[9, 5], [12]])
+    plain, found = student(folder), student(folder, lora=True, lora_rank=4)
+    assert all("lora_" in name for name in found.trainable())
+    assert found.in_layers() >= set(found.trainable())
+    assert found.notes == ()
+    with torch.no_grad():
+        assert torch.equal(found.states(batch).rows_NH, plain.states(batch).rows_NH)
+    found.states(batch, layers=(1,)).rows_NH.sum().backward()
+    assert all(each.grad is not None for each in found.trainable().values())
+    assert all(each.grad is None for each in found.model.parameters() if not each.requires_grad)
+
+
+def test_adapters_without_their_library_are_refused_before_anything_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "peft", None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="LoRA needs peft") as caught:
+        student(tiny_llama(tmp_path, vocabulary=IDS.count), lora=True)
+    assert caught.value.hint == "pip install 'kdpipe[peft]'"
