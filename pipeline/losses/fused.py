@@ -1,0 +1,229 @@
+"""Output head and logit losses in one pass over chunks of rows; of logits one chunk is alive, its gradient in place.
+
+In: states, the head's weights, a `Call`. Out: raw sums, statistics of rows, and the gradients, made as sums over rows
+weighed relative to the largest weight; `attached` scales them in the backward, so that none underflows.
+Before it: `head.py`. After it: `sparse.py`, `dense.py` turn a chunk of logits into losses and a gradient.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kdpipe.pipeline.losses.buffers import Buffers
+from kdpipe.pipeline.losses.logit import Rows
+from kdpipe.pipeline.losses.statistics import RowStatistics, row_statistics
+from kdpipe.pipeline.models.head import HALVES, Head
+
+# float16 ends at 65,504 and below 6e-8: the steepest slope of a chunk is brought near the upper end.
+HALF_PEAK = 2.0**13
+
+
+# Turns logits into losses, and into their gradient in place.
+Work = Callable[[Tensor, Rows, Tensor], list[Tensor]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """What is asked of some rows: what the gradient weighs them with for each term, and whether each is chosen."""
+
+    rows: Rows
+    chosen_TN: Tensor
+    weights_TN: Tensor
+    n_chunk: int
+    watch: bool
+
+
+@dataclass(slots=True, kw_only=True)
+class Made:
+    """What a pass gives: raw sums over chosen rows, each chunk's rows and statistics if watched, and gradients in
+    float32 or wider where wanted."""
+
+    sums_T: Tensor
+    rows_TC: list[Tensor] = field(default_factory=list)
+    watched: list[RowStatistics] = field(default_factory=list)
+    states_NH: Tensor | None = None
+    weight_VH: Tensor | None = None
+    bias_V: Tensor | None = None
+
+
+class FusedPass:
+    """One pass over the rows of a call; `wanted` are the gradients of states, weight and bias."""
+
+    def __init__(self, head: Head, buffers: Buffers, wanted: tuple[bool, bool, bool]) -> None:
+        self._head, self._buffers, self._wanted = head, buffers, wanted
+        whole: Any = head.module.weight
+        self._product = product_type(whole)
+        self._wide = torch.float64 if self._product is torch.float64 else torch.float32
+        self._whole: Tensor = whole.detach()
+        self._weight_VH = self._whole[: head.vocabulary_size].to(self._product)
+        self._bias_V = None if head.bias_V is None else head.bias_V.detach().to(self._wide)
+
+    def run(self, states_NH: Tensor, call: Call, work: Work | None) -> Made:
+        """Go through the rows; without work only statistics are made."""
+        made = self._begin(states_NH, len(call.chosen_TN))
+        with torch.no_grad(), torch.autocast(states_NH.device.type, enabled=False):
+            for begin in range(0, len(states_NH), call.n_chunk):
+                piece = slice(begin, min(begin + call.n_chunk, len(states_NH)))
+                self._chunk(states_NH[piece], piece, call, work, made)
+        return made
+
+    def _begin(self, states_NH: Tensor, n_terms: int) -> Made:
+        made = Made(sums_T=states_NH.new_zeros(n_terms, dtype=sum_type(states_NH)))
+        of_states, of_weight, of_bias = self._wanted
+        if of_states:
+            made.states_NH = states_NH.new_empty(states_NH.shape, dtype=self._wide)
+        if of_weight:
+            # Zeros only where no chunk will write: pages are touched once.
+            is_empty = not len(states_NH)
+            made.weight_VH = self._whole.new_empty(self._whole.shape, dtype=self._wide)
+            made.weight_VH[0 if is_empty else self._head.vocabulary_size :] = 0
+        if of_bias:
+            bias: Any = self._head.module.bias
+            made.bias_V = bias.new_zeros(bias.shape, dtype=self._wide)
+        return made
+
+    def _chunk(self, states_CH: Tensor, piece: slice, call: Call, work: Work | None, made: Made) -> None:
+        rows = call.rows.take(piece)
+        states_CH = states_CH.detach().to(self._product)
+        logits_CV = self._logits(states_CH)
+        if call.watch:
+            spare_CV = self._buffers.take("spare", logits_CV)
+            made.watched.append(row_statistics(logits_CV, rows.labels_N, spare_CV))
+        if work is None:
+            return
+        capped_CV = None
+        if self._head.soft_cap is not None and any(self._wanted):
+            capped_CV = self._buffers.take("capped", logits_CV).copy_(logits_CV)
+        losses = work(logits_CV, rows, call.weights_TN[:, piece])
+        chosen = [torch.where(mask_C, x_C, 0.0) for mask_C, x_C in zip(call.chosen_TN[:, piece], losses, strict=True)]
+        rows_TC = torch.stack(chosen)
+        made.sums_T += rows_TC.sum(dim=1, dtype=made.sums_T.dtype)
+        if call.watch:
+            made.rows_TC.append(rows_TC.float())
+        if any(self._wanted):
+            self._through_cap_and_scale(logits_CV, capped_CV)
+            self._add_gradients(logits_CV, states_CH, piece, made)
+
+    def _logits(self, states_CH: Tensor) -> Tensor:
+        shape, device = (len(states_CH), self._head.vocabulary_size), states_CH.device
+        logits_CV = self._buffers.make("logits", shape, self._wide, device)
+        self._multiply(states_CH, self._weight_VH.t(), logits_CV)
+        if self._bias_V is not None:
+            logits_CV.add_(self._bias_V)
+        if self._head.scale != 1.0:
+            logits_CV.mul_(self._head.scale)
+        if self._head.soft_cap is not None:
+            logits_CV.div_(self._head.soft_cap).tanh_().mul_(self._head.soft_cap)
+        return logits_CV
+
+    def _through_cap_and_scale(self, slope_CV: Tensor, capped_CV: Tensor | None) -> None:
+        """c tanh(u / c) has the slope 1 - (z / c)^2 where it is z."""
+        if capped_CV is not None and self._head.soft_cap is not None:
+            torch.addcmul(slope_CV, capped_CV.square_(), slope_CV, value=-1 / self._head.soft_cap**2, out=slope_CV)
+        if self._head.scale != 1.0:
+            slope_CV.mul_(self._head.scale)
+
+    def _add_gradients(self, slope_CV: Tensor, states_CH: Tensor, piece: slice, made: Made) -> None:
+        if made.bias_V is not None:
+            made.bias_V[: self._head.vocabulary_size] += slope_CV.sum(dim=0)
+        lift = None
+        if self._product is torch.float16:
+            low, high = slope_CV.aminmax()
+            lift = HALF_PEAK / torch.maximum(-low, high).clamp(min=torch.finfo(torch.float32).tiny * HALF_PEAK)
+            slope_CV.mul_(lift)
+        if self._product is not self._wide:
+            slope_CV = self._buffers.take("halves", slope_CV, self._product).copy_(slope_CV)
+        if made.states_NH is not None:
+            self._multiply(slope_CV, self._weight_VH, made.states_NH[piece], lift)
+        if made.weight_VH is not None:
+            sums_VH = made.weight_VH[: self._head.vocabulary_size]
+            self._multiply(slope_CV.t(), states_CH, sums_VH, lift, add=piece.start > 0)
+
+    def _multiply(
+        self, left: Tensor, right: Tensor, into: Tensor, lift: Tensor | None = None, *, add: bool = False
+    ) -> None:
+        """A product in the type of the weights, its sum in the wide one."""
+        if self._product is self._wide:
+            if add:
+                into.addmm_(left, right)
+            else:
+                torch.mm(left, right, out=into)
+            return
+        if multiplies_wide(left.device, self._product):
+            found = torch.mm(left, right, out_dtype=self._wide)
+        else:
+            found = torch.mm(left, right)
+        if lift is not None:
+            found /= lift
+        if add:
+            into.add_(found)
+        else:
+            into.copy_(found)
+
+
+class _Attached(torch.autograd.Function):
+    """A number whose gradients are known already."""
+
+    @staticmethod
+    def forward(ctx: Any, total: Tensor, made: Made, scale: float, *inputs: Tensor | None) -> Tensor:
+        """Give the number."""
+        ctx.made, ctx.scale = made, scale
+        ctx.dtypes = [None if one is None else one.dtype for one in inputs]
+        return total.clone()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, slope: Tensor) -> Any:
+        """Scale the gradients in place; they are given once."""
+        made, ctx.made = ctx.made, None
+        if made is None:
+            raise RuntimeError("the gradient of the output head is given once: call backward once for each pass")
+        found = (made.states_NH, made.weight_VH, made.bias_V)
+        factor = slope * ctx.scale
+        scaled = [
+            None if one is None else one.mul_(factor).to(dtype) for one, dtype in zip(found, ctx.dtypes, strict=True)
+        ]
+        return (None, None, None, *scaled)
+
+
+def attached(total: Tensor, made: Made, scale: float, head: Head, states_NH: Tensor) -> Tensor:
+    """The loss, with the gradients that the pass has made, times a scale, behind it."""
+    module: Any = head.module
+    attach: Any = _Attached.apply
+    found: Tensor = attach(total, made, scale, states_NH, module.weight, module.bias)
+    return found
+
+
+def product_type(weight_VH: Tensor) -> torch.dtype:
+    """The type of the head's products: autocast's where it is on, else the weights'; float32 where halves would lose.
+
+    bfloat16 has the range to be added up on a CPU; other products of halves must come out in float32.
+    """
+    kind = weight_VH.device.type
+    dtype = weight_VH.dtype
+    if dtype is not torch.float64 and torch.is_autocast_enabled(kind):
+        dtype = torch.get_autocast_dtype(kind)
+    if dtype not in HALVES or (kind == "cpu" and dtype is torch.bfloat16) or multiplies_wide(weight_VH.device, dtype):
+        return dtype
+    return torch.float32
+
+
+def sum_type(like: Tensor) -> torch.dtype:
+    """The widest type that a device adds up in."""
+    return torch.float32 if like.device.type == "mps" else torch.float64
+
+
+@cache
+def multiplies_wide(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether a device gives float32 products of halves."""
+    with torch.autocast(device.type, enabled=False), torch.inference_mode():
+        few = torch.ones(8, 8, device=device, dtype=dtype)
+        try:
+            torch.mm(few, few, out_dtype=torch.float32)
+        except RuntimeError:
+            return False
+    return True
