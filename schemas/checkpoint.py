@@ -14,7 +14,6 @@ from kdpipe.schemas.records import Record
 from kdpipe.schemas.stage_two import StageTwo
 
 Natural = Annotated[int, Field(ge=0, le=1 << 60)]
-CHECKPOINT_VERSION: Literal[1] = 1
 
 
 class RunRecord(Record):
@@ -59,7 +58,8 @@ class Best(Record):
 class LoopState(Record):
     """Where a run is: `step` optimizer steps are done; `place` is the next one in the line of the order.
 
-    `order_began` is the place in the line at which the order in force began, `phase` the number of its phase.
+    `order_began` is the place in the line at which the order in force began, `phase` the number of its phase;
+    `metrics_bytes` is the length of metrics.jsonl at that time.
     """
 
     step: Natural
@@ -69,6 +69,7 @@ class LoopState(Record):
     positions: Natural = 0
     tokens: Natural = 0
     seconds: float = Field(default=0.0, ge=0)
+    metrics_bytes: Natural = 0
     threads: int | None = Field(default=None, ge=1)
     guard: GuardState = GuardState()
     scaler: ScalerState | None = None
@@ -76,8 +77,7 @@ class LoopState(Record):
 
 
 class CheckpointRecord(Record):
-    """checkpoint.json, written last: the state, and size and sha256 of every file beside it."""
+    """checkpoint.json, written last: size and sha256 of every file beside it."""
 
     version: Literal[1]
-    state: LoopState
     files: dict[Name, FileRecord]

@@ -1,0 +1,171 @@
+"""Checkpoints: folders OUT/checkpoints/step-N that are whole or not there, and are checked before they are believed.
+
+In: the state of a run and its tensors. Out: a folder with tensors, state.json and, last, checkpoint.json with size and
+sha256 of each; the newest good one, or the one asked for. Before it: `states.py`, `optimizers.py`.
+After it: `loop.py`, `prepare.py`. A step that is saved again (after a rollback) is step-N.2; nothing is overwritten.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from torch import Tensor
+
+from kdpipe.cache.files import explained, new_file, publish_dir, sync_dir, work_folder
+from kdpipe.cache.layout import WORK
+from kdpipe.pipeline.training.tensor_files import read_tensors, write_tensors
+from kdpipe.schemas.checkpoint import CheckpointRecord, LoopState
+from kdpipe.schemas.errors import CacheDamaged, ConfigError
+from kdpipe.schemas.manifest import FileRecord
+from kdpipe.schemas.records import read_record
+from kdpipe.schemas.strict_json import sha256_file, sha256_hex
+
+FOLDER: Final = "checkpoints"
+RECORD: Final = "checkpoint.json"
+STATE: Final = "state.json"
+TENSORS: Final = ("model", "optimizer", "random")
+FILES: Final = frozenset({STATE, *(f"{name}.safetensors" for name in TENSORS)})
+_NAME = re.compile(r"step-([0-9]{6,18})(?:\.([0-9]{1,6}))?")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contents:
+    """A run at a step: where it is, what is learnt, the optimizer's moments, the random generators."""
+
+    state: LoopState
+    model: Mapping[str, Tensor]
+    optimizer: Mapping[str, Tensor]
+    random: Mapping[str, Tensor]
+
+
+def save(run: Path, contents: Contents, keep: int) -> Path:
+    """Write a checkpoint; then of those that are there only the newest `keep` and the best one's stay."""
+    with explained("a checkpoint could not be written", run):
+        final = _free_name(run, contents.state.step)
+        with work_folder(run, final.name) as work:
+            _fill(work, contents)
+            publish_dir(work, final)
+        with suppress(OSError):
+            (run / WORK).rmdir()
+        _prune(run, final, keep, contents.state)
+    return final
+
+
+def listed(run: Path) -> list[Path]:
+    """The checkpoints of a run by name, the newest last."""
+    folder = run / FOLDER
+    found = [path for path in folder.iterdir() if _NAME.fullmatch(path.name)] if folder.is_dir() else []
+    return sorted(found, key=_age)
+
+
+def of_step(run: Path, step: int) -> Path | None:
+    """The checkpoint of a step, the newest if it was saved again."""
+    return next((path for path in reversed(listed(run)) if _age(path)[0] == step), None)
+
+
+def latest(run: Path, warn: Callable[[str], None]) -> Path | None:
+    """The newest checkpoint that is whole; each broken one on the way is named."""
+    for path in reversed(listed(run)):
+        wrong = problem(path)
+        if wrong is None:
+            return path
+        warn(f"{FOLDER}/{path.name} is broken and passed over: {wrong}")
+    return None
+
+
+def asked_for(run: Path, name: str) -> Path:
+    """The checkpoint that a person names by its path, its name or its step; later ones then go, they are of a course
+    that is left."""
+    there = listed(run)
+    matching = [path for path in there if name in _names(path) or Path(name).resolve() == path.resolve()]
+    if not matching:
+        known = ", ".join(path.name for path in there) or "none"
+        raise ConfigError(f"{run} has no checkpoint {name}", hint=f"there: {known}")
+    chosen = matching[-1]
+    if (wrong := problem(chosen)) is not None:
+        others = ", ".join(path.name for path in there if path != chosen) or "none"
+        raise ConfigError(f"{FOLDER}/{chosen.name} is broken: {wrong}", hint=f"the others there: {others}")
+    _drop(run, [path for path in there if _age(path) > _age(chosen)])
+    return chosen
+
+
+def load(path: Path) -> Contents:
+    """Read a checkpoint that `latest` or `asked_for` gave."""
+    state = read_record(LoopState, (path / STATE).read_bytes(), STATE)
+    model, optimizer, random = (read_tensors(path / f"{name}.safetensors") for name in TENSORS)
+    return Contents(state=state, model=model, optimizer=optimizer, random=random)
+
+
+def problem(path: Path) -> str | None:
+    """What is wrong with a checkpoint, None if it is whole: every byte is read."""
+    try:
+        record = read_record(CheckpointRecord, (path / RECORD).read_bytes(), RECORD)
+        if record.files.keys() != FILES:
+            return f"{RECORD} names other files than a checkpoint has"
+        if odd := [file.name for file in path.iterdir() if file.is_symlink()]:
+            return f"{min(odd)} is a link"
+        for name, stated in record.files.items():
+            if (path / name).stat().st_size != stated.bytes:
+                return f"{name} is not of the {stated.bytes:,} bytes that {RECORD} states"
+            if sha256_file(path / name) != stated.sha256:
+                return f"the digest of {name} is not the one that {RECORD} states"
+        read_record(LoopState, (path / STATE).read_bytes(), STATE)
+    except CacheDamaged as error:
+        return error.message
+    except OSError as error:
+        return f"{Path(error.filename or path).name} cannot be read: {error.strerror}"
+    return None
+
+
+def _fill(work: Path, contents: Contents) -> None:
+    state = contents.state.to_json()
+    with new_file(work / STATE) as file:
+        file.write(state)
+    files = {STATE: FileRecord(bytes=len(state), sha256=sha256_hex(state))}
+    for name in TENSORS:
+        path = work / f"{name}.safetensors"
+        write_tensors(path, getattr(contents, name))
+        files[path.name] = FileRecord(bytes=path.stat().st_size, sha256=sha256_file(path))
+    with new_file(work / RECORD) as file:
+        file.write(CheckpointRecord(version=1, files=files).to_json())
+
+
+def _free_name(run: Path, step: int) -> Path:
+    """The folder for a step: behind all of the same step that are there, broken ones too."""
+    attempts = [attempt for number, attempt in map(_age, listed(run)) if number == step]
+    again = f".{max(attempts) + 1}" if attempts else ""
+    return run / FOLDER / f"step-{step:06d}{again}"
+
+
+def _prune(run: Path, saved: Path, keep: int, state: LoopState) -> None:
+    """Remove the ones before, and those of later steps: they are broken, or of a course that was left."""
+    there = listed(run)
+    behind = [path for path in there if _age(path) <= _age(saved)]
+    best = [path for path in behind if state.best is not None and _age(path)[0] == state.best.step]
+    kept = {*behind[-keep:], *best[-1:]}
+    # The latest go first: a run that is killed between two of them must not find one of the course that was left.
+    _drop(run, [path for path in reversed(there) if path not in kept])
+
+
+def _drop(run: Path, paths: list[Path]) -> None:
+    """Remove checkpoints: each goes in one step, so that none is left half."""
+    for path in paths:
+        with work_folder(run, path.name) as work:
+            path.rename(work / path.name)
+            sync_dir(path.parent)
+    with suppress(OSError):
+        (run / WORK).rmdir()
+
+
+def _age(path: Path) -> tuple[int, int]:
+    """The step of a checkpoint, and which of those of its step it is."""
+    match = _NAME.fullmatch(path.name)
+    assert match is not None
+    return int(match[1]), int(match[2] or 1)
+
+
+def _names(path: Path) -> set[str]:
+    return {path.name, f"{FOLDER}/{path.name}", str(_age(path)[0])}

@@ -1,0 +1,100 @@
+"""The folder of a run: begun, found again, refused when it is another run's, or cleared when that is asked.
+
+In: OUT and which run this is. Out: OUT/run.json. Before it: `prepare.py`. After it: `checkpoints.py`, `metrics.py`.
+"""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+from kdpipe.cache.files import explained, make_dir, publish_file, sweep, sync_dir
+from kdpipe.cache.layout import WORK
+from kdpipe.schemas.checkpoint import RunRecord
+from kdpipe.schemas.errors import CacheDamaged, ConfigError
+from kdpipe.schemas.records import read_record
+
+RECORD: Final = "run.json"
+# A run goes on with other values of these: where things lie (what they are is compared by content), who watches, what
+# is kept, and how a machine goes about it.
+MAY_DIFFER: Final = (
+    "settings.cache.path",
+    "settings.cache.allow_partial",
+    "settings.student.name",
+    "settings.out",
+    "settings.report_to",
+    "settings.saving.",
+    "settings.machine.device",
+    "settings.machine.threads",
+    "settings.machine.ahead",
+)
+SHOWN: Final = 5
+
+
+def claim(out: Path, asked: RunRecord, *, overwrite: bool = False) -> None:
+    """Begin a run in a new or empty folder, or find it there; a folder of another run is refused, or cleared."""
+    there = [path for path in out.iterdir() if path.name != WORK] if out.is_dir() else []
+    if there and not (out / RECORD).exists():
+        raise ConfigError(
+            f"{out} is not empty, and no run of kdpipe", hint="give --out a new folder; --overwrite clears runs only"
+        )
+    if there and overwrite:
+        _clear(out)
+    elif there:
+        _compare(out, asked)
+        return
+    with explained("a run could not be begun", out):
+        make_dir(out)
+        sweep(out)
+        publish_file(out, out / RECORD, asked.to_json())
+
+
+def differences(one: RunRecord, other: RunRecord) -> list[str]:
+    """What two runs differ in that makes them two, as 'a.b: this there, that here'."""
+    first, second = dict(_flat("", one.model_dump(mode="json"))), dict(_flat("", other.model_dump(mode="json")))
+    return [
+        f"{name.removeprefix('settings.')}: {_shown(first.get(name))} there, {_shown(second.get(name))} here"
+        for name in sorted(first.keys() | second.keys())
+        if first.get(name) != second.get(name) and not name.startswith(MAY_DIFFER)
+    ]
+
+
+def _compare(out: Path, asked: RunRecord) -> None:
+    try:
+        found = read_record(RunRecord, (out / RECORD).read_bytes(), f"{out}/{RECORD}")
+    except CacheDamaged as error:
+        raise ConfigError(
+            f"{out} is of a run that cannot be told: {error.message}", hint="give --out a new folder, or --overwrite"
+        ) from None
+    if differing := differences(found, asked):
+        more = f" (and {len(differing) - SHOWN} more)" if len(differing) > SHOWN else ""
+        raise ConfigError(
+            f"{out} holds another run: {'; '.join(differing[:SHOWN])}{more}",
+            hint="give --out a new folder, the settings it began with, or --overwrite to begin anew",
+        )
+    sweep(out)
+
+
+def _clear(out: Path) -> None:
+    """Remove everything; what says that this is a run goes last, so that a clearing that was killed can be repeated."""
+    with explained("a run could not be cleared", out):
+        for path in sorted(out.iterdir(), key=lambda path: path.name == RECORD):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+        sync_dir(out)
+
+
+def _flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """Every setting by its dotted name; lists are one value."""
+    if not isinstance(value, dict):
+        yield name, value
+        return
+    for key, inner in value.items():
+        yield from _flat(f"{name}.{key}" if name else key, inner)
+
+
+def _shown(value: Any) -> str:
+    text = "nothing" if value in (None, []) else str(value)
+    return text if len(text) <= 60 else f"{text[:60]}..."

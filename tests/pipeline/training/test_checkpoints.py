@@ -1,0 +1,268 @@
+"""Checkpoints: to the bit, never half, never believed unread; which one a run goes on from, and which ones stay."""
+
+import errno
+import os
+import random
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Literal
+
+import pytest
+import torch
+
+from kdpipe.pipeline.training.checkpoints import (
+    FILES,
+    RECORD,
+    Contents,
+    asked_for,
+    latest,
+    listed,
+    load,
+    problem,
+    save,
+)
+from kdpipe.schemas.checkpoint import Best, GuardState, LoopState
+from kdpipe.schemas.errors import CacheWriteError, ConfigError, KdpipeError
+from support.faults import Fault, count_calls, fault_at, killed, refused
+from support.tiny import unsynced
+
+
+@pytest.fixture(autouse=True)
+def _without_waiting_for_the_disk() -> Iterator[None]:
+    with unsynced():
+        yield
+
+
+def contents(step: int, best: int | None = None, seed: int = 0) -> Contents:
+    generator = torch.Generator().manual_seed(1000 * seed + step)
+    weight = torch.randn(3, 4, generator=generator)
+    return Contents(
+        state=LoopState(
+            step=step,
+            place=8 * step,
+            guard=GuardState(norms=(0.1, 1 / 3)),
+            best=None if best is None else Best(step=best, value=2.5),
+        ),
+        model={"weight": weight, "tied": weight, "half": weight.half(), "turned": weight.T, "none": torch.empty(0)},
+        optimizer={"student.weight:exp_avg": weight * 2, "student.weight:step": torch.tensor(float(step))},
+        random={"cpu": torch.get_rng_state()},
+    )
+
+
+def names(run: Path) -> list[str]:
+    return [path.name for path in listed(run)]
+
+
+def silent(_text: str) -> None:
+    raise AssertionError("nothing is to be warned of")
+
+
+def same(one: Contents, other: Contents) -> bool:
+    groups = [(one.model, other.model), (one.optimizer, other.optimizer), (one.random, other.random)]
+    return one.state == other.state and all(
+        first.keys() == second.keys()
+        and all(torch.equal(first[name], second[name]) and first[name].dtype == second[name].dtype for name in first)
+        for first, second in groups
+    )
+
+
+def test_a_checkpoint_comes_back_to_the_bit(tmp_path: Path) -> None:
+    said = contents(12)
+    path = save(tmp_path, said, keep=2)
+    assert path == tmp_path / "checkpoints" / "step-000012"
+    assert {file.name for file in path.iterdir()} == {*FILES, RECORD}
+    assert latest(tmp_path, silent) == path
+    assert same(load(path), said)
+    assert not (tmp_path / "tmp").exists()
+
+
+def test_a_run_without_checkpoints_has_no_latest(tmp_path: Path) -> None:
+    assert latest(tmp_path, silent) is None
+    (tmp_path / "checkpoints" / "not one").mkdir(parents=True)
+    assert latest(tmp_path, silent) is None
+
+
+def test_the_newest_and_the_best_stay(tmp_path: Path) -> None:
+    for step in range(1, 8):
+        save(tmp_path, contents(step, best=3 if step >= 3 else step), keep=2)
+    assert names(tmp_path) == ["step-000003", "step-000006", "step-000007"]
+
+
+def test_a_step_saved_again_overwrites_nothing_and_is_the_newer_one(tmp_path: Path) -> None:
+    save(tmp_path, contents(5), keep=2)
+    again = save(tmp_path, contents(5, seed=1), keep=2)
+    assert names(tmp_path) == ["step-000005", "step-000005.2"]
+    assert latest(tmp_path, silent) == again
+    assert same(load(again), contents(5, seed=1))
+    save(tmp_path, contents(5, seed=2), keep=1)
+    assert names(tmp_path) == ["step-000005.3"]
+
+
+def damage_of(path: Path, file: str, kind: str) -> None:
+    target = path / file
+    data = target.read_bytes()
+    if kind == "gone":
+        target.unlink()
+    elif kind == "short":
+        target.write_bytes(data[:-1])
+    elif kind == "long":
+        target.write_bytes(data + b"\0")
+    elif kind == "link":
+        target.rename(path / "elsewhere")
+        target.symlink_to(path / "elsewhere")
+    else:
+        target.write_bytes(bytes(len(data)))
+
+
+@pytest.mark.parametrize("file", sorted({*FILES, RECORD}))
+@pytest.mark.parametrize("kind", ["gone", "short", "long", "link", "zeros"])
+def test_a_broken_newest_one_is_named_and_the_one_before_is_used(tmp_path: Path, file: str, kind: str) -> None:
+    before, newest = (save(tmp_path, contents(step), keep=2) for step in (10, 20))
+    damage_of(newest, file, kind)
+    told: list[str] = []
+    assert latest(tmp_path, told.append) == before
+    (line,) = told
+    assert line.startswith("checkpoints/step-000020 is broken and passed over: ")
+    assert file in line
+
+
+def test_any_flipped_bit_is_found(tmp_path: Path) -> None:
+    path = save(tmp_path, contents(20), keep=1)
+    rng = random.Random(0)
+    for file in sorted({*FILES, RECORD}):
+        data = (path / file).read_bytes()
+        few = rng.sample(range(len(data)), min(25, len(data)))
+        for place in range(len(data)) if file == RECORD else few:
+            flipped = bytearray(data)
+            flipped[place] ^= 1 << rng.randrange(8)
+            (path / file).write_bytes(flipped)
+            assert problem(path) is not None, (file, place)
+        (path / file).write_bytes(data)
+    assert problem(path) is None
+
+
+def test_going_on_behind_a_broken_one_leaves_only_whole_ones(tmp_path: Path) -> None:
+    for step in (10, 20):
+        save(tmp_path, contents(step), keep=2)
+    damage_of(tmp_path / "checkpoints" / "step-000020", "state.json", "short")
+    save(tmp_path, contents(15), keep=1)
+    assert names(tmp_path) == ["step-000015"]
+    save(tmp_path, contents(20), keep=1)
+    assert latest(tmp_path, silent) == tmp_path / "checkpoints" / "step-000020"
+
+
+def test_the_broken_one_of_a_step_does_not_stand_in_the_way_of_another(tmp_path: Path) -> None:
+    broken = save(tmp_path, contents(20), keep=2)
+    damage_of(broken, RECORD, "gone")
+    again = save(tmp_path, contents(20), keep=2)
+    assert latest(tmp_path, silent) == again
+
+
+@pytest.mark.parametrize("name", ["step-000020", "checkpoints/step-000020", "20", "{run}/checkpoints/step-000020"])
+def test_a_person_picks_one_by_name_step_or_path_and_later_ones_go(tmp_path: Path, name: str) -> None:
+    for step in (10, 20, 30, 40):
+        save(tmp_path, contents(step), keep=9)
+    path = asked_for(tmp_path, name.format(run=tmp_path))
+    assert load(path).state.step == 20
+    assert names(tmp_path) == ["step-000010", "step-000020"]
+
+
+def test_a_checkpoint_that_is_not_there_or_broken_is_refused_with_those_that_are(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="has no checkpoint 7") as caught:
+        asked_for(tmp_path, "7")
+    assert caught.value.hint == "there: none"
+    for step in (10, 20):
+        save(tmp_path, contents(step), keep=9)
+    with pytest.raises(ConfigError, match="has no checkpoint step-000030") as caught:
+        asked_for(tmp_path, "step-000030")
+    assert caught.value.hint == "there: step-000010, step-000020"
+    damage_of(tmp_path / "checkpoints" / "step-000010", "model.safetensors", "zeros")
+    with pytest.raises(
+        ConfigError, match=r"checkpoints/step-000010 is broken: the digest of model\.safetensors"
+    ) as caught:
+        asked_for(tmp_path, "10")
+    assert caught.value.hint == "the others there: step-000020"
+    assert names(tmp_path) == ["step-000010", "step-000020"]
+
+
+def in_child(work: Callable[[], object]) -> int:
+    """Do some work in a child that may be killed; its exit status."""
+    pid = os.fork()
+    if pid == 0:
+        with suppress(BaseException):
+            work()
+        os._exit(0)
+    return os.waitpid(pid, 0)[1]
+
+
+def begun(run: Path) -> Path:
+    shutil.rmtree(run, ignore_errors=True)
+    for step in (10, 20):
+        save(run, contents(step), keep=1)
+    return run
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("when", ["before", "after", "half"])
+def test_a_run_killed_at_any_call_finds_the_old_checkpoint_or_the_new_one(
+    tmp_path: Path, when: Literal["before", "after", "half"]
+) -> None:
+    run, new = tmp_path / "run", contents(30)
+    n_calls = count_calls(lambda: save(begun(tmp_path / "counted"), new, keep=1)) - count_calls(
+        lambda: begun(tmp_path / "counted")
+    )
+    assert n_calls > 20
+    found = set()
+    for number in range(1, n_calls + 1):
+        begun(run)
+        fault: Fault = killed(lambda _path: None, when)
+
+        def dies(fault: Fault = fault, number: int = number) -> None:
+            with fault_at(number, fault):
+                save(run, new, keep=1)
+
+        assert in_child(dies) == 9
+        path = latest(run, silent)
+        assert path is not None
+        found.add(load(path).state.step)
+        assert same(load(path), contents(load(path).state.step))
+        # Going on works, and nothing is left behind.
+        save(run, contents(40), keep=1)
+        assert names(run) == ["step-000040"]
+    assert found == {20, 30}
+
+
+def test_a_refused_call_leaves_the_old_checkpoint_and_says_so(tmp_path: Path) -> None:
+    run = begun(tmp_path / "run")
+    n_refused = 0
+    for number in range(1, 200):
+        with fault_at(number, refused(errno.ENOSPC)) as calls:
+            try:
+                save(run, contents(30), keep=1)
+            except KdpipeError as error:
+                n_refused += 1
+                assert isinstance(error, CacheWriteError)
+                assert "a checkpoint could not be written" in error.message
+        assert latest(run, silent) is not None
+        if calls.n < number:
+            break
+        begun(run)
+    assert n_refused > 15
+
+
+def test_a_full_disk_is_told_for_tensors_too(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    signal = pytest.importorskip("signal")
+
+    def writes() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+        try:
+            save(tmp_path, contents(1), keep=1)
+        except CacheWriteError as error:
+            os._exit(3 if "could not be written" in error.message and "free some space" in str(error.hint) else 4)
+
+    assert os.waitstatus_to_exitcode(in_child(writes)) == 3
+    assert listed(tmp_path) == []

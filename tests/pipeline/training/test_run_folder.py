@@ -1,0 +1,111 @@
+"""The folder of a run: whose it is, what makes another run of it, and what is never cleared."""
+
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kdpipe.pipeline.training.run_folder import RECORD, claim, differences
+from kdpipe.schemas.checkpoint import RunRecord
+from kdpipe.schemas.errors import ConfigError, KdpipeError
+from kdpipe.schemas.stage_two import StageTwo
+from support.faults import count_calls, fault_at, refused
+from support.tiny import unsynced
+
+
+def record(cache_id: str = "a1", student: str = "b2", **settings: Any) -> RunRecord:
+    return RunRecord(settings=StageTwo.model_validate(settings, strict=False), cache_id=cache_id, student=student)
+
+
+def test_a_new_or_empty_folder_is_begun_and_found_again(tmp_path: Path) -> None:
+    out = tmp_path / "runs" / "a"
+    claim(out, record())
+    before = (out / RECORD).read_bytes()
+    claim(out, record())
+    assert (out / RECORD).read_bytes() == before
+    assert [path.name for path in out.iterdir() if path.name != "tmp"] == [RECORD]
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        ({"schedule": {"kind": "linear"}}, "schedule.kind: cosine there, linear here"),
+        ({"optimizer": {"lr": 1e-3}}, "optimizer.lr: nothing there, 0.001 here"),
+        ({"run": {"phases": [{"until": 1.0}]}}, "run.phases: nothing there, [{"),
+        ({"machine": {"precision": "bf16"}}, "machine.precision: auto there, bf16 here"),
+        ({"evaluation": {"metric": "kl_teacher"}}, "evaluation.metric: loss there, kl_teacher here"),
+        ({"cache_id": "a2"}, "cache_id: a1 there, a2 here"),
+        ({"student": "b3"}, "student: b2 there, b3 here"),
+        ({"seed": 1}, "seed: 0 there, 1 here"),
+    ],
+)
+def test_a_folder_of_another_run_is_refused_with_what_differs(tmp_path: Path, other: Any, said: str) -> None:
+    claim(tmp_path / "run", record())
+    with pytest.raises(ConfigError, match="holds another run: ") as caught:
+        claim(tmp_path / "run", record(**other))
+    assert said in caught.value.message
+    assert "--overwrite" in str(caught.value.hint)
+    assert caught.value.exit_code == 2
+
+
+def test_many_differences_are_counted(tmp_path: Path) -> None:
+    claim(tmp_path, record())
+    losses = {"mode": "logit", "alpha": 0.2, "logit": "jsd", "skew": 0.2, "beta": 0.1, "temperature": 2.0}
+    with pytest.raises(ConfigError, match=r"\(and 1 more\)"):
+        claim(tmp_path, record(losses=losses))
+
+
+def test_where_things_lie_and_how_a_machine_works_makes_no_other_run() -> None:
+    moved: dict[str, Any] = {
+        "cache": {"path": "elsewhere"},
+        "out": "there",
+        "report_to": ["wandb"],
+        "saving": {"every": 3, "keep": 9},
+        "machine": {"device": "cpu", "threads": 3, "ahead": 9},
+    }
+    assert differences(record(), record(**moved)) == []
+
+
+def test_overwriting_clears_a_run_and_nothing_else(tmp_path: Path) -> None:
+    run, other = tmp_path / "run", tmp_path / "other"
+    claim(run, record())
+    (run / "checkpoints" / "step-000001").mkdir(parents=True)
+    (run / "metrics.jsonl").write_text("{}\n")
+    (tmp_path / "kept").write_text("kept")
+    (run / "link").symlink_to(tmp_path)
+    claim(run, record(seed=1), overwrite=True)
+    assert [path.name for path in run.iterdir() if path.name != "tmp"] == [RECORD]
+    assert (tmp_path / "kept").read_text() == "kept"
+    claim(run, record(seed=1))
+    other.mkdir()
+    (other / "thesis.tex").write_text("years of work")
+    for overwrite in (True, False):
+        with pytest.raises(ConfigError, match="is not empty, and no run of kdpipe"):
+            claim(other, record(), overwrite=overwrite)
+    assert (other / "thesis.tex").read_text() == "years of work"
+
+
+def test_a_clearing_that_fails_anywhere_can_be_repeated(tmp_path: Path) -> None:
+    def begun(name: str) -> Path:
+        claim(tmp_path / name, record())
+        (tmp_path / name / "checkpoints").mkdir()
+        (tmp_path / name / "metrics.jsonl").write_text("{}\n")
+        return tmp_path / name
+
+    one = begun("counted")
+    n_calls = count_calls(lambda: claim(one, record(seed=1), overwrite=True))
+    assert n_calls > 5
+    for number in range(1, n_calls + 1):
+        run = begun(f"run-{number}")
+        with suppress(OSError, KdpipeError), unsynced(), fault_at(number, refused(28)):
+            claim(run, record(seed=1), overwrite=True)
+        claim(run, record(seed=1), overwrite=True)
+        claim(run, record(seed=1))
+
+
+def test_a_record_that_cannot_be_read_is_told(tmp_path: Path) -> None:
+    (tmp_path / RECORD).write_text("{")
+    with pytest.raises(ConfigError, match="is of a run that cannot be told"):
+        claim(tmp_path, record())
+    claim(tmp_path, record(), overwrite=True)
