@@ -1,0 +1,63 @@
+"""States brought to one size, and compared: whatever precision they come in, this is float32.
+
+In: rows of the student's states and of the teacher's cached vectors. Out: sums over rows, or one number a group.
+Before it: `objective.py`, which picks the rows. After it: nothing. Every vector is divided by its root mean square
+first: a few positions of a sequence have states a thousand times as long as others, and would decide alone.
+A vector of zeros stays one: it is like nothing, and a loss on it has no gradient but through its map.
+"""
+
+import torch
+from torch import Tensor
+
+# A mean square below is none: float32 has no digits left there.
+SMALLEST_SQUARE = 1e-30
+# Of the squares of numbers, what rounding alone can leave of those around their mean.
+ROUNDING = 1e-12
+
+
+def unit(vectors: Tensor) -> Tensor:
+    """Each row with a root mean square of 1; zeros stay zeros."""
+    square = vectors.square().mean(dim=-1, keepdim=True)
+    some = square > SMALLEST_SQUARE
+    return torch.where(some, vectors * torch.where(some, square, 1.0).rsqrt(), 0.0)
+
+
+def cosine(mapped_NW: Tensor, teacher_NW: Tensor) -> Tensor:
+    """The sum over rows of 1 - cos(x, y), with unit rows y."""
+    return (1 - (unit(mapped_NW) * teacher_NW).mean(dim=1)).sum()
+
+
+def mse(mapped_NW: Tensor, teacher_NW: Tensor) -> Tensor:
+    """The sum over rows of mean (x - y)^2, with unit rows y: the square error as a share of the teacher's square."""
+    return (mapped_NW - teacher_NW).square().mean(dim=1).sum()
+
+
+def correlation(mapped_GW: Tensor, teacher_GW: Tensor) -> Tensor:
+    """1 - r, averaged over dimensions; r is Pearson's over the rows of a group, 0 where either side is constant."""
+    return 1 - (_centred_unit(mapped_GW) * _centred_unit(teacher_GW)).mean(dim=0).mean()
+
+
+def linear_cka(student_GH: Tensor, teacher_GW: Tensor) -> Tensor:
+    """1 - |Yc' Xc|^2 / (|Xc' Xc| |Yc' Yc|) over the rows of a group, columns centred: 1 if either side is constant."""
+    student_GH, teacher_GW = _centred(student_GH), _centred(teacher_GW)
+    both = (teacher_GW.T @ student_GH).square().sum()
+    own = _own_products(student_GH) * _own_products(teacher_GW)
+    some = own > 0
+    return 1 - torch.where(some, both / torch.where(some, own, 1.0).sqrt(), 0.0)
+
+
+def _own_products(rows_GW: Tensor) -> Tensor:
+    """|X' X|^2, by the smaller of X' X and X X', which have the same norm."""
+    products = rows_GW @ rows_GW.T if rows_GW.shape[0] < rows_GW.shape[1] else rows_GW.T @ rows_GW
+    return products.square().sum()
+
+
+def _centred(rows_GW: Tensor) -> Tensor:
+    """Around the mean of each column; a column that does not vary is 0 to the last bit."""
+    around_GW = rows_GW - rows_GW.mean(dim=0)
+    varies_W = around_GW.square().sum(dim=0) > ROUNDING * rows_GW.square().sum(dim=0)
+    return torch.where(varies_W, around_GW, 0.0)
+
+
+def _centred_unit(rows_GW: Tensor) -> Tensor:
+    return unit(_centred(rows_GW).T).T
