@@ -5,6 +5,7 @@ After it: `ahead.py` reads what stands there. `entropy` and `length` go up throu
 shortest sequence; equal ones stand as they are shuffled, anew in each epoch.
 """
 
+from collections.abc import Sequence
 from typing import Protocol, assert_never, final
 
 import numpy as np
@@ -95,3 +96,18 @@ def mean_entropies(cache: Cache) -> Doubles:
             means[first:end] = sums / np.bincount(sequence, minlength=end - first)
         first = end
     return means
+
+
+@final
+class Listed:
+    """Sequences as they are listed, again and again."""
+
+    def __init__(self, numbers: Sequence[int]) -> None:
+        self._numbers = np.asarray(numbers, np.int64)
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def at(self, positions: npt.ArrayLike) -> Longs:
+        """The sequences at some places."""
+        return self._numbers[np.asarray(positions, np.int64) % len(self)]

@@ -1,0 +1,209 @@
+"""`Evaluator`: a student held against a split of a cache: labels, teacher, calibration, the objective itself.
+
+In: a cache, a student, perhaps what it is trained with. Out: an `Evaluation`. Before it: `pipeline/data/loading.py`,
+`pipeline/students`, `pipeline/losses`. After it: `tally.py` adds up; `pipeline/evaluate.py` and the loop ask for it.
+KL is forward and at T=1: exact from states, unbiased from draws made for T=1, else a lower bound by one bin.
+"""
+
+from dataclasses import dataclass
+from typing import final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kdpipe.cache.order import SequenceOrder
+from kdpipe.cache.reader import Cache
+from kdpipe.pipeline.data.ahead import StepLoader
+from kdpipe.pipeline.data.batches import MicroBatch, Targets
+from kdpipe.pipeline.data.loading import Wants
+from kdpipe.pipeline.data.ordering import Listed
+from kdpipe.pipeline.evaluation.tally import Tally, WatchedRows
+from kdpipe.pipeline.losses.dense import TeacherHead
+from kdpipe.pipeline.losses.head import HeadLosses
+from kdpipe.pipeline.losses.objective import Objective, SpokenStates
+from kdpipe.pipeline.losses.terms import InForce, LogitTerm, Shape, TermName, factor
+from kdpipe.pipeline.students.student import Student
+from kdpipe.pipeline.training.precision import Precision
+from kdpipe.schemas.errors import ConfigError, KdpipeError
+from kdpipe.schemas.targets import TargetSpec
+from kdpipe.schemas.train_report import Estimate, Evaluation
+
+KL = LogitTerm(name="forward_kl", coefficient=1.0)
+# Rows whose teacher logits are made at once.
+STATE_ROWS = 256
+
+
+def estimate(spec: TargetSpec) -> Estimate | None:
+    """What KL to the teacher at T=1 is, from what a cache keeps; None where it cannot be told."""
+    if spec.keep.kind == "state":
+        return "exact"
+    if not spec.tail_known:
+        return None
+    return "unbiased" if spec.has_draws and spec.target_temperature == 1.0 else "lower_bound"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trained:
+    """What a student is trained with at a step, to be told beside the rest."""
+
+    objective: Objective
+    terms: InForce
+
+
+@final
+class Evaluator:
+    """Reads the same sequences each time: all of a split, or `limit` of them spread over it."""
+
+    def __init__(
+        self,
+        cache: Cache,
+        teacher: TeacherHead | None,
+        *,
+        batch_size: int,
+        limit: int | None = None,
+        wants: Wants | None = None,
+        threads: int = 1,
+    ) -> None:
+        if not len(cache):
+            raise ConfigError(f"{cache.url} has no sequences in {cache.split or 'any split'} to evaluate on")
+        spec = cache.manifest.targets
+        self.cache, self.estimate = cache, estimate(spec)
+        self._teacher, self._batch_size, self._threads = teacher, batch_size, threads
+        self._shape = Shape(tail_weight=1.0 if spec.has_draws or spec.keep.kind == "state" else 0.0)
+        asked = wants or Wants()
+        self._wants = Wants(
+            targets=spec.keep.kind != "none",
+            statistics=spec.keep.kind != "none",
+            hidden=asked.hidden,
+            pooled=asked.pooled,
+        )
+        self._order = Listed(chosen_sequences(cache, limit))
+
+    def measure(self, student: Student, precision: Precision, trained: Trained | None = None) -> Evaluation:
+        """Hold a student against the split; it is left as it was found."""
+        tally, own = Tally(), _Own(trained)
+        head = HeadLosses(student.head, self._shape, self._teacher)
+        was_training = student.model.training
+        student.model.eval()
+        loader = StepLoader(self.cache, self._wants, batch_size=self._batch_size, threads=self._threads)
+        try:
+            with torch.no_grad(), loader:
+                for begin in range(0, len(self._order), self._batch_size):
+                    end = min(begin + self._batch_size, len(self._order))
+                    for batch in loader.take(begin, end, self._order).batches:
+                        self._add(student, precision, head, batch.to(student.device), tally, own)
+        finally:
+            student.model.train(was_training)
+        if not tally.n_positions:
+            raise ConfigError(f"{self.cache.url} has nothing to learn in the sequences that were to be evaluated")
+        return tally.evaluation(
+            self.estimate,
+            cache_id=self.cache.cache_id,
+            split=self.cache.split or "all",
+            loss=own.loss,
+            terms=own.raw,
+        )
+
+    def _add(
+        self,
+        student: Student,
+        precision: Precision,
+        head: HeadLosses,
+        batch: MicroBatch,
+        tally: Tally,
+        own: "_Own",
+    ) -> None:
+        with precision.autocast(student.device):
+            states = student.states(batch, own.layers)
+            own.add(states, batch)
+            terms = (KL,) if self.estimate is not None else ()
+            result = head(states.rows_NH, batch.labels_N, batch.targets, terms, sequence_N=batch.sequence_N, watch=True)
+        seen = result.statistics
+        assert seen is not None
+        numbers_B = np.array(batch.numbers)
+        rows = WatchedRows(
+            sequence_N=numbers_B[batch.sequence_N.cpu().numpy()],
+            cross_entropy_N=_doubles(seen.cross_entropy_N),
+            confidence_N=_doubles(seen.confidence_N),
+            hit_N=(seen.argmax_N == batch.labels_N).cpu().numpy(),
+            kl_N=_doubles(result.rows["forward_kl"]) if terms else None,
+            agreed_N=self._agreed(seen.argmax_N, batch.targets),
+            teacher_entropy_N=None if batch.teacher_entropy_N is None else _doubles(batch.teacher_entropy_N),
+        )
+        _check_finite(rows)
+        tally.add(rows)
+
+    def _agreed(self, argmax_N: Tensor, targets: Targets | None) -> np.ndarray[tuple[int], np.dtype[np.bool_]] | None:
+        """Where the student's most probable id is the teacher's, which stands first among the exact ones."""
+        if targets is None:
+            return None
+        top_N = targets.ids_NK[:, 0]
+        if targets.state_NH is not None:
+            assert self._teacher is not None
+            teacher = self._teacher.to(targets.state_NH.device)
+            pieces = torch.split(targets.state_NH, STATE_ROWS)
+            tops = [teacher.logits(states_CH, torch.float32).argmax(dim=1) for states_CH in pieces]
+            top_N = torch.cat(tops) if tops else argmax_N
+        found: np.ndarray[tuple[int], np.dtype[np.bool_]] = (argmax_N == top_N).cpu().numpy()
+        return found
+
+
+class _Own:
+    """The training objective over what is evaluated: sums and counts of its terms."""
+
+    def __init__(self, trained: Trained | None) -> None:
+        self._trained = trained
+        self._sums: dict[TermName, float] = {}
+        self._counts: dict[TermName, int] = {}
+        self.layers = () if trained is None else trained.objective.layers
+
+    def add(self, states: SpokenStates, batch: MicroBatch) -> None:
+        """Add a batch."""
+        if self._trained is None:
+            return
+        terms, objective = self._trained.terms, self._trained.objective
+        counts = objective.counts((batch,), terms)
+        for name, value in objective(states, batch, terms, counts).sums.items():
+            self._sums[name] = self._sums.get(name, 0.0) + float(value)
+        for name, count in counts.items():
+            self._counts[name] = self._counts.get(name, 0) + count
+
+    @property
+    def raw(self) -> dict[str, float]:
+        """The mean of each term over its rows or groups."""
+        return {name: value / max(1, self._counts[name]) for name, value in self._sums.items()}
+
+    @property
+    def loss(self) -> float | None:
+        """What training minimises."""
+        if self._trained is None:
+            return None
+        terms = self._trained.terms
+        return sum(
+            terms.weights[name] * factor(name, 1.0 if name == "ce" else terms.temperature) * value / self._counts[name]
+            for name, value in self._sums.items()
+            if self._counts[name]
+        )
+
+
+def chosen_sequences(cache: Cache, limit: int | None) -> list[int]:
+    """All sequences, or so many of them that do not depend on anything but the cache, in stored order."""
+    if limit is None or limit >= len(cache):
+        return list(range(len(cache)))
+    return sorted(SequenceOrder(cache.sequences_by_part, 0).at(np.arange(limit)).tolist())
+
+
+def _doubles(values_N: Tensor) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    found: np.ndarray[tuple[int], np.dtype[np.float64]] = values_N.detach().cpu().numpy().astype(np.float64)
+    return found
+
+
+def _check_finite(rows: WatchedRows) -> None:
+    for what, values in (("its cross-entropy", rows.cross_entropy_N), ("its KL to the teacher", rows.kl_N)):
+        if values is not None and not np.isfinite(values).all():
+            place = int((~np.isfinite(values)).argmax())
+            raise KdpipeError(
+                f"the student is broken: {what} is {values[place]} in sequence {rows.sequence_N[place]:,}",
+                hint="take an earlier checkpoint of it (--resume-from), at a lower rate",
+            )

@@ -1,0 +1,71 @@
+"""What evaluation and comparison read of a run's folder, and evaluation.json, which they alone write.
+
+In: the folder of a run. Out: its settings, its last evaluation, where its student is. Before it: `pipeline/train.py`
+makes the folder. After it: `pipeline/evaluate.py`, `pipeline/compare.py`.
+"""
+
+import os
+from pathlib import Path
+from typing import Any, Final
+
+from kdpipe.cache.files import explained, new_file, sync_dir, work_folder
+from kdpipe.pipeline.config_file import read_file
+from kdpipe.schemas.errors import ConfigError
+from kdpipe.schemas.records import read_record
+from kdpipe.schemas.strict_json import MAX_BYTES
+from kdpipe.schemas.train_report import Evaluation
+
+CONFIG: Final = "config.yaml"
+EVALUATION: Final = "evaluation.json"
+FINAL: Final = "final"
+
+
+def save_evaluation(run: Path, evaluation: Evaluation) -> None:
+    """Keep a run's last evaluation, in place of the one before."""
+    with explained("an evaluation could not be written", run), work_folder(run, "evaluation") as work:
+        with new_file(work / EVALUATION) as file:
+            file.write(evaluation.to_json())
+        os.replace(work / EVALUATION, run / EVALUATION)
+        sync_dir(run)
+
+
+def load_evaluation(run: Path) -> Evaluation | None:
+    """A run's last evaluation, None where it has had none."""
+    path = run / EVALUATION
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:
+        return read_record(Evaluation, file.read(MAX_BYTES + 1), str(path))
+
+
+def load_settings(run: Path) -> dict[str, Any]:
+    """The settings of a run by their dotted names; a folder without them is no run."""
+    if not is_run(run):
+        what = "is no folder of a run: it has no config.yaml" if run.is_dir() else "is not there"
+        raise ConfigError(f"{run} {what}", hint="give the folder that `kdpipe train --out` made")
+    return dict(_flat("", read_file(run / CONFIG)))
+
+
+def is_run(folder: Path) -> bool:
+    """Whether `kdpipe train` has worked in a folder."""
+    return (folder / CONFIG).is_file()
+
+
+def student_of(name: str) -> str:
+    """The student that a name stands for: a run's folder stands for the student in its final/."""
+    folder = Path(name).expanduser()
+    if not is_run(folder):
+        return name
+    if not (folder / FINAL).is_dir():
+        raise ConfigError(
+            f"the run {folder} has no student yet: there is no {FINAL}/ in it",
+            hint="run its command again to finish it",
+        )
+    return str(folder / FINAL)
+
+
+def _flat(name: str, value: Any) -> list[tuple[str, Any]]:
+    """Every setting by its dotted name; lists are one value."""
+    if not isinstance(value, dict):
+        return [(name, value)]
+    return [pair for key, inner in value.items() for pair in _flat(f"{name}.{key}" if name else str(key), inner)]

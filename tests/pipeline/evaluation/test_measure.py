@@ -1,0 +1,189 @@
+"""What is measured equals the slow twin for every kind of target; what cannot be known is said to be unknown."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from kdpipe.cache import Cache, open_cache
+from kdpipe.pipeline.data.loading import Wants
+from kdpipe.pipeline.evaluation.measure import Evaluator, Trained, chosen_sequences
+from kdpipe.pipeline.evaluation.tally import ENTROPY_EDGES
+from kdpipe.pipeline.losses.head import HeadLosses
+from kdpipe.pipeline.losses.objective import Objective
+from kdpipe.pipeline.losses.terms import InForce, Shape
+from kdpipe.pipeline.students.presets import Ids
+from kdpipe.pipeline.students.student import Student
+from kdpipe.pipeline.training.needs import teacher_head
+from kdpipe.pipeline.training.precision import PRECISIONS
+from kdpipe.schemas.errors import ConfigError, KdpipeError
+from kdpipe.schemas.train_report import Evaluation
+from support.arbitrary import Wish, write
+from support.eval_twin import Row, numbers_of, rows_of
+from support.kinds import KINDS, make_kind
+from support.models import tiny_llama
+from support.students import student
+from support.tiny import unsynced
+
+ESTIMATES = {
+    "threshold": "unbiased", "threshold-at-2": "lower_bound", "sampled": "unbiased", "sampled-at-2": "lower_bound",
+    "topk": "lower_bound", "topk-at-2": "lower_bound", "topp": "lower_bound", "state": "exact",
+    "state-capped": "exact", "imported": "lower_bound", "imported-tail-unknown": None, "none": None,
+}  # fmt: skip
+IDS = Ids(count=300, longest=64)
+FP32 = PRECISIONS["fp32"]
+
+
+@pytest.fixture(scope="module")
+def learner(tmp_path_factory: pytest.TempPathFactory) -> Student:
+    return student(tiny_llama(tmp_path_factory.mktemp("student"), vocabulary=310, hidden=32, layers=1), IDS)
+
+
+@pytest.fixture(scope="module")
+def caches(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small cache of every kind."""
+    folder = tmp_path_factory.mktemp("caches")
+    with unsynced():
+        for kind in ESTIMATES:
+            make_kind(folder / kind, kind)
+    return folder
+
+
+def opened(caches: Path, kind: str) -> Cache:
+    return open_cache(caches / kind, "train")
+
+
+def close(found: float | None, due: float | None) -> bool:
+    if found is None or due is None:
+        return found is due
+    return math.isclose(found, due, rel_tol=2e-5, abs_tol=2e-5)
+
+
+@pytest.mark.parametrize("kind", ESTIMATES)
+def test_every_number_is_that_of_the_slow_twin(caches: Path, learner: Student, kind: str) -> None:
+    cache = opened(caches, kind)
+    found = Evaluator(cache, teacher_head(cache), batch_size=2).measure(learner, FP32)
+    rows = rows_of(learner.model, cache, range(len(cache)))
+    if kind == "state-capped":  # the cache's own dense form is at its target temperature, 2
+        rows = [replace(row, kl=None) for row in rows]
+        found = found.model_copy(update={"kl_teacher": None, "by_entropy": ()})
+    due = numbers_of(rows)
+    for name, value in due.items():
+        assert close(getattr(found, name), value), (name, getattr(found, name), value)
+    assert found.perplexity is not None
+    assert math.isclose(found.perplexity, math.exp(found.cross_entropy))
+    assert found.kl_teacher_estimate == ESTIMATES[kind]
+    assert (found.cache_id, found.split, found.loss, found.terms) == (cache.cache_id, "train", None, {})
+    check_buckets(found, rows)
+    check_sequences(found, rows)
+
+
+def check_buckets(found: Evaluation, rows: list[Row]) -> None:
+    """By the teacher's entropy, between fixed bounds."""
+    if not found.by_entropy:
+        return
+    assert [one.from_nats for one in found.by_entropy] == list(ENTROPY_EDGES)
+    assert sum(one.positions for one in found.by_entropy) == len([row for row in rows if row.entropy is not None])
+    for one in found.by_entropy:
+        high = math.inf if one.to_nats is None else one.to_nats
+        own = [row for row in rows if row.entropy is not None and one.from_nats <= max(row.entropy, 0.0) < high]
+        for name, value in numbers_of(own).items():
+            assert close(getattr(one, name), value), (name, one, value)
+
+
+def check_sequences(found: Evaluation, rows: list[Row]) -> None:
+    """Sums of each sequence."""
+    by_sequence = found.by_sequence
+    for i, number in enumerate(by_sequence.numbers):
+        own = [row for row in rows if row.sequence == number]
+        assert by_sequence.positions[i] == len(own)
+        assert close(by_sequence.cross_entropy[i], sum(row.cross_entropy for row in own))
+        if by_sequence.kl_teacher is not None and own[0].kl is not None:
+            assert math.isclose(
+                by_sequence.kl_teacher[i], sum(row.kl or 0.0 for row in own), rel_tol=2e-5, abs_tol=1e-3
+            )
+        if by_sequence.agreed is not None:
+            assert by_sequence.agreed[i] == sum(bool(row.agreed) for row in own)
+    assert sum(by_sequence.positions) == found.positions == len(rows)
+
+
+def test_batches_and_threads_change_nothing(caches: Path, learner: Student) -> None:
+    cache = opened(caches, "threshold")
+    one = Evaluator(cache, None, batch_size=1).measure(learner, FP32)
+    other = Evaluator(cache, None, batch_size=5, threads=3).measure(learner, FP32)
+    assert one.by_sequence.numbers == other.by_sequence.numbers
+    assert math.isclose(one.cross_entropy, other.cross_entropy, rel_tol=1e-6)
+    assert one.top1_agreement == other.top1_agreement
+
+
+def test_a_limit_takes_the_same_few_sequences_each_time(caches: Path, learner: Student) -> None:
+    cache = open_cache(caches / "threshold")
+    chosen = chosen_sequences(cache, 2)
+    assert chosen == sorted(set(chosen)) == chosen_sequences(cache, 2)
+    assert len(chosen) == 2 < len(cache)
+    found = Evaluator(cache, None, batch_size=2, limit=2).measure(learner, FP32)
+    assert list(found.by_sequence.numbers) == chosen
+    rows = rows_of(learner.model, cache, chosen)
+    assert close(found.cross_entropy, numbers_of(rows)["cross_entropy"])
+    assert chosen_sequences(cache, 10_000) == list(range(len(cache)))
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 100])
+def test_the_objective_is_measured_as_training_weighs_it(caches: Path, learner: Student, batch_size: int) -> None:
+    cache = opened(caches, "threshold")
+    objective = Objective(HeadLosses(learner.head, Shape()), None, ())
+    terms = InForce(weights={"ce": 0.25, "forward_kl": 0.75}, temperature=1.0)
+    found = Evaluator(cache, None, batch_size=batch_size).measure(
+        learner, FP32, Trained(objective=objective, terms=terms)
+    )
+    due = numbers_of(rows_of(learner.model, cache, range(len(cache))))
+    assert due["cross_entropy"] is not None and due["kl_teacher"] is not None
+    assert found.loss is not None
+    assert math.isclose(found.loss, 0.25 * due["cross_entropy"] + 0.75 * due["kl_teacher"], rel_tol=2e-5)
+    assert set(found.terms) == {"ce", "forward_kl"}
+    assert math.isclose(found.terms["forward_kl"], due["kl_teacher"], rel_tol=2e-5)
+
+
+def test_a_temperature_weighs_its_term_by_its_square(caches: Path, learner: Student) -> None:
+    cache = opened(caches, "topk")
+    objective = Objective(HeadLosses(learner.head, Shape(tail_weight=0.0)), None, ())
+    terms = InForce(weights={"forward_kl": 0.5}, temperature=2.0)
+    found = Evaluator(cache, None, batch_size=2).measure(learner, FP32, Trained(objective=objective, terms=terms))
+    assert found.loss is not None
+    assert math.isclose(found.loss, 0.5 * 4 * found.terms["forward_kl"], rel_tol=1e-6)
+
+
+def test_the_student_is_left_as_it_was_found(caches: Path, learner: Student) -> None:
+    evaluator = Evaluator(opened(caches, "none"), None, batch_size=2)
+    for mode in (True, False):
+        learner.model.train(mode)
+        evaluator.measure(learner, FP32)
+        assert learner.model.training is mode
+    learner.model.eval()
+    assert all(parameter.grad is None for parameter in learner.model.parameters())
+
+
+def test_half_precision_comes_near(caches: Path, learner: Student) -> None:
+    evaluator = Evaluator(opened(caches, "threshold"), None, batch_size=2)
+    full, half = evaluator.measure(learner, FP32), evaluator.measure(learner, PRECISIONS["bf16"])
+    assert half.cross_entropy != full.cross_entropy
+    assert math.isclose(half.cross_entropy, full.cross_entropy, rel_tol=0.02)
+
+
+def test_a_broken_student_is_named_with_its_sequence(caches: Path, tmp_path: Path) -> None:
+    broken = student(tiny_llama(tmp_path / "s", vocabulary=300, hidden=32, layers=1), IDS)
+    with torch.no_grad():
+        broken.model.get_output_embeddings().weight[7] = float("nan")
+    evaluator = Evaluator(opened(caches, "threshold"), None, batch_size=1)
+    with pytest.raises(KdpipeError, match="the student is broken: its cross-entropy is nan in sequence 0") as caught:
+        evaluator.measure(broken, FP32)
+    assert "--resume-from" in str(caught.value.hint)
+
+
+def test_nothing_to_evaluate_is_refused(tmp_path: Path, learner: Student) -> None:
+    wish = Wish(keep=KINDS["none"].targets.keep, part_lengths=((1, 1),))
+    cache = open_cache(write(tmp_path / "c", wish))
+    with pytest.raises(ConfigError, match="has nothing to learn in the sequences that were to be evaluated"):
+        Evaluator(cache, None, batch_size=2, wants=Wants()).measure(learner, FP32)
