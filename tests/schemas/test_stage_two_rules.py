@@ -71,6 +71,11 @@ def refusal(*sets: str, file: dict[str, Any] | None = None) -> tuple[str, str | 
             "losses over groups of 4 sequences (losses.hidden.group) do not divide batches of 6",
             "choose a batch size that is a multiple of 4, or another group",
         ),
+        (
+            ["losses.weights.correlation=0.1", "losses.hidden.group=3"],
+            "losses over groups of 3 sequences (losses.hidden.group) do not divide batches of 8",
+            "choose a batch size that is a multiple of 3, or another group",
+        ),
     ],
 )
 def test_what_contradicts_itself_is_refused(sets: list[str], message: str, hint: str) -> None:

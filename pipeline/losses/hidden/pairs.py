@@ -75,7 +75,7 @@ def _by_depth(layer: int, manifest: Manifest, n_student_layers: int) -> Pair:
     if not n_layers:
         raise Incompatible(
             "the cache does not say how many layers its teacher has, so that none can be paired by depth",
-            hint=f"name the pairs, for instance --set losses.hidden.pairs='[\"{n_student_layers}:{layer}\"]'",
+            hint=f"name the pairs, for instance --set losses.hidden.pairs={n_student_layers}:{layer}",
         )
     return Pair(student=math.floor(layer / n_layers * n_student_layers + 0.5), teacher=layer)
 

@@ -43,8 +43,10 @@ class Router(nn.Module):
 
     def balance(self) -> Tensor:
         """KL(m || uniform) = log L + sum_t m_t log m_t, m the mean mixture over the student's layers."""
-        mean_L = self.mixtures().mean(dim=0)
-        return math.log(len(self.teachers)) + torch.xlogy(mean_L, mean_L).sum()
+        # By logarithms: a layer that is hardly used has a finite gradient.
+        log_sum_L = torch.log_softmax(self.logits.float(), dim=1).logsumexp(dim=0)
+        log_mean_L = log_sum_L - math.log(len(self.students))
+        return math.log(len(self.teachers)) + (log_mean_L.exp() * log_mean_L).sum()
 
     def named_weights(self) -> dict[str, Tensor]:
         """Every weight under its name, for the logs."""
