@@ -1,0 +1,40 @@
+"""TensorBoard: event files in OUT/tensorboard, for `tensorboard --logdir OUT`.
+
+In: numbers of steps. Out: OUT/tensorboard/events.*. Before it: `trackers/__init__.py`. After it: TensorBoard.
+"""
+
+import time
+from collections.abc import Mapping
+from typing import final
+
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.plugins.scalar.summary_v2 import scalar_pb
+from tensorboard.plugins.text.summary_v2 import text_pb
+from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+from kdpipe.pipeline.training.trackers import Tracked
+
+
+@final
+class TensorBoard:
+    """Writes events; what older files say of steps behind the one gone on from is not shown."""
+
+    def __init__(self, run: Tracked) -> None:
+        self._writer = EventFileWriter(str(run.folder / "tensorboard"))
+        start = SessionLog(status=SessionLog.START)
+        self._writer.add_event(Event(wall_time=time.time(), step=run.step + 1, session_log=start))
+        table = "\n".join(["| setting | value |", "|---|---|", *(f"| {k} | {v} |" for k, v in run.config.items())])
+        self._add(run.step, text_pb("settings", table))
+
+    def log(self, step: int, numbers: Mapping[str, float]) -> None:
+        """Keep some numbers of a step."""
+        for name, value in numbers.items():
+            self._add(step, scalar_pb(name, value))
+
+    def finish(self) -> None:
+        """Write what is still in memory."""
+        self._writer.close()
+
+    def _add(self, step: int, summary: Summary) -> None:
+        self._writer.add_event(Event(wall_time=time.time(), step=step, summary=summary))

@@ -1,0 +1,43 @@
+"""Weights & Biases: a run in OUT/wandb, offline unless WANDB_MODE or WANDB_API_KEY is set.
+
+In: numbers of steps. Out: OUT/wandb, which `wandb sync` uploads. Before it: `trackers/__init__.py`. After it: wandb.
+"""
+
+import os
+import secrets
+from collections.abc import Mapping
+from typing import Any, final
+
+import wandb
+
+from kdpipe.pipeline.training.trackers import PROJECT, Tracked, remembered
+
+
+@final
+class WeightsAndBiases:
+    """One run, under one id however often it is gone on with."""
+
+    def __init__(self, run: Tracked) -> None:
+        folder = run.folder / "wandb"
+        identity = remembered(run, "wandb", lambda: secrets.token_hex(4))
+        for name in ("CACHE", "CONFIG", "DATA"):
+            os.environ.setdefault(f"WANDB_{name}_DIR", str(folder / name.lower()))
+        is_set_up = "WANDB_MODE" in os.environ or "WANDB_API_KEY" in os.environ
+        self._run: Any = wandb.init(
+            project=os.environ.get("WANDB_PROJECT", PROJECT),
+            name=run.name,
+            id=identity,
+            resume="allow" if is_set_up else None,
+            dir=str(run.folder),
+            config=dict(run.config),
+            mode=None if is_set_up else "offline",
+            settings=wandb.Settings(console="off", silent=True, x_disable_stats=True, disable_git=True),
+        )
+
+    def log(self, step: int, numbers: Mapping[str, float]) -> None:
+        """Keep some numbers of a step."""
+        self._run.log(dict(numbers), step=step)
+
+    def finish(self) -> None:
+        """Write, and where it is online send, what is still in memory."""
+        self._run.finish()
