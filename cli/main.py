@@ -18,6 +18,7 @@ import typer
 from kdpipe.cli import cache, console, interrupts
 from kdpipe.cli.cache_teacher import cache_teacher
 from kdpipe.cli.demo import demo
+from kdpipe.cli.export import export
 from kdpipe.cli.flags import with_flags
 from kdpipe.cli.plan import plan
 from kdpipe.cli.stage_one_options import FLAGS, OUT
@@ -57,6 +58,7 @@ def options(
 app.command("plan")(with_flags(FLAGS, plan))
 app.command("cache-teacher")(with_flags((*FLAGS, OUT), cache_teacher))
 app.add_typer(cache.app, name="cache")
+app.command("export")(export)
 app.command("demo")(demo)
 
 

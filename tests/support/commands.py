@@ -20,10 +20,11 @@ STAGE_ONE = {
 }  # fmt: skip
 # command -> (its sub-commands, its options); every command also has -h and --help.
 SURFACE: dict[str, tuple[set[str], set[str]]] = {
-    "": ({"cache", "cache-teacher", "demo", "plan"}, {"--version", "--debug"}),
+    "": ({"cache", "cache-teacher", "demo", "export", "plan"}, {"--version", "--debug"}),
     "plan": (set(), STAGE_ONE | {"--tokens", "--probe"}),
     "cache-teacher": (set(), STAGE_ONE | {"--out", "--shard", "--dry-run"}),
     "demo": (set(), {"--out", "--steps"}),
+    "export": (set(), {"--to", "--out", "--dtype", "--trust-remote-code", "--json"}),
     "cache": ({"inspect", "verify"}, set()),
     "cache inspect": (set(), {"--json"}),
     "cache verify": (set(), {"--level", "--against", "--sample", "--json"}),

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from kdpipe.pipeline.data.batches import MicroBatch
+from kdpipe.pipeline.students.card import Card
 from kdpipe.pipeline.students.find import Found, find_student
 from kdpipe.pipeline.students.loading import load_student
 from kdpipe.pipeline.students.presets import Ids
@@ -19,6 +20,22 @@ from kdpipe.schemas.stage_two import StudentSettings
 
 CPU = torch.device("cpu")
 IDS = Ids(count=300, longest=64, end=2, padding=0)
+CARD = Card(
+    name="small",
+    teacher="org/Big",
+    teacher_revision="abc123",
+    teacher_licence="apache-2.0",
+    base="org/small: base",
+    base_licence="mit",
+    cache_id="f" * 64,
+    losses={"ce": 0.1, "forward_kl": 0.9},
+    temperature=2.0,
+    steps=1000,
+    positions=1_234_567,
+    seed=3,
+    metrics={"cross_entropy": 2.34567, "kl_teacher": 0.5},
+    versions={"kdpipe": "0.1", "torch": "2.13"},
+)
 
 
 def batch_of(

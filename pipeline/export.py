@@ -1,0 +1,93 @@
+"""`kdpipe export`: the student of a run as a model folder for others, whole and in one number type.
+
+In: a run, or a folder that a run saved. Out: a folder that loads, and an `ExportReport`. Before it: `cli/export.py`.
+After it: `students/saving.py`, `students/reload.py`. An adapter is worked into its base; nothing is trained.
+"""
+
+from pathlib import Path
+from typing import Any, cast, get_args
+
+import torch
+import transformers
+
+from kdpipe.pipeline.data.tokenizer import FILES, load_tokenizer
+from kdpipe.pipeline.models.folders import check_folder
+from kdpipe.pipeline.models.probe import PROBE_TOKENS, probe_ids
+from kdpipe.pipeline.models.shapes import in_two_lines, quiet
+from kdpipe.pipeline.students import lora
+from kdpipe.pipeline.students.card import of_merged
+from kdpipe.pipeline.students.reload import check_reload
+from kdpipe.pipeline.students.saving import ADAPTER, CARD, FINAL, save_model
+from kdpipe.schemas.errors import ConfigError
+from kdpipe.schemas.export_report import ExportDtype, ExportReport
+from kdpipe.schemas.strict_json import parse
+
+CPU = torch.device("cpu")
+
+
+def export(run: Path, out: Path | None, dtype: ExportDtype | None, *, trusted: bool = False) -> ExportReport:
+    """Load, merge, cast, save, and read again in a fresh process."""
+    quiet()
+    source = _source(run)
+    folder = run / "export" if out is None else out
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(f"{folder} is there already", hint="delete it, or name another with --out")
+    is_adapter = (source / ADAPTER).is_file()
+    model: Any = _merged(source, trusted) if is_adapter else _whole(source, trusted)
+    chosen: torch.dtype = getattr(torch, dtype) if dtype is not None else next(model.parameters()).dtype
+    model = model.to(chosen).eval()
+    name = str(chosen).removeprefix("torch.")
+    if name not in get_args(ExportDtype):
+        raise ConfigError(f"{source} has weights in {name}", hint="name a type with --dtype")
+    card = (source / CARD).read_text(encoding="utf-8") if (source / CARD).is_file() else ""
+    notes = save_model(model, folder, _tokenizer_files(source), of_merged(card) if is_adapter else card)
+    ids = probe_ids(PROBE_TOKENS, model.config.get_text_config().vocab_size, CPU).tolist()
+    difference = check_reload(lambda ids_BT: model(ids_BT, use_cache=False).logits, folder, ids, CPU, trusted=trusted)
+    return ExportReport(
+        folder=str(folder),
+        dtype=cast(ExportDtype, name),
+        parameters=sum(each.numel() for each in model.parameters()),
+        bytes=sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
+        merged=is_adapter,
+        difference=difference,
+        notes=notes,
+    )
+
+
+def _source(run: Path) -> Path:
+    """The folder that a run has saved its student in, or that folder itself."""
+    if not run.is_dir():
+        raise ConfigError(f"there is no run {run}", hint="name the folder that kdpipe train was given as --out")
+    for folder in (run / FINAL, run):
+        if (folder / "config.json").is_file() or (folder / ADAPTER).is_file():
+            return folder
+    raise ConfigError(f"{run} holds no student yet: there is no {FINAL}", hint="run kdpipe train again to finish it")
+
+
+def _whole(source: Path, trusted: bool) -> Any:
+    check_folder(source)
+    with in_two_lines(str(source)):
+        auto: Any = transformers.AutoModelForCausalLM
+        return auto.from_pretrained(source, dtype="auto", trust_remote_code=trusted)
+
+
+def _merged(source: Path, trusted: bool) -> Any:
+    """The base in float32, so that nothing is rounded before the two are one."""
+    lora.check_installed()
+    stated = parse((source / ADAPTER).read_bytes(), str(source / ADAPTER))
+    name = str(stated.get("base_model_name_or_path") or "")
+    if not name:
+        raise ConfigError(f"{source / ADAPTER} does not name the model it adapts")
+    with in_two_lines(name):
+        auto: Any = transformers.AutoModelForCausalLM
+        base = auto.from_pretrained(
+            name, revision=stated.get("revision"), dtype=torch.float32, trust_remote_code=trusted
+        )
+    return lora.merged(source, base)
+
+
+def _tokenizer_files(source: Path) -> dict[str, bytes]:
+    """The tokenizer's files as they lie there; a student of a cache without them has none."""
+    if not any((source / name).is_file() for name in FILES):
+        return {}
+    return load_tokenizer(str(source), chat_template="none").files

@@ -1,0 +1,138 @@
+"""`save_student`: a folder that transformers, vLLM and llama.cpp's converter load as it is.
+
+In: a student, its tokenizer's files, a model card. Out: a folder, there as a whole or not at all; what is worth a line.
+Before it: `loading.py`, `card.py`. After it: `reload.py`, which reads it in a fresh process; `kdpipe.pipeline.export`.
+Files of the tokenizer are copied byte for byte: converters know tokenizers by what they do to the byte.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import transformers
+
+from kdpipe.cache import files as disk
+from kdpipe.pipeline.models.folders import local_folder
+from kdpipe.pipeline.models.shapes import quiet
+from kdpipe.pipeline.students.kept import write_files
+from kdpipe.pipeline.students.older import for_transformers_4, tokenizer_note
+from kdpipe.pipeline.students.student import Student
+from kdpipe.schemas.errors import KdpipeError
+
+CARD = "README.md"
+# Where a run saves its student, and what tells an adapter from a model.
+FINAL, ADAPTER = "final", "adapter_config.json"
+
+
+def save_student(student: Student, folder: Path, tokenizer_files: Mapping[str, bytes], card: str) -> tuple[str, ...]:
+    """Save a student, or its adapter where LoRA was used, in the type of its weights."""
+    if student.adapter is None:
+        return save_model(student.model, folder, tokenizer_files, card)
+
+    def fill(work: Path) -> None:
+        student.adapter.save_pretrained(work)
+
+    _publish(folder, fill, tokenizer_files, card)
+    return (f"{folder} holds an adapter of {student.shape.name}: kdpipe export merges the two",)
+
+
+def save_model(model: Any, folder: Path, tokenizer_files: Mapping[str, bytes], card: str) -> tuple[str, ...]:
+    """Save a whole model; what is returned is worth a line each."""
+    notes: list[str] = []
+
+    def fill(work: Path) -> None:
+        _weights(model, work)
+        notes.extend(_speak_to_older(work, bool(getattr(model.config, "tie_word_embeddings", False))))
+        _own_code(model.config, work)
+
+    _publish(folder, fill, tokenizer_files, card)
+    if (note := tokenizer_note(tokenizer_files)) is not None:
+        notes.append(note)
+    return tuple(notes)
+
+
+def _weights(model: Any, work: Path) -> None:
+    """Weights, config, and the settings for generating as they came: what transformers finds wrong in them is old."""
+    settings, plain = model.generation_config, cast(Any, transformers.GenerationConfig)
+    model.generation_config = plain() if settings is not None else None
+    try:
+        model.save_pretrained(work)
+    finally:
+        model.generation_config = settings
+    if settings is not None:
+        (work / "generation_config.json").write_text(settings.to_json_string(), encoding="utf-8")
+
+
+def _speak_to_older(work: Path, tied: bool) -> list[str]:
+    """Add what transformers 4 looks for, unless 5 would then read another model."""
+    path = work / "config.json"
+    written = path.read_text(encoding="utf-8")
+    values = for_transformers_4(json.loads(written), tied=tied)
+    before = _read(work)
+    path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    if _read(work) == before:
+        return []
+    path.write_text(written, encoding="utf-8")
+    return [f"transformers 4 may read {values.get('model_type')} otherwise: its config is as transformers 5 writes it"]
+
+
+def _read(work: Path) -> dict[str, Any] | None:
+    """What transformers makes of a config; None where code of its own is needed for that."""
+    values = json.loads((work / "config.json").read_bytes())
+    mapped: Any = transformers.CONFIG_MAPPING
+    if values.get("model_type") not in mapped:
+        return None
+    read: dict[str, Any] = mapped[values["model_type"]].from_dict(values).to_dict()
+    # Spellings of 4 that 5 carries along unread.
+    return {key: value for key, value in read.items() if key in mapped[values["model_type"]]().to_dict()}
+
+
+def _own_code(config: Any, work: Path) -> None:
+    """Copy the code that a model brings along, where it lies beside its weights."""
+    source = Path(str(getattr(config, "_name_or_path", "") or "."))
+    if getattr(config, "auto_map", None) and source.is_dir() and local_folder(str(source)) is not None:
+        for path in sorted(source.glob("*.py")):
+            shutil.copyfile(path, work / path.name)
+
+
+def _publish(folder: Path, fill: Callable[[Path], None], tokenizer_files: Mapping[str, bytes], card: str) -> None:
+    """Build a folder beside its place, make it durable, and put it there; one that was there goes then."""
+    quiet()
+    work, old = (folder.with_name(f".{folder.name}.{word}") for word in ("work", "old"))
+    with disk.explained(f"{folder.name} cannot be saved", folder), torch.no_grad():
+        disk.make_dir(folder.parent)
+        disk.remove_dir(work)
+        work.mkdir()
+        _filled(fill, work, folder)
+        write_files(work, tokenizer_files)
+        (work / CARD).write_text(card, encoding="utf-8")
+        for path in work.rglob("*"):
+            if path.is_file():
+                _sync(path)
+        if folder.exists():
+            disk.remove_dir(old)
+            os.rename(folder, old)
+        disk.publish_dir(work, folder)
+        disk.remove_dir(old)
+
+
+def _filled(fill: Callable[[Path], None], work: Path, folder: Path) -> None:
+    """Fill a folder; libraries that write have errors of their own, for a full disk too."""
+    try:
+        fill(work)
+    except (KdpipeError, OSError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        text = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+        raise KdpipeError(
+            f"{folder} cannot be saved: {text}", hint="is the disk full? what was saved before is safe; run it again"
+        ) from error
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())

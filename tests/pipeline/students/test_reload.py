@@ -1,0 +1,64 @@
+"""A saved student is read again in a fresh process, which notices what this one would not."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from kdpipe.cache import open_cache
+from kdpipe.pipeline.students import reload
+from kdpipe.pipeline.students.reload import ROWS, cached_ids, check_reload
+from kdpipe.pipeline.students.saving import save_student
+from kdpipe.pipeline.students.student import Student
+from kdpipe.schemas.errors import KdpipeError
+from support.students import CPU, IDS, student
+from support.tiny import make_cache
+
+ROW = [(7 * place) % 290 + 3 for place in range(40)]
+
+
+def test_the_rows_are_of_one_document(tmp_path: Path) -> None:
+    make_cache(tmp_path / "cache")
+    cache = open_cache(tmp_path / "cache")
+    ids = cached_ids(cache)
+    rows = cache[0]
+    end = [*rows.document_starts[1:].tolist(), len(rows.tokens)][0]
+    assert ids == rows.tokens[: min(end, 64)].tolist()
+    assert all(0 <= token < IDS.count for token in ids)
+
+
+@pytest.fixture
+def heard(monkeypatch: pytest.MonkeyPatch) -> Student:
+    """A student whose own logits are what the fresh process is taken to have said."""
+    found = student("tiny")
+    logits = found.logits(torch.tensor([ROW]))[0, -ROWS:].detach().numpy()
+    monkeypatch.setattr(reload, "_fresh", lambda *words: (logits, torch.float32))
+    return found
+
+
+def test_what_differs_is_noticed(heard: Student) -> None:
+    assert check_reload(heard.logits, Path("final"), ROW, CPU) == 0
+    with pytest.raises(KdpipeError, match=r"logits differ by \S+ of the largest, at most 0\.001 is expected") as caught:
+        check_reload(lambda ids: heard.logits(ids) * 1.01, Path("final"), ROW, CPU)
+    assert caught.value.exit_code == 1
+    assert "the checkpoints are safe" in str(caught.value.hint)
+    with pytest.raises(KdpipeError, match="logits differ by nan"):
+        check_reload(lambda ids: heard.logits(ids) * torch.nan, Path("final"), ROW, CPU)
+
+
+def test_rows_that_pad_are_not_compared_and_missing_ones_are_noticed(heard: Student) -> None:
+    assert check_reload(lambda ids: heard.logits(ids)[..., :280], Path("final"), ROW, CPU) == 0
+    with pytest.raises(KdpipeError, match=r"logits of shape \[8, 300\] in a fresh process, \[8, 305\] here"):
+        check_reload(lambda ids: torch.nn.functional.pad(heard.logits(ids), (0, 5)), Path("final"), ROW, CPU)
+
+
+@pytest.mark.slow
+def test_a_fresh_process_says_the_same_or_why_it_cannot(tmp_path: Path) -> None:
+    found = student("tiny", precision="fp16-pure")
+    save_student(found, tmp_path / "final", {}, "")
+    assert check_reload(found.logits, tmp_path / "final", ROW, CPU) <= 1e-2
+    config = tmp_path / "final" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "model_type": "none-such"}))
+    with pytest.raises(KdpipeError, match=r"does not load in a fresh process: .*none-such"):
+        check_reload(found.logits, tmp_path / "final", ROW, CPU)

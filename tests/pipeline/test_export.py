@@ -1,0 +1,136 @@
+"""A run's student as a folder for others: merged, cast, read again."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from kdpipe.cli import main
+from kdpipe.pipeline import export as story
+from kdpipe.pipeline.export import export
+from kdpipe.pipeline.students.card import rendered
+from kdpipe.pipeline.students.saving import save_student
+from kdpipe.pipeline.students.student import Student
+from kdpipe.schemas.errors import ConfigError
+from support.corpora import small_tokenizer
+from support.models import tiny_llama, tiny_model
+from support.students import CARD, IDS, student
+
+ROW = torch.tensor([[(7 * place) % 290 + 3 for place in range(40)]])
+
+
+@pytest.fixture(autouse=True)
+def _in_this_process(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fresh process is for the slow tests alone: each takes seconds to begin."""
+    if request.node.get_closest_marker("slow") is None:
+        monkeypatch.setattr(story, "check_reload", lambda *words, **options: 0.0)
+
+
+def logits_of(folder: Path) -> np.ndarray:
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        found: np.ndarray = model(ROW, use_cache=False).logits[0].float().numpy()
+    return found
+
+
+def run_of(folder: Path, found: Student, card: str = "# card\n") -> Path:
+    tokenizer = small_tokenizer(folder / "tokenizer")
+    save_student(found, folder / "run" / "final", {path.name: path.read_bytes() for path in tokenizer.iterdir()}, card)
+    return folder / "run"
+
+
+def test_a_student_is_cast_to_one_type(tmp_path: Path) -> None:
+    found = student("tiny")
+    run = run_of(tmp_path, found)
+    report = export(run, None, "bfloat16")
+    assert (report.folder, report.dtype, report.merged) == (str(run / "export"), "bfloat16", False)
+    assert report.parameters == found.n_parameters()
+    assert report.bytes == sum(path.stat().st_size for path in (run / "export").iterdir())
+    assert json.loads((run / "export" / "config.json").read_text())["torch_dtype"] == "bfloat16"
+    model = transformers.AutoModelForCausalLM.from_pretrained(run / "export")
+    assert all(
+        torch.equal(each, found.model.state_dict()[name].bfloat16()) for name, each in model.state_dict().items()
+    )
+
+
+def test_tokenizer_and_card_go_along_byte_for_byte(tmp_path: Path) -> None:
+    run = run_of(tmp_path, student("tiny"))
+    export(run, tmp_path / "out", None)
+    for name in ("tokenizer.json", "tokenizer_config.json", "README.md"):
+        assert (tmp_path / "out" / name).read_bytes() == (run / "final" / name).read_bytes()
+    np.testing.assert_array_equal(logits_of(tmp_path / "out"), logits_of(run / "final"))
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_an_adapter_is_merged(family: str, tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    found = student(tiny_model(family, tmp_path / "base", (IDS.count, 64, 2)), lora=True)
+    with torch.no_grad():
+        for each in found.trainable().values():
+            each.normal_(std=0.1)
+        due = found.logits(ROW)[0].numpy()
+    card = rendered(CARD).replace("finetune", "adapter")
+    report = export(run_of(tmp_path, found, card), None, None)
+    assert (report.merged, report.dtype) == (True, "float32")
+    np.testing.assert_allclose(logits_of(Path(report.folder)), due, rtol=0, atol=1e-4 * np.abs(due).max())
+    assert np.abs(logits_of(tmp_path / "base") - due).max() > 0.1
+    assert 'base_model_relation: "finetune"' in (Path(report.folder) / "README.md").read_text()
+
+
+@pytest.mark.slow
+def test_what_was_exported_is_read_again_in_a_fresh_process(tmp_path: Path) -> None:
+    assert 0 < export(run_of(tmp_path, student("tiny")), None, "bfloat16").difference < 5e-2
+
+
+def test_a_folder_that_was_saved_may_be_named_itself(tmp_path: Path) -> None:
+    folder = tiny_llama(tmp_path / "a", vocabulary=IDS.count)
+    assert export(folder, tmp_path / "out", "float16").dtype == "float16"
+
+
+def test_what_cannot_be_exported_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="there is no run") as caught:
+        export(tmp_path / "none", None, None)
+    assert caught.value.exit_code == 2
+    (tmp_path / "run").mkdir()
+    with pytest.raises(ConfigError, match="holds no student yet: there is no final") as caught:
+        export(tmp_path / "run", None, None)
+    assert "run kdpipe train again" in str(caught.value.hint)
+    run = run_of(tmp_path, student("tiny"))
+    (run / "export").mkdir()
+    (run / "export" / "mine").write_text("")
+    with pytest.raises(ConfigError, match="export is there already") as caught:
+        export(run, None, None)
+    assert "--out" in str(caught.value.hint)
+    double = transformers.AutoModelForCausalLM.from_pretrained(run / "final", dtype=torch.float64)
+    double.save_pretrained(tmp_path / "double")
+    with pytest.raises(ConfigError, match="has weights in float64"):
+        export(tmp_path / "double", None, None)
+
+
+def test_an_adapter_without_its_base_is_told(tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    base = tiny_llama(tmp_path / "base", vocabulary=IDS.count)
+    run = run_of(tmp_path, student(base, lora=True))
+    base.rename(tmp_path / "moved")
+    with pytest.raises(ConfigError, match="base cannot be loaded"):
+        export(run, None, None)
+    config = run / "final" / "adapter_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "base_model_name_or_path": None}))
+    with pytest.raises(ConfigError, match="does not name the model it adapts"):
+        export(run, None, None)
+
+
+def test_the_command_says_what_it_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = run_of(tmp_path, student("tiny"))
+    assert main.run(["export", str(run), "--to", "hf", "--dtype", "float16"]) == 0
+    said = capsys.readouterr().out
+    assert "111,680 parameters in float16" in said
+    assert f'AutoModelForCausalLM.from_pretrained("{run / "export"}")' in said
+    assert "only transformers 5 has, TokenizersBackend" in said
+    assert main.run(["export", str(run), "--to", "hf", "--out", str(tmp_path / "b"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["dtype"] == "float32"
+    assert main.run(["export", str(run), "--to", "hf"]) == 2
+    assert main.run(["export", str(run), "--to", "gguf"]) == 2
