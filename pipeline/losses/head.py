@@ -25,8 +25,10 @@ from kdpipe.pipeline.losses.statistics import joined
 from kdpipe.pipeline.losses.terms import LogitName, LogitTerm, Shape
 from kdpipe.pipeline.models.head import Head
 
-# Bytes of a chunk of logits; benchmarks/losses.py.
+# Bytes of a chunk of logits, and the fewest rows: products of fewer read the head's weights too often
+# (benchmarks/losses.py).
 CPU_BYTES, GPU_BYTES = 32 << 20, 256 << 20
+FEWEST_ROWS = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,10 +157,11 @@ class HeadLosses:
 
     def _rows_a_chunk(self, states_NH: Tensor, rows: Rows) -> int:
         """As many as fit, spread evenly over the chunks."""
-        on_cpu = states_NH.device.type == "cpu"
-        chunk_bytes = self._chunk_bytes or (CPU_BYTES if on_cpu else GPU_BYTES)
         row_bytes = 4 * rows.vocabulary_size * (COPIES if rows.has_states else 1)
-        most = max(1, chunk_bytes // row_bytes)
+        if self._chunk_bytes is not None:
+            most = max(1, self._chunk_bytes // row_bytes)
+        else:
+            most = max(FEWEST_ROWS, (CPU_BYTES if states_NH.device.type == "cpu" else GPU_BYTES) // row_bytes)
         n_chunks = max(1, -(-len(states_NH) // most))
         return max(1, -(-len(states_NH) // n_chunks))
 

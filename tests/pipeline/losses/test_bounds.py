@@ -1,0 +1,50 @@
+"""Losses on exact ids and one bin are lower bounds of the dense ones, and nothing is lost where student is teacher."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kdpipe.pipeline.losses.terms import Shape
+from support.loss_twins import Asked, World, answer, largest_ids, targets, world
+from support.losses import ours
+
+DIVERGENCES = ["forward_kl", "skew_kl", "reverse_kl", "jsd", "total_variation"]
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(seed=st.integers(0, 10_000), n_exact=st.integers(1, 8), temperature=st.sampled_from([0.5, 1.0, 2.0, 4.0]))
+def test_bounds_are_bounds(seed: int, n_exact: int, temperature: float) -> None:
+    w = world(seed=seed, n=3, vocabulary=9, width=3)
+    kept = targets(w, largest_ids(w, [n_exact] * 3), draws=4)
+    for name in DIVERGENCES:
+        asked = [Asked(name=name, temperature=temperature)]
+        _, found = ours(w, asked, kept, dtype=torch.float64, shape=Shape(tail_weight=0.0))
+        assert 0 <= found.total <= answer(w, asked).total + 1e-5
+
+
+def copied_teacher(seed: int) -> World:
+    """A student whose logits are the teacher's."""
+    w = world(seed=seed, n=5, vocabulary=11, width=11)
+    return replace(w, states_NH=w.teacher_NV, weight_VH=torch.eye(11, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0, 4.0])
+@pytest.mark.parametrize("name", DIVERGENCES)
+def test_nothing_is_lost_where_the_student_is_the_teacher(name: str, temperature: float) -> None:
+    w = copied_teacher(3)
+    kept = targets(w, largest_ids(w, [1, 2, 3, 4, 11]), draws=4, values=True)
+    asked = [Asked(name=name, temperature=temperature)]
+    for tail_weight in (0.0, 1.0):
+        _, found = ours(w, asked, kept, dtype=torch.float64, shape=Shape(tail_weight=tail_weight))
+        assert found.total == pytest.approx(0, abs=1e-6)
+        if tail_weight == 0.0 and name != "total_variation":
+            assert found.states_NH.abs().max() < 1e-6
+
+
+def test_renormalising_has_its_optimum_elsewhere() -> None:
+    w = copied_teacher(4)
+    _, found = ours(w, [Asked(name="renormalised")], targets(w, largest_ids(w, [2] * 5)), dtype=torch.float64)
+    assert found.states_NH.abs().max() > 0.1
