@@ -17,7 +17,9 @@ import typer
 
 from kdpipe.cli import cache, console, interrupts
 from kdpipe.cli.cache_teacher import cache_teacher
+from kdpipe.cli.compare import compare
 from kdpipe.cli.demo import demo
+from kdpipe.cli.eval import evaluate
 from kdpipe.cli.export import export
 from kdpipe.cli.flags import with_flags
 from kdpipe.cli.plan import plan
@@ -57,6 +59,8 @@ def options(
 
 app.command("plan")(with_flags(FLAGS, plan))
 app.command("cache-teacher")(with_flags((*FLAGS, OUT), cache_teacher))
+app.command("eval")(evaluate)
+app.command("compare")(compare)
 app.add_typer(cache.app, name="cache")
 app.command("export")(export)
 app.command("demo")(demo)

@@ -10,17 +10,20 @@ import difflib
 import importlib.util
 import sys
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from kdpipe.schemas.errors import ConfigError, KdpipeError
 
 INSTALL = "pip install 'kdpipe[eval]'"
+# The second is what the first runs models of transformers with.
+LIBRARIES = ("lm_eval", "accelerate")
 
 
 def check_tasks(tasks: Sequence[str]) -> None:
     """Refuse tasks that nobody knows, or all of them without the library."""
-    if importlib.util.find_spec("lm_eval") is None:
+    if any(importlib.util.find_spec(name) is None for name in LIBRARIES):
         raise ConfigError("--tasks needs the library lm-eval, which is not installed", hint=INSTALL)
     known: list[str] | None = None
     for task in tasks:
@@ -63,7 +66,9 @@ def run_tasks(
     return {name: _numbers(found) for name, found in answer["results"].items()}
 
 
+@cache
 def _manager(*, include_defaults: bool = True) -> Any:
+    """The library's list of tasks; it reads thousands of files to make one."""
     from lm_eval.tasks import TaskManager
 
     make: Any = TaskManager

@@ -20,11 +20,26 @@ STAGE_ONE = {
 }  # fmt: skip
 # command -> (its sub-commands, its options); every command also has -h and --help.
 SURFACE: dict[str, tuple[set[str], set[str]]] = {
-    "": ({"cache", "cache-teacher", "demo", "export", "plan"}, {"--version", "--debug"}),
+    "": ({"cache", "cache-teacher", "compare", "demo", "eval", "export", "plan"}, {"--version", "--debug"}),
     "plan": (set(), STAGE_ONE | {"--tokens", "--probe"}),
     "cache-teacher": (set(), STAGE_ONE | {"--out", "--shard", "--dry-run"}),
     "demo": (set(), {"--out", "--steps"}),
     "export": (set(), {"--to", "--out", "--dtype", "--trust-remote-code", "--json"}),
+    "eval": (
+        set(),
+        {
+            "--from-cache",
+            "--student",
+            "--split",
+            "--limit",
+            "--tasks",
+            "--allow-partial",
+            "--device",
+            "--batch-size",
+            "--json",
+        },
+    ),
+    "compare": (set(), {"--json"}),
     "cache": ({"inspect", "verify"}, set()),
     "cache inspect": (set(), {"--json"}),
     "cache verify": (set(), {"--level", "--against", "--sample", "--json"}),

@@ -1,0 +1,117 @@
+"""`evaluate`: a student beside what a cache's teacher said, and at tasks.
+
+In: what was asked. Out: an `EvalReport`. Before it: `cli/eval.py`. After it: `pipeline/students` finds, fits and loads
+the student, `pipeline/evaluation` measures. No teacher is loaded: what it said is in the cache.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from kdpipe.cache.reader import Cache, open_cache
+from kdpipe.pipeline.data.ahead import loading_threads
+from kdpipe.pipeline.evaluation.measure import Evaluator
+from kdpipe.pipeline.evaluation.stored import student_of
+from kdpipe.pipeline.evaluation.tasks import check_tasks, run_tasks
+from kdpipe.pipeline.models import devices
+from kdpipe.pipeline.students.find import Found, find_student
+from kdpipe.pipeline.students.fit import check_fit
+from kdpipe.pipeline.students.kept import KeptTokenizer, kept_tokenizer
+from kdpipe.pipeline.students.loading import described, load_student
+from kdpipe.pipeline.students.student import Student
+from kdpipe.pipeline.training.needs import teacher_head
+from kdpipe.pipeline.training.precision import choose_precision
+from kdpipe.pipeline.watch import Listener
+from kdpipe.schemas.errors import ConfigError
+from kdpipe.schemas.plan import SplitName
+from kdpipe.schemas.stage_two import StudentSettings
+from kdpipe.schemas.train_report import EvalReport, EvalSettings, Evaluation
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What is to be evaluated: `student` is a model folder, a hub id, or the folder of a run, for its final/."""
+
+    cache: str
+    student: str
+    split: SplitName = "validation"
+    limit: int | None = None
+    tasks: tuple[str, ...] = ()
+    allow_partial: bool = False
+    device: str = "auto"
+    batch_size: int = 8
+
+
+def evaluate(asked: Asked, watch: Listener) -> EvalReport:
+    """Measure a student."""
+    if asked.tasks:
+        check_tasks(asked.tasks)
+    cache = open_cache(asked.cache, asked.split, allow_partial=asked.allow_partial)
+    settings = StudentSettings(name=student_of(asked.student))
+    kept = kept_tokenizer(cache.url, cache.manifest)
+    found = _trained(find_student(settings, kept.ids))
+    fit = check_fit(found, settings, kept, cache.manifest)
+    device = devices.choose(asked.device)[0]
+    precision = choose_precision("auto", device)
+    torch.set_num_threads(devices.n_threads(None))
+    evaluator = Evaluator(
+        cache,
+        teacher_head(cache),
+        batch_size=asked.batch_size,
+        limit=asked.limit,
+        threads=loading_threads(devices.n_threads(None)),
+    )
+    student = load_student(found, settings, precision.name, device, seed=0)
+    for told in (described(student), *fit.notes, *student.notes):
+        watch.say(told)
+    measured = evaluator.measure(student, precision)
+    return EvalReport(
+        **measured.model_dump(include=set(EvalReport.model_fields) - {"by_entropy"}),
+        by_entropy=measured.by_entropy,
+        tasks=_tasks(asked, student, kept),
+        settings=EvalSettings(
+            cache=cache.url,
+            cache_id=cache.cache_id,
+            split=asked.split,
+            student=asked.student,
+            sequences=len(measured.by_sequence.numbers),
+            limit=asked.limit,
+            device=str(device),
+            precision=precision.name,
+        ),
+        notes=tuple(_notes(cache, measured)),
+    )
+
+
+def _trained(found: Found) -> Found:
+    if found.is_fresh:
+        raise ConfigError(
+            f"the student {found.name} is a fresh one, it has learnt nothing that could be measured",
+            hint="give a model folder, a hub id, or the folder of a run",
+        )
+    return found
+
+
+def _tasks(asked: Asked, student: Student, kept: KeptTokenizer) -> dict[str, dict[str, float]]:
+    if not asked.tasks:
+        return {}
+    if kept.loaded is None:
+        raise ConfigError(
+            f"{asked.cache} keeps no tokenizer, which tasks need to read their texts", hint="leave --tasks out"
+        )
+    return run_tasks(student.model, kept.loaded.fast, asked.tasks, limit=asked.limit, batch_size=asked.batch_size)
+
+
+def _notes(cache: Cache, measured: Evaluation) -> list[str]:
+    """What a reader of the numbers should know."""
+    found = []
+    missing = cache.manifest.plan.n_parts - len(open_cache(cache.url, allow_partial=True).parts)
+    if missing:
+        found.append(f"the cache is unfinished: {missing:,} of {cache.manifest.plan.n_parts:,} parts are missing")
+    if cache.manifest.targets.keep.kind == "none":
+        found.append("the cache keeps no targets: nothing is known of the teacher")
+    elif measured.kl_teacher is None:
+        found.append("what the cache leaves out of the teacher is unknown: there is no KL to it")
+    if measured.kl_teacher_estimate == "lower_bound":
+        found.append("KL to the teacher is a lower bound: all ids that were not kept exactly are one bin")
+    return found

@@ -1,0 +1,102 @@
+"""`kdpipe compare`: the table that people read, and the document that programs read."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from kdpipe.cli.compare import names
+from kdpipe.cli.main import run
+from support.evaluations import evaluation, run_folder
+
+BASE = {"seed": 0, "losses": {"alpha": 0.1, "mode": "hybrid"}, "student": {"name": "tiny"}}
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> list[str]:
+    """Two runs that differ in their mode, evaluated on the same sequences."""
+    better = evaluation(cross_entropy=[290.0, 305.0, 280.0, 299.0], kl_teacher=[90.0, 80.0, 91.0, 90.0], ece=0.035)
+    labels = {**BASE, "losses": {"alpha": 0.1, "mode": "output"}}
+    return [
+        str(run_folder(tmp_path / "runs" / "labels", labels, evaluation())),
+        str(run_folder(tmp_path / "runs" / "hybrid", BASE, better)),
+    ]
+
+
+TABLE = """\
+                                     labels             hybrid
+losses.mode                          output             hybrid
+step                                     10                 10
+positions                               400                400
+loss                                 1.2500             1.2500
+CE                                   3.0125             2.9350
+perplexity                            20.00              20.00
+KL to the teacher                    0.9600             0.8775
+agreement                            48.75%             48.75%
+calibration error                     4.00%              3.50%
+more than the first (shares in points), with half the width of a 90 % interval:
+  CE                                           -0.0775 ±0.0309
+  KL to the teacher                            -0.0825 ±0.0337
+  agreement                                        +0.00 ±0.00
+  calibration error                                      -0.50
+"""
+
+
+def test_the_table_has_settings_numbers_and_differences(runs: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["compare", *runs]) == 0
+    shown = capsys.readouterr()
+    assert shown.out == TABLE
+    assert shown.err == ""
+
+
+def test_many_runs_come_in_tables_that_fit_a_page(
+    runs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    long = {**BASE, "student": {"name": "/a/very/long/path/to/a/student/that/no/table/holds"}}
+    more = [str(run_folder(tmp_path / f"run-{n}", long, evaluation())) for n in range(4)]
+    assert run(["compare", *runs, *more]) == 0
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= 100
+    tables = out.split("\n\n")
+    assert len(tables) == 2
+    assert all(table.split()[0] == "labels" for table in tables)
+    assert "...udent/that/no/table/holds"[-15:] in out
+
+
+def test_a_run_without_numbers_has_dashes_and_a_note(
+    runs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bare = str(run_folder(tmp_path / "bare", BASE, None))
+    assert run(["compare", runs[0], bare]) == 0
+    out = capsys.readouterr().out
+    assert "more than the first" not in out
+    assert f"note: {bare} has not been evaluated" in out
+    assert out.splitlines()[2].split() == ["step", "10", "-"]
+
+
+def test_json_is_one_document(runs: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["compare", *runs, "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert [one["run"] for one in answer["runs"]] == runs
+    assert answer["runs"][1]["settings"] == {"losses.mode": "hybrid"}
+    assert set(answer["runs"][1]["differences"]["cross_entropy"]) == {"value", "spread"}
+
+
+def test_no_run_is_refused_in_two_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["compare", str(tmp_path), str(tmp_path)]) == 2
+    assert "is no folder of a run" in capsys.readouterr().err
+    assert run(["compare", str(tmp_path)]) == 2
+    assert "give two folders of runs, or more" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("paths", "due"),
+    [
+        (["runs/a", "runs/b"], ["a", "b"]),
+        (["one/a", "two/a"], ["one/a", "two/a"]),
+        (["runs/a", "runs/a"], ["a", "a"]),
+        (["a", "b/a"], ["a", "b/a"]),
+    ],
+)
+def test_runs_are_named_by_what_tells_them_apart(paths: list[str], due: list[str]) -> None:
+    assert names(paths) == due

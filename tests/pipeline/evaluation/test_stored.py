@@ -1,0 +1,65 @@
+"""What a run's folder says is read back as it was written; what is no run is said not to be one."""
+
+import errno
+from pathlib import Path
+from unittest import mock
+
+import pytest
+
+from kdpipe.pipeline.evaluation.stored import load_evaluation, load_settings, save_evaluation, student_of
+from kdpipe.schemas.errors import CacheDamaged, CacheWriteError, ConfigError
+from support.evaluations import evaluation, run_folder
+
+
+def test_an_evaluation_comes_back_as_it_was(tmp_path: Path) -> None:
+    measured = evaluation()
+    save_evaluation(tmp_path, measured)
+    assert load_evaluation(tmp_path) == measured
+    save_evaluation(tmp_path, evaluation(step=20))
+    found = load_evaluation(tmp_path)
+    assert found is not None
+    assert found.step == 20
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["evaluation.json"]
+    assert load_evaluation(tmp_path / "elsewhere") is None
+
+
+def test_an_evaluation_that_fails_to_be_written_leaves_the_one_before(tmp_path: Path) -> None:
+    save_evaluation(tmp_path, evaluation())
+    full = OSError(errno.ENOSPC, "No space left on device")
+    with (
+        mock.patch("os.replace", side_effect=full),
+        pytest.raises(CacheWriteError, match="an evaluation could not be written"),
+    ):
+        save_evaluation(tmp_path, evaluation(step=20))
+    assert load_evaluation(tmp_path) == evaluation()
+
+
+def test_a_changed_evaluation_is_refused(tmp_path: Path) -> None:
+    save_evaluation(tmp_path, evaluation())
+    path = tmp_path / "evaluation.json"
+    path.write_text(path.read_text().replace('"positions":[100,', '"positions":[100,100,'))
+    with pytest.raises(CacheDamaged, match="every column has a number for each sequence"):
+        load_evaluation(tmp_path)
+
+
+def test_settings_are_read_by_their_dotted_names(tmp_path: Path) -> None:
+    run = run_folder(tmp_path / "run", {"losses": {"alpha": 0.1, "hidden": {"pairs": []}}, "seed": 3}, None)
+    assert load_settings(run) == {"losses.alpha": 0.1, "losses.hidden.pairs": [], "seed": 3}
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"is no folder of a run: it has no config.yaml"):
+        load_settings(tmp_path)
+    with pytest.raises(ConfigError, match="nowhere is not there"):
+        load_settings(tmp_path / "nowhere")
+
+
+def test_a_run_stands_for_the_student_in_its_final_folder(tmp_path: Path) -> None:
+    run = run_folder(tmp_path / "run", {"seed": 0}, None)
+    with pytest.raises(ConfigError, match=r"has no student yet: there is no final/ in it") as caught:
+        student_of(str(run))
+    assert caught.value.hint == "run its command again to finish it"
+    (run / "final").mkdir()
+    assert student_of(str(run)) == str(run / "final")
+    assert student_of("org/model") == "org/model"
+    assert student_of(str(tmp_path)) == str(tmp_path)

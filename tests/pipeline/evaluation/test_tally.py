@@ -1,0 +1,83 @@
+"""Sums of made-up rows: bounds of buckets and bins, unknown numbers, and what a number that is too large becomes."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from kdpipe.pipeline.evaluation.tally import ENTROPY_EDGES, Tally, WatchedRows
+from kdpipe.schemas.train_report import Evaluation
+
+
+def rows(n: int = 1, **given: Any) -> WatchedRows:
+    values: dict[str, Any] = {
+        "sequence_N": np.zeros(n, np.int64),
+        "cross_entropy_N": np.full(n, 2.0),
+        "confidence_N": np.full(n, 0.5),
+        "hit_N": np.zeros(n, bool),
+        "kl_N": np.full(n, 1.0),
+        "agreed_N": np.ones(n, bool),
+        "teacher_entropy_N": np.full(n, 1.5),
+    }
+    return WatchedRows(**{name: np.asarray(given.get(name, value)) for name, value in values.items()} | none_of(given))
+
+
+def none_of(given: dict[str, Any]) -> dict[str, Any]:
+    return {name: None for name, value in given.items() if value is None}
+
+
+def evaluated(*batches: WatchedRows) -> Evaluation:
+    tally = Tally()
+    for batch in batches:
+        tally.add(batch)
+    return tally.evaluation("unbiased", cache_id=None, split="validation")
+
+
+@pytest.mark.parametrize(
+    ("entropy", "bucket"), [(-1e-6, 0), (0.0, 0), (0.49, 0), (0.5, 1), (1.0, 2), (3.99, 3), (4.0, 4), (11.0, 4)]
+)
+def test_a_bucket_begins_at_its_bound(entropy: float, bucket: int) -> None:
+    found = evaluated(rows(teacher_entropy_N=[entropy])).by_entropy
+    assert [one.positions for one in found] == [int(i == bucket) for i in range(len(ENTROPY_EDGES))]
+    assert [one.cross_entropy for one in found] == [2.0 if i == bucket else None for i in range(len(ENTROPY_EDGES))]
+    assert found[-1].to_nats is None
+
+
+def test_a_row_of_unknown_entropy_counts_but_is_in_no_bucket() -> None:
+    found = evaluated(rows(2, teacher_entropy_N=[np.nan, 0.1]))
+    assert found.positions == 2
+    assert sum(one.positions for one in found.by_entropy) == 1
+
+
+def test_calibration_is_the_mean_gap_of_fifteen_bins() -> None:
+    sure = rows(4, confidence_N=[1.0, 1.0, 0.95, 0.95], hit_N=[True, True, True, False])
+    assert evaluated(sure).ece == pytest.approx(abs(3.9 - 3) / 4)
+    apart = rows(2, confidence_N=[0.0, 1.0], hit_N=[True, False])
+    assert evaluated(apart).ece == pytest.approx(1.0)
+    right = rows(4, confidence_N=[0.5, 0.5, 0.5, 0.5], hit_N=[True, False, True, False])
+    assert evaluated(right).ece == 0.0
+
+
+def test_what_one_batch_does_not_know_nobody_knows() -> None:
+    found = evaluated(rows(), rows(sequence_N=[1], kl_N=None, agreed_N=None, teacher_entropy_N=None))
+    assert found.kl_teacher is found.kl_teacher_estimate is found.top1_agreement is None
+    assert found.by_entropy == ()
+    assert found.by_sequence.kl_teacher is found.by_sequence.agreed is None
+    assert found.cross_entropy == 2.0
+
+
+def test_sequences_come_in_the_order_they_were_read() -> None:
+    found = evaluated(rows(3, sequence_N=[7, 7, 2]), rows(1, sequence_N=[5], cross_entropy_N=[9.0])).by_sequence
+    assert found.numbers == (7, 2, 5)
+    assert found.positions == (2, 1, 1)
+    assert found.cross_entropy == (4.0, 2.0, 9.0)
+
+
+def test_a_perplexity_beyond_numbers_is_none() -> None:
+    assert evaluated(rows(cross_entropy_N=[800.0])).perplexity is None
+
+
+def test_the_summary_has_the_numbers_alone() -> None:
+    summary = evaluated(rows()).summary
+    assert summary["cross_entropy"] == 2.0
+    assert not {"by_entropy", "by_sequence", "terms"} & set(summary)

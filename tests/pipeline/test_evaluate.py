@@ -1,0 +1,149 @@
+"""`evaluate` from a cache and a folder to the report, and everything that is refused on the way."""
+
+import shutil
+import warnings
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from kdpipe.cache import open_cache
+from kdpipe.pipeline.evaluate import Asked, evaluate
+from kdpipe.pipeline.evaluation.stored import CONFIG
+from kdpipe.pipeline.watch import Nobody
+from kdpipe.schemas.errors import CacheDamaged, CacheIncomplete, ConfigError, Incompatible
+from support.corpora import small_tokenizer
+from support.eval_twin import numbers_of, rows_of
+from support.lm_task import local_task
+from support.models import tiny_llama
+from support.stage_one import HeardWatch, make_inputs, run, settings_for
+from support.students import student
+from support.tiny import flip_bit
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two caches of a small teacher, and a student of its family."""
+    path = tmp_path_factory.mktemp("evaluate")
+    make_inputs(path)
+    run(settings_for(path))
+    run(settings_for(path, out="bare", targets={"kind": "none"}))
+    small_tokenizer(tiny_llama(path / "student", hidden=32, layers=1, seed=5), vocabulary=512)
+    return path
+
+
+def asked(folder: Path, cache: str = "cache", name: str = "student", **changes: object) -> Asked:
+    return replace(Asked(cache=str(folder / cache), student=str(folder / name), device="cpu"), **changes)
+
+
+def test_a_student_is_measured_on_the_validation_split(folder: Path) -> None:
+    report = evaluate(asked(folder), Nobody())
+    cache = open_cache(folder / "cache", "validation")
+    due = numbers_of(rows_of(student(folder / "student").model, cache, range(len(cache))))
+    for name, value in due.items():
+        assert getattr(report, name) == pytest.approx(value, rel=2e-5, abs=2e-5), name
+    assert report.kl_teacher_estimate == "unbiased"
+    assert report.settings.cache_id == cache.cache_id
+    assert report.settings.sequences == len(cache)
+    assert (report.settings.split, report.settings.precision, report.settings.device) == ("validation", "fp32", "cpu")
+    assert report.tasks == {}
+    assert report.notes == ()
+
+
+def test_the_teacher_itself_is_as_near_as_draws_let_it_be(folder: Path) -> None:
+    report = evaluate(asked(folder, name="teacher"), Nobody())
+    assert report.kl_teacher is not None
+    assert abs(report.kl_teacher) < 0.1
+    assert report.top1_agreement is not None
+    assert report.top1_agreement > 0.99
+
+
+def test_another_split_and_a_limit_are_what_they_say(folder: Path) -> None:
+    report = evaluate(asked(folder, split="train", limit=3), Nobody())
+    assert (report.settings.split, report.settings.sequences, report.settings.limit) == ("train", 3, 3)
+
+
+@pytest.mark.slow
+def test_a_run_stands_for_its_final_student(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / CONFIG).write_text("seed: 0\n")
+    shutil.copytree(folder / "student", tmp_path / "run" / "final")
+    found = evaluate(asked(folder, name=str(tmp_path / "run")), Nobody())
+    assert found.cross_entropy == evaluate(asked(folder), Nobody()).cross_entropy
+    assert found.settings.student == str(tmp_path / "run")
+
+
+def test_without_targets_there_are_numbers_of_labels_alone(folder: Path) -> None:
+    report = evaluate(asked(folder, cache="bare"), Nobody())
+    assert report.kl_teacher is report.kl_teacher_estimate is report.top1_agreement is None
+    assert report.cross_entropy == pytest.approx(evaluate(asked(folder), Nobody()).cross_entropy, rel=1e-6)
+    assert report.notes == ("the cache keeps no targets: nothing is known of the teacher",)
+
+
+@pytest.mark.slow
+def test_a_lower_bound_is_called_one(folder: Path) -> None:
+    run(settings_for(folder, out="topk", targets={"kind": "topk", "top_k": 4}))
+    report = evaluate(asked(folder, cache="topk"), Nobody())
+    assert report.kl_teacher_estimate == "lower_bound"
+    assert report.notes[0].startswith("KL to the teacher is a lower bound")
+
+
+@pytest.mark.slow
+def test_an_unfinished_cache_is_refused_unless_it_is_allowed(folder: Path, tmp_path: Path) -> None:
+    cut = shutil.copytree(folder / "cache", tmp_path / "cut")
+    (cut / "index.parquet").unlink()
+    n_parts = len(list((cut / "parts").iterdir()))
+    shutil.rmtree(cut / "parts/00000")
+    with pytest.raises(CacheIncomplete, match=f"is unfinished: 1 of {n_parts} parts are missing"):
+        evaluate(asked(folder, cache=str(cut)), Nobody())
+    report = evaluate(asked(folder, cache=str(cut), allow_partial=True), Nobody())
+    assert report.notes == (f"the cache is unfinished: 1 of {n_parts} parts are missing",)
+    assert report.settings.cache_id is None
+
+
+@pytest.mark.slow
+def test_damage_is_named_with_its_part_and_file(folder: Path, tmp_path: Path) -> None:
+    damaged = shutil.copytree(folder / "cache", tmp_path / "damaged")
+    validation = open_cache(damaged, "validation").parts[0].part
+    flip_bit(damaged / f"parts/{validation:05d}/targets.zarr/id/c/0", 20)
+    with pytest.raises(CacheDamaged, match=f"parts/{validation:05d}/targets.zarr/id"):
+        evaluate(asked(folder, cache=str(damaged)), Nobody())
+
+
+def test_a_split_that_is_not_there_is_named_with_those_that_are(folder: Path) -> None:
+    run(settings_for(folder, out="whole", data={"val_fraction": 0.0}))
+    with pytest.raises(ConfigError, match="has no split 'validation'") as caught:
+        evaluate(asked(folder, cache="whole"), Nobody())
+    assert caught.value.hint == "its splits are train"
+
+
+def test_a_student_with_another_tokenizer_does_not_fit(folder: Path, tmp_path: Path) -> None:
+    other = small_tokenizer(tiny_llama(tmp_path / "other", vocabulary=400), vocabulary=400)
+    with pytest.raises(Incompatible, match="has another tokenizer than the cache"):
+        evaluate(asked(folder, name=str(other)), Nobody())
+
+
+def test_a_fresh_student_is_not_measured(folder: Path) -> None:
+    with pytest.raises(ConfigError, match="the student tiny is a fresh one"):
+        evaluate(replace(asked(folder), student="tiny"), Nobody())
+
+
+@pytest.mark.slow
+def test_what_is_worth_a_line_is_said(folder: Path, tmp_path: Path) -> None:
+    padded = small_tokenizer(tiny_llama(tmp_path / "padded", vocabulary=520, hidden=32, layers=1), vocabulary=512)
+    watch = HeardWatch()
+    evaluate(asked(folder, name=str(padded)), watch)
+    assert any("520 rows for 512 token ids" in line for line in watch.said)
+    assert any("parameters" in line for line in watch.said)
+
+
+@pytest.mark.slow
+def test_tasks_stand_beside_the_numbers(folder: Path, tmp_path: Path) -> None:
+    path, _ = local_task(tmp_path / "task", "mine")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the library's own
+        report = evaluate(asked(folder, tasks=(str(path),)), Nobody())
+    assert 0 <= report.tasks["mine"]["acc"] <= 1
