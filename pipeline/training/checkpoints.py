@@ -62,8 +62,9 @@ def listed(run: Path) -> list[Path]:
 
 
 def of_step(run: Path, step: int) -> Path | None:
-    """The checkpoint of a step, the newest if it was saved again."""
-    return next((path for path in reversed(listed(run)) if _age(path)[0] == step), None)
+    """The checkpoint of a step, the newest whole one if it was saved again."""
+    there = (path for path in reversed(listed(run)) if _age(path)[0] == step)
+    return next((path for path in there if problem(path) is None), None)
 
 
 def latest(run: Path, warn: Callable[[str], None]) -> Path | None:
@@ -94,9 +95,13 @@ def asked_for(run: Path, name: str) -> Path:
 
 def load(path: Path) -> Contents:
     """Read a checkpoint that `latest` or `asked_for` gave."""
-    state = read_record(LoopState, (path / STATE).read_bytes(), STATE)
     model, optimizer, random = (read_tensors(path / f"{name}.safetensors") for name in TENSORS)
-    return Contents(state=state, model=model, optimizer=optimizer, random=random)
+    return Contents(state=load_state(path), model=model, optimizer=optimizer, random=random)
+
+
+def load_state(path: Path) -> LoopState:
+    """Where a run was at a checkpoint that `latest` or `asked_for` gave."""
+    return read_record(LoopState, (path / STATE).read_bytes(), STATE)
 
 
 def problem(path: Path) -> str | None:

@@ -20,6 +20,8 @@ from kdpipe.pipeline.training.checkpoints import (
     latest,
     listed,
     load,
+    load_state,
+    of_step,
     problem,
     save,
 )
@@ -98,6 +100,19 @@ def test_a_step_saved_again_overwrites_nothing_and_is_the_newer_one(tmp_path: Pa
     assert same(load(again), contents(5, seed=1))
     save(tmp_path, contents(5, seed=2), keep=1)
     assert names(tmp_path) == ["step-000005.3"]
+
+
+def test_the_newest_of_a_step_is_found_by_its_number(tmp_path: Path) -> None:
+    assert of_step(tmp_path, 5) is None
+    for step, seed in ((5, 0), (5, 1), (6, 0)):
+        save(tmp_path, contents(step, seed=seed), keep=9)
+    path = of_step(tmp_path, 5)
+    assert path is not None
+    assert path.name == "step-000005.2"
+    assert load_state(path) == contents(5, seed=1).state
+    assert of_step(tmp_path, 7) is None
+    damage_of(path, "model.safetensors", "short")
+    assert of_step(tmp_path, 5) == tmp_path / "checkpoints" / "step-000005"
 
 
 def damage_of(path: Path, file: str, kind: str) -> None:
@@ -234,6 +249,7 @@ def test_a_run_killed_at_any_call_finds_the_old_checkpoint_or_the_new_one(
     assert found == {20, 30}
 
 
+@pytest.mark.slow
 def test_a_refused_call_leaves_the_old_checkpoint_and_says_so(tmp_path: Path) -> None:
     run = begun(tmp_path / "run")
     n_refused = 0

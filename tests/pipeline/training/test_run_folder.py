@@ -86,6 +86,7 @@ def test_overwriting_clears_a_run_and_nothing_else(tmp_path: Path) -> None:
     assert (other / "thesis.tex").read_text() == "years of work"
 
 
+@pytest.mark.slow
 def test_a_clearing_that_fails_anywhere_can_be_repeated(tmp_path: Path) -> None:
     def begun(name: str) -> Path:
         claim(tmp_path / name, record())
