@@ -1,0 +1,157 @@
+"""Copies of `pipeline/losses` with one planted error each, and the comparison with the twin that must find it.
+
+In: a file, what stands in it, what to put there instead. Out: the package with that error, under another name.
+Before it: `loss_twins.py`, `losses.py`. After it: tests/pipeline/losses/test_mutants.py.
+"""
+
+import sys
+import types
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import cache
+from typing import Any
+
+import torch
+
+from kdpipe.pipeline.data.batches import Targets
+from kdpipe.pipeline.losses.terms import Shape
+from support.loss_twins import Answer, Asked, World, answer, largest_ids, targets, world
+from support.losses import distance, ours
+from support.source import ROOT
+
+# In an order in which each imports only those before it.
+FILES = ("terms", "buffers", "statistics", "kept", "names", "logit", "sparse", "dense", "fused", "fallback", "head")
+PACKAGE, COPY = "kdpipe.pipeline.losses.", "mutated_losses_"
+EXACT = [2, 5, 3, 1, 8, 4, 23, 6, 2, 3, 22, 7]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mutant:
+    """An error: in `file`, `old` (which stands there once) becomes `new`."""
+
+    what: str
+    file: str
+    old: str
+    new: str
+
+
+@contextmanager
+def mutated(mutant: Mutant | None) -> Iterator[dict[str, Any]]:
+    """The modules of the package by their short names, with an error in one of them."""
+    made: dict[str, Any] = {}
+    try:
+        for name in FILES:
+            text = (ROOT / "pipeline" / "losses" / f"{name}.py").read_text(encoding="utf-8")
+            if mutant is not None and mutant.file == name:
+                assert text.count(mutant.old) == 1, f"{mutant.what}: {text.count(mutant.old)} times in {name}.py"
+                text = text.replace(mutant.old, mutant.new)
+            made[name] = sys.modules[COPY + name] = types.ModuleType(COPY + name)
+            exec(compile(text.replace(PACKAGE, COPY), f"{name}.py", "exec"), made[name].__dict__)
+        yield made
+    finally:
+        for name in FILES:
+            sys.modules.pop(COPY + name, None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """A world, what is asked there, and the twin's answer; `factored` terms take the package's own factor of T."""
+
+    w: World
+    kept: Targets
+    asked: list[Asked]
+    due: Answer
+    factored: bool = False
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+def worst(package: dict[str, Any]) -> float:
+    """How far a package is from the twin, at worst, over a few worlds that use every part of it."""
+    make, factor = package["head"].HeadLosses, package["terms"].factor
+    far = []
+    for case in cases():
+        asked = case.asked
+        if case.factored:
+            asked = [replace(one, coefficient=one.coefficient * factor(one.name, one.temperature)) for one in asked]
+        try:
+            _, found = ours(case.w, asked, case.kept, dtype=torch.float64, make=make, **case.options)
+            far.append(distance(found, case.due))
+        except (ArithmeticError, AssertionError, IndexError, RuntimeError):
+            return float("inf")
+    return max(far)
+
+
+@cache
+def cases() -> tuple[Case, ...]:
+    """Every part of the losses at least once."""
+    return (_hybrid(), *_bins(), _head(), _draws(), _weighed_tail())
+
+
+def _hybrid() -> Case:
+    """All losses together on rows of their own, at T=2 and with their factors."""
+    w, some = world(seed=71), torch.arange(12) % 3 != 0
+    exact = largest_ids(w, EXACT)
+    asked, due = [], []
+    for name in ("ce", "forward_kl", "skew_kl", "reverse_kl", "jsd", "total_variation", "renormalised"):
+        one = Asked(
+            name=name,
+            coefficient=1 / 40,
+            temperature=1.0 if name == "ce" else 2.0,
+            chosen_N=some,
+            exact=exact,
+            options={"skew_kl": {"skew": 0.3}, "jsd": {"beta": 0.2}}.get(name, {}),
+        )
+        asked.append(one)
+        due.append(replace(one, coefficient={"ce": 1.0, "total_variation": 2.0}.get(name, 4.0) / 40))
+    options = {"shape": Shape(skew=0.3, beta=0.2)}
+    kept = targets(w, exact, draws=3)
+    return Case(w=w, kept=kept, asked=asked, due=answer(w, due), factored=True, options=options)
+
+
+def _bins() -> Iterator[Case]:
+    """One loss at a time, in one pass and by the fallback."""
+    w = world(seed=72)
+    exact = largest_ids(w, EXACT)
+    for name, temperature in (("forward_kl", 1.0), ("reverse_kl", 1.0), ("jsd", 4.0), ("reverse_kl", 0.5)):
+        asked = [Asked(name=name, temperature=temperature, exact=exact)]
+        for opaque in (False, True):
+            yield Case(w=w, kept=targets(w, exact), asked=asked, due=answer(w, asked), options={"opaque": opaque})
+
+
+def _head() -> Case:
+    """A head with everything that heads have."""
+    w = world(seed=73, bias=True, scale=0.5, soft_cap=3.0, n_padding=4)
+    exact = largest_ids(w, EXACT)
+    kl = Asked(name="forward_kl", coefficient=-0.2, temperature=2.0, exact=exact)
+    asked = [Asked(name="ce", coefficient=0.1), kl]
+    return Case(w=w, kept=targets(w, exact), asked=asked, due=answer(w, asked))
+
+
+def _draws() -> Case:
+    """With as many draws as there are ids, each weighing its own p, the draws are the tail itself."""
+    w = world(seed=74, vocabulary=9)
+    asked = [Asked(name="forward_kl", coefficient=0.5), Asked(name="skew_kl", coefficient=0.25)]
+    return Case(w=w, kept=_every_id_drawn(w), asked=asked, due=answer(w, asked))
+
+
+def _weighed_tail() -> Case:
+    """A tail weight above 1 by hand: from the bucket, the whole and the mean tail mass of the second sequence."""
+    w = world(seed=75, vocabulary=9)
+    kept, sequence_N = _every_id_drawn(w), torch.tensor([0] * 4 + [1] * 8)
+    whole = Asked(name="forward_kl", chosen_N=sequence_N == 1)
+    bucket = replace(whole, exact=largest_ids(w, [2] * 12))
+    assert kept.log_tail_N is not None
+    share = 1.5 / float(kept.log_tail_N[4:].exp().mean())
+    due = answer(w, [replace(whole, coefficient=share), replace(bucket, coefficient=1 - share)])
+    due.sums = {"forward_kl": due.total}
+    options = {"shape": Shape(tail_weight=1.5), "sequence_N": sequence_N}
+    return Case(w=w, kept=kept, asked=[whole], due=due, options=options)
+
+
+def _every_id_drawn(w: World) -> Targets:
+    """Targets of two exact ids whose draws are all other ids, each by its own mass."""
+    exact = largest_ids(w, [2] * 12)
+    whole = targets(w, [ids + [i for i in range(w.vocabulary_size) if i not in ids] for ids in exact], values=True)
+    log_tail_N = whole.logprobs_NK[:, 2 : w.vocabulary_size].logsumexp(dim=1)
+    return replace(whole, n_exact_N=torch.full((12,), 2), log_tail_N=log_tail_N)
