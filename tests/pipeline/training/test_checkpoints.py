@@ -11,7 +11,9 @@ from typing import Literal
 
 import pytest
 import torch
+from torch import nn
 
+from kdpipe.pipeline.training import states
 from kdpipe.pipeline.training.checkpoints import (
     FILES,
     RECORD,
@@ -25,8 +27,10 @@ from kdpipe.pipeline.training.checkpoints import (
     problem,
     save,
 )
+from kdpipe.pipeline.training.optimizers import Learnt, make_optimizer, moments, restore_moments, set_rate
 from kdpipe.schemas.checkpoint import Best, GuardState, LoopState
 from kdpipe.schemas.errors import CacheWriteError, ConfigError, KdpipeError
+from kdpipe.schemas.stage_two import Optimizer
 from support.faults import Fault, count_calls, fault_at, killed, refused
 from support.tiny import unsynced
 
@@ -100,6 +104,51 @@ def test_a_step_saved_again_overwrites_nothing_and_is_the_newer_one(tmp_path: Pa
     assert same(load(again), contents(5, seed=1))
     save(tmp_path, contents(5, seed=2), keep=1)
     assert names(tmp_path) == ["step-000005.3"]
+
+
+class Small(nn.Module):
+    """A layer, a norm and dropout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.up, self.norm = nn.Linear(4, 4), nn.LayerNorm(4)
+
+    def learn(self, optimizer: torch.optim.Optimizer, steps: range) -> None:
+        for step in steps:
+            set_rate(optimizer, 1 / (step + 1))
+            optimizer.zero_grad()
+            said = nn.functional.dropout(self.norm(self.up(torch.full((3, 4), float(step)))))
+            said.square().sum().backward()  # type: ignore[no-untyped-call]  # torch
+            optimizer.step()
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_learning_goes_on_from_the_disk_as_if_never_stopped(tmp_path: Path, kind: str) -> None:
+    def begun() -> tuple[Small, torch.optim.Optimizer]:
+        model = Small()
+        learnt = Learnt(student=dict(model.named_parameters()))
+        torch.manual_seed(1)
+        return model, make_optimizer(Optimizer.model_validate({"kind": kind}), learnt, 0.1)
+
+    whole, optimizer = begun()
+    whole.learn(optimizer, range(8))
+    first, optimizer = begun()
+    first.learn(optimizer, range(5))
+    said = Contents(
+        state=LoopState(step=5, place=40),
+        model=states.model_tensors(first),
+        optimizer=moments(optimizer),
+        random=states.random_tensors(torch.device("cpu")),
+    )
+    found = load(save(tmp_path, said, keep=1))
+    second, optimizer = begun()
+    states.restore_model(second, found.model)
+    restore_moments(optimizer, found.optimizer)
+    states.restore_random(found.random, torch.device("cpu"))
+    second.learn(optimizer, range(5, 8))
+    assert all(torch.equal(value, whole.state_dict()[name]) for name, value in second.state_dict().items())
+    assert not torch.equal(first.up.weight, whole.up.weight)
 
 
 def test_the_newest_of_a_step_is_found_by_its_number(tmp_path: Path) -> None:
