@@ -63,11 +63,10 @@ def as_yaml(values: dict[str, Any]) -> str:
     class Dumper(yaml.SafeDumper):
         """Knows the same scalars as the loader."""
 
-        yaml_implicit_resolvers: ClassVar[dict[Any, Any]] = {}
-
         def ignore_aliases(self, data: Any) -> bool:
             return True
 
+    Dumper.yaml_implicit_resolvers = {}
     for name, (pattern, first) in SCALARS.items():
         Dumper.add_implicit_resolver(f"{TAG}{name}", pattern, first)
     # The library writes 2e-05 as it reads it: as a number only with a point.

@@ -18,12 +18,19 @@ STAGE_ONE = {
     "--top-k", "--top-p", "--draws", "--target-temperature", "--temperatures", "--hidden-layers", "--hidden-dim",
     "--for-other-tokenizers", "--devices", "--seed", "--config", "--set", "--json",
 }  # fmt: skip
+# What `train` can be told: DESIGN 5 and issue 4.
+STAGE_TWO = {
+    "--from-cache", "--allow-partial", "--student", "--out", "--mode", "--alpha", "--temperature", "--lr", "--epochs",
+    "--max-steps", "--batch-size", "--accumulate", "--precision", "--guard", "--lora", "--report-to", "--seed",
+    "--config", "--set", "--json",
+}  # fmt: skip
 # command -> (its sub-commands, its options); every command also has -h and --help.
 SURFACE: dict[str, tuple[set[str], set[str]]] = {
-    "": ({"cache", "cache-teacher", "compare", "demo", "eval", "export", "plan"}, {"--version", "--debug"}),
+    "": ({"cache", "cache-teacher", "compare", "demo", "eval", "export", "plan", "train"}, {"--version", "--debug"}),
     "plan": (set(), STAGE_ONE | {"--tokens", "--probe"}),
     "cache-teacher": (set(), STAGE_ONE | {"--out", "--shard", "--dry-run"}),
     "demo": (set(), {"--out", "--steps"}),
+    "train": (set(), STAGE_TWO | {"--resume-from", "--overwrite", "--dry-run"}),
     "export": (set(), {"--to", "--out", "--dtype", "--trust-remote-code", "--json"}),
     "eval": (
         set(),

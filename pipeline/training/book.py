@@ -1,0 +1,130 @@
+"""The book of a run: every step and evaluation in metrics.jsonl, in trackers, and as news for whoever watches.
+
+In: what `step.py` took, what the guard said, the time it took. Out: lines, `StepNews`, and what the first steps show.
+Before it: `loop.py`. After it: `metrics.py` writes, `trackers/` pass on, `cli/train_progress.py` shows.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, final
+
+from kdpipe.pipeline.losses.terms import InForce, TermName
+from kdpipe.pipeline.models.memory import peak_device_bytes, peak_process_bytes
+from kdpipe.pipeline.training.guard import Guard, Verdict
+from kdpipe.pipeline.training.optimizers import rates
+from kdpipe.pipeline.training.prepare import Prepared
+from kdpipe.pipeline.training.step import TermNews, Took
+from kdpipe.pipeline.watch import StepNews, TrainWatch
+from kdpipe.schemas.checkpoint import LoopState
+from kdpipe.schemas.train_report import Evaluation
+
+Line = dict[str, Any]
+FIRST_STEPS = 5
+
+
+@final
+class Book:
+    """Writes to `write`, one line a step; terms that are bounds are named so."""
+
+    def __init__(self, prepared: Prepared, watch: TrainWatch, write: Callable[[Line], None]) -> None:
+        self._run, self._watch, self._write = prepared, watch, write
+        self._positions, self._waited, self._seconds, self._steps = 0, 0.0, 0.0, 0
+
+    @property
+    def has_steps(self) -> bool:
+        """Whether this call has made a step."""
+        return self._steps > 0
+
+    @property
+    def positions_per_second(self) -> float | None:
+        """Over the steps of this call."""
+        return self._positions / self._seconds if self._seconds else None
+
+    @property
+    def waiting_share(self) -> float | None:
+        """Of the time of the steps of this call, what went by waiting for the cache."""
+        return self._waited / self._seconds if self._seconds else None
+
+    @property
+    def seconds_per_step(self) -> float | None:
+        """The mean of the steps of this call."""
+        return self._seconds / self._steps if self._steps else None
+
+    def write_step(
+        self, state: LoopState, took: Took, terms: InForce, verdict: Verdict, guard: Guard, spent: tuple[float, float]
+    ) -> StepNews:
+        """Put down a step, done or skipped; `spent` is the seconds it took and those of them waited for the cache."""
+        seconds, waited = spent
+        self._positions += took.positions
+        self._seconds, self._waited, self._steps = self._seconds + seconds, self._waited + waited, self._steps + 1
+        rate = rates(self._run.learner.optimizer)
+        loss = took.loss if math.isfinite(took.loss) else None
+        self._write(
+            {
+                "step": state.step,
+                "place": state.place,
+                "positions": state.positions,
+                "tokens": state.tokens,
+                "loss": took.loss,
+                "terms": {self._named(name, terms): _parts(term, took.loss) for name, term in took.terms.items()},
+                "temperature": terms.temperature,
+                "rates": rate,
+                "gradient_norm": took.gradient_norm,
+                "verdict": verdict.kind,
+                "why": verdict.why,
+                "skipped": guard.state.skipped,
+                "consecutive_skips": guard.state.in_a_row,
+                "rollbacks": guard.state.rollbacks,
+                "success_rate": guard.success_rate,
+                "scale": None if self._run.learner.scaler is None else self._run.learner.scaler.get_scale(),
+                "positions_per_second": took.positions / seconds if seconds else None,
+                "waiting_share": waited / seconds if seconds else None,
+                "memory_bytes": peak_process_bytes(),
+                "device_bytes": peak_device_bytes(self._run.learner.device),
+                **({"logged": took.logged} if took.logged else {}),
+            }
+        )
+        if state.step <= FIRST_STEPS:
+            self._watch.say(self._shown(state, took, terms))
+        each = self._seconds / self._steps
+        return StepNews(
+            step=state.step,
+            loss=loss,
+            rate=next(iter(rate.values())),
+            positions_per_second=self._positions / self._seconds if self._seconds else 0.0,
+            waiting_share=self._waited / self._seconds if self._seconds else 0.0,
+            skipped=guard.state.skipped,
+            seconds_left=each * (self._run.plan.n_steps - state.step),
+        )
+
+    def write_evaluation(self, state: LoopState, found: Evaluation, loss_before: float | None) -> None:
+        """Put down an evaluation beside the loss of the step before it: the gap is what was learnt by heart."""
+        gap = None if found.loss is None or loss_before is None else found.loss - loss_before
+        self._write({"step": state.step, "evaluation": {**found.summary, "terms": dict(found.terms), "train_gap": gap}})
+        told = [f"CE {found.cross_entropy:.4f}"]
+        if found.kl_teacher is not None:
+            told.append(f"KL to the teacher {found.kl_teacher:.4f}")
+        if found.top1_agreement is not None:
+            told.append(f"agreement {found.top1_agreement:.1%}")
+        told.append(f"calibration error {found.ece:.1%}")
+        if found.loss is not None:
+            told.insert(0, f"loss {found.loss:.4f}" + (f" ({gap:+.4f} to training)" if gap is not None else ""))
+        self._watch.say(f"step {state.step:,}, validation: {', '.join(told)}")
+
+    def _named(self, name: TermName, terms: InForce) -> str:
+        return self._run.name_of(name, terms.temperature)
+
+    def _shown(self, state: LoopState, took: Took, terms: InForce) -> str:
+        parts = [
+            f"{self._named(name, terms)} {term.raw:.4f} x {term.weight:.4g} over {term.count:,}"
+            for name, term in took.terms.items()
+        ]
+        return (
+            f"step {state.step:,}: loss {took.loss:.4f} = {' + '.join(parts)}; {took.tokens:,} tokens, "
+            f"{took.positions:,} positions; gradient norm {took.gradient_norm:.4g}"
+        )
+
+
+def _parts(term: TermNews, loss: float) -> Line:
+    share = term.weighted / loss if loss else None
+    return {"raw": term.raw, "weight": term.weight, "weighted": term.weighted, "share": share, "count": term.count}

@@ -1,0 +1,94 @@
+"""The desk: everything a run works with while it is under way, opened together and closed together.
+
+In: a `Prepared` run, its folder, the checkpoint it goes on from. Out: a `Desk`. Before it: `prepare.py`.
+After it: `pipeline/train.py`, which lets the loop work on it.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kdpipe.pipeline.data.ahead import StepLoader, loading_threads
+from kdpipe.pipeline.models.devices import usable_cpus
+from kdpipe.pipeline.training import checkpoints
+from kdpipe.pipeline.training.book import Book, Line
+from kdpipe.pipeline.training.keeper import Keeper, Place
+from kdpipe.pipeline.training.loop import Around
+from kdpipe.pipeline.training.measuring import Measure
+from kdpipe.pipeline.training.metrics import Metrics
+from kdpipe.pipeline.training.prepare import Prepared
+from kdpipe.pipeline.training.stopping import Stop
+from kdpipe.pipeline.training.trackers import Tracked, Trackers
+from kdpipe.pipeline.watch import TrainWatch
+from kdpipe.schemas.checkpoint import LoopState
+from kdpipe.schemas.stage_two import StageTwo
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Desk:
+    """What is at hand; `measure` is None where the cache has nothing to validate on."""
+
+    prepared: Prepared
+    watch: TrainWatch
+    loader: StepLoader
+    book: Book
+    keeper: Keeper
+    measure: Measure | None
+
+    def around(self, stop: Stop) -> Around:
+        """What the loop talks to."""
+        return Around(loader=self.loader, keeper=self.keeper, book=self.book, watch=self.watch, stop=stop)
+
+
+@contextmanager
+def open_desk(prepared: Prepared, folder: Path, begin: Path | None, watch: TrainWatch) -> Iterator[Desk]:
+    """Open log, trackers and loader; what the log says of steps behind the checkpoint is cut off."""
+    prospect = prepared.prospect
+    with ExitStack() as stack:
+        state = LoopState(step=0, place=0) if begin is None else checkpoints.load_state(begin)
+        metrics = Metrics(folder, state.metrics_bytes)
+        stack.callback(metrics.close)
+
+        tracked = Tracked(name=folder.resolve().name, folder=folder, config=_flat(prospect.settings), step=state.step)
+        trackers = Trackers(prospect.settings.report_to, tracked, watch.warn)
+        stack.callback(trackers.finish)
+        book = Book(prepared, watch, _both(metrics.write, trackers.write))
+        loader = StepLoader(
+            prospect.cache,
+            prepared.wants,
+            batch_size=prospect.plan.batch_size,
+            ahead=prospect.settings.machine.ahead,
+            threads=loading_threads(usable_cpus()),
+            pin=prospect.device.type == "cuda",
+        )
+        stack.enter_context(loader)
+        measure = None
+        if prospect.validation is not None:
+            measure = Measure(prepared, prospect.validation, book, prospect.settings.evaluation.limit)
+        else:
+            watch.say("the cache has no validation split: nothing is evaluated")
+        keeper = Keeper(prepared, Place(folder=folder, warn=watch.warn, settled=metrics.settled), measure)
+        yield Desk(prepared=prepared, watch=watch, loader=loader, book=book, keeper=keeper, measure=measure)
+
+
+def _both(first: Callable[[Line], None], second: Callable[[Line], None]) -> Callable[[Line], None]:
+    def write(line: Line) -> None:
+        first(line)
+        second(line)
+
+    return write
+
+
+def _flat(settings: StageTwo) -> dict[str, str]:
+    """Settings by their dotted names, as trackers show them."""
+
+    def flat(name: str, value: Any) -> Iterator[tuple[str, str]]:
+        if not isinstance(value, dict):
+            yield name, str(value)
+            return
+        for key, inner in value.items():
+            yield from flat(f"{name}.{key}" if name else key, inner)
+
+    return dict(flat("", settings.model_dump(mode="json")))

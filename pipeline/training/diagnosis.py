@@ -1,0 +1,88 @@
+"""Diagnosis: a step whose loss or gradient is not finite is looked through until it is known where that began.
+
+In: a step's batches, and the learner as it is. Out: findings by place: targets, the student's logits, a term, the
+gradient or the parameters, with the sequences concerned. Before it: `step.py` has seen that something is wrong.
+After it: `guard.py` counts it. Slow on purpose: it runs only then.
+"""
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from kdpipe.pipeline.data.batches import MicroBatch, StepBatch
+from kdpipe.pipeline.losses.terms import InForce, TermName
+from kdpipe.pipeline.training.guard import Finding
+from kdpipe.pipeline.training.learner import Learner
+
+SHOWN = 3
+
+
+def diagnose(learner: Learner, batch: StepBatch, terms: InForce, counts: Mapping[TermName, int]) -> tuple[Finding, ...]:
+    """Find the first place on the way from parameters and targets to the gradient that is not finite."""
+    if odd := odd_names(learner.model):
+        return (Finding(where="parameters", what=odd),)
+    found = [finding for micro in batch.batches for finding in _in_batch(learner, micro, terms, counts)]
+    if found:
+        return tuple(found[:SHOWN])
+    odd = odd_names(learner.model, gradients=True)
+    return (Finding(where="gradient", what=odd or "it overflowed", sequences=_numbers(batch)),)
+
+
+def odd_names(model: nn.Module, *, gradients: bool = False) -> str:
+    """Parameters that are not finite, or whose gradient is not: the first few names."""
+    values = ((name, p.grad if gradients else p) for name, p in model.named_parameters())
+    odd = [name for name, value in values if value is not None and not bool(value.isfinite().all())]
+    more = f" and {len(odd) - SHOWN} more" if len(odd) > SHOWN else ""
+    return ", ".join(odd[:SHOWN]) + more
+
+
+def _in_batch(learner: Learner, micro: MicroBatch, terms: InForce, counts: Mapping[TermName, int]) -> Iterator[Finding]:
+    """The first thing in a micro-batch that is not finite: what the cache says, the student's states, or a term."""
+    odd = odd_targets(micro)
+    if odd is not None:
+        yield Finding(where="targets", what=odd[0], sequences=_of_rows(micro, odd[1]))
+        return
+    there = micro.to(learner.device)
+    with torch.no_grad(), learner.precision.autocast(learner.device):
+        states = learner.student.states(there, learner.objective.layers)
+        rows = ~states.rows_NH.isfinite().all(dim=1)
+        if bool(rows.any()):
+            yield Finding(where="logits", what="the student's last state", sequences=_of_rows(micro, rows.cpu()))
+            return
+        told = learner.objective.head.statistics(states.rows_NH, there.labels_N)
+        rows = ~told.cross_entropy_N.isfinite()
+        if bool(rows.any()):
+            yield Finding(where="logits", what="the student's logits", sequences=_of_rows(micro, rows.cpu()))
+            return
+        sums = learner.objective(states, there, terms, counts).sums
+    for name, value in sums.items():
+        if not bool(value.isfinite()):
+            yield Finding(where=name, what="its value", sequences=micro.numbers)
+
+
+def odd_targets(micro: MicroBatch) -> tuple[str, Tensor] | None:
+    """What of the cache is not what it must be, and in which rows; a log of 0 may be -inf, and nothing else."""
+    targets = micro.targets
+    if targets is None:
+        return None
+    checked: list[tuple[str, Tensor]] = [("weights", targets.weights_NK.isfinite().all(dim=1))]
+    kept = targets.logprobs_NK
+    checked.append(("log-probabilities", ~(kept.isnan() | (kept > 0.01)).any(dim=1)))
+    if targets.log_tail_N is not None:
+        checked.append(("log_tail", ~targets.log_tail_N.isnan()))
+    if targets.entropy_N is not None:
+        checked.append(("entropy", targets.entropy_N.isfinite()))
+    checked += [(f"log_z at {t:g}", value.isfinite()) for t, value in targets.log_z.items()]
+    if targets.state_NH is not None:
+        checked.append(("state", targets.state_NH.isfinite().all(dim=1)))
+    checked += [(f"hidden state of layer {n}", value.isfinite().all(dim=1)) for n, value in micro.hidden.items()]
+    return next(((name, ~good) for name, good in checked if not bool(good.all())), None)
+
+
+def _of_rows(micro: MicroBatch, rows_N: Tensor) -> tuple[int, ...]:
+    return tuple(micro.numbers[b] for b in sorted(set(micro.sequence_N[rows_N.to(micro.sequence_N.device)].tolist())))
+
+
+def _numbers(batch: StepBatch) -> tuple[int, ...]:
+    return tuple(number for micro in batch.batches for number in micro.numbers)

@@ -1,0 +1,68 @@
+"""The end of a run: the student that is kept is measured, saved with its card, and read again in a fresh process.
+
+In: the desk, the state after the last step. Out: OUT/final, OUT/evaluation.json. Before it: `loop.py`.
+After it: `reporting.py`. A run that is finished already stays as it is.
+"""
+
+from importlib.metadata import version
+from pathlib import Path
+
+from kdpipe.pipeline.evaluation.stored import FINAL, load_evaluation, save_evaluation
+from kdpipe.pipeline.losses.terms import InForce
+from kdpipe.pipeline.students.card import Card, rendered
+from kdpipe.pipeline.students.reload import cached_ids, check_reload
+from kdpipe.pipeline.students.saving import save_student
+from kdpipe.pipeline.training.desk import Desk
+from kdpipe.schemas.checkpoint import LoopState
+from kdpipe.schemas.train_report import Evaluation
+
+VERSIONS = ("kdpipe", "torch", "transformers")
+
+
+def finish(desk: Desk, state: LoopState, folder: Path) -> Evaluation | None:
+    """Save the student as people take it away; its evaluation, where the cache has something to hold it to."""
+    prospect = desk.prepared.prospect
+    if not desk.book.has_steps and (folder / FINAL).is_dir():
+        return load_evaluation(folder)
+    found: Evaluation | None = None
+    chosen = state
+    if prospect.settings.saving.final == "best":
+        chosen = desk.keeper.take_best(state)
+    if desk.measure is not None:
+        found = desk.measure.last
+        if found is None or found.step != chosen.step:
+            found = desk.measure(chosen, None)
+        save_evaluation(folder, found)
+    student = desk.prepared.learner.student
+    student.model.eval()
+    card = rendered(_card(desk, chosen, found, folder.resolve().name))
+    for note in save_student(student, folder / FINAL, prospect.fit.tokenizer_files, card):
+        desk.watch.say(note)
+    trusted = prospect.settings.student.trust_remote_code
+    check_reload(student.logits, folder / FINAL, cached_ids(prospect.cache), student.device, trusted=trusted)
+
+    return found
+
+
+def _card(desk: Desk, state: LoopState, found: Evaluation | None, name: str) -> Card:
+    prospect = desk.prepared.prospect
+    teacher, base = prospect.cache.manifest.teacher, prospect.found
+    last: InForce = prospect.curriculum.at(max(0, state.step - 1))
+    metrics = {} if found is None else {n: v for n, v in found.summary.items() if isinstance(v, float)}
+    return Card(
+        name=name,
+        teacher=None if teacher is None else teacher.name,
+        teacher_revision=None if teacher is None else teacher.revision,
+        teacher_licence=None if teacher is None else teacher.licence,
+        base=None if base.is_fresh else base.name,
+        base_licence=None if base.is_fresh else base.shape.licence,
+        cache_id=prospect.cache.cache_id,
+        losses={desk.prepared.name_of(term, last.temperature): weight for term, weight in last.weights.items()},
+        temperature=last.temperature,
+        steps=state.step,
+        positions=state.positions,
+        seed=prospect.settings.seed,
+        metrics=metrics,
+        versions={name: version(name) for name in VERSIONS},
+        is_adapter=desk.prepared.learner.student.adapter is not None,
+    )

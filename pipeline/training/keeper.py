@@ -1,0 +1,124 @@
+"""The keeper: checkpoints and evaluations of a run, when they are due, and the way back to a good one.
+
+In: a `Prepared` run, its folder. Out: checkpoints, evaluations in the log, a learner as it was at a checkpoint.
+Before it: `checkpoints.py`, `states.py`, `pipeline/evaluation`. After it: `loop.py`, `pipeline/train.py`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from kdpipe.pipeline.training import checkpoints, states
+from kdpipe.pipeline.training.checkpoints import Contents
+from kdpipe.pipeline.training.optimizers import moments, restore_moments
+from kdpipe.pipeline.training.prepare import Prepared
+from kdpipe.pipeline.training.step import Took
+from kdpipe.schemas.checkpoint import Best, LoopState
+from kdpipe.schemas.errors import KdpipeError
+from kdpipe.schemas.stage_two import Metric
+from kdpipe.schemas.train_report import Evaluation
+
+# Metrics of which more is better.
+RISING: frozenset[Metric] = frozenset({"top1_agreement"})
+Measure = Callable[[LoopState, Took | None], Evaluation]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """The folder of a run, whom to warn, and how long its log is once it is on the disk."""
+
+    folder: Path
+    warn: Callable[[str], None]
+    settled: Callable[[], int]
+
+
+class Keeper:
+    """Knows the folder of a run; `measure` evaluates the student as it is, None where there is nothing to ask."""
+
+    def __init__(self, prepared: Prepared, place: "Place", measure: Measure | None) -> None:
+        self._run, self._folder, self._warn = prepared, place.folder, place.warn
+        self._settled, self._measure = place.settled, measure
+        self._learner, self._plan = prepared.learner, prepared.plan
+
+    def evaluation_is_due(self, step: int) -> bool:
+        """Every so many steps, and at the end."""
+        return self._measure is not None and (step % self._plan.evaluate_every == 0 or step == self._plan.n_steps)
+
+    def saving_is_due(self, step: int) -> bool:
+        """Every so many steps, at the end, and where the guard wants a snapshot."""
+        snapshot = self._run.guard.snapshot_every
+        often = step % self._plan.save_every == 0 or (snapshot is not None and step % snapshot == 0)
+        return often or step == self._plan.n_steps
+
+    def evaluate(self, state: LoopState, took: Took | None) -> LoopState:
+        """Measure the student; the state then knows whether it is the best so far."""
+        assert self._measure is not None
+        metric = self._run.settings.evaluation.metric
+        value = self._measure(state, took).summary[metric]
+        if not isinstance(value, float) or not _is_better(metric, value, state.best):
+            return state
+        return state.model_copy(update={"best": Best(step=state.step, value=value)})
+
+    def save(self, state: LoopState) -> Path:
+        """Write a checkpoint of everything that the run must not forget."""
+        learner = self._learner
+        full = state.model_copy(
+            update={
+                "threads": torch.get_num_threads(),
+                "scaler": states.scaler_state(learner.scaler),
+                "metrics_bytes": self._settled(),
+            }
+        )
+        contents = Contents(
+            state=full,
+            model=states.model_tensors(learner.model),
+            optimizer=moments(learner.optimizer),
+            random=states.random_tensors(learner.device),
+        )
+        return checkpoints.save(self._folder, contents, self._run.settings.saving.keep)
+
+    def resume(self, path: Path) -> LoopState:
+        """Put the learner back to where a checkpoint left it."""
+        contents = checkpoints.load(path)
+        states.restore_model(self._learner.model, contents.model)
+        restore_moments(self._learner.optimizer, contents.optimizer)
+        states.restore_scaler(self._learner.scaler, contents.state.scaler)
+        states.restore_random(contents.random, self._learner.device)
+        threads = torch.get_num_threads()
+        if contents.state.threads not in (None, threads):
+            self._warn(
+                f"the run went on {contents.state.threads} threads and goes on with {threads}: sums may round otherwise"
+            )
+        return contents.state
+
+    def back_to_last_good(self) -> int:
+        """Put the student, and it alone, back to the newest good checkpoint; the step that this is of."""
+        path = checkpoints.latest(self._folder, self._warn)
+        if path is None:
+            raise KdpipeError(
+                f"{self._folder} has no checkpoint to go back to",
+                hint="set guard.snapshot_every to fewer steps, and begin again with --overwrite",
+            )
+        contents = checkpoints.load(path)
+        states.restore_model(self._learner.model, contents.model)
+        return contents.state.step
+
+    def take_best(self, state: LoopState) -> LoopState:
+        """Put the student back to the best checkpoint, if that was another step and is still there."""
+        best = state.best
+        if best is None or best.step == state.step:
+            return state
+        there = checkpoints.of_step(self._folder, best.step)
+        if there is None:
+            self._warn(f"the student of step {best.step:,} was best, and no checkpoint was written then")
+            return state
+        states.restore_model(self._learner.model, checkpoints.load(there).model)
+        return state
+
+
+def _is_better(metric: Metric, value: float, best: Best | None) -> bool:
+    if best is None:
+        return True
+    return value > best.value if metric in RISING else value < best.value

@@ -1,0 +1,134 @@
+"""The loop: step after step until the plan is done, with evaluations, checkpoints, rollbacks and a clean stop.
+
+In: a `Prepared` run and where it is. Out: where it is then; every file on the way. Before it: `prepare.py`, or a
+checkpoint. After it: `pipeline/train.py` saves the student. Nothing here draws a number: what a step does follows from
+its place alone, so that a run gone on with is the run undisturbed.
+"""
+
+import time
+from dataclasses import dataclass
+
+from kdpipe.pipeline.data.ahead import StepLoader
+from kdpipe.pipeline.losses.terms import InForce
+from kdpipe.pipeline.training.book import Book
+from kdpipe.pipeline.training.guard import Guard, Verdict
+from kdpipe.pipeline.training.keeper import Keeper
+from kdpipe.pipeline.training.optimizers import forget, set_rate
+from kdpipe.pipeline.training.prepare import Prepared
+from kdpipe.pipeline.training.schedules import rate
+from kdpipe.pipeline.training.step import Took, apply, drop, go_forth_and_back
+from kdpipe.pipeline.training.stopping import Stop
+from kdpipe.pipeline.watch import TrainWatch
+from kdpipe.schemas.checkpoint import LoopState
+from kdpipe.schemas.errors import Interrupted
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Around:
+    """What the loop talks to: the loader, checkpoints and evaluations, the log, whoever watches and may stop it."""
+
+    loader: StepLoader
+    keeper: Keeper
+    book: Book
+    watch: TrainWatch
+    stop: Stop
+
+
+class Loop:
+    """A run under way; `state` is where it is."""
+
+    def __init__(self, prepared: Prepared, state: LoopState, around: Around) -> None:
+        self._run, self._around = prepared, around
+        self.state = state
+        self.guard = Guard(prepared.guard, state.guard)
+        self._started = time.perf_counter() - state.seconds
+        self.began_at = state.step
+        self.last: Took | None = None
+
+    def go_on(self, until: int) -> None:
+        """Take steps until so many are done; a request to stop ends it with a checkpoint and `Interrupted`."""
+        around = self._around
+        while self.state.step < until:
+            self._enter_phase()
+            accepted = self._one_step()
+            done = self.state.step
+            best = self.state.best
+            if accepted and around.keeper.evaluation_is_due(done):
+                self.state = around.keeper.evaluate(self.state, self.last)
+            if around.stop.asked or (accepted and (around.keeper.saving_is_due(done) or self.state.best != best)):
+                around.keeper.save(self.state)
+            if around.stop.asked:
+                raise Interrupted(
+                    f"stopped at step {done:,} of {self._run.plan.n_steps:,}",
+                    hint="run the same command again to go on",
+                )
+
+    def _enter_phase(self) -> None:
+        """Begin the line of an order anew where a phase brings another one."""
+        curriculum, state = self._run.curriculum, self.state
+        phase = curriculum.phase_at(state.step)
+        if phase == state.phase:
+            return
+        self.guard.enter(phase)
+        began = state.place if curriculum.order_at(state.step).since == state.step else state.order_began
+        self.state = state.model_copy(update={"phase": phase, "order_began": began})
+
+    def _one_step(self) -> bool:
+        run, state = self._run, self.state
+        before = time.perf_counter()
+        waited = self._around.loader.waited_seconds
+        terms = self.guard.in_force(run.curriculum.at(state.step))
+        begin = state.place - state.order_began
+        size = run.plan.size_of(state.step)
+        batch = self._around.loader.take(begin, begin + size, run.orders[run.curriculum.order_at(state.step).order])
+        height = rate(run.settings.schedule, run.plan, state.step)
+        set_rate(run.learner.optimizer, self.guard.state.rate_factor * height)
+        took = go_forth_and_back(run.learner, batch, terms)
+        scaler = run.learner.scaler
+        verdict = self.guard.judge(took.findings, took.gradient_norm, None if scaler is None else scaler.get_scale())
+        accepted = verdict.kind == "accept"
+        if accepted:
+            apply(run.learner, took, run.guard.clip)
+        else:
+            drop(run.learner)
+        self.state = state.model_copy(
+            update={
+                "step": state.step + accepted,
+                "place": state.place + size,
+                "positions": state.positions + took.positions * accepted,
+                "tokens": state.tokens + took.tokens * accepted,
+                "seconds": time.perf_counter() - self._started,
+                "guard": self.guard.state,
+            }
+        )
+        self.last = took
+        now = time.perf_counter()
+        self._tell(took, terms, verdict, now - before, self._around.loader.waited_seconds - waited)
+        if not accepted:
+            self._answer(verdict)
+        return accepted
+
+    def _answer(self, verdict: Verdict) -> None:
+        """Do what follows from a step that does not count."""
+        around, state = self._around, self.state
+        if verdict.kind == "rollback":
+            step = around.keeper.back_to_last_good()
+            forget(self._run.learner.optimizer)
+            around.watch.warn(
+                f"step {state.step + 1:,}: {verdict.why}; back to the student of step {step:,}, with fresh moments and "
+                f"{self.guard.state.rate_factor:g} of the rate"
+            )
+            return
+        if verdict.kind == "stop":
+            around.keeper.back_to_last_good()
+            around.keeper.save(state)
+            raise self.guard.failure(state.step, verdict)
+        if verdict.kind == "skip":
+            around.watch.warn(f"step {state.step + 1:,} is skipped: {verdict.why}")
+        else:
+            around.watch.say(f"step {state.step + 1:,} is skipped: {verdict.why}")
+
+    def _tell(self, took: Took, terms: InForce, verdict: Verdict, seconds: float, waited: float) -> None:
+        around = self._around
+        news = around.book.write_step(self.state, took, terms, verdict, self.guard, (seconds, waited))
+        around.watch.stepped(news)

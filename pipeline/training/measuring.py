@@ -1,0 +1,47 @@
+"""Evaluations of a run: the student as it is against the validation split, by the objective in force and all else.
+
+In: a `Prepared` run, its book. Out: an `Evaluation`, which the book has put down. Before it: `pipeline/evaluation`.
+After it: `keeper.py` asks for them when they are due; `finish.py` keeps the last one.
+"""
+
+from typing import final
+
+from kdpipe.cache.reader import Cache
+from kdpipe.pipeline.data.ahead import loading_threads
+from kdpipe.pipeline.evaluation.measure import Evaluator, Trained
+from kdpipe.pipeline.models.devices import usable_cpus
+from kdpipe.pipeline.training import needs
+from kdpipe.pipeline.training.book import Book
+from kdpipe.pipeline.training.prepare import Prepared
+from kdpipe.pipeline.training.step import Took
+from kdpipe.schemas.checkpoint import LoopState
+from kdpipe.schemas.train_report import Evaluation
+
+
+@final
+class Measure:
+    """Measures on the same sequences each time; `last` is the newest answer."""
+
+    def __init__(self, prepared: Prepared, validation: Cache, book: Book, limit: int | None) -> None:
+        self._run, self._book = prepared, book
+        self._evaluator = Evaluator(
+            validation,
+            needs.teacher_head(validation),
+            batch_size=prepared.plan.batch_size,
+            limit=limit,
+            wants=prepared.wants,
+            threads=loading_threads(usable_cpus()),
+        )
+        self.last: Evaluation | None = None
+
+    def __call__(self, state: LoopState, took: Took | None) -> Evaluation:
+        """Measure after a step, whose loss is set beside that of the validation split."""
+        learner = self._run.learner
+        # What a student is judged by is in force at the last step done, not at the next.
+        terms = self._run.curriculum.at(max(0, state.step - 1))
+        trained = Trained(objective=learner.objective, terms=terms)
+        found = self._evaluator.measure(learner.student, learner.precision, trained)
+        found = found.model_copy(update={"step": state.step})
+        self.last = found
+        self._book.write_evaluation(state, found, None if took is None else took.loss)
+        return found

@@ -1,0 +1,79 @@
+"""What a run asks of a cache: targets, temperatures, statistics; held against what the cache keeps.
+
+In: the curriculum, selections, the manifest. Out: what is warned of, or `Incompatible` (exit 4) in two lines.
+Before it: `curriculum.py`. After it: `prepare.py`. Everything is refused before a weight is loaded.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from kdpipe.cache.reader import Cache
+from kdpipe.pipeline.losses.dense import TeacherHead
+from kdpipe.pipeline.losses.names import check_spec
+from kdpipe.pipeline.losses.terms import LOGIT_NAMES
+from kdpipe.pipeline.training.curriculum import Curriculum
+from kdpipe.schemas.errors import Incompatible
+from kdpipe.schemas.manifest import Manifest
+from kdpipe.schemas.stage_two import Losses
+from kdpipe.schemas.targets import State, TargetSpec
+
+LEAST_MASS = 0.5
+
+
+def default_tail_weight(spec: TargetSpec) -> float:
+    """1 where draws or states tell of the tail, else a bucket."""
+    return 1.0 if spec.has_draws or spec.keep.kind == "state" else 0.0
+
+
+def check_needs(losses: Losses, curriculum: Curriculum, manifest: Manifest) -> None:
+    """Refuse what a cache cannot serve."""
+    spec = manifest.targets
+    names = [name for name in LOGIT_NAMES if name in curriculum.terms]
+    for temperature in curriculum.temperatures:
+        check_spec(names, spec, temperature)
+    if losses.tail_weight and names != ["ce"] and not default_tail_weight(spec):
+        raise Incompatible(
+            f"losses.tail_weight is {losses.tail_weight:g}, and {spec.keep.kind} targets know nothing of their tail but"
+            " its mass",
+            hint="leave it out, or make a cache with threshold or sampled targets",
+        )
+
+
+def warnings(losses: Losses, curriculum: Curriculum, manifest: Manifest) -> Iterator[str]:
+    """What works and is likely not what was wanted."""
+    spec = manifest.targets
+    kd = curriculum.terms & set(LOGIT_NAMES) - {"ce"}
+    if "renormalised" in kd:
+        yield "renormalised top-k is biased: what was kept becomes too sure; it is there to compare with"
+    if not kd or spec.keep.kind == "state":
+        return
+    for temperature in sorted(curriculum.temperatures - {spec.target_temperature}):
+        yield (
+            f"at temperature {temperature:g} all but the exact ids is one bin, which is coarse: draws of this cache "
+            f"are for {spec.target_temperature:g}"
+        )
+    if spec.has_draws and losses.tail_weight == 0:
+        yield "losses.tail_weight is 0: what the draws say of the tail is left unused"
+
+
+def teacher_head(cache: Cache) -> TeacherHead | None:
+    """The output head that a cache of states keeps."""
+    keep = cache.manifest.targets.keep
+    if not isinstance(keep, State):
+        return None
+    bias = torch.from_numpy(np.array(cache.table("output_bias"))) if keep.head_bias else None
+    return TeacherHead(
+        weight_VH=_tensor(cache.table("output_head"), keep.head_dtype),
+        bias_V=bias,
+        soft_cap=keep.soft_cap,
+        logit_scale=keep.logit_scale,
+    )
+
+
+def _tensor(table: np.ndarray[tuple[int, ...], np.dtype[np.float32]], dtype: str) -> torch.Tensor:
+    """A table as a tensor of its stored type; numpy has no bfloat16, and reads it as float32."""
+    found = torch.from_numpy(np.array(table, np.float32))
+    stored: torch.dtype = getattr(torch, dtype)
+    return found.to(stored)

@@ -1,0 +1,49 @@
+"""Number types of a run: what weights are kept in, what products are made in, and whether the loss is scaled.
+
+In: `machine.precision` and the device. Out: a `Precision`. Before it: `pipeline/models/devices.py`.
+After it: `pipeline/students/loading.py` keeps weights so, `step.py` computes so.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from kdpipe.pipeline.models import devices
+
+Name = Literal["fp32", "bf16", "fp16", "fp16-pure"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Precision:
+    """`weights` are of this type; products are made in `products` under autocast, or as the weights are if None."""
+
+    name: Name
+    weights: torch.dtype
+    products: torch.dtype | None
+    scaled: bool
+
+    @contextmanager
+    def autocast(self, device: torch.device) -> Iterator[None]:
+        """What a forward pass runs under."""
+        if self.products is None:
+            yield
+            return
+        with torch.autocast(device.type, dtype=self.products):
+            yield
+
+
+PRECISIONS: dict[str, Precision] = {
+    "fp32": Precision(name="fp32", weights=torch.float32, products=None, scaled=False),
+    "bf16": Precision(name="bf16", weights=torch.float32, products=torch.bfloat16, scaled=False),
+    "fp16": Precision(name="fp16", weights=torch.float32, products=torch.float16, scaled=True),
+    "fp16-pure": Precision(name="fp16-pure", weights=torch.float16, products=None, scaled=False),
+}
+OF_DTYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+
+
+def choose_precision(asked: str, device: torch.device) -> Precision:
+    """Resolve `auto`: fp32 on the CPU, bf16 where the GPU computes in it, else fp16 with fp32 masters."""
+    return PRECISIONS[OF_DTYPES[devices.choose_dtype("auto", device)] if asked == "auto" else asked]

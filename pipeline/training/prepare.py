@@ -1,0 +1,240 @@
+"""Before the first step: cache and student found, held against each other, and put together.
+
+In: settings. Out: a `Prepared`, or what cannot be, in two lines. Before it: `cli/train.py`. After it: `loop.py`.
+What is cheap to refuse is refused before weights are loaded.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from kdpipe.cache import open_cache
+from kdpipe.cache.reader import Cache
+from kdpipe.pipeline.data.loading import Wants, check_wants
+from kdpipe.pipeline.data.ordering import Ordering, ordering
+from kdpipe.pipeline.losses.head import HeadLosses
+from kdpipe.pipeline.losses.hidden.objective import HiddenObjective
+from kdpipe.pipeline.losses.names import label
+from kdpipe.pipeline.losses.objective import Objective
+from kdpipe.pipeline.losses.terms import HIDDEN_NAMES, LOGIT_NAMES, TermName
+from kdpipe.pipeline.models import devices
+from kdpipe.pipeline.models.folders import local_folder, weights_sha256
+from kdpipe.pipeline.students.find import Found, find_student
+from kdpipe.pipeline.students.fit import Fit, check_fit
+from kdpipe.pipeline.students.kept import kept_tokenizer
+from kdpipe.pipeline.students.loading import described, load_student
+from kdpipe.pipeline.students.student import Student
+from kdpipe.pipeline.training import guard as guarding
+from kdpipe.pipeline.training import needs
+from kdpipe.pipeline.training.curriculum import Curriculum
+from kdpipe.pipeline.training.learner import Learner
+from kdpipe.pipeline.training.optimizers import Learnt, base_rate, make_optimizer
+from kdpipe.pipeline.training.precision import Precision, choose_precision
+from kdpipe.pipeline.training.schedules import Plan, make_plan
+from kdpipe.pipeline.training.trackers import check_installed
+from kdpipe.pipeline.watch import TrainWatch
+from kdpipe.schemas.checkpoint import RunRecord
+from kdpipe.schemas.errors import ConfigError
+from kdpipe.schemas.stage_two import StageTwo
+from kdpipe.schemas.strict_json import canonical, sha256_hex
+
+OF_THE_TEACHER = ("teacher_entropy", "label_logprob")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prospect:
+    """What is known before weights are loaded; `settings` are settled, `record` says which run this is."""
+
+    settings: StageTwo
+    cache: Cache
+    validation: Cache | None
+    found: Found
+    fit: Fit
+    plan: Plan
+    curriculum: Curriculum
+    guard: guarding.GuardValues
+    device: torch.device
+    precision: Precision
+    threads: int
+
+    @property
+    def record(self) -> RunRecord:
+        """Which run a folder belongs to."""
+        return RunRecord(
+            settings=self.settings,
+            cache_id=self.cache.cache_id or f"unfinished: {len(self.cache.parts)} parts",
+            student=identity(self.found),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """Everything that the loop needs."""
+
+    prospect: Prospect
+    learner: Learner
+    orders: Mapping[str, Ordering]
+    wants: Wants
+
+    @property
+    def settings(self) -> StageTwo:
+        """As settled."""
+        return self.prospect.settings
+
+    @property
+    def plan(self) -> Plan:
+        """Steps, batches, warm-up."""
+        return self.prospect.plan
+
+    @property
+    def curriculum(self) -> Curriculum:
+        """What counts when."""
+        return self.prospect.curriculum
+
+    @property
+    def guard(self) -> guarding.GuardValues:
+        """What the guard goes by."""
+        return self.prospect.guard
+
+    def name_of(self, term: TermName, temperature: float) -> str:
+        """What a term is called in logs: a bound is called one."""
+        if term not in LOGIT_NAMES:
+            return term
+        shape = self.prospect.curriculum.at(0).shape
+        return label(term, self.prospect.cache.manifest.targets, temperature, shape)
+
+
+def look(settings: StageTwo, watch: TrainWatch) -> Prospect:
+    """Open the cache, find the student, and refuse what does not fit."""
+    check_installed(settings.report_to)
+    path = settings.cache.path
+    if path is None:
+        raise ConfigError("nothing says which cache to learn from", hint="give --from-cache DIR")
+    cache = open_cache(path, "train", allow_partial=settings.cache.allow_partial)
+    plan = make_plan(settings, len(cache))
+    curriculum = Curriculum(settings, plan, needs.default_tail_weight(cache.manifest.targets))
+    needs.check_needs(settings.losses, curriculum, cache.manifest)
+    kept = kept_tokenizer(cache.url, cache.manifest)
+    found = find_student(settings.student, kept.ids)
+    fit = check_fit(found, settings.student, kept, cache.manifest)
+    device = devices.choose(settings.machine.device)[0]
+    manifest = cache.manifest
+    clamps = guarding.clamp_warnings(settings.guard, manifest.vocabulary_size)
+    for told in (*needs.warnings(settings.losses, curriculum, manifest), *clamps):
+        watch.warn(told)
+    for told in fit.notes:
+        watch.say(told)
+    return Prospect(
+        settings=_settled(settings, found, device),
+        cache=cache,
+        validation=_validation(settings),
+        found=found,
+        fit=fit,
+        plan=plan,
+        curriculum=curriculum,
+        guard=guarding.resolve(settings.guard, settings.optimizer),
+        device=device,
+        precision=choose_precision(settings.machine.precision, device),
+        threads=devices.n_threads(settings.machine.threads),
+    )
+
+
+def identity(found: Found) -> str:
+    """Which student this is, by content: its weights, or the config that fresh ones are drawn for."""
+    folder = local_folder(found.name) if found.kind == "folder" else None
+    if folder is not None:
+        return f"weights {weights_sha256(folder)}"
+    if found.kind == "hub":
+        return f"{found.name} at {found.shape.revision}"
+    return f"config {sha256_hex(canonical(found.shape.config.to_diff_dict()))}"
+
+
+def prepare(prospect: Prospect, watch: TrainWatch) -> Prepared:
+    """Load the student and put everything together."""
+    settings, device = prospect.settings, prospect.device
+    torch.set_num_threads(prospect.threads)
+    student = load_student(prospect.found, settings.student, prospect.precision.name, device, settings.seed)
+    for told in (described(student), *student.notes):
+        watch.say(told)
+    hidden = _hidden(prospect, student)
+    wants = _wants(prospect, hidden)
+    check_wants(prospect.cache, wants)
+    student.model.train()
+    losses = settings.losses
+    shape = prospect.curriculum.at(0).shape
+    head = HeadLosses(student.head, shape, needs.teacher_head(prospect.cache))
+    learner = Learner(
+        student=student,
+        model=nn.ModuleDict({"student": student.model, **({} if hidden is None else {"hidden": hidden})}),
+        objective=Objective(head, hidden, losses.select),
+        optimizer=make_optimizer(settings.optimizer, _learnt(student, hidden), settings.optimizer.lr or 0.0),
+        scaler=torch.amp.GradScaler(device.type) if prospect.precision.scaled else None,
+        precision=prospect.precision,
+        device=device,
+    )
+    orders: dict[str, Ordering] = {
+        name: ordering(prospect.cache, name, settings.seed) for name in prospect.curriculum.orders
+    }
+    # What dropout draws; a checkpoint that the run goes on from has the generators' states.
+    torch.manual_seed(settings.seed)
+    return Prepared(prospect=prospect, learner=learner, orders=orders, wants=wants)
+
+
+def _settled(settings: StageTwo, found: Found, device: torch.device) -> StageTwo:
+    """Settings with what was left to be found out."""
+    values = guarding.resolve(settings.guard, settings.optimizer)
+    lr = base_rate(settings.optimizer, fresh=found.is_fresh, factor=values.lr_factor)
+    optimizer = settings.optimizer.model_copy(update={"lr": lr, "clip": values.clip})
+    machine = settings.machine.model_copy(
+        update={"precision": choose_precision(settings.machine.precision, device).name}
+    )
+    run = settings.run
+    if run.max_steps is None:
+        run = run.model_copy(update={"epochs": run.epochs or 1.0})
+    return settings.model_copy(update={"optimizer": optimizer, "machine": machine, "run": run})
+
+
+def _validation(settings: StageTwo) -> Cache | None:
+    """The validation split, where the cache has one with something in it."""
+    whole = open_cache(settings.cache.path or "", allow_partial=settings.cache.allow_partial)
+    if "validation" not in [planned.name for planned in whole.manifest.plan.splits]:
+        return None
+    cache = open_cache(settings.cache.path or "", "validation", allow_partial=settings.cache.allow_partial)
+    return cache if len(cache) and cache.n_positions else None
+
+
+def _hidden(prospect: Prospect, student: Student) -> HiddenObjective | None:
+    terms = [name for name in HIDDEN_NAMES if name in prospect.curriculum.terms]
+    losses = prospect.settings.losses
+    if not terms and not losses.hidden.router:
+        return None
+    made = HiddenObjective(
+        losses,
+        terms,
+        prospect.cache.manifest,
+        student_width=student.shape.width,
+        n_student_layers=student.shape.n_layers,
+        seed=prospect.settings.seed,
+    )
+    return made.to(prospect.device)
+
+
+def _wants(prospect: Prospect, hidden: HiddenObjective | None) -> Wants:
+    """What is read of the cache: targets only where a loss needs them."""
+    by_teacher = any(one.by in OF_THE_TEACHER for one in prospect.settings.losses.select)
+    rows, pooled = ((), ()) if hidden is None else hidden.wants()
+    logit = prospect.curriculum.terms & (set(LOGIT_NAMES) - {"ce"})
+    return Wants(targets=bool(logit), statistics=by_teacher, hidden=tuple(rows), pooled=tuple(pooled))
+
+
+def _learnt(student: Student, hidden: HiddenObjective | None) -> Learnt:
+    inside = student.in_layers()
+    named = {} if hidden is None else dict(hidden.named_parameters())
+    return Learnt(
+        student=student.trainable(),
+        tables=frozenset(student.trainable()) - inside,
+        maps={name: each for name, each in named.items() if not name.startswith("router.")},
+        router={name: each for name, each in named.items() if name.startswith("router.")},
+    )

@@ -1,0 +1,235 @@
+"""The story of `kdpipe train` on a small cache: what it makes, says, refuses, and leaves alone."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from kdpipe.cache.reader import open_cache
+from kdpipe.pipeline.config_file import read_file
+from kdpipe.pipeline.training import finish
+from kdpipe.schemas.errors import CacheDamaged, CacheIncomplete, ConfigError, Incompatible, KdpipeError
+from kdpipe.schemas.run_report import TrainReport
+from kdpipe.schemas.stage_two import StageTwo
+from support.stage_two import HeardTraining, losses, make_cache, run, settings_for, weights
+
+
+@pytest.fixture(scope="module")
+def whole(folder: Path) -> tuple[TrainReport, HeardTraining]:
+    watch = HeardTraining()
+    return run(settings_for(folder, "whole"), watch), watch
+
+
+def test_a_run_leaves_a_student_that_transformers_loads(folder: Path, whole: tuple[TrainReport, HeardTraining]) -> None:
+    report, _ = whole
+    assert report.final == str(folder / "whole" / "final")
+    auto: Any = transformers.AutoModelForCausalLM
+    model = auto.from_pretrained(report.final)
+    tokens = torch.from_numpy(open_cache(folder / "cache")[0].tokens[:16].astype("int64"))[None]
+    assert model(tokens).logits.isfinite().all()
+    kept = folder / "cache" / "tokenizer" / "tokenizer.json"
+    assert (folder / "whole" / "final" / "tokenizer.json").read_bytes() == kept.read_bytes()
+
+
+@pytest.mark.slow
+def test_a_run_ends_by_reading_its_student_in_a_fresh_process(
+    folder: Path, fresh_process: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(settings_for(folder, "fresh"))
+    saved = finish.save_student
+
+    def spoil(student: Any, place: Path, *rest: Any) -> Any:
+        notes = saved(student, place, *rest)
+        config = json.loads((place / "config.json").read_text())
+        config["rope_parameters"]["rope_theta"] = 77.0
+        (place / "config.json").write_text(json.dumps(config))
+        return notes
+
+    monkeypatch.setattr(finish, "save_student", spoil)
+    with pytest.raises(KdpipeError, match="does not say in a fresh process what it said here"):
+        run(settings_for(folder, "spoilt"))
+
+
+def test_a_run_learns(folder: Path) -> None:
+    settings = settings_for(folder, "learns", run={"max_steps": 30}, evaluation={"every": 15}, saving={"every": 30})
+    run(settings)
+    found = [loss for _, loss in losses(folder / "learns")]
+    assert sum(found[-5:]) < 0.95 * sum(found[:5])
+
+
+def test_the_report_says_what_was_done(whole: tuple[TrainReport, HeardTraining]) -> None:
+    report, watch = whole
+    assert (report.steps, report.steps_planned, report.resumed_from) == (6, 6, None)
+    assert list(report.terms) == ["ce", "forward_kl"]
+    assert sum(term.share or 0 for term in report.terms.values()) == pytest.approx(1)
+    assert report.evaluation is not None and report.evaluation["step"] == 6
+    assert report.best is not None and report.best.step in (3, 6)
+    assert watch.begun == (6, 0) and [news.step for news in watch.news] == [1, 2, 3, 4, 5, 6]
+    assert [line for line in watch.said if line.startswith("steps")] == [
+        "steps       6 optimizer steps: 4 sequences a batch x 2 batches = 8 a step"
+    ]
+    assert sum(line.startswith(f"step {n}: loss") for n in range(1, 7) for line in watch.said) == 5
+
+
+def test_every_step_is_a_line_of_the_log(folder: Path, whole: tuple[TrainReport, HeardTraining]) -> None:
+    lines = [json.loads(line) for line in (folder / "whole" / "metrics.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if "verdict" in line]
+    assert [line["step"] for line in steps] == [1, 2, 3, 4, 5, 6]
+    assert [line["step"] for line in lines if "evaluation" in line] == [3, 6]
+    for line in steps:
+        assert line["loss"] == pytest.approx(sum(term["weighted"] for term in line["terms"].values()))
+        assert line["rates"]["student"] > 0 or line["step"] == 6
+        assert {"gradient_norm", "positions_per_second", "memory_bytes", "skipped", "success_rate"} <= line.keys()
+    evaluation = next(line["evaluation"] for line in lines if "evaluation" in line)
+    assert evaluation["train_gap"] == pytest.approx(evaluation["loss"] - steps[2]["loss"])
+
+
+def test_the_config_of_a_run_runs_again(folder: Path, whole: tuple[TrainReport, HeardTraining]) -> None:
+    values = read_file(folder / "whole" / "config.yaml")
+    again = StageTwo.model_validate_json(json.dumps(values | {"out": str(folder / "again")}))
+    assert again.optimizer.lr == 3e-3 and again.machine.precision == "fp32"
+    run(again)
+    for name, value in weights(folder / "whole").items():
+        assert torch.equal(value, weights(folder / "again")[name]), name
+
+
+def test_a_finished_run_is_left_as_it_is(folder: Path, whole: tuple[TrainReport, HeardTraining]) -> None:
+    files = {path: path.stat().st_mtime_ns for path in (folder / "whole" / "final").iterdir()}
+    report = run(settings_for(folder, "whole"))
+    assert (report.steps, report.resumed_from, report.evaluation) == (6, 6, whole[0].evaluation)
+    assert {path: path.stat().st_mtime_ns for path in (folder / "whole" / "final").iterdir()} == files
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"losses": {"mode": "output"}},
+        {"losses": {"mode": "logit", "temperature": 2.0}},
+        {"losses": {"logit": "jsd", "weights": {"reverse_kl": 0.1, "total_variation": 0.2}}},
+        {"losses": {"tail_weight": 2.0}},
+        {"losses": {"select": [{"term": "ce", "by": "teacher_entropy", "keep": "lowest", "share": 0.2}]}},
+        {"losses": {"select": [{"term": "kd", "by": "student_entropy", "keep": "highest", "share": 0.5}]}},
+        {"losses": {"weights": {"cosine": 0.1, "cka": 0.1}, "hidden": {"router": True}}},
+        {"losses": {"weights": {"position_relations": 0.1, "document_relations": 0.1, "mse": 0.1}}},
+        {"optimizer": {"kind": "muon"}},
+        {"machine": {"precision": "bf16"}},
+        {"machine": {"precision": "fp16"}},
+        {"student": {"gradient_checkpointing": True, "freeze_head": True}},
+        {"run": {"order": "entropy", "phases": [{"until": 0.5, "alpha": 1.0}, {"until": 1.0, "order": "length"}]}},
+        {"guard": {"preset": "ultra-stable"}},
+        {"saving": {"final": "best"}},
+    ],
+    ids=str,
+)
+@pytest.mark.slow
+def test_every_way_to_learn_runs_to_its_end(folder: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
+    settings = settings_for(folder, "way", **changes).model_copy(update={"out": str(tmp_path / "way")})
+    report = run(settings)
+    assert report.steps == 6 and report.final is not None
+    assert all(torch.isfinite(value).all() for value in weights(tmp_path / "way").values())
+
+
+@pytest.mark.slow
+def test_a_split_into_batches_changes_nothing(folder: Path) -> None:
+    one = settings_for(
+        folder, "one", student={"name": _without_dropout(folder)}, run={"batch_size": 8, "accumulate": 1}
+    )
+    two = settings_for(
+        folder, "two", student={"name": _without_dropout(folder)}, run={"batch_size": 4, "accumulate": 2}
+    )
+    for settings in (one, two):
+        run(settings)
+    for (_, a), (_, b) in zip(losses(folder / "one"), losses(folder / "two"), strict=True):
+        assert a == pytest.approx(b, rel=1e-5)
+
+
+def _without_dropout(folder: Path) -> str:
+    settings_for(folder)
+    config = json.loads((folder / "student.json").read_text())
+    (folder / "sure.json").write_text(json.dumps(config | {"attention_dropout": 0.0}))
+    return str(folder / "sure.json")
+
+
+def test_labels_alone_need_no_targets(folder: Path) -> None:
+    make_cache(folder, "tokens", targets={"kind": "none", "temperatures": ()}, hidden={"pooled": False, "layers": ()})
+    report = run(settings_for(folder, "labels", kept="tokens", losses={"mode": "output"}))
+    assert list(report.terms) == ["ce"] and report.evaluation is not None
+    assert report.evaluation["kl_teacher"] is None
+    with pytest.raises(Incompatible, match="tokens only") as refused:
+        run(settings_for(folder, "no-targets", kept="tokens"))
+    assert refused.value.exit_code == 4 and not (folder / "no-targets").exists()
+
+
+def test_a_dry_run_estimates_and_leaves_nothing(folder: Path) -> None:
+    report = run(settings_for(folder, "dry", run={"max_steps": 1000}), dry_run=True)
+    assert report.steps == 5 and report.dry_run is not None and report.dry_run.seconds > 1
+    assert report.dry_run.peak_bytes > 1 << 20 and report.final is None
+    assert not (folder / "dry").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"cache": {"path": "nowhere"}}, ConfigError, "nowhere"),
+        ({"losses": {"temperature": 8.0}}, Incompatible, "temperature"),
+        ({"student": {"name": "350n"}}, ConfigError, "no student called 350n"),
+        ({"losses": {"weights": {"router_balance": 0.1}}}, ConfigError, "there is no router"),
+        ({"losses": {"mode": "output", "weights": {"jsd": 1.0}}}, ConfigError, "labels alone"),
+        ({"machine": {"device": "cuda:7"}}, ConfigError, "no device cuda:7"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_written(
+    folder: Path, changes: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        run(settings_for(folder, "refused", **changes))
+    assert not (folder / "refused" / "checkpoints").exists()
+
+
+def test_a_cache_that_is_not_whole_says_how_many_parts_are_missing(folder: Path, tmp_path: Path) -> None:
+    partial = _copied(folder / "cache", tmp_path / "partial")
+    (partial / "index.parquet").unlink()
+    for part in sorted((partial / "parts").iterdir())[1:2]:
+        _remove(part)
+    settings = settings_for(folder, kept=str(partial)).model_copy(update={"out": str(tmp_path / "run")})
+    with pytest.raises(CacheIncomplete, match="1 of .* parts are missing") as refused:
+        run(settings)
+    assert refused.value.exit_code == 2
+    allowed = settings.model_copy(update={"cache": settings.cache.model_copy(update={"allow_partial": True})})
+    assert run(allowed).cache_id is None
+
+
+def test_a_damaged_cache_names_part_and_file(folder: Path, tmp_path: Path) -> None:
+    damaged = _copied(folder / "cache", tmp_path / "damaged")
+    for path in damaged.glob("parts/*/targets.zarr/id/c/0"):
+        data = bytearray(path.read_bytes())
+        data[len(data) // 3] ^= 1
+        path.write_bytes(data)
+    settings = settings_for(folder, kept=str(damaged)).model_copy(update={"out": str(tmp_path / "run")})
+    with pytest.raises(CacheDamaged, match=r"parts/0000\d/targets.zarr/id"):
+        run(settings)
+
+
+def test_the_folder_of_another_run_is_refused_with_what_differs(
+    folder: Path, whole: tuple[TrainReport, HeardTraining]
+) -> None:
+    with pytest.raises(ConfigError, match=r"holds another run: losses.alpha: 0.1 there, 0.5 here") as refused:
+        run(settings_for(folder, "whole", losses={"alpha": 0.5}))
+    assert "--overwrite" in str(refused.value.hint)
+
+
+def _copied(source: Path, target: Path) -> Path:
+    for path in source.rglob("*"):
+        if path.is_file():
+            (target / path.relative_to(source)).parent.mkdir(parents=True, exist_ok=True)
+            (target / path.relative_to(source)).write_bytes(path.read_bytes())
+    return target
+
+
+def _remove(folder: Path) -> None:
+    for path in sorted(folder.rglob("*"), reverse=True):
+        path.rmdir() if path.is_dir() else path.unlink()
+    folder.rmdir()

@@ -1,0 +1,96 @@
+"""Stage two on small real things: a cache made by stage one, settings, and the whole story run on them.
+
+In: a folder. Out: caches, settings that `train` takes, what it makes. Before it: `stage_one.py`.
+After it: the tests of stage two. Child processes import this by name.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+from torch import Tensor
+
+from kdpipe.pipeline.train import train
+from kdpipe.pipeline.watch import StepNews
+from kdpipe.schemas.run_report import TrainReport
+from kdpipe.schemas.stage_two import StageTwo, TrainOptions
+from support import stage_one
+
+STUDENT = {
+    "model_type": "llama",
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "max_position_embeddings": 128,
+    "attention_dropout": 0.1,
+}
+
+
+class HeardTraining:
+    """A `TrainWatch` that remembers what it was told."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+        self.warned: list[str] = []
+        self.begun: tuple[int, int] | None = None
+        self.news: list[StepNews] = []
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+    def warn(self, text: str) -> None:
+        self.warned.append(text)
+
+    def begin(self, n_steps: int, n_done: int) -> None:
+        self.begun = (n_steps, n_done)
+
+    def stepped(self, news: StepNews) -> None:
+        self.news.append(news)
+
+
+def make_cache(folder: Path, out: str = "cache", **changes: dict[str, Any]) -> Path:
+    """A cache of a small random teacher with hidden summaries, packed sequences and a validation split."""
+    if not (folder / "teacher").is_dir():
+        stage_one.make_inputs(folder, n_documents=60)
+    sections = {"hidden": {"layers": ("0.5", "1.0"), "dim": 16}, **changes}
+    stage_one.run(stage_one.settings_for(folder, out, **sections))
+    return folder / out
+
+
+def settings_for(folder: Path, out: str = "run", kept: str = "cache", **changes: dict[str, Any]) -> StageTwo:
+    """The settings of a small run: 6 steps of 2 batches of 4; `changes` by section."""
+    config = folder / "student.json"
+    if not config.exists():
+        config.write_text(json.dumps(STUDENT))
+    sections: dict[str, dict[str, Any]] = {
+        "cache": {"path": str(folder / kept)},
+        "student": {"name": str(config)},
+        "run": {"max_steps": 6, "batch_size": 4, "accumulate": 2},
+        "optimizer": {"lr": 3e-3},
+        "schedule": {"warmup": 0.2},
+        "evaluation": {"every": 3, "limit": 4},
+        "saving": {"every": 3},
+        "machine": {"device": "cpu", "threads": 1},
+    }
+    for section, values in changes.items():
+        sections[section] = sections.get(section, {}) | values
+    return StageTwo.model_validate_json(json.dumps({**sections, "out": str(folder / out)}))
+
+
+def run(settings: StageTwo, watch: HeardTraining | None = None, **options: Any) -> TrainReport:
+    """Run the story."""
+    return train(settings, TrainOptions(**options), watch or HeardTraining())
+
+
+def weights(out: Path) -> dict[str, Tensor]:
+    """The weights of the student that a run ended with."""
+    return dict(load_file(out / "final" / "model.safetensors"))
+
+
+def losses(out: Path) -> list[tuple[int, float]]:
+    """Each accepted step of metrics.jsonl with its loss."""
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [(line["step"], line["loss"]) for line in lines if line.get("verdict") == "accept"]
