@@ -5,15 +5,17 @@ the student, `pipeline/evaluation` measures. No teacher is loaded: what it said 
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 from kdpipe.cache.reader import Cache, open_cache
 from kdpipe.pipeline.data.ahead import loading_threads
 from kdpipe.pipeline.evaluation.measure import Evaluator
-from kdpipe.pipeline.evaluation.stored import student_of
+from kdpipe.pipeline.evaluation.stored import base_of, student_of
 from kdpipe.pipeline.evaluation.tasks import check_tasks, run_tasks
 from kdpipe.pipeline.models import devices
+from kdpipe.pipeline.students import lora
 from kdpipe.pipeline.students.find import Found, find_student
 from kdpipe.pipeline.students.fit import check_fit
 from kdpipe.pipeline.students.kept import KeptTokenizer, kept_tokenizer
@@ -47,7 +49,8 @@ def evaluate(asked: Asked, watch: Listener) -> EvalReport:
     if asked.tasks:
         check_tasks(asked.tasks)
     cache = open_cache(asked.cache, asked.split, allow_partial=asked.allow_partial)
-    settings = StudentSettings(name=student_of(asked.student))
+    folder = student_of(asked.student)
+    settings = StudentSettings(name=base_of(folder))
     kept = kept_tokenizer(cache.url, cache.manifest)
     found = _trained(find_student(settings, kept.ids))
     fit = check_fit(found, settings, kept, cache.manifest)
@@ -62,6 +65,8 @@ def evaluate(asked: Asked, watch: Listener) -> EvalReport:
         threads=loading_threads(devices.n_threads(None)),
     )
     student = load_student(found, settings, precision.name, device, seed=0)
+    if settings.name != folder:
+        student = Student(lora.merged(Path(folder), student.model), found.shape, found.ids.count)
     for told in (described(student), *fit.notes, *student.notes):
         watch.say(told)
     measured = evaluator.measure(student, precision)

@@ -10,14 +10,15 @@ from typing import Any, Final
 
 from kdpipe.cache.files import explained, new_file, sync_dir, work_folder
 from kdpipe.pipeline.config_file import read_file
+from kdpipe.pipeline.students.saving import ADAPTER
+from kdpipe.pipeline.students.saving import FINAL as FINAL
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.records import read_record
-from kdpipe.schemas.strict_json import MAX_BYTES
+from kdpipe.schemas.strict_json import MAX_BYTES, parse
 from kdpipe.schemas.train_report import Evaluation
 
 CONFIG: Final = "config.yaml"
 EVALUATION: Final = "evaluation.json"
-FINAL: Final = "final"
 
 
 def save_evaluation(run: Path, evaluation: Evaluation) -> None:
@@ -62,6 +63,17 @@ def student_of(name: str) -> str:
             hint="run its command again to finish it",
         )
     return str(folder / FINAL)
+
+
+def base_of(name: str) -> str:
+    """The model that a student's folder needs: itself, or the one that its adapter was trained beside."""
+    file = Path(name).expanduser() / ADAPTER
+    if not file.is_file():
+        return name
+    base = parse(file.read_bytes(), str(file)).get("base_model_name_or_path")
+    if not base:
+        raise ConfigError(f"{file} does not name the model it adapts", hint="write it there")
+    return str(base)
 
 
 def _flat(name: str, value: Any) -> list[tuple[str, Any]]:

@@ -10,7 +10,11 @@ import torch
 
 from kdpipe.cache import open_cache
 from kdpipe.pipeline.evaluate import Asked, evaluate
+from kdpipe.pipeline.evaluation.measure import Evaluator
 from kdpipe.pipeline.evaluation.stored import CONFIG
+from kdpipe.pipeline.students.presets import Ids
+from kdpipe.pipeline.students.saving import save_student
+from kdpipe.pipeline.training.precision import PRECISIONS
 from kdpipe.pipeline.watch import Nobody
 from kdpipe.schemas.errors import CacheDamaged, CacheIncomplete, ConfigError, Incompatible
 from support.corpora import small_tokenizer
@@ -138,6 +142,21 @@ def test_what_is_worth_a_line_is_said(folder: Path, tmp_path: Path) -> None:
     evaluate(asked(folder, name=str(padded)), watch)
     assert any("520 rows for 512 token ids" in line for line in watch.said)
     assert any("parameters" in line for line in watch.said)
+
+
+@pytest.mark.slow
+def test_an_adapter_is_measured_in_its_base(folder: Path, tmp_path: Path) -> None:
+    learner = student(folder / "student", Ids(count=512, longest=96), lora=True)
+    with torch.no_grad():
+        for parameter in learner.trainable().values():
+            parameter.normal_(std=0.1)
+    save_student(learner, tmp_path / "run" / "final", {}, "")
+    (tmp_path / "run" / CONFIG).write_text("seed: 0\n")
+    cache = open_cache(folder / "cache", "validation")
+    due = Evaluator(cache, None, batch_size=8).measure(learner, PRECISIONS["fp32"])
+    found = evaluate(asked(folder, name=str(tmp_path / "run")), Nobody())
+    assert found.cross_entropy == pytest.approx(due.cross_entropy, rel=1e-5)
+    assert found.cross_entropy != pytest.approx(evaluate(asked(folder), Nobody()).cross_entropy, rel=1e-3)
 
 
 @pytest.mark.slow

@@ -14,8 +14,9 @@ from kdpipe.pipeline.evaluation.tally import ENTROPY_EDGES
 from kdpipe.pipeline.losses.head import HeadLosses
 from kdpipe.pipeline.losses.objective import Objective
 from kdpipe.pipeline.losses.terms import InForce, Shape
+from kdpipe.pipeline.models.head import Head
 from kdpipe.pipeline.students.presets import Ids
-from kdpipe.pipeline.students.student import Student
+from kdpipe.pipeline.students.student import CalledHead, Student
 from kdpipe.pipeline.training.needs import teacher_head
 from kdpipe.pipeline.training.precision import PRECISIONS
 from kdpipe.schemas.errors import ConfigError, KdpipeError
@@ -163,6 +164,20 @@ def test_the_student_is_left_as_it_was_found(caches: Path, learner: Student) -> 
         assert learner.model.training is mode
     learner.model.eval()
     assert all(parameter.grad is None for parameter in learner.model.parameters())
+
+
+def test_a_head_that_is_only_called_gives_the_same(
+    caches: Path, learner: Student, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = opened(caches, "threshold")
+    plain = Evaluator(cache, None, batch_size=2).measure(learner, FP32)
+    assert isinstance(learner.head, Head)
+    called = CalledHead(module=learner.head.module, vocabulary_size=learner.head.vocabulary_size)
+    monkeypatch.setattr(learner, "head", called)
+    found = Evaluator(cache, None, batch_size=2).measure(learner, FP32)
+    assert found.kl_teacher == pytest.approx(plain.kl_teacher, rel=1e-5)
+    assert found.by_sequence.kl_teacher == pytest.approx(plain.by_sequence.kl_teacher, rel=1e-4)
+    assert found.by_sequence.agreed == plain.by_sequence.agreed
 
 
 def test_half_precision_comes_near(caches: Path, learner: Student) -> None:

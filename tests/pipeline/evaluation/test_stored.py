@@ -6,7 +6,7 @@ from unittest import mock
 
 import pytest
 
-from kdpipe.pipeline.evaluation.stored import load_evaluation, load_settings, save_evaluation, student_of
+from kdpipe.pipeline.evaluation.stored import base_of, load_evaluation, load_settings, save_evaluation, student_of
 from kdpipe.schemas.errors import CacheDamaged, CacheWriteError, ConfigError
 from support.evaluations import evaluation, run_folder
 
@@ -52,6 +52,15 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
         load_settings(tmp_path)
     with pytest.raises(ConfigError, match="nowhere is not there"):
         load_settings(tmp_path / "nowhere")
+
+
+def test_an_adapter_names_its_base(tmp_path: Path) -> None:
+    assert base_of(str(tmp_path)) == str(tmp_path)
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "org/base"}')
+    assert base_of(str(tmp_path)) == "org/base"
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"adapter_config.json does not name the model it adapts"):
+        base_of(str(tmp_path))
 
 
 def test_a_run_stands_for_the_student_in_its_final_folder(tmp_path: Path) -> None:
