@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from kdpipe.pipeline.losses.kept import LEAST
-from kdpipe.pipeline.losses.logit import Rows, divergence, weighed
+from kdpipe.pipeline.losses.logit import Rows, clamped, divergence, weighed
 from kdpipe.pipeline.losses.terms import LogitName, LogitTerm, Shape
 
 # Tensors of the size of a chunk that autograd holds here where a sparse chunk has one.
@@ -78,4 +78,4 @@ def whole_losses(
             # All ids are kept here, so that nothing is left to renormalise.
             name: LogitName = "forward_kl" if term.name == "renormalised" else term.name
             losses.append(divergence(name, logp_CV, logq_CV, shape))
-    return losses
+    return clamped(losses, shape)

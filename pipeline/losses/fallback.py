@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from kdpipe.pipeline.losses.dense import TeacherHead, whole_losses
 from kdpipe.pipeline.losses.fused import Call, Made, sum_type
 from kdpipe.pipeline.losses.kept import NOTHING
-from kdpipe.pipeline.losses.logit import Rows, Spoken, row_loss, weighed
+from kdpipe.pipeline.losses.logit import Rows, Spoken, clamped, row_loss, weighed
 from kdpipe.pipeline.losses.statistics import row_statistics
 from kdpipe.pipeline.losses.terms import LogitTerm, Shape
 from kdpipe.pipeline.models.head import Head
@@ -43,7 +43,8 @@ class Fallback:
     def run(self, states_NH: Tensor, call: Call) -> tuple[Tensor, Made]:
         """The sum over terms and rows that autograd follows, by the weights of the call, and what else was made."""
         made = Made(sums_T=states_NH.new_zeros(len(self._terms), dtype=sum_type(states_NH)))
-        total = states_NH.new_zeros((), dtype=torch.float32)
+        # Of no rows, so that a batch without any can be differentiated too.
+        total = states_NH[:0].float().sum()
         for begin in range(0, len(states_NH), call.n_chunk):
             piece = slice(begin, min(begin + call.n_chunk, len(states_NH)))
             rows, states_CH = call.rows.take(piece), states_NH[piece]
@@ -69,7 +70,9 @@ class Fallback:
 
     def _said(self, states_CH: Tensor) -> Tensor:
         logits_CV = self._head(states_CH)
-        return logits_CV.float() if logits_CV.dtype.itemsize < 4 else logits_CV
+        logits_CV = logits_CV.float() if logits_CV.dtype.itemsize < 4 else logits_CV
+        most = self._shape.clamp_logits
+        return logits_CV if most is None else logits_CV.clamp(-most, most)
 
     def _chunk(self, states_CH: Tensor, rows: Rows, weights_TC: Tensor, chosen_TC: Tensor) -> tuple[Tensor, Tensor]:
         logits_CV = self._said(states_CH)
@@ -78,7 +81,7 @@ class Fallback:
                 losses = whole_losses(self._terms, logits_CV, rows, self._shape, self._teacher)
             else:
                 spoken = self._spoken(logits_CV, rows)
-                losses = [row_loss(term, spoken, rows, self._shape) for term in self._terms]
+                losses = clamped([row_loss(term, spoken, rows, self._shape) for term in self._terms], self._shape)
             chosen = [torch.where(mask_C, x_C, 0.0) for mask_C, x_C in zip(chosen_TC, losses, strict=True)]
             return weighed(losses, weights_TC), torch.stack(chosen).detach()
 

@@ -53,8 +53,10 @@ class Made:
 class FusedPass:
     """One pass over the rows of a call; `wanted` are the gradients of states, weight and bias."""
 
-    def __init__(self, head: Head, buffers: Buffers, wanted: tuple[bool, bool, bool]) -> None:
-        self._head, self._buffers, self._wanted = head, buffers, wanted
+    def __init__(
+        self, head: Head, buffers: Buffers, wanted: tuple[bool, bool, bool], clamp: float | None = None
+    ) -> None:
+        self._head, self._buffers, self._wanted, self._clamp = head, buffers, wanted, clamp
         whole: Any = head.module.weight
         self._product = product_type(whole)
         self._wide = torch.float64 if self._product is torch.float64 else torch.float32
@@ -95,9 +97,9 @@ class FusedPass:
             made.watched.append(row_statistics(logits_CV, rows.labels_N, spare_CV))
         if work is None:
             return
-        capped_CV = None
-        if self._head.soft_cap is not None and any(self._wanted):
-            capped_CV = self._buffers.take("capped", logits_CV).copy_(logits_CV)
+        said_CV = None
+        if any(self._wanted) and (self._head.soft_cap is not None or self._clamp is not None):
+            said_CV = self._buffers.take("said", logits_CV).copy_(logits_CV)
         losses = work(logits_CV, rows, call.weights_TN[:, piece])
         chosen = [torch.where(mask_C, x_C, 0.0) for mask_C, x_C in zip(call.chosen_TN[:, piece], losses, strict=True)]
         rows_TC = torch.stack(chosen)
@@ -105,7 +107,7 @@ class FusedPass:
         if call.watch:
             made.rows_TC.append(rows_TC.float())
         if any(self._wanted):
-            self._through_cap_and_scale(logits_CV, capped_CV)
+            self._back_to_product(logits_CV, said_CV)
             self._add_gradients(logits_CV, states_CH, piece, made)
 
     def _logits(self, states_CH: Tensor) -> Tensor:
@@ -118,12 +120,14 @@ class FusedPass:
             logits_CV.mul_(self._head.scale)
         if self._head.soft_cap is not None:
             logits_CV.div_(self._head.soft_cap).tanh_().mul_(self._head.soft_cap)
-        return logits_CV
+        return logits_CV if self._clamp is None else logits_CV.clamp_(-self._clamp, self._clamp)
 
-    def _through_cap_and_scale(self, slope_CV: Tensor, capped_CV: Tensor | None) -> None:
-        """c tanh(u / c) has the slope 1 - (z / c)^2 where it is z."""
-        if capped_CV is not None and self._head.soft_cap is not None:
-            torch.addcmul(slope_CV, capped_CV.square_(), slope_CV, value=-1 / self._head.soft_cap**2, out=slope_CV)
+    def _back_to_product(self, slope_CV: Tensor, said_CV: Tensor | None) -> None:
+        """Through clamp, cap and scale: c tanh(u / c) has the slope 1 - (z / c)^2 where it is z."""
+        if said_CV is not None and self._clamp is not None:
+            slope_CV.masked_fill_(said_CV.abs() >= self._clamp, 0.0)
+        if said_CV is not None and self._head.soft_cap is not None:
+            torch.addcmul(slope_CV, said_CV.square_(), slope_CV, value=-1 / self._head.soft_cap**2, out=slope_CV)
         if self._head.scale != 1.0:
             slope_CV.mul_(self._head.scale)
 

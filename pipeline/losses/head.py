@@ -105,7 +105,7 @@ class HeadLosses:
         module: Any = self._head.module
         follows = torch.is_grad_enabled() and bool(terms)
         wanted = [follows and one is not None and one.requires_grad for one in (states_NH, module.weight, module.bias)]
-        head = FusedPass(self._head, self._buffers, (wanted[0], wanted[1], wanted[2]))
+        head = FusedPass(self._head, self._buffers, (wanted[0], wanted[1], wanted[2]), self._shape.clamp_logits)
         made = head.run(states_NH, call, self._work(call, terms, slopes=any(wanted)))
         coefficients_T = made.sums_T.new_tensor([term.coefficient for term in terms])
         total = (coefficients_T * made.sums_T).sum().float()

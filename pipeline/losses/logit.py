@@ -130,6 +130,12 @@ def tail_scales(targets: Targets, shape: Shape, sequence_N: Tensor | None) -> Te
     return torch.where(mean_N > 0, scales_N / mean_N, 0.0)
 
 
+def clamped(losses: Sequence[Tensor], shape: Shape) -> list[Tensor]:
+    """Raw losses up to the largest that counts; what is no finite number stays, for the guard to find."""
+    most = shape.clamp_loss
+    return [one if most is None else torch.where(one.isfinite(), one.clamp(max=most), one) for one in losses]
+
+
 def weighed(losses: Sequence[Tensor], weights_TC: Tensor) -> Tensor:
     """The sum over terms and rows; where a weight is 0 nothing enters, whatever it is."""
     parts = [torch.where(w_C != 0, w_C * x_C, 0.0).sum() for w_C, x_C in zip(weights_TC, losses, strict=True)]

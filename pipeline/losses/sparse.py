@@ -13,7 +13,7 @@ from torch import Tensor
 
 from kdpipe.pipeline.losses.buffers import Buffers
 from kdpipe.pipeline.losses.kept import NOTHING
-from kdpipe.pipeline.losses.logit import Rows, Spoken, row_loss, weighed
+from kdpipe.pipeline.losses.logit import Rows, Spoken, clamped, row_loss, weighed
 from kdpipe.pipeline.losses.terms import LogitTerm, Shape
 
 
@@ -49,7 +49,7 @@ class SparseChunk:
                 leaf.requires_grad_(self._slopes)
             rest_C = {temperature: rest.log_sum_C for temperature, rest in rests.items()}
             spoken = Spoken(label_C=label_C, rest_C=rest_C, kept_CK=kept_CK)
-            losses = [row_loss(term, spoken, rows, self._shape) for term in self._terms]
+            losses = clamped([row_loss(term, spoken, rows, self._shape) for term in self._terms], self._shape)
             if self._slopes:
                 total = weighed(losses, weights_TC)
                 slopes = torch.autograd.grad(total, leaves, allow_unused=True, materialize_grads=True)

@@ -40,11 +40,13 @@ HIDDEN_NAMES: Final[tuple[HiddenName, ...]] = (
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
     """The numbers that formulas take; `tail_weight` 0 is a bucket, 1 exact by draws, above 1 divided by the
-    sequence's mean tail mass."""
+    sequence's mean tail mass. Clamps are for those who ask: beyond them nothing is learnt."""
 
     tail_weight: float = 1.0
     skew: float = 0.1
     beta: float = 0.5
+    clamp_logits: float | None = None
+    clamp_loss: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -71,9 +71,9 @@ def test_no_rows_give_nothing_and_no_gradient(opaque: bool, watch: bool) -> None
     head = HeadLosses(head_of(w, Opaque(module) if opaque else module), Shape())
     result = head(states[:0], none, sure(0, -1.0), terms_of(HYBRID), watch=watch)
     assert float(result.total.detach()) == 0 and all(float(value) == 0 for value in result.sums.values())
+    result.total.backward()
+    assert states.grad is not None and not states.grad.any()
     if not opaque:
-        result.total.backward()
-        assert states.grad is not None and not states.grad.any()
         assert module.weight.grad is not None and not module.weight.grad.any()
     if watch:
         assert result.statistics is not None and len(result.statistics.argmax_N) == 0
@@ -220,6 +220,32 @@ def test_gradients_of_half_precision_neither_overflow_nor_vanish(factor: float) 
 
 
 @pytest.mark.parametrize("opaque", [False, True])
+@pytest.mark.parametrize("soft_cap", [None, 3.0])
+def test_clamped_logits_learn_nothing_beyond_the_clamp(opaque: bool, soft_cap: float | None) -> None:
+    w = world(seed=48, soft_cap=soft_cap)
+    states, weight = w.states_NH.clone().requires_grad_(), w.weight_VH.clone().requires_grad_()
+    logits = student_logits(w, states, weight, None).clamp(-1.5, 1.5)
+    nn.functional.cross_entropy(logits, w.labels_N, reduction="sum").backward()
+    _, found = ours(w, [Asked(name="ce")], None, opaque=opaque, shape=Shape(clamp_logits=1.5))
+    assert states.grad is not None and weight.grad is not None
+    torch.testing.assert_close(found.states_NH, states.grad, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found.weight_VH, weight.grad, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("opaque", [False, True])
+def test_clamped_losses_stop_at_the_clamp_and_teach_nothing_there(opaque: bool) -> None:
+    w = world(seed=49)
+    each = -softmax(student_logits(w, w.states_NH, w.weight_VH, None))[torch.arange(12), w.labels_N].log()
+    most = float(each.median())
+    _, found = ours(w, [Asked(name="ce")], None, opaque=opaque, shape=Shape(clamp_loss=most))
+    due = answer(w, [Asked(name="ce", chosen_N=each < most)])
+    assert found.total == pytest.approx(float(each.clamp(max=most).sum()), rel=1e-5)
+    beyond = each > most
+    assert not found.states_NH[beyond].any()
+    torch.testing.assert_close(found.states_NH[each < most], due.states_NH[each < most], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("opaque", [False, True])
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 @pytest.mark.parametrize("name", ALL)
 def test_a_state_that_is_no_number_is_not_hidden(bad: float, name: str, opaque: bool) -> None:
@@ -227,7 +253,8 @@ def test_a_state_that_is_no_number_is_not_hidden(bad: float, name: str, opaque: 
     states = w.states_NH.clone()
     states[4, 2] = bad
     kept = targets(w, largest_ids(w, [3] * 12), draws=3)
-    result, found = ours(replace(w, states_NH=states), [Asked(name=name)], kept, opaque=opaque)
+    shape = Shape(clamp_loss=50.0)
+    result, found = ours(replace(w, states_NH=states), [Asked(name=name)], kept, opaque=opaque, shape=shape)
     assert not math.isfinite(found.total) and not math.isfinite(next(iter(result.sums.values())))
 
 
