@@ -84,7 +84,15 @@ def make_teacher(corpus: Path, folder: Path, sizes: Sizes, said: Callable[[str],
     work = folder.with_name(f"{folder.name}.tmp")
     model.save_pretrained(work)
     tokenizer.save_pretrained(work)
+    _name_its_class(work / "tokenizer_config.json")
     os.replace(work, folder)
+
+
+def _name_its_class(path: Path) -> None:
+    """Name the class as transformers 4 knows it too: students keep these files as they are."""
+    values = json.loads(path.read_text(encoding="utf-8"))
+    values["tokenizer_class"] = "PreTrainedTokenizerFast"
+    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
 def train_tokenizer(texts: list[str], sizes: Sizes) -> PreTrainedTokenizerFast:

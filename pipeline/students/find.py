@@ -22,6 +22,8 @@ Kind = Literal["preset", "config", "folder", "hub"]
 KNOWN = f"a preset ({', '.join(PRESETS)}), a config in JSON, a model folder, or a hub id as in org/name"
 # A key of a config that is nearly another is taken for a slip; configs of the hub carry others that nobody reads.
 NEARLY = 0.85
+# A word is taken for a preset mistyped from here on; tiny-llama, at 0.57, may be on the hub.
+ALIKE = 0.7
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +75,7 @@ def _fresh(name: str, kind: Kind, config: Any, settings: StudentSettings, ids: I
 
 def _refuse_slips(name: str) -> None:
     """Refuse a word that is neither a path nor on the hub under an owner, and is like a preset or a file."""
-    near = get_close_matches(name.lower(), PRESETS, n=2, cutoff=0.5)
+    near = get_close_matches(name.lower(), PRESETS, n=2, cutoff=ALIKE)
     if name.endswith(".json"):
         raise ConfigError(f"there is no config {name}", hint="name a JSON file with a model_type, or a preset")
     if near and "/" not in name:

@@ -12,6 +12,7 @@ import pytest
 from kdpipe.cache.verify import verify_cache
 from kdpipe.cli import main
 from kdpipe.pipeline.small_teacher import Sizes, documents, make_teacher, write_corpus
+from kdpipe.pipeline.students.older import tokenizer_note
 from support.commands import kdpipe
 
 
@@ -39,6 +40,8 @@ def test_the_small_teacher_learns(tmp_path: Path) -> None:
     make_teacher(tmp_path / "corpus.jsonl", tmp_path / "teacher", Sizes(steps=25, context=64, batch=8), told.append)
     losses = [float(re.findall(r"[\d.]+ nats", line)[0].split()[0]) for line in told]
     assert losses[-1] < losses[0] - 0.3
+    files = {path.name: path.read_bytes() for path in (tmp_path / "teacher").iterdir()}
+    assert tokenizer_note(files) is None, "transformers 4 knows its tokenizer's class"
     before = (tmp_path / "teacher" / "model.safetensors").stat().st_ino
     make_teacher(tmp_path / "corpus.jsonl", tmp_path / "teacher", Sizes(steps=25), told.append)
     assert (tmp_path / "teacher" / "model.safetensors").stat().st_ino == before

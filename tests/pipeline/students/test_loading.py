@@ -100,6 +100,25 @@ def test_adapters_learn_and_nothing_else_does(family: str, tmp_path: Path) -> No
     assert all(each.grad is None for each in found.model.parameters() if not each.requires_grad)
 
 
+def test_adapters_learn_where_layers_are_checkpointed(tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    folder = tiny_llama(tmp_path, vocabulary=IDS.count)
+    batch = batch_of([[9, 5], [12]])
+    gradients = []
+    for on in (False, True):
+        found = student(folder, lora=True, gradient_checkpointing=on)
+        found.model.train()
+        torch.manual_seed(0)
+        with torch.no_grad():
+            for each in found.trainable().values():
+                each.normal_(std=0.1)
+        found.states(batch).rows_NH.square().sum().backward()
+        gradients.append([each.grad for each in found.trainable().values()])
+    for plain, again in zip(*gradients, strict=True):
+        assert plain is not None and again is not None
+        torch.testing.assert_close(again, plain)
+
+
 def test_adapters_without_their_library_are_refused_before_anything_is_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -47,7 +47,7 @@ def gemma3() -> PretrainedConfig:
     return transformers.Gemma3TextConfig(**sizes, rope_parameters=LAYERED)
 
 
-# Gemma 2 is left out: 5 and 4 choose attention with and without its soft cap.
+# Gemma 2 is left out: 4 chooses by itself an attention without its soft cap, whatever a config says.
 CONFIGS: dict[str, Any] = {
     **{name: (lambda make=make: make(IDS.count, 64, 2)) for name, make in FAMILIES.items() if name != "gemma2"},
     "qwen2-far": lambda: transformers.Qwen2Config(**COMMON, rope_parameters=ROPES["far"]),

@@ -56,6 +56,17 @@ def test_logits_are_the_models_own(family: str, tmp_path: Path) -> None:
     assert largest(ours - own) < 1e-4 * largest(own)
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2", "mamba"])
+def test_documents_stay_apart_in_16_bits_too(family: str, tmp_path: Path) -> None:
+    found = student(folder_of(family, tmp_path))
+    batch = batch_of(PACKED, pad=1)
+    with torch.no_grad():
+        due = found.states(batch).rows_NH
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            rows = found.states(batch).rows_NH
+    assert largest(rows.float() - due) < 5e-2 * largest(due)
+
+
 @pytest.mark.parametrize("family", ATTENTIVE)
 def test_attention_reads_documents_packed(family: str, tmp_path: Path) -> None:
     found = student(folder_of(family, tmp_path))
