@@ -35,7 +35,13 @@ class Curriculum:
         self._ends = [round(phase.until * plan.n_steps) for phase in self._phases]
         losses = settings.losses
         said = losses.tail_weight
-        self._shape = Shape(tail_weight=tail_weight if said is None else said, skew=losses.skew, beta=losses.beta)
+        self._shape = Shape(
+            tail_weight=tail_weight if said is None else said,
+            skew=losses.skew,
+            beta=losses.beta,
+            clamp_logits=settings.guard.clamp_logits,
+            clamp_loss=settings.guard.clamp_loss,
+        )
         _check_labels_only(losses, self._phases)
 
     def phase_at(self, step: int) -> int:

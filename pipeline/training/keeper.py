@@ -52,6 +52,10 @@ class Keeper:
         often = step % self._plan.save_every == 0 or (snapshot is not None and step % snapshot == 0)
         return often or step == self._plan.n_steps
 
+    def anything_is_due(self, step: int) -> bool:
+        """Whether the student is to be looked at or kept."""
+        return self.evaluation_is_due(step) or self.saving_is_due(step)
+
     def evaluate(self, state: LoopState, took: Took | None) -> LoopState:
         """Measure the student; the state then knows whether it is the best so far."""
         assert self._measure is not None

@@ -5,13 +5,15 @@ checkpoint. After it: `pipeline/train.py` saves the student. Nothing here draws 
 its place alone, so that a run gone on with is the run undisturbed.
 """
 
+import math
 import time
 from dataclasses import dataclass
 
 from kdpipe.pipeline.data.ahead import StepLoader
 from kdpipe.pipeline.losses.terms import InForce
 from kdpipe.pipeline.training.book import Book
-from kdpipe.pipeline.training.guard import Guard, Verdict
+from kdpipe.pipeline.training.diagnosis import odd_names
+from kdpipe.pipeline.training.guard import Finding, Guard, Verdict
 from kdpipe.pipeline.training.keeper import Keeper
 from kdpipe.pipeline.training.optimizers import forget, set_rate
 from kdpipe.pipeline.training.prepare import Prepared
@@ -52,16 +54,30 @@ class Loop:
             self._enter_phase()
             accepted = self._one_step()
             done = self.state.step
-            best = self.state.best
-            if accepted and around.keeper.evaluation_is_due(done):
-                self.state = around.keeper.evaluate(self.state, self.last)
-            if around.stop.asked or (accepted and (around.keeper.saving_is_due(done) or self.state.best != best)):
-                around.keeper.save(self.state)
+            due = accepted and around.keeper.anything_is_due(done)
+            if (due or around.stop.asked) and self._is_sound():
+                self._look_and_save(due)
             if around.stop.asked:
                 raise Interrupted(
                     f"stopped at step {done:,} of {self._run.plan.n_steps:,}",
                     hint="run the same command again to go on",
                 )
+
+    def _look_and_save(self, due: bool) -> None:
+        """Evaluate and save what is due; a student that is the best so far is saved in any case."""
+        keeper, done, best = self._around.keeper, self.state.step, self.state.best
+        if due and keeper.evaluation_is_due(done):
+            self.state = keeper.evaluate(self.state, self.last)
+        if self._around.stop.asked or keeper.saving_is_due(done) or self.state.best != best:
+            keeper.save(self.state)
+
+    def _is_sound(self) -> bool:
+        """Whether the step that was taken has left numbers: what is saved must be good to go back to."""
+        odd = odd_names(self._run.learner.model)
+        if odd:
+            self._answer(self.guard.judge((Finding(where="parameters", what=odd),), math.nan))
+            self.state = self.state.model_copy(update={"guard": self.guard.state})
+        return not odd
 
     def _enter_phase(self) -> None:
         """Begin the line of an order anew where a phase brings another one."""

@@ -5,6 +5,7 @@ After it: the tests of stage two. Child processes import this by name.
 """
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,19 @@ class HeardTraining:
 
     def stepped(self, news: StepNews) -> None:
         self.news.append(news)
+
+
+class Stopping(HeardTraining):
+    """A watch that sends this process a signal after some step."""
+
+    def __init__(self, step: int, number: int) -> None:
+        super().__init__()
+        self._step, self._number = step, number
+
+    def stepped(self, news: StepNews) -> None:
+        super().stepped(news)
+        if news.step == self._step:
+            os.kill(os.getpid(), self._number)
 
 
 def make_cache(folder: Path, out: str = "cache", **changes: dict[str, Any]) -> Path:

@@ -1,0 +1,236 @@
+"""Every fault at every place: found, named, the step skipped whole and counted; repeats lead back, then to a stop."""
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from kdpipe.pipeline.data.ahead import StepLoader
+from kdpipe.pipeline.data.batches import MicroBatch, StepBatch
+from kdpipe.pipeline.losses import logit
+from kdpipe.pipeline.losses.hidden.objective import HiddenObjective
+from kdpipe.pipeline.students.student import States, Student
+from kdpipe.pipeline.training import loop
+from kdpipe.pipeline.training.learner import Learner
+from kdpipe.schemas.errors import KdpipeError
+from support.stage_two import HeardTraining, losses, run, settings_for, weights
+
+NAN = float("nan")
+BAD_STEP = 3
+SETTINGS: dict[str, Any] = {
+    "losses": {"logit": "jsd", "weights": {"forward_kl": 0.5, "cosine": 0.1}},
+    "run": {"max_steps": 6, "batch_size": 4, "accumulate": 2},
+    "evaluation": {"every": 6},
+}
+
+
+class Attempts:
+    """Counts the steps that were tried, by the batches that were taken; a fault is due at some of them."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, due: Callable[[int], bool]) -> None:
+        self.n, self._due = 0, due
+        take = StepLoader.take
+
+        def counted(loader: StepLoader, *words: Any) -> StepBatch:
+            self.n += 1
+            return take(loader, *words)
+
+        monkeypatch.setattr(StepLoader, "take", counted)
+
+    @property
+    def now(self) -> bool:
+        return self._due(self.n)
+
+
+Plant = Callable[[pytest.MonkeyPatch, Attempts], None]
+
+
+def _in_states(monkeypatch: pytest.MonkeyPatch, attempts: Attempts) -> None:
+    states = Student.states
+
+    def broken(student: Student, batch: MicroBatch, *words: Any) -> States:
+        found = states(student, batch, *words)
+        if not attempts.now or not student.model.training:
+            return found
+        rows = found.rows_NH.clone()
+        rows[0] = NAN
+        return dataclasses.replace(found, rows_NH=rows)
+
+    monkeypatch.setattr(Student, "states", broken)
+
+
+def _in_targets(field: str, value: float) -> Plant:
+    def plant(monkeypatch: pytest.MonkeyPatch, attempts: Attempts) -> None:
+        take = StepLoader.take
+
+        def broken(loader: StepLoader, *words: Any) -> StepBatch:
+            batch = take(loader, *words)
+            if not attempts.now:
+                return batch
+            first = batch.batches[0]
+            assert first.targets is not None
+            spoilt = getattr(first.targets, field).clone()
+            spoilt[0] = value
+            targets = dataclasses.replace(first.targets, **{field: spoilt})
+            return dataclasses.replace(batch, batches=(dataclasses.replace(first, targets=targets), *batch.batches[1:]))
+
+        monkeypatch.setattr(StepLoader, "take", broken)
+
+    return plant
+
+
+def _in_loss(name: str) -> Plant:
+    def plant(monkeypatch: pytest.MonkeyPatch, attempts: Attempts) -> None:
+        row_loss = logit.row_loss
+
+        def broken(term: Any, *words: Any) -> Tensor:
+            found = row_loss(term, *words)
+            return found * NAN if attempts.now and term.name == name else found
+
+        monkeypatch.setattr("kdpipe.pipeline.losses.sparse.row_loss", broken)
+
+    return plant
+
+
+def _in_hidden(monkeypatch: pytest.MonkeyPatch, attempts: Attempts) -> None:
+    forward = HiddenObjective.forward
+
+    def broken(objective: HiddenObjective, *words: Any) -> Any:
+        found = forward(objective, *words)
+        if not attempts.now:
+            return found
+        return dataclasses.replace(
+            found, total=found.total * NAN, sums={name: value * NAN for name, value in found.sums.items()}
+        )
+
+    monkeypatch.setattr(HiddenObjective, "forward", broken)
+
+
+def _in_gradient(monkeypatch: pytest.MonkeyPatch, attempts: Attempts) -> None:
+    go = loop.go_forth_and_back
+
+    def broken(learner: Learner, *words: Any) -> Any:
+        parameter = learner.learnt[0]
+        handle = parameter.register_hook(lambda gradient: gradient * NAN if attempts.now else gradient)
+        try:
+            return go(learner, *words)
+        finally:
+            handle.remove()
+
+    monkeypatch.setattr(loop, "go_forth_and_back", broken)
+
+
+PLACES: dict[str, tuple[Plant, str]] = {
+    "states": (_in_states, "logits (the student's last state) not finite"),
+    "weights": (_in_targets("weights_NK", NAN), "targets (weights) not finite"),
+    "log-probabilities": (_in_targets("logprobs_NK", NAN), "targets (log-probabilities) not finite"),
+    "log_tail": (_in_targets("log_tail_N", NAN), "targets (log_tail) not finite"),
+    "entropy": (_in_targets("entropy_N", NAN), "targets (entropy) not finite"),
+    "ce": (_in_loss("ce"), "ce (its value) not finite"),
+    "jsd": (_in_loss("jsd"), "jsd (its value) not finite"),
+    "forward_kl": (_in_loss("forward_kl"), "forward_kl (its value) not finite"),
+    "cosine": (_in_hidden, "cosine (its value) not finite"),
+    "gradient": (_in_gradient, "gradient (student."),
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_fault_is_named_and_its_step_skipped_whole(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    plant, told = PLACES[place]
+    plant(monkeypatch, Attempts(monkeypatch, lambda n: n == BAD_STEP))
+    watch = HeardTraining()
+    settings = settings_for(folder, **SETTINGS).model_copy(update={"out": str(tmp_path / "run")})
+    report = run(settings, watch)
+    assert (report.steps, report.skipped, report.rollbacks) == (6, 1, 0)
+    assert [line for line in watch.warned if told in line], watch.warned
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if "verdict" in line]
+    assert [line["verdict"] for line in steps] == ["accept", "accept", "skip", "accept", "accept", "accept", "accept"]
+    assert steps[2]["step"] == 2 and steps[2]["consecutive_skips"] == 1 and "nonfinite" in steps[2]
+    assert all(torch.isfinite(value).all() for value in weights(tmp_path / "run").values())
+
+
+def test_a_skipped_step_moves_nothing(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run with a fault is the run that never met the sequences of that step."""
+    settings = settings_for(folder, student={"name": _sure(folder)}, **SETTINGS)
+    with _skipping(monkeypatch, 8):
+        run(settings.model_copy(update={"out": str(tmp_path / "without")}))
+    _in_states(monkeypatch, Attempts(monkeypatch, lambda n: n == BAD_STEP))
+    run(settings.model_copy(update={"out": str(tmp_path / "with")}))
+    assert losses(tmp_path / "with") == losses(tmp_path / "without")
+    for name, value in weights(tmp_path / "without").items():
+        assert torch.equal(value, weights(tmp_path / "with")[name]), name
+
+
+@contextmanager
+def _skipping(monkeypatch: pytest.MonkeyPatch, n_sequences: int) -> Iterator[None]:
+    """From the third step on, the line goes on behind some sequences that are never read."""
+    take = StepLoader.take
+
+    def moved(loader: StepLoader, begin: int, end: int, order: Any) -> StepBatch:
+        shift = n_sequences if begin >= (BAD_STEP - 1) * n_sequences else 0
+        return take(loader, begin + shift, end + shift, order)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(StepLoader, "take", moved)
+        yield
+
+
+def _sure(folder: Path) -> str:
+    """A student without dropout: a step that is tried draws from the generator."""
+    settings_for(folder)
+    config = json.loads((folder / "student.json").read_text())
+    (folder / "sure.json").write_text(json.dumps(config | {"attention_dropout": 0.0}))
+    return str(folder / "sure.json")
+
+
+def test_repeated_faults_lead_back_to_a_good_student(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _in_states(monkeypatch, Attempts(monkeypatch, lambda n: 4 <= n <= 6))
+    changes = SETTINGS | {"guard": {"patience": 3, "ce_only_steps": 1}, "saving": {"every": 2}}
+    watch = HeardTraining()
+    report = run(settings_for(folder, **changes).model_copy(update={"out": str(tmp_path / "run")}), watch)
+    assert (report.steps, report.skipped, report.rollbacks) == (6, 3, 1)
+    assert any("back to the student of step 2, with fresh moments and 0.5 of the rate" in told for told in watch.warned)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    after = [line for line in lines if line.get("rollbacks") == 1 and line.get("verdict") == "accept"]
+    assert list(after[0]["terms"]) == ["ce"] and len(after[1]["terms"]) > 1
+
+
+def test_what_does_not_end_stops_with_a_checkpoint_and_advice(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _in_states(monkeypatch, Attempts(monkeypatch, lambda n: n >= 4))
+    changes = SETTINGS | {"guard": {"patience": 2, "rollbacks": 1}, "saving": {"every": 2}}
+    with pytest.raises(KdpipeError, match="stopped at step 3: 2 in a row went wrong after 1 rollback") as error:
+        run(settings_for(folder, **changes).model_copy(update={"out": str(tmp_path / "run")}))
+    assert error.value.exit_code == 1 and "--precision" in str(error.value.hint)
+    assert list((tmp_path / "run" / "checkpoints").iterdir())
+
+
+def test_parameters_that_are_not_finite_lead_back_at_once(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    applied = loop.apply
+    attempts = Attempts(monkeypatch, lambda n: n == 4)
+
+    def broken(learner: Learner, *words: Any) -> None:
+        applied(learner, *words)
+        if attempts.now:
+            learner.learnt[0].data[0] = NAN
+
+    monkeypatch.setattr(loop, "apply", broken)
+    watch = HeardTraining()
+    changes = SETTINGS | {"saving": {"every": 4}}
+    report = run(settings_for(folder, **changes).model_copy(update={"out": str(tmp_path / "run")}), watch)
+    assert report.rollbacks == 1 and any("parameters (student." in told for told in watch.warned)
+    assert all(torch.isfinite(value).all() for value in weights(tmp_path / "run").values())

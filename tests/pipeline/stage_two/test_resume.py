@@ -1,0 +1,125 @@
+"""Stopped anywhere and run again: the same losses and the same weights, to the bit, on the same number of threads."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from kdpipe.schemas.errors import Interrupted
+from kdpipe.schemas.stage_two import StageTwo
+from support.stage_two import HeardTraining, Stopping, losses, run, settings_for, weights
+
+# Seven steps of eight sequences: more than an epoch of the small cache, so that a stop comes in the middle of one.
+SHAPE = {
+    "run": {"max_steps": 7, "batch_size": 4, "accumulate": 2, "order": "shuffled"},
+    "saving": {"every": 2, "keep": 2},
+    "losses": {"weights": {"cosine": 0.1}, "hidden": {"router": True}},
+    "machine": {"ahead": 3},
+}
+CHILD = """
+import signal, sys
+from kdpipe.pipeline.train import train
+from kdpipe.schemas.stage_two import StageTwo, TrainOptions
+from support.stage_two import Stopping
+settings = StageTwo.model_validate_json(sys.argv[1])
+train(settings, TrainOptions(), Stopping(int(sys.argv[2]), signal.SIGKILL))
+"""
+
+
+@pytest.fixture(scope="module")
+def undisturbed(folder: Path) -> Path:
+    run(settings_for(folder, "undisturbed", **SHAPE))
+    return folder / "undisturbed"
+
+
+def assert_same(out: Path, undisturbed: Path) -> None:
+    assert losses(out) == losses(undisturbed)
+    ours, theirs = weights(out), weights(undisturbed)
+    assert ours.keys() == theirs.keys()
+    for name, value in theirs.items():
+        assert torch.equal(ours[name], value), name
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("step", [1, 4, 5])
+def test_a_signal_ends_the_run_after_the_step_and_it_goes_on(
+    folder: Path, undisturbed: Path, step: int, number: signal.Signals
+) -> None:
+    out = f"stopped-{step}-{number}"
+    before = signal.getsignal(number)
+    with pytest.raises(Interrupted, match=f"stopped at step {step} of 7") as stopped:
+        run(settings_for(folder, out, **SHAPE), Stopping(step, number))
+    assert stopped.value.exit_code == 75 and signal.getsignal(number) is before
+    assert not (folder / out / "final").exists()
+    watch = HeardTraining()
+    report = run(settings_for(folder, out, **SHAPE), watch)
+    assert (report.resumed_from, watch.begun) == (step, (7, step))
+    assert_same(folder / out, undisturbed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", [1, 3, 6])
+def test_a_killed_run_goes_on_from_its_last_checkpoint(folder: Path, undisturbed: Path, step: int) -> None:
+    out = f"killed-{step}"
+    settings = settings_for(folder, out, **SHAPE)
+    killed = start(settings, step)
+    assert killed == -signal.SIGKILL
+    report = run(settings)
+    assert report.resumed_from == ((step - 1) // 2 * 2 or None)
+    assert_same(folder / out, undisturbed)
+
+
+def start(settings: StageTwo, step: int) -> int:
+    """A run in a process of its own that is killed after a step; its exit code."""
+    words = [sys.executable, "-c", CHILD, settings.model_dump_json(), str(step)]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    return subprocess.run(words, env=environment, check=False, capture_output=True).returncode
+
+
+def test_a_broken_newest_checkpoint_is_named_and_the_one_before_is_used(folder: Path, undisturbed: Path) -> None:
+    settings = settings_for(folder, "broken", **SHAPE)
+    with pytest.raises(Interrupted):
+        run(settings, Stopping(5, signal.SIGTERM))
+    path = folder / "broken" / "checkpoints" / "step-000005" / "optimizer.safetensors"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    watch = HeardTraining()
+    assert run(settings, watch).resumed_from == 4
+    assert any("step-000005 is broken" in line and "optimizer.safetensors" in line for line in watch.warned)
+    assert_same(folder / "broken", undisturbed)
+
+
+def test_a_checkpoint_can_be_chosen(folder: Path, undisturbed: Path) -> None:
+    settings = settings_for(folder, "chosen", **SHAPE)
+    with pytest.raises(Interrupted):
+        run(settings, Stopping(5, signal.SIGTERM))
+    assert run(settings, resume_from="4").resumed_from == 4
+    assert_same(folder / "chosen", undisturbed)
+
+
+def test_another_number_of_threads_is_said(folder: Path) -> None:
+    settings = settings_for(folder, "threads", **SHAPE)
+    with pytest.raises(Interrupted):
+        run(settings, Stopping(2, signal.SIGTERM))
+    more = settings.model_copy(update={"machine": settings.machine.model_copy(update={"threads": 2})})
+    watch = HeardTraining()
+    try:
+        run(more, watch)
+    finally:
+        torch.set_num_threads(1)
+    assert any("went on 1 threads and goes on with 2" in line for line in watch.warned)
+
+
+def test_overwriting_begins_anew(folder: Path) -> None:
+    settings = settings_for(folder, "anew", **SHAPE)
+    with pytest.raises(Interrupted):
+        run(settings, Stopping(3, signal.SIGTERM))
+    other = settings.model_copy(update={"seed": 5})
+    assert run(other, overwrite=True).resumed_from is None
+    assert json.loads((folder / "anew" / "run.json").read_text())["settings"]["seed"] == 5
