@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 # What licences ask of models that learn from a model's answers, as their texts read in 2026; the first that fits.
@@ -25,6 +26,7 @@ TERMS: tuple[tuple[str, str], ...] = (
     (r"(^|[-_ ])nc([-_ ]|$)|non-?commercial|research", "The teacher's licence allows no commercial use."),
     (r"^other", "The teacher has a licence of its own: read whether it allows models to be trained on outputs."),
 )
+HUB_ID = r"[\w.-]+/[\w.-]+"
 # Lines of an adapter's card, and what they become when it is merged.
 MERGED = {
     'base_model_relation: "adapter"': 'base_model_relation: "finetune"',
@@ -78,10 +80,11 @@ def of_merged(text: str) -> str:
 
 
 def _front(card: Card) -> list[str]:
+    base = card.base if card.base is not None and re.fullmatch(HUB_ID, card.base) else None
     values: dict[str, Any] = {
         "license": _tag(card.base_licence or card.teacher_licence),
-        "base_model": card.base,
-        "base_model_relation": None if card.base is None else "adapter" if card.is_adapter else "finetune",
+        "base_model": base,
+        "base_model_relation": None if base is None else "adapter" if card.is_adapter else "finetune",
         "library_name": "peft" if card.is_adapter else "transformers",
         "pipeline_tag": "text-generation",
         "tags": ["knowledge-distillation", "kdpipe"],
@@ -116,7 +119,9 @@ def _distillation(card: Card) -> dict[str, Any]:
 
 
 def _body(card: Card) -> list[str]:
-    who = "A fresh model" if card.base is None else f"An adapter of {card.base}" if card.is_adapter else card.base
+    # A folder is called by its name: where it lies is nobody's business.
+    base = card.base if card.base is None or re.fullmatch(HUB_ID, card.base) else Path(card.base).expanduser().name
+    who = "A fresh model" if base is None else f"An adapter of {base}" if card.is_adapter else base
     if card.teacher is None:
         lines = [f"{who}, trained with kdpipe on labels alone."]
     else:

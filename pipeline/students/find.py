@@ -40,6 +40,13 @@ class Found:
         """Whether its weights are still to be drawn."""
         return self.kind in ("preset", "config")
 
+    @property
+    def origin(self) -> str | None:
+        """What it was before, None where it is fresh: a name on the hub, or the whole path of a folder."""
+        if self.is_fresh:
+            return None
+        return self.name if self.kind == "hub" else str(Path(self.name).expanduser().resolve())
+
 
 def find_student(settings: StudentSettings, ids: Ids) -> Found:
     """Find out what a student's name means."""

@@ -59,8 +59,9 @@ def _fresh(found: Found, seed: int, dtype: torch.dtype) -> torch.nn.Module:
 
 def _trained(found: Found, settings: StudentSettings, dtype: torch.dtype) -> torch.nn.Module:
     auto: Any = transformers.AutoModelForCausalLM
+    folder = folders.local_folder(found.name)
     model, report = auto.from_pretrained(
-        folders.local_folder(found.name) or found.name,
+        found.name if folder is None else folder.resolve(),  # adapters name their base, and may be read from elsewhere
         config=found.shape.config,
         revision=found.shape.revision or settings.revision,
         trust_remote_code=settings.trust_remote_code,

@@ -54,7 +54,7 @@ def _card(desk: Desk, state: LoopState, found: Evaluation | None, name: str) -> 
         teacher=None if teacher is None else teacher.name,
         teacher_revision=None if teacher is None else teacher.revision,
         teacher_licence=None if teacher is None else teacher.licence,
-        base=None if base.is_fresh else base.name,
+        base=base.origin,
         base_licence=None if base.is_fresh else base.shape.licence,
         cache_id=prospect.cache.cache_id,
         losses={desk.prepared.name_of(term, last.temperature): weight for term, weight in last.weights.items()},

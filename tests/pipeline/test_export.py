@@ -85,6 +85,15 @@ def test_what_was_exported_is_read_again_in_a_fresh_process(tmp_path: Path) -> N
     assert 0 < export(run_of(tmp_path, student("tiny")), None, "bfloat16").difference < 5e-2
 
 
+def test_an_adapter_finds_its_base_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("peft")
+    monkeypatch.chdir(tmp_path)
+    tiny_llama(tmp_path / "base", vocabulary=IDS.count)
+    run = run_of(tmp_path, student("./base", lora=True))
+    monkeypatch.chdir("/")
+    assert export(run, None, None).merged
+
+
 def test_a_folder_that_was_saved_may_be_named_itself(tmp_path: Path) -> None:
     folder = tiny_llama(tmp_path / "a", vocabulary=IDS.count)
     assert export(folder, tmp_path / "out", "float16").dtype == "float16"

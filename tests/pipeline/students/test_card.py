@@ -20,7 +20,7 @@ def front(card: Card) -> dict[str, object]:
 def test_the_front_matter_is_what_the_hub_reads() -> None:
     found = front(CARD)
     assert found["license"] == "mit"
-    assert (found["base_model"], found["base_model_relation"]) == ("org/small: base", "finetune")
+    assert (found["base_model"], found["base_model_relation"]) == ("org/small", "finetune")
     assert (found["library_name"], found["pipeline_tag"]) == ("transformers", "text-generation")
     assert found["tags"] == ["knowledge-distillation", "kdpipe"]
     told = found["distillation"]
@@ -31,7 +31,7 @@ def test_the_front_matter_is_what_the_hub_reads() -> None:
 
 def test_the_body_says_where_the_student_comes_from() -> None:
     text = rendered(CARD)
-    assert "org/small: base, trained with kdpipe from a cache of what org/Big (abc123) said." in text
+    assert "org/small, trained with kdpipe from a cache of what org/Big (abc123) said." in text
     assert "| losses | 0.1 x ce, 0.9 x forward_kl |" in text
     assert "| positions | 1,234,567 |" in text
     assert "| cross_entropy | 2.346 |" in text
@@ -44,6 +44,19 @@ def test_a_fresh_student_has_no_base_and_takes_the_teachers_licence() -> None:
     assert "base_model" not in found and "base_model_relation" not in found
     assert found["license"] == "apache-2.0"
     assert "A fresh model, trained with kdpipe" in rendered(replace(CARD, base=None))
+
+
+def test_a_base_in_a_folder_is_called_by_its_name_alone() -> None:
+    card = replace(CARD, base="/home/someone/models/small one")
+    assert "base_model" not in front(card) and "base_model_relation" not in front(card)
+    text = rendered(card)
+    assert "\nsmall one, trained with kdpipe" in text
+    assert "someone" not in text
+
+
+def test_what_yaml_would_read_otherwise_is_quoted() -> None:
+    told = front(replace(CARD, teacher="a: b # c"))["distillation"]
+    assert isinstance(told, dict) and told["teacher"] == "a: b # c"
 
 
 def test_a_run_without_a_teacher_says_so() -> None:
@@ -88,7 +101,7 @@ def test_the_card_of_an_adapter_becomes_that_of_a_model() -> None:
     card = replace(CARD, is_adapter=True)
     assert (front(card)["library_name"], front(card)["base_model_relation"]) == ("peft", "adapter")
     text = of_merged(rendered(card))
-    assert "An adapter, merged, of org/small: base, trained with" in text
+    assert "An adapter, merged, of org/small, trained with" in text
     found: dict[str, object] = yaml.safe_load(text.split("---\n")[1])
     assert (found["library_name"], found["base_model_relation"]) == ("transformers", "finetune")
     assert of_merged("# mine\n") == "# mine\n"

@@ -56,6 +56,8 @@ def test_a_config_takes_what_it_leaves_out_of_the_vocabulary_from_the_cache(tmp_
 def test_a_folder_is_a_trained_student(tmp_path: Path) -> None:
     one = found(tiny_llama(tmp_path / "a"))
     assert (one.kind, one.is_fresh, one.shape.vocabulary_size) == ("folder", False, 512)
+    assert one.origin == str(tmp_path / "a")
+    assert found("tiny").origin is None
 
 
 @pytest.mark.parametrize(
