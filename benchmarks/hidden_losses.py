@@ -1,0 +1,213 @@
+"""What each loss on hidden states does: a small student with and without it, equal steps, its own value and CE and KL.
+
+In: nothing; a small teacher is trained, and its cache kept with states of rows. Out: a table on stderr, one JSON
+document. Before it: `stage_one_inputs.py`, `measure.py`. After it: docs/losses.md quotes it.
+A student without a loss has it at a hundred-thousandth of its weight: Adam does not see how small a gradient is, so
+that the maps learn as fast, and the student learns from the rest. `none` has no such loss at all, and shows that.
+"""
+
+import argparse
+import json
+import math
+import statistics
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from measure import machine, rounded
+from stage_one_inputs import trained_teacher
+
+from kdpipe.pipeline.cache_teacher import cache_teacher
+from kdpipe.pipeline.evaluation.stored import load_evaluation
+from kdpipe.pipeline.small_teacher import Sizes, write_corpus
+from kdpipe.pipeline.train import train
+from kdpipe.pipeline.watch import SilentTrainWatch, SilentWatch
+from kdpipe.schemas.stage_one import RunOptions, StageOne
+from kdpipe.schemas.stage_two import StageTwo, TrainOptions
+
+WATCHED: Final = 1e-5
+# Weights that make a term's share of the loss about as large as a tenth to a third, by a first run of the table.
+WEIGHTS: Final[Mapping[str, Mapping[str, float]]] = {
+    "cosine": {"cosine": 1.0},
+    "correlation": {"correlation": 1.0},
+    "mse": {"mse": 1.0},
+    "position_relations": {"position_relations": 10.0},
+    "document_relations": {"document_relations": 10.0},
+    "cka": {"cka": 1.0},
+    "router": {"cosine": 1.0, "router_balance": 0.1},
+}
+# Losses that learn nothing of their own can be watched together, beside one that has maps.
+TOGETHER: Final = ("mse", "position_relations", "document_relations", "cka")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """How large and how long."""
+
+    work: Path
+    teacher: Sizes
+    seeds: int
+    steps: int
+    hidden_layers: tuple[str, ...] = ("0.5", "1.0")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """A student on the validation split: raw values of its terms, CE, KL to the teacher, agreement."""
+
+    terms: Mapping[str, float]
+    numbers: Mapping[str, float]
+    router: Mapping[str, float]
+
+
+def make_cache(plan: Plan) -> Path:
+    """The cache that all students learn from: text that the teacher has not seen."""
+    plan.work.mkdir(parents=True, exist_ok=True)
+    teacher, rows = trained_teacher(plan.work, plan.teacher, None, said)
+    corpus, cache = plan.work / "unseen.jsonl", plan.work / f"cache-of-{teacher.name}"
+    write_corpus(corpus, iter(rows))
+    settings = {
+        "data": {"path": str(corpus), "val_fraction": 0.15},
+        "teacher": {"name": str(teacher)},
+        "sequences": {"length": plan.teacher.context},
+        "hidden": {"layers": plan.hidden_layers},
+        "machine": {"devices": "cpu", "threads": 1},
+        "out": str(cache),
+    }
+    cache_teacher(StageOne.model_validate(settings), RunOptions(), SilentWatch())
+    return cache
+
+
+def measure(plan: Plan, cache: Path, name: str, weights: Mapping[str, float], seed: int) -> Measured:
+    """Train a student, or go on with its run: one that is finished stays as it is."""
+    out = plan.work / f"{name}-{seed}-{plan.steps}"
+    settings: dict[str, Any] = {
+        "cache": {"path": str(cache)},
+        "student": {"name": "tiny"},
+        "losses": {"weights": dict(weights), "hidden": {"router": name.startswith("router")}},
+        "optimizer": {"lr": 2e-3, "maps_lr": 2e-3, "router_lr": 2e-2},
+        "run": {"max_steps": plan.steps},
+        "evaluation": {"every": plan.steps, "limit": None},
+        "saving": {"every": plan.steps, "keep": 1},
+        "machine": {"device": "cpu", "threads": 1},
+        "out": str(out),
+        "seed": seed,
+    }
+    train(StageTwo.model_validate(settings), TrainOptions(), SilentTrainWatch())
+    found = load_evaluation(out)
+    assert found is not None, "the cache has a validation split"
+    said(f"{out.name}: CE {found.cross_entropy:.4f}, KL {found.kl_teacher or math.nan:.4f}, {dict(found.terms)}")
+    numbers = {
+        "cross_entropy": found.cross_entropy,
+        "kl_teacher": found.kl_teacher or math.nan,
+        "top1_agreement": found.top1_agreement or math.nan,
+    }
+    return Measured(terms=found.terms, numbers=numbers, router=_mixture(out))
+
+
+def _mixture(out: Path) -> dict[str, float]:
+    """The router's weights at the last step."""
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    steps = [line for line in lines if any(name.startswith("router/") for name in line)]
+    return {name: value for name, value in steps[-1].items() if name.startswith("router/")} if steps else {}
+
+
+def without(name: str) -> tuple[str, dict[str, float]]:
+    """The run that watches a loss: its name, and the small weights of all that it watches."""
+    both = TOGETHER if name in TOGETHER else (name,)
+    weights = {term: WATCHED * weight for one in both for term, weight in WEIGHTS[one].items()}
+    return f"{'router' if name == 'router' else both[0]}-watched", weights
+
+
+def compare(plan: Plan, cache: Path, names: list[str]) -> dict[str, Any]:
+    """Every loss, with and without, over the seeds."""
+    seeds = range(plan.seeds)
+    plain = [measure(plan, cache, "none", {}, seed) for seed in seeds]
+    found: dict[str, Any] = {"none": _spread_of([one.numbers for one in plain])}
+    for name in names:
+        label, weights = without(name)
+        before = [measure(plan, cache, label, weights, seed) for seed in seeds]
+        after = [measure(plan, cache, name, WEIGHTS[name], seed) for seed in seeds]
+        term = next(iter(WEIGHTS[name]))
+        found[name] = {
+            "weights": dict(WEIGHTS[name]),
+            "own_without": _spread([one.terms[term] for one in before]),
+            "own_with": _spread([one.terms[term] for one in after]),
+            "own_difference": _paired([one.terms[term] for one in before], [one.terms[term] for one in after]),
+            "difference": {
+                key: _paired([one.numbers[key] for one in before], [one.numbers[key] for one in after])
+                for key in before[0].numbers
+            },
+            "without": _spread_of([one.numbers for one in before]),
+            "with": _spread_of([one.numbers for one in after]),
+        }
+        if after[0].router:
+            found[name]["mixture"] = _spread_of([one.router for one in after])
+    return found
+
+
+def _spread_of(runs: list[Mapping[str, float]]) -> dict[str, dict[str, float]]:
+    return {name: _spread([run[name] for run in runs]) for name in runs[0]}
+
+
+def _paired(before: list[float], after: list[float]) -> dict[str, float]:
+    """Differences seed by seed: equal seeds have equal weights and data at the start."""
+    return _spread([late - early for early, late in zip(before, after, strict=True)])
+
+
+def _spread(values: list[float]) -> dict[str, float]:
+    """The mean over seeds, and the standard deviation between them."""
+    return {"mean": statistics.mean(values), "spread": statistics.stdev(values) if len(values) > 1 else 0.0}
+
+
+def table(found: Mapping[str, Any]) -> str:
+    """Rows for docs/losses.md."""
+    lines = ["| loss | weight | own, without | own, with | CE | KL to the teacher |", "|---|---|---|---|---|---|"]
+    for name, one in found.items():
+        if name == "none":
+            continue
+        cells = [_said(one["own_without"]), _said(one["own_with"])]
+        cells += [_said(one["difference"][key], sign=True) for key in ("cross_entropy", "kl_teacher")]
+        lines.append(f"| {name} | {next(iter(one['weights'].values())):g} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _said(one: Mapping[str, float], *, sign: bool = False) -> str:
+    return f"{one['mean']:{'+' if sign else ''}.4f} ± {one['spread']:.4f}"
+
+
+def said(line: str) -> None:
+    """Tell how far it is."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def main() -> None:
+    """Words in, a table and JSON out."""
+    parser = argparse.ArgumentParser(description="what each loss on hidden states does")
+    parser.add_argument("losses", nargs="*", default=list(WEIGHTS), metavar="LOSS", help=", ".join(WEIGHTS))
+    parser.add_argument("--work", type=Path, default=Path("runs/hidden-losses"), help="kept and found again")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--quick", action="store_true", help="small: that it runs, not what it finds")
+    options = parser.parse_args()
+    if unknown := [name for name in options.losses if name not in WEIGHTS]:
+        parser.error(f"there is no loss {unknown[0]}: choose among {', '.join(WEIGHTS)}")
+    plan = Plan(
+        work=options.work,
+        teacher=Sizes(vocabulary=512, width=96, layers=4, batch=8, steps=800),
+        seeds=options.seeds,
+        steps=options.steps,
+    )
+    if options.quick:
+        plan = replace(plan, teacher=Sizes(width=64, steps=5, context=64), seeds=1, steps=3)
+    torch.set_num_threads(1)
+    found = compare(plan, make_cache(plan), options.losses)
+    said(table(found))
+    print(json.dumps(rounded({"machine": machine(), "steps": plan.steps, "seeds": plan.seeds, "losses": found})))
+
+
+if __name__ == "__main__":
+    main()
