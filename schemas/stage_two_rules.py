@@ -81,4 +81,4 @@ def _meets_states(settings: StageTwo) -> bool:
 
 def _compares_groups(settings: StageTwo) -> bool:
     names = ("correlation", "document_relations", "cka", "router_balance")
-    return any(weights[name] for weights in _weights(settings) for name in names) or settings.losses.hidden.router
+    return any(weights[name] for weights in _weights(settings) for name in names)

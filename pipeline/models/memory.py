@@ -5,17 +5,27 @@ After it: metrics.jsonl, reports.
 """
 
 import sys
+from pathlib import Path
 
 import torch
 
 if sys.platform != "win32":
     import resource
 
+STATUS = Path("/proc/self/status")
+
 
 def peak_process_bytes() -> int | None:
-    """The most that this process had in memory; macOS counts bytes, Linux kibibytes."""
+    """The most that this process had in memory.
+
+    Linux says it of the process itself; what getrusage says there is the parent's, if that was larger at the fork.
+    """
     if sys.platform == "win32":
         return None
+    if STATUS.is_file():
+        for line in STATUS.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most if sys.platform == "darwin" else most * 1024
 

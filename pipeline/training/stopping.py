@@ -1,10 +1,9 @@
 """Stopping on request: a signal is noted, and the loop ends after the step under way, with a checkpoint.
 
-In: SIGINT and SIGTERM. Out: `asked`. A second signal ends the process at once (130); the checkpoint before is whole
+In: SIGINT and SIGTERM. Out: `asked`. A second signal is a KeyboardInterrupt, at once; the checkpoint before is whole
 either way. Before it: `cli/interrupts.py` has its own handlers, which are put back. After it: `loop.py`.
 """
 
-import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -23,7 +22,7 @@ class Stop:
     def note(self, _number: int, _frame: FrameType | None) -> None:
         """Handle a signal."""
         if self.asked:
-            os._exit(130)
+            raise KeyboardInterrupt
         self.asked = True
 
 

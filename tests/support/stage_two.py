@@ -17,6 +17,7 @@ from kdpipe.pipeline.watch import StepNews
 from kdpipe.schemas.run_report import TrainReport
 from kdpipe.schemas.stage_two import StageTwo, TrainOptions
 from support import stage_one
+from support.heard import HeardTraining
 
 STUDENT = {
     "model_type": "llama",
@@ -28,28 +29,6 @@ STUDENT = {
     "max_position_embeddings": 128,
     "attention_dropout": 0.1,
 }
-
-
-class HeardTraining:
-    """A `TrainWatch` that remembers what it was told."""
-
-    def __init__(self) -> None:
-        self.said: list[str] = []
-        self.warned: list[str] = []
-        self.begun: tuple[int, int] | None = None
-        self.news: list[StepNews] = []
-
-    def say(self, text: str) -> None:
-        self.said.append(text)
-
-    def warn(self, text: str) -> None:
-        self.warned.append(text)
-
-    def begin(self, n_steps: int, n_done: int) -> None:
-        self.begun = (n_steps, n_done)
-
-    def stepped(self, news: StepNews) -> None:
-        self.news.append(news)
 
 
 class Stopping(HeardTraining):
