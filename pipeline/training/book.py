@@ -120,8 +120,8 @@ class Book:
             for name, term in took.terms.items()
         ]
         return (
-            f"step {state.step:,}: loss {took.loss:.4f} = {' + '.join(parts)}; {took.tokens:,} tokens, "
-            f"{took.positions:,} positions; gradient norm {took.gradient_norm:.4g}"
+            f"step {state.step:,}: loss {took.loss:.4f} = {' + '.join(parts)}; {took.shapes}, {took.tokens:,} tokens; "
+            f"gradient norm {took.gradient_norm:.4g}"
         )
 
 

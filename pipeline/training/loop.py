@@ -18,6 +18,7 @@ from kdpipe.pipeline.training.keeper import Keeper
 from kdpipe.pipeline.training.optimizers import forget, set_rate
 from kdpipe.pipeline.training.prepare import Prepared
 from kdpipe.pipeline.training.schedules import rate
+from kdpipe.pipeline.training.shortage import explained
 from kdpipe.pipeline.training.step import Took, apply, drop, go_forth_and_back
 from kdpipe.pipeline.training.stopping import Stop
 from kdpipe.pipeline.watch import TrainWatch
@@ -52,11 +53,13 @@ class Loop:
         around = self._around
         while self.state.step < until:
             self._enter_phase()
-            accepted = self._one_step()
+            with explained(self._run.settings, f"at step {self.state.step + 1:,}"):
+                accepted = self._one_step()
             done = self.state.step
             due = accepted and around.keeper.anything_is_due(done)
             if (due or around.stop.asked) and self._is_sound():
-                self._look_and_save(due)
+                with explained(self._run.settings, f"evaluating and saving after step {done:,}"):
+                    self._look_and_save(due)
             if around.stop.asked:
                 raise Interrupted(
                     f"stopped at step {done:,} of {self._run.plan.n_steps:,}",

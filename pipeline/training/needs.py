@@ -10,7 +10,9 @@ import numpy as np
 import torch
 
 from kdpipe.cache.reader import Cache
+from kdpipe.pipeline.data.loading import Wants, make_batch
 from kdpipe.pipeline.losses.dense import TeacherHead
+from kdpipe.pipeline.losses.kept import kept_mass
 from kdpipe.pipeline.losses.names import check_spec
 from kdpipe.pipeline.losses.terms import LOGIT_NAMES
 from kdpipe.pipeline.training.curriculum import Curriculum
@@ -20,6 +22,7 @@ from kdpipe.schemas.stage_two import Losses
 from kdpipe.schemas.targets import State, TargetSpec
 
 LEAST_MASS = 0.5
+SAMPLED = 8
 
 
 def default_tail_weight(spec: TargetSpec) -> float:
@@ -56,6 +59,17 @@ def warnings(losses: Losses, curriculum: Curriculum, manifest: Manifest) -> Iter
         )
     if spec.has_draws and losses.tail_weight == 0:
         yield "losses.tail_weight is 0: what the draws say of the tail is left unused"
+
+
+def kept_masses(cache: Cache, curriculum: Curriculum) -> dict[float, float]:
+    """The mass that the exact ids hold, on average over a few sequences, at temperatures the draws are not for."""
+    spec = cache.manifest.targets
+    temperatures = sorted(curriculum.temperatures - {spec.target_temperature})
+    if not temperatures or not curriculum.terms & set(LOGIT_NAMES) - {"ce"} or not spec.tail_known:
+        return {}
+    targets = make_batch(cache, range(min(SAMPLED, len(cache))), Wants(targets=True)).targets
+    assert targets is not None
+    return {temperature: float(kept_mass(targets, temperature).mean()) for temperature in temperatures}
 
 
 def teacher_head(cache: Cache) -> TeacherHead | None:

@@ -126,6 +126,9 @@ def look(settings: StageTwo, watch: TrainWatch) -> Prospect:
         watch.warn(told)
     for told in fit.notes:
         watch.say(told)
+    for temperature, mass in needs.kept_masses(cache, curriculum).items():
+        tell = watch.say if mass >= needs.LEAST_MASS else watch.warn
+        tell(f"at temperature {temperature:g} the exact ids hold {mass:.0%} of the teacher's mass")
     return Prospect(
         settings=_settled(settings, found, device),
         cache=cache,

@@ -21,6 +21,7 @@ MAY_DIFFER: Final = (
     "settings.cache.path",
     "settings.cache.allow_partial",
     "settings.student.name",
+    "settings.student.gradient_checkpointing",
     "settings.out",
     "settings.report_to",
     "settings.saving.",
@@ -31,18 +32,25 @@ MAY_DIFFER: Final = (
 SHOWN: Final = 5
 
 
-def claim(out: Path, asked: RunRecord, *, overwrite: bool = False) -> None:
-    """Begin a run in a new or empty folder, or find it there; a folder of another run is refused, or cleared."""
+def check(out: Path, asked: RunRecord, *, overwrite: bool = False) -> bool:
+    """Refuse a folder of something else, or of another run unless that is to be cleared; whether there is a run."""
     there = [path for path in out.iterdir() if path.name != WORK] if out.is_dir() else []
     if there and not (out / RECORD).exists():
         raise ConfigError(
             f"{out} is not empty, and no run of kdpipe", hint="give --out a new folder; --overwrite clears runs only"
         )
-    if there and overwrite:
-        _clear(out)
-    elif there:
+    if there and not overwrite:
         _compare(out, asked)
-        return
+    return bool(there)
+
+
+def claim(out: Path, asked: RunRecord, *, overwrite: bool = False) -> None:
+    """Begin a run in a new or empty folder, or find it there; a folder of another run is refused, or cleared."""
+    if check(out, asked, overwrite=overwrite):
+        if not overwrite:
+            sweep(out)
+            return
+        _clear(out)
     with explained("a run could not be begun", out):
         make_dir(out)
         sweep(out)
@@ -52,6 +60,8 @@ def claim(out: Path, asked: RunRecord, *, overwrite: bool = False) -> None:
 def differences(one: RunRecord, other: RunRecord) -> list[str]:
     """What two runs differ in that makes them two, as 'a.b: this there, that here'."""
     first, second = dict(_flat("", one.model_dump(mode="json"))), dict(_flat("", other.model_dump(mode="json")))
+    if _step_size(one) == _step_size(other):
+        second |= {name: first[name] for name in ("settings.run.batch_size", "settings.run.accumulate")}
     return [
         f"{name.removeprefix('settings.')}: {_shown(first.get(name))} there, {_shown(second.get(name))} here"
         for name in sorted(first.keys() | second.keys())
@@ -72,7 +82,11 @@ def _compare(out: Path, asked: RunRecord) -> None:
             f"{out} holds another run: {'; '.join(differing[:SHOWN])}{more}",
             hint="give --out a new folder, the settings it began with, or --overwrite to begin anew",
         )
-    sweep(out)
+
+
+def _step_size(record: RunRecord) -> int:
+    """Sequences of an optimizer step: how they are split into batches changes no more than rounding."""
+    return record.settings.run.batch_size * record.settings.run.accumulate
 
 
 def _clear(out: Path) -> None:

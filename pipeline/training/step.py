@@ -29,7 +29,7 @@ class TermNews:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Took:
-    """What came of a step: the norm is before clipping, NaN or infinite where the gradient is."""
+    """What came of a step: the norm is before clipping, NaN or infinite where the gradient is; `shapes` in words."""
 
     loss: float
     terms: dict[TermName, TermNews]
@@ -37,6 +37,7 @@ class Took:
     findings: tuple[Finding, ...]
     positions: int
     tokens: int
+    shapes: str
     logged: dict[str, float]
 
 
@@ -71,6 +72,7 @@ def go_forth_and_back(learner: Learner, batch: StepBatch, terms: InForce) -> Too
         findings=() if fine else diagnose(learner, batch, terms, counts),
         positions=batch.n_positions,
         tokens=tokens,
+        shapes=_shapes(batch),
         logged={name: float(value) for name, value in logged.items()},
     )
 
@@ -91,6 +93,19 @@ def drop(learner: Learner) -> None:
     learner.optimizer.zero_grad(set_to_none=True)
     if learner.scaler is not None:
         learner.scaler.update()
+
+
+def _shapes(batch: StepBatch) -> str:
+    """What the first micro-batch looks like: tokens, the entries of its rows, states."""
+    first = batch.batches[0]
+    told = [f"tokens {list(first.tokens_BT.shape)}"]
+    if first.targets is not None and first.targets.state_NH is not None:
+        told.append(f"states {list(first.targets.state_NH.shape)}")
+    elif first.targets is not None:
+        told.append(f"entries {list(first.targets.ids_NK.shape)}")
+    told += [f"layer {layer} {list(states.shape)}" for layer, states in first.hidden.items()]
+    told += [f"pooled layer {layer} {list(states.shape)}" for layer, states in first.pooled.items()]
+    return f"{len(batch.batches)} x ({', '.join(told)})"
 
 
 def _gradient_norm(learner: Learner) -> float:

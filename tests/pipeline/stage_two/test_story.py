@@ -71,7 +71,8 @@ def test_the_report_says_what_was_done(whole: tuple[TrainReport, HeardTraining])
     assert [line for line in watch.said if line.startswith("steps")] == [
         "steps       6 optimizer steps: 4 sequences a batch x 2 batches = 8 a step"
     ]
-    assert sum(line.startswith(f"step {n}: loss") for n in range(1, 7) for line in watch.said) == 5
+    first = [line for line in watch.said for n in range(1, 7) if line.startswith(f"step {n}: loss")]
+    assert len(first) == 5 and "2 x (tokens [4, 96], entries [" in first[0] and " x 0.9 over " in first[0]
 
 
 def test_every_step_is_a_line_of_the_log(folder: Path, whole: tuple[TrainReport, HeardTraining]) -> None:
@@ -151,6 +152,14 @@ def _without_dropout(folder: Path) -> str:
     config = json.loads((folder / "student.json").read_text())
     (folder / "sure.json").write_text(json.dumps(config | {"attention_dropout": 0.0}))
     return str(folder / "sure.json")
+
+
+def test_another_temperature_says_how_much_mass_the_exact_ids_hold(folder: Path) -> None:
+    watch = HeardTraining()
+    run(settings_for(folder, "hot", losses={"temperature": 4.0}, run={"max_steps": 1}), watch)
+    told = [line for line in watch.warned if line.startswith("at temperature 4 the exact ids hold")]
+    assert len(told) == 1 and int(told[0].split("hold ")[1].split("%")[0]) < 50
+    assert any("all but the exact ids is one bin, which is coarse" in line for line in watch.warned)
 
 
 def test_labels_alone_need_no_targets(folder: Path) -> None:
