@@ -52,8 +52,9 @@ class Sampled:
     cached: Said
 
 
-def verify_against(url: str, teacher: str, sample: int, watch: Watch) -> AgainstReport:
-    """Compare a sample of documents, at random from every part of the cache in turn."""
+def verify_against(url: str, teacher: str, sample: int, watch: Watch, *, trusted: bool = False) -> AgainstReport:
+    """Compare a sample of documents, at random from every part of the cache in turn; `trusted` lets a teacher's own
+    code run."""
     cache = open_cache(url)
     stated = cache.manifest.teacher
     if stated is None or cache.manifest.targets.keep.kind == "imported":
@@ -61,7 +62,7 @@ def verify_against(url: str, teacher: str, sample: int, watch: Watch) -> Against
     chosen = list(_sample(cache, sample))
     if not chosen:
         raise ConfigError(f"{url} has no position that could be compared", hint="leave --against out")
-    local = _open(teacher, cache)
+    local = _open(teacher, cache, trusted)
     documents = "1 document" if len(chosen) == 1 else f"{len(chosen):,} documents"
     watch.say(f"{documents} of {url}, read again by {teacher}")
     targets = cache.manifest.targets.model_copy(update={"boundary": False})
@@ -193,10 +194,10 @@ def _sampled(rows: Rows, place: slice, document: int, part: PartRecord, block: B
     return Sampled(part=part.part, name=name, piece=piece, block=block, cached=cached)
 
 
-def _open(name: str, cache: Cache) -> Teacher:
+def _open(name: str, cache: Cache, trusted: bool) -> Teacher:
     """The teacher as it spoke: its number type, its quantised weights, the hub's revision if its name is the same."""
     assert cache.manifest.teacher is not None
-    settings = asked_again(name, cache.manifest.teacher)
+    settings = asked_again(name, cache.manifest.teacher).model_copy(update={"trust_remote_code": trusted})
     shape = teacher_shape(settings)
     _check_could_be(shape, cache.manifest)
     return LocalTeacher(load(settings, shape, devices.choose("auto")), cache.manifest.vocabulary_size)

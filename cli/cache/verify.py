@@ -33,6 +33,9 @@ def verify(
     sample: Annotated[
         int | None, typer.Option("--sample", min=1, metavar="N", help=f"About how many documents [{SAMPLE}].")
     ] = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Let the teacher's repository run code of its own.")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Answer with one JSON document.")] = False,
 ) -> None:
     """Check a cache; exit code 0 when it is good, 3 when it is not."""
@@ -40,9 +43,11 @@ def verify(
 
     if sample is not None and against is None:
         raise UsageError("--sample says how many documents to ask a teacher about", hint="give --against TEACHER too")
+    if trust_remote_code and against is None:
+        raise UsageError("--trust-remote-code is about a teacher", hint="give --against TEACHER too")
     report = verify_cache(cache, level)
     if against is not None and report.ok:  # nobody asks about bytes that are already known to be wrong
-        report = _with_teacher(cache, report, against, sample or SAMPLE)
+        report = _with_teacher(cache, report, against, sample or SAMPLE, trust_remote_code)
     if json:
         console.document(report.model_dump(mode="json"))
     else:
@@ -51,12 +56,12 @@ def verify(
         raise typer.Exit(3)
 
 
-def _with_teacher(cache: str, report: "VerifyReport", teacher: str, sample: int) -> "VerifyReport":
+def _with_teacher(cache: str, report: "VerifyReport", teacher: str, sample: int, trusted: bool) -> "VerifyReport":
     """The report with what the teacher says today."""
     from kdpipe.pipeline.verify_against import verify_against
 
     with watching() as watch:
-        found = verify_against(cache, teacher, sample, watch)
+        found = verify_against(cache, teacher, sample, watch, trusted=trusted)
     return report.model_copy(update={"ok": found.ok, "problems": found.problems, "against": found})
 
 

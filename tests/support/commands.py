@@ -49,7 +49,7 @@ SURFACE: dict[str, tuple[set[str], set[str]]] = {
     "compare": (set(), {"--json"}),
     "cache": ({"inspect", "verify"}, set()),
     "cache inspect": (set(), {"--json"}),
-    "cache verify": (set(), {"--level", "--against", "--sample", "--json"}),
+    "cache verify": (set(), {"--level", "--against", "--sample", "--trust-remote-code", "--json"}),
 }
 
 

@@ -89,7 +89,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What the story that asks the teacher was given; it answers with `report` of it."""
     seen: dict[str, Any] = {"report": AGREES}
 
-    def verify_against(cache: str, teacher: str, sample: int, watch: Any) -> Any:
+    def verify_against(cache: str, teacher: str, sample: int, watch: Any, *, trusted: bool) -> Any:
         seen.update(cache=cache, teacher=teacher, sample=sample, watch=watch)
         return seen["report"]
 
@@ -136,8 +136,11 @@ def test_no_teacher_is_asked_about_a_damaged_cache(
     assert "teacher" not in asked
 
 
-def test_a_sample_without_a_teacher_is_refused(good: tuple[Path, str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["cache", "verify", str(good[0]), "--sample", "3"]) == 2
+@pytest.mark.parametrize("words", [["--sample", "3"], ["--trust-remote-code"]])
+def test_what_is_about_a_teacher_needs_one(
+    good: tuple[Path, str], words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["cache", "verify", str(good[0]), *words]) == 2
     assert "hint: give --against TEACHER too\n" in capsys.readouterr().err
 
 

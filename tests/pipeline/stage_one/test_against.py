@@ -1,5 +1,6 @@
 """A cache held against a teacher: its own passes, another is noticed, and one wrong part is named."""
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import transformers
 
 from kdpipe.cache import layout
 from kdpipe.cache.entries import draw_mask
@@ -24,6 +26,15 @@ from support.stage_one import VOCABULARY, make_inputs, run, settings_for
 
 PARTS = {"part_rows": 1024}
 EVERY_DOCUMENT = 1000
+OWN = """
+from transformers import LlamaForCausalLM
+
+class Own(LlamaForCausalLM):
+    def forward(self, *args, **kwargs):
+        out = super().forward(*args, **kwargs)
+        out.logits = 2 * out.logits
+        return out
+"""
 
 
 pytestmark = pytest.mark.slow
@@ -46,6 +57,23 @@ def test_a_cache_is_what_its_teacher_says(folder: Path, tmp_path: Path, kind: st
     assert report.ok and report.documents == 8 and report.positions > 300
     assert report.difference.max_nats < 1e-3
     assert report.noise.mean_nats < 1e-4
+
+
+def test_a_teacher_with_code_of_its_own_speaks_only_when_trusted(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = tmp_path / "own"
+    shutil.copytree(folder / "teacher", own)
+    (own / "modeling_own.py").write_text(OWN)
+    config = json.loads((own / "config.json").read_text())
+    config["auto_map"] = {"AutoModelForCausalLM": "modeling_own.Own"}
+    (own / "config.json").write_text(json.dumps(config))
+    monkeypatch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    teacher = {"name": str(own), "trust_remote_code": True}
+    settings = settings_for(folder, teacher=teacher, data={"limit": 8}, hidden={"pooled": False})
+    run(settings.model_copy(update={"out": str(tmp_path / "cache")}))
+    assert verify_against(str(tmp_path / "cache"), str(own), 8, SilentWatch(), trusted=True).ok
+    assert not verify_against(str(tmp_path / "cache"), str(own), 8, SilentWatch()).ok
 
 
 def test_a_sample_has_the_asked_number_of_documents(folder: Path) -> None:
