@@ -15,11 +15,12 @@ from kdpipe.pipeline.training import checkpoints, run_folder, schedules
 from kdpipe.pipeline.training.desk import Desk, open_desk
 from kdpipe.pipeline.training.finish import finish
 from kdpipe.pipeline.training.loop import Loop
-from kdpipe.pipeline.training.prepare import Prospect, look, prepare
+from kdpipe.pipeline.training.prepare import Prepared, look, prepare
 from kdpipe.pipeline.training.reporting import estimate, report
+from kdpipe.pipeline.training.shortage import explained
 from kdpipe.pipeline.training.stopping import Stop, listening
 from kdpipe.pipeline.watch import TrainWatch
-from kdpipe.schemas.checkpoint import LoopState
+from kdpipe.schemas.checkpoint import LoopState, RunRecord
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.run_report import TrainReport
 from kdpipe.schemas.stage_two import StageTwo, TrainOptions
@@ -30,19 +31,24 @@ DRY_STEPS = 5
 def train(settings: StageTwo, options: TrainOptions, watch: TrainWatch) -> TrainReport:
     """Do what is left to do of a run."""
     started = time.perf_counter()
+    _check(options)
+    if settings.out is None:
+        raise ConfigError("nothing says where the run goes", hint="give --out DIR")
+    folder = Path(settings.out)
     with listening() as stop:
         prospect = look(settings, watch)
+        record = prospect.record
+        run_folder.check(folder, record, overwrite=options.overwrite)
+        with explained(settings, "while the student was loaded"):
+            prepared = prepare(prospect, watch)
         if options.dry_run:
-            return _dry_run(prospect, watch, stop, started)
-        if settings.out is None:
-            raise ConfigError("nothing says where the run goes", hint="give --out DIR")
-        folder = Path(settings.out)
-        run_folder.claim(folder, prospect.record, overwrite=options.overwrite)
+            return _dry_run(prepared, watch, stop, started)
+        begin = _begin(folder, record, options, watch)
         (folder / CONFIG).write_text(as_yaml(prospect.settings.model_dump(mode="json")), encoding="utf-8")
-        begin = _checkpoint(folder, options, watch)
-        with open_desk(prepare(prospect, watch), folder, begin, watch) as desk:
+        with open_desk(prepared, folder, begin, watch) as desk:
             loop = _learn(desk, begin, prospect.plan.n_steps, stop)
-            found = finish(desk, loop.state, folder)
+            with explained(settings, "at the end, with the student of the last step saved"):
+                found = finish(desk, loop.state, folder)
             return report(desk, loop, found, folder, started)
 
 
@@ -59,12 +65,13 @@ def _learn(desk: Desk, begin: Path | None, until: int, stop: Stop) -> Loop:
     return loop
 
 
-def _dry_run(prospect: Prospect, watch: TrainWatch, stop: Stop, started: float) -> TrainReport:
+def _dry_run(prepared: Prepared, watch: TrainWatch, stop: Stop, started: float) -> TrainReport:
     """A few steps of everything, in a folder that is thrown away: learn, evaluate, save, go back to it, finish."""
+    prospect = prepared.prospect
     with tempfile.TemporaryDirectory(prefix="kdpipe-dry-") as place:
         folder = Path(place) / "run"
         run_folder.claim(folder, prospect.record)
-        with open_desk(prepare(prospect, watch), folder, None, watch) as desk:
+        with open_desk(prepared, folder, None, watch) as desk:
             loop = _learn(desk, None, min(DRY_STEPS, prospect.plan.n_steps), stop)
             costs = estimate(desk, loop, folder)
             found = finish(desk, loop.state, folder)
@@ -72,8 +79,18 @@ def _dry_run(prospect: Prospect, watch: TrainWatch, stop: Stop, started: float) 
             return answer.model_copy(update={"run": prospect.settings.out or "", "dry_run": costs, "final": None})
 
 
-def _checkpoint(folder: Path, options: TrainOptions, watch: TrainWatch) -> Path | None:
-    """Where to go on: the checkpoint that was asked for, or the newest good one."""
-    if options.resume_from is not None:
-        return checkpoints.asked_for(folder, options.resume_from)
-    return checkpoints.latest(folder, watch.warn)
+def _begin(folder: Path, record: RunRecord, options: TrainOptions, watch: TrainWatch) -> Path | None:
+    """Take the folder, and find where to go on: the checkpoint that was asked for, or the newest good one."""
+    chosen = None if options.resume_from is None else checkpoints.asked_for(folder, options.resume_from)
+    run_folder.claim(folder, record, overwrite=options.overwrite)
+    return chosen or checkpoints.latest(folder, watch.warn)
+
+
+def _check(options: TrainOptions) -> None:
+    """Refuse what one call cannot do at once."""
+    for other, asked, why in (
+        ("--overwrite", options.overwrite, "clears the checkpoints"),
+        ("--dry-run", options.dry_run, "begins anew in a folder of its own"),
+    ):
+        if asked and options.resume_from is not None:
+            raise ConfigError(f"--resume-from goes on from a checkpoint, and {other} {why}", hint="leave one out")

@@ -5,10 +5,12 @@ makes the folder. After it: `pipeline/evaluate.py`, `pipeline/compare.py`.
 """
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
 from kdpipe.cache.files import explained, new_file, sync_dir, work_folder
+from kdpipe.cache.layout import WORK
 from kdpipe.pipeline.config_file import read_file
 from kdpipe.pipeline.students.saving import ADAPTER
 from kdpipe.pipeline.students.saving import FINAL as FINAL
@@ -28,6 +30,8 @@ def save_evaluation(run: Path, evaluation: Evaluation) -> None:
             file.write(evaluation.to_json())
         os.replace(work / EVALUATION, run / EVALUATION)
         sync_dir(run)
+    with suppress(OSError):
+        (run / WORK).rmdir()
 
 
 def load_evaluation(run: Path) -> Evaluation | None:

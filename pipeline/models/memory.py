@@ -1,7 +1,7 @@
-"""How much memory was needed: by the process, and on its GPU.
+"""How much memory was needed: by the process, and on its GPU; and whether an error says that there is no more.
 
-In: nothing. Out: bytes at most so far; None where the system does not say. Before it: the loop, and whoever measures.
-After it: metrics.jsonl, reports.
+In: nothing, or an error. Out: bytes at most so far; None where the system does not say. Before it: the loop, the
+teacher, and whoever measures. After it: metrics.jsonl, reports, batches that are cut, advice.
 """
 
 import sys
@@ -11,6 +11,9 @@ import torch
 
 if sys.platform != "win32":
     import resource
+
+# What torch says when the CPU has no memory left; it has no error of its own for it.
+OF_THE_CPU = ("not enough memory", "can't allocate memory", "Cannot allocate memory")
 
 STATUS = Path("/proc/self/status")
 
@@ -33,3 +36,10 @@ def peak_process_bytes() -> int | None:
 def peak_device_bytes(device: torch.device) -> int | None:
     """The most that tensors took of a GPU."""
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error is Python's, torch's or the CPU allocator's word for having no memory left."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in OF_THE_CPU)

@@ -20,6 +20,7 @@ import torch
 from kdpipe.cache.blocks import join
 from kdpipe.pipeline.data.pieces import Piece
 from kdpipe.pipeline.models.devices import DtypeName
+from kdpipe.pipeline.models.memory import is_out_of_memory
 from kdpipe.pipeline.models.shapes import check_vocabulary
 from kdpipe.pipeline.targets.spec import OutputHead
 from kdpipe.pipeline.teachers import Answer, Asked
@@ -34,8 +35,6 @@ from kdpipe.schemas.part import Fidelity
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")
 OWN_LOGITS = "logits are taken from the model whole: its output head could not be told apart"
-# What torch says when the CPU has no memory left; it has no error of its own for it.
-CPU_OUT_OF_MEMORY = ("not enough memory", "can't allocate memory", "Cannot allocate memory")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -218,10 +217,8 @@ class LocalTeacher:
 def _unless_out_of_memory(work: Callable[[], Result]) -> Result | None:
     try:
         return work()
-    except (torch.OutOfMemoryError, MemoryError):
-        return None
-    except RuntimeError as error:
-        if any(words in str(error) for words in CPU_OUT_OF_MEMORY):
+    except (RuntimeError, MemoryError) as error:
+        if is_out_of_memory(error):
             return None
         raise
 

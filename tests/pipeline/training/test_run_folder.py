@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from kdpipe.pipeline.training.run_folder import RECORD, claim, differences
+from kdpipe.pipeline.training.run_folder import RECORD, check, claim, differences
 from kdpipe.schemas.checkpoint import RunRecord
 from kdpipe.schemas.errors import ConfigError, KdpipeError
 from kdpipe.schemas.stage_two import StageTwo
@@ -65,6 +65,28 @@ def test_where_things_lie_and_how_a_machine_works_makes_no_other_run() -> None:
         "machine": {"device": "cpu", "threads": 3, "ahead": 9},
     }
     assert differences(record(), record(**moved)) == []
+
+
+def test_the_same_steps_in_other_batches_make_no_other_run() -> None:
+    split = record(run={"batch_size": 4, "accumulate": 2})
+    less = split.settings.student.model_copy(update={"gradient_checkpointing": True})
+    split = split.model_copy(update={"settings": split.settings.model_copy(update={"student": less})})
+    assert differences(record(), split) == []
+    assert differences(record(), record(run={"batch_size": 4})) == ["run.batch_size: 8 there, 4 here"]
+
+
+def test_looking_at_a_folder_changes_nothing(tmp_path: Path) -> None:
+    assert not check(tmp_path / "run", record())
+    assert not (tmp_path / "run").exists()
+    claim(tmp_path / "run", record())
+    assert check(tmp_path / "run", record())
+    assert check(tmp_path / "run", record(seed=1), overwrite=True)
+    with pytest.raises(ConfigError, match="holds another run: seed: 0 there, 1 here"):
+        check(tmp_path / "run", record(seed=1))
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(ConfigError, match="is not empty, and no run of kdpipe"):
+        check(tmp_path, record(), overwrite=True)
+    assert (tmp_path / "run" / RECORD).exists()
 
 
 def test_overwriting_clears_a_run_and_nothing_else(tmp_path: Path) -> None:
