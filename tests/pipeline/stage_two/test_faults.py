@@ -139,8 +139,13 @@ PLACES: dict[str, tuple[Plant, str]] = {
     "gradient": (_in_gradient, "gradient (student."),
 }
 
+# One of each kind is in the fast suite.
+QUICK = ("states", "weights", "jsd", "gradient")
 
-@pytest.mark.parametrize("place", PLACES)
+
+@pytest.mark.parametrize(
+    "place", [pytest.param(place, marks=() if place in QUICK else pytest.mark.slow) for place in PLACES]
+)
 def test_a_fault_is_named_and_its_step_skipped_whole(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:

@@ -45,8 +45,13 @@ def assert_same(out: Path, undisturbed: Path) -> None:
         assert torch.equal(ours[name], value), name
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("step", [1, 4, 5])
+@pytest.mark.parametrize(
+    ("step", "number"),
+    [
+        (4, signal.SIGINT),
+        *(pytest.param(n, signal.SIGTERM, marks=pytest.mark.slow) for n in (1, 2, 5, 6)),
+    ],
+)
 def test_a_signal_ends_the_run_after_the_step_and_it_goes_on(
     folder: Path, undisturbed: Path, step: int, number: signal.Signals
 ) -> None:
@@ -81,6 +86,7 @@ def start(settings: StageTwo, step: int) -> int:
     return subprocess.run(words, env=environment, check=False, capture_output=True).returncode
 
 
+@pytest.mark.slow
 def test_a_broken_newest_checkpoint_is_named_and_the_one_before_is_used(folder: Path, undisturbed: Path) -> None:
     settings = settings_for(folder, "broken", **SHAPE)
     with pytest.raises(Interrupted):
@@ -103,6 +109,7 @@ def test_a_checkpoint_can_be_chosen(folder: Path, undisturbed: Path) -> None:
     assert_same(folder / "chosen", undisturbed)
 
 
+@pytest.mark.slow
 def test_another_number_of_threads_is_said(folder: Path) -> None:
     settings = settings_for(folder, "threads", **SHAPE)
     with pytest.raises(Interrupted):
@@ -116,6 +123,7 @@ def test_another_number_of_threads_is_said(folder: Path) -> None:
     assert any("went on 1 threads and goes on with 2" in line for line in watch.warned)
 
 
+@pytest.mark.slow
 def test_overwriting_begins_anew(folder: Path) -> None:
     settings = settings_for(folder, "anew", **SHAPE)
     with pytest.raises(Interrupted):

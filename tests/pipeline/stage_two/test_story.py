@@ -53,6 +53,7 @@ def test_a_run_ends_by_reading_its_student_in_a_fresh_process(
         run(settings_for(folder, "spoilt"))
 
 
+@pytest.mark.slow
 def test_a_run_learns(folder: Path) -> None:
     settings = settings_for(folder, "learns", run={"max_steps": 30}, evaluation={"every": 15}, saving={"every": 30})
     run(settings)
