@@ -1,8 +1,11 @@
 """The examples run as they stand, and what they make verifies."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 from kdpipe.cache.verify import verify_cache
 from support.source import ROOT
@@ -17,5 +20,20 @@ def test_an_example_writes_a_cache_of_its_own_targets_and_reads_it(tmp_path: Pat
     assert again.stdout == first.stdout
 
 
+@pytest.mark.slow
+def test_an_example_trains_a_student_on_that_cache(tmp_path: Path) -> None:
+    for name, folders in (("write_and_read", ["cache"]), ("train_a_student", ["cache", "run"])):
+        words = [sys.executable, str(ROOT / "examples" / f"{name}.py"), *folders]
+        done = subprocess.run(words, capture_output=True, text=True, check=True, cwd=tmp_path)
+    told = done.stdout.splitlines()
+    assert re.fullmatch(r"20 steps on 120 positions, with [\d,]+ parameters", told[0])
+    before, after = re.findall(r"\d\.\d{3}", told[1])
+    assert float(after) < float(before) / 2
+    assert told[2] == "the student is in run/final"
+    assert (tmp_path / "run" / "final" / "model.safetensors").is_file()
+
+
 def test_every_example_is_tried_here() -> None:
-    assert [path.name for path in sorted((ROOT / "examples").glob("*.py"))] == ["write_and_read.py"]
+    """Settings are tried with the page that shows them, docs/train.md."""
+    there = ["curriculum.yaml", "train_a_student.py", "write_and_read.py"]
+    assert [path.name for path in sorted((ROOT / "examples").glob("*.*"))] == there
