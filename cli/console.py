@@ -48,7 +48,8 @@ def failure(message: str, hint: str | None) -> None:
 
 def facts(told: Sequence[Fact]) -> list[str]:
     """Names with their values below each other; a value is one line, whatever was in it."""
-    return [f"  {name:<12}{' '.join(value.split())}" for name, value in told]
+    width = max([12, *(len(name) + 1 for name, _ in told)])
+    return [f"  {name:<{width}}{' '.join(value.split())}" for name, value in told]
 
 
 def bar(share: float, width: int = 30) -> str:

@@ -1,14 +1,12 @@
 """Progress: one bar on a terminal, a line now and then in a log, nothing on stdout, the terminal left as it was."""
 
-import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from kdpipe.cli.progress import SECONDS_BETWEEN_LINES, ShownWatch, watching
+from support.terminal import on_a_terminal
 
 RUN = """
 import sys, time
@@ -88,30 +86,8 @@ def test_a_log_gets_lines_on_stderr(capsys: pytest.CaptureFixture[str], monkeypa
     ]
 
 
-def on_a_terminal(tmp_path: Path, stop: str, term: str = "xterm") -> tuple[str, str, int]:
-    """What a program writes when its stderr is a terminal of 100 columns: stdout, stderr, exit code."""
-    pty = pytest.importorskip("pty", reason="a terminal is made the POSIX way")
-    script = tmp_path / "run.py"
-    script.write_text(RUN.replace("STOP", stop), encoding="utf-8")
-    ours, theirs = pty.openpty()
-    environment = {**os.environ, "TERM": term, "COLUMNS": "100"}
-    command = [sys.executable, str(script)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=theirs, env=environment) as process:
-        os.close(theirs)
-        said = b""
-        try:
-            while piece := os.read(ours, 4096):
-                said += piece
-        except OSError:  # Linux ends a terminal that nobody holds any more with EIO
-            pass
-        assert process.stdout is not None
-        out = process.stdout.read()
-    os.close(ours)
-    return out.decode(), said.decode(), process.returncode
-
-
 def test_a_terminal_gets_one_bar_and_every_line(tmp_path: Path) -> None:
-    out, said, code = on_a_terminal(tmp_path, "pass")
+    out, said, code = on_a_terminal(RUN.replace("STOP", "pass"), tmp_path)
     assert (out, code) == ("the answer\n", 0)
     assert "50%, 45,000 positions/s, teacher 91%, 34.5 MB, part 1/4, 83 s left" in said
     for line in ("1 of 4 parts are there already", "said 0", "said 5", "warning: look here"):
@@ -121,14 +97,14 @@ def test_a_terminal_gets_one_bar_and_every_line(tmp_path: Path) -> None:
 
 
 def test_a_terminal_is_left_as_it_was_when_a_run_stops(tmp_path: Path) -> None:
-    out, said, code = on_a_terminal(tmp_path, "raise KeyboardInterrupt")
+    out, said, code = on_a_terminal(RUN.replace("STOP", "raise KeyboardInterrupt"), tmp_path)
     assert out == ""
     assert code != 0
     assert said.count("\x1b[?25l") == said.count("\x1b[?25h") == 1
 
 
 def test_a_terminal_that_cannot_move_its_cursor_gets_lines(tmp_path: Path) -> None:
-    out, said, code = on_a_terminal(tmp_path, "pass", term="dumb")
+    out, said, code = on_a_terminal(RUN.replace("STOP", "pass"), tmp_path, term="dumb")
     assert (out, code) == ("the answer\n", 0)
     assert "\x1b" not in said
     assert "said 5" in said

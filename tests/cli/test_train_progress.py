@@ -1,0 +1,112 @@
+"""Progress of a student: one bar on a terminal, a line now and then in a log, nothing on stdout."""
+
+from pathlib import Path
+
+import pytest
+
+from kdpipe.cli.progress import SECONDS_BETWEEN_LINES
+from kdpipe.cli.train_progress import ShownTrainWatch, following
+from kdpipe.pipeline.watch import StepNews
+from support.terminal import on_a_terminal
+
+RUN = """
+import time
+from kdpipe.cli import console
+from kdpipe.cli.train_progress import following
+from kdpipe.pipeline.watch import StepNews
+with following() as watch:
+    watch.begin(10, 2)
+    for n in range(3, 9):
+        watch.stepped(StepNews(step=n, loss=2.5, rate=1e-4, positions_per_second=45000.0, waiting_share=0.004,
+                               skipped=1, seconds_left=83.0))
+        watch.say(f"said {n}")
+        time.sleep(0.12)
+    watch.warn("look here")
+console.answer("the answer")
+"""
+PLAIN = StepNews(
+    step=7,
+    loss=2.48761,
+    rate=9.55e-5,
+    positions_per_second=45_000.4,
+    waiting_share=0.012,
+    skipped=0,
+    seconds_left=720.0,
+)
+
+
+class Clock:
+    """A clock that stands still until it is set."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def shown_watch() -> tuple[ShownTrainWatch, Clock, list[tuple[int, int | None, str]]]:
+    clock, shown = Clock(), list[tuple[int, int | None, str]]()
+    watch = ShownTrainWatch(lambda *told: shown.append(told), 30.0, clock)
+    return watch, clock, shown
+
+
+def news(**changes: float | None) -> StepNews:
+    values = {name: getattr(PLAIN, name) for name in StepNews.__dataclass_fields__}
+    return StepNews(**{**values, **changes})
+
+
+def test_steps_are_told_no_more_often_than_asked(capsys: pytest.CaptureFixture[str]) -> None:
+    watch, clock, shown = shown_watch()
+    watch.begin(1_200, 2)
+    for second in range(91):
+        clock.now = float(second)
+        watch.stepped(news(step=second))
+    told = "step {}/1,200, loss 2.4876, rate 9.55e-05, 45,000 positions/s, cache 1%, 12 min left"
+    assert shown == [(step, 1_200, told.format(step)) for step in (30, 60, 90)]
+    assert capsys.readouterr().err == "going on from step 2 of 1,200\n"
+
+
+def test_a_run_from_the_start_says_nothing_of_what_was_before(capsys: pytest.CaptureFixture[str]) -> None:
+    shown_watch()[0].begin(5, 0)
+    assert capsys.readouterr().err == ""
+
+
+def test_what_is_not_known_is_not_told_and_skips_are() -> None:
+    watch, clock, shown = shown_watch()
+    watch.begin(10, 0)
+    clock.now = 30.0
+    watch.stepped(news(loss=None, seconds_left=None, skipped=1_234))
+    told = "step 7/10, rate 9.55e-05, 45,000 positions/s, cache 1%, 1,234 skipped"
+    assert shown == [(7, 10, told)]
+
+
+def test_a_log_gets_lines_on_stderr(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter([0.0, 0.0, SECONDS_BETWEEN_LINES, 1.5 * SECONDS_BETWEEN_LINES])
+    monkeypatch.setattr(ShownTrainWatch.__init__, "__defaults__", (lambda: next(times),))
+    with following() as watch:
+        watch.begin(10, 0)
+        watch.stepped(news(step=3))
+        watch.stepped(news(step=4))
+        watch.say("step 4, validation: CE 3.1")
+        watch.warn("step 5 is skipped")
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.splitlines() == [
+        "step 3/10, loss 2.4876, rate 9.55e-05, 45,000 positions/s, cache 1%, 12 min left",
+        "step 4, validation: CE 3.1",
+        "warning: step 5 is skipped",
+    ]
+
+
+@pytest.mark.parametrize("term", ["xterm", "dumb"])
+def test_a_terminal_gets_one_bar_and_every_line(tmp_path: Path, term: str) -> None:
+    out, said, code = on_a_terminal(RUN, tmp_path, term, columns=140)
+    assert (out, code) == ("the answer\n", 0)
+    for line in ("going on from step 2 of 10", "said 3", "said 8", "warning: look here"):
+        assert line in said
+    if term == "dumb":
+        assert "\x1b" not in said
+        return
+    assert "80%, step 8/10, loss 2.5000, rate 1.00e-04, 45,000 positions/s, cache 0%, 1 skipped, 83 s left" in said
+    assert said.rstrip().endswith("\x1b[2K")  # the bar is wiped away
+    assert said.count("\x1b[?25l") == said.count("\x1b[?25h") == 1
