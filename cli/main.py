@@ -75,7 +75,8 @@ def run(words: Sequence[str]) -> int:
     console.set_up(debug=debug)
     try:
         code = app(rest, prog_name="kdpipe", standalone_mode=False)
-        if interrupts.seen():  # typer has already turned the KeyboardInterrupt into a code of its own
+        # typer has already turned a KeyboardInterrupt into a code of its own; a demo has told of it
+        if interrupts.seen() and code != Interrupted.exit_code:
             raise Interrupted("interrupted", hint="run the same command again to go on")
         return code if isinstance(code, int) else 0
     except KdpipeError as error:

@@ -1,7 +1,8 @@
 """A small teacher made on the spot: text that comes with Python, a tokenizer trained on it, a Llama-shaped model.
 
-In: a folder and sizes. Out: `corpus.jsonl` and a model folder that transformers loads, the same for the same sizes.
-Before it: nothing; no network, no hub. After it: the demo, and the benchmarks that need a teacher who knows something.
+In: a folder and sizes. Out: `corpus.jsonl`, a tokenizer and a model folder that transformers loads, the same for the
+same sizes. Before it: nothing; no network, no hub. After it: the demo, which has kdpipe train the model, and the
+benchmarks that need a teacher who knows something.
 """
 
 import importlib
@@ -67,10 +68,26 @@ def source_code() -> Iterator[dict[str, str]]:
 
 def write_corpus(path: Path, rows: Iterator[dict[str, str]]) -> None:
     """Write rows as JSON lines, at once."""
-    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file that is there whole or not at all."""
     work = path.with_name(f"{path.name}.tmp")
-    work.write_text(lines, encoding="utf-8")
+    work.write_text(text, encoding="utf-8")
     os.replace(work, path)
+
+
+def texts_of(corpus: Path) -> list[str]:
+    """The texts of a corpus."""
+    return [json.loads(line)["text"] for line in corpus.read_text(encoding="utf-8").splitlines()]
+
+
+def make_tokenizer(corpus: Path, folder: Path, sizes: Sizes) -> None:
+    """Train a tokenizer on a corpus and save it."""
+    work = folder.with_name(f"{folder.name}.tmp")
+    _save_tokenizer(train_tokenizer(texts_of(corpus), sizes), work)
+    os.replace(work, folder)
 
 
 def make_teacher(corpus: Path, folder: Path, sizes: Sizes, said: Callable[[str], None]) -> None:
@@ -78,18 +95,19 @@ def make_teacher(corpus: Path, folder: Path, sizes: Sizes, said: Callable[[str],
     if folder.is_dir():
         return
     quiet()
-    texts = [json.loads(line)["text"] for line in corpus.read_text(encoding="utf-8").splitlines()]
+    texts = texts_of(corpus)
     tokenizer = train_tokenizer(texts, sizes)
     model = train_model(texts, tokenizer, sizes, said)
     work = folder.with_name(f"{folder.name}.tmp")
     model.save_pretrained(work)
-    tokenizer.save_pretrained(work)
-    _name_its_class(work / "tokenizer_config.json")
+    _save_tokenizer(tokenizer, work)
     os.replace(work, folder)
 
 
-def _name_its_class(path: Path) -> None:
-    """Name the class as transformers 4 knows it too: students keep these files as they are."""
+def _save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Save it, its class named as transformers 4 knows it too: students keep these files as they are."""
+    tokenizer.save_pretrained(folder)
+    path = folder / "tokenizer_config.json"
     values = json.loads(path.read_text(encoding="utf-8"))
     values["tokenizer_class"] = "PreTrainedTokenizerFast"
     path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
@@ -139,17 +157,26 @@ def train_model(
     return trained
 
 
+def shape(sizes: Sizes) -> dict[str, int | bool]:
+    """A Llama of these sizes, as configs call them."""
+    return {
+        "hidden_size": sizes.width,
+        "intermediate_size": sizes.width * 8 // 3 // 16 * 16,
+        "num_hidden_layers": sizes.layers,
+        "num_attention_heads": max(1, sizes.width // 32),
+        "num_key_value_heads": max(1, sizes.width // 32),
+        "max_position_embeddings": 4096,
+        "tie_word_embeddings": False,
+    }
+
+
 def _config(sizes: Sizes, tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
-    return LlamaConfig(
+    made: Any = LlamaConfig
+    config: LlamaConfig = made(
         vocab_size=len(tokenizer),
-        hidden_size=sizes.width,
-        intermediate_size=sizes.width * 8 // 3 // 16 * 16,
-        num_hidden_layers=sizes.layers,
-        num_attention_heads=max(1, sizes.width // 32),
-        num_key_value_heads=max(1, sizes.width // 32),
-        max_position_embeddings=4096,
-        tie_word_embeddings=False,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
+        **shape(sizes),
     )
+    return config

@@ -1,7 +1,8 @@
 """Stopping on request: a signal is noted, and the loop ends after the step under way, with a checkpoint.
 
 In: SIGINT and SIGTERM. Out: `asked`. A second signal is a KeyboardInterrupt, at once; the checkpoint before is whole
-either way. Before it: `cli/interrupts.py` has its own handlers, which are put back. After it: `loop.py`.
+either way, and a wish that came when no step was left is answered at the end. Before it: `cli/interrupts.py` has its
+own handlers, which are put back. After it: `loop.py`.
 """
 
 import signal
@@ -9,6 +10,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+from kdpipe.schemas.errors import Interrupted
 
 BOTH = (signal.SIGINT, signal.SIGTERM)
 
@@ -39,6 +42,10 @@ def listening() -> Iterator[Stop]:
         signal.signal(number, stop.note)
     try:
         yield stop
+        if stop.asked:
+            raise Interrupted(
+                "asked to stop when the run was at its end", hint="run the same command again to see what came of it"
+            )
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -5,33 +5,50 @@ import re
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from kdpipe.cache.verify import verify_cache
 from kdpipe.cli import main
+from kdpipe.pipeline.demo import begin
 from kdpipe.pipeline.small_teacher import Sizes, documents, make_teacher, write_corpus
 from kdpipe.pipeline.students.older import tokenizer_note
+from kdpipe.pipeline.training import checkpoints
+from kdpipe.schemas.errors import ConfigError
 from support.commands import kdpipe
 
+STEPS = "12"
 
-@pytest.mark.slow
-def test_the_demo_does_the_main_job(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main.run(["demo", "--out", str(tmp_path), "--steps", "3"]) == 0
-    shown = capsys.readouterr()
-    typed = re.findall(r"^\$ kdpipe (.*)$", shown.err, re.MULTILINE)
-    assert [words.split(" --")[0].split(" /")[0] for words in typed] == [
-        "plan",
-        "cache-teacher",
-        "cache verify",
-        "cache inspect",
-    ]
-    assert verify_cache(tmp_path / "cache", "deep").ok
-    assert "bytes a position" in shown.out
-    # What it typed can be typed again.
-    assert main.run([*typed[1].split(), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["parts"]["made"] == 0
+
+def test_what_the_commands_start_from_is_made_once(tmp_path: Path) -> None:
+    place = begin(tmp_path / "demo", 3)
+    assert json.loads(place.teacher_config.read_text())["model_type"] == "llama"
+    assert len(place.corpus.read_text().splitlines()) > 50
+    before = {path: path.stat().st_ino for path in place.out.rglob("*")}
+    assert begin(tmp_path / "demo", 3) == place
+    assert {path: path.stat().st_ino for path in place.out.rglob("*")} == before
+
+
+def test_a_demo_of_other_steps_and_a_folder_of_something_else_are_refused(tmp_path: Path) -> None:
+    begin(tmp_path / "demo", 3)
+    with pytest.raises(ConfigError, match=r"demo holds a demo of 3 steps, and 4 are asked for") as caught:
+        begin(tmp_path / "demo", 4)
+    assert caught.value.hint == "give --steps 3 to go on with it, or --out a new folder"
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.tex").touch()
+    with pytest.raises(ConfigError, match=r"other is not empty, and no demo of this version") as caught:
+        begin(tmp_path / "other", 4)
+    assert caught.value.hint == "give --out a new folder"
+
+
+def test_a_beginning_that_was_cut_short_is_made_good(tmp_path: Path) -> None:
+    (tmp_path / "demo.json.tmp").write_text("{")
+    (tmp_path / "tokenizer.tmp").mkdir()
+    place = begin(tmp_path, 3)
+    assert (place.tokenizer / "tokenizer.json").is_file()
+    assert not list(tmp_path.glob("*.tmp"))
 
 
 def test_the_small_teacher_learns(tmp_path: Path) -> None:
@@ -47,16 +64,61 @@ def test_the_small_teacher_learns(tmp_path: Path) -> None:
     assert (tmp_path / "teacher" / "model.safetensors").stat().st_ino == before
 
 
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A demo that nobody disturbed."""
+    out = tmp_path_factory.mktemp("demo")
+    assert main.run(["demo", "--out", str(out), "--steps", STEPS]) == 0
+    return out
+
+
 @pytest.mark.slow
-def test_an_interrupted_demo_exits_75_and_then_finishes(tmp_path: Path) -> None:
-    words = [kdpipe(), "demo", "--out", str(tmp_path), "--steps", "3"]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        while not (tmp_path / "cache" / "parts" / "00000").is_dir():
-            time.sleep(0.02)
-        process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=60)
-    assert process.returncode == 75
-    assert said.endswith("error: interrupted\nhint: run the same command again to go on\n")
-    assert not list((tmp_path / "cache" / "tmp").iterdir())
-    subprocess.run(words, capture_output=True, text=True, check=True, timeout=300)
-    assert verify_cache(tmp_path / "cache", "deep").ok
+@pytest.mark.timeout(600)
+def test_the_demo_does_the_main_job_and_shows_it_again(done: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert verify_cache(done / "cache", "deep").ok
+    before = {path: path.stat().st_mtime_ns for path in done.rglob("*.safetensors")}
+    assert main.run(["demo", "--out", str(done), "--steps", STEPS]) == 0
+    assert {path: path.stat().st_mtime_ns for path in done.rglob("*.safetensors")} == before, "nothing is made again"
+    said = capsys.readouterr()
+    found = dict(re.findall(r"^  (labels|distilled) +CE \d\.\d{4}   KL to the teacher (\d\.\d{4})", said.out, re.M))
+    assert found.keys() == {"labels", "distilled"}
+    assert float(found["distilled"]) < float(found["labels"]), "who learns from the teacher is nearer to it"
+    assert "bytes a position" in said.out
+
+
+def stopped(out: Path, *, when: Callable[[], bool]) -> str:
+    """A demo that is told to stop at a moment; what it said."""
+    words = [kdpipe(), "demo", "--out", str(out), "--steps", STEPS]
+    with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        while not when():
+            assert process.poll() is None, "it ended before it could be stopped"
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=120)
+    assert process.returncode == 75, said
+    assert said.count("error: ") == 1
+    assert said.endswith(f"the demo goes on with: kdpipe demo --out {out} --steps {STEPS}\n")
+    return said
+
+
+def steps_done(run: Path) -> int:
+    """How many steps the newest checkpoint has seen; 0 before there is one."""
+    found = checkpoints.latest(run, lambda _: None) if run.is_dir() else None
+    return 0 if found is None else checkpoints.load_state(found).step
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_demo_stopped_in_any_stage_goes_on_and_ends_as_if_undisturbed(done: Path, tmp_path: Path) -> None:
+    out = tmp_path / "demo"
+    stopped(out, when=lambda: steps_done(out / "teacher-run") > 0)
+    assert 0 < steps_done(out / "teacher-run") < int(STEPS)
+    stopped(out, when=lambda: (out / "cache" / "parts" / "00000").is_dir())
+    made = (out / "teacher-run" / "final" / "model.safetensors").stat().st_ino
+    said = stopped(out, when=lambda: steps_done(out / "distilled") > 0)
+    assert "stopped at step" in said
+    assert main.run(["demo", "--out", str(out), "--steps", STEPS]) == 0
+    assert (out / "teacher-run" / "final" / "model.safetensors").stat().st_ino == made, "no stage was done again"
+    for run in ("teacher-run", "labels", "distilled"):
+        weights = [(place / run / "final" / "model.safetensors").read_bytes() for place in (done, out)]
+        assert weights[0] == weights[1], run

@@ -1,0 +1,115 @@
+"""What `kdpipe demo` types, shows and passes on; the commands themselves are played here."""
+
+import re
+import shlex
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from kdpipe.cli import main
+from kdpipe.cli.demo import NEXT, page, stages
+from kdpipe.pipeline import demo
+from kdpipe.pipeline.demo import Place, Shown
+from support.evaluations import evaluation
+
+real = main.run
+
+
+def shown(place: Place) -> Shown:
+    """A demo that went well."""
+    texts = {"teacher": "walk over\n  a list", "labels": "wolk ovr " * 20, "distilled": "walk ower a lost"}
+    return Shown(
+        prompt="The loop is used to",
+        evaluations={
+            "teacher": evaluation(kl_teacher=None, top1_agreement=None),
+            "labels": evaluation(),
+            "distilled": evaluation(kl_teacher=(10.0, 9.0, 9.5, 9.9)),
+        },
+        texts=texts,
+        n_bytes={place.corpus: 465_000, place.cache: 5_100_000},
+    )
+
+
+@pytest.fixture
+def typed(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], list[list[str]]]:
+    """Play every command but the demo; the one of this number ends with this code."""
+
+    def play(number: int, code: int) -> list[list[str]]:
+        seen: list[list[str]] = []
+
+        def run(words: Sequence[str]) -> int:
+            if words[0] == "demo":
+                return real(words)
+            seen.append(list(words))
+            return code if len(seen) == number else 0
+
+        monkeypatch.setattr(main, "run", run)
+        monkeypatch.setattr(demo, "shown", shown)
+        return seen
+
+    return play
+
+
+def test_the_commands_shown_are_those_that_run_and_the_end_says_what_came_of_them(
+    tmp_path: Path, typed: Callable[[int, int], list[list[str]]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, seen = tmp_path / "a folder", typed(0, 0)
+    assert main.run(["demo", "--out", str(out), "--steps", "7"]) == 0
+    said = capsys.readouterr()
+    assert [shlex.split(line) for line in re.findall(r"^\$ kdpipe (.*)$", said.err, re.MULTILINE)] == seen
+    assert [words for _, words in stages(Place(out=out, steps=7))] == seen
+    assert said.out.endswith(f"{page(Place(out=out, steps=7), shown(Place(out=out, steps=7)))}\n")
+
+
+def test_every_command_that_a_demo_shows_is_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    every = [*(words for _, words in stages(Place(out=tmp_path, steps=7))), *NEXT]
+    assert [words for words in every if real([*words, "--help"])] == []
+    assert real([*NEXT[0], "--no-such-option", "x", "--help"]) == 2, "a wrong one would be noticed"
+    shown_next = re.findall(
+        r"^  kdpipe (.*)$", page(Place(out=tmp_path, steps=7), shown(Place(out=tmp_path, steps=7))), re.M
+    )
+    assert [shlex.split(line) for line in shown_next] == list(NEXT)
+    capsys.readouterr()
+
+
+def test_both_students_learn_for_equally_long_and_differ_in_the_mode_alone(tmp_path: Path) -> None:
+    place = Place(out=tmp_path, steps=9)
+    runs = {words[words.index("--out") + 1]: words for _, words in stages(place) if words[0] == "train"}
+    labels, distilled = runs[str(place.labels)], runs[str(place.distilled)]
+    differing = {(one, other) for one, other in zip(labels, distilled, strict=True) if one != other}
+    assert differing == {("output", "hybrid"), (str(place.labels), str(place.distilled))}
+    for words in runs.values():
+        assert words[words.index("--max-steps") + 1] == "9"
+        assert "evaluation.every=3" in words
+
+
+def test_a_stopped_command_ends_the_demo_which_says_how_it_goes_on(
+    tmp_path: Path, typed: Callable[[int, int], list[list[str]]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen = typed(2, 75)
+    assert main.run(["demo", "--out", str(tmp_path), "--steps", "7"]) == 75
+    assert len(seen) == 2
+    said = capsys.readouterr()
+    assert said.err.endswith(f"the demo goes on with: kdpipe demo --out {tmp_path} --steps 7\n")
+    assert said.out == ""
+
+
+def test_a_command_that_fails_ends_the_demo_with_its_code(
+    tmp_path: Path, typed: Callable[[int, int], list[list[str]]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen = typed(5, 3)
+    assert main.run(["demo", "--out", str(tmp_path), "--steps", "7"]) == 3
+    assert len(seen) == 5
+    assert "goes on" not in capsys.readouterr().err
+
+
+def test_the_page_has_texts_numbers_sizes_and_honest_words(tmp_path: Path) -> None:
+    told = page(Place(out=Path("runs/demo"), steps=7), shown(Place(out=Path("runs/demo"), steps=7)))
+    assert told.startswith("The loop is used to ...\n  teacher    walk over a list\n  labels     wolk ovr wolk")
+    assert max(map(len, told.splitlines())) <= 110
+    assert "  labels     CE 3.0125   KL to the teacher 0.9600   agreement 48.8%\n" in told
+    assert "  distilled  CE 3.0125   KL to the teacher 0.0960   agreement 48.8%\n" in told
+    assert "  teacher    CE 3.0125\n" in told
+    assert "not how good a student can be" in told
+    assert "    465.0 kB  runs/demo/corpus.jsonl\n      5.1 MB  runs/demo/cache\n" in told
