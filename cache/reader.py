@@ -66,7 +66,8 @@ def load_index(store: Store, manifest: Manifest, allow_partial: bool) -> tuple[l
             f"{missing:,} of {manifest.plan.n_parts:,} parts are missing" if missing else f"{layout.INDEX} is missing"
         )
         raise CacheIncomplete(
-            f"{store.url} is unfinished: {what}", hint="run stage one again to finish it, or read it with allow_partial"
+            f"{store.url} is unfinished: {what}",
+            hint="run stage one again to finish it, or read what is there with --allow-partial (allow_partial=True)",
         )
     return [read_part_record(store, manifest, number, None)[1] for number in numbers], None
 

@@ -1,0 +1,166 @@
+"""`kdpipe train` as a whole on a small cache: how each refusal and each end is told, with its exit code."""
+
+import json
+import os
+import re
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kdpipe.cli.main import run
+from kdpipe.pipeline.training import loop
+from kdpipe.schemas.run_report import TrainReport
+from support.corpora import small_tokenizer
+from support.models import tiny_llama
+from support.stage_two import STUDENT, make_cache
+
+Told = tuple[int, str, str]
+Command = Callable[..., Told]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a cache, and students that fit it or do not."""
+    folder = tmp_path_factory.mktemp("train")
+    make_cache(folder, "cache")
+    (folder / "student.json").write_text(json.dumps(STUDENT))
+    (folder / "short.json").write_text(json.dumps(STUDENT | {"max_position_embeddings": 64}))
+    small_tokenizer(tiny_llama(folder / "other", vocabulary=400), vocabulary=400)
+    return folder
+
+
+@pytest.fixture
+def train(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """The command with a run of three steps, in tmp_path/run; gives code, stdout, stderr."""
+    monkeypatch.setattr("kdpipe.pipeline.training.finish.check_reload", lambda *_, **__: 0.0)
+
+    def typed(*words: str, cache: Path = folder / "cache", student: str = "student.json") -> Told:
+        given = ["--from-cache", str(cache), "--student", str(folder / student), "--out", str(tmp_path / "run")]
+        small = ["--max-steps", "3", "--batch-size", "2", "--set", "machine.threads=1", "--set", "evaluation.limit=2"]
+        code = run(["train", *given, *small, *words])
+        shown = capsys.readouterr()
+        return code, shown.out, shown.err
+
+    return typed
+
+
+def test_a_run_is_told_and_goes_on_as_json(train: Command, tmp_path: Path) -> None:
+    code, out, err = train()
+    assert code == 0
+    assert out.splitlines()[-1] == f"the student is in {tmp_path / 'run' / 'final'}"
+    assert "steps       3 optimizer steps: 2 sequences a batch x 1 batches = 2 a step" in err.splitlines()
+    code, out, err = train("--json")
+    answer = json.loads(out)
+    assert (code, answer["steps"], answer["resumed_from"]) == (0, 3, 3)
+    assert list(answer) == list(TrainReport.model_fields)
+    code, out, err = train("--lr", "0.01")
+    assert (code, out) == (2, "")
+    assert "holds another run: optimizer.lr: 0.0001 there, 0.01 here" in err
+    assert train("--lr", "0.01", "--overwrite")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "student", "code", "message", "hint"),
+    [
+        ([], "other", 4, "has another tokenizer than the cache: 400 ids", "the teacher's family"),
+        ([], "short.json", 4, "reads at most 64 tokens at once, the cache has sequences of 96", "--seq-len 64"),
+        (["--temperature", "8"], "student.json", 4, "at temperatures 1, 2, 4 and between, not at 8", "--temperatures"),
+        (["--set", "losses.tail_weight=1", "--mode", "logit", "--set", "losses.weights.cka=1"], "student.json", 2,
+         r"groups of 4 sequences", "multiple of 4"),
+        (["--set", "losses.weights.cosine=1", "--set", 'losses.hidden.pairs=["1:9"]'], "student.json", 4,
+         "names layer 9 of the teacher", "cache again with --hidden-layers"),
+        (["--set", "machine.device=cuda:7"], "student.json", 2, "no device cuda:7", ""),
+        (["--resume-from", "2"], "student.json", 2, "has no checkpoint 2", "none"),
+        (["--resume-from", "2", "--overwrite"], "student.json", 2, "--resume-from goes on from a checkpoint", "leave"),
+        (["--lora"], "student.json", 2, "LoRA adapts a model that has been trained", "leave --lora out"),
+        ([], "tinny", 2, "there is no", ""),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)  # fmt: skip
+def test_a_refusal_is_two_lines_and_leaves_nothing(
+    words: list[str], student: str, code: int, message: str, hint: str, train: Command, tmp_path: Path
+) -> None:
+    found, out, err = train(*words, student=student)
+    assert (found, out) == (code, "")
+    told = err[err.index("error: ") :].splitlines()
+    assert re.search(message, told[0])
+    assert hint in "".join(told[1:])
+    assert len(told) <= 2
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_unfinished_and_a_damaged_cache_are_told(train: Command, folder: Path, tmp_path: Path) -> None:
+    partial, damaged = (Path(shutil.copytree(folder / "cache", tmp_path / name)) for name in ("partial", "damaged"))
+    (partial / "index.parquet").unlink()
+    shutil.rmtree(sorted((partial / "parts").iterdir())[1])
+    code, _, err = train(cache=partial)
+    assert code == 2
+    assert re.search(r"1 of \d parts are missing", err) and "--allow-partial" in err
+    for path in damaged.glob("parts/*/targets.zarr/id/c/0"):
+        data = path.read_bytes()
+        path.write_bytes(bytes(byte ^ (place % 64 == 7) for place, byte in enumerate(data)))
+    code, _, err = train(cache=damaged)
+    assert code == 3
+    assert re.search(r"error: .*parts/0000\d/targets.zarr/id", err)
+
+
+def after(n_steps: int, then: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let something happen within a step, after so many."""
+    step, calls = loop.go_forth_and_back, []
+
+    def disturbed(*given: Any) -> Any:
+        calls.append(1)
+        if len(calls) == n_steps + 1:
+            then()
+        return step(*given)
+
+    monkeypatch.setattr(loop, "go_forth_and_back", disturbed)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+def test_an_interrupted_run_ends_with_75_and_goes_on(
+    number: int, train: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    after(1, lambda: os.kill(os.getpid(), number), monkeypatch)
+    code, out, err = train()
+    assert (code, out) == (75, "")
+    assert err.endswith("error: stopped at step 2 of 3\nhint: run the same command again to go on\n")
+    code, _, err = train()
+    assert code == 0
+    assert "going on from step 2 of 3" in err.splitlines()
+
+
+def test_a_run_interrupted_twice_ends_with_130(train: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    def twice() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    after(1, twice, monkeypatch)
+    assert train()[0] == 130
+    assert train()[0] == 0
+
+
+def test_a_run_that_the_guard_stops_ends_with_1(train: Command) -> None:
+    limits = ("guard.skip_gradient_norm=1e-9", "guard.patience=1", "guard.rollbacks=0")
+    code, out, err = train(*(word for limit in limits for word in ("--set", limit)))
+    assert (code, out) == (1, "")
+    assert re.search(r"error: training stopped at step 0: .*over 1e-09 \(guard.skip_gradient_norm\)", err)
+    assert "hint: try a lower --lr" in err
+
+
+def test_memory_that_runs_out_ends_with_1_and_advice(train: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    def too_much() -> None:
+        raise RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 68719476736 bytes.")
+
+    after(2, too_much, monkeypatch)
+    code, _, err = train()
+    assert code == 1
+    assert "error: out of memory at step 3: DefaultCPUAllocator: not enough memory: you tried" in err
+    assert "hint: run it again with --batch-size 1 --accumulate 2 or --set student.gradient_checkpointing" in err
+    code, _, err = train("--batch-size", "1", "--accumulate", "2")
+    assert code == 0
+    assert "going on from step 2 of 3" in err.splitlines()
