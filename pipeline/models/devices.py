@@ -140,7 +140,7 @@ def _believed(number: int) -> torch.device:
         run_kernel(device)
     except torch.OutOfMemoryError as error:
         raise ConfigError(
-            f"cuda:{number} has no memory left: another program uses it", hint="free it, or give another --devices"
+            f"cuda:{number} has no memory left: another program uses it", hint="free it, or give another device"
         ) from error
     except RuntimeError as error:
         name, capability = torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device)
@@ -162,14 +162,14 @@ def unusable(name: str, capability: tuple[int, int], built_for: Sequence[str], e
     known = ", ".join(built_for) or "no GPU"
     what = f"{name} (sm_{major}{minor}) runs no kernel of torch {version('torch')}, built for {known}: {error}"
     if f"sm_{major}{minor}" in built_for:
-        return ConfigError(what, hint="look at the driver with nvidia-smi, or go on with --devices cpu")
+        return ConfigError(what, hint="look at the driver with nvidia-smi, or go on with the device cpu")
     if capability <= OLD_CARDS:
         hint = (
             "pip install 'torch<2.15' --index-url https://download.pytorch.org/whl/cu126, the last for such cards, "
-            "or go on with --devices cpu"
+            "or go on with the device cpu"
         )
     else:
-        hint = "install the newest torch (pip install -U torch), or go on with --devices cpu"
+        hint = "install the newest torch (pip install -U torch), or go on with the device cpu"
     return ConfigError(what, hint=hint)
 
 
@@ -181,8 +181,8 @@ def _why_no_gpu(count: int) -> str:
     if count:
         return f"give cuda:0{f' to cuda:{count - 1}' if count > 1 else ''}"
     if torch.version.cuda is None:
-        return f"torch {version('torch')} is built without CUDA; install a build with it, or give --devices cpu"
-    return "does nvidia-smi see the card? or give --devices cpu"
+        return f"torch {version('torch')} is built without CUDA; install a build with it, or give the device cpu"
+    return "does nvidia-smi see the card? or give the device cpu"
 
 
 def _gib(n_bytes: int) -> str:

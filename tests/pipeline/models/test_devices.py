@@ -69,7 +69,7 @@ def test_a_card_that_is_full_is_said_to_be(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_a_card_newer_than_the_build_needs_a_newer_build() -> None:
     error = devices.unusable("B300", (10, 3), ["sm_80", "sm_90"], "no kernel image")
-    assert error.hint == "install the newest torch (pip install -U torch), or go on with --devices cpu"
+    assert error.hint == "install the newest torch (pip install -U torch), or go on with the device cpu"
     assert "nvidia-smi" in str(devices.unusable("A100", (8, 0), ["sm_80"], "unspecified launch failure").hint)
 
 
