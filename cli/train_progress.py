@@ -62,6 +62,8 @@ class ShownTrainWatch:
         told = [f"step {news.step:,}/{self._n_steps:,}"]
         if news.loss is not None:
             told.append(f"loss {news.loss:.4f}")
+        if news.seconds_left is not None:  # before what a narrow terminal cuts off
+            told.append(f"{duration(news.seconds_left)} left")
         told += [
             f"rate {news.rate:.2e}",
             f"{news.positions_per_second:,.0f} positions/s",
@@ -69,8 +71,6 @@ class ShownTrainWatch:
         ]
         if news.skipped:
             told.append(f"{news.skipped:,} skipped")
-        if news.seconds_left is not None:
-            told.append(f"{duration(news.seconds_left)} left")
         self._show(news.step, self._n_steps, ", ".join(told))
 
 

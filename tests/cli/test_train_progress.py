@@ -61,7 +61,7 @@ def test_steps_are_told_no_more_often_than_asked(capsys: pytest.CaptureFixture[s
     for second in range(91):
         clock.now = float(second)
         watch.stepped(news(step=second))
-    told = "step {}/1,200, loss 2.4876, rate 9.55e-05, 45,000 positions/s, cache 1%, 12 min left"
+    told = "step {}/1,200, loss 2.4876, 12 min left, rate 9.55e-05, 45,000 positions/s, cache 1%"
     assert shown == [(step, 1_200, told.format(step)) for step in (30, 60, 90)]
     assert capsys.readouterr().err == "going on from step 2 of 1,200\n"
 
@@ -92,7 +92,7 @@ def test_a_log_gets_lines_on_stderr(capsys: pytest.CaptureFixture[str], monkeypa
     shown = capsys.readouterr()
     assert shown.out == ""
     assert shown.err.splitlines() == [
-        "step 3/10, loss 2.4876, rate 9.55e-05, 45,000 positions/s, cache 1%, 12 min left",
+        "step 3/10, loss 2.4876, 12 min left, rate 9.55e-05, 45,000 positions/s, cache 1%",
         "step 4, validation: CE 3.1",
         "warning: step 5 is skipped",
     ]
@@ -107,6 +107,6 @@ def test_a_terminal_gets_one_bar_and_every_line(tmp_path: Path, term: str) -> No
     if term == "dumb":
         assert "\x1b" not in said
         return
-    assert "80%, step 8/10, loss 2.5000, rate 1.00e-04, 45,000 positions/s, cache 0%, 1 skipped, 83 s left" in said
+    assert "80%, step 8/10, loss 2.5000, 83 s left, rate 1.00e-04, 45,000 positions/s, cache 0%, 1 skipped" in said
     assert said.rstrip().endswith("\x1b[2K")  # the bar is wiped away
     assert said.count("\x1b[?25l") == said.count("\x1b[?25h") == 1
