@@ -29,7 +29,7 @@ from kdpipe.schemas.stage_one import RunOptions, StageOne
 from kdpipe.schemas.stage_two import StageTwo, TrainOptions
 
 WATCHED: Final = 1e-5
-# Weights that make a term's share of the loss about as large as a tenth to a third, by a first run of the table.
+# Multiplied by --scale: how much a loss helps or harms hangs on its weight.
 WEIGHTS: Final[Mapping[str, Mapping[str, float]]] = {
     "cosine": {"cosine": 1.0},
     "correlation": {"correlation": 1.0},
@@ -51,6 +51,7 @@ class Plan:
     teacher: Sizes
     seeds: int
     steps: int
+    scale: float
     hidden_layers: tuple[str, ...] = ("0.5", "1.0")
 
 
@@ -110,9 +111,9 @@ def measure(plan: Plan, cache: Path, name: str, weights: Mapping[str, float], se
 
 def _mixture(out: Path) -> dict[str, float]:
     """The router's weights at the last step."""
-    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    steps = [line for line in lines if any(name.startswith("router/") for name in line)]
-    return {name: value for name, value in steps[-1].items() if name.startswith("router/")} if steps else {}
+    lines = (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    told = [json.loads(line).get("logged", {}) for line in lines]
+    return next((one for one in reversed(told) if one), {})
 
 
 def without(name: str) -> tuple[str, dict[str, float]]:
@@ -129,11 +130,13 @@ def compare(plan: Plan, cache: Path, names: list[str]) -> dict[str, Any]:
     found: dict[str, Any] = {"none": _spread_of([one.numbers for one in plain])}
     for name in names:
         label, weights = without(name)
+        scaled = {term: plan.scale * weight for term, weight in WEIGHTS[name].items()}
+        run = name if plan.scale == 1 else f"{name}-x{plan.scale:g}"
         before = [measure(plan, cache, label, weights, seed) for seed in seeds]
-        after = [measure(plan, cache, name, WEIGHTS[name], seed) for seed in seeds]
+        after = [measure(plan, cache, run, scaled, seed) for seed in seeds]
         term = next(iter(WEIGHTS[name]))
         found[name] = {
-            "weights": dict(WEIGHTS[name]),
+            "weights": scaled,
             "own_without": _spread([one.terms[term] for one in before]),
             "own_with": _spread([one.terms[term] for one in after]),
             "own_difference": _paired([one.terms[term] for one in before], [one.terms[term] for one in after]),
@@ -191,6 +194,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/hidden-losses"), help="kept and found again")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--scale", type=float, default=1.0, help="of all weights")
     parser.add_argument("--quick", action="store_true", help="small: that it runs, not what it finds")
     options = parser.parse_args()
     if unknown := [name for name in options.losses if name not in WEIGHTS]:
@@ -200,6 +204,7 @@ def main() -> None:
         teacher=Sizes(vocabulary=512, width=96, layers=4, batch=8, steps=800),
         seeds=options.seeds,
         steps=options.steps,
+        scale=options.scale,
     )
     if options.quick:
         plan = replace(plan, teacher=Sizes(width=64, steps=5, context=64), seeds=1, steps=3)

@@ -13,12 +13,21 @@ from support.source import ROOT
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_a_loss_is_held_against_the_same_run_without_it(tmp_path: Path) -> None:
-    words = [sys.executable, str(ROOT / "benchmarks" / "hidden_losses.py"), "--quick", "--work", str(tmp_path), "mse"]
+    words = [
+        sys.executable,
+        str(ROOT / "benchmarks" / "hidden_losses.py"),
+        "--quick",
+        "--work",
+        str(tmp_path),
+        "mse",
+        "router",
+    ]
     done = subprocess.run(words, check=True, capture_output=True, text=True, timeout=300)
     answer = json.loads(done.stdout)
-    assert set(answer["losses"]) == {"none", "mse"}
+    assert set(answer["losses"]) == {"none", "mse", "router"}
     found = answer["losses"]["mse"]
     assert found["own_with"]["mean"] > 0
     assert found["own_without"]["mean"] > 0
     assert set(found["difference"]) == {"cross_entropy", "kl_teacher", "top1_agreement"}
+    assert sum(one["mean"] for one in answer["losses"]["router"]["mixture"].values()) == pytest.approx(2, abs=1e-3)
     assert "| mse | 1 |" in done.stderr

@@ -35,6 +35,9 @@ FEWEST_ROWS: Final = 2
 FEWEST_LAYERS: Final = 2
 # Keeps the maps' numbers apart from others that are drawn from the run's seed.
 MAPS: Final = 0x6D617073
+# Maps begin with answers of a tenth of their targets' size: what a random map of full size asks of a student is noise,
+# and after 300 steps it was a loss (docs/losses.md).
+FIRST_SIZE: Final = 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -230,14 +233,14 @@ def _routed(terms: Collection[HiddenName], widths: Mapping[int, int]) -> tuple[i
 
 
 def _make_maps(student_width: int, widths: Mapping[str, int], seed: int) -> dict[str, nn.Linear]:
-    """Linear maps that keep the size of what they map, drawn on the CPU: equal seeds make equal bits."""
+    """Small linear maps, drawn on the CPU: equal seeds make equal bits."""
     generator = torch.Generator().manual_seed(seed ^ MAPS)
     maps = {}
     for name, width in widths.items():
         # Made without numbers, so that none are drawn from the generator that others use.
         one = nn.Linear(student_width, width, device="meta", dtype=torch.float32).to_empty(device="cpu")
         with torch.no_grad():
-            one.weight.normal_(std=student_width**-0.5, generator=generator)
+            one.weight.normal_(std=FIRST_SIZE * student_width**-0.5, generator=generator)
             one.bias.zero_()
         maps[name] = one
     return maps
