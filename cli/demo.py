@@ -5,6 +5,8 @@ Before it: `cli/main.py`. After it: `pipeline/demo.py` makes what the commands s
 """
 
 import shlex
+import shutil
+import sys
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,6 +41,8 @@ def demo(
     from kdpipe.pipeline.demo import begin, shown
 
     place = begin(out, steps)
+    if shutil.which("kdpipe") is None:
+        console.note(f'to type the commands below yourself, first type: PATH="{Path(sys.executable).parent}:$PATH"')
     for number, (why, words) in enumerate(stages(place), 1):
         console.note(f"\n== {number}. {why}\n$ kdpipe {shlex.join(words)}")
         if code := main.run(words):

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -82,6 +83,19 @@ def test_both_students_learn_for_equally_long_and_differ_in_the_mode_alone(tmp_p
     for words in runs.values():
         assert words[words.index("--max-steps") + 1] == "9"
         assert "evaluation.every=3" in words
+
+
+def test_where_kdpipe_is_not_on_the_path_the_way_to_it_is_told(
+    tmp_path: Path,
+    typed: Callable[[int, int], list[list[str]]],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for path, is_told in ((str(Path(sys.executable).parent), False), (str(tmp_path), True)):
+        typed(1, 1)
+        monkeypatch.setenv("PATH", path)
+        assert main.run(["demo", "--out", str(tmp_path / "out")]) == 1
+        assert (f'PATH="{Path(sys.executable).parent}:$PATH"' in capsys.readouterr().err) == is_told
 
 
 def test_a_stopped_command_ends_the_demo_which_says_how_it_goes_on(
