@@ -24,6 +24,7 @@ from kdpipe.schemas.checkpoint import LoopState, RunRecord
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.run_report import TrainReport
 from kdpipe.schemas.stage_two import StageTwo, TrainOptions
+from kdpipe.schemas.stage_two_rules import meaningful
 
 DRY_STEPS = 5
 
@@ -44,7 +45,7 @@ def train(settings: StageTwo, options: TrainOptions, watch: TrainWatch) -> Train
         if options.dry_run:
             return _dry_run(prepared, watch, stop, started)
         begin = _begin(folder, record, options, watch)
-        (folder / CONFIG).write_text(as_yaml(prospect.settings.model_dump(mode="json")), encoding="utf-8")
+        (folder / CONFIG).write_text(as_yaml(meaningful(prospect.settings)), encoding="utf-8")
         with open_desk(prepared, folder, begin, watch) as desk:
             loop = _learn(desk, begin, prospect.plan.n_steps, stop)
             with explained(settings, "at the end, with the student of the last step saved"):

@@ -5,6 +5,7 @@ In: what every layer said, or the settings made of it. Out: the same without wha
 """
 
 from collections.abc import Iterable
+from typing import Any
 
 from kdpipe.schemas.contradictions import Owner, keep_if_owned, keep_the_later, need
 from kdpipe.schemas.errors import ConfigError
@@ -49,6 +50,19 @@ def settled(said: Iterable[Said]) -> list[Said]:
         if one is not None and (lora is None or lora.value is not True):
             raise ConfigError(f"{one.by} is for LoRA, which is off", hint="give --lora, or leave it out")
     return list(last.values())
+
+
+def meaningful(settings: StageTwo) -> dict[str, Any]:
+    """Settings as plain values without those that belong to other kinds: a file of them is not refused."""
+    values = settings.model_dump(mode="json")
+    kind_of = {owner: values[owner.place[0]][owner.place[1]] for _, owner, _ in OWNED}
+    for (section, name), owner, kinds in OWNED:
+        if kind_of[owner] not in kinds:
+            del values[section][name]
+    if not settings.student.lora:
+        for name in LORA_ONLY:
+            del values["student"][name]
+    return values
 
 
 def require(settings: StageTwo) -> None:

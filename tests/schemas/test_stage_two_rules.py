@@ -4,12 +4,12 @@ from typing import Any
 
 import pytest
 
-from kdpipe.pipeline.config_file import read_value
+from kdpipe.pipeline.config_file import as_yaml, read_value
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.settings import from_environment, from_file, from_sets, layered
 from kdpipe.schemas.stage_one import StageOne
 from kdpipe.schemas.stage_two import StageTwo
-from kdpipe.schemas.stage_two_rules import require, settled
+from kdpipe.schemas.stage_two_rules import meaningful, require, settled
 
 NAMED = ["cache.path=c", "student.name=tiny", "out=o"]
 
@@ -125,3 +125,20 @@ def test_variables_of_the_other_stage_are_passed_over() -> None:
     assert (first.targets.tau, first.seed) == (0.1, 7)
     with pytest.raises(ConfigError, match="unknown setting 'KDPIPE_LOSES'"):
         from_environment(StageTwo, {"KDPIPE_LOSES": "1"}, read_value, others=both)
+
+
+@pytest.mark.parametrize(
+    "sets",
+    [
+        [],
+        ["losses.mode=output"],
+        ["losses.mode=logit", "losses.logit=jsd", "losses.temperature=2"],
+        ["losses.alpha_schedule=wsd", "losses.alpha_end=0.3", "schedule.kind=wsd", "schedule.decay=0.1"],
+        ["optimizer.kind=muon", "optimizer.momentum=0.9", "run.max_steps=7"],
+        ["student.lora=true", "student.lora_rank=8", "run.epochs=2"],
+    ],
+    ids=str,
+)
+def test_settings_that_are_written_down_are_the_same_when_read(sets: list[str]) -> None:
+    told = settings(*NAMED, *sets)
+    assert settings(file=read_value(as_yaml(meaningful(told)))) == told

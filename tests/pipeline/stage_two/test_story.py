@@ -9,11 +9,11 @@ import torch
 import transformers
 
 from kdpipe.cache.reader import open_cache
-from kdpipe.pipeline.config_file import read_file
+from kdpipe.cli.flags import Flag, Given
+from kdpipe.cli.settings import stage_two
 from kdpipe.pipeline.training import finish
 from kdpipe.schemas.errors import CacheDamaged, CacheIncomplete, ConfigError, Incompatible, KdpipeError
 from kdpipe.schemas.run_report import TrainReport
-from kdpipe.schemas.stage_two import StageTwo
 from support.stage_two import HeardTraining, losses, make_cache, run, settings_for, weights
 
 
@@ -90,8 +90,8 @@ def test_every_step_is_a_line_of_the_log(folder: Path, whole: tuple[TrainReport,
 
 
 def test_the_config_of_a_run_runs_again(folder: Path, whole: tuple[TrainReport, HeardTraining]) -> None:
-    values = read_file(folder / "whole" / "config.yaml")
-    again = StageTwo.model_validate_json(json.dumps(values | {"out": str(folder / "again")}))
+    out = Flag(name="--out", place="out", help="")
+    again = stage_two(Given(flags=((out, str(folder / "again")),), config=folder / "whole" / "config.yaml"))
     assert again.optimizer.lr == 3e-3 and again.machine.precision == "fp32"
     run(again)
     for name, value in weights(folder / "whole").items():
