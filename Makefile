@@ -45,3 +45,5 @@ soak: setup
 bench: setup
 	$(BIN)/python benchmarks/cache.py
 	$(BIN)/python benchmarks/stage_one.py
+	$(BIN)/python benchmarks/stage_two.py
+	$(BIN)/python benchmarks/recovery.py --work runs/recovery

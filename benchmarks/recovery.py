@@ -1,0 +1,277 @@
+"""How far students come from labels alone to dense distillation, by what is kept of their teacher.
+
+In: nothing; text comes with Python, the teacher is trained in a folder (`--teachers`), caches and results are kept in
+another (`--work`): run again, it goes on with what is missing. Out: one JSON document, on stderr the same as a table.
+Before it: `recovery_inputs.py`. After it: docs/experiments.md quotes it. `--quick` is small, for a test that it runs.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from measure import machine, rounded
+from recovery_inputs import Caches, Texts, bytes_a_position
+from recovery_table import recovered, table
+from stage_one_inputs import trained_teacher
+
+from kdpipe.cache import open_cache
+from kdpipe.pipeline.evaluation.measure import Evaluator
+from kdpipe.pipeline.small_teacher import Sizes
+from kdpipe.pipeline.training import run_folder
+from kdpipe.pipeline.training.desk import open_desk
+from kdpipe.pipeline.training.loop import Loop
+from kdpipe.pipeline.training.needs import teacher_head
+from kdpipe.pipeline.training.prepare import look, prepare
+from kdpipe.pipeline.training.stopping import listening
+from kdpipe.pipeline.watch import SilentTrainWatch
+from kdpipe.schemas.checkpoint import LoopState
+from kdpipe.schemas.stage_two import StageTwo
+
+LABELS, DENSE = "labels alone", "dense"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """How much is learnt, by what kind of student: `tokens` are read in all, once, or thrice a third of them."""
+
+    teacher: Sizes
+    tokens: int = 240_000
+    validation: int = 24_000
+    width: int = 128
+    layers: int = 2
+    batch: int = 4
+    rate: float = 3e-3
+    seeds: int = 5
+    passes: tuple[int, ...] = (1, 3)
+    threads: int = 1
+
+    def texts(self, passes: int) -> Texts:
+        """What is cached for students that read it so many times."""
+        length = self.teacher.context
+        return Texts(tokens=self.tokens // passes, validation=self.validation, length=length)
+
+
+FULL = Plan(teacher=Sizes(vocabulary=4096, width=256, layers=4, context=256, batch=8, steps=6000, rate=3e-3))
+QUICK = Plan(
+    teacher=Sizes(vocabulary=600, width=32, layers=1, context=64, batch=4, steps=5),
+    tokens=3_000,
+    validation=1_000,
+    width=32,
+    layers=1,
+    batch=4,
+    seeds=2,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Student:
+    """One run of the table: what it learns from and how, how often it reads that, and its seed."""
+
+    kind: str
+    cache: str
+    losses: dict[str, Any]
+    passes: int
+    seed: int
+
+    @property
+    def key(self) -> tuple[str, int, int]:
+        """Which run it is."""
+        return self.kind, self.passes, self.seed
+
+
+class Recovery:
+    """The students, trained one after the other, their results a line each in a file."""
+
+    def __init__(self, plan: Plan, work: Path, teacher: Path, unseen: list[dict[str, str]]) -> None:
+        self._plan, self._work = plan, work
+        self.caches = Caches(work, teacher, unseen, plan.threads, say)
+        self._results = work / f"results-{plan.tokens}-{plan.width}-{plan.layers}-{plan.rate:g}.jsonl"
+
+    def kinds(self) -> dict[str, tuple[str, dict[str, Any]]]:
+        """The rows of the table: the cache of each, and what is minimised."""
+        top = f"top-{self.caches.top(self._plan.texts(1))}"
+        own = {name: (name, {}) for name in ("lean", "standard", "fine", "50 draws")}
+        return {
+            LABELS: ("standard", {"mode": "output"}),
+            DENSE: ("state", {}),
+            **own,
+            f"{top} and a bucket": (top, {"tail_weight": 0.0}),
+            f"{top} renormalised": (top, {"logit": "renormalised"}),
+        }
+
+    def students(self) -> Iterator[Student]:
+        """Seed after seed, so that a table of fewer seeds is there first."""
+        kinds = self.kinds()
+        for seed in range(self._plan.seeds):
+            for passes in self._plan.passes:
+                for kind, (cache, losses) in kinds.items():
+                    yield Student(kind=kind, cache=cache, losses=losses, passes=passes, seed=seed)
+
+    def measure(self) -> dict[str, Any]:
+        """Train whoever is missing, and set all beside each other."""
+        found = {(line["kind"], line["passes"], line["seed"]): line for line in self._read()}
+        students = list(self.students())
+        for number, student in enumerate(students):
+            if student.key in found:
+                continue
+            found[student.key] = line = {**asdict(student), **self._train(student)}
+            with self._results.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+            say(
+                f"  {number + 1} of {len(students)}: {student.kind}, {student.passes} x, seed {student.seed}: "
+                f"CE {line['cross_entropy']:.4f}, KL {line['kl_teacher']:.4f}, {line['seconds']:.0f} s"
+            )
+        return self._set_beside([found[student.key] for student in students], students)
+
+    def _read(self) -> list[dict[str, Any]]:
+        """Results so far; a line that was cut off is made again."""
+        if not self._results.exists():
+            return []
+        found = []
+        for line in self._results.read_text(encoding="utf-8").splitlines():
+            try:
+                found.append(json.loads(line))
+            except json.JSONDecodeError:
+                say("  a result was cut off: its student learns again")
+        whole = "".join(json.dumps(line) + "\n" for line in found)
+        self._results.write_text(whole, encoding="utf-8")
+        return found
+
+    def _train(self, student: Student) -> dict[str, Any]:
+        """A student from fresh weights to what it is worth on the validation split of the states."""
+        watch = SilentTrainWatch()
+        state = open_cache(str(self.caches.of("state", self._plan.texts(student.passes))), "validation")
+        with tempfile.TemporaryDirectory(dir=self._work) as place, listening() as stop:
+            settings = self._settings(student, Path(place))
+            start, cpu = time.perf_counter(), time.process_time()
+            prospect = look(settings, watch)
+            run_folder.claim(Path(place) / "run", prospect.record)
+            prepared = prepare(prospect, watch)
+            with open_desk(prepared, Path(place) / "run", None, watch) as desk:
+                loop = Loop(prepared, LoopState(step=0, place=0), desk.around(stop))
+                loop.go_on(prospect.plan.n_steps)
+        evaluator = Evaluator(state, teacher_head(state), batch_size=self._plan.batch)
+        learner = prepared.learner
+        measured = evaluator.measure(learner.student, learner.precision)
+        assert measured.kl_teacher_estimate == "exact"
+        return {
+            "steps": loop.state.step,
+            "positions": loop.state.positions,
+            "skipped": loop.state.guard.skipped,
+            "cross_entropy": measured.cross_entropy,
+            "kl_teacher": measured.kl_teacher,
+            "top1_agreement": measured.top1_agreement,
+            "ece": measured.ece,
+            "validated_positions": measured.positions,
+            "seconds": time.perf_counter() - start,
+            "cpu_seconds": time.process_time() - cpu,
+        }
+
+    def _settings(self, student: Student, place: Path) -> StageTwo:
+        plan, texts = self._plan, self._plan.texts(student.passes)
+        config = place / "student.json"
+        config.write_text(json.dumps(student_config(plan)), encoding="utf-8")
+        never = {"every": 1_000_000}
+        return StageTwo.model_validate(
+            {
+                "cache": {"path": str(self.caches.of(student.cache, texts))},
+                "student": {"name": str(config)},
+                "losses": student.losses,
+                "optimizer": {"lr": plan.rate},
+                "run": {"epochs": student.passes, "batch_size": plan.batch},
+                # At the end of a run it evaluates itself, where its cache can: that is not what is compared here.
+                "evaluation": never | {"limit": 1},
+                "saving": never,
+                "machine": {"device": "cpu", "threads": plan.threads},
+                "out": str(place / "run"),
+                "seed": student.seed,
+            }
+        )
+
+    def _set_beside(self, lines: Sequence[dict[str, Any]], students: Sequence[Student]) -> dict[str, Any]:
+        """By number of passes: what each kind takes, how good its students are, how much of the way they come."""
+        cached = {student.kind: student.cache for student in students}
+        found: dict[str, Any] = {}
+        for passes in self._plan.passes:
+            of_passes = [line for line in lines if line["passes"] == passes]
+            rows = recovered(of_passes, LABELS, DENSE)
+            for kind, row in rows.items():
+                path = self.caches.of(cached[kind], self._plan.texts(passes))
+                row["bytes_a_position"] = None if kind == LABELS else bytes_a_position(path)
+            found[str(passes)] = {
+                "steps": sorted({line["steps"] for line in of_passes}),
+                "positions": sorted({line["positions"] for line in of_passes}),
+                "validated_positions": of_passes[0]["validated_positions"],
+                "skipped": sum(line["skipped"] for line in of_passes),
+                "cpu_seconds_a_student": statistics.mean(line["cpu_seconds"] for line in of_passes),
+                "kinds": rows,
+            }
+        return found
+
+
+def student_config(plan: Plan) -> dict[str, Any]:
+    """A Llama about a tenth of its teacher."""
+    return {
+        "model_type": "llama",
+        "hidden_size": plan.width,
+        "intermediate_size": plan.width * 8 // 3 // 16 * 16,
+        "num_hidden_layers": plan.layers,
+        "num_attention_heads": plan.width // 32,
+        "num_key_value_heads": max(1, plan.width // 64),
+        "max_position_embeddings": 2048,
+        "tie_word_embeddings": True,
+    }
+
+
+def say(text: str) -> None:
+    """Words for the person who waits."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def read_words() -> argparse.Namespace:
+    """How much of it."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="small: shows that it runs, measures nothing")
+    parser.add_argument("--threads", type=int, default=1, help="how many torch computes with; 1 by itself")
+    parser.add_argument("--work", type=Path, help="a folder for caches and results: run again, it goes on")
+    parser.add_argument("--teachers", type=Path, help="a folder in which trained teachers are; --work by itself")
+    parser.add_argument("--teacher-steps", type=int, help="how long the teacher learns")
+    parser.add_argument("--tokens", type=int, help="how many each student reads")
+    parser.add_argument("--seeds", type=int, help="how many students of each kind")
+    parser.add_argument("--passes", type=int, nargs="*", help="how often a student reads its cache; 1 and 3")
+    return parser.parse_args()
+
+
+def plan_of(words: argparse.Namespace) -> Plan:
+    """The sizes that were asked for."""
+    plan = QUICK if words.quick else FULL
+    given = {name: getattr(words, name) for name in ("tokens", "seeds") if getattr(words, name)}
+    teacher = replace(plan.teacher, steps=words.teacher_steps or plan.teacher.steps)
+    return replace(plan, teacher=teacher, threads=words.threads, passes=tuple(words.passes or plan.passes), **given)
+
+
+def main() -> None:
+    """Measure and print it."""
+    words = read_words()
+    plan = plan_of(words)
+    torch.set_num_threads(plan.threads)
+    with tempfile.TemporaryDirectory(prefix="kdpipe-bench-") as folder:
+        work = (words.work or Path(folder)).resolve()
+        (work / "caches").mkdir(parents=True, exist_ok=True)
+        teacher, unseen = trained_teacher(words.teachers or work, plan.teacher, None, say)
+        found = Recovery(plan, work, teacher, unseen).measure()
+    say(table(found))
+    document = {"machine": machine(), "torch": torch.__version__, "plan": asdict(plan), "passes": found}
+    print(json.dumps(rounded(document), indent=2))
+
+
+if __name__ == "__main__":
+    main()

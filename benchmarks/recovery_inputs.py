@@ -1,0 +1,131 @@
+"""What students of the recovery table learn from: text that their teacher has not seen, cached in every way compared.
+
+In: a folder, a trained teacher, sizes. Out: caches by name, made once, of the same documents; bytes a position of each.
+Before it: `stage_one_inputs.py` trains the teacher. After it: `recovery.py`.
+"""
+
+import hashlib
+import os
+import sysconfig
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stage_one_inputs import write_documents
+
+from kdpipe.cache.inspect import inspect_cache
+from kdpipe.pipeline.cache_teacher import cache_teacher
+from kdpipe.pipeline.watch import SilentWatch
+from kdpipe.schemas.stage_one import RunOptions, StageOne
+
+# Packages of the standard library: none of their source is what the teacher learns from.
+PACKAGES = (
+    "asyncio",
+    "concurrent",
+    "ctypes",
+    "email",
+    "html",
+    "http",
+    "importlib",
+    "json",
+    "logging",
+    "multiprocessing",
+    "sqlite3",
+    "unittest",
+    "urllib",
+    "wsgiref",
+    "xml",
+    "xmlrpc",
+    "zoneinfo",
+)
+VALIDATION_SHARE = 8
+MOST_KEPT = 128
+KINDS: dict[str, dict[str, Any]] = {
+    "state": {"kind": "state"},
+    "lean": {"profile": "lean"},
+    "standard": {},
+    "fine": {"profile": "fine"},
+    "50 draws": {"kind": "sampled", "draws": 50},
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Texts:
+    """How many tokens are learnt from, and how many the students are measured on, in sequences of a length."""
+
+    tokens: int
+    validation: int
+    length: int
+
+
+class Caches:
+    """Caches of one teacher in a folder; `top` is how many of the most probable ids take the bytes of `standard`."""
+
+    def __init__(
+        self, work: Path, teacher: Path, unseen: list[dict[str, str]], threads: int, said: Callable[[str], None]
+    ) -> None:
+        self._work, self._teacher, self._threads, self._said = work, teacher, threads, said
+        rows = sorted([*unseen, *packages()], key=lambda row: hashlib.sha256(row["text"].encode()).digest())
+        self._learnt = [row for i, row in enumerate(rows) if i % VALIDATION_SHARE]
+        self._validated = rows[::VALIDATION_SHARE]
+
+    def of(self, kind: str, texts: Texts) -> Path:
+        """The cache of a kind; that of states alone has a validation split, which all students are measured on."""
+        targets = {"kind": "topk", "top_k": int(kind.removeprefix("top-"))} if kind.startswith("top-") else KINDS[kind]
+        path = self._work / "caches" / f"{kind.replace(' ', '-')}-{texts.tokens}"
+        if path.is_dir():
+            return path
+        self._said(f"  caching {texts.tokens:,} tokens: {kind}")
+        work = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+        data: dict[str, Any] = {"path": str(self._documents("learnt", texts.tokens)), "val_fraction": 0.0}
+        if kind == "state":
+            data["val_path"] = str(self._documents("validated", texts.validation))
+        settings = {
+            "data": data,
+            "teacher": {"name": str(self._teacher)},
+            "targets": targets,
+            "sequences": {"length": texts.length},
+            "hidden": {"pooled": False},
+            "machine": {"devices": "cpu", "threads": self._threads},
+            "out": str(work),
+        }
+        cache_teacher(StageOne.model_validate(settings), RunOptions(), SilentWatch())
+        os.replace(work, path)
+        return path
+
+    def top(self, texts: Texts) -> int:
+        """The fewest most probable ids that take at least the bytes of `standard`, on as much text as is validated."""
+        few = Texts(tokens=texts.validation, validation=texts.validation, length=texts.length)
+        most = bytes_a_position(self.of("standard", few))
+        low, high = 1, MOST_KEPT
+        while low < high:
+            middle = (low + high) // 2
+            enough = bytes_a_position(self.of(f"top-{middle}", few)) >= most
+            low, high = (low, middle) if enough else (middle + 1, high)
+        return low
+
+    def _documents(self, which: str, n_tokens: int) -> Path:
+        path = self._work / f"{which}-{n_tokens}.jsonl"
+        if not path.exists():
+            work = path.with_name(f"{path.name}.tmp")
+            write_documents(work, self._learnt if which == "learnt" else self._validated, self._teacher, n_tokens)
+            os.replace(work, path)
+        return path
+
+
+def bytes_a_position(path: Path) -> float:
+    """What a cache takes, text left out."""
+    return float(inspect_cache(path).bytes_per_position["total"])
+
+
+def packages() -> list[dict[str, str]]:
+    """Functions and classes of the standard library's packages."""
+    root = Path(sysconfig.get_paths()["stdlib"])
+    rows = []
+    for name in PACKAGES:
+        for path in sorted((root / name).rglob("*.py")):
+            if not {"test", "tests", "__pycache__"} & set(path.parts):
+                pieces = path.read_text("utf-8").split("\n\n\n")
+                rows += [{"text": piece.strip(), "category": name} for piece in pieces if piece.strip()]
+    return rows

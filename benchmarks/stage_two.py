@@ -1,0 +1,249 @@
+"""The numbers of stage two: a step from a cache beside the Trainer's and GKD's, memory, ten times the steps, waiting.
+
+In: nothing; caches, students and teachers are made in a folder (`--work` keeps it), peers in an environment of their
+own (`peers.txt`). Out: one JSON document, and on stderr the same as tables. Before it: `stage_two_child.py`, which does
+each thing in a process of its own. After it: docs/experiments.md quotes it. `--quick` is small, for a test of it.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from measure import machine, rounded
+from stage_one_inputs import RandomSizes, random_teacher, texts, write_documents
+from stage_two_environment import python_with_peers
+from stage_two_inputs import Case, make_cache, settings_for
+from stage_two_tables import TABLES, interval
+
+CHILD = Path(__file__).with_name("stage_two_child.py")
+ASKED = {
+    "step": {"seconds": {"32000": 1.0, "152000": 0.95}, "memory": 0.6},
+    "gkd": {"seconds": 0.5},
+    "scaling": {"seconds": 10.0, "memory": 1.10},
+    "waiting": 0.01,
+    "stages": "student below the teacher's weights",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scale:
+    """How much is measured."""
+
+    case: Case
+    small: Case
+    teacher: RandomSizes
+    vocabularies: tuple[int, ...] = (32_000, 152_000)
+    rounds: int = 30
+    looked_into: int = 3
+    steps: int = 300
+    waiting_steps: int = 20
+    taught_tokens: int = 16_384
+
+
+FULL = Scale(
+    case=Case(),
+    small=Case(vocabulary=4_096, preset="tiny", batch=4, length=128),
+    teacher=RandomSizes(width=1024, layers=24, heads=16),
+)
+QUICK = Scale(
+    case=Case(vocabulary=1_000, preset="tiny", batch=2, length=64, sequences=32),
+    vocabularies=(1_000,),
+    rounds=2,
+    looked_into=1,
+    steps=4,
+    waiting_steps=3,
+    small=Case(vocabulary=1_000, preset="tiny", batch=2, length=64, sequences=32),
+    teacher=RandomSizes(vocabulary=1_000, width=128, layers=2, heads=4),
+    taught_tokens=2_000,
+)
+
+
+class Bench:
+    """The measurements."""
+
+    def __init__(self, scale: Scale, work: Path, peers: Path) -> None:
+        self.scale, self.work, self.peers = scale, work, peers
+
+    def step(self) -> dict[str, Any]:
+        """A hybrid step beside the Trainer's cross-entropy, at each vocabulary."""
+        return {
+            str(vocabulary): self._beside("trainer", replace(self.scale.case, vocabulary=vocabulary))
+            for vocabulary in self.scale.vocabularies
+        }
+
+    def gkd(self) -> dict[str, Any]:
+        """The same step beside GKD's, whose teacher is in the process, at the first vocabulary."""
+        return self._beside("gkd", replace(self.scale.case, vocabulary=self.scale.vocabularies[0]))
+
+    def _beside(self, peer: str, case: Case) -> dict[str, Any]:
+        say(f"  {case.preset}, {case.batch} x {case.length}, {case.vocabulary:,} ids, beside {peer}")
+        found = self._child("pairs", peer, case, self.scale.rounds)
+        clocks = {
+            clock: interval([one["ours"][clock] / one["theirs"][clock] for one in found["rounds"]])
+            for clock in ("seconds", "cpu_seconds")
+        }
+        sides = ("ours", peer)
+        memory = {side: self._child("memory", side, case, 1) for side in sides}
+        return {
+            **found,
+            "medians": {
+                side: statistics.median(one[side]["seconds"] for one in found["rounds"]) for side in ("ours", "theirs")
+            },
+            "ratio": clocks["seconds"],
+            "ratio_of_cpu": clocks["cpu_seconds"],
+            "memory": memory,
+            "memory_ratio": memory["ours"]["added_bytes"] / memory[peer]["added_bytes"],
+            "profile": {side: self._child("profile", side, case, self.scale.looked_into) for side in sides},
+        }
+
+    def scaling(self) -> dict[str, Any]:
+        """So many steps of a tiny student, and ten times as many, each in a process of its own."""
+        n = self.scale.steps
+        found = {str(steps): self._run(self.scale.small, steps, n, "scaling") for steps in (n, 10 * n)}
+        once, ten = (self._seconds_and_peak(one) for one in found.values())
+        return {
+            "steps": list(found),
+            "once": once,
+            "ten_times": ten,
+            "ratio": {name: ten[name] / once[name] for name in once},
+        }
+
+    @staticmethod
+    def _seconds_and_peak(report: dict[str, Any]) -> dict[str, float]:
+        return {
+            "seconds_of_steps": report["positions"] / report["positions_per_second"],
+            "seconds_in_all": report["seconds"],
+            "peak_bytes": report["memory"]["peak_process"],
+        }
+
+    def waiting(self) -> dict[str, Any]:
+        """The share of a run's time that goes by waiting for the cache, at the benchmark's own student."""
+        report = self._run(self.scale.case, self.scale.waiting_steps, self.scale.waiting_steps, "waiting")
+        lines = (Path(report["run"]) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        steps = [line["waiting_share"] for line in map(json.loads, lines) if "verdict" in line]
+        return {
+            "share": report["waiting_share"],
+            "share_of_first_step": steps[0],
+            "median_share_of_later_steps": statistics.median(steps[1:]),
+            "positions_per_second": report["positions_per_second"],
+        }
+
+    def _run(self, case: Case, steps: int, often: int, name: str) -> dict[str, Any]:
+        every = {"every": often}
+        cache, out = make_cache(self.work, case), self.work / f"{name}-{steps}"
+        settings = settings_for(case, cache, out, run={"max_steps": steps}, evaluation=every, saving=every)
+        return self._ask(sys.executable, "train", {"settings": settings.model_dump(mode="json")})
+
+    def stages(self) -> dict[str, Any]:
+        """Memory of a whole `cache-teacher` with a large teacher, and of `train` from what it made."""
+        folder = random_teacher(self.work, self.scale.teacher)
+        corpus, cache = self.work / "taught.jsonl", self.work / "taught"
+        write_documents(corpus, texts(), folder, self.scale.taught_tokens)
+        threads = self.scale.case.threads
+        one = {
+            "teacher": {"name": str(folder)},
+            "data": {"path": str(corpus), "val_fraction": 0.0},
+            "sequences": {"length": self.scale.small.length},
+            "machine": {"devices": "cpu", "threads": threads},
+            "out": str(cache),
+        }
+        teaching = self._ask(sys.executable, "cache-teacher", {"settings": one})
+        two = settings_for(
+            self.scale.small, cache, self.work / "taught-student", run={"max_steps": self.scale.waiting_steps}
+        )
+        learning = self._ask(sys.executable, "train", {"settings": two.model_dump(mode="json")})
+        weights = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+        return {
+            "teacher_weights": weights,
+            "student_weights": learning["memory"]["weights"],
+            "cache_teacher_peak": teaching["peak_bytes"],
+            "train_peak": learning["memory"]["peak_process"],
+            "train_peak_over_teacher_weights": learning["memory"]["peak_process"] / weights,
+        }
+
+    def _child(self, what: str, peer: str, case: Case, rounds: int) -> dict[str, Any]:
+        with tempfile.TemporaryDirectory(dir=self.work) as place:
+            asked = {
+                "case": asdict(case),
+                "cache": str(make_cache(self.work, case)),
+                "work": place,
+                "peer": peer,
+                "rounds": rounds,
+            }
+            return self._ask(str(python_with_peers(self.peers)), what, asked)
+
+    @staticmethod
+    def _ask(python: str, what: str, asked: dict[str, Any]) -> dict[str, Any]:
+        """What a child answers; what it has to tell meanwhile is on stderr."""
+        offline = os.environ | {"HF_HUB_OFFLINE": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
+        words = [python, str(CHILD), what, json.dumps(asked)]
+        done = subprocess.run(words, stdout=subprocess.PIPE, text=True, env=offline)
+        if done.returncode:
+            raise SystemExit(f"{what} failed in its own process, see above")
+        found: dict[str, Any] = json.loads(done.stdout)
+        return found
+
+
+def say(text: str) -> None:
+    """Words for the person who waits."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def read_words() -> argparse.Namespace:
+    """What is to be measured, and how much of it."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", nargs="*", help=f"some of {', '.join(TABLES)}; all of them unless named")
+    parser.add_argument("--quick", action="store_true", help="small: shows that it runs, measures nothing")
+    parser.add_argument("--threads", type=int, help="how many torch computes with; a core each by itself")
+    parser.add_argument("--rounds", type=int, help="how many pairs of steps are timed")
+    parser.add_argument("--vocabulary", type=int, nargs="*", help="how many ids the student has; 32,000 and 152,000")
+    parser.add_argument("--documents", type=int, help="how many documents fill a sequence; 2 by itself")
+    parser.add_argument("--work", type=Path, help="a folder for caches, teachers and runs, kept for another time")
+    parser.add_argument("--peers", type=Path, help="a folder for the peers' environment; .venv/peers by itself")
+    words = parser.parse_args()
+    if odd := set(words.what) - set(TABLES):
+        parser.error(f"{', '.join(sorted(odd))} cannot be measured; {', '.join(TABLES)} can")
+    return words
+
+
+def scale_of(words: argparse.Namespace) -> Scale:
+    """The sizes that were asked for."""
+    scale = QUICK if words.quick else FULL
+    given: dict[str, Any] = {"threads": words.threads}
+    if words.documents:
+        given["documents"] = words.documents
+    return replace(
+        scale,
+        case=replace(scale.case, **given),
+        small=replace(scale.small, **given),
+        rounds=words.rounds or scale.rounds,
+        vocabularies=tuple(words.vocabulary or scale.vocabularies),
+    )
+
+
+def main() -> None:
+    """Measure what was named and print it."""
+    words = read_words()
+    with tempfile.TemporaryDirectory(prefix="kdpipe-bench-") as folder:
+        work = (words.work or Path(folder)).resolve()
+        work.mkdir(parents=True, exist_ok=True)
+        bench = Bench(scale_of(words), work, words.peers or Path(sys.prefix) / "peers")
+        result: dict[str, Any] = {"machine": machine(), "threads": words.threads, "asked": ASKED}
+        for name, table in TABLES.items():
+            if words.what and name not in words.what:
+                continue
+            say(f"{name}:")
+            result[name] = getattr(bench, name)()
+            say(table(result[name]))
+    print(json.dumps(rounded(result), indent=2))
+
+
+if __name__ == "__main__":
+    main()

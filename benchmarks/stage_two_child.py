@@ -1,0 +1,193 @@
+"""One measurement of stage two in a process of its own: pairs of steps, peak memory, where time goes, whole commands.
+
+In: what to do and how, as JSON. Out: one JSON document. Before it: `stage_two_ours.py`, `stage_two_peers.py`.
+After it: `stage_two.py` starts it, with the Python that has the peers where one is needed.
+"""
+
+import contextlib
+import ctypes
+import gc
+import json
+import re
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from stage_two_inputs import Case, n_parameters, rows_of, settings_for, student_config, teacher_config
+from stage_two_ours import OURS, clocks, ours
+
+from kdpipe.pipeline.models.memory import peak_process_bytes
+from kdpipe.pipeline.watch import SilentTrainWatch, SilentWatch
+from kdpipe.schemas.stage_one import RunOptions, StageOne
+from kdpipe.schemas.stage_two import StageTwo, TrainOptions
+
+WARM_UP = 1
+Asked = dict[str, Any]
+
+
+def pairs(asked: Asked) -> dict[str, Any]:
+    """Steps of a peer and of kdpipe in turns; the first pair does not count."""
+    from stage_two_peers import PEERS, EachStep, versions
+
+    case, work = Case(**asked["case"]), Path(asked["work"])
+    cache, n_steps = Path(asked["cache"]), asked["rounds"] + WARM_UP
+    found: list[dict[str, dict[str, float]]] = []
+    with ours(settings_for(case, cache, work / "ours"), ahead=False) as mine:
+        begun = _now()
+
+        def stepped() -> None:
+            nonlocal begun
+            theirs = _since(begun)
+            start = _now()
+            mine.step()
+            found.append({"theirs": theirs, "ours": _since(start)})
+            told = ", ".join(f"{name} {taken['seconds']:.2f} s" for name, taken in found[-1].items())
+            print(f"  pair {len(found) - WARM_UP}: {told}", file=sys.stderr, flush=True)
+            begun = _now()
+
+        def begin() -> None:
+            nonlocal begun
+            begun = _now()
+
+        rows = rows_of(cache, case.batch * n_steps)
+        each = EachStep(begin, stepped)
+        trainer = PEERS[asked["peer"]](case, rows, work / asked["peer"], n_steps, each)
+        done = trainer.train()
+    n_student, n_teacher = n_parameters(student_config(case)), n_parameters(teacher_config(case, 4.0))
+    return {
+        "rounds": found[WARM_UP:],
+        "mean_loss": {"theirs": done.training_loss, "our_cross_entropy": sum(mine.cross_entropy) / n_steps},
+        "parameters": n_student,
+        **({"teacher_over_student": n_teacher / n_student} if asked["peer"] == "gkd" else {}),
+        "threads": torch.get_num_threads(),
+        "versions": versions(),
+    }
+
+
+def _now() -> tuple[float, float]:
+    return time.perf_counter(), time.process_time()
+
+
+def _since(start: tuple[float, float]) -> dict[str, float]:
+    return {"seconds": time.perf_counter() - start[0], "cpu_seconds": time.process_time() - start[1]}
+
+
+def memory(asked: Asked) -> dict[str, Any]:
+    """The most that steps add to what is left after the first: weights, moments and the process itself."""
+    return _over_steps(asked, 3, Memory())
+
+
+def profile(asked: Asked) -> dict[str, Any]:
+    """Seconds of the parts of some steps, after the first."""
+    from stage_two_peers import THEIRS
+
+    return _over_steps(asked, 1 + asked["rounds"], Profile(OURS if asked["peer"] == "ours" else THEIRS))
+
+
+class Memory:
+    """Measured from the end of the first step to the end of the last, on Linux."""
+
+    def begin(self) -> None:
+        """What the first step has left is given back, and the high-water mark begins anew (man 5 proc)."""
+        gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")
+        self._before = _status("VmRSS")
+
+    def end(self) -> dict[str, Any]:
+        """The result."""
+        peak = _status("VmHWM")
+        return {"held_bytes": self._before, "peak_bytes": peak, "added_bytes": peak - self._before}
+
+
+def _status(name: str) -> int:
+    found = re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert found is not None
+    return int(found[1]) * 1024
+
+
+class Profile:
+    """Clocks from the end of the first step to the end of the last."""
+
+    def __init__(self, owned: dict[str, Any]) -> None:
+        self._spent: dict[str, float] = {}
+        self._stack = contextlib.ExitStack()
+        self._owned = owned
+
+    def begin(self) -> None:
+        """Start the clocks."""
+        self._stack.enter_context(clocks(self._owned, self._spent))
+        self._start = time.perf_counter()
+
+    def end(self) -> dict[str, Any]:
+        """Stop them."""
+        whole = time.perf_counter() - self._start
+        self._stack.close()
+        return {"seconds": whole, "steps": self._spent | {"all else": whole - sum(self._spent.values())}}
+
+
+def _over_steps(asked: Asked, n_steps: int, measured: Memory | Profile) -> dict[str, Any]:
+    """Take steps of one side alone; what is measured begins behind the first."""
+    case, work, cache = Case(**asked["case"]), Path(asked["work"]), Path(asked["cache"])
+    if asked["peer"] == "ours":
+        with ours(settings_for(case, cache, work / "ours"), ahead=True) as mine:
+            mine.step()
+            measured.begin()
+            for _ in range(n_steps - 1):
+                mine.step()
+            return measured.end()
+    from stage_two_peers import PEERS, EachStep
+
+    if case.threads is not None:
+        torch.set_num_threads(case.threads)
+    steps, found = [0], dict[str, Any]()
+
+    def stepped() -> None:
+        steps[0] += 1
+        if steps[0] == 1:
+            measured.begin()
+        if steps[0] == n_steps:
+            found.update(measured.end())
+
+    rows = rows_of(cache, case.batch * n_steps)
+    PEERS[asked["peer"]](case, rows, work / asked["peer"], n_steps, EachStep(lambda: None, stepped)).train()
+    return found
+
+
+def train(asked: Asked) -> dict[str, Any]:
+    """A whole run of `kdpipe train`; its report."""
+    from kdpipe.pipeline.train import train as run
+
+    settings = StageTwo.model_validate_json(json.dumps(asked["settings"]))
+    return run(settings, TrainOptions(overwrite=True), SilentTrainWatch()).model_dump(mode="json")
+
+
+def cache_teacher(asked: Asked) -> dict[str, Any]:
+    """A whole run of `kdpipe cache-teacher`; the most memory it held."""
+    from kdpipe.pipeline.cache_teacher import cache_teacher as run
+
+    run(StageOne.model_validate_json(json.dumps(asked["settings"])), RunOptions(), SilentWatch())
+    return {"peak_bytes": peak_process_bytes()}
+
+
+WHAT: dict[str, Callable[[Asked], dict[str, Any]]] = {
+    "pairs": pairs,
+    "memory": memory,
+    "profile": profile,
+    "train": train,
+    "cache-teacher": cache_teacher,
+}
+
+
+def main() -> None:
+    """Do it; only the answer is on stdout."""
+    with contextlib.redirect_stdout(sys.stderr):
+        found = WHAT[sys.argv[1]](json.loads(sys.argv[2]))
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

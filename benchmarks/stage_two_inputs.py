@@ -1,0 +1,176 @@
+"""What a step of stage two is measured on: synthetic caches of full sequences, fresh students, a teacher for a peer.
+
+In: a `Case`. Out: caches as folders, made once; settings of `kdpipe train`; the same batches as a Trainer takes them.
+Before it: `kdpipe.pipeline.synthetic`. After it: `stage_two_child.py`, `stage_two.py`.
+"""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from kdpipe.cache import open_cache
+from kdpipe.cache.blocks import cut
+from kdpipe.cache.rows import Block, Sequence
+from kdpipe.cache.writer import create_cache
+from kdpipe.pipeline.data.ordering import ordering
+from kdpipe.pipeline.models.shapes import quiet
+from kdpipe.pipeline.students.presets import Ids, preset_config
+from kdpipe.pipeline.synthetic import Recipe, synthetic_manifest, synthetic_tables
+from kdpipe.pipeline.synthetic_documents import Packing, make_sequence
+from kdpipe.pipeline.synthetic_targets import answer
+from kdpipe.schemas.plan import PlannedPart
+from kdpipe.schemas.stage_two import StageTwo
+
+NOT_LEARNT = -100
+RATE = 1e-4
+# As kdpipe's defaults have them, told to the peers.
+BETAS, DECAY, CLIP = (0.9, 0.95), 0.01, 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """A student and its batches: `documents` of about equal length fill each sequence, all of them learnt from."""
+
+    vocabulary: int = 32_000
+    preset: str = "100m"
+    batch: int = 8
+    length: int = 512
+    documents: int = 2
+    sequences: int = 256
+    threads: int | None = None
+
+    @property
+    def recipe(self) -> Recipe:
+        """Targets of the standard profile, nothing of hidden states."""
+        return Recipe(
+            vocabulary_size=self.vocabulary,
+            documents={"train": self.sequences * self.documents},
+            documents_per_part=32 * self.documents,
+            sequence_length=self.length,
+            hidden=False,
+        )
+
+
+def make_cache(work: Path, case: Case) -> Path:
+    """The cache of a case, found again by its name."""
+    path = work / f"synthetic-{case.vocabulary}-{case.sequences}-{case.length}-{case.documents}"
+    if path.is_dir():
+        return path
+    made = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+    recipe = case.recipe
+    manifest = synthetic_manifest(recipe)
+    writer = create_cache(made, manifest)
+    writer.publish_tables(synthetic_tables(recipe))
+    for number in writer.missing():
+        with writer.part(number) as part:
+            for sequence, block in _full(case, manifest.plan.part(number)):
+                part.add(sequence, block)
+    writer.seal()
+    os.replace(made, path)
+    return path
+
+
+def _full(case: Case, part: PlannedPart) -> Iterator[tuple[Sequence, Block]]:
+    """The sequences of a part, none with a prompt and none with room left."""
+    recipe = case.recipe
+    rng = recipe.generator(11, part.first_document)
+    packing = _packing(case, part, rng)
+    for number in range(packing.n_sequences):
+        first, end = packing.sequence_starts[number : number + 2].tolist()
+        tokens, block = answer(recipe, packing, packing.rows(first, end), rng)
+        (whole,) = cut(block, np.array([len(tokens)]))
+        yield make_sequence(recipe, packing, number, tokens), whole
+
+
+def _packing(case: Case, part: PlannedPart, rng: np.random.Generator) -> Packing:
+    n, each = part.n_documents, case.documents
+    n_sequences, mean = n // each, case.length // each
+    lengths = np.full((n_sequences, each), mean)
+    for left in range(0, each - 1, 2):
+        moved = rng.integers(-mean // 2, mean // 2, n_sequences)
+        lengths[:, left] += moved
+        lengths[:, left + 1] -= moved
+    lengths[:, -1] += case.length - lengths.sum(axis=1)
+    columns: dict[str, list[Any]] = {
+        "category": ["web"] * n,
+        "language": ["en"] * n,
+        "quality": [None] * n,
+        "is_code": [False] * n,
+        "year": [2020] * n,
+    }
+    return Packing(
+        first_document=part.first_document,
+        lengths=lengths.ravel(),
+        prompts=np.zeros(n, np.int64),
+        topics=rng.integers(0, case.vocabulary, n),
+        sequence_starts=np.arange(0, n + 1, each),
+        columns=columns,
+    )
+
+
+def settings_for(case: Case, cache: Path, out: Path, **sections: dict[str, Any]) -> StageTwo:
+    """A hybrid run as it is by default, in float32 on the CPU, that neither evaluates nor saves while it is timed."""
+    own: dict[str, dict[str, Any]] = {
+        "cache": {"path": str(cache)},
+        "student": {"name": case.preset},
+        "optimizer": {"lr": RATE, "beta1": BETAS[0], "beta2": BETAS[1], "weight_decay": DECAY, "clip": CLIP},
+        "run": {"max_steps": 100_000, "batch_size": case.batch},
+        "evaluation": {"every": 1_000_000},
+        "saving": {"every": 1_000_000},
+        "machine": {"device": "cpu", "precision": "fp32", "threads": case.threads},
+    }
+    given = {name: own.get(name, {}) | values for name, values in sections.items()}
+    return StageTwo.model_validate({**own, **given, "out": str(out)})
+
+
+def rows_of(cache: Path, n: int) -> list[dict[str, list[int]]]:
+    """The first sequences in the order that kdpipe reads them in, as a Trainer takes them; labels are not shifted."""
+    opened = open_cache(str(cache), "train")
+    found = []
+    for number in ordering(opened, "shuffled", 0).at(np.arange(n)).tolist():
+        one = opened.tokens(number)
+        labels = np.full(len(one.tokens), NOT_LEARNT)
+        learnt = np.flatnonzero(one.loss_mask) + 1
+        labels[learnt] = one.tokens[learnt]
+        found.append({"input_ids": one.tokens.tolist(), "labels": labels.tolist()})
+    return found
+
+
+def student_config(case: Case) -> LlamaConfig:
+    """The config of a case's student."""
+    return preset_config(case.preset, Ids(count=case.vocabulary, longest=case.length))
+
+
+def fresh_model(config: LlamaConfig) -> Any:
+    """The weights that kdpipe draws for seed 0, in the model class that it takes."""
+    quiet()
+    torch.manual_seed(0)
+    auto: Any = AutoModelForCausalLM
+    return auto.from_config(config, dtype=torch.float32)
+
+
+def teacher_config(case: Case, times: float) -> LlamaConfig:
+    """A teacher twice as wide as the student and so deep that it is so many times its size."""
+    small = student_config(case)
+    wide: dict[str, Any] = small.to_diff_dict() | {
+        "hidden_size": 2 * small.hidden_size,
+        "intermediate_size": 2 * small.intermediate_size,
+        "num_attention_heads": 2 * small.num_attention_heads,
+        "num_key_value_heads": 2 * small.num_key_value_heads,
+    }
+    one, two = (n_parameters(LlamaConfig(**{**wide, "num_hidden_layers": n})) for n in (1, 2))
+    layers = -(-int(times * n_parameters(small) - one) // (two - one)) + 1
+    return LlamaConfig(**{**wide, "num_hidden_layers": max(1, layers)})
+
+
+def n_parameters(config: LlamaConfig) -> int:
+    """How many numbers a model has, counted without making them."""
+    auto: Any = AutoModelForCausalLM
+    with torch.device("meta"):
+        return sum(each.numel() for each in auto.from_config(config).parameters())

@@ -1,0 +1,96 @@
+"""A run of kdpipe, step by step on demand, and where the time of its steps goes.
+
+In: settings of `kdpipe train`. Out: an `Ours` whose `step` is all of a step: loading, learning, guard, log.
+Before it: `stage_two_inputs.py`. After it: `stage_two_child.py`.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+
+from kdpipe.pipeline.data.ahead import StepLoader
+from kdpipe.pipeline.losses.head import HeadLosses
+from kdpipe.pipeline.students.student import Student
+from kdpipe.pipeline.training import loop as loop_module
+from kdpipe.pipeline.training import run_folder
+from kdpipe.pipeline.training import step as step_module
+from kdpipe.pipeline.training.desk import open_desk
+from kdpipe.pipeline.training.loop import Loop
+from kdpipe.pipeline.training.prepare import look, prepare
+from kdpipe.pipeline.training.step import Took
+from kdpipe.pipeline.training.stopping import listening
+from kdpipe.pipeline.watch import SilentTrainWatch
+from kdpipe.schemas.checkpoint import LoopState
+from kdpipe.schemas.stage_two import StageTwo
+
+Owned = tuple[Any, str]
+OURS: dict[str, Owned] = {
+    "loading": (StepLoader, "take"),
+    "body, forward": (Student, "states"),
+    "head and losses, both ways": (HeadLosses, "__call__"),
+    "body, backward": (torch.Tensor, "backward"),
+    "gradient norm": (step_module, "_gradient_norm"),
+    "optimizer": (loop_module, "apply"),
+}
+
+
+class Ours:
+    """A run under way; `cross_entropy` has the raw value of each step."""
+
+    def __init__(self, loop: Loop) -> None:
+        self._loop = loop
+        self.cross_entropy: list[float] = []
+
+    def step(self) -> None:
+        """One more optimizer step."""
+        self._loop.go_on(self._loop.state.step + 1)
+        last = self._loop.last
+        assert isinstance(last, Took)
+        self.cross_entropy.append(last.terms["ce"].raw)
+
+
+@contextmanager
+def ours(settings: StageTwo, *, ahead: bool) -> Iterator[Ours]:
+    """Open a run; without `ahead` nothing is loaded before a step asks, so that other work is left undisturbed."""
+    watch = SilentTrainWatch()
+    with ExitStack() as stack:
+        stop = stack.enter_context(listening())
+        prospect = look(settings, watch)
+        folder = Path(settings.out or "")
+        run_folder.claim(folder, prospect.record, overwrite=True)
+        prepared = prepare(prospect, watch)
+        desk = stack.enter_context(open_desk(prepared, folder, None, watch))
+        around = desk.around(stop)
+        if not ahead:
+            size = prospect.plan.batch_size
+            loader = StepLoader(prospect.cache, prepared.wants, batch_size=size, ahead=0)
+            around = replace(around, loader=stack.enter_context(loader))
+        yield Ours(Loop(prepared, LoopState(step=0, place=0), around))
+
+
+@contextmanager
+def clocks(owned: dict[str, Owned], spent: dict[str, float]) -> Iterator[None]:
+    """Add up the seconds of some functions while the block runs, those of what they call included."""
+    with ExitStack() as stack:
+        for name, (owner, attribute) in owned.items():
+            spent[name] = 0.0
+            clocked = _clocked(getattr(owner, attribute), spent, name)
+            stack.enter_context(mock.patch.object(owner, attribute, clocked))
+        yield
+
+
+def _clocked(function: Callable[..., Any], spent: dict[str, float], name: str) -> Callable[..., Any]:
+    def call(*arguments: Any, **named: Any) -> Any:
+        start = time.perf_counter()
+        try:
+            return function(*arguments, **named)
+        finally:
+            spent[name] += time.perf_counter() - start
+
+    return call

@@ -1,0 +1,75 @@
+"""The recovery benchmark runs: small, for its keys, not for its figures; goes on with what is missing; its shares."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support.source import ROOT
+
+SCRIPT = ROOT / "benchmarks" / "recovery.py"
+KINDS = {"labels alone", "dense", "lean", "standard", "fine", "50 draws"}
+
+
+def answer(work: Path, *words: str) -> tuple[Any, str]:
+    """What a small run prints, and what it tells meanwhile."""
+    command = [sys.executable, str(SCRIPT), "--quick", "--work", str(work), *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=580)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout), done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_students_of_every_kind_are_set_beside_labels_and_dense(tmp_path: Path) -> None:
+    first, said = answer(tmp_path, "--seeds", "1", "--passes", "1")
+    assert "8 of 8" in said
+    kinds = first["passes"]["1"]["kinds"]
+    tops = sorted(set(kinds) - KINDS)
+    assert [name.split(maxsplit=1)[1] for name in tops] == ["and a bucket", "renormalised"]
+    assert all(name.startswith("top-") for name in tops)
+    assert kinds["labels alone"]["kl_teacher_recovered"]["mean"] == 0
+    assert kinds["dense"]["kl_teacher_recovered"]["mean"] == 1
+    assert kinds["dense"]["ece_over_dense_points"]["mean"] == 0
+    assert len(first["passes"]["1"]["steps"]) == len(first["passes"]["1"]["positions"]) == 1
+    assert kinds[tops[0]]["bytes_a_position"] == pytest.approx(kinds["standard"]["bytes_a_position"], rel=0.1)
+
+    results = next(tmp_path.glob("results-*.jsonl"))
+    lines = results.read_text(encoding="utf-8").splitlines(keepends=True)
+    results.write_text("".join(lines[:-1]) + lines[-1][:20], encoding="utf-8")
+    again, said = answer(tmp_path, "--seeds", "1", "--passes", "1")
+    assert "a result was cut off" in said
+    assert said.count(" of 8: ") == 1 and "8 of 8" in said
+    for kind in kinds:
+        assert again["passes"]["1"]["kinds"][kind]["kl_teacher"] == kinds[kind]["kl_teacher"]
+
+
+def test_shares_are_of_the_way_from_labels_to_dense_seed_by_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    from recovery_table import recovered
+
+    def line(kind: str, seed: int, value: float, ece: float) -> dict[str, Any]:
+        return {
+            "kind": kind,
+            "seed": seed,
+            "cross_entropy": value,
+            "kl_teacher": value,
+            "top1_agreement": 0.5,
+            "ece": ece,
+        }
+
+    lines = [
+        line("labels", 0, 4.0, 0.05),
+        line("labels", 1, 5.0, 0.05),
+        line("dense", 1, 3.0, 0.01),
+        line("dense", 0, 3.0, 0.02),
+        line("ours", 0, 3.1, 0.03),
+        line("ours", 1, 3.1, 0.015),
+    ]
+    found = recovered(lines, "labels", "dense")["ours"]
+    assert found["cross_entropy_recovered"]["mean"] == pytest.approx((0.9 + 0.95) / 2)
+    assert found["cross_entropy_recovered"]["sd"] == pytest.approx(0.05 / 2**0.5)
+    assert found["ece_over_dense_points"]["mean"] == pytest.approx((1.0 + 0.5) / 2)

@@ -1,0 +1,94 @@
+"""The benchmark of stage two runs: small, for its keys, not for its figures; and its intervals are right."""
+
+import json
+import subprocess
+import sys
+from math import comb
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support.source import ROOT
+
+SCRIPT = ROOT / "benchmarks" / "stage_two.py"
+# A peer is installed once, beside the environment that the tests run in.
+LIMIT_SECONDS = 580
+
+
+def answer(work: Path, *words: str) -> Any:
+    """What a small run prints."""
+    command = [sys.executable, str(SCRIPT), "--quick", "--threads", "1", "--work", str(work), *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_SECONDS)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout)
+
+
+def check_beside(found: dict[str, Any], peer: str) -> None:
+    """What a comparison with a peer must tell."""
+    assert len(found["rounds"]) == 2
+    assert found["threads"] == 1
+    assert set(found["versions"]) == {"torch", "transformers", "accelerate", "trl"}
+    assert 0 < found["ratio"]["low"] <= found["ratio"]["median"] <= found["ratio"]["high"]
+    assert set(found["memory"]) == set(found["profile"]) == {"ours", peer}
+    assert all(one["peak_bytes"] >= one["held_bytes"] > 0 for one in found["memory"].values())
+    for one in found["profile"].values():
+        assert sum(one["steps"].values()) == pytest.approx(one["seconds"], rel=1e-2)
+        assert all(seconds > 0 for step, seconds in one["steps"].items() if step != "all else")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_step_is_held_against_the_trainers_on_the_same_batches(tmp_path: Path) -> None:
+    found = answer(tmp_path, "step")["step"]
+    assert set(found) == {"1000"}
+    check_beside(found["1000"], "trainer")
+    loss = found["1000"]["mean_loss"]
+    # The same weights and labels; only to kdpipe do documents of a sequence not see each other.
+    assert loss["our_cross_entropy"] == pytest.approx(loss["theirs"], rel=5e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_step_is_held_against_gkd_with_a_teacher_four_times_as_large(tmp_path: Path) -> None:
+    found = answer(tmp_path, "gkd")["gkd"]
+    check_beside(found, "gkd")
+    assert 4 <= found["teacher_over_student"] < 4.5
+    assert found["versions"]["trl"] == "1.16.0"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_ten_times_the_steps_waiting_and_the_memory_of_both_stages_are_measured(tmp_path: Path) -> None:
+    found = answer(tmp_path, "scaling", "waiting", "stages")
+    scaling, waiting, stages = (found[name] for name in ("scaling", "waiting", "stages"))
+    assert scaling["steps"] == ["4", "40"]
+    assert scaling["ratio"]["seconds_of_steps"] > 1
+    assert scaling["ratio"]["peak_bytes"] == pytest.approx(1, abs=0.25)
+    assert 0 <= waiting["median_share_of_later_steps"] < 1
+    assert stages["cache_teacher_peak"] > stages["teacher_weights"] > stages["student_weights"] > 0
+    assert stages["train_peak"] > 0
+
+
+@pytest.mark.slow
+def test_what_cannot_be_measured_is_refused() -> None:
+    done = subprocess.run([sys.executable, str(SCRIPT), "speed"], capture_output=True, text=True, timeout=100)
+    assert done.returncode == 2
+    assert "speed cannot be measured; step, gkd, scaling, waiting, stages can" in done.stderr
+
+
+@pytest.mark.parametrize("n", [2, 5, 8, 30, 31])
+def test_the_interval_of_a_median_holds_nine_tenths(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    from stage_two_tables import interval
+
+    values = [float((7 * i) % n if n % 7 else i) for i in range(n)]
+    found = interval(values)
+    below = int(found["low"])
+    assert found["low"] + found["high"] == n - 1
+    assert found["median"] == (n - 1) / 2
+    # The median of the source is below the k-th of n values as often as fewer than k fall below it.
+    assert below == 0 or sum(comb(n, k) for k in range(below + 1)) <= 0.05 * 2**n
+    assert sum(comb(n, k) for k in range(below + 2)) > 0.05 * 2**n
+    # The 11th and the 20th of 30, as tables of the sign test have it.
+    assert n != 30 or (found["low"], found["high"]) == (10, 19)
