@@ -110,7 +110,7 @@ class Keeper:
         return contents.state.step
 
     def take_best(self, state: LoopState) -> LoopState:
-        """Put the student back to the best checkpoint, if that was another step and is still there."""
+        """Put the student back to the best checkpoint, if that is another step and still there; where it is then."""
         best = state.best
         if best is None or best.step == state.step:
             return state
@@ -118,8 +118,9 @@ class Keeper:
         if there is None:
             self._warn(f"the student of step {best.step:,} was best, and no checkpoint was written then")
             return state
-        states.restore_model(self._learner.model, checkpoints.load(there).model)
-        return state
+        contents = checkpoints.load(there)
+        states.restore_model(self._learner.model, contents.model)
+        return contents.state
 
 
 def _is_better(metric: Metric, value: float, best: Best | None) -> bool:

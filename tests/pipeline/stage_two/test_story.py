@@ -105,6 +105,18 @@ def test_a_finished_run_is_left_as_it_is(folder: Path, whole: tuple[TrainReport,
     assert {path: path.stat().st_mtime_ns for path in (folder / "whole" / "final").iterdir()} == files
 
 
+def test_the_best_student_is_told_with_its_own_step_and_numbers(folder: Path) -> None:
+    """Of two phases the first has the lower loss, which says nothing but chooses the student of step 3."""
+    phases = [{"until": 0.5, "alpha": 0.0}, {"until": 1.0, "alpha": 1.0}]
+    settings = settings_for(folder, "best", run={"phases": phases}, saving={"final": "best"})
+    report = run(settings)
+    assert report.best is not None and report.evaluation is not None
+    assert (report.best.step, report.steps) == (3, 6)
+    assert report.evaluation["step"] == report.best.step
+    assert report.evaluation["loss"] == pytest.approx(report.best.value)
+    assert f"| optimizer steps | {report.best.step} |" in (folder / "best" / "final" / "README.md").read_text()
+
+
 @pytest.mark.parametrize(
     "changes",
     [
