@@ -1,7 +1,7 @@
 """The end of a run: the student that is kept is measured, saved with its card, and read again in a fresh process.
 
 In: the desk, the state after the last step. Out: OUT/final, OUT/evaluation.json. Before it: `loop.py`.
-After it: `reporting.py`. A run that is finished already stays as it is.
+After it: `reporting.py`. A run that is finished already stays as it is, unless another of its students is asked for now.
 """
 
 from importlib.metadata import version
@@ -22,12 +22,12 @@ VERSIONS = ("kdpipe", "torch", "transformers")
 def finish(desk: Desk, state: LoopState, folder: Path) -> Evaluation | None:
     """Save the student as people take it away; its evaluation, where the cache has something to hold it to."""
     prospect = desk.prepared.prospect
-    if not desk.book.has_steps and (folder / FINAL).is_dir():
-        return load_evaluation(folder)
+    chosen = desk.keeper.take_best(state) if prospect.settings.saving.final == "best" else state
     found: Evaluation | None = None
-    chosen = state
-    if prospect.settings.saving.final == "best":
-        chosen = desk.keeper.take_best(state)
+    if not desk.book.has_steps and (folder / FINAL).is_dir():
+        found = load_evaluation(folder)
+        if found is None or found.step == chosen.step:
+            return found
     if desk.measure is not None:
         found = desk.measure.last
         if found is None or found.step != chosen.step:

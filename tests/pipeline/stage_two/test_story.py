@@ -115,6 +115,11 @@ def test_the_best_student_is_told_with_its_own_step_and_numbers(folder: Path) ->
     assert report.evaluation["step"] == report.best.step
     assert report.evaluation["loss"] == pytest.approx(report.best.value)
     assert f"| optimizer steps | {report.best.step} |" in (folder / "best" / "final" / "README.md").read_text()
+    best = weights(folder / "best")
+    again = run(settings.model_copy(update={"saving": settings.saving.model_copy(update={"final": "last"})}))
+    assert again.evaluation is not None and (again.evaluation["step"], again.resumed_from) == (6, 6)
+    last = weights(folder / "best")
+    assert any(not torch.equal(best[name], last[name]) for name in best)
 
 
 @pytest.mark.parametrize(
