@@ -78,7 +78,9 @@ def go_forth_and_back(learner: Learner, batch: StepBatch, terms: InForce) -> Too
 
 
 def apply(learner: Learner, took: Took, clip: float) -> None:
-    """Clip the gradient and let the optimizer take its step."""
+    """Clip the gradient and let the optimizer take its step; where no row was to be learnt there is none to take."""
+    if all(parameter.grad is None for parameter in learner.learnt):
+        return
     torch.nn.utils.clip_grads_with_norm_(learner.learnt, clip, torch.tensor(took.gradient_norm))
     if learner.scaler is None:
         learner.optimizer.step()
@@ -109,10 +111,12 @@ def _shapes(batch: StepBatch) -> str:
 
 
 def _gradient_norm(learner: Learner) -> float:
+    gradients = [parameter.grad for parameter in learner.learnt if parameter.grad is not None]
+    if not gradients:
+        return 0.0
     if learner.scaler is not None:
         learner.scaler.unscale_(learner.optimizer)
-    gradients = [parameter.grad for parameter in learner.learnt if parameter.grad is not None]
-    return float(torch.nn.utils.get_total_norm(gradients)) if gradients else 0.0
+    return float(torch.nn.utils.get_total_norm(gradients))
 
 
 def _news(sums: Mapping[TermName, Tensor], terms: InForce, counts: Mapping[TermName, int]) -> dict[TermName, TermNews]:

@@ -9,14 +9,16 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
+from kdpipe.pipeline.data import ahead
 from kdpipe.pipeline.data.ahead import StepLoader
-from kdpipe.pipeline.data.batches import MicroBatch, StepBatch
+from kdpipe.pipeline.data.batches import MicroBatch, StepBatch, with_tensors
 from kdpipe.pipeline.losses import logit
 from kdpipe.pipeline.losses.hidden.objective import HiddenObjective
 from kdpipe.pipeline.students.student import States, Student
-from kdpipe.pipeline.training import loop
+from kdpipe.pipeline.training import loop, prepare
 from kdpipe.pipeline.training.learner import Learner
 from kdpipe.schemas.errors import KdpipeError
 from support.stage_two import HeardTraining, losses, run, settings_for, weights
@@ -239,3 +241,25 @@ def test_parameters_that_are_not_finite_lead_back_at_once(
     report = run(settings_for(folder, **changes).model_copy(update={"out": str(tmp_path / "run")}), watch)
     assert report.rollbacks == 1 and any("parameters (student." in told for told in watch.warned)
     assert all(torch.isfinite(value).all() for value in weights(tmp_path / "run").values())
+
+
+@pytest.mark.parametrize("precision", ["fp16", pytest.param("fp32", marks=pytest.mark.slow)])
+def test_a_step_in_which_nothing_is_to_be_learnt_changes_nothing(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    make = ahead.make_batch
+
+    def without_rows(*words: Any, **named: Any) -> MicroBatch:
+        batch = make(*words, **named)
+        none = torch.zeros(len(batch.labels_N), dtype=torch.bool)
+        rows = {name: getattr(batch, name)[none] for name in ("places_N", "sequence_N", "labels_N")}
+        targets = None if batch.targets is None else with_tensors(batch.targets, lambda one: one[none])
+        return dataclasses.replace(batch, targets=targets, **rows)
+
+    settings = settings_for(folder, machine={"precision": precision}, run={"max_steps": 2}, saving={"every": 1})
+    settings = settings.model_copy(update={"out": str(tmp_path / "run")})
+    monkeypatch.setattr(prepare, "_validation", lambda _: None)
+    monkeypatch.setattr(ahead, "make_batch", without_rows)
+    assert run(settings).positions == 0
+    first, last = (load_file(path / "model.safetensors") for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert all(torch.equal(first[name], last[name]) for name in first)
