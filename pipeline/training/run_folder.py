@@ -34,6 +34,8 @@ SHOWN: Final = 5
 
 def check(out: Path, asked: RunRecord, *, overwrite: bool = False) -> bool:
     """Refuse a folder of something else, or of another run unless that is to be cleared; whether there is a run."""
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"{out} is a file, and a run is a folder", hint="give --out a new folder")
     there = [path for path in out.iterdir() if path.name != WORK] if out.is_dir() else []
     if there and not (out / RECORD).exists():
         raise ConfigError(

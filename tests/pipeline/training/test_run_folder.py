@@ -49,6 +49,13 @@ def test_a_folder_of_another_run_is_refused_with_what_differs(tmp_path: Path, ot
     assert caught.value.exit_code == 2
 
 
+def test_a_file_in_the_place_of_a_run_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("mine")
+    with pytest.raises(ConfigError, match="run is a file, and a run is a folder"):
+        check(tmp_path / "run", record(), overwrite=True)
+    assert (tmp_path / "run").read_text() == "mine"
+
+
 def test_many_differences_are_counted(tmp_path: Path) -> None:
     claim(tmp_path, record())
     losses = {"mode": "logit", "alpha": 0.2, "logit": "jsd", "skew": 0.2, "beta": 0.1, "temperature": 2.0}
