@@ -41,7 +41,9 @@ class Measure:
         terms = self._run.curriculum.at(max(0, state.step - 1))
         trained = Trained(objective=learner.objective, terms=terms)
         found = self._evaluator.measure(learner.student, learner.precision, trained)
-        found = found.model_copy(update={"step": state.step})
+        called = {name: self._run.name_of(name, terms.temperature) for name in terms.weights if name in found.terms}
+        raw = {called[name]: found.terms[name] for name in called}
+        found = found.model_copy(update={"step": state.step, "terms": raw})
         self.last = found
         self._book.write_evaluation(state, found, None if took is None else took.loss)
         return found

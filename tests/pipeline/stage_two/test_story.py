@@ -175,6 +175,8 @@ def _without_dropout(folder: Path) -> str:
 def test_another_temperature_says_how_much_mass_the_exact_ids_hold(folder: Path) -> None:
     watch = HeardTraining()
     run(settings_for(folder, "hot", losses={"temperature": 4.0}, run={"max_steps": 1}), watch)
+    lines = [json.loads(line) for line in (folder / "hot" / "metrics.jsonl").read_text().splitlines()]
+    assert [list(line.get("evaluation", line)["terms"]) for line in lines] == [["ce", "forward_kl_coarse"]] * 2
     told = [line for line in watch.warned if line.startswith("at temperature 4 the exact ids hold")]
     assert len(told) == 1 and int(told[0].split("hold ")[1].split("%")[0]) < 50
     assert any("all but the exact ids is one bin, which is coarse" in line for line in watch.warned)
