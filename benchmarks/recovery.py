@@ -66,7 +66,6 @@ QUICK = Plan(
     validation=1_000,
     width=32,
     layers=1,
-    batch=4,
     seeds=2,
 )
 
@@ -93,7 +92,8 @@ class Recovery:
     def __init__(self, plan: Plan, work: Path, teacher: Path, unseen: list[dict[str, str]]) -> None:
         self._plan, self._work = plan, work
         self.caches = Caches(work, teacher, unseen, plan.threads, say)
-        self._results = work / f"results-{plan.tokens}-{plan.width}-{plan.layers}-{plan.rate:g}.jsonl"
+        sizes = (plan.tokens, plan.width, plan.layers, plan.batch, f"{plan.rate:g}")
+        self._results = work / f"results-{'-'.join(map(str, sizes))}.jsonl"
 
     def kinds(self) -> dict[str, tuple[str, dict[str, Any]]]:
         """The rows of the table: the cache of each, and what is minimised."""
@@ -265,9 +265,11 @@ def main() -> None:
     torch.set_num_threads(plan.threads)
     with tempfile.TemporaryDirectory(prefix="kdpipe-bench-") as folder:
         work = (words.work or Path(folder)).resolve()
-        (work / "caches").mkdir(parents=True, exist_ok=True)
+        work.mkdir(parents=True, exist_ok=True)
         teacher, unseen = trained_teacher(words.teachers or work, plan.teacher, None, say)
-        found = Recovery(plan, work, teacher, unseen).measure()
+        own = work / f"students-of-{teacher.name}"
+        (own / "caches").mkdir(parents=True, exist_ok=True)
+        found = Recovery(plan, own, teacher, unseen).measure()
     say(table(found))
     document = {"machine": machine(), "torch": torch.__version__, "plan": asdict(plan), "passes": found}
     print(json.dumps(rounded(document), indent=2))

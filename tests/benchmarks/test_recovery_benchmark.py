@@ -37,7 +37,7 @@ def test_students_of_every_kind_are_set_beside_labels_and_dense(tmp_path: Path) 
     assert len(first["passes"]["1"]["steps"]) == len(first["passes"]["1"]["positions"]) == 1
     assert kinds[tops[0]]["bytes_a_position"] == pytest.approx(kinds["standard"]["bytes_a_position"], rel=0.1)
 
-    results = next(tmp_path.glob("results-*.jsonl"))
+    results = next(tmp_path.glob("*/results-*.jsonl"))
     lines = results.read_text(encoding="utf-8").splitlines(keepends=True)
     results.write_text("".join(lines[:-1]) + lines[-1][:20], encoding="utf-8")
     again, said = answer(tmp_path, "--seeds", "1", "--passes", "1")
