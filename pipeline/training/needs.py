@@ -11,14 +11,16 @@ import torch
 
 from kdpipe.cache.reader import Cache
 from kdpipe.pipeline.data.loading import Wants, make_batch
+from kdpipe.pipeline.evaluation.measure import estimate
 from kdpipe.pipeline.losses.dense import TeacherHead
 from kdpipe.pipeline.losses.kept import kept_mass
 from kdpipe.pipeline.losses.names import check_spec
 from kdpipe.pipeline.losses.terms import LOGIT_NAMES
 from kdpipe.pipeline.training.curriculum import Curriculum
-from kdpipe.schemas.errors import Incompatible
+from kdpipe.pipeline.training.selection import not_held
+from kdpipe.schemas.errors import ConfigError, Incompatible
 from kdpipe.schemas.manifest import Manifest
-from kdpipe.schemas.stage_two import Losses
+from kdpipe.schemas.stage_two import Losses, Selection, StageTwo
 from kdpipe.schemas.targets import State, TargetSpec
 
 LEAST_MASS = 0.5
@@ -42,6 +44,36 @@ def check_needs(losses: Losses, curriculum: Curriculum, manifest: Manifest) -> N
             " its mass",
             hint="leave it out, or make a cache with threshold or sampled targets",
         )
+    for one in losses.select:
+        _check_selection(one, curriculum, spec)
+
+
+def check_choice(settings: StageTwo, manifest: Manifest, *, validates: bool) -> None:
+    """Refuse to choose the best student by what will not be known."""
+    metric, spec = settings.evaluation.metric, manifest.targets
+    if settings.saving.final == "best" and not validates:
+        raise ConfigError(
+            "saving.final is best, and the cache has no validation split to tell it by",
+            hint="leave it out, or make a cache with --val-fraction",
+        )
+    unknown = {"kl_teacher": estimate(spec) is None, "top1_agreement": spec.keep.kind == "none"}
+    if validates and unknown.get(metric, False):
+        raise Incompatible(
+            f"evaluation.metric is {metric}, which this cache cannot tell of a student",
+            hint="choose loss or cross_entropy",
+        )
+
+
+def _check_selection(one: Selection, curriculum: Curriculum, spec: TargetSpec) -> None:
+    """Refuse a selection that nothing is taken over, or by what the cache does not hold."""
+    terms = curriculum.terms & set(LOGIT_NAMES)
+    if not (terms & {"ce"} if one.term == "ce" else terms - {"ce"}):
+        raise ConfigError(
+            f"losses.select chooses positions for {one.term}, which has no weight at any step",
+            hint="leave it out, or give the term a weight",
+        )
+    if (one.by == "teacher_entropy" and not spec.entropy) or (one.by == "label_logprob" and spec.keep.kind == "none"):
+        raise not_held(one)
 
 
 def warnings(losses: Losses, curriculum: Curriculum, manifest: Manifest) -> Iterator[str]:

@@ -116,6 +116,8 @@ def look(settings: StageTwo, watch: TrainWatch) -> Prospect:
     plan = make_plan(settings, len(cache))
     curriculum = Curriculum(settings, plan, needs.default_tail_weight(cache.manifest.targets))
     needs.check_needs(settings.losses, curriculum, cache.manifest)
+    validation = _validation(settings)
+    needs.check_choice(settings, cache.manifest, validates=validation is not None)
     kept = kept_tokenizer(cache.url, cache.manifest)
     found = find_student(settings.student, kept.ids)
     fit = check_fit(found, settings.student, kept, cache.manifest)
@@ -132,7 +134,7 @@ def look(settings: StageTwo, watch: TrainWatch) -> Prospect:
     return Prospect(
         settings=_settled(settings, found, device),
         cache=cache,
-        validation=_validation(settings),
+        validation=validation,
         found=found,
         fit=fit,
         plan=plan,

@@ -64,8 +64,13 @@ def _statistic(selection: Selection, batch: MicroBatch, spoken: Spoken | None) -
         "student_cross_entropy": None if spoken is None else spoken.cross_entropy_N,
     }[selection.by]
     if found is None:
-        raise Incompatible(
-            f"positions are to be chosen by {selection.by}, which this cache does not hold",
-            hint="choose by student_entropy or student_cross_entropy in losses.select",
-        )
+        raise not_held(selection)
     return found
+
+
+def not_held(selection: Selection) -> Incompatible:
+    """What is said where a cache does not hold the statistic."""
+    return Incompatible(
+        f"positions are to be chosen by {selection.by}, which this cache does not hold",
+        hint="choose by student_entropy or student_cross_entropy in losses.select",
+    )

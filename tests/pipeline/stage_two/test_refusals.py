@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from kdpipe.pipeline.training import loop
+from kdpipe.pipeline.training import loop, prepare
 from kdpipe.schemas.errors import ConfigError, Incompatible, KdpipeError
-from support.stage_two import losses, run, settings_for
+from support.stage_two import losses, make_cache, run, settings_for
 
 
 def small(folder: Path, out: str, **changes: dict[str, Any]) -> Any:
@@ -66,3 +66,41 @@ def test_a_dry_run_refuses_the_folder_that_the_run_would_refuse(folder: Path) ->
     run(settings_for(folder, "taken", run={"max_steps": 1}))
     with pytest.raises(ConfigError, match=r"holds another run: run\.max_steps: 1 there, 6 here"):
         run(settings_for(folder, "taken"), dry_run=True)
+
+
+SURE = {"term": "ce", "by": "teacher_entropy", "keep": "lowest", "share": 0.5}
+LIKELY = {**SURE, "by": "label_logprob"}
+OF_THE_TEACHER = {**SURE, "term": "kd"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"losses": {"select": [SURE]}}, Incompatible, "chosen by teacher_entropy, which this cache does not hold"),
+        ({"losses": {"select": [LIKELY]}}, Incompatible, "chosen by label_logprob, which this cache does not hold"),
+        ({"losses": {"select": [OF_THE_TEACHER]}}, ConfigError, "positions for kd, which has no weight at any step"),
+        ({"evaluation": {"metric": "kl_teacher"}}, Incompatible, "metric is kl_teacher, which this cache cannot tell"),
+        ({"evaluation": {"metric": "top1_agreement"}}, Incompatible, "metric is top1_agreement, which this cache can"),
+    ],
+    ids=str,
+)
+def test_what_a_cache_of_tokens_cannot_tell_is_refused_before_weights_are_loaded(
+    tokens: Path, changes: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    losses = {"mode": "output", **changes.get("losses", {})}
+    with pytest.raises(error, match=message):
+        run(settings_for(tokens, "never", kept="tokens", **{**changes, "losses": losses}))
+    assert not (tokens / "never").exists()
+
+
+def test_the_best_is_not_asked_for_where_nothing_is_validated(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prepare, "_validation", lambda _: None)
+    with pytest.raises(ConfigError, match=r"saving\.final is best, and the cache has no validation split") as refused:
+        run(settings_for(folder, "never", saving={"final": "best"}))
+    assert "--val-fraction" in str(refused.value.hint)
+
+
+@pytest.fixture(scope="module")
+def tokens(folder: Path) -> Path:
+    make_cache(folder, "tokens", targets={"kind": "none", "temperatures": ()}, hidden={"pooled": False, "layers": ()})
+    return folder
