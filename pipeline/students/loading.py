@@ -24,15 +24,16 @@ Precision = Literal["fp32", "bf16", "fp16", "fp16-pure"]
 def load_student(
     found: Found, settings: StudentSettings, precision: Precision, device: torch.device, seed: int
 ) -> Student:
-    """Load a student, ready to learn; the same seed draws the same fresh weights to the bit."""
+    """Load a student, ready to learn; the same seed draws the same fresh weights, or the same adapter, to the bit."""
     quiet()
     if settings.lora:
         lora.check_installed()
     dtype = torch.float16 if precision == "fp16-pure" else torch.float32
     with in_two_lines(found.name):
         model: Any = _fresh(found, seed, dtype) if found.is_fresh else _trained(found, settings, dtype)
+    adapter = _adapter(model, settings, found.name, seed) if settings.lora else None
+    with in_two_lines(found.name):
         model.to(device)
-    adapter = lora.with_adapter(model, settings, found.name) if settings.lora else None
     student = Student(model, found.shape, found.ids.count, adapter)
     _freeze(student, settings)
     if settings.gradient_checkpointing:
@@ -55,6 +56,13 @@ def _fresh(found: Found, seed: int, dtype: torch.dtype) -> torch.nn.Module:
         torch.manual_seed(seed)
         model: torch.nn.Module = auto.from_config(found.shape.config, dtype=torch.float32)
     return model.to(dtype)
+
+
+def _adapter(model: Any, settings: StudentSettings, name: str, seed: int) -> Any:
+    """Draw an adapter, as fresh weights are drawn."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return lora.with_adapter(model, settings, name)
 
 
 def _trained(found: Found, settings: StudentSettings, dtype: torch.dtype) -> torch.nn.Module:

@@ -25,6 +25,15 @@ def test_a_seed_draws_the_same_weights_to_the_bit_and_leaves_other_draws_alone()
     assert not torch.equal(first["lm_head.weight"], other["lm_head.weight"])
 
 
+def test_a_seed_draws_the_same_adapter_to_the_bit_and_leaves_other_draws_alone(tmp_path: Path) -> None:
+    folder = tiny_llama(tmp_path, vocabulary=IDS.count)
+    before = torch.get_rng_state()
+    first, again, other = (student(folder, seed=seed, lora=True).trainable() for seed in (1, 1, 2))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert any(not torch.equal(first[name], other[name]) for name in first)
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16", "fp16-pure"])
 def test_weights_are_in_float32_unless_asked_to_stay_in_16_bits(precision: str, tmp_path: Path) -> None:
     folder = tiny_llama(tmp_path, vocabulary=IDS.count)
