@@ -5,6 +5,7 @@ Before it: `shapes.py` knows the bytes. After it: `loading.py` puts the weights 
 """
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -38,6 +39,8 @@ def choose(devices: str) -> list[torch.device]:
     """Give the devices that `auto`, `cpu`, `all` or `cuda:N` stands for, each after a kernel has run on it."""
     if devices == "cpu":
         return [torch.device("cpu")]
+    if not re.fullmatch(r"auto|all|cuda:[0-9]{1,4}", devices):
+        raise ConfigError(f"there is no device {devices}", hint="give auto, cpu, or one GPU such as cuda:0")
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if devices.startswith("cuda:"):
         number = int(devices.removeprefix("cuda:"))

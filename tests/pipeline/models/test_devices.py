@@ -37,6 +37,8 @@ def test_gpus_are_chosen_by_their_words(asked: str, found: list[int], monkeypatc
     cards(monkeypatch, 3)
     assert devices.choose(asked) == [torch.device("cuda", number) for number in found]
     assert devices.choose("cpu") == [CPU]
+    with pytest.raises(ConfigError, match=r"there is no device cuda$"):
+        devices.choose("cuda")
 
 
 def test_without_a_gpu_auto_is_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
