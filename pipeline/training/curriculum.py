@@ -43,6 +43,12 @@ class Curriculum:
             clamp_loss=settings.guard.clamp_loss,
         )
         _check_labels_only(losses, self._phases)
+        for phase in self._lived():
+            if not any(self._weights(phase, alpha) for alpha in self._alphas(phase)):
+                where = f" in the phase until {phase.until:g}" if settings.run.phases else ""
+                raise ConfigError(
+                    f"no term has a weight{where}: nothing would be learnt", hint="give one a weight in losses.weights"
+                )
 
     def phase_at(self, step: int) -> int:
         """The number of the phase that a step belongs to; what comes after the last step belongs to the last phase."""

@@ -117,3 +117,20 @@ def test_a_weight_on_targets_is_refused_in_mode_output(where: str) -> None:
     phases = [{"until": 1.0, "weights": {"forward_kl": 0.5}}] if where == "phase" else []
     with pytest.raises(ConfigError, match="mode output learns from labels alone, and forward_kl has a weight"):
         curriculum(losses=losses, run={"phases": phases})
+
+
+@pytest.mark.parametrize(
+    ("settings", "where"),
+    [
+        ({"losses": {"weights": {"ce": 0, "forward_kl": 0}}}, "has a weight: nothing"),
+        ({"losses": {"mode": "output", "weights": {"ce": 0}}}, "has a weight: nothing"),
+        (
+            {"run": {"phases": [{"until": 0.5, "weights": {"ce": 0, "forward_kl": 0}}, {"until": 1.0}]}},
+            "has a weight in the phase until 0.5: nothing",
+        ),
+    ],
+    ids=str,
+)
+def test_a_run_in_which_nothing_counts_is_refused(settings: Any, where: str) -> None:
+    with pytest.raises(ConfigError, match=f"no term {where} would be learnt"):
+        curriculum(**settings)
