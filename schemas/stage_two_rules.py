@@ -34,6 +34,8 @@ OWNED: tuple[tuple[Place, Owner, tuple[str, ...]], ...] = (
 RIVALS: tuple[tuple[Place, Place, str], ...] = (
     (("run", "epochs"), ("run", "max_steps"), "how long the student learns"),
 )
+# Losses on states that learn a map.
+MAPPED = ("cosine", "correlation", "mse")
 LORA_ONLY = ("lora_rank", "lora_alpha", "lora_dropout")
 
 
@@ -75,11 +77,32 @@ def require(settings: StageTwo) -> None:
             "losses.hidden.router mixes teacher layers for losses on states, and none of these has a weight",
             hint="give one, for instance --set losses.weights.cosine=0.1",
         )
+    _check_states(settings)
     group, size = settings.losses.hidden.group, settings.run.batch_size
     if _compares_groups(settings) and size % group:
         raise ConfigError(
             f"losses over groups of {group} sequences (losses.hidden.group) do not divide batches of {size}",
             hint=f"choose a batch size that is a multiple of {group}, or another group",
+        )
+
+
+def _check_states(settings: StageTwo) -> None:
+    """Refuse what is said of losses on states where there are none."""
+    hidden, rates = settings.losses.hidden, settings.optimizer
+    if hidden.pairs and not _meets_states(settings):
+        raise ConfigError(
+            "losses.hidden.pairs names layers for losses on states, and none of these has a weight",
+            hint="give one, for instance --set losses.weights.cosine=0.1",
+        )
+    if rates.router_lr is not None and not hidden.router:
+        raise ConfigError(
+            "optimizer.router_lr is the rate of a router, and there is none",
+            hint="give --set losses.hidden.router=true, or leave it out",
+        )
+    if rates.maps_lr is not None and not any(weights[name] for weights in _weights(settings) for name in MAPPED):
+        raise ConfigError(
+            f"optimizer.maps_lr is the rate of maps, which {', '.join(MAPPED)} learn, and none of these has a weight",
+            hint="give one, for instance --set losses.weights.cosine=0.1",
         )
 
 

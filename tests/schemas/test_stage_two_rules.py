@@ -67,6 +67,22 @@ def refusal(*sets: str, file: dict[str, Any] | None = None) -> tuple[str, str | 
             "give one, for instance --set losses.weights.cosine=0.1",
         ),
         (
+            ["losses.hidden.pairs=1:2"],
+            "losses.hidden.pairs names layers for losses on states, and none of these has a weight",
+            "give one, for instance --set losses.weights.cosine=0.1",
+        ),
+        (
+            ["losses.weights.cosine=0.1", "optimizer.router_lr=0.1"],
+            "optimizer.router_lr is the rate of a router, and there is none",
+            "give --set losses.hidden.router=true, or leave it out",
+        ),
+        (
+            ["losses.weights.cka=0.1", "optimizer.maps_lr=0.1"],
+            "optimizer.maps_lr is the rate of maps, which cosine, correlation, mse learn, and none of these has a "
+            "weight",
+            "give one, for instance --set losses.weights.cosine=0.1",
+        ),
+        (
             ["losses.weights.cka=0.1", "run.batch_size=6"],
             "losses over groups of 4 sequences (losses.hidden.group) do not divide batches of 6",
             "choose a batch size that is a multiple of 4, or another group",
