@@ -103,7 +103,7 @@ def layered(kind: type[R], said: Iterable[Said]) -> R:
     try:
         return kind.model_validate_json(json.dumps(values))
     except ValidationError as error:
-        raise _refusal(error, last) from None
+        raise _refusal(kind, error, last) from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,7 +209,7 @@ def _fit(types: Sequence[Any], value: Any) -> Any:
     return value
 
 
-def _refusal(error: ValidationError, said: Mapping[Place, Said]) -> ConfigError:
+def _refusal(kind: type[Record], error: ValidationError, said: Mapping[Place, Said]) -> ConfigError:
     """The first problem, with who said it, what was expected and what was found."""
     problem = error.errors()[0]
     place = tuple(problem["loc"])
@@ -224,10 +224,27 @@ def _refusal(error: ValidationError, said: Mapping[Place, Said]) -> ConfigError:
     hint = "put it in quotes" if problem["type"] == "string_type" else None
     for length in range(len(place), 0, -1):
         if one := said.get(tuple(map(str, place[:length]))):
-            item = f": item {int(place[length]) + 1}" if length < len(place) else ""
-            return ConfigError(f"{one.by}{item}{what}", hint=hint)
+            if problem["type"] == "extra_forbidden":
+                return _unknown_in_item(kind, f"{one.by}{_item(place[length:-1])}", place)
+            return ConfigError(f"{one.by}{_item(place[length:])}{what}", hint=hint)
     below = [one.by for key, one in said.items() if key[: len(place)] == place]
     return ConfigError(f"{', '.join(dict.fromkeys(below)) or 'the settings'}{what}", hint=hint)
+
+
+def _item(place: Sequence[int | str]) -> str:
+    """Where in a list a value stands: `: item 1`, or `: item 1, weights.ce` where items are groups."""
+    if not place:
+        return ""
+    below = ".".join(map(str, place[1:]))
+    return f": item {int(place[0]) + 1}" + (f", {below}" if below else "")
+
+
+def _unknown_in_item(kind: type[Record], where: str, place: Sequence[int | str]) -> ConfigError:
+    allowed = sorted(allowed_keys(kind, tuple(place[:-1])))
+    near = difflib.get_close_matches(str(place[-1]), allowed, n=1, cutoff=0.6)
+    told = f": the nearest is '{near[0]}'" if near else ""
+    hint = f"allowed there are {', '.join(allowed)}"
+    return ConfigError(f"{where}: unknown setting '{_short(str(place[-1]))}'{told}", hint=hint)
 
 
 def _short(text: str) -> str:

@@ -158,3 +158,27 @@ def test_variables_of_the_other_stage_are_passed_over() -> None:
 def test_settings_that_are_written_down_are_the_same_when_read(sets: list[str]) -> None:
     told = settings(*NAMED, *sets)
     assert settings(file=read_value(as_yaml(meaningful(told)))) == told
+
+
+@pytest.mark.parametrize(
+    ("phases", "message"),
+    [
+        (
+            [{"until": 1.0, "wieghts": {"ce": 1}}],
+            "run.phases in the file kd.yaml: item 1: unknown setting 'wieghts': the nearest is 'weights'",
+        ),
+        (
+            [{"until": 0.5}, {"until": 1.0, "weights": {"cosin": 1}}],
+            "run.phases in the file kd.yaml: item 2, weights: unknown setting 'cosin': the nearest is 'cosine'",
+        ),
+        (
+            [{"until": 0.5, "weights": {"ce": -1}}, {"until": 1.0}],
+            "run.phases in the file kd.yaml: item 1, weights.ce must be greater than or equal to 0, not -1",
+        ),
+        ([{"until": 2}], "run.phases in the file kd.yaml: item 1, until must be less than or equal to 1, not 2"),
+        ([{"alpha": 0.5}], "run.phases in the file kd.yaml: item 1, until: field required"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_what_is_wrong_within_a_phase_is_named(phases: list[Any], message: str) -> None:
+    assert refusal(file={"run": {"phases": phases}})[0] == message
