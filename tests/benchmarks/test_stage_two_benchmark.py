@@ -71,10 +71,17 @@ def test_ten_times_the_steps_waiting_and_the_memory_of_both_stages_are_measured(
 
 
 @pytest.mark.slow
-def test_what_cannot_be_measured_is_refused() -> None:
-    done = subprocess.run([sys.executable, str(SCRIPT), "speed"], capture_output=True, text=True, timeout=100)
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["speed"], "speed cannot be measured; step, gkd, scaling, waiting, stages can"),
+        (["--split", "3"], "8 sequences cannot be read in 3 equal portions"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(words: list[str], message: str) -> None:
+    done = subprocess.run([sys.executable, str(SCRIPT), *words], capture_output=True, text=True, timeout=100)
     assert done.returncode == 2
-    assert "speed cannot be measured; step, gkd, scaling, waiting, stages can" in done.stderr
+    assert message in done.stderr
 
 
 @pytest.mark.parametrize("n", [2, 5, 8, 30, 31])
