@@ -205,5 +205,5 @@ def _check_finite(rows: WatchedRows) -> None:
             place = int((~np.isfinite(values)).argmax())
             raise KdpipeError(
                 f"the student is broken: {what} is {values[place]} in sequence {rows.sequence_N[place]:,}",
-                hint="take an earlier checkpoint of it (--resume-from), at a lower rate",
+                hint="train it again at a lower --lr, or with --guard ultra-stable",
             )

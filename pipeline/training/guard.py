@@ -220,7 +220,9 @@ def _advice(wheres: Sequence[str]) -> str:
     if "targets" in wheres:
         return "kdpipe cache verify --level deep finds damaged targets; make or copy those parts again"
     if "logits" in wheres:
-        return "try --precision bf16 or fp32, a lower --lr, or --guard ultra-stable; then --resume-from the last step"
-    if not wheres:
-        return "try a lower --lr, a longer schedule.warmup, or a larger guard.sigma or guard.skip_gradient_norm"
-    return "try a lower --lr, a longer schedule.warmup, --precision bf16 or fp32, or --guard ultra-stable"
+        told = "try --precision bf16 or fp32, a lower --lr, or --guard ultra-stable"
+    elif not wheres:
+        told = "try a lower --lr, a longer schedule.warmup, or a larger guard.sigma or guard.skip_gradient_norm"
+    else:
+        told = "try a lower --lr, a longer schedule.warmup, --precision bf16 or fp32, or --guard ultra-stable"
+    return f"{told}; other settings begin anew, in another --out or with --overwrite"

@@ -194,7 +194,7 @@ def test_a_broken_student_is_named_with_its_sequence(caches: Path, tmp_path: Pat
     evaluator = Evaluator(opened(caches, "threshold"), None, batch_size=1)
     with pytest.raises(KdpipeError, match="the student is broken: its cross-entropy is nan in sequence 0") as caught:
         evaluator.measure(broken, FP32)
-    assert "--resume-from" in str(caught.value.hint)
+    assert "at a lower --lr" in str(caught.value.hint)
 
 
 def test_nothing_to_evaluate_is_refused(tmp_path: Path, learner: Student) -> None:

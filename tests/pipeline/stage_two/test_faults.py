@@ -221,6 +221,7 @@ def test_what_does_not_end_stops_with_a_checkpoint_and_advice(
     with pytest.raises(KdpipeError, match="stopped at step 3: 2 in a row went wrong after 1 rollback") as error:
         run(settings_for(folder, **changes).model_copy(update={"out": str(tmp_path / "run")}))
     assert error.value.exit_code == 1 and "--precision" in str(error.value.hint)
+    assert "other settings begin anew" in str(error.value.hint) and "--resume-from" not in str(error.value.hint)
     assert list((tmp_path / "run" / "checkpoints").iterdir())
 
 
