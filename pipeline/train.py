@@ -9,8 +9,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from kdpipe.pipeline.config_file import as_yaml
-from kdpipe.pipeline.evaluation.stored import CONFIG
+from kdpipe.pipeline.evaluation.stored import save_settings
 from kdpipe.pipeline.training import checkpoints, run_folder, schedules
 from kdpipe.pipeline.training.desk import Desk, open_desk
 from kdpipe.pipeline.training.finish import finish
@@ -45,7 +44,7 @@ def train(settings: StageTwo, options: TrainOptions, watch: TrainWatch) -> Train
         if options.dry_run:
             return _dry_run(prepared, watch, stop, started)
         begin = _begin(folder, record, options, watch)
-        (folder / CONFIG).write_text(as_yaml(meaningful(prospect.settings)), encoding="utf-8")
+        save_settings(folder, meaningful(prospect.settings))
         with open_desk(prepared, folder, begin, watch) as desk:
             loop = _learn(desk, begin, prospect.plan.n_steps, stop)
             with explained(settings, "at the end, with the student of the last step saved"):

@@ -1,4 +1,4 @@
-"""What evaluation and comparison read of a run's folder, and evaluation.json, which they alone write.
+"""What evaluation and comparison read of a run's folder: config.yaml and evaluation.json, which are written here too.
 
 In: the folder of a run. Out: its settings, its last evaluation, where its student is. Before it: `pipeline/train.py`
 makes the folder. After it: `pipeline/evaluate.py`, `pipeline/compare.py`.
@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from kdpipe.cache.files import explained, new_file, sync_dir, work_folder
 from kdpipe.cache.layout import WORK
-from kdpipe.pipeline.config_file import read_file
+from kdpipe.pipeline.config_file import as_yaml, read_file
 from kdpipe.pipeline.students.saving import ADAPTER
 from kdpipe.pipeline.students.saving import FINAL as FINAL
 from kdpipe.schemas.errors import ConfigError
@@ -25,10 +25,23 @@ EVALUATION: Final = "evaluation.json"
 
 def save_evaluation(run: Path, evaluation: Evaluation) -> None:
     """Keep a run's last evaluation, in place of the one before."""
-    with explained("an evaluation could not be written", run), work_folder(run, "evaluation") as work:
-        with new_file(work / EVALUATION) as file:
-            file.write(evaluation.to_json())
-        os.replace(work / EVALUATION, run / EVALUATION)
+    with explained("an evaluation could not be written", run):
+        _replace(run / EVALUATION, evaluation.to_json())
+
+
+def save_settings(run: Path, values: dict[str, Any]) -> None:
+    """Keep a run's settings, in place of those of the call before."""
+    with explained("the settings could not be written", run):
+        _replace(run / CONFIG, as_yaml(values).encode())
+
+
+def _replace(path: Path, data: bytes) -> None:
+    """Write a file that is whole or as it was."""
+    run = path.parent
+    with work_folder(run, path.stem) as work:
+        with new_file(work / path.name) as file:
+            file.write(data)
+        os.replace(work / path.name, path)
         sync_dir(run)
     with suppress(OSError):
         (run / WORK).rmdir()

@@ -6,7 +6,14 @@ from unittest import mock
 
 import pytest
 
-from kdpipe.pipeline.evaluation.stored import base_of, load_evaluation, load_settings, save_evaluation, student_of
+from kdpipe.pipeline.evaluation.stored import (
+    base_of,
+    load_evaluation,
+    load_settings,
+    save_evaluation,
+    save_settings,
+    student_of,
+)
 from kdpipe.schemas.errors import CacheDamaged, CacheWriteError, ConfigError
 from support.evaluations import evaluation, run_folder
 
@@ -32,6 +39,16 @@ def test_an_evaluation_that_fails_to_be_written_leaves_the_one_before(tmp_path: 
     ):
         save_evaluation(tmp_path, evaluation(step=20))
     assert load_evaluation(tmp_path) == evaluation()
+
+
+def test_settings_that_fail_to_be_written_leave_those_before(tmp_path: Path) -> None:
+    save_settings(tmp_path, {"seed": 1})
+    with (
+        mock.patch("os.fsync", side_effect=OSError(errno.ENOSPC, "No space left on device")),
+        pytest.raises(CacheWriteError, match="the settings could not be written"),
+    ):
+        save_settings(tmp_path, {"seed": 2})
+    assert load_settings(tmp_path) == {"seed": 1}
 
 
 def test_a_changed_evaluation_is_refused(tmp_path: Path) -> None:
