@@ -60,7 +60,7 @@ def check_fit(found: Found, settings: StudentSettings, kept: KeptTokenizer, mani
             hint=f"state a vocab_size of {ids} or more" if found.is_fresh else ACROSS,
         )
     if rows > ids:
-        notes.append(f"the student has {rows:,} rows for {ids:,} token ids: the rest is padding, and stays as it is")
+        notes.append(f"the student has {rows:,} rows for {ids:,} token ids: the rest is padding, and learns nothing")
     _check_positions(found, manifest.plan.sequence_length)
     return Fit(tokenizer_files=files, notes=tuple(notes))
 

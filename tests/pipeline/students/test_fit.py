@@ -65,7 +65,7 @@ def test_a_fresh_student_takes_the_files_of_the_cache(cache: tuple[str, Manifest
 
 def test_a_padded_vocabulary_just_works_with_a_line(tmp_path: Path, cache: tuple[str, Manifest]) -> None:
     (note,) = fit(student_of(tmp_path / "a", rows=640), cache).notes
-    assert note == "the student has 640 rows for 512 token ids: the rest is padding, and stays as it is"
+    assert note == "the student has 640 rows for 512 token ids: the rest is padding, and learns nothing"
 
 
 def test_too_few_rows_are_refused(tmp_path: Path, cache: tuple[str, Manifest]) -> None:
