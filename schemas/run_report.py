@@ -42,7 +42,7 @@ class TrainReport(Record):
     """What a run of `train` has done.
 
     `waiting_share` is the share of the time that the student's device waited for the cache; `evaluation` is of the
-    validation split at the end, None where there is none; `stopped` says that the run is to be gone on with.
+    validation split at the end, None where there is none.
     """
 
     run: str
