@@ -21,6 +21,7 @@ def small(folder: Path, out: str, **changes: dict[str, Any]) -> Any:
     return settings.model_copy(update={"student": student})
 
 
+@pytest.mark.slow
 def test_a_run_that_ran_out_of_memory_goes_on_in_smaller_batches(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run(small(folder, "enough"))
     step = loop.go_forth_and_back
