@@ -19,7 +19,7 @@ from kdpipe.pipeline.training.reporting import estimate, report
 from kdpipe.pipeline.training.shortage import explained
 from kdpipe.pipeline.training.stopping import Stop, listening
 from kdpipe.pipeline.watch import TrainWatch
-from kdpipe.schemas.checkpoint import LoopState, RunRecord
+from kdpipe.schemas.checkpoint import GuardState, LoopState, RunRecord
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.run_report import TrainReport
 from kdpipe.schemas.stage_two import StageTwo, TrainOptions
@@ -38,23 +38,27 @@ def train(settings: StageTwo, options: TrainOptions, watch: TrainWatch) -> Train
     with listening() as stop:
         prospect = look(settings, watch)
         record = prospect.record
-        run_folder.check(folder, record, overwrite=options.overwrite)
+        steered = options.resume_from is not None
+        run_folder.check(folder, record, overwrite=options.overwrite, steered=steered)
         with explained(settings, "while the student was loaded"):
             prepared = prepare(prospect, watch)
         if options.dry_run:
             return _dry_run(prepared, watch, stop, started)
-        begin = _begin(folder, record, options, watch)
+        begin, steered = _begin(folder, record, options, watch)
         save_settings(folder, meaningful(prospect.settings))
         with open_desk(prepared, folder, begin, watch) as desk:
-            loop = _learn(desk, begin, prospect.plan.n_steps, stop)
+            loop = _learn(desk, begin, prospect.plan.n_steps, stop, steered=steered)
             with explained(settings, "at the end, with the student of the last step saved"):
                 found = finish(desk, loop.state, folder)
             return report(desk, loop, found, folder, started)
 
 
-def _learn(desk: Desk, begin: Path | None, until: int, stop: Stop) -> Loop:
-    """Begin, or go on from a checkpoint, until so many steps are done."""
+def _learn(desk: Desk, begin: Path | None, until: int, stop: Stop, *, steered: bool = False) -> Loop:
+    """Begin, or go on from a checkpoint, until so many steps are done; the guard of a steered run begins anew."""
     state = LoopState(step=0, place=0) if begin is None else desk.keeper.resume(begin)
+    if steered:
+        counts = state.guard.model_dump(include={"phase", "accepted", "skipped", "overflowed"})
+        state = state.model_copy(update={"guard": GuardState(**counts)})
     for line in schedules.lines(desk.prepared.settings.schedule, desk.prepared.plan):
         desk.watch.say(line)
     desk.watch.begin(desk.prepared.plan.n_steps, state.step)
@@ -79,11 +83,17 @@ def _dry_run(prepared: Prepared, watch: TrainWatch, stop: Stop, started: float) 
             return answer.model_copy(update={"run": prospect.settings.out or "", "dry_run": costs, "final": None})
 
 
-def _begin(folder: Path, record: RunRecord, options: TrainOptions, watch: TrainWatch) -> Path | None:
-    """Take the folder, and find where to go on: the checkpoint that was asked for, or the newest good one."""
+def _begin(folder: Path, record: RunRecord, options: TrainOptions, watch: TrainWatch) -> tuple[Path | None, bool]:
+    """Take the folder, and find where to go on: the checkpoint that was asked for, or the newest good one.
+
+    Also whether the run is steered: from a checkpoint that was asked for it may go on with other rates.
+    """
     chosen = None if options.resume_from is None else checkpoints.asked_for(folder, options.resume_from)
-    run_folder.claim(folder, record, overwrite=options.overwrite)
-    return chosen or checkpoints.latest(folder, watch.warn)
+    steered = options.resume_from is not None
+    changed = run_folder.claim(folder, record, overwrite=options.overwrite, steered=steered)
+    for told in changed:
+        watch.say(f"goes on with another {told}")
+    return chosen or checkpoints.latest(folder, watch.warn), bool(changed)
 
 
 def _check(options: TrainOptions) -> None:

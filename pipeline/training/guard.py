@@ -222,7 +222,7 @@ def _advice(wheres: Sequence[str]) -> str:
     if "logits" in wheres:
         told = "try --precision bf16 or fp32, a lower --lr, or --guard ultra-stable"
     elif not wheres:
-        told = "try a lower --lr, a longer schedule.warmup, or a larger guard.sigma or guard.skip_gradient_norm"
+        told = "try a lower --lr, or a larger guard.sigma or guard.skip_gradient_norm"
     else:
-        told = "try a lower --lr, a longer schedule.warmup, --precision bf16 or fp32, or --guard ultra-stable"
-    return f"{told}; other settings begin anew, in another --out or with --overwrite"
+        told = "try a lower --lr, --precision bf16 or fp32, or --guard ultra-stable"
+    return f"{told}, from a step that was good: --resume-from STEP"

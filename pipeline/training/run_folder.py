@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from kdpipe.cache.files import explained, make_dir, publish_file, sweep, sync_dir
+from kdpipe.cache.files import explained, make_dir, new_file, publish_file, sweep, sync_dir, work_folder
 from kdpipe.cache.layout import WORK
 from kdpipe.schemas.checkpoint import RunRecord
 from kdpipe.schemas.errors import CacheDamaged, ConfigError
@@ -29,10 +29,20 @@ MAY_DIFFER: Final = (
     "settings.machine.threads",
     "settings.machine.ahead",
 )
+# What a run that went wrong may be steered by, from a checkpoint that is named.
+STEERS: Final = (
+    "settings.optimizer.lr",
+    "settings.optimizer.muon_lr",
+    "settings.optimizer.maps_lr",
+    "settings.optimizer.router_lr",
+    "settings.optimizer.clip",
+    "settings.guard.",
+    "settings.machine.precision",
+)
 SHOWN: Final = 5
 
 
-def check(out: Path, asked: RunRecord, *, overwrite: bool = False) -> bool:
+def check(out: Path, asked: RunRecord, *, overwrite: bool = False, steered: bool = False) -> bool:
     """Refuse a folder of something else, or of another run unless that is to be cleared; whether there is a run."""
     if out.exists() and not out.is_dir():
         raise ConfigError(f"{out} is a file, and a run is a folder", hint="give --out a new folder")
@@ -42,24 +52,28 @@ def check(out: Path, asked: RunRecord, *, overwrite: bool = False) -> bool:
             f"{out} is not empty, and no run of kdpipe", hint="give --out a new folder; --overwrite clears runs only"
         )
     if there and not overwrite:
-        _compare(out, asked)
+        _compare(out, asked, steered)
     return bool(there)
 
 
-def claim(out: Path, asked: RunRecord, *, overwrite: bool = False) -> None:
-    """Begin a run in a new or empty folder, or find it there; a folder of another run is refused, or cleared."""
-    if check(out, asked, overwrite=overwrite):
+def claim(out: Path, asked: RunRecord, *, overwrite: bool = False, steered: bool = False) -> list[str]:
+    """Begin a run in a new or empty folder, or find it there; a folder of another run is refused, or cleared.
+
+    A run that is `steered` goes on with other rates, another guard or precision: which, is the answer.
+    """
+    if check(out, asked, overwrite=overwrite, steered=steered):
         if not overwrite:
             sweep(out)
-            return
+            return _steer(out, asked) if steered else []
         _clear(out)
     with explained("a run could not be begun", out):
         make_dir(out)
         sweep(out)
         publish_file(out, out / RECORD, asked.to_json())
+    return []
 
 
-def differences(one: RunRecord, other: RunRecord) -> list[str]:
+def differences(one: RunRecord, other: RunRecord, may_differ: tuple[str, ...] = MAY_DIFFER) -> list[str]:
     """What two runs differ in that makes them two, as 'a.b: this there, that here'."""
     first, second = dict(_flat("", one.model_dump(mode="json"))), dict(_flat("", other.model_dump(mode="json")))
     if _step_size(one) == _step_size(other):
@@ -67,23 +81,45 @@ def differences(one: RunRecord, other: RunRecord) -> list[str]:
     return [
         f"{name.removeprefix('settings.')}: {_shown(first.get(name))} there, {_shown(second.get(name))} here"
         for name in sorted(first.keys() | second.keys())
-        if first.get(name) != second.get(name) and not name.startswith(MAY_DIFFER)
+        if first.get(name) != second.get(name) and not name.startswith(may_differ)
     ]
 
 
-def _compare(out: Path, asked: RunRecord) -> None:
+def _found(out: Path) -> RunRecord:
     try:
-        found = read_record(RunRecord, (out / RECORD).read_bytes(), f"{out}/{RECORD}")
+        return read_record(RunRecord, (out / RECORD).read_bytes(), f"{out}/{RECORD}")
     except CacheDamaged as error:
         raise ConfigError(
             f"{out} is of a run that cannot be told: {error.message}", hint="give --out a new folder, or --overwrite"
         ) from None
-    if differing := differences(found, asked):
+
+
+def _steer(out: Path, asked: RunRecord) -> list[str]:
+    """Make the record say what the run goes on with."""
+    changed = differences(_found(out), asked)
+    if changed:
+        with explained("a run could not be steered", out), work_folder(out, RECORD) as work:
+            with new_file(work / RECORD) as file:
+                file.write(asked.to_json())
+            (work / RECORD).replace(out / RECORD)
+            sync_dir(out)
+    return changed
+
+
+def _compare(out: Path, asked: RunRecord, steered: bool) -> None:
+    found = _found(out)
+    if differing := differences(found, asked, (*MAY_DIFFER, *STEERS) if steered else MAY_DIFFER):
         more = f" (and {len(differing) - SHOWN} more)" if len(differing) > SHOWN else ""
         raise ConfigError(
             f"{out} holds another run: {'; '.join(differing[:SHOWN])}{more}",
-            hint="give --out a new folder, the settings it began with, or --overwrite to begin anew",
+            hint=_other_ways(differing),
         )
+
+
+def _other_ways(differing: list[str]) -> str:
+    if all(f"settings.{one}".startswith(STEERS) for one in differing):
+        return "name a checkpoint to go on from with these (--resume-from STEP), or give --out a new folder"
+    return "give --out a new folder, the settings it began with, or --overwrite to begin anew"
 
 
 def _step_size(record: RunRecord) -> int:

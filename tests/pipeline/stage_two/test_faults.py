@@ -20,7 +20,7 @@ from kdpipe.pipeline.losses.hidden.objective import HiddenObjective
 from kdpipe.pipeline.students.student import States, Student
 from kdpipe.pipeline.training import loop, prepare
 from kdpipe.pipeline.training.learner import Learner
-from kdpipe.schemas.errors import KdpipeError
+from kdpipe.schemas.errors import ConfigError, KdpipeError
 from support.stage_two import HeardTraining, losses, run, settings_for, weights
 
 NAN = float("nan")
@@ -221,8 +221,29 @@ def test_what_does_not_end_stops_with_a_checkpoint_and_advice(
     with pytest.raises(KdpipeError, match="stopped at step 3: 2 in a row went wrong after 1 rollback") as error:
         run(settings_for(folder, **changes).model_copy(update={"out": str(tmp_path / "run")}))
     assert error.value.exit_code == 1 and "--precision" in str(error.value.hint)
-    assert "other settings begin anew" in str(error.value.hint) and "--resume-from" not in str(error.value.hint)
+    assert "--resume-from STEP" in str(error.value.hint)
     assert list((tmp_path / "run" / "checkpoints").iterdir())
+
+
+@pytest.mark.slow
+def test_a_stopped_run_can_be_steered_from_a_checkpoint(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = SETTINGS | {"guard": {"patience": 2, "rollbacks": 0}, "saving": {"every": 2}}
+    settings = settings_for(folder, **changes).model_copy(update={"out": str(tmp_path / "run")})
+    with monkeypatch.context() as patched:
+        _in_states(patched, Attempts(patched, lambda n: n >= 4))
+        with pytest.raises(KdpipeError, match="training stopped at step 3"):
+            run(settings)
+    slower = settings.model_copy(update={"optimizer": settings.optimizer.model_copy(update={"lr": 1e-3})})
+    with pytest.raises(ConfigError, match=r"optimizer\.lr: 0\.003 there, 0\.001 here") as refused:
+        run(slower)
+    assert "--resume-from" in str(refused.value.hint)
+    watch = HeardTraining()
+    report = run(slower, watch, resume_from="2")
+    assert (report.resumed_from, report.steps, report.rollbacks) == (2, 6, 0)
+    assert "goes on with another optimizer.lr: 0.003 there, 0.001 here" in watch.said
+    assert run(slower).steps == 6
 
 
 def test_parameters_that_are_not_finite_lead_back_at_once(
