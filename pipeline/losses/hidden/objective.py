@@ -36,7 +36,7 @@ FEWEST_LAYERS: Final = 2
 # Keeps the maps' numbers apart from others that are drawn from the run's seed.
 MAPS: Final = 0x6D617073
 # Maps begin with answers of a tenth of their targets' size: what a random map of full size asks of a student is noise,
-# and after 300 steps it was a loss (docs/losses.md).
+# and harmed it (docs/experiments.md).
 FIRST_SIZE: Final = 0.1
 
 
