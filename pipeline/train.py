@@ -72,10 +72,12 @@ def _learn(desk: Desk, begin: Path | None, until: int, stop: Stop, *, steered: b
 def _dry_run(prepared: Prepared, watch: TrainWatch, stop: Stop, started: float) -> TrainReport:
     """A few steps of everything, in a folder that is thrown away: learn, evaluate, save, go back to it, finish."""
     prospect = prepared.prospect
-    with tempfile.TemporaryDirectory(prefix="kdpipe-dry-") as place:
+    # Beside the run to be: checkpoints may be larger than what a folder for scratch holds.
+    beside = next(parent for parent in Path(prospect.settings.out or ".").absolute().parents if parent.is_dir())
+    with tempfile.TemporaryDirectory(prefix=".kdpipe-dry-", dir=beside) as place:
         folder = Path(place) / "run"
         run_folder.claim(folder, prospect.record)
-        with open_desk(prepared, folder, None, watch) as desk:
+        with open_desk(prepared, folder, None, watch, followed=False) as desk:
             loop = _learn(desk, None, min(DRY_STEPS, prospect.plan.n_steps), stop)
             costs = estimate(desk, loop, folder)
             found = finish(desk, loop.state, folder)

@@ -251,6 +251,12 @@ class StageTwo(Record):
     out: Name | None = None
     seed: int = Field(default=0, ge=0, lt=1 << 63)
 
+    @model_validator(mode="after")
+    def _each_tracker_once(self) -> "StageTwo":
+        if len(set(self.report_to)) != len(self.report_to):
+            raise ValueError("report_to names a tracker twice")
+        return self
+
 
 class TrainOptions(Record):
     """What one call of the command does of it."""

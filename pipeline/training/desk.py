@@ -43,16 +43,20 @@ class Desk:
 
 
 @contextmanager
-def open_desk(prepared: Prepared, folder: Path, begin: Path | None, watch: TrainWatch) -> Iterator[Desk]:
-    """Open log, trackers and loader; what the log says of steps behind the checkpoint is cut off."""
+def open_desk(
+    prepared: Prepared, folder: Path, begin: Path | None, watch: TrainWatch, *, followed: bool = True
+) -> Iterator[Desk]:
+    """Open log, trackers and loader; what the log says of steps behind the checkpoint is cut off.
+
+    A run that is not `followed` tells no tracker.
+    """
     prospect = prepared.prospect
     with ExitStack() as stack:
         state = LoopState(step=0, place=0) if begin is None else checkpoints.load_state(begin)
         metrics = Metrics(folder, state.metrics_bytes)
         stack.callback(metrics.close)
-
         tracked = Tracked(name=folder.resolve().name, folder=folder, config=_flat(prospect.settings), step=state.step)
-        trackers = Trackers(prospect.settings.report_to, tracked, watch.warn)
+        trackers = Trackers(prospect.settings.report_to if followed else (), tracked, watch.warn)
         stack.callback(trackers.finish)
         book = Book(prepared, watch, _both(metrics.write, trackers.write))
         loader = StepLoader(

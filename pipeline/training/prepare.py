@@ -64,9 +64,14 @@ class Prospect:
         """Which run a folder belongs to."""
         return RunRecord(
             settings=self.settings,
-            cache_id=self.cache.cache_id or f"unfinished: {len(self.cache.parts)} parts",
+            cache_id=self.cache.cache_id or self._parts(),
             student=identity(self.found),
         )
+
+    def _parts(self) -> str:
+        """What is known of an unfinished cache: what it is made from, and the parts that are there."""
+        numbers = sorted(row.part for row in self.cache.parts)
+        return f"unfinished: {self.cache.manifest.sha256}, {len(numbers)} parts {sha256_hex(canonical(numbers))}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -122,6 +122,7 @@ def test_what_nobody_can_guess_has_to_be_said(missing: int, message: str) -> Non
         ({"schedule": {"kind": "wsd", "warmup": 0.6, "decay": 0.5}}, "more than all steps"),
         ({"losses": {"hidden": {"pairs": ["x:3"]}}}, "a pair is STUDENT:TEACHER"),
         ({"machine": {"device": "gpu"}}, "a device is auto, cpu, or one GPU"),
+        ({"report_to": ["wandb", "wandb"]}, "report_to names a tracker twice"),
         (
             {"losses": {"select": [{"term": "ce", "by": "teacher_entropy", "keep": "lowest", "share": 0.2}] * 2}},
             "a term has one selection",

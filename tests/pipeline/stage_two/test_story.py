@@ -193,10 +193,12 @@ def test_labels_alone_need_no_targets(folder: Path) -> None:
 
 
 def test_a_dry_run_estimates_and_leaves_nothing(folder: Path) -> None:
-    report = run(settings_for(folder, "dry", run={"max_steps": 1000}), dry_run=True)
+    settings = settings_for(folder, "dry", run={"max_steps": 1000})
+    before = sorted(folder.iterdir())
+    report = run(settings.model_copy(update={"report_to": ("tensorboard",)}), dry_run=True)
     assert report.steps == 5 and report.dry_run is not None and report.dry_run.seconds > 1
     assert report.dry_run.peak_bytes > 1 << 20 and report.final is None
-    assert not (folder / "dry").exists()
+    assert sorted(folder.iterdir()) == before
 
 
 @pytest.mark.parametrize(
