@@ -61,6 +61,8 @@ def _learn(desk: Desk, begin: Path | None, until: int, stop: Stop, *, steered: b
         state = state.model_copy(update={"guard": GuardState(**counts)})
     for line in schedules.lines(desk.prepared.settings.schedule, desk.prepared.plan):
         desk.watch.say(line)
+    if desk.prepared.prospect.portion < desk.prepared.plan.batch_size:
+        desk.watch.say(f"portions    {desk.prepared.prospect.portion} sequences of a batch are read at once")
     desk.watch.begin(desk.prepared.plan.n_steps, state.step)
     loop = Loop(desk.prepared, state, desk.around(stop))
     if begin is None:

@@ -226,11 +226,16 @@ class Guarding(Record):
 
 
 class StudentMachine(Record):
-    """How this machine goes about it; `fp16-pure` trains weights of 16 bits as they are, without masters or scaling."""
+    """How this machine goes about it; `fp16-pure` trains weights of 16 bits as they are, without masters or scaling.
+
+    `portion` is how many sequences of a batch are read at once: a GPU takes all, a CPU as many as have 2,048 tokens,
+    which costs no time there and less memory. The loss is that of the whole step either way.
+    """
 
     device: Annotated[str, AfterValidator(_is_device)] = "auto"
     precision: Literal["auto", "fp32", "bf16", "fp16", "fp16-pure"] = "auto"
     threads: int | None = Field(default=None, ge=1, le=4096)
+    portion: int | None = Field(default=None, ge=1, le=1 << 16)
     ahead: int = Field(default=4, ge=1, le=1024)
 
 

@@ -79,7 +79,13 @@ def require(settings: StageTwo) -> None:
         )
     _check_states(settings)
     group, size = settings.losses.hidden.group, settings.run.batch_size
-    if _compares_groups(settings) and size % group:
+    portion = settings.machine.portion
+    if compares_groups(settings) and portion is not None and portion % group:
+        raise ConfigError(
+            f"losses over groups of {group} sequences (losses.hidden.group) do not divide portions of {portion}",
+            hint=f"choose a machine.portion that is a multiple of {group}, or leave it out",
+        )
+    if compares_groups(settings) and size % group:
         raise ConfigError(
             f"losses over groups of {group} sequences (losses.hidden.group) do not divide batches of {size}",
             hint=f"choose a batch size that is a multiple of {group}, or another group",
@@ -116,6 +122,7 @@ def _meets_states(settings: StageTwo) -> bool:
     return any(weights[name] for weights in _weights(settings) for name in names)
 
 
-def _compares_groups(settings: StageTwo) -> bool:
+def compares_groups(settings: StageTwo) -> bool:
+    """Whether some loss is taken over groups of sequences, which must not be torn."""
     names = ("correlation", "document_relations", "cka", "router_balance")
     return any(weights[name] for weights in _weights(settings) for name in names)

@@ -62,7 +62,7 @@ def open_desk(
         loader = StepLoader(
             prospect.cache,
             prepared.wants,
-            batch_size=prospect.plan.batch_size,
+            batch_size=prospect.portion,
             ahead=prospect.settings.machine.ahead,
             threads=loading_threads(usable_cpus()),
             pin=prospect.device.type == "cuda",

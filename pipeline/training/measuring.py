@@ -27,7 +27,7 @@ class Measure:
         self._evaluator = Evaluator(
             validation,
             needs.teacher_head(validation),
-            batch_size=prepared.plan.batch_size,
+            batch_size=prepared.prospect.portion,
             limit=limit,
             wants=prepared.wants,
             threads=loading_threads(usable_cpus()),

@@ -38,8 +38,12 @@ from kdpipe.pipeline.watch import TrainWatch
 from kdpipe.schemas.checkpoint import RunRecord
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.stage_two import StageTwo
+from kdpipe.schemas.stage_two_rules import compares_groups
 from kdpipe.schemas.strict_json import canonical, sha256_hex
 
+# Tokens that a CPU reads at once: a step of 8 x 512 takes as long in portions, and 0.37 of the memory in quarters
+# (benchmarks/stage_two.py --split).
+CPU_TOKENS = 2048
 OF_THE_TEACHER = ("teacher_entropy", "label_logprob")
 
 
@@ -58,6 +62,7 @@ class Prospect:
     device: torch.device
     precision: Precision
     threads: int
+    portion: int
 
     @property
     def record(self) -> RunRecord:
@@ -148,7 +153,19 @@ def look(settings: StageTwo, watch: TrainWatch) -> Prospect:
         device=device,
         precision=choose_precision(settings.machine.precision, device),
         threads=devices.n_threads(settings.machine.threads),
+        portion=portion(settings, manifest.plan.sequence_length, device),
     )
+
+
+def portion(settings: StageTwo, longest: int, device: torch.device) -> int:
+    """Sequences that are read at once: never more than a batch has, and whole groups where losses compare these."""
+    size = settings.run.batch_size
+    if settings.machine.portion is not None:
+        return min(size, settings.machine.portion)
+    if device.type != "cpu":
+        return size
+    group = settings.losses.hidden.group if compares_groups(settings) else 1
+    return min(size, max(1, CPU_TOKENS // (longest * group)) * group)
 
 
 def identity(found: Found) -> str:

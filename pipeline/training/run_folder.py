@@ -27,6 +27,7 @@ MAY_DIFFER: Final = (
     "settings.saving.",
     "settings.machine.device",
     "settings.machine.threads",
+    "settings.machine.portion",
     "settings.machine.ahead",
 )
 # What a run that went wrong may be steered by, from a checkpoint that is named.

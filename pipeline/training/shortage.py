@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from kdpipe.pipeline.models.memory import is_out_of_memory
 from kdpipe.schemas.errors import KdpipeError
 from kdpipe.schemas.stage_two import StageTwo
+from kdpipe.schemas.stage_two_rules import compares_groups
 
 LONGEST = 160
 
@@ -30,8 +31,9 @@ def _advice(settings: StageTwo) -> str:
     """What needs less: first what leaves the run as it is, so that it goes on from its last checkpoint."""
     run, student = settings.run, settings.student
     same, other = [], ["a smaller student"]
-    if run.batch_size % 2 == 0:
-        same.append(f"--batch-size {run.batch_size // 2} --accumulate {run.accumulate * 2}")
+    least = settings.losses.hidden.group if compares_groups(settings) else 1
+    if min(run.batch_size, settings.machine.portion or run.batch_size) > least:
+        same.append(f"--set machine.portion={least}")
     if not student.gradient_checkpointing:
         same.append("--set student.gradient_checkpointing=true")
     if not student.lora:

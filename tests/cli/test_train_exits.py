@@ -160,7 +160,7 @@ def test_memory_that_runs_out_ends_with_1_and_advice(train: Command, monkeypatch
     code, _, err = train()
     assert code == 1
     assert "error: out of memory at step 3: DefaultCPUAllocator: not enough memory: you tried" in err
-    assert "hint: run it again with --batch-size 1 --accumulate 2 or --set student.gradient_checkpointing" in err
+    assert "hint: run it again with --set machine.portion=1 or --set student.gradient_checkpointing" in err
     code, _, err = train("--batch-size", "1", "--accumulate", "2")
     assert code == 0
     assert "going on from step 2 of 3" in err.splitlines()

@@ -88,6 +88,11 @@ def refusal(*sets: str, file: dict[str, Any] | None = None) -> tuple[str, str | 
             "choose a batch size that is a multiple of 4, or another group",
         ),
         (
+            ["losses.weights.cka=0.1", "machine.portion=2"],
+            "losses over groups of 4 sequences (losses.hidden.group) do not divide portions of 2",
+            "choose a machine.portion that is a multiple of 4, or leave it out",
+        ),
+        (
             ["losses.weights.correlation=0.1", "losses.hidden.group=3"],
             "losses over groups of 3 sequences (losses.hidden.group) do not divide batches of 8",
             "choose a batch size that is a multiple of 3, or another group",

@@ -22,7 +22,7 @@ def small(folder: Path, out: str, **changes: dict[str, Any]) -> Any:
 
 
 @pytest.mark.slow
-def test_a_run_that_ran_out_of_memory_goes_on_in_smaller_batches(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_ran_out_of_memory_goes_on_in_portions(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run(small(folder, "enough"))
     step = loop.go_forth_and_back
     calls = []
@@ -37,8 +37,8 @@ def test_a_run_that_ran_out_of_memory_goes_on_in_smaller_batches(folder: Path, m
     with pytest.raises(KdpipeError, match=r"out of memory at step 5: CUDA out of memory. Tried to") as told:
         run(small(folder, "short"))
     assert told.value.exit_code == 1
-    assert str(told.value.hint).startswith("run it again with --batch-size 2 --accumulate 4 or --set student.gradient")
-    report = run(small(folder, "short", run={"batch_size": 2, "accumulate": 4}))
+    assert str(told.value.hint).startswith("run it again with --set machine.portion=1 or --set student.gradient")
+    report = run(small(folder, "short", machine={"portion": 1}))
     assert (report.steps, report.resumed_from) == (6, 3)
     for (step_a, a), (step_b, b) in zip(losses(folder / "enough"), losses(folder / "short"), strict=True):
         assert step_a == step_b

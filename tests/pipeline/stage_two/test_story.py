@@ -12,6 +12,7 @@ from kdpipe.cache.reader import open_cache
 from kdpipe.cli.flags import Flag, Given
 from kdpipe.cli.settings import stage_two
 from kdpipe.pipeline.training import finish
+from kdpipe.pipeline.training.prepare import portion
 from kdpipe.schemas.errors import CacheDamaged, CacheIncomplete, ConfigError, Incompatible, KdpipeError
 from kdpipe.schemas.run_report import TrainReport
 from support.stage_two import HeardTraining, losses, make_cache, run, settings_for, weights
@@ -134,7 +135,7 @@ def test_the_best_student_is_told_with_its_own_step_and_numbers(folder: Path) ->
         {"losses": {"weights": {"cosine": 0.1, "cka": 0.1}, "hidden": {"router": True}}},
         {"losses": {"weights": {"position_relations": 0.1, "document_relations": 0.1, "mse": 0.1}}},
         {"optimizer": {"kind": "muon"}},
-        {"machine": {"precision": "bf16"}},
+        {"machine": {"precision": "bf16", "portion": 3}},
         {"machine": {"precision": "fp16"}},
         {"student": {"gradient_checkpointing": True, "freeze_head": True}},
         {"run": {"order": "entropy", "phases": [{"until": 0.5, "alpha": 1.0}, {"until": 1.0, "order": "length"}]}},
@@ -170,6 +171,27 @@ def _without_dropout(folder: Path) -> str:
     config = json.loads((folder / "student.json").read_text())
     (folder / "sure.json").write_text(json.dumps(config | {"attention_dropout": 0.0}))
     return str(folder / "sure.json")
+
+
+@pytest.mark.parametrize(
+    ("group", "asked", "longest", "device", "expected"),
+    [
+        (None, None, 512, "cpu", 4),
+        (None, None, 4096, "cpu", 1),
+        (None, None, 96, "cpu", 8),
+        (None, None, 512, "cuda", 8),
+        (None, 3, 512, "cuda", 3),
+        (4, None, 512, "cpu", 4),
+        (4, None, 1024, "cpu", 4),
+        (2, None, 1024, "cpu", 2),
+    ],
+)
+def test_a_cpu_reads_a_batch_in_portions_that_tear_no_group(
+    folder: Path, group: int | None, asked: int | None, longest: int, device: str, expected: int
+) -> None:
+    losses = {} if group is None else {"weights": {"cka": 0.1}, "hidden": {"group": group}}
+    settings = settings_for(folder, run={"batch_size": 8}, losses=losses, machine={"portion": asked})
+    assert portion(settings, longest, torch.device(device)) == expected
 
 
 def test_another_temperature_says_how_much_mass_the_exact_ids_hold(folder: Path) -> None:

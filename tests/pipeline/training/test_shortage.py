@@ -49,20 +49,21 @@ NEW = "begin anew with a smaller student, or --lora for one that has been traine
     [
         (
             {},
-            "run it again with --batch-size 4 --accumulate 2 or --set student.gradient_checkpointing=true, which goes "
+            "run it again with --set machine.portion=1 or --set student.gradient_checkpointing=true, which goes "
             f"on from the last checkpoint; or {NEW}",
         ),
         (
-            {"run": {"batch_size": 6, "accumulate": 5}, "student": {"gradient_checkpointing": True}},
-            f"run it again with --batch-size 3 --accumulate 10, which goes on from the last checkpoint; or {NEW}",
+            {"losses": {"weights": {"cka": 0.1}}, "student": {"gradient_checkpointing": True}},
+            f"run it again with --set machine.portion=4, which goes on from the last checkpoint; or {NEW}",
         ),
+        ({"machine": {"portion": 1}, "student": {"gradient_checkpointing": True}}, NEW),
         ({"run": {"batch_size": 1}, "student": {"gradient_checkpointing": True}}, NEW),
         (
             {"run": {"batch_size": 1}, "student": {"gradient_checkpointing": True, "lora": True}},
             "begin anew with a smaller student, or a cache with a shorter --seq-len",
         ),
     ],
-    ids=["all", "batches", "least", "lora"],
+    ids=["all", "groups", "portion", "least", "lora"],
 )
 def test_what_to_lower_is_what_can_be(sections: dict[str, Any], hint: str) -> None:
     with pytest.raises(KdpipeError) as told, explained(settings(**sections), "at step 3"):
