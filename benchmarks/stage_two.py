@@ -83,7 +83,7 @@ class Bench:
         return self._beside("gkd", replace(self.scale.case, vocabulary=self.scale.vocabularies[0]))
 
     def _beside(self, peer: str, case: Case) -> dict[str, Any]:
-        how = f"{case.batch} x {case.length} in {case.split} portions, {case.vocabulary:,} ids"
+        how = f"{case.batch} x {case.length}, {case.vocabulary:,} ids, portion {case.portion or 'by itself'}"
         say(f"  {case.preset}, {how}, beside {peer}")
         found = self._child("pairs", peer, case, self.scale.rounds)
         clocks = {
@@ -206,13 +206,12 @@ def read_words() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, help="how many pairs of steps are timed")
     parser.add_argument("--vocabulary", type=int, nargs="*", help="how many ids the student has; 32,000 and 152,000")
     parser.add_argument("--documents", type=int, help="how many documents fill a sequence; 2 by itself")
-    parser.add_argument("--split", type=int, help="in how many portions kdpipe reads a step's sequences; 1 by itself")
+    parser.add_argument("--portion", type=int, help="how many sequences kdpipe reads at once; as it chooses by itself")
     parser.add_argument("--work", type=Path, help="a folder for caches, teachers and runs, kept for another time")
     parser.add_argument("--peers", type=Path, help="a folder for the peers' environment; .venv/peers by itself")
     words = parser.parse_args()
-    batch = (QUICK if words.quick else FULL).case.batch
-    if words.split is not None and (words.split < 1 or batch % words.split):
-        parser.error(f"{batch} sequences cannot be read in {words.split} equal portions")
+    if words.portion is not None and words.portion < 1:
+        parser.error(f"{words.portion} sequences cannot be read at once")
     if odd := set(words.what) - set(TABLES):
         parser.error(f"{', '.join(sorted(odd))} cannot be measured; {', '.join(TABLES)} can")
     return words
@@ -226,7 +225,7 @@ def scale_of(words: argparse.Namespace) -> Scale:
         given["documents"] = words.documents
     return replace(
         scale,
-        case=replace(scale.case, **given, split=words.split or 1),
+        case=replace(scale.case, **given, portion=words.portion),
         small=replace(scale.small, **given),
         rounds=words.rounds or scale.rounds,
         vocabularies=tuple(words.vocabulary or scale.vocabularies),
@@ -243,7 +242,7 @@ def main() -> None:
         result: dict[str, Any] = {
             "machine": machine(),
             "threads": words.threads,
-            "split": words.split or 1,
+            "portion": words.portion,
             "asked": ASKED,
         }
         for name, table in TABLES.items():

@@ -37,13 +37,13 @@ BETAS, DECAY, CLIP = (0.9, 0.95), 0.01, 1.0
 class Case:
     """A student and its batches: `documents` of about equal length fill each sequence, all of them learnt from.
 
-    kdpipe reads the sequences of a step in `split` portions, peers at once.
+    kdpipe reads `portion` sequences of a step at once, or as many as it chooses itself; peers read all.
     """
 
     vocabulary: int = 32_000
     preset: str = "100m"
     batch: int = 8
-    split: int = 1
+    portion: int | None = None
     length: int = 512
     documents: int = 2
     sequences: int = 256
@@ -124,10 +124,10 @@ def settings_for(case: Case, cache: Path, out: Path, **sections: dict[str, Any])
         "cache": {"path": str(cache)},
         "student": {"name": case.preset},
         "optimizer": {"lr": RATE, "beta1": BETAS[0], "beta2": BETAS[1], "weight_decay": DECAY, "clip": CLIP},
-        "run": {"max_steps": 100_000, "batch_size": case.batch // case.split, "accumulate": case.split},
+        "run": {"max_steps": 100_000, "batch_size": case.batch},
         "evaluation": {"every": 1_000_000},
         "saving": {"every": 1_000_000},
-        "machine": {"device": "cpu", "precision": "fp32", "threads": case.threads},
+        "machine": {"device": "cpu", "precision": "fp32", "threads": case.threads, "portion": case.portion},
     }
     given = {name: own.get(name, {}) | values for name, values in sections.items()}
     return StageTwo.model_validate({**own, **given, "out": str(out)})

@@ -68,8 +68,7 @@ def ours(settings: StageTwo, *, ahead: bool) -> Iterator[Ours]:
         desk = stack.enter_context(open_desk(prepared, folder, None, watch))
         around = desk.around(stop)
         if not ahead:
-            size = prospect.plan.batch_size
-            loader = StepLoader(prospect.cache, prepared.wants, batch_size=size, ahead=0)
+            loader = StepLoader(prospect.cache, prepared.wants, batch_size=prospect.portion, ahead=0)
             around = replace(around, loader=stack.enter_context(loader))
         yield Ours(Loop(prepared, LoopState(step=0, place=0), around))
 

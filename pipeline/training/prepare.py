@@ -42,7 +42,7 @@ from kdpipe.schemas.stage_two_rules import compares_groups
 from kdpipe.schemas.strict_json import canonical, sha256_hex
 
 # Tokens that a CPU reads at once: a step of 8 x 512 takes as long in portions, and 0.37 of the memory in quarters
-# (benchmarks/stage_two.py --split).
+# (benchmarks/stage_two.py step --portion 2).
 CPU_TOKENS = 2048
 OF_THE_TEACHER = ("teacher_entropy", "label_logprob")
 

@@ -75,7 +75,7 @@ def test_ten_times_the_steps_waiting_and_the_memory_of_both_stages_are_measured(
     ("words", "message"),
     [
         (["speed"], "speed cannot be measured; step, gkd, scaling, waiting, stages can"),
-        (["--split", "3"], "8 sequences cannot be read in 3 equal portions"),
+        (["--portion", "0"], "0 sequences cannot be read at once"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(words: list[str], message: str) -> None:
