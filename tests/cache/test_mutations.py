@@ -18,6 +18,8 @@ from support.tiny import copy_cache, digests_of
 ROUNDS = 500
 LONG_ROUNDS = 10_000
 BATCH = 25
+# Batches of the fast suite.
+QUICK = 6
 Caches = dict[str, tuple[Path, str]]
 
 
@@ -76,7 +78,9 @@ def assert_good(lines: list[str], n: int) -> None:
     assert not [line for line in lines if line.rpartition(": ")[2][0].isupper()]
 
 
-@pytest.mark.parametrize("batch", range(ROUNDS // BATCH))
+@pytest.mark.parametrize(
+    "batch", [pytest.param(n, marks=() if n < QUICK else pytest.mark.slow) for n in range(ROUNDS // BATCH)]
+)
 def test_a_mutated_cache_is_refused_or_good(pristine: Caches, tmp_path: Path, batch: int) -> None:
     lines = run_batch(pristine, tmp_path, range(batch * BATCH, (batch + 1) * BATCH))
     assert_good(lines, BATCH)
