@@ -91,6 +91,15 @@ def from_flag(kind: type[Record], flag: str, place: str, value: Any) -> list[Sai
     return _Source(kind, Level.FLAG, lambda _: flag, ".".join).say(tuple(place.split(".")), value)
 
 
+def by_dotted_name(values: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """Every single value of nested groups by its dotted name; a list is one value."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        name = f"{above}.{key}" if above else str(key)
+        found |= by_dotted_name(value, name) if isinstance(value, Mapping) else {name: value}
+    return found
+
+
 def layered(kind: type[R], said: Iterable[Said]) -> R:
     """The record of everything that was said; of two values for one setting the later one counts."""
     last = {one.place: one for one in said}

@@ -16,6 +16,7 @@ from kdpipe.pipeline.students.saving import ADAPTER
 from kdpipe.pipeline.students.saving import FINAL as FINAL
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.records import read_record
+from kdpipe.schemas.settings import by_dotted_name
 from kdpipe.schemas.strict_json import MAX_BYTES, parse
 from kdpipe.schemas.train_report import Evaluation
 
@@ -61,7 +62,7 @@ def load_settings(run: Path) -> dict[str, Any]:
     if not is_run(run):
         what = "is no folder of a run: it has no config.yaml" if run.is_dir() else "is not there"
         raise ConfigError(f"{run} {what}", hint="give the folder that `kdpipe train --out` made")
-    return dict(_flat("", read_file(run / CONFIG)))
+    return by_dotted_name(read_file(run / CONFIG))
 
 
 def is_run(folder: Path) -> bool:
@@ -91,10 +92,3 @@ def base_of(name: str) -> str:
     if not base:
         raise ConfigError(f"{file} does not name the model it adapts", hint="write it there")
     return str(base)
-
-
-def _flat(name: str, value: Any) -> list[tuple[str, Any]]:
-    """Every setting by its dotted name; lists are one value."""
-    if not isinstance(value, dict):
-        return [(name, value)]
-    return [pair for key, inner in value.items() for pair in _flat(f"{name}.{key}" if name else str(key), inner)]

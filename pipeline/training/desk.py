@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from kdpipe.pipeline.data.ahead import StepLoader, loading_threads
 from kdpipe.pipeline.models.devices import usable_cpus
@@ -23,6 +22,7 @@ from kdpipe.pipeline.training.stopping import Stop
 from kdpipe.pipeline.training.trackers import Tracked, Trackers
 from kdpipe.pipeline.watch import TrainWatch
 from kdpipe.schemas.checkpoint import LoopState
+from kdpipe.schemas.settings import by_dotted_name
 from kdpipe.schemas.stage_two import StageTwo
 
 
@@ -55,7 +55,7 @@ def open_desk(
         state = LoopState(step=0, place=0) if begin is None else checkpoints.load_state(begin)
         metrics = Metrics(folder, state.metrics_bytes)
         stack.callback(metrics.close)
-        tracked = Tracked(name=folder.resolve().name, folder=folder, config=_flat(prospect.settings), step=state.step)
+        tracked = Tracked(name=folder.resolve().name, folder=folder, config=_told(prospect.settings), step=state.step)
         trackers = Trackers(prospect.settings.report_to if followed else (), tracked, watch.warn)
         stack.callback(trackers.finish)
         book = Book(prepared, watch, _both(metrics.write, trackers.write))
@@ -85,14 +85,6 @@ def _both(first: Callable[[Line], None], second: Callable[[Line], None]) -> Call
     return write
 
 
-def _flat(settings: StageTwo) -> dict[str, str]:
-    """Settings by their dotted names, as trackers show them."""
-
-    def flat(name: str, value: Any) -> Iterator[tuple[str, str]]:
-        if not isinstance(value, dict):
-            yield name, str(value)
-            return
-        for key, inner in value.items():
-            yield from flat(f"{name}.{key}" if name else key, inner)
-
-    return dict(flat("", settings.model_dump(mode="json")))
+def _told(settings: StageTwo) -> dict[str, str]:
+    """Settings as trackers show them."""
+    return {name: str(value) for name, value in by_dotted_name(settings.model_dump(mode="json")).items()}

@@ -4,7 +4,6 @@ In: OUT and which run this is. Out: OUT/run.json. Before it: `prepare.py`. After
 """
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,6 +12,7 @@ from kdpipe.cache.layout import WORK
 from kdpipe.schemas.checkpoint import RunRecord
 from kdpipe.schemas.errors import CacheDamaged, ConfigError
 from kdpipe.schemas.records import read_record
+from kdpipe.schemas.settings import by_dotted_name
 
 RECORD: Final = "run.json"
 # A run goes on with other values of these: where things lie (what they are is compared by content), who watches, what
@@ -76,7 +76,7 @@ def claim(out: Path, asked: RunRecord, *, overwrite: bool = False, steered: bool
 
 def differences(one: RunRecord, other: RunRecord, may_differ: tuple[str, ...] = MAY_DIFFER) -> list[str]:
     """What two runs differ in that makes them two, as 'a.b: this there, that here'."""
-    first, second = dict(_flat("", one.model_dump(mode="json"))), dict(_flat("", other.model_dump(mode="json")))
+    first, second = by_dotted_name(one.model_dump(mode="json")), by_dotted_name(other.model_dump(mode="json"))
     if _step_size(one) == _step_size(other):
         second |= {name: first[name] for name in ("settings.run.batch_size", "settings.run.accumulate")}
     return [
@@ -137,15 +137,6 @@ def _clear(out: Path) -> None:
             else:
                 path.unlink()
         sync_dir(out)
-
-
-def _flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """Every setting by its dotted name; lists are one value."""
-    if not isinstance(value, dict):
-        yield name, value
-        return
-    for key, inner in value.items():
-        yield from _flat(f"{name}.{key}" if name else key, inner)
 
 
 def _shown(value: Any) -> str:
