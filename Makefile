@@ -19,7 +19,8 @@ setup: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "kdpipe needs Python 3.11 or later: make setup PYTHON=/path/to/python3.11" >&2; exit 1; }
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "setting up .venv: one to two minutes, and the download of torch" >&2
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(PIP) setuptools wheel
 	$(PIP) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch
 	$(PIP) --no-build-isolation --editable ".[dev]"

@@ -24,6 +24,12 @@ def evaluate(
     student: Annotated[
         str, typer.Option("--student", metavar="NAME", help="A model folder, a hub id, or the folder of a run.")
     ],
+    revision: Annotated[
+        str | None, typer.Option("--revision", metavar="NAME", help="Commit, tag or branch of the student on the hub.")
+    ] = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Let the student's own code run; read it first.")
+    ] = False,
     split: Annotated[Literal["train", "validation"], typer.Option("--split", help="Which part of the data.")] = (
         "validation"
     ),
@@ -48,6 +54,8 @@ def evaluate(
     asked = Asked(
         cache=from_cache,
         student=student,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
         split=split,
         limit=limit,
         tasks=tuple(word.strip() for word in (tasks or "").split(",") if word.strip()),

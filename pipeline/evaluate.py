@@ -36,6 +36,8 @@ class Asked:
 
     cache: str
     student: str
+    revision: str | None = None
+    trust_remote_code: bool = False
     split: SplitName = "validation"
     limit: int | None = None
     tasks: tuple[str, ...] = ()
@@ -50,7 +52,7 @@ def evaluate(asked: Asked, watch: Listener) -> EvalReport:
         check_tasks(asked.tasks)
     cache = open_cache(asked.cache, asked.split, allow_partial=asked.allow_partial)
     folder = student_of(asked.student)
-    settings = StudentSettings(name=base_of(folder))
+    settings = _settings(asked, folder)
     kept = kept_tokenizer(cache.url, cache.manifest)
     found = _trained(find_student(settings, kept.ids))
     fit = check_fit(found, settings, kept, cache.manifest)
@@ -85,6 +87,19 @@ def evaluate(asked: Asked, watch: Listener) -> EvalReport:
             precision=precision.name,
         ),
         notes=tuple(_notes(cache, measured)),
+    )
+
+
+def _settings(asked: Asked, folder: str) -> StudentSettings:
+    """Which weights are read: the student's own, or those that its adapter was trained beside, as they were then."""
+    base = base_of(folder)
+    if base.name != folder and asked.revision is not None:
+        raise ConfigError(
+            f"{asked.student} is an adapter, which says itself what it was trained beside",
+            hint="leave --revision out",
+        )
+    return StudentSettings(
+        name=base.name, revision=asked.revision or base.revision, trust_remote_code=asked.trust_remote_code
     )
 
 

@@ -11,6 +11,7 @@ import torch
 import transformers
 
 from kdpipe.pipeline.data.tokenizer import FILES, load_tokenizer
+from kdpipe.pipeline.evaluation.stored import base_of
 from kdpipe.pipeline.models.folders import check_folder
 from kdpipe.pipeline.models.probe import PROBE_TOKENS, probe_ids
 from kdpipe.pipeline.models.shapes import in_two_lines, quiet
@@ -20,7 +21,6 @@ from kdpipe.pipeline.students.reload import check_reload
 from kdpipe.pipeline.students.saving import ADAPTER, CARD, FINAL, save_model
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.export_report import ExportDtype, ExportReport
-from kdpipe.schemas.strict_json import parse
 
 CPU = torch.device("cpu")
 
@@ -74,15 +74,11 @@ def _whole(source: Path, trusted: bool) -> Any:
 def _merged(source: Path, trusted: bool) -> Any:
     """The base in float32, so that nothing is rounded before the two are one."""
     lora.check_installed()
-    stated = parse((source / ADAPTER).read_bytes(), str(source / ADAPTER))
-    name = str(stated.get("base_model_name_or_path") or "")
-    if not name:
-        raise ConfigError(f"{source / ADAPTER} does not name the model it adapts")
+    beside = base_of(str(source))
+    name = beside.name or ""
     with in_two_lines(name):
         auto: Any = transformers.AutoModelForCausalLM
-        base = auto.from_pretrained(
-            name, revision=stated.get("revision"), dtype=torch.float32, trust_remote_code=trusted
-        )
+        base = auto.from_pretrained(name, revision=beside.revision, dtype=torch.float32, trust_remote_code=trusted)
     return lora.merged(source, base)
 
 

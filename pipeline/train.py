@@ -92,7 +92,7 @@ def _begin(folder: Path, record: RunRecord, options: TrainOptions, watch: TrainW
 
     Also whether the run is steered: from a checkpoint that was asked for it may go on with other rates.
     """
-    chosen = None if options.resume_from is None else checkpoints.asked_for(folder, options.resume_from)
+    chosen = None if options.resume_from is None else checkpoints.asked_for(folder, options.resume_from, watch.say)
     steered = options.resume_from is not None
     changed = run_folder.claim(folder, record, overwrite=options.overwrite, steered=steered)
     for told in changed:

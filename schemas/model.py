@@ -4,13 +4,30 @@ In: flags and files. Out: a name that transformers loads, a folder or a hub id, 
 Before it: `records.py`. After it: `stage_one.py`, `stage_two.py`; `pipeline/models/shapes.py` reads the config.
 """
 
+import re
+from collections.abc import Callable
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from kdpipe.schemas.records import Record
 
 Name = Annotated[str, Field(min_length=1, max_length=2000)]
+
+
+def _is_device(*more: str) -> Callable[[str], str]:
+    words = ("auto", "cpu", *more)
+
+    def check(name: str) -> str:
+        if name not in words and not re.fullmatch(r"cuda:[0-9]{1,4}", name):
+            raise ValueError(f"a device is {', '.join(words)}, or one GPU such as cuda:0")
+        return name
+
+    return check
+
+
+Device = Annotated[str, AfterValidator(_is_device())]
+Devices = Annotated[str, AfterValidator(_is_device("all"))]
 
 
 class ModelSettings(Record):

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from kdpipe.schemas.model import ModelSettings, Name
+from kdpipe.schemas.model import Devices, ModelSettings, Name
 from kdpipe.schemas.plan import MAX_PART_ROWS
 from kdpipe.schemas.records import Record
 from kdpipe.schemas.targets import MAX_ENTRIES, MAX_WIDTH, Temperature
@@ -31,12 +31,6 @@ def _is_layer(layer: str) -> str:
     if not re.fullmatch(r"[0-9]{1,5}|0\.[0-9]{1,9}|1\.0{1,9}", layer):
         raise ValueError("a layer is a number, or a share of the depth from 0.0 to 1.0")
     return layer
-
-
-def _is_device(name: str) -> str:
-    if not re.fullmatch(r"auto|cpu|all|cuda:[0-9]{1,4}", name):
-        raise ValueError("devices are auto, cpu, all, or one GPU such as cuda:0")
-    return name
 
 
 LayerName = Annotated[str, BeforeValidator(_spelt), AfterValidator(_is_layer)]
@@ -125,7 +119,7 @@ class HiddenSettings(Record):
 class Machine(Record):
     """How this machine goes about it."""
 
-    devices: Annotated[str, AfterValidator(_is_device)] = "auto"
+    devices: Devices = "auto"
     batch_tokens: int | None = Field(default=None, ge=1, le=1 << 22)
     threads: int | None = Field(default=None, ge=1, le=4096)
 

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from kdpipe.schemas.model import ModelSettings, Name
+from kdpipe.schemas.model import Device, ModelSettings, Name
 from kdpipe.schemas.records import Record
 from kdpipe.schemas.targets import Temperature
 
@@ -23,13 +23,8 @@ LogitLoss = Literal["forward_kl", "skew_kl", "reverse_kl", "jsd", "total_variati
 Statistic = Literal["teacher_entropy", "label_logprob", "student_entropy", "student_cross_entropy"]
 Order = Literal["shuffled", "entropy", "length"]
 Metric = Literal["loss", "cross_entropy", "kl_teacher", "top1_agreement"]
+PrecisionName = Literal["fp32", "bf16", "fp16", "fp16-pure"]
 Tracker = Literal["tensorboard", "wandb", "trackio", "mlflow"]
-
-
-def _is_device(name: str) -> str:
-    if not re.fullmatch(r"auto|cpu|cuda:[0-9]{1,4}", name):
-        raise ValueError("a device is auto, cpu, or one GPU such as cuda:0")
-    return name
 
 
 def _is_pair(pair: str) -> str:
@@ -107,8 +102,8 @@ class Losses(Record):
     logit: LogitLoss = "forward_kl"
     temperature: Temperature = 1.0
     tail_weight: float | None = Field(default=None, ge=0, le=100)
-    skew: float = Field(default=0.1, gt=0, lt=1)
-    beta: float = Field(default=0.5, gt=0, lt=1)
+    skew: float | None = Field(default=None, gt=0, lt=1)
+    beta: float | None = Field(default=None, gt=0, lt=1)
     weights: Weights = Weights()
     hidden: HiddenLosses = HiddenLosses()
     select: tuple[Selection, ...] = Field(default=(), max_length=8)
@@ -189,11 +184,12 @@ class Run(Record):
 
 class Evaluating(Record):
     """When the student is held against the validation split: `every` so many steps (a tenth of the run unless said,
-    and at the end), over at most `limit` of its sequences; `metric` chooses the best."""
+    and at the end), over at most `limit` of its sequences; `metric` chooses the best: the loss, or cross-entropy where
+    the loss means another thing at another step."""
 
     every: Count | None = None
     limit: Count | None = 256
-    metric: Metric = "loss"
+    metric: Metric | None = None
 
 
 class Saving(Record):
@@ -232,8 +228,8 @@ class StudentMachine(Record):
     which costs no time there and less memory. The loss is that of the whole step either way.
     """
 
-    device: Annotated[str, AfterValidator(_is_device)] = "auto"
-    precision: Literal["auto", "fp32", "bf16", "fp16", "fp16-pure"] = "auto"
+    device: Device = "auto"
+    precision: PrecisionName | Literal["auto"] = "auto"
     threads: int | None = Field(default=None, ge=1, le=4096)
     portion: int | None = Field(default=None, ge=1, le=1 << 16)
     ahead: int = Field(default=4, ge=1, le=1024)

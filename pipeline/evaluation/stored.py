@@ -15,6 +15,7 @@ from kdpipe.pipeline.config_file import as_yaml, read_file
 from kdpipe.pipeline.students.saving import ADAPTER
 from kdpipe.pipeline.students.saving import FINAL as FINAL
 from kdpipe.schemas.errors import ConfigError
+from kdpipe.schemas.model import ModelSettings
 from kdpipe.schemas.records import read_record
 from kdpipe.schemas.settings import by_dotted_name
 from kdpipe.schemas.strict_json import MAX_BYTES, parse
@@ -83,12 +84,13 @@ def student_of(name: str) -> str:
     return str(folder / FINAL)
 
 
-def base_of(name: str) -> str:
+def base_of(name: str) -> ModelSettings:
     """The model that a student's folder needs: itself, or the one that its adapter was trained beside."""
     file = Path(name).expanduser() / ADAPTER
     if not file.is_file():
-        return name
-    base = parse(file.read_bytes(), str(file)).get("base_model_name_or_path")
+        return ModelSettings(name=name)
+    adapter = parse(file.read_bytes(), str(file))
+    base, revision = adapter.get("base_model_name_or_path"), adapter.get("revision")
     if not base:
         raise ConfigError(f"{file} does not name the model it adapts", hint="write it there")
-    return str(base)
+    return ModelSettings(name=str(base), revision=None if revision is None else str(revision))

@@ -5,24 +5,22 @@ it pass. After it: `training/prepare.py`. Weights are float32 whatever the arith
 `fp16-pure` alone keeps 16 bits.
 """
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import transformers
 
 from kdpipe.pipeline.models import folders
-from kdpipe.pipeline.models.shapes import in_two_lines, quiet
+from kdpipe.pipeline.models.shapes import ModelShape, in_two_lines, quiet
 from kdpipe.pipeline.students import lora
 from kdpipe.pipeline.students.find import Found
 from kdpipe.pipeline.students.student import Student
 from kdpipe.schemas.errors import ConfigError
-from kdpipe.schemas.stage_two import StudentSettings
-
-Precision = Literal["fp32", "bf16", "fp16", "fp16-pure"]
+from kdpipe.schemas.stage_two import PrecisionName, StudentSettings
 
 
 def load_student(
-    found: Found, settings: StudentSettings, precision: Precision, device: torch.device, seed: int
+    found: Found, settings: StudentSettings, precision: PrecisionName, device: torch.device, seed: int
 ) -> Student:
     """Load a student, ready to learn; the same seed draws the same fresh weights, or the same adapter, to the bit."""
     quiet()
@@ -31,7 +29,7 @@ def load_student(
     dtype = torch.float16 if precision == "fp16-pure" else torch.float32
     with in_two_lines(found.name):
         model: Any = _fresh(found, seed, dtype) if found.is_fresh else _trained(found, settings, dtype)
-    adapter = _adapter(model, settings, found.name, seed) if settings.lora else None
+    adapter = _adapter(model, settings, found.shape, seed) if settings.lora else None
     with in_two_lines(found.name):
         model.to(device)
     student = Student(model, found.shape, found.ids.count, adapter)
@@ -58,11 +56,11 @@ def _fresh(found: Found, seed: int, dtype: torch.dtype) -> torch.nn.Module:
     return model.to(dtype)
 
 
-def _adapter(model: Any, settings: StudentSettings, name: str, seed: int) -> Any:
+def _adapter(model: Any, settings: StudentSettings, shape: ModelShape, seed: int) -> Any:
     """Draw an adapter, as fresh weights are drawn."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return lora.with_adapter(model, settings, name)
+        return lora.with_adapter(model, settings, shape)
 
 
 def _trained(found: Found, settings: StudentSettings, dtype: torch.dtype) -> torch.nn.Module:
@@ -89,6 +87,8 @@ def _freeze(student: Student, settings: StudentSettings) -> None:
         if head is None:
             raise ConfigError(f"{student.shape.name} has no head that could be frozen", hint="leave freeze_head out")
         head.requires_grad_(False)
+        if head.weight is student.model.get_input_embeddings().weight:
+            student.notes += (f"{student.shape.name}: the head is the table of embeddings, so both stay as they are",)
     if not student.trainable():
         raise ConfigError(f"nothing of {student.shape.name} would learn", hint="leave freeze_head out")
 

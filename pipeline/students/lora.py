@@ -14,7 +14,7 @@ from typing import Any
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from kdpipe.pipeline.models.shapes import in_two_lines
+from kdpipe.pipeline.models.shapes import ModelShape, in_two_lines
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.stage_two import StudentSettings
 
@@ -25,8 +25,8 @@ def check_installed() -> None:
         raise ConfigError("LoRA needs peft, which is not there", hint="pip install 'kdpipe[peft]'")
 
 
-def with_adapter(model: Any, settings: StudentSettings, name: str) -> Any:
-    """Put adapters into a model, which then learns by them alone, and give what saves them."""
+def with_adapter(model: Any, settings: StudentSettings, shape: ModelShape) -> Any:
+    """Put adapters into a model, which then learns by them alone, and give what saves them: it names the model."""
     check_installed()
     import peft
 
@@ -40,8 +40,8 @@ def with_adapter(model: Any, settings: StudentSettings, name: str) -> Any:
         lora_dropout=settings.lora_dropout,
         fan_in_fan_out=transposed,
     )
-    with in_two_lines(name), _quiet():
-        return peft.get_peft_model(model, config)
+    with in_two_lines(shape.name), _quiet():
+        return peft.get_peft_model(model, config, revision=shape.revision)
 
 
 def merged(folder: Path, base: Any) -> nn.Module:

@@ -77,9 +77,9 @@ def latest(run: Path, warn: Callable[[str], None]) -> Path | None:
     return None
 
 
-def asked_for(run: Path, name: str) -> Path:
+def asked_for(run: Path, name: str, say: Callable[[str], None]) -> Path:
     """The checkpoint that a person names by its path, its name or its step; later ones then go, they are of a course
-    that is left."""
+    that is left, and are named."""
     there = listed(run)
     matching = [path for path in there if name in _names(path) or Path(name).resolve() == path.resolve()]
     if not matching:
@@ -89,7 +89,10 @@ def asked_for(run: Path, name: str) -> Path:
     if (wrong := problem(chosen)) is not None:
         others = ", ".join(path.name for path in there if path != chosen) or "none"
         raise ConfigError(f"{FOLDER}/{chosen.name} is broken: {wrong}", hint=f"the others there: {others}")
-    _drop(run, [path for path in there if _age(path) > _age(chosen)])
+    if later := [path for path in there if _age(path) > _age(chosen)]:
+        names = ", ".join(path.name for path in later)
+        say(f"goes on from {chosen.name}; removed, as of a course that is left: {names}")
+        _drop(run, later)
     return chosen
 
 

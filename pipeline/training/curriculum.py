@@ -37,12 +37,18 @@ class Curriculum:
         said = losses.tail_weight
         self._shape = Shape(
             tail_weight=tail_weight if said is None else said,
-            skew=losses.skew,
-            beta=losses.beta,
+            skew=Shape().skew if losses.skew is None else losses.skew,
+            beta=Shape().beta if losses.beta is None else losses.beta,
             clamp_logits=settings.guard.clamp_logits,
             clamp_loss=settings.guard.clamp_loss,
         )
         _check_labels_only(losses, self._phases)
+        for name, value, term in (("skew", losses.skew, "skew_kl"), ("beta", losses.beta, "jsd")):
+            if value is not None and term not in self.terms:
+                raise ConfigError(
+                    f"losses.{name} is a number of {term}, which has no weight at any step",
+                    hint=f"leave it out, or give --set losses.logit={term}",
+                )
         for phase in self._lived():
             if not any(self._weights(phase, alpha) for alpha in self._alphas(phase)):
                 where = f" in the phase until {phase.until:g}" if settings.run.phases else ""
@@ -58,8 +64,7 @@ class Curriculum:
         """The weights without their zeros, and the temperature, of the step after `step` that were done."""
         phase = self._phases[self.phase_at(step)]
         weights = self._weights(phase, self._alpha(phase, step))
-        temperature = self._losses.temperature if phase.temperature is None else phase.temperature
-        return InForce(weights=weights, temperature=temperature, shape=self._shape)
+        return InForce(weights=weights, temperature=self._temperature(phase), shape=self._shape)
 
     def order_at(self, step: int) -> Ordered:
         """The order at a step, and since when; neighbouring phases of one order are one stretch of its line."""
@@ -79,8 +84,12 @@ class Curriculum:
     @property
     def temperatures(self) -> frozenset[float]:
         """Every temperature that is in force at some step."""
-        of_run = self._losses.temperature
-        return frozenset(of_run if phase.temperature is None else phase.temperature for phase in self._lived())
+        return frozenset(self._temperature(phase) for phase in self._lived())
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether the loss means the same at every step, so that its values can be compared."""
+        return len({self._meaning(phase, alpha) for phase in self._lived() for alpha in self._alphas(phase)}) == 1
 
     @property
     def orders(self) -> frozenset[Order]:
@@ -94,6 +103,12 @@ class Curriculum:
 
     def _order_of(self, number: int) -> Order:
         return self._phases[number].order or self._order
+
+    def _temperature(self, phase: Phase) -> float:
+        return self._losses.temperature if phase.temperature is None else phase.temperature
+
+    def _meaning(self, phase: Phase, alpha: float) -> tuple[float, frozenset[tuple[TermName, float]]]:
+        return self._temperature(phase), frozenset(self._weights(phase, alpha).items())
 
     def _alpha(self, phase: Phase, step: int) -> float:
         """The weight of CE: a phase's own as it stands, else by the schedule."""

@@ -16,7 +16,7 @@ from typing import Final, Literal, final
 
 from kdpipe.pipeline.losses.terms import InForce
 from kdpipe.schemas.checkpoint import GuardState
-from kdpipe.schemas.errors import KdpipeError
+from kdpipe.schemas.errors import ConfigError, KdpipeError
 from kdpipe.schemas.stage_two import Guarding, Optimizer
 
 # A window of norms that hardly differ would reject the next normal one: a deviation counts as this share of the mean.
@@ -51,13 +51,18 @@ PRESETS: Final[dict[str, GuardValues]] = {
 def resolve(guarding: Guarding, optimizer: Optimizer) -> GuardValues:
     """What the preset says, under what a person says."""
     preset = PRESETS[guarding.preset]
+    rollbacks = preset.rollbacks if guarding.rollbacks is None else guarding.rollbacks
+    if guarding.ce_only_steps and not rollbacks:
+        raise ConfigError(
+            "guard.ce_only_steps is what follows a rollback, and guard.rollbacks is 0", hint="leave one of them out"
+        )
     return replace(
         preset,
         sigma=guarding.sigma or preset.sigma,
         window=guarding.window or preset.window,
         skip_gradient_norm=guarding.skip_gradient_norm or preset.skip_gradient_norm,
         patience=guarding.patience or preset.patience,
-        rollbacks=preset.rollbacks if guarding.rollbacks is None else guarding.rollbacks,
+        rollbacks=rollbacks,
         rate_factor=guarding.rate_factor or preset.rate_factor,
         clip=optimizer.clip or preset.clip,
         snapshot_every=guarding.snapshot_every or preset.snapshot_every,
@@ -152,7 +157,9 @@ class Guard:
 
     def _accept(self, gradient_norm: float) -> Verdict:
         state = self._state
-        self._norms.append(gradient_norm)
+        # A step whose every position is masked out says nothing of what is usual.
+        if gradient_norm:
+            self._norms.append(gradient_norm)
         left = max(0, state.ce_only_left - 1)
         if state.ce_only_left and not left:
             self._norms.clear()

@@ -59,7 +59,7 @@ class Keeper:
     def evaluate(self, state: LoopState, took: Took | None) -> LoopState:
         """Measure the student; the state then knows whether it is the best so far."""
         assert self._measure is not None
-        metric = self._run.settings.evaluation.metric
+        metric = self._run.prospect.metric
         value = self._measure(state, took).summary[metric]
         if not isinstance(value, float) or not _is_better(metric, value, state.best):
             return state

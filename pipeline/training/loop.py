@@ -78,8 +78,10 @@ class Loop:
         """Whether the step that was taken has left numbers: what is saved must be good to go back to."""
         odd = odd_names(self._run.learner.model)
         if odd:
-            self._answer(self.guard.judge((Finding(where="parameters", what=odd),), math.nan))
-            self.state = self.state.model_copy(update={"guard": self.guard.state})
+            verdict = self.guard.judge((Finding(where="parameters", what=odd),), math.nan)
+            # The step is taken once more, with the data that follow: also the last one of a run.
+            self.state = self.state.model_copy(update={"guard": self.guard.state, "step": self.state.step - 1})
+            self._answer(verdict)
         return not odd
 
     def _enter_phase(self) -> None:

@@ -57,7 +57,7 @@ def check_choice(settings: StageTwo, manifest: Manifest, *, validates: bool) -> 
             hint="leave it out, or make a cache with --val-fraction",
         )
     unknown = {"kl_teacher": estimate(spec) is None, "top1_agreement": spec.keep.kind == "none"}
-    if validates and unknown.get(metric, False):
+    if validates and unknown.get(metric or "", False):
         raise Incompatible(
             f"evaluation.metric is {metric}, which this cache cannot tell of a student",
             hint="choose loss or cross_entropy",
@@ -76,9 +76,14 @@ def _check_selection(one: Selection, curriculum: Curriculum, spec: TargetSpec) -
         raise not_held(one)
 
 
-def warnings(losses: Losses, curriculum: Curriculum, manifest: Manifest) -> Iterator[str]:
+def warnings(settings: StageTwo, curriculum: Curriculum, manifest: Manifest) -> Iterator[str]:
     """What works and is likely not what was wanted."""
-    spec = manifest.targets
+    spec, losses = manifest.targets, settings.losses
+    if settings.evaluation.metric == "loss" and not curriculum.is_constant:
+        yield (
+            "evaluation.metric is loss, which means another thing at another step: the best of a phase with small "
+            "weights looks best of all"
+        )
     kd = curriculum.terms & set(LOGIT_NAMES) - {"ce"}
     if "renormalised" in kd:
         yield "renormalised top-k is biased: what was kept becomes too sure; it is there to compare with"

@@ -7,20 +7,18 @@ After it: `pipeline/students/loading.py` keeps weights so, `step.py` computes so
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 
 from kdpipe.pipeline.models import devices
-
-Name = Literal["fp32", "bf16", "fp16", "fp16-pure"]
+from kdpipe.schemas.stage_two import PrecisionName
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Precision:
     """`weights` are of this type; products are made in `products` under autocast, or as the weights are if None."""
 
-    name: Name
+    name: PrecisionName
     weights: torch.dtype
     products: torch.dtype | None
     scaled: bool

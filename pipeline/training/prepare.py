@@ -37,7 +37,7 @@ from kdpipe.pipeline.training.trackers import check_installed
 from kdpipe.pipeline.watch import TrainWatch
 from kdpipe.schemas.checkpoint import RunRecord
 from kdpipe.schemas.errors import ConfigError
-from kdpipe.schemas.stage_two import StageTwo
+from kdpipe.schemas.stage_two import Metric, StageTwo
 from kdpipe.schemas.stage_two_rules import compares_groups
 from kdpipe.schemas.strict_json import canonical, sha256_hex
 
@@ -72,6 +72,13 @@ class Prospect:
             cache_id=self.cache.cache_id or self._parts(),
             student=identity(self.found),
         )
+
+    @property
+    def metric(self) -> Metric:
+        """What the best student is chosen by."""
+        metric = self.settings.evaluation.metric
+        assert metric is not None, "settled when a run is looked at"
+        return metric
 
     def _parts(self) -> str:
         """What is known of an unfinished cache: what it is made from, and the parts that are there."""
@@ -134,7 +141,7 @@ def look(settings: StageTwo, watch: TrainWatch) -> Prospect:
     device = devices.choose(settings.machine.device)[0]
     manifest = cache.manifest
     clamps = guarding.clamp_warnings(settings.guard, manifest.vocabulary_size)
-    for told in (*needs.warnings(settings.losses, curriculum, manifest), *clamps):
+    for told in (*needs.warnings(settings, curriculum, manifest), *clamps):
         watch.warn(told)
     for told in fit.notes:
         watch.say(told)
@@ -142,7 +149,7 @@ def look(settings: StageTwo, watch: TrainWatch) -> Prospect:
         tell = watch.say if mass >= needs.LEAST_MASS else watch.warn
         tell(f"at temperature {temperature:g} the exact ids hold {mass:.0%} of the teacher's mass")
     return Prospect(
-        settings=_settled(settings, found, device),
+        settings=_settled(settings, found, device, curriculum),
         cache=cache,
         validation=validation,
         found=found,
@@ -209,7 +216,7 @@ def prepare(prospect: Prospect, watch: TrainWatch) -> Prepared:
     return Prepared(prospect=prospect, learner=learner, orders=orders, wants=wants)
 
 
-def _settled(settings: StageTwo, found: Found, device: torch.device) -> StageTwo:
+def _settled(settings: StageTwo, found: Found, device: torch.device, curriculum: Curriculum) -> StageTwo:
     """Settings with what was left to be found out."""
     values = guarding.resolve(settings.guard, settings.optimizer)
     lr = base_rate(settings.optimizer, fresh=found.is_fresh, factor=values.lr_factor)
@@ -220,7 +227,11 @@ def _settled(settings: StageTwo, found: Found, device: torch.device) -> StageTwo
     run = settings.run
     if run.max_steps is None:
         run = run.model_copy(update={"epochs": run.epochs or 1.0})
-    return settings.model_copy(update={"optimizer": optimizer, "machine": machine, "run": run})
+    metric = settings.evaluation.metric or ("loss" if curriculum.is_constant else "cross_entropy")
+    evaluating = settings.evaluation.model_copy(update={"metric": metric})
+    return settings.model_copy(
+        update={"optimizer": optimizer, "machine": machine, "run": run, "evaluation": evaluating}
+    )
 
 
 def _validation(settings: StageTwo) -> Cache | None:

@@ -43,9 +43,7 @@ def report(desk: Desk, loop: Loop, found: Evaluation | None, folder: Path, start
         terms={prepared.name_of(n, temperature): term for n, term in _terms(loop).items()},
         loss=None if loop.last is None else loop.last.loss,
         evaluation=None if found is None else found.summary,
-        best=None
-        if best is None
-        else BestReport(step=best.step, metric=prospect.settings.evaluation.metric, value=best.value),
+        best=None if best is None else BestReport(step=best.step, metric=prospect.metric, value=best.value),
         skipped=state.guard.skipped,
         rollbacks=state.guard.rollbacks,
         positions_per_second=desk.book.positions_per_second,

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 
 from kdpipe.cache import open_cache
 from kdpipe.pipeline.evaluate import Asked, evaluate
@@ -20,7 +21,7 @@ from kdpipe.schemas.errors import CacheDamaged, CacheIncomplete, ConfigError, In
 from support.corpora import small_tokenizer
 from support.eval_twin import numbers_of, rows_of
 from support.lm_task import local_task
-from support.models import tiny_llama
+from support.models import tiny_llama, with_own_code
 from support.stage_one import HeardWatch, make_inputs, run, settings_for
 from support.students import student
 from support.tiny import flip_bit
@@ -142,6 +143,25 @@ def test_what_is_worth_a_line_is_said(folder: Path, tmp_path: Path) -> None:
     evaluate(asked(folder, name=str(padded)), watch)
     assert any("520 rows for 512 token ids" in line for line in watch.said)
     assert any("parameters" in line for line in watch.said)
+
+
+def test_code_of_a_students_own_runs_only_when_trusted(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = with_own_code(folder / "student", tmp_path / "own")
+    monkeypatch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    plain = evaluate(asked(folder), Nobody()).cross_entropy
+    assert evaluate(asked(folder, name=str(own)), Nobody()).cross_entropy == plain
+    trusted = evaluate(asked(folder, name=str(own), trust_remote_code=True), Nobody()).cross_entropy
+    assert abs(trusted - plain) > 1e-3
+
+
+def test_a_revision_is_of_the_hub_and_never_of_an_adapter(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="is a folder, which has no revision v1"):
+        evaluate(asked(folder, revision="v1"), Nobody())
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "org/base", "revision": "abc"}')
+    with pytest.raises(ConfigError, match="is an adapter, which says itself what it was trained beside"):
+        evaluate(asked(folder, name=str(tmp_path), revision="v1"), Nobody())
 
 
 @pytest.mark.slow

@@ -160,7 +160,7 @@ def test_a_list_of_one_and_an_empty_list_are_lists() -> None:
         ),
         (
             {"sets": ["machine={devices: gpu}"]},
-            "machine.devices in --set machine={devices: gpu}: devices are auto, cpu, all, or one GPU such as cuda:0,"
+            "machine.devices in --set machine={devices: gpu}: a device is auto, cpu, all, or one GPU such as cuda:0,"
             " not 'gpu'",
         ),
         (

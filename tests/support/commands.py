@@ -37,6 +37,8 @@ SURFACE: dict[str, tuple[set[str], set[str]]] = {
         {
             "--from-cache",
             "--student",
+            "--revision",
+            "--trust-remote-code",
             "--split",
             "--limit",
             "--tasks",

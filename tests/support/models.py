@@ -4,6 +4,8 @@ In: a folder and sizes. Out: the folder with config.json and model.safetensors, 
 Before it: nothing. After it: the tests of the teachers and of stage one.
 """
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -148,3 +150,24 @@ def _common(vocabulary: int, hidden: int, layers: int) -> dict[str, Any]:
         "bos_token_id": 1,
         "eos_token_id": 2,
     }
+
+
+OWN = """
+from transformers import LlamaForCausalLM
+
+class Own(LlamaForCausalLM):
+    def forward(self, *args, **kwargs):
+        out = super().forward(*args, **kwargs)
+        out.logits = 2 * out.logits
+        return out
+"""
+
+
+def with_own_code(llama: Path, folder: Path) -> Path:
+    """A copy of a saved Llama whose own code, where it is trusted, doubles its logits."""
+    shutil.copytree(llama, folder)
+    (folder / "modeling_own.py").write_text(OWN)
+    config = json.loads((folder / "config.json").read_text())
+    config["auto_map"] = {"AutoModelForCausalLM": "modeling_own.Own"}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder

@@ -15,6 +15,7 @@ from kdpipe.pipeline.evaluation.stored import (
     student_of,
 )
 from kdpipe.schemas.errors import CacheDamaged, CacheWriteError, ConfigError
+from kdpipe.schemas.model import ModelSettings
 from support.evaluations import evaluation, run_folder
 
 
@@ -72,9 +73,11 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
 
 
 def test_an_adapter_names_its_base(tmp_path: Path) -> None:
-    assert base_of(str(tmp_path)) == str(tmp_path)
+    assert base_of(str(tmp_path)) == ModelSettings(name=str(tmp_path))
     (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "org/base"}')
-    assert base_of(str(tmp_path)) == "org/base"
+    assert base_of(str(tmp_path)) == ModelSettings(name="org/base")
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "org/base", "revision": "abc"}')
+    assert base_of(str(tmp_path)) == ModelSettings(name="org/base", revision="abc")
     (tmp_path / "adapter_config.json").write_text("{}")
     with pytest.raises(ConfigError, match=r"adapter_config.json does not name the model it adapts"):
         base_of(str(tmp_path))

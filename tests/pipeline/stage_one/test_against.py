@@ -1,6 +1,5 @@
 """A cache held against a teacher: its own passes, another is noticed, and one wrong part is named."""
 
-import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -21,22 +20,11 @@ from kdpipe.pipeline.verify_against import verify_against
 from kdpipe.pipeline.watch import SilentWatch
 from kdpipe.schemas.errors import ConfigError
 from support.corpora import small_tokenizer
-from support.models import tiny_llama
+from support.models import tiny_llama, with_own_code
 from support.stage_one import VOCABULARY, make_inputs, run, settings_for
 
 PARTS = {"part_rows": 1024}
 EVERY_DOCUMENT = 1000
-OWN = """
-from transformers import LlamaForCausalLM
-
-class Own(LlamaForCausalLM):
-    def forward(self, *args, **kwargs):
-        out = super().forward(*args, **kwargs)
-        out.logits = 2 * out.logits
-        return out
-"""
-
-
 pytestmark = pytest.mark.slow
 
 
@@ -62,12 +50,7 @@ def test_a_cache_is_what_its_teacher_says(folder: Path, tmp_path: Path, kind: st
 def test_a_teacher_with_code_of_its_own_speaks_only_when_trusted(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    own = tmp_path / "own"
-    shutil.copytree(folder / "teacher", own)
-    (own / "modeling_own.py").write_text(OWN)
-    config = json.loads((own / "config.json").read_text())
-    config["auto_map"] = {"AutoModelForCausalLM": "modeling_own.Own"}
-    (own / "config.json").write_text(json.dumps(config))
+    own = with_own_code(folder / "teacher", tmp_path / "own")
     monkeypatch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
     teacher = {"name": str(own), "trust_remote_code": True}
     settings = settings_for(folder, teacher=teacher, data={"limit": 8}, hidden={"pooled": False})

@@ -246,11 +246,12 @@ def test_a_stopped_run_can_be_steered_from_a_checkpoint(
     assert run(slower).steps == 6
 
 
+@pytest.mark.parametrize("bad", [4, 6], ids=["on the way", "the last step"])
 def test_parameters_that_are_not_finite_lead_back_at_once(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bad: int
 ) -> None:
     applied = loop.apply
-    attempts = Attempts(monkeypatch, lambda n: n == 4)
+    attempts = Attempts(monkeypatch, lambda n: n == bad)
 
     def broken(learner: Learner, *words: Any) -> None:
         applied(learner, *words)
@@ -261,7 +262,38 @@ def test_parameters_that_are_not_finite_lead_back_at_once(
     watch = HeardTraining()
     changes = SETTINGS | {"saving": {"every": 4}}
     report = run(settings_for(folder, **changes).model_copy(update={"out": str(tmp_path / "run")}), watch)
-    assert report.rollbacks == 1 and any("parameters (student." in told for told in watch.warned)
+    assert (report.steps, report.rollbacks) == (6, 1)
+    # The step is taken once more.
+    assert [step for step, _ in losses(tmp_path / "run")] == sorted([1, 2, 3, 4, 5, 6, bad])
+    assert any(f"step {bad}: parameters (student." in told for told in watch.warned), watch.warned
+    # The student that is kept has made all steps, is measured as it is, and can be gone on from.
+    assert (tmp_path / "run" / "checkpoints" / "step-000006").is_dir()
+    assert report.evaluation is not None and report.evaluation["step"] == 6
+    assert all(torch.isfinite(value).all() for value in weights(tmp_path / "run").values())
+
+
+def test_a_real_overflow_is_the_scalers_business_alone(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gradients too large for 16 bits at the first scale: halved until they fit, and nothing is counted as a fault."""
+    made = prepare.prepare
+
+    def at_a_large_scale(*words: Any) -> Any:
+        prepared = made(*words)
+        assert prepared.learner.scaler is not None
+        learner = dataclasses.replace(prepared.learner, scaler=torch.amp.GradScaler("cpu", init_scale=2.0**40))
+        return dataclasses.replace(prepared, learner=learner)
+
+    monkeypatch.setattr("kdpipe.pipeline.train.prepare", at_a_large_scale)
+    watch = HeardTraining()
+    settings = settings_for(folder, machine={"precision": "fp16"}).model_copy(update={"out": str(tmp_path / "run")})
+    report = run(settings, watch)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    verdicts = [line["verdict"] for line in lines if "verdict" in line]
+    assert (report.steps, report.rollbacks) == (6, 0)
+    assert verdicts.count("overflow") == report.skipped > 3
+    assert "skip" not in verdicts and not [told for told in watch.warned if "skipped" in told]
+    assert [told for told in watch.said if "the gradient overflowed at a loss scale of 1.09951e+12" in told]
     assert all(torch.isfinite(value).all() for value in weights(tmp_path / "run").values())
 
 

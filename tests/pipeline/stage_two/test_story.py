@@ -109,8 +109,11 @@ def test_a_finished_run_is_left_as_it_is(folder: Path, whole: tuple[TrainReport,
 def test_the_best_student_is_told_with_its_own_step_and_numbers(folder: Path) -> None:
     """Of two phases the first has the lower loss, which says nothing but chooses the student of step 3."""
     phases = [{"until": 0.5, "alpha": 0.0}, {"until": 1.0, "alpha": 1.0}]
-    settings = settings_for(folder, "best", run={"phases": phases}, saving={"final": "best"})
-    report = run(settings)
+    changes = {"run": {"phases": phases}, "saving": {"final": "best"}, "evaluation": {"metric": "loss"}}
+    settings = settings_for(folder, "best", **changes)
+    watch = HeardTraining()
+    report = run(settings, watch)
+    assert [told for told in watch.warned if "evaluation.metric is loss, which means another thing" in told]
     assert report.best is not None and report.evaluation is not None
     assert (report.best.step, report.steps) == (3, 6)
     assert report.evaluation["step"] == report.best.step
@@ -120,6 +123,9 @@ def test_the_best_student_is_told_with_its_own_step_and_numbers(folder: Path) ->
     again = run(settings.model_copy(update={"saving": settings.saving.model_copy(update={"final": "last"})}))
     assert again.evaluation is not None and (again.evaluation["step"], again.resumed_from) == (6, 6)
     last = weights(folder / "best")
+    unsaid = settings_for(folder, "unsaid", **(changes | {"evaluation": {}}))
+    chosen = run(unsaid).best
+    assert chosen is not None and chosen.metric == "cross_entropy"
     assert any(not torch.equal(best[name], last[name]) for name in best)
 
 

@@ -2,14 +2,17 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 import transformers
 
-from kdpipe.pipeline.students.loading import described
+from kdpipe.pipeline.students.find import find_student
+from kdpipe.pipeline.students.loading import described, load_student
 from kdpipe.schemas.errors import ConfigError
+from kdpipe.schemas.stage_two import StudentSettings
 from support.models import tiny_llama, tiny_model
 from support.students import IDS, batch_of, student
 
@@ -65,6 +68,13 @@ def test_a_frozen_head_does_not_learn(tmp_path: Path) -> None:
     found = student(tiny_llama(tmp_path, vocabulary=IDS.count), freeze_head=True)
     assert "lm_head.weight" not in found.trainable()
     assert "model.embed_tokens.weight" in found.trainable()
+    assert not [note for note in found.notes if "embeddings" in note]
+
+
+def test_a_frozen_head_that_is_the_embeddings_is_told(tmp_path: Path) -> None:
+    found = student("tiny", freeze_head=True)
+    assert [note for note in found.notes if "the head is the table of embeddings, so both stay as they are" in note]
+    assert not [name for name in found.trainable() if "embed" in name]
 
 
 def test_weights_that_are_missing_or_do_not_fit_are_refused(tmp_path: Path) -> None:
@@ -107,6 +117,15 @@ def test_adapters_learn_and_nothing_else_does(family: str, tmp_path: Path) -> No
     found.states(batch, layers=(1,)).rows_NH.sum().backward()
     assert all(each.grad is not None for each in found.trainable().values())
     assert all(each.grad is None for each in found.model.parameters() if not each.requires_grad)
+
+
+def test_an_adapter_says_which_commit_it_was_trained_beside(tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    found = find_student(StudentSettings(name=str(tiny_llama(tmp_path, vocabulary=IDS.count)), lora=True), IDS)
+    pinned = replace(found, shape=replace(found.shape, revision="abc"))
+    settings = StudentSettings(name=found.name, lora=True)
+    loaded = load_student(pinned, settings, "fp32", torch.device("cpu"), 0)
+    assert loaded.adapter.peft_config["default"].revision == "abc"
 
 
 def test_adapters_learn_where_layers_are_checkpointed(tmp_path: Path) -> None:

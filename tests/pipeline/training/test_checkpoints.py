@@ -228,25 +228,27 @@ def test_the_broken_one_of_a_step_does_not_stand_in_the_way_of_another(tmp_path:
 def test_a_person_picks_one_by_name_step_or_path_and_later_ones_go(tmp_path: Path, name: str) -> None:
     for step in (10, 20, 30, 40):
         save(tmp_path, contents(step), keep=9)
-    path = asked_for(tmp_path, name.format(run=tmp_path))
+    said: list[str] = []
+    path = asked_for(tmp_path, name.format(run=tmp_path), said.append)
+    assert said == ["goes on from step-000020; removed, as of a course that is left: step-000030, step-000040"]
     assert load(path).state.step == 20
     assert names(tmp_path) == ["step-000010", "step-000020"]
 
 
 def test_a_checkpoint_that_is_not_there_or_broken_is_refused_with_those_that_are(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="has no checkpoint 7") as caught:
-        asked_for(tmp_path, "7")
+        asked_for(tmp_path, "7", silent)
     assert caught.value.hint == "there: none"
     for step in (10, 20):
         save(tmp_path, contents(step), keep=9)
     with pytest.raises(ConfigError, match="has no checkpoint step-000030") as caught:
-        asked_for(tmp_path, "step-000030")
+        asked_for(tmp_path, "step-000030", silent)
     assert caught.value.hint == "there: step-000010, step-000020"
     damage_of(tmp_path / "checkpoints" / "step-000010", "model.safetensors", "zeros")
     with pytest.raises(
         ConfigError, match=r"checkpoints/step-000010 is broken: the digest of model\.safetensors"
     ) as caught:
-        asked_for(tmp_path, "10")
+        asked_for(tmp_path, "10", silent)
     assert caught.value.hint == "the others there: step-000020"
     assert names(tmp_path) == ["step-000010", "step-000020"]
 

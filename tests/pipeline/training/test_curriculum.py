@@ -102,7 +102,8 @@ def test_neighbouring_phases_of_one_order_are_one_line() -> None:
 
 def test_the_tail_weight_is_the_caches_unless_said() -> None:
     assert curriculum(tail_weight=0.0).at(0).shape.tail_weight == 0.0
-    shape = curriculum(losses={"tail_weight": 1.5, "skew": 0.2, "beta": 0.3}).at(5).shape
+    losses = {"tail_weight": 1.5, "skew": 0.2, "beta": 0.3, "weights": {"skew_kl": 1.0, "jsd": 1.0}}
+    shape = curriculum(losses=losses).at(5).shape
     assert (shape.tail_weight, shape.skew, shape.beta) == (1.5, 0.2, 0.3)
 
 
@@ -134,3 +135,38 @@ def test_a_weight_on_targets_is_refused_in_mode_output(where: str) -> None:
 def test_a_run_in_which_nothing_counts_is_refused(settings: Any, where: str) -> None:
     with pytest.raises(ConfigError, match=f"no term {where} would be learnt"):
         curriculum(**settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "constant"),
+    [
+        ({}, True),
+        ({"losses": {"mode": "output"}}, True),
+        ({"losses": {"alpha_schedule": "wsd"}}, False),
+        ({"losses": {"alpha_schedule": "wsd", "alpha": 1.0, "alpha_end": 1.0}}, True),
+        ({"run": {"phases": [{"until": 0.5, "order": "entropy"}, {"until": 1.0}]}}, True),
+        ({"run": {"phases": [{"until": 0.5, "temperature": 2.0}, {"until": 1.0}]}}, False),
+        ({"run": {"phases": [{"until": 0.5, "alpha": 0.5}, {"until": 1.0}]}}, False),
+        ({"run": {"phases": [{"until": 0.001, "alpha": 0.5}, {"until": 1.0}]}}, True),
+    ],
+)
+def test_a_loss_that_means_the_same_at_every_step_is_known(settings: dict[str, Any], constant: bool) -> None:
+    assert curriculum(**settings).is_constant is constant
+
+
+@pytest.mark.parametrize(
+    ("losses", "told"),
+    [
+        ({"skew": 0.2}, "losses.skew is a number of skew_kl, which has no weight at any step"),
+        ({"beta": 0.2, "logit": "skew_kl"}, "losses.beta is a number of jsd"),
+    ],
+)
+def test_a_number_of_a_loss_that_is_not_there_is_refused(losses: dict[str, Any], told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        curriculum(losses=losses)
+
+
+def test_a_number_of_a_loss_in_one_phase_is_taken() -> None:
+    phases = [{"until": 0.5, "weights": {"jsd": 1.0}}, {"until": 1.0}]
+    assert curriculum(losses={"beta": 0.25}, run={"phases": phases}).at(0).shape.beta == 0.25
+    assert curriculum().at(0).shape.beta == 0.5

@@ -16,6 +16,7 @@ from kdpipe.pipeline.training.guard import (
     resolve,
 )
 from kdpipe.schemas.checkpoint import GuardState
+from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.stage_two import Guarding, Optimizer
 
 BAD = (Finding(where="forward_kl", what="its value", sequences=(3, 7)),)
@@ -177,13 +178,27 @@ def test_presets_give_way_to_what_is_said() -> None:
     assert (stable.clip, stable.skip_gradient_norm, stable.lr_factor) == (0.5, 2.0, 0.25)
     assert resolve(Guarding(preset="fp16-safe"), Optimizer()).lr_factor == 0.5
     said = Guarding(
-        preset="ultra-stable", sigma=4.0, window=8, skip_gradient_norm=9.0, patience=7, rollbacks=0, rate_factor=0.9,
+        preset="ultra-stable", sigma=4.0, window=8, skip_gradient_norm=9.0, patience=7, rollbacks=9, rate_factor=0.9,
         ce_only_steps=3, snapshot_every=11,
     )  # fmt: skip
     assert resolve(said, Optimizer(clip=3.0)) == GuardValues(
-        sigma=4.0, window=8, skip_gradient_norm=9.0, patience=7, rollbacks=0, rate_factor=0.9, clip=3.0,
+        sigma=4.0, window=8, skip_gradient_norm=9.0, patience=7, rollbacks=9, rate_factor=0.9, clip=3.0,
         lr_factor=0.25, ce_only_steps=3, snapshot_every=11,
     )  # fmt: skip
+
+
+def test_labels_alone_after_rollbacks_that_are_never_made_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"guard.ce_only_steps is what follows a rollback, and guard.rollbacks is 0"):
+        resolve(Guarding(rollbacks=0, ce_only_steps=3), Optimizer())
+    assert resolve(Guarding(ce_only_steps=3), Optimizer()).ce_only_steps == 3
+
+
+def test_a_step_that_learnt_from_nothing_says_nothing_of_usual_norms() -> None:
+    guard = Guard(GuardValues(window=8))
+    for norm in (1.0, 0.0, 2.0):
+        assert guard.judge((), norm).kind == "accept"
+    assert guard.state.norms == (1.0, 2.0)
+    assert guard.state.accepted == 3
 
 
 def test_clamps_are_told_with_what_they_distort() -> None:

@@ -34,7 +34,7 @@ def test_a_new_or_empty_folder_is_begun_and_found_again(tmp_path: Path) -> None:
         ({"optimizer": {"lr": 1e-3}}, "optimizer.lr: nothing there, 0.001 here"),
         ({"run": {"phases": [{"until": 1.0}]}}, "run.phases: nothing there, [{"),
         ({"machine": {"precision": "bf16"}}, "machine.precision: auto there, bf16 here"),
-        ({"evaluation": {"metric": "kl_teacher"}}, "evaluation.metric: loss there, kl_teacher here"),
+        ({"evaluation": {"metric": "kl_teacher"}}, "evaluation.metric: nothing there, kl_teacher here"),
         ({"cache_id": "a2"}, "cache_id: a1 there, a2 here"),
         ({"student": "b3"}, "student: b2 there, b3 here"),
         ({"seed": 1}, "seed: 0 there, 1 here"),
