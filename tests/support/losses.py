@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdpipe.pipeline.data.batches import Targets
+from kdpipe.pipeline.data.batches import Targets, with_tensors
 from kdpipe.pipeline.losses.head import HeadLosses, HeadResult
 from kdpipe.pipeline.losses.terms import LogitTerm, Shape
 from kdpipe.pipeline.models.head import Head
@@ -50,14 +50,14 @@ def head_of(w: World, module: nn.Module) -> Head:
     return Head(module=module, vocabulary_size=w.vocabulary_size, scale=w.scale, soft_cap=w.soft_cap)
 
 
-def terms_of(asked: list[Asked]) -> list[LogitTerm]:
+def terms_of(asked: list[Asked], device: str = "cpu") -> list[LogitTerm]:
     """The same terms as the losses want them."""
     return [
         LogitTerm(
             name=one.name,  # type: ignore[arg-type]  # tests name losses by plain words
             coefficient=one.coefficient,
             temperature=one.temperature,
-            chosen_N=one.chosen_N,
+            chosen_N=None if one.chosen_N is None else one.chosen_N.to(device),
         )
         for one in asked
     ]
@@ -69,6 +69,7 @@ def ours(
     kept: Targets | None,
     *,
     dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
     shape: Shape | None = None,
     opaque: bool = False,
     chunk_rows: int = 5,
@@ -76,20 +77,21 @@ def ours(
     **options: Any,
 ) -> tuple[HeadResult, Answer]:
     """Value and gradients of the fused losses, or of the fallback."""
-    module = linear(w, dtype)
-    states = w.states_NH.clone().to(dtype).requires_grad_()
+    module = linear(w, dtype).to(device)
+    states = w.states_NH.clone().to(device, dtype).requires_grad_()
     head = head_of(w, Opaque(module) if opaque else module)
     losses = make(head, shape or Shape(), options.pop("teacher", None), 4 * w.vocabulary_size * chunk_rows)
-    result = losses(states, w.labels_N, kept, terms_of(asked), **options)
+    placed = None if kept is None else with_tensors(kept, lambda one: one.to(device))
+    result = losses(states, w.labels_N.to(device), placed, terms_of(asked, device), **options)
     result.total.backward()
     assert states.grad is not None and module.weight.grad is not None
     assert states.grad.dtype == dtype and module.weight.grad.dtype == dtype
     found = Answer(
         total=float(result.total.detach()),
         sums={name: float(value) for name, value in result.sums.items()},
-        states_NH=states.grad.double(),
-        weight_VH=module.weight.grad.double(),
-        bias_V=None if module.bias is None or module.bias.grad is None else module.bias.grad.double(),
+        states_NH=states.grad.double().cpu(),
+        weight_VH=module.weight.grad.double().cpu(),
+        bias_V=None if module.bias is None or module.bias.grad is None else module.bias.grad.double().cpu(),
     )
     return result, found
 
