@@ -135,6 +135,22 @@ def publish_file(cache: Path, final: Path, data: bytes) -> bool:
         return is_first
 
 
+def link_file(there: Path, path: Path) -> bool:
+    """Give a file that is never changed a second name, durably; false where the system allows no such link."""
+    try:
+        os.link(there, path, follow_symlinks=False)
+    except OSError as error:
+        if error.errno not in _NO_HARD_LINKS | {errno.EMLINK, errno.EACCES}:
+            raise
+        return False
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    return True
+
+
 def _move_if_free(work: Path, final: Path) -> bool:
     try:
         if os.name == "nt":

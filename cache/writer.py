@@ -130,6 +130,16 @@ class CacheWriter:
                 self._check_complete(part.finish(tables), work)
                 publish_dir(work, self.path / layout.part_dir(number))
 
+    def adopt(self, number: int, fill: Callable[[Path, dict[str, FileRecord]], PartRecord]) -> bool:
+        """Commit a part whose files `fill` puts into a folder, given the tables' digests; whether nobody was first."""
+        tables, _ = self._tables()
+        with explained(f"writing part {number}", self.path), work_folder(self.path, f"{number:05d}") as work:
+            record = fill(work, tables)
+            with new_file(work / layout.PART_RECORD) as file:
+                file.write(record.to_json())
+            self._check_complete(record, work)
+            return publish_dir(work, self.path / layout.part_dir(number))
+
     def _check_complete(self, record: PartRecord, work: Path) -> None:
         """A folder that something else has reached into is never given its name."""
         lengths = {name: grid.n_chunks for name, grid in part_grids(self.manifest, record).items()}

@@ -1,0 +1,133 @@
+"""A part of another cache, taken over without decoding: its files as they are, its part.json rewritten.
+
+In: a cache under construction, the part's record, and `fetch`, which puts one file of it into a folder.
+Out: a committed part that differs from its source in part.json alone (and in what it leaves out).
+Before it: `cache/writer.py`. After it: `making.py`; whoever copies parts from elsewhere brings a `fetch` of their own.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from kdpipe.cache import layout
+from kdpipe.cache.files import link_file, make_dir, new_file
+from kdpipe.cache.part_files import part_grids
+from kdpipe.cache.store import LocalStore, Store
+from kdpipe.cache.writer import CacheWriter
+from kdpipe.schemas.compare import differing_keys
+from kdpipe.schemas.errors import CacheDamaged, Incompatible
+from kdpipe.schemas.manifest import FileRecord, Manifest, expected_tables
+from kdpipe.schemas.part import PartRecord
+from kdpipe.schemas.strict_json import sha256_hex
+
+# Puts the file of this name within the part, of this size and digest, at a path where nothing stands.
+Fetch = Callable[[str, FileRecord, Path], None]
+
+
+def fetch_from(store: Store, number: int) -> Fetch:
+    """Link the files of a part where the disk is the same, else copy them and check their sha256."""
+
+    def fetch(name: str, file: FileRecord, target: Path) -> None:
+        place = f"{layout.part_dir(number)}/{name}"
+        if isinstance(store, LocalStore):
+            if store.size(place) != file.bytes:
+                raise CacheDamaged(f"{store.url}: {place} does not have the {file.bytes:,} bytes that were written")
+            if link_file(Path(store.url) / place, target):
+                return
+        data = store.view(place, file.bytes)
+        if sha256_hex(data) != file.sha256:
+            raise CacheDamaged(f"{store.url}: {place} is not what was written (sha256 differs)")
+        with new_file(target) as copy:
+            copy.write(data)
+
+    return fetch
+
+
+def adopt_part(writer: CacheWriter, number: int, source: Manifest, record: PartRecord, fetch: Fetch) -> bool:
+    """Take over a part of another cache as part `number`; false when another worker was first.
+
+    An array that the cache under construction does not have is left out: see `without_rows`.
+    """
+    _check_form(source, writer.manifest, record)
+
+    def fill(work: Path, tables: dict[str, FileRecord]) -> PartRecord:
+        adopted = adopted_record(record, source, writer.manifest, number, tables)
+        for name, file in sorted(adopted.files.items()):
+            make_dir((work / name).parent)
+            fetch(name, file, work / name)
+        return adopted
+
+    return writer.adopt(number, fill)
+
+
+def adopted_record(
+    record: PartRecord, source: Manifest, manifest: Manifest, number: int, tables: dict[str, FileRecord]
+) -> PartRecord:
+    """The record of a part in its new cache: whose it is and where it stands there, and nothing else."""
+    planned = manifest.plan.part(number)
+    if planned.n_documents != record.n_documents:
+        raise Incompatible(f"part {number} is to have {planned.n_documents:,} documents, not {record.n_documents:,}")
+    if changed := sorted(name for name in tables if record.tables.get(name) != tables[name]):
+        raise Incompatible(
+            f"a part that was made with another table cannot be taken over as it is: {', '.join(changed)}",
+            hint="its rows must be written anew",
+        )
+    gone = set(layout.array_names(source)) - set(layout.array_names(manifest))
+    inside = tuple(f"{layout.TARGETS}/{name}/" for name in gone)
+    return PartRecord.model_validate(
+        {
+            **dict(record),
+            "manifest_sha256": manifest.sha256,
+            "part": number,
+            "split": planned.split,
+            "first_document": planned.first_document,
+            "indexes": {name: sha256 for name, sha256 in record.indexes.items() if name not in gone},
+            "tables": tables,
+            "files": {name: file for name, file in record.files.items() if not name.startswith(inside)},
+        }
+    )
+
+
+def without_rows(manifest: Manifest) -> Manifest:
+    """The manifest of a cache that leaves out the hidden states of rows: no array, and no tables for them."""
+    hidden = manifest.hidden.model_copy(update={"rows": ()})
+    due, still = (
+        {table.name for table in expected_tables(manifest.targets, kept, manifest.vocabulary_size)}
+        for kept in (manifest.hidden, hidden)
+    )
+    return with_changes(
+        manifest,
+        hidden=hidden,
+        arrays=manifest.arrays.model_copy(update={"hidden": None}),
+        tables=tuple(table for table in manifest.tables if table.name in still or table.name not in due),
+    )
+
+
+def with_changes(manifest: Manifest, **changes: object) -> Manifest:
+    """A manifest with some keys changed, checked as a whole; it has a digest of its own."""
+    return Manifest.model_validate({**dict(manifest), **changes})
+
+
+def _check_form(source: Manifest, manifest: Manifest, record: PartRecord) -> None:
+    """Bytes that mean something else in the new cache would be read without a complaint."""
+    due = source if manifest.arrays.hidden is not None else without_rows(source)
+    there, asked = _form(due), _form(manifest)
+    if differing := differing_keys(there, asked):
+        raise Incompatible(
+            f"a part cannot be taken over as it is: {'; '.join(differing[:5])}", hint="its rows must be written anew"
+        )
+    if source.plan.sequence_length > manifest.plan.sequence_length:
+        raise Incompatible(
+            f"a part may have sequences of {source.plan.sequence_length:,} rows, "
+            f"{manifest.plan.sequence_length:,} are planned"
+        )
+    lengths = {name: grid.n_chunks for name, grid in part_grids(source, record).items()}
+    if set(record.files) != layout.part_files(source, lengths):
+        raise CacheDamaged(f"{layout.part_dir(record.part)}: its record lists too much or too little")
+
+
+def _form(manifest: Manifest) -> dict[str, object]:
+    """All that the meaning of a part's bytes follows from, but tables."""
+    keys = {"targets", "hidden", "arrays"}
+    data = {"columns", "text", "loss"}
+    vocabulary = {"vocabulary_size": manifest.vocabulary_size, "fingerprint": manifest.tokenizer.fingerprint}
+    return {**manifest.model_dump(mode="json", include={**dict.fromkeys(keys, True), "data": data}), **vocabulary}
