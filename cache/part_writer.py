@@ -18,7 +18,7 @@ from kdpipe.cache.encode import CodedRows, encode
 from kdpipe.cache.files import make_dir, new_file
 from kdpipe.cache.laws import Codes
 from kdpipe.cache.rows import Block, Sequence
-from kdpipe.cache.sequences import SequencesWriter
+from kdpipe.cache.sequences import Places, SequencesWriter
 from kdpipe.cache.shards import ShardWriter
 from kdpipe.cache.statistics import StatisticsSum
 from kdpipe.cache.text import TextWriter
@@ -100,28 +100,43 @@ class PartWriter:
 
     def add(self, sequence: Sequence, block: Block) -> None:
         """Take the next sequence and what the teacher said at each of its rows."""
+        self._begin(len(sequence.tokens), sequence.documents)
+        coded = encode(sequence, block, self._manifest, self._rank_of_id)
+        self._take(coded, Places.of(sequence, self._manifest), sequence.texts)
+        self._statistics.add(sequence, block)
+        self._n_positions += int(np.count_nonzero(sequence.loss_mask))
+        self._n_exact += int(np.sum(block.n_exact))
+        self._n_draws += int(np.sum(block.n_draws))
+
+    def add_coded(self, coded: CodedRows, places: Places, texts: list[str] | None) -> None:
+        """Take the next sequence as another cache has it: no number is rounded again."""
+        self._begin(places.n_rows, places.documents)
+        self._take(coded, places, texts)
+        counts = self._statistics.add_coded(coded)
+        self._n_positions += counts.n_positions
+        self._n_exact += counts.n_exact
+        self._n_draws += counts.n_draws
+
+    def _begin(self, n_rows: int, documents: npt.NDArray[Any]) -> None:
         # Whoever catches a refusal and goes on has lost a sequence: such a part is never committed.
         self._n_begun += 1
-        if self._n_rows + len(sequence.tokens) > MAX_PART_ROWS:
+        if self._n_rows + n_rows > MAX_PART_ROWS:
             raise CacheWriteError(
                 f"part {self.planned.number} would pass {MAX_PART_ROWS:,} rows", hint="plan fewer documents a part"
             )
         first, end = self.planned.first_document, self.planned.first_document + self.planned.n_documents
-        if np.min(sequence.documents) < first or np.max(sequence.documents) >= end:
+        if np.min(documents) < first or np.max(documents) >= end:
             raise CacheWriteError(
                 f"part {self.planned.number} holds documents {first} to {end - 1}, a sequence has another"
             )
-        coded = encode(sequence, block, self._manifest, self._rank_of_id)
-        self._sequences.add(sequence, self._n_exact, self._n_draws)
+
+    def _take(self, coded: CodedRows, places: Places, texts: list[str] | None) -> None:
+        self._sequences.add(places, self._n_exact, self._n_draws)
         if self._texts is not None:
-            self._texts.add(sequence.texts or [])
-        self._statistics.add(sequence, block)
+            self._texts.add(texts or [])
         self._add_codes(coded)
         self._n_sequences += 1
-        self._n_rows += len(sequence.tokens)
-        self._n_positions += int(np.count_nonzero(sequence.loss_mask))
-        self._n_exact += int(np.sum(block.n_exact))
-        self._n_draws += int(np.sum(block.n_draws))
+        self._n_rows += places.n_rows
 
     def _add_codes(self, coded: CodedRows) -> None:
         self._streams["row"].add(coded.columns)

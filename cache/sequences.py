@@ -4,6 +4,8 @@ In: the sequences of a part as stage one made them. Out: row and entry offsets, 
 Before it: `arrow_files.py`. After it: `part_writer.py` writes it last of the data, `part_reader.py` asks it for places.
 """
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -41,6 +43,32 @@ def fields(manifest: Manifest) -> list[Field]:
     return found
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Places:
+    """Where the documents of one sequence begin, and what is kept of them; pooled states are coded, a row each."""
+
+    n_rows: int
+    document_starts: npt.NDArray[Any]
+    documents: npt.NDArray[Any]
+    digests: npt.NDArray[np.uint8]
+    pooled: npt.NDArray[np.uint8]
+    columns: Mapping[str, list[Any]]
+
+    @classmethod
+    def of(cls, sequence: Sequence, manifest: Manifest) -> "Places":
+        """Those of a sequence, its pooled states coded."""
+        coded = [quantise_vectors(sequence.pooled[v.layer], v.group) for v in manifest.hidden.pooled]
+        n_documents = len(sequence.document_starts)
+        return cls(
+            n_rows=len(sequence.tokens),
+            document_starts=sequence.document_starts,
+            documents=sequence.documents,
+            digests=sequence.digests,
+            pooled=np.concatenate([np.zeros((n_documents, 0), np.uint8), *coded], axis=1),
+            columns=sequence.columns,
+        )
+
+
 class SequencesWriter:
     """Gathers the sequences of a part."""
 
@@ -50,19 +78,18 @@ class SequencesWriter:
         self._scalars: list[tuple[int, int, int, int]] = []
         self._listed: dict[str, list[Any]] = {field.name: [] for field in self._fields if field.listed}
 
-    def add(self, sequence: Sequence, exact_start: int, draw_start: int) -> None:
+    def add(self, places: Places, exact_start: int, draw_start: int) -> None:
         """Take a sequence whose entries begin at the given places."""
-        self._scalars.append((len(sequence.tokens), exact_start, draw_start, len(sequence.document_starts)))
-        self._listed["document_starts"].append(np.asarray(sequence.document_starts, np.uint32))
+        self._scalars.append((places.n_rows, exact_start, draw_start, len(places.document_starts)))
+        self._listed["document_starts"].append(np.asarray(places.document_starts, np.uint32))
         # Counted from the part's first: a part that moves to another cache keeps its bytes.
-        numbers = np.asarray(sequence.documents, np.int64) - self._first_document
+        numbers = np.asarray(places.documents, np.int64) - self._first_document
         self._listed["documents"].append(numbers.astype(np.uint64))
-        self._listed["digests"].append(sequence.digests)
+        self._listed["digests"].append(places.digests)
         if "pooled" in self._listed:
-            coded = [quantise_vectors(sequence.pooled[v.layer], v.group) for v in self._manifest.hidden.pooled]
-            self._listed["pooled"].append(np.concatenate(coded, axis=1))
+            self._listed["pooled"].append(places.pooled)
         for column in self._manifest.data.columns:
-            self._listed[f"column:{column.name}"].extend(sequence.columns[column.name])
+            self._listed[f"column:{column.name}"].extend(places.columns[column.name])
 
     def write(self, file: BinaryIO) -> None:
         """Write them all."""
@@ -153,11 +180,12 @@ class Sequences:
     def pooled(self, start: int, stop: int) -> dict[int, Floats]:
         """The pooled states of some documents, by layer."""
         vectors = self._manifest.hidden.pooled
-        if not vectors:
-            return {}
-        return split_vectors(
-            self._table.fixed("pooled", sum(vector.n_bytes for vector in vectors))[start:stop], vectors
-        )
+        return split_vectors(self.coded_pooled(start, stop), vectors) if vectors else {}
+
+    def coded_pooled(self, start: int, stop: int) -> npt.NDArray[np.uint8]:
+        """The same as they are coded, the layers of a document behind each other; no bytes where none are pooled."""
+        width = sum(vector.n_bytes for vector in self._manifest.hidden.pooled)
+        return self._table.fixed("pooled", width)[start:stop] if width else np.zeros((stop - start, 0), np.uint8)
 
 
 def split_vectors(coded: npt.NDArray[np.uint8], vectors: tuple[Any, ...]) -> dict[int, Floats]:

@@ -6,18 +6,33 @@ Before it: `rows.py`. After it: `part_writer.py` keeps them, `inspect.py` adds p
 """
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from kdpipe.cache.encode import CodedRows
 from kdpipe.cache.entries import draw_mask, row_starts
+from kdpipe.cache.laws import Codes, Floats, value_table
 from kdpipe.cache.rows import Block, Rows, Sequence
+from kdpipe.schemas.arrays import LinearLaw, LogOddsLaw
+from kdpipe.schemas.errors import CacheDamaged
 from kdpipe.schemas.manifest import Manifest
 from kdpipe.schemas.part import PartRecord, Statistics
 
 # Below this a stored label_logprob is minus infinity; such rows are left out of the sum.
 LEAST_LABEL = -255.0
+NO_RANK = 0xFFFFFFFF
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counts:
+    """Of some rows: those with loss_mask true, and their entries."""
+
+    n_positions: int
+    n_exact: int
+    n_draws: int
 
 
 class StatisticsSum:
@@ -25,6 +40,7 @@ class StatisticsSum:
 
     def __init__(self, manifest: Manifest) -> None:
         self._targets = manifest.targets
+        self._columns = manifest.arrays.row.columns
         self._has_entropy = any(column.name == "entropy" for column in manifest.arrays.row.columns)
         self._entropy = self._label = self._tail = 0.0
         self._n = 0
@@ -41,6 +57,41 @@ class StatisticsSum:
     def add_rows(self, rows: Rows) -> None:
         """Take rows as they are read; how often the next token is the most probable is lost in rounding."""
         self._add(rows.loss_mask, rows.count.astype(np.int64), rows)
+
+    def add_coded(self, coded: CodedRows) -> Counts:
+        """Take rows as they are coded; the next token is the most probable where it is the first exact id."""
+        columns = {column.name: coded.columns[:, n] for n, column in enumerate(self._columns)}
+        none = np.zeros(len(coded.columns), np.int64)
+        n_exact, n_draws = (columns.get(name, none).astype(np.int64) for name in ("n_exact", "n_draws"))
+        mask, counts, nothing = columns["loss_mask"] == 1, n_exact + n_draws, np.zeros(0, np.float32)
+        scalars = self._scalars(columns)
+        block = Block(
+            n_exact=n_exact,
+            n_draws=n_draws,
+            ids=none,
+            logprobs=nothing,
+            log_tail=scalars.get("log_tail"),
+            entropy=scalars.get("entropy"),
+            label_logprob=scalars.get("label_logprob"),
+        )
+        self._add(mask, counts, block)
+        if self._targets.has_entries:
+            rows = np.flatnonzero(mask & (n_exact > 0))
+            following = np.append(columns["token"][1:], np.uint32(NO_RANK))[rows]
+            self._label_is_top1 += int(np.count_nonzero(following == coded.ids[row_starts(counts)[rows]]))
+        total = int(np.count_nonzero(mask))
+        return Counts(n_positions=total, n_exact=int(n_exact.sum()), n_draws=int(n_draws.sum()))
+
+    def _scalars(self, columns: dict[str, Codes]) -> dict[str, Floats]:
+        try:
+            return {
+                column.name: value_table(column.law).take(columns[column.name])
+                for column in self._columns
+                if isinstance(column.law, LinearLaw | LogOddsLaw)
+                and column.name in ("entropy", "label_logprob", "log_tail")
+            }
+        except IndexError:
+            raise CacheDamaged("the code of a scalar lies outside its law") from None
 
     def _add(self, mask: npt.NDArray[np.bool_], counts: npt.NDArray[np.int64], source: Block | Rows) -> None:
         if self._has_entropy and source.entropy is not None:

@@ -7,6 +7,7 @@ import typer
 
 from kdpipe.cli import console
 from kdpipe.cli.cache.inspect import inspect
+from kdpipe.cli.cache.merge import merge
 from kdpipe.cli.cache.verify import verify
 
 app = typer.Typer(help="Look at a cache, and check it.", rich_markup_mode=None)
@@ -20,4 +21,5 @@ def options(context: typer.Context) -> None:
 
 
 app.command("inspect")(inspect)
+app.command("merge")(merge)
 app.command("verify")(verify)

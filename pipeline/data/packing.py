@@ -1,47 +1,23 @@
 """Pieces packed into sequences: best fit over a few open ones, in an order that depends on the pieces alone.
 
 In: the pieces of a part. Out: which pieces share a sequence, and such a sequence as the cache takes it.
-Before it: `tokenise.py`. After it: `pipeline/capture`, which asks the teacher and writes.
+Before it: `tokenise.py`, `kdpipe.cache.packing`. After it: `pipeline/capture`, which asks the teacher and writes.
 """
 
-from bisect import bisect_left, insort
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from kdpipe.cache.packing import fill
 from kdpipe.cache.rows import Floats
 from kdpipe.cache.rows import Sequence as StoredSequence
 from kdpipe.pipeline.data.pieces import Piece
 from kdpipe.schemas.manifest import Manifest
 
-# Sequences that are still filled at a time: more pack little tighter, and carry documents farther from their order.
-OPEN_SEQUENCES = 64
-
 
 def pack(pieces: Sequence[Piece], length: int, packed: bool = True) -> list[list[int]]:
-    """The numbers of the pieces of each sequence; no sequence is longer than `length`, none without a piece.
-
-    A piece goes where it leaves the least room, and opens a sequence where it fits nowhere. Sequences stand in the
-    order in which they were opened, pieces within one in theirs.
-    """
-    if not packed:
-        return [[i] for i in range(len(pieces))]
-    sequences: list[list[int]] = []
-    rooms: list[tuple[int, int]] = []  # of open sequences: tokens that still fit, number; ascending
-    for i, piece in enumerate(pieces):
-        assert 0 < len(piece) <= length, "pieces are cut to the length of a sequence"
-        place = bisect_left(rooms, (len(piece), 0))
-        if place < len(rooms):
-            room, number = rooms.pop(place)
-            sequences[number].append(i)
-        else:
-            room, number = length, len(sequences)
-            sequences.append([i])
-        if room > len(piece):
-            insort(rooms, (room - len(piece), number))
-        if len(rooms) > OPEN_SEQUENCES:
-            rooms.pop(0)
-    return sequences
+    """The numbers of the pieces of each sequence; no sequence is longer than `length`, none without a piece."""
+    return fill([len(piece) for piece in pieces], length, packed)
 
 
 def to_sequence(pieces: Sequence[Piece], pooled: Mapping[int, Floats], manifest: Manifest) -> StoredSequence:

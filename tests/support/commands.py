@@ -49,8 +49,9 @@ SURFACE: dict[str, tuple[set[str], set[str]]] = {
         },
     ),
     "compare": (set(), {"--json"}),
-    "cache": ({"inspect", "verify"}, set()),
+    "cache": ({"inspect", "merge", "verify"}, set()),
     "cache inspect": (set(), {"--json"}),
+    "cache merge": (set(), {"--out", "--overlap", "--json"}),
     "cache verify": (set(), {"--level", "--against", "--sample", "--trust-remote-code", "--json"}),
 }
 

@@ -119,9 +119,11 @@ def kind_tables(name: str) -> dict[str, npt.NDArray[Any]]:
     return found
 
 
-def kind_part(name: str, manifest: Manifest, number: int) -> Iterator[tuple[Sequence, Block]]:
-    """What stage one would say of a part."""
-    recipe = KINDS[name]
+def kind_part(
+    name: str, manifest: Manifest, number: int, recipe: Recipe | None = None
+) -> Iterator[tuple[Sequence, Block]]:
+    """What stage one would say of a part, of other documents of the kind where their recipe is given."""
+    recipe = recipe or KINDS[name]
     for i, (sequence, block) in enumerate(synthetic_part(recipe, synthetic_manifest(recipe), number)):
         if name != "none-hidden":
             yield sequence, block

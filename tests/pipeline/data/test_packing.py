@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kdpipe.pipeline.data.packing import OPEN_SEQUENCES, pack, to_sequence
+from kdpipe.cache.packing import OPEN_SEQUENCES
+from kdpipe.pipeline.data.packing import pack, to_sequence
 from kdpipe.pipeline.data.pieces import Piece
 from kdpipe.pipeline.synthetic import Recipe, synthetic_manifest
 from kdpipe.schemas.manifest import Manifest, SourceColumn

@@ -1,0 +1,112 @@
+"""`merge`: caches that one teacher made become one cache.
+
+In: finished caches of equal teacher, tokenizer and spec. Out: a cache with the documents of all.
+Before it: `sources.py`, `digests.py`. After it: `making.py`; `cli/cache/merge.py`. The first cache's tables hold for
+all, so its parts keep their bytes: ranks fitted anew would rewrite every part to save a few bytes in the others.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from kdpipe.cache.reshape.digests import KnownDocuments, digests_of
+from kdpipe.cache.reshape.making import Job, Making, Silent, Told, made_from, make, planned
+from kdpipe.cache.reshape.sources import Source, open_source
+from kdpipe.schemas.compare import differing_settings
+from kdpipe.schemas.errors import ConfigError, Incompatible
+from kdpipe.schemas.manifest import Manifest, Origin, expected_tables
+from kdpipe.schemas.reshape import ReshapeReport
+
+Overlap = Literal["refuse", "keep-first"]
+
+
+def merge(urls: Sequence[str], out: str, overlap: Overlap = "refuse", told: Told | None = None) -> ReshapeReport:
+    """Make one cache of several; documents that two of them have are refused, or kept once."""
+    return make(out, plan_merge([open_source(url) for url in urls], overlap), told or Silent())
+
+
+def plan_merge(sources: Sequence[Source], overlap: Overlap) -> Making:
+    """What becomes of every part."""
+    if len(sources) < 2:
+        raise ConfigError("one cache is no merge", hint="name two caches or more")
+    for source in sources[1:]:
+        check_alike(sources[0], source)
+    jobs, overlaps = _jobs(sources)
+    left_out = sum(n for n, _ in overlaps)
+    if left_out and overlap == "refuse":
+        told = [
+            f"{n:,} of the {total:,} documents of {source.url} are in a cache before it"
+            for source, (n, total) in zip(sources, overlaps, strict=True)
+            if n
+        ]
+        raise Incompatible("; ".join(told), hint="leave them out of the later cache with --overlap keep-first")
+    ordered, plan = planned(jobs, sources[0].manifest.plan)
+    origin = Origin(
+        action="merge",
+        caches=tuple(source.cache_id for source in sources),
+        note=f"overlap {overlap}: {left_out:,} documents left out" if left_out else "",
+    )
+    manifest = made_from(sources, origin, plan)
+    return Making(action="merge", manifest=manifest, sources=sources, jobs=ordered, left_out=left_out)
+
+
+def _jobs(sources: Sequence[Source]) -> tuple[list[Job], list[tuple[int, int]]]:
+    """A job for each part that has something new; of each cache how many documents are in one before it, of how many.
+
+    A part without documents that have tokens is kept as it is.
+    """
+    jobs: list[Job] = []
+    overlaps = []
+    known = KnownDocuments()
+    for number, source in enumerate(sources):
+        n_known = n_all = 0
+        for row in source.cache.parts:
+            record, documents = source.record(row.part), source.documents(row.part)
+            is_known = known.have(documents.digests)
+            n_known, n_all = n_known + int(is_known.sum()), n_all + len(is_known)
+            keep = ~is_known if is_known.any() else None
+            n_documents = record.n_documents if keep is None else len(set(documents.numbers[keep].tolist()))
+            if n_documents:
+                jobs.append(Job(source=number, part=row.part, split=record.split, n_documents=n_documents, keep=keep))
+        overlaps.append((n_known, n_all))
+        if number < len(sources) - 1:
+            known = known.with_more(digests_of(source))
+    return jobs, overlaps
+
+
+def check_alike(first: Source, other: Source) -> None:
+    """Refuse caches of which one says something else than the other, or says it otherwise."""
+    if first.cache_id == other.cache_id:
+        raise Incompatible(f"{first.url} and {other.url} are the same cache", hint="name each cache once")
+    check_same_spec(first, other.manifest, other.url)
+    tables, others = first.tables(), other.tables()
+    due = expected_tables(first.manifest.targets, first.manifest.hidden, first.manifest.vocabulary_size)
+    differing = [t.name for t in due if t.name != "ids_by_rank" and tables[t.name] != others[t.name]]
+    if differing:
+        mixed = "projections fitted to other states" if differing[0].startswith("pca_") else "another output head"
+        raise Incompatible(
+            f"{other.url} has {mixed} than {first.url}: {', '.join(differing)}",
+            hint="numbers of both would be read as if they meant the same: make one of the caches again with --extend",
+        )
+
+
+def check_same_spec(first: Source, asked: Manifest, what: str) -> None:
+    """Refuse another teacher, tokenizer or spec, and say what differs."""
+    differing = differing_settings(_spec(first.manifest), _spec(asked))
+    if differing:
+        more = " ..." if len(differing) > 5 else ""
+        told = "; ".join(differing[:5]).replace(" there, ", " and ").replace(" asked", "")
+        raise Incompatible(
+            f"{first.url} and {what} cannot stand in one cache: {told}{more}",
+            hint="train on one of them, or make them with the same teacher and settings",
+        )
+
+
+def _spec(manifest: Manifest) -> dict[str, object]:
+    """What must be equal: who spoke, of which ids, and how it is kept."""
+    include: dict[str, Any] = {
+        **dict.fromkeys(("targets", "hidden", "arrays", "teacher"), True),
+        "tokenizer": {"fingerprint", "vocabulary_size", "chat_template_sha256"},
+        "data": {"columns", "text", "loss"},
+        "plan": {"sequence_length", "packed"},
+    }
+    return manifest.model_dump(mode="json", include=include)

@@ -1,0 +1,101 @@
+"""The finished caches that another one is made from.
+
+In: paths or URLs. Out: `Source`s, which are only read. Before it: `reader.py`. After it: `merge.py`, `subset.py`,
+`making.py`, `pipeline/requantise.py` and stage one's --extend.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kdpipe.cache.entries import Longs
+from kdpipe.cache.part_files import read_part_record
+from kdpipe.cache.part_reader import PartReader
+from kdpipe.cache.reader import Cache, open_cache
+from kdpipe.cache.store import LocalStore, Store, open_store
+from kdpipe.schemas.errors import ConfigError, Incompatible
+from kdpipe.schemas.manifest import FileRecord, Manifest
+from kdpipe.schemas.part import PartRecord
+from kdpipe.schemas.version import MINOR
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredDocuments:
+    """A value for each document of a part, in the order of their rows; a piece of a long one counts for itself.
+
+    `numbers` count from the part's first document, `starts` are rows of the part, `lengths` numbers of rows.
+    """
+
+    numbers: Longs
+    starts: Longs
+    lengths: Longs
+    digests: npt.NDArray[Any]
+
+    @classmethod
+    def of(cls, part: PartReader) -> "StoredDocuments":
+        """Those of a part."""
+        places = part.sequences
+        firsts = np.repeat(places.row_starts[:-1], np.diff(places.document_offsets))
+        starts = places.document_starts + firsts
+        return cls(
+            numbers=places.documents - part.record.first_document,
+            starts=starts,
+            lengths=np.diff(starts, append=places.row_starts[-1]),
+            digests=np.ascontiguousarray(places.digests()).view("S16").reshape(-1),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """One cache that is only read."""
+
+    cache: Cache
+    store: Store
+    cache_id: str
+
+    @property
+    def url(self) -> str:
+        """Where it lies."""
+        return self.cache.url
+
+    @property
+    def manifest(self) -> Manifest:
+        """What it is made from."""
+        return self.cache.manifest
+
+    def record(self, number: int) -> PartRecord:
+        """The record of a part, held against the index."""
+        return read_part_record(self.store, self.manifest, number, self.cache.parts[number])[0]
+
+    def tables(self) -> dict[str, FileRecord]:
+        """The digests of its tables."""
+        return self.record(0).tables
+
+    def documents(self, number: int) -> StoredDocuments:
+        """The documents of a part."""
+        return StoredDocuments.of(self.cache.part(number))
+
+
+def open_source(url: str) -> Source:
+    """Open a finished cache, all of whose meaning this version of kdpipe knows."""
+    cache = open_cache(url)
+    assert cache.cache_id is not None, "a cache that is not finished is refused"
+    found = cache.manifest.format
+    if found.minor > MINOR:
+        raise Incompatible(
+            f"{url} is of format {found.major}.{found.minor}, this version of kdpipe makes others of {found.major}."
+            f"{MINOR} and would lose what is new",
+            hint="use a newer version of kdpipe",
+        )
+    return Source(cache=cache, store=open_store(url), cache_id=cache.cache_id)
+
+
+def check_apart(out: str, *sources: Source) -> None:
+    """Refuse to write into a cache that is read: nothing that somebody has named may change."""
+    for source in sources:
+        there = Path(source.url)
+        if isinstance(source.store, LocalStore) and Path(out).resolve().is_relative_to(there.resolve()):
+            raise ConfigError(f"--out {out} lies in {source.url}, which is only read", hint="choose another folder")

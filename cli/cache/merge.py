@@ -1,0 +1,26 @@
+"""`kdpipe cache merge`: caches that one teacher made become one.
+
+In: two caches or more. Out: a new one, and on stdout what it is. Before it: `cli/main.py`.
+After it: `kdpipe.cache.reshape.merge`.
+"""
+
+from typing import Annotated, Literal
+
+import typer
+
+from kdpipe.cli.cache.reshaping import Json, Lines, Out, answer
+
+
+def merge(
+    caches: Annotated[list[str], typer.Argument(metavar="CACHE...", help="Finished caches: folders or URLs.")],
+    out: Out,
+    overlap: Annotated[
+        Literal["refuse", "keep-first"],
+        typer.Option(help="What becomes of documents that are in an earlier cache too: keep-first leaves them out."),
+    ] = "refuse",
+    json: Json = False,
+) -> None:
+    """Make one cache of several, of the same teacher, tokenizer and settings."""
+    from kdpipe.cache.reshape.merge import merge as run
+
+    answer(run(caches, out, overlap, Lines()), json)

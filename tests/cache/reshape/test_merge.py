@@ -1,0 +1,213 @@
+"""Caches merged: every document says what it said, under one set of tables, or it is said why that cannot be."""
+
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import support.reshaped
+from kdpipe.cache.reader import open_cache
+from kdpipe.cache.reshape import making
+from kdpipe.cache.reshape.adopt import with_changes
+from kdpipe.cache.reshape.merge import merge
+from kdpipe.cache.verify import verify_cache
+from kdpipe.cache.writer import create_cache
+from kdpipe.schemas.errors import CacheIncomplete, ConfigError, Incompatible
+from kdpipe.schemas.manifest import Origin
+from kdpipe.schemas.plan import Plan, SplitPlan
+from kdpipe.schemas.version import FormatVersion
+from support.kinds import KINDS, make_kind
+from support.reshaped import documents_in, make_other_kind, problems_in
+from support.tiny import SMALL, digests_of, make_cache, part_of, unsynced
+
+OTHER = replace(SMALL, documents={"train": 10, "validation": 3}, documents_per_part=5)
+# One kind a way of coding; the others are in the slower suite.
+FAST = ("threshold", "sampled", "state", "none-hidden")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def hurried() -> Iterator[None]:
+    """The disk is not waited for: these tests are about what is in a cache."""
+    with unsynced():
+        yield
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Two caches with equal tables and different documents."""
+    folder = tmp_path_factory.mktemp("pair")
+    make_cache(folder / "a")
+    make_cache(folder / "b", OTHER)
+    return folder / "a", folder / "b"
+
+
+def run(out: Path, *sources: Path, **options: Any) -> Any:
+    return merge([str(source) for source in sources], str(out), **options)
+
+
+def test_parts_of_caches_with_equal_tables_keep_their_bytes(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    before = [digests_of(source) for source in pair]
+    report = run(tmp_path / "c", *pair)
+    assert (report.parts.planned, report.adopted, report.rewritten, report.left_out) == (7, 7, 0, 0)
+    assert verify_cache(str(tmp_path / "c"), "deep").ok
+    assert documents_in(tmp_path / "c") == documents_in(pair[0]) + documents_in(pair[1])
+    merged = open_cache(tmp_path / "c")
+    assert [split.bounds for split in merged.manifest.plan.splits] == [(0, 4, 8, 12, 17, 22), (0, 4, 7)]
+    ids = tuple(str(open_cache(source).cache_id) for source in pair)
+    assert merged.manifest.history == (Origin(action="merge", caches=ids),)
+    assert merged.manifest.data.source == open_cache(pair[0]).manifest.data.source
+    assert [digests_of(source) for source in pair] == before
+
+
+def test_an_adopted_part_gives_the_same_weights_to_the_bit(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    run(tmp_path / "c", *pair)
+    merged, other = open_cache(tmp_path / "c", "train"), open_cache(pair[1], "train")
+    first = len(open_cache(pair[0], "train"))
+    for i in range(len(other)):
+        there, here = other[i], merged[first + i]
+        for name in ("ids", "logprobs", "weights", "label_logprob", "entropy"):
+            assert getattr(there, name).tobytes() == getattr(here, name).tobytes()
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in KINDS]
+)
+def test_rows_are_coded_anew_under_the_first_tables_and_say_the_same(name: str, tmp_path: Path) -> None:
+    make_kind(tmp_path / "a", name)
+    make_other_kind(tmp_path / "b", name)
+    report = run(tmp_path / "c", tmp_path / "a", tmp_path / "b")
+    assert (report.adopted, report.rewritten) == (2, 2)
+    assert problems_in(tmp_path / "c") == []
+    assert documents_in(tmp_path / "c") == documents_in(tmp_path / "a") + documents_in(tmp_path / "b")
+    merged, a, b = (open_cache(tmp_path / which) for which in "cab")
+    assert np.array_equal(merged.table("ids_by_rank"), a.table("ids_by_rank"))
+    stated, ours = b.part(0).record, merged.part(1).record
+    assert ours.statistics.entries == stated.statistics.entries
+    assert (ours.statistics.label_is_top1, ours.n_draws) == (stated.statistics.label_is_top1, stated.n_draws)
+
+
+def test_documents_of_an_earlier_cache_are_refused_with_counts(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    run(tmp_path / "c", *pair)
+    with pytest.raises(Incompatible) as refusal:
+        run(tmp_path / "d", pair[0], tmp_path / "c")
+    assert refusal.value.message == f"16 of the 29 documents of {tmp_path / 'c'} are in a cache before it"
+    assert refusal.value.hint == "leave them out of the later cache with --overlap keep-first"
+    assert not (tmp_path / "d").exists()
+
+
+def test_documents_of_an_earlier_cache_are_left_out_when_asked(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    small = replace(SMALL, documents={"train": 8}, documents_per_part=8)
+    mixed = tmp_path / "mixed"
+    mixed_cache(mixed, pair)
+    make_cache(tmp_path / "new", small)
+    report = run(tmp_path / "d", pair[1], mixed, tmp_path / "new", overlap="keep-first")
+    assert report.left_out == 5
+    sources = pair[1], mixed, tmp_path / "new"
+    assert documents_in(tmp_path / "d") == Counter(set().union(*map(documents_in, sources)))
+    assert problems_in(tmp_path / "d") == []
+    origin = open_cache(tmp_path / "d").manifest.history[-1]
+    assert (origin.action, origin.note) == ("merge", "overlap keep-first: 5 documents left out")
+
+
+def mixed_cache(path: Path, pair: tuple[Path, Path]) -> None:
+    """A cache of one part with the documents of the first parts of two, one behind the other."""
+    plan = Plan(splits=(SplitPlan(name="train", bounds=(0, 9)),), sequence_length=64)
+    old = open_cache(pair[0])
+    writer = create_cache(path, with_changes(old.manifest, plan=plan))
+    writer.publish_tables({table.name: old.table(table.name) for table in old.manifest.tables})
+    with writer.part(0) as part:
+        for recipe, offset in ((SMALL, 0), (OTHER, 4)):
+            for sequence, block in part_of(recipe, 0):
+                part.add(replace(sequence, documents=sequence.documents + offset), block)
+    writer.seal()
+
+
+def test_a_merge_that_was_killed_goes_on(
+    pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(tmp_path / "whole", *pair)
+    adopt = making._adopt
+
+    def die(writer: Any, number: int, plan: Any) -> None:
+        if number == 3:
+            raise KeyboardInterrupt
+        adopt(writer, number, plan)
+
+    with monkeypatch.context() as dying:
+        dying.setattr(making, "_adopt", die)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "c", *pair)
+    with pytest.raises(CacheIncomplete):
+        run(tmp_path / "d", tmp_path / "c", pair[0])
+    report = run(tmp_path / "c", *pair)
+    assert report.parts.made == 4
+    assert digests_of(tmp_path / "c") == digests_of(tmp_path / "whole")
+    assert run(tmp_path / "c", *pair).parts.made == 0
+
+
+def refused(tmp_path: Path, *sources: Path) -> Any:
+    with pytest.raises((ConfigError, Incompatible)) as refusal:
+        run(tmp_path / "c", *sources)
+    assert not (tmp_path / "c").exists()
+    return refusal.value
+
+
+def test_another_spec_is_refused_with_what_differs(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    make_cache(tmp_path / "b", replace(OTHER, tau=0.1, text=False))
+    told = refused(tmp_path, pair[0], tmp_path / "b")
+    assert told.message == (
+        f"{pair[0]} and {tmp_path / 'b'} cannot stand in one cache: "
+        "--for-other-tokenizers: yes and no; --tau: 0.04 and 0.1"
+    )
+
+
+def test_another_tokenizer_is_refused(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    make_cache(tmp_path / "b", replace(OTHER, seed=1))
+    assert "cannot stand in one cache: the tokenizer: " in refused(tmp_path, pair[0], tmp_path / "b").message
+
+
+def test_projections_fitted_to_other_states_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_kind(tmp_path / "a", "none-hidden")
+    tables = support.reshaped.kind_tables
+
+    def other(name: str) -> Any:
+        return {key: value * 2 if key == "pca_rows_1" else value for key, value in tables(name).items()}
+
+    monkeypatch.setattr(support.reshaped, "kind_tables", other)
+    make_other_kind(tmp_path / "b", "none-hidden")
+    told = refused(tmp_path, tmp_path / "a", tmp_path / "b")
+    assert told.message == (
+        f"{tmp_path / 'b'} has projections fitted to other states than {tmp_path / 'a'}: pca_rows_1"
+    )
+
+
+def test_a_cache_with_itself_or_alone_is_refused(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(pair[0], tmp_path / "copy"))
+    assert refused(tmp_path, pair[0], copy).message == f"{pair[0]} and {copy} are the same cache"
+    assert refused(tmp_path, pair[0]).message == "one cache is no merge"
+
+
+def test_a_cache_that_is_read_is_not_written_into(pair: tuple[Path, Path]) -> None:
+    with pytest.raises(ConfigError, match=r"lies in .*a, which is only read"):
+        run(pair[0] / "inner", *pair)
+    with pytest.raises(ConfigError, match="which is only read"):
+        run(pair[1], *pair)
+
+
+def test_a_cache_of_a_newer_format_is_not_rewritten_into_this_one(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    newer = with_changes(open_cache(pair[1]).manifest, format=FormatVersion(minor=7))
+    writer = create_cache(tmp_path / "b", newer)
+    old = open_cache(pair[1])
+    writer.publish_tables({table.name: old.table(table.name) for table in old.manifest.tables})
+    for number in writer.missing():
+        with writer.part(number) as part:
+            for sequence, block in part_of(OTHER, number):
+                part.add(sequence, block)
+    writer.seal()
+    told = refused(tmp_path, pair[0], tmp_path / "b")
+    assert "is of format 1.7, this version of kdpipe makes others of 1.0 and would lose what is new" in told.message

@@ -1,0 +1,59 @@
+"""`kdpipe cache merge`: what it answers, to people and to programs, and how it refuses."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from kdpipe.cache.reader import open_cache
+from kdpipe.cli.cache.reshaping import Lines
+from kdpipe.cli.main import run
+from support.tiny import SMALL, make_cache, unsynced
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with two caches, a and b."""
+    with unsynced():
+        make_cache(tmp_path / "a")
+        make_cache(tmp_path / "b", replace(SMALL, documents={"train": 5}, documents_per_part=5))
+    return tmp_path
+
+
+def test_a_merge_tells_what_it_made(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["cache", "merge", str(folder / "a"), str(folder / "b"), "--out", str(folder / "c")]
+    assert run(words) == 0
+    shown = capsys.readouterr()
+    assert shown.err == ""
+    assert "parts       5: 5 taken over as they are, 0 written anew; 5 made now" in shown.out
+    assert run([*words, "--json"]) == 0
+    shown = capsys.readouterr()
+    answer = json.loads(shown.out)
+    assert answer["cache_id"] == open_cache(folder / "c").cache_id
+    assert (answer["action"], answer["parts"], answer["documents"]) == (
+        "merge",
+        {"planned": 5, "present": 5, "made": 0},
+        21,
+    )
+    assert shown.err == "5 of 5 parts are there already\n"
+
+
+def test_an_overlap_exits_4_and_can_be_left_out(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    both = [str(folder / "a"), str(folder / "b")]
+    assert run(["cache", "merge", *both, "--out", str(folder / "c")]) == 0
+    words = ["cache", "merge", str(folder / "b"), str(folder / "c"), "--out", str(folder / "d")]
+    assert run(words) == 4
+    assert "5 of the 21 documents of" in capsys.readouterr().err
+    assert run([*words, "--overlap", "keep-first"]) == 0
+    assert "documents   21, 5 of the sources left out" in capsys.readouterr().out
+
+
+def test_parts_are_told_of_now_and_then(capsys: pytest.CaptureFixture[str]) -> None:
+    now = [0.0]
+    lines = Lines(lambda: now[0])
+    lines.begin(4, 0)
+    for number in range(4):
+        now[0] += 20.0
+        lines.part_done(number)
+    assert capsys.readouterr().err == "2 of 4 parts\n4 of 4 parts\n"
