@@ -1,8 +1,8 @@
 """Arrow: uncompressed IPC files that are mapped, Parquet as index and as data. The only module that imports pyarrow.
 
 In: numpy arrays and the columns that a file must have. Out: the same, after everything that Arrow leaves to its users
-is checked; and the rows of a person's Parquet file. Before it: `parquet_pages.py`. After it: `sequences.py`, `text.py`
-and `index.py` say which columns these are; `pipeline/data/row_files.py`.
+is checked; and the rows of a person's Parquet file. Before it: `parquet_pages.py`, `number_lists.py`. After it:
+`sequences.py`, `text.py` and `index.py` say which columns these are; `pipeline/data/row_files.py`, `pipeline/foreign`.
 """
 
 import struct
@@ -18,12 +18,16 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from kdpipe.cache.number_lists import depth, rows_of_lists
 from kdpipe.cache.parquet_pages import check_pages
 from kdpipe.schemas.errors import CacheDamaged, ConfigError
 
 MAGIC = b"ARROW1"
 MAX_THRIFT = 1 << 16
 PARQUET_BATCH = 1024
+# Rows of lists of numbers: bytes in memory at a time, and how far a small file may unfold.
+LISTS_BATCH_BYTES = 1 << 26
+MOST_VALUES, MOST_VALUES_A_BYTE = 1 << 24, 64
 _TYPES = {
     "uint32": pa.uint32(),
     "uint64": pa.uint64(),
@@ -292,3 +296,56 @@ def _to_rows(batch: Any) -> Iterator[dict[str, Any] | None]:
                 yield batch.slice(i, 1).to_pylist()[0]
             except UnicodeDecodeError:
                 yield None
+
+
+class ParquetLists:
+    """A person's Parquet file whose rows hold lists of numbers, or lists of lists, read as numpy arrays."""
+
+    def __init__(self, path: str, columns: Collection[str]) -> None:
+        try:
+            self._file = pq.ParquetFile(path, buffer_size=1 << 20)
+        except (pa.ArrowException, OSError) as error:
+            raise ConfigError(
+                f"{path} cannot be read as Parquet: {_first_line(error)}", hint="is it whole? fetch or write it again"
+            ) from None
+        self._path, self.names = path, list(self._file.schema_arrow.names)
+        self._columns = [name for name in self.names if name in columns]
+        for name in self._columns:
+            kind = self._file.schema_arrow.field(name).type
+            if not depth(kind):
+                raise ConfigError(f"{path}: the column {name} is of type {kind}, lists of numbers were expected")
+        self._ends = np.cumsum([self._group(i).num_rows for i in range(self._file.num_row_groups)], dtype=np.int64)
+
+    def _group(self, number: int) -> Any:
+        return self._file.metadata.row_group(number)
+
+    def rows_at(self, numbers: Sequence[int] | None = None) -> Iterator[dict[str, Any]]:
+        """The rows of ascending numbers, or all."""
+        wanted = deque(range(int(self._ends[-1]) if len(self._ends) else 0) if numbers is None else numbers)
+        for group in range(len(self._ends)):
+            end = int(self._ends[group - 1]) if group else 0
+            if wanted and wanted[0] < self._ends[group]:
+                for batch in self._batches(group):
+                    start, end = end, end + batch.num_rows
+                    columns = {name: rows_of_lists(batch.column(name)) for name in self._columns}
+                    while wanted and wanted[0] < end:
+                        row = wanted.popleft() - start
+                        yield {name: take(row) for name, take in columns.items()}
+
+    def _batches(self, group: int) -> Iterator[Any]:
+        metadata = self._group(group)
+        chunks = [metadata.column(i) for i in range(metadata.num_columns)]
+        read = [chunk for chunk in chunks if chunk.path_in_schema.split(".")[0] in self._columns]
+        n_values, n_bytes = sum(c.num_values for c in read), sum(c.total_compressed_size for c in read)
+        if n_values > MOST_VALUES + MOST_VALUES_A_BYTE * n_bytes:
+            raise ConfigError(
+                f"{self._path} unfolds to {n_values:,} numbers from {n_bytes:,} bytes, which no such file does",
+                hint="is it what it should be? write it again without repeating lists",
+            )
+        rows = max(1, min(PARQUET_BATCH, metadata.num_rows * LISTS_BATCH_BYTES // max(1, 8 * n_values)))
+        try:
+            yield from self._file.iter_batches(
+                batch_size=rows, row_groups=[group], columns=self._columns, use_threads=False
+            )
+        except (pa.ArrowException, OSError) as error:
+            raise ConfigError(f"{self._path} cannot be read as Parquet: {_first_line(error)}") from None

@@ -1,0 +1,82 @@
+"""Columns of lists of numbers, as Arrow holds them, turned into numpy arrays row by row.
+
+In: an Arrow column of lists, or of lists of lists, of numbers. Out: for each row an array, or `NumberLists`.
+Before it: nothing. After it: `arrow_files.py` reads such columns from Parquet. Nothing is copied that has no gaps.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+LISTS = ("list", "large_list", "fixed_size_list")
+WIDTHS = ("8", "16", "32", "64")
+NUMBERS = {*(f"{sign}int{width}" for sign in ("", "u") for width in WIDTHS), "halffloat", "float", "double", "bool"}
+Longs = npt.NDArray[np.int64]
+
+
+class NumberLists(NamedTuple):
+    """A list of lists of numbers: all of them behind each other, and how many each list has (0 where it is missing)."""
+
+    values: npt.NDArray[Any]
+    counts: Longs
+
+
+def depth(kind: Any) -> int:
+    """How deep lists lie above numbers in an Arrow type: 1 or 2, 0 for anything else."""
+    deep = 0
+    while _is_list(kind):
+        deep, kind = deep + 1, kind.value_type
+    return deep if deep <= 2 and str(kind) in NUMBERS else 0
+
+
+def _is_list(kind: Any) -> bool:
+    return str(kind).partition("<")[0] in LISTS
+
+
+def rows_of_lists(column: Any) -> Callable[[int], Any]:
+    """A function that gives a row of a column: an array, `NumberLists`, or None where nothing stands."""
+    lengths, inner = _lengths(column), column.flatten()
+    ends, there = np.cumsum(lengths), _there(column)
+    if not _is_list(inner.type):
+        values = _values(inner)
+        return lambda row: values[ends[row] - lengths[row] : ends[row]] if there[row] else None
+    counts, values = _lengths(inner), _values(inner.flatten())
+    places = np.concatenate([[0], np.cumsum(counts)])
+
+    def lists(row: int) -> NumberLists | None:
+        first, end = ends[row] - lengths[row], ends[row]
+        return NumberLists(values[places[first] : places[end]], counts[first:end]) if there[row] else None
+
+    return lists
+
+
+def _values(flat: Any) -> npt.NDArray[Any]:
+    """The numbers; where some are missing the array is one of objects, which nobody takes for numbers."""
+    if flat.null_count:
+        return np.array(flat.to_pylist(), object)
+    flat = flat.cast("uint8") if str(flat.type) == "bool" else flat
+    return _view(flat, flat.type.to_pandas_dtype())
+
+
+def _view(array: Any, dtype: Any) -> npt.NDArray[Any]:
+    if not len(array):
+        return np.zeros(0, dtype)
+    return np.frombuffer(array.buffers()[1], dtype, len(array), array.offset * np.dtype(dtype).itemsize)
+
+
+def _there(lists: Any) -> npt.NDArray[np.bool_]:
+    """Which lists are there at all."""
+    return _view(lists.is_valid().cast("uint8"), np.uint8).astype(bool)
+
+
+def _lengths(lists: Any) -> Longs:
+    """The length of every list, 0 where none is."""
+    name = str(lists.type).partition("<")[0]
+    if name == "fixed_size_list":
+        return _there(lists).astype(np.int64) * int(lists.type.list_size)
+    offsets = _view(lists.offsets, np.int64 if name == "large_list" else np.int32)
+    starts = offsets.astype(np.int64)
+    lengths: Longs = starts[1:] - starts[:-1]
+    return np.where(_there(lists), lengths, 0) if lists.null_count else lengths

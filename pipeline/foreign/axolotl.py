@@ -1,0 +1,127 @@
+"""Axolotl's columns for offline distillation: `target_token_ids` and `target_logprobs` beside `input_ids`.
+
+In: Parquet or JSON lines with these columns, perhaps `labels` and `attention_mask`. Out: `Raw` rows.
+Before it: `files.py`. After it: `told.py`. Rows lie in one of two ways, and nothing in the files says which: list t is
+about token t + 1 (its documentation; the last list is empty or padding), or about token t (as vLLM answers: the first
+is empty or padding). The first row of a source with as many lists as tokens tells, or --align does.
+"""
+
+from collections.abc import Mapping
+from typing import Any, final
+
+import numpy as np
+
+from kdpipe.cache.number_lists import NumberLists
+from kdpipe.pipeline.data.columns import BadRow
+from kdpipe.pipeline.data.row_files import RowFile
+from kdpipe.pipeline.foreign import Facts
+from kdpipe.pipeline.foreign.fields import (
+    Bools,
+    Longs,
+    lists_of_numbers,
+    lists_of_whole_numbers,
+    same_counts,
+    truths,
+    whole_numbers,
+)
+from kdpipe.pipeline.foreign.files import choose_columns, has_column
+from kdpipe.pipeline.foreign.options import refuse_options
+from kdpipe.pipeline.foreign.told import NOTHING_NATS, Raw, aligned
+from kdpipe.schemas.errors import ConfigError
+from kdpipe.schemas.foreign import Align, ImportSettings
+
+IDS, VALUES = "target_token_ids", "target_logprobs"
+NOT_LEARNT = -100
+ALIGNMENTS: dict[Align, str] = {"next": "list t is about token t + 1", "own": "list t is about token t"}
+
+
+@final
+class Axolotl:
+    """Axolotl's columns, on some files."""
+
+    def __init__(self, settings: ImportSettings, files: list[RowFile]) -> None:
+        refuse_options(settings, ("align",))
+        choose_columns(files, ("input_ids", IDS, VALUES), ("labels", "attention_mask"))
+        self._has_labels = has_column(files, "labels")
+        self._has_mask = has_column(files, "attention_mask")
+        self._align = settings.align or _find_alignment(files)
+        self.facts = Facts(
+            tail=settings.tail or "unknown", says_learnt=self._has_labels, alignment=ALIGNMENTS[self._align]
+        )
+
+    def read(self, columns: Mapping[str, Any]) -> Raw:
+        """A row of the source; padding behind its last token is cut off."""
+        tokens = whole_numbers(columns, "input_ids")
+        n = _attended(columns, len(tokens)) if self._has_mask else len(tokens)
+        ids, values = lists_of_whole_numbers(columns, IDS), lists_of_numbers(columns, VALUES)
+        same_counts(ids, values, (IDS, VALUES))
+        row_ids, row_values = (shifted(each, len(tokens), self._align, n, values) for each in (ids, values))
+        learnt = _labelled(columns, tokens)[:n] if self._has_labels else np.ones(n, bool)
+        return Raw(tokens=tokens[:n], learnt=learnt, ids=row_ids, values=row_values)
+
+
+def shifted(lists: NumberLists, n_tokens: int, align: Align, n: int, values: NumberLists) -> NumberLists:
+    """Lists about token t + 1 in row t, of the first n tokens."""
+    if align == "own" and len(lists.counts) == n_tokens and not _is_empty(values, 0):
+        raise BadRow("its first token has targets, and nothing stands before it: list t cannot be about token t")
+    found = aligned(lists, n_tokens, own=align == "own")
+    return NumberLists(found.values[: int(found.counts[:n].sum())], found.counts[:n])
+
+
+def _attended(columns: Mapping[str, Any], n_tokens: int) -> int:
+    """How many tokens stand before the padding."""
+    mask = truths(columns, "attention_mask")
+    n = int(mask.sum())
+    if len(mask) != n_tokens or not mask[:n].all():
+        raise BadRow("attention_mask must be 1 for each token and then 0 for padding")
+    return n
+
+
+def _labelled(columns: Mapping[str, Any], tokens: Longs) -> Bools:
+    """Which rows are learnt: labels repeat the token that is to be learnt, and are -100 elsewhere."""
+    labels = whole_numbers(columns, "labels")
+    if len(labels) != len(tokens):
+        raise BadRow(f"it has {len(labels):,} labels for {len(tokens):,} tokens")
+    learnt = labels != NOT_LEARNT
+    wrong = learnt & (labels != tokens)
+    if wrong.any():
+        place = int(wrong.argmax())
+        raise BadRow(
+            f"label {place} is {labels[place]} and token {place} is {tokens[place]}: they must be equal or -100"
+        )
+    return np.append(learnt[1:], False)
+
+
+def _find_alignment(files: list[RowFile]) -> Align:
+    """How lists lie, by the first row that has as many of them as tokens."""
+    for file in files:
+        for row in file.rows():
+            if row.columns is None:
+                break
+            try:
+                n_tokens = len(whole_numbers(row.columns, "input_ids"))
+                values = lists_of_numbers(row.columns, VALUES)
+            except BadRow as problem:
+                raise ConfigError(f"{file.name}, row {row.number:,}: {problem}") from None
+            if len(values.counts) == n_tokens > 1:
+                return _alignment_of(values, f"{file.name}, row {row.number:,}")
+    return "next"
+
+
+def _alignment_of(values: NumberLists, place: str) -> Align:
+    first, last = _is_empty(values, 0), _is_empty(values, len(values.counts) - 1)
+    if first == last:
+        which = (
+            "both its first and its last list are empty" if first else "neither its first nor its last list is empty"
+        )
+        raise ConfigError(
+            f"{place}: {which}, so whether list t is about token t or t + 1 cannot be seen",
+            hint="say --align next (list t is about token t + 1) or --align own (about token t, as vLLM answers)",
+        )
+    return "own" if first else "next"
+
+
+def _is_empty(values: NumberLists, number: int) -> bool:
+    """Whether a list has nothing, or nothing but padding."""
+    start = int(values.counts[:number].sum())
+    return not (values.values[start : start + int(values.counts[number])] >= NOTHING_NATS).any()

@@ -1,0 +1,150 @@
+"""DistillKit's two codecs, decoded: log-probabilities (recommended), or logits less their mean (legacy), and ids.
+
+In: the packed bytes or words of some rows, and the codec's settings. Out: float32 values and int64 ids, [rows, k].
+Before it: `schemas/foreign.py`. After it: `distillkit.py`. Arithmetic is torch's, in the types in which the encoder
+fitted its polynomial: residuals are what was left of exactly that.
+
+Recommended: exact_k values as they are, then fit(t) + residual for t = 0, 1, ..., fit(t) = sum of coefficient times
+term(t); with delta encoding the sums of all before. Legacy: t = 1, 2, ..., terms t^0, t^-1, ..., t^-degree.
+"""
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from kdpipe.schemas.foreign import DistillkitCodec, DistillkitLegacyCodec, FloatName, ResidualBin, Term
+
+Bytes = npt.NDArray[np.uint8]
+Longs = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float32]
+DTYPES: dict[FloatName, torch.dtype] = {
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "float32": torch.float32,
+    "float64": torch.float64,
+}
+WORD_BITS = 64
+
+
+def id_bits(vocabulary_size: int) -> int:
+    """How many bits an id takes: ceil(log2 V)."""
+    return (vocabulary_size - 1).bit_length()
+
+
+def id_bytes(codec: DistillkitCodec) -> int:
+    """The bytes of the ids of a row."""
+    return -(-codec.k * id_bits(codec.d) // 8)
+
+
+def value_bytes(codec: DistillkitCodec) -> int:
+    """The bytes of the values of a row."""
+    exact = codec.exact_k * _size(codec.exact_dtype)
+    terms = len(codec.polynomial_terms or ()) * _size(codec.term_dtype)
+    return exact + terms + sum(_bin_bytes(one) for one in codec.residual_bins)
+
+
+def _bin_bytes(one: ResidualBin) -> int:
+    return _size(one.scale_dtype) + -(-one.num_elements * one.element_bits // 8)
+
+
+def unpack(packed: Bytes, bits: int, n: int) -> Longs:
+    """The first n numbers of each row, `bits` wide, most significant bit first."""
+    places = np.unpackbits(packed, axis=1)[:, : n * bits].reshape(len(packed), n, bits)
+    numbers = np.zeros((len(packed), n), np.int64)
+    for place in range(bits):
+        numbers = (numbers << 1) | places[:, :, place]
+    return numbers
+
+
+def decode_ids(codec: DistillkitCodec, packed: Bytes) -> Longs:
+    """The ids of each row, most probable first."""
+    return unpack(packed, id_bits(codec.d), codec.k)
+
+
+def decode_values(codec: DistillkitCodec, packed: Bytes) -> Floats:
+    """The log-probabilities of each row, as DistillKit's own decoder gives them."""
+    exact_end = codec.exact_k * _size(codec.exact_dtype)
+    terms = codec.polynomial_terms or ()
+    terms_end = exact_end + len(terms) * _size(codec.term_dtype)
+    exact_RK = _numbers(packed[:, :exact_end], codec.exact_dtype)
+    left_RK = _residuals(codec, packed[:, terms_end:]).to(DTYPES[codec.exact_dtype])
+    if terms:
+        terms_KJ = _terms(terms, codec.k - codec.exact_k, DTYPES[codec.term_dtype], codec.normalize_t)
+        coefficients_RJ = _numbers(packed[:, exact_end:terms_end], codec.term_dtype)
+        left_RK = (terms_KJ * coefficients_RJ[:, None, :]).sum(-1) + left_RK
+    values_RK = torch.cat([exact_RK, left_RK], dim=-1)
+    if codec.delta_encoding:
+        values_RK = values_RK.float().cumsum(-1).to(DTYPES[codec.exact_dtype])
+    return values_RK.float().numpy()
+
+
+def _terms(terms: tuple[Term, ...], n: int, dtype: torch.dtype, normalised: bool) -> Tensor:
+    """The terms of the polynomial at ranks 0 to n - 1, or at as many places from 0 to 1."""
+    points_K = torch.linspace(0, 1, steps=n, dtype=dtype) if normalised else torch.arange(n, dtype=dtype)
+    named = {"sqrt": torch.sqrt, "exp": torch.exp}
+    columns = [points_K**term if isinstance(term, int) else named[term](points_K) for term in terms]
+    return torch.stack(columns, dim=-1)
+
+
+def _residuals(codec: DistillkitCodec, packed: Bytes) -> Tensor:
+    """What the bins add to each value that is not exact: whole numbers times the scale of their bin."""
+    residuals_RK = torch.zeros(len(packed), codec.k - codec.exact_k)
+    place = column = 0
+    for one in codec.residual_bins:
+        codes_place, end = place + _size(one.scale_dtype), place + _bin_bytes(one)
+        scale_R1 = _numbers(packed[:, place:codes_place], one.scale_dtype)
+        codes_RK = torch.from_numpy(unpack(packed[:, codes_place:end], one.element_bits, one.num_elements))
+        # A single bit stands for the scale or its negative.
+        wide = one.element_bits > 1
+        whole_RK = (codes_RK - (1 << (one.element_bits - 1))).float() if wide else codes_RK.float() * 2 - 1
+        residuals_RK[:, column : column + one.num_elements] = whole_RK * scale_R1
+        place, column = end, column + one.num_elements
+    return residuals_RK
+
+
+def _size(kind: FloatName) -> int:
+    return DTYPES[kind].itemsize
+
+
+def _numbers(packed: Bytes, kind: FloatName) -> Tensor:
+    """Little-endian numbers of a type from their bytes."""
+    data = torch.from_numpy(np.array(packed, order="C"))
+    if not data.shape[1]:
+        return torch.zeros(len(packed), 0, dtype=DTYPES[kind])
+    return data.view(DTYPES[kind])
+
+
+def legacy_ids_a_word(codec: DistillkitLegacyCodec) -> int:
+    """How many ids share a word of 64 bits; what is left over of it is empty."""
+    return WORD_BITS // id_bits(codec.vocab_size)
+
+
+def legacy_words(codec: DistillkitLegacyCodec) -> int:
+    """The words of the ids of a row."""
+    return -(-codec.k // legacy_ids_a_word(codec))
+
+
+def legacy_terms(codec: DistillkitLegacyCodec) -> int:
+    """The coefficients of a row."""
+    return codec.polynomial_degree + 1 + codec.with_sqrt_term if codec.exact_k < codec.k else 0
+
+
+def decode_legacy_ids(codec: DistillkitLegacyCodec, words: npt.NDArray[np.uint64]) -> Longs:
+    """The ids of each row; the first of a word stands in its lowest bits."""
+    bits = id_bits(codec.vocab_size)
+    shifts = np.arange(legacy_ids_a_word(codec), dtype=np.uint64) * np.uint64(bits)
+    ids = (words[:, :, None] >> shifts) & np.uint64((1 << bits) - 1)
+    return ids.reshape(len(words), -1)[:, : codec.k].astype(np.int64)
+
+
+def decode_legacy_values(codec: DistillkitLegacyCodec, exact: Floats, coefficients: Floats) -> Floats:
+    """The logits of each row, less the mean over the vocabulary that the encoder took off."""
+    if codec.exact_k == codec.k:
+        return exact
+    points_K = torch.arange(1, codec.k - codec.exact_k + 1, dtype=torch.float32)
+    powers = [-i if codec.invert_polynomial else i for i in range(codec.polynomial_degree + 1)]
+    columns = [points_K**power for power in powers] + ([points_K.sqrt()] if codec.with_sqrt_term else [])
+    terms_KJ = torch.stack(columns, dim=-1)
+    fitted_RK = (terms_KJ * torch.from_numpy(coefficients)[:, None, :]).sum(-1)
+    return np.concatenate([exact, fitted_RK.numpy()], axis=1)

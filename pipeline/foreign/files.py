@@ -1,0 +1,84 @@
+"""The files of a source: Parquet with lists of numbers, or JSON, an object a line.
+
+In: a file, a folder or a glob. Out: files whose rows can be read in order with bounded memory, and again by position.
+Before it: `kdpipe.pipeline.data.sources` finds them. After it: `survey.py` reads all rows, `importing.py` those of a
+part.
+"""
+
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+from kdpipe.cache.arrow_files import ParquetLists
+from kdpipe.pipeline.data.row_files import LinesFile, ListFile, Row, RowFile, TableFile
+from kdpipe.pipeline.data.sources import find_files
+from kdpipe.schemas.errors import ConfigError
+
+# A line of JSON may have eight times as many bytes: 16 k tokens with a hundred ids take about 50 MB.
+MAX_ROW_BYTES = 1 << 25
+
+
+class ListsFile:
+    """A Parquet file of lists of numbers; the position is the row's number, from 0 on."""
+
+    def __init__(self, file: TableFile) -> None:
+        self._file, self.path, self.name = file, file.path, file.name
+        self.wanted: Collection[str] | None = None
+
+    def rows(self) -> Iterator[Row]:
+        """All rows, in order."""
+        for i, columns in enumerate(self._open().rows_at()):
+            yield Row(number=i + 1, position=i, columns=columns)
+
+    def columns_at(self, positions: list[int]) -> Iterator[dict[str, Any]]:
+        """The columns of rows, by ascending position."""
+        return self._open().rows_at(positions)
+
+    def _open(self) -> ParquetLists:
+        self._file.check_unchanged()
+        return ParquetLists(str(self.path), self.wanted or ())
+
+    def names(self) -> list[str]:
+        """The columns that it has."""
+        return self._open().names
+
+
+def source_files(source: str) -> list[RowFile]:
+    """The files of a source, sorted by path."""
+    path = Path(source).expanduser()
+    if not path.exists() and not any(sign in source for sign in "*?["):
+        raise ConfigError(f"the source {source} is not there", hint="name a file, a folder, or a glob in quotes")
+    return [_open(file) for file in find_files(source, None, MAX_ROW_BYTES)]
+
+
+def _open(file: RowFile) -> RowFile:
+    if isinstance(file, TableFile):
+        return ListsFile(file)
+    if isinstance(file, LinesFile):
+        return file
+    if isinstance(file, ListFile):
+        raise ConfigError(
+            f"{file.name} is one JSON list", hint="write an object a line, so that it can be read in turn"
+        )
+    raise ConfigError(f"{file.name} is neither Parquet nor lines of JSON", hint="name the other files with a glob")
+
+
+def choose_columns(files: list[RowFile], needed: Collection[str], useful: Collection[str]) -> None:
+    """Read these columns only; a Parquet file that lacks one that is needed is refused."""
+    for file in files:
+        file.wanted = [*needed, *useful]
+        there = file.names() if isinstance(file, ListsFile) else None
+        missing = [] if there is None else [name for name in needed if name not in there]
+        if missing:
+            raise ConfigError(
+                f"{file.name} has no column {missing[0]}: there are {', '.join((there or [])[:12]) or 'none'}",
+                hint="is it of the format that --from names?",
+            )
+
+
+def has_column(files: list[RowFile], name: str) -> bool:
+    """Whether the first row of a source has a column."""
+    if files and isinstance(files[0], ListsFile):
+        return name in files[0].names()
+    first = next(files[0].rows(), None) if files else None
+    return first is not None and first.columns is not None and name in first.columns

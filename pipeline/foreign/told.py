@@ -1,0 +1,183 @@
+"""`Told`: what a source row says, as a cache keeps it, once everything about it has been checked.
+
+In: tokens, which are learnt, and ids with their log-probabilities (`Raw`). Out: `Told`, or a `BadRow` that says what is
+wrong at which token. Before it: the modules of the formats. After it: `survey.py` counts, `importing.py` writes.
+Row t is about token t + 1, whatever the source had; what cannot be kept is dropped here and counted.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kdpipe.cache.number_lists import NumberLists
+from kdpipe.pipeline.data.columns import BadRow
+from kdpipe.pipeline.foreign.fields import Bools, Floats, Longs
+from kdpipe.schemas.plan import MAX_PART_ROWS
+from kdpipe.schemas.targets import MAX_ENTRIES
+
+# Below this a cache knows no difference from nothing: 65,533 steps of 1/16 nat. Padding is -1e9 or minus infinity.
+NOTHING_NATS = -4095.0
+# What float32 rounds of a log-probability of 0, as the writer allows it.
+ROUNDING_NATS = 1e-4
+# Lossy codecs make kept ids hold more than 1: DistillKit's recommended one by 0.03 at most (tests/data/distillkit).
+MOST_MASS = 1.05
+# Beyond what a float32 teacher rounds; from here on a row that holds more than 1 is counted.
+ROUNDED_MASS = 1.001
+# As far as the writer lets the exact mass and a stated tail be from 1.
+TAIL_TOLERANCE_NATS = 1 / 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Raw:
+    """A source row aligned as a cache is: row t of `learnt`, `ids` and `values` is about token t + 1.
+
+    `values` are log p of the ids; `log_tail` is given where the source has it; `starts` are rows where documents begin.
+    """
+
+    tokens: Longs
+    learnt: Bools
+    ids: NumberLists
+    values: NumberLists
+    log_tail: Floats | None = None
+    starts: Longs | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Told:
+    """T rows with their entries; `n_padding` entries were nothing, `n_untold` rows had none left, `n_scaled` rows held
+    more than 1 and were scaled to 1."""
+
+    tokens: npt.NDArray[np.int32]
+    loss_mask: Bools
+    starts: Longs
+    counts: npt.NDArray[np.int32]
+    ids: npt.NDArray[np.int32]
+    logprobs: npt.NDArray[np.float32]
+    log_tail: npt.NDArray[np.float32] | None
+    n_padding: int
+    n_untold: int
+    n_scaled: int
+
+
+def told(raw: Raw, vocabulary_size: int, *, rest_is_tail: bool) -> Told:
+    """Check a row; with `rest_is_tail` what its ids leave of 1 is the tail."""
+    n = len(raw.tokens)
+    starts = _starts(raw, n)
+    _check_tokens(raw.tokens, vocabulary_size)
+    row_of = np.repeat(np.arange(n), raw.ids.counts)
+    there = _present(raw, row_of)
+    counts = np.bincount(row_of[there], minlength=n)
+    due = raw.learnt.copy()
+    due[np.append(starts[1:], n) - 1] = False
+    mask = due & (counts > 0)
+    keep = there & mask[row_of]
+    ids, values, row_of = raw.ids.values[keep], raw.values.values[keep], row_of[keep]
+    counts = np.where(mask, counts, 0)
+    _check_entries(ids, values, row_of, vocabulary_size)
+    if counts.max(initial=0) > MAX_ENTRIES:
+        raise BadRow(f"token {counts.argmax()} has {counts.max():,} ids, at most {MAX_ENTRIES:,} can be kept")
+    values, n_scaled = _scaled(values, row_of, n)
+    return Told(
+        tokens=raw.tokens.astype(np.int32),
+        loss_mask=mask,
+        starts=starts,
+        counts=counts.astype(np.int32),
+        ids=ids.astype(np.int32),
+        logprobs=values.astype(np.float32),
+        log_tail=_log_tail(raw, values, row_of, mask, rest_is_tail),
+        n_padding=int(np.count_nonzero(~there & due[np.repeat(np.arange(n), raw.ids.counts)])),
+        n_untold=int(np.count_nonzero(due & ~mask)),
+        n_scaled=n_scaled,
+    )
+
+
+def _starts(raw: Raw, n: int) -> Longs:
+    if n == 0:
+        raise BadRow("it has no tokens")
+    if n > MAX_PART_ROWS:
+        raise BadRow(f"it has {n:,} tokens, at most {MAX_PART_ROWS:,} can be kept together")
+    for name, length in (("rows", len(raw.ids.counts)), ("truth values", len(raw.learnt))):
+        if length != n:
+            raise BadRow(f"it has {length:,} {name} for {n:,} tokens")
+    starts = np.zeros(1, np.int64) if raw.starts is None else raw.starts
+    if len(starts) == 0 or starts[0] != 0 or (np.diff(starts) <= 0).any() or starts[-1] >= n:
+        raise BadRow(f"the starts of its documents must ascend from 0 and lie below {n:,}")
+    return starts
+
+
+def _check_tokens(tokens: Longs, vocabulary_size: int) -> None:
+    outside = (tokens < 0) | (tokens >= vocabulary_size)
+    if outside.any():
+        place = int(outside.argmax())
+        raise BadRow(f"token {place} is {tokens[place]}, outside the tokenizer's vocabulary of {vocabulary_size:,}")
+
+
+def _present(raw: Raw, row_of: Longs) -> Bools:
+    """Which entries are more than padding; what is no log-probability at all is refused."""
+    values = raw.values.values
+    _refuse(np.isnan(values), row_of, values, "a log-probability is {}")
+    _refuse(values > ROUNDING_NATS, row_of, values, "a log-probability is {}, at most 0 was expected")
+    found: Bools = values >= NOTHING_NATS
+    return found
+
+
+def _check_entries(ids: Longs, values: Floats, row_of: Longs, vocabulary_size: int) -> None:
+    outside = (ids < 0) | (ids >= vocabulary_size)
+    _refuse(outside, row_of, ids, f"the id {{}} lies outside the tokenizer's vocabulary of {vocabulary_size:,}")
+    order = np.lexsort((ids, row_of))
+    twice = np.zeros(len(ids), bool)
+    twice[order[1:]] = (ids[order][1:] == ids[order][:-1]) & (row_of[order][1:] == row_of[order][:-1])
+    _refuse(twice, row_of, ids, "the id {} stands twice")
+
+
+def _refuse(wrong: Bools, row_of: Longs, values: npt.NDArray[Any], what: str) -> None:
+    if wrong.any():
+        place = int(wrong.argmax())
+        raise BadRow(f"after token {row_of[place]}, {what.format(values[place])}")
+
+
+def _scaled(values: Floats, row_of: Longs, n: int) -> tuple[Floats, int]:
+    """Rows that hold more than 1 made to hold 1, and how many that are."""
+    mass = np.bincount(row_of, np.exp(values), minlength=n)
+    if mass.max(initial=0.0) > MOST_MASS:
+        row = int(mass.argmax())
+        raise BadRow(f"after token {row}, the probabilities add up to {mass[row]:.4g}: these are no log-probabilities")
+    scaled = np.minimum(values - np.log(np.maximum(mass, 1.0))[row_of], 0.0)
+    return scaled, int(np.count_nonzero(mass > ROUNDED_MASS))
+
+
+def _log_tail(
+    raw: Raw, values: Floats, row_of: Longs, mask: Bools, rest_is_tail: bool
+) -> npt.NDArray[np.float32] | None:
+    """Log of the mass that is left: as the source states it, or what is left of 1."""
+    if raw.log_tail is None and not rest_is_tail:
+        return None
+    kept = np.bincount(row_of, np.exp(values), minlength=len(mask))
+    with np.errstate(divide="ignore"):
+        # A row that was scaled to 1 adds up to it but for the last bit.
+        rest = np.where(kept < 1 - 1e-12, np.log1p(-np.minimum(kept, 1.0)), -np.inf)
+        if raw.log_tail is None:
+            return np.where(mask, rest, np.nan).astype(np.float32)
+        if len(raw.log_tail) != len(mask):
+            raise BadRow(f"it has {len(raw.log_tail):,} tails for {len(mask):,} tokens")
+        stated = np.minimum(raw.log_tail, 0.0)
+        due = np.log(-np.expm1(stated))
+        wrong = mask & ~(np.abs(np.log(np.maximum(kept, 1e-300)) - due) <= TAIL_TOLERANCE_NATS)
+    if wrong.any():
+        row = int(wrong.argmax())
+        raise BadRow(f"after token {row}, ids hold {kept[row]:.4g} and the tail is exp({raw.log_tail[row]:.4g}): not 1")
+    return np.where(mask, stated, np.nan).astype(np.float32)
+
+
+def aligned(lists: NumberLists, n_tokens: int, own: bool) -> NumberLists:
+    """Lists about token t + 1 in row t, from as many as tokens or one less; `own`: list t is about token t."""
+    n = len(lists.counts)
+    if n == n_tokens - 1:
+        return NumberLists(lists.values, np.append(lists.counts, 0))
+    if n != n_tokens:
+        raise BadRow(f"it has targets for {n:,} tokens of {n_tokens:,}: as many or one less were expected")
+    if not own:
+        return lists
+    return NumberLists(lists.values[int(lists.counts[0]) :], np.append(lists.counts[1:], 0))

@@ -1,0 +1,119 @@
+"""What other tools' files are told by, and what importing and exporting answer with.
+
+In: the options of `kdpipe cache import` and `kdpipe cache export`, and DistillKit's compression settings. Out: frozen
+records. Before it: `records.py`, `targets.py`. After it: `pipeline/foreign/`, `cli/cache/import_.py`,
+`cli/cache/export.py`.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from kdpipe.schemas.manifest import MAX_VOCABULARY
+from kdpipe.schemas.records import Record
+from kdpipe.schemas.targets import MAX_ENTRIES
+
+ForeignFormat = Literal["distillkit", "axolotl", "nemo", "topk"]
+ExportForm = Literal["parquet", "axolotl"]
+Tail = Literal["rest", "unknown"]
+Align = Literal["next", "own"]
+FloatName = Literal["float16", "bfloat16", "float32", "float64"]
+Term = Annotated[int, Field(ge=0, le=16)] | Literal["sqrt", "exp"]
+
+
+class ResidualBin(Record):
+    """`num_elements` residuals of `element_bits` each, against one scale."""
+
+    scale_dtype: FloatName
+    element_bits: int = Field(ge=1, le=63)
+    num_elements: int = Field(ge=1, le=MAX_ENTRIES)
+
+
+class DistillkitCodec(Record):
+    """DistillKit's `DistributionQuantizationConfig` with its defaults; ids are packed for a vocabulary of `d`."""
+
+    d: int = Field(ge=2, le=MAX_VOCABULARY)
+    k: int = Field(ge=1, le=MAX_ENTRIES)
+    exact_k: int = Field(ge=0, le=MAX_ENTRIES)
+    exact_dtype: FloatName = "float32"
+    polynomial_terms: Annotated[tuple[Term, ...], Field(max_length=32)] | None = None
+    term_dtype: FloatName = "float32"
+    residual_bins: Annotated[tuple[ResidualBin, ...], Field(max_length=64)]
+    delta_encoding: bool = True
+    error_diffusion: bool = False
+    normalize_t: bool = False
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "DistillkitCodec":
+        left = self.k - self.exact_k
+        if left < 0 or self.k > self.d:
+            raise ValueError(f"exact_k <= k <= d is due, they are {self.exact_k}, {self.k} and {self.d}")
+        if sum(one.num_elements for one in self.residual_bins) > left:
+            raise ValueError(f"residual_bins hold more than the {left} values that are not exact")
+        if left and not self.polynomial_terms and not self.residual_bins:
+            raise ValueError(f"nothing says how the {left} values that are not exact are kept")
+        return self
+
+
+class DistillkitLegacyCodec(Record):
+    """DistillKit's `LegacyLogitCompressionConfig`."""
+
+    k: int = Field(ge=1, le=MAX_ENTRIES)
+    exact_k: int = Field(ge=0, le=MAX_ENTRIES)
+    polynomial_degree: int = Field(ge=0, le=32)
+    vocab_size: int = Field(ge=2, le=MAX_VOCABULARY)
+    invert_polynomial: bool = True
+    with_sqrt_term: bool = False
+    term_dtype: FloatName = "float32"
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "DistillkitLegacyCodec":
+        if not self.exact_k <= self.k <= self.vocab_size:
+            raise ValueError(
+                f"exact_k <= k <= vocab_size is due, they are {self.exact_k}, {self.k} and {self.vocab_size}"
+            )
+        return self
+
+
+class ImportSettings(Record):
+    """What `kdpipe cache import` is told; `tail`, `align` and `columns` are found from the format where not said."""
+
+    source_format: ForeignFormat
+    source: str = Field(min_length=1)
+    tokenizer: str = Field(min_length=1)
+    out: str = Field(min_length=1)
+    codec: str | None = None
+    columns: dict[str, str] = Field(default_factory=dict)
+    tail: Tail | None = None
+    align: Align | None = None
+    val_fraction: float = Field(default=0.0, ge=0, lt=1)
+    pack: bool = True
+    limit: int | None = Field(default=None, ge=1)
+    teacher_name: str | None = Field(default=None, min_length=1, max_length=2000)
+    teacher_revision: str | None = Field(default=None, min_length=1, max_length=2000)
+    teacher_licence: str | None = Field(default=None, min_length=1, max_length=2000)
+    trust_remote_code: bool = False
+
+
+class ImportReport(Record):
+    """What an import has made; `unknown` is what the source could not tell.
+
+    `padding_entries` were nothing and are left out; `untold_rows` were to be learnt and had no targets; `scaled_rows`
+    held more than all probability and were made to hold 1.
+    """
+
+    cache: str
+    cache_id: str
+    source_format: ForeignFormat
+    documents: int
+    positions: int
+    parts: int
+    parts_made: int
+    bytes: int
+    entries_per_position: float
+    tail: Literal["given", "rest", "unknown"]
+    unknown: tuple[str, ...]
+    padding_entries: int
+    untold_rows: int
+    scaled_rows: int
+    seconds: float
