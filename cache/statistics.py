@@ -112,10 +112,17 @@ class StatisticsSum:
             yield "statistics.entries in part.json are not those of the rows"
         if (stated.label_is_top1 is None) != (own.label_is_top1 is None) or (stated.label_is_top1 or 0) > self._n:
             yield f"statistics.label_is_top1 in part.json is {stated.label_is_top1}, of {self._n:,} rows"
-        for name, step in (("entropy_nats", 1 / 512), ("label_nats", 1 / 128), ("tail_mass", 1 / 256)):
+        for name, column in (("entropy_nats", "entropy"), ("label_nats", "label_logprob"), ("tail_mass", "log_tail")):
             a, b = getattr(own, name), getattr(stated, name)
-            if (a is None) != (b is None) or (a is not None and abs(a - b) > self._n * step + 1e-6):
+            if (a is None) != (b is None) or (a is not None and abs(a - b) > self._n * self._step(column) + 1e-6):
                 yield f"statistics.{name} in part.json is {b}, the rows add up to {a}"
+
+    def _step(self, name: str) -> float:
+        """More than what a number stands for can move by rounding, under the law of its column."""
+        law = {column.name: column.law for column in self._columns}.get(name)
+        if isinstance(law, LinearLaw):
+            return 2 * law.step
+        return law.step if isinstance(law, LogOddsLaw) else 0.0
 
     def record(self) -> Statistics:
         """The sums so far."""

@@ -1,13 +1,16 @@
-"""What the commands that make caches from caches answer with: `cache merge`, `subset` and `requantise`.
+"""What the commands that make caches from caches are told and answer with: `cache merge`, `subset`, `requantise`.
 
-In: what `cache/reshape` and `pipeline/requantise.py` did. Out: the JSON document of `--json`, key by key.
-Before it: `report.py`. After it: their commands.
+In: what a person chooses, and what `cache/reshape` and `pipeline/requantise.py` did. Out: `Selection`, and the JSON
+document of `--json`, key by key. Before it: `report.py`. After it: their commands.
 """
 
 from typing import Literal
 
+from kdpipe.schemas.plan import SplitName
 from kdpipe.schemas.records import Record
 from kdpipe.schemas.report import PartsMade
+
+Measure = Literal["teacher-entropy", "likelihood", "confident-wrong"]
 
 
 class ReshapeReport(Record):
@@ -26,3 +29,42 @@ class ReshapeReport(Record):
     positions: int
     bytes: int
     seconds: float
+
+
+class Bounds(Record):
+    """From `first` on, and before `end`; None where the one or the other is left open."""
+
+    first: int | None = None
+    end: int | None = None
+
+    def holds(self, number: int) -> bool:
+        """Whether a number lies within."""
+        return (self.first is None or number >= self.first) and (self.end is None or number < self.end)
+
+    def __str__(self) -> str:
+        return f"{'' if self.first is None else self.first}:{'' if self.end is None else self.end}"
+
+
+class Selection(Record):
+    """Which documents of a cache are wanted: those that every condition holds for.
+
+    `where` has names of columns and values as they were typed. `lowest` and `highest` are shares of the documents that
+    the other conditions leave.
+    """
+
+    split: SplitName | None = None
+    parts: Bounds | None = None
+    documents: Bounds | None = None
+    where: tuple[tuple[str, str], ...] = ()
+    by: Measure | None = None
+    lowest: float | None = None
+    highest: float | None = None
+    at_least: float | None = None
+    at_most: float | None = None
+
+    def __str__(self) -> str:
+        told = [f"{name} {value}" for name in ("split", "parts", "documents") if (value := getattr(self, name))]
+        told += [f"where {name}={value}" for name, value in self.where]
+        names = ("lowest", "highest", "at_least", "at_most")
+        bounds = [f"{name.replace('_', ' ')} {value!r}" for name in names if (value := getattr(self, name)) is not None]
+        return "; ".join([*told, *([f"{self.by}: {', '.join(bounds)}"] if self.by else [])])

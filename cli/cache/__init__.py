@@ -6,8 +6,11 @@ In: the words after `kdpipe cache`. Out: the command that they name. Before it: 
 import typer
 
 from kdpipe.cli import console
+from kdpipe.cli.cache.copy import copy
+from kdpipe.cli.cache.import_ import import_
 from kdpipe.cli.cache.inspect import inspect
 from kdpipe.cli.cache.merge import merge
+from kdpipe.cli.cache.subset import subset
 from kdpipe.cli.cache.verify import verify
 
 app = typer.Typer(help="Look at a cache, and check it.", rich_markup_mode=None)
@@ -20,6 +23,9 @@ def options(context: typer.Context) -> None:
         console.answer(context.get_help())
 
 
+app.command("copy")(copy)
+app.command("import")(import_)
 app.command("inspect")(inspect)
 app.command("merge")(merge)
+app.command("subset")(subset)
 app.command("verify")(verify)

@@ -49,10 +49,34 @@ SURFACE: dict[str, tuple[set[str], set[str]]] = {
         },
     ),
     "compare": (set(), {"--json"}),
-    "cache": ({"inspect", "merge", "verify"}, set()),
+    "cache": ({"copy", "import", "inspect", "merge", "subset", "verify"}, set()),
+    "cache import": (
+        set(),
+        {
+            "--from", "--tokenizer", "--out", "--codec", "--columns", "--tail", "--align", "--val-fraction", "--no-pack",
+            "--limit", "--teacher-name", "--teacher-revision", "--teacher-licence", "--trust-remote-code", "--json",
+        },
+    ),
+    "cache copy": (set(), {"--allow-partial", "--json"}),
     "cache inspect": (set(), {"--json"}),
     "cache merge": (set(), {"--out", "--overlap", "--json"}),
-    "cache verify": (set(), {"--level", "--against", "--sample", "--trust-remote-code", "--json"}),
+    "cache subset": (
+        set(),
+        {
+            "--out",
+            "--split",
+            "--parts",
+            "--documents",
+            "--where",
+            "--by",
+            "--lowest",
+            "--highest",
+            "--at-least",
+            "--at-most",
+            "--json",
+        },
+    ),
+    "cache verify": (set(), {"--level", "--against", "--sample", "--trust-remote-code", "--repair-from", "--json"}),
 }
 
 

@@ -1,0 +1,88 @@
+"""One number a document, from what the cache keeps of its learnt positions.
+
+In: a part and the name of a measure. Out: a mean for every document, NaN for those without a position that has one.
+Before it: `part_reader.py`. After it: `subset.py`. The exact definitions stand in docs/reshape.md.
+"""
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import numpy.typing as npt
+
+from kdpipe.cache.entries import row_starts
+from kdpipe.cache.laws import value_table
+from kdpipe.cache.part_reader import PartReader
+from kdpipe.cache.reshape.sources import StoredDocuments
+from kdpipe.schemas.arrays import LinearLaw
+from kdpipe.schemas.errors import ConfigError
+from kdpipe.schemas.manifest import Manifest
+from kdpipe.schemas.reshape import Measure
+
+Doubles = npt.NDArray[np.float64]
+BLOCK_ROWS = 1 << 14
+# What a cache must keep for a measure: a column, or ids.
+NEEDS: Mapping[Measure, str] = {
+    "teacher-entropy": "entropy",
+    "likelihood": "label_logprob",
+    "confident-wrong": "n_exact",
+}
+
+
+def check_measure(by: Measure, manifest: Manifest) -> None:
+    """Refuse what a cache cannot tell."""
+    need = NEEDS[by]
+    if need not in {column.name for column in manifest.arrays.row.columns}:
+        what = (
+            f"targets of kind {manifest.targets.keep.kind} keep no ids" if need == "n_exact" else f"it keeps no {need}"
+        )
+        raise ConfigError(f"--by {by} cannot be told of this cache: {what}", hint="choose another measure")
+
+
+def measured(by: Measure, part: PartReader, manifest: Manifest) -> Doubles:
+    """The mean over the learnt positions of every document of a part, counted from its first."""
+    make: Mapping[Measure, Callable[[PartReader, Manifest], Doubles]] = {
+        "teacher-entropy": _entropy,
+        "likelihood": _likelihood,
+        "confident-wrong": _confident_wrong,
+    }
+    values = make[by](part, manifest)
+    documents = StoredDocuments.of(part)
+    of_row = np.repeat(documents.numbers, documents.lengths)
+    counts = part.codes("row", 0, len(values), "loss_mask").astype(bool) & ~np.isnan(values)
+    n = part.record.n_documents
+    totals = np.bincount(of_row[counts], values[counts], minlength=n)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        means: Doubles = totals / np.bincount(of_row[counts], minlength=n)
+    return means
+
+
+def _entropy(part: PartReader, manifest: Manifest) -> Doubles:
+    return _column(part, manifest, "entropy")
+
+
+def _likelihood(part: PartReader, manifest: Manifest) -> Doubles:
+    return _column(part, manifest, "label_logprob")
+
+
+def _column(part: PartReader, manifest: Manifest, name: str) -> Doubles:
+    law = next(column.law for column in manifest.arrays.row.columns if column.name == name)
+    assert isinstance(law, LinearLaw)
+    codes = part.codes("row", 0, part.record.n_rows, name)
+    return value_table(law).take(codes, mode="clip").astype(np.float64)
+
+
+def _confident_wrong(part: PartReader, manifest: Manifest) -> Doubles:
+    """The probability of the most probable id where it is not the next token, 0 where it is."""
+    found, first = [], 0
+    starts = part.sequences.row_starts
+    while first < len(part.sequences):
+        end = max(first + 1, int(np.searchsorted(starts, starts[first] + BLOCK_ROWS, side="right")) - 1)
+        rows = part.rows(first, end, hidden=False)
+        values = np.zeros(len(rows))
+        has = np.flatnonzero(rows.n_exact > 0)
+        tops = row_starts(rows.count.astype(np.int64))[has]
+        is_wrong = np.append(rows.tokens[1:], -1)[has] != rows.ids[tops]
+        values[has] = np.where(is_wrong, np.exp(rows.logprobs[tops].astype(np.float64)), 0.0)
+        found.append(values)
+        first = end
+    return np.concatenate([np.zeros(0), *found])

@@ -1,0 +1,171 @@
+"""`subset`: some documents of a cache become a cache of their own.
+
+In: a finished cache and a `Selection`. Out: a cache of the documents that every condition holds for.
+Before it: `measures.py`, `sources.py`. After it: `making.py`; `cli/cache/subset.py`. Parts of which nothing is left out
+keep their bytes; the pieces of a long document stay or go together.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kdpipe.cache.entries import Bools
+from kdpipe.cache.reshape.making import MAX_TEXT, Job, Making, Silent, Told, made_from, make, planned
+from kdpipe.cache.reshape.measures import check_measure, measured
+from kdpipe.cache.reshape.sources import Source, StoredDocuments, open_source
+from kdpipe.schemas.errors import ConfigError
+from kdpipe.schemas.manifest import Manifest, Origin
+from kdpipe.schemas.part import PartRecord
+from kdpipe.schemas.reshape import ReshapeReport, Selection
+
+
+@dataclass(slots=True, kw_only=True)
+class _Candidates:
+    """The documents of a part: which are still wanted, and their measure where one is asked for."""
+
+    record: PartRecord
+    documents: StoredDocuments
+    wanted: Bools
+    values: npt.NDArray[np.float64]
+
+
+def subset(url: str, out: str, selection: Selection, told: Told | None = None) -> ReshapeReport:
+    """Make a cache of some documents of another."""
+    return make(out, plan_subset(open_source(url), selection), told or Silent())
+
+
+def plan_subset(source: Source, selection: Selection) -> Making:
+    """What becomes of every part."""
+    check_selection(selection, source.manifest)
+    records = [source.record(row.part) for row in source.cache.parts]
+    jobs, plan = planned(_jobs(source, records, selection), source.manifest.plan)
+    origin = Origin(action="subset", caches=(source.cache_id,), note=str(selection)[:MAX_TEXT])
+    left_out = sum(record.n_documents for record in records) - sum(job.n_documents for job in jobs)
+    manifest = made_from([source], origin, plan)
+    return Making(action="subset", manifest=manifest, sources=[source], jobs=jobs, left_out=left_out)
+
+
+def check_selection(selection: Selection, manifest: Manifest) -> None:
+    """Refuse a selection that means nothing, or nothing here."""
+    splits = [split.name for split in manifest.plan.splits]
+    if selection == Selection():
+        raise ConfigError(
+            "nothing is chosen: the new cache would be the old one", hint="give --split, --parts, --where or --by"
+        )
+    if selection.split is not None and selection.split not in splits:
+        raise ConfigError(f"there is no split {selection.split}", hint=f"its splits are {', '.join(splits)}")
+    if selection.documents is not None and selection.split is None and len(splits) > 1:
+        raise ConfigError("--documents are counted within their split, and there are two", hint="give --split too")
+    for name, value in selection.where:
+        _test(name, value, manifest)
+    _check_bounds(selection)
+    if selection.by is not None:
+        check_measure(selection.by, manifest)
+
+
+def _check_bounds(selection: Selection) -> None:
+    shares = [share for share in (selection.lowest, selection.highest) if share is not None]
+    between = selection.at_least is not None or selection.at_most is not None
+    if (selection.by is None) != (not shares and not between):
+        raise ConfigError(
+            "--by names a measure, and one of --lowest, --highest, --at-least and --at-most what is wanted of it",
+            hint="give both, as in --by teacher-entropy --highest 0.5",
+        )
+    if len(shares) > 1 or (shares and between):
+        raise ConfigError(
+            "--lowest, --highest and bounds exclude each other", hint="make a subset of a subset to have both"
+        )
+    if shares and not 0 < shares[0] <= 1:
+        raise ConfigError(f"a share of {shares[0]:g} is none", hint="give a number above 0, at most 1")
+
+
+def _jobs(source: Source, records: list[PartRecord], selection: Selection) -> list[Job]:
+    asked = [
+        record
+        for record in records
+        if selection.split in (None, record.split) and (selection.parts is None or selection.parts.holds(record.part))
+    ]
+    if selection.documents is None and not selection.where and selection.by is None:
+        return [Job(source=0, part=record.part, split=record.split, n_documents=record.n_documents) for record in asked]
+    candidates = [_candidates(source, record, selection) for record in asked]
+    if selection.by is not None:
+        _choose(candidates, selection)
+    return [job for each in candidates if (job := _job(each)) is not None]
+
+
+def _candidates(source: Source, record: PartRecord, selection: Selection) -> _Candidates:
+    """The documents of a part that all conditions but the measure hold for."""
+    documents = source.documents(record.part)
+    wanted = np.zeros(record.n_documents, bool)
+    wanted[documents.numbers] = True
+    if selection.documents is not None:
+        numbers = record.first_document + np.arange(record.n_documents)
+        wanted &= np.array([selection.documents.holds(number) for number in numbers.tolist()], bool)
+    for name, value in selection.where:
+        holds = _test(name, value, source.manifest)
+        found = source.cache.part(record.part).sequences.column(name, 0, len(documents.numbers))
+        wanted[documents.numbers] &= np.array([holds(each) for each in found], bool)
+    values = np.zeros(0)
+    if selection.by is not None:
+        values = measured(selection.by, source.cache.part(record.part), source.manifest)
+    return _Candidates(record=record, documents=documents, wanted=wanted, values=values)
+
+
+def _test(name: str, value: str, manifest: Manifest) -> Callable[[Any], bool]:
+    """Whether a column's value is the one that was typed."""
+    types = {column.name: column.type for column in manifest.data.columns}
+    if name not in types:
+        raise ConfigError(
+            f"--where {name}={value}: the cache keeps no column {name}",
+            hint=f"its columns are {', '.join(types) or 'none'}",
+        )
+    if types[name] == "bool":
+        typed: Any = {"true": True, "false": False}.get(value)
+    else:
+        try:
+            typed = {"string": str, "int64": int, "float64": float}[types[name]](value)
+        except ValueError:
+            typed = None
+    if typed is None:
+        raise ConfigError(f"--where {name}={value}: the column holds {types[name]}", hint="write a value of that type")
+    return lambda found: bool(found == typed)
+
+
+def _choose(candidates: list[_Candidates], selection: Selection) -> None:
+    """Of the documents that are still wanted, those whose measure is; a document without one is not."""
+    for each in candidates:
+        each.wanted &= ~np.isnan(each.values)
+    values = np.concatenate([np.zeros(0), *(each.values[each.wanted] for each in candidates)])
+    chosen = _chosen(values, selection)
+    place = 0
+    for each in candidates:
+        n = int(each.wanted.sum())
+        each.wanted[each.wanted] = chosen[place : place + n]
+        place += n
+
+
+def _chosen(values: npt.NDArray[np.float64], selection: Selection) -> Bools:
+    share = selection.lowest if selection.lowest is not None else selection.highest
+    if share is None:
+        low = -math.inf if selection.at_least is None else selection.at_least
+        high = math.inf if selection.at_most is None else selection.at_most
+        return np.asarray((values >= low) & (values <= high))
+    # Equal values stand in the order of their documents, so that the same are chosen every time.
+    order = np.argsort(values if selection.lowest is not None else -values, kind="stable")
+    chosen = np.zeros(len(values), bool)
+    chosen[order[: math.ceil(share * len(values))]] = True
+    return chosen
+
+
+def _job(each: _Candidates) -> Job | None:
+    keep = each.wanted[each.documents.numbers]
+    if not keep.any():
+        return None
+    record = each.record
+    if keep.all():
+        return Job(source=0, part=record.part, split=record.split, n_documents=record.n_documents)
+    return Job(source=0, part=record.part, split=record.split, n_documents=int(each.wanted.sum()), keep=keep)

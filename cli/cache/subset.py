@@ -1,0 +1,100 @@
+"""`kdpipe cache subset`: some documents of a cache become a cache of their own.
+
+In: a cache and conditions. Out: a new cache, and on stdout what it is. Before it: `cli/main.py`.
+After it: `kdpipe.cache.reshape.subset`.
+"""
+
+import math
+import re
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from kdpipe.cli.cache.reshaping import Json, Lines, Out, answer
+from kdpipe.schemas.errors import ConfigError
+
+if TYPE_CHECKING:
+    from kdpipe.schemas.reshape import Bounds
+
+
+def subset(
+    cache: Annotated[str, typer.Argument(metavar="CACHE", help="A finished cache: a folder or a URL.")],
+    out: Out,
+    split: Annotated[
+        Literal["train", "validation"] | None, typer.Option("--split", help="The documents of one split.")
+    ] = None,
+    parts: Annotated[
+        str | None, typer.Option("--parts", metavar="A:B", help="Parts A to B - 1, as `cache inspect` counts them.")
+    ] = None,
+    documents: Annotated[
+        str | None, typer.Option("--documents", metavar="A:B", help="Documents A to B - 1 of the split.")
+    ] = None,
+    where: Annotated[
+        list[str] | None,
+        typer.Option("--where", metavar="COLUMN=VALUE", help="Documents of this value in a kept column; repeatable."),
+    ] = None,
+    by: Annotated[
+        Literal["teacher-entropy", "likelihood", "confident-wrong"] | None,
+        typer.Option("--by", help="What a document is measured by, on the mean of its learnt positions."),
+    ] = None,
+    lowest: Annotated[
+        float | None, typer.Option("--lowest", metavar="SHARE", help="This share of them, from the lowest on.")
+    ] = None,
+    highest: Annotated[
+        float | None, typer.Option("--highest", metavar="SHARE", help="This share of them, from the highest down.")
+    ] = None,
+    at_least: Annotated[
+        float | None, typer.Option("--at-least", metavar="X", help="Those whose measure is X or more.")
+    ] = None,
+    at_most: Annotated[
+        float | None, typer.Option("--at-most", metavar="X", help="Those whose measure is X or less.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Make a cache of the documents that every condition holds for."""
+    from kdpipe.cache.reshape.subset import subset as run
+    from kdpipe.schemas.reshape import Selection
+
+    _check_numbers(lowest=lowest, highest=highest, at_least=at_least, at_most=at_most)
+    selection = Selection(
+        split=split,
+        parts=_bounds("--parts", parts),
+        documents=_bounds("--documents", documents),
+        where=tuple(_condition(text) for text in where or ()),
+        by=by,
+        lowest=lowest,
+        highest=highest,
+        at_least=at_least,
+        at_most=at_most,
+    )
+    answer(run(cache, out, selection, Lines()), json)
+
+
+def _bounds(option: str, text: str | None) -> "Bounds | None":
+    """From A:B, either of which may be left out."""
+    from kdpipe.schemas.reshape import Bounds
+
+    if text is None:
+        return None
+    found = re.fullmatch(r"([0-9]{0,15}):([0-9]{0,15})", text.strip())
+    if not found or found[0] == ":":
+        raise ConfigError(f"{option} {text} is not of the form A:B", hint=f"write {option} 0:100 for the first hundred")
+    first, end = (int(number) if number else None for number in found.groups())
+    if end is not None and (first or 0) >= end:
+        raise ConfigError(
+            f"{option} {text} has nothing in it", hint="the second number is the first that is not wanted"
+        )
+    return Bounds(first=first, end=end)
+
+
+def _check_numbers(**typed: float | None) -> None:
+    for name, number in typed.items():
+        if number is not None and not math.isfinite(number):
+            raise ConfigError(f"--{name.replace('_', '-')} {number} is no number", hint="give one, or leave it out")
+
+
+def _condition(text: str) -> tuple[str, str]:
+    name, sign, value = text.partition("=")
+    if not sign:
+        raise ConfigError(f"--where {text} is not of the form COLUMN=VALUE", hint="write --where language=en")
+    return name, value
