@@ -9,7 +9,9 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
+from kdpipe.cache import layout
 from kdpipe.cache.arrow_files import ParquetLists
+from kdpipe.cache.writer import refuse_foreign_folder
 from kdpipe.pipeline.data.row_files import LinesFile, ListFile, Row, RowFile, TableFile
 from kdpipe.pipeline.data.sources import find_files
 from kdpipe.schemas.errors import ConfigError
@@ -41,6 +43,15 @@ class ListsFile:
     def names(self) -> list[str]:
         """The columns that it has."""
         return self._open().names
+
+
+def check_place(source: str, out: str) -> None:
+    """Refuse a place where no cache can be begun, before anything is read."""
+    folder, path = Path(source).expanduser(), Path(out).expanduser()
+    if folder.is_dir() and path.resolve().is_relative_to(folder.resolve()):
+        raise ConfigError(f"--out {out} lies in the folder of the source, {source}", hint="choose another folder")
+    if path.is_dir() and not (path / layout.MANIFEST).exists():
+        refuse_foreign_folder(path)
 
 
 def source_files(source: str) -> list[RowFile]:

@@ -23,7 +23,7 @@ from kdpipe.pipeline.data.parts import make_plan, rows_of_a_part
 from kdpipe.pipeline.data.row_files import RowFile
 from kdpipe.pipeline.data.tokenizer import LoadedTokenizer, load_tokenizer
 from kdpipe.pipeline.foreign import Facts, Format, open_format
-from kdpipe.pipeline.foreign.files import source_files
+from kdpipe.pipeline.foreign.files import check_place, source_files
 from kdpipe.pipeline.foreign.sequences import packed
 from kdpipe.pipeline.foreign.survey import Read, Repairs, Survey, reader, rows_again, take_survey
 from kdpipe.pipeline.foreign.token_sizes import token_sizes
@@ -44,9 +44,12 @@ SPLITS: tuple[SplitName, ...] = ("train", "validation")
 def import_cache(settings: ImportSettings, watch: Watch) -> ImportReport:
     """Do what is left to do of an import."""
     started = time.perf_counter()
+    check_place(settings.source, settings.out)
     tokenizer = load_tokenizer(settings.tokenizer, trust_remote_code=settings.trust_remote_code)
-    source = open_source(settings, tokenizer)
-    watch.say(f"source     {len(source.files):,} files, {settings.source_format}: {source.form.facts.alignment}")
+    source = open_source(settings, tokenizer.record.vocabulary_size)
+    n = len(source.files)
+    files = "1 file" if n == 1 else f"{n:,} files"
+    watch.say(f"source     {files} of {settings.source_format}: {source.form.facts.alignment}")
     survey = source.survey(settings)
     _tell_repairs(survey.repairs, watch)
     stated = make_manifest(settings, source.form.facts, survey, tokenizer)
@@ -82,10 +85,10 @@ class Source:
         return list(rows_again(self.files, survey, places, self.read))
 
 
-def open_source(settings: ImportSettings, tokenizer: LoadedTokenizer) -> Source:
+def open_source(settings: ImportSettings, n_ids: int) -> Source:
     """The files of a source, and their format."""
     files = source_files(settings.source)
-    return Source(files=files, form=open_format(settings, files), n_ids=tokenizer.record.vocabulary_size)
+    return Source(files=files, form=open_format(settings, files), n_ids=n_ids)
 
 
 def make_manifest(settings: ImportSettings, facts: Facts, survey: Survey, tokenizer: LoadedTokenizer) -> Manifest:

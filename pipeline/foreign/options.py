@@ -1,13 +1,26 @@
-"""Options that only some formats take: one that would be ignored is refused.
+"""The options of an import: held to their bounds, and refused where a format would ignore them.
 
-In: the settings of an import, and which of those options its format takes. Out: nothing, or a `ConfigError`.
-Before it: `schemas/foreign.py`. After it: the modules of the formats.
+In: what was typed. Out: `ImportSettings`, or a `ConfigError`. Before it: `cli/cache/import_.py`.
+After it: `importing.py`, and the modules of the formats.
 """
+
+from typing import Any
+
+from pydantic import ValidationError
 
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.foreign import ImportSettings
+from kdpipe.schemas.records import explain
 
 WHO_TAKES = {"codec": "distillkit", "align": "axolotl and topk", "columns": "topk"}
+
+
+def import_settings(**given: Any) -> ImportSettings:
+    """The settings of an import."""
+    try:
+        return ImportSettings(**given)
+    except ValidationError as error:
+        raise ConfigError(explain(ImportSettings, error), hint="see `kdpipe cache import --help`") from None
 
 
 def refuse_options(settings: ImportSettings, takes: tuple[str, ...]) -> None:

@@ -17,7 +17,8 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from kdpipe.pipeline.config_file import read_file
-from kdpipe.pipeline.foreign.importing import import_cache
+from kdpipe.pipeline.foreign.importing import import_cache, open_source
+from kdpipe.pipeline.foreign.survey import Survey
 from kdpipe.pipeline.watch import SilentWatch
 from kdpipe.schemas.foreign import DistillkitCodec, ImportReport, ImportSettings
 from kdpipe.schemas.strict_json import canonical
@@ -64,6 +65,12 @@ def write_rows(path: Path, rows: Sequence[Row], **options: Any) -> Path:
 def imported(**settings: Any) -> ImportReport:
     """An import that nobody watches."""
     return import_cache(ImportSettings(**settings), SilentWatch())
+
+
+def surveyed(n_ids: int, **settings: Any) -> Survey:
+    """The first pass of an import, which reads and checks everything and writes nothing."""
+    asked = ImportSettings(tokenizer="-", out="-", **settings)
+    return open_source(asked, n_ids).survey(asked)
 
 
 def random_rows(seed: int, n_ids: int, k: int, lengths: Sequence[int]) -> list[Row]:

@@ -1,0 +1,126 @@
+"""`kdpipe cache import`: what another tool has stored becomes a cache.
+
+In: files of another tool, their format and the tokenizer. Out: a cache, and on stdout what it is and what its source
+could not tell. Before it: `cli/main.py`. After it: `kdpipe.pipeline.foreign.importing`.
+"""
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from kdpipe.cli import console
+from kdpipe.cli.progress import watching
+from kdpipe.cli.quantities import duration, size
+from kdpipe.schemas.errors import UsageError
+
+if TYPE_CHECKING:
+    from kdpipe.schemas.foreign import ImportReport
+
+TAILS = {
+    "given": "stated by the source",
+    "rest": "what kept ids leave of 1",
+    "unknown": "unknown: students learn with losses.logit=renormalised, or --mode output",
+}
+
+
+def import_(
+    source: Annotated[str, typer.Argument(metavar="SRC", help="Files of the other tool: a file, a folder or a glob.")],
+    from_: Annotated[
+        Literal["distillkit", "axolotl", "nemo", "topk"],
+        typer.Option("--from", help="Whose files: DistillKit's, axolotl's columns, NeMo-Aligner's lines, plain top-k."),
+    ],
+    tokenizer: Annotated[str, typer.Option(metavar="NAME", help="The teacher's tokenizer: a folder or a hub id.")],
+    out: Annotated[str, typer.Option(metavar="DIR", help="The cache: a new folder, or one that this command began.")],
+    codec: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="distillkit: its compression settings [compression_config.yaml beside SRC]."),
+    ] = None,
+    columns: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ROLE=NAME", help="topk: the column of tokens, ids, logprobs, loss_mask...; repeatable."),
+    ] = None,
+    tail: Annotated[
+        Literal["rest", "unknown"] | None,
+        typer.Option(help="rest: log p are over the whole vocabulary, what kept ids leave of 1 is the tail."),
+    ] = None,
+    align: Annotated[
+        Literal["next", "own"] | None,
+        typer.Option(help="axolotl, topk: whether list t is about token t + 1 or about token t."),
+    ] = None,
+    val_fraction: Annotated[
+        float, typer.Option(metavar="SHARE", help="The share of rows, by the digest of their tokens, to validate on.")
+    ] = 0.0,
+    no_pack: Annotated[bool, typer.Option("--no-pack", help="A document a sequence.")] = False,
+    limit: Annotated[int | None, typer.Option(metavar="N", help="The first N rows only.")] = None,
+    teacher_name: Annotated[str | None, typer.Option(metavar="NAME", help="Who spoke, for the manifest.")] = None,
+    teacher_revision: Annotated[str | None, typer.Option(metavar="NAME", help="Its revision.")] = None,
+    teacher_licence: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Its licence, which students inherit.")
+    ] = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Let the tokenizer's repository run code of its own.")
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="Answer with one JSON document.")] = False,
+) -> None:
+    """Make a cache from what another tool has stored; run again, it goes on where it was."""
+    roles = _roles(columns or [])
+    from kdpipe.pipeline.foreign.importing import import_cache
+    from kdpipe.pipeline.foreign.options import import_settings
+
+    settings = import_settings(
+        source_format=from_,
+        source=source,
+        tokenizer=tokenizer,
+        out=out,
+        codec=codec,
+        columns=roles,
+        tail=tail,
+        align=align,
+        val_fraction=val_fraction,
+        pack=not no_pack,
+        limit=limit,
+        teacher_name=teacher_name,
+        teacher_revision=teacher_revision,
+        teacher_licence=teacher_licence,
+        trust_remote_code=trust_remote_code,
+    )
+    with watching() as watch:
+        report = import_cache(settings, watch)
+    if json:
+        console.document(report.model_dump(mode="json"))
+    else:
+        console.answer(page(report))
+
+
+def _roles(words: list[str]) -> dict[str, str]:
+    """ROLE=NAME as a table."""
+    found: dict[str, str] = {}
+    for word in words:
+        role, sign, name = word.partition("=")
+        if not sign or not role or not name or role in found:
+            raise UsageError(
+                f"--columns {word} is not of the form ROLE=NAME", hint="write tokens=input_ids, a role once"
+            )
+        found[role] = name
+    return found
+
+
+def page(report: "ImportReport") -> str:
+    """What was made, and what nobody knows of it, for a person."""
+    parts = f"{report.parts:,}, {report.parts_made:,} made now"
+    facts = [
+        ("cache_id", report.cache_id),
+        ("parts", parts),
+        ("documents", f"{report.documents:,}"),
+        ("positions", f"{report.positions:,}, {report.entries_per_position:.1f} entries each"),
+        ("size", size(report.bytes)),
+        ("tail", TAILS[report.tail]),
+        ("not told", ", ".join(report.unknown)),
+    ]
+    repaired = {
+        "left out": (report.padding_entries, "ids without probability"),
+        "not learnt": (report.untold_rows, "rows without targets"),
+        "scaled": (report.scaled_rows, "rows that held more than all probability"),
+    }
+    facts += [(name, f"{n:,} {what}") for name, (n, what) in repaired.items() if n]
+    return "\n".join([report.cache, *console.facts([*facts, ("time", duration(report.seconds))])])
