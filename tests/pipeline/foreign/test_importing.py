@@ -226,7 +226,7 @@ def test_columns_of_other_types_are_refused(tmp_path: Path) -> None:
 def test_a_small_file_cannot_ask_for_much_memory(tmp_path: Path) -> None:
     """Eighteen million equal numbers are a few hundred bytes of Parquet."""
     row = {
-        "tokens": pa.array([np.zeros(18_000_000, np.int8)]),
+        "tokens": pa.ListArray.from_arrays([0, 18_000_000], np.zeros(18_000_000, np.int8)),
         "ids": pa.array([[[1]]]),
         "logprobs": pa.array([[[-1.0]]]),
     }
