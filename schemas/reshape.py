@@ -6,11 +6,17 @@ document of `--json`, key by key. Before it: `report.py`. After it: their comman
 
 from typing import Literal
 
+from pydantic import Field
+
 from kdpipe.schemas.plan import SplitName
 from kdpipe.schemas.records import Record
 from kdpipe.schemas.report import PartsMade
+from kdpipe.schemas.targets import MAX_ENTRIES
 
 Measure = Literal["teacher-entropy", "likelihood", "confident-wrong"]
+# What can be asked for of states, and what can be left out of any cache that has it.
+Kind = Literal["threshold", "sampled", "topk", "topp"]
+Dropped = Literal["draw-values", "boundary", "entropy", "hidden"]
 
 
 class ReshapeReport(Record):
@@ -68,3 +74,19 @@ class Selection(Record):
         names = ("lowest", "highest", "at_least", "at_most")
         bounds = [f"{name.replace('_', ' ')} {value!r}" for name in names if (value := getattr(self, name)) is not None]
         return "; ".join([*told, *([f"{self.by}: {', '.join(bounds)}"] if self.by else [])])
+
+
+class Poorer(Record):
+    """What a cache is to keep less of; None leaves it as it is.
+
+    `draws` are drawn with `seed`, that of the source by itself.
+    """
+
+    targets: Kind | None = None
+    tau: float | None = Field(default=None, gt=0, le=1)
+    draws: int | None = Field(default=None, ge=1, le=MAX_ENTRIES - 1)
+    top_k: int | None = Field(default=None, ge=1, le=MAX_ENTRIES)
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    temperatures: tuple[float, ...] | None = None
+    drop: tuple[Dropped, ...] = ()
+    seed: int | None = Field(default=None, ge=0, lt=1 << 63)

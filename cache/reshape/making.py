@@ -6,7 +6,7 @@ on with the parts that are not there; one part at a time is in memory, and of it
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Literal, Protocol
@@ -68,18 +68,26 @@ class Job:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Making:
-    """What is made of what: a job for each part of the plan. Tables and tokenizer are those of the first source."""
+    """What is made of what: a job for each part of the plan, and whether that part keeps its bytes.
 
-    action: Literal["merge", "subset"]
+    Tables and tokenizer are those of the first source.
+    """
+
+    action: Literal["merge", "subset", "requantise"]
     manifest: Manifest
     sources: Sequence[Source]
     jobs: Sequence[Job]
+    adopted: Sequence[bool]
     left_out: int
 
-    def adopted(self) -> list[bool]:
-        """Which parts keep their bytes: nothing is left out of them, and all their tables are equal."""
-        tables = [source.tables() for source in self.sources]
-        return [job.keep is None and tables[job.source] == tables[0] for job in self.jobs]
+
+Rewrite = Callable[[CacheWriter, int, Making], None]
+
+
+def adopted(sources: Sequence[Source], jobs: Sequence[Job]) -> list[bool]:
+    """Which parts keep their bytes: nothing is left out of them, and all their tables are equal to the first's."""
+    tables = [source.tables() for source in sources]
+    return [job.keep is None and tables[job.source] == tables[0] for job in jobs]
 
 
 def planned(jobs: Sequence[Job], like: Plan) -> tuple[list[Job], Plan]:
@@ -112,8 +120,8 @@ def made_from(sources: Sequence[Source], origin: Origin, plan: Plan) -> Manifest
     return with_changes(first, kdpipe=version("kdpipe"), data=data, plan=plan, history=history)
 
 
-def make(out: str, making: Making, told: Told) -> ReshapeReport:
-    """Make the parts that are not there yet, and complete the cache."""
+def make(out: str, making: Making, told: Told, rewrite: Rewrite | None = None) -> ReshapeReport:
+    """Make the parts that are not there yet, and complete the cache; `rewrite` makes those that keep no bytes."""
     started = time.perf_counter()
     check_apart(out, *making.sources)
     first = making.sources[0]
@@ -122,13 +130,13 @@ def make(out: str, making: Making, told: Told) -> ReshapeReport:
     writer = create_cache(out, making.manifest)
     writer.publish_tokenizer(files)
     writer.publish_tables(tables)
-    missing, adopted = writer.missing(), making.adopted()
+    missing = writer.missing()
     told.begin(len(making.jobs), len(making.jobs) - len(missing))
     for number in missing:
-        if adopted[number]:
+        if making.adopted[number]:
             _adopt(writer, number, making)
         else:
-            _rewrite(writer, number, making)
+            (rewrite or _rewrite)(writer, number, making)
         told.part_done(number)
     identity = writer.seal()
     records = [writer.record(number) for number in range(len(making.jobs))]
@@ -138,8 +146,8 @@ def make(out: str, making: Making, told: Told) -> ReshapeReport:
         cache_id=identity,
         sources=tuple(source.cache_id for source in making.sources),
         parts=PartsMade(planned=len(making.jobs), present=len(records), made=len(missing)),
-        adopted=sum(adopted),
-        rewritten=len(adopted) - sum(adopted),
+        adopted=sum(making.adopted),
+        rewritten=len(making.jobs) - sum(making.adopted),
         documents=sum(record.n_documents for record, _ in records),
         left_out=making.left_out,
         positions=sum(record.n_positions for record, _ in records),

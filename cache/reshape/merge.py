@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from kdpipe.cache.reshape.digests import KnownDocuments, digests_of
-from kdpipe.cache.reshape.making import Job, Making, Silent, Told, made_from, make, planned
+from kdpipe.cache.reshape.making import Job, Making, Silent, Told, adopted, made_from, make, planned
 from kdpipe.cache.reshape.sources import Source, open_source
 from kdpipe.schemas.compare import differing_settings
 from kdpipe.schemas.errors import ConfigError, Incompatible
@@ -46,7 +46,14 @@ def plan_merge(sources: Sequence[Source], overlap: Overlap) -> Making:
         note=f"overlap {overlap}: {left_out:,} documents left out" if left_out else "",
     )
     manifest = made_from(sources, origin, plan)
-    return Making(action="merge", manifest=manifest, sources=sources, jobs=ordered, left_out=left_out)
+    return Making(
+        action="merge",
+        manifest=manifest,
+        sources=sources,
+        jobs=ordered,
+        adopted=adopted(sources, ordered),
+        left_out=left_out,
+    )
 
 
 def _jobs(sources: Sequence[Source]) -> tuple[list[Job], list[tuple[int, int]]]:

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kdpipe.cache.entries import Bools
-from kdpipe.cache.reshape.making import MAX_TEXT, Job, Making, Silent, Told, made_from, make, planned
+from kdpipe.cache.reshape.making import MAX_TEXT, Job, Making, Silent, Told, adopted, made_from, make, planned
 from kdpipe.cache.reshape.measures import check_measure, measured
 from kdpipe.cache.reshape.sources import Source, StoredDocuments, open_source
 from kdpipe.schemas.errors import ConfigError
@@ -46,7 +46,14 @@ def plan_subset(source: Source, selection: Selection) -> Making:
     origin = Origin(action="subset", caches=(source.cache_id,), note=str(selection)[:MAX_TEXT])
     left_out = sum(record.n_documents for record in records) - sum(job.n_documents for job in jobs)
     manifest = made_from([source], origin, plan)
-    return Making(action="subset", manifest=manifest, sources=[source], jobs=jobs, left_out=left_out)
+    return Making(
+        action="subset",
+        manifest=manifest,
+        sources=[source],
+        jobs=jobs,
+        adopted=adopted([source], jobs),
+        left_out=left_out,
+    )
 
 
 def check_selection(selection: Selection, manifest: Manifest) -> None:

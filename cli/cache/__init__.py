@@ -7,9 +7,11 @@ import typer
 
 from kdpipe.cli import console
 from kdpipe.cli.cache.copy import copy
+from kdpipe.cli.cache.export import export
 from kdpipe.cli.cache.import_ import import_
 from kdpipe.cli.cache.inspect import inspect
 from kdpipe.cli.cache.merge import merge
+from kdpipe.cli.cache.requantise import requantise
 from kdpipe.cli.cache.subset import subset
 from kdpipe.cli.cache.verify import verify
 
@@ -24,8 +26,10 @@ def options(context: typer.Context) -> None:
 
 
 app.command("copy")(copy)
+app.command("export")(export)
 app.command("import")(import_)
 app.command("inspect")(inspect)
 app.command("merge")(merge)
+app.command("requantise")(requantise)
 app.command("subset")(subset)
 app.command("verify")(verify)

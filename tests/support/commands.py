@@ -49,7 +49,8 @@ SURFACE: dict[str, tuple[set[str], set[str]]] = {
         },
     ),
     "compare": (set(), {"--json"}),
-    "cache": ({"copy", "import", "inspect", "merge", "subset", "verify"}, set()),
+    "cache": ({"copy", "export", "import", "inspect", "merge", "requantise", "subset", "verify"}, set()),
+    "cache export": (set(), {"--to", "--out", "--split", "--json"}),
     "cache import": (
         set(),
         {
@@ -60,6 +61,13 @@ SURFACE: dict[str, tuple[set[str], set[str]]] = {
     "cache copy": (set(), {"--allow-partial", "--json"}),
     "cache inspect": (set(), {"--json"}),
     "cache merge": (set(), {"--out", "--overlap", "--json"}),
+    "cache requantise": (
+        set(),
+        {
+            "--out", "--targets", "--profile", "--tau", "--draws", "--top-k", "--top-p", "--temperatures", "--drop",
+            "--seed", "--json",
+        },
+    ),
     "cache subset": (
         set(),
         {

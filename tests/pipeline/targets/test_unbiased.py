@@ -1,6 +1,5 @@
 """Over many rows, weights are the teacher's probabilities: chi-square and means, and faults that both must see."""
 
-import math
 from collections.abc import Callable
 
 import numpy as np
@@ -13,7 +12,8 @@ from kdpipe.pipeline.targets.masses import Masses
 from kdpipe.pipeline.targets.reduce import Reduced
 from kdpipe.schemas.targets import Sampled, TargetSpec, Threshold
 from support import dense_twin
-from support.reducing import awkward, reduce_rows, rows_of, targets
+from support.reducing import awkward, reduce_rows, targets
+from support.unbiased import deviation_of_draws, deviation_of_means
 
 ROWS = 5_000
 SIZE = 400
@@ -39,58 +39,6 @@ def many(spec: TargetSpec, name: str) -> tuple[np.ndarray, Reduced]:
     labels = torch.zeros(ROWS, dtype=torch.int64)
     p = np.exp(dense_twin.log_softmax(logits.numpy(), spec.target_temperature))
     return p, reduce_rows(spec, logits.expand(ROWS, SIZE), labels)
-
-
-def expectation(spec: TargetSpec, p: np.ndarray, reduced: Reduced) -> tuple[np.ndarray, float]:
-    """How likely each id is to be one given draw, and what a draw weighs."""
-    if isinstance(spec.keep, Sampled):
-        rest = p.copy()
-        rest[p.argmax()] = 0.0
-        return rest / rest.sum(), float(rest.sum()) / spec.keep.draws
-    plan = dense_twin.threshold(p, int(reduced.n_exact_R[0] + reduced.n_draws_R[0]))
-    rest = np.where(plan.chances < 1, p, 0.0)
-    return rest / max(rest.sum(), 1e-300), plan.share
-
-
-def deviation_of_draws(spec: TargetSpec, p: np.ndarray, reduced: Reduced) -> float:
-    """Chi-square of draws that are independent: all of a kind with replacement, one of each row otherwise."""
-    n_draws, n_exact = reduced.n_draws_R.numpy(), reduced.n_exact_R.numpy()
-    chances, _ = expectation(spec, p, reduced)
-    ids = reduced.ids_RK.numpy()
-    if reduced.times_RK is not None:
-        slots = np.arange(ids.shape[1])
-        drawn = (slots >= n_exact[:, None]) & (slots < (n_exact + n_draws)[:, None])
-        counts = np.bincount(ids[drawn], reduced.times_RK.numpy()[drawn], minlength=len(p))
-    else:
-        picked = np.random.default_rng(0).integers(0, n_draws)
-        counts = np.bincount(ids[np.arange(len(ids)), n_exact + picked], minlength=len(p))
-    if counts[chances == 0].any():
-        return math.inf
-    return dense_twin.chi_square_deviation(counts, chances * counts.sum())
-
-
-def deviation_of_means(spec: TargetSpec, p: np.ndarray, reduced: Reduced) -> float:
-    """How far the mean weight of any id lies from its p, in standard deviations; ids rarely drawn count together."""
-    chances, share = expectation(spec, p, reduced)
-    sums = np.zeros(len(p))
-    for row in rows_of(reduced, spec):
-        for i, weight in row.weights.items():
-            sums[i] += weight
-    n = len(reduced.n_exact_R)
-    if isinstance(spec.keep, Sampled):
-        variance = chances * (1 - chances) * spec.keep.draws * share**2 * n
-    else:
-        variance = np.where(chances > 0, p * np.maximum(share - p, 0), 0) * n
-    often = (chances > 0) & (p * n > 25 * share)
-    rare = (chances > 0) & ~often
-    exact = np.abs(sums - p * n)[chances == 0]
-    # Weights are float32 numbers: their sum is off by 1e-6 and more in every row.
-    worst = float((exact / (1e-5 * n)).max(initial=0.0))
-    rounding = (1e-6 * p * n) ** 2
-    worst = max(worst, float((np.abs(sums - p * n) / np.sqrt(variance + rounding))[often].max(initial=0.0)))
-    if rare.any():
-        worst = max(worst, float(abs((sums - p * n)[rare].sum()) / np.sqrt(variance[rare].sum() + share**2)))
-    return worst
 
 
 @every_spec

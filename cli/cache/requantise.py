@@ -1,0 +1,73 @@
+"""`kdpipe cache requantise`: a cache made poorer from what it has, without its teacher.
+
+In: a cache, and what is to be less. Out: a new cache, and on stdout what it is. Before it: `cli/main.py`.
+After it: `kdpipe.pipeline.requantise`.
+"""
+
+from typing import Annotated, Literal
+
+import typer
+
+from kdpipe.cli.cache.reshaping import Json, Lines, Out, answer
+from kdpipe.schemas.errors import ConfigError
+
+
+def requantise(
+    cache: Annotated[str, typer.Argument(metavar="CACHE", help="A finished cache: a folder or a URL.")],
+    out: Out,
+    targets: Annotated[
+        Literal["threshold", "sampled", "topk", "topp"] | None,
+        typer.Option("--targets", help="Another kind: only states can become one."),
+    ] = None,
+    profile: Annotated[
+        Literal["lean", "standard", "fine"] | None,
+        typer.Option("--profile", help="threshold: tau 1/10, 1/25 or 1/50."),
+    ] = None,
+    tau: Annotated[
+        float | None, typer.Option("--tau", metavar="P", help="threshold: a higher one than the cache has.")
+    ] = None,
+    draws: Annotated[int | None, typer.Option("--draws", metavar="N", help="sampled: fewer draws.")] = None,
+    top_k: Annotated[int | None, typer.Option("--top-k", metavar="K", help="topk: fewer ids.")] = None,
+    top_p: Annotated[float | None, typer.Option("--top-p", metavar="P", help="topp: a lower mass.")] = None,
+    temperatures: Annotated[
+        str | None, typer.Option("--temperatures", metavar="T,T", help="Some of its temperatures, or none.")
+    ] = None,
+    drop: Annotated[
+        list[str] | None,
+        typer.Option("--drop", metavar="WHAT", help="draw-values, boundary, entropy or hidden; repeatable."),
+    ] = None,
+    seed: Annotated[int | None, typer.Option("--seed", metavar="N", help="Of what is drawn [the cache's].")] = None,
+    json: Json = False,
+) -> None:
+    """Make a poorer cache; what would be richer is refused."""
+    from pydantic import ValidationError
+
+    from kdpipe.pipeline.requantise import requantise as run
+    from kdpipe.schemas.records import explain
+    from kdpipe.schemas.reshape import Poorer
+    from kdpipe.schemas.stage_one import PROFILES
+
+    if profile is not None and tau is not None:
+        raise ConfigError("--profile and --tau say the same thing", hint="give one of them")
+    try:
+        asked = Poorer(
+            targets=targets,
+            tau=tau if profile is None else PROFILES[profile],
+            draws=draws,
+            top_k=top_k,
+            top_p=top_p,
+            temperatures=None if temperatures is None else _numbers(temperatures),
+            drop=tuple(drop or ()),  # type: ignore[arg-type]  # the record checks the words
+            seed=seed,
+        )
+    except ValidationError as error:
+        raise ConfigError(explain(Poorer, error), hint="see `kdpipe cache requantise --help`") from None
+    answer(run(cache, out, asked, Lines()), json)
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    """A comma list of numbers, or `none`."""
+    try:
+        return () if text.strip() == "none" else tuple(float(word) for word in text.split(","))
+    except ValueError:
+        raise ConfigError(f"--temperatures {text} is no list of numbers", hint="write 2 or 2,4 or none") from None

@@ -1,0 +1,124 @@
+"""Requantise: a cache made poorer from what it has, and still unbiased where it was.
+
+In: a finished cache, and what is to be less. Out: a cache of the same documents in the same sequences.
+Before it: `cli/cache/requantise.py`. After it: `kdpipe.cache.reshape.making` makes part after part and completes the
+cache; killed and run again, it goes on.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+
+from kdpipe.cache.encode import CodedRows
+from kdpipe.cache.part_reader import PartReader
+from kdpipe.cache.reshape.adopt import with_changes
+from kdpipe.cache.reshape.making import Job, Making, Silent, Told, made_from, make
+from kdpipe.cache.reshape.recode import CodedPart
+from kdpipe.cache.reshape.sources import Source, open_source
+from kdpipe.cache.reshape.stored import Stored
+from kdpipe.cache.rows import Rows, Sequence
+from kdpipe.cache.writer import CacheWriter
+from kdpipe.pipeline.requantising.keys import row_keys
+from kdpipe.pipeline.requantising.rows import PoorerRows
+from kdpipe.pipeline.requantising.spec import poorer_manifest
+from kdpipe.pipeline.requantising.states import StateTargets
+from kdpipe.schemas.compare import differing_keys
+from kdpipe.schemas.manifest import Manifest, Origin
+from kdpipe.schemas.reshape import Poorer, ReshapeReport
+
+MAX_NOTE = 2000
+Change = Callable[[PartReader, int, Stored], CodedRows]
+
+
+def requantise(url: str, out: str, asked: Poorer, told: Told | None = None) -> ReshapeReport:
+    """Make a poorer cache of another."""
+    source = open_source(url)
+    manifest = plan_poorer(source, asked)
+    records = [source.record(row.part) for row in source.cache.parts]
+    making = Making(
+        action="requantise",
+        manifest=manifest,
+        sources=[source],
+        jobs=[Job(source=0, part=r.part, split=r.split, n_documents=r.n_documents) for r in records],
+        # What only leaves out an array needs no row of the others to be written.
+        adopted=[manifest.targets == source.manifest.targets] * len(records),
+        left_out=0,
+    )
+    change = _change(source, manifest)
+
+    def rewrite(writer: CacheWriter, number: int, making: Making) -> None:
+        part, record = source.cache.part(number), records[number]
+        coded = CodedPart(part, source.manifest, None)
+        with writer.part(number) as made:
+            for i in range(len(coded)):
+                stored = coded.sequence(i)
+                made.add_coded(change(part, i, stored), stored.places, stored.texts)
+            # Ids that are drawn again are farther from the teacher than those that were measured.
+            same = manifest.targets.keep == source.manifest.targets.keep
+            made.fidelity = record.fidelity if same else None
+            made.batches_halved = record.batches_halved
+
+    return make(out, making, told or Silent(), rewrite)
+
+
+def plan_poorer(source: Source, asked: Poorer) -> Manifest:
+    """The manifest of the poorer cache, with what was done in its history."""
+    poorer = poorer_manifest(source.manifest, asked)
+    changed = differing_keys(_keeps(source.manifest), _keeps(poorer))
+    note = "; ".join(line.replace(" there, ", " to ").removesuffix(" asked") for line in changed)
+    origin = Origin(action="requantise", caches=(source.cache_id,), note=note[:MAX_NOTE])
+    made = made_from([source], origin, source.manifest.plan)
+    changes = {name: getattr(poorer, name) for name in ("targets", "hidden", "arrays", "tables", "seed")}
+    return with_changes(made, **changes)
+
+
+def _keeps(manifest: Manifest) -> dict[str, object]:
+    return {**manifest.targets.model_dump(mode="json"), "hidden": [v.layer for v in manifest.hidden.rows]}
+
+
+def _change(source: Source, manifest: Manifest) -> Change:
+    """What becomes of a sequence."""
+    is_state = source.manifest.targets.keep.kind == "state"
+    if is_state and manifest.targets.keep.kind != "state":
+        tables = {table.name: source.cache.table(table.name) for table in source.manifest.tables}
+        states = StateTargets(source.manifest, manifest, tables)
+
+        def of_states(part: PartReader, number: int, stored: Stored) -> CodedRows:
+            rows = part.rows(number, number + 1)
+            if not manifest.hidden.rows:
+                rows = replace(rows, hidden={})
+            keys_R = _keys(source, manifest, stored, rows)
+            return states.rows(stored.coded, _sequence(part, number, stored, rows, manifest), rows, keys_R)
+
+        return of_states
+    poorer = PoorerRows(source.manifest, manifest)
+
+    def of_entries(part: PartReader, number: int, stored: Stored) -> CodedRows:
+        rows = part.rows(number, number + 1, hidden=False)
+        return poorer.rows(stored.coded, rows, _keys(source, manifest, stored, rows))
+
+    return of_entries
+
+
+def _keys(
+    source: Source, manifest: Manifest, stored: Stored, rows: Rows
+) -> "np.ndarray[tuple[int], np.dtype[np.int64]]":
+    lengths = np.diff(rows.document_starts, append=len(rows))
+    return row_keys(source.cache_id, manifest.seed, stored.places.digests, lengths)
+
+
+def _sequence(part: PartReader, number: int, stored: Stored, rows: Rows, manifest: Manifest) -> Sequence:
+    """A stored sequence as stage one would hand it over."""
+    places = stored.places
+    return Sequence(
+        tokens=rows.tokens,
+        loss_mask=rows.loss_mask,
+        token_bytes=part.token_bytes(number),
+        document_starts=places.document_starts,
+        documents=places.documents,
+        digests=places.digests,
+        columns=places.columns,
+        pooled=part.sequences.pooled(*part.documents(number)) if manifest.hidden.pooled else {},
+        texts=stored.texts,
+    )

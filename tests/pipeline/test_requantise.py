@@ -1,0 +1,221 @@
+"""Requantised caches: valid, poorer, and on the mean over seeds what their source says at every id."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from kdpipe.cache.reader import open_cache
+from kdpipe.cache.reshape import making
+from kdpipe.cache.reshape.recode import CodedPart
+from kdpipe.cache.rows import Rows
+from kdpipe.pipeline import requantise as story
+from kdpipe.pipeline.requantise import requantise
+from kdpipe.pipeline.requantising.keys import row_keys
+from kdpipe.pipeline.requantising.rows import PoorerRows
+from kdpipe.pipeline.requantising.spec import poorer_manifest
+from kdpipe.schemas.errors import ConfigError
+from kdpipe.schemas.reshape import Poorer
+from support.kinds import make_kind
+from support.reshaped import documents_in, problems_in
+from support.tiny import digests_of, make_cache, unsynced
+
+torch.set_num_threads(1)
+SCALARS = ("entropy", "label_logprob", "boundary_logprob")
+SEEDS = 400
+# What is asked of each kind, and the scalars that it drops.
+ASKED: dict[str, dict[str, Any]] = {
+    "threshold": {"tau": 0.2},
+    "threshold-at-2": {"tau": 0.3},
+    "threshold-other-laws": {"tau": 0.1, "temperatures": (4.0,)},
+    "sampled": {"draws": 3},
+    "sampled-at-2": {"draws": 5},
+    "topk": {"top_k": 3},
+    "topk-at-2": {"top_k": 2},
+    "topp": {"top_p": 0.5},
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def hurried() -> Iterator[None]:
+    """The disk is not waited for: these tests are about what is in a cache."""
+    with unsynced():
+        yield
+
+
+def weights_of(rows: Rows, n_ids: int) -> np.ndarray:
+    """The training target over all ids, rows without one zero."""
+    found = np.zeros((len(rows), n_ids))
+    np.add.at(found, (np.repeat(np.arange(len(rows)), rows.count), rows.ids), rows.weights.astype(np.float64))
+    return found
+
+
+def row_slices(rows: Rows) -> Iterator[tuple[int, slice]]:
+    ends = np.cumsum(rows.count)
+    return ((t, slice(int(ends[t] - rows.count[t]), int(ends[t]))) for t in range(len(rows)))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [name if name in ("threshold-at-2", "sampled") else pytest.param(name, marks=pytest.mark.slow) for name in ASKED],
+)
+def test_a_poorer_cache_is_valid_and_says_no_more_than_its_source(name: str, tmp_path: Path) -> None:
+    make_kind(tmp_path / "a", name)
+    before = digests_of(tmp_path / "a")
+    report = requantise(str(tmp_path / "a"), str(tmp_path / "b"), Poorer(**ASKED[name]))
+    assert (report.action, report.adopted, report.left_out) == ("requantise", 0, 0)
+    assert problems_in(tmp_path / "b") == []
+    old, new = open_cache(tmp_path / "a"), open_cache(tmp_path / "b")
+    step = old.manifest.arrays.logprob.law.step  # type: ignore[union-attr]  # kinds with entries have one
+    fewer = 0
+    for i in range(len(old)):
+        there, here = old[i], new[i]
+        assert (there.tokens.tolist(), old.digests(i)) == (here.tokens.tolist(), new.digests(i))
+        for scalar in SCALARS:
+            a, b = getattr(there, scalar), getattr(here, scalar)
+            assert (a is None) == (b is None)
+            assert a is None or a.tobytes() == b.tobytes()
+        for (t, own), (_, mine) in zip(row_slices(there), row_slices(here), strict=True):
+            n = int(here.n_exact[t])
+            assert n <= there.n_exact[t]
+            assert here.ids[mine][:n].tolist() == there.ids[own][:n].tolist()
+            assert set(here.ids[mine][n:].tolist()) <= set(there.ids[own][n:].tolist())
+            assert np.allclose(here.logprobs[mine][:n], there.logprobs[own][:n], atol=step / 8)
+            fewer += len(there.ids[own]) - len(here.ids[mine])
+    assert fewer > 0
+    assert digests_of(tmp_path / "a") == before
+
+
+@pytest.mark.parametrize("name", ["threshold", pytest.param("threshold-at-2", marks=pytest.mark.slow), "sampled"])
+def test_over_many_seeds_the_mean_weight_is_that_of_the_source(name: str, tmp_path: Path) -> None:
+    """Weights are what they were on the mean, draws of the source included; chi-square over all rows and ids."""
+    make_kind(tmp_path / "a", name)
+    cache = open_cache(tmp_path / "a")
+    manifest = poorer_manifest(cache.manifest, Poorer(**ASKED[name]))
+    part, poorer = cache.part(0), PoorerRows(cache.manifest, manifest)
+    stored, rows = CodedPart(part, cache.manifest, None).sequence(0), cache[0]
+    lengths = np.diff(rows.document_starts, append=len(rows))
+    place = {column.name: n for n, column in enumerate(manifest.arrays.row.columns)}
+    ids_by_rank, due = cache.table("ids_by_rank"), weights_of(rows, 300)
+    tail = "log_tail" if manifest.targets.target_temperature == 1.0 else "drawn_log_tail"
+    law = manifest.arrays.row.columns[place[tail]].law
+    sums, squares = np.zeros_like(due), np.zeros_like(due)
+    for seed in range(SEEDS):
+        keys_R = row_keys("a" * 64, seed, stored.places.digests, lengths)
+        coded = poorer.rows(stored.coded, rows, keys_R)
+        weights = plainly_decoded(coded, place, law, tail, ids_by_rank, due)
+        sums += weights
+        squares += weights**2
+    mean = sums / SEEDS
+    variance = np.maximum(squares / SEEDS - mean**2, 0)
+    drawn = variance > 1e-12
+    # A share of the tail is read from a code: half a step of log odds, up to 1/512 of it.
+    assert np.abs(mean - due)[~drawn].max() < 0.01
+    z = (mean - due)[drawn] / np.sqrt(variance[drawn] / SEEDS + (due[drawn] / 256) ** 2)
+    assert drawn.sum() > 100
+    assert np.mean(z**2) < 1.3
+    assert np.abs(z).max() < 5
+
+
+def plainly_decoded(coded: Any, place: dict[str, int], law: Any, tail: str, ids: Any, due: Any) -> np.ndarray:
+    """Row by row, in plain Python: exact ids weigh what they did, draws their share of the tail."""
+    found = np.zeros_like(due)
+    entry = draw = 0
+    for t, columns in enumerate(coded.columns.tolist()):
+        n_exact, n_draws = columns[place["n_exact"]], columns[place["n_draws"]]
+        ranks = coded.ids[entry : entry + n_exact + n_draws].tolist()
+        exact = [int(ids[rank]) for rank in ranks[:n_exact]]
+        found[t, exact] = due[t, exact]
+        times = (coded.times[draw : draw + n_draws] + 1).tolist() if len(coded.times) else [1] * n_draws
+        mass = 1 / (1 + np.exp(-(columns[place[tail]] - law.zero) * law.step))
+        for rank, n in zip(np.cumsum(ranks[n_exact:]).tolist(), times, strict=True):
+            found[t, int(ids[rank])] += mass * n / sum(times)
+        entry, draw = entry + n_exact + n_draws, draw + n_draws
+    return found
+
+
+def test_what_is_only_dropped_changes_nothing_else(tmp_path: Path) -> None:
+    make_kind(tmp_path / "a", "threshold-at-2")
+    asked = Poorer(drop=("draw-values", "entropy"), temperatures=(2.0,))
+    requantise(str(tmp_path / "a"), str(tmp_path / "b"), asked)
+    assert problems_in(tmp_path / "b") == []
+    old, new = open_cache(tmp_path / "a"), open_cache(tmp_path / "b")
+    for i in range(len(old)):
+        assert old[i].weights.tobytes() == new[i].weights.tobytes()
+        assert new[i].entropy is None
+        is_draw = np.isnan(new[i].logprobs)
+        assert is_draw.sum() == (old[i].count - old[i].n_exact).sum()
+        assert old[i].logprobs[~is_draw].tobytes() == new[i].logprobs[~is_draw].tobytes()
+        assert set(new[i].log_z) == {2.0}
+    assert new.part(0).record.fidelity == old.part(0).record.fidelity
+    assert (
+        new.manifest.history[-1].note
+        == "draw_values: True to False; entropy: True to False; temperatures: [2.0, 4.0] to [2.0]"
+    )
+
+
+def test_hidden_states_alone_are_dropped_without_touching_the_rest(tmp_path: Path) -> None:
+    make_kind(tmp_path / "a", "threshold")
+    report = requantise(str(tmp_path / "a"), str(tmp_path / "b"), Poorer(drop=("hidden",)))
+    assert (report.adopted, report.rewritten) == (2, 0)
+    assert problems_in(tmp_path / "b") == []
+    assert documents_in(tmp_path / "a", ("hidden",)) == documents_in(tmp_path / "b", ("hidden",))
+    assert open_cache(tmp_path / "b")[0].hidden == {}
+
+
+@pytest.mark.parametrize("name", ["state", pytest.param("state-capped", marks=pytest.mark.slow)])
+def test_states_become_targets_of_what_they_say(name: str, tmp_path: Path) -> None:
+    make_kind(tmp_path / "a", name)
+    old = open_cache(tmp_path / "a")
+    for asked in ({"tau": 0.05}, {"draws": 6}, {"top_k": 4, "drop": ("hidden",) if name == "state" else ()}):
+        out = tmp_path / str(next(iter(asked)))
+        requantise(str(tmp_path / "a"), str(out), Poorer(**asked))
+        assert problems_in(out) == []
+        new = open_cache(out)
+        for i in range(len(old)):
+            dense, here = np.exp(old.dense(i).astype(np.float64)), new[i]
+            for t, own in row_slices(here):
+                if here.loss_mask[t]:
+                    exact = own.start + int(here.n_exact[t])
+                    assert here.ids[own.start] == dense[t].argmax()
+                    expected = dense[t, here.ids[own.start : exact]]
+                    assert np.allclose(here.weights[own.start : exact], expected, rtol=0.1, atol=1e-4)
+            assert old.digests(i) == new.digests(i)
+            assert (here.boundary_logprob is None) == (name != "state")
+
+
+def test_a_run_that_was_killed_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_cache(tmp_path / "a")
+    asked = Poorer(tau=0.1)
+    requantise(str(tmp_path / "a"), str(tmp_path / "whole"), asked)
+    writer = making.CacheWriter.part
+    begun: list[int] = []
+
+    def second_dies(self: Any, number: int) -> Any:
+        begun.append(number)
+        if len(begun) == 2:
+            raise KeyboardInterrupt
+        return writer(self, number)
+
+    with monkeypatch.context() as dying:
+        dying.setattr(making.CacheWriter, "part", second_dies)
+        with pytest.raises(KeyboardInterrupt):
+            requantise(str(tmp_path / "a"), str(tmp_path / "b"), asked)
+    assert requantise(str(tmp_path / "a"), str(tmp_path / "b"), asked).parts.made == 3
+    assert digests_of(tmp_path / "b") == digests_of(tmp_path / "whole")
+    with pytest.raises(ConfigError, match="holds another cache"):
+        requantise(str(tmp_path / "a"), str(tmp_path / "b"), asked.model_copy(update={"seed": 3}))
+
+
+def test_the_same_seed_twice_over_draws_anew_each_time(tmp_path: Path) -> None:
+    make_cache(tmp_path / "a")
+    source = story.open_source(str(tmp_path / "a"))
+    digest = np.zeros((1, 16), np.uint8)
+    requantise(str(tmp_path / "a"), str(tmp_path / "b"), Poorer(tau=0.1))
+    other = story.open_source(str(tmp_path / "b"))
+    assert source.manifest.seed == other.manifest.seed
+    keys = [row_keys(each.cache_id, each.manifest.seed, digest, np.array([5])) for each in (source, other)]
+    assert not set(keys[0].tolist()) & set(keys[1].tolist())
