@@ -7,7 +7,8 @@ is checked; and the rows of a person's Parquet file. Before it: `parquet_pages.p
 
 import struct
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
@@ -18,7 +19,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from kdpipe.cache.number_lists import depth, rows_of_lists
+from kdpipe.cache.number_lists import depth, joined, rows_of_lists
 from kdpipe.cache.parquet_pages import check_pages
 from kdpipe.schemas.errors import CacheDamaged, ConfigError
 
@@ -349,3 +350,45 @@ class ParquetLists:
             )
         except (pa.ArrowException, OSError) as error:
             raise ConfigError(f"{self._path} cannot be read as Parquet: {_first_line(error)}") from None
+
+
+@contextmanager
+def lists_writer(
+    file: BinaryIO, types: Mapping[str, tuple[str, int]], notes: Mapping[str, str]
+) -> Iterator[Callable[[Sequence[Mapping[str, Any]]], None]]:
+    """Write a Parquet file of lists of numbers for other programs: a function that writes rows as one row group.
+
+    `types` has a numpy type and a depth of lists for each column; rows have arrays, or `NumberLists` where lists lie
+    in lists.
+    """
+    fields = []
+    for name, (kind, deep) in types.items():
+        nested: Any = pa.from_numpy_dtype(np.dtype(kind))
+        for _ in range(deep):
+            nested = pa.list_(nested)
+        fields.append(pa.field(name, nested))
+    schema = pa.schema(fields, metadata={key.encode(): value.encode() for key, value in notes.items()})
+
+    def column(name: str, rows: Sequence[Mapping[str, Any]]) -> Any:
+        values, levels = joined([row[name] for row in rows])
+        array: Any = pa.array(values.astype(types[name][0]))
+        for offsets in levels:
+            array = pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), array)
+        return array
+
+    with pq.ParquetWriter(file, schema, compression="zstd") as writer:
+        yield lambda rows: writer.write_batch(
+            pa.RecordBatch.from_arrays([column(n, rows) for n in types], schema=schema)
+        )
+
+
+def parquet_notes(path: str) -> tuple[dict[str, str], int]:
+    """What a Parquet file says of itself, and how many rows it has; nothing when it is none."""
+    try:
+        metadata = pq.read_metadata(path)
+    except (pa.ArrowException, OSError):
+        return {}, 0
+    notes = metadata.metadata or {}
+    return {key.decode("utf-8", "replace"): value.decode("utf-8", "replace") for key, value in notes.items()}, int(
+        metadata.num_rows
+    )

@@ -1,10 +1,10 @@
-"""Columns of lists of numbers, as Arrow holds them, turned into numpy arrays row by row.
+"""Columns of lists of numbers, as Arrow holds them, turned into numpy arrays row by row, and back.
 
 In: an Arrow column of lists, or of lists of lists, of numbers. Out: for each row an array, or `NumberLists`.
-Before it: nothing. After it: `arrow_files.py` reads such columns from Parquet. Nothing is copied that has no gaps.
+Before it: nothing. After it: `arrow_files.py` reads and writes such columns of Parquet. Nothing without gaps is copied.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -50,6 +50,18 @@ def rows_of_lists(column: Any) -> Callable[[int], Any]:
         return NumberLists(values[places[first] : places[end]], counts[first:end]) if there[row] else None
 
     return lists
+
+
+def joined(rows: Sequence[Any]) -> tuple[npt.NDArray[Any], list[Longs]]:
+    """Rows behind each other: their numbers, and where each list begins and the last ends, innermost lists first."""
+    if not isinstance(rows[0], NumberLists):
+        return np.concatenate(rows), [_ends([len(row) for row in rows])]
+    counts = np.concatenate([row.counts for row in rows])
+    return np.concatenate([row.values for row in rows]), [_ends(counts), _ends([len(row.counts) for row in rows])]
+
+
+def _ends(lengths: Any) -> Longs:
+    return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
 
 
 def _values(flat: Any) -> npt.NDArray[Any]:

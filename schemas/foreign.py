@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from kdpipe.schemas.manifest import MAX_VOCABULARY
+from kdpipe.schemas.plan import SplitName
 from kdpipe.schemas.records import Record
 from kdpipe.schemas.targets import MAX_ENTRIES
 
@@ -116,4 +117,28 @@ class ImportReport(Record):
     padding_entries: int
     untold_rows: int
     scaled_rows: int
+    seconds: float
+
+
+class ExportSettings(Record):
+    """What `kdpipe cache export` is told."""
+
+    cache: str = Field(min_length=1)
+    form: ExportForm
+    out: str = Field(min_length=1)
+    split: SplitName | None = None
+
+
+class TablesReport(Record):
+    """Files that an export has made; `left_out` is what their form has no place for."""
+
+    folder: str
+    form: ExportForm
+    cache_id: str
+    files: int
+    files_made: int
+    rows: int
+    positions: int
+    bytes: int
+    left_out: tuple[str, ...]
     seconds: float

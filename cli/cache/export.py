@@ -1,0 +1,55 @@
+"""`kdpipe cache export`: a cache as files that other tools read.
+
+In: a cache, a form, a folder. Out: Parquet files, and on stdout what they hold and what they have no place for.
+Before it: `cli/main.py`. After it: `kdpipe.pipeline.foreign.exporting`.
+"""
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from kdpipe.cli import console
+from kdpipe.cli.progress import watching
+from kdpipe.cli.quantities import duration, size
+
+if TYPE_CHECKING:
+    from kdpipe.schemas.foreign import TablesReport
+
+
+def export(
+    cache: Annotated[str, typer.Argument(metavar="CACHE", help="A finished cache: a folder or a URL.")],
+    to: Annotated[
+        Literal["parquet", "axolotl"],
+        typer.Option("--to", help="parquet: all of a row, for datasets.load_dataset; axolotl: its columns for top-k."),
+    ],
+    out: Annotated[str, typer.Option(metavar="DIR", help="A new folder, or one that this command began.")],
+    split: Annotated[
+        Literal["train", "validation"] | None, typer.Option(help="One split only; both unless said.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Answer with one JSON document.")] = False,
+) -> None:
+    """Write a cache as Parquet for other tools; run again, it goes on where it was."""
+    from kdpipe.pipeline.foreign.exporting import export_cache
+    from kdpipe.schemas.foreign import ExportSettings
+
+    with watching() as watch:
+        report = export_cache(ExportSettings(cache=cache, form=to, out=out, split=split), watch)
+    if json:
+        console.document(report.model_dump(mode="json"))
+    else:
+        console.answer(page(report))
+
+
+def page(report: "TablesReport") -> str:
+    """What was made, for a person."""
+    rows = "documents" if report.form == "axolotl" else "sequences"
+    facts = [
+        ("form", report.form),
+        ("files", f"{report.files:,}, {report.files_made:,} made now"),
+        ("rows", f"{report.rows:,} {rows}, {report.positions:,} positions"),
+        ("size", size(report.bytes)),
+        ("left out", ", ".join(report.left_out)),
+        ("time", duration(report.seconds)),
+        ("load it", f'datasets.load_dataset("parquet", data_dir="{report.folder}")'),
+    ]
+    return "\n".join([report.folder, *console.facts(facts)])
