@@ -6,29 +6,48 @@ its size. Before it: `store.py` picks it. After it: the reader, which holds few 
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
+from typing import Any, final
 
 import fsspec
 
-from kdpipe.cache.store import MAX_LISTED
-from kdpipe.schemas.errors import CacheDamaged, CacheError, ConfigError, KdpipeError
+from kdpipe.cache.addresses import without_secrets
+from kdpipe.cache.store import MAX_LISTED, URL_HOLDS_MANIFEST
+from kdpipe.schemas.errors import CacheDamaged, CacheError, ConfigError, KdpipeError, Unreachable
 
 EXTRAS = {"s3": "s3", "gs": "gcs", "gcs": "gcs", "hf": "hub"}
-LIBRARIES = {"http": "aiohttp", "https": "aiohttp"}
+# What others put there is seen at once, and a place that says nothing is not waited for all day.
+_S3: dict[str, Any] = {
+    "use_listings_cache": False,
+    "config_kwargs": {"connect_timeout": 10, "read_timeout": 30, "retries": {"max_attempts": 1}},
+}
+# As drivers name themselves, where names with slashes are no folders.
+BUCKETS = (("s3", "s3a"), ("gs", "gcs"))
+OPTIONS: dict[str, dict[str, Any]] = {
+    "s3": _S3,
+    "gs": {"use_listings_cache": False},
+    "gcs": {"use_listings_cache": False},
+}
 MAX_TOLD = 300
+# By which drivers tell that a file was replaced.
+TAGS = ("ETag", "etag", "blob_id", "LastModified", "mtime", "created")
 
 
 class RemoteStore:
-    """An fsspec URL."""
+    """An fsspec URL that is read."""
 
     def __init__(self, url: str) -> None:
         self.url = url
         with self._reaching(""):
             self._fs, self._root = _driver(url)
-            if not self._is_folder(""):
-                if self._fs.exists(self._root):
-                    raise ConfigError(f"{url} is a file, not a folder", hint="give the URL that holds manifest.json")
-                raise ConfigError(f"there is no folder {url}", hint="give the URL that holds manifest.json")
+            self._check_there()
+
+    def _check_there(self) -> None:
+        if self._is_folder(""):
+            return
+        if self._fs.exists(self._root):
+            raise ConfigError(f"{self.url} is a file, not a folder", hint=URL_HOLDS_MANIFEST)
+        raise ConfigError(f"there is no folder {self.url}", hint=URL_HOLDS_MANIFEST)
 
     def walk(self, folder: str, limit: int = MAX_LISTED) -> dict[str, int]:
         """See `Store`."""
@@ -78,6 +97,21 @@ class RemoteStore:
             raise CacheDamaged(f"{name} holds {len(data):,} bytes, {size:,} were written")
         return memoryview(data)
 
+    def piece(self, name: str, begin: int, end: int) -> bytes:
+        """See `Store`."""
+        with self._reaching(name):
+            found = bytes(self._fs.cat_file(self._path(name), start=begin, end=end))
+            if len(found) != end - begin:
+                raise EOFError(f"{len(found):,} bytes came, {end - begin:,} were asked for")
+            return found
+
+    def tag(self, name: str) -> str | None:
+        """See `Store`."""
+        with self._reaching(name):
+            info = self._fs.info(self._path(name))
+        told = next((info[key] for key in TAGS if info.get(key) is not None), None)
+        return None if told is None else str(told)
+
     def _path(self, name: str) -> str:
         return f"{self._root.rstrip('/')}/{name}" if name else str(self._root)
 
@@ -100,9 +134,7 @@ class RemoteStore:
             raise
         except (FileNotFoundError, NotADirectoryError):
             if not name:
-                raise ConfigError(
-                    f"there is no folder {self.url}", hint="give the URL that holds manifest.json"
-                ) from None
+                raise ConfigError(f"there is no folder {self.url}", hint=URL_HOLDS_MANIFEST) from None
             raise CacheDamaged(f"{name} cannot be listed or read: nothing is there") from None
         except PermissionError as error:
             raise CacheError(
@@ -110,7 +142,7 @@ class RemoteStore:
                 hint="see that you are logged in there, and that your account may list and read it",
             ) from None
         except Exception as error:
-            raise CacheError(
+            raise Unreachable(
                 f"{self._shown(name)} cannot be reached: {_told(error)}",
                 hint="check the URL, the network and your account there, then try again",
             ) from None
@@ -119,17 +151,54 @@ class RemoteStore:
         return f"{self.url.rstrip('/')}/{name}" if name else self.url
 
 
+@final
+class RemoteFolder(RemoteStore):
+    """An fsspec URL that is written to: files appear whole, and `create` never replaces one."""
+
+    def _check_there(self) -> None:
+        """A place to write to need not be there yet."""
+        if not self._is_folder("") and self._fs.exists(self._root):
+            raise ConfigError(f"{self.url} is a file, not a folder", hint="give the URL of a folder")
+
+    def create(self, name: str, data: bytes) -> bool:
+        """Write a small file; false when there is one of that name already."""
+        with self._reaching(name):
+            try:
+                self._make_folder(name)
+                self._fs.pipe_file(self._path(name), data, mode="create")
+            except FileExistsError:
+                return False
+            return True
+
+    def put(self, name: str, path: Path) -> None:
+        """Write a file from the disk, in place of what is there."""
+        with self._reaching(name):
+            self._make_folder(name)
+            self._fs.put_file(str(path), self._path(name))
+        size = self.size(name)
+        if size != path.stat().st_size:
+            raise Unreachable(f"{self._shown(name)} holds {size} bytes after {path.stat().st_size:,} were sent")
+
+    def remove(self, name: str) -> None:
+        """Remove a file."""
+        with self._reaching(name):
+            self._fs.rm_file(self._path(name))
+
+    def _make_folder(self, name: str) -> None:
+        """Places with real folders need them; in a bucket there are none."""
+        if self._fs.protocol not in BUCKETS and "/" in name:
+            self._fs.makedirs(self._path(name.rpartition("/")[0]), exist_ok=True)
+
+
 def _driver(url: str) -> tuple[Any, str]:
     """The file system of a URL, and the path in it."""
     protocol = url.partition(":")[0]
     try:
-        system, root = fsspec.core.url_to_fs(url)
+        system, root = fsspec.core.url_to_fs(url, **OPTIONS.get(protocol, {}))
     except ImportError as error:
         hint = "install the fsspec driver for it"
         if protocol in EXTRAS:
             hint = f"pip install 'kdpipe[{EXTRAS[protocol]}]'"
-        elif protocol in LIBRARIES:
-            hint = f"pip install {LIBRARIES[protocol]}"
         raise ConfigError(f"{protocol}:// needs a library that is not installed: {error}", hint=hint) from None
     except (ValueError, TypeError) as error:  # TypeError: a driver that needs more than a URL, as zip:// without ::
         raise ConfigError(f"{url} is no URL that fsspec knows: {error}") from None
@@ -138,5 +207,5 @@ def _driver(url: str) -> tuple[Any, str]:
 
 def _told(error: Exception) -> str:
     """The first line of what a driver says."""
-    said = str(error).strip().partition("\n")[0]
+    said = without_secrets(str(error).strip().partition("\n")[0])
     return f"{type(error).__name__}: {said[:MAX_TOLD]}" if said else type(error).__name__

@@ -5,6 +5,7 @@ Before it: nothing. After it: `part_files.py`, `reader.py` and `verify/`. `remot
 """
 
 import errno
+import io
 import mmap
 import os
 import stat
@@ -12,12 +13,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
-from urllib.parse import unquote
 
+from kdpipe.cache.addresses import check_address, is_url, local_path
 from kdpipe.schemas.errors import CacheDamaged, CacheError, ConfigError, KdpipeError
 
 MAX_LISTED = 4096
 HOLDS_MANIFEST = "give the folder that holds manifest.json"
+URL_HOLDS_MANIFEST = "give the URL that holds manifest.json"
 # Answers about what lies there: a name that is missing, too long, a link, a folder in the place of a file, a socket.
 # Any other refusal is about this process and the system, and says nothing against the cache.
 _ABOUT_THE_CACHE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO}
@@ -44,16 +46,26 @@ class Store(Protocol):
     def view(self, name: str, size: int) -> memoryview:
         """A file of a known size, without reading it if that can be helped."""
 
+    def piece(self, name: str, begin: int, end: int) -> bytes:
+        """The bytes from `begin` up to `end` of a file that has as many."""
+
+    def tag(self, name: str) -> str | None:
+        """What changes when the file is replaced, as far as the place tells; None where it does not."""
+
 
 def open_store(url: str | os.PathLike[str]) -> Store:
     """The store of a path or URL."""
     text = os.fspath(url)
-    if text.startswith("file://"):
-        text = unquote(text.removeprefix("file://"))
-    if "://" in text or text.startswith("memory:"):
+    check_address(text)
+    if text.startswith(("http://", "https://")):
+        from kdpipe.cache.http import HttpStore
+
+        return HttpStore(text)
+    if is_url(text):
         from kdpipe.cache.remote import RemoteStore
 
         return RemoteStore(text)
+    text = local_path(text)
     if not text:
         raise ConfigError("the path of the cache is empty", hint=HOLDS_MANIFEST)
     return LocalStore(Path(text))
@@ -140,6 +152,22 @@ class LocalStore:
             finally:
                 os.close(descriptor)
 
+    def piece(self, name: str, begin: int, end: int) -> bytes:
+        """See `Store`."""
+        with self._reaching(name, "read"):
+            descriptor, size = self._open(name)
+            with open(descriptor, "rb", buffering=0) as file:
+                if size < end:
+                    raise CacheDamaged(f"{name} holds {size:,} bytes, {end:,} were written")
+                file.seek(begin)
+                return _exactly(file, end - begin)
+
+    def tag(self, name: str) -> str | None:
+        """See `Store`."""
+        with self._reaching(name, "read"):
+            status = os.lstat(self._path(name))
+            return f"{status.st_ino}-{status.st_mtime_ns}-{_plain_size(status, name)}"
+
     def _open(self, name: str) -> tuple[int, int]:
         flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
         descriptor = os.open(self._path(name), flags)
@@ -160,6 +188,17 @@ class LocalStore:
             if error.errno in _ABOUT_THE_CACHE:
                 raise CacheDamaged(f"{name} cannot be {what}: {error.strerror}") from None
             raise _no_access(self._root / name, what, error) from None
+
+
+def _exactly(file: io.RawIOBase, n_bytes: int) -> bytes:
+    """So many bytes; the system may give them in pieces."""
+    found = bytearray()
+    while len(found) < n_bytes:
+        more = file.read(n_bytes - len(found))
+        if not more:
+            raise CacheDamaged(f"a file grew shorter while it was read: {len(found):,} of {n_bytes:,} bytes")
+        found += more
+    return bytes(found)
 
 
 def _refuse_other_than_folder(root: Path) -> None:

@@ -21,10 +21,15 @@ SECONDS_BETWEEN_LINES = 30.0
 Show = Callable[[int, int | None, str], None]
 
 
+def is_followed() -> bool:
+    """Whether a person looks at stderr, on a terminal that can draw."""
+    return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+
+
 @contextmanager
 def watching() -> Iterator["Watch"]:
     """Someone who follows a run, on this terminal or into this log; the terminal is left as it was."""
-    if sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
+    if is_followed():
         with bar() as show:
             yield ShownWatch(show, 0.1)
     else:

@@ -4,15 +4,13 @@ In: what the story says to its `TrainWatch`. Out: nothing on stdout. Before it: 
 the bar, `console.py` writes the lines.
 """
 
-import os
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, final
 
 from kdpipe.cli import console
-from kdpipe.cli.progress import SECONDS_BETWEEN_LINES, Show, bar
+from kdpipe.cli.progress import SECONDS_BETWEEN_LINES, Show, bar, is_followed
 from kdpipe.cli.quantities import duration, share
 
 if TYPE_CHECKING:
@@ -22,7 +20,7 @@ if TYPE_CHECKING:
 @contextmanager
 def following() -> Iterator["TrainWatch"]:
     """Someone who follows a student, on this terminal or into this log; the terminal is left as it was."""
-    if sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
+    if is_followed():
         with bar() as show:
             yield ShownTrainWatch(show, 0.1)
     else:

@@ -56,6 +56,12 @@ class CacheDamaged(CacheError):
     exit_code = 3
 
 
+class Unreachable(CacheError):
+    """A place does not answer, or not as it should; the same command run again goes on."""
+
+    exit_code = 75
+
+
 class VerificationError(KdpipeError):
     """A check that a person asked for has found problems."""
 

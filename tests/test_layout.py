@@ -25,6 +25,7 @@ THIRD_PARTY: dict[str, set[str] | None] = {
         "numcodecs",
         "pcodec",
         "fsspec",
+        "httpx",
         "google_crc32c",
         "xxhash",
         "rich",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from kdpipe.cli import console
+from kdpipe.cli.cache.copy import copying
 from kdpipe.cli.progress import watching
 from kdpipe.schemas.errors import UsageError
 
@@ -36,6 +37,10 @@ def verify(
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Let the teacher's repository run code of its own.")
     ] = False,
+    repair_from: Annotated[
+        str | None,
+        typer.Option("--repair-from", metavar="SRC", help="Fetch again from another copy what is missing or damaged."),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Answer with one JSON document.")] = False,
 ) -> None:
     """Check a cache; exit code 0 when it is good, 3 when it is not."""
@@ -46,6 +51,8 @@ def verify(
     if trust_remote_code and against is None:
         raise UsageError("--trust-remote-code is about a teacher", hint="give --against TEACHER too")
     report = verify_cache(cache, level)
+    if repair_from is not None and not report.ok:
+        report = _repaired(cache, level, report, repair_from)
     if against is not None and report.ok:  # nobody asks about bytes that are already known to be wrong
         report = _with_teacher(cache, report, against, sample or SAMPLE, trust_remote_code)
     if json:
@@ -54,6 +61,18 @@ def verify(
         console.answer(story(cache, report))
     if not report.ok:
         raise typer.Exit(3)
+
+
+def _repaired(cache: str, level: Level, report: "VerifyReport", source: str) -> "VerifyReport":
+    """The report once what was wrong has been fetched again."""
+    from kdpipe.cache.transfer import copy_cache
+    from kdpipe.cache.verify import verify_cache
+
+    for problem in report.problems:
+        console.note(f"{problem.file}: {problem.what}")
+    with copying() as watch:
+        copy_cache(source, cache, watch=watch)
+    return verify_cache(cache, level)
 
 
 def _with_teacher(cache: str, report: "VerifyReport", teacher: str, sample: int, trusted: bool) -> "VerifyReport":

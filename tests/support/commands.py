@@ -28,7 +28,7 @@ STAGE_TWO = {
 SURFACE: dict[str, tuple[set[str], set[str]]] = {
     "": ({"cache", "cache-teacher", "compare", "demo", "eval", "export", "plan", "train"}, {"--version", "--debug"}),
     "plan": (set(), STAGE_ONE | {"--tokens", "--probe"}),
-    "cache-teacher": (set(), STAGE_ONE | {"--out", "--shard", "--dry-run"}),
+    "cache-teacher": (set(), STAGE_ONE | {"--extend", "--out", "--shard", "--dry-run"}),
     "demo": (set(), {"--out", "--steps"}),
     "train": (set(), STAGE_TWO | {"--resume-from", "--overwrite", "--dry-run"}),
     "export": (set(), {"--to", "--out", "--dtype", "--trust-remote-code", "--json"}),

@@ -1,0 +1,203 @@
+"""A cache behind a web server. The only module that imports httpx.
+
+In: an http:// or https:// URL. Out: a `Store`. A server need not list its folders: what a cache holds is worked out
+from its manifest, its index and its parts' records. Before it: `store.py` picks it. After it: the reader, `transfer/`.
+
+fsspec's own driver answers "not there" to every failure and takes a whole file for a range of it; a copy that goes on
+after faults must tell these apart.
+"""
+
+import os
+import re
+import weakref
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Final, final
+from urllib.parse import quote
+
+import httpx
+
+from kdpipe.cache import layout
+from kdpipe.cache.addresses import without_secrets
+from kdpipe.cache.store import MAX_LISTED, URL_HOLDS_MANIFEST
+from kdpipe.schemas.errors import CacheDamaged, CacheError, ConfigError, Unreachable
+from kdpipe.schemas.manifest import Manifest, read_manifest
+from kdpipe.schemas.part import PartRecord
+from kdpipe.schemas.records import read_record
+from kdpipe.schemas.strict_json import MAX_BYTES
+
+TRY_AGAIN: Final = "check the URL and the network, then run the same command again"
+TIMEOUT: Final = httpx.Timeout(30.0, connect=10.0)
+_RANGE = re.compile(r"bytes ([0-9]{1,16})-([0-9]{1,16})/([0-9]{1,16}|\*)")
+
+
+@final
+class HttpStore:
+    """A web server's folder; `timeout` is how long it may say nothing."""
+
+    def __init__(self, url: str, timeout: httpx.Timeout | None = None) -> None:
+        self.url = url.rstrip("/")
+        self._timeout = timeout or TIMEOUT
+        self._clients: dict[int, httpx.Client] = {}
+        weakref.finalize(self, _close, self._clients)
+        self._manifest: Manifest | None = None
+        if self.size(layout.MANIFEST) is None:
+            raise ConfigError(f"there is no {layout.MANIFEST} at {url}", hint=URL_HOLDS_MANIFEST)
+
+    def walk(self, folder: str, limit: int = MAX_LISTED) -> dict[str, int]:
+        """See `Store`: the files that there must be, with the sizes that they have."""
+        found = {}
+        for name in self._due(folder):
+            size = self.size(name)
+            if size is not None:
+                found[name] = size
+        if len(found) > limit:
+            raise CacheDamaged(f"{folder} holds more than {limit} files and folders")
+        if not found:
+            raise CacheDamaged(f"{folder} cannot be listed: nothing is there")
+        return found
+
+    def names(self, folder: str) -> list[str]:
+        """See `Store`: the names that there must be."""
+        if not folder:
+            tops = {name.partition("/")[0] for name in (*self._due(layout.TOKENIZER), *self._due(layout.TABLES))}
+            whole = {layout.INDEX} if self.size(layout.INDEX) is not None else set()
+            return sorted({layout.MANIFEST, layout.PARTS} | tops | whole)
+        if folder == layout.PARTS:
+            if self.size(layout.INDEX) is None:
+                raise CacheError(
+                    f"{self.url} has no {layout.INDEX}, and a web server does not say which parts are there",
+                    hint="wait until the cache is finished, or read it where its folders can be listed",
+                )
+            return [layout.part_dir(number).rpartition("/")[2] for number in range(self._made_from().plan.n_parts)]
+        return sorted({name.removeprefix(f"{folder}/").partition("/")[0] for name in self._due(folder)})
+
+    def size(self, name: str) -> int | None:
+        """See `Store`."""
+        with self._reaching(name):
+            answer = self._client().head(self._place(name))
+        if answer.status_code == httpx.codes.NOT_FOUND:
+            return None
+        self._check(answer, name)
+        length = answer.headers.get("content-length", "")
+        if not length.isdigit():
+            raise CacheError(f"{self.url} does not say how long {name} is", hint="use another web server")
+        return int(length)
+
+    def read(self, name: str, limit: int) -> bytes:
+        """See `Store`."""
+        with self._reaching(name), self._client().stream("GET", self._place(name)) as answer:
+            if answer.status_code == httpx.codes.NOT_FOUND:
+                raise CacheDamaged(f"{name} is not there")
+            self._check(answer, name)
+            found = bytearray()
+            for chunk in answer.iter_bytes():
+                found += chunk
+                if len(found) > limit:
+                    raise CacheDamaged(f"{name} holds more than the {limit:,} bytes that are allowed")
+            return bytes(found)
+
+    def view(self, name: str, size: int) -> memoryview:
+        """See `Store`."""
+        data = self.read(name, size)
+        if len(data) != size:
+            raise CacheDamaged(f"{name} holds {len(data):,} bytes, {size:,} were written")
+        return memoryview(data)
+
+    def piece(self, name: str, begin: int, end: int) -> bytes:
+        """See `Store`: a server that answers with another range than the one asked for is not believed."""
+        asked = {"Range": f"bytes={begin}-{end - 1}", "Accept-Encoding": "identity"}
+        with self._reaching(name), self._client().stream("GET", self._place(name), headers=asked) as answer:
+            if answer.status_code == httpx.codes.NOT_FOUND:
+                raise CacheDamaged(f"{name} is not there")
+            self._check(answer, name)
+            skipped = self._skipped(answer, name, begin, end)
+            found = bytearray()
+            for chunk in answer.iter_bytes():
+                found += chunk
+                if len(found) >= skipped + end - begin:
+                    break
+            piece = bytes(found[skipped : skipped + end - begin])
+        if len(piece) != end - begin:
+            raise Unreachable(f"{self.url}/{name} ended after {len(piece):,} of {end - begin:,} bytes", hint=TRY_AGAIN)
+        return piece
+
+    def _skipped(self, answer: httpx.Response, name: str, begin: int, end: int) -> int:
+        """How many bytes of an answer come before the range: none, or all before it where the file comes whole."""
+        if answer.status_code == httpx.codes.OK:
+            return begin
+        stated = _RANGE.fullmatch(answer.headers.get("content-range", ""))
+        if answer.status_code != httpx.codes.PARTIAL_CONTENT or stated is None or int(stated[1]) != begin:
+            raise Unreachable(
+                f"{self.url}/{name}: bytes {begin:,} to {end:,} were asked for, "
+                f"{answer.headers.get('content-range', answer.status_code)} came",
+                hint=TRY_AGAIN,
+            )
+        return 0
+
+    def tag(self, name: str) -> str | None:
+        """See `Store`."""
+        with self._reaching(name):
+            answer = self._client().head(self._place(name))
+        self._check(answer, name)
+        told: str | None = answer.headers.get("etag") or answer.headers.get("last-modified")
+        return told
+
+    def _due(self, folder: str) -> list[str]:
+        """The files that belong into a folder."""
+        manifest = self._made_from()
+        due: Mapping[str, list[str]] = {
+            layout.TOKENIZER: [f"{layout.TOKENIZER}/{name}" for name in manifest.tokenizer.files],
+            layout.TABLES: [layout.table_file(table.name) for table in manifest.tables],
+            layout.JOURNAL: [],
+        }
+        if folder in due:
+            return due[folder]
+        record = f"{folder}/{layout.PART_RECORD}"
+        files = read_record(PartRecord, self.read(record, layout.MAX_RECORD_BYTES), record, ignore_unknown=True).files
+        return [record, *(f"{folder}/{name}" for name in files)]
+
+    def _made_from(self) -> Manifest:
+        if self._manifest is None:
+            self._manifest = read_manifest(self.read(layout.MANIFEST, MAX_BYTES), layout.MANIFEST)
+        return self._manifest
+
+    def _client(self) -> httpx.Client:
+        """Connections of this process: those of the process that it was forked from are not its own."""
+        process = os.getpid()
+        if process not in self._clients:
+            client = httpx.Client(timeout=self._timeout, follow_redirects=True, auth=_known_users())
+            self._clients[process] = client
+        return self._clients[process]
+
+    def _place(self, name: str) -> str:
+        return f"{self.url}/{quote(name)}"
+
+    def _check(self, answer: httpx.Response, name: str) -> None:
+        code = answer.status_code
+        if code in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
+            raise CacheError(f"{self.url}/{name} may not be read: {code}", hint="log in there by ~/.netrc")
+        if not answer.is_success:
+            raise Unreachable(f"{self.url}/{name} answers {code} {answer.reason_phrase}", hint=TRY_AGAIN)
+
+    @contextmanager
+    def _reaching(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
+            raise ConfigError(f"{self.url} is no URL: {error}", hint=URL_HOLDS_MANIFEST) from None
+        except httpx.HTTPError as error:
+            said = without_secrets(str(error)) or type(error).__name__
+            raise Unreachable(f"{self.url}/{name} cannot be reached: {said}", hint=TRY_AGAIN) from None
+
+
+def _close(clients: dict[int, httpx.Client]) -> None:
+    """Close the connections of this process; another's are its own to close."""
+    if (client := clients.pop(os.getpid(), None)) is not None:
+        client.close()
+
+
+def _known_users() -> httpx.NetRCAuth | None:
+    """Users and passwords of ~/.netrc, where there is one."""
+    path = os.path.expanduser(os.environ.get("NETRC", "~/.netrc"))
+    return httpx.NetRCAuth(path) if os.path.isfile(path) else None

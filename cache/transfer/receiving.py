@@ -1,0 +1,176 @@
+"""A local folder that a cache is copied into: each part whole or not there, whatever cuts the copy off.
+
+In: a source behind a `Fetcher`. Out: manifest, tokenizer, tables, parts, each checked before it takes its name.
+Before it: `fetching.py`. After it: `copying.py`. What a copy that was killed had fetched is taken over by the next.
+"""
+
+import os
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Final, final
+
+from kdpipe.cache import layout
+from kdpipe.cache.files import explained, make_dir, new_file, publish_dir, publish_file, remove_dir, sweep, sync_dir
+from kdpipe.cache.index import IndexRow
+from kdpipe.cache.part_files import examine_part, read_part_record, stated_manifest
+from kdpipe.cache.store import LocalStore
+from kdpipe.cache.transfer.fetching import TAG, Fetcher
+from kdpipe.cache.verify.full import part_bytes
+from kdpipe.cache.workers import is_abandoned, is_own, work_name
+from kdpipe.cache.writer import refuse_foreign_folder
+from kdpipe.schemas.compare import differing_settings
+from kdpipe.schemas.errors import CacheDamaged, ConfigError
+from kdpipe.schemas.manifest import FileRecord, Manifest, read_manifest
+from kdpipe.schemas.part import PartRecord
+from kdpipe.schemas.strict_json import sha256_file, sha256_hex
+
+SHOWN: Final = 5
+_lock = threading.Lock()
+_in_use: set[Path] = set()
+
+
+@final
+class Receiver:
+    """Takes parts into `path`; `manifest` is that of the source, `data` its bytes."""
+
+    def __init__(self, path: Path, manifest: Manifest, data: bytes, fetcher: Fetcher) -> None:
+        self.path, self.manifest = path, manifest
+        self._fetcher = fetcher
+        with explained("beginning the copy", path):
+            _take_manifest(path, manifest, data)
+        self._store = LocalStore(path)
+
+    def problems(self, number: int, row: IndexRow | None) -> list[str]:
+        """What is wrong with a part that is there, byte for byte; nothing is nothing."""
+        record, found = examine_part(self._store, self.manifest, number, row)
+        if record is not None and not found:
+            found = part_bytes(self._store, self.manifest, record)
+        return [str(problem) for problem in found]
+
+    def has(self, number: int) -> bool:
+        """Whether a part is there, good or not."""
+        return (self.path / layout.part_dir(number)).is_dir()
+
+    def take_shared(self, files: Mapping[str, FileRecord]) -> int:
+        """Bring files of the whole cache that are missing or damaged; how many that were."""
+        taken = 0
+        for name, record in files.items():
+            final = self.path / name
+            if final.is_file() and final.stat().st_size == record.bytes and sha256_file(final) == record.sha256:
+                continue
+            with explained(f"copying {name}", self.path), self._incoming(name.replace("/", "_")) as work:
+                self._fetcher.fetch(name, record, work / final.name)
+                make_dir(final.parent)
+                os.replace(work / final.name, final)
+                sync_dir(final.parent)
+            taken += 1
+        return taken
+
+    def take_part(self, number: int, row: IndexRow | None) -> PartRecord:
+        """Bring a part; one that is there and damaged gives its good files to the new one."""
+        folder = layout.part_dir(number)
+        name = f"{folder}/{layout.PART_RECORD}"
+        record, data = self._fetcher.believed(lambda: self._record(number, name, row))
+        with explained(f"copying part {number}", self.path), self._incoming(f"{number:05d}") as work:
+            final = self.path / folder
+            if final.is_dir():
+                remove_dir(work)
+                os.rename(final, work)
+            _keep_only(work, set(record.files))
+            for file in sorted(record.files):
+                make_dir((work / file).parent)
+                self._fetcher.fetch(f"{folder}/{file}", record.files[file], work / file)
+            with new_file(work / layout.PART_RECORD) as out:
+                out.write(data)
+            if not publish_dir(work, final):
+                remove_dir(work)  # another copy was first
+        return record
+
+    def _record(self, number: int, name: str, row: IndexRow | None) -> tuple[PartRecord, bytes]:
+        store = self._fetcher.store
+        record, stated = read_part_record(store, self.manifest, number, row)
+        data = store.read(name, layout.MAX_RECORD_BYTES)
+        if sha256_hex(data) != stated.sha256:
+            raise CacheDamaged(f"{name} changed at {store.url} while it was copied")
+        return record, data
+
+    def take_index(self, data: bytes) -> None:
+        """Give the copy its index, when all parts are there."""
+        final = self.path / layout.INDEX
+        if final.is_file() and final.read_bytes() == data:
+            return
+        with explained(f"writing {layout.INDEX}", self.path):
+            sync_dir(self.path / layout.PARTS)
+            final.unlink(missing_ok=True)
+            publish_file(self.path, final, data)
+
+    def tidy(self) -> None:
+        """Remove what copies that were cut off have left and nobody needs any more."""
+        sweep(self.path)
+        with suppress(OSError):
+            (self.path / layout.WORK).rmdir()
+
+    @contextmanager
+    def _incoming(self, what: str) -> Iterator[Path]:
+        """A folder to fetch into: that of a copy that was cut off, or a new one. It stays until its files moved on."""
+        tmp = self.path / layout.WORK
+        make_dir(tmp)
+        with _lock:
+            work = tmp / work_name(what)
+            for left in sorted(tmp.glob(f"{what}~*")):
+                if left not in _in_use and (is_abandoned(left.name) or is_own(left.name)):
+                    with suppress(OSError):  # another copy took it first
+                        os.rename(left, work)
+                        break
+            make_dir(work)
+            _in_use.add(work)
+        try:
+            yield work
+        finally:
+            with _lock:
+                _in_use.discard(work)
+            with suppress(OSError):
+                work.rmdir()
+
+
+def _take_manifest(path: Path, manifest: Manifest, data: bytes) -> None:
+    """Begin a copy, go on with one, or mend its manifest; another cache's folder is refused."""
+    make_dir(path)
+    final = path / layout.MANIFEST
+    if not final.exists():
+        if not _has_lost_its_manifest(path, manifest):
+            refuse_foreign_folder(path)
+        publish_file(path, final, data)
+    found = final.read_bytes()
+    if found == data:
+        sync_dir(path)
+        return
+    try:
+        other = read_manifest(found, str(final))
+    except CacheDamaged:
+        final.unlink()
+        publish_file(path, final, data)
+        return
+    differing = differing_settings(other.model_dump(mode="json"), manifest.model_dump(mode="json"))
+    more = " ..." if len(differing) > SHOWN else ""
+    raise ConfigError(
+        f"{path} holds another cache: {'; '.join(differing[:SHOWN])}{more}", hint="choose a new or empty folder"
+    )
+
+
+def _has_lost_its_manifest(path: Path, manifest: Manifest) -> bool:
+    """Whether a folder without a manifest holds parts of this cache, and nothing of another."""
+    names = {entry.name for entry in path.iterdir()}
+    numbers = [int(entry.name) for entry in (path / layout.PARTS).glob("*") if layout.PART_NAME.match(entry.name)]
+    stated = {stated_manifest(LocalStore(path), number) for number in numbers}
+    return names <= layout.TOP_LEVEL | layout.BESIDE and stated == {manifest.sha256}
+
+
+def _keep_only(work: Path, names: set[str]) -> None:
+    """Remove what does not belong to a part; files of it that are half there stay, with their tags."""
+    for path in work.rglob("*"):
+        name = path.relative_to(work).as_posix()
+        if (path.is_symlink() or not path.is_dir()) and name.removesuffix(TAG) not in names:
+            path.unlink()

@@ -1,0 +1,99 @@
+"""A cache to a URL: parts first, each part's record after its files, the index last, nothing that is there replaced.
+
+In: a source, a place that can be written to. Out: the same cache there. Before it: `fetching.py`. After it:
+`copying.py`. Several may send the same cache at once: the bytes of a name are the same whoever sends them, and records
+are created, never overwritten.
+"""
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from kdpipe.cache import layout
+from kdpipe.cache.index import IndexRow
+from kdpipe.cache.part_files import read_part_record
+from kdpipe.cache.remote import RemoteFolder
+from kdpipe.cache.transfer.fetching import Fetcher, Found
+from kdpipe.schemas.errors import CacheDamaged, CacheWriteError, ConfigError
+from kdpipe.schemas.manifest import FileRecord, Manifest
+from kdpipe.schemas.strict_json import MAX_BYTES, sha256_hex
+
+ANOTHER = "choose a new or empty place"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sender:
+    """Sends parts of the cache that `fetcher` reads to `place`; every byte is checked on the way."""
+
+    place: RemoteFolder
+    manifest: Manifest
+    fetcher: Fetcher
+
+    def begin(self, data: bytes) -> None:
+        """Put the manifest there, or find it there; another cache's place is refused."""
+        if not self._create(layout.MANIFEST, data) and self._read(layout.MANIFEST, MAX_BYTES) != data:
+            raise ConfigError(f"{self.place.url} holds another cache", hint=ANOTHER)
+
+    def has(self, row: IndexRow) -> bool:
+        """Whether a part is there: its record, and files of the right sizes."""
+        folder = layout.part_dir(row.part)
+        name = f"{folder}/{layout.PART_RECORD}"
+        if self._size(name) is None:
+            return False
+        if sha256_hex(self._read(name, layout.MAX_RECORD_BYTES)) != row.sha256:
+            raise CacheWriteError(f"{self.place.url}/{name} is of another part than the cache has", hint=ANOTHER)
+        record, _ = read_part_record(self.fetcher.store, self.manifest, row.part, row)
+        due = {f"{folder}/{file}": one.bytes for file, one in record.files.items()}
+        found = self._patiently(lambda: self.place.walk(folder))
+        return due.items() <= found.items()
+
+    def send_shared(self, files: dict[str, FileRecord]) -> None:
+        """Send the files of the whole cache that are not there."""
+        for name, record in files.items():
+            if self._size(name) != record.bytes:
+                self._send(name, record)
+
+    def send_part(self, row: IndexRow) -> None:
+        """Send a part."""
+        folder = layout.part_dir(row.part)
+        name = f"{folder}/{layout.PART_RECORD}"
+        store = self.fetcher.store
+        record, _ = self.fetcher.believed(lambda: read_part_record(store, self.manifest, row.part, row))
+        for file in sorted(record.files):
+            self._send(f"{folder}/{file}", record.files[file])
+        data = self.fetcher.believed(lambda: _exactly(store.read(name, layout.MAX_RECORD_BYTES), row.sha256, name))
+        self._put_record(name, data)
+
+    def finish(self, index: bytes) -> None:
+        """Send the index."""
+        self._put_record(layout.INDEX, index)
+
+    def _put_record(self, name: str, data: bytes) -> None:
+        if not self._create(name, data) and self._read(name, len(data) + MAX_BYTES) != data:
+            raise CacheWriteError(f"{self.place.url}/{name} is there and differs from the cache's own", hint=ANOTHER)
+
+    def _send(self, name: str, record: FileRecord) -> None:
+        """Check a file's bytes on this disk, and send those."""
+        with tempfile.TemporaryDirectory(prefix="kdpipe-copy-") as work:
+            path = Path(work) / "file"
+            self.fetcher.fetch(name, record, path)
+            self._patiently(lambda: self.place.put(name, path))
+
+    def _size(self, name: str) -> int | None:
+        return self._patiently(lambda: self.place.size(name))
+
+    def _create(self, name: str, data: bytes) -> bool:
+        return self._patiently(lambda: self.place.create(name, data))
+
+    def _read(self, name: str, limit: int) -> bytes:
+        return self._patiently(lambda: self.place.read(name, limit))
+
+    def _patiently(self, work: Callable[[], Found]) -> Found:
+        return self.fetcher.patience.through(work)
+
+
+def _exactly(data: bytes, sha256: str, name: str) -> bytes:
+    if sha256_hex(data) != sha256:
+        raise CacheDamaged(f"{name} is not the one that {layout.INDEX} names")
+    return data

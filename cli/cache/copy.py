@@ -1,0 +1,104 @@
+"""`kdpipe cache copy`: a cache to another place, or what a copy of it lacks.
+
+In: two addresses. Out: the copy, and a few lines or one JSON document. Before it: `cli/main.py`. After it:
+`kdpipe.cache.transfer` copies; the progress goes to stderr.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, final
+
+import typer
+
+from kdpipe.cli import console
+from kdpipe.cli.progress import SECONDS_BETWEEN_LINES, Show, bar, is_followed
+from kdpipe.cli.quantities import duration, share, size
+
+if TYPE_CHECKING:
+    from kdpipe.cache.transfer.watching import CopyWatch
+    from kdpipe.schemas.copy_report import CopyReport
+
+
+def copy(
+    source: Annotated[str, typer.Argument(metavar="SRC", help="The cache: a folder or a URL.")],
+    target: Annotated[str, typer.Argument(metavar="DST", help="Where to: a folder or a URL.")],
+    allow_partial: Annotated[
+        bool, typer.Option("--allow-partial", help="Copy the parts that an unfinished cache has.")
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="Answer with one JSON document.")] = False,
+) -> None:
+    """Copy a cache, every file checked; run again, it moves only what is missing or damaged."""
+    from kdpipe.cache.transfer import copy_cache
+
+    with copying() as watch:
+        report = copy_cache(source, target, allow_partial=allow_partial, watch=watch)
+    if json:
+        console.document(report.model_dump(mode="json"))
+    else:
+        console.answer(page(report))
+
+
+def page(report: "CopyReport") -> str:
+    """The report for a person."""
+    there = report.parts - report.copied
+    told = [("moved", f"{report.copied:,} parts, {size(report.bytes)}")]
+    if there:
+        told.append(("there before", f"{there:,} parts, every byte as it was written"))
+    if report.repaired:
+        told.append(("mended", f"part {', '.join(str(number) for number in report.repaired)}"))
+    if report.seconds > 0 and report.bytes:
+        told.append(("took", f"{duration(report.seconds)}, {size(report.bytes / report.seconds)}/s"))
+    told.append(("cache_id", report.cache_id or "none: the cache is unfinished"))
+    return "\n".join([report.target, *console.facts(told)])
+
+
+@contextmanager
+def copying() -> Iterator["CopyWatch"]:
+    """Someone who follows a copy, on this terminal or into this log."""
+    if is_followed():
+        with bar() as show:
+            yield ShownCopy(show, 0.1)
+    else:
+        yield ShownCopy(_line, SECONDS_BETWEEN_LINES)
+
+
+def _line(done: int, planned: int | None, told: str) -> None:
+    reached = f"{share(done / planned)}, " if planned else ""
+    console.note(f"{reached}{told}")
+
+
+@final
+class ShownCopy:
+    """Bytes, rate and time left, at most so often; told from several threads."""
+
+    def __init__(self, show: Show, seconds_between: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._show, self._seconds_between, self._clock = show, seconds_between, clock
+        self._lock = threading.Lock()
+        self._done, self._planned = 0, 0
+        self._began = self._shown_at = clock()
+
+    def say(self, text: str) -> None:
+        """A line at once."""
+        console.note(text)
+
+    def begin(self, n_parts: int, n_bytes: int) -> None:
+        """What is ahead."""
+        console.note(f"{n_parts:,} parts to move, {size(n_bytes)}" if n_parts else "nothing to move")
+        self._planned = n_bytes
+        self._began = self._shown_at = self._clock()
+
+    def moved(self, n_bytes: int) -> None:
+        """More bytes."""
+        with self._lock:
+            self._done += n_bytes
+            now = self._clock()
+            if now - self._shown_at < self._seconds_between:
+                return
+            self._shown_at = now
+            rate = self._done / max(now - self._began, 1e-9)
+            told = [size(self._done), f"{size(rate)}/s"]
+            if rate > 0 and self._planned > self._done:
+                told.append(f"{duration((self._planned - self._done) / rate)} left")
+            self._show(min(self._done, self._planned), self._planned or None, ", ".join(told))

@@ -1,0 +1,332 @@
+"""Copies between folders, memory and web servers: whole or not there, gone on with, mended, refused."""
+
+import os
+import random
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import fsspec
+import httpx
+import pytest
+
+from kdpipe.cache import http, layout, open_cache
+from kdpipe.cache.store import LocalStore
+from kdpipe.cache.transfer import copy_cache, copying
+from kdpipe.cache.transfer.fetching import Fetcher
+from kdpipe.cache.transfer.patience import Patience
+from kdpipe.cache.transfer.receiving import Receiver
+from kdpipe.cache.verify import verify_cache
+from kdpipe.schemas.errors import CacheDamaged, CacheError, CacheIncomplete, CacheWriteError, ConfigError, Unreachable
+from support import tiny
+from support.reading import digests_of_all
+from support.web import FAULTS, Fault, Site, serving
+
+HASTY = Patience(budget=5.0, first=0.001, longest=0.002)
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small cache in a folder."""
+    folder = tmp_path_factory.mktemp("transfer") / "cache"
+    with tiny.unsynced():
+        tiny.make_cache(folder)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def unsynced(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(http, "TIMEOUT", httpx.Timeout(0.5))
+    with tiny.unsynced():
+        yield
+
+
+class Heard:
+    """Remembers what a copy says."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+        self.bytes = 0
+        self.planned: tuple[int, int] | None = None
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+    def begin(self, n_parts: int, n_bytes: int) -> None:
+        self.planned = n_parts, n_bytes
+
+    def moved(self, n_bytes: int) -> None:
+        self.bytes += n_bytes
+
+
+def assert_same(copy: Path, path: Path) -> None:
+    due = {name: digest for name, digest in tiny.digests_of(path).items() if not name.startswith(layout.JOURNAL)}
+    assert tiny.digests_of(copy) == due
+    assert not (copy / layout.WORK).exists()
+    assert verify_cache(copy, "full").ok
+
+
+def test_a_copy_of_a_folder_is_the_cache_byte_for_byte(path: Path, tmp_path: Path) -> None:
+    watch = Heard()
+    report = copy_cache(path, tmp_path / "copy", watch=watch)
+    assert_same(tmp_path / "copy", path)
+    cache = open_cache(path)
+    assert (report.cache_id, report.parts, report.copied) == (cache.cache_id, len(cache.parts), len(cache.parts))
+    assert watch.planned == (report.copied, sum(row.n_bytes for row in cache.parts))
+    assert watch.bytes == report.bytes
+
+
+def test_a_copy_from_memory_and_from_the_web_is_the_same(path: Path, tmp_path: Path) -> None:
+    memory = fsspec.filesystem("memory")
+    memory.put(str(path), "/from/cache", recursive=True)
+    copy_cache("memory://from/cache", tmp_path / "one")
+    memory.rm("/from", recursive=True)
+    with serving(Site(path)) as url:
+        copy_cache(url, tmp_path / "two")
+        assert digests_of_all(open_cache(url)) == digests_of_all(open_cache(path))
+        assert verify_cache(url, "full").ok
+    assert_same(tmp_path / "one", path)
+    assert_same(tmp_path / "two", path)
+
+
+def test_a_second_copy_moves_what_is_missing_or_damaged_and_nothing_else(path: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    copy_cache(path, copy)
+    assert copy_cache(path, copy).bytes == 0
+    tiny.flip_bit(copy / "parts/00001/sequences.arrow", 1000)
+    (copy / "parts/00002/targets.zarr/id/c/0").unlink()
+    site, watch = Site(path), Heard()
+    with serving(site) as url:
+        report = copy_cache(url, copy, watch=watch)
+    assert (report.copied, report.repaired) == (2, (1, 2))
+    read = {what.split()[0] for what in site.asked if "Range" in what or "bytes=" in what}
+    assert read == {"/parts/00001/sequences.arrow", "/parts/00002/targets.zarr/id/c/0"}
+    assert [told for told in watch.said if "part 1 is damaged and fetched again" in told]
+    assert_same(copy, path)
+
+
+@pytest.mark.parametrize("name", [layout.MANIFEST, layout.INDEX, "tables/ids_by_rank.bin"])
+@pytest.mark.parametrize("how", ["damaged", "gone"])
+def test_files_of_the_whole_cache_are_mended(path: Path, tmp_path: Path, name: str, how: str) -> None:
+    copy = tmp_path / "copy"
+    copy_cache(path, copy)
+    if how == "gone":
+        (copy / name).unlink()
+    else:
+        (copy / name).write_bytes(b"?" + (copy / name).read_bytes()[1:])
+    copy_cache(path, copy)
+    assert_same(copy, path)
+
+
+QUICK = ("drop", "wrong range")
+
+
+@pytest.mark.parametrize(
+    "fault", [pytest.param(fault, marks=() if fault in QUICK else pytest.mark.slow) for fault in FAULTS]
+)
+def test_a_fault_is_gone_through(path: Path, tmp_path: Path, fault: Fault) -> None:
+    site = Site(path, due=lambda n: fault if n % 7 == 5 else None)
+    with serving(site) as url:
+        copy_cache(url, tmp_path / "copy", patience=HASTY)
+    assert_same(tmp_path / "copy", path)
+
+
+def random_faults(seed: int) -> list[Fault | None]:
+    """A schedule: some faults, then honesty, so that a copy can finish; a few schedules never end."""
+    rng = random.Random(seed)
+    rate = rng.choice([0.05, 0.2, 0.5])
+    kinds = [fault for fault in FAULTS if fault != "stall" or rng.random() < 0.1]
+    faults: list[Fault | None] = [rng.choice(kinds) if rng.random() < rate else None for _ in range(rng.randrange(200))]
+    return faults
+
+
+def copy_through(seed: int, path: Path, copy: Path) -> None:
+    """Copy under a schedule of faults: what has its name is right at any time, and the copy finishes in the end."""
+    faults = random_faults(seed)
+    site = Site(path, due=lambda n: faults[n - 1] if n <= len(faults) else None)
+    with serving(site) as url:
+        for _ in range(50):
+            try:
+                copy_cache(url, copy, patience=HASTY)
+                break
+            except (CacheDamaged, Unreachable):
+                assert_committed_is_right(copy, path)
+    assert_same(copy, path)
+
+
+def assert_committed_is_right(copy: Path, path: Path) -> None:
+    for name, digest in tiny.digests_of(copy).items() if copy.exists() else ():
+        assert tiny.digests_of(path)[name] == digest, name
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_nothing_wrong_is_committed_whatever_fails(path: Path, tmp_path: Path, seed: int) -> None:
+    copy_through(seed, path, tmp_path / "copy")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(2, 50))
+def test_nothing_wrong_is_committed_under_more_schedules(path: Path, tmp_path: Path, seed: int) -> None:
+    copy_through(seed, path, tmp_path / "copy")
+
+
+@pytest.mark.soak
+def test_nothing_wrong_is_committed_under_five_hundred_schedules(path: Path, tmp_path: Path) -> None:
+    for seed in range(50, 550):
+        copy_through(seed, path, tmp_path / str(seed))
+
+
+def test_a_server_that_never_recovers_is_told_of_in_the_end(path: Path, tmp_path: Path) -> None:
+    watch = Heard()
+    told = r"answers 503 Service Unavailable; tried again for \d+ s"
+    site, short = Site(path, due=lambda n: "503" if n > 4 else None), Patience(budget=0.05, first=0.001)
+    with serving(site) as url, pytest.raises(Unreachable, match=told) as caught:
+        copy_cache(url, tmp_path / "copy", patience=short, watch=watch)
+    assert caught.value.exit_code == 75
+    assert "run the same command again" in str(caught.value.hint)
+    assert [told for told in watch.said if told.endswith("; trying again")]
+
+
+def test_bytes_that_never_come_right_are_told_of_by_name(path: Path, tmp_path: Path) -> None:
+    spoilt = tmp_path / "spoilt"
+    tiny.copy_cache(path, spoilt)
+    tiny.flip_bit(spoilt / "parts/00001/sequences.arrow", 1000)
+    with pytest.raises(CacheDamaged, match=r"parts/00001/sequences.arrow came from .* with other bytes") as caught:
+        copy_cache(spoilt, tmp_path / "copy")
+    assert "kdpipe cache verify" in str(caught.value.hint)
+    assert not (tmp_path / "copy/parts/00001").exists() and not (tmp_path / "copy" / layout.INDEX).exists()
+    copy_cache(path, tmp_path / "copy")
+    assert_same(tmp_path / "copy", path)
+
+
+def test_a_file_goes_on_where_it_was_cut_off(path: Path, tmp_path: Path) -> None:
+    name = "parts/00000/sequences.arrow"
+    whole = (path / name).read_bytes()
+    record = open_cache(path).locate(0)[0].record.files["sequences.arrow"]
+    site = Site(path, due=lambda n: "503" if n == 3 else None)
+    with serving(site) as url:
+        fetcher = Fetcher(store=http.HttpStore(url), patience=Patience(budget=0), piece_bytes=1000)
+        with pytest.raises(Unreachable):
+            fetcher.fetch(name, record, tmp_path / "file")
+        assert (tmp_path / "file").read_bytes() == whole[:2000]
+        fetcher.fetch(name, record, tmp_path / "file")
+        assert site.asked[3].endswith("bytes=2000-2999")
+    assert (tmp_path / "file").read_bytes() == whole
+    assert [one.name for one in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_file_that_was_replaced_there_begins_anew(path: Path, tmp_path: Path) -> None:
+    name = "parts/00000/sequences.arrow"
+    record = open_cache(path).locate(0)[0].record.files["sequences.arrow"]
+    (tmp_path / "file").write_bytes(b"x" * 2000)
+    (tmp_path / "file.tag").write_text("another")
+    site = Site(path)
+    with serving(site) as url:
+        Fetcher(store=http.HttpStore(url), piece_bytes=1000).fetch(name, record, tmp_path / "file")
+    assert site.asked[0].endswith("bytes=0-999")
+
+
+def test_a_killed_copy_is_gone_on_with(path: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    child = os.fork()
+    if not child:
+        fetch = Fetcher.fetch
+
+        def dying(self: Fetcher, name: str, *words: object) -> None:
+            if name == "parts/00001/sequences.arrow":
+                os.kill(os.getpid(), 9)
+            fetch(self, name, *words)  # type: ignore[arg-type]
+
+        Fetcher.fetch = dying  # type: ignore[method-assign]
+        copying.LOCAL_PARTS = 1  # type: ignore[misc]
+        copy_cache(path, copy)
+        os._exit(1)
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == 9
+    assert (copy / "parts/00000").is_dir() and not (copy / layout.INDEX).exists()
+    assert_committed_is_right(copy, path)
+    report = copy_cache(path, copy)
+    assert report.copied == report.parts - 1
+    assert_same(copy, path)
+
+
+def test_two_copies_into_one_folder_do_each_other_no_harm(path: Path, tmp_path: Path) -> None:
+    children = []
+    for _ in range(2):
+        child = os.fork()
+        if not child:
+            code = 1
+            try:
+                copy_cache(path, tmp_path / "copy")
+                code = 0
+            finally:
+                os._exit(code)
+        children.append(child)
+    assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0, 0]
+    copy_cache(path, tmp_path / "copy")
+    assert_same(tmp_path / "copy", path)
+
+
+def test_a_folder_of_something_else_is_left_alone(path: Path, tmp_path: Path) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").write_text("my own")
+    with pytest.raises(ConfigError, match=r"holds other things and no manifest.json: thesis.txt"):
+        copy_cache(path, tmp_path / "full")
+    other = tmp_path / "other"
+    tiny.make_cache(other, replace(tiny.SMALL, seed=9))
+    with pytest.raises(ConfigError, match="other holds another cache: the tokenizer"):
+        copy_cache(path, other)
+    with pytest.raises(ConfigError, match="is where the cache lies"):
+        copy_cache(path, path)
+
+
+def test_a_disk_without_room_is_said_before_anything_is_moved(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(copying, "SPARE_BYTES", 1 << 60)
+    with pytest.raises(CacheWriteError, match=r"copy has [\d,]+ bytes free, the copy takes [\d,]+ more") as caught:
+        copy_cache(path, tmp_path / "copy")
+    assert "--parts" in str(caught.value.hint)
+    assert not (tmp_path / "copy/parts").exists()
+
+
+def test_an_unfinished_cache_is_copied_when_that_is_asked_for(path: Path, tmp_path: Path) -> None:
+    unfinished = tiny.copy_cache(path, tmp_path / "unfinished")
+    (unfinished / layout.INDEX).unlink()
+    (unfinished / "parts/00001").rename(tmp_path / "away")
+    with pytest.raises(CacheIncomplete, match="is unfinished: 1 of"):
+        copy_cache(unfinished, tmp_path / "copy")
+    report = copy_cache(unfinished, tmp_path / "copy", allow_partial=True)
+    assert (report.cache_id, report.copied) == (None, len(open_cache(path).parts) - 1)
+    assert not (tmp_path / "copy" / layout.INDEX).exists()
+    (tmp_path / "away").rename(unfinished / "parts/00001")
+    assert copy_cache(unfinished, tmp_path / "copy", allow_partial=True).copied == 1
+    silent = pytest.raises(CacheError, match="a web server does not say which parts are there")
+    with serving(Site(unfinished)) as url, silent:
+        copy_cache(url, tmp_path / "web", allow_partial=True)
+
+
+@pytest.mark.parametrize(
+    ("address", "told"),
+    [
+        ("https://me:hunter2hunter2@host/cache", "the address at https://host carries a user or a password"),
+        ("s3://bucket/cache?X-Amz-Signature=hunter2hunter2", "the address at s3://bucket carries a query"),
+    ],
+)
+def test_an_address_with_a_key_in_it_is_refused_without_repeating_it(address: str, told: str, tmp_path: Path) -> None:
+    for source, target in ((address, tmp_path / "copy"), (tmp_path, address)):
+        with pytest.raises(ConfigError, match="carries") as caught:
+            copy_cache(source, target)
+        assert caught.value.message.startswith(told)
+        assert "hunter2" not in caught.value.message + str(caught.value.hint)
+
+
+def test_a_record_that_changes_under_the_copy_is_named(path: Path, tmp_path: Path) -> None:
+    class Moving(LocalStore):
+        def read(self, name: str, limit: int) -> bytes:
+            self.n_reads = getattr(self, "n_reads", 0) + 1
+            return super().read(name, limit) + b" " * (self.n_reads % 2)
+
+    data = (path / layout.MANIFEST).read_bytes()
+    receiver = Receiver(tmp_path / "copy", open_cache(path).manifest, data, Fetcher(store=Moving(path)))
+    with pytest.raises(CacheDamaged, match=r"parts/00000/part.json changed at .* while it was copied"):
+        receiver.take_part(0, None)

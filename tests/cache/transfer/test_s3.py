@@ -1,0 +1,151 @@
+"""Copies to and from a real S3 server: the same bytes, safe for several at once, and no key of it in any word."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import fsspec
+import pytest
+import s3fs
+
+from kdpipe.cache import layout, open_cache, remote
+from kdpipe.cache.remote import RemoteFolder
+from kdpipe.cache.transfer import copy_cache
+from kdpipe.cache.transfer.patience import Patience
+from kdpipe.cache.verify import verify_cache
+from kdpipe.schemas.errors import CacheDamaged, CacheError, CacheWriteError, ConfigError, KdpipeError, Unreachable
+from support import tiny
+from support.reading import digests_of_all
+from support.s3 import KEY, SECRET, s3_server
+
+pytestmark = pytest.mark.slow
+COPY = "import sys; from kdpipe.cache.transfer import copy_cache; copy_cache(sys.argv[1], sys.argv[2])"
+HASTY = Patience(budget=3.0, first=0.01, longest=0.02)
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A small cache in a folder, and an S3 server."""
+    folder = tmp_path_factory.mktemp("s3") / "cache"
+    with tiny.unsynced(), s3_server() as environment, pytest.MonkeyPatch.context() as patch:
+        tiny.make_cache(folder)
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        s3fs.S3FileSystem.clear_instance_cache()
+        yield folder
+        s3fs.S3FileSystem.clear_instance_cache()
+
+
+@pytest.fixture
+def bucket(path: Path, request: pytest.FixtureRequest) -> str:
+    """A bucket of the test's own."""
+    name = f"bucket-{abs(hash(request.node.name)) % 10**9}"
+    fsspec.filesystem("s3").mkdir(name)
+    return f"s3://{name}/caches/one"
+
+
+def names_of(url: str) -> list[str]:
+    system, root = fsspec.core.url_to_fs(url, use_listings_cache=False)
+    return sorted(name.removeprefix(f"{root}/") for name in system.find(root))
+
+
+def test_a_cache_goes_to_a_bucket_and_back(path: Path, bucket: str, tmp_path: Path) -> None:
+    report = copy_cache(path, bucket)
+    assert names_of(bucket) == [name for name in tiny.files_of(path) if not name.startswith(layout.JOURNAL)]
+    assert digests_of_all(open_cache(bucket)) == digests_of_all(open_cache(path))
+    assert verify_cache(bucket, "full").ok
+    copy_cache(bucket, tmp_path / "back")
+    assert tiny.digests_of(tmp_path / "back") == {
+        name: digest for name, digest in tiny.digests_of(path).items() if not name.startswith(layout.JOURNAL)
+    }
+    assert (report.cache_id, report.copied) == (open_cache(path).cache_id, report.parts)
+    again = copy_cache(path, bucket)
+    assert (again.copied, again.bytes) == (0, 0)
+    copy_cache(bucket, f"{bucket}-two")
+    assert names_of(f"{bucket}-two") == names_of(bucket)
+
+
+def test_a_part_whose_sending_was_cut_off_is_not_there_and_is_sent_again(
+    path: Path, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put, sent = RemoteFolder.put, []
+
+    def failing(self: RemoteFolder, name: str, file: Path) -> None:
+        if len(sent) == 12:
+            raise CacheError("the cable was cut")
+        sent.append(name)
+        put(self, name, file)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(RemoteFolder, "put", failing)
+        with pytest.raises(CacheError, match="the cable was cut"):
+            copy_cache(path, bucket)
+    assert f"{layout.INDEX}" not in names_of(bucket)
+    for number in range(len(open_cache(path).parts)):
+        folder = layout.part_dir(number)
+        if f"{folder}/{layout.PART_RECORD}" in names_of(bucket):
+            assert set(RemoteFolder(bucket).walk(folder)) == {
+                name for name in tiny.files_of(path) if name.startswith(f"{folder}/")
+            }
+    copy_cache(path, bucket)
+    assert verify_cache(bucket, "full").ok
+
+
+def test_several_may_send_at_once(path: Path, bucket: str) -> None:
+    words = [sys.executable, "-c", COPY, str(path), bucket]
+    children = [subprocess.Popen(words) for _ in range(3)]
+    assert [child.wait(300) for child in children] == [0, 0, 0]
+    assert verify_cache(bucket, "full").ok
+
+
+def test_a_place_of_another_cache_is_left_alone(path: Path, bucket: str) -> None:
+    place = RemoteFolder(bucket)
+    assert place.create(layout.MANIFEST, b"{}")
+    with pytest.raises(ConfigError, match="holds another cache"):
+        copy_cache(path, bucket)
+    place.remove(layout.MANIFEST)
+    place.create("parts/00000/part.json", b"{}")
+    with pytest.raises(CacheWriteError, match=r"part.json is of another part than the cache has"):
+        copy_cache(path, bucket)
+
+
+def test_what_is_damaged_there_is_noticed_on_the_way_back(path: Path, bucket: str, tmp_path: Path) -> None:
+    copy_cache(path, bucket)
+    spoilt = tmp_path / "spoilt"
+    data = (path / "parts/00001/sequences.arrow").read_bytes()
+    spoilt.write_bytes(data[:-1] + b"?")
+    RemoteFolder(bucket).put("parts/00001/sequences.arrow", spoilt)
+    with pytest.raises(CacheDamaged, match=r"parts/00001/sequences.arrow came from s3://.* with other bytes"):
+        copy_cache(bucket, tmp_path / "copy", patience=HASTY)
+    assert not (tmp_path / "copy/parts/00001").exists()
+
+
+@pytest.mark.parametrize("fault", ["no bucket", "no server", "wrong key"])
+def test_what_fails_is_told_without_a_key(
+    path: Path, tmp_path: Path, fault: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def shown(error: KdpipeError) -> str:
+        return f"{error.message} {error.hint} {capsys.readouterr()}"
+
+    s3fs.S3FileSystem.clear_instance_cache()
+    if fault == "no server":
+        monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    if fault == "wrong key":
+        monkeypatch.setattr(remote, "_driver", lambda _: (_Refusing(), "bucket"))
+    with pytest.raises((CacheError, ConfigError)) as caught:
+        copy_cache("s3://no-such-bucket/cache", tmp_path / "copy", patience=HASTY)
+    told = shown(caught.value)
+    assert KEY not in told and SECRET not in told
+    if fault == "no server":
+        assert isinstance(caught.value, Unreachable)
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+class _Refusing:
+    """A driver whose errors repeat what it was given."""
+
+    def isdir(self, _: str) -> bool:
+        raise PermissionError(
+            f"SignatureDoesNotMatch for {KEY} with {SECRET} at https://me:{SECRET}@host?token={SECRET}"
+        )

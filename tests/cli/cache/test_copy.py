@@ -1,0 +1,85 @@
+"""`kdpipe cache copy` and `verify --repair-from` as a person uses them."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from kdpipe.cache import open_cache
+from kdpipe.cli import main
+from kdpipe.cli.cache.copy import ShownCopy
+from support import tiny
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small cache in a folder."""
+    folder = tmp_path_factory.mktemp("copy") / "cache"
+    with tiny.unsynced():
+        tiny.make_cache(folder)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def unsynced() -> Iterator[None]:
+    with tiny.unsynced():
+        yield
+
+
+def test_a_copy_says_what_it_moved(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.run(["cache", "copy", str(path), str(tmp_path / "copy")]) == 0
+    said = capsys.readouterr()
+    cache = open_cache(path)
+    n_parts = len(cache.parts)
+    assert said.err.startswith(f"{n_parts} parts to move, ")
+    assert f"moved       {n_parts} parts, " in said.out and f"cache_id    {cache.cache_id}" in said.out
+    assert main.run(["cache", "copy", str(path), str(tmp_path / "copy"), "--json"]) == 0
+    said = capsys.readouterr()
+    assert said.err == "nothing to move\n"
+    answer = json.loads(said.out)
+    assert (answer["cache_id"], answer["copied"], answer["bytes"]) == (cache.cache_id, 0, 0)
+
+
+def test_a_damaged_copy_is_mended_from_another(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    copy = tmp_path / "copy"
+    assert main.run(["cache", "copy", str(path), str(copy)]) == 0
+    tiny.flip_bit(copy / "parts/00001/sequences.arrow", 1000)
+    (copy / "parts/00000/stray.txt").write_text("?")
+    assert main.run(["cache", "verify", str(copy)]) == 3
+    capsys.readouterr()
+    assert main.run(["cache", "verify", str(copy), "--repair-from", str(path)]) == 0
+    said = capsys.readouterr()
+    assert "parts/00001/sequences.arrow: its bytes are not those that were written" in said.err
+    assert "2 parts to move" in said.err and "copy: good" in said.out
+    assert main.run(["cache", "copy", str(path), str(copy)]) == 0
+    assert "there before" in capsys.readouterr().out
+
+
+def test_what_cannot_be_copied_is_told_in_two_lines(
+    path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for source, target, code, told in (
+        (str(tmp_path / "nowhere"), str(tmp_path / "copy"), 2, "error: there is no folder"),
+        (str(path), str(path), 2, "is where the cache lies"),
+        (str(path), "http://127.0.0.1/cache", 2, "a web server takes no files"),
+    ):
+        assert main.run(["cache", "copy", source, target]) == code
+        said = capsys.readouterr().err
+        assert told in said and len(said.splitlines()) == 2
+
+
+def test_progress_tells_share_rate_and_time_left() -> None:
+    now, shown = [0.0], []
+    watch = ShownCopy(lambda *words: shown.append(words), 1.0, lambda: now[0])
+    watch.begin(2, 4_000_000)
+    watch.moved(500_000)
+    now[0] = 2.0
+    watch.moved(500_000)
+    watch.moved(500_000)
+    now[0] = 4.0
+    watch.moved(-500_000)
+    assert shown == [
+        (1_000_000, 4_000_000, "1.0 MB, 500.0 kB/s, 6.0 s left"),
+        (1_000_000, 4_000_000, "1.0 MB, 250.0 kB/s, 12 s left"),
+    ]

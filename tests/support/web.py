@@ -1,0 +1,115 @@
+"""A web server on loopback that knows ranges and ETags, and fails when it is told to.
+
+In: a folder, and faults by the number of the request. Out: its address, and the requests that came.
+After it: tests/cache/transfer, which copy from it. A fault hits requests that read bytes, never those that ask a size.
+"""
+
+import hashlib
+import re
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Literal
+
+Fault = Literal["drop", "503", "wrong range", "other bytes", "whole", "stall", "changed"]
+FAULTS: tuple[Fault, ...] = ("drop", "503", "wrong range", "other bytes", "whole", "stall", "changed")
+
+
+@dataclass(slots=True)
+class Site:
+    """What a server does: `due` names the fault of the n-th request that reads bytes, None for none."""
+
+    root: Path
+    due: Callable[[int], Fault | None] = lambda _: None
+    n_reads: int = 0
+    asked: list[str] = field(default_factory=list)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    released: threading.Event = field(default_factory=threading.Event)
+
+    def next_fault(self, what: str) -> Fault | None:
+        """The fault of the request that comes now."""
+        with self.lock:
+            self.n_reads += 1
+            self.asked.append(what)
+            return self.due(self.n_reads)
+
+
+@contextmanager
+def serving(site: Site) -> Iterator[str]:
+    """Serve a folder; the address."""
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+        def do_HEAD(self) -> None:  # named by the standard library
+            self._answer(head=True)
+
+        def do_GET(self) -> None:
+            self._answer(head=False)
+
+        def _answer(self, *, head: bool) -> None:
+            path = site.root / self.path.lstrip("/")
+            if not path.is_file():
+                self.send_error(404)
+                return
+            data = path.read_bytes()
+            fault = None if head else site.next_fault(f"{self.path} {self.headers.get('Range', '')}".strip())
+            if fault == "503":
+                self.send_error(503)
+                return
+            if fault == "stall":
+                site.released.wait(20)
+                self.close_connection = True
+                return
+            self._send(data, fault, head=head)
+
+        def _send(self, data: bytes, fault: Fault | None, *, head: bool) -> None:
+            tag = hashlib.sha256(data).hexdigest()[:16] + ("-changed" if fault == "changed" else "")
+            asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+            begin, end = (int(asked[1]), min(int(asked[2]) + 1, len(data))) if asked else (0, len(data))
+            ranged = asked is not None and fault != "whole"
+            if fault == "whole":
+                begin, end = 0, len(data)
+            if fault == "wrong range" and ranged:
+                begin, end = max(0, begin - 1), max(0, end - 1)
+            body = data[begin:end]
+            if fault == "other bytes":
+                body = bytes(255 - byte for byte in body)
+            self.send_response(206 if ranged else 200)
+            self.send_header("ETag", f'"{tag}"')
+            self.send_header("Content-Length", str(len(body)))
+            if ranged:
+                self.send_header("Content-Range", f"bytes {begin}-{end - 1}/{len(data)}")
+            self.end_headers()
+            if head:
+                return
+            if fault == "drop":
+                self.wfile.write(body[: len(body) // 2])
+                self.wfile.flush()
+                self.close_connection = True
+                self.connection.close()
+                return
+            self.wfile.write(body)
+
+    class Quiet(ThreadingHTTPServer):
+        daemon_threads = True
+
+        def handle_error(self, *_: object) -> None:
+            """Connections break on purpose."""
+
+    server = Quiet(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        site.released.set()
+        server.shutdown()
+        server.server_close()
+        thread.join()
