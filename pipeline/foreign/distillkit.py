@@ -31,8 +31,8 @@ from kdpipe.schemas.strict_json import canonical
 
 CODEC_FILE = "compression_config.yaml"
 LEGACY = "legacy_logit_compression"
-# Rows decoded at a time: with a hundred ids and a polynomial of ten terms some 20 MB.
-ROWS = 4096
+# Numbers of a polynomial's terms in memory at a time.
+MOST_NUMBERS = 1 << 23
 COLUMNS = ("input_ids", "compressed_logprobs", "bytepacked_indices")
 LEGACY_COLUMNS = ("input_ids", "packed_indices", "exact_values", "coeffs")
 Arrays = tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]
@@ -102,8 +102,7 @@ def _recommended(settings: DistillkitCodec, columns: Mapping[str, Any]) -> Itera
     ids = _rectangle(lists_of_whole_numbers(columns, COLUMNS[2]), codec.id_bytes(settings), COLUMNS[2])
     if len(values) != len(ids):
         raise BadRow(f"{COLUMNS[1]} has {len(values):,} rows, {COLUMNS[2]} has {len(ids):,}")
-    for first in range(0, len(ids), ROWS):
-        rows = slice(first, first + ROWS)
+    for rows in _slices(len(ids), settings.k * (1 + len(settings.polynomial_terms or ()))):
         packed = [_bytes(each[rows], name) for each, name in ((ids, COLUMNS[2]), (values, COLUMNS[1]))]
         yield codec.decode_ids(settings, packed[0]), codec.decode_values(settings, packed[1])
 
@@ -114,17 +113,22 @@ def _legacy(settings: DistillkitLegacyCodec, columns: Mapping[str, Any]) -> Iter
     coefficients = _rectangle(lists_of_numbers(columns, "coeffs"), codec.legacy_terms(settings), "coeffs")
     if not len(words) == len(exact) == len(coefficients):
         raise BadRow(f"its columns have {len(words):,}, {len(exact):,} and {len(coefficients):,} rows")
-    for first in range(0, len(words), ROWS):
-        rows = slice(first, first + ROWS)
+    for rows in _slices(len(words), settings.k * (1 + codec.legacy_terms(settings))):
         ids = codec.decode_legacy_ids(settings, words[rows].view(np.uint64))
         logits = codec.decode_legacy_values(
             settings, exact[rows].astype(np.float32), coefficients[rows].astype(np.float32)
         )
         if not np.isfinite(logits).all():
             raise BadRow(
-                f"after token {first + int((~np.isfinite(logits)).any(axis=1).argmax())}, a logit is no number"
+                f"after token {rows.start + int((~np.isfinite(logits)).any(axis=1).argmax())}, a logit is no number"
             )
         yield ids, normalised(logits)
+
+
+def _slices(n_rows: int, numbers_each: int) -> Iterator[slice]:
+    """Rows decoded at a time."""
+    size = max(1, MOST_NUMBERS // numbers_each)
+    return (slice(first, first + size) for first in range(0, n_rows, size))
 
 
 def normalised(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

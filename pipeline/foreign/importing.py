@@ -7,10 +7,10 @@ from the rows that belong to it. Run again, it goes on with the parts that are m
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from typing import final
 
@@ -33,7 +33,7 @@ from kdpipe.schemas import manifest
 from kdpipe.schemas.arrays import default_arrays
 from kdpipe.schemas.foreign import ImportReport, ImportSettings
 from kdpipe.schemas.manifest import Manifest, expected_tables
-from kdpipe.schemas.plan import Plan, SplitName
+from kdpipe.schemas.plan import Plan, PlannedPart, SplitName
 from kdpipe.schemas.targets import HiddenSpec, Imported, TargetSpec
 
 # The documents of a part are held in memory while it is packed: with 8 bytes an entry about 130 MB.
@@ -80,9 +80,9 @@ class Source:
         """All rows, read and checked."""
         return take_survey(self.files, self.read, self.n_ids, settings.limit, settings.val_fraction)
 
-    def rows(self, survey: Survey, places: npt.NDArray[np.int64]) -> "list[Told]":
+    def rows(self, survey: Survey, places: npt.NDArray[np.int64]) -> Iterator[Told]:
         """Some rows once more."""
-        return list(rows_again(self.files, survey, places, self.read))
+        return rows_again(self.files, survey, places, self.read)
 
 
 def open_source(settings: ImportSettings, n_ids: int) -> Source:
@@ -165,17 +165,30 @@ def _make_parts(cache: CacheWriter, source: Source, survey: Survey, sizes: npt.N
     """Make the parts that are missing; how many that were."""
     plan, missing = cache.manifest.plan, cache.missing()
     watch.begin(plan.n_parts, plan.n_parts - len(missing), survey.n_positions)
-    places: Callable[[SplitName], npt.NDArray[np.int64]] = partial(Survey.rows_of, survey)
-    for number in missing:
-        began, planned = time.perf_counter(), plan.part(number)
-        first, end = planned.first_document, planned.first_document + planned.n_documents
-        rows = source.rows(survey, places(planned.split)[first:end])
-        with cache.part(number) as part:
-            for sequence, block in packed(rows, planned, cache.manifest, sizes):
-                part.add(sequence, block)
-        record, n_bytes = cache.record(number)
-        watch.part_done(number, record.n_positions, n_bytes, time.perf_counter() - began)
+    for run in _runs([plan.part(number) for number in missing]):
+        places = survey.rows_of(run[0].split)
+        # One stream for parts behind each other: a part that began anew would unpack its row group from the start.
+        stream = source.rows(survey, places[run[0].first_document : run[-1].first_document + run[-1].n_documents])
+        for planned in run:
+            began = time.perf_counter()
+            rows = list(islice(stream, planned.n_documents))
+            with cache.part(planned.number) as part:
+                for sequence, block in packed(rows, planned, cache.manifest, sizes):
+                    part.add(sequence, block)
+            record, n_bytes = cache.record(planned.number)
+            watch.part_done(planned.number, record.n_positions, n_bytes, time.perf_counter() - began)
     return len(missing)
+
+
+def _runs(parts: list[PlannedPart]) -> list[list[PlannedPart]]:
+    """Parts of one split behind each other, together."""
+    runs: list[list[PlannedPart]] = []
+    for part in parts:
+        if runs and (runs[-1][-1].number + 1, runs[-1][-1].split) == (part.number, part.split):
+            runs[-1].append(part)
+        else:
+            runs.append([part])
+    return runs
 
 
 def _report(settings: ImportSettings, facts: Facts, survey: Survey, made: int, seconds: float) -> ImportReport:

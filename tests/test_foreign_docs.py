@@ -1,0 +1,96 @@
+"""docs/import-export.md keeps its word: its commands run, and its tables name the formats and columns there are."""
+
+import re
+import shlex
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kdpipe.cli import main
+from kdpipe.pipeline.foreign import FORMATS, axolotl, distillkit, nemo, topk
+from kdpipe.pipeline.foreign.tables import AXOLOTL, column_types
+from kdpipe.pipeline.foreign.told import MOST_MASS, NOTHING_NATS
+from support.foreign import DISTILLKIT, DISTILLKIT_IDS, random_rows, word_tokenizer, write_rows
+from support.source import ROOT
+from support.tiny import SMALL, manifest_of
+
+PAGE = (ROOT / "docs" / "import-export.md").read_text(encoding="utf-8")
+
+
+def commands() -> list[str]:
+    """The lines of the page's sh blocks."""
+    blocks = re.findall(r"^```sh\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+    return [line for block in blocks for line in block.splitlines()]
+
+
+def as_axolotl(row: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "input_ids": row["tokens"],
+        "target_token_ids": [*row["ids"][:-1], []],
+        "target_logprobs": [*row["logprobs"][:-1], []],
+    }
+
+
+def as_nemo(row: dict[str, Any]) -> dict[str, Any]:
+    n = len(row["tokens"]) - 1
+    return {
+        "tokens": row["tokens"][:-1], "labels": row["tokens"][1:], "loss_mask": [1] * n,
+        "topk_token_ids": row["ids"][:-1], "topk_logits": row["logprobs"][:-1], "log_sum_exp_logits": [0.0] * n,
+    }  # fmt: skip
+
+
+@pytest.mark.slow
+def test_every_command_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = random_rows(1, 100, 4, range(5, 25))
+    shutil.copytree(DISTILLKIT / "recommended", tmp_path / "captured")
+    word_tokenizer(tmp_path / "teacher", DISTILLKIT_IDS)
+    write_rows(tmp_path / "kd.jsonl", [as_axolotl(row) for row in rows])
+    write_rows(tmp_path / "topk_logits.jsonl", [as_nemo(row) for row in rows])
+    write_rows(tmp_path / "rows.jsonl", [{**row, "scores": row.pop("logprobs")} for row in rows])
+    monkeypatch.chdir(tmp_path)
+    assert len(commands()) >= 7
+    for line in commands():
+        words = shlex.split(line, comments=True)
+        assert words[0] == "kdpipe"
+        assert main.run(words[1:]) == 0, line
+
+
+def named(cells: str) -> set[str]:
+    return set(re.findall(r"`([\w@]+)`", cells))
+
+
+def test_every_format_is_on_the_page_with_its_columns() -> None:
+    told: dict[str, set[str]] = {}
+    for which, columns in re.findall(r"^\| (`\w+`(?:, legacy)?) \| ([^|]+) \| (?:about|found)", PAGE, re.M):
+        told[which] = named(columns.partition(";")[0])
+    due = {
+        "`distillkit`": set(distillkit.COLUMNS),
+        "`distillkit`, legacy": set(distillkit.LEGACY_COLUMNS),
+        "`axolotl`": {"input_ids", axolotl.IDS, axolotl.VALUES, "labels", "attention_mask"},
+        "`nemo`": set(nemo.COLUMNS),
+        "`topk`": {*topk.NEEDED, *topk.USEFUL},
+    }
+    assert told == due
+    assert {re.findall(r"\w+", which)[0] for which in told} == set(FORMATS)
+
+
+def test_every_column_of_an_export_is_on_the_page() -> None:
+    told = {}
+    for columns, kind in re.findall(r"^\| (`[^|]+`) \| (list of [^|]+) \|", PAGE, re.M):
+        told |= dict.fromkeys(named(columns), kind)
+    types = {"int32": "int32", "float32": "float32", "bool": "bool"}
+    due = {
+        name: f"list of {'lists of ' if deep == 2 else ''}{types[kind]}"
+        for name, (kind, deep) in column_types("parquet", manifest_of(SMALL)).items()
+        if not name.startswith("log_z_")
+    }
+    assert told == {**due, "log_z_T": "list of float32", "boundary_logprob": "list of float32"}
+    form = PAGE.partition("`--to axolotl` has")[2].partition("list t about")[0]
+    assert named(form) == set(AXOLOTL)
+
+
+def test_bounds_on_the_page_are_those_in_force() -> None:
+    assert f"below {NOTHING_NATS:.0f} are padding" in " ".join(PAGE.split())
+    assert f"hold up to {MOST_MASS}" in PAGE
