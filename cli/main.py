@@ -23,7 +23,7 @@ from kdpipe.cli.eval import evaluate
 from kdpipe.cli.export import export
 from kdpipe.cli.flags import with_flags
 from kdpipe.cli.plan import plan
-from kdpipe.cli.stage_one_options import FLAGS, OUT
+from kdpipe.cli.stage_one_options import EXTEND, FLAGS, OUT
 from kdpipe.cli.stage_two_options import FLAGS as STUDENT_FLAGS
 from kdpipe.cli.train import train
 from kdpipe.schemas.errors import Interrupted, KdpipeError
@@ -60,7 +60,7 @@ def options(
 
 
 app.command("plan")(with_flags(FLAGS, plan))
-app.command("cache-teacher")(with_flags((*FLAGS, OUT), cache_teacher))
+app.command("cache-teacher")(with_flags((*FLAGS, EXTEND, OUT), cache_teacher))
 app.command("train")(with_flags(STUDENT_FLAGS, train))
 app.command("eval")(evaluate)
 app.command("compare")(compare)

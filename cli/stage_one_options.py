@@ -1,6 +1,6 @@
 """The flags of `kdpipe cache-teacher` and `kdpipe plan`: one table, with the setting that each of them says.
 
-In: nothing. Out: `FLAGS`, and `OUT` for the command that writes. Before it: `flags.py`.
+In: nothing. Out: `FLAGS`, and `OUT` and `EXTEND` for the command that writes. Before it: `flags.py`.
 After it: `main.py` hands them to the commands, `settings.py` joins what was typed with the other layers.
 """
 
@@ -138,5 +138,11 @@ FLAGS = (
         help="auto, cpu, cuda:0 or all (a worker a GPU) [auto].",
     ),
     Flag(name="--seed", place="seed", type=int, help="Of everything drawn [0]."),
+)
+EXTEND = Flag(
+    name="--extend",
+    place="extend",
+    metavar="CACHE",
+    help="A finished cache whose parts the new one begins with; --data are documents that come behind.",
 )
 OUT = Flag(name="--out", place="out", metavar="DIR", help="The folder of the cache; run again, it goes on there.")

@@ -7,12 +7,14 @@ needed then. Run again, it finds what is there and fills the holes.
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from kdpipe.cache.inspect import inspect_cache
 from kdpipe.cache.writer import same_manifest
 from kdpipe.pipeline.capture.begin import begin_cache
 from kdpipe.pipeline.capture.early import check_out, is_begun, look_first
+from kdpipe.pipeline.capture.extension import open_extension
 from kdpipe.pipeline.capture.identity import make_manifest
 from kdpipe.pipeline.capture.inputs import Inputs, explain_cuts, read_inputs
 from kdpipe.pipeline.capture.parts import PartMaker, Tally
@@ -48,12 +50,19 @@ def work(settings: StageOne, shard: Shard, watch: Watch) -> StageOneReport:
         raise ConfigError("it is not said where the cache goes", hint="give --out, a folder")
     tally = Tally(started=time.perf_counter())
     check_out(settings)
+    extension = open_extension(settings)
     tokenizer, _ = look_first(settings)
     inputs = read_inputs(settings, watch, tokenizer)
     speaker = open_speaker(settings, tokenizer)
     if not is_begun(settings.out):
         inputs.corpus.check_lengths(speaker.sequence_length)
-    cache, asked = begin_cache(settings.out, make_manifest(settings, inputs, speaker), inputs, speaker)
+    manifest, old = make_manifest(settings, inputs, speaker), None
+    if extension is not None:
+        old, manifest = extension.source, extension.extended(manifest)
+        inputs = replace(inputs, corpus=inputs.corpus.behind(extension.documents, extension.known))
+    cache, asked = begin_cache(settings.out, manifest, inputs, speaker, old)
+    if extension is not None:
+        extension.adopt(cache)
     follower = Follower(cache, inputs.corpus, shard, watch)
     maker = PartMaker(cache, inputs.corpus, speaker, asked, tally)
     maker.make(turns(cache, shard), follower.tell, follower.committed)
@@ -75,11 +84,13 @@ def dry_run(settings: StageOne, watch: Watch) -> StageOneReport:
     inputs = read_inputs(settings, watch, tokenizer)
     speaker = open_speaker(settings, tokenizer)
     manifest = make_manifest(settings, inputs, speaker)
+    extension = open_extension(settings)
+    whole = manifest if extension is None else extension.extended(manifest)
     if settings.out is not None and is_begun(settings.out):
-        same_manifest(Path(settings.out), manifest)
+        same_manifest(Path(settings.out), whole)
     trial = make_trial(manifest, inputs, speaker, DRY_RUN_BATCHES * speaker.batch_tokens)
     report = _report(settings.out or "", trial.summary, inputs, trial.tally)
-    planned = PartsMade(planned=manifest.plan.n_parts, present=0, made=0)
+    planned = PartsMade(planned=whole.plan.n_parts, present=0, made=0)
     update = {"cache_id": None, "complete": False, "parts": planned, "seconds": tally.seconds}
     return report.model_copy(update=update)
 
@@ -102,6 +113,7 @@ def _report(cache: str, summary: CacheSummary, inputs: Inputs, tally: Tally) -> 
         batches_halved=tally.batches_halved,
         bad_rows=inputs.corpus.bad_rows[0],
         cut_documents=counts.split_documents + counts.truncated_documents,
+        known_documents=counts.known_documents,
         fidelity=summary.fidelity,
         seconds=tally.seconds,
     )
@@ -120,6 +132,7 @@ def _together(reports: Sequence[StageOneReport], seconds: float) -> StageOneRepo
             "teacher_share": sum(shares) / len(shares) if shares else None,
             "batches_halved": sum(report.batches_halved for report in reports),
             "cut_documents": sum(report.cut_documents for report in reports),
+            "known_documents": sum(report.known_documents for report in reports),
             "seconds": seconds,
         }
     )

@@ -84,6 +84,7 @@ class StageOneReport(Record):
     batches_halved: int
     bad_rows: int
     cut_documents: int
+    known_documents: int = 0
     fidelity: FidelitySummary | None
     seconds: float
 

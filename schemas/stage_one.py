@@ -134,6 +134,7 @@ class StageOne(Record):
     hidden: HiddenSettings = HiddenSettings()
     machine: Machine = Machine()
     out: Name | None = None
+    extend: Name | None = None
     seed: int = Field(default=0, ge=0, lt=1 << 63)
 
 

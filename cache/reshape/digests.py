@@ -33,6 +33,10 @@ class KnownDocuments:
         places = np.minimum(np.searchsorted(self._sorted, digests), len(self._sorted) - 1)
         return np.asarray(self._sorted[places] == digests)
 
+    def has(self, digest: bytes) -> bool:
+        """Whether one digest is known."""
+        return bool(self.have(np.frombuffer(digest, "S16"))[0])
+
     def with_more(self, digests: Iterable[Digests]) -> "KnownDocuments":
         """These and others."""
         return KnownDocuments([self._sorted, *digests])

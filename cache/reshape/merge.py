@@ -6,7 +6,10 @@ all, so its parts keep their bytes: ranks fitted anew would rewrite every part t
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
+
+import numpy as np
 
 from kdpipe.cache.reshape.digests import KnownDocuments, digests_of
 from kdpipe.cache.reshape.making import Job, Making, Silent, Told, adopted, made_from, make, planned
@@ -31,19 +34,20 @@ def plan_merge(sources: Sequence[Source], overlap: Overlap) -> Making:
     for source in sources[1:]:
         check_alike(sources[0], source)
     jobs, overlaps = _jobs(sources)
-    left_out = sum(n for n, _ in overlaps)
-    if left_out and overlap == "refuse":
+    left_out, known = sum(each.gone for each in overlaps), sum(each.known for each in overlaps)
+    if known and overlap == "refuse":
         told = [
-            f"{n:,} of the {total:,} documents of {source.url} are in a cache before it"
-            for source, (n, total) in zip(sources, overlaps, strict=True)
-            if n
+            f"{each.known:,} of the {each.documents:,} documents of {source.url} are in a cache before it"
+            + (f", {each.known - each.gone:,} of them in part" if each.known > each.gone else "")
+            for source, each in zip(sources, overlaps, strict=True)
+            if each.known
         ]
         raise Incompatible("; ".join(told), hint="leave them out of the later cache with --overlap keep-first")
     ordered, plan = planned(jobs, sources[0].manifest.plan)
     origin = Origin(
         action="merge",
         caches=tuple(source.cache_id for source in sources),
-        note=f"overlap {overlap}: {left_out:,} documents left out" if left_out else "",
+        note=f"overlap {overlap}: {left_out:,} documents left out, {known - left_out:,} in part" if known else "",
     )
     manifest = made_from(sources, origin, plan)
     return Making(
@@ -56,8 +60,17 @@ def plan_merge(sources: Sequence[Source], overlap: Overlap) -> Making:
     )
 
 
-def _jobs(sources: Sequence[Source]) -> tuple[list[Job], list[tuple[int, int]]]:
-    """A job for each part that has something new; of each cache how many documents are in one before it, of how many.
+@dataclass(slots=True, kw_only=True)
+class _Overlap:
+    """Of the documents of a cache: how many have tokens, how many are known from one before it, and how many wholly."""
+
+    documents: int = 0
+    known: int = 0
+    gone: int = 0
+
+
+def _jobs(sources: Sequence[Source]) -> tuple[list[Job], list[_Overlap]]:
+    """A job for each part that has something new, and what each cache shares with those before it.
 
     A part without documents that have tokens is kept as it is.
     """
@@ -65,16 +78,19 @@ def _jobs(sources: Sequence[Source]) -> tuple[list[Job], list[tuple[int, int]]]:
     overlaps = []
     known = KnownDocuments()
     for number, source in enumerate(sources):
-        n_known = n_all = 0
+        overlap = _Overlap()
         for row in source.cache.parts:
             record, documents = source.record(row.part), source.documents(row.part)
             is_known = known.have(documents.digests)
-            n_known, n_all = n_known + int(is_known.sum()), n_all + len(is_known)
             keep = ~is_known if is_known.any() else None
-            n_documents = record.n_documents if keep is None else len(set(documents.numbers[keep].tolist()))
+            new, some = len(np.unique(documents.numbers[~is_known])), len(np.unique(documents.numbers))
+            overlap.documents += some
+            overlap.known += len(np.unique(documents.numbers[is_known]))
+            overlap.gone += some - new
+            n_documents = record.n_documents if keep is None else new
             if n_documents:
                 jobs.append(Job(source=number, part=row.part, split=record.split, n_documents=n_documents, keep=keep))
-        overlaps.append((n_known, n_all))
+        overlaps.append(overlap)
         if number < len(sources) - 1:
             known = known.with_more(digests_of(source))
     return jobs, overlaps

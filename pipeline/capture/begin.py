@@ -7,6 +7,8 @@ that holds.
 
 from dataclasses import replace
 
+from kdpipe.cache.reshape.sources import Source
+from kdpipe.cache.tokenizer_files import read_tokenizer_files
 from kdpipe.cache.writer import CacheWriter, create_cache
 from kdpipe.pipeline.capture.identity import ids_by_rank, unigram
 from kdpipe.pipeline.capture.inputs import Inputs
@@ -20,13 +22,15 @@ FITTED_DOCUMENTS = 200
 FIDELITY_EVERY = 16
 
 
-def begin_cache(folder: str, manifest: Manifest, inputs: Inputs, speaker: Speaker) -> tuple[CacheWriter, Asked]:
-    """Publish what is not there yet; a folder that holds another cache is refused."""
+def begin_cache(
+    folder: str, manifest: Manifest, inputs: Inputs, speaker: Speaker, old: Source | None = None
+) -> tuple[CacheWriter, Asked]:
+    """Publish what is not there yet, of the old cache where one is extended; another cache in the folder is refused."""
     # Before the folder is there: this reads documents, and one that is refused should not leave a folder behind.
     counts = inputs.corpus.token_counts(manifest.vocabulary_size)
     cache = create_cache(folder, manifest)
     stated, n_ids = cache.manifest, cache.manifest.vocabulary_size
-    cache.publish_tokenizer(inputs.tokenizer.files)
+    cache.publish_tokenizer(inputs.tokenizer.files if old is None else read_tokenizer_files(old.url, old.manifest))
     asked = Asked(
         targets=stated.targets,
         hidden=stated.hidden,
@@ -36,7 +40,9 @@ def begin_cache(folder: str, manifest: Manifest, inputs: Inputs, speaker: Speake
         unigram=unigram(counts),
         fidelity_every=FIDELITY_EVERY,
     )
-    if not cache.has_tables:
+    if old is not None:
+        cache.publish_tables({table.name: old.cache.table(table.name) for table in stated.tables})
+    elif not cache.has_tables:
         pieces = inputs.corpus.spread_pieces("train", FITTED_DOCUMENTS, stated.plan.sequence_length)
         cache.publish_tables({"ids_by_rank": ids_by_rank(counts), **fitted_tables(speaker, pieces, asked)})
     # Copies: torch takes no array that lies in a file.

@@ -77,6 +77,10 @@ def explain_cuts(counts: Counts, length: int, watch: Watch) -> None:
         n, were = _of(counts.untaught_pieces, "piece", "pieces"), _were(counts.untaught_pieces)
         tokens = _of(counts.untaught_tokens, "token", "tokens")
         watch.say(f"{n} of long documents, {tokens}, with nothing to be learnt {were} left out")
+    if counts.known_documents or counts.known_pieces:
+        n, were = _of(counts.known_documents, "document", "documents"), _were(counts.known_documents)
+        others = f", and {_of(counts.known_pieces, 'piece', 'pieces')} of others" if counts.known_pieces else ""
+        watch.say(f"{n} {were} left out that the extended cache has{others}")
     if counts.empty_documents:
         n, were = _of(counts.empty_documents, "document", "documents"), _were(counts.empty_documents)
         watch.warn(f"{n} without tokens {were} left out")

@@ -5,7 +5,9 @@ In: what a person said of the data, and the tokenizer. Out: `Corpus`. Before it:
 """
 
 import os
+from collections import abc
 from collections.abc import Iterable, Iterator, Sequence
+from copy import copy
 from glob import has_magic
 from itertools import groupby
 from pathlib import Path
@@ -14,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from kdpipe.cache.reshape.digests import KnownDocuments
 from kdpipe.pipeline.data.columns import Document, Mapping, detect
 from kdpipe.pipeline.data.index import MORE_TOKENS, SHOWN_BAD_ROWS, Index, Indexer
 from kdpipe.pipeline.data.parts import make_plan
@@ -52,8 +55,16 @@ class Corpus:
         self._settings, self._tokenizer = settings, tokenizer
         self._documents = {split: index.documents(split) for split in SPLITS}
         self._tokens_per_byte: float | None = None
+        self._before: abc.Mapping[SplitName, int] = {}
+        self._known = KnownDocuments()
         self.mapping = mapping
         self.counts = Counts()
+
+    def behind(self, before: abc.Mapping[SplitName, int], known: KnownDocuments) -> "Corpus":
+        """The same documents, numbered behind so many of each split; those that are known have no pieces."""
+        found = copy(self)
+        found._before, found._known, found.counts = before, known, Counts()
+        return found
 
     @property
     def splits(self) -> dict[SplitName, int]:
@@ -92,14 +103,14 @@ class Corpus:
         return f"{self._files[self._index.files[i]].name}:{self._index.numbers[i]}"
 
     def pieces(self, split: SplitName, first: int, n: int, sequence_length: int) -> Iterator[Piece]:
-        """The pieces of documents [first, first + n) of a split, in order."""
-        rows = 0
-        for document, columns, tokens in self._tokenised(split, np.arange(first, first + n)):
+        """The pieces of documents [first, first + n) of a split, in order; those that are known are left out."""
+        rows, before = 0, self._before.get(split, 0)
+        for document, columns, tokens in self._tokenised(split, np.arange(first, first + n) - before):
             how = self._settings.long_documents
             if how == "refuse":
                 self._check_length(split, document, tokens, sequence_length)
-            known = {"split": split, "document": document, "columns": columns}
-            for piece in cut(tokens, sequence_length, how, self.counts, **known):
+            known = {"split": split, "document": before + document, "columns": columns}
+            for piece in self._unknown(cut(tokens, sequence_length, how, self.counts, **known)):
                 rows += len(piece)
                 if rows > MAX_PART_ROWS:
                     raise KdpipeError(
@@ -107,6 +118,18 @@ class Corpus:
                         hint="the tokenizer makes more tokens than its text has bytes: lower data.max_document_bytes",
                     )
                 yield piece
+
+    def _unknown(self, pieces: Iterable[Piece]) -> Iterator[Piece]:
+        """Of the pieces of a document those that are not known; what is left out is counted."""
+        n_known = n_new = 0
+        for piece in pieces:
+            if self._known.has(piece.digest):
+                n_known += 1
+            else:
+                n_new += 1
+                yield piece
+        self.counts.known_documents += n_known > 0 and not n_new
+        self.counts.known_pieces += n_known if n_new else 0
 
     def check_lengths(self, sequence_length: int) -> None:
         """Where long documents are refused, find the first before anything is begun; few bytes are few tokens."""
@@ -137,7 +160,8 @@ class Corpus:
     def expected_rows(self, part: PlannedPart) -> float:
         """About how many tokens a part has."""
         sizes = self._index.sizes[self._documents[part.split]]
-        of_part = sizes[part.first_document : part.first_document + part.n_documents]
+        first = part.first_document - self._before.get(part.split, 0)
+        of_part = sizes[first : first + part.n_documents]
         return float(of_part.sum(dtype=np.int64)) * self.tokens_per_byte()
 
     def first_documents(self, split: SplitName, n_tokens: int) -> int:

@@ -179,6 +179,8 @@ class Counts:
     untaught_pieces: int = 0
     untaught_tokens: int = 0
     empty_documents: int = 0
+    known_documents: int = 0
+    known_pieces: int = 0
 
 
 def cut(tokens: Tokens, length: int, how: str, counts: Counts, **known: Any) -> Iterator[Piece]:

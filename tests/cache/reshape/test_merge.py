@@ -111,7 +111,7 @@ def test_documents_of_an_earlier_cache_are_left_out_when_asked(pair: tuple[Path,
     assert documents_in(tmp_path / "d") == Counter(set().union(*map(documents_in, sources)))
     assert problems_in(tmp_path / "d") == []
     origin = open_cache(tmp_path / "d").manifest.history[-1]
-    assert (origin.action, origin.note) == ("merge", "overlap keep-first: 5 documents left out")
+    assert (origin.action, origin.note) == ("merge", "overlap keep-first: 5 documents left out, 0 in part")
 
 
 def mixed_cache(path: Path, pair: tuple[Path, Path]) -> None:

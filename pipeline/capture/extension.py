@@ -1,0 +1,84 @@
+"""--extend: a new cache that begins with the parts of a finished one, and goes on with other documents.
+
+In: the old cache, and the manifest of the new documents alone. Out: the manifest of both, and the old parts in place.
+Before it: `identity.py`. After it: `begin.py`, `parts.py`. The old cache is only read: its parts are linked or copied,
+its tables hold for all, and documents that it has are left out of the new ones.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import final
+
+from kdpipe.cache.reshape.adopt import adopt_part, fetch_from, with_changes
+from kdpipe.cache.reshape.digests import KnownDocuments, digests_of
+from kdpipe.cache.reshape.making import MAX_TEXT, made_from
+from kdpipe.cache.reshape.merge import check_same_spec
+from kdpipe.cache.reshape.sources import Source, check_apart, open_source
+from kdpipe.cache.writer import CacheWriter
+from kdpipe.schemas.manifest import Manifest, Origin
+from kdpipe.schemas.plan import Plan, SplitName, SplitPlan
+from kdpipe.schemas.stage_one import StageOne
+from kdpipe.schemas.strict_json import canonical, sha256_hex
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Extension:
+    """A finished cache that is extended: the documents that it has, and how many each of its splits has."""
+
+    source: Source
+    known: KnownDocuments
+    documents: Mapping[SplitName, int]
+
+    def extended(self, manifest: Manifest) -> Manifest:
+        """The manifest of both, given that of the new documents alone; another teacher or spec is refused."""
+        check_same_spec(self.source, manifest, "the new documents")
+        old = self.source.manifest
+        origin = Origin(action="extend", caches=(self.source.cache_id,))
+        made = made_from([self.source], origin, _behind(old.plan, manifest.plan))
+        both = canonical({"documents": manifest.data.fingerprint, "extended": self.source.cache_id})
+        named = " + ".join(dict.fromkeys((old.data.source, manifest.data.source)))
+        data = made.data.model_copy(update={"fingerprint": sha256_hex(both), "source": named[:MAX_TEXT]})
+        return with_changes(made, data=data, seed=manifest.seed)
+
+    def adopt(self, cache: CacheWriter) -> None:
+        """Put the old parts that are not there yet in their places."""
+        numbers = _places(self.source.manifest.plan, cache.manifest.plan)
+        for number in sorted(numbers.keys() & set(cache.missing())):
+            record = self.source.record(numbers[number])
+            fetch = fetch_from(self.source.store, record.part)
+            adopt_part(cache, number, self.source.manifest, record, fetch)
+
+
+def open_extension(settings: StageOne) -> Extension | None:
+    """The cache that is extended, where one is named."""
+    if settings.extend is None:
+        return None
+    source = open_source(settings.extend)
+    if settings.out is not None:
+        check_apart(settings.out, source)
+    documents = {split.name: split.bounds[-1] for split in source.manifest.plan.splits}
+    return Extension(source=source, known=KnownDocuments(digests_of(source)), documents=documents)
+
+
+def _behind(old: Plan, new: Plan) -> Plan:
+    """The parts of both, split by split: new documents are counted on from the old ones."""
+    first = {split.name: split.bounds for split in old.splits}
+    more = {split.name: split.bounds for split in new.splits}
+    splits = []
+    for name in dict.fromkeys([*first, *more]):
+        bounds = first.get(name, (0,))
+        splits.append(SplitPlan(name=name, bounds=(*bounds, *(bounds[-1] + end for end in more.get(name, (0,))[1:]))))
+    return Plan(splits=tuple(splits), sequence_length=old.sequence_length, packed=old.packed)
+
+
+def _places(old: Plan, both: Plan) -> dict[int, int]:
+    """The number of every old part by its number in the new plan."""
+    sizes = {split.name: len(split.bounds) - 1 for split in old.splits}
+    found: dict[int, int] = {}
+    number = 0
+    for split in both.splits:
+        for i in range(sizes.get(split.name, 0)):
+            found[number + i] = len(found)
+        number += len(split.bounds) - 1
+    return found
