@@ -4,12 +4,14 @@ In: what a person chooses, and what `cache/reshape` and `pipeline/requantise.py`
 document of `--json`, key by key. Before it: `report.py`. After it: their commands.
 """
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
+from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.plan import SplitName
-from kdpipe.schemas.records import Record
+from kdpipe.schemas.records import Record, explain
 from kdpipe.schemas.report import PartsMade
 from kdpipe.schemas.targets import MAX_ENTRIES
 
@@ -90,3 +92,11 @@ class Poorer(Record):
     temperatures: tuple[float, ...] | None = None
     drop: tuple[Dropped, ...] = ()
     seed: int | None = Field(default=None, ge=0, lt=1 << 63)
+
+
+def read_poorer(typed: Mapping[str, Any]) -> Poorer:
+    """From what a person typed."""
+    try:
+        return Poorer.model_validate(typed)
+    except ValidationError as error:
+        raise ConfigError(explain(Poorer, error), hint="see `kdpipe cache requantise --help`") from None

@@ -8,17 +8,19 @@ from typing import Annotated, Literal
 
 import typer
 
-from kdpipe.cli.cache.reshaping import Json, Lines, Out, answer
+from kdpipe.cli.cache.reshaping import Lines, answer
 
 
 def merge(
     caches: Annotated[list[str], typer.Argument(metavar="CACHE...", help="Finished caches: folders or URLs.")],
-    out: Out,
+    out: Annotated[
+        str, typer.Option("--out", metavar="DIR", help="The folder of the new cache; run again, it goes on there.")
+    ],
     overlap: Annotated[
         Literal["refuse", "keep-first"],
         typer.Option(help="What becomes of documents that are in an earlier cache too: keep-first leaves them out."),
     ] = "refuse",
-    json: Json = False,
+    json: Annotated[bool, typer.Option("--json", help="Answer with one JSON document.")] = False,
 ) -> None:
     """Make one cache of several, of the same teacher, tokenizer and settings."""
     from kdpipe.cache.reshape.merge import merge as run

@@ -8,13 +8,15 @@ from typing import Annotated, Literal
 
 import typer
 
-from kdpipe.cli.cache.reshaping import Json, Lines, Out, answer
+from kdpipe.cli.cache.reshaping import Lines, answer
 from kdpipe.schemas.errors import ConfigError
 
 
 def requantise(
     cache: Annotated[str, typer.Argument(metavar="CACHE", help="A finished cache: a folder or a URL.")],
-    out: Out,
+    out: Annotated[
+        str, typer.Option("--out", metavar="DIR", help="The folder of the new cache; run again, it goes on there.")
+    ],
     targets: Annotated[
         Literal["threshold", "sampled", "topk", "topp"] | None,
         typer.Option("--targets", help="Another kind: only states can become one."),
@@ -37,32 +39,26 @@ def requantise(
         typer.Option("--drop", metavar="WHAT", help="draw-values, boundary, entropy or hidden; repeatable."),
     ] = None,
     seed: Annotated[int | None, typer.Option("--seed", metavar="N", help="Of what is drawn [the cache's].")] = None,
-    json: Json = False,
+    json: Annotated[bool, typer.Option("--json", help="Answer with one JSON document.")] = False,
 ) -> None:
     """Make a poorer cache; what would be richer is refused."""
-    from pydantic import ValidationError
-
     from kdpipe.pipeline.requantise import requantise as run
-    from kdpipe.schemas.records import explain
-    from kdpipe.schemas.reshape import Poorer
+    from kdpipe.schemas.reshape import read_poorer
     from kdpipe.schemas.stage_one import PROFILES
 
     if profile is not None and tau is not None:
         raise ConfigError("--profile and --tau say the same thing", hint="give one of them")
-    try:
-        asked = Poorer(
-            targets=targets,
-            tau=tau if profile is None else PROFILES[profile],
-            draws=draws,
-            top_k=top_k,
-            top_p=top_p,
-            temperatures=None if temperatures is None else _numbers(temperatures),
-            drop=tuple(drop or ()),  # type: ignore[arg-type]  # the record checks the words
-            seed=seed,
-        )
-    except ValidationError as error:
-        raise ConfigError(explain(Poorer, error), hint="see `kdpipe cache requantise --help`") from None
-    answer(run(cache, out, asked, Lines()), json)
+    typed = {
+        "targets": targets,
+        "tau": tau if profile is None else PROFILES[profile],
+        "draws": draws,
+        "top_k": top_k,
+        "top_p": top_p,
+        "temperatures": None if temperatures is None else _numbers(temperatures),
+        "drop": tuple(drop or ()),
+        "seed": seed,
+    }
+    answer(run(cache, out, read_poorer(typed), Lines()), json)
 
 
 def _numbers(text: str) -> tuple[float, ...]:

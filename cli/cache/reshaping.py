@@ -6,9 +6,7 @@ Before it: `merge.py`, `subset.py`, `requantise.py`. After it: `console.py`.
 
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, final
-
-import typer
+from typing import TYPE_CHECKING, final
 
 from kdpipe.cli import console
 from kdpipe.cli.quantities import duration, size
@@ -17,11 +15,6 @@ if TYPE_CHECKING:
     from kdpipe.schemas.reshape import ReshapeReport
 
 SECONDS_BETWEEN_LINES = 30.0
-Out = Annotated[
-    str,
-    typer.Option("--out", metavar="DIR", help="The folder of the new cache; run again, it goes on there."),
-]
-Json = Annotated[bool, typer.Option("--json", help="Answer with one JSON document.")]
 
 
 @final

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from kdpipe.cli.cache.reshaping import Json, Lines, Out, answer
+from kdpipe.cli.cache.reshaping import Lines, answer
 from kdpipe.schemas.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 def subset(
     cache: Annotated[str, typer.Argument(metavar="CACHE", help="A finished cache: a folder or a URL.")],
-    out: Out,
+    out: Annotated[
+        str, typer.Option("--out", metavar="DIR", help="The folder of the new cache; run again, it goes on there.")
+    ],
     split: Annotated[
         Literal["train", "validation"] | None, typer.Option("--split", help="The documents of one split.")
     ] = None,
@@ -49,7 +51,7 @@ def subset(
     at_most: Annotated[
         float | None, typer.Option("--at-most", metavar="X", help="Those whose measure is X or less.")
     ] = None,
-    json: Json = False,
+    json: Annotated[bool, typer.Option("--json", help="Answer with one JSON document.")] = False,
 ) -> None:
     """Make a cache of the documents that every condition holds for."""
     from kdpipe.cache.reshape.subset import subset as run
