@@ -30,10 +30,11 @@ def export(
 ) -> None:
     """Write a cache as Parquet for other tools; run again, it goes on where it was."""
     from kdpipe.pipeline.foreign.exporting import export_cache
-    from kdpipe.schemas.foreign import ExportSettings
+    from kdpipe.pipeline.foreign.options import export_settings
 
+    settings = export_settings(cache=cache, form=to, out=out, split=split)
     with watching() as watch:
-        report = export_cache(ExportSettings(cache=cache, form=to, out=out, split=split), watch)
+        report = export_cache(settings, watch)
     if json:
         console.document(report.model_dump(mode="json"))
     else:

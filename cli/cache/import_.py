@@ -67,23 +67,12 @@ def import_(
     from kdpipe.pipeline.foreign.importing import import_cache
     from kdpipe.pipeline.foreign.options import import_settings
 
-    settings = import_settings(
-        source_format=from_,
-        source=source,
-        tokenizer=tokenizer,
-        out=out,
-        codec=codec,
-        columns=roles,
-        tail=tail,
-        align=align,
-        val_fraction=val_fraction,
-        pack=not no_pack,
-        limit=limit,
-        teacher_name=teacher_name,
-        teacher_revision=teacher_revision,
-        teacher_licence=teacher_licence,
-        trust_remote_code=trust_remote_code,
-    )
+    place = {"source_format": from_, "source": source, "out": out, "limit": limit}
+    words = {"tokenizer": tokenizer, "trust_remote_code": trust_remote_code}
+    meaning = {"codec": codec, "columns": roles, "tail": tail, "align": align}
+    split = {"val_fraction": val_fraction, "pack": not no_pack}
+    teacher = {"teacher_name": teacher_name, "teacher_revision": teacher_revision, "teacher_licence": teacher_licence}
+    settings = import_settings(**place, **words, **meaning, **split, **teacher)
     with watching() as watch:
         report = import_cache(settings, watch)
     if json:

@@ -47,6 +47,8 @@ class ListsFile:
 
 def check_place(source: str, out: str) -> None:
     """Refuse a place where no cache can be begun, before anything is read."""
+    if "://" in out:
+        raise ConfigError(f"--out {out} is a URL, and an import is written into a folder", hint="give a local folder")
     folder, path = Path(source).expanduser(), Path(out).expanduser()
     if folder.is_dir() and path.resolve().is_relative_to(folder.resolve()):
         raise ConfigError(f"--out {out} lies in the folder of the source, {source}", hint="choose another folder")

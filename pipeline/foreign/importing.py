@@ -31,6 +31,7 @@ from kdpipe.pipeline.foreign.told import Told, told
 from kdpipe.pipeline.watch import Watch
 from kdpipe.schemas import manifest
 from kdpipe.schemas.arrays import default_arrays
+from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.foreign import ImportReport, ImportSettings
 from kdpipe.schemas.manifest import Manifest, expected_tables
 from kdpipe.schemas.plan import Plan, PlannedPart, SplitName
@@ -51,6 +52,11 @@ def import_cache(settings: ImportSettings, watch: Watch) -> ImportReport:
     files = "1 file" if n == 1 else f"{n:,} files"
     watch.say(f"source     {files} of {settings.source_format}: {source.form.facts.alignment}")
     survey = source.survey(settings)
+    if not survey.n_positions:
+        raise ConfigError("nothing is to be learnt of any row", hint="look at the masks and labels of the source")
+    watch.say(
+        f"rows       {len(survey.sizes):,} with {survey.n_positions:,} positions, up to {survey.longest:,} tokens"
+    )
     _tell_repairs(survey.repairs, watch)
     stated = make_manifest(settings, source.form.facts, survey, tokenizer)
     cache = create_cache(settings.out, stated)

@@ -1,7 +1,7 @@
-"""The options of an import: held to their bounds, and refused where a format would ignore them.
+"""The options of imports and exports: held to their bounds, and refused where a format would ignore them.
 
-In: what was typed. Out: `ImportSettings`, or a `ConfigError`. Before it: `cli/cache/import_.py`.
-After it: `importing.py`, and the modules of the formats.
+In: what was typed. Out: `ImportSettings` or `ExportSettings`, or a `ConfigError`. Before it: `cli/cache/import_.py`,
+`cli/cache/export.py`. After it: `importing.py`, `exporting.py`, and the modules of the formats.
 """
 
 from typing import Any
@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from kdpipe.schemas.errors import ConfigError
-from kdpipe.schemas.foreign import ImportSettings
+from kdpipe.schemas.foreign import ExportSettings, ImportSettings
 from kdpipe.schemas.records import explain
 
 WHO_TAKES = {"codec": "distillkit", "align": "axolotl and topk", "columns": "topk"}
@@ -21,6 +21,14 @@ def import_settings(**given: Any) -> ImportSettings:
         return ImportSettings(**given)
     except ValidationError as error:
         raise ConfigError(explain(ImportSettings, error), hint="see `kdpipe cache import --help`") from None
+
+
+def export_settings(**given: Any) -> ExportSettings:
+    """The settings of an export."""
+    try:
+        return ExportSettings(**given)
+    except ValidationError as error:
+        raise ConfigError(explain(ExportSettings, error), hint="see `kdpipe cache export --help`") from None
 
 
 def refuse_options(settings: ImportSettings, takes: tuple[str, ...]) -> None:

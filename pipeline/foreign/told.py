@@ -126,10 +126,11 @@ def _present(raw: Raw, row_of: Longs) -> Bools:
 def _check_entries(ids: Longs, values: Floats, row_of: Longs, vocabulary_size: int) -> None:
     outside = (ids < 0) | (ids >= vocabulary_size)
     _refuse(outside, row_of, ids, f"the id {{}} lies outside the tokenizer's vocabulary of {vocabulary_size:,}")
-    order = np.lexsort((ids, row_of))
-    twice = np.zeros(len(ids), bool)
-    twice[order[1:]] = (ids[order][1:] == ids[order][:-1]) & (row_of[order][1:] == row_of[order][:-1])
-    _refuse(twice, row_of, ids, "the id {} stands twice")
+    keys = np.sort(row_of * vocabulary_size + ids)
+    twice = np.flatnonzero(keys[1:] == keys[:-1])
+    if len(twice):
+        row, i = divmod(int(keys[twice[0]]), vocabulary_size)
+        raise BadRow(f"after token {row}, the id {i} stands twice")
 
 
 def _refuse(wrong: Bools, row_of: Longs, values: npt.NDArray[Any], what: str) -> None:

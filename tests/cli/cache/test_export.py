@@ -39,5 +39,7 @@ def test_what_cannot_be_is_refused(cache: Path, tmp_path: Path, capsys: pytest.C
     (tmp_path / "letter").write_text("dear")
     assert run(["cache", "export", str(cache), "--to", "parquet", "--out", str(tmp_path)]) == 2
     assert "holds letter, which is no part of this export" in capsys.readouterr().err
+    assert run(["cache", "export", str(cache), "--to", "parquet", "--out", ""]) == 2
+    assert "out: string should have at least 1 character" in capsys.readouterr().err
     assert run(["cache", "export", str(cache), "--to", "csv", "--out", str(tmp_path / "out")]) == 2
     assert run(["cache", "export", str(tmp_path / "nowhere"), "--to", "parquet", "--out", str(tmp_path / "out")]) == 2

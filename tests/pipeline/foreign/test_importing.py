@@ -106,7 +106,10 @@ def test_the_manifest_says_where_it_came_from_and_what_nobody_knows(
     assert "entropy" in report.unknown
     assert "the teacher" not in report.unknown
     assert stated.data.source == f"topk: {source.name}"
-    assert watch.said == ["source     2 files of topk: list t is about token t + 1"]
+    assert watch.said == [
+        "source     2 files of topk: list t is about token t + 1",
+        f"rows       24 with {report.positions} positions, up to 27 tokens",
+    ]
     assert watch.begun == (1, 0, report.positions)
     assert sum(watch.positions) == report.positions
 
@@ -189,6 +192,8 @@ def test_places_that_cannot_be_are_refused_before_anything_is_read(
     (tmp_path / "full" / "letter.txt").write_text("dear")
     with pytest.raises(ConfigError, match=r"holds other things and no manifest.json: letter.txt"):
         imported(**asked(source, "no tokenizer either", tmp_path / "full"))
+    with pytest.raises(ConfigError, match="s3://bucket/cache is a URL, and an import is written into a folder"):
+        imported(**asked(source, tokenizer, tmp_path) | {"out": "s3://bucket/cache"})
     with pytest.raises(ConfigError, match=r"the source nothing\.parquet is not there"):
         imported(**asked(Path("nothing.parquet"), tokenizer, tmp_path / "cache"))
 
@@ -209,6 +214,13 @@ def test_files_that_are_none_are_refused(name: str, text: str, said: str, tmp_pa
         surveyed(N_IDS, source_format="topk", source=str(tmp_path / name))
 
 
+def test_a_source_of_which_nothing_is_learnt_is_refused(tokenizer: str, tmp_path: Path) -> None:
+    source = write_rows(tmp_path / "rows.jsonl", [{**row, "loss_mask": [False] * len(row["tokens"])} for row in ROWS])
+    with pytest.raises(ConfigError, match="nothing is to be learnt of any row"):
+        imported(**asked(source, tokenizer, tmp_path / "cache"))
+    assert not (tmp_path / "cache").exists()
+
+
 def test_a_source_without_rows_is_refused(tmp_path: Path) -> None:
     empty = pa.table({"tokens": pa.array([], pa.list_(pa.int64())), "ids": pa.array([], pa.list_(pa.list_(pa.int64()))),
                       "logprobs": pa.array([], pa.list_(pa.list_(pa.float64())))})  # fmt: skip
@@ -226,14 +238,14 @@ def test_columns_of_other_types_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_small_file_cannot_ask_for_much_memory(tmp_path: Path) -> None:
-    """Eighteen million equal numbers are a few hundred bytes of Parquet."""
+    """Eighteen million equal numbers are a few thousand bytes of Parquet."""
     row = {
         "tokens": pa.ListArray.from_arrays([0, 18_000_000], np.zeros(18_000_000, np.int8)),
         "ids": pa.array([[[1]]]),
         "logprobs": pa.array([[[-1.0]]]),
     }
-    pq.write_table(pa.table(row), tmp_path / "a.parquet")
-    assert (tmp_path / "a.parquet").stat().st_size < 3000
+    pq.write_table(pa.table(row), tmp_path / "a.parquet", use_dictionary=False, compression="zstd")
+    assert (tmp_path / "a.parquet").stat().st_size < 15_000
     with pytest.raises(ConfigError, match=r"unfolds to 18,000,00\d numbers from \d+ bytes, which no such file does"):
         surveyed(N_IDS, source_format="topk", source=str(tmp_path / "a.parquet"))
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from kdpipe.cache.verify import verify_cache
 from kdpipe.schemas.errors import Incompatible
 from support import stage_two
 from support.foreign import imported, word_tokenizer, write_rows
@@ -44,6 +45,7 @@ def test_a_student_learns_from_an_imported_cache(tail: str, logit: str, place: P
     settings = stage_two.settings_for(
         place, out=f"run-{tail}", kept=tail, losses={"logit": logit}, run={"max_steps": 60}, optimizer={"lr": 1e-2}
     )
+    assert verify_cache(str(place / tail), "deep").ok
     stage_two.run(settings)
     lines = (place / f"run-{tail}" / "metrics.jsonl").read_text().splitlines()
     measured = [each for line in lines if "cross_entropy" in (each := json.loads(line).get("evaluation") or {})]
