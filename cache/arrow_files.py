@@ -336,7 +336,7 @@ class ParquetLists:
     def _batches(self, group: int) -> Iterator[Any]:
         metadata = self._group(group)
         chunks = [metadata.column(i) for i in range(metadata.num_columns)]
-        read = [chunk for chunk in chunks if chunk.path_in_schema.split(".")[0] in self._columns]
+        read = [chunk for chunk in chunks if chunk.path_in_schema.startswith(tuple(f"{n}." for n in self._columns))]
         n_values, n_bytes = sum(c.num_values for c in read), sum(c.total_compressed_size for c in read)
         if n_values > MOST_VALUES + MOST_VALUES_A_BYTE * n_bytes:
             raise ConfigError(

@@ -240,14 +240,14 @@ def test_columns_of_other_types_are_refused(tmp_path: Path) -> None:
 def test_a_small_file_cannot_ask_for_much_memory(tmp_path: Path) -> None:
     """Eighteen million equal numbers are a few thousand bytes of Parquet."""
     row = {
-        "tokens": pa.ListArray.from_arrays([0, 18_000_000], np.zeros(18_000_000, np.int8)),
+        "the.tokens": pa.ListArray.from_arrays([0, 18_000_000], np.zeros(18_000_000, np.int8)),
         "ids": pa.array([[[1]]]),
         "logprobs": pa.array([[[-1.0]]]),
     }
     pq.write_table(pa.table(row), tmp_path / "a.parquet", use_dictionary=False, compression="zstd")
     assert (tmp_path / "a.parquet").stat().st_size < 15_000
     with pytest.raises(ConfigError, match=r"unfolds to 18,000,00\d numbers from [\d,]+ bytes, which no such file does"):
-        surveyed(N_IDS, source_format="topk", source=str(tmp_path / "a.parquet"))
+        surveyed(N_IDS, source_format="topk", source=str(tmp_path / "a.parquet"), columns={"tokens": "the.tokens"})
 
 
 def test_tokens_stand_for_the_bytes_that_they_spell(tmp_path: Path) -> None:
