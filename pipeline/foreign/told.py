@@ -111,7 +111,7 @@ def _check_tokens(tokens: Longs, vocabulary_size: int) -> None:
     outside = (tokens < 0) | (tokens >= vocabulary_size)
     if outside.any():
         place = int(outside.argmax())
-        raise BadRow(f"token {place} is {tokens[place]}, outside the tokenizer's vocabulary of {vocabulary_size:,}")
+        raise BadRow(f"token {place} is {tokens[place]}, {_outside(vocabulary_size)}")
 
 
 def _present(raw: Raw, row_of: Longs) -> Bools:
@@ -125,12 +125,16 @@ def _present(raw: Raw, row_of: Longs) -> Bools:
 
 def _check_entries(ids: Longs, values: Floats, row_of: Longs, vocabulary_size: int) -> None:
     outside = (ids < 0) | (ids >= vocabulary_size)
-    _refuse(outside, row_of, ids, f"the id {{}} lies outside the tokenizer's vocabulary of {vocabulary_size:,}")
+    _refuse(outside, row_of, ids, f"the id {{}} lies {_outside(vocabulary_size)}")
     keys = np.sort(row_of * vocabulary_size + ids)
     twice = np.flatnonzero(keys[1:] == keys[:-1])
     if len(twice):
         row, i = divmod(int(keys[twice[0]]), vocabulary_size)
         raise BadRow(f"after token {row}, the id {i} stands twice")
+
+
+def _outside(vocabulary_size: int) -> str:
+    return f"outside the tokenizer's vocabulary of {vocabulary_size:,}: is it the teacher's tokenizer?"
 
 
 def _refuse(wrong: Bools, row_of: Longs, values: npt.NDArray[Any], what: str) -> None:

@@ -165,8 +165,19 @@ def test_a_bad_legacy_row_is_named(tmp_path: Path) -> None:
         survey(folder)
 
 
+def test_rows_may_lack_the_one_about_a_token_that_is_not_there(tmp_path: Path) -> None:
+    """As vLLM gives them: one row less than there are tokens."""
+    folder = copied("recommended", tmp_path)
+    for row in range(3):
+        for column in ("compressed_logprobs", "bytepacked_indices"):
+            change(folder, column, lambda rows: rows[:-1], row)
+    assert survey(folder).fingerprint == survey(DISTILLKIT / "recommended").fingerprint
+
+
 def test_ids_outside_a_smaller_tokenizer_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"outside the tokenizer's vocabulary of 4,000"):
+    with pytest.raises(
+        ConfigError, match=r"outside the tokenizer's vocabulary of 4,000: is it the teacher's tokenizer"
+    ):
         surveyed(4000, source_format="distillkit", source=str(DISTILLKIT / "recommended"))
 
 

@@ -165,6 +165,31 @@ def test_a_source_that_has_changed_does_not_go_on_with_the_old_cache(
         imported(**asked(copy, tokenizer, tmp_path / "cache"))
 
 
+def test_edges_come_through(tokenizer: str, tmp_path: Path) -> None:
+    """One token, all ids of the vocabulary, equal log p, an empty tail, a single id that holds everything."""
+    everything, nothing_more = [float(-np.log(N_IDS))] * N_IDS, [0.0]
+    rows = [
+        {"tokens": [5], "ids": [[]], "logprobs": [[]]},
+        {"tokens": [7, 8, 9], "ids": [list(range(N_IDS)), [3], []], "logprobs": [everything, nothing_more, []]},
+        {"tokens": [1, 2], "ids": [[4, 2]], "logprobs": [[-0.7, -0.7]]},
+    ]
+    source = write_rows(tmp_path / "rows.jsonl", rows)
+    report = imported(**asked(source, tokenizer, tmp_path / "cache", pack=False))
+    assert (report.documents, report.positions, report.untold_rows) == (3, 3, 0)
+    one, many, two = open_cache(tmp_path / "cache")
+    assert (one.loss_mask.tolist(), one.ids.tolist()) == ([False], [])
+    assert many.ids.tolist() == [*range(N_IDS), 3]
+    assert many.log_tail is not None
+    assert many.log_tail[0] < -15
+    assert many.log_tail[1] == -np.inf
+    assert np.exp(many.logprobs[:N_IDS]).sum() == pytest.approx(1, abs=1e-4)
+    assert many.logprobs[N_IDS] == 0
+    assert two.ids.tolist() == [2, 4]
+    assert two.label_logprob is not None
+    assert two.label_logprob[0] == pytest.approx(-0.7, abs=1 / 256)
+    assert verify_cache(str(tmp_path / "cache"), "full").ok
+
+
 def test_the_first_rows_alone_can_be_taken(source: Path, tokenizer: str, tmp_path: Path) -> None:
     report = imported(**asked(source, tokenizer, tmp_path / "cache", limit=12))
     assert report.documents == 12

@@ -70,4 +70,4 @@ def test_a_source_four_times_as_long_takes_hardly_more_memory(tmp_path: Path) ->
     words = word_tokenizer(tmp_path / "words", N_IDS)
     short, long = 80, 320
     more = peak_bytes(tmp_path, long, words) - peak_bytes(tmp_path, short, words)
-    assert more < (long - short) * TOKENS * K * BYTES_AN_ENTRY / 4
+    assert more < (long - short) * TOKENS * K * BYTES_AN_ENTRY / 16
