@@ -97,7 +97,9 @@ def planned(jobs: Sequence[Job], like: Plan) -> tuple[list[Job], Plan]:
     if not ordered:
         raise ConfigError("nothing is left: no document is chosen", hint="choose less strictly")
     if len(ordered) > MAX_PARTS:
-        raise ConfigError(f"the new cache would have {len(ordered):,} parts, {MAX_PARTS:,} are allowed")
+        raise ConfigError(
+            f"the new cache would have {len(ordered):,} parts, {MAX_PARTS:,} are allowed", hint="choose fewer parts"
+        )
     splits = []
     for name in names:
         sizes = [job.n_documents for job in ordered if job.split == name]
@@ -112,7 +114,10 @@ def made_from(sources: Sequence[Source], origin: Origin, plan: Plan) -> Manifest
     before = dict.fromkeys(origin.to_json() for source in sources for origin in source.manifest.history)
     history = (*(Origin.model_validate_json(line) for line in before), origin)
     if len(history) > MAX_HISTORY:
-        raise ConfigError(f"the history of this cache would have {len(history):,} entries, {MAX_HISTORY:,} are allowed")
+        raise ConfigError(
+            f"the history of this cache would have {len(history):,} entries, {MAX_HISTORY:,} are allowed",
+            hint="make it again from fewer",
+        )
     named = " + ".join(dict.fromkeys(source.manifest.data.source for source in sources))
     fingerprints = [source.manifest.data.fingerprint for source in sources]
     made = canonical({"data": fingerprints, "origin": origin.model_dump(mode="json")})

@@ -19,11 +19,17 @@ from kdpipe.schemas.errors import ConfigError, Incompatible
 from kdpipe.schemas.manifest import Manifest, Origin, expected_tables
 from kdpipe.schemas.reshape import ReshapeReport
 
+# As many as an entry of a manifest's history holds.
+MAX_CACHES = 4096
 Overlap = Literal["refuse", "keep-first"]
 
 
 def merge(urls: Sequence[str], out: str, overlap: Overlap = "refuse", told: Told | None = None) -> ReshapeReport:
     """Make one cache of several; documents that two of them have are refused, or kept once."""
+    if len(urls) > MAX_CACHES:
+        raise ConfigError(
+            f"{len(urls):,} caches are more than the {MAX_CACHES:,} that a history can name", hint="merge some first"
+        )
     return make(out, plan_merge([open_source(url) for url in urls], overlap), told or Silent())
 
 

@@ -81,7 +81,8 @@ class Source:
 
 def open_source(url: str) -> Source:
     """Open a finished cache, all of whose meaning this version of kdpipe knows."""
-    cache = open_cache(url)
+    # Parts are gone through one after the other: what is kept of more of them is only in the way.
+    cache = open_cache(url, max_open_parts=1)
     assert cache.cache_id is not None, "a cache that is not finished is refused"
     found = cache.manifest.format
     if found.minor > MINOR:

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kdpipe.cache.entries import Bools
+from kdpipe.cache.entries import Bools, Longs
 from kdpipe.cache.reshape.making import MAX_TEXT, Job, Making, Silent, Told, adopted, made_from, make, planned
 from kdpipe.cache.reshape.measures import check_measure, measured
-from kdpipe.cache.reshape.sources import Source, StoredDocuments, open_source
+from kdpipe.cache.reshape.sources import Source, open_source
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.manifest import Manifest, Origin
 from kdpipe.schemas.part import PartRecord
@@ -25,10 +25,13 @@ from kdpipe.schemas.reshape import ReshapeReport, Selection
 
 @dataclass(slots=True, kw_only=True)
 class _Candidates:
-    """The documents of a part: which are still wanted, and their measure where one is asked for."""
+    """The documents of a part: which are still wanted, and their measure where one is asked for.
+
+    `numbers` has that of the document of every piece; nothing here keeps a part open.
+    """
 
     record: PartRecord
-    documents: StoredDocuments
+    numbers: Longs
     wanted: Bools
     values: npt.NDArray[np.float64]
 
@@ -119,7 +122,7 @@ def _candidates(source: Source, record: PartRecord, selection: Selection) -> _Ca
     values = np.zeros(0)
     if selection.by is not None:
         values = measured(selection.by, source.cache.part(record.part), source.manifest)
-    return _Candidates(record=record, documents=documents, wanted=wanted, values=values)
+    return _Candidates(record=record, numbers=documents.numbers, wanted=wanted, values=values)
 
 
 def _test(name: str, value: str, manifest: Manifest) -> Callable[[Any], bool]:
@@ -169,7 +172,7 @@ def _chosen(values: npt.NDArray[np.float64], selection: Selection) -> Bools:
 
 
 def _job(each: _Candidates) -> Job | None:
-    keep = each.wanted[each.documents.numbers]
+    keep = each.wanted[each.numbers]
     if not keep.any():
         return None
     record = each.record

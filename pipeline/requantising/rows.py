@@ -21,8 +21,8 @@ from kdpipe.pipeline.requantising.resample import Choice, Entries, Longs, choose
 from kdpipe.schemas.arrays import LogOddsLaw
 from kdpipe.schemas.manifest import Manifest
 
-# Rows that are gone through together: what they need grows with the square of their entries.
-BLOCK_ROWS = 1024
+# Entries that are gone through together, room for the most that a row may have included.
+BLOCK_ENTRIES = 1 << 17
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,8 +88,9 @@ class PoorerRows:
         choose = chooser(self._manifest.targets.keep)
         starts = row_starts(flat.counts.exact + flat.counts.draws)
         places, times, n_exact, n_draws = [], [], [], []
-        for first in range(0, len(starts), BLOCK_ROWS):
-            block = slice(first, first + BLOCK_ROWS)
+        n_rows = max(1, BLOCK_ENTRIES // self._source.targets.max_entries)
+        for first in range(0, len(starts), n_rows):
+            block = slice(first, first + n_rows)
             choice = choose(_padded(flat, block), keys_R[block])
             stays, is_draw = _stays(choice)
             places.append((starts[block, None] + choice.slots_RK)[stays])

@@ -14,13 +14,13 @@ from kdpipe.cache.part_files import read_part_record
 from kdpipe.cache.reader import load_manifest, open_cache
 from kdpipe.cache.reshape.adopt import Fetch, adopt_part, fetch_from, with_changes, without_rows
 from kdpipe.cache.store import LocalStore, open_store
-from kdpipe.cache.verify import verify_cache
 from kdpipe.cache.writer import CacheWriter, create_cache
 from kdpipe.pipeline.synthetic import synthetic_tables
 from kdpipe.schemas.errors import CacheDamaged, CacheWriteError, Incompatible
 from kdpipe.schemas.manifest import Manifest
 from kdpipe.schemas.plan import Plan, SplitPlan
 from support.kinds import make_kind
+from support.reshaped import problems_in
 from support.tiny import SMALL, digests_of, flip_bit, make_cache, manifest_of, unsynced
 
 PLAN = Plan(splits=(SplitPlan(name="train", bounds=(0, 4, 8)),), sequence_length=SMALL.sequence_length)
@@ -70,7 +70,7 @@ def test_an_adopted_part_is_the_same_files_under_another_number(source: Path, tm
     assert adopt(writer, 1, source, 3)
     writer.seal()
     assert [part_digests(source, n) for n in (2, 3)] == [part_digests(tmp_path / "new", n) for n in (0, 1)]
-    assert verify_cache(str(tmp_path / "new"), "deep").ok
+    assert problems_in(tmp_path / "new") == []
     old, new = open_cache(source), open_cache(tmp_path / "new")
     assert new.part(1).record.split == "train"
     assert new.part(1).sequences.documents.min() == 4
@@ -153,7 +153,7 @@ def test_hidden_states_of_rows_can_be_left_out(tmp_path: Path) -> None:
     for number in writer.missing():
         assert adopt(writer, number, tmp_path / "old", number)
     assert writer.seal() != old.cache_id
-    assert verify_cache(str(tmp_path / "new"), "deep").ok
+    assert problems_in(tmp_path / "new") == []
     new = open_cache(tmp_path / "new")
     assert new[0].hidden == {}
     assert set(new.pooled(0)) == set(old.pooled(0))

@@ -11,23 +11,26 @@ import numpy as np
 import pytest
 
 import support.reshaped
+from kdpipe.cache.blocks import cut
 from kdpipe.cache.reader import open_cache
 from kdpipe.cache.reshape import making
 from kdpipe.cache.reshape.adopt import with_changes
 from kdpipe.cache.reshape.merge import merge
+from kdpipe.cache.rows import Block, Sequence
 from kdpipe.cache.verify import verify_cache
 from kdpipe.cache.writer import create_cache
+from kdpipe.pipeline.synthetic import Recipe, synthetic_tables
 from kdpipe.schemas.errors import CacheIncomplete, ConfigError, Incompatible
 from kdpipe.schemas.manifest import Origin
 from kdpipe.schemas.plan import Plan, SplitPlan
 from kdpipe.schemas.version import FormatVersion
 from support.kinds import KINDS, make_kind
 from support.reshaped import documents_in, make_other_kind, problems_in
-from support.tiny import SMALL, digests_of, make_cache, part_of, unsynced
+from support.tiny import SMALL, digests_of, make_cache, manifest_of, part_of, unsynced
 
 OTHER = replace(SMALL, documents={"train": 10, "validation": 3}, documents_per_part=5)
 # One kind a way of coding; the others are in the slower suite.
-FAST = ("threshold", "sampled", "state", "none-hidden")
+FAST = ("threshold", "sampled", "none-hidden")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -112,6 +115,75 @@ def test_documents_of_an_earlier_cache_are_left_out_when_asked(pair: tuple[Path,
     assert problems_in(tmp_path / "d") == []
     origin = open_cache(tmp_path / "d").manifest.history[-1]
     assert (origin.action, origin.note) == ("merge", "overlap keep-first: 5 documents left out, 0 in part")
+
+
+def test_of_a_document_that_is_known_in_part_the_known_pieces_are_left_out(
+    pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """Document 1 of `b` is two pieces, the first of which is document 0 of `a`."""
+    pieces_cache(tmp_path / "a", SMALL, [[0], [1]])
+    pieces_cache(tmp_path / "b", SMALL, [[2], [0, 3]])
+    with pytest.raises(Incompatible) as refusal:
+        run(tmp_path / "c", tmp_path / "a", tmp_path / "b")
+    assert refusal.value.message == (
+        f"1 of the 2 documents of {tmp_path / 'b'} are in a cache before it, 1 of them in part"
+    )
+    report = run(tmp_path / "c", tmp_path / "a", tmp_path / "b", overlap="keep-first")
+    assert (report.left_out, report.documents) == (0, 4)
+    pieces_cache(tmp_path / "due", SMALL, [[0], [1], [2], [3]])
+    assert documents_in(tmp_path / "c") == documents_in(tmp_path / "due")
+    assert problems_in(tmp_path / "c") == []
+    note = "overlap keep-first: 0 documents left out, 1 in part"
+    assert open_cache(tmp_path / "c").manifest.history[-1].note == note
+
+
+def pieces_cache(path: Path, recipe: Recipe, documents: list[list[int]]) -> None:
+    """A cache of one part whose documents consist of such pieces: documents of the recipe's first part."""
+    old = manifest_of(recipe)
+    plan = Plan(splits=(SplitPlan(name="train", bounds=(0, len(documents))),), sequence_length=64)
+    writer = create_cache(path, with_changes(old, plan=plan))
+    writer.publish_tables(synthetic_tables(recipe))
+    single = list(single_documents(recipe))
+    with writer.part(0) as part:
+        for number, pieces in enumerate(documents):
+            for piece in pieces:
+                sequence, block = single[piece]
+                part.add(replace(sequence, documents=np.array([number])), block)
+    writer.seal()
+
+
+def single_documents(recipe: Recipe) -> Iterator[tuple[Sequence, Block]]:
+    """The documents of the first part, each as a sequence of its own."""
+    for sequence, block in part_of(recipe, 0):
+        ends = np.append(sequence.document_starts[1:], len(sequence.tokens))
+        for n, (end, own) in enumerate(zip(ends, cut(block, ends), strict=True)):
+            rows = slice(int(sequence.document_starts[n]), int(end))
+            yield (
+                replace(
+                    sequence,
+                    tokens=sequence.tokens[rows],
+                    loss_mask=sequence.loss_mask[rows],
+                    token_bytes=sequence.token_bytes[rows],
+                    document_starts=np.zeros(1, np.int64),
+                    documents=sequence.documents[n : n + 1],
+                    digests=sequence.digests[n : n + 1],
+                    columns={name: values[n : n + 1] for name, values in sequence.columns.items()},
+                    pooled={layer: vectors[n : n + 1] for layer, vectors in sequence.pooled.items()},
+                    texts=(sequence.texts or [])[n : n + 1],
+                ),
+                own,
+            )
+
+
+def test_bounds_of_the_format_are_refused_in_words(
+    pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ConfigError, match="4,097 caches are more than the 4,096 that a history can name"):
+        merge(["a"] * 4097, str(tmp_path / "c"))
+    monkeypatch.setattr(making, "MAX_HISTORY", 0)
+    assert refused(tmp_path, *pair).message == "the history of this cache would have 1 entries, 0 are allowed"
+    monkeypatch.setattr(making, "MAX_PARTS", 6)
+    assert refused(tmp_path, *pair).message == "the new cache would have 7 parts, 6 are allowed"
 
 
 def mixed_cache(path: Path, pair: tuple[Path, Path]) -> None:

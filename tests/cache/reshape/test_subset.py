@@ -25,6 +25,7 @@ from support.kinds import KINDS, make_kind
 from support.reshaped import digest, documents_in, make_other_kind, of_document, of_rows, problems_in
 from support.tiny import SMALL, digests_of, make_cache, manifest_of, part_of, unsynced
 
+FAST = ("parts", "documents", "string")
 MEASURES = ("teacher-entropy", "likelihood", "confident-wrong")
 
 
@@ -110,7 +111,7 @@ CONDITIONS: dict[str, tuple[dict[str, Any], Callable[[Document], bool]]] = {
 }
 
 
-@pytest.mark.parametrize("name", CONDITIONS)
+@pytest.mark.parametrize("name", [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in CONDITIONS])
 def test_a_subset_has_exactly_the_documents_that_were_asked_for(name: str, source: Path, tmp_path: Path) -> None:
     asked, holds = CONDITIONS[name]
     documents = listed(source)
@@ -134,7 +135,9 @@ def test_a_number_in_a_column_is_compared_as_a_number(source: Path, tmp_path: Pa
     assert documents_in(tmp_path / "quality") == pieces_of([d for d in documents if d.columns["quality"] == quality])
 
 
-@pytest.mark.parametrize("by", MEASURES)
+@pytest.mark.parametrize(
+    "by", [by if by == "confident-wrong" else pytest.param(by, marks=pytest.mark.slow) for by in MEASURES]
+)
 def test_a_share_is_the_lowest_or_the_highest_of_the_measure(by: str, source: Path, tmp_path: Path) -> None:
     documents = [d for d in listed(source) if d.split == "train" and not math.isnan(d.measure(by))]
     ranked = sorted(documents, key=lambda d: d.measure(by))
@@ -145,7 +148,9 @@ def test_a_share_is_the_lowest_or_the_highest_of_the_measure(by: str, source: Pa
     assert documents_in(tmp_path / "high") == pieces_of(ranked[-n:])
 
 
-@pytest.mark.parametrize("by", MEASURES)
+@pytest.mark.parametrize(
+    "by", [by if by == "confident-wrong" else pytest.param(by, marks=pytest.mark.slow) for by in MEASURES]
+)
 def test_bounds_hold_at_their_values(by: str, source: Path, tmp_path: Path) -> None:
     documents = [d for d in listed(source) if not math.isnan(d.measure(by))]
     ranked = sorted(documents, key=lambda d: d.measure(by))
@@ -203,6 +208,7 @@ def test_halves_of_any_kind_are_the_whole_again(name: str, tmp_path: Path) -> No
         take(tmp_path / "a", tmp_path / which, **asked)
         assert problems_in(tmp_path / which) == []
     merge([str(tmp_path / "b"), str(tmp_path / "c")], str(tmp_path / "d"))
+    assert [origin.action for origin in open_cache(tmp_path / "d").manifest.history] == ["subset", "subset", "merge"]
     assert documents_in(tmp_path / "d") == documents_in(tmp_path / "a")
 
 

@@ -128,7 +128,7 @@ def test_as_many_ids_are_kept_and_exact_as_stage_one_would(step: str, name: str)
     assert counts == set(zip(direct.n_exact_R.tolist(), direct.n_draws_R.tolist(), strict=True))
 
 
-@pytest.mark.parametrize("step", [pytest.param(step, marks=[] if step == "sampled" else slow) for step in STEPS])
+@pytest.mark.parametrize("step", [pytest.param(step, marks=slow) for step in STEPS])
 def test_no_id_stands_twice_and_the_draws_add_up(step: str) -> None:
     spec, _, reduced = made_poorer(step, "long tail")
     for row in rows_of(reduced, spec):

@@ -96,6 +96,7 @@ def said_in(path: Path) -> dict[bytes, Any]:
     return found
 
 
+@pytest.mark.slow
 def test_the_teacher_says_of_new_documents_what_it_says_of_them_alone(folder: Path, tmp_path: Path) -> None:
     topk = {"targets": {"kind": "topk", "top_k": 5}}
     run(settings_for(folder, str(tmp_path / "old"), **topk))
@@ -134,6 +135,7 @@ def test_an_extension_that_was_killed_goes_on_and_asks_for_no_old_part(
     assert run(more(folder, tmp_path / "new")).parts.made == 0
 
 
+@pytest.mark.slow
 def test_documents_that_are_all_known_leave_parts_without_rows(folder: Path, tmp_path: Path) -> None:
     same = more(folder, tmp_path / "new", data={"path": str(folder / "corpus.jsonl")})
     report = run(same)
@@ -174,3 +176,12 @@ def test_a_folder_that_is_no_cache_is_not_extended(folder: Path, tmp_path: Path)
     settings = more(folder, tmp_path / "new").model_copy(update={"extend": str(folder / "teacher")})
     with pytest.raises(ConfigError, match=r"holds no manifest.json"):
         run(settings)
+
+
+@pytest.mark.slow
+def test_two_shards_make_the_same_extension_as_one(folder: Path, tmp_path: Path) -> None:
+    run(more(folder, tmp_path / "one"))
+    run(more(folder, tmp_path / "two"), shard=1, n_shards=2)
+    run(more(folder, tmp_path / "two"), shard=0, n_shards=2)
+    one, two = digests_of(tmp_path / "one"), digests_of(tmp_path / "two")
+    assert {n: d for n, d in one.items() if "journal" not in n} == {n: d for n, d in two.items() if "journal" not in n}
