@@ -43,12 +43,12 @@ class Plan:
     """How much is learnt, by what kind of student: `tokens` are read in all, once, or thrice a third of them."""
 
     teacher: Sizes
-    tokens: int = 240_000
+    tokens: int = 400_000
     validation: int = 24_000
     width: int = 128
     layers: int = 2
     batch: int = 4
-    rate: float = 3e-3
+    rate: float = 2e-3
     seeds: int = 5
     passes: tuple[int, ...] = (1, 3)
     threads: int = 1

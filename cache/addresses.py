@@ -6,6 +6,8 @@ addresses are kept in manifests, run folders and logs. Before it: nothing. After
 
 import os
 import re
+from dataclasses import dataclass
+from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from kdpipe.schemas.errors import ConfigError
@@ -19,6 +21,14 @@ _FEWEST_LETTERS = 8
 # What signed requests carry, in whatever text they are quoted.
 _SIGNED = re.compile(r"((?:X-Amz-[A-Za-z-]+|AWSAccessKeyId|Signature|sig|token|access_token|password)=)[^&\s\"']+")
 _USER = re.compile(r"(\b[a-z][a-z0-9+.-]*://)[^/\s@]+@", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Nearby:
+    """Where parts of far caches are kept on this machine, and how many bytes of each cache."""
+
+    folder: Path
+    limit: int
 
 
 def is_url(address: str) -> bool:

@@ -10,13 +10,14 @@ import os
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
-from typing import Any, final
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, final
 
 import numpy as np
 import numpy.typing as npt
 
 from kdpipe.cache import layout
+from kdpipe.cache.addresses import Nearby, is_url
 from kdpipe.cache.decode import Decoder
 from kdpipe.cache.dense import dense_rows
 from kdpipe.cache.index import IndexRow, read_index
@@ -41,11 +42,21 @@ def open_cache(
     *,
     allow_partial: bool = False,
     max_open_parts: int = MAX_OPEN_PARTS,
+    nearby: Nearby | None = None,
 ) -> "Cache":
-    """Open a cache, or one of its splits; `allow_partial` reads what an unfinished one already has."""
+    """Open a cache, or one of its splits; `allow_partial` reads what an unfinished one already has.
+
+    Parts of a cache behind a URL are kept `nearby`, in a folder of this machine; without it they are held in memory.
+    """
     if max_open_parts < 1:
         raise ConfigError(f"max_open_parts is {max_open_parts}, at least one part must be open to be read")
-    return Cache(open_store(url), split, allow_partial, max_open_parts)
+    address = os.fspath(url)
+    if nearby is None or not is_url(address):
+        return Cache(open_store(address), split, Options(allow_partial, max_open_parts))
+    from kdpipe.cache.transfer.near import near_store
+
+    store = near_store(address, nearby)
+    return Cache(store, split, Options(allow_partial, min(max_open_parts, store.most_open), nearby), store)
 
 
 def load_manifest(store: Store) -> Manifest:
@@ -86,18 +97,46 @@ def committed_parts(store: Store, manifest: Manifest) -> list[int]:
     return sorted(found)
 
 
+class Options(NamedTuple):
+    """How a cache was opened."""
+
+    allow_partial: bool
+    max_open_parts: int
+    nearby: Nearby | None = None
+
+
+class Lease(Protocol):
+    """A part that stays where it is until it is let go."""
+
+    def release(self) -> None:
+        """Let it go."""
+
+
+class Keeper(Protocol):
+    """Whoever keeps parts near for a reader."""
+
+    def hold(self, number: int) -> Lease:
+        """Bring a part, and keep it until its lease is released."""
+
+    def expect(self, numbers: Sequence[int]) -> None:
+        """The parts that will be needed, in this order."""
+
+    def join(self, reader: "Cache") -> None:
+        """A reader that lets parts go when there is no room."""
+
+
 @final
 class Cache:
     """A cache, or one split of it, as a sequence of sequences. Safe across fork, spawn and threads."""
 
-    def __init__(self, store: Store, split: SplitName | None, allow_partial: bool, max_open_parts: int) -> None:
+    def __init__(self, store: Store, split: SplitName | None, options: Options, keeper: Keeper | None = None) -> None:
         self.url, self.split = store.url, split
-        self._store, self._options = store, (allow_partial, max_open_parts)
+        self._store, self._options, self._keeper = store, options, keeper
         self.manifest = load_manifest(store)
         known = [planned.name for planned in self.manifest.plan.splits]
         if split is not None and split not in known:
             raise ConfigError(f"{store.url} has no split {split!r}", hint=f"its splits are {', '.join(known)}")
-        rows, self.cache_id = load_index(store, self.manifest, allow_partial)
+        rows, self.cache_id = load_index(store, self.manifest, options.allow_partial)
         self.parts = [row for row in rows if split in (None, row.split)]
         self._starts = np.concatenate([[0], np.cumsum([row.n_sequences for row in self.parts], dtype=np.int64)])
         self._lock = threading.Lock()
@@ -106,10 +145,12 @@ class Cache:
         self._table_records: Mapping[str, FileRecord] | None = None
         self._decoder: Decoder | None = None
         _caches.add(self)
+        if keeper is not None:
+            keeper.join(self)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Opened anew in another process: mapped files do not travel."""
-        return (_reopen, (self.url, self.split, *self._options))
+        return (_reopen, (self.url, self.split, self._options))
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -217,6 +258,17 @@ class Cache:
             self._tables[name] = read_table(self._store, self.manifest.table(name), self._table_records)
         return self._tables[name]
 
+    def expect(self, sequences: Iterable[int]) -> None:
+        """Say which sequences will be read next, so that their parts can be brought near meanwhile."""
+        if self._keeper is not None:
+            places = np.searchsorted(self._starts, np.fromiter(sequences, np.int64), side="right") - 1
+            self._keeper.expect([self.parts[place].part for place in dict.fromkeys(places.tolist())])
+
+    def let_go(self) -> None:
+        """Close the parts that are open; whoever still reads one keeps it until then."""
+        with self._lock:
+            self._open.clear()
+
     def part(self, number: int) -> PartReader:
         """The part of a number, as the plan counts them."""
         for place, row in enumerate(self.parts):
@@ -228,20 +280,33 @@ class Cache:
         row = self.parts[place]
         with self._lock:
             part = self._open.get(row.part)
-            if part is None:
-                if self._decoder is None:
-                    self._decoder = Decoder(self.manifest, self._load_table("ids_by_rank"))
-                part = PartReader(self._store, self.manifest, self._decoder, row.part, row)
-                if part.record.tables != self._table_records:
-                    raise CacheDamaged(
-                        f"{layout.part_dir(row.part)}/{layout.PART_RECORD}: other tables than the first part"
-                    )
-                self._open[row.part] = part
-                while len(self._open) > self._options[1]:
-                    self._open.popitem(last=False)
-            else:
+            if part is not None:
                 self._open.move_to_end(row.part)
-            return part
+                return part
+        # Bringing a part near may take long: who reads another meanwhile does not wait for it.
+        lease = None if self._keeper is None else self._keeper.hold(row.part)
+        try:
+            with self._lock:
+                part = self._open.get(row.part) or self._opened(row)
+                self._open.move_to_end(row.part)
+                while len(self._open) > self._options.max_open_parts:
+                    self._open.popitem(last=False)
+        except BaseException:
+            if lease is not None:
+                lease.release()
+            raise
+        if lease is not None:
+            weakref.finalize(part, lease.release)
+        return part
+
+    def _opened(self, row: IndexRow) -> PartReader:
+        if self._decoder is None:
+            self._decoder = Decoder(self.manifest, self._load_table("ids_by_rank"))
+        part = PartReader(self._store, self.manifest, self._decoder, row.part, row)
+        if part.record.tables != self._table_records:
+            raise CacheDamaged(f"{layout.part_dir(row.part)}/{layout.PART_RECORD}: other tables than the first part")
+        self._open[row.part] = part
+        return part
 
 
 def _renew_locks() -> None:
@@ -254,5 +319,6 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_renew_locks)
 
 
-def _reopen(url: str, split: SplitName | None, allow_partial: bool, max_open_parts: int) -> Cache:
-    return open_cache(url, split, allow_partial=allow_partial, max_open_parts=max_open_parts)
+def _reopen(url: str, split: SplitName | None, options: Options) -> Cache:
+    allow_partial, most, nearby = options
+    return open_cache(url, split, allow_partial=allow_partial, max_open_parts=most, nearby=nearby)

@@ -25,6 +25,19 @@ FLAGS = (
         type=bool,
         help="Learn from the parts that an unfinished cache has.",
     ),
+    Flag(name="--pin", place="cache.pin", metavar="CACHE_ID", help="Learn from the cache of this cache_id alone."),
+    Flag(
+        name="--cache-dir",
+        place="cache.dir",
+        metavar="DIR",
+        help="Where parts of a cache behind a URL are kept [~/.cache/kdpipe].",
+    ),
+    Flag(
+        name="--cache-limit",
+        place="cache.limit",
+        metavar="SIZE",
+        help="How much of it is kept there at most, as in 20GB [100GB].",
+    ),
     Flag(
         name="--student",
         place="student.name",

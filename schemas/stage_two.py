@@ -12,6 +12,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from kdpipe.schemas.model import Device, ModelSettings, Name
 from kdpipe.schemas.records import Record
+from kdpipe.schemas.sizes import Size
 from kdpipe.schemas.targets import Temperature
 
 Weight = Annotated[float, Field(ge=0, le=1e6)]
@@ -34,10 +35,16 @@ def _is_pair(pair: str) -> str:
 
 
 class CacheSettings(Record):
-    """What is learnt from; `allow_partial` takes an unfinished one as it is."""
+    """What is learnt from; `allow_partial` takes an unfinished one as it is, `pin` the one of this cache_id alone.
+
+    Parts of a cache behind a URL are kept in `dir` on this machine, at most `limit` bytes of them.
+    """
 
     path: Name | None = None
     allow_partial: bool = False
+    pin: Annotated[str, Field(pattern=r"^[0-9a-f]{12,64}$")] | None = None
+    dir: Name | None = None
+    limit: Size | None = None
 
 
 class StudentSettings(ModelSettings):
@@ -224,7 +231,7 @@ class Guarding(Record):
 class StudentMachine(Record):
     """How this machine goes about it; `fp16-pure` trains weights of 16 bits as they are, without masters or scaling.
 
-    `portion` is how many sequences of a batch are read at once: a GPU takes all, a CPU as many as have 2,048 tokens,
+    `portion` is how many sequences of a batch are read at once: a GPU takes all, a CPU as many as have 1,024 tokens,
     which costs no time there and less memory. The loss is that of the whole step either way.
     """
 

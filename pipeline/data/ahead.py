@@ -81,6 +81,7 @@ class StepLoader:
         if of is not order or not first <= begin <= end <= first + len(line):
             first, line = begin, order.at(np.arange(begin, max(end, begin + KEPT_PLACES))).tolist()
             self._line = (order, first, line)
+            self._cache.expect(line)
         return line[begin - first : end - first]
 
     def close(self) -> None:

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from kdpipe.cache import open_cache
 from kdpipe.cache.reader import Cache
 from kdpipe.pipeline.data.loading import Wants, check_wants
+from kdpipe.pipeline.data.opening import opened
 from kdpipe.pipeline.data.ordering import Ordering, ordering
 from kdpipe.pipeline.losses.head import HeadLosses
 from kdpipe.pipeline.losses.hidden.objective import HiddenObjective
@@ -36,14 +36,13 @@ from kdpipe.pipeline.training.schedules import Plan, make_plan
 from kdpipe.pipeline.training.trackers import check_installed
 from kdpipe.pipeline.watch import TrainWatch
 from kdpipe.schemas.checkpoint import RunRecord
-from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.stage_two import Metric, StageTwo
 from kdpipe.schemas.stage_two_rules import compares_groups
 from kdpipe.schemas.strict_json import canonical, sha256_hex
 
 # Tokens that a CPU reads at once: a step of 8 x 512 takes as long in portions, and 0.37 of the memory in quarters
 # (benchmarks/stage_two.py step --portion 2).
-CPU_TOKENS = 2048
+CPU_TOKENS = 1024
 OF_THE_TEACHER = ("teacher_entropy", "label_logprob")
 
 
@@ -126,10 +125,7 @@ class Prepared:
 def look(settings: StageTwo, watch: TrainWatch) -> Prospect:
     """Open the cache, find the student, and refuse what does not fit."""
     check_installed(settings.report_to)
-    path = settings.cache.path
-    if path is None:
-        raise ConfigError("nothing says which cache to learn from", hint="give --from-cache DIR")
-    cache = open_cache(path, "train", allow_partial=settings.cache.allow_partial)
+    cache = opened(settings.cache, "train")
     plan = make_plan(settings, len(cache))
     curriculum = Curriculum(settings, plan, needs.default_tail_weight(cache.manifest.targets))
     needs.check_needs(settings.losses, curriculum, cache.manifest)
@@ -236,10 +232,10 @@ def _settled(settings: StageTwo, found: Found, device: torch.device, curriculum:
 
 def _validation(settings: StageTwo) -> Cache | None:
     """The validation split, where the cache has one with something in it."""
-    whole = open_cache(settings.cache.path or "", allow_partial=settings.cache.allow_partial)
+    whole = opened(settings.cache)
     if "validation" not in [planned.name for planned in whole.manifest.plan.splits]:
         return None
-    cache = open_cache(settings.cache.path or "", "validation", allow_partial=settings.cache.allow_partial)
+    cache = opened(settings.cache, "validation")
     return cache if len(cache) and cache.n_positions else None
 
 

@@ -20,6 +20,9 @@ RECORD: Final = "run.json"
 MAY_DIFFER: Final = (
     "settings.cache.path",
     "settings.cache.allow_partial",
+    "settings.cache.pin",
+    "settings.cache.dir",
+    "settings.cache.limit",
     "settings.student.name",
     "settings.student.gradient_checkpointing",
     "settings.out",

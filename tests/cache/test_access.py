@@ -212,7 +212,8 @@ def test_an_error_of_a_driver_is_one_clear_error(
         monkeypatch.setattr(Unreliable, name, value)
     with pytest.raises(KdpipeError) as caught:
         verify_cache(bucket, "fast")
-    assert caught.value.exit_code == 1, caught.value.message
+    # What may work another time exits as an interruption does.
+    assert caught.value.exit_code == (1 if failure == "refused" else 75), caught.value.message
     assert caught.value.message.startswith("unreliable://bucket/cache") and told in caught.value.message
     assert "\n" not in caught.value.message and caught.value.hint is not None
 
@@ -234,14 +235,4 @@ def test_urls_that_lead_to_no_folder_are_refused(bucket: str, tmp_path: Path) ->
     ]:
         with pytest.raises((ConfigError, CacheError), match=told) as caught:
             open_cache(address)
-        assert caught.value.exit_code in (1, 2)
-
-
-@pytest.mark.parametrize("protocol", ["http", "https"])
-def test_a_missing_library_is_named_as_pip_knows_it(protocol: str) -> None:
-    with (
-        mock.patch("fsspec.core.url_to_fs", side_effect=ImportError("no aiohttp")),
-        pytest.raises(ConfigError, match="needs a library that is not installed: no aiohttp") as refused,
-    ):
-        open_cache(f"{protocol}://host/cache")
-    assert refused.value.hint == "pip install aiohttp"
+        assert caught.value.exit_code in (2, 75)

@@ -20,7 +20,8 @@ STAGE_ONE = {
 }  # fmt: skip
 # What `train` can be told: DESIGN 5 and issue 4.
 STAGE_TWO = {
-    "--from-cache", "--allow-partial", "--student", "--out", "--mode", "--alpha", "--temperature", "--lr", "--epochs",
+    "--from-cache", "--allow-partial", "--pin",
+    "--cache-dir", "--cache-limit", "--student", "--out", "--mode", "--alpha", "--temperature", "--lr", "--epochs",
     "--max-steps", "--batch-size", "--accumulate", "--precision", "--guard", "--lora", "--report-to", "--seed",
     "--config", "--set", "--json",
 }  # fmt: skip
@@ -54,8 +55,21 @@ SURFACE: dict[str, tuple[set[str], set[str]]] = {
     "cache import": (
         set(),
         {
-            "--from", "--tokenizer", "--out", "--codec", "--columns", "--tail", "--align", "--val-fraction", "--no-pack",
-            "--limit", "--teacher-name", "--teacher-revision", "--teacher-licence", "--trust-remote-code", "--json",
+            "--from",
+            "--tokenizer",
+            "--out",
+            "--codec",
+            "--columns",
+            "--tail",
+            "--align",
+            "--val-fraction",
+            "--no-pack",
+            "--limit",
+            "--teacher-name",
+            "--teacher-revision",
+            "--teacher-licence",
+            "--trust-remote-code",
+            "--json",
         },
     ),
     "cache copy": (set(), {"--allow-partial", "--json"}),
@@ -64,8 +78,17 @@ SURFACE: dict[str, tuple[set[str], set[str]]] = {
     "cache requantise": (
         set(),
         {
-            "--out", "--targets", "--profile", "--tau", "--draws", "--top-k", "--top-p", "--temperatures", "--drop",
-            "--seed", "--json",
+            "--out",
+            "--targets",
+            "--profile",
+            "--tau",
+            "--draws",
+            "--top-k",
+            "--top-p",
+            "--temperatures",
+            "--drop",
+            "--seed",
+            "--json",
         },
     ),
     "cache subset": (

@@ -182,7 +182,7 @@ def _without_dropout(folder: Path) -> str:
 @pytest.mark.parametrize(
     ("group", "asked", "longest", "device", "expected"),
     [
-        (None, None, 512, "cpu", 4),
+        (None, None, 512, "cpu", 2),
         (None, None, 4096, "cpu", 1),
         (None, None, 96, "cpu", 8),
         (None, None, 512, "cuda", 8),

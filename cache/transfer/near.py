@@ -1,0 +1,259 @@
+"""`NearStore`: a cache behind a URL, read through a folder on this machine that holds a bounded share of its parts.
+
+In: a far store, a folder, a limit in bytes. Out: a `Store` whose parts are files here, fetched whole, checked, ahead of
+their use where that is known. Before it: `receiving.py` fetches, `leases.py` says who reads. After it: `reader.py`.
+The folder is shared by all processes of a machine, and outlives them; the parts that were read longest ago go first.
+"""
+
+import os
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Final, final
+
+from kdpipe.cache import layout
+from kdpipe.cache.addresses import Nearby
+from kdpipe.cache.files import explained, make_dir, work_folder
+from kdpipe.cache.reader import Cache
+from kdpipe.cache.store import MAX_LISTED, LocalStore, Store, open_store
+from kdpipe.cache.transfer.copying import Source, look
+from kdpipe.cache.transfer.fetching import Fetcher, Found
+from kdpipe.cache.transfer.leases import Lease, alone
+from kdpipe.cache.transfer.patience import Patience
+from kdpipe.cache.transfer.receiving import Receiver
+from kdpipe.schemas.errors import CacheWriteError, ConfigError, KdpipeError
+
+HELD: Final = "held"
+# Parts fetched at once ahead of their use.
+AHEAD: Final = 2
+# How often room is looked for while others hold every part, and how long a look waits, in seconds.
+LOOKS, PAUSE = 300, 0.1
+
+
+_stores: dict[tuple[int, str, Path], "NearStore"] = {}
+_stores_lock = threading.Lock()
+
+
+def near_store(url: str, nearby: Nearby) -> "NearStore":
+    """The store of a far cache: one for all its readers of this process, so that they share its limit."""
+    key = (os.getpid(), url.rstrip("/"), nearby.folder)
+    with _stores_lock:
+        if key not in _stores:
+            patience = Patience()
+            _stores[key] = NearStore(patience.through(lambda: open_store(url)), nearby, patience)
+        store = _stores[key]
+    if store.limit != nearby.limit:
+        raise ConfigError(f"{url} is read already with a limit of {store.limit:,} bytes", hint="give the same limit")
+    return store
+
+
+@final
+class NearStore:
+    """A far cache of which some parts are near; one a process for each cache and folder."""
+
+    def __init__(self, far: Store, nearby: Nearby, patience: Patience) -> None:
+        self.url, self.limit = far.url, nearby.limit
+        self._far = far
+        fetcher = Fetcher(store=far, patience=patience)
+        self._source: Source = fetcher.believed(lambda: look(far, allow_partial=True))
+        self._rows = {row.part: row for row in self._source.rows}
+        self._check_limit()
+        manifest = self._source.manifest
+        root = nearby.folder / manifest.sha256[:32]
+        with explained("keeping parts near", nearby.folder):
+            make_dir(root)
+        self._root = root
+        self._receiver = Receiver(root, manifest, self._source.manifest_bytes, fetcher)
+        self._receiver.take_shared(self._source.shared)
+        self._near = LocalStore(root)
+        self._lock = threading.Lock()
+        self._fetching: dict[int, threading.Lock] = {}
+        self._more = threading.Condition()
+        self._due: deque[int] = deque()
+        self._busy = 0
+        self._threads: list[threading.Thread] = []
+        self._expected: tuple[int, ...] = ()
+        self._coming: set[int] = set()
+        self._patience = patience
+        self._readers: weakref.WeakSet[Cache] = weakref.WeakSet()
+        self.n_fetched = 0
+
+    def walk(self, folder: str, limit: int = MAX_LISTED) -> dict[str, int]:
+        """See `Store`."""
+        return self._of(folder, lambda store: store.walk(folder, limit))
+
+    def names(self, folder: str) -> list[str]:
+        """See `Store`."""
+        return self._patience.through(lambda: self._far.names(folder))
+
+    def size(self, name: str) -> int | None:
+        """See `Store`."""
+        return self._patience.through(lambda: self._far.size(name))
+
+    def read(self, name: str, limit: int) -> bytes:
+        """See `Store`; a part's record alone does not bring the part."""
+        if name.endswith(f"/{layout.PART_RECORD}") and not (self._root / name).is_file():
+            return self._patience.through(lambda: self._far.read(name, limit))
+        return self._of(name, lambda store: store.read(name, limit))
+
+    def view(self, name: str, size: int) -> memoryview:
+        """See `Store`."""
+        return self._of(name, lambda store: store.view(name, size))
+
+    def piece(self, name: str, begin: int, end: int) -> bytes:
+        """See `Store`."""
+        return self._of(name, lambda store: store.piece(name, begin, end))
+
+    def tag(self, name: str) -> str | None:
+        """See `Store`."""
+        return self._of(name, lambda store: store.tag(name))
+
+    def _of(self, name: str, ask: Callable[[Store], Found]) -> Found:
+        """Ask the files that are here, once they are; the index and what else says of the cache what it is stay far."""
+        top, _, rest = name.partition("/")
+        if top == layout.PARTS and (number := rest.partition("/")[0]).isdigit():
+            lease = self.hold(int(number))
+            try:
+                return ask(self._near)
+            finally:
+                lease.release()
+        if top in (layout.TABLES, layout.TOKENIZER):
+            return ask(self._near)
+        return self._patience.through(lambda: ask(self._far))
+
+    @property
+    def most_open(self) -> int:
+        """How many parts a reader may keep open so that there is room for the next one."""
+        return max(1, self.limit // max(self._largest(), 1) - 1)
+
+    def join(self, reader: Cache) -> None:
+        """A reader that lets parts go when there is no room."""
+        self._readers.add(reader)
+
+    def hold(self, number: int) -> Lease:
+        """Bring a part near, and keep it there until the lease is released."""
+        lease = Lease(self._root / HELD / f"{number:05d}")
+        try:
+            self._bring(number)
+        except BaseException:
+            lease.release()
+            raise
+        return lease
+
+    def expect(self, numbers: Sequence[int]) -> None:
+        """The parts that will be needed next, in this order: fetched ahead as far as the limit lets them stay."""
+        room = self.limit - self._largest()
+        fitting = []
+        for number in numbers:
+            room -= self._rows[number].n_bytes
+            if room < 0:
+                break
+            fitting.append(number)
+        with self._more:
+            self._expected = tuple(numbers)
+            self._due = deque(number for number in fitting if not self._receiver.has(number))
+            self._more.notify_all()
+        if self._due and not self._threads:
+            # Daemons: a process that ends does not wait for parts that nobody will read.
+            self._threads = [threading.Thread(target=self._go_ahead, daemon=True) for _ in range(AHEAD)]
+            for thread in self._threads:
+                thread.start()
+
+    def finish(self) -> None:
+        """Wait until what is expected has come."""
+        with self._more:
+            while self._due or self._busy:
+                self._more.wait()
+
+    def _go_ahead(self) -> None:
+        """Fetch what is expected; what fails is met again by whoever needs it, and told there."""
+        while True:
+            with self._more:
+                while not self._due:
+                    self._more.wait()
+                number = self._due.popleft()
+                self._busy += 1
+            with suppress(KdpipeError):
+                self.hold(number).release()
+            with self._more:
+                self._busy -= 1
+                self._more.notify_all()
+
+    def _bring(self, number: int) -> None:
+        with self._lock:
+            lock = self._fetching.setdefault(number, threading.Lock())
+        with lock:
+            folder = self._root / layout.part_dir(number)
+            if not folder.is_dir():
+                row = self._rows[number]
+                self._make_room(number)
+                try:
+                    self._receiver.take_part(number, row if self._source.index is not None else None)
+                finally:
+                    with self._lock:
+                        self._coming.discard(number)
+                self.n_fetched += 1
+            with suppress(OSError):
+                os.utime(folder)
+
+    def _make_room(self, number: int) -> None:
+        """Remove parts that nobody holds, those read longest ago first, until a part fits, and keep its place."""
+        most = self.limit - self._rows[number].n_bytes
+        for _ in range(LOOKS):
+            with self._lock:
+                there = self._there()
+                taken = sum(self._rows[one].n_bytes for one in {*there, *self._coming})
+                for one in there:
+                    if taken > most and self._remove(one):
+                        taken -= self._rows[one].n_bytes
+                if taken <= most:
+                    self._coming.add(number)
+                    return
+            for reader in list(self._readers):
+                reader.let_go()
+            self._patience.check()
+            self._patience.stop.wait(PAUSE)
+        raise CacheWriteError(
+            f"{self._root} holds {taken:,} bytes that are being read, and part {number} is over the limit of "
+            f"{self.limit:,}",
+            hint="raise --cache-limit, or let fewer processes read at once",
+        )
+
+    def _there(self) -> list[int]:
+        """The parts that are near, those that are not expected and were read longest ago first."""
+        found = []
+        soon = set(self._expected)
+        with suppress(FileNotFoundError):
+            for entry in os.scandir(self._root / layout.PARTS):
+                if layout.PART_NAME.match(entry.name) and int(entry.name) in self._rows:
+                    with suppress(FileNotFoundError):
+                        found.append((int(entry.name) in soon, entry.stat().st_mtime_ns, int(entry.name)))
+        return [number for _, _, number in sorted(found)]
+
+    def _remove(self, number: int) -> bool:
+        with alone(self._root / HELD / f"{number:05d}") as is_free:
+            if not is_free:
+                return False
+            try:
+                with work_folder(self._root, "removed") as work:
+                    (self._root / layout.part_dir(number)).rename(work / "part")
+            except PermissionError:  # where files that are mapped cannot be moved
+                return False
+            except FileNotFoundError:
+                return True
+            return True
+
+    def _largest(self) -> int:
+        return max((row.n_bytes for row in self._rows.values()), default=0)
+
+    def _check_limit(self) -> None:
+        least = 2 * self._largest()
+        if self.limit < least:
+            raise ConfigError(
+                f"a limit of {self.limit:,} bytes does not hold two parts of {self.url}, the largest of which has "
+                f"{self._largest():,}",
+                hint=f"give --cache-limit at least {least:,}",
+            )

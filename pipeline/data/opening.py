@@ -1,0 +1,50 @@
+"""The cache of a run, opened: in its folder, or behind a URL through a folder on this machine.
+
+In: `CacheSettings`. Out: a `Cache` or one of its splits, the one that was pinned if one was. Before it:
+`schemas/stage_two.py`. After it: `training/prepare.py`.
+"""
+
+import os
+from pathlib import Path
+from typing import Final
+
+from kdpipe.cache import open_cache
+from kdpipe.cache.addresses import Nearby, is_url
+from kdpipe.cache.reader import Cache
+from kdpipe.schemas.errors import ConfigError, Incompatible
+from kdpipe.schemas.plan import SplitName
+from kdpipe.schemas.stage_two import CacheSettings
+
+LIMIT: Final = 100 * 1000**3
+
+
+def opened(settings: CacheSettings, split: SplitName | None = None) -> Cache:
+    """Open a cache."""
+    path = settings.path
+    if path is None:
+        raise ConfigError("nothing says which cache to learn from", hint="give --from-cache DIR")
+    cache = open_cache(path, split, allow_partial=settings.allow_partial, nearby=_nearby(settings, path))
+    pin = settings.pin
+    if pin is not None and not (cache.cache_id or "").startswith(pin):
+        raise Incompatible(
+            f"the cache at {cache.url} is {cache.cache_id or 'unfinished'}, and --pin says {pin}",
+            hint="give the address of the cache that was pinned, or leave --pin out",
+        )
+    return cache
+
+
+def _nearby(settings: CacheSettings, path: str) -> Nearby | None:
+    if not is_url(path):
+        for name, value in (("dir", settings.dir), ("limit", settings.limit)):
+            if value is not None:
+                raise ConfigError(
+                    f"cache.{name} is for caches behind a URL, and {path} is a folder", hint="leave it out"
+                )
+        return None
+    folder = Path(settings.dir).expanduser() if settings.dir is not None else _usual_folder()
+    return Nearby(folder=folder.absolute(), limit=settings.limit or LIMIT)
+
+
+def _usual_folder() -> Path:
+    """Where programs of this machine keep what they can fetch again."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kdpipe"

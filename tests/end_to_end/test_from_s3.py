@@ -1,0 +1,62 @@
+"""Training straight from a bucket, with room for two parts: the losses of training from the folder, to the bit."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import fsspec
+import pytest
+import s3fs
+
+from kdpipe.cache import open_cache
+from kdpipe.cache.transfer import copy_cache
+from kdpipe.schemas.errors import ConfigError, Incompatible
+from support.s3 import KEY, SECRET, s3_server
+from support.stage_two import losses, make_cache, run, settings_for, weights
+
+pytestmark = pytest.mark.slow
+BUCKET = "s3://teachers/cache"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A teacher's cache in a folder and in a bucket."""
+    path = tmp_path_factory.mktemp("from-s3")
+    make_cache(path, sequences={"part_rows": 512})
+    with s3_server() as environment, pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        s3fs.S3FileSystem.clear_instance_cache()
+        fsspec.filesystem("s3").mkdir("teachers")
+        copy_cache(path / "cache", BUCKET)
+        yield path
+        s3fs.S3FileSystem.clear_instance_cache()
+
+
+def test_losses_and_weights_are_those_of_the_folder(folder: Path) -> None:
+    cache = open_cache(folder / "cache")
+    largest = max(row.n_bytes for row in cache.parts)
+    assert len(cache.parts) > 2
+    near = {"path": BUCKET, "dir": str(folder / "near"), "limit": 2 * largest, "pin": cache.cache_id}
+    run(settings_for(folder, "local"))
+    run(settings_for(folder, "remote", cache=near))
+    assert losses(folder / "remote") == losses(folder / "local")
+    for name, value in weights(folder / "local").items():
+        assert value.equal(weights(folder / "remote")[name]), name
+    there = [file for file in (folder / "near").rglob("*") if file.is_file() and "parts" in file.parts]
+    assert 0 < sum(file.stat().st_size for file in there) <= 2 * largest
+    told = "".join(file.read_text(errors="replace") for file in (folder / "remote").rglob("*") if file.suffix in TEXTS)
+    assert SECRET not in told and KEY not in told
+    assert json.loads((folder / "remote" / "run.json").read_text())["settings"]["cache"]["path"] == BUCKET
+
+
+TEXTS = (".json", ".jsonl", ".yaml", ".md")
+
+
+def test_a_cache_that_was_not_pinned_is_refused(folder: Path) -> None:
+    cache = {"path": str(folder / "cache"), "pin": "0" * 16}
+    with pytest.raises(Incompatible, match="and --pin says 0000000000000000") as caught:
+        run(settings_for(folder, "unpinned", cache=cache))
+    assert caught.value.exit_code == 4
+    with pytest.raises(ConfigError, match=r"cache\.limit is for caches behind a URL"):
+        run(settings_for(folder, "limited", cache={"limit": "20GB"}))
