@@ -12,8 +12,10 @@ from kdpipe.cli import console
 from kdpipe.cli.console import Fact
 
 if TYPE_CHECKING:
+    from kdpipe.schemas.manifest import Origin
     from kdpipe.schemas.summary import CacheSummary, FidelitySummary
 
+SHOWN_CACHES = 3
 SPLIT_COLUMNS = ("parts", "documents", "sequences", "rows", "positions")
 
 
@@ -52,7 +54,15 @@ def _origin(summary: "CacheSummary") -> list[Fact]:
         ("teacher", name),
         ("tokenizer", f"{tokenizer.vocabulary_size:,} tokens, {tokenizer.fingerprint[:16]}"),
         ("data", summary.data.source or summary.data.fingerprint[:16]),
+        *(("made by", _told(origin)) for origin in summary.history),
     ]
+
+
+def _told(origin: "Origin") -> str:
+    """What was done to which caches, in a line."""
+    named = ", ".join(identity[:16] for identity in origin.caches[:SHOWN_CACHES])
+    more = f" and {len(origin.caches) - SHOWN_CACHES:,} more" if len(origin.caches) > SHOWN_CACHES else ""
+    return f"{origin.action} of {named}{more}" + (f" ({origin.note})" if origin.note else "")
 
 
 def _contents(summary: "CacheSummary") -> list[Fact]:

@@ -26,7 +26,7 @@ def subset(
         Literal["train", "validation"] | None, typer.Option("--split", help="The documents of one split.")
     ] = None,
     parts: Annotated[
-        str | None, typer.Option("--parts", metavar="A:B", help="Parts A to B - 1, as `cache inspect` counts them.")
+        str | None, typer.Option("--parts", metavar="A:B", help="Parts A to B - 1, numbered as their folders are.")
     ] = None,
     documents: Annotated[
         str | None, typer.Option("--documents", metavar="A:B", help="Documents A to B - 1 of the split.")

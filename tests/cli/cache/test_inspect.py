@@ -9,6 +9,7 @@ import pytest
 from kdpipe.cache.inspect import inspect_cache
 from kdpipe.cli.cache.inspect import page
 from kdpipe.cli.main import run
+from kdpipe.schemas.manifest import Origin
 from kdpipe.schemas.summary import FidelitySummary
 from support.tiny import SMALL, begin_cache, make_cache, write_part
 
@@ -99,3 +100,11 @@ def test_a_damaged_record_is_refused_with_exit_3(
     (copy / "manifest.json").write_bytes(b"{")
     assert run(["cache", "inspect", str(copy)]) == 3
     assert "manifest.json" in capsys.readouterr().err
+
+
+def test_a_page_tells_what_a_cache_was_made_from(cache: tuple[Path, str]) -> None:
+    ids = tuple(character * 64 for character in "abcde")
+    history = (Origin(action="subset", caches=ids[:1], note="split train"), Origin(action="merge", caches=ids))
+    text = page(inspect_cache(cache[0]).model_copy(update={"history": history}))
+    assert f"  made by     subset of {'a' * 16} (split train)\n" in text
+    assert f"  made by     merge of {'a' * 16}, {'b' * 16}, {'c' * 16} and 2 more\n" in text
