@@ -19,7 +19,8 @@ from kdpipe.schemas.manifest import FileRecord, Manifest, expected_tables
 from kdpipe.schemas.part import PartRecord
 from kdpipe.schemas.strict_json import sha256_hex
 
-# Puts the file of this name within the part, of this size and digest, at a path where nothing stands.
+# Puts the file of this name within the part, of this size and digest, at a path where nothing stands; it is whole and
+# on the disk when this returns.
 Fetch = Callable[[str, FileRecord, Path], None]
 
 

@@ -19,7 +19,7 @@ from kdpipe.pipeline.requantising.rows import PoorerRows
 from kdpipe.pipeline.requantising.spec import poorer_manifest
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.reshape import Poorer
-from support.kinds import make_kind
+from support.kinds import KINDS, make_kind
 from support.reshaped import documents_in, problems_in
 from support.tiny import digests_of, make_cache, unsynced
 
@@ -157,6 +157,25 @@ def test_what_is_only_dropped_changes_nothing_else(tmp_path: Path) -> None:
         new.manifest.history[-1].note
         == "draw_values: True to False; entropy: True to False; temperatures: [2.0, 4.0] to [2.0]"
     )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in KINDS if name not in ("imported-tail-unknown", "none")])
+def test_of_any_kind_columns_can_be_left_out(name: str, tmp_path: Path) -> None:
+    make_kind(tmp_path / "a", name)
+    manifest = open_cache(tmp_path / "a").manifest
+    targets = manifest.targets
+    there = {"entropy": targets.entropy, "boundary": targets.boundary, "draw-values": targets.draw_values}
+    drop = [what for what, has in there.items() if has] + (["hidden"] if manifest.hidden.rows else [])
+    own = targets.target_temperature
+    asked = {"drop": tuple(drop), "temperatures": (own,) if own != 1.0 else ()}
+    requantise(str(tmp_path / "a"), str(tmp_path / "b"), Poorer(**asked))
+    assert problems_in(tmp_path / "b") == []
+    without = ("entropy", "boundary_logprob", "hidden", "log_z", *(["entries"] if targets.draw_values else []))
+    assert documents_in(tmp_path / "a", without) == documents_in(tmp_path / "b", without)
+    rows = open_cache(tmp_path / "b")[0]
+    assert (rows.entropy, rows.boundary_logprob, rows.hidden) == (None, None, {})
+    assert set(rows.log_z) == set(asked["temperatures"])
 
 
 def test_hidden_states_alone_are_dropped_without_touching_the_rest(tmp_path: Path) -> None:
