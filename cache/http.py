@@ -19,6 +19,7 @@ import httpx
 
 from kdpipe.cache import layout
 from kdpipe.cache.addresses import without_secrets
+from kdpipe.cache.homes import Homes
 from kdpipe.cache.store import MAX_LISTED, URL_HOLDS_MANIFEST
 from kdpipe.schemas.errors import CacheDamaged, CacheError, ConfigError, Unreachable
 from kdpipe.schemas.manifest import Manifest, read_manifest
@@ -41,6 +42,7 @@ class HttpStore:
         self._clients: dict[int, httpx.Client] = {}
         weakref.finalize(self, _close, self._clients)
         self._manifest: Manifest | None = None
+        self._homes = Homes(self._size, self._read)
         if self.size(layout.MANIFEST) is None:
             raise ConfigError(f"there is no {layout.MANIFEST} at {url}", hint=URL_HOLDS_MANIFEST)
 
@@ -74,6 +76,9 @@ class HttpStore:
 
     def size(self, name: str) -> int | None:
         """See `Store`."""
+        return self._size(self._homes.place(name))
+
+    def _size(self, name: str) -> int | None:
         with self._reaching(name):
             answer = self._client().head(self._place(name))
         if answer.status_code == httpx.codes.NOT_FOUND:
@@ -86,6 +91,9 @@ class HttpStore:
 
     def read(self, name: str, limit: int) -> bytes:
         """See `Store`."""
+        return self._read(self._homes.place(name), limit)
+
+    def _read(self, name: str, limit: int) -> bytes:
         with self._reaching(name), self._client().stream("GET", self._place(name)) as answer:
             if answer.status_code == httpx.codes.NOT_FOUND:
                 raise CacheDamaged(f"{name} is not there")
@@ -106,6 +114,7 @@ class HttpStore:
 
     def piece(self, name: str, begin: int, end: int) -> bytes:
         """See `Store`: a server that answers with another range than the one asked for is not believed."""
+        name = self._homes.place(name)
         asked = {"Range": f"bytes={begin}-{end - 1}", "Accept-Encoding": "identity"}
         with self._reaching(name), self._client().stream("GET", self._place(name), headers=asked) as answer:
             if answer.status_code == httpx.codes.NOT_FOUND:
@@ -137,6 +146,7 @@ class HttpStore:
 
     def tag(self, name: str) -> str | None:
         """See `Store`."""
+        name = self._homes.place(name)
         with self._reaching(name):
             answer = self._client().head(self._place(name))
         self._check(answer, name)

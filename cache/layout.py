@@ -7,6 +7,7 @@ Before it: the records of `schemas`. After it: every module of `cache` that touc
 import re
 
 from kdpipe.schemas.manifest import Manifest
+from kdpipe.schemas.strict_json import sha256_hex
 
 MANIFEST = "manifest.json"
 INDEX = "index.parquet"
@@ -28,11 +29,25 @@ ARRAY_NAMES = ("row", "id", "times", "logprob", "hidden", "state")
 
 MAX_RECORD_BYTES = 1 << 20
 PART_NAME = re.compile(r"^[0-9]{5,7}$")
+ATTEMPT_LETTERS = 16
+ATTEMPT_NAME = re.compile(r"^[0-9a-f]{16}$")
 
 
 def part_dir(number: int) -> str:
     """The folder of a part."""
     return f"{PARTS}/{number:05d}"
+
+
+def attempt(record: bytes) -> str:
+    """The folder within a part's own that holds its files where no folder can be renamed, by the part's record."""
+    return sha256_hex(record)[:ATTEMPT_LETTERS]
+
+
+def within_part(name: str) -> tuple[str, str] | None:
+    """The folder of a part and the file in it that a name stands for; None for any other name."""
+    top, _, rest = name.partition("/")
+    number, _, file = rest.partition("/")
+    return (f"{top}/{number}", file) if top == PARTS and PART_NAME.match(number) and file else None
 
 
 def table_file(name: str) -> str:

@@ -12,6 +12,8 @@ from typing import Any, final
 import fsspec
 
 from kdpipe.cache.addresses import without_secrets
+from kdpipe.cache.homes import Homes
+from kdpipe.cache.layout import PART_NAME, PART_RECORD, PARTS
 from kdpipe.cache.store import MAX_LISTED, URL_HOLDS_MANIFEST
 from kdpipe.schemas.errors import CacheDamaged, CacheError, ConfigError, KdpipeError, Unreachable
 
@@ -41,6 +43,7 @@ class RemoteStore:
         with self._reaching(""):
             self._fs, self._root = _driver(url)
             self._check_there()
+        self._homes = Homes(self._size, self._read)
 
     def _check_there(self) -> None:
         if self._is_folder(""):
@@ -61,18 +64,31 @@ class RemoteStore:
         if len(found) > limit:
             raise CacheDamaged(f"{folder} holds more than {limit} files and folders")
         prefix = len(self._fs._strip_protocol(root))
-        return {folder + name[prefix:]: int(info["size"]) for name, info in found.items()}
+        return self._homes.listed(folder, {folder + name[prefix:]: int(info["size"]) for name, info in found.items()})
 
     def names(self, folder: str) -> list[str]:
-        """See `Store`."""
+        """See `Store`; of parts those whose record is there, which comes last."""
         with self._reaching(folder):
             if not self._is_folder(folder):
                 return []
             listed = self._fs.ls(self._path(folder), detail=False)
-            return sorted(str(name).rstrip("/").rpartition("/")[2] for name in listed)
+            names = sorted(str(name).rstrip("/").rpartition("/")[2] for name in listed)
+            if folder != PARTS:
+                return names
+            records = self._fs.glob(f"{self._path(folder)}/*/{PART_RECORD}")
+            whole = {str(name).split("/")[-2] for name in records}
+        # A search keeps quiet about folders that it may not list: those are asked one by one.
+        return [
+            name
+            for name in names
+            if name in whole or not PART_NAME.match(name) or self._size(f"{PARTS}/{name}/{PART_RECORD}") is not None
+        ]
 
     def size(self, name: str) -> int | None:
         """See `Store`."""
+        return self._size(self._homes.place(name))
+
+    def _size(self, name: str) -> int | None:
         with self._reaching(name):
             try:
                 info = self._fs.info(self._path(name))
@@ -82,7 +98,10 @@ class RemoteStore:
 
     def read(self, name: str, limit: int) -> bytes:
         """See `Store`."""
-        size = self.size(name)
+        return self._read(self._homes.place(name), limit)
+
+    def _read(self, name: str, limit: int) -> bytes:
+        size = self._size(name)
         if size is None or size > limit:
             raise CacheDamaged(
                 f"{name} {'is not there' if size is None else f'holds {size:,} bytes, at most {limit:,} are allowed'}"
@@ -99,6 +118,7 @@ class RemoteStore:
 
     def piece(self, name: str, begin: int, end: int) -> bytes:
         """See `Store`."""
+        name = self._homes.place(name)
         with self._reaching(name):
             found = bytes(self._fs.cat_file(self._path(name), start=begin, end=end))
             if len(found) != end - begin:
@@ -107,6 +127,7 @@ class RemoteStore:
 
     def tag(self, name: str) -> str | None:
         """See `Store`."""
+        name = self._homes.place(name)
         with self._reaching(name):
             info = self._fs.info(self._path(name))
         told = next((info[key] for key in TAGS if info.get(key) is not None), None)
@@ -175,7 +196,7 @@ class RemoteFolder(RemoteStore):
         with self._reaching(name):
             self._make_folder(name)
             self._fs.put_file(str(path), self._path(name))
-        size = self.size(name)
+        size = self._size(name)
         if size != path.stat().st_size:
             raise Unreachable(f"{self._shown(name)} holds {size} bytes after {path.stat().st_size:,} were sent")
 

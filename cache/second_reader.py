@@ -8,12 +8,14 @@ Before it: `part_reader.py`. After it: `verify/deep_child.py`; tests use `open_a
 import os
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from kdpipe.cache import layout
 from kdpipe.cache.part_reader import PartReader
+from kdpipe.cache.store import LocalStore
 
 # zarr costs milliseconds a call: a few stretches of each array are compared here, whole caches in the tests.
 STRETCH = 4096
@@ -23,7 +25,7 @@ def open_arrays(cache: str, number: int, names: tuple[str, ...]) -> dict[str, An
     """A part's arrays as zarr opens them."""
     import zarr
 
-    folder = os.path.join(cache, layout.part_dir(number), layout.TARGETS)
+    folder = os.path.join(cache, LocalStore(Path(cache)).home(number), layout.TARGETS)
     with warnings.catch_warnings():
         # pcodec is registered by numcodecs and not in the zarr specification, which zarr says at every opening.
         warnings.simplefilter("ignore")

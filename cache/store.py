@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Protocol
 
 from kdpipe.cache.addresses import check_address, is_url, local_path
+from kdpipe.cache.homes import Homes
+from kdpipe.cache.layout import part_dir
 from kdpipe.schemas.errors import CacheDamaged, CacheError, ConfigError, KdpipeError
 
 MAX_LISTED = 4096
@@ -79,6 +81,7 @@ class LocalStore:
         # A relative path would lead elsewhere once the process, or the one that it is sent to, changes its folder.
         self._root = root.absolute()
         self.url = str(self._root)
+        self._homes = Homes(self._size, self._read)
 
     def _path(self, name: str) -> Path:
         """The path of a name, no folder of which may be a link."""
@@ -89,6 +92,11 @@ class LocalStore:
             if path.is_symlink():
                 raise CacheDamaged(f"{folder} in the path {name} is a link", hint=NO_LINKS)
         return path / last
+
+    def home(self, number: int) -> str:
+        """The folder in which the files of a part lie."""
+        folder = part_dir(number)
+        return f"{folder}/{self._homes.of(folder)}"
 
     def walk(self, folder: str, limit: int = MAX_LISTED) -> dict[str, int]:
         """See `Store`."""
@@ -107,7 +115,7 @@ class LocalStore:
                         open_folders.append(name)
                     else:
                         found[name] = _plain_size(entry.stat(follow_symlinks=False), name)
-        return found
+        return self._homes.listed(folder, found)
 
     def names(self, folder: str) -> list[str]:
         """See `Store`."""
@@ -124,6 +132,9 @@ class LocalStore:
 
     def size(self, name: str) -> int | None:
         """See `Store`."""
+        return self._size(self._homes.place(name))
+
+    def _size(self, name: str) -> int | None:
         with self._reaching(name, "read"):
             try:
                 return _plain_size(os.lstat(self._path(name)), name)
@@ -132,6 +143,9 @@ class LocalStore:
 
     def read(self, name: str, limit: int) -> bytes:
         """See `Store`."""
+        return self._read(self._homes.place(name), limit)
+
+    def _read(self, name: str, limit: int) -> bytes:
         with self._reaching(name, "read"):
             descriptor, size = self._open(name)
             with open(descriptor, "rb", buffering=0) as file:
@@ -141,6 +155,7 @@ class LocalStore:
 
     def view(self, name: str, size: int) -> memoryview:
         """See `Store`."""
+        name = self._homes.place(name)
         with self._reaching(name, "read"):
             descriptor, found = self._open(name)
             try:
@@ -154,6 +169,7 @@ class LocalStore:
 
     def piece(self, name: str, begin: int, end: int) -> bytes:
         """See `Store`."""
+        name = self._homes.place(name)
         with self._reaching(name, "read"):
             descriptor, size = self._open(name)
             with open(descriptor, "rb", buffering=0) as file:
@@ -164,6 +180,7 @@ class LocalStore:
 
     def tag(self, name: str) -> str | None:
         """See `Store`."""
+        name = self._homes.place(name)
         with self._reaching(name, "read"):
             status = os.lstat(self._path(name))
             return f"{status.st_ino}-{status.st_mtime_ns}-{_plain_size(status, name)}"

@@ -11,12 +11,13 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, final
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from kdpipe.cache import layout
+from kdpipe.cache.addresses import is_url
 from kdpipe.cache.files import (
     WriteRefused,
     explained,
@@ -33,7 +34,7 @@ from kdpipe.cache.index import IndexRow, read_index, write_index
 from kdpipe.cache.part_files import examine_part, part_grids, read_part_record
 from kdpipe.cache.part_writer import PartWriter
 from kdpipe.cache.reader import committed_parts, load_manifest
-from kdpipe.cache.store import LocalStore
+from kdpipe.cache.store import LocalStore, Store
 from kdpipe.cache.tables import read_table, table_records, write_tables
 from kdpipe.cache.workers import is_own
 from kdpipe.schemas.compare import differing_settings
@@ -46,9 +47,8 @@ from kdpipe.schemas.strict_json import canonical, sha256_hex
 STALE_SECONDS = 900
 
 
-@final
 class CacheWriter:
-    """Writes parts into a folder; make one with `create_cache`."""
+    """Writes parts into a folder; make one with `create_cache`. A `BucketWriter` sends them on."""
 
     def __init__(self, path: Path, manifest: Manifest) -> None:
         self.path, self.manifest = path, manifest
@@ -226,10 +226,10 @@ class CacheWriter:
 
 def create_cache(folder: str | os.PathLike[str], manifest: Manifest) -> CacheWriter:
     """Begin a cache, or go on with the one of the same manifest; another manifest in the folder is refused."""
-    if "://" in os.fspath(folder):
-        raise ConfigError(
-            f"{os.fspath(folder)} is a URL, and caches are written into folders", hint="give a local folder"
-        )
+    if is_url(os.fspath(folder)):
+        from kdpipe.cache.bucket_writer import create_bucket
+
+        return create_bucket(os.fspath(folder), manifest)
     path = Path(folder)
     with explained("creating the cache", path):
         if not path.is_dir():
@@ -240,14 +240,14 @@ def create_cache(folder: str | os.PathLike[str], manifest: Manifest) -> CacheWri
         else:
             # Whoever put it there may have died before its name was durable, and all else leans on it.
             sync_dir(path)
-    found = same_manifest(path, manifest)
+    found = same_manifest(LocalStore(path), manifest, str(path))
     sweep(path)
     return CacheWriter(path, found)
 
 
-def same_manifest(path: Path, asked: Manifest) -> Manifest:
-    """Give the manifest of a cache that is there, or say what differs; an empty one is only in the way."""
-    found = load_manifest(LocalStore(path))
+def same_manifest(store: Store, asked: Manifest, named: str) -> Manifest:
+    """Give the manifest of the cache that is there, or say what differs; an empty one is only in the way."""
+    found = load_manifest(store)
     # Another version of the program may go on: what it wrote itself stays in the manifest.
     alike = found.model_copy(update={"kdpipe": asked.kdpipe})
     if alike.to_json() == asked.to_json():
@@ -255,9 +255,9 @@ def same_manifest(path: Path, asked: Manifest) -> Manifest:
     differing = differing_settings(alike.model_dump(mode="json"), asked.model_dump(mode="json"))
     more = " ..." if len(differing) > 5 else ""
     hint = "choose another folder, or give the settings that this cache was begun with"
-    if not committed_parts(LocalStore(path), found):
-        hint = f"no part of it is there yet: delete {path} if nobody is at work on it, or choose another folder"
-    raise ConfigError(f"{path} holds another cache: {'; '.join(differing[:5])}{more}", hint=hint)
+    if not committed_parts(store, found):
+        hint = f"no part of it is there yet: delete {named} if nobody is at work on it, or choose another folder"
+    raise ConfigError(f"{named} holds another cache: {'; '.join(differing[:5])}{more}", hint=hint)
 
 
 def refuse_foreign_folder(path: Path) -> None:

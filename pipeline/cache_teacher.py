@@ -8,9 +8,9 @@ needed then. Run again, it finds what is there and fills the holes.
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from kdpipe.cache.inspect import inspect_cache
+from kdpipe.cache.store import open_store
 from kdpipe.cache.writer import same_manifest
 from kdpipe.pipeline.capture.begin import begin_cache
 from kdpipe.pipeline.capture.early import check_out, is_begun, look_first
@@ -87,7 +87,7 @@ def dry_run(settings: StageOne, watch: Watch) -> StageOneReport:
     extension = open_extension(settings)
     whole = manifest if extension is None else extension.extended(manifest)
     if settings.out is not None and is_begun(settings.out):
-        same_manifest(Path(settings.out), whole)
+        same_manifest(open_store(settings.out), whole, settings.out)
     trial = make_trial(manifest, inputs, speaker, DRY_RUN_BATCHES * speaker.batch_tokens)
     report = _report(settings.out or "", trial.summary, inputs, trial.tally)
     planned = PartsMade(planned=whole.plan.n_parts, present=0, made=0)

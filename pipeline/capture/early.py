@@ -10,6 +10,8 @@ import tempfile
 from pathlib import Path
 
 from kdpipe.cache import layout
+from kdpipe.cache.addresses import check_address, is_url
+from kdpipe.cache.remote import RemoteFolder
 from kdpipe.cache.writer import refuse_foreign_folder
 from kdpipe.pipeline.capture.inputs import read_tokenizer
 from kdpipe.pipeline.capture.speaker import Prospect, look_ahead
@@ -30,6 +32,8 @@ def look_first(settings: StageOne) -> tuple[LoadedTokenizer, Prospect]:
 
 def is_begun(folder: str) -> bool:
     """Whether a folder holds a cache, finished or not."""
+    if is_url(folder):
+        return RemoteFolder(folder).size(layout.MANIFEST) is not None
     return (Path(folder) / layout.MANIFEST).exists()
 
 
@@ -38,8 +42,13 @@ def check_out(settings: StageOne) -> None:
     folder = settings.out
     if folder is None:
         return
-    if "://" in folder:
-        raise ConfigError(f"--out {folder} is a URL, and caches are written into folders", hint="give a local folder")
+    check_address(folder)
+    if folder.startswith(("http://", "https://", "hf://")):
+        raise ConfigError(
+            f"--out {folder} takes no parts one by one", hint="give a folder or a bucket, and copy from it"
+        )
+    if is_url(folder):
+        return
     path = Path(folder)
     _check_outside(path, settings.data.path, settings.data.val_path)
     try:

@@ -49,11 +49,6 @@ def test_what_hubs_put_beside_a_cache_is_no_problem_and_changes_nothing(tmp_path
     assert report.cache_id == identity
 
 
-def test_a_cache_is_not_written_into_a_url() -> None:
-    with pytest.raises(ConfigError, match="s3://bucket/cache is a URL, and caches are written into folders"):
-        create_cache("s3://bucket/cache", manifest_of())
-
-
 def test_a_part_that_lost_a_sequence_is_not_committed(tmp_path: Path) -> None:
     writer = begin_cache(tmp_path / "cache")
     with pytest.raises(CacheWriteError, match="part 0 lacks a sequence that was refused"), writer.part(0) as part:

@@ -174,7 +174,7 @@ def test_the_teacher_is_looked_at_before_the_documents(place: Path, refused: Cal
         (["--hidden-layers", "1", "--hidden-dim", "65"], "error: hidden.dim is 65, states of this teacher have 64"),
         (["--tokenizer", "./nowhere"], "error: ./nowhere is no folder, and no name of a model on the hub"),
         (["--shard", "4/4"], "error: --shard 4/4 does not exist: shards are counted from 0\nhint: the last of 4 is"),
-        (["--devices", "tpu"], "error: --devices: devices are auto, cpu, all, or one GPU such as cuda:0, not 'tpu'"),
+        (["--devices", "tpu"], "error: --devices: a device is auto, cpu, all, or one GPU such as cuda:0, not 'tpu'"),
         pytest.param(["--devices", "cuda:0"], "error: there is no device cuda:0: torch sees 0 GPUs\n", marks=NO_GPU),
         pytest.param(["--devices", "all"], "error: all GPUs were asked for, and torch sees none\nhint:", marks=NO_GPU),
     ],
@@ -310,7 +310,8 @@ def test_a_folder_of_mixed_formats_is_refused_by_the_file_that_is_in_the_way(
     [
         ("corpus.jsonl", "--out corpus.jsonl needs a folder, and corpus.jsonl is none"),
         ("corpus.jsonl/cache", "--out corpus.jsonl/cache needs a folder, and .*/corpus.jsonl is none"),
-        ("s3://bucket/cache", "--out s3://bucket/cache is a URL, and caches are written into folders"),
+        ("https://host/cache", "--out https://host/cache takes no parts one by one"),
+        ("s3://me:secret@bucket/cache", "the address at s3://bucket carries a user or a password"),
         ("data/cache", "--out data/cache lies in the folder of the documents, data"),
         ("teacher", "teacher holds other things and no manifest.json: config.json"),
         pytest.param("/proc/cache", "--out /proc/cache: nothing can be written there: No such file", marks=LINUX),

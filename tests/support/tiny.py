@@ -59,7 +59,7 @@ def _key(recipe: Recipe) -> bytes:
     return canonical(asdict(recipe))
 
 
-def begin_cache(path: Path, recipe: Recipe = SMALL) -> CacheWriter:
+def begin_cache(path: Path | str, recipe: Recipe = SMALL) -> CacheWriter:
     """A cache that has its manifest and tables, and the parts that were there before."""
     writer = create_cache(path, manifest_of(recipe))
     writer.publish_tables(synthetic_tables(recipe))
@@ -73,12 +73,12 @@ def write_part(writer: CacheWriter, number: int, recipe: Recipe = SMALL) -> None
             part.add(sequence, block)
 
 
-def make_cache(path: Path, recipe: Recipe = SMALL) -> str:
+def make_cache(path: Path | str, recipe: Recipe = SMALL) -> str:
     """A whole cache in a folder; its cache_id."""
     return resume_cache(path, recipe)
 
 
-def resume_cache(path: Path, recipe: Recipe = SMALL) -> str:
+def resume_cache(path: Path | str, recipe: Recipe = SMALL) -> str:
     """Do what is left to do in a folder, as stage one does when it runs again; the cache_id."""
     writer = begin_cache(path, recipe)
     for number in writer.missing():
