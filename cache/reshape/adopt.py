@@ -32,7 +32,7 @@ def fetch_from(store: Store, number: int) -> Fetch:
         if isinstance(store, LocalStore):
             if store.size(place) != file.bytes:
                 raise CacheDamaged(f"{store.url}: {place} does not have the {file.bytes:,} bytes that were written")
-            if link_file(Path(store.url) / place, target):
+            if link_file(Path(store.url) / f"{store.home(number)}{name}", target):
                 return
         data = store.view(place, file.bytes)
         if sha256_hex(data) != file.sha256:

@@ -97,6 +97,9 @@ def open_source(url: str) -> Source:
 def check_apart(out: str, *sources: Source) -> None:
     """Refuse to write into a cache that is read: nothing that somebody has named may change."""
     for source in sources:
-        there = Path(source.url)
-        if isinstance(source.store, LocalStore) and Path(out).resolve().is_relative_to(there.resolve()):
+        if isinstance(source.store, LocalStore):
+            is_inside = Path(out).resolve().is_relative_to(Path(source.url).resolve())
+        else:
+            is_inside = f"{out.rstrip('/')}/".startswith(f"{source.url.rstrip('/')}/")
+        if is_inside:
             raise ConfigError(f"--out {out} lies in {source.url}, which is only read", hint="choose another folder")

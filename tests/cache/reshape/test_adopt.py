@@ -120,6 +120,21 @@ def test_a_part_behind_a_url_is_fetched(source: Path, tmp_path: Path) -> None:
     assert part_digests(tmp_path / "new", 0) == part_digests(source, 1)
 
 
+def test_a_part_that_was_sent_to_a_bucket_is_found_one_folder_below(source: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(source, tmp_path / "copy"))
+    folder = copy / layout.part_dir(1)
+    inner = folder / layout.attempt((folder / layout.PART_RECORD).read_bytes())
+    names = [path for path in folder.iterdir() if path.name != layout.PART_RECORD]
+    inner.mkdir()
+    for path in names:
+        path.rename(inner / path.name)
+    writer = begin(tmp_path / "new")
+    assert adopt(writer, 0, copy, 1)
+    assert part_digests(tmp_path / "new", 0) == part_digests(source, 1)
+    linked = tmp_path / "new" / layout.part_dir(0) / layout.SEQUENCES
+    assert linked.stat().st_ino == (inner / layout.SEQUENCES).stat().st_ino
+
+
 def test_who_comes_second_leaves_what_is_there(source: Path, tmp_path: Path) -> None:
     writer = begin(tmp_path / "new")
     assert adopt(writer, 0, source, 0)

@@ -271,6 +271,16 @@ def test_a_cache_that_is_read_is_not_written_into(pair: tuple[Path, Path]) -> No
         run(pair[1], *pair)
 
 
+def test_caches_are_read_from_urls_and_written_to_one(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    run(tmp_path / "c", *pair)
+    url = f"memory://{tmp_path.name}/c"
+    report = merge([f"local://{source}" for source in pair], url)
+    assert report.cache_id == open_cache(tmp_path / "c").cache_id
+    assert merge([f"local://{source}" for source in pair], url).parts.made == 0
+    with pytest.raises(ConfigError, match="which is only read"):
+        merge([url, str(pair[0])], f"{url}/inner", "keep-first")
+
+
 def test_a_cache_of_a_newer_format_is_not_rewritten_into_this_one(pair: tuple[Path, Path], tmp_path: Path) -> None:
     newer = with_changes(open_cache(pair[1]).manifest, format=FormatVersion(minor=7))
     writer = create_cache(tmp_path / "b", newer)
