@@ -109,6 +109,7 @@ def test_the_teacher_says_of_new_documents_what_it_says_of_them_alone(folder: Pa
         assert np.allclose(both[digest], said, atol=1 / 64, equal_nan=True)
 
 
+@pytest.mark.slow
 def test_an_extension_that_was_killed_goes_on_and_asks_for_no_old_part(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
