@@ -62,7 +62,7 @@ def work(settings: StageOne, shard: Shard, watch: Watch) -> StageOneReport:
         inputs = replace(inputs, corpus=inputs.corpus.behind(extension.documents, extension.known))
     cache, asked = begin_cache(settings.out, manifest, inputs, speaker, old)
     if extension is not None:
-        extension.adopt(cache)
+        extension.adopt(cache, shard)
     follower = Follower(cache, inputs.corpus, shard, watch)
     maker = PartMaker(cache, inputs.corpus, speaker, asked, tally)
     maker.make(turns(cache, shard), follower.tell, follower.committed)

@@ -15,6 +15,7 @@ from kdpipe.cache.reshape.making import MAX_TEXT, made_from
 from kdpipe.cache.reshape.merge import check_same_spec
 from kdpipe.cache.reshape.sources import Source, check_apart, open_source
 from kdpipe.cache.writer import CacheWriter
+from kdpipe.pipeline.capture.turns import Shard
 from kdpipe.schemas.manifest import Manifest, Origin
 from kdpipe.schemas.plan import Plan, SplitName, SplitPlan
 from kdpipe.schemas.stage_one import StageOne
@@ -41,13 +42,15 @@ class Extension:
         data = made.data.model_copy(update={"fingerprint": sha256_hex(both), "source": named[:MAX_TEXT]})
         return with_changes(made, data=data, seed=manifest.seed)
 
-    def adopt(self, cache: CacheWriter) -> None:
-        """Put the old parts that are not there yet in their places."""
+    def adopt(self, cache: CacheWriter, shard: Shard) -> None:
+        """Put the old parts that are not there yet in their places: a worker's own share, then what others left."""
         numbers = _places(self.source.manifest.plan, cache.manifest.plan)
-        for number in sorted(numbers.keys() & set(cache.missing())):
-            record = self.source.record(numbers[number])
-            fetch = fetch_from(self.source.store, record.part)
-            adopt_part(cache, number, self.source.manifest, record, fetch)
+        own = {number for number in numbers if number % shard.count == shard.index}
+        for share in (own, numbers.keys() - own):
+            for number in sorted(share & set(cache.missing())):
+                record = self.source.record(numbers[number])
+                fetch = fetch_from(self.source.store, record.part)
+                adopt_part(cache, number, self.source.manifest, record, fetch)
 
 
 def open_extension(settings: StageOne) -> Extension | None:

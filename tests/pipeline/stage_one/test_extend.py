@@ -179,6 +179,24 @@ def test_a_folder_that_is_no_cache_is_not_extended(folder: Path, tmp_path: Path)
         run(settings)
 
 
+def test_a_worker_takes_its_own_share_of_the_old_parts_first(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adopt = extension.adopt_part
+    taken: list[int] = []
+
+    def noted(writer: Any, number: int, *rest: Any) -> bool:
+        taken.append(number)
+        return adopt(writer, number, *rest)
+
+    monkeypatch.setattr(extension, "adopt_part", noted)
+    run(more(folder, tmp_path / "new"), shard=1, n_shards=2)
+    assert taken == [0, 2]
+    taken.clear()
+    run(more(folder, tmp_path / "two"), shard=2, n_shards=3)
+    assert taken == [2, 0]
+
+
 @pytest.mark.slow
 def test_two_shards_make_the_same_extension_as_one(folder: Path, tmp_path: Path) -> None:
     run(more(folder, tmp_path / "one"))
