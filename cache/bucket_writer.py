@@ -183,7 +183,8 @@ def create_bucket(url: str, manifest: Manifest, patience: Patience | None = None
     place = patience.through(lambda: RemoteFolder(url))
     if patience.through(lambda: place.size(layout.MANIFEST)) is None:
         foreign = patience.through(lambda: place.names(""))
-        if foreign:
+        # Another worker may have begun the cache since the first look.
+        if foreign and layout.MANIFEST not in foreign:
             raise ConfigError(
                 f"{url} holds other things and no {layout.MANIFEST}: {', '.join(foreign[:3])}",
                 hint="choose a new or empty place",

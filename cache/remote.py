@@ -92,7 +92,9 @@ class RemoteStore:
         with self._reaching(name):
             try:
                 info = self._fs.info(self._path(name))
-            except (FileNotFoundError, NotADirectoryError):
+            except (FileNotFoundError, NotADirectoryError) as error:
+                # A driver's frames hold its error: without this the two, and all who called, stay until they are swept.
+                error.__traceback__ = None
                 return None
             return int(info["size"]) if info["type"] == "file" else None
 

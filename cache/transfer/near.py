@@ -5,6 +5,7 @@ their use where that is known. Before it: `receiving.py` fetches, `leases.py` sa
 The folder is shared by all processes of a machine, and outlives them; the parts that were read longest ago go first.
 """
 
+import gc
 import os
 import threading
 import weakref
@@ -29,8 +30,8 @@ from kdpipe.schemas.errors import CacheWriteError, ConfigError, KdpipeError
 HELD: Final = "held"
 # Parts fetched at once ahead of their use.
 AHEAD: Final = 2
-# How often room is looked for while others hold every part, and how long a look waits, in seconds.
-LOOKS, PAUSE = 300, 0.1
+# Seconds between two looks for room while others hold every part.
+PAUSE: Final = 0.05
 
 
 _stores: dict[tuple[int, str, Path], "NearStore"] = {}
@@ -202,7 +203,8 @@ class NearStore:
     def _make_room(self, number: int) -> None:
         """Remove parts that nobody holds, those read longest ago first, until a part fits, and keep its place."""
         most = self.limit - self._rows[number].n_bytes
-        for _ in range(LOOKS):
+        began, seen = self._patience.clock(), None
+        while self._patience.clock() - began <= self._patience.budget:
             with self._lock:
                 there = self._there()
                 taken = sum(self._rows[one].n_bytes for one in {*there, *self._coming})
@@ -212,8 +214,13 @@ class NearStore:
                 if taken <= most:
                     self._coming.add(number)
                     return
+                now = {*there, *self._coming}
+            if now != seen:  # parts come and go: it is worth waiting
+                began, seen = self._patience.clock(), now
             for reader in list(self._readers):
                 reader.let_go()
+            # Parts whose readers are done for may hang in a cycle, as the traceback of a driver's error makes one.
+            gc.collect()
             self._patience.check()
             self._patience.stop.wait(PAUSE)
         raise CacheWriteError(

@@ -1,6 +1,8 @@
-"""Training straight from a bucket, with room for two parts: the losses of training from the folder, to the bit."""
+"""A cache made in a bucket by two workers, copied, verified, trained from there and from here: the same, to the bit."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,28 +11,54 @@ import pytest
 import s3fs
 
 from kdpipe.cache import open_cache
-from kdpipe.cache.transfer import copy_cache
+from kdpipe.cli import main
 from kdpipe.schemas.errors import ConfigError, Incompatible
+from support import stage_one
 from support.s3 import KEY, SECRET, s3_server
-from support.stage_two import losses, make_cache, run, settings_for, weights
+from support.stage_two import losses, run, settings_for, weights
 
 pytestmark = pytest.mark.slow
 BUCKET = "s3://teachers/cache"
 
 
+WORKER = """
+import sys
+from kdpipe.cli.main import main
+sys.argv[0] = "kdpipe"
+raise SystemExit(main())
+"""
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A teacher's cache in a folder and in a bucket."""
+    """A teacher, its cache in a bucket, made there by two workers at once, and a copy of that."""
     path = tmp_path_factory.mktemp("from-s3")
-    make_cache(path, sequences={"part_rows": 512})
+    stage_one.make_inputs(path, n_documents=60)
     with s3_server() as environment, pytest.MonkeyPatch.context() as patch:
         for name, value in environment.items():
             patch.setenv(name, value)
         s3fs.S3FileSystem.clear_instance_cache()
         fsspec.filesystem("s3").mkdir("teachers")
-        copy_cache(path / "cache", BUCKET)
+        words = [
+            *(sys.executable, "-c", WORKER, "cache-teacher", "--teacher", str(path / "teacher")),
+            *("--data", str(path / "corpus.jsonl"), "--out", BUCKET, "--seq-len", "96", "--val-fraction", "0.2"),
+            *("--devices", "cpu", "--set", "sequences.part_rows=512", "--set", "machine.threads=1"),
+        ]
+        workers = [
+            subprocess.Popen([*words, "--shard", f"{number}/2"], stderr=subprocess.PIPE, text=True)
+            for number in range(2)
+        ]
+        told = [worker.communicate(timeout=600)[1] for worker in workers]
+        assert [worker.returncode for worker in workers] == [0, 0], told
+        assert main.run(["cache", "copy", BUCKET, str(path / "cache")]) == 0
         yield path
         s3fs.S3FileSystem.clear_instance_cache()
+
+
+def test_the_copy_is_what_the_teacher_says(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.run(["cache", "verify", str(folder / "cache"), "--against", str(folder / "teacher")]) == 0
+    assert main.run(["cache", "verify", BUCKET, "--level", "full"]) == 0
+    assert open_cache(BUCKET).cache_id == open_cache(folder / "cache").cache_id
 
 
 def test_losses_and_weights_are_those_of_the_folder(folder: Path) -> None:

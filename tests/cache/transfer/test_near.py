@@ -1,5 +1,6 @@
 """Reading a far cache through a bounded folder: the same rows, parts fetched whole, room made, faults gone through."""
 
+import gc
 import os
 import subprocess
 import sys
@@ -110,12 +111,11 @@ def test_parts_that_are_expected_come_before_they_are_read(path: Path, tmp_path:
         assert there(tmp_path) == {f"{row.part:05d}" for row in cache.parts}
 
 
-def test_a_part_that_is_read_is_not_removed(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(near, "LOOKS", 2)
-    monkeypatch.setattr(near, "PAUSE", 0.0)
+def test_a_part_that_is_read_is_not_removed(path: Path, tmp_path: Path) -> None:
+    short = Patience(budget=0.05, first=0.001)
     with serving(Site(path)) as url:
         far = http.HttpStore(url)
-        store = NearStore(far, Nearby(folder=tmp_path, limit=2 * max(sizes_of(path))), HASTY)
+        store = NearStore(far, Nearby(folder=tmp_path, limit=2 * max(sizes_of(path))), short)
         leases = [store.hold(0), store.hold(1)]
         with pytest.raises(CacheWriteError, match=r"that are being read, and part 2 is over the limit") as caught:
             store.hold(2)
@@ -124,6 +124,21 @@ def test_a_part_that_is_read_is_not_removed(path: Path, tmp_path: Path, monkeypa
         leases[0].release()
         store.hold(2).release()
         assert there(tmp_path) == {"00001", "00002"}
+
+
+def test_a_reader_that_hangs_in_a_cycle_does_not_keep_its_part(path: Path, tmp_path: Path) -> None:
+    limit = 2 * max(sizes_of(path))
+    gc.disable()
+    try:
+        with serving(Site(path)) as url:
+            cache = open_cache(url, nearby=Nearby(folder=tmp_path, limit=limit))
+            for number in range(len(cache)):
+                cycle: list[object] = [cache.locate(number)[0]]
+                cycle.append(cycle)
+                del cycle
+    finally:
+        gc.enable()
+    assert bytes_of(tmp_path) <= limit
 
 
 def test_a_part_that_another_process_reads_is_not_removed(path: Path, tmp_path: Path) -> None:
