@@ -180,7 +180,11 @@ class RemoteFolder(RemoteStore):
 
     def _check_there(self) -> None:
         """A place to write to need not be there yet."""
-        if not self._is_folder("") and self._fs.exists(self._root):
+        try:
+            kind = self._fs.info(self._root)["type"]
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        if kind == "file":
             raise ConfigError(f"{self.url} is a file, not a folder", hint="give the URL of a folder")
 
     def create(self, name: str, data: bytes) -> bool:

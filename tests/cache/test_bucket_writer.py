@@ -157,3 +157,9 @@ def test_parts_of_other_tables_are_not_sealed(memory: fsspec.AbstractFileSystem)
     memory.rm(f"/bucket/cache/{layout.part_dir(1)}/{next(iter(attempts(1)))}/{layout.SEQUENCES}")
     with pytest.raises(CacheDamaged, match=r"parts/00001/sequences.arrow: the file is missing"):
         create_bucket(URL, tiny.manifest_of(), HASTY).seal()
+
+
+def test_a_file_in_the_place_of_the_folder_is_refused(memory: fsspec.AbstractFileSystem) -> None:
+    memory.pipe_file("/bucket/cache", b"a file")
+    with pytest.raises(ConfigError, match="memory://bucket/cache is a file, not a folder"):
+        create_bucket(URL, tiny.manifest_of(), HASTY)

@@ -49,7 +49,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             for number in range(2)
         ]
         told = [worker.communicate(timeout=600)[1] for worker in workers]
-        assert [worker.returncode for worker in workers] == [0, 0], told
+        assert [worker.returncode for worker in workers] == [0, 0], "\n".join(told)
         assert main.run(["cache", "copy", BUCKET, str(path / "cache")]) == 0
         yield path
         s3fs.S3FileSystem.clear_instance_cache()
