@@ -18,7 +18,8 @@ JOURNAL = "journal"
 WORK = "tmp"
 TOP_LEVEL = frozenset({MANIFEST, INDEX, PARTS, TABLES, TOKENIZER, JOURNAL, WORK})
 # What hubs and people put beside a cache; never read.
-BESIDE = frozenset({"README.md", "LICENSE", ".gitattributes", "manifest.sig"})
+SIGNATURE = "manifest.sig"
+BESIDE = frozenset({"README.md", "LICENSE", ".gitattributes", SIGNATURE})
 
 PART_RECORD = "part.json"
 SEQUENCES = "sequences.arrow"

@@ -35,6 +35,7 @@ from kdpipe.schemas.strict_json import MAX_BYTES
 # At once, of a place where each request takes its time, and of a disk.
 REMOTE_PARTS: Final = 8
 LOCAL_PARTS: Final = 2
+MAX_SIGNATURE: Final = 1 << 12
 # Left free on a disk that a cache is copied to.
 SPARE_BYTES: Final = 16 << 20
 Found = TypeVar("Found")
@@ -50,6 +51,7 @@ class Source:
     rows: tuple[IndexRow, ...]
     cache_id: str | None
     index: bytes | None
+    signature: bytes | None
     shared: dict[str, FileRecord]
 
 
@@ -114,6 +116,7 @@ def look(store: Store, *, allow_partial: bool = False) -> Source:
         rows=tuple(rows),
         cache_id=identity,
         index=None if identity is None else store.read(layout.INDEX, most),
+        signature=store.read(layout.SIGNATURE, MAX_SIGNATURE) if store.size(layout.SIGNATURE) is not None else None,
         shared=_shared(store, manifest, rows),
     )
 
@@ -151,6 +154,8 @@ def _into_folder(target: str, source: Source, fetcher: Fetcher, watch: CopyWatch
     _each(take, due, REMOTE_PARTS if is_url(source.store.url) else LOCAL_PARTS, fetcher.patience)
     if source.index is not None:
         receiver.take_index(source.index)
+    if source.signature is not None:
+        receiver.take_signature(source.signature)
     receiver.tidy()
     return len(due), tuple(repaired)
 
@@ -169,6 +174,8 @@ def _into_url(target: str, source: Source, fetcher: Fetcher, watch: CopyWatch) -
     _each(sender.send_part, due, REMOTE_PARTS, patience)
     if source.index is not None:
         sender.finish(source.index)
+    if source.signature is not None:
+        sender.sign(source.signature)
     return len(due), ()
 
 

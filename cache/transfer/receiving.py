@@ -98,11 +98,19 @@ class Receiver:
 
     def take_index(self, data: bytes) -> None:
         """Give the copy its index, when all parts are there."""
-        final = self.path / layout.INDEX
-        if final.is_file() and final.read_bytes() == data:
-            return
         with explained(f"writing {layout.INDEX}", self.path):
             sync_dir(self.path / layout.PARTS)
+        self._take(layout.INDEX, data)
+
+    def take_signature(self, data: bytes) -> None:
+        """Give the copy the signature that stands beside the cache."""
+        self._take(layout.SIGNATURE, data)
+
+    def _take(self, name: str, data: bytes) -> None:
+        final = self.path / name
+        if final.is_file() and final.read_bytes() == data:
+            return
+        with explained(f"writing {name}", self.path):
             final.unlink(missing_ok=True)
             publish_file(self.path, final, data)
 

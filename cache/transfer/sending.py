@@ -69,6 +69,12 @@ class Sender:
         """Send the index."""
         self._put_record(layout.INDEX, index)
 
+    def sign(self, signature: bytes) -> None:
+        """Send the signature that stands beside the cache, in place of another one."""
+        if not self._create(layout.SIGNATURE, signature) and self._read(layout.SIGNATURE, MAX_BYTES) != signature:
+            self._patiently(lambda: self.place.remove(layout.SIGNATURE))
+            self._create(layout.SIGNATURE, signature)
+
     def _put_record(self, name: str, data: bytes) -> None:
         if not self._create(name, data) and self._read(name, len(data) + MAX_BYTES) != data:
             raise CacheWriteError(f"{self.place.url}/{name} is there and differs from the cache's own", hint=ANOTHER)

@@ -12,6 +12,7 @@ from kdpipe.cli.cache.import_ import import_
 from kdpipe.cli.cache.inspect import inspect
 from kdpipe.cli.cache.merge import merge
 from kdpipe.cli.cache.requantise import requantise
+from kdpipe.cli.cache.sign import sign
 from kdpipe.cli.cache.subset import subset
 from kdpipe.cli.cache.verify import verify
 
@@ -31,5 +32,6 @@ app.command("import")(import_)
 app.command("inspect")(inspect)
 app.command("merge")(merge)
 app.command("requantise")(requantise)
+app.command("sign")(sign)
 app.command("subset")(subset)
 app.command("verify")(verify)

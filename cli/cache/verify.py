@@ -4,6 +4,7 @@ In: a cache, how deep to look, perhaps a teacher. Out: every problem with its pl
 3. Before it: `cli/main.py`. After it: `kdpipe.cache.verify` looks, `kdpipe.pipeline.verify_against` asks the teacher.
 """
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -41,6 +42,10 @@ def verify(
         str | None,
         typer.Option("--repair-from", metavar="SRC", help="Fetch again from another copy what is missing or damaged."),
     ] = None,
+    signature: Annotated[
+        Path | None,
+        typer.Option("--signature", metavar="KEY", help="Also whether the holder of this public key has signed it."),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Answer with one JSON document.")] = False,
 ) -> None:
     """Check a cache; exit code 0 when it is good, 3 when it is not."""
@@ -53,6 +58,8 @@ def verify(
     report = verify_cache(cache, level)
     if repair_from is not None and not report.ok:
         report = _repaired(cache, level, report, repair_from)
+    if signature is not None:
+        report = _with_signature(cache, report, signature)
     if against is not None and report.ok:  # nobody asks about bytes that are already known to be wrong
         report = _with_teacher(cache, report, against, sample or SAMPLE, trust_remote_code)
     if json:
@@ -73,6 +80,21 @@ def _repaired(cache: str, level: Level, report: "VerifyReport", source: str) -> 
     with copying() as watch:
         copy_cache(source, cache, watch=watch)
     return verify_cache(cache, level)
+
+
+def _with_signature(cache: str, report: "VerifyReport", key: Path) -> "VerifyReport":
+    """The report with what is wrong with the signature."""
+    from kdpipe.cache.layout import SIGNATURE
+    from kdpipe.cache.signing import signature_problem
+    from kdpipe.cache.store import open_store
+    from kdpipe.schemas.report import Problem
+
+    what = signature_problem(open_store(cache), key)
+    if what is None:
+        console.note(f"signed by the holder of {key}")
+        return report
+    problem = Problem(part=None, file=SIGNATURE, what=what, do="do not use the cache before you know who made it")
+    return report.model_copy(update={"ok": False, "problems": (*report.problems, problem)})
 
 
 def _with_teacher(cache: str, report: "VerifyReport", teacher: str, sample: int, trusted: bool) -> "VerifyReport":

@@ -50,7 +50,7 @@ SURFACE: dict[str, tuple[set[str], set[str]]] = {
         },
     ),
     "compare": (set(), {"--json"}),
-    "cache": ({"copy", "export", "import", "inspect", "merge", "requantise", "subset", "verify"}, set()),
+    "cache": ({"copy", "export", "import", "inspect", "merge", "requantise", "sign", "subset", "verify"}, set()),
     "cache export": (set(), {"--to", "--out", "--split", "--json"}),
     "cache import": (
         set(),
@@ -91,6 +91,7 @@ SURFACE: dict[str, tuple[set[str], set[str]]] = {
             "--json",
         },
     ),
+    "cache sign": (set(), {"--key", "--new-key"}),
     "cache subset": (
         set(),
         {
@@ -107,7 +108,10 @@ SURFACE: dict[str, tuple[set[str], set[str]]] = {
             "--json",
         },
     ),
-    "cache verify": (set(), {"--level", "--against", "--sample", "--trust-remote-code", "--repair-from", "--json"}),
+    "cache verify": (
+        set(),
+        {"--level", "--against", "--sample", "--trust-remote-code", "--repair-from", "--signature", "--json"},
+    ),
 }
 
 

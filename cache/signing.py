@@ -1,0 +1,132 @@
+"""Signatures: a detached word of whoever holds a key that a cache is the one they made.
+
+In: a cache and a key pair in PEM files (Ed25519). Out: manifest.sig beside the manifest, or what is wrong with it.
+Before it: `reader.py`. After it: `cli/cache/sign.py`, `cli/cache/verify.py`. What is signed is the cache_id, the digest
+of all that a cache is; verification says whether its bytes are those. The only module that imports cryptography.
+"""
+
+import base64
+import binascii
+import os
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from pydantic import Field
+
+from kdpipe.cache.addresses import is_url
+from kdpipe.cache.files import explained
+from kdpipe.cache.layout import SIGNATURE
+from kdpipe.cache.reader import load_index, load_manifest
+from kdpipe.cache.remote import RemoteFolder
+from kdpipe.cache.store import Store, open_store
+from kdpipe.schemas.errors import ConfigError
+from kdpipe.schemas.manifest import Sha256
+from kdpipe.schemas.records import Record, read_record
+
+MAX_BYTES: Final = 1 << 12
+_MAX_KEY_BYTES: Final = 1 << 14
+
+
+class Signature(Record):
+    """The whole of manifest.sig; the signature is in base64."""
+
+    version: Literal[1] = 1
+    cache_id: Sha256
+    signature: str = Field(max_length=200)
+
+
+def sign_cache(url: str, key: Path) -> str:
+    """Put manifest.sig into a cache, by a private key; the cache_id that was signed."""
+    signer = _loaded(key, private=True)
+    store = open_store(url)
+    identity = _identity(store)
+    signed = base64.b64encode(signer.sign(_message(identity))).decode()
+    data = Signature(cache_id=identity, signature=signed).to_json()
+    if is_url(url):
+        place = RemoteFolder(url)
+        if place.size(SIGNATURE) is not None:
+            place.remove(SIGNATURE)
+        place.create(SIGNATURE, data)
+        return identity
+    with explained("signing the cache", Path(store.url)):
+        work = Path(store.url) / f"{SIGNATURE}.tmp"
+        work.write_bytes(data)
+        work.replace(Path(store.url) / SIGNATURE)
+    return identity
+
+
+def signature_problem(store: Store, key: Path) -> str | None:
+    """Why a cache is not what whoever holds the private half of a key has signed; None where it is."""
+    from cryptography.exceptions import InvalidSignature
+
+    public = _loaded(key, private=False)
+    if store.size(SIGNATURE) is None:
+        return "the cache is not signed"
+    stated = read_record(Signature, store.read(SIGNATURE, MAX_BYTES), SIGNATURE)
+    identity = _identity(store)
+    if stated.cache_id != identity:
+        return f"it is of the cache {stated.cache_id}, and this one is {identity}"
+    try:
+        public.verify(base64.b64decode(stated.signature, validate=True), _message(identity))
+    except (InvalidSignature, binascii.Error):
+        return f"it was not made with the private half of {key}"
+    return None
+
+
+def new_keys(private: Path, public: Path) -> None:
+    """Make a key pair, the private half for its owner's eyes alone."""
+    formats, ed25519 = _library()
+    key = ed25519.Ed25519PrivateKey.generate()
+    secret = key.private_bytes(formats.Encoding.PEM, formats.PrivateFormat.PKCS8, formats.NoEncryption())
+    told = key.public_key().public_bytes(formats.Encoding.PEM, formats.PublicFormat.SubjectPublicKeyInfo)
+    for path, data, mode in ((private, secret, 0o600), (public, told, 0o644)):
+        try:
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+        except FileExistsError:
+            raise ConfigError(f"{path} is there already", hint="give another name: keys are never replaced") from None
+        except OSError as error:
+            raise ConfigError(f"{path} cannot be written: {error.strerror}") from None
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+
+
+def _identity(store: Store) -> str:
+    identity = load_index(store, load_manifest(store), allow_partial=False)[1]
+    assert identity is not None, "an index has one"
+    return identity
+
+
+def _message(identity: str) -> bytes:
+    return f"kdpipe cache signature 1\n{identity}\n".encode()
+
+
+def _loaded(path: Path, *, private: bool) -> Any:
+    """A key of a PEM file."""
+    formats, ed25519 = _library()
+    kind = "private" if private else "public"
+    try:
+        with path.open("rb") as file:
+            data = file.read(_MAX_KEY_BYTES)
+        key = formats.load_pem_private_key(data, None) if private else formats.load_pem_public_key(data)
+    except OSError as error:
+        raise ConfigError(f"the {kind} key {path} cannot be read: {error.strerror}") from None
+    except (ValueError, TypeError):
+        raise ConfigError(
+            f"{path} is no {kind} key in PEM without a password",
+            hint="make a pair with kdpipe cache sign --new-key NAME",
+        ) from None
+    wanted = ed25519.Ed25519PrivateKey if private else ed25519.Ed25519PublicKey
+    if not isinstance(key, wanted):
+        raise ConfigError(f"{path} is no Ed25519 key", hint="make a pair with kdpipe cache sign --new-key NAME")
+    return key
+
+
+def _library() -> tuple[Any, Any]:
+    try:
+        from cryptography.hazmat.primitives import serialization
+        from cryptography.hazmat.primitives.asymmetric import ed25519
+    except ImportError:
+        raise ConfigError(
+            "signatures need cryptography, which is not there", hint="pip install 'kdpipe[sign]'"
+        ) from None
+    return serialization, ed25519

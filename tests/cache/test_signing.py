@@ -1,0 +1,111 @@
+"""Signatures: whose cache it is, told by a key, wherever the cache has gone."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from kdpipe.cache import open_cache
+from kdpipe.cache.signing import SIGNATURE, new_keys, sign_cache, signature_problem
+from kdpipe.cache.store import open_store
+from kdpipe.cache.transfer import copy_cache
+from kdpipe.cache.verify import verify_cache
+from kdpipe.cli import main
+from kdpipe.schemas.errors import CacheIncomplete, ConfigError
+from support import tiny
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a small cache, two key pairs."""
+    folder = tmp_path_factory.mktemp("signing")
+    with tiny.unsynced():
+        tiny.make_cache(folder / "cache")
+    for name in ("mine", "other"):
+        new_keys(folder / f"{name}.pem", folder / f"{name}.pub.pem")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def unsynced() -> Iterator[None]:
+    with tiny.unsynced():
+        yield
+
+
+def test_a_signed_cache_is_known_by_the_right_key_alone(path: Path, tmp_path: Path) -> None:
+    cache = tiny.copy_cache(path / "cache", tmp_path / "cache")
+    assert signature_problem(open_store(cache), path / "mine.pub.pem") == "the cache is not signed"
+    assert sign_cache(str(cache), path / "mine.pem") == open_cache(cache).cache_id
+    assert signature_problem(open_store(cache), path / "mine.pub.pem") is None
+    told = signature_problem(open_store(cache), path / "other.pub.pem")
+    assert told is not None and told.startswith("it was not made with the private half of")
+    assert verify_cache(cache, "full").ok
+
+
+def test_a_signature_travels_with_copies(path: Path, tmp_path: Path) -> None:
+    cache = tiny.copy_cache(path / "cache", tmp_path / "cache")
+    sign_cache(str(cache), path / "other.pem")
+    copy_cache(cache, "memory://signed/cache")
+    sign_cache(str(cache), path / "mine.pem")
+    copy_cache(cache, "memory://signed/cache")
+    copy_cache("memory://signed/cache", tmp_path / "back")
+    assert signature_problem(open_store(tmp_path / "back"), path / "mine.pub.pem") is None
+    sign_cache("memory://signed/cache", path / "other.pem")
+    assert signature_problem(open_store("memory://signed/cache"), path / "other.pub.pem") is None
+    fsspec.filesystem("memory").rm("/signed", recursive=True)
+
+
+def test_a_signature_of_another_cache_or_spoilt_is_told(path: Path, tmp_path: Path) -> None:
+    cache = tiny.copy_cache(path / "cache", tmp_path / "cache")
+    sign_cache(str(cache), path / "mine.pem")
+    identity = str(open_cache(cache).cache_id)
+    data = (cache / SIGNATURE).read_text()
+    (cache / SIGNATURE).write_text(data.replace(identity, "0" * 64))
+    told = signature_problem(open_store(cache), path / "mine.pub.pem")
+    assert told == f"it is of the cache {'0' * 64}, and this one is {identity}"
+    for spoilt in (data.replace('"signature":"', '"signature":"AAAA'), data.replace('"signature":"', '"signature":"!')):
+        (cache / SIGNATURE).write_text(spoilt)
+        assert "was not made with" in str(signature_problem(open_store(cache), path / "mine.pub.pem"))
+
+
+@pytest.mark.parametrize(
+    ("key", "told"),
+    [
+        ("nowhere.pem", "the private key .*nowhere.pem cannot be read: No such file"),
+        ("mine.pub.pem", "mine.pub.pem is no private key in PEM without a password"),
+        ("cache/manifest.json", "manifest.json is no private key in PEM"),
+    ],
+)
+def test_what_is_no_key_is_refused(path: Path, key: str, told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        sign_cache(str(path / "cache"), path / key)
+
+
+def test_only_a_finished_cache_is_signed_and_keys_are_never_replaced(path: Path, tmp_path: Path) -> None:
+    cache = tiny.copy_cache(path / "cache", tmp_path / "cache")
+    (cache / "index.parquet").unlink()
+    with pytest.raises(CacheIncomplete, match="is unfinished"):
+        sign_cache(str(cache), path / "mine.pem")
+    with pytest.raises(ConfigError, match=r"mine.pem is there already"):
+        new_keys(path / "mine.pem", path / "new.pub.pem")
+    assert (path / "mine.pem").stat().st_mode & 0o077 == 0
+
+
+def test_signing_and_checking_as_a_person_does_it(
+    path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cache = str(tiny.copy_cache(path / "cache", tmp_path / "cache"))
+    key = tmp_path / "me"
+    assert main.run(["cache", "sign", "--new-key", str(key)]) == 0
+    assert "keep it to yourself" in capsys.readouterr().out
+    assert main.run(["cache", "sign", cache, "--key", f"{key}.pem"]) == 0
+    assert capsys.readouterr().out == f"signed {open_cache(cache).cache_id}\n"
+    assert main.run(["cache", "verify", cache, "--signature", f"{key}.pub.pem"]) == 0
+    assert "signed by the holder of" in capsys.readouterr().err
+    assert main.run(["cache", "verify", cache, "--signature", str(path / "mine.pub.pem")]) == 3
+    assert "manifest.sig: it was not made with the private half of" in capsys.readouterr().out
+    assert main.run(["cache", "sign", cache]) == 2
+    assert main.run(["cache", "sign", cache, "--new-key", "x"]) == 2
+    told = capsys.readouterr().err
+    assert "a cache is signed with a key" in told and "--new-key makes keys and signs nothing" in told
