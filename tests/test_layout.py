@@ -26,6 +26,7 @@ THIRD_PARTY: dict[str, set[str] | None] = {
         "pcodec",
         "fsspec",
         "httpx",
+        "cryptography",
         "google_crc32c",
         "xxhash",
         "rich",
