@@ -48,3 +48,4 @@ bench: setup
 	$(BIN)/python benchmarks/stage_one.py
 	$(BIN)/python benchmarks/stage_two.py
 	$(BIN)/python benchmarks/recovery.py --work runs/recovery
+	$(BIN)/python benchmarks/transfer.py

@@ -1,0 +1,213 @@
+"""The numbers of caches between machines: local copies, copies from S3, training from S3, sizes of files.
+
+In: nothing; synthetic caches are made in a folder, the S3 server is moto's on loopback, in a process of its own. Out:
+one JSON document, on stderr the same in words. Before it: `stage_two_inputs.py`. After it: docs/experiments.md quotes
+it. `--quick` is small, for a test that it runs.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import fsspec
+from measure import machine, rounded
+from stage_two_inputs import Case, make_cache, settings_for
+
+from kdpipe.cache import open_cache
+from kdpipe.cache.transfer import copy_cache
+from kdpipe.cache.writer import create_cache
+from kdpipe.pipeline.data.parts import rows_of_a_part
+from kdpipe.pipeline.synthetic import synthetic_manifest, synthetic_part, synthetic_tables
+from kdpipe.pipeline.synthetic_recipe import Recipe
+from kdpipe.pipeline.train import train
+from kdpipe.pipeline.watch import SilentTrainWatch
+from kdpipe.schemas.stage_two import TrainOptions
+
+sys.path.append(str(Path(__file__).parents[1] / "tests"))
+from support.s3 import s3_server
+
+ASKED = {
+    "local_over_cp_and_sha256sum": 0.5,
+    "s3_over_plain_download": 0.8,
+    "training_from_s3_over_local": 0.95,
+    "bytes_in_files_of_16_MB_from_20_million_positions": 0.9,
+    "files_a_part": 16,
+}
+LARGE_FILE = 16_000_000
+MANY_ROWS = 20_000_000
+
+
+STUDENT = Case(vocabulary=4_096, preset="tiny", batch=8, length=256, sequences=512, threads=1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scale:
+    """How much is moved, how often, and what is trained."""
+
+    documents: int = 4_000
+    documents_per_part: int = 500
+    document_tokens: int = 500
+    rounds: int = 5
+    case: Case = STUDENT
+    steps: int = 60
+
+
+QUICK = Scale(
+    documents=40,
+    documents_per_part=10,
+    document_tokens=100,
+    rounds=1,
+    case=Case(vocabulary=1_000, preset="tiny", batch=2, length=64, sequences=32, threads=1),
+    steps=3,
+)
+
+
+class Bench:
+    """The measurements."""
+
+    def __init__(self, scale: Scale, work: Path) -> None:
+        self.scale, self.work = scale, work
+        self._cache = work / "cache"
+
+    def local(self) -> dict[str, Any]:
+        """A copy with every byte checked and synced, beside cp -r and sha256sum of the same files."""
+        cache, n_bytes = self._made(), self._bytes()
+        target = self.work / "copy"
+
+        def plain() -> None:
+            subprocess.run(["cp", "-r", str(cache), str(target)], check=True)
+            found = subprocess.run(["find", str(target), "-type", "f", "-print0"], check=True, capture_output=True)
+            subprocess.run(["xargs", "-0", "sha256sum"], input=found.stdout, check=True, stdout=subprocess.DEVNULL)
+
+        return self._beside(plain, lambda: copy_cache(cache, target), target, n_bytes)
+
+    def s3(self) -> dict[str, Any]:
+        """A copy out of a bucket, beside s3fs downloading the same objects, as many at once as it likes."""
+        cache, target = self._made(), self.work / "copy"
+        system = fsspec.filesystem("s3", use_listings_cache=False)
+        if not system.exists("transfer"):
+            system.mkdir("transfer")
+        copy_cache(cache, "s3://transfer/cache")
+
+        def plain() -> None:
+            system.get("transfer/cache", str(target), recursive=True)
+
+        return self._beside(plain, lambda: copy_cache("s3://transfer/cache", target), target, self._bytes())
+
+    def training(self) -> dict[str, Any]:
+        """Positions a second of a run from a bucket whose parts have come, over those of a local run."""
+        case = self.scale.case
+        local = make_cache(self.work, case)
+        system = fsspec.filesystem("s3", use_listings_cache=False)
+        if not system.exists("training"):
+            system.mkdir("training")
+        copy_cache(local, "s3://training/cache")
+        self._rate("s3://training/cache")
+        pairs = [(self._rate(str(local)), self._rate("s3://training/cache")) for _ in range(self.scale.rounds)]
+        return {"positions_per_second": pairs, "ratio": statistics.median(far / near for near, far in pairs)}
+
+    def _rate(self, cache: str) -> float:
+        out = self.work / "run"
+        shutil.rmtree(out, ignore_errors=True)
+        n = self.scale.steps
+        settings = settings_for(
+            self.scale.case, Path("cache"), out, run={"max_steps": n}, evaluation={"every": n}, saving={"every": n}
+        )
+        near = {"dir": str(self.work / "near")} if "://" in cache else {}
+        settings = settings.model_validate(settings.model_dump() | {"cache": {"path": cache, **near}})
+        report = train(settings, TrainOptions(), SilentTrainWatch())
+        assert report.positions_per_second is not None
+        return report.positions_per_second
+
+    def files(self) -> dict[str, Any]:
+        """The files of a part of the size that a cache of 20 million positions has by itself."""
+        rows = int(rows_of_a_part(MANY_ROWS)) if self.scale.rounds > 1 else 20_000
+        recipe = Recipe(
+            documents={"train": rows // 500}, documents_per_part=rows // 500, document_tokens=500, hidden=False
+        )
+        folder = self.work / "one-part"
+        if not folder.exists():
+            _make(folder, recipe)
+        sizes = sorted(file.stat().st_size for file in (folder / "parts/00000").rglob("*") if file.is_file())
+        large = sum(size for size in sizes if size >= LARGE_FILE)
+        return {"rows": rows, "files": len(sizes), "bytes": sum(sizes), "share_in_large": large / sum(sizes)}
+
+    def _made(self) -> Path:
+        scale = self.scale
+        if not self._cache.exists():
+            recipe = Recipe(
+                documents={"train": scale.documents},
+                documents_per_part=scale.documents_per_part,
+                document_tokens=scale.document_tokens,
+                hidden=False,
+            )
+            _make(self._cache, recipe)
+        return self._cache
+
+    def _bytes(self) -> int:
+        return sum(row.n_bytes for row in open_cache(self._cache).parts)
+
+    def _beside(
+        self, plain: Callable[[], object], ours: Callable[[], object], target: Path, n_bytes: int
+    ) -> dict[str, Any]:
+        """Both in turns, into an empty place each time; the ratio is of rates, so above 1 is faster than plain."""
+        pairs = []
+        for _ in range(self.scale.rounds):
+            pair = []
+            for work in (plain, ours):
+                shutil.rmtree(target, ignore_errors=True)
+                os.sync()
+                start = time.perf_counter()
+                work()
+                pair.append(time.perf_counter() - start)
+            pairs.append(pair)
+        shutil.rmtree(target, ignore_errors=True)
+        return {"bytes": n_bytes, "seconds": pairs, "ratio": statistics.median(one / other for one, other in pairs)}
+
+
+def _make(folder: Path, recipe: Recipe) -> None:
+    manifest = synthetic_manifest(recipe)
+    writer = create_cache(folder, manifest)
+    writer.publish_tables(synthetic_tables(recipe))
+    for number in range(manifest.plan.n_parts):
+        with writer.part(number) as part:
+            for sequence, block in synthetic_part(recipe, manifest, number):
+                part.add(sequence, block)
+    writer.seal()
+
+
+def main() -> None:
+    """Measure what was named and print it."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", nargs="*", help="some of local, s3, training, files; all of them unless named")
+    parser.add_argument("--quick", action="store_true", help="small: shows that it runs, measures nothing")
+    parser.add_argument("--rounds", type=int, help="how often each is repeated")
+    words = parser.parse_args()
+    scale = QUICK if words.quick else Scale()
+    scale = replace(scale, rounds=words.rounds or scale.rounds)
+    names = ("local", "s3", "training", "files")
+    if odd := set(words.what) - set(names):
+        parser.error(f"{', '.join(sorted(odd))} cannot be measured; {', '.join(names)} can")
+    result: dict[str, Any] = {"machine": machine(), "asked": ASKED}
+    with tempfile.TemporaryDirectory(prefix="kdpipe-bench-") as folder, s3_server() as environment:
+        os.environ.update(environment)
+        bench = Bench(scale, Path(folder))
+        for name in names:
+            if not words.what or name in words.what:
+                result[name] = getattr(bench, name)()
+                print(f"{name}: {json.dumps(rounded(result[name]))}", file=sys.stderr, flush=True)
+    print(json.dumps(rounded(result), indent=2))
+
+
+if __name__ == "__main__":
+    main()
