@@ -18,8 +18,8 @@ from packaging.utils import canonicalize_name
 from support.source import LAYERS, ROOT, modules
 
 EXTRAS = {
-    "dev", "eval", "gcs", "gguf", "hub", "large", "mlflow", "peft", "quant", "ray", "s3", "tensorboard", "trackio",
-    "wandb",
+    "dev", "eval", "gcs", "gguf", "hub", "large", "mlflow", "peft", "quant", "ray", "s3", "sign", "tensorboard",
+    "trackio", "wandb",
 }  # fmt: skip
 
 

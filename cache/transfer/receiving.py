@@ -108,11 +108,13 @@ class Receiver:
 
     def _take(self, name: str, data: bytes) -> None:
         final = self.path / name
-        if final.is_file() and final.read_bytes() == data:
-            return
-        with explained(f"writing {name}", self.path):
-            final.unlink(missing_ok=True)
-            publish_file(self.path, final, data)
+        with explained(f"writing {name}", self.path), self._incoming(name) as work:
+            if final.is_file() and final.read_bytes() == data:
+                return
+            with new_file(work / name) as file:
+                file.write(data)
+            os.replace(work / name, final)
+            sync_dir(self.path)
 
     def tidy(self) -> None:
         """Remove what copies that were cut off have left and nobody needs any more."""

@@ -13,6 +13,7 @@ EXIT_CODES = {
     "CacheWriteError": 1,
     "CacheIncomplete": 2,
     "CacheDamaged": 3,
+    "Unreachable": 75,
     "VerificationError": 3,
     "Incompatible": 4,
     "Interrupted": 75,

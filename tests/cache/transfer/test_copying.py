@@ -76,6 +76,7 @@ def test_a_copy_of_a_folder_is_the_cache_byte_for_byte(path: Path, tmp_path: Pat
     assert watch.bytes == report.bytes
 
 
+@pytest.mark.slow
 def test_a_copy_from_memory_and_from_the_web_is_the_same(path: Path, tmp_path: Path) -> None:
     memory = fsspec.filesystem("memory")
     memory.put(str(path), "/from/cache", recursive=True)

@@ -23,7 +23,7 @@ from support import tiny
 from support.reading import digests_of_all
 from support.web import Site, serving
 
-HASTY = Patience(budget=5.0, first=0.001, longest=0.002)
+HASTY = Patience(budget=1.0, first=0.001, longest=0.002)
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +77,7 @@ def test_what_is_near_serves_the_next_process_too(path: Path, tmp_path: Path, mo
     assert not [asked for asked in site.asked if "bytes=" in asked]
 
 
+@pytest.mark.slow
 def test_a_limit_of_two_parts_is_kept_and_every_row_is_the_same(path: Path, tmp_path: Path) -> None:
     limit = 2 * max(sizes_of(path))
     local = open_cache(path)
@@ -90,6 +91,7 @@ def test_a_limit_of_two_parts_is_kept_and_every_row_is_the_same(path: Path, tmp_
         assert near_store(url, Nearby(folder=tmp_path, limit=limit)).n_fetched >= len(cache.parts)
 
 
+@pytest.mark.slow
 def test_several_readers_of_a_process_share_the_limit(path: Path, tmp_path: Path) -> None:
     limit = 2 * max(sizes_of(path))
     with serving(Site(path)) as url:
@@ -126,6 +128,7 @@ def test_a_part_that_is_read_is_not_removed(path: Path, tmp_path: Path) -> None:
         assert there(tmp_path) == {"00001", "00002"}
 
 
+@pytest.mark.slow
 def test_a_reader_that_hangs_in_a_cycle_does_not_keep_its_part(path: Path, tmp_path: Path) -> None:
     limit = 2 * max(sizes_of(path))
     gc.disable()
