@@ -36,7 +36,9 @@ def pristine(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pristine]:
     return {kind: (path, everything_of(path)) for kind, path in made.items()}
 
 
-@pytest.fixture(params=list(RECIPES))
+@pytest.fixture(
+    params=[pytest.param(kind, marks=() if kind == next(iter(RECIPES)) else pytest.mark.slow) for kind in RECIPES]
+)
 def cache(request: pytest.FixtureRequest, pristine: dict[str, Pristine], tmp_path: Path) -> Pristine:
     """A copy to be damaged, and what it must say."""
     path, right = pristine[request.param]

@@ -19,7 +19,7 @@ ROUNDS = 500
 LONG_ROUNDS = 10_000
 BATCH = 25
 # Batches of the fast suite.
-QUICK = 6
+QUICK = 2
 Caches = dict[str, tuple[Path, str]]
 
 

@@ -178,7 +178,9 @@ def test_what_is_written_is_read_back(
 
 
 @pytest.mark.parametrize("kind", ["threshold", "sampled", "topk"])
-@pytest.mark.parametrize("size", [65_536, 65_537, 151_936, 262_144])
+@pytest.mark.parametrize(
+    "size", [65_537, *(pytest.param(size, marks=pytest.mark.slow) for size in (65_536, 151_936, 262_144))]
+)
 def test_large_vocabularies_are_read_back(kind: str, size: int) -> None:
     check(Wish(keep=KINDS[kind], vocabulary_size=size, part_lengths=((20, 70),), seed=size))
 

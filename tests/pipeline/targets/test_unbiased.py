@@ -82,6 +82,7 @@ FAULTS: list[tuple[object, str, Callable[..., object]]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("keep", "where", "name", "fault"),
     [
