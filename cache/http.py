@@ -20,7 +20,7 @@ import httpx
 from kdpipe.cache import layout
 from kdpipe.cache.addresses import without_secrets
 from kdpipe.cache.homes import Homes
-from kdpipe.cache.store import MAX_LISTED, URL_HOLDS_MANIFEST
+from kdpipe.cache.store import MAX_LISTED, URL_HOLDS_MANIFEST, of_size
 from kdpipe.schemas.errors import CacheDamaged, CacheError, ConfigError, Unreachable
 from kdpipe.schemas.manifest import Manifest, read_manifest
 from kdpipe.schemas.part import PartRecord
@@ -107,10 +107,7 @@ class HttpStore:
 
     def view(self, name: str, size: int) -> memoryview:
         """See `Store`."""
-        data = self.read(name, size)
-        if len(data) != size:
-            raise CacheDamaged(f"{name} holds {len(data):,} bytes, {size:,} were written")
-        return memoryview(data)
+        return of_size(self.read(name, size), name, size)
 
     def piece(self, name: str, begin: int, end: int) -> bytes:
         """See `Store`: a server that answers with another range than the one asked for is not believed."""

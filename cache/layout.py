@@ -31,7 +31,6 @@ ARRAY_NAMES = ("row", "id", "times", "logprob", "hidden", "state")
 MAX_RECORD_BYTES = 1 << 20
 PART_NAME = re.compile(r"^[0-9]{5,7}$")
 ATTEMPT_LETTERS = 16
-ATTEMPT_NAME = re.compile(r"^[0-9a-f]{16}$")
 
 
 def part_dir(number: int) -> str:

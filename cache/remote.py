@@ -14,7 +14,7 @@ import fsspec
 from kdpipe.cache.addresses import without_secrets
 from kdpipe.cache.homes import Homes
 from kdpipe.cache.layout import PART_NAME, PART_RECORD, PARTS
-from kdpipe.cache.store import MAX_LISTED, URL_HOLDS_MANIFEST
+from kdpipe.cache.store import MAX_LISTED, URL_HOLDS_MANIFEST, of_size
 from kdpipe.schemas.errors import CacheDamaged, CacheError, ConfigError, KdpipeError, Unreachable
 
 EXTRAS = {"s3": "s3", "gs": "gcs", "gcs": "gcs", "hf": "hub"}
@@ -113,10 +113,7 @@ class RemoteStore:
 
     def view(self, name: str, size: int) -> memoryview:
         """See `Store`."""
-        data = self.read(name, size)
-        if len(data) != size:
-            raise CacheDamaged(f"{name} holds {len(data):,} bytes, {size:,} were written")
-        return memoryview(data)
+        return of_size(self.read(name, size), name, size)
 
     def piece(self, name: str, begin: int, end: int) -> bytes:
         """See `Store`."""

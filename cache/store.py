@@ -207,6 +207,13 @@ class LocalStore:
             raise _no_access(self._root / name, what, error) from None
 
 
+def of_size(data: bytes, name: str, size: int) -> memoryview:
+    """What was fetched whole, if it is as long as it was written."""
+    if len(data) != size:
+        raise CacheDamaged(f"{name} holds {len(data):,} bytes, {size:,} were written")
+    return memoryview(data)
+
+
 def _exactly(file: io.RawIOBase, n_bytes: int) -> bytes:
     """So many bytes; the system may give them in pieces."""
     found = bytearray()

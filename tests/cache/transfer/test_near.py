@@ -26,15 +26,6 @@ from support.web import Site, serving
 HASTY = Patience(budget=1.0, first=0.001, longest=0.002)
 
 
-@pytest.fixture(scope="module")
-def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small cache in a folder."""
-    folder = tmp_path_factory.mktemp("near") / "cache"
-    with tiny.unsynced():
-        tiny.make_cache(folder)
-    return folder
-
-
 @pytest.fixture(autouse=True)
 def unsynced(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(http, "TIMEOUT", httpx.Timeout(0.5))
