@@ -83,7 +83,16 @@ def _seal_place(data: bytes) -> int:
 
 def read_index(store: Store, manifest: Manifest) -> tuple[list[IndexRow], str]:
     """Read the index, hold it against the plan, and work out the cache_id again."""
-    data = store.read(layout.INDEX, MAX_FOOTER_BYTES + MAX_ROW_BYTES * manifest.plan.n_parts)
+    return parsed_index(index_bytes(store, manifest), manifest)
+
+
+def index_bytes(store: Store, manifest: Manifest) -> bytes:
+    """The index as it lies there, no longer than one of so many parts can be."""
+    return store.read(layout.INDEX, MAX_FOOTER_BYTES + MAX_ROW_BYTES * manifest.plan.n_parts)
+
+
+def parsed_index(data: bytes, manifest: Manifest) -> tuple[list[IndexRow], str]:
+    """What an index says, when its bytes are those that were written and are of this cache."""
     if sealed(data) != data:
         raise CacheDamaged(f"{layout.INDEX}: its bytes are not those that were written (sha256 differs)")
     columns, notes = read_parquet(data, FIELDS, manifest.plan.n_parts, layout.INDEX)

@@ -70,6 +70,11 @@ def load_index(store: Store, manifest: Manifest, allow_partial: bool) -> tuple[l
     """The parts that are there: from the index, or from their own records while it is missing."""
     if store.size(layout.INDEX) is not None:
         return read_index(store, manifest)
+    return unindexed(store, manifest, allow_partial), None
+
+
+def unindexed(store: Store, manifest: Manifest, allow_partial: bool) -> list[IndexRow]:
+    """The parts of an unfinished cache, from their own records, when that is allowed."""
     numbers = committed_parts(store, manifest)
     missing = manifest.plan.n_parts - len(numbers)
     if not allow_partial:
@@ -80,7 +85,7 @@ def load_index(store: Store, manifest: Manifest, allow_partial: bool) -> tuple[l
             f"{store.url} is unfinished: {what}",
             hint="run stage one again to finish it, or read what is there with --allow-partial (allow_partial=True)",
         )
-    return [read_part_record(store, manifest, number, None)[1] for number in numbers], None
+    return [read_part_record(store, manifest, number, None)[1] for number in numbers]
 
 
 def committed_parts(store: Store, manifest: Manifest) -> list[int]:

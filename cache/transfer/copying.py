@@ -17,10 +17,12 @@ from typing import Final, TypeVar
 
 from kdpipe.cache import layout
 from kdpipe.cache.addresses import check_address, is_url, local_path
-from kdpipe.cache.index import MAX_FOOTER_BYTES, MAX_ROW_BYTES, IndexRow
+from kdpipe.cache.index import IndexRow, index_bytes, parsed_index
 from kdpipe.cache.part_files import read_part_record
-from kdpipe.cache.reader import load_index
+from kdpipe.cache.reader import unindexed
 from kdpipe.cache.remote import RemoteFolder
+from kdpipe.cache.signing import MAX_BYTES as MAX_SIGNATURE_BYTES
+from kdpipe.cache.signing import Signature
 from kdpipe.cache.store import Store, open_store
 from kdpipe.cache.transfer.fetching import Fetcher
 from kdpipe.cache.transfer.patience import Patience
@@ -30,12 +32,12 @@ from kdpipe.cache.transfer.watching import CopyWatch, NoCopyWatch
 from kdpipe.schemas.copy_report import CopyReport
 from kdpipe.schemas.errors import CacheWriteError, ConfigError, Interrupted
 from kdpipe.schemas.manifest import FileRecord, Manifest, read_manifest
+from kdpipe.schemas.records import read_record
 from kdpipe.schemas.strict_json import MAX_BYTES
 
 # At once, of a place where each request takes its time, and of a disk.
 REMOTE_PARTS: Final = 8
 LOCAL_PARTS: Final = 2
-MAX_SIGNATURE: Final = 1 << 12
 # Left free on a disk that a cache is copied to.
 SPARE_BYTES: Final = 16 << 20
 Found = TypeVar("Found")
@@ -107,18 +109,32 @@ def look(store: Store, *, allow_partial: bool = False) -> Source:
     """Read what says of a cache what it is."""
     data = store.read(layout.MANIFEST, MAX_BYTES)
     manifest = read_manifest(data, layout.MANIFEST)
-    rows, identity = load_index(store, manifest, allow_partial)
-    most = MAX_FOOTER_BYTES + MAX_ROW_BYTES * manifest.plan.n_parts
+    index, identity = None, None
+    if store.size(layout.INDEX) is not None:
+        # Read once: the bytes that are written are those that were checked.
+        index = index_bytes(store, manifest)
+        rows, identity = parsed_index(index, manifest)
+    else:
+        rows = unindexed(store, manifest, allow_partial)
     return Source(
         store=store,
         manifest=manifest,
         manifest_bytes=data,
         rows=tuple(rows),
         cache_id=identity,
-        index=None if identity is None else store.read(layout.INDEX, most),
-        signature=store.read(layout.SIGNATURE, MAX_SIGNATURE) if store.size(layout.SIGNATURE) is not None else None,
+        index=index,
+        signature=_signature(store),
         shared=_shared(store, manifest, rows),
     )
+
+
+def _signature(store: Store) -> bytes | None:
+    """The signature that stands beside a cache, in the form of one; whether it is good is told by who has the key."""
+    if store.size(layout.SIGNATURE) is None:
+        return None
+    data = store.read(layout.SIGNATURE, MAX_SIGNATURE_BYTES)
+    read_record(Signature, data, layout.SIGNATURE)
+    return data
 
 
 def _shared(store: Store, manifest: Manifest, rows: Sequence[IndexRow]) -> dict[str, FileRecord]:

@@ -123,6 +123,21 @@ def test_a_fault_is_gone_through(path: Path, tmp_path: Path, fault: Fault) -> No
     assert_same(tmp_path / "copy", path)
 
 
+@pytest.mark.parametrize("n", range(1, 6))
+def test_records_that_come_with_other_bytes_once_are_read_again(path: Path, tmp_path: Path, n: int) -> None:
+    site = Site(path, due=lambda request: "other bytes" if request == n else None)
+    with serving(site) as url:
+        copy_cache(url, tmp_path / "copy", patience=HASTY)
+    assert_same(tmp_path / "copy", path)
+
+
+def test_a_signature_that_is_none_is_not_copied(path: Path, tmp_path: Path) -> None:
+    spoilt = tiny.copy_cache(path, tmp_path / "spoilt")
+    (spoilt / layout.SIGNATURE).write_bytes(b"no signature")
+    with pytest.raises(CacheDamaged, match=r"manifest.sig"):
+        copy_cache(spoilt, tmp_path / "copy")
+
+
 def random_faults(seed: int) -> list[Fault | None]:
     """A schedule: some faults, then honesty, so that a copy can finish; a few schedules never end."""
     rng = random.Random(seed)
