@@ -7,7 +7,7 @@ import ast
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cache, cached_property, lru_cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,7 +39,7 @@ class Module:
     def functions(self) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
         return (node for node in ast.walk(self.tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
 
-    @property
+    @cached_property
     def calls(self) -> set[str]:
         return calls([self.tree])
 
@@ -73,14 +73,15 @@ def imported(nodes: Iterable[ast.AST]) -> set[str]:
     return names
 
 
-def imports(module: Module) -> set[str]:
+@cache
+def imports(module: Module) -> frozenset[str]:
     """Everything a module imports, wherever in it, and what its families name as "module:Class"."""
     strings = {
         node.value.split(":")[0]
         for node in ast.walk(module.tree)
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and MODULE_STRING.fullmatch(node.value)
     }
-    return imported(ast.walk(module.tree)) | strings
+    return frozenset(imported(ast.walk(module.tree)) | strings)
 
 
 def tops(names: Iterable[str]) -> set[str]:
