@@ -7,7 +7,7 @@ them all.
 
 from kdpipe.cache import layout
 from kdpipe.cache.index import IndexRow
-from kdpipe.cache.store import Store
+from kdpipe.cache.store import Files, Store
 from kdpipe.cache.zarr_json import GROUP, Grid, grids
 from kdpipe.schemas.errors import CacheDamaged
 from kdpipe.schemas.manifest import Manifest
@@ -28,7 +28,7 @@ def part_problem(number: int, file: str, what: str, do: str = REFETCH) -> Proble
 
 
 def read_part_record(
-    store: Store, manifest: Manifest, number: int, row: IndexRow | None
+    store: Files, manifest: Manifest, number: int, row: IndexRow | None
 ) -> tuple[PartRecord, IndexRow]:
     """Read part.json and hold it against the index, the manifest and the plan."""
     name = f"{layout.part_dir(number)}/{layout.PART_RECORD}"

@@ -28,10 +28,25 @@ _ABOUT_THE_CACHE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errn
 NO_LINKS = "a cache holds plain files and folders only: no links, devices or pipes"
 
 
-class Store(Protocol):
-    """What the reader asks of a place."""
+class Files(Protocol):
+    """Where files are read whole or in pieces, by the names that they have in a cache."""
 
-    url: str
+    @property
+    def url(self) -> str:
+        """The place."""
+
+    def read(self, name: str, limit: int) -> bytes:
+        """A small file as a whole."""
+
+    def piece(self, name: str, begin: int, end: int) -> bytes:
+        """The bytes from `begin` up to `end` of a file that has as many."""
+
+    def tag(self, name: str) -> str | None:
+        """What changes when the file is replaced, as far as the place tells; None where it does not."""
+
+
+class Store(Files, Protocol):
+    """What the reader asks of a place."""
 
     def walk(self, folder: str, limit: int = MAX_LISTED) -> dict[str, int]:
         """Every file below a folder with its size; anything but plain files and folders is refused."""
@@ -42,17 +57,8 @@ class Store(Protocol):
     def size(self, name: str) -> int | None:
         """The size of a plain file, None when there is none of that name."""
 
-    def read(self, name: str, limit: int) -> bytes:
-        """A small file as a whole."""
-
     def view(self, name: str, size: int) -> memoryview:
         """A file of a known size, without reading it if that can be helped."""
-
-    def piece(self, name: str, begin: int, end: int) -> bytes:
-        """The bytes from `begin` up to `end` of a file that has as many."""
-
-    def tag(self, name: str) -> str | None:
-        """What changes when the file is replaced, as far as the place tells; None where it does not."""
 
 
 def open_store(url: str | os.PathLike[str]) -> Store:

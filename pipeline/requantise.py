@@ -68,7 +68,7 @@ def plan_poorer(source: Source, asked: Poorer) -> Manifest:
     changed = differing_keys(_keeps(source.manifest), _keeps(poorer))
     note = "; ".join(line.replace(" there, ", " to ").removesuffix(" asked") for line in changed)
     origin = Origin(action="requantise", caches=(source.cache_id,), note=note[:MAX_NOTE])
-    made = made_from([source], origin, source.manifest.plan)
+    made = made_from([source.manifest], origin, source.manifest.plan)
     changes = {name: getattr(poorer, name) for name in ("targets", "hidden", "arrays", "tables", "seed")}
     return with_changes(made, **changes)
 

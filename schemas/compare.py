@@ -12,6 +12,8 @@ from typing import Any
 Leaf = tuple[str, Any, Any]
 # What a person knows a key of the manifest by, what matters most first; the longest that a key begins with counts.
 CALLED = {
+    "history": "what it was made from",
+    "history.note": "what was chosen",
     "teacher": "the teacher",
     "teacher.name": "the teacher's name",
     "teacher.weights_sha256": "the teacher's weights",
@@ -48,6 +50,8 @@ CALLED = {
 }
 # What follows from something else, and is not told beside it.
 FOLLOWS = {
+    "data.fingerprint": ("history",),
+    "data.source": ("history",),
     "arrays": ("",),
     "tables": ("",),
     "tokenizer.files": ("tokenizer.fingerprint",),
@@ -104,6 +108,8 @@ def _said(value: Any) -> str:
         return "none"
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, dict) and "action" in value:  # what was done to other caches
+        return f"{value['action']} ({value.get('note', '')})"
     if isinstance(value, dict):  # a layer, a column, a teacher
         return str(value.get("layer", value.get("name", _short(value))))
     if isinstance(value, list):

@@ -1,21 +1,68 @@
-"""What a copy of a cache answers with.
+"""What a copy of a cache is told and answers with.
 
-In: counts. Out: the record that `kdpipe cache copy --json` prints. Before it: `cache/transfer`. After it:
-`cli/cache/copy.py`.
+In: what a person chooses, and counts. Out: `Choice`, and the record that `kdpipe cache copy --json` prints. Before it:
+`reshape.py`, `cache/transfer`. After it: `cli/cache/copy.py`.
 """
 
+import re
+from typing import Final
+
+from kdpipe.schemas.plan import SplitName
 from kdpipe.schemas.records import Record
+from kdpipe.schemas.reshape import Bounds
+
+_NOTE: Final = re.compile(
+    r"(?:parts (?P<first>[0-9]*):(?P<end>[0-9]*))?(?:(?:^|; )split (?P<split>train|validation))?"
+    r"(?:(?:^|; )without (?P<without>[a-z]+(?:, [a-z]+)*))?"
+)
+
+
+class Choice(Record):
+    """What of a cache is copied: these parts, of this split, without these; all of it by itself.
+
+    Its text stands in the history of what is made by it, and is read again by `of`.
+    """
+
+    parts: Bounds | None = None
+    split: SplitName | None = None
+    without: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        told = [f"{name} {value}" for name in ("parts", "split") if (value := getattr(self, name))]
+        return "; ".join([*told, *([f"without {', '.join(self.without)}"] if self.without else [])])
+
+    @classmethod
+    def of(cls, note: str) -> "Choice | None":
+        """The choice that a note tells; None where it tells none."""
+        found = _NOTE.fullmatch(note)
+        if found is None or not note:
+            return None
+        bounds = None
+        if found["first"] is not None:
+            bounds = Bounds(first=_number(found["first"]), end=_number(found["end"]))
+        without = tuple(found["without"].split(", ")) if found["without"] else ()
+        return cls.model_validate({"parts": bounds, "split": found["split"], "without": without})
+
+
+def _number(text: str) -> int | None:
+    return int(text) if text else None
 
 
 class CopyReport(Record):
     """Of `parts` in all `copied` were moved, those in `repaired` because they were damaged; `cache_id` is None where
-    the cache is unfinished."""
+    the cache is unfinished. `begun_anew` counts files that came wrong or were replaced while they were read.
+
+    `choice` and `made_from`, the cache_id of the source, are None where all of it is copied.
+    """
 
     source: str
     target: str
     cache_id: str | None
+    choice: str | None = None
+    made_from: str | None = None
     parts: int
     copied: int
     repaired: tuple[int, ...]
+    begun_anew: int = 0
     bytes: int
     seconds: float

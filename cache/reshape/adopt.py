@@ -74,6 +74,8 @@ def adopted_record(
         )
     gone = set(layout.array_names(source)) - set(layout.array_names(manifest))
     inside = tuple(f"{layout.TARGETS}/{name}/" for name in gone)
+    no_text = source.data.text and not manifest.data.text
+    left_out = {name for name in record.files if name.startswith(inside) or (no_text and name == layout.TEXT)}
     return PartRecord.model_validate(
         {
             **dict(record),
@@ -82,8 +84,9 @@ def adopted_record(
             "split": planned.split,
             "first_document": planned.first_document,
             "indexes": {name: sha256 for name, sha256 in record.indexes.items() if name not in gone},
+            "n_text_frames": 0 if no_text else record.n_text_frames,
             "tables": tables,
-            "files": {name: file for name, file in record.files.items() if not name.startswith(inside)},
+            "files": {name: file for name, file in record.files.items() if name not in left_out},
         }
     )
 
@@ -101,6 +104,11 @@ def without_rows(manifest: Manifest) -> Manifest:
         arrays=manifest.arrays.model_copy(update={"hidden": None}),
         tables=tuple(table for table in manifest.tables if table.name in still or table.name not in due),
     )
+
+
+def without_text(manifest: Manifest) -> Manifest:
+    """The manifest of a cache that leaves out the documents' text."""
+    return with_changes(manifest, data=manifest.data.model_copy(update={"text": False}))
 
 
 def with_changes(manifest: Manifest, **changes: object) -> Manifest:
@@ -121,6 +129,11 @@ def _check_form(source: Manifest, manifest: Manifest, record: PartRecord) -> Non
             f"a part may have sequences of {source.plan.sequence_length:,} rows, "
             f"{manifest.plan.sequence_length:,} are planned"
         )
+    check_files(source, record)
+
+
+def check_files(source: Manifest, record: PartRecord) -> None:
+    """Refuse a part whose record names other files than a part of its cache has."""
     lengths = {name: grid.n_chunks for name, grid in part_grids(source, record).items()}
     if set(record.files) != layout.part_files(source, lengths):
         raise CacheDamaged(f"{layout.part_dir(record.part)}: its record lists too much or too little")

@@ -108,18 +108,18 @@ def planned(jobs: Sequence[Job], like: Plan) -> tuple[list[Job], Plan]:
     return ordered, Plan(splits=tuple(splits), sequence_length=like.sequence_length, packed=like.packed)
 
 
-def made_from(sources: Sequence[Source], origin: Origin, plan: Plan) -> Manifest:
+def made_from(sources: Sequence[Manifest], origin: Origin, plan: Plan) -> Manifest:
     """The manifest of the first source with a plan of its own, and a history that ends with what is done now."""
-    first = sources[0].manifest
-    before = dict.fromkeys(origin.to_json() for source in sources for origin in source.manifest.history)
+    first = sources[0]
+    before = dict.fromkeys(origin.to_json() for source in sources for origin in source.history)
     history = (*(Origin.model_validate_json(line) for line in before), origin)
     if len(history) > MAX_HISTORY:
         raise ConfigError(
             f"the history of this cache would have {len(history):,} entries, {MAX_HISTORY:,} are allowed",
             hint="make it again from fewer",
         )
-    named = " + ".join(dict.fromkeys(source.manifest.data.source for source in sources))
-    fingerprints = [source.manifest.data.fingerprint for source in sources]
+    named = " + ".join(dict.fromkeys(source.data.source for source in sources))
+    fingerprints = [source.data.fingerprint for source in sources]
     made = canonical({"data": fingerprints, "origin": origin.model_dump(mode="json")})
     data = first.data.model_copy(update={"source": named[:MAX_TEXT], "fingerprint": sha256_hex(made)})
     return with_changes(first, kdpipe=version("kdpipe"), data=data, plan=plan, history=history)

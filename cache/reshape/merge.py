@@ -55,7 +55,7 @@ def plan_merge(sources: Sequence[Source], overlap: Overlap) -> Making:
         caches=tuple(source.cache_id for source in sources),
         note=f"overlap {overlap}: {left_out:,} documents left out, {known - left_out:,} in part" if known else "",
     )
-    manifest = made_from(sources, origin, plan)
+    manifest = made_from([source.manifest for source in sources], origin, plan)
     return Making(
         action="merge",
         manifest=manifest,

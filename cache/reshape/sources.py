@@ -84,14 +84,19 @@ def open_source(url: str) -> Source:
     # Parts are gone through one after the other: what is kept of more of them is only in the way.
     cache = open_cache(url, max_open_parts=1)
     assert cache.cache_id is not None, "a cache that is not finished is refused"
-    found = cache.manifest.format
+    check_known(cache.manifest, url)
+    return Source(cache=cache, store=open_store(url), cache_id=cache.cache_id)
+
+
+def check_known(manifest: Manifest, url: str) -> None:
+    """Refuse a cache of a newer format: one that is made of it would lack what this version does not know."""
+    found = manifest.format
     if found.minor > MINOR:
         raise Incompatible(
             f"{url} is of format {found.major}.{found.minor}, this version of kdpipe makes others of {found.major}."
             f"{MINOR} and would lose what is new",
             hint="use a newer version of kdpipe",
         )
-    return Source(cache=cache, store=open_store(url), cache_id=cache.cache_id)
 
 
 def check_apart(out: str, *sources: Source) -> None:

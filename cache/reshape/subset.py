@@ -48,7 +48,7 @@ def plan_subset(source: Source, selection: Selection) -> Making:
     jobs, plan = planned(_jobs(source, records, selection), source.manifest.plan)
     origin = Origin(action="subset", caches=(source.cache_id,), note=str(selection)[:MAX_TEXT])
     left_out = sum(record.n_documents for record in records) - sum(job.n_documents for job in jobs)
-    manifest = made_from([source], origin, plan)
+    manifest = made_from([source.manifest], origin, plan)
     return Making(
         action="subset",
         manifest=manifest,

@@ -9,52 +9,30 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final
 
-from kdpipe.cache import layout
 from kdpipe.cache.addresses import check_address, is_url, local_path
-from kdpipe.cache.index import IndexRow, index_bytes, parsed_index
-from kdpipe.cache.part_files import read_part_record
-from kdpipe.cache.reader import unindexed
+from kdpipe.cache.index import IndexRow
+from kdpipe.cache.reader import load_manifest
 from kdpipe.cache.remote import RemoteFolder
-from kdpipe.cache.signing import MAX_BYTES as MAX_SIGNATURE_BYTES
-from kdpipe.cache.signing import Signature
-from kdpipe.cache.store import Store, open_store
+from kdpipe.cache.store import open_store
+from kdpipe.cache.transfer.choosing import choose
 from kdpipe.cache.transfer.fetching import Fetcher
-from kdpipe.cache.transfer.patience import Patience
+from kdpipe.cache.transfer.looking import Source, look
+from kdpipe.cache.transfer.patience import Patience, each
 from kdpipe.cache.transfer.receiving import Receiver
 from kdpipe.cache.transfer.sending import Sender
 from kdpipe.cache.transfer.watching import CopyWatch, NoCopyWatch
-from kdpipe.schemas.copy_report import CopyReport
-from kdpipe.schemas.errors import CacheWriteError, ConfigError, Interrupted
-from kdpipe.schemas.manifest import FileRecord, Manifest, read_manifest
-from kdpipe.schemas.records import read_record
-from kdpipe.schemas.strict_json import MAX_BYTES
+from kdpipe.schemas.copy_report import Choice, CopyReport
+from kdpipe.schemas.errors import CacheDamaged, CacheWriteError, ConfigError
 
 # At once, of a place where each request takes its time, and of a disk.
 REMOTE_PARTS: Final = 8
 LOCAL_PARTS: Final = 2
 # Left free on a disk that a cache is copied to.
 SPARE_BYTES: Final = 16 << 20
-Found = TypeVar("Found")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Source:
-    """A cache as it is read once, before anything is copied; `index` is None where it is unfinished."""
-
-    store: Store
-    manifest: Manifest
-    manifest_bytes: bytes
-    rows: tuple[IndexRow, ...]
-    cache_id: str | None
-    index: bytes | None
-    signature: bytes | None
-    shared: dict[str, FileRecord]
 
 
 @dataclass(slots=True)
@@ -76,27 +54,46 @@ def copy_cache(
     source: str | os.PathLike[str],
     target: str | os.PathLike[str],
     *,
+    choice: Choice | None = None,
+    mend: bool = False,
     allow_partial: bool = False,
     patience: Patience | None = None,
     watch: CopyWatch | None = None,
 ) -> CopyReport:
-    """Copy a cache, or what a copy of it lacks or has damaged."""
+    """Copy a cache, or what a copy of it lacks or has damaged; with a choice, a smaller cache that is made of it.
+
+    To `mend` what was made by a choice, that one holds again.
+    """
     began = time.monotonic()
     first, second = os.fspath(source), os.fspath(target)
     check_address(second)
     if _same_place(first, second):
         raise ConfigError(f"{second} is where the cache lies", hint="give another place to copy it to")
+    choice = choice or Choice()
+    if allow_partial and choice != Choice():
+        raise ConfigError(
+            f"{choice} of a cache that is unfinished would be a cache that says it is whole",
+            hint="leave out --allow-partial, and wait until the cache is finished",
+        )
     watch, patience = watch or NoCopyWatch(), replace(patience or Patience(), stop=threading.Event())
     tally = Tally(watch)
     store = patience.through(lambda: open_store(first))
     fetcher = Fetcher(store=store, patience=patience, moved=tally.moved, told=watch.say)
     found = fetcher.believed(lambda: look(store, allow_partial=allow_partial))
+    if mend:
+        choice = _made_by(second, found)
+    made_from = None
+    if choice != Choice():
+        made_from = found.cache_id
+        found, fetcher = choose(found, choice, fetcher)
     into = _into_url if is_url(second) else _into_folder
     parts, repaired = into(second, found, fetcher, watch)
     return CopyReport(
         source=store.url,
         target=second,
         cache_id=found.cache_id,
+        choice=str(choice) or None,
+        made_from=made_from,
         parts=len(found.rows),
         copied=parts,
         repaired=repaired,
@@ -105,45 +102,16 @@ def copy_cache(
     )
 
 
-def look(store: Store, *, allow_partial: bool = False) -> Source:
-    """Read what says of a cache what it is."""
-    data = store.read(layout.MANIFEST, MAX_BYTES)
-    manifest = read_manifest(data, layout.MANIFEST)
-    index, identity = None, None
-    if store.size(layout.INDEX) is not None:
-        # Read once: the bytes that are written are those that were checked.
-        index = index_bytes(store, manifest)
-        rows, identity = parsed_index(index, manifest)
-    else:
-        rows = unindexed(store, manifest, allow_partial)
-    return Source(
-        store=store,
-        manifest=manifest,
-        manifest_bytes=data,
-        rows=tuple(rows),
-        cache_id=identity,
-        index=index,
-        signature=_signature(store),
-        shared=_shared(store, manifest, rows),
-    )
-
-
-def _signature(store: Store) -> bytes | None:
-    """The signature that stands beside a cache, in the form of one; whether it is good is told by who has the key."""
-    if store.size(layout.SIGNATURE) is None:
-        return None
-    data = store.read(layout.SIGNATURE, MAX_SIGNATURE_BYTES)
-    read_record(Signature, data, layout.SIGNATURE)
-    return data
-
-
-def _shared(store: Store, manifest: Manifest, rows: Sequence[IndexRow]) -> dict[str, FileRecord]:
-    """The files of the whole cache: the tokenizer's, and the tables as the first part states them."""
-    files = {f"{layout.TOKENIZER}/{name}": file for name, file in manifest.tokenizer.files.items()}
-    for row in rows[:1]:
-        record, _ = read_part_record(store, manifest, row.part, None)
-        files |= {layout.table_file(name): file for name, file in record.tables.items()}
-    return files
+def _made_by(target: str, found: Source) -> Choice:
+    """The choice by which what lies there was made of this source; all of it where it was not."""
+    try:
+        history = load_manifest(open_store(target)).history
+    except (CacheDamaged, ConfigError):  # told of, or mended, by the copy
+        return Choice()
+    made = history[-1] if history else None
+    if made is None or made.action != "copy" or made.caches != (found.cache_id,):
+        return Choice()
+    return Choice.of(made.note) or Choice()
 
 
 def _into_folder(target: str, source: Source, fetcher: Fetcher, watch: CopyWatch) -> tuple[int, tuple[int, ...]]:
@@ -158,7 +126,7 @@ def _into_folder(target: str, source: Source, fetcher: Fetcher, watch: CopyWatch
     def take(row: IndexRow) -> None:
         receiver.take_part(row.part, row if is_whole else None)
 
-    looked = _each(look_at, source.rows, LOCAL_PARTS, fetcher.patience)
+    looked = each(look_at, source.rows, LOCAL_PARTS, fetcher.patience)
     due = [row for row, wrong in zip(source.rows, looked, strict=True) if wrong is None or wrong]
     repaired = {row.part: wrong[0] for row, wrong in zip(source.rows, looked, strict=True) if wrong}
     for number, wrong in repaired.items():
@@ -167,7 +135,7 @@ def _into_folder(target: str, source: Source, fetcher: Fetcher, watch: CopyWatch
     _check_space(path, n_bytes)
     watch.begin(len(due), n_bytes)
     receiver.take_shared(source.shared)
-    _each(take, due, REMOTE_PARTS if is_url(source.store.url) else LOCAL_PARTS, fetcher.patience)
+    each(take, due, REMOTE_PARTS if is_url(source.store.url) else LOCAL_PARTS, fetcher.patience)
     if source.index is not None:
         receiver.take_index(source.index)
     if source.signature is not None:
@@ -183,36 +151,16 @@ def _into_url(target: str, source: Source, fetcher: Fetcher, watch: CopyWatch) -
     place = patience.through(lambda: RemoteFolder(target))
     sender = Sender(place=place, manifest=source.manifest, fetcher=fetcher)
     sender.begin(source.manifest_bytes)
-    there = _each(sender.has, source.rows, REMOTE_PARTS, patience)
+    there = each(sender.has, source.rows, REMOTE_PARTS, patience)
     due = [row for row, is_there in zip(source.rows, there, strict=True) if not is_there]
     watch.begin(len(due), sum(row.n_bytes for row in due))
     sender.send_shared(source.shared)
-    _each(sender.send_part, due, REMOTE_PARTS, patience)
+    each(sender.send_part, due, REMOTE_PARTS, patience)
     if source.index is not None:
         sender.finish(source.index)
     if source.signature is not None:
         sender.sign(source.signature)
     return len(due), ()
-
-
-def _each(work: Callable[[IndexRow], Found], rows: Sequence[IndexRow], at_once: int, patience: Patience) -> list[Found]:
-    """Do something with each, some at once; the first failure or a request to stop ends all after their piece."""
-    pool = ThreadPoolExecutor(max_workers=at_once)
-    futures = [pool.submit(work, row) for row in rows]
-    try:
-        wait(futures, return_when=FIRST_EXCEPTION)
-    except KeyboardInterrupt:
-        patience.stop.set()
-    else:
-        if any(future.done() and future.exception() is not None for future in futures):
-            patience.stop.set()
-    pool.shutdown(wait=True, cancel_futures=True)
-    failures = [error for future in futures if not future.cancelled() and (error := future.exception()) is not None]
-    # Those that were told to stop because another failed have nothing to say.
-    for error in sorted(failures, key=lambda error: isinstance(error, Interrupted)):
-        raise error
-    patience.check()
-    return [future.result() for future in futures]
 
 
 def _check_space(path: Path, n_bytes: int) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, TypeVar
 
-from kdpipe.cache.store import Store
+from kdpipe.cache.store import Files
 from kdpipe.cache.transfer.patience import Patience
 from kdpipe.schemas.errors import CacheDamaged, Unreachable
 from kdpipe.schemas.manifest import FileRecord
@@ -26,12 +26,13 @@ Found = TypeVar("Found")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fetcher:
-    """Where from, how patiently, in what pieces, and who hears of bytes that came."""
+    """Where from, how patiently, in what pieces, and who hears of bytes that came; `called` is a file's name there."""
 
-    store: Store
+    store: Files
     patience: Patience = field(default_factory=Patience)
     piece_bytes: int = PIECE_BYTES
     moved: Callable[[int], None] = lambda _: None
+    called: Callable[[str], str] = lambda name: name
     told: Callable[[str], None] = lambda _: None
 
     def fetch(self, name: str, record: FileRecord, path: Path) -> None:
@@ -44,9 +45,9 @@ class Fetcher:
             path.unlink()
             _forget_tag(path)
             self.moved(-record.bytes)
-            self.told(f"{name} came with other bytes than were written, and is fetched again")
+            self.told(f"{self.called(name)} came with other bytes than were written, and is fetched again")
         raise CacheDamaged(
-            f"{name} came from {self.store.url} with other bytes than were written, {ATTEMPTS} times",
+            f"{self.called(name)} came from {self.store.url} with other bytes than were written, {ATTEMPTS} times",
             hint="kdpipe cache verify says whether it is damaged there",
         )
 

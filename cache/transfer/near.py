@@ -20,9 +20,9 @@ from kdpipe.cache.addresses import Nearby
 from kdpipe.cache.files import explained, make_dir, work_folder
 from kdpipe.cache.reader import Cache
 from kdpipe.cache.store import MAX_LISTED, LocalStore, Store, open_store
-from kdpipe.cache.transfer.copying import Source, look
 from kdpipe.cache.transfer.fetching import Fetcher, Found
 from kdpipe.cache.transfer.leases import Lease, alone
+from kdpipe.cache.transfer.looking import Source, look
 from kdpipe.cache.transfer.patience import Patience
 from kdpipe.cache.transfer.receiving import Receiver
 from kdpipe.schemas.errors import CacheWriteError, ConfigError, KdpipeError

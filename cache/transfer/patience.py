@@ -7,13 +7,15 @@ long; a request to stop ends the waiting. Before it: the stores. After it: `fetc
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import TypeVar
 
 from kdpipe.schemas.errors import Interrupted, Unreachable
 
 Found = TypeVar("Found")
+Item = TypeVar("Item")
 STOPPED = "run the same command again to go on"
 
 
@@ -50,3 +52,23 @@ class Patience:
         """Raise `Interrupted` once a stop was asked for."""
         if self.stop.is_set():
             raise Interrupted("stopped; what was committed is safe", hint=STOPPED)
+
+
+def each(work: Callable[[Item], Found], items: Sequence[Item], at_once: int, patience: Patience) -> list[Found]:
+    """Do something with each, some at once; the first failure or a request to stop ends all after their piece."""
+    pool = ThreadPoolExecutor(max_workers=at_once)
+    futures = [pool.submit(work, item) for item in items]
+    try:
+        wait(futures, return_when=FIRST_EXCEPTION)
+    except KeyboardInterrupt:
+        patience.stop.set()
+    else:
+        if any(future.done() and future.exception() is not None for future in futures):
+            patience.stop.set()
+    pool.shutdown(wait=True, cancel_futures=True)
+    failures = [error for future in futures if not future.cancelled() and (error := future.exception()) is not None]
+    # Those that were told to stop because another failed have nothing to say.
+    for error in sorted(failures, key=lambda error: isinstance(error, Interrupted)):
+        raise error
+    patience.check()
+    return [future.result() for future in futures]

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Final, final
+from typing import Final, NoReturn, final
 
 from kdpipe.cache import layout
 from kdpipe.cache.files import explained, make_dir, new_file, publish_dir, publish_file, remove_dir, sweep, sync_dir
@@ -27,6 +27,7 @@ from kdpipe.schemas.part import PartRecord
 from kdpipe.schemas.strict_json import sha256_file, sha256_hex
 
 SHOWN: Final = 5
+ANOTHER: Final = "choose a new or empty place"
 _lock = threading.Lock()
 _in_use: set[Path] = set()
 
@@ -160,22 +161,37 @@ def _take_manifest(path: Path, manifest: Manifest, data: bytes) -> None:
     try:
         other = read_manifest(found, str(final))
     except CacheDamaged:
+        if _made_with(path) - {manifest.sha256, None}:
+            raise ConfigError(
+                f"{final} is damaged, and parts beside it are of another cache than the one that is copied",
+                hint=f"copy the cache that they are of, with the same choice of parts, or {ANOTHER}",
+            ) from None
         final.unlink()
         publish_file(path, final, data)
         return
-    differing = differing_settings(other.model_dump(mode="json"), manifest.model_dump(mode="json"))
+    refuse_other(str(path), other, manifest)
+
+
+def refuse_other(place: str, there: Manifest, asked: Manifest) -> NoReturn:
+    """Say in what the cache at a place differs from the one that is to come there."""
+    differing = differing_settings(there.model_dump(mode="json"), asked.model_dump(mode="json"))
     more = " ..." if len(differing) > SHOWN else ""
-    raise ConfigError(
-        f"{path} holds another cache: {'; '.join(differing[:SHOWN])}{more}", hint="choose a new or empty folder"
-    )
+    hint = ANOTHER
+    if any(origin.action == "copy" for origin in there.history):
+        hint = f"give the same --parts, --split and --without as before, or {ANOTHER}"
+    raise ConfigError(f"{place} holds another cache: {'; '.join(differing[:SHOWN])}{more}", hint=hint)
 
 
 def _has_lost_its_manifest(path: Path, manifest: Manifest) -> bool:
     """Whether a folder without a manifest holds parts of this cache, and nothing of another."""
     names = {entry.name for entry in path.iterdir()}
+    return names <= layout.TOP_LEVEL | layout.BESIDE and _made_with(path) == {manifest.sha256}
+
+
+def _made_with(path: Path) -> set[str | None]:
+    """The digests of the manifests that the parts of a folder state."""
     numbers = [int(entry.name) for entry in (path / layout.PARTS).glob("*") if layout.PART_NAME.match(entry.name)]
-    stated = {stated_manifest(LocalStore(path), number) for number in numbers}
-    return names <= layout.TOP_LEVEL | layout.BESIDE and stated == {manifest.sha256}
+    return {stated_manifest(LocalStore(path), number) for number in numbers}
 
 
 def _keep_only(work: Path, names: set[str]) -> None:

@@ -15,11 +15,10 @@ from kdpipe.cache.index import IndexRow
 from kdpipe.cache.part_files import read_part_record
 from kdpipe.cache.remote import RemoteFolder
 from kdpipe.cache.transfer.fetching import Fetcher, Found
+from kdpipe.cache.transfer.receiving import ANOTHER, refuse_other
 from kdpipe.schemas.errors import CacheDamaged, CacheWriteError, ConfigError
-from kdpipe.schemas.manifest import FileRecord, Manifest
+from kdpipe.schemas.manifest import FileRecord, Manifest, read_manifest
 from kdpipe.schemas.strict_json import MAX_BYTES, sha256_hex
-
-ANOTHER = "choose a new or empty place"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,8 +31,16 @@ class Sender:
 
     def begin(self, data: bytes) -> None:
         """Put the manifest there, or find it there; another cache's place is refused."""
-        if not self._create(layout.MANIFEST, data) and self._read(layout.MANIFEST, MAX_BYTES) != data:
-            raise ConfigError(f"{self.place.url} holds another cache", hint=ANOTHER)
+        if self._create(layout.MANIFEST, data):
+            return
+        found = self._read(layout.MANIFEST, MAX_BYTES)
+        if found == data:
+            return
+        try:
+            there = read_manifest(found, layout.MANIFEST)
+        except CacheDamaged as error:
+            raise ConfigError(f"{self.place.url} holds another cache: {error.message}", hint=ANOTHER) from None
+        refuse_other(self.place.url, there, self.manifest)
 
     def has(self, row: IndexRow) -> bool:
         """Whether a part is there: its record, and files of the right sizes."""

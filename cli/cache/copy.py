@@ -8,11 +8,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated, final
+from typing import TYPE_CHECKING, Annotated, Literal, final
 
 import typer
 
 from kdpipe.cli import console
+from kdpipe.cli.cache.reshaping import bounds
 from kdpipe.cli.progress import SECONDS_BETWEEN_LINES, Show, bar, is_followed
 from kdpipe.cli.quantities import duration, share, size
 
@@ -24,16 +25,32 @@ if TYPE_CHECKING:
 def copy(
     source: Annotated[str, typer.Argument(metavar="SRC", help="The cache: a folder or a URL.")],
     target: Annotated[str, typer.Argument(metavar="DST", help="Where to: a folder or a URL.")],
+    parts: Annotated[
+        str | None, typer.Option("--parts", metavar="A:B", help="Parts A to B - 1, numbered as their folders are.")
+    ] = None,
+    split: Annotated[
+        Literal["train", "validation"] | None, typer.Option("--split", help="The parts of one split.")
+    ] = None,
+    without: Annotated[
+        list[str] | None,
+        typer.Option("--without", metavar="WHAT", help="hidden (states of rows) or text; repeatable."),
+    ] = None,
     allow_partial: Annotated[
         bool, typer.Option("--allow-partial", help="Copy the parts that an unfinished cache has.")
     ] = False,
     json: Annotated[bool, typer.Option("--json", help="Answer with one JSON document.")] = False,
 ) -> None:
-    """Copy a cache, every file checked; run again, it moves only what is missing or damaged."""
-    from kdpipe.cache.transfer import copy_cache
+    """Copy a cache, every file checked; run again, it moves only what is missing or damaged.
 
+    With --parts, --split or --without: a smaller cache, which has its own cache_id and tells what it was made from.
+    """
+    from kdpipe.cache.transfer import copy_cache
+    from kdpipe.schemas.copy_report import Choice
+
+    left_out = tuple(sorted(set(without or ())))
+    choice = Choice(parts=bounds("--parts", parts), split=split, without=left_out)
     with copying() as watch:
-        report = copy_cache(source, target, allow_partial=allow_partial, watch=watch)
+        report = copy_cache(source, target, choice=choice, allow_partial=allow_partial, watch=watch)
     if json:
         console.document(report.model_dump(mode="json"))
     else:
@@ -48,8 +65,12 @@ def page(report: "CopyReport") -> str:
         told.append(("there before", f"{there:,} parts, every byte as it was written"))
     if report.repaired:
         told.append(("mended", f"part {', '.join(str(number) for number in report.repaired)}"))
+    if report.begun_anew:
+        told.append(("begun anew", f"{report.begun_anew:,} files that came wrong or were replaced meanwhile"))
     if report.seconds > 0 and report.bytes:
         told.append(("took", f"{duration(report.seconds)}, {size(report.bytes / report.seconds)}/s"))
+    if report.made_from:
+        told.append(("made from", f"{report.choice} of {report.made_from}"))
     told.append(("cache_id", report.cache_id or "none: the cache is unfinished"))
     return "\n".join([report.target, *console.facts(told)])
 

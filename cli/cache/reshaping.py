@@ -1,18 +1,20 @@
 """What the commands that make caches from caches share: how they are followed, and what they answer with.
 
 In: parts as they are made, and a report. Out: a line every half minute on stderr, a page on stdout.
-Before it: `merge.py`, `subset.py`, `requantise.py`. After it: `console.py`.
+Before it: `merge.py`, `subset.py`, `requantise.py`, `copy.py`. After it: `console.py`.
 """
 
+import re
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, final
 
 from kdpipe.cli import console
 from kdpipe.cli.quantities import duration, size
+from kdpipe.schemas.errors import ConfigError
 
 if TYPE_CHECKING:
-    from kdpipe.schemas.reshape import ReshapeReport
+    from kdpipe.schemas.reshape import Bounds, ReshapeReport
 
 SECONDS_BETWEEN_LINES = 30.0
 
@@ -37,6 +39,23 @@ class Lines:
         if self._clock() - self._shown_at >= SECONDS_BETWEEN_LINES:
             self._shown_at = self._clock()
             console.note(f"{self._n_done:,} of {self._n_parts:,} parts")
+
+
+def bounds(option: str, text: str | None) -> "Bounds | None":
+    """From A:B, either of which may be left out."""
+    from kdpipe.schemas.reshape import Bounds
+
+    if text is None:
+        return None
+    found = re.fullmatch(r"([0-9]{0,15}):([0-9]{0,15})", text.strip())
+    if not found or found[0] == ":":
+        raise ConfigError(f"{option} {text} is not of the form A:B", hint=f"write {option} 0:100 for the first hundred")
+    first, end = (int(number) if number else None for number in found.groups())
+    if end is not None and (first or 0) >= end:
+        raise ConfigError(
+            f"{option} {text} has nothing in it", hint="the second number is the first that is not wanted"
+        )
+    return Bounds(first=first, end=end)
 
 
 def answer(report: "ReshapeReport", json: bool) -> None:

@@ -5,16 +5,12 @@ After it: `kdpipe.cache.reshape.subset`.
 """
 
 import math
-import re
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
-from kdpipe.cli.cache.reshaping import Lines, answer
+from kdpipe.cli.cache.reshaping import Lines, answer, bounds
 from kdpipe.schemas.errors import ConfigError
-
-if TYPE_CHECKING:
-    from kdpipe.schemas.reshape import Bounds
 
 
 def subset(
@@ -60,8 +56,8 @@ def subset(
     _check_numbers(lowest=lowest, highest=highest, at_least=at_least, at_most=at_most)
     selection = Selection(
         split=split,
-        parts=_bounds("--parts", parts),
-        documents=_bounds("--documents", documents),
+        parts=bounds("--parts", parts),
+        documents=bounds("--documents", documents),
         where=tuple(_condition(text) for text in where or ()),
         by=by,
         lowest=lowest,
@@ -70,23 +66,6 @@ def subset(
         at_most=at_most,
     )
     answer(run(cache, out, selection, Lines()), json)
-
-
-def _bounds(option: str, text: str | None) -> "Bounds | None":
-    """From A:B, either of which may be left out."""
-    from kdpipe.schemas.reshape import Bounds
-
-    if text is None:
-        return None
-    found = re.fullmatch(r"([0-9]{0,15}):([0-9]{0,15})", text.strip())
-    if not found or found[0] == ":":
-        raise ConfigError(f"{option} {text} is not of the form A:B", hint=f"write {option} 0:100 for the first hundred")
-    first, end = (int(number) if number else None for number in found.groups())
-    if end is not None and (first or 0) >= end:
-        raise ConfigError(
-            f"{option} {text} has nothing in it", hint="the second number is the first that is not wanted"
-        )
-    return Bounds(first=first, end=end)
 
 
 def _check_numbers(**typed: float | None) -> None:

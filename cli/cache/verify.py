@@ -78,7 +78,7 @@ def _repaired(cache: str, level: Level, report: "VerifyReport", source: str) -> 
     for problem in report.problems:
         console.note(f"{problem.file}: {problem.what}")
     with copying() as watch:
-        copy_cache(source, cache, watch=watch)
+        copy_cache(source, cache, mend=True, watch=watch)
     return verify_cache(cache, level)
 
 

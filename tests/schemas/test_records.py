@@ -186,4 +186,12 @@ def test_two_manifests_differ_by_what_a_person_has_said() -> None:
 def test_what_no_setting_explains_is_told_by_its_key() -> None:
     there, asked = {"arrays": {"id": {"chunk": 1}}, "history": []}, {"arrays": {"id": {"chunk": 2}}, "history": []}
     assert differing_settings(there, asked) == ["arrays.id.chunk: 1 there, 2 asked"]
-    assert differing_settings(there, asked | {"history": ["merged"]}) == ["history: none there, 'merged' asked"]
+    assert differing_settings({"kdpipe": "0.1"}, {"kdpipe": "0.2"}) == ["kdpipe: '0.1' there, '0.2' asked"]
+
+
+def test_what_was_made_of_another_cache_is_told_by_what_was_done_and_chosen() -> None:
+    some, more = ({"action": "copy", "caches": ["0" * 64], "note": f"parts 0:{end}"} for end in (1, 2))
+    there, asked = ({"data": {"fingerprint": end}, "history": [made]} for end, made in enumerate((some, more)))
+    assert differing_settings(there, asked) == ["what was chosen: 'parts 0:1' there, 'parts 0:2' asked"]
+    told = ["what it was made from: none there, copy (parts 0:2) asked"]
+    assert differing_settings(there | {"history": []}, asked) == told

@@ -72,7 +72,7 @@ SURFACE: dict[str, tuple[set[str], set[str]]] = {
             "--json",
         },
     ),
-    "cache copy": (set(), {"--allow-partial", "--json"}),
+    "cache copy": (set(), {"--parts", "--split", "--without", "--allow-partial", "--json"}),
     "cache inspect": (set(), {"--json"}),
     "cache merge": (set(), {"--out", "--overlap", "--json"}),
     "cache requantise": (

@@ -14,7 +14,9 @@ from kdpipe.cache.remote import RemoteFolder
 from kdpipe.cache.transfer import copy_cache
 from kdpipe.cache.transfer.patience import Patience
 from kdpipe.cache.verify import verify_cache
+from kdpipe.schemas.copy_report import Choice
 from kdpipe.schemas.errors import CacheDamaged, CacheError, CacheWriteError, ConfigError, KdpipeError, Unreachable
+from kdpipe.schemas.reshape import Bounds
 from support import tiny
 from support.reading import digests_of_all
 from support.s3 import KEY, SECRET, s3_server
@@ -64,6 +66,21 @@ def test_a_cache_goes_to_a_bucket_and_back(path: Path, bucket: str, tmp_path: Pa
     assert (again.copied, again.bytes) == (0, 0)
     copy_cache(bucket, f"{bucket}-two")
     assert names_of(f"{bucket}-two") == names_of(bucket)
+
+
+def test_a_smaller_cache_goes_from_a_bucket_to_a_bucket_and_to_a_folder(
+    path: Path, bucket: str, tmp_path: Path
+) -> None:
+    copy_cache(path, bucket)
+    lean = Choice(parts=Bounds(first=1), without=("hidden",))
+    copy_cache(bucket, f"{bucket}-lean", choice=lean)
+    copy_cache(bucket, tmp_path / "lean", choice=lean)
+    assert names_of(f"{bucket}-lean") == tiny.files_of(tmp_path / "lean")
+    assert open_cache(f"{bucket}-lean").cache_id == open_cache(tmp_path / "lean").cache_id
+    assert digests_of_all(open_cache(f"{bucket}-lean")) == digests_of_all(open_cache(tmp_path / "lean"))
+    assert copy_cache(path, f"{bucket}-lean", choice=lean).bytes == 0
+    with pytest.raises(ConfigError, match="what was chosen: 'parts 1:; without hidden' there, 'parts 1:' asked"):
+        copy_cache(path, f"{bucket}-lean", choice=Choice(parts=Bounds(first=1)))
 
 
 def test_a_part_whose_sending_was_cut_off_is_not_there_and_is_sent_again(
