@@ -20,8 +20,8 @@ import httpx
 from kdpipe.cache import layout
 from kdpipe.cache.addresses import without_secrets
 from kdpipe.cache.homes import Homes
-from kdpipe.cache.store import MAX_LISTED, URL_HOLDS_MANIFEST, of_size
-from kdpipe.schemas.errors import CacheDamaged, CacheError, ConfigError, Unreachable
+from kdpipe.cache.store import MAX_LISTED, URL_HOLDS_MANIFEST, check_tag, of_size
+from kdpipe.schemas.errors import CacheDamaged, CacheError, ConfigError, Replaced, Unreachable
 from kdpipe.schemas.manifest import Manifest, read_manifest
 from kdpipe.schemas.part import PartRecord
 from kdpipe.schemas.records import read_record
@@ -109,14 +109,17 @@ class HttpStore:
         """See `Store`."""
         return of_size(self.read(name, size), name, size)
 
-    def piece(self, name: str, begin: int, end: int) -> bytes:
+    def piece(self, name: str, begin: int, end: int, tag: str | None = None) -> bytes:
         """See `Store`: a server that answers with another range than the one asked for is not believed."""
         name = self._homes.place(name)
-        asked = {"Range": f"bytes={begin}-{end - 1}", "Accept-Encoding": "identity"}
+        asked = {"Range": f"bytes={begin}-{end - 1}", **_if_still(tag)}
         with self._reaching(name), self._client().stream("GET", self._place(name), headers=asked) as answer:
             if answer.status_code == httpx.codes.NOT_FOUND:
                 raise CacheDamaged(f"{name} is not there")
+            if answer.status_code == httpx.codes.PRECONDITION_FAILED:
+                raise Replaced(f"{name} was replaced while it was read")
             self._check(answer, name)
+            check_tag(name, tag, _tag_of(answer))
             skipped = self._skipped(answer, name, begin, end)
             found = bytearray()
             for chunk in answer.iter_bytes():
@@ -147,8 +150,7 @@ class HttpStore:
         with self._reaching(name):
             answer = self._client().head(self._place(name))
         self._check(answer, name)
-        told: str | None = answer.headers.get("etag") or answer.headers.get("last-modified")
-        return told
+        return _tag_of(answer)
 
     def _due(self, folder: str) -> list[str]:
         """The files that belong into a folder."""
@@ -173,7 +175,9 @@ class HttpStore:
         """Connections of this process: those of the process that it was forked from are not its own."""
         process = os.getpid()
         if process not in self._clients:
-            client = httpx.Client(timeout=self._timeout, follow_redirects=True, auth=_known_users())
+            # What is packed on the way has another length, and another ETag, than what lies there.
+            plain = {"Accept-Encoding": "identity"}
+            client = httpx.Client(timeout=self._timeout, follow_redirects=True, auth=_known_users(), headers=plain)
             self._clients[process] = client
         return self._clients[process]
 
@@ -196,6 +200,19 @@ class HttpStore:
         except httpx.HTTPError as error:
             said = without_secrets(str(error)) or type(error).__name__
             raise Unreachable(f"{self.url}/{name} cannot be reached: {said}", hint=TRY_AGAIN) from None
+
+
+def _tag_of(answer: httpx.Response) -> str | None:
+    """What a server tells its versions of a file by."""
+    told: str | None = answer.headers.get("etag") or answer.headers.get("last-modified")
+    return told
+
+
+def _if_still(tag: str | None) -> dict[str, str]:
+    """The condition that a file is still the one of a tag; a weak ETag makes none, its answer is looked at instead."""
+    if tag is None or tag.startswith("W/"):
+        return {}
+    return {"If-Match": tag} if tag.startswith('"') else {"If-Unmodified-Since": tag}
 
 
 def _close(clients: dict[int, httpx.Client]) -> None:

@@ -32,7 +32,12 @@ def read_part_record(
 ) -> tuple[PartRecord, IndexRow]:
     """Read part.json and hold it against the index, the manifest and the plan."""
     name = f"{layout.part_dir(number)}/{layout.PART_RECORD}"
-    data = store.read(name, layout.MAX_RECORD_BYTES)
+    return checked_record(store.read(name, layout.MAX_RECORD_BYTES), manifest, number, row)
+
+
+def checked_record(data: bytes, manifest: Manifest, number: int, row: IndexRow | None) -> tuple[PartRecord, IndexRow]:
+    """The same for part.json as it was read."""
+    name = f"{layout.part_dir(number)}/{layout.PART_RECORD}"
     if row is not None and sha256_hex(data) != row.sha256:
         raise CacheDamaged(f"{name} is not the one that {layout.INDEX} names")
     record = read_record(PartRecord, data, name, ignore_unknown=manifest.format.minor > MINOR)

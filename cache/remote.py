@@ -14,7 +14,7 @@ import fsspec
 from kdpipe.cache.addresses import without_secrets
 from kdpipe.cache.homes import Homes
 from kdpipe.cache.layout import PART_NAME, PART_RECORD, PARTS
-from kdpipe.cache.store import MAX_LISTED, URL_HOLDS_MANIFEST, of_size
+from kdpipe.cache.store import MAX_LISTED, URL_HOLDS_MANIFEST, check_tag, of_size
 from kdpipe.schemas.errors import CacheDamaged, CacheError, ConfigError, KdpipeError, Unreachable
 
 EXTRAS = {"s3": "s3", "gs": "gcs", "gcs": "gcs", "hf": "hub"}
@@ -115,20 +115,24 @@ class RemoteStore:
         """See `Store`."""
         return of_size(self.read(name, size), name, size)
 
-    def piece(self, name: str, begin: int, end: int) -> bytes:
-        """See `Store`."""
+    def piece(self, name: str, begin: int, end: int, tag: str | None = None) -> bytes:
+        """See `Store`; drivers read on no condition, so the tag is asked for again once the piece is here."""
         name = self._homes.place(name)
         with self._reaching(name):
             found = bytes(self._fs.cat_file(self._path(name), start=begin, end=end))
             if len(found) != end - begin:
                 raise EOFError(f"{len(found):,} bytes came, {end - begin:,} were asked for")
+            check_tag(name, tag, None if tag is None else self._tag(name))
             return found
 
     def tag(self, name: str) -> str | None:
         """See `Store`."""
         name = self._homes.place(name)
         with self._reaching(name):
-            info = self._fs.info(self._path(name))
+            return self._tag(name)
+
+    def _tag(self, name: str) -> str | None:
+        info = self._fs.info(self._path(name))
         told = next((info[key] for key in TAGS if info.get(key) is not None), None)
         return None if told is None else str(told)
 

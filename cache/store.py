@@ -17,7 +17,7 @@ from typing import Protocol
 from kdpipe.cache.addresses import check_address, is_url, local_path
 from kdpipe.cache.homes import Homes
 from kdpipe.cache.layout import part_dir
-from kdpipe.schemas.errors import CacheDamaged, CacheError, ConfigError, KdpipeError
+from kdpipe.schemas.errors import CacheDamaged, CacheError, ConfigError, KdpipeError, Replaced
 
 MAX_LISTED = 4096
 HOLDS_MANIFEST = "give the folder that holds manifest.json"
@@ -38,8 +38,8 @@ class Files(Protocol):
     def read(self, name: str, limit: int) -> bytes:
         """A small file as a whole."""
 
-    def piece(self, name: str, begin: int, end: int) -> bytes:
-        """The bytes from `begin` up to `end` of a file that has as many."""
+    def piece(self, name: str, begin: int, end: int, tag: str | None = None) -> bytes:
+        """The bytes from `begin` up to `end` of a file that has as many; `Replaced` where it has another tag."""
 
     def tag(self, name: str) -> str | None:
         """What changes when the file is replaced, as far as the place tells; None where it does not."""
@@ -173,7 +173,7 @@ class LocalStore:
             finally:
                 os.close(descriptor)
 
-    def piece(self, name: str, begin: int, end: int) -> bytes:
+    def piece(self, name: str, begin: int, end: int, tag: str | None = None) -> bytes:
         """See `Store`."""
         name = self._homes.place(name)
         with self._reaching(name, "read"):
@@ -182,14 +182,17 @@ class LocalStore:
                 if size < end:
                     raise CacheDamaged(f"{name} holds {size:,} bytes, {end:,} were written")
                 file.seek(begin)
-                return _exactly(file, end - begin)
+                found = _exactly(file, end - begin)
+                check_tag(name, tag, _tag_of(os.fstat(descriptor)))
+                return found
 
     def tag(self, name: str) -> str | None:
         """See `Store`."""
         name = self._homes.place(name)
         with self._reaching(name, "read"):
             status = os.lstat(self._path(name))
-            return f"{status.st_ino}-{status.st_mtime_ns}-{_plain_size(status, name)}"
+            _plain_size(status, name)
+            return _tag_of(status)
 
     def _open(self, name: str) -> tuple[int, int]:
         flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
@@ -218,6 +221,16 @@ def of_size(data: bytes, name: str, size: int) -> memoryview:
     if len(data) != size:
         raise CacheDamaged(f"{name} holds {len(data):,} bytes, {size:,} were written")
     return memoryview(data)
+
+
+def check_tag(name: str, due: str | None, found: str | None) -> None:
+    """Refuse a piece of another file than the one that was begun, as far as the place tells."""
+    if due is not None and found is not None and found != due:
+        raise Replaced(f"{name} was replaced while it was read")
+
+
+def _tag_of(status: os.stat_result) -> str:
+    return f"{status.st_ino}-{status.st_mtime_ns}-{status.st_size}"
 
 
 def _exactly(file: io.RawIOBase, n_bytes: int) -> bytes:

@@ -56,6 +56,10 @@ class CacheDamaged(CacheError):
     exit_code = 3
 
 
+class Replaced(CacheError):
+    """A file is another one than that of which the first bytes were read."""
+
+
 class Unreachable(CacheError):
     """A place does not answer, or not as it should; the same command run again goes on."""
 

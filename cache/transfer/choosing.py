@@ -69,9 +69,9 @@ class ChosenFiles:
             return self.record(_number(inside[0])).to_json()
         return self.found.store.read(self.there(name), limit)
 
-    def piece(self, name: str, begin: int, end: int) -> bytes:
+    def piece(self, name: str, begin: int, end: int, tag: str | None = None) -> bytes:
         """See `Files`."""
-        return self.found.store.piece(self.there(name), begin, end)
+        return self.found.store.piece(self.there(name), begin, end, tag)
 
     def tag(self, name: str) -> str | None:
         """See `Files`."""

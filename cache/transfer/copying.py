@@ -41,6 +41,7 @@ class Tally:
 
     watch: CopyWatch
     bytes: int = 0
+    begun_anew: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def moved(self, n_bytes: int) -> None:
@@ -48,6 +49,11 @@ class Tally:
         with self.lock:
             self.bytes += n_bytes
         self.watch.moved(n_bytes)
+
+    def anew(self) -> None:
+        """A file begins anew."""
+        with self.lock:
+            self.begun_anew += 1
 
 
 def copy_cache(
@@ -78,7 +84,7 @@ def copy_cache(
     watch, patience = watch or NoCopyWatch(), replace(patience or Patience(), stop=threading.Event())
     tally = Tally(watch)
     store = patience.through(lambda: open_store(first))
-    fetcher = Fetcher(store=store, patience=patience, moved=tally.moved, told=watch.say)
+    fetcher = Fetcher(store=store, patience=patience, moved=tally.moved, told=watch.say, anew=tally.anew)
     found = fetcher.believed(lambda: look(store, allow_partial=allow_partial))
     if mend:
         choice = _made_by(second, found)
@@ -97,6 +103,7 @@ def copy_cache(
         parts=len(found.rows),
         copied=parts,
         repaired=repaired,
+        begun_anew=tally.begun_anew,
         bytes=tally.bytes,
         seconds=time.monotonic() - began,
     )

@@ -14,7 +14,7 @@ from typing import Final, TypeVar
 
 from kdpipe.cache.store import Files
 from kdpipe.cache.transfer.patience import Patience
-from kdpipe.schemas.errors import CacheDamaged, Unreachable
+from kdpipe.schemas.errors import CacheDamaged, Replaced, Unreachable
 from kdpipe.schemas.manifest import FileRecord
 
 PIECE_BYTES: Final = 8 << 20
@@ -26,30 +26,39 @@ Found = TypeVar("Found")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fetcher:
-    """Where from, how patiently, in what pieces, and who hears of bytes that came; `called` is a file's name there."""
+    """Where from, how patiently, in what pieces, who hears of bytes that came, and of files that begin anew.
+
+    `called` is a file's name there.
+    """
 
     store: Files
     patience: Patience = field(default_factory=Patience)
-    piece_bytes: int = PIECE_BYTES
+    piece_bytes: int = field(default_factory=lambda: PIECE_BYTES)
     moved: Callable[[int], None] = lambda _: None
+    anew: Callable[[], None] = lambda: None
     called: Callable[[str], str] = lambda name: name
     told: Callable[[str], None] = lambda _: None
 
     def fetch(self, name: str, record: FileRecord, path: Path) -> None:
         """Bring a file to a path, whole and synced; what lies there already is gone on from."""
+        called = self.called(name)
         for _ in range(ATTEMPTS):
-            digest = self._fill(name, record, path)
+            try:
+                digest = self._fill(name, record, path)
+                what = f"{called} came with other bytes than were written"
+            except Replaced:
+                digest, what = None, f"{called} was replaced while it was read"
             if digest == record.sha256:
                 _forget_tag(path)
                 return
+            self.moved(-path.stat().st_size)
             path.unlink()
             _forget_tag(path)
-            self.moved(-record.bytes)
-            self.told(f"{self.called(name)} came with other bytes than were written, and is fetched again")
-        raise CacheDamaged(
-            f"{self.called(name)} came from {self.store.url} with other bytes than were written, {ATTEMPTS} times",
-            hint="kdpipe cache verify says whether it is damaged there",
-        )
+            self._begin_anew(what)
+        told = f"{what}, {ATTEMPTS} times, at {self.store.url}"
+        if digest is None:
+            raise Unreachable(told, hint="see who writes there, and run the same command again once nobody does")
+        raise CacheDamaged(told, hint="kdpipe cache verify says whether it is damaged there")
 
     def believed(self, read: Callable[[], Found]) -> Found:
         """What was read of records that check themselves; bytes that came wrong may come right another time."""
@@ -60,9 +69,13 @@ class Fetcher:
                 self.told(f"{error.message}; reading it again")
         return self.patience.through(read, self._again)
 
+    def _begin_anew(self, why: str) -> None:
+        self.anew()
+        self.told(f"{why}, and is fetched again")
+
     def _fill(self, name: str, record: FileRecord, path: Path) -> str:
         """Append what is missing; the digest of all."""
-        self._begin(name, record, path)
+        tag = self._begin(name, record, path)
         digest = hashlib.sha256()
         with path.open("r+b") as file:
             while data := file.read(self.piece_bytes):
@@ -70,7 +83,7 @@ class Fetcher:
                 self.moved(len(data))
             here = file.tell()
             while here < record.bytes:
-                data = self._piece(name, here, min(here + self.piece_bytes, record.bytes))
+                data = self._piece(name, here, min(here + self.piece_bytes, record.bytes), tag)
                 file.write(data)
                 digest.update(data)
                 here += len(data)
@@ -79,23 +92,29 @@ class Fetcher:
             os.fsync(file.fileno())
         return digest.hexdigest()
 
-    def _begin(self, name: str, record: FileRecord, path: Path) -> None:
-        """See to it that a file is there to go on with: none that is too long, or of which the source has changed."""
+    def _begin(self, name: str, record: FileRecord, path: Path) -> str | None:
+        """See to it that a file is there to go on with: none that is too long, or of which the source has changed.
+
+        The source's tag is that of every piece, where there is more than one.
+        """
         tag = path.with_name(path.name + TAG)
         if path.exists() and path.stat().st_size == record.bytes:
-            return
+            return None
         if record.bytes <= self.piece_bytes:  # comes at once or not at all
             path.write_bytes(b"")
-            return
+            return None
         found = self.patience.through(lambda: self.store.tag(name), self._again)
         known = tag.read_text("utf-8") if tag.exists() else None
         if not path.exists() or path.stat().st_size > record.bytes or known != found:
+            if known is not None and known != found:
+                self._begin_anew(f"{self.called(name)} was replaced since it was begun")
             path.write_bytes(b"")
             if found is not None:
                 tag.write_text(found, "utf-8")
+        return found
 
-    def _piece(self, name: str, begin: int, end: int) -> bytes:
-        return self.patience.through(lambda: self.store.piece(name, begin, end), self._again)
+    def _piece(self, name: str, begin: int, end: int, tag: str | None) -> bytes:
+        return self.patience.through(lambda: self.store.piece(name, begin, end, tag), self._again)
 
     def _again(self, error: Unreachable) -> None:
         self.told(f"{error.message}; trying again")

@@ -74,7 +74,6 @@ class NearStore:
         self._fetching: dict[int, threading.Lock] = {}
         self._more = threading.Condition()
         self._due: deque[int] = deque()
-        self._busy = 0
         self._threads: list[threading.Thread] = []
         self._expected: tuple[int, ...] = ()
         self._coming: set[int] = set()
@@ -104,9 +103,9 @@ class NearStore:
         """See `Store`."""
         return self._of(name, lambda store: store.view(name, size))
 
-    def piece(self, name: str, begin: int, end: int) -> bytes:
+    def piece(self, name: str, begin: int, end: int, tag: str | None = None) -> bytes:
         """See `Store`."""
-        return self._of(name, lambda store: store.piece(name, begin, end))
+        return self._of(name, lambda store: store.piece(name, begin, end, tag))
 
     def tag(self, name: str) -> str | None:
         """See `Store`."""
@@ -163,12 +162,6 @@ class NearStore:
             for thread in self._threads:
                 thread.start()
 
-    def finish(self) -> None:
-        """Wait until what is expected has come."""
-        with self._more:
-            while self._due or self._busy:
-                self._more.wait()
-
     def _go_ahead(self) -> None:
         """Fetch what is expected; what fails is met again by whoever needs it, and told there."""
         while True:
@@ -176,12 +169,8 @@ class NearStore:
                 while not self._due:
                     self._more.wait()
                 number = self._due.popleft()
-                self._busy += 1
             with suppress(KdpipeError):
                 self.hold(number).release()
-            with self._more:
-                self._busy -= 1
-                self._more.notify_all()
 
     def _bring(self, number: int) -> None:
         with self._lock:

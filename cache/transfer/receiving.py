@@ -14,7 +14,7 @@ from typing import Final, NoReturn, final
 from kdpipe.cache import layout
 from kdpipe.cache.files import explained, make_dir, new_file, publish_dir, publish_file, remove_dir, sweep, sync_dir
 from kdpipe.cache.index import IndexRow
-from kdpipe.cache.part_files import examine_part, read_part_record, stated_manifest
+from kdpipe.cache.part_files import checked_record, examine_part, stated_manifest
 from kdpipe.cache.store import LocalStore
 from kdpipe.cache.transfer.fetching import TAG, Fetcher
 from kdpipe.cache.verify.full import part_bytes
@@ -24,7 +24,7 @@ from kdpipe.schemas.compare import differing_settings
 from kdpipe.schemas.errors import CacheDamaged, ConfigError
 from kdpipe.schemas.manifest import FileRecord, Manifest, read_manifest
 from kdpipe.schemas.part import PartRecord
-from kdpipe.schemas.strict_json import sha256_file, sha256_hex
+from kdpipe.schemas.strict_json import sha256_file
 
 SHOWN: Final = 5
 ANOTHER: Final = "choose a new or empty place"
@@ -90,12 +90,9 @@ class Receiver:
         return record
 
     def _record(self, number: int, name: str, row: IndexRow | None) -> tuple[PartRecord, bytes]:
-        store = self._fetcher.store
-        record, stated = read_part_record(store, self.manifest, number, row)
-        data = store.read(name, layout.MAX_RECORD_BYTES)
-        if sha256_hex(data) != stated.sha256:
-            raise CacheDamaged(f"{name} changed at {store.url} while it was copied")
-        return record, data
+        """The record of a part and its bytes, read once: what is written is what was checked."""
+        data = self._fetcher.store.read(name, layout.MAX_RECORD_BYTES)
+        return checked_record(data, self.manifest, number, row)[0], data
 
     def take_index(self, data: bytes) -> None:
         """Give the copy its index, when all parts are there."""

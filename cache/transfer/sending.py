@@ -12,12 +12,13 @@ from pathlib import Path
 
 from kdpipe.cache import layout
 from kdpipe.cache.index import IndexRow
-from kdpipe.cache.part_files import read_part_record
+from kdpipe.cache.part_files import checked_record, read_part_record
 from kdpipe.cache.remote import RemoteFolder
 from kdpipe.cache.transfer.fetching import Fetcher, Found
 from kdpipe.cache.transfer.receiving import ANOTHER, refuse_other
 from kdpipe.schemas.errors import CacheDamaged, CacheWriteError, ConfigError
 from kdpipe.schemas.manifest import FileRecord, Manifest, read_manifest
+from kdpipe.schemas.part import PartRecord
 from kdpipe.schemas.strict_json import MAX_BYTES, sha256_hex
 
 
@@ -65,12 +66,14 @@ class Sender:
         """Send a part."""
         folder = layout.part_dir(row.part)
         name = f"{folder}/{layout.PART_RECORD}"
-        store = self.fetcher.store
-        record, _ = self.fetcher.believed(lambda: read_part_record(store, self.manifest, row.part, row))
+        record, data = self.fetcher.believed(lambda: self._record(name, row))
         for file in sorted(record.files):
             self._send(f"{folder}/{file}", record.files[file])
-        data = self.fetcher.believed(lambda: _exactly(store.read(name, layout.MAX_RECORD_BYTES), row.sha256, name))
         self._put_record(name, data)
+
+    def _record(self, name: str, row: IndexRow) -> tuple[PartRecord, bytes]:
+        data = self.fetcher.store.read(name, layout.MAX_RECORD_BYTES)
+        return checked_record(data, self.manifest, row.part, row)[0], data
 
     def finish(self, index: bytes) -> None:
         """Send the index."""
@@ -104,9 +107,3 @@ class Sender:
 
     def _patiently(self, work: Callable[[], Found]) -> Found:
         return self.fetcher.patience.through(work)
-
-
-def _exactly(data: bytes, sha256: str, name: str) -> bytes:
-    if sha256_hex(data) != sha256:
-        raise CacheDamaged(f"{name} is not the one that {layout.INDEX} names")
-    return data

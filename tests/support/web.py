@@ -20,12 +20,18 @@ FAULTS: tuple[Fault, ...] = ("drop", "503", "wrong range", "other bytes", "whole
 
 @dataclass(slots=True)
 class Site:
-    """What a server does: `due` names the fault of the n-th request that reads bytes, None for none."""
+    """What a server does: `due` names the fault of the n-th request that reads bytes, None for none.
+
+    Without `conditions` it does not know If-Match; its ETags may be `weak`.
+    """
 
     root: Path
     due: Callable[[int], Fault | None] = lambda _: None
+    conditions: bool = True
+    weak: bool = False
     n_reads: int = 0
     asked: list[str] = field(default_factory=list)
+    demanded: list[str | None] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
     released: threading.Event = field(default_factory=threading.Event)
 
@@ -69,8 +75,20 @@ def serving(site: Site) -> Iterator[str]:
                 return
             self._send(data, fault, head=head)
 
+        def _is_another(self, tag: str, *, head: bool) -> bool:
+            """Whether the request asks for another version of the file than there is."""
+            asked = self.headers.get("If-Match")
+            if head:
+                return False
+            site.demanded.append(asked)
+            return asked is not None and site.conditions and asked != tag
+
         def _send(self, data: bytes, fault: Fault | None, *, head: bool) -> None:
-            tag = hashlib.sha256(data).hexdigest()[:16] + ("-changed" if fault == "changed" else "")
+            tag = f'"{hashlib.sha256(data).hexdigest()[:16]}{"-changed" if fault == "changed" else ""}"'
+            tag = f"W/{tag}" if site.weak else tag
+            if self._is_another(tag, head=head):
+                self.send_error(412)
+                return
             asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
             begin, end = (int(asked[1]), min(int(asked[2]) + 1, len(data))) if asked else (0, len(data))
             ranged = asked is not None and fault != "whole"
@@ -82,7 +100,7 @@ def serving(site: Site) -> Iterator[str]:
             if fault == "other bytes":
                 body = bytes(255 - byte for byte in body)
             self.send_response(206 if ranged else 200)
-            self.send_header("ETag", f'"{tag}"')
+            self.send_header("ETag", tag)
             self.send_header("Content-Length", str(len(body)))
             if ranged:
                 self.send_header("Content-Range", f"bytes {begin}-{end - 1}/{len(data)}")

@@ -218,7 +218,7 @@ def test_a_smaller_copy_is_made_smaller_again_and_merged(path: Path, lean: Path,
 def test_a_damaged_file_of_the_source_is_told_by_its_name_there(path: Path, tmp_path: Path) -> None:
     spoilt = tiny.copy_cache(path, tmp_path / "spoilt")
     tiny.flip_bit(spoilt / "parts/00002/sequences.arrow", 1000)
-    with pytest.raises(CacheDamaged, match=r"^parts/00002/sequences.arrow came from .* with other bytes"):
+    with pytest.raises(CacheDamaged, match=r"^parts/00002/sequences.arrow came with other bytes than"):
         copy_cache(spoilt, tmp_path / "some", choice=MIDDLE)
     assert not (tmp_path / "some/parts/00001").exists() and not (tmp_path / "some" / layout.INDEX).exists()
 

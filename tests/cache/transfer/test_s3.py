@@ -10,8 +10,9 @@ import pytest
 import s3fs
 
 from kdpipe.cache import layout, open_cache, remote
-from kdpipe.cache.remote import RemoteFolder
+from kdpipe.cache.remote import RemoteFolder, RemoteStore
 from kdpipe.cache.transfer import copy_cache
+from kdpipe.cache.transfer.fetching import Fetcher
 from kdpipe.cache.transfer.patience import Patience
 from kdpipe.cache.verify import verify_cache
 from kdpipe.schemas.copy_report import Choice
@@ -133,9 +134,31 @@ def test_what_is_damaged_there_is_noticed_on_the_way_back(path: Path, bucket: st
     data = (path / "parts/00001/sequences.arrow").read_bytes()
     spoilt.write_bytes(data[:-1] + b"?")
     RemoteFolder(bucket).put("parts/00001/sequences.arrow", spoilt)
-    with pytest.raises(CacheDamaged, match=r"parts/00001/sequences.arrow came from s3://.* with other bytes"):
+    with pytest.raises(CacheDamaged, match=r"00001/sequences.arrow came with other bytes .*, 3 times, at s3://"):
         copy_cache(bucket, tmp_path / "copy", patience=HASTY)
     assert not (tmp_path / "copy/parts/00001").exists()
+
+
+def test_an_object_that_is_replaced_while_it_is_read_begins_anew(path: Path, bucket: str, tmp_path: Path) -> None:
+    name = "parts/00001/sequences.arrow"
+    copy_cache(path, bucket)
+    other = tmp_path / "other"
+    other.write_bytes(bytes((path / name).stat().st_size))
+
+    class Moving(RemoteStore):
+        n_pieces = 0
+
+        def piece(self, name: str, begin: int, end: int, tag: str | None = None) -> bytes:
+            Moving.n_pieces += 1
+            if Moving.n_pieces in (2, 4):
+                RemoteFolder(bucket).put(name, other if Moving.n_pieces == 2 else path / name)
+            return super().piece(name, begin, end, tag)
+
+    heard: list[str] = []
+    record = open_cache(path).part(1).record.files["sequences.arrow"]
+    Fetcher(store=Moving(bucket), piece_bytes=1000, told=heard.append).fetch(name, record, tmp_path / "file")
+    assert heard == [f"{name} was replaced while it was read, and is fetched again"] * 2
+    assert (tmp_path / "file").read_bytes() == (path / name).read_bytes()
 
 
 @pytest.mark.parametrize("fault", ["no bucket", "no server", "wrong key"])
