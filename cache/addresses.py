@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from kdpipe.schemas.errors import ConfigError
+from kdpipe.schemas.errors import CacheError, ConfigError
 
 HIDDEN = "(hidden)"
 # Environment variables whose values are nobody's business, by their names.
@@ -34,6 +34,15 @@ class Nearby:
 def is_url(address: str) -> bool:
     """Whether an address is another place than a folder of this machine."""
     return ("://" in address or address.startswith("memory:")) and not address.startswith("file://")
+
+
+def usual_folder() -> Path:
+    """Where this machine keeps for kdpipe what can be fetched or found out again."""
+    named = os.environ.get("XDG_CACHE_HOME") or (os.environ.get("LOCALAPPDATA") if os.name == "nt" else None)
+    try:
+        return (Path(named) if named else Path.home() / ".cache") / "kdpipe"
+    except RuntimeError as error:
+        raise CacheError(f"there is no folder to keep things in: {error}", hint="set XDG_CACHE_HOME") from None
 
 
 def local_path(address: str) -> str:

@@ -79,6 +79,11 @@ class BucketWriter(CacheWriter):
         record, row = self._through(lambda: read_part_record(self._place, self.manifest, number, None))
         return record, row.n_bytes
 
+    @property
+    def wrote_all(self) -> bool:
+        """No: what lies in a bucket is nobody's memory."""
+        return False
+
     def missing(self) -> list[int]:
         """The parts that are still to be made."""
         there = set(self.committed())

@@ -53,6 +53,7 @@ class CacheWriter:
     def __init__(self, path: Path, manifest: Manifest) -> None:
         self.path, self.manifest = path, manifest
         self._store = LocalStore(path)
+        self._written: set[int] = set()
         self._table_records: dict[str, FileRecord] | None = None
         self._rank_of_id: npt.NDArray[np.uint32] | None = None
 
@@ -89,6 +90,11 @@ class CacheWriter:
                 with work_folder(self.path, name) as work:
                     fill(work)
                     publish_dir(work, self.path / name)
+
+    @property
+    def wrote_all(self) -> bool:
+        """Whether each part of a cache on this machine was written by this very writer, which took its digest then."""
+        return len(self._written) == self.manifest.plan.n_parts
 
     def committed(self) -> list[int]:
         """The parts that are there."""
@@ -128,7 +134,8 @@ class CacheWriter:
                 yield part
             with explained(doing, self.path):
                 self._check_complete(part.finish(tables), work)
-                publish_dir(work, self.path / layout.part_dir(number))
+                if publish_dir(work, self.path / layout.part_dir(number)):
+                    self._written.add(number)
 
     def adopt(self, number: int, fill: Callable[[Path, dict[str, FileRecord]], PartRecord]) -> bool:
         """Commit a part whose files `fill` puts into a folder, given the tables' digests; whether nobody was first."""

@@ -39,6 +39,18 @@ def note(text: str) -> None:
     print(_harmless(text), file=sys.stderr, flush=True)
 
 
+class Notes:
+    """Someone who passes on what is said, a line at once."""
+
+    def say(self, text: str) -> None:
+        """Something worth a line."""
+        note(text)
+
+    def warn(self, text: str) -> None:
+        """Something to look into."""
+        note(f"warning: {text}")
+
+
 def failure(message: str, hint: str | None) -> None:
     """Say what went wrong, and what to do about it."""
     print(_harmless(f"error: {message}"), file=sys.stderr)

@@ -43,6 +43,10 @@ def evaluate(
     allow_partial: Annotated[
         bool, typer.Option("--allow-partial", help="Read the parts that an unfinished cache has.")
     ] = False,
+    verify: Annotated[
+        Literal["first", "always", "never"] | None,
+        typer.Option("--verify", help="When every byte of the cache is checked: before its first use here [first]."),
+    ] = None,
     device: Annotated[str, typer.Option("--device", metavar="NAME", help="auto, cpu, or one GPU: cuda:0.")] = "auto",
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, metavar="N", help="Sequences at once.")] = 8,
     json: Annotated[bool, typer.Option("--json", help="Answer with one JSON document.")] = False,
@@ -62,6 +66,7 @@ def evaluate(
         allow_partial=allow_partial,
         device=device,
         batch_size=batch_size,
+        verify=verify,
     )
     with watching() as watch:
         report = run(asked, watch)

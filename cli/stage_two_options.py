@@ -8,6 +8,7 @@ from typing import Literal
 
 from kdpipe.cli.flags import Flag
 
+When = Literal["first", "always", "never"]
 Mode = Literal["output", "logit", "hybrid"]
 Precision = Literal["auto", "fp32", "bf16", "fp16", "fp16-pure"]
 Preset = Literal["standard", "fp16-safe", "ultra-stable"]
@@ -26,6 +27,12 @@ FLAGS = (
         help="Learn from the parts that an unfinished cache has.",
     ),
     Flag(name="--pin", place="cache.pin", metavar="CACHE_ID", help="Learn from the cache of this cache_id alone."),
+    Flag(
+        name="--verify",
+        place="cache.verify",
+        type=When,
+        help="When every byte of the cache is checked: before its first use on this machine, always, never [first].",
+    ),
     Flag(
         name="--cache-dir",
         place="cache.dir",

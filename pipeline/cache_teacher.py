@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from kdpipe.cache.inspect import inspect_cache
 from kdpipe.cache.store import open_store
+from kdpipe.cache.verify.first import remember_written
 from kdpipe.cache.writer import same_manifest
 from kdpipe.pipeline.capture.begin import begin_cache
 from kdpipe.pipeline.capture.early import check_out, is_begun, look_first
@@ -72,6 +73,7 @@ def work(settings: StageOne, shard: Shard, watch: Watch) -> StageOneReport:
         watch.say(f"parts that are left to workers that seem to be at them: {len(left):,}")
     else:
         cache.seal()
+        remember_written(cache, watch)
     return _report(settings.out, inspect_cache(settings.out), inputs, tally)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from kdpipe.cache.reader import Cache, open_cache
+from kdpipe.cache.verify.first import check_before_use
 from kdpipe.pipeline.data.ahead import loading_threads
 from kdpipe.pipeline.evaluation.measure import Evaluator
 from kdpipe.pipeline.evaluation.stored import base_of, student_of
@@ -26,6 +27,7 @@ from kdpipe.pipeline.training.precision import choose_precision
 from kdpipe.pipeline.watch import Listener
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.plan import SplitName
+from kdpipe.schemas.report import When
 from kdpipe.schemas.stage_two import StudentSettings
 from kdpipe.schemas.train_report import EvalReport, EvalSettings, Evaluation
 
@@ -44,6 +46,7 @@ class Asked:
     allow_partial: bool = False
     device: str = "auto"
     batch_size: int = 8
+    verify: When | None = None
 
 
 def evaluate(asked: Asked, watch: Listener) -> EvalReport:
@@ -56,6 +59,7 @@ def evaluate(asked: Asked, watch: Listener) -> EvalReport:
     kept = kept_tokenizer(cache.url, cache.manifest)
     found = _trained(find_student(settings, kept.ids))
     fit = check_fit(found, settings, kept, cache.manifest)
+    check_before_use(asked.cache, asked.verify, watch)
     device = devices.choose(asked.device)[0]
     precision = choose_precision("auto", device)
     torch.set_num_threads(devices.n_threads(None))

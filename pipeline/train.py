@@ -9,6 +9,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from kdpipe.cache.verify.first import check_before_use
 from kdpipe.pipeline.evaluation.stored import save_settings
 from kdpipe.pipeline.training import checkpoints, run_folder, schedules
 from kdpipe.pipeline.training.desk import Desk, open_desk
@@ -40,6 +41,7 @@ def train(settings: StageTwo, options: TrainOptions, watch: TrainWatch) -> Train
         record = prospect.record
         steered = options.resume_from is not None
         run_folder.check(folder, record, overwrite=options.overwrite, steered=steered)
+        check_before_use(prospect.cache.url, settings.cache.verify, watch, lambda: stop.asked)
         with explained(settings, "while the student was loaded"):
             prepared = prepare(prospect, watch)
         if options.dry_run:

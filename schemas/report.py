@@ -10,6 +10,8 @@ from kdpipe.schemas.records import Record
 from kdpipe.schemas.summary import FidelitySummary
 
 Level = Literal["fast", "full", "deep"]
+# When every byte of a cache is checked before it is used.
+When = Literal["first", "always", "never"]
 
 
 class Problem(Record):

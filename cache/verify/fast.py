@@ -22,17 +22,23 @@ COPY_AGAIN = "copy the file again from where the cache was made"
 
 @dataclass(slots=True)
 class Survey:
-    """What was found, filled in as far as it could be read."""
+    """What was found, filled in as far as it could be read; `strays` are the problems that no reader meets."""
 
     manifest: Manifest | None = None
     cache_id: str | None = None
     records: dict[int, PartRecord] = field(default_factory=dict)
     tables: dict[str, FileRecord] | None = None
     problems: list[Problem] = field(default_factory=list)
+    strays: list[Problem] = field(default_factory=list)
 
     def add(self, file: str, what: str, do: str = COPY_AGAIN) -> None:
         """Note a problem of the whole cache."""
         self.problems.append(Problem(part=None, file=file, what=what.removeprefix(file).lstrip(": "), do=do))
+
+    def add_stray(self, file: str, what: str, do: str) -> None:
+        """Note something that does not belong there, and that nobody reads."""
+        self.add(file, what, do)
+        self.strays.append(self.problems[-1])
 
 
 def survey(store: Store) -> Survey:
@@ -61,17 +67,17 @@ def _survey_top(store: Store, found: Survey) -> None:
     names = store.names("")
     for name in names:
         if name not in layout.TOP_LEVEL | layout.BESIDE:
-            found.add(name, "it does not belong to a cache", "move it away")
+            found.add_stray(name, "it does not belong to a cache", "move it away")
     expected = {f"{layout.TOKENIZER}/{name}": file for name, file in found.manifest.tokenizer.files.items()}
     _compare_folder(store, layout.TOKENIZER, expected, found)
     try:
         journal = store.walk(layout.JOURNAL, limit=MAX_PARTS) if layout.JOURNAL in names else {}
     except CacheDamaged as error:
-        found.add(layout.JOURNAL, error.message, "delete it")
+        found.add_stray(layout.JOURNAL, error.message, "delete it")
         return
     for name in sorted(journal):
         if not layout.PART_NAME.match(name.removeprefix(f"{layout.JOURNAL}/").removesuffix(".json")):
-            found.add(name, "it does not belong to a cache", "delete it")
+            found.add_stray(name, "it does not belong to a cache", "delete it")
 
 
 def _compare_folder(store: Store, folder: str, expected: dict[str, FileRecord], found: Survey) -> None:
@@ -87,7 +93,7 @@ def _compare_folder(store: Store, folder: str, expected: dict[str, FileRecord], 
         elif size != file.bytes:
             found.add(name, f"the file has {size:,} bytes, {file.bytes:,} were written")
     for name in sorted(there):
-        found.add(name, "it does not belong to the cache", "delete it")
+        found.add_stray(name, "it does not belong to the cache", "delete it")
 
 
 def _survey_index(store: Store, manifest: Manifest, found: Survey) -> dict[int, IndexRow]:
@@ -114,7 +120,7 @@ def _survey_parts(store: Store, manifest: Manifest, rows: dict[int, IndexRow], f
         return
     for name in names:
         if name not in due:
-            found.add(f"{layout.PARTS}/{name}", "it is no part of this cache", "delete it")
+            found.add_stray(f"{layout.PARTS}/{name}", "it is no part of this cache", "delete it")
     there = set(names)
     _note_missing([number for name, number in due.items() if name not in there], found)
     for name, number in due.items():

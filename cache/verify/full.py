@@ -1,12 +1,13 @@
 """The full level: every byte of every file, and every checksum inside the shards.
 
 In: a store and what the fast level found. Out: the problems in the files' bytes.
-Before it: `fast.py`. After it: `deep.py`. Files are hashed on a few threads; memory stays small, since they are mapped.
+Before it: `fast.py`. After it: `deep.py`, and `first.py`, which stops at the first problem. Files are hashed on a few
+threads; memory stays small, since they are mapped.
 """
 
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 from kdpipe.cache import layout
@@ -22,18 +23,26 @@ from kdpipe.schemas.report import Problem
 
 def full_problems(store: Store, found: Survey) -> list[Problem]:
     """Hash every file of the cache."""
+    return [problem for problems in byte_problems(store, found) for problem in problems]
+
+
+def byte_problems(store: Store, found: Survey) -> Generator[list[Problem], None, None]:
+    """The problems of the shared files, then those of each part; whoever asks for no more stops the work."""
     if found.manifest is None:
-        return []
+        return
     manifest = found.manifest
-    problems = list(_shared_files(store, manifest, found))
-    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        for of_part in pool.map(lambda record: part_bytes(store, manifest, record), found.records.values()):
-            problems += of_part
-    return problems
+    yield list(shared_problems(store, found))
+    pool = ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1))
+    try:
+        yield from pool.map(lambda record: part_bytes(store, manifest, record), found.records.values())
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
-def _shared_files(store: Store, manifest: Manifest, found: Survey) -> Iterable[Problem]:
+def shared_problems(store: Store, found: Survey) -> Iterable[Problem]:
     """The tokenizer's files and the tables, where the fast level has found nothing against them."""
+    assert found.manifest is not None
+    manifest = found.manifest
     known = {problem.file for problem in found.problems}
     files = {f"{layout.TOKENIZER}/{name}": file for name, file in manifest.tokenizer.files.items()}
     files |= {layout.table_file(name): file for name, file in (found.tables or {}).items()}

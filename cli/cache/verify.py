@@ -49,13 +49,13 @@ def verify(
     json: Annotated[bool, typer.Option("--json", help="Answer with one JSON document.")] = False,
 ) -> None:
     """Check a cache; exit code 0 when it is good, 3 when it is not."""
-    from kdpipe.cache.verify import verify_cache
+    from kdpipe.cache.verify.first import verify_and_remember
 
     if sample is not None and against is None:
         raise UsageError("--sample says how many documents to ask a teacher about", hint="give --against TEACHER too")
     if trust_remote_code and against is None:
         raise UsageError("--trust-remote-code is about a teacher", hint="give --against TEACHER too")
-    report = verify_cache(cache, level)
+    report = verify_and_remember(cache, level, console.Notes())
     if repair_from is not None and not report.ok:
         report = _repaired(cache, level, report, repair_from)
     if signature is not None:
@@ -73,13 +73,13 @@ def verify(
 def _repaired(cache: str, level: Level, report: "VerifyReport", source: str) -> "VerifyReport":
     """The report once what was wrong has been fetched again."""
     from kdpipe.cache.transfer import copy_cache
-    from kdpipe.cache.verify import verify_cache
+    from kdpipe.cache.verify.first import verify_and_remember
 
     for problem in report.problems:
         console.note(f"{problem.file}: {problem.what}")
     with copying() as watch:
         copy_cache(source, cache, mend=True, watch=watch)
-    return verify_cache(cache, level)
+    return verify_and_remember(cache, level, console.Notes())
 
 
 def _with_signature(cache: str, report: "VerifyReport", key: Path) -> "VerifyReport":

@@ -4,12 +4,11 @@ In: `CacheSettings`. Out: a `Cache` or one of its splits, the one that was pinne
 `schemas/stage_two.py`. After it: `training/prepare.py`.
 """
 
-import os
 from pathlib import Path
 from typing import Final
 
 from kdpipe.cache import open_cache
-from kdpipe.cache.addresses import Nearby, is_url
+from kdpipe.cache.addresses import Nearby, is_url, usual_folder
 from kdpipe.cache.reader import Cache
 from kdpipe.schemas.errors import ConfigError, Incompatible
 from kdpipe.schemas.plan import SplitName
@@ -41,10 +40,5 @@ def _nearby(settings: CacheSettings, path: str) -> Nearby | None:
                     f"cache.{name} is for caches behind a URL, and {path} is a folder", hint="leave it out"
                 )
         return None
-    folder = Path(settings.dir).expanduser() if settings.dir is not None else _usual_folder()
+    folder = Path(settings.dir).expanduser() if settings.dir is not None else usual_folder()
     return Nearby(folder=folder.absolute(), limit=settings.limit or LIMIT)
-
-
-def _usual_folder() -> Path:
-    """Where programs of this machine keep what they can fetch again."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kdpipe"

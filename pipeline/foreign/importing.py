@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kdpipe.cache.inspect import inspect_cache
+from kdpipe.cache.verify.first import remember_written
 from kdpipe.cache.writer import CacheWriter, create_cache
 from kdpipe.pipeline.data.parts import make_plan, rows_of_a_part
 from kdpipe.pipeline.data.row_files import RowFile
@@ -64,6 +65,7 @@ def import_cache(settings: ImportSettings, watch: Watch) -> ImportReport:
     cache.publish_tables({"ids_by_rank": np.argsort(-survey.token_counts, kind="stable").astype(np.uint32)})
     made = _make_parts(cache, source, survey, token_sizes(tokenizer), watch)
     cache.seal()
+    remember_written(cache, watch)
     return _report(settings, source.form.facts, survey, made, time.perf_counter() - started)
 
 

@@ -23,6 +23,7 @@ MAY_DIFFER: Final = (
     "settings.cache.pin",
     "settings.cache.dir",
     "settings.cache.limit",
+    "settings.cache.verify",
     "settings.student.name",
     "settings.student.gradient_checkpointing",
     "settings.out",

@@ -86,6 +86,7 @@ TYPED = [
     ("--out", "runs/b", "out", "runs/b"),
     ("--allow-partial", None, "cache.allow_partial", True),
     ("--pin", "0123456789abcdef", "cache.pin", "0123456789abcdef"),
+    ("--verify", "always", "cache.verify", "always"),
     ("--cache-dir", "/near", "cache.dir", "/near"),
     ("--cache-limit", "20GB", "cache.limit", 20_000_000_000),
     ("--mode", "logit", "losses.mode", "logit"),

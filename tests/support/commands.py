@@ -20,7 +20,7 @@ STAGE_ONE = {
 }  # fmt: skip
 # What `train` can be told: DESIGN 5 and issue 4.
 STAGE_TWO = {
-    "--from-cache", "--allow-partial", "--pin",
+    "--from-cache", "--allow-partial", "--pin", "--verify",
     "--cache-dir", "--cache-limit", "--student", "--out", "--mode", "--alpha", "--temperature", "--lr", "--epochs",
     "--max-steps", "--batch-size", "--accumulate", "--precision", "--guard", "--lora", "--report-to", "--seed",
     "--config", "--set", "--json",
@@ -44,6 +44,7 @@ SURFACE: dict[str, tuple[set[str], set[str]]] = {
             "--limit",
             "--tasks",
             "--allow-partial",
+            "--verify",
             "--device",
             "--batch-size",
             "--json",

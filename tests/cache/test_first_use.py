@@ -1,0 +1,293 @@
+"""A cache is checked to the last byte before its first use on a machine, and that is remembered outside of it."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from kdpipe.cache import layout, open_cache
+from kdpipe.cache.store import LocalStore
+from kdpipe.cache.verify.first import check_before_use, remember_written, verify_and_remember
+from kdpipe.cache.verify.memory import FOLDER
+from kdpipe.schemas.errors import CacheDamaged, CacheIncomplete, ConfigError, Interrupted
+from support.children import mount_memory, mounted, remount
+from support.heard import HeardTraining
+from support.tiny import begin_cache, copy_cache, flip_bit, make_cache, write_part
+
+SHARD = f"parts/00001/{layout.array_shard('id')}"
+
+
+@pytest.fixture
+def memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A memory that knows nothing yet; nothing here is about the disk, which is not waited for."""
+    monkeypatch.setattr(os, "fsync", lambda _descriptor: None)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    return tmp_path / "home" / "kdpipe" / FOLDER
+
+
+@pytest.fixture
+def cache(tmp_path: Path, memory: Path) -> Path:
+    """A finished cache of four parts, which nobody remembers."""
+    make_cache(tmp_path / "cache")
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def viewed(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """The files of caches that are opened, by name: every byte of a local file is read through one of these."""
+    names: list[str] = []
+    opened = LocalStore._open
+
+    def noted(store: LocalStore, name: str) -> tuple[int, int]:
+        names.append(name)
+        return opened(store, name)
+
+    monkeypatch.setattr(LocalStore, "_open", noted)
+    yield names
+
+
+def use(cache: Path, when: str | None = None) -> HeardTraining:
+    """Check a cache as a command that is about to use it does; what is said of it."""
+    told = HeardTraining()
+    check_before_use(cache, when, told)  # type: ignore[arg-type]  # mypy takes no str for a Literal
+    return told
+
+
+def of_parts(names: list[str]) -> set[str]:
+    return {name for name in names if name.startswith("parts/")}
+
+
+def test_the_first_use_checks_every_byte_and_the_second_reads_nothing_of_the_parts(
+    cache: Path, memory: Path, viewed: list[str]
+) -> None:
+    first = use(cache)
+    n_bytes = sum(row.n_bytes for row in open_cache(cache).parts)
+    records = sum((cache / layout.part_dir(n) / layout.PART_RECORD).stat().st_size for n in range(4))
+    assert first.said[0] == (
+        f"every byte of {cache} is checked before its first use here: 4 parts, {n_bytes - records:,} bytes"
+    )
+    assert first.said[1].startswith(f"{cache} is as it was written (")
+    files = {f.relative_to(cache).as_posix() for f in cache.rglob("parts/**/*") if f.is_file()}
+    assert of_parts(viewed) == files
+    viewed.clear()
+    second = use(cache)
+    assert second.said == second.warned == []
+    assert not of_parts(viewed)
+    assert len(list(memory.iterdir())) == 1
+
+
+def test_damage_is_found_at_the_first_use_although_sizes_are_right(cache: Path, memory: Path) -> None:
+    flip_bit(cache / SHARD, 3)
+    for _ in range(2):
+        with pytest.raises(CacheDamaged) as told:
+            use(cache)
+        assert told.value.message == (
+            f"{cache} is damaged: {SHARD}: its bytes are not those that were written (sha256 differs)"
+        )
+        assert str(told.value.hint).startswith(f"`kdpipe cache verify {cache}` names all that is wrong, and with --re")
+        assert told.value.exit_code == 3
+    assert not memory.exists()
+
+
+def test_a_missing_file_and_a_damaged_table_are_damage(cache: Path) -> None:
+    (cache / SHARD).unlink()
+    with pytest.raises(CacheDamaged, match=r"is damaged: parts/00001/.*: the file is missing"):
+        use(cache)
+    shutil.rmtree(cache)
+    make_cache(cache)
+    flip_bit(cache / layout.table_file("ids_by_rank"), 0)
+    with pytest.raises(CacheDamaged, match=r"is damaged: tables/ids_by_rank\.bin: its bytes are not those"):
+        use(cache)
+
+
+def test_what_only_lies_beside_a_cache_is_no_damage(cache: Path) -> None:
+    for name in (".DS_Store", "parts/.DS_Store", "tables/.DS_Store", "journal/notes.txt"):
+        (cache / name).parent.mkdir(exist_ok=True)
+        (cache / name).write_text("x")
+    assert len(use(cache).said) == 2
+    assert not verify_and_remember(str(cache), "fast", HeardTraining()).ok
+
+
+@pytest.mark.parametrize("name", [SHARD, layout.INDEX, layout.MANIFEST, layout.table_file("ids_by_rank")])
+def test_a_file_with_another_time_has_the_cache_checked_again(cache: Path, name: str) -> None:
+    use(cache)
+    os.utime(cache / name, (1, 1))
+    assert len(use(cache).said) == 2
+    assert use(cache).said == []
+
+
+def test_a_file_that_was_replaced_with_its_old_time_has_the_cache_checked_again(cache: Path) -> None:
+    use(cache)
+    before = (cache / SHARD).stat()
+    flip_bit(cache / SHARD, 3)
+    os.utime(cache / SHARD, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert (cache / SHARD).stat().st_mtime_ns == before.st_mtime_ns
+    with pytest.raises(CacheDamaged, match="its bytes are not those that were written"):
+        use(cache)
+
+
+def test_a_copy_in_another_folder_is_checked_for_itself(cache: Path, tmp_path: Path, memory: Path) -> None:
+    use(cache)
+    copy = copy_cache(cache, tmp_path / "copy")
+    assert len(use(copy).said) == 2
+    assert use(copy).said == use(cache).said == []
+    (tmp_path / "link").symlink_to(copy)
+    assert use(tmp_path / "link").said == []
+    assert len(list(memory.iterdir())) == 2
+
+
+def test_another_cache_in_the_same_folder_is_checked(cache: Path, tmp_path: Path) -> None:
+    use(cache)
+    shutil.rmtree(cache)
+    make_cache(cache)
+    assert len(use(cache).said) == 2
+
+
+def test_always_checks_each_time_and_never_does_not_at_all(cache: Path, viewed: list[str]) -> None:
+    assert len(use(cache, "always").said) == 2
+    assert len(use(cache, "always").said) == 2
+    flip_bit(cache / SHARD, 3)
+    viewed.clear()
+    assert use(cache, "never").said == []
+    assert viewed == []
+
+
+def test_an_unfinished_cache_is_not_checked_and_says_so_when_asked(tmp_path: Path, memory: Path) -> None:
+    write_part(begin_cache(tmp_path / "begun"), 0)
+    assert use(tmp_path / "begun").said == []
+    with pytest.raises(CacheIncomplete, match="is unfinished, and only a finished cache can be checked") as told:
+        use(tmp_path / "begun", "always")
+    assert told.value.hint == "finish it, or leave --verify (cache.verify) out"
+    assert not memory.exists()
+
+
+def test_when_to_check_is_not_said_of_a_cache_behind_a_url() -> None:
+    check_before_use("memory://nowhere", None, HeardTraining())
+    with pytest.raises(ConfigError, match="the parts of memory://nowhere are checked as they are fetched") as told:
+        check_before_use("memory://nowhere", "always", HeardTraining())
+    assert told.value.hint == "leave --verify (cache.verify) out"
+
+
+@pytest.mark.parametrize("data", [b"", b"{}", b"not JSON", b'{"cache_id":"x","files":"y","path":"z"}', b"\xff\xfe"])
+def test_a_broken_memory_has_the_cache_checked_again_and_is_replaced(cache: Path, memory: Path, data: bytes) -> None:
+    use(cache)
+    (file,) = memory.iterdir()
+    file.write_bytes(data)
+    told = use(cache)
+    assert told.warned[0].startswith("what is remembered of this cache is of no use, it is checked again: ")
+    assert str(file) in told.warned[0]
+    assert len(told.said) == 2
+    assert use(cache).said == []
+    assert list(memory.iterdir()) == [file]
+
+
+def test_a_memory_that_cannot_be_written_stops_nothing(cache: Path, memory: Path) -> None:
+    memory.parent.parent.mkdir()
+    memory.parent.write_text("a file where a folder is due")
+    for _ in range(2):
+        told = use(cache)
+        assert len(told.said) == 2
+        assert told.warned[-1].startswith("that the cache is good could not be remembered, it is checked again the ne")
+
+
+def test_a_memory_that_cannot_be_read_stops_nothing(cache: Path, memory: Path) -> None:
+    use(cache)
+    (file,) = memory.iterdir()
+    file.unlink()
+    file.mkdir()
+    told = use(cache)
+    assert len(told.said) == 2
+    assert "cannot be read: Is a directory" in told.warned[0]
+    assert "could not be remembered" in told.warned[1]
+
+
+def test_a_machine_without_a_home_folder_checks_each_time(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def nowhere() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", nowhere)
+    told = use(cache)
+    assert len(told.said) == 2
+    assert told.warned == [
+        "no cache that is found good can be remembered: there is no folder to keep things in: "
+        "Could not determine home directory."
+    ]
+
+
+def test_a_read_only_cache_is_checked_and_remembered(cache: Path, tmp_path: Path) -> None:
+    def work() -> str:
+        mount_memory(tmp_path / "stick", 1 << 24)
+        copy_cache(cache, tmp_path / "stick" / "cache")
+        remount(tmp_path / "stick", 1 << 24, read_only=True)
+        return f"{len(use(tmp_path / 'stick' / 'cache').said)} {len(use(tmp_path / 'stick' / 'cache').said)}"
+
+    ended = mounted(work)
+    assert (ended.code, ended.said) == (0, "2 0")
+
+
+def test_files_that_change_while_they_are_checked_are_not_remembered(
+    cache: Path, memory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = HeardTraining()
+
+    def change() -> bool:
+        os.utime(cache / SHARD, (1, 1))
+        return False
+
+    check_before_use(cache, None, told, change)
+    assert told.warned == [
+        f"files of {cache} were changed while they were checked: they are checked again the next time"
+    ]
+    assert not memory.exists()
+
+
+def test_a_check_stops_when_that_is_asked(cache: Path, memory: Path) -> None:
+    asked = iter([False, False, True])
+    with pytest.raises(Interrupted, match="asked to stop while the cache was checked") as told:
+        check_before_use(cache, None, HeardTraining(), lambda: next(asked))
+    assert told.value.exit_code == 75
+    assert not memory.exists()
+
+
+def test_a_long_check_says_how_far_it_is(cache: Path) -> None:
+    told = HeardTraining()
+    ticks = iter(range(0, 1000, 20))
+    check_before_use(cache, None, told, clock=lambda: float(next(ticks)))
+    assert [line for line in told.said if "parts are checked" in line] == [
+        f"{n} of 4 parts are checked" for n in (1, 3)
+    ]
+
+
+def test_a_cache_that_was_verified_is_not_checked_again(cache: Path) -> None:
+    assert verify_and_remember(str(cache), "fast", HeardTraining()).ok
+    assert len(use(cache, "always").said) == 2
+    os.utime(cache / SHARD, (1, 1))
+    assert verify_and_remember(str(cache), "full", HeardTraining()).ok
+    assert use(cache).said == []
+
+
+def test_a_writer_remembers_a_cache_all_of_whose_parts_it_wrote(tmp_path: Path, memory: Path) -> None:
+    told = HeardTraining()
+    writer = begin_cache(tmp_path / "made")
+    for number in writer.missing():
+        write_part(writer, number)
+    assert writer.wrote_all
+    writer.seal()
+    remember_written(writer, told)
+    assert told.warned == []
+    assert use(tmp_path / "made").said == []
+
+
+def test_a_writer_does_not_remember_what_another_wrote(tmp_path: Path, memory: Path) -> None:
+    write_part(begin_cache(tmp_path / "made"), 0)
+    writer = begin_cache(tmp_path / "made")
+    for number in writer.missing():
+        write_part(writer, number)
+    assert not writer.wrote_all
+    writer.seal()
+    remember_written(writer, HeardTraining())
+    assert not memory.exists()
+    assert len(use(tmp_path / "made").said) == 2

@@ -1,0 +1,46 @@
+"""A run checks its cache before it learns from it, once, and refuses a damaged copy before a folder is there."""
+
+from pathlib import Path
+
+import pytest
+
+from kdpipe.cache import layout
+from kdpipe.schemas.errors import CacheDamaged
+from support.heard import HeardTraining
+from support.stage_two import run, settings_for
+from support.tiny import copy_cache, flip_bit
+
+CHECKED = "is checked before its first use here"
+SMALL = {"run": {"max_steps": 1}, "evaluation": {"every": 1, "limit": 1}}
+
+
+def test_a_copy_is_checked_by_the_first_run_alone(folder: Path) -> None:
+    copy_cache(folder / "cache", folder / "moved")
+    heard = [HeardTraining(), HeardTraining()]
+    for number, watch in enumerate(heard):
+        run(settings_for(folder, f"moved-{number}", kept="moved", **SMALL), watch)
+    assert [sum(CHECKED in line for line in watch.said) for watch in heard] == [1, 0]
+
+
+def test_the_cache_that_stage_one_made_here_is_not_checked_again(folder: Path) -> None:
+    watch = HeardTraining()
+    run(settings_for(folder, "at-home", **SMALL), watch)
+    assert not [line for line in watch.said if CHECKED in line]
+
+
+def test_a_damaged_copy_is_refused_and_nothing_is_begun(folder: Path) -> None:
+    copy = copy_cache(folder / "cache", folder / "torn")
+    flip_bit(copy / "parts" / "00000" / layout.array_shard("id"), 5)
+    with pytest.raises(CacheDamaged, match="torn is damaged: parts/00000/targets") as told:
+        run(settings_for(folder, "never", kept="torn", **SMALL))
+    assert told.value.exit_code == 3
+    assert "--repair-from SRC" in str(told.value.hint)
+    assert not (folder / "never").exists()
+
+
+def test_a_run_goes_on_with_another_word_on_when_to_check(folder: Path) -> None:
+    run(settings_for(folder, "said", **SMALL))
+    heard = HeardTraining()
+    settings = settings_for(folder, "said", cache={"path": str(folder / "cache"), "verify": "always"}, **SMALL)
+    run(settings, heard)
+    assert [line for line in heard.said if CHECKED in line]
