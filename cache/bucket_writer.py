@@ -17,13 +17,13 @@ from typing import Any, TypeVar, final
 import numpy.typing as npt
 
 from kdpipe.cache import layout
+from kdpipe.cache.bucket_tables import BucketTables
 from kdpipe.cache.files import remove_dir
 from kdpipe.cache.index import IndexRow, read_index, write_index
 from kdpipe.cache.part_files import examine_part, read_part_record
 from kdpipe.cache.part_writer import PartWriter
 from kdpipe.cache.reader import committed_parts
 from kdpipe.cache.remote import RemoteFolder
-from kdpipe.cache.tables import write_tables
 from kdpipe.cache.transfer.patience import Patience
 from kdpipe.cache.writer import CacheWriter, create_cache, same_manifest
 from kdpipe.schemas.errors import CacheDamaged, CacheIncomplete, ConfigError
@@ -44,24 +44,20 @@ class BucketWriter(CacheWriter):
         create_cache(scratch / "cache", manifest)
         super().__init__(scratch / "cache", manifest)
         self._place, self._patience = place, patience
+        self._bucket_tables = BucketTables(place, patience, manifest, self.path)
 
     @property
     def has_tables(self) -> bool:
         """Whether the tables are there, sent by this worker or another."""
-        names = [layout.table_file(table.name) for table in self.manifest.tables]
-        if any(self._size(name) is None for name in names):
+        if not self._bucket_tables.are_there():
             return False
         self._adopt_tables()
         return True
 
     def publish_tables(self, tables: Mapping[str, npt.NDArray[Any]]) -> None:
-        """Send what was fitted, unless another worker was first: then its tables hold, each of them."""
+        """Send what was fitted, unless another worker was first: then its tables hold, all of them."""
         if not self.has_tables:
-            with tempfile.TemporaryDirectory(prefix="kdpipe-tables-") as folder:
-                write_tables(Path(folder), self.manifest, tables)
-                for table in self.manifest.tables:
-                    data = (Path(folder) / f"{table.name}.bin").read_bytes()
-                    self._create(layout.table_file(table.name), data)
+            self._bucket_tables.publish(tables)
             self._adopt_tables()
 
     def publish_tokenizer(self, files: Mapping[str, bytes]) -> None:
@@ -120,6 +116,7 @@ class BucketWriter(CacheWriter):
         buffer = io.BytesIO()
         identity = write_index(buffer, self.manifest, [self._checked(number) for number in there])
         self._create(layout.INDEX, buffer.getvalue())
+        self._bucket_tables.tidy()
         stated = self._through(lambda: read_index(self._place, self.manifest))[1]
         if stated != identity:
             raise CacheDamaged(
@@ -158,16 +155,8 @@ class BucketWriter(CacheWriter):
 
     def _adopt_tables(self) -> None:
         """Have the tables here that are there, whoever made them."""
-        folder = self.path / layout.TABLES
-        for table in self.manifest.tables:
-            name = layout.table_file(table.name)
-            data = self._read(name, table.n_bytes)
-            folder.mkdir(exist_ok=True)
-            (self.path / name).write_bytes(data)
+        self._bucket_tables.adopt()
         self._table_records = self._rank_of_id = None
-
-    def _size(self, name: str) -> int | None:
-        return self._through(lambda: self._place.size(name))
 
     def _read(self, name: str, limit: int) -> bytes:
         return self._through(lambda: self._place.read(name, limit))

@@ -21,6 +21,9 @@ TOP_LEVEL = frozenset({MANIFEST, INDEX, PARTS, TABLES, TOKENIZER, JOURNAL, WORK}
 SIGNATURE = "manifest.sig"
 BESIDE = frozenset({"README.md", "LICENSE", ".gitattributes", SIGNATURE})
 
+# Which of several sets of tables counts, while they get their names.
+TABLE_SET = f"{WORK}/tables.json"
+
 PART_RECORD = "part.json"
 SEQUENCES = "sequences.arrow"
 TEXT = "text.arrow"
@@ -53,6 +56,11 @@ def within_part(name: str) -> tuple[str, str] | None:
 def table_file(name: str) -> str:
     """The file of a table."""
     return f"{TABLES}/{name}.bin"
+
+
+def table_aside(sha256: str) -> str:
+    """A table that has no name yet, where several cannot get theirs at once."""
+    return f"{WORK}/{TABLES}/{sha256}.bin"
 
 
 def journal_file(number: int) -> str:
