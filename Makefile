@@ -3,13 +3,19 @@
 #   make check    ruff, mypy, fast tests                  make soak    the long versions of the tests
 #   make bench    the benchmarks, as JSON                 make setup   the .venv alone
 # PYTHON=...       another interpreter                    TORCH_INDEX=...  another package index for torch
+# NEWEST=...       Python 3.12 or later for the second environment of `make test`, which opens the first one's caches
 
 PYTHON ?= $(shell for p in python3.11 python3 python; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $$p && break; done)
+NEWEST ?= $(shell for p in python3.14 python3.13 python3.12 python3 \
+	$$(ls -d "$${PYENV_ROOT:-$$HOME/.pyenv}"/versions/3.1[2-9].[0-9]*/bin/python 2>/dev/null | sort --reverse); do \
+	$$p -c 'import sys, venv; sys.exit(sys.version_info < (3, 12))' >/dev/null 2>&1 && echo $$p && break; done)
 TORCH_INDEX ?=
 BIN := .venv/bin
 STAMP := .venv/.installed
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt
+NEWEST_STAMP := .venv-newest/.installed
+NEWEST_PIP := .venv-newest/bin/python -m pip install --disable-pip-version-check --quiet
 PYTEST := $(BIN)/pytest -n 2
 
 .PHONY: setup demo check test soak bench lint
@@ -26,6 +32,16 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PIP) --no-build-isolation --editable ".[dev]"
 	@touch $(STAMP)
 
+$(NEWEST_STAMP): pyproject.toml requirements-newest.txt
+	@newest="$(NEWEST)"; set -e; \
+	if test -z "$$newest"; then \
+		echo "found no Python 3.12 or later to test two environments: make test NEWEST=/path/to/python3.13" >&2; exit; fi; \
+	echo "setting up .venv-newest with $$newest: half a minute" >&2; \
+	$$newest -m venv --clear .venv-newest; \
+	$(NEWEST_PIP) --requirement requirements-newest.txt; \
+	$(NEWEST_PIP) --no-deps --no-build-isolation --editable .; \
+	touch $@
+
 demo: setup
 	$(BIN)/kdpipe demo --out runs/demo
 
@@ -37,7 +53,7 @@ lint: setup
 check: lint
 	$(PYTEST) -m "not slow and not soak and not gpu"
 
-test: lint
+test: lint $(NEWEST_STAMP)
 	$(PYTEST) -m "not soak and not gpu"
 
 soak: setup
