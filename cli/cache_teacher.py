@@ -113,6 +113,8 @@ def _documents(report: "StageOneReport") -> list[Fact]:
         told.append(f"{report.bad_rows:,} bad rows left out")
     if report.cut_documents:
         told.append(f"{report.cut_documents:,} longer than a sequence")
+    if report.unlearnable_documents:
+        told.append(f"{report.unlearnable_documents:,} left out that cannot be learnt")
     if report.known_documents:
         told.append(f"{report.known_documents:,} left out that were there already")
     return [("documents", ", ".join(told))] if told else []

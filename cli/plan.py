@@ -88,7 +88,8 @@ def _time(report: "PlanReport") -> list[Fact]:
         if probe.entries_per_position is not None:
             told.append(f"{probe.entries_per_position:.1f} entries a position")
         facts.append(("probe", ", ".join(told)))
-    facts.append(("time", "not known without --probe" if report.hours is None else duration(report.hours * 3600)))
+    time = "not known without --probe" if report.hours is None else duration(report.hours * 3600)
+    facts.append(("time", time if report.workers == 1 else f"{time}, {report.workers:,} workers at once"))
     if report.break_even_runs is not None:
         runs = report.break_even_runs
         facts.append(("pays off", f"from {runs:,} student {'run' if runs == 1 else 'runs'} on"))

@@ -52,9 +52,9 @@ def work(settings: StageOne, shard: Shard, watch: Watch) -> StageOneReport:
     tally = Tally(started=time.perf_counter())
     check_out(settings)
     extension = open_extension(settings)
-    tokenizer, _ = look_first(settings)
+    tokenizer, ahead = look_first(settings, watch)
     inputs = read_inputs(settings, watch, tokenizer)
-    speaker = open_speaker(settings, tokenizer)
+    speaker = open_speaker(settings, tokenizer, ahead)
     if not is_begun(settings.out):
         inputs.corpus.check_lengths(speaker.sequence_length)
     manifest, old = make_manifest(settings, inputs, speaker), None
@@ -82,9 +82,9 @@ def dry_run(settings: StageOne, watch: Watch) -> StageOneReport:
     tally = Tally(started=time.perf_counter())
     settings = one_device_each(settings)[0]
     check_out(settings)
-    tokenizer, _ = look_first(settings)
+    tokenizer, ahead = look_first(settings, watch)
     inputs = read_inputs(settings, watch, tokenizer)
-    speaker = open_speaker(settings, tokenizer)
+    speaker = open_speaker(settings, tokenizer, ahead)
     manifest = make_manifest(settings, inputs, speaker)
     extension = open_extension(settings)
     whole = manifest if extension is None else extension.extended(manifest)
@@ -116,6 +116,7 @@ def _report(cache: str, summary: CacheSummary, inputs: Inputs, tally: Tally) -> 
         bad_rows=inputs.corpus.bad_rows[0],
         cut_documents=counts.split_documents + counts.truncated_documents,
         known_documents=counts.known_documents,
+        unlearnable_documents=counts.unlearnable_documents,
         fidelity=summary.fidelity,
         seconds=tally.seconds,
     )
@@ -135,6 +136,7 @@ def _together(reports: Sequence[StageOneReport], seconds: float) -> StageOneRepo
             "batches_halved": sum(report.batches_halved for report in reports),
             "cut_documents": sum(report.cut_documents for report in reports),
             "known_documents": sum(report.known_documents for report in reports),
+            "unlearnable_documents": sum(report.unlearnable_documents for report in reports),
             "seconds": seconds,
         }
     )

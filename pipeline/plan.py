@@ -11,6 +11,7 @@ from kdpipe.pipeline.capture.estimate import Extent, bytes_per_position, extent_
 from kdpipe.pipeline.capture.inputs import Inputs, read_inputs
 from kdpipe.pipeline.capture.probe import Probed, run_probe
 from kdpipe.pipeline.capture.speaker import Prospect
+from kdpipe.pipeline.capture.workers import one_device_each
 from kdpipe.pipeline.watch import Watch
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.report import PlanReport
@@ -25,7 +26,7 @@ DOCUMENT_ROWS = 500.0
 def plan(settings: StageOne, *, tokens: int | None, probe_seconds: float | None, watch: Watch) -> PlanReport:
     """The plan for some data, for a number of tokens, or for a number of tokens of such data."""
     _check(settings, tokens, probe_seconds)
-    tokenizer, ahead = look_first(settings)
+    tokenizer, ahead = look_first(settings, watch)
     inputs = read_inputs(settings, watch, tokenizer) if settings.data.path is not None else None
     extent, document_rows = _extent(settings, inputs, ahead, tokens)
     rows, positions = sum(extent.rows.values()), sum(extent.positions.values())
@@ -33,7 +34,8 @@ def plan(settings: StageOne, *, tokens: int | None, probe_seconds: float | None,
         ahead.targets, ahead.hidden, tokenizer.record.vocabulary_size, rows / max(positions, 1), document_rows
     )
     notes = [ANY_TEXT] if inputs is None else []
-    probed = _probe(settings, inputs, probe_seconds)
+    workers = one_device_each(settings)
+    probed = _probe(workers[0], inputs, probe_seconds)
     if probed is not None:
         sizes, entries = probed.bytes_per_position, probed.entries_per_position
     elif ahead.targets.has_entries:
@@ -49,9 +51,10 @@ def plan(settings: StageOne, *, tokens: int | None, probe_seconds: float | None,
         entries_per_position=entries,
         bytes_per_position=sizes,
         bytes=round(sizes["total"] * positions),
-        memory=memory_of(ahead.shape, ahead.dtype, ahead.batch_tokens, ahead.device.type == "cpu"),
+        memory=memory_of(ahead),
         probe=None if probed is None else probed.report(),
-        hours=None if probed is None else positions / probed.positions_per_second / 3600,
+        workers=len(workers),
+        hours=None if probed is None else positions / (len(workers) * probed.positions_per_second) / 3600,
         break_even_runs=None if probed is None else _break_even(probed),
         notes=tuple(notes),
     )
@@ -75,7 +78,7 @@ def _extent(settings: StageOne, inputs: Inputs | None, ahead: Prospect, tokens: 
         return extent_for(tokens, ahead.sequence_length), DOCUMENT_ROWS
     sequences = settings.sequences
     planned = inputs.corpus.plan(ahead.sequence_length, packed=sequences.pack, part_rows=sequences.part_rows)
-    found = extent_of(inputs.corpus, planned, truncated=settings.data.long_documents == "truncate")
+    found = extent_of(inputs.corpus, planned)
     document_rows = sum(found.rows.values()) / max(sum(found.documents.values()), 1)
     return (found if tokens is None else scaled(found, tokens)), document_rows
 

@@ -36,6 +36,10 @@ class ConfigError(UsageError):
     """A setting, a configuration file or a path given by a person is wrong."""
 
 
+class Unlearnable(ConfigError):
+    """A document of which what was asked for cannot be learnt: it is refused, or left out where a person said so."""
+
+
 class CacheError(KdpipeError):
     """The parent of what can be wrong with a cache."""
 

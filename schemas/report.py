@@ -87,16 +87,18 @@ class StageOneReport(Record):
     bad_rows: int
     cut_documents: int
     known_documents: int = 0
+    unlearnable_documents: int = 0
     fidelity: FidelitySummary | None
     seconds: float
 
 
 class Memory(Record):
-    """Bytes that the teacher's device and the writer need at once."""
+    """Bytes that are needed at once: on the teacher's device, then for answers that wait on the host, and to write."""
 
     weights: int
     activations: int
     logits_chunk: int
+    answers: int
     writer: int
     total: int
 
@@ -113,8 +115,9 @@ class Probe(Record):
 class PlanReport(Record):
     """What a run of `cache-teacher` would take; by split where a mapping says so.
 
-    `bytes_per_position` is by array with its `total`; `break_even_runs` is the number of students from which on the
-    cache takes less time than a teacher that runs along.
+    `bytes_per_position` is by array with its `total`; `memory` is that of one worker, `hours` those of all `workers`
+    at once; `break_even_runs` is the number of students from which on the cache takes less time than a teacher that
+    runs along.
     """
 
     teacher: str | None
@@ -129,6 +132,7 @@ class PlanReport(Record):
     bytes: int
     memory: Memory
     probe: Probe | None
+    workers: int
     hours: float | None
     break_even_runs: int | None
     notes: tuple[str, ...]

@@ -59,6 +59,7 @@ class DataSettings(Record):
     chat_template: Name | None = None
     append_stop: bool = True
     long_documents: Literal["split", "truncate", "refuse"] = "split"
+    unlearnable: Literal["refuse", "leave_out"] = "refuse"
     max_bad_rows: int = Field(default=100, ge=0)
     max_document_bytes: int = Field(default=1 << 21, ge=1, le=1 << 21)
 

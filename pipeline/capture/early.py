@@ -13,21 +13,32 @@ from kdpipe.cache import layout
 from kdpipe.cache.addresses import check_address, is_url
 from kdpipe.cache.remote import RemoteFolder
 from kdpipe.cache.writer import refuse_foreign_folder
-from kdpipe.pipeline.capture.inputs import read_tokenizer
+from kdpipe.pipeline.capture.inputs import ASKED_HUB, read_tokenizer
 from kdpipe.pipeline.capture.speaker import Prospect, look_ahead
 from kdpipe.pipeline.data.tokenizer import LoadedTokenizer
+from kdpipe.pipeline.models.folders import local_folder
 from kdpipe.pipeline.teachers.shape import teacher_shape
+from kdpipe.pipeline.watch import Watch
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.stage_one import StageOne
 
 
-def look_first(settings: StageOne) -> tuple[LoadedTokenizer, Prospect]:
+def look_first(settings: StageOne, watch: Watch) -> tuple[LoadedTokenizer, Prospect]:
     """Look at the teacher's config, then at its tokenizer, then at whether both go with what is asked for."""
+    shape = None
     if settings.targets.kind != "none" and settings.teacher.name is not None:
         # What is wrong with a whole model folder is not said of the tokenizer in it.
-        teacher_shape(settings.teacher)
+        _tell_of_hub(settings.teacher.name, watch)
+        shape = teacher_shape(settings.teacher)
+    if settings.teacher.tokenizer is not None:
+        _tell_of_hub(settings.teacher.tokenizer, watch)
     tokenizer = read_tokenizer(settings)
-    return tokenizer, look_ahead(settings, tokenizer)
+    return tokenizer, look_ahead(settings, tokenizer, shape)
+
+
+def _tell_of_hub(name: str, watch: Watch) -> None:
+    if local_folder(name) is None:
+        watch.say(ASKED_HUB.format(name))
 
 
 def is_begun(folder: str) -> bool:

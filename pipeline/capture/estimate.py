@@ -11,9 +11,12 @@ from typing import Any
 
 from kdpipe.cache.inspect import inspect_cache
 from kdpipe.cache.writer import create_cache
+from kdpipe.pipeline.capture.speaker import Prospect
+from kdpipe.pipeline.capture.waiting import row_bytes, waiting_sequences, window_rows
 from kdpipe.pipeline.data.corpus import Corpus
 from kdpipe.pipeline.data.parts import rows_of_a_part
-from kdpipe.pipeline.models.shapes import DTYPE_BYTES, ModelShape
+from kdpipe.pipeline.data.tokenise import Counts
+from kdpipe.pipeline.models.shapes import DTYPE_BYTES
 from kdpipe.pipeline.synthetic import Recipe, synthetic_manifest, synthetic_part, synthetic_tables
 from kdpipe.pipeline.teachers.reading import CPU_LOGITS_BYTES, GPU_LOGITS_BYTES
 from kdpipe.schemas.arrays import default_arrays
@@ -70,21 +73,19 @@ def scaled(extent: Extent, n_tokens: int) -> Extent:
     )
 
 
-def extent_of(corpus: Corpus, plan: Plan, *, truncated: bool = False) -> Extent:
+def extent_of(corpus: Corpus, plan: Plan) -> Extent:
     """Rows and positions of documents that are not tokenised yet, from those of a sample."""
-    pieces = list(corpus.spread_pieces("train", SAMPLE_DOCUMENTS, plan.sequence_length))
-    kept = 1.0
-    if truncated:
-        firsts = [piece for piece in pieces if piece.offset == 0]
-        kept = sum(map(len, firsts)) / max(sum(map(len, pieces)), 1)
-        pieces = firsts
-    n_rows = sum(len(piece) for piece in pieces)
-    learnt = sum(int(piece.loss_mask.sum()) for piece in pieces) / max(n_rows, 1)
+    counts = Counts()
+    pieces = list(corpus.spread_pieces("train", SAMPLE_DOCUMENTS, plan.sequence_length, counts))
+    kept = counts.tokens / max(counts.tokens + counts.untaught_tokens, 1)
+    learnt = counts.positions / max(counts.tokens, 1)
     documents: dict[str, int] = {split: n for split, n in corpus.splits.items() if n}
     rows: dict[str, int] = {
-        split: round(corpus.expected_tokens(split) * kept) for split, n in corpus.splits.items() if n
+        split: round(float(corpus.expected_tokens(split, plan.sequence_length).sum()) * kept)
+        for split, n in corpus.splits.items()
+        if n
     }
-    mean = n_rows / max(len(pieces), 1)
+    mean = counts.tokens / max(len(pieces), 1)
     per_sequence = plan.sequence_length if plan.packed else mean
     return Extent(
         documents=documents,
@@ -149,12 +150,22 @@ def _recipe(targets: TargetSpec, vocabulary_size: int) -> Recipe:
     )
 
 
-def memory_of(shape: ModelShape | None, dtype: str, batch_tokens: int, on_cpu: bool) -> Memory:
-    """Bytes at once, on the teacher's device and for the writer."""
-    weights = activations = logits = 0
-    if shape is not None:
-        weights = shape.parameter_bytes(dtype)
-        activations = int(batch_tokens * shape.width * LIVE_WIDTHS * DTYPE_BYTES[dtype])
+def memory_of(ahead: Prospect) -> Memory:
+    """Bytes at once, of one worker: on the teacher's device, and on the host for answers that wait and to write."""
+    weights = activations = logits = answers = 0
+    if ahead.shape is not None:
+        on_cpu = ahead.device.type == "cpu"
+        weights = ahead.shape.parameter_bytes(ahead.dtype)
+        activations = int(ahead.batch_tokens * ahead.shape.width * LIVE_WIDTHS * DTYPE_BYTES[ahead.dtype])
         logits = 2 * (CPU_LOGITS_BYTES if on_cpu else GPU_LOGITS_BYTES)
-    parts = {"weights": weights, "activations": activations, "logits_chunk": logits, "writer": WRITER_BYTES}
+        kept, length = (ahead.targets, ahead.hidden), ahead.sequence_length
+        n_rows = window_rows(*kept, ahead.batch_tokens) + waiting_sequences(*kept, length) * length
+        answers = n_rows * row_bytes(*kept)
+    parts = {
+        "weights": weights,
+        "activations": activations,
+        "logits_chunk": logits,
+        "answers": answers,
+        "writer": WRITER_BYTES,
+    }
     return Memory(**parts, total=sum(parts.values()))

@@ -7,6 +7,7 @@ Before it: `pipeline/data`. After it: `identity.py`, `parts.py`.
 from dataclasses import dataclass
 
 from kdpipe.pipeline.data.corpus import Corpus, open_corpus
+from kdpipe.pipeline.data.sources import is_of_hub
 from kdpipe.pipeline.data.tokenise import Counts
 from kdpipe.pipeline.data.tokenizer import LoadedTokenizer, load_tokenizer
 from kdpipe.pipeline.watch import Watch
@@ -15,6 +16,8 @@ from kdpipe.schemas.stage_one import StageOne
 
 SHOWN_BAD_ROWS = 3
 SHOWN_LINES = 20
+# A hub that does not answer is tried for half a minute.
+ASKED_HUB = "{} is nothing here: it is looked for on the hub"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +31,9 @@ class Inputs:
 def read_inputs(settings: StageOne, watch: Watch, tokenizer: LoadedTokenizer | None = None) -> Inputs:
     """Load the tokenizer, unless it is there already, go through the documents once, and say what was found."""
     tokenizer = tokenizer or read_tokenizer(settings)
+    for name in (settings.data.path, settings.data.val_path):
+        if name is not None and is_of_hub(name):
+            watch.say(ASKED_HUB.format(name))
     corpus = open_corpus(settings.data, tokenizer)
     _describe(corpus, watch)
     return Inputs(tokenizer=tokenizer, corpus=corpus)
@@ -58,8 +64,9 @@ def _describe(corpus: Corpus, watch: Watch) -> None:
         left_out = "1 row is left out" if n_bad == 1 else f"{n_bad:,} rows are left out. The first"
         watch.warn(f"{left_out}: {'; '.join(first[:SHOWN_BAD_ROWS])}")
     learnt = "every token is learnt" if corpus.loss == "all" else "what is learnt stands between « and »"
-    shown = "".join(f"«{text}»" if is_learnt and corpus.loss != "all" else text for text, is_learnt in corpus.sample())
-    watch.say(f"sample     {corpus.place('train', 0)}, {learnt}:")
+    place, runs = corpus.sample()
+    shown = "".join(f"«{text}»" if is_learnt and corpus.loss != "all" else text for text, is_learnt in runs)
+    watch.say(f"sample     {place}, {learnt}:")
     for line in shown.splitlines()[:SHOWN_LINES]:
         watch.say(f"  | {line}")
 
@@ -81,6 +88,9 @@ def explain_cuts(counts: Counts, length: int, watch: Watch) -> None:
         n, were = _of(counts.known_documents, "document", "documents"), _were(counts.known_documents)
         others = f", and {_of(counts.known_pieces, 'piece', 'pieces')} of others" if counts.known_pieces else ""
         watch.say(f"{n} {were} left out that the extended cache has{others}")
+    if counts.unlearnable_documents:
+        n, were = _of(counts.unlearnable_documents, "document", "documents"), _were(counts.unlearnable_documents)
+        watch.warn(f"{n} that cannot be learnt {were} left out. The first: {'; '.join(counts.unlearnable)}")
     if counts.empty_documents:
         n, were = _of(counts.empty_documents, "document", "documents"), _were(counts.empty_documents)
         watch.warn(f"{n} without tokens {were} left out")

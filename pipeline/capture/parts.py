@@ -16,6 +16,7 @@ from kdpipe.cache.writer import CacheWriter
 from kdpipe.pipeline.capture.sequences import Group, arrange, batches_in_order
 from kdpipe.pipeline.capture.speaker import Speaker
 from kdpipe.pipeline.capture.turns import is_free
+from kdpipe.pipeline.capture.waiting import WINDOW_BATCHES, window_rows
 from kdpipe.pipeline.capture.writing import PartInbox, WritingThread
 from kdpipe.pipeline.data.corpus import Corpus
 from kdpipe.pipeline.data.packing import pack
@@ -39,12 +40,13 @@ class ReadPart:
         return sum(int(piece.loss_mask.sum()) for piece in self.pieces)
 
 
-def read_part(corpus: Corpus, plan: Plan, number: int, batch_tokens: int) -> ReadPart:
-    """Tokenise and pack the documents of a part."""
+def read_part(corpus: Corpus, plan: Plan, number: int, batch_tokens: int, window_rows: int | None = None) -> ReadPart:
+    """Tokenise and pack the documents of a part; its pieces are sorted within so many rows, or within many batches."""
     part = plan.part(number)
     pieces = list(corpus.pieces(part.split, part.first_document, part.n_documents, plan.sequence_length))
     groups = pack(pieces, plan.sequence_length, plan.packed)
-    return ReadPart(number=number, pieces=pieces, groups=groups, batches=batches_in_order(pieces, groups, batch_tokens))
+    batches = batches_in_order(pieces, groups, batch_tokens, window_rows or WINDOW_BATCHES * batch_tokens)
+    return ReadPart(number=number, pieces=pieces, groups=groups, batches=batches)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -102,9 +104,10 @@ class PartMaker:
         """Read the documents of the part after this one in the background."""
         with ThreadPoolExecutor(1, thread_name_prefix="reading") as executor:
             ahead: Future[ReadPart] | None = None
-            plan = self._cache.manifest.plan
+            plan, batch_tokens = self._cache.manifest.plan, self._speaker.batch_tokens
+            window = window_rows(self._asked.targets, self._asked.hidden, batch_tokens)
             for number in numbers:
-                coming = executor.submit(read_part, self._corpus, plan, number, self._speaker.batch_tokens)
+                coming = executor.submit(read_part, self._corpus, plan, number, batch_tokens, window)
                 if ahead is not None:
                     yield ahead.result()
                 ahead = coming

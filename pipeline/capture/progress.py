@@ -23,7 +23,7 @@ class Follower:
         missing, plan = cache.missing(), cache.manifest.plan
         mine = [number for number in missing if number % shard.count == shard.index]
         self._cache, self._watch = cache, watch
-        self._rows = sum(corpus.expected_rows(plan.part(number)) for number in mine)
+        self._rows = sum(corpus.expected_rows(plan.part(number), plan.sequence_length) for number in mine)
         watch.begin(plan.n_parts, plan.n_parts - len(missing), None)
         self._queue: SimpleQueue[int] = SimpleQueue()
         self._bytes = 0

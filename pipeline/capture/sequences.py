@@ -17,21 +17,20 @@ from kdpipe.pipeline.teachers import Answer
 from kdpipe.pipeline.teachers.batching import batches
 from kdpipe.schemas.manifest import Manifest
 
-# Pieces are sorted by length within this many batches: enough for little padding, few enough to hold in memory.
-WINDOW_BATCHES = 32
-
 Group = list[int]
 
 
-def batches_in_order(pieces: Sequence[Piece], groups: Sequence[Group], batch_tokens: int) -> list[Group]:
-    """Batches of pieces for a part, window after window: a function of the documents and `batch_tokens` alone."""
+def batches_in_order(
+    pieces: Sequence[Piece], groups: Sequence[Group], batch_tokens: int, window_rows: int
+) -> list[Group]:
+    """Batches of pieces for a part, window after window: a function of the documents and these two sizes alone."""
     found: list[Group] = []
     window: Group = []
     n_tokens = 0
     for group in groups:
         window += group
         n_tokens += sum(len(pieces[i]) for i in group)
-        if n_tokens >= WINDOW_BATCHES * batch_tokens:
+        if n_tokens >= window_rows:
             found += _batches_of(window, pieces, batch_tokens)
             window, n_tokens = [], 0
     return found + (_batches_of(window, pieces, batch_tokens) if window else [])

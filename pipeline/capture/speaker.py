@@ -71,8 +71,8 @@ class Prospect:
     batch_tokens: int
 
 
-def look_ahead(settings: StageOne, tokenizer: LoadedTokenizer) -> Prospect:
-    """Refuse early what cannot be: from config and tokenizer alone."""
+def look_ahead(settings: StageOne, tokenizer: LoadedTokenizer, shape: ModelShape | None = None) -> Prospect:
+    """Refuse early what cannot be: from config and tokenizer alone; a shape that is known is not read again."""
     n_ids = tokenizer.record.vocabulary_size
     own_batch = settings.machine.batch_tokens
     if settings.targets.kind == "none":
@@ -86,7 +86,7 @@ def look_ahead(settings: StageOne, tokenizer: LoadedTokenizer) -> Prospect:
             batch_tokens=own_batch or GPU_BATCH_TOKENS,
         )
     device = devices.choose(settings.machine.devices)[0]
-    shape = teacher_shape(settings.teacher)
+    shape = shape or teacher_shape(settings.teacher)
     check_vocabulary(shape, n_ids)
     dtype = devices.choose_dtype(settings.teacher.dtype, device)
     return Prospect(
@@ -101,9 +101,9 @@ def look_ahead(settings: StageOne, tokenizer: LoadedTokenizer) -> Prospect:
     )
 
 
-def open_speaker(settings: StageOne, tokenizer: LoadedTokenizer) -> Speaker:
+def open_speaker(settings: StageOne, tokenizer: LoadedTokenizer, ahead: Prospect | None = None) -> Speaker:
     """Load the teacher, on the device that is named or spread over all, unless only tokens are wanted."""
-    ahead = look_ahead(settings, tokenizer)
+    ahead = ahead or look_ahead(settings, tokenizer)
     teacher, facts, targets = None, None, ahead.targets
     if ahead.shape is not None:
         torch.set_num_threads(devices.n_threads(settings.machine.threads))

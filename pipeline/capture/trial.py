@@ -30,7 +30,7 @@ class Trial:
 
 def make_trial(manifest: Manifest, inputs: Inputs, speaker: Speaker, n_tokens: int) -> Trial:
     """Make a cache of one part from the first documents that have about so many tokens together."""
-    n = inputs.corpus.first_documents("train", n_tokens)
+    n = inputs.corpus.first_documents("train", n_tokens, manifest.plan.sequence_length)
     splits = (SplitPlan(name="train", bounds=(0, n)),)
     small = manifest.model_copy(update={"plan": Plan(**{**dict(manifest.plan), "splits": splits})})
     with tempfile.TemporaryDirectory(prefix="kdpipe-trial-") as folder:

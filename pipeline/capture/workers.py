@@ -68,16 +68,18 @@ class _FarWatch:
 
 
 def one_device_each(settings: StageOne) -> list[StageOne]:
-    """The settings of each worker: one for each GPU with `all`, unless the teacher needs them all for itself."""
+    """The settings of each worker: one for each GPU with `all`, unless the teacher needs them all for itself.
+
+    They share the threads of the CPU.
+    """
     if settings.targets.kind == "none":
         return [settings]
     chosen = devices.choose(settings.machine.devices)
     if len(chosen) > 1 and not fits_each(settings.teacher, teacher_shape(settings.teacher), chosen):
         return [settings]
-    return [
-        settings.model_copy(update={"machine": settings.machine.model_copy(update={"devices": str(device)})})
-        for device in chosen
-    ]
+    threads = max(1, devices.n_threads(settings.machine.threads) // len(chosen))
+    own = [settings.machine.model_copy(update={"devices": str(device), "threads": threads}) for device in chosen]
+    return [settings.model_copy(update={"machine": machine}) for machine in own]
 
 
 def run_workers(work: Work, each: Sequence[StageOne], shard: Shard, watch: Watch) -> list[StageOneReport]:

@@ -12,9 +12,9 @@ from typing import Literal, final
 
 from kdpipe.cache.rows import Block, Sequence
 from kdpipe.cache.writer import CacheWriter
+from kdpipe.pipeline.capture.waiting import waiting_sequences
 from kdpipe.schemas.part import Fidelity
 
-MAX_WAITING = 64
 POLL_SECONDS = 0.2
 Item = tuple[Sequence, Block] | Literal["end", "drop"]
 
@@ -27,10 +27,11 @@ class _Dropped(Exception):
 class PartInbox:
     """One part on its way: sequences go in, the thread takes them out."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int) -> None:
+        """At most so many sequences wait."""
         self.fidelity: Fidelity | None = None
         self.batches_halved = 0
-        self.items: Queue[Item] = Queue(MAX_WAITING)
+        self.items: Queue[Item] = Queue(most)
         self.future: Future[None] | None = None
 
     def add(self, sequence: Sequence, block: Block) -> None:
@@ -66,6 +67,8 @@ class WritingThread:
 
     def __init__(self, cache: CacheWriter, committed: Callable[[int], None]) -> None:
         self._cache, self._committed = cache, committed
+        stated = cache.manifest
+        self._most = waiting_sequences(stated.targets, stated.hidden, stated.plan.sequence_length)
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="writing")
         self._handed_over: list[Future[None]] = []
         self._is_closing = False
@@ -74,7 +77,7 @@ class WritingThread:
     def part(self, number: int) -> Iterator[PartInbox]:
         """Take the sequences of a part; it, and the one before, may still be on their way to the disk at the end."""
         self._finish(but=1)
-        inbox = PartInbox()
+        inbox = PartInbox(self._most)
         inbox.future = self._executor.submit(self._write, number, inbox)
         try:
             yield inbox

@@ -12,7 +12,7 @@ from jinja2 import TemplateError, TemplateSyntaxError
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from kdpipe.pipeline.data.columns import Message
-from kdpipe.schemas.errors import ConfigError
+from kdpipe.schemas.errors import ConfigError, Unlearnable
 
 MARKS_TURNS = re.compile(r"\{%-?\s*generation\s*-?%\}")
 Marked = list[tuple[int, int]]
@@ -56,7 +56,7 @@ class ChatTemplate:
         try:
             text, marked = self._render(messages, False, self.marks_turns)
         except CannotRender as error:
-            raise ConfigError(
+            raise Unlearnable(
                 f"{place}: the chat template refuses this conversation: {error}",
                 hint="take the document out, or name another template with data.chat_template",
             ) from None

@@ -26,7 +26,7 @@ from kdpipe.pipeline.data.row_files import RowFile
 from kdpipe.pipeline.data.sources import find_files
 from kdpipe.pipeline.data.tokenise import Counts, Tokens, cut, marked, tokenise
 from kdpipe.pipeline.data.tokenizer import LoadedTokenizer
-from kdpipe.schemas.errors import ConfigError, KdpipeError
+from kdpipe.schemas.errors import ConfigError, KdpipeError, Unlearnable
 from kdpipe.schemas.manifest import SourceColumn
 from kdpipe.schemas.plan import MAX_PART_ROWS, Plan, PlannedPart, SplitName
 from kdpipe.schemas.stage_one import DataSettings
@@ -36,6 +36,9 @@ LOOKED_AT = 100
 SAMPLE = 64
 # Documents that are tokenised together.
 BATCH, BATCH_BYTES = 32, 1 << 18
+LEAVE_OUT = (
+    "or leave such documents out with --set data.unlearnable=leave_out, which also goes on where a run has stopped"
+)
 SPLITS: tuple[SplitName, ...] = ("train", "validation")
 
 
@@ -105,7 +108,8 @@ class Corpus:
     def pieces(self, split: SplitName, first: int, n: int, sequence_length: int) -> Iterator[Piece]:
         """The pieces of documents [first, first + n) of a split, in order; those that are known are left out."""
         rows, before = 0, self._before.get(split, 0)
-        for document, columns, tokens in self._tokenised(split, np.arange(first, first + n) - before):
+        numbers = np.arange(first, first + n) - before
+        for document, columns, tokens in self._tokenised(split, numbers, self.counts):
             how = self._settings.long_documents
             if how == "refuse":
                 self._check_length(split, document, tokens, sequence_length)
@@ -147,26 +151,35 @@ class Corpus:
                 hint="raise --seq-len, or --set data.long_documents=split (or truncate)",
             )
 
-    def spread_pieces(self, split: SplitName, most: int, sequence_length: int) -> Iterator[Piece]:
-        """Pieces of at most so many documents, spread evenly; they are not counted."""
+    def spread_pieces(
+        self, split: SplitName, most: int, sequence_length: int, counts: Counts | None = None
+    ) -> Iterator[Piece]:
+        """Pieces of at most so many documents, spread evenly; nothing but the `counts` that are given counts them."""
+        counts = counts or Counts()
         for document, columns, tokens in self._tokenised(split, self._spread(split, most)):
             known = {"split": split, "document": document, "columns": columns}
-            yield from cut(tokens, sequence_length, "split", Counts(), **known)
+            yield from cut(tokens, sequence_length, self._settings.long_documents, counts, **known)
 
-    def expected_tokens(self, split: SplitName) -> int:
-        """About how many tokens a split has."""
-        return round(float(self._index.sizes[self._documents[split]].sum()) * self.tokens_per_byte())
+    def expected_tokens(
+        self, split: SplitName, sequence_length: int, documents: slice = slice(None)
+    ) -> npt.NDArray[np.float64]:
+        """About how many tokens are read of each document of a split, or of some of them."""
+        tokens = self._index.sizes[self._documents[split][documents]] * self.tokens_per_byte()
+        read: npt.NDArray[np.float64] = np.minimum(tokens, self._most_tokens(sequence_length) or np.inf)
+        return read
 
-    def expected_rows(self, part: PlannedPart) -> float:
+    def _most_tokens(self, sequence_length: int) -> int | None:
+        return sequence_length if self._settings.long_documents == "truncate" else None
+
+    def expected_rows(self, part: PlannedPart, sequence_length: int) -> float:
         """About how many tokens a part has."""
-        sizes = self._index.sizes[self._documents[part.split]]
         first = part.first_document - self._before.get(part.split, 0)
-        of_part = sizes[first : first + part.n_documents]
-        return float(of_part.sum(dtype=np.int64)) * self.tokens_per_byte()
+        of_part = slice(first, first + part.n_documents)
+        return float(self.expected_tokens(part.split, sequence_length, of_part).sum())
 
-    def first_documents(self, split: SplitName, n_tokens: int) -> int:
+    def first_documents(self, split: SplitName, n_tokens: int, sequence_length: int) -> int:
         """How many of the first documents have about so many tokens, at least one."""
-        filled = np.cumsum(self._index.sizes[self._documents[split]] * self.tokens_per_byte())
+        filled = np.cumsum(self.expected_tokens(split, sequence_length))
         return min(int(np.searchsorted(filled, n_tokens)) + 1, len(filled))
 
     def plan(
@@ -174,16 +187,17 @@ class Corpus:
     ) -> Plan:
         """The parts; equal for equal documents, tokenizer and settings."""
         sizes = {split: self._index.sizes[self._documents[split]] for split in SPLITS}
-        return make_plan(sizes, tokens_per_byte or self.tokens_per_byte(), length, packed, part_rows)
+        rate = tokens_per_byte or self.tokens_per_byte()
+        return make_plan(sizes, rate, length, packed, part_rows, self._most_tokens(length))
 
     def tokens_per_byte(self) -> float:
         """Tokens for each byte of document, from a sample that is spread evenly."""
         if self._tokens_per_byte is None:
             n_tokens = n_bytes = 0
             for split in SPLITS:
-                chosen = self._spread(split, SAMPLE)
-                n_bytes += int(self._index.sizes[self._documents[split][chosen]].sum())
-                n_tokens += sum(len(tokens.ids) for _, _, tokens in self._tokenised(split, chosen))
+                for number, _, tokens in self._tokenised(split, self._spread(split, SAMPLE)):
+                    n_bytes += int(self._index.sizes[self._documents[split][number]])
+                    n_tokens += len(tokens.ids)
             self._tokens_per_byte = n_tokens / max(n_bytes, 1)
         return self._tokens_per_byte
 
@@ -197,10 +211,20 @@ class Corpus:
             counts += np.bincount(tokens.ids, minlength=vocabulary_size)
         return counts
 
-    def sample(self, document: int = 0, most: int = 300) -> list[tuple[str, bool]]:
-        """A document as the teacher reads it, in runs of what is learnt and what is not; long runs are shortened."""
-        _, _, tokens = next(self._tokenised("train", np.array([document])))
-        return [(_shortened(text, most), learnt) for text, learnt in marked(tokens, self._tokenizer)]
+    def sample(self, document: int = 0, most: int = 300) -> tuple[str, list[tuple[str, bool]]]:
+        """A document as the teacher reads it, or the next that can be learnt: its place, and runs of what is learnt and
+        what is not; long runs are shortened."""
+        n = min(LOOKED_AT, len(self._documents["train"]) - document)
+        one_by_one = (np.array([number]) for number in range(document, document + n))
+        first = next((found for one in one_by_one for found in self._tokenised("train", one)), None)
+        if first is None:
+            raise ConfigError(
+                f"none of the first {n:,} documents of {self.source} can be learnt",
+                hint="leave data.unlearnable out to see why",
+            )
+        number, _, tokens = first
+        runs = [(_shortened(text, most), learnt) for text, learnt in marked(tokens, self._tokenizer)]
+        return self.place("train", number), runs
 
     def _spread(self, split: SplitName, most: int) -> npt.NDArray[np.int64]:
         """At most so many documents of a split, evenly spread."""
@@ -208,17 +232,31 @@ class Corpus:
         return np.unique(np.linspace(0, max(n - 1, 0), min(n, most)).round().astype(np.int64))
 
     def _tokenised(
-        self, split: SplitName, documents: npt.NDArray[np.int64]
+        self, split: SplitName, documents: npt.NDArray[np.int64], counts: Counts | None = None
     ) -> Iterator[tuple[int, dict[str, Any], Tokens]]:
-        """Some documents of a split, ascending, as tokens."""
+        """Some documents of a split, ascending, as tokens; those that are left out are counted."""
         for batch in self._batches(split, documents):
-            places = [self.place(split, number) for number, _ in batch]
+            for number, document, tokens in self._tokens_of(split, batch, counts or Counts()):
+                yield number, self._columns(document), tokens
+
+    def _tokens_of(
+        self, split: SplitName, batch: list[tuple[int, Document]], counts: Counts
+    ) -> list[tuple[int, Document, Tokens]]:
+        """Documents with their tokens, all at once, or one by one where some of them cannot be learnt."""
+        places = [self.place(split, number) for number, _ in batch]
+        try:
             rendered = [
                 self._renderer.render(document, place) for (_, document), place in zip(batch, places, strict=True)
             ]
             tokens = tokenise(rendered, places, self._tokenizer)
-            for (number, document), each in zip(batch, tokens, strict=True):
-                yield number, self._columns(document), each
+        except Unlearnable as error:
+            if self._settings.unlearnable == "refuse":
+                raise Unlearnable(error.message, hint=f"{error.hint}; {LEAVE_OUT}") from None
+            if len(batch) == 1:
+                counts.leave_out(error.message)
+                return []
+            return [found for one in batch for found in self._tokens_of(split, [one], counts)]
+        return [(number, document, each) for (number, document), each in zip(batch, tokens, strict=True)]
 
     def _batches(self, split: SplitName, documents: npt.NDArray[np.int64]) -> Iterator[list[tuple[int, Document]]]:
         """Documents that are tokenised together: a few, and not many bytes."""

@@ -22,12 +22,18 @@ def make_plan(
     length: int,
     packed: bool,
     part_rows: int | None = None,
+    most_tokens: int | None = None,
 ) -> Plan:
-    """Parts of about 1/64 of all rows each, 32 k to 1 M, or of `part_rows`; none can have more than a part may have."""
-    expected = {split: each.astype(np.float64) * tokens_per_byte + 1 for split, each in sizes.items()}
+    """Parts of about 1/64 of all rows each, 32 k to 1 M, or of `part_rows`; none can have more than a part may have.
+
+    Of a document no more than `most_tokens` are read.
+    """
+    most = most_tokens or MAX_PART_ROWS
+    expected = {split: np.minimum(each * tokens_per_byte + 1, most) for split, each in sizes.items()}
+    largest = {split: np.minimum(each.astype(np.int64) + MORE_TOKENS, most) for split, each in sizes.items()}
     target = part_rows or rows_of_a_part(sum(float(each.sum()) for each in expected.values()))
     splits = tuple(
-        SplitPlan(name=split, bounds=_bounds(expected[split], sizes[split].astype(np.int64) + MORE_TOKENS, target))
+        SplitPlan(name=split, bounds=_bounds(expected[split], largest[split], target))
         for split in sizes
         if len(sizes[split])
     )

@@ -11,7 +11,7 @@ from kdpipe.pipeline.data.chat import ChatTemplate
 from kdpipe.pipeline.data.columns import Document, Form, Mapping
 from kdpipe.pipeline.data.tokenizer import LoadedTokenizer
 from kdpipe.pipeline.data.turns import Span, assistant_spans
-from kdpipe.schemas.errors import ConfigError
+from kdpipe.schemas.errors import ConfigError, Unlearnable
 from kdpipe.schemas.stage_one import DataSettings
 
 Loss = Literal["all", "responses"]
@@ -78,7 +78,7 @@ class Renderer:
     def _plain(self, document: Document, place: str) -> Rendered:
         """Prompt and response behind each other, on lines of their own unless white space is there already."""
         if len(document.messages) != 2:
-            raise ConfigError(
+            raise Unlearnable(
                 f"{place} is a conversation, and there is no chat template", hint="name one with data.chat_template"
             )
         prompt, response = (str(message["content"]) for message in document.messages)

@@ -46,9 +46,7 @@ def _find(data: str, split: str | None, max_document_bytes: int, hub_split: str)
     if has_magic(data):
         paths = [Path(found) for found in glob(str(path), recursive=True) if Path(found).is_file()]
         return _open_all(paths, _common(paths), split, max_document_bytes, f"{data}")
-    # What begins with a folder that is here is a path with a slip in it, not worth half a minute of asking the hub.
-    is_path = Path(data).suffix in (*FORMATS, *PACKED, *OTHER) or ("/" in data and path.parts[0] in _folders_here())
-    if HUB_NAME.match(data) and not is_path:
+    if is_of_hub(data):
         from kdpipe.pipeline.data.hub import HubRows
 
         return [HubRows(data, split or hub_split)]
@@ -56,6 +54,14 @@ def _find(data: str, split: str | None, max_document_bytes: int, hub_split: str)
         f"the data {data} is not there",
         hint="name a file, a folder, a glob in quotes, or a data set of the hub as OWNER/NAME",
     )
+
+
+def is_of_hub(data: str) -> bool:
+    """Whether a name is asked of the hub: nothing here is called so, nor is it a path with a slip in it, which is not
+    worth half a minute of asking."""
+    path = Path(data).expanduser()
+    is_path = Path(data).suffix in (*FORMATS, *PACKED, *OTHER) or ("/" in data and path.parts[0] in _folders_here())
+    return not path.exists() and not has_magic(data) and not is_path and HUB_NAME.match(data) is not None
 
 
 def _below(folder: Path) -> Iterator[Path]:

@@ -6,7 +6,7 @@ After it: `packing.py`; `corpus.py` counts what was split, truncated or left out
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,11 +18,13 @@ from kdpipe.pipeline.data.pieces import Piece
 from kdpipe.pipeline.data.render import Rendered
 from kdpipe.pipeline.data.tokenizer import LoadedTokenizer
 from kdpipe.pipeline.data.turns import Span
-from kdpipe.schemas.errors import ConfigError
+from kdpipe.schemas.errors import Unlearnable
 
 Longs = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 DIGEST_BYTES = 16
+# Documents that are left out are counted, and the first named.
+SHOWN = 3
 WHITE_SPACE = np.array([point for point in range(0x3001) if chr(point).isspace()], np.uint32)
 
 
@@ -81,7 +83,7 @@ def _tokens(rendered: Rendered, encoding: Encoding, place: str, tokenizer: Loade
 def _check_bytes(tokens: Tokens, place: str) -> None:
     largest = int(tokens.bytes_each().max(initial=0))
     if largest > MAX_TOKEN_BYTES:
-        raise ConfigError(
+        raise Unlearnable(
             f"{place}: one token stands for {largest:,} bytes of text, at most {MAX_TOKEN_BYTES:,} can be kept",
             hint="the tokenizer does not read most of this document: take it out, or lower data.max_document_bytes",
         )
@@ -129,7 +131,7 @@ def _stop_turns(
         if int(ids[last]) in tokenizer.turn_ends:
             learnt[last + 1 : end] = False
         elif rendered.stop_wanted:
-            raise ConfigError(
+            raise Unlearnable(
                 f"{place}: turn {number + 1} of the assistant does not end with a stop token,"
                 f" so students would never learn to stop: {rendered.text[: ends[end - 1]][-40:]!r}",
                 hint="name a template that ends turns with data.chat_template, or --set data.append_stop=false",
@@ -143,7 +145,7 @@ def _check_partial(learnt: Bools, written: Bools, place: str) -> None:
         found, why = "all of it is", "there is nothing but responses"
     else:
         return
-    raise ConfigError(
+    raise Unlearnable(
         f"{place}: responses are to be learnt, and {found}: {why}",
         hint="look at the document and the chat template, or set data.loss=all",
     )
@@ -181,6 +183,14 @@ class Counts:
     empty_documents: int = 0
     known_documents: int = 0
     known_pieces: int = 0
+    unlearnable_documents: int = 0
+    unlearnable: list[str] = field(default_factory=list)
+
+    def leave_out(self, why: str) -> None:
+        """Count a document of which nothing can be learnt, and remember the first ones."""
+        self.unlearnable_documents += 1
+        if len(self.unlearnable) < SHOWN:
+            self.unlearnable.append(why)
 
 
 def cut(tokens: Tokens, length: int, how: str, counts: Counts, **known: Any) -> Iterator[Piece]:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 
 from kdpipe.pipeline.data.chat import CannotRender, ChatTemplate
 from kdpipe.pipeline.data.columns import Message
-from kdpipe.schemas.errors import ConfigError
+from kdpipe.schemas.errors import Unlearnable
 
 Span = tuple[int, int]
 # Some templates leave out what the assistant thought in earlier turns.
@@ -78,8 +78,8 @@ def _behind_header(whole: str, before: int, end: int, content: str) -> int | Non
     return None
 
 
-def _unstable(place: str, i: int, why: str) -> ConfigError:
-    return ConfigError(
+def _unstable(place: str, i: int, why: str) -> Unlearnable:
+    return Unlearnable(
         f"{place}: the chat template does not tell where the assistant speaks in message {i + 1}: {why}",
         hint="name a template with {% generation %} marks with data.chat_template, or set data.loss=all",
     )

@@ -24,7 +24,19 @@ from safetensors.torch import load_file, save_file
 from kdpipe.cache.reader import open_cache
 from kdpipe.cache.verify import verify_cache
 from kdpipe.cli import interrupts, main
-from support.corpora import CHATML, ENDLESS, TEXTS, chat_rows, pair_rows, small_tokenizer, text_rows, write_jsonl
+from kdpipe.pipeline.data import corpus
+from support.corpora import (
+    CHATML,
+    ENDLESS,
+    PICKY,
+    TEXTS,
+    chat_rows,
+    pair_rows,
+    small_tokenizer,
+    text_rows,
+    with_system,
+    write_jsonl,
+)
 from support.models import tiny_llama
 from support.stage_one import make_inputs
 
@@ -406,6 +418,38 @@ def test_a_conversation_that_cannot_be_learnt_leaves_no_folder_in_the_way(
     assert "chat.jsonl:1: turn 1 of the assistant does not end with a stop token" in told
     assert not (place / "out").exists()
     assert main.run(words(teacher="own", data="chat.jsonl")) == 0
+
+
+def test_a_conversation_behind_the_first_parts_stops_the_run_which_goes_on_without_it(
+    place: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small_tokenizer(own_teacher(place), chat_template=PICKY)
+    rows = chat_rows(40)
+    rows[28] = with_system(rows[28])
+    write_jsonl(place / "chat.jsonl", rows)
+    # In few tokens the samples that are read before anything is begun are the whole of it.
+    monkeypatch.setattr(corpus, "SAMPLE", 4)
+    monkeypatch.setattr(corpus.Corpus.token_counts, "__defaults__", (300,))
+    few = words(
+        Path(), "--set", "sequences.part_rows=512", "--val-fraction", "0", teacher="own", data="chat.jsonl", out="out"
+    )
+    told = refused(few)
+    assert told.startswith("error: chat.jsonl:29: the chat template refuses this conversation: no system message")
+    assert "leave such documents out with --set data.unlearnable=leave_out" in told.splitlines()[1]
+    parts = sorted((place / "out" / "parts").iterdir())
+    before = [part.stat().st_ino for part in parts]
+    assert 2 <= len(parts) < open_cache(place / "out", allow_partial=True).manifest.plan.n_parts
+    assert refused(few) == told
+    assert main.run([*few, "--set", "data.unlearnable=leave_out"]) == 0
+    shown = capsys.readouterr()
+    why = "1 document that cannot be learnt was left out. The first: chat.jsonl:29: the chat template refuses"
+    assert why in shown.err and "1 left out that cannot be learnt" in shown.out
+    assert [part.stat().st_ino for part in sorted((place / "out" / "parts").iterdir())][: len(before)] == before
+    assert verify_cache(place / "out", "deep").ok
+    known = {int(n) for rows in open_cache(place / "out") for n in rows.documents}
+    assert known == set(range(40)) - {28}
+    assert main.run([*few, "--out", "whole", "--set", "data.unlearnable=leave_out"]) == 0
+    assert open_cache(place / "whole").cache_id == open_cache(place / "out").cache_id
 
 
 def spoilt(folder: Path, name: str, row: int, value: float = float("nan")) -> None:

@@ -27,9 +27,15 @@ PLANNED = PlanReport(
     bytes_per_position={"total": 23.2, "id": 15.6, "logprob": 2.0, "scalars": 4.7, "count": 0.9},
     bytes=23_200_000,
     memory=Memory(
-        weights=400_000_000, activations=50_000_000, logits_chunk=20_000_000, writer=8_000_000, total=478_000_000
+        weights=400_000_000,
+        activations=50_000_000,
+        logits_chunk=20_000_000,
+        answers=2_000_000,
+        writer=6_000_000,
+        total=478_000_000,
     ),
     probe=None,
+    workers=1,
     hours=None,
     break_even_runs=None,
     notes=("the model's context is 2,048 tokens",),
@@ -73,8 +79,11 @@ def test_a_probe_tells_the_time(handed: dict[str, Any], capsys: pytest.CaptureFi
     assert run(["plan", "--teacher", "t", "--tokens", "1000000", "--probe"]) == 0
     assert (handed["tokens"], handed["probe_seconds"]) == (1_000_000, 30.0)
     text = capsys.readouterr().out
-    for told in ("2,000 positions a second in 30 s, 1.08 times a bare", "1 h 15 min", "from 2 student runs on"):
+    for told in ("2,000 positions a second in 30 s, 1.08 times a bare", "1 h 15 min\n", "from 2 student runs on"):
         assert told in text, told
+    handed["plan"] = handed["plan"].model_copy(update={"workers": 4})
+    assert run(["plan", "--teacher", "t", "--tokens", "1000000", "--probe"]) == 0
+    assert "1 h 15 min, 4 workers at once" in capsys.readouterr().out
 
 
 def test_a_plan_as_a_document(handed: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:

@@ -43,6 +43,9 @@ ENDLESS = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
+# It refuses a conversation with a system message.
+PICKY = "{% if messages[0].role == 'system' %}{{ raise_exception('no system message') }}{% endif %}" + CHATML
+
 
 @cache
 def _trained(vocabulary: int) -> str:
@@ -91,6 +94,11 @@ def text_rows(n: int = 40) -> list[dict[str, Any]]:
 def pair_rows(n: int = 20) -> list[dict[str, Any]]:
     """Rows of prompt and response."""
     return [{"prompt": f"What about {i}?", "response": TEXTS[i % len(TEXTS)][:120], "category": "qa"} for i in range(n)]
+
+
+def with_system(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The same conversation behind a system message."""
+    return {"messages": [{"role": "system", "content": "Be short."}, *row["messages"]]}
 
 
 def chat_rows(n: int = 20) -> list[dict[str, Any]]:

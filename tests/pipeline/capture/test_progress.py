@@ -17,7 +17,7 @@ ROWS = 1000.0
 class EvenCorpus:
     """Every part has as many rows."""
 
-    def expected_rows(self, part: PlannedPart) -> float:
+    def expected_rows(self, part: PlannedPart, sequence_length: int) -> float:
         """The same."""
         return ROWS
 

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from kdpipe.cache.reader import open_cache
-from kdpipe.pipeline.capture.writing import MAX_WAITING, WritingThread
+from kdpipe.pipeline.capture.waiting import MAX_SEQUENCES
+from kdpipe.pipeline.capture.writing import WritingThread
 from kdpipe.schemas.errors import CacheWriteError, KdpipeError
 from support.tiny import SMALL, begin_cache, make_cache, part_of
 
@@ -65,7 +66,7 @@ def test_an_interrupt_as_a_part_is_begun_leaves_no_thread_that_waits(
     assert not list((tmp_path / "cache" / "tmp").iterdir())
 
 
-@pytest.mark.parametrize("n", [1, 3 * MAX_WAITING])
+@pytest.mark.parametrize("n", [1, 3 * MAX_SEQUENCES])
 def test_what_fails_in_the_thread_is_raised_where_the_part_is_made(tmp_path: Path, n: int) -> None:
     cache = begin_cache(tmp_path / "cache")
     writing = WritingThread(cache, lambda number: None)

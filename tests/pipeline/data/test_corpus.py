@@ -12,12 +12,24 @@ import pytest
 from kdpipe.pipeline.data import corpus as module
 from kdpipe.pipeline.data.corpus import Corpus, open_corpus
 from kdpipe.pipeline.data.pieces import Piece
+from kdpipe.pipeline.data.tokenise import Counts
 from kdpipe.pipeline.data.tokenizer import LoadedTokenizer, load_tokenizer
 from kdpipe.schemas.errors import ConfigError, KdpipeError
 from kdpipe.schemas.manifest import SourceColumn
 from kdpipe.schemas.plan import SplitName
 from kdpipe.schemas.stage_one import Columns, DataSettings
-from support.corpora import CHATML, ENDLESS, TEXTS, chat_rows, pair_rows, small_tokenizer, text_rows, write_jsonl
+from support.corpora import (
+    CHATML,
+    ENDLESS,
+    PICKY,
+    TEXTS,
+    chat_rows,
+    pair_rows,
+    small_tokenizer,
+    text_rows,
+    with_system,
+    write_jsonl,
+)
 
 
 @pytest.fixture(scope="module")
@@ -121,12 +133,12 @@ def test_what_people_see_first_tells_what_is_learnt(chat: LoadedTokenizer, tmp_p
     corpus = opened(write_jsonl(tmp_path / "a.jsonl", pair_rows(9)), chat, val_fraction=0.0)
     assert corpus.mapping.describe() == {"prompt": "prompt", "response": "response", "kept": "category"}
     assert corpus.loss == "responses"
-    assert corpus.sample(3) == [
+    assert corpus.sample(3)[1] == [
         ("<|im_start|>user\nWhat about 3?<|im_end|>\n<|im_start|>assistant\n", False),
         (f"{TEXTS[3][:120]}<|im_end|>", True),
         ("\n", False),
     ]
-    ((text, learnt),) = opened(tmp_path / "a.jsonl", chat, loss="all").sample(3, most=40)
+    ((text, learnt),) = opened(tmp_path / "a.jsonl", chat, loss="all").sample(3, most=40)[1]
     assert learnt
     assert text.startswith("<|im_start|>user\nWha ... ")
     assert len(text) == 45
@@ -198,6 +210,36 @@ def test_a_turn_without_a_stop_is_refused_by_its_place_in_the_data(tmp_path: Pat
     corpus = opened(write_jsonl(tmp_path / "a.jsonl", chat_rows(3)), tokenizer, val_fraction=0.0)
     with pytest.raises(ConfigError, match=r"a\.jsonl:3: turn 1 of the assistant does not end with a stop token"):
         list(corpus.pieces("train", 2, 1, 64))
+
+
+def test_documents_that_cannot_be_learnt_are_left_out_and_counted_when_asked_for(
+    tmp_path: Path,
+) -> None:
+    chat = load_tokenizer(str(small_tokenizer(tmp_path / "tokenizer", chat_template=PICKY)))
+    rows = chat_rows(40)
+    for number in (0, 7, 33):
+        rows[number] = with_system(rows[number])
+    path = write_jsonl(tmp_path / "a.jsonl", rows)
+    refusing = opened(path, chat, val_fraction=0.0)
+    refusal = r"a\.jsonl:1: the chat template refuses this conversation: no system message"
+    with pytest.raises(ConfigError, match=refusal):
+        refusing.sample()
+    corpus = opened(path, chat, val_fraction=0.0, unlearnable="leave_out")
+    assert corpus.fingerprint == refusing.fingerprint
+    assert corpus.sample()[0] == "a.jsonl:2"
+    assert {piece.document for piece in all_pieces(corpus)} == set(range(40)) - {0, 7, 33}
+    assert (corpus.counts.documents, corpus.counts.unlearnable_documents) == (37, 3)
+    assert [why.split(": ")[0] for why in corpus.counts.unlearnable] == ["a.jsonl:1", "a.jsonl:8", "a.jsonl:34"]
+    plain = opened(write_jsonl(tmp_path / "b.jsonl", chat_rows(40)), chat, val_fraction=0.0)
+    assert corpus.tokens_per_byte() == pytest.approx(plain.tokens_per_byte(), rel=0.02)
+
+
+def test_data_of_which_nothing_can_be_learnt_are_refused(tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(str(small_tokenizer(tmp_path / "tokenizer", chat_template=ENDLESS)))
+    corpus = opened(write_jsonl(tmp_path / "a.jsonl", chat_rows(3)), tokenizer, unlearnable="leave_out")
+    with pytest.raises(ConfigError, match=r"none of the first 2 documents of a\.jsonl can be learnt") as caught:
+        corpus.sample()
+    assert caught.value.hint == "leave data.unlearnable out to see why"
 
 
 def test_bad_rows_are_told(tokenizer: LoadedTokenizer, tmp_path: Path) -> None:
@@ -279,18 +321,40 @@ def test_a_file_that_changes_under_way_is_refused(tokenizer: LoadedTokenizer, tm
 
 def test_a_spread_of_pieces_is_even_and_not_counted(tokenizer: LoadedTokenizer, tmp_path: Path) -> None:
     corpus = opened(write_jsonl(tmp_path / "a.jsonl", text_rows(50)), tokenizer, val_fraction=0.0)
-    found = list(corpus.spread_pieces("train", 8, 4096))
+    counts = Counts()
+    found = list(corpus.spread_pieces("train", 8, 4096, counts))
     assert [piece.document for piece in found] == np.linspace(0, 49, 8).round().astype(int).tolist()
-    assert corpus.counts.documents == 0
+    assert (corpus.counts.documents, counts.documents) == (0, 8)
 
 
 def test_tokens_are_foreseen_from_the_index(tokenizer: LoadedTokenizer, tmp_path: Path) -> None:
     corpus = opened(write_jsonl(tmp_path / "a.jsonl", text_rows(50)), tokenizer, val_fraction=0.0)
     n_tokens = sum(len(piece) for piece in all_pieces(corpus, length=4096))
-    assert corpus.expected_tokens("train") == n_tokens
-    assert [corpus.first_documents("train", n) for n in (1, 10**9)] == [1, 50]
-    n = corpus.first_documents("train", n_tokens // 2)
+    assert corpus.expected_tokens("train", 4096).sum() == pytest.approx(n_tokens)
+    assert [corpus.first_documents("train", n, 4096) for n in (1, 10**9)] == [1, 50]
+    n = corpus.first_documents("train", n_tokens // 2, 4096)
     assert sum(len(piece) for piece in corpus.pieces("train", 0, n, 4096)) == pytest.approx(n_tokens / 2, rel=0.1)
+
+
+def test_of_documents_that_are_truncated_only_what_is_read_is_foreseen(
+    tokenizer: LoadedTokenizer, tmp_path: Path
+) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", text_rows(50))
+    corpus = opened(path, tokenizer, val_fraction=0.0, long_documents="truncate")
+    n_tokens = sum(len(piece) for piece in all_pieces(corpus, length=16))
+    assert n_tokens == 50 * 16 == corpus.expected_tokens("train", 16).sum()
+    plan = corpus.plan(16, part_rows=256)
+    assert [corpus.expected_rows(plan.part(i), 16) for i in range(plan.n_parts)] == pytest.approx([267] * 3, abs=16)
+    assert corpus.first_documents("train", 160, 16) == pytest.approx(10, abs=1)
+
+
+def test_of_conversations_that_are_split_what_is_not_learnt_is_counted_for_plans(
+    chat: LoadedTokenizer, tmp_path: Path
+) -> None:
+    corpus = opened(write_jsonl(tmp_path / "a.jsonl", chat_rows(20)), chat, val_fraction=0.0)
+    counts = Counts()
+    pieces = list(corpus.spread_pieces("train", 20, 16, counts))
+    assert counts.untaught_tokens > 100 and counts.tokens == sum(map(len, pieces))
 
 
 @pytest.mark.parametrize("named", ["corpus", "{folder}/corpus", "corpus/*.jsonl", "{folder}/corpus/*.jsonl", "."])

@@ -71,3 +71,11 @@ def test_many_small_documents_are_planned_in_an_instant() -> None:
 def test_a_person_may_say_how_large_parts_are() -> None:
     sizes = {"train": np.full(1000, 1000, np.uint32)}
     assert make_plan(sizes, 0.25, 2048, True, 2510).n_parts == 100
+
+
+def test_parts_of_documents_that_are_cut_are_as_large_as_those_of_short_ones() -> None:
+    short, long = {"train": np.full(4000, 400, np.uint32)}, {"train": np.full(4000, 80_000, np.uint32)}
+    assert make_plan(long, 0.25, 101, True, 10_000, 101).splits == make_plan(short, 0.25, 101, True, 10_000).splits
+    # A document of which 100 tokens are read may be as large as it likes: the bound is on what is read.
+    huge = {"train": np.full(100, 1 << 21, np.uint32)}
+    assert make_plan(huge, 0.25, 100, True, 10_000, 100).n_parts == 1

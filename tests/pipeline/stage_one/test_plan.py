@@ -5,18 +5,23 @@ from typing import Any
 
 import pytest
 
+from kdpipe.pipeline import plan as module
 from kdpipe.pipeline.plan import plan
 from kdpipe.pipeline.watch import SilentWatch
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.report import PlanReport
 from kdpipe.schemas.stage_one import StageOne
-from support.stage_one import make_inputs, run, settings_for
+from support.corpora import CHATML, chat_rows, small_tokenizer, write_jsonl
+from support.models import tiny_llama
+from support.stage_one import VOCABULARY, make_inputs, run, settings_for
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("plan")
     make_inputs(folder)
+    small_tokenizer(tiny_llama(folder / "chat", vocabulary=VOCABULARY), VOCABULARY, CHATML)
+    write_jsonl(folder / "chat.jsonl", chat_rows(40))
     return folder
 
 
@@ -29,11 +34,16 @@ def planned(settings: StageOne, tokens: int | None = None) -> PlanReport:
     [
         {"sequences": {"length": 64, "part_rows": 1024}},
         {"sequences": {"length": 32}, "data": {"long_documents": "truncate"}},
+        {"sequences": {"length": 32, "part_rows": 256}, "data": {"long_documents": "truncate"}},
+        {"sequences": {"length": 32}, "data": {"path": "chat.jsonl"}, "teacher": {"name": "chat"}},
         {"sequences": {"pack": False}, "targets": {"kind": "topk", "top_k": 8}},
     ],
-    ids=["parts", "truncated", "alone"],
+    ids=["parts", "truncated", "truncated parts", "conversations", "alone"],
 )
-def test_what_is_planned_is_made(folder: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
+def test_what_is_planned_is_made(
+    folder: Path, tmp_path: Path, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
     settings = settings_for(folder, **changes).model_copy(update={"out": str(tmp_path / "cache")})
     ahead, made = planned(settings), run(settings)
     assert sum(ahead.parts.values()) == made.parts.planned
@@ -46,6 +56,14 @@ def test_a_plan_for_more_tokens_is_in_proportion(folder: Path) -> None:
     factor = 10_000_000 / sum(small.positions.values())
     assert large.bytes == pytest.approx(small.bytes * factor, rel=0.05)
     assert sum(large.parts.values()) == pytest.approx(64, abs=2)
+
+
+def test_workers_share_the_time(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "one_device_each", lambda settings: [settings] * 3)
+    report = plan(settings_for(folder), tokens=1_000_000, probe_seconds=0.1, watch=SilentWatch())
+    assert report.probe is not None and report.hours is not None
+    alone = sum(report.positions.values()) / report.probe.positions_per_second / 3600
+    assert (report.workers, report.hours) == (3, pytest.approx(alone / 3))
 
 
 def test_what_cannot_be_planned_is_refused(folder: Path) -> None:

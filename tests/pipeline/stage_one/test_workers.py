@@ -71,6 +71,10 @@ def test_one_device_is_one_worker_and_each_gpu_has_its_own(folder: Path, monkeyp
     monkeypatch.setattr(workers.devices, "choose_dtype", lambda asked, device: "float32")
     monkeypatch.setattr(workers.devices, "free_memory", lambda device: 10_000_000)
     assert [each.machine.devices for each in one_device_each(settings)] == ["cuda:0", "cuda:1"]
+    # They share the threads of the CPU.
+    many = settings_for(folder, machine={"threads": 9})
+    assert [each.machine.threads for each in one_device_each(many)] == [4, 4]
+    assert [each.machine.threads for each in one_device_each(settings)] == [1, 1]
     # A teacher that does not fit on each is spread over all of them, by one worker.
     monkeypatch.setattr(workers.devices, "free_memory", lambda device: 100_000)
     assert one_device_each(settings) == [settings]
