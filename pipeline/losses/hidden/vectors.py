@@ -3,7 +3,8 @@
 In: rows of the student's states and of the teacher's cached vectors. Out: sums over rows, or one number a group.
 Before it: `objective.py`, which picks the rows. After it: nothing. Every vector is divided by its root mean square
 first: a few positions of a sequence have states a thousand times as long as others, and would decide alone.
-A vector of zeros stays one: it is like nothing, and a loss on it has no gradient but through its map.
+A vector of zeros stays one: it is like nothing, and a loss on it has no gradient but through its map. What is no number
+is never smaller than anything, so that it stays none and the guard finds it.
 """
 
 import torch
@@ -18,8 +19,8 @@ ROUNDING = 1e-12
 def unit(vectors: Tensor) -> Tensor:
     """Each row with a root mean square of 1; zeros stay zeros."""
     square = vectors.square().mean(dim=-1, keepdim=True)
-    some = square > SMALLEST_SQUARE
-    return torch.where(some, vectors * torch.where(some, square, 1.0).rsqrt(), 0.0)
+    none = square <= SMALLEST_SQUARE
+    return torch.where(none, 0.0, vectors * torch.where(none, 1.0, square).rsqrt())
 
 
 def cosine(mapped_NW: Tensor, teacher_NW: Tensor) -> Tensor:
@@ -42,8 +43,8 @@ def linear_cka(student_GH: Tensor, teacher_GW: Tensor) -> Tensor:
     student_GH, teacher_GW = _centred(student_GH), _centred(teacher_GW)
     both = (teacher_GW.T @ student_GH).square().sum()
     own = _own_products(student_GH) * _own_products(teacher_GW)
-    some = own > 0
-    return 1 - torch.where(some, both / torch.where(some, own, 1.0).sqrt(), 0.0)
+    none = own == 0
+    return 1 - torch.where(none, 0.0, both / torch.where(none, 1.0, own).sqrt())
 
 
 def _own_products(rows_GW: Tensor) -> Tensor:
@@ -55,8 +56,8 @@ def _own_products(rows_GW: Tensor) -> Tensor:
 def _centred(rows_GW: Tensor) -> Tensor:
     """Around the mean of each column; a column that does not vary is 0 to the last bit."""
     around_GW = rows_GW - rows_GW.mean(dim=0)
-    varies_W = around_GW.square().sum(dim=0) > ROUNDING * rows_GW.square().sum(dim=0)
-    return torch.where(varies_W, around_GW, 0.0)
+    stands_W = around_GW.square().sum(dim=0) <= ROUNDING * rows_GW.square().sum(dim=0)
+    return torch.where(stands_W, 0.0, around_GW)
 
 
 def _centred_unit(rows_GW: Tensor) -> Tensor:

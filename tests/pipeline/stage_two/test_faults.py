@@ -21,7 +21,8 @@ from kdpipe.pipeline.students.student import States, Student
 from kdpipe.pipeline.training import loop, prepare
 from kdpipe.pipeline.training.learner import Learner
 from kdpipe.schemas.errors import ConfigError, KdpipeError
-from support.stage_two import HeardTraining, losses, run, settings_for, weights
+from kdpipe.schemas.stage_two import StageTwo
+from support.stage_two import STUDENT, HeardTraining, losses, make_cache, run, settings_for, weights
 
 NAN = float("nan")
 BAD_STEP = 3
@@ -53,21 +54,29 @@ class Attempts:
 Plant = Callable[[pytest.MonkeyPatch, Attempts], None]
 
 
-def _in_states(monkeypatch: pytest.MonkeyPatch, attempts: Attempts) -> None:
-    states = Student.states
+def _of_states(value: float) -> Plant:
+    def plant(monkeypatch: pytest.MonkeyPatch, attempts: Attempts) -> None:
+        states = Student.states
 
-    def broken(student: Student, batch: MicroBatch, *words: Any) -> States:
-        found = states(student, batch, *words)
-        if not attempts.now or not student.model.training:
-            return found
-        rows = found.rows_NH.clone()
-        rows[0] = NAN
-        return dataclasses.replace(found, rows_NH=rows)
+        def broken(student: Student, batch: MicroBatch, *words: Any) -> States:
+            found = states(student, batch, *words)
+            if not attempts.now or not student.model.training:
+                return found
+            rows = found.rows_NH.clone()
+            rows[0] = value
+            return dataclasses.replace(found, rows_NH=rows)
 
-    monkeypatch.setattr(Student, "states", broken)
+        monkeypatch.setattr(Student, "states", broken)
+
+    return plant
 
 
-def _in_targets(field: str, value: float) -> Plant:
+_in_states = _of_states(NAN)
+# Finite itself; a head whose weights are above 1 makes logits of it that are not.
+_in_logits = _of_states(3e38)
+
+
+def _in_batches(spoil: Callable[[MicroBatch], MicroBatch]) -> Plant:
     def plant(monkeypatch: pytest.MonkeyPatch, attempts: Attempts) -> None:
         take = StepLoader.take
 
@@ -75,16 +84,31 @@ def _in_targets(field: str, value: float) -> Plant:
             batch = take(loader, *words)
             if not attempts.now:
                 return batch
-            first = batch.batches[0]
-            assert first.targets is not None
-            spoilt = getattr(first.targets, field).clone()
-            spoilt[0] = value
-            targets = dataclasses.replace(first.targets, **{field: spoilt})
-            return dataclasses.replace(batch, batches=(dataclasses.replace(first, targets=targets), *batch.batches[1:]))
+            return dataclasses.replace(batch, batches=(spoil(batch.batches[0]), *batch.batches[1:]))
 
         monkeypatch.setattr(StepLoader, "take", broken)
 
     return plant
+
+
+def _in_targets(field: str, value: float) -> Plant:
+    def spoil(batch: MicroBatch) -> MicroBatch:
+        assert batch.targets is not None
+        found = getattr(batch.targets, field)
+        spoilt = {t: _spoilt(one, value) for t, one in found.items()} if field == "log_z" else _spoilt(found, value)
+        return dataclasses.replace(batch, targets=dataclasses.replace(batch.targets, **{field: spoilt}))
+
+    return _in_batches(spoil)
+
+
+def _in_cached_states(batch: MicroBatch) -> MicroBatch:
+    return dataclasses.replace(batch, hidden={layer: _spoilt(one, NAN) for layer, one in batch.hidden.items()})
+
+
+def _spoilt(values: Tensor, value: float) -> Tensor:
+    found = values.clone()
+    found[0] = value
+    return found
 
 
 def _in_loss(name: str) -> Plant:
@@ -139,6 +163,16 @@ PLACES: dict[str, tuple[Plant, str]] = {
     "forward_kl": (_in_loss("forward_kl"), "forward_kl (its value) not finite"),
     "cosine": (_in_hidden, "cosine (its value) not finite"),
     "gradient": (_in_gradient, "gradient (student."),
+    "logits": (_in_logits, "logits (the student's logits) not finite"),
+    "log_z": (_in_targets("log_z", NAN), "targets (log_z at 2) not finite"),
+    "cached states": (_in_batches(_in_cached_states), "targets (hidden state of layer 1) not finite"),
+    "state": (_in_targets("state_NH", NAN), "targets (state) not finite"),
+}
+# What a place needs to be there at all.
+NEEDED: dict[str, dict[str, Any]] = {
+    "logits": {"student": {"name": "wide.json"}},
+    "log_z": {"losses": {"temperature": 2.0}},
+    "state": {"losses": {"logit": "forward_kl"}, "kept": "states"},
 }
 
 # One of each kind is in the fast suite.
@@ -154,7 +188,7 @@ def test_a_fault_is_named_and_its_step_skipped_whole(
     plant, told = PLACES[place]
     plant(monkeypatch, Attempts(monkeypatch, lambda n: n == BAD_STEP))
     watch = HeardTraining()
-    settings = settings_for(folder, **SETTINGS).model_copy(update={"out": str(tmp_path / "run")})
+    settings = _needed(folder, place).model_copy(update={"out": str(tmp_path / "run")})
     report = run(settings, watch)
     assert (report.steps, report.skipped, report.rollbacks) == (6, 1, 0)
     assert [line for line in watch.warned if told in line], watch.warned
@@ -163,6 +197,17 @@ def test_a_fault_is_named_and_its_step_skipped_whole(
     assert [line["verdict"] for line in steps] == ["accept", "accept", "skip", "accept", "accept", "accept", "accept"]
     assert steps[2]["step"] == 2 and steps[2]["consecutive_skips"] == 1 and "nonfinite" in steps[2]
     assert all(torch.isfinite(value).all() for value in weights(tmp_path / "run").values())
+
+
+def _needed(folder: Path, place: str) -> StageTwo:
+    changes = dict(NEEDED.get(place, {}))
+    kept = str(changes.pop("kept", "cache"))
+    if kept != "cache" and not (folder / kept).exists():
+        make_cache(folder, kept, targets={"kind": "state", "temperatures": ()})
+    if "student" in changes:
+        (folder / "wide.json").write_text(json.dumps(STUDENT | {"initializer_range": 1.0}))
+        changes["student"] = {"name": str(folder / "wide.json")}
+    return settings_for(folder, kept=kept, **(SETTINGS | changes))
 
 
 def test_a_skipped_step_moves_nothing(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

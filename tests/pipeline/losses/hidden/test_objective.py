@@ -1,5 +1,6 @@
 """The objective around its terms: what it asks of others, what it counts, what it learns, and the edges."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -139,6 +140,29 @@ def test_states_of_zeros_are_like_nothing_and_no_fault(name: HiddenName, who: st
         assert likeness == pytest.approx(0, abs=1e-6)
     if who == "both" and name not in ("cosine", "correlation", "cka"):
         assert found.value == 0
+
+
+@every_term
+@pytest.mark.parametrize("router", [False, True])
+@pytest.mark.parametrize("who", ["student", "teacher"])
+@pytest.mark.parametrize("odd", [math.nan, math.inf])
+def test_a_state_that_is_no_number_is_not_hidden(name: HiddenName, router: bool, who: str, odd: float) -> None:
+    batch = batch_with()
+    states = states_for(batch, LAYERS)
+    if who == "student":
+        states = {layer: (each.detach() * odd).requires_grad_() for layer, each in states.items()}
+    else:
+        batch = replace(batch, hidden=spoilt(batch.hidden, odd), pooled=spoilt(batch.pooled, odd))
+    found = objective_with([name, "cosine"], losses_with(router=router))(states, batch, {name: 1.0})
+    assert not found.sums[name].isfinite() and not found.total.isfinite()
+
+
+def spoilt(states: object, value: float) -> dict[int, Tensor]:
+    assert isinstance(states, dict)
+    found = {layer: each.clone() for layer, each in states.items()}
+    for each in found.values():
+        each[1] = value
+    return found
 
 
 def zeros(states: dict[int, Tensor] | object) -> dict[int, Tensor]:
