@@ -59,13 +59,15 @@ class LoopState(Record):
     """Where a run is: `step` optimizer steps are done; `place` is the next one in the line of the order.
 
     `order_began` is the place in the line at which the order in force began, `phase` the number of its phase;
-    `metrics_bytes` is the length of metrics.jsonl at that time.
+    `metrics_bytes` is the length of metrics.jsonl at that time. `snapshot` is the step of the newest checkpoint that
+    was due, to which a rollback leads: one made because the run was stopped would lead it elsewhere.
     """
 
     step: Natural
     place: Natural
     order_began: Natural = 0
     phase: Natural = 0
+    snapshot: Natural = 0
     positions: Natural = 0
     tokens: Natural = 0
     seconds: float = Field(default=0.0, ge=0)

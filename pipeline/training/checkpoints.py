@@ -42,7 +42,7 @@ class Contents:
 
 
 def save(run: Path, contents: Contents, keep: int) -> Path:
-    """Write a checkpoint; then of those that are there only the newest `keep` and the best one's stay."""
+    """Write a checkpoint; then of those there only the newest `keep`, the best and the one to go back to stay."""
     with explained("a checkpoint could not be written", run):
         final = _free_name(run, contents.state.step)
         with work_folder(run, final.name) as work:
@@ -153,7 +153,8 @@ def _prune(run: Path, saved: Path, keep: int, state: LoopState) -> None:
     there = listed(run)
     behind = [path for path in there if _age(path) <= _age(saved)]
     best = [path for path in behind if state.best is not None and _age(path)[0] == state.best.step]
-    kept = {*behind[-keep:], *best[-1:]}
+    snapshot = [path for path in behind if _age(path)[0] == state.snapshot]
+    kept = {*behind[-keep:], *best[-1:], *snapshot[-1:]}
     # The latest go first: a run that is killed between two of them must not find one of the course that was left.
     _drop(run, [path for path in reversed(there) if path not in kept])
 

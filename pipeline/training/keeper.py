@@ -12,7 +12,7 @@ import torch
 
 from kdpipe.pipeline.training import checkpoints, states
 from kdpipe.pipeline.training.checkpoints import Contents
-from kdpipe.pipeline.training.optimizers import moments, restore_moments
+from kdpipe.pipeline.training.optimizers import forget, moments, restore_moments
 from kdpipe.pipeline.training.prepare import Prepared
 from kdpipe.pipeline.training.step import Took
 from kdpipe.schemas.checkpoint import Best, LoopState
@@ -97,9 +97,9 @@ class Keeper:
             )
         return contents.state
 
-    def back_to_last_good(self) -> int:
-        """Put the student, and it alone, back to the newest good checkpoint; the step that this is of."""
-        path = checkpoints.latest(self._folder, self._warn)
+    def back_to_last_good(self, snapshot: int) -> int:
+        """Put the student back to the checkpoint of a step, or the newest good one, with fresh moments; its step."""
+        path = checkpoints.of_step(self._folder, snapshot) or checkpoints.latest(self._folder, self._warn)
         if path is None:
             raise KdpipeError(
                 f"{self._folder} has no checkpoint to go back to",
@@ -107,6 +107,7 @@ class Keeper:
             )
         contents = checkpoints.load(path)
         states.restore_model(self._learner.model, contents.model)
+        forget(self._learner.optimizer)
         return contents.state.step
 
     def take_best(self, state: LoopState) -> LoopState:

@@ -15,7 +15,7 @@ from kdpipe.pipeline.training.book import Book
 from kdpipe.pipeline.training.diagnosis import odd_names
 from kdpipe.pipeline.training.guard import Finding, Guard, Verdict
 from kdpipe.pipeline.training.keeper import Keeper
-from kdpipe.pipeline.training.optimizers import forget, set_rate
+from kdpipe.pipeline.training.optimizers import set_rate
 from kdpipe.pipeline.training.prepare import Prepared
 from kdpipe.pipeline.training.schedules import rate
 from kdpipe.pipeline.training.shortage import explained
@@ -71,7 +71,10 @@ class Loop:
         keeper, done, best = self._around.keeper, self.state.step, self.state.best
         if due and keeper.evaluation_is_due(done):
             self.state = keeper.evaluate(self.state, self.last)
-        if self._around.stop.asked or keeper.saving_is_due(done) or self.state.best != best:
+        if keeper.saving_is_due(done) or self.state.best != best:
+            self.state = self.state.model_copy(update={"snapshot": done})
+            keeper.save(self.state)
+        elif self._around.stop.asked:
             keeper.save(self.state)
 
     def _is_sound(self) -> bool:
@@ -133,15 +136,14 @@ class Loop:
         """Do what follows from a step that does not count."""
         around, state = self._around, self.state
         if verdict.kind == "rollback":
-            step = around.keeper.back_to_last_good()
-            forget(self._run.learner.optimizer)
+            step = around.keeper.back_to_last_good(state.snapshot)
             around.watch.warn(
                 f"step {state.step + 1:,}: {verdict.why}; back to the student of step {step:,}, with fresh moments and "
                 f"{self.guard.state.rate_factor:g} of the rate"
             )
             return
         if verdict.kind == "stop":
-            around.keeper.back_to_last_good()
+            around.keeper.back_to_last_good(state.snapshot)
             around.keeper.save(state)
             raise self.guard.failure(state.step, verdict)
         if verdict.kind == "skip":

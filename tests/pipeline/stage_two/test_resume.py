@@ -1,15 +1,20 @@
 """Stopped anywhere and run again: the same losses and the same weights, to the bit, on the same number of threads."""
 
+import dataclasses
 import json
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from kdpipe.pipeline.data import ahead
+from kdpipe.pipeline.data.ahead import StepLoader
+from kdpipe.pipeline.data.batches import MicroBatch, StepBatch
 from kdpipe.schemas.errors import Interrupted
 from kdpipe.schemas.stage_two import StageTwo
 from support.stage_two import HeardTraining, Stopping, losses, run, settings_for, weights
@@ -84,6 +89,85 @@ def start(settings: StageTwo, step: int) -> int:
     words = [sys.executable, "-c", CHILD, settings.model_dump_json(), str(step)]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
     return subprocess.run(words, env=environment, check=False, capture_output=True).returncode
+
+
+WAYS: dict[str, dict[str, Any]] = {
+    "muon in phases": {
+        "optimizer": {"kind": "muon", "router_lr": 1e-2},
+        "losses": {"alpha_schedule": "wsd", "weights": {"cosine": 0.1}, "hidden": {"router": True}},
+        "schedule": {"kind": "wsd"},
+        "run": {"max_steps": 7, "phases": [{"until": 0.5, "order": "length"}, {"until": 1.0, "temperature": 2.0}]},
+    },
+    "scaled in fp16": {"machine": {"precision": "fp16"}, "student": {"gradient_checkpointing": True}},
+    "chosen rows": {"losses": {"select": [{"term": "kd", "by": "student_entropy", "keep": "highest", "share": 0.4}]}},
+    "guarded": {"guard": {"preset": "ultra-stable", "skip_gradient_norm": 0.4, "patience": 50}},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", WAYS)
+def test_every_way_to_learn_goes_on_to_the_bit(folder: Path, way: str) -> None:
+    shape = {section: SHAPE.get(section, {}) | WAYS[way].get(section, {}) for section in SHAPE | WAYS[way]}
+    whole, stopped = (settings_for(folder, f"{way} {which}", **shape) for which in ("whole", "stopped"))
+    run(whole)
+    for step in (2, 5):
+        with pytest.raises(Interrupted):
+            run(stopped, Stopping(step, signal.SIGTERM))
+    run(stopped)
+    assert_same(folder / f"{way} stopped", folder / f"{way} whole")
+
+
+def test_a_run_stopped_before_a_rollback_goes_back_to_the_same_student(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The checkpoint of the stop is newer than the one that the undisturbed run goes back to."""
+    take = StepLoader.take
+
+    def broken(loader: StepLoader, begin: int, *words: Any) -> StepBatch:
+        batch = take(loader, begin, *words)
+        first = batch.batches[0]
+        if first.targets is None or begin not in (24, 32, 40):
+            return batch
+        targets = dataclasses.replace(first.targets, weights_NK=first.targets.weights_NK * float("nan"))
+        return dataclasses.replace(batch, batches=(dataclasses.replace(first, targets=targets), *batch.batches[1:]))
+
+    shape = SHAPE | {"guard": {"patience": 3}, "evaluation": {"every": 7}, "saving": {"every": 2, "keep": 1}}
+    with monkeypatch.context() as patched:
+        patched.setattr(StepLoader, "take", broken)
+        whole, stopped = (
+            settings_for(folder, **shape).model_copy(update={"out": str(out)})
+            for out in (tmp_path / "whole", tmp_path / "stopped")
+        )
+        watch = HeardTraining()
+        assert run(whole, watch).rollbacks == 1
+        with pytest.raises(Interrupted):
+            run(stopped, Stopping(3, signal.SIGTERM))
+        again = HeardTraining()
+        assert run(stopped, again).rollbacks == 1
+    assert [told for told in watch.warned if "back to the student of step 2" in told]
+    assert watch.warned[-1] == again.warned[-1]
+    assert_same(tmp_path / "stopped", tmp_path / "whole")
+
+
+def test_a_run_that_goes_on_reads_nothing_of_what_it_has_learnt_from(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Start-up takes no longer the further a run has come."""
+    shape = SHAPE | {"evaluation": {"every": 7}, "losses": {}, "machine": {"ahead": 1}}
+    settings = settings_for(folder, **shape).model_copy(update={"out": str(tmp_path / "run")})
+    with pytest.raises(Interrupted):
+        run(settings, Stopping(6, signal.SIGTERM))
+    made: list[tuple[int, ...]] = []
+    make = ahead.make_batch
+
+    def counted(cache: Any, numbers: tuple[int, ...], *words: Any, **named: Any) -> MicroBatch:
+        if cache.split == "train":
+            made.append(numbers)
+        return make(cache, numbers, *words, **named)
+
+    monkeypatch.setattr(ahead, "make_batch", counted)
+    run(settings)
+    assert len(made) == 2 + 1  # the two batches of the last step, and one ahead
 
 
 @pytest.mark.slow

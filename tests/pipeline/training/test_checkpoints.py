@@ -1,5 +1,6 @@
 """Checkpoints: to the bit, never half, never believed unread; which one a run goes on from, and which ones stay."""
 
+import dataclasses
 import errno
 import os
 import random
@@ -94,6 +95,13 @@ def test_the_newest_and_the_best_stay(tmp_path: Path) -> None:
     for step in range(1, 8):
         save(tmp_path, contents(step, best=3 if step >= 3 else step), keep=2)
     assert names(tmp_path) == ["step-000003", "step-000006", "step-000007"]
+
+
+def test_the_one_to_go_back_to_stays_when_a_stop_has_made_newer_ones(tmp_path: Path) -> None:
+    for step, snapshot in ((2, 2), (3, 2), (4, 4), (5, 4), (6, 4)):
+        said = contents(step)
+        save(tmp_path, dataclasses.replace(said, state=said.state.model_copy(update={"snapshot": snapshot})), keep=1)
+    assert names(tmp_path) == ["step-000004", "step-000006"]
 
 
 def test_a_step_saved_again_overwrites_nothing_and_is_the_newer_one(tmp_path: Path) -> None:
