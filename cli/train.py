@@ -107,9 +107,9 @@ def _numbers(evaluation: dict[str, float | int | str | None]) -> list[str]:
 def _effort(report: "TrainReport") -> list[Fact]:
     told = [duration(report.seconds)]
     if report.positions_per_second is not None:
-        told.append(f"{report.positions_per_second:,.0f} positions a second")
+        told.append(f"steps at {report.positions_per_second:,.0f} positions a second")
     if report.waiting_share is not None:
-        told.append(f"{report.waiting_share:.1%} of it waiting for the cache")
+        told.append(f"{report.waiting_share:.1%} of their time waiting for the cache")
     memory = [f"weights {size(report.memory.weights)}"]
     if report.memory.peak_process is not None:
         memory.append(f"process {size(report.memory.peak_process)} at most")

@@ -36,14 +36,15 @@ def train(settings: StageTwo, options: TrainOptions, watch: TrainWatch) -> Train
     if settings.out is None:
         raise ConfigError("nothing says where the run goes", hint="give --out DIR")
     folder = Path(settings.out)
-    with listening() as stop:
-        prospect = look(settings, watch)
-        record = prospect.record
-        steered = options.resume_from is not None
-        run_folder.check(folder, record, overwrite=options.overwrite, steered=steered)
-        check_before_use(prospect.cache.url, settings.cache.verify, watch, lambda: stop.asked)
-        with explained(settings, "while the student was loaded"):
-            prepared = prepare(prospect, watch)
+    prospect = look(settings, watch)
+    record = prospect.record
+    steered = options.resume_from is not None
+    run_folder.check(folder, record, overwrite=options.overwrite, steered=steered)
+    check_before_use(prospect.cache.url, settings.cache.verify, watch)
+    with explained(settings, "while the student was loaded"):
+        prepared = prepare(prospect, watch)
+    # Until here nothing has been made, and a signal ends it at once.
+    with listening(watch.say) as stop:
         if options.dry_run:
             return _dry_run(prepared, watch, stop, started)
         begin, steered = _begin(folder, record, options, watch)
@@ -61,11 +62,14 @@ def _learn(desk: Desk, begin: Path | None, until: int, stop: Stop, *, steered: b
     if steered:
         counts = state.guard.model_dump(include={"phase", "accepted", "skipped", "overflowed"})
         state = state.model_copy(update={"guard": GuardState(**counts)})
-    for line in schedules.lines(desk.prepared.settings.schedule, desk.prepared.plan):
+    prepared = desk.prepared
+    course = schedules.lines(prepared.settings.schedule, prepared.plan)
+    for line in (*course, *prepared.curriculum.lines(prepared.name_of)):
         desk.watch.say(line)
-    if desk.prepared.prospect.portion < desk.prepared.plan.batch_size:
-        desk.watch.say(f"portions    {desk.prepared.prospect.portion} sequences of a batch are read at once")
-    desk.watch.begin(desk.prepared.plan.n_steps, state.step)
+    if prepared.prospect.portion < prepared.plan.batch_size:
+        at_once = schedules.counted(prepared.prospect.portion, "sequence")
+        desk.watch.say(f"portions    a batch is read in pieces of {at_once}")
+    desk.watch.begin(prepared.plan.n_steps, state.step)
     loop = Loop(desk.prepared, state, desk.around(stop))
     if begin is None:
         desk.keeper.save(state)

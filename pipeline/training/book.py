@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable
 from typing import Any, final
 
-from kdpipe.pipeline.losses.terms import InForce, TermName
+from kdpipe.pipeline.losses.terms import InForce, TermName, factor
 from kdpipe.pipeline.models.memory import peak_device_bytes, peak_process_bytes
 from kdpipe.pipeline.training.guard import Guard, Verdict
 from kdpipe.pipeline.training.optimizers import rates
@@ -115,14 +115,23 @@ class Book:
         return self._run.name_of(name, terms.temperature)
 
     def _shown(self, state: LoopState, took: Took, terms: InForce) -> str:
-        parts = [
-            f"{self._named(name, terms)} {term.raw:.4f} x {term.weight:.4g} over {term.count:,}"
-            for name, term in took.terms.items()
+        """A step with all of its terms below each other: raw x weight (x T² or T) = what it adds."""
+        facts = [
+            (self._named(name, terms), _product(name, term, took.loss, terms)) for name, term in took.terms.items()
         ]
-        return (
-            f"step {state.step:,}: loss {took.loss:.4f} = {' + '.join(parts)}; {took.shapes}, {took.tokens:,} tokens; "
-            f"gradient norm {took.gradient_norm:.4g}"
+        facts.append(("batches", took.shapes))
+        width = max(len(name) for name, _ in facts)
+        head = (
+            f"step {state.step:,}: loss {took.loss:.4f}, gradient norm {took.gradient_norm:.4g}, {took.tokens:,} tokens"
         )
+        return "\n".join([head, *(f"  {name:<{width}}  {told}" for name, told in facts)])
+
+
+def _product(name: TermName, term: TermNews, loss: float, terms: InForce) -> str:
+    by = factor(name, 1.0 if name == "ce" else terms.temperature)
+    product = f"{term.raw:.4f} x {term.weight:.4g}" + (f" x {by:g}" if by != 1 else "")
+    share = f" ({term.weighted / loss:.0%})" if loss else ""
+    return f"{product} = {term.weighted:.4f}{share} over {term.count:,}"
 
 
 def _parts(term: TermNews, loss: float) -> Line:

@@ -5,7 +5,7 @@ what is in force anywhere, so that maps are made and temperatures are looked for
 Before it: `schedules.py`. After it: `pipeline/training/loop.py`.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final, NamedTuple, final
 
 from kdpipe.pipeline.losses.terms import HIDDEN_NAMES, LOGIT_NAMES, InForce, Shape, TermName
@@ -96,7 +96,27 @@ class Curriculum:
         """Every order that is in force at some step."""
         return frozenset(phase.order or self._order for phase in self._lived())
 
-    def _lived(self) -> Iterable[Phase]:
+    def lines(self, called: Callable[[TermName, float], str]) -> list[str]:
+        """What is minimised when, for a person to read; `called` is the name of a term at a temperature."""
+        lived = self._lived()
+        ends = [end for end, start in zip(self._ends, [0, *self._ends[:-1]], strict=True) if start < end]
+        told = [self._told(phase, called) for phase in lived]
+        if len(told) > 1:
+            told = [f"until step {end:,}: {text}" for end, text in zip(ends, told, strict=True)]
+        return [f"{'' if number else 'minimises':<12}{text}" for number, text in enumerate(told)]
+
+    def _told(self, phase: Phase, called: Callable[[TermName, float], str]) -> str:
+        losses, temperature = self._losses, self._temperature(phase)
+        moves = phase.alpha is None and losses.alpha_schedule == "wsd"
+        weights = self._weights(phase, losses.alpha if phase.alpha is None else phase.alpha)
+        text = " + ".join(f"{weight:.4g} x {called(name, temperature)}" for name, weight in weights.items())
+        if temperature != 1 and set(weights) & set(LOGIT_NAMES) - {"ce"}:
+            text += f", at temperature {temperature:g}"
+        order = phase.order or self._order
+        text += "" if order == "shuffled" else f", by {order}"
+        return text + (f", alpha from 1 to {losses.alpha:g}, in the end to {losses.alpha_end:g}" if moves else "")
+
+    def _lived(self) -> list[Phase]:
         """Phases that have a step: in a short run some have none."""
         starts = [0, *self._ends[:-1]]
         return [phase for phase, start, end in zip(self._phases, starts, self._ends, strict=True) if start < end]

@@ -39,6 +39,7 @@ def finish(desk: Desk, state: LoopState, folder: Path) -> Evaluation | None:
     for note in save_student(student, folder / FINAL, prospect.fit.tokenizer_files, card):
         desk.watch.say(note)
     trusted = prospect.settings.student.trust_remote_code
+    desk.watch.say("saved; read again in a fresh process")
     check_reload(student.logits, folder / FINAL, cached_ids(prospect.cache), student.device, trusted=trusted)
 
     return found

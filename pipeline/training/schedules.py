@@ -99,21 +99,33 @@ def rate(schedule: Schedule, plan: Plan, step: int) -> float:
 
 def lines(schedule: Schedule, plan: Plan) -> list[str]:
     """What will run, for a person to read."""
-    whole = f"{plan.n_read:,} sequences, {plan.epochs:.4g} epochs of {plan.n_sequences:,}"
-    size = f"{plan.batch_size} sequences a batch x {plan.accumulate} batches = {plan.step_size} a step"
+    epochs = f"{plan.epochs:.4g} epoch{'' if plan.epochs == 1 else 's'}"
+    whole = f"{counted(plan.n_read, 'sequence')}, {epochs} of {plan.n_sequences:,}"
+    batches = counted(plan.accumulate, "batch", "batches")
+    size = f"{counted(plan.batch_size, 'sequence')} a batch x {batches} = {plan.step_size} a step"
     last = plan.size_of(plan.n_steps - 1)
-    told = f"{plan.n_steps:,} optimizer steps" + (f", the last of {last}" if last != plan.step_size else "")
+    told = counted(plan.n_steps, "optimizer step") + (f", the last of {last}" if last != plan.step_size else "")
     return [
         f"reads       {whole}",
         f"steps       {told}: {size}",
         f"rate        {_course(schedule, plan)}",
-        f"evaluates   every {plan.evaluate_every:,} steps and at the end",
-        f"saves       every {plan.save_every:,} steps and at the end",
+        f"evaluates   {_every(plan.evaluate_every)} and at the end",
+        f"saves       {_every(plan.save_every)} and at the end",
     ]
 
 
+def counted(n: int, one: str, more: str | None = None) -> str:
+    """A number with its noun: 1 step, 5 steps."""
+    return f"{n:,} {one if n == 1 else more or f'{one}s'}"
+
+
+def _every(n: int) -> str:
+    return "every step" if n == 1 else f"every {n:,} steps"
+
+
 def _course(schedule: Schedule, plan: Plan) -> str:
-    parts = [f"{schedule.kind}: up over {plan.n_warmup:,} steps"] if plan.n_warmup else [f"{schedule.kind}: no warm-up"]
+    up = f"up over {counted(plan.n_warmup, 'step')}" if plan.n_warmup else "no warm-up"
+    parts = [f"{schedule.kind}: {up}"]
     n_held = plan.decay_from - plan.n_warmup
     if n_held:
         parts.append(f"held for {n_held:,}")

@@ -7,32 +7,36 @@ own handlers, which are put back. After it: `loop.py`.
 
 import signal
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 from kdpipe.schemas.errors import Interrupted
 
 BOTH = (signal.SIGINT, signal.SIGTERM)
+ASKED = "stopping with a checkpoint once the step under way is done; asked again, it stops at once without"
 
 
 class Stop:
-    """Whether the run was asked to end."""
+    """Whether the run was asked to end; whoever asks is told by `tell` what comes of it."""
 
-    def __init__(self) -> None:
-        self.asked = False
+    def __init__(self, tell: Callable[[str], None]) -> None:
+        self.asked, self._tell = False, tell
 
     def note(self, _number: int, _frame: FrameType | None) -> None:
         """Handle a signal."""
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True
+        # Python refuses to write within a write that the signal has interrupted.
+        with suppress(RuntimeError):
+            self._tell(ASKED)
 
 
 @contextmanager
-def listening() -> Iterator[Stop]:
+def listening(tell: Callable[[str], None] = lambda _: None) -> Iterator[Stop]:
     """Take signals as a wish to stop, unless the parent asked for them to be ignored or this is no main thread."""
-    stop = Stop()
+    stop = Stop(tell)
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
@@ -16,6 +16,7 @@ import kdpipe.pipeline
 from kdpipe.cli.flags import Flag
 from kdpipe.cli.main import run
 from kdpipe.cli.stage_two_options import FLAGS
+from kdpipe.schemas import stage_two
 from kdpipe.schemas.run_report import BestReport, Estimate, TermReport, TrainMemory, TrainReport
 from kdpipe.schemas.stage_two import StageTwo, TrainOptions
 
@@ -115,6 +116,16 @@ def test_a_flag_says_its_setting_and_no_other(
     assert at(changed, place) == value
     differing = [flag.place for flag in FLAGS if at(changed, flag.place) != at(plain, flag.place)]
     assert differing in ([place], [])
+
+
+def test_a_flag_takes_the_words_that_its_setting_takes() -> None:
+    """The table spells choices out, so that `--help` needs no records."""
+    choices = {flag.name: set(get_args(flag.type)) for flag in FLAGS if get_args(flag.type)}
+    assert choices == {
+        "--mode": set(get_args(stage_two.Mode)),
+        "--precision": {"auto", *get_args(stage_two.PrecisionName)},
+        "--guard": set(get_args(stage_two.Guarding.model_fields["preset"].annotation)),
+    }
 
 
 def test_every_flag_is_tried_here() -> None:
@@ -231,7 +242,7 @@ runs/a
   forward_kl  0.5432 x 0.9, 60% of the loss
   validation  loss 0.9000, CE 3.2500, perplexity 25.79, calibration error 3.1%
   best        step 1,100: loss 0.8912
-  time        83 s, 45,000 positions a second, 0.4% of it waiting for the cache
+  time        83 s, steps at 45,000 positions a second, 0.4% of their time waiting for the cache
   memory      weights 16.8 MB, process 1.5 GB at most
 the student is in runs/a/final
 """

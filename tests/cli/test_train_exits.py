@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from kdpipe.cli.main import run
-from kdpipe.pipeline.training import loop
+from kdpipe.pipeline.training import loop, prepare
+from kdpipe.pipeline.training.stopping import ASKED
 from kdpipe.schemas.run_report import TrainReport
 from support.corpora import small_tokenizer
 from support.models import tiny_llama
@@ -52,7 +53,7 @@ def test_a_run_is_told_and_goes_on_as_json(train: Command, tmp_path: Path) -> No
     code, out, err = train()
     assert code == 0
     assert out.splitlines()[-1] == f"the student is in {tmp_path / 'run' / 'final'}"
-    assert "steps       3 optimizer steps: 2 sequences a batch x 1 batches = 2 a step" in err.splitlines()
+    assert "steps       3 optimizer steps: 2 sequences a batch x 1 batch = 2 a step" in err.splitlines()
     code, out, err = train("--json")
     answer = json.loads(out)
     assert (code, answer["steps"], answer["resumed_from"]) == (0, 3, 3)
@@ -128,10 +129,21 @@ def test_an_interrupted_run_ends_with_75_and_goes_on(
     after(1, lambda: os.kill(os.getpid(), number), monkeypatch)
     code, out, err = train()
     assert (code, out) == (75, "")
+    assert err.splitlines().count(ASKED) == 1
     assert err.endswith("error: stopped at step 2 of 3\nhint: run the same command again to go on\n")
     code, _, err = train()
     assert code == 0
     assert "going on from step 2 of 3" in err.splitlines()
+
+
+def test_a_signal_before_the_first_step_ends_the_command_at_once(
+    train: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While a student is fetched or an order is made, minutes may go by: nothing is there yet that could be lost."""
+    monkeypatch.setattr(prepare, "load_student", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    code, out, err = train()
+    assert (code, out) == (130, "") and ASKED not in err  # 75 where kdpipe itself listens, tests/cli/test_interrupts.py
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_run_interrupted_twice_ends_with_130(train: Command, monkeypatch: pytest.MonkeyPatch) -> None:

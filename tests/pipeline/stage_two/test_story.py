@@ -1,6 +1,7 @@
 """The story of `kdpipe train` on a small cache: what it makes, says, refuses, and leaves alone."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,23 @@ def test_the_report_says_what_was_done(whole: tuple[TrainReport, HeardTraining])
         "steps       6 optimizer steps: 4 sequences a batch x 2 batches = 8 a step"
     ]
     first = [line for line in watch.said for n in range(1, 7) if line.startswith(f"step {n}: loss")]
-    assert len(first) == 5 and "2 x (tokens [4, 96], entries [" in first[0] and " x 0.9 over " in first[0]
+    assert len(first) == 5
+    head, ce, kl, batches = first[0].splitlines()
+    assert re.fullmatch(r"step 1: loss \d\.\d{4}, gradient norm [\d.e-]+, [\d,]+ tokens", head)
+    added = [float(re.search(r"= (\d+\.\d{4}) \(\d+%\) over [\d,]+$", line)[1]) for line in (ce, kl)]  # type: ignore[index]  # they match
+    assert sum(added) == pytest.approx(float(head.split()[3].rstrip(",")), abs=2e-4)
+    assert ce.startswith("  ce          ") and kl.startswith("  forward_kl  ") and " x 0.9 = " in kl
+    assert batches.startswith("  batches     2 x (tokens [4, 96], entries [")
+    assert "minimises   0.1 x ce + 0.9 x forward_kl" in watch.said
+
+
+def test_the_factor_of_a_temperature_is_shown_in_the_first_steps(folder: Path, tmp_path: Path) -> None:
+    watch = HeardTraining()
+    settings = settings_for(folder, losses={"temperature": 2.0}, run={"max_steps": 1})
+    run(settings.model_copy(update={"out": str(tmp_path / "warm")}), watch)
+    shown = next(line for line in watch.said if line.startswith("step 1: loss"))
+    numbers = re.search(r"forward_kl_coarse  (\S+) x 0.9 x 4 = (\S+) ", shown)
+    assert numbers is not None and float(numbers[2]) == pytest.approx(3.6 * float(numbers[1]), abs=3e-4)
 
 
 def test_every_step_is_a_line_of_the_log(folder: Path, whole: tuple[TrainReport, HeardTraining]) -> None:

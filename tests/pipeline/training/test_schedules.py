@@ -98,3 +98,11 @@ def test_what_will_run_is_told() -> None:
     ]
     flat = Schedule(kind="constant", warmup=0)
     assert lines(flat, plan_of(flat, Run(max_steps=10)))[2] == "rate        constant: no warm-up, held for 10"
+    few = Schedule(kind="linear", warmup=0.1)
+    assert lines(few, plan_of(few, Run(max_steps=9, batch_size=1), n=9)) == [
+        "reads       9 sequences, 1 epoch of 9",
+        "steps       9 optimizer steps: 1 sequence a batch x 1 batch = 1 a step",
+        "rate        linear: up over 1 step, down to 0 of its height over 8",
+        "evaluates   every step and at the end",
+        "saves       every step and at the end",
+    ]
