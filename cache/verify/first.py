@@ -7,7 +7,7 @@ to whoever fetches them, which checks each file; unfinished ones have no cache_i
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -21,7 +21,7 @@ from kdpipe.cache.verify.fast import Survey, survey
 from kdpipe.cache.verify.full import byte_problems, shared_problems
 from kdpipe.cache.verify.memory import Memory, state_of
 from kdpipe.cache.writer import CacheWriter
-from kdpipe.schemas.errors import CacheDamaged, CacheIncomplete, ConfigError, Interrupted, KdpipeError
+from kdpipe.schemas.errors import CacheDamaged, CacheIncomplete, ConfigError, KdpipeError
 from kdpipe.schemas.report import Level, Problem, VerifyReport, When
 
 SECONDS_BETWEEN_LINES: Final = 30.0
@@ -44,7 +44,6 @@ def check_before_use(
     url: str | os.PathLike[str],
     when: When | None,
     told: Told,
-    is_stopped: Callable[[], bool] = lambda: False,
     clock: Clock = time.monotonic,
 ) -> None:
     """Check a cache when that is due, and refuse a damaged one."""
@@ -71,7 +70,7 @@ def check_before_use(
     state = state_of(root)
     if when != "always" and _is_remembered(memory, state, told):
         return
-    _check(store, address, told, is_stopped, clock)
+    _check(store, address, told, clock)
     _remember(memory, root, state, told)
 
 
@@ -128,30 +127,18 @@ def _remember(memory: Memory | None, root: Path, state: str, told: Told) -> None
         told.warn(f"that the cache is good could not be remembered, it is checked again the next time: {error.message}")
 
 
-def _check(store: Store, address: str, told: Told, is_stopped: Callable[[], bool], clock: Clock) -> None:
+def _check(store: Store, address: str, told: Told, clock: Clock) -> None:
     began = shown = clock()
     found = survey(store)
     _refuse(address, _damage(found))
     n_parts, n_bytes = len(found.records), sum(record.n_bytes for record in found.records.values())
     told.say(f"every byte of {address} is checked before its first use here: {n_parts:,} parts, {n_bytes:,} bytes")
-    for n_done, problems in enumerate(_looked_at(store, found, is_stopped)):
+    for n_done, problems in enumerate(byte_problems(store, found)):
         _refuse(address, problems)
         if clock() - shown >= SECONDS_BETWEEN_LINES:
             shown = clock()
             told.say(f"{n_done:,} of {n_parts:,} parts are checked")
     told.say(f"{address} is as it was written ({clock() - began:.1f} s)")
-
-
-def _looked_at(store: Store, found: Survey, is_stopped: Callable[[], bool]) -> Iterator[list[Problem]]:
-    """What is wrong with the shared files, then with each part."""
-    looking = byte_problems(store, found)
-    for problems in looking:
-        if is_stopped():
-            looking.close()
-            raise Interrupted(
-                "asked to stop while the cache was checked", hint="run the same command again: it is checked from anew"
-            )
-        yield problems
 
 
 def _damage(found: Survey) -> list[Problem]:
