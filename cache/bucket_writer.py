@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar, final
+from typing import TYPE_CHECKING, Any, TypeVar, final
 
 import numpy.typing as npt
 
@@ -23,13 +23,16 @@ from kdpipe.cache.index import IndexRow, read_index, write_index
 from kdpipe.cache.part_files import examine_part, read_part_record
 from kdpipe.cache.part_writer import PartWriter
 from kdpipe.cache.reader import committed_parts
-from kdpipe.cache.remote import RemoteFolder
+from kdpipe.cache.remote import RemoteFolder, open_folder
 from kdpipe.cache.transfer.patience import Patience
 from kdpipe.cache.writer import CacheWriter, create_cache, same_manifest
 from kdpipe.schemas.errors import CacheDamaged, CacheIncomplete, ConfigError
 from kdpipe.schemas.manifest import FileRecord, Manifest
 from kdpipe.schemas.part import PartRecord
 from kdpipe.schemas.strict_json import canonical
+
+if TYPE_CHECKING:
+    from kdpipe.cache.hub import HubFolder
 
 Found = TypeVar("Found")
 
@@ -38,7 +41,7 @@ Found = TypeVar("Found")
 class BucketWriter(CacheWriter):
     """Writes parts to a URL; make one with `create_bucket`. Its `path` is a folder that goes with it."""
 
-    def __init__(self, place: RemoteFolder, manifest: Manifest, patience: Patience) -> None:
+    def __init__(self, place: "RemoteFolder | HubFolder", manifest: Manifest, patience: Patience) -> None:
         scratch = Path(tempfile.mkdtemp(prefix="kdpipe-out-"))
         weakref.finalize(self, remove_dir, scratch)
         create_cache(scratch / "cache", manifest)
@@ -174,7 +177,7 @@ class BucketWriter(CacheWriter):
 def create_bucket(url: str, manifest: Manifest, patience: Patience | None = None) -> BucketWriter:
     """Begin a cache behind a URL, or go on with the one of the same manifest; another one there is refused."""
     patience = patience or Patience()
-    place = patience.through(lambda: RemoteFolder(url))
+    place = patience.through(lambda: open_folder(url))
     if patience.through(lambda: place.size(layout.MANIFEST)) is None:
         foreign = patience.through(lambda: place.names(""))
         # Another worker may have begun the cache since the first look.

@@ -7,7 +7,7 @@ its size. Before it: `store.py` picks it. After it: the reader, which holds few 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 
 import fsspec
 
@@ -16,6 +16,9 @@ from kdpipe.cache.homes import Homes
 from kdpipe.cache.layout import PART_NAME, PART_RECORD, PARTS
 from kdpipe.cache.store import MAX_LISTED, URL_HOLDS_MANIFEST, check_tag, of_size
 from kdpipe.schemas.errors import CacheDamaged, CacheError, ConfigError, KdpipeError, Unreachable
+
+if TYPE_CHECKING:
+    from kdpipe.cache.hub import HubFolder
 
 EXTRAS = {"s3": "s3", "gs": "gcs", "gcs": "gcs", "hf": "hub"}
 # What others put there is seen at once, and a place that says nothing is not waited for all day.
@@ -218,6 +221,15 @@ class RemoteFolder(RemoteStore):
             self._fs.makedirs(self._path(name.rpartition("/")[0]), exist_ok=True)
 
 
+def open_folder(url: str) -> "RemoteFolder | HubFolder":
+    """The place behind a URL that is written to."""
+    if url.startswith("hf://"):
+        from kdpipe.cache.hub import HubFolder
+
+        return HubFolder(url)
+    return RemoteFolder(url)
+
+
 def _driver(url: str) -> tuple[Any, str]:
     """The file system of a URL, and the path in it."""
     protocol = url.partition(":")[0]
@@ -230,6 +242,10 @@ def _driver(url: str) -> tuple[Any, str]:
         raise ConfigError(f"{protocol}:// needs a library that is not installed: {error}", hint=hint) from None
     except (ValueError, TypeError) as error:  # TypeError: a driver that needs more than a URL, as zip:// without ::
         raise ConfigError(f"{url} is no URL that fsspec knows: {error}") from None
+    if protocol == "hf":
+        from kdpipe.cache.hub import kept_to
+
+        root = kept_to(url)
     return system, str(root)
 
 

@@ -16,7 +16,7 @@ from typing import Final
 from kdpipe.cache.addresses import check_address, is_url, local_path
 from kdpipe.cache.index import IndexRow
 from kdpipe.cache.reader import load_manifest
-from kdpipe.cache.remote import RemoteFolder
+from kdpipe.cache.remote import open_folder
 from kdpipe.cache.store import open_store
 from kdpipe.cache.transfer.choosing import choose
 from kdpipe.cache.transfer.fetching import Fetcher
@@ -155,7 +155,7 @@ def _into_url(target: str, source: Source, fetcher: Fetcher, watch: CopyWatch) -
     if target.startswith(("http://", "https://")):
         raise ConfigError(f"{target} cannot be written to: a web server takes no files", hint="copy from it, not to it")
     patience = fetcher.patience
-    place = patience.through(lambda: RemoteFolder(target))
+    place = patience.through(lambda: open_folder(target))
     sender = Sender(place=place, manifest=source.manifest, fetcher=fetcher)
     sender.begin(source.manifest_bytes)
     there = each(sender.has, source.rows, REMOTE_PARTS, patience)

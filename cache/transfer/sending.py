@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kdpipe.cache import layout
 from kdpipe.cache.index import IndexRow
@@ -21,12 +22,15 @@ from kdpipe.schemas.manifest import FileRecord, Manifest, read_manifest
 from kdpipe.schemas.part import PartRecord
 from kdpipe.schemas.strict_json import MAX_BYTES, sha256_hex
 
+if TYPE_CHECKING:
+    from kdpipe.cache.hub import HubFolder
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sender:
     """Sends parts of the cache that `fetcher` reads to `place`; every byte is checked on the way."""
 
-    place: RemoteFolder
+    place: "RemoteFolder | HubFolder"
     manifest: Manifest
     fetcher: Fetcher
 
