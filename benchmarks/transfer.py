@@ -45,7 +45,8 @@ ASKED = {
 }
 LARGE_FILE = 16_000_000
 MANY_ROWS = 20_000_000
-
+# Of the documents of a synthetic cache, which have up to 500.
+ROWS_A_DOCUMENT = 308
 
 STUDENT = Case(vocabulary=4_096, preset="tiny", batch=8, length=256, sequences=512, threads=1)
 
@@ -132,15 +133,15 @@ class Bench:
     def files(self) -> dict[str, Any]:
         """The files of a part of the size that a cache of 20 million positions has by itself."""
         rows = int(rows_of_a_part(MANY_ROWS)) if self.scale.rounds > 1 else 20_000
-        recipe = Recipe(
-            documents={"train": rows // 500}, documents_per_part=rows // 500, document_tokens=500, hidden=False
-        )
+        n = round(rows / ROWS_A_DOCUMENT)
+        recipe = Recipe(documents={"train": n}, documents_per_part=n, document_tokens=500, hidden=False)
         folder = self.work / "one-part"
         if not folder.exists():
             _make(folder, recipe)
         sizes = sorted(file.stat().st_size for file in (folder / "parts/00000").rglob("*") if file.is_file())
         large = sum(size for size in sizes if size >= LARGE_FILE)
-        return {"rows": rows, "files": len(sizes), "bytes": sum(sizes), "share_in_large": large / sum(sizes)}
+        (part,) = open_cache(folder).parts
+        return {"rows": part.n_rows, "files": len(sizes), "bytes": sum(sizes), "share_in_large": large / sum(sizes)}
 
     def _made(self) -> Path:
         scale = self.scale

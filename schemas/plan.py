@@ -13,7 +13,10 @@ from kdpipe.schemas.records import Record
 
 SplitName = Literal["train", "validation"]
 MAX_PARTS = 1_000_000
-MAX_PART_ROWS = 1 << 22
+# Of a part whose documents are counted in bytes beforehand, each of which may turn out to be a token.
+MAX_PART_ROWS = 1 << 24
+# Of a sequence, and of a document before it is cut: what is held in memory as a whole.
+MAX_SEQUENCE_ROWS = 1 << 22
 DocumentNumber = Annotated[int, Field(ge=0, le=1 << 48)]
 
 
@@ -43,7 +46,7 @@ class Plan(Record):
     """Parts are numbered through the splits in the order in which these stand."""
 
     splits: Annotated[tuple[SplitPlan, ...], Field(min_length=1, max_length=2)]
-    sequence_length: int = Field(ge=1, le=MAX_PART_ROWS)
+    sequence_length: int = Field(ge=1, le=MAX_SEQUENCE_ROWS)
     packed: bool = True
 
     @model_validator(mode="after")

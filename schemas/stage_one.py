@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from kdpipe.schemas.model import Devices, ModelSettings, Name
-from kdpipe.schemas.plan import MAX_PART_ROWS
+from kdpipe.schemas.plan import MAX_PART_ROWS, MAX_SEQUENCE_ROWS
 from kdpipe.schemas.records import Record
 from kdpipe.schemas.targets import MAX_ENTRIES, MAX_WIDTH, Temperature
 
@@ -67,10 +67,10 @@ class DataSettings(Record):
 class SequenceSettings(Record):
     """How long sequences are (2,048 tokens, or what the teacher can read if that is less), and how they are filled.
 
-    `part_rows` is about how many tokens a part has; by itself 1/64 of all, 32 k to 1 M.
+    `part_rows` is about how many tokens a part has; by itself 1/64 of all, at least 32 k, and 2.6 M from 16.8 M on.
     """
 
-    length: int | None = Field(default=None, ge=2, le=MAX_PART_ROWS)
+    length: int | None = Field(default=None, ge=2, le=MAX_SEQUENCE_ROWS)
     pack: bool = True
     part_rows: int | None = Field(default=None, ge=256, le=MAX_PART_ROWS // 4)
 

@@ -17,7 +17,7 @@ from kdpipe.pipeline.data.columns import BadRow, Document, Mapping
 from kdpipe.pipeline.data.row_files import Row, RowFile
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.manifest import SourceColumn
-from kdpipe.schemas.plan import MAX_PART_ROWS, SplitName
+from kdpipe.schemas.plan import MAX_SEQUENCE_ROWS, SplitName
 from kdpipe.schemas.stage_one import DataSettings
 from kdpipe.schemas.strict_json import canonical
 
@@ -159,7 +159,7 @@ class Indexer:
         except (ValueError, TypeError, RecursionError) as error:
             raise BadRow(f"it holds what JSON cannot: {error}") from None
         size = self.most_bytes(document)
-        if size + MORE_TOKENS > MAX_PART_ROWS:
+        if size + MORE_TOKENS > MAX_SEQUENCE_ROWS:
             raise BadRow(f"its {len(document.messages):,} messages are more than a part can hold")
         self._digest.update(digest + kept)
         return size, digest

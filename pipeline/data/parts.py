@@ -13,7 +13,10 @@ from kdpipe.schemas.plan import MAX_PART_ROWS, Plan, SplitName, SplitPlan
 
 Longs = npt.NDArray[np.int64]
 # Enough parts to share out and little lost by a crash, against files that are worth opening (DESIGN 3).
-PARTS, LEAST_ROWS, MOST_ROWS = 64, 1 << 15, 1 << 20
+PARTS, LEAST_ROWS = 64, 1 << 15
+# Planned sizes are guessed from bytes: caches that turn out to have 20 million positions are surely among those from
+# here on. In their parts the ids (15.6 bytes a row, standard profile) and the row columns (7.7) fill 16 MB each.
+MANY_ROWS, LARGE_ROWS = 1 << 24, 5 << 19
 
 
 def make_plan(
@@ -24,7 +27,7 @@ def make_plan(
     part_rows: int | None = None,
     most_tokens: int | None = None,
 ) -> Plan:
-    """Parts of about 1/64 of all rows each, 32 k to 1 M, or of `part_rows`; none can have more than a part may have.
+    """Parts as large as `rows_of_a_part` says, or of `part_rows`; none can have more than a part may have.
 
     Of a document no more than `most_tokens` are read.
     """
@@ -41,8 +44,8 @@ def make_plan(
 
 
 def rows_of_a_part(n_rows: float) -> float:
-    """How many rows a part is to have, of so many in all."""
-    return min(max(n_rows / PARTS, LEAST_ROWS), MOST_ROWS)
+    """How many rows a part is to have, of so many in all: 1/64, at least 32 k, and 2.6 M of many."""
+    return LARGE_ROWS if n_rows >= MANY_ROWS else max(n_rows / PARTS, LEAST_ROWS)
 
 
 def _bounds(expected: npt.NDArray[np.float64], most: Longs, target: float) -> tuple[int, ...]:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from kdpipe.cache.number_lists import NumberLists
 from kdpipe.pipeline.data.columns import BadRow
 from kdpipe.pipeline.foreign.fields import Bools, Floats, Longs
-from kdpipe.schemas.plan import MAX_PART_ROWS
+from kdpipe.schemas.plan import MAX_SEQUENCE_ROWS
 from kdpipe.schemas.targets import MAX_ENTRIES
 
 # Below this a cache knows no difference from nothing: 65,533 steps of 1/16 nat. Padding is -1e9 or minus infinity.
@@ -96,8 +96,8 @@ def told(raw: Raw, vocabulary_size: int, *, rest_is_tail: bool) -> Told:
 def _starts(raw: Raw, n: int) -> Longs:
     if n == 0:
         raise BadRow("it has no tokens")
-    if n > MAX_PART_ROWS:
-        raise BadRow(f"it has {n:,} tokens, at most {MAX_PART_ROWS:,} can be kept together")
+    if n > MAX_SEQUENCE_ROWS:
+        raise BadRow(f"it has {n:,} tokens, at most {MAX_SEQUENCE_ROWS:,} can be kept together")
     for name, length in (("rows", len(raw.ids.counts)), ("truth values", len(raw.learnt))):
         if length != n:
             raise BadRow(f"it has {length:,} {name} for {n:,} tokens")

@@ -10,7 +10,7 @@ from kdpipe.schemas.arrays import Arrays, Column, CountLaw, LinearLaw, RowArray,
 from kdpipe.schemas.errors import CacheDamaged, ConfigError, Incompatible
 from kdpipe.schemas.manifest import Data, Manifest, SourceColumn, Table, Teacher, Tokenizer, expected_tables
 from kdpipe.schemas.part import PartRecord, Statistics
-from kdpipe.schemas.plan import MAX_PART_ROWS, Plan, SplitPlan
+from kdpipe.schemas.plan import MAX_SEQUENCE_ROWS, Plan, SplitPlan
 from kdpipe.schemas.targets import (
     HiddenSpec,
     Imported,
@@ -99,7 +99,7 @@ def test_each_kind_knows_what_its_rows_may_hold(keep: Kept, most: int, entries: 
         (Vector, {"layer": -1, "width": 3, "group": 3}),
         (Vector, {"layer": 1, "width": 3, "group": 0}),
         (Plan, {"splits": (TRAIN,), "sequence_length": 0}),
-        (Plan, {"splits": (TRAIN,), "sequence_length": MAX_PART_ROWS + 1}),
+        (Plan, {"splits": (TRAIN,), "sequence_length": MAX_SEQUENCE_ROWS + 1}),
         (Plan, {"splits": (), "sequence_length": 9}),
         (SplitPlan, {"name": "train", "bounds": (0,)}),
         (SplitPlan, {"name": "test", "bounds": (0, 1)}),

@@ -14,7 +14,7 @@ from kdpipe.pipeline.data.index import Index, Indexer
 from kdpipe.pipeline.data.row_files import Row, RowFile
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.manifest import SourceColumn
-from kdpipe.schemas.plan import MAX_PART_ROWS
+from kdpipe.schemas.plan import MAX_SEQUENCE_ROWS
 from kdpipe.schemas.stage_one import Columns, DataSettings
 from kdpipe.schemas.strict_json import canonical
 
@@ -94,7 +94,7 @@ def test_what_json_cannot_hold_is_a_bad_row() -> None:
 
 def test_more_messages_than_a_part_can_hold_are_a_bad_row() -> None:
     mapping = detect([{"text": "a"}], Columns(), "x")
-    indexer = Indexer(mapping, DataSettings(), lambda _: MAX_PART_ROWS)
+    indexer = Indexer(mapping, DataSettings(), lambda _: MAX_SEQUENCE_ROWS)
     indexer.read([Listed(texts("a"))])
     assert "more than a part can hold" in indexer.finish({}).bad_rows[0]
 
