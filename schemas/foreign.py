@@ -81,6 +81,7 @@ class ImportSettings(Record):
 
     source_format: ForeignFormat
     source: str = Field(min_length=1)
+    data_split: str | None = Field(default=None, min_length=1)
     tokenizer: str = Field(min_length=1)
     out: str = Field(min_length=1)
     codec: str | None = None

@@ -24,13 +24,17 @@ TAILS = {
 
 
 def import_(
-    source: Annotated[str, typer.Argument(metavar="SRC", help="Files of the other tool: a file, a folder or a glob.")],
+    source: Annotated[str, typer.Argument(metavar="SRC", help="A file, folder or glob, or a data set of the hub.")],
     from_: Annotated[
         Literal["distillkit", "axolotl", "nemo", "topk"],
         typer.Option("--from", help="Whose files: DistillKit's, axolotl's columns, NeMo-Aligner's lines, plain top-k."),
     ],
     tokenizer: Annotated[str, typer.Option(metavar="NAME", help="The teacher's tokenizer: a folder or a hub id.")],
     out: Annotated[str, typer.Option(metavar="DIR", help="The cache: a new folder, or one that this command began.")],
+    data_split: Annotated[
+        str | None,
+        typer.Option("--data-split", metavar="NAME", help="Split of the data set [train], or a word in files' names."),
+    ] = None,
     codec: Annotated[
         str | None,
         typer.Option(metavar="FILE", help="distillkit: its compression settings [compression_config.yaml beside SRC]."),
@@ -67,7 +71,7 @@ def import_(
     from kdpipe.pipeline.foreign.importing import import_cache
     from kdpipe.pipeline.foreign.options import import_settings
 
-    place = {"source_format": from_, "source": source, "out": out, "limit": limit}
+    place = {"source_format": from_, "source": source, "data_split": data_split, "out": out, "limit": limit}
     words = {"tokenizer": tokenizer, "trust_remote_code": trust_remote_code}
     meaning = {"codec": codec, "columns": roles, "tail": tail, "align": align}
     split = {"val_fraction": val_fraction, "pack": not no_pack}

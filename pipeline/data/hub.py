@@ -1,18 +1,21 @@
 """Data sets of the hub, through the library that everybody uses for them. The only module that imports datasets.
 
 In: a data set's name and split. Out: its rows. `datasets` keeps them in a cache of its own, in the user's home.
-Before it: `sources.py`. After it: `index.py` and `corpus.py`, which read it like a file.
+Before it: `sources.py`. After it: `index.py` and `corpus.py`, which read it like a file, and `pipeline/foreign`.
 """
 
-from collections.abc import Collection, Iterator
-from typing import Any
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any, final
 
 import datasets
 
+from kdpipe.cache.number_lists import depth, rows_of_lists
 from kdpipe.pipeline.data.row_files import Row
 from kdpipe.schemas.errors import ConfigError
 
 BATCH = 256
+# Rows of lists in memory: 4,096 tokens with a hundred ids each take 6 MB a row.
+LISTS_BATCH = 8
 
 
 class HubRows:
@@ -44,6 +47,40 @@ class HubRows:
         if self.wanted is None:
             return self._all
         return self._all.select_columns([name for name in self._all.column_names if name in self.wanted])
+
+
+@final
+class HubLists:
+    """A split whose columns hold lists of numbers, some of its columns chosen: as a Parquet file of such lists is."""
+
+    def __init__(self, data_set: Any, name: str, wanted: Collection[str]) -> None:
+        self._all, self.name, self.names = data_set, name, list(data_set.column_names)
+        self._columns = [column for column in self.names if column in wanted]
+        types = {field.name: field.type for field in data_set.features.arrow_schema}
+        for column in self._columns:
+            if not depth(types[column]):
+                raise ConfigError(
+                    f"{name}: the column {column} is of type {types[column]}, lists of numbers were expected"
+                )
+
+    @classmethod
+    def load(cls, name: str, split: str) -> "HubLists":
+        """A split, none of whose columns is chosen yet."""
+        return cls(_load(name, split).with_format("arrow"), f"{name}[{split}]", ())
+
+    def of(self, wanted: Collection[str]) -> "HubLists":
+        """The same with other columns chosen."""
+        return HubLists(self._all, self.name, wanted)
+
+    def rows_at(self, numbers: Sequence[int] | None = None) -> Iterator[dict[str, Any]]:
+        """The rows of ascending numbers, or all."""
+        chosen = self._all.select_columns(self._columns)
+        numbers = range(len(chosen)) if numbers is None else numbers
+        for first in range(0, len(numbers), LISTS_BATCH):
+            some = numbers[first : first + LISTS_BATCH]
+            table = chosen[some]
+            columns = {name: rows_of_lists(table.column(name).combine_chunks()) for name in self._columns}
+            yield from ({name: take(row) for name, take in columns.items()} for row in range(len(some)))
 
 
 def _load(name: str, split: str) -> Any:

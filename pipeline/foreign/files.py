@@ -1,30 +1,41 @@
-"""The files of a source: Parquet with lists of numbers, or JSON, an object a line.
+"""The files of a source: Parquet with lists of numbers, JSON, an object a line, or a data set of the hub.
 
-In: a file, a folder or a glob. Out: files whose rows can be read in order with bounded memory, and again by position.
-Before it: `kdpipe.pipeline.data.sources` finds them. After it: `survey.py` reads all rows, `importing.py` those of a
-part.
+In: a file, a folder, a glob, or a data set's name. Out: files whose rows can be read in order with bounded memory, and
+again by position. Before it: `kdpipe.pipeline.data.sources` finds them. After it: `survey.py` reads all rows,
+`importing.py` those of a part.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from kdpipe.cache import layout
 from kdpipe.cache.arrow_files import ParquetLists
 from kdpipe.cache.writer import refuse_foreign_folder
 from kdpipe.pipeline.data.row_files import LinesFile, ListFile, Row, RowFile, TableFile
-from kdpipe.pipeline.data.sources import find_files
+from kdpipe.pipeline.data.sources import find_files, is_of_hub
 from kdpipe.schemas.errors import ConfigError
 
 # A line of JSON may have eight times as many bytes: 16 k tokens with a hundred ids take about 50 MB.
 MAX_ROW_BYTES = 1 << 25
 
 
-class ListsFile:
-    """A Parquet file of lists of numbers; the position is the row's number, from 0 on."""
+class Lists(Protocol):
+    """A table whose columns hold lists of numbers, some of its columns chosen."""
 
-    def __init__(self, file: TableFile) -> None:
-        self._file, self.path, self.name = file, file.path, file.name
+    names: list[str]
+
+    def rows_at(self, numbers: Sequence[int] | None = None) -> Iterator[dict[str, Any]]:
+        """The rows of ascending numbers, or all."""
+        ...
+
+
+class ListsFile:
+    """A table of lists of numbers, opened for the columns that are wanted; the position is the row's number from 0."""
+
+    def __init__(self, name: str, opened: Callable[[Collection[str]], Lists]) -> None:
+        self.name, self._opened = name, opened
         self.wanted: Collection[str] | None = None
 
     def rows(self) -> Iterator[Row]:
@@ -36,9 +47,8 @@ class ListsFile:
         """The columns of rows, by ascending position."""
         return self._open().rows_at(positions)
 
-    def _open(self) -> ParquetLists:
-        self._file.check_unchanged()
-        return ParquetLists(str(self.path), self.wanted or ())
+    def _open(self) -> Lists:
+        return self._opened(self.wanted or ())
 
     def names(self) -> list[str]:
         """The columns that it has."""
@@ -56,17 +66,30 @@ def check_place(source: str, out: str) -> None:
         refuse_foreign_folder(path)
 
 
-def source_files(source: str) -> list[RowFile]:
-    """The files of a source, sorted by path."""
+def source_files(source: str, split: str | None = None) -> list[RowFile]:
+    """The files of a source, sorted by path; a data set of the hub has the split `train` unless another is named."""
+    if is_on_hub(source):
+        from kdpipe.pipeline.data.hub import HubLists
+
+        data_set = HubLists.load(source, split or "train")
+        return [ListsFile(data_set.name, data_set.of)]
     path = Path(source).expanduser()
     if not path.exists() and not any(sign in source for sign in "*?["):
-        raise ConfigError(f"the source {source} is not there", hint="name a file, a folder, or a glob in quotes")
-    return [_open(file) for file in find_files(source, None, MAX_ROW_BYTES)]
+        raise ConfigError(
+            f"the source {source} is not there",
+            hint="name a file, a folder, a glob in quotes, or a data set of the hub as OWNER/NAME",
+        )
+    return [_open(file) for file in find_files(source, split, MAX_ROW_BYTES)]
+
+
+def is_on_hub(source: str) -> bool:
+    """Whether a source is no path of this machine, and named as a data set of the hub is."""
+    return not Path(source).expanduser().exists() and is_of_hub(source)
 
 
 def _open(file: RowFile) -> RowFile:
     if isinstance(file, TableFile):
-        return ListsFile(file)
+        return ListsFile(file.name, partial(_parquet, file))
     if isinstance(file, LinesFile):
         return file
     if isinstance(file, ListFile):
@@ -74,6 +97,11 @@ def _open(file: RowFile) -> RowFile:
             f"{file.name} is one JSON list", hint="write an object a line, so that it can be read in turn"
         )
     raise ConfigError(f"{file.name} is neither Parquet nor lines of JSON", hint="name the other files with a glob")
+
+
+def _parquet(file: TableFile, wanted: Collection[str]) -> Lists:
+    file.check_unchanged()
+    return ParquetLists(str(file.path), wanted)
 
 
 def choose_columns(files: list[RowFile], needed: Collection[str], useful: Collection[str]) -> None:

@@ -24,7 +24,7 @@ from kdpipe.pipeline.data.parts import make_plan, rows_of_a_part
 from kdpipe.pipeline.data.row_files import RowFile
 from kdpipe.pipeline.data.tokenizer import LoadedTokenizer, load_tokenizer
 from kdpipe.pipeline.foreign import Facts, Format, open_format
-from kdpipe.pipeline.foreign.files import check_place, source_files
+from kdpipe.pipeline.foreign.files import check_place, is_on_hub, source_files
 from kdpipe.pipeline.foreign.sequences import packed
 from kdpipe.pipeline.foreign.survey import Read, Repairs, Survey, reader, rows_again, take_survey
 from kdpipe.pipeline.foreign.token_sizes import token_sizes
@@ -95,7 +95,7 @@ class Source:
 
 def open_source(settings: ImportSettings, n_ids: int) -> Source:
     """The files of a source, and their format."""
-    files = source_files(settings.source)
+    files = source_files(settings.source, settings.data_split)
     return Source(files=files, form=open_format(settings, files), n_ids=n_ids)
 
 
@@ -118,7 +118,7 @@ def make_manifest(settings: ImportSettings, facts: Facts, survey: Survey, tokeni
         tokenizer=tokenizer.record,
         data=manifest.Data(
             fingerprint=survey.fingerprint,
-            source=f"{settings.source_format}: {Path(settings.source).name}",
+            source=f"{settings.source_format}: {_named(settings)}",
             loss="all" if survey.learns_all else "responses",
         ),
         plan=make_import_plan(survey, keep.max_entries, settings.pack),
@@ -127,6 +127,11 @@ def make_manifest(settings: ImportSettings, facts: Facts, survey: Survey, tokeni
         arrays=default_arrays(targets, HiddenSpec(), n_ids),
         history=(manifest.Origin(action="import", caches=(), note=note(settings, facts, survey.repairs)),),
     )
+
+
+def _named(settings: ImportSettings) -> str:
+    """A source without the folders it lies in, which are another's on every machine."""
+    return settings.source if is_on_hub(settings.source) else Path(settings.source).name
 
 
 def make_import_plan(survey: Survey, most_ids: int, pack: bool) -> Plan:

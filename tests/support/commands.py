@@ -57,6 +57,7 @@ SURFACE: dict[str, tuple[set[str], set[str]]] = {
         set(),
         {
             "--from",
+            "--data-split",
             "--tokenizer",
             "--out",
             "--codec",
