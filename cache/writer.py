@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kdpipe.cache import layout
-from kdpipe.cache.addresses import is_url
+from kdpipe.cache.addresses import is_url, local_path
 from kdpipe.cache.files import (
     WriteRefused,
     explained,
@@ -237,7 +237,10 @@ def create_cache(folder: str | os.PathLike[str], manifest: Manifest) -> CacheWri
         from kdpipe.cache.bucket_writer import create_bucket
 
         return create_bucket(os.fspath(folder), manifest)
-    path = Path(folder)
+    named = local_path(os.fspath(folder))
+    if not named:
+        raise ConfigError("the path of the new cache is empty", hint="name a new or empty folder")
+    path = Path(named)
     with explained("creating the cache", path):
         if not path.is_dir():
             make_dir(path)

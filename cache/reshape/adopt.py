@@ -5,6 +5,7 @@ Out: a committed part that differs from its source in part.json alone (and in wh
 Before it: `cache/writer.py`. After it: `making.py`; whoever copies parts from elsewhere brings a `fetch` of their own.
 """
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,8 +18,9 @@ from kdpipe.schemas.compare import differing_keys
 from kdpipe.schemas.errors import CacheDamaged, Incompatible
 from kdpipe.schemas.manifest import FileRecord, Manifest, expected_tables
 from kdpipe.schemas.part import PartRecord
-from kdpipe.schemas.strict_json import sha256_hex
 
+# Copied at a time: a file of states may have gigabytes.
+PIECE_BYTES = 1 << 25
 # Puts the file of this name within the part, of this size and digest, at a path where nothing stands; it is whole and
 # on the disk when this returns.
 Fetch = Callable[[str, FileRecord, Path], None]
@@ -29,16 +31,18 @@ def fetch_from(store: Store, number: int) -> Fetch:
 
     def fetch(name: str, file: FileRecord, target: Path) -> None:
         place = f"{layout.part_dir(number)}/{name}"
-        if isinstance(store, LocalStore):
-            if store.size(place) != file.bytes:
-                raise CacheDamaged(f"{store.url}: {place} does not have the {file.bytes:,} bytes that were written")
-            if link_file(Path(store.url) / f"{store.home(number)}{name}", target):
-                return
-        data = store.view(place, file.bytes)
-        if sha256_hex(data) != file.sha256:
-            raise CacheDamaged(f"{store.url}: {place} is not what was written (sha256 differs)")
+        if store.size(place) != file.bytes:
+            raise CacheDamaged(f"{store.url}: {place} does not have the {file.bytes:,} bytes that were written")
+        if isinstance(store, LocalStore) and link_file(Path(store.url) / f"{store.home(number)}{name}", target):
+            return
+        digest = hashlib.sha256()
         with new_file(target) as copy:
-            copy.write(data)
+            for begin in range(0, file.bytes, PIECE_BYTES):
+                piece = store.piece(place, begin, min(file.bytes, begin + PIECE_BYTES))
+                digest.update(piece)
+                copy.write(piece)
+            if digest.hexdigest() != file.sha256:
+                raise CacheDamaged(f"{store.url}: {place} is not what was written (sha256 differs)")
 
     return fetch
 

@@ -26,6 +26,8 @@ Overlap = Literal["refuse", "keep-first"]
 
 def merge(urls: Sequence[str], out: str, overlap: Overlap = "refuse", told: Told | None = None) -> ReshapeReport:
     """Make one cache of several; documents that two of them have are refused, or kept once."""
+    if len(urls) < 2:
+        raise ConfigError("one cache is no merge", hint="name two caches or more")
     if len(urls) > MAX_CACHES:
         raise ConfigError(
             f"{len(urls):,} caches are more than the {MAX_CACHES:,} that a history can name", hint="merge some first"
@@ -35,8 +37,6 @@ def merge(urls: Sequence[str], out: str, overlap: Overlap = "refuse", told: Told
 
 def plan_merge(sources: Sequence[Source], overlap: Overlap) -> Making:
     """What becomes of every part."""
-    if len(sources) < 2:
-        raise ConfigError("one cache is no merge", hint="name two caches or more")
     for source in sources[1:]:
         check_alike(sources[0], source)
     jobs, overlaps = _jobs(sources)

@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from kdpipe.cache.addresses import is_url, local_path
 from kdpipe.cache.entries import Longs
 from kdpipe.cache.part_files import read_part_record
 from kdpipe.cache.part_reader import PartReader
 from kdpipe.cache.reader import Cache, open_cache
-from kdpipe.cache.store import LocalStore, Store, open_store
+from kdpipe.cache.store import Store, open_store
 from kdpipe.schemas.errors import ConfigError, Incompatible
 from kdpipe.schemas.manifest import FileRecord, Manifest
 from kdpipe.schemas.part import PartRecord
@@ -102,9 +103,12 @@ def check_known(manifest: Manifest, url: str) -> None:
 def check_apart(out: str, *sources: Source) -> None:
     """Refuse to write into a cache that is read: nothing that somebody has named may change."""
     for source in sources:
-        if isinstance(source.store, LocalStore):
-            is_inside = Path(out).resolve().is_relative_to(Path(source.url).resolve())
-        else:
-            is_inside = f"{out.rstrip('/')}/".startswith(f"{source.url.rstrip('/')}/")
-        if is_inside:
+        if lies_in(out, source.url):
             raise ConfigError(f"--out {out} lies in {source.url}, which is only read", hint="choose another folder")
+
+
+def lies_in(out: str, url: str) -> bool:
+    """Whether a place is a cache's own folder or within it; links are followed."""
+    if is_url(out) or is_url(url):
+        return f"{out.rstrip('/')}/".startswith(f"{url.rstrip('/')}/")
+    return Path(local_path(out)).resolve().is_relative_to(Path(local_path(url)).resolve())

@@ -64,7 +64,8 @@ def check_selection(selection: Selection, manifest: Manifest) -> None:
     splits = [split.name for split in manifest.plan.splits]
     if selection == Selection():
         raise ConfigError(
-            "nothing is chosen: the new cache would be the old one", hint="give --split, --parts, --where or --by"
+            "nothing is chosen: the new cache would be the old one",
+            hint="give --split, --parts, --documents, --where or --by",
         )
     if selection.split is not None and selection.split not in splits:
         raise ConfigError(f"there is no split {selection.split}", hint=f"its splits are {', '.join(splits)}")

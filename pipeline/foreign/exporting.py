@@ -10,10 +10,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from kdpipe.cache.addresses import is_url, local_path
 from kdpipe.cache.arrow_files import lists_writer, parquet_notes
 from kdpipe.cache.files import explained, make_dir, new_file, sync_dir
 from kdpipe.cache.index import IndexRow
 from kdpipe.cache.reader import Cache, open_cache
+from kdpipe.cache.reshape.sources import lies_in
 from kdpipe.pipeline.foreign.tables import Row, column_types, left_out, table_rows
 from kdpipe.pipeline.watch import Watch
 from kdpipe.schemas.errors import ConfigError, Incompatible
@@ -29,7 +31,8 @@ def export_cache(settings: ExportSettings, watch: Watch) -> TablesReport:
     started = time.perf_counter()
     cache = open_cache(settings.cache, settings.split)
     _check_kind(settings, cache)
-    folder = Path(settings.out)
+    _check_place(settings, cache)
+    folder = Path(local_path(settings.out))
     due = {f"{row.split}-{row.part:05d}.parquet": row for row in cache.parts}
     done = _look(folder, {name: _notes(settings, cache, row) for name, row in due.items()})
     watch.begin(len(due), len(done), cache.n_positions)
@@ -63,8 +66,19 @@ def _check_kind(settings: ExportSettings, cache: Cache) -> None:
         what = "states in place of ids" if kind == "state" else "tokens only"
         raise Incompatible(
             f"{settings.cache} holds {what}, which --to {settings.form} has no column for",
-            hint="make a cache with another --targets",
+            hint="make one with ids of it: kdpipe cache requantise --targets threshold"
+            if kind == "state"
+            else "make a cache with another --targets",
         )
+
+
+def _check_place(settings: ExportSettings, cache: Cache) -> None:
+    if is_url(settings.out):
+        raise ConfigError(
+            f"--out {settings.out} is a URL, and an export is written into a folder", hint="give a local folder"
+        )
+    if lies_in(settings.out, cache.url):
+        raise ConfigError(f"--out {settings.out} lies in the cache, {cache.url}", hint="choose another folder")
 
 
 def _notes(settings: ExportSettings, cache: Cache, row: IndexRow) -> dict[str, str]:

@@ -118,8 +118,15 @@ def choose_columns(files: list[RowFile], needed: Collection[str], useful: Collec
 
 
 def has_column(files: list[RowFile], name: str) -> bool:
-    """Whether the first row of a source has a column."""
-    if files and isinstance(files[0], ListsFile):
-        return name in files[0].names()
-    first = next(files[0].rows(), None) if files else None
-    return first is not None and first.columns is not None and name in first.columns
+    """Whether the first row of a source has a column; a source that has none, or no such row, is refused."""
+    for file in files:
+        if isinstance(file, ListsFile):
+            return name in file.names()
+        for row in file.rows():
+            if row.columns is None:
+                raise ConfigError(
+                    f"{file.name}, row {row.number:,}: {row.problem}",
+                    hint="correct the source, or leave the row out of it",
+                )
+            return name in row.columns
+    raise ConfigError("the source has no rows", hint="is it the right file?")

@@ -31,6 +31,11 @@ def poorer_manifest(manifest: Manifest, asked: Poorer) -> Manifest:
             raise _not_there("hidden")
         manifest = without_rows(manifest)
     targets = poorer_targets(manifest.targets, asked)
+    if asked.seed is not None and (targets.keep == manifest.targets.keep or not targets.has_draws):
+        raise ConfigError(
+            f"--seed {asked.seed} would change nothing: no id is drawn again",
+            hint="leave it out, or give --tau or --draws",
+        )
     seed = manifest.seed if asked.seed is None else asked.seed
     if targets == manifest.targets and "hidden" not in asked.drop:
         raise ConfigError(

@@ -1,6 +1,7 @@
 """Requantised caches: valid, poorer, and on the mean over seeds what their source says at every id."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.reshape import Poorer
 from support.kinds import KINDS, make_kind
 from support.reshaped import documents_in, problems_in
-from support.tiny import digests_of, make_cache, unsynced
+from support.tiny import SMALL, digests_of, make_cache, unsynced
 
 torch.set_num_threads(1)
 SCALARS = ("entropy", "label_logprob", "boundary_logprob")
@@ -229,6 +230,17 @@ def test_a_run_that_was_killed_goes_on(tmp_path: Path, monkeypatch: pytest.Monke
     assert digests_of(tmp_path / "b") == digests_of(tmp_path / "whole")
     with pytest.raises(ConfigError, match="holds another cache"):
         requantise(str(tmp_path / "a"), str(tmp_path / "b"), asked.model_copy(update={"seed": 3}))
+
+
+def test_a_seed_draws_other_ids_of_states_too(tmp_path: Path) -> None:
+    make_cache(tmp_path / "a", replace(SMALL, kind="state"))
+    found = [
+        requantise(str(tmp_path / "a"), str(tmp_path / f"b{seed}"), Poorer(targets="sampled", seed=seed)).cache_id
+        for seed in (1, 2)
+    ]
+    rows = [open_cache(tmp_path / f"b{seed}")[0] for seed in (1, 2)]
+    assert found[0] != found[1]
+    assert rows[0].ids.tolist() != rows[1].ids.tolist()
 
 
 def test_the_same_seed_twice_over_draws_anew_each_time(tmp_path: Path) -> None:

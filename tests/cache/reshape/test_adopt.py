@@ -120,6 +120,25 @@ def test_a_part_behind_a_url_is_fetched(source: Path, tmp_path: Path) -> None:
     assert part_digests(tmp_path / "new", 0) == part_digests(source, 1)
 
 
+def test_a_file_behind_a_url_is_copied_piece_by_piece_and_checked(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kdpipe.cache.reshape.adopt.PIECE_BYTES", 1000)
+    copy = Path(shutil.copytree(source, tmp_path / "copy"))
+    store = open_store(f"local://{copy}")
+    monkeypatch.setattr(type(store), "view", None)
+    writer = begin(tmp_path / "new")
+    assert adopt(writer, 0, source, 1, fetch_from(store, 1))
+    assert part_digests(tmp_path / "new", 0) == part_digests(source, 1)
+    flip_bit(copy / layout.part_dir(0) / layout.SEQUENCES, 1500)
+    with pytest.raises(CacheDamaged, match=r"sequences\.arrow is not what was written \(sha256 differs\)"):
+        adopt(writer, 1, source, 0, fetch_from(store, 0))
+    os.truncate(copy / layout.part_dir(0) / layout.SEQUENCES, 10)
+    with pytest.raises(CacheDamaged, match=r"does not have the [0-9,]+ bytes that were written"):
+        adopt(writer, 1, source, 0, fetch_from(store, 0))
+    assert writer.committed() == [0]
+
+
 def test_a_part_that_was_sent_to_a_bucket_is_found_one_folder_below(source: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(source, tmp_path / "copy"))
     folder = copy / layout.part_dir(1)

@@ -261,6 +261,7 @@ def test_a_cache_with_itself_or_alone_is_refused(pair: tuple[Path, Path], tmp_pa
     copy = Path(shutil.copytree(pair[0], tmp_path / "copy"))
     assert refused(tmp_path, pair[0], copy).message == f"{pair[0]} and {copy} are the same cache"
     assert refused(tmp_path, pair[0]).message == "one cache is no merge"
+    assert refused(tmp_path, tmp_path / "nowhere").message == "one cache is no merge"
 
 
 def test_a_cache_that_is_read_is_not_written_into(pair: tuple[Path, Path]) -> None:
@@ -268,6 +269,30 @@ def test_a_cache_that_is_read_is_not_written_into(pair: tuple[Path, Path]) -> No
         run(pair[0] / "inner", *pair)
     with pytest.raises(ConfigError, match="which is only read"):
         run(pair[1], *pair)
+    with pytest.raises(ConfigError, match="which is only read"):
+        merge([str(each) for each in pair], f"file://{pair[0]}/inner")
+    assert not (pair[0] / "inner").exists()
+
+
+def test_a_folder_may_be_named_by_a_url_and_not_by_nothing(
+    pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    sources = [str(each) for each in pair]
+    assert merge(sources, f"file://{tmp_path}/c%20d").cache_id == open_cache(tmp_path / "c d").cache_id
+    for nothing in ("", "file://"):
+        with pytest.raises(ConfigError, match="the path of the new cache is empty"):
+            merge(sources, nothing)
+    assert [path.name for path in tmp_path.iterdir()] == ["c d"]
+
+
+def test_a_bucket_is_written_from_within_a_cache_that_is_read(
+    pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(pair[0])
+    before = sorted(pair[0].iterdir())
+    assert merge([".", str(pair[1])], f"memory://{tmp_path.name}/c").parts.made
+    assert sorted(pair[0].iterdir()) == before
 
 
 def test_caches_are_read_from_urls_and_written_to_one(pair: tuple[Path, Path], tmp_path: Path) -> None:

@@ -14,10 +14,12 @@ from kdpipe.cache.reader import Cache, open_cache
 from kdpipe.pipeline.foreign import exporting
 from kdpipe.pipeline.foreign.exporting import export_cache
 from kdpipe.pipeline.foreign.tables import table_rows
+from kdpipe.pipeline.requantise import requantise
 from kdpipe.pipeline.synthetic import Recipe
 from kdpipe.pipeline.watch import SilentWatch
 from kdpipe.schemas.errors import ConfigError, Incompatible
 from kdpipe.schemas.foreign import ExportSettings, TablesReport
+from kdpipe.schemas.reshape import Poorer
 from support.foreign import imported, random_rows, word_tokenizer, write_rows
 from support.tiny import SMALL, make_cache
 
@@ -250,6 +252,30 @@ def test_a_cache_that_a_form_cannot_hold_is_refused(
     with pytest.raises(Incompatible, match=said):
         export(caches / kind, form, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_states_can_be_made_into_ids_first(caches: Path, tmp_path: Path) -> None:
+    with pytest.raises(Incompatible) as refusal:
+        export(caches / "state", "parquet", tmp_path / "out")
+    assert refusal.value.hint == "make one with ids of it: kdpipe cache requantise --targets threshold"
+    requantise(str(caches / "state"), str(tmp_path / "ids"), Poorer(targets="threshold"))
+    assert export(tmp_path / "ids", "parquet", tmp_path / "out").rows == len(open_cache(caches / "state"))
+
+
+def test_an_export_is_not_written_to_a_url_or_into_its_cache(
+    caches: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = ExportSettings(cache=str(caches / "topk"), form="parquet", out="s3://bucket/tables")
+    with pytest.raises(ConfigError, match="s3://bucket/tables is a URL, and an export is written into a folder"):
+        export_cache(settings, SilentWatch())
+    for out in (str(caches / "topk" / "tables" / "x"), f"file://{caches}/topk/x"):
+        with pytest.raises(ConfigError, match=r"lies in the cache, .*topk"):
+            export_cache(settings.model_copy(update={"out": out}), SilentWatch())
+    assert not list(tmp_path.iterdir())
+    assert not (caches / "topk" / "x").exists()
+    export_cache(settings.model_copy(update={"out": f"file://{tmp_path}/out"}), SilentWatch())
+    assert len(list((tmp_path / "out").iterdir())) == 4
 
 
 def test_draws_do_not_come_back_as_top_k(caches: Path, tmp_path: Path) -> None:

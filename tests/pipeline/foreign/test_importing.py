@@ -228,7 +228,7 @@ def test_places_that_cannot_be_are_refused_before_anything_is_read(
     [
         ("a.txt", "words", "a.txt is neither Parquet nor lines of JSON"),
         ("a.json", "[]", "a.json is one JSON list"),
-        ("a.jsonl", "", "no column holds the tokens"),
+        ("a.jsonl", "", "the source has no rows"),
         ("a.jsonl", '{"tokens": [1, 2], "ids": [[1], [2]], "logprobs": [[-1.0], [-1.0]]}\n{', "row 2: it is not JSON"),
         ("a.parquet", "PAR1", "cannot be read as Parquet"),
     ],
@@ -252,6 +252,12 @@ def test_a_source_without_rows_is_refused(tmp_path: Path) -> None:
     pq.write_table(empty, tmp_path / "a.parquet")
     with pytest.raises(ConfigError, match="the source has no rows"):
         surveyed(N_IDS, source_format="topk", source=str(tmp_path / "a.parquet"))
+
+
+def test_a_first_line_that_is_no_row_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"tokens": [1, 2\n')
+    with pytest.raises(ConfigError, match=r"a\.jsonl, row 1: it is not JSON"):
+        surveyed(N_IDS, source_format="topk", source=str(tmp_path / "a.jsonl"))
 
 
 def test_columns_of_other_types_are_refused(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ def test_a_poorer_law_keeps_all_else_as_it_was() -> None:
 
 
 def test_hidden_states_of_rows_and_values_of_draws_can_be_dropped() -> None:
-    made = poorer("threshold", drop=("hidden", "entropy"), seed=9)
+    made = poorer("threshold", drop=("hidden", "entropy"), tau=0.1, seed=9)
     assert made.hidden.rows == ()
     assert made.arrays.hidden is None
     assert (made.hidden.pooled, made.seed) == (kind_manifest("threshold").hidden.pooled, 9)
@@ -74,6 +74,8 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "two laws": ("state", {"tau": 0.1, "draws": 3}, "--draws is not for targets of kind threshold"),
     "nothing": ("threshold", {"tau": 0.04}, "nothing would be less: the new cache would be the old one"),
     "no hidden": ("sampled", {"drop": ("hidden",)}, "--drop hidden: the cache does not have it"),
+    "seed": ("threshold", {"temperatures": (), "seed": 9}, "--seed 9 would change nothing: no id is drawn again"),
+    "seed of none": ("topk", {"top_k": 2, "seed": 9}, "--seed 9 would change nothing: no id is drawn again"),
     "no boundary": ("sampled", {"drop": ("boundary",)}, "--drop boundary: the cache does not have it"),
 }
 
