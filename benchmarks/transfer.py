@@ -2,7 +2,7 @@
 
 In: nothing; synthetic caches are made in a folder, the S3 server is moto's on loopback, in a process of its own. Out:
 one JSON document, on stderr the same in words. Before it: `stage_two_inputs.py`. After it: docs/experiments.md quotes
-it. `--quick` is small, for a test that it runs.
+it. `--quick` is small, for a test that it runs. What is compared goes first in turns, and ratios are medians of pairs.
 """
 
 import argparse
@@ -23,7 +23,10 @@ import fsspec
 from measure import machine, rounded
 from stage_two_inputs import Case, make_cache, settings_for
 
-from kdpipe.cache import open_cache
+from kdpipe.cache import layout, open_cache
+from kdpipe.cache.part_files import read_part_record
+from kdpipe.cache.reshape.adopt import adopt_part, with_changes
+from kdpipe.cache.store import LocalStore
 from kdpipe.cache.transfer import copy_cache
 from kdpipe.cache.writer import create_cache
 from kdpipe.pipeline.data.parts import rows_of_a_part
@@ -31,6 +34,8 @@ from kdpipe.pipeline.synthetic import synthetic_manifest, synthetic_part, synthe
 from kdpipe.pipeline.synthetic_recipe import Recipe
 from kdpipe.pipeline.train import train
 from kdpipe.pipeline.watch import SilentTrainWatch
+from kdpipe.schemas.manifest import FileRecord
+from kdpipe.schemas.plan import SplitPlan
 from kdpipe.schemas.stage_two import TrainOptions
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
@@ -55,18 +60,18 @@ STUDENT = Case(vocabulary=4_096, preset="tiny", batch=8, length=256, sequences=5
 class Scale:
     """How much is moved, how often, and what is trained."""
 
-    documents: int = 4_000
-    documents_per_part: int = 500
+    documents_per_part: int = 2_000
     document_tokens: int = 500
+    parts: int = 16
     rounds: int = 5
     case: Case = STUDENT
     steps: int = 60
 
 
 QUICK = Scale(
-    documents=40,
     documents_per_part=10,
     document_tokens=100,
+    parts=4,
     rounds=1,
     case=Case(vocabulary=1_000, preset="tiny", batch=2, length=64, sequences=32, threads=1),
     steps=3,
@@ -114,7 +119,8 @@ class Bench:
             system.mkdir("training")
         copy_cache(local, "s3://training/cache")
         self._rate("s3://training/cache")
-        pairs = [(self._rate(str(local)), self._rate("s3://training/cache")) for _ in range(self.scale.rounds)]
+        places = (str(local), "s3://training/cache")
+        pairs = [_in_turns(places, self._rate, number) for number in range(self.scale.rounds)]
         return {"positions_per_second": pairs, "ratio": statistics.median(far / near for near, far in pairs)}
 
     def _rate(self, cache: str) -> float:
@@ -147,12 +153,13 @@ class Bench:
         scale = self.scale
         if not self._cache.exists():
             recipe = Recipe(
-                documents={"train": scale.documents},
+                documents={"train": scale.documents_per_part},
                 documents_per_part=scale.documents_per_part,
                 document_tokens=scale.document_tokens,
                 hidden=False,
             )
-            _make(self._cache, recipe)
+            _make(self.work / "first", recipe)
+            _repeat(self.work / "first", self._cache, scale.parts)
         return self._cache
 
     def _bytes(self) -> int:
@@ -162,16 +169,15 @@ class Bench:
         self, plain: Callable[[], object], ours: Callable[[], object], target: Path, n_bytes: int
     ) -> dict[str, Any]:
         """Both in turns, into an empty place each time; the ratio is of rates, so above 1 is faster than plain."""
-        pairs = []
-        for _ in range(self.scale.rounds):
-            pair = []
-            for work in (plain, ours):
-                shutil.rmtree(target, ignore_errors=True)
-                os.sync()
-                start = time.perf_counter()
-                work()
-                pair.append(time.perf_counter() - start)
-            pairs.append(pair)
+
+        def seconds(work: Callable[[], object]) -> float:
+            shutil.rmtree(target, ignore_errors=True)
+            os.sync()
+            start = time.perf_counter()
+            work()
+            return time.perf_counter() - start
+
+        pairs = [_in_turns((plain, ours), seconds, number) for number in range(self.scale.rounds)]
         shutil.rmtree(target, ignore_errors=True)
         return {"bytes": n_bytes, "seconds": pairs, "ratio": statistics.median(one / other for one, other in pairs)}
 
@@ -184,6 +190,33 @@ def _make(folder: Path, recipe: Recipe) -> None:
         with writer.part(number) as part:
             for sequence, block in synthetic_part(recipe, manifest, number):
                 part.add(sequence, block)
+    writer.seal()
+
+
+def _in_turns(both: tuple[Any, Any], measured: Callable[[Any], float], number: int) -> tuple[float, float]:
+    """What is measured of each; every other time the second goes first."""
+    if number % 2:
+        other = measured(both[1])
+        return measured(both[0]), other
+    return measured(both[0]), measured(both[1])
+
+
+def _repeat(first: Path, folder: Path, n_parts: int) -> None:
+    """A cache whose parts are copies of one: making as many would take minutes, moving them takes as long."""
+    manifest, store = open_cache(first).manifest, LocalStore(first)
+    (split,) = manifest.plan.splits
+    plan = manifest.plan.model_copy(
+        update={"splits": (SplitPlan(name=split.name, bounds=tuple(split.bounds[1] * n for n in range(n_parts + 1))),)}
+    )
+    record, _ = read_part_record(store, manifest, 0, None)
+
+    def copied(name: str, file: FileRecord, target: Path) -> None:
+        shutil.copyfile(first / layout.part_dir(0) / name, target)
+
+    writer = create_cache(folder, with_changes(manifest, plan=plan))
+    writer.publish_tables({table.name: open_cache(first).table(table.name) for table in manifest.tables})
+    for number in range(n_parts):
+        adopt_part(writer, number, manifest, record, copied)
     writer.seal()
 
 
