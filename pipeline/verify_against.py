@@ -5,18 +5,22 @@ Before it: `cli/cache/verify.py`. After it: `capture/compare.py`, `capture/drawn
 says of the same documents read alone and read together: nobody can ask a cache to come nearer than that.
 """
 
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
+from pathlib import Path
 
 import numpy as np
 
 from kdpipe.cache.blocks import block_of, cut
 from kdpipe.cache.reader import Cache, open_cache
-from kdpipe.cache.rows import Block, Rows
+from kdpipe.cache.rows import Block, Bools, Rows
+from kdpipe.cache.tokenizer_files import read_tokenizer_files
 from kdpipe.pipeline.capture.compare import Doubles, Said, apart, codec_bounds, differences, said
 from kdpipe.pipeline.capture.drawn import Drawn, drawn, listing
 from kdpipe.pipeline.data.pieces import Piece
+from kdpipe.pipeline.data.tokenizer import load_tokenizer
 from kdpipe.pipeline.models import devices
 from kdpipe.pipeline.models.shapes import ModelShape
 from kdpipe.pipeline.teachers import Asked, Teacher
@@ -30,7 +34,7 @@ from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.manifest import Manifest
 from kdpipe.schemas.part import PartRecord
 from kdpipe.schemas.report import AgainstReport, Nats, Problem
-from kdpipe.schemas.targets import HiddenSpec, TargetSpec
+from kdpipe.schemas.targets import TargetSpec
 
 # What a number type alone puts between two machines, on the mean, in nats: bfloat16 logits round by 2^-9 of their size.
 FLOOR_NATS = {"float32": 1e-3, "float64": 1e-3, "float16": 1e-2, "bfloat16": 5e-2, "quantised": 5e-2, "unknown": 5e-2}
@@ -65,7 +69,7 @@ def verify_against(url: str, teacher: str, sample: int, watch: Watch, *, trusted
     local = _open(teacher, cache, trusted)
     documents = "1 document" if len(chosen) == 1 else f"{len(chosen):,} documents"
     watch.say(f"{documents} of {url}, read again by {teacher}")
-    targets = cache.manifest.targets.model_copy(update={"boundary": False})
+    targets = cache.manifest.targets
     pieces = [one.piece for one in chosen]
     each_alone = [[piece] for piece in pieces]
     alone = _answers(local, cache, targets, each_alone)
@@ -172,13 +176,15 @@ def _of_part(cache: Cache, sequences: range, seed: int) -> Iterator[Sampled]:
                 k = int(np.random.default_rng((seed, i)).permutation(taught)[turn])
                 block = list(cut(block_of(rows), ends))[k]
                 part = cache.locate(sequences[i])[0].record
-                yield _sampled(rows, places[k], int(rows.documents[k]), part, block, cache.manifest)
+                pooled = {layer: vectors[k] for layer, vectors in cache.pooled(sequences[i]).items()}
+                cached = said(block, rows.loss_mask[places[k]], cache.manifest.vocabulary_size, pooled)
+                yield _sampled(rows, places[k], int(rows.documents[k]), part, block, cached)
         order = left
         if not order:
             return
 
 
-def _sampled(rows: Rows, place: slice, document: int, part: PartRecord, block: Block, manifest: Manifest) -> Sampled:
+def _sampled(rows: Rows, place: slice, document: int, part: PartRecord, block: Block, cached: Said) -> Sampled:
     mask = rows.loss_mask[place]
     piece = Piece(
         split=part.split,
@@ -189,7 +195,6 @@ def _sampled(rows: Rows, place: slice, document: int, part: PartRecord, block: B
         token_bytes=np.zeros(len(mask), np.uint32),
         digest=b"",
     )
-    cached = said(block, mask, manifest.vocabulary_size)
     name = f"document {document:,} of {part.split}"
     return Sampled(part=part.part, name=name, piece=piece, block=block, cached=cached)
 
@@ -220,17 +225,30 @@ def _answers(teacher: Teacher, cache: Cache, targets: TargetSpec, grouped: Seque
     manifest = cache.manifest
     asked = Asked(
         targets=targets,
-        hidden=HiddenSpec(rows=manifest.hidden.rows),
+        hidden=manifest.hidden,
         vocabulary_size=manifest.vocabulary_size,
         seed=manifest.seed,
         # Copies: torch takes no array that lies in a file.
         tables={table.name: cache.table(table.name).copy() for table in manifest.tables if "pca_" in table.name},
+        starts_word=_starts_word(cache) if targets.boundary else None,
     )
     found = []
     for group, answer in zip(grouped, teacher.answers(grouped, asked), strict=True):
-        for piece, block in zip(group, cut(answer.block, np.cumsum([len(piece) for piece in group])), strict=True):
-            found.append(said(block, piece.loss_mask, manifest.vocabulary_size))
+        blocks = cut(answer.block, np.cumsum([len(piece) for piece in group]))
+        for i, (piece, block) in enumerate(zip(group, blocks, strict=True)):
+            pooled = {layer: vectors[i] for layer, vectors in answer.pooled.items()}
+            found.append(said(block, piece.loss_mask, manifest.vocabulary_size, pooled))
     return found
+
+
+def _starts_word(cache: Cache) -> Bools:
+    """Which ids start a new word, by the tokenizer that the cache keeps."""
+    with tempfile.TemporaryDirectory(prefix="kdpipe-tokenizer-") as folder:
+        for name, data in read_tokenizer_files(cache.url, cache.manifest).items():
+            path = Path(folder) / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+        return load_tokenizer(folder).starts_word
 
 
 def _nats(found: Sequence[Doubles]) -> Nats:

@@ -230,7 +230,7 @@ def _refusal(kind: type[Record], error: ValidationError, said: Mapping[Place, Sa
         what = f": {what[:1].lower()}{what[1:]}"
     if isinstance(problem["input"], str | int | float | None):
         what += f", not {_short(repr(problem['input']))}"
-    hint = "put it in quotes" if problem["type"] == "string_type" else None
+    hint = "put it in quotes" if problem["type"] == "string_type" else "correct it, or leave it out"
     for length in range(len(place), 0, -1):
         if one := said.get(tuple(map(str, place[:length]))):
             if problem["type"] == "extra_forbidden":

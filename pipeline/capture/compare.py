@@ -20,7 +20,8 @@ Doubles = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Said:
-    """What was said of one document: scalars at its positions, log p of the exact ids by (row, id), states of all rows.
+    """What was said of one document: scalars at its positions, log p of the exact ids by (row, id), states of all rows
+    and their means.
 
     No other id of a row is more probable than its `ceilings` say: the least of the exact ids, and what is left by them.
     """
@@ -33,7 +34,7 @@ class Said:
     vectors: Mapping[str, Doubles]
 
 
-def said(block: Block, loss_mask: Bools, vocabulary_size: int) -> Said:
+def said(block: Block, loss_mask: Bools, vocabulary_size: int, pooled: Mapping[int, Floats]) -> Said:
     """Take out of a document's targets what can be compared."""
     n_exact = block.n_exact.astype(np.int64)
     exact = ~draw_mask(n_exact, block.n_draws.astype(np.int64))
@@ -44,7 +45,7 @@ def said(block: Block, loss_mask: Bools, vocabulary_size: int) -> Said:
     np.minimum.at(ceilings, rows, logprobs)
     if block.log_tail is not None:
         ceilings = np.fmin(ceilings, block.log_tail.astype(np.float64))
-    named = {name: getattr(block, name) for name in ("log_tail", "entropy", "label_logprob")}
+    named = {name: getattr(block, name) for name in ("log_tail", "entropy", "label_logprob", "boundary_logprob")}
     named |= {log_z_column(temperature): values for temperature, values in block.log_z.items()}
     return Said(
         scalars={name: values[loss_mask].astype(np.float64) for name, values in named.items() if values is not None},
@@ -52,11 +53,12 @@ def said(block: Block, loss_mask: Bools, vocabulary_size: int) -> Said:
         rows=rows[order],
         logprobs=logprobs[order],
         ceilings=ceilings,
-        vectors={name: values.astype(np.float64) for name, values in _vectors(block)},
+        vectors={name: values.astype(np.float64) for name, values in _vectors(block, pooled)},
     )
 
 
-def _vectors(block: Block) -> Iterator[tuple[str, Floats]]:
+def _vectors(block: Block, pooled: Mapping[int, Floats]) -> Iterator[tuple[str, Floats]]:
+    yield from ((f"the mean state of layer {layer}", vector) for layer, vector in pooled.items())
     yield from ((f"the state of layer {layer}", values) for layer, values in block.hidden.items())
     if block.state is not None:
         yield "the last state", block.state
@@ -73,13 +75,13 @@ def apart(one: Said, other: Said) -> dict[str, float]:
 def differences(one: Said, other: Said, bounds: Mapping[str, float]) -> Doubles:
     """How far each number is from its twin, less what the codec explains; equal infinities do not differ.
 
-    Tails are compared as probabilities: the log of one that is almost nothing says little. An id that only one side
+    Masses are compared as probabilities: the log of one that is almost nothing says little. An id that only one side
     keeps exactly, since a threshold may fall between them, must not be more probable than the other side allows.
     """
     found = []
     for name in one.scalars.keys() & other.scalars.keys():
         a, b = one.scalars[name], other.scalars[name]
-        if name == "log_tail":
+        if name in ("log_tail", "boundary_logprob"):
             a, b = np.exp(a), np.exp(b)
         found.append(_excess(a, b, bounds.get(name, 0.0)))
     _, mine, its = np.intersect1d(one.keys, other.keys, assume_unique=True, return_indices=True)

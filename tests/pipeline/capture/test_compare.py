@@ -25,7 +25,7 @@ def one_row(probabilities: dict[int, float]) -> Block:
 
 
 def largest(one: dict[int, float], other: dict[int, float], bound: float = 0.0) -> float:
-    found = differences(said(one_row(one), MASK, IDS), said(one_row(other), MASK, IDS), {"logprob": bound})
+    found = differences(said(one_row(one), MASK, IDS, {}), said(one_row(other), MASK, IDS, {}), {"logprob": bound})
     return float(found.max())
 
 

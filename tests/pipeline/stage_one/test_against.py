@@ -1,5 +1,6 @@
 """A cache held against a teacher: its own passes, another is noticed, and one wrong part is named."""
 
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,8 @@ from kdpipe.cache.reader import Cache, open_cache
 from kdpipe.cache.rows import Block, Rows
 from kdpipe.cache.verify import verify_cache
 from kdpipe.cli import main
-from kdpipe.pipeline.teachers import reading
+from kdpipe.pipeline.teachers import Answer, reading
+from kdpipe.pipeline.teachers.local import LocalTeacher
 from kdpipe.pipeline.verify_against import verify_against
 from kdpipe.pipeline.watch import SilentWatch
 from kdpipe.schemas.errors import ConfigError
@@ -138,6 +140,41 @@ def test_states_of_other_rows_are_noticed(
     report = verify_against(str(tmp_path / "wrong"), str(folder / "teacher"), EVERY_DOCUMENT, SilentWatch())
     assert not report.ok
     assert "differs from the teacher's by" in report.problems[0].what
+
+
+def test_means_of_other_documents_are_noticed(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def turned(teacher: LocalTeacher, *given: Any) -> Answer:
+        answer = honest(teacher, *given)
+        return replace(answer, pooled={layer: -vectors for layer, vectors in answer.pooled.items()})
+
+    honest = LocalTeacher._answer
+    monkeypatch.setattr(LocalTeacher, "_answer", turned)
+    settings = settings_for(folder, data={"limit": 6})
+    run(settings.model_copy(update={"out": str(tmp_path / "wrong")}))
+    monkeypatch.undo()
+    assert verify_cache(tmp_path / "wrong", "deep").ok
+    report = verify_against(str(tmp_path / "wrong"), str(folder / "teacher"), EVERY_DOCUMENT, SilentWatch())
+    assert not report.ok
+    assert re.match("the mean state of layer 1 of document .* differs from the teacher's by", report.problems[0].what)
+
+
+def test_masses_of_other_words_are_noticed(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = settings_for(folder, data={"limit": 6}, targets={"for_other_tokenizers": True})
+    run(settings.model_copy(update={"out": str(tmp_path / "right")}))
+    assert verify_against(str(tmp_path / "right"), str(folder / "teacher"), EVERY_DOCUMENT, SilentWatch()).ok
+    honest = reading.to_block
+
+    def mistaken(*given: Any, **named: Any) -> Block:
+        block = honest(*given, **named)
+        assert block.boundary_logprob is not None
+        return replace(block, boundary_logprob=np.log1p(-np.exp(block.boundary_logprob)))
+
+    monkeypatch.setattr(reading, "to_block", mistaken)
+    run(settings.model_copy(update={"out": str(tmp_path / "wrong")}))
+    monkeypatch.undo()
+    assert verify_cache(tmp_path / "wrong", "deep").ok
+    report = verify_against(str(tmp_path / "wrong"), str(folder / "teacher"), EVERY_DOCUMENT, SilentWatch())
+    assert not report.ok and "differs from what the teacher says by" in report.problems[0].what
 
 
 def test_half_precision_is_what_its_teacher_says(folder: Path, tmp_path: Path) -> None:
