@@ -39,10 +39,7 @@ def compare(
     from kdpipe.pipeline.compare import compare as run
 
     report = run(runs)
-    if json:
-        console.document(report.model_dump(mode="json"))
-    else:
-        console.answer(page(report))
+    console.reply(report, page(report), as_json=json)
 
 
 def page(report: "CompareReport") -> str:

@@ -10,9 +10,18 @@ import logging
 import re
 import sys
 from collections.abc import Sequence
+from typing import Any, Protocol
 
 Fact = tuple[str, str]
 CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+class Reported(Protocol):
+    """A record that a command answers with."""
+
+    def model_dump(self, *, mode: str) -> dict[str, Any]:
+        """Its plain values."""
+        ...
 
 
 def set_up(*, debug: bool) -> None:
@@ -32,6 +41,14 @@ def answer(text: str) -> None:
 def document(value: object) -> None:
     """Print the one JSON document of a command that was given --json, in ASCII: no terminal can spoil it."""
     print(json.dumps(value, indent=2, allow_nan=False))
+
+
+def reply(report: Reported, page: str, *, as_json: bool) -> None:
+    """Answer with a report: as one JSON document for a program, or by its page for a person."""
+    if as_json:
+        document(report.model_dump(mode="json"))
+    else:
+        answer(page)
 
 
 def note(text: str) -> None:

@@ -70,10 +70,7 @@ def evaluate(
     )
     with watching() as watch:
         report = run(asked, watch)
-    if json:
-        console.document(report.model_dump(mode="json"))
-    else:
-        console.answer(page(report))
+    console.reply(report, page(report), as_json=json)
 
 
 def page(report: "EvalReport") -> str:

@@ -49,10 +49,7 @@ def export(
     from kdpipe.pipeline.export import export as make
 
     report = make(run, out, None if dtype is None else dtype.value, trusted=trust_remote_code)
-    if json:
-        console.document(report.model_dump(mode="json"))
-    else:
-        console.answer(page(report, to))
+    console.reply(report, page(report, to), as_json=json)
 
 
 def page(report: "ExportReport", to: Form) -> str:

@@ -43,10 +43,7 @@ def train(
     options = TrainOptions(resume_from=resume_from, overwrite=overwrite, dry_run=dry_run)
     with following() as watch:
         report = run(settings, options, watch)
-    if json:
-        console.document(report.model_dump(mode="json"))
-    else:
-        console.answer(page(report))
+    console.reply(report, page(report), as_json=json)
 
 
 def page(report: "TrainReport") -> str:

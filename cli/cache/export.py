@@ -35,10 +35,7 @@ def export(
     settings = export_settings(cache=cache, form=to, out=out, split=split)
     with watching() as watch:
         report = export_cache(settings, watch)
-    if json:
-        console.document(report.model_dump(mode="json"))
-    else:
-        console.answer(page(report))
+    console.reply(report, page(report), as_json=json)
 
 
 def page(report: "TablesReport") -> str:

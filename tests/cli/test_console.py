@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from kdpipe.cli import console
+from kdpipe.schemas.checkpoint import Best
 
 
 def test_answers_go_to_stdout_and_the_rest_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
@@ -17,6 +18,14 @@ def test_answers_go_to_stdout_and_the_rest_to_stderr(capsys: pytest.CaptureFixtu
     shown = capsys.readouterr()
     assert shown.out == "42\n"
     assert shown.err == "half way\nerror: disk full\nhint: free some space\nerror: no hint\n"
+
+
+def test_a_report_is_one_document_for_a_program_and_its_page_for_a_person(capsys: pytest.CaptureFixture[str]) -> None:
+    report = Best(step=3, value=0.5)
+    console.reply(report, "best at step 3", as_json=False)
+    assert capsys.readouterr().out == "best at step 3\n"
+    console.reply(report, "best at step 3", as_json=True)
+    assert json.loads(capsys.readouterr().out) == {"step": 3, "value": 0.5}
 
 
 def test_control_characters_are_spelt_out(capsys: pytest.CaptureFixture[str]) -> None:

@@ -83,6 +83,12 @@ def test_the_report_says_what_was_done(whole: tuple[TrainReport, HeardTraining])
     assert ce.startswith("  ce          ") and kl.startswith("  forward_kl  ") and " x 0.9 = " in kl
     assert batches.startswith("  batches     2 x (tokens [4, 96], entries [")
     assert "minimises   0.1 x ce + 0.9 x forward_kl" in watch.said
+    looks = [
+        line
+        for line in watch.said
+        if re.match(r"step \d, validation: loss \S+ \([+-]\d\.\d{4} to training\), CE", line)
+    ]
+    assert len(looks) == 2
 
 
 def test_the_factor_of_a_temperature_is_shown_in_the_first_steps(folder: Path, tmp_path: Path) -> None:

@@ -167,6 +167,10 @@ def test_a_scaler_unscales_and_steps_both_kinds_at_once() -> None:
     assert all(torch.equal(parameter, before[name]) for name, parameter in learnt.named.items())
 
 
+def test_adamw_is_one_kernel_where_torch_has_it() -> None:
+    assert all(group["fused"] for group in make_optimizer(settings(), learnt_of(), 0.01).param_groups)
+
+
 def test_frozen_parameters_take_no_part_and_all_frozen_is_refused() -> None:
     learnt = learnt_of()
     learnt.student["head"].requires_grad_(False)
