@@ -10,7 +10,7 @@ import typer
 
 from kdpipe.cli import console
 from kdpipe.cli.console import Fact
-from kdpipe.cli.progress import watching
+from kdpipe.cli.eval_progress import measuring
 
 if TYPE_CHECKING:
     from kdpipe.schemas.train_report import Bucket, EvalReport
@@ -68,7 +68,7 @@ def evaluate(
         batch_size=batch_size,
         verify=verify,
     )
-    with watching() as watch:
+    with measuring() as watch:
         report = run(asked, watch)
     console.reply(report, page(report), as_json=json)
 

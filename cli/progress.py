@@ -36,15 +36,8 @@ def watching() -> Iterator["Watch"]:
         yield ShownWatch(line, SECONDS_BETWEEN_LINES)
 
 
-@final
-class ShownWatch:
-    """Words at once, progress at most so often: `show` gets positions done, those planned, and what to say of them."""
-
-    def __init__(self, show: Show, seconds_between: float, clock: Callable[[], float] = time.monotonic) -> None:
-        self._show, self._seconds_between, self._clock = show, seconds_between, clock
-        self._shown_at = clock()
-        self._parts, self._parts_done = 0, 0
-        self._planned: int | None = None
+class Lines:
+    """Who is told words at once."""
 
     def say(self, text: str) -> None:
         """A line at once."""
@@ -53,6 +46,17 @@ class ShownWatch:
     def warn(self, text: str) -> None:
         """A line at once, marked as one to look into."""
         console.note(f"warning: {text}")
+
+
+@final
+class ShownWatch(Lines):
+    """Words at once, progress at most so often: `show` gets positions done, those planned, and what to say of them."""
+
+    def __init__(self, show: Show, seconds_between: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._show, self._seconds_between, self._clock = show, seconds_between, clock
+        self._shown_at = clock()
+        self._parts, self._parts_done = 0, 0
+        self._planned: int | None = None
 
     def begin(self, n_parts: int, n_done: int, positions_planned: int | None) -> None:
         """What is ahead, and what was done before."""
@@ -96,6 +100,11 @@ def line(done: int, planned: int | None, told: str) -> None:
     """A line in a log, for what counts positions."""
     reached = f" ({share(done / planned)})" if planned else ""
     console.note(f"{done:,} positions{reached}: {told}")
+
+
+def line_of(done: int, planned: int | None, text: str) -> None:
+    """A line in a log, for what says itself how far it is."""
+    console.note(text)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, final
 
 from kdpipe.cli import console
-from kdpipe.cli.progress import SECONDS_BETWEEN_LINES, Show, bar, is_followed
+from kdpipe.cli.progress import SECONDS_BETWEEN_LINES, Lines, Show, bar, is_followed, line_of
 from kdpipe.cli.quantities import duration, share
 
 if TYPE_CHECKING:
@@ -24,25 +24,17 @@ def following() -> Iterator["TrainWatch"]:
         with bar() as show:
             yield ShownTrainWatch(show, 0.1)
     else:
-        yield ShownTrainWatch(_line, SECONDS_BETWEEN_LINES)
+        yield ShownTrainWatch(line_of, SECONDS_BETWEEN_LINES)
 
 
 @final
-class ShownTrainWatch:
+class ShownTrainWatch(Lines):
     """Words at once, steps at most so often."""
 
     def __init__(self, show: Show, seconds_between: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._show, self._seconds_between, self._clock = show, seconds_between, clock
         self._shown_at = clock()
         self._n_steps = 0
-
-    def say(self, text: str) -> None:
-        """A line at once."""
-        console.note(text)
-
-    def warn(self, text: str) -> None:
-        """A line at once, marked as one to look into."""
-        console.note(f"warning: {text}")
 
     def begin(self, n_steps: int, n_done: int) -> None:
         """What is ahead, and what was done before."""
@@ -70,7 +62,3 @@ class ShownTrainWatch:
         if news.skipped:
             told.append(f"{news.skipped:,} skipped")
         self._show(news.step, self._n_steps, ", ".join(told))
-
-
-def _line(done: int, planned: int | None, told: str) -> None:
-    console.note(told)

@@ -24,7 +24,7 @@ from kdpipe.pipeline.students.loading import described, load_student
 from kdpipe.pipeline.students.student import Student
 from kdpipe.pipeline.training.needs import teacher_head
 from kdpipe.pipeline.training.precision import choose_precision
-from kdpipe.pipeline.watch import Listener
+from kdpipe.pipeline.watch import EvalWatch
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.plan import SplitName
 from kdpipe.schemas.report import When
@@ -49,7 +49,7 @@ class Asked:
     verify: When | None = None
 
 
-def evaluate(asked: Asked, watch: Listener) -> EvalReport:
+def evaluate(asked: Asked, watch: EvalWatch) -> EvalReport:
     """Measure a student."""
     if asked.tasks:
         check_tasks(asked.tasks)
@@ -75,7 +75,7 @@ def evaluate(asked: Asked, watch: Listener) -> EvalReport:
         student = Student(lora.merged(Path(folder), student.model), found.shape, found.ids.count)
     for told in (described(student), *fit.notes, *student.notes):
         watch.say(told)
-    measured = evaluator.measure(student, precision)
+    measured = evaluator.measure(student, precision, measured=watch.measured)
     return EvalReport(
         **measured.model_dump(include=set(EvalReport.model_fields) - {"by_entropy"}),
         by_entropy=measured.by_entropy,

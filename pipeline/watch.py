@@ -1,4 +1,4 @@
-"""`Watch` and `TrainWatch`: whoever follows a long run, as protocols, and those who do not.
+"""`Watch`, `TrainWatch`, `EvalWatch`: whoever follows a long run, as protocols, and those who do not.
 
 In: what a story of the pipeline says while it goes on. Out: nothing; no story depends on who listens.
 Before it: `pipeline/cache_teacher.py`, `pipeline/plan.py`, `pipeline/train.py`. After it: `cli/progress.py`, on a
@@ -46,6 +46,14 @@ class TrainWatch(Listener, Protocol):
         ...
 
 
+class EvalWatch(Listener, Protocol):
+    """Follows an evaluation."""
+
+    def measured(self, n_done: int, n_sequences: int) -> None:
+        """So many sequences of those that are to be read have been measured."""
+        ...
+
+
 class Watch(Listener, Protocol):
     """Told in this order: `begin` once, then `progress` and `part_done` as they come; `say` and `warn` at any time.
 
@@ -89,6 +97,13 @@ class SilentTrainWatch(Nobody):
         """Nothing."""
 
     def stepped(self, news: StepNews) -> None:
+        """Nothing."""
+
+
+class SilentEvalWatch(Nobody):
+    """Nobody follows an evaluation."""
+
+    def measured(self, n_done: int, n_sequences: int) -> None:
         """Nothing."""
 
 

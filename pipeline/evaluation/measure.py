@@ -5,6 +5,7 @@ In: a cache, a student, perhaps what it is trained with. Out: an `Evaluation`. B
 KL is forward and at T=1: exact from states, unbiased from draws made for T=1, else a lower bound by one bin.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import final
 
@@ -80,8 +81,14 @@ class Evaluator:
         )
         self._order = Listed(chosen_sequences(cache, limit))
 
-    def measure(self, student: Student, precision: Precision, trained: Trained | None = None) -> Evaluation:
-        """Hold a student against the split; it is left as it was found."""
+    def measure(
+        self,
+        student: Student,
+        precision: Precision,
+        trained: Trained | None = None,
+        measured: Callable[[int, int], None] = lambda n_done, n_sequences: None,
+    ) -> Evaluation:
+        """Hold a student against the split; it is left as it was found, and `measured` is told how far this is."""
         tally, own = Tally(), _Own(trained)
         head = HeadLosses(student.head, self._shape, self._teacher)
         was_training = student.model.training
@@ -93,6 +100,7 @@ class Evaluator:
                     end = min(begin + self._batch_size, len(self._order))
                     for batch in loader.take(begin, end, self._order).batches:
                         self._add(student, precision, head, batch.to(student.device), tally, own)
+                    measured(end, len(self._order))
         finally:
             student.model.train(was_training)
         if not tally.n_positions:

@@ -1,4 +1,4 @@
-"""A `TrainWatch` that remembers; apart from all else, so that a child that uses it imports nothing of stage one.
+"""A `TrainWatch` and an `EvalWatch` that remember; apart from all else: a child that uses them imports no stage one.
 
 In: what stage two says. Out: the same, in lists. Before it: nothing. After it: the tests of stage two.
 """
@@ -26,3 +26,21 @@ class HeardTraining:
 
     def stepped(self, news: StepNews) -> None:
         self.news.append(news)
+
+
+class HeardEvaluating:
+    """An `EvalWatch` that remembers what it was told."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+        self.warned: list[str] = []
+        self.far: list[tuple[int, int]] = []
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+    def warn(self, text: str) -> None:
+        self.warned.append(text)
+
+    def measured(self, n_done: int, n_sequences: int) -> None:
+        self.far.append((n_done, n_sequences))
