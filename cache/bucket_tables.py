@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar, final
+from typing import TYPE_CHECKING, Any, TypeVar, final
 
 import numpy.typing as npt
 
@@ -22,6 +22,9 @@ from kdpipe.schemas.errors import CacheDamaged, CacheWriteError
 from kdpipe.schemas.manifest import FileRecord, Manifest
 from kdpipe.schemas.records import Record, read_record
 from kdpipe.schemas.strict_json import sha256_file, sha256_hex
+
+if TYPE_CHECKING:
+    from kdpipe.cache.hub import HubFolder
 
 Found = TypeVar("Found")
 
@@ -36,7 +39,7 @@ class TableSet(Record):
 class BucketTables:
     """The tables of one place; `path` is a folder here whose tables/ is a copy of them."""
 
-    def __init__(self, place: RemoteFolder, patience: Patience, manifest: Manifest, path: Path) -> None:
+    def __init__(self, place: "RemoteFolder | HubFolder", patience: Patience, manifest: Manifest, path: Path) -> None:
         self._place, self._patience, self._manifest, self._path = place, patience, manifest, path
         self._names = {table.name: layout.table_file(table.name) for table in manifest.tables}
 

@@ -29,6 +29,7 @@ THIRD_PARTY: dict[str, set[str] | None] = {
         "httpx",
         "cryptography",
         "google_crc32c",
+        "huggingface_hub",
         "xxhash",
         "rich",
     },

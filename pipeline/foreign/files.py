@@ -68,7 +68,7 @@ def check_place(source: str, out: str) -> None:
 
 def source_files(source: str, split: str | None = None) -> list[RowFile]:
     """The files of a source, sorted by path; a data set of the hub has the split `train` unless another is named."""
-    if is_on_hub(source):
+    if is_of_hub(source):
         from kdpipe.pipeline.data.hub import HubLists
 
         data_set = HubLists.load(source, split or "train")
@@ -80,11 +80,6 @@ def source_files(source: str, split: str | None = None) -> list[RowFile]:
             hint="name a file, a folder, a glob in quotes, or a data set of the hub as OWNER/NAME",
         )
     return [_open(file) for file in find_files(source, split, MAX_ROW_BYTES)]
-
-
-def is_on_hub(source: str) -> bool:
-    """Whether a source is no path of this machine, and named as a data set of the hub is."""
-    return not Path(source).expanduser().exists() and is_of_hub(source)
 
 
 def _open(file: RowFile) -> RowFile:

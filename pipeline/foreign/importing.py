@@ -22,9 +22,10 @@ from kdpipe.cache.verify.first import remember_written
 from kdpipe.cache.writer import CacheWriter, create_cache
 from kdpipe.pipeline.data.parts import make_plan, rows_of_a_part
 from kdpipe.pipeline.data.row_files import RowFile
+from kdpipe.pipeline.data.sources import is_of_hub
 from kdpipe.pipeline.data.tokenizer import LoadedTokenizer, load_tokenizer
 from kdpipe.pipeline.foreign import Facts, Format, open_format
-from kdpipe.pipeline.foreign.files import check_place, is_on_hub, source_files
+from kdpipe.pipeline.foreign.files import check_place, source_files
 from kdpipe.pipeline.foreign.sequences import packed
 from kdpipe.pipeline.foreign.survey import Read, Repairs, Survey, reader, rows_again, take_survey
 from kdpipe.pipeline.foreign.token_sizes import token_sizes
@@ -131,7 +132,7 @@ def make_manifest(settings: ImportSettings, facts: Facts, survey: Survey, tokeni
 
 def _named(settings: ImportSettings) -> str:
     """A source without the folders it lies in, which are another's on every machine."""
-    return settings.source if is_on_hub(settings.source) else Path(settings.source).name
+    return settings.source if is_of_hub(settings.source) else Path(settings.source).name
 
 
 def make_import_plan(survey: Survey, most_ids: int, pack: bool) -> Plan:
