@@ -27,6 +27,7 @@ THIRD_PARTY: dict[str, set[str] | None] = {
         "pcodec",
         "fsspec",
         "httpx",
+        "huggingface_hub",
         "cryptography",
         "google_crc32c",
         "huggingface_hub",
