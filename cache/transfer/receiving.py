@@ -109,6 +109,7 @@ class Receiver:
         with explained(f"writing {name}", self.path), self._incoming(name) as work:
             if final.is_file() and final.read_bytes() == data:
                 return
+            (work / name).unlink(missing_ok=True)  # half of it, left by a copy that was cut off
             with new_file(work / name) as file:
                 file.write(data)
             os.replace(work / name, final)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kdpipe.cache import layout
+from kdpipe.cache.files import explained
 from kdpipe.cache.index import IndexRow
 from kdpipe.cache.part_files import checked_record, read_part_record
 from kdpipe.cache.remote import RemoteFolder
@@ -97,7 +98,8 @@ class Sender:
         """Check a file's bytes on this disk, and send those."""
         with tempfile.TemporaryDirectory(prefix="kdpipe-copy-") as work:
             path = Path(work) / "file"
-            self.fetcher.fetch(name, record, path)
+            with explained(f"fetching {name} on its way", Path(work)):
+                self.fetcher.fetch(name, record, path)
             self._patiently(lambda: self.place.put(name, path))
 
     def _size(self, name: str) -> int | None:

@@ -16,6 +16,7 @@ from kdpipe.cache.transfer import copy_cache, copying, fetching
 from kdpipe.cache.transfer.fetching import Fetcher
 from kdpipe.cache.transfer.patience import Patience
 from kdpipe.cache.verify import verify_cache
+from kdpipe.cache.workers import work_name
 from kdpipe.schemas.errors import CacheDamaged, CacheError, CacheIncomplete, CacheWriteError, ConfigError, Unreachable
 from support import tiny
 from support.reading import digests_of_all
@@ -333,6 +334,17 @@ def test_a_killed_copy_is_gone_on_with(path: Path, tmp_path: Path) -> None:
     assert_committed_is_right(copy, path)
     report = copy_cache(path, copy)
     assert report.copied == report.parts - 1
+    assert_same(copy, path)
+
+
+def test_an_index_that_was_half_written_is_written_again(path: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    copy_cache(path, copy)
+    (copy / layout.INDEX).unlink()
+    left = copy / layout.WORK / work_name(layout.INDEX)
+    left.mkdir(parents=True)
+    (left / layout.INDEX).write_bytes(b"half")
+    copy_cache(path, copy)
     assert_same(copy, path)
 
 

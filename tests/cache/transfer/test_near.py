@@ -214,3 +214,33 @@ def test_processes_that_share_a_folder_and_little_room_read_every_row_right(path
         children = [subprocess.Popen(words, env=environment) for _ in range(3)]
         assert [child.wait(300) for child in children] == [0, 0, 0]
     assert bytes_of(tmp_path) <= limit
+
+
+RACE = """
+import random, sys
+from pathlib import Path
+from kdpipe.cache import open_cache
+from kdpipe.cache.addresses import Nearby
+from support.reading import digest_of
+far = open_cache(sys.argv[1], nearby=Nearby(folder=Path(sys.argv[2]), limit=int(sys.argv[3])))
+here = open_cache(sys.argv[4])
+order = random.Random(int(sys.argv[5])).choices(range(len(here)), k=40)
+for i in order:
+    assert digest_of(far, i) == digest_of(here, i), i
+"""
+
+
+@pytest.mark.slow
+def test_parts_are_evicted_under_several_readers_and_every_row_is_the_same(path: Path, tmp_path: Path) -> None:
+    """Room for two parts of four, three processes that read in random orders: each evicts what others want next."""
+    limit = 2 * max(sizes_of(path))
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    site = Site(path)
+    with serving(site) as url:
+        words = [sys.executable, "-c", RACE, url, str(tmp_path), str(limit), str(path)]
+        children = [subprocess.Popen([*words, str(seed)], env=environment) for seed in range(3)]
+        assert [child.wait(300) for child in children] == [0, 0, 0]
+    fetched = [asked for asked in site.asked if "sequences.arrow" in asked]
+    assert len(fetched) > 2 * len(sizes_of(path)), "parts were hardly evicted: this has shown nothing"
+    # A process does not see what is on its way to others, so the last two may bring a part each.
+    assert bytes_of(tmp_path) <= limit + 2 * max(sizes_of(path))
