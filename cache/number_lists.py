@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 LISTS = ("list", "large_list", "fixed_size_list")
 WIDTHS = ("8", "16", "32", "64")
+TEXTS, FLOATS = ("string", "large_string"), ("halffloat", "float", "double")
 NUMBERS = {*(f"{sign}int{width}" for sign in ("", "u") for width in WIDTHS), "halffloat", "float", "double", "bool"}
 Longs = npt.NDArray[np.int64]
 
@@ -23,12 +24,28 @@ class NumberLists(NamedTuple):
     counts: Longs
 
 
+class EntryLists(NamedTuple):
+    """A list of lists of entries, each a token as text and a log-probability, as servers answer them."""
+
+    tokens: list[str | None]
+    logprobs: npt.NDArray[Any]
+    counts: Longs
+
+
 def depth(kind: Any) -> int:
-    """How deep lists lie above numbers in an Arrow type: 1 or 2, 0 for anything else."""
+    """How deep lists lie above numbers in an Arrow type, or above entries: 1 or 2, 0 for anything else."""
     deep = 0
     while _is_list(kind):
         deep, kind = deep + 1, kind.value_type
-    return deep if deep <= 2 and str(kind) in NUMBERS else 0
+    return deep if deep <= 2 and (str(kind) in NUMBERS or (deep == 2 and _is_entry(kind))) else 0
+
+
+def _is_entry(kind: Any) -> bool:
+    """Whether a type is that of a token as text with its log-probability, perhaps beside other things."""
+    if not str(kind).startswith("struct<"):
+        return False
+    types = {kind.field(i).name: str(kind.field(i).type) for i in range(kind.num_fields)}
+    return types.get("token") in TEXTS and types.get("logprob") in FLOATS
 
 
 def _is_list(kind: Any) -> bool:
@@ -42,12 +59,29 @@ def rows_of_lists(column: Any) -> Callable[[int], Any]:
     if not _is_list(inner.type):
         values = _values(inner)
         return lambda row: values[ends[row] - lengths[row] : ends[row]] if there[row] else None
-    counts, values = _lengths(inner), _values(inner.flatten())
+    counts = _lengths(inner)
     places = np.concatenate([[0], np.cumsum(counts)])
+    if _is_entry(inner.type.value_type):
+        return _rows_of_entries(inner.flatten(), lengths, counts, there)
+    values = _values(inner.flatten())
 
     def lists(row: int) -> NumberLists | None:
         first, end = ends[row] - lengths[row], ends[row]
         return NumberLists(values[places[first] : places[end]], counts[first:end]) if there[row] else None
+
+    return lists
+
+
+def _rows_of_entries(entries: Any, lengths: Longs, counts: Longs, there: npt.NDArray[np.bool_]) -> Callable[[int], Any]:
+    names = [entries.type.field(i).name for i in range(entries.type.num_fields)]
+    fields = dict(zip(names, entries.flatten(), strict=True))
+    tokens, logprobs = fields["token"].to_pylist(), _values(fields["logprob"])
+    ends, places = np.cumsum(lengths), np.concatenate([[0], np.cumsum(counts)])
+
+    def lists(row: int) -> EntryLists | None:
+        first, end = ends[row] - lengths[row], ends[row]
+        some = slice(places[first], places[end])
+        return EntryLists(tokens[some], logprobs[some], counts[first:end]) if there[row] else None
 
     return lists
 

@@ -41,7 +41,7 @@ def import_(
     ] = None,
     columns: Annotated[
         list[str] | None,
-        typer.Option(metavar="ROLE=NAME", help="topk: the column of tokens, ids, logprobs, loss_mask...; repeatable."),
+        typer.Option(metavar="ROLE=NAME", help="topk: column of tokens, ids, ...; axolotl: of logprobs; repeatable."),
     ] = None,
     tail: Annotated[
         Literal["rest", "unknown"] | None,

@@ -3,7 +3,9 @@
 In: Parquet or JSON lines with these columns, perhaps `labels` and `attention_mask`. Out: `Raw` rows.
 Before it: `files.py`. After it: `told.py`. Rows lie in one of two ways, and nothing in the files says which: list t is
 about token t + 1 (its documentation; the last list is empty or padding), or about token t (as vLLM answers: the first
-is empty or padding). The first row of a source with as many lists as tokens tells, or --align does.
+is empty or padding). The first row of a source with as many lists as tokens tells, or --align does. The first form of
+these files has one column, `logprobs`: for each of the last tokens, itself meant, a list of {"token": "token_id:N",
+"logprob": x}.
 """
 
 from collections.abc import Mapping
@@ -18,6 +20,7 @@ from kdpipe.pipeline.foreign import Facts
 from kdpipe.pipeline.foreign.fields import (
     Bools,
     Longs,
+    entries,
     lists_of_numbers,
     lists_of_whole_numbers,
     same_counts,
@@ -31,6 +34,8 @@ from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.foreign import Align, ImportSettings
 
 IDS, VALUES = "target_token_ids", "target_logprobs"
+ENTRIES = "logprobs"
+TEXT_COLUMNS = ("messages", "messages_combined", "conversations", "text")
 NOT_LEARNT = -100
 ALIGNMENTS: dict[Align, str] = {"next": "list t is about token t + 1", "own": "list t is about token t"}
 
@@ -40,11 +45,14 @@ class Axolotl:
     """Axolotl's columns, on some files."""
 
     def __init__(self, settings: ImportSettings, files: list[RowFile]) -> None:
-        refuse_options(settings, ("align",))
-        choose_columns(files, ("input_ids", IDS, VALUES), ("labels", "attention_mask"))
+        refuse_options(settings, ("align", "columns"))
+        self._entries = _entries_column(settings, files)
+        targets = (IDS, VALUES) if self._entries is None else (self._entries,)
+        _refuse_texts(files)
+        choose_columns(files, ("input_ids", *targets), ("labels", "attention_mask"))
         self._has_labels = has_column(files, "labels")
         self._has_mask = has_column(files, "attention_mask")
-        self._align = settings.align or _find_alignment(files)
+        self._align: Align = settings.align or (_find_alignment(files) if self._entries is None else "own")
         self.facts = Facts(
             tail=settings.tail or "unknown", says_learnt=self._has_labels, alignment=ALIGNMENTS[self._align]
         )
@@ -53,11 +61,43 @@ class Axolotl:
         """A row of the source; padding behind its last token is cut off."""
         tokens = whole_numbers(columns, "input_ids")
         n = _attended(columns, len(tokens)) if self._has_mask else len(tokens)
-        ids, values = lists_of_whole_numbers(columns, IDS), lists_of_numbers(columns, VALUES)
-        same_counts(ids, values, (IDS, VALUES))
+        if self._entries is None:
+            ids, values = lists_of_whole_numbers(columns, IDS), lists_of_numbers(columns, VALUES)
+            same_counts(ids, values, (IDS, VALUES))
+        else:
+            found = entries(columns, self._entries)
+            ids, values = (_of_the_last(each, n, len(tokens) - n, self._align) for each in found)
         row_ids, row_values = (shifted(each, len(tokens), self._align, n, values) for each in (ids, values))
         learnt = _labelled(columns, tokens)[:n] if self._has_labels else np.ones(n, bool)
         return Raw(tokens=tokens[:n], learnt=learnt, ids=row_ids, values=row_values)
+
+
+def _entries_column(settings: ImportSettings, files: list[RowFile]) -> str | None:
+    """The one column of the first form, where it is that: as it was said, or `logprobs` without the newer columns."""
+    if odd := sorted(set(settings.columns) - {"logprobs"}):
+        raise ConfigError(f"--columns names {odd[0]}, which is no role here", hint="--from axolotl has one: logprobs")
+    if settings.columns:
+        return settings.columns["logprobs"]
+    return ENTRIES if has_column(files, ENTRIES) and not has_column(files, IDS) else None
+
+
+def _refuse_texts(files: list[RowFile]) -> None:
+    """Refuse rows whose tokens are not there: which token a list is about cannot be told from a text."""
+    if not has_column(files, "input_ids") and any(has_column(files, name) for name in TEXT_COLUMNS):
+        raise ConfigError(
+            f"{files[0].name} has texts and no input_ids, and nothing says how they were made into tokens",
+            hint="add the tokens that the teacher was asked about as a column input_ids",
+        )
+
+
+def _of_the_last(lists: NumberLists, n_tokens: int, n_padding: int, align: Align) -> NumberLists:
+    """Lists of the last tokens as lists of all: those in front have none, nor has the padding behind."""
+    missing = n_tokens - len(lists.counts)
+    if missing < 0:
+        raise BadRow(f"it has targets for {len(lists.counts):,} tokens of {n_tokens:,}")
+    # The last list that is about the next token may have been left out.
+    behind = 1 if align == "next" and missing else 0
+    return NumberLists(lists.values, np.pad(lists.counts, (missing - behind, behind + n_padding)))
 
 
 def shifted(lists: NumberLists, n_tokens: int, align: Align, n: int, values: NumberLists) -> NumberLists:

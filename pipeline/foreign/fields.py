@@ -4,6 +4,7 @@ In: a row's columns. Out: arrays of whole numbers, of truth values or of float64
 that says which column is wrong and how. Before it: `files.py`. After it: the modules of the formats.
 """
 
+import re
 from collections.abc import Mapping
 from itertools import chain
 from typing import Any
@@ -11,10 +12,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kdpipe.cache.number_lists import NumberLists
+from kdpipe.cache.number_lists import EntryLists, NumberLists
 from kdpipe.pipeline.data.columns import BadRow
 
 Columns = Mapping[str, Any]
+TOKEN_ID = re.compile(r"^token_id:([0-9]{1,9})$")
 Longs = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
@@ -51,6 +53,34 @@ def lists_of_numbers(columns: Columns, name: str) -> NumberLists:
     return NumberLists(_float(lists.values, name), lists.counts)
 
 
+def entries(columns: Columns, name: str) -> tuple[NumberLists, NumberLists]:
+    """A column that holds, for each token, a list of {"token": "token_id:N", "logprob": x}: ids and log p."""
+    value = _value(columns, name)
+    if not isinstance(value, EntryLists):
+        value = _entries(value, name)
+    ids = []
+    for token in value.tokens:
+        found = TOKEN_ID.match(token) if isinstance(token, str) else None
+        if found is None:
+            raise BadRow(f"{name} names the token {token!r:.60}, token_id:N was expected")
+        ids.append(int(found[1]))
+    return (
+        NumberLists(np.array(ids, np.int64), value.counts),
+        NumberLists(_float(_array(value.logprobs, name), name), value.counts),
+    )
+
+
+def _entries(value: Any, name: str) -> EntryLists:
+    """Entries as JSON has them."""
+    if not isinstance(value, list) or not all(each is None or isinstance(each, list) for each in value):
+        raise BadRow(f"{name} is no list of lists of tokens with their logprob")
+    flat = [entry for each in value for entry in each or ()]
+    if not all(isinstance(entry, dict) and {"token", "logprob"} <= entry.keys() for entry in flat):
+        raise BadRow(f"{name} holds what is no token with its logprob")
+    counts = np.array([len(each or ()) for each in value], np.int64)
+    return EntryLists([e["token"] for e in flat], _array([e["logprob"] for e in flat], name), counts)
+
+
 def same_counts(first: NumberLists, second: NumberLists, names: tuple[str, str]) -> None:
     """Refuse two columns of which a token has more in one than in the other."""
     if len(first.counts) != len(second.counts):
@@ -74,7 +104,7 @@ def _value(columns: Columns, name: str) -> Any:
 
 def _flat(columns: Columns, name: str) -> npt.NDArray[Any]:
     value = _value(columns, name)
-    if isinstance(value, NumberLists) or not isinstance(value, list | np.ndarray):
+    if isinstance(value, NumberLists | EntryLists) or not isinstance(value, list | np.ndarray):
         raise BadRow(f"{name} is no list of numbers")
     return _array(value, name)
 
@@ -83,6 +113,8 @@ def _lists(columns: Columns, name: str) -> NumberLists:
     value = _value(columns, name)
     if isinstance(value, NumberLists):
         return value
+    if isinstance(value, EntryLists):
+        raise BadRow(f"{name} holds tokens with their logprob, lists of numbers were expected")
     if not isinstance(value, list) or not all(each is None or isinstance(each, list) for each in value):
         raise BadRow(f"{name} is no list of lists of numbers")
     counts = np.array([len(each or ()) for each in value], np.int64)

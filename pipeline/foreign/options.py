@@ -12,7 +12,7 @@ from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.foreign import ExportSettings, ImportSettings
 from kdpipe.schemas.records import explain
 
-WHO_TAKES = {"codec": "distillkit", "align": "axolotl and topk", "columns": "topk"}
+WHO_TAKES = {"codec": "distillkit", "align": "axolotl and topk", "columns": "topk and axolotl's first form"}
 
 
 def import_settings(**given: Any) -> ImportSettings:

@@ -10,7 +10,7 @@ import pytest
 
 from kdpipe.cache import arrow_files
 from kdpipe.cache.arrow_files import ParquetLists
-from kdpipe.cache.number_lists import NumberLists, depth
+from kdpipe.cache.number_lists import EntryLists, NumberLists, depth, rows_of_lists
 
 FLAT = [[1, 2], [3], None, [], [4, 5, 6], [7]]
 NESTED = [[[1.5], None, [2.0, 3.0]], [], [[4.0]], None, [[], [5.0]], [[6.0, 7.0]]]
@@ -84,3 +84,28 @@ def test_what_is_no_list_of_numbers_is_known(kind: Any) -> None:
 
 def test_how_deep_lists_lie_is_known() -> None:
     assert [depth(COLUMNS[name].type) for name in ("list", "truths", "nested", "nested_fixed")] == [1, 1, 2, 2]
+
+
+def test_entries_are_read_row_by_row_out_of_any_slice() -> None:
+    entry = pa.struct([("decoded", pa.string()), ("logprob", pa.float64()), ("token", pa.string())])
+    rows = [
+        None,
+        [[{"decoded": "a", "logprob": -1.0, "token": "token_id:1"}], None, []],
+        [],
+        [[{"decoded": "b", "logprob": -2.0, "token": "token_id:2"}, {"decoded": "", "logprob": -3.0, "token": None}]],
+    ]
+    whole = pa.array(rows, pa.list_(pa.list_(entry)))
+    assert depth(whole.type) == 2
+    assert depth(pa.list_(entry)) == depth(pa.list_(pa.list_(pa.struct([("token", pa.int64())])))) == 0
+    for first in range(4):
+        take = rows_of_lists(whole.slice(first))
+        for place, row in enumerate(rows[first:]):
+            found = take(place)
+            if row is None:
+                assert found is None
+                continue
+            assert isinstance(found, EntryLists)
+            flat = [each for lists in row for each in lists or ()]
+            assert found.tokens == [each["token"] for each in flat]
+            assert found.logprobs.tolist() == [each["logprob"] for each in flat]
+            assert found.counts.tolist() == [len(lists or ()) for lists in row]

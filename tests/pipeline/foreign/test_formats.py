@@ -261,4 +261,96 @@ def test_plain_top_k_that_is_wrong_is_refused(row: Row, settings: Row, said: str
 
 def test_an_option_of_another_format_is_refused(tmp_path: Path) -> None:
     assert "--align says nothing of --from nemo" in refusal("nemo", nemo(ROW), tmp_path, align="own")
-    assert "--columns says nothing of --from axolotl" in refusal("axolotl", axolotl(ROW), tmp_path, columns={"a": "b"})
+    assert "--columns says nothing of --from nemo" in refusal("nemo", nemo(ROW), tmp_path, columns={"a": "b"})
+
+
+def first_form(row: Row, prompt: int = 3, **changes: Any) -> Row:
+    """Axolotl's first form: one column, for the tokens behind the prompt, list j about its own token."""
+    lists = [
+        [{"token": f"token_id:{i}", "logprob": v, "decoded": "x"} for i, v in zip(ids, values, strict=True)]
+        for ids, values in zip(row["ids"], row["logprobs"], strict=True)
+    ]
+    found = {"input_ids": row["tokens"], "labels": [-100] * 3 + row["tokens"][3:], "logprobs": lists[prompt - 1 : -1]}
+    return {**found, **changes}
+
+
+@EITHER
+def test_axolotls_first_form_has_one_column_of_tokens_with_their_logprob(
+    ending: str, tokenizer: str, tmp_path: Path
+) -> None:
+    cache = made("axolotl", [first_form(row) for row in ROWS], tokenizer, tmp_path, ending, tail="rest")
+    check(cache, tail=True)
+    assert "list t is about token t;" in cache.manifest.history[0].note
+
+
+@EITHER
+def test_axolotls_first_form_may_be_in_a_column_of_any_name_and_begin_anywhere(
+    ending: str, tokenizer: str, tmp_path: Path
+) -> None:
+    rows = [first_form(row, prompt=1) for row in ROWS]
+    # The first token has no list: it is null, as vLLM answers.
+    named = [{**row, "far": [None, *row["logprobs"]], "logprobs": None} for row in rows]
+    named = [{name: value for name, value in row.items() if name != "logprobs"} for row in named]
+    check(made("axolotl", named, tokenizer, tmp_path, ending, columns={"logprobs": "far"}), tail=False)
+
+
+@EITHER
+def test_axolotls_first_form_ends_with_the_last_token_before_the_padding(
+    ending: str, tokenizer: str, tmp_path: Path
+) -> None:
+    rows = [
+        first_form(
+            row,
+            input_ids=[*row["tokens"], 0, 0],
+            labels=[-100] * 3 + row["tokens"][3:] + [-100] * 2,
+            attention_mask=[1] * len(row["tokens"]) + [0] * 2,
+        )
+        for row in ROWS
+    ]
+    check(made("axolotl", rows, tokenizer, tmp_path, ending), tail=False)
+
+
+def test_axolotls_first_form_may_be_about_the_tokens_behind(tokenizer: str, tmp_path: Path) -> None:
+    rows = [first_form(row) for row in ROWS]
+    check(made("axolotl", rows, tokenizer, tmp_path, ".jsonl", align="next"), tail=False)
+
+
+def test_axolotls_first_form_without_labels_learns_what_it_has_targets_for(tokenizer: str, tmp_path: Path) -> None:
+    rows = [{name: value for name, value in first_form(row).items() if name != "labels"} for row in ROWS]
+    check(made("axolotl", rows, tokenizer, tmp_path, ".jsonl"), tail=False)
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"logprobs": [[{"token": "Hello", "logprob": -1.0}]]}, "logprobs names the token 'Hello', token_id:N was exp"),
+        ({"logprobs": [[{"token": "token_id:1"}]]}, "logprobs holds what is no token with its logprob"),
+        ({"logprobs": [[{"token": "token_id:1", "logprob": "x"}]]}, "logprobs holds what is no number"),
+        ({"logprobs": [-1.0, -2.0]}, "logprobs is no list of lists of tokens with their logprob"),
+        ({"logprobs": [[]] * 4}, "it has targets for 4 tokens of 3"),
+        ({"logprobs": [[{"token": "token_id:99", "logprob": -1.0}]]}, "99"),
+    ],
+)
+def test_axolotls_first_form_is_refused_where_it_is_none(row: Row, said: str, tmp_path: Path) -> None:
+    source = write_rows(tmp_path / "rows.jsonl", [{"input_ids": [1, 2, 3], **row}])
+    with pytest.raises(ConfigError, match=said) as told:
+        surveyed(N_IDS, source_format="axolotl", source=str(source))
+    assert "row 1: " in told.value.message
+
+
+def test_axolotls_first_form_needs_its_tokens_and_knows_one_role(tmp_path: Path) -> None:
+    row = {"messages_combined": [{"role": "user", "content": "hi"}], "logprobs": []}
+    source = write_rows(tmp_path / "rows.jsonl", [row])
+    with pytest.raises(ConfigError, match=r"rows\.jsonl has texts and no input_ids, and nothing says how") as told:
+        surveyed(N_IDS, source_format="axolotl", source=str(source))
+    assert told.value.hint == "add the tokens that the teacher was asked about as a column input_ids"
+    with pytest.raises(ConfigError, match="--columns names ids, which is no role here") as told:
+        surveyed(N_IDS, source_format="axolotl", source=str(source), columns={"ids": "x"})
+    assert told.value.hint == "--from axolotl has one: logprobs"
+
+
+def test_entries_are_no_lists_of_numbers(tmp_path: Path) -> None:
+    rows = [{"tokens": [1, 2], "ids": [[1]], "logprobs": [[{"token": "token_id:1", "logprob": -1.0}]]}]
+    source = write_rows(tmp_path / "rows.parquet", rows)
+    with pytest.raises(ConfigError, match="logprobs holds tokens with their logprob, lists of numbers were expected"):
+        surveyed(N_IDS, source_format="topk", source=str(source))
