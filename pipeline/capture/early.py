@@ -15,8 +15,8 @@ from kdpipe.cache.remote import RemoteFolder
 from kdpipe.cache.writer import refuse_foreign_folder
 from kdpipe.pipeline.capture.inputs import ASKED_HUB, read_tokenizer
 from kdpipe.pipeline.capture.speaker import Prospect, look_ahead
+from kdpipe.pipeline.data.sources import HUB_NAME
 from kdpipe.pipeline.data.tokenizer import LoadedTokenizer
-from kdpipe.pipeline.models.folders import local_folder
 from kdpipe.pipeline.teachers.shape import teacher_shape
 from kdpipe.pipeline.watch import Watch
 from kdpipe.schemas.errors import ConfigError
@@ -37,7 +37,7 @@ def look_first(settings: StageOne, watch: Watch) -> tuple[LoadedTokenizer, Prosp
 
 
 def _tell_of_hub(name: str, watch: Watch) -> None:
-    if local_folder(name) is None:
+    if HUB_NAME.match(name) and not Path(name).expanduser().exists():
         watch.say(ASKED_HUB.format(name))
 
 

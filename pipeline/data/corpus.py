@@ -319,7 +319,10 @@ def open_corpus(settings: DataSettings, tokenizer: LoadedTokenizer) -> Corpus:
         more = find_files(settings.val_path, None, settings.max_document_bytes, hub_split="validation")
         _want(more, mapping)
         if not indexer.read(more, len(files), "validation"):
-            raise _nothing(settings.val_path, indexer.finish({}))
+            roles = " and ".join(sorted(mapping.names() - set(mapping.keep)))
+            raise _nothing(
+                settings.val_path, indexer.finish({}), f"--val-data is read by the columns of --data: {roles}"
+            )
         files = [*files, *more]
     index = indexer.finish(_made_with(settings, mapping, renderer))
     if index.in_validation.all():
@@ -374,10 +377,10 @@ def _made_with(settings: DataSettings, mapping: Mapping, renderer: Renderer) -> 
     }
 
 
-def _nothing(path: str, index: Index) -> ConfigError:
+def _nothing(path: str, index: Index, hint: str = "look at the rows, and at data.columns") -> ConfigError:
     n = index.n_bad_rows
     first = f" The first: {index.bad_rows[0]}" if index.bad_rows else ""
     return ConfigError(
         f"{path} has no document that can be used; {n:,} {'row is' if n == 1 else 'rows are'} bad.{first}",
-        hint="look at the rows, and at data.columns",
+        hint=hint,
     )

@@ -162,6 +162,20 @@ def test_a_model_that_is_not_there_is_refused(command: str, name: str, refused: 
     )
 
 
+@pytest.mark.parametrize("role", ["teacher", "tokenizer", "data"])
+def test_a_name_that_is_asked_of_the_hub_is_said_before_it_answers(
+    role: str, place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # No network: a hub that does not answer is tried for half a minute.
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    assert main.run(words(Path(), **{role: "nosuch/thing"})) == 2
+    said, *_, told, hint = capsys.readouterr().err.splitlines()
+    assert said == "nosuch/thing is nothing here: it is looked for on the hub"
+    assert told.startswith("error: ") and "nosuch/thing" in told and hint.startswith("hint: ")
+    assert not (place / "out").exists()
+
+
 def test_the_teacher_is_looked_at_before_the_documents(place: Path, refused: Callable[..., str]) -> None:
     assert "there is no folder ./nowhere" in refused(words(teacher="./nowhere", data="nowhere.jsonl"))
 
@@ -174,7 +188,7 @@ def test_the_teacher_is_looked_at_before_the_documents(place: Path, refused: Cal
         (["--temperatures", "2,2"], "error: --temperatures: temperatures must differ from each other and from 1"),
         (["--temperatures", ",".join(map(str, range(2, 19)))], "error: --temperatures: tuple should have at most 16"),
         (["--target-temperature", "0"], "error: --target-temperature must be greater than 0, not 0.0"),
-        (["--tau", "2"], "error: --tau must be less than or equal to 1, not 2.0"),
+        (["--tau", "2"], "error: --tau must be less than or equal to 1, not 2.0\nhint: correct it, or leave it out\n"),
         (["--val-fraction", "1"], "error: --val-fraction must be less than 1, not 1.0"),
         (["--limit", "0"], "error: --limit must be greater than or equal to 1, not 0"),
         (["--targets", "topp", "--top-p", "0"], "error: --top-p must be greater than 0, not 0.0"),

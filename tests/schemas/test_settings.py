@@ -122,57 +122,68 @@ def test_a_list_of_one_and_an_empty_list_are_lists() -> None:
 @pytest.mark.parametrize(
     ("layers", "message"),
     [
-        ({"sets": ["targets.tau=x"]}, "--set targets.tau=x must be a valid number, not 'x'"),
+        (
+            {"sets": ["targets.tau=x"]},
+            "--set targets.tau=x must be a valid number, not 'x'\ncorrect it, or leave it out",
+        ),
         (
             {"file": {"targets": {"tau": "x"}}},
-            "targets.tau in the file kd.yaml must be a valid number, not 'x'",
+            "targets.tau in the file kd.yaml must be a valid number, not 'x'\ncorrect it, or leave it out",
         ),
         (
             {"environment": {"KDPIPE_TARGETS__TAU": "x"}},
-            "KDPIPE_TARGETS__TAU must be a valid number, not 'x'",
+            "KDPIPE_TARGETS__TAU must be a valid number, not 'x'\ncorrect it, or leave it out",
         ),
         (
             {"flags": {"--tau": ("targets.tau", 7.0)}},
-            "--tau must be less than or equal to 1, not 7.0",
+            "--tau must be less than or equal to 1, not 7.0\ncorrect it, or leave it out",
         ),
         (
             {"file": {"targets": {"temperatures": [2, 0]}}},
-            "targets.temperatures in the file kd.yaml: item 2 must be greater than 0, not 0",
+            "targets.temperatures in the file kd.yaml: item 2 must be greater than 0, not 0"
+            "\ncorrect it, or leave it out",
         ),
         (
             {"sets": ["targets.temperatures=2,2"]},
-            "--set targets.temperatures=2,2: temperatures must differ from each other and from 1, whose log_z is 0",
+            "--set targets.temperatures=2,2: temperatures must differ from each other and from 1, whose log_z is 0"
+            "\ncorrect it, or leave it out",
         ),
         ({"sets": ["seed"]}, "--set seed gives no value\nwrite --set NAME=VALUE"),
         (
             {"sets": ["sequences.pack={"]},
             "--set sequences.pack={: '{' is no value: expected the node content, but found '<stream end>'",
         ),
-        ({"sets": ["seed=1.5"]}, "--set seed=1.5 must be a valid integer, not 1.5"),
-        ({"file": {"seed": True}}, "seed in the file kd.yaml must be a valid integer, not True"),
+        ({"sets": ["seed=1.5"]}, "--set seed=1.5 must be a valid integer, not 1.5\ncorrect it, or leave it out"),
+        (
+            {"file": {"seed": True}},
+            "seed in the file kd.yaml must be a valid integer, not True\ncorrect it, or leave it out",
+        ),
         (
             {"file": {"teacher": {"revision": 1234567}}},
             "teacher.revision in the file kd.yaml must be a valid string, not 1234567\nput it in quotes",
         ),
         (
             {"file": {"targets": {"tau": "x"}}, "sets": ["seed=1"]},
-            "targets.tau in the file kd.yaml must be a valid number, not 'x'",
+            "targets.tau in the file kd.yaml must be a valid number, not 'x'\ncorrect it, or leave it out",
         ),
         (
             {"sets": ["machine={devices: gpu}"]},
             "machine.devices in --set machine={devices: gpu}: a device is auto, cpu, all, or one GPU such as cuda:0,"
-            " not 'gpu'",
+            " not 'gpu'\ncorrect it, or leave it out",
         ),
         (
             {"sets": ["hidden.layers=0.5,last"]},
             "--set hidden.layers=0.5,last: item 2: a layer is a number, or a share of the depth from 0.0 to 1.0, not"
-            " 'last'",
+            " 'last'\ncorrect it, or leave it out",
         ),
         (
             {"flags": {"--data": ("data.path", "\udcff.jsonl")}},
             r"--data: '\udcff.jsonl' is not UTF-8 text",
         ),
-        ({"flags": {"--tau": ("targets.tau", float("nan"))}}, "--tau must be a finite number, not nan"),
+        (
+            {"flags": {"--tau": ("targets.tau", float("nan"))}},
+            "--tau must be a finite number, not nan\ncorrect it, or leave it out",
+        ),
     ],
     ids=lambda value: str(value)[:40],
 )

@@ -270,8 +270,11 @@ def test_data_without_a_document_are_refused(
 def test_validation_data_without_a_document_are_refused(tokenizer: LoadedTokenizer, tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", text_rows(3))
     other = write_jsonl(tmp_path / "b.jsonl", [{"body": "a"}])
-    with pytest.raises(ConfigError, match=r"b\.jsonl has no document .* The first: b\.jsonl:1: it has no text"):
+    with pytest.raises(
+        ConfigError, match=r"b\.jsonl has no document .* The first: b\.jsonl:1: it has no text"
+    ) as caught:
         opened(path, tokenizer, val_path=str(other))
+    assert caught.value.hint == "--val-data is read by the columns of --data: text"
 
 
 def test_a_fraction_that_leaves_nothing_to_train_on_is_refused(tokenizer: LoadedTokenizer, tmp_path: Path) -> None:
