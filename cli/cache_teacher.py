@@ -83,9 +83,8 @@ def _extent(report: "StageOneReport") -> list[Fact]:
     state = f"{parts.present:,} of {parts.planned:,}, {parts.made:,} made now"
     facts = [("cache_id", report.cache_id or "none yet"), ("parts", state)]
     if missing and report.parts.made:
-        facts.append(
-            ("unfinished", f"{missing:,} parts are missing: other shards make them, or the same command again")
-        )
+        are = "1 part is" if missing == 1 else f"{missing:,} parts are"
+        facts.append(("unfinished", f"{are} missing: for other shards to make, or the same command again"))
     of_one = [
         f"{report.bytes_per_position:.1f} bytes" if report.bytes_per_position is not None else "",
         f"{report.entries_per_position:.1f} entries" if report.entries_per_position is not None else "",
@@ -110,7 +109,7 @@ def _effort(report: "StageOneReport") -> list[Fact]:
 def _documents(report: "StageOneReport") -> list[Fact]:
     told = []
     if report.bad_rows:
-        told.append(f"{report.bad_rows:,} bad rows left out")
+        told.append(f"{report.bad_rows:,} bad {'row' if report.bad_rows == 1 else 'rows'} left out")
     if report.cut_documents:
         told.append(f"{report.cut_documents:,} longer than a sequence")
     if report.unlearnable_documents:

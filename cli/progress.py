@@ -15,7 +15,7 @@ from kdpipe.cli import console
 from kdpipe.cli.quantities import duration, share, size
 
 if TYPE_CHECKING:
-    from kdpipe.pipeline.watch import Watch
+    from kdpipe.pipeline.watch import PartsNews, Watch
 
 SECONDS_BETWEEN_LINES = 30.0
 Show = Callable[[int, int | None, str], None]
@@ -65,31 +65,24 @@ class ShownWatch(Lines):
             console.note(f"{n_done:,} of {n_parts:,} parts are there already")
         self._shown_at = self._clock()
 
-    def progress(
-        self,
-        positions_done: int,
-        positions_per_second: float,
-        waiting_share: float,
-        bytes_written: int,
-        seconds_left: float | None,
-    ) -> None:
+    def progress(self, news: "PartsNews") -> None:
         """Shown when the last time is long enough ago."""
         now = self._clock()
         if now - self._shown_at < self._seconds_between:
             return
         self._shown_at = now
         told = [
-            f"{positions_per_second:,.0f} positions/s",
-            f"teacher {share(waiting_share)}",
-            size(bytes_written),
+            f"{news.positions_per_second:,.0f} positions/s",
+            f"teacher {share(news.waiting_share)}",
+            size(news.bytes_written),
             f"part {self._parts_done:,}/{self._parts:,}",
         ]
-        if seconds_left is not None:
-            told.append(f"{duration(seconds_left)} left")
+        if news.seconds_left is not None:
+            told.append(f"{duration(news.seconds_left)} left")
         planned = self._planned
-        if planned is None and seconds_left is not None:
-            planned = positions_done + round(seconds_left * positions_per_second)
-        self._show(positions_done, planned, ", ".join(told))
+        if planned is None and news.seconds_left is not None:
+            planned = news.positions_done + round(news.seconds_left * news.positions_per_second)
+        self._show(news.positions_done, planned, ", ".join(told))
 
     def part_done(self, number: int, positions: int, n_bytes: int, seconds: float) -> None:
         """One more; the next progress tells."""

@@ -34,6 +34,20 @@ class StepNews:
     seconds_left: float | None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartsNews:
+    """Where a cache is: positions done by this run, what it costs, and the time that is left.
+
+    `waiting_share` is the share of the time spent waiting on the teacher, 0 to 1.
+    """
+
+    positions_done: int
+    positions_per_second: float
+    waiting_share: float
+    bytes_written: int
+    seconds_left: float | None
+
+
 class TrainWatch(Listener, Protocol):
     """Follows a student: `begin` once, then `stepped` after every step."""
 
@@ -64,15 +78,8 @@ class Watch(Listener, Protocol):
         """Work starts: parts of this run in all, those that were there before, positions that are still to be made."""
         ...
 
-    def progress(
-        self,
-        positions_done: int,
-        positions_per_second: float,
-        waiting_share: float,
-        bytes_written: int,
-        seconds_left: float | None,
-    ) -> None:
-        """Where the run is; the share is of the time spent waiting on the teacher, 0 to 1."""
+    def progress(self, news: PartsNews) -> None:
+        """Where the run is."""
         ...
 
     def part_done(self, number: int, positions: int, n_bytes: int, seconds: float) -> None:
@@ -113,14 +120,7 @@ class SilentWatch(Nobody):
     def begin(self, n_parts: int, n_done: int, positions_planned: int | None) -> None:
         """Nothing."""
 
-    def progress(
-        self,
-        positions_done: int,
-        positions_per_second: float,
-        waiting_share: float,
-        bytes_written: int,
-        seconds_left: float | None,
-    ) -> None:
+    def progress(self, news: PartsNews) -> None:
         """Nothing."""
 
     def part_done(self, number: int, positions: int, n_bytes: int, seconds: float) -> None:

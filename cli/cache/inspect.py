@@ -90,7 +90,10 @@ def fidelity(found: "FidelitySummary | None") -> list[Fact]:
     kept = ", ".join(f"{mass:.1%} at T={float(t):g}" for t, mass in found.kept_mass.items())
     angle = found.gradient_angle_degrees
     facts = [
-        ("fidelity", f"KL {found.kl_nats:.4f} nats, total variation {found.total_variation:.4f}, {found.rows:,} rows"),
+        (
+            "fidelity",
+            f"KL {found.kl_nats:#.3g} nats, total variation {found.total_variation:#.3g}, {found.rows:,} rows",
+        ),
         ("kept mass", kept or "not measured"),
     ]
     return [*facts, ("gradients", f"{angle:.1f} degrees from the dense teacher's")] if angle is not None else facts

@@ -12,7 +12,7 @@ from kdpipe.cache.writer import CacheWriter
 from kdpipe.pipeline.capture.parts import Tally
 from kdpipe.pipeline.capture.turns import Shard
 from kdpipe.pipeline.data.corpus import Corpus
-from kdpipe.pipeline.watch import Watch
+from kdpipe.pipeline.watch import PartsNews, Watch
 
 
 @final
@@ -40,8 +40,14 @@ class Follower:
         seconds = tally.making_seconds
         # What others left comes on top of one's own share, and is not foreseen.
         left = max(0.0, self._rows - tally.rows) * seconds / tally.rows if tally.rows else None
-        share = tally.waiting_seconds / seconds
-        self._watch.progress(tally.positions, tally.positions / seconds, share, self._bytes, left)
+        news = PartsNews(
+            positions_done=tally.positions,
+            positions_per_second=tally.positions / seconds,
+            waiting_share=tally.waiting_seconds / seconds,
+            bytes_written=self._bytes,
+            seconds_left=left,
+        )
+        self._watch.progress(news)
 
     def _tell_part(self, number: int) -> None:
         record, n_bytes = self._cache.record(number)

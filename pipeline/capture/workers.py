@@ -16,7 +16,7 @@ from kdpipe.pipeline.capture.turns import Shard
 from kdpipe.pipeline.models import devices
 from kdpipe.pipeline.teachers.loading import fits_each
 from kdpipe.pipeline.teachers.shape import teacher_shape
-from kdpipe.pipeline.watch import Watch
+from kdpipe.pipeline.watch import PartsNews, Watch
 from kdpipe.schemas.errors import KdpipeError
 from kdpipe.schemas.report import StageOneReport
 from kdpipe.schemas.stage_one import StageOne
@@ -53,15 +53,8 @@ class _FarWatch:
     def begin(self, n_parts: int, n_done: int, positions_planned: int | None) -> None:
         self._send("begin", n_parts, n_done, positions_planned)
 
-    def progress(
-        self,
-        positions_done: int,
-        positions_per_second: float,
-        waiting_share: float,
-        bytes_written: int,
-        seconds_left: float | None,
-    ) -> None:
-        self._send("progress", positions_done, positions_per_second, waiting_share, bytes_written, seconds_left)
+    def progress(self, news: PartsNews) -> None:
+        self._send("progress", news)
 
     def part_done(self, number: int, positions: int, n_bytes: int, seconds: float) -> None:
         self._send("part_done", number, positions, n_bytes, seconds)
@@ -116,7 +109,7 @@ def _work(work: Work, settings: StageOne, shard: Shard, number: int, messages: A
 
 def _gather(processes: Sequence[BaseProcess], messages: Any, watch: Watch) -> list[StageOneReport]:
     ended: dict[int, StageOneReport] = {}
-    latest: dict[int, tuple[Any, ...]] = {}
+    latest: dict[int, PartsNews] = {}
     begun, silent = False, set[int]()
     said: set[tuple[str, ...]] = set()
     while len(ended) < len(processes):
@@ -135,8 +128,8 @@ def _gather(processes: Sequence[BaseProcess], messages: Any, watch: Watch) -> li
                     watch.begin(*message.arguments)
                 begun = True
             case "progress":
-                latest[message.worker] = message.arguments
-                watch.progress(*_together(list(latest.values())))
+                latest[message.worker] = message.arguments[0]
+                watch.progress(_together(list(latest.values())))
             case ("say" | "warn") as name:
                 # Every worker reads the same documents: what all of them find there is said once.
                 if (name, *message.arguments) not in said:
@@ -158,8 +151,13 @@ def _gone(processes: Sequence[BaseProcess], ended: dict[int, StageOneReport], be
     return gone
 
 
-def _together(latest: list[tuple[Any, ...]]) -> tuple[Any, ...]:
+def _together(latest: Sequence[PartsNews]) -> PartsNews:
     """The progress of all workers: sums, the mean share of waiting, the longest time that is left."""
-    positions, rates, shares, sizes, left = zip(*latest, strict=True)
-    known = [seconds for seconds in left if seconds is not None]
-    return sum(positions), sum(rates), sum(shares) / len(shares), sum(sizes), max(known, default=None)
+    known = [news.seconds_left for news in latest if news.seconds_left is not None]
+    return PartsNews(
+        positions_done=sum(news.positions_done for news in latest),
+        positions_per_second=sum(news.positions_per_second for news in latest),
+        waiting_share=sum(news.waiting_share for news in latest) / len(latest),
+        bytes_written=sum(news.bytes_written for news in latest),
+        seconds_left=max(known, default=None),
+    )

@@ -120,8 +120,19 @@ def test_the_page_tells_what_went_otherwise(handed: dict[str, Any], capsys: pyte
     )
     hand_over("--dry-run")
     text = capsys.readouterr().out
+    one = {"parts": PartsMade(planned=9, present=8, made=2), "bad_rows": 1, "unlearnable_documents": 2}
+    handed["report"] = handed["report"].model_copy(update=one)
+    hand_over()
+    few = capsys.readouterr().out
     for told in (
-        "cache_id    none yet", "5 of 9, 2 made now", "4 parts are missing: other shards", "positions   1,234,567\n",
+        "  unfinished  1 part is missing",
+        "1 bad row left out, 4 longer",
+        ", 2 left out that cannot be learnt",
+    ):
+        assert told in few, told
+    for told in (
+        "cache_id    none yet", "5 of 9, 2 made now", "4 parts are missing: for other shards to make",
+        "positions   1,234,567\n",
         "time        83 s\n", "halved 2 times", "3 bad rows left out, 4 longer than a sequence",
         "KL 0.0100 nats", "86.0% at T=1", "1.2 degrees", "dry run: all is well",
     ):  # fmt: skip

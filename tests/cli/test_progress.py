@@ -2,26 +2,36 @@
 
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from kdpipe.cli.progress import SECONDS_BETWEEN_LINES, ShownWatch, watching
+from kdpipe.pipeline.watch import PartsNews
 from support.terminal import on_a_terminal
 
 RUN = """
 import sys, time
 from kdpipe.cli import console
 from kdpipe.cli.progress import watching
+from kdpipe.pipeline.watch import PartsNews
+def news(*values):
+    return PartsNews(**dict(zip(PartsNews.__slots__, values)))
 with watching() as watch:
     watch.begin(4, 1, 1000)
     for n in range(6):
-        watch.progress(100 * n, 45000.0, 0.91, 34_500_000, 83.0)
+        watch.progress(news(100 * n, 45000.0, 0.91, 34_500_000, 83.0))
         watch.say(f"said {n}")
         time.sleep(0.12)
     watch.warn("look here")
     STOP
 console.answer("the answer")
 """
+
+
+def news(*values: Any) -> PartsNews:
+    """News from their values in order."""
+    return PartsNews(**dict(zip(PartsNews.__slots__, values, strict=True)))
 
 
 class Clock:
@@ -44,7 +54,7 @@ def test_progress_is_told_no_more_often_than_asked(capsys: pytest.CaptureFixture
     watch.begin(11, 2, 5000)
     for second in range(91):
         clock.now = float(second)
-        watch.progress(second * 10, 45_000.4, 0.91, 34_500_000, 720.0)
+        watch.progress(news(second * 10, 45_000.4, 0.91, 34_500_000, 720.0))
         if second == 40:
             watch.part_done(2, 100, 1000, 3.0)
     told = "45,000 positions/s, teacher 91%, 34.5 MB, part {}/11, 12 min left"
@@ -56,7 +66,7 @@ def test_positions_that_nobody_has_counted_are_estimated_from_the_time_left() ->
     watch, clock, shown = shown_watch()
     watch.begin(2, 0, None)
     clock.now = 30.0
-    watch.progress(1000, 100.0, 0.5, 0, 20.0)
+    watch.progress(news(1000, 100.0, 0.5, 0, 20.0))
     assert [planned for _, planned, _ in shown] == [3000]
 
 
@@ -64,7 +74,7 @@ def test_what_is_not_known_is_not_told() -> None:
     watch, clock, shown = shown_watch()
     watch.begin(1, 0, None)
     clock.now = 30.0
-    watch.progress(7, 0.0, 0.0, 0, None)
+    watch.progress(news(7, 0.0, 0.0, 0, None))
     assert shown == [(7, None, "0 positions/s, teacher 0%, 0 bytes, part 0/1")]
 
 
@@ -74,7 +84,7 @@ def test_a_log_gets_lines_on_stderr(capsys: pytest.CaptureFixture[str], monkeypa
     monkeypatch.setattr(ShownWatch.__init__, "__defaults__", (time.monotonic,))
     with watching() as watch:
         watch.begin(3, 0, 1000)
-        watch.progress(120, 40.0, 0.5, 2000, 22.0)
+        watch.progress(news(120, 40.0, 0.5, 2000, 22.0))
         watch.begin(3, 1, None)
         watch.warn("the disk is slow")
     shown = capsys.readouterr()

@@ -12,7 +12,7 @@ from typing import Any
 
 from kdpipe.pipeline.cache_teacher import cache_teacher
 from kdpipe.pipeline.capture.turns import Shard
-from kdpipe.pipeline.watch import Watch
+from kdpipe.pipeline.watch import PartsNews, Watch
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.report import PartsMade, StageOneReport
 from kdpipe.schemas.stage_one import RunOptions, StageOne
@@ -63,16 +63,9 @@ class HeardWatch:
     def begin(self, n_parts: int, n_done: int, positions_planned: int | None) -> None:
         self.begun = (n_parts, n_done, positions_planned)
 
-    def progress(
-        self,
-        positions_done: int,
-        positions_per_second: float,
-        waiting_share: float,
-        bytes_written: int,
-        seconds_left: float | None,
-    ) -> None:
-        self.shares.append(waiting_share)
-        self.left.append(seconds_left)
+    def progress(self, news: PartsNews) -> None:
+        self.shares.append(news.waiting_share)
+        self.left.append(news.seconds_left)
 
     def part_done(self, number: int, positions: int, n_bytes: int, seconds: float) -> None:
         self.parts.append(number)

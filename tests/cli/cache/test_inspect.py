@@ -89,6 +89,8 @@ def test_fidelity_is_told_when_it_was_measured(cache: tuple[Path, str]) -> None:
     assert "KL 0.0123 nats, total variation 0.0450, 2,000 rows" in text
     assert "86.0% at T=1, 18.0% at T=2" in text
     assert "7.2 degrees from the dense teacher's" in text
+    small = fidelity.model_copy(update={"kl_nats": 4.4586e-5})
+    assert "KL 4.46e-05 nats" in page(inspect_cache(cache[0]).model_copy(update={"fidelity": small}))
     without = fidelity.model_copy(update={"gradient_angle_degrees": None})
     assert "degrees" not in page(inspect_cache(cache[0]).model_copy(update={"fidelity": without}))
 
