@@ -80,8 +80,9 @@ def _learnt(report: "TrainReport") -> list[Fact]:
     facts = []
     for name, term in report.terms.items():
         told = "not measured" if term.raw is None else f"{term.raw:.4f}"
+        told += "" if term.weighted is None else f", adds {term.weighted:.4f}"
         part = "" if term.share is None else f", {share(term.share)} of the loss"
-        facts.append((name, f"{told} x {term.weight:.4g}{part}"))
+        facts.append((name, f"{told} at weight {term.weight:.4g}{part}"))
     if report.evaluation is not None:
         facts.append(("validation", ", ".join(_numbers(report.evaluation))))
     if report.best is not None:

@@ -8,10 +8,12 @@ from kdpipe.schemas.records import Record
 
 
 class TermReport(Record):
-    """One term of the objective at the last step: its raw value, its weight, and its share of the loss."""
+    """One term of the objective at the last step: its raw value, its weight, what it adds (with T² or T), and its share
+    of the loss."""
 
     raw: float | None
     weight: float
+    weighted: float | None
     share: float | None
 
 

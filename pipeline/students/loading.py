@@ -40,9 +40,9 @@ def load_student(
 
 
 def described(student: Student) -> str:
-    """One line: who learns, and how many of its numbers do."""
+    """One line: who it is, and how many of its numbers learn where these are some."""
     total, learning = student.n_parameters(), sum(each.numel() for each in student.trainable().values())
-    share = "" if learning == total else f", of which {learning:,} learn"
+    share = "" if learning in (0, total) else f", of which {learning:,} learn"
     dtype = str(student.dtype).removeprefix("torch.")
     return f"{student.shape.name}: {total:,} parameters in {dtype}{share}"
 

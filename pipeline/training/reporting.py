@@ -83,6 +83,11 @@ def _terms(loop: Loop) -> dict[TermName, TermReport]:
         return {}
     loss = loop.last.loss
     return {
-        name: TermReport(raw=term.raw, weight=term.weight, share=term.weighted / loss if loss else None)
+        name: TermReport(
+            raw=term.raw,
+            weight=term.weight,
+            weighted=term.weighted,
+            share=term.weighted / loss if loss else None,
+        )
         for name, term in loop.last.terms.items()
     }

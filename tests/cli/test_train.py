@@ -37,8 +37,8 @@ PLAIN = TrainReport(
     positions=1_234_567,
     epochs=1.5,
     terms={
-        "ce": TermReport(raw=3.2501, weight=0.1, share=0.4),
-        "forward_kl": TermReport(raw=0.54321, weight=0.9, share=0.6),
+        "ce": TermReport(raw=3.2501, weight=0.1, weighted=0.32501, share=0.4),
+        "forward_kl": TermReport(raw=0.54321, weight=0.9, weighted=0.488889, share=0.6),
     },
     loss=0.81,
     evaluation={"step": 1200, "loss": 0.9, "cross_entropy": 3.25, "perplexity": 25.79, "ece": 0.0312},
@@ -238,8 +238,8 @@ runs/a
   cache       ab12
   steps       1,200 of 1,200, 1.5 epochs
   positions   1,234,567
-  ce          3.2501 x 0.1, 40% of the loss
-  forward_kl  0.5432 x 0.9, 60% of the loss
+  ce          3.2501, adds 0.3250 at weight 0.1, 40% of the loss
+  forward_kl  0.5432, adds 0.4889 at weight 0.9, 60% of the loss
   validation  loss 0.9000, CE 3.2500, perplexity 25.79, calibration error 3.1%
   best        step 1,100: loss 0.8912
   time        83 s, steps at 45,000 positions a second, 0.4% of their time waiting for the cache
@@ -261,7 +261,7 @@ def test_the_page_tells_what_was_out_of_the_ordinary(
             "cache_id": None,
             "n_trainable": 65_536,
             "resumed_from": 600,
-            "terms": {"reverse_kl_bound": TermReport(raw=None, weight=0.5, share=None)},
+            "terms": {"reverse_kl_bound": TermReport(raw=None, weight=0.5, weighted=None, share=None)},
             "evaluation": None,
             "best": None,
             "skipped": 1_234,
@@ -278,7 +278,7 @@ def test_the_page_tells_what_was_out_of_the_ordinary(
         "cache            teacher-cache, unfinished",
         "steps            1,200 of 1,200, 1.5 epochs, from step 600 on",
         "skipped          1,234 steps, 2 times back to an earlier student",
-        "reverse_kl_bound not measured x 0.5",
+        "reverse_kl_bound not measured at weight 0.5",
         "time             83 s",
         "memory           weights 5 bytes, device 2.0 GB at most",
     ):

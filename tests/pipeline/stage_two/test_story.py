@@ -68,6 +68,7 @@ def test_the_report_says_what_was_done(whole: tuple[TrainReport, HeardTraining])
     assert (report.steps, report.steps_planned, report.resumed_from) == (6, 6, None)
     assert list(report.terms) == ["ce", "forward_kl"]
     assert sum(term.share or 0 for term in report.terms.values()) == pytest.approx(1)
+    assert sum(term.weighted or 0 for term in report.terms.values()) == pytest.approx(report.loss)
     assert report.evaluation is not None and report.evaluation["step"] == 6
     assert report.best is not None and report.best.step in (3, 6)
     assert watch.begun == (6, 0) and [news.step for news in watch.news] == [1, 2, 3, 4, 5, 6]

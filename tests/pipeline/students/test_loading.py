@@ -62,6 +62,8 @@ def test_what_is_loaded_is_described_in_a_line(tmp_path: Path) -> None:
     one = student(folder, freeze_head=True)
     learning = one.n_parameters() - IDS.count * 64
     assert described(one) == f"{folder}: {one.n_parameters():,} parameters in float32, of which {learning:,} learn"
+    one.model.requires_grad_(False)  # a merged adapter, which is measured and learns nothing
+    assert described(one) == f"{folder}: {one.n_parameters():,} parameters in float32"
 
 
 def test_a_frozen_head_does_not_learn(tmp_path: Path) -> None:
