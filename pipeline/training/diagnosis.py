@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from kdpipe.pipeline.data.batches import MicroBatch, StepBatch
+from kdpipe.pipeline.data.batches import MicroBatch, StepBatch, Targets
 from kdpipe.pipeline.losses.terms import InForce, TermName
 from kdpipe.pipeline.training.guard import Finding
 from kdpipe.pipeline.training.learner import Learner
@@ -41,7 +41,7 @@ def _in_batch(learner: Learner, micro: MicroBatch, terms: InForce, counts: Mappi
     """The first thing in a micro-batch that is not finite: what the cache says, the student's states, or a term."""
     odd = odd_targets(micro)
     if odd is not None:
-        yield Finding(where="targets", what=odd[0], sequences=_of_rows(micro, odd[1]))
+        yield Finding(where="targets", what=odd[0], sequences=odd[1])
         return
     there = micro.to(learner.device)
     with torch.no_grad(), learner.precision.autocast(learner.device):
@@ -61,11 +61,22 @@ def _in_batch(learner: Learner, micro: MicroBatch, terms: InForce, counts: Mappi
             yield Finding(where=name, what="its value", sequences=micro.numbers)
 
 
-def odd_targets(micro: MicroBatch) -> tuple[str, Tensor] | None:
-    """What of the cache is not what it must be, and in which rows; a log of 0 may be -inf, and nothing else."""
-    targets = micro.targets
-    if targets is None:
-        return None
+def odd_targets(micro: MicroBatch) -> tuple[str, tuple[int, ...]] | None:
+    """What of the cache is not what it must be, and in which sequences."""
+    checked = [] if micro.targets is None else _checked(micro.targets)
+    checked += [(f"hidden state of layer {n}", value.isfinite().all(dim=1)) for n, value in micro.hidden.items()]
+    for name, good_N in checked:
+        if not bool(good_N.all()):
+            return name, _of_rows(micro, ~good_N)
+    for layer, value in micro.pooled.items():
+        good_D = value.isfinite().all(dim=1)
+        if micro.document_D2 is not None and not bool(good_D.all()):
+            return f"pooled state of layer {layer}", _named(micro, micro.document_D2[~good_D, 0])
+    return None
+
+
+def _checked(targets: Targets) -> list[tuple[str, Tensor]]:
+    """What the teacher said, and in which rows it is as it must be; a log of 0 may be -inf, and nothing else."""
     checked: list[tuple[str, Tensor]] = [("weights", targets.weights_NK.isfinite().all(dim=1))]
     kept = targets.logprobs_NK
     checked.append(("log-probabilities", ~(kept.isnan() | (kept > 0.01)).any(dim=1)))
@@ -76,12 +87,16 @@ def odd_targets(micro: MicroBatch) -> tuple[str, Tensor] | None:
     checked += [(f"log_z at {t:g}", value.isfinite()) for t, value in targets.log_z.items()]
     if targets.state_NH is not None:
         checked.append(("state", targets.state_NH.isfinite().all(dim=1)))
-    checked += [(f"hidden state of layer {n}", value.isfinite().all(dim=1)) for n, value in micro.hidden.items()]
-    return next(((name, ~good) for name, good in checked if not bool(good.all())), None)
+    return checked
 
 
 def _of_rows(micro: MicroBatch, rows_N: Tensor) -> tuple[int, ...]:
-    return tuple(micro.numbers[b] for b in sorted(set(micro.sequence_N[rows_N.to(micro.sequence_N.device)].tolist())))
+    return _named(micro, micro.sequence_N[rows_N.to(micro.sequence_N.device)])
+
+
+def _named(micro: MicroBatch, sequence_X: Tensor) -> tuple[int, ...]:
+    """The numbers in the cache of some sequences of a batch, each once."""
+    return tuple(micro.numbers[b] for b in sorted(set(sequence_X.tolist())))
 
 
 def _numbers(batch: StepBatch) -> tuple[int, ...]:

@@ -105,6 +105,10 @@ def _in_cached_states(batch: MicroBatch) -> MicroBatch:
     return dataclasses.replace(batch, hidden={layer: _spoilt(one, NAN) for layer, one in batch.hidden.items()})
 
 
+def _in_pooled_states(batch: MicroBatch) -> MicroBatch:
+    return dataclasses.replace(batch, pooled={layer: _spoilt(one, NAN) for layer, one in batch.pooled.items()})
+
+
 def _spoilt(values: Tensor, value: float) -> Tensor:
     found = values.clone()
     found[0] = value
@@ -166,12 +170,16 @@ PLACES: dict[str, tuple[Plant, str]] = {
     "logits": (_in_logits, "logits (the student's logits) not finite"),
     "log_z": (_in_targets("log_z", NAN), "targets (log_z at 2) not finite"),
     "cached states": (_in_batches(_in_cached_states), "targets (hidden state of layer 1) not finite"),
+    "cached states beside labels": (_in_batches(_in_cached_states), "targets (hidden state of layer 1) not finite"),
+    "pooled states": (_in_batches(_in_pooled_states), "targets (pooled state of layer 1) not finite, sequences "),
     "state": (_in_targets("state_NH", NAN), "targets (state) not finite"),
 }
 # What a place needs to be there at all.
 NEEDED: dict[str, dict[str, Any]] = {
     "logits": {"student": {"name": "wide.json"}},
     "log_z": {"losses": {"temperature": 2.0}},
+    "cached states beside labels": {"losses": {"mode": "output", "weights": {"cosine": 0.1}}},
+    "pooled states": {"losses": {"mode": "output", "weights": {"document_relations": 0.1}}},
     "state": {"losses": {"logit": "forward_kl"}, "kept": "states"},
 }
 
