@@ -30,7 +30,6 @@ THIRD_PARTY: dict[str, set[str] | None] = {
         "huggingface_hub",
         "cryptography",
         "google_crc32c",
-        "huggingface_hub",
         "xxhash",
         "rich",
     },
