@@ -131,7 +131,7 @@ def _into_folder(target: str, source: Source, fetcher: Fetcher, watch: CopyWatch
         return receiver.problems(row.part, row if is_whole else None) if receiver.has(row.part) else None
 
     def take(row: IndexRow) -> None:
-        receiver.take_part(row.part, row if is_whole else None)
+        receiver.take_part(row.part, row if is_whole else None, damaged=row.part in repaired)
 
     looked = each(look_at, source.rows, LOCAL_PARTS, fetcher.patience)
     due = [row for row, wrong in zip(source.rows, looked, strict=True) if wrong is None or wrong]

@@ -17,7 +17,7 @@ from kdpipe.cache.transfer.patience import Patience
 from kdpipe.schemas.errors import CacheDamaged, Replaced, Unreachable
 from kdpipe.schemas.manifest import FileRecord
 
-PIECE_BYTES: Final = 8 << 20
+PIECE_BYTES: Final = 16 << 20
 TAG: Final = ".tag"
 # A place that gives wrong bytes for a whole file so often will not give right ones.
 ATTEMPTS: Final = 3

@@ -177,9 +177,8 @@ class NearStore:
             lock = self._fetching.setdefault(number, threading.Lock())
         with lock:
             folder = self._root / layout.part_dir(number)
-            if not folder.is_dir():
+            if self._make_room(number):
                 row = self._rows[number]
-                self._make_room(number)
                 try:
                     self._receiver.take_part(number, row if self._source.index is not None else None)
                 finally:
@@ -189,11 +188,18 @@ class NearStore:
             with suppress(OSError):
                 os.utime(folder)
 
-    def _make_room(self, number: int) -> None:
-        """Remove parts that nobody holds, those read longest ago first, until a part fits, and keep its place."""
+    def _make_room(self, number: int) -> bool:
+        """Whether a part is to be fetched: it is not there, and there is room, which is kept for it.
+
+        Parts that nobody holds are removed for that, those read longest ago first. Another process may bring the part
+        meanwhile; it is held already, and stays.
+        """
+        folder = self._root / layout.part_dir(number)
         most = self.limit - self._rows[number].n_bytes
         began, seen = self._patience.clock(), None
         while self._patience.clock() - began <= self._patience.budget:
+            if folder.is_dir():
+                return False
             with self._lock:
                 there = self._there()
                 taken = sum(self._rows[one].n_bytes for one in {*there, *self._coming})
@@ -202,7 +208,7 @@ class NearStore:
                         taken -= self._rows[one].n_bytes
                 if taken <= most:
                     self._coming.add(number)
-                    return
+                    return True
                 now = {*there, *self._coming}
             if now != seen:  # parts come and go: it is worth waiting
                 began, seen = self._patience.clock(), now

@@ -69,8 +69,8 @@ class Receiver:
             taken += 1
         return taken
 
-    def take_part(self, number: int, row: IndexRow | None) -> PartRecord:
-        """Bring a part; one that is there and damaged gives its good files to the new one."""
+    def take_part(self, number: int, row: IndexRow | None, *, damaged: bool = False) -> PartRecord:
+        """Bring a part; one that is there is left to its readers, a damaged one gives its good files to the new one."""
         folder = layout.part_dir(number)
         name = f"{folder}/{layout.PART_RECORD}"
         record, data = self._fetcher.believed(lambda: self._record(number, name, row))
@@ -78,6 +78,8 @@ class Receiver:
             final = self.path / folder
             if final.is_dir():
                 remove_dir(work)
+                if not damaged:  # another copy was first
+                    return record
                 os.rename(final, work)
             _keep_only(work, set(record.files))
             for file in sorted(record.files):

@@ -15,6 +15,7 @@ from kdpipe.cache.store import LocalStore
 from kdpipe.cache.transfer import copy_cache, copying, fetching
 from kdpipe.cache.transfer.fetching import Fetcher
 from kdpipe.cache.transfer.patience import Patience
+from kdpipe.cache.transfer.receiving import Receiver
 from kdpipe.cache.verify import verify_cache
 from kdpipe.cache.workers import work_name
 from kdpipe.schemas.errors import CacheDamaged, CacheError, CacheIncomplete, CacheWriteError, ConfigError, Unreachable
@@ -363,6 +364,20 @@ def test_two_copies_into_one_folder_do_each_other_no_harm(path: Path, tmp_path: 
     assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0, 0]
     copy_cache(path, tmp_path / "copy")
     assert_same(tmp_path / "copy", path)
+
+
+def test_a_part_that_another_copy_has_brought_meanwhile_stays_with_its_readers(path: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    copy_cache(path, copy)
+    row = open_cache(path).parts[1]
+    before = {file: file.stat().st_ino for file in (copy / "parts/00001").rglob("*")}
+    manifest = (path / layout.MANIFEST).read_bytes()
+    fetcher = Fetcher(store=LocalStore(path))
+    receiver = Receiver(copy, open_cache(path).manifest, manifest, fetcher)
+    receiver.take_part(1, row)
+    receiver.tidy()
+    assert {file: file.stat().st_ino for file in (copy / "parts/00001").rglob("*")} == before
+    assert_same(copy, path)
 
 
 def test_a_folder_of_something_else_is_left_alone(path: Path, tmp_path: Path) -> None:

@@ -83,6 +83,26 @@ def test_a_limit_of_two_parts_is_kept_and_every_row_is_the_same(path: Path, tmp_
         assert near_store(url, Nearby(folder=tmp_path, limit=limit)).n_fetched >= len(cache.parts)
 
 
+def test_who_waits_for_room_takes_a_part_that_another_brought_meanwhile(path: Path, tmp_path: Path) -> None:
+    """The others hold all that is there: without a look at the folder both would wait for each other for ever."""
+    least = 2 * max(sizes_of(path))
+    with serving(Site(path)) as url:
+        narrow, wide = (
+            NearStore(http.HttpStore(url), Nearby(folder=tmp_path, limit=limit), Patience(budget=60.0))
+            for limit in (least, 2 * least)
+        )
+        held = [wide.hold(number) for number in (0, 1)]
+        waiting = threading.Thread(target=lambda: held.append(narrow.hold(2)), daemon=True)
+        waiting.start()
+        waiting.join(5 * near.PAUSE)
+        assert waiting.is_alive(), "there was room"
+        held.append(wide.hold(2))
+        waiting.join(30)
+        assert not waiting.is_alive() and (narrow.n_fetched, wide.n_fetched) == (0, 3)
+        for lease in held:
+            lease.release()
+
+
 @pytest.mark.slow
 def test_several_readers_of_a_process_share_the_limit(path: Path, tmp_path: Path) -> None:
     limit = 2 * max(sizes_of(path))
