@@ -21,7 +21,7 @@ from kdpipe.cache.verify.fast import Survey, survey
 from kdpipe.cache.verify.full import byte_problems, shared_problems
 from kdpipe.cache.verify.memory import Memory, state_of
 from kdpipe.cache.writer import CacheWriter
-from kdpipe.schemas.errors import CacheDamaged, CacheIncomplete, ConfigError, KdpipeError
+from kdpipe.schemas.errors import CacheDamaged, CacheError, CacheIncomplete, ConfigError, KdpipeError
 from kdpipe.schemas.report import Level, Problem, VerifyReport, When
 
 SECONDS_BETWEEN_LINES: Final = 30.0
@@ -77,11 +77,19 @@ def check_before_use(
 def verify_and_remember(url: str, level: Level, told: Told) -> VerifyReport:
     """Verify a cache; a local one all of whose bytes were found good is not checked again before its first use."""
     store = open_store(url)
-    state = state_of(Path(store.url)) if isinstance(store, LocalStore) else None
+    if level == "fast" or not isinstance(store, LocalStore):
+        return verify_cache(url, level)
+    root, state, why_not = Path(store.url), None, ""
+    try:
+        state = state_of(root)
+    except CacheError as error:  # most likely a problem, which the report will name
+        why_not = error.message
     report = verify_cache(url, level)
-    if report.ok and report.cache_id is not None and level != "fast" and state is not None:
-        root = Path(store.url)
-        _remember(_memory(root, report.cache_id, told), root, state, told)
+    if report.ok and report.cache_id is not None:
+        if state is None:
+            told.warn(f"that the cache is good could not be remembered: {why_not}")
+        else:
+            _remember(_memory(root, report.cache_id, told), root, state, told)
     return report
 
 

@@ -17,6 +17,7 @@ from kdpipe.cli.flags import Flag
 from kdpipe.cli.main import run
 from kdpipe.cli.stage_two_options import FLAGS
 from kdpipe.schemas import stage_two
+from kdpipe.schemas.report import When
 from kdpipe.schemas.run_report import BestReport, Estimate, TermReport, TrainMemory, TrainReport
 from kdpipe.schemas.stage_two import StageTwo, TrainOptions
 
@@ -124,6 +125,7 @@ def test_a_flag_takes_the_words_that_its_setting_takes() -> None:
     assert choices == {
         "--mode": set(get_args(stage_two.Mode)),
         "--precision": {"auto", *get_args(stage_two.PrecisionName)},
+        "--verify": set(get_args(When)),
         "--guard": set(get_args(stage_two.Guarding.model_fields["preset"].annotation)),
     }
 

@@ -15,10 +15,10 @@ SMALL = {"run": {"max_steps": 1}, "evaluation": {"every": 1, "limit": 1}}
 
 
 def test_a_copy_is_checked_by_the_first_run_alone(folder: Path) -> None:
-    copy_cache(folder / "cache", folder / "moved")
+    copy_cache(folder / "cache", folder / "copied")
     heard = [HeardTraining(), HeardTraining()]
     for number, watch in enumerate(heard):
-        run(settings_for(folder, f"moved-{number}", kept="moved", **SMALL), watch)
+        run(settings_for(folder, f"moved-{number}", kept="copied", **SMALL), watch)
     assert [sum(CHECKED in line for line in watch.said) for watch in heard] == [1, 0]
 
 
