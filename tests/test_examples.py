@@ -11,6 +11,7 @@ from kdpipe.cache.verify import verify_cache
 from support.source import ROOT
 
 
+@pytest.mark.slow
 def test_an_example_writes_a_cache_of_its_own_targets_and_reads_it(tmp_path: Path) -> None:
     words = [sys.executable, str(ROOT / "examples" / "write_and_read.py"), str(tmp_path / "cache")]
     first = subprocess.run(words, capture_output=True, text=True, check=True, cwd=tmp_path)

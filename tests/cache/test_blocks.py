@@ -15,6 +15,7 @@ def whole(kind: str) -> list[Block]:
     return [block for _, block in synthetic_part(recipe, synthetic_manifest(recipe), 0)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["threshold", "sampled", "topk", "state"])
 def test_blocks_that_are_joined_and_cut_are_the_same_blocks(kind: str) -> None:
     blocks = whole(kind)

@@ -87,6 +87,7 @@ def children() -> list[psutil.Process]:
     return [child for child in psutil.Process().children() if "deep_child" in " ".join(child.cmdline())]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("what", "seconds", "told"),
     [
@@ -226,6 +227,7 @@ def test_a_cache_in_memory_is_sent_to_another_level() -> None:
     assert caught.value.hint == "use --level full, or copy it to a folder"
 
 
+@pytest.mark.slow
 def test_files_of_a_cache_are_never_imported(cache: Path, tmp_path: Path) -> None:
     copy = copy_cache(cache, tmp_path / "evil")
     names = ("numpy", "json", "sitecustomize", "kdpipe")
@@ -247,6 +249,7 @@ def test_a_level_that_there_is_not_is_refused_first(level: str, tmp_path: Path) 
     assert caught.value.hint == "the levels are fast, full, deep"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("array", "column", "told"),
     [
@@ -263,6 +266,7 @@ def test_numbers_that_lie_are_named_through_a_real_child(array: str, column: str
     assert any(told in problem.what for problem in report.problems), report.problems
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [3, 6, 11, 16, 23, 28])
 def test_mutated_caches_get_a_verdict_through_a_real_child(seed: int, tmp_path: Path) -> None:
     path = fresh_cache(tmp_path / "cache")

@@ -78,6 +78,7 @@ def assert_good(lines: list[str], n: int) -> None:
     assert not [line for line in lines if line.rpartition(": ")[2][0].isupper()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "batch", [pytest.param(n, marks=() if n < QUICK else pytest.mark.slow) for n in range(ROUNDS // BATCH)]
 )
@@ -116,6 +117,7 @@ def everything_or_error(path: Path) -> str:
         return repr(error)
 
 
+@pytest.mark.slow
 def test_a_child_that_takes_too_much_is_seen() -> None:
     assert "MemoryError" in in_limits(lambda: str(len(bytearray(2 << 30)))).said
     assert in_limits(signal.pause, seconds=1).code == -signal.SIGALRM

@@ -126,6 +126,7 @@ def test_other_seeds_epochs_and_windows_give_other_lines() -> None:
     assert len({tuple(window) for window in windows.tolist()}) == 40
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("sizes", "window", "block"), [([3], 8, 1), ([6], 8, 1), ([1] * 5, 1, 1), ([20], 40, 1)])
 def test_every_sequence_is_equally_likely_to_come_at_every_place(sizes: list[int], window: int, block: int) -> None:
     n, seeds = sum(sizes), 1500

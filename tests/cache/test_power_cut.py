@@ -90,6 +90,7 @@ def test_a_power_cut_at_any_moment_leaves_old_or_new_and_never_mixed(tmp_path: P
     assert len(met) > len(GROUPS)
 
 
+@pytest.mark.slow
 def test_every_state_after_a_power_cut_can_be_gone_on_with(tmp_path: Path) -> None:
     recorder = record(tmp_path / "recorded")
     identity, digests = resume_cache(tmp_path / "recorded" / "cache"), digests_of(tmp_path / "recorded" / "cache")

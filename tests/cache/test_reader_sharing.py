@@ -43,6 +43,7 @@ def digests(path: Path) -> list[str]:
     return digests_of_all(open_cache(path))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("max_open_parts", [1, 2, 32])
 def test_threads_read_what_one_thread_reads(path: Path, digests: list[str], max_open_parts: int) -> None:
     seen, errors = read_in_threads(open_cache(path, max_open_parts=max_open_parts), n_threads=8, n_reads=25)

@@ -177,6 +177,7 @@ def test_a_folder_without_permission_is_named(tmp_path: Path) -> None:
     assert hint == "choose a folder that you may write to, or have its permissions changed"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "advice"), [(errno.ENOSPC, "free some space"), (errno.EIO, "see to the disk")])
 def test_an_error_at_any_call_is_explained_and_nothing_is_lost(
     tmp_path: Path, whole: str, number: int, advice: str
@@ -226,6 +227,7 @@ def test_ctrl_c_in_the_middle_of_a_part_leaves_nothing_half_made(tmp_path: Path,
     assert resume_cache(path) == whole
 
 
+@pytest.mark.slow
 def test_ctrl_c_at_any_call_leaves_what_can_be_gone_on_with(tmp_path: Path, whole: str) -> None:
     with unsynced():
         n_calls = count_calls(partial(make_cache, tmp_path / "counted"))

@@ -28,6 +28,8 @@ KINDS: dict[str, Kept] = {
     "none": NoTargets(),
 }
 lengths = st.lists(st.sampled_from([1, 2, 3, 13, 64, 65, 130]), min_size=0, max_size=3).map(tuple)
+# Between them: draws, states of rows, columns that are left out.
+QUICK_KINDS = ("threshold", "imported")
 part_lengths = st.lists(lengths, min_size=1, max_size=3).map(tuple)
 
 
@@ -142,7 +144,10 @@ def check_bounds(wish: Wish, rows: Rows, block: Block) -> None:
 
 
 @settings(max_examples=30, derandomize=True, deadline=None, database=None)
-@pytest.mark.parametrize("kind", sorted(KINDS))
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param(kind, marks=() if kind in QUICK_KINDS else pytest.mark.slow) for kind in sorted(KINDS)],
+)
 @given(
     seed=st.integers(0, 2**32),
     size=st.sampled_from([1, 2, 5, 50, 255, 256]),

@@ -116,6 +116,7 @@ class Gate:
         os.write(self._go_write, b"." * self._n)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attempt", range(3))
 def test_processes_that_make_the_same_cache_at_once_all_end_with_it(tmp_path: Path, whole: str, attempt: int) -> None:
     path, gate = tmp_path / "cache", Gate(N_WRITERS)

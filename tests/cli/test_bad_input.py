@@ -404,6 +404,7 @@ def test_another_teacher_tokenizer_and_corpus_are_told(place: Path, refused: Cal
     assert "tables" not in told and "arrays" not in told and "plan" not in told
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("wrong", "right"),
     [
@@ -434,6 +435,7 @@ def test_a_conversation_that_cannot_be_learnt_leaves_no_folder_in_the_way(
     assert main.run(words(teacher="own", data="chat.jsonl")) == 0
 
 
+@pytest.mark.slow
 def test_a_conversation_behind_the_first_parts_stops_the_run_which_goes_on_without_it(
     place: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -491,6 +493,7 @@ def test_a_teacher_of_spoilt_weights_is_told_with_document_and_layer(
     assert "hint: no part of it is there yet: delete out if nobody is at work on it, or choose another folder" in mended
 
 
+@pytest.mark.slow
 def test_parts_before_a_document_that_overflows_stay_good(place: Path, refused: Callable[..., str]) -> None:
     tokenizer: Any = transformers.AutoTokenizer.from_pretrained(place / "teacher")
     common = {token for text in TEXTS[:30] for token in tokenizer(text)["input_ids"]}
@@ -538,6 +541,7 @@ def listening(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         signal.signal(number, handler)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are sent the POSIX way")
 @pytest.mark.parametrize(
     ("where", "turn"),
@@ -593,6 +597,7 @@ ODD: dict[str, tuple[list[dict[str, Any]], list[str], int]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rows", "more", "positions"), ODD.values(), ids=ODD.keys())
 def test_odd_documents_are_cached(
     rows: list[dict[str, Any]], more: list[str], positions: int, place: Path, capsys: pytest.CaptureFixture[str]

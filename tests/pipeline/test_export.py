@@ -64,6 +64,7 @@ def test_tokenizer_and_card_go_along_byte_for_byte(tmp_path: Path) -> None:
     np.testing.assert_array_equal(logits_of(tmp_path / "out"), logits_of(run / "final"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_an_adapter_is_merged(family: str, tmp_path: Path) -> None:
     pytest.importorskip("peft")

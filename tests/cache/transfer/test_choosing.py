@@ -261,6 +261,7 @@ def test_a_killed_copy_of_a_choice_is_gone_on_with(path: Path, lean: Path, tmp_p
     assert tiny.digests_of(some) == tiny.digests_of(lean)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 12))])
 def test_nothing_wrong_is_committed_of_a_choice_whatever_fails(
     path: Path, lean: Path, tmp_path: Path, seed: int

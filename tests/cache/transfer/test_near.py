@@ -126,6 +126,7 @@ def test_parts_that_are_expected_come_before_they_are_read(path: Path, tmp_path:
             time.sleep(0.01)
 
 
+@pytest.mark.slow
 def test_a_part_that_is_read_is_not_removed(path: Path, tmp_path: Path) -> None:
     short = Patience(budget=0.05, first=0.001)
     with serving(Site(path)) as url:
@@ -175,6 +176,7 @@ def test_a_limit_that_holds_no_two_parts_is_refused(path: Path, tmp_path: Path) 
     assert f"--cache-limit at least {2 * max(sizes_of(path)):,}" in str(caught.value.hint)
 
 
+@pytest.mark.slow
 def test_a_failing_server_is_gone_through_and_a_dead_one_told_of(path: Path, tmp_path: Path) -> None:
     site = Site(path, due=lambda n: "drop" if n % 5 == 3 else None)
     with serving(site) as url:

@@ -48,6 +48,7 @@ def state_of(path: Path) -> dict[str, tuple[float, int]]:
     return {str(p.relative_to(path)): (p.stat().st_mtime_ns, p.stat().st_size) for p in sorted(path.rglob("*"))}
 
 
+@pytest.mark.slow
 def test_the_new_cache_has_the_old_parts_and_the_new_documents(folder: Path, tmp_path: Path) -> None:
     before, bytes_before = state_of(folder / "old"), digests_of(folder / "old")
     watch = HeardWatch()

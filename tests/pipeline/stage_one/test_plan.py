@@ -29,6 +29,7 @@ def planned(settings: StageOne, tokens: int | None = None) -> PlanReport:
     return plan(settings, tokens=tokens, probe_seconds=None, watch=SilentWatch())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [

@@ -325,6 +325,7 @@ def test_parameters_that_are_not_finite_lead_back_at_once(
     assert all(torch.isfinite(value).all() for value in weights(tmp_path / "run").values())
 
 
+@pytest.mark.slow
 def test_a_real_overflow_is_the_scalers_business_alone(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -74,6 +74,7 @@ def same(left: Answer, right: Answer) -> bool:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=lambda error: type(error).__name__)
 def test_a_batch_without_memory_is_halved_and_said_to_be(
     error: Exception, teacher: LocalTeacher, caplog: pytest.LogCaptureFixture
@@ -103,6 +104,7 @@ def test_a_size_that_did_not_fit_is_not_tried_again(teacher: LocalTeacher) -> No
     assert sorted(tried, reverse=True) == [140, 80, 80, 80, 36, 36, 36]
 
 
+@pytest.mark.slow
 def test_one_document_that_does_not_fit_is_an_error_with_its_number(teacher: LocalTeacher) -> None:
     pieces = pieces_of(LENGTHS, IDS)
     with (
@@ -128,6 +130,7 @@ def test_before_a_document_is_given_up_fewer_rows_have_logits_at_a_time(teacher:
     assert later.halved == 1
 
 
+@pytest.mark.slow
 def test_a_bare_forward_that_does_not_fit_has_no_time(teacher: LocalTeacher) -> None:
     pieces = pieces_of(LENGTHS, IDS)
     assert (teacher.bare_seconds([pieces]) or 0) > 0
