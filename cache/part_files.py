@@ -71,6 +71,12 @@ def part_grids(manifest: Manifest, record: PartRecord) -> dict[str, Grid]:
     return grids(manifest, record.n_rows, record.n_exact, record.n_draws)
 
 
+def metadata_files(manifest: Manifest, record: PartRecord) -> dict[str, bytes]:
+    """Every zarr.json of a part, made again from what the manifest and the record say."""
+    made = {f"{layout.TARGETS}/{layout.ZARR_JSON}": GROUP}
+    return made | {layout.array_metadata(name): grid.to_json() for name, grid in part_grids(manifest, record).items()}
+
+
 def examine_part(
     store: Store, manifest: Manifest, number: int, row: IndexRow | None
 ) -> tuple[PartRecord | None, list[Problem]]:
@@ -95,7 +101,7 @@ def examine_part(
         return None, [part_problem(number, "", error.message)]
     problems = _compare_listing(number, record, found)
     if not problems:
-        problems = _compare_metadata(store, number, record, shapes)
+        problems = _compare_metadata(store, number, record, metadata_files(manifest, record))
     return record, problems
 
 
@@ -116,10 +122,8 @@ def _compare_listing(number: int, record: PartRecord, found: dict[str, int]) -> 
     return problems
 
 
-def _compare_metadata(store: Store, number: int, record: PartRecord, shapes: dict[str, Grid]) -> list[Problem]:
-    """zarr.json is made again from the manifest and compared: it is there for zarr-python, not for us."""
-    due = {f"{layout.TARGETS}/{layout.ZARR_JSON}": GROUP}
-    due |= {layout.array_metadata(name): grid.to_json() for name, grid in shapes.items()}
+def _compare_metadata(store: Store, number: int, record: PartRecord, due: dict[str, bytes]) -> list[Problem]:
+    """zarr.json is there for zarr-python, not for us."""
     problems = []
     for name, data in due.items():
         if len(data) != record.files[name].bytes or store.read(f"{layout.part_dir(number)}/{name}", len(data)) != data:

@@ -14,7 +14,7 @@ from typing import Final, NoReturn, final
 from kdpipe.cache import layout
 from kdpipe.cache.files import explained, make_dir, new_file, publish_dir, publish_file, remove_dir, sweep, sync_dir
 from kdpipe.cache.index import IndexRow
-from kdpipe.cache.part_files import checked_record, examine_part, stated_manifest
+from kdpipe.cache.part_files import checked_record, examine_part, metadata_files, stated_manifest
 from kdpipe.cache.store import LocalStore
 from kdpipe.cache.transfer.fetching import TAG, Fetcher
 from kdpipe.cache.verify.full import part_bytes
@@ -24,7 +24,7 @@ from kdpipe.schemas.compare import differing_settings
 from kdpipe.schemas.errors import CacheDamaged, ConfigError
 from kdpipe.schemas.manifest import FileRecord, Manifest, read_manifest
 from kdpipe.schemas.part import PartRecord
-from kdpipe.schemas.strict_json import sha256_file
+from kdpipe.schemas.strict_json import sha256_file, sha256_hex
 
 SHOWN: Final = 5
 ANOTHER: Final = "choose a new or empty place"
@@ -82,11 +82,15 @@ class Receiver:
                     return record
                 os.rename(final, work)
             _keep_only(work, set(record.files))
-            for file in sorted(record.files):
+            # What the record leads to need not be asked for: small files cost a request as large ones do.
+            known = metadata_files(self.manifest, record)
+            for file, stated in sorted(record.files.items()):
                 make_dir((work / file).parent)
-                self._fetcher.fetch(f"{folder}/{file}", record.files[file], work / file)
-            with new_file(work / layout.PART_RECORD) as out:
-                out.write(data)
+                if file in known and sha256_hex(known[file]) == stated.sha256:
+                    _put(known[file], work / file)
+                else:
+                    self._fetcher.fetch(f"{folder}/{file}", stated, work / file)
+            _put(data, work / layout.PART_RECORD)
             if not publish_dir(work, final):
                 remove_dir(work)  # another copy was first
         return record
@@ -111,9 +115,7 @@ class Receiver:
         with explained(f"writing {name}", self.path), self._incoming(name) as work:
             if final.is_file() and final.read_bytes() == data:
                 return
-            (work / name).unlink(missing_ok=True)  # half of it, left by a copy that was cut off
-            with new_file(work / name) as file:
-                file.write(data)
+            _put(data, work / name)
             os.replace(work / name, final)
             sync_dir(self.path)
 
@@ -144,6 +146,13 @@ class Receiver:
                 _in_use.discard(work)
             with suppress(OSError):
                 work.rmdir()
+
+
+def _put(data: bytes, path: Path) -> None:
+    """Write a small file, in place of half of it that a copy which was cut off has left."""
+    path.unlink(missing_ok=True)
+    with new_file(path) as file:
+        file.write(data)
 
 
 def _take_manifest(path: Path, manifest: Manifest, data: bytes) -> None:
