@@ -3,8 +3,10 @@
 `SURFACE` is the list that scripts lean on: a command or an option that comes or goes is a change here.
 """
 
+import os
 import re
 import shutil
+import subprocess
 import sysconfig
 
 import pytest
@@ -122,6 +124,15 @@ def kdpipe() -> str:
     found = shutil.which("kdpipe", path=sysconfig.get_path("scripts"))
     assert found is not None, "kdpipe is not installed beside this Python"
     return found
+
+
+def processor_seconds(words: list[str]) -> float:
+    """What a program takes of the processors, which other work on the machine hardly changes."""
+    child = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    _, status, used = os.wait4(child.pid, 0)
+    child.returncode = os.waitstatus_to_exitcode(status)
+    assert child.returncode == 0, words
+    return used.ru_utime + used.ru_stime
 
 
 def help_of(command: str, capsys: pytest.CaptureFixture[str]) -> tuple[set[str], set[str]]:
