@@ -56,6 +56,11 @@ def note(text: str) -> None:
     print(_harmless(text), file=sys.stderr, flush=True)
 
 
+def parts(n: int) -> str:
+    """So many parts of a cache."""
+    return "1 part" if n == 1 else f"{n:,} parts"
+
+
 class Notes:
     """Someone who passes on what is said, a line at once."""
 

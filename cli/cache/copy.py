@@ -60,9 +60,9 @@ def copy(
 def page(report: "CopyReport") -> str:
     """The report for a person."""
     there = report.parts - report.copied
-    told = [("moved", f"{report.copied:,} parts, {size(report.bytes)}")]
+    told = [("moved", f"{console.parts(report.copied)}, {size(report.bytes)}")]
     if there:
-        told.append(("there before", f"{there:,} parts, every byte as it was written"))
+        told.append(("there before", f"{console.parts(there)}, every byte as it was written"))
     if report.repaired:
         told.append(("mended", f"part {', '.join(str(number) for number in report.repaired)}"))
     if report.begun_anew:
@@ -106,7 +106,7 @@ class ShownCopy:
 
     def begin(self, n_parts: int, n_bytes: int) -> None:
         """What is ahead."""
-        console.note(f"{n_parts:,} parts to move, {size(n_bytes)}" if n_parts else "nothing to move")
+        console.note(f"{console.parts(n_parts)} to move, {size(n_bytes)}" if n_parts else "nothing to move")
         self._planned = n_bytes
         self._began = self._shown_at = self._clock()
 

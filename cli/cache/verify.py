@@ -109,7 +109,7 @@ def _with_teacher(cache: str, report: "VerifyReport", teacher: str, sample: int,
 def story(cache: str, report: "VerifyReport") -> str:
     """The report for a person: one problem a paragraph, and the verdict last."""
     lines = [f"{problem.file}: {problem.what}\n  -> {problem.do}" for problem in report.problems]
-    extent = f"{report.parts} {'part' if report.parts == 1 else 'parts'}, {report.bytes:,} bytes, level {report.level}"
+    extent = f"{console.parts(report.parts)}, {report.bytes:,} bytes, level {report.level}"
     n = len(report.problems)
     verdict = "good" if report.ok else f"{n} problem{'s' if n > 1 else ''}"
     beside = [] if report.against is None else console.facts(_against(report.against))

@@ -52,6 +52,10 @@ def test_a_damaged_copy_is_mended_from_another(path: Path, tmp_path: Path, capsy
     said = capsys.readouterr()
     assert "parts/00001/sequences.arrow: its bytes are not those that were written" in said.err
     assert "2 parts to move" in said.err and "copy: good" in said.out
+    (copy / "parts/00000/stray.txt").write_text("?")
+    assert main.run(["cache", "copy", str(path), str(copy)]) == 0
+    said = capsys.readouterr()
+    assert "1 part to move" in said.err and "  moved        1 part, " in said.out
     assert main.run(["cache", "copy", str(path), str(copy)]) == 0
     assert "there before" in capsys.readouterr().out
 
