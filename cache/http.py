@@ -118,15 +118,18 @@ class HttpStore:
                 raise CacheDamaged(f"{name} is not there")
             if answer.status_code == httpx.codes.PRECONDITION_FAILED:
                 raise Replaced(f"{name} was replaced while it was read")
+            if answer.status_code == httpx.codes.REQUESTED_RANGE_NOT_SATISFIABLE:
+                raise CacheDamaged(f"{name} has no bytes {begin:,} to {end:,} at {self.url}")
             self._check(answer, name)
             check_tag(name, tag, _tag_of(answer))
             skipped = self._skipped(answer, name, begin, end)
             found = bytearray()
             for chunk in answer.iter_bytes():
-                found += chunk
-                if len(found) >= skipped + end - begin:
+                found += chunk[skipped:]
+                skipped = max(0, skipped - len(chunk))
+                if len(found) >= end - begin:
                     break
-            piece = bytes(found[skipped : skipped + end - begin])
+            piece = bytes(found[: end - begin])
         if len(piece) != end - begin:
             raise Unreachable(f"{self.url}/{name} ended after {len(piece):,} of {end - begin:,} bytes", hint=TRY_AGAIN)
         return piece
@@ -142,6 +145,8 @@ class HttpStore:
                 f"{answer.headers.get('content-range', answer.status_code)} came",
                 hint=TRY_AGAIN,
             )
+        if stated[3].isdigit() and int(stated[3]) < end:
+            raise CacheDamaged(f"{name} holds {int(stated[3]):,} bytes, {end:,} are needed")
         return 0
 
     def tag(self, name: str) -> str | None:

@@ -24,6 +24,8 @@ from kdpipe.cache.remote import RemoteStore
 from kdpipe.schemas.errors import CacheError, ConfigError, KdpipeError, Unreachable
 
 BUCKETS: Final = "hf://buckets/"
+# Answers that another time may be others.
+AGAIN: Final = (408, 409, 412, 429)
 LOG_IN: Final = "log in there with a token that may do this: hf auth login, or HF_TOKEN in the environment"
 # Up to here the hub may take a file into the commit itself, so its bytes are kept until then.
 SMALL_BYTES: Final = 16 << 20
@@ -182,6 +184,8 @@ def _asking(url: str) -> Iterator[None]:
         code = error.response.status_code
         if code in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
             raise CacheError(f"{url} may not be read or written: {_told(error)}", hint=LOG_IN) from None
+        if code not in AGAIN and code < HTTPStatus.INTERNAL_SERVER_ERROR:
+            raise CacheError(f"{url} refuses what is asked: {_told(error)}", hint="see what the hub says") from None
         raise Unreachable(f"{url} cannot be reached: {_told(error)}", hint="run the same command again") from None
     except Exception as error:
         raise Unreachable(

@@ -5,7 +5,7 @@ its size. Before it: `store.py` picks it. After it: the reader, which holds few 
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
@@ -130,9 +130,16 @@ class RemoteStore:
         with self._reaching(name):
             found = bytes(self._fs.cat_file(self._path(name), start=begin, end=end))
             if len(found) != end - begin:
+                size = self._size(name)
+                if size is not None and size < end:
+                    raise CacheDamaged(f"{name} holds {size:,} bytes, {end:,} are needed")
                 raise EOFError(f"{len(found):,} bytes came, {end - begin:,} were asked for")
             check_tag(name, tag, None if tag is None else self._tag(name))
             return found
+
+    def lies_at(self, name: str) -> str:
+        """What the place calls a file of a part."""
+        return self._homes.place(name)
 
     def tag(self, name: str) -> str | None:
         """See `Store`."""
@@ -217,8 +224,8 @@ class RemoteFolder(RemoteStore):
             raise Unreachable(f"{self._shown(name)} holds {size} bytes after {path.stat().st_size:,} were sent")
 
     def remove(self, name: str) -> None:
-        """Remove a file."""
-        with self._reaching(name):
+        """Remove a file; one that another has removed meanwhile is gone as well."""
+        with self._reaching(name), suppress(FileNotFoundError):
             self._fs.rm_file(self._path(name))
 
     def _make_folder(self, name: str) -> None:

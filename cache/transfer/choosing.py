@@ -20,7 +20,7 @@ from kdpipe.cache.transfer.fetching import Fetcher
 from kdpipe.cache.transfer.looking import Source
 from kdpipe.cache.transfer.patience import each
 from kdpipe.schemas.copy_report import Choice
-from kdpipe.schemas.errors import ConfigError
+from kdpipe.schemas.errors import CacheDamaged, ConfigError
 from kdpipe.schemas.manifest import FileRecord, Manifest, Origin
 from kdpipe.schemas.part import PartRecord
 
@@ -83,16 +83,18 @@ def choose(found: Source, choice: Choice, fetcher: Fetcher) -> tuple[Source, Fet
     check_known(found.manifest, found.store.url)
     jobs, manifest = _planned(found, choice)
     record, _ = fetcher.believed(lambda: read_part_record(found.store, found.manifest, 0, found.rows[0]))
+    if missing := {table.name for table in manifest.tables} - set(record.tables):
+        raise CacheDamaged(f"part.json of the first part tells nothing of the table {', '.join(sorted(missing))}")
     files = ChosenFiles(
         found=found,
         manifest=manifest,
         numbers=tuple(job.part for job in jobs),
-        tables={table.name: record.tables[table.name] for table in manifest.tables if table.name in record.tables},
+        tables={table.name: record.tables[table.name] for table in manifest.tables},
     )
     rows = each(lambda n: fetcher.believed(lambda: files.row(n)), range(len(jobs)), AT_ONCE, fetcher.patience)
     buffer = io.BytesIO()
     identity = write_index(buffer, manifest, rows)
-    tables = {layout.table_file(table.name): record.tables[table.name] for table in manifest.tables}
+    tables = {layout.table_file(name): file for name, file in files.tables.items()}
     shared = {name: file for name, file in found.shared.items() if not name.startswith(f"{layout.TABLES}/")} | tables
     smaller = Source(
         store=found.store,

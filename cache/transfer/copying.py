@@ -17,6 +17,7 @@ from kdpipe.cache.addresses import check_address, is_url, local_path
 from kdpipe.cache.index import IndexRow
 from kdpipe.cache.reader import load_manifest
 from kdpipe.cache.remote import open_folder
+from kdpipe.cache.reshape.sources import lies_in
 from kdpipe.cache.store import open_store
 from kdpipe.cache.transfer.choosing import choose
 from kdpipe.cache.transfer.fetching import Fetcher
@@ -73,8 +74,8 @@ def copy_cache(
     began = time.monotonic()
     first, second = os.fspath(source), os.fspath(target)
     check_address(second)
-    if _same_place(first, second):
-        raise ConfigError(f"{second} is where the cache lies", hint="give another place to copy it to")
+    if lies_in(second, first):
+        raise ConfigError(f"{second} is where the cache lies, or within it", hint="give another place to copy it to")
     choice = choice or Choice()
     if allow_partial and choice != Choice():
         raise ConfigError(
@@ -92,8 +93,11 @@ def copy_cache(
     if choice != Choice():
         made_from = found.cache_id
         found, fetcher = choose(found, choice, fetcher)
-    into = _into_url if is_url(second) else _into_folder
-    parts, repaired = into(second, found, fetcher, watch)
+    repaired: tuple[int, ...] = ()
+    if is_url(second):
+        parts = _into_url(second, found, fetcher, watch, mend)
+    else:
+        parts, repaired = _into_folder(second, found, fetcher, watch)
     return CopyReport(
         source=store.url,
         target=second,
@@ -124,6 +128,7 @@ def _made_by(target: str, found: Source) -> Choice:
 def _into_folder(target: str, source: Source, fetcher: Fetcher, watch: CopyWatch) -> tuple[int, tuple[int, ...]]:
     path = Path(local_path(target))
     receiver = Receiver(path, source.manifest, source.manifest_bytes, fetcher)
+    receiver.refuse_others_parts(source.cache_id)
     is_whole = source.index is not None
 
     def look_at(row: IndexRow) -> list[str] | None:
@@ -151,12 +156,12 @@ def _into_folder(target: str, source: Source, fetcher: Fetcher, watch: CopyWatch
     return len(due), tuple(repaired)
 
 
-def _into_url(target: str, source: Source, fetcher: Fetcher, watch: CopyWatch) -> tuple[int, tuple[int, ...]]:
+def _into_url(target: str, source: Source, fetcher: Fetcher, watch: CopyWatch, mend: bool) -> int:
     if target.startswith(("http://", "https://")):
         raise ConfigError(f"{target} cannot be written to: a web server takes no files", hint="copy from it, not to it")
     patience = fetcher.patience
     place = patience.through(lambda: open_folder(target))
-    sender = Sender(place=place, manifest=source.manifest, fetcher=fetcher)
+    sender = Sender(place=place, manifest=source.manifest, fetcher=fetcher, mend=mend)
     sender.begin(source.manifest_bytes)
     there = each(sender.has, source.rows, REMOTE_PARTS, patience)
     due = [row for row, is_there in zip(source.rows, there, strict=True) if not is_there]
@@ -167,7 +172,7 @@ def _into_url(target: str, source: Source, fetcher: Fetcher, watch: CopyWatch) -
         sender.finish(source.index)
     if source.signature is not None:
         sender.sign(source.signature)
-    return len(due), ()
+    return len(due)
 
 
 def _check_space(path: Path, n_bytes: int) -> None:
@@ -177,9 +182,3 @@ def _check_space(path: Path, n_bytes: int) -> None:
             f"{path} has {free:,} bytes free, the copy takes {n_bytes:,} more",
             hint="free some space, copy to another disk, or fewer parts (--parts)",
         )
-
-
-def _same_place(first: str, second: str) -> bool:
-    if is_url(first) or is_url(second):
-        return first.rstrip("/") == second.rstrip("/")
-    return Path(local_path(first)).resolve() == Path(local_path(second)).resolve()

@@ -101,14 +101,14 @@ class Fetcher:
         if path.exists() and path.stat().st_size == record.bytes:
             return None
         if record.bytes <= self.piece_bytes:  # comes at once or not at all
-            path.write_bytes(b"")
+            _empty(path)
             return None
         found = self.patience.through(lambda: self.store.tag(name), self._again)
         known = tag.read_text("utf-8") if tag.exists() else None
         if not path.exists() or path.stat().st_size > record.bytes or known != found:
             if known is not None and known != found:
                 self._begin_anew(f"{self.called(name)} was replaced since it was begun")
-            path.write_bytes(b"")
+            _empty(path)
             if found is not None:
                 tag.write_text(found, "utf-8")
         return found
@@ -118,6 +118,12 @@ class Fetcher:
 
     def _again(self, error: Unreachable) -> None:
         self.told(f"{error.message}; trying again")
+
+
+def _empty(path: Path) -> None:
+    """A new file, whatever the name stood for."""
+    path.unlink(missing_ok=True)
+    path.write_bytes(b"")
 
 
 def _forget_tag(path: Path) -> None:

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import final
 
+from kdpipe.cache.files import explained
+
 if os.name != "nt":
     import fcntl
 
@@ -49,5 +51,6 @@ def alone(path: Path) -> Iterator[bool]:
 
 
 def _opened(path: Path) -> int:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o644)
+    with explained("keeping a part near", path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o666)

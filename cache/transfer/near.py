@@ -18,6 +18,7 @@ from typing import Final, final
 from kdpipe.cache import layout
 from kdpipe.cache.addresses import Nearby
 from kdpipe.cache.files import explained, make_dir, work_folder
+from kdpipe.cache.part_files import examine_part
 from kdpipe.cache.reader import Cache
 from kdpipe.cache.store import MAX_LISTED, LocalStore, Store, open_store
 from kdpipe.cache.transfer.fetching import Fetcher, Found
@@ -26,6 +27,7 @@ from kdpipe.cache.transfer.looking import Source, look
 from kdpipe.cache.transfer.patience import Patience
 from kdpipe.cache.transfer.receiving import Receiver
 from kdpipe.schemas.errors import CacheWriteError, ConfigError, KdpipeError
+from kdpipe.schemas.strict_json import sha256_hex
 
 HELD: Final = "held"
 # Parts fetched at once ahead of their use.
@@ -63,12 +65,15 @@ class NearStore:
         self._rows = {row.part: row for row in self._source.rows}
         self._check_limit()
         manifest = self._source.manifest
-        root = nearby.folder / manifest.sha256[:32]
+        # Caches of one manifest may have been made twice, by machines that round otherwise.
+        identity = self._source.cache_id or sha256_hex(f"{manifest.sha256} {self.url}".encode())
+        root = nearby.folder / identity[:32]
         with explained("keeping parts near", nearby.folder):
             make_dir(root)
         self._root = root
         self._receiver = Receiver(root, manifest, self._source.manifest_bytes, fetcher)
         self._receiver.take_shared(self._source.shared)
+        self._receiver.tidy()
         self._near = LocalStore(root)
         self._lock = threading.Lock()
         self._fetching: dict[int, threading.Lock] = {}
@@ -77,6 +82,7 @@ class NearStore:
         self._threads: list[threading.Thread] = []
         self._expected: tuple[int, ...] = ()
         self._coming: set[int] = set()
+        self._looked_at: set[int] = set()
         self._patience = patience
         self._readers: weakref.WeakSet[Cache] = weakref.WeakSet()
         self.n_fetched = 0
@@ -176,17 +182,21 @@ class NearStore:
         with self._lock:
             lock = self._fetching.setdefault(number, threading.Lock())
         with lock:
-            folder = self._root / layout.part_dir(number)
+            row = self._rows[number] if self._source.index is not None else None
             if self._make_room(number):
-                row = self._rows[number]
                 try:
-                    self._receiver.take_part(number, row if self._source.index is not None else None)
+                    self._receiver.take_part(number, row)
                 finally:
                     with self._lock:
                         self._coming.discard(number)
                 self.n_fetched += 1
+            elif number not in self._looked_at and examine_part(self._near, self._source.manifest, number, row)[1]:
+                # What others clear away of a folder of old files is fetched again.
+                self._receiver.take_part(number, row, damaged=True)
+                self.n_fetched += 1
+            self._looked_at.add(number)
             with suppress(OSError):
-                os.utime(folder)
+                os.utime(self._root / layout.part_dir(number))
 
     def _make_room(self, number: int) -> bool:
         """Whether a part is to be fetched: it is not there, and there is room, which is kept for it.

@@ -5,6 +5,7 @@ Before it: `fetching.py`. After it: `copying.py`. What a copy that was killed ha
 """
 
 import os
+import stat
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -13,7 +14,7 @@ from typing import Final, NoReturn, final
 
 from kdpipe.cache import layout
 from kdpipe.cache.files import explained, make_dir, new_file, publish_dir, publish_file, remove_dir, sweep, sync_dir
-from kdpipe.cache.index import IndexRow
+from kdpipe.cache.index import IndexRow, read_index
 from kdpipe.cache.part_files import checked_record, examine_part, metadata_files, stated_manifest
 from kdpipe.cache.store import LocalStore
 from kdpipe.cache.transfer.fetching import TAG, Fetcher
@@ -43,6 +44,17 @@ class Receiver:
             _take_manifest(path, manifest, data)
         self._store = LocalStore(path)
 
+    def refuse_others_parts(self, cache_id: str | None) -> None:
+        """Refuse to replace the parts of a finished cache of the same settings that somebody else has made."""
+        if cache_id is None or not (self.path / layout.INDEX).is_file():
+            return
+        try:
+            there = read_index(self._store, self.manifest)[1]
+        except CacheDamaged:  # to be mended
+            return
+        if there != cache_id:
+            raise ConfigError(f"{self.path} holds the cache {there}, and {cache_id} is to be copied", hint=ANOTHER)
+
     def problems(self, number: int, row: IndexRow | None) -> list[str]:
         """What is wrong with a part that is there, byte for byte; nothing is nothing."""
         record, found = examine_part(self._store, self.manifest, number, row)
@@ -59,7 +71,12 @@ class Receiver:
         taken = 0
         for name, record in files.items():
             final = self.path / name
-            if final.is_file() and final.stat().st_size == record.bytes and sha256_file(final) == record.sha256:
+            if (
+                final.is_file()
+                and not final.is_symlink()
+                and final.stat().st_size == record.bytes
+                and sha256_file(final) == record.sha256
+            ):
                 continue
             with explained(f"copying {name}", self.path), self._incoming(name.replace("/", "_")) as work:
                 self._fetcher.fetch(name, record, work / final.name)
@@ -78,10 +95,10 @@ class Receiver:
             final = self.path / folder
             if final.is_dir():
                 remove_dir(work)
-                if not damaged:  # another copy was first
+                if not damaged or not self.problems(number, row):  # another copy was first
                     return record
                 os.rename(final, work)
-            _keep_only(work, set(record.files))
+            _keep_only(work, record.files)
             # What the record leads to need not be asked for: small files cost a request as large ones do.
             known = metadata_files(self.manifest, record)
             for file, stated in sorted(record.files.items()):
@@ -203,9 +220,17 @@ def _made_with(path: Path) -> set[str | None]:
     return {stated_manifest(LocalStore(path), number) for number in numbers}
 
 
-def _keep_only(work: Path, names: set[str]) -> None:
-    """Remove what does not belong to a part; files of it that are half there stay, with their tags."""
-    for path in work.rglob("*"):
+def _keep_only(work: Path, files: Mapping[str, FileRecord]) -> None:
+    """Remove what does not belong to a part; files of it that are half there stay, with their tags.
+
+    Nothing is written through a link: a file of another name, or of another cache, is somebody else's.
+    """
+    for path in sorted(work.rglob("*")):
+        if path.is_dir() and not path.is_symlink():
+            continue
         name = path.relative_to(work).as_posix()
-        if (path.is_symlink() or not path.is_dir()) and name.removesuffix(TAG) not in names:
+        status = path.lstat()
+        is_whole = name in files and status.st_size == files[name].bytes
+        is_own = stat.S_ISREG(status.st_mode) and (status.st_nlink == 1 or is_whole)
+        if name.removesuffix(TAG) not in files or not is_own:
             path.unlink()

@@ -18,6 +18,7 @@ from kdpipe.cache.part_files import checked_record, read_part_record
 from kdpipe.cache.remote import RemoteFolder
 from kdpipe.cache.transfer.fetching import Fetcher, Found
 from kdpipe.cache.transfer.receiving import ANOTHER, refuse_other
+from kdpipe.cache.verify.full import part_bytes
 from kdpipe.schemas.errors import CacheDamaged, CacheWriteError, ConfigError
 from kdpipe.schemas.manifest import FileRecord, Manifest, read_manifest
 from kdpipe.schemas.part import PartRecord
@@ -29,11 +30,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sender:
-    """Sends parts of the cache that `fetcher` reads to `place`; every byte is checked on the way."""
+    """Sends parts of the cache that `fetcher` reads to `place`; every byte is checked on the way.
+
+    To `mend` a place its bytes are read again, and what is damaged there is replaced.
+    """
 
     place: "RemoteFolder | HubFolder"
     manifest: Manifest
     fetcher: Fetcher
+    mend: bool = False
 
     def begin(self, data: bytes) -> None:
         """Put the manifest there, or find it there; another cache's place is refused."""
@@ -45,26 +50,35 @@ class Sender:
         try:
             there = read_manifest(found, layout.MANIFEST)
         except CacheDamaged as error:
+            if self.mend:
+                self._replace(layout.MANIFEST, data)
+                return
             raise ConfigError(f"{self.place.url} holds another cache: {error.message}", hint=ANOTHER) from None
         refuse_other(self.place.url, there, self.manifest)
 
     def has(self, row: IndexRow) -> bool:
-        """Whether a part is there: its record, and files of the right sizes."""
+        """Whether a part is there: its record, and files of the right sizes, to mend it of the right bytes."""
         folder = layout.part_dir(row.part)
         name = f"{folder}/{layout.PART_RECORD}"
         if self._size(name) is None:
             return False
         if sha256_hex(self._read(name, layout.MAX_RECORD_BYTES)) != row.sha256:
+            if self.mend:
+                return False
             raise CacheWriteError(f"{self.place.url}/{name} is of another part than the cache has", hint=ANOTHER)
-        record, _ = read_part_record(self.fetcher.store, self.manifest, row.part, row)
+        store = self.fetcher.store
+        record, _ = self.fetcher.believed(lambda: read_part_record(store, self.manifest, row.part, row))
         due = {f"{folder}/{file}": one.bytes for file, one in record.files.items()}
         found = self._patiently(lambda: self.place.walk(folder))
-        return due.items() <= found.items()
+        if not due.items() <= found.items():
+            return False
+        return not self.mend or not self._patiently(lambda: part_bytes(self.place, self.manifest, record))
 
     def send_shared(self, files: dict[str, FileRecord]) -> None:
         """Send the files of the whole cache that are not there."""
         for name, record in files.items():
-            if self._size(name) != record.bytes:
+            size = self._size(name)
+            if size != record.bytes or (self.mend and sha256_hex(self._read(name, size)) != record.sha256):
                 self._send(name, record)
 
     def send_part(self, row: IndexRow) -> None:
@@ -74,7 +88,10 @@ class Sender:
         record, data = self.fetcher.believed(lambda: self._record(name, row))
         for file in sorted(record.files):
             self._send(f"{folder}/{file}", record.files[file])
-        self._put_record(name, data)
+        if self.mend:
+            self._replace(name, data)
+        else:
+            self._put_record(name, data)
 
     def _record(self, name: str, row: IndexRow) -> tuple[PartRecord, bytes]:
         data = self.fetcher.store.read(name, layout.MAX_RECORD_BYTES)
@@ -87,12 +104,19 @@ class Sender:
     def sign(self, signature: bytes) -> None:
         """Send the signature that stands beside the cache, in place of another one."""
         if not self._create(layout.SIGNATURE, signature) and self._read(layout.SIGNATURE, MAX_BYTES) != signature:
-            self._patiently(lambda: self.place.remove(layout.SIGNATURE))
-            self._create(layout.SIGNATURE, signature)
+            self._replace(layout.SIGNATURE, signature)
 
     def _put_record(self, name: str, data: bytes) -> None:
-        if not self._create(name, data) and self._read(name, len(data) + MAX_BYTES) != data:
+        if self._create(name, data) or self._read(name, len(data) + MAX_BYTES) == data:
+            return
+        if self.mend:
+            self._replace(name, data)
+        else:
             raise CacheWriteError(f"{self.place.url}/{name} is there and differs from the cache's own", hint=ANOTHER)
+
+    def _replace(self, name: str, data: bytes) -> None:
+        self._patiently(lambda: self.place.remove(name))
+        self._create(name, data)
 
     def _send(self, name: str, record: FileRecord) -> None:
         """Check a file's bytes on this disk, and send those."""
@@ -100,7 +124,9 @@ class Sender:
             path = Path(work) / "file"
             with explained(f"fetching {name} on its way", Path(work)):
                 self.fetcher.fetch(name, record, path)
-            self._patiently(lambda: self.place.put(name, path))
+            # What is mended stays where it lies: in a bucket perhaps in the folder of an attempt.
+            lies_at = self._patiently(lambda: self.place.lies_at(name)) if self.mend else name
+            self._patiently(lambda: self.place.put(lies_at, path))
 
     def _size(self, name: str) -> int | None:
         return self._patiently(lambda: self.place.size(name))

@@ -62,7 +62,8 @@ def page(report: "CopyReport") -> str:
     there = report.parts - report.copied
     told = [("moved", f"{console.parts(report.copied)}, {size(report.bytes)}")]
     if there:
-        told.append(("there before", f"{console.parts(there)}, every byte as it was written"))
+        what = "files of the right sizes" if "://" in report.target else "every byte as it was written"
+        told.append(("there before", f"{console.parts(there)}, {what}"))
     if report.repaired:
         told.append(("mended", f"part {', '.join(str(number) for number in report.repaired)}"))
     if report.begun_anew:

@@ -90,6 +90,9 @@ def serving(site: Site) -> Iterator[str]:
                 self.send_error(412)
                 return
             asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+            if asked and int(asked[1]) >= len(data):
+                self.send_error(416)
+                return
             begin, end = (int(asked[1]), min(int(asked[2]) + 1, len(data))) if asked else (0, len(data))
             ranged = asked is not None and fault != "whole"
             if fault == "whole":

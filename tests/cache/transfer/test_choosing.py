@@ -17,7 +17,7 @@ from kdpipe.cache.verify import verify_cache
 from kdpipe.schemas.copy_report import Choice
 from kdpipe.schemas.errors import CacheDamaged, CacheIncomplete, ConfigError, Incompatible, Unreachable
 from kdpipe.schemas.reshape import Bounds
-from support import tiny
+from support import damage, tiny
 from support.kinds import make_kind
 from support.reading import digests_of_all
 from support.reshaped import documents_in, problems_in
@@ -297,3 +297,12 @@ def test_a_choice_is_read_again_from_the_history(choice: Choice) -> None:
     assert Choice.of(str(choice)) == (None if choice == Choice() else choice)
     for other in (f"{choice} ", f"documents 0:7; {choice}", "without", "parts : split train"):
         assert Choice.of(other) is None
+
+
+def test_a_record_that_tells_nothing_of_a_table_is_refused(path: Path, tmp_path: Path) -> None:
+    odd = tiny.copy_cache(path, tmp_path / "odd")
+    for record in odd.glob("parts/*/part.json"):
+        damage.edit_json(record, lambda value: value["tables"].clear())
+    damage.reseal(odd)
+    with pytest.raises(CacheDamaged, match="tells nothing of the table ids_by_rank"):
+        copy_cache(odd, tmp_path / "some", choice=LEAN)

@@ -10,10 +10,14 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
+from huggingface_hub.errors import HfHubHTTPError
 
+from kdpipe.cache import hub as hub_module
 from kdpipe.cache import layout
 from kdpipe.cache.reader import open_cache
+from kdpipe.schemas.errors import CacheError, Unreachable
 from support import tiny
 from support.commands import kdpipe
 from support.hub import NAME, TOKEN, Hub, serving_hub
@@ -130,3 +134,13 @@ def test_what_cannot_be_written_there_is_told_in_two_lines(
     lines = [line for line in said.splitlines() if not line.startswith("4 parts to move")]
     assert told in said and hint in said and len(lines) == 2, said
     assert not hub.files
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"), [(400, CacheError), (413, CacheError), (429, Unreachable), (503, Unreachable)]
+)
+def test_an_answer_that_will_be_the_same_is_not_waited_for(code: int, kind: type[CacheError]) -> None:
+    answer = httpx.Response(code, request=httpx.Request("POST", "http://localhost"))
+    with pytest.raises(CacheError) as told, hub_module._asking(URL):
+        raise HfHubHTTPError("no", response=answer)
+    assert type(told.value) is kind

@@ -1,0 +1,148 @@
+"""What is mended and what is left alone: other names' bytes, other people's caches, damage behind URLs and near."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from kdpipe.cache import layout, open_cache
+from kdpipe.cache.addresses import Nearby
+from kdpipe.cache.http import HttpStore
+from kdpipe.cache.remote import RemoteFolder, RemoteStore
+from kdpipe.cache.transfer import copy_cache, near
+from kdpipe.cache.verify import verify_cache
+from kdpipe.schemas.errors import CacheDamaged, ConfigError
+from support import tiny
+from support.reading import digests_of_all
+from support.web import Site, serving
+
+ID = "parts/00001/targets.zarr/id/c/0"
+
+
+@pytest.fixture(autouse=True)
+def unsynced(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(near, "_stores", {})
+    with tiny.unsynced():
+        yield
+
+
+@pytest.fixture
+def place() -> Iterator[str]:
+    """A place behind a URL."""
+    yield "memory://mended/cache"
+    fsspec.filesystem("memory").rm("/mended", recursive=True)
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache of the same settings whose parts were made by a machine that had less memory."""
+    folder = tmp_path_factory.mktemp("other") / "cache"
+    with tiny.unsynced():
+        writer = tiny.begin_cache(folder)
+        for number in writer.missing():
+            with writer.part(number) as part:
+                part.batches_halved = 1
+                for sequence, block in tiny.part_of(tiny.SMALL, number):
+                    part.add(sequence, block)
+        writer.seal()
+    return folder
+
+
+@pytest.mark.parametrize("link", [os.symlink, os.link])
+@pytest.mark.parametrize("size", ["whole", "short"])
+def test_nothing_is_written_through_a_link(path: Path, tmp_path: Path, link: object, size: str) -> None:
+    copy, elsewhere = tmp_path / "copy", tmp_path / "elsewhere"
+    copy_cache(path, copy)
+    data = (path / ID).read_bytes()
+    wrong = data[:-1] + bytes([data[-1] ^ 1]) if size == "whole" else data[:-5]
+    elsewhere.write_bytes(wrong)
+    (copy / ID).unlink()
+    link(elsewhere, copy / ID)  # type: ignore[operator]
+    report = copy_cache(path, copy)
+    assert report.repaired == (1,)
+    assert elsewhere.read_bytes() == wrong
+    assert not (copy / ID).is_symlink() and (copy / ID).read_bytes() == data
+    assert verify_cache(copy, "full").ok
+
+
+def test_a_link_to_a_table_is_replaced_by_the_table(path: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    copy_cache(path, copy)
+    table = copy / "tables/ids_by_rank.bin"
+    table.rename(tmp_path / "table")
+    table.symlink_to(tmp_path / "table")
+    copy_cache(path, copy)
+    assert not table.is_symlink() and verify_cache(copy, "full").ok
+
+
+def test_a_finished_cache_of_the_same_settings_is_not_replaced(path: Path, other: Path, tmp_path: Path) -> None:
+    theirs, ours = open_cache(other).cache_id, open_cache(path).cache_id
+    assert theirs != ours and open_cache(other).manifest == open_cache(path).manifest
+    copy = tmp_path / "copy"
+    copy_cache(other, copy)
+    with pytest.raises(ConfigError, match=f"copy holds the cache {theirs}, and {ours} is to be copied"):
+        copy_cache(path, copy)
+    assert open_cache(copy).cache_id == theirs and verify_cache(copy, "full").ok
+
+
+def test_a_copy_into_the_cache_itself_is_refused(path: Path) -> None:
+    with pytest.raises(ConfigError, match="is where the cache lies, or within it"):
+        copy_cache(path, path / "sub")
+
+
+@pytest.mark.parametrize("name", [ID, "parts/00001/part.json", layout.INDEX, layout.MANIFEST, "tables/ids_by_rank.bin"])
+def test_damage_behind_a_url_is_mended_where_that_is_asked_for(path: Path, place: str, name: str) -> None:
+    copy_cache(path, place)
+    memory = fsspec.filesystem("memory")
+    data = memory.cat_file(f"/mended/cache/{name}")
+    memory.pipe_file(f"/mended/cache/{name}", bytes([data[0] ^ 1]) + data[1:])
+    report = copy_cache(path, place, mend=True)
+    assert report.copied == (1 if name.startswith(layout.PARTS) else 0)
+    assert memory.cat_file(f"/mended/cache/{name}") == data
+    assert verify_cache(place, "full").ok
+    assert copy_cache(path, place, mend=True).copied == 0
+
+
+def test_a_file_that_is_too_short_there_is_damage(path: Path, place: str, tmp_path: Path) -> None:
+    copy_cache(path, place)
+    memory = fsspec.filesystem("memory")
+    memory.pipe_file(f"/mended/cache/{ID}", memory.cat_file(f"/mended/cache/{ID}")[:-7])
+    with pytest.raises(CacheDamaged, match=rf"{ID} holds [\d,]+ bytes, [\d,]+ are needed"):
+        copy_cache(place, tmp_path / "copy")
+    with serving(Site(path)) as url:
+        with pytest.raises(CacheDamaged, match=r"manifest.json has no bytes 1,048,576 to 2,097,152 at http"):
+            HttpStore(url).piece("manifest.json", 1 << 20, 2 << 20)
+        with pytest.raises(CacheDamaged, match=r"manifest.json holds [\d,]+ bytes, 1,048,576 are needed"):
+            HttpStore(url).piece("manifest.json", 10, 1 << 20)
+
+
+def test_a_file_that_another_has_removed_is_gone(place: str) -> None:
+    folder = RemoteFolder(place)
+    folder.create("manifest.sig", b"x")
+    folder.remove("manifest.sig")
+    folder.remove("manifest.sig")
+    folder.create("left", b"x")
+    assert RemoteStore(place).names("") == ["left"]
+
+
+def test_caches_of_one_manifest_are_kept_near_apart(path: Path, other: Path, tmp_path: Path) -> None:
+    for cache in (path, other):
+        with serving(Site(cache)) as url:
+            far = open_cache(url, nearby=Nearby(folder=tmp_path, limit=1 << 30))
+            assert digests_of_all(far) == digests_of_all(open_cache(cache))
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_files_that_were_cleared_away_near_are_fetched_again(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nearby = Nearby(folder=tmp_path, limit=1 << 30)
+    with serving(Site(path)) as url:
+        digests_of_all(open_cache(url, nearby=nearby))
+        for file in tmp_path.glob(f"*/{ID}"):
+            file.unlink()
+        monkeypatch.setattr(near, "_stores", {})
+        assert digests_of_all(open_cache(url, nearby=nearby)) == digests_of_all(open_cache(path))
+        assert near.near_store(url, nearby).n_fetched == 1
