@@ -105,6 +105,19 @@ def test_damage_behind_a_url_is_mended_where_that_is_asked_for(path: Path, place
     assert copy_cache(path, place, mend=True).copied == 0
 
 
+def test_what_stage_one_wrote_there_is_mended_where_it_lies(path: Path, place: str) -> None:
+    assert tiny.make_cache(place) == open_cache(path).cache_id
+    memory = fsspec.filesystem("memory")
+    before = memory.find("/mended/cache")
+    (name,) = (name for name in before if "/parts/00001/" in name and name.endswith("/id/c/0"))
+    assert not name.endswith(ID), "its files lie in the folder of an attempt"
+    data = memory.cat_file(name)
+    memory.pipe_file(name, data[:-1] + bytes([data[-1] ^ 1]))
+    assert copy_cache(path, place, mend=True).copied == 1
+    assert memory.cat_file(name) == data and memory.find("/mended/cache") == before
+    assert verify_cache(place, "full").ok
+
+
 def test_a_file_that_is_too_short_there_is_damage(path: Path, place: str, tmp_path: Path) -> None:
     copy_cache(path, place)
     memory = fsspec.filesystem("memory")
