@@ -206,7 +206,7 @@ class RemoteFolder(RemoteStore):
 
     def create(self, name: str, data: bytes) -> bool:
         """Write a small file; false when there is one of that name already."""
-        with self._reaching(name):
+        with self._reaching(name), self._writing():
             try:
                 self._make_folder(name)
                 self._fs.pipe_file(self._path(name), data, mode="create")
@@ -216,7 +216,7 @@ class RemoteFolder(RemoteStore):
 
     def put(self, name: str, path: Path) -> None:
         """Write a file from the disk, in place of what is there."""
-        with self._reaching(name):
+        with self._reaching(name), self._writing():
             self._make_folder(name)
             self._fs.put_file(str(path), self._path(name))
         size = self._size(name)
@@ -227,6 +227,17 @@ class RemoteFolder(RemoteStore):
         """Remove a file; one that another has removed meanwhile is gone as well."""
         with self._reaching(name), suppress(FileNotFoundError):
             self._fs.rm_file(self._path(name))
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """A bucket that is not there is no damage: it is mistyped, or still to be made."""
+        try:
+            yield
+        except FileNotFoundError as error:
+            raise ConfigError(
+                f"nothing can be written to {self.url}: {_told(error)}",
+                hint="check the URL, or create the bucket first",
+            ) from None
 
     def _make_folder(self, name: str) -> None:
         """Places with real folders need them; in a bucket there are none."""

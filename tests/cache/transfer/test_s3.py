@@ -128,6 +128,12 @@ def test_a_place_of_another_cache_is_left_alone(path: Path, bucket: str) -> None
         copy_cache(path, bucket)
 
 
+def test_a_bucket_that_is_not_there_is_told_of(path: Path) -> None:
+    with pytest.raises(ConfigError, match="nothing can be written to s3://mistyped/cache") as told:
+        copy_cache(path, "s3://mistyped/cache", patience=HASTY)
+    assert told.value.hint == "check the URL, or create the bucket first"
+
+
 def test_what_is_damaged_there_is_noticed_on_the_way_back(path: Path, bucket: str, tmp_path: Path) -> None:
     copy_cache(path, bucket)
     spoilt = tmp_path / "spoilt"
