@@ -86,6 +86,8 @@ class Sender:
         folder = layout.part_dir(row.part)
         name = f"{folder}/{layout.PART_RECORD}"
         record, data = self.fetcher.believed(lambda: self._record(name, row))
+        if self.mend and self._size(name) is not None and self._read(name, layout.MAX_RECORD_BYTES) != data:
+            self._replace(name, data)  # it tells where the files lie
         for file in sorted(record.files):
             self._send(f"{folder}/{file}", record.files[file])
         if self.mend:

@@ -105,12 +105,13 @@ def test_damage_behind_a_url_is_mended_where_that_is_asked_for(path: Path, place
     assert copy_cache(path, place, mend=True).copied == 0
 
 
-def test_what_stage_one_wrote_there_is_mended_where_it_lies(path: Path, place: str) -> None:
+@pytest.mark.parametrize("end", ["/id/c/0", "/part.json"])
+def test_what_stage_one_wrote_there_is_mended_where_it_lies(path: Path, place: str, end: str) -> None:
     assert tiny.make_cache(place) == open_cache(path).cache_id
     memory = fsspec.filesystem("memory")
     before = memory.find("/mended/cache")
-    (name,) = (name for name in before if "/parts/00001/" in name and name.endswith("/id/c/0"))
-    assert not name.endswith(ID), "its files lie in the folder of an attempt"
+    (name,) = (name for name in before if "/parts/00001/" in name and name.endswith(end))
+    assert not any(one.endswith(ID) for one in before), "files of a part lie in the folder of an attempt"
     data = memory.cat_file(name)
     memory.pipe_file(name, data[:-1] + bytes([data[-1] ^ 1]))
     assert copy_cache(path, place, mend=True).copied == 1
