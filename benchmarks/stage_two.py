@@ -1,8 +1,9 @@
 """The numbers of stage two: a step from a cache beside the Trainer's and GKD's, memory, ten times the steps, waiting.
 
-In: nothing; caches, students and teachers are made in a folder (`--work` keeps it), peers in an environment of their
-own (`peers.txt`). Out: one JSON document, and on stderr the same as tables. Before it: `stage_two_child.py`, which does
-each thing in a process of its own. After it: docs/experiments.md quotes it. `--quick` is small, for a test of it.
+In: nothing; caches, students and teachers are made in a folder (`--work` keeps it, and the pairs that are timed: run
+again, it goes on), peers in an environment of their own (`peers.txt`). Out: one JSON document, and on stderr the same
+as tables. Before it: `stage_two_child.py`, which does each thing in a process of its own. After it:
+docs/experiments.md quotes it. `--quick` is small, for a test of it.
 """
 
 import argparse
@@ -20,7 +21,8 @@ from measure import machine, rounded
 from stage_one_inputs import RandomSizes, random_teacher, texts, write_documents
 from stage_two_environment import python_with_peers
 from stage_two_inputs import Case, make_cache, settings_for
-from stage_two_tables import TABLES, interval
+from stage_two_pairs import Pairs
+from stage_two_tables import TABLES, interval, shown
 
 CHILD = Path(__file__).with_name("stage_two_child.py")
 ASKED = {
@@ -41,9 +43,9 @@ class Scale:
     teacher: RandomSizes
     vocabularies: tuple[int, ...] = (32_000, 152_000)
     rounds: int = 30
-    looked_into: int = 3
+    looked_into: int = 1
     steps: int = 300
-    waiting_steps: int = 20
+    waiting_steps: int = 10
     taught_tokens: int = 16_384
 
 
@@ -85,11 +87,12 @@ class Bench:
     def _beside(self, peer: str, case: Case) -> dict[str, Any]:
         how = f"{case.batch} x {case.length}, {case.vocabulary:,} ids, portion {case.portion or 'by itself'}"
         say(f"  {case.preset}, {how}, beside {peer}")
-        found = self._child("pairs", peer, case, self.scale.rounds)
+        found = self._pairs(peer, case)
         clocks = {
             clock: interval([one["ours"][clock] / one["theirs"][clock] for one in found["rounds"]])
             for clock in ("seconds", "cpu_seconds")
         }
+        say(f"  {len(found['rounds'])} pairs: {shown(clocks['seconds'])} times, now memory and a profile of each side")
         sides = ("ours", peer)
         memory = {side: self._child("memory", side, case, 1) for side in sides}
         return {
@@ -103,6 +106,15 @@ class Bench:
             "memory_ratio": memory["ours"]["added_bytes"] / memory[peer]["added_bytes"],
             "profile": {side: self._child("profile", side, case, self.scale.looked_into) for side in sides},
         }
+
+    def _pairs(self, peer: str, case: Case) -> dict[str, Any]:
+        """Time the pairs that are not yet in the folder."""
+        sizes = (case.preset, case.batch, case.length, case.vocabulary, case.documents, case.portion, case.threads)
+        kept = Pairs(self.work / f"pairs-{peer}-{'-'.join(map(str, sizes))}.jsonl")
+        missing = self.scale.rounds - len(kept.read()["rounds"])
+        if missing > 0:
+            self._child("pairs", peer, case, missing, kept=str(kept.path))
+        return kept.read()
 
     def scaling(self) -> dict[str, Any]:
         """So many steps of a tiny student, and ten times as many, each in a process of its own."""
@@ -169,7 +181,7 @@ class Bench:
             "train_peak_over_teacher_weights": learning["memory"]["peak_process"] / weights,
         }
 
-    def _child(self, what: str, peer: str, case: Case, rounds: int) -> dict[str, Any]:
+    def _child(self, what: str, peer: str, case: Case, rounds: int, **more: str) -> dict[str, Any]:
         with tempfile.TemporaryDirectory(dir=self.work) as place:
             asked = {
                 "case": asdict(case),
@@ -177,6 +189,7 @@ class Bench:
                 "work": place,
                 "peer": peer,
                 "rounds": rounds,
+                **more,
             }
             return self._ask(str(python_with_peers(self.peers)), what, asked)
 
@@ -207,7 +220,7 @@ def read_words() -> argparse.Namespace:
     parser.add_argument("--vocabulary", type=int, nargs="*", help="how many ids the student has; 32,000 and 152,000")
     parser.add_argument("--documents", type=int, help="how many documents fill a sequence; 2 by itself")
     parser.add_argument("--portion", type=int, help="how many sequences kdpipe reads at once; as it chooses by itself")
-    parser.add_argument("--work", type=Path, help="a folder for caches, teachers and runs, kept for another time")
+    parser.add_argument("--work", type=Path, help="a folder for caches and pairs: run again, it goes on")
     parser.add_argument("--peers", type=Path, help="a folder for the peers' environment; .venv/peers by itself")
     words = parser.parse_args()
     if words.portion is not None and words.portion < 1:

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from stage_two_inputs import Case, n_parameters, rows_of, settings_for, student_config, teacher_config
 from stage_two_ours import OURS, clocks, ours
+from stage_two_pairs import Pairs
 
 from kdpipe.pipeline.models.memory import peak_process_bytes
 from kdpipe.pipeline.watch import SilentTrainWatch, SilentWatch
@@ -29,23 +30,30 @@ Asked = dict[str, Any]
 
 
 def pairs(asked: Asked) -> dict[str, Any]:
-    """Steps of a peer and of kdpipe in turns; the first pair does not count."""
+    """Steps of a peer and of kdpipe in turns, each kept as it is timed; the first pair does not count."""
     from stage_two_peers import PEERS, EachStep, versions
 
-    case, work = Case(**asked["case"]), Path(asked["work"])
+    case, work, kept = Case(**asked["case"]), Path(asked["work"]), Pairs(Path(asked["kept"]))
     cache, n_steps = Path(asked["cache"]), asked["rounds"] + WARM_UP
-    found: list[dict[str, dict[str, float]]] = []
     with ours(settings_for(case, cache, work / "ours"), ahead=False) as mine:
-        begun = _now()
+        n_student, n_teacher = n_parameters(student_config(case)), n_parameters(teacher_config(case, 4.0))
+        compared = {"parameters": n_student, "threads": torch.get_num_threads(), "versions": versions()}
+        if asked["peer"] == "gkd":
+            compared["teacher_over_student"] = n_teacher / n_student
+        kept.add(compared=compared)
+        begun, number = _now(), 0
 
         def stepped() -> None:
-            nonlocal begun
+            nonlocal begun, number
             theirs = _since(begun)
             start = _now()
             mine.step()
-            found.append({"theirs": theirs, "ours": _since(start)})
-            told = ", ".join(f"{name} {taken['seconds']:.2f} s" for name, taken in found[-1].items())
-            print(f"  pair {len(found) - WARM_UP}: {told}", file=sys.stderr, flush=True)
+            pair = {"theirs": theirs, "ours": _since(start)}
+            number += 1
+            if number > WARM_UP:
+                kept.add(pair=pair)
+            told = ", ".join(f"{name} {taken['seconds']:.2f} s" for name, taken in pair.items())
+            print(f"  pair {number - WARM_UP}: {told}", file=sys.stderr, flush=True)
             begun = _now()
 
         def begin() -> None:
@@ -56,15 +64,9 @@ def pairs(asked: Asked) -> dict[str, Any]:
         each = EachStep(begin, stepped)
         trainer = PEERS[asked["peer"]](case, rows, work / asked["peer"], n_steps, each)
         done = trainer.train()
-    n_student, n_teacher = n_parameters(student_config(case)), n_parameters(teacher_config(case, 4.0))
-    return {
-        "rounds": found[WARM_UP:],
-        "mean_loss": {"theirs": done.training_loss, "our_cross_entropy": sum(mine.cross_entropy) / n_steps},
-        "parameters": n_student,
-        **({"teacher_over_student": n_teacher / n_student} if asked["peer"] == "gkd" else {}),
-        "threads": torch.get_num_threads(),
-        "versions": versions(),
-    }
+    losses = {"theirs": done.training_loss, "our_cross_entropy": sum(mine.cross_entropy) / n_steps}
+    kept.add(mean_loss=losses)
+    return losses
 
 
 def _now() -> tuple[float, float]:

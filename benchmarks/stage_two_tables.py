@@ -24,7 +24,8 @@ def interval(values: Sequence[float]) -> dict[str, float]:
     return {"median": statistics.median(ranked), "low": ranked[below], "high": ranked[n - 1 - below]}
 
 
-def _shown(found: Found) -> str:
+def shown(found: Found) -> str:
+    """A median with its interval, for a person."""
     return f"{found['median']:.3f} ({found['low']:.3f} to {found['high']:.3f})"
 
 
@@ -36,8 +37,8 @@ def beside(found: Found) -> str:
     extra = f"; teacher {found['teacher_over_student']:.2f} times the student" if peer == "gkd" else ""
     lines = [
         f"{held}; {threads} threads, {len(found['rounds'])} pairs, {found['parameters']:,} parameters{extra}",
-        f"ours {medians['ours']:.2f} s a step, {peer} {medians['theirs']:.2f} s: {_shown(found['ratio'])} times; "
-        f"of CPU seconds {_shown(found['ratio_of_cpu'])}",
+        f"ours {medians['ours']:.2f} s a step, {peer} {medians['theirs']:.2f} s: {shown(found['ratio'])} times; "
+        f"of CPU seconds {shown(found['ratio_of_cpu'])}",
         "",
     ]
     sizes = [

@@ -46,6 +46,30 @@ def test_a_step_is_held_against_the_trainers_on_the_same_batches(tmp_path: Path)
     loss = found["1000"]["mean_loss"]
     # The same weights and labels; only to kdpipe do documents of a sequence not see each other.
     assert loss["our_cross_entropy"] == pytest.approx(loss["theirs"], rel=5e-3)
+    # Run again it times no pair twice, and only those that are missing.
+    again = answer(tmp_path, "step", "--rounds", "3")["step"]["1000"]
+    assert again["rounds"][:2] == found["1000"]["rounds"]
+    assert len(again["rounds"]) == 3
+
+
+def test_pairs_are_kept_and_those_of_other_versions_are_no_part_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    from stage_two_pairs import Pairs
+
+    path = tmp_path / "pairs.jsonl"
+    assert Pairs(path).read() == {"rounds": [], "mean_loss": None}
+    Pairs(path).add(compared={"threads": 1})
+    Pairs(path).add(pair={"ours": 2.0})
+    Pairs(path).add(compared={"threads": 1})
+    Pairs(path).add(pair={"ours": 3.0})
+    Pairs(path).add(mean_loss={"theirs": 4.0})
+    found = {"rounds": [{"ours": 2.0}, {"ours": 3.0}], "mean_loss": {"theirs": 4.0}, "threads": 1}
+    assert Pairs(path).read() == found
+    Pairs(path).add(compared={"threads": 2})
+    with pytest.raises(SystemExit, match=r"pairs\.jsonl has pairs of other versions or sizes: remove it"):
+        Pairs(path).read()
 
 
 @pytest.mark.slow
