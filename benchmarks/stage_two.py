@@ -22,7 +22,7 @@ from stage_one_inputs import RandomSizes, random_teacher, texts, write_documents
 from stage_two_environment import python_with_peers
 from stage_two_inputs import Case, make_cache, settings_for
 from stage_two_pairs import Pairs
-from stage_two_tables import TABLES, interval, shown
+from stage_two_tables import TABLES, interval
 
 CHILD = Path(__file__).with_name("stage_two_child.py")
 ASKED = {
@@ -43,7 +43,7 @@ class Scale:
     teacher: RandomSizes
     vocabularies: tuple[int, ...] = (32_000, 152_000)
     rounds: int = 30
-    looked_into: int = 1
+    profile: bool = False
     steps: int = 300
     waiting_steps: int = 10
     taught_tokens: int = 16_384
@@ -58,7 +58,6 @@ QUICK = Scale(
     case=Case(vocabulary=1_000, preset="tiny", batch=2, length=64, sequences=32),
     vocabularies=(1_000,),
     rounds=2,
-    looked_into=1,
     steps=4,
     waiting_steps=3,
     small=Case(vocabulary=1_000, preset="tiny", batch=2, length=64, sequences=32),
@@ -74,37 +73,39 @@ class Bench:
         self.scale, self.work, self.peers = scale, work, peers
 
     def step(self) -> dict[str, Any]:
-        """A hybrid step beside the Trainer's cross-entropy, at each vocabulary."""
-        return {
-            str(vocabulary): self._beside("trainer", replace(self.scale.case, vocabulary=vocabulary))
-            for vocabulary in self.scale.vocabularies
-        }
+        """A hybrid step beside the Trainer's cross-entropy, at each vocabulary, in time and memory."""
+        found = {}
+        for vocabulary in self.scale.vocabularies:
+            case = replace(self.scale.case, vocabulary=vocabulary)
+            found[str(vocabulary)] = self._timed("trainer", case) | self._inside("trainer", case)
+        return found
 
     def gkd(self) -> dict[str, Any]:
         """The same step beside GKD's, whose teacher is in the process, at the first vocabulary."""
-        return self._beside("gkd", replace(self.scale.case, vocabulary=self.scale.vocabularies[0]))
+        return self._timed("gkd", replace(self.scale.case, vocabulary=self.scale.vocabularies[0]))
 
-    def _beside(self, peer: str, case: Case) -> dict[str, Any]:
+    def _timed(self, peer: str, case: Case) -> dict[str, Any]:
+        """Pairs, and the medians of their ratios."""
         how = f"{case.batch} x {case.length}, {case.vocabulary:,} ids, portion {case.portion or 'by itself'}"
         say(f"  {case.preset}, {how}, beside {peer}")
         found = self._pairs(peer, case)
-        clocks = {
-            clock: interval([one["ours"][clock] / one["theirs"][clock] for one in found["rounds"]])
+        seconds, cpu = (
+            interval([one["ours"][clock] / one["theirs"][clock] for one in found["rounds"]])
             for clock in ("seconds", "cpu_seconds")
+        )
+        medians = {
+            side: statistics.median(one[side]["seconds"] for one in found["rounds"]) for side in ("ours", "theirs")
         }
-        say(f"  {len(found['rounds'])} pairs: {shown(clocks['seconds'])} times, now memory and a profile of each side")
-        sides = ("ours", peer)
-        memory = {side: self._child("memory", side, case, 1) for side in sides}
+        return {**found, "peer": peer, "medians": medians, "ratio": seconds, "ratio_of_cpu": cpu}
+
+    def _inside(self, peer: str, case: Case) -> dict[str, Any]:
+        """What the steps of each side add to memory, and, if asked, where their time goes."""
+        say("  what each side adds to memory")
+        memory = {side: self._child("memory", side, case, 1) for side in ("ours", peer)}
         return {
-            **found,
-            "medians": {
-                side: statistics.median(one[side]["seconds"] for one in found["rounds"]) for side in ("ours", "theirs")
-            },
-            "ratio": clocks["seconds"],
-            "ratio_of_cpu": clocks["cpu_seconds"],
             "memory": memory,
             "memory_ratio": memory["ours"]["added_bytes"] / memory[peer]["added_bytes"],
-            "profile": {side: self._child("profile", side, case, self.scale.looked_into) for side in sides},
+            "profile": {side: self._child("profile", side, case, 1) for side in memory} if self.scale.profile else {},
         }
 
     def _pairs(self, peer: str, case: Case) -> dict[str, Any]:
@@ -217,6 +218,7 @@ def read_words() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="small: shows that it runs, measures nothing")
     parser.add_argument("--threads", type=int, help="how many torch computes with; a core each by itself")
     parser.add_argument("--rounds", type=int, help="how many pairs of steps are timed")
+    parser.add_argument("--profile", action="store_true", help="also say where the time of a step goes on each side")
     parser.add_argument("--vocabulary", type=int, nargs="*", help="how many ids the student has; 32,000 and 152,000")
     parser.add_argument("--documents", type=int, help="how many documents fill a sequence; 2 by itself")
     parser.add_argument("--portion", type=int, help="how many sequences kdpipe reads at once; as it chooses by itself")
@@ -241,6 +243,7 @@ def scale_of(words: argparse.Namespace) -> Scale:
         case=replace(scale.case, **given, portion=words.portion),
         small=replace(scale.small, **given),
         rounds=words.rounds or scale.rounds,
+        profile=words.profile,
         vocabularies=tuple(words.vocabulary or scale.vocabularies),
     )
 

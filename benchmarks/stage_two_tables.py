@@ -24,29 +24,31 @@ def interval(values: Sequence[float]) -> dict[str, float]:
     return {"median": statistics.median(ranked), "low": ranked[below], "high": ranked[n - 1 - below]}
 
 
-def shown(found: Found) -> str:
-    """A median with its interval, for a person."""
+def _shown(found: Found) -> str:
     return f"{found['median']:.3f} ({found['low']:.3f} to {found['high']:.3f})"
 
 
-def beside(found: Found) -> str:
-    """Seconds of a step, the ratio of pairs, memory, and where the time goes on each side."""
-    medians, threads = found["medians"], found["threads"]
-    peer = next(name for name in found["memory"] if name != "ours")
+def timed(found: Found) -> str:
+    """Who is compared, seconds of a step, the ratio of pairs."""
+    medians, peer = found["medians"], found["peer"]
     held = ", ".join(f"{name} {number}" for name, number in found["versions"].items())
     extra = f"; teacher {found['teacher_over_student']:.2f} times the student" if peer == "gkd" else ""
-    lines = [
-        f"{held}; {threads} threads, {len(found['rounds'])} pairs, {found['parameters']:,} parameters{extra}",
-        f"ours {medians['ours']:.2f} s a step, {peer} {medians['theirs']:.2f} s: {shown(found['ratio'])} times; "
-        f"of CPU seconds {shown(found['ratio_of_cpu'])}",
-        "",
-    ]
+    how = f"{found['threads']} threads, {len(found['rounds'])} pairs, {found['parameters']:,} parameters"
+    return (
+        f"{held}; {how}{extra}\n"
+        f"ours {medians['ours']:.2f} s a step, {peer} {medians['theirs']:.2f} s: {_shown(found['ratio'])} times; "
+        f"of CPU seconds {_shown(found['ratio_of_cpu'])}"
+    )
+
+
+def _inside(found: Found) -> str:
+    """What steps add to memory, and where their time goes, on each side."""
     sizes = [
         (side, *(f"{of_side[name] / MEBI:,.0f}" for name in ("held_bytes", "added_bytes", "peak_bytes")))
         for side, of_side in found["memory"].items()
     ]
-    sizes.append((f"ours over {peer}", "", f"{found['memory_ratio']:.3f}", ""))
-    lines += columns(("memory in MiB", "weights and moments", "added", "peak"), sizes)
+    sizes.append((f"ours over {found['peer']}", "", f"{found['memory_ratio']:.3f}", ""))
+    lines = columns(("memory in MiB", "weights and moments", "added", "peak"), sizes)
     for side, profile in found["profile"].items():
         rows = [
             (step, f"{seconds:.2f}", f"{seconds / profile['seconds']:.1%}")
@@ -58,7 +60,8 @@ def beside(found: Found) -> str:
 
 def step(found: Found) -> str:
     """A block a vocabulary."""
-    return "\n\n".join(f"{int(size):,} ids\n{beside(of_size)}" for size, of_size in found.items())
+    blocks = (f"{int(size):,} ids\n{timed(of_size)}\n\n{_inside(of_size)}" for size, of_size in found.items())
+    return "\n\n".join(blocks)
 
 
 def scaling(found: Found) -> str:
@@ -92,7 +95,7 @@ def stages(found: Found) -> str:
 
 TABLES: dict[str, Callable[[Found], str]] = {
     "step": step,
-    "gkd": beside,
+    "gkd": timed,
     "scaling": scaling,
     "waiting": waiting,
     "stages": stages,

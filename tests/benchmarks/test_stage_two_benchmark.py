@@ -24,12 +24,16 @@ def answer(work: Path, *words: str) -> Any:
     return json.loads(done.stdout)
 
 
-def check_beside(found: dict[str, Any], peer: str) -> None:
-    """What a comparison with a peer must tell."""
+def check_timed(found: dict[str, Any]) -> None:
+    """What pairs with a peer must tell."""
     assert len(found["rounds"]) == 2
     assert found["threads"] == 1
     assert set(found["versions"]) == {"torch", "transformers", "accelerate", "trl"}
     assert 0 < found["ratio"]["low"] <= found["ratio"]["median"] <= found["ratio"]["high"]
+
+
+def check_inside(found: dict[str, Any], peer: str) -> None:
+    """What a look at both sides must tell."""
     assert set(found["memory"]) == set(found["profile"]) == {"ours", peer}
     assert all(one["peak_bytes"] >= one["held_bytes"] > 0 for one in found["memory"].values())
     for one in found["profile"].values():
@@ -40,9 +44,10 @@ def check_beside(found: dict[str, Any], peer: str) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_step_is_held_against_the_trainers_on_the_same_batches(tmp_path: Path) -> None:
-    found = answer(tmp_path, "step")["step"]
+    found = answer(tmp_path, "step", "--profile")["step"]
     assert set(found) == {"1000"}
-    check_beside(found["1000"], "trainer")
+    check_timed(found["1000"])
+    check_inside(found["1000"], "trainer")
     loss = found["1000"]["mean_loss"]
     # The same weights and labels; only to kdpipe do documents of a sequence not see each other.
     assert loss["our_cross_entropy"] == pytest.approx(loss["theirs"], rel=5e-3)
@@ -50,6 +55,7 @@ def test_a_step_is_held_against_the_trainers_on_the_same_batches(tmp_path: Path)
     again = answer(tmp_path, "step", "--rounds", "3")["step"]["1000"]
     assert again["rounds"][:2] == found["1000"]["rounds"]
     assert len(again["rounds"]) == 3
+    assert again["profile"] == {}
 
 
 def test_pairs_are_kept_and_those_of_other_versions_are_no_part_of_them(
@@ -76,7 +82,7 @@ def test_pairs_are_kept_and_those_of_other_versions_are_no_part_of_them(
 @pytest.mark.timeout(600)
 def test_a_step_is_held_against_gkd_with_a_teacher_four_times_as_large(tmp_path: Path) -> None:
     found = answer(tmp_path, "gkd")["gkd"]
-    check_beside(found, "gkd")
+    check_timed(found)
     assert 4 <= found["teacher_over_student"] < 4.5
     assert found["versions"]["trl"] == "1.16.0"
 
