@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 Fact = tuple[str, str]
+# Libraries that warn about how they are called, which is not up to the user; --debug shows it.
+QUIET_LIBRARIES = ("lm_eval",)
 CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
@@ -25,12 +27,14 @@ class Reported(Protocol):
 
 
 def set_up(*, debug: bool) -> None:
-    """Make the streams accept every character, and send log lines to stderr."""
+    """Make the streams accept every character, and send log lines to stderr; some libraries log errors only."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     level = logging.DEBUG if debug else logging.WARNING
     logging.basicConfig(level=level, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
+    for name in QUIET_LIBRARIES:
+        logging.getLogger(name).setLevel(logging.DEBUG if debug else logging.ERROR)
 
 
 def answer(text: str) -> None:

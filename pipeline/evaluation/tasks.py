@@ -9,7 +9,7 @@ import contextlib
 import difflib
 import importlib.util
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,12 @@ from kdpipe.schemas.errors import ConfigError, KdpipeError
 INSTALL = "pip install 'kdpipe[eval]'"
 # The second is what the first runs models of transformers with.
 LIBRARIES = ("lm_eval", "accelerate")
+# The metric of the library evaluate that executes what it scores.
+CODE_METRIC = "code_eval"
 
 
 def check_tasks(tasks: Sequence[str]) -> None:
-    """Refuse tasks that nobody knows, or all of them without the library."""
+    """Refuse unknown tasks, tasks that execute generated code, and all of them without the library."""
     if any(importlib.util.find_spec(name) is None for name in LIBRARIES):
         raise ConfigError("--tasks needs the library lm-eval, which is not installed", hint=INSTALL)
     known: list[str] | None = None
@@ -30,12 +32,64 @@ def check_tasks(tasks: Sequence[str]) -> None:
         if _is_file(task):
             if not Path(task).is_file():
                 raise ConfigError(f"there is no file {task}, which would describe a task")
+            _refuse_code(task, _manager(include_defaults=False))
             continue
         known = _manager().all_tasks if known is None else known
         if task not in known:
             near = difflib.get_close_matches(task, known, n=3, cutoff=0.6)
             hint = f"did you mean {' or '.join(near)}?" if near else "`lm-eval ls tasks` lists them"
             raise ConfigError(f"lm-eval knows no task {task}", hint=hint)
+        _refuse_code(task, _manager())
+
+
+def _refuse_code(task: str, manager: Any) -> None:
+    """Refuse a task, group or tag that executes the code that a student generates."""
+    if names := _code_tasks(task, manager.task_index):
+        which = task if names == [task] else f"{task} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+        raise ConfigError(
+            f"--tasks {which} executes code that the student generates: not supported by this version of kdpipe",
+            hint=f"leave {task} out of --tasks, or run it in a sandbox with lm-eval --confirm_run_unsafe_code",
+        )
+
+
+def _code_tasks(task: str, index: Mapping[str, Any]) -> list[str]:
+    """Tasks that execute generated code, among a task or the members of a group or tag; no data are loaded."""
+    own = _description(task) if _is_file(task) else None
+    waiting: list[Any] = [task if own is None else own]
+    seen = set() if own is None else {str(own.get("task"))}
+    names: list[str] = []
+    while waiting:
+        member = waiting.pop()
+        if isinstance(member, str):
+            if member in index and member not in seen:
+                seen.add(member)
+                # A tag has members and no description of its own.
+                entry = index[member]
+                waiting += entry.tags if entry.cfg is None else [entry.cfg]
+        elif _executes(member):
+            names.append(str(member.get("task")))
+        else:
+            below = member.get("task")
+            waiting += below if isinstance(below, list) else [below]
+    return sorted(set(names))
+
+
+def _executes(description: Any) -> bool:
+    """Whether a task is marked as executing code, or scores by the metric that does."""
+    metrics = description.get("metric_list") or ()
+    return bool(description.get("unsafe_code")) or any(metric.get("metric") == CODE_METRIC for metric in metrics)
+
+
+def _description(path: str) -> Any:
+    """A task's YAML file with what it includes; functions that it names are not imported."""
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    load: Any = load_yaml
+    try:
+        return load(path, resolve_func=False)
+    except Exception as error:  # errors of YAML and of included files have no common class
+        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ConfigError(f"the task file {path} cannot be read: {line}", hint="correct the file") from error
 
 
 def run_tasks(

@@ -2,6 +2,7 @@
 
 import io
 import json
+import logging
 import sys
 
 import pytest
@@ -18,6 +19,15 @@ def test_answers_go_to_stdout_and_the_rest_to_stderr(capsys: pytest.CaptureFixtu
     shown = capsys.readouterr()
     assert shown.out == "42\n"
     assert shown.err == "half way\nerror: disk full\nhint: free some space\nerror: no hint\n"
+
+
+def test_warnings_of_lm_eval_are_shown_with_debug_only() -> None:
+    library, own = logging.getLogger("lm_eval.models.huggingface"), logging.getLogger("kdpipe")
+    console.set_up(debug=True)
+    assert library.isEnabledFor(logging.WARNING)
+    console.set_up(debug=False)
+    assert not library.isEnabledFor(logging.WARNING)
+    assert library.isEnabledFor(logging.ERROR) and own.isEnabledFor(logging.WARNING)
 
 
 def test_a_report_is_one_document_for_a_program_and_its_page_for_a_person(capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import transformers
 
+from kdpipe.cli import console
 from kdpipe.pipeline.evaluation.tasks import check_tasks, run_tasks
 from kdpipe.schemas.errors import ConfigError, KdpipeError
 from support.corpora import small_tokenizer
@@ -39,6 +40,42 @@ def test_a_task_that_nobody_knows_is_refused_with_near_ones() -> None:
     check_tasks(["hellaswag"])
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["humaneval", "humaneval_instruct", "mbpp_plus", "cruxeval_input_08", "longproc"])
+def test_a_task_that_executes_code_is_refused(task: str) -> None:
+    with pytest.raises(ConfigError, match=rf"--tasks {task}.* executes code") as caught:
+        check_tasks(["hellaswag", task])
+    assert caught.value.exit_code == 2
+    assert task in str(caught.value.hint)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "lines",
+    [
+        "unsafe_code: true",
+        "include: base.yaml",
+        "metric_list: [{metric: code_eval}]",
+        "process_docs: !function missing.function\nunsafe_code: true",
+    ],
+)
+def test_a_task_file_that_executes_code_is_refused(tmp_path: Path, lines: str) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"task: mine\n{lines}\n", encoding="utf-8")
+    (tmp_path / "base.yaml").write_text("unsafe_code: true\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"--tasks .*mine.yaml \(mine\) executes code"):
+        check_tasks([str(path)])
+
+
+@pytest.mark.slow
+def test_a_task_file_that_is_no_yaml_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("task: [", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"mine.yaml cannot be read") as caught:
+        check_tasks([str(path)])
+    assert caught.value.exit_code == 2
+
+
 @pytest.fixture
 def model(tmp_path: Path) -> tuple[Any, Any]:
     folder = small_tokenizer(tiny_llama(tmp_path / "model"))
@@ -50,8 +87,12 @@ def model(tmp_path: Path) -> tuple[Any, Any]:
 
 @pytest.mark.slow
 def test_a_task_of_ones_own_is_run_as_the_model_answers(
-    tmp_path: Path, model: tuple[Any, Any], capfd: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    model: tuple[Any, Any],
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    console.set_up(debug=False)
     path, questions = local_task(tmp_path / "task", "mine")
     check_tasks([str(path)])
     with warnings.catch_warnings():
@@ -61,6 +102,7 @@ def test_a_task_of_ones_own_is_run_as_the_model_answers(
     assert found["mine"]["acc"] == pytest.approx(sum(hits) / len(hits))
     assert "acc_stderr" in found["mine"]
     assert capfd.readouterr().out == ""
+    assert not [record for record in caplog.records if record.name.startswith("lm_eval")]
     assert "lm_eval" in sys.modules
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
