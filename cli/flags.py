@@ -43,14 +43,19 @@ CONFIG = Annotated[
     Path | None,
     typer.Option("--config", metavar="FILE", help="Settings from a YAML or JSON file; all else goes over it."),
 ]
-SET = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="NAME=VALUE", help="Any setting, for instance data.columns.text=body; repeatable."),
-]
 
 
-def with_flags(table: Sequence[Flag], command: Callable[..., None]) -> Callable[..., None]:
-    """A command with a table's flags before its own options; its first parameter is given what was typed."""
+def _set_option(example: str) -> Any:
+    """--set, with a setting of the command as its example."""
+    help_text = f"Any setting, for instance {example}; repeatable."
+    return Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help=help_text)]
+
+
+def with_flags(table: Sequence[Flag], command: Callable[..., None], set_example: str) -> Callable[..., None]:
+    """A command with a table's flags before its own options; its first parameter is given what was typed.
+
+    `set_example` is what the help of --set shows.
+    """
     flags = {flag.name.removeprefix("--").replace("-", "_"): flag for flag in table}
     own = list(inspect.signature(command).parameters.values())[1:]
     types = {name: _option(flag) for name, flag in flags.items()}
@@ -63,7 +68,7 @@ def with_flags(table: Sequence[Flag], command: Callable[..., None]) -> Callable[
         given = Given(flags=said, config=typed["config"], sets=tuple(typed["set"] or ()))
         command(given, **{parameter.name: typed[parameter.name] for parameter in own})
 
-    types |= {"config": CONFIG, "set": SET}
+    types |= {"config": CONFIG, "set": _set_option(set_example)}
     run.__annotations__ = types
     parameters = [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=kind, default=defaults.get(name))

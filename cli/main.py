@@ -23,8 +23,9 @@ from kdpipe.cli.eval import evaluate
 from kdpipe.cli.export import export
 from kdpipe.cli.flags import with_flags
 from kdpipe.cli.plan import plan
-from kdpipe.cli.stage_one_options import EXTEND, FLAGS, OUT
+from kdpipe.cli.stage_one_options import EXTEND, FLAGS, OUT, SET_EXAMPLE
 from kdpipe.cli.stage_two_options import FLAGS as STUDENT_FLAGS
+from kdpipe.cli.stage_two_options import SET_EXAMPLE as STUDENT_SET_EXAMPLE
 from kdpipe.cli.train import train
 from kdpipe.schemas.errors import Interrupted, KdpipeError
 
@@ -59,9 +60,9 @@ def options(
         console.answer(context.get_help())
 
 
-app.command("plan")(with_flags(FLAGS, plan))
-app.command("cache-teacher")(with_flags((*FLAGS, EXTEND, OUT), cache_teacher))
-app.command("train")(with_flags(STUDENT_FLAGS, train))
+app.command("plan")(with_flags(FLAGS, plan, SET_EXAMPLE))
+app.command("cache-teacher")(with_flags((*FLAGS, EXTEND, OUT), cache_teacher, SET_EXAMPLE))
+app.command("train")(with_flags(STUDENT_FLAGS, train, STUDENT_SET_EXAMPLE))
 app.command("eval")(evaluate)
 app.command("compare")(compare)
 app.add_typer(cache.app, name="cache")

@@ -1,6 +1,6 @@
 """The flags of `kdpipe cache-teacher` and `kdpipe plan`: one table, with the setting that each of them says.
 
-In: nothing. Out: `FLAGS`, and `OUT` and `EXTEND` for the command that writes. Before it: `flags.py`.
+In: nothing. Out: `FLAGS`, `SET_EXAMPLE`, and `OUT` and `EXTEND` for the command that writes. Before it: `flags.py`.
 After it: `main.py` hands them to the commands, `settings.py` joins what was typed with the other layers.
 """
 
@@ -32,6 +32,7 @@ def _layers(text: str) -> dict[str, Any]:
     return {"layers": [word.strip() for word in text.split(",")]}
 
 
+SET_EXAMPLE = "data.columns.text=body"
 FLAGS = (
     Flag(name="--teacher", place="teacher.name", metavar="NAME", help="A causal language model: a folder or a hub id."),
     Flag(name="--revision", place="teacher.revision", metavar="REV", help="The teacher's revision on the hub."),

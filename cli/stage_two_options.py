@@ -1,7 +1,7 @@
 """The flags of `kdpipe train`: one table, with the setting that each of them says.
 
-In: nothing. Out: `FLAGS`. Before it: `flags.py`. After it: `main.py` hands them to the command, `settings.py` joins
-what was typed with the other layers.
+In: nothing. Out: `FLAGS`, `SET_EXAMPLE`. Before it: `flags.py`. After it: `main.py` hands them to the command,
+`settings.py` joins what was typed with the other layers.
 """
 
 from typing import Literal
@@ -18,6 +18,7 @@ def _words(text: str) -> list[str]:
     return [word.strip() for word in text.split(",") if word.strip() and word.strip() != "none"]
 
 
+SET_EXAMPLE = "schedule.kind=wsd"
 FLAGS = (
     Flag(name="--from-cache", place="cache.path", metavar="DIR", help="The cache to learn from."),
     Flag(

@@ -1,6 +1,7 @@
 """The command line as people and scripts meet it: help, version, errors, exit codes, speed."""
 
 import importlib.metadata
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -24,6 +25,21 @@ def test_the_surface_is_exactly_what_is_documented(command: str, capsys: pytest.
 def test_every_command_in_the_help_has_its_line_in_the_surface(capsys: pytest.CaptureFixture[str]) -> None:
     for command, (commands, _) in SURFACE.items():
         assert all(f"{command} {name}".strip() in SURFACE for name in commands)
+
+
+@pytest.mark.parametrize("command", sorted(command for command, (_, options) in SURFACE.items() if "--set" in options))
+def test_the_example_of_set_is_a_setting_of_its_command(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A command refuses an unknown setting before it misses its cache or teacher, so a good one changes nothing."""
+
+    def refusal(*words: str) -> str:
+        assert main.run([*command.split(), *words]) == 2
+        return capsys.readouterr().err
+
+    assert main.run([*command.split(), "--help"]) == 0
+    example = re.search(r"for instance (\S+=\S+);", " ".join(capsys.readouterr().out.split()))
+    assert example is not None
+    assert refusal("--set", example[1]) == refusal()
+    assert "unknown setting" in refusal("--set", "no.such=1")
 
 
 def test_help_is_fast_and_imports_nothing_heavy() -> None:

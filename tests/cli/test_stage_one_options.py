@@ -12,7 +12,7 @@ from kdpipe.cli import main
 from kdpipe.cli.flags import Flag, Given, with_flags
 from kdpipe.cli.main import run
 from kdpipe.cli.settings import stage_one
-from kdpipe.cli.stage_one_options import FLAGS, OUT
+from kdpipe.cli.stage_one_options import FLAGS, OUT, SET_EXAMPLE
 from kdpipe.schemas.stage_one import StageOne
 
 WORDS = ["--teacher", "teacher", "--data", "a.jsonl", "--out", "cache"]
@@ -32,7 +32,7 @@ def handed(monkeypatch: pytest.MonkeyPatch) -> list[StageOne]:
         """Say the settings."""
         seen.append(stage_one(given, out=not plan))
 
-    app.command("say")(with_flags((*FLAGS, OUT), say))
+    app.command("say")(with_flags((*FLAGS, OUT), say, SET_EXAMPLE))
     monkeypatch.setattr(main, "app", app)
     return seen
 
