@@ -19,8 +19,8 @@ PER_RUN = 10
 class Plan:
     """A run before it starts: `n_read` sequences of the `n_sequences` of an epoch, `step_size` of them a step.
 
-    The rate climbs over the first `n_warmup` steps and begins to fall at `decay_from`, which is `n_steps` if it never
-    does.
+    The learning rate climbs over the first `n_warmup` steps; it falls in the steps from `decay_from` on, which is
+    `n_steps` if it never does.
     """
 
     n_sequences: int
@@ -78,18 +78,22 @@ def make_plan(settings: StageTwo, n_sequences: int) -> Plan:
 
 
 def _decay_from(schedule: Schedule, n_steps: int, n_warmup: int) -> int:
+    """The first step of the fall; without a warm-up the first step of the run is made at the peak."""
     if schedule.kind == "constant":
         return n_steps
-    return max(n_warmup, n_steps - round(schedule.decay * n_steps)) if schedule.kind == "wsd" else n_warmup
+    n_decay = round(schedule.decay * n_steps) if schedule.kind == "wsd" else n_steps
+    return max(n_warmup, 1, n_steps - n_decay)
 
 
 def fallen(plan: Plan, step: int) -> float:
-    """How far the decay has come at a step, from 0 before it to 1 behind the last step."""
-    return max(0.0, step - plan.decay_from) / max(1, plan.n_steps - plan.decay_from)
+    """How far the decay has come at a step: 0 before it, 1 at the last step of the run."""
+    if step < plan.decay_from or plan.decay_from == plan.n_steps:
+        return 0.0
+    return min(1.0, (step - plan.decay_from + 1) / (plan.n_steps - plan.decay_from))
 
 
 def rate(schedule: Schedule, plan: Plan, step: int) -> float:
-    """The factor of the base rate once `step` optimizer steps are done."""
+    """The factor of the base learning rate once `step` optimizer steps are done."""
     if step < plan.n_warmup:
         return (step + 1) / plan.n_warmup
     down = fallen(plan, step)

@@ -43,12 +43,12 @@ def test_weights_follow_mode_and_alpha_where_nothing_else_is_said(losses: Any, e
 def test_wsd_alpha_starts_with_labels_alone_holds_and_ends_as_the_rate_has_fallen() -> None:
     losses = {"alpha_schedule": "wsd", "alpha": 0.1, "alpha_end": 0.5}
     built = curriculum(1000, losses=losses, schedule={"kind": "wsd", "warmup": 0.1, "decay": 0.2})
-    alpha = [built.at(step).weights.get("ce", 0.0) for step in range(1001)]
+    alpha = [built.at(step).weights.get("ce", 0.0) for step in range(1000)]
     assert built.at(0).weights == {"ce": 1.0}
     assert alpha[10] == pytest.approx(0.55)
-    assert alpha[20:801] == pytest.approx([0.1] * 781)
-    assert alpha[900] == pytest.approx(0.3)
-    assert alpha[1000] == pytest.approx(0.5)
+    assert alpha[20:800] == pytest.approx([0.1] * 780)
+    assert alpha[899] == pytest.approx(0.3)
+    assert alpha[999] == pytest.approx(0.5)
     assert all(sum(built.at(step).weights.values()) == pytest.approx(1) for step in range(1000))
     assert built.terms == {"ce", "forward_kl"}
 

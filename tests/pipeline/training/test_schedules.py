@@ -47,42 +47,70 @@ def test_evaluation_and_saving_are_ten_a_run_unless_said() -> None:
     assert plan_of(run=Run(max_steps=3)).save_every == 1
 
 
-def twin(schedule: Schedule, n_steps: int, step: int) -> float:
-    """The rate written out for each kind, from shares of the run."""
-    up = round(schedule.warmup * n_steps)
-    if step < up:
-        return (step + 1) / up
-    if schedule.kind == "constant":
-        return 1.0
-    begin = max(up, n_steps - round(schedule.decay * n_steps)) if schedule.kind == "wsd" else up
-    x = min(max((step - begin) / (n_steps - begin), 0), 1) if n_steps > begin else 0.0
-    y = 0.5 + 0.5 * math.cos(math.pi * x) if schedule.kind == "cosine" else 1 - x
-    return schedule.floor + (1 - schedule.floor) * y
+def twin(schedule: Schedule, n_steps: int) -> list[float]:
+    """The factors of all steps, written out: up to the peak, held there, and down to the floor at the last step."""
+    up = [(step + 1) / round(schedule.warmup * n_steps) for step in range(round(schedule.warmup * n_steps))]
+    n_rest = n_steps - len(up)
+    n_fall = {"constant": 0, "wsd": min(n_rest, round(schedule.decay * n_steps))}.get(schedule.kind, n_rest)
+    n_fall = min(n_fall, n_steps - 1)
+    down = [(n + 1) / n_fall for n in range(n_fall)]
+    left = [0.5 + 0.5 * math.cos(math.pi * x) if schedule.kind == "cosine" else 1 - x for x in down]
+    held = [1.0] * (n_rest - n_fall)
+    return [*up, *held, *(schedule.floor + (1 - schedule.floor) * y for y in left)]
 
 
 @pytest.mark.parametrize("kind", ["linear", "cosine", "wsd", "constant"])
 @pytest.mark.parametrize(
-    ("warmup", "decay", "floor"), [(0.1, 0.2, 0.0), (0.0, 1.0, 0.1), (0.5, 0.5, 1.0), (0.9, 0.1, 0)]
+    ("warmup", "decay", "floor"), [(0.1, 0.2, 0.0), (0.0, 1.0, 0.1), (0.5, 0.5, 1.0), (0.9, 0.1, 0), (0, 0.01, 0.5)]
 )
 @pytest.mark.parametrize("n_steps", [1, 2, 10, 137])
 def test_the_rate_is_that_of_its_kind(kind: str, warmup: float, decay: float, floor: float, n_steps: int) -> None:
     schedule = Schedule.model_validate({"kind": kind, "warmup": warmup, "decay": decay, "floor": floor})
     plan = plan_of(schedule, Run(max_steps=n_steps))
-    for step in range(n_steps):
-        assert rate(schedule, plan, step) == pytest.approx(twin(schedule, n_steps, step), abs=1e-12)
-        assert 0 < rate(schedule, plan, step) <= 1
+    rates = [rate(schedule, plan, step) for step in range(n_steps)]
+    assert rates == pytest.approx(twin(schedule, n_steps), abs=1e-12)
+    assert all(0 < one <= 1 for one in rates[:-1])
+    # The plan line and the log agree: so many steps are held, so many fall, and the last is at the floor.
+    if plan.decay_from < n_steps:
+        assert rates[-1] == pytest.approx(floor, abs=1e-12)
+        assert f"down to {floor:g} of its height over {n_steps - plan.decay_from}" in lines(schedule, plan)[2]
+    else:
+        assert rates[-1] == 1 and "down to" not in lines(schedule, plan)[2]
 
 
-def test_the_rate_climbs_from_above_nothing_is_whole_and_falls_towards_the_floor() -> None:
+@pytest.mark.parametrize("floor", [0.0, 0.1])
+@pytest.mark.parametrize(
+    ("schedule", "n_steps", "expected"),
+    [
+        ({"kind": "wsd", "warmup": 0.0, "decay": 0.1}, 10, [1.0] * 9 + [0.0]),  # a fall of one step
+        ({"kind": "wsd", "warmup": 0.2, "decay": 0.4}, 5, [1.0, 1.0, 1.0, 0.5, 0.0]),
+        ({"kind": "linear", "warmup": 0.0}, 5, [1.0, 0.75, 0.5, 0.25, 0.0]),
+        ({"kind": "linear", "warmup": 0.2}, 5, [1.0, 0.75, 0.5, 0.25, 0.0]),
+        ({"kind": "cosine", "warmup": 0.0}, 3, [1.0, 0.5, 0.0]),
+        ({"kind": "linear", "warmup": 0.5}, 2, [1.0, 0.0]),
+        ({"kind": "linear", "warmup": 0.0}, 1, [1.0]),  # the only step is at the peak
+        ({"kind": "cosine", "warmup": 0.0}, 1, [1.0]),
+    ],
+)
+def test_the_last_step_of_a_falling_schedule_is_the_last_of_the_fall(
+    schedule: dict[str, float | str], n_steps: int, expected: list[float], floor: float
+) -> None:
+    made = Schedule.model_validate(schedule | {"floor": floor})
+    plan = plan_of(made, Run(max_steps=n_steps))
+    rates = [rate(made, plan, step) for step in range(n_steps)]
+    assert rates == pytest.approx([floor + (1 - floor) * one for one in expected], abs=1e-12)
+
+
+def test_the_rate_climbs_from_above_nothing_is_whole_and_falls_to_the_floor() -> None:
     schedule = Schedule(kind="wsd", warmup=0.1, decay=0.2, floor=0.1)
     plan = plan_of(schedule, Run(max_steps=100))
     rates = [rate(schedule, plan, step) for step in range(100)]
     assert rates[0] == 0.1
-    assert rates[9:81] == [1.0] * 72
-    assert all(a > b for a, b in pairwise(rates[80:]))
-    assert rates[-1] == pytest.approx(0.1 + 0.9 / 20)
-    assert rate(schedule, plan, 100) == pytest.approx(0.1)
-    assert [fallen(plan, step) for step in (0, 80, 90, 100)] == [0, 0, 0.5, 1]
+    assert rates[9:80] == [1.0] * 71
+    assert all(a > b for a, b in pairwise(rates[79:]))
+    assert rates[-2] == pytest.approx(0.1 + 0.9 / 20)
+    assert rates[-1] == pytest.approx(0.1)
+    assert [fallen(plan, step) for step in (0, 79, 80, 89, 99, 100)] == [0, 0, 0.05, 0.5, 1, 1]
 
 
 def test_what_will_run_is_told() -> None:
