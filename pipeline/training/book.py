@@ -99,8 +99,13 @@ class Book:
 
     def write_evaluation(self, state: LoopState, found: Evaluation, loss_before: float | None) -> None:
         """Put down an evaluation beside the loss of the step before it: the gap is what was learnt by heart."""
-        gap = None if found.loss is None or loss_before is None else found.loss - loss_before
+        gap = _train_gap(found, loss_before)
         self._write({"step": state.step, "evaluation": {**found.summary, "terms": dict(found.terms), "train_gap": gap}})
+        self.show_evaluation(state, found, loss_before)
+
+    def show_evaluation(self, state: LoopState, found: Evaluation, loss_before: float | None) -> None:
+        """Show an evaluation on screen alone."""
+        gap = _train_gap(found, loss_before)
         told = [f"CE {found.cross_entropy:.4f}"]
         if found.kl_teacher is not None:
             told.append(f"KL to the teacher {found.kl_teacher:.4f}")
@@ -125,6 +130,10 @@ class Book:
             f"step {state.step:,}: loss {took.loss:.4f}, gradient norm {took.gradient_norm:.4g}, {took.tokens:,} tokens"
         )
         return "\n".join([head, *(f"  {name:<{width}}  {told}" for name, told in facts)])
+
+
+def _train_gap(found: Evaluation, loss_before: float | None) -> float | None:
+    return None if found.loss is None or loss_before is None else found.loss - loss_before
 
 
 def _product(name: TermName, term: TermNews, loss: float, terms: InForce) -> str:

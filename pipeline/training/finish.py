@@ -29,9 +29,7 @@ def finish(desk: Desk, state: LoopState, folder: Path) -> Evaluation | None:
         if found is None or found.step == chosen.step:
             return found
     if desk.measure is not None:
-        found = desk.measure.last
-        if found is None or found.step != chosen.step:
-            found = desk.measure(chosen, None)
+        found = desk.measure.of_step(chosen)
         save_evaluation(folder, found)
     student = desk.prepared.learner.student
     student.model.eval()

@@ -4,6 +4,7 @@ In: a `Prepared` run, its book. Out: an `Evaluation`, which the book has put dow
 After it: `keeper.py` asks for them when they are due; `finish.py` keeps the last one.
 """
 
+import time
 from typing import final
 
 from kdpipe.cache.reader import Cache
@@ -20,7 +21,7 @@ from kdpipe.schemas.train_report import Evaluation
 
 @final
 class Measure:
-    """Measures on the same sequences each time; `last` is the newest answer."""
+    """Measures on the same sequences each time; `last` is the newest answer, `seconds` is the time it took."""
 
     def __init__(self, prepared: Prepared, validation: Cache, book: Book, limit: int | None) -> None:
         self._run, self._book = prepared, book
@@ -33,9 +34,24 @@ class Measure:
             threads=loading_threads(usable_cpus()),
         )
         self.last: Evaluation | None = None
+        self.seconds = 0.0
 
     def __call__(self, state: LoopState, took: Took | None) -> Evaluation:
-        """Measure after a step, whose loss is set beside that of the validation split."""
+        """Measure after a step, whose loss is set beside that of the validation split, and write it down."""
+        found = self._measured(state)
+        self._book.write_evaluation(state, found, None if took is None else took.loss)
+        return found
+
+    def of_step(self, state: LoopState) -> Evaluation:
+        """The evaluation of a step whose line metrics.jsonl has: the newest answer, or measured again."""
+        if self.last is not None and self.last.step == state.step:
+            return self.last
+        found = self._measured(state)
+        self._book.show_evaluation(state, found, None)
+        return found
+
+    def _measured(self, state: LoopState) -> Evaluation:
+        started = time.perf_counter()
         learner = self._run.learner
         # What a student is judged by is in force at the last step done, not at the next.
         terms = self._run.curriculum.at(max(0, state.step - 1))
@@ -44,6 +60,5 @@ class Measure:
         called = {name: self._run.name_of(name, terms.temperature) for name in terms.weights if name in found.terms}
         raw = {called[name]: found.terms[name] for name in called}
         found = found.model_copy(update={"step": state.step, "terms": raw})
-        self.last = found
-        self._book.write_evaluation(state, found, None if took is None else took.loss)
+        self.last, self.seconds = found, time.perf_counter() - started
         return found

@@ -60,8 +60,10 @@ def report(desk: Desk, loop: Loop, found: Evaluation | None, folder: Path, start
 def estimate(desk: Desk, loop: Loop, folder: Path) -> Estimate:
     """What the whole run takes, from the steps that were made, one evaluation and one checkpoint there and back."""
     plan = desk.prepared.plan
-    measure = desk.measure
-    evaluating = 0.0 if measure is None else _seconds_of(lambda: measure(loop.state, loop.last))
+    evaluating = 0.0
+    if desk.measure is not None:
+        desk.measure.of_step(loop.state)
+        evaluating = desk.measure.seconds
     saving = _seconds_of(lambda: desk.keeper.save(loop.state))
     path = checkpoints.latest(folder, desk.watch.warn)
     assert path is not None, "a checkpoint was just written"

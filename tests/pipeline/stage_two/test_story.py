@@ -253,6 +253,17 @@ def test_a_dry_run_estimates_and_leaves_nothing(folder: Path) -> None:
     assert sorted(folder.iterdir()) == before
 
 
+@pytest.mark.parametrize("every", [1, 5, 9])
+def test_a_dry_run_shows_each_evaluation_once(folder: Path, every: int) -> None:
+    """Due at its last step or not: it is measured there once, for the estimate."""
+    watch = HeardTraining()
+    settings = settings_for(folder, "dry", evaluation={"every": every, "limit": 4})
+    report = run(settings, watch, dry_run=True)
+    shown = [line.split(",")[0] for line in watch.said if "validation" in line]
+    assert shown == [f"step {step}" for step in range(1, 6) if step % every == 0 or step == 5]
+    assert report.evaluation is not None and report.evaluation["step"] == 5
+
+
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
