@@ -1,7 +1,7 @@
 """Arrow: uncompressed IPC files that are mapped, Parquet as index and as data. The only module that imports pyarrow.
 
 In: numpy arrays and the columns that a file must have. Out: the same, after everything that Arrow leaves to its users
-is checked; and the rows of a person's Parquet file. Before it: `parquet_pages.py`, `number_lists.py`. After it:
+is checked; and the rows of a person's Parquet file. Before it: `number_lists.py`. After it:
 `sequences.py`, `text.py` and `index.py` say which columns these are; `pipeline/data/row_files.py`, `pipeline/foreign`.
 """
 
@@ -20,11 +20,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kdpipe.cache.number_lists import depth, joined, rows_of_lists
-from kdpipe.cache.parquet_pages import check_pages
 from kdpipe.schemas.errors import CacheDamaged, ConfigError
 
 MAGIC = b"ARROW1"
-MAX_THRIFT = 1 << 16
 PARQUET_BATCH = 1024
 # Rows of lists of numbers: bytes in memory at a time, and how far a small file may unfold.
 LISTS_BATCH_BYTES = 1 << 26
@@ -181,45 +179,6 @@ def write_parquet(
     with pq.ParquetWriter(file, schema, write_page_checksum=True, **plain) as writer:
         writer.write_table(table, row_group_size=max(1, table.num_rows))
         writer.add_key_value_metadata(dict(notes))
-
-
-def read_parquet(
-    data: bytes, fields: Sequence[Field], n_rows: int, what: str
-) -> tuple[dict[str, list[Any]], dict[str, str]]:
-    """Read what `write_parquet` wrote: the columns and the notes."""
-    try:
-        file = pq.ParquetFile(
-            pa.BufferReader(data),
-            pre_buffer=False,
-            page_checksum_verification=True,
-            thrift_string_size_limit=MAX_THRIFT,
-            thrift_container_size_limit=MAX_THRIFT,
-        )
-        _check_parquet(file, [field.to_arrow() for field in fields], n_rows, data)
-        table = file.read(use_threads=False)
-        table.validate(full=True)
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise CacheDamaged(f"{what} is not the Parquet file it should be: {_first_line(error)}") from None
-    notes = {
-        key.decode("utf-8", "replace"): value.decode("utf-8", "replace")
-        for key, value in (file.metadata.metadata or {}).items()
-    }
-    return {field.name: table.column(field.name).to_pylist() for field in fields}, notes
-
-
-def _check_parquet(file: Any, fields: list[Any], n_rows: int, data: bytes) -> None:
-    metadata = file.metadata
-    if metadata.num_rows != n_rows or metadata.num_row_groups != 1 or metadata.num_columns != len(fields):
-        raise ValueError(
-            f"it has {metadata.num_rows:,} rows in {metadata.num_columns} columns, {n_rows:,} in {len(fields)} are due"
-        )
-    if not file.schema_arrow.remove_metadata().equals(pa.schema(fields)):
-        raise ValueError("its columns are not those of an index")
-    for number in range(len(fields)):
-        column = metadata.row_group(0).column(number)
-        if column.compression != "UNCOMPRESSED":
-            raise ValueError("a column is compressed")
-        check_pages(data, column.data_page_offset, column.total_compressed_size, n_rows)
 
 
 def compress(data: bytes) -> bytes:

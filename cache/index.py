@@ -1,7 +1,7 @@
 """index.parquet and the identity of a cache: which parts it is made of.
 
 In: the manifest and the records of all parts. Out: one row a part, and `cache_id`, the sha256 over both.
-Before it: `arrow_files.py`. After it: `writer.py` seals with it, `reader.py` opens with it.
+`arrow_files.py` writes the file, `plain_parquet.py` reads it: Parquet's own library aborts at some bytes of strangers.
 """
 
 import io
@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from kdpipe.cache import layout
-from kdpipe.cache.arrow_files import Field, read_parquet, write_parquet
+from kdpipe.cache.arrow_files import Field, write_parquet
+from kdpipe.cache.plain_parquet import PlainColumn, read_plain_parquet
 from kdpipe.cache.store import Store
 from kdpipe.schemas.errors import CacheDamaged
 from kdpipe.schemas.manifest import Manifest
@@ -30,6 +31,7 @@ FIELDS = [
     Field(name="sha256", type="string"),
     *(Field(name=name, type="uint64") for name in COUNTS),
 ]
+COLUMNS = [PlainColumn(field.name, field.type) for field in FIELDS]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +97,10 @@ def parsed_index(data: bytes, manifest: Manifest) -> tuple[list[IndexRow], str]:
     """What an index says, when its bytes are those that were written and are of this cache."""
     if sealed(data) != data:
         raise CacheDamaged(f"{layout.INDEX}: its bytes are not those that were written (sha256 differs)")
-    columns, notes = read_parquet(data, FIELDS, manifest.plan.n_parts, layout.INDEX)
+    try:
+        columns, notes = read_plain_parquet(data, COLUMNS, manifest.plan.n_parts)
+    except ValueError as error:
+        raise CacheDamaged(f"{layout.INDEX} is not the Parquet file it should be: {error}") from None
     rows = [IndexRow(*values) for values in zip(*(columns[field.name] for field in FIELDS), strict=True)]
     identity = cache_id(manifest, [row.sha256 for row in rows])
     if notes.get("kdpipe.cache_id") != identity:

@@ -266,8 +266,8 @@ def parquet_index(cache: Path, table: Any, **options: Any) -> None:
 
 
 INDEXES: dict[str, tuple[dict[str, Any], str]] = {
-    "compressed": ({"compression": "zstd"}, "a column is compressed"),
-    "with dictionaries": ({"use_dictionary": True}, "a page is not plain"),
+    "compressed": ({"compression": "zstd"}, "is compressed, or of an unknown codec"),
+    "with dictionaries": ({"use_dictionary": True}, "or has a dictionary"),
     "with shared prefixes": ({"column_encoding": {"sha256": "DELTA_BYTE_ARRAY"}}, "a page is not plain"),
     "with lengths apart": ({"column_encoding": {"sha256": "DELTA_LENGTH_BYTE_ARRAY"}}, "a page is not plain"),
     "with pages of version 2": ({"data_page_version": "2.0"}, "page"),
@@ -324,8 +324,8 @@ LIES: dict[str, tuple[Callable[[Columns], object], str]] = {
     "rows without end": (rows_edit("n_rows", (1 << 64) - 1), "row 0 is not of part 0"),
     "a sequence more": (rows_edit("n_sequences", 9), "counts otherwise than index.parquet"),
     "a position less": (rows_edit("n_positions", 1), "counts otherwise than index.parquet"),
-    "a row too many": (longer, "3 rows in 9 columns, 2 in 9 are due"),
-    "a row too few": (shorter, "1 rows in 9 columns, 2 in 9 are due"),
+    "a row too many": (longer, "3 rows in 9 columns, expected are 2 in 9"),
+    "a row too few": (shorter, "1 rows in 9 columns, expected are 2 in 9"),
 }
 
 
