@@ -65,3 +65,4 @@ bench: setup
 	$(BIN)/python benchmarks/stage_two.py
 	$(BIN)/python benchmarks/recovery.py --work runs/recovery
 	$(BIN)/python benchmarks/transfer.py
+	$(BIN)/python benchmarks/intervals.py

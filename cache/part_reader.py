@@ -90,13 +90,12 @@ class PartReader:
             counts = n_exact + n_draws
             if (counts.astype(bool) > mask).any():
                 raise CacheDamaged("a row with loss_mask false has targets")
-            documents = slice(int(places.document_offsets[first]), int(places.document_offsets[end]))
             scalars = self._decoder.scalars(columns)
             return Rows(
                 tokens=self._decoder.to_ids(columns["token"]),
                 loss_mask=mask,
                 document_starts=self._document_starts(first, end) - start,
-                documents=places.documents[documents].copy(),
+                documents=self._document_numbers(first, end),
                 count=counts.astype(np.int32),
                 n_exact=n_exact.astype(np.int32),
                 ids=entries.ids,
@@ -121,7 +120,13 @@ class PartReader:
                 tokens=self._decoder.to_ids(columns["token"]),
                 loss_mask=_mask(columns["loss_mask"]),
                 document_starts=self._document_starts(sequence, sequence + 1) - start,
+                documents=self._document_numbers(sequence, sequence + 1),
             )
+
+    def _document_numbers(self, first: int, end: int) -> npt.NDArray[np.int64]:
+        """The split's numbers of the documents in sequences [first, end)."""
+        offsets = self.sequences.document_offsets
+        return self.sequences.documents[int(offsets[first]) : int(offsets[end])].copy()
 
     def _columns(self, start: int, stop: int, names: tuple[str, ...]) -> dict[str, Codes]:
         """The codes of some columns."""

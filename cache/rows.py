@@ -96,3 +96,4 @@ class Tokens:
     tokens: npt.NDArray[np.int32]
     loss_mask: Bools
     document_starts: npt.NDArray[np.int64]
+    documents: npt.NDArray[np.int64]

@@ -31,11 +31,11 @@ SHARES = ("top1_agreement", "ece")
 
 def compare(
     runs: Annotated[
-        list[str], typer.Argument(metavar="RUN RUN...", help="Folders of runs; the first is held against.")
+        list[str], typer.Argument(metavar="RUN RUN...", help="Run folders; differences are from the first.")
     ],
     json: Annotated[bool, typer.Option("--json", help="Answer with one JSON document.")] = False,
 ) -> None:
-    """Put runs beside each other: settings that differ, final numbers, differences to the first with 90 % intervals."""
+    """Compare runs: settings that differ, final metrics, differences from the first with 90 % intervals."""
     from kdpipe.pipeline.compare import compare as run
 
     report = run(runs)
@@ -56,13 +56,14 @@ def _table(runs: "Sequence[ComparedRun]") -> Iterator[str]:
     for setting in runs[0].settings:
         yield _row(setting, [one.settings[setting] for one in runs])
     yield _row("step", [_count(one.step) for one in runs])
+    yield _row("documents", [_count(one.documents) for one in runs])
     yield _row("positions", [_count(one.positions) for one in runs])
     for metric, (name, form) in NUMBERS.items():
         values = [one.numbers.get(metric) for one in runs]
         if any(value is not None for value in values):
             yield _row(name, ["-" if value is None else form.format(value) for value in values])
     if any(one.differences for one in runs):
-        yield "more than the first (shares in points), with half the width of a 90 % interval:"
+        yield "difference from the first (shares in points), ± half of its 90 % interval:"
     for metric, (name, _) in NUMBERS.items():
         cells = [_difference(one, metric) for one in runs]
         if any(cells):

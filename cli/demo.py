@@ -60,7 +60,7 @@ def again(place: "Place") -> list[str]:
 
 def stages(place: "Place") -> Iterator[tuple[str, list[str]]]:
     """What each command is for, and what is typed, in order."""
-    cut = ["--data", str(place.corpus), "--seq-len", "256", "--val-fraction", "0.1"]
+    cut = ["--data", str(place.corpus), "--seq-len", "256", "--val-fraction", "0.3"]
     made_of = ["--teacher", str(place.teacher), *cut]
     cache = ["--from-cache", str(place.cache)]
     yield (

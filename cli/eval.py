@@ -88,7 +88,7 @@ def _numbers(report: "EvalReport") -> list[Fact]:
     perplexity = "too large" if report.perplexity is None else f"{report.perplexity:,.2f}"
     facts = [
         ("cache", f"{asked.cache}, {asked.split}, {asked.cache_id or 'unfinished'}"),
-        ("positions", f"{report.positions:,} in {asked.sequences:,} sequences"),
+        ("positions", f"{report.positions:,} in {asked.sequences:,} sequences of {asked.documents:,} documents"),
         ("CE", f"{report.cross_entropy:.4f} nats, perplexity {perplexity}"),
     ]
     if report.kl_teacher is not None:

@@ -1,21 +1,23 @@
-"""`compare`: runs beside each other: what they were told differently, what came of it, and how sure that is.
+"""`compare`: runs beside each other: the settings that differ, their metrics, and differences with intervals.
 
-In: folders of runs. Out: a `CompareReport`, the first run being the one that others are held against. Before it:
-`cli/compare.py`. After it: `pipeline/evaluation` reads and compares. Nothing is loaded or measured again.
+In: folders of runs. Out: a `CompareReport`; differences are from the first run. Nothing is loaded or measured again:
+every number comes from the evaluations that the runs stored.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from kdpipe.pipeline.evaluation.spread import differences, same_sequences
+from kdpipe.pipeline.evaluation.spread import differences, same_positions
 from kdpipe.pipeline.evaluation.stored import load_evaluation, load_settings
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.train_report import ComparedRun, CompareReport, Evaluation
 
 # Where a run lies is no difference between runs.
 PLACES = ("out",)
+# Below this many documents the variance between them is itself a guess (docs/experiments.md#intervals-of-compare).
+FEW_DOCUMENTS = 20
 METRICS = ("cross_entropy", "perplexity", "kl_teacher", "top1_agreement", "ece", "loss")
 
 
@@ -34,6 +36,7 @@ def compare(folders: Sequence[str]) -> CompareReport:
                 run=str(run),
                 settings={name: _shown(own.get(name)) for name in differing},
                 step=None if evaluation is None else evaluation.step,
+                documents=None if evaluation is None else len(evaluation.by_document.numbers),
                 positions=None if evaluation is None else evaluation.positions,
                 numbers={} if evaluation is None else {name: getattr(evaluation, name) for name in METRICS},
                 differences=differences(first, evaluation) if number and first and evaluation else {},
@@ -56,18 +59,32 @@ def _shown(value: Any) -> str:
     return "-" if value is None or value == [] else json.dumps(value, ensure_ascii=False)
 
 
-def _notes(runs: Sequence[Path], evaluations: Sequence[Evaluation | None]) -> list[str]:
-    found = [
-        f"{run} has not been evaluated: its run is not at its end, or its cache has no validation split"
-        for run, evaluation in zip(runs, evaluations, strict=True)
-        if evaluation is None
-    ]
+def _notes(runs: Sequence[Path], evaluations: Sequence[Evaluation | None]) -> Iterator[str]:
+    for run, evaluation in zip(runs, evaluations, strict=True):
+        if evaluation is None:
+            yield f"{run} has no evaluation: the run is unfinished, or its cache has no validation split"
     first = evaluations[0]
     if first is None:
-        return [*found, "the first run has no numbers, so that no differences can be told"]
-    for run, evaluation in zip(runs[1:], evaluations[1:], strict=True):
-        if evaluation is not None and not same_sequences(first, evaluation):
-            found.append(f"{run} was evaluated on other sequences than {runs[0]}: there are no differences to tell")
-        elif evaluation is not None and evaluation.kl_teacher_estimate != first.kl_teacher_estimate:
-            found.append(f"KL to the teacher is not the same estimate in {run} and {runs[0]}")
-    return found
+        yield "the first run has no evaluation, so no differences are shown"
+        return
+    others = [(run, found) for run, found in zip(runs[1:], evaluations[1:], strict=True) if found is not None]
+    for run, evaluation in others:
+        if not same_positions(first, evaluation):
+            yield f"{run} was evaluated on other positions than {runs[0]}: no differences are shown"
+        elif evaluation.kl_teacher_estimate != first.kl_teacher_estimate:
+            yield f"KL to the teacher is not the same kind of estimate in {run} and {runs[0]}"
+    if any(same_positions(first, evaluation) for _, evaluation in others):
+        yield from _about_intervals(len(first.by_document.numbers))
+
+
+def _about_intervals(n_documents: int) -> Iterator[str]:
+    """What the intervals rest on, and what they leave out."""
+    if n_documents < FEW_DOCUMENTS:
+        yield (
+            f"only {n_documents} evaluated document{'' if n_documents == 1 else 's'}: too few to rely on the "
+            f"intervals; evaluate on {FEW_DOCUMENTS} or more"
+        )
+    yield (
+        "intervals are about these students, not about their recipes: another seed of one recipe often differs by "
+        "more, so compare several seeds"
+    )

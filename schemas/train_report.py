@@ -2,7 +2,7 @@
 
 In: what `pipeline/evaluation` measured. Out: the JSON documents of `kdpipe eval --json` and `kdpipe compare --json`.
 Before it: `records.py`. After it: `pipeline/evaluate.py`, `pipeline/compare.py`, `cli/eval.py`, `cli/compare.py`.
-All numbers are in nats and means over positions, but for `BySequence`, which holds sums.
+All numbers are in nats and means over positions, but for `ByDocument`, which holds sums.
 """
 
 from typing import Literal
@@ -27,10 +27,11 @@ class Bucket(Record):
     ece: float | None
 
 
-class BySequence(Record):
-    """Sums over the positions of each sequence that was read, so that two students can be compared in pairs.
+class ByDocument(Record):
+    """Sums over the evaluated positions of each document, so that two students can be compared document by document.
 
-    `agreed` counts the positions where student and teacher hold the same id most probable.
+    `numbers` are the split's, in the order in which they were first read; `agreed` counts the positions where student
+    and teacher hold the same id most probable.
     """
 
     numbers: tuple[int, ...]
@@ -40,10 +41,10 @@ class BySequence(Record):
     agreed: tuple[int, ...] | None
 
     @model_validator(mode="after")
-    def _as_long(self) -> "BySequence":
+    def _as_long(self) -> "ByDocument":
         columns = (self.positions, self.cross_entropy, self.kl_teacher, self.agreed)
         if any(column is not None and len(column) != len(self.numbers) for column in columns):
-            raise ValueError("every column has a number for each sequence")
+            raise ValueError("every column has a number for each document")
         return self
 
 
@@ -68,12 +69,12 @@ class Evaluation(Record):
     loss: float | None = None
     terms: dict[str, float] = Field(default_factory=dict)
     by_entropy: tuple[Bucket, ...]
-    by_sequence: BySequence
+    by_document: ByDocument
 
     @property
     def summary(self) -> dict[str, float | int | str | None]:
-        """The numbers alone, without buckets, terms and sequences."""
-        return self.model_dump(exclude={"by_entropy", "by_sequence", "terms"})
+        """The numbers alone, without buckets, terms and documents."""
+        return self.model_dump(exclude={"by_entropy", "by_document", "terms"})
 
 
 class EvalSettings(Record):
@@ -84,6 +85,7 @@ class EvalSettings(Record):
     split: str
     student: str
     sequences: int
+    documents: int
     limit: int | None
     device: str
     precision: str
@@ -106,8 +108,8 @@ class EvalReport(Record):
 
 
 class Difference(Record):
-    """How much higher a number is than the first run's; `spread` is half the width of its 90 % interval, over
-    sequences that both have read, None where there are fewer than two."""
+    """How much higher a number is than the first run's; `spread` is half the width of its 90 % interval over the
+    documents that both were evaluated on, None where there are fewer than two."""
 
     value: float
     spread: float | None
@@ -116,12 +118,13 @@ class Difference(Record):
 class ComparedRun(Record):
     """One run: what differs in its settings, its numbers, and how they differ from the first run's.
 
-    `differences` is empty for the first, and for one that was evaluated on other sequences.
+    `differences` is empty for the first, and for one that was evaluated on other positions.
     """
 
     run: str
     settings: dict[str, str]
     step: int | None
+    documents: int | None
     positions: int | None
     numbers: dict[str, float | None]
     differences: dict[str, Difference]

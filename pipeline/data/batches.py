@@ -43,7 +43,8 @@ class Targets:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MicroBatch:
-    """B sequences of up to T tokens, right-padded; `document_BT` numbers a sequence's documents from 0, padding is -1.
+    """B sequences of up to T tokens, right-padded; `document_BT` numbers a sequence's documents from 0, padding is -1;
+    `documents` has the split's numbers of each sequence's documents.
 
     `places_N` are the rows in the flat [B * T], `sequence_N` the sequence of each; `labels_N` the tokens behind them.
     `hidden` has the rows' cached states by layer, `pooled` the documents' by layer, with `document_D` = (sequence,
@@ -51,6 +52,7 @@ class MicroBatch:
     """
 
     numbers: tuple[int, ...]
+    documents: tuple[tuple[int, ...], ...]
     tokens_BT: Tensor
     document_BT: Tensor
     places_N: Tensor

@@ -68,6 +68,7 @@ def make_batch(cache: Cache, numbers: Sequence[int], wants: Wants, *, pin: bool 
     pooled, documents = _pooled(cache, numbers, wants.pooled)
     batch = MicroBatch(
         numbers=tuple(numbers),
+        documents=tuple(tuple(one.documents.tolist()) for one in rows),
         **_tokens(rows),
         targets=_targets(cache, whole) if wants.targets else None,
         teacher_entropy_N=_scalar(whole, "entropy") if wants.statistics else None,

@@ -7,6 +7,7 @@ KL is forward and at T=1: exact from states, unbiased from draws made for T=1, e
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain
 from typing import final
 
 import numpy as np
@@ -66,10 +67,12 @@ class Evaluator:
         wants: Wants | None = None,
         threads: int = 1,
     ) -> None:
+        if cache.split is None:
+            raise ConfigError("an evaluation reads one split", hint='open the cache with split="validation" or "train"')
         if not len(cache):
-            raise ConfigError(f"{cache.url} has no sequences in {cache.split or 'any split'} to evaluate on")
+            raise ConfigError(f"{cache.url} has no sequences in {cache.split} to evaluate on")
         spec = cache.manifest.targets
-        self.cache, self.estimate = cache, estimate(spec)
+        self.cache, self.estimate, self._split = cache, estimate(spec), cache.split
         self._teacher, self._batch_size, self._threads = teacher, batch_size, threads
         self._shape = Shape(tail_weight=1.0 if spec.has_draws or spec.keep.kind == "state" else 0.0)
         asked = wants or Wants()
@@ -80,6 +83,11 @@ class Evaluator:
             pooled=asked.pooled,
         )
         self._order = Listed(chosen_sequences(cache, limit))
+
+    @property
+    def n_sequences(self) -> int:
+        """How many sequences each evaluation reads."""
+        return len(self._order)
 
     def measure(
         self,
@@ -108,7 +116,7 @@ class Evaluator:
         return tally.evaluation(
             self.estimate,
             cache_id=self.cache.cache_id,
-            split=self.cache.split or "all",
+            split=self._split,
             loss=own.loss,
             terms=own.raw,
         )
@@ -129,9 +137,8 @@ class Evaluator:
             result = head(states.rows_NH, batch.labels_N, batch.targets, terms, sequence_N=batch.sequence_N, watch=True)
         seen = result.statistics
         assert seen is not None
-        numbers_B = np.array(batch.numbers)
         rows = WatchedRows(
-            sequence_N=numbers_B[batch.sequence_N.cpu().numpy()],
+            document_N=document_numbers(batch),
             cross_entropy_N=_doubles(seen.cross_entropy_N),
             confidence_N=_doubles(seen.confidence_N),
             hit_N=(seen.argmax_N == batch.labels_N).cpu().numpy(),
@@ -202,6 +209,16 @@ def chosen_sequences(cache: Cache, limit: int | None) -> list[int]:
     return sorted(SequenceOrder(cache.sequences_by_part, 0).at(np.arange(limit)).tolist())
 
 
+def document_numbers(batch: MicroBatch) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    """The split's number of the document of each row."""
+    starts_B = np.cumsum([0, *(len(numbers) for numbers in batch.documents[:-1])])
+    document_N = batch.document_BT.flatten()[batch.places_N].cpu().numpy()
+    found: np.ndarray[tuple[int], np.dtype[np.int64]] = np.array(list(chain(*batch.documents)))[
+        starts_B[batch.sequence_N.cpu().numpy()] + document_N
+    ]
+    return found
+
+
 def _doubles(values_N: Tensor) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
     found: np.ndarray[tuple[int], np.dtype[np.float64]] = values_N.detach().cpu().numpy().astype(np.float64)
     return found
@@ -212,6 +229,6 @@ def _check_finite(rows: WatchedRows) -> None:
         if values is not None and not np.isfinite(values).all():
             place = int((~np.isfinite(values)).argmax())
             raise KdpipeError(
-                f"the student is broken: {what} is {values[place]} in sequence {rows.sequence_N[place]:,}",
+                f"the student is broken: {what} is {values[place]} in document {rows.document_N[place]:,}",
                 hint="train it again at a lower --lr, or with --guard ultra-stable",
             )

@@ -1,7 +1,7 @@
-"""`Tally`: sums over evaluated rows: by sequence, by how sure the teacher was, and by how sure the student was.
+"""`Tally`: sums over evaluated rows: by document, by how sure the teacher was, and by how sure the student was.
 
-In: what is known of each row, batch by batch. Out: means, buckets, sums by sequence, the calibration error.
-Before it: `measure.py`. After it: `schemas/train_report.py`. It grows with the sequences read, not with the rows.
+In: what is known of each row, batch by batch. Out: means, buckets, sums by document, the calibration error.
+Before it: `measure.py`. After it: `schemas/train_report.py`. It grows with the documents read, not with the rows.
 """
 
 import math
@@ -11,7 +11,7 @@ from typing import Any, final
 import numpy as np
 import numpy.typing as npt
 
-from kdpipe.schemas.train_report import Bucket, BySequence, Estimate, Evaluation
+from kdpipe.schemas.train_report import Bucket, ByDocument, Estimate, Evaluation
 
 # Nats: half a nat is a choice between two that is nearly made, 4 nats one among 55. Fixed, so that caches compare.
 ENTROPY_EDGES = (0.0, 0.5, 1.0, 2.0, 4.0)
@@ -22,9 +22,9 @@ Doubles = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WatchedRows:
-    """N rows: the sequence of each, -log q of its label, the student's surest id, what is known of the teacher."""
+    """N rows: the document of each, -log q of its label, the student's surest id, what is known of the teacher."""
 
-    sequence_N: npt.NDArray[np.int64]
+    document_N: npt.NDArray[np.int64]
     cross_entropy_N: Doubles
     confidence_N: Doubles
     hit_N: npt.NDArray[np.bool_]
@@ -38,20 +38,21 @@ class Tally:
     """Rows added up; a row whose teacher entropy is unknown is in no bucket, but in all else."""
 
     def __init__(self) -> None:
-        self._sums: list[tuple[int, Doubles]] = []
+        self._by_document: dict[int, Doubles] = {}
         self._by_bucket = np.zeros((len(ENTROPY_EDGES) + 1, 4))
         self._calibration = np.zeros((len(ENTROPY_EDGES) + 1, CONFIDENCE_BINS, 3))
         self._knows = {"kl": True, "agreed": True, "entropy": True}
 
     def add(self, rows: WatchedRows) -> None:
-        """Add rows whose sequences have not been added before."""
+        """Add rows; a document may go on in later ones."""
         for name, known in (("kl", rows.kl_N), ("agreed", rows.agreed_N), ("entropy", rows.teacher_entropy_N)):
             self._knows[name] &= known is not None
-        n = len(rows.sequence_N)
+        n = len(rows.document_N)
         columns = [np.ones(n), rows.cross_entropy_N, _or_zeros(rows.kl_N, n), _or_zeros(rows.agreed_N, n)]
         sums_N4 = np.stack([column.astype(np.float64) for column in columns], axis=1)
-        for number in dict.fromkeys(rows.sequence_N.tolist()):
-            self._sums.append((number, sums_N4[rows.sequence_N == number].sum(axis=0)))
+        for number in dict.fromkeys(rows.document_N.tolist()):
+            sums_4 = sums_N4[rows.document_N == number].sum(axis=0)
+            self._by_document[number] = self._by_document.get(number, np.zeros(4)) + sums_4
         bucket_N = _buckets(rows.teacher_entropy_N, n)
         np.add.at(self._by_bucket, bucket_N, sums_N4)
         bin_N = np.clip((rows.confidence_N * CONFIDENCE_BINS).astype(np.int64), 0, CONFIDENCE_BINS - 1)
@@ -73,7 +74,7 @@ class Tally:
             perplexity=math.exp(cross_entropy) if cross_entropy < math.log(1e300) else None,
             kl_teacher_estimate=estimate if self._knows["kl"] else None,
             by_entropy=self._buckets() if self._knows["entropy"] else (),
-            by_sequence=self._sequences(),
+            by_document=self._documents(),
             **beside,
         )
 
@@ -95,10 +96,10 @@ class Tally:
             for i, (begin, end) in enumerate(zip(ENTROPY_EDGES, ends, strict=True))
         )
 
-    def _sequences(self) -> BySequence:
-        columns = list(zip(*(sums.tolist() for _, sums in self._sums), strict=True))
-        return BySequence(
-            numbers=tuple(number for number, _ in self._sums),
+    def _documents(self) -> ByDocument:
+        columns = list(zip(*(sums.tolist() for sums in self._by_document.values()), strict=True))
+        return ByDocument(
+            numbers=tuple(self._by_document),
             positions=tuple(int(n) for n in columns[0]),
             cross_entropy=columns[1],
             kl_teacher=columns[2] if self._knows["kl"] else None,

@@ -44,6 +44,7 @@ MEASURED = EvalReport(
         split="validation",
         student="runs/a",
         sequences=40,
+        documents=12,
         limit=None,
         device="cpu",
         precision="fp32",
@@ -92,7 +93,7 @@ def test_words_become_what_is_asked(handed: dict[str, Any]) -> None:
 PAGE = """\
 runs/a
   cache       teacher-cache, validation, cccccccc
-  positions   12,345 in 40 sequences
+  positions   12,345 in 40 sequences of 12 documents
   CE          3.2500 nats, perplexity 25.79
   KL          0.7512 nats to the teacher, unbiased estimate
   agreement   61.23% hold the teacher's most probable id most probable

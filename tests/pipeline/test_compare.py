@@ -6,6 +6,7 @@ import pytest
 
 from kdpipe.pipeline.compare import compare
 from kdpipe.schemas.errors import ConfigError
+from kdpipe.schemas.train_report import Evaluation
 from support.evaluations import evaluation, run_folder
 
 BASE = {"seed": 0, "out": "a", "losses": {"alpha": 0.1, "select": []}, "optimizer": {"lr": 1e-4}}
@@ -16,7 +17,27 @@ def test_settings_that_differ_are_told_and_others_are_not(tmp_path: Path) -> Non
     other = run_folder(tmp_path / "b", {**BASE, "out": "b", "losses": {"alpha": 1.0}, "seed": 0}, evaluation())
     found = compare([str(one), str(other)])
     assert [run.settings for run in found.runs] == [{"losses.alpha": "0.1"}, {"losses.alpha": "1.0"}]
-    assert found.notes == ()
+
+
+def test_the_notes_say_what_intervals_rest_on(tmp_path: Path) -> None:
+    few, enough = (
+        [str(run_folder(tmp_path / f"{name}-{n}", BASE, evaluation_of(n))) for name in ("a", "b")] for n in (19, 20)
+    )
+    assert [note.startswith("only 19 evaluated documents") for note in compare(few).notes] == [True, False]
+    (about,) = compare(enough).notes
+    assert "about these students, not about their recipes" in about
+    assert [run.documents for run in compare(enough).runs] == [20, 20]
+
+
+def evaluation_of(n: int) -> Evaluation:
+    """An evaluation of so many documents."""
+    return evaluation(
+        cross_entropy=[300.0 + i for i in range(n)],
+        kl_teacher=None,
+        agreed=[50] * n,
+        numbers=tuple(range(n)),
+        positions=(100,) * n,
+    )
 
 
 def test_numbers_and_differences_are_those_of_the_evaluations(tmp_path: Path) -> None:
@@ -40,11 +61,11 @@ def test_what_cannot_be_compared_is_said(tmp_path: Path) -> None:
     found = compare([str(run) for run in (one, without, elsewhere, bound)])
     assert [bool(run.differences) for run in found.runs] == [False, False, False, True]
     assert found.runs[1].numbers == {}
-    assert f"{without} has not been evaluated" in found.notes[0]
-    assert f"{elsewhere} was evaluated on other sequences than {one}" in found.notes[1]
-    assert f"KL to the teacher is not the same estimate in {bound}" in found.notes[2]
+    assert f"{without} has no evaluation" in found.notes[0]
+    assert f"{elsewhere} was evaluated on other positions than {one}" in found.notes[1]
+    assert f"KL to the teacher is not the same kind of estimate in {bound}" in found.notes[2]
     notes = compare([str(without), str(one)]).notes
-    assert "the first run has no numbers" in notes[1]
+    assert "the first run has no evaluation" in notes[1]
 
 
 def test_one_run_and_no_run_are_refused(tmp_path: Path) -> None:

@@ -54,6 +54,7 @@ def test_a_student_is_measured_on_the_validation_split(folder: Path) -> None:
     assert report.kl_teacher_estimate == "unbiased"
     assert report.settings.cache_id == cache.cache_id
     assert report.settings.sequences == len(cache)
+    assert report.settings.documents == len({int(n) for i in range(len(cache)) for n in cache[i].documents})
     assert (report.settings.split, report.settings.precision, report.settings.device) == ("validation", "fp32", "cpu")
     assert report.tasks == {}
     assert report.notes == ()

@@ -20,6 +20,7 @@ class Row:
     """One position."""
 
     sequence: int
+    document: int
     cross_entropy: float
     kl: float | None
     agreed: bool | None
@@ -53,6 +54,7 @@ def rows_of(model: Any, cache: Cache, numbers: Iterable[int]) -> list[Row]:
             found.append(
                 Row(
                     sequence=number,
+                    document=int(rows.documents[np.searchsorted(rows.document_starts, t, side="right") - 1]),
                     cross_entropy=-float(logq[t, label]),
                     kl=kl_of(cache, rows, t, own, logq[t], None if dense is None else dense[t]),
                     agreed=agrees(cache, rows, own, top, None if dense is None else dense[t]),

@@ -1,6 +1,6 @@
 """Evaluations made up, and folders of runs around them.
 
-In: numbers by sequence. Out: an `Evaluation`; a folder with config.yaml and evaluation.json.
+In: numbers by document. Out: an `Evaluation`; a folder with config.yaml and evaluation.json.
 Before it: `schemas/train_report.py`. After it: the tests of comparison.
 """
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from kdpipe.pipeline.config_file import as_yaml
 from kdpipe.pipeline.evaluation.stored import CONFIG, save_evaluation
-from kdpipe.schemas.train_report import BySequence, Evaluation
+from kdpipe.schemas.train_report import ByDocument, Evaluation
 
 
 def evaluation(
@@ -37,7 +37,7 @@ def evaluation(
         "ece": 0.04,
         "loss": 1.25,
         "by_entropy": (),
-        "by_sequence": BySequence(
+        "by_document": ByDocument(
             numbers=numbers,
             positions=positions,
             cross_entropy=tuple(cross_entropy),

@@ -64,6 +64,7 @@ def batch_with(
     places_N = torch.tensor(places, dtype=torch.int64)
     return MicroBatch(
         numbers=tuple(range(len(documents))),
+        documents=tuple(tuple(range(int(row.max()) + 1)) for row in document),
         tokens_BT=torch.zeros(len(documents), longest, dtype=torch.int64),
         document_BT=document,
         places_N=places_N,

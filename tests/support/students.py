@@ -55,6 +55,7 @@ def batch_of(
     places_N = ((document_BT >= 0) & (ahead_BT == document_BT)).flatten().nonzero().flatten()
     return MicroBatch(
         numbers=tuple(range(len(sequences))),
+        documents=tuple(tuple(range(int(row.max()) + 1)) for row in document_BT),
         tokens_BT=tokens_BT,
         document_BT=document_BT,
         places_N=places_N,

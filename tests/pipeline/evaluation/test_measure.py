@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from kdpipe.cache import Cache, open_cache
+from kdpipe.pipeline.data.batches import MicroBatch
 from kdpipe.pipeline.data.loading import Wants
-from kdpipe.pipeline.evaluation.measure import Evaluator, Trained, chosen_sequences
+from kdpipe.pipeline.evaluation.measure import Evaluator, Trained, chosen_sequences, document_numbers
 from kdpipe.pipeline.evaluation.tally import ENTROPY_EDGES
 from kdpipe.pipeline.losses.head import HeadLosses
 from kdpipe.pipeline.losses.objective import Objective
@@ -78,7 +79,7 @@ def test_every_number_is_that_of_the_slow_twin(caches: Path, learner: Student, k
     assert found.kl_teacher_estimate == ESTIMATES[kind]
     assert (found.cache_id, found.split, found.loss, found.terms) == (cache.cache_id, "train", None, {})
     check_buckets(found, rows)
-    check_sequences(found, rows)
+    check_documents(found, rows)
 
 
 def check_buckets(found: Evaluation, rows: list[Row]) -> None:
@@ -94,39 +95,58 @@ def check_buckets(found: Evaluation, rows: list[Row]) -> None:
             assert close(getattr(one, name), value), (name, one, value)
 
 
-def check_sequences(found: Evaluation, rows: list[Row]) -> None:
-    """Sums of each sequence."""
-    by_sequence = found.by_sequence
-    for i, number in enumerate(by_sequence.numbers):
-        own = [row for row in rows if row.sequence == number]
-        assert by_sequence.positions[i] == len(own)
-        assert close(by_sequence.cross_entropy[i], sum(row.cross_entropy for row in own))
-        if by_sequence.kl_teacher is not None and own[0].kl is not None:
+def check_documents(found: Evaluation, rows: list[Row]) -> None:
+    """Sums of each document, whatever sequences its pieces are in."""
+    by_document = found.by_document
+    assert set(by_document.numbers) == {row.document for row in rows}
+    for i, number in enumerate(by_document.numbers):
+        own = [row for row in rows if row.document == number]
+        assert by_document.positions[i] == len(own)
+        assert close(by_document.cross_entropy[i], sum(row.cross_entropy for row in own))
+        if by_document.kl_teacher is not None and own[0].kl is not None:
             assert math.isclose(
-                by_sequence.kl_teacher[i], sum(row.kl or 0.0 for row in own), rel_tol=2e-5, abs_tol=1e-3
+                by_document.kl_teacher[i], sum(row.kl or 0.0 for row in own), rel_tol=2e-5, abs_tol=1e-3
             )
-        if by_sequence.agreed is not None:
-            assert by_sequence.agreed[i] == sum(bool(row.agreed) for row in own)
-    assert sum(by_sequence.positions) == found.positions == len(rows)
+        if by_document.agreed is not None:
+            assert by_document.agreed[i] == sum(bool(row.agreed) for row in own)
+    assert sum(by_document.positions) == found.positions == len(rows)
+
+
+def test_rows_are_counted_for_the_document_that_they_are_of() -> None:
+    batch = MicroBatch(
+        numbers=(0, 1),
+        documents=((40, 41, 42), (42,)),
+        tokens_BT=torch.zeros((2, 5), dtype=torch.long),
+        document_BT=torch.tensor([[0, 0, 1, 2, 2], [0, 0, 0, -1, -1]]),
+        places_N=torch.tensor([0, 2, 4, 5, 6]),
+        sequence_N=torch.tensor([0, 0, 0, 1, 1]),
+        labels_N=torch.zeros(5, dtype=torch.long),
+    )
+    assert document_numbers(batch).tolist() == [40, 41, 42, 42, 42]
+
+
+def test_an_evaluation_reads_one_split(caches: Path) -> None:
+    with pytest.raises(ConfigError, match="one split"):
+        Evaluator(open_cache(caches / "threshold"), None, batch_size=2)
 
 
 def test_batches_and_threads_change_nothing(caches: Path, learner: Student) -> None:
     cache = opened(caches, "threshold")
     one = Evaluator(cache, None, batch_size=1).measure(learner, FP32)
     other = Evaluator(cache, None, batch_size=5, threads=3).measure(learner, FP32)
-    assert one.by_sequence.numbers == other.by_sequence.numbers
+    assert one.by_document.numbers == other.by_document.numbers
     assert math.isclose(one.cross_entropy, other.cross_entropy, rel_tol=1e-6)
     assert one.top1_agreement == other.top1_agreement
 
 
-def test_a_limit_takes_the_same_few_sequences_each_time(caches: Path, learner: Student) -> None:
-    cache = open_cache(caches / "threshold")
-    chosen = chosen_sequences(cache, 2)
-    assert chosen == sorted(set(chosen)) == chosen_sequences(cache, 2)
-    assert len(chosen) == 2 < len(cache)
-    found = Evaluator(cache, None, batch_size=2, limit=2).measure(learner, FP32)
-    assert list(found.by_sequence.numbers) == chosen
+def test_a_limit_takes_the_same_sequences_each_time(caches: Path, learner: Student) -> None:
+    cache = opened(caches, "threshold")
+    chosen = chosen_sequences(cache, 1)
+    assert chosen == sorted(set(chosen)) == chosen_sequences(cache, 1)
+    assert len(chosen) == 1 < len(cache)
+    found = Evaluator(cache, None, batch_size=2, limit=1).measure(learner, FP32)
     rows = rows_of(learner.model, cache, chosen)
+    assert set(found.by_document.numbers) == {row.document for row in rows}
     assert close(found.cross_entropy, numbers_of(rows)["cross_entropy"])
     assert chosen_sequences(cache, 10_000) == list(range(len(cache)))
 
@@ -176,8 +196,8 @@ def test_a_head_that_is_only_called_gives_the_same(
     monkeypatch.setattr(learner, "head", called)
     found = Evaluator(cache, None, batch_size=2).measure(learner, FP32)
     assert found.kl_teacher == pytest.approx(plain.kl_teacher, rel=1e-5)
-    assert found.by_sequence.kl_teacher == pytest.approx(plain.by_sequence.kl_teacher, rel=1e-4)
-    assert found.by_sequence.agreed == plain.by_sequence.agreed
+    assert found.by_document.kl_teacher == pytest.approx(plain.by_document.kl_teacher, rel=1e-4)
+    assert found.by_document.agreed == plain.by_document.agreed
 
 
 def test_half_precision_comes_near(caches: Path, learner: Student) -> None:
@@ -187,18 +207,18 @@ def test_half_precision_comes_near(caches: Path, learner: Student) -> None:
     assert math.isclose(half.cross_entropy, full.cross_entropy, rel_tol=0.02)
 
 
-def test_a_broken_student_is_named_with_its_sequence(caches: Path, tmp_path: Path) -> None:
+def test_a_broken_student_is_named_with_its_document(caches: Path, tmp_path: Path) -> None:
     broken = student(tiny_llama(tmp_path / "s", vocabulary=300, hidden=32, layers=1), IDS)
     with torch.no_grad():
         broken.model.get_output_embeddings().weight[7] = float("nan")
     evaluator = Evaluator(opened(caches, "threshold"), None, batch_size=1)
-    with pytest.raises(KdpipeError, match="the student is broken: its cross-entropy is nan in sequence 0") as caught:
+    with pytest.raises(KdpipeError, match="the student is broken: its cross-entropy is nan in document 0") as caught:
         evaluator.measure(broken, FP32)
     assert "at a lower --lr" in str(caught.value.hint)
 
 
 def test_nothing_to_evaluate_is_refused(tmp_path: Path, learner: Student) -> None:
     wish = Wish(keep=KINDS["none"].targets.keep, part_lengths=((1, 1),))
-    cache = open_cache(write(tmp_path / "c", wish))
+    cache = open_cache(write(tmp_path / "c", wish), "train")
     with pytest.raises(ConfigError, match="has nothing to learn in the sequences that were to be evaluated"):
         Evaluator(cache, None, batch_size=2, wants=Wants()).measure(learner, FP32)

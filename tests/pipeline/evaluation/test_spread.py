@@ -1,11 +1,13 @@
 """The spread of a difference covers the truth as often as it says, and pairs what belongs together."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 
-from kdpipe.pipeline.evaluation.spread import differences, paired, same_sequences, student_quantile
+from kdpipe.pipeline.evaluation.spread import differences, paired, same_positions, student_quantile
+from support.correlated_documents import MEAN, Corpus, Doubles, by_document, by_sequence
 from support.evaluations import evaluation
 
 # The 95 % quantiles of Student's t, from the printed tables.
@@ -17,28 +19,52 @@ def test_the_quantile_is_that_of_the_tables(freedom: int, due: float) -> None:
     assert student_quantile(freedom) == pytest.approx(due, rel=3e-3)
 
 
-@pytest.mark.parametrize("n", [3, 10, 60])
-def test_nine_of_ten_intervals_hold_the_true_difference(n: int) -> None:
-    rng = np.random.default_rng(n)
-    truth, held, tries = 0.3, 0, 1500
+@pytest.mark.parametrize(("freedom", "low", "high"), [(1.0, 6.31, 6.32), (1.5, 2.93, 6.31), (2.0, 2.91, 2.93)])
+def test_the_quantile_falls_between_whole_degrees_of_freedom(freedom: float, low: float, high: float) -> None:
+    assert low < student_quantile(freedom) < high
+
+
+@pytest.mark.parametrize("n_documents", [20, 50, 166])
+@pytest.mark.parametrize("log_spread", [0.5, 1.0, 1.5])
+def test_nine_of_ten_intervals_over_correlated_documents_hold_the_truth(n_documents: int, log_spread: float) -> None:
+    assert 0.88 <= coverage(Corpus(n_documents=n_documents, log_spread=log_spread, correlation=0.5)) <= 0.92
+
+
+def test_sequences_taken_as_independent_would_hold_it_in_half_of_the_cases() -> None:
+    corpus = Corpus(n_documents=166, correlation=0.25)
+    assert coverage(corpus, by_sequence) < 0.6
+    assert coverage(corpus, by_document) > 0.88
+
+
+def coverage(corpus: Corpus, grouped: Callable[..., tuple[Doubles, Doubles]] = by_document, tries: int = 3000) -> float:
+    """The share of 90 % intervals that hold the truth; its own standard error is 0.0055."""
+    rng, held = np.random.default_rng(1), 0
     for _ in range(tries):
-        sizes = rng.integers(400, 513, n).astype(float)
-        sums = sizes * (truth + 0.5 * rng.standard_normal(n))
-        found = paired(sums, sizes)
+        found = paired(*grouped(*corpus.draw(rng)))
         assert found.spread is not None
-        held += abs(found.value - truth) <= found.spread
-    assert 0.87 < held / tries < 0.93
+        held += abs(found.value - MEAN) <= found.spread
+    return held / tries
 
 
-def test_the_mean_is_over_positions_and_the_spread_of_equal_sequences_is_the_textbook_one() -> None:
+def test_one_document_that_is_nearly_everything_widens_the_interval() -> None:
+    even, uneven = (
+        paired(np.array([0.1, 0.4, 0.25, 0.3]) * sizes, sizes).spread
+        for sizes in (np.full(4, 100.0), np.array([10_000.0, 100.0, 100.0, 100.0]))
+    )
+    assert even is not None and uneven is not None
+    assert uneven > 2 * even
+
+
+def test_the_mean_is_over_positions_and_the_spread_of_equal_documents_is_the_jackknife_one() -> None:
     sums, sizes = np.array([10.0, 20.0, 60.0]), np.array([10.0, 10.0, 30.0])
     assert paired(sums, sizes).value == pytest.approx(90 / 50)
     values = np.array([0.1, 0.4, 0.25, 0.3])
     found = paired(values * 100, np.full(4, 100.0))
-    assert found.spread == pytest.approx(student_quantile(3) * values.std(ddof=1) / math.sqrt(4))
+    # Of equal documents each has a quarter: HC3's division makes n - 1 of the n in the textbook's variance.
+    assert found.spread == pytest.approx(student_quantile(3) * values.std(ddof=0) / 0.75 / math.sqrt(4))
 
 
-def test_one_sequence_has_no_spread() -> None:
+def test_one_document_has_no_spread() -> None:
     assert paired(np.array([5.0]), np.array([10.0])).spread is None
 
 
@@ -63,8 +89,8 @@ def test_every_number_that_both_know_has_its_difference() -> None:
 @pytest.mark.parametrize(
     "changed", [{"cache_id": "other"}, {"split": "train"}, {"numbers": (0, 1, 2, 9)}, {"positions": (1, 2, 3, 4)}]
 )
-def test_other_sequences_cannot_be_compared(changed: dict[str, object]) -> None:
-    assert same_sequences(evaluation(), evaluation())
+def test_other_positions_cannot_be_compared(changed: dict[str, object]) -> None:
+    assert same_positions(evaluation(), evaluation())
     other = evaluation(**changed)
-    assert not same_sequences(evaluation(), other)
+    assert not same_positions(evaluation(), other)
     assert differences(evaluation(), other) == {}

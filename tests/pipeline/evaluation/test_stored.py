@@ -56,7 +56,7 @@ def test_a_changed_evaluation_is_refused(tmp_path: Path) -> None:
     save_evaluation(tmp_path, evaluation())
     path = tmp_path / "evaluation.json"
     path.write_text(path.read_text().replace('"positions":[100,', '"positions":[100,100,'))
-    with pytest.raises(CacheDamaged, match="every column has a number for each sequence"):
+    with pytest.raises(CacheDamaged, match="every column has a number for each document"):
         load_evaluation(tmp_path)
 
 

@@ -11,7 +11,7 @@ from kdpipe.schemas.train_report import Evaluation
 
 def rows(n: int = 1, **given: Any) -> WatchedRows:
     values: dict[str, Any] = {
-        "sequence_N": np.zeros(n, np.int64),
+        "document_N": np.zeros(n, np.int64),
         "cross_entropy_N": np.full(n, 2.0),
         "confidence_N": np.full(n, 0.5),
         "hit_N": np.zeros(n, bool),
@@ -59,15 +59,20 @@ def test_calibration_is_the_mean_gap_of_fifteen_bins() -> None:
 
 
 def test_what_one_batch_does_not_know_nobody_knows() -> None:
-    found = evaluated(rows(), rows(sequence_N=[1], kl_N=None, agreed_N=None, teacher_entropy_N=None))
+    found = evaluated(rows(), rows(document_N=[1], kl_N=None, agreed_N=None, teacher_entropy_N=None))
     assert found.kl_teacher is found.kl_teacher_estimate is found.top1_agreement is None
     assert found.by_entropy == ()
-    assert found.by_sequence.kl_teacher is found.by_sequence.agreed is None
+    assert found.by_document.kl_teacher is found.by_document.agreed is None
     assert found.cross_entropy == 2.0
 
 
-def test_sequences_come_in_the_order_they_were_read() -> None:
-    found = evaluated(rows(3, sequence_N=[7, 7, 2]), rows(1, sequence_N=[5], cross_entropy_N=[9.0])).by_sequence
+def test_a_document_that_goes_on_in_later_batches_is_one_sum() -> None:
+    found = evaluated(rows(2, document_N=[7, 2]), rows(3, document_N=[2, 7, 7])).by_document
+    assert (found.numbers, found.positions, found.cross_entropy) == ((7, 2), (3, 2), (6.0, 4.0))
+
+
+def test_documents_come_in_the_order_they_were_read() -> None:
+    found = evaluated(rows(3, document_N=[7, 7, 2]), rows(1, document_N=[5], cross_entropy_N=[9.0])).by_document
     assert found.numbers == (7, 2, 5)
     assert found.positions == (2, 1, 1)
     assert found.cross_entropy == (4.0, 2.0, 9.0)
@@ -80,4 +85,4 @@ def test_a_perplexity_beyond_numbers_is_none() -> None:
 def test_the_summary_has_the_numbers_alone() -> None:
     summary = evaluated(rows()).summary
     assert summary["cross_entropy"] == 2.0
-    assert not {"by_entropy", "by_sequence", "terms"} & set(summary)
+    assert not {"by_entropy", "by_document", "terms"} & set(summary)

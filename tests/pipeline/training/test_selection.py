@@ -26,6 +26,7 @@ def batch_of(sizes: list[int], values: list[float], known: bool = True) -> Micro
     n = len(sequence_N)
     return MicroBatch(
         numbers=tuple(range(len(sizes))),
+        documents=tuple((i,) for i in range(len(sizes))),
         tokens_BT=torch.zeros(len(sizes), max(sizes, default=0), dtype=torch.long),
         document_BT=torch.zeros(len(sizes), max(sizes, default=0), dtype=torch.long),
         places_N=torch.arange(n),
