@@ -1,8 +1,8 @@
 """Signatures: a detached word of whoever holds a key that a cache is the one they made.
 
 In: a cache and a key pair in PEM files (Ed25519). Out: manifest.sig beside the manifest, or what is wrong with it.
-Before it: `reader.py`. After it: `cli/cache/sign.py`, `cli/cache/verify.py`. What is signed is the cache_id, the digest
-of all that a cache is; verification says whether its bytes are those. The only module that imports cryptography.
+What is signed is the cache_id, the digest of all that a cache is; verification says whether its bytes are those, and
+`verify/signature.py` signs nothing without it. The only module that imports cryptography.
 """
 
 import base64
@@ -13,12 +13,9 @@ from typing import Any, Final, Literal
 
 from pydantic import Field
 
-from kdpipe.cache.addresses import is_url
-from kdpipe.cache.files import explained
 from kdpipe.cache.layout import SIGNATURE
 from kdpipe.cache.reader import load_index, load_manifest
-from kdpipe.cache.remote import RemoteFolder
-from kdpipe.cache.store import Store, open_store
+from kdpipe.cache.store import Store
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.manifest import Sha256
 from kdpipe.schemas.records import Record, read_record
@@ -35,24 +32,10 @@ class Signature(Record):
     signature: str = Field(max_length=200)
 
 
-def sign_cache(url: str, key: Path) -> str:
-    """Put manifest.sig into a cache, by a private key; the cache_id that was signed."""
-    signer = _loaded(key, private=True)
-    store = open_store(url)
-    identity = _identity(store)
-    signed = base64.b64encode(signer.sign(_message(identity))).decode()
-    data = Signature(cache_id=identity, signature=signed).to_json()
-    if is_url(url):
-        place = RemoteFolder(url)
-        if place.size(SIGNATURE) is not None:
-            place.remove(SIGNATURE)
-        place.create(SIGNATURE, data)
-        return identity
-    with explained("signing the cache", Path(store.url)):
-        work = Path(store.url) / f"{SIGNATURE}.tmp"
-        work.write_bytes(data)
-        work.replace(Path(store.url) / SIGNATURE)
-    return identity
+def signature_of(identity: str, key: Path) -> bytes:
+    """The content of manifest.sig for a cache_id, by a private key."""
+    signed = base64.b64encode(_loaded(key, private=True).sign(_message(identity))).decode()
+    return Signature(cache_id=identity, signature=signed).to_json()
 
 
 def signature_problem(store: Store, key: Path) -> str | None:
@@ -63,7 +46,7 @@ def signature_problem(store: Store, key: Path) -> str | None:
     if store.size(SIGNATURE) is None:
         return "the cache is not signed"
     stated = read_record(Signature, store.read(SIGNATURE, MAX_BYTES), SIGNATURE)
-    identity = _identity(store)
+    identity = identity_of(store)
     if stated.cache_id != identity:
         return f"it is of the cache {stated.cache_id}, and this one is {identity}"
     try:
@@ -90,7 +73,8 @@ def new_keys(private: Path, public: Path) -> None:
             file.write(data)
 
 
-def _identity(store: Store) -> str:
+def identity_of(store: Store) -> str:
+    """The cache_id of a finished cache."""
     identity = load_index(store, load_manifest(store), allow_partial=False)[1]
     assert identity is not None, "an index has one"
     return identity

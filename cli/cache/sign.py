@@ -1,7 +1,7 @@
 """`kdpipe cache sign`: a detached signature of a cache, by a key of one's own.
 
 In: a cache and a private key, or the name of a key pair to be made. Out: manifest.sig in the cache, or two PEM files.
-Before it: `cli/main.py`. After it: `kdpipe.cache.signing`; `kdpipe cache verify --signature` checks.
+The cache is verified first; a damaged one is not signed. `kdpipe cache verify --signature` checks the signature.
 """
 
 from pathlib import Path
@@ -20,8 +20,9 @@ def sign(
         str | None, typer.Option("--new-key", metavar="NAME", help="Make a key pair, NAME.pem and NAME.pub.pem.")
     ] = None,
 ) -> None:
-    """Sign a cache, so that others can tell that it is yours; what is signed is its cache_id."""
-    from kdpipe.cache.signing import new_keys, sign_cache
+    """Verify a cache (level full), then sign its cache_id, so that others can tell that it is yours."""
+    from kdpipe.cache.signing import new_keys
+    from kdpipe.cache.verify.signature import sign_cache
 
     if new_key is not None:
         if cache is not None or key is not None:
@@ -32,4 +33,4 @@ def sign(
         return
     if cache is None or key is None:
         raise UsageError("a cache is signed with a key", hint="give CACHE --key FILE, or --new-key NAME to make one")
-    console.answer(f"signed {sign_cache(cache, key)}")
+    console.answer(f"signed {sign_cache(cache, key, console.Notes())}")

@@ -44,7 +44,9 @@ def verify(
     ] = None,
     signature: Annotated[
         Path | None,
-        typer.Option("--signature", metavar="KEY", help="Also whether the holder of this public key has signed it."),
+        typer.Option(
+            "--signature", metavar="KEY", help="Check the signature by this public key too; level full or deep."
+        ),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Answer with one JSON document.")] = False,
 ) -> None:
@@ -55,6 +57,11 @@ def verify(
         raise UsageError("--sample says how many documents to ask a teacher about", hint="give --against TEACHER too")
     if trust_remote_code and against is None:
         raise UsageError("--trust-remote-code is about a teacher", hint="give --against TEACHER too")
+    if signature is not None and level == "fast":
+        raise UsageError(
+            "--signature vouches for every byte of a cache, and --level fast reads few of them",
+            hint="leave --level out, or give --level full or deep",
+        )
     report = verify_and_remember(cache, level, console.Notes())
     if repair_from is not None and not report.ok:
         report = _repaired(cache, level, report, repair_from)
@@ -91,7 +98,10 @@ def _with_signature(cache: str, report: "VerifyReport", key: Path) -> "VerifyRep
 
     what = signature_problem(open_store(cache), key)
     if what is None:
-        console.note(f"signed by the holder of {key}")
+        if report.ok:
+            console.note(f"signed by the holder of {key}")
+        else:
+            console.note(f"the signature is by the holder of {key}, but the cache is not as it was signed")
         return report
     problem = Problem(part=None, file=SIGNATURE, what=what, do="do not use the cache before you know who made it")
     return report.model_copy(update={"ok": False, "problems": (*report.problems, problem)})

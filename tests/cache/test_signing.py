@@ -1,5 +1,6 @@
 """Signatures: whose cache it is, told by a key, wherever the cache has gone."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -7,12 +8,13 @@ import fsspec
 import pytest
 
 from kdpipe.cache import open_cache
-from kdpipe.cache.signing import SIGNATURE, new_keys, sign_cache, signature_problem
+from kdpipe.cache.signing import SIGNATURE, new_keys, signature_problem
 from kdpipe.cache.store import open_store
 from kdpipe.cache.transfer import copy_cache
-from kdpipe.cache.verify import verify_cache
+from kdpipe.cache.verify import signature, verify_cache
 from kdpipe.cli import main
-from kdpipe.schemas.errors import CacheIncomplete, ConfigError
+from kdpipe.cli.console import Notes
+from kdpipe.schemas.errors import CacheDamaged, CacheIncomplete, ConfigError
 from support import tiny
 
 
@@ -25,6 +27,11 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("mine", "other"):
         new_keys(folder / f"{name}.pem", folder / f"{name}.pub.pem")
     return folder
+
+
+def sign_cache(url: str, key: Path) -> str:
+    """Sign a cache as the command line does."""
+    return signature.sign_cache(url, key, Notes())
 
 
 @pytest.fixture(autouse=True)
@@ -109,3 +116,59 @@ def test_signing_and_checking_as_a_person_does_it(
     assert main.run(["cache", "sign", cache, "--new-key", "x"]) == 2
     told = capsys.readouterr().err
     assert "a cache is signed with a key" in told and "--new-key makes keys and signs nothing" in told
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["parts/00001/sequences.arrow", "parts/00000/targets.zarr/id/c/0", "tables/ids_by_rank.bin", "index.parquet"],
+)
+def test_a_damaged_cache_is_not_signed(
+    path: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cache = tiny.copy_cache(path / "cache", tmp_path / "cache")
+    tiny.flip_bit(cache / name, (cache / name).stat().st_size // 2)
+    with pytest.raises(CacheDamaged, match=Path(name).name):
+        sign_cache(str(cache), path / "mine.pem")
+    assert main.run(["cache", "sign", str(cache), "--key", str(path / "mine.pem")]) == 3
+    assert capsys.readouterr().out == ""
+    assert not (cache / SIGNATURE).exists()
+
+
+def test_a_damaged_cache_keeps_the_signature_that_it_had(path: Path, tmp_path: Path) -> None:
+    cache = tiny.copy_cache(path / "cache", tmp_path / "cache")
+    sign_cache(str(cache), path / "mine.pem")
+    before = (cache / SIGNATURE).read_bytes()
+    tiny.flip_bit(cache / "parts/00001/sequences.arrow", 1000)
+    with pytest.raises(CacheDamaged):
+        sign_cache(str(cache), path / "other.pem")
+    assert (cache / SIGNATURE).read_bytes() == before
+
+
+def test_a_damaged_cache_at_a_url_is_not_signed(path: Path, tmp_path: Path) -> None:
+    cache = tiny.copy_cache(path / "cache", tmp_path / "cache")
+    tiny.flip_bit(cache / "parts/00001/sequences.arrow", 1000)
+    memory = fsspec.filesystem("memory")
+    memory.put(str(cache), "/unsigned/cache", recursive=True)
+    with pytest.raises(CacheDamaged):
+        sign_cache("memory://unsigned/cache", path / "mine.pem")
+    assert not memory.exists("/unsigned/cache/manifest.sig")
+    memory.rm("/unsigned", recursive=True)
+
+
+def test_a_signature_is_never_checked_without_every_byte(
+    path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cache = tiny.copy_cache(path / "cache", tmp_path / "cache")
+    sign_cache(str(cache), path / "mine.pem")
+    words = ["cache", "verify", str(cache), "--signature", str(path / "mine.pub.pem")]
+    assert main.run([*words, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["level"] == "full"
+    assert main.run([*words, "--level", "deep", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["level"] == "deep"
+    tiny.flip_bit(cache / "parts/00001/sequences.arrow", 1000)
+    assert main.run([*words, "--level", "fast"]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == "" and "--level fast" in shown.err and "signed by" not in shown.err
+    assert main.run(words) == 3
+    shown = capsys.readouterr()
+    assert "parts/00001/sequences.arrow" in shown.out and "signed by the holder" not in shown.err

@@ -1,0 +1,55 @@
+"""`sign_cache`: a cache is verified, and then signed.
+
+In: the address of a finished cache and a private key. Out: manifest.sig in the cache. A signature says that its holder
+vouches for every byte, so every byte is checked first: a damaged cache is refused and left without a signature.
+"""
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+from kdpipe.cache.addresses import is_url
+from kdpipe.cache.files import explained, new_file, sync_dir, work_folder
+from kdpipe.cache.layout import SIGNATURE, WORK
+from kdpipe.cache.remote import RemoteFolder
+from kdpipe.cache.signing import identity_of, signature_of
+from kdpipe.cache.store import open_store
+from kdpipe.cache.verify.first import Told, verify_and_remember
+from kdpipe.schemas.errors import CacheDamaged
+
+
+def sign_cache(url: str, key: Path, told: Told) -> str:
+    """Check every byte of a cache, then put manifest.sig into it; the cache_id that was signed."""
+    store = open_store(url)
+    identity = identity_of(store)
+    data = signature_of(identity, key)  # a wrong key is refused before the long work
+    report = verify_and_remember(url, "full", told)
+    problems = [f"{problem.file}: {problem.what}" for problem in report.problems]
+    if report.cache_id not in (identity, None):
+        problems.append(f"its cache_id changed from {identity} to {report.cache_id} while it was checked")
+    if problems:
+        more = f", and {len(problems) - 1:,} more" if len(problems) > 1 else ""
+        raise CacheDamaged(
+            f"{url} is not signed, it has problems: {problems[0]}{more}",
+            hint=f"run kdpipe cache verify {url} to list them all, repair the cache, then sign it",
+        )
+    if is_url(url):
+        place = RemoteFolder(url)
+        if place.size(SIGNATURE) is not None:
+            place.remove(SIGNATURE)
+        place.create(SIGNATURE, data)
+    else:
+        _write(Path(store.url), data)
+    return identity
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Replace manifest.sig at once."""
+    with explained("signing the cache", path):
+        with work_folder(path, SIGNATURE) as work:
+            with new_file(work / SIGNATURE) as file:
+                file.write(data)
+            os.replace(work / SIGNATURE, path / SIGNATURE)
+            sync_dir(path)
+        with suppress(OSError):  # other work may be under way there
+            (path / WORK).rmdir()
