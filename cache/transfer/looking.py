@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kdpipe.cache import layout
+from kdpipe.cache.file_kinds import refuse_wrong_kinds
 from kdpipe.cache.index import IndexRow, index_bytes, parsed_index
 from kdpipe.cache.part_files import read_part_record
 from kdpipe.cache.reader import unindexed
@@ -34,6 +35,7 @@ class Source:
 
 def look(store: Store, *, allow_partial: bool = False) -> Source:
     """Read what says of a cache what it is."""
+    refuse_wrong_kinds(store)
     data = store.read(layout.MANIFEST, MAX_BYTES)
     manifest = read_manifest(data, layout.MANIFEST)
     index, identity = None, None

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final, NoReturn, final
 
 from kdpipe.cache import layout
+from kdpipe.cache.file_kinds import DIRECTORIES, wrong_kinds
 from kdpipe.cache.files import explained, make_dir, new_file, publish_dir, publish_file, remove_dir, sweep, sync_dir
 from kdpipe.cache.index import IndexRow, read_index
 from kdpipe.cache.part_files import checked_record, examine_part, metadata_files, stated_manifest
@@ -25,7 +26,7 @@ from kdpipe.schemas.compare import differing_settings
 from kdpipe.schemas.errors import CacheDamaged, ConfigError
 from kdpipe.schemas.manifest import FileRecord, Manifest, read_manifest
 from kdpipe.schemas.part import PartRecord
-from kdpipe.schemas.strict_json import sha256_file, sha256_hex
+from kdpipe.schemas.strict_json import MAX_BYTES, sha256_file, sha256_hex
 
 SHOWN: Final = 5
 ANOTHER: Final = "choose a new or empty place"
@@ -130,7 +131,7 @@ class Receiver:
     def _take(self, name: str, data: bytes) -> None:
         final = self.path / name
         with explained(f"writing {name}", self.path), self._incoming(name) as work:
-            if final.is_file() and final.read_bytes() == data:
+            if final.is_file() and not final.is_symlink() and final.read_bytes() == data:
                 return
             _put(data, work / name)
             os.replace(work / name, final)
@@ -176,15 +177,18 @@ def _take_manifest(path: Path, manifest: Manifest, data: bytes) -> None:
     """Begin a copy, go on with one, or mend its manifest; another cache's folder is refused."""
     make_dir(path)
     final = path / layout.MANIFEST
-    if not final.exists():
+    wrong = wrong_kinds(LocalStore(path))
+    for name in sorted(wrong.keys() & DIRECTORIES):  # nothing is written through a link
+        raise ConfigError(f"{path / name}: {wrong[name]}", hint=f"move it away, or {ANOTHER}")
+    if not os.path.lexists(final):
         if not _has_lost_its_manifest(path, manifest):
             refuse_foreign_folder(path)
         publish_file(path, final, data)
-    found = final.read_bytes()
-    if found == data:
-        sync_dir(path)
-        return
     try:
+        found = LocalStore(path).read(layout.MANIFEST, MAX_BYTES)
+        if found == data:
+            sync_dir(path)
+            return
         other = read_manifest(found, str(final))
     except CacheDamaged:
         if _made_with(path) - {manifest.sha256, None}:

@@ -7,6 +7,7 @@ Before it: `part_files.py`, `index.py`. After it: `full.py` and `deep.py` go on 
 from dataclasses import dataclass, field
 
 from kdpipe.cache import layout
+from kdpipe.cache.file_kinds import wrong_kinds
 from kdpipe.cache.index import IndexRow, read_index
 from kdpipe.cache.part_files import examine_part, part_problem, stated_manifest
 from kdpipe.cache.reader import load_manifest
@@ -18,6 +19,7 @@ from kdpipe.schemas.plan import MAX_PARTS
 from kdpipe.schemas.report import Problem
 
 COPY_AGAIN = "copy the file again from where the cache was made"
+REPLACE_KIND = "move it away, or replace a link by a copy of what it leads to"
 
 
 @dataclass(slots=True)
@@ -68,6 +70,9 @@ def _survey_top(store: Store, found: Survey) -> None:
     for name in names:
         if name not in layout.TOP_LEVEL | layout.BESIDE:
             found.add_stray(name, "it does not belong to a cache", "move it away")
+    for name, what in wrong_kinds(store).items():
+        if name in layout.BESIDE | {layout.WORK}:  # the others are reported where they are read
+            found.add_stray(name, what, REPLACE_KIND)
     expected = {f"{layout.TOKENIZER}/{name}": file for name, file in found.manifest.tokenizer.files.items()}
     _compare_folder(store, layout.TOKENIZER, expected, found)
     try:
