@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 LABEL, COLUMN, TOGETHER = 24, 19, 4
 NUMBERS = {
     "loss": ("loss", "{:.4f}"),
+    "loss_shifted": ("loss_shifted", "{:.4f}"),
     "cross_entropy": ("CE", "{:.4f}"),
     "perplexity": ("perplexity", "{:,.2f}"),
     "kl_teacher": ("KL to the teacher", "{:.4f}"),

@@ -93,6 +93,7 @@ def _learnt(report: "TrainReport") -> list[Fact]:
 def _numbers(evaluation: dict[str, float | int | str | None]) -> list[str]:
     words = {
         "loss": "loss {:.4f}",
+        "loss_shifted": "loss_shifted {:.4f}",
         "cross_entropy": "CE {:.4f}",
         "perplexity": "perplexity {:.2f}",
         "kl_teacher": "KL to the teacher {:.4f}",

@@ -51,7 +51,7 @@ class ShownTrainWatch(Lines):
         self._shown_at = now
         told = [f"step {news.step:,}/{self._n_steps:,}"]
         if news.loss is not None:
-            told.append(f"loss {news.loss:.4f}")
+            told.append(f"{news.loss_name} {news.loss:.4f}")
         if news.seconds_left is not None:  # before what a narrow terminal cuts off
             told.append(f"{duration(news.seconds_left)} left")
         told += [

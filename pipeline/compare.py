@@ -18,7 +18,7 @@ from kdpipe.schemas.train_report import ComparedRun, CompareReport, Evaluation
 PLACES = ("out",)
 # Below this many documents the variance between them is itself a guess (docs/experiments.md#intervals-of-compare).
 FEW_DOCUMENTS = 20
-METRICS = ("cross_entropy", "perplexity", "kl_teacher", "top1_agreement", "ece", "loss")
+METRICS = ("loss", "loss_shifted", "cross_entropy", "perplexity", "kl_teacher", "top1_agreement", "ece")
 
 
 def compare(folders: Sequence[str]) -> CompareReport:
@@ -38,7 +38,7 @@ def compare(folders: Sequence[str]) -> CompareReport:
                 step=None if evaluation is None else evaluation.step,
                 documents=None if evaluation is None else len(evaluation.by_document.numbers),
                 positions=None if evaluation is None else evaluation.positions,
-                numbers={} if evaluation is None else {name: getattr(evaluation, name) for name in METRICS},
+                numbers={} if evaluation is None else _numbers(evaluation),
                 differences=differences(first, evaluation) if number and first and evaluation else {},
             )
             for number, (run, own, evaluation) in enumerate(zip(runs, settings, evaluations, strict=True))
@@ -51,6 +51,12 @@ def _differing(settings: Sequence[dict[str, Any]]) -> list[str]:
     """Names of the settings that are not the same in all runs."""
     names = dict.fromkeys(name for own in settings for name in own if name not in PLACES)
     return [name for name in names if len({_shown(own.get(name)) for own in settings}) > 1]
+
+
+def _numbers(evaluation: Evaluation) -> dict[str, float | None]:
+    """The metrics that an evaluation knows; a shifted loss has a name of its own and stands in a row of its own."""
+    summary = evaluation.summary
+    return {name: value for name in METRICS if isinstance(value := summary.get(name), float | None) and name in summary}
 
 
 def _shown(value: Any) -> str:

@@ -27,6 +27,7 @@ class StepNews:
 
     step: int
     loss: float | None
+    loss_name: str
     rate: float
     positions_per_second: float
     waiting_share: float

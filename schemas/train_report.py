@@ -12,7 +12,13 @@ from pydantic import Field, model_validator
 from kdpipe.schemas.records import Record
 
 Estimate = Literal["exact", "unbiased", "lower_bound"]
+LossName = Literal["loss", "loss_shifted"]
 Metric = Literal["cross_entropy", "kl_teacher", "top1_agreement", "ece"]
+
+
+def loss_name(is_shifted: bool) -> LossName:
+    """What the value of an objective is called where it is shown."""
+    return "loss_shifted" if is_shifted else "loss"
 
 
 class Bucket(Record):
@@ -52,6 +58,7 @@ class Evaluation(Record):
     """A student beside a split of a cache.
 
     `loss` is the training objective's own value and `terms` its raw terms, where the one who asked trains;
+    `loss_shifted` says that a term of it is larger than its divergence by a constant;
     `kl_teacher` is None where the cache does not know the teacher's whole mass, and `kl_teacher_estimate` says what it
     is: exact, unbiased over draws, or a lower bound. `perplexity` is None where it passes the largest number.
     """
@@ -67,14 +74,21 @@ class Evaluation(Record):
     top1_agreement: float | None
     ece: float
     loss: float | None = None
+    loss_shifted: bool = False
     terms: dict[str, float] = Field(default_factory=dict)
     by_entropy: tuple[Bucket, ...]
     by_document: ByDocument
 
     @property
     def summary(self) -> dict[str, float | int | str | None]:
-        """The numbers alone, without buckets, terms and documents."""
-        return self.model_dump(exclude={"by_entropy", "by_document", "terms"})
+        """The numbers alone, without buckets, terms and documents; a shifted loss is called `loss_shifted`."""
+        numbers = self.model_dump(exclude={"by_entropy", "by_document", "terms", "loss", "loss_shifted"})
+        return {**numbers, self.loss_name: self.loss}
+
+    @property
+    def loss_name(self) -> LossName:
+        """What `loss` is called where it is shown."""
+        return loss_name(self.loss_shifted)
 
 
 class EvalSettings(Record):

@@ -1,7 +1,7 @@
 """What a loss is called where it is logged, and which losses a cache can serve.
 
-In: names of losses, a temperature, what a cache keeps. Out: a name that says whether the number is exact, a lower bound
-or coarse; or a refusal. Before it: `kept.py`. After it: `head.py`, `pipeline/train.py`, which asks before it begins.
+In: names of losses, a temperature, what a cache keeps. Out: a name that says whether the number is exact, shifted by a
+constant, a lower bound or coarse; or a refusal.
 """
 
 from collections.abc import Iterable, Sequence
@@ -16,20 +16,29 @@ from kdpipe.schemas.targets import TargetSpec
 
 # They need no more of the teacher than the exact ids, or nothing.
 EVERYWHERE = ("ce", "renormalised")
+SHIFTED = "_shifted"
 NO_TARGETS = "this cache holds tokens only, there is no teacher in it to learn from"
 NO_TARGETS_HINT = "choose --mode output, or make a cache with another --targets"
 
 
 def label(name: LogitName, spec: TargetSpec, temperature: float, shape: Shape) -> str:
-    """The name to log: `_bound` for a lower bound by one bin, `_coarse` at a temperature without draws."""
+    """The name to log: `_bound` for a lower bound by one bin, `_coarse` at a temperature without draws, `_shifted`
+    where the gradient is unbiased but the value lacks the entropy of the teacher within the bin."""
     if name in EVERYWHERE or spec.keep.kind == "state":
         return name
     if temperature != spec.target_temperature:
         return f"{name}_coarse"
     by_draws = spec.has_draws and shape.tail_weight > 0
+    if by_draws and name == "forward_kl" and is_shifted(spec):
+        return f"{name}{SHIFTED}"
     if by_draws and (name == "forward_kl" or (name == "skew_kl" and spec.draw_values)):
         return name
     return f"{name}_bound"
+
+
+def is_shifted(spec: TargetSpec) -> bool:
+    """Whether forward KL by draws lacks the entropy within the bin: at T=1 the row's entropy gives it, else values."""
+    return spec.has_draws and not spec.draw_values and (spec.target_temperature != 1.0 or not spec.entropy)
 
 
 def check_spec(names: Iterable[LogitName], spec: TargetSpec, temperature: float) -> None:

@@ -16,7 +16,7 @@ from kdpipe.pipeline.training.prepare import Prepared
 from kdpipe.pipeline.training.step import TermNews, Took
 from kdpipe.pipeline.watch import StepNews, TrainWatch
 from kdpipe.schemas.checkpoint import LoopState
-from kdpipe.schemas.train_report import Evaluation
+from kdpipe.schemas.train_report import Evaluation, loss_name
 
 Line = dict[str, Any]
 FIRST_STEPS = 5
@@ -65,7 +65,7 @@ class Book:
                 "place": state.place,
                 "positions": state.positions,
                 "tokens": state.tokens,
-                "loss": took.loss,
+                loss_name(self._run.loss_is_shifted(terms)): took.loss,
                 "terms": {self._named(name, terms): _parts(term, took.loss) for name, term in took.terms.items()},
                 "temperature": terms.temperature,
                 "rates": rate,
@@ -90,6 +90,7 @@ class Book:
         return StepNews(
             step=state.step,
             loss=loss,
+            loss_name=loss_name(self._run.loss_is_shifted(terms)),
             rate=next(iter(rate.values())),
             positions_per_second=self._positions / self._seconds if self._seconds else 0.0,
             waiting_share=self._waited / self._seconds if self._seconds else 0.0,
@@ -113,7 +114,9 @@ class Book:
             told.append(f"agreement {found.top1_agreement:.1%}")
         told.append(f"calibration error {found.ece:.1%}")
         if found.loss is not None:
-            told.insert(0, f"loss {found.loss:.4f}" + (f" ({gap:+.4f} to training)" if gap is not None else ""))
+            told.insert(
+                0, f"{found.loss_name} {found.loss:.4f}" + (f" ({gap:+.4f} to training)" if gap is not None else "")
+            )
         self._watch.say(f"step {state.step:,}, validation: {', '.join(told)}")
 
     def _named(self, name: TermName, terms: InForce) -> str:
@@ -126,9 +129,9 @@ class Book:
         ]
         facts.append(("batches", took.shapes))
         width = max(len(name) for name, _ in facts)
-        head = (
-            f"step {state.step:,}: loss {took.loss:.4f}, gradient norm {took.gradient_norm:.4g}, {took.tokens:,} tokens"
-        )
+        name = loss_name(self._run.loss_is_shifted(terms))
+        norm = f"gradient norm {took.gradient_norm:.4g}"
+        head = f"step {state.step:,}: {name} {took.loss:.4f}, {norm}, {took.tokens:,} tokens"
         return "\n".join([head, *(f"  {name:<{width}}  {told}" for name, told in facts)])
 
 

@@ -60,7 +60,7 @@ class Keeper:
         """Measure the student; the state then knows whether it is the best so far."""
         assert self._measure is not None
         metric = self._run.prospect.metric
-        value = self._measure(state, took).summary[metric]
+        value = getattr(self._measure(state, took), metric)
         if not isinstance(value, float) or not _is_better(metric, value, state.best):
             return state
         return state.model_copy(update={"best": Best(step=state.step, value=value)})

@@ -59,6 +59,7 @@ class Measure:
         found = self._evaluator.measure(learner.student, learner.precision, trained)
         called = {name: self._run.name_of(name, terms.temperature) for name in terms.weights if name in found.terms}
         raw = {called[name]: found.terms[name] for name in called}
-        found = found.model_copy(update={"step": state.step, "terms": raw})
+        shifted = self._run.loss_is_shifted(terms)
+        found = found.model_copy(update={"step": state.step, "terms": raw, "loss_shifted": shifted})
         self.last, self.seconds = found, time.perf_counter() - started
         return found

@@ -16,9 +16,9 @@ from kdpipe.pipeline.data.opening import opened
 from kdpipe.pipeline.data.ordering import Ordering, ordering
 from kdpipe.pipeline.losses.head import HeadLosses
 from kdpipe.pipeline.losses.hidden.objective import HiddenObjective
-from kdpipe.pipeline.losses.names import label
+from kdpipe.pipeline.losses.names import SHIFTED, label
 from kdpipe.pipeline.losses.objective import Objective
-from kdpipe.pipeline.losses.terms import HIDDEN_NAMES, LOGIT_NAMES, TermName
+from kdpipe.pipeline.losses.terms import HIDDEN_NAMES, LOGIT_NAMES, InForce, TermName
 from kdpipe.pipeline.models import devices
 from kdpipe.pipeline.models.folders import local_folder, weights_sha256
 from kdpipe.pipeline.students.find import Found, find_student
@@ -120,6 +120,10 @@ class Prepared:
             return term
         shape = self.prospect.curriculum.at(0).shape
         return label(term, self.prospect.cache.manifest.targets, temperature, shape)
+
+    def loss_is_shifted(self, terms: InForce) -> bool:
+        """Whether the total contains a term whose value is shifted."""
+        return any(self.name_of(name, terms.temperature).endswith(SHIFTED) for name in terms.weights)
 
 
 def look(settings: StageTwo, watch: TrainWatch) -> Prospect:

@@ -15,6 +15,7 @@ from kdpipe.pipeline.training import checkpoints
 from kdpipe.pipeline.training.desk import Desk
 from kdpipe.pipeline.training.loop import Loop
 from kdpipe.schemas.run_report import BestReport, Estimate, TermReport, TrainMemory, TrainReport
+from kdpipe.schemas.stage_two import Metric
 from kdpipe.schemas.train_report import Evaluation
 
 
@@ -43,7 +44,9 @@ def report(desk: Desk, loop: Loop, found: Evaluation | None, folder: Path, start
         terms={prepared.name_of(n, temperature): term for n, term in _terms(loop).items()},
         loss=None if loop.last is None else loop.last.loss,
         evaluation=None if found is None else found.summary,
-        best=None if best is None else BestReport(step=best.step, metric=prospect.metric, value=best.value),
+        best=None
+        if best is None
+        else BestReport(step=best.step, metric=_named(prospect.metric, found), value=best.value),
         skipped=state.guard.skipped,
         rollbacks=state.guard.rollbacks,
         positions_per_second=desk.book.positions_per_second,
@@ -72,6 +75,11 @@ def estimate(desk: Desk, loop: Loop, folder: Path) -> Estimate:
     evaluations = -(-plan.n_steps // plan.evaluate_every) * evaluating
     saves = -(-plan.n_steps // plan.save_every) * saving
     return Estimate(seconds=steps + evaluations + saves, peak_bytes=peak_process_bytes() or 0)
+
+
+def _named(metric: Metric, evaluation: Evaluation | None) -> str:
+    """What a metric is called; a shifted loss is called so."""
+    return evaluation.loss_name if metric == "loss" and evaluation is not None else metric
 
 
 def _seconds_of(work: Callable[[], object]) -> float:

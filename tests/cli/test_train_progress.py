@@ -1,6 +1,7 @@
 """Progress of a student: one bar on a terminal, a line now and then in a log, nothing on stdout."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,8 +18,8 @@ from kdpipe.pipeline.watch import StepNews
 with following() as watch:
     watch.begin(10, 2)
     for n in range(3, 9):
-        watch.stepped(StepNews(step=n, loss=2.5, rate=1e-4, positions_per_second=45000.0, waiting_share=0.004,
-                               skipped=1, seconds_left=83.0))
+        watch.stepped(StepNews(step=n, loss=2.5, loss_name="loss", rate=1e-4, positions_per_second=45000.0,
+                               waiting_share=0.004, skipped=1, seconds_left=83.0))
         watch.say(f"said {n}")
         time.sleep(0.12)
     watch.warn("look here")
@@ -27,6 +28,7 @@ console.answer("the answer")
 PLAIN = StepNews(
     step=7,
     loss=2.48761,
+    loss_name="loss",
     rate=9.55e-5,
     positions_per_second=45_000.4,
     waiting_share=0.012,
@@ -50,7 +52,7 @@ def shown_watch() -> tuple[ShownTrainWatch, Clock, list[tuple[int, int | None, s
     return watch, clock, shown
 
 
-def news(**changes: float | None) -> StepNews:
+def news(**changes: Any) -> StepNews:
     values = {name: getattr(PLAIN, name) for name in StepNews.__dataclass_fields__}
     return StepNews(**{**values, **changes})
 

@@ -107,6 +107,7 @@ def test_names_say_whether_a_number_is_exact() -> None:
     plain, bucket = Shape(), Shape(tail_weight=0.0)
     topk, states = TargetSpec(keep=TopK(k=8)), TargetSpec(keep=State(width=8))
     valued = TargetSpec(keep=Sampled(draws=8), draw_values=True)
+    at_two = THRESHOLD.model_copy(update={"target_temperature": 2.0})
     named = [
         ("ce", THRESHOLD, 1.0, plain, "ce"),
         ("forward_kl", THRESHOLD, 1.0, plain, "forward_kl"),
@@ -114,6 +115,11 @@ def test_names_say_whether_a_number_is_exact() -> None:
         ("forward_kl", THRESHOLD, 2.0, plain, "forward_kl_coarse"),
         ("forward_kl", topk, 1.0, plain, "forward_kl_bound"),
         ("forward_kl", states, 3.0, plain, "forward_kl"),
+        ("forward_kl", at_two, 2.0, plain, "forward_kl_shifted"),
+        ("forward_kl", at_two, 2.0, bucket, "forward_kl_bound"),
+        ("forward_kl", at_two, 1.0, plain, "forward_kl_coarse"),
+        ("forward_kl", at_two.model_copy(update={"draw_values": True}), 2.0, plain, "forward_kl"),
+        ("forward_kl", THRESHOLD.model_copy(update={"entropy": False}), 1.0, plain, "forward_kl_shifted"),
         ("skew_kl", THRESHOLD, 1.0, plain, "skew_kl_bound"),
         ("skew_kl", valued, 1.0, plain, "skew_kl"),
         ("skew_kl", valued, 2.0, plain, "skew_kl_coarse"),

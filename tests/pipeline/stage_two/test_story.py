@@ -12,6 +12,7 @@ import transformers
 from kdpipe.cache.reader import open_cache
 from kdpipe.cli.flags import Flag, Given
 from kdpipe.cli.settings import stage_two
+from kdpipe.pipeline.compare import compare
 from kdpipe.pipeline.training import finish
 from kdpipe.pipeline.training.prepare import portion
 from kdpipe.schemas.errors import CacheDamaged, CacheIncomplete, ConfigError, Incompatible, KdpipeError
@@ -232,6 +233,30 @@ def test_another_temperature_says_how_much_mass_the_exact_ids_hold(folder: Path)
     told = [line for line in watch.warned if line.startswith("at temperature 4 the exact ids hold")]
     assert len(told) == 1 and int(told[0].split("hold ")[1].split("%")[0]) < 50
     assert any("all but the exact ids is one bin, which is coarse" in line for line in watch.warned)
+
+
+def test_a_shifted_loss_is_called_so_wherever_it_is_shown(folder: Path) -> None:
+    watch, values, means = HeardTraining(), {}, {}
+    for name, draw_values in (("shifted", False), ("true", True)):
+        targets = {"target_temperature": 2.0, "temperatures": (2.0,), "draw_values": draw_values}
+        make_cache(folder, f"cache-{name}", targets=targets)
+        settings = settings_for(folder, f"run-{name}", kept=f"cache-{name}", losses={"temperature": 2.0})
+        values[name] = run(settings, watch if name == "shifted" else None)
+        lines = [json.loads(line) for line in (folder / f"run-{name}" / "metrics.jsonl").read_text().splitlines()]
+        means[name] = lines[0]["terms"]["forward_kl_shifted" if name == "shifted" else "forward_kl"]["raw"]
+        for line in lines:
+            shown = line.get("evaluation", line)
+            assert ("loss_shifted" in shown, "loss" in shown) == ((True, False) if name == "shifted" else (False, True))
+    assert means["shifted"] > means["true"] + 0.5
+    assert any("forward_kl at temperature 2 is shifted" in line for line in watch.warned)
+    assert any(line.startswith("step 1: loss_shifted ") for line in watch.said)
+    assert any(re.match(r"step \d, validation: loss_shifted ", line) for line in watch.said)
+    best, evaluation = values["shifted"].best, values["shifted"].evaluation
+    assert best is not None and best.metric == "loss_shifted"
+    assert evaluation is not None and "loss" not in evaluation
+    first, second = compare([str(folder / f"run-{name}") for name in ("shifted", "true")]).runs
+    assert ("loss_shifted" in first.numbers, "loss" in first.numbers) == (True, False)
+    assert ("loss_shifted" in second.numbers, "loss" in second.numbers) == (False, True)
 
 
 def test_labels_alone_need_no_targets(folder: Path) -> None:
