@@ -33,6 +33,7 @@ ARRAY_NAMES = ("row", "id", "times", "logprob", "hidden", "state")
 
 MAX_RECORD_BYTES = 1 << 20
 PART_NAME = re.compile(r"^[0-9]{5,7}$")
+JOURNAL_NAME = re.compile(r"^[0-9]{5,7}\.json$")
 ATTEMPT_LETTERS = 16
 
 

@@ -26,6 +26,17 @@ class Problem(Record):
         return f"{self.file}: {self.what}"
 
 
+class Note(Record):
+    """Something that verification saw and that fails nothing: damage where no reader looks, for instance."""
+
+    part: int | None
+    file: str
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.file}: {self.what}"
+
+
 class Nats(Record):
     """The largest and the mean of some differences of log-probabilities."""
 
@@ -56,6 +67,7 @@ class VerifyReport(Record):
     parts: int
     bytes: int
     problems: tuple[Problem, ...]
+    notes: tuple[Note, ...] = ()
     against: AgainstReport | None = None
 
 

@@ -11,9 +11,9 @@ from typing import get_args
 from kdpipe.cache.store import open_store
 from kdpipe.cache.verify.deep import deep_problems
 from kdpipe.cache.verify.fast import Survey, survey
-from kdpipe.cache.verify.full import full_problems
+from kdpipe.cache.verify.full import full_problems, journal_notes
 from kdpipe.schemas.errors import ConfigError
-from kdpipe.schemas.report import Level, Problem, VerifyReport
+from kdpipe.schemas.report import Level, Note, Problem, VerifyReport
 
 
 def verify_cache(url: str | os.PathLike[str], level: Level = "full") -> VerifyReport:
@@ -22,16 +22,17 @@ def verify_cache(url: str | os.PathLike[str], level: Level = "full") -> VerifyRe
         raise ConfigError(f"there is no level {level!r}", hint=f"the levels are {', '.join(get_args(Level))}")
     store = open_store(url)
     found = survey(store)
-    problems = list(found.problems)
+    problems, notes = list(found.problems), list[Note]()
     if level in ("full", "deep"):
         problems += full_problems(store, found)
+        notes += journal_notes(store, found)
     if level == "deep" and found.manifest is not None:
         bad = {problem.part for problem in problems if problem.part is not None}
         problems += deep_problems(store.url, [number for number in found.records if number not in bad])
-    return _report(found, level, problems)
+    return _report(found, level, problems, notes)
 
 
-def _report(found: Survey, level: Level, problems: list[Problem]) -> VerifyReport:
+def _report(found: Survey, level: Level, problems: list[Problem], notes: list[Note]) -> VerifyReport:
     return VerifyReport(
         ok=not problems,
         level=level,
@@ -39,4 +40,5 @@ def _report(found: Survey, level: Level, problems: list[Problem]) -> VerifyRepor
         parts=len(found.records),
         bytes=sum(record.n_bytes for record in found.records.values()),
         problems=tuple(problems),
+        notes=tuple(notes),
     )

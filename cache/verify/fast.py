@@ -19,6 +19,7 @@ from kdpipe.schemas.plan import MAX_PARTS
 from kdpipe.schemas.report import Problem
 
 COPY_AGAIN = "copy the file again from where the cache was made"
+FETCH_MISSING = "copy it again from another copy of the cache (kdpipe cache verify --repair-from SRC)"
 REPLACE_KIND = "move it away, or replace a link by a copy of what it leads to"
 
 
@@ -32,6 +33,7 @@ class Survey:
     tables: dict[str, FileRecord] | None = None
     problems: list[Problem] = field(default_factory=list)
     strays: list[Problem] = field(default_factory=list)
+    has_index: bool = True
 
     def add(self, file: str, what: str, do: str = COPY_AGAIN) -> None:
         """Note a problem of the whole cache."""
@@ -104,15 +106,23 @@ def _compare_folder(store: Store, folder: str, expected: dict[str, FileRecord], 
 def _survey_index(store: Store, manifest: Manifest, found: Survey) -> dict[int, IndexRow]:
     try:
         if store.size(layout.INDEX) is None:
-            found.add(
-                layout.INDEX, "it is missing: the cache is unfinished, or its index was lost", "run stage one again"
-            )
+            found.has_index = False
+            what = "it is missing: the cache is unfinished, or its index was lost"
+            found.add(layout.INDEX, what, how_to_finish(manifest))
             return {}
         rows, found.cache_id = read_index(store, manifest)
     except CacheDamaged as error:
         found.add(layout.INDEX, error.message, f"{COPY_AGAIN}, or delete it and run stage one again")
         return {}
     return {row.part: row for row in rows}
+
+
+def how_to_finish(manifest: Manifest) -> str:
+    """What finishes a cache that has no index: the command that began it, run again."""
+    action = manifest.history[-1].action if manifest.history else "extend"
+    command = "cache-teacher" if action == "extend" else f"cache {action}"
+    copied = "" if action == "copy" else ", or kdpipe cache copy again if this is an unfinished copy"
+    return f"run kdpipe {command} again with the same options, it resumes and finishes the cache{copied}"
 
 
 def _survey_parts(store: Store, manifest: Manifest, rows: dict[int, IndexRow], found: Survey) -> None:
@@ -127,7 +137,8 @@ def _survey_parts(store: Store, manifest: Manifest, rows: dict[int, IndexRow], f
         if name not in due:
             found.add_stray(f"{layout.PARTS}/{name}", "it is no part of this cache", "delete it")
     there = set(names)
-    _note_missing([number for name, number in due.items() if name not in there], found)
+    do = FETCH_MISSING if found.has_index else how_to_finish(manifest)
+    _note_missing([number for name, number in due.items() if name not in there], found, do)
     for name, number in due.items():
         if name not in there:
             continue
@@ -137,14 +148,14 @@ def _survey_parts(store: Store, manifest: Manifest, rows: dict[int, IndexRow], f
             found.records[number] = record
 
 
-def _note_missing(numbers: list[int], found: Survey) -> None:
+def _note_missing(numbers: list[int], found: Survey, do: str) -> None:
     """One problem for parts that are missing one after the other: a plan may have a million."""
     first = 0
     for place in range(1, len(numbers) + 1):
         if place == len(numbers) or numbers[place] != numbers[place - 1] + 1:
             more = place - first - 1
             what = f"the part is missing, and the {more:,} behind it" if more else "the part is missing"
-            found.problems.append(part_problem(numbers[first], "", what))
+            found.problems.append(part_problem(numbers[first], "", what, do))
             first = place
 
 

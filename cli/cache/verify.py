@@ -119,6 +119,7 @@ def _with_teacher(cache: str, report: "VerifyReport", teacher: str, sample: int,
 def story(cache: str, report: "VerifyReport") -> str:
     """The report for a person: one problem a paragraph, and the verdict last."""
     lines = [f"{problem.file}: {problem.what}\n  -> {problem.do}" for problem in report.problems]
+    lines += [f"note: {note}" for note in report.notes]
     extent = f"{console.parts(report.parts)}, {report.bytes:,} bytes, level {report.level}"
     n = len(report.problems)
     verdict = "good" if report.ok else f"{n} problem{'s' if n > 1 else ''}"
