@@ -6,6 +6,7 @@ Before it: `reader.py`'s loading. After it: `cli/cache/inspect.py`. Only records
 
 import os
 from collections.abc import Iterable
+from itertools import accumulate
 
 from kdpipe.cache import layout
 from kdpipe.cache.index import read_index
@@ -20,6 +21,7 @@ from kdpipe.schemas.summary import (
     EntriesSummary,
     FidelitySummary,
     PartsSummary,
+    ScaledSummary,
     SplitSummary,
     TokenizerSummary,
 )
@@ -73,6 +75,7 @@ def inspect_cache(url: str | os.PathLike[str]) -> CacheSummary:
         bytes_per_position=_bytes_per_position([(record, row.n_bytes) for record, row in read], positions),
         temperatures=manifest.targets.temperatures,
         fidelity=_fidelity(records),
+        scaled=_scaled(records),
     )
 
 
@@ -154,3 +157,14 @@ def _fidelity(records: list[PartRecord]) -> FidelitySummary | None:
         kept_mass={repr(t): mean(dict(part.kept_mass).get(t, 0.0) for part in known) for t in sorted(temperatures)},
         gradient_angle_degrees=mean(angles) if len(angles) == len(known) else None,
     )
+
+
+def _scaled(records: list[PartRecord]) -> ScaledSummary | None:
+    """The parts' rows that were scaled to 1."""
+    known = sorted((r.scaled for r in records if r.scaled is not None), key=lambda scaled: scaled.median_excess)
+    if not known:
+        return None
+    total = sum(part.n_rows for part in known)
+    reached = accumulate(part.n_rows for part in known)
+    median = next(part.median_excess for part, n in zip(known, reached, strict=True) if 2 * n >= total)
+    return ScaledSummary(rows=total, largest_excess=max(part.largest_excess for part in known), median_excess=median)

@@ -25,7 +25,7 @@ from kdpipe.cache.text import TextWriter
 from kdpipe.cache.zarr_json import GROUP, grids
 from kdpipe.schemas.errors import CacheWriteError
 from kdpipe.schemas.manifest import FileRecord, Manifest
-from kdpipe.schemas.part import Fidelity, PartRecord
+from kdpipe.schemas.part import Fidelity, PartRecord, ScaledRows
 from kdpipe.schemas.plan import MAX_PART_ROWS, PlannedPart
 from kdpipe.schemas.strict_json import sha256_file
 
@@ -84,6 +84,7 @@ class PartWriter:
     ) -> None:
         self.planned = planned
         self.fidelity: Fidelity | None = None
+        self.scaled: ScaledRows | None = None
         self.batches_halved = 0
         self._work, self._manifest, self._rank_of_id = work, manifest, rank_of_id
         self._sequences = SequencesWriter(manifest, planned.first_document)
@@ -172,6 +173,7 @@ class PartWriter:
             indexes={name: sha256 for name, sha256 in indexes.items() if self._streams[name].length},
             statistics=self._statistics.record(),
             fidelity=self.fidelity,
+            scaled=self.scaled,
             batches_halved=self.batches_halved,
             tables=tables,
             files=self._files(),

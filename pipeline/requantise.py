@@ -57,6 +57,7 @@ def requantise(url: str, out: str, asked: Poorer, told: Told | None = None) -> R
             # Ids that are drawn again are farther from the teacher than those that were measured.
             same = manifest.targets.keep == source.manifest.targets.keep
             made.fidelity = record.fidelity if same else None
+            made.scaled = record.scaled
             made.batches_halved = record.batches_halved
 
     return make(out, making, told or Silent(), rewrite)

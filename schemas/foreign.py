@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 from kdpipe.schemas.manifest import MAX_VOCABULARY
 from kdpipe.schemas.plan import SplitName
 from kdpipe.schemas.records import Record
+from kdpipe.schemas.summary import ScaledSummary
 from kdpipe.schemas.targets import MAX_ENTRIES
 
 ForeignFormat = Literal["distillkit", "axolotl", "nemo", "topk"]
@@ -101,7 +102,7 @@ class ImportReport(Record):
     """What an import has made; `unknown` is what the source could not tell.
 
     `padding_entries` were nothing and are left out; `untold_rows` were to be learnt and had no targets; `scaled_rows`
-    held more than all probability and were made to hold 1.
+    held more than all probability and were made to hold 1, `scaled` says by how much.
     """
 
     cache: str
@@ -118,6 +119,7 @@ class ImportReport(Record):
     padding_entries: int
     untold_rows: int
     scaled_rows: int
+    scaled: ScaledSummary | None
     seconds: float
 
 

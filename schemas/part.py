@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 from kdpipe.schemas.manifest import FileRecord, Sha256
 from kdpipe.schemas.plan import MAX_PART_ROWS, SplitName
 from kdpipe.schemas.records import Record
+from kdpipe.schemas.strict_json import canonical
 from kdpipe.schemas.targets import MAX_ENTRIES, Temperature
 
 Count = Annotated[int, Field(ge=0, le=1 << 48)]
@@ -19,6 +20,7 @@ PartFile = Annotated[str, Field(pattern=r"^[a-z0-9_][a-z0-9_.]{0,39}(/[a-z0-9_][
 # float32 sums of probabilities pass 1 by a little.
 Share = Annotated[float, Field(ge=0, le=1.001)]
 MAX_PART_FILES = 16
+MAX_EXCESS = 1024
 
 
 class Fidelity(Record):
@@ -49,8 +51,16 @@ class Statistics(Record):
     )
 
 
+class ScaledRows(Record):
+    """Rows of a lossy source whose probabilities added up to more than 1 and were scaled to 1; excess is over 1."""
+
+    n_rows: Annotated[int, Field(ge=1, le=MAX_PART_ROWS)]
+    largest_excess: Annotated[float, Field(ge=0, le=MAX_EXCESS)]
+    median_excess: Annotated[float, Field(ge=0, le=MAX_EXCESS)]
+
+
 class PartRecord(Record):
-    """The whole of part.json."""
+    """The whole of part.json; `scaled` is written only where it is not None."""
 
     manifest_sha256: Sha256
     part: int = Field(ge=0)
@@ -67,6 +77,7 @@ class PartRecord(Record):
     indexes: dict[Annotated[str, Field(max_length=40)], Sha256]
     statistics: Statistics = Statistics()
     fidelity: Fidelity | None = None
+    scaled: ScaledRows | None = None
     batches_halved: Count = 0
     tables: dict[Annotated[str, Field(max_length=64)], FileRecord]
     files: dict[PartFile, FileRecord] = Field(max_length=MAX_PART_FILES)
@@ -75,9 +86,15 @@ class PartRecord(Record):
     def _ordered(self) -> "PartRecord":
         if not self.n_positions <= self.n_rows:
             raise ValueError("n_positions is above n_rows")
+        if self.scaled is not None and self.scaled.n_rows > self.n_positions:
+            raise ValueError("more rows are scaled than there are positions")
         if max(self.n_exact, self.n_draws) > self.n_rows * MAX_ENTRIES:
             raise ValueError("there are more entries than rows can hold")
         return self
+
+    def to_json(self) -> bytes:
+        """The record in its canonical spelling."""
+        return canonical(self.model_dump(mode="json", exclude={"scaled"} if self.scaled is None else None))
 
     @property
     def n_entries(self) -> int:

@@ -52,6 +52,17 @@ class FidelitySummary(Record):
     gradient_angle_degrees: float | None
 
 
+class ScaledSummary(Record):
+    """Rows of a lossy source that added up to more than 1 and were scaled to 1, over all parts.
+
+    `median_excess` is the median of the parts' medians, each weighing as much as its rows.
+    """
+
+    rows: int
+    largest_excess: float
+    median_excess: float
+
+
 class CacheSummary(Record):
     """The whole answer; `bytes_per_position` sums over the parts, its total leaves text out."""
 
@@ -81,3 +92,4 @@ class CacheSummary(Record):
     bytes_per_position: dict[str, float]
     temperatures: tuple[float, ...]
     fidelity: FidelitySummary | None
+    scaled: ScaledSummary | None

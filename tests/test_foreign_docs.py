@@ -10,6 +10,7 @@ import pytest
 
 from kdpipe.cli import main
 from kdpipe.pipeline.foreign import FORMATS, axolotl, distillkit, nemo, topk
+from kdpipe.pipeline.foreign.distillkit import MOST_FITTED_MASS
 from kdpipe.pipeline.foreign.tables import AXOLOTL, column_types
 from kdpipe.pipeline.foreign.told import MOST_MASS, NOTHING_NATS
 from support.foreign import DISTILLKIT, DISTILLKIT_IDS, random_rows, word_tokenizer, write_rows
@@ -94,3 +95,4 @@ def test_every_column_of_an_export_is_on_the_page() -> None:
 def test_bounds_on_the_page_are_those_in_force() -> None:
     assert f"below {NOTHING_NATS:.0f} are padding" in " ".join(PAGE.split())
     assert f"hold up to {MOST_MASS}" in PAGE
+    assert f"up to {MOST_FITTED_MASS:,.0f} is allowed" in PAGE

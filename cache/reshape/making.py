@@ -178,6 +178,7 @@ def _rewrite(writer: CacheWriter, number: int, making: Making) -> None:
             part.add_coded(stored.coded, stored.places, stored.texts)
         # What was measured on a sample of all rows is not known of some of them.
         part.fidelity = record.fidelity if job.keep is None else None
+        part.scaled = record.scaled if job.keep is None else None
         part.batches_halved = record.batches_halved
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from kdpipe.cli import console
+from kdpipe.cli.cache.inspect import scaled
 from kdpipe.cli.progress import watching
 from kdpipe.cli.quantities import duration, size
 from kdpipe.schemas.errors import UsageError
@@ -113,7 +114,7 @@ def page(report: "ImportReport") -> str:
     repaired = {
         "left out": (report.padding_entries, "ids without probability"),
         "not learnt": (report.untold_rows, "rows without targets"),
-        "scaled": (report.scaled_rows, "rows that held more than all probability"),
     }
     facts += [(name, f"{n:,} {what}") for name, (n, what) in repaired.items() if n]
+    facts += [("scaled", scaled(report.scaled))] if report.scaled is not None else []
     return "\n".join([report.cache, *console.facts([*facts, ("time", duration(report.seconds))])])

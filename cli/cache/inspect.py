@@ -13,7 +13,7 @@ from kdpipe.cli.console import Fact
 
 if TYPE_CHECKING:
     from kdpipe.schemas.manifest import Origin
-    from kdpipe.schemas.summary import CacheSummary, FidelitySummary
+    from kdpipe.schemas.summary import CacheSummary, FidelitySummary, ScaledSummary
 
 SHOWN_CACHES = 3
 SPLIT_COLUMNS = ("parts", "documents", "sequences", "rows", "positions")
@@ -76,11 +76,19 @@ def _contents(summary: "CacheSummary") -> list[Fact]:
         facts.append(("entries", f"{entries.mean:.1f} a position, {spread}"))
     if summary.entropy_nats is not None:
         facts.append(("entropy", f"{summary.entropy_nats:.3f} nats a position"))
+    if summary.scaled is not None:
+        facts.append(("scaled", scaled(summary.scaled)))
     told = [(summary.hidden.pooled, "a document"), (summary.hidden.rows, "a position")]
     hidden = [f"layer {' and '.join(str(v.layer) for v in vectors)} once {where}" for vectors, where in told if vectors]
     if hidden:
         facts.append(("hidden", "; ".join(hidden)))
     return facts
+
+
+def scaled(found: "ScaledSummary") -> str:
+    """Rows that were scaled to 1, and by how much they were above."""
+    excess = f"by at most {found.largest_excess:.3g}, in the median {found.median_excess:.2g}"
+    return f"{found.rows:,} rows added up to more than 1, {excess}"
 
 
 def fidelity(found: "FidelitySummary | None") -> list[Fact]:

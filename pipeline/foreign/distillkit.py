@@ -7,6 +7,7 @@ the whole vocabulary nobody knows, so the ids that are there are made to hold 1.
 """
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar, final
 
@@ -20,7 +21,7 @@ from kdpipe.pipeline.data.columns import BadRow
 from kdpipe.pipeline.data.row_files import RowFile
 from kdpipe.pipeline.foreign import Facts
 from kdpipe.pipeline.foreign import distillkit_codec as codec
-from kdpipe.pipeline.foreign.fields import lists_of_numbers, lists_of_whole_numbers, whole_numbers
+from kdpipe.pipeline.foreign.fields import Bools, lists_of_numbers, lists_of_whole_numbers, whole_numbers
 from kdpipe.pipeline.foreign.files import choose_columns
 from kdpipe.pipeline.foreign.options import refuse_options
 from kdpipe.pipeline.foreign.told import Raw, aligned
@@ -31,6 +32,9 @@ from kdpipe.schemas.strict_json import canonical
 
 CODEC_FILE = "compression_config.yaml"
 LEGACY = "legacy_logit_compression"
+# What fitted values of a row may add up to: 2.7 is seen of small trained teachers under the budget setting, 100 of
+# sharper ones, tens with the settings of another codec where no constant term tells.
+MOST_FITTED_MASS, MOST_UNCHECKED_MASS = 1000.0, 8.0
 # Numbers of a polynomial's terms in memory at a time.
 MOST_NUMBERS = 1 << 23
 COLUMNS = ("input_ids", "compressed_logprobs", "bytepacked_indices")
@@ -65,7 +69,12 @@ class Distillkit:
         joined = [np.concatenate([part[i].ravel() for part in decoded]) if decoded else np.zeros(0) for i in (0, 1)]
         ids = aligned(NumberLists(joined[0].astype(np.int64), counts), len(tokens), own=False)
         values = NumberLists(joined[1].astype(np.float64), ids.counts)
-        return Raw(tokens=tokens, learnt=np.ones(len(tokens), bool), ids=ids, values=values)
+        raw = Raw(tokens=tokens, learnt=np.ones(len(tokens), bool), ids=ids, values=values)
+        if isinstance(self._codec, DistillkitLegacyCodec) or self._codec.exact_k == self._codec.k:
+            return raw
+        is_fitted = np.tile(np.arange(self._codec.k) >= self._codec.exact_k, len(ids.values) // self._codec.k)
+        most = MOST_FITTED_MASS if _has_constant(self._codec) else MOST_UNCHECKED_MASS
+        return replace(raw, is_fitted=is_fitted, most_mass=most)
 
 
 def read_codec(settings: ImportSettings) -> DistillkitCodec | DistillkitLegacyCodec:
@@ -104,7 +113,26 @@ def _recommended(settings: DistillkitCodec, columns: Mapping[str, Any]) -> Itera
         raise BadRow(f"{COLUMNS[1]} has {len(values):,} rows, {COLUMNS[2]} has {len(ids):,}")
     for rows in _slices(len(ids), settings.k * (1 + len(settings.polynomial_terms or ()))):
         packed = [_bytes(each[rows], name) for each, name in ((ids, COLUMNS[2]), (values, COLUMNS[1]))]
-        yield codec.decode_ids(settings, packed[0]), codec.decode_values(settings, packed[1])
+        decoded = codec.decode_values(settings, packed[1])
+        if _has_constant(settings):
+            _refuse_unfitted(settings, codec.beyond_codec(settings, packed[1]), decoded, rows.start)
+        yield codec.decode_ids(settings, packed[0]), decoded
+
+
+def _has_constant(settings: DistillkitCodec) -> bool:
+    return settings.exact_k < settings.k and 0 in (settings.polynomial_terms or ())
+
+
+def _refuse_unfitted(settings: DistillkitCodec, wrong: Bools, values: npt.NDArray[np.float32], first: int) -> None:
+    """Refuse values that are no fit of probabilities: damage, or the settings of another codec."""
+    if wrong.any():
+        row = int(wrong.argmax())
+        with np.errstate(over="ignore"):
+            mass = np.exp(values[row].astype(np.float64)).sum()
+        raise BadRow(
+            f"after token {first + row}, the probabilities add up to {mass:.4g}, which no {settings.k} probabilities"
+            " decode to: are these the settings of the codec?"
+        )
 
 
 def _legacy(settings: DistillkitLegacyCodec, columns: Mapping[str, Any]) -> Iterator[Arrays]:

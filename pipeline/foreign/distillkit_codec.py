@@ -8,6 +8,8 @@ Recommended: exact_k values as they are, then fit(t) + residual for t = 0, 1, ..
 term(t); with delta encoding the sums of all before. Legacy: t = 1, 2, ..., terms t^0, t^-1, ..., t^-degree.
 """
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -25,6 +27,8 @@ DTYPES: dict[FloatName, torch.dtype] = {
     "float64": torch.float64,
 }
 WORD_BITS = 64
+# What coefficients of few bits may move the mean of fitted values by.
+MEAN_SLACK_NATS = 1.0
 
 
 def id_bits(vocabulary_size: int) -> int:
@@ -64,19 +68,42 @@ def decode_ids(codec: DistillkitCodec, packed: Bytes) -> Longs:
 
 def decode_values(codec: DistillkitCodec, packed: Bytes) -> Floats:
     """The log-probabilities of each row, as DistillKit's own decoder gives them."""
-    exact_end = codec.exact_k * _size(codec.exact_dtype)
     terms = codec.polynomial_terms or ()
-    terms_end = exact_end + len(terms) * _size(codec.term_dtype)
-    exact_RK = _numbers(packed[:, :exact_end], codec.exact_dtype)
-    left_RK = _residuals(codec, packed[:, terms_end:]).to(DTYPES[codec.exact_dtype])
+    exact_RK, coefficients_RJ = _stored(codec, packed)
+    bins_place = codec.exact_k * _size(codec.exact_dtype) + len(terms) * _size(codec.term_dtype)
+    left_RK = _residuals(codec, packed[:, bins_place:]).to(DTYPES[codec.exact_dtype])
     if terms:
         terms_KJ = _terms(terms, codec.k - codec.exact_k, DTYPES[codec.term_dtype], codec.normalize_t)
-        coefficients_RJ = _numbers(packed[:, exact_end:terms_end], codec.term_dtype)
         left_RK = (terms_KJ * coefficients_RJ[:, None, :]).sum(-1) + left_RK
     values_RK = torch.cat([exact_RK, left_RK], dim=-1)
     if codec.delta_encoding:
         values_RK = values_RK.float().cumsum(-1).to(DTYPES[codec.exact_dtype])
     return values_RK.float().numpy()
+
+
+def beyond_codec(codec: DistillkitCodec, packed: Bytes) -> npt.NDArray[np.bool_]:
+    """Rows that no probabilities can have been fitted to, for a polynomial with a constant term.
+
+    k probabilities hold at most 1, so the mean of their log p is at most -log k, and the smallest log p as well. Least
+    squares with a constant keep the sum of what they fit: of the log p, or of their differences, which is the smallest.
+    """
+    exact_RK, coefficients_RJ = _stored(codec, packed)
+    terms_KJ = _terms(
+        codec.polynomial_terms or (), codec.k - codec.exact_k, DTYPES[codec.term_dtype], codec.normalize_t
+    )
+    total_R = exact_RK.double().sum(-1) + coefficients_RJ.double() @ terms_KJ.double().sum(0)
+    kept_R = total_R if codec.delta_encoding else total_R / codec.k
+    found: npt.NDArray[np.bool_] = (kept_R > MEAN_SLACK_NATS - math.log(codec.k)).numpy()
+    return found
+
+
+def _stored(codec: DistillkitCodec, packed: Bytes) -> tuple[Tensor, Tensor]:
+    """The exact values of each row, and the coefficients of its polynomial."""
+    exact_end = codec.exact_k * _size(codec.exact_dtype)
+    terms_end = exact_end + len(codec.polynomial_terms or ()) * _size(codec.term_dtype)
+    return _numbers(packed[:, :exact_end], codec.exact_dtype), _numbers(
+        packed[:, exact_end:terms_end], codec.term_dtype
+    )
 
 
 def _terms(terms: tuple[Term, ...], n: int, dtype: torch.dtype, normalised: bool) -> Tensor:

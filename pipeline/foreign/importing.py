@@ -8,7 +8,7 @@ from the rows that belong to it. Run again, it goes on with the parts that are m
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
@@ -29,13 +29,14 @@ from kdpipe.pipeline.foreign.files import check_place, source_files
 from kdpipe.pipeline.foreign.sequences import packed
 from kdpipe.pipeline.foreign.survey import Read, Repairs, Survey, reader, rows_again, take_survey
 from kdpipe.pipeline.foreign.token_sizes import token_sizes
-from kdpipe.pipeline.foreign.told import Told, told
+from kdpipe.pipeline.foreign.told import MOST_MASS, Told, told
 from kdpipe.pipeline.watch import Watch
 from kdpipe.schemas import manifest
 from kdpipe.schemas.arrays import default_arrays
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.foreign import ImportReport, ImportSettings
 from kdpipe.schemas.manifest import Manifest, expected_tables
+from kdpipe.schemas.part import ScaledRows
 from kdpipe.schemas.plan import Plan, PlannedPart, SplitName
 from kdpipe.schemas.targets import HiddenSpec, Imported, TargetSpec
 
@@ -59,29 +60,36 @@ def import_cache(settings: ImportSettings, watch: Watch) -> ImportReport:
     watch.say(
         f"rows       {len(survey.sizes):,} with {survey.n_positions:,} positions, up to {survey.longest:,} tokens"
     )
-    _tell_repairs(survey.repairs, watch)
-    stated = make_manifest(settings, source.form.facts, survey, tokenizer)
+    source = settled(source, settings, survey.repairs)
+    _tell_repairs(survey.repairs, source, watch)
+    stated = make_manifest(settings, source.facts, survey, tokenizer)
     cache = create_cache(settings.out, stated)
     cache.publish_tokenizer(tokenizer.files)
     cache.publish_tables({"ids_by_rank": np.argsort(-survey.token_counts, kind="stable").astype(np.uint32)})
     made = _make_parts(cache, source, survey, token_sizes(tokenizer), watch)
     cache.seal()
     remember_written(cache, watch)
-    return _report(settings, source.form.facts, survey, made, time.perf_counter() - started)
+    return _report(settings, source.facts, survey, made, time.perf_counter() - started)
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """Files with their format: rows of them as `Told`."""
+    """Files with their format: rows of them as `Told`; `tail_lost` once their sums have shown that no tail is known."""
 
     files: list[RowFile]
     form: Format
     n_ids: int
+    tail_lost: bool = False
+
+    @property
+    def facts(self) -> Facts:
+        """What is known of the format and its rows."""
+        return replace(self.form.facts, tail="unknown") if self.tail_lost else self.form.facts
 
     def read(self, number: int) -> Read:
         """A function that reads rows of one file."""
-        rest = self.form.facts.tail == "rest"
+        rest = self.facts.tail == "rest"
         name = self.files[number].name
         return reader(name, lambda columns: told(self.form.read(columns), self.n_ids, rest_is_tail=rest))
 
@@ -98,6 +106,12 @@ def open_source(settings: ImportSettings, n_ids: int) -> Source:
     """The files of a source, and their format."""
     files = source_files(settings.source, settings.data_split)
     return Source(files=files, form=open_format(settings, files), n_ids=n_ids)
+
+
+def settled(source: Source, settings: ImportSettings, repairs: Repairs) -> Source:
+    """The tail is unknown where rows add up to far more than 1, unless --tail says otherwise."""
+    loses = source.facts.tail == "rest" and settings.tail is None and repairs.largest_excess > MOST_MASS - 1
+    return replace(source, tail_lost=loses)
 
 
 def make_manifest(settings: ImportSettings, facts: Facts, survey: Survey, tokenizer: LoadedTokenizer) -> Manifest:
@@ -165,14 +179,16 @@ def _repaired(repairs: Repairs) -> list[str]:
     words = {
         "ids without probability left out": repairs.n_padding,
         "rows without targets, which are not learnt": repairs.n_untold,
-        "rows that held more than all probability, scaled to 1": repairs.n_scaled,
+        f"rows that added up to more than 1 (by at most {repairs.largest_excess:.3g}), scaled to 1": repairs.n_scaled,
     }
     return [f"{n:,} {what}" for what, n in words.items() if n]
 
 
-def _tell_repairs(repairs: Repairs, watch: Watch) -> None:
+def _tell_repairs(repairs: Repairs, source: Source, watch: Watch) -> None:
     for what in _repaired(repairs):
         watch.warn(what)
+    if source.tail_lost:
+        watch.warn("the codec is too coarse to tell the mass of ids that are not kept (--tail rest believes it)")
 
 
 def _make_parts(cache: CacheWriter, source: Source, survey: Survey, sizes: npt.NDArray[np.uint32], watch: Watch) -> int:
@@ -189,9 +205,18 @@ def _make_parts(cache: CacheWriter, source: Source, survey: Survey, sizes: npt.N
             with cache.part(planned.number) as part:
                 for sequence, block in packed(rows, planned, cache.manifest, sizes):
                     part.add(sequence, block)
+                part.scaled = _scaled(rows)
             record, n_bytes = cache.record(planned.number)
             watch.part_done(planned.number, record.n_positions, n_bytes, time.perf_counter() - began)
     return len(missing)
+
+
+def _scaled(rows: list[Told]) -> ScaledRows | None:
+    """The rows of a part that were scaled to 1."""
+    excess = np.concatenate([told.excess for told in rows])
+    if not len(excess):
+        return None
+    return ScaledRows(n_rows=len(excess), largest_excess=float(excess.max()), median_excess=float(np.median(excess)))
 
 
 def _runs(parts: list[PlannedPart]) -> list[list[PlannedPart]]:
@@ -224,5 +249,6 @@ def _report(settings: ImportSettings, facts: Facts, survey: Survey, made: int, s
         padding_entries=survey.repairs.n_padding,
         untold_rows=survey.repairs.n_untold,
         scaled_rows=survey.repairs.n_scaled,
+        scaled=summary.scaled,
         seconds=seconds,
     )

@@ -31,6 +31,7 @@ class Repairs:
     n_padding: int
     n_untold: int
     n_scaled: int
+    largest_excess: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,6 +104,7 @@ class _Surveyor:
     _n_positions: int = 0
     _n_learnable: int = 0
     _repairs: list[int] = field(default_factory=lambda: [0, 0, 0])
+    _largest_excess: float = 0.0
 
     def __post_init__(self) -> None:
         self._token_counts = np.zeros(self.n_ids, np.int64)
@@ -123,6 +125,7 @@ class _Surveyor:
         self._n_learnable += len(told.tokens) - len(told.starts) - told.n_untold
         for place, n in enumerate((told.n_padding, told.n_untold, told.n_scaled)):
             self._repairs[place] += n
+        self._largest_excess = max(self._largest_excess, float(told.excess.max(initial=0.0)))
 
     def finish(self, val_fraction: float) -> Survey:
         """What was remembered."""
@@ -142,7 +145,7 @@ class _Surveyor:
             learns_all=self._n_positions == self._n_learnable,
             n_positions=self._n_positions,
             fingerprint=self._digest.hexdigest(),
-            repairs=Repairs(n_padding=padding, n_untold=untold, n_scaled=scaled),
+            repairs=Repairs(n_padding=padding, n_untold=untold, n_scaled=scaled, largest_excess=self._largest_excess),
         )
 
 

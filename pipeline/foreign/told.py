@@ -21,7 +21,7 @@ from kdpipe.schemas.targets import MAX_ENTRIES
 NOTHING_NATS = -4095.0
 # What float32 rounds of a log-probability of 0, as the writer allows it.
 ROUNDING_NATS = 1e-4
-# Lossy codecs make kept ids hold more than 1: DistillKit's recommended one by 0.028 at most in 1,536 rows.
+# What rounding of stored values adds; DistillKit's recommended setting gives 1.028 at most in 1,536 rows.
 MOST_MASS = 1.05
 # Beyond what a float32 teacher rounds; from here on a row that holds more than 1 is counted.
 ROUNDED_MASS = 1.001
@@ -34,6 +34,7 @@ class Raw:
     """A source row aligned as a cache is: row t of `learnt`, `ids` and `values` is about token t + 1.
 
     `values` are log p of the ids; `log_tail` is given where the source has it; `starts` are rows where documents begin.
+    `is_fitted` marks values that a codec approximates, which may be above 0; a row may add up to `most_mass`.
     """
 
     tokens: Longs
@@ -42,12 +43,14 @@ class Raw:
     values: NumberLists
     log_tail: Floats | None = None
     starts: Longs | None = None
+    is_fitted: Bools | None = None
+    most_mass: float = MOST_MASS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Told:
-    """T rows with their entries; `n_padding` entries were nothing, `n_untold` rows had none left, `n_scaled` rows held
-    more than 1 and were scaled to 1."""
+    """T rows with their entries; `n_padding` entries were nothing, `n_untold` rows had none left, rows that held more
+    than 1 were scaled to 1: `excess` is by how much each of them did."""
 
     tokens: npt.NDArray[np.int32]
     loss_mask: Bools
@@ -58,7 +61,12 @@ class Told:
     log_tail: npt.NDArray[np.float32] | None
     n_padding: int
     n_untold: int
-    n_scaled: int
+    excess: Floats
+
+    @property
+    def n_scaled(self) -> int:
+        """How many rows were scaled."""
+        return len(self.excess)
 
 
 def told(raw: Raw, vocabulary_size: int, *, rest_is_tail: bool) -> Told:
@@ -78,7 +86,7 @@ def told(raw: Raw, vocabulary_size: int, *, rest_is_tail: bool) -> Told:
     _check_entries(ids, values, row_of, vocabulary_size)
     if counts.max(initial=0) > MAX_ENTRIES:
         raise BadRow(f"token {counts.argmax()} has {counts.max():,} ids, at most {MAX_ENTRIES:,} can be kept")
-    values, n_scaled = _scaled(values, row_of, n)
+    values, excess = _scaled(values, row_of, n, raw.most_mass)
     return Told(
         tokens=raw.tokens.astype(np.int32),
         loss_mask=mask,
@@ -89,7 +97,7 @@ def told(raw: Raw, vocabulary_size: int, *, rest_is_tail: bool) -> Told:
         log_tail=_log_tail(raw, values, row_of, mask, rest_is_tail),
         n_padding=int(np.count_nonzero(~there & due[np.repeat(np.arange(n), raw.ids.counts)])),
         n_untold=int(np.count_nonzero(due & ~mask)),
-        n_scaled=n_scaled,
+        excess=excess,
     )
 
 
@@ -118,7 +126,10 @@ def _present(raw: Raw, row_of: Longs) -> Bools:
     """Which entries are more than padding; what is no log-probability at all is refused."""
     values = raw.values.values
     _refuse(np.isnan(values), row_of, values, "a log-probability is {}")
-    _refuse(values > ROUNDING_NATS, row_of, values, "a log-probability is {}, at most 0 was expected")
+    above = values > ROUNDING_NATS
+    if raw.is_fitted is not None:
+        above &= ~raw.is_fitted
+    _refuse(above, row_of, values, "a log-probability is {}, at most 0 was expected")
     found: Bools = values >= NOTHING_NATS
     return found
 
@@ -143,14 +154,15 @@ def _refuse(wrong: Bools, row_of: Longs, values: npt.NDArray[Any], what: str) ->
         raise BadRow(f"after token {row_of[place]}, {what.format(values[place])}")
 
 
-def _scaled(values: Floats, row_of: Longs, n: int) -> tuple[Floats, int]:
-    """Rows that hold more than 1 made to hold 1, and how many that are."""
-    mass = np.bincount(row_of, np.exp(values), minlength=n)
-    if mass.max(initial=0.0) > MOST_MASS:
+def _scaled(values: Floats, row_of: Longs, n: int, most: float) -> tuple[Floats, Floats]:
+    """Rows that hold more than 1 made to hold 1, and how much more each of them held."""
+    with np.errstate(over="ignore"):
+        mass = np.bincount(row_of, np.exp(values), minlength=n)
+    if mass.max(initial=0.0) > most:
         row = int(mass.argmax())
         raise BadRow(f"after token {row}, the probabilities add up to {mass[row]:.4g}: these are no log-probabilities")
     scaled = np.minimum(values - np.log(np.maximum(mass, 1.0))[row_of], 0.0)
-    return scaled, int(np.count_nonzero(mass > ROUNDED_MASS))
+    return scaled, (mass[mass > ROUNDED_MASS] - 1.0).astype(np.float64)
 
 
 def _log_tail(

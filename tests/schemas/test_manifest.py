@@ -1,5 +1,6 @@
 """What a cache may be made of: every rule of target specs, plans, arrays, tables and versions binds, and says so."""
 
+import json
 import math
 from typing import Any
 
@@ -9,8 +10,10 @@ from pydantic import ValidationError
 from kdpipe.schemas.arrays import Arrays, Column, CountLaw, LinearLaw, RowArray, VectorArray, default_arrays, log_z_law
 from kdpipe.schemas.errors import CacheDamaged, ConfigError, Incompatible
 from kdpipe.schemas.manifest import Data, Manifest, SourceColumn, Table, Teacher, Tokenizer, expected_tables
-from kdpipe.schemas.part import PartRecord, Statistics
+from kdpipe.schemas.part import PartRecord, ScaledRows, Statistics
 from kdpipe.schemas.plan import MAX_SEQUENCE_ROWS, Plan, SplitPlan
+from kdpipe.schemas.records import read_record
+from kdpipe.schemas.strict_json import canonical
 from kdpipe.schemas.targets import (
     HiddenSpec,
     Imported,
@@ -209,13 +212,21 @@ def test_tables_and_teacher_must_be_those_that_the_targets_need() -> None:
     assert [table.n_bytes for table in tables] == [36, 9 * 6 * 2]
 
 
+PART: dict[str, Any] = {
+    "manifest_sha256": "0" * 64, "part": 0, "split": "train", "first_document": 0, "n_documents": 1,
+    "n_sequences": 1, "n_rows": 2, "n_positions": 2, "n_exact": 3, "n_draws": 0,
+    "column_bytes": {}, "indexes": {}, "tables": {}, "files": {},
+}  # fmt: skip
+
+
 def test_a_part_cannot_count_more_than_it_has() -> None:
-    fine: dict[str, Any] = {
-        "manifest_sha256": "0" * 64, "part": 0, "split": "train", "first_document": 0, "n_documents": 1,
-        "n_sequences": 1, "n_rows": 2, "n_positions": 2, "n_exact": 3, "n_draws": 0,
-        "column_bytes": {}, "indexes": {}, "tables": {}, "files": {},
-    }  # fmt: skip
+    fine = PART
     assert PartRecord(**fine).n_entries == 3
+    scaled = {"n_rows": 3, "largest_excess": 0.5, "median_excess": 0.25}
+    with pytest.raises(ValidationError, match="more rows are scaled than there are positions"):
+        PartRecord(**{**fine, "scaled": scaled})
+    with pytest.raises(ValidationError):
+        PartRecord(**{**fine, "scaled": {**scaled, "n_rows": 1, "largest_excess": 1e308}})
     with pytest.raises(ValidationError, match="n_positions is above n_rows"):
         PartRecord(**{**fine, "n_positions": 3})
     for name in ("n_exact", "n_draws"):
@@ -224,6 +235,17 @@ def test_a_part_cannot_count_more_than_it_has() -> None:
     for name in ("/x", "a//b", "A", "a/b/c/d/e/f", ""):
         with pytest.raises(ValidationError):
             PartRecord(**{**fine, "files": {name: {"bytes": 1, "sha256": "0" * 64}}})
+
+
+def test_scaled_rows_are_a_key_of_a_part_only_where_there_are_some() -> None:
+    without = PartRecord(**PART)
+    assert b"scaled" not in without.to_json()
+    assert read_record(PartRecord, without.to_json(), "part.json") == without
+    some = PartRecord(**PART, scaled=ScaledRows(n_rows=2, largest_excess=0.5, median_excess=0.25))
+    assert read_record(PartRecord, some.to_json(), "part.json") == some
+    null = canonical({**json.loads(without.to_json()), "scaled": None})
+    with pytest.raises(CacheDamaged, match=r"part\.json is not in canonical form"):
+        read_record(PartRecord, null, "part.json")
 
 
 @pytest.mark.parametrize(

@@ -137,7 +137,7 @@ def _with_first(row: list[int], value: float) -> list[int]:
         (
             "compressed_logprobs",
             lambda rows: [*rows[:2], [0] * 56, *rows[3:]],
-            "row 2: after token 2, the probabilities add up to 128: these are no log-probabilities",
+            "row 2: after token 2, the probabilities add up to 128, which no 128 probabilities decode to",
         ),
     ],
 )  # fmt: skip

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from kdpipe.pipeline.foreign import distillkit_codec as codec
 from kdpipe.schemas.foreign import DistillkitCodec, DistillkitLegacyCodec, ResidualBin
+from support.distillkit_encoder import BUDGET, encode
 from support.distillkit_twin import bits_of, meant, packed_values
 from support.foreign import SETS, distillkit_codec, distillkit_rows, expected
 
@@ -24,6 +25,28 @@ def test_rows_that_distillkit_wrote_are_read_as_distillkit_reads_them(name: str)
         np.testing.assert_array_equal(ids, due["ids"][number])
         # Sums of six float32 terms are equal but for the order in which a machine adds them.
         np.testing.assert_allclose(values, due["logprobs"][number], rtol=0, atol=4e-6)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"delta_encoding": True},
+        {"delta_encoding": True, "exact_k": 8, "polynomial_terms": (0, 1, 2), "exact_dtype": "float32"},
+        {"exact_k": 16, "polynomial_terms": (0, 1, 2, 3, "sqrt")},
+        {"exact_k": 0},
+    ],
+)
+def test_no_fit_of_probabilities_is_taken_for_damage(changes: dict[str, Any]) -> None:
+    its = BUDGET.model_copy(update=changes)
+    rng = np.random.default_rng(5)
+    for spread in (0.0, 0.5, 2.0, 6.0, 20.0):
+        logits = rng.normal(size=(40, its.d)) * spread
+        logits[:10, :3] += 20 * spread  # a plateau, then a cliff
+        logp = logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)
+        packed = np.array(encode(its, [1] * len(logp), logp).columns["compressed_logprobs"], np.uint8)
+        assert not codec.beyond_codec(its, packed).any()
+    assert codec.beyond_codec(its, np.zeros((3, codec.value_bytes(its)), np.uint8)).all()
 
 
 def test_legacy_rows_are_read_as_distillkit_reads_them() -> None:

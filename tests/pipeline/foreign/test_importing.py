@@ -126,7 +126,7 @@ def test_what_was_repaired_is_said_and_kept_in_the_manifest(tokenizer: str, tmp_
     assert watch.warned == [
         "1 ids without probability left out",
         "1 rows without targets, which are not learnt",
-        "1 rows that held more than all probability, scaled to 1",
+        "1 rows that added up to more than 1 (by at most 0.0151), scaled to 1",
     ]
     note = open_cache(tmp_path / "cache").manifest.history[0].note
     assert all(what in note for what in watch.warned)
