@@ -1,4 +1,4 @@
-"""Work names: whose an unfinished folder in tmp/ is, and whether its worker still lives.
+"""Which process is writing, and whether it still lives: for work names in tmp/, and for the locks of `lock.py`.
 
 In: what is being built. Out: a name that nobody else uses; from such a name, whether its owner is gone.
 Before it: nothing. After it: `files.py` builds under these names and sweeps. A courtesy, not a lock: two writers of
@@ -8,30 +8,67 @@ one thing never harm each other, and a name that cannot be judged is left alone.
 import os
 import secrets
 import socket
+from dataclasses import dataclass
 from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Process:
+    """A process and its machine; `started` is in ticks since the machine booted, "0" where that is not known."""
+
+    host: str
+    boot: str
+    pid_space: str
+    pid: int
+    started: str
+
+
+def this_process() -> Process:
+    """The process that runs this."""
+    pid = os.getpid()
+    return Process(
+        host=socket.gethostname(), boot=boot_id(), pid_space=_pid_space(), pid=pid, started=_began(pid) or "0"
+    )
+
+
+def is_of_this_machine(process: Process) -> bool:
+    """Whether a process is or was one of this machine; containers of one machine have host names of their own."""
+    own = this_process()
+    return process.host == own.host or (process.boot == own.boot != "0")
+
+
+def has_ended(process: Process) -> bool:
+    """Whether a process is known to be gone; of other machines, and of other containers, nothing is known."""
+    own = this_process()
+    if not is_of_this_machine(process):
+        return False
+    if process.boot != own.boot:
+        return True
+    return process.pid_space == own.pid_space and not _is_alive(process.pid, process.started)
 
 
 def work_name(what: str) -> str:
     """A name that no other writer uses, and that says whose it is."""
-    host = "".join(letter if letter.isalnum() else "-" for letter in socket.gethostname())[:40]
-    process = os.getpid()
-    began = _began(process) or "0"
-    return f"{what}~{host}~{boot_id()}~{_pid_space()}~{process}~{began}~{secrets.token_hex(4)}"
+    own = this_process()
+    owner = f"{_in_a_name(own.host)}~{own.boot}~{own.pid_space}~{own.pid}~{own.started}"
+    return f"{what}~{owner}~{secrets.token_hex(4)}"
 
 
 def is_abandoned(name: str) -> bool:
     """Whether a work name belongs to a process of this machine that is gone; other machines' are left alone."""
     try:
-        _, host, boot, space, pid, began, _ = name.split("~")
+        _, host, boot, space, pid, started, _ = name.split("~")
         process = int(pid)
     except ValueError:
         return False
-    _, own_host, own_boot, own_space, _, _, _ = work_name("").split("~")
-    if host != own_host:
+    own = this_process()
+    if host != _in_a_name(own.host):
         return False
-    if boot != own_boot:
-        return True
-    return space == own_space and not _is_alive(process, began)
+    return has_ended(Process(host=own.host, boot=boot, pid_space=space, pid=process, started=started))
+
+
+def _in_a_name(host: str) -> str:
+    return "".join(letter if letter.isalnum() else "-" for letter in host)[:40]
 
 
 def is_own(name: str) -> bool:

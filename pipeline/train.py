@@ -9,6 +9,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from kdpipe.cache.lock import locked
 from kdpipe.cache.verify.first import check_before_use
 from kdpipe.pipeline.evaluation.stored import save_settings
 from kdpipe.pipeline.training import checkpoints, run_folder, schedules
@@ -36,6 +37,15 @@ def train(settings: StageTwo, options: TrainOptions, watch: TrainWatch) -> Train
     if settings.out is None:
         raise ConfigError("nothing says where the run goes", hint="give --out DIR")
     folder = Path(settings.out)
+    # Before anything in the folder is looked at: what is there stays as it is until the run has ended.
+    with locked(folder, watch.say):
+        return _train_in(folder, settings, options, watch, started)
+
+
+def _train_in(
+    folder: Path, settings: StageTwo, options: TrainOptions, watch: TrainWatch, started: float
+) -> TrainReport:
+    """Begin or resume the run of a folder that is locked."""
     prospect = look(settings, watch)
     record = prospect.record
     steered = options.resume_from is not None

@@ -36,6 +36,10 @@ class ConfigError(UsageError):
     """A setting, a configuration file or a path given by a person is wrong."""
 
 
+class LockHeld(UsageError):
+    """Another process writes to the folder, or its lock says so."""
+
+
 class Unlearnable(ConfigError):
     """A document of which what was asked for cannot be learnt: it is refused, or left out where a person said so."""
 

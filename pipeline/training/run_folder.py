@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from kdpipe.cache.files import explained, make_dir, new_file, publish_file, sweep, sync_dir, work_folder
 from kdpipe.cache.layout import WORK
+from kdpipe.cache.lock import LOCK
 from kdpipe.schemas.checkpoint import RunRecord
 from kdpipe.schemas.errors import CacheDamaged, ConfigError
 from kdpipe.schemas.records import read_record
@@ -51,7 +52,7 @@ def check(out: Path, asked: RunRecord, *, overwrite: bool = False, steered: bool
     """Refuse a folder of something else, or of another run unless that is to be cleared; whether there is a run."""
     if out.exists() and not out.is_dir():
         raise ConfigError(f"{out} is a file, and a run is a folder", hint="give --out a new folder")
-    there = [path for path in out.iterdir() if path.name != WORK] if out.is_dir() else []
+    there = [path for path in out.iterdir() if path.name not in (WORK, LOCK)] if out.is_dir() else []
     if there and not (out / RECORD).exists():
         raise ConfigError(
             f"{out} is not empty, and no run of kdpipe", hint="give --out a new folder; --overwrite clears runs only"
@@ -133,9 +134,14 @@ def _step_size(record: RunRecord) -> int:
 
 
 def _clear(out: Path) -> None:
-    """Remove everything; what says that this is a run goes last, so that a clearing that was killed can be repeated."""
+    """Remove everything but the lock, which others must find at every moment.
+
+    What says that this is a run goes last, so that a clearing that was killed can be repeated.
+    """
     with explained("a run could not be cleared", out):
         for path in sorted(out.iterdir(), key=lambda path: path.name == RECORD):
+            if path.name == LOCK:
+                continue
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
             else:

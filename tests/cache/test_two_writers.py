@@ -5,7 +5,6 @@ Threads meet at a barrier inside the part, processes at a pipe, so that they fin
 
 import os
 import secrets
-import select
 import sys
 import threading
 import time
@@ -24,6 +23,7 @@ from kdpipe.cache.reader import open_cache
 from kdpipe.cache.workers import is_abandoned, work_name
 from kdpipe.cache.writer import STALE_SECONDS, create_cache
 from support.children import Child, in_child
+from support.gates import Gate
 from support.tiny import (
     SMALL,
     begin_cache,
@@ -90,30 +90,6 @@ def test_processes_that_write_one_part_leave_one_good_part(tmp_path: Path, attem
     gate.open()
     assert [child.wait().said for child in children] == [""] * N_WRITERS
     check_one_writer(path, attempt)
-
-
-class Gate:
-    """Processes wait at it until all have come."""
-
-    def __init__(self, n: int) -> None:
-        self._n = n
-        self._came_read, self._came_write = os.pipe()
-        self._go_read, self._go_write = os.pipe()
-
-    def pass_through(self) -> None:
-        """Say that one has come, and wait."""
-        os.write(self._came_write, b".")
-        os.read(self._go_read, 1)
-
-    def wait(self) -> None:
-        """Wait until all have come."""
-        for _ in range(self._n):
-            assert select.select([self._came_read], [], [], MEETING_SECONDS)[0], "somebody does not come"
-            os.read(self._came_read, 1)
-
-    def open(self) -> None:
-        """Let them go."""
-        os.write(self._go_write, b"." * self._n)
 
 
 @pytest.mark.slow

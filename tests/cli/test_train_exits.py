@@ -94,6 +94,18 @@ def test_a_refusal_is_two_lines_and_leaves_nothing(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("out", ["/proc/x", "file", "file/below"])
+@pytest.mark.parametrize("words", [[], ["--dry-run"], ["--overwrite"]], ids=" ".join)
+def test_a_place_that_cannot_be_written_is_a_wrong_setting(
+    out: str, words: list[str], train: Command, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    code, _, err = train("--out", str(tmp_path / out), *words)
+    assert code == 2
+    assert out.partition("/below")[0] in err and "hint: " in err
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
 def test_an_unfinished_and_a_damaged_cache_are_told(train: Command, folder: Path, tmp_path: Path) -> None:
     partial, damaged = (Path(shutil.copytree(folder / "cache", tmp_path / name)) for name in ("partial", "damaged"))
     (partial / "index.parquet").unlink()

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from kdpipe.cache.lock import LOCK, locked
 from kdpipe.pipeline.training.run_folder import RECORD, check, claim, differences
 from kdpipe.schemas.checkpoint import RunRecord
 from kdpipe.schemas.errors import ConfigError, KdpipeError
@@ -114,6 +115,15 @@ def test_overwriting_clears_a_run_and_nothing_else(tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match="is not empty, and no run of kdpipe"):
             claim(other, record(), overwrite=overwrite)
     assert (other / "thesis.tex").read_text() == "years of work"
+
+
+def test_clearing_leaves_the_lock(tmp_path: Path) -> None:
+    with locked(tmp_path / "run", lambda _: None):
+        claim(tmp_path / "run", record())
+        before = (tmp_path / "run" / LOCK).stat()
+        claim(tmp_path / "run", record(seed=1), overwrite=True)
+        assert (tmp_path / "run" / LOCK).stat() == before
+    assert [path.name for path in (tmp_path / "run").iterdir() if path.name != "tmp"] == [RECORD]
 
 
 @pytest.mark.slow

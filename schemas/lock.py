@@ -1,0 +1,23 @@
+"""What a lock file says: which process writes to the folder, and since when.
+
+In: one line of JSON. Out: a frozen record. Before it: `records.py`. After it: `kdpipe.cache.lock`.
+"""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from kdpipe.schemas.records import Record
+
+Word = Annotated[str, Field(max_length=300)]
+
+
+class LockRecord(Record):
+    """The holder of a lock: `started` is its start in ticks since the machine's `boot`; it took the lock at `since`."""
+
+    pid: Annotated[int, Field(ge=0, le=1 << 40)]
+    started: Word
+    host: Word
+    boot: Word
+    pid_space: Word
+    since: Word

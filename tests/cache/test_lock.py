@@ -1,0 +1,322 @@
+"""One writer at a time: races of real processes, locks of dead, other and unknown holders, places that cannot lock."""
+
+import errno
+import json
+import os
+import signal
+import socket
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kdpipe.cache import lock, workers
+from kdpipe.cache.lock import LOCK, locked
+from kdpipe.schemas.errors import CacheWriteError, ConfigError, LockHeld
+from support.children import Child, in_child, mount_memory, mounted, remount
+from support.gates import Gate
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks, and reads what /proc knows of a process")
+
+ROUNDS = 50
+
+
+def silent(_: str) -> None:
+    """Nobody listens."""
+
+
+def hold(folder: Path, come: Callable[[], None], stay: Callable[[], None]) -> str:
+    """Try to take the lock when all have come, and keep it until all have tried."""
+    come()
+    said: list[str] = []
+    try:
+        with locked(folder, said.append):
+            stay()
+            return "won" + "".join(f"; {line}" for line in said)
+    except LockHeld as error:
+        stay()
+        return f"refused: {error.message}"
+
+
+def race(folder: Path, n_starters: int = 2) -> list[str]:
+    """What processes say that try to take one lock at the same moment."""
+    start, end = Gate(n_starters), Gate(n_starters)
+    children = [Child(lambda: hold(folder, start.pass_through, end.pass_through)) for _ in range(n_starters)]
+    for gate in (start, end):
+        gate.wait()
+        gate.open()
+    said = [child.wait().said for child in children]
+    for gate in (start, end):
+        gate.close()
+    pids = {child.pid for child in children}
+    for line in said:
+        if not line.startswith("won"):
+            assert any(line.startswith(f"refused: {folder} is in use by process {pid} on ") for pid in pids), line
+    return said
+
+
+def leave_stale_lock(folder: Path, **changes: Any) -> dict[str, Any]:
+    """A lock that a killed process left, with other values in its line."""
+
+    def die() -> None:
+        with locked(folder, silent):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    assert in_child(die).code == -signal.SIGKILL
+    line = json.loads((folder / LOCK).read_text()) | changes
+    (folder / LOCK).write_text(json.dumps(line, sort_keys=True, separators=(",", ":")) + "\n")
+    return line
+
+
+@pytest.fixture(params=["locks", "no locks"])
+def file_system(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A file system with locks, or one that answers as those without do."""
+    if request.param == "no locks":
+
+        def refuse(*_: Any) -> None:
+            raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+        monkeypatch.setattr(lock.fcntl, "flock", refuse)
+    yield request.param
+
+
+def test_of_two_starters_exactly_one_wins(tmp_path: Path) -> None:
+    for number in range(ROUNDS):
+        said = race(tmp_path / str(number))
+        assert sorted(line[:3] for line in said) == ["ref", "won"]
+        assert not (tmp_path / str(number) / LOCK).exists()
+
+
+def test_of_many_starters_that_find_a_stale_lock_exactly_one_takes_it_over(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    for _ in range(ROUNDS):
+        pid = leave_stale_lock(folder)["pid"]
+        said = race(folder, 3)
+        assert sorted(line[:3] for line in said) == ["ref", "ref", "won"]
+        assert f"won; took over the lock of process {pid}, which has ended" in said
+        assert not (folder / LOCK).exists()
+
+
+def test_a_holder_is_named_with_process_host_and_time(tmp_path: Path) -> None:
+    with locked(tmp_path, silent):
+        since = json.loads((tmp_path / LOCK).read_text())["since"]
+        with pytest.raises(LockHeld) as caught, locked(tmp_path, silent):
+            pass
+    assert caught.value.exit_code == 2
+    for told in (str(tmp_path), str(os.getpid()), socket.gethostname(), since):
+        assert told in caught.value.message
+    assert "stop it" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("end", [None, RuntimeError, KeyboardInterrupt])
+def test_a_lock_ends_with_its_block(tmp_path: Path, end: type[BaseException] | None) -> None:
+    try:
+        with locked(tmp_path / "a" / "run", silent):
+            if end is not None:
+                raise end
+    except (RuntimeError, KeyboardInterrupt):
+        assert end is not None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_was_there_or_was_filled_stays(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    with locked(tmp_path / "mine", silent):
+        pass
+    with locked(tmp_path / "new" / "run", silent):
+        (tmp_path / "new" / "run" / "file").touch()
+    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")) == [
+        "mine",
+        "new",
+        "new/run",
+        "new/run/file",
+    ]
+
+
+def test_the_lock_of_a_killed_process_is_taken_over(tmp_path: Path, file_system: str) -> None:
+    pid = leave_stale_lock(tmp_path)["pid"]
+    said: list[str] = []
+    with locked(tmp_path, said.append):
+        assert json.loads((tmp_path / LOCK).read_text())["pid"] == os.getpid()
+    assert said[0] == f"took over the lock of process {pid}, which has ended"
+
+
+def test_a_process_number_that_was_given_out_again_is_not_the_holder(tmp_path: Path, file_system: str) -> None:
+    leave_stale_lock(tmp_path, pid=os.getpid(), started="1")
+    with locked(tmp_path, silent):
+        assert json.loads((tmp_path / LOCK).read_text())["started"] == workers.this_process().started
+
+
+def test_a_lock_from_before_the_machine_was_restarted_is_taken_over(tmp_path: Path, file_system: str) -> None:
+    leave_stale_lock(tmp_path, pid=os.getpid(), started=workers.this_process().started, boot="another")
+    with locked(tmp_path, silent):
+        pass
+
+
+def test_the_lock_of_another_machine_is_never_taken_over(tmp_path: Path, file_system: str) -> None:
+    leave_stale_lock(tmp_path, host="node-7.example.org", boot="another")
+    before = (tmp_path / LOCK).read_bytes()
+    for _ in range(2):
+        with pytest.raises(LockHeld, match=r"on node-7\.example\.org since") as caught, locked(tmp_path, silent):
+            pass
+        assert f"delete {tmp_path / LOCK}" in str(caught.value.hint)
+    assert (tmp_path / LOCK).read_bytes() == before
+
+
+def test_another_container_of_this_machine_is_judged_by_the_lock_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leave_stale_lock(tmp_path, host="9f86d081884c", pid_space="1")
+    before = (tmp_path / LOCK).read_bytes()
+    with locked(tmp_path, silent):
+        pass
+    (tmp_path / LOCK).write_bytes(before)
+    monkeypatch.setattr(lock, "_NO_LOCKS", {errno.EAGAIN})
+    with open(tmp_path / LOCK) as other:
+        lock.fcntl.flock(other, lock.fcntl.LOCK_EX)
+        with pytest.raises(LockHeld) as caught, locked(tmp_path, silent):
+            pass
+    assert f"delete {tmp_path / LOCK}" in str(caught.value.hint)
+
+
+def test_a_file_system_without_locks_is_told_and_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(lock.fcntl, "flock", refuse)
+    said: list[str] = []
+    with locked(tmp_path, said.append):
+        assert len(said) == 1 and str(tmp_path) in said[0] and "has no locks" in said[0]
+        with pytest.raises(LockHeld, match=f"process {os.getpid()}"), locked(tmp_path, silent):
+            pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_empty_lock_file_is_taken_and_one_that_cannot_be_read_is_not(tmp_path: Path) -> None:
+    (tmp_path / LOCK).touch()
+    with locked(tmp_path, silent):
+        pass
+    (tmp_path / LOCK).write_text("mine\n")
+    told = r"cannot be read: .*kdpipe\.lock is not strict JSON"
+    with pytest.raises(LockHeld, match=told) as caught, locked(tmp_path, silent):
+        pass
+    assert f"delete {tmp_path / LOCK}" in str(caught.value.hint)
+    assert (tmp_path / LOCK).read_text() == "mine\n"
+
+
+def test_a_lock_that_was_deleted_by_hand_is_not_given_back_twice(tmp_path: Path) -> None:
+    with locked(tmp_path, silent):
+        (tmp_path / LOCK).unlink()
+        gate = Gate(1)
+        other = Child(lambda: hold(tmp_path, lambda: None, gate.pass_through))
+        gate.wait()
+    assert json.loads((tmp_path / LOCK).read_text())["pid"] == other.pid
+    gate.open()
+    assert other.wait().said == "won"
+    gate.close()
+
+
+def test_a_child_of_a_fork_neither_holds_nor_ends_the_lock_of_its_parent(tmp_path: Path) -> None:
+    alive, gate = Gate(1), Gate(1)
+
+    def parent() -> None:
+        with locked(tmp_path, silent):
+            if not os.fork():
+                alive.pass_through()
+                os._exit(0)
+            gate.pass_through()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    child = Child(parent)
+    gate.wait()
+    with pytest.raises(LockHeld), locked(tmp_path, silent):
+        pass
+    gate.open()
+    os.waitpid(child.pid, 0)
+    alive.wait()
+    said: list[str] = []
+    with locked(tmp_path, said.append):
+        pass
+    assert len(said) == 1
+    alive.open()
+
+
+def test_a_holder_that_never_says_who_it_is_is_still_a_holder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock, "_LINE_TRIES", 2)
+    leave_stale_lock(tmp_path)
+    with open(tmp_path / LOCK) as other:
+        lock.fcntl.flock(other, lock.fcntl.LOCK_EX)
+        with pytest.raises(LockHeld, match="in use by another process"), locked(tmp_path, silent):
+            pass
+
+
+def test_a_lock_beside_a_folder_leaves_the_folder_to_its_maker(tmp_path: Path) -> None:
+    with locked(tmp_path / "export", silent, beside=True):
+        assert [path.name for path in tmp_path.iterdir()] == [".export.lock"]
+        with pytest.raises(LockHeld, match="export is in use"), locked(tmp_path / "export", silent, beside=True):
+            pass
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("/proc/x", r"not writable: /proc/x \("),
+        ("file", "not a folder: .*/file"),
+        ("file/below/run", "not a folder: .*/file"),
+        ("loop/run", r"(not writable|not a folder): "),
+        ("x" * 300, r"not writable: .*xxx \(File name too long\)"),
+    ],
+)
+def test_a_place_that_cannot_be_written_is_refused(tmp_path: Path, name: str, said: str) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(ConfigError, match=said) as caught, locked(tmp_path / name, silent):
+        pass
+    assert caught.value.exit_code == 2 and "choose another folder" in str(caught.value.hint)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "loop"]
+
+
+def test_a_folder_of_somebody_else_is_refused() -> None:
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        os.chmod(folder, 0o555)
+
+        def work() -> None:
+            if not os.getuid():
+                os.setgid(65534)
+                os.setuid(65534)
+            with locked(folder / "run", silent):
+                pass
+
+        ended = in_child(work)
+        os.chmod(folder, 0o755)
+        assert ended.code == 2, ended.said
+        assert f"not writable: {folder / 'run'} (Permission denied)" in ended.said
+        assert list(folder.iterdir()) == []
+
+
+def test_a_read_only_file_system_is_refused_and_a_full_one_is_told(tmp_path: Path) -> None:
+    def work() -> str:
+        mount_memory(tmp_path / "disk", 1 << 16)
+        folder = tmp_path / "disk" / "run"
+        (tmp_path / "disk" / "filling").write_bytes(b"x" * (1 << 16))
+        with pytest.raises(CacheWriteError) as full, locked(folder, silent):
+            pass
+        assert not folder.exists()
+        remount(tmp_path / "disk", 1 << 16, read_only=True)
+        with pytest.raises(ConfigError, match="Read-only file system"), locked(folder, silent):
+            pass
+        return f"{full.value.exit_code} {full.value.hint}"
+
+    ended = mounted(work)
+    assert ended.said.startswith("1 free some space"), ended.said
+
+
+def test_a_folder_that_always_goes_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock._LockFile, "has_its_name", False)
+    with pytest.raises(ConfigError, match="not writable"), locked(tmp_path, silent):
+        pass
