@@ -1,8 +1,17 @@
-"""What all tests share: a folder of their own for what a machine remembers of caches, which is gone afterwards."""
+"""What all tests share: a folder of their own for what a machine remembers of caches, which is gone afterwards.
 
+Signals are as in a terminal, whatever the shell that runs the tests ignores: children would inherit that.
+"""
+
+import signal
 from collections.abc import Iterator
 
 import pytest
+
+DEFAULTS = {"SIGINT": signal.default_int_handler, "SIGTERM": signal.SIG_DFL, "SIGHUP": signal.SIG_DFL}
+for _name, _handler in DEFAULTS.items():
+    if hasattr(signal, _name) and signal.getsignal(getattr(signal, _name)) is signal.SIG_IGN:
+        signal.signal(getattr(signal, _name), _handler)
 
 
 @pytest.fixture(scope="session", autouse=True)

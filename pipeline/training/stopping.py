@@ -1,33 +1,41 @@
 """Stopping on request: a signal is noted, and the loop ends after the step under way, with a checkpoint.
 
-In: SIGINT and SIGTERM. Out: `asked`. A second signal is a KeyboardInterrupt, at once; the checkpoint before is whole
-either way, and a wish that came when no step was left is answered at the end. Before it: `cli/interrupts.py` has its
-own handlers, which are put back. After it: `loop.py`.
+In: SIGINT, SIGTERM and SIGHUP. Out: `asked`. The handlers that were there hear of both signals: the command line ends
+the process at the second (`cli/interrupts.py`), Python's own handler raises a KeyboardInterrupt. The checkpoint before
+is whole either way, and a wish that came when no step was left is answered at the end.
 """
 
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from types import FrameType
+from typing import Any
 
 from kdpipe.schemas.errors import Interrupted
 
-BOTH = (signal.SIGINT, signal.SIGTERM)
+# Windows has no SIGHUP.
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 ASKED = "stopping with a checkpoint once the step under way is done; asked again, it stops at once without"
 
 
 class Stop:
     """Whether the run was asked to end; whoever asks is told by `tell` what comes of it."""
 
-    def __init__(self, tell: Callable[[str], None]) -> None:
-        self.asked, self._tell = False, tell
+    def __init__(self, tell: Callable[[str], None], before: Mapping[int, Any]) -> None:
+        self.asked, self._tell, self._before = False, tell, before
 
-    def note(self, _number: int, _frame: FrameType | None) -> None:
+    def note(self, number: int, frame: FrameType | None) -> None:
         """Handle a signal."""
+        handler = self._before.get(number)
         if self.asked:
+            if callable(handler):
+                handler(number, frame)
             raise KeyboardInterrupt
         self.asked = True
+        with suppress(KeyboardInterrupt, SystemExit):
+            if callable(handler):
+                handler(number, frame)
         # Python refuses to write within a write that the signal has interrupted.
         with suppress(RuntimeError):
             self._tell(ASKED)
@@ -36,15 +44,15 @@ class Stop:
 @contextmanager
 def listening(tell: Callable[[str], None] = lambda _: None) -> Iterator[Stop]:
     """Take signals as a wish to stop, unless the parent asked for them to be ignored or this is no main thread."""
-    stop = Stop(tell)
     if threading.current_thread() is not threading.main_thread():
-        yield stop
+        yield Stop(tell, {})
         return
-    found = {number: signal.getsignal(number) for number in BOTH}
+    found = {number: signal.getsignal(number) for number in SIGNALS}
     before = {number: handler for number, handler in found.items() if handler not in (None, signal.SIG_IGN)}
-    for number in before:
-        signal.signal(number, stop.note)
+    stop = Stop(tell, before)
     try:
+        for number in before:
+            signal.signal(number, stop.note)
         yield stop
         if stop.asked:
             raise Interrupted(

@@ -5,11 +5,11 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import typer
 
+from kdpipe.cli import commands as command_line
 from kdpipe.cli import main
 from kdpipe.schemas import errors
 from support.commands import SURFACE, help_of, kdpipe, processor_seconds
@@ -87,7 +87,7 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[BaseException]]:
     def fail(json: bool = False) -> None:
         raise raised[0]
 
-    monkeypatch.setattr(main, "app", app)
+    monkeypatch.setattr(command_line, "app", app)
     yield raised
 
 
@@ -156,18 +156,3 @@ def test_a_misspelt_option_of_a_command_points_to_its_help(
     shown = capsys.readouterr().err
     assert "--json" in shown.splitlines()[0]
     assert shown.splitlines()[1] == "hint: see `kdpipe fail --help`"
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="the shell that closes the pipe is POSIX")
-def test_a_reader_that_has_gone_leaves_no_traceback(tmp_path: Path) -> None:
-    script = tmp_path / "many_lines.py"
-    script.write_text(
-        "import sys\nfrom kdpipe.cli import console, main\n"
-        "@main.app.command()\ndef many() -> None:\n"
-        "    for n in range(100_000):\n        console.answer(str(n))\n"
-        "sys.argv[1:] = ['many']\nsys.exit(main.main())\n",
-        encoding="utf-8",
-    )
-    piped = f"'{sys.executable}' '{script}' | head -n 1"
-    answer = subprocess.run(piped, shell=True, capture_output=True, text=True, check=True)  # the shell is the subject
-    assert (answer.stdout, answer.stderr) == ("0\n", "")

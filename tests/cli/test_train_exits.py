@@ -5,16 +5,19 @@ import os
 import re
 import shutil
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from kdpipe.cli import console, main
 from kdpipe.cli.main import run
 from kdpipe.pipeline.training import loop, prepare
 from kdpipe.pipeline.training.stopping import ASKED
 from kdpipe.schemas.run_report import TrainReport
+from support.children import Ended, in_child
 from support.corpora import small_tokenizer
 from support.models import tiny_llama
 from support.stage_two import STUDENT, make_cache
@@ -134,7 +137,7 @@ def after(n_steps: int, then: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(loop, "go_forth_and_back", disturbed)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_an_interrupted_run_ends_with_75_and_goes_on(
     number: int, train: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -166,6 +169,57 @@ def test_a_run_interrupted_twice_ends_with_130(train: Command, monkeypatch: pyte
     after(1, twice, monkeypatch)
     assert train()[0] == 130
     assert train()[0] == 0
+
+
+def in_a_process(train: Command, folder: Path, tmp_path: Path, log: Path) -> Ended:
+    """The command in a forked child that has the handlers of `kdpipe`, with what it says in a file."""
+
+    def work() -> str:
+        with log.open("a") as file:
+            sys.stdout = sys.stderr = file
+            os.dup2(file.fileno(), 2)
+            given = ["--from-cache", str(folder / "cache"), "--student", str(folder / "student.json")]
+            small = [
+                "--max-steps",
+                "3",
+                "--batch-size",
+                "2",
+                "--set",
+                "machine.threads=1",
+                "--set",
+                "evaluation.limit=2",
+            ]
+            sys.argv[1:] = ["train", *given, "--out", str(tmp_path / "run"), *small]
+            return str(main.main())
+
+    return in_child(work)
+
+
+@pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGHUP])
+def test_a_second_signal_ends_the_process_at_once(
+    second: int, train: Command, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def twice() -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), second)
+
+    log = tmp_path / "log"
+    with monkeypatch.context() as patched:
+        after(1, twice, patched)
+        assert in_a_process(train, folder, tmp_path, log).code == 130
+    text = log.read_text()
+    assert text.splitlines()[-1] == ASKED
+    assert train()[0] == 0
+
+
+def test_a_second_signal_when_the_checkpoint_is_there_ends_the_process_at_once(
+    train: Command, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also once the run has taken its own handlers away."""
+    after(1, lambda: os.kill(os.getpid(), signal.SIGTERM), monkeypatch)
+    monkeypatch.setattr(console, "failure", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    assert in_a_process(train, folder, tmp_path, tmp_path / "log").code == 130
+    assert (tmp_path / "run" / "checkpoints" / "step-000002").is_dir()
 
 
 def test_a_run_that_the_guard_stops_ends_with_1(train: Command) -> None:

@@ -1,0 +1,63 @@
+"""The commands of `kdpipe` by name, with the options that stand before a command.
+
+In: one module of `cli/` per command. Out: `app`, which parses a command line and calls the command.
+Heavy imports happen inside the commands, so that `--help` answers at once.
+"""
+
+import importlib.metadata
+from typing import Annotated
+
+import typer
+
+from kdpipe.cli import cache, console
+from kdpipe.cli.cache_teacher import cache_teacher
+from kdpipe.cli.compare import compare
+from kdpipe.cli.demo import demo
+from kdpipe.cli.eval import evaluate
+from kdpipe.cli.export import export
+from kdpipe.cli.flags import with_flags
+from kdpipe.cli.plan import plan
+from kdpipe.cli.stage_one_options import EXTEND, FLAGS, OUT, SET_EXAMPLE
+from kdpipe.cli.stage_two_options import FLAGS as STUDENT_FLAGS
+from kdpipe.cli.stage_two_options import SET_EXAMPLE as STUDENT_SET_EXAMPLE
+from kdpipe.cli.train import train
+
+app = typer.Typer(
+    name="kdpipe",
+    help="Run a teacher once into a verifiable cache, then train students from that cache alone.",
+    rich_markup_mode=None,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        console.answer(f"kdpipe {importlib.metadata.version('kdpipe')}")
+        raise typer.Exit()
+
+
+@app.callback(invoke_without_command=True)
+def options(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", callback=_show_version, is_eager=True)
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show log lines and the traceback of an error; allowed anywhere.")
+    ] = False,
+) -> None:
+    """Show the help when no command is named; --version and --debug are dealt with before this runs."""
+    if context.invoked_subcommand is None:
+        console.answer(context.get_help())
+
+
+app.command("plan")(with_flags(FLAGS, plan, SET_EXAMPLE))
+app.command("cache-teacher")(with_flags((*FLAGS, EXTEND, OUT), cache_teacher, SET_EXAMPLE))
+app.command("train")(with_flags(STUDENT_FLAGS, train, STUDENT_SET_EXAMPLE))
+app.command("eval")(evaluate)
+app.command("compare")(compare)
+app.add_typer(cache.app, name="cache")
+app.command("export")(export)
+app.command("demo")(demo)
