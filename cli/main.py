@@ -72,14 +72,30 @@ def main() -> int:
     """Run the words of this process's command line; the console script hands the result to sys.exit."""
     try:
         interrupts.listen()
-        code = run(sys.argv[1:])
+        code = _answered(sys.argv[1:])
         interrupts.settle()
         return code
     except KeyboardInterrupt:  # outside of a command, which deals with its own
         interrupts.settle()
-        from kdpipe.cli import console
+        from kdpipe.cli import console, streams
         from kdpipe.schemas.errors import Interrupted
 
+        streams.guard()
         console.failure(*STOPPED)
         return Interrupted.exit_code
 
+
+def _answered(words: Sequence[str]) -> int:
+    """Run one command line; an answer that could not be written is a failure, also of a command that did its work."""
+    from kdpipe.cli import console, streams
+
+    streams.guard()
+    code = run(words)
+    lost = streams.lost_answer()
+    if lost is None:
+        return code
+    console.failure(
+        f"the answer could not be written to stdout: {lost.strerror}",
+        "nothing else was lost: run the same command again with a stdout that takes it",
+    )
+    return code or 1
