@@ -130,7 +130,7 @@ def publish_file(cache: Path, final: Path, data: bytes) -> bool:
         with new_file(work / final.name) as file:
             file.write(data)
         make_dir(final.parent)
-        is_first = _move_if_free(work / final.name, final)
+        is_first = move_if_free(work / final.name, final)
         sync_dir(final.parent)
         return is_first
 
@@ -151,7 +151,8 @@ def link_file(there: Path, path: Path) -> bool:
     return True
 
 
-def _move_if_free(work: Path, final: Path) -> bool:
+def move_if_free(work: Path, final: Path) -> bool:
+    """Give a finished file its name; false when there is one of that name, which then stays."""
     try:
         if os.name == "nt":
             os.rename(work, final)

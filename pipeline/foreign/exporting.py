@@ -2,18 +2,21 @@
 
 In: a cache, a form, a folder. Out: a Parquet file for each part, named by its split as `datasets` finds splits, and a
 report that says what the form has no place for. Before it: `cli/cache/export.py`, `tables.py`. After it: other tools.
-A file appears under its name when it is whole and says of which cache and part it is, so that the same command goes on.
+A file appears under its name when it is whole and says of which cache and part it is, so that the same command goes on;
+it never replaces another.
 """
 
-import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from kdpipe.cache.addresses import is_url, local_path
 from kdpipe.cache.arrow_files import lists_writer, parquet_notes
-from kdpipe.cache.files import explained, make_dir, new_file, sync_dir
+from kdpipe.cache.files import explained, move_if_free, new_file, sweep, sync_dir, work_folder
 from kdpipe.cache.index import IndexRow
+from kdpipe.cache.layout import WORK
+from kdpipe.cache.lock import LOCK, locked
 from kdpipe.cache.reader import Cache, open_cache
 from kdpipe.cache.reshape.sources import lies_in
 from kdpipe.pipeline.foreign.tables import Row, column_types, left_out, table_rows
@@ -23,7 +26,7 @@ from kdpipe.schemas.foreign import ExportSettings, TablesReport
 
 # Tokens of a row group: with a hundred ids a token some 40 MB in memory.
 ROWS_A_GROUP = 1 << 15
-UNFINISHED = ".part"
+Notes = Mapping[str, str]
 
 
 def export_cache(settings: ExportSettings, watch: Watch) -> TablesReport:
@@ -33,11 +36,19 @@ def export_cache(settings: ExportSettings, watch: Watch) -> TablesReport:
     _check_kind(settings, cache)
     _check_place(settings, cache)
     folder = Path(local_path(settings.out))
+    with locked(folder, watch.say):
+        try:
+            return _export_into(folder, settings, cache, watch, started)
+        finally:
+            with suppress(OSError):
+                (folder / WORK).rmdir()
+
+
+def _export_into(folder: Path, settings: ExportSettings, cache: Cache, watch: Watch, started: float) -> TablesReport:
+    """Write the files that a folder, which is locked, does not have yet."""
     due = {f"{row.split}-{row.part:05d}.parquet": row for row in cache.parts}
     done = _look(folder, {name: _notes(settings, cache, row) for name, row in due.items()})
     watch.begin(len(due), len(done), cache.n_positions)
-    with explained("writing files", folder):
-        make_dir(folder)
     first = n_rows = 0
     for name, row in due.items():
         if name not in done:
@@ -86,34 +97,36 @@ def _notes(settings: ExportSettings, cache: Cache, row: IndexRow) -> dict[str, s
     return {"kdpipe.form": settings.form, "kdpipe.cache_id": str(cache.cache_id), "kdpipe.part": row.sha256}
 
 
-def _look(folder: Path, due: dict[str, dict[str, str]]) -> set[str]:
+def _look(folder: Path, due: Mapping[str, Notes]) -> set[str]:
     """The files that are there already; anything else in the folder is refused."""
     with explained("looking at the folder", folder):
-        found = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
-    done = set()
+        sweep(folder)
+        found = sorted(path.name for path in folder.iterdir() if path.name not in (WORK, LOCK))
     for name in found:
-        if name.removesuffix(UNFINISHED) in due and name.endswith(UNFINISHED):
-            continue
-        stated = parquet_notes(str(folder / name))[0]
-        if any(stated.get(key) != value for key, value in due.get(name, {"": ""}).items()):
-            raise ConfigError(
-                f"{folder} holds {name}, which is no part of this export", hint="choose a new or empty folder"
-            )
-        done.add(name)
-    return done
+        _check_own(folder / name, due.get(name))
+    return set(found)
+
+
+def _check_own(path: Path, due: Notes | None) -> None:
+    """Refuse a file that is not of this export: of another cache or form, or of something else."""
+    stated = parquet_notes(str(path))[0]
+    if due is None or any(stated.get(key) != value for key, value in due.items()):
+        raise ConfigError(
+            f"{path.parent} holds {path.name}, which is no part of this export", hint="choose a new or empty folder"
+        )
 
 
 def _write(path: Path, settings: ExportSettings, cache: Cache, row: IndexRow, first: int) -> int:
     """One part as a file; its size."""
-    unfinished = path.with_name(path.name + UNFINISHED)
-    with explained(f"writing {path.name}", path.parent):
-        unfinished.unlink(missing_ok=True)
-        types, notes = column_types(settings.form, cache.manifest), _notes(settings, cache, row)
-        with new_file(unfinished) as file, lists_writer(file, types, notes) as write:
+    types, notes = column_types(settings.form, cache.manifest), _notes(settings, cache, row)
+    with explained(f"writing {path.name}", path.parent), work_folder(path.parent, path.name) as work:
+        with new_file(work / path.name) as file, lists_writer(file, types, notes) as write:
             for group in _groups(settings, cache, range(first, first + row.n_sequences)):
                 write(group)
-        os.replace(unfinished, path)
+        is_first = move_if_free(work / path.name, path)
         sync_dir(path.parent)
+    if not is_first:
+        _check_own(path, notes)
     return path.stat().st_size
 
 

@@ -1,6 +1,11 @@
 """Files for other tools: read back with `datasets` they hold what the cache holds, and what they lack is said."""
 
+import os
+import signal
+import sys
+from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -10,6 +15,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from kdpipe.cache.layout import WORK
+from kdpipe.cache.lock import LOCK
 from kdpipe.cache.reader import Cache, open_cache
 from kdpipe.pipeline.foreign import exporting
 from kdpipe.pipeline.foreign.exporting import export_cache
@@ -20,7 +27,9 @@ from kdpipe.pipeline.watch import SilentWatch
 from kdpipe.schemas.errors import ConfigError, Incompatible
 from kdpipe.schemas.foreign import ExportSettings, TablesReport
 from kdpipe.schemas.reshape import Poorer
+from support.children import Child, in_child
 from support.foreign import imported, random_rows, word_tokenizer, write_rows
+from support.gates import Gate
 from support.tiny import SMALL, make_cache
 
 BARE = replace(SMALL, hidden=False, text=False)
@@ -206,7 +215,7 @@ def test_an_export_that_was_stopped_goes_on(caches: Path, tmp_path: Path) -> Non
     n_train = len(open_cache(caches / "topk", "train"))
     with mock.patch.object(exporting, "table_rows", stop), pytest.raises(KeyboardInterrupt):
         export(caches / "topk", "parquet", tmp_path / "out")
-    assert "train-00002.parquet.part" in {path.name for path in (tmp_path / "out").iterdir()}
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["train-00000.parquet", "train-00001.parquet"]
     again = export(caches / "topk", "parquet", tmp_path / "out")
     assert (again.files, again.files_made) == (4, 2)
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
@@ -216,6 +225,61 @@ def test_an_export_that_was_stopped_goes_on(caches: Path, tmp_path: Path) -> Non
     assert again.model_copy(update={"folder": "", "seconds": 0.0, "files_made": 4}) == whole.model_copy(
         update={"folder": "", "seconds": 0.0}
     )
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forks")
+def test_an_export_that_was_killed_goes_on(caches: Path, tmp_path: Path) -> None:
+    def die(*_: Any) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def work() -> None:
+        with mock.patch.object(exporting, "table_rows", die):
+            export(caches / "topk", "parquet", tmp_path / "out")
+
+    assert in_child(work).code == -signal.SIGKILL
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [LOCK, WORK]
+    assert export(caches / "topk", "parquet", tmp_path / "out").files_made == 4
+    assert {path.suffix for path in (tmp_path / "out").iterdir()} == {".parquet"}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forks")
+@pytest.mark.parametrize(
+    ("locks", "n_rounds"),
+    [(True, 14), (False, 6), *(pytest.param(each, 100, marks=pytest.mark.soak) for each in (True, False))],
+)
+def test_of_two_exports_into_one_folder_one_wins(
+    caches: Path, tmp_path: Path, locks: bool, n_rounds: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not locks:  # the work folders alone keep files apart
+        monkeypatch.setattr(exporting, "locked", lambda folder, _: nullcontext(folder.mkdir(exist_ok=True)))
+    for number in range(n_rounds):
+        out, gate = tmp_path / str(number), Gate(2)
+
+        def work(kind: str, out: Path = out, gate: Gate = gate) -> str:
+            gate.pass_through()
+            return str(export(caches / kind, "parquet", out).cache_id)
+
+        kinds = ("topk", "sampled")
+        children = [Child(partial(work, kind)) for kind in kinds]
+        gate.wait()
+        gate.open()
+        ended = [child.wait() for child in children]
+        gate.close()
+        if not locks:
+            check_files_of(out, {str(open_cache(caches / kind).cache_id) for kind in kinds})
+            assert all(each.code in (0, 2) for each in ended) and sum(each.code == 0 for each in ended) <= 1, ended
+            continue
+        (won,), (lost,) = ([each for each in ended if (each.code == 0) == good] for good in (True, False))
+        assert lost.code == 2, lost.said
+        assert "is in use by process" in lost.said or "is no part of this export" in lost.said
+        check_files_of(out, {won.said})
+        assert len(list(out.iterdir())) == 4
+
+
+def check_files_of(folder: Path, cache_ids: set[str]) -> None:
+    """All files are whole, and of these caches."""
+    for path in folder.iterdir():
+        assert str(pq.read_table(path).schema.metadata[b"kdpipe.cache_id"], "utf-8") in cache_ids
 
 
 def test_a_file_has_row_groups_of_some_thousand_tokens(caches: Path, tmp_path: Path) -> None:
