@@ -13,16 +13,17 @@ from pathlib import Path
 
 import numpy as np
 
+from kdpipe.cache import layout
 from kdpipe.cache.blocks import block_of, cut
 from kdpipe.cache.reader import Cache, open_cache
 from kdpipe.cache.rows import Block, Bools, Rows
 from kdpipe.cache.tokenizer_files import read_tokenizer_files
 from kdpipe.pipeline.capture.compare import Doubles, Said, apart, codec_bounds, differences, said
 from kdpipe.pipeline.capture.drawn import Drawn, drawn, listing
+from kdpipe.pipeline.capture.other_teacher import differences_of_shape
 from kdpipe.pipeline.data.pieces import Piece
 from kdpipe.pipeline.data.tokenizer import load_tokenizer
 from kdpipe.pipeline.models import devices
-from kdpipe.pipeline.models.shapes import ModelShape
 from kdpipe.pipeline.teachers import Asked, Teacher
 from kdpipe.pipeline.teachers.batching import batches
 from kdpipe.pipeline.teachers.loading import asked_again, load
@@ -66,7 +67,12 @@ def verify_against(url: str, teacher: str, sample: int, watch: Watch, *, trusted
     chosen = list(_sample(cache, sample))
     if not chosen:
         raise ConfigError(f"{url} has no position that could be compared", hint="leave --against out")
-    local = _open(teacher, cache, trusted)
+    # As the teacher ran: its number type, its quantized weights, the hub's revision if its name is the same.
+    settings = asked_again(teacher, stated).model_copy(update={"trust_remote_code": trusted})
+    shape = teacher_shape(settings)
+    if reasons := differences_of_shape(shape, cache.manifest):
+        return _another(teacher, reasons)
+    local = LocalTeacher(load(settings, shape, devices.choose("auto")), cache.manifest.vocabulary_size)
     documents = "1 document" if len(chosen) == 1 else f"{len(chosen):,} documents"
     watch.say(f"{documents} of {url}, read again by {teacher}")
     targets = cache.manifest.targets
@@ -108,6 +114,24 @@ def verify_against(url: str, teacher: str, sample: int, watch: Watch, *, trusted
         noise=_nats(noise),
         difference=_nats(found),
         bound_nats=allowed,
+        problems=tuple(problems),
+    )
+
+
+def _another(teacher: str, reasons: Sequence[str]) -> AgainstReport:
+    """The answer about a model that cannot be the teacher of the cache; it is not run."""
+    do = "give the model that the cache names as its teacher (kdpipe cache inspect)"
+    problems = [
+        Problem(part=None, file=layout.MANIFEST, what=f"it is of another teacher: {why}", do=do) for why in reasons
+    ]
+    return AgainstReport(
+        ok=False,
+        teacher=teacher,
+        documents=0,
+        positions=0,
+        noise=None,
+        difference=None,
+        bound_nats=None,
         problems=tuple(problems),
     )
 
@@ -197,28 +221,6 @@ def _sampled(rows: Rows, place: slice, document: int, part: PartRecord, block: B
     )
     name = f"document {document:,} of {part.split}"
     return Sampled(part=part.part, name=name, piece=piece, block=block, cached=cached)
-
-
-def _open(name: str, cache: Cache, trusted: bool) -> Teacher:
-    """The teacher as it spoke: its number type, its quantised weights, the hub's revision if its name is the same."""
-    assert cache.manifest.teacher is not None
-    settings = asked_again(name, cache.manifest.teacher).model_copy(update={"trust_remote_code": trusted})
-    shape = teacher_shape(settings)
-    _check_could_be(shape, cache.manifest)
-    return LocalTeacher(load(settings, shape, devices.choose("auto")), cache.manifest.vocabulary_size)
-
-
-def _check_could_be(shape: ModelShape, manifest: Manifest) -> None:
-    """Refuse a model that cannot even read what is in the cache."""
-    n_ids, length = manifest.vocabulary_size, manifest.plan.sequence_length
-    why = None
-    if shape.vocabulary_size < n_ids:
-        why = f"it has {shape.vocabulary_size:,} rows for {n_ids:,} ids"
-    elif shape.max_positions is not None and shape.max_positions < length:
-        why = f"it reads at most {shape.max_positions:,} tokens at once, sequences have up to {length:,}"
-    if why is not None:
-        name = manifest.teacher.name if manifest.teacher is not None else "another"
-        raise ConfigError(f"{shape.name} cannot be the teacher of this cache: {why}", hint=f"that one is called {name}")
 
 
 def _answers(teacher: Teacher, cache: Cache, targets: TargetSpec, grouped: Sequence[Sequence[Piece]]) -> list[Said]:

@@ -46,15 +46,15 @@ class Nats(Record):
 
 class AgainstReport(Record):
     """A cache beside its teacher: `noise` is the teacher against itself at other batch shapes, `bound_nats` what the
-    codec and that noise explain."""
+    codec and that noise explain. They are None where the model was not run, since it cannot be the teacher."""
 
     ok: bool
     teacher: str
     documents: int
     positions: int
-    noise: Nats
-    difference: Nats
-    bound_nats: float
+    noise: Nats | None
+    difference: Nats | None
+    bound_nats: float | None
     problems: tuple[Problem, ...]
 
 

@@ -1,0 +1,51 @@
+"""Whether a model can be the teacher of a cache at all: depth, width, vocabulary and length, by its config alone.
+
+In: the shape of a model and a manifest. Out: a sentence for everything in which they differ. The weights are not
+needed: a model of another shape is another teacher, and asking it for states that it does not have would fail.
+"""
+
+from collections.abc import Iterator
+
+from kdpipe.pipeline.models.shapes import ModelShape
+from kdpipe.schemas.manifest import Manifest
+from kdpipe.schemas.targets import PcaProjection, State, WholeState
+
+
+def differences_of_shape(shape: ModelShape, manifest: Manifest) -> list[str]:
+    """Everything that tells a model from the teacher of a cache; nothing where it may be the same."""
+    return [
+        f"{shape.name} {what}"
+        for what in (*_layers(shape, manifest), *_widths(shape, manifest), *_ids(shape, manifest))
+    ]
+
+
+def _layers(shape: ModelShape, manifest: Manifest) -> Iterator[str]:
+    stated = manifest.teacher.n_layers if manifest.teacher is not None else None
+    deepest = max((vector.layer for vector in (*manifest.hidden.pooled, *manifest.hidden.rows)), default=0)
+    own = "1 layer" if shape.n_layers == 1 else f"{shape.n_layers:,} layers"
+    if stated is not None and stated != shape.n_layers:
+        yield f"has {own}, the teacher of the cache has {stated:,}"
+    if deepest > shape.n_layers:
+        yield f"has {own}, the cache keeps states of layer {deepest:,}"
+
+
+def _widths(shape: ModelShape, manifest: Manifest) -> Iterator[str]:
+    keep = manifest.targets.keep
+    widths = {"last states": keep.width} if isinstance(keep, State) else {}
+    for vector in (*manifest.hidden.pooled, *manifest.hidden.rows):
+        match vector.projection:
+            case WholeState():
+                widths[f"states of layer {vector.layer}"] = vector.width
+            case PcaProjection(input_width=width):
+                widths[f"a projection of states of layer {vector.layer}"] = width
+    for what, width in widths.items():
+        if width != shape.width:
+            yield f"has states of {shape.width:,} numbers, the cache keeps {what} of {width:,}"
+
+
+def _ids(shape: ModelShape, manifest: Manifest) -> Iterator[str]:
+    n_ids, longest = manifest.vocabulary_size, manifest.plan.sequence_length
+    if shape.vocabulary_size < n_ids:
+        yield f"has {shape.vocabulary_size:,} rows in its vocabulary, the cache has {n_ids:,} ids"
+    if shape.max_positions is not None and shape.max_positions < longest:
+        yield f"reads at most {shape.max_positions:,} tokens at once, the cache has sequences of up to {longest:,}"
