@@ -14,6 +14,7 @@ import tempfile
 import threading
 from typing import IO, Any
 
+from kdpipe.cache.children import shielded
 from kdpipe.cache.part_files import part_problem
 from kdpipe.schemas.errors import CacheDamaged, CacheError, ConfigError, KdpipeError
 from kdpipe.schemas.report import Problem
@@ -67,7 +68,9 @@ def _run_child(
     with tempfile.TemporaryFile() as asked, tempfile.TemporaryFile() as complaints:
         asked.write(" ".join(map(str, numbers)).encode())
         asked.seek(0)
-        with subprocess.Popen(words, stdin=asked, stdout=subprocess.PIPE, stderr=complaints, text=True) as child:
+        with shielded():
+            child = subprocess.Popen(words, stdin=asked, stdout=subprocess.PIPE, stderr=complaints, text=True)
+        with child:
             try:
                 lines = _lines(child)
                 _await_start(child, lines, complaints)

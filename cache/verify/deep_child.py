@@ -15,6 +15,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from kdpipe.cache import layout
+from kdpipe.cache.children import end_with_parent
 from kdpipe.cache.decode import Decoder
 from kdpipe.cache.part_files import part_problem, read_part_record
 from kdpipe.cache.part_reader import PartReader
@@ -136,6 +137,7 @@ def main() -> int:
     parser.add_argument("--memory-bytes", type=int, required=True)
     options = parser.parse_args()
     numbers = [int(word) for word in sys.stdin.read().split()]
+    end_with_parent()
     try:
         parts = Parts(options.url)
         largest = max((parts.record(number).n_bytes for number in numbers), default=0)

@@ -12,6 +12,7 @@ from multiprocessing.process import BaseProcess
 from queue import Empty
 from typing import Any, final
 
+from kdpipe.cache.children import end_with_parent, shielded
 from kdpipe.pipeline.capture.turns import Shard
 from kdpipe.pipeline.models import devices
 from kdpipe.pipeline.teachers.loading import fits_each
@@ -84,7 +85,8 @@ def run_workers(work: Work, each: Sequence[StageOne], shard: Shard, watch: Watch
         for i, settings in enumerate(each):
             share = Shard(index=shard.index + shard.count * i, count=shard.count * len(each))
             process: BaseProcess = context.Process(target=_work, args=(work, settings, share, i, messages), daemon=True)
-            process.start()
+            with shielded():
+                process.start()
             processes.append(process)
         return _gather(processes, messages, watch)
     finally:
@@ -95,13 +97,14 @@ def run_workers(work: Work, each: Sequence[StageOne], shard: Shard, watch: Watch
 
 
 def _work(work: Work, settings: StageOne, shard: Shard, number: int, messages: Any) -> None:
+    end_with_parent()
     try:
         report = work(settings, shard, _FarWatch(number, messages))
         messages.put(Message(worker=number, name="ended", arguments=(report,)))
     except KdpipeError as error:
         messages.put(Message(worker=number, name="failed", arguments=(error,)))
     except KeyboardInterrupt:
-        pass  # the parent has seen it too
+        pass  # where nothing shields it (Windows): the parent has seen it too
     except Exception as error:
         failure = KdpipeError(f"{type(error).__name__}: {error}", hint="not foreseen: run it with one device")
         messages.put(Message(worker=number, name="failed", arguments=(failure,)))

@@ -5,10 +5,11 @@ Before it: `saving.py`. After it: the stories of `kdpipe train` and `kdpipe expo
 program: it loads the folder as anybody would, and knows nothing of the run.
 """
 
+import io
 import json
+import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kdpipe.cache.children import end_with_parent, shielded
 from kdpipe.cache.reader import Cache
 from kdpipe.pipeline.models.head import TOLERANCE
 from kdpipe.schemas.errors import KdpipeError
@@ -61,35 +63,46 @@ def check_reload(
 
 
 def _fresh(folder: Path, ids: Sequence[int], trusted: bool) -> tuple[np.ndarray[Any, Any], torch.dtype]:
-    """Ask a child process, which writes its logits into a file."""
-    with tempfile.TemporaryDirectory() as work:
-        out = Path(work) / "logits.npy"
-        words = [str(folder.resolve()), json.dumps(list(ids)), "trusted" if trusted else "", str(out)]
-        # -P: nothing in the folder that we stand in is taken for a library.
-        command = [sys.executable, "-P", "-m", "kdpipe.pipeline.students.reload", *words]
-        child = subprocess.run(command, text=True, capture_output=True, check=False)
-        if child.returncode != 0:
-            lines = child.stderr.strip().splitlines() or [f"exit code {child.returncode}"]
-            said = lines[-1][:300]
-            raise KdpipeError(f"{folder} does not load in a fresh process: {said}", hint=SAVED)
-        dtype: torch.dtype = getattr(torch, child.stdout.split()[-1])
-        return np.load(out, allow_pickle=False), dtype
+    """Ask a child process, which answers with the type of the weights and its logits."""
+    words = [str(folder.resolve()), json.dumps(list(ids)), "trusted" if trusted else ""]
+    # -P: nothing in the folder that we stand in is taken for a library.
+    command = [sys.executable, "-P", "-m", "kdpipe.pipeline.students.reload", *words]
+    with shielded():
+        child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    with child:
+        try:
+            answer, complaints = child.communicate()
+        except BaseException:
+            child.kill()
+            raise
+    if child.returncode != 0:
+        lines = complaints.decode(errors="replace").strip().splitlines() or [f"exit code {child.returncode}"]
+        raise KdpipeError(f"{folder} does not load in a fresh process: {lines[-1][:300]}", hint=SAVED)
+    name, _, array = answer.partition(b"\n")
+    dtype: torch.dtype = getattr(torch, name.decode())
+    return np.load(io.BytesIO(array), allow_pickle=False), dtype
 
 
-def _speak(folder: str, ids: str, trusted: str, out: str) -> str:
-    """Load a folder as anybody would, write the logits of its last rows, and tell the type of its weights."""
+def _speak(folder: str, ids: str, trusted: str) -> bytes:
+    """Load a folder as anybody would; the type of its weights and the logits of its last rows."""
     import transformers
 
     auto: Any = transformers.AutoModelForCausalLM
     model = auto.from_pretrained(folder, dtype="auto", trust_remote_code=bool(trusted)).eval()
     with torch.no_grad():
         logits_RV = model(torch.tensor([json.loads(ids)]), use_cache=False).logits[0, -ROWS:]
-    np.save(out, logits_RV.float().numpy())
-    return str(next(model.parameters()).dtype).removeprefix("torch.")
+    dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
+    array = io.BytesIO()
+    np.save(array, logits_RV.float().numpy())
+    return dtype.encode() + b"\n" + array.getvalue()
 
 
 if __name__ == "__main__":
+    end_with_parent()
     try:
-        sys.stdout.write(_speak(*sys.argv[1:]))
+        # What libraries print is no answer.
+        with open(os.dup(1), "wb") as answers:
+            os.dup2(2, 1)
+            answers.write(_speak(*sys.argv[1:]))
     except Exception as error:
         sys.exit(str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__)

@@ -116,6 +116,13 @@ def die(settings: StageOne, shard: Shard, watch: Watch) -> StageOneReport:
     raise AssertionError
 
 
+def interrupt_all(settings: StageOne, shard: Shard, watch: Watch) -> StageOneReport:
+    """A worker in a terminal in which someone types Ctrl-C; on Linux."""
+    os.killpg(0, signal.SIGINT)
+    time.sleep(600)
+    raise AssertionError
+
+
 def fail_second(settings: StageOne, shard: Shard, watch: Watch) -> StageOneReport:
     """A worker that takes its time, unless it is the second."""
     if shard.index == 1:

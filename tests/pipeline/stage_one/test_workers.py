@@ -1,5 +1,7 @@
 """Several workers of one machine: equal shares, one story for the person, and nobody who dies unheard."""
 
+import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,8 @@ from kdpipe.pipeline.capture import workers
 from kdpipe.pipeline.capture.turns import Shard
 from kdpipe.pipeline.capture.workers import one_device_each, run_workers
 from kdpipe.schemas.errors import ConfigError, KdpipeError
-from support.stage_one import HeardWatch, die, fail_second, make_inputs, refuse, run, settings_for, talk
+from support.children import in_child
+from support.stage_one import HeardWatch, die, fail_second, interrupt_all, make_inputs, refuse, run, settings_for, talk
 
 PARTS = {"part_rows": 512}
 
@@ -59,6 +62,23 @@ def test_a_worker_that_dies_is_missed(folder: Path) -> None:
 def test_the_first_that_fails_stops_the_others(folder: Path) -> None:
     with pytest.raises(ConfigError, match="the second fails"):
         run_workers(fail_second, [settings_for(folder)] * 2, Shard(), HeardWatch())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="signals are sent the POSIX way")
+def test_ctrl_c_in_a_terminal_stops_all_workers_without_a_word_of_theirs(folder: Path, tmp_path: Path) -> None:
+    """It goes to every process; the one that the person has started ends the others."""
+    log = tmp_path / "log"
+
+    def work() -> None:
+        os.setpgid(0, 0)
+        with log.open("w") as file:
+            os.dup2(file.fileno(), 2)
+            run_workers(interrupt_all, [settings_for(folder)] * 2, Shard(), HeardWatch())
+
+    ended = in_child(work)
+    assert (ended.code, ended.said) == (75, "interrupted")
+    assert log.read_text() == ""
 
 
 def test_one_device_is_one_worker_and_each_gpu_has_its_own(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

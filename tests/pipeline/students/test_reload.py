@@ -1,6 +1,11 @@
 """A saved student is read again in a fresh process, which notices what this one would not."""
 
+import contextlib
 import json
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +16,9 @@ from kdpipe.pipeline.students import reload
 from kdpipe.pipeline.students.reload import ROWS, cached_ids, check_reload
 from kdpipe.pipeline.students.saving import save_student
 from kdpipe.pipeline.students.student import Student
-from kdpipe.schemas.errors import KdpipeError
+from kdpipe.pipeline.training.stopping import listening
+from kdpipe.schemas.errors import Interrupted, KdpipeError
+from support.children import in_child
 from support.students import CPU, IDS, student
 from support.tiny import make_cache
 
@@ -62,3 +69,27 @@ def test_a_fresh_process_says_the_same_or_why_it_cannot(tmp_path: Path) -> None:
     config.write_text(json.dumps({**json.loads(config.read_text()), "model_type": "none-such"}))
     with pytest.raises(KdpipeError, match=r"does not load in a fresh process: .*none-such"):
         check_reload(found.logits, tmp_path / "final", ROW, CPU)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="signals are sent the POSIX way")
+def test_the_fresh_process_does_not_hear_a_ctrl_c_that_is_for_the_run(tmp_path: Path) -> None:
+    """The run takes it as a wish to stop once its student is saved and checked."""
+    found = student("tiny")
+    save_student(found, tmp_path / "final", {}, "")
+
+    def work() -> str:
+        os.setpgid(0, 0)
+        communicate = subprocess.Popen.communicate
+
+        def to_all(process: "subprocess.Popen[bytes]") -> tuple[bytes, bytes]:
+            os.killpg(0, signal.SIGINT)
+            return communicate(process)
+
+        with pytest.MonkeyPatch.context() as patch, contextlib.suppress(Interrupted), listening() as stop:
+            patch.setattr(subprocess.Popen, "communicate", to_all)
+            difference = check_reload(found.logits, tmp_path / "final", ROW, CPU)
+        return f"{stop.asked} {difference < 1e-3}"
+
+    ended = in_child(work)
+    assert (ended.code, ended.said) == (0, "True True")
