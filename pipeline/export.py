@@ -10,6 +10,7 @@ from typing import Any, cast, get_args
 import torch
 import transformers
 
+from kdpipe.cache.lock import locked
 from kdpipe.pipeline.data.tokenizer import FILES, load_tokenizer
 from kdpipe.pipeline.evaluation.stored import base_of
 from kdpipe.pipeline.models.folders import check_folder
@@ -30,6 +31,14 @@ def export(run: Path, out: Path | None, dtype: ExportDtype | None, *, trusted: b
     quiet()
     source = _source(run)
     folder = run / "export" if out is None else out
+    notes: list[str] = []
+    with locked(folder, notes.append, beside=True):
+        report = _export_into(folder, source, dtype, trusted)
+    return report.model_copy(update={"notes": (*notes, *report.notes)})
+
+
+def _export_into(folder: Path, source: Path, dtype: ExportDtype | None, trusted: bool) -> ExportReport:
+    """Make a folder, which is locked, of a student."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"{folder} is there already", hint="delete it, or name another with --out")
     is_adapter = (source / ADAPTER).is_file()
@@ -40,7 +49,8 @@ def export(run: Path, out: Path | None, dtype: ExportDtype | None, *, trusted: b
     if name not in get_args(ExportDtype):
         raise ConfigError(f"{source} has weights in {name}", hint="name a type with --dtype")
     card = (source / CARD).read_text(encoding="utf-8") if (source / CARD).is_file() else ""
-    notes = save_model(model, folder, _tokenizer_files(source), of_merged(card) if is_adapter else card)
+    card = of_merged(card) if is_adapter else card
+    notes = save_model(model, folder, _tokenizer_files(source), card, replace=False)
     ids = probe_ids(PROBE_TOKENS, model.config.get_text_config().vocab_size, CPU).tolist()
     difference = check_reload(lambda ids_BT: model(ids_BT, use_cache=False).logits, folder, ids, CPU, trusted=trusted)
     return ExportReport(

@@ -16,12 +16,13 @@ import torch
 import transformers
 
 from kdpipe.cache import files as disk
+from kdpipe.cache.workers import is_abandoned, is_own, work_name
 from kdpipe.pipeline.models.folders import local_folder
 from kdpipe.pipeline.models.shapes import quiet
 from kdpipe.pipeline.students.kept import write_files
 from kdpipe.pipeline.students.older import for_transformers_4, tokenizer_note
 from kdpipe.pipeline.students.student import Student
-from kdpipe.schemas.errors import KdpipeError
+from kdpipe.schemas.errors import ConfigError, KdpipeError
 
 CARD = "README.md"
 # Where a run saves its student, and what tells an adapter from a model.
@@ -40,8 +41,10 @@ def save_student(student: Student, folder: Path, tokenizer_files: Mapping[str, b
     return (f"{folder} holds an adapter of {student.shape.name}: kdpipe export merges the two",)
 
 
-def save_model(model: Any, folder: Path, tokenizer_files: Mapping[str, bytes], card: str) -> tuple[str, ...]:
-    """Save a whole model; what is returned is worth a line each."""
+def save_model(
+    model: Any, folder: Path, tokenizer_files: Mapping[str, bytes], card: str, *, replace: bool = True
+) -> tuple[str, ...]:
+    """Save a whole model, in place of what is there only where it may `replace`; the answer is worth a line each."""
     notes: list[str] = []
 
     def fill(work: Path) -> None:
@@ -49,7 +52,7 @@ def save_model(model: Any, folder: Path, tokenizer_files: Mapping[str, bytes], c
         notes.extend(_speak_to_older(work, bool(getattr(model.config, "tie_word_embeddings", False))))
         _own_code(model.config, work)
 
-    _publish(folder, fill, tokenizer_files, card)
+    _publish(folder, fill, tokenizer_files, card, replace=replace)
     if (note := tokenizer_note(tokenizer_files)) is not None:
         notes.append(note)
     return tuple(notes)
@@ -99,25 +102,44 @@ def _own_code(config: Any, work: Path) -> None:
             shutil.copyfile(path, work / path.name)
 
 
-def _publish(folder: Path, fill: Callable[[Path], None], tokenizer_files: Mapping[str, bytes], card: str) -> None:
-    """Build a folder beside its place, make it durable, and put it there; one that was there goes then."""
+def _publish(
+    folder: Path, fill: Callable[[Path], None], tokenizer_files: Mapping[str, bytes], card: str, *, replace: bool = True
+) -> None:
+    """Build a folder beside its place, make it durable, and put it there; to `replace` one, that one goes then."""
     quiet()
-    work, old = (folder.with_name(f".{folder.name}.{word}") for word in ("work", "old"))
+    work, old = (folder.with_name(f".{folder.name}.{work_name(word)}") for word in ("work", "old"))
     with disk.explained(f"{folder.name} cannot be saved", folder), torch.no_grad():
         disk.make_dir(folder.parent)
-        disk.remove_dir(work)
-        work.mkdir()
-        _filled(fill, work, folder)
-        write_files(work, tokenizer_files)
-        (work / CARD).write_text(card, encoding="utf-8")
-        for path in work.rglob("*"):
-            if path.is_file():
-                _sync(path)
-        if folder.exists():
-            disk.remove_dir(old)
-            os.rename(folder, old)
-        disk.publish_dir(work, folder)
+        _sweep(folder)
+        try:
+            work.mkdir()
+            _filled(fill, work, folder)
+            write_files(work, tokenizer_files)
+            (work / CARD).write_text(card, encoding="utf-8")
+            for path in work.rglob("*"):
+                if path.is_file():
+                    _sync(path)
+            if replace and folder.exists():
+                os.rename(folder, old)
+            is_first = disk.publish_dir(work, folder)
+        except BaseException:
+            if old.exists() and not folder.exists():
+                os.rename(old, folder)
+            raise
+        finally:
+            disk.remove_dir(work)
         disk.remove_dir(old)
+    if not is_first:
+        raise ConfigError(f"{folder} is there already", hint="delete it, or name another with --out")
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what this process, or one of this machine that has ended, left beside a folder half done."""
+    beside = f".{folder.name}."
+    for path in folder.parent.iterdir():
+        name = path.name.removeprefix(beside)
+        if name != path.name and (is_own(name) or is_abandoned(name)):
+            disk.remove_dir(path)
 
 
 def _filled(fill: Callable[[Path], None], work: Path, folder: Path) -> None:

@@ -1,6 +1,11 @@
 """A run's student as a folder for others: merged, cast, read again."""
 
 import json
+import os
+import signal
+import sys
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +16,14 @@ import transformers
 from kdpipe.cli import main
 from kdpipe.pipeline import export as story
 from kdpipe.pipeline.export import export
+from kdpipe.pipeline.students import saving
 from kdpipe.pipeline.students.card import rendered
 from kdpipe.pipeline.students.saving import save_student
 from kdpipe.pipeline.students.student import Student
 from kdpipe.schemas.errors import ConfigError
+from support.children import Child
 from support.corpora import small_tokenizer
+from support.gates import Gate
 from support.models import tiny_llama, tiny_model
 from support.students import CARD, IDS, student
 
@@ -118,6 +126,59 @@ def test_what_cannot_be_exported_is_told(tmp_path: Path) -> None:
     double.save_pretrained(tmp_path / "double")
     with pytest.raises(ConfigError, match="has weights in float64"):
         export(tmp_path / "double", None, None)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forks")
+@pytest.mark.parametrize(
+    ("locks", "n_rounds"),
+    [
+        (True, 5),
+        pytest.param(False, 5, marks=pytest.mark.slow),
+        pytest.param(True, 100, marks=pytest.mark.soak),
+        pytest.param(False, 100, marks=pytest.mark.soak),
+    ],
+)
+def test_of_two_exports_into_one_folder_one_wins(
+    tmp_path: Path, locks: bool, n_rounds: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not locks:  # the rename alone decides
+        monkeypatch.setattr(story, "locked", lambda *_, **__: nullcontext())
+    runs = [run_of(tmp_path / name, student("tiny", seed=seed), f"# {name}\n") for seed, name in enumerate("ab")]
+    for number in range(n_rounds):
+        out, gate = tmp_path / str(number), Gate(2)
+
+        def work(run: Path, out: Path = out, gate: Gate = gate) -> str:
+            torch.set_num_threads(1)
+            gate.pass_through()
+            return export(run, out, None).folder
+
+        children = [Child(partial(work, run)) for run in runs]
+        gate.wait()
+        gate.open()
+        ended = [child.wait() for child in children]
+        gate.close()
+        assert sorted(each.code for each in ended) == [0, 2], ended
+        (lost,) = (each for each in ended if each.code)
+        assert "is in use by process" in lost.said or "is there already" in lost.said
+        (won,) = (run for run, each in zip(runs, ended, strict=True) if not each.code)
+        for name in ("README.md", "model.safetensors"):
+            assert (out / name).read_bytes() == (won / "final" / name).read_bytes()
+    assert {path.name for path in tmp_path.iterdir()} == {"a", "b", *map(str, range(n_rounds))}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forks")
+def test_an_export_that_was_killed_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = run_of(tmp_path, student("tiny"))
+
+    def work() -> None:
+        monkeypatch.setattr(saving, "_own_code", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+        export(run, None, None)
+
+    child = Child(work)
+    assert child.wait().code == -signal.SIGKILL
+    assert not (run / "export").exists()
+    assert f"took over the lock of process {child.pid}, which has ended" in export(run, None, None).notes
+    assert {path.name for path in run.iterdir()} == {"final", "export"}
 
 
 def test_an_adapter_without_its_base_is_told(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """What a run leaves behind: folders that load, here and in transformers 4, whole or not at all."""
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -15,7 +16,7 @@ from kdpipe.cache import files as disk
 from kdpipe.pipeline.students.older import for_transformers_4, tokenizer_note
 from kdpipe.pipeline.students.presets import Ids
 from kdpipe.pipeline.students.saving import save_model, save_student
-from kdpipe.schemas.errors import CacheWriteError, KdpipeError
+from kdpipe.schemas.errors import CacheWriteError, ConfigError, KdpipeError
 from support.corpora import small_tokenizer
 from support.models import FAMILIES, _common, build, tiny_llama, tiny_model
 from support.students import IDS, student
@@ -232,6 +233,31 @@ def test_a_kill_at_any_moment_leaves_the_old_student_or_none_and_saving_again_me
         raise AssertionError("it never came to an end")
     assert 0 in seen
     assert (folder / "README.md").read_text() == "new"
+    assert [path.name for path in tmp_path.iterdir()] == ["final"]
+
+
+def test_a_folder_that_is_there_is_replaced_only_where_that_is_asked(tmp_path: Path) -> None:
+    found = student("tiny")
+    for card in ("old", "new"):
+        save_model(found.model, tmp_path / "out", {}, card)
+    with pytest.raises(ConfigError, match="out is there already"):
+        save_model(found.model, tmp_path / "out", {}, "newer", replace=False)
+    assert (tmp_path / "out" / "README.md").read_text() == "new"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_student_that_cannot_take_its_place_leaves_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_student(student("tiny"), tmp_path / "final", {}, "old")
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(disk, "publish_dir", full)
+    with pytest.raises(CacheWriteError, match="final cannot be saved"):
+        save_student(student("tiny"), tmp_path / "final", {}, "new")
+    assert (tmp_path / "final" / "README.md").read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["final"]
 
 
