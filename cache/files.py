@@ -9,6 +9,7 @@ import errno
 import io
 import os
 import shutil
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -52,7 +53,7 @@ class _File(io.FileIO):
 @contextmanager
 def new_file(path: Path) -> Iterator[BinaryIO]:
     """A new file that is on the disk when the block ends."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o644)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
     raw = _File(descriptor, "wb")
     with io.BufferedWriter(raw, BUFFER_BYTES) as file:
         try:
@@ -62,6 +63,19 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
         except BaseException:
             raw.is_given_up = True
             raise
+
+
+def apply_umask(path: Path) -> None:
+    """Give a file of a library, which may have made it for its user alone, the permissions of any new file there."""
+    probe = path.with_name(work_name(path.name[:40]))
+    descriptor = os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    try:
+        mode = stat.S_IMODE(os.fstat(descriptor).st_mode)
+    finally:
+        os.close(descriptor)
+        os.unlink(probe)
+    if stat.S_IMODE(path.stat().st_mode) != mode:
+        path.chmod(mode)
 
 
 def sync_dir(path: Path) -> None:

@@ -118,6 +118,7 @@ def _publish(
             (work / CARD).write_text(card, encoding="utf-8")
             for path in work.rglob("*"):
                 if path.is_file():
+                    disk.apply_umask(path)
                     _sync(path)
             if replace and folder.exists():
                 os.rename(folder, old)

@@ -12,6 +12,7 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
+from kdpipe.cache.files import apply_umask
 from kdpipe.schemas.errors import CacheDamaged, CacheWriteError
 
 
@@ -23,6 +24,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
         raise CacheWriteError(
             f"{path.name} could not be written: {error}", hint="free some space on its disk, then run the command again"
         ) from None
+    apply_umask(path)
     descriptor = os.open(path, os.O_RDWR)
     try:
         os.fsync(descriptor)
