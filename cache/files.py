@@ -149,6 +149,17 @@ def publish_file(cache: Path, final: Path, data: bytes) -> bool:
         return is_first
 
 
+def replace_file(folder: Path, path: Path, data: bytes) -> None:
+    """Write a file that is whole, or as it was before; `folder` holds the work folders."""
+    with work_folder(folder, path.name) as work:
+        with new_file(work / path.name) as file:
+            file.write(data)
+        os.replace(work / path.name, path)
+        sync_dir(path.parent)
+    with suppress(OSError):
+        (folder / WORK).rmdir()
+
+
 def link_file(there: Path, path: Path) -> bool:
     """Give a file that is never changed a second name, durably; false where the system allows no such link."""
     try:

@@ -70,7 +70,7 @@ def _learn(desk: Desk, begin: Path | None, until: int, stop: Stop, *, steered: b
     """Begin, or go on from a checkpoint, until so many steps are done; the guard of a steered run begins anew."""
     state = LoopState(step=0, place=0) if begin is None else desk.keeper.resume(begin)
     if steered:
-        counts = state.guard.model_dump(include={"phase", "accepted", "skipped", "overflowed"})
+        counts = state.guard.model_dump(include={"phase", "norms", "accepted", "undone", "skipped", "overflowed"})
         state = state.model_copy(update={"guard": GuardState(**counts)})
     prepared = desk.prepared
     course = schedules.lines(prepared.settings.schedule, prepared.plan)

@@ -8,10 +8,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from kdpipe.schemas.manifest import FileRecord
+from kdpipe.schemas.manifest import FileRecord, Sha256
 from kdpipe.schemas.model import Name
 from kdpipe.schemas.records import Record
 from kdpipe.schemas.stage_two import StageTwo
+from kdpipe.schemas.strict_json import sha256_hex
 
 Natural = Annotated[int, Field(ge=0, le=1 << 60)]
 
@@ -25,14 +26,18 @@ class RunRecord(Record):
 
 
 class GuardState(Record):
-    """What the guard remembers: the norms of accepted steps in the phase, and counts.
+    """What the guard remembers: the norms of the last accepted steps, and counts.
 
-    `in_a_row` are skips since the last accepted step, `ce_only_left` steps that are still to be taken on labels alone.
+    `fresh` is how many of the norms came after the last change of phase, rollback, or end of steps on labels alone;
+    `accepted` steps that a rollback took back are `undone` instead; `in_a_row` are skips since the last accepted step,
+    `ce_only_left` steps that are still to be taken on labels alone.
     """
 
     phase: Natural = 0
     norms: tuple[Annotated[float, Field(ge=0)], ...] = ()
+    fresh: Natural = 0
     accepted: Natural = 0
+    undone: Natural = 0
     skipped: Natural = 0
     overflowed: Natural = 0
     in_a_row: Natural = 0
@@ -55,11 +60,19 @@ class Best(Record):
     value: float
 
 
+class MetricsState(Record):
+    """How much of metrics.jsonl belongs to a checkpoint: its first `lines`, of `bytes` bytes, and their digest."""
+
+    bytes: Natural = 0
+    lines: Natural = 0
+    sha256: Sha256 = sha256_hex(b"")
+
+
 class LoopState(Record):
     """Where a run is: `step` optimizer steps are done; `place` is the next one in the line of the order.
 
     `order_began` is the place in the line at which the order in force began, `phase` the number of its phase;
-    `metrics_bytes` is the length of metrics.jsonl at that time. `snapshot` is the step of the newest checkpoint that
+    `metrics` is how far metrics.jsonl had come. `snapshot` is the step of the newest checkpoint that
     was due, to which a rollback leads: one made because the run was stopped would lead it elsewhere.
     """
 
@@ -71,7 +84,7 @@ class LoopState(Record):
     positions: Natural = 0
     tokens: Natural = 0
     seconds: float = Field(default=0.0, ge=0)
-    metrics_bytes: Natural = 0
+    metrics: MetricsState = MetricsState()
     threads: int | None = Field(default=None, ge=1)
     guard: GuardState = GuardState()
     scaler: ScalerState | None = None

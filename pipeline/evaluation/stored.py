@@ -4,13 +4,10 @@ In: the folder of a run. Out: its settings, its last evaluation, where its stude
 makes the folder. After it: `pipeline/evaluate.py`, `pipeline/compare.py`.
 """
 
-import os
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
-from kdpipe.cache.files import explained, new_file, sync_dir, work_folder
-from kdpipe.cache.layout import WORK
+from kdpipe.cache.files import explained, replace_file
 from kdpipe.pipeline.config_file import as_yaml, read_file
 from kdpipe.pipeline.students.saving import ADAPTER
 from kdpipe.pipeline.students.saving import FINAL as FINAL
@@ -28,25 +25,13 @@ EVALUATION: Final = "evaluation.json"
 def save_evaluation(run: Path, evaluation: Evaluation) -> None:
     """Keep a run's last evaluation, in place of the one before."""
     with explained("an evaluation could not be written", run):
-        _replace(run / EVALUATION, evaluation.to_json())
+        replace_file(run, run / EVALUATION, evaluation.to_json())
 
 
 def save_settings(run: Path, values: dict[str, Any]) -> None:
     """Keep a run's settings, in place of those of the call before."""
     with explained("the settings could not be written", run):
-        _replace(run / CONFIG, as_yaml(values).encode())
-
-
-def _replace(path: Path, data: bytes) -> None:
-    """Write a file that is whole or as it was."""
-    run = path.parent
-    with work_folder(run, path.stem) as work:
-        with new_file(work / path.name) as file:
-            file.write(data)
-        os.replace(work / path.name, path)
-        sync_dir(run)
-    with suppress(OSError):
-        (run / WORK).rmdir()
+        replace_file(run, run / CONFIG, as_yaml(values).encode())
 
 
 def load_evaluation(run: Path) -> Evaluation | None:

@@ -61,21 +61,13 @@ class Book:
         loss = took.loss if math.isfinite(took.loss) else None
         self._write(
             {
-                "step": state.step,
-                "place": state.place,
-                "positions": state.positions,
-                "tokens": state.tokens,
+                **_extent(state),
                 loss_name(self._run.loss_is_shifted(terms)): took.loss,
                 "terms": {self._named(name, terms): _parts(term, took.loss) for name, term in took.terms.items()},
                 "temperature": terms.temperature,
                 "rates": rate,
                 "gradient_norm": took.gradient_norm,
-                "verdict": verdict.kind,
-                "why": verdict.why,
-                "skipped": guard.state.skipped,
-                "consecutive_skips": guard.state.in_a_row,
-                "rollbacks": guard.state.rollbacks,
-                "success_rate": guard.success_rate,
+                **_judged(verdict, guard),
                 "scale": None if self._run.learner.scaler is None else self._run.learner.scaler.get_scale(),
                 "positions_per_second": took.positions / seconds if seconds else None,
                 "waiting_share": waited / seconds if seconds else None,
@@ -97,6 +89,10 @@ class Book:
             skipped=guard.state.skipped,
             seconds_left=each * (self._run.plan.n_steps - state.step),
         )
+
+    def write_verdict(self, state: LoopState, verdict: Verdict, guard: Guard) -> None:
+        """Put down what became of steps that had been put down as done."""
+        self._write({**_extent(state), **_judged(verdict, guard)})
 
     def write_evaluation(self, state: LoopState, found: Evaluation, loss_before: float | None) -> None:
         """Put down an evaluation beside the loss of the step before it: the gap is what was learnt by heart."""
@@ -133,6 +129,21 @@ class Book:
         norm = f"gradient norm {took.gradient_norm:.4g}"
         head = f"step {state.step:,}: {name} {took.loss:.4f}, {norm}, {took.tokens:,} tokens"
         return "\n".join([head, *(f"  {name:<{width}}  {told}" for name, told in facts)])
+
+
+def _extent(state: LoopState) -> Line:
+    return {name: getattr(state, name) for name in ("step", "place", "positions", "tokens")}
+
+
+def _judged(verdict: Verdict, guard: Guard) -> Line:
+    return {
+        "verdict": verdict.kind,
+        "why": verdict.why,
+        "skipped": guard.state.skipped,
+        "consecutive_skips": guard.state.in_a_row,
+        "rollbacks": guard.state.rollbacks,
+        "success_rate": guard.success_rate,
+    }
 
 
 def _train_gap(found: Evaluation, loss_before: float | None) -> float | None:

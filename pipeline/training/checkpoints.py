@@ -89,11 +89,19 @@ def asked_for(run: Path, name: str, say: Callable[[str], None]) -> Path:
     if (wrong := problem(chosen)) is not None:
         others = ", ".join(path.name for path in there if path != chosen) or "none"
         raise ConfigError(f"{FOLDER}/{chosen.name} is broken: {wrong}", hint=f"the others there: {others}")
-    if later := [path for path in there if _age(path) > _age(chosen)]:
+    if later := drop_later(run, chosen):
         names = ", ".join(path.name for path in later)
         say(f"goes on from {chosen.name}; removed, as of a course that is left: {names}")
-        _drop(run, later)
     return chosen
+
+
+def drop_later(run: Path, chosen: Path) -> list[Path]:
+    """Remove the checkpoints behind one; which they were."""
+    later = [path for path in listed(run) if _age(path) > _age(chosen)]
+    with explained("a checkpoint could not be removed", run):
+        # The latest go first: a run that is killed between two of them must not find one of the course that was left.
+        _drop(run, later[::-1])
+    return later
 
 
 def load(path: Path) -> Contents:

@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from kdpipe.pipeline.data.ahead import StepLoader, loading_threads
 from kdpipe.pipeline.models.devices import usable_cpus
 from kdpipe.pipeline.training import checkpoints
-from kdpipe.pipeline.training.book import Book, Line
+from kdpipe.pipeline.training.book import Book
 from kdpipe.pipeline.training.keeper import Keeper, Place
 from kdpipe.pipeline.training.loop import Around
 from kdpipe.pipeline.training.measuring import Measure
@@ -24,6 +25,8 @@ from kdpipe.pipeline.watch import TrainWatch
 from kdpipe.schemas.checkpoint import LoopState
 from kdpipe.schemas.settings import by_dotted_name
 from kdpipe.schemas.stage_two import StageTwo
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,8 +56,10 @@ def open_desk(
     prospect = prepared.prospect
     with ExitStack() as stack:
         state = LoopState(step=0, place=0) if begin is None else checkpoints.load_state(begin)
-        metrics = Metrics(folder, state.metrics_bytes)
+        metrics = Metrics(folder, state.metrics, state.step)
         stack.callback(metrics.close)
+        if metrics.gap is not None:
+            watch.warn(str(metrics.gap))
         tracked = Tracked(name=folder.resolve().name, folder=folder, config=_told(prospect.settings), step=state.step)
         trackers = Trackers(prospect.settings.report_to if followed else (), tracked, watch.warn)
         stack.callback(trackers.finish)
@@ -73,16 +78,18 @@ def open_desk(
             measure = Measure(prepared, prospect.validation, book, prospect.settings.evaluation.limit)
         else:
             watch.say("the cache has no validation split: nothing is evaluated")
-        keeper = Keeper(prepared, Place(folder=folder, warn=watch.warn, settled=metrics.settled), measure)
+        rewind = _both(metrics.undo, trackers.rewind)
+        place = Place(folder=folder, warn=watch.warn, settled=metrics.settled, rewind=rewind)
+        keeper = Keeper(prepared, place, measure)
         yield Desk(prepared=prepared, watch=watch, loader=loader, book=book, keeper=keeper, measure=measure)
 
 
-def _both(first: Callable[[Line], None], second: Callable[[Line], None]) -> Callable[[Line], None]:
-    def write(line: Line) -> None:
-        first(line)
-        second(line)
+def _both(first: Callable[[T], None], second: Callable[[T], None]) -> Callable[[T], None]:
+    def call(word: T) -> None:
+        first(word)
+        second(word)
 
-    return write
+    return call
 
 
 def _told(settings: StageTwo) -> dict[str, str]:

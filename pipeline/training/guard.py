@@ -113,8 +113,8 @@ class Guard:
 
     @property
     def success_rate(self) -> float:
-        """Of all steps tried, the share that counted; 1 before the first."""
-        tried = self._state.accepted + self._state.skipped
+        """Of all steps tried, the share that counts; 1 before the first."""
+        tried = self._state.accepted + self._state.undone + self._state.skipped
         return self._state.accepted / tried if tried else 1.0
 
     def enter(self, phase: int) -> None:
@@ -122,6 +122,12 @@ class Guard:
         if phase != self._state.phase:
             self._norms.clear()
             self._count(phase=phase)
+
+    def go_back(self, then: GuardState) -> None:
+        """Take back the steps that were accepted since; what was skipped and rolled back stays counted."""
+        state = self._state
+        undone = state.undone + max(0, state.accepted - then.accepted)
+        self._count(accepted=then.accepted, undone=undone, phase=then.phase)
 
     def in_force(self, terms: InForce) -> InForce:
         """The terms of a step: for a while after a rollback cross-entropy alone, if that was asked for."""

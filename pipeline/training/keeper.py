@@ -15,7 +15,7 @@ from kdpipe.pipeline.training.checkpoints import Contents
 from kdpipe.pipeline.training.optimizers import forget, moments, restore_moments
 from kdpipe.pipeline.training.prepare import Prepared
 from kdpipe.pipeline.training.step import Took
-from kdpipe.schemas.checkpoint import Best, LoopState
+from kdpipe.schemas.checkpoint import Best, LoopState, MetricsState
 from kdpipe.schemas.errors import KdpipeError
 from kdpipe.schemas.stage_two import Metric
 from kdpipe.schemas.train_report import Evaluation
@@ -27,11 +27,12 @@ Measure = Callable[[LoopState, Took | None], Evaluation]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """The folder of a run, whom to warn, and how long its log is once it is on the disk."""
+    """The folder of a run, whom to warn, how far its metrics are once on the disk, and how they go back to a step."""
 
     folder: Path
     warn: Callable[[str], None]
-    settled: Callable[[], int]
+    settled: Callable[[], MetricsState]
+    rewind: Callable[[int], None]
 
 
 class Keeper:
@@ -39,7 +40,7 @@ class Keeper:
 
     def __init__(self, prepared: Prepared, place: "Place", measure: Measure | None) -> None:
         self._run, self._folder, self._warn = prepared, place.folder, place.warn
-        self._settled, self._measure = place.settled, measure
+        self._settled, self._rewind, self._measure = place.settled, place.rewind, measure
         self._learner, self._plan = prepared.learner, prepared.plan
 
     def evaluation_is_due(self, step: int) -> bool:
@@ -72,7 +73,7 @@ class Keeper:
             update={
                 "threads": torch.get_num_threads(),
                 "scaler": states.scaler_state(learner.scaler),
-                "metrics_bytes": self._settled(),
+                "metrics": self._settled(),
             }
         )
         contents = Contents(
@@ -97,8 +98,9 @@ class Keeper:
             )
         return contents.state
 
-    def back_to_last_good(self, snapshot: int) -> int:
-        """Put the student back to the checkpoint of a step, or the newest good one, with fresh moments; its step."""
+    def back_to_last_good(self, snapshot: int) -> LoopState:
+        """Put the student back to the checkpoint of a step, or the newest good one, with fresh moments; where it is
+        then. What was saved and written of later steps is of a course that is left."""
         path = checkpoints.of_step(self._folder, snapshot) or checkpoints.latest(self._folder, self._warn)
         if path is None:
             raise KdpipeError(
@@ -108,7 +110,10 @@ class Keeper:
         contents = checkpoints.load(path)
         states.restore_model(self._learner.model, contents.model)
         forget(self._learner.optimizer)
-        return contents.state.step
+        # First: a checkpoint of a later step counts on lines that are about to change.
+        checkpoints.drop_later(self._folder, path)
+        self._rewind(contents.state.step)
+        return contents.state
 
     def take_best(self, state: LoopState) -> LoopState:
         """Put the student back to the best checkpoint, if that is another step and still there; where it is then."""

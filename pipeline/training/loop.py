@@ -81,11 +81,21 @@ class Loop:
         """Whether the step that was taken has left numbers: what is saved must be good to go back to."""
         odd = odd_names(self._run.learner.model)
         if odd:
+            taken = self.state.step
             verdict = self.guard.judge((Finding(where="parameters", what=odd),), math.nan)
-            # The step is taken once more, with the data that follow: also the last one of a run.
-            self.state = self.state.model_copy(update={"guard": self.guard.state, "step": self.state.step - 1})
-            self._answer(verdict)
+            # The steps since are taken once more, with the data that follow: also the last one of a run.
+            self._go_back()
+            self._around.book.write_verdict(self.state, verdict, self.guard)
+            self._answer(verdict, taken)
         return not odd
+
+    def _go_back(self) -> None:
+        """Return to the last good student; steps that were done since count no more, the data go on."""
+        good = self._around.keeper.back_to_last_good(self.state.snapshot)
+        self.guard.go_back(good.guard)
+        counts = good.model_dump(include={"step", "positions", "tokens", "phase", "order_began"})
+        update = {**counts, "snapshot": good.step, "best": good.best, "guard": self.guard.state}
+        self.state = self.state.model_copy(update=update)
 
     def _enter_phase(self) -> None:
         """Begin the line of an order anew where a phase brings another one."""
@@ -126,32 +136,32 @@ class Loop:
             }
         )
         self.last = took
-        now = time.perf_counter()
-        self._tell(took, terms, verdict, now - before, self._around.loader.waited_seconds - waited)
+        spent = (time.perf_counter() - before, self._around.loader.waited_seconds - waited)
+        tried = state.step + 1
+        if verdict.kind in ("rollback", "stop"):
+            self._go_back()
+        self._tell(took, terms, verdict, spent)
         if not accepted:
-            self._answer(verdict)
+            self._answer(verdict, tried)
         return accepted
 
-    def _answer(self, verdict: Verdict) -> None:
-        """Do what follows from a step that does not count."""
+    def _answer(self, verdict: Verdict, tried: int) -> None:
+        """Say what became of a step that does not count, and end the run if that is the verdict."""
         around, state = self._around, self.state
-        if verdict.kind == "rollback":
-            step = around.keeper.back_to_last_good(state.snapshot)
-            around.watch.warn(
-                f"step {state.step + 1:,}: {verdict.why}; back to the student of step {step:,}, with fresh moments and "
-                f"{self.guard.state.rate_factor:g} of the rate"
-            )
-            return
         if verdict.kind == "stop":
-            around.keeper.back_to_last_good(state.snapshot)
             around.keeper.save(state)
-            raise self.guard.failure(state.step, verdict)
-        if verdict.kind == "skip":
-            around.watch.warn(f"step {state.step + 1:,} is skipped: {verdict.why}")
+            raise self.guard.failure(tried - 1, verdict)
+        if verdict.kind == "rollback":
+            around.watch.warn(
+                f"step {tried:,}: {verdict.why}; back to the student of step {state.step:,}, with fresh moments and "
+                f"{state.guard.rate_factor:g} of the learning rate"
+            )
+        elif verdict.kind == "skip":
+            around.watch.warn(f"step {tried:,} is skipped: {verdict.why}")
         else:
-            around.watch.say(f"step {state.step + 1:,} is skipped: {verdict.why}")
+            around.watch.say(f"step {tried:,} is skipped: {verdict.why}")
 
-    def _tell(self, took: Took, terms: InForce, verdict: Verdict, seconds: float, waited: float) -> None:
+    def _tell(self, took: Took, terms: InForce, verdict: Verdict, spent: tuple[float, float]) -> None:
         around = self._around
-        news = around.book.write_step(self.state, took, terms, verdict, self.guard, (seconds, waited))
+        news = around.book.write_step(self.state, took, terms, verdict, self.guard, spent)
         around.watch.stepped(news)

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any, Final
 
-from kdpipe.cache.files import explained, make_dir, new_file, publish_file, sweep, sync_dir, work_folder
+from kdpipe.cache.files import explained, make_dir, publish_file, replace_file, sweep, sync_dir
 from kdpipe.cache.layout import WORK
 from kdpipe.cache.lock import LOCK
 from kdpipe.schemas.checkpoint import RunRecord
@@ -104,11 +104,8 @@ def _steer(out: Path, asked: RunRecord) -> list[str]:
     """Make the record say what the run goes on with."""
     changed = differences(_found(out), asked)
     if changed:
-        with explained("a run could not be steered", out), work_folder(out, RECORD) as work:
-            with new_file(work / RECORD) as file:
-                file.write(asked.to_json())
-            (work / RECORD).replace(out / RECORD)
-            sync_dir(out)
+        with explained("a run could not be steered", out):
+            replace_file(out, out / RECORD, asked.to_json())
     return changed
 
 

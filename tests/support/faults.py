@@ -28,8 +28,8 @@ class Calls:
 
 
 @contextmanager
-def fault_at(number: int, fault: Fault) -> Iterator[Calls]:
-    """Let one call go wrong, the others through; writes to files of a cache count as calls."""
+def fault_at(number: int, fault: Fault, more: tuple[str, ...] = ()) -> Iterator[Calls]:
+    """Let one call go wrong, the others through; writes to files of a cache count as calls, and `more` of `os`."""
     calls = Calls()
 
     def meet(name: str, call: Callable[..., Any], path: str) -> Any:
@@ -37,7 +37,7 @@ def fault_at(number: int, fault: Fault) -> Iterator[Calls]:
         return fault(name, call, path) if calls.n == number else call()
 
     with contextlib.ExitStack() as stack:
-        for name in CALLS:
+        for name in (*CALLS, *more):
             stack.enter_context(mock.patch.object(os, name, _counted(name, getattr(os, name), meet)))
         stack.enter_context(mock.patch.object(files._File, "write", _counted_write(files._File.write, meet)))
         yield calls
@@ -73,9 +73,9 @@ def _counted_write(real: Callable[..., int], meet: Fault) -> Callable[..., int]:
     return write
 
 
-def count_calls(work: Callable[[], Any]) -> int:
+def count_calls(work: Callable[[], Any], more: tuple[str, ...] = ()) -> int:
     """How many calls some work makes when nothing goes wrong."""
-    with fault_at(0, lambda _name, call, _path: call()) as calls:
+    with fault_at(0, lambda _name, call, _path: call(), more) as calls:
         work()
     return calls.n
 

@@ -83,6 +83,16 @@ def weights(out: Path) -> dict[str, Tensor]:
     return dict(load_file(out / "final" / "model.safetensors"))
 
 
+def history(out: Path) -> list[tuple[int, str, float | None]]:
+    """Each line of metrics.jsonl as its step, what it is, and its loss."""
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [
+        (line["step"], line.get("verdict") or next(name for name in ("evaluation", "metrics_gap") if name in line),
+         line.get("evaluation", line).get("loss"))
+        for line in lines
+    ]  # fmt: skip
+
+
 def losses(out: Path) -> list[tuple[int, float]]:
     """Each accepted step of metrics.jsonl with its loss."""
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]

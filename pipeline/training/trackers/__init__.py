@@ -8,7 +8,7 @@ the run's folder unless its own environment variables say where. Before it: `pip
 import importlib
 import importlib.util
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, Protocol, final
@@ -35,7 +35,8 @@ class Tracked:
 
 
 class Tracker(Protocol):
-    """One library; made when the run starts, told numbers by name at steps that never fall, and finished once."""
+    """One library; made when the run starts or goes back to a step, told numbers by name at steps that never fall, and
+    finished once."""
 
     def __init__(self, run: Tracked) -> None: ...
 
@@ -61,12 +62,9 @@ class Trackers:
 
     def __init__(self, kinds: Collection[str], run: Tracked, warn: Callable[[str], None]) -> None:
         check_installed(kinds)
-        self._warn = warn
+        self._run, self._warn = run, warn
         self._open: dict[str, Tracker] = {}
-        for kind in kinds:
-            module, _, name = KINDS[kind].partition(":")
-            made = getattr(importlib.import_module(module), name)
-            self._try(kind, partial(self._begin, kind, made, run))
+        self._begin_all(kinds, run)
 
     def write(self, line: Mapping[str, Any]) -> None:
         """Pass on the numbers of a line of metrics.jsonl."""
@@ -75,11 +73,23 @@ class Trackers:
         for kind, tracker in list(self._open.items()):
             self._try(kind, partial(tracker.log, step, numbers))
 
+    def rewind(self, step: int) -> None:
+        """Go back to a step, as a run does that is resumed from there."""
+        kinds = list(self._open)
+        self.finish()
+        self._begin_all(kinds, replace(self._run, step=step))
+
     def finish(self) -> None:
         """Let each end."""
         for kind, tracker in list(self._open.items()):
             self._try(kind, tracker.finish)
         self._open.clear()
+
+    def _begin_all(self, kinds: Collection[str], run: Tracked) -> None:
+        for kind in kinds:
+            module, _, name = KINDS[kind].partition(":")
+            made = getattr(importlib.import_module(module), name)
+            self._try(kind, partial(self._begin, kind, made, run))
 
     def _begin(self, kind: str, make: Callable[[Tracked], Tracker], run: Tracked) -> None:
         self._open[kind] = make(run)

@@ -260,10 +260,20 @@ def test_repeated_faults_lead_back_to_a_good_student(
     watch = HeardTraining()
     report = run(settings_for(folder, **changes).model_copy(update={"out": str(tmp_path / "run")}), watch)
     assert (report.steps, report.skipped, report.rollbacks) == (6, 3, 1)
-    assert any("back to the student of step 2, with fresh moments and 0.5 of the rate" in told for told in watch.warned)
+    assert any(
+        "back to the student of step 2, with fresh moments and 0.5 of the learning rate" in told
+        for told in watch.warned
+    )
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     after = [line for line in lines if line.get("rollbacks") == 1 and line.get("verdict") == "accept"]
     assert list(after[0]["terms"]) == ["ce"] and len(after[1]["terms"]) > 1
+    # Step 3 was undone, and is taken once more; what was skipped stays counted.
+    assert [(line["step"], line["verdict"]) for line in lines if "verdict" in line] == [
+        (1, "accept"), (2, "accept"), (3, "undone"), (3, "skip"), (3, "skip"), (2, "rollback"),
+        (3, "accept"), (4, "accept"), (5, "accept"), (6, "accept"),
+    ]  # fmt: skip
+    assert lines[-2]["positions"] == report.positions == _positions(lines)
+    assert (lines[-2]["skipped"], lines[-2]["success_rate"]) == (3, 0.6)
 
 
 def test_what_does_not_end_stops_with_a_checkpoint_and_advice(
@@ -271,11 +281,14 @@ def test_what_does_not_end_stops_with_a_checkpoint_and_advice(
 ) -> None:
     _in_states(monkeypatch, Attempts(monkeypatch, lambda n: n >= 4))
     changes = SETTINGS | {"guard": {"patience": 2, "rollbacks": 1}, "saving": {"every": 2}}
-    with pytest.raises(KdpipeError, match="stopped at step 3: 2 in a row went wrong after 1 rollback") as error:
+    with pytest.raises(KdpipeError, match="stopped at step 2: 2 in a row went wrong after 1 rollback") as error:
         run(settings_for(folder, **changes).model_copy(update={"out": str(tmp_path / "run")}))
     assert error.value.exit_code == 1 and "--precision" in str(error.value.hint)
     assert "--resume-from STEP" in str(error.value.hint)
     assert list((tmp_path / "run" / "checkpoints").iterdir())
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    told = [(line["step"], line["verdict"]) for line in lines if "verdict" in line]
+    assert told[2:] == [(3, "undone"), (3, "skip"), (2, "rollback"), (2, "skip"), (2, "stop")]
 
 
 @pytest.mark.slow
@@ -316,13 +329,26 @@ def test_parameters_that_are_not_finite_lead_back_at_once(
     changes = SETTINGS | {"saving": {"every": 4}}
     report = run(settings_for(folder, **changes).model_copy(update={"out": str(tmp_path / "run")}), watch)
     assert (report.steps, report.rollbacks) == (6, 1)
-    # The step is taken once more.
-    assert [step for step, _ in losses(tmp_path / "run")] == sorted([1, 2, 3, 4, 5, 6, bad])
+    # Each step that counts has one line, also those that were taken once more; the rollback has its own.
+    assert [step for step, _ in losses(tmp_path / "run")] == [1, 2, 3, 4, 5, 6]
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    back = lines.index(next(line for line in lines if line.get("verdict") == "rollback"))
+    good = 0 if bad == 4 else 4
+    assert (lines[back]["step"], lines[back]["rollbacks"]) == (good, 1) and "parameters (" in lines[back]["why"]
+    undone = [line["step"] for line in lines[:back] if line.get("verdict") == "undone"]
+    assert undone == list(range(good + 1, bad + 1))
+    assert [line["step"] for line in lines if "evaluation" in line] == [6]
+    assert report.positions == lines[-2]["positions"] == _positions(lines)
     assert any(f"step {bad}: parameters (student." in told for told in watch.warned), watch.warned
     # The student that is kept has made all steps, is measured as it is, and can be gone on from.
     assert (tmp_path / "run" / "checkpoints" / "step-000006").is_dir()
     assert report.evaluation is not None and report.evaluation["step"] == 6
     assert all(torch.isfinite(value).all() for value in weights(tmp_path / "run").values())
+
+
+def _positions(lines: list[dict[str, Any]]) -> int:
+    """The positions of the steps that count, from the counts of their terms."""
+    return sum(line["terms"]["ce"]["count"] for line in lines if line.get("verdict") == "accept")
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ from kdpipe.pipeline.data.ahead import StepLoader
 from kdpipe.pipeline.data.batches import MicroBatch, StepBatch
 from kdpipe.schemas.errors import Interrupted
 from kdpipe.schemas.stage_two import StageTwo
-from support.stage_two import HeardTraining, Stopping, losses, run, settings_for, weights
+from support.stage_two import HeardTraining, Stopping, history, losses, run, settings_for, weights
 
 # Seven steps of eight sequences: more than an epoch of the small cache, so that a stop comes in the middle of one.
 SHAPE = {
@@ -44,6 +44,7 @@ def undisturbed(folder: Path) -> Path:
 
 def assert_same(out: Path, undisturbed: Path) -> None:
     assert losses(out) == losses(undisturbed)
+    assert history(out) == history(undisturbed)
     ours, theirs = weights(out), weights(undisturbed)
     assert ours.keys() == theirs.keys()
     for name, value in theirs.items():

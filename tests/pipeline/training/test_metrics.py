@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kdpipe.pipeline.training.metrics import FILE, Metrics, read_metrics
+from kdpipe.schemas.checkpoint import MetricsState
 from kdpipe.schemas.errors import CacheWriteError
-from kdpipe.schemas.strict_json import parse
+from kdpipe.schemas.strict_json import parse, sha256_hex
 
 
 @given(value=st.floats(allow_nan=False, allow_infinity=False))
@@ -71,12 +73,86 @@ def test_a_run_that_goes_on_has_the_file_of_an_undisturbed_one(tmp_path: Path, h
     assert (run / FILE).read_bytes() == (whole / FILE).read_bytes()
 
 
-def test_a_file_that_was_shortened_goes_on_behind_its_last_whole_line(tmp_path: Path) -> None:
-    (tmp_path / FILE).write_bytes(b'{"step":0}\n{"st')
-    metrics = Metrics(tmp_path, 500)
-    metrics.write({"step": 5})
+def written(run: Path, n_steps: int) -> MetricsState:
+    """Lines of so many steps, evaluated at every second one."""
+    metrics = Metrics(run)
+    for step in range(1, n_steps + 1):
+        metrics.write({"step": step, "loss": 1 / step, "verdict": "accept"})
+        if step % 2 == 0:
+            metrics.write({"step": step, "evaluation": {"loss": 1.5}})
+    noted = metrics.settled()
     metrics.close()
-    assert [line["step"] for line in read_metrics(tmp_path)] == [0, 5]
+    return noted
+
+
+@pytest.mark.parametrize(
+    ("damage", "present", "steps"),
+    [
+        (lambda data: None, 0, []),
+        (lambda data: b"", 0, []),
+        (lambda data: data[: data.index(b"3") + 4], 3, [1, 2, 2]),  # torn in the third step
+        (lambda data: data[:-1], 5, [1, 2, 2, 3, 4]),
+        (lambda data: data[data.index(b"\n") + 1 :], 5, [2, 2, 3, 4, 4]),
+        (lambda data: data.replace(b"1.5", b"1.4"), 6, [1, 2, 2, 3, 4, 4]),
+        (lambda data: data[:-1] + b'\n{"step":5,"verdict":"accept"}\n{"st', 6, [1, 2, 2, 3, 4, 4]),  # a longer one
+        (lambda data: b"\0" * len(data), 0, []),
+    ],
+    ids=["missing", "empty", "torn", "torn at its end", "beginning lost", "changed", "and more", "zeros"],
+)
+def test_lines_that_are_missing_are_said_and_marked(
+    tmp_path: Path, damage: Callable[[bytes], bytes | None], present: int, steps: list[int]
+) -> None:
+    noted = written(tmp_path, 4)
+    assert (noted.lines, noted.bytes) == (6, (tmp_path / FILE).stat().st_size)
+    data = damage((tmp_path / FILE).read_bytes())
+    if data is not None and data.endswith(b'{"st'):
+        data = data.replace(b"1.5", b"1.4")  # not what the checkpoint knows, and longer
+    (tmp_path / FILE).unlink()
+    if data is not None:
+        (tmp_path / FILE).write_bytes(data)
+    for _ in range(2):  # also when the run is killed before its next checkpoint
+        metrics = Metrics(tmp_path, noted, 4)
+        assert metrics.gap is not None
+        assert (metrics.gap.step, metrics.gap.expected, metrics.gap.present) == (4, 6, present)
+        assert ("was changed" if present == 6 else f"has {present} of the 6 lines") in str(metrics.gap)
+        metrics.write({"step": 5, "verdict": "accept"})
+        metrics.close()
+        lines = read_metrics(tmp_path)
+        assert [line["step"] for line in lines] == [*steps, 4, 5]
+        assert lines[-2] == {"step": 4, "metrics_gap": {"expected_lines": 6, "present_lines": present}}
+    # What a later checkpoint counts has the mark: nothing is missing then.
+    metrics = Metrics(tmp_path, noted, 4)
+    metrics.write({"step": 5, "verdict": "accept"})
+    later = metrics.settled()
+    metrics.close()
+    again = Metrics(tmp_path, later, 5)
+    assert again.gap is None
+    again.close()
+
+
+def test_undone_steps_and_evaluations_are_marked_and_others_are_as_they_were(tmp_path: Path) -> None:
+    written(tmp_path, 4)
+    before = (tmp_path / FILE).read_bytes().splitlines()
+    state = MetricsState(bytes=sum(map(len, before)) + 6, lines=6, sha256=sha256_hex((tmp_path / FILE).read_bytes()))
+    metrics = Metrics(tmp_path, state, 4)
+    metrics.write({"step": 4, "verdict": "skip", "loss": math.nan})
+    metrics.undo(2)
+    metrics.write({"step": 2, "verdict": "rollback"})
+    metrics.write({"step": 3, "verdict": "accept"})
+    lines = read_metrics(tmp_path)
+    assert [line["step"] for line in lines if line.get("verdict") == "accept"] == [1, 2, 3]
+    assert [(line["step"], line.get("verdict")) for line in lines if line.get("undone")] == [
+        (3, "undone"), (4, "undone"), (4, None),
+    ]  # fmt: skip
+    assert [line["verdict"] for line in lines if line["step"] == 4 and "nonfinite" in line] == ["skip"]
+    assert (tmp_path / FILE).read_bytes().splitlines()[:3] == before[:3]
+    # Undone once more: what was marked stays as it is, and the checkpoint counts what is there.
+    metrics.undo(2)
+    noted = metrics.settled()
+    metrics.close()
+    assert [line["step"] for line in read_metrics(tmp_path) if line.get("verdict") == "accept"] == [1, 2]
+    data = (tmp_path / FILE).read_bytes()
+    assert noted == MetricsState(bytes=len(data), lines=9, sha256=sha256_hex(data))
 
 
 def test_a_new_run_leaves_nothing_of_an_older_file(tmp_path: Path) -> None:

@@ -91,6 +91,22 @@ def test_a_tracker_that_fails_is_left_out_and_the_run_goes_on(run: Tracked) -> N
     assert Recorder.made.finished == 0
 
 
+def test_trackers_begin_again_at_the_step_of_a_rollback(run: Tracked) -> None:
+    warned: list[str] = []
+    told = Trackers(["csv", "json"], run, warned.append)
+    first = Recorder.made
+    told.write({"step": 5, "loss": 1.0})
+    told.rewind(3)
+    again = Recorder.made
+    told.write({"step": 4, "loss": 2.0})
+    told.finish()
+    assert first is not None and again is not None and again is not first
+    assert (first.finished, first.told) == (1, [(5, {"loss": 1.0})])
+    assert (again.run.step, again.run.name, again.finished, again.told) == (3, run.name, 1, [(4, {"loss": 2.0})])
+    # What has failed before is not tried again.
+    assert len(warned) == 1
+
+
 def test_an_id_is_made_once(run: Tracked) -> None:
     assert remembered(run, "json", lambda: "first") == "first"
     assert remembered(run, "json", lambda: "second") == "first"
