@@ -214,13 +214,15 @@ class Saving(Record):
 class Guarding(Record):
     """What is done about steps that go wrong; what is None is as the preset says.
 
-    A gradient norm over `sigma` deviations of the last `window` or over `skip_gradient_norm` is skipped; after
-    `patience` skips in a row the last good snapshot comes back at `rate_factor` of the rate, at most `rollbacks` times.
+    A step is skipped when its gradient norm is over `sigma` deviations of the last `window`, over `median_factor` times
+    their median, or over `skip_gradient_norm`; after `patience` skips in a row the last good snapshot comes back at
+    `rate_factor` of the learning rate, at most `rollbacks` times.
     """
 
     preset: Literal["standard", "fp16-safe", "ultra-stable"] = "standard"
     sigma: float | None = Field(default=None, gt=0)
     window: int | None = Field(default=None, ge=8, le=1 << 16)
+    median_factor: float | None = Field(default=None, gt=1, le=1e6)
     skip_gradient_norm: float | None = Field(default=None, gt=0)
     patience: int | None = Field(default=None, ge=1)
     rollbacks: int | None = Field(default=None, ge=0)

@@ -6,9 +6,13 @@ its state for the checkpoint. Before it: `step.py`. After it: `loop.py`, which d
 An overflow of a scaled loss (only the gradient is not finite, and the scale is above 1) is a skip that the scaler
 answers by halving its scale. It is no fault: a start at 2^16 may take several. At a scale of 1 it is one, so that a
 gradient that is never finite costs sixteen steps and is then met like everything else.
+
+Norms are compared in two ways. A multiple of the median needs few norms and holds over phases and rollbacks; deviations
+from the mean are finer, need a full window, and start over there.
 """
 
 import math
+import statistics
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -22,6 +26,10 @@ from kdpipe.schemas.stage_two import Guarding, Optimizer
 # A window of norms that hardly differ would reject the next normal one: a deviation counts as this share of the mean.
 LEAST_DEVIATION: Final = 0.25
 LEAST_SCALE: Final = 1.0
+# Accepted norms that a median needs (docs/experiments.md: how far healthy norms are from it).
+LEAST_NORMS: Final = 8
+# How much larger than before gradients of another phase may be.
+CHANGE: Final = 10.0
 SHOWN: Final = 5
 
 
@@ -31,6 +39,7 @@ class GuardValues:
 
     sigma: float = 6.0
     window: int = 128
+    median_factor: float = 200.0
     skip_gradient_norm: float | None = None
     patience: int = 5
     rollbacks: int = 3
@@ -60,6 +69,7 @@ def resolve(guarding: Guarding, optimizer: Optimizer) -> GuardValues:
         preset,
         sigma=guarding.sigma or preset.sigma,
         window=guarding.window or preset.window,
+        median_factor=guarding.median_factor or preset.median_factor,
         skip_gradient_norm=guarding.skip_gradient_norm or preset.skip_gradient_norm,
         patience=guarding.patience or preset.patience,
         rollbacks=rollbacks,
@@ -118,10 +128,9 @@ class Guard:
         return self._state.accepted / tried if tried else 1.0
 
     def enter(self, phase: int) -> None:
-        """A step of a phase begins; norms under other weights or another temperature say nothing about it."""
+        """A step of a phase begins; norms under other weights or another temperature only bound its own loosely."""
         if phase != self._state.phase:
-            self._norms.clear()
-            self._count(phase=phase)
+            self._count(phase=phase, fresh=0)
 
     def go_back(self, then: GuardState) -> None:
         """Take back the steps that were accepted since; what was skipped and rolled back stays counted."""
@@ -163,21 +172,23 @@ class Guard:
 
     def _accept(self, gradient_norm: float) -> Verdict:
         state = self._state
+        fresh = state.fresh
         # A step whose every position is masked out says nothing of what is usual.
         if gradient_norm:
             self._norms.append(gradient_norm)
+            fresh = min(fresh + 1, self.values.window)
         left = max(0, state.ce_only_left - 1)
         if state.ce_only_left and not left:
-            self._norms.clear()
-        self._count(accepted=state.accepted + 1, in_a_row=0, ce_only_left=left)
+            fresh = 0
+        self._count(accepted=state.accepted + 1, in_a_row=0, ce_only_left=left, fresh=fresh)
         return ACCEPT
 
     def _roll_back(self, why: str) -> Verdict:
         state, values = self._state, self.values
         if state.rollbacks >= values.rollbacks:
             return Verdict(kind="stop", why=why)
-        self._norms.clear()
         self._count(
+            fresh=0,
             in_a_row=0,
             rollbacks=state.rollbacks + 1,
             rate_factor=state.rate_factor * values.rate_factor,
@@ -187,10 +198,33 @@ class Guard:
 
     def _too_large(self, norm: float) -> str:
         """Why a norm is too large, or nothing."""
-        values, limit = self.values, self.values.skip_gradient_norm
+        limit = self.values.skip_gradient_norm
         if limit is not None and norm > limit:
             return f"the gradient norm {norm:.4g} is over {limit:g} (guard.skip_gradient_norm)"
-        if len(self._norms) < values.window:
+        return self._over_median(norm) or self._over_deviations(norm)
+
+    def _over_median(self, norm: float) -> str:
+        """Compare with the median; the first norms after a change are held to the median from before it, with room for
+        a loss of another scale."""
+        norms, fresh, factor = list(self._norms), self._state.fresh, self.values.median_factor
+        if len(norms) < LEAST_NORMS:
+            return ""
+        if fresh >= LEAST_NORMS:
+            # Of the last few too: norms that grow steadily stay ahead of the median of a long window.
+            usual = max(statistics.median(norms[-fresh:]), statistics.median(norms[-LEAST_NORMS:]))
+        else:
+            usual, factor = statistics.median(norms), factor * CHANGE
+        if norm <= factor * usual:
+            return ""
+        return (
+            f"the gradient norm {norm:.4g} is over {factor * usual:.4g}, {factor:g} times the median of the last "
+            "accepted (guard.median_factor)"
+        )
+
+    def _over_deviations(self, norm: float) -> str:
+        """Compare with mean and deviation of a window in which nothing has changed."""
+        values = self.values
+        if self._state.fresh < values.window:
             return ""
         mean = math.fsum(self._norms) / len(self._norms)
         variance = math.fsum((one - mean) ** 2 for one in self._norms) / len(self._norms)
@@ -199,7 +233,7 @@ class Guard:
             return ""
         return (
             f"the gradient norm {norm:.4g} is over {usual:.4g}, {values.sigma:g} deviations above the last "
-            f"{values.window} accepted"
+            f"{values.window} accepted (guard.sigma)"
         )
 
     def _count(self, **changed: int | float) -> None:
@@ -235,7 +269,7 @@ def _advice(wheres: Sequence[str]) -> str:
     if "logits" in wheres:
         told = "try --precision bf16 or fp32, a lower --lr, or --guard ultra-stable"
     elif not wheres:
-        told = "try a lower --lr, or a larger guard.sigma or guard.skip_gradient_norm"
+        told = "try a lower --lr, or a larger guard.sigma, guard.median_factor or guard.skip_gradient_norm"
     else:
         told = "try a lower --lr, --precision bf16 or fp32, or --guard ultra-stable"
     return f"{told}, from a step that was good: --resume-from STEP"

@@ -44,9 +44,58 @@ def test_a_norm_that_is_not_finite_is_a_skip_without_any_finding(norm: float) ->
     assert (verdict.kind, verdict.why) == ("skip", "gradient not finite")
 
 
-def test_nothing_is_too_large_before_the_window_is_full() -> None:
-    guard = Guard(GuardValues(window=16))
-    assert kinds(guard, [1.0] * 15 + [1e9]) == ["accept"] * 16
+def test_nothing_is_too_large_before_there_is_a_median() -> None:
+    guard = Guard(GuardValues())
+    assert kinds(guard, [1.0] * 7 + [1e9]) == ["accept"] * 8
+
+
+@pytest.mark.parametrize("step", [9, 50, 127, 128, 129, 500])
+def test_a_spike_is_skipped_from_the_eighth_accepted_step_on(step: int) -> None:
+    """And does not widen what the next one is held against."""
+    rng = random.Random(step)
+    norms = [math.exp(rng.gauss(0, 0.3)) for _ in range(step - 1)]
+    guard = Guard(GuardValues(patience=99))
+    assert kinds(guard, norms) == ["accept"] * (step - 1)
+    before = guard.state
+    verdict = guard.judge((), 1e6 * norms[-1])
+    assert verdict.kind == "skip"
+    assert "guard.median_factor" in verdict.why
+    assert (guard.state.norms, guard.state.fresh) == (before.norms, before.fresh)
+    assert kinds(guard, [1e6, 1.0, 1e6]) == ["skip", "accept", "skip"]
+
+
+@pytest.mark.parametrize("later", range(8))
+def test_a_spike_is_skipped_right_after_a_phase_begins_and_a_larger_scale_is_not(later: int) -> None:
+    guard = Guard(GuardValues(patience=99))
+    kinds(guard, [1.0] * 130)
+    guard.enter(1)
+    # Another loss may have gradients of another scale.
+    assert kinds(guard, [100.0] * later) == ["accept"] * later
+    assert kinds(guard, [1e6, 100.0, 1e8]) == ["skip", "accept", "skip"]
+    assert guard.state.norms[-1] == 100.0 and max(guard.state.norms) == 100.0
+
+
+def test_a_spike_is_skipped_right_after_a_rollback() -> None:
+    guard = Guard(GuardValues(patience=2, ce_only_steps=3))
+    kinds(guard, [1.0] * 20)
+    assert [guard.judge(BAD, 1.0).kind for _ in range(2)] == ["skip", "rollback"]
+    for _ in range(12):
+        assert kinds(guard, [1e6, 2.0]) == ["skip", "accept"]
+    assert max(guard.state.norms) == 2.0
+
+
+def test_the_factor_is_of_the_median_of_a_phase_or_of_the_last_few_if_that_is_larger() -> None:
+    guard = Guard(GuardValues(median_factor=3.0, patience=99))
+    kinds(guard, [float(n) for n in range(1, 10)])
+    assert kinds(guard, [18.1]) == ["skip"]  # 3 x the median of 2 to 9 is 16.5, of all 15
+    assert kinds(guard, [16.4]) == ["accept"]
+    guard.enter(1)
+    assert kinds(guard, [165.1, 164.9]) == ["skip", "accept"]  # 10 x 3 x the median of ten
+
+
+def test_norms_that_grow_steadily_are_no_spikes() -> None:
+    guard = Guard(GuardValues(sigma=1e6))
+    assert set(kinds(guard, [1e-6 * 1.5**n for n in range(120)])) == {"accept"}
 
 
 def test_norms_are_held_against_mean_and_deviation_of_the_last_accepted() -> None:
@@ -77,14 +126,14 @@ def test_an_absolute_limit_holds_from_the_first_step() -> None:
     assert guard.judge((), 3.0).why == "the gradient norm 3 is over 2 (guard.skip_gradient_norm)"
 
 
-def test_the_window_restarts_with_another_phase_and_not_within_one() -> None:
+def test_deviations_start_over_with_another_phase_and_not_within_one() -> None:
     guard = Guard(GuardValues(window=8))
     kinds(guard, [1.0] * 8)
     guard.enter(0)
-    assert guard.judge((), 50.0).kind == "skip"
+    assert guard.judge((), 15.0).kind == "skip"
     guard.enter(1)
-    assert guard.state.norms == ()
-    assert guard.judge((), 50.0).kind == "accept"
+    assert (guard.state.norms, guard.state.fresh) == ((1.0,) * 8, 0)
+    assert guard.judge((), 15.0).kind == "accept"
 
 
 def test_patience_ends_in_a_rollback_at_a_lower_rate_and_rollbacks_in_a_stop() -> None:
@@ -92,7 +141,7 @@ def test_patience_ends_in_a_rollback_at_a_lower_rate_and_rollbacks_in_a_stop() -
     kinds(guard, [1.0] * 8)
     found = [guard.judge(BAD, 1.0).kind for _ in range(9)]
     assert found == ["skip", "skip", "rollback"] * 2 + ["skip", "skip", "stop"]
-    assert (guard.state.rollbacks, guard.state.rate_factor, guard.state.norms) == (2, 0.25, ())
+    assert (guard.state.rollbacks, guard.state.rate_factor, guard.state.fresh) == (2, 0.25, 0)
     assert guard.judge(BAD, 1.0).kind == "stop"
 
 
@@ -131,8 +180,8 @@ def test_labels_alone_count_for_a_while_after_a_rollback() -> None:
         seen.append(dict(guard.in_force(terms).weights))
         guard.judge((), 1.0)
     assert seen == [{"ce": 1.0}, {"ce": 1.0}, {"ce": 0.1, "forward_kl": 0.9}]
-    # Norms of the labels' gradient are not held against those of the whole.
-    assert guard.state.norms == (1.0,)
+    # Norms of the labels' gradient say little of those of the whole.
+    assert (guard.state.norms, guard.state.fresh) == ((1.0,) * 3, 1)
 
 
 @pytest.mark.parametrize("cut", [0, 1, 20, 57])
@@ -155,7 +204,7 @@ def test_a_guard_goes_on_from_its_state_as_if_never_stopped(cut: int) -> None:
         ((Finding(where="targets"),), 1.0, "kdpipe cache verify --level deep"),
         ((Finding(where="logits"),), 1.0, "try --precision bf16 or fp32"),
         ((Finding(where="ce"),), 1.0, "try a lower --lr"),
-        ((), 9.0, "a larger guard.sigma or guard.skip_gradient_norm"),
+        ((), 9.0, "a larger guard.sigma, guard.median_factor or guard.skip_gradient_norm"),
     ],
 )
 def test_a_stop_says_what_was_seen_and_what_to_try(findings: tuple[Finding, ...], norm: float, hint: str) -> None:
@@ -174,16 +223,17 @@ def test_a_stop_says_what_was_seen_and_what_to_try(findings: tuple[Finding, ...]
 def test_presets_give_way_to_what_is_said() -> None:
     standard = resolve(Guarding(), Optimizer())
     assert (standard.sigma, standard.window, standard.clip, standard.skip_gradient_norm) == (6.0, 128, 1.0, None)
+    assert standard.median_factor == 200.0
     stable = resolve(Guarding(preset="ultra-stable"), Optimizer())
     assert (stable.clip, stable.skip_gradient_norm, stable.lr_factor) == (0.5, 2.0, 0.25)
     assert resolve(Guarding(preset="fp16-safe"), Optimizer()).lr_factor == 0.5
     said = Guarding(
         preset="ultra-stable", sigma=4.0, window=8, skip_gradient_norm=9.0, patience=7, rollbacks=9, rate_factor=0.9,
-        ce_only_steps=3, snapshot_every=11,
+        ce_only_steps=3, snapshot_every=11, median_factor=7.0,
     )  # fmt: skip
     assert resolve(said, Optimizer(clip=3.0)) == GuardValues(
         sigma=4.0, window=8, skip_gradient_norm=9.0, patience=7, rollbacks=9, rate_factor=0.9, clip=3.0,
-        lr_factor=0.25, ce_only_steps=3, snapshot_every=11,
+        lr_factor=0.25, ce_only_steps=3, snapshot_every=11, median_factor=7.0,
     )  # fmt: skip
 
 
