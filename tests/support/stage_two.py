@@ -88,7 +88,7 @@ def history(out: Path) -> list[tuple[int, str, float | None]]:
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     return [
         (line["step"], line.get("verdict") or next(name for name in ("evaluation", "metrics_gap") if name in line),
-         line.get("evaluation", line).get("loss"))
+         line.get("evaluation", line).get("loss", line.get("loss_shifted")))
         for line in lines
     ]  # fmt: skip
 
