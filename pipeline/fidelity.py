@@ -110,7 +110,7 @@ class FidelityMeter:
         self.projector: Projector | None = None
         if hidden_width is not None and asked.unigram is not None:
             self.unigram_V = torch.from_numpy(asked.unigram).float().to(device)
-            self.projector = Projector([_head_vector(hidden_width, asked.seed)], hidden_width, device)
+            self.projector = Projector([_head_vector(hidden_width, asked.seed)], (hidden_width,), device)
         self._begin()
 
     def _begin(self) -> None:

@@ -22,22 +22,16 @@ GROUP = 64
 _PCA_ROWS = 4096
 
 
-def hidden_spec(settings: HiddenSettings, n_layers: int, width: int, seed: int) -> HiddenSpec:
-    """What is kept of a teacher of some layers and width: layer 0 is the embedding's output, the last `n_layers`."""
-    if settings.layers and settings.dim > width:
-        raise ConfigError(
-            f"hidden.dim is {settings.dim}, states of this teacher have {width} numbers",
-            hint=f"ask for {width} at most",
-        )
+def hidden_spec(settings: HiddenSettings, widths: Sequence[int], seed: int) -> HiddenSpec:
+    """What is kept of a teacher whose layers' states have these widths: layer 0 is the embedding's output."""
+    n_layers = len(widths) - 1
     if settings.projection == "pca" and not settings.layers:
         raise ConfigError(
             "hidden.projection is pca, which is for states of every position, and no layer is named",
             hint="give --hidden-layers 0.5,1.0, or leave it out",
         )
     projection: Projection = RandomProjection(seed=seed)
-    pooled = [_vector(layer, POOLED_WIDTH, width, projection) for layer in _distinct(POOLED_LAYERS, n_layers)]
-    if settings.projection == "pca":
-        projection = PcaProjection(input_width=width)
+    pooled = [_vector(layer, POOLED_WIDTH, widths[layer], projection) for layer in _distinct(POOLED_LAYERS, n_layers)]
     layers = [layer_number(layer, n_layers) for layer in settings.layers]
     if len(set(layers)) != len(layers):
         raise ConfigError(
@@ -45,7 +39,17 @@ def hidden_spec(settings: HiddenSettings, n_layers: int, width: int, seed: int) 
             f"{', '.join(map(str, layers))} of {n_layers}",
             hint="name each once",
         )
-    rows = [_vector(layer, settings.dim, width, projection) for layer in layers]
+    narrowest = min((widths[layer] for layer in layers), default=settings.dim)
+    if settings.dim > narrowest:
+        raise ConfigError(
+            f"hidden.dim is {settings.dim}, states of this teacher have {narrowest} numbers",
+            hint=f"ask for {narrowest} at most",
+        )
+    fitted = settings.projection == "pca"
+    rows = [
+        _vector(layer, settings.dim, widths[layer], PcaProjection(input_width=widths[layer]) if fitted else projection)
+        for layer in layers
+    ]
     return HiddenSpec(pooled=tuple(pooled) if settings.pooled else (), rows=tuple(rows))
 
 
@@ -85,16 +89,17 @@ class Projector:
     def __init__(
         self,
         vectors: Sequence[Vector],
-        input_width: int,
+        input_widths: Sequence[int],
         device: torch.device,
         fitted: Mapping[int, "Pca"] | None = None,
     ) -> None:
-        """`fitted` has matrix and mean of each layer whose projection is a PCA."""
+        """`input_widths` are those of each layer's states; `fitted` has matrix and mean of each whose projection is a
+        PCA."""
         self._maps: dict[int, tuple[Tensor, Tensor | None] | None] = {}
         for vector in vectors:
             self._maps[vector.layer] = None
             if isinstance(vector.projection, RandomProjection):
-                matrix = sign_matrix(vector.projection, vector.layer, input_width, vector.width)
+                matrix = sign_matrix(vector.projection, vector.layer, input_widths[vector.layer], vector.width)
                 self._maps[vector.layer] = (matrix.to(device), None)
             elif isinstance(vector.projection, PcaProjection):
                 matrix, mean = (fitted or {})[vector.layer]

@@ -94,8 +94,8 @@ def look_ahead(settings: StageOne, tokenizer: LoadedTokenizer, shape: ModelShape
         device=device,
         dtype=dtype,
         # What the head of kind `state` has besides is known once the weights are there.
-        targets=target_spec(settings.targets, n_ids, OutputHead(width=shape.width, dtype=dtype)),
-        hidden=hidden_spec(settings.hidden, shape.n_layers, shape.width, settings.seed),
+        targets=target_spec(settings.targets, n_ids, OutputHead(width=shape.last_width, dtype=dtype)),
+        hidden=hidden_spec(settings.hidden, shape.widths, settings.seed),
         sequence_length=_sequence_length(settings, shape),
         batch_tokens=own_batch or (CPU_BATCH_TOKENS if device.type == "cpu" else GPU_BATCH_TOKENS),
     )

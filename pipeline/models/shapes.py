@@ -4,6 +4,7 @@ In: `ModelSettings`. Out: sizes, revision and licence from config and model card
 Before it: `folders.py`. After it: `pipeline/teachers` and `pipeline/students`, which load it, and `pipeline/plan.py`.
 """
 
+import inspect
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,12 +22,15 @@ from kdpipe.schemas.errors import ConfigError, KdpipeError
 from kdpipe.schemas.model import ModelSettings
 
 DTYPE_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2, "int8": 1, "int4": 0.5}
+SIZES = ("num_hidden_layers", "hidden_size", "vocab_size")
 WANTED = "a decoder-only language model is needed, one that AutoModelForCausalLM loads"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelShape:
     """A model by its config: `width` of its states, `max_positions` that it can read at once (None: no bound).
+
+    `last_width` is that of the states behind the final norm, which some models project to another before the head.
 
     `stored_dtype` is that of its files, `revision` the hub's commit. From `switches_at` positions on, some models turn
     to other position codes for the whole text, so that short and long ones cannot share a batch.
@@ -38,6 +42,7 @@ class ModelShape:
     model_type: str
     n_layers: int
     width: int
+    last_width: int
     vocabulary_size: int
     n_parameters: int
     max_positions: int | None
@@ -45,6 +50,11 @@ class ModelShape:
     stored_dtype: str | None
     quantised: bool
     config: Any = field(repr=False)
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """The width of each layer's states, number 0 what goes into the first, the last one behind the final norm."""
+        return (*(self.width,) * self.n_layers, self.last_width)
 
     def parameter_bytes(self, dtype: str) -> int:
         """What the weights take in memory."""
@@ -72,6 +82,12 @@ def shape_of(name: str, config: Any, *, trusted: bool = False) -> ModelShape:
     """The shape that a config describes."""
     check_causal(name, config, trusted)
     text = config.get_text_config()
+    lacking = [size for size in SIZES if not isinstance(getattr(text, size, None), int)]
+    if lacking:
+        raise ConfigError(
+            f"{name} has no {lacking[0]} in its config: {config.model_type} is not supported", hint=WANTED
+        )
+    n_parameters, head_width = _measured(name, config, trusted)
     return ModelShape(
         name=name,
         revision=None,
@@ -79,8 +95,9 @@ def shape_of(name: str, config: Any, *, trusted: bool = False) -> ModelShape:
         model_type=str(config.model_type),
         n_layers=int(text.num_hidden_layers),
         width=int(text.hidden_size),
+        last_width=head_width or int(text.hidden_size),
         vocabulary_size=int(text.vocab_size),
-        n_parameters=_count_parameters(name, config, trusted),
+        n_parameters=n_parameters,
         max_positions=_max_positions(text),
         switches_at=_switches_at(text),
         stored_dtype=_dtype_name(text),
@@ -157,7 +174,7 @@ def in_two_lines(name: str) -> Iterator[None]:
 def check_causal(name: str, config: Any, trusted: bool) -> None:
     """Refuse encoders, encoder-decoders and what is no language model, by the words of the config."""
     kind = str(getattr(config, "model_type", "") or "of no type")
-    if getattr(config, "is_encoder_decoder", False):
+    if _is_encoder_decoder(config):
         raise ConfigError(f"{name} is no causal language model: {kind} is an encoder-decoder", hint=WANTED)
     own = trusted and "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
     known = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -169,6 +186,19 @@ def check_causal(name: str, config: Any, trusted: bool) -> None:
         raise ConfigError(f"{name} is no causal language model: it was saved as {saved[0]}", hint=WANTED)
 
 
+def _is_encoder_decoder(config: Any) -> bool:
+    """Whether a config is that of two stacks.
+
+    A decoder that was saved alone denies it, and keeps both stacks' sizes: which are whose is nowhere said.
+    """
+    if getattr(config, "is_encoder_decoder", False):
+        return True
+    if getattr(config, "model_type", None) not in transformers.CONFIG_MAPPING:
+        return False
+    stated = inspect.signature(transformers.CONFIG_MAPPING[config.model_type]).parameters.get("is_encoder_decoder")
+    return stated is not None and stated.default is True
+
+
 def _check_no_revision(name: str, settings: ModelSettings) -> None:
     if settings.revision is not None:
         raise ConfigError(
@@ -177,12 +207,18 @@ def _check_no_revision(name: str, settings: ModelSettings) -> None:
         )
 
 
-def _count_parameters(name: str, config: Any, trusted: bool) -> int:
-    """Count on the meta device, where tensors have shapes and no numbers; tied ones count once."""
+def _measured(name: str, config: Any, trusted: bool) -> tuple[int, int | None]:
+    """Parameters, tied ones once, and the width of what the head takes, if there is a head.
+
+    On the meta device, where tensors have shapes and no numbers.
+    """
     with in_two_lines(name), torch.device("meta"):
         auto: Any = transformers.AutoModelForCausalLM
-        model: torch.nn.Module = auto.from_config(config, trust_remote_code=trusted)
-    return sum(parameter.numel() for parameter in model.parameters())
+        model: Any = auto.from_config(config, trust_remote_code=trusted)
+        head = model.get_output_embeddings()
+    weight = getattr(head, "weight", None)
+    width = int(weight.shape[1]) if isinstance(weight, torch.Tensor) and weight.dim() == 2 else None
+    return sum(parameter.numel() for parameter in model.parameters()), width
 
 
 def _rope(text: Any) -> list[dict[str, Any]]:

@@ -94,7 +94,7 @@ def _refuse_slips(name: str) -> None:
 def _config(path: Path, ids: Ids) -> Any:
     """The config in a file; what it leaves out of vocabulary and special ids is the cache's."""
     try:
-        values = json.loads(path.read_bytes())
+        values = json.loads(path.read_bytes(), object_hook=_as_number)
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
     except ValueError as error:
@@ -114,6 +114,12 @@ def _config(path: Path, ids: Ids) -> Any:
         values |= {"vocab_size": ids.count, **{key: id for key, id in ids.roles().items() if key not in values}}
     with in_two_lines(str(path)):
         return mapped.from_dict(values)
+
+
+def _as_number(values: dict[str, Any]) -> Any:
+    """Read infinities as transformers writes them; JSON has none."""
+    word = values.get("__float__") if len(values) == 1 else None
+    return float(word) if word in ("Infinity", "-Infinity", "NaN") else values
 
 
 def _check_keys(path: Path, values: dict[str, Any], kind: Any) -> None:

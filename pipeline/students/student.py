@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from kdpipe.pipeline.data.batches import MicroBatch
 from kdpipe.pipeline.models.head import TOLERANCE, Head
-from kdpipe.pipeline.models.layers import all_states, decoder_layers, watching
+from kdpipe.pipeline.models.layers import all_states, merged, watching
 from kdpipe.pipeline.models.probe import probe, probe_ids
 from kdpipe.pipeline.models.shapes import ModelShape, in_two_lines
 from kdpipe.pipeline.students import layout
@@ -60,12 +60,14 @@ class Student:
     def __init__(self, model: Any, shape: ModelShape, vocabulary_size: int, adapter: Any = None) -> None:
         self.model, self.shape, self.adapter = model, shape, adapter
         self.vocabulary_size = vocabulary_size
-        self._layers = decoder_layers(model.base_model, shape.n_layers)
         self._whole = False
         model.eval()
         notes: list[str] = []
         with torch.no_grad(), in_two_lines(shape.name):
-            self.head: Head | CalledHead = self._find_head(notes)
+            found = probe(model, shape, self.dtype, self.device, vocabulary_size)
+            self._body: Any = found.body
+            self._layers, self._stream_dim = found.layers, found.stream_dim
+            self.head: Head | CalledHead = self._known_head(found.head, notes)
             self.layout: Layout = "packed" if self._keeps_apart() else "alone"
         if self.layout == "alone":
             notes.append(NOT_PACKED)
@@ -124,7 +126,7 @@ class Student:
         last, kept = self.shape.n_layers, dict[int, Tensor]()
         between = wanted - {last}
         ask = (bool(between) and self._layers is None) or (self._whole and last in wanted)
-        model = self.model if self._whole else self.model.base_model
+        model = self.model if self._whole else self._body
         places = {} if position_BT is None else {"position_ids": position_BT}
         with watching(self._layers or (), between, kept):
             out = model(ids_BT, use_cache=False, **places, **all_states(ask))
@@ -132,11 +134,11 @@ class Student:
             kept = {number: out.hidden_states[number] for number in between}
         if last in wanted:
             kept[last] = out.hidden_states[-1] if self._whole else out.last_hidden_state
+        kept = merged(kept, self._stream_dim)
         kept[LAST] = out.logits if self._whole else out.last_hidden_state
         return kept
 
-    def _find_head(self, notes: list[str]) -> Head | CalledHead:
-        head = probe(self.model, self.shape, self.dtype, self.device, self.vocabulary_size).head
+    def _known_head(self, head: Head | None, notes: list[str]) -> Head | CalledHead:
         if head is None:
             self._whole = True
             notes.append(NO_HEAD)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdpipe.pipeline.models.layers import all_states, decoder_layers, watching
+from kdpipe.pipeline.models.layers import all_states, merged, watching
 from kdpipe.pipeline.models.probe import probe
 from kdpipe.pipeline.models.shapes import in_two_lines
 from kdpipe.pipeline.teachers.loading import Loaded
@@ -36,11 +36,12 @@ class Forward:
     def __init__(self, loaded: Loaded, vocabulary_size: int) -> None:
         self._model: Any = loaded.model
         self._n_layers = loaded.shape.n_layers
-        self._layers = decoder_layers(loaded.model.base_model, self._n_layers)
         self.device = loaded.device
-        self.width = loaded.shape.width
+        self.shape = loaded.shape
         with torch.inference_mode(), in_two_lines(loaded.shape.name):
             found = probe(loaded.model, loaded.shape, loaded.dtype, loaded.device, vocabulary_size)
+        self._body: Any = found.body
+        self._layers, self._stream_dim = found.layers, found.stream_dim
         self.head, self.device_of_logits = found.head, found.device_of_logits
 
     def read(self, ids_BT: Tensor, layers: frozenset[int] = frozenset()) -> States:
@@ -50,7 +51,7 @@ class Forward:
         ask_all = bool(between) and self._layers is None
         with watching(self._layers or (), between, kept):
             if self.head is not None:
-                out = self._model.base_model(ids_BT, use_cache=False, **all_states(ask_all))
+                out = self._body(ids_BT, use_cache=False, **all_states(ask_all))
                 last, logits = out.last_hidden_state, None
             else:
                 ask_last = self._n_layers in layers
@@ -60,7 +61,7 @@ class Forward:
             kept = {number: out.hidden_states[number] for number in between}
         if last is not None:
             kept[self._n_layers] = last
-        return States(last_BTH=last, layers=kept, logits_BTV=logits)
+        return States(last_BTH=last, layers=merged(kept, self._stream_dim), logits_BTV=logits)
 
     def own_logits(self, ids_BT: Tensor) -> Tensor:
         """Logits of every position as the model itself gives them."""

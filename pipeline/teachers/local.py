@@ -75,7 +75,7 @@ class LocalTeacher:
             return None
         dtypes: dict[torch.dtype, DtypeName] = {torch.float16: "float16", torch.bfloat16: "bfloat16"}
         return OutputHead(
-            width=self._loaded.shape.width,
+            width=self._loaded.shape.last_width,
             dtype=dtypes.get(head.weight_VH.dtype, "float32"),
             bias=head.bias_V is not None,
             soft_cap=head.soft_cap,

@@ -66,8 +66,8 @@ class Reader:
         starts_word = None if asked.starts_word is None else torch.from_numpy(asked.starts_word)
         self._device = device
         self._reducer = Reducer(asked, device, starts_word)
-        self._pooled = Projector(hidden.pooled, forward.width, device, _fitted("pooled", hidden.pooled, asked))
-        self._rows = Projector(hidden.rows, forward.width, device, _fitted("rows", hidden.rows, asked))
+        self._pooled = Projector(hidden.pooled, forward.shape.widths, device, _fitted("pooled", hidden.pooled, asked))
+        self._rows = Projector(hidden.rows, forward.shape.widths, device, _fitted("rows", hidden.rows, asked))
         self._layers = frozenset((*self._pooled.layers, *self._rows.layers))
         self._keeps_state = asked.targets.keep.kind == "state"
         if self._keeps_state and forward.head is None:
@@ -77,7 +77,8 @@ class Reader:
             )
         self.meter: FidelityMeter | None = None
         if asked.fidelity_every and asked.targets.has_entries:
-            self.meter = FidelityMeter(asked, forward.width if forward.head is not None else None, device)
+            width = forward.shape.last_width if forward.head is not None else None
+            self.meter = FidelityMeter(asked, width, device)
         self._buffer_RV: Tensor | None = None
         self.is_short_of_memory = False
         self.n_rows = min(MAX_ROWS, max(MIN_ROWS, logits_bytes(device) // (4 * asked.vocabulary_size)))

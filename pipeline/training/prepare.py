@@ -4,6 +4,7 @@ In: settings. Out: a `Prepared`, or what cannot be, in two lines. Before it: `cl
 What is cheap to refuse is refused before weights are loaded.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -182,7 +183,8 @@ def identity(found: Found) -> str:
         return f"weights {weights_sha256(folder)}"
     if found.kind == "hub":
         return f"{found.name} at {found.shape.revision}"
-    return f"config {sha256_hex(canonical(found.shape.config.to_diff_dict()))}"
+    # As transformers spells it: JSON has no infinities, which some configs hold.
+    return f"config {sha256_hex(canonical(json.loads(found.shape.config.to_json_string())))}"
 
 
 def prepare(prospect: Prospect, watch: TrainWatch) -> Prepared:
@@ -252,8 +254,7 @@ def _hidden(prospect: Prospect, student: Student) -> HiddenObjective | None:
         losses,
         terms,
         prospect.cache.manifest,
-        student_width=student.shape.width,
-        n_student_layers=student.shape.n_layers,
+        student_widths=student.shape.widths,
         seed=prospect.settings.seed,
     )
     return made.to(prospect.device)

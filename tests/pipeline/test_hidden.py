@@ -41,7 +41,7 @@ def signs_by_the_page(seed: int, layer: int, input_width: int, width: int) -> li
 
 
 def test_by_default_the_middle_and_the_last_layer_are_pooled_within_140_bytes() -> None:
-    spec = hidden_spec(HiddenSettings(), 12, 768, 5)
+    spec = hidden_spec(HiddenSettings(), [768] * 13, 5)
     vectors = [Vector(layer=layer, width=64, group=64, projection=RandomProjection(seed=5)) for layer in (6, 12)]
     assert spec == HiddenSpec(pooled=tuple(vectors))
     assert sum(vector.n_bytes for vector in spec.pooled) <= 140
@@ -49,7 +49,7 @@ def test_by_default_the_middle_and_the_last_layer_are_pooled_within_140_bytes() 
 
 def test_pooling_is_turned_off_and_layers_are_named() -> None:
     settings = HiddenSettings(pooled=False, layers=("0.5", "1.0", "0"), dim=100, projection="pca")
-    spec = hidden_spec(settings, 5, 256, 0)
+    spec = hidden_spec(settings, [256] * 6, 0)
     assert not spec.pooled
     assert [(vector.layer, vector.width, vector.group) for vector in spec.rows] == [
         (3, 100, 64),
@@ -60,7 +60,7 @@ def test_pooling_is_turned_off_and_layers_are_named() -> None:
 
 
 def test_a_narrow_state_is_kept_whole_and_one_layer_is_both_middle_and_last() -> None:
-    spec = hidden_spec(HiddenSettings(layers=("1",), dim=32), 1, 32, 0)
+    spec = hidden_spec(HiddenSettings(layers=("1",), dim=32), [32] * 2, 0)
     whole = Vector(layer=1, width=32, group=32, projection=WholeState())
     assert spec == HiddenSpec(pooled=(whole,), rows=(whole,))
 
@@ -75,7 +75,7 @@ def test_a_narrow_state_is_kept_whole_and_one_layer_is_both_middle_and_last() ->
 )
 def test_layers_that_are_not_there_are_refused(settings: HiddenSettings, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        hidden_spec(settings, 6, 96, 0)
+        hidden_spec(settings, [96] * 7, 0)
 
 
 @pytest.mark.parametrize(("layer", "number"), [("0.0", 0), ("0.5", 2), ("0.51", 2), ("0.75", 2), ("1.0", 3), ("3", 3)])
@@ -112,7 +112,7 @@ def test_projections_of_other_layers_differ() -> None:
 def test_a_projection_keeps_lengths_on_average() -> None:
     states = torch.randn(500, 256, generator=torch.Generator().manual_seed(0))
     vector = Vector(layer=2, width=64, group=64, projection=RandomProjection(seed=1))
-    projector = Projector([vector], 256, CPU)
+    projector = Projector([vector], [256] * 3, CPU)
     narrow = projector.project(2, states.bfloat16())
     assert narrow.dtype == torch.float32
     assert projector.layers == (2,)
@@ -122,7 +122,7 @@ def test_a_projection_keeps_lengths_on_average() -> None:
 
 def test_a_pca_of_no_layer_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"hidden\.projection is pca, .* and no layer is named") as caught:
-        hidden_spec(HiddenSettings(projection="pca"), 4, 256, 0)
+        hidden_spec(HiddenSettings(projection="pca"), [256] * 5, 0)
     assert caught.value.hint == "give --hidden-layers 0.5,1.0, or leave it out"
 
 
@@ -138,7 +138,9 @@ def test_pca_finds_the_plane_that_states_lie_in() -> None:
     # float32 states of about 10 are rounded by 1e-6.
     np.testing.assert_allclose(mean, states.mean(axis=0), atol=1e-5)
     vector = Vector(layer=1, width=3, group=3, projection=PcaProjection(input_width=20))
-    narrow = Projector([vector], 20, CPU, {1: (matrix, mean)}).project(1, torch.from_numpy(states)).double().numpy()
+    narrow = (
+        Projector([vector], [20] * 2, CPU, {1: (matrix, mean)}).project(1, torch.from_numpy(states)).double().numpy()
+    )
     np.testing.assert_allclose(narrow @ matrix.double().numpy() + mean.double().numpy(), states, atol=1e-4)
     assert (np.diff(narrow.std(axis=0)) < 0).all()
     assert (matrix.gather(1, matrix.abs().argmax(dim=1, keepdim=True)) > 0).all()

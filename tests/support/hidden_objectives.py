@@ -42,7 +42,7 @@ def objective_with(
 ) -> HiddenObjective:
     """Over the small student; maps have a bias and the mixtures are uneven, so that every part of both is tested."""
     made = HiddenObjective(
-        settings or losses_with(), terms, manifest or manifest_with(), STUDENT_WIDTH, STUDENT_LAYERS, seed
+        settings or losses_with(), terms, manifest or manifest_with(), [STUDENT_WIDTH] * (STUDENT_LAYERS + 1), seed
     )
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():

@@ -78,8 +78,8 @@ def asked_for(
 class Truth:
     """The slow twin: a model in float64 that reads each document alone, its whole distribution kept."""
 
-    def __init__(self, folder: Path, vocabulary: int, **options: Any) -> None:
-        model: Any = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64, **options)
+    def __init__(self, folder: Path, vocabulary: int, dtype: torch.dtype = torch.float64, **options: Any) -> None:
+        model: Any = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **options)
         self._model = model.eval()
         self._vocabulary = vocabulary
 

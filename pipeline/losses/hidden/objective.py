@@ -5,7 +5,7 @@ differentiate, each term's raw sum, what is logged. Before it: `pairs.py`, `vect
 After it: `pipeline/losses/objective.py`. A term over several pairs is the mean over its pairs. Everything is float32.
 """
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, final
 
@@ -69,14 +69,13 @@ class HiddenObjective(nn.Module):
         settings: Losses,
         terms: Collection[HiddenName],
         manifest: Manifest,
-        student_width: int,
-        n_student_layers: int,
+        student_widths: Sequence[int],
         seed: int,
     ) -> None:
-        """`terms` are those that ever have a weight."""
+        """`terms` are those that ever have a weight; `student_widths` of each layer's states, from layer 0 on."""
         super().__init__()
         self._hidden, self._terms = settings.hidden, tuple(name for name in HIDDEN_NAMES if name in terms)
-        self._pairs = layer_pairs(settings.hidden, manifest, n_student_layers, self._terms)
+        self._pairs = layer_pairs(settings.hidden, manifest, len(student_widths) - 1, self._terms)
         widths = {vector.layer: vector.width for vector in manifest.hidden.rows}
         self.router = Router(self._pairs.rows, _routed(self._terms, widths)) if settings.hidden.router else None
         if self.router is None and "router_balance" in self._terms:
@@ -86,8 +85,8 @@ class HiddenObjective(nn.Module):
             )
         self.maps = nn.ModuleDict()
         if any(name in MAPPED for name in self._terms):
-            maps = {self._key(pair): widths[pair.teacher] for pair in self._pairs.rows}
-            self.maps.update(_make_maps(student_width, maps, seed))
+            maps = {self._key(pair): (student_widths[pair.student], widths[pair.teacher]) for pair in self._pairs.rows}
+            self.maps.update(_make_maps(maps, seed))
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -232,11 +231,11 @@ def _routed(terms: Collection[HiddenName], widths: Mapping[int, int]) -> tuple[i
     return layers
 
 
-def _make_maps(student_width: int, widths: Mapping[str, int], seed: int) -> dict[str, nn.Linear]:
+def _make_maps(widths: Mapping[str, tuple[int, int]], seed: int) -> dict[str, nn.Linear]:
     """Small linear maps, drawn on the CPU: equal seeds make equal bits."""
     generator = torch.Generator().manual_seed(seed ^ MAPS)
     maps = {}
-    for name, width in widths.items():
+    for name, (student_width, width) in widths.items():
         # Made without numbers, so that none are drawn from the generator that others use.
         one = nn.Linear(student_width, width, device="meta", dtype=torch.float32).to_empty(device="cpu")
         with torch.no_grad():

@@ -14,6 +14,7 @@ from kdpipe.pipeline.models.shapes import ModelShape, check_lengths, check_vocab
 from kdpipe.pipeline.teachers.shape import teacher_shape
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.stage_one import TeacherSettings
+from support.family_configs import small_config
 from support.models import FAMILIES, build, tiny_llama, tiny_model
 
 
@@ -84,6 +85,18 @@ def test_what_is_no_causal_language_model_is_refused(changes: dict[str, Any], me
         shape_of(folder)
     assert caught.value.exit_code == 2
     assert len(caught.value.message.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "family", ["bart", "pegasus", "blenderbot", "marian", "prophetnet", "mvp", "bigbird_pegasus", "whisper"]
+)
+def test_the_decoder_of_an_encoder_decoder_is_refused_though_its_config_denies_it(family: str, tmp_path: Path) -> None:
+    model = transformers.AutoModelForCausalLM.from_config(small_config(family))
+    model.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["is_encoder_decoder"] is False
+    with pytest.raises(ConfigError, match=f"{family} is an encoder-decoder") as caught:
+        shape_of(tmp_path)
+    assert caught.value.exit_code == 2
 
 
 def test_a_config_that_is_no_json_is_refused_in_one_line(tmp_path: Path) -> None:

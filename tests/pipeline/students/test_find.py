@@ -5,9 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import transformers
 
 from kdpipe.pipeline.students.presets import PRESETS, Ids
+from kdpipe.pipeline.training.prepare import identity
 from kdpipe.schemas.errors import ConfigError
+from support.family_configs import small_config
 from support.models import tiny_llama
 from support.students import IDS, found
 
@@ -51,6 +54,32 @@ def test_a_config_takes_what_it_leaves_out_of_the_vocabulary_from_the_cache(tmp_
     assert (stated.shape.vocabulary_size, stated.shape.config.eos_token_id) == (512, 5)
     kept = found(config_file(tmp_path, {**CONFIG, "eos_token_id": 5}))
     assert (kept.shape.vocabulary_size, kept.shape.config.eos_token_id) == (IDS.count, 5)
+
+
+def test_a_saved_config_with_infinities_is_a_fresh_student_of_an_identity(tmp_path: Path) -> None:
+    config = small_config("mamba2")
+    config.save_pretrained(tmp_path)
+    one = found(tmp_path / "config.json", Ids(count=512, longest=64))
+    assert one.shape.config.time_step_limit[1] == float("inf")
+    assert identity(one) == identity(found(tmp_path / "config.json", Ids(count=512, longest=64)))
+    config.time_step_limit = (0.0, 1.0)
+    config.save_pretrained(tmp_path)
+    assert identity(one) != identity(found(tmp_path / "config.json", Ids(count=512, longest=64)))
+
+
+def test_an_encoder_decoder_is_no_student_as_config_or_as_folder(tmp_path: Path) -> None:
+    config = small_config("bart")
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    for name in (tmp_path, tmp_path / "config.json"):
+        with pytest.raises(ConfigError, match="bart is an encoder-decoder") as caught:
+            found(name)
+        assert caught.value.exit_code == 2
+
+
+def test_a_config_whose_sizes_have_no_names_is_refused(tmp_path: Path) -> None:
+    small_config("blt").save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match=r"has no num_hidden_layers in its config: blt is not supported"):
+        found(tmp_path / "config.json")
 
 
 def test_a_folder_is_a_trained_student(tmp_path: Path) -> None:

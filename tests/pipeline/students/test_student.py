@@ -9,11 +9,13 @@ import torch
 import transformers
 from torch import Tensor, nn
 
+from kdpipe.pipeline.models import probe as probing
 from kdpipe.pipeline.models.head import Head
+from kdpipe.pipeline.models.probe import probe
 from kdpipe.pipeline.students import student as students
 from kdpipe.pipeline.students.student import CALLED_HEAD, NO_HEAD, NOT_PACKED, CalledHead, Student
 from support.models import FAMILIES, tiny_model
-from support.students import IDS, alone, batch_of, student
+from support.students import CPU, IDS, alone, batch_of, student
 
 ATTENTIVE = sorted(set(FAMILIES) - {"mamba"})
 PACKED = ([11, 1, 9, 20], [3, 17], [41])
@@ -141,14 +143,13 @@ def test_a_model_without_positions_to_give_reads_alone(tmp_path: Path, monkeypat
         return body(self, input_ids, use_cache=use_cache)
 
     folder = folder_of("llama", tmp_path)
-    monkeypatch.setattr(transformers.LlamaModel, "forward", forward)
     model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    shape = student(folder).shape
+    found = probe(model, shape, torch.float32, CPU, IDS.count)
+    monkeypatch.setattr(transformers.LlamaModel, "forward", forward)
     with pytest.raises(TypeError):
         model.base_model(torch.ones(1, 2, dtype=torch.long), use_cache=False, position_ids=None)
-    monkeypatch.undo()
-    shape = student(folder).shape
-    monkeypatch.setattr(Student, "_find_head", lambda self, notes: None)
-    monkeypatch.setattr(transformers.LlamaModel, "forward", forward)
+    monkeypatch.setattr(students, "probe", lambda *given: found)
     assert Student(model, shape, IDS.count).layout == "alone"
 
 
@@ -159,7 +160,7 @@ def test_layers_are_asked_of_the_model_where_they_cannot_be_found(
     batch = batch_of(PACKED)
     with torch.no_grad():
         due = student(folder).states(batch, layers=(0, 1, 2)).layers
-        monkeypatch.setattr(students, "decoder_layers", lambda body, n_layers: None)
+        monkeypatch.setattr(probing, "decoder_layers", lambda body, n_layers: None)
         found = student(folder)
         got = found.states(batch, layers=(0, 1, 2)).layers
     assert found.in_layers() == frozenset()

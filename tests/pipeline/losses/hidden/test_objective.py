@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from kdpipe.pipeline.data.batches import MicroBatch
+from kdpipe.pipeline.losses.hidden.objective import HiddenObjective
 from kdpipe.pipeline.losses.terms import HIDDEN_NAMES, HiddenName
 from kdpipe.schemas.errors import ConfigError, Incompatible
 from support.hidden_batches import batch_with, manifest_with, states_for
@@ -62,6 +63,13 @@ def test_only_terms_that_need_a_map_have_one() -> None:
     assert names == [f"maps.{pair}.{what}" for pair in ("student2_teacher6", "student4_teacher12") for what in KINDS]
     routed = {name for name, _ in objective_with(["mse"], losses_with(router=True)).named_parameters()}
     assert routed == {*(f"maps.student{layer}.{what}" for layer in (2, 4) for what in KINDS), "router.logits"}
+
+
+def test_a_map_takes_the_width_that_its_layer_of_the_student_has() -> None:
+    """Some families project their last states before the head."""
+    made = HiddenObjective(losses_with(), ["mse"], manifest_with(rows={6: 5, 12: 5}), [7, 7, 7, 7, 3], 0)
+    widths = {name: tuple(weight.shape) for name, weight in made.named_parameters() if name.endswith("weight")}
+    assert widths == {"maps.student2_teacher6.weight": (5, 7), "maps.student4_teacher12.weight": (5, 3)}
 
 
 def test_equal_seeds_make_equal_maps_and_draw_from_no_one_else() -> None:
@@ -192,7 +200,7 @@ def test_a_few_long_states_do_not_decide_alone() -> None:
 def test_a_router_starts_with_half_of_each_mixture_at_its_pair() -> None:
     manifest = manifest_with(rows={3: 5, 6: 5, 9: 5, 12: 5})
     made = objective_with(["cka"], losses_with(router=True, pairs=("1:9", "4:12")), manifest)
-    fresh = type(made)(losses_with(router=True, pairs=("1:9", "4:12")), ["cka"], manifest, 7, 4, 0)
+    fresh = type(made)(losses_with(router=True, pairs=("1:9", "4:12")), ["cka"], manifest, [7] * 5, 0)
     assert fresh.router is not None
     sixth = 1 / 6
     expected = torch.tensor([[sixth, sixth, 0.5, sixth], [sixth, sixth, sixth, 0.5]])

@@ -1,0 +1,89 @@
+"""States that are not one vector of one width a token: another width behind the last layer, several streams, lists."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from kdpipe.cache.blocks import cut
+from kdpipe.pipeline.hidden import hidden_spec
+from kdpipe.pipeline.teachers.shape import teacher_shape
+from kdpipe.schemas.errors import ConfigError
+from kdpipe.schemas.stage_one import HiddenSettings, TeacherSettings
+from kdpipe.schemas.targets import State, TopK
+from support.family_checks import N_IDS, make_model
+from support.family_configs import small_config
+from support.students import IDS, batch_of, student
+from support.teachers import asked_for, local_teacher, pieces_of
+
+# float32 on both sides, in batches of other shapes.
+CLOSE = 1e-4
+LAYERS = HiddenSettings(layers=("1", "2"), dim=16)
+
+
+def plain_states(folder: Path, tokens: Any, layer: int) -> Any:
+    """States of a layer of one document as transformers gives them."""
+    model: Any = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    ids_BT = torch.from_numpy(np.asarray(tokens, np.int64))[None]
+    with torch.no_grad():
+        return model(ids_BT, use_cache=False, output_hidden_states=True).hidden_states[layer]
+
+
+def test_a_teacher_whose_last_states_have_another_width_gives_all_that_is_asked(tmp_path: Path) -> None:
+    """As OPT-350m, which projects its last states before the head."""
+    make_model(
+        transformers.CONFIG_MAPPING["opt"](**small_config("opt").to_dict() | {"word_embed_proj_dim": 48}), tmp_path
+    )
+    shape = teacher_shape(TeacherSettings(name=str(tmp_path)))
+    assert shape.widths == (64, 64, 48)
+    spec = hidden_spec(LAYERS, shape.widths, 0)
+    assert [vector.width for vector in spec.pooled] == [64, 48]
+    teacher, pieces = local_teacher(tmp_path, N_IDS), pieces_of((9, 14), N_IDS)
+    (answer,) = teacher.answers([pieces], asked_for(TopK(k=2), N_IDS, spec))
+    for number, piece in enumerate(pieces):
+        states = plain_states(tmp_path, piece.tokens, 1)[0].numpy()
+        np.testing.assert_allclose(answer.pooled[1][number], states.mean(axis=0), atol=CLOSE)
+        assert answer.pooled[2].shape == (2, 48) and answer.block.hidden[2].shape == (23, 16)
+    assert teacher.output_head is not None and teacher.output_head.width == 48
+    (answer,) = teacher.answers([pieces], asked_for(State(width=48), N_IDS))
+    assert answer.block.state is not None and answer.block.state.shape == (23, 48)
+
+
+@pytest.mark.parametrize(("family", "dim"), [("gemma3n_text", 0), ("deepseek_v4", 2)])
+@pytest.mark.parametrize("n_pieces", [1, 4])
+def test_a_layer_of_several_streams_gives_their_mean(family: str, dim: int, n_pieces: int, tmp_path: Path) -> None:
+    """Also in batches as large as there are streams, of documents as long, where the shape alone would not tell."""
+    make_model(small_config(family), tmp_path)
+    spec = hidden_spec(HiddenSettings(layers=("1",), dim=64), (64,) * (small_config(family).num_hidden_layers + 1), 0)
+    teacher, pieces = local_teacher(tmp_path, N_IDS), pieces_of((4,) * n_pieces, N_IDS)
+    (answer,) = teacher.answers([pieces], asked_for(TopK(k=2), N_IDS, spec))
+    for piece, block in zip(pieces, cut(answer.block, np.cumsum([4] * n_pieces)), strict=True):
+        states = plain_states(tmp_path, piece.tokens, 1)
+        assert states.dim() == 4
+        np.testing.assert_allclose(block.hidden[1], states.mean(dim=dim)[0].numpy(), atol=CLOSE)
+
+
+@pytest.mark.parametrize("family", ["gemma3n_text", "deepseek_v4", "openai-gpt"])
+def test_a_student_of_such_layers_gives_states_of_one_vector_a_token(family: str, tmp_path: Path) -> None:
+    make_model(small_config(family), tmp_path)
+    found = student(tmp_path, IDS)
+    batch = batch_of([[9, 5], [12]])
+    layers = found.states(batch, layers=(0, 1)).layers
+    assert {number: tuple(states.shape) for number, states in layers.items()} == dict.fromkeys((0, 1), (2, 14, 64))
+    layers[1].square().sum().backward()
+
+
+def test_a_body_under_the_usual_name_is_found_where_the_family_states_another(tmp_path: Path) -> None:
+    make_model(small_config("llama4_text"), tmp_path)
+    assert local_teacher(tmp_path, N_IDS).forward.head is not None
+
+
+def test_a_model_that_looks_ahead_is_refused_though_it_hides_as_many_tokens_as_it_takes_for_padding(
+    tmp_path: Path,
+) -> None:
+    make_model(small_config("xlm"), tmp_path)
+    with pytest.raises(ConfigError, match="its logits change with tokens that come later"):
+        local_teacher(tmp_path, N_IDS)
