@@ -61,6 +61,16 @@ def weight_files(folder: Path) -> tuple[str, ...]:
     raise ConfigError(f"{folder} holds a config and no weights", hint=f"expected {WHOLE[0]}; {DOWNLOAD_AGAIN}")
 
 
+def file_of(folder: Path, tensor: str) -> str | None:
+    """The file that holds a tensor; None where no index names it, since models may call it otherwise than files do."""
+    names = weight_files(folder)
+    if len(names) == 1:
+        return names[0]
+    index = next(index for index in INDEXES if (folder / index).is_file())
+    found = _json(folder / index)["weight_map"].get(tensor)
+    return None if found is None else str(found)
+
+
 def weights_sha256(folder: Path) -> str:
     """Digest the weights: the sha256 over the sorted names and sha256 of their files."""
     names = sorted(weight_files(folder))

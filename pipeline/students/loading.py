@@ -5,6 +5,7 @@ it pass. After it: `training/prepare.py`. Weights are float32 whatever the arith
 `fp16-pure` alone keeps 16 bits.
 """
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -78,7 +79,25 @@ def _trained(found: Found, settings: StudentSettings, dtype: torch.dtype) -> tor
     folders.check_loaded(found.name, report)
     weights: torch.nn.Module = model
     # Some families keep a few tensors in float32 whatever is asked; one type it is.
-    return weights.to(dtype)
+    weights = weights.to(dtype)
+    _check_finite(weights, found.name, folder)
+    return weights
+
+
+def _check_finite(model: torch.nn.Module, name: str, folder: Path | None) -> None:
+    """Refuse weights that are not finite: a student could not recover from them."""
+    for key, weights in model.named_parameters():
+        # A sum is finite where all numbers are, but for an overflow, and is taken in a fraction of the time.
+        if weights.sum().isfinite() or not (n_odd := int((~weights.isfinite()).sum())):
+            continue
+        where = name if folder is None else str(folder / (folders.file_of(folder, key) or ""))
+        fp16 = weights.dtype == torch.float16
+        raise ConfigError(
+            f"{where} holds weights that are not finite: {n_odd:,} of {weights.numel():,} in {key}",
+            hint="float16 overflows beyond 65,504: give --precision bf16 or fp32"
+            if fp16
+            else "download or save it again, or name another student",
+        )
 
 
 def _freeze(student: Student, settings: StudentSettings) -> None:

@@ -4,6 +4,7 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ import transformers
 
 from kdpipe.pipeline.students.find import find_student
 from kdpipe.pipeline.students.loading import described, load_student
+from kdpipe.pipeline.students.student import Student
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.stage_two import StudentSettings
 from support.models import tiny_llama, tiny_model
@@ -157,3 +159,55 @@ def test_adapters_without_their_library_are_refused_before_anything_is_loaded(
     with pytest.raises(ConfigError, match="LoRA needs peft") as caught:
         student(tiny_llama(tmp_path, vocabulary=IDS.count), lora=True)
     assert caught.value.hint == "pip install 'kdpipe[peft]'"
+
+
+def injure(folder: Path, tensor: str, values: tuple[float, ...], *, as_bin: bool = False, shard: str = "100GB") -> str:
+    """Save a small Llama some numbers of which are not finite; the file that holds them."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(tiny_llama(folder / "whole", vocabulary=IDS.count))
+    with torch.no_grad():
+        model.get_parameter(tensor).flatten()[: len(values)] = torch.tensor(values)
+    model.save_pretrained(folder / "odd", max_shard_size=shard)
+    if as_bin:
+        torch.save(model.state_dict(), folder / "odd" / "pytorch_model.bin")
+        (folder / "odd" / "model.safetensors").unlink()
+        return "pytorch_model.bin"
+    index = folder / "odd" / "model.safetensors.index.json"
+    return str(json.loads(index.read_text())["weight_map"][tensor]) if index.exists() else "model.safetensors"
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"shard": "100KB"}, {"as_bin": True}], ids=["one file", "several files", "pytorch's format"]
+)
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_weights_that_are_not_finite_are_named_with_their_file(
+    options: dict[str, Any], value: float, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tensor = "model.layers.1.mlp.down_proj.weight"
+    file = injure(tmp_path, tensor, (value, 1.0, value), **options)
+    with pytest.raises(ConfigError) as caught:
+        student(tmp_path / "odd")
+    assert str(tmp_path / "odd" / file) in caught.value.message and tensor in caught.value.message
+    assert "2 of 8,192" in caught.value.message and caught.value.exit_code == 2
+    assert not caplog.records
+
+
+def test_weights_whose_sum_overflows_are_finite_all_the_same(tmp_path: Path) -> None:
+    # Logits of such a row overflow, which is another finding.
+    injure(tmp_path, "lm_head.weight", (3e38,) * 64 + (0.0,) * 64)
+    with pytest.raises(ConfigError, match="logits that are not finite"):
+        student(tmp_path / "odd")
+
+
+def test_a_weight_beyond_float16_is_told_apart_from_one_that_is_not_finite(tmp_path: Path) -> None:
+    injure(tmp_path, "model.norm.weight", (7e4,))
+    with pytest.raises(ConfigError, match=r"not finite: 1 of 64 in model\.norm\.weight") as caught:
+        student(tmp_path / "odd", precision="fp16-pure")
+    assert "--precision bf16 or fp32" in str(caught.value.hint)
+    assert student(tmp_path / "odd").notes == ()
+
+
+def test_a_probe_stops_at_logits_that_are_not_finite_and_finds_nothing_else(tmp_path: Path) -> None:
+    found = student(tiny_llama(tmp_path, vocabulary=IDS.count))
+    found.model.lm_head.register_forward_hook(lambda module, args, out: out / 0)
+    with pytest.raises(ConfigError, match=r"logits that are not finite: 4,800 of 4,800 for 16 tokens"):
+        Student(found.model, found.shape, IDS.count)
