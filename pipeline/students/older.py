@@ -12,6 +12,8 @@ from typing import Any
 
 # Classes of tokenizers that transformers 5 knows and 4 does not.
 NEW_CLASSES = ("TokenizersBackend", "SentencePieceBackend", "PythonBackend", "MistralCommonBackend")
+# The kinds of rotary positions that transformers 4 has; a model of another kind is none that it could read.
+KNOWN_ROPES = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
 # How GPT-NeoX called these in transformers 4.
 NEOX = {"rope_theta": "rotary_emb_base", "partial_rotary_factor": "rotary_pct"}
 
@@ -44,7 +46,7 @@ def tokenizer_note(files: Mapping[str, bytes]) -> str | None:
 def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of rotary positions, which 4 keeps one by one, and those of local layers under another name."""
     rope = config.get("rope_parameters")
-    if not isinstance(rope, dict):
+    if not isinstance(rope, dict) or not _is_known(rope):
         return {}
     if "full_attention" not in rope:
         return _flat(rope, NEOX if str(config.get("model_type")).startswith("gpt_neox") else {})
@@ -53,6 +55,12 @@ def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(local, dict) and "rope_theta" in local:
         found["rope_local_base_freq"] = local["rope_theta"]
     return found
+
+
+def _is_known(rope: Mapping[str, Any]) -> bool:
+    """Whether transformers 4 has such positions: of one kind it knows, or of two kinds of layers."""
+    kinds = [rope[key] for key in ("full_attention", "sliding_attention") if key in rope] or [rope]
+    return all(isinstance(kind, dict) and kind.get("rope_type", "default") in KNOWN_ROPES for kind in kinds)
 
 
 def _flat(rope: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:

@@ -8,7 +8,8 @@ Files of the tokenizer are copied byte for byte: converters know tokenizers by w
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,6 +28,10 @@ from kdpipe.schemas.errors import ConfigError, KdpipeError
 CARD = "README.md"
 # Where a run saves its student, and what tells an adapter from a model.
 FINAL, ADAPTER = "final", "adapter_config.json"
+# What errors of the safetensors library say where a disk failed.
+DISK_WORDS = ("no space left", "i/o error", "ioerror", "os error", "quota exceeded", "file too large")
+FULL = "is the disk full? what was saved before is safe; run it again"
+UNWRITABLE = "not the disk: transformers cannot write this model; report it with the versions of torch and transformers"
 
 
 def save_student(student: Student, folder: Path, tokenizer_files: Mapping[str, bytes], card: str) -> tuple[str, ...]:
@@ -35,7 +40,8 @@ def save_student(student: Student, folder: Path, tokenizer_files: Mapping[str, b
         return save_model(student.model, folder, tokenizer_files, card)
 
     def fill(work: Path) -> None:
-        student.adapter.save_pretrained(work)
+        with _explained("the adapter", folder):
+            student.adapter.save_pretrained(work)
 
     _publish(folder, fill, tokenizer_files, card)
     return (f"{folder} holds an adapter of {student.shape.name}: kdpipe export merges the two",)
@@ -48,8 +54,10 @@ def save_model(
     notes: list[str] = []
 
     def fill(work: Path) -> None:
-        _weights(model, work)
-        notes.extend(_speak_to_older(work, bool(getattr(model.config, "tie_word_embeddings", False))))
+        with _explained("weights and settings", folder):
+            _weights(model, work)
+        with _explained("config.json", folder):
+            notes.extend(_speak_to_older(work, bool(getattr(model.config, "tie_word_embeddings", False))))
         _own_code(model.config, work)
 
     _publish(folder, fill, tokenizer_files, card, replace=replace)
@@ -85,13 +93,15 @@ def _speak_to_older(work: Path, tied: bool) -> list[str]:
 
 def _read(work: Path) -> dict[str, Any] | None:
     """What transformers makes of a config; None where code of its own is needed for that."""
-    values = json.loads((work / "config.json").read_bytes())
-    mapped: Any = transformers.CONFIG_MAPPING
-    if values.get("model_type") not in mapped:
+    path = work / "config.json"
+    model_type = json.loads(path.read_bytes()).get("model_type")
+    if model_type not in transformers.CONFIG_MAPPING:
         return None
-    read: dict[str, Any] = mapped[values["model_type"]].from_dict(values).to_dict()
+    # By its own reader: it spells infinities, which JSON has not, in a way of its own.
+    kind: Any = transformers.CONFIG_MAPPING[model_type]
+    read: dict[str, Any] = kind.from_json_file(path).to_dict()
     # Spellings of 4 that 5 carries along unread.
-    return {key: value for key, value in read.items() if key in mapped[values["model_type"]]().to_dict()}
+    return {key: value for key, value in read.items() if key in kind().to_dict()}
 
 
 def _own_code(config: Any, work: Path) -> None:
@@ -113,7 +123,7 @@ def _publish(
         _sweep(folder)
         try:
             work.mkdir()
-            _filled(fill, work, folder)
+            fill(work)
             write_files(work, tokenizer_files)
             (work / CARD).write_text(card, encoding="utf-8")
             for path in work.rglob("*"):
@@ -143,17 +153,17 @@ def _sweep(folder: Path) -> None:
             disk.remove_dir(path)
 
 
-def _filled(fill: Callable[[Path], None], work: Path, folder: Path) -> None:
-    """Fill a folder; libraries that write have errors of their own, for a full disk too."""
+@contextmanager
+def _explained(what: str, folder: Path) -> Iterator[None]:
+    """Name what could not be written; libraries that write have errors of their own, for a full disk too."""
     try:
-        fill(work)
+        yield
     except (KdpipeError, OSError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
         text = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-        raise KdpipeError(
-            f"{folder} cannot be saved: {text}", hint="is the disk full? what was saved before is safe; run it again"
-        ) from error
+        is_disk = any(word in text.lower() for word in DISK_WORDS)
+        raise KdpipeError(f"{folder} cannot be saved: {what}: {text}", hint=FULL if is_disk else UNWRITABLE) from error
 
 
 def _sync(path: Path) -> None:

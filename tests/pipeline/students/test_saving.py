@@ -18,6 +18,7 @@ from kdpipe.pipeline.students.presets import Ids
 from kdpipe.pipeline.students.saving import save_model, save_student
 from kdpipe.schemas.errors import CacheWriteError, ConfigError, KdpipeError
 from support.corpora import small_tokenizer
+from support.family_configs import small_config
 from support.models import FAMILIES, _common, build, tiny_llama, tiny_model
 from support.students import IDS, student
 from support.transformers_4 import under_transformers_4
@@ -274,10 +275,49 @@ def test_what_keeps_a_student_from_being_saved_is_told(tmp_path: Path, monkeypat
         raise Odd("I/O error: no space left\nmore")
 
     monkeypatch.setattr(found.model, "save_pretrained", fail)
-    with pytest.raises(KdpipeError, match=r"cannot be saved: I/O error: no space left$") as caught:
+    with pytest.raises(KdpipeError, match=r"cannot be saved: .*I/O error: no space left$") as caught:
         save_student(found, tmp_path / "final", {}, "")
     assert "is the disk full?" in str(caught.value.hint)
     assert not (tmp_path / "final").exists()
+
+
+def test_an_error_in_a_config_is_not_blamed_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*words: Any, **options: Any) -> None:
+        raise KeyError("rope_theta")
+
+    monkeypatch.setattr("kdpipe.pipeline.students.saving.for_transformers_4", fail)
+    with pytest.raises(KdpipeError, match=r"final cannot be saved: config\.json: .*rope_theta") as caught:
+        save_student(student("tiny"), tmp_path / "final", {}, "")
+    assert "disk full" not in str(caught.value.hint)
+    assert not (tmp_path / "final").exists()
+
+
+def refuse_constant(name: str) -> None:
+    raise AssertionError(f"{name} is no JSON")
+
+
+@pytest.mark.parametrize(
+    "family", ["mamba2", "bamba", "falcon_h1", "granitemoehybrid", "nemotron_h", "gemma4_text", "beam"]
+)
+def test_configs_that_json_cannot_spell_plainly_are_saved_as_transformers_saves_them(
+    family: str, tmp_path: Path
+) -> None:
+    config = small_config(family)
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    model.save_pretrained(tmp_path / "theirs")
+    save_model(model, tmp_path / "ours", {}, "")
+    ours, theirs = (
+        json.loads((tmp_path / name / "config.json").read_bytes(), parse_constant=refuse_constant)
+        for name in ("ours", "theirs")
+    )
+    assert {key: ours[key] for key in theirs} == theirs
+    again, due = (
+        transformers.AutoConfig.from_pretrained(tmp_path / name).to_dict() | {"_name_or_path": ""}
+        for name in ("ours", "theirs")
+    )
+    assert {key: again[key] for key in due} == due
+    if hasattr(config, "time_step_limit"):
+        assert again["time_step_limit"][1] == float("inf")
 
 
 def test_an_adapter_is_saved_beside_nothing_and_loads_with_its_base(tmp_path: Path) -> None:
