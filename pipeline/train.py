@@ -108,12 +108,14 @@ def _begin(folder: Path, record: RunRecord, options: TrainOptions, watch: TrainW
 
     Also whether the run is steered: from a checkpoint that was asked for it may go on with other rates.
     """
-    chosen = None if options.resume_from is None else checkpoints.asked_for(folder, options.resume_from, watch.say)
-    steered = options.resume_from is not None
+    chosen, steered = None, options.resume_from is not None
+    if options.resume_from is not None:
+        found = run_folder.stored(folder, record)
+        chosen = checkpoints.asked_for(folder, options.resume_from, found, watch.say)
     changed = run_folder.claim(folder, record, overwrite=options.overwrite, steered=steered)
     for told in changed:
         watch.say(f"goes on with another {told}")
-    return chosen or checkpoints.latest(folder, watch.warn), bool(changed)
+    return chosen or checkpoints.latest(folder, run_folder.stored(folder, record), watch.warn), bool(changed)
 
 
 def _check(options: TrainOptions) -> None:

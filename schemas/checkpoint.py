@@ -18,11 +18,13 @@ Natural = Annotated[int, Field(ge=0, le=1 << 60)]
 
 
 class RunRecord(Record):
-    """Which run a folder belongs to: everything that was asked, the cache by content, the student by content."""
+    """Which run a folder or a checkpoint belongs to: everything that was asked, the cache by content, the student by
+    content. `earlier` are the digests of what it was before it was steered from a checkpoint."""
 
     settings: StageTwo
     cache_id: Name
     student: Name
+    earlier: tuple[Sha256, ...] = Field(default=(), max_length=4096)
 
 
 class GuardState(Record):
@@ -94,5 +96,5 @@ class LoopState(Record):
 class CheckpointRecord(Record):
     """checkpoint.json, written last: size and sha256 of every file beside it."""
 
-    version: Literal[1]
+    version: Literal[2]
     files: dict[Name, FileRecord]

@@ -1,7 +1,8 @@
 """Checkpoints: folders OUT/checkpoints/step-N that are whole or not there, and are checked before they are believed.
 
-In: the state of a run and its tensors. Out: a folder with tensors, state.json and, last, checkpoint.json with size and
-sha256 of each; the newest good one, or the one asked for. Before it: `states.py`, `optimizers.py`.
+In: the state of a run and its tensors. Out: a folder with tensors, state.json, run.json (whose it is) and, last,
+checkpoint.json with size and sha256 of each; the newest good one of the run, or the one asked for. Before it:
+`states.py`, `optimizers.py`.
 After it: `loop.py`, `prepare.py`. A step that is saved again (after a rollback) is step-N.2; nothing is overwritten.
 """
 
@@ -16,8 +17,9 @@ from torch import Tensor
 
 from kdpipe.cache.files import explained, new_file, publish_dir, sync_dir, work_folder
 from kdpipe.cache.layout import WORK
+from kdpipe.pipeline.training import run_folder
 from kdpipe.pipeline.training.tensor_files import read_tensors, write_tensors
-from kdpipe.schemas.checkpoint import CheckpointRecord, LoopState
+from kdpipe.schemas.checkpoint import CheckpointRecord, LoopState, RunRecord
 from kdpipe.schemas.errors import CacheDamaged, ConfigError
 from kdpipe.schemas.manifest import FileRecord
 from kdpipe.schemas.records import read_record
@@ -26,15 +28,18 @@ from kdpipe.schemas.strict_json import sha256_file, sha256_hex
 FOLDER: Final = "checkpoints"
 RECORD: Final = "checkpoint.json"
 STATE: Final = "state.json"
+RUN: Final = run_folder.RECORD
 TENSORS: Final = ("model", "optimizer", "random")
-FILES: Final = frozenset({STATE, *(f"{name}.safetensors" for name in TENSORS)})
+FILES: Final = frozenset({STATE, RUN, *(f"{name}.safetensors" for name in TENSORS)})
+_NOT_OWN: Final = "put the run's own checkpoint back, or give --out a new folder, or --overwrite to start over"
 _NAME = re.compile(r"step-([0-9]{6,18})(?:\.([0-9]{1,6}))?")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contents:
-    """A run at a step: where it is, what is learnt, the optimizer's moments, the random generators."""
+    """A run at a step: which it is, where it is, what is learnt, the optimizer's moments, the random generators."""
 
+    run: RunRecord
     state: LoopState
     model: Mapping[str, Tensor]
     optimizer: Mapping[str, Tensor]
@@ -61,25 +66,39 @@ def listed(run: Path) -> list[Path]:
     return sorted(found, key=_age)
 
 
-def of_step(run: Path, step: int) -> Path | None:
-    """The checkpoint of a step, the newest whole one if it was saved again."""
+def of_step(run: Path, step: int, record: RunRecord) -> Path | None:
+    """The checkpoint of a step of a run, the newest whole one if it was saved again."""
     there = (path for path in reversed(listed(run)) if _age(path)[0] == step)
-    return next((path for path in there if problem(path) is None), None)
+    return next((path for path in there if problem(path) is None and not foreign(path, record)), None)
 
 
-def latest(run: Path, warn: Callable[[str], None]) -> Path | None:
-    """The newest checkpoint that is whole; each broken one on the way is named."""
+def latest(run: Path, record: RunRecord, warn: Callable[[str], None]) -> Path | None:
+    """The newest checkpoint that is whole and of this run; each other one on the way is named. Where there are whole
+    ones, and all are of other runs, none of them is taken for an answer."""
+    first = ""
     for path in reversed(listed(run)):
-        wrong = problem(path)
-        if wrong is None:
+        if (wrong := problem(path)) is not None:
+            warn(f"{FOLDER}/{path.name} is broken and passed over: {wrong}")
+        elif not (differing := foreign(path, record)):
             return path
-        warn(f"{FOLDER}/{path.name} is broken and passed over: {wrong}")
+        else:
+            told = f"{FOLDER}/{path.name} is of another run: {run_folder.shown(differing)}"
+            first = first or told
+            warn(f"passed over: {told}")
+    if first:
+        raise ConfigError(f"{run} has no checkpoint of its own run; {first}", hint=_NOT_OWN)
     return None
 
 
-def asked_for(run: Path, name: str, say: Callable[[str], None]) -> Path:
-    """The checkpoint that a person names by its path, its name or its step; later ones then go, they are of a course
-    that is left, and are named."""
+def foreign(path: Path, record: RunRecord) -> list[str]:
+    """What the run of a whole checkpoint differs in from a run; nothing if it is that run's."""
+    theirs = read_record(RunRecord, (path / RUN).read_bytes(), RUN)
+    return [] if run_folder.is_of(theirs, record) else run_folder.differences(theirs, record)
+
+
+def asked_for(run: Path, name: str, record: RunRecord, say: Callable[[str], None]) -> Path:
+    """The checkpoint of a run that a person names by its path, its name or its step; later ones then go, they are of a
+    course that is left, and are named."""
     there = listed(run)
     matching = [path for path in there if name in _names(path) or Path(name).resolve() == path.resolve()]
     if not matching:
@@ -89,6 +108,9 @@ def asked_for(run: Path, name: str, say: Callable[[str], None]) -> Path:
     if (wrong := problem(chosen)) is not None:
         others = ", ".join(path.name for path in there if path != chosen) or "none"
         raise ConfigError(f"{FOLDER}/{chosen.name} is broken: {wrong}", hint=f"the others there: {others}")
+    if differing := foreign(chosen, record):
+        told = run_folder.shown(differing)
+        raise ConfigError(f"{FOLDER}/{chosen.name} is of another run: {told}", hint=_NOT_OWN)
     if later := drop_later(run, chosen):
         names = ", ".join(path.name for path in later)
         say(f"goes on from {chosen.name}; removed, as of a course that is left: {names}")
@@ -107,7 +129,8 @@ def drop_later(run: Path, chosen: Path) -> list[Path]:
 def load(path: Path) -> Contents:
     """Read a checkpoint that `latest` or `asked_for` gave."""
     model, optimizer, random = (read_tensors(path / f"{name}.safetensors") for name in TENSORS)
-    return Contents(state=load_state(path), model=model, optimizer=optimizer, random=random)
+    record = read_record(RunRecord, (path / RUN).read_bytes(), RUN)
+    return Contents(run=record, state=load_state(path), model=model, optimizer=optimizer, random=random)
 
 
 def load_state(path: Path) -> LoopState:
@@ -129,6 +152,7 @@ def problem(path: Path) -> str | None:
             if sha256_file(path / name) != stated.sha256:
                 return f"the digest of {name} is not the one that {RECORD} states"
         read_record(LoopState, (path / STATE).read_bytes(), STATE)
+        read_record(RunRecord, (path / RUN).read_bytes(), RUN)
     except CacheDamaged as error:
         return error.message
     except OSError as error:
@@ -137,16 +161,17 @@ def problem(path: Path) -> str | None:
 
 
 def _fill(work: Path, contents: Contents) -> None:
-    state = contents.state.to_json()
-    with new_file(work / STATE) as file:
-        file.write(state)
-    files = {STATE: FileRecord(bytes=len(state), sha256=sha256_hex(state))}
+    files = {}
+    for name, data in ((STATE, contents.state.to_json()), (RUN, contents.run.to_json())):
+        with new_file(work / name) as file:
+            file.write(data)
+        files[name] = FileRecord(bytes=len(data), sha256=sha256_hex(data))
     for name in TENSORS:
         path = work / f"{name}.safetensors"
         write_tensors(path, getattr(contents, name))
         files[path.name] = FileRecord(bytes=path.stat().st_size, sha256=sha256_file(path))
     with new_file(work / RECORD) as file:
-        file.write(CheckpointRecord(version=1, files=files).to_json())
+        file.write(CheckpointRecord(version=2, files=files).to_json())
 
 
 def _free_name(run: Path, step: int) -> Path:

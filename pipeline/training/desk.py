@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from kdpipe.pipeline.data.ahead import StepLoader, loading_threads
 from kdpipe.pipeline.models.devices import usable_cpus
-from kdpipe.pipeline.training import checkpoints
+from kdpipe.pipeline.training import checkpoints, run_folder
 from kdpipe.pipeline.training.book import Book
 from kdpipe.pipeline.training.keeper import Keeper, Place
 from kdpipe.pipeline.training.loop import Around
@@ -79,7 +79,8 @@ def open_desk(
         else:
             watch.say("the cache has no validation split: nothing is evaluated")
         rewind = _both(metrics.undo, trackers.rewind)
-        place = Place(folder=folder, warn=watch.warn, settled=metrics.settled, rewind=rewind)
+        record = run_folder.stored(folder, prospect.record)
+        place = Place(folder=folder, run=record, warn=watch.warn, settled=metrics.settled, rewind=rewind)
         keeper = Keeper(prepared, place, measure)
         yield Desk(prepared=prepared, watch=watch, loader=loader, book=book, keeper=keeper, measure=measure)
 

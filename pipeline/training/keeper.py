@@ -15,7 +15,7 @@ from kdpipe.pipeline.training.checkpoints import Contents
 from kdpipe.pipeline.training.optimizers import forget, moments, restore_moments
 from kdpipe.pipeline.training.prepare import Prepared
 from kdpipe.pipeline.training.step import Took
-from kdpipe.schemas.checkpoint import Best, LoopState, MetricsState
+from kdpipe.schemas.checkpoint import Best, LoopState, MetricsState, RunRecord
 from kdpipe.schemas.errors import KdpipeError
 from kdpipe.schemas.stage_two import Metric
 from kdpipe.schemas.train_report import Evaluation
@@ -27,9 +27,11 @@ Measure = Callable[[LoopState, Took | None], Evaluation]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """The folder of a run, whom to warn, how far its metrics are once on the disk, and how they go back to a step."""
+    """The folder of a run and which run it is, whom to warn, how far its metrics are once on the disk, and how they go
+    back to a step."""
 
     folder: Path
+    run: RunRecord
     warn: Callable[[str], None]
     settled: Callable[[], MetricsState]
     rewind: Callable[[int], None]
@@ -39,7 +41,7 @@ class Keeper:
     """Knows the folder of a run; `measure` evaluates the student as it is, None where there is nothing to ask."""
 
     def __init__(self, prepared: Prepared, place: "Place", measure: Measure | None) -> None:
-        self._run, self._folder, self._warn = prepared, place.folder, place.warn
+        self._run, self._folder, self._record, self._warn = prepared, place.folder, place.run, place.warn
         self._settled, self._rewind, self._measure = place.settled, place.rewind, measure
         self._learner, self._plan = prepared.learner, prepared.plan
 
@@ -77,6 +79,7 @@ class Keeper:
             }
         )
         contents = Contents(
+            run=self._record,
             state=full,
             model=states.model_tensors(learner.model),
             optimizer=moments(learner.optimizer),
@@ -101,7 +104,8 @@ class Keeper:
     def back_to_last_good(self, snapshot: int) -> LoopState:
         """Put the student back to the checkpoint of a step, or the newest good one, with fresh moments; where it is
         then. What was saved and written of later steps is of a course that is left."""
-        path = checkpoints.of_step(self._folder, snapshot) or checkpoints.latest(self._folder, self._warn)
+        path = checkpoints.of_step(self._folder, snapshot, self._record)
+        path = path or checkpoints.latest(self._folder, self._record, self._warn)
         if path is None:
             raise KdpipeError(
                 f"{self._folder} has no checkpoint to go back to",
@@ -120,7 +124,7 @@ class Keeper:
         best = state.best
         if best is None or best.step == state.step:
             return state
-        there = checkpoints.of_step(self._folder, best.step)
+        there = checkpoints.of_step(self._folder, best.step, self._record)
         if there is None:
             self._warn(f"the student of step {best.step:,} was best, and no checkpoint was written then")
             return state

@@ -68,7 +68,7 @@ def estimate(desk: Desk, loop: Loop, folder: Path) -> Estimate:
         desk.measure.of_step(loop.state)
         evaluating = desk.measure.seconds
     saving = _seconds_of(lambda: desk.keeper.save(loop.state))
-    path = checkpoints.latest(folder, desk.watch.warn)
+    path = checkpoints.latest(folder, desk.prepared.prospect.record, desk.watch.warn)
     assert path is not None, "a checkpoint was just written"
     desk.keeper.resume(path)
     steps = plan.n_steps * (desk.book.seconds_per_step or 0.0)

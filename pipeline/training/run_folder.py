@@ -14,11 +14,13 @@ from kdpipe.schemas.checkpoint import RunRecord
 from kdpipe.schemas.errors import CacheDamaged, ConfigError
 from kdpipe.schemas.records import read_record
 from kdpipe.schemas.settings import by_dotted_name
+from kdpipe.schemas.strict_json import canonical, sha256_hex
 
 RECORD: Final = "run.json"
 # A run goes on with other values of these: where things lie (what they are is compared by content), who watches, what
 # is kept, and how a machine goes about it.
 MAY_DIFFER: Final = (
+    "earlier",
     "settings.cache.path",
     "settings.cache.allow_partial",
     "settings.cache.pin",
@@ -46,6 +48,8 @@ STEERS: Final = (
     "settings.machine.precision",
 )
 SHOWN: Final = 5
+# Only their product makes another run.
+_STEP_SIZE: Final = ("settings.run.batch_size", "settings.run.accumulate")
 
 
 def check(out: Path, asked: RunRecord, *, overwrite: bool = False, steered: bool = False) -> bool:
@@ -83,12 +87,29 @@ def differences(one: RunRecord, other: RunRecord, may_differ: tuple[str, ...] = 
     """What two runs differ in that makes them two, as 'a.b: this there, that here'."""
     first, second = by_dotted_name(one.model_dump(mode="json")), by_dotted_name(other.model_dump(mode="json"))
     if _step_size(one) == _step_size(other):
-        second |= {name: first[name] for name in ("settings.run.batch_size", "settings.run.accumulate")}
+        second |= {name: first[name] for name in _STEP_SIZE}
     return [
         f"{name.removeprefix('settings.')}: {_shown(first.get(name))} there, {_shown(second.get(name))} here"
         for name in sorted(first.keys() | second.keys())
         if first.get(name) != second.get(name) and not name.startswith(may_differ)
     ]
+
+
+def identity(record: RunRecord) -> str:
+    """The digest of what makes a run this one: two runs have the same if, and only if, they have no differences."""
+    values = by_dotted_name(record.model_dump(mode="json"))
+    own = {name: value for name, value in values.items() if not name.startswith((*MAY_DIFFER, *_STEP_SIZE))}
+    return sha256_hex(canonical(own | {"step_size": _step_size(record)}))
+
+
+def is_of(record: RunRecord, run: RunRecord) -> bool:
+    """Whether a record is of a run, as it is or as it was before it was steered."""
+    return identity(record) in (identity(run), *run.earlier)
+
+
+def stored(out: Path, asked: RunRecord) -> RunRecord:
+    """Which run a folder says it is; the one that is asked for where it says nothing."""
+    return _found(out) if (out / RECORD).exists() else asked
 
 
 def _found(out: Path) -> RunRecord:
@@ -102,21 +123,25 @@ def _found(out: Path) -> RunRecord:
 
 def _steer(out: Path, asked: RunRecord) -> list[str]:
     """Make the record say what the run goes on with."""
-    changed = differences(_found(out), asked)
+    found = _found(out)
+    changed = differences(found, asked)
     if changed:
+        steered = asked.model_copy(update={"earlier": (*found.earlier, identity(found))})
         with explained("a run could not be steered", out):
-            replace_file(out, out / RECORD, asked.to_json())
+            replace_file(out, out / RECORD, steered.to_json())
     return changed
 
 
 def _compare(out: Path, asked: RunRecord, steered: bool) -> None:
     found = _found(out)
     if differing := differences(found, asked, (*MAY_DIFFER, *STEERS) if steered else MAY_DIFFER):
-        more = f" (and {len(differing) - SHOWN} more)" if len(differing) > SHOWN else ""
-        raise ConfigError(
-            f"{out} holds another run: {'; '.join(differing[:SHOWN])}{more}",
-            hint=_other_ways(differing),
-        )
+        raise ConfigError(f"{out} holds another run: {shown(differing)}", hint=_other_ways(differing))
+
+
+def shown(differing: list[str]) -> str:
+    """The first few differences in a line."""
+    more = f" (and {len(differing) - SHOWN} more)" if len(differing) > SHOWN else ""
+    return f"{'; '.join(differing[:SHOWN])}{more}"
 
 
 def _other_ways(differing: list[str]) -> str:

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -29,11 +29,14 @@ from kdpipe.pipeline.training.checkpoints import (
     save,
 )
 from kdpipe.pipeline.training.optimizers import Learnt, make_optimizer, moments, restore_moments, set_rate
-from kdpipe.schemas.checkpoint import Best, GuardState, LoopState
+from kdpipe.pipeline.training.run_folder import identity
+from kdpipe.schemas.checkpoint import Best, GuardState, LoopState, RunRecord
 from kdpipe.schemas.errors import CacheWriteError, ConfigError, KdpipeError
-from kdpipe.schemas.stage_two import Optimizer
+from kdpipe.schemas.stage_two import Optimizer, StageTwo
 from support.faults import Fault, count_calls, fault_at, killed, refused
 from support.tiny import unsynced
+
+MINE = RunRecord(settings=StageTwo(), cache_id="a1", student="b2")
 
 
 @pytest.fixture(autouse=True)
@@ -46,6 +49,7 @@ def contents(step: int, best: int | None = None, seed: int = 0) -> Contents:
     generator = torch.Generator().manual_seed(1000 * seed + step)
     weight = torch.randn(3, 4, generator=generator)
     return Contents(
+        run=MINE,
         state=LoopState(
             step=step,
             place=8 * step,
@@ -68,7 +72,7 @@ def silent(_text: str) -> None:
 
 def same(one: Contents, other: Contents) -> bool:
     groups = [(one.model, other.model), (one.optimizer, other.optimizer), (one.random, other.random)]
-    return one.state == other.state and all(
+    return (one.run, one.state) == (other.run, other.state) and all(
         first.keys() == second.keys()
         and all(torch.equal(first[name], second[name]) and first[name].dtype == second[name].dtype for name in first)
         for first, second in groups
@@ -80,15 +84,15 @@ def test_a_checkpoint_comes_back_to_the_bit(tmp_path: Path) -> None:
     path = save(tmp_path, said, keep=2)
     assert path == tmp_path / "checkpoints" / "step-000012"
     assert {file.name for file in path.iterdir()} == {*FILES, RECORD}
-    assert latest(tmp_path, silent) == path
+    assert latest(tmp_path, MINE, silent) == path
     assert same(load(path), said)
     assert not (tmp_path / "tmp").exists()
 
 
 def test_a_run_without_checkpoints_has_no_latest(tmp_path: Path) -> None:
-    assert latest(tmp_path, silent) is None
+    assert latest(tmp_path, MINE, silent) is None
     (tmp_path / "checkpoints" / "not one").mkdir(parents=True)
-    assert latest(tmp_path, silent) is None
+    assert latest(tmp_path, MINE, silent) is None
 
 
 def test_the_newest_and_the_best_stay(tmp_path: Path) -> None:
@@ -108,7 +112,7 @@ def test_a_step_saved_again_overwrites_nothing_and_is_the_newer_one(tmp_path: Pa
     save(tmp_path, contents(5), keep=2)
     again = save(tmp_path, contents(5, seed=1), keep=2)
     assert names(tmp_path) == ["step-000005", "step-000005.2"]
-    assert latest(tmp_path, silent) == again
+    assert latest(tmp_path, MINE, silent) == again
     assert same(load(again), contents(5, seed=1))
     save(tmp_path, contents(5, seed=2), keep=1)
     assert names(tmp_path) == ["step-000005.3"]
@@ -144,6 +148,7 @@ def test_learning_goes_on_from_the_disk_as_if_never_stopped(tmp_path: Path, kind
     first, optimizer = begun()
     first.learn(optimizer, range(5))
     said = Contents(
+        run=MINE,
         state=LoopState(step=5, place=40),
         model=states.model_tensors(first),
         optimizer=moments(optimizer),
@@ -160,16 +165,16 @@ def test_learning_goes_on_from_the_disk_as_if_never_stopped(tmp_path: Path, kind
 
 
 def test_the_newest_of_a_step_is_found_by_its_number(tmp_path: Path) -> None:
-    assert of_step(tmp_path, 5) is None
+    assert of_step(tmp_path, 5, MINE) is None
     for step, seed in ((5, 0), (5, 1), (6, 0)):
         save(tmp_path, contents(step, seed=seed), keep=9)
-    path = of_step(tmp_path, 5)
+    path = of_step(tmp_path, 5, MINE)
     assert path is not None
     assert path.name == "step-000005.2"
     assert load_state(path) == contents(5, seed=1).state
-    assert of_step(tmp_path, 7) is None
+    assert of_step(tmp_path, 7, MINE) is None
     damage_of(path, "model.safetensors", "short")
-    assert of_step(tmp_path, 5) == tmp_path / "checkpoints" / "step-000005"
+    assert of_step(tmp_path, 5, MINE) == tmp_path / "checkpoints" / "step-000005"
 
 
 def damage_of(path: Path, file: str, kind: str) -> None:
@@ -194,7 +199,7 @@ def test_a_broken_newest_one_is_named_and_the_one_before_is_used(tmp_path: Path,
     before, newest = (save(tmp_path, contents(step), keep=2) for step in (10, 20))
     damage_of(newest, file, kind)
     told: list[str] = []
-    assert latest(tmp_path, told.append) == before
+    assert latest(tmp_path, MINE, told.append) == before
     (line,) = told
     assert line.startswith("checkpoints/step-000020 is broken and passed over: ")
     assert file in line
@@ -222,14 +227,14 @@ def test_going_on_behind_a_broken_one_leaves_only_whole_ones(tmp_path: Path) -> 
     save(tmp_path, contents(15), keep=1)
     assert names(tmp_path) == ["step-000015"]
     save(tmp_path, contents(20), keep=1)
-    assert latest(tmp_path, silent) == tmp_path / "checkpoints" / "step-000020"
+    assert latest(tmp_path, MINE, silent) == tmp_path / "checkpoints" / "step-000020"
 
 
 def test_the_broken_one_of_a_step_does_not_stand_in_the_way_of_another(tmp_path: Path) -> None:
     broken = save(tmp_path, contents(20), keep=2)
     damage_of(broken, RECORD, "gone")
     again = save(tmp_path, contents(20), keep=2)
-    assert latest(tmp_path, silent) == again
+    assert latest(tmp_path, MINE, silent) == again
 
 
 @pytest.mark.parametrize("name", ["step-000020", "checkpoints/step-000020", "20", "{run}/checkpoints/step-000020"])
@@ -237,7 +242,7 @@ def test_a_person_picks_one_by_name_step_or_path_and_later_ones_go(tmp_path: Pat
     for step in (10, 20, 30, 40):
         save(tmp_path, contents(step), keep=9)
     said: list[str] = []
-    path = asked_for(tmp_path, name.format(run=tmp_path), said.append)
+    path = asked_for(tmp_path, name.format(run=tmp_path), MINE, said.append)
     assert said == ["goes on from step-000020; removed, as of a course that is left: step-000030, step-000040"]
     assert load(path).state.step == 20
     assert names(tmp_path) == ["step-000010", "step-000020"]
@@ -245,20 +250,59 @@ def test_a_person_picks_one_by_name_step_or_path_and_later_ones_go(tmp_path: Pat
 
 def test_a_checkpoint_that_is_not_there_or_broken_is_refused_with_those_that_are(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="has no checkpoint 7") as caught:
-        asked_for(tmp_path, "7", silent)
+        asked_for(tmp_path, "7", MINE, silent)
     assert caught.value.hint == "there: none"
     for step in (10, 20):
         save(tmp_path, contents(step), keep=9)
     with pytest.raises(ConfigError, match="has no checkpoint step-000030") as caught:
-        asked_for(tmp_path, "step-000030", silent)
+        asked_for(tmp_path, "step-000030", MINE, silent)
     assert caught.value.hint == "there: step-000010, step-000020"
     damage_of(tmp_path / "checkpoints" / "step-000010", "model.safetensors", "zeros")
     with pytest.raises(
         ConfigError, match=r"checkpoints/step-000010 is broken: the digest of model\.safetensors"
     ) as caught:
-        asked_for(tmp_path, "10", silent)
+        asked_for(tmp_path, "10", MINE, silent)
     assert caught.value.hint == "the others there: step-000020"
     assert names(tmp_path) == ["step-000010", "step-000020"]
+
+
+def of_run(step: int, **settings: Any) -> Contents:
+    run = RunRecord(settings=StageTwo.model_validate(settings, strict=False), cache_id="a1", student="b2")
+    return dataclasses.replace(contents(step), run=run)
+
+
+def test_a_checkpoint_of_another_run_is_passed_over_and_named(tmp_path: Path) -> None:
+    before = save(tmp_path, contents(10), keep=9)
+    save(tmp_path, of_run(20, seed=1, losses={"alpha": 0.5}), keep=9)
+    told: list[str] = []
+    assert latest(tmp_path, MINE, told.append) == before
+    (line,) = told
+    assert all(part in line for part in ("step-000020", "losses.alpha: 0.5 there, 0.1 here", "seed: 1 there, 0 here"))
+    assert of_step(tmp_path, 20, MINE) is None
+    with pytest.raises(ConfigError, match=r"checkpoints/step-000020 is of another run: .*seed: 1 there") as caught:
+        asked_for(tmp_path, "20", MINE, silent)
+    assert caught.value.exit_code == 2
+    assert names(tmp_path) == ["step-000010", "step-000020"]
+
+
+def test_a_run_whose_checkpoints_are_all_of_others_is_refused(tmp_path: Path) -> None:
+    save(tmp_path, of_run(10, seed=2), keep=9)
+    damage_of(save(tmp_path, of_run(20, seed=1), keep=9), "model.safetensors", "zeros")
+    told: list[str] = []
+    with pytest.raises(ConfigError, match=r"has no checkpoint of its own run; .*step-000010.* seed: 2 there, 0 here"):
+        latest(tmp_path, MINE, told.append)
+    assert len(told) == 2
+
+
+def test_what_may_differ_and_what_a_run_was_before_it_was_steered_are_the_same_run(tmp_path: Path) -> None:
+    moved = {"run": {"batch_size": 4, "accumulate": 2}, "machine": {"threads": 3}, "report_to": ["wandb"], "out": "x"}
+    assert latest(tmp_path, MINE, silent) is None
+    path = save(tmp_path, of_run(10, **moved), keep=9)
+    assert latest(tmp_path, MINE, silent) == path
+    slower = of_run(10, optimizer={"lr": 1e-3}).run
+    with pytest.raises(ConfigError, match=r"optimizer.lr: nothing there, 0.001 here"):
+        latest(tmp_path, slower, lambda _text: None)
+    assert latest(tmp_path, slower.model_copy(update={"earlier": (identity(MINE),)}), silent) == path
 
 
 def in_child(work: Callable[[], object]) -> int:
@@ -298,7 +342,7 @@ def test_a_run_killed_at_any_call_finds_the_old_checkpoint_or_the_new_one(
                 save(run, new, keep=1)
 
         assert in_child(dies) == 9
-        path = latest(run, silent)
+        path = latest(run, MINE, silent)
         assert path is not None
         found.add(load(path).state.step)
         assert same(load(path), contents(load(path).state.step))
@@ -320,7 +364,7 @@ def test_a_refused_call_leaves_the_old_checkpoint_and_says_so(tmp_path: Path) ->
                 n_refused += 1
                 assert isinstance(error, CacheWriteError)
                 assert "a checkpoint could not be written" in error.message
-        assert latest(run, silent) is not None
+        assert latest(run, MINE, silent) is not None
         if calls.n < number:
             break
         begun(run)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from kdpipe.cache.lock import LOCK, locked
-from kdpipe.pipeline.training.run_folder import RECORD, check, claim, differences
+from kdpipe.pipeline.training.run_folder import RECORD, check, claim, differences, identity, is_of, stored
 from kdpipe.schemas.checkpoint import RunRecord
 from kdpipe.schemas.errors import ConfigError, KdpipeError
 from kdpipe.schemas.stage_two import StageTwo
@@ -82,6 +82,42 @@ def test_the_same_steps_in_other_batches_make_no_other_run() -> None:
     split = split.model_copy(update={"settings": split.settings.model_copy(update={"student": less})})
     assert differences(record(), split) == []
     assert differences(record(), record(run={"batch_size": 4})) == ["run.batch_size: 8 there, 4 here"]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {},
+        {"seed": 1},
+        {"cache_id": "a2"},
+        {"student": "b3"},
+        {"run": {"batch_size": 4, "accumulate": 2}},
+        {"run": {"batch_size": 4}},
+        {"losses": {"temperature": 2.0}},
+        {"optimizer": {"lr": 1e-3}},
+        {"machine": {"threads": 2, "device": "cpu", "portion": 1}},
+        {"machine": {"precision": "bf16"}},
+        {"cache": {"path": "elsewhere"}, "out": "there", "saving": {"keep": 9}},
+    ],
+    ids=str,
+)
+def test_the_identity_is_another_where_something_differs(other: dict[str, Any]) -> None:
+    same = differences(record(), record(**other)) == []
+    assert (identity(record()) == identity(record(**other))) is same
+
+
+def test_a_steered_run_knows_what_it_was(tmp_path: Path) -> None:
+    claim(tmp_path, record())
+    for lr in (1e-3, 1e-4):
+        claim(tmp_path, record(optimizer={"lr": lr}), steered=True)
+    now = stored(tmp_path, record())
+    assert now.settings.optimizer.lr == 1e-4
+    assert all(is_of(one, now) for one in (record(), record(optimizer={"lr": 1e-3}), now))
+    assert not is_of(record(optimizer={"lr": 1e-2}), now)
+    # Called again it is this run.
+    claim(tmp_path, record(optimizer={"lr": 1e-4}))
+    assert stored(tmp_path, record()) == now
+    assert stored(tmp_path / "new", record(seed=5)) == record(seed=5)
 
 
 def test_looking_at_a_folder_changes_nothing(tmp_path: Path) -> None:
