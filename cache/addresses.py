@@ -36,6 +36,11 @@ def is_url(address: str) -> bool:
     return ("://" in address or address.startswith("memory:")) and not address.startswith("file://")
 
 
+def is_web(address: str) -> bool:
+    """Whether an address is one of a web server."""
+    return address.startswith(("http://", "https://"))
+
+
 def usual_folder() -> Path:
     """Where this machine keeps for kdpipe what can be fetched or found out again."""
     named = os.environ.get("XDG_CACHE_HOME") or (os.environ.get("LOCALAPPDATA") if os.name == "nt" else None)

@@ -16,8 +16,8 @@ import numpy.typing as npt
 
 from kdpipe.cache import layout
 from kdpipe.cache.remote import RemoteFolder
+from kdpipe.cache.retries import Patience
 from kdpipe.cache.tables import write_tables
-from kdpipe.cache.transfer.patience import Patience
 from kdpipe.schemas.errors import CacheDamaged, CacheWriteError
 from kdpipe.schemas.manifest import FileRecord, Manifest
 from kdpipe.schemas.records import Record, read_record

@@ -24,7 +24,7 @@ from kdpipe.cache.part_files import examine_part, read_part_record
 from kdpipe.cache.part_writer import PartWriter
 from kdpipe.cache.reader import committed_parts
 from kdpipe.cache.remote import RemoteFolder, open_folder
-from kdpipe.cache.transfer.patience import Patience
+from kdpipe.cache.retries import Patience
 from kdpipe.cache.writer import CacheWriter, create_cache, same_manifest
 from kdpipe.schemas.errors import CacheDamaged, CacheIncomplete, ConfigError
 from kdpipe.schemas.manifest import FileRecord, Manifest
@@ -176,7 +176,7 @@ class BucketWriter(CacheWriter):
 
 def create_bucket(url: str, manifest: Manifest, patience: Patience | None = None) -> BucketWriter:
     """Begin a cache behind a URL, or go on with the one of the same manifest; another one there is refused."""
-    patience = patience or Patience()
+    patience = (patience or Patience()).at(url)
     place = patience.through(lambda: open_folder(url))
     if patience.through(lambda: place.size(layout.MANIFEST)) is None:
         foreign = patience.through(lambda: place.names(""))

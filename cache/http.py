@@ -9,19 +9,24 @@ after faults must tell these apart.
 
 import os
 import re
+import time
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Final, final
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Final, TypeVar, final
 from urllib.parse import quote
 
 import httpx
 
 from kdpipe.cache import layout
-from kdpipe.cache.addresses import without_secrets
+from kdpipe.cache.failures import failure_at, heals
 from kdpipe.cache.homes import Homes
+from kdpipe.cache.retries import Patience
 from kdpipe.cache.store import MAX_LISTED, URL_HOLDS_MANIFEST, check_tag, of_size
-from kdpipe.schemas.errors import CacheDamaged, CacheError, ConfigError, Replaced, Unreachable
+from kdpipe.schemas.errors import CacheDamaged, CacheError, ConfigError, KdpipeError, Replaced, Unreachable
 from kdpipe.schemas.manifest import Manifest, read_manifest
 from kdpipe.schemas.part import PartRecord
 from kdpipe.schemas.records import read_record
@@ -29,16 +34,54 @@ from kdpipe.schemas.strict_json import MAX_BYTES
 
 TRY_AGAIN: Final = "check the URL and the network, then run the same command again"
 TIMEOUT: Final = httpx.Timeout(30.0, connect=10.0)
+Found = TypeVar("Found")
 _RANGE = re.compile(r"bytes ([0-9]{1,16})-([0-9]{1,16})/([0-9]{1,16}|\*)")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RateFloor:
+    """Fewer bytes a second than `least` over a whole window are a stall: a timeout sees silence, not a trickle.
+
+    Eight requests at once on a line of 10 kB/s stay above it.
+    """
+
+    least: float = 1000.0
+    window_seconds: float = 60.0
+    clock: Callable[[], float] = time.monotonic
+
+    def held(self, chunks: Iterator[bytes], name: str) -> Iterator[bytes]:
+        """Pass an answer on as it comes; `Unreachable` when it stalls."""
+        began, n_bytes = self.clock(), 0
+        for chunk in chunks:
+            n_bytes += len(chunk)
+            seconds = self.clock() - began
+            if seconds >= self.window_seconds:
+                if n_bytes < self.least * seconds:
+                    raise Unreachable(
+                        f"{name} stalls: {n_bytes:,} bytes in {seconds:.0f} s, under {self.least:,.0f} a second",
+                        hint=TRY_AGAIN,
+                    )
+                began, n_bytes = self.clock(), 0
+            yield chunk
 
 
 @final
 class HttpStore:
-    """A web server's folder; `timeout` is how long it may say nothing."""
+    """A web server's folder; `timeout` is how long it may say nothing, `floor` how slowly it may send.
 
-    def __init__(self, url: str, timeout: httpx.Timeout | None = None) -> None:
+    With `patience` each request is retried by itself: a listing is many of them.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        timeout: httpx.Timeout | None = None,
+        floor: RateFloor | None = None,
+        patience: Patience | None = None,
+    ) -> None:
         self.url = url.rstrip("/")
-        self._timeout = timeout or TIMEOUT
+        self._patience = patience
+        self._timeout, self._floor = timeout or TIMEOUT, floor or RateFloor()
         self._clients: dict[int, httpx.Client] = {}
         weakref.finalize(self, _close, self._clients)
         self._manifest: Manifest | None = None
@@ -79,6 +122,9 @@ class HttpStore:
         return self._size(self._homes.place(name))
 
     def _size(self, name: str) -> int | None:
+        return self._retried(lambda: self._size_once(name))
+
+    def _size_once(self, name: str) -> int | None:
         with self._reaching(name):
             answer = self._client().head(self._place(name))
         if answer.status_code == httpx.codes.NOT_FOUND:
@@ -94,12 +140,15 @@ class HttpStore:
         return self._read(self._homes.place(name), limit)
 
     def _read(self, name: str, limit: int) -> bytes:
+        return self._retried(lambda: self._read_once(name, limit))
+
+    def _read_once(self, name: str, limit: int) -> bytes:
         with self._reaching(name), self._client().stream("GET", self._place(name)) as answer:
             if answer.status_code == httpx.codes.NOT_FOUND:
                 raise CacheDamaged(f"{name} is not there")
             self._check(answer, name)
             found = bytearray()
-            for chunk in answer.iter_bytes():
+            for chunk in self._floor.held(answer.iter_bytes(), f"{self.url}/{name}"):
                 found += chunk
                 if len(found) > limit:
                     raise CacheDamaged(f"{name} holds more than the {limit:,} bytes that are allowed")
@@ -112,6 +161,9 @@ class HttpStore:
     def piece(self, name: str, begin: int, end: int, tag: str | None = None) -> bytes:
         """See `Store`: a server that answers with another range than the one asked for is not believed."""
         name = self._homes.place(name)
+        return self._retried(lambda: self._piece_once(name, begin, end, tag))
+
+    def _piece_once(self, name: str, begin: int, end: int, tag: str | None) -> bytes:
         asked = {"Range": f"bytes={begin}-{end - 1}", **_if_still(tag)}
         with self._reaching(name), self._client().stream("GET", self._place(name), headers=asked) as answer:
             if answer.status_code == httpx.codes.NOT_FOUND:
@@ -124,7 +176,7 @@ class HttpStore:
             check_tag(name, tag, _tag_of(answer))
             skipped = self._skipped(answer, name, begin, end)
             found = bytearray()
-            for chunk in answer.iter_bytes():
+            for chunk in self._floor.held(answer.iter_bytes(), f"{self.url}/{name}"):
                 found += chunk[skipped:]
                 skipped = max(0, skipped - len(chunk))
                 if len(found) >= end - begin:
@@ -152,10 +204,16 @@ class HttpStore:
     def tag(self, name: str) -> str | None:
         """See `Store`."""
         name = self._homes.place(name)
+        return self._retried(lambda: self._tag_once(name))
+
+    def _tag_once(self, name: str) -> str | None:
         with self._reaching(name):
             answer = self._client().head(self._place(name))
         self._check(answer, name)
         return _tag_of(answer)
+
+    def _retried(self, work: Callable[[], Found]) -> Found:
+        return work() if self._patience is None else self._patience.through(work)
 
     def _due(self, folder: str) -> list[str]:
         """The files that belong into a folder."""
@@ -193,18 +251,33 @@ class HttpStore:
         code = answer.status_code
         if code in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
             raise CacheError(f"{self.url}/{name} may not be read: {code}", hint="log in there by ~/.netrc")
-        if not answer.is_success:
-            raise Unreachable(f"{self.url}/{name} answers {code} {answer.reason_phrase}", hint=TRY_AGAIN)
+        if answer.is_success:
+            return
+        what = f"{self.url}/{name} answers {code} {answer.reason_phrase}"
+        if heals(code):
+            raise Unreachable(what, hint=TRY_AGAIN, wait_seconds=_pause_asked_for(answer))
+        raise CacheError(what, hint="check the URL, and what the server says of the request")
 
     @contextmanager
     def _reaching(self, name: str) -> Iterator[None]:
         try:
             yield
-        except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
-            raise ConfigError(f"{self.url} is no URL: {error}", hint=URL_HOLDS_MANIFEST) from None
-        except httpx.HTTPError as error:
-            said = without_secrets(str(error)) or type(error).__name__
-            raise Unreachable(f"{self.url}/{name} cannot be reached: {said}", hint=TRY_AGAIN) from None
+        except KdpipeError:
+            raise
+        except (httpx.InvalidURL, httpx.HTTPError) as error:
+            raise failure_at(f"{self.url}/{name}", error) from None
+
+
+def _pause_asked_for(answer: httpx.Response) -> float:
+    """The seconds of Retry-After, which may be a date; 0 where the server asks for none."""
+    asked = answer.headers.get("retry-after", "").strip()
+    if re.fullmatch("[0-9]{1,9}", asked):
+        return float(asked)
+    try:
+        until = parsedate_to_datetime(asked)
+    except ValueError:
+        return 0.0
+    return max(0.0, (until.replace(tzinfo=until.tzinfo or UTC) - datetime.now(UTC)).total_seconds())
 
 
 def _tag_of(answer: httpx.Response) -> str | None:

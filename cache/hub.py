@@ -19,17 +19,14 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, Hf
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
 from kdpipe.cache import layout
-from kdpipe.cache.addresses import without_secrets
+from kdpipe.cache.failures import described, failure_at
 from kdpipe.cache.remote import RemoteStore
 from kdpipe.schemas.errors import CacheError, ConfigError, KdpipeError, Unreachable
 
 BUCKETS: Final = "hf://buckets/"
-# Answers that another time may be others.
-AGAIN: Final = (408, 409, 412, 429)
 LOG_IN: Final = "log in there with a token that may do this: hf auth login, or HF_TOKEN in the environment"
 # Up to here the hub may take a file into the commit itself, so its bytes are kept until then.
 SMALL_BYTES: Final = 16 << 20
-MAX_TOLD: Final = 200
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +57,7 @@ def repository(url: str) -> Repository:
             found: Any = HfFileSystem(skip_instance_cache=True).resolve_path(url)
         except (ValueError, NotImplementedError) as error:
             raise ConfigError(
-                f"{url} is no folder of a repository: {_told(error)}",
+                f"{url} is no folder of a repository: {described(error)}",
                 hint="write hf://datasets/OWNER/NAME/FOLDER, or hf://OWNER/NAME/FOLDER for a model's",
             ) from None
         except FileNotFoundError:
@@ -178,21 +175,11 @@ def _asking(url: str) -> Iterator[None]:
         raise
     except (GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError) as error:
         raise ConfigError(
-            f"there is no repository or branch at {url}, or none that you may see: {_told(error)}", hint=LOG_IN
+            f"there is no repository or branch at {url}, or none that you may see: {described(error)}", hint=LOG_IN
         ) from None
     except HfHubHTTPError as error:
-        code = error.response.status_code
-        if code in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
-            raise CacheError(f"{url} may not be read or written: {_told(error)}", hint=LOG_IN) from None
-        if code not in AGAIN and code < HTTPStatus.INTERNAL_SERVER_ERROR:
-            raise CacheError(f"{url} refuses what is asked: {_told(error)}", hint="see what the hub says") from None
-        raise Unreachable(f"{url} cannot be reached: {_told(error)}", hint="run the same command again") from None
+        if error.response.status_code in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
+            raise CacheError(f"{url} denies access: {described(error)}", hint=LOG_IN) from None
+        raise failure_at(url, error) from None
     except Exception as error:
-        raise Unreachable(
-            f"{url} cannot be reached: {_told(error)}", hint="check the network, then run the same command again"
-        ) from None
-
-
-def _told(error: Exception) -> str:
-    said = without_secrets(str(error).strip().partition("\n")[0])
-    return f"{type(error).__name__}: {said[:MAX_TOLD]}"
+        raise failure_at(url, error) from None

@@ -12,6 +12,7 @@ from kdpipe.cache import layout
 from kdpipe.cache.index import read_index
 from kdpipe.cache.part_files import read_part_record
 from kdpipe.cache.reader import committed_parts, load_manifest
+from kdpipe.cache.retries import Patience
 from kdpipe.cache.statistics import entry_quantiles
 from kdpipe.cache.store import Store, open_store
 from kdpipe.schemas.manifest import Manifest
@@ -32,9 +33,9 @@ COUNT_COLUMNS = ("n_exact", "n_draws")
 BYTE_GROUPS = ("id", "logprob", "scalars", "hidden", "sequences", "text")
 
 
-def inspect_cache(url: str | os.PathLike[str]) -> CacheSummary:
+def inspect_cache(url: str | os.PathLike[str], patience: Patience | None = None) -> CacheSummary:
     """Sum a cache up."""
-    store = open_store(url)
+    store = open_store(url, patience)
     manifest = load_manifest(store)
     complete = store.size(layout.INDEX) is not None
     rows, identity = read_index(store, manifest) if complete else ([], None)

@@ -24,6 +24,7 @@ from kdpipe.cache.index import IndexRow, read_index
 from kdpipe.cache.laws import Floats
 from kdpipe.cache.part_files import read_part_record
 from kdpipe.cache.part_reader import PartReader
+from kdpipe.cache.retries import Patience
 from kdpipe.cache.rows import Rows, Tokens
 from kdpipe.cache.store import Store, open_store
 from kdpipe.cache.tables import read_table
@@ -43,20 +44,23 @@ def open_cache(
     allow_partial: bool = False,
     max_open_parts: int = MAX_OPEN_PARTS,
     nearby: Nearby | None = None,
+    patience: Patience | None = None,
 ) -> "Cache":
     """Open a cache, or one of its splits; `allow_partial` reads what an unfinished one already has.
 
     Parts of a cache behind a URL are kept `nearby`, in a folder of this machine; without it they are held in memory.
+    `patience` says how long a place behind a URL is retried.
     """
     if max_open_parts < 1:
         raise ConfigError(f"max_open_parts is {max_open_parts}, at least one part must be open to be read")
     address = os.fspath(url)
     if nearby is None or not is_url(address):
-        return Cache(open_store(address), split, Options(allow_partial, max_open_parts))
+        store = open_store(address, patience)
+        return Cache(store, split, Options(allow_partial, max_open_parts, patience=patience))
     from kdpipe.cache.transfer.near import near_store
 
-    store = near_store(address, nearby)
-    return Cache(store, split, Options(allow_partial, min(max_open_parts, store.most_open), nearby), store)
+    near = near_store(address, nearby, patience)
+    return Cache(near, split, Options(allow_partial, min(max_open_parts, near.most_open), nearby, patience), near)
 
 
 def load_manifest(store: Store) -> Manifest:
@@ -108,6 +112,7 @@ class Options(NamedTuple):
     allow_partial: bool
     max_open_parts: int
     nearby: Nearby | None = None
+    patience: Patience | None = None
 
 
 class Lease(Protocol):
@@ -169,6 +174,11 @@ class Cache:
 
     def __iter__(self) -> Iterator[Rows]:
         return (self[i] for i in range(len(self)))
+
+    @property
+    def patience(self) -> Patience | None:
+        """How long its place is retried; None for the default."""
+        return self._options.patience
 
     @property
     def n_positions(self) -> int:
@@ -325,5 +335,5 @@ if hasattr(os, "register_at_fork"):
 
 
 def _reopen(url: str, split: SplitName | None, options: Options) -> Cache:
-    allow_partial, most, nearby = options
-    return open_cache(url, split, allow_partial=allow_partial, max_open_parts=most, nearby=nearby)
+    allow_partial, most, nearby, patience = options
+    return open_cache(url, split, allow_partial=allow_partial, max_open_parts=most, nearby=nearby, patience=patience)

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, final
 
 import fsspec
 
-from kdpipe.cache.addresses import without_secrets
+from kdpipe.cache.failures import described, failure_at
 from kdpipe.cache.homes import Homes
 from kdpipe.cache.layout import PART_NAME, PART_RECORD, PARTS
 from kdpipe.cache.store import MAX_LISTED, URL_HOLDS_MANIFEST, check_tag, of_size
-from kdpipe.schemas.errors import CacheDamaged, CacheError, ConfigError, KdpipeError, Unreachable
+from kdpipe.schemas.errors import CacheDamaged, ConfigError, KdpipeError, Unreachable
 
 if TYPE_CHECKING:
     from kdpipe.cache.hub import HubFolder
@@ -33,7 +33,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "gs": {"use_listings_cache": False},
     "gcs": {"use_listings_cache": False},
 }
-MAX_TOLD = 300
 # By which drivers tell that a file was replaced.
 TAGS = ("ETag", "etag", "blob_id", "LastModified", "mtime", "created")
 
@@ -176,16 +175,8 @@ class RemoteStore:
             if not name:
                 raise ConfigError(f"there is no folder {self.url}", hint=URL_HOLDS_MANIFEST) from None
             raise CacheDamaged(f"{name} cannot be listed or read: nothing is there") from None
-        except PermissionError as error:
-            raise CacheError(
-                f"{self._shown(name)} may not be read: {_told(error)}",
-                hint="see that you are logged in there, and that your account may list and read it",
-            ) from None
         except Exception as error:
-            raise Unreachable(
-                f"{self._shown(name)} cannot be reached: {_told(error)}",
-                hint="check the URL, the network and your account there, then try again",
-            ) from None
+            raise failure_at(self._shown(name), error) from None
 
     def _shown(self, name: str) -> str:
         return f"{self.url.rstrip('/')}/{name}" if name else self.url
@@ -235,7 +226,7 @@ class RemoteFolder(RemoteStore):
             yield
         except FileNotFoundError as error:
             raise ConfigError(
-                f"nothing can be written to {self.url}: {_told(error)}",
+                f"nothing can be written to {self.url}: {described(error)}",
                 hint="check the URL, or create the bucket first",
             ) from None
 
@@ -266,14 +257,10 @@ def _driver(url: str) -> tuple[Any, str]:
         raise ConfigError(f"{protocol}:// needs a library that is not installed: {error}", hint=hint) from None
     except (ValueError, TypeError) as error:  # TypeError: a driver that needs more than a URL, as zip:// without ::
         raise ConfigError(f"{url} is no URL that fsspec knows: {error}") from None
+    if protocol in ("s3", "s3a"):
+        system.retries = 1  # of its own: every retry is ours, so that it is reported and counted
     if protocol == "hf":
         from kdpipe.cache.hub import kept_to
 
         root = kept_to(url)
     return system, str(root)
-
-
-def _told(error: Exception) -> str:
-    """The first line of what a driver says."""
-    said = without_secrets(str(error).strip().partition("\n")[0])
-    return f"{type(error).__name__}: {said[:MAX_TOLD]}" if said else type(error).__name__

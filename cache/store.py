@@ -12,11 +12,12 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, final
 
-from kdpipe.cache.addresses import check_address, is_url, local_path
+from kdpipe.cache.addresses import check_address, is_url, is_web, local_path
 from kdpipe.cache.homes import Homes
 from kdpipe.cache.layout import part_dir
+from kdpipe.cache.retries import Patience
 from kdpipe.schemas.errors import CacheDamaged, CacheError, ConfigError, KdpipeError, Replaced
 
 MAX_LISTED = 4096
@@ -61,22 +62,63 @@ class Store(Files, Protocol):
         """A file of a known size, without reading it if that can be helped."""
 
 
-def open_store(url: str | os.PathLike[str]) -> Store:
-    """The store of a path or URL."""
+def open_store(url: str | os.PathLike[str], patience: Patience | None = None) -> Store:
+    """The store of a path or URL; requests to a place behind a URL are retried."""
     text = os.fspath(url)
     check_address(text)
-    if text.startswith(("http://", "https://")):
+    if not is_url(text):
+        return _local(local_path(text))
+    patience = (patience or Patience()).at(text)
+    if is_web(text):
         from kdpipe.cache.http import HttpStore
 
-        return HttpStore(text)
-    if is_url(text):
-        from kdpipe.cache.remote import RemoteStore
+        return HttpStore(text, patience=patience)
+    from kdpipe.cache.remote import RemoteStore
 
-        return RemoteStore(text)
-    text = local_path(text)
-    if not text:
+    return RetryingStore(patience.through(lambda: RemoteStore(text)), patience)
+
+
+def _local(path: str) -> "LocalStore":
+    if not path:
         raise ConfigError("the path of the cache is empty", hint=HOLDS_MANIFEST)
-    return LocalStore(Path(text))
+    return LocalStore(Path(path))
+
+
+@final
+class RetryingStore:
+    """A place behind a URL, each request to which is retried."""
+
+    def __init__(self, store: Store, patience: Patience) -> None:
+        self.url = store.url
+        self._store, self._through = store, patience.through
+
+    def walk(self, folder: str, limit: int = MAX_LISTED) -> dict[str, int]:
+        """See `Store`."""
+        return self._through(lambda: self._store.walk(folder, limit))
+
+    def names(self, folder: str) -> list[str]:
+        """See `Store`."""
+        return self._through(lambda: self._store.names(folder))
+
+    def size(self, name: str) -> int | None:
+        """See `Store`."""
+        return self._through(lambda: self._store.size(name))
+
+    def read(self, name: str, limit: int) -> bytes:
+        """See `Store`."""
+        return self._through(lambda: self._store.read(name, limit))
+
+    def view(self, name: str, size: int) -> memoryview:
+        """See `Store`."""
+        return self._through(lambda: self._store.view(name, size))
+
+    def piece(self, name: str, begin: int, end: int, tag: str | None = None) -> bytes:
+        """See `Store`."""
+        return self._through(lambda: self._store.piece(name, begin, end, tag))
+
+    def tag(self, name: str) -> str | None:
+        """See `Store`."""
+        return self._through(lambda: self._store.tag(name))
 
 
 class LocalStore:

@@ -5,15 +5,16 @@ which published them. After it: stage two's students, which take them or are hel
 """
 
 from kdpipe.cache import layout
+from kdpipe.cache.retries import Patience
 from kdpipe.cache.store import open_store
 from kdpipe.schemas.errors import CacheDamaged
 from kdpipe.schemas.manifest import Manifest
 from kdpipe.schemas.strict_json import sha256_hex
 
 
-def read_tokenizer_files(url: str, manifest: Manifest) -> dict[str, bytes]:
+def read_tokenizer_files(url: str, manifest: Manifest, patience: Patience | None = None) -> dict[str, bytes]:
     """Read all of them; none where the cache was made without."""
-    store = open_store(url)
+    store = open_store(url, patience)
     found = {}
     for name, file in sorted(manifest.tokenizer.files.items()):
         path = f"{layout.TOKENIZER}/{name}"

@@ -11,6 +11,7 @@ import typer
 from kdpipe.cli import console
 from kdpipe.cli.console import Fact
 from kdpipe.cli.eval_progress import measuring
+from kdpipe.cli.remote_options import RETRY_FOR, retry_seconds
 
 if TYPE_CHECKING:
     from kdpipe.schemas.train_report import Bucket, EvalReport
@@ -49,6 +50,7 @@ def evaluate(
     ] = None,
     device: Annotated[str, typer.Option("--device", metavar="NAME", help="auto, cpu, or one GPU: cuda:0.")] = "auto",
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, metavar="N", help="Sequences at once.")] = 8,
+    retry_for: Annotated[str | None, typer.Option("--retry-for", metavar="TIME", help=RETRY_FOR)] = None,
     json: Annotated[bool, typer.Option("--json", help="Answer with one JSON document.")] = False,
 ) -> None:
     """Hold a student against what the teacher said, at positions it has not learnt from."""
@@ -67,6 +69,7 @@ def evaluate(
         device=device,
         batch_size=batch_size,
         verify=verify,
+        retry_for=retry_seconds(retry_for),
     )
     with measuring() as watch:
         report = run(asked, watch)

@@ -7,6 +7,7 @@ In: nothing. Out: `FLAGS`, `SET_EXAMPLE`. Before it: `flags.py`. After it: `main
 from typing import Literal
 
 from kdpipe.cli.flags import Flag
+from kdpipe.cli.remote_options import RETRY_FOR
 
 When = Literal["first", "always", "never"]
 Mode = Literal["output", "logit", "hybrid"]
@@ -45,6 +46,12 @@ FLAGS = (
         place="cache.limit",
         metavar="SIZE",
         help="How much of it is kept there at most, as in 20GB [100GB].",
+    ),
+    Flag(
+        name="--retry-for",
+        place="cache.retry_for",
+        metavar="TIME",
+        help=RETRY_FOR,
     ),
     Flag(
         name="--student",

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from kdpipe.cache.reader import Cache, open_cache
+from kdpipe.cache.retries import RETRY_SECONDS, Patience
 from kdpipe.cache.verify.first import check_before_use
 from kdpipe.pipeline.data.ahead import loading_threads
 from kdpipe.pipeline.evaluation.measure import Evaluator
@@ -47,16 +48,18 @@ class Asked:
     device: str = "auto"
     batch_size: int = 8
     verify: When | None = None
+    retry_for: float = RETRY_SECONDS
 
 
 def evaluate(asked: Asked, watch: EvalWatch) -> EvalReport:
     """Measure a student."""
     if asked.tasks:
         check_tasks(asked.tasks)
-    cache = open_cache(asked.cache, asked.split, allow_partial=asked.allow_partial)
+    patience = Patience(budget=asked.retry_for, told=watch.say)
+    cache = open_cache(asked.cache, asked.split, allow_partial=asked.allow_partial, patience=patience)
     folder = student_of(asked.student)
     settings = _settings(asked, folder)
-    kept = kept_tokenizer(cache.url, cache.manifest)
+    kept = kept_tokenizer(cache.url, cache.manifest, patience)
     found = _trained(find_student(settings, kept.ids))
     fit = check_fit(found, settings, kept, cache.manifest)
     check_before_use(asked.cache, asked.verify, watch)
@@ -130,7 +133,9 @@ def _tasks(asked: Asked, student: Student, kept: KeptTokenizer) -> dict[str, dic
 def _notes(cache: Cache, measured: Evaluation) -> list[str]:
     """What a reader of the numbers should know."""
     found = []
-    missing = cache.manifest.plan.n_parts - len(open_cache(cache.url, allow_partial=True).parts)
+    missing = cache.manifest.plan.n_parts - len(
+        open_cache(cache.url, allow_partial=True, patience=cache.patience).parts
+    )
     if missing:
         found.append(f"the cache is unfinished: {missing:,} of {cache.manifest.plan.n_parts:,} parts are missing")
     if cache.manifest.targets.keep.kind == "none":

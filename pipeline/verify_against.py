@@ -16,6 +16,7 @@ import numpy as np
 from kdpipe.cache import layout
 from kdpipe.cache.blocks import block_of, cut
 from kdpipe.cache.reader import Cache, open_cache
+from kdpipe.cache.retries import Patience
 from kdpipe.cache.rows import Block, Bools, Rows
 from kdpipe.cache.tokenizer_files import read_tokenizer_files
 from kdpipe.pipeline.capture.compare import Doubles, Said, apart, codec_bounds, differences, said
@@ -57,10 +58,12 @@ class Sampled:
     cached: Said
 
 
-def verify_against(url: str, teacher: str, sample: int, watch: Watch, *, trusted: bool = False) -> AgainstReport:
+def verify_against(
+    url: str, teacher: str, sample: int, watch: Watch, *, trusted: bool = False, patience: Patience | None = None
+) -> AgainstReport:
     """Compare a sample of documents, at random from every part of the cache in turn; `trusted` lets a teacher's own
     code run."""
-    cache = open_cache(url)
+    cache = open_cache(url, patience=patience)
     stated = cache.manifest.teacher
     if stated is None or cache.manifest.targets.keep.kind == "imported":
         raise ConfigError(f"{url} keeps nothing that a teacher of transformers has said", hint="leave --against out")
@@ -75,8 +78,7 @@ def verify_against(url: str, teacher: str, sample: int, watch: Watch, *, trusted
     local = LocalTeacher(load(settings, shape, devices.choose("auto")), cache.manifest.vocabulary_size)
     documents = "1 document" if len(chosen) == 1 else f"{len(chosen):,} documents"
     watch.say(f"{documents} of {url}, read again by {teacher}")
-    targets = cache.manifest.targets
-    pieces = [one.piece for one in chosen]
+    targets, pieces = cache.manifest.targets, [one.piece for one in chosen]
     each_alone = [[piece] for piece in pieces]
     alone = _answers(local, cache, targets, each_alone)
     grouped = batches(pieces, TOGETHER_TOKENS)
@@ -246,7 +248,7 @@ def _answers(teacher: Teacher, cache: Cache, targets: TargetSpec, grouped: Seque
 def _starts_word(cache: Cache) -> Bools:
     """Which ids start a new word, by the tokenizer that the cache keeps."""
     with tempfile.TemporaryDirectory(prefix="kdpipe-tokenizer-") as folder:
-        for name, data in read_tokenizer_files(cache.url, cache.manifest).items():
+        for name, data in read_tokenizer_files(cache.url, cache.manifest, cache.patience).items():
             path = Path(folder) / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(data)

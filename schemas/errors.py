@@ -68,10 +68,23 @@ class Replaced(CacheError):
     """A file is another one than that of which the first bytes were read."""
 
 
+class ConnectionFailed(CacheError):
+    """Nothing listens at an address, or its host is unknown: it heals only where the place has answered before."""
+
+
 class Unreachable(CacheError):
-    """A place does not answer, or not as it should; the same command run again goes on."""
+    """A place does not answer, or not as it should; the same command run again goes on.
+
+    `wait_seconds` is the pause that the place asks for; one that `is_final` has been retried already.
+    """
 
     exit_code = 75
+
+    def __init__(
+        self, message: str, *, hint: str | None = None, wait_seconds: float = 0.0, is_final: bool = False
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.wait_seconds, self.is_final = wait_seconds, is_final
 
 
 class VerificationError(KdpipeError):

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
+from kdpipe.schemas.durations import Seconds
 from kdpipe.schemas.model import Device, ModelSettings, Name
 from kdpipe.schemas.records import Record
 from kdpipe.schemas.report import When
@@ -38,7 +39,8 @@ def _is_pair(pair: str) -> str:
 class CacheSettings(Record):
     """What is learnt from; `allow_partial` takes an unfinished one as it is, `pin` the one of this cache_id alone.
 
-    Parts of a cache behind a URL are kept in `dir` on this machine, at most `limit` bytes of them. `verify` says when
+    Parts of a cache behind a URL are kept in `dir` on this machine, at most `limit` bytes of them, and its place is
+    retried for `retry_for` seconds. `verify` says when
     every byte of a cache in a folder is checked: before its `first` use on this machine unless said.
     """
 
@@ -47,6 +49,7 @@ class CacheSettings(Record):
     pin: Annotated[str, Field(pattern=r"^[0-9a-f]{12,64}$")] | None = None
     dir: Name | None = None
     limit: Size | None = None
+    retry_for: Seconds | None = None
     verify: When | None = None
 
 

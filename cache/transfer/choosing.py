@@ -16,9 +16,9 @@ from kdpipe.cache.part_files import read_part_record
 from kdpipe.cache.reshape.adopt import adopted_record, check_files, with_changes, without_rows, without_text
 from kdpipe.cache.reshape.making import Job, made_from, planned
 from kdpipe.cache.reshape.sources import check_known
+from kdpipe.cache.retries import each
 from kdpipe.cache.transfer.fetching import Fetcher
 from kdpipe.cache.transfer.looking import Source
-from kdpipe.cache.transfer.patience import each
 from kdpipe.schemas.copy_report import Choice
 from kdpipe.schemas.errors import CacheDamaged, ConfigError
 from kdpipe.schemas.manifest import FileRecord, Manifest, Origin

@@ -18,11 +18,11 @@ from kdpipe.cache.index import IndexRow
 from kdpipe.cache.reader import load_manifest
 from kdpipe.cache.remote import open_folder
 from kdpipe.cache.reshape.sources import lies_in
+from kdpipe.cache.retries import Patience, each
 from kdpipe.cache.store import open_store
 from kdpipe.cache.transfer.choosing import choose
 from kdpipe.cache.transfer.fetching import Fetcher
 from kdpipe.cache.transfer.looking import Source, look
-from kdpipe.cache.transfer.patience import Patience, each
 from kdpipe.cache.transfer.receiving import Receiver
 from kdpipe.cache.transfer.sending import Sender
 from kdpipe.cache.transfer.watching import CopyWatch, NoCopyWatch
@@ -73,6 +73,7 @@ def copy_cache(
     """
     began = time.monotonic()
     first, second = os.fspath(source), os.fspath(target)
+    check_address(first)
     check_address(second)
     if lies_in(second, first):
         raise ConfigError(f"{second} is where the cache lies, or within it", hint="give another place to copy it to")
@@ -82,13 +83,18 @@ def copy_cache(
             f"{choice} of a cache that is unfinished would be a cache that says it is whole",
             hint="leave out --allow-partial, and wait until the cache is finished",
         )
-    watch, patience = watch or NoCopyWatch(), replace(patience or Patience(), stop=threading.Event())
+    patience = replace(patience or Patience(), stop=threading.Event())
+    if watch is None:
+        watch = NoCopyWatch()
+    else:
+        patience = replace(patience, told=watch.say)
     tally = Tally(watch)
-    store = patience.through(lambda: open_store(first))
+    patience = patience.at(first)
+    store = open_store(first, patience)
     fetcher = Fetcher(store=store, patience=patience, moved=tally.moved, told=watch.say, anew=tally.anew)
     found = fetcher.believed(lambda: look(store, allow_partial=allow_partial))
     if mend:
-        choice = _made_by(second, found)
+        choice = _made_by(second, found, patience)
     made_from = None
     if choice != Choice():
         made_from = found.cache_id
@@ -113,10 +119,10 @@ def copy_cache(
     )
 
 
-def _made_by(target: str, found: Source) -> Choice:
+def _made_by(target: str, found: Source, patience: Patience) -> Choice:
     """The choice by which what lies there was made of this source; all of it where it was not."""
     try:
-        history = load_manifest(open_store(target)).history
+        history = load_manifest(open_store(target, patience)).history
     except (CacheDamaged, ConfigError):  # told of, or mended, by the copy
         return Choice()
     made = history[-1] if history else None
@@ -159,9 +165,9 @@ def _into_folder(target: str, source: Source, fetcher: Fetcher, watch: CopyWatch
 def _into_url(target: str, source: Source, fetcher: Fetcher, watch: CopyWatch, mend: bool) -> int:
     if target.startswith(("http://", "https://")):
         raise ConfigError(f"{target} cannot be written to: a web server takes no files", hint="copy from it, not to it")
-    patience = fetcher.patience
+    patience = fetcher.patience.at(target)
     place = patience.through(lambda: open_folder(target))
-    sender = Sender(place=place, manifest=source.manifest, fetcher=fetcher, mend=mend)
+    sender = Sender(place=place, patience=patience, manifest=source.manifest, fetcher=fetcher, mend=mend)
     sender.begin(source.manifest_bytes)
     there = each(sender.has, source.rows, REMOTE_PARTS, patience)
     due = [row for row, is_there in zip(source.rows, there, strict=True) if not is_there]

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, TypeVar
 
+from kdpipe.cache.retries import Patience
 from kdpipe.cache.store import Files
-from kdpipe.cache.transfer.patience import Patience
 from kdpipe.schemas.errors import CacheDamaged, Replaced, Unreachable
 from kdpipe.schemas.manifest import FileRecord
 
@@ -64,10 +64,10 @@ class Fetcher:
         """What was read of records that check themselves; bytes that came wrong may come right another time."""
         for _ in range(ATTEMPTS - 1):
             try:
-                return self.patience.through(read, self._again)
+                return self.patience.through(read)
             except CacheDamaged as error:
                 self.told(f"{error.message}; reading it again")
-        return self.patience.through(read, self._again)
+        return self.patience.through(read)
 
     def _begin_anew(self, why: str) -> None:
         self.anew()
@@ -103,7 +103,7 @@ class Fetcher:
         if record.bytes <= self.piece_bytes:  # comes at once or not at all
             _empty(path)
             return None
-        found = self.patience.through(lambda: self.store.tag(name), self._again)
+        found = self.patience.through(lambda: self.store.tag(name))
         known = tag.read_text("utf-8") if tag.exists() else None
         if not path.exists() or path.stat().st_size > record.bytes or known != found:
             if known is not None and known != found:
@@ -114,10 +114,7 @@ class Fetcher:
         return found
 
     def _piece(self, name: str, begin: int, end: int, tag: str | None) -> bytes:
-        return self.patience.through(lambda: self.store.piece(name, begin, end, tag), self._again)
-
-    def _again(self, error: Unreachable) -> None:
-        self.told(f"{error.message}; trying again")
+        return self.patience.through(lambda: self.store.piece(name, begin, end, tag))
 
 
 def _empty(path: Path) -> None:

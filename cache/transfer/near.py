@@ -16,15 +16,15 @@ from pathlib import Path
 from typing import Final, final
 
 from kdpipe.cache import layout
-from kdpipe.cache.addresses import Nearby
+from kdpipe.cache.addresses import Nearby, check_address
 from kdpipe.cache.files import explained, make_dir, work_folder
 from kdpipe.cache.part_files import examine_part
 from kdpipe.cache.reader import Cache
+from kdpipe.cache.retries import Patience
 from kdpipe.cache.store import MAX_LISTED, LocalStore, Store, open_store
 from kdpipe.cache.transfer.fetching import Fetcher, Found
 from kdpipe.cache.transfer.leases import Lease, alone
 from kdpipe.cache.transfer.looking import Source, look
-from kdpipe.cache.transfer.patience import Patience
 from kdpipe.cache.transfer.receiving import Receiver
 from kdpipe.schemas.errors import CacheWriteError, ConfigError, KdpipeError
 from kdpipe.schemas.strict_json import sha256_hex
@@ -40,13 +40,14 @@ _stores: dict[tuple[int, str, Path], "NearStore"] = {}
 _stores_lock = threading.Lock()
 
 
-def near_store(url: str, nearby: Nearby) -> "NearStore":
+def near_store(url: str, nearby: Nearby, patience: Patience | None = None) -> "NearStore":
     """The store of a far cache: one for all its readers of this process, so that they share its limit."""
+    check_address(url)
     key = (os.getpid(), url.rstrip("/"), nearby.folder)
     with _stores_lock:
         if key not in _stores:
-            patience = Patience()
-            _stores[key] = NearStore(patience.through(lambda: open_store(url)), nearby, patience)
+            patience = (patience or Patience()).at(url)
+            _stores[key] = NearStore(open_store(url, patience), nearby, patience)
         store = _stores[key]
     if store.limit != nearby.limit:
         raise ConfigError(f"{url} is read already with a limit of {store.limit:,} bytes", hint="give the same limit")

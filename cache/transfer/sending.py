@@ -16,6 +16,7 @@ from kdpipe.cache.files import explained
 from kdpipe.cache.index import IndexRow
 from kdpipe.cache.part_files import checked_record, read_part_record
 from kdpipe.cache.remote import RemoteFolder
+from kdpipe.cache.retries import Patience
 from kdpipe.cache.transfer.fetching import Fetcher, Found
 from kdpipe.cache.transfer.receiving import ANOTHER, refuse_other
 from kdpipe.cache.verify.full import part_bytes
@@ -36,6 +37,7 @@ class Sender:
     """
 
     place: "RemoteFolder | HubFolder"
+    patience: Patience
     manifest: Manifest
     fetcher: Fetcher
     mend: bool = False
@@ -140,4 +142,4 @@ class Sender:
         return self._patiently(lambda: self.place.read(name, limit))
 
     def _patiently(self, work: Callable[[], Found]) -> Found:
-        return self.fetcher.patience.through(work)
+        return self.patience.through(work)

@@ -8,6 +8,7 @@ Before it: `reader.py`'s loading. After it: `cli/cache/verify.py`. `fast.py` loo
 import os
 from typing import get_args
 
+from kdpipe.cache.retries import Patience
 from kdpipe.cache.store import open_store
 from kdpipe.cache.verify.deep import deep_problems
 from kdpipe.cache.verify.fast import Survey, survey
@@ -16,11 +17,12 @@ from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.report import Level, Note, Problem, VerifyReport
 
 
-def verify_cache(url: str | os.PathLike[str], level: Level = "full") -> VerifyReport:
+def verify_cache(url: str | os.PathLike[str], level: Level = "full", patience: Patience | None = None) -> VerifyReport:
     """Check a cache; parts that the fast level finds bad are not looked at any deeper."""
     if level not in get_args(Level):
         raise ConfigError(f"there is no level {level!r}", hint=f"the levels are {', '.join(get_args(Level))}")
-    store = open_store(url)
+    patience = patience or Patience()
+    store = open_store(url, patience)
     found = survey(store)
     problems, notes = list(found.problems), list[Note]()
     if level in ("full", "deep"):
@@ -28,7 +30,7 @@ def verify_cache(url: str | os.PathLike[str], level: Level = "full") -> VerifyRe
         notes += journal_notes(store, found)
     if level == "deep" and found.manifest is not None:
         bad = {problem.part for problem in problems if problem.part is not None}
-        problems += deep_problems(store.url, [number for number in found.records if number not in bad])
+        problems += deep_problems(store.url, [number for number in found.records if number not in bad], patience)
     return _report(found, level, problems, notes)
 
 

@@ -14,9 +14,11 @@ import tempfile
 import threading
 from typing import IO, Any
 
+from kdpipe.cache.addresses import is_url
 from kdpipe.cache.children import shielded
 from kdpipe.cache.part_files import part_problem
-from kdpipe.schemas.errors import CacheDamaged, CacheError, ConfigError, KdpipeError
+from kdpipe.cache.retries import Patience
+from kdpipe.schemas.errors import CacheDamaged, CacheError, ConfigError, KdpipeError, Unreachable
 from kdpipe.schemas.report import Problem
 
 SECONDS_A_PART = 600.0
@@ -28,7 +30,7 @@ READY = "ready"
 # EX_OSERR of BSD's sysexits, which Windows has no name for.
 OUT_OF_MEMORY = 71
 LAST_WORDS_BYTES = 2000
-ERRORS: dict[int, type[KdpipeError]] = {1: CacheError, 2: ConfigError, 3: CacheDamaged}
+ERRORS: dict[int, type[KdpipeError]] = {1: CacheError, 2: ConfigError, 3: CacheDamaged, 75: Unreachable}
 Lines = queue.Queue[str | None]
 
 
@@ -37,7 +39,11 @@ class _Died(Exception):
 
 
 def deep_problems(
-    url: str, numbers: list[int], seconds_a_part: float = SECONDS_A_PART, memory_bytes: int = MEMORY_BYTES
+    url: str,
+    numbers: list[int],
+    patience: Patience | None = None,
+    seconds_a_part: float = SECONDS_A_PART,
+    memory_bytes: int = MEMORY_BYTES,
 ) -> list[Problem]:
     """Decode the given parts in a child, and in another child when one dies."""
     if url.startswith("memory:"):
@@ -46,9 +52,9 @@ def deep_problems(
             hint="use --level full, or copy it to a folder",
         )
     problems: list[Problem] = []
-    left = list(numbers)
+    left, patience = list(numbers), patience or Patience()
     while left:
-        done, found, end = _run_child(url, left, seconds_a_part, memory_bytes)
+        done, found, end = _run_child(url, left, patience, seconds_a_part, memory_bytes)
         problems += found
         left = left[done:]
         if end is not None:
@@ -57,12 +63,13 @@ def deep_problems(
 
 
 def _run_child(
-    url: str, numbers: list[int], seconds: float, memory_bytes: int
+    url: str, numbers: list[int], patience: Patience, seconds: float, memory_bytes: int
 ) -> tuple[int, list[Problem], str | None]:
     """One child: how many parts it finished, what it found, and how it ended when that was before the last."""
     # -P: without it the current folder, which may be the cache of a stranger, is where the child's imports begin.
     program = [sys.executable, "-P", "-m", "kdpipe.cache.verify.deep_child"]
-    words = [*program, url, "--memory-bytes", str(memory_bytes)]
+    words = [*program, url, "--memory-bytes", str(memory_bytes), "--retry-for", str(patience.budget)]
+    more = patience.budget if is_url(url) else 0.0  # which the child may spend on retries
     problems: list[Problem] = []
     done = 0
     with tempfile.TemporaryFile() as asked, tempfile.TemporaryFile() as complaints:
@@ -73,9 +80,9 @@ def _run_child(
         with child:
             try:
                 lines = _lines(child)
-                _await_start(child, lines, complaints)
+                _await_start(child, lines, complaints, patience, START_SECONDS + more)
                 for _ in numbers:
-                    problems += [Problem(**problem) for problem in _answer(child, lines, seconds)]
+                    problems += [Problem(**problem) for problem in _answer(child, lines, seconds + more, patience)]
                     done += 1
             except _Died as end:
                 said = _last_words(complaints, 1)
@@ -85,10 +92,12 @@ def _run_child(
     return done, problems, None
 
 
-def _await_start(child: "subprocess.Popen[str]", lines: Lines, complaints: IO[bytes]) -> None:
+def _await_start(
+    child: "subprocess.Popen[str]", lines: Lines, complaints: IO[bytes], patience: Patience, seconds: float
+) -> None:
     """Wait until the child has its imports and the cache; that it does not come so far is no part's fault."""
     try:
-        answer = _answer(child, lines, START_SECONDS)
+        answer = _answer(child, lines, seconds, patience)
     except _Died as end:
         said = _last_words(complaints, 3)
         raise KdpipeError(
@@ -99,7 +108,7 @@ def _await_start(child: "subprocess.Popen[str]", lines: Lines, complaints: IO[by
         raise KdpipeError(f"the process that decodes parts began with other words than {READY!r}: {str(answer)[:200]}")
 
 
-def _answer(child: "subprocess.Popen[str]", lines: Lines, seconds: float) -> Any:
+def _answer(child: "subprocess.Popen[str]", lines: Lines, seconds: float, patience: Patience) -> Any:
     """The child's next answer; what it could not reach is an error here as it was there."""
     try:
         line = lines.get(timeout=seconds)
@@ -109,6 +118,9 @@ def _answer(child: "subprocess.Popen[str]", lines: Lines, seconds: float) -> Any
     if line is None:
         raise _Died(_ending(child.wait()))
     answer = json.loads(line)
+    if isinstance(answer, dict) and "told" in answer:  # a retry
+        patience.told(answer["told"])
+        return _answer(child, lines, seconds, patience)
     if isinstance(answer, dict):
         raise ERRORS.get(answer["exit_code"], KdpipeError)(answer["message"], hint=answer["hint"])
     return answer

@@ -20,6 +20,7 @@ from kdpipe.cache.decode import Decoder
 from kdpipe.cache.part_files import part_problem, read_part_record
 from kdpipe.cache.part_reader import PartReader
 from kdpipe.cache.reader import load_manifest
+from kdpipe.cache.retries import RETRY_SECONDS, Patience
 from kdpipe.cache.rows import Rows
 from kdpipe.cache.rules import MAX_TOKEN_BYTES, broken_rules
 from kdpipe.cache.second_reader import disagreements
@@ -65,8 +66,8 @@ def limit_processor_seconds(more: int) -> None:
 class Parts:
     """The parts of a cache, each for itself: what is wrong with the index or with another part stops nobody."""
 
-    def __init__(self, url: str) -> None:
-        self.store = open_store(url)
+    def __init__(self, url: str, patience: Patience | None = None) -> None:
+        self.store = open_store(url, patience)
         self.manifest = load_manifest(self.store)
         self._decoder: Decoder | None = None
 
@@ -135,11 +136,12 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("url")
     parser.add_argument("--memory-bytes", type=int, required=True)
+    parser.add_argument("--retry-for", type=float, default=RETRY_SECONDS)
     options = parser.parse_args()
     numbers = [int(word) for word in sys.stdin.read().split()]
     end_with_parent()
     try:
-        parts = Parts(options.url)
+        parts = Parts(options.url, Patience(budget=options.retry_for, told=lambda text: _answer({"told": text})))
         largest = max((parts.record(number).n_bytes for number in numbers), default=0)
         tables = sum(table.n_bytes for table in parts.manifest.tables)
         limit_memory(options.memory_bytes + 4 * largest + 3 * tables)

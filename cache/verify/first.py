@@ -15,6 +15,7 @@ from kdpipe.cache import layout
 from kdpipe.cache.addresses import is_url
 from kdpipe.cache.index import read_index
 from kdpipe.cache.reader import load_manifest
+from kdpipe.cache.retries import Patience
 from kdpipe.cache.store import LocalStore, Store, open_store
 from kdpipe.cache.verify import verify_cache
 from kdpipe.cache.verify.fast import Survey, survey
@@ -74,10 +75,12 @@ def check_before_use(
     _remember(memory, root, state, told)
 
 
-def verify_and_remember(url: str, level: Level, told: Told) -> VerifyReport:
+def verify_and_remember(url: str, level: Level, told: Told, patience: Patience | None = None) -> VerifyReport:
     """Verify a cache; a local one all of whose bytes were found good is not checked again before its first use."""
+    if is_url(url):
+        return verify_cache(url, level, patience)
     store = open_store(url)
-    if level == "fast" or not isinstance(store, LocalStore):
+    if level == "fast":
         return verify_cache(url, level)
     root, state, why_not = Path(store.url), None, ""
     try:

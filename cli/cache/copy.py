@@ -16,6 +16,7 @@ from kdpipe.cli import console
 from kdpipe.cli.cache.reshaping import bounds
 from kdpipe.cli.progress import SECONDS_BETWEEN_LINES, Show, bar, is_followed
 from kdpipe.cli.quantities import duration, share, size
+from kdpipe.cli.remote_options import RETRY_FOR, retries
 
 if TYPE_CHECKING:
     from kdpipe.cache.transfer.watching import CopyWatch
@@ -38,6 +39,7 @@ def copy(
     allow_partial: Annotated[
         bool, typer.Option("--allow-partial", help="Copy the parts that an unfinished cache has.")
     ] = False,
+    retry_for: Annotated[str | None, typer.Option("--retry-for", metavar="TIME", help=RETRY_FOR)] = None,
     json: Annotated[bool, typer.Option("--json", help="Answer with one JSON document.")] = False,
 ) -> None:
     """Copy a cache, every file checked; run again, it moves only what is missing or damaged.
@@ -50,7 +52,9 @@ def copy(
     left_out = tuple(sorted(set(without or ())))
     choice = Choice(parts=bounds("--parts", parts), split=split, without=left_out)
     with copying() as watch:
-        report = copy_cache(source, target, choice=choice, allow_partial=allow_partial, watch=watch)
+        report = copy_cache(
+            source, target, choice=choice, allow_partial=allow_partial, patience=retries(retry_for), watch=watch
+        )
     if json:
         console.document(report.model_dump(mode="json"))
     else:

@@ -10,6 +10,7 @@ import typer
 
 from kdpipe.cli import console
 from kdpipe.cli.console import Fact
+from kdpipe.cli.remote_options import RETRY_FOR, retries
 
 if TYPE_CHECKING:
     from kdpipe.schemas.manifest import Origin
@@ -21,12 +22,13 @@ SPLIT_COLUMNS = ("parts", "documents", "sequences", "rows", "positions")
 
 def inspect(
     cache: Annotated[str, typer.Argument(metavar="CACHE", help="The cache: a folder or a URL.")],
+    retry_for: Annotated[str | None, typer.Option("--retry-for", metavar="TIME", help=RETRY_FOR)] = None,
     json: Annotated[bool, typer.Option("--json", help="Answer with one JSON document.")] = False,
 ) -> None:
     """Say what a cache is made from, what it holds, and where its bytes go."""
     from kdpipe.cache.inspect import inspect_cache
 
-    summary = inspect_cache(cache)
+    summary = inspect_cache(cache, retries(retry_for))
     if json:
         console.document(summary.model_dump(mode="json"))
     else:

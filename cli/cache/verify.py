@@ -12,9 +12,11 @@ import typer
 from kdpipe.cli import console
 from kdpipe.cli.cache.copy import copying
 from kdpipe.cli.progress import watching
+from kdpipe.cli.remote_options import RETRY_FOR, retries
 from kdpipe.schemas.errors import UsageError
 
 if TYPE_CHECKING:
+    from kdpipe.cache.retries import Patience
     from kdpipe.schemas.report import AgainstReport, VerifyReport
 
 # Documents: enough to notice another teacher, few enough to wait for.
@@ -48,6 +50,7 @@ def verify(
             "--signature", metavar="KEY", help="Check the signature by this public key too; level full or deep."
         ),
     ] = None,
+    retry_for: Annotated[str | None, typer.Option("--retry-for", metavar="TIME", help=RETRY_FOR)] = None,
     json: Annotated[bool, typer.Option("--json", help="Answer with one JSON document.")] = False,
 ) -> None:
     """Check a cache; exit code 0 when it is good, 3 when it is not."""
@@ -62,13 +65,14 @@ def verify(
             "--signature vouches for every byte of a cache, and --level fast reads few of them",
             hint="leave --level out, or give --level full or deep",
         )
-    report = verify_and_remember(cache, level, console.Notes())
+    patience = retries(retry_for)
+    report = verify_and_remember(cache, level, console.Notes(), patience)
     if repair_from is not None and not report.ok:
-        report = _repaired(cache, level, report, repair_from)
+        report = _repaired(cache, level, report, repair_from, patience)
     if signature is not None:
-        report = _with_signature(cache, report, signature)
+        report = _with_signature(cache, report, signature, patience)
     if against is not None and report.ok:  # nobody asks about bytes that are already known to be wrong
-        report = _with_teacher(cache, report, against, sample or SAMPLE, trust_remote_code)
+        report = _with_teacher(cache, report, against, sample or SAMPLE, trust_remote_code, patience)
     if json:
         console.document(report.model_dump(mode="json"))
     else:
@@ -77,7 +81,7 @@ def verify(
         raise typer.Exit(3)
 
 
-def _repaired(cache: str, level: Level, report: "VerifyReport", source: str) -> "VerifyReport":
+def _repaired(cache: str, level: Level, report: "VerifyReport", source: str, patience: "Patience") -> "VerifyReport":
     """The report once what was wrong has been fetched again."""
     from kdpipe.cache.transfer import copy_cache
     from kdpipe.cache.verify.first import verify_and_remember
@@ -85,18 +89,18 @@ def _repaired(cache: str, level: Level, report: "VerifyReport", source: str) -> 
     for problem in report.problems:
         console.note(f"{problem.file}: {problem.what}")
     with copying() as watch:
-        copy_cache(source, cache, mend=True, watch=watch)
-    return verify_and_remember(cache, level, console.Notes())
+        copy_cache(source, cache, mend=True, patience=patience, watch=watch)
+    return verify_and_remember(cache, level, console.Notes(), patience)
 
 
-def _with_signature(cache: str, report: "VerifyReport", key: Path) -> "VerifyReport":
+def _with_signature(cache: str, report: "VerifyReport", key: Path, patience: "Patience") -> "VerifyReport":
     """The report with what is wrong with the signature."""
     from kdpipe.cache.layout import SIGNATURE
     from kdpipe.cache.signing import signature_problem
     from kdpipe.cache.store import open_store
     from kdpipe.schemas.report import Problem
 
-    what = signature_problem(open_store(cache), key)
+    what = signature_problem(open_store(cache, patience), key)
     if what is None:
         if report.ok:
             console.note(f"signed by the holder of {key}")
@@ -107,12 +111,14 @@ def _with_signature(cache: str, report: "VerifyReport", key: Path) -> "VerifyRep
     return report.model_copy(update={"ok": False, "problems": (*report.problems, problem)})
 
 
-def _with_teacher(cache: str, report: "VerifyReport", teacher: str, sample: int, trusted: bool) -> "VerifyReport":
+def _with_teacher(
+    cache: str, report: "VerifyReport", teacher: str, sample: int, trusted: bool, patience: "Patience"
+) -> "VerifyReport":
     """The report with what the teacher says today."""
     from kdpipe.pipeline.verify_against import verify_against
 
     with watching() as watch:
-        found = verify_against(cache, teacher, sample, watch, trusted=trusted)
+        found = verify_against(cache, teacher, sample, watch, trusted=trusted, patience=patience)
     return report.model_copy(update={"ok": found.ok, "problems": found.problems, "against": found})
 
 

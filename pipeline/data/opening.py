@@ -10,6 +10,8 @@ from typing import Final
 from kdpipe.cache import open_cache
 from kdpipe.cache.addresses import Nearby, is_url, usual_folder
 from kdpipe.cache.reader import Cache
+from kdpipe.cache.retries import RETRY_SECONDS, Patience
+from kdpipe.pipeline.watch import Listener
 from kdpipe.schemas.errors import ConfigError, Incompatible
 from kdpipe.schemas.plan import SplitName
 from kdpipe.schemas.stage_two import CacheSettings
@@ -17,12 +19,19 @@ from kdpipe.schemas.stage_two import CacheSettings
 LIMIT: Final = 100 * 1000**3
 
 
-def opened(settings: CacheSettings, split: SplitName | None = None) -> Cache:
-    """Open a cache."""
+def opened(settings: CacheSettings, watch: Listener, split: SplitName | None = None) -> Cache:
+    """Open a cache; whoever watches is told of retries."""
     path = settings.path
     if path is None:
         raise ConfigError("nothing says which cache to learn from", hint="give --from-cache DIR")
-    cache = open_cache(path, split, allow_partial=settings.allow_partial, nearby=_nearby(settings, path))
+    seconds = RETRY_SECONDS if settings.retry_for is None else settings.retry_for
+    cache = open_cache(
+        path,
+        split,
+        allow_partial=settings.allow_partial,
+        nearby=_nearby(settings, path),
+        patience=Patience(budget=seconds, told=watch.say),
+    )
     pin = settings.pin
     if pin is not None and not (cache.cache_id or "").startswith(pin):
         raise Incompatible(

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from kdpipe.cache.retries import Patience
 from kdpipe.cache.tokenizer_files import read_tokenizer_files
 from kdpipe.pipeline.data.tokenizer import LoadedTokenizer, load_tokenizer
 from kdpipe.pipeline.students.presets import Ids
@@ -24,9 +25,9 @@ class KeptTokenizer:
     ids: Ids
 
 
-def kept_tokenizer(url: str, manifest: Manifest) -> KeptTokenizer:
+def kept_tokenizer(url: str, manifest: Manifest, patience: Patience | None = None) -> KeptTokenizer:
     """Read the tokenizer of a cache; its files run no code of their own."""
-    files = read_tokenizer_files(url, manifest)
+    files = read_tokenizer_files(url, manifest, patience)
     count, longest = manifest.vocabulary_size, manifest.plan.sequence_length
     if not files:
         return KeptTokenizer(files=files, loaded=None, ids=Ids(count=count, longest=longest))

@@ -130,13 +130,13 @@ class Prepared:
 def look(settings: StageTwo, watch: TrainWatch) -> Prospect:
     """Open the cache, find the student, and refuse what does not fit."""
     check_installed(settings.report_to)
-    cache = opened(settings.cache, "train")
+    cache = opened(settings.cache, watch, "train")
     plan = make_plan(settings, len(cache))
     curriculum = Curriculum(settings, plan, needs.default_tail_weight(cache.manifest.targets))
     needs.check_needs(settings.losses, curriculum, cache.manifest)
-    validation = _validation(settings)
+    validation = _validation(settings, watch)
     needs.check_choice(settings, cache.manifest, validates=validation is not None)
-    kept = kept_tokenizer(cache.url, cache.manifest)
+    kept = kept_tokenizer(cache.url, cache.manifest, cache.patience)
     found = find_student(settings.student, kept.ids)
     fit = check_fit(found, settings.student, kept, cache.manifest)
     device = devices.choose(settings.machine.device)[0]
@@ -236,12 +236,12 @@ def _settled(settings: StageTwo, found: Found, device: torch.device, curriculum:
     )
 
 
-def _validation(settings: StageTwo) -> Cache | None:
+def _validation(settings: StageTwo, watch: TrainWatch) -> Cache | None:
     """The validation split, where the cache has one with something in it."""
-    whole = opened(settings.cache)
+    whole = opened(settings.cache, watch)
     if "validation" not in [planned.name for planned in whole.manifest.plan.splits]:
         return None
-    cache = opened(settings.cache, "validation")
+    cache = opened(settings.cache, watch, "validation")
     return cache if len(cache) and cache.n_positions else None
 
 

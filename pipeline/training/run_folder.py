@@ -26,6 +26,7 @@ MAY_DIFFER: Final = (
     "settings.cache.pin",
     "settings.cache.dir",
     "settings.cache.limit",
+    "settings.cache.retry_for",
     "settings.cache.verify",
     "settings.student.name",
     "settings.student.gradient_checkpointing",

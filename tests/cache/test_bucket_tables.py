@@ -13,7 +13,7 @@ from kdpipe.cache import layout
 from kdpipe.cache.bucket_tables import TableSet
 from kdpipe.cache.bucket_writer import BucketWriter, create_bucket
 from kdpipe.cache.remote import RemoteFolder
-from kdpipe.cache.transfer.patience import Patience
+from kdpipe.cache.retries import Patience
 from kdpipe.cache.verify import verify_cache
 from kdpipe.pipeline.synthetic import synthetic_tables
 from kdpipe.schemas.errors import CacheDamaged, CacheWriteError, KdpipeError

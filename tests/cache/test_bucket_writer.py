@@ -10,8 +10,8 @@ import pytest
 from kdpipe.cache import layout, open_cache
 from kdpipe.cache.bucket_writer import BucketWriter, create_bucket
 from kdpipe.cache.remote import RemoteFolder
+from kdpipe.cache.retries import Patience
 from kdpipe.cache.transfer import copy_cache
-from kdpipe.cache.transfer.patience import Patience
 from kdpipe.cache.verify import verify_cache
 from kdpipe.schemas.errors import CacheDamaged, CacheError, CacheIncomplete, ConfigError
 from support import tiny

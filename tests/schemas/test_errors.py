@@ -15,6 +15,7 @@ EXIT_CODES = {
     "CacheIncomplete": 2,
     "CacheDamaged": 3,
     "Replaced": 1,
+    "ConnectionFailed": 1,
     "Unreachable": 75,
     "VerificationError": 3,
     "Incompatible": 4,

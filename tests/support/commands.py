@@ -23,9 +23,9 @@ STAGE_ONE = {
 # What `train` can be told: DESIGN 5 and issue 4.
 STAGE_TWO = {
     "--from-cache", "--allow-partial", "--pin", "--verify",
-    "--cache-dir", "--cache-limit", "--student", "--out", "--mode", "--alpha", "--temperature", "--lr", "--epochs",
-    "--max-steps", "--batch-size", "--accumulate", "--precision", "--guard", "--lora", "--report-to", "--seed",
-    "--config", "--set", "--json",
+    "--cache-dir", "--cache-limit", "--retry-for", "--student", "--out", "--mode", "--alpha", "--temperature", "--lr",
+    "--epochs", "--max-steps", "--batch-size", "--accumulate", "--precision", "--guard", "--lora", "--report-to",
+    "--seed", "--config", "--set", "--json",
 }  # fmt: skip
 # command -> (its sub-commands, its options); every command also has -h and --help.
 SURFACE: dict[str, tuple[set[str], set[str]]] = {
@@ -47,6 +47,7 @@ SURFACE: dict[str, tuple[set[str], set[str]]] = {
             "--tasks",
             "--allow-partial",
             "--verify",
+            "--retry-for",
             "--device",
             "--batch-size",
             "--json",
@@ -76,8 +77,8 @@ SURFACE: dict[str, tuple[set[str], set[str]]] = {
             "--json",
         },
     ),
-    "cache copy": (set(), {"--parts", "--split", "--without", "--allow-partial", "--json"}),
-    "cache inspect": (set(), {"--json"}),
+    "cache copy": (set(), {"--parts", "--split", "--without", "--allow-partial", "--retry-for", "--json"}),
+    "cache inspect": (set(), {"--retry-for", "--json"}),
     "cache merge": (set(), {"--out", "--overlap", "--json"}),
     "cache requantise": (
         set(),
@@ -114,7 +115,16 @@ SURFACE: dict[str, tuple[set[str], set[str]]] = {
     ),
     "cache verify": (
         set(),
-        {"--level", "--against", "--sample", "--trust-remote-code", "--repair-from", "--signature", "--json"},
+        {
+            "--level",
+            "--against",
+            "--sample",
+            "--trust-remote-code",
+            "--repair-from",
+            "--signature",
+            "--retry-for",
+            "--json",
+        },
     ),
 }
 

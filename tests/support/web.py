@@ -7,6 +7,7 @@ After it: tests/cache/transfer, which copy from it. A fault hits requests that r
 import hashlib
 import re
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,7 +15,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Literal
 
-Fault = Literal["drop", "503", "wrong range", "other bytes", "whole", "stall", "changed"]
+# "trickle" is none of FAULTS: whoever meets it needs a clock of his own.
+Fault = Literal["drop", "503", "wrong range", "other bytes", "whole", "stall", "changed", "trickle"]
 FAULTS: tuple[Fault, ...] = ("drop", "503", "wrong range", "other bytes", "whole", "stall", "changed")
 
 
@@ -22,13 +24,20 @@ FAULTS: tuple[Fault, ...] = ("drop", "503", "wrong range", "other bytes", "whole
 class Site:
     """What a server does: `due` names the fault of the n-th request that reads bytes, None for none.
 
-    Without `conditions` it does not know If-Match; its ETags may be `weak`.
+    `status` names a code for the n-th request of any kind, with a Retry-After of `retry_after`; `seconds` is how long
+    each request takes. Without `conditions` it does not know If-Match; its ETags may be `weak`.
     """
 
     root: Path
     due: Callable[[int], Fault | None] = lambda _: None
     conditions: bool = True
     weak: bool = False
+    status: Callable[[int], int | None] = lambda _: None
+    retry_after: str | None = None
+    seconds: float = 0.0
+    n_requests: int = 0
+    n_under_way: int = 0
+    most_under_way: int = 0
     n_reads: int = 0
     asked: list[str] = field(default_factory=list)
     demanded: list[str | None] = field(default_factory=list)
@@ -41,6 +50,21 @@ class Site:
             self.n_reads += 1
             self.asked.append(what)
             return self.due(self.n_reads)
+
+    @contextmanager
+    def counted(self) -> Iterator[int | None]:
+        """A request of any kind: the status code that it gets instead of an answer."""
+        with self.lock:
+            self.n_requests += 1
+            self.n_under_way += 1
+            self.most_under_way = max(self.most_under_way, self.n_under_way)
+            code = self.status(self.n_requests)
+        try:
+            time.sleep(self.seconds)
+            yield code
+        finally:
+            with self.lock:
+                self.n_under_way -= 1
 
 
 @contextmanager
@@ -60,6 +84,17 @@ def serving(site: Site) -> Iterator[str]:
             self._answer(head=False)
 
         def _answer(self, *, head: bool) -> None:
+            with site.counted() as code:
+                if code is not None:
+                    self.send_response(code)
+                    if site.retry_after is not None:
+                        self.send_header("Retry-After", site.retry_after)
+                    self.send_header("Content-Length", "0")
+                    self.end_headers()
+                else:
+                    self._answer_with_a_file(head=head)
+
+        def _answer_with_a_file(self, *, head: bool) -> None:
             path = site.root / self.path.lstrip("/")
             if not path.is_file():
                 self.send_error(404)
@@ -110,6 +145,9 @@ def serving(site: Site) -> Iterator[str]:
             self.end_headers()
             if head:
                 return
+            if fault == "trickle":
+                self._trickle(body)
+                return
             if fault == "drop":
                 self.wfile.write(body[: len(body) // 2])
                 self.wfile.flush()
@@ -117,6 +155,13 @@ def serving(site: Site) -> Iterator[str]:
                 self.connection.close()
                 return
             self.wfile.write(body)
+
+        def _trickle(self, body: bytes) -> None:
+            """Byte after byte, until the reader hangs up."""
+            for number in range(len(body)):
+                self.wfile.write(body[number : number + 1])
+                self.wfile.flush()
+                time.sleep(0.001)
 
     class Quiet(ThreadingHTTPServer):
         daemon_threads = True

@@ -119,7 +119,7 @@ print("read")
 @pytest.mark.parametrize(
     ("url", "change", "code", "told", "hint"),
     [
-        (URL, {"HF_TOKEN": "hf_of0somebody0else0"}, 1, "may not be read or written", "hf auth login, or HF_TOKEN"),
+        (URL, {"HF_TOKEN": "hf_of0somebody0else0"}, 1, "denies access", "hf auth login, or HF_TOKEN"),
         ("hf://datasets/me/none/one", {}, 2, "there is no repository or branch at", "create it first"),
         (f"hf://datasets/{NAME}@other/one", {}, 2, "there is no repository or branch at", "create it first"),
         ("hf://datasets", {}, 2, "is no folder of a repository", "write hf://datasets/OWNER/NAME/FOLDER"),

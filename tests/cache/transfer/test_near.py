@@ -15,10 +15,10 @@ import pytest
 from kdpipe.cache import http, layout, open_cache
 from kdpipe.cache.addresses import Nearby
 from kdpipe.cache.order import SequenceOrder
+from kdpipe.cache.retries import Patience
 from kdpipe.cache.transfer import near
 from kdpipe.cache.transfer.leases import Lease, alone
 from kdpipe.cache.transfer.near import NearStore, near_store
-from kdpipe.cache.transfer.patience import Patience
 from kdpipe.schemas.errors import CacheWriteError, ConfigError, Unreachable
 from support import tiny
 from support.reading import digests_of_all

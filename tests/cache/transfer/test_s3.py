@@ -11,12 +11,12 @@ import s3fs
 
 from kdpipe.cache import layout, open_cache, remote
 from kdpipe.cache.remote import RemoteFolder, RemoteStore
+from kdpipe.cache.retries import Patience
 from kdpipe.cache.transfer import copy_cache
 from kdpipe.cache.transfer.fetching import Fetcher
-from kdpipe.cache.transfer.patience import Patience
 from kdpipe.cache.verify import verify_cache
 from kdpipe.schemas.copy_report import Choice
-from kdpipe.schemas.errors import CacheDamaged, CacheError, CacheWriteError, ConfigError, KdpipeError, Unreachable
+from kdpipe.schemas.errors import CacheDamaged, CacheError, CacheWriteError, ConfigError, ConnectionFailed, KdpipeError
 from kdpipe.schemas.reshape import Bounds
 from support import tiny
 from support.reading import digests_of_all
@@ -184,7 +184,7 @@ def test_what_fails_is_told_without_a_key(
     told = shown(caught.value)
     assert KEY not in told and SECRET not in told
     if fault == "no server":
-        assert isinstance(caught.value, Unreachable)
+        assert isinstance(caught.value, ConnectionFailed)
     s3fs.S3FileSystem.clear_instance_cache()
 
 

@@ -1,0 +1,35 @@
+"""`--retry-for`, the option of every command that reads or writes a remote place.
+
+In: what was typed. Out: the retry policy of the command, which reports each retry on stderr.
+"""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from kdpipe.cli import console
+from kdpipe.schemas.errors import UsageError
+
+if TYPE_CHECKING:
+    from kdpipe.cache.retries import Patience
+
+RETRY_FOR = "How long a remote place that fails is retried, as in 30s or 10m [5m]."
+
+
+def retry_seconds(typed: str | None) -> float:
+    """The seconds of --retry-for."""
+    from kdpipe.cache.retries import RETRY_SECONDS
+    from kdpipe.schemas.durations import in_seconds
+
+    if typed is None:
+        return RETRY_SECONDS
+    try:
+        return in_seconds(typed)
+    except ValueError as error:
+        raise UsageError(f"--retry-for {typed} is no duration: {error}", hint="write --retry-for 10m") from None
+
+
+def retries(typed: str | None, told: Callable[[str], None] = console.note) -> "Patience":
+    """The retry policy of a command."""
+    from kdpipe.cache.retries import Patience
+
+    return Patience(budget=retry_seconds(typed), told=told)
