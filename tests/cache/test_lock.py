@@ -8,6 +8,7 @@ import socket
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from support.gates import Gate
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks, and reads what /proc knows of a process")
 
 ROUNDS = 50
+N_TURNS = 100
 
 
 def silent(_: str) -> None:
@@ -92,12 +94,47 @@ def test_of_two_starters_exactly_one_wins(tmp_path: Path) -> None:
 
 def test_of_many_starters_that_find_a_stale_lock_exactly_one_takes_it_over(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    for _ in range(ROUNDS):
+    for _ in range(ROUNDS // 2):
         pid = leave_stale_lock(folder)["pid"]
         said = race(folder, 3)
         assert sorted(line[:3] for line in said) == ["ref", "ref", "won"]
         assert f"won; took over the lock of process {pid}, which has ended" in said
         assert not (folder / LOCK).exists()
+
+
+def test_a_lock_that_changes_hands_is_never_held_by_two(tmp_path: Path) -> None:
+    def work() -> str:
+        n_won = 0
+        for _ in range(N_TURNS):
+            with suppress(LockHeld), locked(tmp_path, silent):
+                os.close(os.open(tmp_path / "inside", os.O_CREAT | os.O_EXCL))
+                os.unlink(tmp_path / "inside")
+                n_won += 1
+        return str(n_won)
+
+    children = [Child(work) for _ in range(3)]
+    ended = [child.wait() for child in children]
+    assert [each.code for each in ended] == [0, 0, 0], ended
+    assert sum(int(each.said) for each in ended) > 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_its_holder_removes_before_it_is_locked_is_no_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    holder, real = ExitStack(), lock._lock
+
+    def late(descriptor: int) -> None:
+        holder.close()
+        real(descriptor)
+
+    holder.enter_context(locked(tmp_path, silent))
+    monkeypatch.setattr(lock, "_lock", late)
+    with locked(tmp_path, silent):
+        assert json.loads((tmp_path / LOCK).read_text())["pid"] == os.getpid()
+        with pytest.raises(LockHeld), locked(tmp_path, silent):
+            pass
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_holder_is_named_with_process_host_and_time(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ class Gate:
     def pass_through(self) -> None:
         """Say that one has come, and wait."""
         os.write(self._came_write, b".")
+        assert select.select([self._go_read], [], [], MEETING_SECONDS)[0], "the gate does not open"
         os.read(self._go_read, 1)
 
     def wait(self) -> None:

@@ -1,5 +1,6 @@
 """One run at a time in a folder: starts at the same moment, and starts beside a run that is under way."""
 
+import errno
 import json
 import os
 import signal
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
+from kdpipe.cache import lock
 from kdpipe.cache.lock import LOCK
 from kdpipe.pipeline.watch import StepNews
 from kdpipe.schemas.errors import ConfigError, Interrupted, LockHeld
@@ -18,7 +20,7 @@ from kdpipe.schemas.stage_two import StageTwo
 from support.children import Child, in_child
 from support.gates import Gate
 from support.heard import HeardTraining
-from support.stage_two import Stopping, run, settings_for
+from support.stage_two import Stopping, losses, run, settings_for
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks, and reads what /proc knows of a process")
 
@@ -48,20 +50,21 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def start(settings: StageTwo, begin: Callable[[], None], meet: Callable[[], None]) -> None:
+def start(settings: StageTwo, begin: Callable[[], None], meet: Callable[[], None], **options: Any) -> None:
     """Start with others, and be under way until all have been refused or are under way too."""
     begin()
     try:
-        run(settings, Meeting(meet))
+        run(settings, Meeting(meet), **options)
     except LockHeld:
         meet()
         raise
 
 
-def race(settings: list[StageTwo]) -> list[tuple[int, str]]:
+def race(settings: list[StageTwo], **options: Any) -> list[tuple[int, str]]:
     """How runs end that are started at the same moment: exit codes, and errors."""
     begin, meet = Gate(len(settings)), Gate(len(settings))
-    children = [Child(lambda each=each: start(each, begin.pass_through, meet.pass_through)) for each in settings]
+    gates = begin.pass_through, meet.pass_through
+    children = [Child(lambda each=each: start(each, *gates, **options)) for each in settings]
     for gate in (begin, meet):
         gate.wait()
         gate.open()
@@ -105,7 +108,7 @@ def test_nothing_of_a_run_that_is_under_way_is_touched(folder: Path) -> None:
 
 def check_nothing_is_touched(out: Path, settings: StageTwo, pid: int) -> None:
     """Every way to start in a folder that another process trains in is refused, and leaves it as it is."""
-    before, lock = contents(out), os.stat(out / LOCK)
+    before, held = contents(out), os.stat(out / LOCK)
     options: list[tuple[int, dict[str, Any]]] = [
         (0, {}),
         (1, {}),
@@ -119,7 +122,28 @@ def check_nothing_is_touched(out: Path, settings: StageTwo, pid: int) -> None:
             run(with_seed(settings, seed), **chosen)
         assert caught.value.exit_code == 2
         assert contents(out) == before
-        assert os.path.samestat(os.stat(out / LOCK), lock)
+        assert os.path.samestat(os.stat(out / LOCK), held)
+
+
+def test_of_two_runs_that_overwrite_one_folder_one_is_refused(folder: Path) -> None:
+    settings = settings_for(folder, "overwritten", **SHORT)
+    run(settings)
+    ended = race([with_seed(settings, seed) for seed in (1, 2)], overwrite=True)
+    assert sorted(code for code, _ in ended) == [0, 2], ended
+    (seed,) = (seed for seed, (code, _) in zip((1, 2), ended, strict=True) if not code)
+    assert json.loads((folder / "overwritten" / "run.json").read_text())["settings"]["seed"] == seed
+    assert len([step for step, _ in losses(folder / "overwritten")]) == 2
+
+
+def test_a_file_system_without_locks_is_told_and_the_run_starts(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(lock, "_lock", refuse)
+    watch = HeardTraining()
+    assert run(settings_for(folder, "no locks", **SHORT), watch).steps == 2
+    assert len([line for line in watch.said if "has no locks" in line]) == 1
+    assert not (folder / "no locks" / LOCK).exists()
 
 
 def test_a_killed_run_leaves_a_lock_that_the_next_start_takes_over(folder: Path) -> None:
