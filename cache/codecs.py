@@ -17,6 +17,12 @@ from pcodec import ChunkConfig, DeltaSpec, ModeSpec, standalone
 from kdpipe.schemas.errors import CacheDamaged
 
 CHECKSUM_BYTES = 4
+# pcodec's standalone format: magic, version 3, then one byte for "any type" or the type of every chunk in the file.
+_HEADS = (b"pco!\x03\x00", b"pco!\x03\x01")
+_UINT32, _FORMAT = b"\x01", b"\x04"
+_INT_MULT, _LOOKBACK, MAX_DELTA = 1, 2, 3
+# No chunk has more numbers than 2^16, so none needs to look back farther.
+MAX_WINDOW_LOG = 16
 
 
 def crc32c(data: bytes) -> bytes:
@@ -52,6 +58,7 @@ def checked(data: memoryview, due: int) -> bytes:
 
 def decode_numbers(data: bytes, into: npt.NDArray[np.uint32]) -> None:
     """Decode a chunk without its checksum into a caller's buffer, which must be exactly filled."""
+    _check_head(data, len(into))
     try:
         progress: Any = standalone.simple_decompress_into(data, into)
     except BaseException as error:
@@ -61,6 +68,40 @@ def decode_numbers(data: bytes, into: npt.NDArray[np.uint32]) -> None:
         raise CacheDamaged(f"a chunk does not decode: {error}") from None
     if progress.n_processed != len(into) or not progress.finished:
         raise CacheDamaged(f"a chunk holds {'more' if not progress.finished else 'fewer'} numbers than its array says")
+
+
+def _check_head(data: bytes, n: int) -> None:
+    """Refuse what costs more than its numbers: an inner chunk for each (a table of 16,384 states), a huge window."""
+    if data.startswith(_usual_head(n)):
+        return
+    if not data.startswith(_HEADS) or len(data) < 8:
+        raise CacheDamaged("a chunk does not decode: it does not begin as pcodec's standalone format does")
+    # How many numbers the file has: 6 bits that say how many bits, less one, then the number.
+    n_bits = (data[6] & 63) + 1
+    place = 6 + (6 + n_bits + 7) // 8
+    stated = int.from_bytes(data[6:place], "little") >> 6
+    head = data[place : place + 6]
+    found = 0 if head[2:3] == b"\0" else int.from_bytes(head[3:], "little") + 1
+    if head[:1] != _FORMAT or (found and head[2:3] != _UINT32):
+        raise CacheDamaged("a chunk does not decode: it is of another format of pcodec, or not of uint32")
+    if found != n or stated not in (0, n):
+        raise CacheDamaged(
+            f"a chunk holds {'more' if found > n else 'fewer'} numbers than its array says, or in pieces"
+        )
+    meta = int.from_bytes(data[place + 6 : place + 14], "little")
+    mode, rest = meta & 15, meta >> 4
+    rest >>= 32 if mode == _INT_MULT else 0
+    delta, window_log = rest & 15, (rest >> 4 & 31) + 1
+    if mode > _INT_MULT or delta > MAX_DELTA or (delta == _LOOKBACK and window_log > MAX_WINDOW_LOG):
+        raise CacheDamaged("a chunk does not decode: its mode is not for whole numbers, or its window larger than it")
+
+
+@lru_cache(maxsize=16)
+def _usual_head(n: int) -> bytes:
+    """How a chunk of n numbers begins that `encode_numbers` made, up to its mode and differences."""
+    n_bits = n.bit_length()
+    hint = (n << 6 | n_bits - 1).to_bytes((6 + n_bits + 7) // 8, "little")
+    return _HEADS[0] + hint + _FORMAT + b"\x01" + _UINT32 + (n - 1).to_bytes(3, "little") + b"\0"
 
 
 def decode_plain(data: bytes, into: npt.NDArray[np.uint8]) -> None:
