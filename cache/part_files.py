@@ -50,10 +50,26 @@ def checked_record(data: bytes, manifest: Manifest, number: int, row: IndexRow |
         raise CacheDamaged(f"{name} states part, split, first document and number {stated}, the plan says {due}")
     if {column.name for column in manifest.arrays.row.columns} != set(record.column_bytes):
         raise CacheDamaged(f"{name}: column_bytes has other columns than the manifest")
+    if (what := _wrong_files(manifest, record)) is not None:
+        raise CacheDamaged(f"{name}: {what}")
     own_row = IndexRow.of(record, data)
     if row is not None and row != own_row:
         raise CacheDamaged(f"{name} counts otherwise than {layout.INDEX} does")
     return record, own_row
+
+
+def _wrong_files(manifest: Manifest, record: PartRecord) -> str | None:
+    """A sentence about files or shards that a part of such counts does not have."""
+    shapes = part_grids(manifest, record)
+    expected = layout.part_files(manifest, {name: grid.n_chunks for name, grid in shapes.items()})
+    if set(record.files) != expected:
+        return f"files lists too much or too little: {', '.join(sorted(set(record.files) ^ expected)[:4])}"
+    if set(record.indexes) != {name for name, grid in shapes.items() if grid.n_chunks}:
+        return "indexes names other arrays than the part has"
+    shard = record.files.get(layout.array_shard("row"))
+    if sum(record.column_bytes.values()) > (shard.bytes if shard else 0):
+        return "column_bytes adds up to more than the shard of row holds"
+    return None
 
 
 def stated_manifest(store: Store, number: int) -> str | None:
@@ -86,15 +102,6 @@ def examine_part(
     except CacheDamaged as error:
         name = f"{layout.part_dir(number)}/{layout.PART_RECORD}"
         return None, [part_problem(number, layout.PART_RECORD, error.message.removeprefix(name).lstrip(": "))]
-    shapes = part_grids(manifest, record)
-    due = layout.part_files(manifest, {name: grid.n_chunks for name, grid in shapes.items()})
-    if set(record.files) != due:
-        wrong = sorted(set(record.files) ^ due)
-        return None, [
-            part_problem(number, layout.PART_RECORD, f"files lists too much or too little: {', '.join(wrong[:4])}")
-        ]
-    if set(record.indexes) != {name for name, grid in shapes.items() if grid.n_chunks}:
-        return None, [part_problem(number, layout.PART_RECORD, "indexes names other arrays than the part has")]
     try:
         found = store.walk(layout.part_dir(number), limit=64)
     except CacheDamaged as error:

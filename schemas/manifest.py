@@ -28,6 +28,12 @@ MAX_TABLE_BYTES = 1 << 36
 TOKENIZER_FILE = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}(/[A-Za-z0-9][A-Za-z0-9_.-]{0,99})?$"
 
 
+# What stands beside a vocabulary, and makes no tokenizer without one.
+_BESIDE_VOCABULARY = frozenset(
+    {"tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.json", "merges.txt"}
+)
+
+
 class FileRecord(Record):
     """Size and sha256 of a file."""
 
@@ -56,6 +62,14 @@ class Tokenizer(Record):
     vocabulary_size: int = Field(ge=1, le=MAX_VOCABULARY)
     chat_template_sha256: Sha256 | None = None
     files: dict[Annotated[str, Field(pattern=TOKENIZER_FILE)], FileRecord] = Field(default_factory=dict, max_length=64)
+
+    @model_validator(mode="after")
+    def _with_vocabulary(self) -> "Tokenizer":
+        if self.files and all(name in _BESIDE_VOCABULARY or name.endswith(".jinja") for name in self.files):
+            raise ValueError(
+                f"files holds no vocabulary, as tokenizer.json has it: {', '.join(sorted(self.files)[:4])}"
+            )
+        return self
 
 
 class SourceColumn(Record):

@@ -18,7 +18,12 @@ from kdpipe.schemas.targets import MAX_ENTRIES, Temperature
 Count = Annotated[int, Field(ge=0, le=1 << 48)]
 PartFile = Annotated[str, Field(pattern=r"^[a-z0-9_][a-z0-9_.]{0,39}(/[a-z0-9_][a-z0-9_.]{0,39}){0,4}$")]
 # float32 sums of probabilities pass 1 by a little.
-Share = Annotated[float, Field(ge=0, le=1.001)]
+LARGEST_SHARE = 1.001
+Share = Annotated[float, Field(ge=0, le=LARGEST_SHARE)]
+# Codes of log p end at 65,533 steps of at most 1 nat, and estimates may fall below 0 by a little.
+Divergence = Annotated[float, Field(ge=-1, le=1 << 17)]
+# A position: the entropy of 2^24 equally likely ids is 16.7 nats, and a label_logprob below -255 is not counted.
+LARGEST_ENTROPY_NATS, LARGEST_LABEL_NATS = 17.0, 255.0
 MAX_PART_FILES = 16
 MAX_EXCESS = 1024
 
@@ -26,8 +31,8 @@ MAX_EXCESS = 1024
 class Fidelity(Record):
     """How near the stored targets are to the full distribution, on a sample of rows while the logits were there."""
 
-    n_rows: Count
-    kl_nats: float
+    n_rows: int = Field(ge=0, le=MAX_PART_ROWS)
+    kl_nats: Divergence
     total_variation: Share
     kept_mass: Annotated[tuple[tuple[Temperature, Share], ...], Field(max_length=64)] = ()
     gradient_angle_degrees: Annotated[float, Field(ge=0, le=180)] | None = None
@@ -90,6 +95,7 @@ class PartRecord(Record):
             raise ValueError("more rows are scaled than there are positions")
         if max(self.n_exact, self.n_draws) > self.n_rows * MAX_ENTRIES:
             raise ValueError("there are more entries than rows can hold")
+        _check_sums(self.statistics, self.n_positions, self.n_entries)
         return self
 
     def to_json(self) -> bytes:
@@ -105,3 +111,26 @@ class PartRecord(Record):
     def n_bytes(self) -> int:
         """Bytes of the part's files without part.json."""
         return sum(file.bytes for file in self.files.values())
+
+
+def _check_sums(sums: Statistics, n_positions: int, n_entries: int) -> None:
+    """Sums are what so many positions can add up to, within rounding, so that sums of parts stay numbers."""
+    for name, most in (
+        ("entropy_nats", LARGEST_ENTROPY_NATS),
+        ("label_nats", LARGEST_LABEL_NATS),
+        ("tail_mass", LARGEST_SHARE),
+    ):
+        value = getattr(sums, name)
+        if value is not None and not -0.01 * n_positions <= value <= most * n_positions:
+            raise ValueError(f"statistics.{name} is {value:g}, {n_positions:,} positions allow 0 to {most:g} each")
+    if (sums.label_is_top1 or 0) > n_positions:
+        raise ValueError(f"statistics.label_is_top1 is {sums.label_is_top1}, of {n_positions:,} positions")
+    counts = [count for count, _ in sums.entries]
+    if counts != sorted(set(counts)):
+        raise ValueError("statistics.entries does not ascend")
+    rows, entries = sum(rows for _, rows in sums.entries), sum(count * rows for count, rows in sums.entries)
+    if sums.entries and (rows, entries) != (n_positions, n_entries):
+        raise ValueError(
+            f"statistics.entries counts {rows:,} positions with {entries:,} entries, there are {n_positions:,} with "
+            f"{n_entries:,}"
+        )

@@ -12,7 +12,9 @@ from kdpipe.schemas.records import Record
 
 MAX_ENTRIES = 4096
 MAX_WIDTH = 1 << 16
-Temperature = Annotated[float, Field(gt=0, le=1000)]
+Temperature = Annotated[float, Field(ge=0.001, le=1000)]
+# What logits are capped at or multiplied by: beyond these bounds float32 overflows or vanishes.
+Factor = Annotated[float, Field(ge=2**-20, le=2**20)]
 Layer = Annotated[int, Field(ge=0, le=10_000)]
 
 
@@ -54,8 +56,8 @@ class State(Record):
     group: int = Field(default=128, ge=1, le=MAX_WIDTH)
     head_dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     head_bias: bool = False
-    soft_cap: float | None = Field(default=None, gt=0)
-    logit_scale: float = Field(default=1.0, gt=0)
+    soft_cap: Factor | None = None
+    logit_scale: Factor = 1.0
 
 
 class Imported(Record):

@@ -1,5 +1,6 @@
 """Records that were made to do harm, all checksums right: manifests and part records that lie, or are none."""
 
+import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,10 @@ from typing import Any
 import pytest
 
 from kdpipe.cache import layout
-from kdpipe.schemas.strict_json import MAX_BYTES
+from kdpipe.cache.inspect import inspect_cache
+from kdpipe.cache.verify import verify_cache
+from kdpipe.schemas.errors import CacheDamaged
+from kdpipe.schemas.strict_json import MAX_BYTES, sha256_hex
 from support.damage import edit_json, fresh_cache, reseal
 from support.limits import assert_named, assert_refused, judged
 
@@ -208,6 +212,16 @@ RECORDS: dict[str, tuple[dict[str, Any], str]] = {
     "a file too few": ({"files": {}}, "files lists too much or too little"),
     "NaN in numbers": ({"statistics__entropy_nats": "NaN"}, "statistics.entropy_nats"),
     "other tables": ({"tables": {}}, "tables"),
+    "other positions than it has entries for": ({"n_positions": 1}, "statistics."),
+    "an entropy of a million nats": ({"statistics__entropy_nats": 1e6}, "statistics.entropy_nats is 1e+06, 154 posit"),
+    "an entropy below zero": ({"statistics__entropy_nats": -2.0}, "statistics.entropy_nats is -2"),
+    "labels more probable than all": ({"statistics__label_nats": -1e6}, "statistics.label_nats is -1e+06"),
+    "tails of more than all": ({"statistics__tail_mass": 155.0}, "statistics.tail_mass is 155"),
+    "more labels than positions": ({"statistics__label_is_top1": 155}, "statistics.label_is_top1 is 155"),
+    "entries of one row": ({"statistics__entries": [[1, 1]]}, "statistics.entries counts 1 positions"),
+    "entries twice": ({"statistics__entries": [[1, 77], [1, 77]]}, "statistics.entries does not ascend"),
+    "entries beyond all": ({"statistics__entries": [[4096, 1 << 48]]}, "statistics.entries counts"),
+    "a column larger than its file": ({"column_bytes__token": 1 << 48}, "column_bytes adds up to more than"),
 }
 
 
@@ -222,12 +236,11 @@ def test_a_part_record_that_lies_is_refused(cache: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "fragment"),
     [
-        ({"n_positions": 1}, "part.json counts otherwise"),
-        ({"statistics__entropy_nats": 1e6}, "statistics.entropy_nats in part.json is 1000000.0"),
-        ({"statistics__label_nats": -1e6}, "statistics.label_nats"),
+        ({"statistics__entropy_nats": 1.0}, "statistics.entropy_nats in part.json is 1.0"),
+        ({"statistics__label_nats": 1.0}, "statistics.label_nats"),
         ({"statistics__tail_mass": None}, "statistics.tail_mass"),
-        ({"statistics__entries": [[1, 1]]}, "statistics.entries"),
-        ({"statistics__label_is_top1": 1 << 40}, "statistics.label_is_top1"),
+        ({"statistics__entries": []}, "statistics.entries"),
+        ({"statistics__label_is_top1": None}, "statistics.label_is_top1"),
     ],
 )
 def test_counts_and_statistics_that_lie_are_named(cache: Path, changes: dict[str, Any], fragment: str) -> None:
@@ -271,3 +284,32 @@ def test_an_output_head_that_is_no_number_is_refused(tmp_path: Path) -> None:
     verdict = judged(path)
     assert verdict.code == verdict.verify_code == 3
     assert "not finite" in verdict.message
+
+
+@pytest.mark.parametrize("left", [["tokenizer_config.json"], ["chat_template.jinja", "tokenizer_config.json"]])
+def test_tokenizer_files_without_a_vocabulary_are_refused_at_first_sight(cache: Path, left: list[str]) -> None:
+    file = {"bytes": 2, "sha256": sha256_hex(b"{}")}
+    edit_manifest(cache, lambda m: m["tokenizer"].update(files=dict.fromkeys(left, file)))
+    shutil.rmtree(cache / layout.TOKENIZER)
+    (cache / layout.TOKENIZER).mkdir()
+    for name in left:
+        (cache / layout.TOKENIZER / name).write_bytes(b"{}")
+    assert_refused(cache, "tokenizer: value error, files holds no vocabulary")
+    assert [problem.file for problem in verify_cache(cache, "fast").problems] == [layout.MANIFEST]
+    with pytest.raises(CacheDamaged, match="files holds no vocabulary"):
+        inspect_cache(cache)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer.model", "vocab.txt", "o200k_base.tiktoken"])
+def test_tokenizer_files_with_any_vocabulary_are_good(cache: Path, name: str) -> None:
+    (cache / layout.TOKENIZER / "tokenizer.json").rename(cache / layout.TOKENIZER / name)
+    edit_manifest(
+        cache, lambda m: m["tokenizer"]["files"].update({name: m["tokenizer"]["files"].pop("tokenizer.json")})
+    )
+    assert judged(cache).verify_code == 0
+
+
+def test_a_cache_without_tokenizer_files_is_good(cache: Path) -> None:
+    edit_manifest(cache, lambda m: m["tokenizer"].update(files={}))
+    shutil.rmtree(cache / layout.TOKENIZER)
+    assert judged(cache).verify_code == 0

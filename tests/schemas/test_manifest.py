@@ -47,7 +47,7 @@ TRAIN = SplitPlan(name="train", bounds=(0, 3, 7))
             {"keep": Imported(source="x", max_entries=4), "target_temperature": 2.0},
             "targets whose tail is unknown have no weights at another temperature than 1",
         ),
-        ({"temperatures": (0.0,)}, "greater than 0"),
+        ({"temperatures": (0.0,)}, "greater than or equal to 0.001"),
         ({"temperatures": (1001.0,)}, "less than or equal to 1000"),
         ({"target_temperature": math.nan}, "finite number"),
     ],

@@ -140,7 +140,7 @@ def test_a_list_of_one_and_an_empty_list_are_lists() -> None:
         ),
         (
             {"file": {"targets": {"temperatures": [2, 0]}}},
-            "targets.temperatures in the file kd.yaml: item 2 must be greater than 0, not 0"
+            "targets.temperatures in the file kd.yaml: item 2 must be greater than or equal to 0.001, not 0"
             "\ncorrect it, or leave it out",
         ),
         (
