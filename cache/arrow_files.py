@@ -130,20 +130,26 @@ def _read_batch(data: memoryview, schema: pa.Schema) -> Any:
     if bytes(data[:6]) != MAGIC or bytes(data[-6:]) != MAGIC:
         raise ValueError("the magic bytes are missing")
     reader = pa.ipc.MessageReader.open_stream(pa.BufferReader(pa.py_buffer(data[8:])))
-    first = reader.read_next_message()
-    if first.type != "schema":
+    first = _next_message(reader)
+    if first is None or first.type != "schema":
         raise ValueError("it does not begin with a schema")
     stated = pa.ipc.read_schema(first)
     if not stated.equals(schema, check_metadata=True):
         raise ValueError("its columns are not those of its cache")
-    message = reader.read_next_message()
-    if message.type != "record batch" or _is_compressed(message.metadata.to_pybytes()):
+    message = _next_message(reader)
+    if message is None or message.type != "record batch" or _is_compressed(message.metadata.to_pybytes()):
         raise ValueError("it holds something else than one uncompressed record batch")
+    if _next_message(reader) is not None:
+        raise ValueError("it holds more than one record batch")
+    return pa.ipc.read_record_batch(message, schema)
+
+
+def _next_message(reader: Any) -> Any:
+    """The next message, None where the file says that there is no more."""
     try:
-        reader.read_next_message()
+        return reader.read_next_message()
     except StopIteration:
-        return pa.ipc.read_record_batch(message, schema)
-    raise ValueError("it holds more than one record batch")
+        return None
 
 
 def _is_compressed(metadata: bytes) -> bool:

@@ -358,3 +358,13 @@ def test_a_pooled_state_with_a_bad_scale_is_refused(cache: Path) -> None:
     write_batches(cache / SEQUENCES, [with_list(batch, "pooled", pa.array(rows, column.type.value_type))])
     reseal(cache)
     assert_refused(cache, "the scale of a vector")
+
+
+@pytest.mark.parametrize("messages", [0, 1])
+def test_an_arrow_file_that_ends_before_its_record_batch_is_refused(cache: Path, messages: int) -> None:
+    sink = io.BytesIO()
+    with pa.ipc.new_file(sink, batch_of(cache / SEQUENCES).schema):
+        pass
+    (cache / SEQUENCES).write_bytes(sink.getvalue() if messages else b"ARROW1\0\0" + b"\0" * 16 + b"ARROW1")
+    reseal(cache)
+    assert_refused(cache, "is not the Arrow file it should be")

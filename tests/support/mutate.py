@@ -22,6 +22,7 @@ VALUES: tuple[Any, ...] = (
     *INTEGERS, *HUGE, -1.5, 1e308, 5e-324, True, None, "", "x" * 5000, "../..", [], {}, [[]], {"kind": "none"}, [0, 0],
 )  # fmt: skip
 Words = str
+Change = Callable[[bytes, random.Random], bytes]
 
 
 def mutate(path: Path, seed: int) -> Words:
@@ -31,7 +32,7 @@ def mutate(path: Path, seed: int) -> Words:
     file = path / name
     said = []
     for _ in range(rng.choice((1, 1, 2, 3))):
-        change = _set_value if name.endswith(".json") and rng.random() < 0.7 else rng.choice(CHANGES)
+        change = set_value if name.endswith(".json") and rng.random() < 0.7 else rng.choice(CHANGES)
         said.append(change.__name__.strip("_"))
         data = file.read_bytes()
         file.write_bytes(change(data, rng) if data else rng.randbytes(rng.randrange(1, 64)))
@@ -90,12 +91,12 @@ def _extend(data: bytes, rng: random.Random) -> bytes:
     return data + rng.choice((bytes(8), data[-64:], rng.randbytes(32)))
 
 
-CHANGES: tuple[Callable[[bytes, random.Random], bytes], ...] = (
+CHANGES: tuple[Change, ...] = (
     _flip_bits, _flip_bits, _set_bytes, _set_integer, _set_integer, _set_integer_near_the_end, _splice, _cut, _extend,
 )  # fmt: skip
 
 
-def _set_value(data: bytes, rng: random.Random) -> bytes:
+def set_value(data: bytes, rng: random.Random) -> bytes:
     """Another value somewhere in a record: a strange one, one from elsewhere in it, or none at all."""
     try:
         record = json.loads(data)
