@@ -12,6 +12,7 @@ import torch
 import transformers
 
 from kdpipe.pipeline.models import folders
+from kdpipe.pipeline.models.probe import PROBE_TOKENS, probe_ids
 from kdpipe.pipeline.models.shapes import ModelShape, in_two_lines, quiet
 from kdpipe.pipeline.students import lora
 from kdpipe.pipeline.students.find import Found
@@ -34,6 +35,7 @@ def load_student(
     with in_two_lines(found.name):
         model.to(device)
     student = Student(model, found.shape, found.ids.count, adapter)
+    _check_trains(student)
     _freeze(student, settings)
     if settings.gradient_checkpointing:
         _checkpoint(student)
@@ -98,6 +100,23 @@ def _check_finite(model: torch.nn.Module, name: str, folder: Path | None) -> Non
             if fp16
             else "download or save it again, or name another student",
         )
+
+
+def _check_trains(student: Student) -> None:
+    """Refuse a model that reads texts of any length, and trains on one length only."""
+    n = min(PROBE_TOKENS - 1, student.shape.max_positions or PROBE_TOKENS)
+    ids_BT = probe_ids(n, student.vocabulary_size, student.device)[None]
+    with torch.random.fork_rng(devices=[student.device] if student.device.type == "cuda" else []), torch.no_grad():
+        student.model.train()
+        try:
+            student.logits(ids_BT)
+        except ValueError as error:
+            raise ConfigError(
+                f"{student.shape.name} does not train on {ids_BT.shape[1]} tokens: {str(error).splitlines()[0][:300]}",
+                hint="name a student that trains on texts of any length",
+            ) from error
+        finally:
+            student.model.eval()
 
 
 def _freeze(student: Student, settings: StudentSettings) -> None:

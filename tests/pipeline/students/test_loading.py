@@ -15,6 +15,8 @@ from kdpipe.pipeline.students.loading import described, load_student
 from kdpipe.pipeline.students.student import Student
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.stage_two import StudentSettings
+from support.family_checks import make_model
+from support.family_configs import small_config
 from support.models import tiny_llama, tiny_model
 from support.students import IDS, batch_of, student
 
@@ -211,3 +213,12 @@ def test_a_probe_stops_at_logits_that_are_not_finite_and_finds_nothing_else(tmp_
     found.model.lm_head.register_forward_hook(lambda module, args, out: out / 0)
     with pytest.raises(ConfigError, match=r"logits that are not finite: 4,800 of 4,800 for 16 tokens"):
         Student(found.model, found.shape, IDS.count)
+
+
+def test_a_model_that_trains_on_texts_of_one_length_is_refused(tmp_path: Path) -> None:
+    make_model(small_config("reformer"), tmp_path)
+    before = torch.get_rng_state()
+    with pytest.raises(ConfigError, match=r"does not train on 15 tokens: .*axial_pos_shape") as caught:
+        student(tmp_path)
+    assert caught.value.exit_code == 2
+    assert torch.equal(torch.get_rng_state(), before)
