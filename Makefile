@@ -2,6 +2,7 @@
 #   make demo     the main job on an embedded default     make test    everything that CI needs
 #   make check    ruff, mypy, fast tests                  make soak    the long versions of the tests
 #   make bench    the benchmarks, as JSON                 make setup   the .venv alone
+#   make families every causal family of transformers, a quarter of an hour; writes docs/families.md
 # PYTHON=...       another interpreter                    TORCH_INDEX=...  another package index for torch
 # NEWEST=...       Python 3.12 or later for the second environment of `make test`, which opens the first one's caches
 
@@ -18,7 +19,7 @@ NEWEST_STAMP := .venv-newest/.installed
 NEWEST_PIP := .venv-newest/bin/python -m pip install --disable-pip-version-check --quiet
 PYTEST := $(BIN)/pytest -n 2
 
-.PHONY: setup demo check test soak bench lint
+.PHONY: setup demo check test soak bench families lint
 .DEFAULT_GOAL := check
 
 setup: $(STAMP)
@@ -66,3 +67,6 @@ bench: setup
 	$(BIN)/python benchmarks/recovery.py --work runs/recovery
 	$(BIN)/python benchmarks/transfer.py
 	$(BIN)/python benchmarks/intervals.py
+
+families: setup
+	$(BIN)/python benchmarks/families.py

@@ -89,6 +89,9 @@ def find_head(model: nn.Module, config: Any, states_RH: Tensor, logits_RV: Tenso
     module = get() if get is not None else None
     if not isinstance(module, nn.Module) or not hasattr(module, "weight"):
         return None
+    weight: Any = module.weight
+    if type(module) is nn.Linear and weight.shape[1] != states_RH.shape[1]:
+        return None  # another layer is between
     is_wide = _multiplies_wide(module)
     tolerance = TOLERANCE[states_RH.dtype] * logits_RV.float().abs().amax().item()
     best: Head | None = None

@@ -95,7 +95,7 @@ def shape_of(name: str, config: Any, *, trusted: bool = False) -> ModelShape:
         model_type=str(config.model_type),
         n_layers=int(text.num_hidden_layers),
         width=int(text.hidden_size),
-        last_width=head_width or int(text.hidden_size),
+        last_width=_last_width(text, head_width),
         vocabulary_size=int(text.vocab_size),
         n_parameters=n_parameters,
         max_positions=_max_positions(text),
@@ -219,6 +219,13 @@ def _measured(name: str, config: Any, trusted: bool) -> tuple[int, int | None]:
     weight = getattr(head, "weight", None)
     width = int(weight.shape[1]) if isinstance(weight, torch.Tensor) and weight.dim() == 2 else None
     return sum(parameter.numel() for parameter in model.parameters()), width
+
+
+def _last_width(text: Any, head_width: int | None) -> int:
+    """The width of the last states: what the head takes, unless it first brings them to the width of embeddings."""
+    if head_width is None or head_width == getattr(text, "embedding_size", None):
+        return int(text.hidden_size)
+    return head_width
 
 
 def _rope(text: Any) -> list[dict[str, Any]]:

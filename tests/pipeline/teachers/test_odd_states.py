@@ -14,7 +14,7 @@ from kdpipe.pipeline.teachers.shape import teacher_shape
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.stage_one import HiddenSettings, TeacherSettings
 from kdpipe.schemas.targets import State, TopK
-from support.family_checks import N_IDS, make_model
+from support.family_checks import N_IDS, check_teacher, make_model
 from support.family_configs import small_config
 from support.students import IDS, batch_of, student
 from support.teachers import asked_for, local_teacher, pieces_of
@@ -87,3 +87,10 @@ def test_a_model_that_looks_ahead_is_refused_though_it_hides_as_many_tokens_as_i
     make_model(small_config("xlm"), tmp_path)
     with pytest.raises(ConfigError, match="its logits change with tokens that come later"):
         local_teacher(tmp_path, N_IDS)
+
+
+def test_a_head_that_brings_states_to_the_width_of_the_embeddings_is_left_to_the_model(tmp_path: Path) -> None:
+    make_model(small_config("electra"), tmp_path)
+    assert teacher_shape(TeacherSettings(name=str(tmp_path))).widths == (64, 64, 64)
+    assert local_teacher(tmp_path, N_IDS).forward.head is None
+    assert check_teacher(tmp_path) < CLOSE
