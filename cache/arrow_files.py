@@ -5,9 +5,10 @@ is checked; and the rows of a person's Parquet file. Before it: `number_lists.py
 `sequences.py`, `text.py` and `index.py` say which columns these are; `pipeline/data/row_files.py`, `pipeline/foreign`.
 """
 
+import os
 import struct
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
@@ -20,13 +21,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kdpipe.cache.number_lists import depth, joined, rows_of_lists
+from kdpipe.cache.parquet_bounds import A_BYTE, Pages, check_pages, read_pages, row_costs
 from kdpipe.schemas.errors import CacheDamaged, ConfigError
 
 MAGIC = b"ARROW1"
 PARQUET_BATCH = 1024
-# Rows of lists of numbers: bytes in memory at a time, and how far a small file may unfold.
-LISTS_BATCH_BYTES = 1 << 26
-MOST_VALUES, MOST_VALUES_A_BYTE = 1 << 24, 64
+# Rows in memory at a time, in bytes; and how much all rows of a file may take in turn, and more for each of its bytes.
+BATCH_BYTES = 1 << 26
+UNFOLDED_BYTES, UNFOLDED_A_BYTE = 1 << 27, 1 << 8
+NOT_UTF8 = "it is not valid UTF-8"
 _TYPES = {
     "uint32": pa.uint32(),
     "uint64": pa.uint64(),
@@ -204,117 +207,154 @@ def _first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
-class ParquetRows:
-    """A person's Parquet file: its rows in order or by number, a thousand in memory at a time.
+class _ParquetData:
+    """A person's Parquet file: every page of a row group is known by size before one of them is unfolded."""
 
-    A row is None where its text is not UTF-8.
+    def __init__(self, path: str) -> None:
+        try:
+            self._file, self._schema = self._open(path)
+        except (pa.ArrowException, OSError) as error:
+            raise self._unreadable(path, error, hint="is it whole? fetch or write it again") from None
+        self._path, self.names = path, list(self._schema.names)
+        self._columns = self.names
+        self._ends = np.cumsum([self._group(i).num_rows for i in range(self._file.num_row_groups)], dtype=np.int64)
+
+    @staticmethod
+    def _open(path: str) -> "tuple[pq.ParquetFile, pa.Schema]":
+        """The file, whose texts stay in their dictionaries, which have each of them once; and its schema."""
+        plain = pq.ParquetFile(path)
+        leaves = [plain.schema.column(i) for i in range(len(plain.schema))]
+        texts = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"]
+        opened = pq.ParquetFile(path, metadata=plain.metadata, buffer_size=1 << 20, read_dictionary=texts)
+        return opened, plain.schema_arrow
+
+    @staticmethod
+    def _unreadable(path: str, error: Exception, hint: str | None = None) -> ConfigError:
+        return ConfigError(f"{path} cannot be read as Parquet: {_first_line(error)}", hint=hint)
+
+    def _group(self, number: int) -> Any:
+        return self._file.metadata.row_group(number)
+
+    def _pages(self, group: int) -> list[Pages]:
+        """The pages of the columns that are read, which must not unfold too far."""
+        metadata, found = self._group(group), []
+        tops = tuple(f"{name}." for name in self._columns)
+        try:
+            with open(self._path, "rb") as file:
+                for chunk in (metadata.column(i) for i in range(metadata.num_columns)):
+                    if f"{chunk.path_in_schema}.".startswith(tops):
+                        start = min(chunk.data_page_offset, chunk.dictionary_page_offset or chunk.data_page_offset)
+                        found.append(read_pages(file, start, chunk.total_compressed_size))
+            check_pages(found)
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                f"{self._path} cannot be read: in row group {group + 1:,} {error}",
+                hint="is it what it should be? write it again, with smaller row groups and pages",
+            ) from None
+        return found
+
+    def _read(self, group: int, rows: int) -> Iterator[Any]:
+        size = max(1, min(PARQUET_BATCH, rows))
+        try:
+            yield from self._file.iter_batches(size, row_groups=[group], columns=self._columns, use_threads=False)
+        except (pa.ArrowException, OSError) as error:
+            raise self._unreadable(self._path, error) from None
+
+
+class ParquetRows(_ParquetData):
+    """Its rows in order or by number, at most a thousand in memory at a time.
+
+    A row that is no good is a string, which says why.
     """
 
-    def __init__(self, path: str, columns: Collection[str] | None = None) -> None:
-        try:
-            self._file = pq.ParquetFile(path)
-        except (pa.ArrowException, OSError) as error:
-            raise ConfigError(
-                f"{path} cannot be read as Parquet: {_first_line(error)}", hint="is it whole? fetch or write it again"
-            ) from None
-        self._path = path
-        there = self._file.schema_arrow.names
-        self._columns = None if columns is None else [name for name in there if name in columns]
-        sizes = [self._file.metadata.row_group(i).num_rows for i in range(self._file.num_row_groups)]
-        self._ends = np.cumsum(sizes, dtype=np.int64)
+    def __init__(self, path: str, max_row_bytes: int, columns: Collection[str] | None = None) -> None:
+        super().__init__(path)
+        self._columns = [name for name in self.names if columns is None or name in columns]
+        self._most, self._unfolded = A_BYTE * max_row_bytes, 0
 
-    def rows(self) -> Iterator[dict[str, Any] | None]:
+    def rows(self) -> Iterator[dict[str, Any] | str]:
         """All rows, in order."""
-        for batch in self._batches(range(self._file.num_row_groups)):
-            yield from _to_rows(batch)
+        for group in range(len(self._ends)):
+            for batch in self._batches(group):
+                yield from self._to_rows(batch)
 
-    def rows_at(self, numbers: Sequence[int]) -> Iterator[dict[str, Any] | None]:
+    def rows_at(self, numbers: Sequence[int]) -> Iterator[dict[str, Any] | str]:
         """The rows of ascending numbers; what lies between is decompressed, and not looked at."""
         groups = np.searchsorted(self._ends, numbers, "right").tolist()
         for group, members in groupby(zip(groups, numbers, strict=True), key=itemgetter(0)):
             wanted = deque(number for _, number in members)
             end = int(self._ends[group - 1]) if group else 0
-            for batch in self._batches([group]):
+            for batch in self._batches(group):
                 start, end = end, end + batch.num_rows
                 here = []
                 while wanted and wanted[0] < end:
                     here.append(wanted.popleft() - start)
                 if here:
-                    yield from _to_rows(batch.take(pa.array(here, pa.int64())))
+                    yield from self._to_rows(batch.take(pa.array(here, pa.int64())))
                 if not wanted:
                     break
 
-    def _batches(self, groups: Iterable[int]) -> Iterator[Any]:
-        try:
-            yield from self._file.iter_batches(
-                batch_size=PARQUET_BATCH, row_groups=list(groups), columns=self._columns, use_threads=False
+    def _batches(self, group: int) -> Iterator[Any]:
+        """Batches of so few rows that a page for each of them has room."""
+        return self._read(group, BATCH_BYTES // max(1, sum(page.data_bytes for page in self._pages(group))))
+
+    def _to_rows(self, batch: Any) -> Iterator[dict[str, Any] | str]:
+        costs = row_costs(batch.columns, batch.num_rows)
+        self._unfolded += int(np.minimum(costs, self._most).sum())
+        n_bytes = os.path.getsize(self._path)
+        if self._unfolded > UNFOLDED_BYTES + UNFOLDED_A_BYTE * n_bytes:
+            raise ConfigError(
+                f"{self._path} has {n_bytes:,} bytes and its rows unfold to {self._unfolded // A_BYTE:,} or more",
+                hint="is it what it should be? write it again without rows that repeat",
             )
-        except (pa.ArrowException, OSError) as error:
-            raise ConfigError(f"{self._path} cannot be read as Parquet: {_first_line(error)}") from None
-
-
-def _to_rows(batch: Any) -> Iterator[dict[str, Any] | None]:
-    try:
-        yield from batch.to_pylist()
-    except UnicodeDecodeError:
-        for i in range(batch.num_rows):
+        if costs.max(initial=0) <= self._most and costs.sum() <= A_BYTE * BATCH_BYTES:
             try:
-                yield batch.slice(i, 1).to_pylist()[0]
+                yield from batch.to_pylist()
+                return
             except UnicodeDecodeError:
-                yield None
+                pass
+        for i, cost in enumerate(costs.tolist()):
+            yield self._to_row(batch.slice(i, 1), cost)
+
+    def _to_row(self, batch: Any, cost: int) -> dict[str, Any] | str:
+        if cost > self._most:
+            return f"it has about {cost // A_BYTE:,} bytes, at most {self._most // A_BYTE:,} are allowed"
+        try:
+            row: dict[str, Any] = batch.to_pylist()[0]
+        except UnicodeDecodeError:
+            return NOT_UTF8
+        return row
 
 
-class ParquetLists:
-    """A person's Parquet file whose rows hold lists of numbers, or lists of lists, read as numpy arrays."""
+class ParquetLists(_ParquetData):
+    """Rows of lists of numbers, or of lists of lists, as numpy arrays."""
 
     def __init__(self, path: str, columns: Collection[str]) -> None:
-        try:
-            self._file = pq.ParquetFile(path, buffer_size=1 << 20)
-        except (pa.ArrowException, OSError) as error:
-            raise ConfigError(
-                f"{path} cannot be read as Parquet: {_first_line(error)}", hint="is it whole? fetch or write it again"
-            ) from None
-        self._path, self.names = path, list(self._file.schema_arrow.names)
+        super().__init__(path)
         self._columns = [name for name in self.names if name in columns]
         for name in self._columns:
-            kind = self._file.schema_arrow.field(name).type
+            kind = self._schema.field(name).type
             if not depth(kind):
                 raise ConfigError(f"{path}: the column {name} is of type {kind}, lists of numbers were expected")
-        self._ends = np.cumsum([self._group(i).num_rows for i in range(self._file.num_row_groups)], dtype=np.int64)
-
-    def _group(self, number: int) -> Any:
-        return self._file.metadata.row_group(number)
 
     def rows_at(self, numbers: Sequence[int] | None = None) -> Iterator[dict[str, Any]]:
         """The rows of ascending numbers, or all."""
-        wanted = deque(range(int(self._ends[-1]) if len(self._ends) else 0) if numbers is None else numbers)
+        all_rows = range(int(self._ends[-1]) if len(self._ends) else 0)
+        wanted = iter(all_rows if numbers is None else numbers)
+        number = next(wanted, None)
         for group in range(len(self._ends)):
             end = int(self._ends[group - 1]) if group else 0
-            if wanted and wanted[0] < self._ends[group]:
+            if number is not None and number < self._ends[group]:
                 for batch in self._batches(group):
                     start, end = end, end + batch.num_rows
                     columns = {name: rows_of_lists(batch.column(name)) for name in self._columns}
-                    while wanted and wanted[0] < end:
-                        row = wanted.popleft() - start
-                        yield {name: take(row) for name, take in columns.items()}
+                    while number is not None and number < end:
+                        yield {name: take(number - start) for name, take in columns.items()}
+                        number = next(wanted, None)
 
     def _batches(self, group: int) -> Iterator[Any]:
-        metadata = self._group(group)
-        chunks = [metadata.column(i) for i in range(metadata.num_columns)]
-        read = [chunk for chunk in chunks if chunk.path_in_schema.startswith(tuple(f"{n}." for n in self._columns))]
-        n_values, n_bytes = sum(c.num_values for c in read), sum(c.total_compressed_size for c in read)
-        if n_values > MOST_VALUES + MOST_VALUES_A_BYTE * n_bytes:
-            raise ConfigError(
-                f"{self._path} unfolds to {n_values:,} numbers from {n_bytes:,} bytes, which no such file does",
-                hint="is it what it should be? write it again without repeating lists",
-            )
-        rows = max(1, min(PARQUET_BATCH, metadata.num_rows * LISTS_BATCH_BYTES // max(1, 8 * n_values)))
-        try:
-            yield from self._file.iter_batches(
-                batch_size=rows, row_groups=[group], columns=self._columns, use_threads=False
-            )
-        except (pa.ArrowException, OSError) as error:
-            raise ConfigError(f"{self._path} cannot be read as Parquet: {_first_line(error)}") from None
+        n_values = sum(page.n_values for page in self._pages(group))
+        return self._read(group, self._group(group).num_rows * BATCH_BYTES // max(1, 8 * n_values))
 
 
 @contextmanager

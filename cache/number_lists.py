@@ -45,21 +45,26 @@ def _is_entry(kind: Any) -> bool:
     if not str(kind).startswith("struct<"):
         return False
     types = {kind.field(i).name: str(kind.field(i).type) for i in range(kind.num_fields)}
-    return types.get("token") in TEXTS and types.get("logprob") in FLOATS
+    token = types.get("token", "").removeprefix("dictionary<values=").partition(",")[0]
+    return token in TEXTS and types.get("logprob") in FLOATS
 
 
 def _is_list(kind: Any) -> bool:
-    return str(kind).partition("<")[0] in LISTS
+    return _kind(kind) in LISTS
+
+
+def _kind(kind: Any) -> str:
+    return str(kind).partition("<")[0]
 
 
 def rows_of_lists(column: Any) -> Callable[[int], Any]:
     """A function that gives a row of a column: an array, `NumberLists`, or None where nothing stands."""
-    lengths, inner = _lengths(column), column.flatten()
+    lengths, inner = list_lengths(column), column.flatten()
     ends, there = np.cumsum(lengths), _there(column)
     if not _is_list(inner.type):
         values = _values(inner)
         return lambda row: values[ends[row] - lengths[row] : ends[row]] if there[row] else None
-    counts = _lengths(inner)
+    counts = list_lengths(inner)
     places = np.concatenate([[0], np.cumsum(counts)])
     if _is_entry(inner.type.value_type):
         return _rows_of_entries(inner.flatten(), lengths, counts, there)
@@ -75,7 +80,7 @@ def rows_of_lists(column: Any) -> Callable[[int], Any]:
 def _rows_of_entries(entries: Any, lengths: Longs, counts: Longs, there: npt.NDArray[np.bool_]) -> Callable[[int], Any]:
     names = [entries.type.field(i).name for i in range(entries.type.num_fields)]
     fields = dict(zip(names, entries.flatten(), strict=True))
-    tokens, logprobs = fields["token"].to_pylist(), _values(fields["logprob"])
+    tokens, logprobs = _short_texts(fields["token"]), _values(fields["logprob"])
     ends, places = np.cumsum(lengths), np.concatenate([[0], np.cumsum(counts)])
 
     def lists(row: int) -> EntryLists | None:
@@ -84,6 +89,15 @@ def _rows_of_entries(entries: Any, lengths: Longs, counts: Longs, there: npt.NDA
         return EntryLists(tokens[some], logprobs[some], counts[first:end]) if there[row] else None
 
     return lists
+
+
+def _short_texts(texts: Any) -> list[str | None]:
+    """Texts as Python has them; those of a dictionary are made once."""
+    if _kind(texts.type) != "dictionary":
+        return list(texts.to_pylist())
+    known = [*texts.dictionary.to_pylist(), None]
+    places = texts.indices.fill_null(len(known) - 1)
+    return [known[place] for place in view(places, places.type.to_pandas_dtype()).tolist()]
 
 
 def joined(rows: Sequence[Any]) -> tuple[npt.NDArray[Any], list[Longs]]:
@@ -103,10 +117,11 @@ def _values(flat: Any) -> npt.NDArray[Any]:
     if flat.null_count:
         return np.array(flat.to_pylist(), object)
     flat = flat.cast("uint8") if str(flat.type) == "bool" else flat
-    return _view(flat, flat.type.to_pandas_dtype())
+    return view(flat, flat.type.to_pandas_dtype())
 
 
-def _view(array: Any, dtype: Any) -> npt.NDArray[Any]:
+def view(array: Any, dtype: Any) -> npt.NDArray[Any]:
+    """The numbers of an Arrow array without missing ones, not copied."""
     if not len(array):
         return np.zeros(0, dtype)
     return np.frombuffer(array.buffers()[1], dtype, len(array), array.offset * np.dtype(dtype).itemsize)
@@ -114,15 +129,15 @@ def _view(array: Any, dtype: Any) -> npt.NDArray[Any]:
 
 def _there(lists: Any) -> npt.NDArray[np.bool_]:
     """Which lists are there at all."""
-    return _view(lists.is_valid().cast("uint8"), np.uint8).astype(bool)
+    return view(lists.is_valid().cast("uint8"), np.uint8).astype(bool)
 
 
-def _lengths(lists: Any) -> Longs:
+def list_lengths(lists: Any) -> Longs:
     """The length of every list, 0 where none is."""
-    name = str(lists.type).partition("<")[0]
+    name = _kind(lists.type)
     if name == "fixed_size_list":
         return _there(lists).astype(np.int64) * int(lists.type.list_size)
-    offsets = _view(lists.offsets, np.int64 if name == "large_list" else np.int32)
+    offsets = view(lists.offsets, np.int64 if name == "large_list" else np.int32)
     starts = offsets.astype(np.int64)
     lengths: Longs = starts[1:] - starts[:-1]
     return np.where(_there(lists), lengths, 0) if lists.null_count else lengths

@@ -92,6 +92,7 @@ class ImportSettings(Record):
     val_fraction: float = Field(default=0.0, ge=0, lt=1)
     pack: bool = True
     limit: int | None = Field(default=None, ge=1)
+    max_row_bytes: int = Field(default=1 << 26, ge=1 << 10, le=1 << 30)
     teacher_name: str | None = Field(default=None, min_length=1, max_length=2000)
     teacher_revision: str | None = Field(default=None, min_length=1, max_length=2000)
     teacher_licence: str | None = Field(default=None, min_length=1, max_length=2000)

@@ -62,6 +62,7 @@ class DataSettings(Record):
     unlearnable: Literal["refuse", "leave_out"] = "refuse"
     max_bad_rows: int = Field(default=100, ge=0)
     max_document_bytes: int = Field(default=1 << 21, ge=1, le=1 << 21)
+    max_row_bytes: int = Field(default=1 << 25, ge=1 << 10, le=1 << 30)
 
 
 class SequenceSettings(Record):

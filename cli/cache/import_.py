@@ -57,6 +57,9 @@ def import_(
     ] = 0.0,
     no_pack: Annotated[bool, typer.Option("--no-pack", help="A document a sequence.")] = False,
     limit: Annotated[int | None, typer.Option(metavar="N", help="The first N rows only.")] = None,
+    max_row_bytes: Annotated[
+        int, typer.Option(metavar="N", help="Largest line of JSON in bytes [64 MiB].", show_default=False)
+    ] = 1 << 26,
     teacher_name: Annotated[str | None, typer.Option(metavar="NAME", help="Who spoke, for the manifest.")] = None,
     teacher_revision: Annotated[str | None, typer.Option(metavar="NAME", help="Its revision.")] = None,
     teacher_licence: Annotated[
@@ -73,17 +76,14 @@ def import_(
     from kdpipe.pipeline.foreign.options import import_settings
 
     place = {"source_format": from_, "source": source, "data_split": data_split, "out": out, "limit": limit}
-    words = {"tokenizer": tokenizer, "trust_remote_code": trust_remote_code}
+    words = {"tokenizer": tokenizer, "trust_remote_code": trust_remote_code, "max_row_bytes": max_row_bytes}
     meaning = {"codec": codec, "columns": roles, "tail": tail, "align": align}
     split = {"val_fraction": val_fraction, "pack": not no_pack}
     teacher = {"teacher_name": teacher_name, "teacher_revision": teacher_revision, "teacher_licence": teacher_licence}
     settings = import_settings(**place, **words, **meaning, **split, **teacher)
     with watching() as watch:
         report = import_cache(settings, watch)
-    if json:
-        console.document(report.model_dump(mode="json"))
-    else:
-        console.answer(page(report))
+    console.reply(report, page(report), as_json=json)
 
 
 def _roles(words: list[str]) -> dict[str, str]:

@@ -173,7 +173,7 @@ def _joined(blocks: list[Any], number: int) -> str:
     return "".join(found)
 
 
-def detect(rows: Iterable[dict[str, Any]], asked: Columns, what: str) -> Mapping:
+def detect(rows: Iterable[Iterable[str]], asked: Columns, what: str) -> Mapping:
     """Find the roles in the first rows, as far as a person did not say them."""
     there = list(dict.fromkeys(name for row in rows for name in row))
     for role in ("text", "prompt", "response", "messages"):

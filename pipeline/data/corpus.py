@@ -22,7 +22,7 @@ from kdpipe.pipeline.data.index import MORE_TOKENS, SHOWN_BAD_ROWS, Index, Index
 from kdpipe.pipeline.data.parts import make_plan
 from kdpipe.pipeline.data.pieces import Piece
 from kdpipe.pipeline.data.render import Loss, Renderer
-from kdpipe.pipeline.data.row_files import RowFile
+from kdpipe.pipeline.data.row_files import Limits, RowFile
 from kdpipe.pipeline.data.sources import find_files
 from kdpipe.pipeline.data.tokenise import Counts, Tokens, cut, marked, tokenise
 from kdpipe.pipeline.data.tokenizer import LoadedTokenizer
@@ -306,7 +306,8 @@ def open_corpus(settings: DataSettings, tokenizer: LoadedTokenizer) -> Corpus:
     if settings.path is None:
         raise ConfigError("there are no data", hint="name them with --data")
     _check_val_path(settings)
-    files = find_files(settings.path, settings.split, settings.max_document_bytes)
+    limits = Limits(document_bytes=settings.max_document_bytes, row_bytes=settings.max_row_bytes)
+    files = find_files(settings.path, settings.split, limits)
     mapping = detect(_first_rows(files, settings.path), settings.columns, settings.path)
     renderer = Renderer(mapping, settings, tokenizer)
     _want(files, mapping)
@@ -316,7 +317,7 @@ def open_corpus(settings: DataSettings, tokenizer: LoadedTokenizer) -> Corpus:
     if not found:
         raise _nothing(settings.path, indexer.finish({}))
     if settings.val_path is not None:
-        more = find_files(settings.val_path, None, settings.max_document_bytes, hub_split="validation")
+        more = find_files(settings.val_path, None, limits, hub_split="validation")
         _want(more, mapping)
         if not indexer.read(more, len(files), "validation"):
             roles = " and ".join(sorted(mapping.names() - set(mapping.keep)))
@@ -348,14 +349,14 @@ def _check_val_path(settings: DataSettings) -> None:
         )
 
 
-def _first_rows(files: Iterable[RowFile], what: str) -> list[dict[str, Any]]:
-    """The first rows that can be read at all."""
-    found: list[dict[str, Any]] = []
+def _first_rows(files: Iterable[RowFile], what: str) -> list[dict[str, None]]:
+    """The names of the columns of the first rows that can be read at all; a hundred large rows are not held."""
+    found: list[dict[str, None]] = []
     bad: list[str] = []
     for file in files:
         for row in file.rows():
             if row.columns is not None:
-                found.append(row.columns)
+                found.append(dict.fromkeys(row.columns))
             elif len(bad) < SHOWN_BAD_ROWS:
                 bad.append(f"{file.name}:{row.number}: {row.problem}")
             if len(found) == LOOKED_AT:

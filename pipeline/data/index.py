@@ -147,9 +147,10 @@ class Indexer:
         document = self.mapping.document(row.columns)
         most = self.settings.max_document_bytes
         try:
-            n_bytes, digest = document.n_bytes, document.digest()
+            n_bytes = document.n_bytes
             if n_bytes > most:
                 raise BadRow(f"it has {n_bytes:,} bytes, at most {most:,} are allowed")
+            digest = document.digest()
             self._columns.take(document, place)
             kept = canonical(document.columns)
         except BadRow:

@@ -7,17 +7,23 @@ In: a file. Out: `Row`s. Before it: `sources.py` finds the files. After it: `ind
 import json
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
-from kdpipe.cache.arrow_files import ParquetRows
+from kdpipe.cache.arrow_files import NOT_UTF8, ParquetRows
+from kdpipe.pipeline.data.json_bounds import BOM, BadList, is_too_costly, list_values, value_at
 from kdpipe.schemas.errors import ConfigError
 
-BOM = b"\xef\xbb\xbf"
-# A character of JSON may be written in six bytes (\u0041), and a row has more than its text.
-LINE_BYTES_A_BYTE, LINE_BYTES_MORE = 8, 1 << 16
-NOT_UTF8 = "it is not valid UTF-8"
+# A line that does not end, and lines with nothing in them, are read no further than this.
+MAX_LINE_BYTES, MAX_EMPTY_LINES = 1 << 30, 1_000_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Bytes of a document's text, and of a row as it is stored: a line, a value of a list, a row of a table."""
+
+    document_bytes: int
+    row_bytes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,8 +55,8 @@ class RowFile(Protocol):
 class _OnDisk:
     """A file that must stay as it is while its rows are read."""
 
-    def __init__(self, path: Path, name: str, max_bytes: int) -> None:
-        self.path, self.name, self._max_bytes = path, name, max_bytes
+    def __init__(self, path: Path, name: str, limits: Limits) -> None:
+        self.path, self.name, self._limits = path, name, limits
         self.wanted: Collection[str] | None = None
         self._seen = self._state()
 
@@ -88,34 +94,50 @@ class LinesFile(_OnDisk):
 
     def rows(self) -> Iterator[Row]:
         """All rows, in order."""
-        limit = LINE_BYTES_A_BYTE * self._max_bytes + LINE_BYTES_MORE
-        number = position = 0
+        most = self._limits.row_bytes
+        number = position = n_empty = 0
         with self.open_bytes() as file:
-            while line := file.readline(limit):
+            while line := file.readline(most):
                 number += 1
-                here, size = position, len(line)
-                while not line.endswith(b"\n") and (more := file.readline(limit)):
-                    size += len(more)
-                    line = more if more.endswith(b"\n") else b""
-                position += size
-                if size > limit:
-                    yield Row(number=number, position=here, problem=f"its line has {size:,} bytes")
-                elif line.strip() and line != BOM:
-                    columns, problem = _parse(line)
+                here, size, line = position, len(line), self._without_the_rest(file, line)
+                position = file.tell() if size == most else position + size
+                n_empty = 0 if line.strip() else n_empty + 1
+                if n_empty > MAX_EMPTY_LINES:
+                    raise ConfigError(
+                        f"{self.path} has more than {MAX_EMPTY_LINES:,} empty lines in a row", hint="is it whole?"
+                    )
+                if position - here > most:
+                    problem = f"its line has {position - here:,} bytes, at most {most:,} are allowed"
+                    yield Row(number=number, position=here, problem=problem)
+                elif not n_empty and line != BOM:
+                    columns, problem = _parse(line, most)
                     yield Row(number=number, position=here, columns=columns, problem=problem)
+
+    def _without_the_rest(self, file: Any, line: bytes) -> bytes:
+        """A line as far as it was read; what follows of it is passed over."""
+        start, more = file.tell(), line
+        while not more.endswith(b"\n") and (more := file.readline(self._limits.row_bytes)):
+            if file.tell() - start > MAX_LINE_BYTES:
+                raise ConfigError(
+                    f"{self.path} has a line of more than {MAX_LINE_BYTES:,} bytes",
+                    hint="is it JSON, an object a line?",
+                )
+        return line
 
     def columns_at(self, positions: list[int]) -> Iterator[dict[str, Any]]:
         """The columns of good rows, by ascending position."""
         with self.open_bytes() as file:
             for position in positions:
                 file.seek(position)
-                columns, problem = _parse(file.readline())
+                columns, problem = _parse(file.readline(), self._limits.row_bytes)
                 if columns is None:
                     raise ConfigError(f"{self.path} at byte {position:,}: {problem}, and it was good before")
                 yield columns
 
 
-def _parse(line: bytes) -> tuple[dict[str, Any] | None, str]:
+def _parse(line: bytes, max_bytes: int) -> tuple[dict[str, Any] | None, str]:
+    if is_too_costly(line, max_bytes):
+        return None, f"its {len(line):,} bytes have too many values to be held in memory"
     try:
         value = json.loads(line.removeprefix(BOM).decode("utf-8"))
     except UnicodeDecodeError:
@@ -137,38 +159,33 @@ def _kind(value: Any) -> str:
 
 
 class ListFile(_OnDisk):
-    """A JSON list of objects, held whole; the position is the place in the list."""
+    """A JSON list of objects; the position is an object's first byte."""
 
     extension: ClassVar = ".json"
 
     def rows(self) -> Iterator[Row]:
         """All rows, in order."""
-        for i, value in enumerate(_list_of(self)):
-            columns, problem = _as_columns(value)
-            yield Row(number=i + 1, position=i, columns=columns, problem=problem)
+        with self.open_bytes() as file:
+            try:
+                for number, (position, value) in enumerate(list_values(file, self._limits.row_bytes), 1):
+                    columns, problem = _as_columns(value)
+                    yield Row(number=number, position=position, columns=columns, problem=problem)
+            except (BadList, UnicodeDecodeError) as error:
+                raise self._no_list(error) from None
 
     def columns_at(self, positions: list[int]) -> Iterator[dict[str, Any]]:
         """The columns of good rows, by ascending position."""
-        self.check_unchanged()
-        values = _list_of(self)
-        yield from (values[position] for position in positions)
+        with self.open_bytes() as file:
+            try:
+                yield from (value_at(file, position, self._limits.row_bytes)[0] for position in positions)
+            except (BadList, UnicodeDecodeError) as error:
+                raise self._no_list(error) from None
 
-
-@lru_cache(maxsize=1)
-def _list_of(file: ListFile) -> list[Any]:
-    """The list of a file; that of the last one is held, so that reading in order parses each once."""
-    with file.open_bytes() as opened:
-        data = opened.read().removeprefix(BOM)
-    try:
-        values = json.loads(data.decode("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(
-            f"{file.path} is no JSON list: {error or type(error).__name__}",
-            hint="a .json file is a list of objects, or has one object a line",
-        ) from None
-    if not isinstance(values, list):
-        raise ConfigError(f"{file.path} is {_kind(values)}, a list of objects was expected")
-    return values
+    def _no_list(self, error: ValueError) -> ConfigError:
+        why = NOT_UTF8 if isinstance(error, UnicodeDecodeError) else error
+        return ConfigError(
+            f"{self.path} is no JSON list: {why}", hint="a .json file is a list of objects, or has one object a line"
+        )
 
 
 class PlainFile(_OnDisk):
@@ -178,10 +195,11 @@ class PlainFile(_OnDisk):
 
     def rows(self) -> Iterator[Row]:
         """All rows, in order."""
+        most = self._limits.document_bytes
         with self.open_bytes() as file:
-            data = file.read(self._max_bytes + 1)
-        if len(data) > self._max_bytes:
-            yield Row(number=1, position=0, problem=f"it has more than {self._max_bytes:,} bytes")
+            data = file.read(most + 1)
+        if len(data) > most:
+            yield Row(number=1, position=0, problem=f"it has more than {most:,} bytes")
             return
         try:
             yield Row(number=1, position=0, columns={"text": data.removeprefix(BOM).decode("utf-8")})
@@ -201,24 +219,27 @@ class TableFile(_OnDisk):
 
     def rows(self) -> Iterator[Row]:
         """All rows, in order."""
-        for i, columns in enumerate(self._table().rows()):
-            yield Row(number=i + 1, position=i, columns=columns, problem="" if columns is not None else NOT_UTF8)
+        for i, row in enumerate(self._table().rows()):
+            if isinstance(row, str):
+                yield Row(number=i + 1, position=i, problem=row)
+            else:
+                yield Row(number=i + 1, position=i, columns=row)
 
     def columns_at(self, positions: list[int]) -> Iterator[dict[str, Any]]:
         """The columns of good rows, by ascending position."""
-        for position, columns in zip(positions, self._table().rows_at(positions), strict=True):
-            if columns is None:
-                raise ConfigError(f"{self.path}, row {position + 1:,}: {NOT_UTF8}, and it was good before")
-            yield columns
+        for position, row in zip(positions, self._table().rows_at(positions), strict=True):
+            if isinstance(row, str):
+                raise ConfigError(f"{self.path}, row {position + 1:,}: {row}, and it was good before")
+            yield row
 
     def _table(self) -> ParquetRows:
         self.check_unchanged()
-        return ParquetRows(str(self.path), self.wanted)
+        return ParquetRows(str(self.path), self._limits.row_bytes, self.wanted)
 
 
-def open_json(path: Path, name: str, max_bytes: int) -> RowFile:
+def open_json(path: Path, name: str, limits: Limits) -> RowFile:
     """A .json file: a list of objects, or one object a line."""
-    probe = ListFile(path, name, max_bytes)
+    probe = ListFile(path, name, limits)
     with probe.open_bytes() as file:
         start = file.read(4096).removeprefix(BOM).lstrip()
-    return LinesFile(path, name, max_bytes) if start.startswith(b"{") else probe
+    return LinesFile(path, name, limits) if start.startswith(b"{") else probe

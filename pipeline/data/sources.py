@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator
 from glob import glob, has_magic
 from pathlib import Path
 
-from kdpipe.pipeline.data.row_files import LinesFile, PlainFile, RowFile, TableFile, open_json
+from kdpipe.pipeline.data.row_files import Limits, LinesFile, PlainFile, RowFile, TableFile, open_json
 from kdpipe.schemas.errors import ConfigError
 
-FORMATS: dict[str, Callable[[Path, str, int], RowFile]] = {
+FORMATS: dict[str, Callable[[Path, str, Limits], RowFile]] = {
     ".jsonl": LinesFile,
     ".json": open_json,
     ".parquet": TableFile,
@@ -25,10 +25,10 @@ READABLE = ", ".join(FORMATS)
 HUB_NAME = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?(:[\w.-]+)?$")
 
 
-def find_files(data: str, split: str | None, max_document_bytes: int, hub_split: str = "train") -> list[RowFile]:
+def find_files(data: str, split: str | None, limits: Limits, hub_split: str = "train") -> list[RowFile]:
     """The files that hold the rows, sorted by path; a data set of the hub has a split when none is named."""
     try:
-        return _find(data, split, max_document_bytes, hub_split)
+        return _find(data, split, limits, hub_split)
     except OSError as error:
         raise ConfigError(
             f"the data {error.filename or data} cannot be read: {error.strerror}",
@@ -36,16 +36,16 @@ def find_files(data: str, split: str | None, max_document_bytes: int, hub_split:
         ) from None
 
 
-def _find(data: str, split: str | None, max_document_bytes: int, hub_split: str) -> list[RowFile]:
+def _find(data: str, split: str | None, limits: Limits, hub_split: str) -> list[RowFile]:
     path = Path(data).expanduser()
     if path.is_file():
-        return _open_all([path], path.parent, split, max_document_bytes, data)
+        return _open_all([path], path.parent, split, limits, data)
     if path.is_dir():
         paths = [found for found in _below(path) if _may_be_data(found, path)]
-        return _open_all(paths, path, split, max_document_bytes, f"the folder {data}")
+        return _open_all(paths, path, split, limits, f"the folder {data}")
     if has_magic(data):
         paths = [Path(found) for found in glob(str(path), recursive=True) if Path(found).is_file()]
-        return _open_all(paths, _common(paths), split, max_document_bytes, f"{data}")
+        return _open_all(paths, _common(paths), split, limits, f"{data}")
     if is_of_hub(data):
         from kdpipe.pipeline.data.hub import HubRows
 
@@ -89,7 +89,7 @@ def _common(paths: list[Path]) -> Path:
     return min((path.parent for path in paths), key=lambda parent: len(parent.parts), default=Path())
 
 
-def _open_all(paths: list[Path], root: Path, split: str | None, max_document_bytes: int, what: str) -> list[RowFile]:
+def _open_all(paths: list[Path], root: Path, split: str | None, limits: Limits, what: str) -> list[RowFile]:
     if not paths:
         raise ConfigError(f"{what} holds nothing that can be read", hint=f"kdpipe reads {READABLE}")
     names = {_name(path, root): path for path in paths}
@@ -99,7 +99,7 @@ def _open_all(paths: list[Path], root: Path, split: str | None, max_document_byt
             f"no file of {what} has {split!r} in its name: there are {', '.join(sorted(names)[:8])}",
             hint="leave --data-split away to read them all",
         )
-    return [_open(names[name], name, max_document_bytes) for name in chosen]
+    return [_open(names[name], name, limits) for name in chosen]
 
 
 def _name(path: Path, root: Path) -> str:
@@ -111,10 +111,10 @@ def _words(name: str) -> set[str]:
     return set(re.split(r"[/._-]", name))
 
 
-def _open(path: Path, name: str, max_document_bytes: int) -> RowFile:
+def _open(path: Path, name: str, limits: Limits) -> RowFile:
     if path.suffix not in FORMATS:
         kind = f"a {path.suffix} file" if path.suffix else "a file without an ending"
         hint = "convert it, or name the other files with a glob" if path.suffix else "give it the ending of its format"
         hint = "unpack it" if path.suffix in PACKED else hint
         raise ConfigError(f"{path} is {kind}: kdpipe reads {READABLE}", hint=hint)
-    return FORMATS[path.suffix](path, name, max_document_bytes)
+    return FORMATS[path.suffix](path, name, limits)

@@ -13,12 +13,9 @@ from typing import Any, Protocol
 from kdpipe.cache import layout
 from kdpipe.cache.arrow_files import ParquetLists
 from kdpipe.cache.writer import refuse_foreign_folder
-from kdpipe.pipeline.data.row_files import LinesFile, ListFile, Row, RowFile, TableFile
+from kdpipe.pipeline.data.row_files import Limits, LinesFile, ListFile, Row, RowFile, TableFile
 from kdpipe.pipeline.data.sources import find_files, is_of_hub
 from kdpipe.schemas.errors import ConfigError
-
-# A line of JSON may have eight times as many bytes: 16 k tokens with a hundred ids take about 50 MB.
-MAX_ROW_BYTES = 1 << 25
 
 
 class Lists(Protocol):
@@ -66,7 +63,7 @@ def check_place(source: str, out: str) -> None:
         refuse_foreign_folder(path)
 
 
-def source_files(source: str, split: str | None = None) -> list[RowFile]:
+def source_files(source: str, split: str | None, max_row_bytes: int) -> list[RowFile]:
     """The files of a source, sorted by path; a data set of the hub has the split `train` unless another is named."""
     if is_of_hub(source):
         from kdpipe.pipeline.data.hub import HubLists
@@ -79,7 +76,8 @@ def source_files(source: str, split: str | None = None) -> list[RowFile]:
             f"the source {source} is not there",
             hint="name a file, a folder, a glob in quotes, or a data set of the hub as OWNER/NAME",
         )
-    return [_open(file) for file in find_files(source, split, MAX_ROW_BYTES)]
+    limits = Limits(document_bytes=max_row_bytes, row_bytes=max_row_bytes)
+    return [_open(file) for file in find_files(source, split, limits)]
 
 
 def _open(file: RowFile) -> RowFile:

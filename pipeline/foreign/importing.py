@@ -104,7 +104,7 @@ class Source:
 
 def open_source(settings: ImportSettings, n_ids: int) -> Source:
     """The files of a source, and their format."""
-    files = source_files(settings.source, settings.data_split)
+    files = source_files(settings.source, settings.data_split, settings.max_row_bytes)
     return Source(files=files, form=open_format(settings, files), n_ids=n_ids)
 
 

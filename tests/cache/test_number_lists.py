@@ -64,7 +64,7 @@ def test_some_rows_are_read_by_their_numbers(name: str, path: str) -> None:
 
 
 def test_rows_are_read_few_at_a_time_when_they_are_large(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(arrow_files, "LISTS_BATCH_BYTES", 8)
+    monkeypatch.setattr(arrow_files, "BATCH_BYTES", 8)
     assert [plain(row["nested"]) for row in ParquetLists(path, ["nested"]).rows_at()] == due("nested")
 
 

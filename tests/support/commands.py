@@ -70,6 +70,7 @@ SURFACE: dict[str, tuple[set[str], set[str]]] = {
             "--val-fraction",
             "--no-pack",
             "--limit",
+            "--max-row-bytes",
             "--teacher-name",
             "--teacher-revision",
             "--teacher-licence",

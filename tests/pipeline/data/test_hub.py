@@ -7,9 +7,12 @@ import datasets
 import pytest
 
 from kdpipe.pipeline.data import hub
+from kdpipe.pipeline.data.row_files import Limits
 from kdpipe.pipeline.data.sources import find_files
 from kdpipe.schemas.errors import ConfigError
 from support.corpora import text_rows, write_jsonl
+
+LIMITS = Limits(document_bytes=10, row_bytes=10)
 
 
 @pytest.fixture
@@ -42,9 +45,9 @@ def test_a_name_that_is_no_path_is_asked_of_the_hub(monkeypatch: pytest.MonkeyPa
         return []
 
     monkeypatch.setattr(datasets, "load_dataset", load)
-    find_files("someone/texts", None, 10)
-    find_files("someone/texts:en", "test", 10)
-    find_files("wikitext", None, 10, hub_split="validation")
+    find_files("someone/texts", None, LIMITS)
+    find_files("someone/texts:en", "test", LIMITS)
+    find_files("wikitext", None, LIMITS, hub_split="validation")
     assert asked == [
         ("someone/texts", None, "train"),
         ("someone/texts", "en", "test"),
@@ -59,5 +62,5 @@ def test_a_data_set_that_cannot_be_had_is_told_in_one_line(monkeypatch: pytest.M
     monkeypatch.setattr(datasets, "load_dataset", fail)
     said = "no file or folder someone/gone, and it cannot be read as a hub data set: Couldn't reach it$"
     with pytest.raises(ConfigError, match=said) as caught:
-        find_files("someone/gone", None, 10)
+        find_files("someone/gone", None, LIMITS)
     assert "--data-split" in str(caught.value.hint)

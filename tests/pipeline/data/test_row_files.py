@@ -9,8 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from kdpipe.pipeline.data.row_files import (
-    LINE_BYTES_A_BYTE,
-    LINE_BYTES_MORE,
+    Limits,
     LinesFile,
     ListFile,
     PlainFile,
@@ -21,7 +20,7 @@ from kdpipe.pipeline.data.row_files import (
 from kdpipe.schemas.errors import ConfigError
 from support.corpora import text_rows, write_jsonl
 
-MOST = 10_000
+MOST = Limits(document_bytes=10_000, row_bytes=100_000)
 
 
 def write_parquet(path: Path, rows: list[dict[str, Any]], group: int = 1000) -> Path:
@@ -78,9 +77,10 @@ def test_a_file_that_changed_since_it_was_found_is_refused(kind: str, tmp_path: 
     assert "run again" in str(caught.value.hint)
 
 
-def problems(path: Path, data: bytes, most: int = MOST) -> list[tuple[int, str]]:
+def problems(path: Path, data: bytes, row_bytes: int = 1 << 20) -> list[tuple[int, str]]:
     path.write_bytes(data)
-    return [(row.number, row.problem) for row in LinesFile(path, "a", most).rows()]
+    limits = Limits(document_bytes=10, row_bytes=row_bytes)
+    return [(row.number, row.problem) for row in LinesFile(path, "a", limits).rows()]
 
 
 def test_a_line_that_is_no_object_is_named_and_the_next_one_is_read(tmp_path: Path) -> None:
@@ -100,10 +100,12 @@ def test_a_line_that_is_no_object_is_named_and_the_next_one_is_read(tmp_path: Pa
 
 
 def test_a_line_of_any_length_is_passed_over_in_bounded_memory(tmp_path: Path) -> None:
-    long = b'{"text": "' + b"x" * (LINE_BYTES_MORE + LINE_BYTES_A_BYTE * 10) + b'"}'
-    for data in (long, long * 3):
-        found = problems(tmp_path / "a", b'{"a": 1}\n' + data + b'\n{"a": 2}\n', most=10)
-        assert found == [(1, ""), (2, f"its line has {len(data) + 1:,} bytes"), (3, "")]
+    long = b'{"text": "' + b"x" * 1100 + b'"}'
+    for data in (long, long * 3, b"x" * 1024, b"x" * 2048):
+        found = problems(tmp_path / "a", b'{"a": 1}\n' + data + b'\n{"a": 2}\n', row_bytes=1024)
+        assert found == [(1, ""), (2, f"its line has {len(data) + 1:,} bytes, at most 1,024 are allowed"), (3, "")]
+        rows = list(LinesFile(tmp_path / "a", "a", Limits(document_bytes=10, row_bytes=1024)).rows())
+        assert [row.position for row in rows] == [0, 9, 9 + len(data) + 1]
 
 
 def test_a_byte_order_mark_is_no_part_of_the_first_row(tmp_path: Path) -> None:
@@ -121,9 +123,7 @@ def test_json_may_be_a_list_or_an_object_a_line(tmp_path: Path) -> None:
     assert [row.problem for row in open_json(path, "a", MOST).rows()] == ["", "it is a number and no object"]
 
 
-@pytest.mark.parametrize(
-    ("content", "said"), [("[1, 2", "is no JSON list"), ("3", "is a number, a list of objects was expected")]
-)
+@pytest.mark.parametrize(("content", "said"), [("[1, 2", "is no JSON list"), ("3", "is no JSON list")])
 def test_a_json_file_that_is_no_list_is_refused(content: str, said: str, tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_text(content, encoding="utf-8")
@@ -131,12 +131,42 @@ def test_a_json_file_that_is_no_list_is_refused(content: str, said: str, tmp_pat
         list(open_json(path, "a", MOST).rows())
 
 
-def test_one_list_is_held_at_a_time(tmp_path: Path) -> None:
-    files = []
-    for name in "ab":
-        (tmp_path / name).write_text(json.dumps([{"text": name}]), encoding="utf-8")
-        files.append(ListFile(tmp_path / name, name, MOST))
-    assert [next(file.columns_at([0]))["text"] for file in (*files, *files)] == ["a", "b", "a", "b"]
+def test_values_of_a_list_are_read_one_by_one_and_again_by_position(tmp_path: Path) -> None:
+    rows = [{"text": "\u00e9\U0001f642" * n, "n": [n] * n} for n in (0, 1, 3000, 2, 9000)]
+    path = tmp_path / "a.json"
+    for indent in (None, 2):
+        path.write_text(" " * 70 + json.dumps(rows, ensure_ascii=indent is None, indent=indent), encoding="utf-8")
+        file = ListFile(path, "a", Limits(document_bytes=10, row_bytes=1 << 20))
+        found = list(file.rows())
+        assert [row.columns for row in found] == rows
+        assert [row.number for row in found] == [1, 2, 3, 4, 5]
+        assert list(file.columns_at([found[i].position for i in (1, 2, 4)])) == [rows[i] for i in (1, 2, 4)]
+    path.write_text("[]", encoding="utf-8")
+    assert list(ListFile(path, "a", MOST).rows()) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "[ was expected at byte 0"),
+        (b"\0" * 100, "[ was expected at byte 0"),
+        (b"[1 2]", "a comma was expected at byte 3"),
+        (b"[1,]", "a value was expected at byte 3, not ]"),
+        (b"[1] x", "something stands behind its end, at byte 4"),
+        (b'[{"a": }]', "Expecting value at byte 7"),
+        (b'[{"a": "' + b"x" * 200_000 + b'"}]', "the value at byte 1 has more than 100,000 bytes, or does not end"),
+        (b"[[" + b"[]," * 60_000, "the value at byte 1 would take more than 400,000 bytes of memory"),
+        (b"[" + b"[" * 3000 + b"]" * 3000 + b"]", "the value at byte 1 is nested too deep"),
+        (b" " * 2_000_000 + b"[1]", "more than 1,048,576 bytes of white space"),
+        (b'["\xff"]', "it is not valid UTF-8"),
+    ],
+)
+def test_what_is_no_list_of_bounded_values_is_refused(content: bytes, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError) as refused:
+        list(ListFile(path, "a", MOST).rows())
+    assert said in refused.value.message
 
 
 def test_a_text_file_is_one_document(tmp_path: Path) -> None:
@@ -152,7 +182,10 @@ def test_a_text_file_that_is_no_text_or_too_long_is_a_bad_row(tmp_path: Path) ->
     path.write_bytes(b"\xff")
     assert next(PlainFile(path, "a", MOST).rows()).problem == "it is not valid UTF-8"
     path.write_bytes(b"x" * 11)
-    assert next(PlainFile(path, "a", 10).rows()).problem == "it has more than 10 bytes"
+    assert (
+        next(PlainFile(path, "a", Limits(document_bytes=10, row_bytes=10)).rows()).problem
+        == "it has more than 10 bytes"
+    )
 
 
 def test_a_cell_of_a_table_that_is_not_utf8_is_a_bad_row(tmp_path: Path) -> None:
@@ -210,5 +243,5 @@ def test_a_table_that_is_damaged_inside_is_told(tmp_path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[4 : len(data) // 2] = bytes(len(data) // 2 - 4)
     path.write_bytes(data)
-    with pytest.raises(ConfigError, match="cannot be read as Parquet"):
+    with pytest.raises(ConfigError, match="cannot be read: in row group 1 a page header has no sizes"):
         list(TableFile(path, "a", MOST).rows())

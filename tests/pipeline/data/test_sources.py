@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from kdpipe.pipeline.data.row_files import LinesFile, ListFile, PlainFile
+from kdpipe.pipeline.data.row_files import Limits, LinesFile, ListFile, PlainFile
 from kdpipe.pipeline.data.sources import find_files
 from kdpipe.schemas.errors import ConfigError
 from support.corpora import text_rows, write_jsonl
 
-MOST = 10_000
+MOST = Limits(document_bytes=10_000, row_bytes=10_000)
 
 
 def names(data: Path | str, split: str | None = None) -> list[str]:

@@ -70,14 +70,14 @@ def test_a_data_set_of_the_hub_becomes_the_cache_that_its_files_do(
 
 def test_the_split_is_train_unless_said(served: Callable[..., Asked]) -> None:
     asked = served(ROWS)
-    (file,) = source_files(NAME)
+    (file,) = source_files(NAME, None, 1 << 20)
     assert asked == [(NAME, None, "train")]
     assert file.name == f"{NAME}[train]"
 
 
 def test_rows_are_found_again_by_their_positions(served: Callable[..., Asked]) -> None:
     served(ROWS)
-    (file,) = source_files(NAME)
+    (file,) = source_files(NAME, None, 1 << 20)
     file.wanted = ["tokens", "ids"]
     places = [0, 1, LISTS_BATCH, len(ROWS) - 1]
     found = list(file.columns_at(places))
@@ -96,7 +96,7 @@ def test_what_is_a_path_here_is_not_asked_of_the_hub(
         write_rows(tmp_path / NAME / f"{split}.parquet", ROWS[: 2 if split == "test" else 3])
     assert imported(**settings(NAME, tokenizer, tmp_path / "cache", data_split="test")).documents == 2
     with pytest.raises(ConfigError, match="the source someone/else is not there") as told:
-        source_files("someone/else")
+        source_files("someone/else", None, 1 << 20)
     assert str(told.value.hint).endswith("or a data set of the hub as OWNER/NAME")
     assert asked == []
 
@@ -117,4 +117,4 @@ def test_a_data_set_that_cannot_be_had_is_told_in_one_line(monkeypatch: pytest.M
 
     monkeypatch.setattr(datasets, "load_dataset", fail)
     with pytest.raises(ConfigError, match=r"someone/top-k, and it cannot be read as a hub data set: Couldn't reach"):
-        source_files(NAME)
+        source_files(NAME, None, 1 << 20)

@@ -277,7 +277,7 @@ def test_a_small_file_cannot_ask_for_much_memory(tmp_path: Path) -> None:
     }
     pq.write_table(pa.table(row), tmp_path / "a.parquet", use_dictionary=False, compression="zstd")
     assert (tmp_path / "a.parquet").stat().st_size < 15_000
-    with pytest.raises(ConfigError, match=r"unfolds to 18,000,00\d numbers from [\d,]+ bytes, which no such file does"):
+    with pytest.raises(ConfigError, match=r"unfolds to 18,000,00\d values from [\d,]+ bytes, which no such file does"):
         surveyed(N_IDS, source_format="topk", source=str(tmp_path / "a.parquet"), columns={"tokens": "the.tokens"})
 
 

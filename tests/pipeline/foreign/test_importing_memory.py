@@ -57,7 +57,7 @@ def peak_bytes(folder: Path, n_rows: int, words: Path) -> int:
         return str(tracemalloc.get_traced_memory()[1])
 
     with (
-        mock.patch.object(arrow_files, "LISTS_BATCH_BYTES", 1 << 20),
+        mock.patch.object(arrow_files, "BATCH_BYTES", 1 << 20),
         mock.patch.object(importing, "MOST_ENTRIES_A_PART", ENTRIES_A_PART),
     ):
         ended = in_child(work)

@@ -1,0 +1,94 @@
+"""Data of strangers at the command line: refused in two lines, in bounded memory and time, whatever they unfold to."""
+
+import random
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from kdpipe.pipeline.data.row_files import Limits
+from kdpipe.pipeline.data.sources import find_files
+from support.bombs import DATA, GIB, IMPORTED, MIB, Ran, run_measured
+from support.commands import kdpipe
+from support.corpora import small_tokenizer
+from support.models import tiny_llama
+
+# Reading rows as stage one does, without what it imports besides.
+READ = """\
+import sys
+from kdpipe.pipeline.data.row_files import Limits
+from kdpipe.pipeline.data.sources import find_files
+from kdpipe.schemas.errors import KdpipeError
+try:
+    for file in find_files(sys.argv[1], None, Limits(document_bytes=1 << 21, row_bytes=1 << 25)):
+        for row in file.rows():
+            assert row.columns is None or len(str(row.columns.get("text", ""))) <= 1 << 25
+            if row.problem:
+                print(row.problem, file=sys.stderr)
+except KdpipeError as error:
+    print(error.message, file=sys.stderr)
+    sys.exit(error.exit_code)
+"""
+
+
+def assert_bounded(ran: Ran, said: str, code: int = 2) -> None:
+    """Two lines with the reason, under 1 GiB, and under ten seconds more than a start takes."""
+    lines = ran.stderr.splitlines()
+    assert ran.code == code, ran
+    assert said in ran.stderr, ran
+    assert [line.partition(":")[0] for line in lines[-2:]] == ["error", "hint"], ran
+    assert ran.peak_bytes < GIB and ran.cpu_seconds < 20, ran
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_tokenizer(tiny_llama(tmp_path_factory.mktemp("models") / "teacher"))
+
+
+@pytest.mark.parametrize("name", ["messages.parquet", "newlines.json", "rows.parquet", "zeros.json", "zeros.txt"])
+def test_rows_of_a_bomb_are_read_in_bounded_memory_and_time(name: str, tmp_path: Path) -> None:
+    make, said = DATA[name]
+    make(tmp_path / name)
+    ran = run_measured([sys.executable, "-c", READ, str(tmp_path / name)])
+    assert said in ran.stderr, ran
+    assert ran.code in (0, 2) and ran.peak_bytes < 768 * MIB and ran.cpu_seconds < 10, ran
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(DATA))
+def test_a_bomb_is_refused_as_data(name: str, teacher: Path, tmp_path: Path) -> None:
+    make, said = DATA[name]
+    make(tmp_path / name)
+    words = ["cache-teacher", "--teacher", str(teacher), "--data", str(tmp_path / name), "--out", str(tmp_path / "out")]
+    assert_bounded(run_measured([kdpipe(), *words]), said)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(IMPORTED))
+def test_a_bomb_is_refused_as_an_import(name: str, teacher: Path, tmp_path: Path) -> None:
+    make, said = IMPORTED[name]
+    make(tmp_path / name)
+    words = [str(tmp_path / name), "--from", "topk", "--tokenizer", str(teacher), "--out", str(tmp_path / "out")]
+    assert_bounded(run_measured([kdpipe(), "cache", "import", *words]), said)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_a_large_row_group_is_read_in_bounded_memory(tmp_path: Path) -> None:
+    texts = [random.Random(i).randbytes(1000).hex() for i in range(60_000)]
+    pq.write_table(pa.table({"text": texts}), tmp_path / "a.parquet", row_group_size=60_000)
+    ran = run_measured([sys.executable, "-c", READ, str(tmp_path / "a.parquet")])
+    assert (ran.code, ran.stderr) == (0, "")
+    assert ran.peak_bytes < 300 * MIB and ran.cpu_seconds < 20, ran
+
+
+def test_a_row_behind_a_line_that_is_too_long_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"text": "' + b"a" * 40_000_000 + b'"}\n{"text": "b"}\n')
+    limits = Limits(document_bytes=1 << 21, row_bytes=1 << 25)
+    first, second = find_files(str(path), None, limits)[0].rows()
+    assert first.problem == "its line has 40,000,013 bytes, at most 33,554,432 are allowed"
+    assert second.columns == {"text": "b"}
