@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 from kdpipe.cache import layout
 from kdpipe.cache.arrow_files import Field, write_parquet
-from kdpipe.cache.plain_parquet import PlainColumn, read_plain_parquet
+from kdpipe.cache.plain_parquet import MAX_FOOTER_BYTES, PlainColumn, read_plain_parquet
 from kdpipe.cache.store import Store
 from kdpipe.schemas.errors import CacheDamaged
 from kdpipe.schemas.manifest import Manifest
@@ -21,7 +21,7 @@ from kdpipe.schemas.strict_json import canonical, sha256_hex
 from kdpipe.schemas.version import MAJOR, MINOR
 
 # A row takes about 130 bytes, the footer a few thousand.
-MAX_ROW_BYTES, MAX_FOOTER_BYTES = 256, 1 << 16
+MAX_ROW_BYTES = 256
 SEAL = b"kdpipe.sha256"
 NO_SEAL = b"0" * 64
 COUNTS = ("n_sequences", "n_rows", "n_positions", "n_exact", "n_draws", "n_bytes")

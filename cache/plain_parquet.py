@@ -18,6 +18,10 @@ from kdpipe.cache.thrift import CompactReader
 
 MAGIC: Final = b"PAR1"
 TAIL_BYTES: Final = 8
+# What is read as Python objects, each many times as large as its bytes, and how many pages a column may be cut into.
+MAX_FOOTER_BYTES: Final = 1 << 16
+MAX_HEADER_BYTES: Final = 1 << 10
+LEAST_PAGE_VALUES: Final = 64
 DATA_PAGE: Final = 0
 PLAIN: Final = 0
 UNCOMPRESSED: Final = 0
@@ -64,8 +68,8 @@ def _footer(data: bytes) -> tuple[Struct, int]:
         raise ValueError("the magic bytes are missing")
     end = len(data) - TAIL_BYTES
     begin = end - int.from_bytes(data[end : end + 4], "little")
-    if begin < len(MAGIC):
-        raise ValueError("its footer is longer than the file")
+    if begin < len(MAGIC) or end - begin > MAX_FOOTER_BYTES:
+        raise ValueError(f"its footer is longer than the file, or than {MAX_FOOTER_BYTES:,} bytes")
     reader = CompactReader(data, begin, end)
     footer = reader.struct()
     if reader.place != end:
@@ -124,7 +128,7 @@ def _pages(data: bytes, place: int, end: int, physical: int, n_rows: int) -> lis
     """The values of plain data pages one behind the other, which must fill their place."""
     values: list[Any] = []
     while place < end:
-        reader = CompactReader(data, place, end)
+        reader = CompactReader(data, place, min(end, place + MAX_HEADER_BYTES))
         header = reader.struct()
         page = _struct(header, 5, "the head of a data page")
         size, n_values = _integer(header, 3, "bytes"), _integer(page, 1, "values")
@@ -136,6 +140,10 @@ def _pages(data: bytes, place: int, end: int, physical: int, n_rows: int) -> lis
             raise ValueError("a page claims another size than it has")
         if not 0 < n_values <= n_rows - len(values):
             raise ValueError("a page claims more values than there are rows")
+        if n_values < min(LEAST_PAGE_VALUES, n_rows - len(values)):
+            raise ValueError(
+                f"a page holds {n_values} values: at least {LEAST_PAGE_VALUES} are expected, but in the last"
+            )
         body = data[reader.place : reader.place + size]
         if 4 in header and zlib.crc32(body) != _integer(header, 4, "the checksum") & 0xFFFFFFFF:
             raise ValueError("a page does not match its crc32")

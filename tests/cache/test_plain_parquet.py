@@ -122,6 +122,36 @@ def test_every_single_bit_of_a_footer_can_be_wrong() -> None:
     assert outcomes["refused"] > outcomes["read"] / 4 > 0
 
 
+def with_footer(data: bytes, footer: bytes) -> bytes:
+    """A file with another footer."""
+    begin = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
+    return data[:begin] + footer + struct.pack("<I", len(footer)) + b"PAR1"
+
+
+def test_a_footer_of_many_values_is_not_unfolded() -> None:
+    numbers = b"\x19\xf3" + b"\xff\xff\xff\x07" + bytes(1 << 24) + b"\x00"
+    with pytest.raises(ValueError, match="its footer is longer"):
+        read_plain_parquet(with_footer(written(3), numbers), COLUMNS, 3)
+
+
+def test_a_page_header_of_many_values_is_not_unfolded() -> None:
+    data = written(1000)
+    begin = data.index(b"\x15\x00")
+    with pytest.raises(ValueError, match="claims 16,777,215 values in"):
+        read_plain_parquet(data[:begin] + b"\x19\xf3\xff\xff\xff\x07" + data[begin + 6 :], COLUMNS, 1000)
+
+
+def test_a_column_in_pages_of_one_value_is_refused() -> None:
+    sink = io.BytesIO()
+    schema = pa.schema([field.to_arrow() for field in FIELDS])
+    plain: dict[str, Any] = {"compression": "NONE", "use_dictionary": False, "write_statistics": False}
+    pq.write_table(
+        pa.table(rows_of(1000), schema=schema), sink, data_page_size=1, write_batch_size=1, store_schema=False, **plain
+    )
+    with pytest.raises(ValueError, match="a page holds 1 values"):
+        read_plain_parquet(sink.getvalue(), COLUMNS, 1000)
+
+
 STRUCTS: dict[str, tuple[bytes, str]] = {
     "no end": (b"\x15\x02", "does not end"),
     "a field twice": (b"\x15\x02\x05\x02\x02\x00", "twice"),
