@@ -36,6 +36,7 @@ from kdpipe.cache.part_writer import PartWriter
 from kdpipe.cache.reader import committed_parts, load_manifest
 from kdpipe.cache.store import LocalStore, Store
 from kdpipe.cache.tables import read_table, table_records, write_tables
+from kdpipe.cache.tokenizer_files import fingerprint_problem
 from kdpipe.cache.workers import is_own
 from kdpipe.schemas.compare import differing_settings
 from kdpipe.schemas.errors import CacheDamaged, CacheIncomplete, CacheWriteError, ConfigError
@@ -80,6 +81,11 @@ class CacheWriter:
             raise CacheWriteError(
                 f"the tokenizer's files are not those that the manifest names: {', '.join(wrong[:4])}",
                 hint="begin another cache, or give the tokenizer that this one was begun with",
+            )
+        if files and (what := fingerprint_problem(files, self.manifest.tokenizer.fingerprint)) is not None:
+            raise CacheWriteError(
+                f"{layout.TOKENIZER}: {what}",
+                hint="state tokenizer_content(files).fingerprint of kdpipe.cache.tokenizer_content in the manifest",
             )
         if files:
             self._publish_folder(layout.TOKENIZER, lambda folder: _write_files(folder, files))

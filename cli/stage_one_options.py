@@ -37,7 +37,16 @@ FLAGS = (
     Flag(name="--teacher", place="teacher.name", metavar="NAME", help="A causal language model: a folder or a hub id."),
     Flag(name="--revision", place="teacher.revision", metavar="REV", help="The teacher's revision on the hub."),
     Flag(
-        name="--tokenizer", place="teacher.tokenizer", metavar="NAME", help="Another tokenizer than the teacher's own."
+        name="--tokenizer",
+        place="teacher.tokenizer",
+        metavar="NAME",
+        help="Where the tokenizer is [the teacher's own]; must be equal to that by content.",
+    ),
+    Flag(
+        name="--allow-foreign-tokenizer",
+        place="teacher.allow_foreign_tokenizer",
+        type=bool,
+        help="Accept a --tokenizer other than the teacher's own: predictions for ids that differ are nonsense.",
     ),
     Flag(
         name="--trust-remote-code",

@@ -5,11 +5,9 @@ Before it: `cli/cache/verify.py`. After it: `capture/compare.py`, `capture/drawn
 says of the same documents read alone and read together: nobody can ask a cache to come nearer than that.
 """
 
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
-from pathlib import Path
 
 import numpy as np
 
@@ -18,13 +16,15 @@ from kdpipe.cache.blocks import block_of, cut
 from kdpipe.cache.reader import Cache, open_cache
 from kdpipe.cache.retries import Patience
 from kdpipe.cache.rows import Block, Bools, Rows
-from kdpipe.cache.tokenizer_files import read_tokenizer_files
+from kdpipe.cache.tokenizer_content import TOKENIZER
 from kdpipe.pipeline.capture.compare import Doubles, Said, apart, codec_bounds, differences, said
 from kdpipe.pipeline.capture.drawn import Drawn, drawn, listing
 from kdpipe.pipeline.capture.other_teacher import differences_of_shape
+from kdpipe.pipeline.data.cached_tokenizer import load_cached_tokenizer
+from kdpipe.pipeline.data.own_tokenizer import FOREIGN_NOTE, difference_from_own
 from kdpipe.pipeline.data.pieces import Piece
-from kdpipe.pipeline.data.tokenizer import load_tokenizer
 from kdpipe.pipeline.models import devices
+from kdpipe.pipeline.models.shapes import ModelShape
 from kdpipe.pipeline.teachers import Asked, Teacher
 from kdpipe.pipeline.teachers.batching import batches
 from kdpipe.pipeline.teachers.loading import asked_again, load
@@ -32,10 +32,11 @@ from kdpipe.pipeline.teachers.local import LocalTeacher
 from kdpipe.pipeline.teachers.shape import teacher_shape
 from kdpipe.pipeline.watch import Watch
 from kdpipe.schemas.arrays import log_z_column
-from kdpipe.schemas.errors import ConfigError
+from kdpipe.schemas.errors import CacheDamaged, ConfigError
 from kdpipe.schemas.manifest import Manifest
 from kdpipe.schemas.part import PartRecord
 from kdpipe.schemas.report import AgainstReport, Nats, Problem
+from kdpipe.schemas.stage_one import TeacherSettings
 from kdpipe.schemas.targets import TargetSpec
 
 # What a number type alone puts between two machines, on the mean, in nats: bfloat16 logits round by 2^-9 of their size.
@@ -73,8 +74,8 @@ def verify_against(
     # As the teacher ran: its number type, its quantized weights, the hub's revision if its name is the same.
     settings = asked_again(teacher, stated).model_copy(update={"trust_remote_code": trusted})
     shape = teacher_shape(settings)
-    if reasons := differences_of_shape(shape, cache.manifest):
-        return _another(teacher, reasons)
+    if problems := [*_of_shape(shape, cache.manifest), *_of_tokenizer(cache, settings)]:
+        return _not_run(teacher, problems)
     local = LocalTeacher(load(settings, shape, devices.choose("auto")), cache.manifest.vocabulary_size)
     documents = "1 document" if len(chosen) == 1 else f"{len(chosen):,} documents"
     watch.say(f"{documents} of {url}, read again by {teacher}")
@@ -120,12 +121,30 @@ def verify_against(
     )
 
 
-def _another(teacher: str, reasons: Sequence[str]) -> AgainstReport:
-    """The answer about a model that cannot be the teacher of the cache; it is not run."""
+def _of_shape(shape: ModelShape, manifest: Manifest) -> Iterator[Problem]:
+    """What in a model's shape says that it is another teacher."""
     do = "give the model that the cache names as its teacher (kdpipe cache inspect)"
-    problems = [
-        Problem(part=None, file=layout.MANIFEST, what=f"it is of another teacher: {why}", do=do) for why in reasons
-    ]
+    for why in differences_of_shape(shape, manifest):
+        yield Problem(part=None, file=layout.MANIFEST, what=f"it is of another teacher: {why}", do=do)
+
+
+def _of_tokenizer(cache: Cache, settings: TeacherSettings) -> Iterator[Problem]:
+    """What in the tokenizer that the cache keeps says that it is not the teacher's."""
+    stated = cache.manifest.teacher
+    file, do = f"{layout.TOKENIZER}/{TOKENIZER}", "do not use this copy: get the cache again from whoever made it"
+    try:
+        _, kept = load_cached_tokenizer(cache.url, cache.manifest, cache.patience)
+    except CacheDamaged as error:
+        yield Problem(part=None, file=file, what=error.message, do=do)
+        return
+    if kept is None or stated is None or FOREIGN_NOTE in stated.notes:
+        return
+    if (what := difference_from_own(settings, kept)) is not None:
+        yield Problem(part=None, file=file, what=f"it is another tokenizer than the teacher's own: {what}", do=do)
+
+
+def _not_run(teacher: str, problems: Sequence[Problem]) -> AgainstReport:
+    """The answer about a model that need not be run to see that something is wrong."""
     return AgainstReport(
         ok=False,
         teacher=teacher,
@@ -247,12 +266,10 @@ def _answers(teacher: Teacher, cache: Cache, targets: TargetSpec, grouped: Seque
 
 def _starts_word(cache: Cache) -> Bools:
     """Which ids start a new word, by the tokenizer that the cache keeps."""
-    with tempfile.TemporaryDirectory(prefix="kdpipe-tokenizer-") as folder:
-        for name, data in read_tokenizer_files(cache.url, cache.manifest, cache.patience).items():
-            path = Path(folder) / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(data)
-        return load_tokenizer(folder).starts_word
+    _, kept = load_cached_tokenizer(cache.url, cache.manifest, cache.patience)
+    if kept is None:
+        raise ConfigError(f"{cache.url} keeps no tokenizer, which tells where words start", hint="leave --against out")
+    return kept.starts_word
 
 
 def _nats(found: Sequence[Doubles]) -> Nats:

@@ -77,9 +77,10 @@ class SequenceSettings(Record):
 
 
 class TeacherSettings(ModelSettings):
-    """Who speaks. `tokenizer` is the teacher's own unless another folder is named."""
+    """Who speaks. `tokenizer` is the teacher's own unless another folder is named, which must be equal by content."""
 
     tokenizer: Name | None = None
+    allow_foreign_tokenizer: bool = False
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     quantise: Literal["none", "int8", "int4"] = "none"
 

@@ -25,6 +25,7 @@ OF_KINDS: dict[Place, tuple[str, ...]] = {
     ("targets", "target_temperature"): ("threshold", "sampled", "topk", "topp"),
     ("targets", "temperatures"): OF_A_TEACHER,
     ("hidden", "layers"): OF_A_TEACHER,
+    ("teacher", "allow_foreign_tokenizer"): OF_A_TEACHER,
     ("teacher", "dtype"): OF_A_TEACHER,
     ("teacher", "quantise"): OF_A_TEACHER,
     ("machine", "devices"): OF_A_TEACHER,
@@ -51,6 +52,10 @@ def settled(said: Iterable[Said]) -> list[Said]:
 def require(settings: StageOne, *, data: bool = True, out: bool = True) -> None:
     """Refuse settings that leave out what nobody can guess."""
     name = settings.teacher.name
+    if settings.teacher.allow_foreign_tokenizer and settings.teacher.tokenizer is None:
+        raise ConfigError(
+            "--allow-foreign-tokenizer is about --tokenizer", hint="give --tokenizer NAME, or leave it out"
+        )
     if settings.targets.kind == "none":
         need(settings.teacher.tokenizer or name, "which tokenizer to use", "--tokenizer DIR")
     else:

@@ -14,6 +14,8 @@ import numpy as np
 from kdpipe.cache.reshape.digests import KnownDocuments, digests_of
 from kdpipe.cache.reshape.making import Job, Making, Silent, Told, adopted, made_from, make, planned
 from kdpipe.cache.reshape.sources import Source, open_source
+from kdpipe.cache.tokenizer_content import TOKENIZER
+from kdpipe.cache.tokenizer_files import read_tokenizer_files
 from kdpipe.schemas.compare import differing_settings
 from kdpipe.schemas.errors import ConfigError, Incompatible
 from kdpipe.schemas.manifest import Manifest, Origin, expected_tables
@@ -107,6 +109,7 @@ def check_alike(first: Source, other: Source) -> None:
     if first.cache_id == other.cache_id:
         raise Incompatible(f"{first.url} and {other.url} are the same cache", hint="name each cache once")
     check_same_spec(first, other.manifest, other.url)
+    _check_tokenizer_files(first, other)
     tables, others = first.tables(), other.tables()
     due = expected_tables(first.manifest.targets, first.manifest.hidden, first.manifest.vocabulary_size)
     differing = [t.name for t in due if t.name != "ids_by_rank" and tables[t.name] != others[t.name]]
@@ -115,6 +118,24 @@ def check_alike(first: Source, other: Source) -> None:
         raise Incompatible(
             f"{other.url} has {mixed} than {first.url}: {', '.join(differing)}",
             hint="numbers of both would be read as if they meant the same: make one of the caches again with --extend",
+        )
+
+
+def _check_tokenizer_files(first: Source, other: Source) -> None:
+    """Refuse other tokenizer files under one fingerprint, unless tokenizer.json is only spelled otherwise.
+
+    Where files differ, both fingerprints are worked out from them: a manifest may claim another cache's.
+    """
+    mine, theirs = first.manifest.tokenizer.files, other.manifest.tokenizer.files
+    if mine == theirs:
+        return
+    for source in (first, other):
+        read_tokenizer_files(source.url, source.manifest)
+    differing = sorted(name for name in mine.keys() | theirs.keys() if mine.get(name) != theirs.get(name))
+    if differing != [TOKENIZER] or not (mine and theirs):
+        raise Incompatible(
+            f"{first.url} and {other.url} keep different tokenizer files: {', '.join(differing[:4])}",
+            hint="make one of them again with the tokenizer of the other (--tokenizer)",
         )
 
 

@@ -14,12 +14,16 @@ from kdpipe.cache import layout
 from kdpipe.cache.part_files import part_grids, part_problem
 from kdpipe.cache.shards import Shard
 from kdpipe.cache.store import Store
+from kdpipe.cache.tokenizer_content import TOKENIZER
+from kdpipe.cache.tokenizer_files import fingerprint_problem
 from kdpipe.cache.verify.fast import COPY_AGAIN, Survey
 from kdpipe.schemas.errors import CacheDamaged
 from kdpipe.schemas.manifest import FileRecord, Manifest
 from kdpipe.schemas.part import PartRecord
 from kdpipe.schemas.report import Note, Problem
 from kdpipe.schemas.strict_json import canonical, parse
+
+FORGED = "do not use this copy: get the cache again from whoever made it"
 
 
 def full_problems(store: Store, found: Survey) -> list[Problem]:
@@ -51,7 +55,13 @@ def shared_problems(store: Store, found: Survey) -> Iterable[Problem]:
         if name not in known:
             what = _wrong_bytes(store, name, file)
             if what:
+                known.add(name)
                 yield Problem(part=None, file=name, what=what, do=COPY_AGAIN)
+    tokenizer = {name: f"{layout.TOKENIZER}/{name}" for name in manifest.tokenizer.files}
+    if tokenizer and not known & {layout.TOKENIZER, *tokenizer.values()}:
+        data = {name: bytes(store.view(path, files[path].bytes)) for name, path in tokenizer.items()}
+        if what := fingerprint_problem(data, manifest.tokenizer.fingerprint):
+            yield Problem(part=None, file=f"{layout.TOKENIZER}/{TOKENIZER}", what=what, do=FORGED)
 
 
 def journal_notes(store: Store, found: Survey) -> list[Note]:

@@ -136,7 +136,7 @@ def story(cache: str, report: "VerifyReport") -> str:
 def _against(found: "AgainstReport") -> list[console.Fact]:
     noise, difference = found.noise, found.difference
     if noise is None or difference is None:
-        return [("teacher", f"{found.teacher} was not run: it is another model")]
+        return [("teacher", f"{found.teacher}, which was not run")]
     return [
         ("teacher", f"{found.teacher}, {found.positions:,} positions of {found.documents:,} documents"),
         ("difference", f"{difference.mean_nats:.2g} nats on the mean, {difference.max_nats:.2g} at most"),

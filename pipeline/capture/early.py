@@ -7,6 +7,7 @@ After it: `inputs.py` reads the documents, `speaker.py` loads the teacher, `begi
 import errno
 import os
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 from kdpipe.cache import layout
@@ -15,6 +16,7 @@ from kdpipe.cache.remote import RemoteFolder
 from kdpipe.cache.writer import refuse_foreign_folder
 from kdpipe.pipeline.capture.inputs import ASKED_HUB, read_tokenizer
 from kdpipe.pipeline.capture.speaker import Prospect, look_ahead
+from kdpipe.pipeline.data.own_tokenizer import ALLOW, foreign_difference
 from kdpipe.pipeline.data.sources import HUB_NAME
 from kdpipe.pipeline.data.tokenizer import LoadedTokenizer
 from kdpipe.pipeline.teachers.shape import teacher_shape
@@ -33,7 +35,13 @@ def look_first(settings: StageOne, watch: Watch) -> tuple[LoadedTokenizer, Prosp
     if settings.teacher.tokenizer is not None:
         _tell_of_hub(settings.teacher.tokenizer, watch)
     tokenizer = read_tokenizer(settings)
-    return tokenizer, look_ahead(settings, tokenizer, shape)
+    ahead = look_ahead(settings, tokenizer, shape)
+    if shape is not None and settings.teacher.tokenizer is not None:
+        foreign = foreign_difference(settings.teacher, tokenizer)
+        if foreign is not None:
+            watch.warn(f"the tokenizer is not the teacher's own, as {ALLOW} permits: {foreign}")
+            ahead = replace(ahead, foreign_tokenizer=True)
+    return tokenizer, ahead
 
 
 def _tell_of_hub(name: str, watch: Watch) -> None:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 
 from kdpipe.pipeline.capture.sequences import without_teacher
+from kdpipe.pipeline.data.own_tokenizer import FOREIGN_NOTE
 from kdpipe.pipeline.data.pieces import Piece
 from kdpipe.pipeline.data.tokenizer import LoadedTokenizer
 from kdpipe.pipeline.hidden import PcaFit, hidden_spec
@@ -69,6 +70,7 @@ class Prospect:
     hidden: HiddenSpec
     sequence_length: int
     batch_tokens: int
+    foreign_tokenizer: bool = False
 
 
 def look_ahead(settings: StageOne, tokenizer: LoadedTokenizer, shape: ModelShape | None = None) -> Prospect:
@@ -110,6 +112,8 @@ def open_speaker(settings: StageOne, tokenizer: LoadedTokenizer, ahead: Prospect
         n_ids = tokenizer.record.vocabulary_size
         teacher = LocalTeacher(load(settings.teacher, ahead.shape, devices.choose(settings.machine.devices)), n_ids)
         facts = teacher.facts
+        if ahead.foreign_tokenizer:
+            facts = facts.model_copy(update={"notes": (*facts.notes, FOREIGN_NOTE)})
         targets = target_spec(settings.targets, n_ids, teacher.output_head)
     return Speaker(
         teacher=teacher,

@@ -4,8 +4,6 @@ In: a folder or a hub id. Out: `LoadedTokenizer`: what the manifest says of it, 
 places where they end. Before it: `schemas/stage_one.py`. After it: `chat.py` renders, `tokenise.py` encodes.
 """
 
-import hashlib
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,9 +15,10 @@ from tokenizers import Encoding
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils.hub import cached_file, list_repo_templates
 
-from kdpipe.schemas.errors import ConfigError
+from kdpipe.cache.tokenizer_content import TOKENIZER, TokenizerContent, tokenizer_content
+from kdpipe.schemas.errors import CacheDamaged, ConfigError
 from kdpipe.schemas.manifest import MAX_VOCABULARY, TOKENIZER_FILE, FileRecord, Tokenizer
-from kdpipe.schemas.strict_json import canonical, sha256_hex
+from kdpipe.schemas.strict_json import sha256_hex
 
 FILES = (
     "tokenizer.json",
@@ -35,6 +34,8 @@ FILES = (
     "chat_template.jinja",
     "chat_template.json",
 )
+# Those of which each alone makes a tokenizer.
+VOCABULARIES = (*FILES[:1], *FILES[4:10])
 MAY_READ = "see to it that you may read it, or name another"
 # What a folder may hold under names of its own.
 PATTERNS = ("*.model", "*.tiktoken", "vocab.*", "additional_chat_templates/*.jinja")
@@ -82,9 +83,9 @@ def load_tokenizer(
     if not 0 < size <= MAX_VOCABULARY:
         raise ConfigError(f"the tokenizer {name} has {size:,} ids, 1 to {MAX_VOCABULARY:,} can be kept")
     template = _template(fast, name, chat_template)
-    files = _files(fast, name, revision)
+    files, content = _with_content(_files(fast, name, revision), fast, name)
     record = Tokenizer(
-        fingerprint=_fingerprint(fast),
+        fingerprint=content.fingerprint,
         vocabulary_size=size,
         chat_template_sha256=None if template is None else sha256_hex(template.encode()),
         files={path: FileRecord(bytes=len(data), sha256=sha256_hex(data)) for path, data in files.items()},
@@ -130,9 +131,18 @@ def _load(name: str, revision: str | None, trust_remote_code: bool) -> PreTraine
     return fast
 
 
+def has_tokenizer(name: str, revision: str | None = None) -> bool:
+    """Whether a folder or a repository of the hub holds a tokenizer."""
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return any((folder / file).is_file() for file in VOCABULARIES) or any(
+            next(folder.glob(pattern), None) for pattern in PATTERNS[:2]
+        )
+    return any(_hub_file(name, file, revision) is not None for file in VOCABULARIES)
+
+
 def _check_folder(folder: Path) -> None:
-    known = [*FILES[:1], *FILES[4:10]]
-    if any((folder / name).is_file() for name in known) or any(next(folder.glob(p), None) for p in PATTERNS[:2]):
+    if has_tokenizer(str(folder)):
         return
     found = sorted(entry.name for entry in folder.iterdir())
     shown = ", ".join(found[:8]) + (", ..." if len(found) > 8 else "") if found else "nothing"
@@ -176,14 +186,6 @@ def _template(fast: PreTrainedTokenizerFast, name: str, asked: str | None) -> st
         ) from None
 
 
-def _fingerprint(fast: PreTrainedTokenizerFast) -> str:
-    """The sha256 of everything that turns text into ids."""
-    state = json.loads(fast.backend_tokenizer.to_str())
-    state["padding"] = state["truncation"] = None
-    special = {key: str(value) for key, value in fast.special_tokens_map.items()}
-    return hashlib.sha256(canonical({"backend": state, "special": special})).hexdigest()
-
-
 def _files(fast: PreTrainedTokenizerFast, name: str, revision: str | None) -> dict[str, bytes]:
     """Its files, byte for byte, by their path within the folder or repository."""
     folder = Path(name).expanduser()
@@ -202,6 +204,21 @@ def _files(fast: PreTrainedTokenizerFast, name: str, revision: str | None) -> di
     if odd:
         raise ConfigError(f"the tokenizer {name} has a file named {odd[0]!r}", hint="rename it: letters, digits, . _ -")
     return {path: Path(paths[path]).read_bytes() for path in sorted(paths)}
+
+
+def _with_content(
+    files: dict[str, bytes], fast: PreTrainedTokenizerFast, name: str
+) -> tuple[dict[str, bytes], TokenizerContent]:
+    """The files with a tokenizer.json that says what was loaded: a folder may have none, or be loaded as another."""
+    try:
+        if TOKENIZER in files:
+            content = tokenizer_content(files)
+            if not content.differing(fast.get_vocab()):
+                return files, content
+        whole = {**files, TOKENIZER: fast.backend_tokenizer.to_str().encode()}
+        return whole, tokenizer_content(whole)
+    except CacheDamaged as error:
+        raise ConfigError(f"the tokenizer {name} cannot be kept: {error.message}") from None
 
 
 def _hub_file(name: str, path: str, revision: str | None) -> str | None:

@@ -5,12 +5,11 @@ differs. Before it: `find.py`, `kept.py`. After it: `loading.py`; `saving.py` ta
 one place that says no to another tokenizer: training across tokenizers begins there.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from kdpipe.pipeline.data.tokenizer import LoadedTokenizer, load_tokenizer
+from kdpipe.pipeline.data.tokenizer_difference import difference
 from kdpipe.pipeline.models.folders import local_folder
 from kdpipe.pipeline.students.find import Found
 from kdpipe.pipeline.students.kept import KeptTokenizer
@@ -19,15 +18,6 @@ from kdpipe.schemas.manifest import Manifest
 from kdpipe.schemas.stage_two import StudentSettings
 
 ACROSS = "name a student of the teacher's family, or a fresh one: training across tokenizers is not there yet"
-# The parts of a tokenizer that turn text into ids, as tokenizer.json and people call them.
-STEPS = {
-    "normalizer": "normaliser",
-    "pre_tokenizer": "pre-tokeniser",
-    "model": "merges or scores",
-    "post_processor": "post-processor",
-    "decoder": "decoder",
-    "added_tokens": "added tokens",
-}
 ROLES = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 
@@ -68,20 +58,13 @@ def check_fit(found: Found, settings: StudentSettings, kept: KeptTokenizer, mani
 def same_tokenizer(own: LoadedTokenizer, kept: KeptTokenizer, manifest: Manifest) -> str | None:
     """Say what differs between two tokenizers; None if the same text becomes the same ids in both.
 
-    A fingerprint also counts which tokens have a role (the end of a document, say): roles change no id, and students
-    without a chat template learn from teachers with one, so that by content they may differ.
+    Without the cache's files only fingerprints can be compared, which count roles too (the end of a document, say).
     """
+    if kept.loaded is not None:
+        return difference(own, kept.loaded)
     if own.record.fingerprint == manifest.tokenizer.fingerprint:
         return None
-    if kept.loaded is None:
-        return f"its fingerprint is {own.record.fingerprint[:12]}, the cache's {manifest.tokenizer.fingerprint[:12]}"
-    mine, theirs = _state(own), _state(kept.loaded)
-    if mine == theirs:
-        return None
-    found = [*_sizes(own, kept.loaded), *_ids(own, kept.loaded)]
-    if not found:
-        found = [f"another {word}" for key, word in STEPS.items() if mine.get(key) != theirs.get(key)]
-    return ", ".join(found) or "it is stored otherwise"
+    return f"its fingerprint is {own.record.fingerprint[:12]}, the cache's {manifest.tokenizer.fingerprint[:12]}"
 
 
 def _own_tokenizer(found: Found, settings: StudentSettings) -> LoadedTokenizer:
@@ -98,28 +81,6 @@ def _own_tokenizer(found: Found, settings: StudentSettings) -> LoadedTokenizer:
         if folder is not None and "holds no tokenizer" in error.message:
             hint = f"copy its tokenizer into {folder}; the cache's own lies in its folder tokenizer"
         raise ConfigError(error.message, hint=hint) from error
-
-
-def _state(tokenizer: LoadedTokenizer) -> dict[str, Any]:
-    state: dict[str, Any] = json.loads(tokenizer.fast.backend_tokenizer.to_str())
-    return {key: state.get(key) for key in STEPS}
-
-
-def _sizes(own: LoadedTokenizer, other: LoadedTokenizer) -> list[str]:
-    mine, theirs = own.record.vocabulary_size, other.record.vocabulary_size
-    return [] if mine == theirs else [f"{mine:,} ids instead of {theirs:,}"]
-
-
-def _ids(own: LoadedTokenizer, other: LoadedTokenizer) -> list[str]:
-    """Name the first id that stands for something else."""
-    mine, theirs = ({id: text for text, id in each.fast.get_vocab().items()} for each in (own, other))
-    differing = [id for id in sorted(mine.keys() & theirs.keys()) if mine[id] != theirs[id]]
-    if not differing:
-        return []
-    first = differing[0]
-    return [
-        f"{len(differing):,} ids stand for other tokens, the first is {first}: {mine[first]!r}, not {theirs[first]!r}"
-    ]
 
 
 def _other_roles(own: LoadedTokenizer, other: LoadedTokenizer | None) -> list[str]:

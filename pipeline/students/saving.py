@@ -18,9 +18,9 @@ import transformers
 
 from kdpipe.cache import files as disk
 from kdpipe.cache.workers import is_abandoned, is_own, work_name
+from kdpipe.pipeline.data.cached_tokenizer import write_files
 from kdpipe.pipeline.models.folders import local_folder
 from kdpipe.pipeline.models.shapes import quiet
-from kdpipe.pipeline.students.kept import write_files
 from kdpipe.pipeline.students.older import for_transformers_4, tokenizer_note
 from kdpipe.pipeline.students.student import Student
 from kdpipe.schemas.errors import ConfigError, KdpipeError

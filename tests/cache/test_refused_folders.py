@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from kdpipe.cache import layout
+from kdpipe.cache.tokenizer_content import tokenizer_content
 from kdpipe.cache.writer import create_cache
 from kdpipe.pipeline.synthetic import synthetic_tables
 from kdpipe.schemas.errors import CacheDamaged, CacheIncomplete, CacheWriteError, ConfigError
@@ -23,7 +24,9 @@ def with_tokenizer() -> Manifest:
         name: FileRecord(bytes=len(data), sha256=hashlib.sha256(data).hexdigest()) for name, data in TOKENIZER.items()
     }
     values = dict(manifest_of(SMALL))
-    values["tokenizer"] = values["tokenizer"].model_copy(update={"files": files})
+    values["tokenizer"] = values["tokenizer"].model_copy(
+        update={"files": files, "fingerprint": tokenizer_content(TOKENIZER).fingerprint}
+    )
     return Manifest(**values)
 
 

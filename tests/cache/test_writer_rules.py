@@ -8,6 +8,7 @@ import pytest
 
 from kdpipe.cache import open_cache
 from kdpipe.cache.batches import allocate_batch, fill_batch
+from kdpipe.cache.tokenizer_content import tokenizer_content
 from kdpipe.cache.verify import verify_cache
 from kdpipe.cache.writer import create_cache
 from kdpipe.schemas.errors import CacheWriteError, ConfigError
@@ -32,9 +33,8 @@ def test_a_tokenizer_may_keep_files_in_a_folder(tmp_path: Path) -> None:
     files = {"tokenizer.json": b"{}", "additional_chat_templates/tools.jinja": b"{{ tools }}"}
     records = {name: FileRecord(bytes=len(data), sha256=sha256_hex(data)) for name, data in files.items()}
     manifest = manifest_of()
-    writer = create_cache(
-        str(tmp_path), changed(manifest, tokenizer=manifest.tokenizer.model_copy(update={"files": records}))
-    )
+    tokenizer = {"files": records, "fingerprint": tokenizer_content(files).fingerprint}
+    writer = create_cache(str(tmp_path), changed(manifest, tokenizer=manifest.tokenizer.model_copy(update=tokenizer)))
     writer.publish_tokenizer(files)
     assert (tmp_path / "tokenizer/additional_chat_templates/tools.jinja").read_bytes() == b"{{ tools }}"
     assert not [p for p in verify_cache(tmp_path, "full").problems if p.file.startswith("tokenizer")]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import typer
 
-from kdpipe.cli import main
+from kdpipe.cli import commands
 from kdpipe.cli.flags import Flag, Given, with_flags
 from kdpipe.cli.main import run
 from kdpipe.cli.settings import stage_one
@@ -33,7 +33,7 @@ def handed(monkeypatch: pytest.MonkeyPatch) -> list[StageOne]:
         seen.append(stage_one(given, out=not plan))
 
     app.command("say")(with_flags((*FLAGS, OUT), say, SET_EXAMPLE))
-    monkeypatch.setattr(main, "app", app)
+    monkeypatch.setattr(commands, "app", app)
     return seen
 
 
@@ -96,6 +96,7 @@ def test_a_flag_says_its_setting_and_no_other(
         (["--targets", "topp", "--top-p", "0.9"], "targets.top_p", 0.9),
         (["--targets", "sampled", "--draws", "12"], "targets.draws", 12),
         (["--hidden-layers", "3", "--hidden-dim", "16"], "hidden.dim", 16),
+        (["--tokenizer", "t", "--allow-foreign-tokenizer"], "teacher.allow_foreign_tokenizer", True),
     ],
     ids=lambda value: str(value),
 )
@@ -105,6 +106,7 @@ def test_a_flag_of_one_kind_goes_with_it(words: list[str], place: str, value: An
 
 def test_every_flag_is_tried_here() -> None:
     tried = {flag for flag, *_ in TYPED} | {"--top-k", "--top-p", "--draws", "--hidden-dim", "--teacher", "--data"}
+    tried.add("--allow-foreign-tokenizer")
     assert tried == {flag.name for flag in FLAGS}
 
 

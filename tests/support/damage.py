@@ -21,6 +21,7 @@ from kdpipe.cache.codecs import CHECKSUM_BYTES, crc32c, encode_numbers
 from kdpipe.cache.index import COUNTS, FIELDS, NO_SEAL, SEAL, sealed
 from kdpipe.cache.reader import open_cache
 from kdpipe.cache.shards import PLACE_BYTES
+from kdpipe.cache.tokenizer_content import tokenizer_content
 from kdpipe.cache.writer import create_cache
 from kdpipe.pipeline.synthetic import Recipe, synthetic_tables
 from kdpipe.schemas.arrays import Arrays
@@ -64,7 +65,9 @@ def chunked_manifest(recipe: Recipe, small_vectors: bool) -> Manifest:
     files = {name: FileRecord(bytes=len(data), sha256=sha256_hex(data)) for name, data in TOKENIZER.items()}
     fields = {name: getattr(manifest, name) for name in type(manifest).model_fields}
     fields["arrays"] = Arrays.model_validate_json(json.dumps(arrays))
-    fields["tokenizer"] = manifest.tokenizer.model_copy(update={"files": files})
+    fields["tokenizer"] = manifest.tokenizer.model_copy(
+        update={"files": files, "fingerprint": tokenizer_content(TOKENIZER).fingerprint}
+    )
     return Manifest(**fields)
 
 
