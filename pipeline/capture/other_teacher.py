@@ -31,16 +31,19 @@ def _layers(shape: ModelShape, manifest: Manifest) -> Iterator[str]:
 
 def _widths(shape: ModelShape, manifest: Manifest) -> Iterator[str]:
     keep = manifest.targets.keep
-    widths = {"last states": keep.width} if isinstance(keep, State) else {}
+    widths = [("last states", keep.width, shape.last_width)] if isinstance(keep, State) else []
     for vector in (*manifest.hidden.pooled, *manifest.hidden.rows):
+        if vector.layer > shape.n_layers:
+            continue
+        own = shape.widths[vector.layer]
         match vector.projection:
             case WholeState():
-                widths[f"states of layer {vector.layer}"] = vector.width
+                widths.append((f"states of layer {vector.layer}", vector.width, own))
             case PcaProjection(input_width=width):
-                widths[f"a projection of states of layer {vector.layer}"] = width
-    for what, width in widths.items():
-        if width != shape.width:
-            yield f"has states of {shape.width:,} numbers, the cache keeps {what} of {width:,}"
+                widths.append((f"a projection of states of layer {vector.layer}", width, own))
+    for what, width, own in widths:
+        if width != own:
+            yield f"has states of {own:,} numbers, the cache keeps {what} of {width:,}"
 
 
 def _ids(shape: ModelShape, manifest: Manifest) -> Iterator[str]:
