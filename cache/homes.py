@@ -41,6 +41,8 @@ class Homes:
     def listed(self, folder: str, found: Mapping[str, int]) -> dict[str, int]:
         """A listing of a part's folder as its files are called; other attempts are nobody's."""
         inside = layout.within_part(f"{folder}/x")
+        if f"{folder}/{layout.SEQUENCES}" in found:
+            self._known.setdefault(folder, "")
         home = self.of(folder) if inside is not None and inside[1] == "x" else ""
         if not home:
             return dict(found)

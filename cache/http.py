@@ -9,6 +9,7 @@ after faults must tell these apart.
 
 import os
 import re
+import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping
@@ -85,6 +86,9 @@ class HttpStore:
         self._clients: dict[int, httpx.Client] = {}
         weakref.finalize(self, _close, self._clients)
         self._manifest: Manifest | None = None
+        self._manifest_data: bytes | None = None
+        self._final_sizes: dict[str, int] = {}
+        self._seen = threading.local()
         self._homes = Homes(self._size, self._read)
         if self.size(layout.MANIFEST) is None:
             raise ConfigError(f"there is no {layout.MANIFEST} at {url}", hint=URL_HOLDS_MANIFEST)
@@ -118,8 +122,13 @@ class HttpStore:
         return sorted({name.removeprefix(f"{folder}/").partition("/")[0] for name in self._due(folder)})
 
     def size(self, name: str) -> int | None:
-        """See `Store`."""
-        return self._size(self._homes.place(name))
+        """See `Store`; manifest and index never change once they are there."""
+        if name in self._final_sizes:
+            return self._final_sizes[name]
+        size = self._size(self._homes.place(name))
+        if size is not None and name in (layout.MANIFEST, layout.INDEX):
+            self._final_sizes[name] = size
+        return size
 
     def _size(self, name: str) -> int | None:
         return self._retried(lambda: self._size_once(name))
@@ -137,7 +146,10 @@ class HttpStore:
 
     def read(self, name: str, limit: int) -> bytes:
         """See `Store`."""
-        return self._read(self._homes.place(name), limit)
+        data = self._read(self._homes.place(name), limit)
+        if name == layout.MANIFEST:
+            self._manifest_data = data
+        return data
 
     def _read(self, name: str, limit: int) -> bytes:
         return self._retried(lambda: self._read_once(name, limit))
@@ -189,6 +201,7 @@ class HttpStore:
     def _skipped(self, answer: httpx.Response, name: str, begin: int, end: int) -> int:
         """How many bytes of an answer come before the range: none, or all before it where the file comes whole."""
         if answer.status_code == httpx.codes.OK:
+            self._note_length(answer.headers.get("content-length", ""))
             return begin
         stated = _RANGE.fullmatch(answer.headers.get("content-range", ""))
         if answer.status_code != httpx.codes.PARTIAL_CONTENT or stated is None or int(stated[1]) != begin:
@@ -197,9 +210,18 @@ class HttpStore:
                 f"{answer.headers.get('content-range', answer.status_code)} came",
                 hint=TRY_AGAIN,
             )
+        self._note_length(stated[3])
         if stated[3].isdigit() and int(stated[3]) < end:
             raise CacheDamaged(f"{name} holds {int(stated[3]):,} bytes, {end:,} are needed")
         return 0
+
+    def _note_length(self, told: str) -> None:
+        self._seen.length = int(told) if told.isdigit() else None
+
+    def length_seen(self) -> int | None:
+        """How long the file is of which this thread has read a piece last, as far as the server said."""
+        length: int | None = getattr(self._seen, "length", None)
+        return length
 
     def tag(self, name: str) -> str | None:
         """See `Store`."""
@@ -231,7 +253,8 @@ class HttpStore:
 
     def _made_from(self) -> Manifest:
         if self._manifest is None:
-            self._manifest = read_manifest(self.read(layout.MANIFEST, MAX_BYTES), layout.MANIFEST)
+            data = self._manifest_data or self.read(layout.MANIFEST, MAX_BYTES)
+            self._manifest = read_manifest(data, layout.MANIFEST)
         return self._manifest
 
     def _client(self) -> httpx.Client:

@@ -97,22 +97,33 @@ def examine_part(
     store: Store, manifest: Manifest, number: int, row: IndexRow | None
 ) -> tuple[PartRecord | None, list[Problem]]:
     """All that a part's record and listing show to be wrong."""
-    try:
-        record, _ = read_part_record(store, manifest, number, row)
-    except CacheDamaged as error:
-        name = f"{layout.part_dir(number)}/{layout.PART_RECORD}"
-        return None, [part_problem(number, layout.PART_RECORD, error.message.removeprefix(name).lstrip(": "))]
+    record, problems = examine_record(store, manifest, number, row)
+    if record is None:
+        return None, problems
     try:
         found = store.walk(layout.part_dir(number), limit=64)
     except CacheDamaged as error:
         return None, [part_problem(number, "", error.message)]
-    problems = _compare_listing(number, record, found)
+    problems = compare_listing(number, record, found)
     if not problems:
         problems = _compare_metadata(store, number, record, metadata_files(manifest, record))
     return record, problems
 
 
-def _compare_listing(number: int, record: PartRecord, found: dict[str, int]) -> list[Problem]:
+def examine_record(
+    store: Files, manifest: Manifest, number: int, row: IndexRow | None
+) -> tuple[PartRecord | None, list[Problem]]:
+    """A part's record, where it is one; else what is wrong with it."""
+    try:
+        record, _ = read_part_record(store, manifest, number, row)
+    except CacheDamaged as error:
+        name = f"{layout.part_dir(number)}/{layout.PART_RECORD}"
+        return None, [part_problem(number, layout.PART_RECORD, error.message.removeprefix(name).lstrip(": "))]
+    return record, []
+
+
+def compare_listing(number: int, record: PartRecord, found: dict[str, int]) -> list[Problem]:
+    """Files of a part that are missing, of another size, or none of its own; what is accounted for leaves `found`."""
     problems = []
     prefix = layout.part_dir(number) + "/"
     for name, file in sorted(record.files.items()):

@@ -77,14 +77,36 @@ class RemoteStore:
             names = sorted(str(name).rstrip("/").rpartition("/")[2] for name in listed)
             if folder != PARTS:
                 return names
-            records = self._fs.glob(f"{self._path(folder)}/*/{PART_RECORD}")
-            whole = {str(name).split("/")[-2] for name in records}
+            whole = set(self._records())
         # A search keeps quiet about folders that it may not list: those are asked one by one.
         return [
             name
             for name in names
             if name in whole or not PART_NAME.match(name) or self._size(f"{PARTS}/{name}/{PART_RECORD}") is not None
         ]
+
+    def _records(self) -> list[str]:
+        """The folders of parts whose record is there: in a bucket from a listing of all files, a thousand a request."""
+        root = self._path(PARTS)
+        if self._fs.protocol in BUCKETS:
+            found = self._fs.find(root)
+        else:
+            found = self._fs.glob(f"{root}/*/{PART_RECORD}")
+        names = [str(name).split("/") for name in found]
+        depth = len(str(self._fs._strip_protocol(root)).split("/"))
+        return [name[-2] for name in names if name[-1] == PART_RECORD and len(name) == depth + 2]
+
+    def listed_parts(self) -> dict[str, dict[str, int]]:
+        """The files of every part with their sizes, by the part's folder, from one listing."""
+        root = self._path(PARTS)
+        with self._reaching(PARTS):
+            found: dict[str, Any] = self._fs.find(root, detail=True)
+        prefix = len(self._fs._strip_protocol(root))
+        parts: dict[str, dict[str, int]] = {}
+        for name, info in found.items():
+            name = PARTS + name[prefix:]
+            parts.setdefault("/".join(name.split("/")[:2]), {})[name] = int(info["size"])
+        return {folder: self._homes.listed(folder, files) for folder, files in parts.items()}
 
     def size(self, name: str) -> int | None:
         """See `Store`."""

@@ -12,13 +12,16 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol, final
+from typing import TYPE_CHECKING, Protocol, final
 
 from kdpipe.cache.addresses import check_address, is_url, is_web, local_path
 from kdpipe.cache.homes import Homes
 from kdpipe.cache.layout import part_dir
 from kdpipe.cache.retries import Patience
 from kdpipe.schemas.errors import CacheDamaged, CacheError, ConfigError, KdpipeError, Replaced
+
+if TYPE_CHECKING:
+    from kdpipe.cache.remote import RemoteStore
 
 MAX_LISTED = 4096
 HOLDS_MANIFEST = "give the folder that holds manifest.json"
@@ -88,7 +91,7 @@ def _local(path: str) -> "LocalStore":
 class RetryingStore:
     """A place behind a URL, each request to which is retried."""
 
-    def __init__(self, store: Store, patience: Patience) -> None:
+    def __init__(self, store: "RemoteStore", patience: Patience) -> None:
         self.url = store.url
         self._store, self._through = store, patience.through
 
@@ -119,6 +122,10 @@ class RetryingStore:
     def tag(self, name: str) -> str | None:
         """See `Store`."""
         return self._through(lambda: self._store.tag(name))
+
+    def listed_parts(self) -> dict[str, dict[str, int]]:
+        """The files of every part with their sizes, from one listing."""
+        return self._through(self._store.listed_parts)
 
 
 class LocalStore:

@@ -6,13 +6,17 @@ Before it: `reader.py`'s loading. After it: `cli/cache/verify.py`. `fast.py` loo
 """
 
 import os
+import threading
+from dataclasses import replace
 from typing import get_args
 
+from kdpipe.cache.addresses import is_url
 from kdpipe.cache.retries import Patience
 from kdpipe.cache.store import open_store
 from kdpipe.cache.verify.deep import deep_problems
 from kdpipe.cache.verify.fast import Survey, survey
-from kdpipe.cache.verify.full import full_problems, journal_notes
+from kdpipe.cache.verify.full import full_problems, journal_notes, shared_problems
+from kdpipe.cache.verify.once import AskedOnce
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.report import Level, Note, Problem, VerifyReport
 
@@ -23,10 +27,17 @@ def verify_cache(url: str | os.PathLike[str], level: Level = "full", patience: P
         raise ConfigError(f"there is no level {level!r}", hint=f"the levels are {', '.join(get_args(Level))}")
     patience = patience or Patience()
     store = open_store(url, patience)
-    found = survey(store)
+    if is_url(store.url):
+        from kdpipe.cache.verify.remote_parts import RemoteParts
+
+        store = AskedOnce(store)
+        found = survey(store, RemoteParts(store.store, level, replace(patience, stop=threading.Event())).examine)
+    else:
+        found = survey(store)
     problems, notes = list(found.problems), list[Note]()
-    if level in ("full", "deep"):
-        problems += full_problems(store, found)
+    if level in ("full", "deep") and found.manifest is not None:
+        # Behind a URL parts were read as they were surveyed.
+        problems += shared_problems(store, found) if is_url(store.url) else full_problems(store, found)
         notes += journal_notes(store, found)
     if level == "deep" and found.manifest is not None:
         bad = {problem.part for problem in problems if problem.part is not None}

@@ -4,7 +4,9 @@ In: a store. Out: a `Survey`: the manifest, the parts' records, and the problems
 Before it: `part_files.py`, `index.py`. After it: `full.py` and `deep.py` go on with what is good so far.
 """
 
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from kdpipe.cache import layout
 from kdpipe.cache.file_kinds import wrong_kinds
@@ -21,6 +23,9 @@ from kdpipe.schemas.report import Problem
 COPY_AGAIN = "copy the file again from where the cache was made"
 FETCH_MISSING = "copy it again from another copy of the cache (kdpipe cache verify --repair-from SRC)"
 REPLACE_KIND = "move it away, or replace a link by a copy of what it leads to"
+
+# The records of some parts of a cache, and what is wrong with these parts.
+Examine = Callable[[Manifest, Sequence[int], Mapping[int, IndexRow]], Iterable[tuple[PartRecord | None, list[Problem]]]]
 
 
 @dataclass(slots=True)
@@ -45,8 +50,8 @@ class Survey:
         self.strays.append(self.problems[-1])
 
 
-def survey(store: Store) -> Survey:
-    """Look at records, names, kinds and sizes."""
+def survey(store: Store, examine: Examine | None = None) -> Survey:
+    """Look at records, names, kinds and sizes; parts are examined one after the other unless said."""
     found = Survey()
     try:
         if store.size(layout.MANIFEST) is None and layout.PARTS in store.names(""):
@@ -59,7 +64,7 @@ def survey(store: Store) -> Survey:
         return found
     _survey_top(store, found)
     rows = _survey_index(store, found.manifest, found)
-    _survey_parts(store, found.manifest, rows, found)
+    _survey_parts(store, rows, found, examine or partial(_examine_in_turn, store))
     _survey_manifest(store, found.manifest, found)
     _survey_tables(store, found.manifest, found)
     return found
@@ -125,8 +130,16 @@ def how_to_finish(manifest: Manifest) -> str:
     return f"run kdpipe {command} again with the same options, it resumes and finishes the cache{copied}"
 
 
-def _survey_parts(store: Store, manifest: Manifest, rows: dict[int, IndexRow], found: Survey) -> None:
+def _examine_in_turn(
+    store: Store, manifest: Manifest, numbers: Sequence[int], rows: Mapping[int, IndexRow]
+) -> Iterator[tuple[PartRecord | None, list[Problem]]]:
+    return (examine_part(store, manifest, number, rows.get(number)) for number in numbers)
+
+
+def _survey_parts(store: Store, rows: dict[int, IndexRow], found: Survey, examine: Examine) -> None:
     """Every planned part, and whatever else lies in parts/."""
+    manifest = found.manifest
+    assert manifest is not None
     due = {f"{number:05d}": number for number in range(manifest.plan.n_parts)}
     try:
         names = store.names(layout.PARTS)
@@ -139,10 +152,8 @@ def _survey_parts(store: Store, manifest: Manifest, rows: dict[int, IndexRow], f
     there = set(names)
     do = FETCH_MISSING if found.has_index else how_to_finish(manifest)
     _note_missing([number for name, number in due.items() if name not in there], found, do)
-    for name, number in due.items():
-        if name not in there:
-            continue
-        record, problems = examine_part(store, manifest, number, rows.get(number))
+    present = [number for name, number in due.items() if name in there]
+    for number, (record, problems) in zip(present, examine(manifest, present, rows), strict=True):
         found.problems += problems
         if record is not None and not problems:
             found.records[number] = record

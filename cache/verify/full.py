@@ -9,6 +9,7 @@ import hashlib
 import os
 from collections.abc import Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
 
 from kdpipe.cache import layout
 from kdpipe.cache.part_files import part_grids, part_problem
@@ -24,6 +25,14 @@ from kdpipe.schemas.report import Note, Problem
 from kdpipe.schemas.strict_json import canonical, parse
 
 FORGED = "do not use this copy: get the cache again from whoever made it"
+
+
+class Views(Protocol):
+    """Where files of a known size are viewed."""
+
+    def view(self, name: str, size: int) -> memoryview:
+        """A file as a whole; `CacheDamaged` where it is none of that size."""
+        ...
 
 
 def full_problems(store: Store, found: Survey) -> list[Problem]:
@@ -89,7 +98,7 @@ def _wrong_journal(store: Store, name: str) -> str | None:
     return None
 
 
-def part_bytes(store: Store, manifest: Manifest, record: PartRecord) -> list[Problem]:
+def part_bytes(store: Views, manifest: Manifest, record: PartRecord) -> list[Problem]:
     """The files of a part: their digests, and where these hold, the checksums of their chunks."""
     problems = []
     grids = part_grids(manifest, record)
@@ -105,7 +114,7 @@ def part_bytes(store: Store, manifest: Manifest, record: PartRecord) -> list[Pro
     return problems
 
 
-def _wrong_bytes(store: Store, name: str, file: FileRecord) -> str | None:
+def _wrong_bytes(store: Views, name: str, file: FileRecord) -> str | None:
     try:
         data = store.view(name, file.bytes)
     except CacheDamaged as error:

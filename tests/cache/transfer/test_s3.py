@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import fsspec
@@ -195,3 +196,23 @@ class _Refusing:
         raise PermissionError(
             f"SignatureDoesNotMatch for {KEY} with {SECRET} at https://me:{SECRET}@host?token={SECRET}"
         )
+
+
+def test_a_verification_makes_no_more_requests_than_a_copy(
+    path: Path, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    many = tmp_path / "many"
+    tiny.make_cache(many, replace(tiny.SMALL, documents={"train": 56, "validation": 8}))
+    copy_cache(many, bucket)
+    real, asked = s3fs.S3FileSystem._call_s3, list[str]()
+
+    async def counted(self: object, method: str, *words: object, **options: object) -> object:
+        asked.append(method)
+        return await real(self, method, *words, **options)
+
+    monkeypatch.setattr(s3fs.S3FileSystem, "_call_s3", counted)
+    copy_cache(bucket, tmp_path / "copy")
+    n_copied = len(asked)
+    asked.clear()
+    assert verify_cache(bucket, "full").ok
+    assert 0 < len(asked) <= n_copied

@@ -1,0 +1,67 @@
+"""A remote store that is asked once for what is said of the whole cache: a verification looks at it several times.
+
+In: a store. Out: the same, with the sizes and the small files of the top kept for as long as it lives.
+"""
+
+from contextlib import suppress
+from typing import Final, final
+
+from kdpipe.cache import layout
+from kdpipe.cache.store import MAX_LISTED, RetryingStore, Store, of_size
+from kdpipe.schemas.errors import CacheDamaged
+from kdpipe.schemas.manifest import read_manifest
+from kdpipe.schemas.strict_json import MAX_BYTES
+
+# So much longer than stated a file may be and still have its size reported.
+SLACK_BYTES: Final = 1 << 20
+
+
+@final
+class AskedOnce:
+    """Keeps what lies outside of the parts, tables excepted: these may be large."""
+
+    def __init__(self, store: Store) -> None:
+        self.store, self.url = store, store.url
+        self._sizes: dict[str, int | None] = {}
+        self._read: dict[str, bytes] = {}
+
+    def walk(self, folder: str, limit: int = MAX_LISTED) -> dict[str, int]:
+        """See `Store`; where nothing is listed, the tokenizer's files are read instead of asked for their sizes."""
+        if folder != layout.TOKENIZER or isinstance(self.store, RetryingStore):
+            return self.store.walk(folder, limit)
+        manifest = read_manifest(self.read(layout.MANIFEST, MAX_BYTES), layout.MANIFEST)
+        for name, file in manifest.tokenizer.files.items():
+            path = f"{folder}/{name}"
+            with suppress(CacheDamaged):  # is missing, and told of as missing
+                self._read[path] = self.store.read(path, 2 * file.bytes + SLACK_BYTES)
+        return {name: len(data) for name, data in self._read.items() if name.startswith(f"{folder}/")}
+
+    def names(self, folder: str) -> list[str]:
+        """See `Store`."""
+        return self.store.names(folder)
+
+    def size(self, name: str) -> int | None:
+        """See `Store`."""
+        if name not in self._sizes:
+            self._sizes[name] = self.store.size(name)
+        return self._sizes[name]
+
+    def read(self, name: str, limit: int) -> bytes:
+        """See `Store`."""
+        if name not in (layout.MANIFEST, layout.INDEX):
+            return self.store.read(name, limit)
+        if name not in self._read:
+            self._read[name] = self.store.read(name, limit)
+        return self._read[name]
+
+    def view(self, name: str, size: int) -> memoryview:
+        """See `Store`."""
+        return of_size(self._read[name], name, size) if name in self._read else self.store.view(name, size)
+
+    def piece(self, name: str, begin: int, end: int, tag: str | None = None) -> bytes:
+        """See `Store`."""
+        return self.store.piece(name, begin, end, tag)
+
+    def tag(self, name: str) -> str | None:
+        """See `Store`."""
+        return self.store.tag(name)
