@@ -6,7 +6,6 @@ aside under names of their content, one record that is never replaced picks the 
 gives its tables their names.
 """
 
-import tempfile
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy.typing as npt
 from kdpipe.cache import layout
 from kdpipe.cache.remote import RemoteFolder
 from kdpipe.cache.retries import Patience
+from kdpipe.cache.scratch import scratch_folder
 from kdpipe.cache.tables import write_tables
 from kdpipe.schemas.errors import CacheDamaged, CacheWriteError
 from kdpipe.schemas.manifest import FileRecord, Manifest
@@ -49,9 +49,9 @@ class BucketTables:
 
     def publish(self, tables: Mapping[str, npt.NDArray[Any]]) -> None:
         """Send what was fitted, unless the set of another worker counts: then see that all of it has its names."""
-        with tempfile.TemporaryDirectory(prefix="kdpipe-tables-") as folder:
-            write_tables(Path(folder), self._manifest, tables)
-            files = {name: Path(folder) / f"{name}.bin" for name in self._names}
+        with scratch_folder("kdpipe-tables-", "writing tables on their way") as folder:
+            write_tables(folder, self._manifest, tables)
+            files = {name: folder / f"{name}.bin" for name in self._names}
             mine = TableSet(
                 tables={
                     name: FileRecord(bytes=file.stat().st_size, sha256=sha256_file(file))

@@ -25,6 +25,7 @@ from kdpipe.cache.part_writer import PartWriter
 from kdpipe.cache.reader import committed_parts
 from kdpipe.cache.remote import RemoteFolder, open_folder
 from kdpipe.cache.retries import Patience
+from kdpipe.cache.scratch import named
 from kdpipe.cache.writer import CacheWriter, create_cache, same_manifest
 from kdpipe.schemas.errors import CacheDamaged, CacheIncomplete, ConfigError
 from kdpipe.schemas.manifest import FileRecord, Manifest
@@ -42,7 +43,8 @@ class BucketWriter(CacheWriter):
     """Writes parts to a URL; make one with `create_bucket`. Its `path` is a folder that goes with it."""
 
     def __init__(self, place: "RemoteFolder | HubFolder", manifest: Manifest, patience: Patience) -> None:
-        scratch = Path(tempfile.mkdtemp(prefix="kdpipe-out-"))
+        with named("making a folder for parts on their way"):
+            scratch = Path(tempfile.mkdtemp(prefix="kdpipe-out-"))
         weakref.finalize(self, remove_dir, scratch)
         create_cache(scratch / "cache", manifest)
         super().__init__(scratch / "cache", manifest)

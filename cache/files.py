@@ -8,8 +8,10 @@ says whose a work name is.
 import errno
 import io
 import os
+import re
 import shutil
 import stat
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -26,6 +28,11 @@ _NO_HARD_LINKS = {errno.EPERM, errno.EXDEV, errno.ENOTSUP, errno.EOPNOTSUPP, err
 # What Linux answers where a file system has no fsync for folders, or where nothing can be unsynced (fsync(2)).
 _NO_DIR_SYNC = {errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.EROFS}
 _MKDIR_ATTEMPTS = 16
+# How the names of temporary folders begin.
+TEMPORARY = "kdpipe-"
+_OS_ERROR = re.compile(r"\(os error ([0-9]{1,4})\)")
+# Refusals for want of something: space, length of a file, open files.
+SHORTAGES = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE, errno.ENFILE}
 
 
 class WriteRefused(OSError):
@@ -229,14 +236,22 @@ def explained(doing: str, where: Path, only: type[OSError] = OSError) -> Iterato
     try:
         yield
     except only as error:
-        raise CacheWriteError(f"{doing}: {error.strerror or error} ({where})", hint=_advice(error, where)) from error
+        raise CacheWriteError(f"{doing}: {error.strerror or error} ({where})", hint=advice(error, where)) from error
 
 
-def _advice(error: OSError, where: Path) -> str:
+def system_error(error: Exception) -> OSError | None:
+    """What the system refused, by the words of a library that is written in Rust; None where it was something else."""
+    number = _OS_ERROR.search(str(error))
+    return None if number is None else OSError(int(number[1]), os.strerror(int(number[1])))
+
+
+def advice(error: OSError, where: Path) -> str:
+    """What to do about a refusal of the system."""
     again = "what was committed is safe; then run the same command again"
     match error.errno:
         case errno.ENOSPC | errno.EDQUOT:
-            return f"free some space on the disk of {where}: {again}"
+            elsewhere = " or set TMPDIR to a folder of another disk" if _is_temporary(where) else ""
+            return f"free some space on the disk of {where}{_free(where)}{elsewhere}: {again}"
         case errno.EFBIG:
             return f"raise the limit on file sizes (ulimit -f), or use smaller parts: {again}"
         case errno.EMFILE | errno.ENFILE:
@@ -248,3 +263,19 @@ def _advice(error: OSError, where: Path) -> str:
         case errno.ENOENT:
             return f"something removed a folder while it was written to; find out what: {again}"
     return f"see to the disk: {again}"
+
+
+def _free(where: Path) -> str:
+    """What is free there, where the system says so; a folder that was thrown away is on the disk of its parents."""
+    for place in (where, *where.absolute().parents):
+        with suppress(OSError):
+            return f" ({shutil.disk_usage(place).free:,} bytes free)"
+    return ""
+
+
+def _is_temporary(where: Path) -> bool:
+    """Whether a folder is one of ours below the temporary folder."""
+    with suppress(OSError, ValueError):
+        inside = where.absolute().relative_to(tempfile.gettempdir()).parts
+        return not inside or inside[0].startswith(TEMPORARY)
+    return False

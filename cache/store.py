@@ -310,7 +310,7 @@ def _no_access(path: Path, what: str, error: OSError) -> KdpipeError:
     if error.errno in (errno.EACCES, errno.EPERM):
         hint = "change its permissions or those of the folders above it, or run as a user who may read it"
     elif error.errno in (errno.EMFILE, errno.ENFILE):
-        hint = "allow more open files (ulimit -n), or open fewer parts at a time (max_open_parts)"
+        hint = "raise the limit on open files (ulimit -n)"
     else:
         hint = "see that the disk or the network behind it answers, then try again"
     return CacheError(f"{path} cannot be {what}: {error.strerror or error}", hint=hint)

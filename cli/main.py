@@ -4,6 +4,7 @@ In: the words typed after `kdpipe`. Out: an exit code (0 done, 1 failed, 2 usage
 interrupted, 130 interrupted twice). Signals are listened to before anything else is imported, typer included.
 """
 
+import errno
 import sys
 from collections.abc import Sequence
 
@@ -11,6 +12,14 @@ from kdpipe.cli import interrupts
 
 UNFORESEEN = "not foreseen: run it again with --debug and report it"
 STOPPED = ("interrupted", "run the same command again to go on")
+# What a system may lack while libraries write: files of their own, below the temporary folder for instance.
+SHORTAGES = {
+    errno.ENOSPC: "free some space on that disk, or set TMPDIR to a folder of another one if it is the temporary one",
+    errno.EDQUOT: "free some of your quota on that disk, or set TMPDIR to a folder of another one",
+    errno.EFBIG: "raise the limit on file sizes (ulimit -f)",
+    errno.EMFILE: "raise the limit on open files (ulimit -n)",
+    errno.ENFILE: "close other programs, or have the system's limit on open files raised",
+}
 
 
 def run(words: Sequence[str]) -> int:
@@ -45,12 +54,26 @@ def run(words: Sequence[str]) -> int:
     except SystemExit as end:  # typer's answer to a pipe that breaks, of whatever library
         console.failure(f"ended by {end.__context__!r}", UNFORESEEN)
         return _exit_code(1, debug)
-    except Exception as error:
-        if interrupts.seen():  # what a library makes of a KeyboardInterrupt
-            console.failure(*STOPPED)
-            return _exit_code(Interrupted.exit_code, debug)
-        console.failure(f"{type(error).__name__}: {error}", UNFORESEEN)
+    except OSError as error:
+        if error.errno not in SHORTAGES:
+            return _unforeseen(error, debug)
+        where = f" ({error.filename})" if error.filename else ""
+        console.failure(f"{error.strerror}{where}", SHORTAGES[error.errno])
         return _exit_code(1, debug)
+    except Exception as error:
+        return _unforeseen(error, debug)
+
+
+def _unforeseen(error: Exception, debug: bool) -> int:
+    """Say what no one has foreseen; after a signal it is what a library has made of a KeyboardInterrupt."""
+    from kdpipe.cli import console
+    from kdpipe.schemas.errors import Interrupted
+
+    if interrupts.seen():
+        console.failure(*STOPPED)
+        return _exit_code(Interrupted.exit_code, debug)
+    console.failure(f"{type(error).__name__}: {error}", UNFORESEEN)
+    return _exit_code(1, debug)
 
 
 def _without_debug(words: Sequence[str]) -> tuple[list[str], bool]:

@@ -185,6 +185,7 @@ def _check_space(path: Path, n_bytes: int) -> None:
     free = shutil.disk_usage(path).free
     if free < n_bytes + SPARE_BYTES:
         raise CacheWriteError(
-            f"{path} has {free:,} bytes free, the copy takes {n_bytes:,} more",
-            hint="free some space, copy to another disk, or fewer parts (--parts)",
+            f"{path} has {free:,} bytes free, {n_bytes + SPARE_BYTES:,} are needed: {n_bytes:,} for the copy and "
+            f"{SPARE_BYTES:,} that stay free",
+            hint=f"free {n_bytes + SPARE_BYTES - free:,} bytes, copy to another disk, or fewer parts (--parts)",
         )

@@ -5,10 +5,8 @@ In: a source, a place that can be written to. Out: the same cache there. Before 
 are created, never overwritten.
 """
 
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kdpipe.cache import layout
@@ -17,6 +15,7 @@ from kdpipe.cache.index import IndexRow
 from kdpipe.cache.part_files import checked_record, read_part_record
 from kdpipe.cache.remote import RemoteFolder
 from kdpipe.cache.retries import Patience
+from kdpipe.cache.scratch import scratch_folder
 from kdpipe.cache.transfer.fetching import Fetcher, Found
 from kdpipe.cache.transfer.receiving import ANOTHER, refuse_other
 from kdpipe.cache.verify.full import part_bytes
@@ -124,9 +123,10 @@ class Sender:
 
     def _send(self, name: str, record: FileRecord) -> None:
         """Check a file's bytes on this disk, and send those."""
-        with tempfile.TemporaryDirectory(prefix="kdpipe-copy-") as work:
-            path = Path(work) / "file"
-            with explained(f"fetching {name} on its way", Path(work)):
+        doing = f"fetching {name} on its way"
+        with scratch_folder("kdpipe-copy-", doing, record.bytes) as work:
+            path = work / "file"
+            with explained(doing, work):
                 self.fetcher.fetch(name, record, path)
             # What is mended stays where it lies: in a bucket perhaps in the folder of an attempt.
             lies_at = self._patiently(lambda: self.place.lies_at(name)) if self.mend else name

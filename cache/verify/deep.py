@@ -10,14 +10,15 @@ import os
 import queue
 import subprocess
 import sys
-import tempfile
 import threading
+from contextlib import ExitStack
 from typing import IO, Any
 
 from kdpipe.cache.addresses import is_url
 from kdpipe.cache.children import shielded
 from kdpipe.cache.part_files import part_problem
 from kdpipe.cache.retries import Patience
+from kdpipe.cache.scratch import scratch_folder
 from kdpipe.schemas.errors import CacheDamaged, CacheError, ConfigError, KdpipeError, Unreachable
 from kdpipe.schemas.report import Problem
 
@@ -72,7 +73,8 @@ def _run_child(
     more = patience.budget if is_url(url) else 0.0  # which the child may spend on retries
     problems: list[Problem] = []
     done = 0
-    with tempfile.TemporaryFile() as asked, tempfile.TemporaryFile() as complaints:
+    with scratch_folder("kdpipe-deep-", "starting the process that decodes parts") as folder, ExitStack() as stack:
+        asked, complaints = (stack.enter_context((folder / name).open("w+b")) for name in ("asked", "complaints"))
         asked.write(" ".join(map(str, numbers)).encode())
         asked.seek(0)
         with shielded():

@@ -5,11 +5,11 @@ Before it: `pipeline/data`, `pipeline/synthetic.py`. After it: `pipeline/plan.py
 through the real writer, so that codecs and checksums count as they will; only how sure the teacher is remains a guess.
 """
 
-import tempfile
 from dataclasses import dataclass
 from typing import Any
 
 from kdpipe.cache.inspect import inspect_cache
+from kdpipe.cache.scratch import scratch_folder
 from kdpipe.cache.writer import create_cache
 from kdpipe.pipeline.capture.speaker import Prospect
 from kdpipe.pipeline.capture.waiting import row_bytes, waiting_sequences, window_rows
@@ -102,7 +102,7 @@ def bytes_per_position(
     """By array, with a total; and the ids a position. Arrays with a vector a row have an exact size."""
     arrays = default_arrays(targets, hidden, vocabulary_size)
     recipe = _recipe(targets, vocabulary_size)
-    with tempfile.TemporaryDirectory(prefix="kdpipe-plan-") as folder:
+    with scratch_folder("kdpipe-plan-", "writing a made-up part to measure its bytes") as folder:
         manifest = synthetic_manifest(recipe)
         cache = create_cache(f"{folder}/cache", manifest)
         cache.publish_tables(synthetic_tables(recipe))

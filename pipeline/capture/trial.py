@@ -4,12 +4,11 @@ In: documents and teacher. Out: what that cache is, and what making it took.
 Before it: `begin.py`, `parts.py`. After it: `cache_teacher.py` for --dry-run, `plan.py` for its probe.
 """
 
-import tempfile
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 from kdpipe.cache.inspect import inspect_cache
+from kdpipe.cache.scratch import scratch_folder
 from kdpipe.pipeline.capture.begin import begin_cache
 from kdpipe.pipeline.capture.inputs import Inputs
 from kdpipe.pipeline.capture.parts import PartMaker, Tally
@@ -33,8 +32,8 @@ def make_trial(manifest: Manifest, inputs: Inputs, speaker: Speaker, n_tokens: i
     n = inputs.corpus.first_documents("train", n_tokens, manifest.plan.sequence_length)
     splits = (SplitPlan(name="train", bounds=(0, n)),)
     small = manifest.model_copy(update={"plan": Plan(**{**dict(manifest.plan), "splits": splits})})
-    with tempfile.TemporaryDirectory(prefix="kdpipe-trial-") as folder:
-        cache, asked = begin_cache(str(Path(folder) / "cache"), small, inputs, speaker)
+    with scratch_folder("kdpipe-trial-", "writing the trial's cache") as folder:
+        cache, asked = begin_cache(str(folder / "cache"), small, inputs, speaker)
         tally = Tally(started=time.perf_counter())
         PartMaker(cache, inputs.corpus, speaker, asked, tally).make([0], _ignore, _ignore)
         tally.stop()

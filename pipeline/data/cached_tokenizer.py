@@ -5,11 +5,11 @@ the files by the cache; here the vocabulary that transformers makes of the same 
 other files than tokenizer.json have a say in that.
 """
 
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
 from kdpipe.cache.retries import Patience
+from kdpipe.cache.scratch import scratch_folder
 from kdpipe.cache.tokenizer_content import TOKENIZER, tokenizer_content
 from kdpipe.cache.tokenizer_files import read_tokenizer_files
 from kdpipe.pipeline.data.tokenizer import LoadedTokenizer, load_tokenizer
@@ -24,9 +24,10 @@ def load_cached_tokenizer(
     files = read_tokenizer_files(url, manifest, patience)
     if not files:
         return files, None
-    with tempfile.TemporaryDirectory(prefix="kdpipe-tokenizer-") as folder:
-        write_files(Path(folder), files)
-        loaded = load_tokenizer(folder, chat_template="none")
+    n_bytes = sum(map(len, files.values()))
+    with scratch_folder("kdpipe-tokenizer-", "unpacking the cache's tokenizer", n_bytes) as folder:
+        write_files(folder, files)
+        loaded = load_tokenizer(str(folder), chat_template="none")
     content = tokenizer_content(files)
     if wrong := content.differing(loaded.fast.get_vocab()):
         raise CacheDamaged(

@@ -163,7 +163,9 @@ def _explained(what: str, folder: Path) -> Iterator[None]:
     except Exception as error:
         text = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
         is_disk = any(word in text.lower() for word in DISK_WORDS)
-        raise KdpipeError(f"{folder} cannot be saved: {what}: {text}", hint=FULL if is_disk else UNWRITABLE) from error
+        refused = disk.system_error(error)
+        hint = disk.advice(refused, folder) if refused is not None else FULL if is_disk else UNWRITABLE
+        raise KdpipeError(f"{folder} cannot be saved: {what}: {text}", hint=hint) from error
 
 
 def _sync(path: Path) -> None:

@@ -81,7 +81,8 @@ class Metrics:
 
     def close(self) -> None:
         """Nothing more will be written."""
-        os.close(self._file)
+        with explained("metrics could not be written", self._path):
+            os.close(self._file)
 
     def _append(self, data: bytes) -> None:
         left = data

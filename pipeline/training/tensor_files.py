@@ -12,7 +12,7 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
-from kdpipe.cache.files import apply_umask
+from kdpipe.cache.files import advice, apply_umask, system_error
 from kdpipe.schemas.errors import CacheDamaged, CacheWriteError
 
 
@@ -21,9 +21,9 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     try:
         safetensors.torch.save_file(_apart(tensors), path)
     except safetensors.SafetensorError as error:
-        raise CacheWriteError(
-            f"{path.name} could not be written: {error}", hint="free some space on its disk, then run the command again"
-        ) from None
+        refused = system_error(error)
+        hint = "free some space on its disk, then run the command again" if refused is None else advice(refused, path)
+        raise CacheWriteError(f"{path.name} could not be written: {error}", hint=hint) from None
     apply_umask(path)
     descriptor = os.open(path, os.O_RDWR)
     try:

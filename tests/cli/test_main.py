@@ -1,6 +1,8 @@
 """The command line as people and scripts meet it: help, version, errors, exit codes, speed."""
 
+import errno
 import importlib.metadata
+import os
 import re
 import subprocess
 import sys
@@ -126,6 +128,34 @@ def test_an_unforeseen_error_says_so_without_a_traceback(
     shown = capsys.readouterr().err
     assert shown.startswith("error: ZeroDivisionError: division by zero\nhint: ")
     assert "Traceback" not in shown
+
+
+@pytest.mark.parametrize(
+    ("number", "hint"),
+    [
+        (errno.ENOSPC, "TMPDIR"),
+        (errno.EDQUOT, "quota"),
+        (errno.EFBIG, "ulimit -f"),
+        (errno.EMFILE, "ulimit -n"),
+        (errno.ENFILE, "open files"),
+    ],
+)
+def test_what_the_system_lacks_is_nothing_to_report(
+    number: int, hint: str, failing: list[BaseException], capsys: pytest.CaptureFixture[str]
+) -> None:
+    failing.append(OSError(number, os.strerror(number), "/there/file"))
+    assert main.run(["fail"]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {os.strerror(number)} (/there/file)\nhint: ")
+    assert hint in said and "report" not in said and said.count("\n") == 2
+
+
+def test_a_pipe_that_breaks_elsewhere_is_not_passed_over(
+    failing: list[BaseException], capsys: pytest.CaptureFixture[str]
+) -> None:
+    failing.append(BrokenPipeError(errno.EPIPE, "Broken pipe"))
+    assert main.run(["fail"]) == 1
+    assert "BrokenPipeError" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("words", [["--debug", "fail"], ["fail", "--debug"]])

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -71,6 +72,14 @@ def test_a_run_that_goes_on_has_the_file_of_an_undisturbed_one(tmp_path: Path, h
         second.write({"step": step, "loss": 1 / 3})
     second.close()
     assert (run / FILE).read_bytes() == (whole / FILE).read_bytes()
+
+
+def test_a_log_that_cannot_be_closed_is_named(tmp_path: Path) -> None:
+    """Some file systems tell only then that the last bytes found no room."""
+    metrics = Metrics(tmp_path)
+    os.close(metrics._file)
+    with pytest.raises(CacheWriteError, match=r"metrics could not be written: .*metrics\.jsonl"):
+        metrics.close()
 
 
 def written(run: Path, n_steps: int) -> MetricsState:
