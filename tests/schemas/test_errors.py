@@ -9,6 +9,7 @@ EXIT_CODES = {
     "KdpipeError": 1,
     "UsageError": 2,
     "ConfigError": 2,
+    "LockHeld": 2,
     "Unlearnable": 2,
     "CacheError": 1,
     "CacheWriteError": 1,
