@@ -392,7 +392,7 @@ def test_a_step_in_which_nothing_is_to_be_learnt_changes_nothing(
 
     settings = settings_for(folder, machine={"precision": precision}, run={"max_steps": 2}, saving={"every": 1})
     settings = settings.model_copy(update={"out": str(tmp_path / "run")})
-    monkeypatch.setattr(prepare, "_validation", lambda _: None)
+    monkeypatch.setattr(prepare, "_validation", lambda *_: None)
     monkeypatch.setattr(ahead, "make_batch", without_rows)
     assert run(settings).positions == 0
     first, last = (load_file(path / "model.safetensors") for path in (tmp_path / "run" / "checkpoints").iterdir())

@@ -95,7 +95,7 @@ def test_what_a_cache_of_tokens_cannot_tell_is_refused_before_weights_are_loaded
 
 
 def test_the_best_is_not_asked_for_where_nothing_is_validated(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prepare, "_validation", lambda _: None)
+    monkeypatch.setattr(prepare, "_validation", lambda *_: None)
     with pytest.raises(ConfigError, match=r"saving\.final is best, and the cache has no validation split") as refused:
         run(settings_for(folder, "never", saving={"final": "best"}))
     assert "--val-fraction" in str(refused.value.hint)
