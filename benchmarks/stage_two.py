@@ -141,7 +141,7 @@ class Bench:
         """The share of a run's time that goes by waiting for the cache, at the benchmark's own student."""
         report = self._run(self.scale.case, self.scale.waiting_steps, self.scale.waiting_steps, "waiting")
         lines = (Path(report["run"]) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        steps = [line["waiting_share"] for line in map(json.loads, lines) if "verdict" in line]
+        steps = [line["waiting_share"] for line in map(json.loads, lines) if line.get("verdict") == "accept"]
         return {
             "share": report["waiting_share"],
             "share_of_first_step": steps[0],

@@ -62,7 +62,7 @@ class Loop:
                     self._look_and_save(due)
             if around.stop.asked:
                 raise Interrupted(
-                    f"stopped at step {done:,} of {self._run.plan.n_steps:,}",
+                    f"stopped at step {self.state.step:,} of {self._run.plan.n_steps:,}",
                     hint="run the same command again to go on",
                 )
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,9 +21,9 @@ from kdpipe.pipeline.losses.hidden.objective import HiddenObjective
 from kdpipe.pipeline.students.student import States, Student
 from kdpipe.pipeline.training import loop, prepare
 from kdpipe.pipeline.training.learner import Learner
-from kdpipe.schemas.errors import ConfigError, KdpipeError
+from kdpipe.schemas.errors import ConfigError, Interrupted, KdpipeError
 from kdpipe.schemas.stage_two import StageTwo
-from support.stage_two import STUDENT, HeardTraining, losses, make_cache, run, settings_for, weights
+from support.stage_two import STUDENT, HeardTraining, Stopping, losses, make_cache, run, settings_for, weights
 
 NAN = float("nan")
 BAD_STEP = 3
@@ -274,6 +275,71 @@ def test_repeated_faults_lead_back_to_a_good_student(
     ]  # fmt: skip
     assert lines[-2]["positions"] == report.positions == _positions(lines)
     assert (lines[-2]["skipped"], lines[-2]["success_rate"]) == (3, 0.6)
+
+
+def test_gradients_a_million_times_too_large_are_skipped_also_right_after_a_phase(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go, attempts = loop.go_forth_and_back, Attempts(monkeypatch, lambda n: n in (9, 12))
+
+    def spiked(learner: Learner, *words: Any) -> Any:
+        hooks = [one.register_hook(lambda gradient: gradient * (1e6 if attempts.now else 1)) for one in learner.learnt]
+        try:
+            return go(learner, *words)
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    monkeypatch.setattr(loop, "go_forth_and_back", spiked)
+    run_settings = {"max_steps": 12, "batch_size": 2, "accumulate": 1}
+    phases = [{"until": 10 / 12}, {"until": 1.0, "temperature": 2.0}]
+    settings = settings_for(folder, run=run_settings | {"phases": phases}, evaluation={"every": 12})
+    report = run(settings.model_copy(update={"out": str(tmp_path / "run")}))
+    assert (report.steps, report.skipped, report.rollbacks) == (12, 2, 0)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    skipped = [line for line in lines if line.get("verdict") == "skip"]
+    assert [line["step"] for line in skipped] == [8, 10]
+    assert [line["temperature"] for line in skipped] == [1.0, 2.0]
+    assert all("guard.median_factor" in line["why"] for line in skipped)
+
+
+@pytest.mark.parametrize("stop", [None, 4])
+def test_a_rollback_over_a_phase_is_taken_again_with_that_phase(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int | None
+) -> None:
+    """Back to step 3, of the first phase; run again after a stop, it is the same history."""
+    take = StepLoader.take
+
+    def broken(loader: StepLoader, begin: int, *words: Any) -> StepBatch:
+        batch = take(loader, begin, *words)
+        return _in_first_targets(batch) if begin in (32, 40, 48) else batch
+
+    monkeypatch.setattr(StepLoader, "take", broken)
+    shape = {
+        "run": {"max_steps": 7, "phases": [{"until": 4 / 7, "alpha": 0.5}, {"until": 1.0}]},
+        "guard": {"patience": 3},
+        "evaluation": {"every": 7},
+        "saving": {"every": 3},
+    }
+    settings = settings_for(folder, **shape).model_copy(update={"out": str(tmp_path / "run")})
+    if stop is not None:
+        with pytest.raises(Interrupted):
+            run(settings, Stopping(stop, signal.SIGTERM))
+    assert run(settings).rollbacks == 1
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["verdict"], line["place"], line["terms"]["ce"]["weight"])
+            for line in lines if "verdict" in line] == [
+        (1, "accept", 8, 0.5), (2, "accept", 16, 0.5), (3, "accept", 24, 0.5), (4, "undone", 32, 0.5),
+        (4, "skip", 40, 0.1), (4, "skip", 48, 0.1), (3, "rollback", 56, 0.1),
+        (4, "accept", 64, 0.5), (5, "accept", 72, 0.1), (6, "accept", 80, 0.1), (7, "accept", 88, 0.1),
+    ]  # fmt: skip
+
+
+def _in_first_targets(batch: StepBatch) -> StepBatch:
+    first = batch.batches[0]
+    assert first.targets is not None
+    targets = dataclasses.replace(first.targets, weights_NK=first.targets.weights_NK * NAN)
+    return dataclasses.replace(batch, batches=(dataclasses.replace(first, targets=targets), *batch.batches[1:]))
 
 
 def test_what_does_not_end_stops_with_a_checkpoint_and_advice(

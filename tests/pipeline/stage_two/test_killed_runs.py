@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from kdpipe.schemas.stage_two import StageTwo
-from support.faults import count_calls, fault_at, killed
+from support.faults import count_calls, fault_at, killed, path_of
 from support.stage_two import HeardTraining, history, run, settings_for
 from support.tiny import unsynced
 
@@ -86,12 +86,49 @@ def test_a_run_killed_after_its_last_checkpoint_has_one_line_of_its_last_evaluat
     assert_whole(folder, tmp_path, [n_calls - 40, n_calls - 20])
 
 
+def test_lines_are_on_the_disk_before_the_checkpoint_that_counts_on_them(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No power cut leaves a checkpoint and takes a line of it, or the file's name."""
+    out, events = tmp_path / "run", list[str]()
+    names = {str(out / "metrics.jsonl"): "lines", str(out): "name"}
+
+    def noted(kind: str, real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*words: Any, **options: Any) -> Any:
+            path = path_of(kind, words, options)
+            if path in names:
+                events.append(f"{kind} {names[path]}")
+            elif kind == "rename" and Path(path).parent == out / "checkpoints":
+                events.append("checkpoint")
+            return real(*words, **options)
+
+        return call
+
+    for kind in ("write", "fsync", "rename"):
+        monkeypatch.setattr(os, kind, noted(kind, getattr(os, kind)))
+    run(shaped(folder, out))
+    assert events.count("checkpoint") >= 3 and events.count("write lines") == len(EXPECTED)
+    durable = {"lines": True, "name": False}
+    for event in events:
+        kind, _, what = event.partition(" ")
+        if event == "checkpoint":
+            assert all(durable.values())
+        else:
+            durable[what] = kind == "fsync"
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("final", ["last", "best"])
-def test_a_run_killed_anywhere_has_one_line_a_step_and_evaluation(folder: Path, tmp_path: Path, final: str) -> None:
-    changes = {"saving": SHAPE["saving"] | {"final": final}}
+@pytest.mark.timeout(600)
+def test_a_run_killed_around_its_last_save_has_one_line_a_step_and_evaluation(folder: Path, tmp_path: Path) -> None:
+    n_calls = number_of_calls(folder, tmp_path)
+    assert_whole(folder, tmp_path, list(range(n_calls - 116, n_calls, 2)))
+
+
+@pytest.mark.slow
+def test_a_run_whose_best_student_is_kept_is_whole_wherever_it_was_killed(folder: Path, tmp_path: Path) -> None:
+    changes = {"saving": SHAPE["saving"] | {"final": "best"}}
     n_calls = number_of_calls(folder, tmp_path, **changes)
-    numbers = random.Random(final).sample(range(20, n_calls), 12)
+    numbers = random.Random(0).sample(range(20, n_calls), 12)
     assert_whole(folder, tmp_path, numbers, **changes)
 
 
