@@ -4,7 +4,8 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -27,7 +28,7 @@ from kdpipe.schemas.manifest import Manifest, read_manifest
 from kdpipe.schemas.part import PartRecord
 from kdpipe.schemas.records import read_record
 from support.damage import edit_json, everything_of, fresh_cache, reseal, reseal_shard, tail_bytes
-from support.fuzz import BATCH, Reader, fuzz
+from support.fuzz import BATCH, LONG_BATCH, Reader, fuzz
 from support.golden import caches
 from support.limits import deep_problems_of
 
@@ -52,7 +53,8 @@ def index_reader(folder: Path) -> Reader:
     """index.parquet of caches with one split and two."""
     cache = fresh_cache(folder / "cache")
     seeds = [(path / layout.INDEX).read_bytes() for path in (cache, *caches()[:2])]
-    return Reader("index", lambda data: parsed_index(sealed(data), manifest_at(cache)), tuple(seeds))
+    manifest = manifest_at(cache)
+    return Reader("index", lambda data: parsed_index(sealed(data), manifest), tuple(seeds))
 
 
 def sequences_reader(folder: Path) -> Reader:
@@ -174,6 +176,24 @@ def test_a_reader_refuses_what_is_changed_at_random(tmp_path: Path, name: str) -
     assert outcomes["refused"] > outcomes.total() / 4
 
 
+FAULTS: dict[str, Callable[[], object]] = {
+    "ended with -6": os.abort,
+    "ZeroDivisionError": lambda: 1 // 0,
+    "MemoryError": lambda: bytearray(2 << 30),
+    "took [0-9,]+ bytes": lambda: bytearray(b"x") * (600 << 20),
+    "UserWarning": lambda: warnings.warn("beware", stacklevel=1),
+}
+
+
+@pytest.mark.parametrize("word", FAULTS)
+def test_a_fault_in_a_reader_is_found_and_its_input_left(tmp_path: Path, word: str) -> None:
+    reader = Reader("faulty", lambda data: FAULTS[word]() if len(data) > 70 else None, (b"x" * 70,))
+    with pytest.raises(AssertionError, match=word):
+        fuzz(reader, tmp_path, range(1), 20)
+    assert all(len(file.read_bytes()) > 70 for file in tmp_path.glob("*-finding-*"))
+    assert list(tmp_path.glob("*-finding-*"))
+
+
 @pytest.mark.soak
 @pytest.mark.timeout(7200)
 @pytest.mark.parametrize("name", READERS)
@@ -186,6 +206,6 @@ def test_a_reader_refuses_what_is_changed_at_random_for_minutes(tmp_path: Path, 
                 return
             yield batch
 
-    outcomes = fuzz(READERS[name](tmp_path), tmp_path, batches())
+    outcomes = fuzz(READERS[name](tmp_path), tmp_path, batches(), BATCH if name in SLOW_READERS else LONG_BATCH)
     assert outcomes.total() >= BATCH
     sys.stdout.write(f"{name}: {outcomes.total():,} inputs, {json.dumps(outcomes)}\n")

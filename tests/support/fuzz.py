@@ -12,7 +12,7 @@ import signal
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,8 @@ from kdpipe.schemas.errors import KdpipeError
 from support.children import in_child
 from support.mutate import CHANGES, Change, set_value
 
-BATCH = 100
+# Inputs of a batch, in one child; the short version of a test and the long one.
+BATCH, LONG_BATCH = 100, 1000
 GOOD = ("read", "refused")
 MEMORY_BYTES = 1 << 30
 # Processor time, so that a busy machine finds nothing; where it ends, a signal ends the child.
@@ -40,25 +41,25 @@ class Reader:
     is_json: bool = False
 
 
-def fuzz(reader: Reader, folder: Path, batches: Iterator[int] | range) -> Counter[str]:
+def fuzz(reader: Reader, folder: Path, batches: Iterable[int], n_inputs: int = BATCH) -> Counter[str]:
     """Read the inputs of some batches; how often each outcome came. Fails with all findings of the first bad batch."""
     outcomes: Counter[str] = Counter()
     for batch in batches:
         findings, first = [], 0
-        while first < BATCH:
-            done, found = _child(reader, batch, first, folder / f"{reader.name}-{batch}")
+        while first < n_inputs:
+            done, found = _child(reader, batch, range(first, n_inputs), folder / f"{reader.name}-{batch}")
             outcomes.update(word for word in found if word in GOOD)
-            findings += [f"input {first + n}: {word}" for n, word in enumerate(found) if word not in GOOD]
+            findings += [f"input {number}: {word}" for number, word in enumerate(found, first) if word not in GOOD]
             first += done
         assert not findings, f"{reader.name}, batch {batch}, inputs in {folder}: {findings}"
     return outcomes
 
 
-def fuzzed(reader: Reader, batch: int) -> Iterator[bytes]:
+def fuzzed(reader: Reader, batch: int) -> Generator[bytes, str, None]:
     """The inputs of a batch; the reader's answer to each is sent back, so that those with new answers are kept."""
     rng = random.Random(f"{reader.name} {batch}")
     kept, known = list(reader.seeds), set()
-    for _ in range(BATCH):
+    while True:
         data = rng.choice(kept)
         for _ in range(rng.choice((1, 1, 1, 2, 3, 6))):
             data = _change(reader, rng)(data, rng) if data else rng.randbytes(rng.randrange(1, 64))
@@ -76,8 +77,8 @@ def _change(reader: Reader, rng: random.Random) -> Change:
     return set_value if reader.is_json and rng.random() < 0.7 else rng.choice(CHANGES)
 
 
-def _child(reader: Reader, batch: int, first: int, log: Path) -> tuple[int, list[str]]:
-    """Read inputs from one on in a child: how many it did, one more where that one ended it, and what came of each."""
+def _child(reader: Reader, batch: int, numbers: range, log: Path) -> tuple[int, list[str]]:
+    """Read some inputs of a batch in a child: how many it did, with the one that ended it, and what came of each."""
     log.write_text("")
 
     def work() -> None:
@@ -89,23 +90,23 @@ def _child(reader: Reader, batch: int, first: int, log: Path) -> tuple[int, list
         with log.open("a", buffering=1) as file:
             inputs = fuzzed(reader, batch)
             data = next(inputs)
-            for number in range(BATCH):
+            for number in range(numbers.stop):
                 answer = ""
-                if number >= first:
+                if number in numbers:
                     current.write_bytes(data)
                     answer, word = _outcome(reader, data)
                     file.write(f"{word}\n")
                     if word not in GOOD:
                         current.rename(f"{log}-finding-{number}")
-                if number + 1 < BATCH:
-                    data = inputs.send(answer)
+                data = inputs.send(answer)
+        current.unlink(missing_ok=True)
 
     ended = in_child(work, timeout_seconds=600)
     found = log.read_text().splitlines()
     log.unlink()
     if ended.code == 0:
-        return BATCH - first, found
-    Path(f"{log}-input").rename(f"{log}-finding-{first + len(found)}")
+        return len(numbers), found
+    Path(f"{log}-input").rename(f"{log}-finding-{numbers.start + len(found)}")
     return len(found) + 1, [*found, f"ended with {ended.code}: {ended.said[-300:]}"]
 
 
