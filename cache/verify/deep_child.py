@@ -27,6 +27,7 @@ from kdpipe.cache.second_reader import disagreements
 from kdpipe.cache.statistics import StatisticsSum
 from kdpipe.cache.store import open_store
 from kdpipe.cache.tables import read_table
+from kdpipe.cache.verify.copied import Copied, CopiedDocuments, in_words
 from kdpipe.cache.verify.deep import OUT_OF_MEMORY, READY
 from kdpipe.schemas.errors import CacheDamaged, KdpipeError
 from kdpipe.schemas.part import PartRecord
@@ -64,11 +65,15 @@ def limit_processor_seconds(more: int) -> None:
 
 
 class Parts:
-    """The parts of a cache, each for itself: what is wrong with the index or with another part stops nobody."""
+    """The parts of a cache, each for itself: what is wrong with the index or with another part stops nobody.
+
+    Only `copied` remembers what was in the parts before.
+    """
 
     def __init__(self, url: str, patience: Patience | None = None) -> None:
         self.store = open_store(url, patience)
         self.manifest = load_manifest(self.store)
+        self.copied = CopiedDocuments()
         self._decoder: Decoder | None = None
 
     def open(self, number: int) -> PartReader:
@@ -96,19 +101,21 @@ def _problems(parts: Parts, part: PartReader) -> Iterator[str]:
     manifest, record = parts.manifest, part.record
     sums = StatisticsSum(manifest)
     n_positions = n_exact = n_draws = first = 0
-    starts = part.sequences.row_starts
+    starts, copied = part.sequences.row_starts, list[Copied]()
     while first < len(part.sequences):
         end = max(first + 1, int(starts.searchsorted(starts[first] + BLOCK_ROWS, side="right")) - 1)
         rows = part.rows(first, end)
         for what in broken_rules(rows, manifest):
             yield f"sequences {first} to {end - 1}: {what}"
         yield from _displaced(part, rows, first, end)
+        copied += parts.copied.found(record.part, record.split, rows)
         n_positions += int(rows.loss_mask.sum())
         n_exact, n_draws = n_exact + int(rows.n_exact.sum()), n_draws + int((rows.count - rows.n_exact).sum())
         sums.add_rows(rows)
         first = end
     if (n_positions, n_exact, n_draws) != (record.n_positions, record.n_exact, record.n_draws):
         yield f"{n_positions:,} positions and {n_exact + n_draws:,} entries are there, part.json counts otherwise"
+    yield from in_words(copied)
     yield from sums.disagreements(record)
     yield from part.check_rest()
     if any(
