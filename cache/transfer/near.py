@@ -18,7 +18,6 @@ from typing import Final, final
 from kdpipe.cache import layout
 from kdpipe.cache.addresses import Nearby, check_address
 from kdpipe.cache.files import explained, make_dir, work_folder
-from kdpipe.cache.part_files import examine_part
 from kdpipe.cache.reader import Cache
 from kdpipe.cache.retries import Patience
 from kdpipe.cache.store import MAX_LISTED, LocalStore, Store, open_store
@@ -191,8 +190,11 @@ class NearStore:
                     with self._lock:
                         self._coming.discard(number)
                 self.n_fetched += 1
-            elif number not in self._looked_at and examine_part(self._near, self._source.manifest, number, row)[1]:
-                # What others clear away of a folder of old files is fetched again.
+            elif number not in self._looked_at and (wrong := self._receiver.problems(number, row)):
+                # A disk may have spoilt it, or others have cleared some of it away as old files.
+                self._patience.told(
+                    f"part {number} in {self._root} is damaged and fetched again from {self.url}: {wrong[0]}"
+                )
                 self._receiver.take_part(number, row, damaged=True)
                 self.n_fetched += 1
             self._looked_at.add(number)

@@ -11,6 +11,7 @@ from kdpipe.cache import layout, open_cache
 from kdpipe.cache.addresses import Nearby
 from kdpipe.cache.http import HttpStore
 from kdpipe.cache.remote import RemoteFolder, RemoteStore
+from kdpipe.cache.retries import Patience
 from kdpipe.cache.transfer import copy_cache, near
 from kdpipe.cache.verify import verify_cache
 from kdpipe.schemas.errors import CacheDamaged, ConfigError
@@ -160,3 +161,20 @@ def test_files_that_were_cleared_away_near_are_fetched_again(
         monkeypatch.setattr(near, "_stores", {})
         assert digests_of_all(open_cache(url, nearby=nearby)) == digests_of_all(open_cache(path))
         assert near.near_store(url, nearby).n_fetched == 1
+
+
+@pytest.mark.parametrize("name", [ID, "parts/00001/sequences.arrow", "parts/00001/part.json"])
+def test_a_part_that_was_damaged_near_is_named_by_its_folder_and_fetched_again(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    nearby, told = Nearby(folder=tmp_path, limit=1 << 30), list[str]()
+    with serving(Site(path)) as url:
+        digests_of_all(open_cache(url, nearby=nearby))
+        (file,) = tmp_path.glob(f"*/{name}")
+        tiny.flip_bit(file, 100)
+        monkeypatch.setattr(near, "_stores", {})
+        cache = open_cache(url, nearby=nearby, patience=Patience(told=told.append))
+        assert digests_of_all(cache) == digests_of_all(open_cache(path))
+        assert near.near_store(url, nearby).n_fetched == 1
+    assert len(told) == 1 and str(file.parents[len(Path(name).parents) - 1]) in told[0] and url in told[0]
+    assert file.read_bytes() == (path / name).read_bytes()
