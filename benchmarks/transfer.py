@@ -28,6 +28,7 @@ from kdpipe.cache.part_files import read_part_record
 from kdpipe.cache.reshape.adopt import adopt_part, with_changes
 from kdpipe.cache.store import LocalStore
 from kdpipe.cache.transfer import copy_cache
+from kdpipe.cache.verify import verify_cache
 from kdpipe.cache.writer import create_cache
 from kdpipe.pipeline.data.parts import rows_of_a_part
 from kdpipe.pipeline.synthetic import synthetic_manifest, synthetic_part, synthetic_tables
@@ -40,15 +41,19 @@ from kdpipe.schemas.stage_two import TrainOptions
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 from support.s3 import s3_server
+from support.web import Site, serving
 
 ASKED = {
     "local_over_cp_and_sha256sum": 0.5,
     "s3_over_plain_download": 0.8,
+    "verify_by_url_over_copy": 1.0,
     "training_from_s3_over_local": 0.95,
     "bytes_in_files_of_16_MB_from_20_million_positions": 0.9,
     "files_a_part": 16,
 }
 LARGE_FILE = 16_000_000
+# What a request to a web server takes beside its bytes.
+REQUEST_SECONDS = 0.02
 MANY_ROWS = 20_000_000
 # Of the documents of a synthetic cache, which have up to 500.
 ROWS_A_DOCUMENT = 308
@@ -63,6 +68,7 @@ class Scale:
     documents_per_part: int = 2_000
     document_tokens: int = 500
     parts: int = 16
+    many_parts: int = 130
     rounds: int = 5
     case: Case = STUDENT
     steps: int = 60
@@ -72,6 +78,7 @@ QUICK = Scale(
     documents_per_part=10,
     document_tokens=100,
     parts=4,
+    many_parts=4,
     rounds=1,
     case=Case(vocabulary=1_000, preset="tiny", batch=2, length=64, sequences=32, threads=1),
     steps=3,
@@ -109,6 +116,20 @@ class Bench:
             system.get("transfer/cache", str(target), recursive=True)
 
         return self._beside(plain, lambda: copy_cache("s3://transfer/cache", target), target, self._bytes())
+
+    def verify(self) -> dict[str, Any]:
+        """A verification by URL beside a copy from it, of many small parts, each request taking its time."""
+        first, cache, target = self.work / "small", self.work / "many", self.work / "copy"
+        if not cache.exists():
+            recipe = Recipe(documents={"train": 10}, documents_per_part=10, document_tokens=100, hidden=False)
+            _make(first, recipe)
+            _repeat(first, cache, self.scale.many_parts)
+        copied, verified = Site(cache, seconds=REQUEST_SECONDS), Site(cache, seconds=REQUEST_SECONDS)
+        n_bytes = sum(row.n_bytes for row in open_cache(cache).parts)
+        with serving(copied) as one, serving(verified) as other:
+            result = self._beside(lambda: copy_cache(one, target), lambda: verify_cache(other), target, n_bytes)
+        requests = [site.n_requests / self.scale.rounds for site in (copied, verified)]
+        return result | {"parts": self.scale.many_parts, "requests": requests}
 
     def training(self) -> dict[str, Any]:
         """Positions a second of a run from a bucket whose parts have come, over those of a local run."""
@@ -223,13 +244,13 @@ def _repeat(first: Path, folder: Path, n_parts: int) -> None:
 def main() -> None:
     """Measure what was named and print it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", nargs="*", help="some of local, s3, training, files; all of them unless named")
+    parser.add_argument("what", nargs="*", help="some of local, s3, verify, training, files; all of them unless named")
     parser.add_argument("--quick", action="store_true", help="small: shows that it runs, measures nothing")
     parser.add_argument("--rounds", type=int, help="how often each is repeated")
     words = parser.parse_args()
     scale = QUICK if words.quick else Scale()
     scale = replace(scale, rounds=words.rounds or scale.rounds)
-    names = ("local", "s3", "training", "files")
+    names = ("local", "s3", "verify", "training", "files")
     if odd := set(words.what) - set(names):
         parser.error(f"{', '.join(sorted(odd))} cannot be measured; {', '.join(names)} can")
     result: dict[str, Any] = {"machine": machine(), "asked": ASKED}
