@@ -9,6 +9,7 @@ import pytest
 
 from kdpipe.cache import layout
 from kdpipe.cache.reader import open_cache
+from kdpipe.cache.reshape.merge import merge
 from kdpipe.cache.tokenizer_content import tokenizer_content
 from kdpipe.cache.verify import verify_cache
 from kdpipe.cli import main
@@ -18,7 +19,7 @@ from kdpipe.pipeline.verify_against import verify_against
 from kdpipe.pipeline.watch import SilentWatch
 from kdpipe.schemas.errors import CacheDamaged
 from kdpipe.schemas.strict_json import canonical, sha256_hex
-from support.corpora import small_tokenizer
+from support.corpora import TEXTS, small_tokenizer, write_jsonl
 from support.damage import reseal
 from support.stage_one import VOCABULARY, HeardWatch, make_inputs, run, settings_for
 
@@ -182,3 +183,14 @@ def test_files_that_are_loaded_as_another_tokenizer_are_refused(folder: Path, tm
         CacheDamaged, match="transformers loads a tokenizer of 516 ids from its files, the cache has 512"
     ):
         kept_tokenizer(str(path), open_cache(path).manifest)
+
+
+def test_a_forged_tokenizer_is_not_merged_with_the_true_one(folder: Path, forged: Path, tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "more.jsonl", [{"text": text, "category": "odd"} for text in TEXTS[100:106]])
+    settings = settings_for(folder, data={"path": str(tmp_path / "more.jsonl")})
+    run(settings.model_copy(update={"out": str(tmp_path / "true")}))
+    for order in ((forged, tmp_path / "true"), (tmp_path / "true", forged)):
+        with pytest.raises(CacheDamaged, match="it is another tokenizer than the manifest states"):
+            merge([str(path) for path in order], str(tmp_path / "merged"))
+    assert not (tmp_path / "merged").exists()
+    assert merge([str(folder / "cache"), str(tmp_path / "true")], str(tmp_path / "merged")).parts.made > 1
