@@ -41,7 +41,7 @@ def probe(model: Any, shape: ModelShape, dtype: torch.dtype, device: torch.devic
     padding = getattr(shape.config.get_text_config(), "pad_token_id", None)
     ids_BT = torch.where(ids_BT == padding, (ids_BT + 1) % vocabulary_size, ids_BT) if padding is not None else ids_BT
     own_TV = model(ids_BT, use_cache=False).logits[0].clone()
-    check_finite_logits(shape.name, own_TV[:, :vocabulary_size], dtype)
+    check_finite_logits(shape.name, own_TV[:, :vocabulary_size], dtype, model)
     other_BT = ids_BT.clone()
     other_BT[0, -1] = (other_BT[0, -1] + 1) % vocabulary_size
     moved_TV = model(other_BT, use_cache=False).logits[0]
@@ -71,15 +71,24 @@ def probe(model: Any, shape: ModelShape, dtype: torch.dtype, device: torch.devic
     )
 
 
-def check_finite_logits(name: str, logits_TV: Tensor, dtype: torch.dtype) -> None:
+def check_finite_logits(name: str, logits_TV: Tensor, dtype: torch.dtype, model: nn.Module) -> None:
     """Refuse a model whose logits mean nothing: no other finding about it would be true."""
     n_odd = int((~logits_TV.isfinite()).sum())
     if n_odd:
         overflow = "float16 overflows beyond 65,504: give bfloat16 or float32"
         raise ConfigError(
-            f"{name} gives logits that are not finite: {n_odd:,} of {logits_TV.numel():,} for {len(logits_TV)} tokens",
+            f"{name} gives logits that are not finite: {n_odd:,} of {logits_TV.numel():,} for {len(logits_TV)} tokens"
+            f"{_odd_weights(model)}",
             hint=overflow if dtype == torch.float16 else "are the weights whole? download or save the model again",
         )
+
+
+def _odd_weights(model: nn.Module) -> str:
+    """The first weights that are not finite, where it is these; offloaded ones are not looked at."""
+    for name, weights in model.named_parameters():
+        if not weights.is_meta and weights.is_floating_point() and (n := int((~weights.isfinite()).sum())):
+            return f"; of its weights {n:,} of {weights.numel():,} in {name} are not finite"
+    return ""
 
 
 def probe_ids(n: int, vocabulary_size: int, device: torch.device) -> Tensor:

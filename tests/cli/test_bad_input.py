@@ -183,11 +183,11 @@ def test_the_teacher_is_looked_at_before_the_documents(place: Path, refused: Cal
 @pytest.mark.parametrize(
     ("more", "told"),
     [
-        (["--temperatures", "2,0"], "error: --temperatures: item 2 must be greater than 0, not 0.0"),
-        (["--temperatures", "0"], "error: --temperatures: item 1 must be greater than 0, not 0.0"),
+        (["--temperatures", "2,0"], "error: --temperatures: item 2 must be greater than or equal to 0.001, not 0.0"),
+        (["--temperatures", "0"], "error: --temperatures: item 1 must be greater than or equal to 0.001, not 0.0"),
         (["--temperatures", "2,2"], "error: --temperatures: temperatures must differ from each other and from 1"),
         (["--temperatures", ",".join(map(str, range(2, 19)))], "error: --temperatures: tuple should have at most 16"),
-        (["--target-temperature", "0"], "error: --target-temperature must be greater than 0, not 0.0"),
+        (["--target-temperature", "0"], "error: --target-temperature must be greater than or equal to 0.001, not 0.0"),
         (["--tau", "2"], "error: --tau must be less than or equal to 1, not 2.0\nhint: correct it, or leave it out\n"),
         (["--val-fraction", "1"], "error: --val-fraction must be less than 1, not 1.0"),
         (["--limit", "0"], "error: --limit must be greater than or equal to 1, not 0"),
@@ -475,22 +475,16 @@ def spoilt(folder: Path, name: str, row: int, value: float = float("nan")) -> No
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-@pytest.mark.parametrize(
-    ("weight", "layer"),
-    [
-        ("model.layers.1.mlp.down_proj.weight", "that of layer 2 of 2"),
-        ("lm_head.weight", "those of the output head are not"),
-    ],
-)
-def test_a_teacher_of_spoilt_weights_is_told_with_document_and_layer(
-    weight: str, layer: str, place: Path, refused: Callable[..., str]
+@pytest.mark.parametrize("weight", ["model.layers.1.mlp.down_proj.weight", "lm_head.weight"])
+def test_a_teacher_of_spoilt_weights_is_refused_with_their_name(
+    weight: str, place: Path, refused: Callable[..., str]
 ) -> None:
     spoilt(own_teacher(place), weight, 0)
-    told = refused(words(teacher="own"), code=1)
-    assert re.match(r"error: the teacher's logits of document \d+ \(train\) are not finite at its token 0: ", told)
-    assert layer in told
-    mended = refused(words(out="out"))
-    assert "hint: no part of it is there yet: delete out if nobody is at work on it, or choose another folder" in mended
+    told = refused(words(teacher="own"), code=2)
+    assert re.match(r"error: own gives logits that are not finite: ", told)
+    assert f" in {weight} are not finite" in told
+    assert not (place / "out").exists()
+    assert main.run(words(out="out")) == 0
 
 
 @pytest.mark.slow
@@ -623,10 +617,7 @@ def test_a_cache_is_held_against_its_teacher_only(place: Path, refused: Callable
     assert main.run(against("other")) == 3
     assert "there is no folder ./nowhere" in refused(against("./nowhere"))
     assert "header promises" in refused(against("own"))
-    assert refused(against("small")) == (
-        "error: small cannot be the teacher of this cache: it has 400 rows for 512 ids\n"
-        "hint: that one is called teacher\n"
-    )
+    assert main.run(against("small")) == 3
     assert "there is no folder nowhere" in refused(against("teacher", "nowhere"))
     write_jsonl(place / "odd.jsonl", [{"text": "a"}])
     assert main.run(words(Path(), "--set", "data.append_stop=false", data="odd.jsonl", out="odd")) == 0
