@@ -34,6 +34,7 @@ from kdpipe.cache.index import IndexRow, read_index, write_index
 from kdpipe.cache.part_files import examine_part, part_grids, read_part_record
 from kdpipe.cache.part_writer import PartWriter
 from kdpipe.cache.reader import committed_parts, load_manifest
+from kdpipe.cache.retries import Patience
 from kdpipe.cache.store import LocalStore, Store
 from kdpipe.cache.tables import read_table, table_records, write_tables
 from kdpipe.cache.tokenizer_files import fingerprint_problem
@@ -237,12 +238,12 @@ class CacheWriter:
         sync_dir(self.path)
 
 
-def create_cache(folder: str | os.PathLike[str], manifest: Manifest) -> CacheWriter:
+def create_cache(folder: str | os.PathLike[str], manifest: Manifest, patience: Patience | None = None) -> CacheWriter:
     """Begin a cache, or go on with the one of the same manifest; another manifest in the folder is refused."""
     if is_url(os.fspath(folder)):
         from kdpipe.cache.bucket_writer import create_bucket
 
-        return create_bucket(os.fspath(folder), manifest)
+        return create_bucket(os.fspath(folder), manifest, patience)
     named = local_path(os.fspath(folder))
     if not named:
         raise ConfigError("the path of the new cache is empty", hint="name a new or empty folder")

@@ -15,6 +15,7 @@ from kdpipe.cli.console import Fact
 from kdpipe.cli.flags import Given
 from kdpipe.cli.progress import watching
 from kdpipe.cli.quantities import duration, share, size
+from kdpipe.cli.remote_options import RetryFor, retry_seconds
 from kdpipe.cli.settings import stage_one
 from kdpipe.schemas.errors import ConfigError
 
@@ -37,10 +38,11 @@ def cache_teacher(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Load everything, do two batches, and say whether all is well.")
     ] = False,
+    retry_for: RetryFor = None,
     json: Annotated[bool, typer.Option("--json", help="Answer with one JSON document.")] = False,
 ) -> None:
     """Run the teacher once over the documents and keep what it said; run again, it goes on where it was."""
-    options = _run_options(shard, dry_run)
+    options = _run_options(shard, dry_run, retry_seconds(retry_for))
     settings = stage_one(given)
     from kdpipe.pipeline.cache_teacher import cache_teacher as run
 
@@ -52,12 +54,12 @@ def cache_teacher(
         console.answer(page(report, dry_run=dry_run))
 
 
-def _run_options(shard: str | None, dry_run: bool) -> "RunOptions":
+def _run_options(shard: str | None, dry_run: bool, retry_for: float) -> "RunOptions":
     """What this call is to do of the whole."""
     from kdpipe.schemas.stage_one import RunOptions
 
     if shard is None:
-        return RunOptions(dry_run=dry_run)
+        return RunOptions(dry_run=dry_run, retry_for=retry_for)
     found = re.fullmatch(r"([0-9]{1,7})/([0-9]{1,7})", shard.strip())
     if not found or int(found[2]) == 0:
         raise ConfigError(f"--shard {shard} is not of the form I/N", hint="write 0/4 for the first of four workers")
@@ -65,7 +67,7 @@ def _run_options(shard: str | None, dry_run: bool) -> "RunOptions":
     if number >= n_shards:
         last = f"the last of {n_shards} is {n_shards - 1}/{n_shards}"
         raise ConfigError(f"--shard {shard} does not exist: shards are counted from 0", hint=last)
-    return RunOptions(shard=number, n_shards=n_shards, dry_run=dry_run)
+    return RunOptions(shard=number, n_shards=n_shards, dry_run=dry_run, retry_for=retry_for)
 
 
 def page(report: "StageOneReport", *, dry_run: bool = False) -> str:

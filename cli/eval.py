@@ -11,7 +11,7 @@ import typer
 from kdpipe.cli import console
 from kdpipe.cli.console import Fact
 from kdpipe.cli.eval_progress import measuring
-from kdpipe.cli.remote_options import RETRY_FOR, retry_seconds
+from kdpipe.cli.remote_options import RetryFor, retry_seconds
 
 if TYPE_CHECKING:
     from kdpipe.schemas.train_report import Bucket, EvalReport
@@ -50,7 +50,7 @@ def evaluate(
     ] = None,
     device: Annotated[str, typer.Option("--device", metavar="NAME", help="auto, cpu, or one GPU: cuda:0.")] = "auto",
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, metavar="N", help="Sequences at once.")] = 8,
-    retry_for: Annotated[str | None, typer.Option("--retry-for", metavar="TIME", help=RETRY_FOR)] = None,
+    retry_for: RetryFor = None,
     json: Annotated[bool, typer.Option("--json", help="Answer with one JSON document.")] = False,
 ) -> None:
     """Hold a student against what the teacher said, at positions it has not learnt from."""

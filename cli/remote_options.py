@@ -4,7 +4,9 @@ In: what was typed. Out: the retry policy of the command, which reports each ret
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from kdpipe.cli import console
 from kdpipe.schemas.errors import UsageError
@@ -12,7 +14,9 @@ from kdpipe.schemas.errors import UsageError
 if TYPE_CHECKING:
     from kdpipe.cache.retries import Patience
 
-RETRY_FOR = "How long a remote place that fails is retried, as in 30s or 10m [5m]."
+NAME, METAVAR = "--retry-for", "TIME"
+HELP = "How long a remote place that fails is retried, as in 30s or 10m [5m]."
+RetryFor = Annotated[str | None, typer.Option(NAME, metavar=METAVAR, help=HELP)]
 
 
 def retry_seconds(typed: str | None) -> float:

@@ -6,8 +6,8 @@ In: nothing. Out: `FLAGS`, `SET_EXAMPLE`. Before it: `flags.py`. After it: `main
 
 from typing import Literal
 
+from kdpipe.cli import remote_options
 from kdpipe.cli.flags import Flag
-from kdpipe.cli.remote_options import RETRY_FOR
 
 When = Literal["first", "always", "never"]
 Mode = Literal["output", "logit", "hybrid"]
@@ -48,10 +48,10 @@ FLAGS = (
         help="How much of it is kept there at most, as in 20GB [100GB].",
     ),
     Flag(
-        name="--retry-for",
+        name=remote_options.NAME,
         place="cache.retry_for",
-        metavar="TIME",
-        help=RETRY_FOR,
+        metavar=remote_options.METAVAR,
+        help=remote_options.HELP,
     ),
     Flag(
         name="--student",

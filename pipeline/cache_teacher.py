@@ -8,8 +8,10 @@ needed then. Run again, it finds what is there and fills the holes.
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 from kdpipe.cache.inspect import inspect_cache
+from kdpipe.cache.retries import Patience
 from kdpipe.cache.store import open_store
 from kdpipe.cache.verify.first import remember_written
 from kdpipe.cache.writer import same_manifest
@@ -36,32 +38,34 @@ DRY_RUN_BATCHES = 2
 def cache_teacher(settings: StageOne, options: RunOptions, watch: Watch) -> StageOneReport:
     """Do what is left to do of a cache, in this process or in one for each GPU."""
     if options.dry_run:
-        return dry_run(settings, watch)
+        return dry_run(settings, watch, options.retry_for)
     shard = Shard(index=options.shard, count=options.n_shards)
     each = one_device_each(settings)
     if len(each) == 1:
-        return work(each[0], shard, watch)
+        return work(each[0], shard, watch, options.retry_for)
     started = time.perf_counter()
-    return _together(run_workers(work, each, shard, watch), time.perf_counter() - started)
+    return _together(
+        run_workers(partial(work, retry_for=options.retry_for), each, shard, watch), time.perf_counter() - started
+    )
 
 
-def work(settings: StageOne, shard: Shard, watch: Watch) -> StageOneReport:
+def work(settings: StageOne, shard: Shard, watch: Watch, retry_for: float) -> StageOneReport:
     """One worker: read what there is, load the teacher, make parts until none is left, complete the cache."""
     if settings.out is None:
         raise ConfigError("it is not said where the cache goes", hint="give --out, a folder")
-    tally = Tally(started=time.perf_counter())
+    tally, patience = Tally(started=time.perf_counter()), Patience(budget=retry_for, told=watch.say)
     check_out(settings)
-    extension = open_extension(settings)
+    extension = open_extension(settings, patience)
     tokenizer, ahead = look_first(settings, watch)
     inputs = read_inputs(settings, watch, tokenizer)
     speaker = open_speaker(settings, tokenizer, ahead)
-    if not is_begun(settings.out):
+    if not is_begun(settings.out, patience):
         inputs.corpus.check_lengths(speaker.sequence_length)
     manifest, old = make_manifest(settings, inputs, speaker), None
     if extension is not None:
         old, manifest = extension.source, extension.extended(manifest)
         inputs = replace(inputs, corpus=inputs.corpus.behind(extension.documents, extension.known))
-    cache, asked = begin_cache(settings.out, manifest, inputs, speaker, old)
+    cache, asked = begin_cache(settings.out, manifest, inputs, speaker, old, patience)
     if extension is not None:
         extension.adopt(cache, shard)
     follower = Follower(cache, inputs.corpus, shard, watch)
@@ -74,22 +78,22 @@ def work(settings: StageOne, shard: Shard, watch: Watch) -> StageOneReport:
     else:
         cache.seal()
         remember_written(cache, watch)
-    return _report(settings.out, inspect_cache(settings.out), inputs, tally)
+    return _report(settings.out, inspect_cache(settings.out, patience), inputs, tally)
 
 
-def dry_run(settings: StageOne, watch: Watch) -> StageOneReport:
+def dry_run(settings: StageOne, watch: Watch, retry_for: float) -> StageOneReport:
     """The whole way for two batches, into a folder that is thrown away."""
-    tally = Tally(started=time.perf_counter())
+    tally, patience = Tally(started=time.perf_counter()), Patience(budget=retry_for, told=watch.say)
     settings = one_device_each(settings)[0]
     check_out(settings)
     tokenizer, ahead = look_first(settings, watch)
     inputs = read_inputs(settings, watch, tokenizer)
     speaker = open_speaker(settings, tokenizer, ahead)
     manifest = make_manifest(settings, inputs, speaker)
-    extension = open_extension(settings)
+    extension = open_extension(settings, patience)
     whole = manifest if extension is None else extension.extended(manifest)
-    if settings.out is not None and is_begun(settings.out):
-        same_manifest(open_store(settings.out), whole, settings.out)
+    if settings.out is not None and is_begun(settings.out, patience):
+        same_manifest(open_store(settings.out, patience), whole, settings.out)
     trial = make_trial(manifest, inputs, speaker, DRY_RUN_BATCHES * speaker.batch_tokens)
     report = _report(settings.out or "", trial.summary, inputs, trial.tally)
     planned = PartsMade(planned=whole.plan.n_parts, present=0, made=0)

@@ -17,6 +17,7 @@ from kdpipe.cache.reshape.making import Job, Making, Silent, Told, made_from, ma
 from kdpipe.cache.reshape.recode import CodedPart
 from kdpipe.cache.reshape.sources import Source, open_source
 from kdpipe.cache.reshape.stored import Stored
+from kdpipe.cache.retries import Patience
 from kdpipe.cache.rows import Rows, Sequence
 from kdpipe.cache.writer import CacheWriter
 from kdpipe.pipeline.requantising.keys import row_keys
@@ -31,9 +32,11 @@ MAX_NOTE = 2000
 Change = Callable[[PartReader, int, Stored], CodedRows]
 
 
-def requantise(url: str, out: str, asked: Poorer, told: Told | None = None) -> ReshapeReport:
+def requantise(
+    url: str, out: str, asked: Poorer, told: Told | None = None, patience: Patience | None = None
+) -> ReshapeReport:
     """Make a poorer cache of another."""
-    source = open_source(url)
+    source = open_source(url, patience)
     manifest = plan_poorer(source, asked)
     records = [source.record(row.part) for row in source.cache.parts]
     making = Making(

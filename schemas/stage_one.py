@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
+from kdpipe.schemas.durations import Seconds
 from kdpipe.schemas.model import Devices, ModelSettings, Name
 from kdpipe.schemas.plan import MAX_PART_ROWS, MAX_SEQUENCE_ROWS
 from kdpipe.schemas.records import Record
@@ -142,11 +143,15 @@ class StageOne(Record):
 
 
 class RunOptions(Record):
-    """What one call of the command does of it: every n-th of the missing parts, or two batches to see that it works."""
+    """What one call of the command does of it: every n-th of the missing parts, or two batches to see that it works.
+
+    A remote place that fails is retried for `retry_for` seconds [300].
+    """
 
     shard: int = Field(default=0, ge=0)
     n_shards: int = Field(default=1, ge=1, le=1 << 20)
     dry_run: bool = False
+    retry_for: Seconds = 300.0
 
     @model_validator(mode="after")
     def _within(self) -> "RunOptions":

@@ -52,3 +52,9 @@ def test_every_option_of_a_copy_and_all_that_can_be_left_out_is_on_the_page() ->
     for option in SURFACE["cache copy"][1] - {"--json", "--allow-partial"}:
         assert option in PAGE, option
     assert re.findall(r"^\| `(\w+)` \| ", PAGE.partition("### Some of it")[2], re.MULTILINE) == list(LEFT_OUT)
+
+
+def test_every_command_that_takes_retry_for_is_on_the_page() -> None:
+    sentence = " ".join(re.findall(r"[^.]* take the option;", PAGE.replace("\n", " ")))
+    taking = {name.removeprefix("cache ") for name, (_, options) in SURFACE.items() if "--retry-for" in options}
+    assert {word.removeprefix("cache ") for word in re.findall(r"`([a-z -]+)`", sentence)} == taking

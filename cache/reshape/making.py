@@ -19,7 +19,6 @@ from kdpipe.cache.reshape.adopt import adopt_part, fetch_from, with_changes
 from kdpipe.cache.reshape.recode import CodedPart, rank_changes
 from kdpipe.cache.reshape.sources import Source, StoredDocuments, check_apart
 from kdpipe.cache.reshape.stored import Stored, documents_of, joined
-from kdpipe.cache.tokenizer_files import read_tokenizer_files
 from kdpipe.cache.writer import CacheWriter, create_cache
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.manifest import Manifest, Origin
@@ -130,9 +129,9 @@ def make(out: str, making: Making, told: Told, rewrite: Rewrite | None = None) -
     started = time.perf_counter()
     check_apart(out, *making.sources)
     first = making.sources[0]
-    files = read_tokenizer_files(first.url, first.manifest)
+    files = first.tokenizer_files()
     tables = {table.name: first.cache.table(table.name) for table in making.manifest.tables}
-    writer = create_cache(out, making.manifest)
+    writer = create_cache(out, making.manifest, first.cache.patience)
     writer.publish_tokenizer(files)
     writer.publish_tables(tables)
     missing = writer.missing()

@@ -14,8 +14,8 @@ import numpy as np
 from kdpipe.cache.reshape.digests import KnownDocuments, digests_of
 from kdpipe.cache.reshape.making import Job, Making, Silent, Told, adopted, made_from, make, planned
 from kdpipe.cache.reshape.sources import Source, open_source
+from kdpipe.cache.retries import Patience
 from kdpipe.cache.tokenizer_content import TOKENIZER
-from kdpipe.cache.tokenizer_files import read_tokenizer_files
 from kdpipe.schemas.compare import differing_settings
 from kdpipe.schemas.errors import ConfigError, Incompatible
 from kdpipe.schemas.manifest import Manifest, Origin, expected_tables
@@ -26,7 +26,13 @@ MAX_CACHES = 4096
 Overlap = Literal["refuse", "keep-first"]
 
 
-def merge(urls: Sequence[str], out: str, overlap: Overlap = "refuse", told: Told | None = None) -> ReshapeReport:
+def merge(
+    urls: Sequence[str],
+    out: str,
+    overlap: Overlap = "refuse",
+    told: Told | None = None,
+    patience: Patience | None = None,
+) -> ReshapeReport:
     """Make one cache of several; documents that two of them have are refused, or kept once."""
     if len(urls) < 2:
         raise ConfigError("one cache is no merge", hint="name two caches or more")
@@ -34,7 +40,7 @@ def merge(urls: Sequence[str], out: str, overlap: Overlap = "refuse", told: Told
         raise ConfigError(
             f"{len(urls):,} caches are more than the {MAX_CACHES:,} that a history can name", hint="merge some first"
         )
-    return make(out, plan_merge([open_source(url) for url in urls], overlap), told or Silent())
+    return make(out, plan_merge([open_source(url, patience) for url in urls], overlap), told or Silent())
 
 
 def plan_merge(sources: Sequence[Source], overlap: Overlap) -> Making:
@@ -130,7 +136,7 @@ def _check_tokenizer_files(first: Source, other: Source) -> None:
     if mine == theirs:
         return
     for source in (first, other):
-        read_tokenizer_files(source.url, source.manifest)
+        source.tokenizer_files()
     differing = sorted(name for name in mine.keys() | theirs.keys() if mine.get(name) != theirs.get(name))
     if differing != [TOKENIZER] or not (mine and theirs):
         raise Incompatible(

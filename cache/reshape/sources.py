@@ -16,7 +16,9 @@ from kdpipe.cache.entries import Longs
 from kdpipe.cache.part_files import read_part_record
 from kdpipe.cache.part_reader import PartReader
 from kdpipe.cache.reader import Cache, open_cache
+from kdpipe.cache.retries import Patience
 from kdpipe.cache.store import Store, open_store
+from kdpipe.cache.tokenizer_files import read_tokenizer_files
 from kdpipe.schemas.errors import ConfigError, Incompatible
 from kdpipe.schemas.manifest import FileRecord, Manifest
 from kdpipe.schemas.part import PartRecord
@@ -75,18 +77,22 @@ class Source:
         """The digests of its tables."""
         return self.record(0).tables
 
+    def tokenizer_files(self) -> dict[str, bytes]:
+        """The files of its tokenizer, by name."""
+        return read_tokenizer_files(self.url, self.manifest, self.cache.patience)
+
     def documents(self, number: int) -> StoredDocuments:
         """The documents of a part."""
         return StoredDocuments.of(self.cache.part(number))
 
 
-def open_source(url: str) -> Source:
+def open_source(url: str, patience: Patience | None = None) -> Source:
     """Open a finished cache, all of whose meaning this version of kdpipe knows."""
     # Parts are gone through one after the other: what is kept of more of them is only in the way.
-    cache = open_cache(url, max_open_parts=1)
+    cache = open_cache(url, max_open_parts=1, patience=patience)
     assert cache.cache_id is not None, "a cache that is not finished is refused"
     check_known(cache.manifest, url)
-    return Source(cache=cache, store=open_store(url), cache_id=cache.cache_id)
+    return Source(cache=cache, store=open_store(url, patience), cache_id=cache.cache_id)
 
 
 def check_known(manifest: Manifest, url: str) -> None:

@@ -17,6 +17,7 @@ from kdpipe.cache.entries import Bools, Longs
 from kdpipe.cache.reshape.making import MAX_TEXT, Job, Making, Silent, Told, adopted, made_from, make, planned
 from kdpipe.cache.reshape.measures import check_measure, measured
 from kdpipe.cache.reshape.sources import Source, open_source
+from kdpipe.cache.retries import Patience
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.manifest import Manifest, Origin
 from kdpipe.schemas.part import PartRecord
@@ -36,9 +37,11 @@ class _Candidates:
     values: npt.NDArray[np.float64]
 
 
-def subset(url: str, out: str, selection: Selection, told: Told | None = None) -> ReshapeReport:
+def subset(
+    url: str, out: str, selection: Selection, told: Told | None = None, patience: Patience | None = None
+) -> ReshapeReport:
     """Make a cache of some documents of another."""
-    return make(out, plan_subset(open_source(url), selection), told or Silent())
+    return make(out, plan_subset(open_source(url, patience), selection), told or Silent())
 
 
 def plan_subset(source: Source, selection: Selection) -> Making:

@@ -8,22 +8,28 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from kdpipe.cache.addresses import is_url
+from kdpipe.cache.addresses import is_url, is_web
 from kdpipe.cache.files import explained, new_file, sync_dir, work_folder
 from kdpipe.cache.layout import SIGNATURE, WORK
-from kdpipe.cache.remote import RemoteFolder
+from kdpipe.cache.remote import open_folder
+from kdpipe.cache.retries import Patience
 from kdpipe.cache.signing import identity_of, signature_of
 from kdpipe.cache.store import open_store
 from kdpipe.cache.verify.first import Told, verify_and_remember
-from kdpipe.schemas.errors import CacheDamaged
+from kdpipe.schemas.errors import CacheDamaged, ConfigError
 
 
-def sign_cache(url: str, key: Path, told: Told) -> str:
+def sign_cache(url: str, key: Path, told: Told, patience: Patience | None = None) -> str:
     """Check every byte of a cache, then put manifest.sig into it; the cache_id that was signed."""
-    store = open_store(url)
+    if is_web(url):
+        raise ConfigError(
+            f"{url} cannot be written to: a web server takes no files", hint="sign the cache before it is published"
+        )
+    patience = (patience or Patience()).at(url)
+    store = open_store(url, patience)
     identity = identity_of(store)
     data = signature_of(identity, key)  # a wrong key is refused before the long work
-    report = verify_and_remember(url, "full", told)
+    report = verify_and_remember(url, "full", told, patience)
     problems = [f"{problem.file}: {problem.what}" for problem in report.problems]
     if report.cache_id not in (identity, None):
         problems.append(f"its cache_id changed from {identity} to {report.cache_id} while it was checked")
@@ -34,13 +40,18 @@ def sign_cache(url: str, key: Path, told: Told) -> str:
             hint=f"run kdpipe cache verify {url} to list them all, repair the cache, then sign it",
         )
     if is_url(url):
-        place = RemoteFolder(url)
-        if place.size(SIGNATURE) is not None:
-            place.remove(SIGNATURE)
-        place.create(SIGNATURE, data)
+        _send(url, data, patience)
     else:
         _write(Path(store.url), data)
     return identity
+
+
+def _send(url: str, data: bytes, patience: Patience) -> None:
+    """Put manifest.sig beside a remote manifest, in place of an older one."""
+    place = patience.through(lambda: open_folder(url))
+    if patience.through(lambda: place.size(SIGNATURE)) is not None:
+        patience.through(lambda: place.remove(SIGNATURE))
+    patience.through(lambda: place.create(SIGNATURE, data))
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -16,7 +16,7 @@ from kdpipe.cli import console
 from kdpipe.cli.cache.reshaping import bounds
 from kdpipe.cli.progress import SECONDS_BETWEEN_LINES, Show, bar, is_followed
 from kdpipe.cli.quantities import duration, share, size
-from kdpipe.cli.remote_options import RETRY_FOR, retries
+from kdpipe.cli.remote_options import RetryFor, retries
 
 if TYPE_CHECKING:
     from kdpipe.cache.transfer.watching import CopyWatch
@@ -39,7 +39,7 @@ def copy(
     allow_partial: Annotated[
         bool, typer.Option("--allow-partial", help="Copy the parts that an unfinished cache has.")
     ] = False,
-    retry_for: Annotated[str | None, typer.Option("--retry-for", metavar="TIME", help=RETRY_FOR)] = None,
+    retry_for: RetryFor = None,
     json: Annotated[bool, typer.Option("--json", help="Answer with one JSON document.")] = False,
 ) -> None:
     """Copy a cache, every file checked; run again, it moves only what is missing or damaged.

@@ -11,6 +11,7 @@ import typer
 from kdpipe.cli import console
 from kdpipe.cli.progress import watching
 from kdpipe.cli.quantities import duration, size
+from kdpipe.cli.remote_options import RetryFor, retries
 
 if TYPE_CHECKING:
     from kdpipe.schemas.foreign import TablesReport
@@ -26,6 +27,7 @@ def export(
     split: Annotated[
         Literal["train", "validation"] | None, typer.Option(help="One split only; both unless said.")
     ] = None,
+    retry_for: RetryFor = None,
     json: Annotated[bool, typer.Option("--json", help="Answer with one JSON document.")] = False,
 ) -> None:
     """Write a cache as Parquet for other tools; run again, it goes on where it was."""
@@ -34,7 +36,7 @@ def export(
 
     settings = export_settings(cache=cache, form=to, out=out, split=split)
     with watching() as watch:
-        report = export_cache(settings, watch)
+        report = export_cache(settings, watch, retries(retry_for, watch.say))
     console.reply(report, page(report), as_json=json)
 
 

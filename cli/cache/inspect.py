@@ -10,7 +10,7 @@ import typer
 
 from kdpipe.cli import console
 from kdpipe.cli.console import Fact
-from kdpipe.cli.remote_options import RETRY_FOR, retries
+from kdpipe.cli.remote_options import RetryFor, retries
 
 if TYPE_CHECKING:
     from kdpipe.schemas.manifest import Origin
@@ -22,7 +22,7 @@ SPLIT_COLUMNS = ("parts", "documents", "sequences", "rows", "positions")
 
 def inspect(
     cache: Annotated[str, typer.Argument(metavar="CACHE", help="The cache: a folder or a URL.")],
-    retry_for: Annotated[str | None, typer.Option("--retry-for", metavar="TIME", help=RETRY_FOR)] = None,
+    retry_for: RetryFor = None,
     json: Annotated[bool, typer.Option("--json", help="Answer with one JSON document.")] = False,
 ) -> None:
     """Say what a cache is made from, what it holds, and where its bytes go."""

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from kdpipe.cli.cache.reshaping import Lines, answer
+from kdpipe.cli.remote_options import RetryFor, retries
 
 
 def merge(
@@ -20,9 +21,10 @@ def merge(
         Literal["refuse", "keep-first"],
         typer.Option(help="What becomes of documents that are in an earlier cache too: keep-first leaves them out."),
     ] = "refuse",
+    retry_for: RetryFor = None,
     json: Annotated[bool, typer.Option("--json", help="Answer with one JSON document.")] = False,
 ) -> None:
     """Make one cache of several, of the same teacher, tokenizer and settings."""
     from kdpipe.cache.reshape.merge import merge as run
 
-    answer(run(caches, out, overlap, Lines()), json)
+    answer(run(caches, out, overlap, Lines(), retries(retry_for)), json)

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from kdpipe.cli.cache.reshaping import Lines, answer
+from kdpipe.cli.remote_options import RetryFor, retries
 from kdpipe.schemas.errors import ConfigError
 
 
@@ -39,6 +40,7 @@ def requantise(
         typer.Option("--drop", metavar="WHAT", help="draw-values, boundary, entropy or hidden; repeatable."),
     ] = None,
     seed: Annotated[int | None, typer.Option("--seed", metavar="N", help="Of what is drawn [the cache's].")] = None,
+    retry_for: RetryFor = None,
     json: Annotated[bool, typer.Option("--json", help="Answer with one JSON document.")] = False,
 ) -> None:
     """Make a poorer cache; what would be richer is refused."""
@@ -58,7 +60,7 @@ def requantise(
         "drop": tuple(drop or ()),
         "seed": seed,
     }
-    answer(run(cache, out, read_poorer(typed), Lines()), json)
+    answer(run(cache, out, read_poorer(typed), Lines(), retries(retry_for)), json)
 
 
 def _numbers(text: str) -> tuple[float, ...]:

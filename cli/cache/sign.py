@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from kdpipe.cli import console
+from kdpipe.cli.remote_options import RetryFor, retries
 from kdpipe.schemas.errors import UsageError
 
 
@@ -19,6 +20,7 @@ def sign(
     new_key: Annotated[
         str | None, typer.Option("--new-key", metavar="NAME", help="Make a key pair, NAME.pem and NAME.pub.pem.")
     ] = None,
+    retry_for: RetryFor = None,
 ) -> None:
     """Verify a cache (level full), then sign its cache_id, so that others can tell that it is yours."""
     from kdpipe.cache.signing import new_keys
@@ -33,4 +35,4 @@ def sign(
         return
     if cache is None or key is None:
         raise UsageError("a cache is signed with a key", hint="give CACHE --key FILE, or --new-key NAME to make one")
-    console.answer(f"signed {sign_cache(cache, key, console.Notes())}")
+    console.answer(f"signed {sign_cache(cache, key, console.Notes(), retries(retry_for))}")

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import typer
 
 from kdpipe.cli.cache.reshaping import Lines, answer, bounds
+from kdpipe.cli.remote_options import RetryFor, retries
 from kdpipe.schemas.errors import ConfigError
 
 
@@ -47,6 +48,7 @@ def subset(
     at_most: Annotated[
         float | None, typer.Option("--at-most", metavar="X", help="Those whose measure is X or less.")
     ] = None,
+    retry_for: RetryFor = None,
     json: Annotated[bool, typer.Option("--json", help="Answer with one JSON document.")] = False,
 ) -> None:
     """Make a cache of the documents that every condition holds for."""
@@ -65,7 +67,7 @@ def subset(
         at_least=at_least,
         at_most=at_most,
     )
-    answer(run(cache, out, selection, Lines()), json)
+    answer(run(cache, out, selection, Lines(), retries(retry_for)), json)
 
 
 def _check_numbers(**typed: float | None) -> None:

@@ -12,7 +12,7 @@ import typer
 from kdpipe.cli import console
 from kdpipe.cli.cache.copy import copying
 from kdpipe.cli.progress import watching
-from kdpipe.cli.remote_options import RETRY_FOR, retries
+from kdpipe.cli.remote_options import RetryFor, retries
 from kdpipe.schemas.errors import UsageError
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def verify(
             "--signature", metavar="KEY", help="Check the signature by this public key too; level full or deep."
         ),
     ] = None,
-    retry_for: Annotated[str | None, typer.Option("--retry-for", metavar="TIME", help=RETRY_FOR)] = None,
+    retry_for: RetryFor = None,
     json: Annotated[bool, typer.Option("--json", help="Answer with one JSON document.")] = False,
 ) -> None:
     """Check a cache; exit code 0 when it is good, 3 when it is not."""

@@ -8,7 +8,7 @@ that holds.
 from dataclasses import replace
 
 from kdpipe.cache.reshape.sources import Source
-from kdpipe.cache.tokenizer_files import read_tokenizer_files
+from kdpipe.cache.retries import Patience
 from kdpipe.cache.writer import CacheWriter, create_cache
 from kdpipe.pipeline.capture.identity import ids_by_rank, unigram
 from kdpipe.pipeline.capture.inputs import Inputs
@@ -23,14 +23,19 @@ FIDELITY_EVERY = 16
 
 
 def begin_cache(
-    folder: str, manifest: Manifest, inputs: Inputs, speaker: Speaker, old: Source | None = None
+    folder: str,
+    manifest: Manifest,
+    inputs: Inputs,
+    speaker: Speaker,
+    old: Source | None = None,
+    patience: Patience | None = None,
 ) -> tuple[CacheWriter, Asked]:
     """Publish what is not there yet, of the old cache where one is extended; another cache in the folder is refused."""
     # Before the folder is there: this reads documents, and one that is refused should not leave a folder behind.
     counts = inputs.corpus.token_counts(manifest.vocabulary_size)
-    cache = create_cache(folder, manifest)
+    cache = create_cache(folder, manifest, patience)
     stated, n_ids = cache.manifest, cache.manifest.vocabulary_size
-    cache.publish_tokenizer(inputs.tokenizer.files if old is None else read_tokenizer_files(old.url, old.manifest))
+    cache.publish_tokenizer(inputs.tokenizer.files if old is None else old.tokenizer_files())
     asked = Asked(
         targets=stated.targets,
         hidden=stated.hidden,

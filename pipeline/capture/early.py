@@ -13,6 +13,7 @@ from pathlib import Path
 from kdpipe.cache import layout
 from kdpipe.cache.addresses import check_address, is_url
 from kdpipe.cache.remote import RemoteFolder
+from kdpipe.cache.retries import Patience
 from kdpipe.cache.writer import refuse_foreign_folder
 from kdpipe.pipeline.capture.inputs import ASKED_HUB, read_tokenizer
 from kdpipe.pipeline.capture.speaker import Prospect, look_ahead
@@ -49,10 +50,11 @@ def _tell_of_hub(name: str, watch: Watch) -> None:
         watch.say(ASKED_HUB.format(name))
 
 
-def is_begun(folder: str) -> bool:
+def is_begun(folder: str, patience: Patience | None = None) -> bool:
     """Whether a folder holds a cache, finished or not."""
     if is_url(folder):
-        return RemoteFolder(folder).size(layout.MANIFEST) is not None
+        patience = (patience or Patience()).at(folder)
+        return patience.through(lambda: RemoteFolder(folder).size(layout.MANIFEST)) is not None
     return (Path(folder) / layout.MANIFEST).exists()
 
 

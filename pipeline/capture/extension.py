@@ -14,6 +14,7 @@ from kdpipe.cache.reshape.digests import KnownDocuments, digests_of
 from kdpipe.cache.reshape.making import MAX_TEXT, made_from
 from kdpipe.cache.reshape.merge import check_same_spec
 from kdpipe.cache.reshape.sources import Source, check_apart, open_source
+from kdpipe.cache.retries import Patience
 from kdpipe.cache.writer import CacheWriter
 from kdpipe.pipeline.capture.turns import Shard
 from kdpipe.schemas.manifest import Manifest, Origin
@@ -53,11 +54,11 @@ class Extension:
                 adopt_part(cache, number, self.source.manifest, record, fetch)
 
 
-def open_extension(settings: StageOne) -> Extension | None:
+def open_extension(settings: StageOne, patience: Patience) -> Extension | None:
     """The cache that is extended, where one is named."""
     if settings.extend is None:
         return None
-    source = open_source(settings.extend)
+    source = open_source(settings.extend, patience)
     if settings.out is not None:
         check_apart(settings.out, source)
     documents = {split.name: split.bounds[-1] for split in source.manifest.plan.splits}

@@ -19,6 +19,7 @@ from kdpipe.cache.layout import WORK
 from kdpipe.cache.lock import LOCK, locked
 from kdpipe.cache.reader import Cache, open_cache
 from kdpipe.cache.reshape.sources import lies_in
+from kdpipe.cache.retries import Patience
 from kdpipe.pipeline.foreign.tables import Row, column_types, left_out, table_rows
 from kdpipe.pipeline.watch import Watch
 from kdpipe.schemas.errors import ConfigError, Incompatible
@@ -29,10 +30,10 @@ ROWS_A_GROUP = 1 << 15
 Notes = Mapping[str, str]
 
 
-def export_cache(settings: ExportSettings, watch: Watch) -> TablesReport:
+def export_cache(settings: ExportSettings, watch: Watch, patience: Patience | None = None) -> TablesReport:
     """Do what is left to do of an export."""
     started = time.perf_counter()
-    cache = open_cache(settings.cache, settings.split)
+    cache = open_cache(settings.cache, settings.split, patience=patience)
     _check_kind(settings, cache)
     _check_place(settings, cache)
     folder = Path(local_path(settings.out))

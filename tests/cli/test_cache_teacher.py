@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import kdpipe.pipeline
+from kdpipe.cache.retries import RETRY_SECONDS
 from kdpipe.cli.main import run
 from kdpipe.schemas.report import PartsMade, StageOneReport
 from kdpipe.schemas.stage_one import RunOptions, StageOne
@@ -82,9 +83,9 @@ def test_a_shard_that_does_not_exist_is_refused(
 
 def test_what_this_run_is_to_do_is_handed_over(handed: dict[str, Any]) -> None:
     hand_over()
-    assert handed["options"] == RunOptions()
-    hand_over("--shard", "3/4", "--dry-run")
-    assert handed["options"] == RunOptions(shard=3, n_shards=4, dry_run=True)
+    assert handed["options"] == RunOptions() and RunOptions().retry_for == RETRY_SECONDS
+    hand_over("--shard", "3/4", "--dry-run", "--retry-for", "10m")
+    assert handed["options"] == RunOptions(shard=3, n_shards=4, dry_run=True, retry_for=600.0)
 
 
 def test_the_page_tells_what_was_made(handed: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:

@@ -32,7 +32,7 @@ STAGE_TWO = {
 SURFACE: dict[str, tuple[set[str], set[str]]] = {
     "": ({"cache", "cache-teacher", "compare", "demo", "eval", "export", "plan", "train"}, {"--version", "--debug"}),
     "plan": (set(), STAGE_ONE | {"--tokens", "--probe"}),
-    "cache-teacher": (set(), STAGE_ONE | {"--extend", "--out", "--shard", "--dry-run"}),
+    "cache-teacher": (set(), STAGE_ONE | {"--extend", "--out", "--shard", "--dry-run", "--retry-for"}),
     "demo": (set(), {"--out", "--steps"}),
     "train": (set(), STAGE_TWO | {"--resume-from", "--overwrite", "--dry-run"}),
     "export": (set(), {"--to", "--out", "--dtype", "--trust-remote-code", "--json"}),
@@ -56,7 +56,7 @@ SURFACE: dict[str, tuple[set[str], set[str]]] = {
     ),
     "compare": (set(), {"--json"}),
     "cache": ({"copy", "export", "import", "inspect", "merge", "requantise", "sign", "subset", "verify"}, set()),
-    "cache export": (set(), {"--to", "--out", "--split", "--json"}),
+    "cache export": (set(), {"--to", "--out", "--split", "--retry-for", "--json"}),
     "cache import": (
         set(),
         {
@@ -81,7 +81,7 @@ SURFACE: dict[str, tuple[set[str], set[str]]] = {
     ),
     "cache copy": (set(), {"--parts", "--split", "--without", "--allow-partial", "--retry-for", "--json"}),
     "cache inspect": (set(), {"--retry-for", "--json"}),
-    "cache merge": (set(), {"--out", "--overlap", "--json"}),
+    "cache merge": (set(), {"--out", "--overlap", "--retry-for", "--json"}),
     "cache requantise": (
         set(),
         {
@@ -95,10 +95,11 @@ SURFACE: dict[str, tuple[set[str], set[str]]] = {
             "--temperatures",
             "--drop",
             "--seed",
+            "--retry-for",
             "--json",
         },
     ),
-    "cache sign": (set(), {"--key", "--new-key"}),
+    "cache sign": (set(), {"--key", "--new-key", "--retry-for"}),
     "cache subset": (
         set(),
         {
@@ -112,6 +113,7 @@ SURFACE: dict[str, tuple[set[str], set[str]]] = {
             "--highest",
             "--at-least",
             "--at-most",
+            "--retry-for",
             "--json",
         },
     ),
