@@ -10,8 +10,9 @@ import os
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, final
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple, Protocol, TypeVar, final
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +35,7 @@ from kdpipe.schemas.plan import SplitName
 from kdpipe.schemas.strict_json import MAX_BYTES
 
 MAX_OPEN_PARTS = 32
+Found = TypeVar("Found")
 _caches: "weakref.WeakSet[Cache]" = weakref.WeakSet()
 
 
@@ -134,6 +136,12 @@ class Keeper(Protocol):
     def join(self, reader: "Cache") -> None:
         """A reader that lets parts go when there is no room."""
 
+    def repair(self, number: int) -> None:
+        """Fetch again what is damaged in the mirror of a part."""
+
+    def located(self, number: int, error: CacheDamaged) -> CacheDamaged:
+        """An error in the mirror of a part, with its folder."""
+
 
 @final
 class Cache:
@@ -193,66 +201,74 @@ class Cache:
     def scan(self, max_rows: int = 1 << 14) -> Iterator[Rows]:
         """All sequences in stored order, as many at once as make up about max_rows rows."""
         for place in range(len(self.parts)):
-            part = self._part(place)
+            part = self._read(place, _itself)
             starts = part.sequences.row_starts
             first = 0
             while first < len(part.sequences):
                 end = max(first + 1, int(np.searchsorted(starts, starts[first] + max_rows, side="right")) - 1)
-                yield part.rows(first, end)
+                yield self._read(place, partial(_rows, first=first, end=end, hidden=True))
                 first = end
 
     def locate(self, i: int) -> tuple[PartReader, int]:
         """The part that holds a sequence, and the sequence's number in it."""
+        place, number = self._located(i)
+        return self._read(place, _itself), number
+
+    def _located(self, i: int) -> tuple[int, int]:
+        """The place of a sequence's part, and the sequence's number in it."""
         index = operator.index(i)
         if not -len(self) <= index < len(self):
             raise IndexError(f"there is no sequence {index}: {self!r}")
         index %= len(self)
         place = int(np.searchsorted(self._starts, index, side="right")) - 1
-        return self._part(place), index - int(self._starts[place])
+        return place, index - int(self._starts[place])
 
     def rows(self, i: int, *, hidden: bool = True) -> Rows:
         """What `self[i]` gives; without `hidden` the states of rows stay undecoded."""
-        part, number = self.locate(i)
-        return part.rows(number, number + 1, hidden=hidden)
+        place, number = self._located(i)
+        return self._read(place, partial(_rows, first=number, end=number + 1, hidden=hidden))
 
     def tokens(self, i: int) -> Tokens:
         """A sequence without its targets, of which nothing is decoded."""
-        part, number = self.locate(i)
-        return part.tokens(number)
+        place, number = self._located(i)
+        return self._read(place, lambda part: part.tokens(number))
 
     def lengths(self) -> npt.NDArray[np.int64]:
         """How many rows each sequence has, in stored order."""
-        found = [np.diff(self._part(place).sequences.row_starts) for place in range(len(self.parts))]
+        found = [np.diff(self._read(place, _itself).sequences.row_starts) for place in range(len(self.parts))]
         return np.concatenate([np.zeros(0, np.int64), *found])
 
     def token_bytes(self, i: int) -> npt.NDArray[np.int32]:
         """The byte length of each token of a sequence."""
-        part, number = self.locate(i)
-        return part.token_bytes(number)
+        place, number = self._located(i)
+        return self._read(place, lambda part: part.token_bytes(number))
 
     def columns(self, i: int) -> dict[str, list[Any]]:
         """The source columns of a sequence's documents."""
-        part, number = self.locate(i)
-        first, end = part.documents(number)
-        return {column.name: part.sequences.column(column.name, first, end) for column in self.manifest.data.columns}
+        place, number = self._located(i)
+        names = [column.name for column in self.manifest.data.columns]
+        return self._read(
+            place, lambda part: {name: part.sequences.column(name, *part.documents(number)) for name in names}
+        )
 
     def digests(self, i: int) -> list[bytes]:
         """The digests of a sequence's documents."""
-        part, number = self.locate(i)
-        first, end = part.documents(number)
-        return [bytes(digest) for digest in part.sequences.digests()[first:end]]
+        place, number = self._located(i)
+        return self._read(
+            place, lambda part: [bytes(digest) for digest in part.sequences.digests()[slice(*part.documents(number))]]
+        )
 
     def pooled(self, i: int) -> dict[int, Floats]:
         """The pooled states of a sequence's documents, by layer."""
-        part, number = self.locate(i)
-        return part.sequences.pooled(*part.documents(number))
+        place, number = self._located(i)
+        return self._read(place, lambda part: part.sequences.pooled(*part.documents(number)))
 
     def texts(self, i: int) -> list[str]:
         """The texts of a sequence's documents."""
         if not self.manifest.data.text:
             raise ConfigError(f"{self.url} keeps no text", hint="make the cache with --for-other-tokenizers")
-        part, number = self.locate(i)
-        return part.texts(number)
+        place, number = self._located(i)
+        return self._read(place, lambda part: part.texts(number))
 
     def dense(self, i: int) -> Floats:
         """The target over the whole vocabulary, float32 [T, V] log-probabilities: the slow twin of `c[i]`."""
@@ -260,14 +276,17 @@ class Cache:
 
     def table(self, name: str) -> npt.NDArray[Any]:
         """A table that was fitted once for all parts, checked against the digest that its parts state."""
+        if not self.parts:
+            raise CacheIncomplete(f"{self.url} has no parts yet, so its tables cannot be checked")
+        return self._repaired(self.parts[0].part, lambda: self._locked_table(name))
+
+    def _locked_table(self, name: str) -> npt.NDArray[Any]:
         with self._lock:
             return self._load_table(name)
 
     def _load_table(self, name: str) -> npt.NDArray[Any]:
         if name not in self._tables:
             if self._table_records is None:
-                if not self.parts:
-                    raise CacheIncomplete(f"{self.url} has no parts yet, so its tables cannot be checked")
                 record, _ = read_part_record(self._store, self.manifest, self.parts[0].part, self.parts[0])
                 self._table_records = record.tables
             self._tables[name] = read_table(self._store, self.manifest.table(name), self._table_records)
@@ -288,8 +307,27 @@ class Cache:
         """The part of a number, as the plan counts them."""
         for place, row in enumerate(self.parts):
             if row.part == number:
-                return self._part(place)
+                return self._read(place, _itself)
         raise CacheIncomplete(f"{self.url} has no part {number}")
+
+    def _read(self, place: int, read: Callable[[PartReader], Found]) -> Found:
+        """What is read of a part."""
+        return self._repaired(self.parts[place].part, lambda: read(self._part(place)))
+
+    def _repaired(self, number: int, read: Callable[[], Found]) -> Found:
+        """What is read; where the mirror of a part is damaged, once more after a repair."""
+        try:
+            return read()
+        except CacheDamaged:
+            if self._keeper is None:
+                raise
+        with self._lock:
+            self._open.pop(number, None)
+        try:
+            self._keeper.repair(number)
+            return read()
+        except CacheDamaged as error:
+            raise self._keeper.located(number, error) from error
 
     def _part(self, place: int) -> PartReader:
         row = self.parts[place]
@@ -322,6 +360,14 @@ class Cache:
             raise CacheDamaged(f"{layout.part_dir(row.part)}/{layout.PART_RECORD}: other tables than the first part")
         self._open[row.part] = part
         return part
+
+
+def _itself(part: PartReader) -> PartReader:
+    return part
+
+
+def _rows(part: PartReader, *, first: int, end: int, hidden: bool) -> Rows:
+    return part.rows(first, end, hidden=hidden)
 
 
 def _renew_locks() -> None:

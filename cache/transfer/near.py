@@ -18,6 +18,7 @@ from typing import Final, final
 from kdpipe.cache import layout
 from kdpipe.cache.addresses import Nearby, check_address
 from kdpipe.cache.files import explained, make_dir, work_folder
+from kdpipe.cache.index import IndexRow
 from kdpipe.cache.reader import Cache
 from kdpipe.cache.retries import Patience
 from kdpipe.cache.store import MAX_LISTED, LocalStore, Store, open_store
@@ -25,7 +26,7 @@ from kdpipe.cache.transfer.fetching import Fetcher, Found
 from kdpipe.cache.transfer.leases import Lease, alone
 from kdpipe.cache.transfer.looking import Source, look
 from kdpipe.cache.transfer.receiving import Receiver
-from kdpipe.schemas.errors import CacheWriteError, ConfigError, KdpipeError
+from kdpipe.schemas.errors import CacheDamaged, CacheWriteError, ConfigError, KdpipeError
 from kdpipe.schemas.strict_json import sha256_hex
 
 HELD: Final = "held"
@@ -190,16 +191,42 @@ class NearStore:
                     with self._lock:
                         self._coming.discard(number)
                 self.n_fetched += 1
-            elif number not in self._looked_at and (wrong := self._receiver.problems(number, row)):
-                # A disk may have spoilt it, or others have cleared some of it away as old files.
-                self._patience.told(
-                    f"part {number} in {self._root} is damaged and fetched again from {self.url}: {wrong[0]}"
-                )
-                self._receiver.take_part(number, row, damaged=True)
-                self.n_fetched += 1
+            elif number not in self._looked_at:
+                self._replace_if_damaged(number, row)
             self._looked_at.add(number)
             with suppress(OSError):
                 os.utime(self._root / layout.part_dir(number))
+
+    def _replace_if_damaged(self, number: int, row: IndexRow | None) -> None:
+        """Fetch a part again of which a disk spoiled some, or others removed some of its files."""
+        if wrong := self._receiver.problems(number, row):
+            self._patience.told(
+                f"part {number} in {self._root} is damaged and fetched again from {self.url}: {wrong[0]}"
+            )
+            self._receiver.take_part(number, row, damaged=True)
+            self.n_fetched += 1
+
+    def repair(self, number: int) -> None:
+        """Fetch again what is damaged of a part, or of the tables; of several readers the first one does."""
+        lease = self.hold(number)
+        try:
+            with self._fetching[number]:
+                self._replace_if_damaged(number, self._rows[number] if self._source.index is not None else None)
+            with self._lock:
+                n_files = self._receiver.take_shared(self._source.shared)
+        finally:
+            lease.release()
+        if n_files:
+            self._patience.told(
+                f"tables in {self._root} are damaged and fetched again from {self.url}: {n_files} files"
+            )
+
+    def located(self, number: int, error: CacheDamaged) -> CacheDamaged:
+        """An error in the mirror of a part, with its folder."""
+        return CacheDamaged(
+            f"{self._root / layout.part_dir(number)}: {error.message}",
+            hint=f"kdpipe cache verify {self.url} --level deep shows whether it is damaged there too",
+        )
 
     def _make_room(self, number: int) -> bool:
         """Whether a part is to be fetched: it is not there, and there is room, which is kept for it.

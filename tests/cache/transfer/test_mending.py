@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import fsspec
@@ -178,3 +179,109 @@ def test_a_part_that_was_damaged_near_is_named_by_its_folder_and_fetched_again(
         assert near.near_store(url, nearby).n_fetched == 1
     assert len(told) == 1 and str(file.parents[len(Path(name).parents) - 1]) in told[0] and url in told[0]
     assert file.read_bytes() == (path / name).read_bytes()
+
+
+def spoilt(folder: Path, name: str, how: str) -> Path:
+    """A file of the mirror, damaged as a disk or another program does it."""
+    (file,) = folder.glob(f"*/{name}")
+    if how == "gone":
+        file.unlink()
+    elif how == "cut":  # another file of that name: what is mapped cannot be cut
+        data = file.read_bytes()
+        file.unlink()
+        file.write_bytes(data[: len(data) // 2])
+    else:
+        tiny.flip_bit(file, 100)
+    return file
+
+
+ROW = "parts/00001/targets.zarr/row/c/0/0"
+SPOILT = [(ID, "flip"), (ID, "cut"), (ID, "gone"), (ROW, "flip")]
+SPOILT_AT_OPENING = [("parts/00001/sequences.arrow", "flip"), ("parts/00001/part.json", "flip")]
+
+
+@pytest.mark.parametrize(
+    ("name", "how", "reader"),
+    [
+        *((*spoilt, reader) for spoilt in SPOILT for reader in ("open", "closed", "another")),
+        *((*spoilt, reader) for spoilt in SPOILT_AT_OPENING for reader in ("closed", "another")),
+    ],
+)
+def test_damage_after_a_first_look_is_named_by_its_folder_and_fetched_again(
+    path: Path, tmp_path: Path, name: str, how: str, reader: str
+) -> None:
+    nearby, told = Nearby(folder=tmp_path, limit=1 << 30), list[str]()
+    with serving(Site(path)) as url:
+        cache = open_cache(url, nearby=nearby, patience=Patience(told=told.append))
+        if reader == "open":
+            cache.part(1)  # its arrays are mapped when they are first read
+        else:
+            digests_of_all(cache)
+        file = spoilt(tmp_path, name, how)
+        if reader == "closed":
+            cache.let_go()
+        cache = open_cache(url, nearby=nearby) if reader == "another" else cache
+        assert digests_of_all(cache) == digests_of_all(open_cache(path))
+        assert near.near_store(url, nearby).n_fetched == len(cache.parts) + 1
+    assert len(told) == 1 and str(file.parents[len(Path(name).parents) - 1]) in told[0] and url in told[0]
+    assert file.read_bytes() == (path / name).read_bytes()
+
+
+def test_a_chunk_that_is_damaged_while_it_is_mapped_is_read_again(path: Path, tmp_path: Path) -> None:
+    """The bytes change under a reader that has them mapped: the checksum of a chunk finds it while it is decoded."""
+    nearby, told = Nearby(folder=tmp_path, limit=1 << 30), list[str]()
+    with serving(Site(path)) as url:
+        cache = open_cache(url, nearby=nearby, patience=Patience(told=told.append))
+        part = cache.part(1)
+        for name in part.array_names:
+            part.array(name)
+        (file,) = tmp_path.glob(f"*/{ID}")
+        place = file.stat().st_ino
+        tiny.flip_bit(file, 100)
+        assert file.stat().st_ino == place, "the file that is mapped was replaced"
+        assert digests_of_all(cache) == digests_of_all(open_cache(path))
+    assert len(told) == 1 and str(tmp_path) in told[0]
+    assert file.read_bytes() == (path / ID).read_bytes()
+
+
+@pytest.mark.parametrize("scanned", [True, False])
+def test_threads_that_meet_one_damage_fetch_the_part_once(path: Path, tmp_path: Path, scanned: bool) -> None:
+    nearby, told = Nearby(folder=tmp_path, limit=1 << 30), list[str]()
+    with serving(Site(path)) as url:
+        cache = open_cache(url, nearby=nearby, patience=Patience(told=told.append))
+        digests_of_all(cache)
+        n_fetched = near.near_store(url, nearby).n_fetched
+        for _ in range(10):
+            tiny.flip_bit(next(tmp_path.glob(f"*/{ID}")), 100)
+            cache.let_go()
+            read = (lambda: len(list(cache.scan()))) if scanned else (lambda: len(digests_of_all(cache)))
+            with ThreadPoolExecutor(max_workers=6) as pool:
+                assert len({future.result() for future in [pool.submit(read) for _ in range(6)]}) == 1
+        assert near.near_store(url, nearby).n_fetched == n_fetched + 10
+    assert len(told) == 10
+
+
+def test_a_table_that_is_damaged_near_is_fetched_again(path: Path, tmp_path: Path) -> None:
+    nearby, told = Nearby(folder=tmp_path, limit=1 << 30), list[str]()
+    with serving(Site(path)) as url:
+        cache = open_cache(url, nearby=nearby, patience=Patience(told=told.append))
+        file = spoilt(tmp_path, "tables/ids_by_rank.bin", "flip")
+        assert (cache.table("ids_by_rank") == open_cache(path).table("ids_by_rank")).all()
+        again = spoilt(tmp_path, "tables/ids_by_rank.bin", "cut")
+        other = open_cache(url, nearby=nearby)
+        assert digests_of_all(other) == digests_of_all(open_cache(path))
+    assert len(told) == 2 and str(file.parents[1]) in told[0] and "tables" in told[0] and file == again
+
+
+def test_damage_that_the_address_has_too_is_named_by_both_places(path: Path, tmp_path: Path) -> None:
+    """It is noticed here first: what is there was replaced since it was fetched."""
+    there, nearby = tiny.copy_cache(path, tmp_path / "there"), Nearby(folder=tmp_path / "near", limit=1 << 30)
+    with serving(Site(there)) as url:
+        cache = open_cache(url, nearby=nearby)
+        digests_of_all(cache)
+        tiny.flip_bit(there / ID, 100)
+        file = spoilt(tmp_path / "near", ID, "flip")
+        cache.let_go()
+        with pytest.raises(CacheDamaged) as caught:
+            digests_of_all(cache)
+    assert str(file.parents[3]) in caught.value.message and url in str(caught.value)
