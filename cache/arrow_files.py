@@ -1,8 +1,8 @@
 """Arrow: uncompressed IPC files that are mapped, Parquet as index and as data. The only module that imports pyarrow.
 
 In: numpy arrays and the columns that a file must have. Out: the same, after everything that Arrow leaves to its users
-is checked; and the rows of a person's Parquet file. Before it: `number_lists.py`. After it:
-`sequences.py`, `text.py` and `index.py` say which columns these are; `pipeline/data/row_files.py`, `pipeline/foreign`.
+is checked; and the rows of a person's Parquet file, no byte of which reaches Arrow before `parquet_footer.py` and
+`parquet_bounds.py` have read its numbers.
 """
 
 import os
@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import groupby
 from operator import itemgetter
 from typing import Any, BinaryIO
@@ -20,8 +21,18 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from kdpipe.cache.number_lists import depth, joined, rows_of_lists
-from kdpipe.cache.parquet_bounds import A_BYTE, Pages, check_pages, read_pages, row_costs
+from kdpipe.cache.arrow_messages import is_compressed
+from kdpipe.cache.number_lists import depth, joined, rows_of_lists, view
+from kdpipe.cache.parquet_bounds import (
+    A_BYTE,
+    Pages,
+    check_dictionaries,
+    check_pages,
+    check_values,
+    read_pages,
+    row_costs,
+)
+from kdpipe.cache.parquet_footer import BYTE_ARRAY, Footer, read_footer
 from kdpipe.schemas.errors import CacheDamaged, ConfigError
 
 MAGIC = b"ARROW1"
@@ -30,6 +41,8 @@ PARQUET_BATCH = 1024
 BATCH_BYTES = 1 << 26
 UNFOLDED_BYTES, UNFOLDED_A_BYTE = 1 << 27, 1 << 8
 NOT_UTF8 = "it is not valid UTF-8"
+# A date before the year 1, a time zone that nobody knows, a type that is not converted.
+NO_VALUE = (ValueError, OverflowError, LookupError, NotImplementedError)
 _TYPES = {
     "uint32": pa.uint32(),
     "uint64": pa.uint64(),
@@ -100,7 +113,7 @@ class IpcTable:
     def numbers(self, name: str) -> npt.NDArray[Any]:
         """The values of a column of numbers, flat."""
         values = self._values(name)
-        return _numbers(values, values.type.to_pandas_dtype())
+        return view(values, values.type.to_pandas_dtype())
 
     def fixed(self, name: str, width: int) -> npt.NDArray[np.uint8]:
         """The values of a column of byte strings of one width, as rows."""
@@ -110,7 +123,7 @@ class IpcTable:
 
     def offsets(self, name: str) -> npt.NDArray[np.int64]:
         """Where the list of each row begins in the flat values, and the end."""
-        offsets = _numbers(self._batch.column(name).offsets, np.int32).astype(np.int64)
+        offsets = view(self._batch.column(name).offsets, np.int32).astype(np.int64)
         return np.subtract(offsets, offsets[:1])
 
     def values(self, name: str, start: int, stop: int) -> list[Any]:
@@ -120,13 +133,6 @@ class IpcTable:
     def _values(self, name: str) -> Any:
         column = self._batch.column(name)
         return column.flatten() if isinstance(column, pa.ListArray) else column
-
-
-def _numbers(array: Any, dtype: Any) -> npt.NDArray[Any]:
-    """The numbers of an Arrow array, not copied; pyarrow's to_numpy imports pandas, which takes half a second."""
-    if not len(array):
-        return np.zeros(0, dtype)
-    return np.frombuffer(array.buffers()[1], dtype, len(array), array.offset * np.dtype(dtype).itemsize)
 
 
 def _read_batch(data: memoryview, schema: pa.Schema) -> Any:
@@ -140,7 +146,7 @@ def _read_batch(data: memoryview, schema: pa.Schema) -> Any:
     if not stated.equals(schema, check_metadata=True):
         raise ValueError("its columns are not those of its cache")
     message = _next_message(reader)
-    if message is None or message.type != "record batch" or _is_compressed(message.metadata.to_pybytes()):
+    if message is None or message.type != "record batch" or is_compressed(message.metadata.to_pybytes()):
         raise ValueError("it holds something else than one uncompressed record batch")
     if _next_message(reader) is not None:
         raise ValueError("it holds more than one record batch")
@@ -153,22 +159,6 @@ def _next_message(reader: Any) -> Any:
         return reader.read_next_message()
     except StopIteration:
         return None
-
-
-def _is_compressed(metadata: bytes) -> bool:
-    """Whether a record batch's message (a flatbuffer) has its fourth field, `compression`: a bomb would hide there."""
-    message = struct.unpack_from("<I", metadata, 0)[0]
-    header = _field(metadata, message, 2)
-    batch = header + struct.unpack_from("<I", metadata, header)[0]
-    return _field(metadata, batch, 3) != 0
-
-
-def _field(metadata: bytes, table: int, number: int) -> int:
-    """The place of a field in a flatbuffer table, 0 when it is not there."""
-    vtable = table - struct.unpack_from("<i", metadata, table)[0]
-    size = struct.unpack_from("<H", metadata, vtable)[0]
-    offset = struct.unpack_from("<H", metadata, vtable + 4 + 2 * number)[0] if size >= 6 + 2 * number else 0
-    return table + offset if offset else 0
 
 
 def write_parquet(
@@ -207,48 +197,48 @@ def _first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
+@lru_cache(maxsize=8)
+def _footer(path: str, n_bytes: int, _mtime_ns: int) -> Footer:
+    """The footer of a file in this state: reading one of megabytes takes seconds."""
+    with open(path, "rb") as file:
+        return read_footer(file, n_bytes)
+
+
 class _ParquetData:
     """A person's Parquet file: every page of a row group is known by size before one of them is unfolded."""
 
     def __init__(self, path: str) -> None:
         try:
-            self._file, self._schema = self._open(path)
-        except (pa.ArrowException, OSError) as error:
+            self._footer = _footer(path, os.stat(path).st_size, os.stat(path).st_mtime_ns)
+            # A row's list may name a long text often; of rows without lists, one page of each fits a batch.
+            texts = [leaf.path for leaf in self._footer.leaves if leaf.type == BYTE_ARRAY and leaf.repeated]
+            plain = pq.ParquetFile(path)
+            self._file = pq.ParquetFile(path, metadata=plain.metadata, buffer_size=1 << 20, read_dictionary=texts)
+            self._schema = plain.schema_arrow
+        except (pa.ArrowException, OSError, ValueError) as error:
             raise self._unreadable(path, error, hint="is it whole? fetch or write it again") from None
         self._path, self.names = path, list(self._schema.names)
-        self._columns = self.names
-        self._ends = np.cumsum([self._group(i).num_rows for i in range(self._file.num_row_groups)], dtype=np.int64)
-
-    @staticmethod
-    def _open(path: str) -> "tuple[pq.ParquetFile, pa.Schema]":
-        """The file, whose texts stay in their dictionaries, which have each of them once; and its schema."""
-        plain = pq.ParquetFile(path)
-        leaves = [plain.schema.column(i) for i in range(len(plain.schema))]
-        texts = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"]
-        opened = pq.ParquetFile(path, metadata=plain.metadata, buffer_size=1 << 20, read_dictionary=texts)
-        return opened, plain.schema_arrow
+        self._columns, self._n_values = self.names, 0
+        self._ends = np.cumsum([group.n_rows for group in self._footer.groups], dtype=np.int64)
 
     @staticmethod
     def _unreadable(path: str, error: Exception, hint: str | None = None) -> ConfigError:
         return ConfigError(f"{path} cannot be read as Parquet: {_first_line(error)}", hint=hint)
 
-    def _group(self, number: int) -> Any:
-        return self._file.metadata.row_group(number)
-
-    def _pages(self, group: int) -> list[Pages]:
+    def _pages(self, number: int) -> list[Pages]:
         """The pages of the columns that are read, which must not unfold too far."""
-        metadata, found = self._group(group), []
-        tops = tuple(f"{name}." for name in self._columns)
+        found = []
         try:
             with open(self._path, "rb") as file:
-                for chunk in (metadata.column(i) for i in range(metadata.num_columns)):
-                    if f"{chunk.path_in_schema}.".startswith(tops):
-                        start = min(chunk.data_page_offset, chunk.dictionary_page_offset or chunk.data_page_offset)
-                        found.append(read_pages(file, start, chunk.total_compressed_size))
+                for chunk, leaf in zip(self._footer.groups[number].chunks, self._footer.leaves, strict=True):
+                    if leaf.top in self._columns:
+                        found.append(read_pages(file, chunk, leaf))
             check_pages(found)
+            self._n_values += sum(page.n_values for page in found)
+            check_values(self._n_values, os.path.getsize(self._path))
         except (OSError, ValueError) as error:
             raise ConfigError(
-                f"{self._path} cannot be read: in row group {group + 1:,} {error}",
+                f"{self._path} cannot be read: in row group {number + 1:,} {error}",
                 hint="is it what it should be? write it again, with smaller row groups and pages",
             ) from None
         return found
@@ -256,8 +246,10 @@ class _ParquetData:
     def _read(self, group: int, rows: int) -> Iterator[Any]:
         size = max(1, min(PARQUET_BATCH, rows))
         try:
-            yield from self._file.iter_batches(size, row_groups=[group], columns=self._columns, use_threads=False)
-        except (pa.ArrowException, OSError) as error:
+            for batch in self._file.iter_batches(size, row_groups=[group], columns=self._columns, use_threads=False):
+                check_dictionaries(batch.columns)
+                yield batch
+        except (pa.ArrowException, OSError, ValueError) as error:
             raise self._unreadable(self._path, error) from None
 
 
@@ -295,8 +287,9 @@ class ParquetRows(_ParquetData):
                     break
 
     def _batches(self, group: int) -> Iterator[Any]:
-        """Batches of so few rows that a page for each of them has room."""
-        return self._read(group, BATCH_BYTES // max(1, sum(page.data_bytes for page in self._pages(group))))
+        """Batches of so few rows that a page for each of them has room, or a dictionary, which may be one text."""
+        n_open = sum(page.dictionary_bytes + page.data_bytes for page in self._pages(group))
+        return self._read(group, BATCH_BYTES // max(1, n_open))
 
     def _to_rows(self, batch: Any) -> Iterator[dict[str, Any] | str]:
         costs = row_costs(batch.columns, batch.num_rows)
@@ -311,7 +304,7 @@ class ParquetRows(_ParquetData):
             try:
                 yield from batch.to_pylist()
                 return
-            except UnicodeDecodeError:
+            except NO_VALUE:
                 pass
         for i, cost in enumerate(costs.tolist()):
             yield self._to_row(batch.slice(i, 1), cost)
@@ -323,6 +316,8 @@ class ParquetRows(_ParquetData):
             row: dict[str, Any] = batch.to_pylist()[0]
         except UnicodeDecodeError:
             return NOT_UTF8
+        except NO_VALUE as error:
+            return f"it has a value that Python has no type for: {_first_line(error)}"
         return row
 
 
@@ -354,7 +349,7 @@ class ParquetLists(_ParquetData):
 
     def _batches(self, group: int) -> Iterator[Any]:
         n_values = sum(page.n_values for page in self._pages(group))
-        return self._read(group, self._group(group).num_rows * BATCH_BYTES // max(1, 8 * n_values))
+        return self._read(group, self._footer.groups[group].n_rows * BATCH_BYTES // max(1, 8 * n_values))
 
 
 @contextmanager
@@ -390,8 +385,9 @@ def lists_writer(
 def parquet_notes(path: str) -> tuple[dict[str, str], int]:
     """What a Parquet file says of itself, and how many rows it has; nothing when it is none."""
     try:
+        _footer(path, os.stat(path).st_size, os.stat(path).st_mtime_ns)
         metadata = pq.read_metadata(path)
-    except (pa.ArrowException, OSError):
+    except (pa.ArrowException, OSError, ValueError):
         return {}, 0
     notes = metadata.metadata or {}
     return {key.decode("utf-8", "replace"): value.decode("utf-8", "replace") for key, value in notes.items()}, int(

@@ -121,7 +121,7 @@ def _values(flat: Any) -> npt.NDArray[Any]:
 
 
 def view(array: Any, dtype: Any) -> npt.NDArray[Any]:
-    """The numbers of an Arrow array without missing ones, not copied."""
+    """The numbers of an Arrow array without missing ones, not copied; to_numpy imports pandas, half a second."""
     if not len(array):
         return np.zeros(0, dtype)
     return np.frombuffer(array.buffers()[1], dtype, len(array), array.offset * np.dtype(dtype).itemsize)

@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from kdpipe.cache.number_lists import list_lengths, view
-from kdpipe.cache.thrift import CompactReader
+from kdpipe.cache.parquet_footer import ENCODINGS, Chunk, Leaf
+from kdpipe.cache.thrift import I32, CompactReader, Shape
 
 # A page in memory: writers make them of 1 MB, DuckDB of up to 100. All columns have one open at a time.
 MAX_PAGE_BYTES, MAX_OPEN_BYTES = 1 << 27, 1 << 28
@@ -23,6 +24,14 @@ MOST_VALUES, MOST_VALUES_A_BYTE = 1 << 24, 8
 # Python objects, in bytes: a number, a text without its characters, a list or a dictionary. A character may take 4.
 NUMBER, TEXT, GROUP, A_BYTE = 40, 60, 100, 5
 DICTIONARY_PAGE = 2
+# Of the Parquet format: kinds of pages, encodings of levels and of dictionaries, and one that repeats the text before.
+PAGE_KINDS, LEVEL_ENCODINGS, PLAIN_ENCODINGS, PREFIXES = range(4), (3, 4), (0, 2), 7
+_DATA: Shape = {1: I32, 2: I32, 3: I32, 4: I32}
+_HEADER: Shape = {
+    1: I32, 2: I32, 3: I32, 5: _DATA, 7: {1: I32, 2: I32}, 8: {1: I32, 2: I32, 3: I32, 4: I32, 5: I32, 6: I32}
+}  # fmt: skip
+# Which struct of a header goes with which kind of page; an index page is not read.
+_BODIES = {0: 5, 2: 7, 3: 8}
 Longs = npt.NDArray[np.int64]
 
 
@@ -36,24 +45,27 @@ class Pages:
     stored_bytes: int
 
 
-def read_pages(file: BinaryIO, start: int, n_bytes: int) -> Pages:
+def read_pages(file: BinaryIO, chunk: Chunk, leaf: Leaf) -> Pages:
     """The pages of a chunk, by their headers alone."""
     dictionary = data = n_values = 0
-    place = start
-    while place < start + n_bytes:
+    place, end = chunk.start, chunk.start + chunk.n_bytes
+    while place < end:
         header, place = _header(file, place)
         size, stored = header.get(2), header.get(3)
         if type(size) is not int or type(stored) is not int or size < 0 or stored < 0:
             raise ValueError("a page header has no sizes")
         if size > MAX_PAGE_BYTES:
             raise ValueError(f"a page unfolds to {size:,} bytes, at most {MAX_PAGE_BYTES:,} are allowed")
-        if header.get(1) == DICTIONARY_PAGE:
+        if stored > end - place:
+            raise ValueError("a page is longer than its column")
+        count = _n_values(header, leaf)
+        if header[1] == DICTIONARY_PAGE:
             dictionary = max(dictionary, size)
         else:
             data = max(data, size)
-            n_values += _n_values(header)
+            n_values += count
         place += stored
-    return Pages(dictionary_bytes=dictionary, data_bytes=data, n_values=n_values, stored_bytes=n_bytes)
+    return Pages(dictionary_bytes=dictionary, data_bytes=data, n_values=n_values, stored_bytes=chunk.n_bytes)
 
 
 def _header(file: BinaryIO, place: int) -> tuple[dict[int, Any], int]:
@@ -63,7 +75,7 @@ def _header(file: BinaryIO, place: int) -> tuple[dict[int, Any], int]:
         data = file.read(most)
         reader = CompactReader(data, 0, len(data))
         try:
-            header = reader.struct()
+            header = reader.struct(shape=_HEADER)
         except ValueError:
             if len(data) < most or most == MAX_HEADER_BYTES:
                 raise
@@ -72,16 +84,28 @@ def _header(file: BinaryIO, place: int) -> tuple[dict[int, Any], int]:
     raise AssertionError("the last size returns or raises")
 
 
-def _n_values(header: dict[int, Any]) -> int:
-    """The values of a data page of either version; an index page has none."""
-    for field in (5, 8):
-        page = header.get(field)
-        if isinstance(page, dict):
-            n_values = page.get(1)
-            if type(n_values) is not int or n_values < 0:
-                raise ValueError("a data page does not say how many values it has")
-            return n_values
-    return 0
+def _n_values(header: dict[int, Any], leaf: Leaf) -> int:
+    """The values of a page, all numbers of which must be ones that the format knows; an index page has none."""
+    kind = header.get(1)
+    if kind not in PAGE_KINDS:
+        raise ValueError("a page is of an unknown kind")
+    if kind not in _BODIES:
+        return 0
+    page = header.get(_BODIES[kind], {})
+    n_values, encoding = page.get(1, -1), page.get(4 if kind == 3 else 2)
+    if kind == DICTIONARY_PAGE:
+        known = encoding in PLAIN_ENCODINGS
+    elif kind == 3:
+        levels = page.get(5, -1), page.get(6, -1)
+        known = encoding in ENCODINGS and min(levels) >= 0 and sum(levels) <= min(header[2], header[3])
+        known = known and 0 <= page.get(2, -1) <= n_values and 0 <= page.get(3, -1) <= n_values
+    else:
+        known = encoding in ENCODINGS and page.get(3) in LEVEL_ENCODINGS and page.get(4) in LEVEL_ENCODINGS
+    if n_values < 0 or not known:
+        raise ValueError("a page has numbers or encodings that the format does not know")
+    if leaf.repeated and encoding == PREFIXES:
+        raise ValueError("texts in lists are stored by what they share with the one before (DELTA_BYTE_ARRAY)")
+    return int(n_values)
 
 
 def check_pages(pages: Iterable[Pages]) -> None:
@@ -90,9 +114,27 @@ def check_pages(pages: Iterable[Pages]) -> None:
     n_open = sum(page.dictionary_bytes + page.data_bytes for page in pages)
     if n_open > MAX_OPEN_BYTES:
         raise ValueError(f"pages of its columns unfold to {n_open:,} bytes, at most {MAX_OPEN_BYTES:,} are allowed")
-    n_values, n_bytes = sum(page.n_values for page in pages), sum(page.stored_bytes for page in pages)
+    check_values(sum(page.n_values for page in pages), sum(page.stored_bytes for page in pages))
+
+
+def check_values(n_values: int, n_bytes: int) -> None:
+    """Refuse more values than bytes of a row group, or of a file, stand for."""
     if n_values > MOST_VALUES + MOST_VALUES_A_BYTE * n_bytes:
         raise ValueError(f"it unfolds to {n_values:,} values from {n_bytes:,} bytes, which no such file does")
+
+
+def check_dictionaries(arrays: Iterable[Any]) -> None:
+    """Refuse arrays with a place beyond the end of its dictionary, which the library does not look at."""
+    for array in arrays:
+        match str(array.type).partition("<")[0]:
+            case "list" | "large_list" | "fixed_size_list" | "map" | "struct":
+                inner = array.flatten()
+                check_dictionaries(inner if isinstance(inner, list) else [inner])
+            case "dictionary" if len(array):
+                places = array.indices.drop_null()
+                numbers = view(places, places.type.to_pandas_dtype())
+                if len(numbers) and not 0 <= numbers.min() <= numbers.max() < len(array.dictionary):
+                    raise ValueError("a value is beyond the end of its dictionary")
 
 
 def row_costs(columns: Sequence[Any], n_rows: int) -> Longs:

@@ -14,10 +14,10 @@ from typing import Any, Final
 
 import numpy as np
 
+from kdpipe.cache.parquet_footer import MAGIC, TAIL_BYTES, Struct, footer_place, integer, structs
+from kdpipe.cache.parquet_footer import struct as struct_in
 from kdpipe.cache.thrift import CompactReader
 
-MAGIC: Final = b"PAR1"
-TAIL_BYTES: Final = 8
 # What is read as Python objects, each many times as large as its bytes, and how many pages a column may be cut into.
 MAX_FOOTER_BYTES: Final = 1 << 16
 MAX_HEADER_BYTES: Final = 1 << 10
@@ -31,7 +31,6 @@ _INT32, _INT64, _BYTE_ARRAY = 1, 2, 6
 _UTF8, _UINT_32, _UINT_64 = 0, 13, 14
 TYPES: Final = {"uint32": (_INT32, _UINT_32), "uint64": (_INT64, _UINT_64), "string": (_BYTE_ARRAY, _UTF8)}
 _NUMBERS: Final = {_INT32: "<u4", _INT64: "<u8"}
-Struct = dict[int, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,55 +46,31 @@ def read_plain_parquet(
 ) -> tuple[dict[str, list[Any]], dict[str, str]]:
     """The values of every column, and the file's key-value metadata."""
     footer, begin = _footer(data)
-    groups = _structs(footer, 4, "row groups")
+    groups = structs(footer, 4, "row groups")
     if len(groups) != 1:
         raise ValueError(f"it has {len(groups):,} row groups, 1 is expected")
-    chunks, stated = _structs(groups[0], 1, "columns"), _integer(footer, 3, "rows")
+    chunks, stated = structs(groups[0], 1, "columns"), integer(footer, 3, "rows")
     if stated != n_rows or groups[0].get(3) != n_rows or len(chunks) != len(columns):
         raise ValueError(
             f"it has {stated:,} rows in {len(chunks):,} columns, expected are {n_rows:,} in {len(columns)}"
         )
-    _check_schema(_structs(footer, 2, "schema"), columns)
+    _check_schema(structs(footer, 2, "schema"), columns)
     values = {
         column.name: _column(data, begin, chunk, column, n_rows) for column, chunk in zip(columns, chunks, strict=True)
     }
-    return values, dict(_note(note) for note in _structs(footer, 5, "notes"))
+    return values, dict(_note(note) for note in structs(footer, 5, "notes"))
 
 
 def _footer(data: bytes) -> tuple[Struct, int]:
     """The footer, and where it begins."""
-    if len(data) < len(MAGIC) + TAIL_BYTES or not data.startswith(MAGIC) or not data.endswith(MAGIC):
+    if not data.startswith(MAGIC):
         raise ValueError("the magic bytes are missing")
-    end = len(data) - TAIL_BYTES
-    begin = end - int.from_bytes(data[end : end + 4], "little")
-    if begin < len(MAGIC) or end - begin > MAX_FOOTER_BYTES:
-        raise ValueError(f"its footer is longer than the file, or than {MAX_FOOTER_BYTES:,} bytes")
+    begin, end = footer_place(len(data), data[-TAIL_BYTES:], MAX_FOOTER_BYTES)
     reader = CompactReader(data, begin, end)
     footer = reader.struct()
     if reader.place != end:
         raise ValueError("its footer ends before its place does")
     return footer, begin
-
-
-def _structs(parent: Struct, number: int, what: str) -> list[Struct]:
-    value = parent.get(number)
-    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
-        raise ValueError(f"its footer has no list of {what}")
-    return value
-
-
-def _struct(parent: Struct, number: int, what: str) -> Struct:
-    value = parent.get(number)
-    if not isinstance(value, dict):
-        raise ValueError(f"{what} is missing")
-    return value
-
-
-def _integer(parent: Struct, number: int, what: str) -> int:
-    value = parent.get(number)
-    if type(value) is not int:
-        raise ValueError(f"the number of {what} is missing")
-    return value
 
 
 def _check_schema(elements: list[Struct], columns: Sequence[PlainColumn]) -> None:
@@ -107,7 +82,7 @@ def _check_schema(elements: list[Struct], columns: Sequence[PlainColumn]) -> Non
 
 
 def _column(data: bytes, end: int, chunk: Struct, column: PlainColumn, n_rows: int) -> list[Any]:
-    metadata = _struct(chunk, 3, f"what the column {column.name} is")
+    metadata = struct_in(chunk, 3, f"what the column {column.name} is")
     physical, _ = TYPES[column.type]
     if metadata.get(1) != physical or metadata.get(3) != [column.name.encode()]:
         raise ValueError(f"the column {column.name} is another one")
@@ -115,10 +90,10 @@ def _column(data: bytes, end: int, chunk: Struct, column: PlainColumn, n_rows: i
         raise ValueError(f"the column {column.name} is compressed, or of an unknown codec")
     if chunk.get(1) is not None or metadata.get(11) is not None:
         raise ValueError(f"the column {column.name} lies in another file, or has a dictionary")
-    size = _integer(metadata, 7, "bytes")
+    size = integer(metadata, 7, "bytes")
     if size != metadata.get(6) or metadata.get(5) != n_rows:
         raise ValueError(f"the column {column.name} has other sizes than {n_rows:,} plain values")
-    start = _integer(metadata, 9, "the first page")
+    start = integer(metadata, 9, "the first page")
     if not len(MAGIC) <= start <= start + size <= end:
         raise ValueError(f"the column {column.name} lies outside the file")
     return _pages(data, start, start + size, physical, n_rows)
@@ -130,8 +105,8 @@ def _pages(data: bytes, place: int, end: int, physical: int, n_rows: int) -> lis
     while place < end:
         reader = CompactReader(data, place, min(end, place + MAX_HEADER_BYTES))
         header = reader.struct()
-        page = _struct(header, 5, "the head of a data page")
-        size, n_values = _integer(header, 3, "bytes"), _integer(page, 1, "values")
+        page = struct_in(header, 5, "the head of a data page")
+        size, n_values = integer(header, 3, "bytes"), integer(page, 1, "values")
         if header.get(1) != DATA_PAGE or page.get(2) != PLAIN:
             raise ValueError("a page is not plain")
         if page.get(5):
@@ -145,7 +120,7 @@ def _pages(data: bytes, place: int, end: int, physical: int, n_rows: int) -> lis
                 f"a page holds {n_values} values: at least {LEAST_PAGE_VALUES} are expected, but in the last"
             )
         body = data[reader.place : reader.place + size]
-        if 4 in header and zlib.crc32(body) != _integer(header, 4, "the checksum") & 0xFFFFFFFF:
+        if 4 in header and zlib.crc32(body) != integer(header, 4, "the checksum") & 0xFFFFFFFF:
             raise ValueError("a page does not match its crc32")
         values += _numbers(body, physical, n_values) if physical in _NUMBERS else _texts(body, n_values)
         place = reader.place + size
