@@ -4,7 +4,7 @@ In: a URL such as s3://bucket/cache or memory://cache. Out: a `Store` whose file
 its size. Before it: `store.py` picks it. After it: the reader, which holds few parts at a time.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
@@ -96,17 +96,24 @@ class RemoteStore:
         depth = len(str(self._fs._strip_protocol(root)).split("/"))
         return [name[-2] for name in names if name[-1] == PART_RECORD and len(name) == depth + 2]
 
-    def listed_parts(self) -> dict[str, dict[str, int]]:
-        """The files of every part with their sizes, by the part's folder, from one listing."""
-        root = self._path(PARTS)
-        with self._reaching(PARTS):
-            found: dict[str, Any] = self._fs.find(root, detail=True)
-        prefix = len(self._fs._strip_protocol(root))
+    def listed(self) -> dict[str, int] | None:
+        """Every file with its size, from one listing; None outside of buckets, where a listing may be incomplete."""
+        return self._sizes_below("") if self._fs.protocol in BUCKETS else None
+
+    def listed_parts(self, sizes: Mapping[str, int] | None = None) -> dict[str, dict[str, int]]:
+        """The files of every part with their sizes, by the part's folder, from one listing [`sizes`]."""
         parts: dict[str, dict[str, int]] = {}
-        for name, info in found.items():
-            name = PARTS + name[prefix:]
-            parts.setdefault("/".join(name.split("/")[:2]), {})[name] = int(info["size"])
+        for name, size in (self._sizes_below(PARTS) if sizes is None else sizes).items():
+            if name.startswith(f"{PARTS}/"):
+                parts.setdefault("/".join(name.split("/")[:2]), {})[name] = size
         return {folder: self._homes.listed(folder, files) for folder, files in parts.items()}
+
+    def _sizes_below(self, folder: str) -> dict[str, int]:
+        """The size of every file in a folder and below it, by name."""
+        with self._reaching(folder):
+            found: dict[str, Any] = self._fs.find(self._path(folder), detail=True)
+        prefix = len(str(self._fs._strip_protocol(self._root)).rstrip("/")) + 1
+        return {name[prefix:]: int(info["size"]) for name, info in found.items()}
 
     def size(self, name: str) -> int | None:
         """See `Store`."""

@@ -9,7 +9,7 @@ import io
 import mmap
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, final
@@ -123,9 +123,13 @@ class RetryingStore:
         """See `Store`."""
         return self._through(lambda: self._store.tag(name))
 
-    def listed_parts(self) -> dict[str, dict[str, int]]:
+    def listed(self) -> dict[str, int] | None:
+        """Every file with its size, from one listing; None where a listing may be incomplete."""
+        return self._through(self._store.listed)
+
+    def listed_parts(self, sizes: Mapping[str, int] | None = None) -> dict[str, dict[str, int]]:
         """The files of every part with their sizes, from one listing."""
-        return self._through(self._store.listed_parts)
+        return self._through(lambda: self._store.listed_parts(sizes))
 
 
 class LocalStore:

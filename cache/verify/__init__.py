@@ -31,7 +31,7 @@ def verify_cache(url: str | os.PathLike[str], level: Level = "full", patience: P
         from kdpipe.cache.verify.remote_parts import RemoteParts
 
         store = AskedOnce(store)
-        found = survey(store, RemoteParts(store.store, level, replace(patience, stop=threading.Event())).examine)
+        found = survey(store, RemoteParts(store, level, replace(patience, stop=threading.Event())).examine)
     else:
         found = survey(store)
     problems, notes = list(found.problems), list[Note]()

@@ -3,6 +3,7 @@
 In: a store. Out: the same, with the sizes and the small files of the top kept for as long as it lives.
 """
 
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Final, final
 
@@ -22,11 +23,15 @@ class AskedOnce:
 
     def __init__(self, store: Store) -> None:
         self.store, self.url = store, store.url
+        # Of a bucket one listing says all; what is not in it is not there.
+        self._listed = store.listed() if isinstance(store, RetryingStore) else None
         self._sizes: dict[str, int | None] = {}
         self._read: dict[str, bytes] = {}
 
     def walk(self, folder: str, limit: int = MAX_LISTED) -> dict[str, int]:
         """See `Store`; where nothing is listed, the tokenizer's files are read instead of asked for their sizes."""
+        if self._listed is not None and not folder.startswith(layout.PARTS):
+            return self._walk_listing(self._listed, folder, limit)
         if folder != layout.TOKENIZER or isinstance(self.store, RetryingStore):
             return self.store.walk(folder, limit)
         manifest = read_manifest(self.read(layout.MANIFEST, MAX_BYTES), layout.MANIFEST)
@@ -36,12 +41,33 @@ class AskedOnce:
                 self._read[path] = self.store.read(path, 2 * file.bytes + SLACK_BYTES)
         return {name: len(data) for name, data in self._read.items() if name.startswith(f"{folder}/")}
 
+    def _walk_listing(self, listed: Mapping[str, int], folder: str, limit: int) -> dict[str, int]:
+        sizes = {name: size for name, size in listed.items() if name.startswith(f"{folder}/")}
+        if not sizes:
+            raise CacheDamaged(f"{folder} cannot be listed: nothing is there")
+        if len(sizes) > limit:
+            raise CacheDamaged(f"{folder} holds more than {limit} files and folders")
+        return sizes
+
     def names(self, folder: str) -> list[str]:
-        """See `Store`."""
-        return self.store.names(folder)
+        """See `Store`; of parts those whose record is there, which comes last."""
+        if self._listed is None:
+            return self.store.names(folder)
+        prefix = f"{folder}/" if folder else ""
+        names = {name.removeprefix(prefix).partition("/")[0] for name in self._listed if name.startswith(prefix)}
+        if folder == layout.PARTS:
+            records = {f"{prefix}{name}/{layout.PART_RECORD}": name for name in names if layout.PART_NAME.match(name)}
+            names -= {name for record, name in records.items() if record not in self._listed}
+        return sorted(names)
+
+    def listed_parts(self) -> dict[str, dict[str, int]] | None:
+        """The files of every part with their sizes, by the part's folder; None where nothing is listed."""
+        return self.store.listed_parts(self._listed) if isinstance(self.store, RetryingStore) else None
 
     def size(self, name: str) -> int | None:
         """See `Store`."""
+        if self._listed is not None and layout.within_part(name) is None:
+            return self._listed.get(name)
         if name not in self._sizes:
             self._sizes[name] = self.store.size(name)
         return self._sizes[name]

@@ -16,9 +16,10 @@ from kdpipe.cache.http import HttpStore
 from kdpipe.cache.index import IndexRow
 from kdpipe.cache.part_files import compare_listing, examine_record, metadata_files, part_problem
 from kdpipe.cache.retries import Patience, each
-from kdpipe.cache.store import RetryingStore, Store
+from kdpipe.cache.store import Store
 from kdpipe.cache.transfer.fetching import Fetcher
 from kdpipe.cache.verify.full import part_bytes
+from kdpipe.cache.verify.once import AskedOnce
 from kdpipe.schemas.errors import CacheDamaged
 from kdpipe.schemas.manifest import Manifest
 from kdpipe.schemas.part import PartRecord
@@ -33,12 +34,12 @@ Examined = tuple[PartRecord | None, list[Problem]]
 class RemoteParts:
     """Examines parts of a cache at a level; the deep level begins with every byte."""
 
-    def __init__(self, store: Store, level: Level, patience: Patience) -> None:
-        self._store, self._level, self._patience = store, level, patience
+    def __init__(self, store: AskedOnce, level: Level, patience: Patience) -> None:
+        self._asked, self._store, self._level, self._patience = store, store.store, level, patience
 
     def examine(self, manifest: Manifest, numbers: Sequence[int], rows: Mapping[int, IndexRow]) -> list[Examined]:
         """The record and the problems of each."""
-        listed = self._store.listed_parts() if isinstance(self._store, RetryingStore) else None
+        listed = self._asked.listed_parts()
         return each(
             lambda number: self._examined(manifest, number, rows.get(number), listed),
             numbers,

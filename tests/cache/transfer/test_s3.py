@@ -198,12 +198,13 @@ class _Refusing:
         )
 
 
+@pytest.mark.parametrize("n_parts", [1, 4, 16])
 def test_a_verification_makes_no_more_requests_than_a_copy(
-    path: Path, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    n_parts: int, path: Path, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    many = tmp_path / "many"
-    tiny.make_cache(many, replace(tiny.SMALL, documents={"train": 56, "validation": 8}))
-    copy_cache(many, bucket)
+    tiny.make_cache(tmp_path / "cache", replace(tiny.SMALL, documents={"train": 4 * n_parts}))
+    assert len(open_cache(tmp_path / "cache").parts) == n_parts
+    copy_cache(tmp_path / "cache", bucket)
     real, asked = s3fs.S3FileSystem._call_s3, list[str]()
 
     async def counted(self: object, method: str, *words: object, **options: object) -> object:
@@ -213,6 +214,32 @@ def test_a_verification_makes_no_more_requests_than_a_copy(
     monkeypatch.setattr(s3fs.S3FileSystem, "_call_s3", counted)
     copy_cache(bucket, tmp_path / "copy")
     n_copied = len(asked)
-    asked.clear()
-    assert verify_cache(bucket, "full").ok
-    assert 0 < len(asked) <= n_copied
+    for level in ("fast", "full"):
+        asked.clear()
+        assert verify_cache(bucket, level).ok  # type: ignore[arg-type]
+        assert 0 < len(asked) <= n_copied, level
+        assert asked.count("list_objects_v2") <= 2, level
+
+
+STRAY = {"notes.txt", "tables/more.bin", "parts/00009/part.json", "parts/00001/more", "journal/x"}
+LOST = {layout.INDEX, "tables/ids_by_rank.bin", "parts/00001/part.json", "parts/00002/text.arrow", layout.MANIFEST}
+
+
+@pytest.mark.parametrize("name", sorted(STRAY | LOST))
+def test_what_is_wrong_in_a_bucket_is_named_as_it_is_in_a_folder(
+    name: str, path: Path, bucket: str, tmp_path: Path
+) -> None:
+    copy_cache(path, bucket)
+    copy_cache(path, tmp_path / "here")
+    if name in STRAY:
+        (tmp_path / "here" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "here" / name).write_bytes(b"{}")
+        RemoteFolder(bucket).put(name, tmp_path / "here" / name)
+    else:
+        (tmp_path / "here" / name).unlink()
+        RemoteFolder(bucket).remove(name)
+    named = {problem.file for problem in verify_cache(bucket, "full").problems}
+    expected = {problem.file for problem in verify_cache(tmp_path / "here", "full").problems}
+    # A part in a bucket is there once its record is: without it the part is missing as a whole.
+    expected = {"parts/00001" if file == "parts/00001/part.json" and name in LOST else file for file in expected}
+    assert named == expected and named
