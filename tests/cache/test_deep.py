@@ -103,7 +103,7 @@ def test_a_part_that_ends_its_child_costs_only_itself(
     what: str, seconds: float, told: str, cache: Path, tmp_path: Path, at_part: Plant
 ) -> None:
     at_part(what)
-    found = deep_problems(str(broken_last_part(cache, tmp_path)), [0, 1, 2, 3], seconds)
+    found = deep_problems(str(broken_last_part(cache, tmp_path)), [0, 1, 2, 3], seconds_a_part=seconds)
     assert [problem.part for problem in found] == [1, 3]
     assert found[0].file == PART and found[0].what.startswith(told)
     assert ("ZeroDivisionError: x" in found[0].what) == ("ZeroDivisionError" in what)
