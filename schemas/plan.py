@@ -4,9 +4,9 @@ In: document counts, from stage one's index of the data. Out: numbered parts, ea
 Before it: `records.py`. After it: `manifest.py`; `cache/writer.py` fills the parts in any order.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.records import Record
@@ -30,16 +30,30 @@ class PlannedPart(Record):
 
 
 class SplitPlan(Record):
-    """A split and the document numbers at which its parts begin, with the number of its documents at the end."""
+    """A split and the document numbers at which its parts begin, with the number of its documents at the end.
+
+    `duplicates` is the most documents that can have the tokens of an earlier one; None where that is unknown, and
+    then the key is not written.
+    """
 
     name: SplitName
     bounds: Annotated[tuple[DocumentNumber, ...], Field(min_length=2, max_length=MAX_PARTS)]
+    duplicates: DocumentNumber | None = None
 
     @model_validator(mode="after")
     def _increasing(self) -> "SplitPlan":
         if self.bounds[0] != 0 or any(a >= b for a, b in zip(self.bounds, self.bounds[1:], strict=False)):
             raise ValueError("bounds must start at 0 and increase")
+        if self.duplicates is not None and self.duplicates >= self.bounds[-1]:
+            raise ValueError(f"{self.duplicates:,} of {self.bounds[-1]:,} documents cannot repeat an earlier one")
         return self
+
+    @model_serializer(mode="wrap")
+    def _without_unknown(self, inner: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        written: dict[str, Any] = inner(self)
+        if self.duplicates is None:
+            written.pop("duplicates", None)
+        return written
 
 
 class Plan(Record):
@@ -59,6 +73,17 @@ class Plan(Record):
     def n_parts(self) -> int:
         """How many parts there are in all splits."""
         return sum(len(split.bounds) - 1 for split in self.splits)
+
+    def with_duplicates_of(self, other: "Plan") -> "Plan":
+        """The same, with the other's counts of duplicates for splits of equal bounds that have none."""
+        known = {(split.name, split.bounds): split.duplicates for split in other.splits}
+        splits = tuple(
+            split.model_copy(update={"duplicates": known.get((split.name, split.bounds))})
+            if split.duplicates is None
+            else split
+            for split in self.splits
+        )
+        return self.model_copy(update={"splits": splits})
 
     def part(self, number: int) -> PlannedPart:
         """The part of a number."""

@@ -104,7 +104,9 @@ def planned(jobs: Sequence[Job], like: Plan) -> tuple[list[Job], Plan]:
         sizes = [job.n_documents for job in ordered if job.split == name]
         if sizes:
             splits.append(SplitPlan(name=name, bounds=(0, *np.cumsum(sizes).tolist())))
-    return ordered, Plan(splits=tuple(splits), sequence_length=like.sequence_length, packed=like.packed)
+    plan = Plan(splits=tuple(splits), sequence_length=like.sequence_length, packed=like.packed)
+    # A split of equal bounds is one of which nothing was left out.
+    return ordered, plan.with_duplicates_of(like)
 
 
 def made_from(sources: Sequence[Manifest], origin: Origin, plan: Plan) -> Manifest:

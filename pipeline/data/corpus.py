@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from kdpipe.cache.reshape.digests import KnownDocuments
 from kdpipe.pipeline.data.columns import Document, Mapping, detect
+from kdpipe.pipeline.data.duplicates import text_key
 from kdpipe.pipeline.data.index import MORE_TOKENS, SHOWN_BAD_ROWS, Index, Indexer
 from kdpipe.pipeline.data.parts import make_plan
 from kdpipe.pipeline.data.pieces import Piece
@@ -188,7 +189,8 @@ class Corpus:
         """The parts; equal for equal documents, tokenizer and settings."""
         sizes = {split: self._index.sizes[self._documents[split]] for split in SPLITS}
         rate = tokens_per_byte or self.tokens_per_byte()
-        return make_plan(sizes, rate, length, packed, part_rows, self._most_tokens(length))
+        counts = self._index.duplicates
+        return make_plan(sizes, rate, length, packed, part_rows, self._most_tokens(length), counts)
 
     def tokens_per_byte(self) -> float:
         """Tokens for each byte of document, from a sample that is spread evenly."""
@@ -311,7 +313,8 @@ def open_corpus(settings: DataSettings, tokenizer: LoadedTokenizer) -> Corpus:
     mapping = detect(_first_rows(files, settings.path), settings.columns, settings.path)
     renderer = Renderer(mapping, settings, tokenizer)
     _want(files, mapping)
-    indexer = Indexer(mapping, settings, renderer.most_bytes)
+    key_of = text_key(tokenizer, settings.append_stop) if mapping.form == "text" else None
+    indexer = Indexer(mapping, settings, renderer.most_bytes, key_of)
     has_own = settings.val_path is not None
     found = indexer.read(files, split="train" if has_own else None)
     if not found:

@@ -1,6 +1,7 @@
 """The cheap index: one pass over all rows that says which are documents, where they are, how large, in which split.
 
-In: files of rows. Out: `Index`, about 25 bytes a document, and the data's fingerprint. Nothing is tokenised.
+In: files of rows. Out: `Index`, about 25 bytes a document, 33 while it is made, and the data's fingerprint. Nothing is
+tokenised.
 Before it: `sources.py`, `columns.py`. After it: `corpus.py` reads documents by it, `parts.py` plans parts.
 """
 
@@ -14,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kdpipe.pipeline.data.columns import BadRow, Document, Mapping
+from kdpipe.pipeline.data.duplicates import count_duplicates
 from kdpipe.pipeline.data.row_files import Row, RowFile
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.manifest import SourceColumn
@@ -32,7 +34,8 @@ KEPT_BAD_ROWS = 20
 class Index:
     """Arrays with a value a document, in the order of the data.
 
-    `sizes` is an upper bound of its bytes once rendered.
+    `sizes` is an upper bound of its bytes once rendered. `duplicates` counts by split the documents that may have the
+    tokens of an earlier one.
     """
 
     files: npt.NDArray[np.uint32]
@@ -44,6 +47,7 @@ class Index:
     n_bad_rows: int
     bad_rows: tuple[str, ...]
     fingerprint: str
+    duplicates: dict[SplitName, int] | None = None
 
     def documents(self, split: SplitName) -> npt.NDArray[np.int64]:
         """The documents of a split, by their place in the arrays."""
@@ -88,10 +92,12 @@ class Indexer:
     mapping: Mapping
     settings: DataSettings
     most_bytes: Callable[[Document], int]
+    key_of: Callable[[str], int] | None = None
     _files: "array[int]" = field(default_factory=lambda: array("I"))
     _positions: "array[int]" = field(default_factory=lambda: array("Q"))
     _numbers: "array[int]" = field(default_factory=lambda: array("I"))
     _sizes: "array[int]" = field(default_factory=lambda: array("I"))
+    _keys: "array[int]" = field(default_factory=lambda: array("Q"))
     _validation: bytearray = field(default_factory=bytearray)
     _columns: _Columns = field(init=False)
     _digest: Any = field(default_factory=hashlib.sha256)
@@ -122,7 +128,7 @@ class Indexer:
 
     def _take(self, row: Row, file: int, place: str, split: SplitName | None) -> None:
         try:
-            size, digest = self._document(row, place)
+            size, digest, key = self._document(row, place)
         except BadRow as problem:
             self._count_bad(f"{place}: {problem}")
             return
@@ -139,9 +145,11 @@ class Indexer:
         self._positions.append(row.position)
         self._numbers.append(row.number)
         self._sizes.append(size)
+        if key is not None:
+            self._keys.append(key)
 
-    def _document(self, row: Row, place: str) -> tuple[int, bytes]:
-        """A good row's largest size and digest."""
+    def _document(self, row: Row, place: str) -> tuple[int, bytes, int | None]:
+        """A good row's largest size, digest and key among duplicates."""
         if row.columns is None:
             raise BadRow(row.problem)
         document = self.mapping.document(row.columns)
@@ -153,6 +161,7 @@ class Indexer:
             digest = document.digest()
             self._columns.take(document, place)
             kept = canonical(document.columns)
+            key = None if self.key_of is None or document.text is None else self.key_of(document.text)
         except BadRow:
             raise
         except UnicodeEncodeError:
@@ -163,7 +172,7 @@ class Indexer:
         if size + MORE_TOKENS > MAX_SEQUENCE_ROWS:
             raise BadRow(f"its {len(document.messages):,} messages are more than a part can hold")
         self._digest.update(digest + kept)
-        return size, digest
+        return size, digest, key
 
     def _count_bad(self, what: str) -> None:
         self._n_bad += 1
@@ -196,4 +205,5 @@ class Indexer:
             n_bad_rows=self._n_bad,
             bad_rows=tuple(self._bad),
             fingerprint=self._digest.hexdigest(),
+            duplicates=None if self.key_of is None else count_duplicates(self._keys, in_validation),
         )

@@ -26,17 +26,22 @@ def make_plan(
     packed: bool,
     part_rows: int | None = None,
     most_tokens: int | None = None,
+    duplicates: Mapping[SplitName, int] | None = None,
 ) -> Plan:
     """Parts as large as `rows_of_a_part` says, or of `part_rows`; none can have more than a part may have.
 
-    Of a document no more than `most_tokens` are read.
+    Of a document no more than `most_tokens` are read. `duplicates` are counted by split, None where unknown.
     """
     most = most_tokens or MAX_PART_ROWS
     expected = {split: np.minimum(each * tokens_per_byte + 1, most) for split, each in sizes.items()}
     largest = {split: np.minimum(each.astype(np.int64) + MORE_TOKENS, most) for split, each in sizes.items()}
     target = part_rows or rows_of_a_part(sum(float(each.sum()) for each in expected.values()))
     splits = tuple(
-        SplitPlan(name=split, bounds=_bounds(expected[split], largest[split], target))
+        SplitPlan(
+            name=split,
+            bounds=_bounds(expected[split], largest[split], target),
+            duplicates=None if duplicates is None else duplicates[split],
+        )
         for split in sizes
         if len(sizes[split])
     )

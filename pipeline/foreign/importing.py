@@ -153,7 +153,7 @@ def make_import_plan(survey: Survey, most_ids: int, pack: bool) -> Plan:
     """Parts as stage one plans them, of fewer rows where rows have many ids; no document is cut."""
     sizes = {split: survey.sizes[survey.rows_of(split)] for split in SPLITS}
     rows = min(rows_of_a_part(float(survey.sizes.sum())), MOST_ENTRIES_A_PART // most_ids)
-    return make_plan(sizes, 1.0, survey.longest, pack, int(rows))
+    return make_plan(sizes, 1.0, survey.longest, pack, int(rows), duplicates=survey.duplicates)
 
 
 def unknown(settings: ImportSettings, facts: Facts) -> tuple[str, ...]:

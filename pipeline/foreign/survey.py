@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kdpipe.pipeline.data.columns import BadRow
+from kdpipe.pipeline.data.duplicates import count_duplicates
 from kdpipe.pipeline.data.row_files import Row, RowFile
 from kdpipe.pipeline.foreign.told import Told
 from kdpipe.schemas.errors import ConfigError
@@ -50,6 +51,7 @@ class Survey:
     n_positions: int
     fingerprint: str
     repairs: Repairs
+    duplicates: dict[SplitName, int]
 
     def rows_of(self, split: SplitName) -> Longs:
         """The places of a split's rows, in their order."""
@@ -146,6 +148,7 @@ class _Surveyor:
             n_positions=self._n_positions,
             fingerprint=self._digest.hexdigest(),
             repairs=Repairs(n_padding=padding, n_untold=untold, n_scaled=scaled, largest_excess=self._largest_excess),
+            duplicates=count_duplicates(chances, in_validation),
         )
 
 

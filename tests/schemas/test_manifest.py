@@ -237,6 +237,20 @@ def test_a_part_cannot_count_more_than_it_has() -> None:
             PartRecord(**{**fine, "files": {name: {"bytes": 1, "sha256": "0" * 64}}})
 
 
+def test_duplicates_are_a_key_of_a_split_only_where_they_are_counted() -> None:
+    unknown = SplitPlan(name="train", bounds=(0, 4))
+    assert b"duplicates" not in Plan(splits=(unknown,), sequence_length=8).to_json()
+    assert read_record(SplitPlan, unknown.to_json(), "x") == unknown
+    counted = SplitPlan(name="train", bounds=(0, 4), duplicates=3)
+    assert read_record(SplitPlan, counted.to_json(), "x") == counted
+    null = canonical({**json.loads(unknown.to_json()), "duplicates": None})
+    with pytest.raises(CacheDamaged, match="x is not in canonical form"):
+        read_record(SplitPlan, null, "x")
+    for wrong in (4, -1):
+        with pytest.raises(ValidationError):
+            SplitPlan(name="train", bounds=(0, 4), duplicates=wrong)
+
+
 def test_scaled_rows_are_a_key_of_a_part_only_where_there_are_some() -> None:
     without = PartRecord(**PART)
     assert b"scaled" not in without.to_json()

@@ -154,7 +154,7 @@ def test_a_newer_minor_version_may_have_keys_that_are_not_known() -> None:
 
 def test_allowed_keys_are_found_at_any_place() -> None:
     assert allowed_keys(Manifest, ("targets", "keep", "sampled")) == {"kind", "draws"}
-    assert allowed_keys(Manifest, ("plan", "splits", 0)) == {"name", "bounds"}
+    assert allowed_keys(Manifest, ("plan", "splits", 0)) == {"name", "bounds", "duplicates"}
     assert allowed_keys(Manifest, ("tokenizer", "files", "x.json")) == {"bytes", "sha256"}
     assert allowed_keys(Manifest, ("nowhere", "at", "all")) == set()
 
