@@ -2,7 +2,7 @@
 
 In: a path or URL and a level. Out: a `VerifyReport`.
 Before it: `reader.py`'s loading. After it: `cli/cache/verify.py`. `fast.py` looks at records, names and sizes;
-`full.py` at every byte; `deep.py` at every row, in a child process with limits.
+`full.py` at every byte; `deep.py` at every row, in a child process with limits; `duplicates.py` at all documents.
 """
 
 import os
@@ -14,6 +14,7 @@ from kdpipe.cache.addresses import is_url
 from kdpipe.cache.retries import Patience
 from kdpipe.cache.store import open_store
 from kdpipe.cache.verify.deep import deep_problems
+from kdpipe.cache.verify.duplicates import find_duplicates
 from kdpipe.cache.verify.fast import Survey, survey
 from kdpipe.cache.verify.full import full_problems, journal_notes, shared_problems
 from kdpipe.cache.verify.once import AskedOnce
@@ -42,6 +43,10 @@ def verify_cache(url: str | os.PathLike[str], level: Level = "full", patience: P
     if level == "deep" and found.manifest is not None:
         bad = {problem.part for problem in problems if problem.part is not None}
         problems += deep_problems(store.url, [number for number in found.records if number not in bad], patience)
+        bad = {problem.part for problem in problems if problem.part is not None}
+        good = [record for number, record in sorted(found.records.items()) if number not in bad]
+        more_problems, more_notes = find_duplicates(store, found.manifest, good)
+        problems, notes = problems + more_problems, notes + more_notes
     return _report(found, level, problems, notes)
 
 

@@ -11,6 +11,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator
+from hashlib import sha256
 
 import numpy as np
 
@@ -24,12 +25,14 @@ from kdpipe.cache.retries import RETRY_SECONDS, Patience
 from kdpipe.cache.rows import Rows
 from kdpipe.cache.rules import MAX_TOKEN_BYTES, broken_rules
 from kdpipe.cache.second_reader import disagreements
+from kdpipe.cache.sequences import DIGEST_BYTES
 from kdpipe.cache.statistics import StatisticsSum
 from kdpipe.cache.store import open_store
 from kdpipe.cache.tables import read_table
 from kdpipe.cache.verify.copied import Copied, CopiedDocuments, in_words
 from kdpipe.cache.verify.deep import OUT_OF_MEMORY, READY
 from kdpipe.schemas.errors import CacheDamaged, KdpipeError
+from kdpipe.schemas.manifest import Manifest
 from kdpipe.schemas.part import PartRecord
 from kdpipe.schemas.report import Problem
 
@@ -108,6 +111,7 @@ def _problems(parts: Parts, part: PartReader) -> Iterator[str]:
         for what in broken_rules(rows, manifest):
             yield f"sequences {first} to {end - 1}: {what}"
         yield from _displaced(part, rows, first, end)
+        yield from _wrong_digests(manifest, part, rows, first, end)
         copied += parts.copied.found(record.part, record.split, rows)
         n_positions += int(rows.loss_mask.sum())
         n_exact, n_draws = n_exact + int(rows.n_exact.sum()), n_draws + int((rows.count - rows.n_exact).sum())
@@ -136,6 +140,24 @@ def _displaced(part: PartReader, rows: Rows, first: int, end: int) -> Iterator[s
         due = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])[bounds]
         if not np.array_equal(due, starts[first : end + 1] - starts[first]):
             yield f"sequences {first} to {end - 1}: {name}_start in {layout.SEQUENCES} is not what the counts add up to"
+
+
+def _wrong_digests(manifest: Manifest, part: PartReader, rows: Rows, first: int, end: int) -> Iterator[str]:
+    """Where the plan counts duplicates, documents are told apart by digests, which must be those of their tokens."""
+    if all(split.duplicates is None for split in manifest.plan.splits if split.name == part.record.split):
+        return
+    ends = np.append(rows.document_starts[1:], len(rows))
+    tokens = rows.tokens.astype("<u4")
+    due = [
+        sha256(tokens[start:stop].tobytes()).digest()[:DIGEST_BYTES]
+        for start, stop in zip(rows.document_starts, ends, strict=True)
+    ]
+    offsets = part.sequences.document_offsets
+    stated = part.sequences.digests()[offsets[first] : offsets[end]]
+    wrong = (stated != np.frombuffer(b"".join(due), np.uint8).reshape(-1, DIGEST_BYTES)).any(axis=1)
+    if wrong.any():
+        number = int(rows.documents[wrong][0])
+        yield f"digests of {int(wrong.sum()):,} documents are not those of their tokens, first of document {number:,}"
 
 
 def main() -> int:

@@ -7,6 +7,7 @@ Before it: `tiny.py`. After it: the tests of corruption, of hostile caches and o
 import hashlib
 import io
 import json
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -129,6 +130,17 @@ def edit_json(file: Path, edit: Callable[[Any], object]) -> None:
     value = json.loads(file.read_bytes())
     edit(value)
     file.write_bytes(canonical(value))
+
+
+def copy_part(path: Path, source: int, target: int) -> None:
+    """Put a copy of one part in the place of another of no fewer documents, and seal the cache again."""
+    folder, plan = path / layout.part_dir(target), open_cache(path).manifest.plan
+    shutil.rmtree(folder)
+    shutil.copytree(path / layout.part_dir(source), folder)
+    own = plan.part(target).model_dump()
+    own["part"] = own.pop("number")
+    edit_json(folder / layout.PART_RECORD, lambda record: record.update(own))
+    reseal(path)
 
 
 def reseal(path: Path, *, chunks: bool = True) -> None:

@@ -56,6 +56,15 @@ def digests(path: Path) -> dict[str, bytes]:
     return {file.relative_to(path).as_posix(): file.read_bytes() for file in path.rglob("*") if file.is_file()}
 
 
+def test_rows_of_equal_tokens_are_counted_in_the_plan(tokenizer: str, tmp_path: Path) -> None:
+    write_rows(tmp_path / "rows.jsonl", [*ROWS, ROWS[2], ROWS[5], ROWS[2]])
+    imported(**asked(tmp_path / "rows.jsonl", tokenizer, tmp_path / "cache", val_fraction=0.0))
+    (split,) = open_cache(tmp_path / "cache").manifest.plan.splits
+    assert split.duplicates == 3
+    report = verify_cache(tmp_path / "cache", "deep")
+    assert report.ok and "3 documents are duplicates of an earlier one (3 in the data)" in report.notes[0].what
+
+
 def test_every_document_is_kept_once_in_its_split(source: Path, tokenizer: str, tmp_path: Path) -> None:
     with small_parts():
         report = imported(**asked(source, tokenizer, tmp_path / "cache", val_fraction=0.3))
