@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import groupby
 from operator import itemgetter
 from typing import Any, BinaryIO
@@ -21,7 +21,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from kdpipe.cache.arrow_messages import is_compressed
+from kdpipe.cache.arrow_messages import is_compressed, next_message
 from kdpipe.cache.number_lists import depth, joined, rows_of_lists, view
 from kdpipe.cache.parquet_bounds import (
     A_BYTE,
@@ -29,6 +29,7 @@ from kdpipe.cache.parquet_bounds import (
     check_dictionaries,
     check_pages,
     check_values,
+    named_bytes,
     read_pages,
     row_costs,
 )
@@ -41,6 +42,7 @@ PARQUET_BATCH = 1024
 BATCH_BYTES = 1 << 26
 UNFOLDED_BYTES, UNFOLDED_A_BYTE = 1 << 27, 1 << 8
 NOT_UTF8 = "it is not valid UTF-8"
+CODECS: dict[int, Any] = {1: "snappy", 2: "gzip", 4: "brotli", 6: "zstd", 7: "lz4_raw"}
 # A date before the year 1, a time zone that nobody knows, a type that is not converted.
 NO_VALUE = (ValueError, OverflowError, LookupError, NotImplementedError)
 _TYPES = {
@@ -139,26 +141,18 @@ def _read_batch(data: memoryview, schema: pa.Schema) -> Any:
     if bytes(data[:6]) != MAGIC or bytes(data[-6:]) != MAGIC:
         raise ValueError("the magic bytes are missing")
     reader = pa.ipc.MessageReader.open_stream(pa.BufferReader(pa.py_buffer(data[8:])))
-    first = _next_message(reader)
+    first = next_message(reader)
     if first is None or first.type != "schema":
         raise ValueError("it does not begin with a schema")
     stated = pa.ipc.read_schema(first)
     if not stated.equals(schema, check_metadata=True):
         raise ValueError("its columns are not those of its cache")
-    message = _next_message(reader)
+    message = next_message(reader)
     if message is None or message.type != "record batch" or is_compressed(message.metadata.to_pybytes()):
         raise ValueError("it holds something else than one uncompressed record batch")
-    if _next_message(reader) is not None:
+    if next_message(reader) is not None:
         raise ValueError("it holds more than one record batch")
     return pa.ipc.read_record_batch(message, schema)
-
-
-def _next_message(reader: Any) -> Any:
-    """The next message, None where the file says that there is no more."""
-    try:
-        return reader.read_next_message()
-    except StopIteration:
-        return None
 
 
 def write_parquet(
@@ -193,6 +187,12 @@ def decompress(frame: bytes, n_bytes: int, what: str) -> bytes:
         raise CacheDamaged(f"{what}: a text does not decompress: {_first_line(error)}") from None
 
 
+def _page(codec: int, stored: bytes, n_bytes: int) -> bytes | None:
+    """A page's bytes; None of a codec whose frames are not simple."""
+    name = CODECS.get(codec)
+    return bytes(pa.Codec(name).decompress(stored, n_bytes, asbytes=True)) if name else stored if not codec else None
+
+
 def _first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
@@ -210,15 +210,13 @@ class _ParquetData:
     def __init__(self, path: str) -> None:
         try:
             self._footer = _footer(path, os.stat(path).st_size, os.stat(path).st_mtime_ns)
-            # A row's list may name a long text often; of rows without lists, one page of each fits a batch.
-            texts = [leaf.path for leaf in self._footer.leaves if leaf.type == BYTE_ARRAY and leaf.repeated]
-            plain = pq.ParquetFile(path)
-            self._file = pq.ParquetFile(path, metadata=plain.metadata, buffer_size=1 << 20, read_dictionary=texts)
-            self._schema = plain.schema_arrow
+            self._file = pq.ParquetFile(path)
+            self._schema = self._file.schema_arrow
         except (pa.ArrowException, OSError, ValueError) as error:
             raise self._unreadable(path, error, hint="is it whole? fetch or write it again") from None
         self._path, self.names = path, list(self._schema.names)
         self._columns, self._n_values = self.names, 0
+        self._texts: list[str] = []
         self._ends = np.cumsum([group.n_rows for group in self._footer.groups], dtype=np.int64)
 
     @staticmethod
@@ -227,12 +225,16 @@ class _ParquetData:
 
     def _pages(self, number: int) -> list[Pages]:
         """The pages of the columns that are read, which must not unfold too far."""
-        found = []
+        found, self._texts, room = [], [], BATCH_BYTES
         try:
             with open(self._path, "rb") as file:
                 for chunk, leaf in zip(self._footer.groups[number].chunks, self._footer.leaves, strict=True):
                     if leaf.top in self._columns:
                         found.append(read_pages(file, chunk, leaf))
+                        if leaf.type == BYTE_ARRAY and leaf.repeated:
+                            n_bytes = named_bytes(file, found[-1], partial(_page, chunk.codec))
+                            self._texts += [leaf.path] if n_bytes > room else []
+                            room -= n_bytes if n_bytes <= room else 0
             check_pages(found)
             self._n_values += sum(page.n_values for page in found)
             check_values(self._n_values, os.path.getsize(self._path))
@@ -244,9 +246,12 @@ class _ParquetData:
         return found
 
     def _read(self, group: int, rows: int) -> Iterator[Any]:
+        """Batches; texts that lists name often stay in a dictionary, to which the library slowly adds all others."""
         size = max(1, min(PARQUET_BATCH, rows))
         try:
-            for batch in self._file.iter_batches(size, row_groups=[group], columns=self._columns, use_threads=False):
+            options: Any = {"buffer_size": 1 << 20, "read_dictionary": self._texts}
+            file = pq.ParquetFile(self._path, metadata=self._file.metadata, **options)
+            for batch in file.iter_batches(size, row_groups=[group], columns=self._columns, use_threads=False):
                 check_dictionaries(batch.columns)
                 yield batch
         except (pa.ArrowException, OSError, ValueError) as error:

@@ -1,9 +1,11 @@
 """What an Arrow message says of itself, read from its flatbuffer, because pyarrow does not tell.
 
-In: a message's metadata. Out: whether its batch is compressed, or a struct.error where it has too few bytes.
+In: a message's metadata, or a reader of messages. Out: whether its batch is compressed, or a struct.error where it has
+too few bytes; the next message.
 """
 
 import struct
+from typing import Any
 
 
 def is_compressed(metadata: bytes) -> bool:
@@ -20,3 +22,11 @@ def _field(metadata: bytes, table: int, number: int) -> int:
     size = struct.unpack_from("<H", metadata, vtable)[0]
     offset = struct.unpack_from("<H", metadata, vtable + 4 + 2 * number)[0] if size >= 6 + 2 * number else 0
     return table + offset if offset else 0
+
+
+def next_message(reader: Any) -> Any:
+    """The next message, None where the file says that there is no more."""
+    try:
+        return reader.readnext_message()
+    except StopIteration:
+        return None

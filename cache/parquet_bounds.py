@@ -5,7 +5,7 @@ have, and the memory that each row takes as Python objects; or a ValueError. A f
 by compression, by runs of one value, and by a long text that a dictionary has once and rows name often.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -24,8 +24,10 @@ MOST_VALUES, MOST_VALUES_A_BYTE = 1 << 24, 8
 # Python objects, in bytes: a number, a text without its characters, a list or a dictionary. A character may take 4.
 NUMBER, TEXT, GROUP, A_BYTE = 40, 60, 100, 5
 DICTIONARY_PAGE = 2
+# Writers end a dictionary at 1 MB; a larger one is not read for its longest text.
+MAX_SCANNED_BYTES = 1 << 22
 # Of the Parquet format: kinds of pages, encodings of levels and of dictionaries, and one that repeats the text before.
-PAGE_KINDS, LEVEL_ENCODINGS, PLAIN_ENCODINGS, PREFIXES = range(4), (3, 4), (0, 2), 7
+PAGE_KINDS, LEVEL_ENCODINGS, PLAIN_ENCODINGS, DICTIONARIES, PREFIXES = range(4), (3, 4), (0, 2), (2, 8), 7
 _DATA: Shape = {1: I32, 2: I32, 3: I32, 4: I32}
 _HEADER: Shape = {
     1: I32, 2: I32, 3: I32, 5: _DATA, 7: {1: I32, 2: I32}, 8: {1: I32, 2: I32, 3: I32, 4: I32, 5: I32, 6: I32}
@@ -37,17 +39,23 @@ Longs = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pages:
-    """The pages of a column chunk: bytes of the largest ones in memory, values, and bytes in the file."""
+    """The pages of a column chunk: bytes of the largest ones in memory, values, bytes in the file.
+
+    `names` counts the values that name one of the dictionary; `dictionary` is its place and bytes in the file.
+    """
 
     dictionary_bytes: int
     data_bytes: int
     n_values: int
     stored_bytes: int
+    names: int
+    dictionary: tuple[int, int]
 
 
 def read_pages(file: BinaryIO, chunk: Chunk, leaf: Leaf) -> Pages:
     """The pages of a chunk, by their headers alone."""
-    dictionary = data = n_values = 0
+    dictionary = data = n_values = names = 0
+    found = (0, 0)
     place, end = chunk.start, chunk.start + chunk.n_bytes
     while place < end:
         header, place = _header(file, place)
@@ -60,12 +68,49 @@ def read_pages(file: BinaryIO, chunk: Chunk, leaf: Leaf) -> Pages:
             raise ValueError("a page is longer than its column")
         count = _n_values(header, leaf)
         if header[1] == DICTIONARY_PAGE:
-            dictionary = max(dictionary, size)
+            if found != (0, 0):
+                raise ValueError("a column has two dictionaries")
+            dictionary, found = size, (place, stored)
         else:
             data = max(data, size)
             n_values += count
+            names += count if _encoding(header) in DICTIONARIES else 0
         place += stored
-    return Pages(dictionary_bytes=dictionary, data_bytes=data, n_values=n_values, stored_bytes=chunk.n_bytes)
+    return Pages(
+        dictionary_bytes=dictionary,
+        data_bytes=data,
+        n_values=n_values,
+        stored_bytes=chunk.n_bytes,
+        names=names,
+        dictionary=found,
+    )
+
+
+def _encoding(header: dict[int, Any]) -> int | None:
+    """How the values of a page are encoded."""
+    encoding: int | None = header.get(_BODIES.get(header[1], 0), {}).get(4 if header[1] == 3 else 2)
+    return encoding
+
+
+def named_bytes(file: BinaryIO, pages: Pages, decompressed: Callable[[bytes, int], bytes | None]) -> int:
+    """The bytes that the values take at most which name a text of the dictionary."""
+    longest = pages.dictionary_bytes
+    if pages.names and longest <= MAX_SCANNED_BYTES:
+        file.seek(pages.dictionary[0])
+        page = decompressed(file.read(pages.dictionary[1]), longest)
+        longest = longest if page is None else _longest_text(page)
+    return pages.names * longest
+
+
+def _longest_text(dictionary: bytes) -> int:
+    """The bytes of the longest text of a dictionary page, which has each behind its length."""
+    longest = place = 0
+    while place < len(dictionary):
+        length = int.from_bytes(dictionary[place : place + 4], "little")
+        longest, place = max(longest, length), place + 4 + length
+    if place > len(dictionary):
+        raise ValueError("a text is longer than its dictionary")
+    return longest
 
 
 def _header(file: BinaryIO, place: int) -> tuple[dict[int, Any], int]:
@@ -92,7 +137,7 @@ def _n_values(header: dict[int, Any], leaf: Leaf) -> int:
     if kind not in _BODIES:
         return 0
     page = header.get(_BODIES[kind], {})
-    n_values, encoding = page.get(1, -1), page.get(4 if kind == 3 else 2)
+    n_values, encoding = page.get(1, -1), _encoding(header)
     if kind == DICTIONARY_PAGE:
         known = encoding in PLAIN_ENCODINGS
     elif kind == 3:

@@ -45,10 +45,11 @@ class Leaf:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """The values of a column in a row group: the first byte of their pages, and bytes."""
+    """The values of a column in a row group: the first byte of their pages, bytes, and the number of their codec."""
 
     start: int
     n_bytes: int
+    codec: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -209,4 +210,4 @@ def _chunk(chunk: Struct, leaf: Leaf, end: int) -> Chunk:
         raise ValueError("a column is outside the file")
     if integer(metadata, 5, "values") < 0 or integer(metadata, 6, "bytes") < 0:
         raise ValueError("a column has fewer than no values")
-    return Chunk(start, n_bytes)
+    return Chunk(start, n_bytes, metadata[4])

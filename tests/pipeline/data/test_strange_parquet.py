@@ -156,3 +156,14 @@ def test_a_date_that_python_does_not_have_is_a_bad_row(tmp_path: Path) -> None:
     good, bad = ParquetRows(str(path), 1 << 20).rows()
     assert isinstance(good, dict) and isinstance(bad, str)
     assert bad.startswith("it has a value that Python has no type for")
+
+
+def test_texts_in_lists_stay_in_a_dictionary_only_where_they_repeat_far(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    for text, n, kept in (("a" * 1000, 1000, False), ("a" * (1 << 20), 100, True)):
+        for codec in ("none", "snappy", "gzip", "brotli", "zstd", "lz4"):
+            pq.write_table(pa.table({"messages": [[text] * n, ["b"]]}), path, compression=codec)
+            file = ParquetRows(str(path), 1 << 20)
+            first = next(iter(file._batches(0)))
+            assert pa.types.is_dictionary(first.column(0).type.value_type) == kept
+            assert first.column(0).to_pylist()[0][-1] == text
