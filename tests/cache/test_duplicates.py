@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kdpipe.cache import layout
+from kdpipe.cache import layout, verify
+from kdpipe.cache.part_files import part_problem
 from kdpipe.cache.reader import open_cache
 from kdpipe.cache.reshape.merge import merge
 from kdpipe.cache.reshape.subset import subset
@@ -29,6 +30,7 @@ from kdpipe.schemas.report import Note, Problem
 from kdpipe.schemas.reshape import Bounds, Poorer, Selection
 from support.damage import copy_part, reseal
 from support.tiny import SMALL, unsynced
+from support.web import Site, serving
 
 FOUR = replace(SMALL, documents={"train": 16, "validation": 4}, document_tokens=20, text=False, hidden=False)
 KINDS = {
@@ -135,6 +137,25 @@ def test_copies_of_several_parts_are_all_named(tmp_path: Path) -> None:
     copy_part(path, 1, 3)
     (problem,), _ = found(path)
     assert "8 documents are duplicates of an earlier one, 0 in the data: 4 of part 2, 4 of part 3;" in problem.what
+
+
+@pytest.mark.slow
+def test_a_copied_part_behind_a_url_is_named(tmp_path: Path) -> None:
+    path = made(tmp_path / "cache", KINDS["topk"])
+    copy_part(path, 2, 3)
+    with serving(Site(path)) as url:
+        report = verify_cache(url, "deep")
+    assert report.problems == verify_cache(path, "deep").problems
+    assert [problem.part for problem in report.problems] == [3]
+
+
+def test_a_part_that_ends_the_process_that_decodes_hides_no_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = made(tmp_path / "cache")
+    copy_part(path, 2, 3)
+    monkeypatch.setattr(verify, "deep_problems", lambda *_: [part_problem(0, "", "decoding it was ended by signal 9")])
+    assert [problem.part for problem in verify_cache(path, "deep").problems] == [0, 3]
 
 
 def test_splits_are_counted_apart(tmp_path: Path) -> None:

@@ -61,6 +61,9 @@ def test_the_new_cache_has_the_old_parts_and_the_new_documents(folder: Path, tmp
     old, new = open_cache(folder / "old"), open_cache(tmp_path / "new")
     splits = new.manifest.plan.splits
     assert [(s.name, s.bounds[:2]) for s in splits] == [(s.name, s.bounds[:2]) for s in old.manifest.plan.splits]
+    assert all(split.duplicates is not None for split in old.manifest.plan.splits)
+    # Of a new document that is known in part only the rest is there, which another's may equal.
+    assert all(split.duplicates is None for split in splits)
     assert [split.bounds[-1] for split in splits] == [
         b.bounds[-1] + n for b, n in zip(old.manifest.plan.splits, more_documents(folder), strict=True)
     ]
