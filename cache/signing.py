@@ -16,7 +16,7 @@ from pydantic import Field
 from kdpipe.cache.layout import SIGNATURE
 from kdpipe.cache.reader import load_index, load_manifest
 from kdpipe.cache.store import Store
-from kdpipe.schemas.errors import ConfigError
+from kdpipe.schemas.errors import CacheDamaged, ConfigError
 from kdpipe.schemas.manifest import Sha256
 from kdpipe.schemas.records import Record, read_record
 
@@ -38,19 +38,26 @@ def signature_of(identity: str, key: Path) -> bytes:
     return Signature(cache_id=identity, signature=signed).to_json()
 
 
-def signature_problem(store: Store, key: Path) -> str | None:
-    """Why a cache is not what whoever holds the private half of a key has signed; None where it is."""
+def signature_problem(store: Store, key: Path, verified: str | None) -> str | None:
+    """Why the signature of a cache does not vouch for the cache_id that was verified; None where it does.
+
+    The cache_id is the one of the bytes that were checked, not read again: what serves the cache may have changed.
+    """
     from cryptography.exceptions import InvalidSignature
 
     public = _loaded(key, private=False)
-    if store.size(SIGNATURE) is None:
-        return "the cache is not signed"
-    stated = read_record(Signature, store.read(SIGNATURE, MAX_BYTES), SIGNATURE)
-    identity = identity_of(store)
-    if stated.cache_id != identity:
-        return f"it is of the cache {stated.cache_id}, and this one is {identity}"
     try:
-        public.verify(base64.b64decode(stated.signature, validate=True), _message(identity))
+        if store.size(SIGNATURE) is None:
+            return "the cache is not signed"
+        stated = read_record(Signature, store.read(SIGNATURE, MAX_BYTES), SIGNATURE)
+    except CacheDamaged as error:
+        return error.message
+    if verified is None:
+        return f"it is of the cache {stated.cache_id}, and the cache_id of this one is not known"
+    if stated.cache_id != verified:
+        return f"it is of the cache {stated.cache_id}, and this one is {verified}"
+    try:
+        public.verify(base64.b64decode(stated.signature, validate=True), _message(verified))
     except (InvalidSignature, binascii.Error):
         return f"it was not made with the private half of {key}"
     return None

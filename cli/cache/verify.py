@@ -100,7 +100,7 @@ def _with_signature(cache: str, report: "VerifyReport", key: Path, patience: "Pa
     from kdpipe.cache.store import open_store
     from kdpipe.schemas.report import Problem
 
-    what = signature_problem(open_store(cache, patience), key)
+    what = signature_problem(open_store(cache, patience), key, report.cache_id)
     if what is None:
         if report.ok:
             console.note(f"signed by the holder of {key}")

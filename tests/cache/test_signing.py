@@ -34,6 +34,11 @@ def sign_cache(url: str, key: Path) -> str:
     return signature.sign_cache(url, key, Notes())
 
 
+def problem_of(cache: str | Path, key: Path) -> str | None:
+    """What is wrong with the signature of a cache as it is now."""
+    return signature_problem(open_store(cache), key, verify_cache(cache, "fast").cache_id)
+
+
 @pytest.fixture(autouse=True)
 def unsynced() -> Iterator[None]:
     with tiny.unsynced():
@@ -42,10 +47,10 @@ def unsynced() -> Iterator[None]:
 
 def test_a_signed_cache_is_known_by_the_right_key_alone(path: Path, tmp_path: Path) -> None:
     cache = tiny.copy_cache(path / "cache", tmp_path / "cache")
-    assert signature_problem(open_store(cache), path / "mine.pub.pem") == "the cache is not signed"
+    assert problem_of(cache, path / "mine.pub.pem") == "the cache is not signed"
     assert sign_cache(str(cache), path / "mine.pem") == open_cache(cache).cache_id
-    assert signature_problem(open_store(cache), path / "mine.pub.pem") is None
-    told = signature_problem(open_store(cache), path / "other.pub.pem")
+    assert problem_of(cache, path / "mine.pub.pem") is None
+    told = problem_of(cache, path / "other.pub.pem")
     assert told is not None and told.startswith("it was not made with the private half of")
     assert verify_cache(cache, "full").ok
 
@@ -57,9 +62,9 @@ def test_a_signature_travels_with_copies(path: Path, tmp_path: Path) -> None:
     sign_cache(str(cache), path / "mine.pem")
     copy_cache(cache, "memory://signed/cache")
     copy_cache("memory://signed/cache", tmp_path / "back")
-    assert signature_problem(open_store(tmp_path / "back"), path / "mine.pub.pem") is None
+    assert problem_of(tmp_path / "back", path / "mine.pub.pem") is None
     sign_cache("memory://signed/cache", path / "other.pem")
-    assert signature_problem(open_store("memory://signed/cache"), path / "other.pub.pem") is None
+    assert problem_of("memory://signed/cache", path / "other.pub.pem") is None
     fsspec.filesystem("memory").rm("/signed", recursive=True)
 
 
@@ -69,11 +74,11 @@ def test_a_signature_of_another_cache_or_spoilt_is_told(path: Path, tmp_path: Pa
     identity = str(open_cache(cache).cache_id)
     data = (cache / SIGNATURE).read_text()
     (cache / SIGNATURE).write_text(data.replace(identity, "0" * 64))
-    told = signature_problem(open_store(cache), path / "mine.pub.pem")
+    told = problem_of(cache, path / "mine.pub.pem")
     assert told == f"it is of the cache {'0' * 64}, and this one is {identity}"
     for spoilt in (data.replace('"signature":"', '"signature":"AAAA'), data.replace('"signature":"', '"signature":"!')):
         (cache / SIGNATURE).write_text(spoilt)
-        assert "was not made with" in str(signature_problem(open_store(cache), path / "mine.pub.pem"))
+        assert "was not made with" in str(problem_of(cache, path / "mine.pub.pem"))
 
 
 @pytest.mark.parametrize(
@@ -172,3 +177,27 @@ def test_a_signature_is_never_checked_without_every_byte(
     assert main.run(words) == 3
     shown = capsys.readouterr()
     assert "parts/00001/sequences.arrow" in shown.out and "signed by the holder" not in shown.err
+
+
+def test_a_signature_vouches_for_the_bytes_that_were_verified(path: Path, tmp_path: Path) -> None:
+    """What serves a cache may serve another one once it is asked for the signature."""
+    signed = tiny.copy_cache(path / "cache", tmp_path / "signed")
+    sign_cache(str(signed), path / "mine.pem")
+    told = signature_problem(open_store(signed), path / "mine.pub.pem", "f" * 64)
+    assert told is not None and told.endswith(f"and this one is {'f' * 64}")
+    assert "not known" in str(signature_problem(open_store(signed), path / "mine.pub.pem", None))
+
+
+@pytest.mark.parametrize("spoil", [b"{bad", b"", None])
+def test_a_damaged_signature_is_a_problem_beside_the_report(
+    path: Path, tmp_path: Path, spoil: bytes | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cache = tiny.copy_cache(path / "cache", tmp_path / "cache")
+    if spoil is None:
+        (cache / SIGNATURE).mkdir()
+    else:
+        (cache / SIGNATURE).write_bytes(spoil)
+    words = ["cache", "verify", str(cache), "--signature", str(path / "mine.pub.pem"), "--json"]
+    assert main.run(words) == 3
+    report = json.loads(capsys.readouterr().out)
+    assert not report["ok"] and {problem["file"] for problem in report["problems"]} == {SIGNATURE}
