@@ -27,6 +27,6 @@ def _field(metadata: bytes, table: int, number: int) -> int:
 def next_message(reader: Any) -> Any:
     """The next message, None where the file says that there is no more."""
     try:
-        return reader.readnext_message()
+        return reader.read_next_message()
     except StopIteration:
         return None
