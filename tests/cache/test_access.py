@@ -91,7 +91,11 @@ def test_a_folder_that_may_not_be_listed_is_no_damage(name: str, cache: Path) ->
 
 @pytest.mark.parametrize(
     ("number", "hint"),
-    [(errno.EMFILE, "allow more open files"), (errno.EIO, "see that the disk"), (errno.ESTALE, "see that the disk")],
+    [
+        (errno.EMFILE, "raise the limit"),
+        (errno.EIO, "see that the disk"),
+        (errno.ESTALE, "see that the disk"),
+    ],
 )
 def test_other_refusals_say_what_to_do_too(number: int, hint: str, cache: Path) -> None:
     with refusing("open", cache / "manifest.json", number), pytest.raises(CacheError, match="cannot be read") as caught:
