@@ -24,10 +24,14 @@ from measure import machine, rounded
 from stage_two_inputs import Case, make_cache, settings_for
 
 from kdpipe.cache import layout, open_cache
+from kdpipe.cache.addresses import Nearby
 from kdpipe.cache.part_files import read_part_record
+from kdpipe.cache.reader import Cache, Options
 from kdpipe.cache.reshape.adopt import adopt_part, with_changes
-from kdpipe.cache.store import LocalStore
+from kdpipe.cache.retries import Patience
+from kdpipe.cache.store import LocalStore, open_store
 from kdpipe.cache.transfer import copy_cache
+from kdpipe.cache.transfer.near import NearStore, near_store
 from kdpipe.cache.verify import verify_cache
 from kdpipe.cache.writer import create_cache
 from kdpipe.pipeline.data.parts import rows_of_a_part
@@ -55,6 +59,7 @@ LARGE_FILE = 16_000_000
 # What a request to a web server takes beside its bytes.
 REQUEST_SECONDS = 0.02
 MANY_ROWS = 20_000_000
+MIRRORED_PARTS = 2
 # Of the documents of a synthetic cache, which have up to 500.
 ROWS_A_DOCUMENT = 308
 
@@ -130,6 +135,32 @@ class Bench:
             result = self._beside(lambda: copy_cache(one, target), lambda: verify_cache(other), target, n_bytes)
         requests = [site.n_requests / self.scale.rounds for site in (copied, verified)]
         return result | {"parts": self.scale.many_parts, "requests": requests}
+
+    def mirror(self) -> dict[str, Any]:
+        """CPU seconds of the first reading of a mirrored cache, without and with a check of every mirrored byte."""
+        self._made()
+        cache, folder = self.work / "few", self.work / "mirror"
+        if not cache.exists():
+            _repeat(self.work / "first", cache, MIRRORED_PARTS)
+        nearby = Nearby(folder=folder, limit=1 << 40)
+        with serving(Site(cache)) as url:
+            for number in range(MIRRORED_PARTS):
+                near_store(url, nearby).hold(number).release()
+
+            def seconds(checked: bool) -> float:
+                store = NearStore(open_store(url), nearby, Patience())
+                if not checked:
+                    store._looked_at.update(range(MIRRORED_PARTS))
+                start = time.process_time()
+                for _ in Cache(store, None, Options(False, 2, nearby), store).scan():
+                    pass
+                return time.process_time() - start
+
+            seconds(True)  # files into memory
+            pairs = [_in_turns((False, True), seconds, number) for number in range(self.scale.rounds)]
+        ratio = statistics.median(checked / trusted for trusted, checked in pairs)
+        n_bytes = sum(row.n_bytes for row in open_cache(cache).parts)
+        return {"bytes": n_bytes, "seconds": pairs, "ratio": ratio}
 
     def training(self) -> dict[str, Any]:
         """Positions a second of a run from a bucket whose parts have come, over those of a local run."""
@@ -244,13 +275,13 @@ def _repeat(first: Path, folder: Path, n_parts: int) -> None:
 def main() -> None:
     """Measure what was named and print it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", nargs="*", help="some of local, s3, verify, training, files; all of them unless named")
+    parser.add_argument("what", nargs="*", help="some of local, s3, verify, mirror, training, files [all]")
     parser.add_argument("--quick", action="store_true", help="small: shows that it runs, measures nothing")
     parser.add_argument("--rounds", type=int, help="how often each is repeated")
     words = parser.parse_args()
     scale = QUICK if words.quick else Scale()
     scale = replace(scale, rounds=words.rounds or scale.rounds)
-    names = ("local", "s3", "verify", "training", "files")
+    names = ("local", "s3", "verify", "mirror", "training", "files")
     if odd := set(words.what) - set(names):
         parser.error(f"{', '.join(sorted(odd))} cannot be measured; {', '.join(names)} can")
     result: dict[str, Any] = {"machine": machine(), "asked": ASKED}
