@@ -1,8 +1,8 @@
 """What may be at the top of a cache: regular files and directories only, each where the format has it.
 
 In: a store. Out: the names of the wrong kind, with what was found. Links, pipes and devices are never opened, so that
-none of them can block or lead elsewhere. Verification reports them and copying refuses them, by this one rule; below
-the top, `Store.walk` applies the same rule to every file.
+none of them can block or lead elsewhere. Verification reports them and copying refuses them, by this one rule. Below
+the top, verification reports every file that is not regular, and a copy reads the files alone that records name.
 """
 
 import os

@@ -124,7 +124,7 @@ def read_footer(file: BinaryIO, n_bytes: int) -> Footer:
         else:
             reader.skip(kind, 0)
     if reader.place != len(data) or not leaves:
-        raise ValueError("its footer ends before its place does, or has no columns")
+        raise ValueError("its footer is shorter than stated, or has no columns")
     if n_rows != sum(group.n_rows for group in groups):
         raise ValueError(f"its footer says {n_rows:,} rows, its row groups have others")
     if n_rows > MOST_ROWS + n_bytes:

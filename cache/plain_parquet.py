@@ -69,7 +69,7 @@ def _footer(data: bytes) -> tuple[Struct, int]:
     reader = CompactReader(data, begin, end)
     footer = reader.struct()
     if reader.place != end:
-        raise ValueError("its footer ends before its place does")
+        raise ValueError("its footer is shorter than stated")
     return footer, begin
 
 
@@ -89,13 +89,13 @@ def _column(data: bytes, end: int, chunk: Struct, column: PlainColumn, n_rows: i
     if metadata.get(4) != UNCOMPRESSED:
         raise ValueError(f"the column {column.name} is compressed, or of an unknown codec")
     if chunk.get(1) is not None or metadata.get(11) is not None:
-        raise ValueError(f"the column {column.name} lies in another file, or has a dictionary")
+        raise ValueError(f"the column {column.name} is in another file, or has a dictionary")
     size = integer(metadata, 7, "bytes")
     if size != metadata.get(6) or metadata.get(5) != n_rows:
         raise ValueError(f"the column {column.name} has other sizes than {n_rows:,} plain values")
     start = integer(metadata, 9, "the first page")
     if not len(MAGIC) <= start <= start + size <= end:
-        raise ValueError(f"the column {column.name} lies outside the file")
+        raise ValueError(f"the column {column.name} is outside the file")
     return _pages(data, start, start + size, physical, n_rows)
 
 

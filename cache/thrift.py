@@ -24,7 +24,7 @@ class CompactReader:
 
     def __init__(self, data: bytes, place: int, end: int) -> None:
         if not 0 <= place <= end <= len(data):
-            raise ValueError("a struct lies outside the file")
+            raise ValueError("a struct is outside the file")
         self._data, self.place, self._end = data, place, end
 
     def struct(self, depth: int = 0, shape: Shape | None = None) -> dict[int, Any]:

@@ -77,7 +77,7 @@ def list_values(file: BinaryIO, max_bytes: int) -> Iterator[tuple[int, Any]]:
             raise BadList(f"a comma was expected at byte {place:,}")
     sign, place = _next_sign(file, place + 1)
     if sign:
-        raise BadList(f"something stands behind its end, at byte {place:,}")
+        raise BadList(f"data after its end, at byte {place:,}")
 
 
 def _expect(file: BinaryIO, place: int, wanted: bytes) -> int:

@@ -152,7 +152,7 @@ def test_values_of_a_list_are_read_one_by_one_and_again_by_position(tmp_path: Pa
         (b"\0" * 100, "[ was expected at byte 0"),
         (b"[1 2]", "a comma was expected at byte 3"),
         (b"[1,]", "a value was expected at byte 3, not ]"),
-        (b"[1] x", "something stands behind its end, at byte 4"),
+        (b"[1] x", "data after its end, at byte 4"),
         (b'[{"a": }]', "Expecting value at byte 7"),
         (b'[{"a": "' + b"x" * 200_000 + b'"}]', "the value at byte 1 has more than 100,000 bytes, or does not end"),
         (b"[[" + b"[]," * 60_000, "the value at byte 1 would take more than 400,000 bytes of memory"),
