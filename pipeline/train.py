@@ -115,7 +115,7 @@ def _begin(folder: Path, record: RunRecord, options: TrainOptions, watch: TrainW
     changed = run_folder.claim(folder, record, overwrite=options.overwrite, steered=steered)
     for told in changed:
         watch.say(f"goes on with another {told}")
-    return chosen or checkpoints.latest(folder, run_folder.stored(folder, record), watch.warn), bool(changed)
+    return chosen or checkpoints.to_resume(folder, run_folder.stored(folder, record), watch.warn), bool(changed)
 
 
 def _check(options: TrainOptions) -> None:

@@ -17,13 +17,15 @@ from torch import Tensor
 
 from kdpipe.cache.files import explained, new_file, publish_dir, sync_dir, work_folder
 from kdpipe.cache.layout import WORK
+from kdpipe.pipeline.evaluation.stored import FINAL
 from kdpipe.pipeline.training import run_folder
+from kdpipe.pipeline.training.metrics import FILE as METRICS
 from kdpipe.pipeline.training.tensor_files import read_tensors, write_tensors
 from kdpipe.schemas.checkpoint import CheckpointRecord, LoopState, RunRecord
 from kdpipe.schemas.errors import CacheDamaged, ConfigError
 from kdpipe.schemas.manifest import FileRecord
 from kdpipe.schemas.records import read_record
-from kdpipe.schemas.strict_json import sha256_file, sha256_hex
+from kdpipe.schemas.strict_json import parse, sha256_file, sha256_hex
 
 FOLDER: Final = "checkpoints"
 RECORD: Final = "checkpoint.json"
@@ -31,6 +33,7 @@ STATE: Final = "state.json"
 RUN: Final = run_folder.RECORD
 TENSORS: Final = ("model", "optimizer", "random")
 FILES: Final = frozenset({STATE, RUN, *(f"{name}.safetensors" for name in TENSORS)})
+VERSION: Final = 2
 _NOT_OWN: Final = "put the run's own checkpoint back, or give --out a new folder, or --overwrite to start over"
 _NAME = re.compile(r"step-([0-9]{6,18})(?:\.([0-9]{1,6}))?")
 
@@ -73,20 +76,35 @@ def of_step(run: Path, step: int, record: RunRecord) -> Path | None:
 
 
 def latest(run: Path, record: RunRecord, warn: Callable[[str], None]) -> Path | None:
-    """The newest checkpoint that is whole and of this run; each other one on the way is named. Where there are whole
-    ones, and all are of other runs, none of them is taken for an answer."""
-    first = ""
+    """The newest checkpoint that is usable: whole and of this run. Each newer one is skipped with a warning; None if
+    the run has no checkpoints, an error if it has some and none is usable."""
+    unusable = []
     for path in reversed(listed(run)):
-        if (wrong := problem(path)) is not None:
-            warn(f"{FOLDER}/{path.name} is broken and passed over: {wrong}")
-        elif not (differing := foreign(path, record)):
-            return path
-        else:
-            told = f"{FOLDER}/{path.name} is of another run: {run_folder.shown(differing)}"
-            first = first or told
-            warn(f"passed over: {told}")
-    if first:
-        raise ConfigError(f"{run} has no checkpoint of its own run; {first}", hint=_NOT_OWN)
+        reason = problem(path)
+        if reason is None:
+            differing = foreign(path, record)
+            if not differing:
+                return path
+            reason = f"is of another run: {run_folder.shown(differing)}"
+        unusable.append(f"{FOLDER}/{path.name} {reason}")
+        warn(f"skipped: {unusable[-1]}")
+    if unusable:
+        raise ConfigError(f"{run} has no usable checkpoint: {run_folder.shown(unusable)}", hint=_NOT_OWN)
+    return None
+
+
+def to_resume(run: Path, record: RunRecord, warn: Callable[[str], None]) -> Path | None:
+    """The checkpoint that a run resumes from; None for a run that ended before its first one was saved.
+
+    A run saves step 0 before it writes a line: with lines or a final model, its checkpoints have been lost.
+    """
+    if (path := latest(run, record, warn)) is not None:
+        return path
+    lines = run / METRICS
+    traces = [METRICS] if lines.exists() and lines.stat().st_size else []
+    traces += [f"{FINAL}/"] if (run / FINAL).exists() else []
+    if traces:
+        raise ConfigError(f"{run} has no checkpoint, but the {' and '.join(traces)} of a run", hint=_NOT_OWN)
     return None
 
 
@@ -107,7 +125,7 @@ def asked_for(run: Path, name: str, record: RunRecord, say: Callable[[str], None
     chosen = matching[-1]
     if (wrong := problem(chosen)) is not None:
         others = ", ".join(path.name for path in there if path != chosen) or "none"
-        raise ConfigError(f"{FOLDER}/{chosen.name} is broken: {wrong}", hint=f"the others there: {others}")
+        raise ConfigError(f"{FOLDER}/{chosen.name} {wrong}", hint=f"the others there: {others}")
     if differing := foreign(chosen, record):
         told = run_folder.shown(differing)
         raise ConfigError(f"{FOLDER}/{chosen.name} is of another run: {told}", hint=_NOT_OWN)
@@ -139,24 +157,45 @@ def load_state(path: Path) -> LoopState:
 
 
 def problem(path: Path) -> str | None:
-    """What is wrong with a checkpoint, None if it is whole: every byte is read."""
+    """Why a checkpoint cannot be used ("is broken: ..."), None if it is whole: every byte is read."""
     try:
-        record = read_record(CheckpointRecord, (path / RECORD).read_bytes(), RECORD)
-        if record.files.keys() != FILES:
-            return f"{RECORD} names other files than a checkpoint has"
-        if odd := [file.name for file in path.iterdir() if file.is_symlink()]:
-            return f"{min(odd)} is a link"
-        for name, stated in record.files.items():
-            if (path / name).stat().st_size != stated.bytes:
-                return f"{name} is not of the {stated.bytes:,} bytes that {RECORD} states"
-            if sha256_file(path / name) != stated.sha256:
-                return f"the digest of {name} is not the one that {RECORD} states"
-        read_record(LoopState, (path / STATE).read_bytes(), STATE)
-        read_record(RunRecord, (path / RUN).read_bytes(), RUN)
+        data = (path / RECORD).read_bytes()
+        if other := _other_version(data):
+            return f"was written by another version of kdpipe: {RECORD} has version {other}, expected {VERSION}"
+        if (wrong := _damage(path, read_record(CheckpointRecord, data, RECORD))) is not None:
+            return f"is broken: {wrong}"
+        state, run = (path / STATE).read_bytes(), (path / RUN).read_bytes()
     except CacheDamaged as error:
-        return error.message
+        return f"is broken: {error.message}"
     except OSError as error:
-        return f"{Path(error.filename or path).name} cannot be read: {error.strerror}"
+        return f"is broken: {Path(error.filename or path).name} cannot be read: {error.strerror}"
+    try:
+        read_record(LoopState, state, STATE)
+        read_record(RunRecord, run, RUN)
+    except CacheDamaged as error:
+        # Its digest is right: it was written like this.
+        return f"was written by another version of kdpipe: {error.message}"
+    return None
+
+
+def _other_version(record: bytes) -> int | None:
+    """The version of a record, if that is another one than this kdpipe writes."""
+    value = parse(record, RECORD)
+    version = value.get("version") if isinstance(value, dict) else None
+    return version if type(version) is int and version != VERSION else None
+
+
+def _damage(path: Path, record: CheckpointRecord) -> str | None:
+    """What differs between the files of a checkpoint and its record."""
+    if record.files.keys() != FILES:
+        return f"{RECORD} names other files than a checkpoint has"
+    if odd := [file.name for file in path.iterdir() if file.is_symlink()]:
+        return f"{min(odd)} is a link"
+    for name, stated in record.files.items():
+        if (path / name).stat().st_size != stated.bytes:
+            return f"{name} is not of the {stated.bytes:,} bytes that {RECORD} states"
+        if sha256_file(path / name) != stated.sha256:
+            return f"the digest of {name} is not the one that {RECORD} states"
     return None
 
 
@@ -171,7 +210,7 @@ def _fill(work: Path, contents: Contents) -> None:
         write_tensors(path, getattr(contents, name))
         files[path.name] = FileRecord(bytes=path.stat().st_size, sha256=sha256_file(path))
     with new_file(work / RECORD) as file:
-        file.write(CheckpointRecord(version=2, files=files).to_json())
+        file.write(CheckpointRecord(version=VERSION, files=files).to_json())
 
 
 def _free_name(run: Path, step: int) -> Path:

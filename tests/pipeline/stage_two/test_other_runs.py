@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from kdpipe.pipeline.training import checkpoints
 from kdpipe.schemas.errors import ConfigError, Interrupted
 from kdpipe.schemas.stage_two import StageTwo
 from support.stage_two import HeardTraining, Stopping, history, run, settings_for
@@ -73,7 +74,7 @@ def test_a_checkpoint_of_another_run_is_not_resumed(
     for path in (tmp_path / "alone" / "checkpoints").iterdir():
         if path.name != "step-000006":
             shutil.rmtree(path)
-    with pytest.raises(ConfigError, match="has no checkpoint of its own run") as refused:
+    with pytest.raises(ConfigError, match="has no usable checkpoint") as refused:
         run(shaped(folder, tmp_path / "alone"))
     assert refused.value.exit_code == 2 and told in refused.value.message
     # Nothing was changed, and the run goes on from the one before.
@@ -133,3 +134,48 @@ def test_lines_behind_the_checkpoint_and_a_torn_one_never_stay(
     run(shaped(folder, tmp_path / "run"), watch)
     assert history(tmp_path / "run") == history(whole)
     assert not [line for line in watch.warned if "metrics" in line]
+
+
+def everything(out: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("loss", ["all broken", "folder missing", "another version"])
+def test_a_run_without_a_usable_checkpoint_does_not_start_over(
+    folder: Path, tmp_path: Path, stopped: Path, loss: str
+) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(stopped, out)
+    steps = sorted((out / "checkpoints").iterdir())
+    if loss == "folder missing":
+        shutil.rmtree(out / "checkpoints")
+    for path in steps if loss != "folder missing" else []:
+        file, old, new = {
+            "all broken": ("state.json", b'"step"', b'"stop"'),
+            "another version": ("checkpoint.json", b'"version":2', b'"version":1'),
+        }[loss]
+        (path / file).write_bytes((path / file).read_bytes().replace(old, new))
+    before = everything(out)
+    with pytest.raises(ConfigError) as refused:
+        run(shaped(folder, out))
+    assert refused.value.exit_code == 2 and "--overwrite" in str(refused.value.hint)
+    named = ["metrics.jsonl"] if loss == "folder missing" else [path.name for path in steps]
+    assert all(name in refused.value.message for name in named)
+    assert ("another version" in refused.value.message) == (loss == "another version")
+    assert everything(out) == before
+    assert run(shaped(folder, out), overwrite=True).resumed_from in (None, 0)
+
+
+def test_a_run_killed_before_its_first_save_starts(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run"
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(checkpoints, "save", killed)
+        run(shaped(folder, out))
+    assert (out / "metrics.jsonl").exists() and not (out / "checkpoints").exists()
+    assert run(shaped(folder, out)).steps == 8

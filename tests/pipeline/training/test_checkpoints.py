@@ -27,12 +27,16 @@ from kdpipe.pipeline.training.checkpoints import (
     of_step,
     problem,
     save,
+    to_resume,
 )
 from kdpipe.pipeline.training.optimizers import Learnt, make_optimizer, moments, restore_moments, set_rate
 from kdpipe.pipeline.training.run_folder import identity
-from kdpipe.schemas.checkpoint import Best, GuardState, LoopState, RunRecord
+from kdpipe.schemas.checkpoint import Best, CheckpointRecord, GuardState, LoopState, RunRecord
 from kdpipe.schemas.errors import CacheWriteError, ConfigError, KdpipeError
+from kdpipe.schemas.manifest import FileRecord
+from kdpipe.schemas.records import read_record
 from kdpipe.schemas.stage_two import Optimizer, StageTwo
+from kdpipe.schemas.strict_json import sha256_hex
 from support.faults import Fault, count_calls, fault_at, killed, refused
 from support.tiny import unsynced
 
@@ -201,7 +205,7 @@ def test_a_broken_newest_one_is_named_and_the_one_before_is_used(tmp_path: Path,
     told: list[str] = []
     assert latest(tmp_path, MINE, told.append) == before
     (line,) = told
-    assert line.startswith("checkpoints/step-000020 is broken and passed over: ")
+    assert "checkpoints/step-000020 is broken: " in line
     assert file in line
 
 
@@ -285,13 +289,78 @@ def test_a_checkpoint_of_another_run_is_passed_over_and_named(tmp_path: Path) ->
     assert names(tmp_path) == ["step-000010", "step-000020"]
 
 
-def test_a_run_whose_checkpoints_are_all_of_others_is_refused(tmp_path: Path) -> None:
+def test_a_run_whose_whole_checkpoints_are_of_others_is_refused(tmp_path: Path) -> None:
     save(tmp_path, of_run(10, seed=2), keep=9)
     damage_of(save(tmp_path, of_run(20, seed=1), keep=9), "model.safetensors", "zeros")
     told: list[str] = []
-    with pytest.raises(ConfigError, match=r"has no checkpoint of its own run; .*step-000010.* seed: 2 there, 0 here"):
+    with pytest.raises(
+        ConfigError, match=r"step-000020 is broken: .*step-000010 is of another run: seed: 2 there, 0 here"
+    ):
         latest(tmp_path, MINE, told.append)
     assert len(told) == 2
+
+
+def rewritten(path: Path, file: str, old: str, new: str) -> None:
+    """Change a file of a checkpoint, with the digest in its record."""
+    text = (path / file).read_text()
+    assert text.count(old) == 1
+    data = text.replace(old, new).encode()
+    (path / file).write_bytes(data)
+    if file != RECORD:
+        record = read_record(CheckpointRecord, (path / RECORD).read_bytes(), RECORD)
+        files = record.files | {file: FileRecord(bytes=len(data), sha256=sha256_hex(data))}
+        (path / RECORD).write_bytes(record.model_copy(update={"files": files}).to_json())
+
+
+def test_a_run_whose_checkpoints_are_all_broken_is_refused(tmp_path: Path) -> None:
+    for step, file in ((10, "state.json"), (20, "model.safetensors")):
+        damage_of(save(tmp_path, contents(step), keep=9), file, "zeros")
+    for refused_by in (latest, to_resume):
+        with pytest.raises(
+            ConfigError, match=r"step-000020 is broken: .*model.*step-000010 is broken: .*state"
+        ) as caught:
+            refused_by(tmp_path, MINE, lambda _text: None)
+        assert caught.value.exit_code == 2 and "--overwrite" in str(caught.value.hint)
+    assert names(tmp_path) == ["step-000010", "step-000020"]
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "named"),
+    [
+        (RECORD, '"version":2', '"version":1', "version 1, expected 2"),
+        ("state.json", '"step":20', '"more":1,"step":20', "state.json"),
+        ("run.json", '"seed":0,', "", "run.json"),
+    ],
+)
+def test_a_checkpoint_of_another_version_is_not_called_broken(
+    tmp_path: Path, file: str, old: str, new: str, named: str
+) -> None:
+    path = save(tmp_path, contents(20), keep=9)
+    rewritten(path, file, old, new)
+    reason = problem(path)
+    assert reason is not None and "another version of kdpipe" in reason and named in reason and "broken" not in reason
+    for refused_by in (
+        lambda: latest(tmp_path, MINE, lambda _text: None),
+        lambda: asked_for(tmp_path, "20", MINE, silent),
+    ):
+        with pytest.raises(ConfigError, match="another version of kdpipe"):
+            refused_by()
+
+
+@pytest.mark.parametrize("trace", ["metrics.jsonl", "final"])
+def test_a_run_that_has_lost_its_checkpoints_is_refused(tmp_path: Path, trace: str) -> None:
+    # Killed before it saved step 0: it starts.
+    (tmp_path / "metrics.jsonl").touch()
+    assert to_resume(tmp_path, MINE, silent) is None
+    if trace == "final":
+        (tmp_path / trace).mkdir()
+    else:
+        (tmp_path / trace).write_text('{"step":1}\n')
+    with pytest.raises(ConfigError, match=f"no checkpoint.*{trace}") as caught:
+        to_resume(tmp_path, MINE, silent)
+    assert caught.value.exit_code == 2 and "--overwrite" in str(caught.value.hint)
+    path = save(tmp_path, contents(20), keep=9)
+    assert to_resume(tmp_path, MINE, silent) == path
 
 
 def test_what_may_differ_and_what_a_run_was_before_it_was_steered_are_the_same_run(tmp_path: Path) -> None:
