@@ -65,6 +65,19 @@ def locked(folder: Path, say: Say, *, beside: bool = False) -> Iterator[None]:
                 os.rmdir(each)
 
 
+def check_free(folder: Path) -> None:
+    """Refuse a folder with a holder, where this process may only read: it takes no lock of its own."""
+    path = folder / LOCK
+    try:
+        holder = read_record(LockRecord, path.read_bytes(), str(path))
+    except FileNotFoundError:
+        return
+    except (OSError, CacheDamaged):
+        holder = None
+    if holder is None or not has_ended(_process(holder)):
+        raise _in_use(folder, holder)
+
+
 @final
 class _LockFile:
     """An open lock file: whether its lock is ours, and what its line says."""

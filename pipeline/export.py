@@ -4,13 +4,15 @@ In: a run, or a folder that a run saved. Out: a folder that loads, and an `Expor
 After it: `students/saving.py`, `students/reload.py`. An adapter is worked into its base; nothing is trained.
 """
 
+import os
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, cast, get_args
 
 import torch
 import transformers
 
-from kdpipe.cache.lock import locked
+from kdpipe.cache.lock import Say, check_free, locked
 from kdpipe.pipeline.data.tokenizer import FILES, load_tokenizer
 from kdpipe.pipeline.evaluation.stored import base_of
 from kdpipe.pipeline.models.folders import check_folder
@@ -20,6 +22,7 @@ from kdpipe.pipeline.students import lora
 from kdpipe.pipeline.students.card import of_merged
 from kdpipe.pipeline.students.reload import check_reload
 from kdpipe.pipeline.students.saving import ADAPTER, CARD, FINAL, save_model
+from kdpipe.pipeline.training.run_folder import run_around
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.export_report import ExportDtype, ExportReport
 
@@ -29,10 +32,14 @@ CPU = torch.device("cpu")
 def export(run: Path, out: Path | None, dtype: ExportDtype | None, *, trusted: bool = False) -> ExportReport:
     """Load, merge, cast, save, and read again in a fresh process."""
     quiet()
-    source = _source(run)
+    if not run.is_dir():
+        raise ConfigError(f"there is no run {run}", hint="name the folder that kdpipe train was given as --out")
     folder = run / "export" if out is None else out
     notes: list[str] = []
-    with locked(folder, notes.append, beside=True):
+    with ExitStack() as locks:
+        _lock_runs(run, folder, locks, notes.append)
+        source = _source(run)
+        locks.enter_context(locked(folder, notes.append, beside=True))
         report = _export_into(folder, source, dtype, trusted)
     return report.model_copy(update={"notes": (*notes, *report.notes)})
 
@@ -64,10 +71,19 @@ def _export_into(folder: Path, source: Path, dtype: ExportDtype | None, trusted:
     )
 
 
+def _lock_runs(run: Path, folder: Path, locks: ExitStack, say: Say) -> None:
+    """Lock the run that is read and the run that the export is inside, so that `train` changes neither meanwhile."""
+    source, target = run_around(run), run_around(folder)
+    for each in sorted({each for each in (source, target) if each is not None}):
+        if each != target and not os.access(each, os.W_OK):
+            check_free(each)
+            say(f"{each} is read-only and was not locked: do not train there during the export")
+        else:
+            locks.enter_context(locked(each, say))
+
+
 def _source(run: Path) -> Path:
     """The folder that a run has saved its student in, or that folder itself."""
-    if not run.is_dir():
-        raise ConfigError(f"there is no run {run}", hint="name the folder that kdpipe train was given as --out")
     for folder in (run / FINAL, run):
         if (folder / "config.json").is_file() or (folder / ADAPTER).is_file():
             return folder

@@ -3,6 +3,7 @@
 In: OUT and which run this is. Out: OUT/run.json. Before it: `prepare.py`. After it: `checkpoints.py`, `metrics.py`.
 """
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any, Final
@@ -82,6 +83,12 @@ def claim(out: Path, asked: RunRecord, *, overwrite: bool = False, steered: bool
         sweep(out)
         publish_file(out, out / RECORD, asked.to_json())
     return []
+
+
+def run_around(path: Path) -> Path | None:
+    """The run folder that a path is or lies in, links resolved; None outside of runs."""
+    whole = Path(os.path.realpath(path))
+    return next((each for each in (whole, *whole.parents) if os.path.isfile(each / RECORD)), None)
 
 
 def differences(one: RunRecord, other: RunRecord, may_differ: tuple[str, ...] = MAY_DIFFER) -> list[str]:

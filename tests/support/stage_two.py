@@ -6,6 +6,7 @@ After it: the tests of stage two. Child processes import this by name.
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,19 @@ class Stopping(HeardTraining):
             os.kill(os.getpid(), self._number)
 
 
+class StepMeeting(HeardTraining):
+    """A watch that calls a function after the first step."""
+
+    def __init__(self, meet: Callable[[], None]) -> None:
+        super().__init__()
+        self._meet = meet
+
+    def stepped(self, news: StepNews) -> None:
+        super().stepped(news)
+        if news.step == 1:
+            self._meet()
+
+
 def make_cache(folder: Path, out: str = "cache", **changes: dict[str, Any]) -> Path:
     """A cache of a small random teacher with hidden summaries, packed sequences and a validation split."""
     if not (folder / "teacher").is_dir():
@@ -76,6 +90,11 @@ def settings_for(folder: Path, out: str = "run", kept: str = "cache", **changes:
 def run(settings: StageTwo, watch: HeardTraining | None = None, **options: Any) -> TrainReport:
     """Run the story."""
     return train(settings, TrainOptions(**options), watch or HeardTraining())
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file with its bytes."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def weights(out: Path) -> dict[str, Tensor]:

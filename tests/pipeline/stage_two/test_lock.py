@@ -14,13 +14,12 @@ import yaml
 
 from kdpipe.cache import lock
 from kdpipe.cache.lock import LOCK
-from kdpipe.pipeline.watch import StepNews
 from kdpipe.schemas.errors import ConfigError, Interrupted, LockHeld
 from kdpipe.schemas.stage_two import StageTwo
 from support.children import Child, in_child
 from support.gates import Gate
 from support.heard import HeardTraining
-from support.stage_two import Stopping, losses, run, settings_for
+from support.stage_two import StepMeeting, Stopping, contents, losses, run, settings_for
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks, and reads what /proc knows of a process")
 
@@ -28,33 +27,15 @@ SHORT = {"run": {"max_steps": 2, "batch_size": 2, "accumulate": 1}, "saving": {"
 IN_USE = "is in use by process"
 
 
-class Meeting(HeardTraining):
-    """A watch that meets others after the first step."""
-
-    def __init__(self, meet: Callable[[], None]) -> None:
-        super().__init__()
-        self._meet = meet
-
-    def stepped(self, news: StepNews) -> None:
-        super().stepped(news)
-        if news.step == 1:
-            self._meet()
-
-
 def with_seed(settings: StageTwo, seed: int) -> StageTwo:
     return settings.model_copy(update={"seed": seed})
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    """Every file with its bytes."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def start(settings: StageTwo, begin: Callable[[], None], meet: Callable[[], None], **options: Any) -> None:
     """Start with others, and be under way until all have been refused or are under way too."""
     begin()
     try:
-        run(settings, Meeting(meet), **options)
+        run(settings, StepMeeting(meet), **options)
     except LockHeld:
         meet()
         raise
