@@ -63,6 +63,8 @@ def make_plan(settings: StageTwo, n_sequences: int) -> Plan:
         n_read = run.max_steps * size
     n_steps = -(-n_read // size)
     n_warmup = round(schedule.warmup * n_steps)
+    if schedule.kind != "constant":
+        n_warmup = min(n_warmup, n_steps - 1)
     often = max(1, n_steps // PER_RUN)
     return Plan(
         n_sequences=n_sequences,
@@ -78,10 +80,11 @@ def make_plan(settings: StageTwo, n_sequences: int) -> Plan:
 
 
 def _decay_from(schedule: Schedule, n_steps: int, n_warmup: int) -> int:
-    """The first step of the fall; without a warm-up the first step of the run is made at the peak."""
+    """The first step of the decay, which has at least one; without a warm-up the first step of the run is made at the
+    peak, also if it is the only one."""
     if schedule.kind == "constant":
         return n_steps
-    n_decay = round(schedule.decay * n_steps) if schedule.kind == "wsd" else n_steps
+    n_decay = max(1, round(schedule.decay * n_steps)) if schedule.kind == "wsd" else n_steps
     return max(n_warmup, 1, n_steps - n_decay)
 
 

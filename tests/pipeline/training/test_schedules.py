@@ -49,9 +49,11 @@ def test_evaluation_and_saving_are_ten_a_run_unless_said() -> None:
 
 def twin(schedule: Schedule, n_steps: int) -> list[float]:
     """The factors of all steps, written out: up to the peak, held there, and down to the floor at the last step."""
-    up = [(step + 1) / round(schedule.warmup * n_steps) for step in range(round(schedule.warmup * n_steps))]
+    n_up = round(schedule.warmup * n_steps)
+    n_up = n_up if schedule.kind == "constant" else min(n_up, n_steps - 1)
+    up = [(step + 1) / n_up for step in range(n_up)]
     n_rest = n_steps - len(up)
-    n_fall = {"constant": 0, "wsd": min(n_rest, round(schedule.decay * n_steps))}.get(schedule.kind, n_rest)
+    n_fall = {"constant": 0, "wsd": min(n_rest, max(1, round(schedule.decay * n_steps)))}.get(schedule.kind, n_rest)
     n_fall = min(n_fall, n_steps - 1)
     down = [(n + 1) / n_fall for n in range(n_fall)]
     left = [0.5 + 0.5 * math.cos(math.pi * x) if schedule.kind == "cosine" else 1 - x for x in down]
@@ -70,6 +72,7 @@ def test_the_rate_is_that_of_its_kind(kind: str, warmup: float, decay: float, fl
     rates = [rate(schedule, plan, step) for step in range(n_steps)]
     assert rates == pytest.approx(twin(schedule, n_steps), abs=1e-12)
     assert all(0 < one <= 1 for one in rates[:-1])
+    assert (plan.decay_from < n_steps) == (kind != "constant" and n_steps > 1)
     # The plan line and the log agree: so many steps are held, so many fall, and the last is at the floor.
     if plan.decay_from < n_steps:
         assert rates[-1] == pytest.approx(floor, abs=1e-12)
@@ -84,6 +87,9 @@ def test_the_rate_is_that_of_its_kind(kind: str, warmup: float, decay: float, fl
     [
         ({"kind": "wsd", "warmup": 0.0, "decay": 0.1}, 10, [1.0] * 9 + [0.0]),  # a fall of one step
         ({"kind": "wsd", "warmup": 0.2, "decay": 0.4}, 5, [1.0, 1.0, 1.0, 0.5, 0.0]),
+        ({"kind": "wsd", "warmup": 0.0, "decay": 0.01}, 4, [1.0] * 3 + [0.0]),  # a share that rounds to no step
+        ({"kind": "wsd", "warmup": 0.9, "decay": 0.1}, 4, [1 / 3, 2 / 3, 1.0, 0.0]),  # a warm-up that rounds to all
+        ({"kind": "linear", "warmup": 0.9}, 4, [1 / 3, 2 / 3, 1.0, 0.0]),
         ({"kind": "linear", "warmup": 0.0}, 5, [1.0, 0.75, 0.5, 0.25, 0.0]),
         ({"kind": "linear", "warmup": 0.2}, 5, [1.0, 0.75, 0.5, 0.25, 0.0]),
         ({"kind": "cosine", "warmup": 0.0}, 3, [1.0, 0.5, 0.0]),
