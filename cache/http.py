@@ -13,11 +13,11 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Final, TypeVar, final
+from typing import Any, Final, TypeVar, final
 from urllib.parse import quote
 
 import httpx
@@ -67,6 +67,47 @@ class RateFloor:
 
 
 @final
+class Deadline:
+    """The time for headers, and for each next byte of data: a window of the floor, in whatever pieces they come.
+
+    httpx offers no timeout for a whole answer. Its trace hook hands over each new connection, whose reads are timed.
+    """
+
+    def __init__(self, floor: RateFloor) -> None:
+        self._floor = floor
+        self._local = threading.local()
+
+    def trace(self, event: str, info: Mapping[str, Any]) -> None:
+        """Start anew with each phase of a request of this thread (see httpx's request extension `trace`)."""
+        self.restart()
+        if event.endswith((".connect_tcp.complete", ".start_tls.complete")):
+            self._watch(info["return_value"])
+
+    def restart(self) -> None:
+        """Give this thread's request the whole window again."""
+        self._local.began = self._floor.clock()
+
+    def renewed(self, chunks: Iterator[bytes]) -> Iterator[bytes]:
+        """Data of an answer, each chunk of which restarts the deadline; the caller's own time does not count."""
+        for chunk in chunks:
+            yield chunk
+            self.restart()
+
+    def _watch(self, stream: Any) -> None:
+        """Check the deadline after each read of a connection."""
+        read = stream.read
+
+        def timed(max_bytes: int, timeout: float | None = None) -> bytes:
+            data: bytes = read(max_bytes, timeout)
+            seconds = self._floor.clock() - self._local.began
+            if seconds >= self._floor.window_seconds:
+                raise httpx.ReadTimeout(f"it stalls: headers or data are incomplete after {seconds:.0f} s")
+            return data
+
+        stream.read = timed
+
+
+@final
 class HttpStore:
     """A web server's folder; `timeout` is how long it may say nothing, `floor` how slowly it may send.
 
@@ -83,6 +124,7 @@ class HttpStore:
         self.url = url.rstrip("/")
         self._patience = patience
         self._timeout, self._floor = timeout or TIMEOUT, floor or RateFloor()
+        self._deadline = Deadline(self._floor)
         self._clients: dict[int, httpx.Client] = {}
         weakref.finalize(self, _close, self._clients)
         self._manifest: Manifest | None = None
@@ -135,7 +177,7 @@ class HttpStore:
 
     def _size_once(self, name: str) -> int | None:
         with self._reaching(name):
-            answer = self._client().head(self._place(name))
+            answer = self._client().head(self._place(name), extensions=self._traced())
         if answer.status_code == httpx.codes.NOT_FOUND:
             return None
         self._check(answer, name)
@@ -155,12 +197,12 @@ class HttpStore:
         return self._retried(lambda: self._read_once(name, limit))
 
     def _read_once(self, name: str, limit: int) -> bytes:
-        with self._reaching(name), self._client().stream("GET", self._place(name)) as answer:
+        with self._reaching(name), self._getting(name) as answer:
             if answer.status_code == httpx.codes.NOT_FOUND:
                 raise CacheDamaged(f"{name} is not there")
             self._check(answer, name)
             found = bytearray()
-            for chunk in self._floor.held(answer.iter_bytes(), f"{self.url}/{name}"):
+            for chunk in self._body(answer, name):
                 found += chunk
                 if len(found) > limit:
                     raise CacheDamaged(f"{name} holds more than the {limit:,} bytes that are allowed")
@@ -177,7 +219,7 @@ class HttpStore:
 
     def _piece_once(self, name: str, begin: int, end: int, tag: str | None) -> bytes:
         asked = {"Range": f"bytes={begin}-{end - 1}", **_if_still(tag)}
-        with self._reaching(name), self._client().stream("GET", self._place(name), headers=asked) as answer:
+        with self._reaching(name), self._getting(name, asked) as answer:
             if answer.status_code == httpx.codes.NOT_FOUND:
                 raise CacheDamaged(f"{name} is not there")
             if answer.status_code == httpx.codes.PRECONDITION_FAILED:
@@ -188,7 +230,7 @@ class HttpStore:
             check_tag(name, tag, _tag_of(answer))
             skipped = self._skipped(answer, name, begin, end)
             found = bytearray()
-            for chunk in self._floor.held(answer.iter_bytes(), f"{self.url}/{name}"):
+            for chunk in self._body(answer, name):
                 found += chunk[skipped:]
                 skipped = max(0, skipped - len(chunk))
                 if len(found) >= end - begin:
@@ -230,7 +272,7 @@ class HttpStore:
 
     def _tag_once(self, name: str) -> str | None:
         with self._reaching(name):
-            answer = self._client().head(self._place(name))
+            answer = self._client().head(self._place(name), extensions=self._traced())
         self._check(answer, name)
         return _tag_of(answer)
 
@@ -267,6 +309,16 @@ class HttpStore:
             self._clients[process] = client
         return self._clients[process]
 
+    def _traced(self) -> dict[str, Any]:
+        return {"trace": self._deadline.trace}
+
+    def _getting(self, name: str, headers: Mapping[str, str] | None = None) -> AbstractContextManager[httpx.Response]:
+        return self._client().stream("GET", self._place(name), headers=headers, extensions=self._traced())
+
+    def _body(self, answer: httpx.Response, name: str) -> Iterator[bytes]:
+        """The bytes as they were sent."""
+        return self._floor.held(self._deadline.renewed(answer.iter_raw()), f"{self.url}/{name}")
+
     def _place(self, name: str) -> str:
         return f"{self.url}/{quote(name)}"
 
@@ -274,6 +326,12 @@ class HttpStore:
         code = answer.status_code
         if code in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
             raise CacheError(f"{self.url}/{name} may not be read: {code}", hint="log in there by ~/.netrc")
+        encoding = answer.headers.get("content-encoding", "").strip().lower()
+        if answer.is_success and encoding not in ("", "identity"):
+            raise CacheError(
+                f"{self.url}/{name} comes with Content-Encoding {encoding[:40]}, though identity was requested",
+                hint="turn off compression for the files of the cache on the web server",
+            )
         if answer.is_success:
             return
         what = f"{self.url}/{name} answers {code} {answer.reason_phrase}"

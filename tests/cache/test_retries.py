@@ -324,3 +324,43 @@ def test_a_server_that_trickles_is_dropped_and_asked_again(
     with serving(site) as url:
         READS[what](url, tmp_path, clock.patience())
     assert len(clock.lines) == 1 and "stalls" in clock.lines[0] and "trying again" in clock.lines[0]
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+@pytest.mark.parametrize("what", ["verify", "copy", "inspect"])
+def test_headers_that_trickle_are_dropped_and_asked_for_again(
+    what: str, method: str, path: Path, tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    floor = http.RateFloor(clock=OwnTime())
+    monkeypatch.setattr(http, "RateFloor", lambda: floor)
+    slow: list[int] = []
+
+    def is_first(asked: str, number: int) -> bool:
+        if asked == method and not slow:
+            slow.append(number)
+        return slow == [number]
+
+    with serving(Site(path, slow_headers=is_first)) as url:
+        READS[what](url, tmp_path, clock.patience())
+    assert slow and len(clock.lines) == 1
+    assert "ReadTimeout: it stalls" in clock.lines[0] and "trying again" in clock.lines[0]
+
+
+def test_a_server_whose_headers_always_trickle_ends_with_75(path: Path, clock: Clock) -> None:
+    floor = http.RateFloor(clock=OwnTime())
+    with (
+        serving(Site(path, slow_headers=lambda _method, _number: True)) as url,
+        pytest.raises(Unreachable, match="it stalls") as caught,
+    ):
+        http.HttpStore(url, floor=floor, patience=clock.patience(budget=1.0))
+    assert caught.value.exit_code == 75 and len(clock.lines) == 2
+
+
+@pytest.mark.parametrize("what", ["verify", "copy", "inspect"])
+def test_an_encoding_that_was_not_requested_is_refused(what: str, path: Path, tmp_path: Path, clock: Clock) -> None:
+    with (
+        serving(Site(path, encoding="gzip")) as url,
+        pytest.raises(CacheError, match="Content-Encoding gzip") as caught,
+    ):
+        READS[what](url, tmp_path, clock.patience())
+    assert caught.value.exit_code == 1 and not clock.lines

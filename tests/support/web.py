@@ -25,7 +25,9 @@ class Site:
     """What a server does: `due` names the fault of the n-th request that reads bytes, None for none.
 
     `status` names a code for the n-th request of any kind, with a Retry-After of `retry_after`; `seconds` is how long
-    each request takes. Without `conditions` it does not know If-Match; its ETags may be `weak`.
+    each request takes. `slow_headers` chooses, by method and number, requests whose headers come byte after byte;
+    `encoding` is a Content-Encoding that all answers state. Without `conditions` it does not know If-Match; its ETags
+    may be `weak`.
     """
 
     root: Path
@@ -34,6 +36,8 @@ class Site:
     weak: bool = False
     status: Callable[[int], int | None] = lambda _: None
     retry_after: str | None = None
+    slow_headers: Callable[[str, int], bool] = lambda _method, _number: False
+    encoding: str | None = None
     seconds: float = 0.0
     n_requests: int = 0
     n_under_way: int = 0
@@ -85,7 +89,9 @@ def serving(site: Site) -> Iterator[str]:
 
         def _answer(self, *, head: bool) -> None:
             with site.counted() as code:
-                if code is not None:
+                if site.slow_headers(self.command, site.n_requests):
+                    self._trickle_headers()
+                elif code is not None:
                     self.send_response(code)
                     if site.retry_after is not None:
                         self.send_header("Retry-After", site.retry_after)
@@ -140,6 +146,8 @@ def serving(site: Site) -> Iterator[str]:
             self.send_response(206 if ranged else 200)
             self.send_header("ETag", tag)
             self.send_header("Content-Length", str(len(body)))
+            if site.encoding is not None:
+                self.send_header("Content-Encoding", site.encoding)
             if ranged:
                 self.send_header("Content-Range", f"bytes {begin}-{end - 1}/{len(data)}")
             self.end_headers()
@@ -155,6 +163,16 @@ def serving(site: Site) -> Iterator[str]:
                 self.connection.close()
                 return
             self.wfile.write(body)
+
+        def _trickle_headers(self) -> None:
+            """Byte after byte of one header, until the reader hangs up; a reader that never does gets no answer."""
+            self.close_connection = True
+            self.wfile.write(b"HTTP/1.1 200 OK\r\nX-Slow: ")
+            for _ in range(20_000):
+                self.wfile.write(b"x")
+                self.wfile.flush()
+                if site.released.wait(0.001):
+                    return
 
         def _trickle(self, body: bytes) -> None:
             """Byte after byte, until the reader hangs up."""
