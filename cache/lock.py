@@ -8,6 +8,7 @@ that try, one gets it. The line in the file names the holder to people, and to h
 
 import errno
 import os
+import stat
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -68,6 +69,7 @@ def locked(folder: Path, say: Say, *, beside: bool = False) -> Iterator[None]:
 def check_free(folder: Path) -> None:
     """Refuse a folder with a holder, where this process may only read: it takes no lock of its own."""
     path = folder / LOCK
+    _check_regular(path)
     try:
         holder = read_record(LockRecord, path.read_bytes(), str(path))
     except FileNotFoundError:
@@ -84,7 +86,7 @@ class _LockFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
+        self._descriptor = _open(path)
         _held_here.add(self._descriptor)
 
     def lock(self) -> bool:
@@ -101,7 +103,7 @@ class _LockFile:
     def has_its_name(self) -> bool:
         """Whether the file is still the one at its path: the one who held it before may have removed it."""
         try:
-            return os.path.samestat(os.fstat(self._descriptor), os.stat(self.path))
+            return os.path.samestat(os.fstat(self._descriptor), os.lstat(self.path))
         except FileNotFoundError:
             return False
 
@@ -147,6 +149,33 @@ class _LockFile:
         if self._descriptor in _held_here:
             _held_here.discard(self._descriptor)
             os.close(self._descriptor)
+
+
+def _open(path: Path) -> int:
+    """Open or make a lock file; a link is not followed, and a pipe does not block."""
+    # O_BINARY is of Windows, the others of POSIX.
+    flags = [getattr(os, name, 0) for name in ("O_BINARY", "O_NOFOLLOW", "O_NONBLOCK")]
+    try:
+        descriptor = os.open(path, sum(flags, os.O_RDWR | os.O_CREAT), 0o666)
+    except OSError:
+        _check_regular(path)
+        raise
+    try:
+        _check_regular(path)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _check_regular(path: Path) -> None:
+    """Refuse anything but a regular file, or none, at the place of a lock."""
+    try:
+        mode = os.lstat(path).st_mode
+    except OSError:
+        return
+    if not stat.S_ISREG(mode):
+        raise ConfigError(f"{path} is not a regular file", hint="remove it and run again")
 
 
 def _take(path: Path, folder: Path, made: list[Path], say: Say) -> _LockFile:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from kdpipe.cache import lock, workers
-from kdpipe.cache.lock import LOCK, locked
+from kdpipe.cache.lock import LOCK, check_free, locked
 from kdpipe.schemas.errors import CacheWriteError, ConfigError, LockHeld
 from support.children import Child, in_child, mount_memory, mounted, remount
 from support.gates import Gate
@@ -315,6 +315,62 @@ def test_a_place_that_cannot_be_written_is_refused(tmp_path: Path, name: str, sa
         pass
     assert caught.value.exit_code == 2 and "choose another folder" in str(caught.value.hint)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "loop"]
+
+
+@pytest.mark.parametrize("kind", ["link", "dangling link", "loop", "pipe", "socket", "directory", "device"])
+def test_a_lock_path_that_is_not_a_regular_file_is_refused(tmp_path: Path, kind: str) -> None:
+    run, target = tmp_path / "run", tmp_path / "thesis.tex"
+    run.mkdir()
+    for path in (run / LOCK, tmp_path / ".run.lock"):
+        match kind:
+            case "link":
+                target.write_bytes(b"")
+                path.symlink_to(target)
+            case "dangling link":
+                path.symlink_to(target)
+            case "loop":
+                path.symlink_to(path)
+            case "pipe":
+                os.mkfifo(path)
+            case "socket":
+                with socket.socket(socket.AF_UNIX) as listener:
+                    listener.bind(os.path.relpath(path))
+            case "directory":
+                path.mkdir()
+            case _:
+                path.symlink_to("/dev/zero")
+    before = {path: os.lstat(path) for path in tmp_path.rglob("*")}
+    for path, beside in ((run / LOCK, False), (tmp_path / ".run.lock", True)):
+        refusal = pytest.raises(ConfigError, match=f"^{path} is not a regular file$")
+        with refusal as caught, locked(run, silent, beside=beside):
+            pass
+        assert caught.value.exit_code == 2 and "remove it" in str(caught.value.hint)
+    with pytest.raises(ConfigError, match="is not a regular file"):
+        check_free(run)
+    assert {path: os.lstat(path).st_ino for path in tmp_path.rglob("*")} == {
+        path: status.st_ino for path, status in before.items()
+    }
+    assert not target.exists() or target.read_bytes() == b""
+
+
+def test_a_lock_that_becomes_a_link_while_it_is_opened_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, real = tmp_path / "thesis.tex", os.open
+    target.touch()
+
+    def late(path: Any, *rest: Any) -> int:
+        descriptor = real(path, *rest)
+        if path == tmp_path / LOCK:
+            os.unlink(path)
+            os.symlink(target, path)
+        return descriptor
+
+    monkeypatch.setattr(lock.os, "open", late)
+    n_open = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(ConfigError, match="is not a regular file"), locked(tmp_path, silent):
+        pass
+    assert target.read_bytes() == b"" and len(os.listdir("/proc/self/fd")) == n_open
 
 
 def test_a_folder_of_somebody_else_is_refused() -> None:
