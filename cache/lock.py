@@ -48,6 +48,8 @@ _held_here: set[int] = set()
 def locked(folder: Path, say: Say, *, beside: bool = False) -> Iterator[None]:
     """Be the only writer of a folder; `beside` puts the lock next to one that is renamed into place as a whole."""
     whole = Path(os.path.abspath(folder))
+    if beside and not whole.name:
+        raise ConfigError(f"{folder} is the root of a file system", hint="choose a new folder inside it")
     path = whole.with_name(f".{whole.name}.lock") if beside else folder / LOCK
     made: list[Path] = []
     try:

@@ -373,6 +373,14 @@ def test_a_lock_that_becomes_a_link_while_it_is_opened_is_refused(
     assert target.read_bytes() == b"" and len(os.listdir("/proc/self/fd")) == n_open
 
 
+def test_no_lock_is_put_beside_the_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir("/")
+    for folder in (Path("/"), Path("."), Path("/tmp/..")):
+        with pytest.raises(ConfigError, match="root of a file system") as caught, locked(folder, silent, beside=True):
+            pass
+        assert caught.value.exit_code == 2
+
+
 def test_a_folder_of_somebody_else_is_refused() -> None:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)

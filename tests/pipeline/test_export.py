@@ -205,3 +205,6 @@ def test_the_command_says_what_it_made(tmp_path: Path, capsys: pytest.CaptureFix
     assert json.loads(capsys.readouterr().out)["dtype"] == "float32"
     assert main.run(["export", str(run), "--to", "hf"]) == 2
     assert main.run(["export", str(run), "--to", "gguf"]) == 2
+    capsys.readouterr()
+    assert main.run(["export", str(run), "--to", "hf", "--out", "/"]) == 2
+    assert "/ is the root of a file system" in capsys.readouterr().err
