@@ -88,8 +88,8 @@ def test_the_rate_is_that_of_its_kind(kind: str, warmup: float, decay: float, fl
         ({"kind": "wsd", "warmup": 0.0, "decay": 0.1}, 10, [1.0] * 9 + [0.0]),  # a fall of one step
         ({"kind": "wsd", "warmup": 0.2, "decay": 0.4}, 5, [1.0, 1.0, 1.0, 0.5, 0.0]),
         ({"kind": "wsd", "warmup": 0.0, "decay": 0.01}, 4, [1.0] * 3 + [0.0]),  # a share that rounds to no step
-        ({"kind": "wsd", "warmup": 0.9, "decay": 0.1}, 4, [1 / 3, 2 / 3, 1.0, 0.0]),  # a warm-up that rounds to all
-        ({"kind": "linear", "warmup": 0.9}, 4, [1 / 3, 2 / 3, 1.0, 0.0]),
+        ({"kind": "wsd", "warmup": 0.9, "decay": 0.1}, 2, [1.0, 0.0]),  # a warm-up that rounds to all
+        ({"kind": "linear", "warmup": 0.9}, 2, [1.0, 0.0]),
         ({"kind": "linear", "warmup": 0.0}, 5, [1.0, 0.75, 0.5, 0.25, 0.0]),
         ({"kind": "linear", "warmup": 0.2}, 5, [1.0, 0.75, 0.5, 0.25, 0.0]),
         ({"kind": "cosine", "warmup": 0.0}, 3, [1.0, 0.5, 0.0]),
