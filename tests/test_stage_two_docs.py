@@ -15,6 +15,7 @@ from kdpipe.cli import main
 from kdpipe.cli.stage_two_options import FLAGS
 from kdpipe.pipeline.students.presets import PRESETS as STUDENTS
 from kdpipe.pipeline.training.guard import PRESETS
+from kdpipe.pipeline.training.run_folder import MAY_DIFFER
 from kdpipe.schemas import stage_two
 from kdpipe.schemas.records import Record
 from kdpipe.schemas.stage_two import Phase, Selection, StageTwo
@@ -126,3 +127,9 @@ def test_the_presets_of_the_guard_are_as_told() -> None:
 def test_the_page_shows_the_example_as_it_is() -> None:
     example = (ROOT / "examples" / "curriculum.yaml").read_text(encoding="utf-8")
     assert blocks("yaml") == [re.sub(r"\A(#.*\n)+", "", example)]
+
+
+def test_the_settings_that_do_not_make_another_run_are_those_that_are_listed() -> None:
+    listed = PAGE.partition("Not part of a run's identity")[2].partition("Every other setting is.")[0]
+    free = {name.removeprefix("settings.").rstrip(".") for name in MAY_DIFFER if name.startswith("settings.")}
+    assert set(re.findall(r"`([a-z_.]+)`", listed)) == free | {"run.batch_size", "run.accumulate"}
