@@ -71,9 +71,12 @@ class NearStore:
         root = nearby.folder / identity[:32]
         with explained("keeping parts near", nearby.folder):
             make_dir(root)
-        self._root = root
+        self._root, self._patience = root, patience
+        existing = {name for name in self._source.shared if os.path.lexists(root / name)}
         self._receiver = Receiver(root, manifest, self._source.manifest_bytes, fetcher)
-        self._receiver.take_shared(self._source.shared)
+        damaged = [layout.MANIFEST] if self._receiver.manifest_was_damaged else []
+        damaged += [name for name in self._receiver.take_shared(self._source.shared) if name in existing]
+        self._report_damage(damaged)
         self._receiver.tidy()
         self._near = LocalStore(root)
         self._lock = threading.Lock()
@@ -84,7 +87,6 @@ class NearStore:
         self._expected: tuple[int, ...] = ()
         self._coming: set[int] = set()
         self._looked_at: set[int] = set()
-        self._patience = patience
         self._readers: weakref.WeakSet[Cache] = weakref.WeakSet()
         self.n_fetched = 0
 
@@ -213,13 +215,15 @@ class NearStore:
             with self._fetching[number]:
                 self._replace_if_damaged(number, self._rows[number] if self._source.index is not None else None)
             with self._lock:
-                n_files = self._receiver.take_shared(self._source.shared)
+                damaged = self._receiver.take_shared(self._source.shared)
         finally:
             lease.release()
-        if n_files:
-            self._patience.told(
-                f"tables in {self._root} are damaged and fetched again from {self.url}: {n_files} files"
-            )
+        self._report_damage(damaged)
+
+    def _report_damage(self, names: Sequence[str]) -> None:
+        """Say which files of the whole cache were damaged in the mirror."""
+        for name in names:
+            self._patience.told(f"{name} in {self._root} was damaged and fetched again from {self.url}")
 
     def located(self, number: int, error: CacheDamaged) -> CacheDamaged:
         """An error in the mirror of a part, with its folder."""

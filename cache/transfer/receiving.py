@@ -42,7 +42,7 @@ class Receiver:
         self.path, self.manifest = path, manifest
         self._fetcher = fetcher
         with explained("beginning the copy", path):
-            _take_manifest(path, manifest, data)
+            self.manifest_was_damaged = _take_manifest(path, manifest, data)
         self._store = LocalStore(path)
 
     def refuse_others_parts(self, cache_id: str | None) -> None:
@@ -67,9 +67,9 @@ class Receiver:
         """Whether a part is there, good or not."""
         return (self.path / layout.part_dir(number)).is_dir()
 
-    def take_shared(self, files: Mapping[str, FileRecord]) -> int:
-        """Bring files of the whole cache that are missing or damaged; how many that were."""
-        taken = 0
+    def take_shared(self, files: Mapping[str, FileRecord]) -> list[str]:
+        """Fetch files of the whole cache that are missing or damaged; their names."""
+        taken = []
         for name, record in files.items():
             final = self.path / name
             if (
@@ -84,7 +84,7 @@ class Receiver:
                 make_dir(final.parent)
                 os.replace(work / final.name, final)
                 sync_dir(final.parent)
-            taken += 1
+            taken.append(name)
         return taken
 
     def take_part(self, number: int, row: IndexRow | None, *, damaged: bool = False) -> PartRecord:
@@ -173,8 +173,8 @@ def _put(data: bytes, path: Path) -> None:
         file.write(data)
 
 
-def _take_manifest(path: Path, manifest: Manifest, data: bytes) -> None:
-    """Begin a copy, go on with one, or mend its manifest; another cache's folder is refused."""
+def _take_manifest(path: Path, manifest: Manifest, data: bytes) -> bool:
+    """Begin a copy, resume one, or replace a damaged manifest, which is `True`; another cache's folder is refused."""
     make_dir(path)
     final = path / layout.MANIFEST
     wrong = wrong_kinds(LocalStore(path))
@@ -188,7 +188,7 @@ def _take_manifest(path: Path, manifest: Manifest, data: bytes) -> None:
         found = LocalStore(path).read(layout.MANIFEST, MAX_BYTES)
         if found == data:
             sync_dir(path)
-            return
+            return False
         other = read_manifest(found, str(final))
     except CacheDamaged:
         if _made_with(path) - {manifest.sha256, None}:
@@ -198,8 +198,8 @@ def _take_manifest(path: Path, manifest: Manifest, data: bytes) -> None:
             ) from None
         final.unlink()
         publish_file(path, final, data)
-        return
-    refuse_other(str(path), other, manifest)
+        return True
+    return refuse_other(str(path), other, manifest)
 
 
 def refuse_other(place: str, there: Manifest, asked: Manifest) -> NoReturn:

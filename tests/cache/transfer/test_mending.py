@@ -164,6 +164,28 @@ def test_files_that_were_cleared_away_near_are_fetched_again(
         assert near.near_store(url, nearby).n_fetched == 1
 
 
+@pytest.mark.parametrize("name", ["tables/ids_by_rank.bin", layout.MANIFEST])
+@pytest.mark.parametrize("how", ["flip", "cut"])
+def test_a_shared_file_that_was_damaged_in_the_mirror_is_reported_and_fetched_again(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, how: str
+) -> None:
+    nearby, told = Nearby(folder=tmp_path, limit=1 << 30), list[str]()
+    patience = Patience(told=told.append)
+    with serving(Site(path)) as url:
+        open_cache(url, nearby=nearby, patience=patience)
+        assert not told  # a first fetch repairs nothing
+        (file,) = tmp_path.glob(f"*/{name}")
+        if how == "cut":
+            os.truncate(file, file.stat().st_size - 1)
+        else:
+            tiny.flip_bit(file, 0)
+        for _ in range(2):
+            monkeypatch.setattr(near, "_stores", {})
+            open_cache(url, nearby=nearby, patience=patience)
+    assert len(told) == 1 and name in told[0] and str(file.parents[len(Path(name).parents) - 1]) in told[0]
+    assert file.read_bytes() == (path / name).read_bytes()
+
+
 @pytest.mark.parametrize("name", [ID, "parts/00001/sequences.arrow", "parts/00001/part.json"])
 def test_a_part_that_was_damaged_near_is_named_by_its_folder_and_fetched_again(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
