@@ -122,6 +122,7 @@ class _LockFile:
             pid=own.pid,
             started=own.started,
             host=own.host,
+            machine=own.machine,
             boot=own.boot,
             pid_space=own.pid_space,
             since=f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC",

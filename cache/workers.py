@@ -5,18 +5,29 @@ Before it: nothing. After it: `files.py` builds under these names and sweeps. A 
 one thing never harm each other, and a name that cannot be judged is left alone.
 """
 
+import hashlib
 import os
+import re
 import secrets
 import socket
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
+
+_MACHINE_ID: Final = Path("/etc/machine-id")
+# machine-id(5): the file may also be empty, or say "uninitialized".
+_IS_ID: Final = re.compile(rb"[0-9a-f]{32}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Process:
-    """A process and its machine; `started` is in ticks since the machine booted, "0" where that is not known."""
+    """A process and its machine; `started` is in ticks since the machine booted, "0" where that is not known.
+
+    `machine` is empty where the machine has no id of its own, and in work names, which do not hold it.
+    """
 
     host: str
+    machine: str = ""
     boot: str
     pid_space: str
     pid: int
@@ -27,14 +38,22 @@ def this_process() -> Process:
     """The process that runs this."""
     pid = os.getpid()
     return Process(
-        host=socket.gethostname(), boot=boot_id(), pid_space=_pid_space(), pid=pid, started=_began(pid) or "0"
+        host=socket.gethostname(),
+        machine=machine_id(),
+        boot=boot_id(),
+        pid_space=_pid_space(),
+        pid=pid,
+        started=_began(pid) or "0",
     )
 
 
 def is_of_this_machine(process: Process) -> bool:
     """Whether a process is or was one of this machine; containers of one machine have host names of their own."""
     own = this_process()
-    return process.host == own.host or (process.boot == own.boot != "0")
+    if process.boot == own.boot != "0":
+        return True
+    is_other = process.machine != own.machine and "" not in (process.machine, own.machine)
+    return process.host == own.host and not is_other
 
 
 def has_ended(process: Process) -> bool:
@@ -82,6 +101,15 @@ def boot_id() -> str:
         return Path("/proc/sys/kernel/random/boot_id").read_text()[:8]
     except OSError:
         return "0"
+
+
+def machine_id() -> str:
+    """A digest of the id that systemd gives a machine, which is not for others to see; empty where there is none."""
+    try:
+        text = _MACHINE_ID.read_bytes().strip()
+    except OSError:
+        return ""
+    return hashlib.sha256(b"kdpipe " + text).hexdigest()[:16] if _IS_ID.fullmatch(text) else ""
 
 
 def _pid_space() -> str:

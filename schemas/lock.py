@@ -13,11 +13,15 @@ Word = Annotated[str, Field(max_length=300)]
 
 
 class LockRecord(Record):
-    """The holder of a lock: `started` is its start in ticks since the machine's `boot`; it took the lock at `since`."""
+    """The holder of a lock: `started` is its start in ticks since the machine's `boot`; it took the lock at `since`.
+
+    `machine` tells two machines of one host name apart; it is empty where the machine has no such id.
+    """
 
     pid: Annotated[int, Field(ge=0, le=1 << 40)]
     started: Word
     host: Word
+    machine: Word
     boot: Word
     pid_space: Word
     since: Word

@@ -203,6 +203,64 @@ def test_the_lock_of_another_machine_is_never_taken_over(tmp_path: Path, file_sy
     assert (tmp_path / LOCK).read_bytes() == before
 
 
+@pytest.fixture
+def machine_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str | None], str]:
+    """Give this machine the id that a file has, or none."""
+    path = tmp_path / "machine-id"
+    monkeypatch.setattr(workers, "_MACHINE_ID", path)
+
+    def choose(text: str | None) -> str:
+        path.unlink(missing_ok=True)
+        if text is not None:
+            path.write_text(text)
+        return workers.machine_id()
+
+    return choose
+
+
+ONE_ID, OTHER_ID = "0" * 31 + "1\n", "0" * 31 + "2\n"
+
+
+def test_the_lock_of_a_machine_of_the_same_host_name_is_not_taken_over(
+    tmp_path: Path, file_system: str, machine_ids: Callable[[str | None], str]
+) -> None:
+    run = tmp_path / "run"
+    other = machine_ids(OTHER_ID)
+    leave_stale_lock(run, boot="another")
+    own = machine_ids(ONE_ID)
+    assert other != own and {len(other), len(own)} == {16} and OTHER_ID.strip() not in (run / LOCK).read_text()
+    before = (run / LOCK).read_bytes()
+    with pytest.raises(LockHeld, match=f"on {socket.gethostname()} since") as caught, locked(run, silent):
+        pass
+    assert f"delete {run / LOCK}" in str(caught.value.hint)
+    assert (run / LOCK).read_bytes() == before
+    machine_ids(OTHER_ID)
+    with locked(run, silent):
+        assert json.loads((run / LOCK).read_text())["machine"] == other
+
+
+@pytest.mark.parametrize(("there", "here"), [(None, ONE_ID), (ONE_ID, None), (None, None), ("uninitialized\n", ONE_ID)])
+def test_machines_without_an_id_are_told_apart_by_host_name(
+    tmp_path: Path, there: str | None, here: str | None, machine_ids: Callable[[str | None], str]
+) -> None:
+    for boot in ("another", workers.boot_id()):
+        machine_ids(there)
+        leave_stale_lock(tmp_path / "run", boot=boot)
+        machine_ids(here)
+        with locked(tmp_path / "run", silent):
+            pass
+
+
+def test_a_container_with_another_machine_id_is_of_this_machine(
+    tmp_path: Path, machine_ids: Callable[[str | None], str]
+) -> None:
+    machine_ids(OTHER_ID)
+    leave_stale_lock(tmp_path / "run")
+    machine_ids(ONE_ID)
+    with locked(tmp_path / "run", silent):
+        pass
+
+
 def test_another_container_of_this_machine_is_judged_by_the_lock_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
