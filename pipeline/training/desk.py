@@ -56,7 +56,7 @@ def open_desk(
     prospect = prepared.prospect
     with ExitStack() as stack:
         state = LoopState(step=0, place=0) if begin is None else checkpoints.load_state(begin)
-        metrics = Metrics(folder, state.metrics, state.step)
+        metrics = Metrics(folder, state.metrics, state.step, state.place)
         stack.callback(metrics.close)
         if metrics.gap is not None:
             watch.warn(str(metrics.gap))

@@ -45,13 +45,20 @@ class Gap:
 
 @final
 class Metrics:
-    """The file, open at its end; `begin` is what the checkpoint of a `step` says of it, `gap` what is not so."""
+    """The file, open at its end; `begin` is what the checkpoint of a `step` and `place` says of it, `gap` what is not
+    so."""
 
-    def __init__(self, run: Path, begin: MetricsState = MetricsState(), step: int = 0) -> None:  # noqa: B008  # frozen
+    def __init__(
+        self,
+        run: Path,
+        begin: MetricsState = MetricsState(),  # noqa: B008  # frozen
+        step: int = 0,
+        place: int = 0,
+    ) -> None:
         self._path = run / FILE
         self._n_bytes, self._n_lines, self._digest = 0, 0, hashlib.sha256()
         with explained("metrics could not be written", self._path):
-            self.gap = _restore(run, begin, step)
+            self.gap = _restore(run, begin, step, place)
             self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0), 0o666)
             self._count(self._path.read_bytes())
         if self.gap is not None:
@@ -103,7 +110,7 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in data[: data.rfind(b"\n") + 1].splitlines()]
 
 
-def _restore(run: Path, begin: MetricsState, step: int) -> Gap | None:
+def _restore(run: Path, begin: MetricsState, step: int, place: int) -> Gap | None:
     """Leave in the file what belongs to a checkpoint, and nothing else; what is missing of that."""
     path = run / FILE
     data = path.read_bytes() if path.exists() else b""
@@ -111,7 +118,7 @@ def _restore(run: Path, begin: MetricsState, step: int) -> Gap | None:
         if len(data) > begin.bytes:
             os.truncate(path, begin.bytes)
         return None
-    lines = [line for line in data[: data.rfind(b"\n") + 1].splitlines(keepends=True) if _belongs(line, step)]
+    lines = _up_to(data[: data.rfind(b"\n") + 1].splitlines(keepends=True), step, place)
     # A run that was killed once it had said what is missing says it again.
     while lines and GAP in json.loads(lines[-1]):
         lines.pop()
@@ -120,15 +127,25 @@ def _restore(run: Path, begin: MetricsState, step: int) -> Gap | None:
     return Gap(step=step, expected=begin.lines, present=len(lines))
 
 
-def _belongs(line: bytes, step: int) -> bool:
-    """Whether a line is whole, and of no step behind the checkpoint's."""
-    try:
-        values = json.loads(line)
-    except ValueError:
-        return False
-    if not isinstance(values, dict) or not isinstance(values.get("step"), int):
-        return False
-    return bool(values["step"] <= step or values.get(UNDONE))
+def _up_to(lines: list[bytes], step: int, place: int) -> list[bytes]:
+    """The whole lines that were written before the checkpoint of a step and place.
+
+    Steps that are skipped right after the checkpoint have its number, and undone lines are kept whatever their number:
+    only the place shows that they are later. A line without one has that of the line before it.
+    """
+    kept, reached = [], 0
+    for line in lines:
+        try:
+            values = json.loads(line)
+        except ValueError:
+            continue
+        if not isinstance(values, dict) or not isinstance(values.get("step"), int):
+            continue
+        if isinstance(values.get("place"), int):
+            reached = values["place"]
+        if reached <= place and (values["step"] <= step or values.get(UNDONE)):
+            kept.append(line)
+    return kept
 
 
 def _marked(line: bytes, step: int) -> bytes:

@@ -139,6 +139,26 @@ def test_lines_that_are_missing_are_said_and_marked(
     again.close()
 
 
+def test_what_was_skipped_or_undone_behind_the_checkpoint_is_cut_from_a_file_that_lacks_lines(tmp_path: Path) -> None:
+    metrics = Metrics(tmp_path)
+    for step, verdict in enumerate(("accept", "accept", "accept", "skip"), 1):
+        metrics.write({"step": min(step, 3), "place": 8 * step, "verdict": verdict})
+    noted = metrics.settled()
+    before = (tmp_path / FILE).read_bytes().splitlines(keepends=True)
+    metrics.write({"step": 3, "place": 40, "verdict": "skip"})
+    metrics.write({"step": 4, "place": 48, "verdict": "accept"})
+    metrics.write({"step": 4, "evaluation": {"loss": 1.5}})
+    metrics.undo(3)
+    metrics.write({"step": 3, "place": 56, "verdict": "rollback"})
+    metrics.close()
+    lines = (tmp_path / FILE).read_bytes().splitlines(keepends=True)
+    (tmp_path / FILE).write_bytes(b"".join(lines[2:]))
+    metrics = Metrics(tmp_path, noted, 3, 32)
+    metrics.close()
+    assert metrics.gap is not None and (metrics.gap.expected, metrics.gap.present) == (4, 2)
+    assert (tmp_path / FILE).read_bytes().splitlines(keepends=True)[:-1] == before[2:]
+
+
 def test_undone_steps_and_evaluations_are_marked_and_others_are_as_they_were(tmp_path: Path) -> None:
     written(tmp_path, 4)
     before = (tmp_path / FILE).read_bytes().splitlines()
