@@ -440,7 +440,7 @@ def test_a_refused_call_leaves_the_old_checkpoint_and_says_so(tmp_path: Path) ->
     assert n_refused > 15
 
 
-def test_a_full_disk_is_told_for_tensors_too(tmp_path: Path) -> None:
+def test_a_limit_on_file_sizes_is_named_for_tensors_too(tmp_path: Path) -> None:
     resource = pytest.importorskip("resource")
     signal = pytest.importorskip("signal")
 
@@ -450,7 +450,7 @@ def test_a_full_disk_is_told_for_tensors_too(tmp_path: Path) -> None:
         try:
             save(tmp_path, contents(1), keep=1)
         except CacheWriteError as error:
-            os._exit(3 if "could not be written" in error.message and "free some space" in str(error.hint) else 4)
+            os._exit(3 if "could not be written" in error.message and "ulimit -f" in str(error.hint) else 4)
 
     assert os.waitstatus_to_exitcode(in_child(writes)) == 3
     assert listed(tmp_path) == []
