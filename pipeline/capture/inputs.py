@@ -6,6 +6,7 @@ Before it: `pipeline/data`. After it: `identity.py`, `parts.py`.
 
 from dataclasses import dataclass
 
+from kdpipe.pipeline.data.cached_tokenizer import with_reloadable_files
 from kdpipe.pipeline.data.corpus import Corpus, open_corpus
 from kdpipe.pipeline.data.sources import is_of_hub
 from kdpipe.pipeline.data.tokenise import Counts
@@ -45,12 +46,13 @@ def read_tokenizer(settings: StageOne) -> LoadedTokenizer:
     name = own or settings.teacher.name
     if name is None:
         raise ConfigError("no teacher is named", hint="give --teacher; --tokenizer is enough with --targets none")
-    return load_tokenizer(
+    loaded = load_tokenizer(
         name,
         revision=None if own else settings.teacher.revision,
         trust_remote_code=settings.teacher.trust_remote_code,
         chat_template=settings.data.chat_template,
     )
+    return with_reloadable_files(loaded)
 
 
 def _describe(corpus: Corpus, watch: Watch) -> None:

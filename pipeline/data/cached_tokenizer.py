@@ -1,20 +1,27 @@
 """The tokenizer that a cache keeps, loaded as students load it, and checked to be the one whose fingerprint is stated.
 
 In: the place of a cache and its manifest. Out: its files and the loaded tokenizer. The fingerprint is worked out from
-the files by the cache; here the vocabulary that transformers makes of the same files is compared with them, since
-other files than tokenizer.json have a say in that.
+the files by the cache; here what transformers loads from the same files is compared with tokenizer.json, since other
+files change it too. Stage one writes only files that pass this check.
 """
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from kdpipe.cache.retries import Patience
 from kdpipe.cache.scratch import scratch_folder
 from kdpipe.cache.tokenizer_content import TOKENIZER, tokenizer_content
 from kdpipe.cache.tokenizer_files import read_tokenizer_files
-from kdpipe.pipeline.data.tokenizer import LoadedTokenizer, load_tokenizer
-from kdpipe.schemas.errors import CacheDamaged
+from kdpipe.pipeline.data.backend_state import differing_section
+from kdpipe.pipeline.data.tokenizer import LoadedTokenizer, file_records, load_fast, load_tokenizer
+from kdpipe.schemas.errors import CacheDamaged, ConfigError, Incompatible
 from kdpipe.schemas.manifest import Manifest
+
+CONFIG = "tokenizer_config.json"
+# What makes transformers rebuild sections of tokenizer.json.
+REBUILDING = ("add_bos_token", "add_eos_token", "auto_map", "fix_mistral_regex")
 
 
 def load_cached_tokenizer(
@@ -41,7 +48,46 @@ def load_cached_tokenizer(
             f"has {manifest.vocabulary_size:,}",
             hint="use another copy of the cache, or the version of transformers that made it",
         )
+    if (section := differing_section(files[TOKENIZER], loaded.fast)) is not None:
+        raise CacheDamaged(
+            f"{url}: transformers loads another {section} than tokenizer/{TOKENIZER} states",
+            hint="use another copy of the cache, or the version of transformers that made it",
+        )
     return files, loaded
+
+
+def with_reloadable_files(loaded: LoadedTokenizer) -> LoadedTokenizer:
+    """A tokenizer whose files are loaded as it again, also without the model's config.json, which a cache lacks."""
+    for files in _candidates(loaded):
+        if _is_reloaded(files, loaded):
+            record = loaded.record.model_copy(
+                update={"files": file_records(files), "fingerprint": tokenizer_content(files).fingerprint}
+            )
+            return replace(loaded, files=files, record=record)
+    raise Incompatible(
+        f"the tokenizer {loaded.name} cannot be kept: its files are loaded as another one",
+        hint="load it with transformers, save it with save_pretrained, and name that folder with --tokenizer",
+    )
+
+
+def _candidates(loaded: LoadedTokenizer) -> Iterator[dict[str, bytes]]:
+    """Its files, and those with a configuration that takes tokenizer.json as it is."""
+    yield loaded.files
+    config = json.loads(loaded.files.get(CONFIG, b"{}"))
+    config |= loaded.template_values | {"tokenizer_class": "PreTrainedTokenizerFast"}
+    kept = {key: value for key, value in config.items() if key not in REBUILDING}
+    yield {**loaded.files, CONFIG: json.dumps(kept, ensure_ascii=False, indent=2).encode()}
+
+
+def _is_reloaded(files: Mapping[str, bytes], loaded: LoadedTokenizer) -> bool:
+    n_bytes = sum(map(len, files.values()))
+    with scratch_folder("kdpipe-tokenizer-", "checking the tokenizer's files", n_bytes) as folder:
+        write_files(folder, files)
+        try:
+            fast = load_fast(str(folder))
+        except ConfigError:  # its class is known by config.json alone, or comes with the model
+            return False
+    return differing_section(files[TOKENIZER], fast) is None
 
 
 def write_files(folder: Path, files: Mapping[str, bytes]) -> None:

@@ -5,7 +5,7 @@ places where they end. Before it: `schemas/stage_one.py`. After it: `chat.py` re
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils.hub import cached_file, list_repo_templates
 
 from kdpipe.cache.tokenizer_content import TOKENIZER, TokenizerContent, tokenizer_content
-from kdpipe.schemas.errors import CacheDamaged, ConfigError
+from kdpipe.pipeline.data.backend_state import differing_section
+from kdpipe.schemas.errors import CacheDamaged, ConfigError, Incompatible
 from kdpipe.schemas.manifest import MAX_VOCABULARY, TOKENIZER_FILE, FileRecord, Tokenizer
 from kdpipe.schemas.strict_json import sha256_hex
 
@@ -74,10 +75,12 @@ def load_tokenizer(
     name: str, *, revision: str | None = None, trust_remote_code: bool = False, chat_template: str | None = None
 ) -> LoadedTokenizer:
     """Load from a folder or the hub; `chat_template` is a file, the name of one of several, "none", or its own."""
-    fast = _load(name, revision, trust_remote_code)
-    # A tokenizer that was saved with padding or truncation must not apply them to documents.
-    fast.backend_tokenizer.no_padding()
-    fast.backend_tokenizer.no_truncation()
+    fast = load_fast(name, revision, trust_remote_code)
+    if fast.backend_tokenizer.encode_special_tokens:
+        raise Incompatible(
+            f"the tokenizer {name} splits special tokens in texts, which tokenizer.json cannot state",
+            hint="set split_special_tokens to false in its tokenizer_config.json",
+        )
     vocabulary = fast.get_vocab()
     size = max(vocabulary.values(), default=-1) + 1
     if not 0 < size <= MAX_VOCABULARY:
@@ -88,7 +91,7 @@ def load_tokenizer(
         fingerprint=content.fingerprint,
         vocabulary_size=size,
         chat_template_sha256=None if template is None else sha256_hex(template.encode()),
-        files={path: FileRecord(bytes=len(data), sha256=sha256_hex(data)) for path, data in files.items()},
+        files=file_records(files),
     )
     return LoadedTokenizer(
         name=name,
@@ -104,7 +107,13 @@ def load_tokenizer(
     )
 
 
-def _load(name: str, revision: str | None, trust_remote_code: bool) -> PreTrainedTokenizerFast:
+def file_records(files: Mapping[str, bytes]) -> dict[str, FileRecord]:
+    """What the manifest states of each file."""
+    return {path: FileRecord(bytes=len(data), sha256=sha256_hex(data)) for path, data in files.items()}
+
+
+def load_fast(name: str, revision: str | None = None, trust_remote_code: bool = False) -> PreTrainedTokenizerFast:
+    """What transformers loads, without padding and truncation, which must not apply to documents."""
     folder = Path(name).expanduser()
     try:
         if folder.is_dir():
@@ -128,6 +137,8 @@ def _load(name: str, revision: str | None, trust_remote_code: bool) -> PreTraine
             f"the tokenizer {name} has no fast version ({type(fast).__name__}), which tells where tokens end",
             hint="save one with tokenizer.json, and name its folder with --tokenizer",
         )
+    fast.backend_tokenizer.no_padding()
+    fast.backend_tokenizer.no_truncation()
     return fast
 
 
@@ -213,7 +224,7 @@ def _with_content(
     try:
         if TOKENIZER in files:
             content = tokenizer_content(files)
-            if not content.differing(fast.get_vocab()):
+            if differing_section(files[TOKENIZER], fast) is None:
                 return files, content
         whole = {**files, TOKENIZER: fast.backend_tokenizer.to_str().encode()}
         return whole, tokenizer_content(whole)

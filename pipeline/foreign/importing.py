@@ -20,6 +20,7 @@ import numpy.typing as npt
 from kdpipe.cache.inspect import inspect_cache
 from kdpipe.cache.verify.first import remember_written
 from kdpipe.cache.writer import CacheWriter, create_cache
+from kdpipe.pipeline.data.cached_tokenizer import with_reloadable_files
 from kdpipe.pipeline.data.parts import make_plan, rows_of_a_part
 from kdpipe.pipeline.data.row_files import RowFile
 from kdpipe.pipeline.data.sources import is_of_hub
@@ -49,7 +50,7 @@ def import_cache(settings: ImportSettings, watch: Watch) -> ImportReport:
     """Do what is left to do of an import."""
     started = time.perf_counter()
     check_place(settings.source, settings.out)
-    tokenizer = load_tokenizer(settings.tokenizer, trust_remote_code=settings.trust_remote_code)
+    tokenizer = with_reloadable_files(load_tokenizer(settings.tokenizer, trust_remote_code=settings.trust_remote_code))
     source = open_source(settings, tokenizer.record.vocabulary_size)
     n = len(source.files)
     files = "1 file" if n == 1 else f"{n:,} files"
