@@ -86,9 +86,11 @@ def claim(out: Path, asked: RunRecord, *, overwrite: bool = False, steered: bool
 
 
 def run_around(path: Path) -> Path | None:
-    """The run folder that a path is or lies in, links resolved; None outside of runs."""
+    """The run folder that a path is or is inside, links resolved; None outside of runs."""
     whole = Path(os.path.realpath(path))
-    return next((each for each in (whole, *whole.parents) if os.path.isfile(each / RECORD)), None)
+    # A run that begins, or is being cleared, has a lock before it has a record.
+    names = (RECORD, LOCK)
+    return next((each for each in (whole, *whole.parents) if any(os.path.isfile(each / name) for name in names)), None)
 
 
 def differences(one: RunRecord, other: RunRecord, may_differ: tuple[str, ...] = MAY_DIFFER) -> list[str]:

@@ -160,6 +160,25 @@ def test_a_run_that_cannot_be_written_is_exported_unless_it_has_a_holder(finishe
     assert sorted(path.name for path in tmp_path.iterdir()) == ["disk", "ended", "free"]
 
 
+def test_nothing_is_exported_into_a_run_that_has_no_record_yet(finished: StageTwo, tmp_path: Path) -> None:
+    gate = Gate(1)
+
+    def begin() -> None:
+        with story.locked(tmp_path / "new", lambda _: None):
+            gate.pass_through()
+
+    child = Child(begin)
+    gate.wait()
+    try:
+        inside = tmp_path / "new" / "export"
+        refused(lambda: export(out_of(finished), inside, None), tmp_path / "new", child.pid)
+    finally:
+        gate.open()
+    assert child.wait().code == 0
+    gate.close()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_run_around_a_path_is_found_through_links(tmp_path: Path) -> None:
     (tmp_path / "run" / "sub").mkdir(parents=True)
     (tmp_path / "link").symlink_to(tmp_path / "run" / "sub")
