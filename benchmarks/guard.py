@@ -37,7 +37,7 @@ PHASES: Final = [
 RECIPES: Final[Mapping[str, dict[str, Any]]] = {
     "hybrid": {},
     "no warm-up": {"schedule": {"warmup": 0.0}},
-    "high rate": {"optimizer": {"lr": 1e-2}},
+    "high rate": {"optimizer": {"lr": 1e-2, "rates": {"tables": 1e-2}}},
     "labels, batch 1": {"losses": {"mode": "output"}, "run": {"batch_size": 1}},
     "reverse KL": {"losses": {"mode": "logit", "logit": "reverse_kl"}},
     "phases": {"run": {"phases": PHASES}},
@@ -61,7 +61,7 @@ def settings_for(plan: Plan, optimizer: str, seed: int, recipe: Mapping[str, Any
     sections: dict[str, Any] = {
         "cache": {"path": str(plan.cache)},
         "student": {"name": "tiny"},
-        "optimizer": {"kind": optimizer, "lr": 3e-3},
+        "optimizer": {"kind": optimizer, "lr": 3e-3, "rates": {"tables": 3e-3}},
         "run": {"max_steps": plan.steps, "batch_size": 4},
         "evaluation": {"every": plan.steps, "limit": 1},
         "saving": {"every": plan.steps},

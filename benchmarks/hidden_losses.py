@@ -89,7 +89,7 @@ def measure(plan: Plan, cache: Path, name: str, weights: Mapping[str, float], se
         "cache": {"path": str(cache)},
         "student": {"name": "tiny"},
         "losses": {"weights": dict(weights), "hidden": {"router": name.startswith("router")}},
-        "optimizer": {"lr": 2e-3, "maps_lr": 2e-3, "router_lr": 2e-2},
+        "optimizer": {"kind": "adamw", "lr": 2e-3, "rates": {"tables": 2e-3, "router": 2e-2}},
         "run": {"max_steps": plan.steps},
         "evaluation": {"every": plan.steps, "limit": None},
         "saving": {"every": plan.steps, "keep": 1},

@@ -10,7 +10,6 @@ import json
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -18,21 +17,13 @@ from typing import Any
 
 import torch
 from measure import machine, rounded
+from one_student import trained_and_measured
 from recovery_inputs import Caches, Texts, bytes_a_position
 from recovery_table import recovered, table
 from stage_one_inputs import trained_teacher
 
 from kdpipe.cache import open_cache
-from kdpipe.pipeline.evaluation.measure import Evaluator
 from kdpipe.pipeline.small_teacher import Sizes
-from kdpipe.pipeline.training import run_folder
-from kdpipe.pipeline.training.desk import open_desk
-from kdpipe.pipeline.training.loop import Loop
-from kdpipe.pipeline.training.needs import teacher_head
-from kdpipe.pipeline.training.prepare import look, prepare
-from kdpipe.pipeline.training.stopping import listening
-from kdpipe.pipeline.watch import SilentTrainWatch
-from kdpipe.schemas.checkpoint import LoopState
 from kdpipe.schemas.stage_two import StageTwo
 
 LABELS, DENSE = "labels alone", "dense"
@@ -147,33 +138,9 @@ class Recovery:
 
     def _train(self, student: Student) -> dict[str, Any]:
         """A student from fresh weights to what it is worth on the validation split of the states."""
-        watch = SilentTrainWatch()
         state = open_cache(str(self.caches.of("state", self._plan.texts(student.passes))), "validation")
-        with tempfile.TemporaryDirectory(dir=self._work) as place, listening() as stop:
-            settings = self._settings(student, Path(place))
-            start, cpu = time.perf_counter(), time.process_time()
-            prospect = look(settings, watch)
-            run_folder.claim(Path(place) / "run", prospect.record)
-            prepared = prepare(prospect, watch)
-            with open_desk(prepared, Path(place) / "run", None, watch) as desk:
-                loop = Loop(prepared, LoopState(step=0, place=0), desk.around(stop))
-                loop.go_on(prospect.plan.n_steps)
-        evaluator = Evaluator(state, teacher_head(state), batch_size=self._plan.batch)
-        learner = prepared.learner
-        measured = evaluator.measure(learner.student, learner.precision)
-        assert measured.kl_teacher_estimate == "exact"
-        return {
-            "steps": loop.state.step,
-            "positions": loop.state.positions,
-            "skipped": loop.state.guard.skipped,
-            "cross_entropy": measured.cross_entropy,
-            "kl_teacher": measured.kl_teacher,
-            "top1_agreement": measured.top1_agreement,
-            "ece": measured.ece,
-            "validated_positions": measured.positions,
-            "seconds": time.perf_counter() - start,
-            "cpu_seconds": time.process_time() - cpu,
-        }
+        with tempfile.TemporaryDirectory(dir=self._work) as place:
+            return trained_and_measured(self._settings(student, Path(place)), state)
 
     def _settings(self, student: Student, place: Path) -> StageTwo:
         plan, texts = self._plan, self._plan.texts(student.passes)
@@ -185,7 +152,7 @@ class Recovery:
                 "cache": {"path": str(self.caches.of(student.cache, texts))},
                 "student": {"name": str(config)},
                 "losses": student.losses,
-                "optimizer": {"lr": plan.rate},
+                "optimizer": {"kind": "adamw", "lr": plan.rate, "rates": {"tables": plan.rate}},
                 "run": {"epochs": student.passes, "batch_size": plan.batch},
                 # At the end of a run it evaluates itself, where its cache can: that is not what is compared here.
                 "evaluation": never | {"limit": 1},

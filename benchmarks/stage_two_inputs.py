@@ -123,7 +123,15 @@ def settings_for(case: Case, cache: Path, out: Path, **sections: dict[str, Any])
     own: dict[str, dict[str, Any]] = {
         "cache": {"path": str(cache)},
         "student": {"name": case.preset},
-        "optimizer": {"lr": RATE, "beta1": BETAS[0], "beta2": BETAS[1], "weight_decay": DECAY, "clip": CLIP},
+        "optimizer": {
+            "kind": "adamw",
+            "lr": RATE,
+            "rates": {"tables": RATE},
+            "beta1": BETAS[0],
+            "beta2": BETAS[1],
+            "weight_decay": DECAY,
+            "clip": CLIP,
+        },
         "run": {"max_steps": 100_000, "batch_size": case.batch},
         "evaluation": {"every": 1_000_000},
         "saving": {"every": 1_000_000},

@@ -8,6 +8,7 @@ from typing import Literal
 
 from kdpipe.cli import remote_options
 from kdpipe.cli.flags import Flag
+from kdpipe.schemas.choices import OptimizerName
 
 When = Literal["first", "always", "never"]
 Mode = Literal["output", "logit", "hybrid"]
@@ -79,7 +80,13 @@ FLAGS = (
         place="optimizer.lr",
         type=float,
         metavar="RATE",
-        help="The highest rate [2e-5 for a trained student, 1e-4 for a fresh one].",
+        help="Peak learning rate; scales that of every parameter group [2e-5 pretrained, 1e-4 fresh].",
+    ),
+    Flag(
+        name="--optimizer",
+        place="optimizer.kind",
+        type=OptimizerName,
+        help="adamw, or muon (for matrices; AdamW for the rest) [adamw].",
     ),
     Flag(name="--epochs", place="run.epochs", type=float, metavar="N", help="How often the cache is read [1]."),
     Flag(name="--max-steps", place="run.max_steps", type=int, help="Optimizer steps, instead of epochs."),

@@ -14,10 +14,13 @@ from kdpipe.schemas.settings import Level, Place, Said
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Owner:
-    """A setting that decides which others mean something: `noun`, `verb` and `flag` are how messages speak of it."""
+    """A setting that decides which others mean something (`default` None: not yet decided).
+
+    `noun`, `verb` and `flag` are how messages speak of it.
+    """
 
     place: Place
-    default: str
+    default: str | None
     noun: str
     flag: str
     verb: str = "this is"
@@ -27,7 +30,7 @@ def keep_if_owned(last: dict[Place, Said], place: Place, owner: Owner, kinds: Se
     """Drop or refuse a setting that belongs to other kinds than the one in force."""
     one, said = last.get(place), last.get(owner.place)
     kind = said.value if said is not None else owner.default
-    if not means_something(one) or kind in kinds:
+    if not means_something(one) or kind is None or kind in kinds:
         return
     if standing(one) < standing(said):
         del last[place]

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
+from kdpipe.schemas.choices import OptimizerName
 from kdpipe.schemas.durations import Seconds
 from kdpipe.schemas.model import Device, ModelSettings, Name
 from kdpipe.schemas.records import Record
@@ -19,6 +20,7 @@ from kdpipe.schemas.targets import Temperature
 
 Weight = Annotated[float, Field(ge=0, le=1e6)]
 Rate = Annotated[float, Field(gt=0, le=10)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
 Count = Annotated[int, Field(ge=1, le=1 << 40)]
 Mode = Literal["output", "logit", "hybrid"]
@@ -138,22 +140,38 @@ class Phase(Record):
     order: Order | None = None
 
 
-class Optimizer(Record):
-    """AdamW, or Muon for the matrices of the layers and AdamW for the rest.
+class Rates(Record):
+    """Peak learning rates of the parameter groups; None: the default of the group, scaled by `optimizer.lr`."""
 
-    `lr` is 2e-5 for a student that has been trained and 1e-4 for a fresh one unless said; Muon's matrices, maps of
-    hidden states and the router may have rates of their own, which default to `lr`: a Muon step is as large as AdamW's.
+    matrices: Rate | None = None
+    tables: Rate | None = None
+    vectors: Rate | None = None
+    maps: Rate | None = None
+    router: Rate | None = None
+
+
+class Decays(Record):
+    """Weight decay of the parameter groups; None: `optimizer.weight_decay` for matrices and tables, 0 for vectors."""
+
+    matrices: Decay | None = None
+    tables: Decay | None = None
+    vectors: Decay | None = None
+
+
+class Optimizer(Record):
+    """Muon for matrices and AdamW for the rest, or AdamW for everything; None: chosen by the kind and size of student.
+
+    `lr` is the learning rate of the matrices and scales those of the other groups; `rates` sets single groups.
     """
 
-    kind: Literal["adamw", "muon"] = "adamw"
+    kind: OptimizerName | None = None
     lr: Rate | None = None
-    muon_lr: Rate | None = None
-    maps_lr: Rate | None = None
-    router_lr: Rate | None = None
-    weight_decay: float = Field(default=0.01, ge=0, lt=1)
+    rates: Rates = Rates()
+    weight_decay: Decay = 0.01
+    decays: Decays = Decays()
     beta1: float = Field(default=0.9, ge=0, lt=1)
     beta2: float = Field(default=0.95, ge=0, lt=1)
-    momentum: float = Field(default=0.95, ge=0, lt=1)
+    momentum: float | None = Field(default=None, ge=0, lt=1)
     clip: float | None = Field(default=None, gt=0)
 
 

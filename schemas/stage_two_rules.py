@@ -7,7 +7,7 @@ In: what every layer said, or the settings made of it. Out: the same without wha
 from collections.abc import Iterable
 from typing import Any
 
-from kdpipe.schemas.contradictions import Owner, keep_if_owned, keep_the_later, need
+from kdpipe.schemas.contradictions import Owner, keep_if_owned, keep_the_later, means_something, need, standing
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.settings import Place, Said
 from kdpipe.schemas.stage_two import StageTwo
@@ -18,7 +18,7 @@ ALPHA_SCHEDULE = Owner(
     place=("losses", "alpha_schedule"), default="constant", noun="schedule", flag="--set losses.alpha_schedule="
 )
 RATE_SCHEDULE = Owner(place=("schedule", "kind"), default="cosine", noun="schedule", flag="--set schedule.kind=")
-OPTIMIZER = Owner(place=("optimizer", "kind"), default="adamw", noun="optimizer", flag="--set optimizer.kind=")
+OPTIMIZER = Owner(place=("optimizer", "kind"), default=None, noun="optimizer", flag="--optimizer ")
 # Whose kinds a setting means something for.
 OWNED: tuple[tuple[Place, Owner, tuple[str, ...]], ...] = (
     (("losses", "alpha"), MODE, ("hybrid",)),
@@ -28,7 +28,6 @@ OWNED: tuple[tuple[Place, Owner, tuple[str, ...]], ...] = (
     (("losses", "tail_weight"), MODE, ("hybrid", "logit")),
     (("losses", "alpha_end"), ALPHA_SCHEDULE, ("wsd",)),
     (("schedule", "decay"), RATE_SCHEDULE, ("wsd",)),
-    (("optimizer", "muon_lr"), OPTIMIZER, ("muon",)),
     (("optimizer", "momentum"), OPTIMIZER, ("muon",)),
 )
 RIVALS: tuple[tuple[Place, Place, str], ...] = (
@@ -44,6 +43,7 @@ def settled(said: Iterable[Said]) -> list[Said]:
     last = {one.place: one for one in said}
     for place, owner, kinds in OWNED:
         keep_if_owned(last, place, owner, kinds)
+    _drop_older_rates(last)
     for first, second, about in RIVALS:
         keep_the_later(last, first, second, about)
     lora = last.get(("student", "lora"))
@@ -54,12 +54,20 @@ def settled(said: Iterable[Said]) -> list[Said]:
     return list(last.values())
 
 
+def _drop_older_rates(last: dict[Place, Said]) -> None:
+    """A learning rate scales all groups, also those that an earlier layer set."""
+    lr = last.get(("optimizer", "lr"))
+    for place in [place for place in last if place[:2] == ("optimizer", "rates")]:
+        if means_something(lr) and standing(last[place]) < standing(lr):
+            del last[place]
+
+
 def meaningful(settings: StageTwo) -> dict[str, Any]:
     """Settings as plain values without those that belong to other kinds: a file of them is not refused."""
     values = settings.model_dump(mode="json")
     kind_of = {owner: values[owner.place[0]][owner.place[1]] for _, owner, _ in OWNED}
     for (section, name), owner, kinds in OWNED:
-        if kind_of[owner] not in kinds:
+        if kind_of[owner] is not None and kind_of[owner] not in kinds:
             del values[section][name]
     if not settings.student.lora:
         for name in LORA_ONLY:
@@ -94,20 +102,20 @@ def require(settings: StageTwo) -> None:
 
 def _check_states(settings: StageTwo) -> None:
     """Refuse what is said of losses on states where there are none."""
-    hidden, rates = settings.losses.hidden, settings.optimizer
+    hidden, rates = settings.losses.hidden, settings.optimizer.rates
     if hidden.pairs and not _meets_states(settings):
         raise ConfigError(
             "losses.hidden.pairs names layers for losses on states, and none of these has a weight",
             hint="give one, for instance --set losses.weights.cosine=0.1",
         )
-    if rates.router_lr is not None and not hidden.router:
+    if rates.router is not None and not hidden.router:
         raise ConfigError(
-            "optimizer.router_lr is the rate of a router, and there is none",
+            "optimizer.rates.router is the learning rate of a router, and there is none",
             hint="give --set losses.hidden.router=true, or leave it out",
         )
-    if rates.maps_lr is not None and not any(weights[name] for weights in _weights(settings) for name in MAPPED):
+    if rates.maps is not None and not any(weights[name] for weights in _weights(settings) for name in MAPPED):
         raise ConfigError(
-            f"optimizer.maps_lr is the rate of maps, which {', '.join(MAPPED)} learn, and none of these has a weight",
+            f"optimizer.rates.maps is the rate of maps, which {', '.join(MAPPED)} train, and none has a weight",
             hint="give one, for instance --set losses.weights.cosine=0.1",
         )
 

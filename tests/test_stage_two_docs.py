@@ -49,7 +49,7 @@ def settings(kind: type[Record] = StageTwo, prefix: str = "") -> Iterator[tuple[
 
 def keys(line: dict[str, Any], prefix: str = "") -> Iterator[str]:
     """The dotted keys of a line, with the page's words for names that a run chooses."""
-    words = {"terms": "NAME", "rates": "KIND", "logged": "NAME"}
+    words = {"terms": "NAME", "rates": "GROUP", "logged": "NAME"}
     for key, value in line.items():
         word = words.get(prefix.rstrip(".").rpartition(".")[2], key)
         if isinstance(value, dict):

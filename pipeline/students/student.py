@@ -89,11 +89,6 @@ class Student:
         """The parameters that learn, by name, tied ones once."""
         return {name: each for name, each in self.model.named_parameters() if each.requires_grad}
 
-    def in_layers(self) -> frozenset[str]:
-        """The names of parameters that are within the layers: neither embeddings, nor head, nor final norm."""
-        inside = {id(each) for layer in self._layers or () for each in layer.parameters()}
-        return frozenset(name for name, each in self.model.named_parameters() if id(each) in inside)
-
     def n_parameters(self) -> int:
         """How many numbers it has, tied ones counted once."""
         return sum(each.numel() for each in self.model.parameters())

@@ -1,23 +1,24 @@
-"""The optimizer of a run: AdamW, or Muon for the matrices of the layers with AdamW for the rest, as one.
+"""The optimizer of a run: Muon for matrices and AdamW for the rest, or AdamW for everything, as one.
 
-In: `Optimizer` settings and what is learnt, by name. Out: a torch optimizer whose groups know their base rate, and its
-moments as named tensors, for checkpoints. Before it: `pipeline/students/student.py`. After it: `step.py`,
-`checkpoints.py`. Only matrices decay; norms, biases and other vectors do not.
+In: settled `Optimizer` settings and the trainable parameters by group. Out: a torch optimizer whose groups know their
+peak learning rate, and its moments as named tensors, for checkpoints. Groups are matrices, tables and vectors of the
+student, maps of hidden states, and the router; each has a learning rate and a weight decay of its own.
 """
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, final
+from typing import Any, Final, Literal, assert_never, final
 
 import torch
 from torch import Tensor, nn
 
+from kdpipe.pipeline.training.muon import Muon
+from kdpipe.schemas.choices import OptimizerName, Role
 from kdpipe.schemas.errors import KdpipeError
 from kdpipe.schemas.stage_two import Optimizer
 
-# DESIGN 4.
-TRAINED_RATE: Final = 2e-5
-FRESH_RATE: Final = 1e-4
+GroupName = Role | Literal["maps", "router"]
+GROUPS: Final[tuple[GroupName, ...]] = ("matrices", "tables", "vectors", "maps", "router")
 # Below the smallest float16 nothing of 1e-8 is left, and a second moment that has underflowed divides by it.
 EPSILON: Final = {torch.float16: 1e-4}
 # Where torch has AdamW in one kernel; 28 M float32 parameters on one CPU core: 19 ms, 98 ms with foreach.
@@ -25,59 +26,76 @@ FUSED_ON: Final = ("cuda", "cpu", "xpu")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Learnt:
-    """What is learnt, by name: the student's own, maps of hidden states, the router's.
-
-    `tables` names the student's embeddings and head: matrices that are no layer's, so that Muon leaves them alone.
-    """
+class Trainable:
+    """The parameters that are trained, by name: the student's with their roles, maps of hidden states, the router's."""
 
     student: Mapping[str, nn.Parameter]
-    tables: Collection[str] = ()
+    roles: Mapping[str, Role]
     maps: Mapping[str, nn.Parameter] = field(default_factory=dict)
     router: Mapping[str, nn.Parameter] = field(default_factory=dict)
 
     @property
     def named(self) -> dict[str, nn.Parameter]:
-        """All that moves, each under its own name."""
-        groups = {"student": self.student, "maps": self.maps, "router": self.router}
+        """All that moves, each under a name of its own."""
+        parts = {"student": self.student, "maps": self.maps, "router": self.router}
         return {
-            f"{group}.{name}": parameter
-            for group, parameters in groups.items()
+            f"{part}.{name}": parameter
+            for part, parameters in parts.items()
             for name, parameter in parameters.items()
             if parameter.requires_grad
         }
 
+    def groups(self) -> dict[GroupName, list[tuple[str, nn.Parameter]]]:
+        """What moves, by group, without groups that are empty."""
+        found: dict[GroupName, list[tuple[str, nn.Parameter]]] = {name: [] for name in GROUPS}
+        for full, parameter in self.named.items():
+            part, _, name = full.partition(".")
+            group: GroupName = self.roles[name] if part == "student" else "maps" if part == "maps" else "router"
+            found[group].append((full, parameter))
+        return {name: members for name, members in found.items() if members}
 
-def base_rate(settings: Optimizer, *, fresh: bool, factor: float = 1.0) -> float:
-    """The rate of the student: as said, or `factor` of what suits a fresh or a trained one."""
-    return settings.lr if settings.lr is not None else factor * (FRESH_RATE if fresh else TRAINED_RATE)
 
-
-def make_optimizer(settings: Optimizer, learnt: Learnt, lr: float) -> torch.optim.Optimizer:
-    """Make the optimizer of a run whose student learns at a rate."""
-    rates = {"student": lr, "maps": settings.maps_lr or lr, "router": settings.router_lr or lr}
-    tables = {f"student.{name}" for name in learnt.tables}
-    muon: list[tuple[str, nn.Parameter]] = []
-    groups: dict[tuple[str, bool], list[tuple[str, nn.Parameter]]] = {}
-    for name, parameter in learnt.named.items():
-        kind = name.partition(".")[0]
-        if settings.kind == "muon" and kind == "student" and parameter.ndim == 2 and name not in tables:
-            muon.append((name, parameter))
-        else:
-            groups.setdefault((kind, parameter.ndim >= 2), []).append((name, parameter))
+def make_optimizer(settings: Optimizer, trainable: Trainable) -> torch.optim.Optimizer:
+    """Make the optimizer of a run from settings in which everything is settled."""
+    groups = trainable.groups()
+    if not groups:
+        raise KdpipeError("nothing is to be trained: every parameter is frozen", hint="free some, or leave --lora on")
     made: list[torch.optim.Optimizer] = []
-    if muon:
-        made.append(_muon(settings, muon, settings.muon_lr or lr))
+    assert settings.kind is not None
+    matrices = groups.pop("matrices") if settings.kind == "muon" and "matrices" in groups else []
+    if matrices:
+        made.append(Muon([_group("matrices", "muon", matrices, settings)], momentum=settings.momentum or 0.0))
     if groups:
-        decay = settings.weight_decay
-        made.append(_adamw(settings, [_group(n, m, rates[n[0]], decay if n[1] else 0.0) for n, m in groups.items()]))
-    if not made:
-        raise KdpipeError("nothing is to be learnt: every parameter is frozen", hint="free some, or leave --lora on")
+        made.append(_adamw(settings, [_group(name, "adamw", members, settings) for name, members in groups.items()]))
     return made[0] if len(made) == 1 else Together(made)
 
 
-def _group(key: tuple[str, bool], members: list[tuple[str, nn.Parameter]], lr: float, decay: float) -> dict[str, Any]:
-    return {"params": members, "lr": lr, "base_lr": lr, "weight_decay": decay, "kind": key[0]}
+def _group(
+    name: GroupName, optimizer: OptimizerName, members: list[tuple[str, nn.Parameter]], settings: Optimizer
+) -> dict[str, Any]:
+    lr = getattr(settings.rates, name) or settings.rates.vectors
+    return {
+        "params": members,
+        "lr": lr,
+        "base_lr": lr,
+        "weight_decay": decay_of(name, settings),
+        "group": name,
+        "optimizer": optimizer,
+    }
+
+
+def decay_of(name: GroupName, settings: Optimizer) -> float:
+    """The weight decay of a group: its own, or that of its kind."""
+    match name:
+        case "matrices" | "tables":
+            own = getattr(settings.decays, name)
+            return settings.weight_decay if own is None else float(own)
+        case "vectors":
+            return settings.decays.vectors or 0.0
+        case "maps" | "router":
+            return settings.weight_decay
+        case _:
+            assert_never(name)
 
 
 def _adamw(settings: Optimizer, groups: list[dict[str, Any]]) -> torch.optim.AdamW:
@@ -88,19 +106,6 @@ def _adamw(settings: Optimizer, groups: list[dict[str, Any]]) -> torch.optim.Ada
         betas=(settings.beta1, settings.beta2),
         eps=max((EPSILON.get(parameter.dtype, 1e-8) for parameter in parameters), default=1e-8),
         fused=fused,
-    )
-
-
-def _muon(settings: Optimizer, members: list[tuple[str, nn.Parameter]], lr: float) -> torch.optim.Muon:
-    """Its steps have the size of AdamW's (Moonlight, arXiv 2502.16982), so that rates mean the same for any shape."""
-    group = _group(("muon", True), members, lr, settings.weight_decay)
-    # The rate is in the group; torch's types want the argument.
-    return torch.optim.Muon(
-        [group],
-        lr=lr,
-        weight_decay=settings.weight_decay,
-        momentum=settings.momentum,
-        adjust_lr_fn="match_rms_adamw",
     )
 
 
@@ -128,8 +133,8 @@ def set_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
 
 
 def rates(optimizer: torch.optim.Optimizer) -> dict[str, float]:
-    """The rate of each kind of group, for the log."""
-    return {group["kind"]: group["lr"] for group in optimizer.param_groups}
+    """The learning rate of each group, for the log."""
+    return {group["group"]: group["lr"] for group in optimizer.param_groups}
 
 
 def forget(optimizer: torch.optim.Optimizer) -> None:

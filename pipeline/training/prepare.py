@@ -26,12 +26,14 @@ from kdpipe.pipeline.students.find import Found, find_student
 from kdpipe.pipeline.students.fit import Fit, check_fit
 from kdpipe.pipeline.students.kept import kept_tokenizer
 from kdpipe.pipeline.students.loading import described, load_student
+from kdpipe.pipeline.students.parameter_roles import parameter_roles
 from kdpipe.pipeline.students.student import Student
 from kdpipe.pipeline.training import guard as guarding
 from kdpipe.pipeline.training import needs
 from kdpipe.pipeline.training.curriculum import Curriculum
 from kdpipe.pipeline.training.learner import Learner
-from kdpipe.pipeline.training.optimizers import Learnt, base_rate, make_optimizer
+from kdpipe.pipeline.training.optimizer_defaults import StudentKind, reason, settle, shares
+from kdpipe.pipeline.training.optimizers import Trainable, make_optimizer
 from kdpipe.pipeline.training.precision import Precision, choose_precision
 from kdpipe.pipeline.training.schedules import Plan, make_plan
 from kdpipe.pipeline.training.trackers import check_installed
@@ -63,6 +65,7 @@ class Prospect:
     precision: Precision
     threads: int
     portion: int
+    optimizer_reason: str
 
     @property
     def record(self) -> RunRecord:
@@ -149,8 +152,10 @@ def look(settings: StageTwo, watch: TrainWatch) -> Prospect:
     for temperature, mass in needs.kept_masses(cache, curriculum).items():
         tell = watch.say if mass >= needs.LEAST_MASS else watch.warn
         tell(f"at temperature {temperature:g} the exact ids hold {mass:.0%} of the teacher's mass")
+    settled = _settled(settings, found, device, curriculum)
+    kind, size = student_kind(settings, found), found.shape.n_parameters
     return Prospect(
-        settings=_settled(settings, found, device, curriculum),
+        settings=settled,
         cache=cache,
         validation=validation,
         found=found,
@@ -162,6 +167,7 @@ def look(settings: StageTwo, watch: TrainWatch) -> Prospect:
         precision=choose_precision(settings.machine.precision, device),
         threads=devices.n_threads(settings.machine.threads),
         portion=portion(settings, manifest.plan.sequence_length, device),
+        optimizer_reason=reason(settings.optimizer, settled.optimizer, kind, size),
     )
 
 
@@ -205,11 +211,13 @@ def prepare(prospect: Prospect, watch: TrainWatch) -> Prepared:
         student=student,
         model=nn.ModuleDict({"student": student.model, **({} if hidden is None else {"hidden": hidden})}),
         objective=Objective(head, hidden, losses.select),
-        optimizer=make_optimizer(settings.optimizer, _learnt(student, hidden), settings.optimizer.lr or 0.0),
+        optimizer=make_optimizer(settings.optimizer, _trainable(student, hidden)),
         scaler=torch.amp.GradScaler(device.type) if prospect.precision.scaled else None,
         precision=prospect.precision,
         device=device,
     )
+    watch.say(f"optimizer   {prospect.optimizer_reason}")
+    watch.say(f"            {shares(learner.optimizer)}")
     orders: dict[str, Ordering] = {
         name: ordering(prospect.cache, name, settings.seed) for name in prospect.curriculum.orders
     }
@@ -221,8 +229,8 @@ def prepare(prospect: Prospect, watch: TrainWatch) -> Prepared:
 def _settled(settings: StageTwo, found: Found, device: torch.device, curriculum: Curriculum) -> StageTwo:
     """Settings with what was left to be found out."""
     values = guarding.resolve(settings.guard, settings.optimizer)
-    lr = base_rate(settings.optimizer, fresh=found.is_fresh, factor=values.lr_factor)
-    optimizer = settings.optimizer.model_copy(update={"lr": lr, "clip": values.clip})
+    optimizer = settle(settings.optimizer, student_kind(settings, found), factor=values.lr_factor)
+    optimizer = optimizer.model_copy(update={"clip": values.clip})
     machine = settings.machine.model_copy(
         update={"precision": choose_precision(settings.machine.precision, device).name}
     )
@@ -268,12 +276,16 @@ def _wants(prospect: Prospect, hidden: HiddenObjective | None) -> Wants:
     return Wants(targets=bool(logit), statistics=by_teacher, hidden=tuple(rows), pooled=tuple(pooled))
 
 
-def _learnt(student: Student, hidden: HiddenObjective | None) -> Learnt:
-    inside = student.in_layers()
+def student_kind(settings: StageTwo, found: Found) -> StudentKind:
+    """What decides optimizer and learning rates."""
+    return "fresh" if found.is_fresh else "lora" if settings.student.lora else "pretrained"
+
+
+def _trainable(student: Student, hidden: HiddenObjective | None) -> Trainable:
     named = {} if hidden is None else dict(hidden.named_parameters())
-    return Learnt(
+    return Trainable(
         student=student.trainable(),
-        tables=frozenset(student.trainable()) - inside,
+        roles=parameter_roles(student.model),
         maps={name: each for name, each in named.items() if not name.startswith("router.")},
         router={name: each for name, each in named.items() if name.startswith("router.")},
     )

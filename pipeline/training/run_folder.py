@@ -42,9 +42,7 @@ MAY_DIFFER: Final = (
 # What a run that went wrong may be steered by, from a checkpoint that is named.
 STEERS: Final = (
     "settings.optimizer.lr",
-    "settings.optimizer.muon_lr",
-    "settings.optimizer.maps_lr",
-    "settings.optimizer.router_lr",
+    "settings.optimizer.rates.",
     "settings.optimizer.clip",
     "settings.guard.",
     "settings.machine.precision",

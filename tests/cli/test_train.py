@@ -17,6 +17,7 @@ from kdpipe.cli.flags import Flag
 from kdpipe.cli.main import run
 from kdpipe.cli.stage_two_options import FLAGS
 from kdpipe.schemas import stage_two
+from kdpipe.schemas.choices import OptimizerName
 from kdpipe.schemas.report import When
 from kdpipe.schemas.run_report import BestReport, Estimate, TermReport, TrainMemory, TrainReport
 from kdpipe.schemas.stage_two import StageTwo, TrainOptions
@@ -91,10 +92,12 @@ TYPED = [
     ("--verify", "always", "cache.verify", "always"),
     ("--cache-dir", "/near", "cache.dir", "/near"),
     ("--cache-limit", "20GB", "cache.limit", 20_000_000_000),
+    ("--retry-for", "5m", "cache.retry_for", 300.0),
     ("--mode", "logit", "losses.mode", "logit"),
     ("--alpha", "0.25", "losses.alpha", 0.25),
     ("--temperature", "2", "losses.temperature", 2.0),
     ("--lr", "3e-4", "optimizer.lr", 3e-4),
+    ("--optimizer", "adamw", "optimizer.kind", "adamw"),
     ("--epochs", "2.5", "run.epochs", 2.5),
     ("--max-steps", "100", "run.max_steps", 100),
     ("--batch-size", "16", "run.batch_size", 16),
@@ -125,6 +128,7 @@ def test_a_flag_takes_the_words_that_its_setting_takes() -> None:
     assert choices == {
         "--mode": set(get_args(stage_two.Mode)),
         "--precision": {"auto", *get_args(stage_two.PrecisionName)},
+        "--optimizer": set(get_args(OptimizerName)),
         "--verify": set(get_args(When)),
         "--guard": set(get_args(stage_two.Guarding.model_fields["preset"].annotation)),
     }
@@ -169,10 +173,10 @@ def test_variables_of_stage_one_are_left_to_it(handed: dict[str, Any], monkeypat
         (["--epochs", "1", "--max-steps", "5"], "--epochs and --max-steps both say how long the student learns"),
         (["--mode", "output", "--alpha", "0.2"], "--alpha belongs to hybrid mode, and this is output, as --mode says"),
         (["--mode", "output", "--temperature", "2"], "--temperature belongs to hybrid and logit mode, and this"),
-        (["--set", "optimizer.momentum=0.9"], "--set optimizer.momentum=0.9 belongs to muon optimizer"),
+        (["--optimizer", "adamw", "--set", "optimizer.momentum=0.9"], "--set optimizer.momentum=0.9 belongs to muon"),
         (["--set", "student.lora_rank=8"], "--set student.lora_rank=8 is for LoRA, which is off"),
         (["--alpha", "1.5"], "--alpha must be less than or equal to 1, not 1.5"),
-        (["--temperature", "0"], "--temperature must be greater than 0, not 0.0"),
+        (["--temperature", "0"], "--temperature must be greater than or equal to 0.001, not 0.0"),
         (["--batch-size", "0"], "--batch-size must be greater than or equal to 1, not 0"),
         (["--report-to", "wandbb"], "--report-to: item 1 must be"),
         (["--set", "losses.temprature=2"], "--set losses.temprature=2: unknown setting 'losses.temprature': the near"),

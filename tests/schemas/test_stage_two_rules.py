@@ -47,9 +47,10 @@ def refusal(*sets: str, file: dict[str, Any] | None = None) -> tuple[str, str | 
             "leave it out, or give --set losses.alpha_schedule=wsd",
         ),
         (
-            ["optimizer.muon_lr=0.01"],
-            "--set optimizer.muon_lr=0.01 belongs to muon optimizer, and this is adamw unless another kind is named",
-            "leave it out, or give --set optimizer.kind=muon",
+            ["optimizer.kind=adamw", "optimizer.momentum=0.9"],
+            "--set optimizer.momentum=0.9 belongs to muon optimizer, and this is adamw, "
+            "as --set optimizer.kind=adamw says",
+            "leave it out, or give --optimizer muon",
         ),
         (
             ["run.epochs=2", "run.max_steps=10"],
@@ -72,14 +73,13 @@ def refusal(*sets: str, file: dict[str, Any] | None = None) -> tuple[str, str | 
             "give one, for instance --set losses.weights.cosine=0.1",
         ),
         (
-            ["losses.weights.cosine=0.1", "optimizer.router_lr=0.1"],
-            "optimizer.router_lr is the rate of a router, and there is none",
+            ["losses.weights.cosine=0.1", "optimizer.rates.router=0.1"],
+            "optimizer.rates.router is the learning rate of a router, and there is none",
             "give --set losses.hidden.router=true, or leave it out",
         ),
         (
-            ["losses.weights.cka=0.1", "optimizer.maps_lr=0.1"],
-            "optimizer.maps_lr is the rate of maps, which cosine, correlation, mse learn, and none of these has a "
-            "weight",
+            ["losses.weights.cka=0.1", "optimizer.rates.maps=0.1"],
+            "optimizer.rates.maps is the rate of maps, which cosine, correlation, mse train, and none has a weight",
             "give one, for instance --set losses.weights.cosine=0.1",
         ),
         (

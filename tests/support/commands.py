@@ -25,8 +25,8 @@ STAGE_ONE = {
 STAGE_TWO = {
     "--from-cache", "--allow-partial", "--pin", "--verify",
     "--cache-dir", "--cache-limit", "--retry-for", "--student", "--out", "--mode", "--alpha", "--temperature", "--lr",
-    "--epochs", "--max-steps", "--batch-size", "--accumulate", "--precision", "--guard", "--lora", "--report-to",
-    "--seed", "--config", "--set", "--json",
+    "--optimizer", "--epochs", "--max-steps", "--batch-size", "--accumulate", "--precision", "--guard", "--lora",
+    "--report-to", "--seed", "--config", "--set", "--json",
 }  # fmt: skip
 # command -> (its sub-commands, its options); every command also has -h and --help.
 SURFACE: dict[str, tuple[set[str], set[str]]] = {

@@ -76,7 +76,7 @@ def settings_for(folder: Path, out: str = "run", kept: str = "cache", **changes:
         "cache": {"path": str(folder / kept)},
         "student": {"name": str(config)},
         "run": {"max_steps": 6, "batch_size": 4, "accumulate": 2},
-        "optimizer": {"lr": 3e-3},
+        "optimizer": {"kind": "adamw", "lr": 3e-3, "rates": {"tables": 3e-3}},
         "schedule": {"warmup": 0.2},
         "evaluation": {"every": 3, "limit": 4},
         "saving": {"every": 3},

@@ -94,7 +94,7 @@ def start(settings: StageTwo, step: int) -> int:
 
 WAYS: dict[str, dict[str, Any]] = {
     "muon in phases": {
-        "optimizer": {"kind": "muon", "router_lr": 1e-2},
+        "optimizer": {"kind": "muon", "rates": {"router": 1e-2}},
         "losses": {"alpha_schedule": "wsd", "weights": {"cosine": 0.1}, "hidden": {"router": True}},
         "schedule": {"kind": "wsd"},
         "run": {"max_steps": 7, "phases": [{"until": 0.5, "order": "length"}, {"until": 1.0, "temperature": 2.0}]},

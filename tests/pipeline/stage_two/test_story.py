@@ -109,7 +109,7 @@ def test_every_step_is_a_line_of_the_log(folder: Path, whole: tuple[TrainReport,
     assert [line["step"] for line in lines if "evaluation" in line] == [3, 6]
     for line in steps:
         assert line["loss"] == pytest.approx(sum(term["weighted"] for term in line["terms"].values()))
-        assert line["rates"]["student"] > 0 or line["step"] == 6
+        assert all(rate > 0 for rate in line["rates"].values()) or line["step"] == 6
         assert {"gradient_norm", "positions_per_second", "memory_bytes", "skipped", "success_rate"} <= line.keys()
     evaluation = next(line["evaluation"] for line in lines if "evaluation" in line)
     assert evaluation["train_gap"] == pytest.approx(evaluation["loss"] - steps[2]["loss"])

@@ -12,6 +12,7 @@ import transformers
 
 from kdpipe.pipeline.students.find import find_student
 from kdpipe.pipeline.students.loading import described, load_student
+from kdpipe.pipeline.students.parameter_roles import parameter_roles
 from kdpipe.pipeline.students.student import Student
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.stage_two import StudentSettings
@@ -116,7 +117,7 @@ def test_adapters_learn_and_nothing_else_does(family: str, tmp_path: Path) -> No
     batch = batch_of([[9, 5], [12]])
     plain, found = student(folder), student(folder, lora=True, lora_rank=4)
     assert all("lora_" in name for name in found.trainable())
-    assert found.in_layers() >= set(found.trainable())
+    assert {parameter_roles(found.model)[name] for name in found.trainable()} == {"matrices"}
     assert found.notes == ()
     with torch.no_grad():
         assert torch.equal(found.states(batch).rows_NH, plain.states(batch).rows_NH)

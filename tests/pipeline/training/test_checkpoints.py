@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import nn
 
+from kdpipe.pipeline.students.parameter_roles import parameter_roles
 from kdpipe.pipeline.training import states
 from kdpipe.pipeline.training.checkpoints import (
     FILES,
@@ -29,7 +30,8 @@ from kdpipe.pipeline.training.checkpoints import (
     save,
     to_resume,
 )
-from kdpipe.pipeline.training.optimizers import Learnt, make_optimizer, moments, restore_moments, set_rate
+from kdpipe.pipeline.training.optimizer_defaults import settle
+from kdpipe.pipeline.training.optimizers import Trainable, make_optimizer, moments, restore_moments, set_rate
 from kdpipe.pipeline.training.run_folder import identity
 from kdpipe.schemas.checkpoint import Best, CheckpointRecord, GuardState, LoopState, RunRecord
 from kdpipe.schemas.errors import CacheWriteError, ConfigError, KdpipeError
@@ -143,9 +145,9 @@ class Small(nn.Module):
 def test_learning_goes_on_from_the_disk_as_if_never_stopped(tmp_path: Path, kind: str) -> None:
     def begun() -> tuple[Small, torch.optim.Optimizer]:
         model = Small()
-        learnt = Learnt(student=dict(model.named_parameters()))
+        trainable = Trainable(student=dict(model.named_parameters()), roles=parameter_roles(model))
         torch.manual_seed(1)
-        return model, make_optimizer(Optimizer.model_validate({"kind": kind}), learnt, 0.1)
+        return model, make_optimizer(settle(Optimizer.model_validate({"kind": kind, "lr": 0.1}), "fresh"), trainable)
 
     whole, optimizer = begun()
     whole.learn(optimizer, range(8))

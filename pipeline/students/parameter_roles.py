@@ -1,0 +1,55 @@
+"""What each parameter of a model is: a matrix, a table, or a vector. It decides which optimizer and rate it gets.
+
+In: a model as transformers made it. Out: a role by parameter name. Decided by the module that owns the parameter, not
+by its number of dimensions: a convolution, the biases of experts, `A_log` of a Mamba layer and relative positions have
+two or more dimensions and are no linear maps; the experts of a layer are a stack of linear maps in one parameter.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any, Final
+
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from kdpipe.schemas.choices import Role
+
+# Routers choose experts by small differences; orthogonal steps make all of them equally large (see the test's table).
+_ROUTER: Final = re.compile(r"(^|\.)(gate|[a-z_]*router[a-z_]*)\.")
+
+
+def parameter_roles(model: nn.Module) -> dict[str, Role]:
+    """The role of every parameter, tied ones once, by the name that `named_parameters` gives them."""
+    modules: Mapping[str, nn.Module] = dict(model.named_modules())
+    head = _head(model)
+    found: dict[str, Role] = {}
+    for name, parameter in model.named_parameters():
+        owner, _, leaf = name.rpartition(".")
+        module = modules[owner]
+        if module is head or isinstance(module, nn.Embedding):
+            found[name] = "tables" if parameter.ndim == 2 else "vectors"
+        elif _is_linear_map(module, leaf, parameter) and not _is_router(name, module):
+            found[name] = "matrices"
+        else:
+            found[name] = "vectors"
+    return found
+
+
+def _head(model: Any) -> nn.Module | None:
+    """The output head, where the model names one; a tied head owns the table of the embeddings."""
+    head: nn.Module | None = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    return head
+
+
+def _is_linear_map(module: nn.Module, leaf: str, parameter: nn.Parameter) -> bool:
+    """Whether it maps states linearly: the weight of a linear layer, or those of a layer's experts in one stack."""
+    if min(parameter.shape[-2:], default=0) < 2:
+        return False
+    if parameter.ndim == 2:
+        linear = leaf == "weight" and isinstance(module, nn.Linear | Conv1D)
+        return linear or (leaf == "in_proj_weight" and isinstance(module, nn.MultiheadAttention))
+    return parameter.ndim == 3 and "Experts" in type(module).__name__ and "bias" not in leaf
+
+
+def _is_router(name: str, module: nn.Module) -> bool:
+    return _ROUTER.search(name) is not None or "Router" in type(module).__name__
