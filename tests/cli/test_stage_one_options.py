@@ -147,7 +147,7 @@ def test_the_layers_join_in_their_order(
         (["--tau", "0.1", "--profile", "fine"], "--tau and --profile both say how much threshold targets keep"),
         (["--tau", "7"], "--tau must be less than or equal to 1, not 7.0"),
         (["--temperatures", "2,x"], "--temperatures: item 2 must be a valid number, not 'x'"),
-        (["--temperatures", "2,0"], "--temperatures: item 2 must be greater than 0, not 0.0"),
+        (["--temperatures", "2,0"], "--temperatures: item 2 must be greater than or equal to 0.001, not 0.0"),
         (["--temperatures", ""], "--temperatures: item 1 must be a valid number, not ''"),
         (["--targets", "topk", "--top-k", "5000"], "--top-k must be less than or equal to 4096, not 5000"),
         (["--hidden-layers", "last"], "--hidden-layers: item 1: a layer is a number, or a share of"),
