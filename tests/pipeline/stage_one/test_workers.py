@@ -2,6 +2,7 @@
 
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -28,7 +29,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_two_workers_make_the_cache_of_one(folder: Path) -> None:
     alone = run(settings_for(folder, "alone", sequences=PARTS))
     settings, watch = settings_for(folder, "two", sequences=PARTS), HeardWatch()
-    reports = run_workers(work, [settings, settings], Shard(), watch)
+    reports = run_workers(partial(work, retry_for=1.0), [settings, settings], Shard(), watch)
     report = _together(reports, 1.0)
     assert report.complete and report.cache_id == alone.cache_id
     # At the very end both may be at the same part, whose second making is dropped.
