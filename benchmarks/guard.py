@@ -101,7 +101,7 @@ def train(settings: StageTwo) -> Path:
     with open_desk(prepared, out, None, watch) as desk:
         state = LoopState(step=0, place=0)
         desk.keeper.save(state)
-        Loop(prepared, state, desk.around(Stop(watch.say))).go_on(prospect.plan.n_steps)
+        Loop(prepared, state, desk.around(Stop(watch.say, {}))).go_on(prospect.plan.n_steps)
     return out
 
 

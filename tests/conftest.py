@@ -20,3 +20,11 @@ def own_memory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("remembered")))
         yield
+
+
+@pytest.fixture(autouse=True)
+def same_signals() -> Iterator[None]:
+    """A test that leaves a handler behind is the one that fails, not one of those that send the signal later."""
+    before = {number: signal.getsignal(number) for number in signal.valid_signals()}
+    yield
+    assert {number: signal.getsignal(number) for number in before} == before

@@ -4,6 +4,7 @@ The real commands run in this process on a tiny teacher: what issue 3 lists unde
 meet in stage one.
 """
 
+import atexit
 import errno
 import json
 import os
@@ -528,10 +529,12 @@ def test_a_disk_that_takes_no_more_is_told_and_the_same_command_goes_on(
 @pytest.fixture
 def listening(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Signals as the command line takes them."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in (*interrupts.SIGNALS, signal.SIGURG)}
     monkeypatch.setattr(interrupts, "_seen", False)
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
     interrupts.listen()
     yield
+    atexit.unregister(interrupts._ignore)
     for number, handler in before.items():
         signal.signal(number, handler)
 

@@ -110,7 +110,7 @@ def test_a_run_is_not_overwritten_during_its_export(finished: StageTwo, tmp_path
 
 
 def test_a_run_is_not_overwritten_while_another_model_is_exported_into_it(finished: StageTwo, folder: Path) -> None:
-    settings = settings_for(folder, "other", **SHORT)
+    settings = settings_for(folder, "other-run", **SHORT)
     run(settings)
     with export_under_way(out_of(settings) / "final", out_of(finished) / "sub" / "export") as pid:
         for each in (finished, settings):

@@ -38,7 +38,7 @@ def test_losses_from_rows_in_other_ranks_are_the_sources_but_for_the_order_of_su
         folder / "others.jsonl", [{"text": f"Nothing of this, {i} times.", "category": "odd"} for i in range(9)]
     )
     data = {"path": str(folder / "others.jsonl"), "val_fraction": 0.0}
-    other = make_cache(folder, "other", data=data)
+    other = make_cache(folder, "other-cache", data=data)
     merged = merge([str(other), str(folder / "cache")], str(folder / "merged"))
     assert merged.rewritten == len(open_cache(folder / "cache").parts)
     subset(str(folder / "merged"), str(folder / "moved"), Selection(parts=Bounds(first=1)))
