@@ -192,6 +192,7 @@ class NearStore:
                 finally:
                     with self._lock:
                         self._coming.discard(number)
+                        self._remove_until(self.limit)
                 self.n_fetched += 1
             elif number not in self._looked_at:
                 self._replace_if_damaged(number, row)
@@ -245,11 +246,7 @@ class NearStore:
             if folder.is_dir():
                 return False
             with self._lock:
-                there = self._there()
-                taken = sum(self._rows[one].n_bytes for one in {*there, *self._coming})
-                for one in there:
-                    if taken > most and self._remove(one):
-                        taken -= self._rows[one].n_bytes
+                there, taken = self._remove_until(most)
                 if taken <= most:
                     self._coming.add(number)
                     return True
@@ -267,6 +264,18 @@ class NearStore:
             f"{self.limit:,}",
             hint="raise --cache-limit, or let fewer processes read at once",
         )
+
+    def _remove_until(self, limit: int) -> tuple[list[int], int]:
+        """Remove parts that nobody holds while there is more than a limit; what was there, and the bytes left.
+
+        Processes do not see what is on its way to each other, so that there may be too much when all of it has come.
+        """
+        there = self._there()
+        taken = sum(self._rows[one].n_bytes for one in {*there, *self._coming})
+        for one in there:
+            if taken > limit and self._remove(one):
+                taken -= self._rows[one].n_bytes
+        return there, taken
 
     def _there(self) -> list[int]:
         """The parts that are near, those that are not expected and were read longest ago first."""

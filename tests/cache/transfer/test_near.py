@@ -14,11 +14,13 @@ import pytest
 
 from kdpipe.cache import http, layout, open_cache
 from kdpipe.cache.addresses import Nearby
+from kdpipe.cache.index import IndexRow
 from kdpipe.cache.order import SequenceOrder
 from kdpipe.cache.retries import Patience
 from kdpipe.cache.transfer import near
 from kdpipe.cache.transfer.leases import Lease, alone
 from kdpipe.cache.transfer.near import NearStore, near_store
+from kdpipe.cache.transfer.receiving import Receiver
 from kdpipe.schemas.errors import CacheWriteError, ConfigError, Unreachable
 from support import tiny
 from support.reading import digests_of_all
@@ -140,6 +142,25 @@ def test_a_part_that_is_read_is_not_removed(path: Path, tmp_path: Path) -> None:
         leases[0].release()
         store.hold(2).release()
         assert there(tmp_path) == {"00001", "00002"}
+
+
+def test_parts_that_processes_bring_at_once_are_too_many_for_a_moment_only(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nearby, take = Nearby(folder=tmp_path, limit=2 * max(sizes_of(path))), Receiver.take_part
+    with serving(Site(path)) as url:
+        one, other = (NearStore(http.HttpStore(url), nearby, Patience(budget=60.0)) for _ in range(2))
+        one.hold(0).release()
+
+        def take_after_the_other(receiver: Receiver, number: int, row: IndexRow | None) -> None:
+            monkeypatch.undo()
+            other.hold(1).release()
+            take(receiver, number, row)
+
+        monkeypatch.setattr(Receiver, "take_part", take_after_the_other)
+        one.hold(2).release()
+    assert (one.n_fetched, other.n_fetched) == (2, 1)
+    assert there(tmp_path) == {"00001", "00002"}
 
 
 @pytest.mark.slow
@@ -264,5 +285,5 @@ def test_parts_are_evicted_under_several_readers_and_every_row_is_the_same(path:
         assert [child.wait(300) for child in children] == [0, 0, 0]
     fetched = [asked for asked in site.asked if "sequences.arrow" in asked]
     assert len(fetched) > 2 * len(sizes_of(path)), "parts were hardly evicted: this has shown nothing"
-    # A process does not see what is on its way to others, so the last two may bring a part each.
+    # What two processes brought last, each may have held when the other looked for too many parts.
     assert bytes_of(tmp_path) <= limit + 2 * max(sizes_of(path))
