@@ -26,6 +26,7 @@ NUMBERS = {
     "top1_agreement": ("agreement", "{:.2%}"),
     "ece": ("calibration error", "{:.2%}"),
 }
+LOSSES = ("loss", "loss_shifted")
 # A share is told in percent, its difference in points of it.
 SHARES = ("top1_agreement", "ece")
 
@@ -61,6 +62,8 @@ def _table(runs: "Sequence[ComparedRun]") -> Iterator[str]:
     yield _row("positions", [_count(one.positions) for one in runs])
     for metric, (name, form) in NUMBERS.items():
         values = [one.numbers.get(metric) for one in runs]
+        if metric in LOSSES and any(one.same_objective is False for one in runs):
+            name = f"{name} (own objective)"
         if any(value is not None for value in values):
             yield _row(name, ["-" if value is None else form.format(value) for value in values])
     if any(one.differences for one in runs):

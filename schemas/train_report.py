@@ -132,7 +132,9 @@ class Difference(Record):
 class ComparedRun(Record):
     """One run: what differs in its settings, its numbers, and how they differ from the first run's.
 
-    `differences` is empty for the first, and for one that was evaluated on other positions.
+    `differences` is empty for the first, and for one that was evaluated on other positions; it holds only readings that
+    mean the same in both runs. `same_objective` says whether the loss is that of the first run's objective, None where
+    one of them has no evaluation.
     """
 
     run: str
@@ -141,6 +143,7 @@ class ComparedRun(Record):
     documents: int | None
     positions: int | None
     numbers: dict[str, float | None]
+    same_objective: bool | None
     differences: dict[str, Difference]
 
 

@@ -1,15 +1,16 @@
 """Runs beside each other: what differs, by how much and how surely, and what cannot be compared."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from kdpipe.pipeline.compare import compare
 from kdpipe.schemas.errors import ConfigError
-from kdpipe.schemas.train_report import Evaluation
+from kdpipe.schemas.train_report import Difference, Evaluation
 from support.evaluations import evaluation, run_folder
 
-BASE = {"seed": 0, "out": "a", "losses": {"alpha": 0.1, "select": []}, "optimizer": {"lr": 1e-4}}
+BASE: dict[str, Any] = {"seed": 0, "out": "a", "losses": {"alpha": 0.1, "select": []}, "optimizer": {"lr": 1e-4}}
 
 
 def test_settings_that_differ_are_told_and_others_are_not(tmp_path: Path) -> None:
@@ -73,3 +74,47 @@ def test_one_run_and_no_run_are_refused(tmp_path: Path) -> None:
         compare([str(tmp_path)])
     with pytest.raises(ConfigError, match=r"is no folder of a run: it has no config.yaml"):
         compare([str(tmp_path), str(tmp_path)])
+
+
+@pytest.mark.parametrize(
+    ("name", "changed"),
+    [
+        ("losses.mode", {"losses": {**BASE["losses"], "mode": "output"}}),
+        ("losses.temperature", {"losses": {**BASE["losses"], "temperature": 2.0}}),
+        ("losses.alpha", {"losses": {**BASE["losses"], "alpha": 0.5}}),
+        ("losses.weights.cosine", {"losses": {**BASE["losses"], "weights": {"cosine": 1.0}}}),
+        ("run.phases", {"run": {"phases": [{"until": 1.0, "alpha": 0.5}]}}),
+    ],
+)
+def test_losses_of_different_objectives_have_no_difference(tmp_path: Path, name: str, changed: dict[str, Any]) -> None:
+    one = run_folder(tmp_path / "a", BASE, evaluation(loss=3.4451))
+    other = run_folder(tmp_path / "b", {**BASE, **changed}, evaluation(loss=0.5358))
+    found = compare([str(one), str(other)])
+    assert [run.numbers["loss"] for run in found.runs] == [3.4451, 0.5358]
+    assert [run.same_objective for run in found.runs] == [True, False]
+    assert set(found.runs[1].differences) == {"cross_entropy", "kl_teacher", "top1_agreement", "ece"}
+    (note,) = [note for note in found.notes if "objective" in note]
+    assert name in note
+    assert str(other) in note
+
+
+def test_losses_of_one_objective_have_a_difference_without_an_interval(tmp_path: Path) -> None:
+    one = run_folder(tmp_path / "a", BASE, evaluation(loss=1.5))
+    other = run_folder(tmp_path / "b", {**BASE, "seed": 1, "optimizer": {"lr": 1e-3}}, evaluation(loss=1.25))
+    found = compare([str(one), str(other)])
+    assert found.runs[1].differences["loss"] == Difference(value=-0.25, spread=None)
+    assert not [note for note in found.notes if "objective" in note]
+
+
+def test_an_objective_that_changes_by_step_is_the_same_only_at_the_same_step(tmp_path: Path) -> None:
+    settings = {**BASE, "losses": {"alpha": 0.1, "alpha_schedule": "wsd"}}
+    runs = [
+        str(run_folder(tmp_path / f"{step}-{n}", settings, evaluation(step=step))) for n, step in enumerate((9, 9, 7))
+    ]
+    assert [run.same_objective for run in compare(runs).runs] == [True, True, False]
+
+
+def test_different_estimates_of_kl_have_no_difference(tmp_path: Path) -> None:
+    one = run_folder(tmp_path / "a", BASE, evaluation())
+    bound = run_folder(tmp_path / "b", BASE, evaluation(kl_teacher_estimate="lower_bound"))
+    assert "kl_teacher" not in compare([str(one), str(bound)]).runs[1].differences
