@@ -266,9 +266,9 @@ def same_manifest(store: Store, asked: Manifest, named: str) -> Manifest:
     """Give the manifest of the cache that is there, or say what differs; an empty one is only in the way."""
     found = load_manifest(store)
     # Another version of the program may go on: what it wrote itself stays in the manifest.
-    # An earlier one did not count duplicates.
+    # An earlier one did not count duplicates, and did not write the teacher's hidden size.
     plan = found.plan.with_duplicates_of(asked.plan)
-    alike = found.model_copy(update={"kdpipe": asked.kdpipe, "plan": plan})
+    alike = found.with_hidden_size_of(asked).model_copy(update={"kdpipe": asked.kdpipe, "plan": plan})
     if alike.to_json() == asked.to_json():
         return found
     differing = differing_settings(alike.model_dump(mode="json"), asked.model_dump(mode="json"))

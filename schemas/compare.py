@@ -28,6 +28,7 @@ CALLED = {
     "plan.packed": "whether documents are packed",
     "teacher.dtype": "--dtype",
     "teacher.n_layers": "the teacher's layers",
+    "teacher.hidden_size": "the teacher's hidden size",
     "teacher.licence": "the teacher's licence",
     "teacher.remote_code": "--trust-remote-code",
     "tokenizer.chat_template_sha256": "the chat template",

@@ -7,14 +7,14 @@ Before it: `plan.py`, `targets.py`, `arrays.py`. After it: `part.py`; `cache/wri
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PrivateAttr, model_validator
+from pydantic import Field, PrivateAttr, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from kdpipe.schemas import strict_json
 from kdpipe.schemas.arrays import Arrays, LinearLaw, VectorArray, default_arrays
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.plan import Plan
 from kdpipe.schemas.records import Record, read_record
-from kdpipe.schemas.targets import HiddenSpec, PcaProjection, State, TargetSpec
+from kdpipe.schemas.targets import MAX_WIDTH, HiddenSpec, PcaProjection, State, TargetSpec
 from kdpipe.schemas.version import FormatVersion, check_version
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -38,7 +38,10 @@ class FileRecord(Record):
 
 
 class Teacher(Record):
-    """Who spoke: enough to load the same teacher again, and the licence that its students inherit."""
+    """Who spoke: enough to load the same teacher again, and the licence that its students inherit.
+
+    `hidden_size` is written only where it is known.
+    """
 
     name: ShortText
     revision: ShortText | None = None
@@ -46,9 +49,17 @@ class Teacher(Record):
     dtype: Literal["float32", "float16", "bfloat16", "float64", "quantised", "unknown"] = "float32"
     licence: ShortText | None = None
     n_layers: int | None = Field(default=None, ge=0, le=10_000)
+    hidden_size: int | None = Field(default=None, ge=1, le=MAX_WIDTH)
     full_distribution: bool = True
     remote_code: bool = False
     notes: tuple[ShortText, ...] = Field(default=(), max_length=64)
+
+    @model_serializer(mode="wrap")
+    def _without_unknown(self, inner: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        written: dict[str, Any] = inner(self)
+        if self.hidden_size is None:
+            written.pop("hidden_size", None)
+        return written
 
 
 class Tokenizer(Record):
@@ -147,6 +158,13 @@ class Manifest(Record):
             if table.name == name:
                 return table
         raise ConfigError(f"there is no table {name!r}", hint=f"there are {', '.join(t.name for t in self.tables)}")
+
+    def with_hidden_size_of(self, other: "Manifest") -> "Manifest":
+        """The same, with the hidden size of the other's teacher where its own has none: older caches lack the key."""
+        if self.teacher is None or other.teacher is None or self.teacher.hidden_size is not None:
+            return self
+        teacher = self.teacher.model_copy(update={"hidden_size": other.teacher.hidden_size})
+        return Manifest.model_validate({**dict(self), "teacher": teacher})
 
     @property
     def sha256(self) -> str:

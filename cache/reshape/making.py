@@ -8,6 +8,7 @@ on with the parts that are not there; one part at a time is in memory, and of it
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from importlib.metadata import version
 from typing import Literal, Protocol
 
@@ -110,8 +111,8 @@ def planned(jobs: Sequence[Job], like: Plan) -> tuple[list[Job], Plan]:
 
 
 def made_from(sources: Sequence[Manifest], origin: Origin, plan: Plan) -> Manifest:
-    """The manifest of the first source with a plan of its own, and a history that ends with what is done now."""
-    first = sources[0]
+    """The first source's manifest with a plan of its own, and a history that ends with what is done now."""
+    first = reduce(Manifest.with_hidden_size_of, sources)
     before = dict.fromkeys(origin.to_json() for source in sources for origin in source.history)
     history = (*(Origin.model_validate_json(line) for line in before), origin)
     if len(history) > MAX_HISTORY:

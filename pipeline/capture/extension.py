@@ -37,7 +37,7 @@ class Extension:
         check_same_spec(self.source, manifest, "the new documents")
         old = self.source.manifest
         origin = Origin(action="extend", caches=(self.source.cache_id,))
-        made = made_from([self.source.manifest], origin, _behind(old.plan, manifest.plan))
+        made = made_from([old.with_hidden_size_of(manifest)], origin, _behind(old.plan, manifest.plan))
         both = canonical({"documents": manifest.data.fingerprint, "extended": self.source.cache_id})
         named = " + ".join(dict.fromkeys((old.data.source, manifest.data.source)))
         data = made.data.model_copy(update={"fingerprint": sha256_hex(both), "source": named[:MAX_TEXT]})

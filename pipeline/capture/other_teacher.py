@@ -5,10 +5,11 @@ needed: a model of another shape is another teacher, and asking it for states th
 """
 
 from collections.abc import Iterator
+from typing import assert_never
 
 from kdpipe.pipeline.models.shapes import ModelShape
 from kdpipe.schemas.manifest import Manifest
-from kdpipe.schemas.targets import PcaProjection, State, WholeState
+from kdpipe.schemas.targets import PcaProjection, RandomProjection, State, WholeState
 
 
 def differences_of_shape(shape: ModelShape, manifest: Manifest) -> list[str]:
@@ -30,6 +31,10 @@ def _layers(shape: ModelShape, manifest: Manifest) -> Iterator[str]:
 
 
 def _widths(shape: ModelShape, manifest: Manifest) -> Iterator[str]:
+    stated = manifest.teacher.hidden_size if manifest.teacher is not None else None
+    if stated is not None and stated != shape.width:
+        yield f"has a hidden size of {shape.width:,}, the teacher of the cache has {stated:,}"
+        return
     keep = manifest.targets.keep
     widths = [("last states", keep.width, shape.last_width)] if isinstance(keep, State) else []
     for vector in (*manifest.hidden.pooled, *manifest.hidden.rows):
@@ -41,6 +46,10 @@ def _widths(shape: ModelShape, manifest: Manifest) -> Iterator[str]:
                 widths.append((f"states of layer {vector.layer}", vector.width, own))
             case PcaProjection(input_width=width):
                 widths.append((f"a projection of states of layer {vector.layer}", width, own))
+            case RandomProjection():  # takes states of any width
+                pass
+            case _ as never:
+                assert_never(never)
     for what, width, own in widths:
         if width != own:
             yield f"has states of {own:,} numbers, the cache keeps {what} of {width:,}"

@@ -55,6 +55,7 @@ def load(settings: TeacherSettings, shape: ModelShape, on: Sequence[torch.device
         dtype="quantised" if shape.quantised else name,
         licence=shape.licence,
         n_layers=shape.n_layers,
+        hidden_size=shape.width,
         remote_code=settings.trust_remote_code,
         notes=_how_quantised(settings, shape, name),
     )

@@ -1,6 +1,7 @@
 """A cache extended: the old parts as they were, the new documents behind them, and the old cache untouched."""
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,11 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from kdpipe.cache import layout
 from kdpipe.cache.reader import open_cache
 from kdpipe.pipeline.capture import extension
 from kdpipe.schemas.errors import ConfigError, Incompatible
 from kdpipe.schemas.manifest import Origin
 from support.corpora import TEXTS, write_jsonl
+from support.damage import edit_json, reseal
 from support.reshaped import documents_in, problems_in
 from support.stage_one import HeardWatch, make_inputs, run, settings_for
 from support.tiny import digests_of, unsynced
@@ -98,6 +101,18 @@ def said_in(path: Path) -> dict[bytes, Any]:
         pieces = np.split(rows.label_logprob, rows.document_starts[1:])
         found |= dict(zip(cache.digests(i), pieces, strict=True))
     return found
+
+
+@pytest.mark.slow
+def test_an_older_cache_that_is_extended_states_the_hidden_size(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder / "old", tmp_path / "old")
+    edit_json(tmp_path / "old" / layout.MANIFEST, lambda manifest: manifest["teacher"].pop("hidden_size"))
+    reseal(tmp_path / "old")
+    assert problems_in(tmp_path / "old") == []
+    run(more(folder, tmp_path / "new").model_copy(update={"extend": str(tmp_path / "old")}))
+    teacher = open_cache(tmp_path / "new").manifest.teacher
+    assert teacher is not None and teacher.hidden_size == 64
+    assert problems_in(tmp_path / "new") == []
 
 
 @pytest.mark.slow
