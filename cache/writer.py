@@ -265,10 +265,10 @@ def create_cache(folder: str | os.PathLike[str], manifest: Manifest, patience: P
 def same_manifest(store: Store, asked: Manifest, named: str) -> Manifest:
     """Give the manifest of the cache that is there, or say what differs; an empty one is only in the way."""
     found = load_manifest(store)
-    # Another version of the program may go on: what it wrote itself stays in the manifest.
-    # An earlier one did not count duplicates, and did not write the teacher's hidden size.
+    # Another version of the program may go on: what it wrote itself stays in the manifest, as does what the teacher
+    # was called. An earlier one did not count duplicates, and did not write the teacher's hidden size.
     plan = found.plan.with_duplicates_of(asked.plan)
-    alike = found.with_hidden_size_of(asked).model_copy(update={"kdpipe": asked.kdpipe, "plan": plan})
+    alike = found.described_as(asked).model_copy(update={"kdpipe": asked.kdpipe, "plan": plan})
     if alike.to_json() == asked.to_json():
         return found
     differing = differing_settings(alike.model_dump(mode="json"), asked.model_dump(mode="json"))

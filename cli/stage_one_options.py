@@ -37,6 +37,18 @@ FLAGS = (
     Flag(name="--teacher", place="teacher.name", metavar="NAME", help="A causal language model: a folder or a hub id."),
     Flag(name="--revision", place="teacher.revision", metavar="REV", help="The teacher's revision on the hub."),
     Flag(
+        name="--teacher-name",
+        place="teacher.display_name",
+        metavar="NAME",
+        help="Teacher's name in manifest and model cards; the hub id or folder unless given.",
+    ),
+    Flag(
+        name="--teacher-license",
+        place="teacher.license",
+        metavar="NAME",
+        help="Teacher's license, as in apache-2.0; that of its model card unless given.",
+    ),
+    Flag(
         name="--tokenizer",
         place="teacher.tokenizer",
         metavar="NAME",

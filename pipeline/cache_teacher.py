@@ -18,7 +18,7 @@ from kdpipe.cache.writer import same_manifest
 from kdpipe.pipeline.capture.begin import begin_cache
 from kdpipe.pipeline.capture.early import check_out, is_begun, look_first
 from kdpipe.pipeline.capture.extension import open_extension
-from kdpipe.pipeline.capture.identity import make_manifest
+from kdpipe.pipeline.capture.identity import check_description, make_manifest
 from kdpipe.pipeline.capture.inputs import Inputs, explain_cuts, read_inputs
 from kdpipe.pipeline.capture.parts import PartMaker, Tally
 from kdpipe.pipeline.capture.progress import Follower
@@ -63,9 +63,10 @@ def work(settings: StageOne, shard: Shard, watch: Watch, retry_for: float) -> St
         inputs.corpus.check_lengths(speaker.sequence_length)
     manifest, old = make_manifest(settings, inputs, speaker), None
     if extension is not None:
-        old, manifest = extension.source, extension.extended(manifest)
+        old, manifest = extension.source, extension.extended(manifest, settings.teacher)
         inputs = replace(inputs, corpus=inputs.corpus.behind(extension.documents, extension.known))
     cache, asked = begin_cache(settings.out, manifest, inputs, speaker, old, patience)
+    check_description(settings, cache.manifest)
     if extension is not None:
         extension.adopt(cache, shard)
     follower = Follower(cache, inputs.corpus, shard, watch)
@@ -91,9 +92,9 @@ def dry_run(settings: StageOne, watch: Watch, retry_for: float) -> StageOneRepor
     speaker = open_speaker(settings, tokenizer, ahead)
     manifest = make_manifest(settings, inputs, speaker)
     extension = open_extension(settings, patience)
-    whole = manifest if extension is None else extension.extended(manifest)
+    whole = manifest if extension is None else extension.extended(manifest, settings.teacher)
     if settings.out is not None and is_begun(settings.out, patience):
-        same_manifest(open_store(settings.out, patience), whole, settings.out)
+        check_description(settings, same_manifest(open_store(settings.out, patience), whole, settings.out))
     trial = make_trial(manifest, inputs, speaker, DRY_RUN_BATCHES * speaker.batch_tokens)
     report = _report(settings.out or "", trial.summary, inputs, trial.tally)
     planned = PartsMade(planned=whole.plan.n_parts, present=0, made=0)

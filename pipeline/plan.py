@@ -41,7 +41,7 @@ def plan(settings: StageOne, *, tokens: int | None, probe_seconds: float | None,
     elif ahead.targets.has_entries:
         notes.append(GUESSED)
     return PlanReport(
-        teacher=settings.teacher.name if ahead.shape is not None else None,
+        teacher=(settings.teacher.display_name or settings.teacher.name) if ahead.shape is not None else None,
         n_parameters=None if ahead.shape is None else ahead.shape.n_parameters,
         documents=extent.documents,
         positions=extent.positions,

@@ -16,6 +16,7 @@ CALLED = {
     "history.note": "what was chosen",
     "teacher": "the teacher",
     "teacher.name": "the teacher's name",
+    "teacher.hub_id": "the teacher",
     "teacher.weights_sha256": "the teacher's weights",
     "teacher.revision": "--revision",
     "tokenizer": "the tokenizer",

@@ -40,7 +40,8 @@ class FileRecord(Record):
 class Teacher(Record):
     """Who spoke: enough to load the same teacher again, and the licence that its students inherit.
 
-    `hidden_size` is written only where it is known.
+    Name and licence describe: `identity` tells teachers apart. `hidden_size`, and `hub_id` where `name` is another than
+    the hub's, are written only where they are known.
     """
 
     name: ShortText
@@ -53,12 +54,31 @@ class Teacher(Record):
     full_distribution: bool = True
     remote_code: bool = False
     notes: tuple[ShortText, ...] = Field(default=(), max_length=64)
+    hub_id: ShortText | None = None
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What is equal for one teacher: its weights by content, by hub id or name and revision where nobody hashed
+        them, and how it was run."""
+        found = self.model_dump(exclude={"name", "hub_id", "revision", "licence", "hidden_size"})
+        if self.weights_sha256 is None:
+            found |= {"source": self.hub_id or self.name, "revision": self.revision}
+        return found
+
+    def described_as(self, other: "Teacher") -> "Teacher":
+        """The same with what only describes it taken from another record of it; a licence only where one is missing."""
+        if self.identity != other.identity:
+            return self
+        licence = self.licence if self.licence is not None and other.licence is not None else other.licence
+        update = {"name": other.name, "hub_id": other.hub_id, "revision": other.revision, "licence": licence}
+        return self.model_copy(update=update)
 
     @model_serializer(mode="wrap")
     def _without_unknown(self, inner: SerializerFunctionWrapHandler) -> dict[str, Any]:
         written: dict[str, Any] = inner(self)
-        if self.hidden_size is None:
-            written.pop("hidden_size", None)
+        for name in ("hidden_size", "hub_id"):
+            if getattr(self, name) is None:
+                written.pop(name, None)
         return written
 
 
@@ -165,6 +185,13 @@ class Manifest(Record):
             return self
         teacher = self.teacher.model_copy(update={"hidden_size": other.teacher.hidden_size})
         return Manifest.model_validate({**dict(self), "teacher": teacher})
+
+    def described_as(self, other: "Manifest") -> "Manifest":
+        """The same, with what the other says of the teacher beside its identity, where both are of one teacher."""
+        own = self.with_hidden_size_of(other)
+        if own.teacher is None or other.teacher is None:
+            return own
+        return own.model_copy(update={"teacher": own.teacher.described_as(other.teacher)})
 
     @property
     def sha256(self) -> str:

@@ -78,12 +78,17 @@ class SequenceSettings(Record):
 
 
 class TeacherSettings(ModelSettings):
-    """Who speaks. `tokenizer` is the teacher's own unless another folder is named, which must be equal by content."""
+    """Who speaks. `tokenizer` is the teacher's own unless another folder is named, which must be equal by content.
+
+    `display_name` and `license` are what manifest and model cards state, in place of what the model's folder says.
+    """
 
     tokenizer: Name | None = None
     allow_foreign_tokenizer: bool = False
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     quantise: Literal["none", "int8", "int4"] = "none"
+    display_name: Name | None = None
+    license: Name | None = None
 
 
 class TargetSettings(Record):

@@ -26,6 +26,8 @@ OF_KINDS: dict[Place, tuple[str, ...]] = {
     ("targets", "temperatures"): OF_A_TEACHER,
     ("hidden", "layers"): OF_A_TEACHER,
     ("teacher", "allow_foreign_tokenizer"): OF_A_TEACHER,
+    ("teacher", "display_name"): OF_A_TEACHER,
+    ("teacher", "license"): OF_A_TEACHER,
     ("teacher", "dtype"): OF_A_TEACHER,
     ("teacher", "quantise"): OF_A_TEACHER,
     ("machine", "devices"): OF_A_TEACHER,

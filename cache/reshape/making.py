@@ -124,7 +124,11 @@ def made_from(sources: Sequence[Manifest], origin: Origin, plan: Plan) -> Manife
     fingerprints = [source.data.fingerprint for source in sources]
     made = canonical({"data": fingerprints, "origin": origin.model_dump(mode="json")})
     data = first.data.model_copy(update={"source": named[:MAX_TEXT], "fingerprint": sha256_hex(made)})
-    return with_changes(first, kdpipe=version("kdpipe"), data=data, plan=plan, history=history)
+    teacher = first.teacher
+    if teacher is not None:
+        licences = (source.teacher.licence for source in sources if source.teacher is not None)
+        teacher = teacher.model_copy(update={"licence": next(filter(None, licences), None)})
+    return with_changes(first, kdpipe=version("kdpipe"), data=data, plan=plan, history=history, teacher=teacher)
 
 
 def make(out: str, making: Making, told: Told, rewrite: Rewrite | None = None) -> ReshapeReport:

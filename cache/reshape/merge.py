@@ -147,8 +147,8 @@ def _check_tokenizer_files(first: Source, other: Source) -> None:
 
 def check_same_spec(first: Source, asked: Manifest, what: str) -> None:
     """Refuse another teacher, tokenizer or spec, and say what differs."""
-    mine, theirs = first.manifest, asked.with_hidden_size_of(first.manifest)
-    differing = differing_settings(_spec(mine.with_hidden_size_of(asked)), _spec(theirs))
+    own, theirs = first.manifest.described_as(asked), asked.with_hidden_size_of(first.manifest)
+    differing = differing_settings(_spec(own), _spec(theirs))
     if differing:
         more = " ..." if len(differing) > 5 else ""
         told = "; ".join(differing[:5]).replace(" there, ", " and ").replace(" asked", "")

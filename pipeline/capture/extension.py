@@ -19,7 +19,7 @@ from kdpipe.cache.writer import CacheWriter
 from kdpipe.pipeline.capture.turns import Shard
 from kdpipe.schemas.manifest import Manifest, Origin
 from kdpipe.schemas.plan import Plan, SplitName, SplitPlan
-from kdpipe.schemas.stage_one import StageOne
+from kdpipe.schemas.stage_one import StageOne, TeacherSettings
 from kdpipe.schemas.strict_json import canonical, sha256_hex
 
 
@@ -32,8 +32,11 @@ class Extension:
     known: KnownDocuments
     documents: Mapping[SplitName, int]
 
-    def extended(self, manifest: Manifest) -> Manifest:
-        """The manifest of both, given that of the new documents alone; another teacher or spec is refused."""
+    def extended(self, manifest: Manifest, teacher: TeacherSettings) -> Manifest:
+        """The manifest of both, given that of the new documents alone; another teacher or spec is refused.
+
+        The teacher is called what the old cache calls it, unless a name or license is given.
+        """
         check_same_spec(self.source, manifest, "the new documents")
         old = self.source.manifest
         origin = Origin(action="extend", caches=(self.source.cache_id,))
@@ -41,7 +44,11 @@ class Extension:
         both = canonical({"documents": manifest.data.fingerprint, "extended": self.source.cache_id})
         named = " + ".join(dict.fromkeys((old.data.source, manifest.data.source)))
         data = made.data.model_copy(update={"fingerprint": sha256_hex(both), "source": named[:MAX_TEXT]})
-        return with_changes(made, data=data, seed=manifest.seed)
+        given = {"name": teacher.display_name, "licence": teacher.license}
+        described = made.teacher
+        if described is not None:
+            described = described.model_copy(update={key: value for key, value in given.items() if value is not None})
+        return with_changes(made, data=data, seed=manifest.seed, teacher=described)
 
     def adopt(self, cache: CacheWriter, shard: Shard) -> None:
         """Put the old parts that are not there yet in their places: a worker's own share, then what others left."""

@@ -13,6 +13,7 @@ from kdpipe.pipeline.capture.inputs import Inputs
 from kdpipe.pipeline.capture.speaker import Speaker
 from kdpipe.schemas import manifest
 from kdpipe.schemas.arrays import default_arrays
+from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.manifest import Manifest, expected_tables
 from kdpipe.schemas.stage_one import StageOne
 
@@ -43,6 +44,22 @@ def make_manifest(settings: StageOne, inputs: Inputs, speaker: Speaker) -> Manif
         tables=expected_tables(speaker.targets, speaker.hidden, n_ids),
         arrays=default_arrays(speaker.targets, speaker.hidden, n_ids),
     )
+
+
+def check_description(settings: StageOne, found: Manifest) -> None:
+    """Refuse a name or license of the teacher that a cache begun before states otherwise: its manifest is final."""
+    teacher = found.teacher
+    if teacher is None:
+        return
+    for flag, given, stated in (
+        ("--teacher-name", settings.teacher.display_name, teacher.name),
+        ("--teacher-license", settings.teacher.license, teacher.licence),
+    ):
+        if given is not None and given != stated:
+            raise ConfigError(
+                f"{settings.out} was begun with {stated or 'none'} for {flag}, {given} is given now",
+                hint=f"leave {flag} out, or choose another --out: a manifest is never rewritten",
+            )
 
 
 def ids_by_rank(counts: Longs) -> npt.NDArray[np.uint32]:

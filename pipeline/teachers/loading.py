@@ -16,6 +16,7 @@ import transformers
 
 from kdpipe.pipeline.models import devices, folders
 from kdpipe.pipeline.models.devices import Placement
+from kdpipe.pipeline.models.names import name_of_folder
 from kdpipe.pipeline.models.shapes import ModelShape, in_two_lines
 from kdpipe.schemas import manifest
 from kdpipe.schemas.errors import ConfigError
@@ -48,16 +49,19 @@ def load(settings: TeacherSettings, shape: ModelShape, on: Sequence[torch.device
             hint="pip install 'kdpipe[large]'",
         )
     dtype: torch.dtype = getattr(torch, name)
+    folder = folders.local_folder(shape.name)
+    own_name = shape.name if folder is None else name_of_folder(folder, shape)
     facts = manifest.Teacher(
-        name=folder.resolve().name if (folder := folders.local_folder(shape.name)) else shape.name,
+        name=settings.display_name or own_name,
         revision=shape.revision,
         weights_sha256=folders.weights_sha256(folder) if folder else None,
         dtype="quantised" if shape.quantised else name,
-        licence=shape.licence,
+        licence=settings.license or shape.licence,
         n_layers=shape.n_layers,
         hidden_size=shape.width,
         remote_code=settings.trust_remote_code,
         notes=_how_quantised(settings, shape, name),
+        hub_id=shape.name if folder is None and settings.display_name not in (None, shape.name) else None,
     )
     log.info("loading %s as %s on %s (%s)", shape.name, facts.dtype, on[0], placement.kind)
     with in_two_lines(shape.name):
@@ -87,7 +91,7 @@ def asked_again(name: str, facts: manifest.Teacher) -> TeacherSettings:
     quantise = next((how for found in words for how in ("int8", "int4") if how in found), "none")
     known = words[0][-1] if words else facts.dtype
     spoken = known if known in ("float32", "float16", "bfloat16") else "auto"
-    revision = facts.revision if name == facts.name else None
+    revision = facts.revision if name == (facts.hub_id or facts.name) else None
     return TeacherSettings.model_validate({"name": name, "revision": revision, "dtype": spoken, "quantise": quantise})
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from kdpipe.pipeline.evaluation.stored import FINAL, load_evaluation, save_evaluation
 from kdpipe.pipeline.losses.terms import InForce
+from kdpipe.pipeline.models.names import is_placeholder
 from kdpipe.pipeline.students.card import Card, rendered
 from kdpipe.pipeline.students.reload import cached_ids, check_reload
 from kdpipe.pipeline.students.saving import save_student
@@ -16,6 +17,8 @@ from kdpipe.pipeline.training.desk import Desk
 from kdpipe.schemas.checkpoint import LoopState
 from kdpipe.schemas.train_report import Evaluation
 
+# Of caches that were made before teachers had names of their own.
+UNNAMED = "an unnamed teacher"
 VERSIONS = ("kdpipe", "torch", "transformers")
 
 
@@ -50,7 +53,7 @@ def _card(desk: Desk, state: LoopState, found: Evaluation | None, name: str) -> 
     metrics = {} if found is None else {n: v for n, v in found.summary.items() if isinstance(v, float)}
     return Card(
         name=name,
-        teacher=None if teacher is None else teacher.name,
+        teacher=None if teacher is None else UNNAMED if is_placeholder(teacher.name) else teacher.name,
         teacher_revision=None if teacher is None else teacher.revision,
         teacher_licence=None if teacher is None else teacher.licence,
         base=base.origin,

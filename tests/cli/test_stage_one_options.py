@@ -51,6 +51,8 @@ def at(settings: StageOne, place: str) -> Any:
 
 TYPED = [
     ("--revision", "abc", "teacher.revision", "abc"),
+    ("--teacher-name", "org/Large", "teacher.display_name", "org/Large"),
+    ("--teacher-license", "mit", "teacher.license", "mit"),
     ("--tokenizer", "t", "teacher.tokenizer", "t"),
     ("--trust-remote-code", None, "teacher.trust_remote_code", True),
     ("--dtype", "bfloat16", "teacher.dtype", "bfloat16"),

@@ -15,7 +15,8 @@ from kdpipe.cli import main
 
 # What the commands of stage one can be told: DESIGN 5 and issue 3.
 STAGE_ONE = {
-    "--teacher", "--revision", "--tokenizer", "--allow-foreign-tokenizer", "--trust-remote-code", "--dtype",
+    "--teacher", "--teacher-name", "--teacher-license", "--revision",
+    "--tokenizer", "--allow-foreign-tokenizer", "--trust-remote-code", "--dtype",
     "--data", "--data-split", "--limit",
     "--val-data", "--val-fraction", "--max-bad-rows", "--seq-len", "--no-pack", "--targets", "--profile", "--tau",
     "--top-k", "--top-p", "--draws", "--target-temperature", "--temperatures", "--hidden-layers", "--hidden-dim",

@@ -61,6 +61,8 @@ def test_other_bits_are_another_teacher_that_can_be_asked_again(tmp_path: Path) 
     plain = manifest.Teacher(name="ORG/model", revision="abc", dtype="bfloat16")
     assert loading._how_quantised(TeacherSettings(name="ORG/model"), shape, "bfloat16") == ()
     assert asked_again("ORG/model", plain) == TeacherSettings(name="ORG/model", revision="abc", dtype="bfloat16")
+    named = plain.model_copy(update={"name": "Model", "hub_id": "ORG/model"})
+    assert asked_again("ORG/model", named) == asked_again("ORG/model", plain)
     assert asked_again("here/model", plain) == TeacherSettings(name="here/model", dtype="bfloat16")
     notes = set()
     for how in ("int8", "int4"):
