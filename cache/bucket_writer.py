@@ -26,11 +26,10 @@ from kdpipe.cache.reader import committed_parts
 from kdpipe.cache.remote import RemoteFolder, open_folder
 from kdpipe.cache.retries import Patience
 from kdpipe.cache.scratch import named
-from kdpipe.cache.writer import CacheWriter, create_cache, same_manifest
+from kdpipe.cache.writer import CacheWriter, create_cache, journal_entry, same_manifest
 from kdpipe.schemas.errors import CacheDamaged, CacheIncomplete, ConfigError
 from kdpipe.schemas.manifest import FileRecord, Manifest
 from kdpipe.schemas.part import PartRecord
-from kdpipe.schemas.strict_json import canonical
 
 if TYPE_CHECKING:
     from kdpipe.cache.hub import HubFolder
@@ -107,8 +106,9 @@ class BucketWriter(CacheWriter):
         return self._send(number)
 
     def write_journal(self, number: int, facts: Mapping[str, Any]) -> None:
-        """Note who made a part and how fast."""
-        self._create(layout.journal_file(number), canonical(dict(facts)))
+        """Note who made a committed part and how fast."""
+        row = self._through(lambda: read_part_record(self._place, self.manifest, number, None))[1]
+        self._create(layout.journal_file(number), journal_entry(row, facts))
 
     def seal(self) -> str:
         """Check every part's files, write the index when all parts are there, and return the cache_id."""

@@ -178,9 +178,10 @@ class CacheWriter:
         return self._table_records, self._rank_of_id
 
     def write_journal(self, number: int, facts: Mapping[str, Any]) -> None:
-        """Note who made a part and how fast: outside everything that is digested, and the last word wins nothing."""
+        """Note who made a committed part and how fast: outside everything that is digested, and only once."""
+        row = read_part_record(self._store, self.manifest, number, None)[1]
         with explained("writing the journal", self.path):
-            publish_file(self.path, self.path / layout.journal_file(number), canonical(dict(facts)))
+            publish_file(self.path, self.path / layout.journal_file(number), journal_entry(row, facts))
 
     def seal(self) -> str:
         """Check every part's files, write the index when all parts are there, and return the cache_id."""
@@ -288,6 +289,11 @@ def refuse_foreign_folder(path: Path) -> None:
             f"{path} holds other things and no {layout.MANIFEST}: {', '.join(foreign[:3])}",
             hint="choose a new or empty folder",
         )
+
+
+def journal_entry(row: IndexRow, facts: Mapping[str, Any]) -> bytes:
+    """A journal file: the part and the digest of its part.json, beside whatever is said of it."""
+    return canonical({**facts, "part": row.part, "part_sha256": row.sha256})
 
 
 def _write_files(folder: Path, files: Mapping[str, bytes]) -> None:

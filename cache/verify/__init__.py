@@ -16,7 +16,8 @@ from kdpipe.cache.store import open_store
 from kdpipe.cache.verify.deep import deep_problems
 from kdpipe.cache.verify.duplicates import find_duplicates
 from kdpipe.cache.verify.fast import Survey, survey
-from kdpipe.cache.verify.full import full_problems, journal_notes, shared_problems
+from kdpipe.cache.verify.full import full_problems, shared_problems
+from kdpipe.cache.verify.journal import journal_notes
 from kdpipe.cache.verify.once import AskedOnce
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.report import Level, Note, Problem, VerifyReport

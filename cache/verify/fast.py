@@ -35,6 +35,7 @@ class Survey:
     manifest: Manifest | None = None
     cache_id: str | None = None
     records: dict[int, PartRecord] = field(default_factory=dict)
+    rows: dict[int, IndexRow] = field(default_factory=dict)
     tables: dict[str, FileRecord] | None = None
     problems: list[Problem] = field(default_factory=list)
     strays: list[Problem] = field(default_factory=list)
@@ -63,8 +64,8 @@ def survey(store: Store, examine: Examine | None = None) -> Survey:
         )
         return found
     _survey_top(store, found)
-    rows = _survey_index(store, found.manifest, found)
-    _survey_parts(store, rows, found, examine or partial(_examine_in_turn, store))
+    found.rows = _survey_index(store, found.manifest, found)
+    _survey_parts(store, found.rows, found, examine or partial(_examine_in_turn, store))
     _survey_manifest(store, found.manifest, found)
     _survey_tables(store, found.manifest, found)
     return found

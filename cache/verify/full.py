@@ -21,8 +21,7 @@ from kdpipe.cache.verify.fast import COPY_AGAIN, Survey
 from kdpipe.schemas.errors import CacheDamaged
 from kdpipe.schemas.manifest import FileRecord, Manifest
 from kdpipe.schemas.part import PartRecord
-from kdpipe.schemas.report import Note, Problem
-from kdpipe.schemas.strict_json import canonical, parse
+from kdpipe.schemas.report import Problem
 
 FORGED = "do not use this copy: get the cache again from whoever made it"
 
@@ -71,31 +70,6 @@ def shared_problems(store: Store, found: Survey) -> Iterable[Problem]:
         data = {name: bytes(store.view(path, files[path].bytes)) for name, path in tokenizer.items()}
         if what := fingerprint_problem(data, manifest.tokenizer.fingerprint):
             yield Problem(part=None, file=f"{layout.TOKENIZER}/{TOKENIZER}", what=what, do=FORGED)
-
-
-def journal_notes(store: Store, found: Survey) -> list[Note]:
-    """Journal files that are not what a writer leaves: no reader uses them, and no digest covers them."""
-    if found.manifest is None or any(problem.file == layout.JOURNAL for problem in found.problems):
-        return []
-    names = [name for name in store.names(layout.JOURNAL) if layout.JOURNAL_NAME.match(name)]
-    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        wrong = pool.map(lambda name: _wrong_journal(store, f"{layout.JOURNAL}/{name}"), names)
-        return [
-            Note(part=int(name.removesuffix(".json")), file=f"{layout.JOURNAL}/{name}", what=what)
-            for name, what in zip(names, wrong, strict=True)
-            if what is not None
-        ]
-
-
-def _wrong_journal(store: Store, name: str) -> str | None:
-    try:
-        data = store.read(name, layout.MAX_RECORD_BYTES)
-        facts = parse(data, name, layout.MAX_RECORD_BYTES)
-    except CacheDamaged as error:
-        return error.message.removeprefix(name).lstrip(": ")
-    if not isinstance(facts, dict) or canonical(facts) != data:
-        return "it is not as a writer left it: no JSON object in the canonical spelling"
-    return None
 
 
 def part_bytes(store: Views, manifest: Manifest, record: PartRecord) -> list[Problem]:

@@ -121,9 +121,8 @@ class PartMaker:
             for sequence, block in arrange(part.pieces, part.groups, answered, self._cache.manifest):
                 inbox.add(sequence, block)
             inbox.fidelity = self._speaker.measured()
+            inbox.journal = _journal(part, time.perf_counter() - began)
         self._tally.parts += 1
-        seconds = time.perf_counter() - began
-        self._cache.write_journal(part.number, _journal(part, seconds))
 
     def _answered(
         self, part: ReadPart, inbox: PartInbox, told: Callable[[Tally], None]

@@ -1,6 +1,6 @@
 """Parts written in a thread of their own, so that encoding and the disk overlap the teacher's next batch.
 
-In: sequences with their targets, one part after another. Out: committed parts.
+In: sequences with their targets, one part after another. Out: committed parts, each with its journal.
 Before it: `sequences.py`. After it: `kdpipe.cache.writer`. Few sequences wait in memory: whoever is faster waits.
 """
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from queue import Empty, Full, Queue
-from typing import Literal, final
+from typing import Any, Literal, final
 
 from kdpipe.cache.rows import Block, Sequence
 from kdpipe.cache.writer import CacheWriter
@@ -30,6 +30,7 @@ class PartInbox:
     def __init__(self, most: int) -> None:
         """At most so many sequences wait."""
         self.fidelity: Fidelity | None = None
+        self.journal: dict[str, Any] = {}
         self.batches_halved = 0
         self.items: Queue[Item] = Queue(most)
         self.future: Future[None] | None = None
@@ -117,4 +118,5 @@ class WritingThread:
                     raise _Dropped
                 part.add(*item)
             part.fidelity, part.batches_halved = inbox.fidelity, inbox.batches_halved
+        self._cache.write_journal(number, inbox.journal)
         self._committed(number)

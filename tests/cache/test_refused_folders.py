@@ -1,6 +1,7 @@
 """Folders that hold something else, and steps taken out of order: each is refused in words that say what to do."""
 
 import hashlib
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from kdpipe.cache.writer import create_cache
 from kdpipe.pipeline.synthetic import synthetic_tables
 from kdpipe.schemas.errors import CacheDamaged, CacheIncomplete, CacheWriteError, ConfigError
 from kdpipe.schemas.manifest import FileRecord, Manifest
+from kdpipe.schemas.strict_json import sha256_file
 from support.tiny import SMALL, begin_cache, digests_of, make_cache, manifest_of, resume_cache, write_part
 
 TOKENIZER = {"tokenizer.json": b'{"model": {}}', "merges.txt": b"a b\n"}
@@ -142,5 +144,6 @@ def test_a_journal_is_kept_once_and_outside_the_identity(tmp_path: Path) -> None
     writer.write_journal(1, {"host": "first", "seconds": 1.5})
     writer.write_journal(1, {"host": "second"})
     name = tmp_path / "cache" / layout.journal_file(1)
-    assert name.read_bytes() == b'{"host":"first","seconds":1.5}\n'
+    digest = sha256_file(tmp_path / "cache" / "parts/00001/part.json")
+    assert json.loads(name.read_bytes()) == {"host": "first", "seconds": 1.5, "part": 1, "part_sha256": digest}
     assert writer.seal() == identity

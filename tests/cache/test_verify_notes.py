@@ -12,6 +12,7 @@ from kdpipe.cache.verify.fast import how_to_finish
 from kdpipe.cli.main import run
 from kdpipe.schemas.manifest import Origin
 from support import tiny
+from support.damage import edit_json, reseal
 
 
 @pytest.fixture(autouse=True)
@@ -64,6 +65,59 @@ def test_a_good_journal_and_none_give_no_note(cache: Path) -> None:
     assert verify_cache(cache, "full").notes == ()
     for file in (cache / layout.JOURNAL).iterdir():
         file.unlink()
+    assert verify_cache(cache, "full").notes == ()
+
+
+OTHERS = {
+    "another part": {"part": 2},
+    "a number that is none": {"part": True},
+    "text": {"part": "1\x1b[2J"},
+    "another record": {"part_sha256": "0" * 64},
+}
+
+
+@pytest.mark.parametrize("others", OTHERS)
+def test_an_entry_of_another_part_is_a_note(cache: Path, others: str) -> None:
+    edit_json(cache / layout.journal_file(1), lambda facts: facts.update(OTHERS[others]))
+    report = verify_cache(cache, "full")
+    assert report.ok and [(note.part, note.file) for note in report.notes] == [(1, "journal/00001.json")]
+    assert report.notes[0].what.isprintable()
+
+
+def test_entries_of_two_parts_that_were_exchanged_are_two_notes(cache: Path) -> None:
+    tiny.swap_files(cache / layout.journal_file(1), cache / layout.journal_file(3))
+    assert [note.part for note in verify_cache(cache, "full").notes] == [1, 3]
+
+
+def test_an_entry_that_is_missing_is_a_note_where_others_have_one(cache: Path) -> None:
+    for number in (0, 1, 3):
+        (cache / layout.journal_file(number)).unlink()
+    report = verify_cache(cache, "full")
+    assert report.ok
+    assert [(note.part, note.file) for note in report.notes] == [(0, "journal/00000.json"), (3, "journal/00003.json")]
+    assert "1 parts behind" in report.notes[0].what
+
+
+@pytest.mark.parametrize("name", ["00004.json", "0000001.json"])
+def test_an_entry_of_no_part_is_a_note(cache: Path, name: str) -> None:
+    (cache / layout.JOURNAL / name).write_bytes((cache / layout.journal_file(1)).read_bytes())
+    report = verify_cache(cache, "full")
+    assert report.ok and [note.file for note in report.notes] == [f"journal/{name}"]
+
+
+def test_entries_of_earlier_versions_name_no_part_and_pass(cache: Path) -> None:
+    for number in range(4):
+        edit_json(cache / layout.journal_file(number), lambda facts: (facts.pop("part"), facts.pop("part_sha256")))
+    assert verify_cache(cache, "full").notes == ()
+
+
+def test_a_cache_made_from_others_need_not_have_entries(cache: Path) -> None:
+    (cache / layout.journal_file(2)).unlink()
+    extended = {"action": "extend", "caches": ["0" * 64], "note": ""}
+    edit_json(cache / layout.MANIFEST, lambda manifest: manifest["history"].append(extended))
+    reseal(cache)
+    for number in (0, 1, 3):
+        edit_json(cache / layout.journal_file(number), lambda facts: facts.pop("part_sha256"))
     assert verify_cache(cache, "full").notes == ()
 
 

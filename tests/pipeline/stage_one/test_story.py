@@ -13,6 +13,7 @@ from kdpipe.cache.rows import Block
 from kdpipe.cache.verify import verify_cache
 from kdpipe.cache.writer import CacheWriter
 from kdpipe.schemas.errors import ConfigError
+from kdpipe.schemas.strict_json import sha256_file
 from support.corpora import CHATML, TEXTS, chat_rows, write_jsonl
 from support.corpora import small_tokenizer as make_tokenizer
 from support.models import tiny_llama
@@ -222,6 +223,8 @@ def test_parts_that_others_are_at_are_left_to_them_and_told(
 def test_the_journal_says_who_made_a_part(made: tuple[Path, Any, HeardWatch]) -> None:
     facts = json.loads((made[0] / "journal" / "00000.json").read_text())
     assert facts["positions"] > 0 and facts["seconds"] > 0
+    assert facts["part"] == 0 and facts["part_sha256"] == sha256_file(made[0] / "parts/00000/part.json")
+    assert verify_cache(made[0], "full").notes == ()
 
 
 def test_where_data_lie_does_not_change_what_they_are(
