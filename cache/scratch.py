@@ -7,7 +7,7 @@ space that is free there and what is needed.
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from kdpipe.cache.files import SHORTAGES, advice
@@ -20,13 +20,18 @@ def scratch_folder(prefix: str, doing: str, n_bytes: int | None = None) -> Itera
     doing = doing if n_bytes is None else f"{doing}, {n_bytes:,} bytes"
     with named(doing):
         folder = tempfile.TemporaryDirectory(prefix=prefix)
-    with folder:
-        try:
-            yield Path(folder.name)
-        except OSError as error:
-            if error.errno not in SHORTAGES:
-                raise
-            raise _refused(doing, Path(folder.name), error) from error
+    is_done = False
+    try:
+        yield Path(folder.name)
+        is_done = True
+    except OSError as error:
+        if error.errno not in SHORTAGES:
+            raise
+        raise _refused(doing, Path(folder.name), error) from error
+    finally:
+        # Without a free file number no folder can be removed: then the error that came first is the one to report.
+        with nullcontext() if is_done else suppress(OSError):
+            folder.cleanup()
 
 
 @contextmanager

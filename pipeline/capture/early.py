@@ -42,6 +42,8 @@ def look_first(settings: StageOne, watch: Watch) -> tuple[LoadedTokenizer, Prosp
         if foreign is not None:
             watch.warn(f"the tokenizer is not the teacher's own, as {ALLOW} permits: {foreign}")
             ahead = replace(ahead, foreign_tokenizer=True)
+        elif settings.teacher.allow_foreign_tokenizer:
+            watch.warn(f"{ALLOW} is not needed: {tokenizer.name} does not differ from a tokenizer of the teacher")
     return tokenizer, ahead
 
 

@@ -5,6 +5,7 @@ and read, or a failure that names each input that ended in a signal, in another 
 beyond its memory or processor time. Every input follows from the reader's name and the number of its batch.
 """
 
+import faulthandler
 import os
 import random
 import resource
@@ -85,6 +86,7 @@ def _child(reader: Reader, batch: int, numbers: range, log: Path) -> tuple[int, 
         now = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
         resource.setrlimit(resource.RLIMIT_AS, (now + MEMORY_BYTES,) * 2)
         signal.signal(signal.SIGPROF, signal.SIG_DFL)
+        faulthandler.disable()
         warnings.simplefilter("error")
         current = Path(f"{log}-input")
         with log.open("a", buffering=1) as file:

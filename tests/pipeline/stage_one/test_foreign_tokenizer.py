@@ -85,8 +85,10 @@ def test_another_tokenizer_is_refused_with_the_first_difference(
 
 
 def test_a_tokenizer_that_is_only_stored_otherwise_is_the_same(folder: Path, tmp_path: Path) -> None:
-    settings = settings_for(folder, teacher={"tokenizer": str(folder / "same")})
-    run(settings.model_copy(update={"out": str(tmp_path / "cache")}))
+    watch = HeardWatch()
+    settings = settings_for(folder, teacher={"tokenizer": str(folder / "same"), "allow_foreign_tokenizer": True})
+    run(settings.model_copy(update={"out": str(tmp_path / "cache")}), watch)
+    assert [line for line in watch.warned if "--allow-foreign-tokenizer is not needed" in line]
     manifests = [open_cache(path).manifest for path in (folder / "cache", tmp_path / "cache")]
     assert manifests[0].tokenizer.fingerprint == manifests[1].tokenizer.fingerprint
     assert manifests[1].teacher is not None and manifests[1].teacher.notes == ()
@@ -107,7 +109,8 @@ def test_a_teacher_without_a_tokenizer_needs_one_and_a_broken_one_cannot_be_comp
     assert main.run(given) == (0 if what == "none" else 2)
     if what == "broken":
         assert "cannot be compared with the tokenizer of" in capsys.readouterr().err
-        assert main.run([*given, "--allow-foreign-tokenizer"]) == 0
+    assert main.run([*given, "--allow-foreign-tokenizer"]) == 0
+    assert ("--allow-foreign-tokenizer is not needed" in capsys.readouterr().err) is (what == "none")
 
 
 def test_what_is_allowed_is_said_and_recorded(folder: Path, tmp_path: Path) -> None:
