@@ -19,7 +19,7 @@ NEWEST_STAMP := .venv-newest/.installed
 NEWEST_PIP := .venv-newest/bin/python -m pip install --disable-pip-version-check --quiet
 PYTEST := $(BIN)/pytest -n 2
 
-.PHONY: setup demo check test soak bench families lint
+.PHONY: setup demo check fast test soak bench families lint
 .DEFAULT_GOAL := check
 
 setup: $(STAMP)
@@ -51,7 +51,10 @@ lint: setup
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-check: lint
+check: setup
+	@$(MAKE) --no-print-directory --jobs 2 lint fast
+
+fast: setup
 	$(PYTEST) -m "not slow and not soak and not gpu"
 
 test: lint $(NEWEST_STAMP)

@@ -127,7 +127,6 @@ def _environment(folder: Path) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("kind", ["wheel", "sdist", "editable"])
 def test_an_install_answers_from_an_empty_folder(kind: str, sources: Path, built: Path, tmp_path: Path) -> None:
     python, empty = _environment(tmp_path / "venv"), tmp_path / "empty"

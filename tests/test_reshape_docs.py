@@ -27,7 +27,6 @@ def commands() -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 def test_every_command_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_inputs(tmp_path, 12)
     write_jsonl(tmp_path / "more.jsonl", [{"text": text, "category": "even"} for text in TEXTS[10:20]])

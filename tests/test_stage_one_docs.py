@@ -39,7 +39,6 @@ def settings(kind: type[Record] = StageOne, prefix: str = "") -> Iterator[tuple[
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 def test_every_command_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_inputs(tmp_path)
     monkeypatch.chdir(tmp_path)

@@ -59,7 +59,6 @@ def keys(line: dict[str, Any], prefix: str = "") -> Iterator[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_every_command_of_the_page_runs_and_leaves_the_files_it_names(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,7 +14,7 @@ SCRIPT = ROOT / "benchmarks" / "families.py"
 
 def sweep(work: Path, *words: str) -> str:
     command = [sys.executable, str(SCRIPT), "--work", str(work), "--table", str(work / "page.md"), *words]
-    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=100).stdout
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=900).stdout
 
 
 @pytest.mark.slow

@@ -20,7 +20,6 @@ def swept(work: Path) -> tuple[Any, str]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(580)
 def test_the_best_cells_are_confirmed_and_kept(tmp_path: Path) -> None:
     first, shown = swept(tmp_path)
     best = first["best"]["0.1M muon"]

@@ -17,13 +17,12 @@ KINDS = {"labels alone", "dense", "lean", "standard", "fine", "50 draws"}
 def answer(work: Path, *words: str) -> tuple[Any, str]:
     """What a small run prints, and what it tells meanwhile."""
     command = [sys.executable, str(SCRIPT), "--quick", "--work", str(work), *words]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=580)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout), done.stderr
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 def test_students_of_every_kind_are_set_beside_labels_and_dense(tmp_path: Path) -> None:
     first, said = answer(tmp_path, "--seeds", "1", "--passes", "1")
     assert "8 of 8" in said

@@ -42,7 +42,6 @@ def check_inside(found: dict[str, Any], peer: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 def test_a_step_is_held_against_the_trainers_on_the_same_batches(tmp_path: Path) -> None:
     found = answer(tmp_path, "step", "--profile")["step"]
     assert set(found) == {"1000"}
@@ -79,7 +78,6 @@ def test_pairs_are_kept_and_those_of_other_versions_are_no_part_of_them(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 def test_a_step_is_held_against_gkd_with_a_teacher_four_times_as_large(tmp_path: Path) -> None:
     found = answer(tmp_path, "gkd")["gkd"]
     check_timed(found)
@@ -88,7 +86,6 @@ def test_a_step_is_held_against_gkd_with_a_teacher_four_times_as_large(tmp_path:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 def test_ten_times_the_steps_waiting_and_the_memory_of_both_stages_are_measured(tmp_path: Path) -> None:
     found = answer(tmp_path, "scaling", "waiting", "stages")
     scaling, waiting, stages = (found[name] for name in ("scaling", "waiting", "stages"))
@@ -109,7 +106,7 @@ def test_ten_times_the_steps_waiting_and_the_memory_of_both_stages_are_measured(
     ],
 )
 def test_what_cannot_be_measured_is_refused(words: list[str], message: str) -> None:
-    done = subprocess.run([sys.executable, str(SCRIPT), *words], capture_output=True, text=True, timeout=100)
+    done = subprocess.run([sys.executable, str(SCRIPT), *words], capture_output=True, text=True, timeout=900)
     assert done.returncode == 2
     assert message in done.stderr
 

@@ -166,14 +166,15 @@ class _Steps:
     def step(self) -> None:
         """Let it do one write, if it has one left."""
         self._may.release()
-        self._did.acquire(timeout=10)
+        while not self._did.acquire(timeout=0.1) and self._thread.is_alive():
+            pass
 
     def finish(self) -> None:
         """Let it do the rest."""
         self._free = True
         for _ in range(10):
             self._may.release()
-        self._thread.join(timeout=10)
+        self._thread.join(timeout=900)
         assert not self._thread.is_alive()
 
 

@@ -57,6 +57,7 @@ def test_a_cache_in_a_bucket_is_the_one_in_a_folder(path: Path, tmp_path: Path) 
     }
 
 
+@pytest.mark.slow
 def test_what_a_tool_has_brought_from_a_bucket_is_read_as_it_lies(
     path: Path, tmp_path: Path, memory: fsspec.AbstractFileSystem
 ) -> None:

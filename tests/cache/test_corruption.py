@@ -157,6 +157,7 @@ def test_a_damaged_file_is_never_read_silently_and_always_named(cache: Pristine,
     assert silent_error(path, right) is None and verify_cache(path).ok
 
 
+@pytest.mark.slow
 def test_a_copy_under_a_name_of_its_own_is_never_read_and_always_named(cache: Pristine) -> None:
     path, right = cache
     failures = []

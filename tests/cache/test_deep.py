@@ -111,12 +111,14 @@ def test_a_part_that_ends_its_child_costs_only_itself(
     assert not children()
 
 
+@pytest.mark.slow
 def test_a_limit_that_is_asked_for_binds(cache: Path) -> None:
     found = deep_problems(str(cache), [2], memory_bytes=1 << 16)
     assert [problem.what for problem in found] == ["decoding it took more memory than a part of its size may"]
     assert deep_problems(str(cache), [2]) == []
 
 
+@pytest.mark.slow
 def test_an_unfinished_answer_is_none(cache: Path, at_part: Plant) -> None:
     at_part("sys.stdout.write('[{'); sys.stdout.flush(); os._exit(0)")
     found = deep_problems(str(cache), [0, 1, 2])

@@ -185,6 +185,7 @@ FAULTS: dict[str, Callable[[], object]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("word", FAULTS)
 def test_a_fault_in_a_reader_is_found_and_its_input_left(tmp_path: Path, word: str) -> None:
     reader = Reader("faulty", lambda data: FAULTS[word]() if len(data) > 70 else None, (b"x" * 70,))

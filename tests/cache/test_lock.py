@@ -92,6 +92,7 @@ def test_of_two_starters_exactly_one_wins(tmp_path: Path) -> None:
         assert not (tmp_path / str(number) / LOCK).exists()
 
 
+@pytest.mark.slow
 def test_of_many_starters_that_find_a_stale_lock_exactly_one_takes_it_over(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     for _ in range(ROUNDS // 2):

@@ -46,6 +46,7 @@ def test_an_answer_does_not_depend_on_what_was_asked_before(order: SequenceOrder
     assert order.at(positions[::-1]).tolist() == together[::-1]
 
 
+@pytest.mark.slow
 @quick
 @given(order=orders, begin=st.integers(0, 10**15), count=st.integers(0, 60), world=st.integers(1, 9))
 def test_ranks_share_one_line_whatever_their_number(order: SequenceOrder, begin: int, count: int, world: int) -> None:
@@ -56,6 +57,7 @@ def test_ranks_share_one_line_whatever_their_number(order: SequenceOrder, begin:
         assert share.tolist() == line[rank::world].tolist()
 
 
+@pytest.mark.slow
 @quick
 @given(order=orders, begin=st.integers(0, 500), world=st.integers(1, 4), workers=st.integers(1, 4))
 def test_workers_of_ranks_see_the_same_line_step_by_step(
@@ -140,6 +142,7 @@ def test_every_sequence_is_equally_likely_to_come_at_every_place(sizes: list[int
         assert chi_square < freedom * (1 - 2 / (9 * freedom) + 4.27 * math.sqrt(2 / (9 * freedom))) ** 3, place
 
 
+@pytest.mark.slow
 def test_all_orders_of_few_parts_come_up_equally_often() -> None:
     seeds = 2400
     lines = (tuple(SequenceOrder([1] * 4, seed, window=1).at(range(4)).tolist()) for seed in range(seeds))

@@ -105,6 +105,7 @@ def test_a_file_of_other_rows_is_refused(n: int) -> None:
         read_plain_parquet(written(3), COLUMNS, n)
 
 
+@pytest.mark.slow
 def test_every_single_bit_of_a_footer_can_be_wrong() -> None:
     data = written(2)
     begin = len(data) - 8 - int.from_bytes(data[-8:-4], "little")

@@ -80,6 +80,7 @@ def real_tree(root: Path) -> Tree:
     return {name: path.read_bytes() if path.is_file() else None for name, path in found.items()}
 
 
+@pytest.mark.slow
 def test_a_power_cut_at_any_moment_leaves_old_or_new_and_never_mixed(tmp_path: Path) -> None:
     recorder = record(tmp_path)
     final = visible(real_tree(tmp_path))

@@ -84,20 +84,21 @@ def test_a_child_forked_while_a_thread_opens_a_part_can_read(
     def slow_walk(store: LocalStore, folder: str, limit: int) -> dict[str, int]:
         if threading.current_thread() is not threading.main_thread():
             inside.set()
-            go_on.wait(timeout=60)
+            go_on.wait(timeout=900)
         return walk(store, folder, limit)
 
     monkeypatch.setattr(LocalStore, "walk", slow_walk)
     reader = threading.Thread(target=lambda: cache[0])
     reader.start()
-    assert inside.wait(timeout=30)
+    assert inside.wait(timeout=900)
     outcome = in_child(lambda: digests_of_all(cache) == digests)
     go_on.set()
-    reader.join(timeout=30)
+    reader.join(timeout=900)
     assert outcome == "right"
     assert digest_of(cache, 0) == digests[0]
 
 
+@pytest.mark.slow
 @forks
 @forks_with_threads
 def test_children_forked_amid_reading_threads_read_the_same(path: Path, digests: list[str]) -> None:
@@ -118,10 +119,11 @@ def test_children_forked_amid_reading_threads_read_the_same(path: Path, digests:
     finally:
         stop.set()
         for thread in threads:
-            thread.join(timeout=30)
+            thread.join(timeout=900)
     assert outcomes == ["right"] * 12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["spawn", "forkserver"])
 def test_a_cache_travels_to_another_process(path: Path, digests: list[str], method: str) -> None:
     if method not in multiprocessing.get_all_start_methods():
@@ -141,6 +143,7 @@ def test_a_cache_that_travelled_keeps_its_options(path: Path) -> None:
         Cache()  # type: ignore[call-arg]
 
 
+@pytest.mark.slow
 @linux_only
 @pytest.mark.parametrize("max_open_parts", [1, 3])
 def test_the_parts_read_last_stay_open_and_no_others(path: Path, digests: list[str], max_open_parts: int) -> None:
@@ -163,6 +166,7 @@ def test_a_part_in_use_outlives_its_eviction(path: Path, digests: list[str]) -> 
     assert part.rows(number, number + 1).tokens.tolist() == WISH.pairs[0][0].tokens.tolist()
 
 
+@pytest.mark.slow
 @linux_only
 def test_reading_leaks_no_files_and_no_maps(path: Path) -> None:
     digests_of_all(open_cache(path))  # what is imported and opened once
@@ -177,6 +181,7 @@ def test_reading_leaks_no_files_and_no_maps(path: Path) -> None:
     assert (open_files(), len(mapped_files(path))) == (files, maps)
 
 
+@pytest.mark.slow
 @linux_only
 def test_a_refused_part_leaves_no_file_open(path: Path, tmp_path: Path) -> None:
     broken = tiny.copy_cache(path, tmp_path / "broken")
@@ -235,6 +240,7 @@ def listing(path: Path) -> dict[str, tuple[int, int, int]]:
     return found
 
 
+@pytest.mark.slow
 def test_reading_writes_locks_creates_and_imports_nothing(path: Path, tmp_path: Path) -> None:
     copy = tiny.copy_cache(path, tmp_path / "cache")
     for file in [*copy.rglob("*"), copy]:

@@ -168,6 +168,7 @@ def no_accounts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Non
 REFUSED, UNKNOWN = "http://127.0.0.1:9/x", "http://nohost.invalid/x"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("url", "endpoint", "code"),
     [
@@ -232,6 +233,7 @@ READS: dict[str, Callable[[str, Path, Patience], object]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("what", "code"),
     [*((what, 503) for what in READS), *(("inspect", code) for code in (408, 425, 429, 500, 502, 504))],
@@ -252,6 +254,7 @@ def test_every_read_goes_on_after_an_answer_that_heals(
     assert clock.pauses and str(code) in clock.lines[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["verify", "inspect", "copy"])
 def test_the_pause_that_a_server_asks_for_is_kept(what: str, path: Path, tmp_path: Path, clock: Clock) -> None:
     site = Site(path, status=lambda n: 429 if n == 4 else None, retry_after="17")
@@ -272,6 +275,7 @@ def test_a_date_until_which_a_server_wants_no_request_is_kept(path: Path) -> Non
         assert least <= http._pause_asked_for(answer) <= most
 
 
+@pytest.mark.slow
 def test_a_server_that_stays_broken_ends_with_75_and_says_so_meanwhile(
     path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -284,6 +288,7 @@ def test_a_server_that_stays_broken_ends_with_75_and_says_so_meanwhile(
     assert run(["cache", "inspect", str(path), "--retry-for", "soon"]) == 2
 
 
+@pytest.mark.slow
 def test_a_cache_that_is_good_is_good_behind_a_server_that_fails(
     path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -314,6 +319,7 @@ def test_an_answer_that_trickles_is_a_stall_and_a_steady_one_is_not() -> None:
         list(floor.held(iter(slowing), "x"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["verify", "copy", "inspect"])
 def test_a_server_that_trickles_is_dropped_and_asked_again(
     what: str, path: Path, tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
@@ -326,6 +332,7 @@ def test_a_server_that_trickles_is_dropped_and_asked_again(
     assert len(clock.lines) == 1 and "stalls" in clock.lines[0] and "trying again" in clock.lines[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
 @pytest.mark.parametrize("what", ["verify", "copy", "inspect"])
 def test_headers_that_trickle_are_dropped_and_asked_for_again(

@@ -160,6 +160,7 @@ def test_a_damaged_cache_at_a_url_is_not_signed(path: Path, tmp_path: Path) -> N
     memory.rm("/unsigned", recursive=True)
 
 
+@pytest.mark.slow
 def test_a_signature_is_never_checked_without_every_byte(
     path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -43,6 +43,7 @@ DAMAGES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damage_in_the_journal_is_a_note_and_fails_nothing(
     cache: Path, damage: str, capsys: pytest.CaptureFixture[str]

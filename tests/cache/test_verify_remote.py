@@ -30,6 +30,7 @@ def unsynced() -> Iterator[None]:
         yield
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("level", ["fast", "full"])
 def test_a_verification_makes_no_more_requests_than_a_copy_and_several_at_once(
     level: str, path: Path, tmp_path: Path
@@ -56,6 +57,7 @@ NAMES = [
 
 
 # Without a manifest there is no cache at an address, without an index a web server does not say which parts it has.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "how"),
     [
@@ -82,6 +84,7 @@ def test_damage_behind_a_web_server_is_named(name: str, how: str, path: Path, tm
     assert name in {problem.file for problem in report.problems}
 
 
+@pytest.mark.slow
 def test_files_of_a_verification_do_not_stay_and_faults_are_gone_through(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -113,6 +113,7 @@ LINE = re.compile(r"^\d+ +(?P<name>\w+)\((?P<rest>.*)\) += (?P<result>-?\d+)(?:<
 TRACED = "openat,write,pwrite64,writev,ftruncate,fallocate,fsync,fdatasync,rename,renameat,renameat2,link,linkat"
 
 
+@pytest.mark.slow
 def test_strace_sees_no_write_that_is_not_synced_before_its_name_is_given(tmp_path: Path) -> None:
     if shutil.which("strace") is None:
         pytest.skip("there is no strace on this machine")

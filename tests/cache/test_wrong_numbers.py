@@ -127,6 +127,7 @@ def assert_refused_or_fine(lines: str) -> None:
     assert "3" in codes(lines, "open")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("record", "kind", "keys"),
     [
@@ -142,7 +143,6 @@ def test_a_number_that_overflows_is_refused(tmp_path: Path, record: str, kind: s
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("record", RECORDS)
 def test_a_number_that_cannot_be_is_refused_or_harmless(tmp_path: Path, record: str) -> None:
     assert_refused_or_fine(run_all(tmp_path, "threshold", record, (1e308, -1, (1 << 63) - 1)))

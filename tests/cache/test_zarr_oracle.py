@@ -53,6 +53,7 @@ def test_zarr_reads_every_array_as_we_do(kind: Callable[[str], Path], name: str)
     assert same_numbers(kind(name)) == set(layout.array_names(kind_manifest(name)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FOREIGN)
 @pytest.mark.parametrize("writer", [foreign_writer.by_zarr, foreign_writer.shuffled])
 def test_we_read_what_another_writer_wrote(

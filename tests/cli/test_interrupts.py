@@ -83,7 +83,7 @@ STOPPED = "error: interrupted\nhint: run the same command again to go on\n"
 def ended(program: str, *words: str) -> tuple[int, str, str]:
     """How a program ends: exit code, stdout, stderr."""
     command = [sys.executable, "-c", program, *words]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
     return done.returncode, done.stdout, done.stderr
 
 
@@ -107,7 +107,7 @@ def waiting(tmp_path: Path, *words: str, prepare: str = "") -> Iterator["subproc
 def test_the_first_signal_stops_cleanly(number: signal.Signals, tmp_path: Path) -> None:
     with waiting(tmp_path) as process:
         process.send_signal(number)
-        out, err = process.communicate(timeout=30)
+        out, err = process.communicate(timeout=900)
         assert (process.returncode, out) == (75, "cleaning up\n")
         assert err == STOPPED
 
@@ -119,16 +119,17 @@ def test_the_second_signal_stops_at_once(first: signal.Signals, tmp_path: Path) 
         process.send_signal(first)
         assert process.stdout.readline() == "cleaning up\n"
         process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=30) == 130
+        assert process.wait(timeout=900) == 130
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ignored", [signal.SIGINT, signal.SIGHUP])
 def test_a_signal_that_the_parent_ignores_stays_ignored(ignored: signal.Signals, tmp_path: Path) -> None:
     prepare = f"signal.signal({int(ignored)}, signal.SIG_IGN)"
     with waiting(tmp_path, prepare=prepare) as process:
         process.send_signal(ignored)
         process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=30)
+        process.communicate(timeout=900)
         assert process.returncode == 75
 
 
@@ -148,6 +149,7 @@ def test_signals_during_an_import_are_answered_without_a_traceback(
     assert ended(BEGIN.replace("PREPARE", prepare) + "sys.exit(main.main())", "--version") == end
 
 
+@pytest.mark.slow
 def test_an_interrupt_that_python_drops_is_raised_again() -> None:
     assert ended(BEGIN.replace("PREPARE", "") + IN_A_FINALIZER) == (75, "", STOPPED)
 
@@ -165,7 +167,8 @@ def test_another_exception_that_python_drops_is_shown() -> None:
     assert "Exception ignored in" in err and "ValueError: 7" in err
 
 
-@pytest.mark.parametrize("n_rounds", [5, pytest.param(300, marks=[pytest.mark.soak, pytest.mark.timeout(600)])])
+@pytest.mark.slow
+@pytest.mark.parametrize("n_rounds", [5, pytest.param(300, marks=pytest.mark.soak)])
 def test_two_signals_never_end_it_by_a_signal(n_rounds: int, tmp_path: Path) -> None:
     """However short the time between them; one that arrives with the other is the same to the system."""
     slow_end = "class Last:\n    def __del__(self, sleep=time.sleep): sleep(0.05)\nlast = Last()"
@@ -174,7 +177,7 @@ def test_two_signals_never_end_it_by_a_signal(n_rounds: int, tmp_path: Path) -> 
             process.send_signal(signal.SIGINT)
             time.sleep(random.Random(n).uniform(0, 0.1))  # any time will do
             process.send_signal(signal.SIGINT)
-            _, err = process.communicate(timeout=30)
+            _, err = process.communicate(timeout=900)
         assert process.returncode in (75, 130), (n, err)
         assert err in ("", STOPPED), n
 
@@ -206,7 +209,8 @@ def stopped_at(n_call: int, log: Path) -> str:
     return f"{code} {calls}"
 
 
-@pytest.mark.parametrize("n_rounds", [10, pytest.param(400, marks=[pytest.mark.soak, pytest.mark.timeout(600)])])
+@pytest.mark.slow
+@pytest.mark.parametrize("n_rounds", [10, pytest.param(400, marks=pytest.mark.soak)])
 def test_a_signal_at_any_call_of_a_function_is_a_clean_stop(n_rounds: int, tmp_path: Path) -> None:
     log = tmp_path / "log"
     whole = in_child(lambda: stopped_at(0, log))

@@ -94,6 +94,7 @@ def test_every_command_with_the_option_is_tried_here() -> None:
     assert taking == READERS.keys() | BUCKET_USERS.keys() | {"train", "eval"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", READERS)
 def test_a_command_goes_on_after_an_answer_that_heals(
     command: str, folder: Path, tmp_path: Path, clock: None, capsys: pytest.CaptureFixture[str]
@@ -120,6 +121,7 @@ def test_a_command_ends_with_75_when_a_server_stays_broken(
     assert lines[-2].startswith("error: ") and "503" in lines[-2] and "--retry-for" in lines[-1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "words"), [*BUCKET_USERS.items(), ("cache-teacher", EXTENDING)], ids=[*BUCKET_USERS, "extend"]
 )

@@ -195,6 +195,7 @@ def in_a_process(train: Command, folder: Path, tmp_path: Path, log: Path) -> End
     return in_child(work)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGHUP])
 def test_a_second_signal_ends_the_process_at_once(
     second: int, train: Command, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -230,6 +231,7 @@ def test_a_run_that_the_guard_stops_ends_with_1(train: Command) -> None:
     assert "hint: try a lower --lr" in err
 
 
+@pytest.mark.slow
 def test_memory_that_runs_out_ends_with_1_and_advice(train: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     def too_much() -> None:
         raise RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 68719476736 bytes.")

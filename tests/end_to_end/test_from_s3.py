@@ -48,7 +48,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             subprocess.Popen([*words, "--shard", f"{number}/2"], stderr=subprocess.PIPE, text=True)
             for number in range(2)
         ]
-        told = [worker.communicate(timeout=600)[1] for worker in workers]
+        told = [worker.communicate(timeout=900)[1] for worker in workers]
         assert [worker.returncode for worker in workers] == [0, 0], "\n".join(told)
         assert main.run(["cache", "copy", BUCKET, str(path / "cache")]) == 0
         yield path

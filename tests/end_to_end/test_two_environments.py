@@ -33,7 +33,6 @@ def opened(pins: str, level: str, folder: Path, out: Path) -> tuple[dict[str, An
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize(("made", "read"), [(HERE, THERE), (THERE, HERE)], ids=["old-to-new", "new-to-old"])
 def test_every_row_is_the_same_to_the_bit_in_the_other_environment(made: str, read: str, tmp_path: Path) -> None:
     caches = tmp_path / "caches"

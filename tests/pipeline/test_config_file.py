@@ -55,6 +55,7 @@ def test_an_empty_file_says_nothing(tmp_path: Path) -> None:
     assert read_file(written(tmp_path, "# only a remark\n")) == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "message"),
     [

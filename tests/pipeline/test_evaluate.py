@@ -60,6 +60,7 @@ def test_a_student_is_measured_on_the_validation_split(folder: Path) -> None:
     assert report.notes == ()
 
 
+@pytest.mark.slow
 def test_the_teacher_itself_is_as_near_as_draws_let_it_be(folder: Path) -> None:
     report = evaluate(asked(folder, name="teacher"), SilentEvalWatch())
     assert report.kl_teacher is not None
@@ -120,6 +121,7 @@ def test_damage_is_named_with_its_part_and_file(folder: Path, tmp_path: Path) ->
         evaluate(asked(folder, cache=str(damaged)), SilentEvalWatch())
 
 
+@pytest.mark.slow
 def test_a_split_that_is_not_there_is_named_with_those_that_are(folder: Path) -> None:
     run(settings_for(folder, out="whole", data={"val_fraction": 0.0}))
     with pytest.raises(ConfigError, match="has no split 'validation'") as caught:
@@ -149,6 +151,7 @@ def test_what_is_worth_a_line_is_said(folder: Path, tmp_path: Path) -> None:
     assert any("parameters" in line for line in watch.said)
 
 
+@pytest.mark.slow
 def test_code_of_a_students_own_runs_only_when_trusted(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -94,6 +94,7 @@ def test_what_was_exported_is_read_again_in_a_fresh_process(tmp_path: Path) -> N
     assert 0 < export(run_of(tmp_path, student("tiny")), None, "bfloat16").difference < 5e-2
 
 
+@pytest.mark.slow
 def test_an_adapter_finds_its_base_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("peft")
     monkeypatch.chdir(tmp_path)
@@ -128,6 +129,7 @@ def test_what_cannot_be_exported_is_told(tmp_path: Path) -> None:
         export(tmp_path / "double", None, None)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="forks")
 @pytest.mark.parametrize(
     ("locks", "n_rounds"),
@@ -166,6 +168,7 @@ def test_of_two_exports_into_one_folder_one_wins(
     assert {path.name for path in tmp_path.iterdir()} == {"a", "b", *map(str, range(n_rounds))}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="forks")
 def test_an_export_that_was_killed_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = run_of(tmp_path, student("tiny"))

@@ -90,6 +90,7 @@ def test_a_poorer_cache_is_valid_and_says_no_more_than_its_source(name: str, tmp
     assert digests_of(tmp_path / "a") == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["threshold", *(pytest.param(name, marks=pytest.mark.slow) for name in ("threshold-at-2", "sampled"))]
 )
@@ -188,6 +189,7 @@ def test_hidden_states_alone_are_dropped_without_touching_the_rest(tmp_path: Pat
     assert open_cache(tmp_path / "b")[0].hidden == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["state", pytest.param("state-capped", marks=pytest.mark.slow)])
 def test_states_become_targets_of_what_they_say(name: str, tmp_path: Path) -> None:
     make_kind(tmp_path / "a", name)
@@ -209,6 +211,7 @@ def test_states_become_targets_of_what_they_say(name: str, tmp_path: Path) -> No
             assert (here.boundary_logprob is None) == (name != "state")
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_cache(tmp_path / "a")
     asked = Poorer(tau=0.1)
@@ -232,6 +235,7 @@ def test_a_run_that_was_killed_goes_on(tmp_path: Path, monkeypatch: pytest.Monke
         requantise(str(tmp_path / "a"), str(tmp_path / "b"), asked.model_copy(update={"seed": 3}))
 
 
+@pytest.mark.slow
 def test_a_seed_draws_other_ids_of_states_too(tmp_path: Path) -> None:
     make_cache(tmp_path / "a", replace(SMALL, kind="state"))
     found = [

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 
 from kdpipe.pipeline.sample import samples
@@ -9,6 +10,7 @@ from kdpipe.pipeline.small_teacher import Sizes, make_tokenizer, write_corpus
 from support.models import tiny_llama
 
 
+@pytest.mark.slow
 def test_models_continue_a_prompt_each_in_its_way_and_again_in_the_same(tmp_path: Path) -> None:
     write_corpus(tmp_path / "corpus.jsonl", iter([{"text": "the quick brown fox jumps over the lazy dog"}]))
     folders = [tiny_llama(tmp_path / str(seed), vocabulary=300, hidden=32, layers=1, seed=seed) for seed in (0, 1)]

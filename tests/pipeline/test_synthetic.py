@@ -49,6 +49,7 @@ def fields(block: Block) -> dict[str, Any]:
     return {name: value for name, value in found.items() if value is not None}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_equal_recipes_make_equal_parts_in_any_order(kind: str) -> None:
     recipe = small(kind, text=True)

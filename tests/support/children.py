@@ -50,7 +50,7 @@ class Child:
         """Send it a signal."""
         os.kill(self.pid, number)
 
-    def wait(self, timeout_seconds: float = 60) -> Ended:
+    def wait(self, timeout_seconds: float = 900) -> Ended:
         """Wait for its end; a child that does not come to it is killed, and the test fails."""
         said, deadline = b"", time.monotonic() + timeout_seconds
         while True:
@@ -80,7 +80,7 @@ def _run(work: Callable[[], str | None], write: int) -> int:
     return code
 
 
-def in_child(work: Callable[[], str | None], timeout_seconds: float = 60) -> Ended:
+def in_child(work: Callable[[], str | None], timeout_seconds: float = 900) -> Ended:
     """Run a function in a child to its end."""
     return Child(work).wait(timeout_seconds)
 

@@ -103,7 +103,7 @@ def _child(reader: Reader, batch: int, numbers: range, log: Path) -> tuple[int, 
                 data = inputs.send(answer)
         current.unlink(missing_ok=True)
 
-    ended = in_child(work, timeout_seconds=600)
+    ended = in_child(work, timeout_seconds=900)
     found = log.read_text().splitlines()
     log.unlink()
     if ended.code == 0:

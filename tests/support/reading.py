@@ -69,7 +69,7 @@ def read_in_threads(cache: Cache, n_threads: int, n_reads: int) -> tuple[dict[in
     begin = threading.Barrier(n_threads)
 
     def work(seed: int) -> None:
-        begin.wait(timeout=30)
+        begin.wait(timeout=900)
         try:
             for i in np.random.default_rng(seed).integers(0, len(cache), n_reads).tolist():
                 seen.setdefault(i, set()).add(digest_of(cache, i))
@@ -80,7 +80,7 @@ def read_in_threads(cache: Cache, n_threads: int, n_reads: int) -> tuple[dict[in
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(timeout=60)
+        thread.join(timeout=900)
     return seen, errors
 
 

@@ -35,7 +35,7 @@ def s3_server() -> Iterator[dict[str, str]]:
         }
     finally:
         child.terminate()
-        child.wait(30)
+        child.wait(900)
 
 
 def _wait_for(address: str, child: subprocess.Popen[bytes]) -> None:

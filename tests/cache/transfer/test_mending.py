@@ -143,6 +143,7 @@ def test_a_file_that_another_has_removed_is_gone(place: str) -> None:
     assert RemoteStore(place).names("") == ["left"]
 
 
+@pytest.mark.slow
 def test_caches_of_one_manifest_are_kept_near_apart(path: Path, other: Path, tmp_path: Path) -> None:
     for cache in (path, other):
         with serving(Site(cache)) as url:
@@ -151,6 +152,7 @@ def test_caches_of_one_manifest_are_kept_near_apart(path: Path, other: Path, tmp
     assert len(list(tmp_path.iterdir())) == 2
 
 
+@pytest.mark.slow
 def test_files_that_were_cleared_away_near_are_fetched_again(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -164,6 +166,7 @@ def test_files_that_were_cleared_away_near_are_fetched_again(
         assert near.near_store(url, nearby).n_fetched == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["tables/ids_by_rank.bin", layout.MANIFEST])
 @pytest.mark.parametrize("how", ["flip", "cut"])
 def test_a_shared_file_that_was_damaged_in_the_mirror_is_reported_and_fetched_again(
@@ -186,6 +189,7 @@ def test_a_shared_file_that_was_damaged_in_the_mirror_is_reported_and_fetched_ag
     assert file.read_bytes() == (path / name).read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [ID, "parts/00001/sequences.arrow", "parts/00001/part.json"])
 def test_a_part_that_was_damaged_near_is_named_by_its_folder_and_fetched_again(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
@@ -222,6 +226,7 @@ SPOILT = [(ID, "flip"), (ID, "cut"), (ID, "gone"), (ROW, "flip")]
 SPOILT_AT_OPENING = [("parts/00001/sequences.arrow", "flip"), ("parts/00001/part.json", "flip")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "how", "reader"),
     [
@@ -249,6 +254,7 @@ def test_damage_after_a_first_look_is_named_by_its_folder_and_fetched_again(
     assert file.read_bytes() == (path / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_a_chunk_that_is_damaged_while_it_is_mapped_is_read_again(path: Path, tmp_path: Path) -> None:
     """The bytes change under a reader that has them mapped: the checksum of a chunk finds it while it is decoded."""
     nearby, told = Nearby(folder=tmp_path, limit=1 << 30), list[str]()
@@ -266,6 +272,7 @@ def test_a_chunk_that_is_damaged_while_it_is_mapped_is_read_again(path: Path, tm
     assert file.read_bytes() == (path / ID).read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scanned", [True, False])
 def test_threads_that_meet_one_damage_fetch_the_part_once(path: Path, tmp_path: Path, scanned: bool) -> None:
     nearby, told = Nearby(folder=tmp_path, limit=1 << 30), list[str]()
@@ -283,6 +290,7 @@ def test_threads_that_meet_one_damage_fetch_the_part_once(path: Path, tmp_path: 
     assert len(told) == 10
 
 
+@pytest.mark.slow
 def test_a_table_that_is_damaged_near_is_fetched_again(path: Path, tmp_path: Path) -> None:
     nearby, told = Nearby(folder=tmp_path, limit=1 << 30), list[str]()
     with serving(Site(path)) as url:
@@ -295,6 +303,7 @@ def test_a_table_that_is_damaged_near_is_fetched_again(path: Path, tmp_path: Pat
     assert len(told) == 2 and str(file.parents[1]) in told[0] and "tables" in told[0] and file == again
 
 
+@pytest.mark.slow
 def test_damage_that_the_address_has_too_is_named_by_both_places(path: Path, tmp_path: Path) -> None:
     """It is noticed here first: what is there was replaced since it was fetched."""
     there, nearby = tiny.copy_cache(path, tmp_path / "there"), Nearby(folder=tmp_path / "near", limit=1 << 30)

@@ -50,6 +50,7 @@ def bytes_of(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.glob(f"*/{layout.PARTS}/**/*") if file.is_file())
 
 
+@pytest.mark.slow
 def test_every_row_is_as_it_is_there_and_is_fetched_once(path: Path, tmp_path: Path) -> None:
     site = Site(path)
     with serving(site) as url:
@@ -61,6 +62,7 @@ def test_every_row_is_as_it_is_there_and_is_fetched_once(path: Path, tmp_path: P
     assert near_store(url, Nearby(folder=tmp_path, limit=1 << 30)).n_fetched == len(cache.parts)
 
 
+@pytest.mark.slow
 def test_what_is_near_serves_the_next_process_too(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     site, nearby = Site(path), Nearby(folder=tmp_path, limit=1 << 30)
     with serving(site) as url:
@@ -85,6 +87,7 @@ def test_a_limit_of_two_parts_is_kept_and_every_row_is_the_same(path: Path, tmp_
         assert near_store(url, Nearby(folder=tmp_path, limit=limit)).n_fetched >= len(cache.parts)
 
 
+@pytest.mark.slow
 def test_who_waits_for_room_takes_a_part_that_another_brought_meanwhile(path: Path, tmp_path: Path) -> None:
     """The others hold all that is there: without a look at the folder both would wait for each other for ever."""
     least = 2 * max(sizes_of(path))
@@ -99,7 +102,7 @@ def test_who_waits_for_room_takes_a_part_that_another_brought_meanwhile(path: Pa
         waiting.join(5 * near.PAUSE)
         assert waiting.is_alive(), "there was room"
         held.append(wide.hold(2))
-        waiting.join(30)
+        waiting.join(900)
         assert not waiting.is_alive() and (narrow.n_fetched, wide.n_fetched) == (0, 3)
         for lease in held:
             lease.release()
@@ -118,11 +121,12 @@ def test_several_readers_of_a_process_share_the_limit(path: Path, tmp_path: Path
             open_cache(url, nearby=Nearby(folder=tmp_path, limit=limit + 1))
 
 
+@pytest.mark.slow
 def test_parts_that_are_expected_come_before_they_are_read(path: Path, tmp_path: Path) -> None:
     with serving(Site(path)) as url:
         cache = open_cache(url, nearby=Nearby(folder=tmp_path, limit=1 << 30))
         cache.expect(range(len(cache)))
-        due, deadline = {f"{row.part:05d}" for row in cache.parts}, time.monotonic() + 60
+        due, deadline = {f"{row.part:05d}" for row in cache.parts}, time.monotonic() + 900
         while there(tmp_path) != due:
             assert time.monotonic() < deadline, "parts that are expected do not come"
             time.sleep(0.01)
@@ -179,6 +183,7 @@ def test_a_reader_that_hangs_in_a_cycle_does_not_keep_its_part(path: Path, tmp_p
     assert bytes_of(tmp_path) <= limit
 
 
+@pytest.mark.slow
 def test_a_part_that_another_process_reads_is_not_removed(path: Path, tmp_path: Path) -> None:
     place = tmp_path / "held" / "00000"
     lease = Lease(place)
@@ -255,7 +260,7 @@ def test_processes_that_share_a_folder_and_little_room_read_every_row_right(path
         words = [sys.executable, "-c", READ, url, str(tmp_path), str(limit), str(path)]
         environment = os.environ | {"PYTHONPATH": str(tests)}
         children = [subprocess.Popen(words, env=environment) for _ in range(3)]
-        assert [child.wait(300) for child in children] == [0, 0, 0]
+        assert [child.wait(900) for child in children] == [0, 0, 0]
     assert bytes_of(tmp_path) <= limit
 
 
@@ -282,7 +287,7 @@ def test_parts_are_evicted_under_several_readers_and_every_row_is_the_same(path:
     with serving(site) as url:
         words = [sys.executable, "-c", RACE, url, str(tmp_path), str(limit), str(path)]
         children = [subprocess.Popen([*words, str(seed)], env=environment) for seed in range(3)]
-        assert [child.wait(300) for child in children] == [0, 0, 0]
+        assert [child.wait(900) for child in children] == [0, 0, 0]
     fetched = [asked for asked in site.asked if "sequences.arrow" in asked]
     assert len(fetched) > 2 * len(sizes_of(path)), "parts were hardly evicted: this has shown nothing"
     # What two processes brought last, each may have held when the other looked for too many parts.

@@ -114,7 +114,7 @@ def test_a_part_whose_sending_was_cut_off_is_not_there_and_is_sent_again(
 def test_several_may_send_at_once(path: Path, bucket: str) -> None:
     words = [sys.executable, "-c", COPY, str(path), bucket]
     children = [subprocess.Popen(words) for _ in range(3)]
-    assert [child.wait(300) for child in children] == [0, 0, 0]
+    assert [child.wait(900) for child in children] == [0, 0, 0]
     assert verify_cache(bucket, "full").ok
 
 

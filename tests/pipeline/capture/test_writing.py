@@ -60,7 +60,7 @@ def test_an_interrupt_as_a_part_is_begun_leaves_no_thread_that_waits(
         raise AssertionError("the part was never begun")
     closing = threading.Thread(target=writing.close, daemon=True)
     closing.start()
-    closing.join(20)
+    closing.join(900)
     assert not closing.is_alive()
     assert cache.missing() == [0, 1, 2, 3]
     assert not list((tmp_path / "cache" / "tmp").iterdir())

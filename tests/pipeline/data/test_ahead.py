@@ -28,6 +28,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("load_ahead", [1, 3, 50])
 def test_a_step_is_what_its_places_say_whatever_came_before(path: Path, threads: int, load_ahead: int) -> None:

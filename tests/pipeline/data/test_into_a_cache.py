@@ -47,6 +47,7 @@ def blank(n_rows: int) -> Block:
     return Block(n_exact=none, n_draws=none, ids=np.zeros(0, np.int32), logprobs=np.zeros(0, np.float32))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [text_rows, pair_rows, chat_rows])
 def test_a_cache_holds_the_documents_as_they_were_read(make: Any, tmp_path: Path) -> None:
     tokenizer = load_tokenizer(str(small_tokenizer(tmp_path / "tokenizer", chat_template=CHATML)))

@@ -104,6 +104,7 @@ def test_a_file_that_is_whole_is_read_as_the_library_reads_it(name: str, tmp_pat
     ]
 
 
+@pytest.mark.slow
 def test_millions_of_equal_rows_from_few_bytes_are_refused(tmp_path: Path) -> None:
     path, n = tmp_path / "a.parquet", 50_000_000
     texts = pa.DictionaryArray.from_arrays(pa.array(np.zeros(n, np.int8)), pa.array(["a"]))
@@ -114,6 +115,7 @@ def test_millions_of_equal_rows_from_few_bytes_are_refused(tmp_path: Path) -> No
             opened()
 
 
+@pytest.mark.slow
 def test_values_of_all_row_groups_together_are_bounded(tmp_path: Path) -> None:
     path, n = tmp_path / "a.parquet", 1 << 24
     lists = pa.ListArray.from_arrays(pa.array([0, n], pa.int32()), pa.array(np.zeros(n, np.int32)))
@@ -158,6 +160,7 @@ def test_a_date_that_python_does_not_have_is_a_bad_row(tmp_path: Path) -> None:
     assert bad.startswith("it has a value that Python has no type for")
 
 
+@pytest.mark.slow
 def test_texts_in_lists_stay_in_a_dictionary_only_where_they_repeat_far(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     for text, n, kept in (("a" * 1000, 1000, False), ("a" * (1 << 20), 100, True)):

@@ -242,6 +242,7 @@ def test_an_export_that_was_killed_goes_on(caches: Path, tmp_path: Path) -> None
     assert {path.suffix for path in (tmp_path / "out").iterdir()} == {".parquet"}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="forks")
 @pytest.mark.parametrize(
     ("locks", "n_rounds"),

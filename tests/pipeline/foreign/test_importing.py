@@ -56,6 +56,7 @@ def digests(path: Path) -> dict[str, bytes]:
     return {file.relative_to(path).as_posix(): file.read_bytes() for file in path.rglob("*") if file.is_file()}
 
 
+@pytest.mark.slow
 def test_rows_of_equal_tokens_are_counted_in_the_plan(tokenizer: str, tmp_path: Path) -> None:
     write_rows(tmp_path / "rows.jsonl", [*ROWS, ROWS[2], ROWS[5], ROWS[2]])
     imported(**asked(tmp_path / "rows.jsonl", tokenizer, tmp_path / "cache", val_fraction=0.0))
@@ -141,6 +142,7 @@ def test_what_was_repaired_is_said_and_kept_in_the_manifest(tokenizer: str, tmp_
     assert all(what in note for what in watch.warned)
 
 
+@pytest.mark.slow
 def test_an_import_that_was_stopped_goes_on_and_becomes_the_same(source: Path, tokenizer: str, tmp_path: Path) -> None:
     with small_parts():
         whole = imported(**asked(source, tokenizer, tmp_path / "whole", val_fraction=0.3))
@@ -277,6 +279,7 @@ def test_columns_of_other_types_are_refused(tmp_path: Path) -> None:
         surveyed(N_IDS, source_format="topk", source=str(tmp_path / "a.parquet"))
 
 
+@pytest.mark.slow
 def test_a_small_file_cannot_ask_for_much_memory(tmp_path: Path) -> None:
     """Eighteen million equal numbers are a few thousand bytes of Parquet."""
     row = {

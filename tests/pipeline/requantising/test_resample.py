@@ -95,6 +95,7 @@ def made_poorer(step: str, name: str, temperature: float = 1.0) -> tuple[TargetS
     return poorer, p, again(reduced, entries, choice, poorer)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("step", "name"),
     [

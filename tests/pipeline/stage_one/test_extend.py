@@ -198,6 +198,7 @@ def test_a_folder_that_is_no_cache_is_not_extended(folder: Path, tmp_path: Path)
         run(settings)
 
 
+@pytest.mark.slow
 def test_a_worker_takes_its_own_share_of_the_old_parts_first(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -95,6 +95,7 @@ def test_a_tokenizer_that_is_only_stored_otherwise_is_the_same(folder: Path, tmp
     assert verify_cache(tmp_path / "cache", "full").ok
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["none", "broken"])
 def test_a_teacher_without_a_tokenizer_needs_one_and_a_broken_one_cannot_be_compared(
     folder: Path, tmp_path: Path, what: str, capsys: pytest.CaptureFixture[str]
@@ -113,6 +114,7 @@ def test_a_teacher_without_a_tokenizer_needs_one_and_a_broken_one_cannot_be_comp
     assert ("--allow-foreign-tokenizer is not needed" in capsys.readouterr().err) is (what == "none")
 
 
+@pytest.mark.slow
 def test_what_is_allowed_is_said_and_recorded(folder: Path, tmp_path: Path) -> None:
     watch = HeardWatch()
     teacher = {"tokenizer": str(folder / "swapped"), "allow_foreign_tokenizer": True}
@@ -144,6 +146,7 @@ def forged(folder: Path, tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_forged_tokenizer_is_found_by_every_byte_and_by_every_use(folder: Path, forged: Path, tmp_path: Path) -> None:
     assert verify_cache(forged, "fast").ok
     for level in ("full", "deep"):
@@ -159,6 +162,7 @@ def test_a_forged_tokenizer_is_found_by_every_byte_and_by_every_use(folder: Path
         assert main.run([*given, "--max-steps", "1"]) == 3
 
 
+@pytest.mark.slow
 def test_a_tokenizer_forged_with_its_fingerprint_is_not_the_teachers(folder: Path, forged: Path) -> None:
     files = {file.name: file.read_bytes() for file in (forged / layout.TOKENIZER).iterdir()}
     manifest = json.loads((forged / layout.MANIFEST).read_bytes())

@@ -59,6 +59,7 @@ def test_a_plan_for_more_tokens_is_in_proportion(folder: Path) -> None:
     assert sum(large.parts.values()) == pytest.approx(64, abs=2)
 
 
+@pytest.mark.slow
 def test_workers_share_the_time(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "one_device_each", lambda settings: [settings] * 3)
     report = plan(settings_for(folder), tokens=1_000_000, probe_seconds=0.1, watch=SilentWatch())

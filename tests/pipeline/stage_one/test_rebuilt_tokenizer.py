@@ -58,6 +58,7 @@ def train(cache: Path, out: Path) -> int:
     return main.run(given)
 
 
+@pytest.mark.slow
 def test_a_teacher_whose_configuration_changes_its_ids_is_cached_as_it_was_loaded(folder: Path, tmp_path: Path) -> None:
     caches = folder / "true", folder / "false"
     spaced, plain = caches

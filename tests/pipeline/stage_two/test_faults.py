@@ -188,6 +188,7 @@ NEEDED: dict[str, dict[str, Any]] = {
 QUICK = ("states", "weights", "jsd", "gradient")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "place", [pytest.param(place, marks=() if place in QUICK else pytest.mark.slow) for place in PLACES]
 )
@@ -219,6 +220,7 @@ def _needed(folder: Path, place: str) -> StageTwo:
     return settings_for(folder, kept=kept, **(SETTINGS | changes))
 
 
+@pytest.mark.slow
 def test_a_skipped_step_moves_nothing(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The run with a fault is the run that never met the sequences of that step."""
     settings = settings_for(folder, student={"name": _sure(folder)}, **SETTINGS)
@@ -253,6 +255,7 @@ def _sure(folder: Path) -> str:
     return str(folder / "sure.json")
 
 
+@pytest.mark.slow
 def test_repeated_faults_lead_back_to_a_good_student(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -277,6 +280,7 @@ def test_repeated_faults_lead_back_to_a_good_student(
     assert (lines[-2]["skipped"], lines[-2]["success_rate"]) == (3, 0.6)
 
 
+@pytest.mark.slow
 def test_gradients_a_million_times_too_large_are_skipped_also_right_after_a_phase(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -303,6 +307,7 @@ def test_gradients_a_million_times_too_large_are_skipped_also_right_after_a_phas
     assert all("guard.median_factor" in line["why"] for line in skipped)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", [None, 4])
 def test_a_rollback_over_a_phase_is_taken_again_with_that_phase(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int | None
@@ -342,6 +347,7 @@ def _in_first_targets(batch: StepBatch) -> StepBatch:
     return dataclasses.replace(batch, batches=(dataclasses.replace(first, targets=targets), *batch.batches[1:]))
 
 
+@pytest.mark.slow
 def test_what_does_not_end_stops_with_a_checkpoint_and_advice(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -378,6 +384,7 @@ def test_a_stopped_run_can_be_steered_from_a_checkpoint(
     assert run(slower).steps == 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bad", [4, 6], ids=["on the way", "the last step"])
 def test_parameters_that_are_not_finite_lead_back_at_once(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bad: int

@@ -14,6 +14,7 @@ CHECKED = "is checked before its first use here"
 SMALL = {"run": {"max_steps": 1}, "evaluation": {"every": 1, "limit": 1}}
 
 
+@pytest.mark.slow
 def test_a_copy_is_checked_by_the_first_run_alone(folder: Path) -> None:
     copy_cache(folder / "cache", folder / "copied")
     heard = [HeardTraining(), HeardTraining()]
@@ -22,6 +23,7 @@ def test_a_copy_is_checked_by_the_first_run_alone(folder: Path) -> None:
     assert [sum(CHECKED in line for line in watch.said) for watch in heard] == [1, 0]
 
 
+@pytest.mark.slow
 def test_the_cache_that_stage_one_made_here_is_not_checked_again(folder: Path) -> None:
     make_cache(folder, "own")  # links to the files of the one that all tests share would count as changes
     watch = HeardTraining()

@@ -79,6 +79,7 @@ def assert_whole(folder: Path, tmp_path: Path, numbers: list[int], **changes: An
         assert not [line for line in watch.warned if "metrics" in line], number
 
 
+@pytest.mark.slow
 def test_a_run_killed_after_its_last_checkpoint_has_one_line_of_its_last_evaluation(
     folder: Path, tmp_path: Path
 ) -> None:
@@ -118,7 +119,6 @@ def test_lines_are_on_the_disk_before_the_checkpoint_that_counts_on_them(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 def test_a_run_killed_around_its_last_save_has_one_line_a_step_and_evaluation(folder: Path, tmp_path: Path) -> None:
     n_calls = number_of_calls(folder, tmp_path)
     assert_whole(folder, tmp_path, list(range(n_calls - 116, n_calls, 2)))

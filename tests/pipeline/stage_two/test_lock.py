@@ -55,6 +55,7 @@ def race(settings: list[StageTwo], **options: Any) -> list[tuple[int, str]]:
     return [(each.code, each.said) for each in ended]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_rounds", [6, pytest.param(50, marks=pytest.mark.soak)])
 def test_of_two_runs_of_one_moment_one_trains_and_the_other_is_refused(
     folder: Path, tmp_path: Path, n_rounds: int
@@ -73,6 +74,7 @@ def test_of_two_runs_of_one_moment_one_trains_and_the_other_is_refused(
         assert (out / "final" / "model.safetensors").exists() and not (out / LOCK).exists()
 
 
+@pytest.mark.slow
 def test_nothing_of_a_run_that_is_under_way_is_touched(folder: Path) -> None:
     settings, meet = settings_for(folder, "held", **SHORT), Gate(1)
     child = Child(lambda: start(settings, lambda: None, meet.pass_through))
@@ -106,6 +108,7 @@ def check_nothing_is_touched(out: Path, settings: StageTwo, pid: int) -> None:
         assert os.path.samestat(os.stat(out / LOCK), held)
 
 
+@pytest.mark.slow
 def test_of_two_runs_that_overwrite_one_folder_one_is_refused(folder: Path) -> None:
     settings = settings_for(folder, "overwritten", **SHORT)
     run(settings)

@@ -91,6 +91,7 @@ def test_a_learning_rate_of_another_run_is_not_taken_for_steering(folder: Path, 
         run(shaped(folder, out, optimizer={"lr": 1e-3}), resume_from="6")
 
 
+@pytest.mark.slow
 def test_a_run_that_was_steered_is_resumed_from_what_it_was_before(folder: Path, tmp_path: Path, stopped: Path) -> None:
     shutil.copytree(stopped, tmp_path / "run")
     slower = shaped(folder, tmp_path / "run", optimizer={"lr": 1e-3})
@@ -102,6 +103,7 @@ def test_a_run_that_was_steered_is_resumed_from_what_it_was_before(folder: Path,
     assert run(slower, resume_from="2").resumed_from == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["missing", "cut", "torn"])
 def test_a_run_that_is_resumed_says_and_marks_what_metrics_lack(
     folder: Path, tmp_path: Path, stopped: Path, whole: Path, damage: str
@@ -140,6 +142,7 @@ def everything(out: Path) -> dict[str, bytes]:
     return {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["all broken", "folder missing", "another version"])
 def test_a_run_without_a_usable_checkpoint_does_not_start_over(
     folder: Path, tmp_path: Path, stopped: Path, loss: str
@@ -166,6 +169,7 @@ def test_a_run_without_a_usable_checkpoint_does_not_start_over(
     assert run(shaped(folder, out), overwrite=True).resumed_from in (None, 0)
 
 
+@pytest.mark.slow
 def test_a_run_killed_before_its_first_save_starts(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

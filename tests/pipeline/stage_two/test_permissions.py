@@ -40,6 +40,7 @@ def due(folder: Path, umask: int) -> dict[str, int]:
     return {str(path.relative_to(folder)): (0o777 if path.is_dir() else 0o666) & ~umask for path in paths}
 
 
+@pytest.mark.slow
 def test_runs_and_exports_obey_the_umask(
     folder: Path, tmp_path: Path, umask: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -118,6 +118,7 @@ def test_every_way_to_learn_goes_on_to_the_bit(folder: Path, way: str) -> None:
     assert_same(folder / f"{way} stopped", folder / f"{way} whole")
 
 
+@pytest.mark.slow
 def test_a_run_stopped_before_a_rollback_goes_back_to_the_same_student(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -186,6 +187,7 @@ def test_a_broken_newest_checkpoint_is_named_and_the_one_before_is_used(folder: 
     assert_same(folder / "broken", undisturbed)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_can_be_chosen(folder: Path, undisturbed: Path) -> None:
     settings = settings_for(folder, "chosen", **SHAPE)
     with pytest.raises(Interrupted):

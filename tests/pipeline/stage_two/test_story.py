@@ -93,6 +93,7 @@ def test_the_report_says_what_was_done(whole: tuple[TrainReport, HeardTraining])
     assert len(looks) == 2
 
 
+@pytest.mark.slow
 def test_the_factor_of_a_temperature_is_shown_in_the_first_steps(folder: Path, tmp_path: Path) -> None:
     watch = HeardTraining()
     settings = settings_for(folder, losses={"temperature": 2.0}, run={"max_steps": 1})
@@ -115,6 +116,7 @@ def test_every_step_is_a_line_of_the_log(folder: Path, whole: tuple[TrainReport,
     assert evaluation["train_gap"] == pytest.approx(evaluation["loss"] - steps[2]["loss"])
 
 
+@pytest.mark.slow
 def test_the_config_of_a_run_runs_again(folder: Path, whole: tuple[TrainReport, HeardTraining]) -> None:
     out = Flag(name="--out", place="out", help="")
     again = stage_two(Given(flags=((out, str(folder / "again")),), config=folder / "whole" / "config.yaml"))
@@ -131,6 +133,7 @@ def test_a_finished_run_is_left_as_it_is(folder: Path, whole: tuple[TrainReport,
     assert {path: path.stat().st_mtime_ns for path in (folder / "whole" / "final").iterdir()} == files
 
 
+@pytest.mark.slow
 def test_the_best_student_is_told_with_its_own_step_and_numbers(folder: Path) -> None:
     """Of two phases the first has the lower loss, which says nothing but chooses the student of step 3."""
     phases = [{"until": 0.5, "alpha": 0.0}, {"until": 1.0, "alpha": 1.0}]
@@ -235,6 +238,7 @@ def test_another_temperature_says_how_much_mass_the_exact_ids_hold(folder: Path)
     assert any("all but the exact ids is one bin, which is coarse" in line for line in watch.warned)
 
 
+@pytest.mark.slow
 def test_a_shifted_loss_is_called_so_wherever_it_is_shown(folder: Path) -> None:
     watch, values, means = HeardTraining(), {}, {}
     for name, draw_values in (("shifted", False), ("true", True)):
@@ -259,6 +263,7 @@ def test_a_shifted_loss_is_called_so_wherever_it_is_shown(folder: Path) -> None:
     assert ("loss_shifted" in second.numbers, "loss" in second.numbers) == (False, True)
 
 
+@pytest.mark.slow
 def test_labels_alone_need_no_targets(folder: Path) -> None:
     make_cache(folder, "tokens", targets={"kind": "none", "temperatures": ()}, hidden={"pooled": False, "layers": ()})
     report = run(settings_for(folder, "labels", kept="tokens", losses={"mode": "output"}))
@@ -269,6 +274,7 @@ def test_labels_alone_need_no_targets(folder: Path) -> None:
     assert refused.value.exit_code == 4 and not (folder / "no-targets").exists()
 
 
+@pytest.mark.slow
 def test_a_dry_run_estimates_and_leaves_nothing(folder: Path) -> None:
     settings = settings_for(folder, "dry", run={"max_steps": 1000})
     before = sorted(folder.iterdir())
@@ -278,6 +284,7 @@ def test_a_dry_run_estimates_and_leaves_nothing(folder: Path) -> None:
     assert sorted(folder.iterdir()) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("every", [1, 5, 9])
 def test_a_dry_run_shows_each_evaluation_once(folder: Path, every: int) -> None:
     """Due at its last step or not: it is measured there once, for the estimate."""
@@ -308,6 +315,7 @@ def test_what_cannot_be_is_refused_before_anything_is_written(
     assert not (folder / "refused" / "checkpoints").exists()
 
 
+@pytest.mark.slow
 def test_a_cache_that_is_not_whole_says_how_many_parts_are_missing(folder: Path, tmp_path: Path) -> None:
     partial = _copied(folder / "cache", tmp_path / "partial")
     (partial / "index.parquet").unlink()

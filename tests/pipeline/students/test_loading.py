@@ -33,6 +33,7 @@ def test_a_seed_draws_the_same_weights_to_the_bit_and_leaves_other_draws_alone()
     assert not torch.equal(first["lm_head.weight"], other["lm_head.weight"])
 
 
+@pytest.mark.slow
 def test_a_seed_draws_the_same_adapter_to_the_bit_and_leaves_other_draws_alone(tmp_path: Path) -> None:
     folder = tiny_llama(tmp_path, vocabulary=IDS.count)
     before = torch.get_rng_state()

@@ -49,6 +49,7 @@ def test_draws_follow_the_distribution(spec: TargetSpec, name: str) -> None:
     assert abs(deviation_of_draws(spec, p, reduced)) < WORST
 
 
+@pytest.mark.slow
 @every_spec
 @pytest.mark.parametrize("name", ["long tail", "three levels"])
 def test_mean_weights_are_the_probabilities(spec: TargetSpec, name: str) -> None:

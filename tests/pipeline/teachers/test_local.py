@@ -92,6 +92,7 @@ def test_a_batch_without_memory_is_halved_and_said_to_be(
     ]
 
 
+@pytest.mark.slow
 def test_a_size_that_did_not_fit_is_not_tried_again(teacher: LocalTeacher) -> None:
     pieces, tried = pieces_of(LENGTHS, IDS), []
 

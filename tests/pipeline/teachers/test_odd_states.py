@@ -52,6 +52,7 @@ def test_a_teacher_whose_last_states_have_another_width_gives_all_that_is_asked(
     assert answer.block.state is not None and answer.block.state.shape == (23, 48)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "dim"), [("gemma3n_text", 0), ("deepseek_v4", 2)])
 @pytest.mark.parametrize("n_pieces", [1, 4])
 def test_a_layer_of_several_streams_gives_their_mean(family: str, dim: int, n_pieces: int, tmp_path: Path) -> None:

@@ -211,6 +211,7 @@ def test_a_broken_newest_one_is_named_and_the_one_before_is_used(tmp_path: Path,
     assert file in line
 
 
+@pytest.mark.slow
 def test_any_flipped_bit_is_found(tmp_path: Path) -> None:
     path = save(tmp_path, contents(20), keep=1)
     rng = random.Random(0)

@@ -48,6 +48,7 @@ def agrees(found: Answer, expected: Answer, tolerance: float = 2e-5) -> None:
         torch.testing.assert_close(gradient.double(), expected.gradients[name], rtol=0, atol=near, msg=name)
 
 
+@pytest.mark.slow
 @every_case
 @pytest.mark.parametrize("seed", [0, 1])
 def test_a_term_is_what_its_twin_says(name: HiddenName, routed: bool, seed: int) -> None:
