@@ -11,6 +11,7 @@ from itertools import accumulate
 from kdpipe.cache import layout
 from kdpipe.cache.index import read_index
 from kdpipe.cache.part_files import read_part_record
+from kdpipe.cache.quality import by_temperature, fidelity
 from kdpipe.cache.reader import committed_parts, load_manifest
 from kdpipe.cache.retries import Patience
 from kdpipe.cache.statistics import entry_quantiles
@@ -20,7 +21,6 @@ from kdpipe.schemas.part import PartRecord
 from kdpipe.schemas.summary import (
     CacheSummary,
     EntriesSummary,
-    FidelitySummary,
     PartsSummary,
     ScaledSummary,
     SplitSummary,
@@ -45,6 +45,7 @@ def inspect_cache(url: str | os.PathLike[str], patience: Patience | None = None)
     records = [record for record, _ in read]
     shared = _shared_bytes(store, manifest)
     positions = sum(record.n_positions for record in records)
+    measured, tail_mass = fidelity(records, manifest.targets), _mean(records, positions, "tail_mass")
     return CacheSummary(
         url=store.url,
         cache_id=identity,
@@ -70,12 +71,13 @@ def inspect_cache(url: str | os.PathLike[str], patience: Patience | None = None)
         entries_per_position=_entries(manifest, records),
         entropy_nats=_mean(records, positions, "entropy_nats"),
         label_nats=_mean(records, positions, "label_nats"),
-        tail_mass=_mean(records, positions, "tail_mass"),
+        tail_mass=tail_mass,
         bytes=shared + sum(row.n_bytes for _, row in read),
         shared_bytes=shared,
         bytes_per_position=_bytes_per_position([(record, row.n_bytes) for record, row in read], positions),
         temperatures=manifest.targets.temperatures,
-        fidelity=_fidelity(records),
+        by_temperature=by_temperature(manifest.targets, measured, tail_mass),
+        fidelity=measured,
         scaled=_scaled(records),
     )
 
@@ -137,27 +139,6 @@ def _bytes_of_part(record: PartRecord) -> dict[str, int]:
     if layout.TEXT in record.files:
         groups["text"] = record.files[layout.TEXT].bytes
     return groups
-
-
-def _fidelity(records: list[PartRecord]) -> FidelitySummary | None:
-    """The parts' fidelity, each weighing as much as the rows it was measured on."""
-    known = [record.fidelity for record in records if record.fidelity is not None and record.fidelity.n_rows]
-    total = sum(part.n_rows for part in known)
-    if not total:
-        return None
-
-    def mean(values: Iterable[float]) -> float:
-        return sum(value * part.n_rows for value, part in zip(values, known, strict=True)) / total
-
-    angles = [part.gradient_angle_degrees for part in known if part.gradient_angle_degrees is not None]
-    temperatures = {t for part in known for t, _ in part.kept_mass}
-    return FidelitySummary(
-        rows=total,
-        kl_nats=mean(part.kl_nats for part in known),
-        total_variation=mean(part.total_variation for part in known),
-        kept_mass={repr(t): mean(dict(part.kept_mass).get(t, 0.0) for part in known) for t in sorted(temperatures)},
-        gradient_angle_degrees=mean(angles) if len(angles) == len(known) else None,
-    )
 
 
 def _scaled(records: list[PartRecord]) -> ScaledSummary | None:

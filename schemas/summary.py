@@ -4,9 +4,13 @@ In: nothing is read from a file. Out: the JSON document of `kdpipe cache inspect
 them. Before it: `manifest.py`. After it: `cache/inspect.py` fills it in, `cli/cache/inspect.py` shows it.
 """
 
+from typing import Literal
+
 from kdpipe.schemas.manifest import Data, Origin, Teacher
 from kdpipe.schemas.records import Record
 from kdpipe.schemas.targets import HiddenSpec, TargetSpec
+
+Support = Literal["exact", "unbiased", "coarse"]
 
 
 class PartsSummary(Record):
@@ -43,13 +47,37 @@ class EntriesSummary(Record):
 
 
 class FidelitySummary(Record):
-    """How near stored targets are to the full distribution; None where no part says."""
+    """How near stored targets are to the full distribution at `temperature`, on `rows` of so many parts.
+
+    Each error is a standard error, None where one part was measured. The angle is that of the gradient over
+    `gradient_batch` positions. `verdict` says what all this means for training.
+    """
 
     rows: int
+    parts: int
+    temperature: float
     kl_nats: float
+    kl_error: float | None
     total_variation: float
+    total_variation_error: float | None
     kept_mass: dict[str, float]
+    kept_mass_error: dict[str, float | None]
     gradient_angle_degrees: float | None
+    gradient_angle_error: float | None
+    gradient_batch: int | None
+    verdict: str
+
+
+class TemperatureSummary(Record):
+    """What a student trained at a temperature gets: the whole distribution, unbiased draws, or exact ids and one bin.
+
+    `kept_mass` is what the exact ids hold there, None where it was not measured; `shifted` says that the value of
+    forward KL by draws is too large by a constant.
+    """
+
+    targets: Support
+    kept_mass: float | None
+    shifted: bool
 
 
 class ScaledSummary(Record):
@@ -91,5 +119,6 @@ class CacheSummary(Record):
     shared_bytes: int
     bytes_per_position: dict[str, float]
     temperatures: tuple[float, ...]
+    by_temperature: dict[str, TemperatureSummary]
     fidelity: FidelitySummary | None
     scaled: ScaledSummary | None

@@ -113,6 +113,11 @@ class TargetSpec(Record):
         return self.keep.kind in ("threshold", "sampled")
 
     @property
+    def is_shifted(self) -> bool:
+        """Whether forward KL by draws lacks the entropy within the bin, which values or, at T=1, the entropy give."""
+        return self.has_draws and not self.draw_values and (self.target_temperature != 1.0 or not self.entropy)
+
+    @property
     def tail_known(self) -> bool:
         """Whether `log_tail` is stored."""
         return self.has_entries and not (isinstance(self.keep, Imported) and not self.keep.tail_known)

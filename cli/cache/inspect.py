@@ -14,7 +14,7 @@ from kdpipe.cli.remote_options import RetryFor, retries
 
 if TYPE_CHECKING:
     from kdpipe.schemas.manifest import Origin
-    from kdpipe.schemas.summary import CacheSummary, FidelitySummary, ScaledSummary
+    from kdpipe.schemas.summary import CacheSummary, FidelitySummary, ScaledSummary, TemperatureSummary
 
 SHOWN_CACHES = 3
 SPLIT_COLUMNS = ("parts", "documents", "sequences", "rows", "positions")
@@ -37,7 +37,7 @@ def inspect(
 
 def page(summary: "CacheSummary") -> str:
     """The summary for a person: what it is, how much there is, how near it comes, where the bytes go."""
-    facts = [*_origin(summary), *_contents(summary), *fidelity(summary.fidelity)]
+    facts = [*_origin(summary), *_contents(summary), *temperatures(summary.by_temperature), *fidelity(summary.fidelity)]
     sizes = [*bars(summary.bytes_per_position), f"  {summary.bytes:,} bytes in all"]
     return "\n".join([summary.url, *console.facts(facts), "", *_splits(summary), "", *sizes])
 
@@ -97,16 +97,34 @@ def fidelity(found: "FidelitySummary | None") -> list[Fact]:
     """How near the stored targets come to the teacher's."""
     if found is None:
         return [("fidelity", "not measured")]
-    kept = ", ".join(f"{mass:.1%} at T={float(t):g}" for t, mass in found.kept_mass.items())
-    angle = found.gradient_angle_degrees
-    facts = [
-        (
-            "fidelity",
-            f"KL {found.kl_nats:#.3g} nats, total variation {found.total_variation:#.3g}, {found.rows:,} rows",
-        ),
-        ("kept mass", kept or "not measured"),
-    ]
-    return [*facts, ("gradients", f"{angle:.1f} degrees from the dense teacher's")] if angle is not None else facts
+    parts = "1 part" if found.parts == 1 else f"{found.parts:,} parts"
+    at = f"at T={found.temperature:g}, on {found.rows:,} rows of {parts}"
+    kl = f"KL {found.kl_nats:#.3g}{_error(found.kl_error, '#.2g')} nats"
+    variation = f"total variation {found.total_variation:#.3g}{_error(found.total_variation_error, '#.2g')}"
+    errors = found.kept_mass_error
+    kept = ", ".join(
+        f"{mass:.1%}{_error(errors.get(t), '.1%')} at T={float(t):g}" for t, mass in found.kept_mass.items()
+    )
+    facts = [("fidelity", f"{kl}, {variation}, {at}"), ("kept mass", kept or "not measured")]
+    if found.gradient_angle_degrees is not None:
+        angle = f"{found.gradient_angle_degrees:.2f}{_error(found.gradient_angle_error, '.2f')} degrees"
+        facts.append(("gradients", f"{angle} from the dense teacher's over {found.gradient_batch:,} positions"))
+    return [*facts, ("verdict", found.verdict)]
+
+
+def _error(error: float | None, form: str) -> str:
+    """A standard error behind its number; nothing where it is unknown."""
+    return "" if error is None else f" ±{error:{form}}"
+
+
+def temperatures(found: "dict[str, TemperatureSummary]") -> list[Fact]:
+    """What a student that is trained at each temperature gets."""
+    lines = []
+    for temperature, given in found.items():
+        held = "" if given.kept_mass is None else f", {given.kept_mass:.1%} of the mass in exact ids"
+        shifted = ", the value of forward KL shifted" if given.shifted else ""
+        lines.append((f"at T={float(temperature):g}", f"{given.targets}{held}{shifted}"))
+    return lines
 
 
 def _splits(summary: "CacheSummary") -> list[str]:

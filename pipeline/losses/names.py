@@ -29,16 +29,11 @@ def label(name: LogitName, spec: TargetSpec, temperature: float, shape: Shape) -
     if temperature != spec.target_temperature:
         return f"{name}_coarse"
     by_draws = spec.has_draws and shape.tail_weight > 0
-    if by_draws and name == "forward_kl" and is_shifted(spec):
+    if by_draws and name == "forward_kl" and spec.is_shifted:
         return f"{name}{SHIFTED}"
     if by_draws and (name == "forward_kl" or (name == "skew_kl" and spec.draw_values)):
         return name
     return f"{name}_bound"
-
-
-def is_shifted(spec: TargetSpec) -> bool:
-    """Whether forward KL by draws lacks the entropy within the bin: at T=1 the row's entropy gives it, else values."""
-    return spec.has_draws and not spec.draw_values and (spec.target_temperature != 1.0 or not spec.entropy)
 
 
 def check_spec(names: Iterable[LogitName], spec: TargetSpec, temperature: float) -> None:

@@ -14,7 +14,7 @@ from kdpipe.pipeline.data.loading import Wants, make_batch
 from kdpipe.pipeline.evaluation.measure import estimate
 from kdpipe.pipeline.losses.dense import TeacherHead
 from kdpipe.pipeline.losses.kept import kept_mass
-from kdpipe.pipeline.losses.names import check_spec, is_shifted
+from kdpipe.pipeline.losses.names import check_spec
 from kdpipe.pipeline.losses.terms import LOGIT_NAMES
 from kdpipe.pipeline.training.curriculum import Curriculum
 from kdpipe.pipeline.training.selection import not_held
@@ -95,7 +95,7 @@ def warnings(settings: StageTwo, curriculum: Curriculum, manifest: Manifest) -> 
             f"are for {spec.target_temperature:g}"
         )
     at_target = spec.target_temperature in curriculum.temperatures and losses.tail_weight != 0
-    if "forward_kl" in curriculum.terms and at_target and is_shifted(spec):
+    if "forward_kl" in curriculum.terms and at_target and spec.is_shifted:
         yield (
             f"forward_kl at temperature {spec.target_temperature:g} is shifted: its gradient is unbiased, but its "
             "value is too large by the teacher's entropy within the bin; caches made with "

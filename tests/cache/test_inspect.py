@@ -136,6 +136,11 @@ def test_fidelity_weighs_each_part_by_its_rows(tmp_path: Path) -> None:
     assert fidelity.total_variation == pytest.approx(0.5)
     assert fidelity.kept_mass == {"1.0": pytest.approx(0.6)}
     assert fidelity.gradient_angle_degrees == pytest.approx(5.0)
+    # Residuals of 10 and 30 rows, each over 1 less its part's share: 10 x 0.3 / 0.75 and 30 x 0.1 / 0.25.
+    error = pytest.approx((4**2 + 12**2) ** 0.5 / 40)
+    assert (fidelity.kl_error, fidelity.total_variation_error) == (error, error)
+    assert fidelity.kept_mass_error == {"1.0": error}
+    assert (fidelity.rows, fidelity.parts, fidelity.temperature, fidelity.gradient_batch) == (40, 2, 1.0, 65_536)
     assert set(as_json(tmp_path / "c")["fidelity"]) >= {
         "kl_nats", "total_variation", "kept_mass", "gradient_angle_degrees",
     }  # fmt: skip

@@ -115,7 +115,19 @@ def test_the_page_tells_what_went_otherwise(handed: dict[str, Any], capsys: pyte
             "teacher_share": None,
             "positions_per_second": None,
             "fidelity": FidelitySummary(
-                rows=9, kl_nats=0.01, total_variation=0.04, kept_mass={"1.0": 0.86}, gradient_angle_degrees=1.25
+                rows=9,
+                parts=1,
+                temperature=1.0,
+                kl_nats=0.01,
+                kl_error=None,
+                total_variation=0.04,
+                total_variation_error=None,
+                kept_mass={"1.0": 0.86},
+                kept_mass_error={"1.0": None},
+                gradient_angle_degrees=1.25,
+                gradient_angle_error=None,
+                gradient_batch=65_536,
+                verdict="good: it is",
             ),
         }
     )
@@ -135,7 +147,7 @@ def test_the_page_tells_what_went_otherwise(handed: dict[str, Any], capsys: pyte
         "cache_id    none yet", "5 of 9, 2 made now", "4 parts are missing: for other shards to make",
         "positions   1,234,567\n",
         "time        83 s\n", "halved 2 times", "3 bad rows left out, 4 longer than a sequence",
-        "KL 0.0100 nats", "86.0% at T=1", "1.2 degrees", "dry run: all is well",
+        "KL 0.0100 nats", "86.0% at T=1", "1.25 degrees", "good: it is", "dry run: all is well",
     ):  # fmt: skip
         assert told in text, told
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from kdpipe.cache.quality import gradient_angle
 from kdpipe.cache.rows import Rows
 from kdpipe.pipeline import fidelity
 from kdpipe.pipeline.fidelity import FidelityMeter
@@ -227,3 +228,37 @@ def test_unbiased_targets_come_nearer_with_rows_and_a_bucket_does_not() -> None:
     few, many = angle(Threshold(tau=1 / 10), ROWS), angle(Threshold(tau=1 / 10), 40 * ROWS)
     assert many < few / 3
     assert angle(TopK(k=4), 40 * ROWS) > angle(TopK(k=4), ROWS) / 2
+
+
+def of_parts(spec: TargetSpec, n_parts: int, rows: int, seed: int) -> list[Fidelity]:
+    """One teacher's fidelity on parts with so many rows each."""
+    generator = torch.Generator().manual_seed(0)
+    head = torch.randn(SIZE, WIDTH, generator=generator) * 0.25
+    ask, found = question(spec), []
+    meter, reducer = FidelityMeter(ask, WIDTH, CPU), Reducer(ask, CPU, torch.zeros(SIZE, dtype=torch.bool))
+    generator.manual_seed(seed)
+    for number in range(n_parts):
+        # Texts have subjects: states share a direction, so that gradients have a mean.
+        states = torch.randn(rows, WIDTH, generator=generator) + 0.3 * head[:8].sum(dim=0)
+        logits = states @ head.T - 1.1 * torch.log(torch.arange(SIZE) + 2.7)
+        reduced = reducer.reduce(
+            logits.clone(), torch.zeros(rows, dtype=torch.long), row_keys(seed, "train", number, 0, rows)
+        )
+        sample = meter.sample()
+        sample.add(logits, reduced, states)
+        meter.count(sample)
+        result = meter.result()
+        assert result is not None
+        found.append(result)
+    return found
+
+
+def test_the_angle_of_a_batch_is_one_number_whatever_the_rows_measured() -> None:
+    spec = targets(Threshold(tau=1 / 25), 1.0)
+    few, many = of_parts(spec, 4, 512, seed=1), of_parts(spec, 8, 2048, seed=2)
+    as_measured = [np.mean([part.gradient_angle_degrees for part in parts]) for parts in (few, many)]
+    assert as_measured[0] > 1.7 * as_measured[1]
+    (one, one_error), (other, other_error) = (gradient_angle(parts, spec) for parts in (few, many))
+    assert one is not None and other is not None and one_error is not None and other_error is not None
+    assert abs(one - other) < 3 * math.hypot(one_error, other_error)
+    assert max(one_error / one, other_error / other) < 0.1

@@ -80,17 +80,26 @@ def test_a_cache_without_any_part_can_be_looked_at(tmp_path: Path, capsys: pytes
 def test_fidelity_is_told_when_it_was_measured(cache: tuple[Path, str]) -> None:
     fidelity = FidelitySummary(
         rows=2000,
+        parts=3,
+        temperature=1.0,
         kl_nats=0.0123,
+        kl_error=0.0011,
         total_variation=0.045,
+        total_variation_error=None,
         kept_mass={"1.0": 0.86, "2.0": 0.18},
+        kept_mass_error={"1.0": 0.01, "2.0": None},
         gradient_angle_degrees=7.25,
+        gradient_angle_error=0.5,
+        gradient_batch=65_536,
+        verdict="good: it is",
     )
     text = page(inspect_cache(cache[0]).model_copy(update={"fidelity": fidelity}))
-    assert "KL 0.0123 nats, total variation 0.0450, 2,000 rows" in text
-    assert "86.0% at T=1, 18.0% at T=2" in text
-    assert "7.2 degrees from the dense teacher's" in text
+    assert "KL 0.0123 ±0.0011 nats, total variation 0.0450, at T=1, on 2,000 rows of 3 parts" in text
+    assert "86.0% ±1.0% at T=1, 18.0% at T=2" in text
+    assert "7.25 ±0.50 degrees from the dense teacher's over 65,536 positions" in text
+    assert "  verdict     good: it is\n" in text
     small = fidelity.model_copy(update={"kl_nats": 4.4586e-5})
-    assert "KL 4.46e-05 nats" in page(inspect_cache(cache[0]).model_copy(update={"fidelity": small}))
+    assert "KL 4.46e-05 ±0.0011 nats" in page(inspect_cache(cache[0]).model_copy(update={"fidelity": small}))
     without = fidelity.model_copy(update={"gradient_angle_degrees": None})
     assert "degrees" not in page(inspect_cache(cache[0]).model_copy(update={"fidelity": without}))
 
