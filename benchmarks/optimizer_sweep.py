@@ -1,21 +1,23 @@
-"""Which optimizer and learning rates fresh students want, by size: a search on a grid whose best cell is inside.
+"""Best optimizer and learning rates by kind and size of student: a search on a grid whose best cell is inside.
 
 In: nothing; text comes with Python, the teacher is trained once in `--work`. Out: one JSON document, on stderr a line
 per student. Results are kept one line each in `--work`: run again, it resumes; several processes may share the folder.
-Rates are on a grid of half decades: from a start, the
-neighbors of the best cell are trained until none is better; the best three are confirmed by more seeds.
+Learning rates are on a grid of half decades: from a start, the neighbors of the best cell along each axis are trained
+until none is better; the best are confirmed by more seeds.
 """
 
 import argparse
 import fcntl
 import json
+import os
 import statistics
 import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from itertools import product
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from measure import machine, rounded
@@ -24,12 +26,19 @@ from recovery_inputs import Caches, Texts
 from stage_one_inputs import trained_teacher
 
 from kdpipe.cache import open_cache
+from kdpipe.pipeline.cache_teacher import cache_teacher
 from kdpipe.pipeline.small_teacher import Sizes
-from kdpipe.schemas.stage_two import StageTwo
+from kdpipe.pipeline.train import train
+from kdpipe.pipeline.watch import SilentTrainWatch, SilentWatch
+from kdpipe.schemas.stage_one import RunOptions, StageOne
+from kdpipe.schemas.stage_two import StageTwo, TrainOptions
 
 # Half decades: 1e-3, 3.2e-3, 1e-2, ... as powers of ten.
 STEP = 0.5
-CONFIRMED, CONFIRMING_SEEDS = 3, (0, 1, 2)
+CONFIRMING_SEEDS = (0, 1, 2)
+ENTROPY_NATS = 3.0
+Kind = Literal["fresh", "pretrained", "lora"]
+OptimizerKind = Literal["muon", "adamw"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +57,15 @@ SHAPES = {
     "10M": Shape(width=448, layers=4),
     "30M": Shape(width=704, layers=5),
 }
-STARTS = {"muon": (-2.0, -1.0), "adamw": (-2.5, -1.5)}
+# Matrices and tables; a search that starts elsewhere ends at the same cell, later.
+STARTS: dict[tuple[Kind, OptimizerKind], tuple[float, float]] = {
+    ("fresh", "muon"): (-2.0, -1.0),
+    ("fresh", "adamw"): (-2.5, -1.5),
+    ("pretrained", "muon"): (-2.5, -2.5),
+    ("pretrained", "adamw"): (-3.0, -2.5),
+    ("lora", "muon"): (-2.5, -2.5),
+    ("lora", "adamw"): (-2.5, -2.5),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +73,8 @@ class Cell:
     """One student: learning rates as powers of ten; `vectors` None is the rate of matrices."""
 
     size: str
-    optimizer: Literal["muon", "adamw"]
+    kind: Kind = "fresh"
+    optimizer: OptimizerKind
     matrices: float
     tables: float
     vectors: float | None = None
@@ -67,18 +85,19 @@ class Cell:
     seed: int = 0
 
     def neighbors(self) -> Iterator["Cell"]:
-        """The eight cells around."""
-        for up in (-STEP, 0.0, STEP):
-            for side in (-STEP, 0.0, STEP):
-                if (up, side) != (0.0, 0.0):
-                    yield replace(self, matrices=self.matrices + up, tables=self.tables + side)
+        """The cells around: two along each axis; LoRA trains no tables."""
+        for step in (STEP, -STEP):
+            yield replace(self, matrices=self.matrices + step)
+            if self.kind != "lora":
+                yield replace(self, tables=self.tables + step)
 
 
 class Sweep:
     """Students of a sweep, each trained once, its result a line in a file that processes share."""
 
-    def __init__(self, work: Path, caches: Caches, texts: Texts, precision: str) -> None:
-        self._work, self._caches, self._texts, self._precision = work, caches, texts, precision
+    def __init__(self, work: Path, teacher: Path, caches: Caches, texts: Texts, precision: str) -> None:
+        self._work, self._teacher, self._precision = work, teacher, precision
+        self._caches, self._texts = caches, texts
         self._file = work / f"sweep-{precision}.jsonl"
         self.trained = 0
 
@@ -86,7 +105,7 @@ class Sweep:
         """The exact KL to the teacher on validation, trained when it is not known yet."""
         found = self.results().get(cell)
         if found is None:
-            found = self._train(cell)
+            found = self.train(cell)
             self.trained += 1
             with self._file.open("a", encoding="utf-8") as file:
                 fcntl.flock(file, fcntl.LOCK_EX)
@@ -112,10 +131,10 @@ class Sweep:
                 return sorted(seen, key=seen.__getitem__)
             best = winner
 
-    def confirmed(self, cells: list[Cell]) -> list[dict[str, Any]]:
+    def confirmed(self, cells: list[Cell], n_best: int) -> list[dict[str, Any]]:
         """The best cells by several seeds, the best first."""
         rows = []
-        for cell in cells[:CONFIRMED]:
+        for cell in cells[:n_best]:
             seeds = [replace(cell, seed=seed) for seed in CONFIRMING_SEEDS]
             values = [self.value(one) for one in seeds]
             known = self.results()
@@ -130,30 +149,73 @@ class Sweep:
             )
         return sorted(rows, key=lambda row: row["kl_mean"])
 
-    def _train(self, cell: Cell) -> dict[str, Any]:
+    def train(self, cell: Cell) -> dict[str, Any]:
+        """Train one student and measure it."""
         texts = replace(self._texts, tokens=cell.tokens)
         state = open_cache(str(self._caches.of("state", texts)), "validation")
         cache = self._caches.of("standard", texts)
         with tempfile.TemporaryDirectory(dir=self._work) as place:
-            return trained_and_measured(self._settings(cell, str(cache), Path(place)), state)
+            name = self._pretrained(cell) if cell.kind != "fresh" else self.config(cell, Path(place))
+            return trained_and_measured(self._settings(cell, str(cache), name, Path(place) / "run"), state)
 
-    def _settings(self, cell: Cell, cache: str, place: Path) -> StageTwo:
-        config, shape = place / "student.json", SHAPES[cell.size]
-        config.write_text(json.dumps(student_config(shape, tied=cell.tied)), encoding="utf-8")
+    def config(self, cell: Cell, place: Path) -> Path:
+        """The config of a fresh student, as a file."""
+        config = place / "student.json"
+        config.write_text(json.dumps(student_config(SHAPES[cell.size], tied=cell.tied)), encoding="utf-8")
+        return config
+
+    def _pretrained(self, cell: Cell) -> Path:
+        """A student of this size trained on labels of the teacher's own text, twice as many tokens; made once."""
+        out = self._work / f"pretrained-{cell.size}-{cell.tokens}"
+        if not out.is_dir():
+            say(f"  pretraining a student of {cell.size}")
+            matrices, tables = STARTS["fresh", "muon"]
+            first = replace(cell, kind="fresh", optimizer="muon", matrices=matrices, tables=tables, seed=100)
+            with tempfile.TemporaryDirectory(dir=self._work) as place:
+                run = Path(place) / "run"
+                settings = self._settings(first, str(self._tokens()), self.config(first, Path(place)), run)
+                steps = 2 * cell.tokens // (cell.batch * self._texts.length)
+                changes: dict[str, Any] = {
+                    "losses": settings.losses.model_copy(update={"mode": "output"}),
+                    "run": settings.run.model_copy(update={"epochs": None, "max_steps": max(2, steps)}),
+                }
+                train(settings.model_copy(update=changes), TrainOptions(), SilentTrainWatch())
+                os.replace(run / "final", out)
+        return out
+
+    def _tokens(self) -> Path:
+        """The text that the teacher was trained on, as a cache without targets; made once."""
+        path = self._work / "caches" / "tokens"
+        if not path.is_dir():
+            work = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+            corpus = self._work.parent / f"{self._teacher.name.split('-at-')[0]}.jsonl"
+            settings = {
+                "data": {"path": str(corpus), "val_fraction": 0.0},
+                "teacher": {"tokenizer": str(self._teacher)},
+                "targets": {"kind": "none"},
+                "sequences": {"length": self._texts.length},
+                "machine": {"devices": "cpu", "threads": torch.get_num_threads()},
+                "out": str(work),
+            }
+            cache_teacher(StageOne.model_validate(settings), RunOptions(), SilentWatch())
+            os.replace(work, path)
+        return path
+
+    def _settings(self, cell: Cell, cache: str, student: Path, out: Path) -> StageTwo:
         never = {"every": 1_000_000}
         vectors = cell.matrices if cell.vectors is None else cell.vectors
         rates = {"matrices": 10**cell.matrices, "tables": 10**cell.tables, "vectors": 10**vectors}
         return StageTwo.model_validate(
             {
                 "cache": {"path": cache},
-                "student": {"name": str(config)},
+                "student": {"name": str(student), "lora": cell.kind == "lora"},
                 "losses": {"alpha": cell.alpha},
                 "optimizer": {"kind": cell.optimizer, "rates": rates},
                 "run": {"epochs": 1, "batch_size": cell.batch},
                 "evaluation": never | {"limit": 1},
                 "saving": never,
                 "machine": {"device": "cpu", "threads": torch.get_num_threads(), "precision": self._precision},
-                "out": str(place / "run"),
+                "out": str(out),
                 "seed": cell.seed,
             }
         )
@@ -174,6 +236,24 @@ def student_config(shape: Shape, *, tied: bool) -> dict[str, Any]:
     }
 
 
+def open_sweep(
+    work: Path, of: type[Sweep], *, tokens: int, teacher_steps: int = 400, precision: str = "fp32", quick: bool = False
+) -> Sweep:
+    """A sweep in a folder, its teacher trained where there is none yet."""
+    sizes = Sizes(
+        vocabulary=4096, width=192, layers=4, context=256, batch=8, steps=teacher_steps, rate=3e-3, table_rate=3e-2
+    )
+    if quick:
+        sizes = Sizes(vocabulary=600, width=32, layers=1, context=64, batch=4, steps=5)
+    work = work.resolve()
+    work.mkdir(parents=True, exist_ok=True)
+    teacher, unseen = trained_teacher(work, sizes, ENTROPY_NATS, say)
+    own = work / f"sweep-of-{teacher.name}"
+    (own / "caches").mkdir(parents=True, exist_ok=True)
+    texts = Texts(tokens=tokens, validation=1_000 if quick else 12_000, length=sizes.context)
+    return of(own, teacher, Caches(own, teacher, unseen, torch.get_num_threads(), say), texts, precision)
+
+
 def say(text: str) -> None:
     """A line for the person who waits."""
     print(text, file=sys.stderr, flush=True)
@@ -184,9 +264,14 @@ def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, required=True, help="Folder of teacher, caches and results; resumes there")
     parser.add_argument("--sizes", nargs="+", default=list(SHAPES), choices=SHAPES, help="Student sizes [all]")
-    parser.add_argument("--optimizers", nargs="+", default=list(STARTS), choices=STARTS, help="Optimizers [both]")
+    parser.add_argument("--kinds", nargs="+", default=["fresh"], choices=get_args(Kind), help="Of students [fresh]")
+    both = get_args(OptimizerKind)
+    parser.add_argument("--optimizers", nargs="+", default=list(both), choices=both, help="Optimizers [both]")
+    parser.add_argument("--start", nargs=2, type=float, help="Matrices and tables to start from, powers of ten [own]")
+    parser.add_argument("--alone", action="store_true", help="Train the start alone, without a search")
+    parser.add_argument("--confirmed", type=int, default=3, help="Best cells that more seeds confirm [3]")
     parser.add_argument("--tokens", type=int, default=300_000, help="Tokens per student [300000]")
-    parser.add_argument("--teacher-steps", type=int, default=3000, help="Training steps of the teacher [3000]")
+    parser.add_argument("--teacher-steps", type=int, default=400, help="Training steps of the teacher [400]")
     parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"], help="Of the students [fp32]")
     parser.add_argument("--threads", type=int, default=1, help="Threads per process [1]")
     parser.add_argument("--quick", action="store_true", help="Tiny: shows that it runs, measures nothing")
@@ -197,23 +282,28 @@ def main() -> None:
     """Sweep and print."""
     words = options()
     torch.set_num_threads(words.threads)
-    sizes = Sizes(vocabulary=4096, width=256, layers=4, context=256, batch=8, steps=words.teacher_steps, rate=3e-3)
-    if words.quick:
-        sizes = Sizes(vocabulary=600, width=32, layers=1, context=64, batch=4, steps=5)
-    work = words.work.resolve()
-    work.mkdir(parents=True, exist_ok=True)
-    teacher, unseen = trained_teacher(work, sizes, None, say)
-    own = work / f"sweep-of-{teacher.name}"
-    (own / "caches").mkdir(parents=True, exist_ok=True)
-    texts = Texts(tokens=words.tokens, validation=1_000 if words.quick else 24_000, length=sizes.context)
-    sweep = Sweep(own, Caches(own, teacher, unseen, words.threads, say), texts, words.precision)
+    sweep = open_sweep(
+        words.work,
+        Sweep,
+        tokens=words.tokens,
+        teacher_steps=words.teacher_steps,
+        precision=words.precision,
+        quick=words.quick,
+    )
     found = {}
-    for size in words.sizes:
-        for optimizer in words.optimizers:
-            matrices, tables = STARTS[optimizer]
-            start = Cell(size=size, optimizer=optimizer, matrices=matrices, tables=tables, tokens=words.tokens)
-            found[f"{size} {optimizer}"] = sweep.confirmed(sweep.search(start))
-    document = {"machine": machine(), "torch": torch.__version__, "precision": words.precision, "best": found}
+    for size, kind, optimizer in product(words.sizes, words.kinds, words.optimizers):
+        matrices, tables = words.start or STARTS[kind, optimizer]
+        start = Cell(size=size, kind=kind, optimizer=optimizer, matrices=matrices, tables=tables, tokens=words.tokens)
+        sweep.value(start)
+        best = [start] if words.alone else sweep.search(start)
+        found[f"{size} {kind} {optimizer}"] = sweep.confirmed(best, words.confirmed)
+    document = {
+        "machine": machine(),
+        "torch": torch.__version__,
+        "precision": words.precision,
+        "confirmed": found,
+        "cells": list(sweep.results().values()),
+    }
     print(json.dumps(rounded(document), indent=1))
 
 

@@ -62,6 +62,7 @@ def trained_teacher(
     n_seen = round(len(rows) * (1 - UNSEEN_SHARE))
     seen = [*rows[:n_seen], *({"text": text} for module in other_modules() for text in module.split("\n\n\n"))]
     name = f"trained-{sizes.vocabulary}-{sizes.width}-{sizes.layers}-{sizes.steps}"
+    name += "" if sizes.table_rate is None else f"-tables-{sizes.table_rate:g}"
     corpus = work / f"{name}.jsonl"
     write_corpus(corpus, (row for row in seen if row["text"].strip()))
     make_teacher(corpus, work / name, sizes, said)

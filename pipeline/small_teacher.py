@@ -48,6 +48,8 @@ class Sizes:
     batch: int = 16
     steps: int = 300
     rate: float = 3e-3
+    # Of embeddings and head; the rate of all else where None.
+    table_rate: float | None = None
     seed: int = 0
 
 
@@ -138,12 +140,12 @@ def train_model(
     model: Any = LlamaForCausalLM(_config(sizes, tokenizer))
     ids = [token for text in tokenizer(texts)["input_ids"] for token in (*text, tokenizer.eos_token_id)]
     tokens = torch.tensor(ids)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=sizes.rate, betas=(0.9, 0.95), weight_decay=0.01)
+    optimizer = torch.optim.AdamW(_groups(model, sizes), betas=(0.9, 0.95), weight_decay=0.01)
     warm_up = max(1, sizes.steps // 10)
     for step in range(sizes.steps):
         for group in optimizer.param_groups:
             late = max(0.0, (step - warm_up) / (sizes.steps - warm_up))
-            group["lr"] = sizes.rate * min((step + 1) / warm_up, 0.5 * (1 + math.cos(math.pi * late)))
+            group["lr"] = group["peak_lr"] * min((step + 1) / warm_up, 0.5 * (1 + math.cos(math.pi * late)))
         starts = torch.randint(len(tokens) - sizes.context, (sizes.batch,))
         batch = torch.stack([tokens[start : start + sizes.context] for start in starts.tolist()])
         loss = model(input_ids=batch, labels=batch).loss
@@ -155,6 +157,14 @@ def train_model(
             said(f"  step {step + 1} of {sizes.steps}: {loss.item():.2f} nats a token")
     trained: LlamaForCausalLM = model.eval()
     return trained
+
+
+def _groups(model: Any, sizes: Sizes) -> list[dict[str, Any]]:
+    tables = [model.get_input_embeddings().weight, model.get_output_embeddings().weight]
+    ids = {id(table) for table in tables}
+    rest = [parameter for parameter in model.parameters() if id(parameter) not in ids]
+    table_rate = sizes.rate if sizes.table_rate is None else sizes.table_rate
+    return [{"params": rest, "peak_lr": sizes.rate}, {"params": tables, "peak_lr": table_rate}]
 
 
 def shape(sizes: Sizes) -> dict[str, int | bool]:

@@ -1,0 +1,95 @@
+"""How near a student with default optimizer and learning rates comes to the best of a small grid around them.
+
+In: a cache with a validation split, a student, numbers of steps. Out: a line per student on stderr, one JSON document:
+agreement, KL and CE on validation of the default and of each cell. The cells are half decades around the defaults of
+both optimizers.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from measure import machine, rounded
+
+from kdpipe.pipeline.evaluation.stored import load_evaluation
+from kdpipe.pipeline.train import train
+from kdpipe.pipeline.watch import SilentTrainWatch
+from kdpipe.schemas.stage_two import Optimizer, StageTwo, TrainOptions
+
+HALF_DECADE = 10**0.5
+AROUND = (1 / HALF_DECADE, 1.0, HALF_DECADE)
+
+
+def trained(words: argparse.Namespace, steps: int | None, optimizer: dict[str, Any]) -> dict[str, Any]:
+    """One student: its optimizer as settled, and what it is worth on validation."""
+    with tempfile.TemporaryDirectory() as place:
+        settings = StageTwo.model_validate(
+            {
+                "cache": {"path": str(words.cache)},
+                "student": {"name": words.student, "lora": words.lora},
+                "optimizer": optimizer,
+                "run": {"batch_size": words.batch_size} | ({} if steps is None else {"max_steps": steps}),
+                "evaluation": {"every": 1_000_000},
+                "machine": {"device": "cpu", "threads": 1},
+                "out": f"{place}/run",
+                "seed": words.seed,
+            }
+        )
+        report = train(settings, TrainOptions(), SilentTrainWatch())
+        found = load_evaluation(Path(place) / "run")
+        record = json.loads((Path(place) / "run" / "run.json").read_text())
+    assert found is not None, "the cache has a validation split"
+    settled = Optimizer.model_validate(record["settings"]["optimizer"])
+    row = {
+        "optimizer": settled.kind,
+        "matrices": settled.rates.matrices,
+        "tables": settled.rates.tables,
+        "steps": report.steps,
+        "top1_agreement": found.top1_agreement,
+        "kl_teacher": found.kl_teacher,
+        "cross_entropy": found.cross_entropy,
+    }
+    print(json.dumps(rounded(row)), file=sys.stderr, flush=True)
+    return row
+
+
+def around(default: dict[str, Any], other: dict[str, Any]) -> list[dict[str, Any]]:
+    """Settings of the cells: both learning rates of the default's optimizer, one factor for those of the other."""
+    cells = [
+        {
+            "kind": default["optimizer"],
+            "rates": {"matrices": up * default["matrices"], "tables": side * default["tables"]},
+        }
+        for up, side in product(AROUND, AROUND)
+        if (up, side) != (1.0, 1.0)
+    ]
+    return cells + [{"kind": other["optimizer"], "lr": up * other["matrices"]} for up in AROUND if up != 1.0]
+
+
+def main() -> None:
+    """Train and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--cache", type=Path, required=True, help="A cache with a validation split")
+    parser.add_argument("--student", default="tiny", help="As `kdpipe train --student` [tiny]")
+    parser.add_argument("--lora", action="store_true", help="Train an adapter")
+    parser.add_argument("--steps", type=int, nargs="*", default=[], help="Optimizer steps, several runs [one epoch]")
+    parser.add_argument("--batch-size", type=int, default=8, help="Sequences of a batch [8]")
+    parser.add_argument("--seed", type=int, default=0, help="Random seed [0]")
+    words = parser.parse_args()
+    found = []
+    for steps in words.steps or [None]:
+        default = trained(words, steps, {})
+        other = trained(words, steps, {"kind": "adamw" if default["optimizer"] == "muon" else "muon"})
+        rows = [default, other, *(trained(words, steps, cell) for cell in around(default, other))]
+        best = max(rows, key=lambda row: row["top1_agreement"])
+        behind = best["top1_agreement"] - default["top1_agreement"]
+        found.append({"default": default, "best": best, "points_behind": 100 * behind, "cells": rows})
+    print(json.dumps(rounded({"machine": machine(), "student": words.student, "runs": found}), indent=1))
+
+
+if __name__ == "__main__":
+    main()
