@@ -37,6 +37,8 @@ PHASES: Final = [
 RECIPES: Final[Mapping[str, dict[str, Any]]] = {
     "hybrid": {},
     "no warm-up": {"schedule": {"warmup": 0.0}},
+    "default rates": {"optimizer": {"lr": None, "rates": {}}},
+    "default rates, no warm-up": {"optimizer": {"lr": None, "rates": {}}, "schedule": {"warmup": 0.0}},
     "high rate": {"optimizer": {"lr": 1e-2, "rates": {"tables": 1e-2}}},
     "labels, batch 1": {"losses": {"mode": "output"}, "run": {"batch_size": 1}},
     "reverse KL": {"losses": {"mode": "logit", "logit": "reverse_kl"}},

@@ -2,8 +2,8 @@
 
 In: nothing; text comes with Python, the teacher is trained once in `--work`. Out: one JSON document, on stderr a line
 per student. Results are kept one line each in `--work`: run again, it resumes; several processes may share the folder.
-Learning rates are on a grid of half decades: from a start, the neighbors of the best cell along each axis are trained
-until none is better; the best are confirmed by more seeds.
+Learning rates are on a grid of half decades: from a start, the neighbors of the best cell along each axis, and with
+both rates changed alike, are trained until none is better; the best are confirmed by more seeds.
 """
 
 import argparse
@@ -85,11 +85,12 @@ class Cell:
     seed: int = 0
 
     def neighbors(self) -> Iterator["Cell"]:
-        """The cells around: two along each axis; LoRA trains no tables."""
+        """The cells around, along each axis and with both changed alike; LoRA trains no tables."""
         for step in (STEP, -STEP):
             yield replace(self, matrices=self.matrices + step)
             if self.kind != "lora":
                 yield replace(self, tables=self.tables + step)
+                yield replace(self, matrices=self.matrices + step, tables=self.tables + step)
 
 
 class Sweep:

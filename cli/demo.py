@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from kdpipe.schemas.train_report import Evaluation
 
 # Models this small are quickest on one thread, and come out the same on every machine.
-SMALL = ("--batch-size", "4", "--lr", "3e-3", "--set", "machine.threads=1")
+SMALL = ("--batch-size", "4", "--set", "machine.threads=1")
 NEXT = (
     ["plan", "--teacher", "TEACHER", "--data", "corpus.jsonl"],
     ["cache-teacher", "--teacher", "TEACHER", "--data", "corpus.jsonl", "--val-fraction", "0.01", "--out", "my-cache"],

@@ -8,7 +8,7 @@ import sys
 
 from kdpipe.pipeline.train import train
 from kdpipe.pipeline.watch import SilentTrainWatch, StepNews
-from kdpipe.schemas.stage_two import CacheSettings, Optimizer, Run, StageTwo, StudentSettings, TrainOptions
+from kdpipe.schemas.stage_two import CacheSettings, Run, StageTwo, StudentSettings, TrainOptions
 
 
 class Losses(SilentTrainWatch):
@@ -28,7 +28,6 @@ def main(cache: str, out: str) -> None:
     settings = StageTwo(
         cache=CacheSettings(path=cache),
         student=StudentSettings(name="tiny"),
-        optimizer=Optimizer(lr=0.01),
         run=Run(max_steps=20, batch_size=2),
         out=out,
     )

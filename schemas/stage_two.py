@@ -6,7 +6,7 @@ machine, the preset of the guard; what it became is in the run's config.yaml.
 """
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -19,7 +19,8 @@ from kdpipe.schemas.sizes import Size
 from kdpipe.schemas.targets import Temperature
 
 Weight = Annotated[float, Field(ge=0, le=1e6)]
-Rate = Annotated[float, Field(gt=0, le=10)]
+LARGEST_RATE: Final = 10.0
+Rate = Annotated[float, Field(gt=0, le=LARGEST_RATE)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
 Count = Annotated[int, Field(ge=1, le=1 << 40)]

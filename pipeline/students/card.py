@@ -40,7 +40,8 @@ UNKNOWN = "The teacher's licence is not known: find out whether it allows models
 class Card:
     """What is known at the end of a run; `base` is the student's name before, None where it was fresh.
 
-    `losses` are weights by name, `metrics` numbers by name, `versions` libraries'; `is_adapter` where LoRA was used.
+    `losses` are weights by name, `optimizer` says which one with its learning rates, `metrics` are numbers by name,
+    `versions` those of libraries; `is_adapter` where LoRA was used.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Card:
     cache_id: str | None
     losses: Mapping[str, float]
     temperature: float
+    optimizer: str
     steps: int
     positions: int
     seed: int
@@ -109,6 +111,7 @@ def _distillation(card: Card) -> dict[str, Any]:
         "cache_id": card.cache_id,
         "losses": dict(card.losses),
         "temperature": card.temperature,
+        "optimizer": card.optimizer,
         "steps": card.steps,
         "positions": card.positions,
         "seed": card.seed,
@@ -149,6 +152,7 @@ def _rows(card: Card) -> list[tuple[str, str]]:
         ("cache", card.cache_id or "unfinished"),
         ("losses", losses),
         ("temperature", f"{card.temperature:g}"),
+        ("optimizer", card.optimizer),
         ("optimizer steps", f"{card.steps:,}"),
         ("positions", f"{card.positions:,}"),
         ("seed", str(card.seed)),

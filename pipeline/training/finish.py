@@ -61,6 +61,7 @@ def _card(desk: Desk, state: LoopState, found: Evaluation | None, name: str) -> 
         cache_id=prospect.cache.cache_id,
         losses={desk.prepared.name_of(term, last.temperature): weight for term, weight in last.weights.items()},
         temperature=last.temperature,
+        optimizer=prospect.optimizer_reason,
         steps=state.step,
         positions=state.positions,
         seed=prospect.settings.seed,

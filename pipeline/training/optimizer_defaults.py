@@ -1,7 +1,8 @@
 """Which optimizer and learning rates a student gets when nothing is said, and why.
 
 In: `Optimizer` settings as given, what is known of the student. Out: settings in which everything is settled, and the
-reason for a person to read. `benchmarks/optimizer_sweep.py` searches for better numbers by size of student.
+reason for a person to read. The numbers are what `benchmarks/optimizer_sweep.py` found: learning rates fall with a
+power of the number of parameters, so that sizes between and beyond those measured have one too.
 """
 
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ import torch
 
 from kdpipe.schemas.choices import OptimizerName
 from kdpipe.schemas.errors import ConfigError
-from kdpipe.schemas.stage_two import Optimizer, Rates
+from kdpipe.schemas.stage_two import LARGEST_RATE, Optimizer, Rates
 
 StudentKind = Literal["fresh", "pretrained", "lora"]
 MOMENTUM: Final = 0.95
@@ -19,23 +20,35 @@ MOMENTUM: Final = 0.95
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Defaults:
-    """Peak learning rates of a kind of student."""
+    """Peak learning rates of a student of a million parameters, and the power of the size by which they fall."""
 
     matrices: float
     tables: float
     vectors: float
+    power: float
+
+    def at(self, n_parameters: int) -> "Defaults":
+        """The learning rates of a size, to two digits, which is more than any sweep can tell."""
+        factor = (n_parameters / 1e6) ** -self.power
+        matrices, tables, vectors = (
+            float(f"{factor * each:.2g}") for each in (self.matrices, self.tables, self.vectors)
+        )
+        return Defaults(matrices=matrices, tables=tables, vectors=vectors, power=0.0)
 
 
-DEFAULT_OPTIMIZER: Final[dict[StudentKind, OptimizerName]] = {"fresh": "adamw", "pretrained": "adamw", "lora": "adamw"}
-# A Muon step has the root mean square of an AdamW step, so both start from the same learning rates.
-DEFAULTS: Final[dict[StudentKind, Defaults]] = {
-    "fresh": Defaults(matrices=1e-4, tables=1e-4, vectors=1e-4),
-    "pretrained": Defaults(matrices=2e-5, tables=2e-5, vectors=2e-5),
-    "lora": Defaults(matrices=2e-5, tables=2e-5, vectors=2e-5),
+DEFAULT_OPTIMIZER: Final[dict[StudentKind, OptimizerName]] = {"fresh": "muon", "pretrained": "adamw", "lora": "adamw"}
+# docs/experiments.md#optimizer-and-learning-rates
+DEFAULTS: Final[dict[tuple[StudentKind, OptimizerName], Defaults]] = {
+    ("fresh", "muon"): Defaults(matrices=0.015, tables=0.1, vectors=0.015, power=0.5),
+    ("fresh", "adamw"): Defaults(matrices=0.003, tables=0.03, vectors=0.003, power=0.5),
+    ("pretrained", "muon"): Defaults(matrices=0.003, tables=0.01, vectors=0.003, power=0.6),
+    ("pretrained", "adamw"): Defaults(matrices=0.003, tables=0.01, vectors=0.003, power=0.6),
+    ("lora", "muon"): Defaults(matrices=0.006, tables=0.006, vectors=0.006, power=0.4),
+    ("lora", "adamw"): Defaults(matrices=0.006, tables=0.006, vectors=0.006, power=0.4),
 }
 
 
-def settle(settings: Optimizer, student: StudentKind, *, factor: float = 1.0) -> Optimizer:
+def settle(settings: Optimizer, student: StudentKind, n_parameters: int, *, factor: float = 1.0) -> Optimizer:
     """Settings with optimizer, learning rates and momentum filled in; `factor` is the guard preset's, on defaults."""
     kind = settings.kind or DEFAULT_OPTIMIZER[student]
     if settings.momentum is not None and kind != "muon":
@@ -43,18 +56,23 @@ def settle(settings: Optimizer, student: StudentKind, *, factor: float = 1.0) ->
             f"optimizer.momentum is for muon, and {student} students are trained with {kind}",
             hint="give --optimizer muon, or leave it out",
         )
-    defaults = DEFAULTS[student]
+    defaults = DEFAULTS[student, kind].at(n_parameters)
     lr = settings.lr if settings.lr is not None else factor * defaults.matrices
     scale = lr / defaults.matrices
     own = settings.rates
-    rates = Rates(
-        matrices=own.matrices or lr,
-        tables=own.tables or scale * defaults.tables,
-        vectors=own.vectors or scale * defaults.vectors,
-        maps=own.maps,
-        router=own.router,
-    )
+    values = {
+        "matrices": own.matrices or lr,
+        "tables": own.tables or scale * defaults.tables,
+        "vectors": own.vectors or scale * defaults.vectors,
+    }
+    if too_large := [name for name, value in values.items() if value > LARGEST_RATE]:
+        name = too_large[0]
+        raise ConfigError(
+            f"optimizer.lr {lr:g} makes the learning rate of {name} {values[name]:g}, over {LARGEST_RATE:g}",
+            hint=f"give a smaller --lr, or set optimizer.rates.{name}",
+        )
     momentum = settings.momentum or MOMENTUM if kind == "muon" else None
+    rates = Rates(**values, maps=own.maps, router=own.router)
     return settings.model_copy(update={"kind": kind, "lr": lr, "rates": rates, "momentum": momentum})
 
 

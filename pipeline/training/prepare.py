@@ -229,7 +229,8 @@ def prepare(prospect: Prospect, watch: TrainWatch) -> Prepared:
 def _settled(settings: StageTwo, found: Found, device: torch.device, curriculum: Curriculum) -> StageTwo:
     """Settings with what was left to be found out."""
     values = guarding.resolve(settings.guard, settings.optimizer)
-    optimizer = settle(settings.optimizer, student_kind(settings, found), factor=values.lr_factor)
+    kind, size = student_kind(settings, found), found.shape.n_parameters
+    optimizer = settle(settings.optimizer, kind, size, factor=values.lr_factor)
     optimizer = optimizer.model_copy(update={"clip": values.clip})
     machine = settings.machine.model_copy(
         update={"precision": choose_precision(settings.machine.precision, device).name}

@@ -61,10 +61,11 @@ def test_a_run_is_told_and_goes_on_as_json(train: Command, tmp_path: Path) -> No
     answer = json.loads(out)
     assert (code, answer["steps"], answer["resumed_from"]) == (0, 3, 3)
     assert list(answer) == list(TrainReport.model_fields)
-    code, out, err = train("--lr", "0.01")
+    default = json.loads((tmp_path / "run" / "run.json").read_text())["settings"]["optimizer"]["lr"]
+    code, out, err = train("--lr", "0.002")
     assert (code, out) == (2, "")
-    assert "holds another run: optimizer.lr: 0.0001 there, 0.01 here" in err
-    assert train("--lr", "0.01", "--overwrite")[0] == 0
+    assert f"holds another run: optimizer.lr: {default} there, 0.002 here" in err
+    assert train("--lr", "0.002", "--overwrite")[0] == 0
 
 
 @pytest.mark.parametrize(

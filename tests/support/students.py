@@ -30,6 +30,7 @@ CARD = Card(
     cache_id="f" * 64,
     losses={"ce": 0.1, "forward_kl": 0.9},
     temperature=2.0,
+    optimizer="fresh, 2.6 M parameters: muon 0.01",
     steps=1000,
     positions=1_234_567,
     seed=3,

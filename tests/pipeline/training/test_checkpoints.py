@@ -147,7 +147,8 @@ def test_learning_goes_on_from_the_disk_as_if_never_stopped(tmp_path: Path, kind
         model = Small()
         trainable = Trainable(student=dict(model.named_parameters()), roles=parameter_roles(model))
         torch.manual_seed(1)
-        return model, make_optimizer(settle(Optimizer.model_validate({"kind": kind, "lr": 0.1}), "fresh"), trainable)
+        given = Optimizer.model_validate({"kind": kind, "lr": 0.1})
+        return model, make_optimizer(settle(given, "fresh", 1_000_000), trainable)
 
     whole, optimizer = begun()
     whole.learn(optimizer, range(8))

@@ -37,7 +37,7 @@ def trainable_of(dtype: torch.dtype = torch.float32, device: str = "cpu") -> Tra
 
 def settings(**said: Any) -> Optimizer:
     given = Optimizer.model_validate({"kind": "adamw", "weight_decay": 0.1, "rates": RATES, **said})
-    return settle(given, "fresh")
+    return settle(given, "fresh", 1_000_000)
 
 
 def gradients(trainable: Trainable, step: int) -> dict[str, Tensor]:
