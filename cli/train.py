@@ -37,12 +37,16 @@ def train(
 ) -> None:
     """Train a student from a cache, without the teacher; run again, it goes on where it was."""
     settings = stage_two(given)
-    from kdpipe.pipeline.train import train as run
+    from kdpipe.pipeline.training.finished_run import report_if_finished
     from kdpipe.schemas.stage_two import TrainOptions
 
     options = TrainOptions(resume_from=resume_from, overwrite=overwrite, dry_run=dry_run)
     with following() as watch:
-        report = run(settings, options, watch)
+        report = report_if_finished(settings, options, watch)
+        if report is None:
+            from kdpipe.pipeline.train import train as run
+
+            report = run(settings, options, watch)
     console.reply(report, page(report), as_json=json)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from kdpipe.cache.lock import locked
 from kdpipe.cache.verify.first import check_before_use
 from kdpipe.pipeline.evaluation.stored import save_settings
-from kdpipe.pipeline.training import checkpoints, run_folder, schedules
+from kdpipe.pipeline.training import checkpoints, finished_run, run_folder, schedules
 from kdpipe.pipeline.training.desk import Desk, open_desk
 from kdpipe.pipeline.training.finish import finish
 from kdpipe.pipeline.training.loop import Loop
@@ -39,6 +39,8 @@ def train(settings: StageTwo, options: TrainOptions, watch: TrainWatch) -> Train
     folder = Path(settings.out)
     # Before anything in the folder is looked at: what is there stays as it is until the run has ended.
     with locked(folder, watch.say):
+        if (report_before := finished_run.report_of(folder, settings, options, watch)) is not None:
+            return report_before
         return _train_in(folder, settings, options, watch, started)
 
 
@@ -59,11 +61,19 @@ def _train_in(
             return _dry_run(prepared, watch, stop, started)
         begin, steered = _begin(folder, record, options, watch)
         save_settings(folder, meaningful(prospect.settings))
+        if begin is None or checkpoints.load_state(begin).step < prospect.plan.n_steps:
+            finished_run.remove(folder)
         with open_desk(prepared, folder, begin, watch) as desk:
             loop = _learn(desk, begin, prospect.plan.n_steps, stop, steered=steered)
             with explained(settings, "at the end, with the student of the last step saved"):
-                found = finish(desk, loop.state, folder)
-            return report(desk, loop, found, folder, started)
+                student = finish(desk, loop.state, folder)
+            if student.report is not None:
+                return student.report
+            answer = report(desk, loop, student.evaluation, folder, started)
+            source = prospect.found.kind
+            if (asked := finished_run.as_asked(settings, source, prospect.cache)) is not None:
+                finished_run.save(folder, asked, source, student.step, answer)
+            return answer
 
 
 def _learn(desk: Desk, begin: Path | None, until: int, stop: Stop, *, steered: bool = False) -> Loop:
@@ -98,8 +108,8 @@ def _dry_run(prepared: Prepared, watch: TrainWatch, stop: Stop, started: float) 
         with open_desk(prepared, folder, None, watch, followed=False) as desk:
             loop = _learn(desk, None, min(DRY_STEPS, prospect.plan.n_steps), stop)
             costs = estimate(desk, loop, folder)
-            found = finish(desk, loop.state, folder)
-            answer = report(desk, loop, found, folder, started)
+            student = finish(desk, loop.state, folder)
+            answer = report(desk, loop, student.evaluation, folder, started)
             return answer.model_copy(update={"run": prospect.settings.out or "", "dry_run": costs, "final": None})
 
 

@@ -9,8 +9,8 @@ from typing import Any, Final
 
 from kdpipe.cache.files import explained, replace_file
 from kdpipe.pipeline.config_file import as_yaml, read_file
+from kdpipe.pipeline.models.folders import FINAL as FINAL
 from kdpipe.pipeline.students.saving import ADAPTER
-from kdpipe.pipeline.students.saving import FINAL as FINAL
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.model import ModelSettings
 from kdpipe.schemas.records import read_record

@@ -14,6 +14,8 @@ from typing import Any
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.strict_json import sha256_file
 
+# Where a run saves its student.
+FINAL = "final"
 # In the order in which transformers looks for them; an index names the shards of a large model.
 WHOLE = ("model.safetensors", "pytorch_model.bin")
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")

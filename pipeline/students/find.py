@@ -9,16 +9,16 @@ import json
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import transformers
 
 from kdpipe.pipeline.models.shapes import ModelShape, in_two_lines, quiet, read_shape, shape_of
 from kdpipe.pipeline.students.presets import PRESETS, Ids, preset_config
+from kdpipe.schemas.choices import StudentSource
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.stage_two import StudentSettings
 
-Kind = Literal["preset", "config", "folder", "hub"]
 KNOWN = f"a preset ({', '.join(PRESETS)}), a config in JSON, a model folder, or a hub id as in org/name"
 # A key of a config that is nearly another is taken for a slip; configs of the hub carry others that nobody reads.
 NEARLY = 0.85
@@ -31,7 +31,7 @@ class Found:
     """A student that could be loaded; a fresh one takes the cache's tokenizer, others have their own."""
 
     name: str
-    kind: Kind
+    kind: StudentSource
     shape: ModelShape
     ids: Ids
 
@@ -69,7 +69,7 @@ def find_student(settings: StudentSettings, ids: Ids) -> Found:
     return Found(name=name, kind="folder" if path.is_dir() else "hub", shape=shape, ids=ids)
 
 
-def _fresh(name: str, kind: Kind, config: Any, settings: StudentSettings, ids: Ids) -> Found:
+def _fresh(name: str, kind: StudentSource, config: Any, settings: StudentSettings, ids: Ids) -> Found:
     if settings.revision is not None:
         raise ConfigError(f"the student {name} is made fresh, and has no revision", hint="leave the revision out")
     if settings.lora:

@@ -26,8 +26,8 @@ from kdpipe.pipeline.students.student import Student
 from kdpipe.schemas.errors import ConfigError, KdpipeError
 
 CARD = "README.md"
-# Where a run saves its student, and what tells an adapter from a model.
-FINAL, ADAPTER = "final", "adapter_config.json"
+# What tells an adapter from a model.
+ADAPTER = "adapter_config.json"
 # What errors of the safetensors library say where a disk failed.
 DISK_WORDS = ("no space left", "i/o error", "ioerror", "os error", "quota exceeded", "file too large")
 FULL = "is the disk full? what was saved before is safe; run it again"

@@ -4,8 +4,10 @@ In: the desk, the state after the last step. Out: OUT/final, OUT/evaluation.json
 After it: `reporting.py`. A finished run stays as it is, unless another of its students is asked for now.
 """
 
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Final
 
 from kdpipe.pipeline.evaluation.stored import FINAL, load_evaluation, save_evaluation
 from kdpipe.pipeline.losses.terms import InForce
@@ -13,24 +15,41 @@ from kdpipe.pipeline.models.names import is_placeholder
 from kdpipe.pipeline.students.card import Card, rendered
 from kdpipe.pipeline.students.reload import cached_ids, check_reload
 from kdpipe.pipeline.students.saving import save_student
+from kdpipe.pipeline.training import finished_run
 from kdpipe.pipeline.training.desk import Desk
 from kdpipe.schemas.checkpoint import LoopState
+from kdpipe.schemas.run_report import TrainReport
 from kdpipe.schemas.train_report import Evaluation
 
 # Of caches that were made before teachers had names of their own.
 UNNAMED = "an unnamed teacher"
-VERSIONS = ("kdpipe", "torch", "transformers")
+VERSIONS: Final = ("kdpipe", "torch", "transformers")
 
 
-def finish(desk: Desk, state: LoopState, folder: Path) -> Evaluation | None:
-    """Save the student as people take it away; its evaluation, where the cache has something to hold it to."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FinalStudent:
+    """The student in final/: its step, its evaluation where the cache has a validation split, and the report of the run
+    where it was saved by an earlier call."""
+
+    step: int
+    evaluation: Evaluation | None
+    report: TrainReport | None = None
+
+
+def finish(desk: Desk, state: LoopState, folder: Path) -> FinalStudent:
+    """Save the student as people take it away, unless an earlier call has."""
     prospect = desk.prepared.prospect
     chosen = desk.keeper.take_best(state) if prospect.settings.saving.final == "best" else state
     found: Evaluation | None = None
-    if not desk.book.has_steps and (folder / FINAL).is_dir():
-        found = load_evaluation(folder)
-        if found is None or found.step == chosen.step:
-            return found
+    earlier = None if desk.book.has_steps else finished_run.load(folder)
+    if earlier is not None and earlier.step == chosen.step:
+        if (wrong := finished_run.problem(folder, earlier)) is None:
+            return FinalStudent(
+                step=chosen.step,
+                evaluation=load_evaluation(folder),
+                report=finished_run.placed(earlier.report, folder),
+            )
+        desk.watch.warn(f"{wrong}: the student of step {chosen.step:,} is saved again")
     if desk.measure is not None:
         found = desk.measure.of_step(chosen)
         save_evaluation(folder, found)
@@ -42,8 +61,7 @@ def finish(desk: Desk, state: LoopState, folder: Path) -> Evaluation | None:
     trusted = prospect.settings.student.trust_remote_code
     desk.watch.say("saved; read again in a fresh process")
     check_reload(student.logits, folder / FINAL, cached_ids(prospect.cache), student.device, trusted=trusted)
-
-    return found
+    return FinalStudent(step=chosen.step, evaluation=found)
 
 
 def _card(desk: Desk, state: LoopState, found: Evaluation | None, name: str) -> Card:

@@ -29,7 +29,7 @@ from kdpipe.pipeline.students.loading import described, load_student
 from kdpipe.pipeline.students.parameter_roles import parameter_roles
 from kdpipe.pipeline.students.student import Student
 from kdpipe.pipeline.training import guard as guarding
-from kdpipe.pipeline.training import needs
+from kdpipe.pipeline.training import needs, run_folder
 from kdpipe.pipeline.training.curriculum import Curriculum
 from kdpipe.pipeline.training.learner import Learner
 from kdpipe.pipeline.training.optimizer_defaults import StudentKind, reason, settle, shares
@@ -72,7 +72,7 @@ class Prospect:
         """Which run a folder belongs to."""
         return RunRecord(
             settings=self.settings,
-            cache_id=self.cache.cache_id or self._parts(),
+            cache_id=run_folder.cache_identity(self.cache),
             student=identity(self.found),
         )
 
@@ -82,11 +82,6 @@ class Prospect:
         metric = self.settings.evaluation.metric
         assert metric is not None, "settled when a run is looked at"
         return metric
-
-    def _parts(self) -> str:
-        """What is known of an unfinished cache: what it is made from, and the parts that are there."""
-        numbers = sorted(row.part for row in self.cache.parts)
-        return f"unfinished: {self.cache.manifest.sha256}, {len(numbers)} parts {sha256_hex(canonical(numbers))}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,6 +11,7 @@ from typing import Any, Final
 from kdpipe.cache.files import explained, make_dir, publish_file, replace_file, sweep, sync_dir
 from kdpipe.cache.layout import WORK
 from kdpipe.cache.lock import LOCK
+from kdpipe.cache.reader import Cache
 from kdpipe.schemas.checkpoint import RunRecord
 from kdpipe.schemas.errors import CacheDamaged, ConfigError
 from kdpipe.schemas.records import read_record
@@ -101,6 +102,14 @@ def differences(one: RunRecord, other: RunRecord, may_differ: tuple[str, ...] = 
         for name in sorted(first.keys() | second.keys())
         if first.get(name) != second.get(name) and not name.startswith(may_differ)
     ]
+
+
+def cache_identity(cache: Cache) -> str:
+    """Which cache this is; of an unfinished one what is known: what it is made from, and the parts that are there."""
+    if cache.cache_id is not None:
+        return cache.cache_id
+    numbers = sorted(row.part for row in cache.parts)
+    return f"unfinished: {cache.manifest.sha256}, {len(numbers)} parts {sha256_hex(canonical(numbers))}"
 
 
 def identity(record: RunRecord) -> str:
