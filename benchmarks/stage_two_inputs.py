@@ -19,6 +19,7 @@ from kdpipe.cache.blocks import cut
 from kdpipe.cache.rows import Block, Sequence
 from kdpipe.cache.writer import create_cache
 from kdpipe.pipeline.data.ordering import ordering
+from kdpipe.pipeline.models.devices import usable_cpus
 from kdpipe.pipeline.models.shapes import quiet
 from kdpipe.pipeline.students.presets import Ids, preset_config
 from kdpipe.pipeline.synthetic import Recipe, synthetic_manifest, synthetic_tables
@@ -135,7 +136,12 @@ def settings_for(case: Case, cache: Path, out: Path, **sections: dict[str, Any])
         "run": {"max_steps": 100_000, "batch_size": case.batch},
         "evaluation": {"every": 1_000_000},
         "saving": {"every": 1_000_000},
-        "machine": {"device": "cpu", "precision": "fp32", "threads": case.threads, "portion": case.portion},
+        "machine": {
+            "device": "cpu",
+            "precision": "fp32",
+            "threads": case.threads or usable_cpus(),
+            "portion": case.portion,
+        },
     }
     given = {name: own.get(name, {}) | values for name, values in sections.items()}
     return StageTwo.model_validate({**own, **given, "out": str(out)})

@@ -9,6 +9,8 @@ import tempfile
 import time
 from pathlib import Path
 
+import torch
+
 from kdpipe.cache.lock import locked
 from kdpipe.cache.verify.first import check_before_use
 from kdpipe.pipeline.evaluation.stored import save_settings
@@ -20,6 +22,7 @@ from kdpipe.pipeline.training.prepare import Prepared, look, prepare
 from kdpipe.pipeline.training.reporting import estimate, report
 from kdpipe.pipeline.training.shortage import explained
 from kdpipe.pipeline.training.stopping import Stop, listening
+from kdpipe.pipeline.training.thread_choice import choose_threads
 from kdpipe.pipeline.watch import TrainWatch
 from kdpipe.schemas.checkpoint import GuardState, LoopState, RunRecord
 from kdpipe.schemas.errors import ConfigError
@@ -60,7 +63,8 @@ def _train_in(
         if options.dry_run:
             return _dry_run(prepared, watch, stop, started)
         begin, steered = _begin(folder, record, options, watch)
-        save_settings(folder, meaningful(prospect.settings))
+        machine = prospect.settings.machine.model_copy(update={"threads": _set_threads(prepared, begin, watch, stop)})
+        save_settings(folder, meaningful(prospect.settings.model_copy(update={"machine": machine})))
         if begin is None or checkpoints.load_state(begin).step < prospect.plan.n_steps:
             finished_run.remove(folder)
         with open_desk(prepared, folder, begin, watch) as desk:
@@ -97,6 +101,15 @@ def _learn(desk: Desk, begin: Path | None, until: int, stop: Stop, *, steered: b
     return loop
 
 
+def _set_threads(prepared: Prepared, begin: Path | None, watch: TrainWatch, stop: Stop) -> int:
+    """Compute with the threads that are chosen for this run, which are said."""
+    with explained(prepared.settings, "while threads were timed"):
+        choice = choose_threads(prepared, None if begin is None else checkpoints.load_state(begin), stop)
+    torch.set_num_threads(choice.n)
+    watch.say(f"threads     {choice.n}: {choice.reason}")
+    return choice.n
+
+
 def _dry_run(prepared: Prepared, watch: TrainWatch, stop: Stop, started: float) -> TrainReport:
     """A few steps of everything, in a folder that is thrown away: learn, evaluate, save, go back to it, finish."""
     prospect = prepared.prospect
@@ -105,6 +118,7 @@ def _dry_run(prepared: Prepared, watch: TrainWatch, stop: Stop, started: float) 
     with tempfile.TemporaryDirectory(prefix=".kdpipe-dry-", dir=beside) as place:
         folder = Path(place) / "run"
         run_folder.claim(folder, prospect.record)
+        _set_threads(prepared, None, watch, stop)
         with open_desk(prepared, folder, None, watch, followed=False) as desk:
             loop = _learn(desk, None, min(DRY_STEPS, prospect.plan.n_steps), stop)
             costs = estimate(desk, loop, folder)

@@ -197,7 +197,9 @@ def _places(kind: type[Record], place: Place) -> list[Place]:
 
 
 def _takes_text(types: Sequence[Any]) -> bool:
-    return str in types or any(typing.get_origin(kind) is typing.Literal for kind in types)
+    """Whether a setting is a name; one that is a number or a word is read as YAML, which tells the two apart."""
+    named = any(typing.get_origin(kind) is typing.Literal for kind in types)
+    return str in types or (named and not {int, float} & {kind for kind in types if isinstance(kind, type)})
 
 
 def _takes_list(types: Sequence[Any]) -> bool:
@@ -225,7 +227,10 @@ def _refusal(kind: type[Record], error: ValidationError, said: Mapping[Place, Sa
     what = problem["msg"].removeprefix("Value error, ")
     said_of_input = "Input should be "
     if what.startswith(said_of_input):
-        what = f" must be {what.removeprefix(said_of_input)}"
+        if isinstance(place[-1], str) and place[:-1] in said:  # one value that may be of several types
+            place = place[:-1]
+            what = " or ".join(one["msg"] for one in error.errors() if one["loc"][:-1] == place)
+        what = f" must be {what.replace(said_of_input, '')}"
     else:
         what = f": {what[:1].lower()}{what[1:]}"
     if isinstance(problem["input"], str | int | float | None):

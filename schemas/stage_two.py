@@ -23,6 +23,7 @@ LARGEST_RATE: Final = 10.0
 Rate = Annotated[float, Field(gt=0, le=LARGEST_RATE)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
+Threads = Annotated[int, Field(ge=1, le=4096)]
 Count = Annotated[int, Field(ge=1, le=1 << 40)]
 Mode = Literal["output", "logit", "hybrid"]
 LogitLoss = Literal["forward_kl", "skew_kl", "reverse_kl", "jsd", "total_variation", "renormalised"]
@@ -264,7 +265,7 @@ class StudentMachine(Record):
 
     device: Device = "auto"
     precision: PrecisionName | Literal["auto"] = "auto"
-    threads: int | None = Field(default=None, ge=1, le=4096)
+    threads: Threads | Literal["auto"] = "auto"
     portion: int | None = Field(default=None, ge=1, le=1 << 16)
     ahead: int = Field(default=4, ge=1, le=1024)
 

@@ -63,7 +63,6 @@ class Prospect:
     guard: guarding.GuardValues
     device: torch.device
     precision: Precision
-    threads: int
     portion: int
     optimizer_reason: str
 
@@ -160,7 +159,6 @@ def look(settings: StageTwo, watch: TrainWatch) -> Prospect:
         guard=guarding.resolve(settings.guard, settings.optimizer),
         device=device,
         precision=choose_precision(settings.machine.precision, device),
-        threads=devices.n_threads(settings.machine.threads),
         portion=portion(settings, manifest.plan.sequence_length, device),
         optimizer_reason=reason(settings.optimizer, settled.optimizer, kind, size),
     )
@@ -191,7 +189,8 @@ def identity(found: Found) -> str:
 def prepare(prospect: Prospect, watch: TrainWatch) -> Prepared:
     """Load the student and put everything together."""
     settings, device = prospect.settings, prospect.device
-    torch.set_num_threads(prospect.threads)
+    threads = settings.machine.threads
+    torch.set_num_threads(devices.n_threads(None if threads == "auto" else threads))
     student = load_student(prospect.found, settings.student, prospect.precision.name, device, settings.seed)
     for told in (described(student), *student.notes):
         watch.say(told)

@@ -10,6 +10,7 @@ from kdpipe.pipeline.config_file import read_value
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.settings import from_environment, from_file, from_flag, from_sets, layered
 from kdpipe.schemas.stage_one import StageOne
+from kdpipe.schemas.stage_two import StageTwo
 
 
 def said(
@@ -239,6 +240,19 @@ def test_a_group_is_not_a_value() -> None:
 def test_a_message_stays_short() -> None:
     assert len(refusal(sets=[f"seed={'9' * 5000}x"])) < 300
     assert len(refusal(environment={f"KDPIPE_{'X' * 5000}": "1"}).splitlines()[0]) < 300
+
+
+@pytest.mark.parametrize(("text", "value"), [("2", 2), ("2.0", 2), ("auto", "auto")])
+def test_a_setting_may_be_a_number_or_a_word(text: str, value: object) -> None:
+    given = from_sets(StageTwo, [f"machine.threads={text}"], read_value)
+    assert layered(StageTwo, given).machine.threads == value
+
+
+@pytest.mark.parametrize("text", ["x", "0", "1.5", "true"])
+def test_what_is_neither_the_number_nor_the_word_is_refused(text: str) -> None:
+    given = from_sets(StageTwo, [f"machine.threads={text}"], read_value)
+    with pytest.raises(ConfigError, match=rf"machine\.threads={text} must be .* or 'auto', not "):
+        layered(StageTwo, given)
 
 
 def test_resolved_settings_read_back_as_they_are() -> None:
