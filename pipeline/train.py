@@ -17,6 +17,7 @@ from kdpipe.pipeline.evaluation.stored import save_settings
 from kdpipe.pipeline.training import checkpoints, finished_run, run_folder, schedules
 from kdpipe.pipeline.training.desk import Desk, open_desk
 from kdpipe.pipeline.training.finish import finish
+from kdpipe.pipeline.training.longer_run import begin_longer_run, find_longer_run
 from kdpipe.pipeline.training.loop import Loop
 from kdpipe.pipeline.training.prepare import Prepared, look, prepare
 from kdpipe.pipeline.training.reporting import estimate, report
@@ -54,7 +55,9 @@ def _train_in(
     prospect = look(settings, watch)
     record = prospect.record
     steered = options.resume_from is not None
-    run_folder.check(folder, record, overwrite=options.overwrite, steered=steered)
+    longer = None if options.overwrite or steered else find_longer_run(folder, prospect, record, watch.warn)
+    if longer is None:
+        run_folder.check(folder, record, overwrite=options.overwrite, steered=steered)
     check_before_use(prospect.cache.url, settings.cache.verify, watch)
     with explained(settings, "while the student was loaded"):
         prepared = prepare(prospect, watch)
@@ -62,7 +65,10 @@ def _train_in(
     with listening(watch.say) as stop:
         if options.dry_run:
             return _dry_run(prepared, watch, stop, started)
-        begin, steered = _begin(folder, record, options, watch)
+        if longer is not None:
+            begin, steered = begin_longer_run(folder, record, longer, watch.say), False
+        else:
+            begin, steered = _begin(folder, record, options, watch)
         machine = prospect.settings.machine.model_copy(update={"threads": _set_threads(prepared, begin, watch, stop)})
         save_settings(folder, meaningful(prospect.settings.model_copy(update={"machine": machine})))
         if begin is None or checkpoints.load_state(begin).step < prospect.plan.n_steps:

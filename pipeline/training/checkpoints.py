@@ -49,8 +49,9 @@ class Contents:
     random: Mapping[str, Tensor]
 
 
-def save(run: Path, contents: Contents, keep: int) -> Path:
-    """Write a checkpoint; then of those there only the newest `keep`, the best and the one to go back to stay."""
+def save(run: Path, contents: Contents, keep: int, fall: int | None = None) -> Path:
+    """Write a checkpoint; then of those there only the newest `keep`, the best, the one to go back to, and the last one
+    before the step of a `fall` of the learning rate stay."""
     with explained("a checkpoint could not be written", run):
         final = _free_name(run, contents.state.step)
         with work_folder(run, final.name) as work:
@@ -58,7 +59,7 @@ def save(run: Path, contents: Contents, keep: int) -> Path:
             publish_dir(work, final)
         with suppress(OSError):
             (run / WORK).rmdir()
-        _prune(run, final, keep, contents.state)
+        _prune(run, final, keep, contents.state, fall)
     return final
 
 
@@ -73,6 +74,17 @@ def of_step(run: Path, step: int, record: RunRecord) -> Path | None:
     """The checkpoint of a step of a run, the newest whole one if it was saved again."""
     there = (path for path in reversed(listed(run)) if _age(path)[0] == step)
     return next((path for path in there if problem(path) is None and not foreign(path, record)), None)
+
+
+def newest_until(run: Path, step: int, record: RunRecord) -> Path | None:
+    """The newest whole checkpoint of a run at a step or before it."""
+    there = (path for path in reversed(listed(run)) if _age(path)[0] <= step)
+    return next((path for path in there if problem(path) is None and not foreign(path, record)), None)
+
+
+def step_of(path: Path) -> int:
+    """The step of a checkpoint, by its name."""
+    return _age(path)[0]
 
 
 def latest(run: Path, record: RunRecord, warn: Callable[[str], None]) -> Path | None:
@@ -220,13 +232,14 @@ def _free_name(run: Path, step: int) -> Path:
     return run / FOLDER / f"step-{step:06d}{again}"
 
 
-def _prune(run: Path, saved: Path, keep: int, state: LoopState) -> None:
+def _prune(run: Path, saved: Path, keep: int, state: LoopState, fall: int | None) -> None:
     """Remove the ones before, and those of later steps: they are broken, or of a course that was left."""
     there = listed(run)
     behind = [path for path in there if _age(path) <= _age(saved)]
     best = [path for path in behind if state.best is not None and _age(path)[0] == state.best.step]
     snapshot = [path for path in behind if _age(path)[0] == state.snapshot]
-    kept = {*behind[-keep:], *best[-1:], *snapshot[-1:]}
+    before_fall = [path for path in behind if fall is not None and _age(path)[0] <= fall]
+    kept = {*behind[-keep:], *best[-1:], *snapshot[-1:], *before_fall[-1:]}
     # The latest go first: a run that is killed between two of them must not find one of the course that was left.
     _drop(run, [path for path in reversed(there) if path not in kept])
 

@@ -55,9 +55,13 @@ class Keeper:
         often = step % self._plan.save_every == 0 or (snapshot is not None and step % snapshot == 0)
         return often or step == self._plan.n_steps
 
+    def fall_begins(self, step: int) -> bool:
+        """Whether the next step is the first of the fall of a `wsd` schedule, before which a longer run goes on."""
+        return step == self._plan.saved_before_fall
+
     def anything_is_due(self, step: int) -> bool:
         """Whether the student is to be looked at or kept."""
-        return self.evaluation_is_due(step) or self.saving_is_due(step)
+        return self.evaluation_is_due(step) or self.saving_is_due(step) or self.fall_begins(step)
 
     def evaluate(self, state: LoopState, took: Took | None) -> LoopState:
         """Measure the student; the state then knows whether it is the best so far."""
@@ -85,7 +89,7 @@ class Keeper:
             optimizer=moments(learner.optimizer),
             random=states.random_tensors(learner.device),
         )
-        return checkpoints.save(self._folder, contents, self._run.settings.saving.keep)
+        return checkpoints.save(self._folder, contents, self._run.settings.saving.keep, self._plan.saved_before_fall)
 
     def resume(self, path: Path) -> LoopState:
         """Put the learner back to where a checkpoint left it."""

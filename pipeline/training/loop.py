@@ -74,7 +74,7 @@ class Loop:
         if keeper.saving_is_due(done) or self.state.best != best:
             self.state = self.state.model_copy(update={"snapshot": done})
             keeper.save(self.state)
-        elif self._around.stop.asked:
+        elif self._around.stop.asked or keeper.fall_begins(done):
             keeper.save(self.state)
 
     def _is_sound(self) -> bool:

@@ -75,7 +75,7 @@ def claim(out: Path, asked: RunRecord, *, overwrite: bool = False, steered: bool
     if check(out, asked, overwrite=overwrite, steered=steered):
         if not overwrite:
             sweep(out)
-            return _steer(out, asked) if steered else []
+            return replace(out, asked) if steered else []
         _clear(out)
     with explained("a run could not be begun", out):
         make_dir(out)
@@ -129,6 +129,18 @@ def stored(out: Path, asked: RunRecord) -> RunRecord:
     return _found(out) if (out / RECORD).exists() else asked
 
 
+def replace(out: Path, asked: RunRecord) -> list[str]:
+    """Record what a run goes on with, with what it was before in `earlier`; what differs is the answer."""
+    sweep(out)
+    found = _found(out)
+    changed = differences(found, asked)
+    if changed:
+        record = asked.model_copy(update={"earlier": (*found.earlier, identity(found))})
+        with explained("the record of a run could not be replaced", out):
+            replace_file(out, out / RECORD, record.to_json())
+    return changed
+
+
 def _found(out: Path) -> RunRecord:
     try:
         return read_record(RunRecord, (out / RECORD).read_bytes(), f"{out}/{RECORD}")
@@ -136,17 +148,6 @@ def _found(out: Path) -> RunRecord:
         raise ConfigError(
             f"{out} is of a run that cannot be told: {error.message}", hint="give --out a new folder, or --overwrite"
         ) from None
-
-
-def _steer(out: Path, asked: RunRecord) -> list[str]:
-    """Make the record say what the run goes on with."""
-    found = _found(out)
-    changed = differences(found, asked)
-    if changed:
-        steered = asked.model_copy(update={"earlier": (*found.earlier, identity(found))})
-        with explained("a run could not be steered", out):
-            replace_file(out, out / RECORD, steered.to_json())
-    return changed
 
 
 def _compare(out: Path, asked: RunRecord, steered: bool) -> None:

@@ -20,7 +20,7 @@ class Plan:
     """A run before it starts: `n_read` sequences of the `n_sequences` of an epoch, `step_size` of them a step.
 
     The learning rate climbs over the first `n_warmup` steps; it falls in the steps from `decay_from` on, which is
-    `n_steps` if it never does.
+    `n_steps` if it never does. A checkpoint of the step `saved_before_fall` is kept, so that the run can be lengthened.
     """
 
     n_sequences: int
@@ -32,6 +32,7 @@ class Plan:
     decay_from: int
     evaluate_every: int
     save_every: int
+    saved_before_fall: int | None = None
 
     @property
     def step_size(self) -> int:
@@ -66,6 +67,7 @@ def make_plan(settings: StageTwo, n_sequences: int) -> Plan:
     if schedule.kind != "constant":
         n_warmup = min(n_warmup, n_steps - 1)
     often = max(1, n_steps // PER_RUN)
+    decay_from = _decay_from(schedule, n_steps, n_warmup)
     return Plan(
         n_sequences=n_sequences,
         n_read=n_read,
@@ -73,9 +75,10 @@ def make_plan(settings: StageTwo, n_sequences: int) -> Plan:
         batch_size=run.batch_size,
         accumulate=run.accumulate,
         n_warmup=n_warmup,
-        decay_from=_decay_from(schedule, n_steps, n_warmup),
+        decay_from=decay_from,
         evaluate_every=settings.evaluation.every or often,
         save_every=settings.saving.every or often,
+        saved_before_fall=decay_from if schedule.kind == "wsd" and decay_from < n_steps else None,
     )
 
 
@@ -117,13 +120,18 @@ def lines(schedule: Schedule, plan: Plan) -> list[str]:
         f"steps       {told}: {size}",
         f"rate        {_course(schedule, plan)}",
         f"evaluates   {_every(plan.evaluate_every)} and at the end",
-        f"saves       {_every(plan.save_every)} and at the end",
+        f"saves       {_saves(plan)}",
     ]
 
 
 def counted(n: int, one: str, more: str | None = None) -> str:
     """A number with its noun: 1 step, 5 steps."""
     return f"{n:,} {one if n == 1 else more or f'{one}s'}"
+
+
+def _saves(plan: Plan) -> str:
+    fall = plan.saved_before_fall
+    return f"{_every(plan.save_every)}{'' if fall is None else f', at step {fall:,} before the fall,'} and at the end"
 
 
 def _every(n: int) -> str:
