@@ -105,7 +105,9 @@ def test_the_default_of_a_run_is_printed_and_in_its_record_and_on_its_card(tmp_p
 def test_the_page_has_the_learning_rates_that_are_used() -> None:
     page = (ROOT / "docs" / "train.md").read_text(encoding="utf-8")
     page = page.partition("\n## Optimizer and learning rate\n")[2].partition("\n## ")[0]
-    rows = re.findall(r"^\| (\w+) \| (\w+)( \(default\))? \| (\S+) \| (\S+) \| (\S+) \| (\S+) \|$", page, re.MULTILINE)
+    rows = re.findall(
+        r"^\| (\w+) \| (\w+)( \(default\))? \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$", page, re.MULTILINE
+    )
     names = {"fresh": "fresh", "pretrained": "pretrained", "LoRA": "lora", "Muon": "muon", "AdamW": "adamw"}
     found = {(names[kind], names[optimizer]): [float(value) for value in rest] for kind, optimizer, _, *rest in rows}
     assert found == {key: [each.matrices, each.tables, each.vectors, each.power] for key, each in DEFAULTS.items()}
