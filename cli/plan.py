@@ -49,7 +49,13 @@ def plan(
 def page(report: "PlanReport") -> str:
     """The plan for a person: how much there is, where the bytes go, what it takes."""
     lines = [report.teacher or "no teacher", *console.facts(_extent(report)), "", *bars(report.bytes_per_position)]
-    lines += [f"  {size(report.bytes)} in all", "", *_memory(report), *console.facts(_time(report))]
+    lines += [
+        f"  {size(report.bytes)} in all",
+        *_second_caches(report),
+        "",
+        *_memory(report),
+        *console.facts(_time(report)),
+    ]
     return "\n".join([*lines, *(f"note: {note}" for note in report.notes)])
 
 
@@ -67,6 +73,13 @@ def _extent(report: "PlanReport") -> list[Fact]:
 def _by_split(counts: dict[str, int]) -> str:
     total = f"{sum(counts.values()):,}"
     return total if len(counts) < 2 else f"{total}: {', '.join(f'{n:,} {split}' for split, n in counts.items())}"
+
+
+def _second_caches(report: "PlanReport") -> list[str]:
+    return [
+        f"  {size(n_bytes)} for a second cache with --target-temperature {float(temperature):g}"
+        for temperature, n_bytes in report.second_caches.items()
+    ]
 
 
 def _memory(report: "PlanReport") -> list[str]:

@@ -76,6 +76,12 @@ FLAGS = (
         help="The temperature at which student and teacher are compared [1].",
     ),
     Flag(
+        name="--allow-coarse",
+        place="losses.allow_coarse",
+        type=bool,
+        help="Accept a --temperature at which the cache's exact ids hold under 20 % of the teacher's mass.",
+    ),
+    Flag(
         name="--lr",
         place="optimizer.lr",
         type=float,

@@ -51,6 +51,7 @@ def plan(settings: StageOne, *, tokens: int | None, probe_seconds: float | None,
         entries_per_position=entries,
         bytes_per_position=sizes,
         bytes=round(sizes["total"] * positions),
+        second_caches=_second_caches(ahead, tokenizer.record.vocabulary_size, positions, rows, document_rows),
         memory=memory_of(ahead),
         probe=None if probed is None else probed.report(),
         workers=len(workers),
@@ -58,6 +59,20 @@ def plan(settings: StageOne, *, tokens: int | None, probe_seconds: float | None,
         break_even_runs=None if probed is None else _break_even(probed),
         notes=tuple(notes),
     )
+
+
+def _second_caches(
+    ahead: Prospect, vocabulary_size: int, positions: int, rows: int, document_rows: float
+) -> dict[str, int]:
+    """What a cache for each other temperature would take: draws serve the one temperature that they were made for."""
+    targets, found = ahead.targets, {}
+    if not targets.has_draws:
+        return {}
+    for temperature in sorted({1.0, *targets.temperatures} - {targets.target_temperature}):
+        other = targets.model_copy(update={"target_temperature": temperature, "draw_values": temperature != 1.0})
+        sizes, _ = bytes_per_position(other, ahead.hidden, vocabulary_size, rows / max(positions, 1), document_rows)
+        found[repr(temperature)] = round(sizes["total"] * positions)
+    return found
 
 
 def _check(settings: StageOne, tokens: int | None, probe_seconds: float | None) -> None:

@@ -127,9 +127,10 @@ class Probe(Record):
 class PlanReport(Record):
     """What a run of `cache-teacher` would take; by split where a mapping says so.
 
-    `bytes_per_position` is by array with its `total`; `memory` is that of one worker, `hours` those of all `workers`
-    at once; `break_even_runs` is the number of students from which on the cache takes less time than a teacher that
-    runs along.
+    `bytes_per_position` is by array with its `total`; `second_caches` are the bytes of caches of the same documents for
+    other temperatures, by temperature, for a synthetic teacher; `memory` is that of one worker, `hours` those of all
+    `workers` at once; `break_even_runs` is the number of students from which on the cache takes less time than a
+    teacher that runs along.
     """
 
     teacher: str | None
@@ -142,6 +143,7 @@ class PlanReport(Record):
     entries_per_position: float | None
     bytes_per_position: dict[str, float]
     bytes: int
+    second_caches: dict[str, int]
     memory: Memory
     probe: Probe | None
     workers: int

@@ -92,7 +92,8 @@ class TeacherSettings(ModelSettings):
 
 
 class TargetSettings(Record):
-    """What is kept of the teacher at a position."""
+    """What is kept of the teacher at a position; by default `draw_values` is true where draws are for another T than 1,
+    where the value of the loss needs them."""
 
     kind: Kind = "threshold"
     profile: Profile = "standard"
@@ -103,7 +104,7 @@ class TargetSettings(Record):
     max_entries: int | None = Field(default=None, ge=1, le=MAX_ENTRIES)
     target_temperature: Temperature = 1.0
     temperatures: tuple[Temperature, ...] = Field(default=(2.0, 4.0), max_length=MAX_TEMPERATURES)
-    draw_values: bool = False
+    draw_values: bool | None = None
     for_other_tokenizers: bool = False
 
     @model_validator(mode="after")

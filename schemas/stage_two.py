@@ -109,6 +109,7 @@ class Selection(Record):
 class Losses(Record):
     """What is minimised: alpha x CE + (1 - alpha) x a logit loss at a temperature, and what `weights` adds.
 
+    `allow_coarse` permits a temperature at which the cache's exact ids hold under a fifth of the teacher's mass.
     `wsd` starts with CE alone, is at alpha after 2 % of the steps, and at `alpha_end` when the rate has decayed.
     """
 
@@ -118,6 +119,7 @@ class Losses(Record):
     alpha_end: float = Field(default=0.5, ge=0, le=1)
     logit: LogitLoss = "forward_kl"
     temperature: Temperature = 1.0
+    allow_coarse: bool = False
     tail_weight: float | None = Field(default=None, ge=0, le=100)
     skew: float | None = Field(default=None, gt=0, lt=1)
     beta: float | None = Field(default=None, gt=0, lt=1)

@@ -45,9 +45,16 @@ def target_spec(settings: TargetSettings, vocabulary_size: int, head: OutputHead
         keep=_keep(settings, vocabulary_size, head),
         target_temperature=settings.target_temperature,
         temperatures=temperatures,
-        draw_values=settings.draw_values,
+        draw_values=_has_values(settings),
         boundary=settings.for_other_tokenizers,
     )
+
+
+def _has_values(settings: TargetSettings) -> bool:
+    """Whether draws carry their own log p: the value of forward KL needs it, but at T=1, where the entropy is kept."""
+    if settings.draw_values is not None:
+        return settings.draw_values
+    return settings.target_temperature != 1.0 and settings.kind in ("threshold", "sampled")
 
 
 def _keep(settings: TargetSettings, vocabulary_size: int, head: OutputHead | None) -> Kept:

@@ -10,10 +10,8 @@ import numpy as np
 import torch
 
 from kdpipe.cache.reader import Cache
-from kdpipe.pipeline.data.loading import Wants, make_batch
 from kdpipe.pipeline.evaluation.measure import estimate
 from kdpipe.pipeline.losses.dense import TeacherHead
-from kdpipe.pipeline.losses.kept import kept_mass
 from kdpipe.pipeline.losses.names import check_spec
 from kdpipe.pipeline.losses.terms import LOGIT_NAMES
 from kdpipe.pipeline.training.curriculum import Curriculum
@@ -22,9 +20,6 @@ from kdpipe.schemas.errors import ConfigError, Incompatible
 from kdpipe.schemas.manifest import Manifest
 from kdpipe.schemas.stage_two import Losses, Selection, StageTwo
 from kdpipe.schemas.targets import State, TargetSpec
-
-LEAST_MASS = 0.5
-SAMPLED = 8
 
 
 def default_tail_weight(spec: TargetSpec) -> float:
@@ -98,22 +93,11 @@ def warnings(settings: StageTwo, curriculum: Curriculum, manifest: Manifest) -> 
     if "forward_kl" in curriculum.terms and at_target and spec.is_shifted:
         yield (
             f"forward_kl at temperature {spec.target_temperature:g} is shifted: its gradient is unbiased, but its "
-            "value is too large by the teacher's entropy within the bin; caches made with "
-            "--set targets.draw_values=true know that entropy"
+            "value is too large by the teacher's entropy within the bin; caches made without "
+            "--set targets.draw_values=false know that entropy"
         )
     if spec.has_draws and losses.tail_weight == 0:
         yield "losses.tail_weight is 0: what the draws say of the tail is left unused"
-
-
-def kept_masses(cache: Cache, curriculum: Curriculum) -> dict[float, float]:
-    """The mass that the exact ids hold, on average over a few sequences, at temperatures the draws are not for."""
-    spec = cache.manifest.targets
-    temperatures = sorted(curriculum.temperatures - {spec.target_temperature})
-    if not temperatures or not curriculum.terms & set(LOGIT_NAMES) - {"ce"} or not spec.tail_known:
-        return {}
-    targets = make_batch(cache, range(min(SAMPLED, len(cache))), Wants(targets=True)).targets
-    assert targets is not None
-    return {temperature: float(kept_mass(targets, temperature).mean()) for temperature in temperatures}
 
 
 def teacher_head(cache: Cache) -> TeacherHead | None:

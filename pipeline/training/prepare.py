@@ -30,6 +30,7 @@ from kdpipe.pipeline.students.parameter_roles import parameter_roles
 from kdpipe.pipeline.students.student import Student
 from kdpipe.pipeline.training import guard as guarding
 from kdpipe.pipeline.training import needs, run_folder
+from kdpipe.pipeline.training.coarse_targets import check_masses
 from kdpipe.pipeline.training.curriculum import Curriculum
 from kdpipe.pipeline.training.learner import Learner
 from kdpipe.pipeline.training.optimizer_defaults import StudentKind, reason, settle, shares
@@ -143,9 +144,7 @@ def look(settings: StageTwo, watch: TrainWatch) -> Prospect:
         watch.warn(told)
     for told in fit.notes:
         watch.say(told)
-    for temperature, mass in needs.kept_masses(cache, curriculum).items():
-        tell = watch.say if mass >= needs.LEAST_MASS else watch.warn
-        tell(f"at temperature {temperature:g} the exact ids hold {mass:.0%} of the teacher's mass")
+    check_masses(cache, curriculum, settings.losses.allow_coarse, watch)
     settled = _settled(settings, found, device, curriculum)
     kind, size = student_kind(settings, found), found.shape.n_parameters
     return Prospect(

@@ -26,6 +26,7 @@ PLANNED = PlanReport(
     entries_per_position=14.8,
     bytes_per_position={"total": 23.2, "id": 15.6, "logprob": 2.0, "scalars": 4.7, "count": 0.9},
     bytes=23_200_000,
+    second_caches={"2.0": 61_000_000},
     memory=Memory(
         weights=400_000_000,
         activations=50_000_000,
@@ -65,7 +66,8 @@ def test_a_plan_is_shown_with_bars(handed: dict[str, Any], capsys: pytest.Captur
     text = capsys.readouterr().out
     for told in (
         "parameters  100,000,000", "documents   100: 98 train, 2 validation", "parts       32: 31 train, 1 validation",
-        "32,768 positions", "14.8 a position", "bytes a position      23.20", "23.2 MB in all", "478.0 MB",
+        "32,768 positions", "14.8 a position", "bytes a position      23.20", "23.2 MB in all",
+        "61.0 MB for a second cache with --target-temperature 2", "478.0 MB",
         "not known without --probe", "note: the model's context is 2,048 tokens",
     ):  # fmt: skip
         assert told in text, told

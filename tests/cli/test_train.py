@@ -96,6 +96,7 @@ TYPED = [
     ("--mode", "logit", "losses.mode", "logit"),
     ("--alpha", "0.25", "losses.alpha", 0.25),
     ("--temperature", "2", "losses.temperature", 2.0),
+    ("--allow-coarse", None, "losses.allow_coarse", True),
     ("--lr", "3e-4", "optimizer.lr", 3e-4),
     ("--optimizer", "adamw", "optimizer.kind", "adamw"),
     ("--epochs", "2.5", "run.epochs", 2.5),

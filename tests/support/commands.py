@@ -26,7 +26,8 @@ STAGE_ONE = {
 # What `train` can be told: DESIGN 5 and issue 4.
 STAGE_TWO = {
     "--from-cache", "--allow-partial", "--pin", "--verify",
-    "--cache-dir", "--cache-limit", "--retry-for", "--student", "--out", "--mode", "--alpha", "--temperature", "--lr",
+    "--cache-dir", "--cache-limit", "--retry-for", "--student", "--out", "--mode", "--alpha", "--temperature",
+    "--allow-coarse", "--lr",
     "--optimizer", "--epochs", "--max-steps", "--batch-size", "--accumulate", "--precision", "--guard", "--lora",
     "--report-to", "--seed", "--config", "--set", "--json",
 }  # fmt: skip

@@ -59,6 +59,14 @@ def test_a_plan_for_more_tokens_is_in_proportion(folder: Path) -> None:
     assert sum(large.parts.values()) == pytest.approx(64, abs=2)
 
 
+def test_a_plan_prices_a_cache_for_each_other_temperature(folder: Path) -> None:
+    first = planned(settings_for(folder, targets={"temperatures": (2.0,)}))
+    second = planned(settings_for(folder, targets={"temperatures": (2.0,), "target_temperature": 2.0}))
+    assert first.second_caches == {"2.0": second.bytes}
+    assert second.bytes > 1.2 * first.bytes
+    assert planned(settings_for(folder, targets={"kind": "topk"})).second_caches == {}
+
+
 @pytest.mark.slow
 def test_workers_share_the_time(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "one_device_each", lambda settings: [settings] * 3)

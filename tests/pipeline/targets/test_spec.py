@@ -35,6 +35,21 @@ def test_a_state_is_described_by_its_head() -> None:
     assert keep == State(width=96, group=96, head_dtype="bfloat16", head_bias=True, soft_cap=30.0, logit_scale=0.5)
 
 
+@pytest.mark.parametrize(
+    ("settings", "has_values"),
+    [
+        (TargetSettings(), False),
+        (TargetSettings(draw_values=True), True),
+        (TargetSettings(target_temperature=2.0), True),
+        (TargetSettings(kind="sampled", target_temperature=0.5), True),
+        (TargetSettings(target_temperature=2.0, draw_values=False), False),
+        (TargetSettings(kind="topk", target_temperature=2.0), False),
+    ],
+)
+def test_draws_for_another_temperature_keep_values_unless_told(settings: TargetSettings, has_values: bool) -> None:
+    assert target_spec(settings, 300).draw_values == has_values
+
+
 def test_the_target_temperature_has_its_log_z() -> None:
     spec = target_spec(TargetSettings(target_temperature=3.0, for_other_tokenizers=True), 300)
     assert spec.temperatures == (2.0, 4.0, 3.0)
