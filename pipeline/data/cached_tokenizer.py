@@ -13,7 +13,7 @@ from pathlib import Path
 from kdpipe.cache.retries import Patience
 from kdpipe.cache.scratch import scratch_folder
 from kdpipe.cache.tokenizer_content import TOKENIZER, tokenizer_content
-from kdpipe.cache.tokenizer_files import read_tokenizer_files
+from kdpipe.cache.tokenizer_files import read_tokenizer
 from kdpipe.pipeline.data.backend_state import differing_section
 from kdpipe.pipeline.data.tokenizer import LoadedTokenizer, file_records, load_fast, load_tokenizer
 from kdpipe.schemas.errors import CacheDamaged, ConfigError, Incompatible
@@ -28,14 +28,13 @@ def load_cached_tokenizer(
     url: str, manifest: Manifest, patience: Patience | None = None
 ) -> tuple[Mapping[str, bytes], LoadedTokenizer | None]:
     """Load the tokenizer of a cache, which runs no code of its own; None where the cache keeps no files."""
-    files = read_tokenizer_files(url, manifest, patience)
-    if not files:
+    files, content = read_tokenizer(url, manifest, patience)
+    if content is None:
         return files, None
     n_bytes = sum(map(len, files.values()))
     with scratch_folder("kdpipe-tokenizer-", "unpacking the cache's tokenizer", n_bytes) as folder:
         write_files(folder, files)
         loaded = load_tokenizer(str(folder), chat_template="none")
-    content = tokenizer_content(files)
     if wrong := content.differing(loaded.fast.get_vocab()):
         raise CacheDamaged(
             f"{url}: transformers loads another tokenizer than tokenizer/{TOKENIZER} holds: {len(wrong):,} ids differ, "
@@ -48,7 +47,9 @@ def load_cached_tokenizer(
             f"has {manifest.vocabulary_size:,}",
             hint="use another copy of the cache, or the version of transformers that made it",
         )
-    if (section := differing_section(files[TOKENIZER], loaded.fast)) is not None:
+    # What was loaded is compared there, and stated where it differs: a comparison takes seconds for a large tokenizer.
+    if loaded.files[TOKENIZER] != files[TOKENIZER]:
+        section = differing_section(files[TOKENIZER], loaded.fast)
         raise CacheDamaged(
             f"{url}: transformers loads another {section} than tokenizer/{TOKENIZER} states",
             hint="use another copy of the cache, or the version of transformers that made it",

@@ -2,17 +2,21 @@
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from kdpipe.cache import layout
+from kdpipe.cache import layout, tokenizer_files
 from kdpipe.cache.reader import open_cache
+from kdpipe.cache.tokenizer_content import TokenizerContent, tokenizer_content
 from kdpipe.cache.verify import verify_cache
 from kdpipe.cli import main
+from kdpipe.pipeline.data import backend_state, tokenizer
 from kdpipe.pipeline.data.backend_state import differing_section
 from kdpipe.pipeline.data.cached_tokenizer import with_reloadable_files
 from kdpipe.pipeline.data.tokenizer import load_tokenizer
@@ -85,6 +89,28 @@ def test_a_configuration_forged_to_change_ids_is_refused(
         kept_tokenizer(str(forged), open_cache(forged).manifest)
     assert train(forged, tmp_path / "run") == 3
     assert "pre_tokenizer" in capsys.readouterr().err
+
+
+def test_a_good_tokenizer_is_compared_once_when_a_cache_is_opened(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared, read = list[bytes](), list[bytes]()
+
+    def from_str(text: str) -> Tokenizer:
+        compared.append(text.encode())
+        return Tokenizer.from_str(text)
+
+    def content(files: Mapping[str, bytes]) -> TokenizerContent:
+        read.append(files["tokenizer.json"])
+        return tokenizer_content(files)
+
+    monkeypatch.setattr(backend_state, "Tokenizer", SimpleNamespace(from_str=from_str))
+    monkeypatch.setattr(tokenizer, "tokenizer_content", content)
+    monkeypatch.setattr(tokenizer_files, "tokenizer_content", content)
+    kept = kept_tokenizer(str(folder / "true"), open_cache(folder / "true").manifest)
+    assert compared == [kept.files["tokenizer.json"]]
+    # As the cache states it, and as it was loaded.
+    assert read == [kept.files["tokenizer.json"]] * 2
 
 
 def test_special_tokens_that_are_split_are_refused(
