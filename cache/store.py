@@ -176,6 +176,15 @@ class LocalStore:
                         found[name] = _plain_size(entry.stat(follow_symlinks=False), name)
         return self._homes.listed(folder, found)
 
+    def modes(self, folder: str) -> list[tuple[str, int]]:
+        """The names in a folder with their modes, sorted; none when it is not there."""
+        with self._reaching(folder, "listed"):
+            try:
+                with os.scandir(self._path(f"{folder}/")) as entries:
+                    return sorted((f"{folder}/{_shown(entry.name)}", _mode(entry)) for entry in entries)
+            except FileNotFoundError:
+                return []
+
     def names(self, folder: str) -> list[str]:
         """See `Store`."""
         with self._reaching(folder, "listed"):
@@ -323,6 +332,13 @@ def _no_access(path: Path, what: str, error: OSError) -> KdpipeError:
 def _shown(name: str) -> str:
     """A name as it is, or escaped where a terminal or JSON would stumble over it: then it is none of a cache."""
     return name if name.isprintable() else ascii(name)[1:-1]
+
+
+def _mode(entry: "os.DirEntry[str]") -> int:
+    """The kind of an entry, which a listing tells without another look for files and folders."""
+    if entry.is_file(follow_symlinks=False):
+        return stat.S_IFREG
+    return stat.S_IFDIR if entry.is_dir(follow_symlinks=False) else entry.stat(follow_symlinks=False).st_mode
 
 
 def _plain_size(status: os.stat_result, name: str) -> int:

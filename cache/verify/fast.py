@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from kdpipe.cache import layout
-from kdpipe.cache.file_kinds import wrong_kinds
+from kdpipe.cache.file_kinds import wrong_kinds, wrong_kinds_below
 from kdpipe.cache.index import IndexRow, read_index
 from kdpipe.cache.part_files import examine_part, part_problem, stated_manifest
 from kdpipe.cache.reader import load_manifest
@@ -30,11 +30,15 @@ Examine = Callable[[Manifest, Sequence[int], Mapping[int, IndexRow]], Iterable[t
 
 @dataclass(slots=True)
 class Survey:
-    """What was found, filled in as far as it could be read; `strays` are the problems that no reader meets."""
+    """What was found, filled in as far as it could be read; `strays` are the problems that no reader meets.
+
+    `kinds` says of names below the top that are no files and no folders what they are.
+    """
 
     manifest: Manifest | None = None
     cache_id: str | None = None
     records: dict[int, PartRecord] = field(default_factory=dict)
+    kinds: dict[str, str] = field(default_factory=dict)
     rows: dict[int, IndexRow] = field(default_factory=dict)
     tables: dict[str, FileRecord] | None = None
     problems: list[Problem] = field(default_factory=list)
@@ -63,6 +67,7 @@ def survey(store: Store, examine: Examine | None = None) -> Survey:
             layout.MANIFEST, error.message, "copy the whole cache again: nothing can be read without its manifest"
         )
         return found
+    found.kinds = wrong_kinds_below(store)
     _survey_top(store, found)
     found.rows = _survey_index(store, found.manifest, found)
     _survey_parts(store, found.rows, found, examine or partial(_examine_in_turn, store))
@@ -83,6 +88,10 @@ def _survey_top(store: Store, found: Survey) -> None:
             found.add_stray(name, what, REPLACE_KIND)
     expected = {f"{layout.TOKENIZER}/{name}": file for name, file in found.manifest.tokenizer.files.items()}
     _compare_folder(store, layout.TOKENIZER, expected, found)
+    if kinds := _within(layout.JOURNAL, found):
+        for name, what in kinds.items():
+            found.add_stray(name, what, REPLACE_KIND)
+        return
     try:
         journal = store.walk(layout.JOURNAL, limit=MAX_PARTS) if layout.JOURNAL in names else {}
     except CacheDamaged as error:
@@ -93,7 +102,16 @@ def _survey_top(store: Store, found: Survey) -> None:
             found.add_stray(name, "it does not belong to a cache", "delete it")
 
 
+def _within(folder: str, found: Survey) -> dict[str, str]:
+    """What is neither a file nor a folder in a folder of the cache, or is in its place."""
+    return {name: what for name, what in found.kinds.items() if f"{name}/".startswith(f"{folder}/")}
+
+
 def _compare_folder(store: Store, folder: str, expected: dict[str, FileRecord], found: Survey) -> None:
+    if kinds := _within(folder, found):
+        for name, what in kinds.items():
+            found.add(name, what, REPLACE_KIND)
+        return
     try:
         there = store.walk(folder, limit=512) if store.names(folder) else {}
     except CacheDamaged as error:
@@ -147,13 +165,21 @@ def _survey_parts(store: Store, rows: dict[int, IndexRow], found: Survey, examin
     except CacheDamaged as error:
         found.add(layout.PARTS, error.message)
         return
+    wrong: dict[int, list[Problem]] = {}
+    for path, what in _within(layout.PARTS, found).items():
+        name, _, file = path.removeprefix(f"{layout.PARTS}/").partition("/")
+        if name in due:
+            wrong.setdefault(due[name], []).append(part_problem(due[name], file, what, REPLACE_KIND))
+        else:
+            found.add_stray(path, what, REPLACE_KIND)
     for name in names:
-        if name not in due:
+        if name not in due and f"{layout.PARTS}/{name}" not in found.kinds:
             found.add_stray(f"{layout.PARTS}/{name}", "it is no part of this cache", "delete it")
     there = set(names)
     do = FETCH_MISSING if found.has_index else how_to_finish(manifest)
     _note_missing([number for name, number in due.items() if name not in there], found, do)
-    present = [number for name, number in due.items() if name in there]
+    found.problems += [problem for problems in wrong.values() for problem in problems]
+    present = [number for name, number in due.items() if name in there and number not in wrong]
     for number, (record, problems) in zip(present, examine(manifest, present, rows), strict=True):
         found.problems += problems
         if record is not None and not problems:

@@ -1,4 +1,4 @@
-"""Regular files and directories only: what verification reports at the top of a cache, copying refuses."""
+"""Regular files and directories only: what verification reports of links, pipes and the like, copying refuses."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kdpipe.cache import layout
+from kdpipe.cache import file_kinds, layout
 from kdpipe.cache.file_kinds import DIRECTORIES, FILES
 from kdpipe.cache.signing import new_keys
 from kdpipe.cache.transfer import copy_cache
@@ -107,6 +107,66 @@ def test_every_other_name_is_reported_and_refused_alike(
     kind(cache / name)
     assert name in {problem.file for problem in verify_cache(cache, "fast").problems}
     assert outcome(lambda: copy_cache(cache, tmp_path / "copy")).startswith(f"3 {cache / name}: expected a ")
+
+
+BELOW = {
+    "parts/00001/extra": 1,
+    "parts/00001/sequences.arrow": 1,
+    "parts/00002/targets.zarr/id/c/more": 2,
+    "parts/00002/part.json": 2,
+    "parts/00002": 2,
+    "parts/extra": None,
+    "parts/extra/deep/er": None,
+    "tokenizer/extra": None,
+    "tokenizer/deep/er": None,
+    "tables/ids_by_rank.bin": None,
+    "tables/extra": None,
+    "journal/00000.json": None,
+    "journal/extra": None,
+}
+
+
+@pytest.mark.parametrize("kind", [to_link, to_broken_link, to_pipe])
+@pytest.mark.parametrize("name", BELOW)
+def test_what_is_no_file_below_the_top_is_reported_and_refused_alike(
+    cache: Path, tmp_path: Path, name: str, kind: Callable[[Path], None]
+) -> None:
+    (cache / name).parent.mkdir(parents=True, exist_ok=True)
+    if os.path.lexists(cache / name):
+        (cache / name).rename(tmp_path / "moved")
+    if kind is to_pipe:
+        os.mkfifo(cache / name)
+    else:
+        (cache / name).symlink_to(tmp_path / ("moved" if kind is to_link else "nowhere"))
+    problems = {problem.file: problem for problem in verify_cache(cache, "fast").problems}
+    assert problems[name].part == BELOW[name]
+    what = problems[name].what
+    assert what == f"expected a regular file or directory, found {'a pipe' if kind is to_pipe else 'a link'}"
+    refused = outcome(lambda: copy_cache(cache, tmp_path / "copy"))
+    assert refused.splitlines()[0] == f"3 {cache / name}: {what}"
+    assert not (tmp_path / "copy").exists(), "nothing is copied"
+
+
+def test_links_in_tmp_are_nobodys(cache: Path, tmp_path: Path) -> None:
+    (cache / layout.WORK / "00001~x").mkdir(parents=True)
+    (cache / layout.WORK / "00001~x" / "link").symlink_to(tmp_path)
+    assert verify_cache(cache, "full").ok and copy_cache(cache, tmp_path / "copy").parts == 4
+
+
+def test_a_plain_file_that_belongs_to_no_cache_is_reported_and_left_out(cache: Path, tmp_path: Path) -> None:
+    for name in ("parts/00001/extra", "tokenizer/extra"):
+        (cache / name).parent.mkdir(exist_ok=True)
+        (cache / name).write_text("text")
+        assert name in {problem.file for problem in verify_cache(cache, "fast").problems}
+    copy_cache(cache, tmp_path / "copy")
+    assert verify_cache(tmp_path / "copy", "full").ok
+
+
+def test_links_without_number_are_not_all_named(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(file_kinds, "MOST_NAMED", 3)
+    for number in range(5):
+        (cache / "tables" / f"link{number}").symlink_to(cache)
+    assert [problem.file for problem in verify_cache(cache, "fast").problems] == [f"tables/link{n}" for n in range(3)]
 
 
 @pytest.mark.parametrize("name", [layout.MANIFEST, layout.INDEX, layout.SIGNATURE, "README.md"])
