@@ -7,19 +7,24 @@ Before it: `reader.py`'s loading. After it: `cli/cache/verify.py`. `fast.py` loo
 
 import os
 import threading
+from collections.abc import Iterable, Sequence
+from contextlib import closing
 from dataclasses import replace
 from typing import get_args
 
 from kdpipe.cache.addresses import is_url
 from kdpipe.cache.retries import Patience
-from kdpipe.cache.store import open_store
-from kdpipe.cache.verify.deep import deep_problems
-from kdpipe.cache.verify.duplicates import find_duplicates
+from kdpipe.cache.scratch import scratch_folder
+from kdpipe.cache.store import LocalStore, Store, open_store
+from kdpipe.cache.verify.deep import decoded
+from kdpipe.cache.verify.duplicates import Duplicates
 from kdpipe.cache.verify.fast import Survey, survey
 from kdpipe.cache.verify.full import full_problems, shared_problems
 from kdpipe.cache.verify.journal import journal_notes
 from kdpipe.cache.verify.once import AskedOnce
 from kdpipe.schemas.errors import ConfigError
+from kdpipe.schemas.manifest import Manifest
+from kdpipe.schemas.part import PartRecord
 from kdpipe.schemas.report import Level, Note, Problem, VerifyReport
 
 
@@ -27,28 +32,62 @@ def verify_cache(url: str | os.PathLike[str], level: Level = "full", patience: P
     """Check a cache; parts that the fast level finds bad are not looked at any deeper."""
     if level not in get_args(Level):
         raise ConfigError(f"there is no level {level!r}", hint=f"the levels are {', '.join(get_args(Level))}")
-    patience = patience or Patience()
+    # A request to stop is for this verification alone.
+    patience = replace(patience or Patience(), stop=threading.Event())
     store = open_store(url, patience)
     if is_url(store.url):
-        from kdpipe.cache.verify.remote_parts import RemoteParts
-
-        store = AskedOnce(store)
-        found = survey(store, RemoteParts(store, level, replace(patience, stop=threading.Event())).examine)
-    else:
-        found = survey(store)
+        return _verify_remote(AskedOnce(store), level, patience)
+    found = survey(store)
     problems, notes = list(found.problems), list[Note]()
-    if level in ("full", "deep") and found.manifest is not None:
-        # Behind a URL parts were read as they were surveyed.
-        problems += shared_problems(store, found) if is_url(store.url) else full_problems(store, found)
+    if level != "fast" and found.manifest is not None:
+        problems += full_problems(store, found)
         notes += journal_notes(store, found)
-    if level == "deep" and found.manifest is not None:
-        bad = {problem.part for problem in problems if problem.part is not None}
-        problems += deep_problems(store.url, [number for number in found.records if number not in bad], patience)
-        bad = {problem.part for problem in problems if problem.part is not None}
-        good = [record for number, record in sorted(found.records.items()) if number not in bad]
-        more_problems, more_notes = find_duplicates(store, found.manifest, good)
-        problems, notes = problems + more_problems, notes + more_notes
+        if level == "deep":
+            bad = {problem.part for problem in problems}
+            good = [record for number, record in sorted(found.records.items()) if number not in bad]
+            more_problems, more_notes = _deeper(store, found.manifest, good, good)
+            problems, notes = problems + more_problems, notes + more_notes
     return _report(found, level, problems, notes)
+
+
+def _verify_remote(store: AskedOnce, level: Level, patience: Patience) -> VerifyReport:
+    """Check a cache behind a URL, whose parts come through a temporary folder; the deep level decodes them there."""
+    from kdpipe.cache.verify.remote_parts import DOING, RemoteParts, most_at_once, room_in
+
+    remote = RemoteParts(store, level, patience)
+    found = survey(store, remote.examine)
+    problems, notes = list(found.problems), list[Note]()
+    if level == "fast" or found.manifest is None:
+        return _report(found, level, problems, notes)
+    notes += journal_notes(store, found)
+    records = [record for _, record in sorted(found.records.items())]
+    if level == "full":
+        problems += [*shared_problems(store, found), *remote.byte_problems(found.manifest, records)]
+        return _report(found, level, problems, notes)
+    n_bytes = most_at_once(found.manifest, records)
+    with scratch_folder("kdpipe-verify-", DOING, n_bytes) as folder:
+        room = room_in(folder, found.manifest, records)
+        patience.told(f"{DOING}: up to {n_bytes:,} bytes at a time in {folder}")
+        problems += shared_problems(store.keeping(folder), found)
+        with closing(remote.local(found.manifest, records, folder, room, problems)) as good:
+            more_problems, more_notes = _deeper(LocalStore(folder), found.manifest, records, good)
+    return _report(found, level, problems + more_problems, notes + more_notes)
+
+
+def _deeper(
+    store: Store, manifest: Manifest, records: Sequence[PartRecord], coming: Iterable[PartRecord]
+) -> tuple[list[Problem], list[Note]]:
+    """What the rows and documents of parts say; of some `records` those that are `coming` to the store in turn."""
+    problems, by_number = list[Problem](), {record.part: record for record in records}
+    largest = max((record.n_bytes for record in records), default=0)
+    duplicates = Duplicates(manifest)
+    with closing(decoded(store.url, (record.part for record in coming), largest)) as parts:
+        for number, found in parts:
+            problems += found
+            if not found:
+                duplicates.add(store, by_number[number])
+    more_problems, notes = duplicates.findings()
+    return problems + more_problems, notes
 
 
 def _report(found: Survey, level: Level, problems: list[Problem], notes: list[Note]) -> VerifyReport:

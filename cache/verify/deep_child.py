@@ -1,9 +1,8 @@
 """The deep level, from inside: decodes parts and checks every row, in a process of its own.
 
-In: a path or URL and a limit on memory as arguments, part numbers on stdin. Out: JSON lines: "ready", then a list of
-problems a part; an object in their place is an error that ends it all.
-Before it: `deep.py` starts it. After it: nothing. Data of strangers are decoded here, under limits on memory and
-processor time.
+In: a local path and what limits memory as arguments, part numbers on stdin, a line each. Out: JSON lines: "ready", then
+a list of problems a part; an object in their place is an error that ends it all. `deep.py` starts it. Data of strangers
+are decoded here, under limits on memory and processor time.
 """
 
 import argparse
@@ -21,7 +20,6 @@ from kdpipe.cache.decode import Decoder
 from kdpipe.cache.part_files import part_problem, read_part_record
 from kdpipe.cache.part_reader import PartReader
 from kdpipe.cache.reader import load_manifest
-from kdpipe.cache.retries import RETRY_SECONDS, Patience
 from kdpipe.cache.rows import Rows
 from kdpipe.cache.rules import MAX_TOKEN_BYTES, broken_rules
 from kdpipe.cache.second_reader import disagreements
@@ -73,8 +71,8 @@ class Parts:
     Only `copied` remembers what was in the parts before.
     """
 
-    def __init__(self, url: str, patience: Patience | None = None) -> None:
-        self.store = open_store(url, patience)
+    def __init__(self, url: str) -> None:
+        self.store = open_store(url)
         self.manifest = load_manifest(self.store)
         self.copied = CopiedDocuments()
         self._decoder: Decoder | None = None
@@ -161,23 +159,21 @@ def _wrong_digests(manifest: Manifest, part: PartReader, rows: Rows, first: int,
 
 
 def main() -> int:
-    """Check the parts whose numbers stand on stdin."""
+    """Check the parts whose numbers come on stdin, until no more come."""
     parser = argparse.ArgumentParser()
     parser.add_argument("url")
     parser.add_argument("--memory-bytes", type=int, required=True)
-    parser.add_argument("--retry-for", type=float, default=RETRY_SECONDS)
+    parser.add_argument("--largest-bytes", type=int, required=True)
     options = parser.parse_args()
-    numbers = [int(word) for word in sys.stdin.read().split()]
     end_with_parent()
     try:
-        parts = Parts(options.url, Patience(budget=options.retry_for, told=lambda text: _answer({"told": text})))
-        largest = max((parts.record(number).n_bytes for number in numbers), default=0)
+        parts = Parts(options.url)
         tables = sum(table.n_bytes for table in parts.manifest.tables)
-        limit_memory(options.memory_bytes + 4 * largest + 3 * tables)
+        limit_memory(options.memory_bytes + 4 * options.largest_bytes + 3 * tables)
         _answer(READY)
-        for number in numbers:
+        for line in sys.stdin:
             limit_processor_seconds(PROCESSOR_SECONDS)
-            _answer([problem.model_dump() for problem in check_part(parts, number)])
+            _answer([problem.model_dump() for problem in check_part(parts, int(line))])
     except MemoryError:
         return OUT_OF_MEMORY
     except KdpipeError as error:

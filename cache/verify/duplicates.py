@@ -2,13 +2,13 @@
 
 In: a store, and the parts whose rows are good. Out: a problem for each split with more duplicates than planned, a note
 for each with some. A part that was copied in the place of another is found here whatever its kind of targets is, as
-long as the plan says how many documents the data have more than once. It is a pass of its own over sequences.arrow: a
-process that decodes rows may die in the middle. Some 60 bytes a document are held.
+long as the plan says how many documents the data have more than once. sequences.arrow is read here once more: a process
+that decodes rows may die in the middle. Some 60 bytes a document are held.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any, Final, final
 
 import numpy as np
 import numpy.typing as npt
@@ -43,24 +43,32 @@ class _Documents:
     whole: npt.NDArray[np.bool_]
 
 
-def find_duplicates(
-    store: Store, manifest: Manifest, records: Iterable[PartRecord]
-) -> tuple[list[Problem], list[Note]]:
-    """What the documents of these parts say about each split."""
-    problems, notes = list[Problem](), list[Note]()
-    by_split: dict[str, list[tuple[int, _Documents]]] = {split.name: [] for split in manifest.plan.splits}
-    for record in records:
+@final
+class Duplicates:
+    """The documents of the parts that were added, held against the plan."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        self._manifest = manifest
+        self._problems: list[Problem] = []
+        self._by_split: dict[str, list[tuple[int, _Documents]]] = {split.name: [] for split in manifest.plan.splits}
+
+    def add(self, store: Store, record: PartRecord) -> None:
+        """Look at the documents of a part."""
         try:
-            by_split[record.split].append((record.part, _documents(store, manifest, record)))
+            self._by_split[record.split].append((record.part, _documents(store, self._manifest, record)))
         except CacheDamaged as error:
-            problems.append(part_problem(record.part, layout.SEQUENCES, error.message))
-    for split in manifest.plan.splits:
-        found = _Duplicates.of(by_split[split.name])
-        if split.duplicates is not None and (sure := found.whole_ones()).n > split.duplicates:
-            problems.append(sure.problem(split.duplicates))
-        elif found.n:
-            notes.append(found.note(split))
-    return problems, notes
+            self._problems.append(part_problem(record.part, layout.SEQUENCES, error.message))
+
+    def findings(self) -> tuple[list[Problem], list[Note]]:
+        """What the documents of all these parts say about each split."""
+        problems, notes = list(self._problems), list[Note]()
+        for split in self._manifest.plan.splits:
+            found = _Repeated.of(self._by_split[split.name])
+            if split.duplicates is not None and (sure := found.whole_ones()).n > split.duplicates:
+                problems.append(sure.problem(split.duplicates))
+            elif found.n:
+                notes.append(found.note(split))
+        return problems, notes
 
 
 def _documents(store: Store, manifest: Manifest, record: PartRecord) -> _Documents:
@@ -86,7 +94,7 @@ def _documents(store: Store, manifest: Manifest, record: PartRecord) -> _Documen
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Duplicates:
+class _Repeated:
     """Documents that have the tokens of an earlier one, ascending: their `numbers`, the `places` of their parts among
     `parts`, and the first document of the same tokens with its part."""
 
@@ -103,13 +111,13 @@ class _Duplicates:
         """How many there are."""
         return len(self.numbers)
 
-    def whole_ones(self) -> "_Duplicates":
+    def whole_ones(self) -> "_Repeated":
         """Those that were surely not cut."""
         found = {name: getattr(self, name)[self.whole] for name in LISTED}
         return replace(self, **found)
 
     @classmethod
-    def of(cls, found: Sequence[tuple[int, _Documents]]) -> "_Duplicates":
+    def of(cls, found: Sequence[tuple[int, _Documents]]) -> "_Repeated":
         """Those among the documents of some parts of a split."""
         numbers = _joined([each.numbers for _, each in found], np.int64)
         high = _joined([each.high for _, each in found], np.uint64)

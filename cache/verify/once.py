@@ -5,6 +5,7 @@ In: a store. Out: the same, with the sizes and the small files of the top kept f
 
 from collections.abc import Mapping
 from contextlib import suppress
+from pathlib import Path
 from typing import Final, final
 
 from kdpipe.cache import layout
@@ -27,6 +28,14 @@ class AskedOnce:
         self._listed = store.listed() if isinstance(store, RetryingStore) else None
         self._sizes: dict[str, int | None] = {}
         self._read: dict[str, bytes] = {}
+        self._folder: Path | None = None
+
+    def keeping(self, folder: Path) -> "AskedOnce":
+        """The same, which puts the manifest, and from now on tables that are viewed, into a local cache in a folder."""
+        (folder / layout.TABLES).mkdir()
+        (folder / layout.MANIFEST).write_bytes(self.read(layout.MANIFEST, MAX_BYTES))
+        self._folder = folder
+        return self
 
     def walk(self, folder: str, limit: int = MAX_LISTED) -> dict[str, int]:
         """See `Store`; where nothing is listed, the tokenizer's files are read instead of asked for their sizes."""
@@ -82,7 +91,12 @@ class AskedOnce:
 
     def view(self, name: str, size: int) -> memoryview:
         """See `Store`."""
-        return of_size(self._read[name], name, size) if name in self._read else self.store.view(name, size)
+        if name in self._read:
+            return of_size(self._read[name], name, size)
+        data = self.store.view(name, size)
+        if self._folder is not None and name.startswith(f"{layout.TABLES}/"):
+            (self._folder / name).write_bytes(data)
+        return data
 
     def piece(self, name: str, begin: int, end: int, tag: str | None = None) -> bytes:
         """See `Store`."""

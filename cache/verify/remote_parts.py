@@ -1,32 +1,40 @@
 """The parts of a cache behind a URL: several at once, each file asked for once, through a temporary folder.
 
-In: a store, the manifest, the numbers of the parts. Out: the record of each and its problems, at the fast level or byte
-for byte. A copy asks for no less: each zarr.json follows from the manifest and the record, so neither reads it. Memory
-stays small, since files go to the disk as they come and are removed with their part.
+In: a store, and parts by their numbers or records. Out: the record of each and its problems, at the fast level or byte
+for byte; for the deep level a local cache of the parts that are there, a few at a time. A copy asks for no less: each
+zarr.json follows from the manifest and the record, so neither reads it. Memory stays small, since files go to the disk
+as they come and are removed with their part.
 """
 
 import mmap
-import tempfile
-from collections.abc import Mapping, Sequence
+import shutil
+from collections import deque
+from collections.abc import Generator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Final, final
 
 from kdpipe.cache import layout
+from kdpipe.cache.files import remove_dir
 from kdpipe.cache.http import HttpStore
 from kdpipe.cache.index import IndexRow
 from kdpipe.cache.part_files import compare_listing, examine_record, metadata_files, part_problem
 from kdpipe.cache.retries import Patience, each
+from kdpipe.cache.scratch import scratch_folder
 from kdpipe.cache.store import Store
 from kdpipe.cache.transfer.fetching import Fetcher
 from kdpipe.cache.verify.full import part_bytes
 from kdpipe.cache.verify.once import AskedOnce
-from kdpipe.schemas.errors import CacheDamaged
+from kdpipe.schemas.errors import CacheDamaged, CacheWriteError
 from kdpipe.schemas.manifest import Manifest
 from kdpipe.schemas.part import PartRecord
 from kdpipe.schemas.report import Level, Problem
 
 # Parts at once, as many as a copy brings.
 AT_ONCE: Final = 8
+# Left free on the disk of the temporary folder.
+SPARE_BYTES: Final = 16 << 20
+DOING: Final = "fetching parts to verify them"
 Examined = tuple[PartRecord | None, list[Problem]]
 
 
@@ -38,7 +46,7 @@ class RemoteParts:
         self._asked, self._store, self._level, self._patience = store, store.store, level, patience
 
     def examine(self, manifest: Manifest, numbers: Sequence[int], rows: Mapping[int, IndexRow]) -> list[Examined]:
-        """The record and the problems of each."""
+        """The record and the problems of each, as the fast level sees them; a level above it asks for no sizes."""
         listed = self._asked.listed_parts()
         return each(
             lambda number: self._examined(manifest, number, rows.get(number), listed),
@@ -70,45 +78,108 @@ class RemoteParts:
         for name, data in made.items():
             if len(data) != record.files[name].bytes:
                 problems.append(part_problem(number, name, "it does not describe the array that the manifest does"))
-        if not problems and self._level != "fast":
-            with tempfile.TemporaryDirectory(prefix="kdpipe-verify-") as folder_here:
-                problems = part_bytes(
-                    _Fetched(self._store, self._patience, record, made, Path(folder_here)), manifest, record
-                )
         return record, problems
+
+    def byte_problems(self, manifest: Manifest, records: Sequence[PartRecord]) -> list[Problem]:
+        """The problems in the bytes of parts; none of their files stays."""
+        found = each(lambda record: self._bytes_of(manifest, record), records, AT_ONCE, self._patience)
+        return [problem for problems in found for problem in problems]
+
+    def _bytes_of(self, manifest: Manifest, record: PartRecord) -> list[Problem]:
+        with scratch_folder("kdpipe-verify-", DOING, record.n_bytes) as folder:
+            return self._fetched(manifest, record, folder)
+
+    def _fetched(self, manifest: Manifest, record: PartRecord, folder: Path) -> list[Problem]:
+        """Fetch a part into a folder, and look at every byte of it."""
+        return part_bytes(_Fetched(self._store, self._patience, record, manifest, folder), manifest, record)
+
+    def local(
+        self, manifest: Manifest, records: Sequence[PartRecord], folder: Path, room: int, problems: list[Problem]
+    ) -> Generator[PartRecord, None, None]:
+        """The parts that are good byte for byte, each in a local cache in `folder` until the next one is asked for.
+
+        What is wrong with the others goes to `problems`. Parts are fetched ahead as far as there is `room`, in bytes.
+        """
+        left, here, n_bytes = deque(records), deque[tuple[PartRecord, Future[list[Problem]]]](), 0
+        pool = ThreadPoolExecutor(max_workers=AT_ONCE)
+        try:
+            while left or here:
+                while left and len(here) < AT_ONCE and (not here or n_bytes + left[0].n_bytes <= room):
+                    record = left.popleft()
+                    here.append((record, pool.submit(self._bring, manifest, record, folder)))
+                    n_bytes += record.n_bytes
+                record, coming = here[0]
+                found = coming.result()
+                if found:
+                    problems += found
+                else:
+                    yield record
+                remove_dir(folder / layout.part_dir(record.part))
+                here.popleft()
+                n_bytes -= record.n_bytes
+        except BaseException:
+            self._patience.stop.set()
+            raise
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _bring(self, manifest: Manifest, record: PartRecord, folder: Path) -> list[Problem]:
+        """Fetch a part into a local cache."""
+        own = folder / layout.part_dir(record.part)
+        own.mkdir(parents=True)
+        for name, data in metadata_files(manifest, record).items():
+            (own / name).parent.mkdir(parents=True, exist_ok=True)
+            (own / name).write_bytes(data)
+        (own / layout.PART_RECORD).write_bytes(record.to_json())
+        return self._fetched(manifest, record, own)
+
+
+def room_in(folder: Path, manifest: Manifest, records: Sequence[PartRecord]) -> int:
+    """How many bytes of parts may lie in a folder at once, beside the tables that come into it."""
+    tables = sum(table.n_bytes for table in manifest.tables)
+    largest = max((record.n_bytes for record in records), default=0)
+    free, needed = shutil.disk_usage(folder).free, tables + largest + SPARE_BYTES
+    if free < needed:
+        raise CacheWriteError(
+            f"{DOING}: {folder} has {free:,} bytes free, {needed:,} are needed: {largest:,} for the largest part, "
+            f"{tables:,} for tables, and {SPARE_BYTES:,} that stay free",
+            hint=f"free {needed - free:,} bytes, or set TMPDIR to a folder with more room",
+        )
+    return free - tables - SPARE_BYTES
+
+
+def most_at_once(manifest: Manifest, records: Sequence[PartRecord]) -> int:
+    """The bytes of tables, and of so many of the largest parts as are there at once where there is room."""
+    sizes = sorted((record.n_bytes for record in records), reverse=True)
+    return sum(table.n_bytes for table in manifest.tables) + sum(sizes[:AT_ONCE])
 
 
 @final
 class _Fetched:
-    """The files of one part, each fetched when it is first viewed."""
+    """The files of one part, each fetched into a folder when it is first viewed."""
 
-    def __init__(
-        self,
-        store: Store,
-        patience: Patience,
-        record: PartRecord,
-        made: Mapping[str, bytes],
-        folder: Path,
-    ) -> None:
-        self._files = {f"{layout.part_dir(record.part)}/{name}": file for name, file in record.files.items()}
-        self._made = {f"{layout.part_dir(record.part)}/{name}": data for name, data in made.items()}
-        self._fetcher, self._folder = Fetcher(store=store, patience=patience), folder
+    def __init__(self, store: Store, patience: Patience, record: PartRecord, manifest: Manifest, folder: Path) -> None:
+        self._part, self._files, self._folder = layout.part_dir(record.part), record.files, folder
+        self._made = metadata_files(manifest, record)
+        self._fetcher = Fetcher(store=store, patience=patience)
         self._here: dict[str, memoryview] = {}
 
     def view(self, name: str, size: int) -> memoryview:
         """A file that has come, or is made from the record."""
-        if name in self._made:
-            return memoryview(self._made[name])
-        if name not in self._here:
-            path = self._folder / f"{len(self._here)}"
+        file = name.removeprefix(f"{self._part}/")
+        if file in self._made:
+            return memoryview(self._made[file])
+        if file not in self._here:
+            path = self._folder / file
+            path.parent.mkdir(parents=True, exist_ok=True)
             store = self._fetcher.store
-            self._fetcher.fetch(name, self._files[name], path)
+            self._fetcher.fetch(name, self._files[file], path)
             length = store.length_seen() if isinstance(store, HttpStore) and size else None
             if length is not None and length != size:
                 raise CacheDamaged(f"the file has {length:,} bytes, {size:,} were written")
             if not size:
                 return memoryview(b"")
-            with path.open("rb") as file:
-                mapped = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
-            self._here[name] = memoryview(mapped)
-        return self._here[name]
+            with path.open("rb") as data:
+                mapped = mmap.mmap(data.fileno(), size, access=mmap.ACCESS_READ)
+            self._here[file] = memoryview(mapped)
+        return self._here[file]

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,7 @@ import pytest
 
 from kdpipe.cache import layout
 from kdpipe.cache.verify import verify_cache
-from kdpipe.cache.verify.deep import deep_problems
+from kdpipe.cache.verify.deep import decoded, deep_problems
 from kdpipe.cache.verify.deep_child import limit_memory, limit_processor_seconds
 from kdpipe.schemas.errors import CacheError, ConfigError, KdpipeError
 from support.children import in_child
@@ -223,10 +223,18 @@ def test_processor_time_ends_a_process_and_a_lower_limit_stands() -> None:
     assert ended.said == f"(500, 500) {(1 << 40, 1 << 40)}", ended
 
 
-def test_a_cache_in_memory_is_sent_to_another_level() -> None:
-    with pytest.raises(ConfigError, match="cannot be verified in another") as caught:
-        deep_problems("memory://bucket/cache", [0])
-    assert caught.value.hint == "use --level full, or copy it to a folder"
+@pytest.mark.slow
+def test_a_part_is_asked_for_when_the_one_before_it_is_decoded(cache: Path) -> None:
+    asked = list[int]()
+
+    def numbers() -> Iterator[int]:
+        for number in (2, 0):
+            asked.append(number)
+            yield number
+
+    for number, problems in decoded(str(cache), numbers(), 0):
+        assert (asked[-1], problems) == (number, [])
+    assert asked == [2, 0] and not children()
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ from kdpipe.cache.store import LocalStore
 from kdpipe.cache.transfer import copy_cache
 from kdpipe.cache.verify import duplicates as module
 from kdpipe.cache.verify import verify_cache
-from kdpipe.cache.verify.duplicates import find_duplicates
+from kdpipe.cache.verify.duplicates import Duplicates
 from kdpipe.cache.writer import create_cache
 from kdpipe.pipeline.requantise import requantise
 from kdpipe.pipeline.synthetic import Recipe, synthetic_manifest, synthetic_part, synthetic_tables
@@ -84,8 +84,10 @@ def state(path: Path, count: int | None) -> None:
 def found(path: Path) -> tuple[list[Problem], list[Note]]:
     """What the pass over all documents says of a cache."""
     cache = open_cache(path)
-    records = [cache.part(row.part).record for row in cache.parts]
-    return find_duplicates(LocalStore(path), cache.manifest, records)
+    duplicates = Duplicates(cache.manifest)
+    for row in cache.parts:
+        duplicates.add(LocalStore(path), cache.part(row.part).record)
+    return duplicates.findings()
 
 
 @pytest.mark.slow
@@ -154,7 +156,8 @@ def test_a_part_that_ends_the_process_that_decodes_hides_no_copy(
 ) -> None:
     path = made(tmp_path / "cache")
     copy_part(path, 2, 3)
-    monkeypatch.setattr(verify, "deep_problems", lambda *_: [part_problem(0, "", "decoding it was ended by signal 9")])
+    died = part_problem(0, "", "decoding it was ended by signal 9")
+    monkeypatch.setattr(verify, "decoded", lambda _path, numbers, _most: ((n, [] if n else [died]) for n in numbers))
     assert [problem.part for problem in verify_cache(path, "deep").problems] == [0, 3]
 
 
@@ -230,7 +233,10 @@ def test_damage_in_the_meantime_is_a_problem(tmp_path: Path) -> None:
     data = bytearray(file.read_bytes())
     data[-9] ^= 1
     file.write_bytes(data)
-    (problem,), _ = find_duplicates(LocalStore(path), cache.manifest, records)
+    duplicates = Duplicates(cache.manifest)
+    for record in records:
+        duplicates.add(LocalStore(path), record)
+    (problem,), _ = duplicates.findings()
     assert (problem.part, problem.what) == (1, "its bytes are not those that were written (sha256 differs)")
 
 
@@ -244,7 +250,7 @@ def test_many_duplicates_are_found_as_a_dictionary_finds_them() -> None:
             (7 + i, module._Documents(numbers=np.arange(a, b), high=keys[a:b] % 3, low=keys[a:b], whole=keys[a:b] > 4))
             for i, (a, b) in enumerate(zip(ends - sizes, ends, strict=True))
         ]
-        result = module._Duplicates.of(parts)
+        result = module._Repeated.of(parts)
         seen: dict[int, int] = {}
         due = [(n, seen[key]) for n, key in enumerate(keys.tolist()) if seen.setdefault(key, n) != n]
         assert list(zip(result.numbers.tolist(), result.first_numbers.tolist(), strict=True)) == due
