@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from kdpipe.cache.reshape.digests import KnownDocuments
 from kdpipe.pipeline.data.columns import Document, Mapping, detect
-from kdpipe.pipeline.data.duplicates import text_key
+from kdpipe.pipeline.data.duplicates import MOST_TOKENIZED_BYTES, n_repeated, text_key
 from kdpipe.pipeline.data.index import MORE_TOKENS, SHOWN_BAD_ROWS, Index, Indexer
 from kdpipe.pipeline.data.parts import make_plan
 from kdpipe.pipeline.data.pieces import Piece
@@ -189,8 +189,16 @@ class Corpus:
         """The parts; equal for equal documents, tokenizer and settings."""
         sizes = {split: self._index.sizes[self._documents[split]] for split in SPLITS}
         rate = tokens_per_byte or self.tokens_per_byte()
-        counts = self._index.duplicates
+        counts = self._index.duplicates or self._repeats(length)
         return make_plan(sizes, rate, length, packed, part_rows, self._most_tokens(length), counts)
+
+    def _repeats(self, length: int) -> dict[SplitName, int] | None:
+        """Documents of each split that have the tokens of an earlier one; None where too much would be tokenized."""
+        if int(self._index.sizes.sum(dtype=np.int64)) > MOST_TOKENIZED_BYTES:
+            return None
+        whole = copy(self)
+        whole._settings = self._settings.model_copy(update={"unlearnable": "leave_out"})
+        return {split: n_repeated(whole.spread_pieces(split, n, length)) for split, n in self.splits.items()}
 
     def tokens_per_byte(self) -> float:
         """Tokens for each byte of document, from a sample that is spread evenly."""

@@ -1,13 +1,15 @@
-"""Duplicates in the data, counted before anything is tokenized.
+"""Duplicates in the data, counted for the plan.
 
-In: the text of each document. Out: how many documents of a split may have the tokens of an earlier one. The count must
-never be too low, or verification would take honest data for a copied part. So texts are compared as the tokenizer
-normalizes them, and only where its tokens determine that text; elsewhere the count is unknown.
+In: the text of each document, or its pieces. Out: how many documents of a split may have the tokens of an earlier one.
+The count must never be too low, or verification would take honest data for a copied part. So texts are compared as the
+tokenizer normalizes them where its tokens determine that text, which needs no tokenization. Elsewhere (chat templates,
+other tokenizers) tokens are compared as verification compares them, where the data are not too large for that.
 """
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import groupby
 from typing import Any, Final
 from unicodedata import is_normalized
 
@@ -15,10 +17,13 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers.pre_tokenizers import ByteLevel
 
+from kdpipe.pipeline.data.pieces import Piece
 from kdpipe.pipeline.data.tokenizer import LoadedTokenizer
 from kdpipe.schemas.plan import SplitName
 
 KEY_BYTES: Final = 8
+# Of documents, to be tokenized for the count alone: about a minute on one core.
+MOST_TOKENIZED_BYTES: Final = 32 << 20
 
 
 def text_key(tokenizer: LoadedTokenizer, append_stop: bool) -> Callable[[str], int] | None:
@@ -50,6 +55,16 @@ def count_duplicates(
         "validation": values[in_validation],
     }
     return {split: len(mine) - len(np.unique(mine)) for split, mine in by_split.items()}
+
+
+def n_repeated(pieces: Iterable[Piece]) -> int:
+    """How many documents have the digests of an earlier one, those of all their pieces added up."""
+    seen, n = set[tuple[int, int]](), 0
+    for _, group in groupby(pieces, key=lambda piece: piece.document):
+        halves = np.array([np.frombuffer(piece.digest, "<u8") for piece in group]).sum(axis=0)
+        n += (key := (int(halves[0]), int(halves[1]))) in seen
+        seen.add(key)
+    return n
 
 
 def _keeps_text(described: dict[str, Any]) -> bool:

@@ -1,6 +1,7 @@
-"""Duplicates are counted before anything is tokenized: never too few, and exactly where tokens spell the text."""
+"""Duplicates are counted for the plan: never too few, by text where tokens spell it, by tokens elsewhere."""
 
 import json
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,12 @@ import pytest
 from hypothesis import strategies as st
 
 from kdpipe.pipeline.data.corpus import open_corpus
-from kdpipe.pipeline.data.duplicates import count_duplicates, text_key
+from kdpipe.pipeline.data.duplicates import count_duplicates, n_repeated, text_key
+from kdpipe.pipeline.data.pieces import Piece
 from kdpipe.pipeline.data.tokenizer import LoadedTokenizer, load_tokenizer
 from kdpipe.schemas.plan import Plan
 from kdpipe.schemas.stage_one import DataSettings
-from support.corpora import CHATML, END, TEXTS, chat_rows, pair_rows, small_tokenizer, write_jsonl
+from support.corpora import CHATML, END, PICKY, TEXTS, chat_rows, pair_rows, small_tokenizer, with_system, write_jsonl
 
 ACUTE = "\N{COMBINING ACUTE ACCENT}"
 
@@ -125,10 +127,40 @@ def test_an_alphabet_with_gaps_or_added_tokens_that_eat_white_space_leave_it_unk
     assert text_key(changed(tmp_path / "c", model={**model, "vocab": vocab, "merges": merges}), True) is None
 
 
-def test_of_conversations_the_count_is_unknown(tmp_path: Path, tokenizers: dict[str, LoadedTokenizer]) -> None:
-    """A template may drop what tells two of them apart."""
-    pairs = write_jsonl(tmp_path / "pairs.jsonl", pair_rows())
-    assert counts(planned(pairs, tokenizers["plain"], val_fraction=0.0)) == {"train": None}
+def test_of_conversations_tokens_are_counted(tmp_path: Path, tokenizers: dict[str, LoadedTokenizer]) -> None:
+    pairs = write_jsonl(tmp_path / "pairs.jsonl", [*pair_rows(), *pair_rows(3)])
+    assert counts(planned(pairs, tokenizers["plain"], val_fraction=0.0)) == {"train": 3}
     chat = load_tokenizer(str(small_tokenizer(tmp_path / "chat", chat_template=CHATML)))
-    talks = write_jsonl(tmp_path / "talks.jsonl", chat_rows())
-    assert counts(planned(talks, chat, val_fraction=0.0)) == {"train": None}
+    talks = write_jsonl(tmp_path / "talks.jsonl", [*chat_rows(), *chat_rows(2)])
+    assert counts(planned(talks, chat, val_fraction=0.0)) == {"train": 2}
+
+
+def test_conversations_that_cannot_be_learnt_are_no_duplicates(tmp_path: Path) -> None:
+    picky = load_tokenizer(str(small_tokenizer(tmp_path / "chat", chat_template=PICKY)))
+    refused = with_system(chat_rows(1)[0])
+    talks = write_jsonl(tmp_path / "talks.jsonl", [*chat_rows(4), refused, refused, *chat_rows(1)])
+    for unlearnable in ("refuse", "leave_out"):  # refused where they are met, not while they are counted
+        settings = DataSettings.model_validate({"path": str(talks), "val_fraction": 0.0, "unlearnable": unlearnable})
+        assert counts(open_corpus(settings, picky).plan(64, tokens_per_byte=0.5)) == {"train": 1}
+
+
+def test_a_count_by_tokens_is_that_of_verification() -> None:
+    rng = np.random.default_rng(3)
+    for _ in range(50):
+        keys = rng.integers(0, 9, (rng.integers(1, 20), 2))
+        pieces = [piece_of(n, key) for n, pair in enumerate(keys.tolist()) for key in pair]
+        assert n_repeated(pieces) == len(keys) - len({tuple(sorted(pair)) for pair in keys.tolist()})
+    assert n_repeated([]) == 0
+
+
+def piece_of(document: int, key: int) -> Piece:
+    """A piece whose digest follows from a key."""
+    return Piece(
+        split="train",
+        document=document,
+        offset=0,
+        tokens=np.zeros(1, np.int32),
+        loss_mask=np.zeros(1, np.bool_),
+        token_bytes=np.zeros(1, np.uint32),
+        digest=sha256(bytes([key])).digest()[:16],
+    )
