@@ -4,10 +4,11 @@ In: settings. Out: `Inputs`, and a word about which columns play which role and 
 Before it: `pipeline/data`. After it: `identity.py`, `parts.py`.
 """
 
+import math
 from dataclasses import dataclass
 
 from kdpipe.pipeline.data.cached_tokenizer import with_reloadable_files
-from kdpipe.pipeline.data.corpus import Corpus, open_corpus
+from kdpipe.pipeline.data.corpus import SPLITS, Corpus, open_corpus
 from kdpipe.pipeline.data.sources import is_of_hub
 from kdpipe.pipeline.data.tokenise import Counts
 from kdpipe.pipeline.data.tokenizer import LoadedTokenizer, load_tokenizer
@@ -15,6 +16,11 @@ from kdpipe.pipeline.watch import Watch
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.stage_one import StageOne
 
+# Below them an interval over documents is itself a guess (docs/experiments.md#intervals-of-compare).
+FEW_DOCUMENTS, FEW_TOKENS = 20, 2_000
+# A larger share of the documents is missed in training.
+LARGEST_FRACTION = 0.3
+DEFAULT_LENGTH = 2048
 SHOWN_BAD_ROWS = 3
 SHOWN_LINES = 20
 # A hub that does not answer is tried for half a minute.
@@ -37,6 +43,7 @@ def read_inputs(settings: StageOne, watch: Watch, tokenizer: LoadedTokenizer | N
             watch.say(ASKED_HUB.format(name))
     corpus = open_corpus(settings.data, tokenizer)
     _describe(corpus, watch)
+    explain_validation(corpus, settings, watch)
     return Inputs(tokenizer=tokenizer, corpus=corpus)
 
 
@@ -71,6 +78,37 @@ def _describe(corpus: Corpus, watch: Watch) -> None:
     watch.say(f"sample     {place}, {learnt}:")
     for line in shown.splitlines()[:SHOWN_LINES]:
         watch.say(f"  | {line}")
+
+
+def explain_validation(corpus: Corpus, settings: StageOne, watch: Watch) -> None:
+    """Say where there is no validation split, or one on which numbers mean little, and what to set."""
+    if settings.extend is not None:
+        return  # the extended cache has splits of its own
+    data, splits = settings.data, corpus.splits
+    n_documents = splits["validation"]
+    if data.val_path is None and data.val_fraction == 0:
+        watch.say("no validation split, as --val-fraction 0 asks: students are not evaluated")
+        return
+    if not n_documents:
+        watch.warn(
+            f"no validation split: the data have {_of(splits['train'], 'document', 'documents')}. Students cannot be "
+            "evaluated: give --val-data PATH, or --val-fraction 0 if that is wanted"
+        )
+        return
+    length = settings.sequences.length or DEFAULT_LENGTH
+    tokens = {split: float(corpus.expected_tokens(split, length).sum()) for split in SPLITS}
+    if n_documents >= FEW_DOCUMENTS and tokens["validation"] >= FEW_TOKENS:
+        return
+    hint = "give more --val-data"
+    if data.val_path is None:
+        share = max(FEW_DOCUMENTS / sum(splits.values()), FEW_TOKENS / max(sum(tokens.values()), 1))
+        fraction = math.ceil(100 * max(share, data.val_fraction)) / 100
+        hint = f"give --val-fraction {fraction:g}" if fraction <= LARGEST_FRACTION else "give --val-data PATH"
+    watch.warn(
+        f"the validation split is small, {_of(n_documents, 'document', 'documents')} and about "
+        f"{tokens['validation']:,.0f} tokens: numbers of students vary with so few ({FEW_DOCUMENTS} documents and "
+        f"{FEW_TOKENS:,} tokens are the least). {hint}"
+    )
 
 
 def explain_cuts(counts: Counts, length: int, watch: Watch) -> None:

@@ -1,0 +1,52 @@
+"""A validation split that is missing or tiny is said before the teacher runs, with the option to set."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kdpipe.pipeline.capture.inputs import read_inputs
+from support.corpora import TEXTS, small_tokenizer, write_jsonl
+from support.stage_one import HeardWatch, settings_for
+
+
+def heard(folder: Path, texts: list[str], **data: Any) -> HeardWatch:
+    """What is said of some documents."""
+    (folder / "teacher").mkdir()
+    small_tokenizer(folder / "teacher")
+    write_jsonl(folder / "corpus.jsonl", [{"text": text} for text in texts])
+    watch = HeardWatch()
+    read_inputs(settings_for(folder, data=data, teacher={"tokenizer": str(folder / "teacher")}), watch)
+    return watch
+
+
+def test_one_document_has_no_validation_split_and_a_warning(tmp_path: Path) -> None:
+    watch = heard(tmp_path, TEXTS[:1], val_fraction=0.02)
+    (warning,) = watch.warned
+    assert "no validation split" in warning and "--val-data" in warning
+
+
+def test_a_tiny_split_is_warned_of_with_a_fraction_that_is_enough(tmp_path: Path) -> None:
+    texts = [f"{text} {n}" for n in range(20) for text in TEXTS[:20]]
+    watch = heard(tmp_path, texts, val_fraction=0.005)
+    (warning,) = watch.warned
+    fraction = float(re.findall(r"--val-fraction ([0-9.]+)", warning)[0])
+    assert 20 / len(texts) <= fraction <= 0.3
+
+
+def test_a_tiny_corpus_is_told_to_bring_other_documents(tmp_path: Path) -> None:
+    (warning,) = heard(tmp_path, TEXTS[:20], val_fraction=0.1).warned
+    assert "--val-data" in warning and "--val-fraction" not in warning
+
+
+@pytest.mark.parametrize("texts", [TEXTS[:1], TEXTS[:20]], ids=["one", "some"])
+def test_no_split_that_is_wanted_is_a_note(texts: list[str], tmp_path: Path) -> None:
+    watch = heard(tmp_path, texts, val_fraction=0.0)
+    assert watch.warned == []
+    assert any("--val-fraction 0" in line for line in watch.said)
+
+
+def test_a_split_that_is_large_enough_is_not_spoken_of(tmp_path: Path) -> None:
+    texts = [f"{text} {n}" for n in range(20) for text in TEXTS[:20]]
+    assert heard(tmp_path, texts, val_fraction=0.2).warned == []
