@@ -5,7 +5,7 @@ Before it: `reader.py`'s loading. After it: `cli/cache/inspect.py`. Only records
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import accumulate
 
 from kdpipe.cache import layout
@@ -15,7 +15,7 @@ from kdpipe.cache.quality import by_temperature, fidelity
 from kdpipe.cache.reader import committed_parts, load_manifest
 from kdpipe.cache.retries import Patience
 from kdpipe.cache.statistics import entry_quantiles
-from kdpipe.cache.store import Store, open_store
+from kdpipe.cache.store import LocalStore, Store, open_store
 from kdpipe.schemas.manifest import Manifest
 from kdpipe.schemas.part import PartRecord
 from kdpipe.schemas.summary import (
@@ -23,6 +23,7 @@ from kdpipe.schemas.summary import (
     EntriesSummary,
     PartsSummary,
     ScaledSummary,
+    Sizes,
     SplitSummary,
     TokenizerSummary,
 )
@@ -43,7 +44,7 @@ def inspect_cache(url: str | os.PathLike[str], patience: Patience | None = None)
     numbers = sorted(by_part) if complete else committed_parts(store, manifest)
     read = [read_part_record(store, manifest, number, by_part.get(number)) for number in numbers]
     records = [record for record, _ in read]
-    shared = _shared_bytes(store, manifest)
+    sizes = _sizes(store, manifest, {row.part: row.n_bytes for _, row in read})
     positions = sum(record.n_positions for record in records)
     measured, tail_mass = fidelity(records, manifest.targets), _mean(records, positions, "tail_mass")
     return CacheSummary(
@@ -72,8 +73,9 @@ def inspect_cache(url: str | os.PathLike[str], patience: Patience | None = None)
         entropy_nats=_mean(records, positions, "entropy_nats"),
         label_nats=_mean(records, positions, "label_nats"),
         tail_mass=tail_mass,
-        bytes=shared + sum(row.n_bytes for _, row in read),
-        shared_bytes=shared,
+        bytes=sizes.total,
+        shared_bytes=sizes.total - sizes.parts,
+        sizes=sizes,
         bytes_per_position=_bytes_per_position([(record, row.n_bytes) for record, row in read], positions),
         temperatures=manifest.targets.temperatures,
         by_temperature=by_temperature(manifest.targets, measured, tail_mass),
@@ -82,12 +84,20 @@ def inspect_cache(url: str | os.PathLike[str], patience: Patience | None = None)
     )
 
 
-def _shared_bytes(store: Store, manifest: Manifest) -> int:
-    """Everything that is there once: manifest, index, tables, tokenizer."""
-    names = [layout.MANIFEST, layout.INDEX]
-    names += [layout.table_file(table.name) for table in manifest.tables]
-    names += [f"{layout.TOKENIZER}/{name}" for name in manifest.tokenizer.files]
-    return sum(store.size(name) or 0 for name in names)
+def _sizes(store: Store, manifest: Manifest, parts: Mapping[int, int]) -> Sizes:
+    """Bytes of the parts, and of everything that is there once."""
+
+    def together(names: Iterable[str]) -> int:
+        return sum(store.size(name) or 0 for name in names)
+
+    return Sizes(
+        parts=sum(parts.values()),
+        tokenizer=together(f"{layout.TOKENIZER}/{name}" for name in manifest.tokenizer.files),
+        tables=together(layout.table_file(table.name) for table in manifest.tables),
+        records=together((layout.MANIFEST, layout.INDEX)),
+        # A request for each part of a cache behind a URL is not worth it.
+        journal=together(map(layout.journal_file, parts)) if isinstance(store, LocalStore) else None,
+    )
 
 
 def _splits(manifest: Manifest, records: list[PartRecord]) -> dict[str, SplitSummary]:

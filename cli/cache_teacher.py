@@ -93,7 +93,10 @@ def _extent(report: "StageOneReport") -> list[Fact]:
     ]
     told = " and ".join(filter(None, of_one))
     facts.append(("positions", f"{report.positions:,}" + (f", {told} each" if told else "")))
-    return [*facts, ("size", size(report.bytes))]
+    named = {"parts": report.sizes.parts, "tokenizer": report.sizes.tokenizer}
+    named["tables, manifest and index"] = report.sizes.tables + report.sizes.records
+    told = ", ".join(f"{size(n_bytes)} {name}" for name, n_bytes in named.items())
+    return [*facts, ("size", f"{size(report.bytes)}: {told}")]
 
 
 def _effort(report: "StageOneReport") -> list[Fact]:

@@ -50,7 +50,7 @@ def page(report: "PlanReport") -> str:
     """The plan for a person: how much there is, where the bytes go, what it takes."""
     lines = [report.teacher or "no teacher", *console.facts(_extent(report)), "", *bars(report.bytes_per_position)]
     lines += [
-        f"  {size(report.bytes)} in all",
+        f"  {size(report.bytes)} in all parts",
         *_second_caches(report),
         "",
         *_memory(report),

@@ -113,6 +113,7 @@ def _report(cache: str, summary: CacheSummary, inputs: Inputs, tally: Tally) -> 
         parts=PartsMade(planned=summary.parts.planned, present=summary.parts.present, made=tally.parts),
         positions=summary.positions,
         bytes=summary.bytes,
+        sizes=summary.sizes,
         bytes_per_position=summary.bytes_per_position["total"] if summary.positions else None,
         entries_per_position=None if entries is None else entries.mean,
         positions_per_second=made / tally.making_seconds if made else None,

@@ -7,7 +7,7 @@ Before it: `summary.py`. After it: `cache/verify/`, `pipeline/cache_teacher.py`,
 from typing import Literal
 
 from kdpipe.schemas.records import Record
-from kdpipe.schemas.summary import FidelitySummary
+from kdpipe.schemas.summary import FidelitySummary, Sizes
 
 Level = Literal["fast", "full", "deep"]
 # When every byte of a cache is checked before it is used.
@@ -91,6 +91,7 @@ class StageOneReport(Record):
     parts: PartsMade
     positions: int
     bytes: int
+    sizes: Sizes
     bytes_per_position: float | None
     entries_per_position: float | None
     positions_per_second: float | None

@@ -91,6 +91,24 @@ class ScaledSummary(Record):
     median_excess: float
 
 
+class Sizes(Record):
+    """Bytes of a cache: parts, and what is there once: tokenizer, tables, and `records`, which are manifest and index.
+
+    The `journal` is beside the cache, and read by nothing; None where it cannot be listed.
+    """
+
+    parts: int
+    tokenizer: int
+    tables: int
+    records: int
+    journal: int | None
+
+    @property
+    def total(self) -> int:
+        """The bytes that a copy of the cache has."""
+        return self.parts + self.tokenizer + self.tables + self.records
+
+
 class CacheSummary(Record):
     """The whole answer; `bytes_per_position` sums over the parts, its total leaves text out."""
 
@@ -117,6 +135,7 @@ class CacheSummary(Record):
     tail_mass: float | None
     bytes: int
     shared_bytes: int
+    sizes: Sizes
     bytes_per_position: dict[str, float]
     temperatures: tuple[float, ...]
     by_temperature: dict[str, TemperatureSummary]

@@ -96,7 +96,7 @@ def _report(found: Survey, level: Level, problems: list[Problem], notes: list[No
         level=level,
         cache_id=found.cache_id,
         parts=len(found.records),
-        bytes=sum(record.n_bytes for record in found.records.values()),
+        bytes=sum(record.n_bytes + len(record.to_json()) for record in found.records.values()),
         problems=tuple(problems),
         notes=tuple(notes),
     )

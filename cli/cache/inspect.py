@@ -14,7 +14,7 @@ from kdpipe.cli.remote_options import RetryFor, retries
 
 if TYPE_CHECKING:
     from kdpipe.schemas.manifest import Origin
-    from kdpipe.schemas.summary import CacheSummary, FidelitySummary, ScaledSummary, TemperatureSummary
+    from kdpipe.schemas.summary import CacheSummary, FidelitySummary, ScaledSummary, Sizes, TemperatureSummary
 
 SHOWN_CACHES = 3
 SPLIT_COLUMNS = ("parts", "documents", "sequences", "rows", "positions")
@@ -38,8 +38,16 @@ def inspect(
 def page(summary: "CacheSummary") -> str:
     """The summary for a person: what it is, how much there is, how near it comes, where the bytes go."""
     facts = [*_origin(summary), *_contents(summary), *temperatures(summary.by_temperature), *fidelity(summary.fidelity)]
-    sizes = [*bars(summary.bytes_per_position), f"  {summary.bytes:,} bytes in all"]
+    sizes = [*bars(summary.bytes_per_position), *_sizes(summary.sizes)]
     return "\n".join([summary.url, *console.facts(facts), "", *_splits(summary), "", *sizes])
+
+
+def _sizes(sizes: "Sizes") -> list[str]:
+    """The bytes of parts and of what is there once, with their sum; the journal is beside them."""
+    named = sizes.model_dump(exclude={"journal"})
+    lines = [f"  {name:<18}{n_bytes:>15,}" for name, n_bytes in named.items()]
+    lines.append(f"  {'bytes in all':<18}{sizes.total:>15,}")
+    return [*lines, f"  {'journal beside':<18}{sizes.journal:>15,}"] if sizes.journal else lines
 
 
 def _origin(summary: "CacheSummary") -> list[Fact]:

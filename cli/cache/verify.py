@@ -126,7 +126,7 @@ def story(cache: str, report: "VerifyReport") -> str:
     """The report for a person: one problem a paragraph, and the verdict last."""
     lines = [f"{problem.file}: {problem.what}\n  -> {problem.do}" for problem in report.problems]
     lines += [f"note: {note}" for note in report.notes]
-    extent = f"{console.parts(report.parts)}, {report.bytes:,} bytes, level {report.level}"
+    extent = f"{console.parts(report.parts)}, {report.bytes:,} bytes in parts, level {report.level}"
     n = len(report.problems)
     verdict = "good" if report.ok else f"{n} problem{'s' if n > 1 else ''}"
     beside = [] if report.against is None else console.facts(_against(report.against))

@@ -83,6 +83,10 @@ def test_the_sums_are_the_bytes_on_disk(tmp_path: Path, kind: str) -> None:
     text = sum(size for name, size in on_disk.items() if name.endswith("text.arrow"))
     assert summary.bytes == sum(on_disk.values())
     assert summary.shared_bytes == summary.bytes - in_parts
+    named = summary.sizes.model_dump(exclude={"journal"})
+    assert (sum(named.values()), named["parts"]) == (summary.bytes, in_parts)
+    tokenizer = sum(size for name, size in on_disk.items() if name.startswith("tokenizer/"))
+    assert (summary.sizes.tokenizer, summary.sizes.journal) == (tokenizer, 0)
     per_position = dict(summary.bytes_per_position)
     total = per_position.pop("total")
     assert total * summary.positions == pytest.approx(in_parts - text)

@@ -15,7 +15,7 @@ from kdpipe.cache.retries import RETRY_SECONDS
 from kdpipe.cli.main import run
 from kdpipe.schemas.report import PartsMade, StageOneReport
 from kdpipe.schemas.stage_one import RunOptions, StageOne
-from kdpipe.schemas.summary import FidelitySummary
+from kdpipe.schemas.summary import FidelitySummary, Sizes
 
 WORDS = ["--teacher", "teacher", "--data", "a.jsonl", "--out", "cache"]
 PLAIN = StageOneReport(
@@ -24,7 +24,8 @@ PLAIN = StageOneReport(
     complete=True,
     parts=PartsMade(planned=3, present=3, made=2),
     positions=1_234_567,
-    bytes=28_888_888,
+    bytes=28_900_000,
+    sizes=Sizes(parts=28_000_000, tokenizer=800_000, tables=90_000, records=10_000, journal=500),
     bytes_per_position=23.4,
     entries_per_position=14.8,
     positions_per_second=45_000.0,
@@ -95,7 +96,7 @@ def test_the_page_tells_what_was_made(handed: dict[str, Any], capsys: pytest.Cap
         "  cache_id    ab12",
         "  parts       3 of 3, 2 made now",
         "  positions   1,234,567, 23.4 bytes and 14.8 entries each",
-        "  size        28.9 MB",
+        "  size        28.9 MB: 28.0 MB parts, 800.0 kB tokenizer, 100.0 kB tables, manifest and index",
         "  time        83 s, 45,000 positions a second, 91% of it waiting on the teacher",
         "  fidelity    not measured",
     ]

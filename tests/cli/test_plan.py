@@ -66,7 +66,7 @@ def test_a_plan_is_shown_with_bars(handed: dict[str, Any], capsys: pytest.Captur
     text = capsys.readouterr().out
     for told in (
         "parameters  100,000,000", "documents   100: 98 train, 2 validation", "parts       32: 31 train, 1 validation",
-        "32,768 positions", "14.8 a position", "bytes a position      23.20", "23.2 MB in all",
+        "32,768 positions", "14.8 a position", "bytes a position      23.20", "23.2 MB in all parts",
         "61.0 MB for a second cache with --target-temperature 2", "478.0 MB",
         "not known without --probe", "note: the model's context is 2,048 tokens",
     ):  # fmt: skip

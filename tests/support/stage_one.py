@@ -16,6 +16,7 @@ from kdpipe.pipeline.watch import PartsNews, Watch
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.report import PartsMade, StageOneReport
 from kdpipe.schemas.stage_one import RunOptions, StageOne
+from kdpipe.schemas.summary import Sizes
 from support.corpora import TEXTS, small_tokenizer, write_jsonl
 from support.models import tiny_llama
 
@@ -30,6 +31,7 @@ EMPTY = StageOneReport(
     parts=PartsMade(planned=0, present=0, made=0),
     positions=0,
     bytes=0,
+    sizes=Sizes(parts=0, tokenizer=0, tables=0, records=0, journal=None),
     bytes_per_position=None,
     entries_per_position=None,
     positions_per_second=None,
