@@ -20,6 +20,7 @@ PLACES = ("out",)
 FEW_DOCUMENTS = 20
 # Settings that decide what `loss` measures, and those that decide at which step it measures what.
 OBJECTIVE = ("losses.", "run.phases")
+PERMITS = "losses.allow_coarse"
 CHANGES_BY_STEP = ("schedule.", "run.max_steps", "run.epochs")
 METRICS = ("loss", "loss_shifted", "cross_entropy", "perplexity", "kl_teacher", "top1_agreement", "ece")
 
@@ -63,7 +64,8 @@ def _objective(settings: dict[str, Any], evaluation: Evaluation | None) -> dict[
     names: tuple[str, ...] = OBJECTIVE
     changes = bool(settings.get("run.phases")) or settings.get("losses.alpha_schedule", "constant") != "constant"
     names += CHANGES_BY_STEP if changes else ()
-    found = {name: _shown(value) for name, value in settings.items() if name.startswith(names)}
+    named = {name: value for name, value in settings.items() if name.startswith(names) and name != PERMITS}
+    found = {name: _shown(value) for name, value in named.items()}
     if evaluation is not None:
         found["loss"] = evaluation.loss_name
         found |= {"step": str(evaluation.step)} if changes else {}

@@ -29,6 +29,7 @@ MAY_DIFFER: Final = (
     "settings.cache.dir",
     "settings.cache.limit",
     "settings.cache.retry_for",
+    "settings.losses.allow_coarse",
     "settings.cache.verify",
     "settings.student.name",
     "settings.student.gradient_checkpointing",

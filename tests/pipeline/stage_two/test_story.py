@@ -96,7 +96,7 @@ def test_the_report_says_what_was_done(whole: tuple[TrainReport, HeardTraining])
 @pytest.mark.slow
 def test_the_factor_of_a_temperature_is_shown_in_the_first_steps(folder: Path, tmp_path: Path) -> None:
     watch = HeardTraining()
-    settings = settings_for(folder, losses={"temperature": 2.0, "allow_coarse": True}, run={"max_steps": 1})
+    settings = settings_for(folder, losses={"temperature": 2.0}, run={"max_steps": 1})
     run(settings.model_copy(update={"out": str(tmp_path / "warm")}), watch)
     shown = next(line for line in watch.said if line.startswith("step 1: loss"))
     numbers = re.search(r"forward_kl_coarse  (\S+) x 0.9 x 4 = (\S+) ", shown)
@@ -229,8 +229,7 @@ def test_a_cpu_reads_a_batch_in_portions_that_tear_no_group(
 
 def test_another_temperature_says_how_much_mass_the_exact_ids_hold(folder: Path) -> None:
     watch = HeardTraining()
-    hot = {"temperature": 4.0, "allow_coarse": True}
-    run(settings_for(folder, "hot", losses=hot, run={"max_steps": 1}), watch)
+    run(settings_for(folder, "hot", losses={"temperature": 4.0}, run={"max_steps": 1}), watch)
     lines = [json.loads(line) for line in (folder / "hot" / "metrics.jsonl").read_text().splitlines()]
     assert [list(line.get("evaluation", line)["terms"]) for line in lines] == [["ce", "forward_kl_coarse"]] * 2
     told = [line for line in watch.warned if line.startswith("at temperature 4 the exact ids hold")]

@@ -35,7 +35,7 @@ def test_forward_kl_at_the_target_temperature_is_the_truth_within_sampling_error
 
 
 def test_little_mass_at_a_temperature_is_refused_with_the_commands_that_cure_it(folder: Path) -> None:
-    settings = settings_for(folder, "refused", losses={"temperature": 4.0})
+    settings = settings_for(folder, "refused", losses={"temperature": 4.0, "allow_coarse": False})
     with pytest.raises(Incompatible) as refusal:
         run(settings)
     assert refusal.value.exit_code == 4
@@ -54,7 +54,7 @@ def test_the_commands_that_cure_coarse_targets_do(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(folder)
-    settings = settings_for(folder, str(tmp_path / "refused"), losses={"temperature": 3.0})
+    settings = settings_for(folder, str(tmp_path / "refused"), losses={"temperature": 3.0, "allow_coarse": False})
     own = settings.model_copy(update={"cache": settings.cache.model_copy(update={"path": "cache"})})
     with pytest.raises(Incompatible) as refusal:
         run(own)
