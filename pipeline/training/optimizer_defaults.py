@@ -39,10 +39,10 @@ class Defaults:
 DEFAULT_OPTIMIZER: Final[dict[StudentKind, OptimizerName]] = {"fresh": "muon", "pretrained": "adamw", "lora": "adamw"}
 # docs/experiments.md#optimizer-and-learning-rates
 DEFAULTS: Final[dict[tuple[StudentKind, OptimizerName], Defaults]] = {
-    ("fresh", "muon"): Defaults(matrices=0.015, tables=0.1, vectors=0.015, power=0.5),
-    ("fresh", "adamw"): Defaults(matrices=0.003, tables=0.03, vectors=0.003, power=0.5),
-    ("pretrained", "muon"): Defaults(matrices=0.003, tables=0.01, vectors=0.003, power=0.6),
-    ("pretrained", "adamw"): Defaults(matrices=0.003, tables=0.01, vectors=0.003, power=0.6),
+    ("fresh", "muon"): Defaults(matrices=0.015, tables=0.1, vectors=0.015, power=0.4),
+    ("fresh", "adamw"): Defaults(matrices=0.003, tables=0.03, vectors=0.003, power=0.4),
+    ("pretrained", "muon"): Defaults(matrices=0.003, tables=0.03, vectors=0.003, power=0.65),
+    ("pretrained", "adamw"): Defaults(matrices=0.003, tables=0.03, vectors=0.003, power=0.65),
     ("lora", "muon"): Defaults(matrices=0.006, tables=0.006, vectors=0.006, power=0.4),
     ("lora", "adamw"): Defaults(matrices=0.006, tables=0.006, vectors=0.006, power=0.4),
 }
