@@ -63,7 +63,9 @@ def test_a_remote_cache_of_which_few_parts_fit_reads_the_same(path: Path, url: s
 def test_a_remote_cache_is_summed_up_alike(path: Path, url: str) -> None:
     local, remote = inspect_cache(path), inspect_cache(url)
     assert remote.url == url
-    assert remote.model_copy(update={"url": local.url}) == local
+    assert (remote.sizes.journal, local.sizes.journal) == (None, 0)
+    assert remote.model_copy(update={"url": local.url, "sizes": local.sizes}) == local
+    assert remote.sizes.model_copy(update={"journal": 0}) == local.sizes
 
 
 def test_stores_answer_alike(path: Path, url: str) -> None:

@@ -9,6 +9,7 @@ import errno
 import os
 import select
 import signal
+import sys
 import time
 import traceback
 import warnings
@@ -68,6 +69,9 @@ class Child:
 
 
 def _run(work: Callable[[], str | None], write: int) -> int:
+    # Threads of OpenMP are not forked: a child that counts on those of its parent would wait for them forever.
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
     try:
         text, code = work() or "", 0
     except KeyboardInterrupt:

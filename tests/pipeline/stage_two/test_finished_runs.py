@@ -37,7 +37,7 @@ def shaped(folder: Path, out: Path, **changes: Any) -> StageTwo:
 
 @pytest.fixture(scope="module")
 def finished(folder: Path) -> tuple[Path, TrainReport]:
-    out = folder / "finished"
+    out = folder / "finished-runs"
     return out, run(shaped(folder, out))
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from kdpipe.cache import layout
+from kdpipe.pipeline.training import finished_run
 from kdpipe.schemas.errors import CacheDamaged
 from support.heard import HeardTraining
 from support.stage_two import make_cache, run, settings_for
@@ -43,6 +44,7 @@ def test_a_damaged_copy_is_refused_and_nothing_is_begun(folder: Path) -> None:
 
 def test_a_run_goes_on_with_another_word_on_when_to_check(folder: Path) -> None:
     run(settings_for(folder, "said", **SMALL))
+    (folder / "said" / finished_run.RECORD).unlink()  # as if it had been stopped just before its end
     heard = HeardTraining()
     settings = settings_for(folder, "said", cache={"path": str(folder / "cache"), "verify": "always"}, **SMALL)
     run(settings, heard)

@@ -35,11 +35,11 @@ def test_forward_kl_at_the_target_temperature_is_the_truth_within_sampling_error
 
 
 def test_little_mass_at_a_temperature_is_refused_with_the_commands_that_cure_it(folder: Path) -> None:
-    settings = settings_for(folder, "refused", losses={"temperature": 4.0, "allow_coarse": False})
+    settings = settings_for(folder, "refused-coarse", losses={"temperature": 4.0, "allow_coarse": False})
     with pytest.raises(Incompatible) as refusal:
         run(settings)
     assert refusal.value.exit_code == 4
-    assert not (folder / "refused").exists()
+    assert not (folder / "refused-coarse").exists()
     assert refusal.value.hint is not None and "--allow-coarse" in refusal.value.hint
     making, training = re.findall(r"`(kdpipe [^`]+)`", refusal.value.hint)
     assert making.split()[1] == "cache-teacher" and training.split()[1] == "train"

@@ -128,7 +128,7 @@ def test_what_will_run_is_told() -> None:
         "steps       376 optimizer steps, the last of 3: 4 sequences a batch x 2 batches = 8 a step",
         "rate        wsd: up over 38 steps, held for 263, down to 0 of its height over 75",
         "evaluates   every 37 steps and at the end",
-        "saves       every 37 steps and at the end",
+        "saves       every 37 steps, at step 301 before the fall, and at the end",
     ]
     flat = Schedule(kind="constant", warmup=0)
     assert lines(flat, plan_of(flat, Run(max_steps=10)))[2] == "rate        constant: no warm-up, held for 10"
