@@ -281,9 +281,9 @@ def test_a_server_that_stays_broken_ends_with_75_and_says_so_meanwhile(
 ) -> None:
     with serving(Site(path, status=lambda n: 503 if n > 3 else None)) as url:
         for words in (["inspect", url], ["verify", url]):
-            assert run(["cache", *words, "--retry-for", "0.2s"]) == 75
+            assert run(["cache", *words, "--retry-for", "3s"]) == 75
             *lines, error, _ = capsys.readouterr().err.splitlines()
-            assert lines and all("; trying again in " in line and "for at most 0." in line for line in lines)
+            assert lines and all("; trying again in " in line and "for at most " in line for line in lines)
             assert error.startswith("error: ") and "503" in error
     assert run(["cache", "inspect", str(path), "--retry-for", "soon"]) == 2
 
