@@ -78,7 +78,7 @@ class Deadline:
         self._local = threading.local()
 
     def trace(self, event: str, info: Mapping[str, Any]) -> None:
-        """Start anew with each phase of a request of this thread (see httpx's request extension `trace`)."""
+        """Start again with each phase of a request of this thread (see httpx's request extension `trace`)."""
         self.restart()
         if event.endswith((".connect_tcp.complete", ".start_tls.complete")):
             self._watch(info["return_value"])

@@ -55,6 +55,7 @@ def repository(url: str) -> Repository:
     with _asking(url):
         try:
             found: Any = HfFileSystem(skip_instance_cache=True).resolve_path(url)
+        # huggingface_hub raises either for a URL that it cannot resolve.
         except (ValueError, NotImplementedError) as error:
             raise ConfigError(
                 f"{url} is no folder of a repository: {described(error)}",

@@ -104,7 +104,7 @@ def boot_id() -> str:
 
 
 def machine_id() -> str:
-    """A digest of the id that systemd gives a machine, which is not for others to see; empty where there is none."""
+    """A digest of /etc/machine-id, which should not be published; empty if the machine has no such id."""
     try:
         text = _MACHINE_ID.read_bytes().strip()
     except OSError:

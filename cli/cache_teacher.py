@@ -91,12 +91,12 @@ def _extent(report: "StageOneReport") -> list[Fact]:
         f"{report.bytes_per_position:.1f} bytes" if report.bytes_per_position is not None else "",
         f"{report.entries_per_position:.1f} entries" if report.entries_per_position is not None else "",
     ]
-    told = " and ".join(filter(None, of_one))
-    facts.append(("positions", f"{report.positions:,}" + (f", {told} each" if told else "")))
+    averages = " and ".join(filter(None, of_one))
+    facts.append(("positions", f"{report.positions:,}" + (f", {averages} each" if averages else "")))
     named = {"parts": report.sizes.parts, "tokenizer": report.sizes.tokenizer}
     named["tables, manifest and index"] = report.sizes.tables + report.sizes.records
-    told = ", ".join(f"{size(n_bytes)} {name}" for name, n_bytes in named.items())
-    return [*facts, ("size", f"{size(report.bytes)}: {told}")]
+    shares = ", ".join(f"{size(n_bytes)} {name}" for name, n_bytes in named.items())
+    return [*facts, ("size", f"{size(report.bytes)}: {shares}")]
 
 
 def _effort(report: "StageOneReport") -> list[Fact]:

@@ -266,9 +266,9 @@ class NearStore:
         )
 
     def _remove_until(self, limit: int) -> tuple[list[int], int]:
-        """Remove parts that nobody holds while there is more than a limit; what was there, and the bytes left.
+        """Remove parts without a lease while their bytes exceed a limit; return the parts found, and the bytes left.
 
-        Processes do not see what is on its way to each other, so that there may be too much when all of it has come.
+        Processes do not see the downloads of other processes, so the limit may be exceeded when all of them have ended.
         """
         there = self._there()
         taken = sum(self._rows[one].n_bytes for one in {*there, *self._coming})

@@ -1,4 +1,4 @@
-"""Temperatures at which a cache holds little of the teacher: told with the commands that cure it, or refused.
+"""Temperatures at which a cache holds little of the teacher: reported with the commands that fix it, or refused.
 
 In: a cache, the temperatures of a run. Out: what is said or warned of, or `Incompatible` (exit 4) with these commands.
 At any temperature but that of the draws everything outside the exact ids is one bin: a student is trained on its mass

@@ -56,7 +56,7 @@ class Keeper:
         return often or step == self._plan.n_steps
 
     def fall_begins(self, step: int) -> bool:
-        """Whether the next step is the first of the fall of a `wsd` schedule, before which a longer run goes on."""
+        """Whether the next step is the first of the decay of a `wsd` schedule, before which a longer run continues."""
         return step == self._plan.saved_before_fall
 
     def anything_is_due(self, step: int) -> bool:
