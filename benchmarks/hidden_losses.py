@@ -52,6 +52,7 @@ class Plan:
     seeds: int
     steps: int
     scale: float
+    quick: bool
     hidden_layers: tuple[str, ...] = ("0.5", "1.0")
 
 
@@ -67,7 +68,7 @@ class Measured:
 def make_cache(plan: Plan) -> Path:
     """The cache that all students learn from: text that the teacher has not seen."""
     plan.work.mkdir(parents=True, exist_ok=True)
-    teacher, rows = trained_teacher(plan.work, plan.teacher, None, said)
+    teacher, rows = trained_teacher(plan.work, plan.teacher, None, said, quick=plan.quick)
     corpus, cache = plan.work / "unseen.jsonl", plan.work / f"cache-of-{teacher.name}"
     write_corpus(corpus, iter(rows))
     settings = {
@@ -205,9 +206,10 @@ def main() -> None:
         seeds=options.seeds,
         steps=options.steps,
         scale=options.scale,
+        quick=options.quick,
     )
     if options.quick:
-        plan = replace(plan, teacher=Sizes(width=64, steps=5, context=64), seeds=1, steps=3)
+        plan = replace(plan, teacher=Sizes(width=64, steps=2, context=64, batch=4), seeds=1, steps=3)
     torch.set_num_threads(1)
     found = compare(plan, make_cache(plan), options.losses)
     said(table(found))

@@ -248,7 +248,7 @@ def open_sweep(
         sizes = Sizes(vocabulary=600, width=32, layers=1, context=64, batch=4, steps=5)
     work = work.resolve()
     work.mkdir(parents=True, exist_ok=True)
-    teacher, unseen = trained_teacher(work, sizes, ENTROPY_NATS, say)
+    teacher, unseen = trained_teacher(work, sizes, ENTROPY_NATS, say, quick=quick)
     own = work / f"sweep-of-{teacher.name}"
     (own / "caches").mkdir(parents=True, exist_ok=True)
     texts = Texts(tokens=tokens, validation=1_000 if quick else 12_000, length=sizes.context)

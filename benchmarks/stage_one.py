@@ -55,6 +55,7 @@ class Scale:
     rounds: int = 5
     positions: int = 65_536
     entropy_nats: float | None = None
+    quick: bool = False
 
 
 FULL = Scale(
@@ -68,6 +69,7 @@ QUICK = Scale(
     part_rows=1_000,
     rounds=1,
     positions=2_000,
+    quick=True,
 )
 
 
@@ -87,7 +89,7 @@ class Bench:
     @cached_property
     def trained(self) -> tuple[Path, list[dict[str, str]]]:
         """The teacher that has learnt something, and text that is new to it."""
-        return trained_teacher(self.work, self.scale.trained, self.scale.entropy_nats, say)
+        return trained_teacher(self.work, self.scale.trained, self.scale.entropy_nats, say, quick=self.scale.quick)
 
     @cached_property
     def small(self) -> StageOne:

@@ -1,18 +1,15 @@
 """The benchmarks run: small, for their keys, not for their figures."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 
-from support.source import ROOT
+from support.scripts import check_script
 
 
 @pytest.mark.slow
-def test_the_cache_benchmark_prints_every_number_that_is_asked(tmp_path: object) -> None:
-    words = [sys.executable, str(ROOT / "benchmarks" / "cache.py"), "--quick"]
-    answer = json.loads(subprocess.run(words, check=True, capture_output=True, text=True, timeout=900).stdout)
+def test_the_cache_benchmark_prints_every_number_that_is_asked() -> None:
+    answer = json.loads(check_script("cache", "--quick").out)
     assert answer["memcpy_bytes_a_second"] > 0
     assert [case["case"] for case in answer["cases"]] == ["10 entries, 32 k", "10 entries, 152 k", "32 entries, 32 k"]
     for case in answer["cases"]:
@@ -27,5 +24,4 @@ def test_the_cache_benchmark_prints_every_number_that_is_asked(tmp_path: object)
 
 @pytest.mark.slow
 def test_the_codec_benchmark_runs() -> None:
-    words = [sys.executable, str(ROOT / "benchmarks" / "codecs.py"), "--positions", "2000", "--json"]
-    assert json.loads(subprocess.run(words, check=True, capture_output=True, text=True, timeout=900).stdout)
+    assert json.loads(check_script("codecs", "--positions", "2000", "--json").out)

@@ -1,26 +1,18 @@
 """The sweep over families runs on a few, says why it refuses one, keeps what it found, and writes its page."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from support.source import ROOT
-
-SCRIPT = ROOT / "benchmarks" / "families.py"
-
-
-def sweep(work: Path, *words: str) -> str:
-    command = [sys.executable, str(SCRIPT), "--work", str(work), "--table", str(work / "page.md"), *words]
-    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=900).stdout
+from support.scripts import check_script
 
 
 @pytest.mark.slow
 def test_families_are_checked_a_child_each_and_the_page_says_what_came_of_them(tmp_path: Path) -> None:
-    said = sweep(tmp_path, "--only", "llama", "mamba2", "bart")
-    assert "3 families, 0 fail" in said
+    table = ("--table", str(tmp_path / "page.md"))
+    done = check_script("families", "--work", str(tmp_path), *table, "--only", "llama", "mamba2", "bart")
+    assert "3 families, 0 fail" in done.out
     kept = [json.loads(line) for line in (tmp_path / "families.jsonl").read_text().splitlines()]
     assert {each["family"]: each["teacher"]["state"] for each in kept} == {
         "bart": "refused",

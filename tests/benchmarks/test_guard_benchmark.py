@@ -1,23 +1,20 @@
 """The benchmark of the guard: its ratios are those that the guard goes by, and it runs."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from support.source import ROOT
+from support.scripts import check_script
 from support.stage_two import make_cache
 
 
 @pytest.mark.slow
 def test_the_benchmark_of_the_guard_runs(tmp_path: Path) -> None:
     cache = make_cache(tmp_path)
-    words = [sys.executable, str(ROOT / "benchmarks" / "guard.py"), "hybrid", "phases", "--cache", str(cache)]
     more = ["--work", str(tmp_path / "work"), "--seeds", "1", "--steps", "20"]
-    done = subprocess.run([*words, *more], capture_output=True, text=True, check=True)
-    runs = json.loads(done.stdout)["runs"]
+    done = check_script("guard", "hybrid", "phases", "--cache", str(cache), *more)
+    runs = json.loads(done.out)["runs"]
     assert [(run["recipe"], run["optimizer"]) for run in runs] == [
         (recipe, kind) for recipe in ("hybrid", "phases") for kind in ("adamw", "muon")
     ]

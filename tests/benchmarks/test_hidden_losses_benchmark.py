@@ -1,32 +1,21 @@
 """The benchmark of losses on hidden states runs: small, for its keys, not for its figures."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from support.source import ROOT
+from support.scripts import check_script
 
 
 @pytest.mark.slow
 def test_a_loss_is_held_against_the_same_run_without_it(tmp_path: Path) -> None:
-    words = [
-        sys.executable,
-        str(ROOT / "benchmarks" / "hidden_losses.py"),
-        "--quick",
-        "--work",
-        str(tmp_path),
-        "mse",
-        "router",
-    ]
-    done = subprocess.run(words, check=True, capture_output=True, text=True, timeout=900)
-    answer = json.loads(done.stdout)
+    done = check_script("hidden_losses", "--quick", "--work", str(tmp_path), "mse", "router")
+    answer = json.loads(done.out)
     assert set(answer["losses"]) == {"none", "mse", "router"}
     found = answer["losses"]["mse"]
     assert found["own_with"]["mean"] > 0
     assert found["own_without"]["mean"] > 0
     assert set(found["difference"]) == {"cross_entropy", "kl_teacher", "top1_agreement"}
     assert sum(one["mean"] for one in answer["losses"]["router"]["mixture"].values()) == pytest.approx(2, abs=1e-3)
-    assert "| mse | 1 |" in done.stderr
+    assert "| mse | 1 |" in done.err

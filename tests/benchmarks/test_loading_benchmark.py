@@ -1,18 +1,15 @@
 """The benchmark of loading runs: small, for its keys, not for its figures."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 
-from support.source import ROOT
+from support.scripts import check_script
 
 
 @pytest.mark.slow
 def test_every_case_is_timed_beside_what_a_student_takes() -> None:
-    words = [sys.executable, str(ROOT / "benchmarks" / "loading.py"), "--quick", "--threads", "1"]
-    answer = json.loads(subprocess.run(words, check=True, capture_output=True, text=True, timeout=900).stdout)
+    answer = json.loads(check_script("loading", "--quick", "--threads", "1").out)
     assert {f"{case}, 1 threads" for case in ("threshold", "topk", "labels_alone", "with_hidden")} == set(
         answer["loaded"]
     )

@@ -1,22 +1,17 @@
 """The benchmark of stage one runs: small, for its keys, not for its figures; and its angles are right."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from support.source import ROOT
-
-SCRIPT = ROOT / "benchmarks" / "stage_one.py"
+from support.scripts import check_script, run_script
 
 
 def answer(work: Path, *words: str) -> Any:
     """What a small run prints."""
-    command = [sys.executable, str(SCRIPT), "--quick", "--work", str(work), *words]
-    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True, timeout=900).stdout)
+    return json.loads(check_script("stage_one", "--quick", "--threads", "1", "--work", str(work), *words).out)
 
 
 @pytest.fixture(scope="module")
@@ -66,8 +61,7 @@ def test_twice_the_data_are_cached_in_processes_of_their_own(work: Path) -> None
     assert found["twice"]["peak_bytes"] > found["once"]["added_bytes"] > 0
 
 
-@pytest.mark.slow
 def test_what_cannot_be_measured_is_refused() -> None:
-    done = subprocess.run([sys.executable, str(SCRIPT), "speed"], capture_output=True, text=True, timeout=900)
-    assert done.returncode == 2
-    assert "speed cannot be measured; overhead, bytes, angle, scaling can" in done.stderr
+    done = run_script("stage_one", "speed")
+    assert done.code == 2
+    assert "speed cannot be measured; overhead, bytes, angle, scaling can" in done.err

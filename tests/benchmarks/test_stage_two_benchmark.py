@@ -1,27 +1,18 @@
 """The benchmark of stage two runs: small, for its keys, not for its figures; and its intervals are right."""
 
 import json
-import subprocess
-import sys
 from math import comb
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from support.source import ROOT
-
-SCRIPT = ROOT / "benchmarks" / "stage_two.py"
-# A peer is installed once, beside the environment that the tests run in.
-LIMIT_SECONDS = 580
+from support.scripts import BENCHMARKS, check_script, run_script
 
 
 def answer(work: Path, *words: str) -> Any:
     """What a small run prints."""
-    command = [sys.executable, str(SCRIPT), "--quick", "--threads", "1", "--work", str(work), *words]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_SECONDS)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout)
+    return json.loads(check_script("stage_two", "--quick", "--threads", "1", "--work", str(work), *words).out)
 
 
 def check_timed(found: dict[str, Any]) -> None:
@@ -60,7 +51,7 @@ def test_a_step_is_held_against_the_trainers_on_the_same_batches(tmp_path: Path)
 def test_pairs_are_kept_and_those_of_other_versions_are_no_part_of_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
     from stage_two_pairs import Pairs
 
     path = tmp_path / "pairs.jsonl"
@@ -97,7 +88,6 @@ def test_ten_times_the_steps_waiting_and_the_memory_of_both_stages_are_measured(
     assert stages["train_peak"] > 0
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -106,14 +96,14 @@ def test_ten_times_the_steps_waiting_and_the_memory_of_both_stages_are_measured(
     ],
 )
 def test_what_cannot_be_measured_is_refused(words: list[str], message: str) -> None:
-    done = subprocess.run([sys.executable, str(SCRIPT), *words], capture_output=True, text=True, timeout=900)
-    assert done.returncode == 2
-    assert message in done.stderr
+    done = run_script("stage_two", *words)
+    assert done.code == 2
+    assert message in done.err
 
 
 @pytest.mark.parametrize("n", [2, 5, 8, 30, 31])
 def test_the_interval_of_a_median_holds_nine_tenths(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
     from stage_two_tables import interval
 
     values = [float((7 * i) % n if n % 7 else i) for i in range(n)]
