@@ -22,6 +22,15 @@ def own_memory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="module")
+def hurried() -> Iterator[None]:
+    """The disk is not waited for, in modules whose tests are about what is in a cache."""
+    from support.tiny import unsynced
+
+    with unsynced():
+        yield
+
+
 @pytest.fixture(autouse=True)
 def same_signals() -> Iterator[None]:
     """A test that leaves a handler behind is the one that fails, not one of those that send the signal later."""

@@ -22,7 +22,9 @@ from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.reshape import Poorer
 from support.kinds import KINDS, make_kind
 from support.reshaped import documents_in, problems_in
-from support.tiny import SMALL, digests_of, make_cache, unsynced
+from support.tiny import SMALL, digests_of, make_cache
+
+pytestmark = pytest.mark.usefixtures("hurried")
 
 torch.set_num_threads(1)
 SCALARS = ("entropy", "label_logprob", "boundary_logprob")
@@ -38,13 +40,6 @@ ASKED: dict[str, dict[str, Any]] = {
     "topk-at-2": {"top_k": 2},
     "topp": {"top_p": 0.5},
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def hurried() -> Iterator[None]:
-    """The disk is not waited for: these tests are about what is in a cache."""
-    with unsynced():
-        yield
 
 
 def weights_of(rows: Rows, n_ids: int) -> np.ndarray:

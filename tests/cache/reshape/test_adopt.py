@@ -2,7 +2,6 @@
 
 import os
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,16 +20,11 @@ from kdpipe.schemas.manifest import Manifest
 from kdpipe.schemas.plan import Plan, SplitPlan
 from support.kinds import make_kind
 from support.reshaped import problems_in
-from support.tiny import SMALL, digests_of, flip_bit, make_cache, manifest_of, unsynced
+from support.tiny import SMALL, digests_of, flip_bit, make_cache, manifest_of
+
+pytestmark = pytest.mark.usefixtures("hurried")
 
 PLAN = Plan(splits=(SplitPlan(name="train", bounds=(0, 4, 8)),), sequence_length=SMALL.sequence_length)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def hurried() -> Iterator[None]:
-    """The disk is not waited for: these tests are about what is in a cache."""
-    with unsynced():
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 import itertools
 import math
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,14 +10,9 @@ import pytest
 from kdpipe.cache.reader import open_cache
 from kdpipe.cache.reshape import measures
 from kdpipe.cache.reshape.measures import measured
-from support.tiny import make_cache, unsynced
+from support.tiny import make_cache
 
-
-@pytest.fixture(scope="module", autouse=True)
-def hurried() -> Iterator[None]:
-    """The disk is not waited for."""
-    with unsynced():
-        yield
+pytestmark = pytest.mark.usefixtures("hurried")
 
 
 def test_what_a_position_does_not_tell_does_not_count_and_minus_infinity_does(

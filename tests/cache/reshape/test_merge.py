@@ -25,18 +25,13 @@ from kdpipe.schemas.plan import Plan, SplitPlan
 from kdpipe.schemas.version import FormatVersion
 from support.kinds import KINDS, make_kind
 from support.reshaped import documents_in, make_other_kind, problems_in
-from support.tiny import SMALL, digests_of, make_cache, manifest_of, part_of, unsynced
+from support.tiny import SMALL, digests_of, make_cache, manifest_of, part_of
+
+pytestmark = pytest.mark.usefixtures("hurried")
 
 OTHER = replace(SMALL, documents={"train": 10, "validation": 3}, documents_per_part=5)
 # One kind a way of coding; the others are in the slower suite.
 FAST = ("threshold", "none-hidden")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def hurried() -> Iterator[None]:
-    """The disk is not waited for: these tests are about what is in a cache."""
-    with unsynced():
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +120,7 @@ def test_of_a_document_that_is_known_in_part_the_known_pieces_are_left_out(
     with pytest.raises(Incompatible) as refusal:
         run(tmp_path / "c", tmp_path / "a", tmp_path / "b")
     assert refusal.value.message == (
-        f"1 of the 2 documents of {tmp_path / 'b'} are in a cache before it, 1 of them in part"
+        f"1 of the 2 documents of {tmp_path / 'b'} is in a cache before it, 1 of them in part"
     )
     report = run(tmp_path / "c", tmp_path / "a", tmp_path / "b", overlap="keep-first")
     assert (report.left_out, report.documents) == (0, 4)

@@ -1,6 +1,5 @@
 """Codes cut by document, joined and put into other ranks mean what they meant; what does not add up is refused."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +11,9 @@ from kdpipe.cache.reshape.recode import CodedPart, rank_changes
 from kdpipe.cache.reshape.stored import documents_of, joined
 from kdpipe.schemas.errors import CacheDamaged
 from support.kinds import KINDS, make_kind
-from support.tiny import make_cache, unsynced
+from support.tiny import make_cache
 
-
-@pytest.fixture(scope="module", autouse=True)
-def hurried() -> Iterator[None]:
-    """The disk is not waited for."""
-    with unsynced():
-        yield
+pytestmark = pytest.mark.usefixtures("hurried")
 
 
 def part_of(path: Path) -> tuple[PartReader, CodedPart]:

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,9 @@ from kdpipe.schemas.plan import Plan, SplitPlan
 from kdpipe.schemas.reshape import Bounds, Selection
 from support.kinds import KINDS, make_kind
 from support.reshaped import digest, documents_in, make_other_kind, of_document, of_rows, problems_in
-from support.tiny import SMALL, digests_of, make_cache, manifest_of, part_of, unsynced
+from support.tiny import SMALL, digests_of, make_cache, manifest_of, part_of
+
+pytestmark = pytest.mark.usefixtures("hurried")
 
 FAST = ("parts", "documents", "string")
 MEASURES = ("teacher-entropy", "likelihood", "confident-wrong")
@@ -44,13 +46,6 @@ class Document:
         """The plain mean, NaN without positions."""
         values = self.positions[by]
         return sum(values) / len(values) if values else math.nan
-
-
-@pytest.fixture(scope="module", autouse=True)
-def hurried() -> Iterator[None]:
-    """The disk is not waited for: these tests are about what is in a cache."""
-    with unsynced():
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +17,9 @@ from support.corpora import TEXTS, write_jsonl
 from support.damage import edit_json, reseal
 from support.reshaped import documents_in, problems_in
 from support.stage_one import HeardWatch, make_inputs, run, settings_for
-from support.tiny import digests_of, unsynced
+from support.tiny import digests_of
 
-
-@pytest.fixture(scope="module", autouse=True)
-def hurried() -> Iterator[None]:
-    """The disk is not waited for."""
-    with unsynced():
-        yield
+pytestmark = pytest.mark.usefixtures("hurried")
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +16,8 @@ from support import stage_two
 from support.corpora import TEXTS, write_jsonl
 from support.reshaped import problems_in
 from support.stage_one import make_inputs, run, settings_for
-from support.tiny import unsynced
 
-
-@pytest.fixture(scope="module", autouse=True)
-def hurried() -> Iterator[None]:
-    """The disk is not waited for."""
-    with unsynced():
-        yield
+pytestmark = pytest.mark.usefixtures("hurried")
 
 
 @pytest.fixture(scope="module")
