@@ -16,7 +16,8 @@ from collections.abc import Callable
 from types import CodeType, FrameType
 from typing import TypeVar
 
-SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+from kdpipe.schemas.errors import STOP_SIGNALS
+
 # Wakes the main thread for an interrupt that was put off; does nothing where no one listens, and Windows has none.
 _WAKE = getattr(signal, "SIGURG", None)
 _WAKE_SECONDS = 0.02
@@ -36,7 +37,7 @@ def listen() -> None:
     sys.unraisablehook = _unraisable
     if _WAKE is not None:
         signal.signal(_WAKE, _wake)
-    for number in SIGNALS:
+    for number in STOP_SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _stop)
 
@@ -124,5 +125,5 @@ def _unraisable(lost: "sys.UnraisableHookArgs") -> None:
 
 
 def _ignore() -> None:
-    for number in SIGNALS:
+    for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)

@@ -4,7 +4,11 @@ In: a message (what was found, what was expected, where) and a hint (what to do 
 `cli/main.py` shows as two lines on stderr. Before it: nothing. After it: every other module.
 """
 
+import signal
 from typing import ClassVar
+
+# What a person or a system sends to stop a command, which ends with `Interrupted`. Windows has no SIGHUP.
+STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
 class KdpipeError(Exception):

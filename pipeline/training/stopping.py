@@ -12,10 +12,8 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
-from kdpipe.schemas.errors import Interrupted
+from kdpipe.schemas.errors import STOP_SIGNALS, Interrupted
 
-# Windows has no SIGHUP.
-SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 ASKED = "stopping with a checkpoint once the step under way is done; asked again, it stops at once without"
 
 
@@ -47,7 +45,7 @@ def listening(tell: Callable[[str], None] = lambda _: None) -> Iterator[Stop]:
     if threading.current_thread() is not threading.main_thread():
         yield Stop(tell, {})
         return
-    found = {number: signal.getsignal(number) for number in SIGNALS}
+    found = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     before = {number: handler for number, handler in found.items() if handler not in (None, signal.SIG_IGN)}
     stop = Stop(tell, before)
     try:

@@ -26,6 +26,7 @@ from kdpipe.cache.reader import open_cache
 from kdpipe.cache.verify import verify_cache
 from kdpipe.cli import interrupts, main
 from kdpipe.pipeline.data import corpus
+from kdpipe.schemas.errors import STOP_SIGNALS
 from support.corpora import (
     CHATML,
     ENDLESS,
@@ -172,7 +173,7 @@ def test_a_name_that_is_asked_of_the_hub_is_said_before_it_answers(
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     assert main.run(words(Path(), **{role: "nosuch/thing"})) == 2
     said, *_, told, hint = capsys.readouterr().err.splitlines()
-    assert said == "nosuch/thing is nothing here: it is looked for on the hub"
+    assert said == "nosuch/thing is not a local path: looking it up on the Hugging Face hub"
     assert told.startswith("error: ") and "nosuch/thing" in told and hint.startswith("hint: ")
     assert not (place / "out").exists()
 
@@ -529,7 +530,7 @@ def test_a_disk_that_takes_no_more_is_told_and_the_same_command_goes_on(
 @pytest.fixture
 def listening(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Signals as the command line takes them."""
-    before = {number: signal.getsignal(number) for number in (*interrupts.SIGNALS, signal.SIGURG)}
+    before = {number: signal.getsignal(number) for number in (*STOP_SIGNALS, signal.SIGURG)}
     monkeypatch.setattr(interrupts, "_seen", False)
     monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
     interrupts.listen()

@@ -5,11 +5,11 @@ import signal
 
 import pytest
 
-from kdpipe.pipeline.training.stopping import SIGNALS, listening
-from kdpipe.schemas.errors import Interrupted
+from kdpipe.pipeline.training.stopping import listening
+from kdpipe.schemas.errors import STOP_SIGNALS, Interrupted
 
 
-@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_a_wish_to_stop_that_no_step_answers_is_answered_at_the_end(number: signal.Signals) -> None:
     before = signal.getsignal(number)
     with pytest.raises(Interrupted, match="asked to stop when the run was at its end") as caught, listening() as stop:
