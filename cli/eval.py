@@ -12,6 +12,7 @@ from kdpipe.cli import console
 from kdpipe.cli.console import Fact
 from kdpipe.cli.eval_progress import measuring
 from kdpipe.cli.remote_options import RetryFor, retry_seconds
+from kdpipe.schemas.counts import counted
 
 if TYPE_CHECKING:
     from kdpipe.schemas.train_report import Bucket, EvalReport
@@ -91,7 +92,10 @@ def _numbers(report: "EvalReport") -> list[Fact]:
     perplexity = "too large" if report.perplexity is None else f"{report.perplexity:,.2f}"
     facts = [
         ("cache", f"{asked.cache}, {asked.split}, {asked.cache_id or 'unfinished'}"),
-        ("positions", f"{report.positions:,} in {asked.sequences:,} sequences of {asked.documents:,} documents"),
+        (
+            "positions",
+            f"{report.positions:,} in {counted(asked.sequences, 'sequence')} of {counted(asked.documents, 'document')}",
+        ),
         ("CE", f"{report.cross_entropy:.4f} nats, perplexity {perplexity}"),
     ]
     if report.kl_teacher is not None:

@@ -14,6 +14,7 @@ from kdpipe.cli.flags import Given
 from kdpipe.cli.quantities import duration, share, size
 from kdpipe.cli.settings import stage_two
 from kdpipe.cli.train_progress import following
+from kdpipe.schemas.counts import counted
 
 if TYPE_CHECKING:
     from kdpipe.schemas.run_report import TrainReport
@@ -76,7 +77,12 @@ def _extent(report: "TrainReport") -> list[Fact]:
         ("positions", f"{report.positions:,}"),
     ]
     if report.skipped or report.rollbacks:
-        facts.append(("skipped", f"{report.skipped:,} steps, {report.rollbacks:,} times back to an earlier student"))
+        facts.append(
+            (
+                "skipped",
+                f"{counted(report.skipped, 'step')}, {counted(report.rollbacks, 'time')} back to an earlier student",
+            )
+        )
     return facts
 
 

@@ -32,6 +32,7 @@ from kdpipe.pipeline.teachers.local import LocalTeacher
 from kdpipe.pipeline.teachers.shape import teacher_shape
 from kdpipe.pipeline.watch import Watch
 from kdpipe.schemas.arrays import log_z_column
+from kdpipe.schemas.counts import counted
 from kdpipe.schemas.errors import CacheDamaged, ConfigError
 from kdpipe.schemas.manifest import Manifest
 from kdpipe.schemas.part import PartRecord
@@ -77,8 +78,7 @@ def verify_against(
     if problems := [*_of_shape(shape, cache.manifest), *_of_tokenizer(cache, settings)]:
         return _not_run(teacher, problems)
     local = LocalTeacher(load(settings, shape, devices.choose("auto")), cache.manifest.vocabulary_size)
-    documents = "1 document" if len(chosen) == 1 else f"{len(chosen):,} documents"
-    watch.say(f"{documents} of {url}, read again by {teacher}")
+    watch.say(f"{counted(len(chosen), 'document')} of {url}, read again by {teacher}")
     targets, pieces = cache.manifest.targets, [one.piece for one in chosen]
     each_alone = [[piece] for piece in pieces]
     alone = _answers(local, cache, targets, each_alone)

@@ -17,6 +17,7 @@ from kdpipe.cache.reshape.sources import Source, open_source
 from kdpipe.cache.retries import Patience
 from kdpipe.cache.tokenizer_content import TOKENIZER
 from kdpipe.schemas.compare import differing_settings
+from kdpipe.schemas.counts import counted
 from kdpipe.schemas.errors import ConfigError, Incompatible
 from kdpipe.schemas.manifest import Manifest, Origin, expected_tables
 from kdpipe.schemas.reshape import ReshapeReport
@@ -51,7 +52,8 @@ def plan_merge(sources: Sequence[Source], overlap: Overlap) -> Making:
     left_out, known = sum(each.gone for each in overlaps), sum(each.known for each in overlaps)
     if known and overlap == "refuse":
         told = [
-            f"{each.known:,} of the {each.documents:,} documents of {source.url} are in a cache before it"
+            f"{each.known:,} of the {counted(each.documents, 'document')} of {source.url} "
+            f"{'is' if each.known == 1 else 'are'} in a cache before it"
             + (f", {each.known - each.gone:,} of them in part" if each.known > each.gone else "")
             for source, each in zip(sources, overlaps, strict=True)
             if each.known
@@ -61,7 +63,9 @@ def plan_merge(sources: Sequence[Source], overlap: Overlap) -> Making:
     origin = Origin(
         action="merge",
         caches=tuple(source.cache_id for source in sources),
-        note=f"overlap {overlap}: {left_out:,} documents left out, {known - left_out:,} in part" if known else "",
+        note=f"overlap {overlap}: {counted(left_out, 'document')} left out, {known - left_out:,} in part"
+        if known
+        else "",
     )
     manifest = made_from([source.manifest for source in sources], origin, plan)
     return Making(

@@ -12,6 +12,7 @@ from typing import Final, final
 import numpy as np
 
 from kdpipe.cache.rows import Rows
+from kdpipe.schemas.counts import counted
 
 # Of one document: so many do not agree by chance. Shorter documents are not compared.
 LEAST_DRAWS: Final = 256
@@ -24,9 +25,10 @@ def in_words(copied: list[Copied]) -> Iterator[str]:
     """One problem for all the copied documents of a part."""
     if copied:
         document, number, there = copied[0]
+        are = counted(len(copied), "document is a copy of another", "documents are copies of others")
         yield (
-            f"{len(copied):,} documents are copies of others, draws included; the first is document {document:,}, a "
-            f"copy of document {number:,} in part {there} (a document that the data have twice has its own draws)"
+            f"{are}, draws included; the first is document {document:,}, a copy of document {number:,} in part {there} "
+            "(a document that the data have twice has its own draws)"
         )
 
 

@@ -29,6 +29,7 @@ from kdpipe.cache.store import open_store
 from kdpipe.cache.tables import read_table
 from kdpipe.cache.verify.copied import Copied, CopiedDocuments, in_words
 from kdpipe.cache.verify.deep import OUT_OF_MEMORY, READY
+from kdpipe.schemas.counts import counted
 from kdpipe.schemas.errors import CacheDamaged, KdpipeError
 from kdpipe.schemas.manifest import Manifest
 from kdpipe.schemas.part import PartRecord
@@ -155,7 +156,8 @@ def _wrong_digests(manifest: Manifest, part: PartReader, rows: Rows, first: int,
     wrong = (stated != np.frombuffer(b"".join(due), np.uint8).reshape(-1, DIGEST_BYTES)).any(axis=1)
     if wrong.any():
         number = int(rows.documents[wrong][0])
-        yield f"digests of {int(wrong.sum()):,} documents are not those of their tokens, first of document {number:,}"
+        documents = counted(int(wrong.sum()), "document")
+        yield f"digests of {documents} do not match the tokens, the first is of document {number:,}"
 
 
 def main() -> int:

@@ -17,6 +17,7 @@ from kdpipe.cache import layout
 from kdpipe.cache.part_files import part_problem
 from kdpipe.cache.sequences import DIGEST_BYTES, Sequences
 from kdpipe.cache.store import Store
+from kdpipe.schemas.counts import counted
 from kdpipe.schemas.errors import CacheDamaged
 from kdpipe.schemas.manifest import Manifest
 from kdpipe.schemas.part import PartRecord
@@ -150,7 +151,7 @@ class _Repeated:
         worst = int(order[0])
         shares = [f"{counts[i]:,} of part {self.parts[i]}" for i in order[:SHOWN].tolist() if counts[i]]
         what = (
-            f"{self.n:,} documents are duplicates of an earlier one, {planned:,} in the data: "
+            f"{self._duplicates()} of an earlier one, {planned:,} in the data: "
             f"{', '.join(shares)}{_more(int((counts > 0).sum()))}; in part {self.parts[worst]} {self._first(worst)}"
         )
         return part_problem(self.parts[worst], layout.SEQUENCES, what)
@@ -158,8 +159,11 @@ class _Repeated:
     def note(self, split: SplitPlan) -> Note:
         """Duplicates that the data may well have."""
         due = "how many the data have is unknown" if split.duplicates is None else f"{split.duplicates:,} in the data"
-        what = f"{split.name}: {self.n:,} documents are duplicates of an earlier one ({due}): {self._first()}"
+        what = f"{split.name}: {self._duplicates()} of an earlier one ({due}): {self._first()}"
         return Note(part=None, file=layout.PARTS, what=what)
+
+    def _duplicates(self) -> str:
+        return counted(self.n, "document is a duplicate", "documents are duplicates")
 
     def _first(self, place: int | None = None) -> str:
         """The first of them, in a part or in all."""

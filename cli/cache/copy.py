@@ -17,6 +17,7 @@ from kdpipe.cli.cache.reshaping import bounds
 from kdpipe.cli.progress import SECONDS_BETWEEN_LINES, Show, bar, is_followed
 from kdpipe.cli.quantities import duration, share, size
 from kdpipe.cli.remote_options import RetryFor, retries
+from kdpipe.schemas.counts import counted
 
 if TYPE_CHECKING:
     from kdpipe.cache.transfer.watching import CopyWatch
@@ -71,7 +72,8 @@ def page(report: "CopyReport") -> str:
     if report.repaired:
         told.append(("mended", f"part {', '.join(str(number) for number in report.repaired)}"))
     if report.begun_anew:
-        told.append(("begun anew", f"{report.begun_anew:,} files that came wrong or were replaced meanwhile"))
+        files = counted(report.begun_anew, "file that came wrong or was", "files that came wrong or were")
+        told.append(("begun anew", f"{files} replaced meanwhile"))
     if report.seconds > 0 and report.bytes:
         told.append(("took", f"{duration(report.seconds)}, {size(report.bytes / report.seconds)}/s"))
     if report.made_from:

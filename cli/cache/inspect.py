@@ -11,6 +11,7 @@ import typer
 from kdpipe.cli import console
 from kdpipe.cli.console import Fact
 from kdpipe.cli.remote_options import RetryFor, retries
+from kdpipe.schemas.counts import counted
 
 if TYPE_CHECKING:
     from kdpipe.schemas.manifest import Origin
@@ -98,15 +99,14 @@ def _contents(summary: "CacheSummary") -> list[Fact]:
 def scaled(found: "ScaledSummary") -> str:
     """Rows that were scaled to 1, and by how much they were above."""
     excess = f"by at most {found.largest_excess:.3g}, in the median {found.median_excess:.2g}"
-    return f"{found.rows:,} rows added up to more than 1, {excess}"
+    return f"{counted(found.rows, 'row')} added up to more than 1, {excess}"
 
 
 def fidelity(found: "FidelitySummary | None") -> list[Fact]:
     """How near the stored targets come to the teacher's."""
     if found is None:
         return [("fidelity", "not measured")]
-    parts = "1 part" if found.parts == 1 else f"{found.parts:,} parts"
-    at = f"at T={found.temperature:g}, on {found.rows:,} rows of {parts}"
+    at = f"at T={found.temperature:g}, on {counted(found.rows, 'row')} of {counted(found.parts, 'part')}"
     kl = f"KL {found.kl_nats:#.3g}{_error(found.kl_error, '#.2g')} nats"
     variation = f"total variation {found.total_variation:#.3g}{_error(found.total_variation_error, '#.2g')}"
     errors = found.kept_mass_error

@@ -13,6 +13,7 @@ from kdpipe.cli import console
 from kdpipe.cli.cache.copy import copying
 from kdpipe.cli.progress import watching
 from kdpipe.cli.remote_options import RetryFor, retries
+from kdpipe.schemas.counts import counted
 from kdpipe.schemas.errors import UsageError
 
 if TYPE_CHECKING:
@@ -138,7 +139,10 @@ def _against(found: "AgainstReport") -> list[console.Fact]:
     if noise is None or difference is None:
         return [("teacher", f"{found.teacher}, which was not run")]
     return [
-        ("teacher", f"{found.teacher}, {found.positions:,} positions of {found.documents:,} documents"),
+        (
+            "teacher",
+            f"{found.teacher}, {counted(found.positions, 'position')} of {counted(found.documents, 'document')}",
+        ),
         ("difference", f"{difference.mean_nats:.2g} nats on the mean, {difference.max_nats:.2g} at most"),
         ("noise", f"{noise.mean_nats:.2g} nats on the mean, {noise.max_nats:.2g} at most: the teacher against itself"),
         ("explained", f"up to {found.bound_nats:.2g} nats on the mean of a document"),

@@ -24,7 +24,7 @@ DEFAULT_LENGTH = 2048
 SHOWN_BAD_ROWS = 3
 SHOWN_LINES = 20
 # A hub that does not answer is tried for half a minute.
-ASKED_HUB = "{} is nothing here: it is looked for on the hub"
+ASKED_HUB = "{} is not a local path: looking it up on the Hugging Face hub"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

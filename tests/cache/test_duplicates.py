@@ -124,6 +124,14 @@ def test_duplicates_that_the_data_may_have_are_a_note(count: int | None, due: st
     assert f"train: 4 documents are duplicates of an earlier one ({due}): document 8 is a duplicate of 4" in note.what
 
 
+def test_one_duplicate_is_noted_in_the_singular(tmp_path: Path) -> None:
+    path = made(tmp_path / "cache", replace(FOUR, documents={"train": 3}, documents_per_part=1))
+    copy_part(path, 0, 1)
+    state(path, 1)
+    _, (note,) = found(path)
+    assert note.what.startswith("train: 1 document is a duplicate of an earlier one (1 in the data): document 1 is a ")
+
+
 def test_one_more_than_the_data_have_is_a_problem_of_the_part_with_the_largest_share(tmp_path: Path) -> None:
     path = made(tmp_path / "cache", replace(FOUR, documents={"train": 14}, documents_per_part=4))
     copy_part(path, 3, 1)
