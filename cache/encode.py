@@ -13,10 +13,10 @@ import numpy as np
 import numpy.typing as npt
 
 from kdpipe.cache.checks import check_block, check_sequence
-from kdpipe.cache.entries import Bools, Longs, Ragged, differences
+from kdpipe.cache.entries import Bools, Longs, Ragged, differences, next_tokens
 from kdpipe.cache.laws import Codes, quantise_vectors, to_codes
 from kdpipe.cache.rows import Block, Sequence
-from kdpipe.schemas.arrays import LinearLaw, LogOddsLaw
+from kdpipe.schemas.arrays import MISSING, LinearLaw, LogOddsLaw
 from kdpipe.schemas.errors import CacheWriteError
 from kdpipe.schemas.manifest import Manifest
 from kdpipe.schemas.targets import State
@@ -40,7 +40,7 @@ def encode(sequence: Sequence, block: Block, manifest: Manifest, rank_of_id: Cod
     order = _order_ids(block, ragged, rank_of_id, manifest.vocabulary_size)
     empty = np.zeros(0, np.uint32)
     return CodedRows(
-        columns=_columns(sequence, block, manifest, rank_of_id),
+        columns=_columns(sequence, block, ragged, manifest, rank_of_id),
         ids=order.ids,
         times=empty if block.times is None else _moved(block.times.astype(np.uint32), order.draws) - np.uint32(1),
         logprobs=_value_codes(block, ragged, order, manifest),
@@ -113,9 +113,11 @@ def _moved(values: npt.NDArray[Any], order: Longs | None) -> npt.NDArray[Any]:
     return values if order is None else values[order]
 
 
-def _columns(sequence: Sequence, block: Block, manifest: Manifest, rank_of_id: Codes) -> Codes:
+def _columns(sequence: Sequence, block: Block, ragged: Ragged, manifest: Manifest, rank_of_id: Codes) -> Codes:
     columns = manifest.arrays.row.columns
     codes = np.empty((len(sequence.tokens), len(columns)), np.uint32)
+    # An exact id has its log p already.
+    known, _ = next_tokens(sequence.tokens, block.ids, ragged.n_exact, ragged.n_draws)
     for number, column in enumerate(columns):
         if isinstance(column.law, LinearLaw | LogOddsLaw):
             name, _, temperature = column.name.partition("@")
@@ -123,6 +125,8 @@ def _columns(sequence: Sequence, block: Block, manifest: Manifest, rank_of_id: C
             codes[:, number] = to_codes(
                 column.law, np.where(sequence.loss_mask, values, np.float32(np.nan)), column.name
             )
+            if column.name == "label_logprob":
+                codes[known, number] = MISSING
         elif column.name == "token":
             codes[:, number] = rank_of_id[sequence.tokens]
         else:

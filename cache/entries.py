@@ -5,6 +5,7 @@ Before it: nothing. After it: `checks.py`, `encode.py` and `decode.py` share the
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -63,6 +64,15 @@ def exact_places(exact: Runs, n_draws: Longs) -> Longs:
     places = (n_draws.cumsum() - n_draws).take(exact.rows).take(exact.number)
     places += np.arange(len(places))
     return places
+
+
+def next_tokens(tokens: npt.NDArray[Any], ids: npt.NDArray[Any], n_exact: Longs, n_draws: Longs) -> tuple[Longs, Longs]:
+    """The rows whose next token is among their exact ids, and the place of that id among the flat entries."""
+    exact = Runs.of(n_exact)
+    places = exact_places(exact, n_draws)
+    following = np.append(tokens[1:], tokens[:1]).take(exact.rows)
+    found = np.flatnonzero(ids.take(places) == following.take(exact.number))
+    return exact.rows.take(exact.number.take(found)), places.take(found)
 
 
 def row_starts(counts: Longs) -> Longs:

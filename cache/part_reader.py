@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from kdpipe.cache import layout
 from kdpipe.cache.decode import Decoder, Entries, EntryCodes
+from kdpipe.cache.entries import next_tokens
 from kdpipe.cache.index import IndexRow
 from kdpipe.cache.laws import Codes, Floats, dequantise_vectors
 from kdpipe.cache.part_arrays import PartArray
@@ -90,9 +91,14 @@ class PartReader:
             counts = n_exact + n_draws
             if (counts.astype(bool) > mask).any():
                 raise CacheDamaged("a row with loss_mask false has targets")
-            scalars = self._decoder.scalars(columns)
+            scalars, tokens = self._decoder.scalars(columns), self._decoder.to_ids(columns["token"])
+            if "label_logprob" in scalars:
+                known, at = next_tokens(tokens, entries.ids, n_exact, n_draws)
+                if not np.isnan(scalars["label_logprob"][known]).all():
+                    raise CacheDamaged("the log p of a next token that is an exact id is stored twice")
+                scalars["label_logprob"][known] = entries.logprobs[at]
             return Rows(
-                tokens=self._decoder.to_ids(columns["token"]),
+                tokens=tokens,
                 loss_mask=mask,
                 document_starts=self._document_starts(first, end) - start,
                 documents=self._document_numbers(first, end),

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from kdpipe.cache.entries import draw_mask, row_starts
 from kdpipe.cache.rows import Bools, Rows
+from kdpipe.schemas.arrays import LinearLaw
 from kdpipe.schemas.manifest import Manifest
 from kdpipe.schemas.targets import Sampled, TopK
 
@@ -163,7 +164,10 @@ def _rules_of_exact(rows: Rows, manifest: Manifest, exact: Bools, row_of: npt.ND
     """log_z, entropy and the next token's log p agree with the exact ids, within half a step of each law."""
     array = manifest.arrays.logprob
     assert array is not None
-    slack = array.law.step + 1 / 256 + ROUNDING
+    laws = {column.name: column.law for column in manifest.arrays.row.columns}
+    law = laws["label_logprob"]
+    assert isinstance(law, LinearLaw)
+    slack = array.law.step + law.step + ROUNDING
     values = np.where(exact, rows.logprobs, -np.inf).astype(np.float64)
     for temperature, log_z in rows.log_z.items():
         mass = np.bincount(row_of, np.exp(values / temperature), minlength=len(rows))

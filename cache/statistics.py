@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kdpipe.cache.encode import CodedRows
-from kdpipe.cache.entries import draw_mask, row_starts
+from kdpipe.cache.entries import Longs, Runs, draw_mask, exact_places, next_tokens, row_starts, undo_differences
 from kdpipe.cache.laws import Codes, Floats, value_table
 from kdpipe.cache.rows import Block, Rows, Sequence
 from kdpipe.schemas.arrays import LinearLaw, LogOddsLaw
@@ -41,6 +41,8 @@ class StatisticsSum:
     def __init__(self, manifest: Manifest) -> None:
         self._targets = manifest.targets
         self._columns = manifest.arrays.row.columns
+        logprob = manifest.arrays.logprob
+        self._logprob_law = None if logprob is None else logprob.law
         self._has_entropy = any(column.name == "entropy" for column in manifest.arrays.row.columns)
         self._entropy = self._label = self._tail = 0.0
         self._n = 0
@@ -65,6 +67,9 @@ class StatisticsSum:
         n_exact, n_draws = (columns.get(name, none).astype(np.int64) for name in ("n_exact", "n_draws"))
         mask, counts, nothing = columns["loss_mask"] == 1, n_exact + n_draws, np.zeros(0, np.float32)
         scalars = self._scalars(columns)
+        if "label_logprob" in scalars:
+            rows, values = self._known_labels(coded, columns, n_exact, n_draws)
+            scalars["label_logprob"][rows] = values
         block = Block(
             n_exact=n_exact,
             n_draws=n_draws,
@@ -81,6 +86,22 @@ class StatisticsSum:
             self._label_is_top1 += int(np.count_nonzero(following == coded.ids[row_starts(counts)[rows]]))
         total = int(np.count_nonzero(mask))
         return Counts(n_positions=total, n_exact=int(n_exact.sum()), n_draws=int(n_draws.sum()))
+
+    def _known_labels(
+        self, coded: CodedRows, columns: dict[str, Codes], n_exact: Longs, n_draws: Longs
+    ) -> tuple[Longs, Floats]:
+        """The rows whose next token is an exact id, and its log p as it is coded."""
+        exact = Runs.of(n_exact)
+        places = exact_places(exact, n_draws)
+        codes = coded.logprobs.take(places) if self._targets.draw_values else coded.logprobs
+        law = self._logprob_law
+        if law is None:
+            nothing = np.zeros(0, np.int64)
+            return nothing, nothing.astype(np.float32)
+        values = np.empty(len(coded.ids), np.float32)
+        values[places] = value_table(law).take(undo_differences(codes, exact), mode="clip")
+        rows, found = next_tokens(columns["token"], coded.ids, n_exact, n_draws)
+        return rows, values[found]
 
     def _scalars(self, columns: dict[str, Codes]) -> dict[str, Floats]:
         try:
@@ -121,7 +142,9 @@ class StatisticsSum:
         """More than what a number stands for can move by rounding, under the law of its column."""
         law = {column.name: column.law for column in self._columns}.get(name)
         if isinstance(law, LinearLaw):
-            return 2 * law.step
+            # A next token that is an exact id has its log p from there.
+            other = self._logprob_law.step if name == "label_logprob" and self._logprob_law is not None else 0.0
+            return 2 * max(law.step, other)
         return law.step if isinstance(law, LogOddsLaw) else 0.0
 
     def record(self) -> Statistics:

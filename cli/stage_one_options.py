@@ -131,7 +131,7 @@ FLAGS = (
         place="targets.temperatures",
         metavar="T,T",
         means=_numbers,
-        help="Other temperatures that a student may use, or none [2,4].",
+        help="Temperatures at which exact ids can be read too [none].",
     ),
     Flag(
         name="--hidden-layers",

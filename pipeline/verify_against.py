@@ -6,13 +6,14 @@ says of the same documents read alone and read together: nobody can ask a cache 
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 
 import numpy as np
 
 from kdpipe.cache import layout
 from kdpipe.cache.blocks import block_of, cut
+from kdpipe.cache.entries import next_tokens
 from kdpipe.cache.reader import Cache, open_cache
 from kdpipe.cache.retries import Patience
 from kdpipe.cache.rows import Block, Bools, Rows
@@ -219,7 +220,7 @@ def _of_part(cache: Cache, sequences: range, seed: int) -> Iterator[Sampled]:
                 left.append(i)
             if turn < len(taught):
                 k = int(np.random.default_rng((seed, i)).permutation(taught)[turn])
-                block = list(cut(block_of(rows), ends))[k]
+                block = list(cut(_labels_once(rows), ends))[k]
                 part = cache.locate(sequences[i])[0].record
                 pooled = {layer: vectors[k] for layer, vectors in cache.pooled(sequences[i]).items()}
                 cached = said(block, rows.loss_mask[places[k]], cache.manifest.vocabulary_size, pooled)
@@ -227,6 +228,17 @@ def _of_part(cache: Cache, sequences: range, seed: int) -> Iterator[Sampled]:
         order = left
         if not order:
             return
+
+
+def _labels_once(rows: Rows) -> Block:
+    """What rows hold, without the log p of next tokens that are exact ids: those are compared as exact ids."""
+    block = block_of(rows)
+    if block.label_logprob is None:
+        return block
+    known, _ = next_tokens(rows.tokens, block.ids, block.n_exact.astype(np.int64), block.n_draws.astype(np.int64))
+    labels = block.label_logprob.copy()
+    labels[known] = np.nan
+    return replace(block, label_logprob=labels)
 
 
 def _sampled(rows: Rows, place: slice, document: int, part: PartRecord, block: Block, cached: Said) -> Sampled:

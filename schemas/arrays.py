@@ -19,6 +19,9 @@ LARGEST_CODE = CODE_LIMIT - 3
 # A chunk is decoded as a whole and the last one of each column is kept: with 64 columns, 16 MB a part at most.
 MAX_CHUNK = 1 << 16
 MAX_VECTOR_CHUNK_BYTES = 1 << 26
+# Of tail, entropy, label and boundary: their rounding errors are far below the noise of draws, see docs/experiments.md.
+SCALAR_STEP = 1 / 64
+
 Step = Annotated[float, Field(ge=2.0**-20, le=1.0)]
 PcodecLevel = Annotated[int, Field(ge=0, le=12)]
 
@@ -141,7 +144,7 @@ def log_z_column(temperature: float) -> str:
 
 
 def default_arrays(targets: TargetSpec, hidden: HiddenSpec, vocabulary_size: int) -> Arrays:
-    """The arrays of format 1.0 for what a cache keeps."""
+    """The arrays of format 1.1 for what a cache keeps."""
     keep = targets.keep
     return Arrays(
         row=RowArray(columns=tuple(_columns(targets, vocabulary_size))),
@@ -167,16 +170,16 @@ def _columns(targets: TargetSpec, vocabulary_size: int) -> list[Column]:
     if targets.has_draws:
         columns += [Column(name="n_draws", law=CountLaw())]
     if targets.tail_known:
-        columns += [Column(name="log_tail", law=LogOddsLaw(step=1 / 256, zero=1 << 15))]
+        columns += [Column(name="log_tail", law=LogOddsLaw(step=SCALAR_STEP, zero=1 << 15))]
         if targets.target_temperature != 1.0:
-            columns += [Column(name="drawn_log_tail", law=LogOddsLaw(step=1 / 256, zero=1 << 15))]
+            columns += [Column(name="drawn_log_tail", law=LogOddsLaw(step=SCALAR_STEP, zero=1 << 15))]
     if targets.keep.kind != "none":
         if targets.entropy:
-            columns += [Column(name="entropy", law=LinearLaw(step=1 / 1024))]
-        columns += [Column(name="label_logprob", law=LinearLaw(step=1 / 256, sign=-1))]
+            columns += [Column(name="entropy", law=LinearLaw(step=SCALAR_STEP))]
+        columns += [Column(name="label_logprob", law=LinearLaw(step=SCALAR_STEP, sign=-1))]
     columns += [Column(name=log_z_column(t), law=log_z_law(t, vocabulary_size)) for t in targets.temperatures]
     if targets.boundary:
-        columns += [Column(name="boundary_logprob", law=LogOddsLaw(step=1 / 256, zero=1 << 15))]
+        columns += [Column(name="boundary_logprob", law=LogOddsLaw(step=SCALAR_STEP, zero=1 << 15))]
     return columns
 
 

@@ -210,7 +210,7 @@ def read_manifest(data: bytes, what: str) -> Manifest:
 
 
 def expected_tables(targets: TargetSpec, hidden: HiddenSpec, vocabulary_size: int) -> tuple[Table, ...]:
-    """The tables that format 1.0 asks for: frequency ranks always, the head of states, fitted projections."""
+    """The tables that format 1.1 asks for: frequency ranks always, the head of states, fitted projections."""
     tables = [Table(name="ids_by_rank", dtype="uint32", shape=(vocabulary_size,))]
     keep = targets.keep
     if isinstance(keep, State):

@@ -103,7 +103,7 @@ class TargetSettings(Record):
     draws: int = Field(default=50, ge=1, le=MAX_ENTRIES - 1)
     max_entries: int | None = Field(default=None, ge=1, le=MAX_ENTRIES)
     target_temperature: Temperature = 1.0
-    temperatures: tuple[Temperature, ...] = Field(default=(2.0, 4.0), max_length=MAX_TEMPERATURES)
+    temperatures: tuple[Temperature, ...] = Field(default=(), max_length=MAX_TEMPERATURES)
     draw_values: bool | None = None
     for_other_tokenizers: bool = False
 

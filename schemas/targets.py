@@ -83,7 +83,7 @@ class TargetSpec(Record):
 
     keep: Kept
     target_temperature: Temperature = 1.0
-    temperatures: tuple[Temperature, ...] = (2.0, 4.0)
+    temperatures: tuple[Temperature, ...] = ()
     draw_values: bool = False
     boundary: bool = False
     entropy: bool = True

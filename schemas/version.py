@@ -13,7 +13,7 @@ from kdpipe.schemas.records import Record
 
 FORMAT_NAME: Final = "kdpipe-cache"
 MAJOR = 1
-MINOR = 0
+MINOR = 1
 UNDERSTOOD: frozenset[str] = frozenset()
 
 
@@ -41,6 +41,11 @@ def check_version(manifest: Any, what: str) -> bool:
         raise Incompatible(
             f"{what} is of format {major}.{minor}, this kdpipe reads {MAJOR}.x",
             hint=f"install the kdpipe that reads format {major}",
+        )
+    if minor == 0:
+        raise Incompatible(
+            f"{what} is of format {major}.{minor}, which only development versions of kdpipe wrote",
+            hint="make the cache again: kdpipe cache-teacher",
         )
     needed = stated.get("must_understand", [])
     unknown = [name for name in needed if name not in UNDERSTOOD] if isinstance(needed, list) else [str(needed)]

@@ -13,6 +13,7 @@ from kdpipe.cache.entries import row_starts
 from kdpipe.cache.laws import value_table
 from kdpipe.cache.part_reader import PartReader
 from kdpipe.cache.reshape.sources import StoredDocuments
+from kdpipe.cache.rows import Rows
 from kdpipe.schemas.arrays import LinearLaw
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.manifest import Manifest
@@ -61,7 +62,14 @@ def _entropy(part: PartReader, manifest: Manifest) -> Doubles:
 
 
 def _likelihood(part: PartReader, manifest: Manifest) -> Doubles:
-    return _column(part, manifest, "label_logprob")
+    if not manifest.targets.has_entries:
+        return _column(part, manifest, "label_logprob")
+    return _by_blocks(part, _labels)
+
+
+def _labels(rows: Rows) -> Doubles:
+    assert rows.label_logprob is not None
+    return rows.label_logprob.astype(np.float64)
 
 
 def _column(part: PartReader, manifest: Manifest, name: str) -> Doubles:
@@ -71,18 +79,26 @@ def _column(part: PartReader, manifest: Manifest, name: str) -> Doubles:
     return value_table(law).take(codes, mode="clip").astype(np.float64)
 
 
-def _confident_wrong(part: PartReader, manifest: Manifest) -> Doubles:
+def _confident_wrong(part: PartReader, _manifest: Manifest) -> Doubles:
     """The probability of the most probable id where it is not the next token, 0 where it is."""
-    found, first = [], 0
+    return _by_blocks(part, _wrong_tops)
+
+
+def _wrong_tops(rows: Rows) -> Doubles:
+    values = np.zeros(len(rows))
+    has = np.flatnonzero(rows.n_exact > 0)
+    tops = row_starts(rows.count.astype(np.int64))[has]
+    is_wrong = np.append(rows.tokens[1:], -1)[has] != rows.ids[tops]
+    values[has] = np.where(is_wrong, np.exp(rows.logprobs[tops].astype(np.float64)), 0.0)
+    return values
+
+
+def _by_blocks(part: PartReader, measure: Callable[[Rows], Doubles]) -> Doubles:
+    """A number for every row of a part, of which some sequences are decoded at a time."""
+    found, first = [np.zeros(0)], 0
     starts = part.sequences.row_starts
     while first < len(part.sequences):
         end = max(first + 1, int(np.searchsorted(starts, starts[first] + BLOCK_ROWS, side="right")) - 1)
-        rows = part.rows(first, end, hidden=False)
-        values = np.zeros(len(rows))
-        has = np.flatnonzero(rows.n_exact > 0)
-        tops = row_starts(rows.count.astype(np.int64))[has]
-        is_wrong = np.append(rows.tokens[1:], -1)[has] != rows.ids[tops]
-        values[has] = np.where(is_wrong, np.exp(rows.logprobs[tops].astype(np.float64)), 0.0)
-        found.append(values)
+        found.append(measure(part.rows(first, end, hidden=False)))
         first = end
-    return np.concatenate([np.zeros(0), *found])
+    return np.concatenate(found)

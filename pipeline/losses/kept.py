@@ -91,9 +91,11 @@ def neighbours(temperature: float, stored: Iterable[float]) -> tuple[float, floa
     known = sorted({1.0, *stored})
     if not known[0] <= temperature <= known[-1]:
         listed = ", ".join(f"{t:g}" for t in known)
+        has = f"temperature {listed}" if len(known) == 1 else f"temperatures {listed} and between"
+        command = f"kdpipe cache-teacher --target-temperature {temperature:g}"
         raise Incompatible(
-            f"this cache knows its targets at temperatures {listed} and between, not at {temperature:g}",
-            hint="choose a --temperature among these, or make a cache with it in --temperatures",
+            f"this cache knows its targets at {has}, not at {temperature:g}",
+            hint=f"train at one of these, or make a cache for it: {command}",
         )
     return max(t for t in known if t <= temperature), min(t for t in known if t >= temperature)
 

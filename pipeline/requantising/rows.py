@@ -12,13 +12,13 @@ import numpy as np
 import numpy.typing as npt
 
 from kdpipe.cache.encode import CodedRows
-from kdpipe.cache.entries import Runs, differences, draw_mask, row_starts, undo_differences
+from kdpipe.cache.entries import Runs, differences, draw_mask, next_tokens, row_starts, undo_differences
 from kdpipe.cache.laws import Codes, to_codes, value_table
 from kdpipe.cache.reshape.recode import open_ranks
 from kdpipe.cache.reshape.stored import EntryCounts
 from kdpipe.cache.rows import Rows
 from kdpipe.pipeline.requantising.resample import Choice, Entries, Longs, chooser
-from kdpipe.schemas.arrays import LogOddsLaw
+from kdpipe.schemas.arrays import MISSING, LinearLaw, LogOddsLaw
 from kdpipe.schemas.manifest import Manifest
 
 # Entries that are gone through together, room for the most that a row may have included.
@@ -58,7 +58,7 @@ class PoorerRows:
             return replace(coded, columns=columns, vectors=vectors, logprobs=self._values(flat.values, flat.counts))
         places, times, counts = self._chosen(flat, keys_R)
         return CodedRows(
-            columns=self._with_masses(columns, flat, counts),
+            columns=self._with_labels(self._with_masses(columns, flat, counts), rows, places, counts),
             ids=_with_differences(flat.ranks[places], counts),
             times=times,
             logprobs=self._values(flat.values[places], counts),
@@ -128,6 +128,19 @@ class PoorerRows:
                 tails += _lost(weights, old, counts.exact)[changed]
                 with np.errstate(divide="ignore"):
                     columns[changed, place] = to_codes(law, np.minimum(np.log(tails), 0.0), name)
+        return columns
+
+    def _with_labels(self, columns: Codes, rows: Rows, places: Longs, counts: EntryCounts) -> Codes:
+        """The columns with the log p of next tokens that are no longer exact ids, which had it as such before."""
+        place = self._places["label_logprob"]
+        law = self._manifest.arrays.row.columns[place].law
+        assert isinstance(law, LinearLaw) and rows.label_logprob is not None
+        known, _ = next_tokens(rows.tokens, rows.ids[places], counts.exact, counts.draws)
+        codes = np.where(
+            columns[:, place] == MISSING, to_codes(law, rows.label_logprob, "label_logprob"), columns[:, place]
+        )
+        codes[known] = MISSING
+        columns[:, place] = codes
         return columns
 
 

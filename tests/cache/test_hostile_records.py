@@ -166,8 +166,8 @@ def test_a_manifest_that_asks_for_what_the_format_does_not_allow_is_refused(cach
 @pytest.mark.parametrize(
     ("changes", "fragment"),
     [
-        ({"format__major": 2}, "is of format 2.0"),
-        ({"format__major": 0}, "is of format 0.0"),
+        ({"format__major": 2}, "is of format 2.1"),
+        ({"format__major": 0}, "is of format 0.1"),
         ({"format__must_understand": ["quantum"]}, "needs quantum"),
         ({"format__must_understand": "quantum"}, "needs quantum"),
     ],

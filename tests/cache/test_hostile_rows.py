@@ -79,6 +79,11 @@ def add(where: str, value: int, offset: int = 0) -> Edit:
     return edit
 
 
+def put_another_label(part: Part, codes: Codes) -> None:
+    """A log p of 0 for the first next token that has one of its own."""
+    codes[np.flatnonzero(codes < MISSING)[0]] = 0
+
+
 def second_id_as_the_first(part: Part, codes: Codes) -> None:
     """An id twice in a row."""
     codes[part.entry + 1] = codes[part.entry]
@@ -128,6 +133,7 @@ REFUSED: dict[str, tuple[str, str, str, Edit, str]] = {
     "a log p that is no number": ("topk", "logprob", "", put("value", MISSING), ""),
     "a small mass": ("topk", "logprob", "", add("value", 100), "do not sum to 1"),
     "a tail beyond its law": ("threshold", "row", "log_tail", put("learnt", 1 << 16), "law"),
+    "a label of its own beside the exact id": ("threshold", "row", "label_logprob", put("learnt", 0), "stored twice"),
     "a tail of everything": ("threshold", "row", "log_tail", put("learnt", 40_000), "do not sum to 1"),
     "a tail that is no number": ("threshold", "row", "log_tail", put("learnt", MISSING), "do not sum to 1"),
     "an entropy beyond its law": ("state", "row", "entropy", put("learnt", 1 << 31), "law"),
@@ -155,7 +161,7 @@ NAMED: dict[str, tuple[str, str, str, Edit, str]] = {
     "log_z below its ids": ("topk", "row", "log_z@4.0", put("learnt", 0), "below what its exact ids hold"),
     "a missing log_z": ("state", "row", "log_z@4.0", put("learnt", MISSING), "log_z@4.0 is a number where"),
     "a missing label": ("state", "row", "label_logprob", put("learnt", MISSING), "label_logprob is a number where"),
-    "a label above the best": ("threshold", "row", "label_logprob", put("learnt", 0), "label"),
+    "a label above the best": ("threshold", "row", "label_logprob", put_another_label, "more probable than the most"),
     "a missing boundary": ("threshold", "row", "boundary_logprob", put("learnt", MISSING), "boundary_logprob is a"),
     "a row without its best id": ("state", "row", "loss_mask", put("masked", 1), "loss_mask"),
     "a token of a megabyte": ("topk", "row", "token_bytes", put("learnt", 1 << 20), "a token is longer than"),

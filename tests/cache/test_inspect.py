@@ -43,7 +43,7 @@ def test_every_documented_key_is_there_and_true(tmp_path: Path, kind: str) -> No
     summary = as_json(tmp_path / "c")
     assert summary.keys() >= KEYS
     assert summary["bytes_per_position"].keys() >= BYTES_KEYS
-    assert (summary["cache_id"], summary["complete"], summary["format"]) == (cache.cache_id, True, "1.0")
+    assert (summary["cache_id"], summary["complete"], summary["format"]) == (cache.cache_id, True, "1.1")
     assert summary["parts"] == {"planned": 3, "present": 3}
     n_positions = sum(int(sequence.loss_mask.sum()) for sequence, _ in wish.pairs)
     n_rows = sum(len(sequence.tokens) for sequence, _ in wish.pairs)

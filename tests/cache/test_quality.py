@@ -9,7 +9,7 @@ from kdpipe.schemas.part import Fidelity
 from kdpipe.schemas.summary import FidelitySummary
 from kdpipe.schemas.targets import Imported, NoTargets, Sampled, State, TargetSpec, Threshold, TopK
 
-DRAWS = TargetSpec(keep=Threshold(tau=0.04))
+DRAWS = TargetSpec(keep=Threshold(tau=0.04), temperatures=(2.0, 4.0))
 
 
 def part(angle: float | None, rows: int = 100) -> Fidelity:

@@ -220,7 +220,7 @@ def test_a_cache_of_a_newer_minor_version_is_read_without_what_is_new(tmp_path: 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"major": 2}, "is of format 2.0, this kdpipe reads 1.x"),
+        ({"major": 2}, "is of format 2.1, this kdpipe reads 1.x"),
         ({"must_understand": ["time travel"]}, "needs time travel, which this kdpipe does not know"),
     ],
 )

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from kdpipe.cache import open_cache
 from kdpipe.cache.reader import Cache
 from kdpipe.cache.rows import Block, Rows, Sequence
+from kdpipe.schemas.arrays import SCALAR_STEP
 from kdpipe.schemas.targets import Imported, Kept, NoTargets, Sampled, State, Threshold, TopK, TopP
 from support.arbitrary import BY_ROW, POOLED, Wish, write
 from support.reference import Expected, expected_rows, quantised
@@ -90,9 +91,12 @@ def check_scalars(wish: Wish, rows: Rows, sequence: Sequence, block: Block, expe
             continue
         read = rows.log_z[float(temperature)] if temperature else getattr(rows, column)
         given = block.log_z[float(temperature)] if temperature else getattr(block, column)
+        if name == "label_logprob":
+            values, given = check_known_labels(wish, rows, sequence, values, given, expected)
         assert read.dtype == np.float32
         assert np.isnan(read[~mask]).all()
-        np.testing.assert_allclose(read, values, rtol=1e-6, atol=1e-37, err_msg=name)
+        atol = 2e-6 if name == "label_logprob" else 1e-37  # that of logprobs
+        np.testing.assert_allclose(read, values, rtol=2e-6, atol=atol, err_msg=name)
         special = ~np.isfinite(given[mask])
         np.testing.assert_array_equal(read[mask][special], given[mask][special])
         law = laws[name]
@@ -114,6 +118,24 @@ def check_scalars(wish: Wish, rows: Rows, sequence: Sequence, block: Block, expe
         np.testing.assert_allclose(rows.state, expected.state, rtol=1e-6)
 
 
+def check_known_labels(
+    wish: Wish, rows: Rows, sequence: Sequence, values: Any, given: Any, expected: Expected
+) -> tuple[Any, Any]:
+    """Where the next token is an exact id, its log p is that id's; what was written elsewhere, and given, are left."""
+    values, given = np.array(values, np.float64), np.array(given)
+    assert rows.label_logprob is not None
+    for t, row in enumerate(expected.rows):
+        for entry in row:
+            if not entry.is_draw and t + 1 < len(rows) and entry.id == sequence.tokens[t + 1]:
+                assert wish.manifest.arrays.logprob is not None
+                values[t] = entry.logprob
+                bound = wish.manifest.arrays.logprob.law.step + SCALAR_STEP
+                same = rows.label_logprob[t] == given[t] or math.isnan(given[t])
+                assert same or abs(rows.label_logprob[t] - given[t]) <= bound
+                given[t] = rows.label_logprob[t]
+    return values, given
+
+
 def check_bounds(wish: Wish, rows: Rows, block: Block) -> None:
     """Log p within the law's bound of what was written, weights a distribution, ids distinct."""
     targets = wish.targets
@@ -131,7 +153,7 @@ def check_bounds(wish: Wish, rows: Rows, block: Block) -> None:
     for t, token, value, is_exact in zip(places, rows.ids, rows.logprobs, exact, strict=True):
         original = written[int(t), int(token)]
         if is_exact:
-            assert value == original or abs(value - original) <= step + 1 / 256
+            assert value == original or abs(value - original) <= step + SCALAR_STEP
         elif targets.draw_values:
             assert abs(value - original) <= step / 2 + 1e-5
         else:

@@ -369,7 +369,7 @@ def test_a_folder_that_may_not_be_written_is_refused(
     [
         (["--tau", "0.2"], "--tau: 0.04 there, 0.2 asked"),
         (["--targets", "topk", "--top-k", "8"], "--targets: 'threshold' there, 'topk' asked"),
-        (["--temperatures", "2"], "--temperatures: 2.0, 4.0 there, 2.0 asked"),
+        (["--temperatures", "2"], "--temperatures: none there, 2.0 asked"),
         (["--hidden-layers", "0.5"], "--hidden-layers: none there, 1 asked"),
         (["--hidden-layers", "none"], "layers that are pooled over documents: 1, 2 there, none asked"),
         (["--for-other-tokenizers"], "--for-other-tokenizers: no there, yes asked"),

@@ -67,7 +67,6 @@ TYPED = [
     ("--profile", "lean", "targets.profile", "lean"),
     ("--tau", "1e-2", "targets.tau", 0.01),
     ("--temperatures", "1.5, 3", "targets.temperatures", (1.5, 3.0)),
-    ("--temperatures", "none", "targets.temperatures", ()),
     ("--target-temperature", "2", "targets.target_temperature", 2.0),
     ("--hidden-layers", "0.5,1.0", "hidden.layers", ("0.5", "1.0")),
     ("--hidden-layers", "6", "hidden.layers", ("6",)),
@@ -119,7 +118,7 @@ def test_a_default_in_the_help_is_the_default(flag: Flag) -> None:
     if told is None:
         assert default in (None, False, True) or flag.name == "--hidden-layers"
     elif isinstance(default, tuple):
-        assert tuple(map(float, told.split(","))) == default
+        assert (() if told == "none" else tuple(map(float, told.split(",")))) == default
     else:
         assert type(default)(told) == default
 

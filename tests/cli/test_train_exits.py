@@ -73,7 +73,8 @@ def test_a_run_is_told_and_goes_on_as_json(train: Command, tmp_path: Path) -> No
     [
         ([], "other", 4, "has another tokenizer than the cache: 400 ids", "the teacher's family"),
         ([], "short.json", 4, "reads at most 64 tokens at once, the cache has sequences of 96", "--seq-len 64"),
-        (["--temperature", "8"], "student.json", 4, "at temperatures 1, 2, 4 and between, not at 8", "--temperatures"),
+        (["--temperature", "8"], "student.json", 4, "at temperatures 1, 2, 4 and between, not at 8",
+         "--target-temperature 8"),
         (["--set", "losses.tail_weight=1", "--mode", "logit", "--set", "losses.weights.cka=1"], "student.json", 2,
          r"groups of 4 sequences", "multiple of 4"),
         (["--set", "losses.weights.cosine=1", "--set", 'losses.hidden.pairs=["1:9"]'], "student.json", 4,

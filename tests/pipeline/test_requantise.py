@@ -18,6 +18,7 @@ from kdpipe.pipeline.requantise import requantise
 from kdpipe.pipeline.requantising.keys import row_keys
 from kdpipe.pipeline.requantising.rows import PoorerRows
 from kdpipe.pipeline.requantising.spec import poorer_manifest
+from kdpipe.schemas.arrays import SCALAR_STEP
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.reshape import Poorer
 from support.kinds import KINDS, make_kind
@@ -73,7 +74,10 @@ def test_a_poorer_cache_is_valid_and_says_no_more_than_its_source(name: str, tmp
         for scalar in SCALARS:
             a, b = getattr(there, scalar), getattr(here, scalar)
             assert (a is None) == (b is None)
-            assert a is None or a.tobytes() == b.tobytes()
+            if scalar == "label_logprob":  # of an exact id, or rounded once more where it is none any longer
+                np.testing.assert_allclose(a, b, rtol=0, atol=step / 8 + SCALAR_STEP / 2)
+            else:
+                assert a is None or a.tobytes() == b.tobytes()
         for (t, own), (_, mine) in zip(row_slices(there), row_slices(here), strict=True):
             n = int(here.n_exact[t])
             assert n <= there.n_exact[t]

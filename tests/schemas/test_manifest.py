@@ -44,7 +44,7 @@ TRAIN = SplitPlan(name="train", bounds=(0, 3, 7))
         ({"keep": NoTargets()}, "targets of kind none hold no entropy, no temperatures and no boundary scalar"),
         ({"keep": NoTargets(), "temperatures": (), "boundary": True}, "no temperatures and no boundary scalar"),
         (
-            {"keep": Imported(source="x", max_entries=4), "target_temperature": 2.0},
+            {"keep": Imported(source="x", max_entries=4), "temperatures": (2.0,), "target_temperature": 2.0},
             "targets whose tail is unknown have no weights at another temperature than 1",
         ),
         ({"temperatures": (0.0,)}, "greater than or equal to 0.001"),
@@ -58,9 +58,9 @@ def test_a_target_spec_that_contradicts_itself_is_refused(settings: dict[str, An
 
 
 def test_a_target_temperature_that_is_listed_is_taken() -> None:
-    spec = TargetSpec(keep=THRESHOLD, target_temperature=4.0, draw_values=True)
+    spec = TargetSpec(keep=THRESHOLD, target_temperature=4.0, temperatures=(2.0, 4.0), draw_values=True)
     assert (spec.temperatures, spec.has_draws, spec.tail_known) == ((2.0, 4.0), True, True)
-    assert TargetSpec(keep=State(width=3), target_temperature=2.0).max_entries == 0
+    assert TargetSpec(keep=State(width=3), target_temperature=2.0, temperatures=(2.0,)).max_entries == 0
 
 
 @pytest.mark.parametrize(
@@ -282,7 +282,7 @@ def test_what_states_no_version_is_no_cache(stated: Any, message: str) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"major": 2}, "x is of format 2.0, this kdpipe reads 1.x"),
+        ({"major": 2}, "x is of format 2.1, this kdpipe reads 1.x"),
         ({"major": 0, "minor": 9}, "x is of format 0.9, this kdpipe reads 1.x"),
         ({"must_understand": ["a", "b"]}, "x needs a, b, which this kdpipe does not know"),
         ({"must_understand": "everything"}, "x needs everything, which this kdpipe does not know"),
@@ -290,13 +290,20 @@ def test_what_states_no_version_is_no_cache(stated: Any, message: str) -> None:
     ],
 )
 def test_a_version_that_cannot_be_read_is_incompatible(change: dict[str, Any], message: str) -> None:
-    stated = {"name": "kdpipe-cache", "major": 1, "minor": 0, **change}
+    stated = {"name": "kdpipe-cache", "major": 1, "minor": 1, **change}
     with pytest.raises(Incompatible, match=message) as refused:
         check_version({"format": stated}, "x")
     assert "install" in str(refused.value.hint)
 
 
-def test_versions_that_can_be_read_say_whether_they_are_newer() -> None:
+def test_the_format_of_development_versions_is_refused() -> None:
     stated = {"name": "kdpipe-cache", "major": 1, "minor": 0, "must_understand": []}
+    with pytest.raises(Incompatible, match=r"x is of format 1\.0, which only development versions") as refused:
+        check_version({"format": stated}, "x")
+    assert "make the cache again" in str(refused.value.hint)
+
+
+def test_versions_that_can_be_read_say_whether_they_are_newer() -> None:
+    stated = {"name": "kdpipe-cache", "major": 1, "minor": 1, "must_understand": []}
     assert check_version({"format": stated}, "x") is False
     assert check_version({"format": {**stated, "minor": 3}}, "x") is True

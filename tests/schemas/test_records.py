@@ -137,7 +137,7 @@ def test_a_record_is_frozen() -> None:
 
 def test_a_newer_minor_version_may_have_keys_that_are_not_known() -> None:
     value = parse(MANIFEST.to_json(), "here")
-    value["format"]["minor"] = 1
+    value["format"]["minor"] = 2
     plain = read_manifest(canonical(value), "manifest.json")
     value["extra"] = {"deep": [1, {"deeper": None}]}
     value["targets"]["keep"]["extra"] = 1

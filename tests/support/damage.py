@@ -28,6 +28,7 @@ from kdpipe.pipeline.synthetic import Recipe, synthetic_tables
 from kdpipe.schemas.arrays import Arrays
 from kdpipe.schemas.manifest import FileRecord, Manifest
 from kdpipe.schemas.strict_json import canonical, sha256_hex
+from kdpipe.schemas.version import MAJOR, MINOR
 from support.tiny import SMALL, files_of, manifest_of, unsynced, write_part
 
 TWO_PARTS = replace(SMALL, documents={"train": 8}, documents_per_part=4)
@@ -262,7 +263,7 @@ def rebuild_index(path: Path, manifest_sha256: str, records: list[tuple[dict[str
     columns |= {"part": [record["part"] for record, _ in records], "n_bytes": n_bytes, "sha256": digests}
     columns["split"] = [record["split"] for record, _ in records]
     identity = sha256_hex(canonical({"manifest": manifest_sha256, "parts": digests}))
-    write_index_file(path, FIELDS, columns, {"kdpipe.cache_id": identity, "kdpipe.format": "1.0"})
+    write_index_file(path, FIELDS, columns, {"kdpipe.cache_id": identity, "kdpipe.format": f"{MAJOR}.{MINOR}"})
 
 
 def write_index_file(path: Path, fields: Any, columns: Mapping[str, Any], notes: Mapping[str, str]) -> None:

@@ -1,4 +1,4 @@
-"""Small caches of every kind that format 1.0 knows, with many small chunks.
+"""Small caches of every kind that format 1.1 knows, with many small chunks.
 
 In: a name. Out: a recipe, its manifest, a sealed cache. Before it: `kdpipe.pipeline.synthetic`.
 After it: the tests of the specification, of zarr as the oracle, and of the golden caches.
@@ -68,7 +68,7 @@ def kind_manifest(name: str) -> Manifest:
     targets, hidden = manifest.targets, manifest.hidden
     if name == "state-capped":
         keep = State(width=12, group=5, head_dtype="bfloat16", head_bias=False, soft_cap=20.0, logit_scale=0.5)
-        targets = TargetSpec(keep=keep, target_temperature=2.0)
+        targets = TargetSpec(keep=keep, target_temperature=2.0, temperatures=(2.0, 4.0))
     if name == "none-hidden":
         hidden = HIDDEN
     arrays = _small_chunks(default_arrays(targets, hidden, manifest.vocabulary_size))

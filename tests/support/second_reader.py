@@ -225,16 +225,29 @@ class _Part:
             logprobs=np.array(entries.logprobs),
             weights=np.array(entries.weights),
             times=entries.times if keep["kind"] == "sampled" else None,
-            scalars={
-                name: np.array([number(law, self.columns[name][t]) for t in span])
-                for name, law in self.laws.items()
-                if law["kind"] in ("linear", "log_odds")
-            },
+            scalars=self._scalars(span, entries),
             hidden=_layers([self.arrays["hidden"][t].tobytes() for t in span], hidden["rows"])
             if hidden["rows"]
             else {},
             state=state,
         )
+
+    def _scalars(self, span: range, entries: "_Entries") -> dict[str, Doubles]:
+        """Step 8 of Decoding: the next token's log p is that of an exact id, where it is one."""
+        found = {
+            name: np.array([number(law, self.columns[name][t]) for t in span])
+            for name, law in self.laws.items()
+            if law["kind"] in ("linear", "log_odds")
+        }
+        place = 0
+        for row, t in enumerate(span):
+            following = self.ids_by_rank[self.columns["token"][t + 1]] if t + 1 < span.stop else -1
+            for i in range(place, place + self.n_exact(t)):
+                if entries.ids[i] == following:
+                    assert math.isnan(found["label_logprob"][row])
+                    found["label_logprob"][row] = entries.logprobs[i]
+            place += self.n_exact(t) + self.n_draws(t)
+        return found
 
     def n_exact(self, t: int) -> int:
         return int(self.columns["n_exact"][t]) if "n_exact" in self.columns else 0
@@ -244,7 +257,7 @@ class _Part:
 
 
 class _Entries:
-    """Steps 3 to 8 of Decoding, a row at a time."""
+    """Steps 3 to 7 and 9 of Decoding, a row at a time."""
 
     def __init__(self, part: _Part, exact_start: int, draw_start: int) -> None:
         self._part, self._has_draw_values = part, part.targets["draw_values"]

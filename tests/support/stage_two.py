@@ -63,6 +63,7 @@ def make_cache(folder: Path, out: str = "cache", **changes: dict[str, Any]) -> P
     if not (folder / "teacher").is_dir():
         stage_one.make_inputs(folder, n_documents=60)
     sections = {"hidden": {"layers": ("0.5", "1.0"), "dim": 16}, **changes}
+    sections["targets"] = {"temperatures": (2.0, 4.0)} | sections.get("targets", {})
     stage_one.run(stage_one.settings_for(folder, out, **sections))
     return folder / out
 

@@ -70,7 +70,7 @@ def asked_for(
     **more: Any,
 ) -> Asked:
     """A question for a kind of target, with all scalars that any teacher has."""
-    targets = TargetSpec(keep=keep, **more)
+    targets = TargetSpec(keep=keep, **{"temperatures": (2.0, 4.0), **more})
     hidden = hidden or HiddenSpec()
     return Asked(targets=targets, hidden=hidden, vocabulary_size=vocabulary, seed=5, tables=tables or {})
 

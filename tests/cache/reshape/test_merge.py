@@ -311,4 +311,4 @@ def test_a_cache_of_a_newer_format_is_not_rewritten_into_this_one(pair: tuple[Pa
                 part.add(sequence, block)
     writer.seal()
     told = refused(tmp_path, pair[0], tmp_path / "b")
-    assert "is of format 1.7, this version of kdpipe makes others of 1.0 and would lose what is new" in told.message
+    assert "is of format 1.7, this version of kdpipe makes others of 1.1 and would lose what is new" in told.message

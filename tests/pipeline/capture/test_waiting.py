@@ -37,4 +37,10 @@ def test_rows_of_ids_alone_are_sorted_within_all_the_batches_there_may_be(keep: 
 
 def test_a_row_counts_everything_that_is_kept_of_it() -> None:
     assert row_bytes(TargetSpec(keep=State(width=1000), temperatures=()), NARROW) == 4 * 1006
-    assert row_bytes(TargetSpec(keep=TopK(k=10)), HiddenSpec(rows=(Vector(layer=1, width=64, group=64),))) == 4 * 92
+    assert (
+        row_bytes(
+            TargetSpec(keep=TopK(k=10), temperatures=(2.0, 4.0)),
+            HiddenSpec(rows=(Vector(layer=1, width=64, group=64),)),
+        )
+        == 4 * 92
+    )

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from kdpipe.cache.reader import Cache, open_cache
+from kdpipe.schemas.arrays import SCALAR_STEP
 from kdpipe.schemas.errors import ConfigError
 from support.foreign import Row, imported, random_rows, surveyed, word_tokenizer, write_rows
 
@@ -99,7 +100,8 @@ def check(cache: Cache, *, tail: bool) -> None:
             assert found.log_tail is None
             continue
         assert found.log_tail is not None
-        np.testing.assert_allclose(np.exp(found.log_tail[2 : n - 1]), 1 - np.exp(due).sum(axis=1), rtol=0, atol=1e-3)
+        tails = np.exp(found.log_tail[2 : n - 1])
+        np.testing.assert_allclose(tails, 1 - np.exp(due).sum(axis=1), rtol=0, atol=SCALAR_STEP / 8)
         np.testing.assert_allclose(found.logprobs.reshape(-1, K), due, rtol=0, atol=1 / 16)
 
 

@@ -15,7 +15,7 @@ from kdpipe.schemas.targets import Imported, NoTargets, Sampled, State, TargetSp
 from support.loss_twins import Asked, largest_ids, softmax, targets, world
 from support.losses import head_of, linear, ours
 
-THRESHOLD = TargetSpec(keep=Threshold(tau=0.04))
+THRESHOLD = TargetSpec(keep=Threshold(tau=0.04), temperatures=(2.0, 4.0))
 
 
 def test_log_z_is_on_the_straight_line_in_1_over_t() -> None:
@@ -64,7 +64,7 @@ def test_a_temperature_that_the_cache_does_not_know_is_refused(temperature: floa
     words = f"at temperatures 1, 2, 4 and between, not at {temperature:g}"
     with pytest.raises(Incompatible, match=words) as refused:
         ours(w, [Asked(name="jsd", temperature=temperature)], kept)
-    assert refused.value.exit_code == 4 and "--temperatures" in str(refused.value.hint)
+    assert refused.value.exit_code == 4 and f"--target-temperature {temperature:g}" in str(refused.value.hint)
     with pytest.raises(Incompatible, match=words):
         check_spec(["jsd"], THRESHOLD, temperature)
     ours(w, [Asked(name="renormalised", temperature=temperature)], kept)
@@ -105,8 +105,10 @@ def test_tokens_alone_serve_labels_only() -> None:
 
 def test_names_say_whether_a_number_is_exact() -> None:
     plain, bucket = Shape(), Shape(tail_weight=0.0)
-    topk, states = TargetSpec(keep=TopK(k=8)), TargetSpec(keep=State(width=8))
-    valued = TargetSpec(keep=Sampled(draws=8), draw_values=True)
+    valued, topk, states = (
+        THRESHOLD.model_copy(update=changed)
+        for changed in ({"keep": Sampled(draws=8), "draw_values": True}, {"keep": TopK(k=8)}, {"keep": State(width=8)})
+    )
     at_two = THRESHOLD.model_copy(update={"target_temperature": 2.0})
     named = [
         ("ce", THRESHOLD, 1.0, plain, "ce"),

@@ -11,6 +11,7 @@ import torch
 from kdpipe.cache.rows import Rows
 from kdpipe.cache.verify import verify_cache
 from kdpipe.pipeline.targets.reduce import to_block
+from kdpipe.schemas.arrays import SCALAR_STEP
 from kdpipe.schemas.errors import CacheWriteError
 from kdpipe.schemas.targets import Kept, Sampled, Threshold, TopK
 from support import dense_twin
@@ -21,8 +22,8 @@ SIZE = 300
 # As in test_reduce.py: what float32 rounds before anything is coded.
 NEAR = 1e-5
 # docs/cache-format.md, Laws: the step of logprob and half a step of log_tail.
-LOGPROB_BOUND = 1 / 16 + 1 / 512 + NEAR
-ODDS_BOUND = 1 / 512 + NEAR
+SCALAR_BOUND = SCALAR_STEP / 2 + NEAR
+LOGPROB_BOUND = 1 / 16 + SCALAR_BOUND
 
 
 def all_rows(size: int) -> torch.Tensor:
@@ -46,7 +47,8 @@ def test_what_the_reader_gives_is_what_the_teacher_said(
         logits, label = given.logits[r].numpy(), int(given.labels[r])
         entries = slice(int(starts[t]), int(starts[t] + rows.count[t]))
         check_exact(rows, t, entries, dense_twin.log_softmax(logits))
-        check_scalars(rows, t, dense_twin.scalars(logits, label, spec.temperatures, starts_word(size).numpy()))
+        due = dense_twin.scalars(logits, label, spec.temperatures, starts_word(size).numpy())
+        check_scalars(rows, t, due, is_exact=label in rows.ids[entries][: rows.n_exact[t]])
         if rows.count[t] > rows.n_exact[t]:
             assert float(rows.weights[entries].sum()) == pytest.approx(1, abs=NEAR)
 
@@ -71,15 +73,18 @@ def check_exact(rows: Rows, t: int, entries: slice, logp: np.ndarray) -> None:
     assert rows.log_tail is not None
     if 1e-30 < tail < 1:
         odds = float(rows.log_tail[t]) - math.log(-math.expm1(min(float(rows.log_tail[t]), -1e-30)))
-        assert odds == pytest.approx(math.log(tail) - math.log1p(-tail), abs=ODDS_BOUND)
+        assert odds == pytest.approx(math.log(tail) - math.log1p(-tail), abs=SCALAR_BOUND)
 
 
-def check_scalars(rows: Rows, t: int, due: dict[str, float]) -> None:
+def check_scalars(rows: Rows, t: int, due: dict[str, float], *, is_exact: bool) -> None:
+    """The next token has the log p of an exact id, where it is one."""
     assert rows.entropy is not None
     assert rows.label_logprob is not None
-    assert float(rows.entropy[t]) == pytest.approx(due["entropy"], abs=1 / 2048 + NEAR)
+    assert float(rows.entropy[t]) == pytest.approx(due["entropy"], abs=SCALAR_BOUND)
     if due["label_logprob"] > -255:
-        assert float(rows.label_logprob[t]) == pytest.approx(due["label_logprob"], abs=1 / 512 + NEAR)
+        assert float(rows.label_logprob[t]) == pytest.approx(
+            due["label_logprob"], abs=LOGPROB_BOUND if is_exact else SCALAR_BOUND
+        )
     else:
         assert rows.label_logprob[t] < -255
     for temperature, values in rows.log_z.items():
@@ -99,7 +104,7 @@ def test_weights_read_back_are_unbiased_up_to_the_codec(keep: Kept, temperature:
     exact[dense_twin.by_rank(logits)[: int(rows.n_exact[1])]] = True
     share = float(p[~exact].sum()) / (keep.draws if isinstance(keep, Sampled) else int(rows.count[1] - rows.n_exact[1]))
     # Log p within its bound (divided by T), the tail within half a step of its law, and five standard deviations.
-    bound = np.where(exact, LOGPROB_BOUND / temperature + ODDS_BOUND, ODDS_BOUND) * p
+    bound = np.where(exact, LOGPROB_BOUND / temperature + SCALAR_BOUND, SCALAR_BOUND) * p
     np.testing.assert_array_less(np.abs(mean - p), bound + np.where(exact, 0, 5 * np.sqrt(p * share / n)) + 1e-6)
 
 
