@@ -1,7 +1,7 @@
 """Scripts of benchmarks/ run in a forked child: their imports are done, and no student is read again in a new process.
 
-In: a script's name and its words. Out: its exit code and what it printed. A script computes on one thread, since threads
-of OpenMP are not forked; what it measures in processes of its own it starts as ever.
+In: a script's name and its words. Out: its exit code and what it printed. A script computes on one thread, since
+threads of OpenMP are not forked; what it measures in processes of its own it starts as ever.
 """
 
 import os
@@ -50,11 +50,9 @@ def check_script(name: str, *words: str) -> Printed:
 
 def _run(name: str, words: tuple[str, ...], out: Path, err: Path) -> int:
     """In the child: its own streams, words and path, as a new process has them."""
-    for number, path in ((1, out), (2, err)):
-        with path.open("wb") as file:
-            os.dup2(file.fileno(), number)
-    sys.stdout = open(1, "w", encoding="utf-8", closefd=False)
-    sys.stderr = open(2, "w", encoding="utf-8", closefd=False)
+    sys.stdout, sys.stderr = (path.open("w", encoding="utf-8") for path in (out, err))
+    for number, stream in ((1, sys.stdout), (2, sys.stderr)):
+        os.dup2(stream.fileno(), number)
     warnings.resetwarnings()
     script = BENCHMARKS / f"{name}.py"
     sys.argv = [str(script), *words]
@@ -65,7 +63,7 @@ def _run(name: str, words: tuple[str, ...], out: Path, err: Path) -> int:
         runpy.run_path(str(script), run_name="__main__")
     except SystemExit as ended:
         if isinstance(ended.code, str):
-            print(ended.code, file=sys.stderr)
+            sys.stderr.write(f"{ended.code}\n")
             return 1
         return ended.code or 0
     finally:
