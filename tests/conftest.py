@@ -1,8 +1,10 @@
 """What all tests share: a folder of their own for what a machine remembers of caches, which is gone afterwards.
 
-Signals are as in a terminal, whatever the shell that runs the tests ignores: children would inherit that.
+The disk is not waited for. Signals are as in a terminal, whatever the shell that runs the tests ignores: children would
+inherit that.
 """
 
+import os
 import signal
 from collections.abc import Iterator
 
@@ -22,12 +24,14 @@ def own_memory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session", autouse=True)
 def hurried() -> Iterator[None]:
-    """The disk is not waited for, in modules whose tests are about what is in a cache."""
-    from support.tiny import unsynced
+    """No syncs: a process that is killed loses nothing by that, and power cuts are simulated by `support.disk`.
 
-    with unsynced():
+    Programs that tests start by name sync as ever, which strace watches.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _descriptor: None)
         yield
 
 

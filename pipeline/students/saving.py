@@ -101,7 +101,8 @@ def _read(work: Path) -> dict[str, Any] | None:
     kind: Any = transformers.CONFIG_MAPPING[model_type]
     read: dict[str, Any] = kind.from_json_file(path).to_dict()
     # Spellings of 4 that 5 carries along unread.
-    return {key: value for key, value in read.items() if key in kind().to_dict()}
+    known = kind().to_dict().keys()
+    return {key: value for key, value in read.items() if key in known}
 
 
 def _own_code(config: Any, work: Path) -> None:

@@ -83,6 +83,8 @@ DAMAGES: dict[str, Damage] = {
     "itself behind the end": lambda file: extend(file, file.read_bytes()),
     "deleted": os.unlink,
 }
+# Much like others, and every file is damaged and read again: in the slower suite.
+SLOWER = {name for name in DAMAGES if "at a quarter" in name or "at nine tenths" in name or "second half" in name}
 CHANGES_SIZE = {name for name in DAMAGES if not ("flipped" in name or "zeroed" in name)}
 
 
@@ -139,7 +141,10 @@ def test_sealing_again_changes_nothing(cache: Pristine) -> None:
     assert before == {name: (path / name).read_bytes() for name in files_of(path)}
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize(
+    "damage",
+    [pytest.param(each, marks=pytest.mark.slow if each in SLOWER else ()) for each in DAMAGES],
+)
 def test_a_damaged_file_is_never_read_silently_and_always_named(cache: Pristine, damage: str) -> None:
     path, right = cache
     failures = []

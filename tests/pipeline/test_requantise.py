@@ -25,8 +25,6 @@ from support.kinds import KINDS, make_kind
 from support.reshaped import documents_in, problems_in
 from support.tiny import SMALL, digests_of, make_cache
 
-pytestmark = pytest.mark.usefixtures("hurried")
-
 torch.set_num_threads(1)
 SCALARS = ("entropy", "label_logprob", "boundary_logprob")
 SEEDS = 200

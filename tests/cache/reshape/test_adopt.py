@@ -22,8 +22,6 @@ from support.kinds import make_kind
 from support.reshaped import problems_in
 from support.tiny import SMALL, digests_of, flip_bit, make_cache, manifest_of
 
-pytestmark = pytest.mark.usefixtures("hurried")
-
 PLAN = Plan(splits=(SplitPlan(name="train", bounds=(0, 4, 8)),), sequence_length=SMALL.sequence_length)
 
 

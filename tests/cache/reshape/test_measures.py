@@ -12,8 +12,6 @@ from kdpipe.cache.reshape import measures
 from kdpipe.cache.reshape.measures import measured
 from support.tiny import make_cache
 
-pytestmark = pytest.mark.usefixtures("hurried")
-
 
 def test_what_a_position_does_not_tell_does_not_count_and_minus_infinity_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -27,8 +27,6 @@ from support.kinds import KINDS, make_kind
 from support.reshaped import documents_in, make_other_kind, problems_in
 from support.tiny import SMALL, digests_of, make_cache, manifest_of, part_of
 
-pytestmark = pytest.mark.usefixtures("hurried")
-
 OTHER = replace(SMALL, documents={"train": 10, "validation": 3}, documents_per_part=5)
 # One kind a way of coding; the others are in the slower suite.
 FAST = ("threshold", "none-hidden")

@@ -13,8 +13,6 @@ from kdpipe.schemas.errors import CacheDamaged
 from support.kinds import KINDS, make_kind
 from support.tiny import make_cache
 
-pytestmark = pytest.mark.usefixtures("hurried")
-
 
 def part_of(path: Path) -> tuple[PartReader, CodedPart]:
     """The first part of a cache."""

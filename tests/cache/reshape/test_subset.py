@@ -25,8 +25,6 @@ from support.kinds import KINDS, make_kind
 from support.reshaped import digest, documents_in, make_other_kind, of_document, of_rows, problems_in
 from support.tiny import SMALL, digests_of, make_cache, manifest_of, part_of
 
-pytestmark = pytest.mark.usefixtures("hurried")
-
 FAST = ("parts", "documents", "string")
 MEASURES = ("teacher-entropy", "likelihood", "confident-wrong")
 

@@ -19,8 +19,6 @@ from support.reshaped import documents_in, problems_in
 from support.stage_one import HeardWatch, make_inputs, run, settings_for
 from support.tiny import digests_of
 
-pytestmark = pytest.mark.usefixtures("hurried")
-
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -51,6 +51,7 @@ def test_what_is_planned_is_made(
     assert sum(ahead.positions.values()) == pytest.approx(made.positions, rel=0.1)
 
 
+@pytest.mark.slow
 def test_a_plan_for_more_tokens_is_in_proportion(folder: Path) -> None:
     settings = settings_for(folder)
     small, large = planned(settings), planned(settings, tokens=10_000_000)
@@ -59,6 +60,7 @@ def test_a_plan_for_more_tokens_is_in_proportion(folder: Path) -> None:
     assert sum(large.parts.values()) == pytest.approx(64, abs=2)
 
 
+@pytest.mark.slow
 def test_a_plan_prices_a_cache_for_each_other_temperature(folder: Path) -> None:
     first = planned(settings_for(folder, targets={"temperatures": (2.0,)}))
     second = planned(settings_for(folder, targets={"temperatures": (2.0,), "target_temperature": 2.0}))

@@ -135,6 +135,7 @@ def by_document(path: Path) -> dict[tuple[str, int, bytes], Block]:
     return found
 
 
+@pytest.mark.slow
 def test_documents_that_share_a_sequence_do_not_see_each_other(folder: Path, tmp_path: Path) -> None:
     """Packed, alone, and in other batches, a document has the same targets: kept ids, and numbers to float noise."""
     ways = {"packed": True, "alone": False}

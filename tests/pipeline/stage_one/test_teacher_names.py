@@ -17,8 +17,6 @@ from support.corpora import TEXTS, write_jsonl
 from support.reshaped import problems_in
 from support.stage_one import make_inputs, run, settings_for
 
-pytestmark = pytest.mark.usefixtures("hurried")
-
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:

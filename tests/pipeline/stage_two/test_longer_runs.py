@@ -4,6 +4,8 @@ import json
 import shlex
 import shutil
 import signal
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -54,10 +56,21 @@ def assert_same(out: Path, whole: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def fallen(folder: Path) -> Path:
+def whole(folder: Path) -> Callable[[int], Path]:
+    """Runs of so many steps from start to end, each made once."""
+
+    @cache
+    def whole_of(n_steps: int) -> Path:
+        run(shaped(folder, folder / f"whole-{n_steps}", n_steps, **WSD))
+        return folder / f"whole-{n_steps}"
+
+    return whole_of
+
+
+@pytest.fixture(scope="module")
+def fallen(whole: Callable[[int], Path]) -> Path:
     """A finished run of 5 steps, in the last 2 of which the learning rate falls."""
-    run(shaped(folder, folder / "fallen", 5, **WSD))
-    return folder / "fallen"
+    return whole(5)
 
 
 @pytest.fixture(scope="module")
@@ -75,15 +88,16 @@ WAYS: dict[str, tuple[int, int, int, dict[str, Any]]] = {
 }
 
 
-def test_a_run_that_has_fallen_goes_on_from_before_the_fall(folder: Path, tmp_path: Path, fallen: Path) -> None:
+def test_a_run_that_has_fallen_goes_on_from_before_the_fall(
+    folder: Path, tmp_path: Path, fallen: Path, whole: Callable[[int], Path]
+) -> None:
     out, watch = copied(fallen, tmp_path), HeardTraining()
     assert {3, 5} <= {checkpoints.step_of(path) for path in checkpoints.listed(out)}
     report = run(shaped(folder, out, 8, **WSD), watch)
     assert (report.steps, report.steps_planned, report.resumed_from) == (8, 8, 3)
     [line] = [line for line in watch.said if "is lengthened" in line]
     assert "goes on from step 3" in line and "step-000005" in line
-    run(shaped(folder, tmp_path / "whole", 8, **WSD))
-    assert_same(out, tmp_path / "whole")
+    assert_same(out, whole(8))
     assert json.loads((out / "run.json").read_text())["settings"]["run"]["max_steps"] == 8
     # Once more, and now it is the longer run that has ended.
     assert run(shaped(folder, out, 8, **WSD)) == report
@@ -91,11 +105,12 @@ def test_a_run_that_has_fallen_goes_on_from_before_the_fall(folder: Path, tmp_pa
         run(shaped(folder, out, 5, **WSD))
     # It can be lengthened again: its own fall began later.
     assert run(shaped(folder, out, 10, **WSD)).resumed_from == 5
-    run(shaped(folder, tmp_path / "longest", 10, **WSD))
-    assert_same(out, tmp_path / "longest")
+    assert_same(out, whole(10))
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    "way", [pytest.param(way, marks=() if way == "constant" else pytest.mark.slow) for way in WAYS]
+)
 def test_a_lengthened_run_is_the_longer_run(folder: Path, tmp_path: Path, way: str) -> None:
     before, after, begin, changes = WAYS[way]
     out, whole = tmp_path / "run", tmp_path / "whole"
@@ -105,6 +120,7 @@ def test_a_lengthened_run_is_the_longer_run(folder: Path, tmp_path: Path, way: s
     assert_same(out, whole)
 
 
+@pytest.mark.slow
 def test_more_epochs_lengthen_a_run_whose_last_step_was_short(folder: Path, tmp_path: Path) -> None:
     def of(out: Path, epochs: float) -> StageTwo:
         settings = shaped(folder, out, 1, **CONSTANT, saving={"keep": 2})
@@ -119,13 +135,14 @@ def test_more_epochs_lengthen_a_run_whose_last_step_was_short(folder: Path, tmp_
     assert_same(tmp_path / "run", tmp_path / "whole")
 
 
-def test_a_stopped_run_is_lengthened_where_it_was_stopped(folder: Path, tmp_path: Path) -> None:
+def test_a_stopped_run_is_lengthened_where_it_was_stopped(
+    folder: Path, tmp_path: Path, whole: Callable[[int], Path]
+) -> None:
     out = tmp_path / "run"
     with pytest.raises(Interrupted):
         run(shaped(folder, out, 8, **WSD), Stopping(3, signal.SIGTERM))
     assert run(shaped(folder, out, 10, **WSD)).resumed_from == 3
-    run(shaped(folder, tmp_path / "whole", 10, **WSD))
-    assert_same(out, tmp_path / "whole")
+    assert_same(out, whole(10))
 
 
 def test_the_checkpoint_before_the_fall_is_said(folder: Path, tmp_path: Path) -> None:
@@ -162,6 +179,7 @@ def hinted(folder: Path, settings: StageTwo, hint: str) -> StageTwo:
     return stage_two(Given(config=config, sets=tuple(words[1::2])))
 
 
+@pytest.mark.slow
 def test_shares_of_the_length_are_refused_with_what_keeps_the_steps(folder: Path, tmp_path: Path) -> None:
     """A warm-up is a share of the steps, and evaluations are a tenth of the run apart unless said."""
     changes = {"schedule": {"kind": "constant", "warmup": 0.1}, "evaluation": {"every": None}, "saving": {"every": 1}}
@@ -194,12 +212,11 @@ def test_phases_are_compared_by_their_steps(folder: Path, tmp_path: Path) -> Non
     assert_same(tmp_path / "run", tmp_path / "whole")
 
 
-def test_a_constant_run_may_end_with_a_fall(folder: Path, tmp_path: Path) -> None:
+def test_a_constant_run_may_end_with_a_fall(folder: Path, tmp_path: Path, whole: Callable[[int], Path]) -> None:
     out = tmp_path / "run"
     run(shaped(folder, out, 4, **CONSTANT))
     assert run(shaped(folder, out, 8, **WSD)).resumed_from == 4
-    run(shaped(folder, tmp_path / "whole", 8, **WSD))
-    assert_same(out, tmp_path / "whole")
+    assert_same(out, whole(8))
 
 
 def test_a_run_without_a_checkpoint_before_the_fall_is_refused(folder: Path, tmp_path: Path, fallen: Path) -> None:
@@ -220,7 +237,12 @@ def test_another_setting_beside_the_length_is_another_run(folder: Path, tmp_path
 
 @pytest.mark.parametrize("asked_again", [5, 8])
 def test_a_lengthening_that_is_killed_leaves_a_run_of_either_length(
-    folder: Path, tmp_path: Path, fallen: Path, monkeypatch: pytest.MonkeyPatch, asked_again: int
+    folder: Path,
+    tmp_path: Path,
+    fallen: Path,
+    whole: Callable[[int], Path],
+    monkeypatch: pytest.MonkeyPatch,
+    asked_again: int,
 ) -> None:
     """Checkpoints of the fall are gone, and the folder is still that of the shorter run."""
     out = copied(fallen, tmp_path)
@@ -232,17 +254,17 @@ def test_a_lengthening_that_is_killed_leaves_a_run_of_either_length(
         patched.setattr(run_folder, "replace", killed)
         run(shaped(folder, out, 8, **WSD))
     assert run(shaped(folder, out, asked_again, **WSD)).resumed_from == 3
-    run(shaped(folder, tmp_path / "whole", asked_again, **WSD))
-    assert_same(out, tmp_path / "whole")
+    assert_same(out, whole(asked_again))
 
 
-def test_a_lengthened_run_that_is_stopped_is_resumed(folder: Path, tmp_path: Path, fallen: Path) -> None:
+def test_a_lengthened_run_that_is_stopped_is_resumed(
+    folder: Path, tmp_path: Path, fallen: Path, whole: Callable[[int], Path]
+) -> None:
     out = copied(fallen, tmp_path)
     with pytest.raises(Interrupted):
         run(shaped(folder, out, 8, **WSD), Stopping(4, signal.SIGTERM))
     assert run(shaped(folder, out, 8, **WSD)).resumed_from == 4
-    run(shaped(folder, tmp_path / "whole", 8, **WSD))
-    assert_same(out, tmp_path / "whole")
+    assert_same(out, whole(8))
 
 
 def test_steps_are_looked_at_only_as_far_as_the_run_has_come(

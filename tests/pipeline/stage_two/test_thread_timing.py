@@ -75,6 +75,7 @@ def test_the_faster_number_of_threads_is_kept_said_and_stored(
     assert read_file(out / "config.yaml")["machine"]["threads"] == n
 
 
+@pytest.mark.slow
 def test_a_timed_run_is_to_the_bit_one_that_was_not(
     folder: Path, tmp_path: Path, timed: Callable[[float, float], list[int]]
 ) -> None:
@@ -90,6 +91,7 @@ def test_a_timed_run_is_to_the_bit_one_that_was_not(
     assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
 
 
+@pytest.mark.slow
 def test_a_resumed_run_is_not_timed_again(
     folder: Path, tmp_path: Path, timed: Callable[[float, float], list[int]]
 ) -> None:
@@ -136,6 +138,7 @@ def test_where_nothing_can_be_won_nothing_is_timed(
     assert not passes and threads_line(watch) == said
 
 
+@pytest.mark.slow
 def test_a_signal_during_timing_ends_the_run_before_its_first_step(
     folder: Path, tmp_path: Path, timed: Callable[[float, float], list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

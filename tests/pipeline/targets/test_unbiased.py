@@ -42,7 +42,9 @@ def many(spec: TargetSpec, name: str) -> tuple[np.ndarray, Reduced]:
 
 
 @every_spec
-@pytest.mark.parametrize("name", LOGITS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in ("long tail", "coarse") else pytest.mark.slow) for name in LOGITS]
+)
 def test_draws_follow_the_distribution(spec: TargetSpec, name: str) -> None:
     p, reduced = many(spec, name)
     assert int(reduced.n_draws_R.min()) > 0

@@ -87,6 +87,7 @@ def test_the_reason_names_what_it_follows_from_and_what_was_set() -> None:
     assert "optimizer.rates.tables" in text and "optimizer.kind" not in text
 
 
+@pytest.mark.slow
 def test_the_default_of_a_run_is_printed_and_in_its_record_and_on_its_card(tmp_path: Path) -> None:
     make_cache(tmp_path)
     watch = HeardTraining()
