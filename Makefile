@@ -19,6 +19,9 @@ NEWEST_STAMP := .venv-newest/.installed
 NEWEST_PIP := .venv-newest/bin/python -m pip install --disable-pip-version-check --quiet
 PYTEST := $(BIN)/pytest -n 2
 
+# Test workers and the many programs that tests start read bytecode instead of compiling everything anew.
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: setup demo check fast test soak bench families lint
 .DEFAULT_GOAL := check
 
@@ -47,9 +50,8 @@ demo: setup
 	$(BIN)/kdpipe demo --out runs/demo
 
 lint: setup
-	$(BIN)/ruff check
-	$(BIN)/ruff format --check
-	$(BIN)/mypy
+	@begin=$$(date +%s) && $(BIN)/ruff check && $(BIN)/ruff format --check && $(BIN)/mypy && \
+		echo "lint took $$(($$(date +%s) - begin)) seconds"
 
 check: setup
 	@$(MAKE) --no-print-directory --jobs 2 lint fast

@@ -6,7 +6,9 @@ inherit that.
 
 import os
 import signal
+from collections import defaultdict
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -42,3 +44,15 @@ def same_signals() -> Iterator[None]:
     before = {number: signal.getsignal(number) for number in ours}
     yield
     assert {number: signal.getsignal(number) for number in ours} == before
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Seconds by folder, so that a suite that has become slower says where."""
+    seconds: dict[str, float] = defaultdict(float)
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if isinstance(report, pytest.TestReport):
+                seconds["/".join(Path(report.nodeid.partition("::")[0]).parts[:-1][:3])] += report.duration
+    parts = [f"{folder} {taken:.0f}" for folder, taken in sorted(seconds.items(), key=lambda item: -item[1])]
+    if parts:
+        terminalreporter.write_line(f"seconds by folder: {', '.join(parts)}")
