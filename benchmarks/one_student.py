@@ -5,6 +5,8 @@ calibration, seconds.
 """
 
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,36 +14,55 @@ from kdpipe.cache import Cache
 from kdpipe.pipeline.evaluation.measure import Evaluator
 from kdpipe.pipeline.training import run_folder
 from kdpipe.pipeline.training.desk import open_desk
-from kdpipe.pipeline.training.loop import Loop
+from kdpipe.pipeline.training.loop import Around, Loop
 from kdpipe.pipeline.training.needs import teacher_head
-from kdpipe.pipeline.training.prepare import look, prepare
+from kdpipe.pipeline.training.prepare import Prepared, look, prepare
 from kdpipe.pipeline.training.stopping import listening
 from kdpipe.pipeline.watch import SilentTrainWatch
 from kdpipe.schemas.checkpoint import LoopState
 from kdpipe.schemas.stage_two import StageTwo
+from kdpipe.schemas.train_report import Evaluation
 
 
-def trained_and_measured(settings: StageTwo, state: Cache) -> dict[str, Any]:
-    """A student from fresh weights to what it is worth on the validation split of the states."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainedStudent:
+    """A student at its last step."""
+
+    prepared: Prepared
+    state: LoopState
+
+    def measured(self, cache: Cache, limit: int | None = None) -> Evaluation:
+        """Evaluate it on a split, whole or in so many sequences spread over it."""
+        batch_size = self.prepared.settings.run.batch_size
+        evaluator = Evaluator(cache, teacher_head(cache), batch_size=batch_size, limit=limit)
+        return evaluator.measure(self.prepared.learner.student, self.prepared.learner.precision)
+
+
+def trained(settings: StageTwo, around: Callable[[Around], Around] = lambda parts: parts) -> TrainedStudent:
+    """Train a student to the last step; `around` may exchange what the loop works with, its loader for instance."""
     watch, out = SilentTrainWatch(), Path(settings.out or "")
     with listening() as stop:
-        start, cpu = time.perf_counter(), time.process_time()
         prospect = look(settings, watch)
         run_folder.claim(out, prospect.record)
         prepared = prepare(prospect, watch)
         with open_desk(prepared, out, None, watch) as desk:
-            loop = Loop(prepared, LoopState(step=0, place=0), desk.around(stop))
+            loop = Loop(prepared, LoopState(step=0, place=0), around(desk.around(stop)))
             loop.go_on(prospect.plan.n_steps)
-    learner = prepared.learner
-    measured = Evaluator(state, teacher_head(state), batch_size=settings.run.batch_size).measure(
-        learner.student, learner.precision
-    )
+    return TrainedStudent(prepared=prepared, state=loop.state)
+
+
+def trained_and_measured(settings: StageTwo, state: Cache) -> dict[str, Any]:
+    """A student from its first weights to its numbers on the validation split of the states."""
+    start, cpu = time.perf_counter(), time.process_time()
+    student = trained(settings)
+    measured = student.measured(state)
     assert measured.kl_teacher_estimate == "exact"
     return {
-        "parameters": learner.student.n_parameters(),
-        "steps": loop.state.step,
-        "positions": loop.state.positions,
-        "skipped": loop.state.guard.skipped,
+        "parameters": student.prepared.learner.student.n_parameters(),
+        "optimizer": student.prepared.prospect.optimizer_reason,
+        "steps": student.state.step,
+        "positions": student.state.positions,
+        "skipped": student.state.guard.skipped,
         "cross_entropy": measured.cross_entropy,
         "kl_teacher": measured.kl_teacher,
         "top1_agreement": measured.top1_agreement,

@@ -22,7 +22,7 @@ from typing import Any, Literal, get_args
 import torch
 from measure import machine, rounded
 from one_student import trained_and_measured
-from recovery_inputs import Caches, Texts
+from recovery_inputs import TEACHER, Caches, Texts
 from stage_one_inputs import trained_teacher
 
 from kdpipe.cache import open_cache
@@ -241,9 +241,7 @@ def open_sweep(
     work: Path, of: type[Sweep], *, tokens: int, teacher_steps: int = 400, precision: str = "fp32", quick: bool = False
 ) -> Sweep:
     """A sweep in a folder, its teacher trained where there is none yet."""
-    sizes = Sizes(
-        vocabulary=4096, width=192, layers=4, context=256, batch=8, steps=teacher_steps, rate=3e-3, table_rate=3e-2
-    )
+    sizes = replace(TEACHER, steps=teacher_steps)
     if quick:
         sizes = Sizes(vocabulary=600, width=32, layers=1, context=64, batch=4, steps=5)
     work = work.resolve()

@@ -1,8 +1,8 @@
 """How far students come from labels alone to dense distillation, by what is kept of their teacher.
 
-In: nothing; text comes with Python, the teacher is trained in a folder (`--teachers`), caches and results are kept in
-another (`--work`): run again, it goes on with what is missing. Out: one JSON document, on stderr the same as a table.
-Before it: `recovery_inputs.py`. After it: docs/experiments.md quotes it. `--quick` is small, for a test that it runs.
+In: nothing; text comes with Python, the teacher is trained in a folder (`--teachers`) or named (`--teacher-folder`),
+caches and results are kept in another (`--work`): run again, it resumes. Out: one JSON document, on stderr the same as
+a table. Students have the default optimizer and learning rates. `--quick` is small, for a test that it runs.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from measure import machine, rounded
 from one_student import trained_and_measured
-from recovery_inputs import Caches, Texts, bytes_a_position
+from recovery_inputs import TEACHER, Caches, Texts, bytes_a_position
 from recovery_table import recovered, table
 from stage_one_inputs import trained_teacher
 
@@ -27,19 +27,26 @@ from kdpipe.pipeline.small_teacher import Sizes
 from kdpipe.schemas.stage_two import StageTwo
 
 LABELS, DENSE = "labels alone", "dense"
+BUCKET, RENORMALIZED, ALPHA = "bucket", "renormalized", "alpha"
+DEFAULT_KINDS = (LABELS, DENSE, "standard", "fine", "lean", "tau 0.15", "tau 0.2")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """How much is learnt, by what kind of student: `tokens` are read in all, once, or thrice a third of them."""
+    """How much is learnt, by what kind of student: `tokens` are read in all, once, or thrice a third of them.
+
+    Without a `folder` the teacher is trained, and its logits are scaled to `entropy_nats` where that is given.
+    """
 
     teacher: Sizes
-    tokens: int = 400_000
-    validation: int = 24_000
+    folder: str | None = None
+    entropy_nats: float | None = None
+    kinds: tuple[str, ...] = DEFAULT_KINDS
+    tokens: int = 100_000
+    validation: int = 12_000
     width: int = 128
     layers: int = 2
-    batch: int = 4
-    rate: float = 2e-3
+    batch: int = 8
     seeds: int = 5
     passes: tuple[int, ...] = (1, 3)
     threads: int = 1
@@ -50,7 +57,7 @@ class Plan:
         return Texts(tokens=self.tokens // passes, validation=self.validation, length=length)
 
 
-FULL = Plan(teacher=Sizes(vocabulary=4096, width=256, layers=4, context=256, batch=8, steps=6000, rate=3e-3))
+FULL = Plan(teacher=TEACHER)
 QUICK = Plan(
     teacher=Sizes(vocabulary=600, width=32, layers=1, context=64, batch=4, steps=5),
     tokens=3_000,
@@ -83,20 +90,24 @@ class Recovery:
     def __init__(self, plan: Plan, work: Path, teacher: Path, unseen: list[dict[str, str]]) -> None:
         self._plan, self._work = plan, work
         self.caches = Caches(work, teacher, unseen, plan.threads, say)
-        sizes = (plan.tokens, plan.width, plan.layers, plan.batch, f"{plan.rate:g}")
+        sizes = (plan.tokens, plan.width, plan.layers, plan.batch)
         self._results = work / f"results-{'-'.join(map(str, sizes))}.jsonl"
 
     def kinds(self) -> dict[str, tuple[str, dict[str, Any]]]:
-        """The rows of the table: the cache of each, and what is minimised."""
-        top = f"top-{self.caches.top(self._plan.texts(1))}"
-        own = {name: (name, {}) for name in ("lean", "standard", "fine", "50 draws")}
-        return {
-            LABELS: ("standard", {"mode": "output"}),
-            DENSE: ("state", {}),
-            **own,
-            f"{top} and a bucket": (top, {"tail_weight": 0.0}),
-            f"{top} renormalised": (top, {"logit": "renormalised"}),
+        """The rows of the table: the cache of each, and its losses."""
+        return dict(self._kind(name) for name in self._plan.kinds)
+
+    def _kind(self, name: str) -> tuple[str, tuple[str, dict[str, Any]]]:
+        top = f"top-{self.caches.top(self._plan.texts(1))}" if name in (BUCKET, RENORMALIZED) else ""
+        special: dict[str, tuple[str, tuple[str, dict[str, Any]]]] = {
+            LABELS: (LABELS, ("standard", {"mode": "output"})),
+            DENSE: (DENSE, ("state", {})),
+            BUCKET: (f"{top} and a bucket", (top, {"tail_weight": 0.0})),
+            RENORMALIZED: (f"{top} renormalized", (top, {"logit": "renormalised"})),
         }
+        if name.startswith(ALPHA):
+            return name, ("standard", {"alpha": float(name.removeprefix(ALPHA))})
+        return special.get(name, (name, (name, {})))
 
     def students(self) -> Iterator[Student]:
         """Seed after seed, so that a table of fewer seeds is there first."""
@@ -152,7 +163,6 @@ class Recovery:
                 "cache": {"path": str(self.caches.of(student.cache, texts))},
                 "student": {"name": str(config)},
                 "losses": student.losses,
-                "optimizer": {"kind": "adamw", "lr": plan.rate, "rates": {"tables": plan.rate}},
                 "run": {"epochs": student.passes, "batch_size": plan.batch},
                 # At the end of a run it evaluates itself, where its cache can: that is not what is compared here.
                 "evaluation": never | {"limit": 1},
@@ -176,6 +186,8 @@ class Recovery:
             found[str(passes)] = {
                 "steps": sorted({line["steps"] for line in of_passes}),
                 "positions": sorted({line["positions"] for line in of_passes}),
+                "optimizer": sorted({line["optimizer"] for line in of_passes}),
+                "students": len(of_passes),
                 "validated_positions": of_passes[0]["validated_positions"],
                 "skipped": sum(line["skipped"] for line in of_passes),
                 "cpu_seconds_a_student": statistics.mean(line["cpu_seconds"] for line in of_passes),
@@ -203,43 +215,60 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def read_words() -> argparse.Namespace:
+def options() -> argparse.Namespace:
     """How much of it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="small: shows that it runs, measures nothing")
-    parser.add_argument("--threads", type=int, default=1, help="how many torch computes with; 1 by itself")
-    parser.add_argument("--work", type=Path, help="a folder for caches and results: run again, it goes on")
-    parser.add_argument("--teachers", type=Path, help="a folder in which trained teachers are; --work by itself")
-    parser.add_argument("--teacher-steps", type=int, help="how long the teacher learns")
-    parser.add_argument("--tokens", type=int, help="how many each student reads")
-    parser.add_argument("--seeds", type=int, help="how many students of each kind")
-    parser.add_argument("--passes", type=int, nargs="*", help="how often a student reads its cache; 1 and 3")
+    parser.add_argument("--quick", action="store_true", help="Tiny: shows that it runs, measures nothing")
+    parser.add_argument("--threads", type=int, default=1, help="Threads [1]")
+    parser.add_argument("--work", type=Path, help="Folder for caches and results; resumes there [a temporary one]")
+    parser.add_argument("--teachers", type=Path, help="Folder for trained teachers [--work]")
+    parser.add_argument("--teacher-folder", help="Use this teacher [train one]; it sees packages of Python's library")
+    parser.add_argument("--teacher-steps", type=int, help="Training steps of the teacher [400]")
+    parser.add_argument("--entropy-nats", type=float, help="Scale the trained teacher's logits to this entropy [leave]")
+    kinds = f"labels alone, dense, lean, standard, fine, 50 draws, bucket, renormalized, tau X, alpha X {DEFAULT_KINDS}"
+    parser.add_argument("--kinds", nargs="+", help=f"Rows of the table: {kinds}")
+    parser.add_argument("--tokens", type=int, help="Tokens per student [100000]")
+    parser.add_argument("--validation", type=int, help="Tokens of the validation split [12000]")
+    parser.add_argument("--seeds", type=int, help="Students of each kind [5]")
+    parser.add_argument("--passes", type=int, nargs="+", help="Epochs [1 3]")
     return parser.parse_args()
 
 
 def plan_of(words: argparse.Namespace) -> Plan:
     """The sizes that were asked for."""
     plan = QUICK if words.quick else FULL
-    given = {name: getattr(words, name) for name in ("tokens", "seeds") if getattr(words, name)}
+    names = ("tokens", "validation", "seeds", "entropy_nats")
+    given = {name: getattr(words, name) for name in names if getattr(words, name) is not None}
     teacher = replace(plan.teacher, steps=words.teacher_steps or plan.teacher.steps)
-    return replace(plan, teacher=teacher, threads=words.threads, passes=tuple(words.passes or plan.passes), **given)
+    # Shares are of the way from labels to dense, so that both are always there.
+    kinds = tuple(dict.fromkeys((LABELS, DENSE, *(words.kinds or plan.kinds))))
+    passes = tuple(words.passes or plan.passes)
+    folder = words.teacher_folder
+    return replace(plan, teacher=teacher, folder=folder, kinds=kinds, threads=words.threads, passes=passes, **given)
 
 
 def main() -> None:
     """Measure and print it."""
-    words = read_words()
+    words = options()
     plan = plan_of(words)
     torch.set_num_threads(plan.threads)
     with tempfile.TemporaryDirectory(prefix="kdpipe-bench-") as folder:
         work = (words.work or Path(folder)).resolve()
         work.mkdir(parents=True, exist_ok=True)
-        teacher, unseen = trained_teacher(words.teachers or work, plan.teacher, None, say)
+        teacher, unseen = find_teacher(words.teachers or work, plan)
         own = work / f"students-of-{teacher.name}"
         (own / "caches").mkdir(parents=True, exist_ok=True)
         found = Recovery(plan, own, teacher, unseen).measure()
     say(table(found))
     document = {"machine": machine(), "torch": torch.__version__, "plan": asdict(plan), "passes": found}
     print(json.dumps(rounded(document), indent=2))
+
+
+def find_teacher(work: Path, plan: Plan) -> tuple[Path, list[dict[str, str]]]:
+    """The teacher, and text that it has not seen beside packages: nothing is known of a teacher that is given."""
+    if plan.folder is None:
+        return trained_teacher(work, plan.teacher, plan.entropy_nats, say)
+    return Path(plan.folder).resolve(), []
 
 
 if __name__ == "__main__":

@@ -1,14 +1,15 @@
 """The recovery table: how much of the way from labels alone to dense distillation each kind comes, over seeds.
 
-In: a line a student. Out: means and spreads by kind; lines for a person. Before it: `recovery.py`, which prints the
-same as JSON beside it. After it: nothing.
+In: a line a student. Out: means, spreads and 90 % intervals of the mean by kind; a Markdown table. Shares are taken
+seed by seed: a student is compared with the labels and dense students that had the same initial weights and order.
 """
 
+import math
 import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from stage_one_tables import columns
+from kdpipe.pipeline.evaluation.spread import student_quantile
 
 Line = dict[str, Any]
 NUMBERS = ("cross_entropy", "kl_teacher", "top1_agreement", "ece")
@@ -28,6 +29,7 @@ def recovered(lines: Sequence[Line], labels: str, dense: str) -> dict[str, Line]
                 [share(start[seed][name], one[name], end[seed][name]) for seed, one in by_seed.items()]
             )
         row["ece_over_dense_points"] = spread([100 * (one["ece"] - end[seed]["ece"]) for seed, one in by_seed.items()])
+        row["seeds"] = len(by_seed)
         found[kind] = row
     return found
 
@@ -37,33 +39,64 @@ def share(start: float, here: float, end: float) -> float:
     return (start - here) / (start - end)
 
 
-def spread(values: Sequence[float]) -> dict[str, float]:
-    """The mean, and the standard deviation over seeds, 0 for one."""
-    return {"mean": statistics.mean(values), "sd": statistics.stdev(values) if len(values) > 1 else 0.0}
+def spread(values: Sequence[float]) -> dict[str, float | None]:
+    """The mean, the standard deviation over seeds, and half the 90 % interval of the mean, None for one seed."""
+    n, mean = len(values), statistics.mean(values)
+    if n == 1:
+        return {"mean": mean, "sd": None, "half_interval": None}
+    sd = statistics.stdev(values)
+    return {"mean": mean, "sd": sd, "half_interval": student_quantile(n - 1) * sd / math.sqrt(n)}
 
 
 def table(found: dict[str, Any]) -> str:
     """A block for each number of passes, a row a kind."""
+    titles = (
+        "targets",
+        "bytes",
+        "CE",
+        "KL",
+        "ECE, %",
+        "of the way in CE, %",
+        "90 % interval",
+        "in KL, %",
+        "90 % interval",
+        "seeds",
+    )
     blocks = []
     for passes, of_passes in found.items():
         rows = [
             (
                 kind,
                 "-" if row["bytes_a_position"] is None else f"{row['bytes_a_position']:.1f}",
-                _shown(row["cross_entropy"], 4),
-                _shown(row["kl_teacher"], 4),
-                _shown(row["ece"], 2, 100),
-                _shown(row["cross_entropy_recovered"], 1, 100),
-                _shown(row["kl_teacher_recovered"], 1, 100),
-                _shown(row["ece_over_dense_points"], 2),
+                shown(row["cross_entropy"], 4),
+                shown(row["kl_teacher"], 4),
+                shown(row["ece"], 2, 100),
+                f"{100 * row['cross_entropy_recovered']['mean']:.1f}",
+                interval(row["cross_entropy_recovered"]),
+                f"{100 * row['kl_teacher_recovered']['mean']:.1f}",
+                interval(row["kl_teacher_recovered"]),
+                str(row["seeds"]),
             )
             for kind, row in of_passes["kinds"].items()
         ]
-        titles = ("targets", "bytes", "CE", "KL", "ECE %", "of CE, %", "of KL, %", "ECE to dense, points")
-        head = f"{passes} x, {', '.join(map(str, of_passes['steps']))} steps, mean ± standard deviation over seeds"
-        blocks.append("\n".join([head, *columns(titles, rows)]))
+        steps = ", ".join(map(str, of_passes["steps"]))
+        head = f"{passes} x, {steps} steps; {'; '.join(of_passes['optimizer'])}; mean ± standard deviation over seeds"
+        blocks.append("\n".join([head, "", *markdown(titles, rows)]))
     return "\n\n".join(blocks)
 
 
-def _shown(number: dict[str, float], digits: int, times: float = 1.0) -> str:
-    return f"{times * number['mean']:.{digits}f} ± {times * number['sd']:.{digits}f}"
+def markdown(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A Markdown table."""
+    return [f"| {' | '.join(row)} |" for row in (titles, ["---"] * len(titles), *rows)]
+
+
+def shown(number: dict[str, Any], digits: int, times: float = 1.0) -> str:
+    """A mean with its standard deviation."""
+    sd = number["sd"]
+    return f"{times * number['mean']:.{digits}f}" + ("" if sd is None else f" ± {times * sd:.{digits}f}")
+
+
+def interval(share_: dict[str, Any]) -> str:
+    """The 90 % interval of the mean of a share, in percent."""
+    mean, half = share_["mean"], share_["half_interval"]
+    return "-" if half is None else f"{100 * (mean - half):.1f} to {100 * (mean + half):.1f}"

@@ -1,49 +1,59 @@
 """The recovery benchmark runs: small, for its keys, not for its figures; goes on with what is missing; its shares."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from support.scripts import check_script
 from support.source import ROOT
 
-SCRIPT = ROOT / "benchmarks" / "recovery.py"
-KINDS = {"labels alone", "dense", "lean", "standard", "fine", "50 draws"}
+KINDS = ["labels alone", "dense", "standard", "tau 0.2", "alpha 0.3", "bucket", "renormalized"]
 
 
 def answer(work: Path, *words: str) -> tuple[Any, str]:
     """What a small run prints, and what it tells meanwhile."""
-    command = [sys.executable, str(SCRIPT), "--quick", "--work", str(work), *words]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout), done.stderr
+    done = check_script("recovery", "--quick", "--work", str(work), *words)
+    return json.loads(done.out), done.err
 
 
 @pytest.mark.slow
 def test_students_of_every_kind_are_set_beside_labels_and_dense(tmp_path: Path) -> None:
-    first, said = answer(tmp_path, "--seeds", "1", "--passes", "1")
-    assert "8 of 8" in said
+    few = ("--seeds", "1", "--passes", "1", "--kinds", *KINDS)
+    first, said = answer(tmp_path, *few)
+    assert "7 of 7" in said
     kinds = first["passes"]["1"]["kinds"]
-    tops = sorted(set(kinds) - KINDS)
-    assert [name.split(maxsplit=1)[1] for name in tops] == ["and a bucket", "renormalised"]
+    tops = sorted(set(kinds) - set(KINDS))
+    assert [name.split(maxsplit=1)[1] for name in tops] == ["and a bucket", "renormalized"]
     assert all(name.startswith("top-") for name in tops)
     assert kinds["labels alone"]["kl_teacher_recovered"]["mean"] == 0
     assert kinds["dense"]["kl_teacher_recovered"]["mean"] == 1
     assert kinds["dense"]["ece_over_dense_points"]["mean"] == 0
+    assert kinds["dense"]["kl_teacher_recovered"]["half_interval"] is None and kinds["dense"]["seeds"] == 1
     assert len(first["passes"]["1"]["steps"]) == len(first["passes"]["1"]["positions"]) == 1
+    assert "muon" in first["passes"]["1"]["optimizer"][0]
+    assert kinds["tau 0.2"]["bytes_a_position"] < kinds["standard"]["bytes_a_position"]
+    assert kinds["alpha 0.3"]["bytes_a_position"] == kinds["standard"]["bytes_a_position"]
+    assert kinds["alpha 0.3"]["kl_teacher"] != kinds["standard"]["kl_teacher"]
     assert kinds[tops[0]]["bytes_a_position"] == pytest.approx(kinds["standard"]["bytes_a_position"], rel=0.1)
 
     results = next(tmp_path.glob("*/results-*.jsonl"))
     lines = results.read_text(encoding="utf-8").splitlines(keepends=True)
     results.write_text("".join(lines[:-1]) + lines[-1][:20], encoding="utf-8")
-    again, said = answer(tmp_path, "--seeds", "1", "--passes", "1")
+    teacher = str(next(tmp_path.glob("trained-*-5")))
+    again, said = answer(tmp_path, *few)
     assert "a result was cut off" in said
-    assert said.count(" of 8: ") == 1 and "8 of 8" in said
+    assert said.count(" of 7: ") == 1 and "7 of 7" in said
     for kind in kinds:
         assert again["passes"]["1"]["kinds"][kind]["kl_teacher"] == kinds[kind]["kl_teacher"]
+
+    given, said = answer(
+        tmp_path / "given", "--teacher-folder", teacher, "--seeds", "2", "--passes", "2", "--kinds", "lean"
+    )
+    assert "6 of 6" in said
+    assert set(given["passes"]["2"]["kinds"]) == {"labels alone", "dense", "lean"}
+    assert given["passes"]["2"]["kinds"]["lean"]["kl_teacher_recovered"]["half_interval"] > 0
 
 
 def test_shares_are_of_the_way_from_labels_to_dense_seed_by_seed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,4 +81,6 @@ def test_shares_are_of_the_way_from_labels_to_dense_seed_by_seed(monkeypatch: py
     found = recovered(lines, "labels", "dense")["ours"]
     assert found["cross_entropy_recovered"]["mean"] == pytest.approx((0.9 + 0.95) / 2)
     assert found["cross_entropy_recovered"]["sd"] == pytest.approx(0.05 / 2**0.5)
+    # The 95 % quantile of Student's t with one degree of freedom is 6.314.
+    assert found["cross_entropy_recovered"]["half_interval"] == pytest.approx(6.314 * 0.05 / 2, rel=1e-3)
     assert found["ece_over_dense_points"]["mean"] == pytest.approx((1.0 + 0.5) / 2)
