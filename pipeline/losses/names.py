@@ -28,12 +28,16 @@ def label(name: LogitName, spec: TargetSpec, temperature: float, shape: Shape) -
         return name
     if temperature != spec.target_temperature:
         return f"{name}_coarse"
-    by_draws = spec.has_draws and shape.tail_weight > 0
-    if by_draws and name == "forward_kl" and spec.is_shifted:
-        return f"{name}{SHIFTED}"
-    if by_draws and (name == "forward_kl" or (name == "skew_kl" and spec.draw_values)):
-        return name
-    return f"{name}_bound"
+    if not uses_draws(name, spec, temperature, shape):
+        return f"{name}_bound"
+    return f"{name}{SHIFTED}" if name == "forward_kl" and spec.is_shifted else name
+
+
+def uses_draws(name: LogitName, spec: TargetSpec, temperature: float, shape: Shape) -> bool:
+    """Whether a loss reads sampled draws: at their own temperature, with a weight for the tail."""
+    if not spec.has_draws or temperature != spec.target_temperature or shape.tail_weight <= 0:
+        return False
+    return name == "forward_kl" or (name == "skew_kl" and spec.draw_values)
 
 
 def check_spec(names: Iterable[LogitName], spec: TargetSpec, temperature: float) -> None:

@@ -11,6 +11,7 @@ from typing import Any, final
 from kdpipe.pipeline.losses.terms import InForce, TermName, factor
 from kdpipe.pipeline.models.memory import peak_device_bytes, peak_process_bytes
 from kdpipe.pipeline.training.guard import Guard, Verdict
+from kdpipe.pipeline.training.memorization import most_epochs
 from kdpipe.pipeline.training.optimizers import rates
 from kdpipe.pipeline.training.prepare import Prepared
 from kdpipe.pipeline.training.step import TermNews, Took
@@ -29,6 +30,8 @@ class Book:
     def __init__(self, prepared: Prepared, watch: TrainWatch, write: Callable[[Line], None]) -> None:
         self._run, self._watch, self._write = prepared, watch, write
         self._positions, self._waited, self._seconds, self._steps = 0, 0.0, 0.0, 0
+        cache = prepared.prospect.cache
+        self._most_epochs = most_epochs(prepared.curriculum, cache.manifest.targets, cache.n_positions)
 
     @property
     def has_steps(self) -> bool:
@@ -96,8 +99,8 @@ class Book:
 
     def write_evaluation(self, state: LoopState, found: Evaluation, loss_before: float | None) -> None:
         """Put down an evaluation beside the loss of the step before it: the gap is what was learnt by heart."""
-        gap = _train_gap(found, loss_before)
-        self._write({"step": state.step, "evaluation": {**found.summary, "terms": dict(found.terms), "train_gap": gap}})
+        gap = {"train_gap": _train_gap(found, loss_before), "train_loss_is_estimate": self._memorizes(state)}
+        self._write({"step": state.step, "evaluation": {**found.summary, "terms": dict(found.terms), **gap}})
         self.show_evaluation(state, found, loss_before)
 
     def show_evaluation(self, state: LoopState, found: Evaluation, loss_before: float | None) -> None:
@@ -110,10 +113,15 @@ class Book:
             told.append(f"agreement {found.top1_agreement:.1%}")
         told.append(f"calibration error {found.ece:.1%}")
         if found.loss is not None:
-            told.insert(
-                0, f"{found.loss_name} {found.loss:.4f}" + (f" ({gap:+.4f} to training)" if gap is not None else "")
-            )
+            epochs = f"{state.place / self._run.plan.n_sequences:.2g}"
+            estimate = f", an estimate by draws that are read {epochs} times" if self._memorizes(state) else ""
+            beside = "" if gap is None else f" ({gap:+.4f} to training{estimate})"
+            told.insert(0, f"{found.loss_name} {found.loss:.4f}{beside}")
         self._watch.say(f"step {state.step:,}, validation: {', '.join(told)}")
+
+    def _memorizes(self, state: LoopState) -> bool:
+        """Whether the loss of a step is by draws that were read often enough to be memorized."""
+        return self._most_epochs is not None and state.place > self._most_epochs * self._run.plan.n_sequences
 
     def _named(self, name: TermName, terms: InForce) -> str:
         return self._run.name_of(name, terms.temperature)

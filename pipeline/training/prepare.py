@@ -29,7 +29,7 @@ from kdpipe.pipeline.students.loading import described, load_student
 from kdpipe.pipeline.students.parameter_roles import parameter_roles
 from kdpipe.pipeline.students.student import Student
 from kdpipe.pipeline.training import guard as guarding
-from kdpipe.pipeline.training import needs, run_folder
+from kdpipe.pipeline.training import memorization, needs, run_folder
 from kdpipe.pipeline.training.coarse_targets import check_masses
 from kdpipe.pipeline.training.curriculum import Curriculum
 from kdpipe.pipeline.training.learner import Learner
@@ -140,7 +140,8 @@ def look(settings: StageTwo, watch: TrainWatch) -> Prospect:
     device = devices.choose(settings.machine.device)[0]
     manifest = cache.manifest
     clamps = guarding.clamp_warnings(settings.guard, manifest.vocabulary_size)
-    for told in (*needs.warnings(settings, curriculum, manifest), *clamps):
+    memorized = memorization.warnings(plan, curriculum, manifest.targets, cache.n_positions)
+    for told in (*needs.warnings(settings, curriculum, manifest), *clamps, *memorized):
         watch.warn(told)
     for told in fit.notes:
         watch.say(told)

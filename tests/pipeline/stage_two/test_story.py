@@ -13,7 +13,7 @@ from kdpipe.cache.reader import open_cache
 from kdpipe.cli.flags import Flag, Given
 from kdpipe.cli.settings import stage_two
 from kdpipe.pipeline.compare import compare
-from kdpipe.pipeline.training import finish
+from kdpipe.pipeline.training import finish, memorization
 from kdpipe.pipeline.training.prepare import portion
 from kdpipe.schemas.errors import CacheDamaged, CacheIncomplete, ConfigError, Incompatible, KdpipeError
 from kdpipe.schemas.run_report import TrainReport
@@ -114,6 +114,23 @@ def test_every_step_is_a_line_of_the_log(folder: Path, whole: tuple[TrainReport,
         assert {"gradient_norm", "positions_per_second", "memory_bytes", "skipped", "success_rate"} <= line.keys()
     evaluation = next(line["evaluation"] for line in lines if "evaluation" in line)
     assert evaluation["train_gap"] == pytest.approx(evaluation["loss"] - steps[2]["loss"])
+    assert evaluation["train_loss_is_estimate"] is False
+
+
+def test_a_training_loss_by_memorized_draws_is_called_an_estimate(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # So that a second epoch is one too many.
+    monkeypatch.setattr(memorization, "EPOCHS", 0.0)
+    n_epoch = len(open_cache(str(folder / "cache"), "train")) // 8
+    settings = settings_for(folder, run={"max_steps": n_epoch + 2}, evaluation={"every": n_epoch, "limit": 1})
+    watch = HeardTraining()
+    run(settings.model_copy(update={"out": str(tmp_path / "again")}), watch)
+    assert [text for text in watch.warned if "--epochs 1" in text]
+    lines = [json.loads(line) for line in (tmp_path / "again" / "metrics.jsonl").read_text().splitlines()]
+    estimated = [line["evaluation"]["train_loss_is_estimate"] for line in lines if "evaluation" in line]
+    assert estimated == [False, True]
+    assert ["estimate" in line for line in watch.said if "validation: loss" in line] == estimated
 
 
 @pytest.mark.slow
