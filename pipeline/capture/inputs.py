@@ -8,7 +8,8 @@ import math
 from dataclasses import dataclass
 
 from kdpipe.pipeline.data.cached_tokenizer import with_reloadable_files
-from kdpipe.pipeline.data.corpus import SPLITS, Corpus, open_corpus
+from kdpipe.pipeline.data.corpus import SPLITS, Corpus
+from kdpipe.pipeline.data.documents import open_corpus
 from kdpipe.pipeline.data.sources import is_of_hub
 from kdpipe.pipeline.data.tokenise import Counts
 from kdpipe.pipeline.data.tokenizer import LoadedTokenizer, load_tokenizer

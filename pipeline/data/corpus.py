@@ -1,10 +1,9 @@
-"""The corpus: documents found, indexed and split; any range of them as pieces for the teacher.
+"""The corpus: documents indexed and split; any range of them as pieces for the teacher.
 
-In: what a person said of the data, and the tokenizer. Out: `Corpus`. Before it: `index.py`, `render.py`,
-`tokenise.py`. After it: `pipeline/capture` asks for the documents of a part, `parts.py` plans parts.
+In: files of rows and their index. Out: `Corpus`. Before it: `render.py`, `tokenise.py`. After it: `documents.py`;
+`pipeline/capture` asks for the documents of a part, `parts.py` plans parts.
 """
 
-import os
 from collections import abc
 from collections.abc import Iterable, Iterator, Sequence
 from copy import copy
@@ -17,14 +16,13 @@ import numpy as np
 import numpy.typing as npt
 
 from kdpipe.cache.reshape.digests import KnownDocuments
-from kdpipe.pipeline.data.columns import Document, Mapping, detect
-from kdpipe.pipeline.data.duplicates import MOST_TOKENIZED_BYTES, n_repeated, text_key
-from kdpipe.pipeline.data.index import MORE_TOKENS, SHOWN_BAD_ROWS, Index, Indexer
+from kdpipe.pipeline.data.columns import Document, Mapping
+from kdpipe.pipeline.data.duplicates import MOST_TOKENIZED_BYTES, n_repeated
+from kdpipe.pipeline.data.index import MORE_TOKENS, Index
 from kdpipe.pipeline.data.parts import make_plan
 from kdpipe.pipeline.data.pieces import Piece
 from kdpipe.pipeline.data.render import Loss, Renderer
-from kdpipe.pipeline.data.row_files import Limits, RowFile
-from kdpipe.pipeline.data.sources import find_files
+from kdpipe.pipeline.data.row_files import RowFile
 from kdpipe.pipeline.data.tokenise import Counts, Tokens, cut, marked, tokenise
 from kdpipe.pipeline.data.tokenizer import LoadedTokenizer
 from kdpipe.schemas.errors import ConfigError, KdpipeError, Unlearnable
@@ -309,90 +307,3 @@ def _name_of(data: str) -> str:
 
 def _shortened(text: str, most: int) -> str:
     return text if len(text) <= most else f"{text[: most // 2]} ... {text[-most // 2 :]}"
-
-
-def open_corpus(settings: DataSettings, tokenizer: LoadedTokenizer) -> Corpus:
-    """Find the documents and go through them once."""
-    if settings.path is None:
-        raise ConfigError("there are no data", hint="name them with --data")
-    _check_val_path(settings)
-    limits = Limits(document_bytes=settings.max_document_bytes, row_bytes=settings.max_row_bytes)
-    files = find_files(settings.path, settings.split, limits)
-    mapping = detect(_first_rows(files, settings.path), settings.columns, settings.path)
-    renderer = Renderer(mapping, settings, tokenizer)
-    _want(files, mapping)
-    key_of = text_key(tokenizer, settings.append_stop) if mapping.form == "text" else None
-    indexer = Indexer(mapping, settings, renderer.most_bytes, key_of)
-    has_own = settings.val_path is not None
-    found = indexer.read(files, split="train" if has_own else None)
-    if not found:
-        raise _nothing(settings.path, indexer.finish({}))
-    if settings.val_path is not None:
-        more = find_files(settings.val_path, None, limits, hub_split="validation")
-        _want(more, mapping)
-        if not indexer.read(more, len(files), "validation"):
-            roles = " and ".join(sorted(mapping.names() - set(mapping.keep)))
-            raise _nothing(
-                settings.val_path, indexer.finish({}), f"--val-data is read by the columns of --data: {roles}"
-            )
-        files = [*files, *more]
-    index = indexer.finish(_made_with(settings, mapping, renderer))
-    if index.in_validation.all():
-        raise ConfigError(
-            f"all {found:,} documents fall into validation, at a fraction of {settings.val_fraction}",
-            hint="lower --val-fraction, or give more documents",
-        )
-    return Corpus(files, index, mapping, renderer, settings, tokenizer)
-
-
-def _want(files: Iterable[RowFile], mapping: Mapping) -> None:
-    for file in files:
-        file.wanted = mapping.names()
-
-
-def _check_val_path(settings: DataSettings) -> None:
-    """Documents that are learnt tell nothing when they are held out as well; on the hub, splits are told apart."""
-    path, val_path = settings.path or "", settings.val_path or ""
-    if os.path.exists(path) and os.path.exists(val_path) and os.path.samefile(path, val_path):
-        raise ConfigError(
-            f"--val-data {val_path} are the same documents as --data",
-            hint="name others, or give --val-fraction, which takes some of --data away",
-        )
-
-
-def _first_rows(files: Iterable[RowFile], what: str) -> list[dict[str, None]]:
-    """The names of the columns of the first rows that can be read at all; a hundred large rows are not held."""
-    found: list[dict[str, None]] = []
-    bad: list[str] = []
-    for file in files:
-        for row in file.rows():
-            if row.columns is not None:
-                found.append(dict.fromkeys(row.columns))
-            elif len(bad) < SHOWN_BAD_ROWS:
-                bad.append(f"{file.name}:{row.number}: {row.problem}")
-            if len(found) == LOOKED_AT:
-                return found
-    if not found:
-        why = f"that can be read. The first: {'; '.join(bad)}" if bad else "at all"
-        raise ConfigError(f"{what} has no row {why}", hint="is it the right file, and is it whole?")
-    return found
-
-
-def _made_with(settings: DataSettings, mapping: Mapping, renderer: Renderer) -> dict[str, Any]:
-    """What tokens depend on beside documents and tokenizer."""
-    return {
-        "mapping": mapping.describe(),
-        "loss": renderer.loss,
-        "template": renderer.template,
-        "append_stop": settings.append_stop,
-        "long_documents": settings.long_documents,
-    }
-
-
-def _nothing(path: str, index: Index, hint: str = "look at the rows, and at data.columns") -> ConfigError:
-    n = index.n_bad_rows
-    first = f" The first: {index.bad_rows[0]}" if index.bad_rows else ""
-    return ConfigError(
-        f"{path} has no document that can be used; {n:,} {'row is' if n == 1 else 'rows are'} bad.{first}",
-        hint=hint,
-    )

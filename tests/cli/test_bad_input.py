@@ -547,7 +547,7 @@ def listening(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     [
         ("kdpipe.pipeline.capture.speaker.load", 1),
         ("kdpipe.pipeline.data.corpus.tokenise", 1),
-        ("kdpipe.pipeline.data.corpus.Indexer", 1),
+        ("kdpipe.pipeline.data.documents.Indexer", 1),
         ("kdpipe.pipeline.capture.parts.arrange", 3),
     ],
     ids=["loading", "tokenising", "indexing", "in the third part"],

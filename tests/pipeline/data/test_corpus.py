@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from kdpipe.pipeline.data import corpus as module
-from kdpipe.pipeline.data.corpus import Corpus, open_corpus
+from kdpipe.pipeline.data.corpus import Corpus
+from kdpipe.pipeline.data.documents import open_corpus
 from kdpipe.pipeline.data.pieces import Piece
 from kdpipe.pipeline.data.tokenise import Counts
 from kdpipe.pipeline.data.tokenizer import LoadedTokenizer, load_tokenizer

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from kdpipe.pipeline.data.corpus import open_corpus
+from kdpipe.pipeline.data.documents import open_corpus
 from kdpipe.pipeline.data.duplicates import count_duplicates, n_repeated, text_key
 from kdpipe.pipeline.data.pieces import Piece
 from kdpipe.pipeline.data.tokenizer import LoadedTokenizer, load_tokenizer

@@ -10,7 +10,8 @@ from kdpipe.cache.reader import open_cache
 from kdpipe.cache.rows import Block
 from kdpipe.cache.verify import verify_cache
 from kdpipe.cache.writer import create_cache
-from kdpipe.pipeline.data.corpus import Corpus, open_corpus
+from kdpipe.pipeline.data.corpus import Corpus
+from kdpipe.pipeline.data.documents import open_corpus
 from kdpipe.pipeline.data.packing import pack, to_sequence
 from kdpipe.pipeline.data.pieces import Piece
 from kdpipe.pipeline.data.tokenizer import LoadedTokenizer, load_tokenizer
