@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from kdpipe.pipeline.data.cached_tokenizer import with_reloadable_files
 from kdpipe.pipeline.data.corpus import SPLITS, Corpus
 from kdpipe.pipeline.data.documents import open_corpus
+from kdpipe.pipeline.data.ranges import LEAST_BYTES, LONG_BYTES
 from kdpipe.pipeline.data.sources import is_of_hub
 from kdpipe.pipeline.data.tokenise import Counts
 from kdpipe.pipeline.data.tokenizer import LoadedTokenizer, load_tokenizer
@@ -68,6 +69,11 @@ def _describe(corpus: Corpus, watch: Watch) -> None:
     documents = " and ".join(f"{n:,} of {split}" for split, n in corpus.splits.items() if n)
     roles = ", ".join(f"{role} = {column}" for role, column in corpus.mapping.describe().items())
     watch.say(f"data       {corpus.source}: {documents}")
+    if corpus.n_cut_rows:
+        cut = _of(corpus.n_cut_rows, "long text is", "long texts are")
+        watch.say(
+            f"ranges     {cut} cut: the share for validation is less than a document; --val-data holds out others"
+        )
     watch.say(f"columns    {roles}")
     n_bad, first = corpus.bad_rows
     if n_bad:
@@ -91,9 +97,11 @@ def explain_validation(corpus: Corpus, settings: StageOne, watch: Watch) -> None
         watch.say("no validation split, as --val-fraction 0 asks: students are not evaluated")
         return
     if not n_documents:
+        what = f"from {LONG_BYTES:,} bytes on" if corpus.mapping.form == "text" else "but no conversations"
         watch.warn(
-            f"no validation split: the data have {_of(splits['train'], 'document', 'documents')}. Students cannot be "
-            "evaluated: give --val-data PATH, or --val-fraction 0 if that is wanted"
+            f"no validation split: the data have {_of(splits['train'], 'document', 'documents')} (long texts are cut "
+            f"into ranges for it, {what}). Students cannot be evaluated: give --val-data PATH, or --val-fraction 0 if "
+            "that is wanted"
         )
         return
     length = settings.sequences.length or DEFAULT_LENGTH
@@ -102,14 +110,22 @@ def explain_validation(corpus: Corpus, settings: StageOne, watch: Watch) -> None
         return
     hint = "give more --val-data"
     if data.val_path is None:
-        share = max(FEW_DOCUMENTS / sum(splits.values()), FEW_TOKENS / max(sum(tokens.values()), 1))
-        fraction = math.ceil(100 * max(share, data.val_fraction)) / 100
-        hint = f"give --val-fraction {fraction:g}" if fraction <= LARGEST_FRACTION else "give --val-data PATH"
+        share = max(share_for(corpus, FEW_DOCUMENTS), FEW_TOKENS / max(sum(tokens.values()), 1), data.val_fraction)
+        fraction = math.ceil(100 * share) / 100
+        is_enough = fraction <= LARGEST_FRACTION and (not corpus.n_cut_rows or fraction * corpus.n_rows < 1)
+        hint = f"give --val-fraction {fraction:g}" if is_enough else "give --val-data PATH"
     watch.warn(
         f"the validation split is small, {_of(n_documents, 'document', 'documents')} and about "
         f"{tokens['validation']:,.0f} tokens: numbers of students vary with so few ({FEW_DOCUMENTS} documents and "
         f"{FEW_TOKENS:,} tokens are the least). {hint}"
     )
+
+
+def share_for(corpus: Corpus, n_documents: int) -> float:
+    """The share for validation at which about so many documents, or ranges of long ones, are held out."""
+    if corpus.n_cut_rows:
+        return (n_documents + corpus.n_cut_rows) * LEAST_BYTES / corpus.n_bytes
+    return n_documents / sum(corpus.splits.values())
 
 
 def explain_cuts(counts: Counts, length: int, watch: Watch) -> None:

@@ -6,7 +6,7 @@ Before it: `row_files.py`. After it: `index.py` counts documents, `chat.py` rend
 
 import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from kdpipe.schemas.errors import ConfigError
@@ -31,16 +31,25 @@ class BadRow(ValueError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Document:
-    """A row as it will be rendered: `text` alone, or messages. `columns` is what is kept beside it."""
+    """A row as it will be rendered: `text` alone, or messages. `columns` is what is kept beside it.
+
+    Of a range of a text `has_end` says whether it is the last: no stop token belongs behind any other.
+    """
 
     text: str | None = None
     messages: tuple[Message, ...] = ()
     columns: dict[str, Any]
+    has_end: bool = True
 
     @property
     def n_bytes(self) -> int:
         """The size of what was written, without what a template adds."""
         return len(self.text.encode()) if self.text is not None else sum(len(_content(m)) for m in self.messages)
+
+    def part(self, start: int, end: int) -> "Document":
+        """A range of a text as a document of its own."""
+        assert self.text is not None
+        return replace(self, text=self.text[start:end], has_end=end == len(self.text))
 
     def digest(self) -> bytes:
         """The sha256 of what will be rendered: equal for equal documents, whatever is kept beside them."""

@@ -25,6 +25,7 @@ from kdpipe.pipeline.data.render import Loss, Renderer
 from kdpipe.pipeline.data.row_files import RowFile
 from kdpipe.pipeline.data.tokenise import Counts, Tokens, cut, marked, tokenise
 from kdpipe.pipeline.data.tokenizer import LoadedTokenizer
+from kdpipe.schemas.counts import counted
 from kdpipe.schemas.errors import ConfigError, KdpipeError, Unlearnable
 from kdpipe.schemas.manifest import SourceColumn
 from kdpipe.schemas.plan import MAX_PART_ROWS, Plan, PlannedPart, SplitName
@@ -39,6 +40,7 @@ LEAVE_OUT = (
     "or leave such documents out with --set data.unlearnable=leave_out, which also goes on where a run has stopped"
 )
 SPLITS: tuple[SplitName, ...] = ("train", "validation")
+MAX_SOURCE = 2000
 
 
 class Corpus:
@@ -86,8 +88,26 @@ class Corpus:
     @property
     def source(self) -> str:
         """What the documents come from, for people; where it lies on this machine is nobody else's business."""
-        named = filter(None, (self._settings.path, self._settings.val_path))
-        return " + ".join(map(_name_of, named))[:2000]
+        named = " + ".join(map(_name_of, filter(None, (self._settings.path, self._settings.val_path))))
+        if not self.n_cut_rows:
+            return named[:MAX_SOURCE]
+        cut = f" ({counted(self.n_cut_rows, 'document')} in {counted(self._index.n_ranges, 'range')})"
+        return named[: MAX_SOURCE - len(cut)] + cut
+
+    @property
+    def n_cut_rows(self) -> int:
+        """How many long texts are cut into ranges, for want of other documents to hold out."""
+        return self._index.n_cut_rows
+
+    @property
+    def n_rows(self) -> int:
+        """How many documents there are where ranges of one count as one."""
+        return len(self._index.sizes) - self._index.n_ranges + self._index.n_cut_rows
+
+    @property
+    def n_bytes(self) -> int:
+        """The size of all documents once rendered, at most."""
+        return int(self._index.sizes.sum(dtype=np.int64))
 
     @property
     def loss(self) -> Loss:
@@ -192,7 +212,7 @@ class Corpus:
 
     def _repeats(self, length: int) -> dict[SplitName, int] | None:
         """Documents of each split that have the tokens of an earlier one; None where too much would be tokenized."""
-        if int(self._index.sizes.sum(dtype=np.int64)) > MOST_TOKENIZED_BYTES:
+        if self.n_bytes > MOST_TOKENIZED_BYTES:
             return None
         whole = copy(self)
         whole._settings = self._settings.model_copy(update={"unlearnable": "leave_out"})
@@ -284,9 +304,11 @@ class Corpus:
         numbered = [(int(number), int(self._documents[split][number])) for number in documents]
         for file, group in groupby(numbered, key=lambda each: int(index.files[each[1]])):
             members = list(group)
-            positions = [int(index.positions[i]) for _, i in members]
-            for (number, _), row in zip(members, self._files[file].columns_at(positions), strict=True):
-                yield number, self.mapping.document(row)
+            positions = list(dict.fromkeys(int(index.positions[i]) for _, i in members))
+            by_row = groupby(members, key=lambda each: int(index.positions[each[1]]))
+            for (_, of_row), row in zip(by_row, self._files[file].columns_at(positions), strict=True):
+                whole = self.mapping.document(row)
+                yield from ((number, index.of_row(i, whole)) for number, i in of_row)
 
     def _columns(self, document: Document) -> dict[str, Any]:
         """The kept columns in their types: a whole number among others with a fraction is one of them."""

@@ -1,17 +1,19 @@
 """Documents of the data found, gone through once, and opened as a corpus.
 
-In: what a person said of the data, and the tokenizer. Out: `Corpus`. Before it: `columns.py` finds the roles of columns,
-`index.py` goes through the rows.
+In: what a person said of the data, and the tokenizer. Out: `Corpus`. Before it: `columns.py` finds the roles of
+columns, `index.py` goes through the rows; twice where the share for validation is less than one document of text.
 """
 
 import os
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 from kdpipe.pipeline.data.columns import Mapping, detect
 from kdpipe.pipeline.data.corpus import LOOKED_AT, Corpus
 from kdpipe.pipeline.data.duplicates import text_key
 from kdpipe.pipeline.data.index import SHOWN_BAD_ROWS, Index, Indexer
+from kdpipe.pipeline.data.ranges import ranges_to_hold_out
 from kdpipe.pipeline.data.render import Renderer
 from kdpipe.pipeline.data.row_files import Limits, RowFile
 from kdpipe.pipeline.data.sources import find_files
@@ -31,7 +33,8 @@ def open_corpus(settings: DataSettings, tokenizer: LoadedTokenizer) -> Corpus:
     renderer = Renderer(mapping, settings, tokenizer)
     _want(files, mapping)
     key_of = text_key(tokenizer, settings.append_stop) if mapping.form == "text" else None
-    indexer = Indexer(mapping, settings, renderer.most_bytes, key_of)
+    new_indexer = partial(Indexer, mapping, settings, renderer.most_bytes, key_of)
+    indexer, made_with = new_indexer(), _made_with(settings, mapping, renderer)
     has_own = settings.val_path is not None
     found = indexer.read(files, split="train" if has_own else None)
     if not found:
@@ -45,7 +48,13 @@ def open_corpus(settings: DataSettings, tokenizer: LoadedTokenizer) -> Corpus:
                 settings.val_path, indexer.finish({}), f"--val-data is read by the columns of --data: {roles}"
             )
         files = [*files, *more]
-    index = indexer.finish(_made_with(settings, mapping, renderer))
+    index = indexer.finish(made_with)
+    if mapping.form == "text" and not has_own and 0 < found * settings.val_fraction < 1:
+        n_held_out = ranges_to_hold_out(index.sizes, settings.val_fraction)
+        if n_held_out.any():
+            indexer = new_indexer(n_held_out)
+            indexer.read(files)
+            index = indexer.finish(made_with)
     if index.in_validation.all():
         raise ConfigError(
             f"all {found:,} documents fall into validation, at a fraction of {settings.val_fraction}",

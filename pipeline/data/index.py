@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from kdpipe.pipeline.data.columns import BadRow, Document, Mapping
 from kdpipe.pipeline.data.duplicates import count_duplicates
+from kdpipe.pipeline.data.ranges import ranges_of
 from kdpipe.pipeline.data.row_files import Row, RowFile
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.manifest import SourceColumn
@@ -35,7 +36,8 @@ class Index:
     """Arrays with a value a document, in the order of the data.
 
     `sizes` is an upper bound of its bytes once rendered. `duplicates` counts by split the documents that may have the
-    tokens of an earlier one.
+    tokens of an earlier one. Where long rows are cut, `ranges` has the characters [start, end) of each document in its
+    row; `n_ranges` of all documents come from `n_cut_rows` rows.
     """
 
     files: npt.NDArray[np.uint32]
@@ -48,6 +50,13 @@ class Index:
     bad_rows: tuple[str, ...]
     fingerprint: str
     duplicates: dict[SplitName, int] | None = None
+    ranges: npt.NDArray[np.uint32] | None = None
+    n_cut_rows: int = 0
+    n_ranges: int = 0
+
+    def of_row(self, document: int, row: Document) -> Document:
+        """A document, given that of its whole row."""
+        return row if self.ranges is None else row.part(*self.ranges[document].tolist())
 
     def documents(self, split: SplitName) -> npt.NDArray[np.int64]:
         """The documents of a split, by their place in the arrays."""
@@ -87,18 +96,23 @@ def _wider(known: ColumnType | None, value: Any, name: str, place: str) -> Colum
 
 @dataclass(slots=True)
 class Indexer:
-    """Goes through rows and remembers where the documents are."""
+    """Goes through rows and remembers where the documents are; `n_held_out` says which rows are cut into ranges."""
 
     mapping: Mapping
     settings: DataSettings
     most_bytes: Callable[[Document], int]
     key_of: Callable[[str], int] | None = None
+    n_held_out: npt.NDArray[np.int64] | None = None
     _files: "array[int]" = field(default_factory=lambda: array("I"))
     _positions: "array[int]" = field(default_factory=lambda: array("Q"))
     _numbers: "array[int]" = field(default_factory=lambda: array("I"))
     _sizes: "array[int]" = field(default_factory=lambda: array("I"))
     _keys: "array[int]" = field(default_factory=lambda: array("Q"))
+    _ranges: "array[int]" = field(default_factory=lambda: array("I"))
     _validation: bytearray = field(default_factory=bytearray)
+    _n_rows: int = 0
+    _n_cut_rows: int = 0
+    _n_ranges: int = 0
     _columns: _Columns = field(init=False)
     _digest: Any = field(default_factory=hashlib.sha256)
     _lowest: int = 1 << 64
@@ -117,39 +131,57 @@ class Indexer:
 
     def read(self, files: Sequence[RowFile], first_file: int = 0, split: SplitName | None = None) -> int:
         """Take the rows of some files, all into one split if that is named; how many documents there were."""
-        before = len(self._sizes)
+        before = self._n_rows
         most = self.settings.limit if split != "validation" else None
         for number, file in enumerate(files, first_file):
             for row in file.rows():
-                if most is not None and len(self._sizes) - before >= most:
+                if most is not None and self._n_rows - before >= most:
                     return most
                 self._take(row, number, f"{file.name}:{row.number}", split)
-        return len(self._sizes) - before
+        return self._n_rows - before
 
     def _take(self, row: Row, file: int, place: str, split: SplitName | None) -> None:
         try:
-            size, digest, key = self._document(row, place)
+            document, size, digest = self._document(row, place)
         except BadRow as problem:
             self._count_bad(f"{place}: {problem}")
             return
+        text, share = document.text or "", self.settings.val_fraction
+        n_held_out = 0 if self.n_held_out is None else int(self.n_held_out[self._n_rows])
+        self._n_rows += 1
+        if n_held_out:
+            found = ranges_of(text, n_held_out, share)
+            self._n_cut_rows += 1
+            self._n_ranges += len(found)
+            for each in found:
+                part = document.part(each.start, each.end)
+                self._add(row, file, part, self.most_bytes(part), each.held_out)
+                self._ranges.extend((each.start, each.end))
+            return
+        is_held_out = self._is_held_out(digest) if split is None else split == "validation"
+        self._add(row, file, document, size, is_held_out)
+        self._ranges.extend((0, len(text)) if self.n_held_out is not None else ())
+
+    def _is_held_out(self, digest: bytes) -> bool:
+        """Whether a document falls into validation, by the hash of its content; where the lowest was is remembered."""
         chance = int.from_bytes(digest[:8], "big")
-        if split is None:
-            if chance <= self._lowest:
-                self._lowest_at = [] if chance < self._lowest else self._lowest_at
-                self._lowest_at.append(len(self._sizes))
-                self._lowest = chance
-            self._validation.append(chance < self.settings.val_fraction * 2.0**64)
-        else:
-            self._validation.append(split == "validation")
+        if chance <= self._lowest:
+            self._lowest_at = [] if chance < self._lowest else self._lowest_at
+            self._lowest_at.append(len(self._sizes))
+            self._lowest = chance
+        return chance < self.settings.val_fraction * 2.0**64
+
+    def _add(self, row: Row, file: int, document: Document, size: int, is_held_out: bool) -> None:
         self._files.append(file)
         self._positions.append(row.position)
         self._numbers.append(row.number)
         self._sizes.append(size)
-        if key is not None:
-            self._keys.append(key)
+        self._validation.append(is_held_out)
+        if self.key_of is not None and document.text is not None:
+            self._keys.append(self.key_of(document.text))
 
-    def _document(self, row: Row, place: str) -> tuple[int, bytes, int | None]:
-        """A good row's largest size, digest and key among duplicates."""
+    def _document(self, row: Row, place: str) -> tuple[Document, int, bytes]:
+        """A good row's document, its largest size and digest."""
         if row.columns is None:
             raise BadRow(row.problem)
         document = self.mapping.document(row.columns)
@@ -161,7 +193,6 @@ class Indexer:
             digest = document.digest()
             self._columns.take(document, place)
             kept = canonical(document.columns)
-            key = None if self.key_of is None or document.text is None else self.key_of(document.text)
         except BadRow:
             raise
         except UnicodeEncodeError:
@@ -172,7 +203,7 @@ class Indexer:
         if size + MORE_TOKENS > MAX_SEQUENCE_ROWS:
             raise BadRow(f"its {len(document.messages):,} messages are more than a part can hold")
         self._digest.update(digest + kept)
-        return size, digest, key
+        return document, size, digest
 
     def _count_bad(self, what: str) -> None:
         self._n_bad += 1
@@ -195,6 +226,9 @@ class Indexer:
         if by_chance and not in_validation.any() and len(self._lowest_at) < len(in_validation):
             in_validation[self._lowest_at] = True
         self._digest.update(canonical(made_with) + np.packbits(in_validation).tobytes())
+        ranges = None if self.n_held_out is None else np.array(self._ranges, np.uint32).reshape(-1, 2)
+        if ranges is not None:
+            self._digest.update(ranges.astype("<u4").tobytes())
         return Index(
             files=np.array(self._files, np.uint32),
             positions=np.array(self._positions, np.uint64),
@@ -206,4 +240,7 @@ class Indexer:
             bad_rows=tuple(self._bad),
             fingerprint=self._digest.hexdigest(),
             duplicates=None if self.key_of is None else count_duplicates(self._keys, in_validation),
+            ranges=ranges,
+            n_cut_rows=self._n_cut_rows,
+            n_ranges=self._n_ranges,
         )

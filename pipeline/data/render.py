@@ -66,7 +66,8 @@ class Renderer:
     def render(self, document: Document, place: str) -> Rendered:
         """Render a document; `place` names it in a refusal."""
         if document.text is not None:
-            return Rendered(text=document.text, spans=None, templated=False, stop_wanted=self.stop_wanted)
+            stop = self.stop_wanted and document.has_end
+            return Rendered(text=document.text, spans=None, templated=False, stop_wanted=stop)
         if self._chat is None:
             return self._plain(document, place)
         text, marked = self._chat.render(document.messages, place)

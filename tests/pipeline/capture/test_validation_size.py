@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from kdpipe.pipeline.capture.inputs import read_inputs
-from support.corpora import TEXTS, small_tokenizer, write_jsonl
+from support.corpora import CHATML, TEXTS, small_tokenizer, write_jsonl
 from support.stage_one import HeardWatch, settings_for
 
 
@@ -33,6 +33,27 @@ def test_a_tiny_split_is_warned_of_with_a_fraction_that_is_enough(tmp_path: Path
     (warning,) = watch.warned
     fraction = float(re.findall(r"--val-fraction ([0-9.]+)", warning)[0])
     assert 20 / len(texts) <= fraction <= 0.3
+
+
+@pytest.mark.parametrize("n_books", [1, 3])
+def test_a_small_split_of_ranges_is_warned_of_with_a_fraction_that_is_enough(n_books: int, tmp_path: Path) -> None:
+    whole = "\n\n".join(TEXTS)
+    books = [whole[i * len(whole) // n_books : (i + 1) * len(whole) // n_books] for i in range(n_books)]
+    (tmp_path / "few").mkdir()
+    (warning,) = heard(tmp_path / "few", books, val_fraction=0.02).warned
+    fraction = float(re.findall(r"--val-fraction ([0-9.]+)", warning)[0])
+    (tmp_path / "enough").mkdir()
+    assert heard(tmp_path / "enough", books, val_fraction=fraction).warned == []
+
+
+def test_long_conversations_are_not_cut_which_is_said(tmp_path: Path) -> None:
+    small_tokenizer(tmp_path / "teacher", chat_template=CHATML)
+    turns = [{"role": "user", "content": "Go on."}, {"role": "assistant", "content": "\n\n".join(TEXTS)}]
+    write_jsonl(tmp_path / "corpus.jsonl", [{"messages": turns}])
+    watch = HeardWatch()
+    read_inputs(settings_for(tmp_path, data={"val_fraction": 0.02}), watch)
+    (warning,) = watch.warned
+    assert "no validation split" in warning and "conversations" in warning
 
 
 def test_a_tiny_corpus_is_told_to_bring_other_documents(tmp_path: Path) -> None:
