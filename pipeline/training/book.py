@@ -80,7 +80,7 @@ class Book:
             }
         )
         if state.step <= FIRST_STEPS:
-            self._watch.say(self._shown(state, took, terms))
+            self._watch.say(self._shown(state, took, terms) if state.step == 1 else self._summary(state, took, terms))
         each = self._seconds / self._steps
         return StepNews(
             step=state.step,
@@ -125,6 +125,14 @@ class Book:
 
     def _named(self, name: TermName, terms: InForce) -> str:
         return self._run.name_of(name, terms.temperature)
+
+    def _summary(self, state: LoopState, took: Took, terms: InForce) -> str:
+        """A step in one line, each term by its mean."""
+        told = [f"{loss_name(self._run.loss_is_shifted(terms))} {took.loss:.4f}"]
+        if len(took.terms) > 1:
+            told += [f"{self._named(name, terms)} {term.raw:.4f}" for name, term in took.terms.items()]
+        told.append(f"gradient norm {took.gradient_norm:.4g}")
+        return f"step {state.step:,}: {', '.join(told)}"
 
     def _shown(self, state: LoopState, took: Took, terms: InForce) -> str:
         """A step with all of its terms below each other: raw x weight (x T² or T) = what it adds."""

@@ -84,6 +84,10 @@ def test_the_report_says_what_was_done(whole: tuple[TrainReport, HeardTraining])
     assert sum(added) == pytest.approx(float(head.split()[3].rstrip(",")), abs=2e-4)
     assert ce.startswith("  ce          ") and kl.startswith("  forward_kl  ") and " x 0.9 = " in kl
     assert batches.startswith("  batches     2 x (tokens [4, 96], entries [")
+    number = r"\d+\.\d{4}"
+    for n, line in enumerate(first[1:], 2):
+        assert re.fullmatch(rf"step {n}: loss {number}, ce {number}, forward_kl {number}, gradient norm [\d.e-]+", line)
+        assert len(line) < 80
     assert "minimises   0.1 x ce + 0.9 x forward_kl" in watch.said
     looks = [
         line
