@@ -8,6 +8,7 @@ from kdpipe.cache.reader import open_cache
 from kdpipe.pipeline.verify_against import verify_against
 from kdpipe.pipeline.watch import SilentWatch
 from kdpipe.schemas.errors import ConfigError
+from kdpipe.schemas.plan import SplitName
 from support.corpora import TEXTS
 from support.reshaped import problems_in
 from support.stage_one import HeardWatch, make_inputs, run, settings_for
@@ -15,6 +16,7 @@ from support.tiny import digests_of
 
 pytestmark = pytest.mark.usefixtures("hurried")
 
+SPLITS: tuple[SplitName, ...] = ("train", "validation")
 BOOK = "\n\n".join(TEXTS[:60])
 PARTS = {"part_rows": 512}
 
@@ -40,6 +42,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (path / "book.txt").write_text(BOOK, encoding="utf-8")
     run(settings_for(path, "whole", data=data(path), sequences=PARTS))
     return path
+
+
+def documents(path: Path, split: SplitName) -> set[int]:
+    """The numbers of the documents of a split."""
+    cache = open_cache(path, split)
+    return {int(number) for i in range(len(cache)) for number in cache[i].documents}
 
 
 def data(folder: Path) -> dict[str, object]:
@@ -78,6 +86,20 @@ def test_after_an_interrupt_another_worker_ends_with_the_same_cache(folder: Path
         for out in ("shared", "whole")
     )
     assert shared == whole
+
+
+def test_a_text_that_the_extended_cache_has_is_known_and_another_adds_to_both_splits(folder: Path) -> None:
+    both = folder / "both"
+    both.mkdir()
+    (both / "a.txt").write_text(BOOK, encoding="utf-8")
+    (both / "b.txt").write_text("\n\n".join(TEXTS[60:120]), encoding="utf-8")
+    settings = settings_for(folder, "longer", data=data(folder) | {"path": str(both)}, sequences=PARTS)
+    report = run(settings.model_copy(update={"extend": str(folder / "whole")}))
+    assert report.known_documents == 7
+    for split in SPLITS:
+        old, new = (documents(folder / out, split) for out in ("whole", "longer"))
+        assert old < new
+    assert problems_in(folder / "longer") == []
 
 
 def test_another_share_is_another_data_set_in_the_same_folder(folder: Path) -> None:
