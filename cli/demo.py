@@ -22,8 +22,7 @@ if TYPE_CHECKING:
     from kdpipe.pipeline.demo import Place, Shown
     from kdpipe.schemas.train_report import Evaluation
 
-# Models this small are quickest on one thread, and come out the same on every machine.
-SMALL = ("--batch-size", "4", "--set", "machine.threads=1")
+SMALL = ("--batch-size", "4")
 NEXT = (
     ["plan", "--teacher", "TEACHER", "--data", "corpus.jsonl"],
     ["cache-teacher", "--teacher", "TEACHER", "--data", "corpus.jsonl", "--val-fraction", "0.01", "--out", "my-cache"],
@@ -34,7 +33,7 @@ WIDTH = 100
 
 def demo(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where everything goes.")] = Path("runs/demo"),
-    steps: Annotated[int, typer.Option(min=1, metavar="N", help="How long teacher and students learn.")] = 600,
+    steps: Annotated[int, typer.Option(min=1, metavar="N", help="How long teacher and students learn.")] = 300,
 ) -> None:
     """Make a teacher, cache what it says, train a student with it and one without; run again, it goes on."""
     from kdpipe.cli import main

@@ -85,12 +85,11 @@ def test_both_students_learn_for_equally_long_and_differ_in_the_mode_alone(tmp_p
         assert "evaluation.every=3" in words
 
 
-def test_teacher_and_students_are_trained_with_default_optimizer_and_learning_rates(tmp_path: Path) -> None:
+def test_teacher_and_students_are_trained_with_default_optimizer_learning_rates_and_threads(tmp_path: Path) -> None:
     typed = [words for _, words in stages(Place(out=tmp_path, steps=9)) if words[0] == "train"]
     assert len(typed) == 3
-    assert [
-        word for words in typed for word in words if re.match(r"--lr|--optimizer|optimizer\.|schedule\.", word)
-    ] == []
+    chosen = r"--lr|--optimizer|optimizer\.|schedule\.|machine\."
+    assert [word for words in typed for word in words if re.match(chosen, word)] == []
 
 
 def test_where_kdpipe_is_not_on_the_path_the_way_to_it_is_told(
