@@ -29,11 +29,14 @@ class Range:
 
 
 def ranges_to_hold_out(sizes: npt.NDArray[np.uint32], share: float) -> npt.NDArray[np.int64]:
-    """How many ranges of each document are held out: those whose share fills a range have some, else the longest."""
+    """How many ranges of each document are held out: as many as its share fills. Of other long documents the longest
+    have one each, until their share is held out; at least one is."""
     n_ranges: npt.NDArray[np.int64] = np.minimum(sizes * share // LEAST_BYTES, MOST_RANGES).astype(np.int64)
-    if not n_ranges.any():
+    others = np.sort(sizes[(n_ranges == 0) & (sizes >= LONG_BYTES)])
+    n_more = max(int(others.sum(dtype=np.int64) * share // LEAST_BYTES), 0 if n_ranges.any() else 1)
+    if n_more and len(others):
         # Equal documents are equally long: they are cut alike.
-        n_ranges[(sizes == sizes.max(initial=0)) & (sizes >= LONG_BYTES)] = 1
+        n_ranges[(n_ranges == 0) & (sizes >= others[-n_more])] = 1
     return n_ranges
 
 

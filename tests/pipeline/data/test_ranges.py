@@ -73,13 +73,26 @@ def test_a_text_is_cut_behind_a_paragraph_a_line_or_a_word_where_one_is_near() -
         assert all(text[: each.end].endswith(seam) for each in ranges_of(text, 4, 0.1))
 
 
-def test_only_documents_whose_share_fills_a_range_are_cut_else_the_longest_if_it_is_long() -> None:
+def test_documents_have_the_ranges_that_their_share_fills_and_the_longest_others_make_it_up() -> None:
     def ranges(*sizes: int, share: float = 0.02) -> list[int]:
         return ranges_to_hold_out(np.array(sizes, np.uint32), share).tolist()
 
-    assert ranges(51_199, 51_200, 102_400, 2_000_000) == [0, 1, 2, MOST_RANGES]
-    assert ranges(LONG_BYTES, 51_199, 51_199) == [0, 1, 1], "documents of one length may be equal"
+    assert ranges(51_200, 102_400, 2_000_000) == [1, 2, MOST_RANGES]
+    assert ranges(LONG_BYTES) == [1], "rather than none"
     assert ranges(LONG_BYTES - 1, 5) == [0, 0]
+    assert ranges(*range(30_000, 40_000, 1000)) == [0, 0, 0, 0, 1, 1, 1, 1, 1, 1], "2 % of 345,000 bytes are 6 ranges"
+    assert ranges(50_000, 40_000, 120_000, 20_000) == [1, 1, 2, 0]
+    assert ranges(20_000, 30_000, 30_000) == [0, 1, 1], "documents of one length may be equal"
+
+
+@given(st.lists(st.integers(0, 300_000), min_size=1, max_size=30, unique=True), st.floats(0.001, 0.3))
+def test_of_all_long_documents_the_share_is_held_out_within_a_range(sizes: list[int], share: float) -> None:
+    n = ranges_to_hold_out(np.array(sizes, np.uint32), share)
+    shares = [(share * size, k) for size, k in zip(sizes, n.tolist(), strict=True) if k or size >= LONG_BYTES]
+    wanted = sum(each for each, _ in shares)
+    held_out = sum(max(each, LEAST_BYTES) for each, k in shares if k)
+    assert abs(held_out - wanted) <= LEAST_BYTES
+    assert all(k == min(each // LEAST_BYTES, MOST_RANGES) or (k == 1 and each < LEAST_BYTES) for each, k in shares)
 
 
 @pytest.mark.parametrize("as_file", [True, False])
