@@ -9,7 +9,6 @@ import pytest
 
 from kdpipe.cache.reader import open_cache
 from kdpipe.cache.reshape.merge import merge
-from kdpipe.pipeline.training import finish
 from kdpipe.schemas.errors import ConfigError, Incompatible
 from kdpipe.schemas.manifest import Teacher
 from support import stage_two
@@ -62,10 +61,7 @@ def test_name_and_license_are_stated_as_given(folder: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-def test_a_card_names_the_teacher_and_its_license(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(finish, "check_reload", lambda *_, **__: 0.0)
+def test_a_card_names_the_teacher_and_its_license(folder: Path, tmp_path: Path) -> None:
     for given, name, license in (
         ({"display_name": "org/Large", "license": "apache-2.0"}, "org/Large", "apache-2.0"),
         ({"display_name": "final"}, "an unnamed teacher", "not known"),
