@@ -2,7 +2,6 @@
 
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -11,17 +10,10 @@ import numpy as np
 import pytest
 
 from kdpipe.cache.reader import open_cache
+from support.children import Child
 from support.stage_one import HeardWatch, make_inputs, run, settings_for
 
 PARTS = {"part_rows": 512}
-CHILD = """
-import sys
-from pathlib import Path
-from support.stage_one import run, settings_for
-folder, out, shard, n_shards = sys.argv[1:]
-settings = settings_for(Path(folder), out, sequences={"part_rows": 512})
-run(settings, shard=int(shard), n_shards=int(n_shards))
-"""
 
 
 @pytest.fixture(scope="module")
@@ -38,10 +30,19 @@ def whole(folder: Path) -> str:
     return identity
 
 
-def start(folder: Path, out: str, shard: int = 0, n_shards: int = 1) -> "subprocess.Popen[bytes]":
+def start(folder: Path, out: str, shard: int = 0, n_shards: int = 1) -> Child:
     """Stage one in a process of its own."""
-    words = [sys.executable, "-c", CHILD, str(folder), out, str(shard), str(n_shards)]
-    return subprocess.Popen(words, env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])})
+    settings = settings_for(folder, out, sequences=PARTS)
+
+    def work() -> None:
+        run(settings, shard=shard, n_shards=n_shards)
+
+    return Child(work)
+
+
+def has_ended(child: Child) -> bool:
+    """Whether a child has come to its end, which is still to be waited for."""
+    return os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
 def n_parts(path: Path) -> int:
@@ -49,10 +50,10 @@ def n_parts(path: Path) -> int:
     return len(list((path / "parts").glob("[0-9]*"))) if (path / "parts").is_dir() else 0
 
 
-def kill_after(process: "subprocess.Popen[bytes]", path: Path, parts: int, delay: float) -> None:
+def kill_after(process: Child, path: Path, parts: int, delay: float) -> None:
     """Kill it some moments after so many parts are there."""
     deadline = time.monotonic() + 900
-    while n_parts(path) < parts and process.poll() is None and time.monotonic() < deadline:
+    while n_parts(path) < parts and not has_ended(process) and time.monotonic() < deadline:
         time.sleep(0.01)
     time.sleep(delay)
     process.kill()
@@ -98,7 +99,7 @@ def test_ten_kills_at_random_moments_end_in_the_same_cache(folder: Path, whole: 
 @pytest.mark.slow
 def test_workers_at_once_make_one_cache(folder: Path, whole: str) -> None:
     workers = [start(folder, "together", i, 3) for i in range(3)]
-    assert [worker.wait(timeout=900) for worker in workers] == [0, 0, 0]
+    assert [worker.wait().code for worker in workers] == [0, 0, 0]
     assert open_cache(folder / "together").cache_id == whole
 
 
@@ -116,9 +117,9 @@ def test_parts_of_a_killed_worker_are_made_by_another(folder: Path, whole: str) 
 def test_an_interrupt_drops_the_part_under_way_and_keeps_the_rest(folder: Path, whole: str) -> None:
     path = folder / "interrupted"
     process = start(folder, path.name)
-    while n_parts(path) < 2 and process.poll() is None:
+    while n_parts(path) < 2 and not has_ended(process):
         time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=900) != 0
+    process.kill(signal.SIGINT)
+    assert process.wait().code == 75
     assert not (path / "tmp").exists() or not list((path / "tmp").iterdir())
     assert run(settings_for(folder, path.name, sequences=PARTS)).cache_id == whole
