@@ -99,11 +99,6 @@ def run(settings: StageOne, watch: HeardWatch | None = None, **options: Any) -> 
     return cache_teacher(settings, RunOptions(**options), watch or HeardWatch())
 
 
-def refuse(settings: StageOne, shard: Shard, watch: Watch) -> StageOneReport:
-    """A worker that cannot work."""
-    raise ConfigError("no such thing", hint="another")
-
-
 def talk(settings: StageOne, shard: Shard, watch: Watch) -> StageOneReport:
     """A worker that tells what all of them find, and what it alone has found."""
     for tell in (watch.say, watch.warn):
@@ -128,6 +123,6 @@ def interrupt_all(settings: StageOne, shard: Shard, watch: Watch) -> StageOneRep
 def fail_second(settings: StageOne, shard: Shard, watch: Watch) -> StageOneReport:
     """A worker that takes its time, unless it is the second."""
     if shard.index == 1:
-        raise ConfigError("the second fails", hint=None)
+        raise ConfigError("the second fails", hint="another")
     time.sleep(600)
     raise AssertionError

@@ -13,7 +13,7 @@ from kdpipe.pipeline.capture.turns import Shard
 from kdpipe.pipeline.capture.workers import one_device_each, run_workers
 from kdpipe.schemas.errors import ConfigError, KdpipeError
 from support.children import in_child
-from support.stage_one import HeardWatch, die, fail_second, interrupt_all, make_inputs, refuse, run, settings_for, talk
+from support.stage_one import HeardWatch, die, fail_second, interrupt_all, make_inputs, run, settings_for, talk
 
 PARTS = {"part_rows": 512}
 
@@ -47,22 +47,16 @@ def test_what_all_workers_find_is_told_once_and_what_one_finds_too(folder: Path)
 
 
 @pytest.mark.slow
-def test_what_a_worker_refuses_is_told_in_its_own_words(folder: Path) -> None:
-    with pytest.raises(ConfigError, match="no such thing") as refused:
-        run_workers(refuse, [settings_for(folder)] * 2, Shard(), HeardWatch())
-    assert refused.value.hint == "another"
-
-
-@pytest.mark.slow
 def test_a_worker_that_dies_is_missed(folder: Path) -> None:
     with pytest.raises(KdpipeError, match="worker 0 ended with code -9, in the middle of its work"):
         run_workers(die, [settings_for(folder)], Shard(), HeardWatch())
 
 
 @pytest.mark.slow
-def test_the_first_that_fails_stops_the_others(folder: Path) -> None:
-    with pytest.raises(ConfigError, match="the second fails"):
+def test_the_first_that_fails_stops_the_others_and_is_told_in_its_own_words(folder: Path) -> None:
+    with pytest.raises(ConfigError, match="the second fails") as refused:
         run_workers(fail_second, [settings_for(folder)] * 2, Shard(), HeardWatch())
+    assert refused.value.hint == "another"
 
 
 @pytest.mark.slow
