@@ -228,6 +228,7 @@ def options() -> argparse.Namespace:
     kinds = f"labels alone, dense, lean, standard, fine, 50 draws, bucket, renormalized, tau X, alpha X {DEFAULT_KINDS}"
     parser.add_argument("--kinds", nargs="+", help=f"Rows of the table: {kinds}")
     parser.add_argument("--tokens", type=int, help="Tokens per student [100000]")
+    parser.add_argument("--batch", type=int, help="Sequences per step [8]")
     parser.add_argument("--validation", type=int, help="Tokens of the validation split [12000]")
     parser.add_argument("--seeds", type=int, help="Students of each kind [5]")
     parser.add_argument("--passes", type=int, nargs="+", help="Epochs [1 3]")
@@ -237,7 +238,7 @@ def options() -> argparse.Namespace:
 def plan_of(words: argparse.Namespace) -> Plan:
     """The sizes that were asked for."""
     plan = QUICK if words.quick else FULL
-    names = ("tokens", "validation", "seeds", "entropy_nats")
+    names = ("tokens", "batch", "validation", "seeds", "entropy_nats")
     given = {name: getattr(words, name) for name in names if getattr(words, name) is not None}
     teacher = replace(plan.teacher, steps=words.teacher_steps or plan.teacher.steps)
     # Shares are of the way from labels to dense, so that both are always there.

@@ -128,9 +128,13 @@ def test_a_training_loss_by_memorized_draws_is_called_an_estimate(
     monkeypatch.setattr(memorization, "EPOCHS", 0.0)
     n_epoch = len(open_cache(str(folder / "cache"), "train")) // 8
     settings = settings_for(folder, run={"max_steps": n_epoch + 2}, evaluation={"every": n_epoch, "limit": 1})
+    settings = settings.model_copy(update={"out": str(tmp_path / "again")})
+    dry = HeardTraining()
+    run(settings, dry, dry_run=True)
     watch = HeardTraining()
-    run(settings.model_copy(update={"out": str(tmp_path / "again")}), watch)
-    assert [text for text in watch.warned if "--epochs 1" in text]
+    run(settings, watch)
+    for heard in (dry, watch):
+        assert [text for text in heard.warned if "--epochs 1" in text]
     lines = [json.loads(line) for line in (tmp_path / "again" / "metrics.jsonl").read_text().splitlines()]
     estimated = [line["evaluation"]["train_loss_is_estimate"] for line in lines if "evaluation" in line]
     assert estimated == [False, True]
