@@ -6,7 +6,7 @@ inherit that.
 
 import os
 import signal
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -44,6 +44,18 @@ def same_signals() -> Iterator[None]:
     before = {number: signal.getsignal(number) for number in ours}
     yield
     assert {number: signal.getsignal(number) for number in ours} == before
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of a test that is marked `many`, only every fourth case is not slow."""
+    n_cases: Counter[str] = Counter()
+    for item in items:
+        if item.get_closest_marker("many") is not None:
+            test = item.nodeid.partition("[")[0]
+            if n_cases[test] % 4:
+                item.add_marker(pytest.mark.slow)
+            n_cases[test] += 1
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

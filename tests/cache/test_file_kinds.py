@@ -88,6 +88,7 @@ def outcome(work: Callable[[], object]) -> str:
     return f"{ended.code} {ended.said}"
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", UNREAD)
 def test_what_no_reader_opens_is_reported_and_refused_alike(
@@ -99,6 +100,7 @@ def test_what_no_reader_opens_is_reported_and_refused_alike(
     assert outcome(lambda: copy_cache(cache, tmp_path / "copy")).startswith(f"3 {cache / name}: expected a ")
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", sorted((FILES | DIRECTORIES) - set(UNREAD)))
 def test_every_other_name_is_reported_and_refused_alike(
@@ -126,6 +128,7 @@ BELOW = {
 }
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("kind", [to_link, to_broken_link, to_pipe])
 @pytest.mark.parametrize("name", BELOW)
 def test_what_is_no_file_below_the_top_is_reported_and_refused_alike(

@@ -76,6 +76,7 @@ FILES = [
 ]
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("kind", [to_link, to_pipe, to_socket, to_device, to_folder])
 @pytest.mark.parametrize("name", FILES)
 def test_what_is_no_plain_file_is_not_opened(cache: Path, name: str, kind: Callable[[Path], None]) -> None:
@@ -124,6 +125,7 @@ def test_names_that_a_terminal_would_obey_are_shown_escaped(cache: Path, name: b
     assert verify_cache(cache, "fast").model_dump_json()
 
 
+@pytest.mark.many
 @pytest.mark.parametrize(
     "name", [".zarray", ".zattrs", ".zgroup", ".zmetadata", "id/.zarray", "id/c/1", "id/c/0.partial", "evil/zarr.json"]
 )

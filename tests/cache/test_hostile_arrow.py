@@ -157,6 +157,7 @@ SCHEMAS: dict[str, tuple[Callable[[Any], Any], str]] = {
 }
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("name", SCHEMAS)
 def test_sequences_that_are_not_what_the_part_says_are_refused(cache: Path, name: str) -> None:
     edit, fragment = SCHEMAS[name]
@@ -181,6 +182,7 @@ def test_a_second_record_batch_is_refused(cache: Path) -> None:
     assert_refused(cache, "more than one record batch")
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("number", [-1, 5, 1 << 20, (1 << 31) - 1, -(1 << 31)])
 @pytest.mark.parametrize("place", [0, 1, 2])
 def test_arrow_offsets_outside_their_values_are_refused(cache: Path, number: int, place: int) -> None:
@@ -234,6 +236,7 @@ FRAMES: dict[str, tuple[Callable[[], list[bytes]], list[list[int]], str]] = {
 }
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("name", FRAMES)
 def test_text_that_is_not_what_it_claims_is_refused(cache: Path, name: str) -> None:
     frames, lengths, fragment = FRAMES[name]
@@ -329,6 +332,7 @@ LIES: dict[str, tuple[Callable[[Columns], object], str]] = {
 }
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("name", LIES)
 def test_an_index_that_lies_is_refused(cache: Path, name: str) -> None:
     edit, fragment = LIES[name]

@@ -35,6 +35,7 @@ def test_a_part_cannot_name_files_outside_itself(cache: Path, name: str) -> None
     assert "files" in verdict.message and RECORD in verdict.message
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("name", ["../x.json", "/etc/passwd", ".hidden", "a/b/c", "a/../b", "", "x\n", "x" * 101])
 def test_a_manifest_cannot_name_tokenizer_files_outside_their_folder(cache: Path, name: str) -> None:
     edit_manifest(cache, lambda m: m["tokenizer"]["files"].update({name: {"bytes": 1, "sha256": "0" * 64}}))
@@ -106,6 +107,7 @@ def slow_where_large(names: Iterable[str]) -> list[Any]:
     return [pytest.param(name, marks=pytest.mark.slow) if "million" in name else name for name in names]
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("name", slow_where_large(TEXTS))
 def test_a_manifest_that_is_no_strict_json_is_refused(cache: Path, name: str) -> None:
     edit, fragment = TEXTS[name]
@@ -156,6 +158,7 @@ MANIFESTS: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("name", slow_where_large(MANIFESTS))
 def test_a_manifest_that_asks_for_what_the_format_does_not_allow_is_refused(cache: Path, name: str) -> None:
     changes, fragment = MANIFESTS[name]
@@ -225,6 +228,7 @@ RECORDS: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("name", RECORDS)
 def test_a_part_record_that_lies_is_refused(cache: Path, name: str) -> None:
     changes, fragment = RECORDS[name]

@@ -184,11 +184,13 @@ def edited(tmp_path: Path, case: tuple[str, str, str, Edit, str]) -> Path:
     return cache
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("name", REFUSED)
 def test_numbers_that_cannot_be_decoded_are_refused(tmp_path: Path, name: str) -> None:
     assert_refused(edited(tmp_path, REFUSED[name]), REFUSED[name][-1])
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("name", NAMED)
 def test_numbers_that_break_the_rules_are_named(tmp_path: Path, name: str) -> None:
     assert_named(edited(tmp_path, NAMED[name]), NAMED[name][-1])

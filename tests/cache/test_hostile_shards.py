@@ -57,6 +57,7 @@ CHUNKS: dict[str, tuple[str, Callable[[], bytes], str]] = {
 }
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("name", CHUNKS)
 def test_a_chunk_that_holds_something_else_is_refused(cache: Path, name: str) -> None:
     array, chunk, fragment = CHUNKS[name]
@@ -82,6 +83,7 @@ PLACES: dict[str, tuple[Callable[[list[tuple[int, int]]], tuple[int, int]], str]
 }
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("name", PLACES)
 @pytest.mark.parametrize("array", ["id", "row", "hidden"])
 def test_an_index_of_chunks_outside_the_rules_is_refused(cache: Path, array: str, name: str) -> None:

@@ -128,6 +128,7 @@ def test_unpacked_sequences_hold_one_document_each() -> None:
     assert all(len(sequence.documents) == 1 for sequence, _ in made(small("none", packed=False)))
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("size", [8, 30, 70, 2000])
 @pytest.mark.parametrize("kind", WITH_ENTRIES)
 def test_entries_keep_the_promises_of_their_kind(kind: str, size: int) -> None:

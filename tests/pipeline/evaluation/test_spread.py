@@ -24,6 +24,7 @@ def test_the_quantile_falls_between_whole_degrees_of_freedom(freedom: float, low
     assert low < student_quantile(freedom) < high
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("n_documents", [20, 50, 166])
 @pytest.mark.parametrize("log_spread", [0.5, 1.0, 1.5])
 def test_nine_of_ten_intervals_over_correlated_documents_hold_the_truth(n_documents: int, log_spread: float) -> None:

@@ -19,6 +19,7 @@ HEADS = [
 ]
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("temperature", TEMPERATURES)
 @pytest.mark.parametrize("name", [*DIVERGENCES, "renormalised"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])

@@ -29,6 +29,7 @@ def stacked(size: int) -> tuple[torch.Tensor, torch.Tensor]:
     return rows, labels_for(rows)
 
 
+@pytest.mark.many
 @every_temperature
 @every_kind
 @pytest.mark.parametrize("size", SIZES)
