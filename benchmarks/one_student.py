@@ -59,7 +59,7 @@ def trained_and_measured(settings: StageTwo, state: Cache) -> dict[str, Any]:
     assert measured.kl_teacher_estimate == "exact"
     return {
         "parameters": student.prepared.learner.student.n_parameters(),
-        "optimizer": student.prepared.prospect.optimizer_reason,
+        "optimizer_reason": student.prepared.prospect.optimizer_reason,
         "steps": student.state.step,
         "positions": student.state.positions,
         "skipped": student.state.guard.skipped,

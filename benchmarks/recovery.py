@@ -186,7 +186,7 @@ class Recovery:
             found[str(passes)] = {
                 "steps": sorted({line["steps"] for line in of_passes}),
                 "positions": sorted({line["positions"] for line in of_passes}),
-                "optimizer": sorted({line["optimizer"] for line in of_passes}),
+                "optimizer": sorted({line["optimizer_reason"] for line in of_passes}),
                 "students": len(of_passes),
                 "validated_positions": of_passes[0]["validated_positions"],
                 "skipped": sum(line["skipped"] for line in of_passes),
