@@ -74,6 +74,7 @@ def test_the_cache_is_what_its_teacher_says(folder: Path) -> None:
     assert report.ok and report.documents == 7
 
 
+@pytest.mark.slow
 def test_after_an_interrupt_another_worker_ends_with_the_same_cache(folder: Path) -> None:
     settings = settings_for(folder, "shared", data=data(folder), sequences=PARTS)
     with pytest.raises(KeyboardInterrupt):
@@ -88,6 +89,7 @@ def test_after_an_interrupt_another_worker_ends_with_the_same_cache(folder: Path
     assert shared == whole
 
 
+@pytest.mark.slow
 def test_a_text_that_the_extended_cache_has_is_known_and_another_adds_to_both_splits(folder: Path) -> None:
     both = folder / "both"
     both.mkdir()

@@ -62,7 +62,9 @@ def threads_line(watch: HeardTraining) -> str:
     return line
 
 
-@pytest.mark.parametrize(("one", "two", "n"), [(0.25, 0.5, 1), (0.5, 0.25, 2), (0.25, 0.25, 1)])
+@pytest.mark.parametrize(
+    ("one", "two", "n"), [(0.25, 0.5, 1), (0.5, 0.25, 2), pytest.param(0.25, 0.25, 1, marks=pytest.mark.slow)]
+)
 def test_the_faster_number_of_threads_is_kept_said_and_stored(
     folder: Path, tmp_path: Path, timed: Callable[[float, float], list[int]], one: float, two: float, n: int
 ) -> None:
