@@ -48,7 +48,8 @@ def check_version(manifest: Any, what: str) -> bool:
             hint="make the cache again: kdpipe cache-teacher",
         )
     needed = stated.get("must_understand", [])
-    unknown = [name for name in needed if name not in UNDERSTOOD] if isinstance(needed, list) else [str(needed)]
+    names = needed if isinstance(needed, list) else [needed]
+    unknown = [name for name in names if not isinstance(name, str) or name not in UNDERSTOOD]
     if unknown:
         raise Incompatible(
             f"{what} needs {', '.join(map(str, unknown))}, which this kdpipe does not know",

@@ -286,6 +286,7 @@ def test_what_states_no_version_is_no_cache(stated: Any, message: str) -> None:
         ({"major": 0, "minor": 9}, "x is of format 0.9, this kdpipe reads 1.x"),
         ({"must_understand": ["a", "b"]}, "x needs a, b, which this kdpipe does not know"),
         ({"must_understand": "everything"}, "x needs everything, which this kdpipe does not know"),
+        ({"must_understand": [["a"]]}, r"x needs \['a'\], which this kdpipe does not know"),
         ({"minor": 5, "must_understand": ["a"]}, "x needs a, which"),
     ],
 )
