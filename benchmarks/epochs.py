@@ -7,7 +7,6 @@ line each in `--work`: run again, it resumes. `--quick` is small, for a test tha
 
 import argparse
 import json
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -20,7 +19,7 @@ from epoch_cures import PriorMixed, SetsInTurn, unigram
 from measure import machine, rounded
 from one_student import trained
 from recovery import QUICK as QUICK_RECOVERY
-from recovery import Plan, find_teacher, student_config
+from recovery import Plan, find_teacher, parser_of, say, student_config
 from recovery_inputs import TEACHER, Caches, Texts, bytes_by_array
 from recovery_table import markdown
 
@@ -191,19 +190,9 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(markdown(titles, cells))
 
 
-def say(text: str) -> None:
-    """A line for the person who waits."""
-    print(text, file=sys.stderr, flush=True)
-
-
 def options() -> argparse.Namespace:
     """What is measured."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="Tiny: shows that it runs, measures nothing")
-    parser.add_argument("--threads", type=int, default=1, help="Threads [1]")
-    parser.add_argument("--work", type=Path, help="Folder for caches and results; resumes there [a temporary one]")
-    parser.add_argument("--teachers", type=Path, help="Folder for trained teachers [--work]")
-    parser.add_argument("--teacher-folder", help="Use this teacher [train one]; it sees packages of Python's library")
+    parser = parser_of(__doc__.splitlines()[0])
     parser.add_argument("--positions", type=int, nargs="+", help=f"Sizes of caches {tuple(EPOCHS)}")
     parser.add_argument("--epochs", type=int, nargs="+", help="Epochs [by size: 2 4 8 16; 2 4 8; 1 2]")
     names = [kind.name for kind in KINDS]

@@ -215,14 +215,20 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def options() -> argparse.Namespace:
-    """How much of it."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def parser_of(description: str) -> argparse.ArgumentParser:
+    """The options that `epochs.py` has too."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--quick", action="store_true", help="Tiny: shows that it runs, measures nothing")
     parser.add_argument("--threads", type=int, default=1, help="Threads [1]")
     parser.add_argument("--work", type=Path, help="Folder for caches and results; resumes there [a temporary one]")
     parser.add_argument("--teachers", type=Path, help="Folder for trained teachers [--work]")
     parser.add_argument("--teacher-folder", help="Use this teacher [train one]; it sees packages of Python's library")
+    return parser
+
+
+def options() -> argparse.Namespace:
+    """How much of it."""
+    parser = parser_of(__doc__.splitlines()[0])
     parser.add_argument("--teacher-steps", type=int, help="Training steps of the teacher [400]")
     parser.add_argument("--entropy-nats", type=float, help="Scale the trained teacher's logits to this entropy [leave]")
     kinds = f"labels alone, dense, lean, standard, fine, 50 draws, bucket, renormalized, tau X, alpha X {DEFAULT_KINDS}"

@@ -91,13 +91,13 @@ class StatisticsSum:
         self, coded: CodedRows, columns: dict[str, Codes], n_exact: Longs, n_draws: Longs
     ) -> tuple[Longs, Floats]:
         """The rows whose next token is an exact id, and its log p as it is coded."""
-        exact = Runs.of(n_exact)
-        places = exact_places(exact, n_draws)
-        codes = coded.logprobs.take(places) if self._targets.draw_values else coded.logprobs
         law = self._logprob_law
         if law is None:
             nothing = np.zeros(0, np.int64)
             return nothing, nothing.astype(np.float32)
+        exact = Runs.of(n_exact)
+        places = exact_places(exact, n_draws)
+        codes = coded.logprobs.take(places) if self._targets.draw_values else coded.logprobs
         values = np.empty(len(coded.ids), np.float32)
         values[places] = value_table(law).take(undo_differences(codes, exact), mode="clip")
         rows, found = next_tokens(columns["token"], coded.ids, n_exact, n_draws)

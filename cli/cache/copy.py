@@ -73,7 +73,7 @@ def page(report: "CopyReport") -> str:
         told.append(("mended", f"part {', '.join(str(number) for number in report.repaired)}"))
     if report.begun_anew:
         files = counted(report.begun_anew, "file that came wrong or was", "files that came wrong or were")
-        told.append(("begun anew", f"{files} replaced meanwhile"))
+        told.append(("fetched again", f"{files} replaced meanwhile"))
     if report.seconds > 0 and report.bytes:
         told.append(("took", f"{duration(report.seconds)}, {size(report.bytes / report.seconds)}/s"))
     if report.made_from:

@@ -69,7 +69,7 @@ def _want(files: Iterable[RowFile], mapping: Mapping) -> None:
 
 
 def _check_val_path(settings: DataSettings) -> None:
-    """Documents that are learnt tell nothing when they are held out as well; on the hub, splits are told apart."""
+    """Training documents must not be the validation documents too; on the hub, splits differ by name."""
     path, val_path = settings.path or "", settings.val_path or ""
     if os.path.exists(path) and os.path.exists(val_path) and os.path.samefile(path, val_path):
         raise ConfigError(
