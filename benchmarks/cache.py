@@ -1,7 +1,7 @@
 """The numbers of the cache: bytes a position, reading, opening, memory, writing.
 
 In: nothing; synthetic caches are made in a temporary folder. Out: one JSON document, with plain copies beside the
-rates. Before it: `measure.py`. After it: docs/experiments.md quotes it. `--quick` is small, for a test that it runs.
+rates. `--quick` is small, for a test that it runs.
 """
 
 import argparse

@@ -1,7 +1,6 @@
 """The arrays of a synthetic cache as streams of codes, in the layout that is stored and in those it competes with.
 
 In: a recipe and a number of positions. Out: `Stream`s, each one array in one layout.
-Before it: `pipeline/synthetic.py`. After it: `codecs.py` encodes and decodes them with every candidate.
 """
 
 from dataclasses import dataclass

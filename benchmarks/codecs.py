@@ -1,7 +1,6 @@
 """Codec candidates for every array of a cache: bytes a position, and how fast one core encodes and decodes.
 
 In: `--positions N`, `--json`. Out: a table, or one JSON document, on stdout; progress on stderr.
-Before it: `codec_streams.py`. After it: `docs/experiments.md`, which draws the conclusions.
 
 Sizes count each chunk's checksum and its place in the index (20 bytes). Rates are millions of numbers a second with
 checksums; `copy` is the decode rate as a share of the rate at which the decoded numbers (4 bytes each) are copied.

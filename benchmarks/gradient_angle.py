@@ -1,11 +1,10 @@
 """How far a student's gradient turns when it learns from a cache rather than from full distributions.
 
-In: caches of the same documents, and the teacher. Out: degrees and lengths, for each cache.
-Before it: `stage_one_runs.py` made the caches. After it: `stage_one.py`.
-The student is DESIGN 3's stand-in: q = 0.7 p + 0.3 of the corpus's unigram u, its states h are the teacher's own. The
-gradient of its output head is G = sum of (q - t) h^T over all positions, [V, H], nothing left out or projected. Stored
-targets t come from reading the cache, so that coding is in them. Without draws t has one bucket for its tail, and
-spreads it as q does there: the head's gradient is exact, the tail's has the right mass and no shape of its own.
+In: caches of the same documents, and the teacher. Out: degrees and lengths, for each cache. The student is DESIGN 3's
+stand-in: q = 0.7 p + 0.3 of the corpus's unigram u, its states h are the teacher's own. The gradient of its output head
+is G = sum of (q - t) h^T over all positions, [V, H], nothing left out or projected. Stored targets t come from reading
+the cache, so that coding is in them. Without draws t has one bucket for its tail, and spreads it as q does there: the
+head's gradient is exact, the tail's has the right mass and no shape of its own.
 """
 
 import math

@@ -1,9 +1,9 @@
 """What each loss on hidden states does: a small student with and without it, equal steps, its own value and CE and KL.
 
 In: nothing; a small teacher is trained, and its cache kept with states of rows. Out: a table on stderr, one JSON
-document. Before it: `stage_one_inputs.py`, `measure.py`. After it: docs/losses.md quotes it.
-A student without a loss has it at a hundred-thousandth of its weight: Adam does not see how small a gradient is, so
-that the maps learn as fast, and the student learns from the rest. `none` has no such loss at all, and shows that.
+document. A student without a loss has it at a hundred-thousandth of its weight: Adam does not see how small a gradient
+is, so that the maps learn as fast, and the student learns from the rest. `none` has no such loss at all, and shows
+that.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """How fast steps are loaded from a cache, by kind of target, threads and order, beside what a student takes.
 
 In: nothing; the cache is synthetic, its targets as long as the standard profile's. Out: one JSON document, positions a
-second. Before it: `measure.py`. After it: docs/experiments.md quotes it. `--quick` is small, for a test that it runs.
+second. `--quick` is small, for a test that it runs.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """Output head and hybrid loss from kept entries beside plain cross-entropy as transformers does it: time and memory.
 
-In: nothing; states, weights and targets are random. Out: one JSON document. Before it: `measure.py`.
-After it: docs/experiments.md quotes it. `--quick` is small, for a test that it runs; `--chunk-mib` tries chunk sizes.
+In: nothing; states, weights and targets are random. Out: one JSON document. `--quick` is small, for a test that it
+runs; `--chunk-mib` tries chunk sizes.
 """
 
 import argparse

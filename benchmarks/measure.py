@@ -1,7 +1,6 @@
 """How the benchmarks measure: one pinned core, medians, and ratios to plain copies in the same run.
 
 In: functions. Out: seconds, rates, the machine in words.
-Before it: nothing. After it: `cache.py`.
 """
 
 import json

@@ -1,7 +1,6 @@
 """What students of the recovery table learn from: text that their teacher has not seen, cached in every way compared.
 
 In: a folder, a trained teacher, sizes. Out: caches by name, made once, of the same documents; bytes a position of each.
-Before it: `stage_one_inputs.py` trains the teacher. After it: `recovery.py`.
 """
 
 import hashlib

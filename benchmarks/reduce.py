@@ -1,7 +1,7 @@
 """What reducing a row of logits costs, by kind of target, beside the output head's product that made the row.
 
-In: nothing; logits are a long tail and noise. Out: one JSON document, microseconds a row.
-Before it: `measure.py`. After it: docs/experiments.md quotes it. `--quick` is small, for a test that it runs.
+In: nothing; logits are a long tail and noise. Out: one JSON document, microseconds a row. `--quick` is small, for a
+test that it runs.
 """
 
 import argparse

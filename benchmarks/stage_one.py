@@ -1,8 +1,7 @@
 """The numbers of stage one: its cost over a bare forward pass, bytes, gradient angles, twice the data.
 
 In: nothing; text comes with Python, teachers are made in a folder (`--work` keeps it). Out: one JSON document, and on
-stderr the same as tables. Before it: `stage_one_runs.py`, `gradient_angle.py`. After it: docs/experiments.md quotes it.
-`--quick` is small, for a test that it runs.
+stderr the same as tables. `--quick` is small, for a test that it runs.
 """
 
 import argparse

@@ -1,7 +1,6 @@
 """What stage one is measured on: text that comes with Python, a large random teacher, a small trained one.
 
 In: a folder and sizes. Out: teachers as folders, made once and found again; documents as JSON lines.
-Before it: `kdpipe.pipeline.small_teacher`. After it: `stage_one_runs.py`.
 """
 
 import hashlib

@@ -1,7 +1,7 @@
 """Stage one and the bare forward pass of the same teacher over the same batches: run, timed, looked into.
 
-In: settings. Out: caches, seconds, the share of each step, peak memory. Before it: `stage_one_inputs.py`.
-After it: `stage_one.py`. Run by name it is a child process that does one thing and prints how much memory that took.
+In: settings. Out: caches, seconds, the share of each step, peak memory. Run by name it is a child process that does one
+thing and prints how much memory that took.
 """
 
 import json

@@ -1,6 +1,6 @@
 """The numbers of stage one as tables for a person.
 
-In: what `stage_one.py` measured. Out: lines. Before it: `stage_one.py`, which prints the same as JSON beside it.
+In: what `stage_one.py` measured. Out: lines.
 """
 
 from collections.abc import Callable, Sequence

@@ -2,8 +2,7 @@
 
 In: nothing; caches, students and teachers are made in a folder (`--work` keeps it, and the pairs that are timed: run
 again, it goes on), peers in an environment of their own (`peers.txt`). Out: one JSON document, and on stderr the same
-as tables. Before it: `stage_two_child.py`, which does each thing in a process of its own. After it:
-docs/experiments.md quotes it. `--quick` is small, for a test of it.
+as tables. `--quick` is small, for a test of it.
 """
 
 import argparse

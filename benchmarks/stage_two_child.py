@@ -1,7 +1,6 @@
 """One measurement of stage two in a process of its own: pairs of steps, peak memory, where time goes, whole commands.
 
-In: what to do and how, as JSON. Out: one JSON document. Before it: `stage_two_ours.py`, `stage_two_peers.py`.
-After it: `stage_two.py` starts it, with the Python that has the peers where one is needed.
+In: what to do and how, as JSON. Out: one JSON document.
 """
 
 import contextlib

@@ -1,7 +1,7 @@
 """The virtual environment in which the peers of stage two are, at the versions of `peers.txt`.
 
-In: a folder. Out: its Python, which finds kdpipe and all it needs where they are. Before it: `peers.txt`.
-After it: `stage_two.py`. A peer that cannot be installed ends the benchmark.
+In: a folder. Out: its Python, which finds kdpipe and all it needs where they are. A peer that cannot be installed ends
+the benchmark.
 """
 
 import subprocess

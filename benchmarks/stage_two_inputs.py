@@ -1,7 +1,6 @@
 """What a step of stage two is measured on: synthetic caches of full sequences, fresh students, a teacher for a peer.
 
 In: a `Case`. Out: caches as folders, made once; settings of `kdpipe train`; the same batches as a Trainer takes them.
-Before it: `kdpipe.pipeline.synthetic`. After it: `stage_two_child.py`, `stage_two.py`.
 """
 
 import os

@@ -1,7 +1,6 @@
 """A run of kdpipe, step by step on demand, and where the time of its steps goes.
 
 In: settings of `kdpipe train`. Out: an `Ours` whose `step` is all of a step: loading, learning, guard, log.
-Before it: `stage_two_inputs.py`. After it: `stage_two_child.py`.
 """
 
 import time

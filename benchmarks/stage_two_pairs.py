@@ -1,7 +1,6 @@
 """Timed pairs of steps in a file, so that a benchmark that was stopped goes on, and several processes may add to it.
 
-In: what is compared, a pair at a time, mean losses at the end of a process. Out: all of it at once. Before it:
-`stage_two_child.py`, which times. After it: `stage_two.py`.
+In: what is compared, a pair at a time, mean losses at the end of a process. Out: all of it at once.
 """
 
 import json

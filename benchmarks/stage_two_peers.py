@@ -1,7 +1,6 @@
 """The peers of stage two: the transformers Trainer and TRL's GKDTrainer, on the same students and batches.
 
-In: a `Case`, its rows, a callback. Out: a trainer that is ready. Before it: `stage_two_inputs.py`. After it:
-`stage_two_child.py`, which runs in the environment that `stage_two_environment.py` makes.
+In: a `Case`, its rows, a callback. Out: a trainer that is ready.
 """
 
 from collections.abc import Callable

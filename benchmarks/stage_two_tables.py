@@ -1,7 +1,6 @@
 """The numbers of stage two as tables for a person, and the interval of a median.
 
-In: what `stage_two.py` measured. Out: lines. Before it: `stage_one_tables.py` has columns.
-After it: `stage_two.py`, which prints the same as JSON beside it.
+In: what `stage_two.py` measured. Out: lines.
 """
 
 import statistics

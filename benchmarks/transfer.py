@@ -1,8 +1,8 @@
 """The numbers of caches between machines: local copies, copies from S3, training from S3, sizes of files.
 
 In: nothing; synthetic caches are made in a folder, the S3 server is moto's on loopback, in a process of its own. Out:
-one JSON document, on stderr the same in words. Before it: `stage_two_inputs.py`. After it: docs/experiments.md quotes
-it. `--quick` is small, for a test that it runs. What is compared goes first in turns, and ratios are medians of pairs.
+one JSON document, on stderr the same in words. `--quick` is small, for a test that it runs. What is compared goes first
+in turns, and ratios are medians of pairs.
 """
 
 import argparse

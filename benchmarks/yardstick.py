@@ -2,8 +2,8 @@
 
 In: a folder. Out: a JSON document with a digest for each of 12 caches (tokens, ids, log probabilities, weights,
 scalars, states) and 6 students (tensors, losses), without the name of any key or file. `--compare BEFORE` names what
-differs from an earlier document and exits with 1. Before it: `stage_one_inputs.py`. Digests are of one machine and one
-torch: run the old commit and the new one on the same.
+differs from an earlier document and exits with 1. Digests are of one machine and one torch: run the old commit and the
+new one on the same.
 """
 
 import argparse

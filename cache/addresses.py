@@ -1,7 +1,7 @@
 """Addresses of caches: folders and URLs, and what must never stand in one or be repeated from one.
 
 In: what a person wrote, and what drivers say when they fail. Out: the same, unless it carries a password or a key:
-addresses are kept in manifests, run folders and logs. Before it: nothing. After it: `store.py`, `remote.py`, `http.py`.
+addresses are kept in manifests, run folders and logs.
 """
 
 import os

@@ -1,7 +1,6 @@
 """Batches: sequences side by side, padded, in buffers that the caller owns and may use again.
 
 In: a cache and the numbers of some sequences. Out: a filled `Batch`.
-Before it: `reader.py`, `order.py` chooses the sequences. After it: stage two moves the buffers to its device.
 """
 
 import operator

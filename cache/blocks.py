@@ -1,7 +1,6 @@
 """Blocks of targets cut and joined: what was answered together is stored apart, and the other way round.
 
-In: blocks, or rows that were read, and where to cut. Out: blocks of the same kind. Before it: `rows.py`.
-After it: whoever makes blocks for the writer, or compares them.
+In: blocks, or rows that were read, and where to cut. Out: blocks of the same kind.
 """
 
 from collections.abc import Iterator, Sequence

@@ -1,9 +1,8 @@
 """The tables of a cache behind a URL: all of them from one worker, whoever else fits its own meanwhile.
 
-In: what a worker has fitted. Out: tables that are there whole, and a copy of them here. Before it: `tables.py`,
-`remote.py`. After it: `bucket_writer.py`. Several files do not appear at once in a bucket: each worker puts its set
-aside under names of their content, one record that is never replaced picks the set that counts, and whoever comes by
-gives its tables their names.
+In: what a worker has fitted. Out: tables that are there whole, and a copy of them here. Several files do not appear at
+once in a bucket: each worker puts its set aside under names of their content, one record that is never replaced picks
+the set that counts, and whoever comes by gives its tables their names.
 """
 
 from collections.abc import Callable, Mapping

@@ -1,8 +1,7 @@
 """`BucketWriter`: a cache under construction behind a URL, by one worker or many.
 
-In: a manifest, its tables and tokenizer files, then parts. Out: a sealed cache in a bucket. Before it: `writer.py`
-makes each part in a folder of this machine, `remote.py` sends it. After it: `reader.py`. A bucket renames nothing: the
-files of a part go into a folder named by the digest of its part.json, which is created last and never replaced.
+In: a manifest, its tables and tokenizer files, then parts. Out: a sealed cache in a bucket. A bucket renames nothing:
+the files of a part go into a folder named by the digest of its part.json, which is created last and never replaced.
 """
 
 import io

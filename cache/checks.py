@@ -1,7 +1,6 @@
 """What a sequence and its targets must be before they are written: whoever makes them wrong is told at once.
 
 In: a `Sequence` and its `Block`. Out: nothing, or a `CacheWriteError` that names the row.
-Before it: `rows.py`, `entries.py`. After it: `encode.py`.
 """
 
 import numbers

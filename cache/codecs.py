@@ -1,9 +1,7 @@
 """Chunks: numbers to checked bytes and back.
 
 In: one-dimensional arrays. Out: pcodec's standalone format or the plain bytes, each with its crc32c behind it, as
-zarr's codecs do.
-Before it: `laws.py` makes the codes. After it: `shards.py` packs chunks into files. The only module that imports
-pcodec and google_crc32c.
+zarr's codecs do. The only module that imports pcodec and google_crc32c.
 """
 
 from functools import lru_cache

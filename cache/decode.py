@@ -1,7 +1,7 @@
 """From codes to numbers: ids, log-probabilities and the training weights of many rows at once.
 
-In: the codes of a range of rows, as the chunks hold them. Out: flat arrays, a row's exact ids first.
-Before it: `laws.py`. After it: `part_reader.py` feeds it. Its inverse is `encode.py`; `dense.py` is its slow twin.
+In: the codes of a range of rows, as the chunks hold them. Out: flat arrays, a row's exact ids first. Its inverse is
+`encode.py`; `dense.py` is its slow twin.
 """
 
 from dataclasses import dataclass

@@ -1,8 +1,7 @@
 """The slow twin: the target of every row over the whole vocabulary.
 
-In: the rows of a sequence. Out: float32 [T, V] log-probabilities.
-Before it: `reader.py`. After it: tests compare every fast loss with it. Draws weigh what `weights` says; topk and topp
-spread their tail evenly over the other ids; states go through the output head.
+In: the rows of a sequence. Out: float32 [T, V] log-probabilities. Draws weigh what `weights` says; topk and topp spread
+their tail evenly over the other ids; states go through the output head.
 """
 
 from collections.abc import Callable

@@ -1,9 +1,7 @@
 """From targets in memory to codes: the order of entries, the laws, the differences.
 
 In: a `Sequence` and its `Block`, which `checks.py` lets pass. Out: the codes of every column and every stream of
-entries.
-Before it: `rows.py`, `laws.py`, `entries.py`. After it: `part_writer.py` cuts the codes into chunks. Its inverse is
-`decode.py`.
+entries. Its inverse is `decode.py`.
 """
 
 from dataclasses import dataclass

@@ -1,7 +1,6 @@
 """Ragged entries: where each row's begin, which are draws, and differences within rows.
 
 In: counts a row. Out: masks, places, starts, and running differences that wrap around in 32 bits.
-Before it: nothing. After it: `checks.py`, `encode.py` and `decode.py` share these few lines.
 """
 
 from dataclasses import dataclass

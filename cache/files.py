@@ -1,7 +1,6 @@
 """Durable files: written under a work name, synced, renamed once, never over something else.
 
-In: bytes and paths. Out: files that are whole or not there, whatever kills the process or cuts the power.
-Before it: nothing. After it: `writer.py` and `part_writer.py`, which publish with these functions alone. `workers.py`
+In: bytes and paths. Out: files that are whole or not there, whatever kills the process or cuts the power. `workers.py`
 says whose a work name is.
 """
 

@@ -1,9 +1,8 @@
 """Where the files of a part lie: in its folder, or one folder below.
 
-In: a place that is asked for sizes and small files. Out: the name under which a part's file really lies.
-Before it: `layout.py`. After it: the stores. Where folders cannot be renamed, several workers may send one part at
-once; each sends its files into a folder that is named by the digest of its part.json, and the one part.json that is
-created picks the folder that counts.
+In: a place that is asked for sizes and small files. Out: the name under which a part's file really lies. Where folders
+cannot be renamed, several workers may send one part at once; each sends its files into a folder that is named by the
+digest of its part.json, and the one part.json that is created picks the folder that counts.
 """
 
 from collections.abc import Callable, Mapping

@@ -1,7 +1,7 @@
 """A cache behind a web server. The only module that imports httpx.
 
 In: an http:// or https:// URL. Out: a `Store`. A server need not list its folders: what a cache holds is worked out
-from its manifest, its index and its parts' records. Before it: `store.py` picks it. After it: the reader, `transfer/`.
+from its manifest, its index and its parts' records.
 
 fsspec's own driver answers "not there" to every failure and takes a whole file for a range of it; a copy that goes on
 after faults must tell these apart.

@@ -1,7 +1,7 @@
 """Caches in repositories of the Hugging Face hub. The only module that imports huggingface_hub.
 
 In: an hf:// URL. Out: the commit that a reader keeps to, so that nothing changes under it; a `HubFolder` that writes by
-commits. Before it: `remote.py` reads files through fsspec. After it: `sending.py`, `bucket_writer.py`.
+commits.
 
 The hub creates no file on a condition, but commits on the condition that their parent is still the newest: of two who
 create a name, the second is refused, looks again, and finds it there. A part and its record are one commit.

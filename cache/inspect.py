@@ -1,7 +1,6 @@
 """`inspect_cache`: what a cache is, how large, and where its bytes go.
 
-In: a path or URL, finished or not. Out: a `CacheSummary`.
-Before it: `reader.py`'s loading. After it: `cli/cache/inspect.py`. Only records are read, never data.
+In: a path or URL, finished or not. Out: a `CacheSummary`. Only records are read, never data.
 """
 
 import os

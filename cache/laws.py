@@ -1,8 +1,6 @@
 """Laws: how codes become numbers and numbers codes.
 
 In: float32 numbers and a law from the manifest. Out: uint32 codes below 65,536, and the table that turns them back.
-Before it: `schemas/arrays.py`. After it: `part_writer.py` encodes with `to_codes`, `part_reader.py` looks codes up in
-`value_table`.
 """
 
 from functools import lru_cache

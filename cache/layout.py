@@ -1,7 +1,6 @@
 """Every file name inside a cache, and which names may stand there at all.
 
 In: part numbers and array names. Out: relative POSIX paths.
-Before it: the records of `schemas`. After it: every module of `cache` that touches a file.
 """
 
 import re

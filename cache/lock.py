@@ -1,9 +1,8 @@
 """The lock of a folder that has one writer at a time: a run, an export.
 
-In: a folder. Out: the lock until the block ends, or a `LockHeld` that names the holder.
-Before it: `workers.py` tells processes apart. After it: `pipeline/train.py`, `pipeline/export.py`, exports of caches.
-The system's own lock (flock) decides: it ends with its process, so the file of a killed one is taken over, and of two
-that try, one gets it. The line in the file names the holder to people, and to hosts that this lock does not reach.
+In: a folder. Out: the lock until the block ends, or a `LockHeld` that names the holder. The system's own lock (flock)
+decides: it ends with its process, so the file of a killed one is taken over, and of two that try, one gets it. The line
+in the file names the holder to people, and to hosts that this lock does not reach.
 """
 
 import errno

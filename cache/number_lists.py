@@ -1,7 +1,7 @@
 """Columns of lists of numbers, as Arrow holds them, turned into numpy arrays row by row, and back.
 
-In: an Arrow column of lists, or of lists of lists, of numbers. Out: for each row an array, or `NumberLists`.
-Before it: nothing. After it: `arrow_files.py` reads and writes such columns of Parquet. Nothing without gaps is copied.
+In: an Arrow column of lists, or of lists of lists, of numbers. Out: for each row an array, or `NumberLists`. Nothing
+without gaps is copied.
 """
 
 from collections.abc import Callable, Sequence

@@ -1,9 +1,8 @@
 """The order of training: a pure function of (seed, position), so that one integer is all there is to resume.
 
-In: how many sequences each part has. Out: the sequence at any position of an endless line of epochs.
-Before it: `reader.py`. After it: stage two's loader. Version 1: parts are permuted, laid end to end, cut into windows
-of blocks, and the blocks of each window are permuted; ranks and workers take their share of positions and never change
-the line.
+In: how many sequences each part has. Out: the sequence at any position of an endless line of epochs. Version 1: parts
+are permuted, laid end to end, cut into windows of blocks, and the blocks of each window are permuted; ranks and workers
+take their share of positions and never change the line.
 """
 
 import hashlib

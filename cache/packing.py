@@ -1,7 +1,6 @@
 """Documents packed into sequences: best fit over a few open ones, in an order that depends on their lengths alone.
 
 In: how many tokens each document of a part has. Out: which of them share a sequence.
-Before it: nothing. After it: `pipeline/data/packing.py` packs new documents, `reshape/` what is left of a part.
 """
 
 from bisect import bisect_left, insort

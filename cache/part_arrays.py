@@ -1,8 +1,8 @@
 """One array of a part, mapped: any range of its numbers, decoded chunk by chunk with every checksum held.
 
-In: the bytes of a shard and the grid of its array. Out: codes, or bytes of vectors.
-Before it: `shards.py`, `zarr_json.py`. After it: `part_reader.py`. The chunk decoded last is kept, and replaced in one
-assignment, so that threads can share an array; what is given out may share memory with it and is read-only.
+In: the bytes of a shard and the grid of its array. Out: codes, or bytes of vectors. The chunk decoded last is kept, and
+replaced in one assignment, so that threads can share an array; what is given out may share memory with it and is
+read-only.
 """
 
 from typing import Any

@@ -1,8 +1,6 @@
 """The fast check of a part: its record, its files' names, kinds and sizes, its zarr.json.
 
 In: a store and the manifest. Out: the part's record and every problem that can be seen without reading data.
-Before it: `store.py`, `layout.py`, `index.py`. After it: `reader.py` refuses at the first problem, `verify/` lists
-them all.
 """
 
 from kdpipe.cache import layout

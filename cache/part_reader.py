@@ -1,8 +1,7 @@
 """One committed part, mapped: any range of its sequences, decoded into arrays.
 
-In: a store, the manifest, the part's checked record. Out: `Rows` of neighbouring sequences.
-Before it: `part_files.py`, `part_arrays.py`, `decode.py`. After it: `reader.py` holds a few of these. Nothing here
-writes or locks.
+In: a store, the manifest, the part's checked record. Out: `Rows` of neighbouring sequences. Nothing here writes or
+locks.
 """
 
 from collections.abc import Iterator

@@ -1,8 +1,7 @@
 """One part under construction: sequences in, encoded chunks out to a folder of its own.
 
 In: `Sequence` and `Block` pairs in document order. Out: the finished files of a part, each synced, and its record.
-Before it: `encode.py`. After it: `writer.py` gives the folder its name. Memory holds one open chunk an array, never
-the part.
+Memory holds one open chunk an array, never the part.
 """
 
 from contextlib import ExitStack

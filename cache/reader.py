@@ -1,8 +1,7 @@
 """`open_cache`: a cache for reading, from anywhere, by anyone at once.
 
-In: a path or URL. Out: sequences by number, blocks of neighbours, batches into buffers, the dense twin.
-Before it: `part_reader.py`, `index.py`. After it: stage two, `inspect.py`, `order.py`. Opening reads manifest and
-index and checks each part's files when the part is first touched; it never writes, locks or creates.
+In: a path or URL. Out: sequences by number, blocks of neighbours, batches into buffers, the dense twin. Opening reads
+manifest and index and checks each part's files when the part is first touched; it never writes, locks or creates.
 """
 
 import operator

@@ -1,7 +1,7 @@
 """A cache behind a URL, through fsspec. The only module that imports it.
 
 In: a URL such as s3://bucket/cache or memory://cache. Out: a `Store` whose files are fetched whole, each checked for
-its size. Before it: `store.py` picks it. After it: the reader, which holds few parts at a time.
+its size.
 """
 
 from collections.abc import Iterator, Mapping

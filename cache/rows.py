@@ -1,7 +1,7 @@
 """What goes into a cache and what comes out of it, in memory.
 
 In: tokens and targets of one sequence, from stage one. Out: the same as the reader gives it back, with training
-weights. Before it: nothing. After it: `part_writer.py` takes `Sequence` and `Block`, `part_reader.py` gives `Rows`.
+weights.
 """
 
 from collections.abc import Mapping

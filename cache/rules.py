@@ -1,8 +1,7 @@
 """Every invariant that rows must keep, checked on what a writer is given and on what the reader gives back.
 
-In: a block of rows and the manifest. Out: sentences about the first row that breaks each rule.
-Before it: `rows.py`. After it: `checks.py` before writing, `verify/deep_child.py` after reading. Bounds are those of
-the codecs, stated in docs/cache-format.md.
+In: a block of rows and the manifest. Out: sentences about the first row that breaks each rule. Bounds are those of the
+codecs, stated in docs/cache-format.md.
 """
 
 import math

@@ -2,7 +2,6 @@
 imports zarr.
 
 In: the local folder of a cache and one of its parts. Out: sentences about arrays on which the two readers differ.
-Before it: `part_reader.py`. After it: `verify/deep_child.py`; tests use `open_arrays` as the oracle of the fast path.
 """
 
 import os

@@ -1,7 +1,6 @@
 """sequences.arrow: where each sequence lies in its part, and what is kept of its documents.
 
 In: the sequences of a part as stage one made them. Out: row and entry offsets, document starts, columns, pooled states.
-Before it: `arrow_files.py`. After it: `part_writer.py` writes it last of the data, `part_reader.py` asks it for places.
 """
 
 from collections.abc import Mapping

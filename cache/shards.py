@@ -3,7 +3,6 @@ out. Between the two, where zarr never looks, stand the checksums of the chunks 
 these and the index, so that every chunk is known to be the one that was written, at the place where it was written.
 
 In: encoded chunks, or a file. Out: a file, or the checked places of its chunks.
-Before it: `codecs.py`. After it: `part_writer.py`, `part_reader.py`; `zarr_json.py` tells zarr of the same bytes.
 """
 
 from array import array

@@ -1,8 +1,6 @@
 """Sums over the rows of a part, for `cache inspect` and for choosing rows later.
 
 In: sequences and targets as they are written. Out: the `statistics` object of part.json.
-Before it: `rows.py`. After it: `part_writer.py` keeps them, `inspect.py` adds parts up,
-`verify/deep_child.py` works them out again.
 """
 
 from collections.abc import Iterable, Iterator

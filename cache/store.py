@@ -1,7 +1,7 @@
 """Where a cache lies: a local folder that is mapped, or an fsspec URL whose files are fetched whole.
 
-In: a path or URL. Out: listings, small files and read-only views of large ones; nothing is ever written.
-Before it: nothing. After it: `part_files.py`, `reader.py` and `verify/`. `remote.py` holds the fsspec store.
+In: a path or URL. Out: listings, small files and read-only views of large ones; nothing is ever written. `remote.py`
+holds the fsspec store.
 """
 
 import errno

@@ -1,7 +1,6 @@
 """tables/: arrays that are fitted once for all parts, as plain little-endian numbers.
 
 In: arrays, or a store and the digests that the parts state. Out: files, or checked arrays.
-Before it: `store.py`. After it: `writer.py` publishes them, `reader.py` loads them when they are needed.
 """
 
 from collections.abc import Mapping

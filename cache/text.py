@@ -1,8 +1,6 @@
 """text.arrow: the documents' text, for students with another tokenizer; only when it was asked for.
 
-In: texts in document order. Out: the texts of some documents.
-Before it: `arrow_files.py`. After it: `part_writer.py` and `part_reader.py`. Texts are packed into zstd frames of
-about a mebibyte.
+In: texts in document order. Out: the texts of some documents. Texts are packed into zstd frames of about a mebibyte.
 """
 
 import itertools

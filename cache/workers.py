@@ -1,8 +1,7 @@
 """Which process is writing, and whether it still lives: for work names in tmp/, and for the locks of `lock.py`.
 
-In: what is being built. Out: a name that nobody else uses; from such a name, whether its owner is gone.
-Before it: nothing. After it: `files.py` builds under these names and sweeps. A courtesy, not a lock: two writers of
-one thing never harm each other, and a name that cannot be judged is left alone.
+In: what is being built. Out: a name that nobody else uses; from such a name, whether its owner is gone. A courtesy, not
+a lock: two writers of one thing never harm each other, and a name that cannot be judged is left alone.
 """
 
 import hashlib

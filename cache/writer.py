@@ -1,9 +1,8 @@
 """`CacheWriter`: a cache under construction, by one worker or many, killed and resumed as often as it takes.
 
-In: a manifest, its tables and tokenizer files, then the parts in any order. Out: a sealed cache.
-Before it: `part_writer.py`, `files.py`. After it: `reader.py`. Everything appears under its name whole and once, and
-what it leans on is durable before it: the manifest first, then tables, a part when all of it is on the disk, the index
-last.
+In: a manifest, its tables and tokenizer files, then the parts in any order. Out: a sealed cache. Everything appears
+under its name whole and once, and what it leans on is durable before it: the manifest first, then tables, a part when
+all of it is on the disk, the index last.
 """
 
 import io

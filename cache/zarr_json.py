@@ -2,7 +2,6 @@
 trusted.
 
 In: the manifest and the number of rows and entries of a part. Out: the exact bytes of each zarr.json.
-Before it: `schemas/arrays.py`. After it: `part_writer.py` writes them, `part_files.py` compares them.
 """
 
 from dataclasses import dataclass

@@ -1,7 +1,6 @@
 """`kdpipe cache-teacher`: runs the teacher once over the documents and keeps what it said.
 
-In: flags, a file, the environment. Out: a cache, and on stdout what was made. Before it: `settings.py`.
-After it: `kdpipe.pipeline.cache_teacher`, which tells the story.
+In: flags, a file, the environment. Out: a cache, and on stdout what was made.
 """
 
 import re

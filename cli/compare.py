@@ -1,7 +1,6 @@
 """`kdpipe compare`: runs beside each other in one table.
 
-In: folders of runs. Out: a table for a person, or the whole report as one JSON document. Before it: `cli/main.py`.
-After it: `kdpipe.pipeline.compare`, which reads what the runs left.
+In: folders of runs. Out: a table for a person, or the whole report as one JSON document.
 """
 
 from collections.abc import Iterator, Sequence

@@ -1,7 +1,7 @@
 """The one place that prints: answers on stdout, everything said to a person on stderr.
 
 In: text, JSON-able values and errors from the commands. Out: lines on the two streams; a program that reads stdout
-never meets a progress line. Before it: any module of `cli/`. After it: the terminal.
+never meets a progress line.
 """
 
 import io

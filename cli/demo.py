@@ -1,7 +1,6 @@
 """`kdpipe demo`: the main job on an embedded default, by the commands that anyone can type.
 
 In: an output folder. Out: a teacher, a cache and two students below it, and on stdout what the commands answer.
-Before it: `cli/main.py`. After it: `pipeline/demo.py` makes what the commands start from, and has the models write.
 """
 
 import shlex

@@ -1,7 +1,6 @@
 """`kdpipe eval`: how near a student is to the teacher of a cache, and what it can do.
 
 In: a cache, a student, perhaps tasks. Out: a page for a person, or the whole report as one JSON document.
-Before it: `cli/main.py`. After it: `kdpipe.pipeline.evaluate`, which measures.
 """
 
 from typing import TYPE_CHECKING, Annotated, Literal

@@ -1,7 +1,6 @@
 """Progress of an evaluation on stderr: one bar on a terminal, a line every half minute in a log.
 
-In: what the story says to its `EvalWatch`. Out: nothing on stdout. Before it: `eval.py`. After it: `progress.py` has
-the bar, `console.py` writes the lines.
+In: what the story says to its `EvalWatch`. Out: nothing on stdout.
 """
 
 import time

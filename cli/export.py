@@ -1,7 +1,6 @@
 """`kdpipe export`: a run's student as a model folder for others.
 
-In: a run, where to, the number type. Out: the folder, and what it is. Before it: `cli/main.py`.
-After it: `kdpipe.pipeline.export`, which merges, casts, saves and reads again.
+In: a run, where to, the number type. Out: the folder, and what it is.
 """
 
 from enum import StrEnum

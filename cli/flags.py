@@ -1,7 +1,7 @@
 """Flags that say a setting, as a table: a line for each, shared by the commands that take the same settings.
 
 In: a table of `Flag` and a command's function. Out: the function with those flags, --config and --set as options; it is
-handed what was typed as one `Given`. Before it: `stage_one_options.py` has a table. After it: `cli/main.py` registers.
+handed what was typed as one `Given`.
 """
 
 import functools

@@ -1,7 +1,6 @@
 """`kdpipe plan`: what a run of `cache-teacher` would take, before any weights are loaded.
 
 In: the flags of `cache-teacher`. Out: documents, positions, bytes, memory and, after a probe, time.
-Before it: `settings.py`. After it: `kdpipe.pipeline.plan`, which does the sums.
 """
 
 from typing import TYPE_CHECKING, Annotated

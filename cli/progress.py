@@ -1,7 +1,6 @@
 """Progress of a long run on stderr: one bar on a terminal, a line every half minute in a log.
 
-In: what a story says to its `Watch`. Out: nothing on stdout, ever. Before it: the commands that take long.
-After it: `console.py` writes the lines, rich draws the bar.
+In: what a story says to its `Watch`. Out: nothing on stdout, ever.
 """
 
 import os

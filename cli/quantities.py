@@ -1,6 +1,6 @@
 """Numbers as people say them: sizes, times and shares.
 
-In: numbers in base units. Out: short texts. Before it: nothing. After it: `progress.py`, `cache_teacher.py`, `plan.py`.
+In: numbers in base units. Out: short texts.
 """
 
 

@@ -1,7 +1,6 @@
 """Settings of a command: flags over --set over the environment over the file of --config.
 
-In: what was typed. Out: one checked record. Before it: `flags.py`, `stage_one_options.py`, `stage_two_options.py`,
-`config_file.py`. After it: the commands; `kdpipe.schemas.settings` does the joining.
+In: what was typed. Out: one checked record.
 """
 
 import os

@@ -1,7 +1,6 @@
 """The flags of `kdpipe cache-teacher` and `kdpipe plan`: one table, with the setting that each of them says.
 
-In: nothing. Out: `FLAGS`, `SET_EXAMPLE`, and `OUT` and `EXTEND` for the command that writes. Before it: `flags.py`.
-After it: `main.py` hands them to the commands, `settings.py` joins what was typed with the other layers.
+In: nothing. Out: `FLAGS`, `SET_EXAMPLE`, and `OUT` and `EXTEND` for the command that writes.
 """
 
 from typing import Any, Literal

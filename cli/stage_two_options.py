@@ -1,7 +1,6 @@
 """The flags of `kdpipe train`: one table, with the setting that each of them says.
 
-In: nothing. Out: `FLAGS`, `SET_EXAMPLE`. Before it: `flags.py`. After it: `main.py` hands them to the command,
-`settings.py` joins what was typed with the other layers.
+In: nothing. Out: `FLAGS`, `SET_EXAMPLE`.
 """
 
 from typing import Literal

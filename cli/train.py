@@ -1,7 +1,6 @@
 """`kdpipe train`: trains a student from a cache alone.
 
-In: flags, a file, the environment. Out: a run folder, and on stdout what came of it. Before it: `settings.py`.
-After it: `kdpipe.pipeline.train`, which tells the story.
+In: flags, a file, the environment. Out: a run folder, and on stdout what came of it.
 """
 
 from typing import TYPE_CHECKING, Annotated

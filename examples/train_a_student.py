@@ -1,7 +1,6 @@
 """Train a student from Python: what `kdpipe train` does, with someone of your own to follow it.
 
-In: a cache, a folder for the run. Out: the run in it, and how its loss fell, on stdout. Before it: `write_and_read.py`,
-whose cache of two sentences will do. After it: `kdpipe compare RUN RUN`, `kdpipe export RUN --to hf`.
+In: a cache, a folder for the run. Out: the run in it, and how its loss fell, on stdout.
 """
 
 import sys

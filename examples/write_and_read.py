@@ -1,7 +1,7 @@
 """Write a cache of your own targets, and read it back: what stage one does around a teacher, with two sentences.
 
-In: a folder to write into. Out: a sealed cache in it, and what its first sequence says, on stdout.
-Before it: nothing. After it: `kdpipe cache inspect FOLDER`. A vocabulary of six words, top-3 targets made up by hand.
+In: a folder to write into. Out: a sealed cache in it, and what its first sequence says, on stdout. A vocabulary of six
+words, top-3 targets made up by hand.
 """
 
 import hashlib

@@ -1,8 +1,7 @@
 """Stage one: the teacher is run once, and what it says at every token goes into a cache.
 
-In: the settings of `kdpipe cache-teacher`. Out: a cache, finished or a step further, and a report.
-Before it: `cli/cache_teacher.py`. After it: `kdpipe.cache`, from which students are trained; nothing of this is
-needed then. Run again, it finds what is there and fills the holes.
+In: the settings of `kdpipe cache-teacher`. Out: a cache, finished or a step further, and a report. Run again, it finds
+what is there and fills the holes.
 """
 
 import time

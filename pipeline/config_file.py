@@ -1,8 +1,7 @@
 """Configuration files: YAML as version 1.2 reads it, and JSON.
 
 In: the file of --config, or one value of the environment or of --set. Out: plain values. `no` is a word and 1e-3 a
-number; a key that stands twice, an alias or a tag is refused. Before it: `cli/settings.py`. After it:
-`kdpipe.schemas.settings` knows which values mean something; a run keeps its settings by `as_yaml`.
+number; a key that stands twice, an alias or a tag is refused.
 """
 
 import re

@@ -1,8 +1,7 @@
 """What `kdpipe demo` works on and what it shows at the end: text that comes with Python, all else made on the spot.
 
 In: an output folder and a number of steps. Out: corpus, tokenizer and the teacher's config below it, made once; later
-the numbers and sample texts of teacher and students. Before it: `cli/demo.py`, which types the commands in between.
-After it: `small_teacher.py`, `sample.py`.
+the numbers and sample texts of teacher and students.
 """
 
 import json

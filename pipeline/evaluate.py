@@ -1,7 +1,6 @@
 """`evaluate`: a student beside what a cache's teacher said, and at tasks.
 
-In: what was asked. Out: an `EvalReport`. Before it: `cli/eval.py`. After it: `pipeline/students` finds, fits and loads
-the student, `pipeline/evaluation` measures. No teacher is loaded: what it said is in the cache.
+In: what was asked. Out: an `EvalReport`. No teacher is loaded: what it said is in the cache.
 """
 
 from dataclasses import dataclass

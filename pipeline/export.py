@@ -1,7 +1,7 @@
 """`kdpipe export`: the student of a run as a model folder for others, whole and in one number type.
 
-In: a run, or a folder that a run saved. Out: a folder that loads, and an `ExportReport`. Before it: `cli/export.py`.
-After it: `students/saving.py`, `students/reload.py`. An adapter is worked into its base; nothing is trained.
+In: a run, or a folder that a run saved. Out: a folder that loads, and an `ExportReport`. An adapter is worked into its
+base; nothing is trained.
 """
 
 import os

@@ -1,7 +1,6 @@
 """`FidelityMeter`: how near stored targets are to full distributions, measured while the logits are there.
 
 In: logits of a sample of positions, what was reduced of them, the states that made them. Out: the part's `Fidelity`.
-Before it: `targets/reduce.py`. After it: `part.json`.
 The gradient of a student's output head is G = sum of (q - t) h^T over rows, t its target and h its state. The student
 here is a stand-in: q = 0.7 p + 0.3 of the corpus's unigram, h the teacher's own state, made narrow by random signs.
 """

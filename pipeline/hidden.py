@@ -1,7 +1,6 @@
 """Summaries of hidden states: which layers, how they are made narrow, and a document's mean.
 
 In: `HiddenSettings`, states of some layers on any device. Out: a `HiddenSpec`; vectors of a few numbers.
-Before it: `pipeline/teachers`, which has the states. After it: the writer, which quantises them.
 """
 
 import math

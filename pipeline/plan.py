@@ -1,7 +1,6 @@
 """What stage one would make and take, before any weights are loaded; with a probe, how long it would take too.
 
-In: the settings of `kdpipe plan`. Out: a `PlanReport`. Before it: `cli/plan.py`. After it: `cache_teacher.py`, with
-the same settings.
+In: the settings of `kdpipe plan`. Out: a `PlanReport`.
 """
 
 import math

@@ -1,8 +1,6 @@
 """Requantise: a cache made poorer from what it has, and still unbiased where it was.
 
 In: a finished cache, and what is to be less. Out: a cache of the same documents in the same sequences.
-Before it: `cli/cache/requantise.py`. After it: `kdpipe.cache.reshape.making` makes part after part and completes the
-cache; killed and run again, it goes on.
 """
 
 from collections.abc import Callable

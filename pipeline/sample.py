@@ -1,7 +1,6 @@
 """Sample text: the same prompt continued by several models, to be read beside each other.
 
-In: model folders, a prompt, a seed. Out: what each of them writes next. Before it: `kdpipe train` saved the students.
-After it: `pipeline/demo.py` shows the texts.
+In: model folders, a prompt, a seed. Out: what each of them writes next.
 """
 
 from collections.abc import Sequence

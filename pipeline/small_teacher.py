@@ -1,8 +1,7 @@
 """A small teacher made on the spot: text that comes with Python, a tokenizer trained on it, a Llama-shaped model.
 
 In: a folder and sizes. Out: `corpus.jsonl`, a tokenizer and a model folder that transformers loads, the same for the
-same sizes. Before it: nothing; no network, no hub. After it: the demo, which has kdpipe train the model, and the
-benchmarks that need a teacher who knows something.
+same sizes.
 """
 
 import importlib

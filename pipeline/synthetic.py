@@ -1,8 +1,6 @@
 """Synthetic teacher caches: everything that stage one would hand to the writer, from numpy alone and a seed.
 
 In: a `Recipe`. Out: a manifest, its tables, and the sequences and blocks of any planned part.
-Before it: `synthetic_recipe.py`, `synthetic_documents.py`, `synthetic_targets.py`.
-After it: the demo, the tests and the benchmarks.
 """
 
 import hashlib

@@ -1,7 +1,6 @@
 """The documents of a synthetic part: how long they are, how they are packed, what is known of them.
 
 In: a recipe and a planned part. Out: `Packing` (rows, documents and sequences) and, once tokens are drawn, `Sequence`s.
-Before it: `synthetic_recipe.py`. After it: `synthetic.py`, which has tokens drawn for the rows packed here.
 """
 
 import hashlib

@@ -1,7 +1,6 @@
 """What a synthetic cache is made of: its recipe, its vocabulary and the records that follow from them.
 
 In: a `Recipe`. Out: the vocabulary (Zipf by rank, ids only roughly in that order) and the target and hidden specs.
-Before it: `schemas/targets.py`. After it: `synthetic_documents.py`, `synthetic_teacher.py` and `synthetic_targets.py`.
 """
 
 from collections.abc import Mapping

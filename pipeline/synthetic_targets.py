@@ -1,7 +1,6 @@
 """What a synthetic cache keeps of its teacher: entries of every kind of target and the scalars of each row.
 
 In: a recipe, the rows of some sequences. Out: their tokens and one `Block` for all of them.
-Before it: `synthetic_teacher.py`. After it: `synthetic.py`, which cuts the block at the sequences.
 """
 
 from dataclasses import dataclass

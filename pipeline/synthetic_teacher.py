@@ -2,7 +2,6 @@
 
 In: a recipe and the topic of each row. Out: `Said` (candidates by falling p) and its exact entropies, sums and draws.
 p(v) = unseen * share(v) + what the context adds to its candidates.
-Before it: `synthetic_recipe.py`. After it: `synthetic_targets.py`, which keeps some of it as a cache would.
 """
 
 from dataclasses import dataclass

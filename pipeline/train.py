@@ -1,8 +1,8 @@
 """Stage two: a student learns from a cache alone.
 
 In: the settings of `kdpipe train`. Out: a run folder with checkpoints, metrics.jsonl, config.yaml and `final`, a model
-that everything loads, and a report. Before it: `cli/train.py`. After it: `evaluate.py`, `compare.py`, `export.py`.
-Run again, it goes on from the newest good checkpoint; no teacher is imported here, or by anything below.
+that everything loads, and a report. Run again, it goes on from the newest good checkpoint; no teacher is imported here,
+or by anything below.
 """
 
 import tempfile

@@ -1,8 +1,8 @@
 """Is a cache what its teacher says? Some of its documents are read again, and held against it.
 
-In: a cache and a teacher. Out: an `AgainstReport`, with the teacher's own noise beside the differences.
-Before it: `cli/cache/verify.py`. After it: `capture/compare.py`, `capture/drawn.py`. The noise is what the same teacher
-says of the same documents read alone and read together: nobody can ask a cache to come nearer than that.
+In: a cache and a teacher. Out: an `AgainstReport`, with the teacher's own noise beside the differences. The noise is
+what the same teacher says of the same documents read alone and read together: nobody can ask a cache to come nearer
+than that.
 """
 
 from collections.abc import Iterator, Sequence

@@ -1,8 +1,6 @@
 """`Watch`, `TrainWatch`, `EvalWatch`: whoever follows a long run, as protocols, and those who do not.
 
 In: what a story of the pipeline says while it goes on. Out: nothing; no story depends on who listens.
-Before it: `pipeline/cache_teacher.py`, `pipeline/plan.py`, `pipeline/train.py`. After it: `cli/progress.py`, on a
-terminal or in a log.
 """
 
 from dataclasses import dataclass

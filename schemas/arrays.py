@@ -1,7 +1,6 @@
 """The arrays of a part, the law that turns their codes into numbers, and the codec that turns codes into bytes.
 
 In: what a cache keeps (`targets.py`). Out: the `arrays` object of the manifest, which the reader obeys.
-Before it: `targets.py`. After it: `manifest.py`; `cache/laws.py` applies the laws, `cache/codecs.py` the codecs.
 """
 
 import math

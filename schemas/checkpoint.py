@@ -1,7 +1,6 @@
 """What the files of a checkpoint and of a run say beside the tensors: where the run is, what the guard has seen.
 
 In: JSON of OUT/run.json and OUT/checkpoints/step-N/*.json. Out: frozen records; numbers come back to the bit.
-Before it: `stage_two.py`. After it: `pipeline/training/guard.py`, `checkpoints.py`, `loop.py`.
 """
 
 from typing import Annotated, Literal

@@ -1,8 +1,7 @@
 """Two records side by side: which keys differ, in words a person can act on.
 
-In: two JSON values. Out: lines such as `targets.keep.tau: 0.04 there, 0.1 asked`, or, for two manifests,
-`--tau: 0.04 there, 0.1 asked`. Before it: `records.py`. After it: `cache/writer.py` refuses a folder that holds another
-cache with these lines.
+In: two JSON values. Out: lines such as `targets.keep.tau: 0.04 there, 0.1 asked`, or, for two manifests, `--tau: 0.04
+there, 0.1 asked`.
 """
 
 import re

@@ -1,7 +1,7 @@
 """Contradictions among settings: one that means nothing beside another, and two that say the same thing.
 
 In: what every layer said, by place. Out: the same without what a later layer has overruled, or a `ConfigError` in a
-sentence. Before it: `settings.py`. After it: `stage_one_rules.py`, `stage_two_rules.py`, which name the places.
+sentence.
 """
 
 from collections.abc import Sequence

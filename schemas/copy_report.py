@@ -1,7 +1,6 @@
 """What a copy of a cache is told and answers with.
 
-In: what a person chooses, and counts. Out: `Choice`, and the record that `kdpipe cache copy --json` prints. Before it:
-`reshape.py`, `cache/transfer`. After it: `cli/cache/copy.py`.
+In: what a person chooses, and counts. Out: `Choice`, and the record that `kdpipe cache copy --json` prints.
 """
 
 import re

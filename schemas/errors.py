@@ -1,7 +1,7 @@
 """Every error that kdpipe raises on purpose, with the exit code that the command line gives it.
 
 In: a message (what was found, what was expected, where) and a hint (what to do next). Out: an exception that
-`cli/main.py` shows as two lines on stderr. Before it: nothing. After it: every other module.
+`cli/main.py` shows as two lines on stderr.
 """
 
 import signal

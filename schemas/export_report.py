@@ -1,6 +1,6 @@
 """What `kdpipe export` has made, for a person and for a program.
 
-In: `pipeline/export.py`. Out: the document of `--json`. Before it: `records.py`. After it: `cli/export.py`.
+In: `pipeline/export.py`. Out: the document of `--json`.
 """
 
 from typing import Literal

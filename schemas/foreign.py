@@ -1,8 +1,7 @@
 """What other tools' files are told by, and what importing and exporting answer with.
 
 In: the options of `kdpipe cache import` and `kdpipe cache export`, and DistillKit's compression settings. Out: frozen
-records. Before it: `records.py`, `targets.py`. After it: `pipeline/foreign/`, `cli/cache/import_.py`,
-`cli/cache/export.py`.
+records.
 """
 
 from typing import Annotated, Literal

@@ -1,6 +1,6 @@
 """What a lock file says: which process writes to the folder, and since when.
 
-In: one line of JSON. Out: a frozen record. Before it: `records.py`. After it: `kdpipe.cache.lock`.
+In: one line of JSON. Out: a frozen record.
 """
 
 from typing import Annotated

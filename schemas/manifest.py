@@ -1,7 +1,6 @@
 """manifest.json: what a cache is made from and how its bytes are read. Written first, never rewritten.
 
 In: stage one's spec, or the file. Out: the record that reader, writer and verification obey.
-Before it: `plan.py`, `targets.py`, `arrays.py`. After it: `part.py`; `cache/writer.py` and `cache/reader.py`.
 """
 
 import math

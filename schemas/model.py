@@ -1,7 +1,6 @@
 """Which model is meant: the teacher of stage one, the student of stage two.
 
 In: flags and files. Out: a name that transformers loads, a folder or a hub id, and what goes with it.
-Before it: `records.py`. After it: `stage_one.py`, `stage_two.py`; `pipeline/models/shapes.py` reads the config.
 """
 
 import re

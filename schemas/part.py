@@ -2,7 +2,6 @@
 `indexes` is the sha256 of the checksums and the index at the end of every array's shard.
 
 In: what the writer counted, or the file. Out: the record that the index, the reader and verification compare with.
-Before it: `manifest.py`. After it: `cache/index.py` gathers the parts' records.
 """
 
 from typing import Annotated

@@ -1,7 +1,6 @@
 """The plan: which documents make which part, known before anything is computed.
 
 In: document counts, from stage one's index of the data. Out: numbered parts, each a range of documents of one split.
-Before it: `records.py`. After it: `manifest.py`; `cache/writer.py` fills the parts in any order.
 """
 
 from typing import Annotated, Any, Literal

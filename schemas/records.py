@@ -1,7 +1,7 @@
 """The base of every record that is read from a file, and how a refusal is worded.
 
 In: JSON bytes and a record class. Out: a frozen record, or an error that names the key, the place and the nearest
-allowed key. Before it: `strict_json.py`. After it: `manifest.py`, `part.py` and every other record.
+allowed key.
 """
 
 import difflib

@@ -1,7 +1,6 @@
 """What commands answer with: `cache verify`, `cache-teacher` and `plan`.
 
 In: what `cache/verify` and the stories of stage one found. Out: the JSON documents of `--json`, key by key.
-Before it: `summary.py`. After it: `cache/verify/`, `pipeline/cache_teacher.py`, `pipeline/plan.py`, and their commands.
 """
 
 from typing import Literal

@@ -1,7 +1,7 @@
 """What the commands that make caches from caches are told and answer with: `cache merge`, `subset`, `requantise`.
 
 In: what a person chooses, and what `cache/reshape` and `pipeline/requantise.py` did. Out: `Selection`, and the JSON
-document of `--json`, key by key. Before it: `report.py`. After it: their commands.
+document of `--json`, key by key.
 """
 
 from collections.abc import Mapping

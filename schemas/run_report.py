@@ -1,7 +1,6 @@
 """What `kdpipe train` answers with.
 
-In: what the story of stage two found and did. Out: the JSON document of `--json`, key by key. Before it:
-`train_report.py` has the numbers of an evaluation. After it: `pipeline/train.py`, `cli/train.py`.
+In: what the story of stage two found and did. Out: the JSON document of `--json`, key by key.
 """
 
 from kdpipe.schemas.records import Record

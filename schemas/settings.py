@@ -1,8 +1,7 @@
 """Settings from several mouths, one over the other: default < file < KDPIPE_* environment < --set a.b=c < flag.
 
 In: what each layer said, read into plain values elsewhere. Out: one checked record, or a `ConfigError` that names who
-said the wrong thing and the nearest name. Before it: `records.py`, `stage_one.py`.
-After it: `contradictions.py` looks for those, `cli/settings.py` gathers the layers.
+said the wrong thing and the nearest name.
 """
 
 import difflib

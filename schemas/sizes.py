@@ -1,6 +1,6 @@
 """Sizes as people write them: 20GB, 500 MB, 1.5 TiB, or a number of bytes.
 
-In: a setting. Out: bytes. Before it: nothing. After it: `stage_two.py`.
+In: a setting. Out: bytes.
 """
 
 import re

@@ -1,8 +1,7 @@
 """Everything that stage one can be told: the flags of `kdpipe cache-teacher`, and what only a file or --set says.
 
-In: values from `settings.py`, by layer. Out: one frozen `StageOne`. Before it: `records.py`, `targets.py`.
-After it: `pipeline/cache_teacher.py` and `pipeline/plan.py`. What a machine decides (devices, batches) is apart in
-`Machine`: it changes no meaning of a cache and is not in its manifest.
+In: values from `settings.py`, by layer. Out: one frozen `StageOne`. What a machine decides (devices, batches) is apart
+in `Machine`: it changes no meaning of a cache and is not in its manifest.
 """
 
 import re

@@ -1,8 +1,7 @@
 """Everything that stage two can be told: the flags of `kdpipe train`, and what only a file or --set says.
 
-In: values from `settings.py`, by layer. Out: one frozen `StageTwo`. Before it: `model.py`, `records.py`.
-After it: `pipeline/train.py`. A value that is None is settled later, by what is found: the student, the cache, the
-machine, the preset of the guard; what it became is in the run's config.yaml.
+In: values from `settings.py`, by layer. Out: one frozen `StageTwo`. A value that is None is settled later, by what is
+found: the student, the cache, the machine, the preset of the guard; what it became is in the run's config.yaml.
 """
 
 import re

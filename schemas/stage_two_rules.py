@@ -1,7 +1,7 @@
 """What contradicts itself among the settings of stage two, and what is missing: said before anything is loaded.
 
 In: what every layer said, or the settings made of it. Out: the same without what a later layer has overruled, or a
-`ConfigError` in a sentence. Before it: `contradictions.py`. After it: `cli/settings.py`.
+`ConfigError` in a sentence.
 """
 
 from collections.abc import Iterable

@@ -2,7 +2,7 @@
 
 In: bytes of manifest.json, part.json or a person's file. Out: plain Python values, or a `ConfigError` that says where.
 Duplicate keys, NaN, deep nesting and over-long input are refused; `canonical` is the one spelling whose sha256 is an
-identity. Before it: nothing. After it: `records.py` turns values into records.
+identity.
 """
 
 import hashlib

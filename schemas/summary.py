@@ -1,7 +1,7 @@
 """What `kdpipe cache inspect` says of a cache.
 
 In: nothing is read from a file. Out: the JSON document of `kdpipe cache inspect --json`, key by key as DESIGN 5 names
-them. Before it: `manifest.py`. After it: `cache/inspect.py` fills it in, `cli/cache/inspect.py` shows it.
+them.
 """
 
 from typing import Literal

@@ -1,7 +1,6 @@
 """What is kept of the teacher at a position: the kind of target, its temperatures, hidden-state summaries.
 
 In: flags and configuration of stage one. Out: the `targets` and `hidden` objects of the manifest.
-Before it: `records.py`. After it: `arrays.py` derives the arrays, `manifest.py` holds both.
 """
 
 from typing import Annotated, Literal

@@ -1,7 +1,6 @@
 """What evaluations and comparisons answer with; `Evaluation` is also what evaluation.json in a run's folder holds.
 
 In: what `pipeline/evaluation` measured. Out: the JSON documents of `kdpipe eval --json` and `kdpipe compare --json`.
-Before it: `records.py`. After it: `pipeline/evaluate.py`, `pipeline/compare.py`, `cli/eval.py`, `cli/compare.py`.
 All numbers are in nats and means over positions, but for `ByDocument`, which holds sums.
 """
 

@@ -1,7 +1,6 @@
 """The format version that a cache states, and whether this program may read it.
 
 In: the `format` object of manifest.json. Out: nothing, or a refusal that says which kdpipe is needed.
-Before it: `records.py`. After it: `manifest.py`.
 """
 
 from typing import Any, Final, Literal

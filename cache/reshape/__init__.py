@@ -1,5 +1,4 @@
 """Caches made from other caches: parts are taken over as they are, or their rows are written anew.
 
 In: finished caches. Out: a finished cache, with what was done to the others in its manifest.
-Before it: `cache/reader.py`, `cache/writer.py`. After it: `kdpipe cache merge` and `subset`, and stage one's --extend.
 """

@@ -1,8 +1,7 @@
 """A part of another cache, taken over without decoding: its files as they are, its part.json rewritten.
 
-In: a cache under construction, the part's record, and `fetch`, which puts one file of it into a folder.
-Out: a committed part that differs from its source in part.json alone (and in what it leaves out).
-Before it: `cache/writer.py`. After it: `making.py`; whoever copies parts from elsewhere brings a `fetch` of their own.
+In: a cache under construction, the part's record, and `fetch`, which puts one file of it into a folder. Out: a
+committed part that differs from its source in part.json alone (and in what it leaves out).
 """
 
 import hashlib

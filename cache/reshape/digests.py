@@ -1,7 +1,6 @@
 """Which documents two caches share, by the digest of their tokens; 16 bytes a document are held in memory.
 
-In: the digests of documents. Out: which of some others are among them. Before it: `sources.py`.
-After it: `merge.py`, and stage one's --extend.
+In: the digests of documents. Out: which of some others are among them.
 """
 
 from collections.abc import Iterable

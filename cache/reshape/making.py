@@ -1,8 +1,8 @@
 """A cache made from parts of others: each is adopted as it is, or its rows are written anew from their codes.
 
-In: `Making`, which follows from the sources and what was asked for alone. Out: a finished cache and a report.
-Before it: `merge.py` and `subset.py` say what is made of what. After it: their commands. Killed and run again, it goes
-on with the parts that are not there; one part at a time is in memory, and of it what its open sequences hold.
+In: `Making`, which follows from the sources and what was asked for alone. Out: a finished cache and a report. Killed
+and run again, it goes on with the parts that are not there; one part at a time is in memory, and of it what its open
+sequences hold.
 """
 
 import time

@@ -1,7 +1,7 @@
 """One number a document, from what the cache keeps of its learnt positions.
 
-In: a part and the name of a measure. Out: a mean for every document, NaN for those without a position that has one.
-Before it: `part_reader.py`. After it: `subset.py`. The exact definitions stand in docs/reshape.md.
+In: a part and the name of a measure. Out: a mean for every document, NaN for those without a position that has one. The
+exact definitions stand in docs/reshape.md.
 """
 
 from collections.abc import Callable, Mapping

@@ -1,8 +1,8 @@
 """`merge`: caches that one teacher made become one cache.
 
-In: finished caches of equal teacher, tokenizer and spec. Out: a cache with the documents of all.
-Before it: `sources.py`, `digests.py`. After it: `making.py`; `cli/cache/merge.py`. The first cache's tables hold for
-all, so its parts keep their bytes: ranks fitted anew would rewrite every part to save a few bytes in the others.
+In: finished caches of equal teacher, tokenizer and spec. Out: a cache with the documents of all. The first cache's
+tables hold for all, so its parts keep their bytes: ranks fitted anew would rewrite every part to save a few bytes in
+the others.
 """
 
 from collections.abc import Sequence

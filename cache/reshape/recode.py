@@ -1,7 +1,6 @@
 """The rows of a committed part as they are coded, with ids in the ranks of another table where that is asked.
 
-In: a `PartReader`, and the new rank of every old one. Out: `Stored`, a sequence at a time.
-Before it: `part_reader.py`, `stored.py`. After it: `making.py`, `pipeline/requantising/`. Ranks are all that changes:
+In: a `PartReader`, and the new rank of every old one. Out: `Stored`, a sequence at a time. Ranks are all that changes:
 exact ids keep their order, draws are put in the order of their new ranks with what belongs to them.
 """
 

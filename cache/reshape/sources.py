@@ -1,7 +1,6 @@
 """The finished caches that another one is made from.
 
-In: paths or URLs. Out: `Source`s, which are only read. Before it: `reader.py`. After it: `merge.py`, `subset.py`,
-`making.py`, `pipeline/requantise.py` and stage one's --extend.
+In: paths or URLs. Out: `Source`s, which are only read.
 """
 
 from dataclasses import dataclass

@@ -1,8 +1,7 @@
 """Rows as they are coded, cut by document and joined into sequences: no number is ever decoded, so none is rounded.
 
-In: the codes of neighbouring documents. Out: those of some of them, in one sequence. Before it: `encode.py` says what
-the codes are. After it: `recode.py` reads them out of a part, `making.py` hands them to the writer.
-Differences of ids and log p begin anew at every row, so a row's codes mean the same wherever it stands.
+In: the codes of neighbouring documents. Out: those of some of them, in one sequence. Differences of ids and log p begin
+anew at every row, so a row's codes mean the same wherever it stands.
 """
 
 from collections.abc import Callable, Iterator, Sequence

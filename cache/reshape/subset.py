@@ -1,8 +1,7 @@
 """`subset`: some documents of a cache become a cache of their own.
 
-In: a finished cache and a `Selection`. Out: a cache of the documents that every condition holds for.
-Before it: `measures.py`, `sources.py`. After it: `making.py`; `cli/cache/subset.py`. Parts of which nothing is left out
-keep their bytes; the pieces of a long document stay or go together.
+In: a finished cache and a `Selection`. Out: a cache of the documents that every condition holds for. Parts of which
+nothing is left out keep their bytes; the pieces of a long document stay or go together.
 """
 
 import math

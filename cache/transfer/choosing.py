@@ -1,8 +1,7 @@
 """A smaller cache, seen before it is there: whole parts of another one, some without what they can do without.
 
 In: a source and a `Choice`. Out: a `Source` of its own manifest, records and index; its other files are those of the
-first, so that it is copied as any cache is, and nothing that is left out is ever read. Before it: `looking.py`,
-`reshape/adopt.py`. After it: `copying.py`.
+first, so that it is copied as any cache is, and nothing that is left out is ever read.
 """
 
 import io

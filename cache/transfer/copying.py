@@ -1,8 +1,7 @@
 """`copy_cache`: a cache from one place to another, whole and checked, gone on with after any interruption.
 
-In: two addresses. Out: a cache at the second that is byte for byte the one at the first, and a `CopyReport`.
-Before it: `receiving.py` takes it into a folder, `sending.py` to a URL. After it: `cli/cache/copy.py`, `verify`.
-The manifest comes first, each part when all of it is good, the index last: what is there may be trusted at any time.
+In: two addresses. Out: a cache at the second that is byte for byte the one at the first, and a `CopyReport`. The
+manifest comes first, each part when all of it is good, the index last: what is there may be trusted at any time.
 """
 
 import os

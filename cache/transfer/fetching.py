@@ -1,8 +1,7 @@
 """One file from another place: in pieces, from where it was cut off, and believed only when its digest is right.
 
-In: a store, a name, the size and sha256 that the cache states. Out: a file on the disk that is those bytes.
-Before it: `patience.py`, the stores. After it: `receiving.py` gives it its name. A file that is half there has the
-place's tag beside it: where that has changed, the file begins anew.
+In: a store, a name, the size and sha256 that the cache states. Out: a file on the disk that is those bytes. A file that
+is half there has the place's tag beside it: where that has changed, the file begins anew.
 """
 
 import hashlib

@@ -1,7 +1,7 @@
 """Leases: which parts of a folder somebody on this machine is reading, so that nobody makes room by removing them.
 
-In: a folder, part numbers. Out: locks that the system drops with the process that held them.
-Before it: nothing. After it: `near.py`. Windows has no shared locks, and needs none here: it removes no mapped file.
+In: a folder, part numbers. Out: locks that the system drops with the process that held them. Windows has no shared
+locks, and needs none here: it removes no mapped file.
 """
 
 import os

@@ -1,6 +1,6 @@
 """A cache as it is read once, before anything of it is moved: what says what it is, and which parts it has.
 
-In: a store. Out: a `Source`. Before it: `index.py`, `reader.py`. After it: `choosing.py`, `copying.py`, `near.py`.
+In: a store. Out: a `Source`.
 """
 
 from collections.abc import Sequence

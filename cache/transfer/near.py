@@ -1,8 +1,8 @@
 """`NearStore`: a cache behind a URL, read through a folder on this machine that holds a bounded share of its parts.
 
 In: a far store, a folder, a limit in bytes. Out: a `Store` whose parts are files here, fetched whole, checked, ahead of
-their use where that is known. Before it: `receiving.py` fetches, `leases.py` says who reads. After it: `reader.py`.
-The folder is shared by all processes of a machine, and outlives them; the parts that were read longest ago go first.
+their use where that is known. The folder is shared by all processes of a machine, and outlives them; the parts that
+were read longest ago go first.
 """
 
 import gc

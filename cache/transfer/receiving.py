@@ -1,7 +1,7 @@
 """A local folder that a cache is copied into: each part whole or not there, whatever cuts the copy off.
 
-In: a source behind a `Fetcher`. Out: manifest, tokenizer, tables, parts, each checked before it takes its name.
-Before it: `fetching.py`. After it: `copying.py`. What a copy that was killed had fetched is taken over by the next.
+In: a source behind a `Fetcher`. Out: manifest, tokenizer, tables, parts, each checked before it takes its name. What a
+copy that was killed had fetched is taken over by the next.
 """
 
 import os

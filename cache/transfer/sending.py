@@ -1,8 +1,7 @@
 """A cache to a URL: parts first, each part's record after its files, the index last, nothing that is there replaced.
 
-In: a source, a place that can be written to. Out: the same cache there. Before it: `fetching.py`. After it:
-`copying.py`. Several may send the same cache at once: the bytes of a name are the same whoever sends them, and records
-are created, never overwritten.
+In: a source, a place that can be written to. Out: the same cache there. Several may send the same cache at once: the
+bytes of a name are the same whoever sends them, and records are created, never overwritten.
 """
 
 from collections.abc import Callable

@@ -1,6 +1,6 @@
 """`CopyWatch`: whoever follows a copy, and the one who does not.
 
-In: what a copy says while it goes on. Out: nothing. Before it: `copying.py`. After it: `cli/cache/copy.py`.
+In: what a copy says while it goes on. Out: nothing.
 """
 
 from typing import Protocol

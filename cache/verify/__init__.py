@@ -1,8 +1,7 @@
 """`verify_cache`: names every problem of a cache, at the depth that is asked for.
 
-In: a path or URL and a level. Out: a `VerifyReport`.
-Before it: `reader.py`'s loading. After it: `cli/cache/verify.py`. `fast.py` looks at records, names and sizes;
-`full.py` at every byte; `deep.py` at every row, in a child process with limits; `duplicates.py` at all documents.
+In: a path or URL and a level. Out: a `VerifyReport`. `fast.py` looks at records, names and sizes; `full.py` at every
+byte; `deep.py` at every row, in a child process with limits; `duplicates.py` at all documents.
 """
 
 import os

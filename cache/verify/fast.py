@@ -1,7 +1,6 @@
 """The fast level: everything that can be seen without reading data.
 
 In: a store. Out: a `Survey`: the manifest, the parts' records, and the problems met.
-Before it: `part_files.py`, `index.py`. After it: `full.py` and `deep.py` go on with what is good so far.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

@@ -1,8 +1,8 @@
 """Before a cache is used: every byte of it is checked once on this machine, and only once.
 
-In: the address of a cache, and when it is to be checked. Out: nothing, or the refusal of a damaged copy.
-Before it: `full.py` looks, `memory.py` remembers. After it: `pipeline/data/opening.py`. Caches behind a URL are left
-to whoever fetches them, which checks each file; unfinished ones have no cache_id that could be remembered.
+In: the address of a cache, and when it is to be checked. Out: nothing, or the refusal of a damaged copy. Caches behind
+a URL are left to whoever fetches them, which checks each file; unfinished ones have no cache_id that could be
+remembered.
 """
 
 import os

@@ -1,8 +1,7 @@
 """The full level: every byte of every file, and every checksum inside the shards.
 
-In: a store and what the fast level found. Out: the problems in the files' bytes.
-Before it: `fast.py`. After it: `deep.py`, and `first.py`, which stops at the first problem. Files are hashed on a few
-threads; memory stays small, since they are mapped.
+In: a store and what the fast level found. Out: the problems in the files' bytes. Files are hashed on a few threads;
+memory stays small, since they are mapped.
 """
 
 import hashlib

@@ -1,8 +1,8 @@
 """What this machine remembers of caches whose every byte was checked: a small file for each, outside of the caches.
 
 In: a local folder that holds a finished cache, and its cache_id. Out: whether these very files were checked before.
-Before it: `full.py`. After it: `first.py`. Sizes and times tell whether a file is still the one that was looked at:
-nothing of it is read again. The memory may be lost or unwritable at any time; then caches are checked once more.
+Sizes and times tell whether a file is still the one that was looked at: nothing of it is read again. The memory may be
+lost or unwritable at any time; then caches are checked once more.
 """
 
 import hashlib

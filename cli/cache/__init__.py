@@ -1,6 +1,6 @@
 """`kdpipe cache ...`: one module a command, gathered under one word.
 
-In: the words after `kdpipe cache`. Out: the command that they name. Before it: `cli/main.py`.
+In: the words after `kdpipe cache`. Out: the command that they name.
 """
 
 import typer

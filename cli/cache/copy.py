@@ -1,7 +1,6 @@
 """`kdpipe cache copy`: a cache to another place, or what a copy of it lacks.
 
-In: two addresses. Out: the copy, and a few lines or one JSON document. Before it: `cli/main.py`. After it:
-`kdpipe.cache.transfer` copies; the progress goes to stderr.
+In: two addresses. Out: the copy, and a few lines or one JSON document.
 """
 
 import threading

@@ -1,7 +1,6 @@
 """`kdpipe cache export`: a cache as files that other tools read.
 
 In: a cache, a form, a folder. Out: Parquet files, and on stdout what they hold and what they have no place for.
-Before it: `cli/main.py`. After it: `kdpipe.pipeline.foreign.exporting`.
 """
 
 from typing import TYPE_CHECKING, Annotated, Literal

@@ -1,7 +1,7 @@
 """`kdpipe cache import`: what another tool has stored becomes a cache.
 
 In: files of another tool, their format and the tokenizer. Out: a cache, and on stdout what it is and what its source
-could not tell. Before it: `cli/main.py`. After it: `kdpipe.pipeline.foreign.importing`.
+could not tell.
 """
 
 from typing import TYPE_CHECKING, Annotated, Literal

@@ -1,7 +1,6 @@
 """`kdpipe cache inspect`: what a cache is, what it holds, and where its bytes go.
 
 In: a cache, finished or not. Out: a page for a person, or the whole summary as one JSON document.
-Before it: `cli/main.py`. After it: `kdpipe.cache.inspect`, which reads records only, never data.
 """
 
 from typing import TYPE_CHECKING, Annotated

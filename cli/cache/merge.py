@@ -1,7 +1,6 @@
 """`kdpipe cache merge`: caches that one teacher made become one.
 
-In: two caches or more. Out: a new one, and on stdout what it is. Before it: `cli/main.py`.
-After it: `kdpipe.cache.reshape.merge`.
+In: two caches or more. Out: a new one, and on stdout what it is.
 """
 
 from typing import Annotated, Literal

@@ -1,7 +1,6 @@
 """`kdpipe cache requantise`: a cache made poorer from what it has, without its teacher.
 
-In: a cache, and what is to be less. Out: a new cache, and on stdout what it is. Before it: `cli/main.py`.
-After it: `kdpipe.pipeline.requantise`.
+In: a cache, and what is to be less. Out: a new cache, and on stdout what it is.
 """
 
 from typing import Annotated, Literal

@@ -1,7 +1,6 @@
 """What the commands that make caches from caches share: how they are followed, and what they answer with.
 
 In: parts as they are made, and a report. Out: a line every half minute on stderr, a page on stdout.
-Before it: `merge.py`, `subset.py`, `requantise.py`, `copy.py`. After it: `console.py`.
 """
 
 import re

@@ -1,7 +1,6 @@
 """`kdpipe cache subset`: some documents of a cache become a cache of their own.
 
-In: a cache and conditions. Out: a new cache, and on stdout what it is. Before it: `cli/main.py`.
-After it: `kdpipe.cache.reshape.subset`.
+In: a cache and conditions. Out: a new cache, and on stdout what it is.
 """
 
 import math

@@ -1,7 +1,7 @@
 """`kdpipe cache verify`: is every byte of a cache what it claims to be, and is the cache what its teacher says?
 
 In: a cache, how deep to look, perhaps a teacher. Out: every problem with its place and its remedy, and exit code 0 or
-3. Before it: `cli/main.py`. After it: `kdpipe.cache.verify` looks, `kdpipe.pipeline.verify_against` asks the teacher.
+3.
 """
 
 from pathlib import Path

@@ -1,8 +1,7 @@
 """A cache begun or found: its manifest, tokenizer and tables are there, and the teacher knows what it is asked.
 
-In: a folder, the manifest, documents and teacher. Out: the `CacheWriter`, and the `Asked` of every part.
-Before it: `identity.py`, `speaker.py`. After it: `parts.py`. A table that another worker published first is the one
-that holds.
+In: a folder, the manifest, documents and teacher. Out: the `CacheWriter`, and the `Asked` of every part. A table that
+another worker published first is the one that holds.
 """
 
 from dataclasses import replace

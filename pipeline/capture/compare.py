@@ -1,7 +1,6 @@
 """Numbers beside numbers: what two runs of a teacher, or a cache and a teacher, say about the same rows.
 
 In: targets of some documents, said twice. Out: by document, how far apart they are beyond what rounding explains.
-Before it: `kdpipe.cache.reader`, `speaker.py`. After it: `pipeline/verify_against.py`.
 """
 
 from collections.abc import Iterator, Mapping

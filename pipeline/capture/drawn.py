@@ -1,8 +1,8 @@
 """Draws beside the teacher: which of them are among its most probable ids, and how many should be.
 
 In: targets of a document from a cache, and the teacher's most probable ids at the same rows. Out: `Drawn`, to be added
-up. Before it: `kdpipe.cache.reader`, `compare.py`. After it: `pipeline/verify_against.py`. Draws cannot be compared one
-by one, since which id a random number meets hangs on the last bits of the masses before it; their shares can.
+up. Draws cannot be compared one by one, since which id a random number meets hangs on the last bits of the masses
+before it; their shares can.
 """
 
 import math

@@ -1,7 +1,6 @@
 """What can be refused before the documents are read, which may take long: the place of the cache, config, tokenizer.
 
-In: settings. Out: the tokenizer and the `Prospect`, or a `ConfigError`. Before it: `cli/settings.py`.
-After it: `inputs.py` reads the documents, `speaker.py` loads the teacher, `begin.py` begins the cache.
+In: settings. Out: the tokenizer and the `Prospect`, or a `ConfigError`.
 """
 
 import errno

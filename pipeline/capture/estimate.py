@@ -1,8 +1,8 @@
 """What a cache would take, from sizes alone: positions from a sample of the text, bytes from a synthetic teacher.
 
-In: documents, target spec, the teacher's shape. Out: counts, bytes a position by array, memory.
-Before it: `pipeline/data`, `pipeline/synthetic.py`. After it: `pipeline/plan.py`. The synthetic teacher's targets go
-through the real writer, so that codecs and checksums count as they will; only how sure the teacher is remains a guess.
+In: documents, target spec, the teacher's shape. Out: counts, bytes a position by array, memory. The synthetic teacher's
+targets go through the real writer, so that codecs and checksums count as they will; only how sure the teacher is
+remains a guess.
 """
 
 from dataclasses import dataclass

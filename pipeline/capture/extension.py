@@ -1,8 +1,8 @@
 """--extend: a new cache that begins with the parts of a finished one, and goes on with other documents.
 
 In: the old cache, and the manifest of the new documents alone. Out: the manifest of both, and the old parts in place.
-Before it: `identity.py`. After it: `begin.py`, `parts.py`. The old cache is only read: its parts are linked or copied,
-its tables hold for all, and documents that it has are left out of the new ones.
+The old cache is only read: its parts are linked or copied, its tables hold for all, and documents that it has are left
+out of the new ones.
 """
 
 from collections.abc import Mapping

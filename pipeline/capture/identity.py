@@ -1,7 +1,6 @@
 """What a cache is made from, said once: its manifest, and the tables that every part leans on.
 
 In: settings, documents and tokenizer, and what the teacher is. Out: the `Manifest` and the numbers of its tables.
-Before it: `inputs.py`, `speaker.py`. After it: `kdpipe.cache.writer`, which publishes both before any part.
 """
 
 from importlib.metadata import version

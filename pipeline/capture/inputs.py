@@ -1,7 +1,6 @@
 """What stage one reads before anything else: the tokenizer and the documents, shown to the person.
 
 In: settings. Out: `Inputs`, and a word about which columns play which role and what a document looks like.
-Before it: `pipeline/data`. After it: `identity.py`, `parts.py`.
 """
 
 import math

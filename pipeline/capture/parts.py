@@ -1,7 +1,7 @@
 """One part from documents to the disk: read, packed, asked, arranged, handed to the writing thread.
 
-In: a part number. Out: a committed part, and what it took. Before it: `turns.py` says whose turn it is.
-After it: `cache_teacher.py`. The next part's documents are tokenised while the teacher answers for this one.
+In: a part number. Out: a committed part, and what it took. The next part's documents are tokenised while the teacher
+answers for this one.
 """
 
 import os

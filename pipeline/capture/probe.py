@@ -1,7 +1,6 @@
 """The probe: the real teacher for half a minute, on documents that are going to be cached.
 
 In: settings, documents, seconds. Out: rates, the cost of caching over a bare forward pass, entries and bytes.
-Before it: `trial.py`. After it: `pipeline/plan.py`.
 """
 
 from dataclasses import dataclass

@@ -1,7 +1,7 @@
 """Where a run is, told to whoever follows it: rates, the share of waiting, what is left.
 
-In: the tally of a worker after every batch, and parts as they are committed. Out: calls of a `Watch`, all from the
-main thread. Before it: `parts.py`. After it: `cli/progress.py`.
+In: the tally of a worker after every batch, and parts as they are committed. Out: calls of a `Watch`, all from the main
+thread.
 """
 
 import time

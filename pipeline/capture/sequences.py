@@ -1,7 +1,7 @@
 """Answers arranged as sequences: the teacher reads pieces by length, the cache holds them as they were packed.
 
 In: the pieces of a part, how they are packed, and the answers, batch by batch. Out: sequences with their targets, in
-the order of the part. Before it: `pipeline/data/packing.py` and `pipeline/teachers`. After it: `writing.py`.
+the order of the part.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence

@@ -1,7 +1,6 @@
 """The teacher as stage one needs it: who it is, what it is asked, what is taken from it once, and its answers.
 
 In: settings and the tokenizer. Out: a `Speaker`; for a cache of tokens only, one who says nothing.
-Before it: `pipeline/teachers`, `pipeline/targets`, `pipeline/hidden.py`. After it: `identity.py`, `parts.py`.
 """
 
 from collections.abc import Iterable, Iterator, Sequence

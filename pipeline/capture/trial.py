@@ -1,7 +1,6 @@
 """A trial: the first documents go the whole way, into a cache that is thrown away.
 
 In: documents and teacher. Out: what that cache is, and what making it took.
-Before it: `begin.py`, `parts.py`. After it: `cache_teacher.py` for --dry-run, `plan.py` for its probe.
 """
 
 import time

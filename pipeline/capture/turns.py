@@ -1,8 +1,7 @@
 """Which part a worker makes next: its own share first, then what others left.
 
-In: a cache under construction, and which of n workers this is. Out: part numbers, until nothing is left to do.
-Before it: `kdpipe.cache.writer`. After it: `cache_teacher.py`. Nobody coordinates: a part that two workers make is
-published once, and the loser's work is dropped.
+In: a cache under construction, and which of n workers this is. Out: part numbers, until nothing is left to do. Nobody
+coordinates: a part that two workers make is published once, and the loser's work is dropped.
 """
 
 from collections.abc import Iterator

@@ -1,8 +1,7 @@
 """How many answers may wait in memory, until their sequences are whole and until these are written: bounded in bytes.
 
-In: what is kept of a row. Out: rows and sequences. Before it: `speaker.py`. After it: `sequences.py` sorts within so
-many rows, `writing.py` queues so many sequences, `estimate.py` counts them. A function of the spec alone, as what the
-teacher reads together has to be.
+In: what is kept of a row. Out: rows and sequences. A function of the spec alone, as what the teacher reads together has
+to be.
 """
 
 from kdpipe.schemas.targets import HiddenSpec, Sampled, State, TargetSpec, Threshold, TopK, TopP

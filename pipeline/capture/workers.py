@@ -1,8 +1,7 @@
 """One worker process for each GPU, and what they say gathered for one person.
 
-In: settings, and several devices. Out: the parts that all workers made. Before it: `cache_teacher.py`.
-After it: `cache_teacher.py` again, in every worker, with one device and a share of the parts. Workers meet in the
-cache alone; the first that fails stops the others, and what is committed stays.
+In: settings, and several devices. Out: the parts that all workers made. Workers meet in the cache alone; the first that
+fails stops the others, and what is committed stays.
 """
 
 import multiprocessing

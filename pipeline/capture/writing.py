@@ -1,7 +1,7 @@
 """Parts written in a thread of their own, so that encoding and the disk overlap the teacher's next batch.
 
-In: sequences with their targets, one part after another. Out: committed parts, each with its journal.
-Before it: `sequences.py`. After it: `kdpipe.cache.writer`. Few sequences wait in memory: whoever is faster waits.
+In: sequences with their targets, one part after another. Out: committed parts, each with its journal. Few sequences
+wait in memory: whoever is faster waits.
 """
 
 from collections.abc import Callable, Iterator

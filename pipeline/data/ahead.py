@@ -1,7 +1,7 @@
 """`StepLoader`: the batches of any step, made ahead on threads on the assumption that the line goes on as it did.
 
 In: a cache, an order, places in its line. Out: the `StepBatch` of those places, the same whatever was assumed and
-however many threads work. Before it: `loading.py` makes each micro-batch. After it: the loop takes one a step.
+however many threads work.
 """
 
 import time

@@ -1,9 +1,7 @@
 """`MicroBatch`: what one forward pass of a student needs of the cache, as tensors; `StepBatch`: those of one step.
 
-In: sequences of a cache by number. Out: tensors on the CPU, then on the student's device.
-Before it: `kdpipe.cache.batches`. After it: `pipeline/students`, which reads the tokens, and `pipeline/losses`, which
-compares what it says with the targets. Suffixes: B sequences, T tokens, N rows with loss_mask true in order of
-sequence and place, K kept ids, D documents.
+In: sequences of a cache by number. Out: tensors on the CPU, then on the student's device. Suffixes: B sequences, T
+tokens, N rows with loss_mask true in order of sequence and place, K kept ids, D documents.
 """
 
 from collections.abc import Callable, Mapping

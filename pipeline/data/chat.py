@@ -1,7 +1,7 @@
 """A chat template at work: messages to text, in the sandbox that transformers keeps for templates of strangers.
 
 In: a template and messages. Out: the text, and what the template itself marks as generated. The only module that
-imports jinja2, for its errors. Before it: `tokenizer.py`. After it: `turns.py`, `render.py`.
+imports jinja2, for its errors.
 """
 
 import re

@@ -1,7 +1,6 @@
 """Which column plays which role, and a row read accordingly: text, prompt and response, or a conversation.
 
 In: the first rows and what a person said of the columns. Out: `Mapping`, which turns rows into `Document`s.
-Before it: `row_files.py`. After it: `index.py` counts documents, `chat.py` renders them.
 """
 
 import hashlib

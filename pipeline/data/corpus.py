@@ -1,7 +1,6 @@
 """The corpus: documents indexed and split; any range of them as pieces for the teacher.
 
-In: files of rows and their index. Out: `Corpus`. Before it: `render.py`, `tokenise.py`. After it: `documents.py`;
-`pipeline/capture` asks for the documents of a part, `parts.py` plans parts.
+In: files of rows and their index. Out: `Corpus`.
 """
 
 from collections import abc

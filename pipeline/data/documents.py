@@ -1,7 +1,6 @@
 """Documents of the data found, gone through once, and opened as a corpus.
 
-In: what a person said of the data, and the tokenizer. Out: `Corpus`. Before it: `columns.py` finds the roles of
-columns, `index.py` goes through the rows; twice where the share for validation is less than one document of text.
+In: what a person said of the data, and the tokenizer. Out: `Corpus`.
 """
 
 import os

@@ -1,7 +1,6 @@
 """Data sets of the hub, through the library that everybody uses for them. The only module that imports datasets.
 
 In: a data set's name and split. Out: its rows. `datasets` keeps them in a cache of its own, in the user's home.
-Before it: `sources.py`. After it: `index.py` and `corpus.py`, which read it like a file, and `pipeline/foreign`.
 """
 
 from collections.abc import Collection, Iterator, Sequence

@@ -2,7 +2,6 @@
 
 In: files of rows. Out: `Index`, about 25 bytes a document, 33 while it is made, and the data's fingerprint. Nothing is
 tokenised.
-Before it: `sources.py`, `columns.py`. After it: `corpus.py` reads documents by it, `parts.py` plans parts.
 """
 
 import hashlib

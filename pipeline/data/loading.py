@@ -1,8 +1,7 @@
 """`make_batch`: sequences of a cache as the tensors of one micro-batch; `check_wants`: whether a cache has them.
 
-In: a cache, numbers of sequences, what is wanted of them. Out: a `MicroBatch` on the CPU, pinned when asked.
-Before it: `kdpipe.cache.reader`. After it: `ahead.py` makes batches on threads. What is not wanted is not decoded:
-without targets only tokens are read, and a cache of kind `none` will do.
+In: a cache, numbers of sequences, what is wanted of them. Out: a `MicroBatch` on the CPU, pinned when asked. What is
+not wanted is not decoded: without targets only tokens are read, and a cache of kind `none` will do.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,6 @@
 """The cache of a run, opened: in its folder, or behind a URL through a folder on this machine.
 
-In: `CacheSettings`. Out: a `Cache` or one of its splits, the one that was pinned if one was. Before it:
-`schemas/stage_two.py`. After it: `training/prepare.py`.
+In: `CacheSettings`. Out: a `Cache` or one of its splits, the one that was pinned if one was.
 """
 
 from pathlib import Path

@@ -1,8 +1,7 @@
 """Orders: which sequence stands at a place of the endless line of epochs, as a function of (seed, place) alone.
 
-In: a cache, a seed, the name of an order. Out: an `Ordering`. Before it: `kdpipe.cache.order` shuffles.
-After it: `ahead.py` reads what stands there. `entropy` and `length` go up through an epoch, from the surest or the
-shortest sequence; equal ones stand as they are shuffled, anew in each epoch.
+In: a cache, a seed, the name of an order. Out: an `Ordering`. `entropy` and `length` go up through an epoch, from the
+surest or the shortest sequence; equal ones stand as they are shuffled, anew in each epoch.
 """
 
 from collections.abc import Sequence

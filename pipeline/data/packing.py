@@ -1,7 +1,6 @@
 """Pieces packed into sequences: best fit over a few open ones, in an order that depends on the pieces alone.
 
 In: the pieces of a part. Out: which pieces share a sequence, and such a sequence as the cache takes it.
-Before it: `tokenise.py`, `kdpipe.cache.packing`. After it: `pipeline/capture`, which asks the teacher and writes.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,6 +1,6 @@
 """The plan: parts of even size, found from the sizes of documents before anything is tokenised.
 
-In: the sizes of documents by split, and tokens a byte. Out: `Plan`. Before it: `index.py`. After it: the manifest.
+In: the sizes of documents by split, and tokens a byte. Out: `Plan`.
 """
 
 from collections.abc import Mapping

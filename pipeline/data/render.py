@@ -1,7 +1,6 @@
 """A document as the teacher reads it: one text, and which parts of it are to be learnt.
 
-In: a document, the chat template, what is to be learnt. Out: `Rendered`. Before it: `columns.py`, `tokenizer.py`.
-After it: `turns.py` finds the assistant's turns in a conversation; `tokenise.py`.
+In: a document, the chat template, what is to be learnt. Out: `Rendered`.
 """
 
 from dataclasses import dataclass

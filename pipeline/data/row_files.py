@@ -1,7 +1,6 @@
 """Files that hold rows, one class a format: rows in order with bounded memory, and any row again by its position.
 
-In: a file. Out: `Row`s. Before it: `sources.py` finds the files. After it: `index.py` reads all rows once,
-`corpus.py` those of a part.
+In: a file. Out: `Row`s.
 """
 
 import json

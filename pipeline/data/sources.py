@@ -1,7 +1,6 @@
 """Finds the documents: a file, a folder, a glob, or a data set of the hub.
 
-In: what a person wrote after --data. Out: files of rows, in a fixed order. Before it: `schemas/stage_one.py`.
-After it: `row_files.py` and `hub.py` read them, `index.py` goes through them once.
+In: what a person wrote after --data. Out: files of rows, in a fixed order.
 """
 
 import os

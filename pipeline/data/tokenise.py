@@ -1,7 +1,6 @@
 """Rendered documents as tokens: which are learnt, which bytes each stands for, cut to the length of a sequence.
 
-In: rendered documents. Out: `Tokens` of each, and `Piece`s of at most a sequence's length. Before it: `render.py`.
-After it: `packing.py`; `corpus.py` counts what was split, truncated or left out.
+In: rendered documents. Out: `Tokens` of each, and `Piece`s of at most a sequence's length.
 """
 
 import hashlib

@@ -1,7 +1,7 @@
 """The tokenizer: loaded as transformers does, known by content, kept byte for byte.
 
 In: a folder or a hub id. Out: `LoadedTokenizer`: what the manifest says of it, its files, and text as ids with the
-places where they end. Before it: `schemas/stage_one.py`. After it: `chat.py` renders, `tokenise.py` encodes.
+places where they end.
 """
 
 import re

@@ -1,9 +1,9 @@
 """Where the assistant speaks: found by rendering a conversation as far as each of its turns.
 
 In: a conversation, its template and its text. Out: spans of characters, each from the first thing that the assistant
-says to the end of its turn. Before it: `chat.py`. After it: `render.py`; `tokenise.py` checks that each turn stops.
+says to the end of its turn.
 
-    whole   <user>Hi<end><assistant>Hello<end><user>...
+whole   <user>Hi<end><assistant>Hello<end><user>...
     head    <user>Hi<end><assistant>                       messages before the turn, with the generation prompt
     tail    <user>Hi<end><assistant>Hello<end>             the turn included
 """

@@ -1,8 +1,7 @@
 """`Evaluator`: a student held against a split of a cache: labels, teacher, calibration, the objective itself.
 
-In: a cache, a student, perhaps what it is trained with. Out: an `Evaluation`. Before it: `pipeline/data/loading.py`,
-`pipeline/students`, `pipeline/losses`. After it: `tally.py` adds up; `pipeline/evaluate.py` and the loop ask for it.
-KL is forward and at T=1: exact from states, unbiased from draws made for T=1, else a lower bound by one bin.
+In: a cache, a student, perhaps what it is trained with. Out: an `Evaluation`. KL is forward and at T=1: exact from
+states, unbiased from draws made for T=1, else a lower bound by one bin.
 """
 
 from collections.abc import Callable

@@ -1,7 +1,6 @@
 """What evaluation and comparison read of a run's folder: config.yaml and evaluation.json, which are written here too.
 
-In: the folder of a run. Out: its settings, its last evaluation, where its student is. Before it: `pipeline/train.py`
-makes the folder. After it: `pipeline/evaluate.py`, `pipeline/compare.py`.
+In: the folder of a run. Out: its settings, its last evaluation, where its student is.
 """
 
 from pathlib import Path

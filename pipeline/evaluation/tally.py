@@ -1,7 +1,7 @@
 """`Tally`: sums over evaluated rows: by document, by how sure the teacher was, and by how sure the student was.
 
-In: what is known of each row, batch by batch. Out: means, buckets, sums by document, the calibration error.
-Before it: `measure.py`. After it: `schemas/train_report.py`. It grows with the documents read, not with the rows.
+In: what is known of each row, batch by batch. Out: means, buckets, sums by document, the calibration error. It grows
+with the documents read, not with the rows.
 """
 
 import math

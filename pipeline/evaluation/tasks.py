@@ -1,8 +1,7 @@
 """Tasks of the lm-eval library: what a student can do, beside how near it is to its teacher.
 
-In: a loaded student, its tokenizer, names of tasks or YAML files that describe one. Out: the metrics of each.
-Before it: `pipeline/evaluate.py`. After it: nothing. The only module that imports lm-eval; the extra `eval` brings it.
-What the library prints goes to stderr.
+In: a loaded student, its tokenizer, names of tasks or YAML files that describe one. Out: the metrics of each. The only
+module that imports lm-eval; the extra `eval` brings it. What the library prints goes to stderr.
 """
 
 import contextlib

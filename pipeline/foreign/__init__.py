@@ -1,7 +1,7 @@
 """Caches from what other tools have stored, and files for other tools from caches.
 
-In: the name of a format. Out: its class, imported when it is asked for. Before it: `schemas/foreign.py`.
-After it: `importing.py`. A format says which columns it reads and turns a row of them into a `Raw`.
+In: the name of a format. Out: its class, imported when it is asked for. A format says which columns it reads and turns
+a row of them into a `Raw`.
 """
 
 from collections.abc import Mapping

@@ -1,11 +1,10 @@
 """Axolotl's columns for offline distillation: `target_token_ids` and `target_logprobs` beside `input_ids`.
 
-In: Parquet or JSON lines with these columns, perhaps `labels` and `attention_mask`. Out: `Raw` rows.
-Before it: `files.py`. After it: `told.py`. Rows lie in one of two ways, and nothing in the files says which: list t is
-about token t + 1 (its documentation; the last list is empty or padding), or about token t (as vLLM answers: the first
-is empty or padding). The first row of a source with as many lists as tokens tells, or --align does. The first form of
-these files has one column, `logprobs`: for each of the last tokens, itself meant, a list of {"token": "token_id:N",
-"logprob": x}.
+In: Parquet or JSON lines with these columns, perhaps `labels` and `attention_mask`. Out: `Raw` rows. Rows lie in one of
+two ways, and nothing in the files says which: list t is about token t + 1 (its documentation; the last list is empty or
+padding), or about token t (as vLLM answers: the first is empty or padding). The first row of a source with as many
+lists as tokens tells, or --align does. The first form of these files has one column, `logprobs`: for each of the last
+tokens, itself meant, a list of {"token": "token_id:N", "logprob": x}.
 """
 
 from collections.abc import Mapping

@@ -1,9 +1,8 @@
 """DistillKit's rows: `input_ids` beside packed values and ids, by the recommended codec or the legacy one.
 
-In: its Parquet columns, and the settings of its codec (compression_config.yaml). Out: `Raw` rows.
-Before it: `files.py`, `distillkit_codec.py`. After it: `told.py`. Its row t is about token t + 1 already; a last row
-about a token that is not there is not kept. Legacy values are logits less an unknown number: what they add up to over
-the whole vocabulary nobody knows, so the ids that are there are made to hold 1.
+In: its Parquet columns, and the settings of its codec (compression_config.yaml). Out: `Raw` rows. Its row t is about
+token t + 1 already; a last row about a token that is not there is not kept. Legacy values are logits less an unknown
+number: what they add up to over the whole vocabulary nobody knows, so the ids that are there are made to hold 1.
 """
 
 from collections.abc import Iterator, Mapping

@@ -1,8 +1,8 @@
 """DistillKit's two codecs, decoded: log-probabilities (recommended), or logits less their mean (legacy), and ids.
 
 In: the packed bytes or words of some rows, and the codec's settings. Out: float32 values and int64 ids, [rows, k].
-Before it: `schemas/foreign.py`. After it: `distillkit.py`. Arithmetic is torch's, in the types in which the encoder
-fitted its polynomial: residuals are what was left of exactly that.
+Arithmetic is torch's, in the types in which the encoder fitted its polynomial: residuals are what was left of exactly
+that.
 
 Recommended: exact_k values as they are, then fit(t) + residual for t = 0, 1, ..., fit(t) = sum of coefficient times
 term(t); with delta encoding the sums of all before. Legacy: t = 1, 2, ..., terms t^0, t^-1, ..., t^-degree.

@@ -1,9 +1,8 @@
 """Files for other tools from a cache: `kdpipe cache export`.
 
 In: a cache, a form, a folder. Out: a Parquet file for each part, named by its split as `datasets` finds splits, and a
-report that says what the form has no place for. Before it: `cli/cache/export.py`, `tables.py`. After it: other tools.
-A file appears under its name when it is whole and says of which cache and part it is, so that the same command goes on;
-it never replaces another.
+report that says what the form has no place for. A file appears under its name when it is whole and says of which cache
+and part it is, so that the same command goes on; it never replaces another.
 """
 
 import time

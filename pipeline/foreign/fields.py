@@ -1,7 +1,7 @@
 """The columns of a source row as numpy arrays, whether they came from Parquet or from a line of JSON.
 
 In: a row's columns. Out: arrays of whole numbers, of truth values or of float64, flat or list by list; or a `BadRow`
-that says which column is wrong and how. Before it: `files.py`. After it: the modules of the formats.
+that says which column is wrong and how.
 """
 
 import re

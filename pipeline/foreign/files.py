@@ -1,8 +1,7 @@
 """The files of a source: Parquet with lists of numbers, JSON, an object a line, or a data set of the hub.
 
 In: a file, a folder, a glob, or a data set's name. Out: files whose rows can be read in order with bounded memory, and
-again by position. Before it: `kdpipe.pipeline.data.sources` finds them. After it: `survey.py` reads all rows,
-`importing.py` those of a part.
+again by position.
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence

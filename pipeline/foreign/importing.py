@@ -1,7 +1,6 @@
 """A cache from what another tool has stored: `kdpipe cache import`.
 
 In: the settings of the command. Out: a cache of kind `imported`, and a report that says what the source could not tell.
-Before it: `cli/cache/import_.py`. After it: the cache is as good as any: it verifies, and students learn from it.
 Everything is read twice: `survey.py` checks all rows before anything is written, then parts are made one by one, each
 from the rows that belong to it. Run again, it goes on with the parts that are missing.
 """

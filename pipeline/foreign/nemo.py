@@ -1,9 +1,9 @@
 """NeMo-Aligner's lines: the logits of the k most probable ids, and the log of the sum over all.
 
 In: JSON lines (or Parquet) with tokens, labels, loss_mask, topk_logits, topk_token_ids and log_sum_exp_logits, as its
-compute_topk_logits.py writes them. Out: `Raw` rows. Before it: `files.py`. After it: `told.py`. Labels are the tokens
-one place on, so its row t is about token t + 1, and the label of the last row is one token more. What stands behind the
-last token that is learnt is padding of its batch, and is cut off. log p = logit - log_sum_exp, so the tail is known.
+compute_topk_logits.py writes them. Out: `Raw` rows. Labels are the tokens one place on, so its row t is about token t +
+1, and the label of the last row is one token more. What stands behind the last token that is learnt is padding of its
+batch, and is cut off. log p = logit - log_sum_exp, so the tail is known.
 """
 
 from collections.abc import Mapping

@@ -1,7 +1,6 @@
 """The options of imports and exports: held to their bounds, and refused where a format would ignore them.
 
-In: what was typed. Out: `ImportSettings` or `ExportSettings`, or a `ConfigError`. Before it: `cli/cache/import_.py`,
-`cli/cache/export.py`. After it: `importing.py`, `exporting.py`, and the modules of the formats.
+In: what was typed. Out: `ImportSettings` or `ExportSettings`, or a `ConfigError`.
 """
 
 from typing import Any

@@ -1,8 +1,7 @@
 """The rows of a part as sequences of the cache: documents packed behind each other, each with its targets.
 
-In: `Told` rows, which part they make, bytes by token. Out: sequences and blocks, as the writer takes them.
-Before it: `told.py`. After it: `importing.py` hands them to the writer. The log p of a next token is known where it is
-among the kept ids, and NaN elsewhere.
+In: `Told` rows, which part they make, bytes by token. Out: sequences and blocks, as the writer takes them. The log p of
+a next token is known where it is among the kept ids, and NaN elsewhere.
 """
 
 from collections.abc import Iterator, Sequence

@@ -1,8 +1,7 @@
 """The first of two passes over a source: every row read and checked, before anything is written.
 
 In: files and their format. Out: `Survey`: where the rows are, how long, of which split, and all that the manifest says
-of them. Before it: `told.py` and the formats. After it: `importing.py` plans parts and reads the rows of each again.
-A row goes to validation by the digest of its tokens, as documents do in stage one.
+of them. A row goes to validation by the digest of its tokens, as documents do in stage one.
 """
 
 import hashlib

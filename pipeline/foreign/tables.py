@@ -1,8 +1,8 @@
 """What a cache's rows become in files for other tools: the columns of each form, and what they have no place for.
 
-In: rows as the reader gives them, and the manifest. Out: rows of a table, as numpy arrays. Before it:
-`kdpipe.cache.reader`. After it: `exporting.py` writes them. `parquet` has a sequence in a row and is read again by
-`kdpipe cache import --from topk`; `axolotl` has a document in a row, lists about token t + 1 and an empty last one.
+In: rows as the reader gives them, and the manifest. Out: rows of a table, as numpy arrays. `parquet` has a sequence in
+a row and is read again by `kdpipe cache import --from topk`; `axolotl` has a document in a row, lists about token t + 1
+and an empty last one.
 """
 
 from collections.abc import Iterator

@@ -1,8 +1,7 @@
 """How many bytes of text each token id stands for, from the tokenizer alone.
 
-In: a tokenizer. Out: a number for each id. Before it: `kdpipe.pipeline.data.tokenizer`. After it: `importing.py`: a
-source has tokens and no text. Byte-level vocabularies spell a byte by a character, others are decoded behind a letter;
-special tokens stand for no text.
+In: a tokenizer. Out: a number for each id. Byte-level vocabularies spell a byte by a character, others are decoded
+behind a letter; special tokens stand for no text.
 """
 
 import json

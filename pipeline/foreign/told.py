@@ -1,8 +1,8 @@
 """`Told`: what a source row says, as a cache keeps it, once everything about it has been checked.
 
 In: tokens, which are learnt, and ids with their log-probabilities (`Raw`). Out: `Told`, or a `BadRow` that says what is
-wrong at which token. Before it: the modules of the formats. After it: `survey.py` counts, `importing.py` writes.
-Row t is about token t + 1, whatever the source had; what cannot be kept is dropped here and counted.
+wrong at which token. Row t is about token t + 1, whatever the source had; what cannot be kept is dropped here and
+counted.
 """
 
 from dataclasses import dataclass

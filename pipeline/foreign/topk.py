@@ -1,9 +1,8 @@
 """Plain top-k: tokens, ids and log-probabilities in columns of any name.
 
 In: Parquet or JSON lines; a row has `tokens`, and for each of them a list of `ids` and one of `logprobs`, perhaps
-`loss_mask`, `log_tail` (one for each token) and `document_starts`; --columns says other names. Out: `Raw` rows.
-Before it: `files.py`. After it: `told.py`. List t is about token t + 1 unless --align own is said. What
-`kdpipe cache export --to parquet` writes is of this form.
+`loss_mask`, `log_tail` (one for each token) and `document_starts`; --columns says other names. Out: `Raw` rows. List t
+is about token t + 1 unless --align own is said. What `kdpipe cache export --to parquet` writes is of this form.
 """
 
 from collections.abc import Mapping

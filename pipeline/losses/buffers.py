@@ -1,7 +1,7 @@
 """`Buffers`: memory for chunks of logits that is used again, chunk after chunk and call after call.
 
-In: a name and a tensor like which it should be. Out: a tensor of that shape, its numbers anything.
-Before it: nothing. After it: `fused.py`, `sparse.py`. Fresh pages cost a CPU a tenth of the whole pass.
+In: a name and a tensor like which it should be. Out: a tensor of that shape, its numbers anything. Fresh pages cost a
+CPU a tenth of the whole pass.
 """
 
 import math

@@ -1,8 +1,8 @@
 """A chunk of logits against the teacher's whole distribution, from its last state and its output head.
 
-In: logits, the rows with their states, weights of the terms. Out: raw losses and the gradient to the logits.
-Before it: `fused.py`, `fallback.py`. After it: `logit.py` has the formulas. Every loss is exact here, at any
-temperature; teacher logits are made for a chunk at a time and by one product, as `cache/dense.py` says.
+In: logits, the rows with their states, weights of the terms. Out: raw losses and the gradient to the logits. Every loss
+is exact here, at any temperature; teacher logits are made for a chunk at a time and by one product, as `cache/dense.py`
+says.
 """
 
 from collections.abc import Sequence

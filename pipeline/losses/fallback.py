@@ -1,8 +1,7 @@
 """The same losses where a head is no plain projection: its own logits by chunks, made again in the backward.
 
-In: states, anything that turns states into logits, a `Call`. Out: the loss, raw sums, statistics of rows.
-Before it: `head.py`. After it: `logit.py`, `dense.py` have the formulas. Autograd goes through all of it, and
-checkpoints see to it that one chunk of logits is alive.
+In: states, anything that turns states into logits, a `Call`. Out: the loss, raw sums, statistics of rows. Autograd goes
+through all of it, and checkpoints see to it that one chunk of logits is alive.
 """
 
 from collections.abc import Callable, Sequence

@@ -2,7 +2,6 @@
 
 In: states, the head's weights, a `Call`. Out: raw sums, statistics of rows, and the gradients, made as sums over rows
 weighed relative to the largest weight; `attached` scales them in the backward, so that none underflows.
-Before it: `head.py`. After it: `sparse.py`, `dense.py` turn a chunk of logits into losses and a gradient.
 """
 
 from collections.abc import Callable

@@ -1,8 +1,6 @@
 """`HeadLosses`: the student's output head and all logit losses at once, for the rows of one micro-batch.
 
 In: last states of rows, labels, `Targets`, the terms in force. Out: a scalar to differentiate, raw sums, statistics.
-Before it: `objective.py`. After it: `fused.py` where the head is a matrix in memory, else `fallback.py`; both go by
-chunks of rows, and no more than one chunk of logits is alive (one more for each further temperature).
 """
 
 from collections.abc import Callable, Sequence

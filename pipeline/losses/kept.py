@@ -1,8 +1,7 @@
 """`Bins`: what kept entries say of the teacher at one temperature: exact ids, and one bin for everything else.
 
 In: `Targets` of some rows, a temperature. Out: log-probabilities that formulas can use, and what draws add; or a
-refusal where the cache does not know. Before it: `pipeline/data/batches.py`. After it: `logit.py`.
-p_T = p^(1/T) / Z_T, where Z_T = sum of p^(1/T) is what the cache holds as log_z; what is left of 1 is the bin's.
+refusal where the cache does not know.
 """
 
 import math

@@ -1,8 +1,7 @@
 """The formulas of all logit losses, a number a row: from log p and log q over bins, and from draws behind them.
 
 In: the teacher as `Bins` (or whole), the student's logits at the kept ids and at the label and the log-sum-exp of the
-rest, all float32. Out: raw losses, differentiable to these few numbers. Before it: `kept.py`. After it: `sparse.py`,
-`dense.py`, `fallback.py`, which know where the numbers come from. The formulas stand in docs/losses.md.
+rest, all float32. Out: raw losses, differentiable to these few numbers. The formulas stand in docs/losses.md.
 """
 
 import math

@@ -1,8 +1,7 @@
 """`Objective`: everything that is minimised, for one micro-batch of an optimizer step.
 
 In: a `MicroBatch`, the terms in force, their counts over the whole step. Out: a scalar to call backward on, and the raw
-sum of every term. Before it: `head.py`, `hidden/`, `training/selection.py`. After it: `training/step.py`, and
-`evaluation/`, which asks for the same.
+sum of every term.
 """
 
 from collections.abc import Mapping, Sequence

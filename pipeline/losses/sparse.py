@@ -1,7 +1,6 @@
 """A chunk of logits against kept entries: losses of its rows, and in the same buffer the gradient to the logits.
 
 In: logits in a buffer that may be spoilt, the rows, weights of the terms. Out: raw losses, the gradient in the buffer.
-Before it: `fused.py`, which has made the logits. After it: `logit.py` has the formulas.
 All ids that are not kept enter by their log-sum-exp alone: autograd sees K + 2 numbers a row, the rest is a softmax.
 """
 

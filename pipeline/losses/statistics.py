@@ -1,7 +1,6 @@
 """`RowStatistics`: what the student alone says at each row, for evaluation and for choosing positions; no gradient.
 
-In: a chunk of logits and its labels. Out: four numbers a row in float32. Before it: `fused.py`, `fallback.py`.
-After it: `pipeline/evaluation`, `pipeline/training/selection.py`.
+In: a chunk of logits and its labels. Out: four numbers a row in float32.
 """
 
 from collections.abc import Sequence

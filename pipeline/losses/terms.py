@@ -1,9 +1,8 @@
 """The terms of the objective, by name, and what is in force at a step.
 
-In: `Losses` and the phase of the run. Out: `LogitTerm`s for `head.py`, `HiddenTerm`s for `hidden/`.
-Before it: `schemas/stage_two.py`. After it: every loss. A term adds weight * factor * (sum over its rows) / count,
-where factor is T squared for KL, skew and JSD, T for total variation, 1 otherwise, and count is that of its rows in the
-whole optimizer step.
+In: `Losses` and the phase of the run. Out: `LogitTerm`s for `head.py`, `HiddenTerm`s for `hidden/`. A term adds weight
+* factor * (sum over its rows) / count, where factor is T squared for KL, skew and JSD, T for total variation, 1
+otherwise, and count is that of its rows in the whole optimizer step.
 """
 
 from collections.abc import Mapping

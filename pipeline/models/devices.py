@@ -1,7 +1,6 @@
 """Where a model runs: devices that have shown that they work, the number type, and how a large one is spread.
 
 In: `Machine`, and the bytes of the weights. Out: devices, a dtype, a `Placement`, a number of threads.
-Before it: `shapes.py` knows the bytes. After it: `loading.py` puts the weights there.
 """
 
 import os

@@ -1,7 +1,6 @@
 """A model folder on disk, looked at before anything is loaded: is all of it there, and what is its digest?
 
 In: a folder as transformers saves it. Out: its weight files, their digest, its licence; or what is wrong in two lines.
-Before it: the teacher's name. After it: `shapes.py` reads its config, `loading.py` its weights.
 """
 
 import hashlib

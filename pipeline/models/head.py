@@ -1,7 +1,7 @@
 """`Head`: states to logits by the model's own output projection, for the rows that are wanted and no other.
 
 In: a model, and its vocabulary by the tokenizer. Out: logits of rows; or None where a probe shows that the model does
-something else behind its last state. Before it: `loading.py`. After it: `local.py`, which hands out chunks of rows.
+something else behind its last state.
 """
 
 from collections.abc import Iterator

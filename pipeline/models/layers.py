@@ -1,8 +1,7 @@
 """The layers of a model, found by their list, and their states, kept by hooks while a batch goes through.
 
-In: the body of a model. Out: states by layer, number 0 what goes into the first. Before it: a loaded model.
-After it: `teachers/forward.py` and `students/student.py`. Where the layers cannot be told apart the model itself is
-asked for all of them, which takes more memory.
+In: the body of a model. Out: states by layer, number 0 what goes into the first. Where the layers cannot be told apart
+the model itself is asked for all of them, which takes more memory.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence

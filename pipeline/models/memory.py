@@ -1,7 +1,6 @@
 """How much memory was needed: by the process, and on its GPU; and whether an error says that there is no more.
 
-In: nothing, or an error. Out: bytes at most so far; None where the system does not say. Before it: the loop, the
-teacher, and whoever measures. After it: metrics.jsonl, reports, batches that are cut, advice.
+In: nothing, or an error. Out: bytes at most so far; None where the system does not say.
 """
 
 import sys

@@ -1,7 +1,6 @@
 """`ModelShape`: what is known of a model before its weights are loaded, for `kdpipe plan` and for early refusals.
 
 In: `ModelSettings`. Out: sizes, revision and licence from config and model card, or what is wrong in two lines.
-Before it: `folders.py`. After it: `pipeline/teachers` and `pipeline/students`, which load it, and `pipeline/plan.py`.
 """
 
 import inspect

@@ -1,8 +1,7 @@
 """Random keys for what is drawn again: they follow from the source, the document's tokens and the position.
 
-In: the cache_id of the source, a seed, digests of documents. Out: a key a row. Before it: `pipeline/targets/draws.py`.
-After it: `resample.py`. The cache_id keeps what is drawn now apart from what was drawn before: had both the same
-numbers, an id that was drawn once would be drawn again too often.
+In: the cache_id of the source, a seed, digests of documents. Out: a key a row. The cache_id keeps what is drawn now
+apart from what was drawn before: had both the same numbers, an id that was drawn once would be drawn again too often.
 """
 
 import numpy as np

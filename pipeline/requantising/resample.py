@@ -1,8 +1,8 @@
 """The laws of targets applied to what a cache has kept: which entries stay exact, which are drawn, what goes.
 
-In: the weights of every row's entries, exact ids first, and a key a row. Out: a `Choice` of entries.
-Before it: `spec.py`, `keys.py`. After it: `rows.py`. Whatever is drawn is drawn with a chance in proportion to its
-weight, and its weight is what the teacher's probability is on the mean: so is that of what is drawn again.
+In: the weights of every row's entries, exact ids first, and a key a row. Out: a `Choice` of entries. Whatever is drawn
+is drawn with a chance in proportion to its weight, and its weight is what the teacher's probability is on the mean: so
+is that of what is drawn again.
 """
 
 import math

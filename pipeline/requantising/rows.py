@@ -1,8 +1,7 @@
 """The coded rows of a cache with less in them: what stays keeps its codes, so nothing is rounded twice.
 
-In: a stored sequence, its rows as they are read, and a key a row. Out: the codes under the poorer manifest.
-Before it: `resample.py` chooses entries. After it: `pipeline/requantise.py`. Only counts and the mass of what is not
-exact are told anew: an id that is no longer exact adds to it what it weighed.
+In: a stored sequence, its rows as they are read, and a key a row. Out: the codes under the poorer manifest. Only counts
+and the mass of what is not exact are told anew: an id that is no longer exact adds to it what it weighed.
 """
 
 from dataclasses import dataclass, replace

@@ -1,7 +1,7 @@
 """What a poorer cache keeps: never more than its source, whose teacher is not asked again.
 
 In: the manifest of a cache, and what is to be less. Out: the manifest's new targets, arrays and tables, or what would
-be richer. Before it: `schemas/reshape.py`. After it: `rows.py`, `pipeline/requantise.py`.
+be richer.
 """
 
 from typing import Any

@@ -1,8 +1,8 @@
 """States turned into targets: the whole distribution of every row, reduced as stage one reduces a teacher's.
 
 In: a stored sequence of a cache of states, its rows as they are read, and a key a row. Out: the codes of its targets.
-Before it: `pipeline/targets/reduce.py`. After it: `pipeline/requantise.py`. What a state tells of entropy, log_z and
-the next token is told anew too, so that all of a row agrees; `boundary_logprob` is what the teacher said.
+What a state tells of entropy, log_z and the next token is told anew too, so that all of a row agrees;
+`boundary_logprob` is what the teacher said.
 """
 
 from collections.abc import Mapping

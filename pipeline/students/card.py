@@ -1,7 +1,7 @@
 """The model card: where a student comes from, on what terms, and what it was measured to be.
 
-In: a `Card`. Out: the text of README.md. Before it: the story of `kdpipe train`, which fills it.
-After it: `saving.py`. What the front matter says is what the hub reads; values are written as JSON, which YAML reads.
+In: a `Card`. Out: the text of README.md. What the front matter says is what the hub reads; values are written as JSON,
+which YAML reads.
 """
 
 import json

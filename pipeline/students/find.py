@@ -1,8 +1,7 @@
 """`find_student`: what `--student` means, before any weights are loaded.
 
 In: `StudentSettings`, and the tokenizer of the cache. Out: a `Found`: fresh or trained, its shape, where its tokenizer
-is. Before it: `schemas/stage_two.py`, `kept.py`. After it: `fit.py` holds it against the cache, `loading.py`
-makes it. A name is a preset's, a config's (a JSON file), a model folder's, or one on the hub, looked for in this order.
+is. A name is a preset's, a config's (a JSON file), a model folder's, or one on the hub, looked for in this order.
 """
 
 import json

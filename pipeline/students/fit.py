@@ -1,8 +1,7 @@
 """`check_fit`: may this student learn from this cache? Same tokenizer by content, rows for all ids, enough positions.
 
 In: what `find.py` found, the cache's tokenizer and manifest. Out: a `Fit`, or `Incompatible` (exit 4) with what
-differs. Before it: `find.py`, `kept.py`. After it: `loading.py`; `saving.py` takes the files. `same_tokenizer` is the
-one place that says no to another tokenizer: training across tokenizers begins there.
+differs. `same_tokenizer` is the one place that says no to another tokenizer: training across tokenizers begins there.
 """
 
 from collections.abc import Mapping

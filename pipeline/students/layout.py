@@ -1,9 +1,8 @@
 """Documents within a packed sequence: where each begins, and how they are kept from seeing one another.
 
-In: `document_BT`. Out: positions that restart with each document, or the documents as rows of their own.
-Before it: `kdpipe.pipeline.data.batches`. After it: `student.py`. Models of transformers 5 mask by blocks where
-positions restart, if they get neither a mask nor a cache; a probe at loading shows which do, others read documents
-alone.
+In: `document_BT`. Out: positions that restart with each document, or the documents as rows of their own. Models of
+transformers 5 mask by blocks where positions restart, if they get neither a mask nor a cache; a probe at loading shows
+which do, others read documents alone.
 """
 
 from collections.abc import Callable

@@ -1,8 +1,7 @@
 """`load_student`: weights into memory, drawn afresh or read, in the type and on the device they learn in.
 
-In: what `find.py` found, settings, a precision, a device, a seed. Out: a `Student`. Before it: `fit.py`, which has let
-it pass. After it: `training/prepare.py`. Weights are float32 whatever the arithmetic, so that small steps are not lost;
-`fp16-pure` alone keeps 16 bits.
+In: what `find.py` found, settings, a precision, a device, a seed. Out: a `Student`. Weights are float32 whatever the
+arithmetic, so that small steps are not lost; `fp16-pure` alone keeps 16 bits.
 """
 
 from pathlib import Path

@@ -1,7 +1,7 @@
 """LoRA: small matrices beside those of all linear layers but the head, by the peft extra.
 
 In: a model whose own weights stay as they are. Out: the same model with adapters inside, and what saves them; at export
-the two become one. Before it: `loading.py`. After it: `student.py`, `saving.py`, `kdpipe.pipeline.export`.
+the two become one.
 """
 
 import importlib.util

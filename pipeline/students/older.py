@@ -1,9 +1,8 @@
 """What transformers 4 must read in a config.json that transformers 5 wrote, and would otherwise guess without a word.
 
 In: the values of config.json, of tokenizer_config.json. Out: the values with what 4 looks for added, nothing taken
-away. Before it: `saving.py`, which checks that 5 still finds the same. After it: nothing.
-Measured with 4.57.6 (reference/ecosystem.md section 5): without the base of its rotary positions a Qwen2 loads without
-an error and says something else.
+away. Measured with 4.57.6 (reference/ecosystem.md section 5): without the base of its rotary positions a Qwen2 loads
+without an error and says something else.
 """
 
 import json

@@ -1,8 +1,8 @@
 """Presets of fresh students: Llama-shaped, with tied embeddings, made for the vocabulary of the cache.
 
-In: a preset's name, what the cache's tokenizer says. Out: a config of transformers. Before it: `--student`.
-After it: `find.py`. At 32,000 ids `100m` has 100.1 M parameters and `350m` 350.4 M, embeddings included; heads are 64
-wide, and four of them share keys and values or fewer, as in small models of 2024 and later.
+In: a preset's name, what the cache's tokenizer says. Out: a config of transformers. At 32,000 ids `100m` has 100.1 M
+parameters and `350m` 350.4 M, embeddings included; heads are 64 wide, and four of them share keys and values or fewer,
+as in small models of 2024 and later.
 """
 
 from collections.abc import Mapping

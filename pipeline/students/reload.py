@@ -1,8 +1,7 @@
 """Read again: does a saved student say in a fresh process what it said in this one?
 
-In: a folder, some token ids, the logits that the live student gives for them. Out: nothing, or what differs.
-Before it: `saving.py`. After it: the stories of `kdpipe train` and `kdpipe export`. The child is this file run as a
-program: it loads the folder as anybody would, and knows nothing of the run.
+In: a folder, some token ids, the logits that the live student gives for them. Out: nothing, or what differs. The child
+is this file run as a program: it loads the folder as anybody would, and knows nothing of the run.
 """
 
 import io

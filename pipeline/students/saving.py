@@ -1,7 +1,6 @@
 """`save_student`: a folder that transformers, vLLM and llama.cpp's converter load as it is.
 
 In: a student, its tokenizer's files, a model card. Out: a folder, there as a whole or not at all; what is worth a line.
-Before it: `loading.py`, `card.py`. After it: `reload.py`, which reads it in a fresh process; `kdpipe.pipeline.export`.
 Files of the tokenizer are copied byte for byte: converters know tokenizers by what they do to the byte.
 """
 

@@ -1,8 +1,7 @@
 """`Student`: a model that learns, read batch by batch to its last states and to those that losses on states need.
 
-In: a loaded model. Out: `States`; its head, for `pipeline/losses/head.py`; its parameters by name.
-Before it: `loading.py`. After it: `training/step.py`, `pipeline/evaluation`, `saving.py`. Whether the head is a plain
-projection and whether packed documents can be kept apart is found out once, by reading a few tokens.
+In: a loaded model. Out: `States`; its head, for `pipeline/losses/head.py`; its parameters by name. Whether the head is
+a plain projection and whether packed documents can be kept apart is found out once, by reading a few tokens.
 """
 
 from collections.abc import Callable, Collection, Mapping

@@ -1,7 +1,6 @@
 """What is kept of a distribution: each kind of target picks ids, `reduce.py` adds what all kinds share.
 
 In: logits of some rows on any device, labels and random keys. Out: a `Reduced`, which `reduce.py` turns into a block.
-Before it: `pipeline/teachers`, which has the logits. After it: `pipeline/cache_teacher.py`.
 """
 
 from importlib import import_module

@@ -1,7 +1,6 @@
 """`Chunk`: as many rows of logits as stay in a cache while everything that is wanted of them is worked out.
 
 In: logits of up to `n_rows` rows. Out: powers of p at one temperature after the other, sums of them, the largest ids.
-Before it: `reduce.py`, which goes through a batch chunk by chunk. After it: `masses.py` and the kinds of targets.
 Buffers are made once and always worked on as a whole: a row's numbers do not depend on how many rows came with it.
 """
 

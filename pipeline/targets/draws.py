@@ -1,8 +1,7 @@
 """Random numbers that follow from what they are for: no state, hence no dependence on batch, order or device.
 
-In: a seed, the place of a row in the data, a counter. Out: 64-bit words as int64 tensors.
-Before it: nothing. After it: the kinds with draws (`threshold.py`, `sampled.py`) and `pipeline/hidden.py`.
-A word is the finaliser of splitmix64 (Steele, Lea and Flood 2014) of key + (counter + 1) * GOLDEN, modulo 2^64.
+In: a seed, the place of a row in the data, a counter. Out: 64-bit words as int64 tensors. A word is the finaliser of
+splitmix64 (Steele, Lea and Flood 2014) of key + (counter + 1) * GOLDEN, modulo 2^64.
 """
 
 from typing import get_args

@@ -1,8 +1,8 @@
 """`Lanes`: on a CPU chunks are reduced side by side, each by one thread, rather than each by all threads together.
 
-In: rows of logits and what goes with them. Out: a `Reduced` for each chunk of them, in order.
-Before it: `chunk.py`. After it: `reduce.py`. Threads that share a chunk wait for each other some sixty times a chunk:
-with one of two cores busy elsewhere that took twice as long in the median and ten times at worst.
+In: rows of logits and what goes with them. Out: a `Reduced` for each chunk of them, in order. Threads that share a
+chunk wait for each other some sixty times a chunk: with one of two cores busy elsewhere that took twice as long in the
+median and ten times at worst.
 """
 
 from collections.abc import Callable

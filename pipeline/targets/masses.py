@@ -1,7 +1,6 @@
 """Probabilities as integers, in which drawing is exact: what is below a point does not depend on how it was added up.
 
 In: the powers of a chunk and a scale a row. Out: their sum, and the ids at some points along it, in natural order.
-Before it: `chunk.py`. After it: `threshold.py` and `sampled.py`.
 """
 
 import torch

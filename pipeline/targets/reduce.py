@@ -1,8 +1,6 @@
 """`Reducer`: full distributions in, on any device, a few ids and scalars a row out; `to_block` makes a block of them.
 
 In: logits, labels and random keys of positions. Out: a `Reduced` of fixed shapes, so that nothing waits for a device.
-Before it: `chunk.py` and the kinds of targets. After it: `pipeline/teachers`, which copies to the host and calls
-`to_block`.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -1,7 +1,6 @@
 """Kind `sampled`: the most probable id exactly, and independent draws with replacement from all others.
 
 In: a chunk at the target temperature. Out: the ids that it keeps, and how often each was drawn.
-Before it: `masses.py`. After it: `reduce.py`.
 """
 
 import torch

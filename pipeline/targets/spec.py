@@ -1,7 +1,6 @@
 """From what a person asked for to the `targets` of the manifest: profiles become numbers, kinds get what is theirs.
 
 In: `TargetSettings`, the size of the vocabulary, and for kind `state` the output head. Out: one `TargetSpec`.
-Before it: `schemas/stage_one.py`. After it: `reduce.py`, and the manifest.
 """
 
 from dataclasses import dataclass

@@ -1,8 +1,6 @@
 """Kind `threshold`: exact where p >= tau', the rest by systematic sampling, each draw standing for tau'.
 
-In: a chunk at the target temperature. Out: the ids that it keeps. Before it: `masses.py`. After it: `reduce.py`.
-n = ceil(sum of min(1, p / tau)) ids are kept; tau' solves sum of min(1, p / tau') = n (Duffield, Lund and Thorup 2007,
-VarOpt), so that it is at most tau, or at most 1 / max_entries in a row that wants more entries than it may have.
+In: a chunk at the target temperature. Out: the ids that it keeps.
 """
 
 import math

@@ -1,6 +1,6 @@
 """Kind `topk`: the k most probable ids.
 
-In: a chunk. Out: the ids that it keeps. Before it: `chunk.py`. After it: `reduce.py`.
+In: a chunk. Out: the ids that it keeps.
 """
 
 import torch

@@ -1,6 +1,6 @@
 """Kind `topp`: the fewest most probable ids whose mass reaches p.
 
-In: a chunk at the target temperature. Out: the ids that it keeps. Before it: `chunk.py`. After it: `reduce.py`.
+In: a chunk at the target temperature. Out: the ids that it keeps.
 """
 
 import torch

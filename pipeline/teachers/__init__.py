@@ -1,7 +1,6 @@
 """`Teacher`: whoever answers for the rows of some pieces, and what it is asked.
 
-In: batches of pieces. Out: an `Answer` for each, in order. Before it: `pipeline/data`. After it: `cache_teacher.py`,
-which arranges the answers as sequences and writes them. `local.py` is a model of transformers in this process; a
+In: batches of pieces. Out: an `Answer` for each, in order. `local.py` is a model of transformers in this process; a
 served one, which shows its top candidates only, answers for `topk` and `topp` and says so in its facts.
 """
 

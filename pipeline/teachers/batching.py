@@ -1,7 +1,6 @@
 """Which pieces the teacher reads together: those of similar length, so that little padding is read.
 
 In: pieces, and how many tokens a batch may have, padding included. Out: numbers of pieces, batch by batch.
-Before it: `pipeline/data`. After it: `local.py` pads and reads them.
 """
 
 from collections.abc import Sequence, Sized

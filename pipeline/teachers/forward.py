@@ -1,8 +1,7 @@
 """`Forward`: token ids through a model's own layers, to its last state and those between that are wanted.
 
 In: right-padded ids without any mask. Out: states of every position; logits only where the model has no plain head.
-Before it: `loading.py`, `batching.py`. After it: `head.py` and `local.py`. Causal models never look to the right, so
-that neither padding nor another document can matter (docs/decisions/0005).
+Causal models never look to the right, so that neither padding nor another document can matter (docs/decisions/0005).
 """
 
 from collections.abc import Mapping

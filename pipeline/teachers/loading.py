@@ -1,7 +1,6 @@
 """Weights into memory: what `shapes.py` has let pass is loaded where it fits, and held against its config once more.
 
 In: `TeacherSettings`, the shape, devices. Out: a `Loaded` model, ready to be read with, and who it is.
-Before it: `shapes.py`, `devices.py`. After it: `local.py`.
 """
 
 import importlib.util

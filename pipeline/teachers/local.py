@@ -1,8 +1,8 @@
 """`LocalTeacher`: a model of transformers in this process, which answers batch after batch.
 
-In: pieces in batches. Out: an `Answer` each. Before it: `loading.py`, `reading.py`. After it: `cache_teacher.py`.
-On a GPU the next batch is under way while the last one's answer is taken to the host and put together there. A batch
-that does not fit into memory is halved, and halved again; the answer says how often.
+In: pieces in batches. Out: an `Answer` each. On a GPU the next batch is under way while the last one's answer is taken
+to the host and put together there. A batch that does not fit into memory is halved, and halved again; the answer says
+how often.
 """
 
 import gc

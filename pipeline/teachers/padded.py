@@ -1,7 +1,6 @@
 """`Padded`: pieces side by side as tensors, filled up on the right, and where their rows lie.
 
 In: pieces. Out: ids for the model; places of rows, labels and random keys for what is made of its states.
-Before it: `batching.py` chose the pieces. After it: `forward.py` reads the ids, `local.py` the rest.
 """
 
 from collections.abc import Sequence

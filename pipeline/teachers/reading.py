@@ -1,7 +1,6 @@
 """`Reader`: a few pieces through the model, on the device, and what is kept of them put together on the host.
 
-In: pieces. Out: a `Reading` that is under way, then its `Answer`. Before it: `forward.py`, `head.py`, `padded.py`.
-After it: `local.py`, which sees to memory and to the order of batches.
+In: pieces. Out: a `Reading` that is under way, then its `Answer`.
 """
 
 from collections.abc import Iterator, Sequence

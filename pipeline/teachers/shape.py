@@ -1,7 +1,6 @@
 """The shape of a teacher: what its config says, and whether it can be quantised as asked.
 
-In: `TeacherSettings`. Out: a `ModelShape`, or a `ConfigError`. Before it: `pipeline/models/shapes.py`.
-After it: `loading.py`, and whoever plans before weights are loaded.
+In: `TeacherSettings`. Out: a `ModelShape`, or a `ConfigError`.
 """
 
 import importlib.util

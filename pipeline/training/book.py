@@ -1,7 +1,6 @@
 """The book of a run: every step and evaluation in metrics.jsonl, in trackers, and as news for whoever watches.
 
 In: what `step.py` took, what the guard said, the time it took. Out: lines, `StepNews`, and what the first steps show.
-Before it: `loop.py`. After it: `metrics.py` writes, `trackers/` pass on, `cli/train_progress.py` shows.
 """
 
 import math

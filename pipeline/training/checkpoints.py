@@ -1,9 +1,8 @@
 """Checkpoints: folders OUT/checkpoints/step-N that are whole or not there, and are checked before they are believed.
 
 In: the state of a run and its tensors. Out: a folder with tensors, state.json, run.json (whose it is) and, last,
-checkpoint.json with size and sha256 of each; the newest good one of the run, or the one asked for. Before it:
-`states.py`, `optimizers.py`.
-After it: `loop.py`, `prepare.py`. A step that is saved again (after a rollback) is step-N.2; nothing is overwritten.
+checkpoint.json with size and sha256 of each; the newest good one of the run, or the one asked for. A step that is saved
+again (after a rollback) is step-N.2; nothing is overwritten.
 """
 
 import re

@@ -2,7 +2,6 @@
 
 In: `StageTwo`, the `Plan`, and the tail weight that the cache allows. Out: `InForce` and the order at any step, and
 what is in force anywhere, so that maps are made and temperatures are looked for before the first.
-Before it: `schedules.py`. After it: `pipeline/training/loop.py`.
 """
 
 from collections.abc import Callable, Iterable, Mapping

@@ -1,7 +1,6 @@
 """The desk: everything a run works with while it is under way, opened together and closed together.
 
-In: a `Prepared` run, its folder, the checkpoint it goes on from. Out: a `Desk`. Before it: `prepare.py`.
-After it: `pipeline/train.py`, which lets the loop work on it.
+In: a `Prepared` run, its folder, the checkpoint it goes on from. Out: a `Desk`.
 """
 
 from collections.abc import Callable, Iterator

@@ -1,8 +1,7 @@
 """Diagnosis: a step whose loss or gradient is not finite is looked through until it is known where that began.
 
 In: a step's batches, and the learner as it is. Out: findings by place: targets, the student's logits, a term, the
-gradient or the parameters, with the sequences concerned. Before it: `step.py` has seen that something is wrong.
-After it: `guard.py` counts it. Slow on purpose: it runs only then.
+gradient or the parameters, with the sequences concerned. Slow on purpose: it runs only then.
 """
 
 from collections.abc import Iterator, Mapping

@@ -1,7 +1,7 @@
 """The end of a run: the student that is kept is measured, saved with its card, and read again in a fresh process.
 
-In: the desk, the state after the last step. Out: OUT/final, OUT/evaluation.json. Before it: `loop.py`.
-After it: `reporting.py`. A finished run stays as it is, unless another of its students is asked for now.
+In: the desk, the state after the last step. Out: OUT/final, OUT/evaluation.json. A finished run stays as it is, unless
+another of its students is asked for now.
 """
 
 from dataclasses import dataclass

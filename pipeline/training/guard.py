@@ -1,7 +1,7 @@
 """The guard: judges every step before it counts, and answers what follows when steps go wrong.
 
 In: what was found in a step, its gradient norm, the scale of the loss. Out: accept, skip, roll back, or stop and why;
-its state for the checkpoint. Before it: `step.py`. After it: `loop.py`, which does what the verdict says.
+its state for the checkpoint.
 
 An overflow of a scaled loss (only the gradient is not finite, and the scale is above 1) is a skip that the scaler
 answers by halving its scale. It is no fault: a start at 2^16 may take several. At a scale of 1 it is one, so that a

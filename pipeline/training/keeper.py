@@ -1,7 +1,6 @@
 """The keeper: checkpoints and evaluations of a run, when they are due, and the way back to a good one.
 
 In: a `Prepared` run, its folder. Out: checkpoints, evaluations in the log, a learner as it was at a checkpoint.
-Before it: `checkpoints.py`, `states.py`, `pipeline/evaluation`. After it: `loop.py`, `pipeline/train.py`.
 """
 
 from collections.abc import Callable

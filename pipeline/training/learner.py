@@ -1,7 +1,6 @@
 """`Learner`: everything that learns together, put together once by `prepare.py`.
 
-In: nothing of its own. Out: a record that step, diagnosis, checkpoints and evaluation take. Before it: `prepare.py`.
-After it: `step.py`, `loop.py`.
+In: nothing of its own. Out: a record that step, diagnosis, checkpoints and evaluation take.
 """
 
 from dataclasses import dataclass

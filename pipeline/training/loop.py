@@ -1,8 +1,7 @@
 """The loop: step after step until the plan is done, with evaluations, checkpoints, rollbacks and a clean stop.
 
-In: a `Prepared` run and where it is. Out: where it is then; every file on the way. Before it: `prepare.py`, or a
-checkpoint. After it: `pipeline/train.py` saves the student. Nothing here draws a number: what a step does follows from
-its place alone, so that a run gone on with is the run undisturbed.
+In: a `Prepared` run and where it is. Out: where it is then; every file on the way. Nothing here draws a number: what a
+step does follows from its place alone, so that a run gone on with is the run undisturbed.
 """
 
 import math

@@ -1,7 +1,6 @@
 """Evaluations of a run: the student as it is against the validation split, by the objective in force and all else.
 
-In: a `Prepared` run, its book. Out: an `Evaluation`, which the book has put down. Before it: `pipeline/evaluation`.
-After it: `keeper.py` asks for them when they are due; `finish.py` keeps the last one.
+In: a `Prepared` run, its book. Out: an `Evaluation`, which the book has put down.
 """
 
 import time

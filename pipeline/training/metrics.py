@@ -1,7 +1,7 @@
 """metrics.jsonl: one line of strict JSON for each step and each evaluation.
 
 In: numbers by name. Out: OUT/metrics.jsonl, every float in full precision; one that is not finite is null, and named in
-`nonfinite`. Before it: `book.py` gathers the numbers. After it: `report`, and whoever reads along.
+`nonfinite`.
 
 A checkpoint holds length and digest of the lines that belong to it, which are on the disk before it is. A run that is
 resumed cuts the file there, so that no step is in it twice; a file that does not match gets a line that says so.

@@ -1,7 +1,7 @@
 """What a run asks of a cache: targets, temperatures, statistics; held against what the cache keeps.
 
 In: the curriculum, selections, the manifest. Out: what is warned of, or `Incompatible` (exit 4) in two lines.
-Before it: `curriculum.py`. After it: `prepare.py`. Everything is refused before a weight is loaded.
+Everything is refused before a weight is loaded.
 """
 
 from collections.abc import Iterator

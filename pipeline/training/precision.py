@@ -1,7 +1,6 @@
 """Number types of a run: what weights are kept in, what products are made in, and whether the loss is scaled.
 
-In: `machine.precision` and the device. Out: a `Precision`. Before it: `pipeline/models/devices.py`.
-After it: `pipeline/students/loading.py` keeps weights so, `step.py` computes so.
+In: `machine.precision` and the device. Out: a `Precision`.
 """
 
 from collections.abc import Iterator

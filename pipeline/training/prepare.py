@@ -1,7 +1,7 @@
 """Before the first step: cache and student found, held against each other, and put together.
 
-In: settings. Out: a `Prepared`, or what cannot be, in two lines. Before it: `cli/train.py`. After it: `loop.py`.
-What is cheap to refuse is refused before weights are loaded.
+In: settings. Out: a `Prepared`, or what cannot be, in two lines. What is cheap to refuse is refused before weights are
+loaded.
 """
 
 import json

@@ -1,7 +1,6 @@
 """What a run answers with: its report, and for a dry run what the whole of it would take.
 
-In: the desk, the loop at its end, the evaluation. Out: a `TrainReport`. Before it: `finish.py`.
-After it: `cli/train.py`.
+In: the desk, the loop at its end, the evaluation. Out: a `TrainReport`.
 """
 
 import time

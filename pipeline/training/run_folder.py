@@ -1,6 +1,6 @@
 """The folder of a run: begun, found again, refused when it is another run's, or cleared when that is asked.
 
-In: OUT and which run this is. Out: OUT/run.json. Before it: `prepare.py`. After it: `checkpoints.py`, `metrics.py`.
+In: OUT and which run this is. Out: OUT/run.json.
 """
 
 import os

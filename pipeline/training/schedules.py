@@ -1,8 +1,7 @@
 """How long a run is and what rate it learns at, counted in optimizer steps that were done.
 
 In: `StageTwo` and the number of sequences to learn from. Out: a `Plan`, its lines for a person, the rate's factor at a
-step. Before it: `schemas/stage_two.py`. After it: `curriculum.py`, `pipeline/training/loop.py`. A skipped step is none:
-its sequences are passed over, and the next ones in the line are read in their place.
+step. A skipped step is none: its sequences are passed over, and the next ones in the line are read in their place.
 """
 
 from dataclasses import dataclass

@@ -2,7 +2,6 @@
 
 In: a `Selection`, a `MicroBatch`, and what the head says of its rows where the student is asked. Out: a mask of the
 rows, and how many it will hold, known before any student has spoken.
-Before it: `pipeline/data/batches.py`. After it: `pipeline/losses/objective.py`.
 """
 
 from typing import Protocol

@@ -1,7 +1,6 @@
 """Out of memory: said in two lines, with what to lower so that the run goes on.
 
 In: work, and the settings that it is done with. Out: a `KdpipeError` in place of what torch or Python raise.
-Before it: `pipeline/models/memory.py` knows their words. After it: `loop.py`, `pipeline/train.py`.
 """
 
 from collections.abc import Iterator

@@ -1,7 +1,6 @@
 """What a run must not forget, as named tensors: what is learnt and moves along, and the random generators.
 
 In: a model, a device, a loss scaler. Out: tensors and records that say all of it, and the way back, to the bit.
-Before it: `optimizers.py` has the moments. After it: `checkpoints.py` writes them; `loop.py` keeps copies as snapshots.
 """
 
 from collections.abc import Mapping

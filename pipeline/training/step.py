@@ -1,7 +1,6 @@
 """One optimizer step, up to the point where it is judged: forward and backward of its micro-batches, norm, findings.
 
-In: a `Learner`, a `StepBatch`, the terms in force. Out: a `Took`, with gradients in place. Before it: `loop.py`.
-After it: `guard.py` judges it; `apply` lets the optimizer have it, or `drop` forgets it whole.
+In: a `Learner`, a `StepBatch`, the terms in force. Out: a `Took`, with gradients in place.
 """
 
 from collections.abc import Mapping

@@ -1,7 +1,7 @@
 """Named tensors in a file: the one place that knows safetensors.
 
-In: tensors by name. Out: a file that is on the disk, and the same tensors to the bit, on the CPU.
-Before it: `states.py`. After it: `checkpoints.py`. No pickle is written or read.
+In: tensors by name. Out: a file that is on the disk, and the same tensors to the bit, on the CPU. No pickle is written
+or read.
 """
 
 import os

@@ -3,7 +3,6 @@
 In: a new folder tests/golden/vM.m/ENVIRONMENT; tests/golden/README.md has the commands. Out: a cache of every kind
 there, some again with shards that zarr-python wrote, and versions.json; beside it, what each must give, if no other
 environment has said so yet.
-Before it: `support/kinds.py`, `support/second_reader.py`. After it: `tests/cache/test_golden.py`.
 """
 
 import argparse

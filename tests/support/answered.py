@@ -1,7 +1,6 @@
 """A cache of one sequence whose block was reduced from logits: what stage one writes of a teacher.
 
-In: a target spec, logits. Out: the sequence, its block, the rows that the reader gives. Before it: `reducing.py`.
-After it: the tests of `to_block` and of fidelity.
+In: a target spec, logits. Out: the sequence, its block, the rows that the reader gives.
 """
 
 from dataclasses import dataclass

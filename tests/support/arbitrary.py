@@ -1,7 +1,6 @@
 """Arbitrary caches: random sequences and targets with every edge that the format allows, from a few numbers.
 
 In: a `Wish`. Out: its manifest, tables and the sequences and blocks of every part; written, a sealed cache.
-Before it: hypothesis or a list of cases. After it: the tests that hold reading against `reference.py`.
 """
 
 from dataclasses import dataclass

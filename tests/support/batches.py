@@ -1,7 +1,6 @@
 """Batches compared, tensor by tensor.
 
-In: two micro-batches. Out: an AssertionError that names what differs. Before it: `kdpipe.pipeline.data.loading`.
-After it: the tests of loading.
+In: two micro-batches. Out: an AssertionError that names what differs.
 """
 
 from dataclasses import fields

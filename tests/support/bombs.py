@@ -1,7 +1,6 @@
 """Files that stand for far more than they have bytes, and what it takes to read them, measured in a process of its own.
 
 In: a folder, or the words of a program. Out: files by name; a child's exit code, messages, peak memory and CPU time.
-Before it: nothing. After it: the tests of the data that strangers give.
 """
 
 import json

@@ -1,7 +1,6 @@
 """Child processes that are forked with all imports done, and the small file systems they may have to themselves.
 
-In: a function. Out: how the child ended and what it said. Before it: nothing. After it: the tests that kill, interrupt
-and starve a writer.
+In: a function. Out: how the child ended and what it said.
 """
 
 import ctypes

@@ -1,7 +1,6 @@
 """What every implementation of a seam must do, as suites of tests to inherit.
 
 In: an implementation, given by the class that inherits. Out: its tests.
-Before it: the protocols. After it: tests/cache/test_codecs.py and the tests of other seams.
 """
 
 from typing import Any, ClassVar, Protocol

@@ -1,7 +1,6 @@
 """Small real tokenizers and corpora: English that comes with Python, byte-level BPE trained on it in 0.2 seconds.
 
 In: a folder. Out: a tokenizer saved there, with or without a chat template, or files of documents.
-Before it: nothing. After it: the tests of `pipeline/data`, and whoever needs a tokenizer and text.
 """
 
 import json

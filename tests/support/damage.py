@@ -1,7 +1,6 @@
 """Caches to be damaged: every kind of array in small chunks, everything a reader gives, and seals made to hold again.
 
 In: a folder. Out: a sealed cache there, a digest of all that it says, or the same folder with its checksums put right.
-Before it: `tiny.py`. After it: the tests of corruption, of hostile caches and of mutations.
 """
 
 import hashlib

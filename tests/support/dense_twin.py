@@ -1,8 +1,7 @@
 """The slow twin of `pipeline/targets`: what must be kept of a distribution, from its definition, in float64.
 
-In: the logits of one row. Out: probabilities, scalars, which ids are exact and how likely each other id is drawn.
-Before it: docs/cache-format.md and Duffield, Lund and Thorup (2007). After it: the tests of `pipeline/targets`.
-It shares no code with what it checks, solves tau' by bisection, and never looks at more than one row.
+In: the logits of one row. Out: probabilities, scalars, which ids are exact and how likely each other id is drawn. It
+shares no code with what it checks, solves tau' by bisection, and never looks at more than one row.
 """
 
 import math

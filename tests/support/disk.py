@@ -3,7 +3,6 @@
 In: the calls with which a cache is written, recorded by patching `os`. Out: for any moment, whether something is
 durable, and the trees that may be found afterwards. A file that was not synced may have lost any of its bytes; a name
 made, moved or removed since its folder was last synced may be there or not, each for itself.
-Before it: `faults.py`. After it: the tests of the order of writes and of power cuts.
 """
 
 import os

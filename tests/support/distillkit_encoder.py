@@ -1,7 +1,7 @@
 """Rows as DistillKit's recommended codec would store them, fitted in float64, from a small teacher trained on the spot.
 
 In: a teacher's log-probabilities, and the codec. Out: rows with their packed columns, and what they decode to in
-float64. Before it: `distillkit_twin.py`, which packs. After it: the tests of imports whose rows add up to more than 1.
+float64.
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,7 @@
 """The two environments that caches go between: this one, and the newest that `make test` sets up beside it.
 
 In: .venv-newest, made by the Makefile from requirements-newest.txt. Out: its interpreter, the pins of either, and a
-program run under one of them. Before it: `make test`. After it: `tests/end_to_end/test_two_environments.py`.
+program run under one of them.
 """
 
 import os

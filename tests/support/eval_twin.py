@@ -1,7 +1,7 @@
 """The slow twin of evaluation: every number row by row, from the student's whole distribution in float64.
 
 In: a model as transformers gives it, a cache. Out: rows with their numbers, and means, buckets and calibration error
-made of them by plain loops. Before it: nothing of `pipeline/`. After it: the tests of evaluation.
+made of them by plain loops.
 """
 
 import math

@@ -1,7 +1,6 @@
 """Evaluations made up, and folders of runs around them.
 
 In: numbers by document. Out: an `Evaluation`; a folder with config.yaml and evaluation.json.
-Before it: `schemas/train_report.py`. After it: the tests of comparison.
 """
 
 from collections.abc import Sequence

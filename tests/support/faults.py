@@ -1,7 +1,6 @@
 """Faults in the calls with which a writer changes the disk: counted, then killed at, refused or interrupted.
 
 In: the number of a call and what happens there. Out: a patched `os` for the length of a block.
-Before it: `tiny.py`. After it: the tests of killed writers and of refused writes.
 """
 
 import contextlib

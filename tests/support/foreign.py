@@ -1,7 +1,6 @@
 """What other tools have stored, for tests of importing: DistillKit's own files, rows for the others, a tokenizer.
 
-In: a folder. Out: files in it, and what they must become. Before it: `tests/data/distillkit`. After it: the tests of
-`pipeline/foreign` and of its commands.
+In: a folder. Out: files in it, and what they must become.
 """
 
 import json

@@ -1,7 +1,6 @@
 """A cache whose shards another writer has made: zarr-python itself, or ours with the chunks in another order.
 
 In: a sealed cache and an empty place. Out: the same cache there, other bytes in its shards, sealed anew.
-Before it: `kinds.py`. After it: the tests of zarr as the oracle, and the golden caches.
 """
 
 import json

@@ -1,7 +1,6 @@
 """A gate that processes wait at until all have come, so that they do the next thing at the same moment.
 
-In: how many come. Out: `pass_through` for the children, `wait` and `open` for the test. Before it: nothing.
-After it: the tests of races.
+In: how many come. Out: `pass_through` for the children, `wait` and `open` for the test.
 """
 
 import os

@@ -1,7 +1,6 @@
 """The golden caches under tests/golden: where they lie, and the digests that pin them.
 
 In: tests/golden/vM.m/ENVIRONMENT/NAME and vM.m/expected/NAME.npz. Out: their names, what each must give, SHA256SUMS.
-Before it: `tests/golden/make.py` makes them. After it: `tests/cache/test_golden.py`.
 """
 
 import json

@@ -1,6 +1,6 @@
 """A `TrainWatch` and an `EvalWatch` that remember; apart from all else: a child that uses them imports no stage one.
 
-In: what stage two says. Out: the same, in lists. Before it: nothing. After it: the tests of stage two.
+In: what stage two says. Out: the same, in lists.
 """
 
 from kdpipe.pipeline.watch import StepNews

@@ -1,7 +1,6 @@
 """Micro-batches with cached states, and manifests that name their layers, made without a cache.
 
 In: lengths of documents, layers, a seed. Out: a `MicroBatch`, a student's states, a `Manifest`.
-Before it: `tiny.py`. After it: `tests/pipeline/losses/hidden`.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,6 @@
 """A `HiddenObjective` beside its float64 twin: both asked for the same terms of the same batch.
 
-In: terms, settings, a batch, a student's states. Out: sums, counts, gradients by name. Before it: `hidden_twins.py`,
-`hidden_batches.py`. After it: `tests/pipeline/losses/hidden`.
+In: terms, settings, a batch, a student's states. Out: sums, counts, gradients by name.
 """
 
 from collections.abc import Collection, Mapping, Sequence

@@ -1,7 +1,7 @@
 """The losses on hidden states once more, in float64, by loops over rows, dimensions, pairs and groups.
 
 In: states of a student by layer, a micro-batch, maps as (matrix, bias), mixtures. Out: what each term sums to, and over
-how many. Before it: nothing of kdpipe's losses. After it: `tests/pipeline/losses/hidden`.
+how many.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -2,7 +2,7 @@
 
 In: nothing. Out: its address, and its commits. It answers what the library asks for to read, list, upload (small files
 in the commit, others by LFS) and commit, on the condition of a parent too; by what the library's code says, not the
-hub's. After it: tests/cache/transfer/test_hub.py.
+hub's.
 """
 
 import base64

@@ -1,7 +1,6 @@
 """Small caches of every kind that format 1.1 knows, with many small chunks.
 
-In: a name. Out: a recipe, its manifest, a sealed cache. Before it: `kdpipe.pipeline.synthetic`.
-After it: the tests of the specification, of zarr as the oracle, and of the golden caches.
+In: a name. Out: a recipe, its manifest, a sealed cache.
 """
 
 from collections.abc import Iterator, Mapping

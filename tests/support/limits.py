@@ -1,7 +1,6 @@
 """Caches of strangers are read here: in a forked child, with little memory and time, and every answer comes back.
 
 In: the folder of a cache. Out: how the reader took it, and what verify says at its deepest level.
-Before it: `children.py`, `damage.py`. After it: the tests of hostile caches and of mutations.
 """
 
 import json

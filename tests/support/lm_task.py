@@ -1,7 +1,6 @@
 """A task of lm-eval on a local file: questions with two choices, no network.
 
-In: a folder. Out: the YAML file that describes the task, and its questions. Before it: `corpora.py`.
-After it: the tests of tasks.
+In: a folder. Out: the YAML file that describes the task, and its questions.
 """
 
 from pathlib import Path

@@ -1,7 +1,6 @@
 """Copies of `pipeline/losses` with one planted error each, and the comparison with the twin that must find it.
 
 In: a file, what stands in it, what to put there instead. Out: the package with that error, under another name.
-Before it: `loss_twins.py`, `losses.py`. After it: tests/pipeline/losses/test_mutants.py.
 """
 
 import sys

@@ -1,8 +1,8 @@
 """The slow twin of `pipeline/losses`: every loss from its definition over the whole vocabulary, in float64.
 
 In: a small world of random teacher logits, states, a head. Out: row losses and gradients by autograd; and the `Targets`
-that a cache would give of that teacher, made row by row. Before it: docs/losses.md. After it: tests of the losses.
-It works with probabilities where the losses work with logarithms, and shares no code with them.
+that a cache would give of that teacher, made row by row. It works with probabilities where the losses work with
+logarithms, and shares no code with them.
 """
 
 import math

@@ -1,7 +1,6 @@
 """The losses on a small world of `loss_twins.py`, and how far they are from their twin.
 
-In: a world, terms, targets. Out: values and gradients of `HeadLosses`; a comparison. Before it: `loss_twins.py`.
-After it: tests/pipeline/losses, where mutants must not pass the same comparison.
+In: a world, terms, targets. Out: values and gradients of `HeadLosses`; a comparison.
 """
 
 from collections.abc import Callable

@@ -1,7 +1,6 @@
 """Small random models of many families, saved as transformers saves them: teachers for tests, made in a blink.
 
 In: a folder and sizes. Out: the folder with config.json and model.safetensors, whose logits have a realistic entropy.
-Before it: nothing. After it: the tests of the teachers and of stage one.
 """
 
 import json

@@ -1,7 +1,6 @@
 """Random damage that follows from a number: bytes, integers, stretches and JSON values of any file of a cache.
 
 In: a cache's folder and a seed. Out: the folder with one file changed, and what was done, in words.
-Before it: `damage.py`. After it: `test_mutations.py`.
 """
 
 import json

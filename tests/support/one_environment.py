@@ -3,7 +3,6 @@
 In: `make FOLDER` or `read FOLDER OUT LEVEL`, as a program. Out: small caches in FOLDER, some again with shards that
 zarr-python wrote; or OUT.npz with all that open_cache and zarr-python give of each, and OUT.json with versions and the
 verdicts of that level.
-Before it: `environments.py` says which interpreters run it. After it: `tests/end_to_end/test_two_environments.py`.
 """
 
 import json

@@ -1,7 +1,6 @@
 """Reading seen from outside: rows compared, work for child processes, what a process holds of a cache.
 
 In: caches and rows. Out: failed assertions, digests, counts. Child processes import this module by name.
-Before it: `kdpipe.cache`. After it: the tests of the reader.
 """
 
 import hashlib

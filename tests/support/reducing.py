@@ -1,7 +1,6 @@
 """Logits that are awkward in every way, reduced; and what was kept, row by row in plain Python.
 
-In: a target spec. Out: a `Reduced`, or `Row`s of it. Before it: `pipeline/targets`.
-After it: the tests of `pipeline/targets` and `pipeline/fidelity.py`.
+In: a target spec. Out: a `Reduced`, or `Row`s of it.
 """
 
 import math

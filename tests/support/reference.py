@@ -1,8 +1,7 @@
 """The slow twin of a cache: what reading must give back, worked out row by row in float64 from what was written.
 
-In: a `Sequence`, its `Block`, the manifest and ids_by_rank. Out: `Expected` rows in plain Python and float64.
-Before it: docs/cache-format.md, which both follow. After it: the tests of writing, reading, batches and dense targets.
-It shares no code with `kdpipe.cache` but the two records that it is given.
+In: a `Sequence`, its `Block`, the manifest and ids_by_rank. Out: `Expected` rows in plain Python and float64. It shares
+no code with `kdpipe.cache` but the two records that it is given.
 """
 
 import math

@@ -1,7 +1,6 @@
 """Caches that are made from others: what is in them, document by document, as a reader alone can tell.
 
 In: the paths of caches. Out: a spelling of every document that does not depend on part, sequence or rank; problems.
-Before it: `kdpipe.cache.reader`. After it: the tests of `cache/reshape` and of what else makes caches from caches.
 """
 
 import hashlib

@@ -1,7 +1,7 @@
 """An S3 server on loopback, moto's, in a process of its own.
 
-In: nothing. Out: its address, and the environment in which s3fs finds it. After it: tests that write to and read from
-s3://. Real S3 answers as this does as far as moto knows; keys are made up.
+In: nothing. Out: its address, and the environment in which s3fs finds it. Real S3 answers as this does as far as moto
+knows; keys are made up.
 """
 
 import socket

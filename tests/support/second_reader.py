@@ -1,7 +1,6 @@
 """A second reader of caches, written from docs/cache-format.md alone: slow, float64, one row at a time.
 
 In: the folder of a sealed cache. Out: everything it says, sequence by sequence.
-Before it: nothing, least of all `kdpipe.cache`. After it: tests hold `open_cache` and the golden caches against it.
 """
 
 import hashlib

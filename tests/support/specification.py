@@ -1,7 +1,6 @@
 """docs/cache-format.md as data: its tables and code blocks, and the words in which it states a type.
 
 In: the page, or the JSON schema of a key. Out: rows of tables by heading, blocks by heading, `integer 0 to 2^40`.
-Before it: nothing. After it: the tests that compare the page with the records and with the layout.
 """
 
 import re

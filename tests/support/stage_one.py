@@ -1,7 +1,6 @@
 """Stage one on small real things: a teacher, documents, settings, and the whole story run on them.
 
-In: a folder. Out: settings that `cache_teacher` takes, and what it makes. Before it: `models.py`, `corpora.py`.
-After it: the tests of stage one. Child processes import this by name.
+In: a folder. Out: settings that `cache_teacher` takes, and what it makes. Child processes import this by name.
 """
 
 import os

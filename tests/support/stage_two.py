@@ -1,7 +1,6 @@
 """Stage two on small real things: a cache made by stage one, settings, and the whole story run on them.
 
-In: a folder. Out: caches, settings that `train` takes, what it makes. Before it: `stage_one.py`.
-After it: the tests of stage two. Child processes import this by name.
+In: a folder. Out: caches, settings that `train` takes, what it makes. Child processes import this by name.
 """
 
 import json

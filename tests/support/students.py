@@ -1,7 +1,6 @@
 """Students for tests: batches of made-up documents, students of small folders, and what one document alone says.
 
 In: documents as lists of ids, a folder of `models.py`. Out: a `MicroBatch`, a `Student`, states read one by one.
-Before it: `models.py`, `corpora.py`. After it: the tests of students.
 """
 
 from collections.abc import Sequence

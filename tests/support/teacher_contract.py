@@ -1,7 +1,6 @@
 """What every teacher must do, as a suite of tests to inherit.
 
 In: a teacher, what it is asked, and the truth it knows, given by the class that inherits. Out: its tests.
-Before it: `teachers.py`. After it: tests/pipeline/teachers/test_contract.py.
 """
 
 from collections.abc import Iterator, Sequence

@@ -1,7 +1,7 @@
 """Teachers for tests, the pieces they read, and the dense float64 truth that their answers are held against.
 
 In: model folders of `models.py`. Out: `LocalTeacher`s, `Piece`s, log-probabilities of one document read alone; and a
-teacher that shows its top candidates only. Before it: `models.py`. After it: `teacher_contract.py` and the tests.
+teacher that shows its top candidates only.
 """
 
 import hashlib

@@ -1,7 +1,6 @@
 """A terminal for a program to write its progress on.
 
-In: a program. Out: what it wrote to stdout and to the terminal, and its exit code. Before it: nothing.
-After it: the tests of progress.
+In: a program. Out: what it wrote to stdout and to the terminal, and its exit code.
 """
 
 import os

@@ -1,7 +1,6 @@
 """Small real caches, made in a few hundredths of a second, and the things tests do to them.
 
 In: a folder and a recipe. Out: a sealed cache there, its cache_id, its bytes; single parts; damaged files.
-Before it: `kdpipe.pipeline.synthetic`. After it: the tests of writing, damage, hostile input and golden caches.
 """
 
 import hashlib

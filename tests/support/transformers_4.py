@@ -1,7 +1,6 @@
 """A real transformers 4.57 beside the one that kdpipe uses, in a folder that child processes look into first.
 
-In: the package index, once a virtual environment. Out: what a program said under 4.57.6. Before it: `make setup`.
-After it: the test that a saved student is read alike by both.
+In: the package index, once a virtual environment. Out: what a program said under 4.57.6.
 """
 
 import fcntl

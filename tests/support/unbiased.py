@@ -1,7 +1,6 @@
 """How far what was kept of one distribution, many times, lies from the distribution: in standard deviations.
 
 In: a spec, the probabilities, and rows of them that were reduced. Out: deviations of draws and of mean weights.
-Before it: `dense_twin.py`, `reducing.py`. After it: the tests of targets, and of targets that are made poorer.
 """
 
 import math

@@ -1,7 +1,7 @@
 """A web server on loopback that knows ranges and ETags, and fails when it is told to.
 
-In: a folder, and faults by the number of the request. Out: its address, and the requests that came.
-After it: tests/cache/transfer, which copy from it. A fault hits requests that read bytes, never those that ask a size.
+In: a folder, and faults by the number of the request. Out: its address, and the requests that came. A fault hits
+requests that read bytes, never those that ask a size.
 """
 
 import hashlib

@@ -1,9 +1,8 @@
 """Which rows and documents of a micro-batch are compared with each other.
 
-In: a `MicroBatch`. Out: bounds of groups of G sequences, anchors of each sequence, means over documents.
-Before it: `pipeline/data/batches.py`. After it: `relations.py`, `objective.py`.
-Groups are fixed: sequences 0 to G - 1 of a micro-batch, then the next G. A micro-batch holds whole groups, so that a
-step falls into the same ones however it is split.
+In: a `MicroBatch`. Out: bounds of groups of G sequences, anchors of each sequence, means over documents. Groups are
+fixed: sequences 0 to G - 1 of a micro-batch, then the next G. A micro-batch holds whole groups, so that a step falls
+into the same ones however it is split.
 """
 
 from dataclasses import dataclass

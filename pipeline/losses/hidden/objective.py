@@ -1,8 +1,8 @@
 """`HiddenObjective`: every loss on hidden states, for one micro-batch, with the maps and the router they learn.
 
 In: the student's states by layer, a `MicroBatch` with cached states, coefficients (weight / count). Out: a total to
-differentiate, each term's raw sum, what is logged. Before it: `pairs.py`, `vectors.py`, `relations.py`, `router.py`.
-After it: `pipeline/losses/objective.py`. A term over several pairs is the mean over its pairs. Everything is float32.
+differentiate, each term's raw sum, what is logged. A term over several pairs is the mean over its pairs. Everything is
+float32.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence

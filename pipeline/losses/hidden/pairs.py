@@ -1,8 +1,8 @@
 """Which layer of the student meets which layer of the teacher.
 
 In: `HiddenLosses`, the manifest of a cache, the student's depth, the terms that ever count. Out: `Pairs`, those for
-states of rows and those for documents' pooled states. Before it: `schemas/stage_two.py`. After it: `objective.py`.
-By depth, a cached layer t of the teacher's L meets the student's layer t / L * n, rounded half up; 0 is the embeddings.
+states of rows and those for documents' pooled states. By depth, a cached layer t of the teacher's L meets the student's
+layer t / L * n, rounded half up; 0 is the embeddings.
 """
 
 import math

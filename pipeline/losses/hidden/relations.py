@@ -1,8 +1,8 @@
 """Relations: how alike positions of a document are, and documents of a group, to the student as to the teacher.
 
-In: unit states of both and the pairs that are compared. Out: the sum over pairs of (cos_student - cos_teacher)^2.
-Before it: `grouping.py`. After it: `objective.py`. No map is needed: each side is compared with itself, and random
-projections keep cosines nearly as they are. Every pair of a step counts alike.
+In: unit states of both and the pairs that are compared. Out: the sum over pairs of (cos_student - cos_teacher)^2. No
+map is needed: each side is compared with itself, and random projections keep cosines nearly as they are. Every pair of
+a step counts alike.
 """
 
 import torch

@@ -1,9 +1,8 @@
 """`Router`: for each student layer a learned mixture of the cached teacher layers, which replaces its pair's target.
 
 In: unit vectors of every cached layer. Out: the mixture as a target; a loss that keeps all layers in use; its weights.
-Before it: `pairs.py`. After it: `objective.py`. A mixture is a softmax over layers, the same for all positions. Layers
-come in at one size and the mixture leaves at that size: no layer counts for being long, and nothing is gained by
-mixing layers that cancel out.
+A mixture is a softmax over layers, the same for all positions. Layers come in at one size and the mixture leaves at
+that size: no layer counts for being long, and nothing is gained by mixing layers that cancel out.
 """
 
 import math

@@ -1,10 +1,9 @@
 """States brought to one size, and compared: whatever precision they come in, this is float32.
 
-In: rows of the student's states and of the teacher's cached vectors. Out: sums over rows, or one number a group.
-Before it: `objective.py`, which picks the rows. After it: nothing. Every vector is divided by its root mean square
-first: a few positions of a sequence have states a thousand times as long as others, and would decide alone.
-A vector of zeros stays one: it is like nothing, and a loss on it has no gradient but through its map. What is no number
-is never smaller than anything, so that it stays none and the guard finds it.
+In: rows of the student's states and of the teacher's cached vectors. Out: sums over rows, or one number a group. Every
+vector is divided by its root mean square first: a few positions of a sequence have states a thousand times as long as
+others, and would decide alone. A vector of zeros stays one: it is like nothing, and a loss on it has no gradient but
+through its map. What is no number is never smaller than anything, so that it stays none and the guard finds it.
 """
 
 import torch

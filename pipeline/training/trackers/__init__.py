@@ -1,8 +1,7 @@
 """Trackers: where a run is followed from elsewhere; metrics.jsonl is always there.
 
 In: `report_to`, the settings, the run's folder, and every line of metrics.jsonl. Out: what each library keeps, below
-the run's folder unless its own environment variables say where. Before it: `pipeline/training/desk.py`. After it:
-`tensorboard.py`, `wandb.py`, `trackio.py`, `mlflow.py`, each of which alone knows its library.
+the run's folder unless its own environment variables say where.
 """
 
 import importlib

@@ -1,7 +1,7 @@
 """MLflow: a file store in OUT/mlruns, or the server that MLFLOW_TRACKING_URI names.
 
-In: numbers of steps. Out: OUT/mlruns, for `MLFLOW_ALLOW_FILE_STORE=true mlflow ui --backend-store-uri OUT/mlruns`.
-Before it: `trackers/__init__.py`. After it: MLflow. Its client alone is used: no run of a process is touched.
+In: numbers of steps. Out: OUT/mlruns, for `MLFLOW_ALLOW_FILE_STORE=true mlflow ui --backend-store-uri OUT/mlruns`. Its
+client alone is used: no run of a process is touched.
 """
 
 import os

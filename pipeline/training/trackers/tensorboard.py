@@ -1,6 +1,6 @@
 """TensorBoard: event files in OUT/tensorboard, for `tensorboard --logdir OUT`.
 
-In: numbers of steps. Out: OUT/tensorboard/events.*. Before it: `trackers/__init__.py`. After it: TensorBoard.
+In: numbers of steps. Out: OUT/tensorboard/events.*.
 """
 
 import time

@@ -1,7 +1,6 @@
 """Trackio: a local database in OUT/trackio, for `TRACKIO_DIR=OUT/trackio trackio show`.
 
-In: numbers of steps. Out: OUT/trackio, unless TRACKIO_DIR says where. Before it: `trackers/__init__.py`.
-After it: trackio, whose own words are dropped: stdout is for data.
+In: numbers of steps. Out: OUT/trackio, unless TRACKIO_DIR says where.
 """
 
 import io

@@ -1,6 +1,6 @@
 """Weights & Biases: a run in OUT/wandb, offline unless WANDB_MODE or WANDB_API_KEY is set.
 
-In: numbers of steps. Out: OUT/wandb, which `wandb sync` uploads. Before it: `trackers/__init__.py`. After it: wandb.
+In: numbers of steps. Out: OUT/wandb, which `wandb sync` uploads.
 """
 
 import os
