@@ -21,17 +21,17 @@ from measure import in_child, machine, memcpy_rate, pin_to_one_core, rounded, se
 
 from kdpipe.cache import open_cache
 from kdpipe.cache.batches import allocate_batch, fill_batch
-from kdpipe.cache.codecs import CHECKSUM_BYTES, encode_numbers
-from kdpipe.cache.decode import Decoder
-from kdpipe.cache.entries import Ragged, differences
+from kdpipe.cache.format.codecs import CHECKSUM_BYTES, encode_numbers
+from kdpipe.cache.format.decode import Decoder
+from kdpipe.cache.format.quantizers import to_codes
+from kdpipe.cache.format.ragged import Ragged, differences
+from kdpipe.cache.format.rows import Block, Rows, Sequence
+from kdpipe.cache.format.shards import PLACE_BYTES, Shard
 from kdpipe.cache.inspect import inspect_cache
-from kdpipe.cache.laws import to_codes
-from kdpipe.cache.part_files import part_grids
-from kdpipe.cache.part_reader import PartReader
+from kdpipe.cache.opening import create_cache
+from kdpipe.cache.parts.part_files import part_grids
+from kdpipe.cache.parts.part_reader import PartReader
 from kdpipe.cache.reader import Cache
-from kdpipe.cache.rows import Block, Rows, Sequence
-from kdpipe.cache.shards import PLACE_BYTES, Shard
-from kdpipe.cache.writer import create_cache
 from kdpipe.pipeline.synthetic import synthetic_manifest, synthetic_part, synthetic_tables
 from kdpipe.pipeline.synthetic_recipe import Recipe
 
@@ -71,7 +71,7 @@ print(json.dumps({"rows": rows, "peak_bytes": peak()}))
 WRITING = """
 import json, sys
 from pathlib import Path
-from kdpipe.cache.writer import create_cache
+from kdpipe.cache.writing.writer import create_cache
 from kdpipe.pipeline.synthetic import synthetic_manifest, synthetic_part, synthetic_tables
 from kdpipe.pipeline.synthetic_recipe import Recipe
 recipe = Recipe(documents={"train": int(sys.argv[2])}, documents_per_part=int(sys.argv[3]), hidden=False)

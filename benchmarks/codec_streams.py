@@ -9,9 +9,9 @@ from itertools import chain
 import numpy as np
 import numpy.typing as npt
 
-from kdpipe.cache.encode import CodedRows, encode
-from kdpipe.cache.entries import differences, draw_mask
-from kdpipe.cache.rows import Block, Sequence
+from kdpipe.cache.format.encode import CodedRows, encode
+from kdpipe.cache.format.ragged import differences, draw_mask
+from kdpipe.cache.format.rows import Block, Sequence
 from kdpipe.pipeline.synthetic import Recipe, synthetic_manifest, synthetic_part, synthetic_tables
 from kdpipe.schemas.arrays import MISSING
 

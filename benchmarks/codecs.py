@@ -32,7 +32,7 @@ from codec_streams import (
 )
 from pcodec import ChunkConfig, standalone
 
-from kdpipe.cache.codecs import checked, crc32c, decode_numbers, encode_numbers
+from kdpipe.cache.format.codecs import checked, crc32c, decode_numbers, encode_numbers
 from kdpipe.pipeline.synthetic import Recipe
 
 INDEX_BYTES = 16

@@ -13,10 +13,10 @@ import numpy.typing as npt
 import torch
 
 from kdpipe.cache import Cache
-from kdpipe.pipeline.data.ahead import StepLoader
-from kdpipe.pipeline.data.batches import MicroBatch, StepBatch, Targets
-from kdpipe.pipeline.data.loading import Wants
-from kdpipe.pipeline.data.ordering import Ordering
+from kdpipe.pipeline.batches.batch_order import Ordering
+from kdpipe.pipeline.batches.collate import Wants
+from kdpipe.pipeline.batches.micro_batch import MicroBatch, StepBatch, Targets
+from kdpipe.pipeline.batches.prefetch import StepLoader
 
 # Ids that stand for the prior of a row each time it is read.
 PRIOR_DRAWS = 16

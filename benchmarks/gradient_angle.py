@@ -20,7 +20,7 @@ from stage_one_inputs import dense_model
 from torch import Tensor
 
 from kdpipe.cache import open_cache
-from kdpipe.cache.rows import Rows
+from kdpipe.cache.format.rows import Rows
 
 TEACHER_SHARE = 0.7
 # Shares of the positions after which angles are noted: what is unbiased shrinks with the root of their number.

@@ -18,12 +18,12 @@ from typing import Any, Final
 from measure import machine, rounded
 
 from kdpipe.pipeline.training import run_folder
-from kdpipe.pipeline.training.desk import open_desk
 from kdpipe.pipeline.training.guard import LEAST_NORMS, PRESETS
 from kdpipe.pipeline.training.loop import Loop
 from kdpipe.pipeline.training.metrics import read_metrics
 from kdpipe.pipeline.training.prepare import look, prepare
-from kdpipe.pipeline.training.stopping import Stop
+from kdpipe.pipeline.training.session import open_desk
+from kdpipe.pipeline.training.stop_signals import Stop
 from kdpipe.pipeline.watch import SilentTrainWatch
 from kdpipe.schemas.checkpoint import LoopState
 from kdpipe.schemas.stage_two import StageTwo

@@ -16,10 +16,10 @@ import torch
 from measure import machine, rounded
 
 from kdpipe.cache import open_cache
-from kdpipe.cache.writer import create_cache
-from kdpipe.pipeline.data.ahead import StepLoader
-from kdpipe.pipeline.data.loading import Wants
-from kdpipe.pipeline.data.ordering import ordering
+from kdpipe.cache.opening import create_cache
+from kdpipe.pipeline.batches.batch_order import ordering
+from kdpipe.pipeline.batches.collate import Wants
+from kdpipe.pipeline.batches.prefetch import StepLoader
 from kdpipe.pipeline.synthetic import Recipe, synthetic_manifest, synthetic_part, synthetic_tables
 
 TARGETS = Wants(targets=True, statistics=True)

@@ -18,8 +18,8 @@ import torch
 from measure import machine, rounded
 from torch import Tensor, nn
 
-from kdpipe.pipeline.data.batches import Targets
-from kdpipe.pipeline.losses.head import HeadLosses
+from kdpipe.pipeline.batches.micro_batch import Targets
+from kdpipe.pipeline.losses.head_chunks import HeadLosses
 from kdpipe.pipeline.losses.terms import LogitTerm, Shape
 from kdpipe.pipeline.models.head import Head
 

@@ -13,11 +13,11 @@ from typing import Any
 from kdpipe.cache import Cache
 from kdpipe.pipeline.evaluation.measure import Evaluator
 from kdpipe.pipeline.training import run_folder
-from kdpipe.pipeline.training.desk import open_desk
+from kdpipe.pipeline.training.cache_requirements import teacher_head
 from kdpipe.pipeline.training.loop import Around, Loop
-from kdpipe.pipeline.training.needs import teacher_head
 from kdpipe.pipeline.training.prepare import Prepared, look, prepare
-from kdpipe.pipeline.training.stopping import listening
+from kdpipe.pipeline.training.session import open_desk
+from kdpipe.pipeline.training.stop_signals import listening
 from kdpipe.pipeline.watch import SilentTrainWatch
 from kdpipe.schemas.checkpoint import LoopState
 from kdpipe.schemas.stage_two import StageTwo

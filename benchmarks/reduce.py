@@ -15,8 +15,8 @@ from measure import machine, rounded, seconds
 
 from kdpipe.pipeline.targets.draws import row_keys
 from kdpipe.pipeline.targets.reduce import Reducer, to_block
-from kdpipe.pipeline.targets.spec import OutputHead, target_spec
-from kdpipe.pipeline.teachers import Asked
+from kdpipe.pipeline.targets.request import Asked
+from kdpipe.pipeline.targets.target_spec import OutputHead, target_spec
 from kdpipe.schemas.stage_one import TargetSettings
 from kdpipe.schemas.targets import HiddenSpec
 

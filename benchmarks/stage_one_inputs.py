@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from kdpipe.pipeline.models.shapes import quiet
+from kdpipe.pipeline.models.model_info import quiet
 from kdpipe.pipeline.small_teacher import (
     SOURCES,
     Sizes,

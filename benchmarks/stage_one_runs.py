@@ -19,17 +19,17 @@ from unittest import mock
 
 import torch
 
-from kdpipe.cache.writer import CacheWriter
-from kdpipe.pipeline.capture import parts
-from kdpipe.pipeline.capture.begin import begin_cache
-from kdpipe.pipeline.capture.identity import make_manifest
+from kdpipe.cache.writing.writer import CacheWriter
+from kdpipe.pipeline.capture import part_capture as parts
+from kdpipe.pipeline.capture.cache_manifest import make_manifest
+from kdpipe.pipeline.capture.capture_teacher import Speaker, open_speaker
+from kdpipe.pipeline.capture.create import begin_cache
 from kdpipe.pipeline.capture.inputs import Inputs, read_inputs
-from kdpipe.pipeline.capture.parts import PartMaker, Tally, read_part
-from kdpipe.pipeline.capture.speaker import Speaker, open_speaker
-from kdpipe.pipeline.capture.writing import WritingThread
-from kdpipe.pipeline.data.pieces import Piece
-from kdpipe.pipeline.fidelity import FidelityMeter, Sample
+from kdpipe.pipeline.capture.part_capture import PartMaker, Tally, read_part
+from kdpipe.pipeline.capture.writer_thread import WritingThread
+from kdpipe.pipeline.documents.segments import Piece
 from kdpipe.pipeline.models.head import Head
+from kdpipe.pipeline.targets.fidelity import FidelityMeter, Sample
 from kdpipe.pipeline.targets.reduce import Reducer
 from kdpipe.pipeline.teachers import reading
 from kdpipe.pipeline.teachers.forward import Forward

@@ -14,17 +14,17 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from kdpipe.cache import open_cache
-from kdpipe.cache.blocks import cut
-from kdpipe.cache.rows import Block, Sequence
-from kdpipe.cache.writer import create_cache
-from kdpipe.pipeline.data.ordering import ordering
+from kdpipe.cache.format.blocks import cut
+from kdpipe.cache.format.rows import Block, Sequence
+from kdpipe.cache.opening import create_cache
+from kdpipe.pipeline.batches.batch_order import ordering
 from kdpipe.pipeline.models.devices import usable_cpus
-from kdpipe.pipeline.models.shapes import quiet
+from kdpipe.pipeline.models.model_info import quiet
 from kdpipe.pipeline.students.presets import Ids, preset_config
 from kdpipe.pipeline.synthetic import Recipe, synthetic_manifest, synthetic_tables
 from kdpipe.pipeline.synthetic_documents import Packing, make_sequence
 from kdpipe.pipeline.synthetic_targets import answer
-from kdpipe.schemas.plan import PlannedPart
+from kdpipe.schemas.cache_plan import PlannedPart
 from kdpipe.schemas.stage_two import StageTwo
 
 NOT_LEARNT = -100

@@ -13,17 +13,17 @@ from unittest import mock
 
 import torch
 
-from kdpipe.pipeline.data.ahead import StepLoader
-from kdpipe.pipeline.losses.head import HeadLosses
+from kdpipe.pipeline.batches.prefetch import StepLoader
+from kdpipe.pipeline.losses.head_chunks import HeadLosses
 from kdpipe.pipeline.students.student import Student
 from kdpipe.pipeline.training import loop as loop_module
 from kdpipe.pipeline.training import run_folder
 from kdpipe.pipeline.training import step as step_module
-from kdpipe.pipeline.training.desk import open_desk
 from kdpipe.pipeline.training.loop import Loop
 from kdpipe.pipeline.training.prepare import look, prepare
+from kdpipe.pipeline.training.session import open_desk
 from kdpipe.pipeline.training.step import Took
-from kdpipe.pipeline.training.stopping import listening
+from kdpipe.pipeline.training.stop_signals import listening
 from kdpipe.pipeline.watch import SilentTrainWatch
 from kdpipe.schemas.checkpoint import LoopState
 from kdpipe.schemas.stage_two import StageTwo

@@ -24,23 +24,24 @@ from measure import machine, rounded
 from stage_two_inputs import Case, make_cache, settings_for
 
 from kdpipe.cache import layout, open_cache
-from kdpipe.cache.addresses import Nearby
-from kdpipe.cache.part_files import read_part_record
+from kdpipe.cache.mirror.mirror import NearStore, near_store
+from kdpipe.cache.opening import create_cache
+from kdpipe.cache.parts.part_files import read_part_record
 from kdpipe.cache.reader import Cache, Options
 from kdpipe.cache.reshape.adopt import adopt_part, with_changes
-from kdpipe.cache.retries import Patience
-from kdpipe.cache.store import LocalStore, open_store
+from kdpipe.cache.stores.addresses import Nearby
+from kdpipe.cache.stores.dispatch import open_store
+from kdpipe.cache.stores.local_store import LocalStore
+from kdpipe.cache.stores.retries import Patience
 from kdpipe.cache.transfer import copy_cache
-from kdpipe.cache.transfer.near import NearStore, near_store
 from kdpipe.cache.verify import verify_cache
-from kdpipe.cache.writer import create_cache
-from kdpipe.pipeline.data.parts import rows_of_a_part
+from kdpipe.pipeline.documents.part_plan import rows_of_a_part
 from kdpipe.pipeline.synthetic import synthetic_manifest, synthetic_part, synthetic_tables
 from kdpipe.pipeline.synthetic_recipe import Recipe
 from kdpipe.pipeline.train import train
 from kdpipe.pipeline.watch import SilentTrainWatch
+from kdpipe.schemas.cache_plan import SplitPlan
 from kdpipe.schemas.manifest import FileRecord
-from kdpipe.schemas.plan import SplitPlan
 from kdpipe.schemas.stage_two import TrainOptions
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))

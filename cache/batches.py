@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from kdpipe.cache.format.rows import Bools, Floats, Rows
 from kdpipe.cache.reader import Cache
-from kdpipe.cache.rows import Bools, Floats, Rows
 from kdpipe.schemas.errors import ConfigError
 
 Ints = npt.NDArray[np.signedinteger[npt.NBitBase]]

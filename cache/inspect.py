@@ -8,13 +8,15 @@ from collections.abc import Iterable, Mapping
 from itertools import accumulate
 
 from kdpipe.cache import layout
-from kdpipe.cache.index import read_index
-from kdpipe.cache.part_files import read_part_record
+from kdpipe.cache.catalogue import committed_parts, load_manifest
+from kdpipe.cache.format.statistics import entry_quantiles
+from kdpipe.cache.parts.index import read_index
+from kdpipe.cache.parts.part_files import read_part_record
 from kdpipe.cache.quality import by_temperature, fidelity
-from kdpipe.cache.reader import committed_parts, load_manifest
-from kdpipe.cache.retries import Patience
-from kdpipe.cache.statistics import entry_quantiles
-from kdpipe.cache.store import LocalStore, Store, open_store
+from kdpipe.cache.stores.dispatch import open_store
+from kdpipe.cache.stores.local_store import LocalStore
+from kdpipe.cache.stores.protocol import Store
+from kdpipe.cache.stores.retries import Patience
 from kdpipe.schemas.manifest import Manifest
 from kdpipe.schemas.part import PartRecord
 from kdpipe.schemas.summary import (

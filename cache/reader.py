@@ -1,4 +1,4 @@
-"""`open_cache`: a cache for reading, from anywhere, by anyone at once.
+"""`Cache`: a cache for reading, from anywhere, by any number of processes at once.
 
 In: a path or URL. Out: sequences by number, blocks of neighbours, batches into buffers, the dense twin. Opening reads
 manifest and index and checks each part's files when the part is first touched; it never writes, locks or creates.
@@ -17,94 +17,25 @@ import numpy as np
 import numpy.typing as npt
 
 from kdpipe.cache import layout
-from kdpipe.cache.addresses import Nearby, is_url
-from kdpipe.cache.decode import Decoder
-from kdpipe.cache.dense import dense_rows
-from kdpipe.cache.index import IndexRow, read_index
-from kdpipe.cache.laws import Floats
-from kdpipe.cache.part_files import read_part_record
-from kdpipe.cache.part_reader import PartReader
-from kdpipe.cache.retries import Patience
-from kdpipe.cache.rows import Rows, Tokens
-from kdpipe.cache.store import Store, open_store
-from kdpipe.cache.tables import read_table
+from kdpipe.cache.catalogue import load_index, load_manifest
+from kdpipe.cache.format.decode import Decoder
+from kdpipe.cache.format.dense import dense_rows
+from kdpipe.cache.format.quantizers import Floats
+from kdpipe.cache.format.rows import Rows, Tokens
+from kdpipe.cache.parts.index import IndexRow
+from kdpipe.cache.parts.part_files import read_part_record
+from kdpipe.cache.parts.part_reader import PartReader
+from kdpipe.cache.parts.tables import read_table
+from kdpipe.cache.stores.addresses import Nearby
+from kdpipe.cache.stores.protocol import Store
+from kdpipe.cache.stores.retries import Patience
+from kdpipe.schemas.cache_plan import SplitName
 from kdpipe.schemas.errors import CacheDamaged, CacheIncomplete, ConfigError
-from kdpipe.schemas.manifest import FileRecord, Manifest, read_manifest
-from kdpipe.schemas.plan import SplitName
-from kdpipe.schemas.strict_json import MAX_BYTES
+from kdpipe.schemas.manifest import FileRecord
 
 MAX_OPEN_PARTS = 32
 Found = TypeVar("Found")
 _caches: "weakref.WeakSet[Cache]" = weakref.WeakSet()
-
-
-def open_cache(
-    url: str | os.PathLike[str],
-    split: SplitName | None = None,
-    *,
-    allow_partial: bool = False,
-    max_open_parts: int = MAX_OPEN_PARTS,
-    nearby: Nearby | None = None,
-    patience: Patience | None = None,
-) -> "Cache":
-    """Open a cache, or one of its splits; `allow_partial` reads what an unfinished one already has.
-
-    Parts of a cache behind a URL are kept `nearby`, in a folder of this machine; without it they are held in memory.
-    `patience` says how long a place behind a URL is retried.
-    """
-    if max_open_parts < 1:
-        raise ConfigError(f"max_open_parts is {max_open_parts}, at least one part must be open to be read")
-    address = os.fspath(url)
-    if nearby is None or not is_url(address):
-        store = open_store(address, patience)
-        return Cache(store, split, Options(allow_partial, max_open_parts, patience=patience))
-    from kdpipe.cache.transfer.near import near_store
-
-    near = near_store(address, nearby, patience)
-    return Cache(near, split, Options(allow_partial, min(max_open_parts, near.most_open), nearby, patience), near)
-
-
-def load_manifest(store: Store) -> Manifest:
-    """The manifest of a cache."""
-    if store.size(layout.MANIFEST) is None:
-        raise ConfigError(f"{store.url} holds no {layout.MANIFEST}", hint="give the folder or URL of a kdpipe cache")
-    return read_manifest(store.read(layout.MANIFEST, MAX_BYTES), layout.MANIFEST)
-
-
-def load_index(store: Store, manifest: Manifest, allow_partial: bool) -> tuple[list[IndexRow], str | None]:
-    """The parts that are there: from the index, or from their own records while it is missing."""
-    if store.size(layout.INDEX) is not None:
-        return read_index(store, manifest)
-    return unindexed(store, manifest, allow_partial), None
-
-
-def unindexed(store: Store, manifest: Manifest, allow_partial: bool) -> list[IndexRow]:
-    """The parts of an unfinished cache, from their own records, when that is allowed."""
-    numbers = committed_parts(store, manifest)
-    missing = manifest.plan.n_parts - len(numbers)
-    if not allow_partial:
-        what = (
-            f"{missing:,} of {manifest.plan.n_parts:,} parts are missing" if missing else f"{layout.INDEX} is missing"
-        )
-        raise CacheIncomplete(
-            f"{store.url} is unfinished: {what}",
-            hint="run stage one again to finish it, or read what is there with --allow-partial (allow_partial=True)",
-        )
-    return [read_part_record(store, manifest, number, None)[1] for number in numbers]
-
-
-def committed_parts(store: Store, manifest: Manifest) -> list[int]:
-    """The numbers of the parts that have their folder."""
-    found = []
-    for name in store.names(layout.PARTS):
-        if (
-            not layout.PART_NAME.match(name)
-            or int(name) >= manifest.plan.n_parts
-            or layout.part_dir(int(name)) != f"{layout.PARTS}/{name}"
-        ):
-            raise CacheDamaged(f"{layout.PARTS}/{name} is no part of this cache", hint="delete it")
-        found.append(int(name))
-    return sorted(found)
 
 
 class Options(NamedTuple):
@@ -114,6 +45,9 @@ class Options(NamedTuple):
     max_open_parts: int
     nearby: Nearby | None = None
     patience: Patience | None = None
+
+
+Reopen = Callable[[str, SplitName | None, Options], "Cache"]
 
 
 class Lease(Protocol):
@@ -146,9 +80,11 @@ class Keeper(Protocol):
 class Cache:
     """A cache, or one split of it, as a sequence of sequences. Safe across fork, spawn and threads."""
 
-    def __init__(self, store: Store, split: SplitName | None, options: Options, keeper: Keeper | None = None) -> None:
+    def __init__(
+        self, store: Store, split: SplitName | None, options: Options, reopen: Reopen, keeper: Keeper | None = None
+    ) -> None:
         self.url, self.split = store.url, split
-        self._store, self._options, self._keeper = store, options, keeper
+        self._store, self._options, self._reopen, self._keeper = store, options, reopen, keeper
         self.manifest = load_manifest(store)
         known = [planned.name for planned in self.manifest.plan.splits]
         if split is not None and split not in known:
@@ -167,7 +103,7 @@ class Cache:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Opened anew in another process: mapped files do not travel."""
-        return (_reopen, (self.url, self.split, self._options))
+        return (self._reopen, (self.url, self.split, self._options))
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -377,8 +313,3 @@ def _renew_locks() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_renew_locks)
-
-
-def _reopen(url: str, split: SplitName | None, options: Options) -> Cache:
-    allow_partial, most, nearby, patience = options
-    return open_cache(url, split, allow_partial=allow_partial, max_open_parts=most, nearby=nearby, patience=patience)

@@ -13,9 +13,9 @@ from typing import Any, Final, Literal
 
 from pydantic import Field
 
+from kdpipe.cache.catalogue import load_index, load_manifest
 from kdpipe.cache.layout import SIGNATURE
-from kdpipe.cache.reader import load_index, load_manifest
-from kdpipe.cache.store import Store
+from kdpipe.cache.stores.protocol import Store
 from kdpipe.schemas.errors import CacheDamaged, ConfigError
 from kdpipe.schemas.manifest import Sha256
 from kdpipe.schemas.records import Record, read_record

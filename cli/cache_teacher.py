@@ -12,10 +12,10 @@ from kdpipe.cli import console
 from kdpipe.cli.cache.inspect import fidelity
 from kdpipe.cli.console import Fact
 from kdpipe.cli.flags import Given
+from kdpipe.cli.load_settings import stage_one
 from kdpipe.cli.progress import watching
 from kdpipe.cli.quantities import duration, share, size
 from kdpipe.cli.remote_options import RetryFor, retry_seconds
-from kdpipe.cli.settings import stage_one
 from kdpipe.schemas.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -31,11 +31,11 @@ WIDTH = 100
 
 
 def demo(
+    context: typer.Context,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where everything goes.")] = Path("runs/demo"),
     steps: Annotated[int, typer.Option(min=1, metavar="N", help="How long teacher and students learn.")] = 300,
 ) -> None:
     """Make a teacher, cache what it says, train a student with it and one without; run again, it goes on."""
-    from kdpipe.cli import main
     from kdpipe.pipeline.demo import begin, shown
 
     place = begin(out, steps)
@@ -43,7 +43,7 @@ def demo(
         console.note(f'to type the commands below yourself, first type: PATH="{Path(sys.executable).parent}:$PATH"')
     for number, (why, words) in enumerate(stages(place), 1):
         console.note(f"\n== {number}. {why}\n$ kdpipe {shlex.join(words)}")
-        if code := main.run(words):
+        if code := context.obj(words):
             if code == Interrupted.exit_code:
                 console.note(f"the demo goes on with: kdpipe {shlex.join(again(place))}")
             raise typer.Exit(code)

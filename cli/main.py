@@ -34,7 +34,7 @@ def run(words: Sequence[str]) -> int:
     rest, debug = _without_debug(words)
     console.set_up(debug=debug)
     try:
-        code = app(rest, prog_name="kdpipe", standalone_mode=False)
+        code = app(rest, prog_name="kdpipe", standalone_mode=False, obj=run)
         # typer has already turned a KeyboardInterrupt into a code of its own; a demo has told of it
         if interrupts.seen() and code != Interrupted.exit_code:
             raise Interrupted(STOPPED[0], hint=STOPPED[1])

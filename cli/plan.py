@@ -11,9 +11,9 @@ from kdpipe.cli import console
 from kdpipe.cli.cache.inspect import bars
 from kdpipe.cli.console import Fact
 from kdpipe.cli.flags import Given
+from kdpipe.cli.load_settings import stage_one
 from kdpipe.cli.progress import watching
 from kdpipe.cli.quantities import duration, size
-from kdpipe.cli.settings import stage_one
 
 if TYPE_CHECKING:
     from kdpipe.schemas.report import PlanReport

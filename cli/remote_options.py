@@ -12,7 +12,7 @@ from kdpipe.cli import console
 from kdpipe.schemas.errors import UsageError
 
 if TYPE_CHECKING:
-    from kdpipe.cache.retries import Patience
+    from kdpipe.cache.stores.retries import Patience
 
 NAME, METAVAR = "--retry-for", "TIME"
 HELP = "How long a remote place that fails is retried, as in 30s or 10m [5m]."
@@ -21,7 +21,7 @@ RetryFor = Annotated[str | None, typer.Option(NAME, metavar=METAVAR, help=HELP)]
 
 def retry_seconds(typed: str | None) -> float:
     """The seconds of --retry-for."""
-    from kdpipe.cache.retries import RETRY_SECONDS
+    from kdpipe.cache.stores.retries import RETRY_SECONDS
     from kdpipe.schemas.durations import in_seconds
 
     if typed is None:
@@ -34,6 +34,6 @@ def retry_seconds(typed: str | None) -> float:
 
 def retries(typed: str | None, told: Callable[[str], None] = console.note) -> "Patience":
     """The retry policy of a command."""
-    from kdpipe.cache.retries import Patience
+    from kdpipe.cache.stores.retries import Patience
 
     return Patience(budget=retry_seconds(typed), told=told)

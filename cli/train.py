@@ -10,8 +10,8 @@ import typer
 from kdpipe.cli import console
 from kdpipe.cli.console import Fact
 from kdpipe.cli.flags import Given
+from kdpipe.cli.load_settings import stage_two
 from kdpipe.cli.quantities import duration, share, size
-from kdpipe.cli.settings import stage_two
 from kdpipe.cli.train_progress import following
 from kdpipe.schemas.counts import counted
 
@@ -37,7 +37,7 @@ def train(
 ) -> None:
     """Train a student from a cache, without the teacher; run again, it goes on where it was."""
     settings = stage_two(given)
-    from kdpipe.pipeline.training.finished_run import report_if_finished
+    from kdpipe.pipeline.training.completed_run import report_if_finished
     from kdpipe.schemas.stage_two import TrainOptions
 
     options = TrainOptions(resume_from=resume_from, overwrite=overwrite, dry_run=dry_run)

@@ -12,12 +12,12 @@ import numpy as np
 
 from kdpipe.cache import open_cache
 from kdpipe.cache.batches import allocate_batch, fill_batch
+from kdpipe.cache.format.rows import Block, Sequence
+from kdpipe.cache.opening import create_cache
 from kdpipe.cache.order import SequenceOrder
-from kdpipe.cache.rows import Block, Sequence
-from kdpipe.cache.writer import create_cache
 from kdpipe.schemas.arrays import default_arrays
+from kdpipe.schemas.cache_plan import Plan, SplitPlan
 from kdpipe.schemas.manifest import Data, Manifest, Teacher, Tokenizer, expected_tables
-from kdpipe.schemas.plan import Plan, SplitPlan
 from kdpipe.schemas.targets import HiddenSpec, TargetSpec, TopK
 
 WORDS = ["the", "cat", "dog", "sat", "ran", "."]

@@ -9,21 +9,21 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
+from kdpipe.cache.catalogue import same_manifest
 from kdpipe.cache.inspect import inspect_cache
-from kdpipe.cache.retries import Patience
-from kdpipe.cache.store import open_store
-from kdpipe.cache.verify.first import remember_written
-from kdpipe.cache.writer import same_manifest
-from kdpipe.pipeline.capture.begin import begin_cache
-from kdpipe.pipeline.capture.early import check_out, is_begun, look_first
+from kdpipe.cache.stores.dispatch import open_store
+from kdpipe.cache.stores.retries import Patience
+from kdpipe.cache.verify.first_use import remember_written
+from kdpipe.pipeline.capture.cache_manifest import check_description, make_manifest
+from kdpipe.pipeline.capture.capture_progress import Follower
+from kdpipe.pipeline.capture.capture_teacher import open_speaker
+from kdpipe.pipeline.capture.create import begin_cache
 from kdpipe.pipeline.capture.extension import open_extension
-from kdpipe.pipeline.capture.identity import check_description, make_manifest
 from kdpipe.pipeline.capture.inputs import Inputs, explain_cuts, read_inputs
-from kdpipe.pipeline.capture.parts import PartMaker, Tally
-from kdpipe.pipeline.capture.progress import Follower
-from kdpipe.pipeline.capture.speaker import open_speaker
-from kdpipe.pipeline.capture.trial import make_trial
-from kdpipe.pipeline.capture.turns import Shard, turns
+from kdpipe.pipeline.capture.part_capture import PartMaker, Tally
+from kdpipe.pipeline.capture.part_queue import Shard, turns
+from kdpipe.pipeline.capture.preflight import check_out, is_begun, look_first
+from kdpipe.pipeline.capture.trial_run import make_trial
 from kdpipe.pipeline.capture.workers import one_device_each, run_workers
 from kdpipe.pipeline.watch import Watch
 from kdpipe.schemas.errors import ConfigError

@@ -8,25 +8,26 @@ from pathlib import Path
 
 import torch
 
-from kdpipe.cache.reader import Cache, open_cache
-from kdpipe.cache.retries import RETRY_SECONDS, Patience
-from kdpipe.cache.verify.first import check_before_use
-from kdpipe.pipeline.data.ahead import loading_threads
+from kdpipe.cache.opening import open_cache
+from kdpipe.cache.reader import Cache
+from kdpipe.cache.stores.retries import RETRY_SECONDS, Patience
+from kdpipe.cache.verify.first_use import check_before_use
+from kdpipe.pipeline.batches.prefetch import loading_threads
 from kdpipe.pipeline.evaluation.measure import Evaluator
 from kdpipe.pipeline.evaluation.stored import base_of, student_of
 from kdpipe.pipeline.evaluation.tasks import check_tasks, run_tasks
 from kdpipe.pipeline.models import devices
+from kdpipe.pipeline.models.precision import choose_precision
 from kdpipe.pipeline.students import lora
-from kdpipe.pipeline.students.find import Found, find_student
-from kdpipe.pipeline.students.fit import check_fit
-from kdpipe.pipeline.students.kept import KeptTokenizer, kept_tokenizer
-from kdpipe.pipeline.students.loading import described, load_student
+from kdpipe.pipeline.students.cache_tokenizer import KeptTokenizer, kept_tokenizer
+from kdpipe.pipeline.students.compatibility import check_fit
+from kdpipe.pipeline.students.load_student import described, load_student
+from kdpipe.pipeline.students.resolve import Found, find_student
 from kdpipe.pipeline.students.student import Student
-from kdpipe.pipeline.training.needs import teacher_head
-from kdpipe.pipeline.training.precision import choose_precision
+from kdpipe.pipeline.training.cache_requirements import teacher_head
 from kdpipe.pipeline.watch import EvalWatch
+from kdpipe.schemas.cache_plan import SplitName
 from kdpipe.schemas.errors import ConfigError
-from kdpipe.schemas.plan import SplitName
 from kdpipe.schemas.report import When
 from kdpipe.schemas.stage_two import StudentSettings
 from kdpipe.schemas.train_report import EvalReport, EvalSettings, Evaluation

@@ -12,16 +12,16 @@ from typing import Any, cast, get_args
 import torch
 import transformers
 
-from kdpipe.cache.lock import Say, check_free, locked
-from kdpipe.pipeline.data.tokenizer import FILES, load_tokenizer
+from kdpipe.cache.durable.lock import Say, check_free, locked
 from kdpipe.pipeline.evaluation.stored import base_of
 from kdpipe.pipeline.models.folders import FINAL, check_folder
+from kdpipe.pipeline.models.model_info import in_two_lines, quiet
 from kdpipe.pipeline.models.probe import PROBE_TOKENS, probe_ids
-from kdpipe.pipeline.models.shapes import in_two_lines, quiet
 from kdpipe.pipeline.students import lora
-from kdpipe.pipeline.students.card import of_merged
-from kdpipe.pipeline.students.reload import check_reload
+from kdpipe.pipeline.students.model_card import of_merged
 from kdpipe.pipeline.students.saving import ADAPTER, CARD, save_model
+from kdpipe.pipeline.students.verify_saved import check_reload
+from kdpipe.pipeline.tokenizers.tokenizer import FILES, load_tokenizer
 from kdpipe.pipeline.training.run_folder import run_around
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.export_report import ExportDtype, ExportReport

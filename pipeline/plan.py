@@ -5,11 +5,11 @@ In: the settings of `kdpipe plan`. Out: a `PlanReport`.
 
 import math
 
-from kdpipe.pipeline.capture.early import look_first
+from kdpipe.pipeline.capture.capture_teacher import Prospect
 from kdpipe.pipeline.capture.estimate import Extent, bytes_per_position, extent_for, extent_of, memory_of, scaled
 from kdpipe.pipeline.capture.inputs import Inputs, read_inputs
-from kdpipe.pipeline.capture.probe import Probed, run_probe
-from kdpipe.pipeline.capture.speaker import Prospect
+from kdpipe.pipeline.capture.preflight import look_first
+from kdpipe.pipeline.capture.speed_probe import Probed, run_probe
 from kdpipe.pipeline.capture.workers import one_device_each
 from kdpipe.pipeline.watch import Watch
 from kdpipe.schemas.errors import ConfigError

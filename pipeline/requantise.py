@@ -8,21 +8,21 @@ from dataclasses import replace
 
 import numpy as np
 
-from kdpipe.cache.encode import CodedRows
-from kdpipe.cache.part_reader import PartReader
+from kdpipe.cache.format.encode import CodedRows
+from kdpipe.cache.format.rows import Rows, Sequence
+from kdpipe.cache.parts.part_reader import PartReader
 from kdpipe.cache.reshape.adopt import with_changes
-from kdpipe.cache.reshape.making import Job, Making, Silent, Told, made_from, make
+from kdpipe.cache.reshape.coded_sequences import Stored
+from kdpipe.cache.reshape.rebuild import Job, Making, Silent, Told, made_from, make
 from kdpipe.cache.reshape.recode import CodedPart
 from kdpipe.cache.reshape.sources import Source, open_source
-from kdpipe.cache.reshape.stored import Stored
-from kdpipe.cache.retries import Patience
-from kdpipe.cache.rows import Rows, Sequence
-from kdpipe.cache.writer import CacheWriter
-from kdpipe.pipeline.requantising.keys import row_keys
-from kdpipe.pipeline.requantising.rows import PoorerRows
-from kdpipe.pipeline.requantising.spec import poorer_manifest
-from kdpipe.pipeline.requantising.states import StateTargets
-from kdpipe.schemas.compare import differing_keys
+from kdpipe.cache.stores.retries import Patience
+from kdpipe.cache.writing.writer import CacheWriter
+from kdpipe.pipeline.requantization.poorer_rows import PoorerRows
+from kdpipe.pipeline.requantization.poorer_spec import poorer_manifest
+from kdpipe.pipeline.requantization.poorer_states import StateTargets
+from kdpipe.pipeline.requantization.row_keys import row_keys
+from kdpipe.schemas.differences import differing_keys
 from kdpipe.schemas.manifest import Manifest, Origin
 from kdpipe.schemas.reshape import Poorer, ReshapeReport
 

@@ -18,7 +18,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from kdpipe.pipeline.models.shapes import quiet
+from kdpipe.pipeline.models.model_info import quiet
 
 STOP = "<|end|>"
 # Modules of the standard library whose source is long, plain and imports nothing unusual.

@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kdpipe.cache.blocks import cut
-from kdpipe.cache.rows import Block, Sequence
+from kdpipe.cache.format.blocks import cut
+from kdpipe.cache.format.rows import Block, Sequence
 from kdpipe.pipeline.synthetic_documents import COLUMNS, make_sequence, pack
 from kdpipe.pipeline.synthetic_recipe import N_LAYERS, Recipe, output_head, vocabulary
 from kdpipe.pipeline.synthetic_targets import answer
 from kdpipe.schemas.arrays import default_arrays
+from kdpipe.schemas.cache_plan import Plan, SplitName, SplitPlan
 from kdpipe.schemas.manifest import Data, Manifest, Teacher, Tokenizer, expected_tables
-from kdpipe.schemas.plan import Plan, SplitName, SplitPlan
 from kdpipe.schemas.strict_json import canonical, sha256_hex
 
 __all__ = ["Recipe", "synthetic_manifest", "synthetic_part", "synthetic_tables"]

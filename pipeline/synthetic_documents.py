@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kdpipe.cache.rows import Floats, Sequence
+from kdpipe.cache.format.rows import Floats, Sequence
 from kdpipe.pipeline.synthetic_recipe import HIDDEN_LAYERS, Recipe, token_texts, vocabulary
+from kdpipe.schemas.cache_plan import PlannedPart
 from kdpipe.schemas.manifest import SourceColumn
-from kdpipe.schemas.plan import PlannedPart
 
 Longs = npt.NDArray[np.int64]
 COLUMNS = (

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kdpipe.cache.rows import Block, Floats
+from kdpipe.cache.format.rows import Block, Floats
 from kdpipe.pipeline.synthetic_documents import Packing, Rows, hidden_direction
 from kdpipe.pipeline.synthetic_recipe import HIDDEN_LAYERS, Doubles, Recipe, output_head, vocabulary
 from kdpipe.pipeline.synthetic_teacher import Mass, Said, boundary_mass, draw_at, entropy, mass_at, partition_sum, speak

@@ -11,18 +11,19 @@ from pathlib import Path
 
 import torch
 
-from kdpipe.cache.lock import locked
-from kdpipe.cache.verify.first import check_before_use
+from kdpipe.cache.durable.lock import locked
+from kdpipe.cache.verify.first_use import check_before_use
 from kdpipe.pipeline.evaluation.stored import save_settings
-from kdpipe.pipeline.training import checkpoints, finished_run, run_folder, schedules
-from kdpipe.pipeline.training.desk import Desk, open_desk
-from kdpipe.pipeline.training.finish import finish
+from kdpipe.pipeline.training import checkpoints, run_folder, schedules
+from kdpipe.pipeline.training import completed_run as finished_run
+from kdpipe.pipeline.training.finalize import finish
 from kdpipe.pipeline.training.longer_run import begin_longer_run, find_longer_run
 from kdpipe.pipeline.training.loop import Loop
+from kdpipe.pipeline.training.out_of_memory import explained
 from kdpipe.pipeline.training.prepare import Prepared, look, prepare
-from kdpipe.pipeline.training.reporting import estimate, report
-from kdpipe.pipeline.training.shortage import explained
-from kdpipe.pipeline.training.stopping import Stop, listening
+from kdpipe.pipeline.training.run_summary import estimate, report
+from kdpipe.pipeline.training.session import Desk, open_desk
+from kdpipe.pipeline.training.stop_signals import Stop, listening
 from kdpipe.pipeline.training.thread_choice import choose_threads
 from kdpipe.pipeline.watch import TrainWatch
 from kdpipe.schemas.checkpoint import GuardState, LoopState, RunRecord

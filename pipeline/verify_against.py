@@ -12,25 +12,27 @@ from itertools import count
 import numpy as np
 
 from kdpipe.cache import layout
-from kdpipe.cache.blocks import block_of, cut
-from kdpipe.cache.entries import next_tokens
-from kdpipe.cache.reader import Cache, open_cache
-from kdpipe.cache.retries import Patience
-from kdpipe.cache.rows import Block, Bools, Rows
-from kdpipe.cache.tokenizer_content import TOKENIZER
-from kdpipe.pipeline.capture.compare import Doubles, Said, apart, codec_bounds, differences, said
-from kdpipe.pipeline.capture.drawn import Drawn, drawn, listing
-from kdpipe.pipeline.capture.other_teacher import differences_of_shape
-from kdpipe.pipeline.data.cached_tokenizer import load_cached_tokenizer
-from kdpipe.pipeline.data.own_tokenizer import FOREIGN_NOTE, difference_from_own
-from kdpipe.pipeline.data.pieces import Piece
+from kdpipe.cache.format.blocks import block_of, cut
+from kdpipe.cache.format.ragged import next_tokens
+from kdpipe.cache.format.rows import Block, Bools, Rows
+from kdpipe.cache.opening import open_cache
+from kdpipe.cache.parts.tokenizer_content import TOKENIZER
+from kdpipe.cache.reader import Cache
+from kdpipe.cache.stores.retries import Patience
+from kdpipe.pipeline.audit.draw_check import Drawn, drawn, listing
+from kdpipe.pipeline.audit.teacher_config import differences_of_shape
+from kdpipe.pipeline.audit.teacher_differences import Doubles, Said, apart, codec_bounds, differences, said
+from kdpipe.pipeline.documents.segments import Piece
 from kdpipe.pipeline.models import devices
-from kdpipe.pipeline.models.shapes import ModelShape
-from kdpipe.pipeline.teachers import Asked, Teacher
+from kdpipe.pipeline.models.model_info import ModelShape
+from kdpipe.pipeline.targets.request import Asked
+from kdpipe.pipeline.teachers import Teacher
 from kdpipe.pipeline.teachers.batching import batches
-from kdpipe.pipeline.teachers.loading import asked_again, load
-from kdpipe.pipeline.teachers.local import LocalTeacher
+from kdpipe.pipeline.teachers.load_teacher import asked_again, load
+from kdpipe.pipeline.teachers.local_teacher import LocalTeacher
 from kdpipe.pipeline.teachers.shape import teacher_shape
+from kdpipe.pipeline.tokenizers.cached_tokenizer import load_cached_tokenizer
+from kdpipe.pipeline.tokenizers.own_tokenizer import FOREIGN_NOTE, difference_from_own
 from kdpipe.pipeline.watch import Watch
 from kdpipe.schemas.arrays import log_z_column
 from kdpipe.schemas.counts import counted

@@ -8,8 +8,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from kdpipe.schemas.cache_plan import SplitName
 from kdpipe.schemas.manifest import MAX_VOCABULARY
-from kdpipe.schemas.plan import SplitName
 from kdpipe.schemas.records import Record
 from kdpipe.schemas.summary import ScaledSummary
 from kdpipe.schemas.targets import MAX_ENTRIES

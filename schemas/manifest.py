@@ -10,8 +10,8 @@ from pydantic import Field, PrivateAttr, SerializerFunctionWrapHandler, model_se
 
 from kdpipe.schemas import strict_json
 from kdpipe.schemas.arrays import Arrays, LinearLaw, VectorArray, default_arrays
+from kdpipe.schemas.cache_plan import Plan
 from kdpipe.schemas.errors import ConfigError
-from kdpipe.schemas.plan import Plan
 from kdpipe.schemas.records import Record, read_record
 from kdpipe.schemas.targets import MAX_WIDTH, HiddenSpec, PcaProjection, State, TargetSpec
 from kdpipe.schemas.version import FormatVersion, check_version

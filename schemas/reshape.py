@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
+from kdpipe.schemas.cache_plan import SplitName
 from kdpipe.schemas.errors import ConfigError
-from kdpipe.schemas.plan import SplitName
 from kdpipe.schemas.records import Record, explain
 from kdpipe.schemas.report import PartsMade
 from kdpipe.schemas.targets import MAX_ENTRIES

@@ -9,9 +9,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
+from kdpipe.schemas.cache_plan import MAX_PART_ROWS, MAX_SEQUENCE_ROWS
 from kdpipe.schemas.durations import Seconds
 from kdpipe.schemas.model import Devices, ModelSettings, Name
-from kdpipe.schemas.plan import MAX_PART_ROWS, MAX_SEQUENCE_ROWS
 from kdpipe.schemas.records import Record
 from kdpipe.schemas.targets import MAX_ENTRIES, MAX_WIDTH, Temperature
 

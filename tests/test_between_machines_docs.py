@@ -8,8 +8,8 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from kdpipe.cache.reader import open_cache
-from kdpipe.cache.transfer.choosing import LEFT_OUT
+from kdpipe.cache.opening import open_cache
+from kdpipe.cache.transfer.part_selection import LEFT_OUT
 from kdpipe.cli import main
 from support import tiny
 from support.commands import SURFACE

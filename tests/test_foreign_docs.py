@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from kdpipe.cli import main
-from kdpipe.pipeline.foreign import FORMATS, axolotl, distillkit, nemo, topk
-from kdpipe.pipeline.foreign.distillkit import MOST_FITTED_MASS
-from kdpipe.pipeline.foreign.tables import AXOLOTL, column_types
-from kdpipe.pipeline.foreign.told import MOST_MASS, NOTHING_NATS
+from kdpipe.pipeline.interop import FORMATS, axolotl, distillkit, nemo
+from kdpipe.pipeline.interop import topk_lists as topk
+from kdpipe.pipeline.interop.distillkit import MOST_FITTED_MASS
+from kdpipe.pipeline.interop.export_tables import AXOLOTL, column_types
+from kdpipe.pipeline.interop.validated_row import MOST_MASS, NOTHING_NATS
 from support.foreign import DISTILLKIT, DISTILLKIT_IDS, random_rows, word_tokenizer, write_rows
 from support.source import ROOT
 from support.tiny import SMALL, manifest_of

@@ -1,13 +1,26 @@
 """The shape of the source: layers, stages kept apart, one module a heavy import, sizes, and what ruff cannot see."""
 
 import ast
+import graphlib
 import subprocess
 import sys
 from collections.abc import Callable, Collection
 
 import pytest
 
-from support.source import LAYERS, ROOT, Module, calls, graph, imported, imports, modules, reachable, tops
+from support.source import (
+    LAYERS,
+    ROOT,
+    Module,
+    calls,
+    direct_imports,
+    graph,
+    imported,
+    imports,
+    modules,
+    reachable,
+    tops,
+)
 
 # Imported by exactly one module each, so that it can be replaced, stubbed or left out in one place.
 ONE_MODULE = {
@@ -36,6 +49,41 @@ THIRD_PARTY: dict[str, set[str] | None] = {
     "pipeline": None,
     "cli": {"typer", "rich"},
 }
+# The floors of `cache/`, lowest first: a module imports from its own floor and those below.
+CACHE_FLOORS = (
+    ("layout", "order", "quality"),
+    ("durable", "format", "stores"),
+    ("parts",),
+    ("catalogue",),
+    ("inspect", "reader", "signing", "writing"),
+    ("batches", "fetch"),
+    ("mirror",),
+    ("opening",),
+    ("reshape", "verify"),
+    ("transfer",),
+)
+# Those of `pipeline/`; the last is of stories, one for each command.
+PIPELINE_FLOORS = (
+    ("config_file", "models", "sample", "synthetic_recipe", "watch"),
+    ("small_teacher", "synthetic_documents", "synthetic_teacher", "tokenizers"),
+    ("audit", "batches", "documents", "synthetic_targets"),
+    ("interop", "losses", "students", "synthetic", "targets"),
+    ("evaluation", "teachers"),
+    ("capture", "requantization", "training"),
+    (
+        "cache_teacher",
+        "compare",
+        "demo",
+        "evaluate",
+        "export",
+        "export_cache",
+        "import_cache",
+        "plan",
+        "requantise",
+        "train",
+        "verify_against",
+    ),
+)
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
 MAX_PARAMETERS = 7
@@ -58,6 +106,27 @@ def test_an_import_points_down_or_sideways() -> None:
         return {name for name in imports(module) if f"{name}.".startswith(above)}
 
     assert not offenders(upward)
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    graphlib.TopologicalSorter(direct_imports()).prepare()
+
+
+@pytest.mark.parametrize(("layer", "floors"), [("cache", CACHE_FLOORS), ("pipeline", PIPELINE_FLOORS)])
+def test_the_folders_of_a_layer_are_floors(layer: str, floors: tuple[tuple[str, ...], ...]) -> None:
+    floor = {name: number for number, names in enumerate(floors) for name in names}
+    edges = {
+        (one.split(".")[2], other.split(".")[2])
+        for one, others in direct_imports().items()
+        for other in others
+        if one.startswith(f"kdpipe.{layer}.") and other.startswith(f"kdpipe.{layer}.")
+    }
+    inside = {module.name.split(".")[2] for module in modules() if module.name.startswith(f"kdpipe.{layer}.")}
+    assert inside == set(floor)
+    assert not {(one, other) for one, other in edges if floor[one] < floor[other]}
+    # Two folders of one floor do not need each other.
+    between = {one: {other for start, other in edges if start == one and other != one} for one in floor}
+    graphlib.TopologicalSorter(between).prepare()
 
 
 def test_a_layer_uses_only_the_libraries_it_may() -> None:

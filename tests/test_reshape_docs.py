@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from kdpipe.cache.reader import open_cache
+from kdpipe.cache.opening import open_cache
 from kdpipe.cli import main
 from kdpipe.schemas.reshape import Measure
 from support.commands import SURFACE

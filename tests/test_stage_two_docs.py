@@ -10,7 +10,7 @@ from typing import Any, get_args
 
 import pytest
 
-from kdpipe.cache.lock import LOCK
+from kdpipe.cache.durable.lock import LOCK
 from kdpipe.cli import main
 from kdpipe.cli.stage_two_options import FLAGS
 from kdpipe.pipeline.students.presets import PRESETS as STUDENTS

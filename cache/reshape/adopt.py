@@ -9,11 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from kdpipe.cache import layout
-from kdpipe.cache.files import link_file, make_dir, new_file
-from kdpipe.cache.part_files import part_grids
-from kdpipe.cache.store import LocalStore, Store
-from kdpipe.cache.writer import CacheWriter
-from kdpipe.schemas.compare import differing_keys
+from kdpipe.cache.durable.files import link_file, make_dir, new_file
+from kdpipe.cache.parts.part_files import part_grids
+from kdpipe.cache.stores.local_store import LocalStore
+from kdpipe.cache.stores.protocol import Store
+from kdpipe.cache.writing.writer import CacheWriter
+from kdpipe.schemas.differences import differing_keys
 from kdpipe.schemas.errors import CacheDamaged, Incompatible
 from kdpipe.schemas.manifest import FileRecord, Manifest, expected_tables
 from kdpipe.schemas.part import PartRecord

@@ -9,7 +9,7 @@ from typing import Any, final
 import numpy as np
 import numpy.typing as npt
 
-from kdpipe.cache.entries import Bools
+from kdpipe.cache.format.ragged import Bools
 from kdpipe.cache.reshape.sources import Source
 
 Digests = npt.NDArray[Any]

@@ -9,11 +9,11 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import numpy.typing as npt
 
-from kdpipe.cache.entries import row_starts
-from kdpipe.cache.laws import value_table
-from kdpipe.cache.part_reader import PartReader
+from kdpipe.cache.format.quantizers import value_table
+from kdpipe.cache.format.ragged import row_starts
+from kdpipe.cache.format.rows import Rows
+from kdpipe.cache.parts.part_reader import PartReader
 from kdpipe.cache.reshape.sources import StoredDocuments
-from kdpipe.cache.rows import Rows
 from kdpipe.schemas.arrays import LinearLaw
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.manifest import Manifest

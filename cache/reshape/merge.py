@@ -11,13 +11,13 @@ from typing import Any, Literal
 
 import numpy as np
 
+from kdpipe.cache.parts.tokenizer_content import TOKENIZER
 from kdpipe.cache.reshape.digests import KnownDocuments, digests_of
-from kdpipe.cache.reshape.making import Job, Making, Silent, Told, adopted, made_from, make, planned
+from kdpipe.cache.reshape.rebuild import Job, Making, Silent, Told, adopted, made_from, make, planned
 from kdpipe.cache.reshape.sources import Source, open_source
-from kdpipe.cache.retries import Patience
-from kdpipe.cache.tokenizer_content import TOKENIZER
-from kdpipe.schemas.compare import differing_settings
+from kdpipe.cache.stores.retries import Patience
 from kdpipe.schemas.counts import counted
+from kdpipe.schemas.differences import differing_settings
 from kdpipe.schemas.errors import ConfigError, Incompatible
 from kdpipe.schemas.manifest import Manifest, Origin, expected_tables
 from kdpipe.schemas.reshape import ReshapeReport

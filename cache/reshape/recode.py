@@ -11,12 +11,12 @@ import numpy as np
 import numpy.typing as npt
 
 from kdpipe.cache import layout
-from kdpipe.cache.encode import CodedRows
-from kdpipe.cache.entries import differences, draw_mask, undo_differences_of_draws
-from kdpipe.cache.laws import Codes
-from kdpipe.cache.part_reader import PartReader
-from kdpipe.cache.reshape.stored import EntryCounts, Stored
-from kdpipe.cache.sequences import Places
+from kdpipe.cache.format.encode import CodedRows
+from kdpipe.cache.format.quantizers import Codes
+from kdpipe.cache.format.ragged import differences, draw_mask, undo_differences_of_draws
+from kdpipe.cache.parts.part_reader import PartReader
+from kdpipe.cache.parts.sequences import Places
+from kdpipe.cache.reshape.coded_sequences import EntryCounts, Stored
 from kdpipe.schemas.errors import CacheDamaged
 from kdpipe.schemas.manifest import Manifest
 

@@ -10,14 +10,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kdpipe.cache.addresses import is_url, local_path
-from kdpipe.cache.entries import Longs
-from kdpipe.cache.part_files import read_part_record
-from kdpipe.cache.part_reader import PartReader
-from kdpipe.cache.reader import Cache, open_cache
-from kdpipe.cache.retries import Patience
-from kdpipe.cache.store import Store, open_store
-from kdpipe.cache.tokenizer_files import read_tokenizer_files
+from kdpipe.cache.format.ragged import Longs
+from kdpipe.cache.opening import open_cache
+from kdpipe.cache.parts.part_files import read_part_record
+from kdpipe.cache.parts.part_reader import PartReader
+from kdpipe.cache.parts.tokenizer_files import read_tokenizer_files
+from kdpipe.cache.reader import Cache
+from kdpipe.cache.stores.addresses import is_url, local_path
+from kdpipe.cache.stores.dispatch import open_store
+from kdpipe.cache.stores.protocol import Store
+from kdpipe.cache.stores.retries import Patience
 from kdpipe.schemas.errors import ConfigError, Incompatible
 from kdpipe.schemas.manifest import FileRecord, Manifest
 from kdpipe.schemas.part import PartRecord

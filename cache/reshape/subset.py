@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kdpipe.cache.entries import Bools, Longs
-from kdpipe.cache.reshape.making import MAX_TEXT, Job, Making, Silent, Told, adopted, made_from, make, planned
+from kdpipe.cache.format.ragged import Bools, Longs
 from kdpipe.cache.reshape.measures import check_measure, measured
+from kdpipe.cache.reshape.rebuild import MAX_TEXT, Job, Making, Silent, Told, adopted, made_from, make, planned
 from kdpipe.cache.reshape.sources import Source, open_source
-from kdpipe.cache.retries import Patience
+from kdpipe.cache.stores.retries import Patience
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.manifest import Manifest, Origin
 from kdpipe.schemas.part import PartRecord

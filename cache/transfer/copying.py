@@ -12,19 +12,18 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
-from kdpipe.cache.addresses import check_address, is_url, local_path
-from kdpipe.cache.index import IndexRow
-from kdpipe.cache.reader import load_manifest
-from kdpipe.cache.remote import open_folder
+from kdpipe.cache.catalogue import load_manifest
+from kdpipe.cache.fetch.file import Fetcher
+from kdpipe.cache.fetch.folder import Receiver
+from kdpipe.cache.fetch.source import Source, look
+from kdpipe.cache.parts.index import IndexRow
 from kdpipe.cache.reshape.sources import lies_in
-from kdpipe.cache.retries import Patience, each
-from kdpipe.cache.store import open_store
-from kdpipe.cache.transfer.choosing import choose
-from kdpipe.cache.transfer.fetching import Fetcher
-from kdpipe.cache.transfer.looking import Source, look
-from kdpipe.cache.transfer.receiving import Receiver
+from kdpipe.cache.stores.addresses import check_address, is_url, local_path
+from kdpipe.cache.stores.dispatch import open_folder, open_store
+from kdpipe.cache.stores.retries import Patience, each
+from kdpipe.cache.transfer.copy_progress import CopyWatch, NoCopyWatch
+from kdpipe.cache.transfer.part_selection import choose
 from kdpipe.cache.transfer.sending import Sender
-from kdpipe.cache.transfer.watching import CopyWatch, NoCopyWatch
 from kdpipe.schemas.copy_report import Choice, CopyReport
 from kdpipe.schemas.errors import CacheDamaged, CacheWriteError, ConfigError
 

@@ -9,22 +9,22 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kdpipe.cache import layout
-from kdpipe.cache.files import explained
-from kdpipe.cache.index import IndexRow
-from kdpipe.cache.part_files import checked_record, read_part_record
-from kdpipe.cache.remote import RemoteFolder
-from kdpipe.cache.retries import Patience
-from kdpipe.cache.scratch import scratch_folder
-from kdpipe.cache.transfer.fetching import Fetcher, Found
-from kdpipe.cache.transfer.receiving import ANOTHER, refuse_other
-from kdpipe.cache.verify.full import part_bytes
+from kdpipe.cache.durable.files import explained
+from kdpipe.cache.durable.scratch import scratch_folder
+from kdpipe.cache.fetch.file import Fetcher, Found
+from kdpipe.cache.fetch.folder import ANOTHER, refuse_other
+from kdpipe.cache.parts.index import IndexRow
+from kdpipe.cache.parts.part_bytes import part_bytes
+from kdpipe.cache.parts.part_files import checked_record, read_part_record
+from kdpipe.cache.stores.fsspec_store import RemoteFolder
+from kdpipe.cache.stores.retries import Patience
 from kdpipe.schemas.errors import CacheDamaged, CacheWriteError, ConfigError
 from kdpipe.schemas.manifest import FileRecord, Manifest, read_manifest
 from kdpipe.schemas.part import PartRecord
 from kdpipe.schemas.strict_json import MAX_BYTES, sha256_hex
 
 if TYPE_CHECKING:
-    from kdpipe.cache.hub import HubFolder
+    from kdpipe.cache.stores.hub_store import HubFolder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

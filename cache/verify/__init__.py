@@ -11,10 +11,12 @@ from contextlib import closing
 from dataclasses import replace
 from typing import get_args
 
-from kdpipe.cache.addresses import is_url
-from kdpipe.cache.retries import Patience
-from kdpipe.cache.scratch import scratch_folder
-from kdpipe.cache.store import LocalStore, Store, open_store
+from kdpipe.cache.durable.scratch import scratch_folder
+from kdpipe.cache.stores.addresses import is_url
+from kdpipe.cache.stores.dispatch import open_store
+from kdpipe.cache.stores.local_store import LocalStore
+from kdpipe.cache.stores.protocol import Store
+from kdpipe.cache.stores.retries import Patience
 from kdpipe.cache.verify.deep import decoded
 from kdpipe.cache.verify.duplicates import Duplicates
 from kdpipe.cache.verify.fast import Survey, survey

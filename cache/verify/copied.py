@@ -11,7 +11,7 @@ from typing import Final, final
 
 import numpy as np
 
-from kdpipe.cache.rows import Rows
+from kdpipe.cache.format.rows import Rows
 from kdpipe.schemas.counts import counted
 
 # Of one document: so many do not agree by chance. Shorter documents are not compared.

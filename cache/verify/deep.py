@@ -15,9 +15,9 @@ from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import IO, Any, final
 
-from kdpipe.cache.children import shielded
-from kdpipe.cache.part_files import part_problem
-from kdpipe.cache.scratch import scratch_folder
+from kdpipe.cache.durable.scratch import scratch_folder
+from kdpipe.cache.parts.part_files import part_problem
+from kdpipe.cache.verify.children import shielded
 from kdpipe.schemas.errors import CacheDamaged, CacheError, ConfigError, KdpipeError
 from kdpipe.schemas.report import Problem
 

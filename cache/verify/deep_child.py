@@ -15,20 +15,20 @@ from hashlib import sha256
 import numpy as np
 
 from kdpipe.cache import layout
-from kdpipe.cache.children import end_with_parent
-from kdpipe.cache.decode import Decoder
-from kdpipe.cache.part_files import part_problem, read_part_record
-from kdpipe.cache.part_reader import PartReader
-from kdpipe.cache.reader import load_manifest
-from kdpipe.cache.rows import Rows
-from kdpipe.cache.rules import MAX_TOKEN_BYTES, broken_rules
-from kdpipe.cache.second_reader import disagreements
-from kdpipe.cache.sequences import DIGEST_BYTES
-from kdpipe.cache.statistics import StatisticsSum
-from kdpipe.cache.store import open_store
-from kdpipe.cache.tables import read_table
+from kdpipe.cache.catalogue import load_manifest
+from kdpipe.cache.format.decode import Decoder
+from kdpipe.cache.format.invariants import MAX_TOKEN_BYTES, broken_rules
+from kdpipe.cache.format.rows import Rows
+from kdpipe.cache.format.statistics import StatisticsSum
+from kdpipe.cache.parts.part_files import part_problem, read_part_record
+from kdpipe.cache.parts.part_reader import PartReader
+from kdpipe.cache.parts.sequences import DIGEST_BYTES
+from kdpipe.cache.parts.tables import read_table
+from kdpipe.cache.stores.dispatch import open_store
+from kdpipe.cache.verify.children import end_with_parent
 from kdpipe.cache.verify.copied import Copied, CopiedDocuments, in_words
 from kdpipe.cache.verify.deep import OUT_OF_MEMORY, READY
+from kdpipe.cache.verify.zarr_oracle import disagreements
 from kdpipe.schemas.counts import counted
 from kdpipe.schemas.errors import CacheDamaged, KdpipeError
 from kdpipe.schemas.manifest import Manifest

@@ -14,14 +14,14 @@ import numpy as np
 import numpy.typing as npt
 
 from kdpipe.cache import layout
-from kdpipe.cache.part_files import part_problem
-from kdpipe.cache.sequences import DIGEST_BYTES, Sequences
-from kdpipe.cache.store import Store
+from kdpipe.cache.parts.part_files import part_problem
+from kdpipe.cache.parts.sequences import DIGEST_BYTES, Sequences
+from kdpipe.cache.stores.protocol import Store
+from kdpipe.schemas.cache_plan import SplitPlan
 from kdpipe.schemas.counts import counted
 from kdpipe.schemas.errors import CacheDamaged
 from kdpipe.schemas.manifest import Manifest
 from kdpipe.schemas.part import PartRecord
-from kdpipe.schemas.plan import SplitPlan
 from kdpipe.schemas.report import Note, Problem
 from kdpipe.schemas.strict_json import sha256_hex
 

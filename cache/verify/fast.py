@@ -8,15 +8,15 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from kdpipe.cache import layout
-from kdpipe.cache.file_kinds import wrong_kinds, wrong_kinds_below
-from kdpipe.cache.index import IndexRow, read_index
-from kdpipe.cache.part_files import examine_part, part_problem, stated_manifest
-from kdpipe.cache.reader import load_manifest
-from kdpipe.cache.store import Store
+from kdpipe.cache.catalogue import load_manifest
+from kdpipe.cache.parts.index import IndexRow, read_index
+from kdpipe.cache.parts.part_files import examine_part, part_problem, stated_manifest
+from kdpipe.cache.stores.file_kinds import wrong_kinds, wrong_kinds_below
+from kdpipe.cache.stores.protocol import Store
+from kdpipe.schemas.cache_plan import MAX_PARTS
 from kdpipe.schemas.errors import CacheDamaged
 from kdpipe.schemas.manifest import FileRecord, Manifest
 from kdpipe.schemas.part import PartRecord
-from kdpipe.schemas.plan import MAX_PARTS
 from kdpipe.schemas.report import Problem
 
 COPY_AGAIN = "copy the file again from where the cache was made"

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 from kdpipe.cache import layout
-from kdpipe.cache.store import Store
+from kdpipe.cache.stores.protocol import Store
 from kdpipe.cache.verify.fast import Survey
 from kdpipe.schemas.errors import CacheDamaged
 from kdpipe.schemas.manifest import Manifest

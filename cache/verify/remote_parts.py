@@ -15,15 +15,15 @@ from pathlib import Path
 from typing import Final, final
 
 from kdpipe.cache import layout
-from kdpipe.cache.files import remove_dir
-from kdpipe.cache.http import HttpStore
-from kdpipe.cache.index import IndexRow
-from kdpipe.cache.part_files import compare_listing, examine_record, metadata_files, part_problem
-from kdpipe.cache.retries import Patience, each
-from kdpipe.cache.scratch import scratch_folder
-from kdpipe.cache.store import Store
-from kdpipe.cache.transfer.fetching import Fetcher
-from kdpipe.cache.verify.full import part_bytes
+from kdpipe.cache.durable.files import remove_dir
+from kdpipe.cache.durable.scratch import scratch_folder
+from kdpipe.cache.fetch.file import Fetcher
+from kdpipe.cache.parts.index import IndexRow
+from kdpipe.cache.parts.part_bytes import part_bytes
+from kdpipe.cache.parts.part_files import compare_listing, examine_record, metadata_files, part_problem
+from kdpipe.cache.stores.http_store import HttpStore
+from kdpipe.cache.stores.protocol import Store
+from kdpipe.cache.stores.retries import Patience, each
 from kdpipe.cache.verify.once import AskedOnce
 from kdpipe.schemas.errors import CacheDamaged, CacheWriteError
 from kdpipe.schemas.manifest import Manifest

@@ -8,14 +8,13 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from kdpipe.cache.addresses import is_url, is_web
-from kdpipe.cache.files import explained, new_file, sync_dir, work_folder
+from kdpipe.cache.durable.files import explained, new_file, sync_dir, work_folder
 from kdpipe.cache.layout import SIGNATURE, WORK
-from kdpipe.cache.remote import open_folder
-from kdpipe.cache.retries import Patience
 from kdpipe.cache.signing import identity_of, signature_of
-from kdpipe.cache.store import open_store
-from kdpipe.cache.verify.first import Told, verify_and_remember
+from kdpipe.cache.stores.addresses import is_url, is_web
+from kdpipe.cache.stores.dispatch import open_folder, open_store
+from kdpipe.cache.stores.retries import Patience
+from kdpipe.cache.verify.first_use import Told, verify_and_remember
 from kdpipe.schemas.errors import CacheDamaged, ConfigError
 
 

@@ -7,8 +7,8 @@ import typer
 
 from kdpipe.cli import console
 from kdpipe.cli.cache.copy import copy
-from kdpipe.cli.cache.export import export
-from kdpipe.cli.cache.import_ import import_
+from kdpipe.cli.cache.export_cache import export
+from kdpipe.cli.cache.import_cache import import_
 from kdpipe.cli.cache.inspect import inspect
 from kdpipe.cli.cache.merge import merge
 from kdpipe.cli.cache.requantise import requantise

@@ -19,7 +19,7 @@ from kdpipe.cli.remote_options import RetryFor, retries
 from kdpipe.schemas.counts import counted
 
 if TYPE_CHECKING:
-    from kdpipe.cache.transfer.watching import CopyWatch
+    from kdpipe.cache.transfer.copy_progress import CopyWatch
     from kdpipe.schemas.copy_report import CopyReport
 
 

@@ -17,7 +17,7 @@ from kdpipe.schemas.counts import counted
 from kdpipe.schemas.errors import UsageError
 
 if TYPE_CHECKING:
-    from kdpipe.cache.retries import Patience
+    from kdpipe.cache.stores.retries import Patience
     from kdpipe.schemas.report import AgainstReport, VerifyReport
 
 # Documents: enough to notice another teacher, few enough to wait for.
@@ -55,7 +55,7 @@ def verify(
     json: Annotated[bool, typer.Option("--json", help="Answer with one JSON document.")] = False,
 ) -> None:
     """Check a cache; exit code 0 when it is good, 3 when it is not."""
-    from kdpipe.cache.verify.first import verify_and_remember
+    from kdpipe.cache.verify.first_use import verify_and_remember
 
     if sample is not None and against is None:
         raise UsageError("--sample says how many documents to ask a teacher about", hint="give --against TEACHER too")
@@ -85,7 +85,7 @@ def verify(
 def _repaired(cache: str, level: Level, report: "VerifyReport", source: str, patience: "Patience") -> "VerifyReport":
     """The report once what was wrong has been fetched again."""
     from kdpipe.cache.transfer import copy_cache
-    from kdpipe.cache.verify.first import verify_and_remember
+    from kdpipe.cache.verify.first_use import verify_and_remember
 
     for problem in report.problems:
         console.note(f"{problem.file}: {problem.what}")
@@ -98,7 +98,7 @@ def _with_signature(cache: str, report: "VerifyReport", key: Path, patience: "Pa
     """The report with what is wrong with the signature."""
     from kdpipe.cache.layout import SIGNATURE
     from kdpipe.cache.signing import signature_problem
-    from kdpipe.cache.store import open_store
+    from kdpipe.cache.stores.dispatch import open_store
     from kdpipe.schemas.report import Problem
 
     what = signature_problem(open_store(cache, patience), key, report.cache_id)

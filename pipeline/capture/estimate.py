@@ -8,19 +8,19 @@ remains a guess.
 from dataclasses import dataclass
 from typing import Any
 
+from kdpipe.cache.durable.scratch import scratch_folder
 from kdpipe.cache.inspect import inspect_cache
-from kdpipe.cache.scratch import scratch_folder
-from kdpipe.cache.writer import create_cache
-from kdpipe.pipeline.capture.speaker import Prospect
-from kdpipe.pipeline.capture.waiting import row_bytes, waiting_sequences, window_rows
-from kdpipe.pipeline.data.corpus import Corpus
-from kdpipe.pipeline.data.parts import rows_of_a_part
-from kdpipe.pipeline.data.tokenise import Counts
-from kdpipe.pipeline.models.shapes import DTYPE_BYTES
+from kdpipe.cache.opening import create_cache
+from kdpipe.pipeline.capture.buffer_limits import row_bytes, waiting_sequences, window_rows
+from kdpipe.pipeline.capture.capture_teacher import Prospect
+from kdpipe.pipeline.documents.corpus import Corpus
+from kdpipe.pipeline.documents.part_plan import rows_of_a_part
+from kdpipe.pipeline.documents.tokenize import Counts
+from kdpipe.pipeline.models.model_info import DTYPE_BYTES
 from kdpipe.pipeline.synthetic import Recipe, synthetic_manifest, synthetic_part, synthetic_tables
 from kdpipe.pipeline.teachers.reading import CPU_LOGITS_BYTES, GPU_LOGITS_BYTES
 from kdpipe.schemas.arrays import default_arrays
-from kdpipe.schemas.plan import Plan
+from kdpipe.schemas.cache_plan import Plan
 from kdpipe.schemas.report import Memory
 from kdpipe.schemas.targets import HiddenSpec, Sampled, TargetSpec, Threshold, TopK, TopP
 

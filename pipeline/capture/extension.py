@@ -11,14 +11,14 @@ from typing import final
 
 from kdpipe.cache.reshape.adopt import adopt_part, fetch_from, with_changes
 from kdpipe.cache.reshape.digests import KnownDocuments, digests_of
-from kdpipe.cache.reshape.making import MAX_TEXT, made_from
 from kdpipe.cache.reshape.merge import check_same_spec
+from kdpipe.cache.reshape.rebuild import MAX_TEXT, made_from
 from kdpipe.cache.reshape.sources import Source, check_apart, open_source
-from kdpipe.cache.retries import Patience
-from kdpipe.cache.writer import CacheWriter
-from kdpipe.pipeline.capture.turns import Shard
+from kdpipe.cache.stores.retries import Patience
+from kdpipe.cache.writing.writer import CacheWriter
+from kdpipe.pipeline.capture.part_queue import Shard
+from kdpipe.schemas.cache_plan import Plan, SplitName, SplitPlan
 from kdpipe.schemas.manifest import Manifest, Origin
-from kdpipe.schemas.plan import Plan, SplitName, SplitPlan
 from kdpipe.schemas.stage_one import StageOne, TeacherSettings
 from kdpipe.schemas.strict_json import canonical, sha256_hex
 

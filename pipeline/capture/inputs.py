@@ -6,13 +6,13 @@ In: settings. Out: `Inputs`, and a word about which columns play which role and 
 import math
 from dataclasses import dataclass
 
-from kdpipe.pipeline.data.cached_tokenizer import with_reloadable_files
-from kdpipe.pipeline.data.corpus import SPLITS, Corpus
-from kdpipe.pipeline.data.documents import open_corpus
-from kdpipe.pipeline.data.ranges import LEAST_BYTES, LONG_BYTES
-from kdpipe.pipeline.data.sources import is_of_hub
-from kdpipe.pipeline.data.tokenise import Counts
-from kdpipe.pipeline.data.tokenizer import LoadedTokenizer, load_tokenizer
+from kdpipe.pipeline.documents.corpus import SPLITS, Corpus
+from kdpipe.pipeline.documents.data_sources import is_of_hub
+from kdpipe.pipeline.documents.open_corpus import open_corpus
+from kdpipe.pipeline.documents.text_ranges import LEAST_BYTES, LONG_BYTES
+from kdpipe.pipeline.documents.tokenize import Counts
+from kdpipe.pipeline.tokenizers.cached_tokenizer import with_reloadable_files
+from kdpipe.pipeline.tokenizers.tokenizer import LoadedTokenizer, load_tokenizer
 from kdpipe.pipeline.watch import Watch
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.stage_one import StageOne

@@ -11,10 +11,10 @@ from multiprocessing.process import BaseProcess
 from queue import Empty
 from typing import Any, final
 
-from kdpipe.cache.children import end_with_parent, shielded
-from kdpipe.pipeline.capture.turns import Shard
+from kdpipe.cache.verify.children import end_with_parent, shielded
+from kdpipe.pipeline.capture.part_queue import Shard
 from kdpipe.pipeline.models import devices
-from kdpipe.pipeline.teachers.loading import fits_each
+from kdpipe.pipeline.teachers.load_teacher import fits_each
 from kdpipe.pipeline.teachers.shape import teacher_shape
 from kdpipe.pipeline.watch import PartsNews, Watch
 from kdpipe.schemas.errors import KdpipeError

@@ -15,17 +15,17 @@ from torch import Tensor
 
 from kdpipe.cache.order import SequenceOrder
 from kdpipe.cache.reader import Cache
-from kdpipe.pipeline.data.ahead import StepLoader
-from kdpipe.pipeline.data.batches import MicroBatch, Targets
-from kdpipe.pipeline.data.loading import Wants
-from kdpipe.pipeline.data.ordering import Listed
+from kdpipe.pipeline.batches.batch_order import Listed
+from kdpipe.pipeline.batches.collate import Wants
+from kdpipe.pipeline.batches.micro_batch import MicroBatch, Targets
+from kdpipe.pipeline.batches.prefetch import StepLoader
 from kdpipe.pipeline.evaluation.tally import Tally, WatchedRows
-from kdpipe.pipeline.losses.dense import TeacherHead
-from kdpipe.pipeline.losses.head import HeadLosses
+from kdpipe.pipeline.losses.dense_chunk import TeacherHead
+from kdpipe.pipeline.losses.head_chunks import HeadLosses
 from kdpipe.pipeline.losses.objective import Objective, SpokenStates
 from kdpipe.pipeline.losses.terms import InForce, LogitTerm, Shape, TermName, factor
+from kdpipe.pipeline.models.precision import Precision
 from kdpipe.pipeline.students.student import Student
-from kdpipe.pipeline.training.precision import Precision
 from kdpipe.schemas.errors import ConfigError, KdpipeError
 from kdpipe.schemas.targets import TargetSpec
 from kdpipe.schemas.train_report import Estimate, Evaluation

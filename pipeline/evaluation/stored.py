@@ -6,7 +6,7 @@ In: the folder of a run. Out: its settings, its last evaluation, where its stude
 from pathlib import Path
 from typing import Any, Final
 
-from kdpipe.cache.files import explained, replace_file
+from kdpipe.cache.durable.files import explained, replace_file
 from kdpipe.pipeline.config_file import as_yaml, read_file
 from kdpipe.pipeline.models.folders import FINAL as FINAL
 from kdpipe.pipeline.students.saving import ADAPTER

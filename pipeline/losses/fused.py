@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdpipe.pipeline.losses.buffers import Buffers
-from kdpipe.pipeline.losses.logit import Rows
-from kdpipe.pipeline.losses.statistics import RowStatistics, row_statistics
+from kdpipe.pipeline.losses.divergences import Rows
+from kdpipe.pipeline.losses.row_statistics import RowStatistics, row_statistics
+from kdpipe.pipeline.losses.workspace import Buffers
 from kdpipe.pipeline.models.head import HALVES, Head
 
 # float16 ends at 65,504 and below 6e-8: the steepest slope of a chunk is brought near the upper end.

@@ -11,11 +11,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from kdpipe.pipeline.data.batches import MicroBatch
-from kdpipe.pipeline.losses.head import HeadLosses, RowStatistics
-from kdpipe.pipeline.losses.hidden.objective import HiddenObjective
+from kdpipe.pipeline.batches.micro_batch import MicroBatch
+from kdpipe.pipeline.losses.head_chunks import HeadLosses, RowStatistics
+from kdpipe.pipeline.losses.hidden.hidden_objective import HiddenObjective
+from kdpipe.pipeline.losses.selection import chosen, n_chosen
 from kdpipe.pipeline.losses.terms import HIDDEN_NAMES, LOGIT_NAMES, InForce, LogitTerm, TermName, factor
-from kdpipe.pipeline.training.selection import chosen, n_chosen
 from kdpipe.schemas.stage_two import Selection
 
 OF_THE_STUDENT = ("student_entropy", "student_cross_entropy")

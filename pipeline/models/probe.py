@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from kdpipe.pipeline.models.head import TOLERANCE, Head, find_head
 from kdpipe.pipeline.models.layers import all_states, body_of, decoder_layers, stream_dim, watching
-from kdpipe.pipeline.models.shapes import ModelShape
+from kdpipe.pipeline.models.model_info import ModelShape
 from kdpipe.schemas.errors import ConfigError
 
 PROBE_TOKENS = 16

@@ -14,7 +14,7 @@ from typing import Any
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from kdpipe.pipeline.models.shapes import ModelShape, in_two_lines
+from kdpipe.pipeline.models.model_info import ModelShape, in_two_lines
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.stage_two import StudentSettings
 

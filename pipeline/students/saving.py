@@ -15,13 +15,13 @@ from typing import Any, cast
 import torch
 import transformers
 
-from kdpipe.cache import files as disk
-from kdpipe.cache.workers import is_abandoned, is_own, work_name
-from kdpipe.pipeline.data.cached_tokenizer import write_files
+from kdpipe.cache.durable import files as disk
+from kdpipe.cache.durable.work_names import is_abandoned, is_own, work_name
 from kdpipe.pipeline.models.folders import local_folder
-from kdpipe.pipeline.models.shapes import quiet
-from kdpipe.pipeline.students.older import for_transformers_4, tokenizer_note
+from kdpipe.pipeline.models.model_info import quiet
 from kdpipe.pipeline.students.student import Student
+from kdpipe.pipeline.students.transformers4 import for_transformers_4, tokenizer_note
+from kdpipe.pipeline.tokenizers.cached_tokenizer import write_files
 from kdpipe.schemas.errors import ConfigError, KdpipeError
 
 CARD = "README.md"

@@ -1,7 +1,7 @@
 """`Student`: a model that learns, read batch by batch to its last states and to those that losses on states need.
 
-In: a loaded model. Out: `States`; its head, for `pipeline/losses/head.py`; its parameters by name. Whether the head is
-a plain projection and whether packed documents can be kept apart is found out once, by reading a few tokens.
+In: a loaded model. Out: `States`; its head, for `pipeline/losses/head_chunks.py`; its parameters by name. Whether the
+head is a plain projection and whether packed documents can be kept apart is found out once, by reading a few tokens.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdpipe.pipeline.data.batches import MicroBatch
+from kdpipe.pipeline.batches.micro_batch import MicroBatch
 from kdpipe.pipeline.models.head import TOLERANCE, Head
 from kdpipe.pipeline.models.layers import all_states, merged, watching
+from kdpipe.pipeline.models.model_info import ModelShape, in_two_lines
 from kdpipe.pipeline.models.probe import probe, probe_ids
-from kdpipe.pipeline.models.shapes import ModelShape, in_two_lines
-from kdpipe.pipeline.students import layout
-from kdpipe.pipeline.students.layout import Layout
+from kdpipe.pipeline.students import packed_documents as layout
+from kdpipe.pipeline.students.packed_documents import Layout
 
 # What the head takes, among the states that a forward pass leaves.
 LAST = -1

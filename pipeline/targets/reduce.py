@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdpipe.cache.rows import Block, Bools, Floats
+from kdpipe.cache.format.rows import Block, Bools, Floats
 from kdpipe.pipeline.targets import sampler
 from kdpipe.pipeline.targets.chunk import Chunk, Kept
 from kdpipe.pipeline.targets.lanes import Lanes
-from kdpipe.pipeline.teachers import Asked
+from kdpipe.pipeline.targets.request import Asked
 from kdpipe.schemas.arrays import log_z_column
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.targets import TargetSpec

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from kdpipe.pipeline.models.layers import all_states, merged, watching
+from kdpipe.pipeline.models.model_info import in_two_lines
 from kdpipe.pipeline.models.probe import probe
-from kdpipe.pipeline.models.shapes import in_two_lines
-from kdpipe.pipeline.teachers.loading import Loaded
+from kdpipe.pipeline.teachers.load_teacher import Loaded
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdpipe.cache.rows import Bools
-from kdpipe.pipeline.data.pieces import Piece
-from kdpipe.pipeline.models.shapes import ModelShape, check_lengths
+from kdpipe.cache.format.rows import Bools
+from kdpipe.pipeline.documents.segments import Piece
+from kdpipe.pipeline.models.model_info import ModelShape, check_lengths
 from kdpipe.pipeline.targets.draws import row_keys
 from kdpipe.schemas.errors import ConfigError
 

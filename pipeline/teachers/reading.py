@@ -10,12 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdpipe.cache.rows import Floats
-from kdpipe.pipeline.data.pieces import Piece
-from kdpipe.pipeline.fidelity import FidelityMeter, Sample
-from kdpipe.pipeline.hidden import Pca, Projector, mean_states
+from kdpipe.cache.format.rows import Floats
+from kdpipe.pipeline.documents.segments import Piece
+from kdpipe.pipeline.targets.fidelity import FidelityMeter, Sample
+from kdpipe.pipeline.targets.hidden_states import Pca, Projector, mean_states
 from kdpipe.pipeline.targets.reduce import Reduced, Reducer, to_block
-from kdpipe.pipeline.teachers import Answer, Asked
+from kdpipe.pipeline.targets.request import Asked
+from kdpipe.pipeline.teachers import Answer
 from kdpipe.pipeline.teachers.forward import Forward, States
 from kdpipe.pipeline.teachers.padded import Padded, pad
 from kdpipe.schemas.errors import ConfigError

@@ -6,7 +6,7 @@ In: `TeacherSettings`. Out: a `ModelShape`, or a `ConfigError`.
 import importlib.util
 from dataclasses import replace
 
-from kdpipe.pipeline.models.shapes import ModelShape, read_shape
+from kdpipe.pipeline.models.model_info import ModelShape, read_shape
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.stage_one import TeacherSettings
 

@@ -14,7 +14,7 @@ from typing import Final
 
 from torch import Tensor
 
-from kdpipe.cache.files import explained, new_file, publish_dir, sync_dir, work_folder
+from kdpipe.cache.durable.files import explained, new_file, publish_dir, sync_dir, work_folder
 from kdpipe.cache.layout import WORK
 from kdpipe.pipeline.evaluation.stored import FINAL
 from kdpipe.pipeline.training import run_folder

@@ -8,8 +8,8 @@ and on nothing of what is in it.
 import shlex
 
 from kdpipe.cache.reader import Cache
-from kdpipe.pipeline.data.loading import Wants, make_batch
-from kdpipe.pipeline.losses.kept import kept_mass
+from kdpipe.pipeline.batches.collate import Wants, make_batch
+from kdpipe.pipeline.losses.teacher_bins import kept_mass
 from kdpipe.pipeline.losses.terms import LOGIT_NAMES
 from kdpipe.pipeline.training.curriculum import Curriculum
 from kdpipe.pipeline.watch import TrainWatch

@@ -9,10 +9,10 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from kdpipe.pipeline.data.batches import MicroBatch, StepBatch, Targets
+from kdpipe.pipeline.batches.micro_batch import MicroBatch, StepBatch, Targets
 from kdpipe.pipeline.losses.terms import InForce, TermName
 from kdpipe.pipeline.training.guard import Finding
-from kdpipe.pipeline.training.learner import Learner
+from kdpipe.pipeline.training.train_state import Learner
 
 SHOWN = 3
 

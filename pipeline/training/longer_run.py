@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Final
 
 from kdpipe.pipeline.losses.terms import InForce
-from kdpipe.pipeline.training import checkpoints, finished_run, run_folder
+from kdpipe.pipeline.training import checkpoints, run_folder
+from kdpipe.pipeline.training import completed_run as finished_run
+from kdpipe.pipeline.training.cache_requirements import default_tail_weight
 from kdpipe.pipeline.training.curriculum import Curriculum, Ordered
-from kdpipe.pipeline.training.needs import default_tail_weight
 from kdpipe.pipeline.training.prepare import Prospect
 from kdpipe.pipeline.training.schedules import Plan, counted, make_plan, rate
 from kdpipe.schemas.checkpoint import RunRecord

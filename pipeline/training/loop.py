@@ -8,18 +8,18 @@ import math
 import time
 from dataclasses import dataclass
 
-from kdpipe.pipeline.data.ahead import StepLoader
+from kdpipe.pipeline.batches.prefetch import StepLoader
 from kdpipe.pipeline.losses.terms import InForce
-from kdpipe.pipeline.training.book import Book
+from kdpipe.pipeline.training.checkpoint_policy import Keeper
 from kdpipe.pipeline.training.diagnosis import odd_names
 from kdpipe.pipeline.training.guard import Finding, Guard, Verdict
-from kdpipe.pipeline.training.keeper import Keeper
 from kdpipe.pipeline.training.optimizers import set_rate
+from kdpipe.pipeline.training.out_of_memory import explained
 from kdpipe.pipeline.training.prepare import Prepared
 from kdpipe.pipeline.training.schedules import rate
-from kdpipe.pipeline.training.shortage import explained
 from kdpipe.pipeline.training.step import Took, apply, drop, go_forth_and_back
-from kdpipe.pipeline.training.stopping import Stop
+from kdpipe.pipeline.training.step_log import Book
+from kdpipe.pipeline.training.stop_signals import Stop
 from kdpipe.pipeline.watch import TrainWatch
 from kdpipe.schemas.checkpoint import LoopState
 from kdpipe.schemas.errors import Interrupted

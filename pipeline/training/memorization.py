@@ -8,7 +8,7 @@ teacher. Exact targets have no noise, labels alone read no draws, and draws of t
 import math
 from collections.abc import Iterator
 
-from kdpipe.pipeline.losses.names import uses_draws
+from kdpipe.pipeline.losses.exactness import uses_draws
 from kdpipe.pipeline.losses.terms import LOGIT_NAMES
 from kdpipe.pipeline.training.curriculum import Curriculum
 from kdpipe.pipeline.training.schedules import Plan

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, final
 
-from kdpipe.cache.files import explained, replace_file
+from kdpipe.cache.durable.files import explained, replace_file
 from kdpipe.schemas.checkpoint import MetricsState
 
 FILE: Final = "metrics.jsonl"

@@ -12,32 +12,33 @@ import torch
 from torch import nn
 
 from kdpipe.cache.reader import Cache
-from kdpipe.pipeline.data.loading import Wants, check_wants
-from kdpipe.pipeline.data.opening import opened
-from kdpipe.pipeline.data.ordering import Ordering, ordering
-from kdpipe.pipeline.losses.head import HeadLosses
-from kdpipe.pipeline.losses.hidden.objective import HiddenObjective
-from kdpipe.pipeline.losses.names import SHIFTED, label
+from kdpipe.pipeline.batches.batch_order import Ordering, ordering
+from kdpipe.pipeline.batches.collate import Wants, check_wants
+from kdpipe.pipeline.batches.run_cache import opened
+from kdpipe.pipeline.losses.exactness import SHIFTED, label
+from kdpipe.pipeline.losses.head_chunks import HeadLosses
+from kdpipe.pipeline.losses.hidden.hidden_objective import HiddenObjective
 from kdpipe.pipeline.losses.objective import Objective
 from kdpipe.pipeline.losses.terms import HIDDEN_NAMES, LOGIT_NAMES, InForce, TermName
 from kdpipe.pipeline.models import devices
 from kdpipe.pipeline.models.folders import local_folder, weights_sha256
-from kdpipe.pipeline.students.find import Found, find_student
-from kdpipe.pipeline.students.fit import Fit, check_fit
-from kdpipe.pipeline.students.kept import kept_tokenizer
-from kdpipe.pipeline.students.loading import described, load_student
+from kdpipe.pipeline.models.precision import Precision, choose_precision
+from kdpipe.pipeline.students.cache_tokenizer import kept_tokenizer
+from kdpipe.pipeline.students.compatibility import Fit, check_fit
+from kdpipe.pipeline.students.load_student import described, load_student
 from kdpipe.pipeline.students.parameter_roles import parameter_roles
+from kdpipe.pipeline.students.resolve import Found, find_student
 from kdpipe.pipeline.students.student import Student
+from kdpipe.pipeline.training import cache_requirements as needs
 from kdpipe.pipeline.training import guard as guarding
-from kdpipe.pipeline.training import memorization, needs, run_folder
+from kdpipe.pipeline.training import memorization, run_folder
 from kdpipe.pipeline.training.coarse_targets import check_masses
 from kdpipe.pipeline.training.curriculum import Curriculum
-from kdpipe.pipeline.training.learner import Learner
 from kdpipe.pipeline.training.optimizer_defaults import StudentKind, reason, settle, shares
 from kdpipe.pipeline.training.optimizers import Trainable, make_optimizer
-from kdpipe.pipeline.training.precision import Precision, choose_precision
 from kdpipe.pipeline.training.schedules import Plan, make_plan
 from kdpipe.pipeline.training.trackers import check_installed
+from kdpipe.pipeline.training.train_state import Learner
 from kdpipe.pipeline.watch import TrainWatch
 from kdpipe.schemas.checkpoint import RunRecord
 from kdpipe.schemas.stage_two import Metric, StageTwo

@@ -8,9 +8,9 @@ import shutil
 from pathlib import Path
 from typing import Any, Final
 
-from kdpipe.cache.files import explained, make_dir, publish_file, replace_file, sweep, sync_dir
+from kdpipe.cache.durable.files import explained, make_dir, publish_file, replace_file, sweep, sync_dir
+from kdpipe.cache.durable.lock import LOCK
 from kdpipe.cache.layout import WORK
-from kdpipe.cache.lock import LOCK
 from kdpipe.cache.reader import Cache
 from kdpipe.schemas.checkpoint import RunRecord
 from kdpipe.schemas.errors import CacheDamaged, ConfigError

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kdpipe.pipeline.data.batches import StepBatch
+from kdpipe.pipeline.batches.micro_batch import StepBatch
 from kdpipe.pipeline.losses.terms import InForce, TermName, factor
 from kdpipe.pipeline.training.diagnosis import diagnose
 from kdpipe.pipeline.training.guard import Finding
-from kdpipe.pipeline.training.learner import Learner
+from kdpipe.pipeline.training.train_state import Learner
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

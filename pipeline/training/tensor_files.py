@@ -12,7 +12,7 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
-from kdpipe.cache.files import advice, apply_umask, system_error
+from kdpipe.cache.durable.files import advice, apply_umask, system_error
 from kdpipe.schemas.errors import CacheDamaged, CacheWriteError
 
 

@@ -16,14 +16,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kdpipe.pipeline.data.batches import StepBatch
-from kdpipe.pipeline.data.loading import make_batch
+from kdpipe.pipeline.batches.collate import make_batch
+from kdpipe.pipeline.batches.micro_batch import StepBatch
 from kdpipe.pipeline.models.devices import usable_cpus
-from kdpipe.pipeline.training import states
+from kdpipe.pipeline.training import state_tensors as states
 from kdpipe.pipeline.training.prepare import Prepared
 from kdpipe.pipeline.training.schedules import Plan
 from kdpipe.pipeline.training.step import go_forth_and_back
-from kdpipe.pipeline.training.stopping import Stop
+from kdpipe.pipeline.training.stop_signals import Stop
 from kdpipe.schemas.checkpoint import LoopState
 from kdpipe.schemas.errors import Interrupted
 

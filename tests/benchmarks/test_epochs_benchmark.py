@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from kdpipe.pipeline.data.batches import Targets
+from kdpipe.pipeline.batches.micro_batch import Targets
 from support.scripts import check_script
 from support.source import ROOT
 

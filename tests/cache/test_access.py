@@ -16,7 +16,7 @@ from fsspec import AbstractFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
 from kdpipe.cache import open_cache
-from kdpipe.cache.retries import Patience
+from kdpipe.cache.stores.retries import Patience
 from kdpipe.cache.verify import verify_cache
 from kdpipe.cli.main import run
 from kdpipe.schemas.errors import CacheDamaged, CacheError, ConfigError, KdpipeError

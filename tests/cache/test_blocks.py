@@ -5,8 +5,8 @@ from dataclasses import fields
 import numpy as np
 import pytest
 
-from kdpipe.cache.blocks import cut, join
-from kdpipe.cache.rows import Block
+from kdpipe.cache.format.blocks import cut, join
+from kdpipe.cache.format.rows import Block
 from kdpipe.pipeline.synthetic import Recipe, synthetic_manifest, synthetic_part
 
 

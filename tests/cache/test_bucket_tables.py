@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from kdpipe.cache import layout
-from kdpipe.cache.bucket_tables import TableSet
-from kdpipe.cache.bucket_writer import BucketWriter, create_bucket
-from kdpipe.cache.remote import RemoteFolder
-from kdpipe.cache.retries import Patience
+from kdpipe.cache.stores.fsspec_store import RemoteFolder
+from kdpipe.cache.stores.retries import Patience
 from kdpipe.cache.verify import verify_cache
+from kdpipe.cache.writing.bucket_tables import TableSet
+from kdpipe.cache.writing.bucket_writer import BucketWriter, create_bucket
 from kdpipe.pipeline.synthetic import synthetic_tables
 from kdpipe.schemas.errors import CacheDamaged, CacheWriteError, KdpipeError
 from support import tiny

@@ -8,11 +8,11 @@ import fsspec
 import pytest
 
 from kdpipe.cache import layout, open_cache
-from kdpipe.cache.bucket_writer import BucketWriter, create_bucket
-from kdpipe.cache.remote import RemoteFolder
-from kdpipe.cache.retries import Patience
+from kdpipe.cache.stores.fsspec_store import RemoteFolder
+from kdpipe.cache.stores.retries import Patience
 from kdpipe.cache.transfer import copy_cache
 from kdpipe.cache.verify import verify_cache
+from kdpipe.cache.writing.bucket_writer import BucketWriter, create_bucket
 from kdpipe.schemas.errors import CacheDamaged, CacheError, CacheIncomplete, ConfigError
 from support import tiny
 from support.reading import digests_of_all

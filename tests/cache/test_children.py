@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from kdpipe.cache.children import shielded
+from kdpipe.cache.verify.children import shielded
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="this system has no signal masks")
 
 # Starts a child that holds its stdout open, tells when the child watches, and is killed.
 PARENT = """
 import subprocess, sys, time
-begin = "import time; from kdpipe.cache.children import end_with_parent; end_with_parent()"
+begin = "import time; from kdpipe.cache.verify.children import end_with_parent; end_with_parent()"
 subprocess.Popen([sys.executable, "-c", begin + "; print('watches', flush=True); time.sleep(600)"])
 time.sleep(600)
 """

@@ -9,8 +9,8 @@ import pytest
 from numcodecs.pcodec import PCodec
 from pcodec import ChunkConfig, DeltaSpec, ModeSpec, standalone
 
-from kdpipe.cache import codecs
-from kdpipe.cache.codecs import decode_numbers, encode_numbers
+from kdpipe.cache.format import codecs
+from kdpipe.cache.format.codecs import decode_numbers, encode_numbers
 from kdpipe.schemas.errors import CacheDamaged
 from support.contracts import CodecContract, Numbers
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from kdpipe.cache import layout
-from kdpipe.cache.codecs import CHECKSUM_BYTES, crc32c
-from kdpipe.cache.shards import PLACE_BYTES
+from kdpipe.cache.format.codecs import CHECKSUM_BYTES, crc32c
+from kdpipe.cache.format.shards import PLACE_BYTES
 from kdpipe.cache.verify import verify_cache
 from kdpipe.schemas.errors import KdpipeError
 from kdpipe.schemas.report import Level

@@ -37,7 +37,7 @@ if "kdpipe.cache.verify.deep_child" in sys.orig_argv:
     WHEN
 """
 AT_PART = """
-    from kdpipe.cache import part_reader
+    from kdpipe.cache.parts import part_reader
     opened = part_reader.PartReader.__init__
     def opening(self, store, manifest, decoder, number, row):
         if number == 1:

@@ -9,23 +9,22 @@ import numpy as np
 import pytest
 
 from kdpipe.cache import layout, verify
-from kdpipe.cache.part_files import part_problem
-from kdpipe.cache.reader import open_cache
+from kdpipe.cache.format.rows import Block, Sequence
+from kdpipe.cache.opening import create_cache, open_cache
+from kdpipe.cache.parts.part_files import part_problem
 from kdpipe.cache.reshape.merge import merge
 from kdpipe.cache.reshape.subset import subset
-from kdpipe.cache.rows import Block, Sequence
-from kdpipe.cache.store import LocalStore
+from kdpipe.cache.stores.local_store import LocalStore
 from kdpipe.cache.transfer import copy_cache
 from kdpipe.cache.verify import duplicates as module
 from kdpipe.cache.verify import verify_cache
 from kdpipe.cache.verify.duplicates import Duplicates
-from kdpipe.cache.writer import create_cache
 from kdpipe.pipeline.requantise import requantise
 from kdpipe.pipeline.synthetic import Recipe, synthetic_manifest, synthetic_part, synthetic_tables
+from kdpipe.schemas.cache_plan import Plan, SplitPlan
 from kdpipe.schemas.copy_report import Choice
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.manifest import Manifest
-from kdpipe.schemas.plan import Plan, SplitPlan
 from kdpipe.schemas.report import Note, Problem
 from kdpipe.schemas.reshape import Bounds, Poorer, Selection
 from support.damage import copy_part, reseal

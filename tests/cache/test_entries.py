@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdpipe.cache.entries import (
+from kdpipe.cache.format.ragged import (
     Ragged,
     Runs,
     differences,

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from kdpipe.cache import file_kinds, layout
-from kdpipe.cache.file_kinds import DIRECTORIES, FILES
+from kdpipe.cache import layout
 from kdpipe.cache.signing import new_keys
+from kdpipe.cache.stores import file_kinds
+from kdpipe.cache.stores.file_kinds import DIRECTORIES, FILES
 from kdpipe.cache.transfer import copy_cache
 from kdpipe.cache.verify import verify_cache
 from kdpipe.cache.verify.signature import sign_cache

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from kdpipe.cache import layout, open_cache
-from kdpipe.cache.store import LocalStore
-from kdpipe.cache.verify.first import check_before_use, remember_written, verify_and_remember
-from kdpipe.cache.verify.memory import FOLDER
+from kdpipe.cache.stores.local_store import LocalStore
+from kdpipe.cache.verify.first_use import check_before_use, remember_written, verify_and_remember
+from kdpipe.cache.verify.verified_log import FOLDER
 from kdpipe.schemas.errors import CacheDamaged, CacheIncomplete, ConfigError
 from support.children import mount_memory, mounted, remount
 from support.heard import HeardTraining

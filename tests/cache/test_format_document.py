@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
-from kdpipe.cache import index, layout, sequences, text
-from kdpipe.cache.arrow_files import Field
-from kdpipe.cache.rules import MAX_TOKEN_BYTES
-from kdpipe.cache.zarr_json import GROUP, grids
+from kdpipe.cache import layout
+from kdpipe.cache.format.invariants import MAX_TOKEN_BYTES
+from kdpipe.cache.format.zarr_json import GROUP, grids
+from kdpipe.cache.parts import index, sequences, text
+from kdpipe.cache.parts.arrow_files import Field
 from kdpipe.schemas import strict_json
 from kdpipe.schemas.arrays import (
     LARGEST_CODE,

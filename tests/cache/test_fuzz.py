@@ -15,15 +15,15 @@ import pytest
 from pcodec import ChunkConfig, DeltaSpec, ModeSpec, standalone
 
 from kdpipe.cache import layout
-from kdpipe.cache.codecs import decode_numbers
-from kdpipe.cache.index import parsed_index, sealed
+from kdpipe.cache.format.codecs import decode_numbers
+from kdpipe.cache.format.part_arrays import PartArray
+from kdpipe.cache.format.zarr_json import Grid
 from kdpipe.cache.inspect import inspect_cache
-from kdpipe.cache.part_arrays import PartArray
-from kdpipe.cache.part_files import part_grids
-from kdpipe.cache.sequences import Sequences
-from kdpipe.cache.text import Texts
+from kdpipe.cache.parts.index import parsed_index, sealed
+from kdpipe.cache.parts.part_files import part_grids
+from kdpipe.cache.parts.sequences import Sequences
+from kdpipe.cache.parts.text import Texts
 from kdpipe.cache.verify import verify_cache
-from kdpipe.cache.zarr_json import Grid
 from kdpipe.schemas.manifest import Manifest, read_manifest
 from kdpipe.schemas.part import PartRecord
 from kdpipe.schemas.records import read_record

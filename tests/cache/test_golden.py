@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kdpipe.cache.reader import Cache, open_cache
+from kdpipe.cache.opening import open_cache
+from kdpipe.cache.reader import Cache
 from kdpipe.cache.verify import verify_cache
 from kdpipe.cache.verify.deep_child import Parts, check_part
 from kdpipe.schemas.version import MAJOR, MINOR

@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from kdpipe.cache import layout
-from kdpipe.cache.arrow_files import Field
-from kdpipe.cache.index import FIELDS, sealed
+from kdpipe.cache.parts.arrow_files import Field
+from kdpipe.cache.parts.index import FIELDS, sealed
 from support.damage import edit_json, fresh_cache, reseal, write_index_file
 from support.limits import assert_refused, judged
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kdpipe.cache.reader import open_cache
+from kdpipe.cache.opening import open_cache
 from kdpipe.schemas.arrays import MINUS_INFINITY, MISSING
 from support.damage import fresh_cache, recode
 from support.limits import assert_named, assert_refused, judged

@@ -9,7 +9,7 @@ import pytest
 
 from kdpipe.cache import open_cache
 from kdpipe.cache.inspect import inspect_cache
-from kdpipe.cache.writer import create_cache
+from kdpipe.cache.opening import create_cache
 from kdpipe.schemas.errors import CacheDamaged, ConfigError
 from kdpipe.schemas.part import Fidelity
 from kdpipe.schemas.targets import Imported, Kept, NoTargets, Sampled, State, Threshold, TopK

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdpipe.cache.laws import (
+from kdpipe.cache.format.quantizers import (
     LARGEST_SCALE,
     complement_table,
     dequantise_vectors,

@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 
-from kdpipe.cache import lock, workers
-from kdpipe.cache.lock import LOCK, check_free, locked
+from kdpipe.cache.durable import lock
+from kdpipe.cache.durable import work_names as workers
+from kdpipe.cache.durable.lock import LOCK, check_free, locked
 from kdpipe.schemas.errors import CacheWriteError, ConfigError, LockHeld
 from support.children import Child, in_child, mount_memory, mounted, remount
 from support.gates import Gate

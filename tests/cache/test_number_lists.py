@@ -8,9 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from kdpipe.cache import arrow_files
-from kdpipe.cache.arrow_files import ParquetLists
-from kdpipe.cache.number_lists import EntryLists, NumberLists, depth, rows_of_lists
+from kdpipe.cache.format.number_lists import EntryLists, NumberLists, depth, rows_of_lists
+from kdpipe.cache.parts import arrow_files
+from kdpipe.cache.parts.arrow_files import ParquetLists
 
 FLAT = [[1, 2], [3], None, [], [4, 5, 6], [7]]
 NESTED = [[[1.5], None, [2.0, 3.0]], [], [[4.0]], None, [[], [5.0]], [[6.0, 7.0]]]

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdpipe.cache.codecs import encode_numbers, encode_plain
-from kdpipe.cache.part_arrays import KEPT_TOGETHER, PartArray
-from kdpipe.cache.shards import ShardWriter
-from kdpipe.cache.zarr_json import Grid
+from kdpipe.cache.format.codecs import encode_numbers, encode_plain
+from kdpipe.cache.format.part_arrays import KEPT_TOGETHER, PartArray
+from kdpipe.cache.format.shards import ShardWriter
+from kdpipe.cache.format.zarr_json import Grid
 from kdpipe.schemas.errors import CacheDamaged
 
 SIZE, WIDTH, LENGTH = 4, 3, 50

@@ -11,10 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from kdpipe.cache import layout
-from kdpipe.cache.arrow_files import write_parquet
-from kdpipe.cache.index import COLUMNS, FIELDS, sealed
-from kdpipe.cache.plain_parquet import read_plain_parquet
-from kdpipe.cache.thrift import MAX_DEPTH, CompactReader
+from kdpipe.cache.parts.arrow_files import write_parquet
+from kdpipe.cache.parts.index import COLUMNS, FIELDS, sealed
+from kdpipe.cache.parts.plain_parquet import read_plain_parquet
+from kdpipe.cache.parts.thrift import MAX_DEPTH, CompactReader
 from support.damage import fresh_cache
 from support.golden import GOLDEN
 from support.limits import assert_refused

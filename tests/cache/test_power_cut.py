@@ -13,8 +13,9 @@ from unittest import mock
 
 import pytest
 
-from kdpipe.cache import layout, workers
-from kdpipe.cache.writer import create_cache
+from kdpipe.cache import layout
+from kdpipe.cache.durable import work_names as workers
+from kdpipe.cache.opening import create_cache
 from kdpipe.pipeline.synthetic import synthetic_tables
 from support.disk import Dead, Disk, Recorder, Tree, materialise
 from support.tiny import SMALL, begin_cache, digests_of, make_cache, manifest_of, resume_cache, unsynced, write_part

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from kdpipe.cache import layout, open_cache
+from kdpipe.cache.opening import create_cache
 from kdpipe.cache.reader import Cache
-from kdpipe.cache.writer import create_cache
 from kdpipe.pipeline.synthetic import Recipe
 from kdpipe.schemas.errors import CacheDamaged, CacheIncomplete, ConfigError, Incompatible
 from kdpipe.schemas.manifest import read_manifest

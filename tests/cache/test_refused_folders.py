@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from kdpipe.cache import layout
-from kdpipe.cache.tokenizer_content import tokenizer_content
-from kdpipe.cache.writer import create_cache
+from kdpipe.cache.opening import create_cache
+from kdpipe.cache.parts.tokenizer_content import tokenizer_content
 from kdpipe.pipeline.synthetic import synthetic_tables
 from kdpipe.schemas.errors import CacheDamaged, CacheIncomplete, CacheWriteError, ConfigError
 from kdpipe.schemas.manifest import FileRecord, Manifest

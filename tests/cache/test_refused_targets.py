@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kdpipe.cache import layout, text
-from kdpipe.cache.rows import Block, Sequence
+from kdpipe.cache import layout
+from kdpipe.cache.format.rows import Block, Sequence
+from kdpipe.cache.parts import text
 from kdpipe.pipeline.synthetic import Recipe
 from kdpipe.schemas.errors import CacheWriteError
 from support.tiny import SMALL, begin_cache, make_cache, part_of, parts_in, resume_cache
@@ -219,7 +220,7 @@ def test_a_text_that_is_too_long_is_refused(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_a_part_that_grows_too_long_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kdpipe.cache.part_writer.MAX_PART_ROWS", 100)
+    monkeypatch.setattr("kdpipe.cache.parts.part_writer.MAX_PART_ROWS", 100)
     writer = begin_cache(tmp_path / "cache")
     with pytest.raises(CacheWriteError, match="part 0 would pass 100 rows") as caught, writer.part(0) as part:
         for pair in part_of(SMALL, 0):

@@ -16,8 +16,9 @@ from unittest import mock
 
 import pytest
 
-from kdpipe.cache import files, layout
-from kdpipe.cache.files import BUFFER_BYTES, WriteRefused, new_file
+from kdpipe.cache import layout
+from kdpipe.cache.durable import files
+from kdpipe.cache.durable.files import BUFFER_BYTES, WriteRefused, new_file
 from kdpipe.schemas.errors import CacheWriteError, KdpipeError
 from support.children import Child, in_child, mount_memory, mounted, remount
 from support.faults import count_calls, fault_at, interrupted, refused

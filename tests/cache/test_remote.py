@@ -10,8 +10,8 @@ import pytest
 
 from kdpipe.cache import open_cache
 from kdpipe.cache.inspect import inspect_cache
-from kdpipe.cache.remote import RemoteStore
-from kdpipe.cache.store import LocalStore
+from kdpipe.cache.stores.fsspec_store import RemoteStore
+from kdpipe.cache.stores.local_store import LocalStore
 from kdpipe.schemas.errors import CacheDamaged, CacheIncomplete, ConfigError
 from support import tiny
 from support.reading import digests_of_all

@@ -10,9 +10,10 @@ from typing import Any
 import httpx
 import pytest
 
-from kdpipe.cache import http, inspect, open_cache
-from kdpipe.cache.retries import Patience
-from kdpipe.cache.tokenizer_files import read_tokenizer_files
+from kdpipe.cache import inspect, open_cache
+from kdpipe.cache.parts.tokenizer_files import read_tokenizer_files
+from kdpipe.cache.stores import http_store as http
+from kdpipe.cache.stores.retries import Patience
 from kdpipe.cache.transfer import copy_cache
 from kdpipe.cache.verify import verify_cache
 from kdpipe.cli.main import run
@@ -208,7 +209,7 @@ def test_what_cannot_heal_fails_at_once_with_what_to_do(
 def test_a_hub_that_is_not_there_fails_at_once(host: str) -> None:
     from huggingface_hub import HfApi
 
-    from kdpipe.cache import hub
+    from kdpipe.cache.stores import hub_store as hub
 
     with pytest.raises(ConnectionFailed), hub._asking("hf://datasets/me/x"):
         HfApi(endpoint=host).repo_info("me/x", repo_type="dataset")

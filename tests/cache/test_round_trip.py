@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdpipe.cache import open_cache
+from kdpipe.cache.format.rows import Block, Rows, Sequence
 from kdpipe.cache.reader import Cache
-from kdpipe.cache.rows import Block, Rows, Sequence
 from kdpipe.schemas.arrays import SCALAR_STEP
 from kdpipe.schemas.targets import Imported, Kept, NoTargets, Sampled, State, Threshold, TopK, TopP
 from support.arbitrary import BY_ROW, POOLED, Wish, write

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from kdpipe.cache.scratch import scratch_folder
+from kdpipe.cache.durable.scratch import scratch_folder
 from kdpipe.schemas.errors import CacheWriteError
 from support.children import in_child, mount_memory, mounted
 
@@ -50,7 +50,7 @@ def test_a_folder_of_another_is_not_taken_for_a_temporary_one(tmp_path: Path) ->
     def work() -> None:
         mount_memory(small, 8192)
         tempfile.tempdir = str(tmp_path)
-        from kdpipe.cache.files import explained
+        from kdpipe.cache.durable.files import explained
 
         with explained("writing", small):
             fill(small, 30_000)

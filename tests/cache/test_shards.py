@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from kdpipe.cache.codecs import crc32c
-from kdpipe.cache.shards import Shard, ShardWriter
+from kdpipe.cache.format.codecs import crc32c
+from kdpipe.cache.format.shards import Shard, ShardWriter
 from kdpipe.schemas.errors import CacheDamaged
 
 BODIES = [b"first", b"the second one", b"3", b"fourth chunk"]

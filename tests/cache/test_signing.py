@@ -9,7 +9,7 @@ import pytest
 
 from kdpipe.cache import open_cache
 from kdpipe.cache.signing import SIGNATURE, new_keys, signature_problem
-from kdpipe.cache.store import open_store
+from kdpipe.cache.stores.dispatch import open_store
 from kdpipe.cache.transfer import copy_cache
 from kdpipe.cache.verify import signature, verify_cache
 from kdpipe.cli import main

@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from kdpipe.cache.reader import Cache, open_cache
-from kdpipe.cache.rows import Rows
-from kdpipe.cache.writer import create_cache
+from kdpipe.cache.format.rows import Rows
+from kdpipe.cache.opening import create_cache, open_cache
+from kdpipe.cache.reader import Cache
 from kdpipe.schemas.errors import Incompatible
 from support import second_reader
 from support.kinds import KINDS, kind_manifest, kind_part, kind_tables, make_kind

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdpipe.cache import open_cache
-from kdpipe.cache.tables import from_bfloat16, to_bfloat16
-from kdpipe.cache.writer import create_cache
+from kdpipe.cache.opening import create_cache
+from kdpipe.cache.parts.tables import from_bfloat16, to_bfloat16
 from kdpipe.schemas.errors import CacheDamaged, CacheWriteError
 from kdpipe.schemas.targets import State
 from support import tiny

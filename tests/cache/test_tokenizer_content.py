@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from kdpipe.cache.tokenizer_content import MAX_VALUES, tokenizer_content
+from kdpipe.cache.parts.tokenizer_content import MAX_VALUES, tokenizer_content
 from kdpipe.schemas.errors import CacheDamaged
 from support.limits import in_limits
 

@@ -17,11 +17,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kdpipe.cache import layout, workers
-from kdpipe.cache.files import sweep
-from kdpipe.cache.reader import open_cache
-from kdpipe.cache.workers import is_abandoned, work_name
-from kdpipe.cache.writer import STALE_SECONDS, create_cache
+from kdpipe.cache import layout
+from kdpipe.cache.durable import work_names as workers
+from kdpipe.cache.durable.files import sweep
+from kdpipe.cache.durable.work_names import is_abandoned, work_name
+from kdpipe.cache.opening import create_cache, open_cache
+from kdpipe.cache.writing.writer import STALE_SECONDS
 from support.children import Child, in_child
 from support.gates import Gate
 from support.tiny import (

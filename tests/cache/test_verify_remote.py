@@ -10,8 +10,8 @@ from types import SimpleNamespace
 import pytest
 
 from kdpipe.cache import layout
-from kdpipe.cache.reader import open_cache
-from kdpipe.cache.retries import Patience
+from kdpipe.cache.opening import open_cache
+from kdpipe.cache.stores.retries import Patience
 from kdpipe.cache.transfer import copy_cache
 from kdpipe.cache.verify import remote_parts, verify_cache
 from kdpipe.schemas.errors import CacheWriteError

@@ -8,9 +8,9 @@ import pytest
 
 from kdpipe.cache import open_cache
 from kdpipe.cache.batches import allocate_batch, fill_batch
-from kdpipe.cache.tokenizer_content import tokenizer_content
+from kdpipe.cache.opening import create_cache
+from kdpipe.cache.parts.tokenizer_content import tokenizer_content
 from kdpipe.cache.verify import verify_cache
-from kdpipe.cache.writer import create_cache
 from kdpipe.schemas.errors import CacheWriteError, ConfigError
 from kdpipe.schemas.manifest import FileRecord, Manifest
 from kdpipe.schemas.strict_json import sha256_hex

@@ -12,7 +12,7 @@ import pytest
 
 from kdpipe.cache import layout
 from kdpipe.cache.inspect import inspect_cache
-from kdpipe.cache.reader import open_cache
+from kdpipe.cache.opening import open_cache
 from kdpipe.cache.reshape.merge import merge
 from kdpipe.cache.verify import verify_cache
 from kdpipe.schemas.errors import KdpipeError

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from kdpipe.cache import layout
-from kdpipe.cache.reader import open_cache
-from kdpipe.cache.second_reader import open_arrays
+from kdpipe.cache.opening import open_cache
 from kdpipe.cache.verify import verify_cache
+from kdpipe.cache.verify.zarr_oracle import open_arrays
 from support import foreign_writer
 from support.kinds import KINDS, kind_manifest, make_kind
 from support.tiny import content_of, digests_of, unsynced

@@ -22,10 +22,10 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from kdpipe.cache.reader import open_cache
+from kdpipe.cache.opening import open_cache
 from kdpipe.cache.verify import verify_cache
 from kdpipe.cli import interrupts, main
-from kdpipe.pipeline.data import corpus
+from kdpipe.pipeline.documents import corpus
 from kdpipe.schemas.errors import STOP_SIGNALS
 from support.corpora import (
     CHATML,
@@ -545,10 +545,10 @@ def listening(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.parametrize(
     ("where", "turn"),
     [
-        ("kdpipe.pipeline.capture.speaker.load", 1),
-        ("kdpipe.pipeline.data.corpus.tokenise", 1),
-        ("kdpipe.pipeline.data.documents.Indexer", 1),
-        ("kdpipe.pipeline.capture.parts.arrange", 3),
+        ("kdpipe.pipeline.capture.capture_teacher.load", 1),
+        ("kdpipe.pipeline.documents.corpus.tokenise", 1),
+        ("kdpipe.pipeline.documents.open_corpus.Indexer", 1),
+        ("kdpipe.pipeline.capture.part_capture.arrange", 3),
     ],
     ids=["loading", "tokenising", "indexing", "in the third part"],
 )

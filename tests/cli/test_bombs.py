@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from kdpipe.pipeline.data.row_files import Limits
-from kdpipe.pipeline.data.sources import find_files
+from kdpipe.pipeline.documents.data_sources import find_files
+from kdpipe.pipeline.documents.row_files import Limits
 from support.bombs import DATA, GIB, IMPORTED, MIB, Ran, run_measured
 from support.commands import kdpipe
 from support.corpora import small_tokenizer
@@ -20,8 +20,8 @@ from support.models import tiny_llama
 # Reading rows as stage one does, without what it imports besides.
 READ = """\
 import sys
-from kdpipe.pipeline.data.row_files import Limits
-from kdpipe.pipeline.data.sources import find_files
+from kdpipe.pipeline.documents.row_files import Limits
+from kdpipe.pipeline.documents.data_sources import find_files
 from kdpipe.schemas.errors import KdpipeError
 try:
     for file in find_files(sys.argv[1], None, Limits(document_bytes=1 << 21, row_bytes=1 << 25)):

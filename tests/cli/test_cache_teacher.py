@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import kdpipe.pipeline
-from kdpipe.cache.retries import RETRY_SECONDS
+from kdpipe.cache.stores.retries import RETRY_SECONDS
 from kdpipe.cli.main import run
 from kdpipe.schemas.report import PartsMade, StageOneReport
 from kdpipe.schemas.stage_one import RunOptions, StageOne

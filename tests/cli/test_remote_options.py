@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import s3fs
 
-from kdpipe.cache.retries import Patience
 from kdpipe.cache.signing import new_keys
+from kdpipe.cache.stores.retries import Patience
 from kdpipe.cli.main import run
 from support import tiny
 from support.commands import SURFACE

@@ -23,7 +23,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_cache(folder, "cache")
     (folder / "student.json").write_text(json.dumps(STUDENT))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("kdpipe.pipeline.training.finish.check_reload", lambda *_, **__: 0.0)
+        patch.setattr("kdpipe.pipeline.training.finalize.check_reload", lambda *_, **__: 0.0)
         assert said(*train_words(folder, folder / "run"))[0] == 0
     return folder
 

@@ -10,8 +10,8 @@ import typer
 
 from kdpipe.cli import commands
 from kdpipe.cli.flags import Flag, Given, with_flags
+from kdpipe.cli.load_settings import stage_one
 from kdpipe.cli.main import run
-from kdpipe.cli.settings import stage_one
 from kdpipe.cli.stage_one_options import FLAGS, OUT, SET_EXAMPLE
 from kdpipe.schemas.stage_one import StageOne
 
@@ -197,8 +197,7 @@ def test_an_unknown_variable_is_refused_with_the_nearest(
 
 
 def test_the_table_imports_nothing_heavy() -> None:
-    program = (
-        "import sys; import kdpipe.cli.stage_one_options, kdpipe.cli.settings, kdpipe.cli.flags; print(*sys.modules)"
-    )
+    names = "kdpipe.cli.stage_one_options, kdpipe.cli.load_settings, kdpipe.cli.flags"
+    program = f"import sys; import {names}; print(*sys.modules)"
     answer = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
     assert not set(answer.stdout.split()) & {"torch", "transformers", "numpy", "pydantic", "yaml", "rich.console"}

@@ -15,7 +15,7 @@ import pytest
 from kdpipe.cli import console, main
 from kdpipe.cli.main import run
 from kdpipe.pipeline.training import loop, prepare
-from kdpipe.pipeline.training.stopping import ASKED
+from kdpipe.pipeline.training.stop_signals import ASKED
 from kdpipe.schemas.run_report import TrainReport
 from support.children import Ended, in_child
 from support.corpora import small_tokenizer
@@ -40,7 +40,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def train(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
     """The command with a run of three steps, in tmp_path/run; gives code, stdout, stderr."""
-    monkeypatch.setattr("kdpipe.pipeline.training.finish.check_reload", lambda *_, **__: 0.0)
+    monkeypatch.setattr("kdpipe.pipeline.training.finalize.check_reload", lambda *_, **__: 0.0)
 
     def typed(*words: str, cache: Path = folder / "cache", student: str = "student.json") -> Told:
         given = ["--from-cache", str(cache), "--student", str(folder / student), "--out", str(tmp_path / "run")]

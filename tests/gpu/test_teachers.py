@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from kdpipe.pipeline.data.pieces import Piece
+from kdpipe.pipeline.documents.segments import Piece
 from kdpipe.pipeline.models import devices
-from kdpipe.pipeline.teachers.loading import load
-from kdpipe.pipeline.teachers.local import LocalTeacher
+from kdpipe.pipeline.teachers.load_teacher import load
+from kdpipe.pipeline.teachers.local_teacher import LocalTeacher
 from kdpipe.pipeline.teachers.shape import teacher_shape
 from kdpipe.schemas.stage_one import TeacherSettings
 from kdpipe.schemas.targets import TopK

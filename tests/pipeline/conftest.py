@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from kdpipe.pipeline.students.reload import check_reload
-from kdpipe.pipeline.training import finish
+from kdpipe.pipeline.students.verify_saved import check_reload
+from kdpipe.pipeline.training import finalize as finish
 
 
 @pytest.fixture(scope="package", autouse=True)

@@ -14,7 +14,7 @@ from kdpipe.cache.verify import verify_cache
 from kdpipe.cli import main
 from kdpipe.pipeline.demo import begin
 from kdpipe.pipeline.small_teacher import Sizes, documents, make_teacher, write_corpus
-from kdpipe.pipeline.students.older import tokenizer_note
+from kdpipe.pipeline.students.transformers4 import tokenizer_note
 from kdpipe.pipeline.training import checkpoints
 from kdpipe.schemas.errors import ConfigError
 from support.commands import kdpipe

@@ -13,9 +13,9 @@ from kdpipe.cache import open_cache
 from kdpipe.pipeline.evaluate import Asked, evaluate
 from kdpipe.pipeline.evaluation.measure import Evaluator
 from kdpipe.pipeline.evaluation.stored import CONFIG
+from kdpipe.pipeline.models.precision import PRECISIONS
 from kdpipe.pipeline.students.presets import Ids
 from kdpipe.pipeline.students.saving import save_student
-from kdpipe.pipeline.training.precision import PRECISIONS
 from kdpipe.pipeline.watch import SilentEvalWatch
 from kdpipe.schemas.errors import CacheDamaged, CacheIncomplete, ConfigError, Incompatible
 from support.corpora import small_tokenizer

@@ -17,7 +17,7 @@ from kdpipe.cli import main
 from kdpipe.pipeline import export as story
 from kdpipe.pipeline.export import export
 from kdpipe.pipeline.students import saving
-from kdpipe.pipeline.students.card import rendered
+from kdpipe.pipeline.students.model_card import rendered
 from kdpipe.pipeline.students.saving import save_student
 from kdpipe.pipeline.students.student import Student
 from kdpipe.schemas.errors import ConfigError

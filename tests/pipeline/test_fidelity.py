@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import torch
 
+from kdpipe.cache.format.rows import Rows
 from kdpipe.cache.quality import gradient_angle
-from kdpipe.cache.rows import Rows
-from kdpipe.pipeline import fidelity
-from kdpipe.pipeline.fidelity import FidelityMeter
-from kdpipe.pipeline.hidden import sign_matrix
+from kdpipe.pipeline.targets import fidelity
 from kdpipe.pipeline.targets.draws import row_keys
+from kdpipe.pipeline.targets.fidelity import FidelityMeter
+from kdpipe.pipeline.targets.hidden_states import sign_matrix
 from kdpipe.pipeline.targets.reduce import Reducer
-from kdpipe.pipeline.teachers import Asked
+from kdpipe.pipeline.targets.request import Asked
 from kdpipe.schemas.part import Fidelity
 from kdpipe.schemas.targets import Kept, RandomProjection, Sampled, State, TargetSpec, Threshold, TopK, TopP
 from support import dense_twin

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from kdpipe.pipeline.hidden import PcaFit, Projector, hidden_spec, layer_number, mean_states, sign_matrix
+from kdpipe.pipeline.targets.hidden_states import PcaFit, Projector, hidden_spec, layer_number, mean_states, sign_matrix
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.stage_one import HiddenSettings
 from kdpipe.schemas.targets import HiddenSpec, PcaProjection, RandomProjection, Vector, WholeState

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from kdpipe.cache.reader import open_cache
-from kdpipe.cache.reshape import making
+from kdpipe.cache.format.rows import Rows
+from kdpipe.cache.opening import open_cache
+from kdpipe.cache.reshape import rebuild as making
 from kdpipe.cache.reshape.recode import CodedPart
-from kdpipe.cache.rows import Rows
 from kdpipe.pipeline import requantise as story
 from kdpipe.pipeline.requantise import requantise
-from kdpipe.pipeline.requantising.keys import row_keys
-from kdpipe.pipeline.requantising.rows import PoorerRows
-from kdpipe.pipeline.requantising.spec import poorer_manifest
+from kdpipe.pipeline.requantization.poorer_rows import PoorerRows
+from kdpipe.pipeline.requantization.poorer_spec import poorer_manifest
+from kdpipe.pipeline.requantization.row_keys import row_keys
 from kdpipe.schemas.arrays import SCALAR_STEP
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.reshape import Poorer

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kdpipe.cache.rows import Block, Sequence
+from kdpipe.cache.format.rows import Block, Sequence
 from kdpipe.pipeline.synthetic import Recipe, synthetic_manifest, synthetic_part, synthetic_tables
 
 KINDS = ("threshold", "sampled", "topk", "topp", "state", "imported", "none")

@@ -8,10 +8,10 @@ import pytest
 from pydantic import ValidationError
 
 from kdpipe.schemas.arrays import Arrays, Column, CountLaw, LinearLaw, RowArray, VectorArray, default_arrays, log_z_law
+from kdpipe.schemas.cache_plan import MAX_SEQUENCE_ROWS, Plan, SplitPlan
 from kdpipe.schemas.errors import CacheDamaged, ConfigError, Incompatible
 from kdpipe.schemas.manifest import Data, Manifest, SourceColumn, Table, Teacher, Tokenizer, expected_tables
 from kdpipe.schemas.part import PartRecord, ScaledRows, Statistics
-from kdpipe.schemas.plan import MAX_SEQUENCE_ROWS, Plan, SplitPlan
 from kdpipe.schemas.records import read_record
 from kdpipe.schemas.strict_json import canonical
 from kdpipe.schemas.targets import (

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from kdpipe.schemas.compare import differing_keys, differing_settings
+from kdpipe.schemas.differences import differing_keys, differing_settings
 from kdpipe.schemas.errors import CacheDamaged
 from kdpipe.schemas.manifest import Manifest, read_manifest
 from kdpipe.schemas.records import allowed_keys, read_record

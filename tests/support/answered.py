@@ -9,9 +9,8 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from kdpipe.cache.reader import open_cache
-from kdpipe.cache.rows import Block, Rows, Sequence
-from kdpipe.cache.writer import create_cache
+from kdpipe.cache.format.rows import Block, Rows, Sequence
+from kdpipe.cache.opening import create_cache, open_cache
 from kdpipe.pipeline.synthetic import Recipe, synthetic_manifest, synthetic_tables
 from kdpipe.pipeline.targets.draws import row_keys
 from kdpipe.pipeline.targets.reduce import to_block

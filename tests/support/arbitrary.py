@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kdpipe.cache.rows import Block, Floats, Sequence
-from kdpipe.cache.writer import create_cache
+from kdpipe.cache.format.rows import Block, Floats, Sequence
+from kdpipe.cache.opening import create_cache
 from kdpipe.schemas.arrays import Arrays, default_arrays
+from kdpipe.schemas.cache_plan import Plan, SplitPlan
 from kdpipe.schemas.manifest import Data, Manifest, SourceColumn, Teacher, Tokenizer, expected_tables
-from kdpipe.schemas.plan import Plan, SplitPlan
 from kdpipe.schemas.targets import HiddenSpec, Kept, TargetSpec, Vector
 from support.tiny import unsynced
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdpipe.pipeline.data.batches import MicroBatch, StepBatch, Targets
+from kdpipe.pipeline.batches.micro_batch import MicroBatch, StepBatch, Targets
 
 
 def equal_steps(one: StepBatch, other: StepBatch) -> None:

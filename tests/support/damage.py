@@ -16,13 +16,12 @@ import numpy as np
 from pcodec import standalone
 
 from kdpipe.cache import layout
-from kdpipe.cache.arrow_files import write_parquet
-from kdpipe.cache.codecs import CHECKSUM_BYTES, crc32c, encode_numbers
-from kdpipe.cache.index import COUNTS, FIELDS, NO_SEAL, SEAL, sealed
-from kdpipe.cache.reader import open_cache
-from kdpipe.cache.shards import PLACE_BYTES
-from kdpipe.cache.tokenizer_content import tokenizer_content
-from kdpipe.cache.writer import create_cache
+from kdpipe.cache.format.codecs import CHECKSUM_BYTES, crc32c, encode_numbers
+from kdpipe.cache.format.shards import PLACE_BYTES
+from kdpipe.cache.opening import create_cache, open_cache
+from kdpipe.cache.parts.arrow_files import write_parquet
+from kdpipe.cache.parts.index import COUNTS, FIELDS, NO_SEAL, SEAL, sealed
+from kdpipe.cache.parts.tokenizer_content import tokenizer_content
 from kdpipe.pipeline.synthetic import Recipe, synthetic_tables
 from kdpipe.schemas.arrays import Arrays
 from kdpipe.schemas.manifest import FileRecord, Manifest

@@ -1,4 +1,4 @@
-"""DistillKit's recommended codec the slow way: what `pipeline/foreign/distillkit_codec.py` is compared with.
+"""DistillKit's recommended codec the slow way: what `pipeline/interop/distillkit_codec.py` is compared with.
 
 In: values and ids of a row. Out: the bytes an encoder would write for them, and what is meant by them, number by number
 in Python. The polynomial is not fitted: coefficients are given.

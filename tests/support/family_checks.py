@@ -14,8 +14,8 @@ import transformers
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
-from kdpipe.cache.blocks import cut
-from kdpipe.pipeline.losses.head import HeadLosses
+from kdpipe.cache.format.blocks import cut
+from kdpipe.pipeline.losses.head_chunks import HeadLosses
 from kdpipe.pipeline.losses.terms import LogitTerm, Shape
 from kdpipe.pipeline.students.presets import Ids
 from kdpipe.pipeline.students.saving import save_student

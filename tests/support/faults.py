@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 from unittest import mock
 
-from kdpipe.cache import files
+from kdpipe.cache.durable import files
 
 CALLS = ("open", "fsync", "rename", "link", "mkdir", "unlink", "rmdir")
 # A fault: given the name of the call, what it would do and its path, do the call, or something worse.

@@ -16,8 +16,8 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from kdpipe.pipeline.config_file import read_file
-from kdpipe.pipeline.foreign.importing import import_cache, open_source
-from kdpipe.pipeline.foreign.survey import Survey
+from kdpipe.pipeline.import_cache import import_cache, open_source
+from kdpipe.pipeline.interop.survey import Survey
 from kdpipe.pipeline.watch import SilentWatch
 from kdpipe.schemas.foreign import DistillkitCodec, ImportReport, ImportSettings
 from kdpipe.schemas.strict_json import canonical

@@ -14,10 +14,10 @@ import numpy as np
 import zarr
 
 from kdpipe.cache import layout
-from kdpipe.cache.codecs import crc32c
-from kdpipe.cache.reader import load_manifest
-from kdpipe.cache.store import LocalStore
-from kdpipe.cache.writer import create_cache
+from kdpipe.cache.catalogue import load_manifest
+from kdpipe.cache.format.codecs import crc32c
+from kdpipe.cache.opening import create_cache
+from kdpipe.cache.stores.local_store import LocalStore
 from kdpipe.schemas.strict_json import canonical, sha256_file, sha256_hex
 
 Shard = tuple[list[bytes], list[int]]

@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from kdpipe.pipeline.data.batches import MicroBatch
+from kdpipe.pipeline.batches.micro_batch import MicroBatch
 from kdpipe.schemas.manifest import Manifest
 from kdpipe.schemas.targets import HiddenSpec, Vector
 from support.tiny import manifest_of

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdpipe.pipeline.data.batches import MicroBatch
-from kdpipe.pipeline.losses.hidden.objective import HiddenObjective
+from kdpipe.pipeline.batches.micro_batch import MicroBatch
+from kdpipe.pipeline.losses.hidden.hidden_objective import HiddenObjective
 from kdpipe.pipeline.losses.terms import HiddenName
 from kdpipe.schemas.manifest import Manifest
 from kdpipe.schemas.stage_two import Losses

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from kdpipe.pipeline.data.batches import MicroBatch
+from kdpipe.pipeline.batches.micro_batch import MicroBatch
 
 Map = tuple[Tensor, Tensor]
 

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kdpipe.cache.rows import Block, Sequence
-from kdpipe.cache.writer import create_cache
+from kdpipe.cache.format.rows import Block, Sequence
+from kdpipe.cache.opening import create_cache
 from kdpipe.pipeline.synthetic import Recipe, synthetic_manifest, synthetic_part, synthetic_tables
 from kdpipe.schemas.arrays import Arrays, Column, LinearLaw, LogOddsLaw, default_arrays
 from kdpipe.schemas.manifest import Manifest, expected_tables

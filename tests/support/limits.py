@@ -13,7 +13,7 @@ from pathlib import Path
 
 import zarr  # noqa: F401  (imported late by the second reader; here once, not in every child)
 
-from kdpipe.cache.store import open_store
+from kdpipe.cache.stores.dispatch import open_store
 from kdpipe.cache.verify.deep_child import Parts, check_part
 from kdpipe.cache.verify.fast import survey
 from kdpipe.cache.verify.full import full_problems

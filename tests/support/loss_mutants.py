@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from kdpipe.pipeline.data.batches import Targets
+from kdpipe.pipeline.batches.micro_batch import Targets
 from kdpipe.pipeline.losses.terms import Shape
 from support.loss_twins import Answer, Asked, World, answer, largest_ids, targets, world
 from support.losses import distance, ours

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from kdpipe.pipeline.data.batches import Targets
+from kdpipe.pipeline.batches.micro_batch import Targets
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdpipe.pipeline.data.batches import Targets, with_tensors
-from kdpipe.pipeline.losses.head import HeadLosses, HeadResult
+from kdpipe.pipeline.batches.micro_batch import Targets, with_tensors
+from kdpipe.pipeline.losses.head_chunks import HeadLosses, HeadResult
 from kdpipe.pipeline.losses.terms import LogitTerm, Shape
 from kdpipe.pipeline.models.head import Head
 from support.loss_twins import Answer, Asked, World, answer

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kdpipe.cache import layout
-from kdpipe.cache.index import sealed
+from kdpipe.cache.parts.index import sealed
 from kdpipe.schemas.strict_json import canonical
 from support.damage import reseal, tail_bytes
 from support.tiny import files_of

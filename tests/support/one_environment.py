@@ -16,9 +16,10 @@ from typing import Any, cast
 
 import numpy as np
 
-from kdpipe.cache.reader import Cache, open_cache
-from kdpipe.cache.second_reader import open_arrays
+from kdpipe.cache.opening import open_cache
+from kdpipe.cache.reader import Cache
 from kdpipe.cache.verify import verify_cache
+from kdpipe.cache.verify.zarr_oracle import open_arrays
 from kdpipe.schemas.report import Level
 from support.foreign_writer import by_zarr
 from support.kinds import KINDS, make_kind

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from kdpipe.cache.format.rows import Rows
 from kdpipe.cache.reader import Cache
-from kdpipe.cache.rows import Rows
 
 
 def arrays_of(rows: Rows) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from kdpipe.pipeline.targets.draws import row_keys
 from kdpipe.pipeline.targets.reduce import Reduced, Reducer
-from kdpipe.pipeline.teachers import Asked
+from kdpipe.pipeline.targets.request import Asked
 from kdpipe.schemas.targets import HiddenSpec, Kept, Sampled, TargetSpec, Threshold, TopK, TopP
 
 CPU = torch.device("cpu")

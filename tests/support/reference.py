@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kdpipe.cache.rows import Block, Sequence
+from kdpipe.cache.format.rows import Block, Sequence
 from kdpipe.schemas.arrays import LinearLaw, LogOddsLaw
 from kdpipe.schemas.manifest import Manifest
 from kdpipe.schemas.targets import State

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from kdpipe.cache.reader import Cache, open_cache
+from kdpipe.cache.format.rows import Rows
+from kdpipe.cache.opening import create_cache, open_cache
+from kdpipe.cache.reader import Cache
 from kdpipe.cache.reshape.adopt import with_changes
-from kdpipe.cache.rows import Rows
 from kdpipe.cache.verify.deep_child import Parts, check_part
-from kdpipe.cache.writer import create_cache
 from kdpipe.pipeline.synthetic import synthetic_manifest
 from support.kinds import KINDS, kind_manifest, kind_part, kind_tables
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from kdpipe.pipeline.training import finish
+from kdpipe.pipeline.training import finalize as finish
 from support.children import in_child
 from support.source import ROOT
 

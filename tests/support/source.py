@@ -95,6 +95,24 @@ def graph() -> dict[str, set[str]]:
     return {module.name: _with_parents(imports(module)) & known for module in modules()}
 
 
+def direct_imports() -> dict[str, set[str]]:
+    """Which modules of kdpipe each one imports, wherever in it; a package only where a name of its own is taken.
+
+    The tables of families are left out: they name their members as text, and the members import the package.
+    """
+    known = {module.name for module in modules()}
+    return {
+        module.name: {name for node in ast.walk(module.tree) for name in _taken(node, known)} for module in modules()
+    }
+
+
+def _taken(node: ast.AST, known: set[str]) -> set[str]:
+    if isinstance(node, ast.ImportFrom) and node.module:
+        names = {f"{node.module}.{alias.name}" for alias in node.names}
+        return {name if name in known else node.module for name in names} & known
+    return {alias.name for alias in node.names} & known if isinstance(node, ast.Import) else set()
+
+
 def _with_parents(names: Iterable[str]) -> set[str]:
     return {".".join(name.split(".")[:length]) for name in names for length in range(1, name.count(".") + 2)}
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kdpipe.pipeline.cache_teacher import cache_teacher
-from kdpipe.pipeline.capture.turns import Shard
+from kdpipe.pipeline.capture.part_queue import Shard
 from kdpipe.pipeline.watch import PartsNews, Watch
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.report import PartsMade, StageOneReport

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdpipe.pipeline.data.batches import MicroBatch
-from kdpipe.pipeline.students.card import Card
-from kdpipe.pipeline.students.find import Found, find_student
-from kdpipe.pipeline.students.loading import load_student
+from kdpipe.pipeline.batches.micro_batch import MicroBatch
+from kdpipe.pipeline.students.load_student import load_student
+from kdpipe.pipeline.students.model_card import Card
 from kdpipe.pipeline.students.presets import Ids
+from kdpipe.pipeline.students.resolve import Found, find_student
 from kdpipe.pipeline.students.student import Student
 from kdpipe.schemas.stage_two import StudentSettings
 

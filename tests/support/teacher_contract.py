@@ -8,10 +8,11 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pytest
 
-from kdpipe.cache.blocks import cut
-from kdpipe.cache.rows import Block
-from kdpipe.pipeline.data.pieces import Piece
-from kdpipe.pipeline.teachers import Asked, Teacher
+from kdpipe.cache.format.blocks import cut
+from kdpipe.cache.format.rows import Block
+from kdpipe.pipeline.documents.segments import Piece
+from kdpipe.pipeline.targets.request import Asked
+from kdpipe.pipeline.teachers import Teacher
 from kdpipe.schemas.errors import KdpipeError
 from support.teachers import Doubles, pieces_of
 

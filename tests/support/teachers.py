@@ -14,11 +14,12 @@ import numpy.typing as npt
 import torch
 import transformers
 
-from kdpipe.cache.rows import Block, Floats
-from kdpipe.pipeline.data.pieces import Piece
-from kdpipe.pipeline.teachers import Answer, Asked
-from kdpipe.pipeline.teachers.loading import load
-from kdpipe.pipeline.teachers.local import LocalTeacher
+from kdpipe.cache.format.rows import Block, Floats
+from kdpipe.pipeline.documents.segments import Piece
+from kdpipe.pipeline.targets.request import Asked
+from kdpipe.pipeline.teachers import Answer
+from kdpipe.pipeline.teachers.load_teacher import load
+from kdpipe.pipeline.teachers.local_teacher import LocalTeacher
 from kdpipe.pipeline.teachers.shape import teacher_shape
 from kdpipe.schemas import manifest
 from kdpipe.schemas.errors import ConfigError

@@ -16,11 +16,12 @@ from unittest import mock
 import numpy as np
 
 from kdpipe.cache import layout
-from kdpipe.cache.part_files import examine_part
-from kdpipe.cache.reader import committed_parts, load_manifest, open_cache
-from kdpipe.cache.rows import Block, Sequence
-from kdpipe.cache.store import LocalStore
-from kdpipe.cache.writer import CacheWriter, create_cache
+from kdpipe.cache.catalogue import committed_parts, load_manifest
+from kdpipe.cache.format.rows import Block, Sequence
+from kdpipe.cache.opening import create_cache, open_cache
+from kdpipe.cache.parts.part_files import examine_part
+from kdpipe.cache.stores.local_store import LocalStore
+from kdpipe.cache.writing.writer import CacheWriter
 from kdpipe.pipeline.synthetic import Recipe, synthetic_manifest, synthetic_part, synthetic_tables
 from kdpipe.schemas.manifest import Manifest
 from kdpipe.schemas.strict_json import canonical, sha256_file

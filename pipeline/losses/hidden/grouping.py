@@ -11,7 +11,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from kdpipe.pipeline.data.batches import MicroBatch
+from kdpipe.pipeline.batches.micro_batch import MicroBatch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

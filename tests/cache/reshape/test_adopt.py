@@ -8,16 +8,19 @@ from typing import Any
 
 import pytest
 
-from kdpipe.cache import files, layout
-from kdpipe.cache.part_files import read_part_record
-from kdpipe.cache.reader import load_manifest, open_cache
+from kdpipe.cache import layout
+from kdpipe.cache.catalogue import load_manifest
+from kdpipe.cache.durable import files
+from kdpipe.cache.opening import create_cache, open_cache
+from kdpipe.cache.parts.part_files import read_part_record
 from kdpipe.cache.reshape.adopt import Fetch, adopt_part, fetch_from, with_changes, without_rows
-from kdpipe.cache.store import LocalStore, open_store
-from kdpipe.cache.writer import CacheWriter, create_cache
+from kdpipe.cache.stores.dispatch import open_store
+from kdpipe.cache.stores.local_store import LocalStore
+from kdpipe.cache.writing.writer import CacheWriter
 from kdpipe.pipeline.synthetic import synthetic_tables
+from kdpipe.schemas.cache_plan import Plan, SplitPlan
 from kdpipe.schemas.errors import CacheDamaged, CacheWriteError, Incompatible
 from kdpipe.schemas.manifest import Manifest
-from kdpipe.schemas.plan import Plan, SplitPlan
 from support.kinds import make_kind
 from support.reshaped import problems_in
 from support.tiny import SMALL, digests_of, flip_bit, make_cache, manifest_of

@@ -6,13 +6,12 @@ from pathlib import Path
 import pytest
 
 from kdpipe.cache import layout
-from kdpipe.cache.reader import open_cache
+from kdpipe.cache.opening import create_cache, open_cache
 from kdpipe.cache.reshape.adopt import with_changes
 from kdpipe.cache.reshape.merge import merge
 from kdpipe.cache.reshape.subset import subset
 from kdpipe.cache.transfer import copy_cache
 from kdpipe.cache.verify import verify_cache
-from kdpipe.cache.writer import create_cache
 from kdpipe.pipeline.requantise import requantise
 from kdpipe.pipeline.synthetic import Recipe, synthetic_tables
 from kdpipe.schemas.copy_report import Choice

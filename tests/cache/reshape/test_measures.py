@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kdpipe.cache.reader import open_cache
+from kdpipe.cache.opening import open_cache
 from kdpipe.cache.reshape import measures
 from kdpipe.cache.reshape.measures import measured
 from support.tiny import make_cache

@@ -11,17 +11,16 @@ import numpy as np
 import pytest
 
 import support.reshaped
-from kdpipe.cache.blocks import cut
-from kdpipe.cache.reader import open_cache
-from kdpipe.cache.reshape import making
+from kdpipe.cache.format.blocks import cut
+from kdpipe.cache.format.rows import Block, Sequence
+from kdpipe.cache.opening import create_cache, open_cache
+from kdpipe.cache.reshape import rebuild as making
 from kdpipe.cache.reshape.adopt import with_changes
 from kdpipe.cache.reshape.merge import merge
-from kdpipe.cache.rows import Block, Sequence
-from kdpipe.cache.writer import create_cache
 from kdpipe.pipeline.synthetic import Recipe, synthetic_tables
+from kdpipe.schemas.cache_plan import Plan, SplitPlan
 from kdpipe.schemas.errors import CacheIncomplete, ConfigError, Incompatible
 from kdpipe.schemas.manifest import Origin
-from kdpipe.schemas.plan import Plan, SplitPlan
 from kdpipe.schemas.version import FormatVersion
 from support.kinds import KINDS, make_kind
 from support.reshaped import documents_in, make_other_kind, problems_in

@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kdpipe.cache.part_reader import PartReader
-from kdpipe.cache.reader import open_cache
+from kdpipe.cache.opening import open_cache
+from kdpipe.cache.parts.part_reader import PartReader
+from kdpipe.cache.reshape.coded_sequences import documents_of, joined
 from kdpipe.cache.reshape.recode import CodedPart, rank_changes
-from kdpipe.cache.reshape.stored import documents_of, joined
 from kdpipe.schemas.errors import CacheDamaged
 from support.kinds import KINDS, make_kind
 from support.tiny import make_cache

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from kdpipe.cache import layout
+from kdpipe.cache.opening import create_cache
 from kdpipe.cache.reshape.merge import merge
 from kdpipe.cache.reshape.subset import subset
-from kdpipe.cache.writer import create_cache
 from kdpipe.pipeline.synthetic import Recipe, synthetic_manifest, synthetic_part, synthetic_tables
 from kdpipe.schemas.reshape import Selection
 from support.reshaped import problems_in

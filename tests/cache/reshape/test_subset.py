@@ -10,16 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kdpipe.cache.reader import open_cache
-from kdpipe.cache.reshape import making
+from kdpipe.cache.opening import create_cache, open_cache
+from kdpipe.cache.reshape import rebuild as making
 from kdpipe.cache.reshape.adopt import with_changes
 from kdpipe.cache.reshape.merge import merge
 from kdpipe.cache.reshape.subset import subset
-from kdpipe.cache.writer import create_cache
 from kdpipe.pipeline.synthetic import synthetic_tables
+from kdpipe.schemas.cache_plan import Plan, SplitPlan
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.manifest import Origin
-from kdpipe.schemas.plan import Plan, SplitPlan
 from kdpipe.schemas.reshape import Bounds, Selection
 from support.kinds import KINDS, make_kind
 from support.reshaped import digest, documents_in, make_other_kind, of_document, of_rows, problems_in

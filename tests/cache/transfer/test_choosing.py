@@ -8,11 +8,12 @@ import fsspec
 import httpx
 import pytest
 
-from kdpipe.cache import http, layout, open_cache
+from kdpipe.cache import layout, open_cache
+from kdpipe.cache.fetch.file import Fetcher
 from kdpipe.cache.reshape.merge import merge
-from kdpipe.cache.retries import Patience
+from kdpipe.cache.stores import http_store as http
+from kdpipe.cache.stores.retries import Patience
 from kdpipe.cache.transfer import copy_cache, copying
-from kdpipe.cache.transfer.fetching import Fetcher
 from kdpipe.cache.verify import verify_cache
 from kdpipe.schemas.copy_report import Choice
 from kdpipe.schemas.errors import CacheDamaged, CacheIncomplete, ConfigError, Incompatible, Unreachable

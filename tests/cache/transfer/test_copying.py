@@ -10,14 +10,16 @@ import fsspec
 import httpx
 import pytest
 
-from kdpipe.cache import http, layout, open_cache
-from kdpipe.cache.retries import Patience
-from kdpipe.cache.store import LocalStore
-from kdpipe.cache.transfer import copy_cache, copying, fetching
-from kdpipe.cache.transfer.fetching import Fetcher
-from kdpipe.cache.transfer.receiving import Receiver
+from kdpipe.cache import layout, open_cache
+from kdpipe.cache.durable.work_names import work_name
+from kdpipe.cache.fetch import file as fetching
+from kdpipe.cache.fetch.file import Fetcher
+from kdpipe.cache.fetch.folder import Receiver
+from kdpipe.cache.stores import http_store as http
+from kdpipe.cache.stores.local_store import LocalStore
+from kdpipe.cache.stores.retries import Patience
+from kdpipe.cache.transfer import copy_cache, copying
 from kdpipe.cache.verify import verify_cache
-from kdpipe.cache.workers import work_name
 from kdpipe.schemas.errors import CacheDamaged, CacheError, CacheIncomplete, CacheWriteError, ConfigError, Unreachable
 from support import tiny
 from support.reading import digests_of_all

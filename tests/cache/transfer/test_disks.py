@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from kdpipe.cache import layout
-from kdpipe.cache.reader import open_cache
+from kdpipe.cache.opening import open_cache
 from kdpipe.cache.transfer import copy_cache, copying
 from kdpipe.cache.verify import verify_cache
 from kdpipe.cli import main

@@ -14,9 +14,9 @@ import httpx
 import pytest
 from huggingface_hub.errors import HfHubHTTPError
 
-from kdpipe.cache import hub as hub_module
 from kdpipe.cache import layout
-from kdpipe.cache.reader import open_cache
+from kdpipe.cache.opening import open_cache
+from kdpipe.cache.stores import hub_store as hub_module
 from kdpipe.schemas.errors import CacheError, Unreachable
 from support import tiny
 from support.commands import kdpipe

@@ -9,11 +9,12 @@ import fsspec
 import pytest
 
 from kdpipe.cache import layout, open_cache
-from kdpipe.cache.addresses import Nearby
-from kdpipe.cache.http import HttpStore
-from kdpipe.cache.remote import RemoteFolder, RemoteStore
-from kdpipe.cache.retries import Patience
-from kdpipe.cache.transfer import copy_cache, near
+from kdpipe.cache.mirror import mirror as near
+from kdpipe.cache.stores.addresses import Nearby
+from kdpipe.cache.stores.fsspec_store import RemoteFolder, RemoteStore
+from kdpipe.cache.stores.http_store import HttpStore
+from kdpipe.cache.stores.retries import Patience
+from kdpipe.cache.transfer import copy_cache
 from kdpipe.cache.verify import verify_cache
 from kdpipe.schemas.errors import CacheDamaged, ConfigError
 from support import tiny

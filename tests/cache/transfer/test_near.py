@@ -12,15 +12,16 @@ from pathlib import Path
 import httpx
 import pytest
 
-from kdpipe.cache import http, layout, open_cache
-from kdpipe.cache.addresses import Nearby
-from kdpipe.cache.index import IndexRow
+from kdpipe.cache import layout, open_cache
+from kdpipe.cache.fetch.folder import Receiver
+from kdpipe.cache.mirror import mirror as near
+from kdpipe.cache.mirror.leases import Lease, alone
+from kdpipe.cache.mirror.mirror import NearStore, near_store
 from kdpipe.cache.order import SequenceOrder
-from kdpipe.cache.retries import Patience
-from kdpipe.cache.transfer import near
-from kdpipe.cache.transfer.leases import Lease, alone
-from kdpipe.cache.transfer.near import NearStore, near_store
-from kdpipe.cache.transfer.receiving import Receiver
+from kdpipe.cache.parts.index import IndexRow
+from kdpipe.cache.stores import http_store as http
+from kdpipe.cache.stores.addresses import Nearby
+from kdpipe.cache.stores.retries import Patience
 from kdpipe.schemas.errors import CacheWriteError, ConfigError, Unreachable
 from support import tiny
 from support.reading import digests_of_all
@@ -237,7 +238,7 @@ def test_threads_that_need_one_part_fetch_it_once(path: Path, tmp_path: Path) ->
 ALONE = """
 import sys
 from pathlib import Path
-from kdpipe.cache.transfer.leases import alone
+from kdpipe.cache.mirror.leases import alone
 with alone(Path(sys.argv[1])) as free:
     print(free)
 """
@@ -245,7 +246,7 @@ READ = """
 import sys
 from pathlib import Path
 from kdpipe.cache import open_cache
-from kdpipe.cache.addresses import Nearby
+from kdpipe.cache.stores.addresses import Nearby
 from support.reading import digests_of_all
 cache = open_cache(sys.argv[1], nearby=Nearby(folder=Path(sys.argv[2]), limit=int(sys.argv[3])))
 assert digests_of_all(cache) == digests_of_all(open_cache(sys.argv[4]))
@@ -268,7 +269,7 @@ RACE = """
 import random, sys
 from pathlib import Path
 from kdpipe.cache import open_cache
-from kdpipe.cache.addresses import Nearby
+from kdpipe.cache.stores.addresses import Nearby
 from support.reading import digest_of
 far = open_cache(sys.argv[1], nearby=Nearby(folder=Path(sys.argv[2]), limit=int(sys.argv[3])))
 here = open_cache(sys.argv[4])

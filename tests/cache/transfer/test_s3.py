@@ -10,11 +10,12 @@ import fsspec
 import pytest
 import s3fs
 
-from kdpipe.cache import layout, open_cache, remote
-from kdpipe.cache.remote import RemoteFolder, RemoteStore
-from kdpipe.cache.retries import Patience
+from kdpipe.cache import layout, open_cache
+from kdpipe.cache.fetch.file import Fetcher
+from kdpipe.cache.stores import fsspec_store as remote
+from kdpipe.cache.stores.fsspec_store import RemoteFolder, RemoteStore
+from kdpipe.cache.stores.retries import Patience
 from kdpipe.cache.transfer import copy_cache
-from kdpipe.cache.transfer.fetching import Fetcher
 from kdpipe.cache.verify import verify_cache
 from kdpipe.schemas.copy_report import Choice
 from kdpipe.schemas.errors import CacheDamaged, CacheError, CacheWriteError, ConfigError, ConnectionFailed, KdpipeError

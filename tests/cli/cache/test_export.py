@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from kdpipe.cache.reader import open_cache
+from kdpipe.cache.opening import open_cache
 from kdpipe.cli.main import run
 from support.tiny import make_cache
 

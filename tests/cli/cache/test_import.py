@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from kdpipe.cache.reader import open_cache
+from kdpipe.cache.opening import open_cache
 from kdpipe.cli.main import run
 from support.foreign import DISTILLKIT, DISTILLKIT_IDS, word_tokenizer
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from kdpipe.cache.rows import Block
-from kdpipe.pipeline.capture.compare import differences, said
+from kdpipe.cache.format.rows import Block
+from kdpipe.pipeline.audit.teacher_differences import differences, said
 
 IDS = 10
 MASK = np.array([True, False])

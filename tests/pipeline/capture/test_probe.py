@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from kdpipe.pipeline.capture import probe
+from kdpipe.pipeline.capture import speed_probe as probe
 from kdpipe.pipeline.capture.inputs import read_inputs
-from kdpipe.pipeline.capture.probe import run_probe
-from kdpipe.pipeline.teachers.local import LocalTeacher
+from kdpipe.pipeline.capture.speed_probe import run_probe
+from kdpipe.pipeline.teachers.local_teacher import LocalTeacher
 from kdpipe.pipeline.watch import SilentWatch
 from support.stage_one import make_inputs, settings_for
 

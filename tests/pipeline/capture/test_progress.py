@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from kdpipe.pipeline.capture.parts import Tally
-from kdpipe.pipeline.capture.progress import Follower
-from kdpipe.pipeline.capture.turns import Shard
-from kdpipe.schemas.plan import PlannedPart
+from kdpipe.pipeline.capture.capture_progress import Follower
+from kdpipe.pipeline.capture.part_capture import Tally
+from kdpipe.pipeline.capture.part_queue import Shard
+from kdpipe.schemas.cache_plan import PlannedPart
 from support.stage_one import HeardWatch
 from support.tiny import SMALL, begin_cache, part_of, write_part
 

@@ -5,10 +5,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from kdpipe.cache.rows import Block
-from kdpipe.pipeline.capture.speaker import Speaker, fitted_tables
-from kdpipe.pipeline.data.pieces import Piece
-from kdpipe.pipeline.teachers import Answer, Asked
+from kdpipe.cache.format.rows import Block
+from kdpipe.pipeline.capture.capture_teacher import Speaker, fitted_tables
+from kdpipe.pipeline.documents.segments import Piece
+from kdpipe.pipeline.targets.request import Asked
+from kdpipe.pipeline.teachers import Answer
 from kdpipe.schemas import manifest
 from kdpipe.schemas.targets import HiddenSpec, PcaProjection, TargetSpec, TopK, Vector
 from support.teachers import pieces_of

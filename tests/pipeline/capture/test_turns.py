@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from kdpipe.pipeline.capture.turns import Shard, is_free, turns
+from kdpipe.pipeline.capture.part_queue import Shard, is_free, turns
 from support.tiny import begin_cache, write_part
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from kdpipe.pipeline.capture.waiting import (
+from kdpipe.pipeline.capture.buffer_limits import (
     MAX_SEQUENCES,
     WAITING_BYTES,
     WINDOW_BATCHES,

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from kdpipe.cache.reader import open_cache
-from kdpipe.pipeline.capture.waiting import MAX_SEQUENCES
-from kdpipe.pipeline.capture.writing import WritingThread
+from kdpipe.cache.opening import open_cache
+from kdpipe.pipeline.capture.buffer_limits import MAX_SEQUENCES
+from kdpipe.pipeline.capture.writer_thread import WritingThread
 from kdpipe.schemas.errors import CacheWriteError, KdpipeError
 from support.tiny import SMALL, begin_cache, make_cache, part_of
 

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from kdpipe.cache import open_cache
-from kdpipe.pipeline.data import ahead
-from kdpipe.pipeline.data.ahead import StepLoader, loading_threads
-from kdpipe.pipeline.data.batches import MicroBatch
-from kdpipe.pipeline.data.loading import Wants, make_batch
-from kdpipe.pipeline.data.ordering import ordering
+from kdpipe.pipeline.batches import prefetch as ahead
+from kdpipe.pipeline.batches.batch_order import ordering
+from kdpipe.pipeline.batches.collate import Wants, make_batch
+from kdpipe.pipeline.batches.micro_batch import MicroBatch
+from kdpipe.pipeline.batches.prefetch import StepLoader, loading_threads
 from kdpipe.schemas.errors import CacheDamaged, Incompatible
 from support.batches import equal_batches, equal_steps
 from support.tiny import SMALL, flip_bit, make_cache

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from kdpipe.pipeline.data.columns import BadRow, Document, detect
+from kdpipe.pipeline.documents.columns import BadRow, Document, detect
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.stage_one import Columns
 

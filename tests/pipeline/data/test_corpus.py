@@ -9,15 +9,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from kdpipe.pipeline.data import corpus as module
-from kdpipe.pipeline.data.corpus import Corpus
-from kdpipe.pipeline.data.documents import open_corpus
-from kdpipe.pipeline.data.pieces import Piece
-from kdpipe.pipeline.data.tokenise import Counts
-from kdpipe.pipeline.data.tokenizer import LoadedTokenizer, load_tokenizer
+from kdpipe.pipeline.documents import corpus as module
+from kdpipe.pipeline.documents.corpus import Corpus
+from kdpipe.pipeline.documents.open_corpus import open_corpus
+from kdpipe.pipeline.documents.segments import Piece
+from kdpipe.pipeline.documents.tokenize import Counts
+from kdpipe.pipeline.tokenizers.tokenizer import LoadedTokenizer, load_tokenizer
+from kdpipe.schemas.cache_plan import SplitName
 from kdpipe.schemas.errors import ConfigError, KdpipeError
 from kdpipe.schemas.manifest import SourceColumn
-from kdpipe.schemas.plan import SplitName
 from kdpipe.schemas.stage_one import Columns, DataSettings
 from support.corpora import (
     CHATML,

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from kdpipe.pipeline.data.documents import open_corpus
-from kdpipe.pipeline.data.duplicates import count_duplicates, n_repeated, text_key
-from kdpipe.pipeline.data.pieces import Piece
-from kdpipe.pipeline.data.tokenizer import LoadedTokenizer, load_tokenizer
-from kdpipe.schemas.plan import Plan
+from kdpipe.pipeline.documents.document_duplicates import count_duplicates, n_repeated, text_key
+from kdpipe.pipeline.documents.open_corpus import open_corpus
+from kdpipe.pipeline.documents.segments import Piece
+from kdpipe.pipeline.tokenizers.tokenizer import LoadedTokenizer, load_tokenizer
+from kdpipe.schemas.cache_plan import Plan
 from kdpipe.schemas.stage_one import DataSettings
 from support.corpora import CHATML, END, PICKY, TEXTS, chat_rows, pair_rows, small_tokenizer, with_system, write_jsonl
 

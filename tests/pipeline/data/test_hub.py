@@ -6,9 +6,9 @@ from typing import Any
 import datasets
 import pytest
 
-from kdpipe.pipeline.data import hub
-from kdpipe.pipeline.data.row_files import Limits
-from kdpipe.pipeline.data.sources import find_files
+from kdpipe.pipeline.documents import hub_datasets as hub
+from kdpipe.pipeline.documents.data_sources import find_files
+from kdpipe.pipeline.documents.row_files import Limits
 from kdpipe.schemas.errors import ConfigError
 from support.corpora import text_rows, write_jsonl
 

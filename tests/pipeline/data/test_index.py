@@ -9,12 +9,12 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 
-from kdpipe.pipeline.data.columns import Document, detect
-from kdpipe.pipeline.data.index import Index, Indexer
-from kdpipe.pipeline.data.row_files import Row, RowFile
+from kdpipe.pipeline.documents.columns import Document, detect
+from kdpipe.pipeline.documents.corpus_index import Index, Indexer
+from kdpipe.pipeline.documents.row_files import Row, RowFile
+from kdpipe.schemas.cache_plan import MAX_SEQUENCE_ROWS
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.manifest import SourceColumn
-from kdpipe.schemas.plan import MAX_SEQUENCE_ROWS
 from kdpipe.schemas.stage_one import Columns, DataSettings
 from kdpipe.schemas.strict_json import canonical
 

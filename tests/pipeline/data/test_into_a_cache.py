@@ -6,15 +6,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kdpipe.cache.reader import open_cache
-from kdpipe.cache.rows import Block
+from kdpipe.cache.format.rows import Block
+from kdpipe.cache.opening import create_cache, open_cache
 from kdpipe.cache.verify import verify_cache
-from kdpipe.cache.writer import create_cache
-from kdpipe.pipeline.data.corpus import Corpus
-from kdpipe.pipeline.data.documents import open_corpus
-from kdpipe.pipeline.data.packing import pack, to_sequence
-from kdpipe.pipeline.data.pieces import Piece
-from kdpipe.pipeline.data.tokenizer import LoadedTokenizer, load_tokenizer
+from kdpipe.pipeline.documents.corpus import Corpus
+from kdpipe.pipeline.documents.document_packing import pack, to_sequence
+from kdpipe.pipeline.documents.open_corpus import open_corpus
+from kdpipe.pipeline.documents.segments import Piece
+from kdpipe.pipeline.tokenizers.tokenizer import LoadedTokenizer, load_tokenizer
 from kdpipe.schemas.arrays import default_arrays
 from kdpipe.schemas.manifest import Data, Manifest, expected_tables
 from kdpipe.schemas.stage_one import DataSettings

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from kdpipe.cache import Cache, open_cache
-from kdpipe.cache.part_reader import PartReader
-from kdpipe.pipeline.data.batches import MicroBatch, StepBatch, Targets
-from kdpipe.pipeline.data.loading import Wants, check_wants, make_batch
+from kdpipe.cache.parts.part_reader import PartReader
+from kdpipe.pipeline.batches.collate import Wants, check_wants, make_batch
+from kdpipe.pipeline.batches.micro_batch import MicroBatch, StepBatch, Targets
 from kdpipe.schemas.errors import CacheDamaged, Incompatible
 from kdpipe.schemas.targets import Imported, Kept, NoTargets, Sampled, State, Threshold, TopK, TopP
 from support.arbitrary import Wish, write

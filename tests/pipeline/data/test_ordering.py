@@ -8,7 +8,7 @@ import pytest
 
 from kdpipe.cache import Cache, open_cache
 from kdpipe.cache.order import SequenceOrder
-from kdpipe.pipeline.data.ordering import Ascending, mean_entropies, ordering
+from kdpipe.pipeline.batches.batch_order import Ascending, mean_entropies, ordering
 from kdpipe.schemas.errors import ConfigError, Incompatible
 from kdpipe.schemas.targets import NoTargets
 from support.arbitrary import Wish, write

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kdpipe.cache.packing import OPEN_SEQUENCES
-from kdpipe.pipeline.data.packing import pack, to_sequence
-from kdpipe.pipeline.data.pieces import Piece
+from kdpipe.cache.format.packing import OPEN_SEQUENCES
+from kdpipe.pipeline.documents.document_packing import pack, to_sequence
+from kdpipe.pipeline.documents.segments import Piece
 from kdpipe.pipeline.synthetic import Recipe, synthetic_manifest
 from kdpipe.schemas.manifest import Manifest, SourceColumn
 

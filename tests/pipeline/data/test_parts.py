@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kdpipe.pipeline.data.index import MORE_TOKENS
-from kdpipe.pipeline.data.parts import LARGE_ROWS, LEAST_ROWS, MANY_ROWS, make_plan, rows_of_a_part
-from kdpipe.schemas.plan import MAX_PART_ROWS, Plan
+from kdpipe.pipeline.documents.corpus_index import MORE_TOKENS
+from kdpipe.pipeline.documents.part_plan import LARGE_ROWS, LEAST_ROWS, MANY_ROWS, make_plan, rows_of_a_part
+from kdpipe.schemas.cache_plan import MAX_PART_ROWS, Plan
 
 
 def plan(sizes: list[int], tokens_per_byte: float = 0.25, validation: list[int] | None = None) -> Plan:

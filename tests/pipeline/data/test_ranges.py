@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kdpipe.pipeline.data.corpus import Corpus
-from kdpipe.pipeline.data.documents import open_corpus
-from kdpipe.pipeline.data.ranges import LEAST_BYTES, LONG_BYTES, MOST_RANGES, ranges_of, ranges_to_hold_out
-from kdpipe.pipeline.data.tokenizer import LoadedTokenizer, load_tokenizer
+from kdpipe.pipeline.documents.corpus import Corpus
+from kdpipe.pipeline.documents.open_corpus import open_corpus
+from kdpipe.pipeline.documents.text_ranges import LEAST_BYTES, LONG_BYTES, MOST_RANGES, ranges_of, ranges_to_hold_out
+from kdpipe.pipeline.tokenizers.tokenizer import LoadedTokenizer, load_tokenizer
 from kdpipe.schemas.stage_one import DataSettings
 from support.corpora import CHATML, TEXTS, small_tokenizer, write_jsonl
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from kdpipe.pipeline.data.columns import Document, Mapping
-from kdpipe.pipeline.data.render import Rendered, Renderer
-from kdpipe.pipeline.data.tokenizer import LoadedTokenizer, load_tokenizer
+from kdpipe.pipeline.documents.columns import Document, Mapping
+from kdpipe.pipeline.documents.render import Rendered, Renderer
+from kdpipe.pipeline.tokenizers.tokenizer import LoadedTokenizer, load_tokenizer
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.stage_one import DataSettings
 from support.corpora import CHATML, ENDLESS, GENERATION, UNSTABLE, small_tokenizer

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from kdpipe.pipeline.data.row_files import (
+from kdpipe.pipeline.documents.row_files import (
     Limits,
     LinesFile,
     ListFile,

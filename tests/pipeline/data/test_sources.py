@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from kdpipe.pipeline.data.row_files import Limits, LinesFile, ListFile, PlainFile
-from kdpipe.pipeline.data.sources import find_files
+from kdpipe.pipeline.documents.data_sources import find_files
+from kdpipe.pipeline.documents.row_files import Limits, LinesFile, ListFile, PlainFile
 from kdpipe.schemas.errors import ConfigError
 from support.corpora import text_rows, write_jsonl
 

@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from kdpipe.cache.arrow_files import ParquetLists, ParquetRows
-from kdpipe.cache.parquet_footer import read_footer
+from kdpipe.cache.parts.arrow_files import ParquetLists, ParquetRows
+from kdpipe.cache.parts.parquet_footer import read_footer
 from kdpipe.schemas.errors import ConfigError
 from support.fuzz import Reader, fuzz
 

@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from kdpipe.pipeline.data import tokenise as module
-from kdpipe.pipeline.data.columns import Document, Mapping
-from kdpipe.pipeline.data.pieces import Piece
-from kdpipe.pipeline.data.render import Rendered, Renderer
-from kdpipe.pipeline.data.tokenise import Counts, Tokens, byte_places, cut, marked, tokenise
-from kdpipe.pipeline.data.tokenizer import LoadedTokenizer, load_tokenizer
+from kdpipe.pipeline.documents import tokenize as module
+from kdpipe.pipeline.documents.columns import Document, Mapping
+from kdpipe.pipeline.documents.render import Rendered, Renderer
+from kdpipe.pipeline.documents.segments import Piece
+from kdpipe.pipeline.documents.tokenize import Counts, Tokens, byte_places, cut, marked, tokenise
+from kdpipe.pipeline.tokenizers.tokenizer import LoadedTokenizer, load_tokenizer
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.stage_one import DataSettings
 from support.corpora import CHATML, END, ENDLESS, small_tokenizer

@@ -8,8 +8,8 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import BertTokenizerFast, PreTrainedTokenizerFast
 
-from kdpipe.pipeline.data import tokenizer as module
-from kdpipe.pipeline.data.tokenizer import LoadedTokenizer, load_tokenizer
+from kdpipe.pipeline.tokenizers import tokenizer as module
+from kdpipe.pipeline.tokenizers.tokenizer import LoadedTokenizer, load_tokenizer
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.strict_json import sha256_hex
 from support.corpora import CHATML, END, TURN_END, UNSTABLE, small_tokenizer

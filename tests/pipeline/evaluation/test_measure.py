@@ -8,18 +8,18 @@ import pytest
 import torch
 
 from kdpipe.cache import Cache, open_cache
-from kdpipe.pipeline.data.batches import MicroBatch
-from kdpipe.pipeline.data.loading import Wants
+from kdpipe.pipeline.batches.collate import Wants
+from kdpipe.pipeline.batches.micro_batch import MicroBatch
 from kdpipe.pipeline.evaluation.measure import Evaluator, Trained, chosen_sequences, document_numbers
 from kdpipe.pipeline.evaluation.tally import ENTROPY_EDGES
-from kdpipe.pipeline.losses.head import HeadLosses
+from kdpipe.pipeline.losses.head_chunks import HeadLosses
 from kdpipe.pipeline.losses.objective import Objective
 from kdpipe.pipeline.losses.terms import InForce, Shape
 from kdpipe.pipeline.models.head import Head
+from kdpipe.pipeline.models.precision import PRECISIONS
 from kdpipe.pipeline.students.presets import Ids
 from kdpipe.pipeline.students.student import CalledHead, Student
-from kdpipe.pipeline.training.needs import teacher_head
-from kdpipe.pipeline.training.precision import PRECISIONS
+from kdpipe.pipeline.training.cache_requirements import teacher_head
 from kdpipe.schemas.errors import ConfigError, KdpipeError
 from kdpipe.schemas.train_report import Evaluation
 from support.arbitrary import Wish, write

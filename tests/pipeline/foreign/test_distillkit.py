@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from kdpipe.cache.reader import open_cache
+from kdpipe.cache.opening import open_cache
 from kdpipe.cache.verify import verify_cache
 from kdpipe.schemas.arrays import SCALAR_STEP
 from kdpipe.schemas.errors import ConfigError

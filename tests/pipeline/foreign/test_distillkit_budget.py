@@ -13,11 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from kdpipe.cache.inspect import inspect_cache
-from kdpipe.cache.reader import open_cache
+from kdpipe.cache.opening import open_cache
 from kdpipe.cache.reshape.merge import merge
 from kdpipe.cache.verify.deep_child import Parts, check_part
 from kdpipe.cli.main import run
-from kdpipe.pipeline.foreign import importing
+from kdpipe.pipeline import import_cache as importing
 from kdpipe.schemas.errors import ConfigError
 from support.distillkit_encoder import BUDGET, N_BYTES, budget_rows
 from support.distillkit_twin import packed_values

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdpipe.pipeline.foreign import distillkit_codec as codec
+from kdpipe.pipeline.interop import distillkit_codec as codec
 from kdpipe.schemas.foreign import DistillkitCodec, DistillkitLegacyCodec, ResidualBin
 from support.distillkit_encoder import BUDGET, encode
 from support.distillkit_twin import bits_of, meant, packed_values

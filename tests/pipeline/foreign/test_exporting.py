@@ -15,12 +15,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from kdpipe.cache.durable.lock import LOCK
 from kdpipe.cache.layout import WORK
-from kdpipe.cache.lock import LOCK
-from kdpipe.cache.reader import Cache, open_cache
-from kdpipe.pipeline.foreign import exporting
-from kdpipe.pipeline.foreign.exporting import export_cache
-from kdpipe.pipeline.foreign.tables import table_rows
+from kdpipe.cache.opening import open_cache
+from kdpipe.cache.reader import Cache
+from kdpipe.pipeline import export_cache as exporting
+from kdpipe.pipeline.export_cache import export_cache
+from kdpipe.pipeline.interop.export_tables import table_rows
 from kdpipe.pipeline.requantise import requantise
 from kdpipe.pipeline.synthetic import Recipe
 from kdpipe.pipeline.watch import SilentWatch

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kdpipe.cache.reader import Cache, open_cache
+from kdpipe.cache.opening import open_cache
+from kdpipe.cache.reader import Cache
 from kdpipe.schemas.arrays import SCALAR_STEP
 from kdpipe.schemas.errors import ConfigError
 from support.foreign import Row, imported, random_rows, surveyed, word_tokenizer, write_rows

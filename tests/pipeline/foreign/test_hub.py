@@ -8,9 +8,9 @@ import datasets
 import numpy as np
 import pytest
 
-from kdpipe.cache.reader import open_cache
-from kdpipe.pipeline.data.hub import LISTS_BATCH
-from kdpipe.pipeline.foreign.files import source_files
+from kdpipe.cache.opening import open_cache
+from kdpipe.pipeline.documents.hub_datasets import LISTS_BATCH
+from kdpipe.pipeline.interop.export_files import source_files
 from kdpipe.schemas.errors import ConfigError
 from support.foreign import Row, imported, random_rows, word_tokenizer, write_rows
 

@@ -10,14 +10,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from kdpipe.cache.reader import open_cache
+from kdpipe.cache.opening import open_cache
 from kdpipe.cache.verify import verify_cache
-from kdpipe.cache.writer import CacheWriter
-from kdpipe.pipeline.data.tokenizer import load_tokenizer
-from kdpipe.pipeline.foreign import importing
-from kdpipe.pipeline.foreign.importing import import_cache
-from kdpipe.pipeline.foreign.options import import_settings
-from kdpipe.pipeline.foreign.token_sizes import token_sizes
+from kdpipe.cache.writing.writer import CacheWriter
+from kdpipe.pipeline import import_cache as importing
+from kdpipe.pipeline.import_cache import import_cache
+from kdpipe.pipeline.interop.options import import_settings
+from kdpipe.pipeline.interop.token_sizes import token_sizes
+from kdpipe.pipeline.tokenizers.tokenizer import load_tokenizer
 from kdpipe.schemas.errors import CacheDamaged, ConfigError
 from kdpipe.schemas.foreign import ImportReport, ImportSettings
 from support.corpora import small_tokenizer

@@ -11,10 +11,10 @@ from unittest import mock
 import numpy as np
 import pytest
 
-from kdpipe.cache import arrow_files
-from kdpipe.cache.arrow_files import lists_writer
-from kdpipe.cache.number_lists import NumberLists
-from kdpipe.pipeline.foreign import importing
+from kdpipe.cache.format.number_lists import NumberLists
+from kdpipe.cache.parts import arrow_files
+from kdpipe.cache.parts.arrow_files import lists_writer
+from kdpipe.pipeline import import_cache as importing
 from support.children import in_child
 from support.foreign import imported, word_tokenizer
 

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kdpipe.cache.number_lists import NumberLists
-from kdpipe.pipeline.data.columns import BadRow
-from kdpipe.pipeline.foreign.told import Raw, Told, aligned, told
+from kdpipe.cache.format.number_lists import NumberLists
+from kdpipe.pipeline.documents.columns import BadRow
+from kdpipe.pipeline.interop.validated_row import Raw, Told, aligned, told
 
 N_IDS = 10
 

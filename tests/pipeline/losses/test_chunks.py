@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from kdpipe.pipeline.data.batches import Targets, with_tensors
-from kdpipe.pipeline.losses.head import FEWEST_ROWS, HeadLosses
+from kdpipe.pipeline.batches.micro_batch import Targets, with_tensors
+from kdpipe.pipeline.losses.head_chunks import FEWEST_ROWS, HeadLosses
 from kdpipe.pipeline.losses.terms import Shape
 from support.loss_twins import Asked, World, largest_ids, targets, world
 from support.losses import Opaque, distance, head_of, linear, ours, terms_of

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from kdpipe.pipeline.data.batches import Targets
-from kdpipe.pipeline.losses.dense import TeacherHead
+from kdpipe.pipeline.batches.micro_batch import Targets
+from kdpipe.pipeline.losses.dense_chunk import TeacherHead
 from support.loss_twins import Asked, World, answer, world
 from support.losses import distance, ours, tolerance
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from kdpipe.pipeline.data.batches import Targets
-from kdpipe.pipeline.losses.head import HeadLosses
+from kdpipe.pipeline.batches.micro_batch import Targets
+from kdpipe.pipeline.losses.head_chunks import HeadLosses
 from kdpipe.pipeline.losses.terms import LogitTerm, Shape
 from kdpipe.pipeline.models.head import Head
 from support.loss_twins import Asked, answer, largest_ids, softmax, student_logits, targets, world

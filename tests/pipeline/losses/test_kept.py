@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from kdpipe.pipeline.losses.head import HeadLosses
-from kdpipe.pipeline.losses.kept import bins, kept_mass, log_z
-from kdpipe.pipeline.losses.names import check_spec, label
+from kdpipe.pipeline.losses.exactness import check_spec, label
+from kdpipe.pipeline.losses.head_chunks import HeadLosses
+from kdpipe.pipeline.losses.teacher_bins import bins, kept_mass, log_z
 from kdpipe.pipeline.losses.terms import LOGIT_NAMES, LogitTerm, Shape
 from kdpipe.schemas.errors import Incompatible
 from kdpipe.schemas.targets import Imported, NoTargets, Sampled, State, TargetSpec, Threshold, TopK

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from kdpipe.pipeline.models.names import is_placeholder, name_of_folder
-from kdpipe.pipeline.models.shapes import read_shape
+from kdpipe.pipeline.models.model_info import read_shape
+from kdpipe.pipeline.models.model_names import is_placeholder, name_of_folder
 from kdpipe.schemas.model import ModelSettings
 from support.models import tiny_llama
 

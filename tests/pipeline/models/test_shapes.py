@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import transformers
 
-from kdpipe.pipeline.models import shapes
-from kdpipe.pipeline.models.shapes import ModelShape, check_lengths, check_vocabulary, quiet
+from kdpipe.pipeline.models import model_info as shapes
+from kdpipe.pipeline.models.model_info import ModelShape, check_lengths, check_vocabulary, quiet
 from kdpipe.pipeline.teachers.shape import teacher_shape
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.stage_one import TeacherSettings

@@ -8,9 +8,9 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from kdpipe.pipeline.requantising import resample
-from kdpipe.pipeline.requantising.keys import row_keys
-from kdpipe.pipeline.requantising.resample import Choice, Entries, chooser
+from kdpipe.pipeline.requantization import resample
+from kdpipe.pipeline.requantization.resample import Choice, Entries, chooser
+from kdpipe.pipeline.requantization.row_keys import row_keys
 from kdpipe.pipeline.targets.reduce import Reduced
 from kdpipe.schemas.targets import Kept, Sampled, TargetSpec, Threshold, TopP
 from support import dense_twin

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from kdpipe.pipeline.requantising.spec import poorer_manifest
+from kdpipe.pipeline.requantization.poorer_spec import poorer_manifest
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.reshape import Poorer
 from kdpipe.schemas.targets import Sampled, Threshold, TopK, TopP

@@ -11,13 +11,14 @@ import pytest
 import transformers
 
 from kdpipe.cache import layout
-from kdpipe.cache.entries import draw_mask
-from kdpipe.cache.reader import Cache, open_cache
-from kdpipe.cache.rows import Block, Rows
+from kdpipe.cache.format.ragged import draw_mask
+from kdpipe.cache.format.rows import Block, Rows
+from kdpipe.cache.opening import open_cache
+from kdpipe.cache.reader import Cache
 from kdpipe.cache.verify import verify_cache
 from kdpipe.cli import main
 from kdpipe.pipeline.teachers import Answer, reading
-from kdpipe.pipeline.teachers.local import LocalTeacher
+from kdpipe.pipeline.teachers.local_teacher import LocalTeacher
 from kdpipe.pipeline.verify_against import verify_against
 from kdpipe.pipeline.watch import SilentWatch
 from kdpipe.schemas.errors import ConfigError
@@ -206,7 +207,7 @@ def test_a_part_of_another_teacher_is_named(folder: Path, tmp_path: Path) -> Non
 def _make_part_by_another(folder: Path, path: Path) -> None:
     from unittest import mock
 
-    from kdpipe.pipeline.capture import speaker
+    from kdpipe.pipeline.capture import capture_teacher as speaker
 
     manifest = open_cache(path, allow_partial=True).manifest
     honest = speaker.open_speaker

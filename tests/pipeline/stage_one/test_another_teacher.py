@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from kdpipe.cache.reader import open_cache
+from kdpipe.cache.opening import open_cache
 from kdpipe.cache.reshape.adopt import with_changes
 from kdpipe.cli import main
-from kdpipe.pipeline.capture.other_teacher import differences_of_shape
-from kdpipe.pipeline.models.shapes import read_shape
+from kdpipe.pipeline.audit.teacher_config import differences_of_shape
+from kdpipe.pipeline.models.model_info import read_shape
 from kdpipe.pipeline.verify_against import verify_against
 from kdpipe.pipeline.watch import SilentWatch
 from kdpipe.schemas.stage_one import TeacherSettings

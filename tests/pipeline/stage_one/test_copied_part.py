@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kdpipe.cache.reader import open_cache
+from kdpipe.cache.opening import open_cache
 from kdpipe.cache.verify import verify_cache
 from kdpipe.cli import main
 from support.corpora import TEXTS, write_jsonl

@@ -7,9 +7,9 @@ import pytest
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from kdpipe.cache.reader import open_cache
+from kdpipe.cache.opening import open_cache
 from kdpipe.cache.verify import verify_cache
-from kdpipe.pipeline.data import corpus
+from kdpipe.pipeline.documents import corpus
 from support.corpora import CHATML, TEXTS, chat_rows, pair_rows, small_tokenizer, write_jsonl
 from support.damage import copy_part
 from support.stage_one import run, settings_for

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 
 from kdpipe.cache import layout
-from kdpipe.cache.reader import open_cache
+from kdpipe.cache.opening import open_cache
+from kdpipe.cache.parts.tokenizer_content import tokenizer_content
 from kdpipe.cache.reshape.merge import merge
-from kdpipe.cache.tokenizer_content import tokenizer_content
 from kdpipe.cache.verify import verify_cache
 from kdpipe.cli import main
-from kdpipe.pipeline.data.own_tokenizer import FOREIGN_NOTE
-from kdpipe.pipeline.students.kept import kept_tokenizer
+from kdpipe.pipeline.students.cache_tokenizer import kept_tokenizer
+from kdpipe.pipeline.tokenizers.own_tokenizer import FOREIGN_NOTE
 from kdpipe.pipeline.verify_against import verify_against
 from kdpipe.pipeline.watch import SilentWatch
 from kdpipe.schemas.errors import CacheDamaged

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from kdpipe.cache.reader import open_cache
+from kdpipe.cache.opening import open_cache
 from kdpipe.pipeline.verify_against import verify_against
 from kdpipe.pipeline.watch import SilentWatch
+from kdpipe.schemas.cache_plan import SplitName
 from kdpipe.schemas.errors import ConfigError
-from kdpipe.schemas.plan import SplitName
 from support.corpora import TEXTS
 from support.reshaped import problems_in
 from support.stage_one import HeardWatch, make_inputs, run, settings_for

@@ -11,16 +11,17 @@ import pytest
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from kdpipe.cache import layout, tokenizer_files
-from kdpipe.cache.reader import open_cache
-from kdpipe.cache.tokenizer_content import TokenizerContent, tokenizer_content
+from kdpipe.cache import layout
+from kdpipe.cache.opening import open_cache
+from kdpipe.cache.parts import tokenizer_files
+from kdpipe.cache.parts.tokenizer_content import TokenizerContent, tokenizer_content
 from kdpipe.cache.verify import verify_cache
 from kdpipe.cli import main
-from kdpipe.pipeline.data import backend_state, tokenizer
-from kdpipe.pipeline.data.backend_state import differing_section
-from kdpipe.pipeline.data.cached_tokenizer import with_reloadable_files
-from kdpipe.pipeline.data.tokenizer import load_tokenizer
-from kdpipe.pipeline.students.kept import kept_tokenizer
+from kdpipe.pipeline.students.cache_tokenizer import kept_tokenizer
+from kdpipe.pipeline.tokenizers import backend_state, tokenizer
+from kdpipe.pipeline.tokenizers.backend_state import differing_section
+from kdpipe.pipeline.tokenizers.cached_tokenizer import with_reloadable_files
+from kdpipe.pipeline.tokenizers.tokenizer import load_tokenizer
 from kdpipe.schemas.errors import CacheDamaged, Incompatible
 from kdpipe.schemas.strict_json import canonical, sha256_hex
 from support.corpora import small_tokenizer

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kdpipe.cache.reader import open_cache
+from kdpipe.cache.opening import open_cache
 from support.children import Child
 from support.stage_one import HeardWatch, make_inputs, run, settings_for
 

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kdpipe.cache.blocks import block_of, cut
-from kdpipe.cache.reader import open_cache
-from kdpipe.cache.rows import Block
+from kdpipe.cache.format.blocks import block_of, cut
+from kdpipe.cache.format.rows import Block
+from kdpipe.cache.opening import open_cache
 from kdpipe.cache.verify import verify_cache
-from kdpipe.cache.writer import CacheWriter
+from kdpipe.cache.writing.writer import CacheWriter
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.strict_json import sha256_file
 from support.corpora import CHATML, TEXTS, chat_rows, write_jsonl

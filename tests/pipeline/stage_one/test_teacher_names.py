@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from kdpipe.cache.reader import open_cache
+from kdpipe.cache.opening import open_cache
 from kdpipe.cache.reshape.merge import merge
 from kdpipe.schemas.errors import ConfigError, Incompatible
 from kdpipe.schemas.manifest import Teacher

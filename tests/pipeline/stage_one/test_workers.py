@@ -9,7 +9,7 @@ import pytest
 
 from kdpipe.pipeline.cache_teacher import _together, work
 from kdpipe.pipeline.capture import workers
-from kdpipe.pipeline.capture.turns import Shard
+from kdpipe.pipeline.capture.part_queue import Shard
 from kdpipe.pipeline.capture.workers import one_device_each, run_workers
 from kdpipe.schemas.errors import ConfigError, KdpipeError
 from support.children import in_child

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from kdpipe.cache.lock import LOCK
+from kdpipe.cache.durable.lock import LOCK
 from kdpipe.cli import main
 from kdpipe.pipeline import export as story
 from kdpipe.pipeline.export import export

@@ -13,14 +13,14 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from kdpipe.pipeline.data import ahead
-from kdpipe.pipeline.data.ahead import StepLoader
-from kdpipe.pipeline.data.batches import MicroBatch, StepBatch, with_tensors
-from kdpipe.pipeline.losses import logit
-from kdpipe.pipeline.losses.hidden.objective import HiddenObjective
+from kdpipe.pipeline.batches import prefetch as ahead
+from kdpipe.pipeline.batches.micro_batch import MicroBatch, StepBatch, with_tensors
+from kdpipe.pipeline.batches.prefetch import StepLoader
+from kdpipe.pipeline.losses import divergences as logit
+from kdpipe.pipeline.losses.hidden.hidden_objective import HiddenObjective
 from kdpipe.pipeline.students.student import States, Student
 from kdpipe.pipeline.training import loop, prepare
-from kdpipe.pipeline.training.learner import Learner
+from kdpipe.pipeline.training.train_state import Learner
 from kdpipe.schemas.errors import ConfigError, Interrupted, KdpipeError
 from kdpipe.schemas.stage_two import StageTwo
 from support.stage_two import STUDENT, HeardTraining, Stopping, losses, make_cache, run, settings_for, weights
@@ -124,7 +124,7 @@ def _in_loss(name: str) -> Plant:
             found = row_loss(term, *words)
             return found * NAN if attempts.now and term.name == name else found
 
-        monkeypatch.setattr("kdpipe.pipeline.losses.sparse.row_loss", broken)
+        monkeypatch.setattr("kdpipe.pipeline.losses.sparse_chunk.row_loss", broken)
 
     return plant
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from kdpipe.pipeline import train as story
-from kdpipe.pipeline.training.finished_run import RECORD
+from kdpipe.pipeline.training.completed_run import RECORD
 from kdpipe.schemas.errors import ConfigError, KdpipeError
 from kdpipe.schemas.run_report import TrainReport
 from kdpipe.schemas.stage_two import StageTwo
@@ -20,7 +20,7 @@ from support.stage_two import HeardTraining, contents, run, settings_for, weight
 SHAPE: dict[str, Any] = {"run": {"max_steps": 2, "batch_size": 2, "accumulate": 1}, "evaluation": {"limit": 1}}
 AGAIN = """
 import sys
-from kdpipe.pipeline.training.finished_run import report_if_finished
+from kdpipe.pipeline.training.completed_run import report_if_finished
 from kdpipe.pipeline.watch import SilentTrainWatch
 from kdpipe.schemas.stage_two import StageTwo, TrainOptions
 settings = StageTwo.model_validate_json(sys.argv[1])
@@ -123,11 +123,11 @@ def test_a_student_saved_by_a_call_that_failed_afterwards_is_saved_again(
         raise KdpipeError("the student reads otherwise")
 
     with monkeypatch.context() as patched, pytest.raises(KdpipeError, match="reads otherwise"):
-        patched.setattr("kdpipe.pipeline.training.finish.check_reload", differs)
+        patched.setattr("kdpipe.pipeline.training.finalize.check_reload", differs)
         run(settings)
     assert (tmp_path / "run" / "final").is_dir() and not (tmp_path / "run" / RECORD).exists()
     saved: list[bool] = []
-    monkeypatch.setattr("kdpipe.pipeline.training.finish.check_reload", lambda *_, **__: saved.append(True))
+    monkeypatch.setattr("kdpipe.pipeline.training.finalize.check_reload", lambda *_, **__: saved.append(True))
     run(settings)
     assert saved and (tmp_path / "run" / RECORD).exists()
 

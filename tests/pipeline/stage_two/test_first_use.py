@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from kdpipe.cache import layout
-from kdpipe.pipeline.training import finished_run
+from kdpipe.pipeline.training import completed_run as finished_run
 from kdpipe.schemas.errors import CacheDamaged
 from support.heard import HeardTraining
 from support.stage_two import make_cache, run, settings_for

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
-from kdpipe.cache import lock
-from kdpipe.cache.lock import LOCK
+from kdpipe.cache.durable import lock
+from kdpipe.cache.durable.lock import LOCK
 from kdpipe.schemas.errors import ConfigError, Interrupted, LockHeld
 from kdpipe.schemas.stage_two import StageTwo
 from support.children import Child, in_child

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from kdpipe.cli.flags import Given
-from kdpipe.cli.settings import stage_two
+from kdpipe.cli.load_settings import stage_two
 from kdpipe.pipeline import train as story
 from kdpipe.pipeline.training import checkpoints, longer_run, run_folder
 from kdpipe.schemas.errors import ConfigError, Interrupted

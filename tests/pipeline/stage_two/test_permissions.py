@@ -11,7 +11,7 @@ import pytest
 from kdpipe.cache.transfer.copying import copy_cache
 from kdpipe.pipeline import export as exporting
 from kdpipe.pipeline.export import export
-from kdpipe.pipeline.foreign.exporting import export_cache
+from kdpipe.pipeline.export_cache import export_cache
 from kdpipe.pipeline.watch import SilentWatch
 from kdpipe.schemas.foreign import ExportSettings
 from support import tiny

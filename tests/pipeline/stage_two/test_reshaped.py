@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from kdpipe.cache.reader import open_cache
+from kdpipe.cache.opening import open_cache
 from kdpipe.cache.reshape.merge import merge
 from kdpipe.cache.reshape.subset import subset
 from kdpipe.pipeline.requantise import requantise

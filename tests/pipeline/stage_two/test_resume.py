@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import torch
 
-from kdpipe.pipeline.data import ahead
-from kdpipe.pipeline.data.ahead import StepLoader
-from kdpipe.pipeline.data.batches import MicroBatch, StepBatch
+from kdpipe.pipeline.batches import prefetch as ahead
+from kdpipe.pipeline.batches.micro_batch import MicroBatch, StepBatch
+from kdpipe.pipeline.batches.prefetch import StepLoader
 from kdpipe.schemas.errors import Interrupted
 from kdpipe.schemas.stage_two import StageTwo
 from support.stage_two import HeardTraining, Stopping, history, losses, run, settings_for, weights

@@ -9,11 +9,12 @@ import pytest
 import torch
 import transformers
 
-from kdpipe.cache.reader import open_cache
+from kdpipe.cache.opening import open_cache
 from kdpipe.cli.flags import Flag, Given
-from kdpipe.cli.settings import stage_two
+from kdpipe.cli.load_settings import stage_two
 from kdpipe.pipeline.compare import compare
-from kdpipe.pipeline.training import finish, memorization
+from kdpipe.pipeline.training import finalize as finish
+from kdpipe.pipeline.training import memorization
 from kdpipe.pipeline.training.prepare import portion
 from kdpipe.schemas.errors import CacheDamaged, CacheIncomplete, ConfigError, Incompatible, KdpipeError
 from kdpipe.schemas.run_report import TrainReport

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from kdpipe.pipeline.models.folders import licence_of
-from kdpipe.pipeline.students.card import UNKNOWN, Card, of_merged, rendered, terms_of
+from kdpipe.pipeline.students.model_card import UNKNOWN, Card, of_merged, rendered, terms_of
 from support.students import CARD
 
 

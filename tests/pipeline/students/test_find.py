@@ -135,7 +135,7 @@ def test_a_name_that_means_nothing_is_refused(
 
 
 def find_nobody() -> None:
-    from kdpipe.pipeline.students.find import find_student
+    from kdpipe.pipeline.students.resolve import find_student
     from kdpipe.schemas.stage_two import StudentSettings
 
     find_student(StudentSettings(), IDS)

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from kdpipe.pipeline.data.tokenizer import load_tokenizer
-from kdpipe.pipeline.students.fit import Fit, check_fit
-from kdpipe.pipeline.students.kept import kept_tokenizer
+from kdpipe.pipeline.students.cache_tokenizer import kept_tokenizer
+from kdpipe.pipeline.students.compatibility import Fit, check_fit
+from kdpipe.pipeline.tokenizers.tokenizer import load_tokenizer
 from kdpipe.schemas.errors import CacheDamaged, ConfigError, Incompatible
 from kdpipe.schemas.manifest import Manifest
 from kdpipe.schemas.stage_two import StudentSettings

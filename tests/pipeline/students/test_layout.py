@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from kdpipe.pipeline.students.layout import alone, is_packed, positions, read_alone
+from kdpipe.pipeline.students.packed_documents import alone, is_packed, positions, read_alone
 from support.students import batch_of
 
 SHAPES = {

@@ -10,9 +10,9 @@ import pytest
 import torch
 import transformers
 
-from kdpipe.pipeline.students.find import find_student
-from kdpipe.pipeline.students.loading import described, load_student
+from kdpipe.pipeline.students.load_student import described, load_student
 from kdpipe.pipeline.students.parameter_roles import parameter_roles
+from kdpipe.pipeline.students.resolve import find_student
 from kdpipe.pipeline.students.student import Student
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.stage_two import StudentSettings

@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from kdpipe.cache import open_cache
-from kdpipe.pipeline.students import reload
-from kdpipe.pipeline.students.reload import ROWS, cached_ids, check_reload
+from kdpipe.pipeline.students import verify_saved as reload
 from kdpipe.pipeline.students.saving import save_student
 from kdpipe.pipeline.students.student import Student
-from kdpipe.pipeline.training.stopping import listening
+from kdpipe.pipeline.students.verify_saved import ROWS, cached_ids, check_reload
+from kdpipe.pipeline.training.stop_signals import listening
 from kdpipe.schemas.errors import Interrupted, KdpipeError
 from support.children import in_child
 from support.students import CPU, IDS, student

@@ -12,10 +12,10 @@ import torch
 import transformers
 from transformers import PretrainedConfig
 
-from kdpipe.cache import files as disk
-from kdpipe.pipeline.students.older import for_transformers_4, tokenizer_note
+from kdpipe.cache.durable import files as disk
 from kdpipe.pipeline.students.presets import Ids
 from kdpipe.pipeline.students.saving import save_model, save_student
+from kdpipe.pipeline.students.transformers4 import for_transformers_4, tokenizer_note
 from kdpipe.schemas.errors import CacheWriteError, ConfigError, KdpipeError
 from support.corpora import small_tokenizer
 from support.family_configs import small_config

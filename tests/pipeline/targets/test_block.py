@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from kdpipe.cache.rows import Rows
+from kdpipe.cache.format.rows import Rows
 from kdpipe.cache.verify import verify_cache
 from kdpipe.pipeline.targets.reduce import to_block
 from kdpipe.schemas.arrays import SCALAR_STEP

@@ -3,7 +3,7 @@
 import pytest
 
 from kdpipe.pipeline.targets import KINDS, sampler
-from kdpipe.pipeline.targets.spec import OutputHead, target_spec
+from kdpipe.pipeline.targets.target_spec import OutputHead, target_spec
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.stage_one import TargetSettings
 from kdpipe.schemas.targets import NoTargets, Sampled, State, TargetSpec, Threshold, TopK, TopP

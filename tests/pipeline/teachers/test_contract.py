@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from kdpipe.pipeline.data.pieces import Piece
-from kdpipe.pipeline.teachers import Asked
-from kdpipe.pipeline.teachers.local import LocalTeacher
+from kdpipe.pipeline.documents.segments import Piece
+from kdpipe.pipeline.targets.request import Asked
+from kdpipe.pipeline.teachers.local_teacher import LocalTeacher
 from kdpipe.schemas.targets import Threshold, TopK
 from support.models import tiny_llama
 from support.teacher_contract import TeacherContract

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kdpipe.pipeline.teachers import Asked
-from kdpipe.pipeline.teachers.local import LocalTeacher
+from kdpipe.pipeline.targets.request import Asked
+from kdpipe.pipeline.teachers.local_teacher import LocalTeacher
 from kdpipe.pipeline.teachers.padded import pad
 from kdpipe.schemas.targets import State, Threshold, TopK
 from support.models import tiny_llama

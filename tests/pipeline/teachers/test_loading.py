@@ -11,8 +11,8 @@ import torch
 
 from kdpipe.pipeline.models import devices
 from kdpipe.pipeline.models.devices import Placement
-from kdpipe.pipeline.teachers import loading
-from kdpipe.pipeline.teachers.loading import asked_again, load, placed
+from kdpipe.pipeline.teachers import load_teacher as loading
+from kdpipe.pipeline.teachers.load_teacher import asked_again, load, placed
 from kdpipe.pipeline.teachers.shape import teacher_shape
 from kdpipe.schemas import manifest
 from kdpipe.schemas.errors import ConfigError

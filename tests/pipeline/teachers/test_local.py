@@ -13,10 +13,11 @@ import pytest
 import torch
 import transformers
 
-from kdpipe.pipeline.data.pieces import Piece
+from kdpipe.pipeline.documents.segments import Piece
 from kdpipe.pipeline.models.devices import Placement
-from kdpipe.pipeline.teachers import Answer, local, reading
-from kdpipe.pipeline.teachers.local import OWN_LOGITS, LocalTeacher
+from kdpipe.pipeline.teachers import Answer, reading
+from kdpipe.pipeline.teachers import local_teacher as local
+from kdpipe.pipeline.teachers.local_teacher import OWN_LOGITS, LocalTeacher
 from kdpipe.schemas.errors import ConfigError, KdpipeError
 from kdpipe.schemas.targets import HiddenSpec, State, TopK, Vector, WholeState
 from support.models import tiny_llama

@@ -8,8 +8,8 @@ import pytest
 import torch
 import transformers
 
-from kdpipe.cache.blocks import cut
-from kdpipe.pipeline.hidden import hidden_spec
+from kdpipe.cache.format.blocks import cut
+from kdpipe.pipeline.targets.hidden_states import hidden_spec
 from kdpipe.pipeline.teachers.shape import teacher_shape
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.stage_one import HiddenSettings, TeacherSettings

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import transformers
 
-from kdpipe.cache.blocks import cut
-from kdpipe.cache.rows import Block
-from kdpipe.pipeline.data.pieces import Piece
-from kdpipe.pipeline.hidden import sign_matrix
-from kdpipe.pipeline.teachers import Answer, Asked
-from kdpipe.pipeline.teachers.local import LocalTeacher
+from kdpipe.cache.format.blocks import cut
+from kdpipe.cache.format.rows import Block
+from kdpipe.pipeline.documents.segments import Piece
+from kdpipe.pipeline.targets.hidden_states import sign_matrix
+from kdpipe.pipeline.targets.request import Asked
+from kdpipe.pipeline.teachers import Answer
+from kdpipe.pipeline.teachers.local_teacher import LocalTeacher
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.targets import (
     HiddenSpec,

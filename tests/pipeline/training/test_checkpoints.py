@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from kdpipe.pipeline.students.parameter_roles import parameter_roles
-from kdpipe.pipeline.training import states
+from kdpipe.pipeline.training import state_tensors as states
 from kdpipe.pipeline.training.checkpoints import (
     FILES,
     RECORD,

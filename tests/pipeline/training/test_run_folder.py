@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from kdpipe.cache.lock import LOCK, locked
+from kdpipe.cache.durable.lock import LOCK, locked
 from kdpipe.pipeline.training.run_folder import RECORD, check, claim, differences, identity, is_of, stored
 from kdpipe.schemas.checkpoint import RunRecord
 from kdpipe.schemas.errors import ConfigError, KdpipeError

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from kdpipe.pipeline.data.batches import MicroBatch
-from kdpipe.pipeline.training.selection import chosen, n_chosen
+from kdpipe.pipeline.batches.micro_batch import MicroBatch
+from kdpipe.pipeline.losses.selection import chosen, n_chosen
 from kdpipe.schemas.errors import Incompatible
 from kdpipe.schemas.stage_two import Selection
 

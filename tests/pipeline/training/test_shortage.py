@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from kdpipe.pipeline.models.memory import is_out_of_memory
-from kdpipe.pipeline.training.shortage import explained
+from kdpipe.pipeline.training.out_of_memory import explained
 from kdpipe.schemas.errors import KdpipeError
 from kdpipe.schemas.stage_two import StageTwo
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from kdpipe.pipeline.training.states import (
+from kdpipe.pipeline.training.state_tensors import (
     copies,
     model_tensors,
     random_tensors,

@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from kdpipe.pipeline.training.stopping import listening
+from kdpipe.pipeline.training.stop_signals import listening
 from kdpipe.schemas.errors import STOP_SIGNALS, Interrupted
 
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from kdpipe.pipeline.data.batches import MicroBatch
-from kdpipe.pipeline.losses.hidden.objective import HiddenObjective
+from kdpipe.pipeline.batches.micro_batch import MicroBatch
+from kdpipe.pipeline.losses.hidden.hidden_objective import HiddenObjective
 from kdpipe.pipeline.losses.terms import HIDDEN_NAMES, HiddenName
 from kdpipe.schemas.errors import ConfigError, Incompatible
 from support.hidden_batches import batch_with, manifest_with, states_for

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from kdpipe.pipeline.losses.hidden import grouping, objective, relations, router, vectors
+from kdpipe.pipeline.losses.hidden import grouping, relations, router, vectors
+from kdpipe.pipeline.losses.hidden import hidden_objective as objective
 from kdpipe.pipeline.losses.terms import HIDDEN_NAMES, HiddenName
 from support.hidden_batches import batch_with, part_of_batch, states_for
 from support.hidden_objectives import Answer, ask, ask_twin, losses_with, objective_with

@@ -1,0 +1,1 @@
+"""Bytes that come from another place, checked while they arrive."""

@@ -1,0 +1,249 @@
+"""A local folder that a cache is copied into: each part whole or not there, whatever cuts the copy off.
+
+In: a source behind a `Fetcher`. Out: manifest, tokenizer, tables, parts, each checked before it takes its name. What a
+copy that was killed had fetched is taken over by the next.
+"""
+
+import os
+import stat
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Final, NoReturn, final
+
+from kdpipe.cache import layout
+from kdpipe.cache.catalogue import refuse_foreign_folder
+from kdpipe.cache.durable.files import (
+    explained,
+    make_dir,
+    new_file,
+    publish_dir,
+    publish_file,
+    remove_dir,
+    sweep,
+    sync_dir,
+)
+from kdpipe.cache.durable.work_names import is_abandoned, is_own, work_name
+from kdpipe.cache.fetch.file import TAG, Fetcher
+from kdpipe.cache.parts.index import IndexRow, read_index
+from kdpipe.cache.parts.part_bytes import part_bytes
+from kdpipe.cache.parts.part_files import checked_record, examine_part, metadata_files, stated_manifest
+from kdpipe.cache.stores.file_kinds import DIRECTORIES, wrong_kinds
+from kdpipe.cache.stores.local_store import LocalStore
+from kdpipe.schemas.differences import differing_settings
+from kdpipe.schemas.errors import CacheDamaged, ConfigError
+from kdpipe.schemas.manifest import FileRecord, Manifest, read_manifest
+from kdpipe.schemas.part import PartRecord
+from kdpipe.schemas.strict_json import MAX_BYTES, sha256_file, sha256_hex
+
+SHOWN: Final = 5
+ANOTHER: Final = "choose a new or empty place"
+_lock = threading.Lock()
+_in_use: set[Path] = set()
+
+
+@final
+class Receiver:
+    """Takes parts into `path`; `manifest` is that of the source, `data` its bytes."""
+
+    def __init__(self, path: Path, manifest: Manifest, data: bytes, fetcher: Fetcher) -> None:
+        self.path, self.manifest = path, manifest
+        self._fetcher = fetcher
+        with explained("beginning the copy", path):
+            self.manifest_was_damaged = _take_manifest(path, manifest, data)
+        self._store = LocalStore(path)
+
+    def refuse_others_parts(self, cache_id: str | None) -> None:
+        """Refuse to replace the parts of a finished cache of the same settings that somebody else has made."""
+        if cache_id is None or not (self.path / layout.INDEX).is_file():
+            return
+        try:
+            there = read_index(self._store, self.manifest)[1]
+        except CacheDamaged:  # to be mended
+            return
+        if there != cache_id:
+            raise ConfigError(f"{self.path} holds the cache {there}, and {cache_id} is to be copied", hint=ANOTHER)
+
+    def problems(self, number: int, row: IndexRow | None) -> list[str]:
+        """What is wrong with a part that is there, byte for byte; nothing is nothing."""
+        record, found = examine_part(self._store, self.manifest, number, row)
+        if record is not None and not found:
+            found = part_bytes(self._store, self.manifest, record)
+        return [str(problem) for problem in found]
+
+    def has(self, number: int) -> bool:
+        """Whether a part is there, good or not."""
+        return (self.path / layout.part_dir(number)).is_dir()
+
+    def take_shared(self, files: Mapping[str, FileRecord]) -> list[str]:
+        """Fetch files of the whole cache that are missing or damaged; their names."""
+        taken = []
+        for name, record in files.items():
+            final = self.path / name
+            if (
+                final.is_file()
+                and not final.is_symlink()
+                and final.stat().st_size == record.bytes
+                and sha256_file(final) == record.sha256
+            ):
+                continue
+            with explained(f"copying {name}", self.path), self._incoming(name.replace("/", "_")) as work:
+                self._fetcher.fetch(name, record, work / final.name)
+                make_dir(final.parent)
+                os.replace(work / final.name, final)
+                sync_dir(final.parent)
+            taken.append(name)
+        return taken
+
+    def take_part(self, number: int, row: IndexRow | None, *, damaged: bool = False) -> PartRecord:
+        """Bring a part; one that is there is left to its readers, a damaged one gives its good files to the new one."""
+        folder = layout.part_dir(number)
+        name = f"{folder}/{layout.PART_RECORD}"
+        record, data = self._fetcher.believed(lambda: self._record(number, name, row))
+        with explained(f"copying part {number}", self.path), self._incoming(f"{number:05d}") as work:
+            final = self.path / folder
+            if final.is_dir():
+                remove_dir(work)
+                if not damaged or not self.problems(number, row):  # another copy was first
+                    return record
+                os.rename(final, work)
+            _keep_only(work, record.files)
+            # What the record leads to need not be asked for: small files cost a request as large ones do.
+            known = metadata_files(self.manifest, record)
+            for file, stated in sorted(record.files.items()):
+                make_dir((work / file).parent)
+                if file in known and sha256_hex(known[file]) == stated.sha256:
+                    _put(known[file], work / file)
+                else:
+                    self._fetcher.fetch(f"{folder}/{file}", stated, work / file)
+            _put(data, work / layout.PART_RECORD)
+            if not publish_dir(work, final):
+                remove_dir(work)  # another copy was first
+        return record
+
+    def _record(self, number: int, name: str, row: IndexRow | None) -> tuple[PartRecord, bytes]:
+        """The record of a part and its bytes, read once: what is written is what was checked."""
+        data = self._fetcher.store.read(name, layout.MAX_RECORD_BYTES)
+        return checked_record(data, self.manifest, number, row)[0], data
+
+    def take_index(self, data: bytes) -> None:
+        """Give the copy its index, when all parts are there."""
+        with explained(f"writing {layout.INDEX}", self.path):
+            sync_dir(self.path / layout.PARTS)
+        self._take(layout.INDEX, data)
+
+    def take_signature(self, data: bytes) -> None:
+        """Give the copy the signature that stands beside the cache."""
+        self._take(layout.SIGNATURE, data)
+
+    def _take(self, name: str, data: bytes) -> None:
+        final = self.path / name
+        with explained(f"writing {name}", self.path), self._incoming(name) as work:
+            if final.is_file() and not final.is_symlink() and final.read_bytes() == data:
+                return
+            _put(data, work / name)
+            os.replace(work / name, final)
+            sync_dir(self.path)
+
+    def tidy(self) -> None:
+        """Remove what copies that were cut off have left and nobody needs any more."""
+        sweep(self.path)
+        with suppress(OSError):
+            (self.path / layout.WORK).rmdir()
+
+    @contextmanager
+    def _incoming(self, what: str) -> Iterator[Path]:
+        """A folder to fetch into: that of a copy that was cut off, or a new one. It stays until its files moved on."""
+        tmp = self.path / layout.WORK
+        make_dir(tmp)
+        with _lock:
+            work = tmp / work_name(what)
+            for left in sorted(tmp.glob(f"{what}~*")):
+                if left not in _in_use and (is_abandoned(left.name) or is_own(left.name)):
+                    with suppress(OSError):  # another copy took it first
+                        os.rename(left, work)
+                        break
+            make_dir(work)
+            _in_use.add(work)
+        try:
+            yield work
+        finally:
+            with _lock:
+                _in_use.discard(work)
+            with suppress(OSError):
+                work.rmdir()
+
+
+def _put(data: bytes, path: Path) -> None:
+    """Write a small file, in place of half of it that a copy which was cut off has left."""
+    path.unlink(missing_ok=True)
+    with new_file(path) as file:
+        file.write(data)
+
+
+def _take_manifest(path: Path, manifest: Manifest, data: bytes) -> bool:
+    """Begin a copy, resume one, or replace a damaged manifest, which is `True`; another cache's folder is refused."""
+    make_dir(path)
+    final = path / layout.MANIFEST
+    wrong = wrong_kinds(LocalStore(path))
+    for name in sorted(wrong.keys() & DIRECTORIES):  # nothing is written through a link
+        raise ConfigError(f"{path / name}: {wrong[name]}", hint=f"move it away, or {ANOTHER}")
+    if not os.path.lexists(final):
+        if not _has_lost_its_manifest(path, manifest):
+            refuse_foreign_folder(path)
+        publish_file(path, final, data)
+    try:
+        found = LocalStore(path).read(layout.MANIFEST, MAX_BYTES)
+        if found == data:
+            sync_dir(path)
+            return False
+        other = read_manifest(found, str(final))
+    except CacheDamaged:
+        if _made_with(path) - {manifest.sha256, None}:
+            raise ConfigError(
+                f"{final} is damaged, and parts beside it are of another cache than the one that is copied",
+                hint=f"copy the cache that they are of, with the same choice of parts, or {ANOTHER}",
+            ) from None
+        final.unlink()
+        publish_file(path, final, data)
+        return True
+    return refuse_other(str(path), other, manifest)
+
+
+def refuse_other(place: str, there: Manifest, asked: Manifest) -> NoReturn:
+    """Say in what the cache at a place differs from the one that is to come there."""
+    differing = differing_settings(there.model_dump(mode="json"), asked.model_dump(mode="json"))
+    more = " ..." if len(differing) > SHOWN else ""
+    hint = ANOTHER
+    if any(origin.action == "copy" for origin in there.history):
+        hint = f"give the same --parts, --split and --without as before, or {ANOTHER}"
+    raise ConfigError(f"{place} holds another cache: {'; '.join(differing[:SHOWN])}{more}", hint=hint)
+
+
+def _has_lost_its_manifest(path: Path, manifest: Manifest) -> bool:
+    """Whether a folder without a manifest holds parts of this cache, and nothing of another."""
+    names = {entry.name for entry in path.iterdir()}
+    return names <= layout.TOP_LEVEL | layout.BESIDE and _made_with(path) == {manifest.sha256}
+
+
+def _made_with(path: Path) -> set[str | None]:
+    """The digests of the manifests that the parts of a folder state."""
+    numbers = [int(entry.name) for entry in (path / layout.PARTS).glob("*") if layout.PART_NAME.match(entry.name)]
+    return {stated_manifest(LocalStore(path), number) for number in numbers}
+
+
+def _keep_only(work: Path, files: Mapping[str, FileRecord]) -> None:
+    """Remove what does not belong to a part; files of it that are half there stay, with their tags.
+
+    Nothing is written through a link: a file of another name, or of another cache, is somebody else's.
+    """
+    for path in sorted(work.rglob("*")):
+        if path.is_dir() and not path.is_symlink():
+            continue
+        name = path.relative_to(work).as_posix()
+        status = path.lstat()
+        is_whole = name in files and status.st_size == files[name].bytes
+        is_own = stat.S_ISREG(status.st_mode) and (status.st_nlink == 1 or is_whole)
+        if name.removesuffix(TAG) not in files or not is_own:
+            path.unlink()

@@ -1,0 +1,1 @@
+"""A local copy of a cache behind a URL, bounded in bytes."""

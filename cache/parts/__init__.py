@@ -1,0 +1,1 @@
+"""The files of a cache and of one part of it, each with its reader and writer."""

@@ -1,0 +1,123 @@
+"""What went wrong at a place behind a URL: something that heals, something that never does, or no connection at all.
+
+In: an error of a driver, whichever library raised it. Out: an error of kdpipe, with what to do. Errors are told apart
+by status codes, by errno, and by the names of their classes, so that no driver need be imported for it.
+"""
+
+import errno
+import socket
+import ssl
+from collections.abc import Iterator
+from http import HTTPStatus
+from typing import Any, Final
+
+from kdpipe.cache.stores.addresses import without_secrets
+from kdpipe.schemas.errors import CacheError, ConfigError, ConnectionFailed, Unreachable
+
+MAX_SHOWN: Final = 300
+# Answers that may be others another time, besides those of a server that is in trouble.
+AGAIN: Final = frozenset({408, 409, 412, 425, 429})
+_NEVER: Final = frozenset({HTTPStatus.NOT_IMPLEMENTED, HTTPStatus.HTTP_VERSION_NOT_SUPPORTED})
+_MAX_CHAIN: Final = 16
+
+_NO_CREDENTIALS: Final = frozenset({
+    "NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError", "ProfileNotFound", "NoAuthTokenError",
+    "TokenRetrievalError", "SSOError", "SSOTokenLoadError", "UnauthorizedSSOTokenError", "DefaultCredentialsError",
+    "LocalTokenNotFoundError",
+})  # fmt: skip
+_BAD_ADDRESS: Final = frozenset({
+    "ParamValidationError", "InvalidRegionError", "InvalidURL", "UnsupportedProtocol", "TooManyRedirects",
+    "OfflineModeIsEnabled", "HFValidationError",
+})  # fmt: skip
+# Raised where no connection came about; a chain that holds a reset has had one.
+_NO_CONNECTION: Final = frozenset({"EndpointConnectionError", "ClientConnectorError", "ClientConnectorDNSError"})
+_UNROUTED: Final = frozenset({errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EADDRNOTAVAIL})
+_WRONG_USE: Final = frozenset({
+    errno.EISDIR, errno.ENOTDIR, errno.EINVAL, errno.ENOSYS, errno.ENAMETOOLONG, errno.EPERM, errno.EACCES
+})  # fmt: skip
+
+_CREDENTIALS: Final = {
+    "s3": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, choose a profile with AWS_PROFILE, or run `aws configure`",
+    "gs": "run `gcloud auth application-default login`, or set GOOGLE_APPLICATION_CREDENTIALS",
+    "gcs": "run `gcloud auth application-default login`, or set GOOGLE_APPLICATION_CREDENTIALS",
+    "hf": "log in with `hf auth login`, or set HF_TOKEN",
+}
+_ACCOUNT: Final = "see that you are logged in there, and that your account may list and read it"
+_NOBODY: Final = "check host and port of the address, that the server runs, and that this machine is online"
+_AGAIN_LATER: Final = "check the URL and the network, then run the same command again"
+
+
+def heals(code: int) -> bool:
+    """Whether a status code may be another one the next time."""
+    return code in AGAIN or (code >= HTTPStatus.INTERNAL_SERVER_ERROR and code not in _NEVER)
+
+
+def failure_at(name: str, error: Exception) -> CacheError | ConfigError:
+    """What a driver's error at an address is for whoever asked."""
+    chain = list(_chain(error))
+    names = {type(one).__name__ for one in chain}
+    what = f"{name} cannot be reached: {described(error)}"
+    protocol = name.partition(":")[0]
+    if names & _NO_CREDENTIALS:
+        return ConfigError(what, hint=_CREDENTIALS.get(protocol, _ACCOUNT))
+    code = next((code for one in chain if (code := _status(one)) is not None), None)
+    if isinstance(error, PermissionError) or code in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
+        return CacheError(f"{name} denies access: {described(error)}", hint=_ACCOUNT)
+    if code is not None:
+        if heals(code):
+            return Unreachable(what, hint=_AGAIN_LATER)
+        return CacheError(what, hint="check the URL, and what the place says of the request")
+    if any(isinstance(one, ssl.SSLCertVerificationError) for one in chain):
+        return CacheError(what, hint="use the host name of its certificate, or trust its issuer (SSL_CERT_FILE)")
+    if names & _BAD_ADDRESS or type(error) in (ValueError, TypeError):
+        return ConfigError(what, hint="check the address, and the settings of the driver (endpoint, region, profile)")
+    return _of_the_connection(what, chain, names)
+
+
+def described(error: Exception) -> str:
+    """The first line of what a driver says, and the next where that is only a heading; without keys."""
+    first, _, rest = str(error).strip().partition("\n")
+    if first.endswith(":") and rest:
+        first += f" {rest.strip().splitlines()[0]}"
+    said = without_secrets(first)
+    return f"{type(error).__name__}: {said[:MAX_SHOWN]}" if said else type(error).__name__
+
+
+def _of_the_connection(what: str, chain: list[BaseException], names: set[str]) -> CacheError | ConfigError:
+    """Whether there was a connection, and whether there can be one."""
+    if any(isinstance(one, TimeoutError) or "Timeout" in type(one).__name__ for one in chain):
+        return Unreachable(what, hint=_AGAIN_LATER)
+    if any(isinstance(one, ConnectionResetError | ConnectionAbortedError | BrokenPipeError) for one in chain):
+        return Unreachable(what, hint=_AGAIN_LATER)
+    numbers = {one.errno for one in chain if isinstance(one, OSError)}
+    if (
+        names & _NO_CONNECTION
+        or numbers & _UNROUTED
+        or any(isinstance(one, ConnectionRefusedError | socket.gaierror | ssl.SSLError) for one in chain)
+    ):
+        return ConnectionFailed(what, hint=_NOBODY)
+    if numbers & _WRONG_USE:
+        return ConfigError(what, hint="give the URL of a folder that its driver can open")
+    return Unreachable(what, hint=_AGAIN_LATER)
+
+
+def _status(error: BaseException) -> int | None:
+    """The status code that an error of a driver carries: botocore's, that of HTTP libraries, or gcsfs's."""
+    response: Any = getattr(error, "response", None)
+    if isinstance(response, dict):
+        found = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    elif response is not None:
+        found = getattr(response, "status_code", None)
+    else:
+        found = getattr(error, "status", None) or getattr(error, "code", None)
+    return found if isinstance(found, int) and 100 <= found < 600 else None
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """An error and what it was raised from."""
+    for _ in range(_MAX_CHAIN):
+        yield error
+        below = error.__cause__ or error.__context__  # also where a library says `from None`
+        if below is None:
+            return
+        error = below

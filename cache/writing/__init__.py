@@ -1,0 +1,1 @@
+"""A cache under construction, in a folder or in a bucket."""

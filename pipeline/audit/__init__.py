@@ -1,0 +1,1 @@
+"""What verify --against compares: a cache and what its teacher predicts now."""

@@ -1,0 +1,83 @@
+"""Draws beside the teacher: which of them are among its most probable ids, and how many should be.
+
+In: targets of a document from a cache, and the teacher's most probable ids at the same rows. Out: `Drawn`, to be added
+up. Draws cannot be compared one by one, since which id a random number meets hangs on the last bits of the masses
+before it; their shares can.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from kdpipe.cache.format.ragged import draw_mask
+from kdpipe.cache.format.rows import Block
+from kdpipe.pipeline.audit.teacher_differences import Doubles, Said
+from kdpipe.schemas.manifest import Manifest
+from kdpipe.schemas.targets import TopK
+
+# The ids that are listed, at most a quarter of all: draws from anywhere would rarely be among them.
+LISTED = 256
+# A smaller tail is mostly rounding.
+LEAST_TAIL = 1e-3
+# What is beyond so many standard deviations, and beyond what rounding of probabilities may move, is no chance.
+DEVIATIONS, ROUNDING_SHARE = 6.0, 0.02
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drawn:
+    """So many draws, those among the listed ids, and the expected number of the latter with its variance at most."""
+
+    n: float = 0.0
+    listed: float = 0.0
+    expected: float = 0.0
+    variance: float = 0.0
+
+    def __add__(self, other: "Drawn") -> "Drawn":
+        return Drawn(
+            n=self.n + other.n,
+            listed=self.listed + other.listed,
+            expected=self.expected + other.expected,
+            variance=self.variance + other.variance,
+        )
+
+    @property
+    def could_be(self) -> bool:
+        """Whether chance explains the difference."""
+        return abs(self.listed - self.expected) <= DEVIATIONS * math.sqrt(self.variance) + ROUNDING_SHARE * self.n
+
+
+def listing(vocabulary_size: int) -> TopK:
+    """What the teacher is asked for."""
+    return TopK(k=max(1, min(LISTED, vocabulary_size // 4)))
+
+
+def drawn(block: Block, listed: Said, log_z: Doubles | None, manifest: Manifest) -> Drawn:
+    """Count a document's draws; `log_z` is the teacher's at the temperature of the draws, None at 1.
+
+    An id of the tail is drawn in proportion to its probability by either kind of draws. Those of one row depend on each
+    other: the variance is that of rows whose draws all fall on the same side.
+    """
+    n_rows, n_ids = len(block.n_exact), manifest.vocabulary_size
+    n_exact, n_draws = block.n_exact.astype(np.int64), block.n_draws.astype(np.int64)
+    is_draw = draw_mask(n_exact, n_draws)
+    rows = np.repeat(np.arange(n_rows), n_exact + n_draws)
+    keys = rows * n_ids + block.ids
+    listed_p = np.exp(listed.logprobs / manifest.targets.target_temperature)
+    if log_z is not None:
+        listed_p *= np.exp(-log_z[listed.rows])
+    is_exact = np.isin(listed.keys, keys[~is_draw])
+    exact = np.bincount(listed.rows, listed_p * is_exact, minlength=n_rows)
+    share = np.bincount(listed.rows, listed_p * ~is_exact, minlength=n_rows)
+    times = np.ones(int(is_draw.sum())) if block.times is None else block.times.astype(np.float64)
+    n = np.bincount(rows[is_draw], times, minlength=n_rows)
+    is_listed = np.isin(keys[is_draw], listed.keys)
+    found = np.bincount(rows[is_draw], times * is_listed, minlength=n_rows)
+    counted = (n > 0) & (1 - exact > LEAST_TAIL)
+    n, found, chance = n[counted], found[counted], np.minimum(share[counted] / (1 - exact[counted]), 1.0)
+    return Drawn(
+        n=float(n.sum()),
+        listed=float(found.sum()),
+        expected=float((n * chance).sum()),
+        variance=float((n * n * chance * (1 - chance)).sum()),
+    )

@@ -1,0 +1,122 @@
+"""Parts written in a thread of their own, so that encoding and the disk overlap the teacher's next batch.
+
+In: sequences with their targets, one part after another. Out: committed parts, each with its journal. Few sequences
+wait in memory: whoever is faster waits.
+"""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from queue import Empty, Full, Queue
+from typing import Any, Literal, final
+
+from kdpipe.cache.format.rows import Block, Sequence
+from kdpipe.cache.writing.writer import CacheWriter
+from kdpipe.pipeline.capture.buffer_limits import waiting_sequences
+from kdpipe.schemas.part import Fidelity
+
+POLL_SECONDS = 0.2
+Item = tuple[Sequence, Block] | Literal["end", "drop"]
+
+
+class _Dropped(Exception):
+    """The part under way is given up."""
+
+
+@final
+class PartInbox:
+    """One part on its way: sequences go in, the thread takes them out."""
+
+    def __init__(self, most: int) -> None:
+        """At most so many sequences wait."""
+        self.fidelity: Fidelity | None = None
+        self.journal: dict[str, Any] = {}
+        self.batches_halved = 0
+        self.items: Queue[Item] = Queue(most)
+        self.future: Future[None] | None = None
+
+    def add(self, sequence: Sequence, block: Block) -> None:
+        """Hand a sequence over; what went wrong in the thread is raised here."""
+        self.put((sequence, block))
+
+    def put(self, item: Item) -> None:
+        assert self.future is not None
+        while True:
+            if self.future.done():
+                self.future.result()
+            try:
+                return self.items.put(item, timeout=POLL_SECONDS)
+            except Full:
+                continue
+
+    def drop(self) -> None:
+        """Give the part up: what waits is thrown away."""
+        assert self.future is not None
+        while not self.future.done():
+            with suppress(Empty):
+                while True:
+                    self.items.get_nowait()
+            with suppress(Full):
+                self.items.put("drop", timeout=POLL_SECONDS)
+            with suppress(BaseException):
+                self.future.result(timeout=POLL_SECONDS)
+
+
+@final
+class WritingThread:
+    """Writes the parts of one worker, each in its turn."""
+
+    def __init__(self, cache: CacheWriter, committed: Callable[[int], None]) -> None:
+        self._cache, self._committed = cache, committed
+        stated = cache.manifest
+        self._most = waiting_sequences(stated.targets, stated.hidden, stated.plan.sequence_length)
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="writing")
+        self._handed_over: list[Future[None]] = []
+        self._is_closing = False
+
+    @contextmanager
+    def part(self, number: int) -> Iterator[PartInbox]:
+        """Take the sequences of a part; it, and the one before, may still be on their way to the disk at the end."""
+        self._finish(but=1)
+        inbox = PartInbox(self._most)
+        inbox.future = self._executor.submit(self._write, number, inbox)
+        try:
+            yield inbox
+            inbox.put("end")
+        except BaseException:
+            inbox.drop()
+            raise
+        self._handed_over.append(inbox.future)
+
+    def wait(self) -> None:
+        """Wait until every part that was handed over is committed."""
+        self._finish(but=0)
+
+    def _finish(self, but: int) -> None:
+        """Wait for all parts but the last few, and raise what went wrong with one of them."""
+        while self._handed_over and (len(self._handed_over) > but or self._handed_over[0].done()):
+            self._handed_over.pop(0).result()
+
+    def close(self) -> None:
+        """Let the thread end; a part whose end has not been handed over is dropped."""
+        self._is_closing = True
+        self._executor.shutdown()
+
+    def _next(self, inbox: PartInbox) -> Item:
+        """What comes next; an interrupt may come before anybody could say that no more will."""
+        while True:
+            try:
+                return inbox.items.get(timeout=POLL_SECONDS)
+            except Empty:
+                if self._is_closing:
+                    return "drop"
+
+    def _write(self, number: int, inbox: PartInbox) -> None:
+        with self._cache.part(number) as part:
+            while (item := self._next(inbox)) != "end":
+                if item == "drop":
+                    raise _Dropped
+                part.add(*item)
+            part.fidelity, part.batches_halved = inbox.fidelity, inbox.batches_halved
+        self._cache.write_journal(number, inbox.journal)
+        self._committed(number)

@@ -1,0 +1,1 @@
+"""Documents of stage one: found, rendered, tokenized, cut to length, packed."""

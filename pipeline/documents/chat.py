@@ -1,0 +1,94 @@
+"""A chat template at work: messages to text, in the sandbox that transformers keeps for templates of strangers.
+
+In: a template and messages. Out: the text, and what the template itself marks as generated. The only module that
+imports jinja2, for its errors.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from jinja2 import TemplateError, TemplateSyntaxError
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from kdpipe.pipeline.documents.columns import Message
+from kdpipe.schemas.errors import ConfigError, Unlearnable
+
+MARKS_TURNS = re.compile(r"\{%-?\s*generation\s*-?%\}")
+Marked = list[tuple[int, int]]
+# For a template that wants other messages than those of the trial, and for roles with longer names.
+UNKNOWN_DOCUMENT_BYTES, UNKNOWN_MESSAGE_BYTES, SLACK_BYTES = 4096, 256, 16
+
+# Templates that ask for today's date get the one that Llama 3 falls back to: a document is the same every day.
+CALENDAR = (
+    "{%- macro strftime_now(format) -%}{{ format | replace('%d', '26') | replace('%b', 'Jul') | replace('%B', 'July')"
+    " | replace('%m', '07') | replace('%Y', '2024') | replace('%y', '24') | replace('%A', 'Friday')"
+    " | replace('%a', 'Fri') | replace('%H', '12') | replace('%M', '00') | replace('%S', '00') }}{%- endmacro -%}"
+)
+
+
+class CannotRender(Exception):
+    """A template that refuses some messages, and what it says."""
+
+
+class ChatTemplate:
+    """A template with what it sees of the tokenizer.
+
+    `turn_ends` are the texts of tokens that may end a turn, `opens_turns` says whether there is a generation prompt.
+    `document_bytes` and `message_bytes` are what it adds, as far as a trial tells.
+    """
+
+    def __init__(self, source: str, values: dict[str, str], turn_ends: Sequence[str] = ()) -> None:
+        self.source, self.turn_ends = source, turn_ends
+        self._values = values
+        self._dated = CALENDAR + source if "strftime_now" in source else source
+        self.marks_turns = MARKS_TURNS.search(source) is not None
+        self.opens_turns = True
+        self.document_bytes, self.message_bytes = UNKNOWN_DOCUMENT_BYTES, UNKNOWN_MESSAGE_BYTES
+        self._try()
+
+    def text(self, messages: Sequence[Message], add_generation_prompt: bool = False) -> str:
+        """The text of some messages."""
+        return self._render(messages, add_generation_prompt, False)[0]
+
+    def render(self, messages: Sequence[Message], place: str) -> tuple[str, Marked | None]:
+        """The text of a whole conversation, and the spans that the template marks, where it marks any."""
+        try:
+            text, marked = self._render(messages, False, self.marks_turns)
+        except CannotRender as error:
+            raise Unlearnable(
+                f"{place}: the chat template refuses this conversation: {error}",
+                hint="take the document out, or name another template with data.chat_template",
+            ) from None
+        return text, marked if self.marks_turns else None
+
+    def _render(self, messages: Sequence[Message], add_generation_prompt: bool, mark: bool) -> tuple[str, Marked]:
+        try:
+            asked: dict[str, Any] = {
+                **self._values,
+                "conversations": [[dict(message) for message in messages]],
+                "chat_template": self._dated,
+                "add_generation_prompt": add_generation_prompt,
+                "return_assistant_tokens_mask": mark,
+            }
+            answer: Any = render_jinja_template(**asked)  # annotated as str, gives texts and spans
+        except TemplateSyntaxError as error:
+            raise ConfigError(
+                f"the chat template is none that jinja2 can read: {error.message} in line {error.lineno}",
+                hint="mend it, or name another with --set data.chat_template=FILE",
+            ) from None
+        # Templates reach into messages as they please, so any of these may come out of one.
+        except (TemplateError, TypeError, ValueError, AttributeError, LookupError, ArithmeticError) as error:
+            raise CannotRender(f"{str(error) or type(error).__name__}"[:300]) from None
+        texts, marked = answer
+        return str(texts[0]), [(int(start), int(end)) for start, end in marked[0]] if mark else []
+
+    def _try(self) -> None:
+        turns = [{"role": role, "content": "a"} for role in ("user", "assistant", "user", "assistant")]
+        try:
+            one, two, four = (len(self.text(turns[:n], True).encode()) for n in (1, 2, 4))
+            self.opens_turns = self.text(turns[:1], True) != self.text(turns[:1])
+        except CannotRender:
+            return
+        self.document_bytes = one + SLACK_BYTES
+        self.message_bytes = max(two - one, four - two, 0) + SLACK_BYTES

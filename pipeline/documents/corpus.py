@@ -1,0 +1,330 @@
+"""The corpus: documents indexed and split; any range of them as pieces for the teacher.
+
+In: files of rows and their index. Out: `Corpus`.
+"""
+
+from collections import abc
+from collections.abc import Iterable, Iterator, Sequence
+from copy import copy
+from glob import has_magic
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kdpipe.cache.reshape.digests import KnownDocuments
+from kdpipe.pipeline.documents.columns import Document, Mapping
+from kdpipe.pipeline.documents.corpus_index import MORE_TOKENS, Index
+from kdpipe.pipeline.documents.document_duplicates import MOST_TOKENIZED_BYTES, n_repeated
+from kdpipe.pipeline.documents.part_plan import make_plan
+from kdpipe.pipeline.documents.render import Loss, Renderer
+from kdpipe.pipeline.documents.row_files import RowFile
+from kdpipe.pipeline.documents.segments import Piece
+from kdpipe.pipeline.documents.tokenize import Counts, Tokens, cut, marked, tokenise
+from kdpipe.pipeline.tokenizers.tokenizer import LoadedTokenizer
+from kdpipe.schemas.cache_plan import MAX_PART_ROWS, Plan, PlannedPart, SplitName
+from kdpipe.schemas.counts import counted
+from kdpipe.schemas.errors import ConfigError, KdpipeError, Unlearnable
+from kdpipe.schemas.manifest import SourceColumn
+from kdpipe.schemas.stage_one import DataSettings
+
+# Rows that are looked at to find the roles of columns; documents that tell how many tokens a byte has.
+LOOKED_AT = 100
+SAMPLE = 64
+# Documents that are tokenised together.
+BATCH, BATCH_BYTES = 32, 1 << 18
+LEAVE_OUT = (
+    "or leave such documents out with --set data.unlearnable=leave_out, which also goes on where a run has stopped"
+)
+SPLITS: tuple[SplitName, ...] = ("train", "validation")
+MAX_SOURCE = 2000
+
+
+class Corpus:
+    """Documents of one form, in two splits; `counts` says what became of those that were tokenised."""
+
+    def __init__(
+        self,
+        files: Sequence[RowFile],
+        index: Index,
+        mapping: Mapping,
+        renderer: Renderer,
+        settings: DataSettings,
+        tokenizer: LoadedTokenizer,
+    ) -> None:
+        self._files, self._index, self._renderer = files, index, renderer
+        self._settings, self._tokenizer = settings, tokenizer
+        self._documents = {split: index.documents(split) for split in SPLITS}
+        self._tokens_per_byte: float | None = None
+        self._before: abc.Mapping[SplitName, int] = {}
+        self._known = KnownDocuments()
+        self.mapping = mapping
+        self.counts = Counts()
+
+    def behind(self, before: abc.Mapping[SplitName, int], known: KnownDocuments) -> "Corpus":
+        """The same documents, numbered behind so many of each split; those that are known have no pieces."""
+        found = copy(self)
+        found._before, found._known, found.counts = before, known, Counts()
+        return found
+
+    @property
+    def splits(self) -> dict[SplitName, int]:
+        """How many documents each split has."""
+        return {split: len(numbers) for split, numbers in self._documents.items()}
+
+    @property
+    def fingerprint(self) -> str:
+        """The documents by content, with everything that their tokens depend on but the tokenizer."""
+        return self._index.fingerprint
+
+    @property
+    def columns(self) -> tuple[SourceColumn, ...]:
+        """What is kept of a document beside its tokens."""
+        return self._index.columns
+
+    @property
+    def source(self) -> str:
+        """What the documents come from, for people; where it lies on this machine is nobody else's business."""
+        named = " + ".join(map(_name_of, filter(None, (self._settings.path, self._settings.val_path))))
+        if not self.n_cut_rows:
+            return named[:MAX_SOURCE]
+        cut = f" ({counted(self.n_cut_rows, 'document')} in {counted(self._index.n_ranges, 'range')})"
+        return named[: MAX_SOURCE - len(cut)] + cut
+
+    @property
+    def n_cut_rows(self) -> int:
+        """How many long texts are cut into ranges, for want of other documents to hold out."""
+        return self._index.n_cut_rows
+
+    @property
+    def n_rows(self) -> int:
+        """How many documents there are where ranges of one count as one."""
+        return len(self._index.sizes) - self._index.n_ranges + self._index.n_cut_rows
+
+    @property
+    def n_bytes(self) -> int:
+        """The size of all documents once rendered, at most."""
+        return int(self._index.sizes.sum(dtype=np.int64))
+
+    @property
+    def loss(self) -> Loss:
+        """What is to be learnt."""
+        return self._renderer.loss
+
+    @property
+    def bad_rows(self) -> tuple[int, tuple[str, ...]]:
+        """How many rows are no documents, and the first of them with their reasons."""
+        return self._index.n_bad_rows, self._index.bad_rows
+
+    def place(self, split: SplitName, document: int) -> str:
+        """Where a document stands in the data: corpus.jsonl:17."""
+        i = self._documents[split][document]
+        return f"{self._files[self._index.files[i]].name}:{self._index.numbers[i]}"
+
+    def pieces(self, split: SplitName, first: int, n: int, sequence_length: int) -> Iterator[Piece]:
+        """The pieces of documents [first, first + n) of a split, in order; those that are known are left out."""
+        rows, before = 0, self._before.get(split, 0)
+        numbers = np.arange(first, first + n) - before
+        for document, columns, tokens in self._tokenised(split, numbers, self.counts):
+            how = self._settings.long_documents
+            if how == "refuse":
+                self._check_length(split, document, tokens, sequence_length)
+            known = {"split": split, "document": before + document, "columns": columns}
+            for piece in self._unknown(cut(tokens, sequence_length, how, self.counts, **known)):
+                rows += len(piece)
+                if rows > MAX_PART_ROWS:
+                    raise KdpipeError(
+                        f"documents {first:,} to {first + n:,} of {split} have more than {MAX_PART_ROWS:,} tokens",
+                        hint="the tokenizer makes more tokens than its text has bytes: lower data.max_document_bytes",
+                    )
+                yield piece
+
+    def _unknown(self, pieces: Iterable[Piece]) -> Iterator[Piece]:
+        """Of the pieces of a document those that are not known; what is left out is counted."""
+        n_known = n_new = 0
+        for piece in pieces:
+            if self._known.has(piece.digest):
+                n_known += 1
+            else:
+                n_new += 1
+                yield piece
+        self.counts.known_documents += n_known > 0 and not n_new
+        self.counts.known_pieces += n_known if n_new else 0
+
+    def check_lengths(self, sequence_length: int) -> None:
+        """Where long documents are refused, find the first before anything is begun; few bytes are few tokens."""
+        if self._settings.long_documents != "refuse":
+            return
+        for split in SPLITS:
+            sizes = self._index.sizes[self._documents[split]].astype(np.int64)
+            for document, _, tokens in self._tokenised(split, np.flatnonzero(sizes + MORE_TOKENS > sequence_length)):
+                self._check_length(split, document, tokens, sequence_length)
+
+    def _check_length(self, split: SplitName, document: int, tokens: Tokens, sequence_length: int) -> None:
+        if len(tokens.ids) > sequence_length:
+            raise ConfigError(
+                f"{self.place(split, document)} has {len(tokens.ids):,} tokens, a sequence {sequence_length:,}",
+                hint="raise --seq-len, or --set data.long_documents=split (or truncate)",
+            )
+
+    def spread_pieces(
+        self, split: SplitName, most: int, sequence_length: int, counts: Counts | None = None
+    ) -> Iterator[Piece]:
+        """Pieces of at most so many documents, spread evenly; nothing but the `counts` that are given counts them."""
+        counts = counts or Counts()
+        for document, columns, tokens in self._tokenised(split, self._spread(split, most)):
+            known = {"split": split, "document": document, "columns": columns}
+            yield from cut(tokens, sequence_length, self._settings.long_documents, counts, **known)
+
+    def expected_tokens(
+        self, split: SplitName, sequence_length: int, documents: slice = slice(None)
+    ) -> npt.NDArray[np.float64]:
+        """About how many tokens are read of each document of a split, or of some of them."""
+        tokens = self._index.sizes[self._documents[split][documents]] * self.tokens_per_byte()
+        read: npt.NDArray[np.float64] = np.minimum(tokens, self._most_tokens(sequence_length) or np.inf)
+        return read
+
+    def _most_tokens(self, sequence_length: int) -> int | None:
+        return sequence_length if self._settings.long_documents == "truncate" else None
+
+    def expected_rows(self, part: PlannedPart, sequence_length: int) -> float:
+        """About how many tokens a part has."""
+        first = part.first_document - self._before.get(part.split, 0)
+        of_part = slice(first, first + part.n_documents)
+        return float(self.expected_tokens(part.split, sequence_length, of_part).sum())
+
+    def first_documents(self, split: SplitName, n_tokens: int, sequence_length: int) -> int:
+        """How many of the first documents have about so many tokens, at least one."""
+        filled = np.cumsum(self.expected_tokens(split, sequence_length))
+        return min(int(np.searchsorted(filled, n_tokens)) + 1, len(filled))
+
+    def plan(
+        self, length: int, packed: bool = True, tokens_per_byte: float | None = None, part_rows: int | None = None
+    ) -> Plan:
+        """The parts; equal for equal documents, tokenizer and settings."""
+        sizes = {split: self._index.sizes[self._documents[split]] for split in SPLITS}
+        rate = tokens_per_byte or self.tokens_per_byte()
+        counts = self._index.duplicates or self._repeats(length)
+        return make_plan(sizes, rate, length, packed, part_rows, self._most_tokens(length), counts)
+
+    def _repeats(self, length: int) -> dict[SplitName, int] | None:
+        """Documents of each split that have the tokens of an earlier one; None where too much would be tokenized."""
+        if self.n_bytes > MOST_TOKENIZED_BYTES:
+            return None
+        whole = copy(self)
+        whole._settings = self._settings.model_copy(update={"unlearnable": "leave_out"})
+        return {split: n_repeated(whole.spread_pieces(split, n, length)) for split, n in self.splits.items()}
+
+    def tokens_per_byte(self) -> float:
+        """Tokens for each byte of document, from a sample that is spread evenly."""
+        if self._tokens_per_byte is None:
+            n_tokens = n_bytes = 0
+            for split in SPLITS:
+                for number, _, tokens in self._tokenised(split, self._spread(split, SAMPLE)):
+                    n_bytes += int(self._index.sizes[self._documents[split][number]])
+                    n_tokens += len(tokens.ids)
+            self._tokens_per_byte = n_tokens / max(n_bytes, 1)
+        return self._tokens_per_byte
+
+    def token_counts(self, vocabulary_size: int, limit_tokens: int = 2_000_000) -> npt.NDArray[np.int64]:
+        """How often each id stands in documents of the training split that are spread evenly."""
+        counts = np.zeros(vocabulary_size, np.int64)
+        sizes = self._index.sizes[self._documents["train"]]
+        expected = float(sizes.sum()) * self.tokens_per_byte()
+        most = max(1, int(len(sizes) * min(1.0, limit_tokens / max(expected, 1.0))))
+        for _, _, tokens in self._tokenised("train", self._spread("train", most)):
+            counts += np.bincount(tokens.ids, minlength=vocabulary_size)
+        return counts
+
+    def sample(self, document: int = 0, most: int = 300) -> tuple[str, list[tuple[str, bool]]]:
+        """A document as the teacher reads it, or the next that can be learnt: its place, and runs of what is learnt and
+        what is not; long runs are shortened."""
+        n = min(LOOKED_AT, len(self._documents["train"]) - document)
+        one_by_one = (np.array([number]) for number in range(document, document + n))
+        first = next((found for one in one_by_one for found in self._tokenised("train", one)), None)
+        if first is None:
+            raise ConfigError(
+                f"none of the first {n:,} documents of {self.source} can be learnt",
+                hint="leave data.unlearnable out to see why",
+            )
+        number, _, tokens = first
+        runs = [(_shortened(text, most), learnt) for text, learnt in marked(tokens, self._tokenizer)]
+        return self.place("train", number), runs
+
+    def _spread(self, split: SplitName, most: int) -> npt.NDArray[np.int64]:
+        """At most so many documents of a split, evenly spread."""
+        n = len(self._documents[split])
+        return np.unique(np.linspace(0, max(n - 1, 0), min(n, most)).round().astype(np.int64))
+
+    def _tokenised(
+        self, split: SplitName, documents: npt.NDArray[np.int64], counts: Counts | None = None
+    ) -> Iterator[tuple[int, dict[str, Any], Tokens]]:
+        """Some documents of a split, ascending, as tokens; those that are left out are counted."""
+        for batch in self._batches(split, documents):
+            for number, document, tokens in self._tokens_of(split, batch, counts or Counts()):
+                yield number, self._columns(document), tokens
+
+    def _tokens_of(
+        self, split: SplitName, batch: list[tuple[int, Document]], counts: Counts
+    ) -> list[tuple[int, Document, Tokens]]:
+        """Documents with their tokens, all at once, or one by one where some of them cannot be learnt."""
+        places = [self.place(split, number) for number, _ in batch]
+        try:
+            rendered = [
+                self._renderer.render(document, place) for (_, document), place in zip(batch, places, strict=True)
+            ]
+            tokens = tokenise(rendered, places, self._tokenizer)
+        except Unlearnable as error:
+            if self._settings.unlearnable == "refuse":
+                raise Unlearnable(error.message, hint=f"{error.hint}; {LEAVE_OUT}") from None
+            if len(batch) == 1:
+                counts.leave_out(error.message)
+                return []
+            return [found for one in batch for found in self._tokens_of(split, [one], counts)]
+        return [(number, document, each) for (number, document), each in zip(batch, tokens, strict=True)]
+
+    def _batches(self, split: SplitName, documents: npt.NDArray[np.int64]) -> Iterator[list[tuple[int, Document]]]:
+        """Documents that are tokenised together: a few, and not many bytes."""
+        batch: list[tuple[int, Document]] = []
+        n_bytes = 0
+        for number, document in self._read(split, documents):
+            batch.append((number, document))
+            n_bytes += document.n_bytes
+            if len(batch) == BATCH or n_bytes > BATCH_BYTES:
+                yield batch
+                batch, n_bytes = [], 0
+        if batch:
+            yield batch
+
+    def _read(self, split: SplitName, documents: npt.NDArray[np.int64]) -> Iterator[tuple[int, Document]]:
+        index = self._index
+        numbered = [(int(number), int(self._documents[split][number])) for number in documents]
+        for file, group in groupby(numbered, key=lambda each: int(index.files[each[1]])):
+            members = list(group)
+            positions = list(dict.fromkeys(int(index.positions[i]) for _, i in members))
+            by_row = groupby(members, key=lambda each: int(index.positions[each[1]]))
+            for (_, of_row), row in zip(by_row, self._files[file].columns_at(positions), strict=True):
+                whole = self.mapping.document(row)
+                yield from ((number, index.of_row(i, whole)) for number, i in of_row)
+
+    def _columns(self, document: Document) -> dict[str, Any]:
+        """The kept columns in their types: a whole number among others with a fraction is one of them."""
+        types = {column.name: column.type for column in self.columns}
+        return {
+            name: float(value) if types[name] == "float64" and value is not None else value
+            for name, value in document.columns.items()
+        }
+
+
+def _name_of(data: str) -> str:
+    """The last part of a path or of a glob; a data set of the hub as it is."""
+    path = Path(data).expanduser()
+    if path.exists():
+        return path.resolve().name
+    return path.name if has_magic(data) else data
+
+
+def _shortened(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[: most // 2]} ... {text[-most // 2 :]}"

@@ -1,0 +1,231 @@
+"""Rendered documents as tokens: which are learnt, which bytes each stands for, cut to the length of a sequence.
+
+In: rendered documents. Out: `Tokens` of each, and `Piece`s of at most a sequence's length.
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import Encoding
+
+from kdpipe.cache.format.invariants import MAX_TOKEN_BYTES
+from kdpipe.pipeline.documents.assistant_turns import Span
+from kdpipe.pipeline.documents.render import Rendered
+from kdpipe.pipeline.documents.segments import Piece
+from kdpipe.pipeline.tokenizers.tokenizer import LoadedTokenizer
+from kdpipe.schemas.errors import Unlearnable
+
+Longs = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
+DIGEST_BYTES = 16
+# Documents that are left out are counted, and the first named.
+SHOWN = 3
+WHITE_SPACE = np.array([point for point in range(0x3001) if chr(point).isspace()], np.uint32)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tokens:
+    """The tokens of a document: whether each is learnt, and the character behind it in `text` (ascending)."""
+
+    ids: npt.NDArray[np.int32]
+    learnt: Bools
+    ends: Longs
+    text: str
+
+    def bytes_each(self) -> npt.NDArray[np.uint32]:
+        """The bytes of the text that each token covers; together they are all of its bytes."""
+        ends = byte_places(self.text)[self.ends]
+        return np.diff(ends, prepend=0).astype(np.uint32)
+
+
+def tokenise(rendered: Sequence[Rendered], places: Sequence[str], tokenizer: LoadedTokenizer) -> list[Tokens]:
+    """Tokenise some documents of one form; `places` name them in refusals."""
+    if not rendered:
+        return []
+    encodings = tokenizer.encode([each.text for each in rendered], not rendered[0].templated)
+    return [_tokens(*each, tokenizer) for each in zip(rendered, encodings, places, strict=True)]
+
+
+def _tokens(rendered: Rendered, encoding: Encoding, place: str, tokenizer: LoadedTokenizer) -> Tokens:
+    ids = np.array(encoding.ids, np.int32)
+    spread = np.array(encoding.offsets, np.int64).reshape(-1, 2)
+    text = rendered.text
+    if (
+        rendered.stop_wanted
+        and not rendered.templated
+        and tokenizer.stop is not None
+        and (len(ids) == 0 or ids[-1] != tokenizer.stop)
+    ):
+        ids = np.append(ids, np.int32(tokenizer.stop))
+        spread = np.vstack([spread, [[0, 0]]])
+    ends = np.maximum.accumulate(spread[:, 1])
+    written = spread[:, 1] > spread[:, 0]
+    if written.any():
+        # What a tokenizer drops at the end of a text (white space) belongs to the last token that has any.
+        ends[np.flatnonzero(written)[-1] :] = len(text)
+    if rendered.spans is None:
+        learnt = np.ones(len(ids), bool)
+    else:
+        learnt = _within(text, spread, written, rendered.spans)
+        if rendered.templated:
+            _stop_turns(learnt, ids, ends, rendered, place, tokenizer)
+        _check_partial(learnt, written, place)
+    tokens = Tokens(ids=ids, learnt=learnt, ends=ends, text=text)
+    _check_bytes(tokens, place)
+    return tokens
+
+
+def _check_bytes(tokens: Tokens, place: str) -> None:
+    largest = int(tokens.bytes_each().max(initial=0))
+    if largest > MAX_TOKEN_BYTES:
+        raise Unlearnable(
+            f"{place}: one token stands for {largest:,} bytes of text, at most {MAX_TOKEN_BYTES:,} can be kept",
+            hint="the tokenizer does not read most of this document: take it out, or lower data.max_document_bytes",
+        )
+
+
+def byte_places(text: str) -> Longs:
+    """The byte at which each character begins in UTF-8, and the end."""
+    points = np.frombuffer(text.encode("utf-32-le"), np.uint32)
+    sizes = 1 + (points >= 0x80).astype(np.int64) + (points >= 0x800) + (points >= 0x10000)
+    return np.concatenate([[0], np.cumsum(sizes)])
+
+
+def _within(text: str, spread: Longs, written: Bools, spans: Sequence[Span]) -> Bools:
+    """Tokens that begin in a span, white space before their first letter aside; the stop token goes with the end."""
+    if not spans:
+        return np.zeros(len(written), bool)
+    starts = np.array([start for start, _ in spans], np.int64)
+    stops = np.array([end for _, end in spans], np.int64)
+    begins = np.minimum(_next_visible(text)[spread[:, 0]], np.maximum(spread[:, 1] - 1, spread[:, 0]))
+    which = np.searchsorted(starts, begins, "right") - 1
+    learnt = (which >= 0) & (begins < stops[which]) & written
+    last = np.flatnonzero(written)[-1] if written.any() else -1
+    if stops[-1] == len(text):
+        learnt[last + 1 :] = True
+    return learnt
+
+
+def _next_visible(text: str) -> Longs:
+    """For every place the first character from there on that is no white space."""
+    n = len(text)
+    visible = ~np.isin(np.frombuffer(text.encode("utf-32-le"), np.uint32), WHITE_SPACE)
+    places = np.where(visible, np.arange(n), n)
+    return np.append(np.minimum.accumulate(places[::-1])[::-1], n)
+
+
+def _stop_turns(
+    learnt: Bools, ids: npt.NDArray[np.int32], ends: Longs, rendered: Rendered, place: str, tokenizer: LoadedTokenizer
+) -> None:
+    """A turn is learnt to its stop token and no further; white space behind that is the template's."""
+    edges = np.flatnonzero(np.diff(learnt.astype(np.int8), prepend=0, append=0)).reshape(-1, 2)
+    for number, (first, end) in enumerate(edges.tolist()):
+        last = end - 1
+        while last > first and not rendered.text[ends[last - 1] : ends[last]].strip():
+            last -= 1
+        if int(ids[last]) in tokenizer.turn_ends:
+            learnt[last + 1 : end] = False
+        elif rendered.stop_wanted:
+            raise Unlearnable(
+                f"{place}: turn {number + 1} of the assistant does not end with a stop token,"
+                f" so students would never learn to stop: {rendered.text[: ends[end - 1]][-40:]!r}",
+                hint="name a template that ends turns with data.chat_template, or --set data.append_stop=false",
+            )
+
+
+def _check_partial(learnt: Bools, written: Bools, place: str) -> None:
+    if not learnt.any():
+        found, why = "nothing of it is", "no response was found in it"
+    elif learnt[written].all():
+        found, why = "all of it is", "there is nothing but responses"
+    else:
+        return
+    raise Unlearnable(
+        f"{place}: responses are to be learnt, and {found}: {why}",
+        hint="look at the document and the chat template, or set data.loss=all",
+    )
+
+
+def marked(tokens: Tokens, tokenizer: LoadedTokenizer) -> list[tuple[str, bool]]:
+    """A document in runs of what is learnt and what is not; special tokens are written out."""
+    begins = np.concatenate([[0], tokens.ends[:-1]]).tolist()
+    special = set(tokenizer.fast.all_special_ids)
+    runs: list[tuple[str, bool]] = []
+    for i, begin, end, learnt in zip(
+        tokens.ids.tolist(), begins, tokens.ends.tolist(), tokens.learnt.tolist(), strict=True
+    ):
+        text = tokenizer.token_text(i) if begin == end and i in special else tokens.text[begin:end]
+        if runs and runs[-1][1] == learnt:
+            runs[-1] = (runs[-1][0] + text, learnt)
+        else:
+            runs.append((text, learnt))
+    return runs
+
+
+@dataclass(slots=True)
+class Counts:
+    """What became of the documents that were tokenised so far."""
+
+    documents: int = 0
+    pieces: int = 0
+    tokens: int = 0
+    positions: int = 0
+    split_documents: int = 0
+    truncated_documents: int = 0
+    truncated_tokens: int = 0
+    untaught_pieces: int = 0
+    untaught_tokens: int = 0
+    empty_documents: int = 0
+    known_documents: int = 0
+    known_pieces: int = 0
+    unlearnable_documents: int = 0
+    unlearnable: list[str] = field(default_factory=list)
+
+    def leave_out(self, why: str) -> None:
+        """Count a document of which nothing can be learnt, and remember the first ones."""
+        self.unlearnable_documents += 1
+        if len(self.unlearnable) < SHOWN:
+            self.unlearnable.append(why)
+
+
+def cut(tokens: Tokens, length: int, how: str, counts: Counts, **known: Any) -> Iterator[Piece]:
+    """The pieces of a document; pieces of a longer one in which nothing is to be learnt are left out and counted."""
+    n, shown = len(tokens.ids), len(tokens.ids)
+    counts.documents += 1
+    if n == 0:
+        counts.empty_documents += 1
+    if n > length and how == "truncate":
+        counts.truncated_documents += 1
+        counts.truncated_tokens += n - length
+        shown = length
+    counts.split_documents += shown > length
+    sizes = tokens.bytes_each()
+    for first in range(0, shown, length):
+        end = min(first + length, shown)
+        mask = np.append(tokens.learnt[first + 1 : end], False)
+        if n > length and not mask.any():
+            counts.untaught_pieces += 1
+            counts.untaught_tokens += end - first
+            continue
+        counts.pieces += 1
+        counts.tokens += end - first
+        counts.positions += int(mask.sum())
+        yield _piece(tokens, slice(first, end), mask, sizes, known)
+
+
+def _piece(tokens: Tokens, rows: slice, mask: Bools, sizes: npt.NDArray[np.uint32], known: dict[str, Any]) -> Piece:
+    ids = tokens.ids[rows]
+    begin = int(tokens.ends[rows.start - 1]) if rows.start else 0
+    return Piece(
+        offset=rows.start,
+        tokens=ids,
+        loss_mask=mask,
+        token_bytes=sizes[rows],
+        digest=hashlib.sha256(ids.astype("<u4").tobytes()).digest()[:DIGEST_BYTES],
+        text=tokens.text[begin : int(tokens.ends[rows.stop - 1])],
+        **known,
+    )

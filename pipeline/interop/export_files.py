@@ -1,0 +1,124 @@
+"""The files of a source: Parquet with lists of numbers, JSON, an object a line, or a data set of the hub.
+
+In: a file, a folder, a glob, or a data set's name. Out: files whose rows can be read in order with bounded memory, and
+again by position.
+"""
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+from kdpipe.cache import layout
+from kdpipe.cache.catalogue import refuse_foreign_folder
+from kdpipe.cache.parts.arrow_files import ParquetLists
+from kdpipe.pipeline.documents.data_sources import find_files, is_of_hub
+from kdpipe.pipeline.documents.row_files import Limits, LinesFile, ListFile, Row, RowFile, TableFile
+from kdpipe.schemas.errors import ConfigError
+
+
+class Lists(Protocol):
+    """A table whose columns hold lists of numbers, some of its columns chosen."""
+
+    names: list[str]
+
+    def rows_at(self, numbers: Sequence[int] | None = None) -> Iterator[dict[str, Any]]:
+        """The rows of ascending numbers, or all."""
+        ...
+
+
+class ListsFile:
+    """A table of lists of numbers, opened for the columns that are wanted; the position is the row's number from 0."""
+
+    def __init__(self, name: str, opened: Callable[[Collection[str]], Lists]) -> None:
+        self.name, self._opened = name, opened
+        self.wanted: Collection[str] | None = None
+
+    def rows(self) -> Iterator[Row]:
+        """All rows, in order."""
+        for i, columns in enumerate(self._open().rows_at()):
+            yield Row(number=i + 1, position=i, columns=columns)
+
+    def columns_at(self, positions: list[int]) -> Iterator[dict[str, Any]]:
+        """The columns of rows, by ascending position."""
+        return self._open().rows_at(positions)
+
+    def _open(self) -> Lists:
+        return self._opened(self.wanted or ())
+
+    def names(self) -> list[str]:
+        """The columns that it has."""
+        return self._open().names
+
+
+def check_place(source: str, out: str) -> None:
+    """Refuse a place where no cache can be begun, before anything is read."""
+    if "://" in out:
+        raise ConfigError(f"--out {out} is a URL, and an import is written into a folder", hint="give a local folder")
+    folder, path = Path(source).expanduser(), Path(out).expanduser()
+    if folder.is_dir() and path.resolve().is_relative_to(folder.resolve()):
+        raise ConfigError(f"--out {out} lies in the folder of the source, {source}", hint="choose another folder")
+    if path.is_dir() and not (path / layout.MANIFEST).exists():
+        refuse_foreign_folder(path)
+
+
+def source_files(source: str, split: str | None, max_row_bytes: int) -> list[RowFile]:
+    """The files of a source, sorted by path; a data set of the hub has the split `train` unless another is named."""
+    if is_of_hub(source):
+        from kdpipe.pipeline.documents.hub_datasets import HubLists
+
+        data_set = HubLists.load(source, split or "train")
+        return [ListsFile(data_set.name, data_set.of)]
+    path = Path(source).expanduser()
+    if not path.exists() and not any(sign in source for sign in "*?["):
+        raise ConfigError(
+            f"the source {source} is not there",
+            hint="name a file, a folder, a glob in quotes, or a data set of the hub as OWNER/NAME",
+        )
+    limits = Limits(document_bytes=max_row_bytes, row_bytes=max_row_bytes)
+    return [_open(file) for file in find_files(source, split, limits)]
+
+
+def _open(file: RowFile) -> RowFile:
+    if isinstance(file, TableFile):
+        return ListsFile(file.name, partial(_parquet, file))
+    if isinstance(file, LinesFile):
+        return file
+    if isinstance(file, ListFile):
+        raise ConfigError(
+            f"{file.name} is one JSON list", hint="write an object a line, so that it can be read in turn"
+        )
+    raise ConfigError(f"{file.name} is neither Parquet nor lines of JSON", hint="name the other files with a glob")
+
+
+def _parquet(file: TableFile, wanted: Collection[str]) -> Lists:
+    file.check_unchanged()
+    return ParquetLists(str(file.path), wanted)
+
+
+def choose_columns(files: list[RowFile], needed: Collection[str], useful: Collection[str]) -> None:
+    """Read these columns only; a Parquet file that lacks one that is needed is refused."""
+    for file in files:
+        file.wanted = [*needed, *useful]
+        there = file.names() if isinstance(file, ListsFile) else None
+        missing = [] if there is None else [name for name in needed if name not in there]
+        if missing:
+            raise ConfigError(
+                f"{file.name} has no column {missing[0]}: there are {', '.join((there or [])[:12]) or 'none'}",
+                hint="is it of the format that --from names?",
+            )
+
+
+def has_column(files: list[RowFile], name: str) -> bool:
+    """Whether the first row of a source has a column; a source that has none, or no such row, is refused."""
+    for file in files:
+        if isinstance(file, ListsFile):
+            return name in file.names()
+        for row in file.rows():
+            if row.columns is None:
+                raise ConfigError(
+                    f"{file.name}, row {row.number:,}: {row.problem}",
+                    hint="correct the source, or leave the row out of it",
+                )
+            return name in row.columns
+    raise ConfigError("the source has no rows", hint="is it the right file?")

@@ -1,0 +1,98 @@
+"""What a cache's rows become in files for other tools: the columns of each form, and what they have no place for.
+
+In: rows as the reader gives them, and the manifest. Out: rows of a table, as numpy arrays. `parquet` has a sequence in
+a row and is read again by `kdpipe cache import --from topk`; `axolotl` has a document in a row, lists about token t + 1
+and an empty last one.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from kdpipe.cache.format.number_lists import NumberLists
+from kdpipe.cache.format.rows import Rows
+from kdpipe.pipeline.interop.axolotl import IDS, NOT_LEARNT, VALUES
+from kdpipe.schemas.foreign import ExportForm
+from kdpipe.schemas.manifest import Manifest
+
+Row = dict[str, Any]
+Types = dict[str, tuple[str, int]]
+SCALARS = ("log_tail", "entropy", "label_logprob", "boundary_logprob")
+AXOLOTL: Types = {
+    "input_ids": ("int32", 1),
+    "attention_mask": ("int8", 1),
+    "labels": ("int32", 1),
+    IDS: ("int32", 2),
+    VALUES: ("float32", 2),
+    "target_mask": ("int8", 2),
+}
+
+
+def column_types(form: ExportForm, manifest: Manifest) -> Types:
+    """The columns of a form: a numpy type and how deep its lists are."""
+    if form == "axolotl":
+        return AXOLOTL
+    types: Types = {"tokens": ("int32", 1), "loss_mask": ("bool", 1), "document_starts": ("int32", 1)}
+    if manifest.targets.has_entries:
+        types |= {"ids": ("int32", 2), "logprobs": ("float32", 2), "weights": ("float32", 2)}
+    if manifest.targets.has_draws:
+        types |= {"n_exact": ("int32", 1)}
+    return types | dict.fromkeys(_scalars(manifest), ("float32", 1))
+
+
+def _scalars(manifest: Manifest) -> list[str]:
+    """The scalars of a row by the names that tables have: `log_z@2.0` is `log_z_2.0` there."""
+    names = [column.name for column in manifest.arrays.row.columns]
+    return [name for name in SCALARS if name in names] + [f"log_z_{t!r}" for t in manifest.targets.temperatures]
+
+
+def table_rows(form: ExportForm, rows: Rows, manifest: Manifest) -> Iterator[Row]:
+    """A sequence as rows of a table."""
+    if form == "axolotl":
+        yield from _documents(rows)
+        return
+    found: Row = {"tokens": rows.tokens, "loss_mask": rows.loss_mask, "document_starts": rows.document_starts}
+    counts = rows.count.astype(np.int64)
+    for name, values in (("ids", rows.ids), ("logprobs", rows.logprobs), ("weights", rows.weights)):
+        found[name] = NumberLists(values, counts)
+    found["n_exact"] = rows.n_exact
+    for name in _scalars(manifest):
+        found[name] = rows.log_z[float(name[6:])] if name.startswith("log_z_") else getattr(rows, name)
+    yield {name: found[name] for name in column_types("parquet", manifest)}
+
+
+def _documents(rows: Rows) -> Iterator[Row]:
+    """A row a document, with its exact ids; a label stands where the row before it is learnt."""
+    count, n_exact = rows.count.astype(np.int64), rows.n_exact.astype(np.int64)
+    is_exact = np.arange(len(rows.ids)) - np.repeat(np.cumsum(count) - count, count) < np.repeat(n_exact, count)
+    ids, values = rows.ids[is_exact], rows.logprobs[is_exact]
+    places = np.concatenate([[0], np.cumsum(n_exact)])
+    ends = np.append(rows.document_starts[1:], len(rows))
+    for start, end in zip(rows.document_starts.tolist(), ends.tolist(), strict=True):
+        here, counts = slice(places[start], places[end]), n_exact[start:end]
+        tokens = rows.tokens[start:end]
+        learnt = np.append(False, rows.loss_mask[start : end - 1])
+        yield {
+            "input_ids": tokens,
+            "attention_mask": np.ones(len(tokens), np.int8),
+            "labels": np.where(learnt, tokens, NOT_LEARNT),
+            IDS: NumberLists(ids[here], counts),
+            VALUES: NumberLists(values[here], counts),
+            "target_mask": NumberLists(np.ones(int(counts.sum()), np.int8), counts),
+        }
+
+
+def left_out(form: ExportForm, manifest: Manifest) -> tuple[str, ...]:
+    """What a cache has and a form has no place for."""
+    targets, data = manifest.targets, manifest.data
+    found = []
+    if form == "axolotl":
+        found += ["draws, which stand for the tail" if targets.has_draws else ""]
+        found += ["the mass of ids that are not kept" if targets.tail_known else ""]
+        found += ["normalisers at other temperatures" if targets.temperatures else ""]
+        found += ["entropy" if targets.entropy else "", "log p of next tokens that are not kept"]
+    found += ["how often ids were drawn" if targets.keep.kind == "sampled" else ""]
+    found += ["hidden states" if manifest.hidden.pooled or manifest.hidden.rows else ""]
+    found += ["text" if data.text else "", "columns of the documents" if data.columns else ""]
+    return (*filter(None, found), "the teacher, the tokenizer and checksums")

@@ -1,0 +1,166 @@
+"""The first of two passes over a source: every row read and checked, before anything is written.
+
+In: files and their format. Out: `Survey`: where the rows are, how long, of which split, and all that the manifest says
+of them. A row goes to validation by the digest of its tokens, as documents do in stage one.
+"""
+
+import hashlib
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kdpipe.pipeline.documents.columns import BadRow
+from kdpipe.pipeline.documents.document_duplicates import count_duplicates
+from kdpipe.pipeline.documents.row_files import Row, RowFile
+from kdpipe.pipeline.interop.validated_row import Told
+from kdpipe.schemas.cache_plan import SplitName
+from kdpipe.schemas.errors import ConfigError
+
+Longs = npt.NDArray[np.int64]
+Read = Callable[[Row], Told]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Repairs:
+    """What was dropped or scaled on the way, over all rows."""
+
+    n_padding: int
+    n_untold: int
+    n_scaled: int
+    largest_excess: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Survey:
+    """All rows of a source: arrays have one value a row, in the order of the files."""
+
+    files: npt.NDArray[np.uint32]
+    positions: npt.NDArray[np.uint64]
+    numbers: npt.NDArray[np.uint32]
+    sizes: npt.NDArray[np.uint32]
+    in_validation: npt.NDArray[np.bool_]
+    token_counts: Longs
+    longest: int
+    most_ids: int
+    learns_all: bool
+    n_positions: int
+    fingerprint: str
+    repairs: Repairs
+    duplicates: dict[SplitName, int]
+
+    def rows_of(self, split: SplitName) -> Longs:
+        """The places of a split's rows, in their order."""
+        return np.flatnonzero(self.in_validation == (split == "validation"))
+
+
+def take_survey(
+    files: Sequence[RowFile], read: Callable[[int], Read], n_ids: int, limit: int | None, val_fraction: float
+) -> Survey:
+    """Go through all rows, or the first `limit`; `read` gives the function that reads those of a file."""
+    surveyor = _Surveyor(n_ids)
+    for number, file in enumerate(files):
+        told = read(number)
+        for row in file.rows():
+            if limit is not None and len(surveyor.sizes) >= limit:
+                return surveyor.finish(val_fraction)
+            surveyor.take(number, row, told(row))
+    if not surveyor.sizes:
+        raise ConfigError("the source has no rows", hint="is it the right file?")
+    return surveyor.finish(val_fraction)
+
+
+def reader(name: str, read: Callable[[dict[str, Any]], Told]) -> Read:
+    """A function that reads a row of a file, and says of which one something is wrong."""
+
+    def of(row: Row) -> Told:
+        try:
+            if row.columns is None:
+                raise BadRow(row.problem)
+            return read(row.columns)
+        except BadRow as problem:
+            raise ConfigError(
+                f"{name}, row {row.number:,}: {problem}", hint="correct the source, or leave the row out of it"
+            ) from None
+
+    return of
+
+
+@dataclass(slots=True)
+class _Surveyor:
+    """Goes through rows and remembers what is needed of each."""
+
+    n_ids: int
+    sizes: "array[int]" = field(default_factory=lambda: array("I"))
+    _files: "array[int]" = field(default_factory=lambda: array("I"))
+    _positions: "array[int]" = field(default_factory=lambda: array("Q"))
+    _numbers: "array[int]" = field(default_factory=lambda: array("I"))
+    _chances: "array[int]" = field(default_factory=lambda: array("Q"))
+    _token_counts: Longs = field(init=False)
+    _digest: "hashlib._Hash" = field(default_factory=hashlib.sha256)
+    _most_ids: int = 1
+    _n_positions: int = 0
+    _n_learnable: int = 0
+    _repairs: list[int] = field(default_factory=lambda: [0, 0, 0])
+    _largest_excess: float = 0.0
+
+    def __post_init__(self) -> None:
+        self._token_counts = np.zeros(self.n_ids, np.int64)
+
+    def take(self, file: int, row: Row, told: Told) -> None:
+        """Remember a row."""
+        digest = digest_of(told.tokens)
+        for values in (told.tokens, told.loss_mask, told.starts, told.counts, told.ids, told.logprobs):
+            self._digest.update(np.ascontiguousarray(values).tobytes())
+        self._files.append(file)
+        self._positions.append(row.position)
+        self._numbers.append(row.number)
+        self.sizes.append(len(told.tokens))
+        self._chances.append(int.from_bytes(digest[:8], "big"))
+        self._token_counts += np.bincount(told.tokens, minlength=self.n_ids)
+        self._most_ids = max(self._most_ids, int(told.counts.max(initial=0)))
+        self._n_positions += int(told.loss_mask.sum())
+        self._n_learnable += len(told.tokens) - len(told.starts) - told.n_untold
+        for place, n in enumerate((told.n_padding, told.n_untold, told.n_scaled)):
+            self._repairs[place] += n
+        self._largest_excess = max(self._largest_excess, float(told.excess.max(initial=0.0)))
+
+    def finish(self, val_fraction: float) -> Survey:
+        """What was remembered."""
+        chances = np.array(self._chances, np.uint64)
+        padding, untold, scaled = self._repairs
+        in_validation = chances.astype(np.float64) < val_fraction * 2.0**64
+        self._digest.update(np.packbits(in_validation).tobytes())
+        return Survey(
+            files=np.array(self._files, np.uint32),
+            positions=np.array(self._positions, np.uint64),
+            numbers=np.array(self._numbers, np.uint32),
+            sizes=np.array(self.sizes, np.uint32),
+            in_validation=in_validation,
+            token_counts=self._token_counts,
+            longest=max(self.sizes),
+            most_ids=self._most_ids,
+            learns_all=self._n_positions == self._n_learnable,
+            n_positions=self._n_positions,
+            fingerprint=self._digest.hexdigest(),
+            repairs=Repairs(n_padding=padding, n_untold=untold, n_scaled=scaled, largest_excess=self._largest_excess),
+            duplicates=count_duplicates(chances, in_validation),
+        )
+
+
+def digest_of(tokens: npt.NDArray[np.int32]) -> bytes:
+    """The sha256 of tokens as uint32."""
+    return hashlib.sha256(tokens.astype("<u4").tobytes()).digest()
+
+
+def rows_again(files: Sequence[RowFile], survey: Survey, places: Longs, read: Callable[[int], Read]) -> Iterator[Told]:
+    """The rows at some places of a survey, in their order."""
+    for number in np.unique(survey.files[places]).tolist():
+        here = places[survey.files[places] == number]
+        positions = survey.positions[here].astype(np.int64).tolist()
+        told = read(number)
+        for place, position, columns in zip(here.tolist(), positions, files[number].columns_at(positions), strict=True):
+            yield told(Row(number=int(survey.numbers[place]), position=position, columns=columns))

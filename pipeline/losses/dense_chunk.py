@@ -1,0 +1,81 @@
+"""A chunk of logits against the teacher's whole distribution, from its last state and its output head.
+
+In: logits, the rows with their states, weights of the terms. Out: raw losses and the gradient to the logits. Every loss
+is exact here, at any temperature; teacher logits are made for a chunk at a time and by one product, as
+`cache/format/dense.py` says.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from kdpipe.pipeline.losses.divergences import Rows, clamped, divergence, weighed
+from kdpipe.pipeline.losses.teacher_bins import LEAST
+from kdpipe.pipeline.losses.terms import LogitName, LogitTerm, Shape
+
+# Tensors of the size of a chunk that autograd holds here where a sparse chunk has one.
+COPIES = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TeacherHead:
+    """The head that a cache of states keeps: logits = cap(scale (W h + b))."""
+
+    weight_VH: Tensor
+    bias_V: Tensor | None = None
+    soft_cap: float | None = None
+    logit_scale: float = 1.0
+
+    def to(self, device: torch.device, dtype: torch.dtype = torch.float32) -> "TeacherHead":
+        """The same on a device, in the type that products are made in."""
+        bias_V = None if self.bias_V is None else self.bias_V.to(device, dtype)
+        return replace(self, weight_VH=self.weight_VH.to(device, dtype), bias_V=bias_V)
+
+    def logits(self, state_CH: Tensor, dtype: torch.dtype) -> Tensor:
+        """Logits of some states, in float32 or wider whatever the head is stored as."""
+        weight_VH = self.weight_VH.to(dtype)
+        logits_CV = state_CH.to(dtype) @ weight_VH.t()
+        if self.bias_V is not None:
+            logits_CV += self.bias_V.to(dtype)
+        logits_CV *= self.logit_scale
+        return logits_CV if self.soft_cap is None else logits_CV.div_(self.soft_cap).tanh_().mul_(self.soft_cap)
+
+
+class DenseChunk:
+    """Works out chunks of one call; `slopes` False leaves the gradient out."""
+
+    def __init__(self, terms: Sequence[LogitTerm], shape: Shape, teacher: TeacherHead, *, slopes: bool) -> None:
+        self._terms, self._shape, self._teacher, self._slopes = tuple(terms), shape, teacher, slopes
+
+    def __call__(self, logits_CV: Tensor, rows: Rows, weights_TC: Tensor) -> list[Tensor]:
+        """The raw losses of each term; the gradient takes the logits' place."""
+        leaf_CV = logits_CV.detach().requires_grad_(self._slopes)
+        with torch.set_grad_enabled(self._slopes):
+            losses = whole_losses(self._terms, leaf_CV, rows, self._shape, self._teacher)
+            if self._slopes:
+                slope_CV = torch.autograd.grad(weighed(losses, weights_TC), leaf_CV)[0]
+        if self._slopes:
+            logits_CV.copy_(slope_CV)
+        return [loss_C.detach() for loss_C in losses]
+
+
+def whole_losses(
+    terms: Sequence[LogitTerm], logits_CV: Tensor, rows: Rows, shape: Shape, teacher: TeacherHead
+) -> list[Tensor]:
+    """Every term's raw losses from logits that autograd follows."""
+    assert rows.targets is not None and rows.targets.state_NH is not None
+    with torch.no_grad():
+        said_CV = teacher.logits(rows.targets.state_NH, logits_CV.dtype)
+    losses = []
+    for term in terms:
+        logq_CV = (logits_CV / term.temperature).log_softmax(dim=1)
+        if term.name == "ce":
+            losses.append(-logq_CV.gather(1, rows.labels_N.long()[:, None]).squeeze(1))
+        else:
+            logp_CV = (said_CV / term.temperature).log_softmax(dim=1).clamp(min=LEAST)
+            # All ids are kept here, so that nothing is left to renormalise.
+            name: LogitName = "forward_kl" if term.name == "renormalised" else term.name
+            losses.append(divergence(name, logp_CV, logq_CV, shape))
+    return clamped(losses, shape)

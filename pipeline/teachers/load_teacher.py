@@ -1,0 +1,143 @@
+"""Weights into memory: what `model_info.py` has let pass is loaded where it fits, and checked against its config.
+
+In: `TeacherSettings`, the shape, devices. Out: a `Loaded` model, ready to be read with, and who it is.
+"""
+
+import importlib.util
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from kdpipe.pipeline.models import devices, folders
+from kdpipe.pipeline.models.devices import Placement
+from kdpipe.pipeline.models.model_info import ModelShape, in_two_lines
+from kdpipe.pipeline.models.model_names import name_of_folder
+from kdpipe.schemas import manifest
+from kdpipe.schemas.errors import ConfigError
+from kdpipe.schemas.stage_one import TeacherSettings
+
+log = logging.getLogger(__name__)
+# How a manifest says that weights were quantised.
+_WEIGHTS, _AS_STORED = "weights in", "stored bits"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loaded:
+    """A model in memory: `device` takes its input, `dtype` is that of its states."""
+
+    model: transformers.PreTrainedModel
+    shape: ModelShape
+    device: torch.device
+    dtype: torch.dtype
+    placement: Placement
+    facts: manifest.Teacher
+
+
+def load(settings: TeacherSettings, shape: ModelShape, on: Sequence[torch.device]) -> Loaded:
+    """Load a teacher on the first of some devices, or on all of them where one is too small."""
+    name = devices.choose_dtype(settings.dtype, on[0])
+    placement = placed(shape, _weight_bytes(settings, shape, name), on)
+    if placement.kind != "one" and importlib.util.find_spec("accelerate") is None:
+        raise ConfigError(
+            f"{shape.name} is too large for {on[0]}, and accelerate, which spreads it, is not there",
+            hint="pip install 'kdpipe[large]'",
+        )
+    dtype: torch.dtype = getattr(torch, name)
+    folder = folders.local_folder(shape.name)
+    own_name = shape.name if folder is None else name_of_folder(folder, shape)
+    facts = manifest.Teacher(
+        name=settings.display_name or own_name,
+        revision=shape.revision,
+        weights_sha256=folders.weights_sha256(folder) if folder else None,
+        dtype="quantised" if shape.quantised else name,
+        licence=settings.license or shape.licence,
+        n_layers=shape.n_layers,
+        hidden_size=shape.width,
+        remote_code=settings.trust_remote_code,
+        notes=_how_quantised(settings, shape, name),
+        hub_id=shape.name if folder is None and settings.display_name not in (None, shape.name) else None,
+    )
+    log.info("loading %s as %s on %s (%s)", shape.name, facts.dtype, on[0], placement.kind)
+    with in_two_lines(shape.name):
+        model, report = _from_pretrained(settings, shape, folder, {"dtype": dtype, **_mapped(shape, placement, on)})
+        if placement.kind == "one" and not shape.quantised:
+            torch.nn.Module.to(model, on[0])
+    folders.check_loaded(shape.name, report)
+    torch.nn.Module.eval(model)
+    model.requires_grad_(False)
+    return Loaded(model=model, shape=shape, device=on[0], dtype=dtype, placement=placement, facts=facts)
+
+
+def _how_quantised(settings: TeacherSettings, shape: ModelShape, dtype: str) -> tuple[str, ...]:
+    """Weights in fewer bits are another teacher, which the digest of the files cannot tell."""
+    if not shape.quantised:
+        return ()
+    stored: Any = getattr(shape.config, "quantization_config", None)
+    method = stored.get("quant_method") if isinstance(stored, dict) else getattr(stored, "quant_method", None)
+    how = _AS_STORED if settings.quantise == "none" else settings.quantise
+    by = getattr(method, "value", method) if settings.quantise == "none" else "bitsandbytes"
+    return (f"{_WEIGHTS} {how} by {by}, numbers in {dtype}",)
+
+
+def asked_again(name: str, facts: manifest.Teacher) -> TeacherSettings:
+    """How a teacher is loaded to speak as it did before, as far as a manifest tells."""
+    words = [note.split() for note in facts.notes if note.startswith(f"{_WEIGHTS} ")]
+    quantise = next((how for found in words for how in ("int8", "int4") if how in found), "none")
+    known = words[0][-1] if words else facts.dtype
+    spoken = known if known in ("float32", "float16", "bfloat16") else "auto"
+    revision = facts.revision if name == (facts.hub_id or facts.name) else None
+    return TeacherSettings.model_validate({"name": name, "revision": revision, "dtype": spoken, "quantise": quantise})
+
+
+def fits_each(settings: TeacherSettings, shape: ModelShape, on: Sequence[torch.device]) -> bool:
+    """Whether every one of some devices can hold the whole teacher, so that each may have a worker of its own."""
+    name = devices.choose_dtype(settings.dtype, on[0])
+    n_bytes = _weight_bytes(settings, shape, name)
+    return all(devices.fits(n_bytes, devices.free_memory(device)) for device in on)
+
+
+def placed(shape: ModelShape, weight_bytes: int, on: Sequence[torch.device]) -> Placement:
+    """Find out where weights fit; the CPU alone is left to its own paging."""
+    if on[0].type != "cuda":
+        return Placement(kind="one")
+    cpu_free = devices.free_memory(torch.device("cpu"))
+    return devices.place(weight_bytes, [devices.free_memory(device) for device in on], cpu_free)
+
+
+def _weight_bytes(settings: TeacherSettings, shape: ModelShape, dtype: str) -> int:
+    if settings.quantise != "none":
+        return shape.parameter_bytes(settings.quantise)
+    return shape.parameter_bytes("int8" if shape.quantised else dtype)
+
+
+def _mapped(shape: ModelShape, placement: Placement, on: Sequence[torch.device]) -> dict[str, Any]:
+    """What transformers is told of devices; quantised weights are packed where they are loaded."""
+    if placement.kind != "one":
+        room = {on[key].index if isinstance(key, int) else key: free for key, free in placement.max_memory.items()}
+        return {"device_map": "auto", "max_memory": room}
+    return {"device_map": {"": on[0]}} if shape.quantised else {}
+
+
+def _from_pretrained(
+    settings: TeacherSettings, shape: ModelShape, folder: Path | None, options: dict[str, Any]
+) -> tuple[transformers.PreTrainedModel, dict[str, Any]]:
+    """Load by transformers, which says what it did not find."""
+    if settings.quantise != "none":
+        bits: Any = transformers.BitsAndBytesConfig
+        options["quantization_config"] = bits(**{f"load_in_{settings.quantise.removeprefix('int')}bit": True})
+    auto: Any = transformers.AutoModelForCausalLM
+    model, report = auto.from_pretrained(
+        folder or shape.name,
+        config=shape.config,
+        revision=shape.revision or settings.revision,
+        trust_remote_code=settings.trust_remote_code,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # the report then names them
+        **options,
+    )
+    return model, report

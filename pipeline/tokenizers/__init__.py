@@ -1,0 +1,1 @@
+"""Tokenizers: loaded, kept in a cache, and compared by content."""

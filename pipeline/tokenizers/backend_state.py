@@ -1,0 +1,57 @@
+"""The state of a loaded tokenizer compared with tokenizer.json.
+
+In: the bytes of tokenizer.json and a loaded tokenizer. Out: the first section that differs. transformers rebuilds some
+sections from tokenizer_config.json and from the class that is named there, so one tokenizer.json can be loaded as
+tokenizers that give other ids.
+"""
+
+import json
+from collections.abc import Iterator
+from typing import Any, Final
+
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
+
+from kdpipe.cache.parts.tokenizer_content import TOKENIZER
+from kdpipe.schemas.errors import CacheDamaged
+
+SECTIONS: Final = ("normalizer", "pre_tokenizer", "model", "post_processor", "decoder", "added_tokens")
+# What ByteLevel reads as a decoder and as a pre-tokenizer; the other keys are stored without effect.
+BYTE_LEVEL: Final = {"decoder": ("type",), "pre_tokenizer": ("type", "add_prefix_space", "use_regex")}
+# For these keys of BPE an empty text is the same as none.
+AFFIXES: Final = ("continuing_subword_prefix", "end_of_word_suffix")
+
+
+def differing_section(data: bytes, fast: PreTrainedTokenizerFast) -> str | None:
+    """Name the first section that was loaded otherwise than tokenizer.json states it."""
+    try:
+        stated = Tokenizer.from_str(data.decode("utf-8"))
+    except Exception as error:  # tokenizers raises a bare Exception
+        raise CacheDamaged(f"{TOKENIZER} cannot be loaded: {str(error)[:200]}") from None
+    stated.no_padding()
+    stated.no_truncation()
+    expected, found = stated.to_str(), fast.backend_tokenizer.to_str()
+    if expected == found:
+        return None
+    return next(_differing(json.loads(expected), json.loads(found)), None)
+
+
+def _differing(expected: dict[str, Any], found: dict[str, Any]) -> Iterator[str]:
+    for name in SECTIONS:
+        if _effective(name, expected.get(name)) != _effective(name, found.get(name)):
+            yield name
+
+
+def _effective(name: str, section: Any) -> Any:
+    """A section without what has no effect on ids or texts."""
+    if name == "model" and section["type"] == "BPE":
+        return {key: None if key in AFFIXES and value == "" else value for key, value in section.items()}
+    if name not in BYTE_LEVEL:
+        return section
+    if isinstance(section, list):
+        return [_effective(name, each) for each in section]
+    if not isinstance(section, dict):
+        return section
+    if section.get("type") == "ByteLevel":
+        return {key: section[key] for key in BYTE_LEVEL[name]}
+    return {key: _effective(name, value) for key, value in section.items()}

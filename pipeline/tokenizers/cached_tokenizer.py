@@ -1,0 +1,99 @@
+"""The tokenizer that a cache keeps, loaded as students load it, and checked to be the one whose fingerprint is stated.
+
+In: the place of a cache and its manifest. Out: its files and the loaded tokenizer. The fingerprint is worked out from
+the files by the cache; here what transformers loads from the same files is compared with tokenizer.json, since other
+files change it too. Stage one writes only files that pass this check.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from kdpipe.cache.durable.scratch import scratch_folder
+from kdpipe.cache.parts.tokenizer_content import TOKENIZER, tokenizer_content
+from kdpipe.cache.parts.tokenizer_files import read_tokenizer
+from kdpipe.cache.stores.retries import Patience
+from kdpipe.pipeline.tokenizers.backend_state import differing_section
+from kdpipe.pipeline.tokenizers.tokenizer import LoadedTokenizer, file_records, load_fast, load_tokenizer
+from kdpipe.schemas.errors import CacheDamaged, ConfigError, Incompatible
+from kdpipe.schemas.manifest import Manifest
+
+CONFIG = "tokenizer_config.json"
+# What makes transformers rebuild sections of tokenizer.json.
+REBUILDING = ("add_bos_token", "add_eos_token", "auto_map", "fix_mistral_regex")
+
+
+def load_cached_tokenizer(
+    url: str, manifest: Manifest, patience: Patience | None = None
+) -> tuple[Mapping[str, bytes], LoadedTokenizer | None]:
+    """Load the tokenizer of a cache, which runs no code of its own; None where the cache keeps no files."""
+    files, content = read_tokenizer(url, manifest, patience)
+    if content is None:
+        return files, None
+    n_bytes = sum(map(len, files.values()))
+    with scratch_folder("kdpipe-tokenizer-", "unpacking the cache's tokenizer", n_bytes) as folder:
+        write_files(folder, files)
+        loaded = load_tokenizer(str(folder), chat_template="none")
+    if wrong := content.differing(loaded.fast.get_vocab()):
+        raise CacheDamaged(
+            f"{url}: transformers loads another tokenizer than tokenizer/{TOKENIZER} holds: {len(wrong):,} ids differ, "
+            f"the first is {wrong[0]}, {content.texts[wrong[0]]!r}",
+            hint="use another copy of the cache, or the version of transformers that made it",
+        )
+    if loaded.record.vocabulary_size > manifest.vocabulary_size:
+        raise CacheDamaged(
+            f"{url}: transformers loads a tokenizer of {loaded.record.vocabulary_size:,} ids from its files, the cache "
+            f"has {manifest.vocabulary_size:,}",
+            hint="use another copy of the cache, or the version of transformers that made it",
+        )
+    # What was loaded is compared there, and stated where it differs: a comparison takes seconds for a large tokenizer.
+    if loaded.files[TOKENIZER] != files[TOKENIZER]:
+        section = differing_section(files[TOKENIZER], loaded.fast)
+        raise CacheDamaged(
+            f"{url}: transformers loads another {section} than tokenizer/{TOKENIZER} states",
+            hint="use another copy of the cache, or the version of transformers that made it",
+        )
+    return files, loaded
+
+
+def with_reloadable_files(loaded: LoadedTokenizer) -> LoadedTokenizer:
+    """A tokenizer whose files are loaded as it again, also without the model's config.json, which a cache lacks."""
+    for files in _candidates(loaded):
+        if _is_reloaded(files, loaded):
+            record = loaded.record.model_copy(
+                update={"files": file_records(files), "fingerprint": tokenizer_content(files).fingerprint}
+            )
+            return replace(loaded, files=files, record=record)
+    raise Incompatible(
+        f"the tokenizer {loaded.name} cannot be kept: its files are loaded as another one",
+        hint="load it with transformers, save it with save_pretrained, and name that folder with --tokenizer",
+    )
+
+
+def _candidates(loaded: LoadedTokenizer) -> Iterator[dict[str, bytes]]:
+    """Its files, and those with a configuration that takes tokenizer.json as it is."""
+    yield loaded.files
+    config = json.loads(loaded.files.get(CONFIG, b"{}"))
+    config |= loaded.template_values | {"tokenizer_class": "PreTrainedTokenizerFast"}
+    kept = {key: value for key, value in config.items() if key not in REBUILDING}
+    yield {**loaded.files, CONFIG: json.dumps(kept, ensure_ascii=False, indent=2).encode()}
+
+
+def _is_reloaded(files: Mapping[str, bytes], loaded: LoadedTokenizer) -> bool:
+    n_bytes = sum(map(len, files.values()))
+    with scratch_folder("kdpipe-tokenizer-", "checking the tokenizer's files", n_bytes) as folder:
+        write_files(folder, files)
+        try:
+            fast = load_fast(str(folder))
+        except ConfigError:  # its class is known by config.json alone, or comes with the model
+            return False
+    return differing_section(files[TOKENIZER], fast) is None
+
+
+def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write files by their path within a folder, which is one deep at most."""
+    for name, data in files.items():
+        path = folder / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(data)

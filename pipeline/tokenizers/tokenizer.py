@@ -1,0 +1,276 @@
+"""The tokenizer: loaded as transformers does, known by content, kept byte for byte.
+
+In: a folder or a hub id. Out: `LoadedTokenizer`: what the manifest says of it, its files, and text as ids with the
+places where they end.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import Encoding
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers.utils.hub import cached_file, list_repo_templates
+
+from kdpipe.cache.parts.tokenizer_content import TOKENIZER, TokenizerContent, tokenizer_content
+from kdpipe.pipeline.tokenizers.backend_state import differing_section
+from kdpipe.schemas.errors import CacheDamaged, ConfigError, Incompatible
+from kdpipe.schemas.manifest import MAX_VOCABULARY, TOKENIZER_FILE, FileRecord, Tokenizer
+from kdpipe.schemas.strict_json import sha256_hex
+
+FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+# Those of which each alone makes a tokenizer.
+VOCABULARIES = (*FILES[:1], *FILES[4:10])
+MAY_READ = "see to it that you may read it, or name another"
+# What a folder may hold under names of its own.
+PATTERNS = ("*.model", "*.tiktoken", "vocab.*", "additional_chat_templates/*.jinja")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedTokenizer:
+    """A tokenizer in memory.
+
+    `record` goes into the manifest, `files` into the cache; `starts_word[id]` says that the id's text begins a new
+    word. `template` is the chat template in force, found by `template_name`; `template_values` is what templates see
+    of the tokenizer; `turn_ends` are ids that may end a turn, `stop` the one that ends a document.
+    """
+
+    name: str
+    record: Tokenizer
+    files: dict[str, bytes]
+    starts_word: npt.NDArray[np.bool_]
+    template: str | None
+    template_name: str | None
+    template_values: dict[str, str]
+    stop: int | None
+    turn_ends: frozenset[int]
+    fast: PreTrainedTokenizerFast
+
+    def encode(self, texts: Sequence[str], add_special_tokens: bool) -> list[Encoding]:
+        """Texts as ids, with the characters that each id stands for."""
+        return list(self.fast.backend_tokenizer.encode_batch(list(texts), add_special_tokens=add_special_tokens))
+
+    def token_text(self, token: int) -> str:
+        """How an id is spelt in the vocabulary."""
+        return str(self.fast.convert_ids_to_tokens(token))
+
+
+def load_tokenizer(
+    name: str, *, revision: str | None = None, trust_remote_code: bool = False, chat_template: str | None = None
+) -> LoadedTokenizer:
+    """Load from a folder or the hub; `chat_template` is a file, the name of one of several, "none", or its own."""
+    fast = load_fast(name, revision, trust_remote_code)
+    if fast.backend_tokenizer.encode_special_tokens:
+        raise Incompatible(
+            f"the tokenizer {name} splits special tokens in texts, which tokenizer.json cannot state",
+            hint="set split_special_tokens to false in its tokenizer_config.json",
+        )
+    vocabulary = fast.get_vocab()
+    size = max(vocabulary.values(), default=-1) + 1
+    if not 0 < size <= MAX_VOCABULARY:
+        raise ConfigError(f"the tokenizer {name} has {size:,} ids, 1 to {MAX_VOCABULARY:,} can be kept")
+    template = _template(fast, name, chat_template)
+    files, content = _with_content(_files(fast, name, revision), fast, name)
+    record = Tokenizer(
+        fingerprint=content.fingerprint,
+        vocabulary_size=size,
+        chat_template_sha256=None if template is None else sha256_hex(template.encode()),
+        files=file_records(files),
+    )
+    return LoadedTokenizer(
+        name=name,
+        record=record,
+        files=files,
+        starts_word=_starts_word(fast, vocabulary, size),
+        template=template,
+        template_name=chat_template,
+        template_values={key: str(value) for key, value in fast.special_tokens_map.items() if isinstance(value, str)},
+        stop=None if fast.eos_token is None else int(vocabulary[fast.eos_token]),
+        turn_ends=_turn_ends(fast),
+        fast=fast,
+    )
+
+
+def file_records(files: Mapping[str, bytes]) -> dict[str, FileRecord]:
+    """What the manifest states of each file."""
+    return {path: FileRecord(bytes=len(data), sha256=sha256_hex(data)) for path, data in files.items()}
+
+
+def load_fast(name: str, revision: str | None = None, trust_remote_code: bool = False) -> PreTrainedTokenizerFast:
+    """What transformers loads, without padding and truncation, which must not apply to documents."""
+    folder = Path(name).expanduser()
+    try:
+        if folder.is_dir():
+            _check_folder(folder)
+        elif folder.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
+            raise ConfigError(
+                f"{name} is no folder, and no name of a model on the hub", hint="name a folder or OWNER/NAME"
+            )
+    except OSError as error:
+        raise ConfigError(f"the tokenizer {name} cannot be read: {error.strerror}", hint=MAY_READ) from None
+    try:
+        fast = AutoTokenizer.from_pretrained(
+            str(folder) if folder.is_dir() else name, revision=revision, trust_remote_code=trust_remote_code
+        )
+    except Exception as error:  # transformers, tokenizers (a bare Exception) and hub each have families of their own
+        raise ConfigError(
+            f"the tokenizer {name} cannot be loaded: {_first_line(error)}", hint=_advice(error, folder.is_dir())
+        ) from error
+    if not isinstance(fast, PreTrainedTokenizerFast):
+        raise ConfigError(
+            f"the tokenizer {name} has no fast version ({type(fast).__name__}), which tells where tokens end",
+            hint="save one with tokenizer.json, and name its folder with --tokenizer",
+        )
+    fast.backend_tokenizer.no_padding()
+    fast.backend_tokenizer.no_truncation()
+    return fast
+
+
+def has_tokenizer(name: str, revision: str | None = None) -> bool:
+    """Whether a folder or a repository of the hub holds a tokenizer."""
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return any((folder / file).is_file() for file in VOCABULARIES) or any(
+            next(folder.glob(pattern), None) for pattern in PATTERNS[:2]
+        )
+    return any(_hub_file(name, file, revision) is not None for file in VOCABULARIES)
+
+
+def _check_folder(folder: Path) -> None:
+    if has_tokenizer(str(folder)):
+        return
+    found = sorted(entry.name for entry in folder.iterdir())
+    shown = ", ".join(found[:8]) + (", ..." if len(found) > 8 else "") if found else "nothing"
+    raise ConfigError(
+        f"the folder {folder} holds no tokenizer: expected tokenizer.json, found {shown}",
+        hint="name the folder or hub id of its tokenizer with --tokenizer",
+    )
+
+
+def _advice(error: Exception, is_folder: bool) -> str:
+    if "trust_remote_code" in str(error):
+        return (
+            "it runs code of its own: read that code, then set teacher.trust_remote_code or student.trust_remote_code"
+        )
+    if is_folder:
+        return "the folder may be half downloaded: fetch it again"
+    return "check the name, the network and the access to it, or name a local folder"
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+
+
+def _template(fast: PreTrainedTokenizerFast, name: str, asked: str | None) -> str | None:
+    own = fast.chat_template
+    named: dict[str, str] = own if isinstance(own, dict) else {} if own is None else {"default": own}
+    if asked == "none":
+        return None
+    if asked is None:
+        return named.get("default")
+    if asked in named:
+        return named[asked]
+    try:
+        return Path(asked).expanduser().read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        among = f", and {name} has templates named {', '.join(sorted(named))}" if len(named) > 1 else ""
+        why = getattr(error, "strerror", None) or _first_line(error)
+        raise ConfigError(
+            f"the chat template {asked} cannot be read: {why}{among}",
+            hint='name a file, or "none" for no template',
+        ) from None
+
+
+def _files(fast: PreTrainedTokenizerFast, name: str, revision: str | None) -> dict[str, bytes]:
+    """Its files, byte for byte, by their path within the folder or repository."""
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        found = {path for path in FILES if (folder / path).is_file()}
+        for pattern in PATTERNS:
+            found |= {path.relative_to(folder).as_posix() for path in folder.glob(pattern) if path.is_file()}
+        paths = {path: str(folder / path) for path in found}
+    else:
+        listed = list_repo_templates(name, local_files_only=False, revision=revision)
+        templates = [f"additional_chat_templates/{each.removesuffix('.jinja')}.jinja" for each in listed]
+        wanted = {*FILES, *fast.vocab_files_names.values(), *templates}
+        places = {path: _hub_file(name, path, revision) for path in wanted}
+        paths = {path: place for path, place in places.items() if place is not None}
+    odd = sorted(path for path in paths if not re.match(TOKENIZER_FILE, path))
+    if odd:
+        raise ConfigError(f"the tokenizer {name} has a file named {odd[0]!r}", hint="rename it: letters, digits, . _ -")
+    return {path: Path(paths[path]).read_bytes() for path in sorted(paths)}
+
+
+def _with_content(
+    files: dict[str, bytes], fast: PreTrainedTokenizerFast, name: str
+) -> tuple[dict[str, bytes], TokenizerContent]:
+    """The files with a tokenizer.json that says what was loaded: a folder may have none, or be loaded as another."""
+    try:
+        if TOKENIZER in files:
+            content = tokenizer_content(files)
+            if differing_section(files[TOKENIZER], fast) is None:
+                return files, content
+        whole = {**files, TOKENIZER: fast.backend_tokenizer.to_str().encode()}
+        return whole, tokenizer_content(whole)
+    except CacheDamaged as error:
+        raise ConfigError(f"the tokenizer {name} cannot be kept: {error.message}") from None
+
+
+def _hub_file(name: str, path: str, revision: str | None) -> str | None:
+    place: str | None = cached_file(
+        name,
+        path,
+        revision=revision,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    return place
+
+
+def _starts_word(fast: PreTrainedTokenizerFast, vocabulary: dict[str, int], size: int) -> npt.NDArray[np.bool_]:
+    """Ids behind which a new word has begun: their text opens with white space, or they are no text at all.
+
+    A lone id loses its leading space in some decoders, so each is decoded behind another one.
+    """
+    starts = np.zeros(size, bool)
+    decode = fast.backend_tokenizer.decode_batch
+    anchor = _anchor(fast, vocabulary)
+    ids = sorted(vocabulary.values())
+    before = fast.backend_tokenizer.decode([anchor], skip_special_tokens=False)
+    texts = decode([[anchor, i] for i in ids], skip_special_tokens=False)
+    for i, text in zip(ids, texts, strict=True):
+        starts[i] = text[len(before) :][:1].isspace()
+    added = fast.added_tokens_decoder
+    for i in {*(i for i, token in added.items() if token.special), *fast.all_special_ids}:
+        starts[i] = True
+    return starts
+
+
+def _anchor(fast: PreTrainedTokenizerFast, vocabulary: dict[str, int]) -> int:
+    """An id that is a plain letter: what is decoded behind it keeps its leading space."""
+    special = set(fast.all_special_ids)
+    for token in ("a", "e", "0", "▁a"):
+        if vocabulary.get(token) is not None and vocabulary[token] not in special:
+            return int(vocabulary[token])
+    return min(vocabulary.values())
+
+
+def _turn_ends(fast: PreTrainedTokenizerFast) -> frozenset[int]:
+    special = {i for i, token in fast.added_tokens_decoder.items() if token.special} | set(fast.all_special_ids)
+    return frozenset(special - {fast.bos_token_id} | ({fast.eos_token_id} - {None}))
