@@ -103,7 +103,7 @@ class Recovery:
             LABELS: (LABELS, ("standard", {"mode": "output"})),
             DENSE: (DENSE, ("state", {})),
             BUCKET: (f"{top} and a bucket", (top, {"tail_weight": 0.0})),
-            RENORMALIZED: (f"{top} renormalized", (top, {"logit": "renormalised"})),
+            RENORMALIZED: (f"{top} renormalized", (top, {"logit": "renormalized"})),
         }
         if name.startswith(ALPHA):
             return name, ("standard", {"alpha": float(name.removeprefix(ALPHA))})

@@ -52,7 +52,7 @@ STEPS: dict[str, tuple[tuple[Any, str], ...]] = {
     ),
 }
 BESIDE: dict[str, tuple[Any, str]] = {
-    "tokenising": (parts, "read_part"),
+    "tokenizing": (parts, "read_part"),
     "encoding and writing": (WritingThread, "_write"),
 }
 
@@ -71,7 +71,7 @@ class Opened:
         return self.manifest.plan.n_parts
 
     def batches(self) -> list[list[Piece]]:
-        """What the teacher reads, batch by batch, tokenised."""
+        """What the teacher reads, batch by batch, tokenized."""
         plan, size = self.manifest.plan, self.speaker.batch_tokens
         read = [read_part(self.inputs.corpus, plan, number, size) for number in range(plan.n_parts)]
         return [[part.pieces[i] for i in batch] for part in read for batch in part.batches]

@@ -108,7 +108,7 @@ class Caches:
         elif name == "merged":
             command("cache", "merge", self.path("threshold"), self._cached("other documents", 1, ()), "--out", path)
         elif name == "requantized":
-            command("cache", "requantise", self.path("threshold"), "--profile", "lean", "--out", path)
+            command("cache", "requantize", self.path("threshold"), "--profile", "lean", "--out", path)
         else:
             self._cached(name, 0, MADE[name])
 

@@ -66,7 +66,7 @@ def fill_batch(cache: Cache, sequences: Iterable[int], batch: Batch) -> None:
     numbers = [operator.index(number) for number in sequences]
     if len(numbers) != len(batch.lengths_B):
         raise ConfigError(f"{len(numbers)} sequences are to fill buffers for {len(batch.lengths_B)}")
-    # Neighbours share chunks: reading in stored order decodes each once.
+    # Neighbors share chunks: reading in stored order decodes each once.
     for b in sorted(range(len(numbers)), key=numbers.__getitem__):
         _fill_one(batch, b, cache[numbers[b]])
 

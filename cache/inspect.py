@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from itertools import accumulate
 
 from kdpipe.cache import layout
-from kdpipe.cache.catalogue import committed_parts, load_manifest
+from kdpipe.cache.catalog import committed_parts, load_manifest
 from kdpipe.cache.format.statistics import entry_quantiles
 from kdpipe.cache.parts.index import read_index
 from kdpipe.cache.parts.part_files import read_part_record

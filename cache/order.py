@@ -26,7 +26,7 @@ Words = npt.NDArray[np.uint64]
 
 @final
 class SequenceOrder:
-    """Which sequence stands where. `window` counts sequences; a block is `block` neighbours that stay together."""
+    """Which sequence stands where. `window` counts sequences; a block is `block` neighbors that stay together."""
 
     def __init__(self, sizes: Sequence[int], seed: int, *, window: int = 8192, block: int = 1) -> None:
         if min(sizes, default=0) < 0 or sum(sizes) < 1 or window < 1 or block < 1:
@@ -111,7 +111,7 @@ def _feistel(numbers: Words, bits: Words, keys: list[int], tweak: Words) -> Word
 
 
 def _mix(words: Any) -> Any:
-    """The finaliser of splitmix64 (Steele, Lea, Flood 2014)."""
+    """The finalizer of splitmix64 (Steele, Lea, Flood 2014)."""
     words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return words ^ (words >> np.uint64(31))

@@ -1,6 +1,6 @@
 """`Cache`: a cache for reading, from anywhere, by any number of processes at once.
 
-In: a path or URL. Out: sequences by number, blocks of neighbours, batches into buffers, the dense twin. Opening reads
+In: a path or URL. Out: sequences by number, blocks of neighbors, batches into buffers, the dense twin. Opening reads
 manifest and index and checks each part's files when the part is first touched; it never writes, locks or creates.
 """
 
@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kdpipe.cache import layout
-from kdpipe.cache.catalogue import load_index, load_manifest
+from kdpipe.cache.catalog import load_index, load_manifest
 from kdpipe.cache.format.decode import Decoder
 from kdpipe.cache.format.dense import dense_rows
 from kdpipe.cache.format.quantizers import Floats

@@ -13,7 +13,7 @@ from typing import Any, Final, Literal
 
 from pydantic import Field
 
-from kdpipe.cache.catalogue import load_index, load_manifest
+from kdpipe.cache.catalog import load_index, load_manifest
 from kdpipe.cache.layout import SIGNATURE
 from kdpipe.cache.stores.protocol import Store
 from kdpipe.schemas.errors import CacheDamaged, ConfigError

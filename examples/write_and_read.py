@@ -30,7 +30,7 @@ def manifest() -> Manifest:
     return Manifest(
         kdpipe="example",
         seed=0,
-        teacher=Teacher(name="a table written by hand", licence="Apache-2.0"),
+        teacher=Teacher(name="a table written by hand", license="Apache-2.0"),
         tokenizer=Tokenizer(fingerprint=digest(WORDS).hex(), vocabulary_size=len(WORDS)),
         data=Data(fingerprint=digest(DOCUMENTS).hex(), source="two sentences"),
         plan=Plan(splits=(SplitPlan(name="train", bounds=(0, len(DOCUMENTS))),), sequence_length=4),
@@ -60,7 +60,7 @@ def sequence(number: int) -> Sequence:
 
 
 def block(tokens: np.ndarray) -> Block:
-    """A teacher that gives the next word 0.7, its neighbours 0.1 each, and a tenth to the rest."""
+    """A teacher that gives the next word 0.7, its neighbors 0.1 each, and a tenth to the rest."""
     n = len(tokens) - 1
     top = np.stack([tokens[1:], (tokens[1:] + 1) % 6, (tokens[1:] + 2) % 6], axis=1)
     p = np.array([0.7, 0.1, 0.1] + [0.1 / 3] * 3)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
-from kdpipe.cache.catalogue import same_manifest
+from kdpipe.cache.catalog import same_manifest
 from kdpipe.cache.inspect import inspect_cache
 from kdpipe.cache.stores.dispatch import open_store
 from kdpipe.cache.stores.retries import Patience

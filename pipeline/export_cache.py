@@ -78,7 +78,7 @@ def _check_kind(settings: ExportSettings, cache: Cache) -> None:
         what = "states in place of ids" if kind == "state" else "tokens only"
         raise Incompatible(
             f"{settings.cache} holds {what}, which --to {settings.form} has no column for",
-            hint="make one with ids of it: kdpipe cache requantise --targets threshold"
+            hint="make one with ids of it: kdpipe cache requantize --targets threshold"
             if kind == "state"
             else "make a cache with another --targets",
         )

@@ -128,7 +128,7 @@ def make_manifest(settings: ImportSettings, facts: Facts, survey: Survey, tokeni
             name=settings.teacher_name or "unknown",
             revision=settings.teacher_revision,
             dtype="unknown",
-            licence=settings.teacher_licence,
+            license=settings.teacher_license,
             full_distribution=False,
         ),
         tokenizer=tokenizer.record,
@@ -162,7 +162,7 @@ def unknown(settings: ImportSettings, facts: Facts) -> tuple[str, ...]:
     found = ["the teacher"] if settings.teacher_name is None else []
     found += ["the mass of ids that are not kept"] if facts.tail == "unknown" and not facts.tail_given else []
     found += ["which tokens are learnt (all are)"] if not facts.says_learnt else []
-    found += ["at which temperature it spoke (1 is believed)", "normalisers at other temperatures", "entropy"]
+    found += ["at which temperature it spoke (1 is believed)", "normalizers at other temperatures", "entropy"]
     return (*found, "log p of next tokens that are not kept", "hidden states", "text")
 
 

@@ -53,7 +53,7 @@ class Sizes:
 
 
 def documents() -> Iterator[dict[str, str]]:
-    """Python's own help topics (PSF licence), as rows with a text and a category."""
+    """Python's own help topics (PSF license), as rows with a text and a category."""
     topics: dict[str, str] = importlib.import_module("pydoc_data.topics").topics
     for name in sorted(topics):
         yield {"text": topics[name].strip(), "category": "statement" if name.islower() else "concept", "topic": name}
@@ -115,7 +115,7 @@ def _save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
 
 
 def train_tokenizer(texts: list[str], sizes: Sizes) -> PreTrainedTokenizerFast:
-    """A byte-level BPE: every text can be spelt."""
+    """A byte-level BPE: every text can be spelled."""
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()

@@ -39,7 +39,7 @@ def synthetic_manifest(recipe: Recipe) -> Manifest:
     return Manifest(
         kdpipe=version("kdpipe"),
         seed=recipe.seed,
-        teacher=None if recipe.kind == "none" else Teacher(name="synthetic", licence="Apache-2.0", n_layers=N_LAYERS),
+        teacher=None if recipe.kind == "none" else Teacher(name="synthetic", license="Apache-2.0", n_layers=N_LAYERS),
         tokenizer=Tokenizer(
             fingerprint=hashlib.sha256(ids.astype("<u4").tobytes()).hexdigest(), vocabulary_size=recipe.vocabulary_size
         ),

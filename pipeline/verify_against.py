@@ -44,7 +44,7 @@ from kdpipe.schemas.stage_one import TeacherSettings
 from kdpipe.schemas.targets import TargetSpec
 
 # What a number type alone puts between two machines, on the mean, in nats: bfloat16 logits round by 2^-9 of their size.
-FLOOR_NATS = {"float32": 1e-3, "float64": 1e-3, "float16": 1e-2, "bfloat16": 5e-2, "quantised": 5e-2, "unknown": 5e-2}
+FLOOR_NATS = {"float32": 1e-3, "float64": 1e-3, "float16": 1e-2, "bfloat16": 5e-2, "quantized": 5e-2, "unknown": 5e-2}
 TIMES_NOISE = 4.0
 # Of the size of a document's states: int8 in groups of n moves them by sqrt(n) / 254, of 128 by 0.045.
 APART = 0.1

@@ -29,7 +29,7 @@ CALLED = {
     "teacher.dtype": "--dtype",
     "teacher.n_layers": "the teacher's layers",
     "teacher.hidden_size": "the teacher's hidden size",
-    "teacher.licence": "the teacher's licence",
+    "teacher.license": "the teacher's license",
     "teacher.remote_code": "--trust-remote-code",
     "tokenizer.chat_template_sha256": "the chat template",
     "tokenizer.files": "the tokenizer's files",

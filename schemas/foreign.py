@@ -94,7 +94,7 @@ class ImportSettings(Record):
     max_row_bytes: int = Field(default=1 << 26, ge=1 << 10, le=1 << 30)
     teacher_name: str | None = Field(default=None, min_length=1, max_length=2000)
     teacher_revision: str | None = Field(default=None, min_length=1, max_length=2000)
-    teacher_licence: str | None = Field(default=None, min_length=1, max_length=2000)
+    teacher_license: str | None = Field(default=None, min_length=1, max_length=2000)
     trust_remote_code: bool = False
 
 

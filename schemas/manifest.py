@@ -37,17 +37,17 @@ class FileRecord(Record):
 
 
 class Teacher(Record):
-    """Who spoke: enough to load the same teacher again, and the licence that its students inherit.
+    """Who spoke: enough to load the same teacher again, and the license that its students inherit.
 
-    Name and licence describe: `identity` tells teachers apart. `hidden_size`, and `hub_id` where `name` is another than
+    Name and license describe: `identity` tells teachers apart. `hidden_size`, and `hub_id` where `name` is another than
     the hub's, are written only where they are known.
     """
 
     name: ShortText
     revision: ShortText | None = None
     weights_sha256: Sha256 | None = None
-    dtype: Literal["float32", "float16", "bfloat16", "float64", "quantised", "unknown"] = "float32"
-    licence: ShortText | None = None
+    dtype: Literal["float32", "float16", "bfloat16", "float64", "quantized", "unknown"] = "float32"
+    license: ShortText | None = None
     n_layers: int | None = Field(default=None, ge=0, le=10_000)
     hidden_size: int | None = Field(default=None, ge=1, le=MAX_WIDTH)
     full_distribution: bool = True
@@ -59,17 +59,17 @@ class Teacher(Record):
     def identity(self) -> dict[str, Any]:
         """What is equal for one teacher: its weights by content, by hub id or name and revision where nobody hashed
         them, and how it was run."""
-        found = self.model_dump(exclude={"name", "hub_id", "revision", "licence", "hidden_size"})
+        found = self.model_dump(exclude={"name", "hub_id", "revision", "license", "hidden_size"})
         if self.weights_sha256 is None:
             found |= {"source": self.hub_id or self.name, "revision": self.revision}
         return found
 
     def described_as(self, other: "Teacher") -> "Teacher":
-        """The same with what only describes it taken from another record of it; a licence only where one is missing."""
+        """The same with what only describes it taken from another record of it; a license only where one is missing."""
         if self.identity != other.identity:
             return self
-        licence = self.licence if self.licence is not None and other.licence is not None else other.licence
-        update = {"name": other.name, "hub_id": other.hub_id, "revision": other.revision, "licence": licence}
+        license = self.license if self.license is not None and other.license is not None else other.license
+        update = {"name": other.name, "hub_id": other.hub_id, "revision": other.revision, "license": license}
         return self.model_copy(update=update)
 
     @model_serializer(mode="wrap")
@@ -135,7 +135,7 @@ class Table(Record):
 class Origin(Record):
     """What was done to another cache to make this one."""
 
-    action: Literal["merge", "subset", "requantise", "extend", "import", "copy"]
+    action: Literal["merge", "subset", "requantize", "extend", "import", "copy"]
     caches: tuple[Sha256, ...] = Field(max_length=4096)
     note: ShortText = ""
 

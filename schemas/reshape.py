@@ -1,6 +1,6 @@
-"""What the commands that make caches from caches are told and answer with: `cache merge`, `subset`, `requantise`.
+"""What the commands that make caches from caches are told and answer with: `cache merge`, `subset`, `requantize`.
 
-In: what a person chooses, and what `cache/reshape` and `pipeline/requantise.py` did. Out: `Selection`, and the JSON
+In: what a person chooses, and what `cache/reshape` and `pipeline/requantize.py` did. Out: `Selection`, and the JSON
 document of `--json`, key by key.
 """
 
@@ -25,7 +25,7 @@ class ReshapeReport(Record):
     """The whole answer; `adopted` and `rewritten` count the parts of the plan, `left_out` the documents of the sources
     that the new cache does not have."""
 
-    action: Literal["merge", "subset", "requantise"]
+    action: Literal["merge", "subset", "requantize"]
     cache: str
     cache_id: str
     sources: tuple[str, ...]
@@ -99,4 +99,4 @@ def read_poorer(typed: Mapping[str, Any]) -> Poorer:
     try:
         return Poorer.model_validate(typed)
     except ValidationError as error:
-        raise ConfigError(explain(Poorer, error), hint="see `kdpipe cache requantise --help`") from None
+        raise ConfigError(explain(Poorer, error), hint="see `kdpipe cache requantize --help`") from None

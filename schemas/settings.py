@@ -116,7 +116,7 @@ def layered(kind: type[R], said: Iterable[Said]) -> R:
 
 @dataclass(frozen=True, slots=True)
 class _Source:
-    """One layer: the record it speaks about, how its messages name a setting, and how a setting is spelt in it."""
+    """One layer: the record it speaks about, how its messages name a setting, and how a setting is spelled in it."""
 
     kind: type[Record]
     level: Level
@@ -178,9 +178,9 @@ def _variable(place: Place) -> str:
 
 
 def _nearest(kind: type[Record], place: Place) -> Place | None:
-    """The setting that was probably meant: a neighbour, then one of the same name elsewhere, then a similar one."""
-    neighbours = sorted(allowed_keys(kind, place[:-1]))
-    if near := difflib.get_close_matches(place[-1], neighbours, n=1, cutoff=0.6):
+    """The setting that was probably meant: a neighbor, then one of the same name elsewhere, then a similar one."""
+    neighbors = sorted(allowed_keys(kind, place[:-1]))
+    if near := difflib.get_close_matches(place[-1], neighbors, n=1, cutoff=0.6):
         return (*place[:-1], near[0])
     everything = {".".join(each): each for each in _places(kind, ())}
     namesakes = [each for each in everything.values() if each[-1] == place[-1]]

@@ -22,7 +22,7 @@ Profile = Literal["lean", "standard", "fine"]
 Kind = Literal["threshold", "sampled", "topk", "topp", "state", "none"]
 
 
-def _spelt(layer: Any) -> Any:
+def _spelled(layer: Any) -> Any:
     """A layer that was written as a number, as the text that it was: 0.5 is not 1.0, and 1.0 is not 1."""
     return str(layer) if type(layer) in (int, float) else layer
 
@@ -33,7 +33,7 @@ def _is_layer(layer: str) -> str:
     return layer
 
 
-LayerName = Annotated[str, BeforeValidator(_spelt), AfterValidator(_is_layer)]
+LayerName = Annotated[str, BeforeValidator(_spelled), AfterValidator(_is_layer)]
 
 
 class Columns(Record):
@@ -85,7 +85,7 @@ class TeacherSettings(ModelSettings):
     tokenizer: Name | None = None
     allow_foreign_tokenizer: bool = False
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    quantise: Literal["none", "int8", "int4"] = "none"
+    quantize: Literal["none", "int8", "int4"] = "none"
     display_name: Name | None = None
     license: Name | None = None
 

@@ -29,7 +29,7 @@ OF_KINDS: dict[Place, tuple[str, ...]] = {
     ("teacher", "display_name"): OF_A_TEACHER,
     ("teacher", "license"): OF_A_TEACHER,
     ("teacher", "dtype"): OF_A_TEACHER,
-    ("teacher", "quantise"): OF_A_TEACHER,
+    ("teacher", "quantize"): OF_A_TEACHER,
     ("machine", "devices"): OF_A_TEACHER,
 }
 # Two ways to say one thing: the later layer is right, and one layer may use only one of them.

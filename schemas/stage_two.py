@@ -25,7 +25,7 @@ Share = Annotated[float, Field(gt=0, le=1)]
 Threads = Annotated[int, Field(ge=1, le=4096)]
 Count = Annotated[int, Field(ge=1, le=1 << 40)]
 Mode = Literal["output", "logit", "hybrid"]
-LogitLoss = Literal["forward_kl", "skew_kl", "reverse_kl", "jsd", "total_variation", "renormalised"]
+LogitLoss = Literal["forward_kl", "skew_kl", "reverse_kl", "jsd", "total_variation", "renormalized"]
 Statistic = Literal["teacher_entropy", "label_logprob", "student_entropy", "student_cross_entropy"]
 Order = Literal["shuffled", "entropy", "length"]
 Metric = Literal["loss", "cross_entropy", "kl_teacher", "top1_agreement"]
@@ -76,7 +76,7 @@ class Weights(Record):
     reverse_kl: Weight | None = None
     jsd: Weight | None = None
     total_variation: Weight | None = None
-    renormalised: Weight | None = None
+    renormalized: Weight | None = None
     cosine: Weight | None = None
     correlation: Weight | None = None
     mse: Weight | None = None
@@ -106,7 +106,7 @@ class Selection(Record):
 
 
 class Losses(Record):
-    """What is minimised: alpha x CE + (1 - alpha) x a logit loss at a temperature, and what `weights` adds.
+    """What is minimized: alpha x CE + (1 - alpha) x a logit loss at a temperature, and what `weights` adds.
 
     `allow_coarse` permits a temperature at which the cache's exact ids hold under a fifth of the teacher's mass.
     `wsd` starts with CE alone, is at alpha after 2 % of the steps, and at `alpha_end` when the rate has decayed.

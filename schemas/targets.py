@@ -48,7 +48,7 @@ class TopP(Record):
 
 
 class State(Record):
-    """The last hidden state, quantised in groups; with the output head in tables/ it gives every probability."""
+    """The last hidden state, quantized in groups; with the output head in tables/ it gives every probability."""
 
     kind: Literal["state"] = "state"
     width: int = Field(ge=1, le=MAX_WIDTH)

@@ -65,7 +65,7 @@ def test_every_command_on_a_page_exists(page: Path) -> None:
     assert not [(words, why) for words in found if (why := problem(words)) is not None]
 
 
-@pytest.mark.parametrize("line", ["make supper", "make demo COLOUR=red", "kdpipe --no-such-option", "kdpipe supper"])
+@pytest.mark.parametrize("line", ["make supper", "make demo COLOR=red", "kdpipe --no-such-option", "kdpipe supper"])
 def test_a_command_that_does_not_exist_would_be_noticed(line: str) -> None:
     assert problem(line.split()) is not None
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final, NoReturn, final
 
 from kdpipe.cache import layout
-from kdpipe.cache.catalogue import refuse_foreign_folder
+from kdpipe.cache.catalog import refuse_foreign_folder
 from kdpipe.cache.durable.files import (
     explained,
     make_dir,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kdpipe.cache import layout
-from kdpipe.cache.catalogue import unindexed
+from kdpipe.cache.catalog import unindexed
 from kdpipe.cache.parts.index import IndexRow, index_bytes, parsed_index
 from kdpipe.cache.parts.part_files import read_part_record
 from kdpipe.cache.signing import MAX_BYTES as MAX_SIGNATURE_BYTES

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kdpipe.cache.format.input_checks import check_block, check_sequence
-from kdpipe.cache.format.quantizers import Codes, quantise_vectors, to_codes
+from kdpipe.cache.format.quantizers import Codes, quantize_vectors, to_codes
 from kdpipe.cache.format.ragged import Bools, Longs, Ragged, differences, next_tokens
 from kdpipe.cache.format.rows import Block, Sequence
 from kdpipe.schemas.arrays import MISSING, LinearLaw, LogOddsLaw
@@ -136,9 +136,9 @@ def _columns(sequence: Sequence, block: Block, ragged: Ragged, manifest: Manifes
 def _vectors(block: Block, manifest: Manifest) -> dict[str, npt.NDArray[np.uint8]]:
     found = {}
     if manifest.hidden.rows:
-        coded = [quantise_vectors(np.asarray(block.hidden[v.layer], np.float32), v.group) for v in manifest.hidden.rows]
+        coded = [quantize_vectors(np.asarray(block.hidden[v.layer], np.float32), v.group) for v in manifest.hidden.rows]
         found["hidden"] = np.concatenate(coded, axis=1)
     keep = manifest.targets.keep
     if isinstance(keep, State) and block.state is not None:
-        found["state"] = quantise_vectors(np.asarray(block.state, np.float32), keep.group)
+        found["state"] = quantize_vectors(np.asarray(block.state, np.float32), keep.group)
     return found

@@ -50,7 +50,7 @@ class PartArray:
         return self._chunks(first, end, columns)[:, start - first * size : stop - first * size]
 
     def _chunks(self, first: int, end: int, columns: tuple[int, ...]) -> npt.NDArray[Any]:
-        """Neighbouring chunks of some columns, side by side; the last one is kept."""
+        """Neighboring chunks of some columns, side by side; the last one is kept."""
         size, last = self._grid.chunk[0], self._last.get(columns)
         if last is not None and (first, end) == (last[0], last[0] + 1):
             return last[1]

@@ -79,7 +79,7 @@ def complement_table(law: LogOddsLaw) -> Floats:
     return table
 
 
-def quantise_vectors(vectors: Floats, group: int) -> npt.NDArray[np.uint8]:
+def quantize_vectors(vectors: Floats, group: int) -> npt.NDArray[np.uint8]:
     """Code rows of numbers as int8 in groups that share a float32 scale: the int8 values, then the scales."""
     n, width = vectors.shape
     n_groups = -(-width // group)
@@ -93,8 +93,8 @@ def quantise_vectors(vectors: Floats, group: int) -> npt.NDArray[np.uint8]:
     return np.concatenate([codes.view(np.uint8), scales.astype("<f4").view(np.uint8).reshape(n, -1)], axis=1)
 
 
-def dequantise_vectors(coded: npt.NDArray[np.uint8], width: int, group: int) -> Floats:
-    """The slow and only inverse of `quantise_vectors`."""
+def dequantize_vectors(coded: npt.NDArray[np.uint8], width: int, group: int) -> Floats:
+    """The slow and only inverse of `quantize_vectors`."""
     n, n_groups = len(coded), -(-width // group)
     scales = np.ascontiguousarray(coded[:, width:]).view("<f4").reshape(n, n_groups)
     if not ((scales >= 0) & (scales <= LARGEST_SCALE)).all():

@@ -1,6 +1,6 @@
 """One committed part, mapped: any range of its sequences, decoded into arrays.
 
-In: a store, the manifest, the part's checked record. Out: `Rows` of neighbouring sequences. Nothing here writes or
+In: a store, the manifest, the part's checked record. Out: `Rows` of neighboring sequences. Nothing here writes or
 locks.
 """
 
@@ -13,7 +13,7 @@ import numpy.typing as npt
 from kdpipe.cache import layout
 from kdpipe.cache.format.decode import Decoder, Entries, EntryCodes
 from kdpipe.cache.format.part_arrays import PartArray
-from kdpipe.cache.format.quantizers import Codes, Floats, dequantise_vectors
+from kdpipe.cache.format.quantizers import Codes, Floats, dequantize_vectors
 from kdpipe.cache.format.ragged import next_tokens
 from kdpipe.cache.format.rows import Rows, Tokens
 from kdpipe.cache.parts.index import IndexRow
@@ -186,7 +186,7 @@ class PartReader:
         keep = self._manifest.targets.keep
         if not isinstance(keep, State):
             return None
-        return dequantise_vectors(self.codes("state", start, stop), keep.width, keep.group)
+        return dequantize_vectors(self.codes("state", start, stop), keep.width, keep.group)
 
     @property
     def array_names(self) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from kdpipe.cache.format.quantizers import dequantise_vectors, quantise_vectors
+from kdpipe.cache.format.quantizers import dequantize_vectors, quantize_vectors
 from kdpipe.cache.format.rows import Floats, Sequence
 from kdpipe.cache.parts.arrow_files import Field, IpcTable, write_ipc
 from kdpipe.schemas.errors import CacheDamaged
@@ -56,7 +56,7 @@ class Places:
     @classmethod
     def of(cls, sequence: Sequence, manifest: Manifest) -> "Places":
         """Those of a sequence, its pooled states coded."""
-        coded = [quantise_vectors(sequence.pooled[v.layer], v.group) for v in manifest.hidden.pooled]
+        coded = [quantize_vectors(sequence.pooled[v.layer], v.group) for v in manifest.hidden.pooled]
         n_documents = len(sequence.document_starts)
         return cls(
             n_rows=len(sequence.tokens),
@@ -191,7 +191,7 @@ def split_vectors(coded: npt.NDArray[np.uint8], vectors: tuple[Any, ...]) -> dic
     """Decode vectors that lie one behind the other in each row."""
     found, place = {}, 0
     for vector in vectors:
-        found[vector.layer] = dequantise_vectors(coded[:, place : place + vector.n_bytes], vector.width, vector.group)
+        found[vector.layer] = dequantize_vectors(coded[:, place : place + vector.n_bytes], vector.width, vector.group)
         place += vector.n_bytes
     return found
 

@@ -1,6 +1,6 @@
 """Rows as they are coded, cut by document and joined into sequences: no number is ever decoded, so none is rounded.
 
-In: the codes of neighbouring documents. Out: those of some of them, in one sequence. Differences of ids and log p begin
+In: the codes of neighboring documents. Out: those of some of them, in one sequence. Differences of ids and log p begin
 anew at every row, so a row's codes mean the same wherever it stands.
 """
 

@@ -74,7 +74,7 @@ class Making:
     Tables and tokenizer are those of the first source.
     """
 
-    action: Literal["merge", "subset", "requantise"]
+    action: Literal["merge", "subset", "requantize"]
     manifest: Manifest
     sources: Sequence[Source]
     jobs: Sequence[Job]
@@ -127,8 +127,8 @@ def made_from(sources: Sequence[Manifest], origin: Origin, plan: Plan) -> Manife
     data = first.data.model_copy(update={"source": named[:MAX_TEXT], "fingerprint": sha256_hex(made)})
     teacher = first.teacher
     if teacher is not None:
-        licences = (source.teacher.licence for source in sources if source.teacher is not None)
-        teacher = teacher.model_copy(update={"licence": next(filter(None, licences), None)})
+        licenses = (source.teacher.license for source in sources if source.teacher is not None)
+        teacher = teacher.model_copy(update={"license": next(filter(None, licenses), None)})
     return with_changes(first, kdpipe=version("kdpipe"), data=data, plan=plan, history=history, teacher=teacher)
 
 

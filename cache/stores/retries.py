@@ -136,7 +136,7 @@ def each(work: Callable[[Item], Found], items: Sequence[Item], at_once: int, pat
         if any(future.done() and future.exception() is not None for future in futures):
             patience.stop.set()
     pool.shutdown(wait=True, cancel_futures=True)
-    failures = [error for future in futures if not future.cancelled() and (error := future.exception()) is not None]
+    failures = [error for future in futures if not future.canceled() and (error := future.exception()) is not None]
     # Those that were told to stop because another failed have nothing to say.
     for error in sorted(failures, key=lambda error: isinstance(error, Interrupted)):
         raise error

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
-from kdpipe.cache.catalogue import load_manifest
+from kdpipe.cache.catalog import load_manifest
 from kdpipe.cache.fetch.file import Fetcher
 from kdpipe.cache.fetch.folder import Receiver
 from kdpipe.cache.fetch.source import Source, look

@@ -15,7 +15,7 @@ from hashlib import sha256
 import numpy as np
 
 from kdpipe.cache import layout
-from kdpipe.cache.catalogue import load_manifest
+from kdpipe.cache.catalog import load_manifest
 from kdpipe.cache.format.decode import Decoder
 from kdpipe.cache.format.invariants import MAX_TOKEN_BYTES, broken_rules
 from kdpipe.cache.format.rows import Rows

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from kdpipe.cache import layout
-from kdpipe.cache.catalogue import load_manifest
+from kdpipe.cache.catalog import load_manifest
 from kdpipe.cache.parts.index import IndexRow, read_index
 from kdpipe.cache.parts.part_files import examine_part, part_problem, stated_manifest
 from kdpipe.cache.stores.file_kinds import wrong_kinds, wrong_kinds_below

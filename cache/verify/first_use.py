@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from kdpipe.cache import layout
-from kdpipe.cache.catalogue import load_manifest
+from kdpipe.cache.catalog import load_manifest
 from kdpipe.cache.parts.index import read_index
 from kdpipe.cache.stores.addresses import is_url
 from kdpipe.cache.stores.dispatch import open_store

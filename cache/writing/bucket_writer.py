@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, final
 import numpy.typing as npt
 
 from kdpipe.cache import layout
-from kdpipe.cache.catalogue import committed_parts, same_manifest
+from kdpipe.cache.catalog import committed_parts, same_manifest
 from kdpipe.cache.durable.files import remove_dir
 from kdpipe.cache.durable.scratch import named
 from kdpipe.cache.parts.index import IndexRow, read_index, write_index

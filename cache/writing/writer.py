@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kdpipe.cache import layout
-from kdpipe.cache.catalogue import committed_parts, refuse_foreign_folder, same_manifest
+from kdpipe.cache.catalog import committed_parts, refuse_foreign_folder, same_manifest
 from kdpipe.cache.durable.files import (
     WriteRefused,
     explained,

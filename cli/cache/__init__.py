@@ -11,7 +11,7 @@ from kdpipe.cli.cache.export_cache import export
 from kdpipe.cli.cache.import_cache import import_
 from kdpipe.cli.cache.inspect import inspect
 from kdpipe.cli.cache.merge import merge
-from kdpipe.cli.cache.requantise import requantise
+from kdpipe.cli.cache.requantize import requantize
 from kdpipe.cli.cache.sign import sign
 from kdpipe.cli.cache.subset import subset
 from kdpipe.cli.cache.verify import verify
@@ -31,7 +31,7 @@ app.command("export")(export)
 app.command("import")(import_)
 app.command("inspect")(inspect)
 app.command("merge")(merge)
-app.command("requantise")(requantise)
+app.command("requantize")(requantize)
 app.command("sign")(sign)
 app.command("subset")(subset)
 app.command("verify")(verify)

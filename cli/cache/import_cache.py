@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 TAILS = {
     "given": "stated by the source",
     "rest": "what kept ids leave of 1",
-    "unknown": "unknown: students learn with losses.logit=renormalised, or --mode output",
+    "unknown": "unknown: students learn with losses.logit=renormalized, or --mode output",
 }
 
 
@@ -62,8 +62,8 @@ def import_(
     ] = 1 << 26,
     teacher_name: Annotated[str | None, typer.Option(metavar="NAME", help="Who spoke, for the manifest.")] = None,
     teacher_revision: Annotated[str | None, typer.Option(metavar="NAME", help="Its revision.")] = None,
-    teacher_licence: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Its licence, which students inherit.")
+    teacher_license: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Its license, which students inherit.")
     ] = None,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Let the tokenizer's repository run code of its own.")
@@ -79,7 +79,7 @@ def import_(
     words = {"tokenizer": tokenizer, "trust_remote_code": trust_remote_code, "max_row_bytes": max_row_bytes}
     meaning = {"codec": codec, "columns": roles, "tail": tail, "align": align}
     split = {"val_fraction": val_fraction, "pack": not no_pack}
-    teacher = {"teacher_name": teacher_name, "teacher_revision": teacher_revision, "teacher_licence": teacher_licence}
+    teacher = {"teacher_name": teacher_name, "teacher_revision": teacher_revision, "teacher_license": teacher_license}
     settings = import_settings(**place, **words, **meaning, **split, **teacher)
     with watching() as watch:
         report = import_cache(settings, watch)

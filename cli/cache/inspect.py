@@ -56,7 +56,7 @@ def _origin(summary: "CacheSummary") -> list[Fact]:
     name = "none" if teacher is None else teacher.name
     if teacher is not None:
         name += f" at {teacher.revision}" if teacher.revision else ""
-        name += f", {teacher.dtype}, licence {teacher.licence or 'not stated'}"
+        name += f", {teacher.dtype}, license {teacher.license or 'not stated'}"
     tokenizer = summary.tokenizer
     return [
         ("cache_id", summary.cache_id or "none yet"),
@@ -80,7 +80,7 @@ def _contents(summary: "CacheSummary") -> list[Fact]:
     settings = ", ".join(f"{name} {value:g}" for name, value in keep.items() if type(value) in (int, float))
     kind = f"{keep['kind']}{f' ({settings})' if settings else ''} at T={summary.targets.target_temperature:g}"
     also = ", ".join(f"{t:g}" for t in summary.temperatures)
-    facts = [("targets", kind + (f", normalisers for T={also}" if also else ""))]
+    facts = [("targets", kind + (f", normalizers for T={also}" if also else ""))]
     if (entries := summary.entries_per_position) is not None:
         spread = f"median {entries.p50:g}, 95 % hold at most {entries.p95:g}"
         facts.append(("entries", f"{entries.mean:.1f} a position, {spread}"))

@@ -60,7 +60,7 @@ def _check_layers(url: str, what: str, layers: Sequence[int], vectors: Sequence[
 
 def make_batch(cache: Cache, numbers: Sequence[int], wants: Wants, *, pin: bool = False) -> MicroBatch:
     """Read some sequences, in this order, as one micro-batch."""
-    # Neighbours share chunks: reading in stored order decodes each once.
+    # Neighbors share chunks: reading in stored order decodes each once.
     found = {number: _read(cache, number, wants) for number in sorted(set(numbers))}
     rows = [found[number] for number in numbers]
     whole = [one for one in rows if isinstance(one, Rows)]

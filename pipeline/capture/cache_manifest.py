@@ -52,7 +52,7 @@ def check_description(settings: StageOne, found: Manifest) -> None:
         return
     for flag, given, stated in (
         ("--teacher-name", settings.teacher.display_name, teacher.name),
-        ("--teacher-license", settings.teacher.license, teacher.licence),
+        ("--teacher-license", settings.teacher.license, teacher.license),
     ):
         if given is not None and given != stated:
             raise ConfigError(

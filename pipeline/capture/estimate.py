@@ -74,7 +74,7 @@ def scaled(extent: Extent, n_tokens: int) -> Extent:
 
 
 def extent_of(corpus: Corpus, plan: Plan) -> Extent:
-    """Rows and positions of documents that are not tokenised yet, from those of a sample."""
+    """Rows and positions of documents that are not tokenized yet, from those of a sample."""
     counts = Counts()
     pieces = list(corpus.spread_pieces("train", SAMPLE_DOCUMENTS, plan.sequence_length, counts))
     kept = counts.tokens / max(counts.tokens + counts.untaught_tokens, 1)

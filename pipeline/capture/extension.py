@@ -44,7 +44,7 @@ class Extension:
         both = canonical({"documents": manifest.data.fingerprint, "extended": self.source.cache_id})
         named = " + ".join(dict.fromkeys((old.data.source, manifest.data.source)))
         data = made.data.model_copy(update={"fingerprint": sha256_hex(both), "source": named[:MAX_TEXT]})
-        given = {"name": teacher.display_name, "licence": teacher.license}
+        given = {"name": teacher.display_name, "license": teacher.license}
         described = made.teacher
         if described is not None:
             described = described.model_copy(update={key: value for key, value in given.items() if value is not None})

@@ -1,6 +1,6 @@
 """One part from documents to the disk: read, packed, asked, arranged, handed to the writing thread.
 
-In: a part number. Out: a committed part, and what it took. The next part's documents are tokenised while the teacher
+In: a part number. Out: a committed part, and what it took. The next part's documents are tokenized while the teacher
 answers for this one.
 """
 
@@ -42,7 +42,7 @@ class ReadPart:
 
 
 def read_part(corpus: Corpus, plan: Plan, number: int, batch_tokens: int, window_rows: int | None = None) -> ReadPart:
-    """Tokenise and pack the documents of a part; its pieces are sorted within so many rows, or within many batches."""
+    """Tokenize and pack the documents of a part; its pieces are sorted within so many rows, or within many batches."""
     part = plan.part(number)
     pieces = list(corpus.pieces(part.split, part.first_document, part.n_documents, plan.sequence_length))
     groups = pack(pieces, plan.sequence_length, plan.packed)

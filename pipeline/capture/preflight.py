@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from kdpipe.cache import layout
-from kdpipe.cache.catalogue import refuse_foreign_folder
+from kdpipe.cache.catalog import refuse_foreign_folder
 from kdpipe.cache.stores.addresses import check_address, is_url
 from kdpipe.cache.stores.fsspec_store import RemoteFolder
 from kdpipe.cache.stores.retries import Patience

@@ -22,7 +22,7 @@ from kdpipe.pipeline.documents.part_plan import make_plan
 from kdpipe.pipeline.documents.render import Loss, Renderer
 from kdpipe.pipeline.documents.row_files import RowFile
 from kdpipe.pipeline.documents.segments import Piece
-from kdpipe.pipeline.documents.tokenize import Counts, Tokens, cut, marked, tokenise
+from kdpipe.pipeline.documents.tokenize import Counts, Tokens, cut, marked, tokenize
 from kdpipe.pipeline.tokenizers.tokenizer import LoadedTokenizer
 from kdpipe.schemas.cache_plan import MAX_PART_ROWS, Plan, PlannedPart, SplitName
 from kdpipe.schemas.counts import counted
@@ -33,7 +33,7 @@ from kdpipe.schemas.stage_one import DataSettings
 # Rows that are looked at to find the roles of columns; documents that tell how many tokens a byte has.
 LOOKED_AT = 100
 SAMPLE = 64
-# Documents that are tokenised together.
+# Documents that are tokenized together.
 BATCH, BATCH_BYTES = 32, 1 << 18
 LEAVE_OUT = (
     "or leave such documents out with --set data.unlearnable=leave_out, which also goes on where a run has stopped"
@@ -43,7 +43,7 @@ MAX_SOURCE = 2000
 
 
 class Corpus:
-    """Documents of one form, in two splits; `counts` says what became of those that were tokenised."""
+    """Documents of one form, in two splits; `counts` says what became of those that were tokenized."""
 
     def __init__(
         self,
@@ -127,7 +127,7 @@ class Corpus:
         """The pieces of documents [first, first + n) of a split, in order; those that are known are left out."""
         rows, before = 0, self._before.get(split, 0)
         numbers = np.arange(first, first + n) - before
-        for document, columns, tokens in self._tokenised(split, numbers, self.counts):
+        for document, columns, tokens in self._tokenized(split, numbers, self.counts):
             how = self._settings.long_documents
             if how == "refuse":
                 self._check_length(split, document, tokens, sequence_length)
@@ -159,7 +159,7 @@ class Corpus:
             return
         for split in SPLITS:
             sizes = self._index.sizes[self._documents[split]].astype(np.int64)
-            for document, _, tokens in self._tokenised(split, np.flatnonzero(sizes + MORE_TOKENS > sequence_length)):
+            for document, _, tokens in self._tokenized(split, np.flatnonzero(sizes + MORE_TOKENS > sequence_length)):
                 self._check_length(split, document, tokens, sequence_length)
 
     def _check_length(self, split: SplitName, document: int, tokens: Tokens, sequence_length: int) -> None:
@@ -174,7 +174,7 @@ class Corpus:
     ) -> Iterator[Piece]:
         """Pieces of at most so many documents, spread evenly; nothing but the `counts` that are given counts them."""
         counts = counts or Counts()
-        for document, columns, tokens in self._tokenised(split, self._spread(split, most)):
+        for document, columns, tokens in self._tokenized(split, self._spread(split, most)):
             known = {"split": split, "document": document, "columns": columns}
             yield from cut(tokens, sequence_length, self._settings.long_documents, counts, **known)
 
@@ -222,7 +222,7 @@ class Corpus:
         if self._tokens_per_byte is None:
             n_tokens = n_bytes = 0
             for split in SPLITS:
-                for number, _, tokens in self._tokenised(split, self._spread(split, SAMPLE)):
+                for number, _, tokens in self._tokenized(split, self._spread(split, SAMPLE)):
                     n_bytes += int(self._index.sizes[self._documents[split][number]])
                     n_tokens += len(tokens.ids)
             self._tokens_per_byte = n_tokens / max(n_bytes, 1)
@@ -234,7 +234,7 @@ class Corpus:
         sizes = self._index.sizes[self._documents["train"]]
         expected = float(sizes.sum()) * self.tokens_per_byte()
         most = max(1, int(len(sizes) * min(1.0, limit_tokens / max(expected, 1.0))))
-        for _, _, tokens in self._tokenised("train", self._spread("train", most)):
+        for _, _, tokens in self._tokenized("train", self._spread("train", most)):
             counts += np.bincount(tokens.ids, minlength=vocabulary_size)
         return counts
 
@@ -243,7 +243,7 @@ class Corpus:
         what is not; long runs are shortened."""
         n = min(LOOKED_AT, len(self._documents["train"]) - document)
         one_by_one = (np.array([number]) for number in range(document, document + n))
-        first = next((found for one in one_by_one for found in self._tokenised("train", one)), None)
+        first = next((found for one in one_by_one for found in self._tokenized("train", one)), None)
         if first is None:
             raise ConfigError(
                 f"none of the first {n:,} documents of {self.source} can be learnt",
@@ -258,7 +258,7 @@ class Corpus:
         n = len(self._documents[split])
         return np.unique(np.linspace(0, max(n - 1, 0), min(n, most)).round().astype(np.int64))
 
-    def _tokenised(
+    def _tokenized(
         self, split: SplitName, documents: npt.NDArray[np.int64], counts: Counts | None = None
     ) -> Iterator[tuple[int, dict[str, Any], Tokens]]:
         """Some documents of a split, ascending, as tokens; those that are left out are counted."""
@@ -275,7 +275,7 @@ class Corpus:
             rendered = [
                 self._renderer.render(document, place) for (_, document), place in zip(batch, places, strict=True)
             ]
-            tokens = tokenise(rendered, places, self._tokenizer)
+            tokens = tokenize(rendered, places, self._tokenizer)
         except Unlearnable as error:
             if self._settings.unlearnable == "refuse":
                 raise Unlearnable(error.message, hint=f"{error.hint}; {LEAVE_OUT}") from None
@@ -286,7 +286,7 @@ class Corpus:
         return [(number, document, each) for (number, document), each in zip(batch, tokens, strict=True)]
 
     def _batches(self, split: SplitName, documents: npt.NDArray[np.int64]) -> Iterator[list[tuple[int, Document]]]:
-        """Documents that are tokenised together: a few, and not many bytes."""
+        """Documents that are tokenized together: a few, and not many bytes."""
         batch: list[tuple[int, Document]] = []
         n_bytes = 0
         for number, document in self._read(split, documents):

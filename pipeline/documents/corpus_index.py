@@ -1,7 +1,7 @@
 """The cheap index: one pass over all rows that says which are documents, where they are, how large, in which split.
 
 In: files of rows. Out: `Index`, about 25 bytes a document, 33 while it is made, and the data's fingerprint. Nothing is
-tokenised.
+tokenized.
 """
 
 import hashlib

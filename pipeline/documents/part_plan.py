@@ -1,4 +1,4 @@
-"""The plan: parts of even size, found from the sizes of documents before anything is tokenised.
+"""The plan: parts of even size, found from the sizes of documents before anything is tokenized.
 
 In: the sizes of documents by split, and tokens a byte. Out: `Plan`.
 """

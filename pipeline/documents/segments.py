@@ -1,6 +1,6 @@
 """`Piece`: a document as the teacher reads it, or as much of a long one as fits into a sequence.
 
-In: nothing. Out: the record that tokenising makes, packing arranges and the teacher answers.
+In: nothing. Out: the record that tokenizing makes, packing arranges and the teacher answers.
 """
 
 from collections.abc import Mapping

@@ -42,8 +42,8 @@ class Tokens:
         return np.diff(ends, prepend=0).astype(np.uint32)
 
 
-def tokenise(rendered: Sequence[Rendered], places: Sequence[str], tokenizer: LoadedTokenizer) -> list[Tokens]:
-    """Tokenise some documents of one form; `places` name them in refusals."""
+def tokenize(rendered: Sequence[Rendered], places: Sequence[str], tokenizer: LoadedTokenizer) -> list[Tokens]:
+    """Tokenize some documents of one form; `places` name them in refusals."""
     if not rendered:
         return []
     encodings = tokenizer.encode([each.text for each in rendered], not rendered[0].templated)
@@ -168,7 +168,7 @@ def marked(tokens: Tokens, tokenizer: LoadedTokenizer) -> list[tuple[str, bool]]
 
 @dataclass(slots=True)
 class Counts:
-    """What became of the documents that were tokenised so far."""
+    """What became of the documents that were tokenized so far."""
 
     documents: int = 0
     pieces: int = 0

@@ -190,7 +190,7 @@ class _Own:
 
     @property
     def loss(self) -> float | None:
-        """What training minimises."""
+        """What training minimizes."""
         if self._trained is None:
             return None
         terms = self._trained.terms

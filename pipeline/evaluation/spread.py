@@ -51,7 +51,7 @@ def differences(first: Evaluation, other: Evaluation) -> dict[str, Difference]:
 def paired(sums: npt.NDArray[np.float64], sizes: npt.NDArray[np.float64]) -> Difference:
     """The mean over positions, and half its 90 % interval over documents.
 
-    A long document pulls the mean towards itself and hides its own residual: each residual is divided by 1 - its share
+    A long document pulls the mean toward itself and hides its own residual: each residual is divided by 1 - its share
     (HC3, the jackknife; MacKinnon and White 1985), and Student's t has the degrees of freedom of the effective number
     of documents, (sum of sizes)^2 / sum of squares (Kish 1965). Coverage: docs/experiments.md#intervals-of-compare.
     """

@@ -67,7 +67,7 @@ class Axolotl:
             found = entries(columns, self._entries)
             ids, values = (_of_the_last(each, n, len(tokens) - n, self._align) for each in found)
         row_ids, row_values = (shifted(each, len(tokens), self._align, n, values) for each in (ids, values))
-        learnt = _labelled(columns, tokens)[:n] if self._has_labels else np.ones(n, bool)
+        learnt = _labeled(columns, tokens)[:n] if self._has_labels else np.ones(n, bool)
         return Raw(tokens=tokens[:n], learnt=learnt, ids=row_ids, values=row_values)
 
 
@@ -116,7 +116,7 @@ def _attended(columns: Mapping[str, Any], n_tokens: int) -> int:
     return n
 
 
-def _labelled(columns: Mapping[str, Any], tokens: Longs) -> Bools:
+def _labeled(columns: Mapping[str, Any], tokens: Longs) -> Bools:
     """Which rows are learnt: labels repeat the token that is to be learnt, and are -100 elsewhere."""
     labels = whole_numbers(columns, "labels")
     if len(labels) != len(tokens):

@@ -149,7 +149,7 @@ def _legacy(settings: DistillkitLegacyCodec, columns: Mapping[str, Any]) -> Iter
             raise BadRow(
                 f"after token {rows.start + int((~np.isfinite(logits)).any(axis=1).argmax())}, a logit is no number"
             )
-        yield ids, normalised(logits)
+        yield ids, normalized(logits)
 
 
 def _slices(n_rows: int, numbers_each: int) -> Iterator[slice]:
@@ -158,7 +158,7 @@ def _slices(n_rows: int, numbers_each: int) -> Iterator[slice]:
     return (slice(first, first + size) for first in range(0, n_rows, size))
 
 
-def normalised(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+def normalized(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     """Log-probabilities of ids that are made to hold 1 together."""
     values = logits.astype(np.float64)
     values -= values.max(axis=1, keepdims=True)

@@ -106,9 +106,9 @@ def _stored(codec: DistillkitCodec, packed: Bytes) -> tuple[Tensor, Tensor]:
     )
 
 
-def _terms(terms: tuple[Term, ...], n: int, dtype: torch.dtype, normalised: bool) -> Tensor:
+def _terms(terms: tuple[Term, ...], n: int, dtype: torch.dtype, normalized: bool) -> Tensor:
     """The terms of the polynomial at ranks 0 to n - 1, or at as many places from 0 to 1."""
-    points_K = torch.linspace(0, 1, steps=n, dtype=dtype) if normalised else torch.arange(n, dtype=dtype)
+    points_K = torch.linspace(0, 1, steps=n, dtype=dtype) if normalized else torch.arange(n, dtype=dtype)
     named = {"sqrt": torch.sqrt, "exp": torch.exp}
     columns = [points_K**term if isinstance(term, int) else named[term](points_K) for term in terms]
     return torch.stack(columns, dim=-1)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from kdpipe.cache import layout
-from kdpipe.cache.catalogue import refuse_foreign_folder
+from kdpipe.cache.catalog import refuse_foreign_folder
 from kdpipe.cache.parts.arrow_files import ParquetLists
 from kdpipe.pipeline.documents.data_sources import find_files, is_of_hub
 from kdpipe.pipeline.documents.row_files import Limits, LinesFile, ListFile, Row, RowFile, TableFile

@@ -90,7 +90,7 @@ def left_out(form: ExportForm, manifest: Manifest) -> tuple[str, ...]:
     if form == "axolotl":
         found += ["draws, which stand for the tail" if targets.has_draws else ""]
         found += ["the mass of ids that are not kept" if targets.tail_known else ""]
-        found += ["normalisers at other temperatures" if targets.temperatures else ""]
+        found += ["normalizers at other temperatures" if targets.temperatures else ""]
         found += ["entropy" if targets.entropy else "", "log p of next tokens that are not kept"]
     found += ["how often ids were drawn" if targets.keep.kind == "sampled" else ""]
     found += ["hidden states" if manifest.hidden.pooled or manifest.hidden.rows else ""]

@@ -20,14 +20,14 @@ def token_sizes(tokenizer: LoadedTokenizer) -> npt.NDArray[np.uint32]:
     """Bytes of text by id."""
     fast = tokenizer.fast
     sizes = np.zeros(tokenizer.record.vocabulary_size, np.uint32)
-    spelt = {i: token for token, i in fast.get_vocab().items()}
+    spelled = {i: token for token, i in fast.get_vocab().items()}
     added = {i: token.content for i, token in fast.added_tokens_decoder.items()}
     special = {i for i, token in fast.added_tokens_decoder.items() if token.special} | set(fast.all_special_ids)
-    plain = sorted(spelt.keys() - added.keys() - special)
+    plain = sorted(spelled.keys() - added.keys() - special)
     if _is_byte_level(tokenizer):
-        found = [len(spelt[i]) for i in plain]
+        found = [len(spelled[i]) for i in plain]
     else:
-        found = _decoded(tokenizer, plain, spelt)
+        found = _decoded(tokenizer, plain, spelled)
     sizes[plain] = np.minimum(found, MAX_TOKEN_BYTES)
     for i, text in added.items():
         sizes[i] = 0 if i in special else min(len(text.encode()), MAX_TOKEN_BYTES)
@@ -41,7 +41,7 @@ def _is_byte_level(tokenizer: LoadedTokenizer) -> bool:
     return any(step.get("type") == "ByteLevel" for step in steps)
 
 
-def _decoded(tokenizer: LoadedTokenizer, ids: list[int], spelt: dict[int, str]) -> list[int]:
+def _decoded(tokenizer: LoadedTokenizer, ids: list[int], spelled: dict[int, str]) -> list[int]:
     """Lengths of ids decoded behind another one, which keeps their leading space."""
     if not ids:
         return []
@@ -49,6 +49,6 @@ def _decoded(tokenizer: LoadedTokenizer, ids: list[int], spelt: dict[int, str]) 
     before = len(decode([[ids[0]]], skip_special_tokens=False)[0].encode())
     texts = decode([[ids[0], i] for i in ids], skip_special_tokens=False)
     return [
-        1 if BYTE_TOKEN.match(spelt[i]) else max(0, len(text.encode()) - before)
+        1 if BYTE_TOKEN.match(spelled[i]) else max(0, len(text.encode()) - before)
         for i, text in zip(ids, texts, strict=True)
     ]

@@ -75,7 +75,7 @@ def whole_losses(
             losses.append(-logq_CV.gather(1, rows.labels_N.long()[:, None]).squeeze(1))
         else:
             logp_CV = (said_CV / term.temperature).log_softmax(dim=1).clamp(min=LEAST)
-            # All ids are kept here, so that nothing is left to renormalise.
-            name: LogitName = "forward_kl" if term.name == "renormalised" else term.name
+            # All ids are kept here, so that nothing is left to renormalize.
+            name: LogitName = "forward_kl" if term.name == "renormalized" else term.name
             losses.append(divergence(name, logp_CV, logq_CV, shape))
     return clamped(losses, shape)

@@ -84,8 +84,8 @@ def row_loss(term: LogitTerm, spoken: Spoken, rows: Rows, shape: Shape) -> Tenso
     if term.name == "ce":
         return all_C - spoken.label_C
     logq_CK = torch.where(is_entry_CK, tempered_CK - all_C[:, None], 0.0)
-    if term.name == "renormalised":
-        return _renormalised(rows.targets, logq_CK, is_exact_CK, term.temperature)
+    if term.name == "renormalized":
+        return _renormalized(rows.targets, logq_CK, is_exact_CK, term.temperature)
     teacher = bins(rows.targets, term.temperature, rows.vocabulary_size, dtype)
     log_bin_C = torch.logaddexp(_log_sum(tempered_CK, teacher.is_draw_CK), rest_C) - all_C
     logq_CB = torch.where(teacher.present_CB, torch.cat([logq_CK, log_bin_C[:, None]], dim=1), 0.0)
@@ -141,7 +141,7 @@ def weighed(losses: Sequence[Tensor], weights_TC: Tensor) -> Tensor:
     return torch.stack(parts).sum()
 
 
-def _renormalised(targets: Targets, logq_CK: Tensor, is_exact_CK: Tensor, temperature: float) -> Tensor:
+def _renormalized(targets: Targets, logq_CK: Tensor, is_exact_CK: Tensor, temperature: float) -> Tensor:
     """sum t log(t/q) over exact ids, t = p^(1/T) / their sum, q the whole softmax: biased, there to compare with."""
     own_CK = torch.where(is_exact_CK, targets.logprobs_NK.to(logq_CK.dtype) / temperature, NOTHING)
     logt_CK = torch.where(is_exact_CK, own_CK.log_softmax(dim=1), 0.0)

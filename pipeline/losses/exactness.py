@@ -9,13 +9,13 @@ from collections.abc import Iterable, Sequence
 from torch import Tensor
 
 from kdpipe.pipeline.batches.micro_batch import Targets
-from kdpipe.pipeline.losses.teacher_bins import known_tail, neighbours, unknown_tail
+from kdpipe.pipeline.losses.teacher_bins import known_tail, neighbors, unknown_tail
 from kdpipe.pipeline.losses.terms import LogitName, LogitTerm, Shape
 from kdpipe.schemas.errors import Incompatible
 from kdpipe.schemas.targets import TargetSpec
 
 # They need no more of the teacher than the exact ids, or nothing.
-EVERYWHERE = ("ce", "renormalised")
+EVERYWHERE = ("ce", "renormalized")
 SHIFTED = "_shifted"
 NO_TARGETS = "this cache holds tokens only, there is no teacher in it to learn from"
 NO_TARGETS_HINT = "choose --mode output, or make a cache with another --targets"
@@ -47,11 +47,11 @@ def check_spec(names: Iterable[LogitName], spec: TargetSpec, temperature: float)
             continue
         if spec.keep.kind == "none":
             raise Incompatible(NO_TARGETS, hint=NO_TARGETS_HINT)
-        if name == "renormalised" or spec.keep.kind == "state":
+        if name == "renormalized" or spec.keep.kind == "state":
             continue
         if not spec.tail_known:
             raise unknown_tail()
-        neighbours(temperature, spec.temperatures)
+        neighbors(temperature, spec.temperatures)
 
 
 def check_targets(terms: Sequence[LogitTerm], targets: Targets | None, shape: Shape, sequence_N: Tensor | None) -> None:
@@ -62,8 +62,8 @@ def check_targets(terms: Sequence[LogitTerm], targets: Targets | None, shape: Sh
             continue
         if targets is None:
             raise Incompatible(NO_TARGETS, hint=NO_TARGETS_HINT)
-        if term.name == "renormalised" or targets.state_NH is not None:
+        if term.name == "renormalized" or targets.state_NH is not None:
             continue
         known_tail(targets)
-        neighbours(term.temperature, targets.log_z)
+        neighbors(term.temperature, targets.log_z)
         assert shape.tail_weight <= 1 or sequence_N is not None, "tail weights above 1 need the sequence of each row"

@@ -1,4 +1,4 @@
-"""`Objective`: everything that is minimised, for one micro-batch of an optimizer step.
+"""`Objective`: everything that is minimized, for one micro-batch of an optimizer step.
 
 In: a `MicroBatch`, the terms in force, their counts over the whole step. Out: a scalar to call backward on, and the raw
 sum of every term.

@@ -76,7 +76,7 @@ def tempered(targets: Targets, temperature: float, dtype: torch.dtype) -> Tensor
 
 def log_z(targets: Targets, temperature: float, dtype: torch.dtype) -> Tensor:
     """Log of sum of p^(1/T): as stored, or on the straight line in 1/T between the temperatures on either side."""
-    below, above = neighbours(temperature, targets.log_z)
+    below, above = neighbors(temperature, targets.log_z)
     ones_C = targets.count_N.new_zeros(targets.count_N.shape, dtype=dtype)
     low_C, high_C = (ones_C if t == 1.0 else targets.log_z[t].to(dtype) for t in (below, above))
     if below == above:
@@ -85,7 +85,7 @@ def log_z(targets: Targets, temperature: float, dtype: torch.dtype) -> Tensor:
     return low_C + share * (high_C - low_C)
 
 
-def neighbours(temperature: float, stored: Iterable[float]) -> tuple[float, float]:
+def neighbors(temperature: float, stored: Iterable[float]) -> tuple[float, float]:
     """The known temperatures on either side of one; log_z of 1 is always known."""
     known = sorted({1.0, *stored})
     if not known[0] <= temperature <= known[-1]:
@@ -135,7 +135,7 @@ def unknown_tail() -> Incompatible:
     """What is said of imports without the mass that they leave out."""
     return Incompatible(
         "this cache does not know how much mass its targets leave out",
-        hint="choose --mode output, or losses.logit=renormalised, which leaves the rest out on purpose",
+        hint="choose --mode output, or losses.logit=renormalized, which leaves the rest out on purpose",
     )
 
 

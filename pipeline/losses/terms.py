@@ -11,7 +11,7 @@ from typing import Final, Literal
 
 from torch import Tensor
 
-LogitName = Literal["ce", "forward_kl", "skew_kl", "reverse_kl", "jsd", "total_variation", "renormalised"]
+LogitName = Literal["ce", "forward_kl", "skew_kl", "reverse_kl", "jsd", "total_variation", "renormalized"]
 HiddenName = Literal[
     "cosine", "correlation", "mse", "position_relations", "document_relations", "cka", "router_balance"
 ]
@@ -23,7 +23,7 @@ LOGIT_NAMES: Final[tuple[LogitName, ...]] = (
     "reverse_kl",
     "jsd",
     "total_variation",
-    "renormalised",
+    "renormalized",
 )
 HIDDEN_NAMES: Final[tuple[HiddenName, ...]] = (
     "cosine",
@@ -69,6 +69,6 @@ class InForce:
 
 def factor(name: TermName, temperature: float) -> float:
     """What a term is multiplied with so that its gradient does not shrink as the temperature grows."""
-    if name in ("forward_kl", "skew_kl", "reverse_kl", "jsd", "renormalised"):
+    if name in ("forward_kl", "skew_kl", "reverse_kl", "jsd", "renormalized"):
         return temperature**2
     return temperature if name == "total_variation" else 1.0

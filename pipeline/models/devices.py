@@ -78,7 +78,7 @@ def place(weight_bytes: int, free_bytes: Sequence[int], cpu_free_bytes: int) -> 
     raise ConfigError(
         f"the teacher's weights take {_gib(weight_bytes)}, {len(usable)} devices and the CPU have room for "
         f"{_gib(sum(usable) + usable_on_cpu)}",
-        hint="quantise it (teacher.quantise int8 or int4), or run it on a larger machine",
+        hint="quantize it (teacher.quantize int8 or int4), or run it on a larger machine",
     )
 
 

@@ -1,6 +1,6 @@
 """A model folder on disk, looked at before anything is loaded: is all of it there, and what is its digest?
 
-In: a folder as transformers saves it. Out: its weight files, their digest, its licence; or what is wrong in two lines.
+In: a folder as transformers saves it. Out: its weight files, their digest, its license; or what is wrong in two lines.
 """
 
 import hashlib
@@ -81,8 +81,8 @@ def weights_sha256(folder: Path) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def licence_of(readme: str) -> str | None:
-    """Read the licence that a model card states in its front matter."""
+def license_of(readme: str) -> str | None:
+    """Read the license that a model card states in its front matter."""
     lines = readme.splitlines()
     if not lines or lines[0].strip() != "---":
         return None

@@ -24,7 +24,7 @@ CAPS = ("final_logit_softcapping", "logits_soft_cap")
 class Head:
     """logits = cap(scale (W h + b)), of the first `vocabulary_size` ids; cap(z) = c tanh(z / c).
 
-    `module` is called where its weights cannot be cut: they are quantised, or come from elsewhere for each call.
+    `module` is called where its weights cannot be cut: they are quantized, or come from elsewhere for each call.
     `is_wide` says that products of half precision come out in float32.
     """
 

@@ -1,6 +1,6 @@
 """`ModelShape`: what is known of a model before its weights are loaded, for `kdpipe plan` and for early refusals.
 
-In: `ModelSettings`. Out: sizes, revision and licence from config and model card, or what is wrong in two lines.
+In: `ModelSettings`. Out: sizes, revision and license from config and model card, or what is wrong in two lines.
 """
 
 import inspect
@@ -37,7 +37,7 @@ class ModelShape:
 
     name: str
     revision: str | None
-    licence: str | None
+    license: str | None
     model_type: str
     n_layers: int
     width: int
@@ -47,7 +47,7 @@ class ModelShape:
     max_positions: int | None
     switches_at: int | None
     stored_dtype: str | None
-    quantised: bool
+    quantized: bool
     config: Any = field(repr=False)
 
     @property
@@ -74,7 +74,7 @@ def read_shape(settings: ModelSettings) -> ModelShape:
         )
     shape = shape_of(name, config, trusted=settings.trust_remote_code)
     revision = None if folder is not None else getattr(config, "_commit_hash", None) or settings.revision
-    return replace(shape, revision=revision, licence=_licence(folder, name, settings))
+    return replace(shape, revision=revision, license=_license(folder, name, settings))
 
 
 def shape_of(name: str, config: Any, *, trusted: bool = False) -> ModelShape:
@@ -90,7 +90,7 @@ def shape_of(name: str, config: Any, *, trusted: bool = False) -> ModelShape:
     return ModelShape(
         name=name,
         revision=None,
-        licence=None,
+        license=None,
         model_type=str(config.model_type),
         n_layers=int(text.num_hidden_layers),
         width=int(text.hidden_size),
@@ -100,7 +100,7 @@ def shape_of(name: str, config: Any, *, trusted: bool = False) -> ModelShape:
         max_positions=_max_positions(text),
         switches_at=_switches_at(text),
         stored_dtype=_dtype_name(text),
-        quantised=getattr(config, "quantization_config", None) is not None,
+        quantized=getattr(config, "quantization_config", None) is not None,
         config=config,
     )
 
@@ -255,7 +255,7 @@ def _switches_at(text: Any) -> int | None:
     return None
 
 
-def _licence(folder: Path | None, name: str, settings: ModelSettings) -> str | None:
+def _license(folder: Path | None, name: str, settings: ModelSettings) -> str | None:
     if folder is not None:
         path: Path | None = folder / "README.md"
     else:
@@ -266,7 +266,7 @@ def _licence(folder: Path | None, name: str, settings: ModelSettings) -> str | N
         path = Path(found) if found else None
     if path is None or not path.is_file():
         return None
-    return folders.licence_of(path.read_text(encoding="utf-8", errors="replace"))
+    return folders.license_of(path.read_text(encoding="utf-8", errors="replace"))
 
 
 def _dtype_name(text: Any) -> str | None:

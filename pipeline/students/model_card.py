@@ -11,20 +11,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-# What licences ask of models that learn from a model's answers, as their texts read in 2026; the first that fits.
+# What licenses ask of models that learn from a model's answers, as their texts read in 2026; the first that fits.
 TERMS: tuple[tuple[str, str], ...] = (
     (
         r"llama-?3[.-][1-9]|llama-?4",
-        "The Llama 3.1 and later licences ask that models trained on their outputs have names that begin with Llama, "
-        "say 'Built with Llama', and come with the licence.",
+        "The Llama 3.1 and later licenses ask that models trained on their outputs have names that begin with Llama, "
+        "say 'Built with Llama', and come with the license.",
     ),
     (
         r"llama",
-        "The Llama 2 and Llama 3 licences do not allow their outputs to improve other language models than Llama.",
+        "The Llama 2 and Llama 3 licenses do not allow their outputs to improve other language models than Llama.",
     ),
     (r"gemma", "The Gemma terms count models trained on Gemma's outputs as derivatives: the same terms go with them."),
-    (r"(^|[-_ ])nc([-_ ]|$)|non-?commercial|research", "The teacher's licence allows no commercial use."),
-    (r"^other", "The teacher has a licence of its own: read whether it allows models to be trained on outputs."),
+    (r"(^|[-_ ])nc([-_ ]|$)|non-?commercial|research", "The teacher's license allows no commercial use."),
+    (r"^other", "The teacher has a license of its own: read whether it allows models to be trained on outputs."),
 )
 HUB_ID = r"[\w.-]+/[\w.-]+"
 # Lines of an adapter's card, and what they become when it is merged.
@@ -33,7 +33,7 @@ MERGED = {
     'library_name: "peft"': 'library_name: "transformers"',
     "\nAn adapter of ": "\nAn adapter, merged, of ",
 }
-UNKNOWN = "The teacher's licence is not known: find out whether it allows models to be trained on outputs."
+UNKNOWN = "The teacher's license is not known: find out whether it allows models to be trained on outputs."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,9 +47,9 @@ class Card:
     name: str
     teacher: str | None
     teacher_revision: str | None
-    teacher_licence: str | None
+    teacher_license: str | None
     base: str | None
-    base_licence: str | None
+    base_license: str | None
     cache_id: str | None
     losses: Mapping[str, float]
     temperature: float
@@ -62,11 +62,11 @@ class Card:
     is_adapter: bool = False
 
 
-def terms_of(licence: str | None) -> str | None:
-    """What a teacher's licence asks of its students, where it is known to ask something."""
-    if licence is None:
+def terms_of(license: str | None) -> str | None:
+    """What a teacher's license asks of its students, where it is known to ask something."""
+    if license is None:
         return UNKNOWN
-    return next((words for pattern, words in TERMS if re.search(pattern, licence.lower())), None)
+    return next((words for pattern, words in TERMS if re.search(pattern, license.lower())), None)
 
 
 def rendered(card: Card) -> str:
@@ -84,7 +84,7 @@ def of_merged(text: str) -> str:
 def _front(card: Card) -> list[str]:
     base = card.base if card.base is not None and re.fullmatch(HUB_ID, card.base) else None
     values: dict[str, Any] = {
-        "license": _tag(card.base_licence or card.teacher_licence),
+        "license": _tag(card.base_license or card.teacher_license),
         "base_model": base,
         "base_model_relation": None if base is None else "adapter" if card.is_adapter else "finetune",
         "library_name": "peft" if card.is_adapter else "transformers",
@@ -96,18 +96,18 @@ def _front(card: Card) -> list[str]:
     return ["---", *lines, "---"]
 
 
-def _tag(licence: str | None) -> str | None:
-    """The licence as the hub takes it: a word, else `other`."""
-    if licence is None:
+def _tag(license: str | None) -> str | None:
+    """The license as the hub takes it: a word, else `other`."""
+    if license is None:
         return None
-    return licence if re.fullmatch(r"[a-z0-9.-]+", licence) else "other"
+    return license if re.fullmatch(r"[a-z0-9.-]+", license) else "other"
 
 
 def _distillation(card: Card) -> dict[str, Any]:
     found = {
         "teacher": card.teacher,
         "teacher_revision": card.teacher_revision,
-        "teacher_license": card.teacher_licence,
+        "teacher_license": card.teacher_license,
         "cache_id": card.cache_id,
         "losses": dict(card.losses),
         "temperature": card.temperature,
@@ -130,8 +130,8 @@ def _body(card: Card) -> list[str]:
     else:
         at = f" ({card.teacher_revision})" if card.teacher_revision else ""
         lines = [f"{who}, trained with kdpipe from a cache of what {card.teacher}{at} said."]
-        lines += ["", f"Licence of the teacher: {card.teacher_licence or 'not known'}."]
-        if (terms := terms_of(card.teacher_licence)) is not None:
+        lines += ["", f"License of the teacher: {card.teacher_license or 'not known'}."]
+        if (terms := terms_of(card.teacher_license)) is not None:
             lines += ["", f"**{terms}**"]
     lines += ["", "| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in _rows(card))]
     if card.metrics:

@@ -61,9 +61,9 @@ def find_student(settings: StudentSettings, ids: Ids) -> Found:
     if not path.is_dir():
         _refuse_slips(name)
     shape = read_shape(settings)
-    if shape.quantised:
+    if shape.quantized:
         raise ConfigError(
-            f"the student {name} has quantised weights, which cannot be trained", hint="name the model as it was before"
+            f"the student {name} has quantized weights, which cannot be trained", hint="name the model as it was before"
         )
     return Found(name=name, kind="folder" if path.is_dir() else "hub", shape=shape, ids=ids)
 

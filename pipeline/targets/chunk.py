@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# Sums and searches go through blocks of neighbouring ids first.
+# Sums and searches go through blocks of neighboring ids first.
 BLOCK = 64
 # Numbers of a buffer: what of four of 4 MiB is in use stays in the caches of a CPU; a GPU wants more at once.
 CPU_NUMBERS, GPU_NUMBERS = 1 << 20, 1 << 24

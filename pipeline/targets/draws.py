@@ -1,6 +1,6 @@
 """Random numbers that follow from what they are for: no state, hence no dependence on batch, order or device.
 
-In: a seed, the place of a row in the data, a counter. Out: 64-bit words as int64 tensors. A word is the finaliser of
+In: a seed, the place of a row in the data, a counter. Out: 64-bit words as int64 tensors. A word is the finalizer of
 splitmix64 (Steele, Lea and Flood 2014) of key + (counter + 1) * GOLDEN, modulo 2^64.
 """
 
@@ -46,7 +46,7 @@ def below(keys: Tensor, counters: Tensor, bounds: Tensor) -> Tensor:
 
 
 def mixed(x: Tensor) -> Tensor:
-    """The finaliser of splitmix64."""
+    """The finalizer of splitmix64."""
     x = (x ^ _shifted(x, 30)) * _FIRST
     x = (x ^ _shifted(x, 27)) * _SECOND
     return x ^ _shifted(x, 31)

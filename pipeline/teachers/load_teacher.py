@@ -22,7 +22,7 @@ from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.stage_one import TeacherSettings
 
 log = logging.getLogger(__name__)
-# How a manifest says that weights were quantised.
+# How a manifest says that weights were quantized.
 _WEIGHTS, _AS_STORED = "weights in", "stored bits"
 
 
@@ -54,18 +54,18 @@ def load(settings: TeacherSettings, shape: ModelShape, on: Sequence[torch.device
         name=settings.display_name or own_name,
         revision=shape.revision,
         weights_sha256=folders.weights_sha256(folder) if folder else None,
-        dtype="quantised" if shape.quantised else name,
-        licence=settings.license or shape.licence,
+        dtype="quantized" if shape.quantized else name,
+        license=settings.license or shape.license,
         n_layers=shape.n_layers,
         hidden_size=shape.width,
         remote_code=settings.trust_remote_code,
-        notes=_how_quantised(settings, shape, name),
+        notes=_how_quantized(settings, shape, name),
         hub_id=shape.name if folder is None and settings.display_name not in (None, shape.name) else None,
     )
     log.info("loading %s as %s on %s (%s)", shape.name, facts.dtype, on[0], placement.kind)
     with in_two_lines(shape.name):
         model, report = _from_pretrained(settings, shape, folder, {"dtype": dtype, **_mapped(shape, placement, on)})
-        if placement.kind == "one" and not shape.quantised:
+        if placement.kind == "one" and not shape.quantized:
             torch.nn.Module.to(model, on[0])
     folders.check_loaded(shape.name, report)
     torch.nn.Module.eval(model)
@@ -73,25 +73,25 @@ def load(settings: TeacherSettings, shape: ModelShape, on: Sequence[torch.device
     return Loaded(model=model, shape=shape, device=on[0], dtype=dtype, placement=placement, facts=facts)
 
 
-def _how_quantised(settings: TeacherSettings, shape: ModelShape, dtype: str) -> tuple[str, ...]:
+def _how_quantized(settings: TeacherSettings, shape: ModelShape, dtype: str) -> tuple[str, ...]:
     """Weights in fewer bits are another teacher, which the digest of the files cannot tell."""
-    if not shape.quantised:
+    if not shape.quantized:
         return ()
     stored: Any = getattr(shape.config, "quantization_config", None)
     method = stored.get("quant_method") if isinstance(stored, dict) else getattr(stored, "quant_method", None)
-    how = _AS_STORED if settings.quantise == "none" else settings.quantise
-    by = getattr(method, "value", method) if settings.quantise == "none" else "bitsandbytes"
+    how = _AS_STORED if settings.quantize == "none" else settings.quantize
+    by = getattr(method, "value", method) if settings.quantize == "none" else "bitsandbytes"
     return (f"{_WEIGHTS} {how} by {by}, numbers in {dtype}",)
 
 
 def asked_again(name: str, facts: manifest.Teacher) -> TeacherSettings:
     """How a teacher is loaded to speak as it did before, as far as a manifest tells."""
     words = [note.split() for note in facts.notes if note.startswith(f"{_WEIGHTS} ")]
-    quantise = next((how for found in words for how in ("int8", "int4") if how in found), "none")
+    quantize = next((how for found in words for how in ("int8", "int4") if how in found), "none")
     known = words[0][-1] if words else facts.dtype
     spoken = known if known in ("float32", "float16", "bfloat16") else "auto"
     revision = facts.revision if name == (facts.hub_id or facts.name) else None
-    return TeacherSettings.model_validate({"name": name, "revision": revision, "dtype": spoken, "quantise": quantise})
+    return TeacherSettings.model_validate({"name": name, "revision": revision, "dtype": spoken, "quantize": quantize})
 
 
 def fits_each(settings: TeacherSettings, shape: ModelShape, on: Sequence[torch.device]) -> bool:
@@ -110,26 +110,26 @@ def placed(shape: ModelShape, weight_bytes: int, on: Sequence[torch.device]) -> 
 
 
 def _weight_bytes(settings: TeacherSettings, shape: ModelShape, dtype: str) -> int:
-    if settings.quantise != "none":
-        return shape.parameter_bytes(settings.quantise)
-    return shape.parameter_bytes("int8" if shape.quantised else dtype)
+    if settings.quantize != "none":
+        return shape.parameter_bytes(settings.quantize)
+    return shape.parameter_bytes("int8" if shape.quantized else dtype)
 
 
 def _mapped(shape: ModelShape, placement: Placement, on: Sequence[torch.device]) -> dict[str, Any]:
-    """What transformers is told of devices; quantised weights are packed where they are loaded."""
+    """What transformers is told of devices; quantized weights are packed where they are loaded."""
     if placement.kind != "one":
         room = {on[key].index if isinstance(key, int) else key: free for key, free in placement.max_memory.items()}
         return {"device_map": "auto", "max_memory": room}
-    return {"device_map": {"": on[0]}} if shape.quantised else {}
+    return {"device_map": {"": on[0]}} if shape.quantized else {}
 
 
 def _from_pretrained(
     settings: TeacherSettings, shape: ModelShape, folder: Path | None, options: dict[str, Any]
 ) -> tuple[transformers.PreTrainedModel, dict[str, Any]]:
     """Load by transformers, which says what it did not find."""
-    if settings.quantise != "none":
+    if settings.quantize != "none":
         bits: Any = transformers.BitsAndBytesConfig
-        options["quantization_config"] = bits(**{f"load_in_{settings.quantise.removeprefix('int')}bit": True})
+        options["quantization_config"] = bits(**{f"load_in_{settings.quantize.removeprefix('int')}bit": True})
     auto: Any = transformers.AutoModelForCausalLM
     model, report = auto.from_pretrained(
         folder or shape.name,

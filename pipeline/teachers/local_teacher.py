@@ -163,7 +163,7 @@ class LocalTeacher:
             raise KdpipeError(
                 f"document {pieces[0].document:,} of {pieces[0].split}, {n_tokens:,} tokens, does not fit into the "
                 f"memory of {self.forward.device}",
-                hint="shorten sequences (--seq-len), quantise the teacher, or use a device with more memory",
+                hint="shorten sequences (--seq-len), quantize the teacher, or use a device with more memory",
             )
 
     def _remember(self, n_tokens: int) -> None:

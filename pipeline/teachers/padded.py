@@ -89,7 +89,7 @@ def readable(pieces: Sequence[Piece], shape: ModelShape, vocabulary_size: int) -
         if not 0 <= int(piece.tokens.min()) <= int(piece.tokens.max()) < vocabulary_size:
             raise ConfigError(
                 f"{where} has token {int(piece.tokens.max()):,}, the vocabulary has {vocabulary_size:,}",
-                hint="was it tokenised by the teacher's own tokenizer?",
+                hint="was it tokenized by the teacher's own tokenizer?",
             )
     check_lengths(shape, max(len(piece) for piece in pieces))
     if shape.switches_at is None:

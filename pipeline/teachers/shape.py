@@ -1,4 +1,4 @@
-"""The shape of a teacher: what its config says, and whether it can be quantised as asked.
+"""The shape of a teacher: what its config says, and whether it can be quantized as asked.
 
 In: `TeacherSettings`. Out: a `ModelShape`, or a `ConfigError`.
 """
@@ -12,17 +12,17 @@ from kdpipe.schemas.stage_one import TeacherSettings
 
 
 def teacher_shape(settings: TeacherSettings) -> ModelShape:
-    """Read the shape, and refuse to quantise what cannot be."""
+    """Read the shape, and refuse to quantize what cannot be."""
     if settings.name is None:
         raise ConfigError("no teacher is named", hint="give --teacher, a hub id or a folder")
     shape = read_shape(settings)
-    if settings.quantise == "none":
+    if settings.quantize == "none":
         return shape
-    if shape.quantised:
-        raise ConfigError(f"{shape.name} is quantised already", hint="leave teacher.quantise out")
+    if shape.quantized:
+        raise ConfigError(f"{shape.name} is quantized already", hint="leave teacher.quantize out")
     if importlib.util.find_spec("bitsandbytes") is None:
         raise ConfigError(
-            f"teacher.quantise {settings.quantise} needs bitsandbytes, which is not there",
+            f"teacher.quantize {settings.quantize} needs bitsandbytes, which is not there",
             hint="pip install 'kdpipe[quant]'",
         )
-    return replace(shape, quantised=True)
+    return replace(shape, quantized=True)

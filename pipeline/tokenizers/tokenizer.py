@@ -67,7 +67,7 @@ class LoadedTokenizer:
         return list(self.fast.backend_tokenizer.encode_batch(list(texts), add_special_tokens=add_special_tokens))
 
     def token_text(self, token: int) -> str:
-        """How an id is spelt in the vocabulary."""
+        """How an id is spelled in the vocabulary."""
         return str(self.fast.convert_ids_to_tokens(token))
 
 

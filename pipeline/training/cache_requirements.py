@@ -80,8 +80,8 @@ def warnings(settings: StageTwo, curriculum: Curriculum, manifest: Manifest) -> 
             "weights looks best of all"
         )
     kd = curriculum.terms & set(LOGIT_NAMES) - {"ce"}
-    if "renormalised" in kd:
-        yield "renormalised top-k is biased: what was kept becomes too sure; it is there to compare with"
+    if "renormalized" in kd:
+        yield "renormalized top-k is biased: what was kept becomes too sure; it is there to compare with"
     if not kd or spec.keep.kind == "state":
         return
     for temperature in sorted(curriculum.temperatures - {spec.target_temperature}):

@@ -22,7 +22,7 @@ from kdpipe.schemas.targets import Sampled, Threshold
 LEAST_MASS, REFUSED_MASS = 0.5, 0.2
 SAMPLED = 8
 # They need nothing but the exact ids.
-WITHOUT_BIN = {"ce", "renormalised"}
+WITHOUT_BIN = {"ce", "renormalized"}
 
 
 def check_masses(cache: Cache, curriculum: Curriculum, allowed: bool, watch: TrainWatch) -> None:

@@ -66,7 +66,7 @@ class Curriculum:
         return InForce(weights=weights, temperature=self._temperature(phase), shape=self._shape)
 
     def order_at(self, step: int) -> Ordered:
-        """The order at a step, and since when; neighbouring phases of one order are one stretch of its line."""
+        """The order at a step, and since when; neighboring phases of one order are one stretch of its line."""
         number = self.phase_at(step)
         order = self._order_of(number)
         while number and self._order_of(number - 1) == order:
@@ -96,13 +96,13 @@ class Curriculum:
         return frozenset(phase.order or self._order for phase in self._lived())
 
     def lines(self, called: Callable[[TermName, float], str]) -> list[str]:
-        """What is minimised when, for a person to read; `called` is the name of a term at a temperature."""
+        """What is minimized when, for a person to read; `called` is the name of a term at a temperature."""
         lived = self._lived()
         ends = [end for end, start in zip(self._ends, [0, *self._ends[:-1]], strict=True) if start < end]
         told = [self._told(phase, called) for phase in lived]
         if len(told) > 1:
             told = [f"until step {end:,}: {text}" for end, text in zip(ends, told, strict=True)]
-        return [f"{'' if number else 'minimises':<12}{text}" for number, text in enumerate(told)]
+        return [f"{'' if number else 'minimizes':<12}{text}" for number, text in enumerate(told)]
 
     def _told(self, phase: Phase, called: Callable[[TermName, float], str]) -> str:
         losses, temperature = self._losses, self._temperature(phase)

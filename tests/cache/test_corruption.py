@@ -177,7 +177,7 @@ def test_a_copy_under_a_name_of_its_own_is_never_read_and_always_named(cache: Pr
     assert not failures
 
 
-def neighbours(path: Path) -> list[tuple[str, str]]:
+def neighbors(path: Path) -> list[tuple[str, str]]:
     """Pairs of files of one kind: in two parts, or in one part, or side by side at the top, with other bytes."""
     names = files_of(path)
     pairs = []
@@ -200,7 +200,7 @@ def record_of(name: str) -> str:
 def test_two_swapped_files_are_never_read_silently_and_always_named(cache: Pristine) -> None:
     path, right = cache
     failures = []
-    for one, other in neighbours(path):
+    for one, other in neighbors(path):
         swap_files(path / one, path / other)
         if what := silent_error(path, right):
             failures.append(f"{one} and {other}: {what}")
@@ -212,10 +212,10 @@ def test_two_swapped_files_are_never_read_silently_and_always_named(cache: Prist
     assert not failures
 
 
-def test_a_file_over_its_neighbour_is_never_read_silently_and_always_named(cache: Pristine) -> None:
+def test_a_file_over_its_neighbor_is_never_read_silently_and_always_named(cache: Pristine) -> None:
     path, right = cache
     failures = []
-    for one, other in neighbours(path):
+    for one, other in neighbors(path):
         before = (path / other).read_bytes()
         (path / other).write_bytes((path / one).read_bytes())
         if what := silent_error(path, right):
@@ -228,7 +228,7 @@ def test_a_file_over_its_neighbour_is_never_read_silently_and_always_named(cache
 
 def test_some_files_of_two_parts_have_one_size(pristine: dict[str, Pristine]) -> None:
     path, _ = pristine["topk"]
-    pairs = [pair for pair in neighbours(path) if "hidden/c" in pair[0] and "hidden/c" in pair[1]]
+    pairs = [pair for pair in neighbors(path) if "hidden/c" in pair[0] and "hidden/c" in pair[1]]
     assert [(path / one).stat().st_size == (path / other).stat().st_size for one, other in pairs] == [True]
 
 

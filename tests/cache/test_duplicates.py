@@ -19,7 +19,7 @@ from kdpipe.cache.transfer import copy_cache
 from kdpipe.cache.verify import duplicates as module
 from kdpipe.cache.verify import verify_cache
 from kdpipe.cache.verify.duplicates import Duplicates
-from kdpipe.pipeline.requantise import requantise
+from kdpipe.pipeline.requantize import requantize
 from kdpipe.pipeline.synthetic import Recipe, synthetic_manifest, synthetic_part, synthetic_tables
 from kdpipe.schemas.cache_plan import Plan, SplitPlan
 from kdpipe.schemas.copy_report import Choice
@@ -287,7 +287,7 @@ def test_a_split_of_which_nothing_is_left_out_keeps_its_count(tmp_path: Path) ->
         subset(str(path), str(out / "split"), Selection(split="validation"))
         subset(str(path), str(out / "some"), Selection(parts=Bounds(first=0, end=2)))
         merge([str(path), str(other)], str(out / "both"))
-        requantise(str(path), str(out / "poorer"), Poorer(tau=0.2))
+        requantize(str(path), str(out / "poorer"), Poorer(tau=0.2))
     counts = {name: _counts(out / name) for name in ("lean", "parts", "split", "some", "both", "poorer")}
     assert counts == {
         "lean": {"train": 3},

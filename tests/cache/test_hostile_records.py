@@ -183,7 +183,7 @@ def test_a_format_of_the_future_is_refused_as_not_fitting(cache: Path, changes: 
 def test_unknown_keys_of_a_newer_minor_version_are_passed_over(cache: Path) -> None:
     tokens = judged(cache)
     edit_manifest(
-        cache, lambda m: set_all(m, format__minor=7, colour="red", arrays__id__shade={"a": [1]}, plan__splits__0__x=1)
+        cache, lambda m: set_all(m, format__minor=7, color="red", arrays__id__shade={"a": [1]}, plan__splits__0__x=1)
     )
     edit_json(cache / RECORD, lambda r: r.update(mood="good"))
     reseal(cache)
@@ -193,8 +193,8 @@ def test_unknown_keys_of_a_newer_minor_version_are_passed_over(cache: Path) -> N
 
 
 def test_unknown_keys_of_this_minor_version_are_refused(cache: Path) -> None:
-    edit_manifest(cache, lambda m: set_all(m, colour="red"))
-    assert_refused(cache, "unknown key 'colour'")
+    edit_manifest(cache, lambda m: set_all(m, color="red"))
+    assert_refused(cache, "unknown key 'color'")
 
 
 RECORDS: dict[str, tuple[dict[str, Any], str]] = {

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from kdpipe.cache.format.quantizers import (
     LARGEST_SCALE,
     complement_table,
-    dequantise_vectors,
-    quantise_vectors,
+    dequantize_vectors,
+    quantize_vectors,
     to_codes,
     value_table,
 )
@@ -40,7 +40,7 @@ def coded(law: LinearLaw | LogOddsLaw, values: list[float]) -> list[int]:
 def test_the_largest_and_the_smallest_vectors_come_back() -> None:
     largest = LARGEST_SCALE * 127
     vectors = np.array([[2e-43, -2e-43, 0], [largest, -largest, 1]], np.float32)
-    back = dequantise_vectors(quantise_vectors(vectors, 3), 3, 3)
+    back = dequantize_vectors(quantize_vectors(vectors, 3), 3, 3)
     assert back[0, 0] > 0 > back[0, 1]
     assert np.isfinite(back).all()
     np.testing.assert_allclose(back[1], vectors[1], rtol=1e-6, atol=float(largest) / 250)
@@ -60,7 +60,7 @@ def test_every_value_is_the_code_that_it_came_from(law: LinearLaw | LogOddsLaw) 
     table = value_table(law)
     distinct = np.flatnonzero(np.diff(table[: LARGEST_CODE + 1], append=1e9) != 0)
     if isinstance(law, LogOddsLaw):
-        # Nearer to 0 than this, float32 does not tell neighbouring codes of log p apart.
+        # Nearer to 0 than this, float32 does not tell neighboring codes of log p apart.
         distinct = distinct[np.abs(distinct - law.zero) * law.step < 9.0]
     assert len(distinct) > 1000
     np.testing.assert_array_equal(to_codes(law, table[distinct], "x"), distinct)
@@ -142,11 +142,11 @@ def test_vectors_come_back_within_half_a_step_of_their_group(
     rng = np.random.default_rng(seed)
     vectors = (rng.standard_normal(shape) * 10.0**exponent).astype(np.float32)
     vectors[rng.random(shape) < 0.2] = 0
-    vectors_coded = quantise_vectors(vectors, group)
+    vectors_coded = quantize_vectors(vectors, group)
     n_groups = -(-shape[1] // group)
     assert vectors_coded.shape == (shape[0], shape[1] + 4 * n_groups)
-    decoded = dequantise_vectors(vectors_coded, shape[1], group)
-    np.testing.assert_allclose(decoded, reference.quantised(vectors, group), rtol=1e-6, atol=0)
+    decoded = dequantize_vectors(vectors_coded, shape[1], group)
+    np.testing.assert_allclose(decoded, reference.quantized(vectors, group), rtol=1e-6, atol=0)
     for first in range(0, shape[1], group):
         cut = slice(first, first + group)
         largest = np.abs(vectors[:, cut]).max(axis=1, keepdims=True)

@@ -17,7 +17,7 @@ from kdpipe.cache import layout
 from kdpipe.cache.durable import work_names as workers
 from kdpipe.cache.opening import create_cache
 from kdpipe.pipeline.synthetic import synthetic_tables
-from support.disk import Dead, Disk, Recorder, Tree, materialise
+from support.disk import Dead, Disk, Recorder, Tree, materialize
 from support.tiny import SMALL, begin_cache, digests_of, make_cache, manifest_of, resume_cache, unsynced, write_part
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="paths of descriptors are read from /proc")
@@ -104,7 +104,7 @@ def test_every_state_after_a_power_cut_can_be_gone_on_with(tmp_path: Path) -> No
             continue
         tried.add(kind)
         path = tmp_path / str(len(tried))
-        materialise(tree, path)
+        materialize(tree, path)
         with unsynced():
             assert resume_cache(path / "cache") == identity
         assert digests_of(path / "cache") == digests

@@ -134,7 +134,7 @@ def test_a_cache_travels_to_another_process(path: Path, digests: list[str], meth
         assert pool.apply(digests_of_all, (cache,)) == digests
 
 
-def test_a_cache_that_travelled_keeps_its_options(path: Path) -> None:
+def test_a_cache_that_traveled_keeps_its_options(path: Path) -> None:
     cache = open_cache(path, "train", allow_partial=True, max_open_parts=2)
     rebuild, arguments = cache.__reduce__()
     again: Cache = rebuild(*arguments)

@@ -16,7 +16,7 @@ from kdpipe.cache.reader import Cache
 from kdpipe.schemas.arrays import SCALAR_STEP
 from kdpipe.schemas.targets import Imported, Kept, NoTargets, Sampled, State, Threshold, TopK, TopP
 from support.arbitrary import BY_ROW, POOLED, Wish, write
-from support.reference import Expected, expected_rows, quantised
+from support.reference import Expected, expected_rows, quantized
 
 KINDS: dict[str, Kept] = {
     "threshold": Threshold(tau=0.04, max_entries=12),
@@ -60,7 +60,7 @@ def check_sequence(cache: Cache, i: int, rows: Rows, sequence: Sequence) -> None
     pooled = cache.pooled(i)
     assert sorted(pooled) == [v.layer for v in manifest.hidden.pooled]
     for vector in manifest.hidden.pooled:
-        twin = quantised(sequence.pooled[vector.layer], vector.group)
+        twin = quantized(sequence.pooled[vector.layer], vector.group)
         np.testing.assert_allclose(pooled[vector.layer], twin, rtol=1e-6)
     if manifest.data.text:
         assert cache.texts(i) == sequence.texts

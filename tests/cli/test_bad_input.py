@@ -546,11 +546,11 @@ def listening(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     ("where", "turn"),
     [
         ("kdpipe.pipeline.capture.capture_teacher.load", 1),
-        ("kdpipe.pipeline.documents.corpus.tokenise", 1),
+        ("kdpipe.pipeline.documents.corpus.tokenize", 1),
         ("kdpipe.pipeline.documents.open_corpus.Indexer", 1),
         ("kdpipe.pipeline.capture.part_capture.arrange", 3),
     ],
-    ids=["loading", "tokenising", "indexing", "in the third part"],
+    ids=["loading", "tokenizing", "indexing", "in the third part"],
 )
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.usefixtures("listening")

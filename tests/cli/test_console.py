@@ -38,7 +38,7 @@ def test_a_report_is_one_document_for_a_program_and_its_page_for_a_person(capsys
     assert json.loads(capsys.readouterr().out) == {"step": 3, "value": 0.5}
 
 
-def test_control_characters_are_spelt_out(capsys: pytest.CaptureFixture[str]) -> None:
+def test_control_characters_are_spelled_out(capsys: pytest.CaptureFixture[str]) -> None:
     console.answer("a\x1b[31mb\x9bc\u202ed\r\te\n")
     assert capsys.readouterr().out == "a\\x1b[31mb\\x9bc\\x202ed\\x0d\te\n\n"
 

@@ -172,14 +172,14 @@ def test_words_after_a_double_dash_are_left_alone() -> None:
     assert main._without_debug(["a", "--", "--debug"]) == (["a", "--", "--debug"], False)
 
 
-def test_a_misspelt_command_is_answered_with_the_nearest(
+def test_a_misspelled_command_is_answered_with_the_nearest(
     failing: list[BaseException], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main.run(["fial"]) == 2
     assert capsys.readouterr().err == "error: No such command 'fial'. Did you mean 'fail'?\nhint: see `kdpipe --help`\n"
 
 
-def test_a_misspelt_option_of_a_command_points_to_its_help(
+def test_a_misspelled_option_of_a_command_points_to_its_help(
     failing: list[BaseException], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main.run(["fail", "--jsn"]) == 2

@@ -24,7 +24,7 @@ READERS = {
     "cache export": ["URL", "--to", "parquet", "--out", "OUT"],
     "cache inspect": ["URL"],
     "cache merge": ["URL", "OTHER", "--out", "OUT"],
-    "cache requantise": ["URL", "--drop", "hidden", "--out", "OUT"],
+    "cache requantize": ["URL", "--drop", "hidden", "--out", "OUT"],
     "cache subset": ["URL", "--split", "train", "--out", "OUT"],
     "cache verify": ["URL"],
 }
@@ -32,7 +32,7 @@ READERS = {
 BUCKET_USERS = {
     "cache copy": ["CACHE", "URL"],
     "cache merge": ["CACHE", "OTHER", "--out", "URL"],
-    "cache requantise": ["CACHE", "--drop", "hidden", "--out", "URL"],
+    "cache requantize": ["CACHE", "--drop", "hidden", "--out", "URL"],
     "cache sign": ["URL", "--key", "KEY"],
     "cache subset": ["CACHE", "--split", "train", "--out", "URL"],
     "cache-teacher": ["--targets", "none", "--tokenizer", "TOKENIZER", "--data", "DATA", "--out", "URL"],

@@ -23,7 +23,7 @@ PINNED = [
 
 
 def mix(x: int) -> int:
-    """The finaliser of splitmix64, in whole numbers of Python."""
+    """The finalizer of splitmix64, in whole numbers of Python."""
     x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 & MASK
     x = (x ^ x >> 27) * 0x94D049BB133111EB & MASK
     return x ^ x >> 31

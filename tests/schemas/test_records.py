@@ -125,9 +125,9 @@ def test_a_missing_key_is_named() -> None:
 def test_only_the_canonical_spelling_is_read(spelling: Any) -> None:
     data = MANIFEST.to_json()
     assert read_record(Manifest, data, "manifest.json") == MANIFEST
-    respelt = spelling(data)
-    assert respelt != data
-    assert refusal(respelt) == "manifest.json is not in canonical form, so its digest is not its identity"
+    respelled = spelling(data)
+    assert respelled != data
+    assert refusal(respelled) == "manifest.json is not in canonical form, so its digest is not its identity"
 
 
 def test_a_record_is_frozen() -> None:

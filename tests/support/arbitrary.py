@@ -247,7 +247,7 @@ def _at_temperature(
     n_exact: npt.NDArray[np.int64],
     whole: npt.NDArray[np.bool_],
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """The tail and the normaliser that a real distribution could have with these exact ids; `whole` rows: no tail."""
+    """The tail and the normalizer that a real distribution could have with these exact ids; `whole` rows: no tail."""
     rows = np.repeat(np.arange(len(n_exact)), n_exact)
     kept = np.bincount(rows, np.exp(exact / temperature), minlength=len(n_exact))
     flat = float(wish.vocabulary_size) ** (1 - 1 / temperature)

@@ -58,7 +58,7 @@ SURFACE: dict[str, tuple[set[str], set[str]]] = {
         },
     ),
     "compare": (set(), {"--json"}),
-    "cache": ({"copy", "export", "import", "inspect", "merge", "requantise", "sign", "subset", "verify"}, set()),
+    "cache": ({"copy", "export", "import", "inspect", "merge", "requantize", "sign", "subset", "verify"}, set()),
     "cache export": (set(), {"--to", "--out", "--split", "--retry-for", "--json"}),
     "cache import": (
         set(),
@@ -77,7 +77,7 @@ SURFACE: dict[str, tuple[set[str], set[str]]] = {
             "--max-row-bytes",
             "--teacher-name",
             "--teacher-revision",
-            "--teacher-licence",
+            "--teacher-license",
             "--trust-remote-code",
             "--json",
         },
@@ -85,7 +85,7 @@ SURFACE: dict[str, tuple[set[str], set[str]]] = {
     "cache copy": (set(), {"--parts", "--split", "--without", "--allow-partial", "--retry-for", "--json"}),
     "cache inspect": (set(), {"--retry-for", "--json"}),
     "cache merge": (set(), {"--out", "--overlap", "--retry-for", "--json"}),
-    "cache requantise": (
+    "cache requantize": (
         set(),
         {
             "--out",

@@ -191,7 +191,7 @@ def _tree(root: Node, choose: Callable[..., Node | None], damage: Callable[[byte
     return found
 
 
-def materialise(tree: Tree, folder: Path) -> None:
+def materialize(tree: Tree, folder: Path) -> None:
     """Put a tree on the real disk."""
     folder.mkdir()
     for path, data in tree.items():

@@ -14,7 +14,7 @@ import numpy as np
 import zarr
 
 from kdpipe.cache import layout
-from kdpipe.cache.catalogue import load_manifest
+from kdpipe.cache.catalog import load_manifest
 from kdpipe.cache.format.codecs import crc32c
 from kdpipe.cache.opening import create_cache
 from kdpipe.cache.stores.local_store import LocalStore

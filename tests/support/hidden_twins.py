@@ -102,15 +102,15 @@ def correlation(case: Case) -> tuple[Tensor, int]:
 
 
 def cka(case: Case) -> tuple[Tensor, int]:
-    """By traces of centred kernels (HSIC), not by products of features."""
+    """By traces of centered kernels (HSIC), not by products of features."""
     values = []
     for rows in groups(case):
         if len(rows) < 2:
             continue
         x = torch.stack([student_row(case, n) for n in rows])
         y = torch.stack([teacher_row(case, n) for n in rows])
-        centre = torch.eye(len(rows), dtype=torch.float64) - 1 / len(rows)
-        k, m = centre @ (x @ x.T) @ centre, centre @ (y @ y.T) @ centre
+        center = torch.eye(len(rows), dtype=torch.float64) - 1 / len(rows)
+        k, m = center @ (x @ x.T) @ center, center @ (y @ y.T) @ center
         own = torch.trace(k @ k) * torch.trace(m @ m)
         values.append(
             1 - torch.trace(k @ m) / own.sqrt() if float(own.detach()) > 1e-18 else 1 + torch.trace(k @ m) * 0

@@ -92,7 +92,7 @@ def _hybrid() -> Case:
     w, some = world(seed=71), torch.arange(12) % 3 != 0
     exact = largest_ids(w, EXACT)
     asked, due = [], []
-    for name in ("ce", "forward_kl", "skew_kl", "reverse_kl", "jsd", "total_variation", "renormalised"):
+    for name in ("ce", "forward_kl", "skew_kl", "reverse_kl", "jsd", "total_variation", "renormalized"):
         one = Asked(
             name=name,
             coefficient=1 / 40,

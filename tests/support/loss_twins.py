@@ -150,7 +150,7 @@ def of_term(w: World, one: Asked, z: Tensor) -> Tensor:
     q, p = softmax(z, one.temperature), softmax(w.teacher_NV, one.temperature)
     if one.name == "ce":
         return -torch.log(q[torch.arange(len(q)), w.labels_N])
-    if one.name == "renormalised":
+    if one.name == "renormalized":
         assert one.exact is not None
         rows = []
         for r, ids in enumerate(one.exact):

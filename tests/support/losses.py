@@ -23,7 +23,7 @@ TOLERANCE = {torch.float64: 2e-7, torch.float32: 2e-5, torch.bfloat16: 4e-2, tor
 
 
 class Opaque(nn.Module):
-    """A projection that is no nn.Linear, as quantised ones and those with an adapter are."""
+    """A projection that is no nn.Linear, as quantized ones and those with an adapter are."""
 
     def __init__(self, inner: nn.Linear) -> None:
         super().__init__()

@@ -106,10 +106,10 @@ def expected_rows(sequence: Sequence, block: Block, manifest: Manifest, ids_by_r
             _read_back(exact, draws, codes, laws, manifest)
         place, draw = place + n_exact + n_draws, draw + n_draws
     for vector in manifest.hidden.rows:
-        found.hidden[vector.layer] = quantised(block.hidden[vector.layer], vector.group)
+        found.hidden[vector.layer] = quantized(block.hidden[vector.layer], vector.group)
     keep = manifest.targets.keep
     if isinstance(keep, State) and block.state is not None:
-        found.state = quantised(block.state, keep.group)
+        found.state = quantized(block.state, keep.group)
     return found
 
 
@@ -154,7 +154,7 @@ def _read_back(
         entry.weight = tail * entry.times / sum(e.times for e in draws)
 
 
-def quantised(vectors: npt.NDArray[Any], group: int) -> Doubles:
+def quantized(vectors: npt.NDArray[Any], group: int) -> Doubles:
     """Numbers as int8 in groups that share a float32 scale."""
     result = np.zeros(vectors.shape)
     for row in range(vectors.shape[0]):

@@ -37,8 +37,8 @@ def documents_in(path: Path, without: tuple[str, ...] = ()) -> Counter[bytes]:
 
 def digest(said: dict[str, Any]) -> bytes:
     """One digest of arrays and values."""
-    spelt = {name: (v.dtype.str, v.tobytes()) if isinstance(v, np.ndarray) else v for name, v in said.items()}
-    return hashlib.sha256(repr(sorted(spelt.items())).encode()).digest()
+    spelled = {name: (v.dtype.str, v.tobytes()) if isinstance(v, np.ndarray) else v for name, v in said.items()}
+    return hashlib.sha256(repr(sorted(spelled.items())).encode()).digest()
 
 
 def of_document(cache: Cache, sequence: int, n: int, first: int, end: int) -> dict[str, Any]:

@@ -101,7 +101,7 @@ def _lengths(schema: dict[str, Any], what: str, unit: str) -> str:
 
 
 def _number(value: float | None) -> str:
-    """Powers of two and their neighbours below are written as such."""
+    """Powers of two and their neighbors below are written as such."""
     assert value is not None
     if 0 < value < 1 and (1 / value).is_integer() and value <= 1 / BIG:
         return f"2^-{int(1 / value).bit_length() - 1}"

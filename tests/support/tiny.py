@@ -16,7 +16,7 @@ from unittest import mock
 import numpy as np
 
 from kdpipe.cache import layout
-from kdpipe.cache.catalogue import committed_parts, load_manifest
+from kdpipe.cache.catalog import committed_parts, load_manifest
 from kdpipe.cache.format.rows import Block, Sequence
 from kdpipe.cache.opening import create_cache, open_cache
 from kdpipe.cache.parts.part_files import examine_part

@@ -34,12 +34,12 @@ def mse(mapped_NW: Tensor, teacher_NW: Tensor) -> Tensor:
 
 def correlation(mapped_GW: Tensor, teacher_GW: Tensor) -> Tensor:
     """1 - r, averaged over dimensions; r is Pearson's over the rows of a group, 0 where either side is constant."""
-    return 1 - (_centred_unit(mapped_GW) * _centred_unit(teacher_GW)).mean(dim=0).mean()
+    return 1 - (_centered_unit(mapped_GW) * _centered_unit(teacher_GW)).mean(dim=0).mean()
 
 
 def linear_cka(student_GH: Tensor, teacher_GW: Tensor) -> Tensor:
-    """1 - |Yc' Xc|^2 / (|Xc' Xc| |Yc' Yc|) over the rows of a group, columns centred: 1 if either side is constant."""
-    student_GH, teacher_GW = _centred(student_GH), _centred(teacher_GW)
+    """1 - |Yc' Xc|^2 / (|Xc' Xc| |Yc' Yc|) over the rows of a group, columns centered: 1 if either side is constant."""
+    student_GH, teacher_GW = _centered(student_GH), _centered(teacher_GW)
     both = (teacher_GW.T @ student_GH).square().sum()
     own = _own_products(student_GH) * _own_products(teacher_GW)
     none = own == 0
@@ -52,12 +52,12 @@ def _own_products(rows_GW: Tensor) -> Tensor:
     return products.square().sum()
 
 
-def _centred(rows_GW: Tensor) -> Tensor:
+def _centered(rows_GW: Tensor) -> Tensor:
     """Around the mean of each column; a column that does not vary is 0 to the last bit."""
     around_GW = rows_GW - rows_GW.mean(dim=0)
     stands_W = around_GW.square().sum(dim=0) <= ROUNDING * rows_GW.square().sum(dim=0)
     return torch.where(stands_W, 0.0, around_GW)
 
 
-def _centred_unit(rows_GW: Tensor) -> Tensor:
-    return unit(_centred(rows_GW).T).T
+def _centered_unit(rows_GW: Tensor) -> Tensor:
+    return unit(_centered(rows_GW).T).T

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from kdpipe.cache import layout
-from kdpipe.cache.catalogue import load_manifest
+from kdpipe.cache.catalog import load_manifest
 from kdpipe.cache.durable import files
 from kdpipe.cache.opening import create_cache, open_cache
 from kdpipe.cache.parts.part_files import read_part_record

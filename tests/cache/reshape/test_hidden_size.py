@@ -12,7 +12,7 @@ from kdpipe.cache.reshape.merge import merge
 from kdpipe.cache.reshape.subset import subset
 from kdpipe.cache.transfer import copy_cache
 from kdpipe.cache.verify import verify_cache
-from kdpipe.pipeline.requantise import requantise
+from kdpipe.pipeline.requantize import requantize
 from kdpipe.pipeline.synthetic import Recipe, synthetic_tables
 from kdpipe.schemas.copy_report import Choice
 from kdpipe.schemas.errors import ConfigError, Incompatible
@@ -61,7 +61,7 @@ def test_caches_made_from_a_cache_state_its_hidden_size(tmp_path: Path) -> None:
     with unsynced():
         copy_cache(path, tmp_path / "lean", choice=Choice(split="train"))
         subset(str(path), str(tmp_path / "some"), Selection(parts=Bounds(first=0, end=2)))
-        requantise(str(path), str(tmp_path / "poorer"), Poorer(tau=0.2))
+        requantize(str(path), str(tmp_path / "poorer"), Poorer(tau=0.2))
     assert [size_in(tmp_path / name) for name in ("lean", "some", "poorer")] == [64, 64, 64]
 
 

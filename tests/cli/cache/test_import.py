@@ -24,7 +24,7 @@ def words(tokenizer: str, out: Path, *more: str, name: str = "recommended") -> l
 def test_a_page_tells_what_was_made_and_what_nobody_knows(
     tokenizer: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(words(tokenizer, tmp_path / "cache", "--val-fraction", "0.4", "--teacher-licence", "mit")) == 0
+    assert run(words(tokenizer, tmp_path / "cache", "--val-fraction", "0.4", "--teacher-license", "mit")) == 0
     found = capsys.readouterr()
     cache = open_cache(tmp_path / "cache")
     for told in (
@@ -37,7 +37,7 @@ def test_a_page_tells_what_was_made_and_what_nobody_knows(
     assert "source     1 file of distillkit: row t is about token t + 1" in found.err
     assert {each.name for each in cache.manifest.plan.splits} == {"train", "validation"}
     assert cache.manifest.teacher is not None
-    assert cache.manifest.teacher.licence == "mit"
+    assert cache.manifest.teacher.license == "mit"
     assert run(["cache", "verify", str(tmp_path / "cache")]) == 0
 
 

@@ -38,8 +38,8 @@ def test_a_page_tells_identity_contents_and_sizes(cache: tuple[Path, str], capsy
     text = shown(cache[0], capsys)
     summary = inspect_cache(cache[0])
     for told in (
-        cache[1], "complete, format 1.1", "synthetic, float32, licence Apache-2.0", "300 tokens", "threshold (tau 0.04",
-        "normalisers for T=2, 4", f"{summary.positions:,}", "layer 2 and 4 once a document", "not measured",
+        cache[1], "complete, format 1.1", "synthetic, float32, license Apache-2.0", "300 tokens", "threshold (tau 0.04",
+        "normalizers for T=2, 4", f"{summary.positions:,}", "layer 2 and 4 once a document", "not measured",
         "text not counted", f"{summary.bytes:,}",
     ):  # fmt: skip
         assert told in text, told

@@ -22,7 +22,7 @@ from kdpipe.cache.reader import Cache
 from kdpipe.pipeline import export_cache as exporting
 from kdpipe.pipeline.export_cache import export_cache
 from kdpipe.pipeline.interop.export_tables import table_rows
-from kdpipe.pipeline.requantise import requantise
+from kdpipe.pipeline.requantize import requantize
 from kdpipe.pipeline.synthetic import Recipe
 from kdpipe.pipeline.watch import SilentWatch
 from kdpipe.schemas.errors import ConfigError, Incompatible
@@ -134,7 +134,7 @@ def test_what_a_form_has_no_place_for_is_said(caches: Path, tmp_path: Path) -> N
         return ", ".join(export(caches / kind, form, tmp_path / f"{kind}-{form}").left_out)
 
     assert said("threshold", "axolotl") == (
-        "draws, which stand for the tail, the mass of ids that are not kept, normalisers at other temperatures,"
+        "draws, which stand for the tail, the mass of ids that are not kept, normalizers at other temperatures,"
         " entropy, log p of next tokens that are not kept, hidden states, text, columns of the documents,"
         " the teacher, the tokenizer and checksums"
     )
@@ -323,8 +323,8 @@ def test_a_cache_that_a_form_cannot_hold_is_refused(
 def test_states_can_be_made_into_ids_first(caches: Path, tmp_path: Path) -> None:
     with pytest.raises(Incompatible) as refusal:
         export(caches / "state", "parquet", tmp_path / "out")
-    assert refusal.value.hint == "make one with ids of it: kdpipe cache requantise --targets threshold"
-    requantise(str(caches / "state"), str(tmp_path / "ids"), Poorer(targets="threshold"))
+    assert refusal.value.hint == "make one with ids of it: kdpipe cache requantize --targets threshold"
+    requantize(str(caches / "state"), str(tmp_path / "ids"), Poorer(targets="threshold"))
     assert export(tmp_path / "ids", "parquet", tmp_path / "out").rows == len(open_cache(caches / "state"))
 
 

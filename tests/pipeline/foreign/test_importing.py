@@ -102,12 +102,12 @@ def test_documents_share_sequences_unless_they_may_not(source: Path, tokenizer: 
 def test_the_manifest_says_where_it_came_from_and_what_nobody_knows(
     source: Path, tokenizer: str, tmp_path: Path
 ) -> None:
-    who = {"teacher_name": "someone/large", "teacher_revision": "abc", "teacher_licence": "apache-2.0"}
+    who = {"teacher_name": "someone/large", "teacher_revision": "abc", "teacher_license": "apache-2.0"}
     watch = HeardWatch()
     report = import_cache(ImportSettings(**asked(source, tokenizer, tmp_path / "cache", **who)), watch)
     stated = open_cache(tmp_path / "cache").manifest
     assert stated.teacher is not None
-    assert (stated.teacher.name, stated.teacher.revision, stated.teacher.licence) == tuple(who.values())
+    assert (stated.teacher.name, stated.teacher.revision, stated.teacher.license) == tuple(who.values())
     assert (stated.teacher.full_distribution, stated.teacher.dtype) == (False, "unknown")
     assert (stated.targets.temperatures, stated.targets.entropy) == ((), False)
     origin = stated.history[0]

@@ -40,7 +40,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("tail", "logit"), [("rest", "forward_kl"), ("unknown", "renormalised")])
+@pytest.mark.parametrize(("tail", "logit"), [("rest", "forward_kl"), ("unknown", "renormalized")])
 def test_a_student_learns_from_an_imported_cache(tail: str, logit: str, place: Path) -> None:
     settings = stage_two.settings_for(
         place, out=f"run-{tail}", kept=tail, losses={"logit": logit}, run={"max_steps": 60}, optimizer={"lr": 1e-2}
@@ -60,4 +60,4 @@ def test_a_loss_that_needs_the_tail_is_refused_where_nobody_knows_it(place: Path
     settings = stage_two.settings_for(place, out="run-refused", kept="unknown", losses={"logit": "forward_kl"})
     with pytest.raises(Incompatible, match="does not know how much mass its targets leave out") as refused:
         stage_two.run(settings)
-    assert "losses.logit=renormalised" in str(refused.value.hint)
+    assert "losses.logit=renormalized" in str(refused.value.hint)

@@ -44,7 +44,7 @@ def test_nothing_is_lost_where_the_student_is_the_teacher(name: str, temperature
             assert found.states_NH.abs().max() < 1e-6
 
 
-def test_renormalising_has_its_optimum_elsewhere() -> None:
+def test_renormalizing_has_its_optimum_elsewhere() -> None:
     w = copied_teacher(4)
-    _, found = ours(w, [Asked(name="renormalised")], targets(w, largest_ids(w, [2] * 5)), dtype=torch.float64)
+    _, found = ours(w, [Asked(name="renormalized")], targets(w, largest_ids(w, [2] * 5)), dtype=torch.float64)
     assert found.states_NH.abs().max() > 0.1

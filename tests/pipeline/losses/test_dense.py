@@ -56,9 +56,9 @@ def test_heads_with_bias_and_cap_are_the_teachers_and_the_students_own(opaque: b
     assert distance(found, answer(w, asked)) < tolerance(asked, torch.bfloat16 if autocast else torch.float32)
 
 
-def test_nothing_is_left_to_renormalise() -> None:
+def test_nothing_is_left_to_renormalize() -> None:
     w, kept, teacher = spoken_by()
-    _, found = ours(w, [Asked(name="renormalised")], kept, teacher=teacher)
+    _, found = ours(w, [Asked(name="renormalized")], kept, teacher=teacher)
     due = answer(w, [Asked(name="forward_kl")])
     assert abs(found.total - due.total) < 1e-4
 

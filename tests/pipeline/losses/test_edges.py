@@ -15,7 +15,7 @@ from kdpipe.pipeline.models.head import Head
 from support.loss_twins import Asked, answer, largest_ids, softmax, student_logits, targets, world
 from support.losses import Opaque, distance, head_of, linear, ours, terms_of
 
-ALL = ["ce", "forward_kl", "skew_kl", "reverse_kl", "jsd", "total_variation", "renormalised"]
+ALL = ["ce", "forward_kl", "skew_kl", "reverse_kl", "jsd", "total_variation", "renormalized"]
 HYBRID = [Asked(name="ce", coefficient=0.1), Asked(name="forward_kl", coefficient=0.9)]
 
 
@@ -43,7 +43,7 @@ def test_one_id_of_probability_1_is_finite(name: str, temperature: float, opaque
     _, found = ours(w, asked, sure(12, log_tail), opaque=opaque)
     q = softmax(student_logits(w, w.states_NH, w.weight_VH, None), asked[0].temperature)
     assert torch.isfinite(found.states_NH).all() and torch.isfinite(found.weight_VH).all()
-    if name in ("forward_kl", "renormalised"):
+    if name in ("forward_kl", "renormalized"):
         assert found.total == pytest.approx(float(-q[:, 0].log().sum()), rel=1e-4)
     if name == "total_variation":
         assert found.total == pytest.approx(float((1 - q[:, 0]).sum()), rel=1e-4)
@@ -96,10 +96,10 @@ def test_labels_among_and_outside_the_kept_ids_are_learnt(opaque: bool) -> None:
         labels = torch.tensor(
             [ids[place] if place is not None else out for ids, out in zip(exact, outside, strict=True)]
         )
-        labelled = replace(w, labels_N=labels)
+        labeled = replace(w, labels_N=labels)
         asked = [Asked(name="ce", coefficient=0.4), Asked(name="forward_kl", coefficient=0.6, exact=exact)]
-        _, found = ours(labelled, asked, targets(w, exact), opaque=opaque)
-        assert distance(found, answer(labelled, asked)) < 2e-5
+        _, found = ours(labeled, asked, targets(w, exact), opaque=opaque)
+        assert distance(found, answer(labeled, asked)) < 2e-5
 
 
 def test_a_tied_head_and_embedding_share_one_gradient() -> None:

@@ -21,17 +21,17 @@ HEADS = [
 
 @pytest.mark.many
 @pytest.mark.parametrize("temperature", TEMPERATURES)
-@pytest.mark.parametrize("name", [*DIVERGENCES, "renormalised"])
+@pytest.mark.parametrize("name", [*DIVERGENCES, "renormalized"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 def test_all_entries_exact_is_equality(name: str, temperature: float, dtype: torch.dtype) -> None:
     w = world()
     exact = largest_ids(w, [w.vocabulary_size] * 12)
-    one = Asked(name=name, coefficient=0.3, temperature=temperature, exact=exact if name == "renormalised" else None)
+    one = Asked(name=name, coefficient=0.3, temperature=temperature, exact=exact if name == "renormalized" else None)
     assert_equal(w, [one], targets(w, exact), dtype=dtype)
 
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)
-@pytest.mark.parametrize("name", [*DIVERGENCES, "renormalised"])
+@pytest.mark.parametrize("name", [*DIVERGENCES, "renormalized"])
 def test_what_is_not_kept_is_one_bin(name: str, temperature: float) -> None:
     w = world(seed=1)
     exact = largest_ids(w, HALF_KEPT)
@@ -78,7 +78,7 @@ def test_terms_are_weighed_and_taken_over_their_own_rows(temperature: float) -> 
                 chosen_N=some,
                 exact=exact,
             )
-            for i, name in enumerate([*DIVERGENCES, "renormalised"])
+            for i, name in enumerate([*DIVERGENCES, "renormalized"])
         ),
     ]
     assert_equal(w, asked, targets(w, exact), dtype=torch.float64)

@@ -67,23 +67,23 @@ def test_a_temperature_that_the_cache_does_not_know_is_refused(temperature: floa
     assert refused.value.exit_code == 4 and f"--target-temperature {temperature:g}" in str(refused.value.hint)
     with pytest.raises(Incompatible, match=words):
         check_spec(["jsd"], THRESHOLD, temperature)
-    ours(w, [Asked(name="renormalised", temperature=temperature)], kept)
-    check_spec(["ce", "renormalised"], THRESHOLD, temperature)
+    ours(w, [Asked(name="renormalized", temperature=temperature)], kept)
+    check_spec(["ce", "renormalized"], THRESHOLD, temperature)
 
 
 @pytest.mark.parametrize("name", LOGIT_NAMES)
-def test_an_import_with_an_unknown_tail_serves_labels_and_renormalised_targets_only(name: str) -> None:
+def test_an_import_with_an_unknown_tail_serves_labels_and_renormalized_targets_only(name: str) -> None:
     w = world(seed=65)
     kept = replace(targets(w, largest_ids(w, [3] * 12)), log_tail_N=None, entropy_N=None)
     spec = TargetSpec(keep=Imported(source="somewhere", max_entries=3), entropy=False, temperatures=())
-    if name in ("ce", "renormalised"):
+    if name in ("ce", "renormalized"):
         _, found = ours(w, [Asked(name=name)], kept)
         assert math.isfinite(found.total) and found.total > 0
         check_spec([name], spec, 1.0)  # type: ignore[list-item]
         return
     with pytest.raises(Incompatible, match="does not know how much mass its targets leave out") as refused:
         ours(w, [Asked(name=name)], kept)
-    assert "losses.logit=renormalised" in str(refused.value.hint)
+    assert "losses.logit=renormalized" in str(refused.value.hint)
     with pytest.raises(Incompatible, match="does not know how much mass"):
         check_spec([name], spec, 1.0)  # type: ignore[list-item]
 
@@ -128,7 +128,7 @@ def test_names_say_whether_a_number_is_exact() -> None:
         ("reverse_kl", valued, 1.0, plain, "reverse_kl_bound"),
         ("jsd", states, 1.0, plain, "jsd"),
         ("total_variation", topk, 2.0, bucket, "total_variation_coarse"),
-        ("renormalised", topk, 2.0, bucket, "renormalised"),
+        ("renormalized", topk, 2.0, bucket, "renormalized"),
     ]
     for name, spec, temperature, shape, due in named:
         assert label(name, spec, temperature, shape) == due  # type: ignore[arg-type]

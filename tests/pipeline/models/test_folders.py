@@ -131,7 +131,7 @@ def test_the_digest_of_weights_follows_their_names_and_bytes(sharded: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("card", "licence"),
+    ("card", "license"),
     [
         ("---\nlicense: apache-2.0\ntags:\n- x\n---\n# A model\n", "apache-2.0"),
         ("---\nlanguage: en\nlicense: 'mit'\n---\n", "mit"),
@@ -141,5 +141,5 @@ def test_the_digest_of_weights_follows_their_names_and_bytes(sharded: Path) -> N
         ("", None),
     ],
 )
-def test_the_licence_is_what_the_model_card_states(card: str, licence: str | None) -> None:
-    assert folders.licence_of(card) == licence
+def test_the_license_is_what_the_model_card_states(card: str, license: str | None) -> None:
+    assert folders.license_of(card) == license

@@ -89,7 +89,7 @@ def test_a_model_without_a_projection_has_no_head(model: nn.Module) -> None:
 
 def test_a_projection_that_is_no_matrix_in_memory_is_called() -> None:
     class Packed(nn.Linear):
-        """Stands for a quantised one, whose weights mean nothing to us."""
+        """Stands for a quantized one, whose weights mean nothing to us."""
 
     torch.manual_seed(0)
     module = Packed(WIDTH, ROWS).requires_grad_(False)

@@ -37,15 +37,15 @@ def test_a_shape_says_what_the_loaded_model_would(family: str, tmp_path: Path) -
     assert (shape.vocabulary_size, shape.width, shape.n_layers) == (128, 64, 3)
     assert shape.n_parameters == sum(parameter.numel() for parameter in model.parameters())
     assert shape.max_positions == (None if family == "mamba" else 256)
-    assert (shape.stored_dtype, shape.quantised, shape.revision, shape.licence) == ("float32", False, None, None)
+    assert (shape.stored_dtype, shape.quantized, shape.revision, shape.license) == ("float32", False, None, None)
     assert shape.parameter_bytes("bfloat16") == 2 * shape.n_parameters
     assert shape.parameter_bytes("int4") == shape.n_parameters // 2
 
 
-def test_the_licence_comes_from_the_model_card(tmp_path: Path) -> None:
+def test_the_license_comes_from_the_model_card(tmp_path: Path) -> None:
     folder = tiny_llama(tmp_path)
     (folder / "README.md").write_text("---\nlicense: gemma\n---\n")
-    assert shape_of(folder).licence == "gemma"
+    assert shape_of(folder).license == "gemma"
 
 
 def test_no_weights_are_read_for_a_shape(tmp_path: Path) -> None:
@@ -126,18 +126,18 @@ def test_a_vocabulary_smaller_than_the_tokenizers_is_refused(tmp_path: Path) -> 
         check_vocabulary(shape, 513)
 
 
-def test_quantising_without_its_library_names_the_install_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_quantizing_without_its_library_names_the_install_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="needs bitsandbytes, which is not there") as caught:
-        shape_of(tiny_llama(tmp_path), quantise="int4")
+        shape_of(tiny_llama(tmp_path), quantize="int4")
     assert caught.value.hint == "pip install 'kdpipe[quant]'"
 
 
-def test_a_model_that_is_quantised_is_not_quantised_again(tmp_path: Path) -> None:
+def test_a_model_that_is_quantized_is_not_quantized_again(tmp_path: Path) -> None:
     folder = changed(tiny_llama(tmp_path), {"quantization_config": {"quant_method": "gptq", "bits": 4}})
-    assert shape_of(folder).quantised
-    with pytest.raises(ConfigError, match="is quantised already"):
-        shape_of(folder, quantise="int8")
+    assert shape_of(folder).quantized
+    with pytest.raises(ConfigError, match="is quantized already"):
+        shape_of(folder, quantize="int8")
 
 
 @pytest.mark.parametrize(
@@ -204,7 +204,7 @@ def test_a_model_of_the_hub_carries_its_commit(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(shapes, "cached_file", lambda name, file, **kwargs: str(folder / file))
     shape = teacher_shape(TeacherSettings(name="org/name", revision="main"))
     assert asked == [("org/name", "main", False)]
-    assert (shape.revision, shape.licence) == ("0123abcd", "mit")
+    assert (shape.revision, shape.license) == ("0123abcd", "mit")
 
 
 def test_the_retries_of_the_hub_are_not_told() -> None:

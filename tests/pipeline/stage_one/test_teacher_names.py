@@ -57,7 +57,7 @@ def test_a_teacher_in_an_output_folder_is_called_by_its_run(folder: Path) -> Non
 def test_name_and_license_are_stated_as_given(folder: Path, tmp_path: Path) -> None:
     run(by(folder, "runs/large/final", str(tmp_path / "c"), {"display_name": "org/Large", "license": "apache-2.0"}))
     found = teacher_of(tmp_path / "c")
-    assert (found.name, found.licence, found.hub_id) == ("org/Large", "apache-2.0", None)
+    assert (found.name, found.license, found.hub_id) == ("org/Large", "apache-2.0", None)
 
 
 @pytest.mark.slow
@@ -102,14 +102,14 @@ def test_caches_of_one_teacher_merge_whatever_it_is_called(folder: Path, tmp_pat
     merge([str(folder / "cache"), str(folder / "other")], str(tmp_path / "c"))
     assert problems_in(tmp_path / "c") == []
     # The license that one of them states holds for both.
-    assert (teacher_of(tmp_path / "c").name, teacher_of(tmp_path / "c").licence) == ("large", "mit")
+    assert (teacher_of(tmp_path / "c").name, teacher_of(tmp_path / "c").license) == ("large", "mit")
 
 
 def test_an_extended_cache_takes_the_name_that_is_given(folder: Path, tmp_path: Path) -> None:
     settings = by(folder, "copy", str(tmp_path / "c"), {"display_name": "org/Large"}, path="more.jsonl")
     report = run(settings.model_copy(update={"extend": str(folder / "cache")}))
     assert report.complete and problems_in(tmp_path / "c") == []
-    assert (teacher_of(tmp_path / "c").name, teacher_of(tmp_path / "c").licence) == ("org/Large", None)
+    assert (teacher_of(tmp_path / "c").name, teacher_of(tmp_path / "c").license) == ("org/Large", None)
 
 
 def test_a_teacher_of_other_weights_does_not_pass_under_the_same_name(folder: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 from kdpipe.cache.opening import open_cache
 from kdpipe.cache.reshape.merge import merge
 from kdpipe.cache.reshape.subset import subset
-from kdpipe.pipeline.requantise import requantise
+from kdpipe.pipeline.requantize import requantize
 from kdpipe.schemas.reshape import Bounds, Poorer, Selection
 from support.corpora import write_jsonl
 from support.stage_two import losses, make_cache, run, settings_for
@@ -50,7 +50,7 @@ def test_losses_from_rows_in_other_ranks_are_the_sources_but_for_the_order_of_su
 
 @pytest.mark.slow
 def test_a_student_learns_from_fewer_ids(folder: Path, due: list[tuple[int, float]]) -> None:
-    requantise(str(folder / "cache"), str(folder / "lean"), Poorer(tau=0.2))
+    requantize(str(folder / "cache"), str(folder / "lean"), Poorer(tau=0.2))
     run(settings_for(folder, "run-of-lean", "lean"))
     here = losses(folder / "run-of-lean")
     assert [step for step, _ in here] == [step for step, _ in due]

@@ -89,7 +89,7 @@ def test_the_report_says_what_was_done(whole: tuple[TrainReport, HeardTraining])
     for n, line in enumerate(first[1:], 2):
         assert re.fullmatch(rf"step {n}: loss {number}, ce {number}, forward_kl {number}, gradient norm [\d.e-]+", line)
         assert len(line) < 80
-    assert "minimises   0.1 x ce + 0.9 x forward_kl" in watch.said
+    assert "minimizes   0.1 x ce + 0.9 x forward_kl" in watch.said
     looks = [
         line
         for line in watch.said

@@ -45,7 +45,7 @@ def test_little_mass_at_a_temperature_is_refused_with_the_commands_that_cure_it(
     assert making.split()[1] == "cache-teacher" and training.split()[1] == "train"
     # Labels, and top-k made to compare with, need no bin.
     run(
-        settings_for(folder, "renormalised", losses={"temperature": 4.0, "logit": "renormalised"}, run={"max_steps": 1})
+        settings_for(folder, "renormalized", losses={"temperature": 4.0, "logit": "renormalized"}, run={"max_steps": 1})
     )
 
 

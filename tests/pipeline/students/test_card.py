@@ -1,11 +1,11 @@
-"""Model cards: front matter that YAML reads, licences that ask something of students."""
+"""Model cards: front matter that YAML reads, licenses that ask something of students."""
 
 from dataclasses import replace
 
 import pytest
 import yaml
 
-from kdpipe.pipeline.models.folders import licence_of
+from kdpipe.pipeline.models.folders import license_of
 from kdpipe.pipeline.students.model_card import UNKNOWN, Card, of_merged, rendered, terms_of
 from support.students import CARD
 
@@ -26,7 +26,7 @@ def test_the_front_matter_is_what_the_hub_reads() -> None:
     told = found["distillation"]
     assert isinstance(told, dict)
     assert told["cache_id"] == "f" * 64 and told["losses"] == {"ce": 0.1, "forward_kl": 0.9}
-    assert licence_of(rendered(CARD)) == '"mit"'.strip('"')
+    assert license_of(rendered(CARD)) == '"mit"'.strip('"')
 
 
 def test_the_body_says_where_the_student_comes_from() -> None:
@@ -35,12 +35,12 @@ def test_the_body_says_where_the_student_comes_from() -> None:
     assert "| losses | 0.1 x ce, 0.9 x forward_kl |" in text
     assert "| positions | 1,234,567 |" in text
     assert "| cross_entropy | 2.346 |" in text
-    assert "Licence of the teacher: apache-2.0." in text
+    assert "License of the teacher: apache-2.0." in text
     assert "**" not in text
 
 
-def test_a_fresh_student_has_no_base_and_takes_the_teachers_licence() -> None:
-    found = front(replace(CARD, base=None, base_licence=None))
+def test_a_fresh_student_has_no_base_and_takes_the_teachers_license() -> None:
+    found = front(replace(CARD, base=None, base_license=None))
     assert "base_model" not in found and "base_model_relation" not in found
     assert found["license"] == "apache-2.0"
     assert "A fresh model, trained with kdpipe" in rendered(replace(CARD, base=None))
@@ -60,15 +60,15 @@ def test_what_yaml_would_read_otherwise_is_quoted() -> None:
 
 
 def test_a_run_without_a_teacher_says_so() -> None:
-    bare = replace(CARD, teacher=None, teacher_revision=None, teacher_licence=None, cache_id=None, metrics={})
+    bare = replace(CARD, teacher=None, teacher_revision=None, teacher_license=None, cache_id=None, metrics={})
     text = rendered(bare)
     assert "trained with kdpipe on labels alone." in text
     assert "| cache | unfinished |" in text
-    assert "Licence" not in text and "metric" not in text
+    assert "License" not in text and "metric" not in text
 
 
 @pytest.mark.parametrize(
-    ("licence", "words"),
+    ("license", "words"),
     [
         ("llama3.1", "names that begin with Llama"),
         ("llama3.3", "names that begin with Llama"),
@@ -79,22 +79,22 @@ def test_a_run_without_a_teacher_says_so() -> None:
         ("cc-by-nc-4.0", "no commercial use"),
         ("cc-by-nc-sa-4.0", "no commercial use"),
         ("other: qwen-research", "no commercial use"),
-        ("other: tongyi-qianwen", "a licence of its own"),
+        ("other: tongyi-qianwen", "a license of its own"),
         (None, UNKNOWN),
     ],
 )
-def test_what_a_licence_asks_of_students_stands_in_bold(licence: str | None, words: str) -> None:
-    assert words in str(terms_of(licence))
-    assert f"**{terms_of(licence)}**" in rendered(replace(CARD, teacher_licence=licence))
+def test_what_a_license_asks_of_students_stands_in_bold(license: str | None, words: str) -> None:
+    assert words in str(terms_of(license))
+    assert f"**{terms_of(license)}**" in rendered(replace(CARD, teacher_license=license))
 
 
-@pytest.mark.parametrize("licence", ["apache-2.0", "mit", "bsd-3-clause", "openrail", "cc-by-4.0"])
-def test_plain_licences_ask_nothing(licence: str) -> None:
-    assert terms_of(licence) is None
+@pytest.mark.parametrize("license", ["apache-2.0", "mit", "bsd-3-clause", "openrail", "cc-by-4.0"])
+def test_plain_licenses_ask_nothing(license: str) -> None:
+    assert terms_of(license) is None
 
 
-def test_a_licence_that_is_no_word_becomes_other() -> None:
-    assert front(replace(CARD, base_licence="other: some name"))["license"] == "other"
+def test_a_license_that_is_no_word_becomes_other() -> None:
+    assert front(replace(CARD, base_license="other: some name"))["license"] == "other"
 
 
 def test_the_card_of_an_adapter_becomes_that_of_a_model() -> None:

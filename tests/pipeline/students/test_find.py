@@ -151,12 +151,12 @@ def test_a_folder_without_a_config_and_one_that_is_half_a_model_are_refused(tmp_
         found(half)
 
 
-def test_quantised_weights_cannot_learn(tmp_path: Path) -> None:
+def test_quantized_weights_cannot_learn(tmp_path: Path) -> None:
     folder = tiny_llama(tmp_path / "a")
     path = folder / "config.json"
-    quantised = {"quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}}
-    path.write_text(json.dumps(json.loads(path.read_text()) | quantised))
-    with pytest.raises(ConfigError, match="quantised weights, which cannot be trained"):
+    quantized = {"quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}}
+    path.write_text(json.dumps(json.loads(path.read_text()) | quantized))
+    with pytest.raises(ConfigError, match="quantized weights, which cannot be trained"):
         found(folder)
 
 

@@ -21,7 +21,7 @@ def test_every_piece_is_in_one_batch_that_keeps_to_its_tokens(lengths: list[int]
 
 
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=60), st.integers(1, 200))
-def test_no_two_neighbours_would_have_fitted_into_one(lengths: list[int], batch_tokens: int) -> None:
+def test_no_two_neighbors_would_have_fitted_into_one(lengths: list[int], batch_tokens: int) -> None:
     groups = batches(texts(*lengths), batch_tokens)
     for left, right in itertools.pairwise(groups):
         assert (len(left) + 1) * lengths[left[0]] > batch_tokens

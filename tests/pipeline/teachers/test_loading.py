@@ -51,7 +51,7 @@ def test_the_manifest_is_told_who_spoke(tmp_path: Path) -> None:
     (folder / "README.md").write_text("---\nlicense: mit\n---\n")
     facts = loaded(folder, dtype="bfloat16").facts
     digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
-    assert (facts.name, facts.dtype, facts.licence, facts.n_layers) == ("model", "bfloat16", "mit", 2)
+    assert (facts.name, facts.dtype, facts.license, facts.n_layers) == ("model", "bfloat16", "mit", 2)
     assert facts.weights_sha256 == hashlib.sha256(f"model.safetensors {digest}\n".encode()).hexdigest()
     assert facts.full_distribution and not facts.remote_code and facts.revision is None
 
@@ -59,17 +59,17 @@ def test_the_manifest_is_told_who_spoke(tmp_path: Path) -> None:
 def test_other_bits_are_another_teacher_that_can_be_asked_again(tmp_path: Path) -> None:
     shape = teacher_shape(TeacherSettings(name=str(tiny_llama(tmp_path))))
     plain = manifest.Teacher(name="ORG/model", revision="abc", dtype="bfloat16")
-    assert loading._how_quantised(TeacherSettings(name="ORG/model"), shape, "bfloat16") == ()
+    assert loading._how_quantized(TeacherSettings(name="ORG/model"), shape, "bfloat16") == ()
     assert asked_again("ORG/model", plain) == TeacherSettings(name="ORG/model", revision="abc", dtype="bfloat16")
     named = plain.model_copy(update={"name": "Model", "hub_id": "ORG/model"})
     assert asked_again("ORG/model", named) == asked_again("ORG/model", plain)
     assert asked_again("here/model", plain) == TeacherSettings(name="here/model", dtype="bfloat16")
     notes = set()
     for how in ("int8", "int4"):
-        settings = TeacherSettings.model_validate({"name": "ORG/model", "quantise": how, "dtype": "float16"})
-        note = loading._how_quantised(settings, replace(shape, quantised=True), "float16")
+        settings = TeacherSettings.model_validate({"name": "ORG/model", "quantize": how, "dtype": "float16"})
+        note = loading._how_quantized(settings, replace(shape, quantized=True), "float16")
         notes.add(note)
-        assert asked_again("ORG/model", plain.model_copy(update={"dtype": "quantised", "notes": note})) == (
+        assert asked_again("ORG/model", plain.model_copy(update={"dtype": "quantized", "notes": note})) == (
             settings.model_copy(update={"revision": "abc"})
         )
     assert len(notes) == 2
@@ -79,9 +79,9 @@ def test_weights_that_are_stored_in_few_bits_say_how(tmp_path: Path) -> None:
     shape = teacher_shape(TeacherSettings(name=str(tiny_llama(tmp_path))))
     shape.config.quantization_config = {"quant_method": "gptq", "bits": 4}
     settings = TeacherSettings(name="ORG/model")
-    note = loading._how_quantised(settings, replace(shape, quantised=True), "float16")
+    note = loading._how_quantized(settings, replace(shape, quantized=True), "float16")
     assert note == ("weights in stored bits by gptq, numbers in float16",)
-    facts = manifest.Teacher(name="ORG/model", dtype="quantised", notes=note)
+    facts = manifest.Teacher(name="ORG/model", dtype="quantized", notes=note)
     assert asked_again("ORG/model", facts) == TeacherSettings(name="ORG/model", dtype="float16")
 
 

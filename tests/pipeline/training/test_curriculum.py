@@ -84,7 +84,7 @@ def test_a_phase_without_a_step_is_passed_over() -> None:
     assert built.orders == {"shuffled"}
 
 
-def test_neighbouring_phases_of_one_order_are_one_line() -> None:
+def test_neighboring_phases_of_one_order_are_one_line() -> None:
     phases = [
         {"until": 0.2, "order": "length"},
         {"until": 0.4},
@@ -172,15 +172,15 @@ def test_a_number_of_a_loss_in_one_phase_is_taken() -> None:
     assert curriculum().at(0).shape.beta == 0.5
 
 
-def test_what_is_minimised_when_is_told() -> None:
+def test_what_is_minimized_when_is_told() -> None:
     def called(name: str, temperature: float) -> str:
         return name if temperature == 1 else f"{name}_coarse"
 
-    assert curriculum().lines(called) == ["minimises   0.1 x ce + 0.9 x forward_kl"]
-    assert curriculum(losses={"mode": "output"}).lines(called) == ["minimises   1 x ce"]
+    assert curriculum().lines(called) == ["minimizes   0.1 x ce + 0.9 x forward_kl"]
+    assert curriculum(losses={"mode": "output"}).lines(called) == ["minimizes   1 x ce"]
     wsd = {"alpha_schedule": "wsd", "alpha": 0.2}
     assert curriculum(losses=wsd, run={"order": "entropy"}).lines(called) == [
-        "minimises   0.2 x ce + 0.8 x forward_kl, by entropy, alpha from 1 to 0.2, in the end to 0.5"
+        "minimizes   0.2 x ce + 0.8 x forward_kl, by entropy, alpha from 1 to 0.2, in the end to 0.5"
     ]
     phases = [
         {"until": 0.001},
@@ -188,6 +188,6 @@ def test_what_is_minimised_when_is_told() -> None:
         {"until": 1.0, "weights": {"cosine": 0.3}, "temperature": 2.0},
     ]
     assert curriculum(losses={"mode": "hybrid"}, run={"phases": phases}).lines(called) == [
-        "minimises   until step 20: 0.5 x ce + 0.5 x forward_kl, by length",
+        "minimizes   until step 20: 0.5 x ce + 0.5 x forward_kl, by length",
         "            until step 100: 0.1 x ce_coarse + 0.9 x forward_kl_coarse + 0.3 x cosine_coarse, at temperature 2",
     ]

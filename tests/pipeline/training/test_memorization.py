@@ -45,7 +45,7 @@ def test_more_positions_bear_more_epochs_and_few_bear_no_fewer() -> None:
         (TargetSpec(keep=TopK(k=8), temperatures=()), {"tail_weight": 0}),
         (STANDARD, {"mode": "output"}),
         (STANDARD, {"tail_weight": 0}),
-        (STANDARD, {"logit": "renormalised"}),
+        (STANDARD, {"logit": "renormalized"}),
         (STANDARD, {"logit": "reverse_kl"}),
         (STANDARD, {"temperature": 2.0}),
     ],

@@ -161,7 +161,7 @@ MUTANTS: list[tuple[object, str, Callable[..., object], tuple[HiddenName, ...]]]
     (objective, "mse", lambda x, y: vectors.mse(x, y) * x.shape[1], ("mse",)),
     (objective, "mse", lambda x, y: vectors.mse(x, y.roll(1, 0)), ("mse",)),
     (objective, "correlation", lambda x, y: 1 - (1 - vectors.correlation(x, y)) ** 2, ("correlation",)),
-    (vectors, "_centred", lambda rows: rows, ("correlation", "cka")),
+    (vectors, "_centered", lambda rows: rows, ("correlation", "cka")),
     (objective, "linear_cka", lambda x, y: 1 - vectors.linear_cka(x, y), ("cka",)),
     (objective, "find_anchors", halved_rows, ("position_relations",)),
     (relations, "_cosines", lambda units: units @ units.mT, ("position_relations", "document_relations")),

@@ -1,4 +1,4 @@
-"""Requantise: a cache made poorer from what it has, and still unbiased where it was.
+"""Requantize: a cache made poorer from what it has, and still unbiased where it was.
 
 In: a finished cache, and what is to be less. Out: a cache of the same documents in the same sequences.
 """
@@ -30,7 +30,7 @@ MAX_NOTE = 2000
 Change = Callable[[PartReader, int, Stored], CodedRows]
 
 
-def requantise(
+def requantize(
     url: str, out: str, asked: Poorer, told: Told | None = None, patience: Patience | None = None
 ) -> ReshapeReport:
     """Make a poorer cache of another."""
@@ -38,7 +38,7 @@ def requantise(
     manifest = plan_poorer(source, asked)
     records = [source.record(row.part) for row in source.cache.parts]
     making = Making(
-        action="requantise",
+        action="requantize",
         manifest=manifest,
         sources=[source],
         jobs=[Job(source=0, part=r.part, split=r.split, n_documents=r.n_documents) for r in records],
@@ -69,7 +69,7 @@ def plan_poorer(source: Source, asked: Poorer) -> Manifest:
     poorer = poorer_manifest(source.manifest, asked)
     changed = differing_keys(_keeps(source.manifest), _keeps(poorer))
     note = "; ".join(line.replace(" there, ", " to ").removesuffix(" asked") for line in changed)
-    origin = Origin(action="requantise", caches=(source.cache_id,), note=note[:MAX_NOTE])
+    origin = Origin(action="requantize", caches=(source.cache_id,), note=note[:MAX_NOTE])
     made = made_from([source.manifest], origin, source.manifest.plan)
     changes = {name: getattr(poorer, name) for name in ("targets", "hidden", "arrays", "tables", "seed")}
     return with_changes(made, **changes)

@@ -1,4 +1,4 @@
-"""`kdpipe cache requantise`: a cache made poorer from what it has, without its teacher.
+"""`kdpipe cache requantize`: a cache made poorer from what it has, without its teacher.
 
 In: a cache, and what is to be less. Out: a new cache, and on stdout what it is.
 """
@@ -12,7 +12,7 @@ from kdpipe.cli.remote_options import RetryFor, retries
 from kdpipe.schemas.errors import ConfigError
 
 
-def requantise(
+def requantize(
     cache: Annotated[str, typer.Argument(metavar="CACHE", help="A finished cache: a folder or a URL.")],
     out: Annotated[
         str, typer.Option("--out", metavar="DIR", help="The folder of the new cache; run again, it goes on there.")
@@ -43,7 +43,7 @@ def requantise(
     json: Annotated[bool, typer.Option("--json", help="Answer with one JSON document.")] = False,
 ) -> None:
     """Make a poorer cache; what would be richer is refused."""
-    from kdpipe.pipeline.requantise import requantise as run
+    from kdpipe.pipeline.requantize import requantize as run
     from kdpipe.schemas.reshape import read_poorer
     from kdpipe.schemas.stage_one import PROFILES
 

@@ -1,4 +1,4 @@
-"""`kdpipe cache requantise`: what is typed, and what is refused."""
+"""`kdpipe cache requantize`: what is typed, and what is refused."""
 
 import json
 from collections.abc import Iterator
@@ -21,9 +21,9 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def test_a_profile_is_a_tau(cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["cache", "requantise", str(cache), "--out", str(tmp_path / "new"), "--profile", "lean"]
+    words = ["cache", "requantize", str(cache), "--out", str(tmp_path / "new"), "--profile", "lean"]
     assert run([*words, "--temperatures", "none", "--drop", "entropy", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["action"] == "requantise"
+    assert json.loads(capsys.readouterr().out)["action"] == "requantize"
     targets = open_cache(tmp_path / "new").manifest.targets
     assert (targets.keep.tau, targets.temperatures, targets.entropy) == (0.1, (), False)  # type: ignore[union-attr]
 
@@ -41,6 +41,6 @@ def test_a_profile_is_a_tau(cache: Path, tmp_path: Path, capsys: pytest.CaptureF
 def test_what_cannot_be_exits_2(
     words: list[str], message: str, cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(["cache", "requantise", str(cache), "--out", str(tmp_path / "new"), *words]) == 2
+    assert run(["cache", "requantize", str(cache), "--out", str(tmp_path / "new"), *words]) == 2
     assert f"error: {message}\n" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()

@@ -17,7 +17,7 @@ from kdpipe.pipeline.documents import tokenize as module
 from kdpipe.pipeline.documents.columns import Document, Mapping
 from kdpipe.pipeline.documents.render import Rendered, Renderer
 from kdpipe.pipeline.documents.segments import Piece
-from kdpipe.pipeline.documents.tokenize import Counts, Tokens, byte_places, cut, marked, tokenise
+from kdpipe.pipeline.documents.tokenize import Counts, Tokens, byte_places, cut, marked, tokenize
 from kdpipe.pipeline.tokenizers.tokenizer import LoadedTokenizer, load_tokenizer
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.stage_one import DataSettings
@@ -34,7 +34,7 @@ def byte_level(template: str | None = None) -> LoadedTokenizer:
 
 @functools.cache
 def sentence_piece() -> LoadedTokenizer:
-    """As Llama 2: a mark before the first word, a normaliser, single bytes for what is rare, <s> in front."""
+    """As Llama 2: a mark before the first word, a normalizer, single bytes for what is rare, <s> in front."""
     words = [
         "<unk>",
         "<s>",
@@ -80,7 +80,7 @@ def plain(text: str, spans: tuple[tuple[int, int], ...] | None = None, stop: boo
 
 
 def one(rendered: Rendered, tokenizer: LoadedTokenizer) -> Tokens:
-    return tokenise([rendered], ["corpus.jsonl:7"], tokenizer)[0]
+    return tokenize([rendered], ["corpus.jsonl:7"], tokenizer)[0]
 
 
 @given(TEXT)
@@ -102,8 +102,8 @@ def test_bytes_of_tokens_add_up_to_the_text(make: Callable[[], LoadedTokenizer],
 def test_the_bytes_of_ascii_tokens_are_those_of_their_spelling(text: str) -> None:
     text = "".join(letter for letter in text if letter.isascii()) or "a"
     tokens = one(plain(text), byte_level())
-    spelt = [len(byte_level().token_text(i)) for i in tokens.ids.tolist()]
-    assert tokens.bytes_each().tolist() == [*spelt[:-1], 0]
+    spelled = [len(byte_level().token_text(i)) for i in tokens.ids.tolist()]
+    assert tokens.bytes_each().tolist() == [*spelled[:-1], 0]
 
 
 def slow_mask(tokens: Tokens, spans: list[tuple[int, int]], starts: list[int]) -> list[bool]:
@@ -304,7 +304,7 @@ def test_texts_of_pieces_are_what_their_tokens_cover(text: str, length: int) -> 
 
 
 def test_nothing_makes_no_tokens() -> None:
-    assert tokenise([], [], byte_level()) == []
+    assert tokenize([], [], byte_level()) == []
 
 
 def test_special_tokens_are_written_out_for_people() -> None:

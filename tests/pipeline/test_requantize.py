@@ -1,4 +1,4 @@
-"""Requantised caches: valid, poorer, and on the mean over seeds what their source says at every id."""
+"""Requantized caches: valid, poorer, and on the mean over seeds what their source says at every id."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -13,11 +13,11 @@ from kdpipe.cache.format.rows import Rows
 from kdpipe.cache.opening import open_cache
 from kdpipe.cache.reshape import rebuild as making
 from kdpipe.cache.reshape.recode import CodedPart
-from kdpipe.pipeline import requantise as story
-from kdpipe.pipeline.requantise import requantise
+from kdpipe.pipeline import requantize as story
 from kdpipe.pipeline.requantization.poorer_rows import PoorerRows
 from kdpipe.pipeline.requantization.poorer_spec import poorer_manifest
 from kdpipe.pipeline.requantization.row_keys import row_keys
+from kdpipe.pipeline.requantize import requantize
 from kdpipe.schemas.arrays import SCALAR_STEP
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.reshape import Poorer
@@ -60,8 +60,8 @@ def row_slices(rows: Rows) -> Iterator[tuple[int, slice]]:
 def test_a_poorer_cache_is_valid_and_says_no_more_than_its_source(name: str, tmp_path: Path) -> None:
     make_kind(tmp_path / "a", name)
     before = digests_of(tmp_path / "a")
-    report = requantise(str(tmp_path / "a"), str(tmp_path / "b"), Poorer(**ASKED[name]))
-    assert (report.action, report.adopted, report.left_out) == ("requantise", 0, 0)
+    report = requantize(str(tmp_path / "a"), str(tmp_path / "b"), Poorer(**ASKED[name]))
+    assert (report.action, report.adopted, report.left_out) == ("requantize", 0, 0)
     assert problems_in(tmp_path / "b") == []
     old, new = open_cache(tmp_path / "a"), open_cache(tmp_path / "b")
     step = old.manifest.arrays.logprob.law.step  # type: ignore[union-attr]  # kinds with entries have one
@@ -141,7 +141,7 @@ def plainly_decoded(coded: Any, place: dict[str, int], law: Any, tail: str, ids:
 def test_what_is_only_dropped_changes_nothing_else(tmp_path: Path) -> None:
     make_kind(tmp_path / "a", "threshold-at-2")
     asked = Poorer(drop=("draw-values", "entropy"), temperatures=(2.0,))
-    requantise(str(tmp_path / "a"), str(tmp_path / "b"), asked)
+    requantize(str(tmp_path / "a"), str(tmp_path / "b"), asked)
     assert problems_in(tmp_path / "b") == []
     old, new = open_cache(tmp_path / "a"), open_cache(tmp_path / "b")
     for i in range(len(old)):
@@ -168,7 +168,7 @@ def test_of_any_kind_columns_can_be_left_out(name: str, tmp_path: Path) -> None:
     drop = [what for what, has in there.items() if has] + (["hidden"] if manifest.hidden.rows else [])
     own = targets.target_temperature
     asked = {"drop": tuple(drop), "temperatures": (own,) if own != 1.0 else ()}
-    requantise(str(tmp_path / "a"), str(tmp_path / "b"), Poorer(**asked))
+    requantize(str(tmp_path / "a"), str(tmp_path / "b"), Poorer(**asked))
     assert problems_in(tmp_path / "b") == []
     without = ("entropy", "boundary_logprob", "hidden", "log_z", *(["entries"] if targets.draw_values else []))
     assert documents_in(tmp_path / "a", without) == documents_in(tmp_path / "b", without)
@@ -179,7 +179,7 @@ def test_of_any_kind_columns_can_be_left_out(name: str, tmp_path: Path) -> None:
 
 def test_hidden_states_alone_are_dropped_without_touching_the_rest(tmp_path: Path) -> None:
     make_kind(tmp_path / "a", "threshold")
-    report = requantise(str(tmp_path / "a"), str(tmp_path / "b"), Poorer(drop=("hidden",)))
+    report = requantize(str(tmp_path / "a"), str(tmp_path / "b"), Poorer(drop=("hidden",)))
     assert (report.adopted, report.rewritten) == (2, 0)
     assert problems_in(tmp_path / "b") == []
     assert documents_in(tmp_path / "a", ("hidden",)) == documents_in(tmp_path / "b", ("hidden",))
@@ -193,7 +193,7 @@ def test_states_become_targets_of_what_they_say(name: str, tmp_path: Path) -> No
     old = open_cache(tmp_path / "a")
     for asked in ({"tau": 0.05}, {"draws": 6}, {"top_k": 4, "drop": ("hidden",) if name == "state" else ()}):
         out = tmp_path / str(next(iter(asked)))
-        requantise(str(tmp_path / "a"), str(out), Poorer(**asked))
+        requantize(str(tmp_path / "a"), str(out), Poorer(**asked))
         assert problems_in(out) == []
         new = open_cache(out)
         for i in range(len(old)):
@@ -212,7 +212,7 @@ def test_states_become_targets_of_what_they_say(name: str, tmp_path: Path) -> No
 def test_a_run_that_was_killed_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_cache(tmp_path / "a")
     asked = Poorer(tau=0.1)
-    requantise(str(tmp_path / "a"), str(tmp_path / "whole"), asked)
+    requantize(str(tmp_path / "a"), str(tmp_path / "whole"), asked)
     writer = making.CacheWriter.part
     begun: list[int] = []
 
@@ -225,18 +225,18 @@ def test_a_run_that_was_killed_goes_on(tmp_path: Path, monkeypatch: pytest.Monke
     with monkeypatch.context() as dying:
         dying.setattr(making.CacheWriter, "part", second_dies)
         with pytest.raises(KeyboardInterrupt):
-            requantise(str(tmp_path / "a"), str(tmp_path / "b"), asked)
-    assert requantise(str(tmp_path / "a"), str(tmp_path / "b"), asked).parts.made == 3
+            requantize(str(tmp_path / "a"), str(tmp_path / "b"), asked)
+    assert requantize(str(tmp_path / "a"), str(tmp_path / "b"), asked).parts.made == 3
     assert digests_of(tmp_path / "b") == digests_of(tmp_path / "whole")
     with pytest.raises(ConfigError, match="holds another cache"):
-        requantise(str(tmp_path / "a"), str(tmp_path / "b"), asked.model_copy(update={"seed": 3}))
+        requantize(str(tmp_path / "a"), str(tmp_path / "b"), asked.model_copy(update={"seed": 3}))
 
 
 @pytest.mark.slow
 def test_a_seed_draws_other_ids_of_states_too(tmp_path: Path) -> None:
     make_cache(tmp_path / "a", replace(SMALL, kind="state"))
     found = [
-        requantise(str(tmp_path / "a"), str(tmp_path / f"b{seed}"), Poorer(targets="sampled", seed=seed)).cache_id
+        requantize(str(tmp_path / "a"), str(tmp_path / f"b{seed}"), Poorer(targets="sampled", seed=seed)).cache_id
         for seed in (1, 2)
     ]
     rows = [open_cache(tmp_path / f"b{seed}")[0] for seed in (1, 2)]
@@ -248,7 +248,7 @@ def test_the_same_seed_twice_over_draws_anew_each_time(tmp_path: Path) -> None:
     make_cache(tmp_path / "a")
     source = story.open_source(str(tmp_path / "a"))
     digest = np.zeros((1, 16), np.uint8)
-    requantise(str(tmp_path / "a"), str(tmp_path / "b"), Poorer(tau=0.1))
+    requantize(str(tmp_path / "a"), str(tmp_path / "b"), Poorer(tau=0.1))
     other = story.open_source(str(tmp_path / "b"))
     assert source.manifest.seed == other.manifest.seed
     keys = [row_keys(each.cache_id, each.manifest.seed, digest, np.array([5])) for each in (source, other)]
