@@ -191,7 +191,7 @@ def entropies(cache: Cache, pairs: Pairs, tables: dict[str, npt.NDArray[Any]], s
     rows = np.repeat(np.arange(len(ragged.counts), dtype=np.int64), ragged.n_draws)
     tails = np.sort((rows << 32) | ranks[ragged.is_draw]) - (rows << 32)
     n, heads = cache.n_positions, ranks[~ragged.is_draw]
-    ids, logprobs = order0_bytes(ranks), order0_bytes(to_codes(array.law, values, "logprobs"))
+    ids, logprobs = order0_bytes(ranks), order0_bytes(to_codes(array.quantizer, values, "logprobs"))
     return {
         "order0_ids": ids / n,
         "order0_values": logprobs / n,

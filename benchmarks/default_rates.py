@@ -18,7 +18,7 @@ from measure import machine, rounded
 from kdpipe.pipeline.evaluation.stored import load_evaluation
 from kdpipe.pipeline.train import train
 from kdpipe.pipeline.watch import SilentTrainWatch
-from kdpipe.schemas.stage_two import Optimizer, StageTwo, TrainOptions
+from kdpipe.schemas.train_settings import OptimizerSettings, TrainOptions, TrainSettings
 
 HALF_DECADE = 10**0.5
 AROUND = (1 / HALF_DECADE, 1.0, HALF_DECADE)
@@ -27,7 +27,7 @@ AROUND = (1 / HALF_DECADE, 1.0, HALF_DECADE)
 def trained(words: argparse.Namespace, steps: int | None, optimizer: dict[str, Any]) -> dict[str, Any]:
     """One student: its optimizer as settled, and what it is worth on validation."""
     with tempfile.TemporaryDirectory() as place:
-        settings = StageTwo.model_validate(
+        settings = TrainSettings.model_validate(
             {
                 "cache": {"path": str(words.cache)},
                 "student": {"name": words.student, "lora": words.lora},
@@ -43,7 +43,7 @@ def trained(words: argparse.Namespace, steps: int | None, optimizer: dict[str, A
         found = load_evaluation(Path(place) / "run")
         record = json.loads((Path(place) / "run" / "run.json").read_text())
     assert found is not None, "the cache has a validation split"
-    settled = Optimizer.model_validate(record["settings"]["optimizer"])
+    settled = OptimizerSettings.model_validate(record["settings"]["optimizer"])
     row = {
         "optimizer": settled.kind,
         "matrices": settled.rates.matrices,

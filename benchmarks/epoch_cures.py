@@ -14,7 +14,7 @@ import torch
 
 from kdpipe.cache import Cache
 from kdpipe.pipeline.batches.batch_order import Ordering
-from kdpipe.pipeline.batches.collate import Wants
+from kdpipe.pipeline.batches.collate import BatchContents
 from kdpipe.pipeline.batches.micro_batch import MicroBatch, StepBatch, Targets
 from kdpipe.pipeline.batches.prefetch import StepLoader
 
@@ -28,7 +28,7 @@ class SetsInTurn:
     def __init__(self, caches: Sequence[Cache], batch_size: int) -> None:
         if len({tuple(cache.lengths().tolist()) for cache in caches}) != 1:
             raise ValueError("the caches hold different sequences")
-        self._loaders = [StepLoader(cache, Wants(targets=True), batch_size=batch_size) for cache in caches]
+        self._loaders = [StepLoader(cache, BatchContents(targets=True), batch_size=batch_size) for cache in caches]
 
     @property
     def waited_seconds(self) -> float:

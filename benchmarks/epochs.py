@@ -24,8 +24,8 @@ from recovery_inputs import TEACHER, Caches, Texts, bytes_by_array
 from recovery_table import markdown
 
 from kdpipe.cache import open_cache
-from kdpipe.pipeline.training.loop import Around
-from kdpipe.schemas.stage_two import StageTwo
+from kdpipe.pipeline.training.loop import LoopContext
+from kdpipe.schemas.train_settings import TrainSettings
 
 EPOCHS = {15_000: (2, 4, 8, 16), 150_000: (2, 4, 8), 1_500_000: (1, 2)}
 # Positions on which a student is measured, of training and of validation.
@@ -140,8 +140,10 @@ class Epochs:
         sizes = bytes_by_array(self._caches.of(kind.kind, self._texts(positions)))
         return float(sizes["total"] + (kind.sets - 1) * (sizes.get("id", 0.0) + sizes.get("logprob", 0.0)))
 
-    def _around(self, kind: Targets, paths: list[str], seed: int, stack: ExitStack) -> Callable[[Around], Around]:
-        def changed(parts: Around) -> Around:
+    def _around(
+        self, kind: Targets, paths: list[str], seed: int, stack: ExitStack
+    ) -> Callable[[LoopContext], LoopContext]:
+        def changed(parts: LoopContext) -> LoopContext:
             loader: Any = parts.loader
             if kind.sets > 1:
                 loader = SetsInTurn([open_cache(path, "train") for path in paths], self._plan.batch)
@@ -155,11 +157,11 @@ class Epochs:
     def _texts(self, positions: int) -> Texts:
         return Texts(tokens=positions, validation=self._plan.validation, length=self._plan.teacher.context)
 
-    def _settings(self, student: Student, cache: str, place: Path) -> StageTwo:
+    def _settings(self, student: Student, cache: str, place: Path) -> TrainSettings:
         config = place / "student.json"
         config.write_text(json.dumps(student_config(self._plan)), encoding="utf-8")
         never = {"every": 1_000_000}
-        return StageTwo.model_validate(
+        return TrainSettings.model_validate(
             {
                 "cache": {"path": cache},
                 "student": {"name": str(config)},

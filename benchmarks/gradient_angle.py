@@ -109,9 +109,9 @@ def _add(sums: Gradients, rows: Mapping[str, Rows], answered: tuple[Tensor, Tens
     sums.positions += len(p_RV)
     of_first = next(iter(rows.values()))
     assert of_first.label_logprob is not None
-    learnt = np.flatnonzero(of_first.loss_mask)
-    labels_R1 = torch.from_numpy(of_first.tokens[learnt + 1].astype(np.int64))[:, None].to(p_RV.device)
-    own_R = torch.from_numpy(of_first.label_logprob[learnt]).to(p_RV.device)
+    trained = np.flatnonzero(of_first.loss_mask)
+    labels_R1 = torch.from_numpy(of_first.tokens[trained + 1].astype(np.int64))[:, None].to(p_RV.device)
+    own_R = torch.from_numpy(of_first.label_logprob[trained]).to(p_RV.device)
     difference = (p_RV.gather(1, labels_R1).squeeze(1).log() - own_R).abs().max().item()
     sums.largest_label_difference = max(sums.largest_label_difference, difference)
 

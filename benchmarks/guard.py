@@ -23,10 +23,10 @@ from kdpipe.pipeline.training.loop import Loop
 from kdpipe.pipeline.training.metrics import read_metrics
 from kdpipe.pipeline.training.prepare import look, prepare
 from kdpipe.pipeline.training.session import open_desk
-from kdpipe.pipeline.training.stop_signals import Stop
+from kdpipe.pipeline.training.stop_signals import StopRequest
 from kdpipe.pipeline.watch import SilentTrainWatch
 from kdpipe.schemas.checkpoint import LoopState
-from kdpipe.schemas.stage_two import StageTwo
+from kdpipe.schemas.train_settings import TrainSettings
 
 PHASES: Final = [
     {"until": 0.25, "alpha": 0.5, "order": "length"},
@@ -58,7 +58,7 @@ class Plan:
     factor: float
 
 
-def settings_for(plan: Plan, optimizer: str, seed: int, recipe: Mapping[str, Any]) -> StageTwo:
+def settings_for(plan: Plan, optimizer: str, seed: int, recipe: Mapping[str, Any]) -> TrainSettings:
     """The settings of one run."""
     sections: dict[str, Any] = {
         "cache": {"path": str(plan.cache)},
@@ -75,7 +75,7 @@ def settings_for(plan: Plan, optimizer: str, seed: int, recipe: Mapping[str, Any
     }
     for name, values in recipe.items():
         sections[name] = sections.get(name, {}) | values
-    return StageTwo.model_validate_json(json.dumps(sections))
+    return TrainSettings.model_validate_json(json.dumps(sections))
 
 
 def ratios(norms: list[float], begins: list[int]) -> tuple[float, float]:
@@ -94,7 +94,7 @@ def ratios(norms: list[float], begins: list[int]) -> tuple[float, float]:
     return settled, bare
 
 
-def train(settings: StageTwo) -> Path:
+def train(settings: TrainSettings) -> Path:
     """Take the steps of a run; its student is not kept."""
     out, watch = Path(settings.out or ""), SilentTrainWatch()
     shutil.rmtree(out, ignore_errors=True)
@@ -104,7 +104,7 @@ def train(settings: StageTwo) -> Path:
     with open_desk(prepared, out, None, watch) as desk:
         state = LoopState(step=0, place=0)
         desk.keeper.save(state)
-        Loop(prepared, state, desk.around(Stop(watch.say, {}))).go_on(prospect.plan.n_steps)
+        Loop(prepared, state, desk.around(StopRequest(watch.say, {}))).go_on(prospect.plan.n_steps)
     return out
 
 

@@ -22,11 +22,11 @@ from stage_one_inputs import trained_teacher
 
 from kdpipe.pipeline.cache_teacher import cache_teacher
 from kdpipe.pipeline.evaluation.stored import load_evaluation
-from kdpipe.pipeline.small_teacher import Sizes, write_corpus
+from kdpipe.pipeline.small_teacher import TeacherSizes, write_corpus
 from kdpipe.pipeline.train import train
 from kdpipe.pipeline.watch import SilentTrainWatch, SilentWatch
-from kdpipe.schemas.stage_one import RunOptions, StageOne
-from kdpipe.schemas.stage_two import StageTwo, TrainOptions
+from kdpipe.schemas.capture_settings import CaptureOptions, CaptureSettings
+from kdpipe.schemas.train_settings import TrainOptions, TrainSettings
 
 WATCHED: Final = 1e-5
 # Multiplied by --scale: how much a loss helps or harms hangs on its weight.
@@ -48,7 +48,7 @@ class Plan:
     """How large and how long."""
 
     work: Path
-    teacher: Sizes
+    teacher: TeacherSizes
     seeds: int
     steps: int
     scale: float
@@ -79,7 +79,7 @@ def make_cache(plan: Plan) -> Path:
         "machine": {"devices": "cpu", "threads": 1},
         "out": str(cache),
     }
-    cache_teacher(StageOne.model_validate(settings), RunOptions(), SilentWatch())
+    cache_teacher(CaptureSettings.model_validate(settings), CaptureOptions(), SilentWatch())
     return cache
 
 
@@ -98,7 +98,7 @@ def measure(plan: Plan, cache: Path, name: str, weights: Mapping[str, float], se
         "out": str(out),
         "seed": seed,
     }
-    train(StageTwo.model_validate(settings), TrainOptions(), SilentTrainWatch())
+    train(TrainSettings.model_validate(settings), TrainOptions(), SilentTrainWatch())
     found = load_evaluation(out)
     assert found is not None, "the cache has a validation split"
     said(f"{out.name}: CE {found.cross_entropy:.4f}, KL {found.kl_teacher or math.nan:.4f}, {dict(found.terms)}")
@@ -202,14 +202,14 @@ def main() -> None:
         parser.error(f"there is no loss {unknown[0]}: choose among {', '.join(WEIGHTS)}")
     plan = Plan(
         work=options.work,
-        teacher=Sizes(vocabulary=512, width=96, layers=4, batch=8, steps=800),
+        teacher=TeacherSizes(vocabulary=512, width=96, layers=4, batch=8, steps=800),
         seeds=options.seeds,
         steps=options.steps,
         scale=options.scale,
         quick=options.quick,
     )
     if options.quick:
-        plan = replace(plan, teacher=Sizes(width=64, steps=2, context=64, batch=4), seeds=1, steps=3)
+        plan = replace(plan, teacher=TeacherSizes(width=64, steps=2, context=64, batch=4), seeds=1, steps=3)
     torch.set_num_threads(1)
     found = compare(plan, make_cache(plan), options.losses)
     said(table(found))

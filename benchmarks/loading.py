@@ -18,16 +18,21 @@ from measure import machine, rounded
 from kdpipe.cache import open_cache
 from kdpipe.cache.opening import create_cache
 from kdpipe.pipeline.batches.batch_order import ordering
-from kdpipe.pipeline.batches.collate import Wants
+from kdpipe.pipeline.batches.collate import BatchContents
 from kdpipe.pipeline.batches.prefetch import StepLoader
 from kdpipe.pipeline.synthetic import Recipe, synthetic_manifest, synthetic_part, synthetic_tables
 
-TARGETS = Wants(targets=True, statistics=True)
-CASES = {"threshold": TARGETS, "topk": TARGETS, "labels_alone": Wants(), "with_hidden": replace(TARGETS, hidden=(4,))}
+TARGETS = BatchContents(targets=True, statistics=True)
+CASES = {
+    "threshold": TARGETS,
+    "topk": TARGETS,
+    "labels_alone": BatchContents(),
+    "with_hidden": replace(TARGETS, hidden=(4,)),
+}
 BATCH = 8
 
 
-def measured(path: Path, wants: Wants, threads: int, n_steps: int) -> dict[str, float]:
+def measured(path: Path, wants: BatchContents, threads: int, n_steps: int) -> dict[str, float]:
     """Positions a second, and a second of CPU, of a loop that does nothing but take steps."""
     cache = open_cache(path, "train")
     order = ordering(cache, "shuffled", 0)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from kdpipe.pipeline.batches.micro_batch import Targets
 from kdpipe.pipeline.losses.head_chunks import HeadLosses
-from kdpipe.pipeline.losses.terms import LogitTerm, Shape
+from kdpipe.pipeline.losses.terms import LogitTerm, LossOptions
 from kdpipe.pipeline.models.head import Head
 
 WIDTH, ROWS, KEPT, EXACT = 768, 4096, 15, 9
@@ -56,7 +56,7 @@ class Case:
         self.labels_N = torch.randint(vocabulary, (n_rows,))
         self.targets = random_targets(vocabulary, n_rows)
         head = Head(module=self.module, vocabulary_size=vocabulary)
-        self.losses = HeadLosses(head, Shape(), chunk_bytes=chunk_bytes)
+        self.losses = HeadLosses(head, LossOptions(), chunk_bytes=chunk_bytes)
         self.terms = (
             LogitTerm(name="ce", coefficient=0.1 / n_rows),
             LogitTerm(name="forward_kl", coefficient=0.9 * temperature**2 / n_rows, temperature=temperature),

@@ -14,31 +14,33 @@ from kdpipe.cache import Cache
 from kdpipe.pipeline.evaluation.measure import Evaluator
 from kdpipe.pipeline.training import run_folder
 from kdpipe.pipeline.training.cache_requirements import teacher_head
-from kdpipe.pipeline.training.loop import Around, Loop
-from kdpipe.pipeline.training.prepare import Prepared, look, prepare
+from kdpipe.pipeline.training.loop import Loop, LoopContext
+from kdpipe.pipeline.training.prepare import PreparedRun, look, prepare
 from kdpipe.pipeline.training.session import open_desk
 from kdpipe.pipeline.training.stop_signals import listening
 from kdpipe.pipeline.watch import SilentTrainWatch
 from kdpipe.schemas.checkpoint import LoopState
-from kdpipe.schemas.stage_two import StageTwo
 from kdpipe.schemas.train_report import Evaluation
+from kdpipe.schemas.train_settings import TrainSettings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainedStudent:
     """A student at its last step."""
 
-    prepared: Prepared
+    prepared: PreparedRun
     state: LoopState
 
     def measured(self, cache: Cache, limit: int | None = None) -> Evaluation:
         """Evaluate it on a split, whole or in so many sequences spread over it."""
         batch_size = self.prepared.settings.run.batch_size
         evaluator = Evaluator(cache, teacher_head(cache), batch_size=batch_size, limit=limit)
-        return evaluator.measure(self.prepared.learner.student, self.prepared.learner.precision)
+        return evaluator.measure(self.prepared.train_state.student, self.prepared.train_state.precision)
 
 
-def trained(settings: StageTwo, around: Callable[[Around], Around] = lambda parts: parts) -> TrainedStudent:
+def trained(
+    settings: TrainSettings, around: Callable[[LoopContext], LoopContext] = lambda parts: parts
+) -> TrainedStudent:
     """Train a student to the last step; `around` may exchange what the loop works with, its loader for instance."""
     watch, out = SilentTrainWatch(), Path(settings.out or "")
     with listening() as stop:
@@ -51,14 +53,14 @@ def trained(settings: StageTwo, around: Callable[[Around], Around] = lambda part
     return TrainedStudent(prepared=prepared, state=loop.state)
 
 
-def trained_and_measured(settings: StageTwo, state: Cache) -> dict[str, Any]:
+def trained_and_measured(settings: TrainSettings, state: Cache) -> dict[str, Any]:
     """A student from its first weights to its numbers on the validation split of the states."""
     start, cpu = time.perf_counter(), time.process_time()
     student = trained(settings)
     measured = student.measured(state)
     assert measured.kl_teacher_estimate == "exact"
     return {
-        "parameters": student.prepared.learner.student.n_parameters(),
+        "parameters": student.prepared.train_state.student.n_parameters(),
         "optimizer_reason": student.prepared.prospect.optimizer_reason,
         "steps": student.state.step,
         "positions": student.state.positions,

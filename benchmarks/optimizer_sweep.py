@@ -27,11 +27,11 @@ from stage_one_inputs import trained_teacher
 
 from kdpipe.cache import open_cache
 from kdpipe.pipeline.cache_teacher import cache_teacher
-from kdpipe.pipeline.small_teacher import Sizes
+from kdpipe.pipeline.small_teacher import TeacherSizes
 from kdpipe.pipeline.train import train
 from kdpipe.pipeline.watch import SilentTrainWatch, SilentWatch
-from kdpipe.schemas.stage_one import RunOptions, StageOne
-from kdpipe.schemas.stage_two import StageTwo, TrainOptions
+from kdpipe.schemas.capture_settings import CaptureOptions, CaptureSettings
+from kdpipe.schemas.train_settings import TrainOptions, TrainSettings
 
 # Half decades: 1e-3, 3.2e-3, 1e-2, ... as powers of ten.
 STEP = 0.5
@@ -198,15 +198,15 @@ class Sweep:
                 "machine": {"devices": "cpu", "threads": torch.get_num_threads()},
                 "out": str(work),
             }
-            cache_teacher(StageOne.model_validate(settings), RunOptions(), SilentWatch())
+            cache_teacher(CaptureSettings.model_validate(settings), CaptureOptions(), SilentWatch())
             os.replace(work, path)
         return path
 
-    def _settings(self, cell: Cell, cache: str, student: Path, out: Path) -> StageTwo:
+    def _settings(self, cell: Cell, cache: str, student: Path, out: Path) -> TrainSettings:
         never = {"every": 1_000_000}
         vectors = cell.matrices if cell.vectors is None else cell.vectors
         rates = {"matrices": 10**cell.matrices, "tables": 10**cell.tables, "vectors": 10**vectors}
-        return StageTwo.model_validate(
+        return TrainSettings.model_validate(
             {
                 "cache": {"path": cache},
                 "student": {"name": str(student), "lora": cell.kind == "lora"},
@@ -243,7 +243,7 @@ def open_sweep(
     """A sweep in a folder, its teacher trained where there is none yet."""
     sizes = replace(TEACHER, steps=teacher_steps)
     if quick:
-        sizes = Sizes(vocabulary=600, width=32, layers=1, context=64, batch=4, steps=5)
+        sizes = TeacherSizes(vocabulary=600, width=32, layers=1, context=64, batch=4, steps=5)
     work = work.resolve()
     work.mkdir(parents=True, exist_ok=True)
     teacher, unseen = trained_teacher(work, sizes, ENTROPY_NATS, say, quick=quick)

@@ -23,8 +23,8 @@ from recovery_table import recovered, table
 from stage_one_inputs import trained_teacher
 
 from kdpipe.cache import open_cache
-from kdpipe.pipeline.small_teacher import Sizes
-from kdpipe.schemas.stage_two import StageTwo
+from kdpipe.pipeline.small_teacher import TeacherSizes
+from kdpipe.schemas.train_settings import TrainSettings
 
 LABELS, DENSE = "labels alone", "dense"
 BUCKET, RENORMALIZED, ALPHA = "bucket", "renormalized", "alpha"
@@ -38,7 +38,7 @@ class Plan:
     Without a `folder` the teacher is trained, and its logits are scaled to `entropy_nats` where that is given.
     """
 
-    teacher: Sizes
+    teacher: TeacherSizes
     folder: str | None = None
     entropy_nats: float | None = None
     kinds: tuple[str, ...] = DEFAULT_KINDS
@@ -59,7 +59,7 @@ class Plan:
 
 FULL = Plan(teacher=TEACHER)
 QUICK = Plan(
-    teacher=Sizes(vocabulary=600, width=32, layers=1, context=64, batch=4, steps=5),
+    teacher=TeacherSizes(vocabulary=600, width=32, layers=1, context=64, batch=4, steps=5),
     tokens=3_000,
     validation=1_000,
     width=32,
@@ -153,12 +153,12 @@ class Recovery:
         with tempfile.TemporaryDirectory(dir=self._work) as place:
             return trained_and_measured(self._settings(student, Path(place)), state)
 
-    def _settings(self, student: Student, place: Path) -> StageTwo:
+    def _settings(self, student: Student, place: Path) -> TrainSettings:
         plan, texts = self._plan, self._plan.texts(student.passes)
         config = place / "student.json"
         config.write_text(json.dumps(student_config(plan)), encoding="utf-8")
         never = {"every": 1_000_000}
-        return StageTwo.model_validate(
+        return TrainSettings.model_validate(
             {
                 "cache": {"path": str(self.caches.of(student.cache, texts))},
                 "student": {"name": str(config)},

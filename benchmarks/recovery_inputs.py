@@ -15,9 +15,9 @@ from stage_one_inputs import write_documents
 
 from kdpipe.cache.inspect import inspect_cache
 from kdpipe.pipeline.cache_teacher import cache_teacher
-from kdpipe.pipeline.small_teacher import Sizes
+from kdpipe.pipeline.small_teacher import TeacherSizes
 from kdpipe.pipeline.watch import SilentWatch
-from kdpipe.schemas.stage_one import RunOptions, StageOne
+from kdpipe.schemas.capture_settings import CaptureOptions, CaptureSettings
 
 # Packages of the standard library: none of their source is what the teacher learns from.
 PACKAGES = (
@@ -40,7 +40,9 @@ PACKAGES = (
     "zoneinfo",
 )
 # The teacher of sweep, recovery and epochs: 4.1 nats on text that it has not seen.
-TEACHER = Sizes(vocabulary=4096, width=192, layers=4, context=256, batch=8, steps=400, rate=3e-3, table_rate=3e-2)
+TEACHER = TeacherSizes(
+    vocabulary=4096, width=192, layers=4, context=256, batch=8, steps=400, rate=3e-3, table_rate=3e-2
+)
 VALIDATION_SHARE = 8
 MOST_KEPT = 128
 KINDS: dict[str, dict[str, Any]] = {
@@ -69,7 +71,7 @@ class Caches:
     ) -> None:
         self._work, self._teacher, self._threads, self._said = work, teacher, threads, said
         rows = sorted([*unseen, *packages()], key=lambda row: hashlib.sha256(row["text"].encode()).digest())
-        self._learnt = [row for i, row in enumerate(rows) if i % VALIDATION_SHARE]
+        self._trained = [row for i, row in enumerate(rows) if i % VALIDATION_SHARE]
         self._validated = rows[::VALIDATION_SHARE]
 
     def of(self, kind: str, texts: Texts, seed: int = 0) -> Path:
@@ -83,7 +85,7 @@ class Caches:
             return path
         self._said(f"  caching {texts.tokens:,} tokens: {kind}")
         work = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-        data: dict[str, Any] = {"path": str(self._documents("learnt", texts.tokens)), "val_fraction": 0.0}
+        data: dict[str, Any] = {"path": str(self._documents("trained", texts.tokens)), "val_fraction": 0.0}
         if kind == "state":
             data["val_path"] = str(self._documents("validated", texts.validation))
         settings = {
@@ -96,7 +98,7 @@ class Caches:
             "out": str(work),
             "seed": seed,
         }
-        cache_teacher(StageOne.model_validate(settings), RunOptions(), SilentWatch())
+        cache_teacher(CaptureSettings.model_validate(settings), CaptureOptions(), SilentWatch())
         os.replace(work, path)
         return path
 
@@ -115,7 +117,7 @@ class Caches:
         path = self._work / f"{which}-{n_tokens}.jsonl"
         if not path.exists():
             work = path.with_name(f"{path.name}.tmp")
-            write_documents(work, self._learnt if which == "learnt" else self._validated, self._teacher, n_tokens)
+            write_documents(work, self._trained if which == "trained" else self._validated, self._teacher, n_tokens)
             os.replace(work, path)
         return path
 

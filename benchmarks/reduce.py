@@ -15,9 +15,9 @@ from measure import machine, rounded, seconds
 
 from kdpipe.pipeline.targets.draws import row_keys
 from kdpipe.pipeline.targets.reduce import Reducer, to_block
-from kdpipe.pipeline.targets.request import Asked
+from kdpipe.pipeline.targets.request import TargetRequest
 from kdpipe.pipeline.targets.target_spec import OutputHead, target_spec
-from kdpipe.schemas.stage_one import TargetSettings
+from kdpipe.schemas.capture_settings import TargetSettings
 from kdpipe.schemas.targets import HiddenSpec
 
 WIDTH = 768
@@ -51,7 +51,7 @@ def case(settings: TargetSettings, logits_RV: torch.Tensor) -> dict[str, float]:
     """Reducing, and making a block of it."""
     (n_rows, size), device = logits_RV.shape, logits_RV.device
     targets = target_spec(settings, size, OutputHead(width=WIDTH))
-    asked = Asked(targets=targets, hidden=HiddenSpec(), vocabulary_size=size, seed=0)
+    asked = TargetRequest(targets=targets, hidden=HiddenSpec(), vocabulary_size=size, seed=0)
     reducer = Reducer(asked, device)
     labels_R = torch.zeros(n_rows, dtype=torch.int64, device=device)
     keys_R = row_keys(0, "train", 0, 0, n_rows).to(device)

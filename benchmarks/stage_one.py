@@ -23,8 +23,8 @@ from stage_one_runs import bare, cache, cached_once, in_own_process, opened, pro
 from stage_one_tables import TABLES
 
 from kdpipe.cache.inspect import inspect_cache
-from kdpipe.pipeline.small_teacher import Sizes
-from kdpipe.schemas.stage_one import StageOne
+from kdpipe.pipeline.small_teacher import TeacherSizes
+from kdpipe.schemas.capture_settings import CaptureSettings
 
 ASKED = {
     "caching_over_bare": {"cpu": 1.10, "cuda": 1.05},
@@ -48,7 +48,7 @@ class Scale:
     """How much is measured."""
 
     random: RandomSizes
-    trained: Sizes
+    trained: TeacherSizes
     tokens: int = 16_384
     part_rows: int | None = None
     rounds: int = 5
@@ -59,11 +59,11 @@ class Scale:
 
 FULL = Scale(
     random=RandomSizes(),
-    trained=Sizes(vocabulary=4096, width=256, layers=4, context=256, batch=8, steps=800, rate=3e-3),
+    trained=TeacherSizes(vocabulary=4096, width=256, layers=4, context=256, batch=8, steps=800, rate=3e-3),
 )
 QUICK = Scale(
     random=RandomSizes(vocabulary=1_000, width=64, layers=2, heads=2),
-    trained=Sizes(vocabulary=600, width=32, layers=1, context=64, batch=4, steps=5),
+    trained=TeacherSizes(vocabulary=600, width=32, layers=1, context=64, batch=4, steps=5),
     tokens=2_000,
     part_rows=1_000,
     rounds=1,
@@ -80,7 +80,7 @@ class Bench:
         self._found: dict[str, dict[str, Any]] = {}
 
     @cached_property
-    def large(self) -> StageOne:
+    def large(self) -> CaptureSettings:
         """Settings of the random teacher, whose forward pass is the costly part."""
         teacher = random_teacher(self.work, self.scale.random)
         return self._settings(teacher, texts(), self.scale.tokens, "large")
@@ -91,11 +91,11 @@ class Bench:
         return trained_teacher(self.work, self.scale.trained, self.scale.entropy_nats, say, quick=self.scale.quick)
 
     @cached_property
-    def small(self) -> StageOne:
+    def small(self) -> CaptureSettings:
         """Settings of the trained teacher."""
         return self._settings(*self.trained, self.scale.positions, "small")
 
-    def _settings(self, teacher: Path, rows: list[dict[str, str]], n_tokens: int, name: str) -> StageOne:
+    def _settings(self, teacher: Path, rows: list[dict[str, str]], n_tokens: int, name: str) -> CaptureSettings:
         corpus = self.work / f"{name}-{n_tokens}.jsonl"
         write_documents(corpus, rows, teacher, n_tokens)
         machine = {"devices": self.device, "threads": self.threads}

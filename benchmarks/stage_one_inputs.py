@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 from kdpipe.pipeline.models.model_info import quiet
 from kdpipe.pipeline.small_teacher import (
     SOURCES,
-    Sizes,
+    TeacherSizes,
     documents,
     make_teacher,
     source_code,
@@ -52,7 +52,7 @@ def texts() -> list[dict[str, str]]:
 
 
 def trained_teacher(
-    work: Path, sizes: Sizes, entropy_nats: float | None, said: Callable[[str], None], *, quick: bool = False
+    work: Path, sizes: TeacherSizes, entropy_nats: float | None, said: Callable[[str], None], *, quick: bool = False
 ) -> tuple[Path, list[dict[str, str]]]:
     """A teacher that has learnt most of the text and other modules, and the rest, which it has not seen.
 
@@ -78,7 +78,7 @@ def random_teacher(work: Path, sizes: RandomSizes) -> Path:
         return folder
     quiet()
     tokenizer = train_tokenizer(
-        [*(row["text"] for row in texts()), *other_modules()], Sizes(vocabulary=sizes.vocabulary)
+        [*(row["text"] for row in texts()), *other_modules()], TeacherSizes(vocabulary=sizes.vocabulary)
     )
     if len(tokenizer) != sizes.vocabulary:
         raise SystemExit(f"the text has words for {len(tokenizer):,} ids only: ask for fewer than {sizes.vocabulary:,}")

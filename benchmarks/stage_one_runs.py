@@ -22,20 +22,20 @@ import torch
 from kdpipe.cache.writing.writer import CacheWriter
 from kdpipe.pipeline.capture import part_capture as parts
 from kdpipe.pipeline.capture.cache_manifest import make_manifest
-from kdpipe.pipeline.capture.capture_teacher import Speaker, open_speaker
+from kdpipe.pipeline.capture.capture_teacher import CaptureTeacher, open_speaker
 from kdpipe.pipeline.capture.create import begin_cache
 from kdpipe.pipeline.capture.inputs import Inputs, read_inputs
-from kdpipe.pipeline.capture.part_capture import PartMaker, Tally, read_part
+from kdpipe.pipeline.capture.part_capture import CaptureTally, PartMaker, read_part
 from kdpipe.pipeline.capture.writer_thread import WritingThread
-from kdpipe.pipeline.documents.segments import Piece
+from kdpipe.pipeline.documents.segments import Segment
 from kdpipe.pipeline.models.head import Head
 from kdpipe.pipeline.targets.fidelity import FidelityMeter, Sample
 from kdpipe.pipeline.targets.reduce import Reducer
 from kdpipe.pipeline.teachers import reading
 from kdpipe.pipeline.teachers.forward import Forward
 from kdpipe.pipeline.watch import SilentWatch
+from kdpipe.schemas.capture_settings import CaptureSettings
 from kdpipe.schemas.manifest import Manifest
-from kdpipe.schemas.stage_one import StageOne
 
 # What happens in the thread that feeds the teacher, and what beside it.
 STEPS: dict[str, tuple[tuple[Any, str], ...]] = {
@@ -43,7 +43,7 @@ STEPS: dict[str, tuple[tuple[Any, str], ...]] = {
     "head": ((Head, "logits"),),
     "reduction": ((Reducer, "reduce"),),
     "fidelity": ((Sample, "add"), (FidelityMeter, "count"), (FidelityMeter, "result")),
-    "hidden summaries": ((reading.Reader, "_means"), (reading.Reader, "_vectors")),
+    "hidden summaries": ((reading.LogitReader, "_means"), (reading.LogitReader, "_vectors")),
     "block": ((reading, "to_block"),),
     "beginning and sealing": (
         (CacheWriter, "publish_tokenizer"),
@@ -62,7 +62,7 @@ class Opened:
     """Documents and a loaded teacher: all that stage one needs but a folder."""
 
     inputs: Inputs
-    speaker: Speaker
+    speaker: CaptureTeacher
     manifest: Manifest
 
     @property
@@ -70,23 +70,23 @@ class Opened:
         """Parts that are planned."""
         return self.manifest.plan.n_parts
 
-    def batches(self) -> list[list[Piece]]:
+    def batches(self) -> list[list[Segment]]:
         """What the teacher reads, batch by batch, tokenized."""
         plan, size = self.manifest.plan, self.speaker.batch_tokens
         read = [read_part(self.inputs.corpus, plan, number, size) for number in range(plan.n_parts)]
         return [[part.pieces[i] for i in batch] for part in read for batch in part.batches]
 
 
-def settings_for(teacher: Path, corpus: Path, **sections: dict[str, Any]) -> StageOne:
+def settings_for(teacher: Path, corpus: Path, **sections: dict[str, Any]) -> CaptureSettings:
     """Default settings but for what is given; all documents train."""
     own: dict[str, dict[str, Any]] = {
         "teacher": {"name": str(teacher)},
         "data": {"path": str(corpus), "val_fraction": 0.0},
     }
-    return StageOne.model_validate(own | sections)
+    return CaptureSettings.model_validate(own | sections)
 
 
-def opened(settings: StageOne) -> Opened:
+def opened(settings: CaptureSettings) -> Opened:
     """Read documents, load the teacher."""
     inputs = read_inputs(settings, SilentWatch())
     speaker = open_speaker(settings, inputs.tokenizer)
@@ -97,13 +97,13 @@ def cache(run: Opened, folder: Path) -> float:
     """All of stage one behind the loading of the teacher, and the seconds that it took."""
     started = time.perf_counter()
     writer, asked = begin_cache(str(folder), run.manifest, run.inputs, run.speaker)
-    tally = Tally(started=started)
+    tally = CaptureTally(started=started)
     PartMaker(writer, run.inputs.corpus, run.speaker, asked, tally).make(range(run.n_parts), _ignore, _ignore)
     writer.seal()
     return time.perf_counter() - started
 
 
-def bare(run: Opened, batches: Sequence[Sequence[Piece]]) -> float:
+def bare(run: Opened, batches: Sequence[Sequence[Segment]]) -> float:
     """Seconds of the model's own forward pass, logits and all."""
     seconds = run.speaker.bare_seconds(batches)
     assert seconds is not None
@@ -176,7 +176,7 @@ def timed(work: Callable[[], object]) -> dict[str, float]:
     return {"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - cpu_start}
 
 
-def in_own_process(settings: StageOne, what: str) -> dict[str, Any]:
+def in_own_process(settings: CaptureSettings, what: str) -> dict[str, Any]:
     """Load the teacher in a child process, do one thing (cache or bare), and learn its time and its memory."""
     words = [sys.executable, __file__, what, settings.model_dump_json(exclude_defaults=True)]
     done = subprocess.run(words, capture_output=True, text=True)
@@ -207,7 +207,7 @@ def _status(name: str) -> int:
 
 def main() -> None:
     """One thing, in a process of its own."""
-    what, settings = sys.argv[1], StageOne.model_validate_json(sys.argv[2])
+    what, settings = sys.argv[1], CaptureSettings.model_validate_json(sys.argv[2])
     run = opened(settings)
     batches = run.batches() if what == "bare" else []
     found: dict[str, Any] = {}

@@ -21,8 +21,8 @@ from stage_two_pairs import Pairs
 
 from kdpipe.pipeline.models.memory import peak_process_bytes
 from kdpipe.pipeline.watch import SilentTrainWatch, SilentWatch
-from kdpipe.schemas.stage_one import RunOptions, StageOne
-from kdpipe.schemas.stage_two import StageTwo, TrainOptions
+from kdpipe.schemas.capture_settings import CaptureOptions, CaptureSettings
+from kdpipe.schemas.train_settings import TrainOptions, TrainSettings
 
 WARM_UP = 1
 Asked = dict[str, Any]
@@ -162,7 +162,7 @@ def train(asked: Asked) -> dict[str, Any]:
     """A whole run of `kdpipe train`; its report."""
     from kdpipe.pipeline.train import train as run
 
-    settings = StageTwo.model_validate_json(json.dumps(asked["settings"]))
+    settings = TrainSettings.model_validate_json(json.dumps(asked["settings"]))
     return run(settings, TrainOptions(overwrite=True), SilentTrainWatch()).model_dump(mode="json")
 
 
@@ -170,7 +170,7 @@ def cache_teacher(asked: Asked) -> dict[str, Any]:
     """A whole run of `kdpipe cache-teacher`; the most memory it held."""
     from kdpipe.pipeline.cache_teacher import cache_teacher as run
 
-    run(StageOne.model_validate_json(json.dumps(asked["settings"])), RunOptions(), SilentWatch())
+    run(CaptureSettings.model_validate_json(json.dumps(asked["settings"])), CaptureOptions(), SilentWatch())
     return {"peak_bytes": peak_process_bytes()}
 
 

@@ -20,14 +20,14 @@ from kdpipe.cache.opening import create_cache
 from kdpipe.pipeline.batches.batch_order import ordering
 from kdpipe.pipeline.models.devices import usable_cpus
 from kdpipe.pipeline.models.model_info import quiet
-from kdpipe.pipeline.students.presets import Ids, preset_config
+from kdpipe.pipeline.students.presets import TokenIds, preset_config
 from kdpipe.pipeline.synthetic import Recipe, synthetic_manifest, synthetic_tables
 from kdpipe.pipeline.synthetic_documents import Packing, make_sequence
 from kdpipe.pipeline.synthetic_targets import answer
 from kdpipe.schemas.cache_plan import PlannedPart
-from kdpipe.schemas.stage_two import StageTwo
+from kdpipe.schemas.train_settings import TrainSettings
 
-NOT_LEARNT = -100
+IGNORED_LABEL = -100
 RATE = 1e-4
 # As kdpipe's defaults have them, told to the peers.
 BETAS, DECAY, CLIP = (0.9, 0.95), 0.01, 1.0
@@ -118,7 +118,7 @@ def _packing(case: Case, part: PlannedPart, rng: np.random.Generator) -> Packing
     )
 
 
-def settings_for(case: Case, cache: Path, out: Path, **sections: dict[str, Any]) -> StageTwo:
+def settings_for(case: Case, cache: Path, out: Path, **sections: dict[str, Any]) -> TrainSettings:
     """A hybrid run as it is by default, in float32 on the CPU, that neither evaluates nor saves while it is timed."""
     own: dict[str, dict[str, Any]] = {
         "cache": {"path": str(cache)},
@@ -143,7 +143,7 @@ def settings_for(case: Case, cache: Path, out: Path, **sections: dict[str, Any])
         },
     }
     given = {name: own.get(name, {}) | values for name, values in sections.items()}
-    return StageTwo.model_validate({**own, **given, "out": str(out)})
+    return TrainSettings.model_validate({**own, **given, "out": str(out)})
 
 
 def rows_of(cache: Path, n: int) -> list[dict[str, list[int]]]:
@@ -152,16 +152,16 @@ def rows_of(cache: Path, n: int) -> list[dict[str, list[int]]]:
     found = []
     for number in ordering(opened, "shuffled", 0).at(np.arange(n)).tolist():
         one = opened.tokens(number)
-        labels = np.full(len(one.tokens), NOT_LEARNT)
-        learnt = np.flatnonzero(one.loss_mask) + 1
-        labels[learnt] = one.tokens[learnt]
+        labels = np.full(len(one.tokens), IGNORED_LABEL)
+        trained = np.flatnonzero(one.loss_mask) + 1
+        labels[trained] = one.tokens[trained]
         found.append({"input_ids": one.tokens.tolist(), "labels": labels.tolist()})
     return found
 
 
 def student_config(case: Case) -> LlamaConfig:
     """The config of a case's student."""
-    return preset_config(case.preset, Ids(count=case.vocabulary, longest=case.length))
+    return preset_config(case.preset, TokenIds(count=case.vocabulary, longest=case.length))
 
 
 def fresh_model(config: LlamaConfig) -> Any:

@@ -22,11 +22,11 @@ from kdpipe.pipeline.training import step as step_module
 from kdpipe.pipeline.training.loop import Loop
 from kdpipe.pipeline.training.prepare import look, prepare
 from kdpipe.pipeline.training.session import open_desk
-from kdpipe.pipeline.training.step import Took
+from kdpipe.pipeline.training.step import StepResult
 from kdpipe.pipeline.training.stop_signals import listening
 from kdpipe.pipeline.watch import SilentTrainWatch
 from kdpipe.schemas.checkpoint import LoopState
-from kdpipe.schemas.stage_two import StageTwo
+from kdpipe.schemas.train_settings import TrainSettings
 
 Owned = tuple[Any, str]
 OURS: dict[str, Owned] = {
@@ -50,12 +50,12 @@ class Ours:
         """One more optimizer step."""
         self._loop.go_on(self._loop.state.step + 1)
         last = self._loop.last
-        assert isinstance(last, Took)
+        assert isinstance(last, StepResult)
         self.cross_entropy.append(last.terms["ce"].raw)
 
 
 @contextmanager
-def ours(settings: StageTwo, *, ahead: bool) -> Iterator[Ours]:
+def ours(settings: TrainSettings, *, ahead: bool) -> Iterator[Ours]:
     """Open a run; without `ahead` nothing is loaded before a step asks, so that other work is left undisturbed."""
     watch = SilentTrainWatch()
     with ExitStack() as stack:

@@ -12,7 +12,7 @@ import torch
 from stage_two_inputs import BETAS, CLIP, DECAY, RATE, Case, fresh_model, student_config, teacher_config
 from transformers import LlamaModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from kdpipe.pipeline.small_teacher import Sizes, train_tokenizer
+from kdpipe.pipeline.small_teacher import TeacherSizes, train_tokenizer
 
 NAMED = ("torch", "transformers", "accelerate", "trl")
 # All else is head, loss and collation: peers replace a model's own forward, only that of its body stays where it is.
@@ -91,7 +91,7 @@ def gkd_trainer(case: Case, rows: list[dict[str, list[int]]], out: Path, n_steps
     given = _arguments(case, out, n_steps) | {"lmbda": 0.0, "beta": 0.0, "temperature": 1.0, "max_length": case.length}
     # Of its defaults these cost time and change nothing that is measured.
     given |= {"gradient_checkpointing": False}
-    tokenizer = train_tokenizer(["a text of few words"], Sizes(vocabulary=300))
+    tokenizer = train_tokenizer(["a text of few words"], TeacherSizes(vocabulary=300))
     make: Any = GKDTrainer
     made = make(
         model=fresh_model(student_config(case)),

@@ -24,15 +24,15 @@ from measure import machine, rounded
 from stage_two_inputs import Case, make_cache, settings_for
 
 from kdpipe.cache import layout, open_cache
-from kdpipe.cache.mirror.mirror import NearStore, near_store
+from kdpipe.cache.mirror.mirror import MirrorStore, near_store
 from kdpipe.cache.opening import create_cache
 from kdpipe.cache.parts.part_files import read_part_record
-from kdpipe.cache.reader import Cache, Options
+from kdpipe.cache.reader import Cache, ReaderOptions
 from kdpipe.cache.reshape.adopt import adopt_part, with_changes
-from kdpipe.cache.stores.addresses import Nearby
+from kdpipe.cache.stores.addresses import MirrorSettings
 from kdpipe.cache.stores.dispatch import open_store
 from kdpipe.cache.stores.local_store import LocalStore
-from kdpipe.cache.stores.retries import Patience
+from kdpipe.cache.stores.retries import RetryPolicy
 from kdpipe.cache.transfer import copy_cache
 from kdpipe.cache.verify import verify_cache
 from kdpipe.pipeline.documents.part_plan import rows_of_a_part
@@ -42,7 +42,7 @@ from kdpipe.pipeline.train import train
 from kdpipe.pipeline.watch import SilentTrainWatch
 from kdpipe.schemas.cache_plan import SplitPlan
 from kdpipe.schemas.manifest import FileRecord
-from kdpipe.schemas.stage_two import TrainOptions
+from kdpipe.schemas.train_settings import TrainOptions
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 from support.s3 import s3_server
@@ -143,17 +143,17 @@ class Bench:
         cache, folder = self.work / "few", self.work / "mirror"
         if not cache.exists():
             _repeat(self.work / "first", cache, MIRRORED_PARTS)
-        nearby = Nearby(folder=folder, limit=1 << 40)
+        nearby = MirrorSettings(folder=folder, limit=1 << 40)
         with serving(Site(cache)) as url:
             for number in range(MIRRORED_PARTS):
                 near_store(url, nearby).hold(number).release()
 
             def seconds(checked: bool) -> float:
-                store = NearStore(open_store(url), nearby, Patience())
+                store = MirrorStore(open_store(url), nearby, RetryPolicy())
                 if not checked:
                     store._looked_at.update(range(MIRRORED_PARTS))
                 start = time.process_time()
-                for _ in Cache(store, None, Options(False, 2, nearby), store).scan():
+                for _ in Cache(store, None, ReaderOptions(False, 2, nearby), store).scan():
                     pass
                 return time.process_time() - start
 

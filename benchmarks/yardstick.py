@@ -23,9 +23,9 @@ from stage_one_inputs import texts, trained_teacher
 
 from kdpipe.cache import open_cache
 from kdpipe.cli.main import run
-from kdpipe.pipeline.small_teacher import Sizes, write_corpus
+from kdpipe.pipeline.small_teacher import TeacherSizes, write_corpus
 
-TEACHER = Sizes(vocabulary=512, width=64, layers=4, context=128, batch=8, steps=60)
+TEACHER = TeacherSizes(vocabulary=512, width=64, layers=4, context=128, batch=8, steps=60)
 TEXTS, IMPORTED, TOP_K = 60, 24, 8
 STEPS = "24"
 # The options of `cache-teacher` that make each.

@@ -1,6 +1,6 @@
 """Batches: sequences side by side, padded, in buffers that the caller owns and may use again.
 
-In: a cache and the numbers of some sequences. Out: a filled `Batch`.
+In: a cache and the numbers of some sequences. Out: a filled `PaddedBatch`.
 """
 
 import operator
@@ -19,7 +19,7 @@ Ints = npt.NDArray[np.signedinteger[npt.NBitBase]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Batch:
+class PaddedBatch:
     """B sequences of up to T rows with up to K ids: padding has loss_mask false, count 0, weight 0 and log p NaN.
 
     `document` numbers the documents of each sequence from 0, padding is -1: attention stays within one number.
@@ -40,14 +40,16 @@ class Batch:
 
 def allocate_batch(
     cache: Cache, n_sequences: int, *, n_entries: int | None = None, dtype: type[np.signedinteger] = np.int64
-) -> Batch:
+) -> PaddedBatch:
     """Buffers for batches of a cache; without n_entries they hold the most ids that a row of it may keep."""
     if np.dtype(dtype) not in (np.dtype(np.int32), np.dtype(np.int64)):
         raise ConfigError(f"ids do not fit into {np.dtype(dtype)}: choose int32 or int64")
     b, t = n_sequences, cache.manifest.plan.sequence_length
     k = cache.manifest.targets.max_entries if n_entries is None else n_entries
-    names = [column.name for column in cache.manifest.arrays.row.columns if column.law.kind in ("linear", "log_odds")]
-    return Batch(
+    names = [
+        column.name for column in cache.manifest.arrays.row.columns if column.quantizer.kind in ("linear", "log_odds")
+    ]
+    return PaddedBatch(
         lengths_B=np.zeros(b, dtype),
         tokens_BT=np.zeros((b, t), dtype),
         document_BT=np.zeros((b, t), dtype),
@@ -61,7 +63,7 @@ def allocate_batch(
     )
 
 
-def fill_batch(cache: Cache, sequences: Iterable[int], batch: Batch) -> None:
+def fill_batch(cache: Cache, sequences: Iterable[int], batch: PaddedBatch) -> None:
     """Read some sequences, one for each row of the buffers; too many ids for the buffers are refused."""
     numbers = [operator.index(number) for number in sequences]
     if len(numbers) != len(batch.lengths_B):
@@ -71,7 +73,7 @@ def fill_batch(cache: Cache, sequences: Iterable[int], batch: Batch) -> None:
         _fill_one(batch, b, cache[numbers[b]])
 
 
-def _fill_one(batch: Batch, b: int, rows: Rows) -> None:
+def _fill_one(batch: PaddedBatch, b: int, rows: Rows) -> None:
     n, (_, width, k) = len(rows), batch.ids_BTK.shape
     most = int(rows.count.max(initial=0))
     if n > width or most > k:

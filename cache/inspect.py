@@ -16,15 +16,15 @@ from kdpipe.cache.quality import by_temperature, fidelity
 from kdpipe.cache.stores.dispatch import open_store
 from kdpipe.cache.stores.local_store import LocalStore
 from kdpipe.cache.stores.protocol import Store
-from kdpipe.cache.stores.retries import Patience
+from kdpipe.cache.stores.retries import RetryPolicy
 from kdpipe.schemas.manifest import Manifest
 from kdpipe.schemas.part import PartRecord
 from kdpipe.schemas.summary import (
+    CacheSizes,
     CacheSummary,
     EntriesSummary,
     PartsSummary,
     ScaledSummary,
-    Sizes,
     SplitSummary,
     TokenizerSummary,
 )
@@ -35,7 +35,7 @@ COUNT_COLUMNS = ("n_exact", "n_draws")
 BYTE_GROUPS = ("id", "logprob", "scalars", "hidden", "sequences", "text")
 
 
-def inspect_cache(url: str | os.PathLike[str], patience: Patience | None = None) -> CacheSummary:
+def inspect_cache(url: str | os.PathLike[str], patience: RetryPolicy | None = None) -> CacheSummary:
     """Sum a cache up."""
     store = open_store(url, patience)
     manifest = load_manifest(store)
@@ -85,13 +85,13 @@ def inspect_cache(url: str | os.PathLike[str], patience: Patience | None = None)
     )
 
 
-def _sizes(store: Store, manifest: Manifest, parts: Mapping[int, int]) -> Sizes:
+def _sizes(store: Store, manifest: Manifest, parts: Mapping[int, int]) -> CacheSizes:
     """Bytes of the parts, and of everything that is there once."""
 
     def together(names: Iterable[str]) -> int:
         return sum(store.size(name) or 0 for name in names)
 
-    return Sizes(
+    return CacheSizes(
         parts=sum(parts.values()),
         tokenizer=together(f"{layout.TOKENIZER}/{name}" for name in manifest.tokenizer.files),
         tables=together(layout.table_file(table.name) for table in manifest.tables),

@@ -3,10 +3,10 @@
 import os
 from typing import TYPE_CHECKING
 
-from kdpipe.cache.reader import MAX_OPEN_PARTS, Cache, Options
-from kdpipe.cache.stores.addresses import Nearby, is_url
+from kdpipe.cache.reader import MAX_OPEN_PARTS, Cache, ReaderOptions
+from kdpipe.cache.stores.addresses import MirrorSettings, is_url
 from kdpipe.cache.stores.dispatch import open_store
-from kdpipe.cache.stores.retries import Patience
+from kdpipe.cache.stores.retries import RetryPolicy
 from kdpipe.schemas.cache_plan import SplitName
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.manifest import Manifest
@@ -21,8 +21,8 @@ def open_cache(
     *,
     allow_partial: bool = False,
     max_open_parts: int = MAX_OPEN_PARTS,
-    nearby: Nearby | None = None,
-    patience: Patience | None = None,
+    nearby: MirrorSettings | None = None,
+    patience: RetryPolicy | None = None,
 ) -> Cache:
     """Open a cache, or one of its splits; `allow_partial` reads what an unfinished one already has.
 
@@ -34,21 +34,23 @@ def open_cache(
     address = os.fspath(url)
     if nearby is None or not is_url(address):
         store = open_store(address, patience)
-        return Cache(store, split, Options(allow_partial, max_open_parts, patience=patience), reopen)
+        return Cache(store, split, ReaderOptions(allow_partial, max_open_parts, patience=patience), reopen)
     from kdpipe.cache.mirror.mirror import near_store
 
     near = near_store(address, nearby, patience)
-    options = Options(allow_partial, min(max_open_parts, near.most_open), nearby, patience)
+    options = ReaderOptions(allow_partial, min(max_open_parts, near.most_open), nearby, patience)
     return Cache(near, split, options, reopen, near)
 
 
-def reopen(url: str, split: SplitName | None, options: Options) -> Cache:
+def reopen(url: str, split: SplitName | None, options: ReaderOptions) -> Cache:
     """Open a cache again as it was opened, in another process."""
     allow_partial, most, nearby, patience = options
     return open_cache(url, split, allow_partial=allow_partial, max_open_parts=most, nearby=nearby, patience=patience)
 
 
-def create_cache(folder: str | os.PathLike[str], manifest: Manifest, patience: Patience | None = None) -> "CacheWriter":
+def create_cache(
+    folder: str | os.PathLike[str], manifest: Manifest, patience: RetryPolicy | None = None
+) -> "CacheWriter":
     """Begin a cache, or resume the one of the same manifest; another manifest in the folder is refused."""
     if is_url(os.fspath(folder)):
         from kdpipe.cache.writing.bucket_writer import create_bucket

@@ -21,14 +21,14 @@ from kdpipe.cache.catalog import load_index, load_manifest
 from kdpipe.cache.format.decode import Decoder
 from kdpipe.cache.format.dense import dense_rows
 from kdpipe.cache.format.quantizers import Floats
-from kdpipe.cache.format.rows import Rows, Tokens
+from kdpipe.cache.format.rows import Rows, TokenRows
 from kdpipe.cache.parts.index import IndexRow
 from kdpipe.cache.parts.part_files import read_part_record
 from kdpipe.cache.parts.part_reader import PartReader
 from kdpipe.cache.parts.tables import read_table
-from kdpipe.cache.stores.addresses import Nearby
+from kdpipe.cache.stores.addresses import MirrorSettings
 from kdpipe.cache.stores.protocol import Store
-from kdpipe.cache.stores.retries import Patience
+from kdpipe.cache.stores.retries import RetryPolicy
 from kdpipe.schemas.cache_plan import SplitName
 from kdpipe.schemas.errors import CacheDamaged, CacheIncomplete, ConfigError
 from kdpipe.schemas.manifest import FileRecord
@@ -38,29 +38,29 @@ Found = TypeVar("Found")
 _caches: "weakref.WeakSet[Cache]" = weakref.WeakSet()
 
 
-class Options(NamedTuple):
+class ReaderOptions(NamedTuple):
     """How a cache was opened."""
 
     allow_partial: bool
     max_open_parts: int
-    nearby: Nearby | None = None
-    patience: Patience | None = None
+    nearby: MirrorSettings | None = None
+    patience: RetryPolicy | None = None
 
 
-Reopen = Callable[[str, SplitName | None, Options], "Cache"]
+Reopen = Callable[[str, SplitName | None, ReaderOptions], "Cache"]
 
 
-class Lease(Protocol):
+class HeldPart(Protocol):
     """A part that stays where it is until it is let go."""
 
     def release(self) -> None:
         """Let it go."""
 
 
-class Keeper(Protocol):
+class PartProvider(Protocol):
     """Whoever keeps parts near for a reader."""
 
-    def hold(self, number: int) -> Lease:
+    def hold(self, number: int) -> HeldPart:
         """Bring a part, and keep it until its lease is released."""
 
     def expect(self, numbers: Sequence[int]) -> None:
@@ -81,7 +81,12 @@ class Cache:
     """A cache, or one split of it, as a sequence of sequences. Safe across fork, spawn and threads."""
 
     def __init__(
-        self, store: Store, split: SplitName | None, options: Options, reopen: Reopen, keeper: Keeper | None = None
+        self,
+        store: Store,
+        split: SplitName | None,
+        options: ReaderOptions,
+        reopen: Reopen,
+        keeper: PartProvider | None = None,
     ) -> None:
         self.url, self.split = store.url, split
         self._store, self._options, self._reopen, self._keeper = store, options, reopen, keeper
@@ -119,7 +124,7 @@ class Cache:
         return (self[i] for i in range(len(self)))
 
     @property
-    def patience(self) -> Patience | None:
+    def patience(self) -> RetryPolicy | None:
         """How long its place is retried; None for the default."""
         return self._options.patience
 
@@ -163,7 +168,7 @@ class Cache:
         place, number = self._located(i)
         return self._read(place, partial(_rows, first=number, end=number + 1, hidden=hidden))
 
-    def tokens(self, i: int) -> Tokens:
+    def tokens(self, i: int) -> TokenRows:
         """A sequence without its targets, of which nothing is decoded."""
         place, number = self._located(i)
         return self._read(place, lambda part: part.tokens(number))

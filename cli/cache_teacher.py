@@ -11,7 +11,7 @@ import typer
 from kdpipe.cli import console
 from kdpipe.cli.cache.inspect import fidelity
 from kdpipe.cli.console import Fact
-from kdpipe.cli.flags import Given
+from kdpipe.cli.flags import ParsedFlags
 from kdpipe.cli.load_settings import stage_one
 from kdpipe.cli.progress import watching
 from kdpipe.cli.quantities import duration, share, size
@@ -19,12 +19,12 @@ from kdpipe.cli.remote_options import RetryFor, retry_seconds
 from kdpipe.schemas.errors import ConfigError
 
 if TYPE_CHECKING:
-    from kdpipe.schemas.report import StageOneReport
-    from kdpipe.schemas.stage_one import RunOptions
+    from kdpipe.schemas.capture_report import CaptureReport
+    from kdpipe.schemas.capture_settings import CaptureOptions
 
 
 def cache_teacher(
-    given: Given,
+    given: ParsedFlags,
     shard: Annotated[
         str | None,
         typer.Option(
@@ -53,12 +53,12 @@ def cache_teacher(
         console.answer(page(report, dry_run=dry_run))
 
 
-def _run_options(shard: str | None, dry_run: bool, retry_for: float) -> "RunOptions":
+def _run_options(shard: str | None, dry_run: bool, retry_for: float) -> "CaptureOptions":
     """What this call is to do of the whole."""
-    from kdpipe.schemas.stage_one import RunOptions
+    from kdpipe.schemas.capture_settings import CaptureOptions
 
     if shard is None:
-        return RunOptions(dry_run=dry_run, retry_for=retry_for)
+        return CaptureOptions(dry_run=dry_run, retry_for=retry_for)
     found = re.fullmatch(r"([0-9]{1,7})/([0-9]{1,7})", shard.strip())
     if not found or int(found[2]) == 0:
         raise ConfigError(f"--shard {shard} is not of the form I/N", hint="write 0/4 for the first of four workers")
@@ -66,10 +66,10 @@ def _run_options(shard: str | None, dry_run: bool, retry_for: float) -> "RunOpti
     if number >= n_shards:
         last = f"the last of {n_shards} is {n_shards - 1}/{n_shards}"
         raise ConfigError(f"--shard {shard} does not exist: shards are counted from 0", hint=last)
-    return RunOptions(shard=number, n_shards=n_shards, dry_run=dry_run, retry_for=retry_for)
+    return CaptureOptions(shard=number, n_shards=n_shards, dry_run=dry_run, retry_for=retry_for)
 
 
-def page(report: "StageOneReport", *, dry_run: bool = False) -> str:
+def page(report: "CaptureReport", *, dry_run: bool = False) -> str:
     """What was made, for a person; the verdict last."""
     facts = [*_extent(report), *_effort(report), *_documents(report), *fidelity(report.fidelity)]
     lines = [report.cache, *console.facts(facts)]
@@ -78,7 +78,7 @@ def page(report: "StageOneReport", *, dry_run: bool = False) -> str:
     return "\n".join(lines)
 
 
-def _extent(report: "StageOneReport") -> list[Fact]:
+def _extent(report: "CaptureReport") -> list[Fact]:
     parts = report.parts
     missing = parts.planned - parts.present
     state = f"{parts.present:,} of {parts.planned:,}, {parts.made:,} made now"
@@ -98,7 +98,7 @@ def _extent(report: "StageOneReport") -> list[Fact]:
     return [*facts, ("size", f"{size(report.bytes)}: {shares}")]
 
 
-def _effort(report: "StageOneReport") -> list[Fact]:
+def _effort(report: "CaptureReport") -> list[Fact]:
     told = [duration(report.seconds)]
     if report.positions_per_second is not None:
         told.append(f"{report.positions_per_second:,.0f} positions a second")
@@ -110,14 +110,14 @@ def _effort(report: "StageOneReport") -> list[Fact]:
     return facts
 
 
-def _documents(report: "StageOneReport") -> list[Fact]:
+def _documents(report: "CaptureReport") -> list[Fact]:
     told = []
     if report.bad_rows:
         told.append(f"{report.bad_rows:,} bad {'row' if report.bad_rows == 1 else 'rows'} left out")
     if report.cut_documents:
         told.append(f"{report.cut_documents:,} longer than a sequence")
-    if report.unlearnable_documents:
-        told.append(f"{report.unlearnable_documents:,} left out that cannot be learnt")
+    if report.untrainable_documents:
+        told.append(f"{report.untrainable_documents:,} left out that cannot be learnt")
     if report.known_documents:
         told.append(f"{report.known_documents:,} left out that were there already")
     return [("documents", ", ".join(told))] if told else []

@@ -11,16 +11,16 @@ import typer
 
 from kdpipe.cli import cache, console
 from kdpipe.cli.cache_teacher import cache_teacher
+from kdpipe.cli.capture_options import EXTEND, FLAGS, OUT, SET_EXAMPLE
 from kdpipe.cli.compare import compare
 from kdpipe.cli.demo import demo
 from kdpipe.cli.eval import evaluate
 from kdpipe.cli.export import export
 from kdpipe.cli.flags import with_flags
 from kdpipe.cli.plan import plan
-from kdpipe.cli.stage_one_options import EXTEND, FLAGS, OUT, SET_EXAMPLE
-from kdpipe.cli.stage_two_options import FLAGS as STUDENT_FLAGS
-from kdpipe.cli.stage_two_options import SET_EXAMPLE as STUDENT_SET_EXAMPLE
 from kdpipe.cli.train import train
+from kdpipe.cli.train_options import FLAGS as STUDENT_FLAGS
+from kdpipe.cli.train_options import SET_EXAMPLE as STUDENT_SET_EXAMPLE
 
 app = typer.Typer(
     name="kdpipe",

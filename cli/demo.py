@@ -18,7 +18,7 @@ from kdpipe.cli.quantities import size
 from kdpipe.schemas.errors import Interrupted
 
 if TYPE_CHECKING:
-    from kdpipe.pipeline.demo import Place, Shown
+    from kdpipe.pipeline.demo import DemoPaths, DemoResult
     from kdpipe.schemas.train_report import Evaluation
 
 SMALL = ("--batch-size", "4")
@@ -51,12 +51,12 @@ def demo(
     console.answer(page(place, shown(place)))
 
 
-def again(place: "Place") -> list[str]:
+def again(place: "DemoPaths") -> list[str]:
     """What is typed to go on."""
     return ["demo", "--out", str(place.out), "--steps", str(place.steps)]
 
 
-def stages(place: "Place") -> Iterator[tuple[str, list[str]]]:
+def stages(place: "DemoPaths") -> Iterator[tuple[str, list[str]]]:
     """What each command is for, and what is typed, in order."""
     cut = ["--data", str(place.corpus), "--seq-len", "256", "--val-fraction", "0.3"]
     made_of = ["--teacher", str(place.teacher), *cut]
@@ -80,13 +80,13 @@ def stages(place: "Place") -> Iterator[tuple[str, list[str]]]:
     yield "the two beside each other", ["compare", str(place.labels), str(place.distilled)]
 
 
-def _train(place: "Place", run: Path, mode: str, who: list[str]) -> list[str]:
+def _train(place: "DemoPaths", run: Path, mode: str, who: list[str]) -> list[str]:
     looks = f"evaluation.every={max(1, place.steps // 3)}"
     length = ["--max-steps", str(place.steps), *SMALL, "--set", looks]
     return ["train", *who, "--mode", mode, "--out", str(run), *length]
 
 
-def page(place: "Place", found: "Shown") -> str:
+def page(place: "DemoPaths", found: "DemoResult") -> str:
     """What was made and what came of it, in honest words, and how to go on."""
     lines = [f"{found.prompt} ..."]
     for name, text in found.texts.items():

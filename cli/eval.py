@@ -54,10 +54,10 @@ def evaluate(
     json: Annotated[bool, typer.Option("--json", help="Answer with one JSON document.")] = False,
 ) -> None:
     """Hold a student against what the teacher said, at positions it has not learnt from."""
-    from kdpipe.pipeline.evaluate import Asked
+    from kdpipe.pipeline.evaluate import EvalRequest
     from kdpipe.pipeline.evaluate import evaluate as run
 
-    asked = Asked(
+    asked = EvalRequest(
         cache=from_cache,
         student=student,
         revision=revision,

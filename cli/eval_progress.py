@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, final
 
-from kdpipe.cli.progress import SECONDS_BETWEEN_LINES, Lines, Show, bar, is_followed, line_of
+from kdpipe.cli.progress import SECONDS_BETWEEN_LINES, LineListener, Show, bar, is_followed, line_of
 from kdpipe.cli.quantities import duration
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def measuring() -> Iterator["EvalWatch"]:
 
 
 @final
-class ShownEvalWatch(Lines):
+class ShownEvalWatch(LineListener):
     """Words at once, sequences at most so often; the time left is by what the first ones took."""
 
     def __init__(self, show: Show, seconds_between: float, clock: Callable[[], float] = time.monotonic) -> None:

@@ -1,7 +1,7 @@
 """Flags that say a setting, as a table: a line for each, shared by the commands that take the same settings.
 
 In: a table of `Flag` and a command's function. Out: the function with those flags, --config and --set as options; it is
-handed what was typed as one `Given`.
+handed what was typed as one `ParsedFlags`.
 """
 
 import functools
@@ -31,7 +31,7 @@ class Flag:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Given:
+class ParsedFlags:
     """What was typed: every flag with its value as a setting, the file of --config, and the words of --set."""
 
     flags: tuple[tuple[Flag, Any], ...] = ()
@@ -65,7 +65,7 @@ def with_flags(table: Sequence[Flag], command: Callable[..., None], set_example:
     @functools.wraps(command)
     def run(**typed: Any) -> None:
         said = tuple((flag, flag.means(typed[name])) for name, flag in flags.items() if typed[name] is not None)
-        given = Given(flags=said, config=typed["config"], sets=tuple(typed["set"] or ()))
+        given = ParsedFlags(flags=said, config=typed["config"], sets=tuple(typed["set"] or ()))
         command(given, **{parameter.name: typed[parameter.name] for parameter in own})
 
     types |= {"config": CONFIG, "set": _set_option(set_example)}

@@ -10,20 +10,20 @@ import typer
 from kdpipe.cli import console
 from kdpipe.cli.cache.inspect import bars
 from kdpipe.cli.console import Fact
-from kdpipe.cli.flags import Given
+from kdpipe.cli.flags import ParsedFlags
 from kdpipe.cli.load_settings import stage_one
 from kdpipe.cli.progress import watching
 from kdpipe.cli.quantities import duration, size
 
 if TYPE_CHECKING:
-    from kdpipe.schemas.report import PlanReport
+    from kdpipe.schemas.capture_report import PlanReport
 
 # Issue 3: long enough for a rate, short enough to wait for.
 PROBE_SECONDS = 30.0
 
 
 def plan(
-    given: Given,
+    given: ParsedFlags,
     tokens: Annotated[
         int | None,
         typer.Option("--tokens", min=1, metavar="N", help="Plan for N tokens, however much text there is."),

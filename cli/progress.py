@@ -14,7 +14,7 @@ from kdpipe.cli import console
 from kdpipe.cli.quantities import duration, share, size
 
 if TYPE_CHECKING:
-    from kdpipe.pipeline.watch import PartsNews, Watch
+    from kdpipe.pipeline.watch import PartsProgress, Watch
 
 SECONDS_BETWEEN_LINES = 30.0
 Show = Callable[[int, int | None, str], None]
@@ -35,7 +35,7 @@ def watching() -> Iterator["Watch"]:
         yield ShownWatch(line, SECONDS_BETWEEN_LINES)
 
 
-class Lines:
+class LineListener:
     """Who is told words at once."""
 
     def say(self, text: str) -> None:
@@ -48,7 +48,7 @@ class Lines:
 
 
 @final
-class ShownWatch(Lines):
+class ShownWatch(LineListener):
     """Words at once, progress at most so often: `show` gets positions done, those planned, and what to say of them."""
 
     def __init__(self, show: Show, seconds_between: float, clock: Callable[[], float] = time.monotonic) -> None:
@@ -64,7 +64,7 @@ class ShownWatch(Lines):
             console.note(f"{n_done:,} of {n_parts:,} parts are there already")
         self._shown_at = self._clock()
 
-    def progress(self, news: "PartsNews") -> None:
+    def progress(self, news: "PartsProgress") -> None:
         """Shown when the last time is long enough ago."""
         now = self._clock()
         if now - self._shown_at < self._seconds_between:

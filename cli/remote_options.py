@@ -12,7 +12,7 @@ from kdpipe.cli import console
 from kdpipe.schemas.errors import UsageError
 
 if TYPE_CHECKING:
-    from kdpipe.cache.stores.retries import Patience
+    from kdpipe.cache.stores.retries import RetryPolicy
 
 NAME, METAVAR = "--retry-for", "TIME"
 HELP = "How long a remote place that fails is retried, as in 30s or 10m [5m]."
@@ -32,8 +32,8 @@ def retry_seconds(typed: str | None) -> float:
         raise UsageError(f"--retry-for {typed} is no duration: {error}", hint="write --retry-for 10m") from None
 
 
-def retries(typed: str | None, told: Callable[[str], None] = console.note) -> "Patience":
+def retries(typed: str | None, told: Callable[[str], None] = console.note) -> "RetryPolicy":
     """The retry policy of a command."""
-    from kdpipe.cache.stores.retries import Patience
+    from kdpipe.cache.stores.retries import RetryPolicy
 
-    return Patience(budget=retry_seconds(typed), told=told)
+    return RetryPolicy(budget=retry_seconds(typed), told=told)

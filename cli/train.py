@@ -9,7 +9,7 @@ import typer
 
 from kdpipe.cli import console
 from kdpipe.cli.console import Fact
-from kdpipe.cli.flags import Given
+from kdpipe.cli.flags import ParsedFlags
 from kdpipe.cli.load_settings import stage_two
 from kdpipe.cli.quantities import duration, share, size
 from kdpipe.cli.train_progress import following
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def train(
-    given: Given,
+    given: ParsedFlags,
     resume_from: Annotated[
         str | None,
         typer.Option(
@@ -38,7 +38,7 @@ def train(
     """Train a student from a cache, without the teacher; run again, it goes on where it was."""
     settings = stage_two(given)
     from kdpipe.pipeline.training.completed_run import report_if_finished
-    from kdpipe.schemas.stage_two import TrainOptions
+    from kdpipe.schemas.train_settings import TrainOptions
 
     options = TrainOptions(resume_from=resume_from, overwrite=overwrite, dry_run=dry_run)
     with following() as watch:
@@ -52,7 +52,7 @@ def train(
 
 def page(report: "TrainReport") -> str:
     """What came of a run, for a person."""
-    lines = [report.run, *console.facts([*_extent(report), *_learnt(report), *_effort(report)])]
+    lines = [report.run, *console.facts([*_extent(report), *_trained(report), *_effort(report)])]
     if report.dry_run is not None:
         lines.append(
             f"dry run: all is well; the whole run takes about {duration(report.dry_run.seconds)} and "
@@ -85,7 +85,7 @@ def _extent(report: "TrainReport") -> list[Fact]:
     return facts
 
 
-def _learnt(report: "TrainReport") -> list[Fact]:
+def _trained(report: "TrainReport") -> list[Fact]:
     facts = []
     for name, term in report.terms.items():
         told = "not measured" if term.raw is None else f"{term.raw:.4f}"

@@ -9,11 +9,11 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, final
 
 from kdpipe.cli import console
-from kdpipe.cli.progress import SECONDS_BETWEEN_LINES, Lines, Show, bar, is_followed, line_of
+from kdpipe.cli.progress import SECONDS_BETWEEN_LINES, LineListener, Show, bar, is_followed, line_of
 from kdpipe.cli.quantities import duration, share
 
 if TYPE_CHECKING:
-    from kdpipe.pipeline.watch import StepNews, TrainWatch
+    from kdpipe.pipeline.watch import StepProgress, TrainWatch
 
 
 @contextmanager
@@ -27,7 +27,7 @@ def following() -> Iterator["TrainWatch"]:
 
 
 @final
-class ShownTrainWatch(Lines):
+class ShownTrainWatch(LineListener):
     """Words at once, steps at most so often."""
 
     def __init__(self, show: Show, seconds_between: float, clock: Callable[[], float] = time.monotonic) -> None:
@@ -42,7 +42,7 @@ class ShownTrainWatch(Lines):
             console.note(f"going on from step {n_done:,} of {n_steps:,}")
         self._shown_at = self._clock()
 
-    def stepped(self, news: "StepNews") -> None:
+    def stepped(self, news: "StepProgress") -> None:
         """Shown when the last time is long enough ago."""
         now = self._clock()
         if now - self._shown_at < self._seconds_between:

@@ -6,8 +6,8 @@ In: a cache, a folder for the run. Out: the run in it, and how its loss fell, on
 import sys
 
 from kdpipe.pipeline.train import train
-from kdpipe.pipeline.watch import SilentTrainWatch, StepNews
-from kdpipe.schemas.stage_two import CacheSettings, Run, StageTwo, StudentSettings, TrainOptions
+from kdpipe.pipeline.watch import SilentTrainWatch, StepProgress
+from kdpipe.schemas.train_settings import CacheSettings, RunSettings, StudentSettings, TrainOptions, TrainSettings
 
 
 class Losses(SilentTrainWatch):
@@ -16,7 +16,7 @@ class Losses(SilentTrainWatch):
     def __init__(self) -> None:
         self.seen: list[float] = []
 
-    def stepped(self, news: StepNews) -> None:
+    def stepped(self, news: StepProgress) -> None:
         """One more step is done."""
         if news.loss is not None:
             self.seen.append(news.loss)
@@ -24,10 +24,10 @@ class Losses(SilentTrainWatch):
 
 def main(cache: str, out: str) -> None:
     """Train, or go on where this was stopped."""
-    settings = StageTwo(
+    settings = TrainSettings(
         cache=CacheSettings(path=cache),
         student=StudentSettings(name="tiny"),
-        run=Run(max_steps=20, batch_size=2),
+        run=RunSettings(max_steps=20, batch_size=2),
         out=out,
     )
     losses = Losses()

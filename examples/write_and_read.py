@@ -16,8 +16,8 @@ from kdpipe.cache.format.rows import Block, Sequence
 from kdpipe.cache.opening import create_cache
 from kdpipe.cache.order import SequenceOrder
 from kdpipe.schemas.arrays import default_arrays
-from kdpipe.schemas.cache_plan import Plan, SplitPlan
-from kdpipe.schemas.manifest import Data, Manifest, Teacher, Tokenizer, expected_tables
+from kdpipe.schemas.cache_plan import CachePlan, SplitPlan
+from kdpipe.schemas.manifest import Data, Manifest, TeacherRecord, Tokenizer, expected_tables
 from kdpipe.schemas.targets import HiddenSpec, TargetSpec, TopK
 
 WORDS = ["the", "cat", "dog", "sat", "ran", "."]
@@ -30,10 +30,10 @@ def manifest() -> Manifest:
     return Manifest(
         kdpipe="example",
         seed=0,
-        teacher=Teacher(name="a table written by hand", license="Apache-2.0"),
+        teacher=TeacherRecord(name="a table written by hand", license="Apache-2.0"),
         tokenizer=Tokenizer(fingerprint=digest(WORDS).hex(), vocabulary_size=len(WORDS)),
         data=Data(fingerprint=digest(DOCUMENTS).hex(), source="two sentences"),
-        plan=Plan(splits=(SplitPlan(name="train", bounds=(0, len(DOCUMENTS))),), sequence_length=4),
+        plan=CachePlan(splits=(SplitPlan(name="train", bounds=(0, len(DOCUMENTS))),), sequence_length=4),
         targets=targets,
         hidden=hidden,
         tables=expected_tables(targets, hidden, len(WORDS)),

@@ -12,33 +12,33 @@ from functools import partial
 from kdpipe.cache.catalog import same_manifest
 from kdpipe.cache.inspect import inspect_cache
 from kdpipe.cache.stores.dispatch import open_store
-from kdpipe.cache.stores.retries import Patience
+from kdpipe.cache.stores.retries import RetryPolicy
 from kdpipe.cache.verify.first_use import remember_written
 from kdpipe.pipeline.capture.cache_manifest import check_description, make_manifest
-from kdpipe.pipeline.capture.capture_progress import Follower
+from kdpipe.pipeline.capture.capture_progress import ProgressFollower
 from kdpipe.pipeline.capture.capture_teacher import open_speaker
 from kdpipe.pipeline.capture.create import begin_cache
 from kdpipe.pipeline.capture.extension import open_extension
 from kdpipe.pipeline.capture.inputs import Inputs, explain_cuts, read_inputs
-from kdpipe.pipeline.capture.part_capture import PartMaker, Tally
-from kdpipe.pipeline.capture.part_queue import Shard, turns
+from kdpipe.pipeline.capture.part_capture import CaptureTally, PartMaker
+from kdpipe.pipeline.capture.part_queue import WorkerShard, turns
 from kdpipe.pipeline.capture.preflight import check_out, is_begun, look_first
 from kdpipe.pipeline.capture.trial_run import make_trial
 from kdpipe.pipeline.capture.workers import one_device_each, run_workers
 from kdpipe.pipeline.watch import Watch
+from kdpipe.schemas.capture_report import CaptureReport, PartsMade
+from kdpipe.schemas.capture_settings import CaptureOptions, CaptureSettings
 from kdpipe.schemas.errors import ConfigError
-from kdpipe.schemas.report import PartsMade, StageOneReport
-from kdpipe.schemas.stage_one import RunOptions, StageOne
 from kdpipe.schemas.summary import CacheSummary
 
 DRY_RUN_BATCHES = 2
 
 
-def cache_teacher(settings: StageOne, options: RunOptions, watch: Watch) -> StageOneReport:
+def cache_teacher(settings: CaptureSettings, options: CaptureOptions, watch: Watch) -> CaptureReport:
     """Do what is left to do of a cache, in this process or in one for each GPU."""
     if options.dry_run:
         return dry_run(settings, watch, options.retry_for)
-    shard = Shard(index=options.shard, count=options.n_shards)
+    shard = WorkerShard(index=options.shard, count=options.n_shards)
     each = one_device_each(settings)
     if len(each) == 1:
         return work(each[0], shard, watch, options.retry_for)
@@ -48,11 +48,11 @@ def cache_teacher(settings: StageOne, options: RunOptions, watch: Watch) -> Stag
     )
 
 
-def work(settings: StageOne, shard: Shard, watch: Watch, retry_for: float) -> StageOneReport:
+def work(settings: CaptureSettings, shard: WorkerShard, watch: Watch, retry_for: float) -> CaptureReport:
     """One worker: read what there is, load the teacher, make parts until none is left, complete the cache."""
     if settings.out is None:
         raise ConfigError("it is not said where the cache goes", hint="give --out, a folder")
-    tally, patience = Tally(started=time.perf_counter()), Patience(budget=retry_for, told=watch.say)
+    tally, patience = CaptureTally(started=time.perf_counter()), RetryPolicy(budget=retry_for, told=watch.say)
     check_out(settings)
     extension = open_extension(settings, patience)
     tokenizer, ahead = look_first(settings, watch)
@@ -68,7 +68,7 @@ def work(settings: StageOne, shard: Shard, watch: Watch, retry_for: float) -> St
     check_description(settings, cache.manifest)
     if extension is not None:
         extension.adopt(cache, shard)
-    follower = Follower(cache, inputs.corpus, shard, watch)
+    follower = ProgressFollower(cache, inputs.corpus, shard, watch)
     maker = PartMaker(cache, inputs.corpus, speaker, asked, tally)
     maker.make(turns(cache, shard), follower.tell, follower.committed)
     follower.tell(tally)
@@ -81,9 +81,9 @@ def work(settings: StageOne, shard: Shard, watch: Watch, retry_for: float) -> St
     return _report(settings.out, inspect_cache(settings.out, patience), inputs, tally)
 
 
-def dry_run(settings: StageOne, watch: Watch, retry_for: float) -> StageOneReport:
+def dry_run(settings: CaptureSettings, watch: Watch, retry_for: float) -> CaptureReport:
     """The whole way for two batches, into a folder that is thrown away."""
-    tally, patience = Tally(started=time.perf_counter()), Patience(budget=retry_for, told=watch.say)
+    tally, patience = CaptureTally(started=time.perf_counter()), RetryPolicy(budget=retry_for, told=watch.say)
     settings = one_device_each(settings)[0]
     check_out(settings)
     tokenizer, ahead = look_first(settings, watch)
@@ -101,11 +101,11 @@ def dry_run(settings: StageOne, watch: Watch, retry_for: float) -> StageOneRepor
     return report.model_copy(update=update)
 
 
-def _report(cache: str, summary: CacheSummary, inputs: Inputs, tally: Tally) -> StageOneReport:
+def _report(cache: str, summary: CacheSummary, inputs: Inputs, tally: CaptureTally) -> CaptureReport:
     counts = inputs.corpus.counts
     entries = summary.entries_per_position
     made = tally.positions
-    return StageOneReport(
+    return CaptureReport(
         cache=cache,
         cache_id=summary.cache_id,
         complete=summary.complete,
@@ -121,13 +121,13 @@ def _report(cache: str, summary: CacheSummary, inputs: Inputs, tally: Tally) -> 
         bad_rows=inputs.corpus.bad_rows[0],
         cut_documents=counts.split_documents + counts.truncated_documents,
         known_documents=counts.known_documents,
-        unlearnable_documents=counts.unlearnable_documents,
+        untrainable_documents=counts.untrainable_documents,
         fidelity=summary.fidelity,
         seconds=tally.seconds,
     )
 
 
-def _together(reports: Sequence[StageOneReport], seconds: float) -> StageOneReport:
+def _together(reports: Sequence[CaptureReport], seconds: float) -> CaptureReport:
     """What several workers did: the cache as the last to look saw it, their work added up."""
     last = max(reports, key=lambda report: (report.complete, report.parts.present))
     made = sum(report.parts.made for report in reports)
@@ -141,7 +141,7 @@ def _together(reports: Sequence[StageOneReport], seconds: float) -> StageOneRepo
             "batches_halved": sum(report.batches_halved for report in reports),
             "cut_documents": sum(report.cut_documents for report in reports),
             "known_documents": sum(report.known_documents for report in reports),
-            "unlearnable_documents": sum(report.unlearnable_documents for report in reports),
+            "untrainable_documents": sum(report.untrainable_documents for report in reports),
             "seconds": seconds,
         }
     )

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from kdpipe.pipeline.evaluation.stored import FINAL, load_evaluation
 from kdpipe.pipeline.sample import samples
-from kdpipe.pipeline.small_teacher import Sizes, documents, make_tokenizer, shape, write_corpus, write_text
+from kdpipe.pipeline.small_teacher import TeacherSizes, documents, make_tokenizer, shape, write_corpus, write_text
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.strict_json import parse
 from kdpipe.schemas.train_report import Evaluation
@@ -18,11 +18,11 @@ from kdpipe.schemas.train_report import Evaluation
 # How one of the documents goes on, which most have learnt from.
 PROMPT = 'The "with" statement is used to'
 SAMPLE_TOKENS = 90
-TEACHER = Sizes()
+TEACHER = TeacherSizes()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
+class DemoPaths:
     """Where everything of a demo is; `steps` is what each of its models learns for."""
 
     out: Path
@@ -80,7 +80,7 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Shown:
+class DemoResult:
     """What came of a demo: by who learnt, the last evaluation and a text; bytes by path."""
 
     prompt: str
@@ -89,9 +89,9 @@ class Shown:
     n_bytes: dict[Path, int]
 
 
-def begin(out: Path, steps: int) -> Place:
+def begin(out: Path, steps: int) -> DemoPaths:
     """Make what the commands start from, unless a run before has made it; a folder of something else is refused."""
-    place = Place(out=out, steps=steps)
+    place = DemoPaths(out=out, steps=steps)
     _claim(out / "demo.json", steps)
     if not place.corpus.is_file():
         write_corpus(place.corpus, documents())
@@ -119,12 +119,12 @@ def _claim(record: Path, steps: int) -> None:
     write_text(record, json.dumps({"steps": steps}) + "\n")
 
 
-def shown(place: Place) -> Shown:
+def shown(place: DemoPaths) -> DemoResult:
     """Read what the commands have left, and have the models write."""
     found = {name: load_evaluation(run) for name, run in place.runs.items()}
     texts = samples([run / FINAL for run in place.runs.values()], PROMPT, SAMPLE_TOKENS)
     made = (place.corpus, place.tokenizer, place.tokens, place.teacher, place.cache, place.labels, place.distilled)
-    return Shown(
+    return DemoResult(
         prompt=PROMPT,
         evaluations={name: each for name, each in found.items() if each is not None},
         texts=dict(zip(place.runs, texts, strict=True)),

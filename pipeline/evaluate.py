@@ -10,7 +10,7 @@ import torch
 
 from kdpipe.cache.opening import open_cache
 from kdpipe.cache.reader import Cache
-from kdpipe.cache.stores.retries import RETRY_SECONDS, Patience
+from kdpipe.cache.stores.retries import RETRY_SECONDS, RetryPolicy
 from kdpipe.cache.verify.first_use import check_before_use
 from kdpipe.pipeline.batches.prefetch import loading_threads
 from kdpipe.pipeline.evaluation.measure import Evaluator
@@ -19,22 +19,22 @@ from kdpipe.pipeline.evaluation.tasks import check_tasks, run_tasks
 from kdpipe.pipeline.models import devices
 from kdpipe.pipeline.models.precision import choose_precision
 from kdpipe.pipeline.students import lora
-from kdpipe.pipeline.students.cache_tokenizer import KeptTokenizer, kept_tokenizer
+from kdpipe.pipeline.students.cache_tokenizer import CacheTokenizer, kept_tokenizer
 from kdpipe.pipeline.students.compatibility import check_fit
 from kdpipe.pipeline.students.load_student import described, load_student
-from kdpipe.pipeline.students.resolve import Found, find_student
+from kdpipe.pipeline.students.resolve import ResolvedStudent, find_student
 from kdpipe.pipeline.students.student import Student
 from kdpipe.pipeline.training.cache_requirements import teacher_head
 from kdpipe.pipeline.watch import EvalWatch
 from kdpipe.schemas.cache_plan import SplitName
 from kdpipe.schemas.errors import ConfigError
-from kdpipe.schemas.report import When
-from kdpipe.schemas.stage_two import StudentSettings
 from kdpipe.schemas.train_report import EvalReport, EvalSettings, Evaluation
+from kdpipe.schemas.train_settings import StudentSettings
+from kdpipe.schemas.verify_report import When
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
+class EvalRequest:
     """What is to be evaluated: `student` is a model folder, a hub id, or the folder of a run, for its final/."""
 
     cache: str
@@ -51,11 +51,11 @@ class Asked:
     retry_for: float = RETRY_SECONDS
 
 
-def evaluate(asked: Asked, watch: EvalWatch) -> EvalReport:
+def evaluate(asked: EvalRequest, watch: EvalWatch) -> EvalReport:
     """Measure a student."""
     if asked.tasks:
         check_tasks(asked.tasks)
-    patience = Patience(budget=asked.retry_for, told=watch.say)
+    patience = RetryPolicy(budget=asked.retry_for, told=watch.say)
     cache = open_cache(asked.cache, asked.split, allow_partial=asked.allow_partial, patience=patience)
     folder = student_of(asked.student)
     settings = _settings(asked, folder)
@@ -98,7 +98,7 @@ def evaluate(asked: Asked, watch: EvalWatch) -> EvalReport:
     )
 
 
-def _settings(asked: Asked, folder: str) -> StudentSettings:
+def _settings(asked: EvalRequest, folder: str) -> StudentSettings:
     """Which weights are read: the student's own, or those that its adapter was trained beside, as they were then."""
     base = base_of(folder)
     if base.name != folder and asked.revision is not None:
@@ -111,7 +111,7 @@ def _settings(asked: Asked, folder: str) -> StudentSettings:
     )
 
 
-def _trained(found: Found) -> Found:
+def _trained(found: ResolvedStudent) -> ResolvedStudent:
     if found.is_fresh:
         raise ConfigError(
             f"the student {found.name} is a fresh one, it has learnt nothing that could be measured",
@@ -120,7 +120,7 @@ def _trained(found: Found) -> Found:
     return found
 
 
-def _tasks(asked: Asked, student: Student, kept: KeptTokenizer) -> dict[str, dict[str, float]]:
+def _tasks(asked: EvalRequest, student: Student, kept: CacheTokenizer) -> dict[str, dict[str, float]]:
     if not asked.tasks:
         return {}
     if kept.loaded is None:

@@ -19,18 +19,18 @@ from kdpipe.cache.parts.index import IndexRow
 from kdpipe.cache.reader import Cache
 from kdpipe.cache.reshape.sources import lies_in
 from kdpipe.cache.stores.addresses import is_url, local_path
-from kdpipe.cache.stores.retries import Patience
+from kdpipe.cache.stores.retries import RetryPolicy
 from kdpipe.pipeline.interop.export_tables import Row, column_types, left_out, table_rows
 from kdpipe.pipeline.watch import Watch
 from kdpipe.schemas.errors import ConfigError, Incompatible
-from kdpipe.schemas.foreign import ExportSettings, TablesReport
+from kdpipe.schemas.interop import ExportSettings, TablesReport
 
 # Tokens of a row group: with a hundred ids a token some 40 MB in memory.
 ROWS_A_GROUP = 1 << 15
 Notes = Mapping[str, str]
 
 
-def export_cache(settings: ExportSettings, watch: Watch, patience: Patience | None = None) -> TablesReport:
+def export_cache(settings: ExportSettings, watch: Watch, patience: RetryPolicy | None = None) -> TablesReport:
     """Do what is left to do of an export."""
     started = time.perf_counter()
     cache = open_cache(settings.cache, settings.split, patience=patience)

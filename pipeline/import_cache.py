@@ -23,20 +23,20 @@ from kdpipe.cache.writing.writer import CacheWriter
 from kdpipe.pipeline.documents.data_sources import is_of_hub
 from kdpipe.pipeline.documents.part_plan import make_plan, rows_of_a_part
 from kdpipe.pipeline.documents.row_files import RowFile
-from kdpipe.pipeline.interop import Facts, Format, open_format
+from kdpipe.pipeline.interop import Format, FormatFacts, open_format
 from kdpipe.pipeline.interop.export_files import check_place, source_files
 from kdpipe.pipeline.interop.imported_sequences import packed
-from kdpipe.pipeline.interop.survey import Read, Repairs, Survey, reader, rows_again, take_survey
+from kdpipe.pipeline.interop.survey import Read, Repairs, SourceSurvey, reader, rows_again, take_survey
 from kdpipe.pipeline.interop.token_sizes import token_sizes
-from kdpipe.pipeline.interop.validated_row import MOST_MASS, Told, told
+from kdpipe.pipeline.interop.validated_row import MOST_MASS, ValidatedRow, told
 from kdpipe.pipeline.tokenizers.cached_tokenizer import with_reloadable_files
 from kdpipe.pipeline.tokenizers.tokenizer import LoadedTokenizer, load_tokenizer
 from kdpipe.pipeline.watch import Watch
 from kdpipe.schemas import manifest
 from kdpipe.schemas.arrays import default_arrays
-from kdpipe.schemas.cache_plan import Plan, PlannedPart, SplitName
+from kdpipe.schemas.cache_plan import CachePlan, PlannedPart, SplitName
 from kdpipe.schemas.errors import ConfigError
-from kdpipe.schemas.foreign import ImportReport, ImportSettings
+from kdpipe.schemas.interop import ImportReport, ImportSettings
 from kdpipe.schemas.manifest import Manifest, expected_tables
 from kdpipe.schemas.part import ScaledRows
 from kdpipe.schemas.targets import HiddenSpec, Imported, TargetSpec
@@ -75,8 +75,10 @@ def import_cache(settings: ImportSettings, watch: Watch) -> ImportReport:
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Source:
-    """Files with their format: rows of them as `Told`; `tail_lost` once their sums have shown that no tail is known."""
+class ImportSource:
+    """Files with their format: rows of them as `ValidatedRow`; `tail_lost` once their sums have shown that no tail is
+    known.
+    """
 
     files: list[RowFile]
     form: Format
@@ -84,7 +86,7 @@ class Source:
     tail_lost: bool = False
 
     @property
-    def facts(self) -> Facts:
+    def facts(self) -> FormatFacts:
         """What is known of the format and its rows."""
         return replace(self.form.facts, tail="unknown") if self.tail_lost else self.form.facts
 
@@ -94,28 +96,30 @@ class Source:
         name = self.files[number].name
         return reader(name, lambda columns: told(self.form.read(columns), self.n_ids, rest_is_tail=rest))
 
-    def survey(self, settings: ImportSettings) -> Survey:
+    def survey(self, settings: ImportSettings) -> SourceSurvey:
         """All rows, read and checked."""
         return take_survey(self.files, self.read, self.n_ids, settings.limit, settings.val_fraction)
 
-    def rows(self, survey: Survey, places: npt.NDArray[np.int64]) -> Iterator[Told]:
+    def rows(self, survey: SourceSurvey, places: npt.NDArray[np.int64]) -> Iterator[ValidatedRow]:
         """Some rows once more."""
         return rows_again(self.files, survey, places, self.read)
 
 
-def open_source(settings: ImportSettings, n_ids: int) -> Source:
+def open_source(settings: ImportSettings, n_ids: int) -> ImportSource:
     """The files of a source, and their format."""
     files = source_files(settings.source, settings.data_split, settings.max_row_bytes)
-    return Source(files=files, form=open_format(settings, files), n_ids=n_ids)
+    return ImportSource(files=files, form=open_format(settings, files), n_ids=n_ids)
 
 
-def settled(source: Source, settings: ImportSettings, repairs: Repairs) -> Source:
+def settled(source: ImportSource, settings: ImportSettings, repairs: Repairs) -> ImportSource:
     """The tail is unknown where rows add up to far more than 1, unless --tail says otherwise."""
     loses = source.facts.tail == "rest" and settings.tail is None and repairs.largest_excess > MOST_MASS - 1
     return replace(source, tail_lost=loses)
 
 
-def make_manifest(settings: ImportSettings, facts: Facts, survey: Survey, tokenizer: LoadedTokenizer) -> Manifest:
+def make_manifest(
+    settings: ImportSettings, facts: FormatFacts, survey: SourceSurvey, tokenizer: LoadedTokenizer
+) -> Manifest:
     """The manifest; equal settings and sources give equal bytes on every machine."""
     known = facts.tail_given or facts.tail == "rest"
     keep = Imported(source=settings.source_format, max_entries=facts.k or survey.most_ids, tail_known=known)
@@ -124,7 +128,7 @@ def make_manifest(settings: ImportSettings, facts: Facts, survey: Survey, tokeni
     return Manifest(
         kdpipe=version("kdpipe"),
         seed=0,
-        teacher=manifest.Teacher(
+        teacher=manifest.TeacherRecord(
             name=settings.teacher_name or "unknown",
             revision=settings.teacher_revision,
             dtype="unknown",
@@ -135,7 +139,7 @@ def make_manifest(settings: ImportSettings, facts: Facts, survey: Survey, tokeni
         data=manifest.Data(
             fingerprint=survey.fingerprint,
             source=f"{settings.source_format}: {_named(settings)}",
-            loss="all" if survey.learns_all else "responses",
+            train_on="all" if survey.learns_all else "assistant",
         ),
         plan=make_import_plan(survey, keep.max_entries, settings.pack),
         targets=targets,
@@ -150,23 +154,23 @@ def _named(settings: ImportSettings) -> str:
     return settings.source if is_of_hub(settings.source) else Path(settings.source).name
 
 
-def make_import_plan(survey: Survey, most_ids: int, pack: bool) -> Plan:
+def make_import_plan(survey: SourceSurvey, most_ids: int, pack: bool) -> CachePlan:
     """Parts as stage one plans them, of fewer rows where rows have many ids; no document is cut."""
     sizes = {split: survey.sizes[survey.rows_of(split)] for split in SPLITS}
     rows = min(rows_of_a_part(float(survey.sizes.sum())), MOST_ENTRIES_A_PART // most_ids)
     return make_plan(sizes, 1.0, survey.longest, pack, int(rows), duplicates=survey.duplicates)
 
 
-def unknown(settings: ImportSettings, facts: Facts) -> tuple[str, ...]:
+def unknown(settings: ImportSettings, facts: FormatFacts) -> tuple[str, ...]:
     """What a source of this kind does not tell."""
     found = ["the teacher"] if settings.teacher_name is None else []
     found += ["the mass of ids that are not kept"] if facts.tail == "unknown" and not facts.tail_given else []
-    found += ["which tokens are learnt (all are)"] if not facts.says_learnt else []
+    found += ["which tokens are learnt (all are)"] if not facts.states_trained else []
     found += ["at which temperature it spoke (1 is believed)", "normalizers at other temperatures", "entropy"]
     return (*found, "log p of next tokens that are not kept", "hidden states", "text")
 
 
-def note(settings: ImportSettings, facts: Facts, repairs: Repairs) -> str:
+def note(settings: ImportSettings, facts: FormatFacts, repairs: Repairs) -> str:
     """What the manifest says of where the cache came from."""
     tail = (
         "stated by the source" if facts.tail_given else {"rest": "what kept ids leave of 1"}.get(facts.tail, "unknown")
@@ -185,14 +189,16 @@ def _repaired(repairs: Repairs) -> list[str]:
     return [f"{n:,} {what}" for what, n in words.items() if n]
 
 
-def _tell_repairs(repairs: Repairs, source: Source, watch: Watch) -> None:
+def _tell_repairs(repairs: Repairs, source: ImportSource, watch: Watch) -> None:
     for what in _repaired(repairs):
         watch.warn(what)
     if source.tail_lost:
         watch.warn("the codec is too coarse to tell the mass of ids that are not kept (--tail rest believes it)")
 
 
-def _make_parts(cache: CacheWriter, source: Source, survey: Survey, sizes: npt.NDArray[np.uint32], watch: Watch) -> int:
+def _make_parts(
+    cache: CacheWriter, source: ImportSource, survey: SourceSurvey, sizes: npt.NDArray[np.uint32], watch: Watch
+) -> int:
     """Make the parts that are missing; how many that were."""
     plan, missing = cache.manifest.plan, cache.missing()
     watch.begin(plan.n_parts, plan.n_parts - len(missing), survey.n_positions)
@@ -212,7 +218,7 @@ def _make_parts(cache: CacheWriter, source: Source, survey: Survey, sizes: npt.N
     return len(missing)
 
 
-def _scaled(rows: list[Told]) -> ScaledRows | None:
+def _scaled(rows: list[ValidatedRow]) -> ScaledRows | None:
     """The rows of a part that were scaled to 1."""
     excess = np.concatenate([told.excess for told in rows])
     if not len(excess):
@@ -231,7 +237,9 @@ def _runs(parts: list[PlannedPart]) -> list[list[PlannedPart]]:
     return runs
 
 
-def _report(settings: ImportSettings, facts: Facts, survey: Survey, made: int, seconds: float) -> ImportReport:
+def _report(
+    settings: ImportSettings, facts: FormatFacts, survey: SourceSurvey, made: int, seconds: float
+) -> ImportReport:
     summary = inspect_cache(settings.out)
     entries = summary.entries_per_position
     assert summary.cache_id is not None and entries is not None, "the cache was sealed"

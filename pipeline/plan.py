@@ -5,16 +5,16 @@ In: the settings of `kdpipe plan`. Out: a `PlanReport`.
 
 import math
 
-from kdpipe.pipeline.capture.capture_teacher import Prospect
-from kdpipe.pipeline.capture.estimate import Extent, bytes_per_position, extent_for, extent_of, memory_of, scaled
+from kdpipe.pipeline.capture.capture_teacher import CapturePlan
+from kdpipe.pipeline.capture.estimate import DataExtent, bytes_per_position, extent_for, extent_of, memory_of, scaled
 from kdpipe.pipeline.capture.inputs import Inputs, read_inputs
 from kdpipe.pipeline.capture.preflight import look_first
-from kdpipe.pipeline.capture.speed_probe import Probed, run_probe
+from kdpipe.pipeline.capture.speed_probe import ProbedSpeed, run_probe
 from kdpipe.pipeline.capture.workers import one_device_each
 from kdpipe.pipeline.watch import Watch
+from kdpipe.schemas.capture_report import PlanReport
+from kdpipe.schemas.capture_settings import CaptureSettings
 from kdpipe.schemas.errors import ConfigError
-from kdpipe.schemas.report import PlanReport
-from kdpipe.schemas.stage_one import StageOne
 
 GUESSED = "entries and bytes are those of a synthetic teacher of 2 to 3 nats: --probe measures the real one"
 ANY_TEXT = "no data are named: every token counts as a position"
@@ -22,7 +22,7 @@ ANY_TEXT = "no data are named: every token counts as a position"
 DOCUMENT_ROWS = 500.0
 
 
-def plan(settings: StageOne, *, tokens: int | None, probe_seconds: float | None, watch: Watch) -> PlanReport:
+def plan(settings: CaptureSettings, *, tokens: int | None, probe_seconds: float | None, watch: Watch) -> PlanReport:
     """The plan for some data, for a number of tokens, or for a number of tokens of such data."""
     _check(settings, tokens, probe_seconds)
     tokenizer, ahead = look_first(settings, watch)
@@ -61,7 +61,7 @@ def plan(settings: StageOne, *, tokens: int | None, probe_seconds: float | None,
 
 
 def _second_caches(
-    ahead: Prospect, vocabulary_size: int, positions: int, rows: int, document_rows: float
+    ahead: CapturePlan, vocabulary_size: int, positions: int, rows: int, document_rows: float
 ) -> dict[str, int]:
     """What a cache for each other temperature would take: draws serve the one temperature that they were made for."""
     targets, found = ahead.targets, {}
@@ -74,7 +74,7 @@ def _second_caches(
     return found
 
 
-def _check(settings: StageOne, tokens: int | None, probe_seconds: float | None) -> None:
+def _check(settings: CaptureSettings, tokens: int | None, probe_seconds: float | None) -> None:
     """Refuse what there is nothing to plan or to probe for."""
     has_data = settings.data.path is not None
     if not has_data and tokens is None:
@@ -85,7 +85,9 @@ def _check(settings: StageOne, tokens: int | None, probe_seconds: float | None) 
         raise ConfigError("targets of kind none have no teacher to probe", hint="leave --probe out")
 
 
-def _extent(settings: StageOne, inputs: Inputs | None, ahead: Prospect, tokens: int | None) -> tuple[Extent, float]:
+def _extent(
+    settings: CaptureSettings, inputs: Inputs | None, ahead: CapturePlan, tokens: int | None
+) -> tuple[DataExtent, float]:
     """How much there is, and the rows of a document."""
     if inputs is None:
         assert tokens is not None
@@ -97,11 +99,11 @@ def _extent(settings: StageOne, inputs: Inputs | None, ahead: Prospect, tokens: 
     return (found if tokens is None else scaled(found, tokens)), document_rows
 
 
-def _probe(settings: StageOne, inputs: Inputs | None, seconds: float | None) -> Probed | None:
+def _probe(settings: CaptureSettings, inputs: Inputs | None, seconds: float | None) -> ProbedSpeed | None:
     return None if seconds is None or inputs is None else run_probe(settings, inputs, seconds)
 
 
-def _break_even(probed: Probed) -> int | None:
+def _break_even(probed: ProbedSpeed) -> int | None:
     """Student runs from which on a cache takes less of the teacher's time than a teacher that runs along.
 
     Every such run costs a bare forward pass; the cache costs one, with what caching adds, and reading it hardly

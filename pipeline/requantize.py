@@ -12,32 +12,32 @@ from kdpipe.cache.format.encode import CodedRows
 from kdpipe.cache.format.rows import Rows, Sequence
 from kdpipe.cache.parts.part_reader import PartReader
 from kdpipe.cache.reshape.adopt import with_changes
-from kdpipe.cache.reshape.coded_sequences import Stored
-from kdpipe.cache.reshape.rebuild import Job, Making, Silent, Told, made_from, make
+from kdpipe.cache.reshape.coded_sequences import SequenceDocuments
+from kdpipe.cache.reshape.rebuild import Job, RebuildPlan, RebuildProgress, SilentRebuildProgress, made_from, make
 from kdpipe.cache.reshape.recode import CodedPart
-from kdpipe.cache.reshape.sources import Source, open_source
-from kdpipe.cache.stores.retries import Patience
+from kdpipe.cache.reshape.sources import SourceCache, open_source
+from kdpipe.cache.stores.retries import RetryPolicy
 from kdpipe.cache.writing.writer import CacheWriter
-from kdpipe.pipeline.requantization.poorer_rows import PoorerRows
-from kdpipe.pipeline.requantization.poorer_spec import poorer_manifest
-from kdpipe.pipeline.requantization.poorer_states import StateTargets
+from kdpipe.pipeline.requantization.requantize_rows import RowRequantizer
+from kdpipe.pipeline.requantization.requantize_spec import poorer_manifest
+from kdpipe.pipeline.requantization.requantize_states import StateTargets
 from kdpipe.pipeline.requantization.row_keys import row_keys
 from kdpipe.schemas.differences import differing_keys
 from kdpipe.schemas.manifest import Manifest, Origin
-from kdpipe.schemas.reshape import Poorer, ReshapeReport
+from kdpipe.schemas.reshape import RequantizeSpec, ReshapeReport
 
 MAX_NOTE = 2000
-Change = Callable[[PartReader, int, Stored], CodedRows]
+Change = Callable[[PartReader, int, SequenceDocuments], CodedRows]
 
 
 def requantize(
-    url: str, out: str, asked: Poorer, told: Told | None = None, patience: Patience | None = None
+    url: str, out: str, asked: RequantizeSpec, told: RebuildProgress | None = None, patience: RetryPolicy | None = None
 ) -> ReshapeReport:
     """Make a poorer cache of another."""
     source = open_source(url, patience)
     manifest = plan_poorer(source, asked)
     records = [source.record(row.part) for row in source.cache.parts]
-    making = Making(
+    making = RebuildPlan(
         action="requantize",
         manifest=manifest,
         sources=[source],
@@ -48,7 +48,7 @@ def requantize(
     )
     change = _change(source, manifest)
 
-    def rewrite(writer: CacheWriter, number: int, making: Making) -> None:
+    def rewrite(writer: CacheWriter, number: int, making: RebuildPlan) -> None:
         part, record = source.cache.part(number), records[number]
         coded = CodedPart(part, source.manifest, None)
         with writer.part(number) as made:
@@ -61,10 +61,10 @@ def requantize(
             made.scaled = record.scaled
             made.batches_halved = record.batches_halved
 
-    return make(out, making, told or Silent(), rewrite)
+    return make(out, making, told or SilentRebuildProgress(), rewrite)
 
 
-def plan_poorer(source: Source, asked: Poorer) -> Manifest:
+def plan_poorer(source: SourceCache, asked: RequantizeSpec) -> Manifest:
     """The manifest of the poorer cache, with what was done in its history."""
     poorer = poorer_manifest(source.manifest, asked)
     changed = differing_keys(_keeps(source.manifest), _keeps(poorer))
@@ -79,14 +79,14 @@ def _keeps(manifest: Manifest) -> dict[str, object]:
     return {**manifest.targets.model_dump(mode="json"), "hidden": [v.layer for v in manifest.hidden.rows]}
 
 
-def _change(source: Source, manifest: Manifest) -> Change:
+def _change(source: SourceCache, manifest: Manifest) -> Change:
     """What becomes of a sequence."""
     is_state = source.manifest.targets.keep.kind == "state"
     if is_state and manifest.targets.keep.kind != "state":
         tables = {table.name: source.cache.table(table.name) for table in source.manifest.tables}
         states = StateTargets(source.manifest, manifest, tables)
 
-        def of_states(part: PartReader, number: int, stored: Stored) -> CodedRows:
+        def of_states(part: PartReader, number: int, stored: SequenceDocuments) -> CodedRows:
             rows = part.rows(number, number + 1)
             if not manifest.hidden.rows:
                 rows = replace(rows, hidden={})
@@ -94,9 +94,9 @@ def _change(source: Source, manifest: Manifest) -> Change:
             return states.rows(stored.coded, _sequence(part, number, stored, rows, manifest), rows, keys_R)
 
         return of_states
-    poorer = PoorerRows(source.manifest, manifest)
+    poorer = RowRequantizer(source.manifest, manifest)
 
-    def of_entries(part: PartReader, number: int, stored: Stored) -> CodedRows:
+    def of_entries(part: PartReader, number: int, stored: SequenceDocuments) -> CodedRows:
         rows = part.rows(number, number + 1, hidden=False)
         return poorer.rows(stored.coded, rows, _keys(source, manifest, stored, rows))
 
@@ -104,13 +104,13 @@ def _change(source: Source, manifest: Manifest) -> Change:
 
 
 def _keys(
-    source: Source, manifest: Manifest, stored: Stored, rows: Rows
+    source: SourceCache, manifest: Manifest, stored: SequenceDocuments, rows: Rows
 ) -> "np.ndarray[tuple[int], np.dtype[np.int64]]":
     lengths = np.diff(rows.document_starts, append=len(rows))
     return row_keys(source.cache_id, manifest.seed, stored.places.digests, lengths)
 
 
-def _sequence(part: PartReader, number: int, stored: Stored, rows: Rows, manifest: Manifest) -> Sequence:
+def _sequence(part: PartReader, number: int, stored: SequenceDocuments, rows: Rows, manifest: Manifest) -> Sequence:
     """A stored sequence as stage one would hand it over."""
     places = stored.places
     return Sequence(

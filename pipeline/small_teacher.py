@@ -37,7 +37,7 @@ SOURCES = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sizes:
+class TeacherSizes:
     """How large the teacher is, and how long it learns."""
 
     vocabulary: int = 512
@@ -84,14 +84,14 @@ def texts_of(corpus: Path) -> list[str]:
     return [json.loads(line)["text"] for line in corpus.read_text(encoding="utf-8").splitlines()]
 
 
-def make_tokenizer(corpus: Path, folder: Path, sizes: Sizes) -> None:
+def make_tokenizer(corpus: Path, folder: Path, sizes: TeacherSizes) -> None:
     """Train a tokenizer on a corpus and save it."""
     work = folder.with_name(f"{folder.name}.tmp")
     _save_tokenizer(train_tokenizer(texts_of(corpus), sizes), work)
     os.replace(work, folder)
 
 
-def make_teacher(corpus: Path, folder: Path, sizes: Sizes, said: Callable[[str], None]) -> None:
+def make_teacher(corpus: Path, folder: Path, sizes: TeacherSizes, said: Callable[[str], None]) -> None:
     """Train tokenizer and model on a corpus and save both; a folder that is there is left alone."""
     if folder.is_dir():
         return
@@ -114,7 +114,7 @@ def _save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
-def train_tokenizer(texts: list[str], sizes: Sizes) -> PreTrainedTokenizerFast:
+def train_tokenizer(texts: list[str], sizes: TeacherSizes) -> PreTrainedTokenizerFast:
     """A byte-level BPE: every text can be spelled."""
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -132,7 +132,7 @@ def train_tokenizer(texts: list[str], sizes: Sizes) -> PreTrainedTokenizerFast:
 
 
 def train_model(
-    texts: list[str], tokenizer: PreTrainedTokenizerFast, sizes: Sizes, said: Callable[[str], None]
+    texts: list[str], tokenizer: PreTrainedTokenizerFast, sizes: TeacherSizes, said: Callable[[str], None]
 ) -> LlamaForCausalLM:
     """Plain next-token training on random windows of the text, AdamW with warm-up and a cosine."""
     torch.manual_seed(sizes.seed)
@@ -158,7 +158,7 @@ def train_model(
     return trained
 
 
-def _groups(model: Any, sizes: Sizes) -> list[dict[str, Any]]:
+def _groups(model: Any, sizes: TeacherSizes) -> list[dict[str, Any]]:
     tables = [model.get_input_embeddings().weight, model.get_output_embeddings().weight]
     ids = {id(table) for table in tables}
     rest = [parameter for parameter in model.parameters() if id(parameter) not in ids]
@@ -166,7 +166,7 @@ def _groups(model: Any, sizes: Sizes) -> list[dict[str, Any]]:
     return [{"params": rest, "peak_lr": sizes.rate}, {"params": tables, "peak_lr": table_rate}]
 
 
-def shape(sizes: Sizes) -> dict[str, int | bool]:
+def shape(sizes: TeacherSizes) -> dict[str, int | bool]:
     """A Llama of these sizes, as configs call them."""
     return {
         "hidden_size": sizes.width,
@@ -179,7 +179,7 @@ def shape(sizes: Sizes) -> dict[str, int | bool]:
     }
 
 
-def _config(sizes: Sizes, tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
+def _config(sizes: TeacherSizes, tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
     made: Any = LlamaConfig
     config: LlamaConfig = made(
         vocab_size=len(tokenizer),

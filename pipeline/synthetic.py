@@ -18,8 +18,8 @@ from kdpipe.pipeline.synthetic_documents import COLUMNS, make_sequence, pack
 from kdpipe.pipeline.synthetic_recipe import N_LAYERS, Recipe, output_head, vocabulary
 from kdpipe.pipeline.synthetic_targets import answer
 from kdpipe.schemas.arrays import default_arrays
-from kdpipe.schemas.cache_plan import Plan, SplitName, SplitPlan
-from kdpipe.schemas.manifest import Data, Manifest, Teacher, Tokenizer, expected_tables
+from kdpipe.schemas.cache_plan import CachePlan, SplitName, SplitPlan
+from kdpipe.schemas.manifest import Data, Manifest, TeacherRecord, Tokenizer, expected_tables
 from kdpipe.schemas.strict_json import canonical, sha256_hex
 
 __all__ = ["Recipe", "synthetic_manifest", "synthetic_part", "synthetic_tables"]
@@ -39,7 +39,9 @@ def synthetic_manifest(recipe: Recipe) -> Manifest:
     return Manifest(
         kdpipe=version("kdpipe"),
         seed=recipe.seed,
-        teacher=None if recipe.kind == "none" else Teacher(name="synthetic", license="Apache-2.0", n_layers=N_LAYERS),
+        teacher=None
+        if recipe.kind == "none"
+        else TeacherRecord(name="synthetic", license="Apache-2.0", n_layers=N_LAYERS),
         tokenizer=Tokenizer(
             fingerprint=hashlib.sha256(ids.astype("<u4").tobytes()).hexdigest(), vocabulary_size=recipe.vocabulary_size
         ),
@@ -48,9 +50,9 @@ def synthetic_manifest(recipe: Recipe) -> Manifest:
             source=f"synthetic documents, seed {recipe.seed}",
             columns=COLUMNS,
             text=recipe.text,
-            loss="responses",
+            train_on="assistant",
         ),
-        plan=Plan(splits=tuple(splits), sequence_length=recipe.sequence_length, packed=recipe.packed),
+        plan=CachePlan(splits=tuple(splits), sequence_length=recipe.sequence_length, packed=recipe.packed),
         targets=targets,
         hidden=hidden,
         tables=expected_tables(targets, hidden, recipe.vocabulary_size),

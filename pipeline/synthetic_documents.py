@@ -49,8 +49,8 @@ class Packing:
         starts = np.cumsum(lengths) - lengths
         document = np.repeat(np.arange(first, end), lengths)
         place = np.arange(len(document)) - np.repeat(starts, lengths)
-        learnt = (place + 1 < self.lengths[document]) & (place + 1 >= self.prompts[document])
-        return Rows(document=document, loss_mask=learnt, is_first=place == 0, starts=starts)
+        trained = (place + 1 < self.lengths[document]) & (place + 1 >= self.prompts[document])
+        return Rows(document=document, loss_mask=trained, is_first=place == 0, starts=starts)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from kdpipe.schemas.targets import (
     HiddenSpec,
     Imported,
-    Kept,
+    KeptSpec,
     NoTargets,
     Sampled,
     State,
@@ -91,7 +91,7 @@ class Recipe:
         return np.random.default_rng([self.seed, *key])
 
 
-def _kept(recipe: Recipe) -> Kept:
+def _kept(recipe: Recipe) -> KeptSpec:
     match recipe.kind:
         case "threshold":
             return Threshold(tau=recipe.tau, max_entries=recipe.max_entries)

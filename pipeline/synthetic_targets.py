@@ -12,7 +12,16 @@ import numpy.typing as npt
 from kdpipe.cache.format.rows import Block, Floats
 from kdpipe.pipeline.synthetic_documents import Packing, Rows, hidden_direction
 from kdpipe.pipeline.synthetic_recipe import HIDDEN_LAYERS, Doubles, Recipe, output_head, vocabulary
-from kdpipe.pipeline.synthetic_teacher import Mass, Said, boundary_mass, draw_at, entropy, mass_at, partition_sum, speak
+from kdpipe.pipeline.synthetic_teacher import (
+    RemainingMass,
+    SyntheticPredictions,
+    boundary_mass,
+    draw_at,
+    entropy,
+    mass_at,
+    partition_sum,
+    speak,
+)
 
 Longs = npt.NDArray[np.int64]
 Tokens = npt.NDArray[np.int32]
@@ -20,7 +29,7 @@ STATE_ROWS = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Kept:
+class SyntheticEntries:
     """Exact entries are the first `n_exact` candidates; draws of all rows lie one behind the other, with p at T=1."""
 
     n_exact: Longs
@@ -42,16 +51,16 @@ def answer(recipe: Recipe, packing: Packing, rows: Rows, rng: np.random.Generato
     hidden = _hidden(recipe, packing, rows, rng)
     if recipe.kind == "none":
         return tokens, Block(hidden=hidden, **_no_entries(n))
-    learnt = np.flatnonzero(rows.loss_mask)
-    said, mass, label_p = said.take(learnt), mass.take(learnt), label_p[learnt]
+    trained = np.flatnonzero(rows.loss_mask)
+    said, mass, label_p = said.take(trained), mass.take(trained), label_p[trained]
     drawn = mass if recipe.target_temperature == 1.0 else mass_at(recipe, said, recipe.target_temperature)
     kept = _keep(recipe, said, drawn, rng)
-    spread = _Spread(n, learnt)
+    spread = _Spread(n, trained)
     scalars = _scalars(recipe, said, np.log(label_p), spread)
     if recipe.targets.tail_known:
-        scalars["log_tail"] = spread.numbers(_log(mass.left[np.arange(len(learnt)), kept.n_exact]))
+        scalars["log_tail"] = spread.numbers(_log(mass.left[np.arange(len(trained)), kept.n_exact]))
         if drawn is not mass:
-            scalars["drawn_log_tail"] = spread.numbers(_log(drawn.left[np.arange(len(learnt)), kept.n_exact]))
+            scalars["drawn_log_tail"] = spread.numbers(_log(drawn.left[np.arange(len(trained)), kept.n_exact]))
     ids, logprobs = _entries(recipe, said, kept)
     return tokens, Block(
         n_exact=spread.counts(kept.n_exact),
@@ -84,20 +93,20 @@ class _Spread:
     """Puts the numbers of the learnt rows where they belong among all rows."""
 
     n: int
-    learnt: Longs
+    trained: Longs
 
     def counts(self, values: Longs) -> npt.NDArray[np.int32]:
         found = np.zeros(self.n, np.int32)
-        found[self.learnt] = values
+        found[self.trained] = values
         return found
 
     def numbers(self, values: Doubles) -> Floats:
         found = np.full(self.n, np.nan, np.float32)
-        found[self.learnt] = values
+        found[self.trained] = values
         return found
 
 
-def _scalars(recipe: Recipe, said: Said, label_logprobs: Doubles, spread: _Spread) -> dict[str, Any]:
+def _scalars(recipe: Recipe, said: SyntheticPredictions, label_logprobs: Doubles, spread: _Spread) -> dict[str, Any]:
     """The scalars that the target spec asks for; what an import cannot know of a row is NaN."""
     found: dict[str, Any] = {"entropy": spread.numbers(entropy(recipe, said))}
     spec = recipe.targets
@@ -120,7 +129,9 @@ def _log(p: Doubles) -> Doubles:
         return np.log(np.minimum(p, 1.0))
 
 
-def _entries(recipe: Recipe, said: Said, kept: Kept) -> tuple[npt.NDArray[np.int32], Floats]:
+def _entries(
+    recipe: Recipe, said: SyntheticPredictions, kept: SyntheticEntries
+) -> tuple[npt.NDArray[np.int32], Floats]:
     """Ids and log p of all rows: a row's exact entries, then its draws."""
     exact = np.arange(said.p.shape[1]) < kept.n_exact[:, None]
     is_draw = np.repeat(np.tile([False, True], len(said.p)), np.stack([kept.n_exact, kept.n_draws], axis=1).ravel())
@@ -134,7 +145,9 @@ def _entries(recipe: Recipe, said: Said, kept: Kept) -> tuple[npt.NDArray[np.int
     return ids, logprobs
 
 
-def _keep(recipe: Recipe, said: Said, mass: Mass, rng: np.random.Generator) -> Kept:
+def _keep(
+    recipe: Recipe, said: SyntheticPredictions, mass: RemainingMass, rng: np.random.Generator
+) -> SyntheticEntries:
     """The entries that each kind of target keeps."""
     if recipe.kind == "threshold":
         return _keep_threshold(recipe, said, mass, rng)
@@ -144,10 +157,12 @@ def _keep(recipe: Recipe, said: Said, mass: Mass, rng: np.random.Generator) -> K
     wanted = possible
     if recipe.kind == "topp":
         wanted = np.minimum(possible, 1 + (mass.left[:, 1:-1] > 1 - recipe.top_p).sum(axis=1))
-    return Kept(n_exact=wanted, n_draws=np.zeros_like(wanted), draw_ranks=wanted[:0], draw_p=said.p[:0, 0])
+    return SyntheticEntries(n_exact=wanted, n_draws=np.zeros_like(wanted), draw_ranks=wanted[:0], draw_p=said.p[:0, 0])
 
 
-def _keep_threshold(recipe: Recipe, said: Said, mass: Mass, rng: np.random.Generator) -> Kept:
+def _keep_threshold(
+    recipe: Recipe, said: SyntheticPredictions, mass: RemainingMass, rng: np.random.Generator
+) -> SyntheticEntries:
     """Exact where p >= tau', which is solved so that the rest, drawn systematically, has the weight tau' each."""
     left = mass.left
     p = left[:, :-1] - left[:, 1:]
@@ -167,7 +182,7 @@ def _keep_threshold(recipe: Recipe, said: Said, mass: Mass, rng: np.random.Gener
     ranks, drawn_p = draw_at(recipe, said, mass, rows, depth)
     first = _first_of_each(recipe, rows, ranks)
     n_draws = np.bincount(rows[first], minlength=len(n))
-    return Kept(n_exact=n_exact, n_draws=n_draws, draw_ranks=ranks[first], draw_p=drawn_p[first])
+    return SyntheticEntries(n_exact=n_exact, n_draws=n_draws, draw_ranks=ranks[first], draw_p=drawn_p[first])
 
 
 def _first_of_each(recipe: Recipe, rows: Longs, ranks: Longs) -> Longs:
@@ -175,7 +190,9 @@ def _first_of_each(recipe: Recipe, rows: Longs, ranks: Longs) -> Longs:
     return np.sort(np.unique(rows * recipe.vocabulary_size + ranks, return_index=True)[1])
 
 
-def _keep_sampled(recipe: Recipe, said: Said, mass: Mass, rng: np.random.Generator) -> Kept:
+def _keep_sampled(
+    recipe: Recipe, said: SyntheticPredictions, mass: RemainingMass, rng: np.random.Generator
+) -> SyntheticEntries:
     """The most probable id exactly, and draws with replacement from all others."""
     n = len(said.p)
     tail = mass.left[:, 1]
@@ -186,7 +203,7 @@ def _keep_sampled(recipe: Recipe, said: Said, mass: Mass, rng: np.random.Generat
     _, first, times = np.unique(keys, return_index=True, return_counts=True)
     order = np.argsort(first)
     first, times = first[order], times[order]
-    return Kept(
+    return SyntheticEntries(
         n_exact=np.ones(n, np.int64),
         n_draws=np.bincount(rows[first], minlength=n),
         draw_ranks=ranks[first],

@@ -1,7 +1,7 @@
 """What a synthetic teacher says: full distributions over the vocabulary, held as a few candidates and a Zipf tail.
 
-In: a recipe and the topic of each row. Out: `Said` (candidates by falling p) and its exact entropies, sums and draws.
-p(v) = unseen * share(v) + what the context adds to its candidates.
+In: a recipe and the topic of each row. Out: `SyntheticPredictions` (candidates by falling p) and its exact entropies,
+sums and draws. p(v) = unseen * share(v) + what the context adds to its candidates.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ QUANTILES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Said:
+class SyntheticPredictions:
     """N distributions: candidates by falling p with their ranks; every other rank r has p = unseen * share[r].
 
     `rare` are the candidates that are not among the most frequent ids; an unused place holds the vocabulary's size.
@@ -30,9 +30,11 @@ class Said:
     rare: Longs
     unseen: Doubles
 
-    def take(self, rows: Longs) -> "Said":
+    def take(self, rows: Longs) -> "SyntheticPredictions":
         """Some of the rows."""
-        return Said(p=self.p[rows], ranks=self.ranks[rows], rare=self.rare[rows], unseen=self.unseen[rows])
+        return SyntheticPredictions(
+            p=self.p[rows], ranks=self.ranks[rows], rare=self.rare[rows], unseen=self.unseen[rows]
+        )
 
     @property
     def n_seen(self) -> Longs:
@@ -57,7 +59,7 @@ def _quantiles(size: int, seed: int) -> Longs:
     return ranks
 
 
-def speak(recipe: Recipe, topics: Longs, rng: np.random.Generator) -> Said:
+def speak(recipe: Recipe, topics: Longs, rng: np.random.Generator) -> SyntheticPredictions:
     """Distributions whose entropies differ by row: some rows all but certain, some broad."""
     words = vocabulary(recipe.vocabulary_size, recipe.seed)
     n, n_frequent = len(topics), recipe.n_frequent
@@ -78,7 +80,7 @@ def speak(recipe: Recipe, topics: Longs, rng: np.random.Generator) -> Said:
     p = np.concatenate([common, np.where(unused, 0.0, added + unseen[:, None] * words.share[ranks])], axis=1)
     all_ranks = np.concatenate([np.broadcast_to(np.arange(n_frequent), common.shape), ranks], axis=1)
     falling = np.argsort(-p, axis=1)
-    return Said(
+    return SyntheticPredictions(
         p=np.take_along_axis(p, falling, axis=1),
         ranks=np.take_along_axis(all_ranks, falling, axis=1),
         rare=np.where(unused, recipe.vocabulary_size, ranks),
@@ -98,14 +100,14 @@ def _context_ranks(recipe: Recipe, words: Vocabulary, topics: Longs, rng: np.ran
     return found
 
 
-def _others(recipe: Recipe, said: Said, by_rank: Doubles) -> Doubles:
+def _others(recipe: Recipe, said: SyntheticPredictions, by_rank: Doubles) -> Doubles:
     """The sum over all ids that are no candidates; `by_rank` ends with a 0 for unused places."""
     total = by_rank[recipe.n_frequent :].sum()
     others = total - by_rank[said.rare].sum(axis=1)
     return np.where(np.abs(others) < 1e-12 * abs(total), 0.0, others)
 
 
-def partition_sum(recipe: Recipe, said: Said, temperature: float) -> tuple[Doubles, Doubles]:
+def partition_sum(recipe: Recipe, said: SyntheticPredictions, temperature: float) -> tuple[Doubles, Doubles]:
     """p^(1/T) of the candidates, and the sum of p^(1/T) over all other ids."""
     powers, _ = _powers(recipe.vocabulary_size, recipe.seed, temperature)
     return _root(said.p, temperature), _others(recipe, said, powers) * _root(said.unseen, temperature)
@@ -119,7 +121,7 @@ def _root(p: Doubles, temperature: float) -> Doubles:
     return np.asarray(np.sqrt(np.sqrt(p)) if temperature == 4.0 else p ** (1 / temperature))
 
 
-def entropy(recipe: Recipe, said: Said) -> Doubles:
+def entropy(recipe: Recipe, said: SyntheticPredictions) -> Doubles:
     """The entropy of the full distributions."""
     powers, _ = _powers(recipe.vocabulary_size, recipe.seed, 1.0)
     information = np.append(powers[:-1] * np.log(powers[:-1]), 0.0)
@@ -129,7 +131,7 @@ def entropy(recipe: Recipe, said: Said) -> Doubles:
     return found
 
 
-def boundary_mass(recipe: Recipe, said: Said) -> Doubles:
+def boundary_mass(recipe: Recipe, said: SyntheticPredictions) -> Doubles:
     """The mass on ids that start a new word."""
     words = vocabulary(recipe.vocabulary_size, recipe.seed)
     others = _others(recipe, said, np.append(np.where(words.starts_word, words.share, 0.0), 0.0))
@@ -139,26 +141,28 @@ def boundary_mass(recipe: Recipe, said: Said) -> Doubles:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Mass:
+class RemainingMass:
     """`left[:, j]` is the mass that remains at a temperature once the first j candidates are taken; all of it is 1."""
 
     left: Doubles
     temperature: float
 
-    def take(self, rows: Longs) -> "Mass":
+    def take(self, rows: Longs) -> "RemainingMass":
         """Some of the rows."""
-        return Mass(left=self.left[rows], temperature=self.temperature)
+        return RemainingMass(left=self.left[rows], temperature=self.temperature)
 
 
-def mass_at(recipe: Recipe, said: Said, temperature: float) -> Mass:
+def mass_at(recipe: Recipe, said: SyntheticPredictions, temperature: float) -> RemainingMass:
     """The running mass at a temperature, summed from the small end."""
     p, others = partition_sum(recipe, said, temperature)
     pieces = np.concatenate([p, others[:, None]], axis=1)
     left = np.cumsum(pieces[:, ::-1], axis=1)[:, ::-1]
-    return Mass(left=left / left[:, :1], temperature=temperature)
+    return RemainingMass(left=left / left[:, :1], temperature=temperature)
 
 
-def draw_at(recipe: Recipe, said: Said, mass: Mass, rows: Longs, depth: Doubles) -> tuple[Longs, Doubles]:
+def draw_at(
+    recipe: Recipe, said: SyntheticPredictions, mass: RemainingMass, rows: Longs, depth: Doubles
+) -> tuple[Longs, Doubles]:
     """The ids at a depth of their row's distribution, candidates first: ranks and p at T=1. `rows` must ascend."""
     n, width = said.p.shape
     left = mass.left
@@ -180,7 +184,7 @@ def draw_at(recipe: Recipe, said: Said, mass: Mass, rows: Longs, depth: Doubles)
     return ranks, p
 
 
-def _past_candidates(recipe: Recipe, said: Said, rows: Longs, ranks: Longs) -> Longs:
+def _past_candidates(recipe: Recipe, said: SyntheticPredictions, rows: Longs, ranks: Longs) -> Longs:
     """Move ranks on until none is a candidate of its row."""
     while (clash := (said.rare[rows] == ranks[:, None]).any(axis=1)).any():
         ranks = ranks + clash

@@ -20,22 +20,22 @@ from kdpipe.pipeline.training.finalize import finish
 from kdpipe.pipeline.training.longer_run import begin_longer_run, find_longer_run
 from kdpipe.pipeline.training.loop import Loop
 from kdpipe.pipeline.training.out_of_memory import explained
-from kdpipe.pipeline.training.prepare import Prepared, look, prepare
+from kdpipe.pipeline.training.prepare import PreparedRun, look, prepare
 from kdpipe.pipeline.training.run_summary import estimate, report
-from kdpipe.pipeline.training.session import Desk, open_desk
-from kdpipe.pipeline.training.stop_signals import Stop, listening
+from kdpipe.pipeline.training.session import Session, open_desk
+from kdpipe.pipeline.training.stop_signals import StopRequest, listening
 from kdpipe.pipeline.training.thread_choice import choose_threads
 from kdpipe.pipeline.watch import TrainWatch
 from kdpipe.schemas.checkpoint import GuardState, LoopState, RunRecord
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.run_report import TrainReport
-from kdpipe.schemas.stage_two import StageTwo, TrainOptions
-from kdpipe.schemas.stage_two_rules import meaningful
+from kdpipe.schemas.train_rules import meaningful
+from kdpipe.schemas.train_settings import TrainOptions, TrainSettings
 
 DRY_STEPS = 5
 
 
-def train(settings: StageTwo, options: TrainOptions, watch: TrainWatch) -> TrainReport:
+def train(settings: TrainSettings, options: TrainOptions, watch: TrainWatch) -> TrainReport:
     """Do what is left to do of a run."""
     started = time.perf_counter()
     _check(options)
@@ -50,7 +50,7 @@ def train(settings: StageTwo, options: TrainOptions, watch: TrainWatch) -> Train
 
 
 def _train_in(
-    folder: Path, settings: StageTwo, options: TrainOptions, watch: TrainWatch, started: float
+    folder: Path, settings: TrainSettings, options: TrainOptions, watch: TrainWatch, started: float
 ) -> TrainReport:
     """Begin or resume the run of a folder that is locked."""
     prospect = look(settings, watch)
@@ -87,7 +87,7 @@ def _train_in(
             return answer
 
 
-def _learn(desk: Desk, begin: Path | None, until: int, stop: Stop, *, steered: bool = False) -> Loop:
+def _learn(desk: Session, begin: Path | None, until: int, stop: StopRequest, *, steered: bool = False) -> Loop:
     """Begin, or go on from a checkpoint, until so many steps are done; the guard of a steered run begins anew."""
     state = LoopState(step=0, place=0) if begin is None else desk.keeper.resume(begin)
     if steered:
@@ -108,7 +108,7 @@ def _learn(desk: Desk, begin: Path | None, until: int, stop: Stop, *, steered: b
     return loop
 
 
-def _set_threads(prepared: Prepared, begin: Path | None, watch: TrainWatch, stop: Stop) -> int:
+def _set_threads(prepared: PreparedRun, begin: Path | None, watch: TrainWatch, stop: StopRequest) -> int:
     """Compute with the threads that are chosen for this run, which are said."""
     with explained(prepared.settings, "while threads were timed"):
         choice = choose_threads(prepared, None if begin is None else checkpoints.load_state(begin), stop)
@@ -117,7 +117,7 @@ def _set_threads(prepared: Prepared, begin: Path | None, watch: TrainWatch, stop
     return choice.n
 
 
-def _dry_run(prepared: Prepared, watch: TrainWatch, stop: Stop, started: float) -> TrainReport:
+def _dry_run(prepared: PreparedRun, watch: TrainWatch, stop: StopRequest, started: float) -> TrainReport:
     """A few steps of everything, in a folder that is thrown away: learn, evaluate, save, go back to it, finish."""
     prospect = prepared.prospect
     # Beside the run to be: checkpoints may be larger than what a folder for scratch holds.

@@ -18,14 +18,21 @@ from kdpipe.cache.format.rows import Block, Bools, Rows
 from kdpipe.cache.opening import open_cache
 from kdpipe.cache.parts.tokenizer_content import TOKENIZER
 from kdpipe.cache.reader import Cache
-from kdpipe.cache.stores.retries import Patience
-from kdpipe.pipeline.audit.draw_check import Drawn, drawn, listing
+from kdpipe.cache.stores.retries import RetryPolicy
+from kdpipe.pipeline.audit.draw_check import DrawCounts, drawn, listing
 from kdpipe.pipeline.audit.teacher_config import differences_of_shape
-from kdpipe.pipeline.audit.teacher_differences import Doubles, Said, apart, codec_bounds, differences, said
-from kdpipe.pipeline.documents.segments import Piece
+from kdpipe.pipeline.audit.teacher_differences import (
+    DocumentPredictions,
+    Doubles,
+    apart,
+    codec_bounds,
+    differences,
+    said,
+)
+from kdpipe.pipeline.documents.segments import Segment
 from kdpipe.pipeline.models import devices
-from kdpipe.pipeline.models.model_info import ModelShape
-from kdpipe.pipeline.targets.request import Asked
+from kdpipe.pipeline.models.model_info import ModelInfo
+from kdpipe.pipeline.targets.request import TargetRequest
 from kdpipe.pipeline.teachers import Teacher
 from kdpipe.pipeline.teachers.batching import batches
 from kdpipe.pipeline.teachers.load_teacher import asked_again, load
@@ -35,13 +42,13 @@ from kdpipe.pipeline.tokenizers.cached_tokenizer import load_cached_tokenizer
 from kdpipe.pipeline.tokenizers.own_tokenizer import FOREIGN_NOTE, difference_from_own
 from kdpipe.pipeline.watch import Watch
 from kdpipe.schemas.arrays import log_z_column
+from kdpipe.schemas.capture_settings import TeacherSettings
 from kdpipe.schemas.counts import counted
 from kdpipe.schemas.errors import CacheDamaged, ConfigError
 from kdpipe.schemas.manifest import Manifest
 from kdpipe.schemas.part import PartRecord
-from kdpipe.schemas.report import AgainstReport, Nats, Problem
-from kdpipe.schemas.stage_one import TeacherSettings
 from kdpipe.schemas.targets import TargetSpec
+from kdpipe.schemas.verify_report import AgainstReport, NatsDifference, Problem
 
 # What a number type alone puts between two machines, on the mean, in nats: bfloat16 logits round by 2^-9 of their size.
 FLOOR_NATS = {"float32": 1e-3, "float64": 1e-3, "float16": 1e-2, "bfloat16": 5e-2, "quantized": 5e-2, "unknown": 5e-2}
@@ -53,18 +60,18 @@ SEED = 20260101
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sampled:
+class SampledDocument:
     """A document of the cache: where it is, its tokens, and what the cache says of it."""
 
     part: int
     name: str
-    piece: Piece
+    piece: Segment
     block: Block
-    cached: Said
+    cached: DocumentPredictions
 
 
 def verify_against(
-    url: str, teacher: str, sample: int, watch: Watch, *, trusted: bool = False, patience: Patience | None = None
+    url: str, teacher: str, sample: int, watch: Watch, *, trusted: bool = False, patience: RetryPolicy | None = None
 ) -> AgainstReport:
     """Compare a sample of documents, at random from every part of the cache in turn; `trusted` lets a teacher's own
     code run."""
@@ -124,7 +131,7 @@ def verify_against(
     )
 
 
-def _of_shape(shape: ModelShape, manifest: Manifest) -> Iterator[Problem]:
+def _of_shape(shape: ModelInfo, manifest: Manifest) -> Iterator[Problem]:
     """What in a model's shape says that it is another teacher."""
     do = "give the model that the cache names as its teacher (kdpipe cache inspect)"
     for why in differences_of_shape(shape, manifest):
@@ -166,17 +173,20 @@ def _problem(part: int, what: str) -> Problem:
 
 
 def _wrong_draws(
-    chosen: Sequence[Sampled], alone: Sequence[Said], listed: Sequence[Said], manifest: Manifest
+    chosen: Sequence[SampledDocument],
+    alone: Sequence[DocumentPredictions],
+    listed: Sequence[DocumentPredictions],
+    manifest: Manifest,
 ) -> Iterator[Problem]:
     """Parts whose draws are from elsewhere than the teacher's tails."""
     temperature = manifest.targets.target_temperature
-    found: dict[int, Drawn] = {}
+    found: dict[int, DrawCounts] = {}
     for one, said_alone, said_listed in zip(chosen, alone, listed, strict=True):
         log_z = None
         if temperature != 1:
             log_z = np.zeros(len(one.piece))
             log_z[one.piece.loss_mask] = said_alone.scalars[log_z_column(temperature)]
-        found[one.part] = found.get(one.part, Drawn()) + drawn(one.block, said_listed, log_z, manifest)
+        found[one.part] = found.get(one.part, DrawCounts()) + drawn(one.block, said_listed, log_z, manifest)
     for part, draws in sorted(found.items()):
         if not draws.could_be:
             yield _problem(
@@ -186,7 +196,7 @@ def _wrong_draws(
             )
 
 
-def _sample(cache: Cache, n: int) -> Iterator[Sampled]:
+def _sample(cache: Cache, n: int) -> Iterator[SampledDocument]:
     """Documents with positions, at random, none twice: one of each part, then another of each."""
     generator = np.random.default_rng(SEED)
     firsts = np.cumsum([0, *cache.sequences_by_part]).tolist()
@@ -207,7 +217,7 @@ def _sample(cache: Cache, n: int) -> Iterator[Sampled]:
                 return
 
 
-def _of_part(cache: Cache, sequences: range, seed: int) -> Iterator[Sampled]:
+def _of_part(cache: Cache, sequences: range, seed: int) -> Iterator[SampledDocument]:
     """The documents of a part, at random: one of each sequence, then another of each."""
     generator = np.random.default_rng(seed)
     order = generator.permutation(len(sequences)).tolist()
@@ -243,9 +253,11 @@ def _labels_once(rows: Rows) -> Block:
     return replace(block, label_logprob=labels)
 
 
-def _sampled(rows: Rows, place: slice, document: int, part: PartRecord, block: Block, cached: Said) -> Sampled:
+def _sampled(
+    rows: Rows, place: slice, document: int, part: PartRecord, block: Block, cached: DocumentPredictions
+) -> SampledDocument:
     mask = rows.loss_mask[place]
-    piece = Piece(
+    piece = Segment(
         split=part.split,
         document=document,
         offset=0,
@@ -255,12 +267,14 @@ def _sampled(rows: Rows, place: slice, document: int, part: PartRecord, block: B
         digest=b"",
     )
     name = f"document {document:,} of {part.split}"
-    return Sampled(part=part.part, name=name, piece=piece, block=block, cached=cached)
+    return SampledDocument(part=part.part, name=name, piece=piece, block=block, cached=cached)
 
 
-def _answers(teacher: Teacher, cache: Cache, targets: TargetSpec, grouped: Sequence[Sequence[Piece]]) -> list[Said]:
+def _answers(
+    teacher: Teacher, cache: Cache, targets: TargetSpec, grouped: Sequence[Sequence[Segment]]
+) -> list[DocumentPredictions]:
     manifest = cache.manifest
-    asked = Asked(
+    asked = TargetRequest(
         targets=targets,
         hidden=manifest.hidden,
         vocabulary_size=manifest.vocabulary_size,
@@ -286,8 +300,8 @@ def _starts_word(cache: Cache) -> Bools:
     return kept.starts_word
 
 
-def _nats(found: Sequence[Doubles]) -> Nats:
+def _nats(found: Sequence[Doubles]) -> NatsDifference:
     numbers = np.concatenate(found) if found else np.zeros(0)
     if not len(numbers):
-        return Nats(max_nats=0.0, mean_nats=0.0)
-    return Nats(max_nats=float(numbers.max()), mean_nats=float(numbers.mean()))
+        return NatsDifference(max_nats=0.0, mean_nats=0.0)
+    return NatsDifference(max_nats=float(numbers.max()), mean_nats=float(numbers.mean()))

@@ -20,7 +20,7 @@ class Listener(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StepNews:
+class StepProgress:
     """Where a student is: steps done, its loss, the rate in force, what it costs, and the time that is left."""
 
     step: int
@@ -34,7 +34,7 @@ class StepNews:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PartsNews:
+class PartsProgress:
     """Where a cache is: positions done by this run, what it costs, and the time that is left.
 
     `waiting_share` is the share of the time spent waiting on the teacher, 0 to 1.
@@ -54,7 +54,7 @@ class TrainWatch(Listener, Protocol):
         """Learning starts: steps of the whole run, and those that were done before."""
         ...
 
-    def stepped(self, news: StepNews) -> None:
+    def stepped(self, news: StepProgress) -> None:
         """One more step is done or was skipped."""
         ...
 
@@ -77,7 +77,7 @@ class Watch(Listener, Protocol):
         """Work starts: parts of this run in all, those that were there before, positions that are still to be made."""
         ...
 
-    def progress(self, news: PartsNews) -> None:
+    def progress(self, news: PartsProgress) -> None:
         """Where the run is."""
         ...
 
@@ -86,7 +86,7 @@ class Watch(Listener, Protocol):
         ...
 
 
-class Nobody:
+class SilentListener:
     """Hears nothing."""
 
     def say(self, text: str) -> None:
@@ -96,30 +96,30 @@ class Nobody:
         """Nothing."""
 
 
-class SilentTrainWatch(Nobody):
+class SilentTrainWatch(SilentListener):
     """Nobody follows a student."""
 
     def begin(self, n_steps: int, n_done: int) -> None:
         """Nothing."""
 
-    def stepped(self, news: StepNews) -> None:
+    def stepped(self, news: StepProgress) -> None:
         """Nothing."""
 
 
-class SilentEvalWatch(Nobody):
+class SilentEvalWatch(SilentListener):
     """Nobody follows an evaluation."""
 
     def measured(self, n_done: int, n_sequences: int) -> None:
         """Nothing."""
 
 
-class SilentWatch(Nobody):
+class SilentWatch(SilentListener):
     """Nobody follows a teacher."""
 
     def begin(self, n_parts: int, n_done: int, positions_planned: int | None) -> None:
         """Nothing."""
 
-    def progress(self, news: PartsNews) -> None:
+    def progress(self, news: PartsProgress) -> None:
         """Nothing."""
 
     def part_done(self, number: int, positions: int, n_bytes: int, seconds: float) -> None:

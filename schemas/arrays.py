@@ -1,4 +1,4 @@
-"""The arrays of a part, the law that turns their codes into numbers, and the codec that turns codes into bytes.
+"""The arrays of a part, the quantizer that turns their codes into numbers, and the codec that turns codes into bytes.
 
 In: what a cache keeps (`targets.py`). Out: the `arrays` object of the manifest, which the reader obeys.
 """
@@ -25,19 +25,19 @@ Step = Annotated[float, Field(ge=2.0**-20, le=1.0)]
 PcodecLevel = Annotated[int, Field(ge=0, le=12)]
 
 
-class CountLaw(Record):
+class CountQuantizer(Record):
     """The code is the number."""
 
     kind: Literal["count"] = "count"
 
 
-class RankLaw(Record):
+class RankQuantizer(Record):
     """The code is the rank of a token id in tables/ids_by_rank."""
 
     kind: Literal["rank"] = "rank"
 
 
-class LinearLaw(Record):
+class LinearQuantizer(Record):
     """value = (code - zero) * step; the code 65535 is NaN, 65534 is minus infinity."""
 
     kind: Literal["linear"] = "linear"
@@ -46,7 +46,7 @@ class LinearLaw(Record):
     sign: Literal[1, -1] = 1
 
 
-class LogOddsLaw(Record):
+class LogOddsQuantizer(Record):
     """x = (code - zero) * step is the log of the odds, log(1 / (1 + exp(-x))) the value; specials as above."""
 
     kind: Literal["log_odds"] = "log_odds"
@@ -54,14 +54,16 @@ class LogOddsLaw(Record):
     zero: int = Field(ge=0, le=LARGEST_CODE)
 
 
-ColumnLaw = Annotated[CountLaw | RankLaw | LinearLaw | LogOddsLaw, Field(discriminator="kind")]
+ColumnQuantizer = Annotated[
+    CountQuantizer | RankQuantizer | LinearQuantizer | LogOddsQuantizer, Field(discriminator="kind")
+]
 
 
 class Column(Record):
     """One column of the array `row`."""
 
     name: str = Field(pattern=r"^[a-z_]+(@[0-9.e+-]+)?$", max_length=40)
-    law: ColumnLaw
+    quantizer: ColumnQuantizer
 
 
 class RowArray(Record):
@@ -79,7 +81,7 @@ class IdArray(Record):
 
     dtype: Literal["uint32"] = "uint32"
     codec: Literal["pcodec"] = "pcodec"
-    law: RankLaw = RankLaw()
+    quantizer: RankQuantizer = RankQuantizer()
     chunk_entries: int = Field(default=8192, ge=64, le=MAX_CHUNK)
     level: PcodecLevel = 8
 
@@ -89,7 +91,7 @@ class TimesArray(Record):
 
     dtype: Literal["uint32"] = "uint32"
     codec: Literal["pcodec"] = "pcodec"
-    law: CountLaw = CountLaw()
+    quantizer: CountQuantizer = CountQuantizer()
     chunk_entries: int = Field(default=8192, ge=64, le=MAX_CHUNK)
     level: PcodecLevel = 8
 
@@ -99,7 +101,7 @@ class LogprobArray(Record):
 
     dtype: Literal["uint32"] = "uint32"
     codec: Literal["pcodec"] = "pcodec"
-    law: LinearLaw = LinearLaw(step=1 / 16, sign=-1)
+    quantizer: LinearQuantizer = LinearQuantizer(step=1 / 16, sign=-1)
     chunk_entries: int = Field(default=8192, ge=64, le=MAX_CHUNK)
     level: PcodecLevel = 8
 
@@ -161,32 +163,34 @@ def _vectors(sizes: list[int]) -> VectorArray | None:
 
 
 def _columns(targets: TargetSpec, vocabulary_size: int) -> list[Column]:
-    """The columns in their order; laws are as wide as the largest value that a vocabulary of this size allows."""
-    columns = [Column(name="token", law=RankLaw())]
-    columns += [Column(name=name, law=CountLaw()) for name in ("loss_mask", "token_bytes")]
+    """The columns in their order; quantizers are as wide as the largest value that a vocabulary of this size allows."""
+    columns = [Column(name="token", quantizer=RankQuantizer())]
+    columns += [Column(name=name, quantizer=CountQuantizer()) for name in ("loss_mask", "token_bytes")]
     if targets.has_entries:
-        columns += [Column(name="n_exact", law=CountLaw())]
+        columns += [Column(name="n_exact", quantizer=CountQuantizer())]
     if targets.has_draws:
-        columns += [Column(name="n_draws", law=CountLaw())]
+        columns += [Column(name="n_draws", quantizer=CountQuantizer())]
     if targets.tail_known:
-        columns += [Column(name="log_tail", law=LogOddsLaw(step=SCALAR_STEP, zero=1 << 15))]
+        columns += [Column(name="log_tail", quantizer=LogOddsQuantizer(step=SCALAR_STEP, zero=1 << 15))]
         if targets.target_temperature != 1.0:
-            columns += [Column(name="drawn_log_tail", law=LogOddsLaw(step=SCALAR_STEP, zero=1 << 15))]
+            columns += [Column(name="drawn_log_tail", quantizer=LogOddsQuantizer(step=SCALAR_STEP, zero=1 << 15))]
     if targets.keep.kind != "none":
         if targets.entropy:
-            columns += [Column(name="entropy", law=LinearLaw(step=SCALAR_STEP))]
-        columns += [Column(name="label_logprob", law=LinearLaw(step=SCALAR_STEP, sign=-1))]
-    columns += [Column(name=log_z_column(t), law=log_z_law(t, vocabulary_size)) for t in targets.temperatures]
+            columns += [Column(name="entropy", quantizer=LinearQuantizer(step=SCALAR_STEP))]
+        columns += [Column(name="label_logprob", quantizer=LinearQuantizer(step=SCALAR_STEP, sign=-1))]
+    columns += [
+        Column(name=log_z_column(t), quantizer=log_z_quantizer(t, vocabulary_size)) for t in targets.temperatures
+    ]
     if targets.boundary:
-        columns += [Column(name="boundary_logprob", law=LogOddsLaw(step=SCALAR_STEP, zero=1 << 15))]
+        columns += [Column(name="boundary_logprob", quantizer=LogOddsQuantizer(step=SCALAR_STEP, zero=1 << 15))]
     return columns
 
 
-def log_z_law(temperature: float, vocabulary_size: int) -> LinearLaw:
+def log_z_quantizer(temperature: float, vocabulary_size: int) -> LinearQuantizer:
     """log_z lies between 0 and (1 - 1/T) log V; the step is 1/1024 nat, and a T whose range does not fit is refused."""
-    law = LinearLaw(step=1 / 1024, sign=1 if temperature > 1 else -1)
-    if abs(1 - 1 / temperature) * math.log(vocabulary_size) >= LARGEST_CODE * law.step:
+    quantizer = LinearQuantizer(step=1 / 1024, sign=1 if temperature > 1 else -1)
+    if abs(1 - 1 / temperature) * math.log(vocabulary_size) >= LARGEST_CODE * quantizer.step:
         raise ValueError(
             f"log_z at temperature {temperature!r} does not fit into its codes: ask for a higher temperature"
         )
-    return law
+    return quantizer

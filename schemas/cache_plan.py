@@ -55,7 +55,7 @@ class SplitPlan(Record):
         return written
 
 
-class Plan(Record):
+class CachePlan(Record):
     """Parts are numbered through the splits in the order in which these stand."""
 
     splits: Annotated[tuple[SplitPlan, ...], Field(min_length=1, max_length=2)]
@@ -63,7 +63,7 @@ class Plan(Record):
     packed: bool = True
 
     @model_validator(mode="after")
-    def _distinct(self) -> "Plan":
+    def _distinct(self) -> "CachePlan":
         if len({split.name for split in self.splits}) != len(self.splits):
             raise ValueError("a split is named twice")
         return self
@@ -73,7 +73,7 @@ class Plan(Record):
         """How many parts there are in all splits."""
         return sum(len(split.bounds) - 1 for split in self.splits)
 
-    def with_duplicates_of(self, other: "Plan") -> "Plan":
+    def with_duplicates_of(self, other: "CachePlan") -> "CachePlan":
         """The same, with the other's counts of duplicates for splits of equal bounds that have none."""
         known = {(split.name, split.bounds): split.duplicates for split in other.splits}
         splits = tuple(

@@ -10,8 +10,8 @@ from pydantic import Field
 from kdpipe.schemas.manifest import FileRecord, Sha256
 from kdpipe.schemas.model import Name
 from kdpipe.schemas.records import Record
-from kdpipe.schemas.stage_two import StageTwo
 from kdpipe.schemas.strict_json import sha256_hex
+from kdpipe.schemas.train_settings import TrainSettings
 
 Natural = Annotated[int, Field(ge=0, le=1 << 60)]
 
@@ -20,7 +20,7 @@ class RunRecord(Record):
     """Which run a folder or a checkpoint belongs to: everything that was asked, the cache by content, the student by
     content. `earlier` are the digests of what it was before it was steered from a checkpoint."""
 
-    settings: StageTwo
+    settings: TrainSettings
     cache_id: Name
     student: Name
     earlier: tuple[Sha256, ...] = Field(default=(), max_length=4096)

@@ -1,6 +1,6 @@
 """What a copy of a cache is told and answers with.
 
-In: what a person chooses, and counts. Out: `Choice`, and the record that `kdpipe cache copy --json` prints.
+In: what a person chooses, and counts. Out: `PartSelection`, and the record that `kdpipe cache copy --json` prints.
 """
 
 import re
@@ -16,7 +16,7 @@ _NOTE: Final = re.compile(
 )
 
 
-class Choice(Record):
+class PartSelection(Record):
     """What of a cache is copied: these parts, of this split, without these; all of it by itself.
 
     Its text stands in the history of what is made by it, and is read again by `of`.
@@ -31,7 +31,7 @@ class Choice(Record):
         return "; ".join([*told, *([f"without {', '.join(self.without)}"] if self.without else [])])
 
     @classmethod
-    def of(cls, note: str) -> "Choice | None":
+    def of(cls, note: str) -> "PartSelection | None":
         """The choice that a note tells; None where it tells none."""
         found = _NOTE.fullmatch(note)
         if found is None or not note:
@@ -49,7 +49,7 @@ def _number(text: str) -> int | None:
 
 class CopyReport(Record):
     """Of `parts` in all `copied` were moved, those in `repaired` because they were damaged; `cache_id` is None where
-    the cache is unfinished. `begun_anew` counts files that came wrong or were replaced while they were read.
+    the cache is unfinished. `redownloaded` counts files that came wrong or were replaced while they were read.
 
     `choice` and `made_from`, the cache_id of the source, are None where all of it is copied.
     """
@@ -62,6 +62,6 @@ class CopyReport(Record):
     parts: int
     copied: int
     repaired: tuple[int, ...]
-    begun_anew: int = 0
+    redownloaded: int = 0
     bytes: int
     seconds: float

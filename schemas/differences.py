@@ -23,7 +23,7 @@ CALLED = {
     "data.source": "the name of the data",
     "data.columns": "data.columns.keep",
     "data.text": "--for-other-tokenizers",
-    "data.loss": "data.loss",
+    "data.train_on": "data.train_on",
     "plan.sequence_length": "--seq-len",
     "plan.packed": "whether documents are packed",
     "teacher.dtype": "--dtype",

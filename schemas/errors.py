@@ -44,7 +44,7 @@ class LockHeld(UsageError):
     """Another process writes to the folder, or its lock says so."""
 
 
-class Unlearnable(ConfigError):
+class Untrainable(ConfigError):
     """A document of which what was asked for cannot be learnt: it is refused, or left out where a person said so."""
 
 
@@ -68,7 +68,7 @@ class CacheDamaged(CacheError):
     exit_code = 3
 
 
-class Replaced(CacheError):
+class FileReplaced(CacheError):
     """A file is another one than that of which the first bytes were read."""
 
 

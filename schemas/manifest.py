@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PrivateAttr, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from kdpipe.schemas import strict_json
-from kdpipe.schemas.arrays import Arrays, LinearLaw, VectorArray, default_arrays
-from kdpipe.schemas.cache_plan import Plan
+from kdpipe.schemas.arrays import Arrays, LinearQuantizer, VectorArray, default_arrays
+from kdpipe.schemas.cache_plan import CachePlan
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.records import Record, read_record
 from kdpipe.schemas.targets import MAX_WIDTH, HiddenSpec, PcaProjection, State, TargetSpec
@@ -36,7 +36,7 @@ class FileRecord(Record):
     sha256: Sha256
 
 
-class Teacher(Record):
+class TeacherRecord(Record):
     """Who spoke: enough to load the same teacher again, and the license that its students inherit.
 
     Name and license describe: `identity` tells teachers apart. `hidden_size`, and `hub_id` where `name` is another than
@@ -64,7 +64,7 @@ class Teacher(Record):
             found |= {"source": self.hub_id or self.name, "revision": self.revision}
         return found
 
-    def described_as(self, other: "Teacher") -> "Teacher":
+    def described_as(self, other: "TeacherRecord") -> "TeacherRecord":
         """The same with what only describes it taken from another record of it; a license only where one is missing."""
         if self.identity != other.identity:
             return self
@@ -110,7 +110,7 @@ class Data(Record):
     source: ShortText
     columns: tuple[SourceColumn, ...] = Field(default=(), max_length=64)
     text: bool = False
-    loss: Literal["all", "responses"] = "all"
+    train_on: Literal["all", "assistant"] = "all"
 
     @model_validator(mode="after")
     def _distinct(self) -> "Data":
@@ -146,10 +146,10 @@ class Manifest(Record):
     format: FormatVersion = FormatVersion()
     kdpipe: ShortText
     seed: int = Field(ge=0, lt=1 << 63)
-    teacher: Teacher | None
+    teacher: TeacherRecord | None
     tokenizer: Tokenizer
     data: Data
-    plan: Plan
+    plan: CachePlan
     targets: TargetSpec
     hidden: HiddenSpec = HiddenSpec()
     tables: tuple[Table, ...] = Field(default=(), max_length=256)
@@ -243,17 +243,17 @@ def _check_teacher(manifest: Manifest) -> None:
 def _check_arrays(manifest: Manifest) -> None:
     """Columns and arrays are those of the format; steps, chunks and levels are free within their bounds."""
     expected = default_arrays(manifest.targets, manifest.hidden, manifest.vocabulary_size)
-    stated = [(column.name, column.law.kind) for column in manifest.arrays.row.columns]
-    wanted = [(column.name, column.law.kind) for column in expected.row.columns]
+    stated = [(column.name, column.quantizer.kind) for column in manifest.arrays.row.columns]
+    wanted = [(column.name, column.quantizer.kind) for column in expected.row.columns]
     if stated != wanted:
         raise ValueError(f"arrays.row.columns are {_names(stated)}, these targets need {_names(wanted)}")
     for column in manifest.arrays.row.columns:
         if (
             column.name.startswith("log_z")
-            and isinstance(column.law, LinearLaw)
-            and column.law.step > LARGEST_LOG_Z_STEP
+            and isinstance(column.quantizer, LinearQuantizer)
+            and column.quantizer.step > LARGEST_LOG_Z_STEP
         ):
-            raise ValueError(f"the step of {column.name} is {column.law.step}, at most 1/1024 nat is allowed")
+            raise ValueError(f"the step of {column.name} is {column.quantizer.step}, at most 1/1024 nat is allowed")
     for name in ("id", "times", "logprob", "hidden", "state"):
         has, should = getattr(manifest.arrays, name), getattr(expected, name)
         if (has is None) != (should is None):
@@ -274,4 +274,4 @@ def _check_tables(manifest: Manifest) -> None:
 
 
 def _names(columns: list[tuple[str, Any]]) -> str:
-    return ", ".join(f"{name} ({law})" for name, law in columns)
+    return ", ".join(f"{name} ({quantizer})" for name, quantizer in columns)

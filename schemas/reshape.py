@@ -1,7 +1,7 @@
 """What the commands that make caches from caches are told and answer with: `cache merge`, `subset`, `requantize`.
 
-In: what a person chooses, and what `cache/reshape` and `pipeline/requantize.py` did. Out: `Selection`, and the JSON
-document of `--json`, key by key.
+In: what a person chooses, and what `cache/reshape` and `pipeline/requantize.py` did. Out: `DocumentSelection`, and the
+JSON document of `--json`, key by key.
 """
 
 from collections.abc import Mapping
@@ -10,9 +10,9 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError
 
 from kdpipe.schemas.cache_plan import SplitName
+from kdpipe.schemas.capture_report import PartsMade
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.records import Record, explain
-from kdpipe.schemas.report import PartsMade
 from kdpipe.schemas.targets import MAX_ENTRIES
 
 Measure = Literal["teacher-entropy", "likelihood", "confident-wrong"]
@@ -53,7 +53,7 @@ class Bounds(Record):
         return f"{'' if self.first is None else self.first}:{'' if self.end is None else self.end}"
 
 
-class Selection(Record):
+class DocumentSelection(Record):
     """Which documents of a cache are wanted: those that every condition holds for.
 
     `where` has names of columns and values as they were typed. `lowest` and `highest` are shares of the documents that
@@ -78,7 +78,7 @@ class Selection(Record):
         return "; ".join([*told, *([f"{self.by}: {', '.join(bounds)}"] if self.by else [])])
 
 
-class Poorer(Record):
+class RequantizeSpec(Record):
     """What a cache is to keep less of; None leaves it as it is.
 
     `draws` are drawn with `seed`, that of the source by itself.
@@ -94,9 +94,9 @@ class Poorer(Record):
     seed: int | None = Field(default=None, ge=0, lt=1 << 63)
 
 
-def read_poorer(typed: Mapping[str, Any]) -> Poorer:
+def read_poorer(typed: Mapping[str, Any]) -> RequantizeSpec:
     """From what a person typed."""
     try:
-        return Poorer.model_validate(typed)
+        return RequantizeSpec.model_validate(typed)
     except ValidationError as error:
-        raise ConfigError(explain(Poorer, error), hint="see `kdpipe cache requantize --help`") from None
+        raise ConfigError(explain(RequantizeSpec, error), hint="see `kdpipe cache requantize --help`") from None

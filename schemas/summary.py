@@ -6,7 +6,7 @@ them.
 
 from typing import Literal
 
-from kdpipe.schemas.manifest import Data, Origin, Teacher
+from kdpipe.schemas.manifest import Data, Origin, TeacherRecord
 from kdpipe.schemas.records import Record
 from kdpipe.schemas.targets import HiddenSpec, TargetSpec
 
@@ -91,7 +91,7 @@ class ScaledSummary(Record):
     median_excess: float
 
 
-class Sizes(Record):
+class CacheSizes(Record):
     """Bytes of a cache: parts, and what is there once: tokenizer, tables, and `records`, which are manifest and index.
 
     The `journal` is beside the cache, and read by nothing; None where it cannot be listed.
@@ -117,7 +117,7 @@ class CacheSummary(Record):
     format: str
     complete: bool
     kdpipe: str
-    teacher: Teacher | None
+    teacher: TeacherRecord | None
     tokenizer: TokenizerSummary
     data: Data
     targets: TargetSpec
@@ -135,7 +135,7 @@ class CacheSummary(Record):
     tail_mass: float | None
     bytes: int
     shared_bytes: int
-    sizes: Sizes
+    sizes: CacheSizes
     bytes_per_position: dict[str, float]
     temperatures: tuple[float, ...]
     by_temperature: dict[str, TemperatureSummary]

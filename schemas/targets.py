@@ -74,13 +74,13 @@ class NoTargets(Record):
     kind: Literal["none"] = "none"
 
 
-Kept = Annotated[Threshold | Sampled | TopK | TopP | State | Imported | NoTargets, Field(discriminator="kind")]
+KeptSpec = Annotated[Threshold | Sampled | TopK | TopP | State | Imported | NoTargets, Field(discriminator="kind")]
 
 
 class TargetSpec(Record):
     """What is kept, drawn at which temperature, with log_z at which others, and whether draws carry their own log p."""
 
-    keep: Kept
+    keep: KeptSpec
     target_temperature: Temperature = 1.0
     temperatures: tuple[Temperature, ...] = ()
     draw_values: bool = False

@@ -34,25 +34,25 @@ _OS_ERROR = re.compile(r"\(os error ([0-9]{1,4})\)")
 SHORTAGES = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE, errno.ENFILE}
 
 
-class WriteRefused(OSError):
+class WriteFailed(OSError):
     """The system took no more bytes for a file of ours: told apart from what fails in the code that feeds it."""
 
 
 class _File(io.FileIO):
     """A file that goes on refusing once it has lost bytes, and takes none that nobody wants any more."""
 
-    refusal: WriteRefused | None = None
+    refusal: WriteFailed | None = None
     is_given_up = False
 
     def write(self, data: Any) -> int:
-        """Write, or raise `WriteRefused`."""
+        """Write, or raise `WriteFailed`."""
         if self.is_given_up:
             return memoryview(data).nbytes
         if self.refusal is None:
             try:
                 return super().write(data)
             except OSError as error:
-                self.refusal = WriteRefused(error.errno, error.strerror)
+                self.refusal = WriteFailed(error.errno, error.strerror)
         raise self.refusal
 
 

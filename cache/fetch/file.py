@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from kdpipe.cache.stores.protocol import Files
-from kdpipe.cache.stores.retries import Patience
-from kdpipe.schemas.errors import CacheDamaged, Replaced, Unreachable
+from kdpipe.cache.stores.retries import RetryPolicy
+from kdpipe.schemas.errors import CacheDamaged, FileReplaced, Unreachable
 from kdpipe.schemas.manifest import FileRecord
 
 PIECE_BYTES: Final = 16 << 20
@@ -31,7 +31,7 @@ class Fetcher:
     """
 
     store: Files
-    patience: Patience = field(default_factory=Patience)
+    patience: RetryPolicy = field(default_factory=RetryPolicy)
     piece_bytes: int = field(default_factory=lambda: PIECE_BYTES)
     moved: Callable[[int], None] = lambda _: None
     anew: Callable[[], None] = lambda: None
@@ -45,7 +45,7 @@ class Fetcher:
             try:
                 digest = self._fill(name, record, path)
                 what = f"{called} came with other bytes than were written"
-            except Replaced:
+            except FileReplaced:
                 digest, what = None, f"{called} was replaced while it was read"
             if digest == record.sha256:
                 _forget_tag(path)

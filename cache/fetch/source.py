@@ -1,6 +1,6 @@
 """A cache as it is read once, before anything of it is moved: what says what it is, and which parts it has.
 
-In: a store. Out: a `Source`.
+In: a store. Out: a `SourceSnapshot`.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from kdpipe.schemas.strict_json import MAX_BYTES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Source:
+class SourceSnapshot:
     """A cache as it is read once, before anything is copied; `index` is None where it is unfinished."""
 
     store: Store
@@ -33,7 +33,7 @@ class Source:
     shared: dict[str, FileRecord]
 
 
-def look(store: Store, *, allow_partial: bool = False) -> Source:
+def look(store: Store, *, allow_partial: bool = False) -> SourceSnapshot:
     """Read what says of a cache what it is."""
     refuse_wrong_kinds(store)
     data = store.read(layout.MANIFEST, MAX_BYTES)
@@ -45,7 +45,7 @@ def look(store: Store, *, allow_partial: bool = False) -> Source:
         rows, identity = parsed_index(index, manifest)
     else:
         rows = unindexed(store, manifest, allow_partial)
-    return Source(
+    return SourceSnapshot(
         store=store,
         manifest=manifest,
         manifest_bytes=data,

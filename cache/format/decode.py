@@ -18,7 +18,7 @@ from kdpipe.cache.format.ragged import (
     undo_differences,
     undo_differences_of_draws,
 )
-from kdpipe.schemas.arrays import LinearLaw, LogOddsLaw, log_z_column
+from kdpipe.schemas.arrays import LinearQuantizer, LogOddsQuantizer, log_z_column
 from kdpipe.schemas.errors import CacheDamaged
 from kdpipe.schemas.manifest import Manifest
 from kdpipe.schemas.targets import MAX_ENTRIES
@@ -43,7 +43,7 @@ class EntryCodes:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Entries:
+class FlatEntries:
     """The flat entries of a range of rows."""
 
     ids: Int32s
@@ -53,25 +53,33 @@ class Entries:
 
 
 class Decoder:
-    """The laws of one cache as tables, ready to be looked up."""
+    """The quantizers of one cache as tables, ready to be looked up."""
 
     def __init__(self, manifest: Manifest, ids_by_rank: Codes) -> None:
         self._targets = manifest.targets
         self._ids_by_rank = ids_by_rank.astype(np.int32)
-        laws = {column.name: column.law for column in manifest.arrays.row.columns}
-        self._tables = {name: value_table(law) for name, law in laws.items() if isinstance(law, LinearLaw | LogOddsLaw)}
-        self._complement = {name: complement_table(law) for name, law in laws.items() if isinstance(law, LogOddsLaw)}
+        quantizers = {column.name: column.quantizer for column in manifest.arrays.row.columns}
+        self._tables = {
+            name: value_table(quantizer)
+            for name, quantizer in quantizers.items()
+            if isinstance(quantizer, LinearQuantizer | LogOddsQuantizer)
+        }
+        self._complement = {
+            name: complement_table(quantizer)
+            for name, quantizer in quantizers.items()
+            if isinstance(quantizer, LogOddsQuantizer)
+        }
         self._temperature = manifest.targets.target_temperature
         if manifest.arrays.logprob is not None:
-            self._step = manifest.arrays.logprob.law.step
-            self._logprob = value_table(manifest.arrays.logprob.law)
+            self._step = manifest.arrays.logprob.quantizer.step
+            self._logprob = value_table(manifest.arrays.logprob.quantizer)
 
     def scalars(self, columns: dict[str, Codes]) -> dict[str, Floats]:
-        """The numbers of every column that has a law."""
+        """The numbers of every column that has a quantizer."""
         try:
             return {name: table.take(columns[name]) for name, table in self._tables.items()}
         except IndexError:
-            raise CacheDamaged("the code of a scalar lies outside its law") from None
+            raise CacheDamaged("the code of a scalar lies outside its quantizer") from None
 
     def to_ids(self, ranks: Codes) -> Int32s:
         """Ids from frequency ranks."""
@@ -80,12 +88,12 @@ class Decoder:
         except IndexError:
             raise CacheDamaged("the rank of an id lies outside the vocabulary") from None
 
-    def entries(self, codes: EntryCodes) -> Entries:
+    def entries(self, codes: EntryCodes) -> FlatEntries:
         """Ids, log p and weights of every entry."""
         exact = Runs.of(codes.n_exact)
         if not self._targets.has_draws:
             logprobs, weights = self._exact(codes, codes.logprobs, exact)
-            return Entries(ids=self.to_ids(codes.ids), logprobs=logprobs, weights=weights, times=None)
+            return FlatEntries(ids=self.to_ids(codes.ids), logprobs=logprobs, weights=weights, times=None)
         places = exact_places(exact, codes.n_draws)
         ranks = undo_differences_of_draws(codes.ids, codes.n_exact, codes.n_draws)
         ranks[places] = codes.ids.take(places)
@@ -94,7 +102,7 @@ class Decoder:
         values = codes.logprobs.take(places) if self._targets.draw_values else codes.logprobs
         logprobs = self._draw_logprobs(codes, places)
         logprobs[places], weights[places] = self._exact(codes, values, exact)
-        return Entries(ids=self.to_ids(ranks), logprobs=logprobs, weights=weights, times=times)
+        return FlatEntries(ids=self.to_ids(ranks), logprobs=logprobs, weights=weights, times=times)
 
     def _exact(self, codes: EntryCodes, values: Codes, exact: Runs) -> tuple[Floats, Floats]:
         """Log p at T=1 and weights of the exact ids, corrected so that a row's mass is what its tail leaves."""
@@ -131,7 +139,7 @@ class Decoder:
         if not self._targets.draw_values:
             return np.full(len(codes.ids), np.nan, np.float32)
         values = codes.logprobs.copy()
-        # Differences, which may lie outside the law.
+        # Differences, which may lie outside the quantizer.
         values[places] = 0
         return self._lookup(self._logprob, values)
 
@@ -166,4 +174,4 @@ class Decoder:
         try:
             return table.take(codes)
         except IndexError:
-            raise CacheDamaged("the code of a log-probability lies outside its law") from None
+            raise CacheDamaged("the code of a log-probability lies outside its quantizer") from None

@@ -1,4 +1,4 @@
-"""From targets in memory to codes: the order of entries, the laws, the differences.
+"""From targets in memory to codes: the order of entries, the quantizers, the differences.
 
 In: a `Sequence` and its `Block`, which `input_checks.py` lets pass. Out: the codes of every column and every stream of
 entries. Its inverse is `decode.py`.
@@ -14,7 +14,7 @@ from kdpipe.cache.format.input_checks import check_block, check_sequence
 from kdpipe.cache.format.quantizers import Codes, quantize_vectors, to_codes
 from kdpipe.cache.format.ragged import Bools, Longs, Ragged, differences, next_tokens
 from kdpipe.cache.format.rows import Block, Sequence
-from kdpipe.schemas.arrays import MISSING, LinearLaw, LogOddsLaw
+from kdpipe.schemas.arrays import MISSING, LinearQuantizer, LogOddsQuantizer
 from kdpipe.schemas.errors import CacheWriteError
 from kdpipe.schemas.manifest import Manifest
 from kdpipe.schemas.targets import State
@@ -97,13 +97,13 @@ def _value_codes(block: Block, ragged: Ragged, order: _Order, manifest: Manifest
     if manifest.arrays.logprob is None:
         return np.zeros(0, np.uint32)
     values, is_exact = np.asarray(block.logprobs, np.float32), ~ragged.is_draw
-    law = manifest.arrays.logprob.law
-    exact = differences(to_codes(law, _moved(values[is_exact], order.exact), "logprobs"), ragged.n_exact)
+    quantizer = manifest.arrays.logprob.quantizer
+    exact = differences(to_codes(quantizer, _moved(values[is_exact], order.exact), "logprobs"), ragged.n_exact)
     if not manifest.targets.draw_values:
         return exact
     codes = np.empty(len(values), np.uint32)
     codes[is_exact] = exact
-    codes[ragged.is_draw] = to_codes(law, _moved(values[ragged.is_draw], order.draws), "logprobs of draws")
+    codes[ragged.is_draw] = to_codes(quantizer, _moved(values[ragged.is_draw], order.draws), "logprobs of draws")
     return codes
 
 
@@ -117,11 +117,11 @@ def _columns(sequence: Sequence, block: Block, ragged: Ragged, manifest: Manifes
     # An exact id has its log p already.
     known, _ = next_tokens(sequence.tokens, block.ids, ragged.n_exact, ragged.n_draws)
     for number, column in enumerate(columns):
-        if isinstance(column.law, LinearLaw | LogOddsLaw):
+        if isinstance(column.quantizer, LinearQuantizer | LogOddsQuantizer):
             name, _, temperature = column.name.partition("@")
             values = block.log_z[float(temperature)] if temperature else getattr(block, name)
             codes[:, number] = to_codes(
-                column.law, np.where(sequence.loss_mask, values, np.float32(np.nan)), column.name
+                column.quantizer, np.where(sequence.loss_mask, values, np.float32(np.nan)), column.name
             )
             if column.name == "label_logprob":
                 codes[known, number] = MISSING

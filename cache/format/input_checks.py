@@ -15,13 +15,14 @@ from kdpipe.cache.format.invariants import MAX_TOKEN_BYTES, wrong_scalars
 from kdpipe.cache.format.quantizers import LARGEST_SCALE
 from kdpipe.cache.format.ragged import Bools, Ragged
 from kdpipe.cache.format.rows import Block, Floats, Rows, Sequence
-from kdpipe.schemas.arrays import LinearLaw, LogOddsLaw
+from kdpipe.schemas.arrays import LinearQuantizer, LogOddsQuantizer
 from kdpipe.schemas.errors import CacheWriteError
 from kdpipe.schemas.manifest import Manifest
 from kdpipe.schemas.targets import Sampled, State, TargetSpec, Vector
 
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
-# How far log(exact mass) may lie from log(1 - tail): with half a step of the law, still within what the reader accepts.
+# How far log(exact mass) may lie from log(1 - tail): with half a step of the quantizer, still within what the reader
+# accepts.
 MASS_TOLERANCE_NATS = 1 / 64
 # A tail of less than this may go without draws, as docs/cache-format.md says.
 LARGEST_LOST_TAIL = 1e-3
@@ -239,7 +240,7 @@ def _check_mass(mask: Bools, exact: npt.NDArray[np.float64], log_tail: Floats | 
 def _check_scalars(n: int, block: Block, manifest: Manifest) -> None:
     _check_names(block.log_z, set(manifest.targets.temperatures), "log_z at temperature")
     for column in manifest.arrays.row.columns:
-        if isinstance(column.law, LinearLaw | LogOddsLaw):
+        if isinstance(column.quantizer, LinearQuantizer | LogOddsQuantizer):
             name, _, temperature = column.name.partition("@")
             values = block.log_z.get(float(temperature)) if temperature else getattr(block, name)
             if values is None or len(values) != n:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from kdpipe.cache.format.ragged import draw_mask, row_starts
 from kdpipe.cache.format.rows import Bools, Rows
-from kdpipe.schemas.arrays import LinearLaw
+from kdpipe.schemas.arrays import LinearQuantizer
 from kdpipe.schemas.manifest import Manifest
 from kdpipe.schemas.targets import Sampled, TopK
 
@@ -160,13 +160,13 @@ def _rules_of_mass(rows: Rows, manifest: Manifest, has: Bools, starts: npt.NDArr
 
 
 def _rules_of_exact(rows: Rows, manifest: Manifest, exact: Bools, row_of: npt.NDArray[np.int64]) -> Iterator[str]:
-    """log_z, entropy and the next token's log p agree with the exact ids, within half a step of each law."""
+    """log_z, entropy and the next token's log p agree with the exact ids, within half a step of each quantizer."""
     array = manifest.arrays.logprob
     assert array is not None
-    laws = {column.name: column.law for column in manifest.arrays.row.columns}
-    law = laws["label_logprob"]
-    assert isinstance(law, LinearLaw)
-    slack = array.law.step + law.step + ROUNDING
+    quantizers = {column.name: column.quantizer for column in manifest.arrays.row.columns}
+    quantizer = quantizers["label_logprob"]
+    assert isinstance(quantizer, LinearQuantizer)
+    slack = array.quantizer.step + quantizer.step + ROUNDING
     values = np.where(exact, rows.logprobs, -np.inf).astype(np.float64)
     for temperature, log_z in rows.log_z.items():
         mass = np.bincount(row_of, np.exp(values / temperature), minlength=len(rows))

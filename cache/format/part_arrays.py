@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from kdpipe.cache.format.codecs import decode_numbers, decode_plain
 from kdpipe.cache.format.shards import Shard
-from kdpipe.cache.format.zarr_json import Grid
+from kdpipe.cache.format.zarr_json import ArrayGrid
 from kdpipe.schemas.errors import CacheDamaged
 
 # The last of more chunks than these is kept as a copy, since a view would keep all of them.
@@ -22,7 +22,7 @@ KEPT_TOGETHER = 8
 class PartArray:
     """One array of a part: ranges of its numbers, chunk by chunk."""
 
-    def __init__(self, data: memoryview, grid: Grid, index_sha256: str) -> None:
+    def __init__(self, data: memoryview, grid: ArrayGrid, index_sha256: str) -> None:
         self._grid = grid
         self._shard = Shard(data, grid.n_chunks, index_sha256) if grid.n_chunks else None
         self._length = grid.shape[0]

@@ -1,6 +1,7 @@
-"""Laws: how codes become numbers and numbers codes.
+"""Quantizers: how codes become numbers and numbers codes.
 
-In: float32 numbers and a law from the manifest. Out: uint32 codes below 65,536, and the table that turns them back.
+In: float32 numbers and a quantizer from the manifest. Out: uint32 codes below 65,536, and the table that turns them
+back.
 """
 
 from functools import lru_cache
@@ -8,7 +9,7 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-from kdpipe.schemas.arrays import CODE_LIMIT, LARGEST_CODE, MINUS_INFINITY, MISSING, LinearLaw, LogOddsLaw
+from kdpipe.schemas.arrays import CODE_LIMIT, LARGEST_CODE, MINUS_INFINITY, MISSING, LinearQuantizer, LogOddsQuantizer
 from kdpipe.schemas.errors import CacheDamaged, CacheWriteError
 
 ROUNDING = 1e-4
@@ -17,28 +18,28 @@ Floats = npt.NDArray[np.float32]
 Codes = npt.NDArray[np.uint32]
 
 
-def to_codes(law: LinearLaw | LogOddsLaw, values: npt.NDArray[np.floating], what: str) -> Codes:
+def to_codes(quantizer: LinearQuantizer | LogOddsQuantizer, values: npt.NDArray[np.floating], what: str) -> Codes:
     """Round numbers to codes.
 
     NaN and minus infinity have codes of their own. A log-probability below the last code is one of p < 1e-110: it
-    becomes minus infinity under a linear law; log-odds stop at their last code. Any other number outside the law is
-    refused; a log-probability may lie above 0 by what float32 rounds.
+    becomes minus infinity under a linear quantizer; log-odds stop at their last code. Any other number outside the
+    quantizer is refused; a log-probability may lie above 0 by what float32 rounds.
     """
     x = values.astype(np.float64)
     missing, empty = np.isnan(x), np.isneginf(x)
     x = np.where(missing | empty, 0.0, x)
-    if isinstance(law, LogOddsLaw):
+    if isinstance(quantizer, LogOddsQuantizer):
         if (x > ROUNDING).any():
             row = int((x > ROUNDING).argmax())
             raise CacheWriteError(f"{what} is {float(values.flat[row])!r} at row {row}, a log-probability is at most 0")
         x = np.minimum(x, 0.0)
         with np.errstate(divide="ignore"):
             odds = x - np.log(-np.expm1(x))
-        codes = np.clip(np.rint(odds / law.step) + law.zero, 0, LARGEST_CODE)
+        codes = np.clip(np.rint(odds / quantizer.step) + quantizer.zero, 0, LARGEST_CODE)
     else:
-        codes = np.rint(law.sign * x / law.step) + law.zero
-        empty |= (codes > LARGEST_CODE) & (law.sign < 0)
-        _refuse_outside(codes, missing | empty, values, law, what)
+        codes = np.rint(quantizer.sign * x / quantizer.step) + quantizer.zero
+        empty |= (codes > LARGEST_CODE) & (quantizer.sign < 0)
+        _refuse_outside(codes, missing | empty, values, quantizer, what)
     codes = np.where(missing, MISSING, np.where(empty, MINUS_INFINITY, codes))
     return codes.astype(np.uint32)
 
@@ -47,22 +48,24 @@ def _refuse_outside(
     codes: npt.NDArray[np.float64],
     special: npt.NDArray[np.bool_],
     values: npt.NDArray[np.floating],
-    law: LinearLaw,
+    quantizer: LinearQuantizer,
     what: str,
 ) -> None:
     outside = ~special & ((codes < 0) | (codes > LARGEST_CODE))
     if outside.any():
-        low, high = sorted(law.sign * (code - law.zero) * law.step for code in (0, LARGEST_CODE))
+        low, high = sorted(quantizer.sign * (code - quantizer.zero) * quantizer.step for code in (0, LARGEST_CODE))
         row = int(outside.argmax())
-        raise CacheWriteError(f"{what} is {float(values.flat[row])!r} at row {row}, its law holds {low} to {high}")
+        raise CacheWriteError(
+            f"{what} is {float(values.flat[row])!r} at row {row}, its quantizer holds {low} to {high}"
+        )
 
 
 @lru_cache(maxsize=64)
-def value_table(law: LinearLaw | LogOddsLaw) -> Floats:
+def value_table(quantizer: LinearQuantizer | LogOddsQuantizer) -> Floats:
     """The number of every code, as a table of 65,536."""
     codes = np.arange(CODE_LIMIT, dtype=np.float64)
-    values = (codes - law.zero) * law.step
-    values = -np.logaddexp(0.0, -values) if isinstance(law, LogOddsLaw) else law.sign * values
+    values = (codes - quantizer.zero) * quantizer.step
+    values = -np.logaddexp(0.0, -values) if isinstance(quantizer, LogOddsQuantizer) else quantizer.sign * values
     table = values.astype(np.float32)
     table[MISSING], table[MINUS_INFINITY] = np.nan, -np.inf
     table.flags.writeable = False
@@ -70,9 +73,11 @@ def value_table(law: LinearLaw | LogOddsLaw) -> Floats:
 
 
 @lru_cache(maxsize=16)
-def complement_table(law: LogOddsLaw) -> Floats:
-    """log(1 - exp(value)) of every code of a log-odds law: exact on the side where the value itself is nearly 0."""
-    odds = (np.arange(CODE_LIMIT, dtype=np.float64) - law.zero) * law.step
+def complement_table(quantizer: LogOddsQuantizer) -> Floats:
+    """log(1 - exp(value)) of every code of a log-odds quantizer: exact on the side where the value itself is nearly
+    0.
+    """
+    odds = (np.arange(CODE_LIMIT, dtype=np.float64) - quantizer.zero) * quantizer.step
     table = (-np.logaddexp(0.0, odds)).astype(np.float32)
     table[MISSING], table[MINUS_INFINITY] = np.nan, 0.0
     table.flags.writeable = False

@@ -90,7 +90,7 @@ class Rows:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Tokens:
+class TokenRows:
     """Rows without what the teacher said: all that a student needs who learns from labels alone."""
 
     tokens: npt.NDArray[np.int32]

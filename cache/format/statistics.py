@@ -14,7 +14,7 @@ from kdpipe.cache.format.encode import CodedRows
 from kdpipe.cache.format.quantizers import Codes, Floats, value_table
 from kdpipe.cache.format.ragged import Longs, Runs, draw_mask, exact_places, next_tokens, row_starts, undo_differences
 from kdpipe.cache.format.rows import Block, Rows, Sequence
-from kdpipe.schemas.arrays import LinearLaw, LogOddsLaw
+from kdpipe.schemas.arrays import LinearQuantizer, LogOddsQuantizer
 from kdpipe.schemas.errors import CacheDamaged
 from kdpipe.schemas.manifest import Manifest
 from kdpipe.schemas.part import PartRecord, Statistics
@@ -25,7 +25,7 @@ NO_RANK = 0xFFFFFFFF
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Counts:
+class RowCounts:
     """Of some rows: those with loss_mask true, and their entries."""
 
     n_positions: int
@@ -40,7 +40,7 @@ class StatisticsSum:
         self._targets = manifest.targets
         self._columns = manifest.arrays.row.columns
         logprob = manifest.arrays.logprob
-        self._logprob_law = None if logprob is None else logprob.law
+        self._logprob_quantizer = None if logprob is None else logprob.quantizer
         self._has_entropy = any(column.name == "entropy" for column in manifest.arrays.row.columns)
         self._entropy = self._label = self._tail = 0.0
         self._n = 0
@@ -58,7 +58,7 @@ class StatisticsSum:
         """Take rows as they are read; how often the next token is the most probable is lost in rounding."""
         self._add(rows.loss_mask, rows.count.astype(np.int64), rows)
 
-    def add_coded(self, coded: CodedRows) -> Counts:
+    def add_coded(self, coded: CodedRows) -> RowCounts:
         """Take rows as they are coded; the next token is the most probable where it is the first exact id."""
         columns = {column.name: coded.columns[:, n] for n, column in enumerate(self._columns)}
         none = np.zeros(len(coded.columns), np.int64)
@@ -83,34 +83,34 @@ class StatisticsSum:
             following = np.append(columns["token"][1:], np.uint32(NO_RANK))[rows]
             self._label_is_top1 += int(np.count_nonzero(following == coded.ids[row_starts(counts)[rows]]))
         total = int(np.count_nonzero(mask))
-        return Counts(n_positions=total, n_exact=int(n_exact.sum()), n_draws=int(n_draws.sum()))
+        return RowCounts(n_positions=total, n_exact=int(n_exact.sum()), n_draws=int(n_draws.sum()))
 
     def _known_labels(
         self, coded: CodedRows, columns: dict[str, Codes], n_exact: Longs, n_draws: Longs
     ) -> tuple[Longs, Floats]:
         """The rows whose next token is an exact id, and its log p as it is coded."""
-        law = self._logprob_law
-        if law is None:
+        quantizer = self._logprob_quantizer
+        if quantizer is None:
             nothing = np.zeros(0, np.int64)
             return nothing, nothing.astype(np.float32)
         exact = Runs.of(n_exact)
         places = exact_places(exact, n_draws)
         codes = coded.logprobs.take(places) if self._targets.draw_values else coded.logprobs
         values = np.empty(len(coded.ids), np.float32)
-        values[places] = value_table(law).take(undo_differences(codes, exact), mode="clip")
+        values[places] = value_table(quantizer).take(undo_differences(codes, exact), mode="clip")
         rows, found = next_tokens(columns["token"], coded.ids, n_exact, n_draws)
         return rows, values[found]
 
     def _scalars(self, columns: dict[str, Codes]) -> dict[str, Floats]:
         try:
             return {
-                column.name: value_table(column.law).take(columns[column.name])
+                column.name: value_table(column.quantizer).take(columns[column.name])
                 for column in self._columns
-                if isinstance(column.law, LinearLaw | LogOddsLaw)
+                if isinstance(column.quantizer, LinearQuantizer | LogOddsQuantizer)
                 and column.name in ("entropy", "label_logprob", "log_tail")
             }
         except IndexError:
-            raise CacheDamaged("the code of a scalar lies outside its law") from None
+            raise CacheDamaged("the code of a scalar lies outside its quantizer") from None
 
     def _add(self, mask: npt.NDArray[np.bool_], counts: npt.NDArray[np.int64], source: Block | Rows) -> None:
         if self._has_entropy and source.entropy is not None:
@@ -137,13 +137,15 @@ class StatisticsSum:
                 yield f"statistics.{name} in part.json is {b}, the rows add up to {a}"
 
     def _step(self, name: str) -> float:
-        """More than what a number stands for can move by rounding, under the law of its column."""
-        law = {column.name: column.law for column in self._columns}.get(name)
-        if isinstance(law, LinearLaw):
+        """More than what a number stands for can move by rounding, under the quantizer of its column."""
+        quantizer = {column.name: column.quantizer for column in self._columns}.get(name)
+        if isinstance(quantizer, LinearQuantizer):
             # A next token that is an exact id has its log p from there.
-            other = self._logprob_law.step if name == "label_logprob" and self._logprob_law is not None else 0.0
-            return 2 * max(law.step, other)
-        return law.step if isinstance(law, LogOddsLaw) else 0.0
+            other = (
+                self._logprob_quantizer.step if name == "label_logprob" and self._logprob_quantizer is not None else 0.0
+            )
+            return 2 * max(quantizer.step, other)
+        return quantizer.step if isinstance(quantizer, LogOddsQuantizer) else 0.0
 
     def record(self) -> Statistics:
         """The sums so far."""

@@ -15,7 +15,7 @@ GROUP = canonical({"attributes": {}, "node_type": "group", "zarr_format": 3})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Grid:
+class ArrayGrid:
     """The shape of an array and of its chunks; `level` is None for bytes that are stored as they are."""
 
     shape: tuple[int, ...]
@@ -58,11 +58,11 @@ class Grid:
         )
 
 
-def grids(manifest: Manifest, n_rows: int, n_exact: int, n_draws: int) -> dict[str, Grid]:
+def grids(manifest: Manifest, n_rows: int, n_exact: int, n_draws: int) -> dict[str, ArrayGrid]:
     """The grid of every array of a part."""
     arrays = manifest.arrays
     row = arrays.row
-    found = {"row": Grid(shape=(n_rows, len(row.columns)), chunk=(row.chunk_rows, 1), level=row.level)}
+    found = {"row": ArrayGrid(shape=(n_rows, len(row.columns)), chunk=(row.chunk_rows, 1), level=row.level)}
     n_values = n_exact + (n_draws if manifest.targets.draw_values else 0)
     for name, array, length in (
         ("id", arrays.id, n_exact + n_draws),
@@ -70,10 +70,10 @@ def grids(manifest: Manifest, n_rows: int, n_exact: int, n_draws: int) -> dict[s
         ("logprob", arrays.logprob, n_values),
     ):
         if array is not None:
-            found[name] = Grid(shape=(length,), chunk=(array.chunk_entries,), level=array.level)
+            found[name] = ArrayGrid(shape=(length,), chunk=(array.chunk_entries,), level=array.level)
     for name, vectors in (("hidden", arrays.hidden), ("state", arrays.state)):
         if isinstance(vectors, VectorArray):
-            found[name] = Grid(
+            found[name] = ArrayGrid(
                 shape=(n_rows, vectors.row_bytes), chunk=(vectors.chunk_rows, vectors.row_bytes), level=None
             )
     return found

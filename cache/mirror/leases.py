@@ -17,7 +17,7 @@ if os.name != "nt":
 
 
 @final
-class Lease:
+class PartLease:
     """A part that is being read, until `release`; many may hold one at once."""
 
     def __init__(self, path: Path) -> None:

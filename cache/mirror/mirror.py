@@ -1,4 +1,4 @@
-"""`NearStore`: a cache behind a URL, read through a folder on this machine that holds a bounded share of its parts.
+"""`MirrorStore`: a cache behind a URL, read through a folder on this machine that holds a bounded share of its parts.
 
 In: a far store, a folder, a limit in bytes. Out: a `Store` whose parts are files here, fetched whole, checked, ahead of
 their use where that is known. The folder is shared by all processes of a machine, and outlives them; the parts that
@@ -19,15 +19,15 @@ from kdpipe.cache import layout
 from kdpipe.cache.durable.files import explained, make_dir, work_folder
 from kdpipe.cache.fetch.file import Fetcher, Found
 from kdpipe.cache.fetch.folder import Receiver
-from kdpipe.cache.fetch.source import Source, look
-from kdpipe.cache.mirror.leases import Lease, alone
+from kdpipe.cache.fetch.source import SourceSnapshot, look
+from kdpipe.cache.mirror.leases import PartLease, alone
 from kdpipe.cache.parts.index import IndexRow
 from kdpipe.cache.reader import Cache
-from kdpipe.cache.stores.addresses import Nearby, check_address
+from kdpipe.cache.stores.addresses import MirrorSettings, check_address
 from kdpipe.cache.stores.dispatch import open_store
 from kdpipe.cache.stores.local_store import LocalStore
 from kdpipe.cache.stores.protocol import MAX_LISTED, Store
-from kdpipe.cache.stores.retries import Patience
+from kdpipe.cache.stores.retries import RetryPolicy
 from kdpipe.schemas.errors import CacheDamaged, CacheWriteError, ConfigError, KdpipeError
 from kdpipe.schemas.strict_json import sha256_hex
 
@@ -38,18 +38,18 @@ AHEAD: Final = 2
 PAUSE: Final = 0.05
 
 
-_stores: dict[tuple[int, str, Path], "NearStore"] = {}
+_stores: dict[tuple[int, str, Path], "MirrorStore"] = {}
 _stores_lock = threading.Lock()
 
 
-def near_store(url: str, nearby: Nearby, patience: Patience | None = None) -> "NearStore":
+def near_store(url: str, nearby: MirrorSettings, patience: RetryPolicy | None = None) -> "MirrorStore":
     """The store of a far cache: one for all its readers of this process, so that they share its limit."""
     check_address(url)
     key = (os.getpid(), url.rstrip("/"), nearby.folder)
     with _stores_lock:
         if key not in _stores:
-            patience = (patience or Patience()).at(url)
-            _stores[key] = NearStore(open_store(url, patience), nearby, patience)
+            patience = (patience or RetryPolicy()).at(url)
+            _stores[key] = MirrorStore(open_store(url, patience), nearby, patience)
         store = _stores[key]
     if store.limit != nearby.limit:
         raise ConfigError(f"{url} is read already with a limit of {store.limit:,} bytes", hint="give the same limit")
@@ -57,14 +57,14 @@ def near_store(url: str, nearby: Nearby, patience: Patience | None = None) -> "N
 
 
 @final
-class NearStore:
+class MirrorStore:
     """A far cache of which some parts are near; one a process for each cache and folder."""
 
-    def __init__(self, far: Store, nearby: Nearby, patience: Patience) -> None:
+    def __init__(self, far: Store, nearby: MirrorSettings, patience: RetryPolicy) -> None:
         self.url, self.limit = far.url, nearby.limit
         self._far = far
         fetcher = Fetcher(store=far, patience=patience)
-        self._source: Source = fetcher.believed(lambda: look(far, allow_partial=True))
+        self._source: SourceSnapshot = fetcher.believed(lambda: look(far, allow_partial=True))
         self._rows = {row.part: row for row in self._source.rows}
         self._check_limit()
         manifest = self._source.manifest
@@ -144,9 +144,9 @@ class NearStore:
         """A reader that lets parts go when there is no room."""
         self._readers.add(reader)
 
-    def hold(self, number: int) -> Lease:
+    def hold(self, number: int) -> PartLease:
         """Bring a part near, and keep it there until the lease is released."""
-        lease = Lease(self._root / HELD / f"{number:05d}")
+        lease = PartLease(self._root / HELD / f"{number:05d}")
         try:
             self._bring(number)
         except BaseException:

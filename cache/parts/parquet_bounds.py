@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kdpipe.cache.format.number_lists import list_lengths, view
-from kdpipe.cache.parts.parquet_footer import ENCODINGS, Chunk, Leaf
+from kdpipe.cache.parts.parquet_footer import ENCODINGS, ColumnChunk, Leaf
 from kdpipe.cache.parts.thrift import I32, CompactReader, Shape
 
 # A page in memory: writers make them of 1 MB, DuckDB of up to 100. All columns have one open at a time.
@@ -52,7 +52,7 @@ class Pages:
     dictionary: tuple[int, int]
 
 
-def read_pages(file: BinaryIO, chunk: Chunk, leaf: Leaf) -> Pages:
+def read_pages(file: BinaryIO, chunk: ColumnChunk, leaf: Leaf) -> Pages:
     """The pages of a chunk, by their headers alone."""
     dictionary = data = n_values = names = 0
     found = (0, 0)

@@ -44,7 +44,7 @@ class Leaf:
 
 
 @dataclass(frozen=True, slots=True)
-class Chunk:
+class ColumnChunk:
     """The values of a column in a row group: the first byte of their pages, bytes, and the number of their codec."""
 
     start: int
@@ -57,7 +57,7 @@ class Group:
     """A row group: rows, and a chunk for each leaf."""
 
     n_rows: int
-    chunks: tuple[Chunk, ...]
+    chunks: tuple[ColumnChunk, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +182,7 @@ def _leaves(elements: list[Struct]) -> tuple[Leaf, ...]:
 
 def _group(reader: CompactReader, leaves: tuple[Leaf, ...], end: int) -> Group:
     """A row group; the columns come before it in the footer, as the library writes and needs them."""
-    chunks: list[Chunk] = []
+    chunks: list[ColumnChunk] = []
     n_rows = -1
     for number, kind in reader.fields(1):
         if number == 1:
@@ -197,7 +197,7 @@ def _group(reader: CompactReader, leaves: tuple[Leaf, ...], end: int) -> Group:
     return Group(n_rows=n_rows, chunks=tuple(chunks))
 
 
-def _chunk(chunk: Struct, leaf: Leaf, end: int) -> Chunk:
+def _chunk(chunk: Struct, leaf: Leaf, end: int) -> ColumnChunk:
     metadata = struct(chunk, 3, "what a column is")
     if 1 in chunk or 8 in chunk or 9 in chunk:
         raise ValueError("a column is in another file, or encrypted")
@@ -210,4 +210,4 @@ def _chunk(chunk: Struct, leaf: Leaf, end: int) -> Chunk:
         raise ValueError("a column is outside the file")
     if integer(metadata, 5, "values") < 0 or integer(metadata, 6, "bytes") < 0:
         raise ValueError("a column has fewer than no values")
-    return Chunk(start, n_bytes, metadata[4])
+    return ColumnChunk(start, n_bytes, metadata[4])

@@ -9,7 +9,7 @@ from kdpipe.cache.parts.part_files import part_grids, part_problem
 from kdpipe.schemas.errors import CacheDamaged
 from kdpipe.schemas.manifest import FileRecord, Manifest
 from kdpipe.schemas.part import PartRecord
-from kdpipe.schemas.report import Problem
+from kdpipe.schemas.verify_report import Problem
 
 
 class Views(Protocol):

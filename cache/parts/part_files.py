@@ -4,15 +4,15 @@ In: a store and the manifest. Out: the part's record and every problem that can 
 """
 
 from kdpipe.cache import layout
-from kdpipe.cache.format.zarr_json import GROUP, Grid, grids
+from kdpipe.cache.format.zarr_json import GROUP, ArrayGrid, grids
 from kdpipe.cache.parts.index import IndexRow
 from kdpipe.cache.stores.protocol import Files, Store
 from kdpipe.schemas.errors import CacheDamaged
 from kdpipe.schemas.manifest import Manifest
 from kdpipe.schemas.part import PartRecord
 from kdpipe.schemas.records import read_record
-from kdpipe.schemas.report import Problem
 from kdpipe.schemas.strict_json import sha256_hex
+from kdpipe.schemas.verify_report import Problem
 from kdpipe.schemas.version import MINOR
 
 REFETCH = "copy this part again from where the cache was made, or delete the folder of the part and run stage one again"
@@ -80,7 +80,7 @@ def stated_manifest(store: Store, number: int) -> str | None:
         return None
 
 
-def part_grids(manifest: Manifest, record: PartRecord) -> dict[str, Grid]:
+def part_grids(manifest: Manifest, record: PartRecord) -> dict[str, ArrayGrid]:
     """The shape of every array of a part."""
     return grids(manifest, record.n_rows, record.n_exact, record.n_draws)
 

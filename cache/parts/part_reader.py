@@ -11,11 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from kdpipe.cache import layout
-from kdpipe.cache.format.decode import Decoder, Entries, EntryCodes
+from kdpipe.cache.format.decode import Decoder, EntryCodes, FlatEntries
 from kdpipe.cache.format.part_arrays import PartArray
 from kdpipe.cache.format.quantizers import Codes, Floats, dequantize_vectors
 from kdpipe.cache.format.ragged import next_tokens
-from kdpipe.cache.format.rows import Rows, Tokens
+from kdpipe.cache.format.rows import Rows, TokenRows
 from kdpipe.cache.parts.index import IndexRow
 from kdpipe.cache.parts.part_files import REFETCH, examine_part, part_grids
 from kdpipe.cache.parts.sequences import Sequences, split_vectors
@@ -43,12 +43,12 @@ class PartReader:
         self._grids = part_grids(manifest, record)
         self._arrays: dict[str, PartArray] = {}
         folder = layout.part_dir(number)
-        self._named = {name: _Named(f"{folder}/{layout.array_shard(name)}") for name in self._grids}
-        self._named_part = _Named(folder)
+        self._named = {name: _PlaceInErrors(f"{folder}/{layout.array_shard(name)}") for name in self._grids}
+        self._named_part = _PlaceInErrors(folder)
         self._column_numbers = {column.name: n for n, column in enumerate(manifest.arrays.row.columns)}
         self._hot_names = tuple(name for name in self._column_numbers if name != "token_bytes")
         self._texts: Texts | None = None
-        with _Named(f"{folder}/{layout.SEQUENCES}"):
+        with _PlaceInErrors(f"{folder}/{layout.SEQUENCES}"):
             self.sequences = Sequences(self._whole(layout.SEQUENCES), manifest, record, layout.SEQUENCES)
 
     def _view(self, file: str) -> memoryview:
@@ -116,12 +116,12 @@ class PartReader:
                 state=self._state(start, stop),
             )
 
-    def tokens(self, sequence: int) -> Tokens:
+    def tokens(self, sequence: int) -> TokenRows:
         """The rows of a sequence without their targets, of which nothing is decoded."""
         start, stop = self.sequences.row_starts[[sequence, sequence + 1]].tolist()
         with self._named_part:
             columns = self._columns(start, stop, TOKEN_COLUMNS)
-            return Tokens(
+            return TokenRows(
                 tokens=self._decoder.to_ids(columns["token"]),
                 loss_mask=_mask(columns["loss_mask"]),
                 document_starts=self._document_starts(sequence, sequence + 1) - start,
@@ -156,7 +156,7 @@ class PartReader:
             raise CacheDamaged(f"{name} is above the {self._manifest.targets.max_entries} ids that a row can keep")
         return columns[name].astype(np.int64)
 
-    def _entries(self, first: int, end: int, columns: dict[str, Codes], n_exact: Longs, n_draws: Longs) -> Entries:
+    def _entries(self, first: int, end: int, columns: dict[str, Codes], n_exact: Longs, n_draws: Longs) -> FlatEntries:
         places, manifest = self.sequences, self._manifest
         exact, exact_end = int(places.exact_starts[first]), int(places.exact_starts[end])
         draws, draws_end = int(places.draw_starts[first]), int(places.draw_starts[end])
@@ -164,7 +164,7 @@ class PartReader:
             raise CacheDamaged("the counts of entries do not agree with sequences.arrow")
         if not manifest.targets.has_entries:
             nothing = np.zeros(0, np.float32)
-            return Entries(ids=np.zeros(0, np.int32), logprobs=nothing, weights=nothing, times=None)
+            return FlatEntries(ids=np.zeros(0, np.int32), logprobs=nothing, weights=nothing, times=None)
         with_values = manifest.targets.draw_values
         codes = EntryCodes(
             n_exact=n_exact,
@@ -233,7 +233,7 @@ class PartReader:
         """The texts of some documents, counted through the part."""
         if self._texts is None:
             n_documents = int(self.sequences.document_offsets[-1])
-            with _Named(f"{layout.part_dir(self.number)}/{layout.TEXT}"):
+            with _PlaceInErrors(f"{layout.part_dir(self.number)}/{layout.TEXT}"):
                 self._texts = Texts(self._whole(layout.TEXT), self.record.n_text_frames, n_documents, layout.TEXT)
         return self._texts.get(start, stop)
 
@@ -244,7 +244,7 @@ def _mask(codes: Codes) -> npt.NDArray[np.bool_]:
     return codes.astype(bool)
 
 
-class _Named:
+class _PlaceInErrors:
     """Puts the place before a refusal, once: the innermost name wins."""
 
     def __init__(self, place: str) -> None:

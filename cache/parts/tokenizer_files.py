@@ -9,19 +9,19 @@ from collections.abc import Mapping
 from kdpipe.cache import layout
 from kdpipe.cache.parts.tokenizer_content import TOKENIZER, TokenizerContent, tokenizer_content
 from kdpipe.cache.stores.dispatch import open_store
-from kdpipe.cache.stores.retries import Patience
+from kdpipe.cache.stores.retries import RetryPolicy
 from kdpipe.schemas.errors import CacheDamaged
 from kdpipe.schemas.manifest import Manifest
 from kdpipe.schemas.strict_json import sha256_hex
 
 
-def read_tokenizer_files(url: str, manifest: Manifest, patience: Patience | None = None) -> dict[str, bytes]:
+def read_tokenizer_files(url: str, manifest: Manifest, patience: RetryPolicy | None = None) -> dict[str, bytes]:
     """Read all of them; none where the cache was made without."""
     return read_tokenizer(url, manifest, patience)[0]
 
 
 def read_tokenizer(
-    url: str, manifest: Manifest, patience: Patience | None = None
+    url: str, manifest: Manifest, patience: RetryPolicy | None = None
 ) -> tuple[dict[str, bytes], TokenizerContent | None]:
     """Read all of them with their content, which takes seconds to work out where a tokenizer is large."""
     store = open_store(url, patience)

@@ -19,7 +19,7 @@ from kdpipe.schemas.manifest import Manifest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Stored:
+class SequenceDocuments:
     """The documents of one sequence, or of a piece of one; `texts` is None where the cache keeps none."""
 
     coded: CodedRows
@@ -46,7 +46,7 @@ class EntryCounts:
         return cls(exact=exact, draws=draws, values=exact + draws if manifest.targets.draw_values else exact)
 
 
-def documents_of(stored: Stored, manifest: Manifest) -> Iterator[Stored]:
+def documents_of(stored: SequenceDocuments, manifest: Manifest) -> Iterator[SequenceDocuments]:
     """Each document by itself."""
     places, coded = stored.places, stored.coded
     counts = EntryCounts.of(coded.columns, manifest)
@@ -58,7 +58,7 @@ def documents_of(stored: Stored, manifest: Manifest) -> Iterator[Stored]:
     }
     for i, (first, end) in enumerate(zip(places.document_starts.tolist(), ends, strict=True)):
         own = slice(i, i + 1)
-        yield Stored(
+        yield SequenceDocuments(
             coded=CodedRows(
                 columns=coded.columns[first:end],
                 vectors={name: rows[first:end] for name, rows in coded.vectors.items()},
@@ -80,14 +80,14 @@ def _before(counts: Longs) -> Longs:
     return np.concatenate([[0], np.cumsum(counts)])
 
 
-def joined(pieces: Sequence[Stored]) -> Stored:
+def joined(pieces: Sequence[SequenceDocuments]) -> SequenceDocuments:
     """Documents behind each other, as one sequence."""
     if len(pieces) == 1:
         return pieces[0]
     places, coded = [piece.places for piece in pieces], [piece.coded for piece in pieces]
     starts = _before(np.array([place.n_rows for place in places], np.int64))
     texts = [text for piece in pieces for text in piece.texts or ()]
-    return Stored(
+    return SequenceDocuments(
         coded=CodedRows(
             columns=_together(coded, lambda rows: rows.columns),
             ids=_together(coded, lambda rows: rows.ids),

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kdpipe.cache.format.ragged import Bools
-from kdpipe.cache.reshape.sources import Source
+from kdpipe.cache.reshape.sources import SourceCache
 
 Digests = npt.NDArray[Any]
 
@@ -41,6 +41,6 @@ class KnownDocuments:
         return KnownDocuments([self._sorted, *digests])
 
 
-def digests_of(source: Source) -> Iterable[Digests]:
+def digests_of(source: SourceCache) -> Iterable[Digests]:
     """The digests of a cache, part by part."""
     return (source.documents(row.part).digests for row in source.cache.parts)

@@ -14,7 +14,7 @@ from kdpipe.cache.format.ragged import row_starts
 from kdpipe.cache.format.rows import Rows
 from kdpipe.cache.parts.part_reader import PartReader
 from kdpipe.cache.reshape.sources import StoredDocuments
-from kdpipe.schemas.arrays import LinearLaw
+from kdpipe.schemas.arrays import LinearQuantizer
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.manifest import Manifest
 from kdpipe.schemas.reshape import Measure
@@ -73,10 +73,10 @@ def _labels(rows: Rows) -> Doubles:
 
 
 def _column(part: PartReader, manifest: Manifest, name: str) -> Doubles:
-    law = next(column.law for column in manifest.arrays.row.columns if column.name == name)
-    assert isinstance(law, LinearLaw)
+    quantizer = next(column.quantizer for column in manifest.arrays.row.columns if column.name == name)
+    assert isinstance(quantizer, LinearQuantizer)
     codes = part.codes("row", 0, part.record.n_rows, name)
-    return value_table(law).take(codes, mode="clip").astype(np.float64)
+    return value_table(quantizer).take(codes, mode="clip").astype(np.float64)
 
 
 def _confident_wrong(part: PartReader, _manifest: Manifest) -> Doubles:

@@ -13,9 +13,18 @@ import numpy as np
 
 from kdpipe.cache.parts.tokenizer_content import TOKENIZER
 from kdpipe.cache.reshape.digests import KnownDocuments, digests_of
-from kdpipe.cache.reshape.rebuild import Job, Making, Silent, Told, adopted, made_from, make, planned
-from kdpipe.cache.reshape.sources import Source, open_source
-from kdpipe.cache.stores.retries import Patience
+from kdpipe.cache.reshape.rebuild import (
+    Job,
+    RebuildPlan,
+    RebuildProgress,
+    SilentRebuildProgress,
+    adopted,
+    made_from,
+    make,
+    planned,
+)
+from kdpipe.cache.reshape.sources import SourceCache, open_source
+from kdpipe.cache.stores.retries import RetryPolicy
 from kdpipe.schemas.counts import counted
 from kdpipe.schemas.differences import differing_settings
 from kdpipe.schemas.errors import ConfigError, Incompatible
@@ -31,8 +40,8 @@ def merge(
     urls: Sequence[str],
     out: str,
     overlap: Overlap = "refuse",
-    told: Told | None = None,
-    patience: Patience | None = None,
+    told: RebuildProgress | None = None,
+    patience: RetryPolicy | None = None,
 ) -> ReshapeReport:
     """Make one cache of several; documents that two of them have are refused, or kept once."""
     if len(urls) < 2:
@@ -41,10 +50,10 @@ def merge(
         raise ConfigError(
             f"{len(urls):,} caches are more than the {MAX_CACHES:,} that a history can name", hint="merge some first"
         )
-    return make(out, plan_merge([open_source(url, patience) for url in urls], overlap), told or Silent())
+    return make(out, plan_merge([open_source(url, patience) for url in urls], overlap), told or SilentRebuildProgress())
 
 
-def plan_merge(sources: Sequence[Source], overlap: Overlap) -> Making:
+def plan_merge(sources: Sequence[SourceCache], overlap: Overlap) -> RebuildPlan:
     """What becomes of every part."""
     for source in sources[1:]:
         check_alike(sources[0], source)
@@ -68,7 +77,7 @@ def plan_merge(sources: Sequence[Source], overlap: Overlap) -> Making:
         else "",
     )
     manifest = made_from([source.manifest for source in sources], origin, plan)
-    return Making(
+    return RebuildPlan(
         action="merge",
         manifest=manifest,
         sources=sources,
@@ -87,7 +96,7 @@ class _Overlap:
     gone: int = 0
 
 
-def _jobs(sources: Sequence[Source]) -> tuple[list[Job], list[_Overlap]]:
+def _jobs(sources: Sequence[SourceCache]) -> tuple[list[Job], list[_Overlap]]:
     """A job for each part that has something new, and what each cache shares with those before it.
 
     A part without documents that have tokens is kept as it is.
@@ -114,7 +123,7 @@ def _jobs(sources: Sequence[Source]) -> tuple[list[Job], list[_Overlap]]:
     return jobs, overlaps
 
 
-def check_alike(first: Source, other: Source) -> None:
+def check_alike(first: SourceCache, other: SourceCache) -> None:
     """Refuse caches of which one says something else than the other, or says it otherwise."""
     if first.cache_id == other.cache_id:
         raise Incompatible(f"{first.url} and {other.url} are the same cache", hint="name each cache once")
@@ -131,7 +140,7 @@ def check_alike(first: Source, other: Source) -> None:
         )
 
 
-def _check_tokenizer_files(first: Source, other: Source) -> None:
+def _check_tokenizer_files(first: SourceCache, other: SourceCache) -> None:
     """Refuse other tokenizer files under one fingerprint, unless tokenizer.json is only spelled otherwise.
 
     Where files differ, both fingerprints are worked out from them: a manifest may claim another cache's.
@@ -149,7 +158,7 @@ def _check_tokenizer_files(first: Source, other: Source) -> None:
         )
 
 
-def check_same_spec(first: Source, asked: Manifest, what: str) -> None:
+def check_same_spec(first: SourceCache, asked: Manifest, what: str) -> None:
     """Refuse another teacher, tokenizer or spec, and say what differs."""
     own, theirs = first.manifest.described_as(asked), asked.with_hidden_size_of(first.manifest)
     differing = differing_settings(_spec(own), _spec(theirs))

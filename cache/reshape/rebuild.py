@@ -1,8 +1,8 @@
 """A cache made from parts of others: each is adopted as it is, or its rows are written anew from their codes.
 
-In: `Making`, which follows from the sources and what was asked for alone. Out: a finished cache and a report. Killed
-and run again, it goes on with the parts that are not there; one part at a time is in memory, and of it what its open
-sequences hold.
+In: `RebuildPlan`, which follows from the sources and what was asked for alone. Out: a finished cache and a report.
+Killed and run again, it goes on with the parts that are not there; one part at a time is in memory, and of it what its
+open sequences hold.
 """
 
 import time
@@ -18,15 +18,15 @@ from kdpipe.cache.format.packing import fill
 from kdpipe.cache.format.ragged import Bools, Longs
 from kdpipe.cache.opening import create_cache
 from kdpipe.cache.reshape.adopt import adopt_part, fetch_from, with_changes
-from kdpipe.cache.reshape.coded_sequences import Stored, documents_of, joined
+from kdpipe.cache.reshape.coded_sequences import SequenceDocuments, documents_of, joined
 from kdpipe.cache.reshape.recode import CodedPart, rank_changes
-from kdpipe.cache.reshape.sources import Source, StoredDocuments, check_apart
+from kdpipe.cache.reshape.sources import SourceCache, StoredDocuments, check_apart
 from kdpipe.cache.writing.writer import CacheWriter
-from kdpipe.schemas.cache_plan import MAX_PARTS, Plan, SplitName, SplitPlan
+from kdpipe.schemas.cache_plan import MAX_PARTS, CachePlan, SplitName, SplitPlan
+from kdpipe.schemas.capture_report import PartsMade
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.manifest import Manifest, Origin
 from kdpipe.schemas.part import PartRecord
-from kdpipe.schemas.report import PartsMade
 from kdpipe.schemas.reshape import ReshapeReport
 from kdpipe.schemas.strict_json import canonical, sha256_hex
 
@@ -34,7 +34,7 @@ MAX_TEXT = 2000
 MAX_HISTORY = 1000
 
 
-class Told(Protocol):
+class RebuildProgress(Protocol):
     """Whoever follows: `begin` once, then a part after the other."""
 
     def begin(self, n_parts: int, n_done: int) -> None:
@@ -46,7 +46,7 @@ class Told(Protocol):
         ...
 
 
-class Silent:
+class SilentRebuildProgress:
     """Nobody follows."""
 
     def begin(self, n_parts: int, n_done: int) -> None:
@@ -68,7 +68,7 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Making:
+class RebuildPlan:
     """What is made of what: a job for each part of the plan, and whether that part keeps its bytes.
 
     Tables and tokenizer are those of the first source.
@@ -76,22 +76,22 @@ class Making:
 
     action: Literal["merge", "subset", "requantize"]
     manifest: Manifest
-    sources: Sequence[Source]
+    sources: Sequence[SourceCache]
     jobs: Sequence[Job]
     adopted: Sequence[bool]
     left_out: int
 
 
-Rewrite = Callable[[CacheWriter, int, Making], None]
+Rewrite = Callable[[CacheWriter, int, RebuildPlan], None]
 
 
-def adopted(sources: Sequence[Source], jobs: Sequence[Job]) -> list[bool]:
+def adopted(sources: Sequence[SourceCache], jobs: Sequence[Job]) -> list[bool]:
     """Which parts keep their bytes: nothing is left out of them, and all their tables are equal to the first's."""
     tables = [source.tables() for source in sources]
     return [job.keep is None and tables[job.source] == tables[0] for job in jobs]
 
 
-def planned(jobs: Sequence[Job], like: Plan) -> tuple[list[Job], Plan]:
+def planned(jobs: Sequence[Job], like: CachePlan) -> tuple[list[Job], CachePlan]:
     """Jobs in the order of their parts, split by split, and the plan that they lead to."""
     names = list(dict.fromkeys([split.name for split in like.splits] + [job.split for job in jobs]))
     ordered = sorted(jobs, key=lambda job: names.index(job.split))
@@ -106,12 +106,12 @@ def planned(jobs: Sequence[Job], like: Plan) -> tuple[list[Job], Plan]:
         sizes = [job.n_documents for job in ordered if job.split == name]
         if sizes:
             splits.append(SplitPlan(name=name, bounds=(0, *np.cumsum(sizes).tolist())))
-    plan = Plan(splits=tuple(splits), sequence_length=like.sequence_length, packed=like.packed)
+    plan = CachePlan(splits=tuple(splits), sequence_length=like.sequence_length, packed=like.packed)
     # A split of equal bounds is one of which nothing was left out.
     return ordered, plan.with_duplicates_of(like)
 
 
-def made_from(sources: Sequence[Manifest], origin: Origin, plan: Plan) -> Manifest:
+def made_from(sources: Sequence[Manifest], origin: Origin, plan: CachePlan) -> Manifest:
     """The first source's manifest with a plan of its own, and a history that ends with what is done now."""
     first = reduce(Manifest.with_hidden_size_of, sources)
     before = dict.fromkeys(origin.to_json() for source in sources for origin in source.history)
@@ -132,7 +132,7 @@ def made_from(sources: Sequence[Manifest], origin: Origin, plan: Plan) -> Manife
     return with_changes(first, kdpipe=version("kdpipe"), data=data, plan=plan, history=history, teacher=teacher)
 
 
-def make(out: str, making: Making, told: Told, rewrite: Rewrite | None = None) -> ReshapeReport:
+def make(out: str, making: RebuildPlan, told: RebuildProgress, rewrite: Rewrite | None = None) -> ReshapeReport:
     """Make the parts that are not there yet, and complete the cache; `rewrite` makes those that keep no bytes."""
     started = time.perf_counter()
     check_apart(out, *making.sources)
@@ -168,13 +168,13 @@ def make(out: str, making: Making, told: Told, rewrite: Rewrite | None = None) -
     )
 
 
-def _adopt(writer: CacheWriter, number: int, making: Making) -> None:
+def _adopt(writer: CacheWriter, number: int, making: RebuildPlan) -> None:
     job = making.jobs[number]
     source = making.sources[job.source]
     adopt_part(writer, number, source.manifest, source.record(job.part), fetch_from(source.store, job.part))
 
 
-def _rewrite(writer: CacheWriter, number: int, making: Making) -> None:
+def _rewrite(writer: CacheWriter, number: int, making: RebuildPlan) -> None:
     job = making.jobs[number]
     source = making.sources[job.source]
     record = source.record(job.part)
@@ -190,8 +190,8 @@ def _rewrite(writer: CacheWriter, number: int, making: Making) -> None:
 
 
 def rewritten(
-    coded: CodedPart, source: Source, record: PartRecord, keep: Bools | None, first_document: int
-) -> Iterator[Stored]:
+    coded: CodedPart, source: SourceCache, record: PartRecord, keep: Bools | None, first_document: int
+) -> Iterator[SequenceDocuments]:
     """The sequences of a part as they were; once something is left out of it, what is left is packed anew.
 
     A sequence half empty costs a step of training as much as a full one, and nothing that the teacher said of a
@@ -220,14 +220,14 @@ def _new_numbers(documents: StoredDocuments, keep: Bools | None, n_documents: in
     return np.cumsum(stays) - 1
 
 
-def _renumbered(stored: Stored, numbers: Longs, first_document: int) -> Stored:
+def _renumbered(stored: SequenceDocuments, numbers: Longs, first_document: int) -> SequenceDocuments:
     places = stored.places
     return replace(stored, places=replace(places, documents=numbers[places.documents - first_document]))
 
 
-def grouped(pieces: Iterator[Stored], groups: Sequence[Sequence[int]]) -> Iterator[Stored]:
+def grouped(pieces: Iterator[SequenceDocuments], groups: Sequence[Sequence[int]]) -> Iterator[SequenceDocuments]:
     """Give out every sequence as soon as all its documents have come, in order."""
-    held: dict[int, Stored] = {}
+    held: dict[int, SequenceDocuments] = {}
     turn = 0
     for number, piece in enumerate(pieces):
         held[number] = piece

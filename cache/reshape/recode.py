@@ -1,7 +1,7 @@
 """The rows of a committed part as they are coded, with ids in the ranks of another table where that is asked.
 
-In: a `PartReader`, and the new rank of every old one. Out: `Stored`, a sequence at a time. Ranks are all that changes:
-exact ids keep their order, draws are put in the order of their new ranks with what belongs to them.
+In: a `PartReader`, and the new rank of every old one. Out: `SequenceDocuments`, a sequence at a time. Ranks are all
+that changes: exact ids keep their order, draws are put in the order of their new ranks with what belongs to them.
 """
 
 from dataclasses import replace
@@ -16,7 +16,7 @@ from kdpipe.cache.format.quantizers import Codes
 from kdpipe.cache.format.ragged import differences, draw_mask, undo_differences_of_draws
 from kdpipe.cache.parts.part_reader import PartReader
 from kdpipe.cache.parts.sequences import Places
-from kdpipe.cache.reshape.coded_sequences import EntryCounts, Stored
+from kdpipe.cache.reshape.coded_sequences import EntryCounts, SequenceDocuments
 from kdpipe.schemas.errors import CacheDamaged
 from kdpipe.schemas.manifest import Manifest
 
@@ -42,7 +42,7 @@ class CodedPart:
     def __len__(self) -> int:
         return len(self._part.sequences)
 
-    def sequence(self, number: int) -> Stored:
+    def sequence(self, number: int) -> SequenceDocuments:
         """A sequence with all that is kept of it."""
         part, manifest = self._part, self._manifest
         places = self._places(number)
@@ -52,7 +52,7 @@ class CodedPart:
         coded = self._entries(number, columns, counts)
         kept = set(part.array_names) & {"hidden", "state"}
         vectors = {name: part.numbers(name, start, stop) for name in sorted(kept)}
-        return Stored(
+        return SequenceDocuments(
             coded=self._in_new_ranks(replace(coded, vectors=vectors), counts),
             places=places,
             texts=part.texts(number) if manifest.data.text else None,

@@ -1,6 +1,6 @@
 """The finished caches that another one is made from.
 
-In: paths or URLs. Out: `Source`s, which are only read.
+In: paths or URLs. Out: `SourceCache`s, which are only read.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from kdpipe.cache.reader import Cache
 from kdpipe.cache.stores.addresses import is_url, local_path
 from kdpipe.cache.stores.dispatch import open_store
 from kdpipe.cache.stores.protocol import Store
-from kdpipe.cache.stores.retries import Patience
+from kdpipe.cache.stores.retries import RetryPolicy
 from kdpipe.schemas.errors import ConfigError, Incompatible
 from kdpipe.schemas.manifest import FileRecord, Manifest
 from kdpipe.schemas.part import PartRecord
@@ -53,7 +53,7 @@ class StoredDocuments:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Source:
+class SourceCache:
     """One cache that is only read."""
 
     cache: Cache
@@ -87,13 +87,13 @@ class Source:
         return StoredDocuments.of(self.cache.part(number))
 
 
-def open_source(url: str, patience: Patience | None = None) -> Source:
+def open_source(url: str, patience: RetryPolicy | None = None) -> SourceCache:
     """Open a finished cache, all of whose meaning this version of kdpipe knows."""
     # Parts are gone through one after the other: what is kept of more of them is only in the way.
     cache = open_cache(url, max_open_parts=1, patience=patience)
     assert cache.cache_id is not None, "a cache that is not finished is refused"
     check_known(cache.manifest, url)
-    return Source(cache=cache, store=open_store(url, patience), cache_id=cache.cache_id)
+    return SourceCache(cache=cache, store=open_store(url, patience), cache_id=cache.cache_id)
 
 
 def check_known(manifest: Manifest, url: str) -> None:
@@ -107,7 +107,7 @@ def check_known(manifest: Manifest, url: str) -> None:
         )
 
 
-def check_apart(out: str, *sources: Source) -> None:
+def check_apart(out: str, *sources: SourceCache) -> None:
     """Refuse to write into a cache that is read: nothing that somebody has named may change."""
     for source in sources:
         if lies_in(out, source.url):

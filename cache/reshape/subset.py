@@ -1,7 +1,7 @@
 """`subset`: some documents of a cache become a cache of their own.
 
-In: a finished cache and a `Selection`. Out: a cache of the documents that every condition holds for. Parts of which
-nothing is left out keep their bytes; the pieces of a long document stay or go together.
+In: a finished cache and a `DocumentSelection`. Out: a cache of the documents that every condition holds for. Parts of
+which nothing is left out keep their bytes; the pieces of a long document stay or go together.
 """
 
 import math
@@ -14,13 +14,23 @@ import numpy.typing as npt
 
 from kdpipe.cache.format.ragged import Bools, Longs
 from kdpipe.cache.reshape.measures import check_measure, measured
-from kdpipe.cache.reshape.rebuild import MAX_TEXT, Job, Making, Silent, Told, adopted, made_from, make, planned
-from kdpipe.cache.reshape.sources import Source, open_source
-from kdpipe.cache.stores.retries import Patience
+from kdpipe.cache.reshape.rebuild import (
+    MAX_TEXT,
+    Job,
+    RebuildPlan,
+    RebuildProgress,
+    SilentRebuildProgress,
+    adopted,
+    made_from,
+    make,
+    planned,
+)
+from kdpipe.cache.reshape.sources import SourceCache, open_source
+from kdpipe.cache.stores.retries import RetryPolicy
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.manifest import Manifest, Origin
 from kdpipe.schemas.part import PartRecord
-from kdpipe.schemas.reshape import ReshapeReport, Selection
+from kdpipe.schemas.reshape import DocumentSelection, ReshapeReport
 
 
 @dataclass(slots=True, kw_only=True)
@@ -37,13 +47,17 @@ class _Candidates:
 
 
 def subset(
-    url: str, out: str, selection: Selection, told: Told | None = None, patience: Patience | None = None
+    url: str,
+    out: str,
+    selection: DocumentSelection,
+    told: RebuildProgress | None = None,
+    patience: RetryPolicy | None = None,
 ) -> ReshapeReport:
     """Make a cache of some documents of another."""
-    return make(out, plan_subset(open_source(url, patience), selection), told or Silent())
+    return make(out, plan_subset(open_source(url, patience), selection), told or SilentRebuildProgress())
 
 
-def plan_subset(source: Source, selection: Selection) -> Making:
+def plan_subset(source: SourceCache, selection: DocumentSelection) -> RebuildPlan:
     """What becomes of every part."""
     check_selection(selection, source.manifest)
     records = [source.record(row.part) for row in source.cache.parts]
@@ -51,7 +65,7 @@ def plan_subset(source: Source, selection: Selection) -> Making:
     origin = Origin(action="subset", caches=(source.cache_id,), note=str(selection)[:MAX_TEXT])
     left_out = sum(record.n_documents for record in records) - sum(job.n_documents for job in jobs)
     manifest = made_from([source.manifest], origin, plan)
-    return Making(
+    return RebuildPlan(
         action="subset",
         manifest=manifest,
         sources=[source],
@@ -61,10 +75,10 @@ def plan_subset(source: Source, selection: Selection) -> Making:
     )
 
 
-def check_selection(selection: Selection, manifest: Manifest) -> None:
+def check_selection(selection: DocumentSelection, manifest: Manifest) -> None:
     """Refuse a selection that means nothing, or nothing here."""
     splits = [split.name for split in manifest.plan.splits]
-    if selection == Selection():
+    if selection == DocumentSelection():
         raise ConfigError(
             "nothing is chosen: the new cache would be the old one",
             hint="give --split, --parts, --documents, --where or --by",
@@ -80,7 +94,7 @@ def check_selection(selection: Selection, manifest: Manifest) -> None:
         check_measure(selection.by, manifest)
 
 
-def _check_bounds(selection: Selection) -> None:
+def _check_bounds(selection: DocumentSelection) -> None:
     shares = [share for share in (selection.lowest, selection.highest) if share is not None]
     between = selection.at_least is not None or selection.at_most is not None
     if (selection.by is None) != (not shares and not between):
@@ -96,7 +110,7 @@ def _check_bounds(selection: Selection) -> None:
         raise ConfigError(f"a share of {shares[0]:g} is none", hint="give a number above 0, at most 1")
 
 
-def _jobs(source: Source, records: list[PartRecord], selection: Selection) -> list[Job]:
+def _jobs(source: SourceCache, records: list[PartRecord], selection: DocumentSelection) -> list[Job]:
     asked = [
         record
         for record in records
@@ -110,7 +124,7 @@ def _jobs(source: Source, records: list[PartRecord], selection: Selection) -> li
     return [job for each in candidates if (job := _job(each)) is not None]
 
 
-def _candidates(source: Source, record: PartRecord, selection: Selection) -> _Candidates:
+def _candidates(source: SourceCache, record: PartRecord, selection: DocumentSelection) -> _Candidates:
     """The documents of a part that all conditions but the measure hold for."""
     documents = source.documents(record.part)
     wanted = np.zeros(record.n_documents, bool)
@@ -148,7 +162,7 @@ def _test(name: str, value: str, manifest: Manifest) -> Callable[[Any], bool]:
     return lambda found: bool(found == typed)
 
 
-def _choose(candidates: list[_Candidates], selection: Selection) -> None:
+def _choose(candidates: list[_Candidates], selection: DocumentSelection) -> None:
     """Of the documents that are still wanted, those whose measure is; a document without one is not."""
     for each in candidates:
         each.wanted &= ~np.isnan(each.values)
@@ -161,7 +175,7 @@ def _choose(candidates: list[_Candidates], selection: Selection) -> None:
         place += n
 
 
-def _chosen(values: npt.NDArray[np.float64], selection: Selection) -> Bools:
+def _chosen(values: npt.NDArray[np.float64], selection: DocumentSelection) -> Bools:
     share = selection.lowest if selection.lowest is not None else selection.highest
     if share is None:
         low = -math.inf if selection.at_least is None else selection.at_least

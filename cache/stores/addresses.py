@@ -24,7 +24,7 @@ _USER = re.compile(r"(\b[a-z][a-z0-9+.-]*://)[^/\s@]+@", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Nearby:
+class MirrorSettings:
     """Where parts of far caches are kept on this machine, and how many bytes of each cache."""
 
     folder: Path

@@ -13,7 +13,7 @@ from kdpipe.schemas.errors import CacheDamaged
 
 
 @final
-class Homes:
+class AttemptStore:
     """Knows the parts that were asked for; `size` and `read` see names as they lie."""
 
     def __init__(self, size: Callable[[str], int | None], read: Callable[[str, int], bytes]) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, final
 from kdpipe.cache.stores.addresses import check_address, is_url, is_web, local_path
 from kdpipe.cache.stores.local_store import LocalStore
 from kdpipe.cache.stores.protocol import HOLDS_MANIFEST, MAX_LISTED, Store
-from kdpipe.cache.stores.retries import Patience
+from kdpipe.cache.stores.retries import RetryPolicy
 from kdpipe.schemas.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from kdpipe.cache.stores.hub_store import HubFolder
 
 
-def open_store(url: str | os.PathLike[str], patience: Patience | None = None) -> Store:
+def open_store(url: str | os.PathLike[str], patience: RetryPolicy | None = None) -> Store:
     """The store of a path or URL; requests to a place behind a URL are retried."""
     text = os.fspath(url)
     check_address(text)
     if not is_url(text):
         return _local(local_path(text))
-    patience = (patience or Patience()).at(text)
+    patience = (patience or RetryPolicy()).at(text)
     if is_web(text):
         from kdpipe.cache.stores.http_store import HttpStore
 
@@ -66,7 +66,7 @@ def _local(path: str) -> LocalStore:
 class RetryingStore:
     """A place behind a URL, each request to which is retried."""
 
-    def __init__(self, store: "RemoteStore", patience: Patience) -> None:
+    def __init__(self, store: "RemoteStore", patience: RetryPolicy) -> None:
         self.url = store.url
         self._store, self._through = store, patience.through
 

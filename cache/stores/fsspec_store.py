@@ -12,7 +12,7 @@ from typing import Any, final
 import fsspec
 
 from kdpipe.cache.layout import PART_NAME, PART_RECORD, PARTS
-from kdpipe.cache.stores.attempts import Homes
+from kdpipe.cache.stores.attempts import AttemptStore
 from kdpipe.cache.stores.failures import described, failure_at
 from kdpipe.cache.stores.protocol import MAX_LISTED, URL_HOLDS_MANIFEST, check_tag, of_size
 from kdpipe.schemas.errors import CacheDamaged, ConfigError, KdpipeError, Unreachable
@@ -44,7 +44,7 @@ class RemoteStore:
             if root_of is not None:
                 self._root = root_of(url)
             self._check_there()
-        self._homes = Homes(self._size, self._read)
+        self._homes = AttemptStore(self._size, self._read)
 
     def _check_there(self) -> None:
         if self._is_folder(""):

@@ -23,11 +23,11 @@ from urllib.parse import quote
 import httpx
 
 from kdpipe.cache import layout
-from kdpipe.cache.stores.attempts import Homes
+from kdpipe.cache.stores.attempts import AttemptStore
 from kdpipe.cache.stores.failures import failure_at, heals
 from kdpipe.cache.stores.protocol import MAX_LISTED, URL_HOLDS_MANIFEST, check_tag, of_size
-from kdpipe.cache.stores.retries import Patience
-from kdpipe.schemas.errors import CacheDamaged, CacheError, ConfigError, KdpipeError, Replaced, Unreachable
+from kdpipe.cache.stores.retries import RetryPolicy
+from kdpipe.schemas.errors import CacheDamaged, CacheError, ConfigError, FileReplaced, KdpipeError, Unreachable
 from kdpipe.schemas.manifest import Manifest, read_manifest
 from kdpipe.schemas.part import PartRecord
 from kdpipe.schemas.records import read_record
@@ -119,7 +119,7 @@ class HttpStore:
         url: str,
         timeout: httpx.Timeout | None = None,
         floor: RateFloor | None = None,
-        patience: Patience | None = None,
+        patience: RetryPolicy | None = None,
     ) -> None:
         self.url = url.rstrip("/")
         self._patience = patience
@@ -131,7 +131,7 @@ class HttpStore:
         self._manifest_data: bytes | None = None
         self._final_sizes: dict[str, int] = {}
         self._seen = threading.local()
-        self._homes = Homes(self._size, self._read)
+        self._homes = AttemptStore(self._size, self._read)
         if self.size(layout.MANIFEST) is None:
             raise ConfigError(f"there is no {layout.MANIFEST} at {url}", hint=URL_HOLDS_MANIFEST)
 
@@ -223,7 +223,7 @@ class HttpStore:
             if answer.status_code == httpx.codes.NOT_FOUND:
                 raise CacheDamaged(f"{name} is not there")
             if answer.status_code == httpx.codes.PRECONDITION_FAILED:
-                raise Replaced(f"{name} was replaced while it was read")
+                raise FileReplaced(f"{name} was replaced while it was read")
             if answer.status_code == httpx.codes.REQUESTED_RANGE_NOT_SATISFIABLE:
                 raise CacheDamaged(f"{name} has no bytes {begin:,} to {end:,} at {self.url}")
             self._check(answer, name)

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from kdpipe.cache.layout import part_dir
-from kdpipe.cache.stores.attempts import Homes
+from kdpipe.cache.stores.attempts import AttemptStore
 from kdpipe.cache.stores.protocol import HOLDS_MANIFEST, MAX_LISTED, NO_LINKS, check_tag
 from kdpipe.schemas.errors import CacheDamaged, CacheError, ConfigError, KdpipeError
 
@@ -27,7 +27,7 @@ class LocalStore:
         # A relative path would lead elsewhere once the process, or the one that it is sent to, changes its folder.
         self._root = root.absolute()
         self.url = str(self._root)
-        self._homes = Homes(self._size, self._read)
+        self._homes = AttemptStore(self._size, self._read)
 
     def _path(self, name: str) -> Path:
         """The path of a name, no folder of which may be a link."""

@@ -2,7 +2,7 @@
 
 from typing import Protocol
 
-from kdpipe.schemas.errors import CacheDamaged, Replaced
+from kdpipe.schemas.errors import CacheDamaged, FileReplaced
 
 MAX_LISTED = 4096
 HOLDS_MANIFEST = "give the folder that holds manifest.json"
@@ -21,7 +21,7 @@ class Files(Protocol):
         """A small file as a whole."""
 
     def piece(self, name: str, begin: int, end: int, tag: str | None = None) -> bytes:
-        """The bytes from `begin` up to `end` of a file that has as many; `Replaced` where it has another tag."""
+        """The bytes from `begin` up to `end` of a file that has as many; `FileReplaced` where it has another tag."""
 
     def tag(self, name: str) -> str | None:
         """What changes when the file is replaced, as far as the place tells; None where it does not."""
@@ -53,4 +53,4 @@ def of_size(data: bytes, name: str, size: int) -> memoryview:
 def check_tag(name: str, due: str | None, found: str | None) -> None:
     """Refuse a piece of another file than the one that was begun, as far as the place tells."""
     if due is not None and found is not None and found != due:
-        raise Replaced(f"{name} was replaced while it was read")
+        raise FileReplaced(f"{name} was replaced while it was read")

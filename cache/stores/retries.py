@@ -31,7 +31,7 @@ def _warn(text: str) -> None:
 
 
 @dataclass(slots=True)
-class Place:
+class HostState:
     """What is known of a host: whether it has answered, and until when nothing more is reported about it."""
 
     has_answered: bool = False
@@ -40,7 +40,7 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Patience:
+class RetryPolicy:
     """`budget` seconds without anything that works are too many; pauses double from `first` to `longest`, each drawn
     from its half to its whole, so that many who wait do not come back at once. `told` gets a line for each retry."""
 
@@ -52,14 +52,14 @@ class Patience:
     clock: Callable[[], float] = time.monotonic
     wait: Callable[[threading.Event, float], object] = threading.Event.wait
     draw: Callable[[], float] = random.random
-    places: dict[str, Place] = field(default_factory=dict)
+    places: dict[str, HostState] = field(default_factory=dict)
     host: str = ""
 
     def __reduce__(self) -> tuple[object, ...]:
         """In another process the same times; what is known of places stays here."""
         return (_rebuilt, (self.budget, self.first, self.longest, self.host))
 
-    def at(self, url: str) -> "Patience":
+    def at(self, url: str) -> "RetryPolicy":
         """The same for the host of a URL; what is known of it is shared by all who have this policy."""
         parts = urlsplit(url)
         return replace(self, host=f"{parts.scheme}://{parts.netloc}")
@@ -67,7 +67,7 @@ class Patience:
     def through(self, work: Callable[[], Found]) -> Found:
         """Do some work, as often as it takes."""
         began, pause, n_retries = self.clock(), self.first, 0
-        place = self.places.setdefault(self.host, Place())
+        place = self.places.setdefault(self.host, HostState())
         while True:
             self.check()
             try:
@@ -88,7 +88,7 @@ class Patience:
             pause, n_retries = min(2 * pause, self.longest), n_retries + 1
 
     def _pause(
-        self, failure: ConnectionFailed | Unreachable, place: Place, pause: float, spent: float, n_retries: int
+        self, failure: ConnectionFailed | Unreachable, place: HostState, pause: float, spent: float, n_retries: int
     ) -> None:
         """Report a failure and wait; `Unreachable` when the time for it is over."""
         left = self.budget - spent
@@ -113,8 +113,8 @@ class Patience:
             raise Interrupted("stopped; what was committed is safe", hint=STOPPED)
 
 
-def _rebuilt(budget: float, first: float, longest: float, host: str) -> Patience:
-    return Patience(budget=budget, first=first, longest=longest, host=host)
+def _rebuilt(budget: float, first: float, longest: float, host: str) -> RetryPolicy:
+    return RetryPolicy(budget=budget, first=first, longest=longest, host=host)
 
 
 def _shown(seconds: float) -> str:
@@ -124,7 +124,7 @@ def _shown(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 99.5 else f"{int(seconds) // 60} min {int(seconds) % 60} s"
 
 
-def each(work: Callable[[Item], Found], items: Sequence[Item], at_once: int, patience: Patience) -> list[Found]:
+def each(work: Callable[[Item], Found], items: Sequence[Item], at_once: int, patience: RetryPolicy) -> list[Found]:
     """Do something with each, some at once; the first failure or a request to stop ends all after their piece."""
     pool = ThreadPoolExecutor(max_workers=at_once)
     futures = [pool.submit(work, item) for item in items]
@@ -136,7 +136,7 @@ def each(work: Callable[[Item], Found], items: Sequence[Item], at_once: int, pat
         if any(future.done() and future.exception() is not None for future in futures):
             patience.stop.set()
     pool.shutdown(wait=True, cancel_futures=True)
-    failures = [error for future in futures if not future.canceled() and (error := future.exception()) is not None]
+    failures = [error for future in futures if not future.cancelled() and (error := future.exception()) is not None]
     # Those that were told to stop because another failed have nothing to say.
     for error in sorted(failures, key=lambda error: isinstance(error, Interrupted)):
         raise error

@@ -19,7 +19,7 @@ class CopyWatch(Protocol):
         """So many bytes more are here; fewer than none where they were wrong."""
 
 
-class NoCopyWatch:
+class SilentCopyWatch:
     """Nobody follows a copy."""
 
     def say(self, text: str) -> None:

@@ -15,16 +15,16 @@ from typing import Final
 from kdpipe.cache.catalog import load_manifest
 from kdpipe.cache.fetch.file import Fetcher
 from kdpipe.cache.fetch.folder import Receiver
-from kdpipe.cache.fetch.source import Source, look
+from kdpipe.cache.fetch.source import SourceSnapshot, look
 from kdpipe.cache.parts.index import IndexRow
 from kdpipe.cache.reshape.sources import lies_in
 from kdpipe.cache.stores.addresses import check_address, is_url, local_path
 from kdpipe.cache.stores.dispatch import open_folder, open_store
-from kdpipe.cache.stores.retries import Patience, each
-from kdpipe.cache.transfer.copy_progress import CopyWatch, NoCopyWatch
+from kdpipe.cache.stores.retries import RetryPolicy, each
+from kdpipe.cache.transfer.copy_progress import CopyWatch, SilentCopyWatch
 from kdpipe.cache.transfer.part_selection import choose
 from kdpipe.cache.transfer.sending import Sender
-from kdpipe.schemas.copy_report import Choice, CopyReport
+from kdpipe.schemas.copy_report import CopyReport, PartSelection
 from kdpipe.schemas.errors import CacheDamaged, CacheWriteError, ConfigError
 
 # At once, of a place where each request takes its time, and of a disk.
@@ -35,12 +35,12 @@ SPARE_BYTES: Final = 16 << 20
 
 
 @dataclass(slots=True)
-class Tally:
+class CopyTally:
     """What was done so far, counted from several threads."""
 
     watch: CopyWatch
     bytes: int = 0
-    begun_anew: int = 0
+    redownloaded: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def moved(self, n_bytes: int) -> None:
@@ -52,17 +52,17 @@ class Tally:
     def anew(self) -> None:
         """A file begins anew."""
         with self.lock:
-            self.begun_anew += 1
+            self.redownloaded += 1
 
 
 def copy_cache(
     source: str | os.PathLike[str],
     target: str | os.PathLike[str],
     *,
-    choice: Choice | None = None,
+    choice: PartSelection | None = None,
     mend: bool = False,
     allow_partial: bool = False,
-    patience: Patience | None = None,
+    patience: RetryPolicy | None = None,
     watch: CopyWatch | None = None,
 ) -> CopyReport:
     """Copy a cache, or what a copy of it lacks or has damaged; with a choice, a smaller cache that is made of it.
@@ -75,18 +75,18 @@ def copy_cache(
     check_address(second)
     if lies_in(second, first):
         raise ConfigError(f"{second} is where the cache lies, or within it", hint="give another place to copy it to")
-    choice = choice or Choice()
-    if allow_partial and choice != Choice():
+    choice = choice or PartSelection()
+    if allow_partial and choice != PartSelection():
         raise ConfigError(
             f"{choice} of a cache that is unfinished would be a cache that says it is whole",
             hint="leave out --allow-partial, and wait until the cache is finished",
         )
-    patience = replace(patience or Patience(), stop=threading.Event())
+    patience = replace(patience or RetryPolicy(), stop=threading.Event())
     if watch is None:
-        watch = NoCopyWatch()
+        watch = SilentCopyWatch()
     else:
         patience = replace(patience, told=watch.say)
-    tally = Tally(watch)
+    tally = CopyTally(watch)
     patience = patience.at(first)
     store = open_store(first, patience)
     fetcher = Fetcher(store=store, patience=patience, moved=tally.moved, told=watch.say, anew=tally.anew)
@@ -94,7 +94,7 @@ def copy_cache(
     if mend:
         choice = _made_by(second, found, patience)
     made_from = None
-    if choice != Choice():
+    if choice != PartSelection():
         made_from = found.cache_id
         found, fetcher = choose(found, choice, fetcher)
     repaired: tuple[int, ...] = ()
@@ -111,25 +111,27 @@ def copy_cache(
         parts=len(found.rows),
         copied=parts,
         repaired=repaired,
-        begun_anew=tally.begun_anew,
+        redownloaded=tally.redownloaded,
         bytes=tally.bytes,
         seconds=time.monotonic() - began,
     )
 
 
-def _made_by(target: str, found: Source, patience: Patience) -> Choice:
+def _made_by(target: str, found: SourceSnapshot, patience: RetryPolicy) -> PartSelection:
     """The choice by which what lies there was made of this source; all of it where it was not."""
     try:
         history = load_manifest(open_store(target, patience)).history
     except (CacheDamaged, ConfigError):  # told of, or mended, by the copy
-        return Choice()
+        return PartSelection()
     made = history[-1] if history else None
     if made is None or made.action != "copy" or made.caches != (found.cache_id,):
-        return Choice()
-    return Choice.of(made.note) or Choice()
+        return PartSelection()
+    return PartSelection.of(made.note) or PartSelection()
 
 
-def _into_folder(target: str, source: Source, fetcher: Fetcher, watch: CopyWatch) -> tuple[int, tuple[int, ...]]:
+def _into_folder(
+    target: str, source: SourceSnapshot, fetcher: Fetcher, watch: CopyWatch
+) -> tuple[int, tuple[int, ...]]:
     path = Path(local_path(target))
     receiver = Receiver(path, source.manifest, source.manifest_bytes, fetcher)
     receiver.refuse_others_parts(source.cache_id)
@@ -160,7 +162,7 @@ def _into_folder(target: str, source: Source, fetcher: Fetcher, watch: CopyWatch
     return len(due), tuple(repaired)
 
 
-def _into_url(target: str, source: Source, fetcher: Fetcher, watch: CopyWatch, mend: bool) -> int:
+def _into_url(target: str, source: SourceSnapshot, fetcher: Fetcher, watch: CopyWatch, mend: bool) -> int:
     if target.startswith(("http://", "https://")):
         raise ConfigError(f"{target} cannot be written to: a web server takes no files", hint="copy from it, not to it")
     patience = fetcher.patience.at(target)

@@ -1,7 +1,7 @@
 """A smaller cache, seen before it is there: whole parts of another one, some without what they can do without.
 
-In: a source and a `Choice`. Out: a `Source` of its own manifest, records and index; its other files are those of the
-first, so that it is copied as any cache is, and nothing that is left out is ever read.
+In: a source and a `PartSelection`. Out: a `SourceSnapshot` of its own manifest, records and index; its other files are
+those of the first, so that it is copied as any cache is, and nothing that is left out is ever read.
 """
 
 import io
@@ -11,14 +11,14 @@ from typing import Final, final
 
 from kdpipe.cache import layout
 from kdpipe.cache.fetch.file import Fetcher
-from kdpipe.cache.fetch.source import Source
+from kdpipe.cache.fetch.source import SourceSnapshot
 from kdpipe.cache.parts.index import IndexRow, write_index
 from kdpipe.cache.parts.part_files import read_part_record
 from kdpipe.cache.reshape.adopt import adopted_record, check_files, with_changes, without_rows, without_text
 from kdpipe.cache.reshape.rebuild import Job, made_from, planned
 from kdpipe.cache.reshape.sources import check_known
 from kdpipe.cache.stores.retries import each
-from kdpipe.schemas.copy_report import Choice
+from kdpipe.schemas.copy_report import PartSelection
 from kdpipe.schemas.errors import CacheDamaged, ConfigError
 from kdpipe.schemas.manifest import FileRecord, Manifest, Origin
 from kdpipe.schemas.part import PartRecord
@@ -31,10 +31,10 @@ AT_ONCE: Final = 8
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ChosenFiles:
+class SelectedFiles:
     """The files of the smaller cache; its part n is part `numbers[n]` of `found`, and lies there."""
 
-    found: Source
+    found: SourceSnapshot
     manifest: Manifest
     numbers: tuple[int, ...]
     tables: dict[str, FileRecord]
@@ -77,14 +77,14 @@ class ChosenFiles:
         return self.found.store.tag(self.there(name))
 
 
-def choose(found: Source, choice: Choice, fetcher: Fetcher) -> tuple[Source, Fetcher]:
+def choose(found: SourceSnapshot, choice: PartSelection, fetcher: Fetcher) -> tuple[SourceSnapshot, Fetcher]:
     """The smaller cache, and who fetches its files."""
     check_known(found.manifest, found.store.url)
     jobs, manifest = _planned(found, choice)
     record, _ = fetcher.believed(lambda: read_part_record(found.store, found.manifest, 0, found.rows[0]))
     if missing := {table.name for table in manifest.tables} - set(record.tables):
         raise CacheDamaged(f"part.json of the first part tells nothing of the table {', '.join(sorted(missing))}")
-    files = ChosenFiles(
+    files = SelectedFiles(
         found=found,
         manifest=manifest,
         numbers=tuple(job.part for job in jobs),
@@ -95,7 +95,7 @@ def choose(found: Source, choice: Choice, fetcher: Fetcher) -> tuple[Source, Fet
     identity = write_index(buffer, manifest, rows)
     tables = {layout.table_file(name): file for name, file in files.tables.items()}
     shared = {name: file for name, file in found.shared.items() if not name.startswith(f"{layout.TABLES}/")} | tables
-    smaller = Source(
+    smaller = SourceSnapshot(
         store=found.store,
         manifest=manifest,
         manifest_bytes=manifest.to_json(),
@@ -108,7 +108,7 @@ def choose(found: Source, choice: Choice, fetcher: Fetcher) -> tuple[Source, Fet
     return smaller, replace(fetcher, store=files, called=files.there)
 
 
-def _planned(found: Source, choice: Choice) -> tuple[list[Job], Manifest]:
+def _planned(found: SourceSnapshot, choice: PartSelection) -> tuple[list[Job], Manifest]:
     """The parts that are chosen, and what the manifest of a cache of them says."""
     manifest = found.manifest
     splits = [split.name for split in manifest.plan.splits]
@@ -132,7 +132,7 @@ def _planned(found: Source, choice: Choice) -> tuple[list[Job], Manifest]:
     return jobs, with_changes(made, kdpipe=found.manifest.kdpipe)
 
 
-def _without(manifest: Manifest, name: str, found: Source) -> Manifest:
+def _without(manifest: Manifest, name: str, found: SourceSnapshot) -> Manifest:
     less = LEFT_OUT[name](manifest) if name in LEFT_OUT else manifest
     if less.sha256 == manifest.sha256:
         can = [one for one, without in LEFT_OUT.items() if without(found.manifest).sha256 != found.manifest.sha256]

@@ -17,7 +17,7 @@ from kdpipe.cache.parts.index import IndexRow
 from kdpipe.cache.parts.part_bytes import part_bytes
 from kdpipe.cache.parts.part_files import checked_record, read_part_record
 from kdpipe.cache.stores.fsspec_store import RemoteFolder
-from kdpipe.cache.stores.retries import Patience
+from kdpipe.cache.stores.retries import RetryPolicy
 from kdpipe.schemas.errors import CacheDamaged, CacheWriteError, ConfigError
 from kdpipe.schemas.manifest import FileRecord, Manifest, read_manifest
 from kdpipe.schemas.part import PartRecord
@@ -35,7 +35,7 @@ class Sender:
     """
 
     place: "RemoteFolder | HubFolder"
-    patience: Patience
+    patience: RetryPolicy
     manifest: Manifest
     fetcher: Fetcher
     mend: bool = False

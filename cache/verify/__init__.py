@@ -16,28 +16,30 @@ from kdpipe.cache.stores.addresses import is_url
 from kdpipe.cache.stores.dispatch import open_store
 from kdpipe.cache.stores.local_store import LocalStore
 from kdpipe.cache.stores.protocol import Store
-from kdpipe.cache.stores.retries import Patience
+from kdpipe.cache.stores.retries import RetryPolicy
 from kdpipe.cache.verify.deep import decoded
 from kdpipe.cache.verify.duplicates import Duplicates
-from kdpipe.cache.verify.fast import Survey, survey
+from kdpipe.cache.verify.fast import FastCheck, survey
 from kdpipe.cache.verify.full import full_problems, shared_problems
 from kdpipe.cache.verify.journal import journal_notes
-from kdpipe.cache.verify.once import AskedOnce
+from kdpipe.cache.verify.once import CachedFiles
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.manifest import Manifest
 from kdpipe.schemas.part import PartRecord
-from kdpipe.schemas.report import Level, Note, Problem, VerifyReport
+from kdpipe.schemas.verify_report import Level, Note, Problem, VerifyReport
 
 
-def verify_cache(url: str | os.PathLike[str], level: Level = "full", patience: Patience | None = None) -> VerifyReport:
+def verify_cache(
+    url: str | os.PathLike[str], level: Level = "full", patience: RetryPolicy | None = None
+) -> VerifyReport:
     """Check a cache; parts that the fast level finds bad are not looked at any deeper."""
     if level not in get_args(Level):
         raise ConfigError(f"there is no level {level!r}", hint=f"the levels are {', '.join(get_args(Level))}")
     # A request to stop is for this verification alone.
-    patience = replace(patience or Patience(), stop=threading.Event())
+    patience = replace(patience or RetryPolicy(), stop=threading.Event())
     store = open_store(url, patience)
     if is_url(store.url):
-        return _verify_remote(AskedOnce(store), level, patience)
+        return _verify_remote(CachedFiles(store), level, patience)
     found = survey(store)
     problems, notes = list(found.problems), list[Note]()
     if level != "fast" and found.manifest is not None:
@@ -51,7 +53,7 @@ def verify_cache(url: str | os.PathLike[str], level: Level = "full", patience: P
     return _report(found, level, problems, notes)
 
 
-def _verify_remote(store: AskedOnce, level: Level, patience: Patience) -> VerifyReport:
+def _verify_remote(store: CachedFiles, level: Level, patience: RetryPolicy) -> VerifyReport:
     """Check a cache behind a URL, whose parts come through a temporary folder; the deep level decodes them there."""
     from kdpipe.cache.verify.remote_parts import DOING, RemoteParts, most_at_once, room_in
 
@@ -91,7 +93,7 @@ def _deeper(
     return problems + more_problems, notes
 
 
-def _report(found: Survey, level: Level, problems: list[Problem], notes: list[Note]) -> VerifyReport:
+def _report(found: FastCheck, level: Level, problems: list[Problem], notes: list[Note]) -> VerifyReport:
     return VerifyReport(
         ok=not problems,
         level=level,

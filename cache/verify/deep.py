@@ -19,7 +19,7 @@ from kdpipe.cache.durable.scratch import scratch_folder
 from kdpipe.cache.parts.part_files import part_problem
 from kdpipe.cache.verify.children import shielded
 from kdpipe.schemas.errors import CacheDamaged, CacheError, ConfigError, KdpipeError
-from kdpipe.schemas.report import Problem
+from kdpipe.schemas.verify_report import Problem
 
 SECONDS_A_PART = 600.0
 # Imports from a cold network disk take the longest.
@@ -34,7 +34,7 @@ ERRORS: dict[int, type[KdpipeError]] = {1: CacheError, 2: ConfigError, 3: CacheD
 Lines = queue.Queue[str | None]
 
 
-class _Died(Exception):
+class _ChildDied(Exception):
     """The child ended, or was given up, before it answered; the text says how."""
 
 
@@ -66,7 +66,7 @@ def decoded(
             child = child or stack.enter_context(_started(words))
             try:
                 yield number, [Problem(**problem) for problem in child.ask(f"{number}\n", seconds_a_part)]
-            except _Died as end:
+            except _ChildDied as end:
                 said = child.last_words(1)
                 stack.close()
                 child = None
@@ -104,7 +104,7 @@ class _Child:
         """Wait until it says that it is ready."""
         try:
             answer = self._answer(START_SECONDS)
-        except _Died as end:
+        except _ChildDied as end:
             said = self.last_words(3)
             raise KdpipeError(
                 f"the process that decodes parts could not begin: it {end}{f': {said}' if said else ''}",
@@ -122,7 +122,7 @@ class _Child:
             # Past Python's own buffer, which would be flushed once more when it is closed.
             os.write(self._process.stdin.fileno(), line.encode())
         except BrokenPipeError:
-            raise _Died(_ending(self._process.wait())) from None
+            raise _ChildDied(_ending(self._process.wait())) from None
         return self._answer(seconds)
 
     def _answer(self, seconds: float) -> Any:
@@ -131,9 +131,9 @@ class _Child:
             line = self._lines.get(timeout=seconds)
         except queue.Empty:
             self._process.kill()
-            raise _Died(f"took more than {seconds:g} seconds") from None
+            raise _ChildDied(f"took more than {seconds:g} seconds") from None
         if line is None:
-            raise _Died(_ending(self._process.wait()))
+            raise _ChildDied(_ending(self._process.wait()))
         answer = json.loads(line)
         if isinstance(answer, dict):
             raise ERRORS.get(answer["exit_code"], KdpipeError)(answer["message"], hint=answer["hint"])

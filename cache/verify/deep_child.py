@@ -33,7 +33,7 @@ from kdpipe.schemas.counts import counted
 from kdpipe.schemas.errors import CacheDamaged, KdpipeError
 from kdpipe.schemas.manifest import Manifest
 from kdpipe.schemas.part import PartRecord
-from kdpipe.schemas.report import Problem
+from kdpipe.schemas.verify_report import Problem
 
 BLOCK_ROWS = 1 << 14
 # For each part: what six busy threads use while deep.py waits for it.

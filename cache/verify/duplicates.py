@@ -22,8 +22,8 @@ from kdpipe.schemas.counts import counted
 from kdpipe.schemas.errors import CacheDamaged
 from kdpipe.schemas.manifest import Manifest
 from kdpipe.schemas.part import PartRecord
-from kdpipe.schemas.report import Note, Problem
 from kdpipe.schemas.strict_json import sha256_hex
+from kdpipe.schemas.verify_report import Note, Problem
 
 SHOWN: Final = 4
 LISTED: Final = ("numbers", "places", "first_numbers", "first_places", "whole")

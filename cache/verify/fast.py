@@ -1,6 +1,6 @@
 """The fast level: everything that can be seen without reading data.
 
-In: a store. Out: a `Survey`: the manifest, the parts' records, and the problems met.
+In: a store. Out: a `FastCheck`: the manifest, the parts' records, and the problems met.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,7 +17,7 @@ from kdpipe.schemas.cache_plan import MAX_PARTS
 from kdpipe.schemas.errors import CacheDamaged
 from kdpipe.schemas.manifest import FileRecord, Manifest
 from kdpipe.schemas.part import PartRecord
-from kdpipe.schemas.report import Problem
+from kdpipe.schemas.verify_report import Problem
 
 COPY_AGAIN = "copy the file again from where the cache was made"
 FETCH_MISSING = "copy it again from another copy of the cache (kdpipe cache verify --repair-from SRC)"
@@ -28,7 +28,7 @@ Examine = Callable[[Manifest, Sequence[int], Mapping[int, IndexRow]], Iterable[t
 
 
 @dataclass(slots=True)
-class Survey:
+class FastCheck:
     """What was found, filled in as far as it could be read; `strays` are the problems that no reader meets.
 
     `kinds` says of names below the top that are no files and no folders what they are.
@@ -54,9 +54,9 @@ class Survey:
         self.strays.append(self.problems[-1])
 
 
-def survey(store: Store, examine: Examine | None = None) -> Survey:
+def survey(store: Store, examine: Examine | None = None) -> FastCheck:
     """Look at records, names, kinds and sizes; parts are examined one after the other unless said."""
-    found = Survey()
+    found = FastCheck()
     try:
         if store.size(layout.MANIFEST) is None and layout.PARTS in store.names(""):
             raise CacheDamaged("the file is missing")
@@ -75,7 +75,7 @@ def survey(store: Store, examine: Examine | None = None) -> Survey:
     return found
 
 
-def _survey_top(store: Store, found: Survey) -> None:
+def _survey_top(store: Store, found: FastCheck) -> None:
     """Names at the top, and the tokenizer's files."""
     assert found.manifest is not None
     names = store.names("")
@@ -101,12 +101,12 @@ def _survey_top(store: Store, found: Survey) -> None:
             found.add_stray(name, "it does not belong to a cache", "delete it")
 
 
-def _within(folder: str, found: Survey) -> dict[str, str]:
+def _within(folder: str, found: FastCheck) -> dict[str, str]:
     """What is neither a file nor a folder in a folder of the cache, or is in its place."""
     return {name: what for name, what in found.kinds.items() if f"{name}/".startswith(f"{folder}/")}
 
 
-def _compare_folder(store: Store, folder: str, expected: dict[str, FileRecord], found: Survey) -> None:
+def _compare_folder(store: Store, folder: str, expected: dict[str, FileRecord], found: FastCheck) -> None:
     if kinds := _within(folder, found):
         for name, what in kinds.items():
             found.add(name, what, REPLACE_KIND)
@@ -126,7 +126,7 @@ def _compare_folder(store: Store, folder: str, expected: dict[str, FileRecord], 
         found.add_stray(name, "it does not belong to the cache", "delete it")
 
 
-def _survey_index(store: Store, manifest: Manifest, found: Survey) -> dict[int, IndexRow]:
+def _survey_index(store: Store, manifest: Manifest, found: FastCheck) -> dict[int, IndexRow]:
     try:
         if store.size(layout.INDEX) is None:
             found.has_index = False
@@ -154,7 +154,7 @@ def _examine_in_turn(
     return (examine_part(store, manifest, number, rows.get(number)) for number in numbers)
 
 
-def _survey_parts(store: Store, rows: dict[int, IndexRow], found: Survey, examine: Examine) -> None:
+def _survey_parts(store: Store, rows: dict[int, IndexRow], found: FastCheck, examine: Examine) -> None:
     """Every planned part, and whatever else lies in parts/."""
     manifest = found.manifest
     assert manifest is not None
@@ -185,7 +185,7 @@ def _survey_parts(store: Store, rows: dict[int, IndexRow], found: Survey, examin
             found.records[number] = record
 
 
-def _note_missing(numbers: list[int], found: Survey, do: str) -> None:
+def _note_missing(numbers: list[int], found: FastCheck, do: str) -> None:
     """One problem for parts that are missing one after the other: a plan may have a million."""
     first = 0
     for place in range(1, len(numbers) + 1):
@@ -196,7 +196,7 @@ def _note_missing(numbers: list[int], found: Survey, do: str) -> None:
             first = place
 
 
-def _survey_manifest(store: Store, manifest: Manifest, found: Survey) -> None:
+def _survey_manifest(store: Store, manifest: Manifest, found: FastCheck) -> None:
     """A manifest that no part was made with has itself been changed."""
     others = {problem.part for problem in found.problems if problem.part is not None} if not found.records else set()
     stated = {stated_manifest(store, number) for number in others} - {None}
@@ -204,7 +204,7 @@ def _survey_manifest(store: Store, manifest: Manifest, found: Survey) -> None:
         found.add(layout.MANIFEST, "no part was made with it: its bytes are not those that were written")
 
 
-def _survey_tables(store: Store, manifest: Manifest, found: Survey) -> None:
+def _survey_tables(store: Store, manifest: Manifest, found: FastCheck) -> None:
     """Tables have the sizes that the manifest says, and all parts were made with the same ones."""
     names = {table.name for table in manifest.tables}
     for number, record in list(found.records.items()):

@@ -18,20 +18,20 @@ from kdpipe.cache.stores.addresses import is_url
 from kdpipe.cache.stores.dispatch import open_store
 from kdpipe.cache.stores.local_store import LocalStore
 from kdpipe.cache.stores.protocol import Store
-from kdpipe.cache.stores.retries import Patience
+from kdpipe.cache.stores.retries import RetryPolicy
 from kdpipe.cache.verify import verify_cache
-from kdpipe.cache.verify.fast import Survey, survey
+from kdpipe.cache.verify.fast import FastCheck, survey
 from kdpipe.cache.verify.full import byte_problems, shared_problems
-from kdpipe.cache.verify.verified_log import Memory, state_of
+from kdpipe.cache.verify.verified_log import VerifiedLog, state_of
 from kdpipe.cache.writing.writer import CacheWriter
 from kdpipe.schemas.errors import CacheDamaged, CacheError, CacheIncomplete, ConfigError, KdpipeError
-from kdpipe.schemas.report import Level, Problem, VerifyReport, When
+from kdpipe.schemas.verify_report import Level, Problem, VerifyReport, When
 
 SECONDS_BETWEEN_LINES: Final = 30.0
 Clock = Callable[[], float]
 
 
-class Told(Protocol):
+class VerifyProgress(Protocol):
     """Whoever follows."""
 
     def say(self, text: str) -> None:
@@ -46,7 +46,7 @@ class Told(Protocol):
 def check_before_use(
     url: str | os.PathLike[str],
     when: When | None,
-    told: Told,
+    told: VerifyProgress,
     clock: Clock = time.monotonic,
 ) -> None:
     """Check a cache when that is due, and refuse a damaged one."""
@@ -77,7 +77,9 @@ def check_before_use(
     _remember(memory, root, state, told)
 
 
-def verify_and_remember(url: str, level: Level, told: Told, patience: Patience | None = None) -> VerifyReport:
+def verify_and_remember(
+    url: str, level: Level, told: VerifyProgress, patience: RetryPolicy | None = None
+) -> VerifyReport:
     """Verify a cache; a local one all of whose bytes were found good is not checked again before its first use."""
     if is_url(url):
         return verify_cache(url, level, patience)
@@ -98,7 +100,7 @@ def verify_and_remember(url: str, level: Level, told: Told, patience: Patience |
     return report
 
 
-def remember_written(writer: CacheWriter, told: Told) -> None:
+def remember_written(writer: CacheWriter, told: VerifyProgress) -> None:
     """Note that a cache is good when all its parts were written by this process, which knows their bytes."""
     if not writer.wrote_all:
         return
@@ -110,16 +112,16 @@ def remember_written(writer: CacheWriter, told: Told) -> None:
         _remember(_memory(writer.path, found.cache_id, told), writer.path, state, told)
 
 
-def _memory(root: Path, cache_id: str, told: Told) -> Memory | None:
+def _memory(root: Path, cache_id: str, told: VerifyProgress) -> VerifiedLog | None:
     """Where this copy is remembered; None where there is no such place."""
     try:
-        return Memory(root, cache_id)
+        return VerifiedLog(root, cache_id)
     except KdpipeError as error:
         told.warn(f"no cache that is found good can be remembered: {error.message}")
         return None
 
 
-def _is_remembered(memory: Memory | None, state: str, told: Told) -> bool:
+def _is_remembered(memory: VerifiedLog | None, state: str, told: VerifyProgress) -> bool:
     try:
         return memory is not None and memory.holds(state)
     except KdpipeError as error:
@@ -127,7 +129,7 @@ def _is_remembered(memory: Memory | None, state: str, told: Told) -> bool:
         return False
 
 
-def _remember(memory: Memory | None, root: Path, state: str, told: Told) -> None:
+def _remember(memory: VerifiedLog | None, root: Path, state: str, told: VerifyProgress) -> None:
     """Remember a good cache, if its files are still those that were looked at."""
     if memory is None:
         return
@@ -140,7 +142,7 @@ def _remember(memory: Memory | None, root: Path, state: str, told: Told) -> None
         told.warn(f"that the cache is good could not be remembered, it is checked again the next time: {error.message}")
 
 
-def _check(store: Store, address: str, told: Told, clock: Clock) -> None:
+def _check(store: Store, address: str, told: VerifyProgress, clock: Clock) -> None:
     began = shown = clock()
     found = survey(store)
     _refuse(address, _damage(found))
@@ -154,7 +156,7 @@ def _check(store: Store, address: str, told: Told, clock: Clock) -> None:
     told.say(f"{address} is as it was written ({clock() - began:.1f} s)")
 
 
-def _damage(found: Survey) -> list[Problem]:
+def _damage(found: FastCheck) -> list[Problem]:
     """The problems that a reader would meet: what only lies beside the files of a cache is none."""
     return [problem for problem in found.problems if problem not in found.strays]
 

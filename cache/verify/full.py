@@ -13,18 +13,18 @@ from kdpipe.cache.parts.part_bytes import part_bytes, wrong_bytes
 from kdpipe.cache.parts.tokenizer_content import TOKENIZER
 from kdpipe.cache.parts.tokenizer_files import fingerprint_problem
 from kdpipe.cache.stores.protocol import Store
-from kdpipe.cache.verify.fast import COPY_AGAIN, Survey
-from kdpipe.schemas.report import Problem
+from kdpipe.cache.verify.fast import COPY_AGAIN, FastCheck
+from kdpipe.schemas.verify_report import Problem
 
 FORGED = "do not use this copy: get the cache again from whoever made it"
 
 
-def full_problems(store: Store, found: Survey) -> list[Problem]:
+def full_problems(store: Store, found: FastCheck) -> list[Problem]:
     """Hash every file of the cache."""
     return [problem for problems in byte_problems(store, found) for problem in problems]
 
 
-def byte_problems(store: Store, found: Survey) -> Generator[list[Problem], None, None]:
+def byte_problems(store: Store, found: FastCheck) -> Generator[list[Problem], None, None]:
     """The problems of the shared files, then those of each part; whoever asks for no more stops the work."""
     if found.manifest is None:
         return
@@ -37,7 +37,7 @@ def byte_problems(store: Store, found: Survey) -> Generator[list[Problem], None,
         pool.shutdown(cancel_futures=True)
 
 
-def shared_problems(store: Store, found: Survey) -> Iterable[Problem]:
+def shared_problems(store: Store, found: FastCheck) -> Iterable[Problem]:
     """The tokenizer's files and the tables, where the fast level has found nothing against them."""
     assert found.manifest is not None
     manifest = found.manifest

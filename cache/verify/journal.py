@@ -11,14 +11,14 @@ from concurrent.futures import ThreadPoolExecutor
 
 from kdpipe.cache import layout
 from kdpipe.cache.stores.protocol import Store
-from kdpipe.cache.verify.fast import Survey
+from kdpipe.cache.verify.fast import FastCheck
 from kdpipe.schemas.errors import CacheDamaged
 from kdpipe.schemas.manifest import Manifest
-from kdpipe.schemas.report import Note
 from kdpipe.schemas.strict_json import canonical, parse
+from kdpipe.schemas.verify_report import Note
 
 
-def journal_notes(store: Store, found: Survey) -> list[Note]:
+def journal_notes(store: Store, found: FastCheck) -> list[Note]:
     """What is wrong with the journal files of a cache."""
     manifest = found.manifest
     if manifest is None or any(problem.file == layout.JOURNAL for problem in found.problems):
@@ -40,7 +40,7 @@ def _number(name: str) -> int:
     return int(name.removesuffix(".json"))
 
 
-def _wrong_entry(store: Store, manifest: Manifest, name: str, found: Survey) -> str | None:
+def _wrong_entry(store: Store, manifest: Manifest, name: str, found: FastCheck) -> str | None:
     number, path = _number(name), f"{layout.JOURNAL}/{name}"
     if path != layout.journal_file(number) or number >= manifest.plan.n_parts:
         return f"the cache has no such part, it has {manifest.plan.n_parts:,}"

@@ -20,7 +20,7 @@ SLACK_BYTES: Final = 1 << 20
 
 
 @final
-class AskedOnce:
+class CachedFiles:
     """Keeps what lies outside of the parts, tables excepted: these may be large."""
 
     def __init__(self, store: Store) -> None:
@@ -31,7 +31,7 @@ class AskedOnce:
         self._read: dict[str, bytes] = {}
         self._folder: Path | None = None
 
-    def keeping(self, folder: Path) -> "AskedOnce":
+    def keeping(self, folder: Path) -> "CachedFiles":
         """The same, which puts the manifest, and from now on tables that are viewed, into a local cache in a folder."""
         (folder / layout.TABLES).mkdir()
         (folder / layout.MANIFEST).write_bytes(self.read(layout.MANIFEST, MAX_BYTES))

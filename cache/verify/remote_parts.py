@@ -23,12 +23,12 @@ from kdpipe.cache.parts.part_bytes import part_bytes
 from kdpipe.cache.parts.part_files import compare_listing, examine_record, metadata_files, part_problem
 from kdpipe.cache.stores.http_store import HttpStore
 from kdpipe.cache.stores.protocol import Store
-from kdpipe.cache.stores.retries import Patience, each
-from kdpipe.cache.verify.once import AskedOnce
+from kdpipe.cache.stores.retries import RetryPolicy, each
+from kdpipe.cache.verify.once import CachedFiles
 from kdpipe.schemas.errors import CacheDamaged, CacheWriteError
 from kdpipe.schemas.manifest import Manifest
 from kdpipe.schemas.part import PartRecord
-from kdpipe.schemas.report import Level, Problem
+from kdpipe.schemas.verify_report import Level, Problem
 
 # Parts at once, as many as a copy brings.
 AT_ONCE: Final = 8
@@ -42,7 +42,7 @@ Examined = tuple[PartRecord | None, list[Problem]]
 class RemoteParts:
     """Examines parts of a cache at a level; the deep level begins with every byte."""
 
-    def __init__(self, store: AskedOnce, level: Level, patience: Patience) -> None:
+    def __init__(self, store: CachedFiles, level: Level, patience: RetryPolicy) -> None:
         self._asked, self._store, self._level, self._patience = store, store.store, level, patience
 
     def examine(self, manifest: Manifest, numbers: Sequence[int], rows: Mapping[int, IndexRow]) -> list[Examined]:
@@ -158,7 +158,9 @@ def most_at_once(manifest: Manifest, records: Sequence[PartRecord]) -> int:
 class _Fetched:
     """The files of one part, each fetched into a folder when it is first viewed."""
 
-    def __init__(self, store: Store, patience: Patience, record: PartRecord, manifest: Manifest, folder: Path) -> None:
+    def __init__(
+        self, store: Store, patience: RetryPolicy, record: PartRecord, manifest: Manifest, folder: Path
+    ) -> None:
         self._part, self._files, self._folder = layout.part_dir(record.part), record.files, folder
         self._made = metadata_files(manifest, record)
         self._fetcher = Fetcher(store=store, patience=patience)

@@ -13,18 +13,18 @@ from kdpipe.cache.layout import SIGNATURE, WORK
 from kdpipe.cache.signing import identity_of, signature_of
 from kdpipe.cache.stores.addresses import is_url, is_web
 from kdpipe.cache.stores.dispatch import open_folder, open_store
-from kdpipe.cache.stores.retries import Patience
-from kdpipe.cache.verify.first_use import Told, verify_and_remember
+from kdpipe.cache.stores.retries import RetryPolicy
+from kdpipe.cache.verify.first_use import VerifyProgress, verify_and_remember
 from kdpipe.schemas.errors import CacheDamaged, ConfigError
 
 
-def sign_cache(url: str, key: Path, told: Told, patience: Patience | None = None) -> str:
+def sign_cache(url: str, key: Path, told: VerifyProgress, patience: RetryPolicy | None = None) -> str:
     """Check every byte of a cache, then put manifest.sig into it; the cache_id that was signed."""
     if is_web(url):
         raise ConfigError(
             f"{url} cannot be written to: a web server takes no files", hint="sign the cache before it is published"
         )
-    patience = (patience or Patience()).at(url)
+    patience = (patience or RetryPolicy()).at(url)
     store = open_store(url, patience)
     identity = identity_of(store)
     data = signature_of(identity, key)  # a wrong key is refused before the long work
@@ -45,7 +45,7 @@ def sign_cache(url: str, key: Path, told: Told, patience: Patience | None = None
     return identity
 
 
-def _send(url: str, data: bytes, patience: Patience) -> None:
+def _send(url: str, data: bytes, patience: RetryPolicy) -> None:
     """Put manifest.sig beside a remote manifest, in place of an older one."""
     place = patience.through(lambda: open_folder(url))
     if patience.through(lambda: place.size(SIGNATURE)) is not None:

@@ -28,7 +28,7 @@ KEY_LETTERS: Final = 24
 READ: Final = (layout.MANIFEST, layout.INDEX, layout.TABLES, layout.TOKENIZER, layout.PARTS)
 
 
-class Checked(Record):
+class VerifiedRecord(Record):
     """A cache that was checked; `files` is its `state_of` at that time."""
 
     cache_id: str
@@ -37,7 +37,7 @@ class Checked(Record):
 
 
 @final
-class Memory:
+class VerifiedLog:
     """The memory of one copy of a cache."""
 
     def __init__(self, root: Path, cache_id: str) -> None:
@@ -55,7 +55,7 @@ class Memory:
         except OSError as error:
             raise CacheError(f"{self.file} cannot be read: {error.strerror}") from None
         try:
-            found = read_record(Checked, data, str(self.file))
+            found = read_record(VerifiedRecord, data, str(self.file))
         except CacheDamaged as error:
             raise CacheError(error.message) from None
         return found == self._record(state)
@@ -73,9 +73,9 @@ class Memory:
                 with suppress(FileNotFoundError):
                     work.unlink()
 
-    def _record(self, state: str) -> Checked:
+    def _record(self, state: str) -> VerifiedRecord:
         shown = str(self._root).encode(errors="backslashreplace").decode()
-        return Checked(cache_id=self._cache_id, path=shown, files=state)
+        return VerifiedRecord(cache_id=self._cache_id, path=shown, files=state)
 
 
 def state_of(root: Path) -> str:

@@ -16,7 +16,7 @@ from kdpipe.cache import layout
 from kdpipe.cache.durable.scratch import scratch_folder
 from kdpipe.cache.parts.tables import write_tables
 from kdpipe.cache.stores.fsspec_store import RemoteFolder
-from kdpipe.cache.stores.retries import Patience
+from kdpipe.cache.stores.retries import RetryPolicy
 from kdpipe.schemas.errors import CacheDamaged, CacheWriteError
 from kdpipe.schemas.manifest import FileRecord, Manifest
 from kdpipe.schemas.records import Record, read_record
@@ -38,7 +38,9 @@ class TableSet(Record):
 class BucketTables:
     """The tables of one place; `path` is a folder here whose tables/ is a copy of them."""
 
-    def __init__(self, place: "RemoteFolder | HubFolder", patience: Patience, manifest: Manifest, path: Path) -> None:
+    def __init__(
+        self, place: "RemoteFolder | HubFolder", patience: RetryPolicy, manifest: Manifest, path: Path
+    ) -> None:
         self._place, self._patience, self._manifest, self._path = place, patience, manifest, path
         self._names = {table.name: layout.table_file(table.name) for table in manifest.tables}
 

@@ -24,7 +24,7 @@ from kdpipe.cache.parts.part_files import examine_part, read_part_record
 from kdpipe.cache.parts.part_writer import PartWriter
 from kdpipe.cache.stores.dispatch import open_folder
 from kdpipe.cache.stores.fsspec_store import RemoteFolder
-from kdpipe.cache.stores.retries import Patience
+from kdpipe.cache.stores.retries import RetryPolicy
 from kdpipe.cache.writing.bucket_tables import BucketTables
 from kdpipe.cache.writing.writer import CacheWriter, create_folder, journal_entry
 from kdpipe.schemas.errors import CacheDamaged, CacheIncomplete, ConfigError
@@ -41,7 +41,7 @@ Found = TypeVar("Found")
 class BucketWriter(CacheWriter):
     """Writes parts to a URL; make one with `create_bucket`. Its `path` is a folder that goes with it."""
 
-    def __init__(self, place: "RemoteFolder | HubFolder", manifest: Manifest, patience: Patience) -> None:
+    def __init__(self, place: "RemoteFolder | HubFolder", manifest: Manifest, patience: RetryPolicy) -> None:
         with named("making a folder for parts on their way"):
             scratch = Path(tempfile.mkdtemp(prefix="kdpipe-out-"))
         weakref.finalize(self, remove_dir, scratch)
@@ -176,9 +176,9 @@ class BucketWriter(CacheWriter):
         return self._patience.through(work)
 
 
-def create_bucket(url: str, manifest: Manifest, patience: Patience | None = None) -> BucketWriter:
+def create_bucket(url: str, manifest: Manifest, patience: RetryPolicy | None = None) -> BucketWriter:
     """Begin a cache behind a URL, or go on with the one of the same manifest; another one there is refused."""
-    patience = (patience or Patience()).at(url)
+    patience = (patience or RetryPolicy()).at(url)
     place = patience.through(lambda: open_folder(url))
     if patience.through(lambda: place.size(layout.MANIFEST)) is None:
         foreign = patience.through(lambda: place.names(""))

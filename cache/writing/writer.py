@@ -18,7 +18,7 @@ import numpy.typing as npt
 from kdpipe.cache import layout
 from kdpipe.cache.catalog import committed_parts, refuse_foreign_folder, same_manifest
 from kdpipe.cache.durable.files import (
-    WriteRefused,
+    WriteFailed,
     explained,
     is_fresh,
     make_dir,
@@ -134,7 +134,7 @@ class CacheWriter:
                 stack = outer.enter_context(ExitStack())
                 part = PartWriter(work, planned, self.manifest, rank_of_id, stack)
             # What fails in the caller's own code keeps its own words.
-            with explained(doing, self.path, WriteRefused):
+            with explained(doing, self.path, WriteFailed):
                 yield part
             with explained(doing, self.path):
                 self._check_complete(part.finish(tables), work)

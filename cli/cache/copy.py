@@ -47,10 +47,10 @@ def copy(
     With --parts, --split or --without: a smaller cache, which has its own cache_id and tells what it was made from.
     """
     from kdpipe.cache.transfer import copy_cache
-    from kdpipe.schemas.copy_report import Choice
+    from kdpipe.schemas.copy_report import PartSelection
 
     left_out = tuple(sorted(set(without or ())))
-    choice = Choice(parts=bounds("--parts", parts), split=split, without=left_out)
+    choice = PartSelection(parts=bounds("--parts", parts), split=split, without=left_out)
     with copying() as watch:
         report = copy_cache(
             source, target, choice=choice, allow_partial=allow_partial, patience=retries(retry_for), watch=watch
@@ -70,8 +70,8 @@ def page(report: "CopyReport") -> str:
         told.append(("there before", f"{console.parts(there)}, {what}"))
     if report.repaired:
         told.append(("mended", f"part {', '.join(str(number) for number in report.repaired)}"))
-    if report.begun_anew:
-        files = counted(report.begun_anew, "file that came wrong or was", "files that came wrong or were")
+    if report.redownloaded:
+        files = counted(report.redownloaded, "file that came wrong or was", "files that came wrong or were")
         told.append(("fetched again", f"{files} replaced meanwhile"))
     if report.seconds > 0 and report.bytes:
         told.append(("took", f"{duration(report.seconds)}, {size(report.bytes / report.seconds)}/s"))

@@ -13,7 +13,7 @@ from kdpipe.cli.quantities import duration, size
 from kdpipe.cli.remote_options import RetryFor, retries
 
 if TYPE_CHECKING:
-    from kdpipe.schemas.foreign import TablesReport
+    from kdpipe.schemas.interop import TablesReport
 
 
 def export(

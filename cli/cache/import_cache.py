@@ -15,7 +15,7 @@ from kdpipe.cli.quantities import duration, size
 from kdpipe.schemas.errors import UsageError
 
 if TYPE_CHECKING:
-    from kdpipe.schemas.foreign import ImportReport
+    from kdpipe.schemas.interop import ImportReport
 
 TAILS = {
     "given": "stated by the source",

@@ -14,7 +14,7 @@ from kdpipe.schemas.counts import counted
 
 if TYPE_CHECKING:
     from kdpipe.schemas.manifest import Origin
-    from kdpipe.schemas.summary import CacheSummary, FidelitySummary, ScaledSummary, Sizes, TemperatureSummary
+    from kdpipe.schemas.summary import CacheSizes, CacheSummary, FidelitySummary, ScaledSummary, TemperatureSummary
 
 SHOWN_CACHES = 3
 SPLIT_COLUMNS = ("parts", "documents", "sequences", "rows", "positions")
@@ -42,7 +42,7 @@ def page(summary: "CacheSummary") -> str:
     return "\n".join([summary.url, *console.facts(facts), "", *_splits(summary), "", *sizes])
 
 
-def _sizes(sizes: "Sizes") -> list[str]:
+def _sizes(sizes: "CacheSizes") -> list[str]:
     """The bytes of parts and of what is there once, with their sum; the journal is beside them."""
     named = sizes.model_dump(exclude={"journal"})
     lines = [f"  {name:<18}{n_bytes:>15,}" for name, n_bytes in named.items()]

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from kdpipe.cli.cache.reshaping import Lines, answer
+from kdpipe.cli.cache.reshaping import ReshapeProgress, answer
 from kdpipe.cli.remote_options import RetryFor, retries
 
 
@@ -26,4 +26,4 @@ def merge(
     """Make one cache of several, of the same teacher, tokenizer and settings."""
     from kdpipe.cache.reshape.merge import merge as run
 
-    answer(run(caches, out, overlap, Lines(), retries(retry_for)), json)
+    answer(run(caches, out, overlap, ReshapeProgress(), retries(retry_for)), json)

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from kdpipe.cli.cache.reshaping import Lines, answer
+from kdpipe.cli.cache.reshaping import ReshapeProgress, answer
 from kdpipe.cli.remote_options import RetryFor, retries
 from kdpipe.schemas.errors import ConfigError
 
@@ -44,8 +44,8 @@ def requantize(
 ) -> None:
     """Make a poorer cache; what would be richer is refused."""
     from kdpipe.pipeline.requantize import requantize as run
+    from kdpipe.schemas.capture_settings import PROFILES
     from kdpipe.schemas.reshape import read_poorer
-    from kdpipe.schemas.stage_one import PROFILES
 
     if profile is not None and tau is not None:
         raise ConfigError("--profile and --tau say the same thing", hint="give one of them")
@@ -59,7 +59,7 @@ def requantize(
         "drop": tuple(drop or ()),
         "seed": seed,
     }
-    answer(run(cache, out, read_poorer(typed), Lines(), retries(retry_for)), json)
+    answer(run(cache, out, read_poorer(typed), ReshapeProgress(), retries(retry_for)), json)
 
 
 def _numbers(text: str) -> tuple[float, ...]:

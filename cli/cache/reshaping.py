@@ -19,7 +19,7 @@ SECONDS_BETWEEN_LINES = 30.0
 
 
 @final
-class Lines:
+class ReshapeProgress:
     """Tells of parts, now and then."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from kdpipe.cli.cache.reshaping import Lines, answer, bounds
+from kdpipe.cli.cache.reshaping import ReshapeProgress, answer, bounds
 from kdpipe.cli.remote_options import RetryFor, retries
 from kdpipe.schemas.errors import ConfigError
 
@@ -52,10 +52,10 @@ def subset(
 ) -> None:
     """Make a cache of the documents that every condition holds for."""
     from kdpipe.cache.reshape.subset import subset as run
-    from kdpipe.schemas.reshape import Selection
+    from kdpipe.schemas.reshape import DocumentSelection
 
     _check_numbers(lowest=lowest, highest=highest, at_least=at_least, at_most=at_most)
-    selection = Selection(
+    selection = DocumentSelection(
         split=split,
         parts=bounds("--parts", parts),
         documents=bounds("--documents", documents),
@@ -66,7 +66,7 @@ def subset(
         at_least=at_least,
         at_most=at_most,
     )
-    answer(run(cache, out, selection, Lines(), retries(retry_for)), json)
+    answer(run(cache, out, selection, ReshapeProgress(), retries(retry_for)), json)
 
 
 def _check_numbers(**typed: float | None) -> None:

@@ -17,8 +17,8 @@ from kdpipe.schemas.counts import counted
 from kdpipe.schemas.errors import UsageError
 
 if TYPE_CHECKING:
-    from kdpipe.cache.stores.retries import Patience
-    from kdpipe.schemas.report import AgainstReport, VerifyReport
+    from kdpipe.cache.stores.retries import RetryPolicy
+    from kdpipe.schemas.verify_report import AgainstReport, VerifyReport
 
 # Documents: enough to notice another teacher, few enough to wait for.
 SAMPLE = 32
@@ -82,7 +82,7 @@ def verify(
         raise typer.Exit(3)
 
 
-def _repaired(cache: str, level: Level, report: "VerifyReport", source: str, patience: "Patience") -> "VerifyReport":
+def _repaired(cache: str, level: Level, report: "VerifyReport", source: str, patience: "RetryPolicy") -> "VerifyReport":
     """The report once what was wrong has been fetched again."""
     from kdpipe.cache.transfer import copy_cache
     from kdpipe.cache.verify.first_use import verify_and_remember
@@ -94,12 +94,12 @@ def _repaired(cache: str, level: Level, report: "VerifyReport", source: str, pat
     return verify_and_remember(cache, level, console.Notes(), patience)
 
 
-def _with_signature(cache: str, report: "VerifyReport", key: Path, patience: "Patience") -> "VerifyReport":
+def _with_signature(cache: str, report: "VerifyReport", key: Path, patience: "RetryPolicy") -> "VerifyReport":
     """The report with what is wrong with the signature."""
     from kdpipe.cache.layout import SIGNATURE
     from kdpipe.cache.signing import signature_problem
     from kdpipe.cache.stores.dispatch import open_store
-    from kdpipe.schemas.report import Problem
+    from kdpipe.schemas.verify_report import Problem
 
     what = signature_problem(open_store(cache, patience), key, report.cache_id)
     if what is None:
@@ -113,7 +113,7 @@ def _with_signature(cache: str, report: "VerifyReport", key: Path, patience: "Pa
 
 
 def _with_teacher(
-    cache: str, report: "VerifyReport", teacher: str, sample: int, trusted: bool, patience: "Patience"
+    cache: str, report: "VerifyReport", teacher: str, sample: int, trusted: bool, patience: "RetryPolicy"
 ) -> "VerifyReport":
     """The report with what the teacher says today."""
     from kdpipe.pipeline.verify_against import verify_against

@@ -1,7 +1,7 @@
 """Draws beside the teacher: which of them are among its most probable ids, and how many should be.
 
-In: targets of a document from a cache, and the teacher's most probable ids at the same rows. Out: `Drawn`, to be added
-up. Draws cannot be compared one by one, since which id a random number meets hangs on the last bits of the masses
+In: targets of a document from a cache, and the teacher's most probable ids at the same rows. Out: `DrawCounts`, to be
+added up. Draws cannot be compared one by one, since which id a random number meets hangs on the last bits of the masses
 before it; their shares can.
 """
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from kdpipe.cache.format.ragged import draw_mask
 from kdpipe.cache.format.rows import Block
-from kdpipe.pipeline.audit.teacher_differences import Doubles, Said
+from kdpipe.pipeline.audit.teacher_differences import DocumentPredictions, Doubles
 from kdpipe.schemas.manifest import Manifest
 from kdpipe.schemas.targets import TopK
 
@@ -25,7 +25,7 @@ DEVIATIONS, ROUNDING_SHARE = 6.0, 0.02
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Drawn:
+class DrawCounts:
     """So many draws, those among the listed ids, and the expected number of the latter with its variance at most."""
 
     n: float = 0.0
@@ -33,8 +33,8 @@ class Drawn:
     expected: float = 0.0
     variance: float = 0.0
 
-    def __add__(self, other: "Drawn") -> "Drawn":
-        return Drawn(
+    def __add__(self, other: "DrawCounts") -> "DrawCounts":
+        return DrawCounts(
             n=self.n + other.n,
             listed=self.listed + other.listed,
             expected=self.expected + other.expected,
@@ -52,7 +52,7 @@ def listing(vocabulary_size: int) -> TopK:
     return TopK(k=max(1, min(LISTED, vocabulary_size // 4)))
 
 
-def drawn(block: Block, listed: Said, log_z: Doubles | None, manifest: Manifest) -> Drawn:
+def drawn(block: Block, listed: DocumentPredictions, log_z: Doubles | None, manifest: Manifest) -> DrawCounts:
     """Count a document's draws; `log_z` is the teacher's at the temperature of the draws, None at 1.
 
     An id of the tail is drawn in proportion to its probability by either kind of draws. Those of one row depend on each
@@ -75,7 +75,7 @@ def drawn(block: Block, listed: Said, log_z: Doubles | None, manifest: Manifest)
     found = np.bincount(rows[is_draw], times * is_listed, minlength=n_rows)
     counted = (n > 0) & (1 - exact > LEAST_TAIL)
     n, found, chance = n[counted], found[counted], np.minimum(share[counted] / (1 - exact[counted]), 1.0)
-    return Drawn(
+    return DrawCounts(
         n=float(n.sum()),
         listed=float(found.sum()),
         expected=float((n * chance).sum()),

@@ -7,12 +7,12 @@ needed: a model of another shape is another teacher, and asking it for states th
 from collections.abc import Iterator
 from typing import assert_never
 
-from kdpipe.pipeline.models.model_info import ModelShape
+from kdpipe.pipeline.models.model_info import ModelInfo
 from kdpipe.schemas.manifest import Manifest
 from kdpipe.schemas.targets import PcaProjection, RandomProjection, State, WholeState
 
 
-def differences_of_shape(shape: ModelShape, manifest: Manifest) -> list[str]:
+def differences_of_shape(shape: ModelInfo, manifest: Manifest) -> list[str]:
     """Everything that tells a model from the teacher of a cache; nothing where it may be the same."""
     return [
         f"{shape.name} {what}"
@@ -20,7 +20,7 @@ def differences_of_shape(shape: ModelShape, manifest: Manifest) -> list[str]:
     ]
 
 
-def _layers(shape: ModelShape, manifest: Manifest) -> Iterator[str]:
+def _layers(shape: ModelInfo, manifest: Manifest) -> Iterator[str]:
     stated = manifest.teacher.n_layers if manifest.teacher is not None else None
     deepest = max((vector.layer for vector in (*manifest.hidden.pooled, *manifest.hidden.rows)), default=0)
     own = "1 layer" if shape.n_layers == 1 else f"{shape.n_layers:,} layers"
@@ -30,7 +30,7 @@ def _layers(shape: ModelShape, manifest: Manifest) -> Iterator[str]:
         yield f"has {own}, the cache keeps states of layer {deepest:,}"
 
 
-def _widths(shape: ModelShape, manifest: Manifest) -> Iterator[str]:
+def _widths(shape: ModelInfo, manifest: Manifest) -> Iterator[str]:
     stated = manifest.teacher.hidden_size if manifest.teacher is not None else None
     if stated is not None and stated != shape.width:
         yield f"has a hidden size of {shape.width:,}, the teacher of the cache has {stated:,}"
@@ -55,7 +55,7 @@ def _widths(shape: ModelShape, manifest: Manifest) -> Iterator[str]:
             yield f"has states of {own:,} numbers, the cache keeps {what} of {width:,}"
 
 
-def _ids(shape: ModelShape, manifest: Manifest) -> Iterator[str]:
+def _ids(shape: ModelInfo, manifest: Manifest) -> Iterator[str]:
     n_ids, longest = manifest.vocabulary_size, manifest.plan.sequence_length
     if shape.vocabulary_size < n_ids:
         yield f"has {shape.vocabulary_size:,} rows in its vocabulary, the cache has {n_ids:,} ids"

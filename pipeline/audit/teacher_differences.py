@@ -11,14 +11,14 @@ import numpy.typing as npt
 
 from kdpipe.cache.format.ragged import draw_mask
 from kdpipe.cache.format.rows import Block, Bools, Floats
-from kdpipe.schemas.arrays import Column, LinearLaw, LogOddsLaw, log_z_column
+from kdpipe.schemas.arrays import Column, LinearQuantizer, LogOddsQuantizer, log_z_column
 from kdpipe.schemas.manifest import Manifest
 
 Doubles = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Said:
+class DocumentPredictions:
     """What was said of one document: scalars at its positions, log p of the exact ids by (row, id), states of all rows
     and their means.
 
@@ -33,7 +33,7 @@ class Said:
     vectors: Mapping[str, Doubles]
 
 
-def said(block: Block, loss_mask: Bools, vocabulary_size: int, pooled: Mapping[int, Floats]) -> Said:
+def said(block: Block, loss_mask: Bools, vocabulary_size: int, pooled: Mapping[int, Floats]) -> DocumentPredictions:
     """Take out of a document's targets what can be compared."""
     n_exact = block.n_exact.astype(np.int64)
     exact = ~draw_mask(n_exact, block.n_draws.astype(np.int64))
@@ -46,7 +46,7 @@ def said(block: Block, loss_mask: Bools, vocabulary_size: int, pooled: Mapping[i
         ceilings = np.fmin(ceilings, block.log_tail.astype(np.float64))
     named = {name: getattr(block, name) for name in ("log_tail", "entropy", "label_logprob", "boundary_logprob")}
     named |= {log_z_column(temperature): values for temperature, values in block.log_z.items()}
-    return Said(
+    return DocumentPredictions(
         scalars={name: values[loss_mask].astype(np.float64) for name, values in named.items() if values is not None},
         keys=keys[order],
         rows=rows[order],
@@ -63,7 +63,7 @@ def _vectors(block: Block, pooled: Mapping[int, Floats]) -> Iterator[tuple[str, 
         yield "the last state", block.state
 
 
-def apart(one: Said, other: Said) -> dict[str, float]:
+def apart(one: DocumentPredictions, other: DocumentPredictions) -> dict[str, float]:
     """How far states are from their twins, as a share of their size."""
     return {
         name: float(np.linalg.norm(one.vectors[name] - twin) / max(float(np.linalg.norm(twin)), 1e-30))
@@ -71,7 +71,7 @@ def apart(one: Said, other: Said) -> dict[str, float]:
     }
 
 
-def differences(one: Said, other: Said, bounds: Mapping[str, float]) -> Doubles:
+def differences(one: DocumentPredictions, other: DocumentPredictions, bounds: Mapping[str, float]) -> Doubles:
     """How far each number is from its twin, less what the codec explains; equal infinities do not differ.
 
     Masses are compared as probabilities: the log of one that is almost nothing says little. An id that only one side
@@ -89,7 +89,7 @@ def differences(one: Said, other: Said, bounds: Mapping[str, float]) -> Doubles:
     return np.concatenate(found)
 
 
-def _above(one: Said, other: Said, bound: float) -> Doubles:
+def _above(one: DocumentPredictions, other: DocumentPredictions, bound: float) -> Doubles:
     """How much more probable the ids that only one side keeps exactly are than the other side allows."""
     alone = ~np.isin(one.keys, other.keys)
     ceilings = other.ceilings[one.rows[alone]]
@@ -105,12 +105,12 @@ def _excess(a: Doubles, b: Doubles, bound: float) -> Doubles:
 
 
 def codec_bounds(manifest: Manifest) -> dict[str, float]:
-    """The largest error of each number, as docs/cache-format.md states it under Laws."""
+    """The largest error of each number, as docs/cache-format.md states it under Quantizers."""
     bounds = {column.name: _bound(column) for column in manifest.arrays.row.columns}
     if manifest.arrays.logprob is not None:
-        bounds["logprob"] = manifest.arrays.logprob.law.step + bounds.get("log_tail", 0.0)
+        bounds["logprob"] = manifest.arrays.logprob.quantizer.step + bounds.get("log_tail", 0.0)
     return bounds
 
 
 def _bound(column: Column) -> float:
-    return column.law.step / 2 if isinstance(column.law, LinearLaw | LogOddsLaw) else 0.0
+    return column.quantizer.step / 2 if isinstance(column.quantizer, LinearQuantizer | LogOddsQuantizer) else 0.0

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from kdpipe.cache.order import SequenceOrder
 from kdpipe.cache.reader import Cache
 from kdpipe.schemas.errors import ConfigError, Incompatible
-from kdpipe.schemas.stage_two import Order
+from kdpipe.schemas.train_settings import Order
 
 Longs = npt.NDArray[np.int64]
 Doubles = npt.NDArray[np.float64]
@@ -98,7 +98,7 @@ def mean_entropies(cache: Cache) -> Doubles:
 
 
 @final
-class Listed:
+class FixedOrder:
     """Sequences as they are listed, again and again."""
 
     def __init__(self, numbers: Sequence[int]) -> None:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from kdpipe.cache.format.rows import Rows, Tokens
+from kdpipe.cache.format.rows import Rows, TokenRows
 from kdpipe.cache.reader import Cache
 from kdpipe.pipeline.batches.micro_batch import MicroBatch, Targets, with_tensors
 from kdpipe.schemas.errors import CacheDamaged, Incompatible
@@ -23,7 +23,7 @@ Longs = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wants:
+class BatchContents:
     """What is read beside the tokens: targets, the teacher's statistics of rows, states of rows and of documents."""
 
     targets: bool = False
@@ -32,7 +32,7 @@ class Wants:
     pooled: tuple[int, ...] = ()
 
 
-def check_wants(cache: Cache, wants: Wants) -> None:
+def check_wants(cache: Cache, wants: BatchContents) -> None:
     """Refuse to want what a cache does not keep."""
     manifest = cache.manifest
     if wants.targets and manifest.targets.keep.kind == "none":
@@ -58,7 +58,7 @@ def _check_layers(url: str, what: str, layers: Sequence[int], vectors: Sequence[
         )
 
 
-def make_batch(cache: Cache, numbers: Sequence[int], wants: Wants, *, pin: bool = False) -> MicroBatch:
+def make_batch(cache: Cache, numbers: Sequence[int], wants: BatchContents, *, pin: bool = False) -> MicroBatch:
     """Read some sequences, in this order, as one micro-batch."""
     # Neighbors share chunks: reading in stored order decodes each once.
     found = {number: _read(cache, number, wants) for number in sorted(set(numbers))}
@@ -79,9 +79,9 @@ def make_batch(cache: Cache, numbers: Sequence[int], wants: Wants, *, pin: bool 
     return with_tensors(batch, Tensor.pin_memory) if pin else batch
 
 
-def _read(cache: Cache, number: int, wants: Wants) -> Rows | Tokens:
+def _read(cache: Cache, number: int, wants: BatchContents) -> Rows | TokenRows:
     if wants.targets or wants.statistics or wants.hidden:
-        rows: Rows | Tokens = cache.rows(number, hidden=bool(wants.hidden))
+        rows: Rows | TokenRows = cache.rows(number, hidden=bool(wants.hidden))
     else:
         rows = cache.tokens(number)
     if rows.loss_mask[-1]:
@@ -89,7 +89,7 @@ def _read(cache: Cache, number: int, wants: Wants) -> Rows | Tokens:
     return rows
 
 
-def _tokens(rows: Sequence[Rows | Tokens]) -> dict[str, Tensor]:
+def _tokens(rows: Sequence[Rows | TokenRows]) -> dict[str, Tensor]:
     """Tokens and documents side by side, and where in them the rows are that are learnt from."""
     n_sequences, longest = len(rows), max(len(one.tokens) for one in rows)
     tokens = np.zeros((n_sequences, longest), np.int64)
@@ -97,13 +97,13 @@ def _tokens(rows: Sequence[Rows | Tokens]) -> dict[str, Tensor]:
     places, labels, counts = [], [], []
     for b, one in enumerate(rows):
         n = len(one.tokens)
-        learnt = np.flatnonzero(one.loss_mask)
+        trained = np.flatnonzero(one.loss_mask)
         tokens[b, :n] = one.tokens
         lengths = np.diff(np.append(one.document_starts, n))
         document[b, :n] = np.repeat(np.arange(len(lengths)), lengths)
-        places.append(learnt + b * longest)
-        labels.append(tokens[b, learnt + 1])
-        counts.append(len(learnt))
+        places.append(trained + b * longest)
+        labels.append(tokens[b, trained + 1])
+        counts.append(len(trained))
     return {
         "tokens_BT": torch.from_numpy(tokens),
         "document_BT": torch.from_numpy(document),

@@ -13,7 +13,7 @@ import numpy as np
 
 from kdpipe.cache.reader import Cache
 from kdpipe.pipeline.batches.batch_order import Ordering
-from kdpipe.pipeline.batches.collate import Wants, check_wants, make_batch
+from kdpipe.pipeline.batches.collate import BatchContents, check_wants, make_batch
 from kdpipe.pipeline.batches.micro_batch import MicroBatch, StepBatch
 
 Numbers = tuple[int, ...]
@@ -29,7 +29,14 @@ class StepLoader:
     """
 
     def __init__(
-        self, cache: Cache, wants: Wants, *, batch_size: int, ahead: int = 4, threads: int = 1, pin: bool = False
+        self,
+        cache: Cache,
+        wants: BatchContents,
+        *,
+        batch_size: int,
+        ahead: int = 4,
+        threads: int = 1,
+        pin: bool = False,
     ) -> None:
         check_wants(cache, wants)
         self._cache, self._wants, self._pin = cache, wants, pin

@@ -8,12 +8,12 @@ from typing import Final
 
 from kdpipe.cache import open_cache
 from kdpipe.cache.reader import Cache
-from kdpipe.cache.stores.addresses import Nearby, is_url, usual_folder
-from kdpipe.cache.stores.retries import RETRY_SECONDS, Patience
+from kdpipe.cache.stores.addresses import MirrorSettings, is_url, usual_folder
+from kdpipe.cache.stores.retries import RETRY_SECONDS, RetryPolicy
 from kdpipe.pipeline.watch import Listener
 from kdpipe.schemas.cache_plan import SplitName
 from kdpipe.schemas.errors import ConfigError, Incompatible
-from kdpipe.schemas.stage_two import CacheSettings
+from kdpipe.schemas.train_settings import CacheSettings
 
 LIMIT: Final = 100 * 1000**3
 
@@ -29,7 +29,7 @@ def opened(settings: CacheSettings, watch: Listener, split: SplitName | None = N
         split,
         allow_partial=settings.allow_partial,
         nearby=_nearby(settings, path),
-        patience=Patience(budget=seconds, told=watch.say),
+        patience=RetryPolicy(budget=seconds, told=watch.say),
     )
     pin = settings.pin
     if pin is not None and not (cache.cache_id or "").startswith(pin):
@@ -40,7 +40,7 @@ def opened(settings: CacheSettings, watch: Listener, split: SplitName | None = N
     return cache
 
 
-def _nearby(settings: CacheSettings, path: str) -> Nearby | None:
+def _nearby(settings: CacheSettings, path: str) -> MirrorSettings | None:
     if not is_url(path):
         for name, value in (("dir", settings.dir), ("limit", settings.limit)):
             if value is not None:
@@ -49,4 +49,4 @@ def _nearby(settings: CacheSettings, path: str) -> Nearby | None:
                 )
         return None
     folder = Path(settings.dir).expanduser() if settings.dir is not None else usual_folder()
-    return Nearby(folder=folder.absolute(), limit=settings.limit or LIMIT)
+    return MirrorSettings(folder=folder.absolute(), limit=settings.limit or LIMIT)

@@ -12,8 +12,8 @@ from kdpipe.cache.format.blocks import cut, join
 from kdpipe.cache.format.rows import Block, Floats
 from kdpipe.cache.format.rows import Sequence as StoredSequence
 from kdpipe.pipeline.documents.document_packing import to_sequence
-from kdpipe.pipeline.documents.segments import Piece
-from kdpipe.pipeline.teachers import Answer
+from kdpipe.pipeline.documents.segments import Segment
+from kdpipe.pipeline.teachers import CaptureResult
 from kdpipe.pipeline.teachers.batching import batches
 from kdpipe.schemas.manifest import Manifest
 
@@ -21,7 +21,7 @@ Group = list[int]
 
 
 def batches_in_order(
-    pieces: Sequence[Piece], groups: Sequence[Group], batch_tokens: int, window_rows: int
+    pieces: Sequence[Segment], groups: Sequence[Group], batch_tokens: int, window_rows: int
 ) -> list[Group]:
     """Batches of pieces for a part, window after window: a function of the documents and these two sizes alone."""
     found: list[Group] = []
@@ -36,15 +36,15 @@ def batches_in_order(
     return found + (_batches_of(window, pieces, batch_tokens) if window else [])
 
 
-def _batches_of(window: Group, pieces: Sequence[Piece], batch_tokens: int) -> list[Group]:
+def _batches_of(window: Group, pieces: Sequence[Segment], batch_tokens: int) -> list[Group]:
     chosen = [pieces[i] for i in window]
     return [[window[i] for i in batch] for batch in batches(chosen, batch_tokens)]
 
 
 def arrange(
-    pieces: Sequence[Piece],
+    pieces: Sequence[Segment],
     groups: Sequence[Group],
-    answered: Iterable[tuple[Group, Answer]],
+    answered: Iterable[tuple[Group, CaptureResult]],
     manifest: Manifest,
 ) -> Iterator[tuple[StoredSequence, Block]]:
     """Give out every sequence as soon as all its pieces are answered, in order."""
@@ -62,9 +62,9 @@ def arrange(
     assert turn == len(groups), "a batch was left out"
 
 
-def without_teacher(asked: Iterable[Sequence[Piece]]) -> Iterator[Answer]:
+def without_teacher(asked: Iterable[Sequence[Segment]]) -> Iterator[CaptureResult]:
     """The answers of a cache that holds tokens only."""
     for batch in asked:
         n_rows = sum(len(piece) for piece in batch)
         nothing, floats = np.zeros(n_rows, np.int32), np.zeros(0, np.float32)
-        yield Answer(block=Block(n_exact=nothing, n_draws=nothing, ids=np.zeros(0, np.int32), logprobs=floats))
+        yield CaptureResult(block=Block(n_exact=nothing, n_draws=nothing, ids=np.zeros(0, np.int32), logprobs=floats))

@@ -8,18 +8,18 @@ from importlib.metadata import version
 import numpy as np
 import numpy.typing as npt
 
-from kdpipe.pipeline.capture.capture_teacher import Speaker
+from kdpipe.pipeline.capture.capture_teacher import CaptureTeacher
 from kdpipe.pipeline.capture.inputs import Inputs
 from kdpipe.schemas import manifest
 from kdpipe.schemas.arrays import default_arrays
+from kdpipe.schemas.capture_settings import CaptureSettings
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.manifest import Manifest, expected_tables
-from kdpipe.schemas.stage_one import StageOne
 
 Longs = npt.NDArray[np.int64]
 
 
-def make_manifest(settings: StageOne, inputs: Inputs, speaker: Speaker) -> Manifest:
+def make_manifest(settings: CaptureSettings, inputs: Inputs, speaker: CaptureTeacher) -> Manifest:
     """The manifest; equal settings and inputs give equal bytes on every machine."""
     corpus, tokenizer = inputs.corpus, inputs.tokenizer.record
     n_ids = tokenizer.vocabulary_size
@@ -33,7 +33,7 @@ def make_manifest(settings: StageOne, inputs: Inputs, speaker: Speaker) -> Manif
             source=corpus.source,
             columns=corpus.columns,
             text=settings.targets.for_other_tokenizers,
-            loss=corpus.loss,
+            train_on=corpus.train_on,
         ),
         plan=corpus.plan(
             speaker.sequence_length, packed=settings.sequences.pack, part_rows=settings.sequences.part_rows
@@ -45,7 +45,7 @@ def make_manifest(settings: StageOne, inputs: Inputs, speaker: Speaker) -> Manif
     )
 
 
-def check_description(settings: StageOne, found: Manifest) -> None:
+def check_description(settings: CaptureSettings, found: Manifest) -> None:
     """Refuse a name or license of the teacher that a cache begun before states otherwise: its manifest is final."""
     teacher = found.teacher
     if teacher is None:

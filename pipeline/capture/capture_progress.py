@@ -9,17 +9,17 @@ from queue import SimpleQueue
 from typing import final
 
 from kdpipe.cache.writing.writer import CacheWriter
-from kdpipe.pipeline.capture.part_capture import Tally
-from kdpipe.pipeline.capture.part_queue import Shard
+from kdpipe.pipeline.capture.part_capture import CaptureTally
+from kdpipe.pipeline.capture.part_queue import WorkerShard
 from kdpipe.pipeline.documents.corpus import Corpus
-from kdpipe.pipeline.watch import PartsNews, Watch
+from kdpipe.pipeline.watch import PartsProgress, Watch
 
 
 @final
-class Follower:
+class ProgressFollower:
     """Turns tallies into progress; the sizes of documents tell how long the rest will take."""
 
-    def __init__(self, cache: CacheWriter, corpus: Corpus, shard: Shard, watch: Watch) -> None:
+    def __init__(self, cache: CacheWriter, corpus: Corpus, shard: WorkerShard, watch: Watch) -> None:
         missing, plan = cache.missing(), cache.manifest.plan
         mine = [number for number in missing if number % shard.count == shard.index]
         self._cache, self._watch = cache, watch
@@ -33,14 +33,14 @@ class Follower:
         """Take note of a part; called by the writing thread."""
         self._queue.put(number)
 
-    def tell(self, tally: Tally) -> None:
+    def tell(self, tally: CaptureTally) -> None:
         """Pass on what has happened."""
         while not self._queue.empty():
             self._tell_part(self._queue.get())
         seconds = tally.making_seconds
         # What others left comes on top of one's own share, and is not foreseen.
         left = max(0.0, self._rows - tally.rows) * seconds / tally.rows if tally.rows else None
-        news = PartsNews(
+        news = PartsProgress(
             positions_done=tally.positions,
             positions_per_second=tally.positions / seconds,
             waiting_share=tally.waiting_seconds / seconds,

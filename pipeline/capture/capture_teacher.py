@@ -1,6 +1,6 @@
 """The teacher as stage one needs it: who it is, what it is asked, what is taken from it once, and its answers.
 
-In: settings and the tokenizer. Out: a `Speaker`; for a cache of tokens only, one who says nothing.
+In: settings and the tokenizer. Out: a `CaptureTeacher`; for a cache of tokens only, one who says nothing.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,13 +11,13 @@ import numpy.typing as npt
 import torch
 
 from kdpipe.pipeline.capture.assemble import without_teacher
-from kdpipe.pipeline.documents.segments import Piece
+from kdpipe.pipeline.documents.segments import Segment
 from kdpipe.pipeline.models import devices
-from kdpipe.pipeline.models.model_info import ModelShape, check_lengths, check_vocabulary
+from kdpipe.pipeline.models.model_info import ModelInfo, check_lengths, check_vocabulary
 from kdpipe.pipeline.targets.hidden_states import PcaFit, hidden_spec
-from kdpipe.pipeline.targets.request import Asked
+from kdpipe.pipeline.targets.request import TargetRequest
 from kdpipe.pipeline.targets.target_spec import OutputHead, target_spec
-from kdpipe.pipeline.teachers import Answer, Teacher
+from kdpipe.pipeline.teachers import CaptureResult, Teacher
 from kdpipe.pipeline.teachers.batching import batches
 from kdpipe.pipeline.teachers.load_teacher import load
 from kdpipe.pipeline.teachers.local_teacher import LocalTeacher
@@ -25,8 +25,8 @@ from kdpipe.pipeline.teachers.shape import teacher_shape
 from kdpipe.pipeline.tokenizers.own_tokenizer import FOREIGN_NOTE
 from kdpipe.pipeline.tokenizers.tokenizer import LoadedTokenizer
 from kdpipe.schemas import manifest
+from kdpipe.schemas.capture_settings import CaptureSettings
 from kdpipe.schemas.part import Fidelity
-from kdpipe.schemas.stage_one import StageOne
 from kdpipe.schemas.targets import HiddenSpec, PcaProjection, State, TargetSpec, Vector, WholeState
 
 DEFAULT_LENGTH = 2048
@@ -36,21 +36,21 @@ CPU_BATCH_TOKENS, GPU_BATCH_TOKENS = 2048, 16384
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Speaker:
+class CaptureTeacher:
     """Whoever answers, and what is known of it; `teacher` and `facts` are None for a cache of tokens only."""
 
     teacher: Teacher | None
-    facts: manifest.Teacher | None
+    facts: manifest.TeacherRecord | None
     targets: TargetSpec
     hidden: HiddenSpec
     sequence_length: int
     batch_tokens: int
 
-    def answers(self, batches: Iterable[Sequence[Piece]], asked: Asked) -> Iterator[Answer]:
+    def answers(self, batches: Iterable[Sequence[Segment]], asked: TargetRequest) -> Iterator[CaptureResult]:
         """Answers, batch after batch."""
         return without_teacher(batches) if self.teacher is None else self.teacher.answers(batches, asked)
 
-    def bare_seconds(self, batches: Iterable[Sequence[Piece]]) -> float | None:
+    def bare_seconds(self, batches: Iterable[Sequence[Segment]]) -> float | None:
         """What the model's own forward pass over some batches takes, where it runs here."""
         return self.teacher.bare_seconds(batches) if isinstance(self.teacher, LocalTeacher) else None
 
@@ -60,10 +60,10 @@ class Speaker:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Prospect:
+class CapturePlan:
     """What is known of a speaker before its weights are loaded; `shape` is None for a cache of tokens only."""
 
-    shape: ModelShape | None
+    shape: ModelInfo | None
     device: torch.device
     dtype: str
     targets: TargetSpec
@@ -73,12 +73,12 @@ class Prospect:
     foreign_tokenizer: bool = False
 
 
-def look_ahead(settings: StageOne, tokenizer: LoadedTokenizer, shape: ModelShape | None = None) -> Prospect:
+def look_ahead(settings: CaptureSettings, tokenizer: LoadedTokenizer, shape: ModelInfo | None = None) -> CapturePlan:
     """Refuse early what cannot be: from config and tokenizer alone; a shape that is known is not read again."""
     n_ids = tokenizer.record.vocabulary_size
     own_batch = settings.machine.batch_tokens
     if settings.targets.kind == "none":
-        return Prospect(
+        return CapturePlan(
             shape=None,
             device=torch.device("cpu"),
             dtype="float32",
@@ -91,7 +91,7 @@ def look_ahead(settings: StageOne, tokenizer: LoadedTokenizer, shape: ModelShape
     shape = shape or teacher_shape(settings.teacher)
     check_vocabulary(shape, n_ids)
     dtype = devices.choose_dtype(settings.teacher.dtype, device)
-    return Prospect(
+    return CapturePlan(
         shape=shape,
         device=device,
         dtype=dtype,
@@ -103,7 +103,9 @@ def look_ahead(settings: StageOne, tokenizer: LoadedTokenizer, shape: ModelShape
     )
 
 
-def open_speaker(settings: StageOne, tokenizer: LoadedTokenizer, ahead: Prospect | None = None) -> Speaker:
+def open_speaker(
+    settings: CaptureSettings, tokenizer: LoadedTokenizer, ahead: CapturePlan | None = None
+) -> CaptureTeacher:
     """Load the teacher, on the device that is named or spread over all, unless only tokens are wanted."""
     ahead = ahead or look_ahead(settings, tokenizer)
     teacher, facts, targets = None, None, ahead.targets
@@ -115,7 +117,7 @@ def open_speaker(settings: StageOne, tokenizer: LoadedTokenizer, ahead: Prospect
         if ahead.foreign_tokenizer:
             facts = facts.model_copy(update={"notes": (*facts.notes, FOREIGN_NOTE)})
         targets = target_spec(settings.targets, n_ids, teacher.output_head)
-    return Speaker(
+    return CaptureTeacher(
         teacher=teacher,
         facts=facts,
         targets=targets,
@@ -125,7 +127,7 @@ def open_speaker(settings: StageOne, tokenizer: LoadedTokenizer, ahead: Prospect
     )
 
 
-def _sequence_length(settings: StageOne, shape: ModelShape) -> int:
+def _sequence_length(settings: CaptureSettings, shape: ModelInfo) -> int:
     asked = settings.sequences.length
     if asked is None:
         return min(DEFAULT_LENGTH, shape.max_positions or DEFAULT_LENGTH)
@@ -133,7 +135,7 @@ def _sequence_length(settings: StageOne, shape: ModelShape) -> int:
     return asked
 
 
-def fitted_tables(speaker: Speaker, pieces: Iterable[Piece], asked: Asked) -> dict[str, Table]:
+def fitted_tables(speaker: CaptureTeacher, pieces: Iterable[Segment], asked: TargetRequest) -> dict[str, Table]:
     """What is taken from the teacher once for all parts: its head for states, projections fitted to states."""
     tables: dict[str, Table] = {}
     if isinstance(speaker.targets.keep, State):
@@ -151,7 +153,9 @@ def fitted_tables(speaker: Speaker, pieces: Iterable[Piece], asked: Asked) -> di
     return tables
 
 
-def _fits(speaker: Speaker, vectors: Sequence[Vector], pieces: Iterable[Piece], asked: Asked) -> dict[int, PcaFit]:
+def _fits(
+    speaker: CaptureTeacher, vectors: Sequence[Vector], pieces: Iterable[Segment], asked: TargetRequest
+) -> dict[int, PcaFit]:
     """Projections fitted to whole states of some layers, at every row of the first piece of each document.
 
     Long documents have many pieces, and neither time nor memory may follow from how long they are.
@@ -161,7 +165,7 @@ def _fits(speaker: Speaker, vectors: Sequence[Vector], pieces: Iterable[Piece], 
         assert isinstance(vector.projection, PcaProjection)
         width = vector.projection.input_width
         whole.append(Vector(layer=vector.layer, width=width, group=width, projection=WholeState()))
-    firsts: dict[int, Piece] = {}
+    firsts: dict[int, Segment] = {}
     for piece in pieces:
         firsts.setdefault(piece.document, piece)
     chosen = list(firsts.values())

@@ -1,19 +1,19 @@
 """A cache begun or found: its manifest, tokenizer and tables are there, and the teacher knows what it is asked.
 
-In: a folder, the manifest, documents and teacher. Out: the `CacheWriter`, and the `Asked` of every part. A table that
-another worker published first is the one that holds.
+In: a folder, the manifest, documents and teacher. Out: the `CacheWriter`, and the `TargetRequest` of every part. A
+table that another worker published first is the one that holds.
 """
 
 from dataclasses import replace
 
 from kdpipe.cache.opening import create_cache
-from kdpipe.cache.reshape.sources import Source
-from kdpipe.cache.stores.retries import Patience
+from kdpipe.cache.reshape.sources import SourceCache
+from kdpipe.cache.stores.retries import RetryPolicy
 from kdpipe.cache.writing.writer import CacheWriter
 from kdpipe.pipeline.capture.cache_manifest import ids_by_rank, unigram
-from kdpipe.pipeline.capture.capture_teacher import Speaker, fitted_tables
+from kdpipe.pipeline.capture.capture_teacher import CaptureTeacher, fitted_tables
 from kdpipe.pipeline.capture.inputs import Inputs
-from kdpipe.pipeline.targets.request import Asked
+from kdpipe.pipeline.targets.request import TargetRequest
 from kdpipe.schemas.manifest import Manifest
 
 # Documents to whose states a projection is fitted.
@@ -26,17 +26,17 @@ def begin_cache(
     folder: str,
     manifest: Manifest,
     inputs: Inputs,
-    speaker: Speaker,
-    old: Source | None = None,
-    patience: Patience | None = None,
-) -> tuple[CacheWriter, Asked]:
+    speaker: CaptureTeacher,
+    old: SourceCache | None = None,
+    patience: RetryPolicy | None = None,
+) -> tuple[CacheWriter, TargetRequest]:
     """Publish what is not there yet, of the old cache where one is extended; another cache in the folder is refused."""
     # Before the folder is there: this reads documents, and one that is refused should not leave a folder behind.
     counts = inputs.corpus.token_counts(manifest.vocabulary_size)
     cache = create_cache(folder, manifest, patience)
     stated, n_ids = cache.manifest, cache.manifest.vocabulary_size
     cache.publish_tokenizer(inputs.tokenizer.files if old is None else old.tokenizer_files())
-    asked = Asked(
+    asked = TargetRequest(
         targets=stated.targets,
         hidden=stated.hidden,
         vocabulary_size=n_ids,

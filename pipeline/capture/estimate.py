@@ -12,16 +12,16 @@ from kdpipe.cache.durable.scratch import scratch_folder
 from kdpipe.cache.inspect import inspect_cache
 from kdpipe.cache.opening import create_cache
 from kdpipe.pipeline.capture.buffer_limits import row_bytes, waiting_sequences, window_rows
-from kdpipe.pipeline.capture.capture_teacher import Prospect
+from kdpipe.pipeline.capture.capture_teacher import CapturePlan
 from kdpipe.pipeline.documents.corpus import Corpus
 from kdpipe.pipeline.documents.part_plan import rows_of_a_part
-from kdpipe.pipeline.documents.tokenize import Counts
+from kdpipe.pipeline.documents.tokenize import DocumentCounts
 from kdpipe.pipeline.models.model_info import DTYPE_BYTES
 from kdpipe.pipeline.synthetic import Recipe, synthetic_manifest, synthetic_part, synthetic_tables
 from kdpipe.pipeline.teachers.reading import CPU_LOGITS_BYTES, GPU_LOGITS_BYTES
 from kdpipe.schemas.arrays import default_arrays
-from kdpipe.schemas.cache_plan import Plan
-from kdpipe.schemas.report import Memory
+from kdpipe.schemas.cache_plan import CachePlan
+from kdpipe.schemas.capture_report import MemoryEstimate
 from kdpipe.schemas.targets import HiddenSpec, Sampled, TargetSpec, Threshold, TopK, TopP
 
 SAMPLE_DOCUMENTS = 64
@@ -33,7 +33,7 @@ LIVE_WIDTHS = 14
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Extent:
+class DataExtent:
     """How much there is, by split."""
 
     documents: dict[str, int]
@@ -43,10 +43,10 @@ class Extent:
     sequences: int
 
 
-def extent_for(n_tokens: int, sequence_length: int) -> Extent:
+def extent_for(n_tokens: int, sequence_length: int) -> DataExtent:
     """So many tokens of any text, all of them learnt."""
     n_parts = max(1, round(n_tokens / rows_of_a_part(n_tokens)))
-    return Extent(
+    return DataExtent(
         documents={},
         rows={"train": n_tokens},
         positions={"train": n_tokens},
@@ -55,7 +55,7 @@ def extent_for(n_tokens: int, sequence_length: int) -> Extent:
     )
 
 
-def scaled(extent: Extent, n_tokens: int) -> Extent:
+def scaled(extent: DataExtent, n_tokens: int) -> DataExtent:
     """The same kind of text, so many tokens of it."""
     factor = n_tokens / max(sum(extent.rows.values()), 1)
     target = rows_of_a_part(n_tokens)
@@ -64,7 +64,7 @@ def scaled(extent: Extent, n_tokens: int) -> Extent:
         return {split: round(n * factor) for split, n in counts.items()}
 
     rows = times(extent.rows)
-    return Extent(
+    return DataExtent(
         documents=times(extent.documents),
         rows=rows,
         positions=times(extent.positions),
@@ -73,12 +73,12 @@ def scaled(extent: Extent, n_tokens: int) -> Extent:
     )
 
 
-def extent_of(corpus: Corpus, plan: Plan) -> Extent:
+def extent_of(corpus: Corpus, plan: CachePlan) -> DataExtent:
     """Rows and positions of documents that are not tokenized yet, from those of a sample."""
-    counts = Counts()
+    counts = DocumentCounts()
     pieces = list(corpus.spread_pieces("train", SAMPLE_DOCUMENTS, plan.sequence_length, counts))
     kept = counts.tokens / max(counts.tokens + counts.untaught_tokens, 1)
-    learnt = counts.positions / max(counts.tokens, 1)
+    trained = counts.positions / max(counts.tokens, 1)
     documents: dict[str, int] = {split: n for split, n in corpus.splits.items() if n}
     rows: dict[str, int] = {
         split: round(float(corpus.expected_tokens(split, plan.sequence_length).sum()) * kept)
@@ -87,10 +87,10 @@ def extent_of(corpus: Corpus, plan: Plan) -> Extent:
     }
     mean = counts.tokens / max(len(pieces), 1)
     per_sequence = plan.sequence_length if plan.packed else mean
-    return Extent(
+    return DataExtent(
         documents=documents,
         rows=rows,
-        positions={split: round(n * learnt) for split, n in rows.items()},
+        positions={split: round(n * trained) for split, n in rows.items()},
         parts={split.name: len(split.bounds) - 1 for split in plan.splits},
         sequences=sum(max(1, round(n / per_sequence)) for n in rows.values()),
     )
@@ -150,7 +150,7 @@ def _recipe(targets: TargetSpec, vocabulary_size: int) -> Recipe:
     )
 
 
-def memory_of(ahead: Prospect) -> Memory:
+def memory_of(ahead: CapturePlan) -> MemoryEstimate:
     """Bytes at once, of one worker: on the teacher's device, and on the host for answers that wait and to write."""
     weights = activations = logits = answers = 0
     if ahead.shape is not None:
@@ -168,4 +168,4 @@ def memory_of(ahead: Prospect) -> Memory:
         "answers": answers,
         "writer": WRITER_BYTES,
     }
-    return Memory(**parts, total=sum(parts.values()))
+    return MemoryEstimate(**parts, total=sum(parts.values()))

@@ -13,13 +13,13 @@ from kdpipe.cache.reshape.adopt import adopt_part, fetch_from, with_changes
 from kdpipe.cache.reshape.digests import KnownDocuments, digests_of
 from kdpipe.cache.reshape.merge import check_same_spec
 from kdpipe.cache.reshape.rebuild import MAX_TEXT, made_from
-from kdpipe.cache.reshape.sources import Source, check_apart, open_source
-from kdpipe.cache.stores.retries import Patience
+from kdpipe.cache.reshape.sources import SourceCache, check_apart, open_source
+from kdpipe.cache.stores.retries import RetryPolicy
 from kdpipe.cache.writing.writer import CacheWriter
-from kdpipe.pipeline.capture.part_queue import Shard
-from kdpipe.schemas.cache_plan import Plan, SplitName, SplitPlan
+from kdpipe.pipeline.capture.part_queue import WorkerShard
+from kdpipe.schemas.cache_plan import CachePlan, SplitName, SplitPlan
+from kdpipe.schemas.capture_settings import CaptureSettings, TeacherSettings
 from kdpipe.schemas.manifest import Manifest, Origin
-from kdpipe.schemas.stage_one import StageOne, TeacherSettings
 from kdpipe.schemas.strict_json import canonical, sha256_hex
 
 
@@ -28,7 +28,7 @@ from kdpipe.schemas.strict_json import canonical, sha256_hex
 class Extension:
     """A finished cache that is extended: the documents that it has, and how many each of its splits has."""
 
-    source: Source
+    source: SourceCache
     known: KnownDocuments
     documents: Mapping[SplitName, int]
 
@@ -50,7 +50,7 @@ class Extension:
             described = described.model_copy(update={key: value for key, value in given.items() if value is not None})
         return with_changes(made, data=data, seed=manifest.seed, teacher=described)
 
-    def adopt(self, cache: CacheWriter, shard: Shard) -> None:
+    def adopt(self, cache: CacheWriter, shard: WorkerShard) -> None:
         """Put the old parts that are not there yet in their places: a worker's own share, then what others left."""
         numbers = _places(self.source.manifest.plan, cache.manifest.plan)
         own = {number for number in numbers if number % shard.count == shard.index}
@@ -61,7 +61,7 @@ class Extension:
                 adopt_part(cache, number, self.source.manifest, record, fetch)
 
 
-def open_extension(settings: StageOne, patience: Patience) -> Extension | None:
+def open_extension(settings: CaptureSettings, patience: RetryPolicy) -> Extension | None:
     """The cache that is extended, where one is named."""
     if settings.extend is None:
         return None
@@ -72,7 +72,7 @@ def open_extension(settings: StageOne, patience: Patience) -> Extension | None:
     return Extension(source=source, known=KnownDocuments(digests_of(source)), documents=documents)
 
 
-def _behind(old: Plan, new: Plan) -> Plan:
+def _behind(old: CachePlan, new: CachePlan) -> CachePlan:
     """The parts of both, split by split: new documents are counted on from the old ones."""
     first = {split.name: split.bounds for split in old.splits}
     more = {split.name: split.bounds for split in new.splits}
@@ -80,10 +80,10 @@ def _behind(old: Plan, new: Plan) -> Plan:
     for name in dict.fromkeys([*first, *more]):
         bounds = first.get(name, (0,))
         splits.append(SplitPlan(name=name, bounds=(*bounds, *(bounds[-1] + end for end in more.get(name, (0,))[1:]))))
-    return Plan(splits=tuple(splits), sequence_length=old.sequence_length, packed=old.packed)
+    return CachePlan(splits=tuple(splits), sequence_length=old.sequence_length, packed=old.packed)
 
 
-def _places(old: Plan, both: Plan) -> dict[int, int]:
+def _places(old: CachePlan, both: CachePlan) -> dict[int, int]:
     """The number of every old part by its number in the new plan."""
     sizes = {split.name: len(split.bounds) - 1 for split in old.splits}
     found: dict[int, int] = {}

@@ -10,12 +10,12 @@ from kdpipe.pipeline.documents.corpus import SPLITS, Corpus
 from kdpipe.pipeline.documents.data_sources import is_of_hub
 from kdpipe.pipeline.documents.open_corpus import open_corpus
 from kdpipe.pipeline.documents.text_ranges import LEAST_BYTES, LONG_BYTES
-from kdpipe.pipeline.documents.tokenize import Counts
+from kdpipe.pipeline.documents.tokenize import DocumentCounts
 from kdpipe.pipeline.tokenizers.cached_tokenizer import with_reloadable_files
 from kdpipe.pipeline.tokenizers.tokenizer import LoadedTokenizer, load_tokenizer
 from kdpipe.pipeline.watch import Watch
+from kdpipe.schemas.capture_settings import CaptureSettings
 from kdpipe.schemas.errors import ConfigError
-from kdpipe.schemas.stage_one import StageOne
 
 # Below them an interval over documents is itself a guess (docs/experiments.md#intervals-of-compare).
 FEW_DOCUMENTS, FEW_TOKENS = 20, 2_000
@@ -36,7 +36,7 @@ class Inputs:
     corpus: Corpus
 
 
-def read_inputs(settings: StageOne, watch: Watch, tokenizer: LoadedTokenizer | None = None) -> Inputs:
+def read_inputs(settings: CaptureSettings, watch: Watch, tokenizer: LoadedTokenizer | None = None) -> Inputs:
     """Load the tokenizer, unless it is there already, go through the documents once, and say what was found."""
     tokenizer = tokenizer or read_tokenizer(settings)
     for name in (settings.data.path, settings.data.val_path):
@@ -48,7 +48,7 @@ def read_inputs(settings: StageOne, watch: Watch, tokenizer: LoadedTokenizer | N
     return Inputs(tokenizer=tokenizer, corpus=corpus)
 
 
-def read_tokenizer(settings: StageOne) -> LoadedTokenizer:
+def read_tokenizer(settings: CaptureSettings) -> LoadedTokenizer:
     """The teacher's tokenizer, or the one that is named in its place."""
     own = settings.teacher.tokenizer
     name = own or settings.teacher.name
@@ -78,15 +78,15 @@ def _describe(corpus: Corpus, watch: Watch) -> None:
     if n_bad:
         left_out = "1 row is left out" if n_bad == 1 else f"{n_bad:,} rows are left out. The first"
         watch.warn(f"{left_out}: {'; '.join(first[:SHOWN_BAD_ROWS])}")
-    learnt = "every token is learnt" if corpus.loss == "all" else "what is learnt stands between « and »"
+    trained = "every token is learnt" if corpus.train_on == "all" else "what is learnt stands between « and »"
     place, runs = corpus.sample()
-    shown = "".join(f"«{text}»" if is_learnt and corpus.loss != "all" else text for text, is_learnt in runs)
-    watch.say(f"sample     {place}, {learnt}:")
+    shown = "".join(f"«{text}»" if is_trained and corpus.train_on != "all" else text for text, is_trained in runs)
+    watch.say(f"sample     {place}, {trained}:")
     for line in shown.splitlines()[:SHOWN_LINES]:
         watch.say(f"  | {line}")
 
 
-def explain_validation(corpus: Corpus, settings: StageOne, watch: Watch) -> None:
+def explain_validation(corpus: Corpus, settings: CaptureSettings, watch: Watch) -> None:
     """Say where there is no validation split, or one on which numbers mean little, and what to set."""
     if settings.extend is not None:
         return  # the extended cache has splits of its own
@@ -127,7 +127,7 @@ def share_for(corpus: Corpus, n_documents: int) -> float:
     return n_documents / sum(corpus.splits.values())
 
 
-def explain_cuts(counts: Counts, length: int, watch: Watch) -> None:
+def explain_cuts(counts: DocumentCounts, length: int, watch: Watch) -> None:
     """What became of the documents that are longer than a sequence, once they were read."""
     if counts.split_documents:
         n, were = _of(counts.split_documents, "document is", "documents are"), _were(counts.split_documents)
@@ -144,9 +144,9 @@ def explain_cuts(counts: Counts, length: int, watch: Watch) -> None:
         n, were = _of(counts.known_documents, "document", "documents"), _were(counts.known_documents)
         others = f", and {_of(counts.known_pieces, 'piece', 'pieces')} of others" if counts.known_pieces else ""
         watch.say(f"{n} {were} left out that the extended cache has{others}")
-    if counts.unlearnable_documents:
-        n, were = _of(counts.unlearnable_documents, "document", "documents"), _were(counts.unlearnable_documents)
-        watch.warn(f"{n} that cannot be learnt {were} left out. The first: {'; '.join(counts.unlearnable)}")
+    if counts.untrainable_documents:
+        n, were = _of(counts.untrainable_documents, "document", "documents"), _were(counts.untrainable_documents)
+        watch.warn(f"{n} that cannot be learnt {were} left out. The first: {'; '.join(counts.untrainable)}")
     if counts.empty_documents:
         n, were = _of(counts.empty_documents, "document", "documents"), _were(counts.empty_documents)
         watch.warn(f"{n} without tokens {were} left out")

@@ -15,23 +15,23 @@ from typing import Any, final
 from kdpipe.cache.writing.writer import CacheWriter
 from kdpipe.pipeline.capture.assemble import Group, arrange, batches_in_order
 from kdpipe.pipeline.capture.buffer_limits import WINDOW_BATCHES, window_rows
-from kdpipe.pipeline.capture.capture_teacher import Speaker
+from kdpipe.pipeline.capture.capture_teacher import CaptureTeacher
 from kdpipe.pipeline.capture.part_queue import is_free
 from kdpipe.pipeline.capture.writer_thread import PartInbox, WritingThread
 from kdpipe.pipeline.documents.corpus import Corpus
 from kdpipe.pipeline.documents.document_packing import pack
-from kdpipe.pipeline.documents.segments import Piece
-from kdpipe.pipeline.targets.request import Asked
-from kdpipe.pipeline.teachers import Answer
-from kdpipe.schemas.cache_plan import Plan
+from kdpipe.pipeline.documents.segments import Segment
+from kdpipe.pipeline.targets.request import TargetRequest
+from kdpipe.pipeline.teachers import CaptureResult
+from kdpipe.schemas.cache_plan import CachePlan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ReadPart:
+class TokenizedPart:
     """The documents of a part as tokens, how they share sequences, and which the teacher reads together."""
 
     number: int
-    pieces: list[Piece]
+    pieces: list[Segment]
     groups: list[Group]
     batches: list[Group]
 
@@ -41,17 +41,19 @@ class ReadPart:
         return sum(int(piece.loss_mask.sum()) for piece in self.pieces)
 
 
-def read_part(corpus: Corpus, plan: Plan, number: int, batch_tokens: int, window_rows: int | None = None) -> ReadPart:
+def read_part(
+    corpus: Corpus, plan: CachePlan, number: int, batch_tokens: int, window_rows: int | None = None
+) -> TokenizedPart:
     """Tokenize and pack the documents of a part; its pieces are sorted within so many rows, or within many batches."""
     part = plan.part(number)
     pieces = list(corpus.pieces(part.split, part.first_document, part.n_documents, plan.sequence_length))
     groups = pack(pieces, plan.sequence_length, plan.packed)
     batches = batches_in_order(pieces, groups, batch_tokens, window_rows or WINDOW_BATCHES * batch_tokens)
-    return ReadPart(number=number, pieces=pieces, groups=groups, batches=batches)
+    return TokenizedPart(number=number, pieces=pieces, groups=groups, batches=batches)
 
 
 @dataclass(slots=True, kw_only=True)
-class Tally:
+class CaptureTally:
     """What a worker has done so far; times are of the clock `time.perf_counter`."""
 
     started: float
@@ -85,11 +87,15 @@ class Tally:
 class PartMaker:
     """Makes parts one after another, and keeps the tally."""
 
-    def __init__(self, cache: CacheWriter, corpus: Corpus, speaker: Speaker, asked: Asked, tally: Tally) -> None:
+    def __init__(
+        self, cache: CacheWriter, corpus: Corpus, speaker: CaptureTeacher, asked: TargetRequest, tally: CaptureTally
+    ) -> None:
         self._cache, self._corpus = cache, corpus
         self._speaker, self._asked, self._tally = speaker, asked, tally
 
-    def make(self, numbers: Iterable[int], told: Callable[[Tally], None], committed: Callable[[int], None]) -> None:
+    def make(
+        self, numbers: Iterable[int], told: Callable[[CaptureTally], None], committed: Callable[[int], None]
+    ) -> None:
         """Make parts in their order; `told` is called after every batch."""
         self._tally.making_since = time.perf_counter()
         writing = WritingThread(self._cache, committed)
@@ -101,10 +107,10 @@ class PartMaker:
         finally:
             writing.close()
 
-    def _read_ahead(self, numbers: Iterable[int]) -> Iterator[ReadPart]:
+    def _read_ahead(self, numbers: Iterable[int]) -> Iterator[TokenizedPart]:
         """Read the documents of the part after this one in the background."""
         with ThreadPoolExecutor(1, thread_name_prefix="reading") as executor:
-            ahead: Future[ReadPart] | None = None
+            ahead: Future[TokenizedPart] | None = None
             plan, batch_tokens = self._cache.manifest.plan, self._speaker.batch_tokens
             window = window_rows(self._asked.targets, self._asked.hidden, batch_tokens)
             for number in numbers:
@@ -115,7 +121,7 @@ class PartMaker:
             if ahead is not None:
                 yield ahead.result()
 
-    def _make_one(self, part: ReadPart, writing: WritingThread, told: Callable[[Tally], None]) -> None:
+    def _make_one(self, part: TokenizedPart, writing: WritingThread, told: Callable[[CaptureTally], None]) -> None:
         began = time.perf_counter()
         with writing.part(part.number) as inbox:
             answered = self._answered(part, inbox, told)
@@ -126,8 +132,8 @@ class PartMaker:
         self._tally.parts += 1
 
     def _answered(
-        self, part: ReadPart, inbox: PartInbox, told: Callable[[Tally], None]
-    ) -> Iterator[tuple[Group, Answer]]:
+        self, part: TokenizedPart, inbox: PartInbox, told: Callable[[CaptureTally], None]
+    ) -> Iterator[tuple[Group, CaptureResult]]:
         """Answers beside their batches, with a look at the clock."""
         batches = ([part.pieces[i] for i in batch] for batch in part.batches)
         answers = self._timed(self._speaker.answers(batches, self._asked))
@@ -139,7 +145,7 @@ class PartMaker:
             yield batch, answer
             told(self._tally)
 
-    def _timed(self, answers: Iterator[Answer]) -> Iterator[Answer]:
+    def _timed(self, answers: Iterator[CaptureResult]) -> Iterator[CaptureResult]:
         """The same answers; waiting for them is counted."""
         while True:
             before = time.perf_counter()
@@ -150,7 +156,7 @@ class PartMaker:
             yield answer
 
 
-def _journal(part: ReadPart, seconds: float) -> dict[str, Any]:
+def _journal(part: TokenizedPart, seconds: float) -> dict[str, Any]:
     return {
         "host": socket.gethostname(),
         "process": os.getpid(),

@@ -11,14 +11,14 @@ from kdpipe.cache.writing.writer import CacheWriter
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Shard:
+class WorkerShard:
     """Worker `index` of `count`, from 0."""
 
     index: int = 0
     count: int = 1
 
 
-def turns(cache: CacheWriter, shard: Shard) -> Iterator[int]:
+def turns(cache: CacheWriter, shard: WorkerShard) -> Iterator[int]:
     """Part numbers, each when its turn has come; parts that another worker is at are left to it."""
     given: set[int] = set()
     while free := sorted(set(cache.missing()) - cache.under_way() - given):

@@ -1,6 +1,6 @@
 """What can be refused before the documents are read, which may take long: the place of the cache, config, tokenizer.
 
-In: settings. Out: the tokenizer and the `Prospect`, or a `ConfigError`.
+In: settings. Out: the tokenizer and the `CapturePlan`, or a `ConfigError`.
 """
 
 import errno
@@ -13,19 +13,19 @@ from kdpipe.cache import layout
 from kdpipe.cache.catalog import refuse_foreign_folder
 from kdpipe.cache.stores.addresses import check_address, is_url
 from kdpipe.cache.stores.fsspec_store import RemoteFolder
-from kdpipe.cache.stores.retries import Patience
-from kdpipe.pipeline.capture.capture_teacher import Prospect, look_ahead
+from kdpipe.cache.stores.retries import RetryPolicy
+from kdpipe.pipeline.capture.capture_teacher import CapturePlan, look_ahead
 from kdpipe.pipeline.capture.inputs import ASKED_HUB, read_tokenizer
 from kdpipe.pipeline.documents.data_sources import HUB_NAME
 from kdpipe.pipeline.teachers.shape import teacher_shape
 from kdpipe.pipeline.tokenizers.own_tokenizer import ALLOW, foreign_difference
 from kdpipe.pipeline.tokenizers.tokenizer import LoadedTokenizer
 from kdpipe.pipeline.watch import Watch
+from kdpipe.schemas.capture_settings import CaptureSettings
 from kdpipe.schemas.errors import ConfigError
-from kdpipe.schemas.stage_one import StageOne
 
 
-def look_first(settings: StageOne, watch: Watch) -> tuple[LoadedTokenizer, Prospect]:
+def look_first(settings: CaptureSettings, watch: Watch) -> tuple[LoadedTokenizer, CapturePlan]:
     """Look at the teacher's config, then at its tokenizer, then at whether both go with what is asked for."""
     shape = None
     if settings.targets.kind != "none" and settings.teacher.name is not None:
@@ -51,15 +51,15 @@ def _tell_of_hub(name: str, watch: Watch) -> None:
         watch.say(ASKED_HUB.format(name))
 
 
-def is_begun(folder: str, patience: Patience | None = None) -> bool:
+def is_begun(folder: str, patience: RetryPolicy | None = None) -> bool:
     """Whether a folder holds a cache, finished or not."""
     if is_url(folder):
-        patience = (patience or Patience()).at(folder)
+        patience = (patience or RetryPolicy()).at(folder)
         return patience.through(lambda: RemoteFolder(folder).size(layout.MANIFEST)) is not None
     return (Path(folder) / layout.MANIFEST).exists()
 
 
-def check_out(settings: StageOne) -> None:
+def check_out(settings: CaptureSettings) -> None:
     """Refuse a place where no cache can be begun; nothing is left there."""
     folder = settings.out
     if folder is None:

@@ -10,8 +10,8 @@ from kdpipe.pipeline.capture.capture_teacher import open_speaker
 from kdpipe.pipeline.capture.inputs import Inputs
 from kdpipe.pipeline.capture.part_capture import read_part
 from kdpipe.pipeline.capture.trial_run import make_trial
-from kdpipe.schemas.report import Probe
-from kdpipe.schemas.stage_one import StageOne
+from kdpipe.schemas.capture_report import ProbeReport
+from kdpipe.schemas.capture_settings import CaptureSettings
 
 # Of the time, what the trial itself gets; the rest is for finding out how much fits, and for the bare forward pass.
 TRIAL_SHARE = 0.5
@@ -20,7 +20,7 @@ MOST_TOKENS = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Probed:
+class ProbedSpeed:
     """What the teacher showed."""
 
     positions_per_second: float
@@ -29,9 +29,9 @@ class Probed:
     entries_per_position: float | None
     bytes_per_position: dict[str, float]
 
-    def report(self) -> Probe:
+    def report(self) -> ProbeReport:
         """As the plan's report has it."""
-        return Probe(
+        return ProbeReport(
             positions_per_second=self.positions_per_second,
             seconds=self.seconds,
             overhead_ratio=self.overhead_ratio,
@@ -39,7 +39,7 @@ class Probed:
         )
 
 
-def run_probe(settings: StageOne, inputs: Inputs, seconds: float) -> Probed:
+def run_probe(settings: CaptureSettings, inputs: Inputs, seconds: float) -> ProbedSpeed:
     """Two batches tell how fast the teacher is, then as much is cached as fits into half of the time."""
     speaker = open_speaker(settings, inputs.tokenizer)
     manifest = make_manifest(settings, inputs, speaker)
@@ -51,7 +51,7 @@ def run_probe(settings: StageOne, inputs: Inputs, seconds: float) -> Probed:
     part = read_part(inputs.corpus, trial.plan, 0, speaker.batch_tokens)
     bare = speaker.bare_seconds([[part.pieces[i] for i in batch] for batch in part.batches])
     entries = summary.entries_per_position
-    return Probed(
+    return ProbedSpeed(
         positions_per_second=tally.positions / tally.making_seconds,
         seconds=first.making_seconds + tally.making_seconds + (bare or 0.0),
         overhead_ratio=None if bare is None else tally.making_seconds / bare,

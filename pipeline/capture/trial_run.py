@@ -8,36 +8,36 @@ from dataclasses import dataclass
 
 from kdpipe.cache.durable.scratch import scratch_folder
 from kdpipe.cache.inspect import inspect_cache
-from kdpipe.pipeline.capture.capture_teacher import Speaker
+from kdpipe.pipeline.capture.capture_teacher import CaptureTeacher
 from kdpipe.pipeline.capture.create import begin_cache
 from kdpipe.pipeline.capture.inputs import Inputs
-from kdpipe.pipeline.capture.part_capture import PartMaker, Tally
-from kdpipe.schemas.cache_plan import Plan, SplitPlan
+from kdpipe.pipeline.capture.part_capture import CaptureTally, PartMaker
+from kdpipe.schemas.cache_plan import CachePlan, SplitPlan
 from kdpipe.schemas.manifest import Manifest
 from kdpipe.schemas.summary import CacheSummary
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Trial:
+class TrialResult:
     """What came of it."""
 
-    plan: Plan
+    plan: CachePlan
     summary: CacheSummary
-    tally: Tally
+    tally: CaptureTally
 
 
-def make_trial(manifest: Manifest, inputs: Inputs, speaker: Speaker, n_tokens: int) -> Trial:
+def make_trial(manifest: Manifest, inputs: Inputs, speaker: CaptureTeacher, n_tokens: int) -> TrialResult:
     """Make a cache of one part from the first documents that have about so many tokens together."""
     n = inputs.corpus.first_documents("train", n_tokens, manifest.plan.sequence_length)
     splits = (SplitPlan(name="train", bounds=(0, n)),)
-    small = manifest.model_copy(update={"plan": Plan(**{**dict(manifest.plan), "splits": splits})})
+    small = manifest.model_copy(update={"plan": CachePlan(**{**dict(manifest.plan), "splits": splits})})
     with scratch_folder("kdpipe-trial-", "writing the trial's cache") as folder:
         cache, asked = begin_cache(str(folder / "cache"), small, inputs, speaker)
-        tally = Tally(started=time.perf_counter())
+        tally = CaptureTally(started=time.perf_counter())
         PartMaker(cache, inputs.corpus, speaker, asked, tally).make([0], _ignore, _ignore)
         tally.stop()
         cache.seal()
-        return Trial(plan=small.plan, summary=inspect_cache(cache.path), tally=tally)
+        return TrialResult(plan=small.plan, summary=inspect_cache(cache.path), tally=tally)
 
 
 def _ignore(_: object) -> None:

@@ -11,9 +11,9 @@ whole   <user>Hi<end><assistant>Hello<end><user>...
 import re
 from collections.abc import Iterator, Sequence
 
-from kdpipe.pipeline.documents.chat import CannotRender, ChatTemplate
+from kdpipe.pipeline.documents.chat import ChatTemplate, RenderError
 from kdpipe.pipeline.documents.columns import Message
-from kdpipe.schemas.errors import Unlearnable
+from kdpipe.schemas.errors import Untrainable
 
 Span = tuple[int, int]
 # Some templates leave out what the assistant thought in earlier turns.
@@ -39,7 +39,7 @@ def _span(chat: ChatTemplate, messages: Sequence[Message], i: int, whole: str, p
         asked = chat.opens_turns and whole.startswith(head)
         # Without a generation prompt, or with one that finished turns do not begin with, what comes before must do.
         before = head if asked else chat.text(messages[:i])
-    except CannotRender as error:
+    except RenderError as error:
         raise _unstable(place, i, f"it refuses the messages up to there: {error}") from None
     if not whole.startswith(before):
         raise _unstable(place, i, "what comes before the turn is written differently once the turn is there")
@@ -78,8 +78,8 @@ def _behind_header(whole: str, before: int, end: int, content: str) -> int | Non
     return None
 
 
-def _unstable(place: str, i: int, why: str) -> Unlearnable:
-    return Unlearnable(
+def _unstable(place: str, i: int, why: str) -> Untrainable:
+    return Untrainable(
         f"{place}: the chat template does not tell where the assistant speaks in message {i + 1}: {why}",
-        hint="name a template with {% generation %} marks with data.chat_template, or set data.loss=all",
+        hint="name a template with {% generation %} marks with data.chat_template, or set data.train_on=all",
     )

@@ -12,7 +12,7 @@ from jinja2 import TemplateError, TemplateSyntaxError
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from kdpipe.pipeline.documents.columns import Message
-from kdpipe.schemas.errors import ConfigError, Unlearnable
+from kdpipe.schemas.errors import ConfigError, Untrainable
 
 MARKS_TURNS = re.compile(r"\{%-?\s*generation\s*-?%\}")
 Marked = list[tuple[int, int]]
@@ -27,7 +27,7 @@ CALENDAR = (
 )
 
 
-class CannotRender(Exception):
+class RenderError(Exception):
     """A template that refuses some messages, and what it says."""
 
 
@@ -55,8 +55,8 @@ class ChatTemplate:
         """The text of a whole conversation, and the spans that the template marks, where it marks any."""
         try:
             text, marked = self._render(messages, False, self.marks_turns)
-        except CannotRender as error:
-            raise Unlearnable(
+        except RenderError as error:
+            raise Untrainable(
                 f"{place}: the chat template refuses this conversation: {error}",
                 hint="take the document out, or name another template with data.chat_template",
             ) from None
@@ -79,7 +79,7 @@ class ChatTemplate:
             ) from None
         # Templates reach into messages as they please, so any of these may come out of one.
         except (TemplateError, TypeError, ValueError, AttributeError, LookupError, ArithmeticError) as error:
-            raise CannotRender(f"{str(error) or type(error).__name__}"[:300]) from None
+            raise RenderError(f"{str(error) or type(error).__name__}"[:300]) from None
         texts, marked = answer
         return str(texts[0]), [(int(start), int(end)) for start, end in marked[0]] if mark else []
 
@@ -88,7 +88,7 @@ class ChatTemplate:
         try:
             one, two, four = (len(self.text(turns[:n], True).encode()) for n in (1, 2, 4))
             self.opens_turns = self.text(turns[:1], True) != self.text(turns[:1])
-        except CannotRender:
+        except RenderError:
             return
         self.document_bytes = one + SLACK_BYTES
         self.message_bytes = max(two - one, four - two, 0) + SLACK_BYTES

@@ -1,6 +1,6 @@
 """Which column plays which role, and a row read accordingly: text, prompt and response, or a conversation.
 
-In: the first rows and what a person said of the columns. Out: `Mapping`, which turns rows into `Document`s.
+In: the first rows and what a person said of the columns. Out: `ColumnMapping`, which turns rows into `Document`s.
 """
 
 import hashlib
@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from kdpipe.schemas.capture_settings import Columns
 from kdpipe.schemas.errors import ConfigError
-from kdpipe.schemas.stage_one import Columns
 from kdpipe.schemas.strict_json import canonical
 
 Form = Literal["text", "pair", "messages"]
@@ -64,7 +64,7 @@ def _content(message: Message) -> bytes:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Mapping:
+class ColumnMapping:
     """Roles and the columns that play them; `context` goes between prompt and response."""
 
     form: Form
@@ -181,7 +181,7 @@ def _joined(blocks: list[Any], number: int) -> str:
     return "".join(found)
 
 
-def detect(rows: Iterable[Iterable[str]], asked: Columns, what: str) -> Mapping:
+def detect(rows: Iterable[Iterable[str]], asked: Columns, what: str) -> ColumnMapping:
     """Find the roles in the first rows, as far as a person did not say them."""
     there = list(dict.fromkeys(name for row in rows for name in row))
     for role in ("text", "prompt", "response", "messages"):
@@ -194,7 +194,7 @@ def detect(rows: Iterable[Iterable[str]], asked: Columns, what: str) -> Mapping:
         raise _missing(f"{lost!r} to be kept", there, what, "data.columns.keep")
     found = _roles(there, asked, what)
     roles = {found.text, found.prompt, found.context, found.response, found.messages}
-    return Mapping(
+    return ColumnMapping(
         form=found.form,
         text=found.text,
         prompt=found.prompt,
@@ -205,7 +205,7 @@ def detect(rows: Iterable[Iterable[str]], asked: Columns, what: str) -> Mapping:
     )
 
 
-def _roles(there: list[str], asked: Columns, what: str) -> Mapping:
+def _roles(there: list[str], asked: Columns, what: str) -> ColumnMapping:
     """What a person named decides the form; otherwise conversations come before pairs, pairs before text."""
     pair = asked.prompt is not None or asked.response is not None
     if (asked.text is not None) + pair + (asked.messages is not None) > 1:
@@ -213,20 +213,20 @@ def _roles(there: list[str], asked: Columns, what: str) -> Mapping:
             "data.columns names more than one of text, prompt with response, and messages", hint="name one of them"
         )
     if asked.text is not None:
-        return Mapping(form="text", text=asked.text)
+        return ColumnMapping(form="text", text=asked.text)
     messages = asked.messages or _first(MESSAGES, there)
     if messages is not None and not pair:
-        return Mapping(form="messages", messages=messages)
+        return ColumnMapping(form="messages", messages=messages)
     prompt = asked.prompt or _first(PROMPT, there)
     response = asked.response or _first(RESPONSE, there)
     if prompt is not None and response is not None:
         context = None if asked.prompt is not None else _first(CONTEXT, there, but=prompt)
-        return Mapping(form="pair", prompt=prompt, context=context, response=response)
+        return ColumnMapping(form="pair", prompt=prompt, context=context, response=response)
     if pair:
         raise _missing(f"for the {'prompt' if prompt is None else 'response'}", there, what)
     text = _first(TEXT, there)
     if text is not None:
-        return Mapping(form="text", text=text)
+        return ColumnMapping(form="text", text=text)
     raise _missing("text, prompt with response, or messages", there, what)
 
 

@@ -15,29 +15,27 @@ import numpy as np
 import numpy.typing as npt
 
 from kdpipe.cache.reshape.digests import KnownDocuments
-from kdpipe.pipeline.documents.columns import Document, Mapping
+from kdpipe.pipeline.documents.columns import ColumnMapping, Document
 from kdpipe.pipeline.documents.corpus_index import MORE_TOKENS, Index
 from kdpipe.pipeline.documents.document_duplicates import MOST_TOKENIZED_BYTES, n_repeated
 from kdpipe.pipeline.documents.part_plan import make_plan
-from kdpipe.pipeline.documents.render import Loss, Renderer
+from kdpipe.pipeline.documents.render import Renderer, TrainOn
 from kdpipe.pipeline.documents.row_files import RowFile
-from kdpipe.pipeline.documents.segments import Piece
-from kdpipe.pipeline.documents.tokenize import Counts, Tokens, cut, marked, tokenize
+from kdpipe.pipeline.documents.segments import Segment
+from kdpipe.pipeline.documents.tokenize import DocumentCounts, DocumentTokens, cut, marked, tokenize
 from kdpipe.pipeline.tokenizers.tokenizer import LoadedTokenizer
-from kdpipe.schemas.cache_plan import MAX_PART_ROWS, Plan, PlannedPart, SplitName
+from kdpipe.schemas.cache_plan import MAX_PART_ROWS, CachePlan, PlannedPart, SplitName
+from kdpipe.schemas.capture_settings import DataSettings
 from kdpipe.schemas.counts import counted
-from kdpipe.schemas.errors import ConfigError, KdpipeError, Unlearnable
+from kdpipe.schemas.errors import ConfigError, KdpipeError, Untrainable
 from kdpipe.schemas.manifest import SourceColumn
-from kdpipe.schemas.stage_one import DataSettings
 
 # Rows that are looked at to find the roles of columns; documents that tell how many tokens a byte has.
 LOOKED_AT = 100
 SAMPLE = 64
 # Documents that are tokenized together.
 BATCH, BATCH_BYTES = 32, 1 << 18
-LEAVE_OUT = (
-    "or leave such documents out with --set data.unlearnable=leave_out, which also goes on where a run has stopped"
-)
+LEAVE_OUT = "or leave such documents out with --set data.untrainable=skip, which also goes on where a run has stopped"
 SPLITS: tuple[SplitName, ...] = ("train", "validation")
 MAX_SOURCE = 2000
 
@@ -49,7 +47,7 @@ class Corpus:
         self,
         files: Sequence[RowFile],
         index: Index,
-        mapping: Mapping,
+        mapping: ColumnMapping,
         renderer: Renderer,
         settings: DataSettings,
         tokenizer: LoadedTokenizer,
@@ -61,12 +59,12 @@ class Corpus:
         self._before: abc.Mapping[SplitName, int] = {}
         self._known = KnownDocuments()
         self.mapping = mapping
-        self.counts = Counts()
+        self.counts = DocumentCounts()
 
     def behind(self, before: abc.Mapping[SplitName, int], known: KnownDocuments) -> "Corpus":
         """The same documents, numbered behind so many of each split; those that are known have no pieces."""
         found = copy(self)
-        found._before, found._known, found.counts = before, known, Counts()
+        found._before, found._known, found.counts = before, known, DocumentCounts()
         return found
 
     @property
@@ -109,9 +107,9 @@ class Corpus:
         return int(self._index.sizes.sum(dtype=np.int64))
 
     @property
-    def loss(self) -> Loss:
+    def train_on(self) -> TrainOn:
         """What is to be learnt."""
-        return self._renderer.loss
+        return self._renderer.train_on
 
     @property
     def bad_rows(self) -> tuple[int, tuple[str, ...]]:
@@ -123,7 +121,7 @@ class Corpus:
         i = self._documents[split][document]
         return f"{self._files[self._index.files[i]].name}:{self._index.numbers[i]}"
 
-    def pieces(self, split: SplitName, first: int, n: int, sequence_length: int) -> Iterator[Piece]:
+    def pieces(self, split: SplitName, first: int, n: int, sequence_length: int) -> Iterator[Segment]:
         """The pieces of documents [first, first + n) of a split, in order; those that are known are left out."""
         rows, before = 0, self._before.get(split, 0)
         numbers = np.arange(first, first + n) - before
@@ -141,7 +139,7 @@ class Corpus:
                     )
                 yield piece
 
-    def _unknown(self, pieces: Iterable[Piece]) -> Iterator[Piece]:
+    def _unknown(self, pieces: Iterable[Segment]) -> Iterator[Segment]:
         """Of the pieces of a document those that are not known; what is left out is counted."""
         n_known = n_new = 0
         for piece in pieces:
@@ -162,7 +160,7 @@ class Corpus:
             for document, _, tokens in self._tokenized(split, np.flatnonzero(sizes + MORE_TOKENS > sequence_length)):
                 self._check_length(split, document, tokens, sequence_length)
 
-    def _check_length(self, split: SplitName, document: int, tokens: Tokens, sequence_length: int) -> None:
+    def _check_length(self, split: SplitName, document: int, tokens: DocumentTokens, sequence_length: int) -> None:
         if len(tokens.ids) > sequence_length:
             raise ConfigError(
                 f"{self.place(split, document)} has {len(tokens.ids):,} tokens, a sequence {sequence_length:,}",
@@ -170,10 +168,10 @@ class Corpus:
             )
 
     def spread_pieces(
-        self, split: SplitName, most: int, sequence_length: int, counts: Counts | None = None
-    ) -> Iterator[Piece]:
+        self, split: SplitName, most: int, sequence_length: int, counts: DocumentCounts | None = None
+    ) -> Iterator[Segment]:
         """Pieces of at most so many documents, spread evenly; nothing but the `counts` that are given counts them."""
-        counts = counts or Counts()
+        counts = counts or DocumentCounts()
         for document, columns, tokens in self._tokenized(split, self._spread(split, most)):
             known = {"split": split, "document": document, "columns": columns}
             yield from cut(tokens, sequence_length, self._settings.long_documents, counts, **known)
@@ -202,7 +200,7 @@ class Corpus:
 
     def plan(
         self, length: int, packed: bool = True, tokens_per_byte: float | None = None, part_rows: int | None = None
-    ) -> Plan:
+    ) -> CachePlan:
         """The parts; equal for equal documents, tokenizer and settings."""
         sizes = {split: self._index.sizes[self._documents[split]] for split in SPLITS}
         rate = tokens_per_byte or self.tokens_per_byte()
@@ -214,7 +212,7 @@ class Corpus:
         if self.n_bytes > MOST_TOKENIZED_BYTES:
             return None
         whole = copy(self)
-        whole._settings = self._settings.model_copy(update={"unlearnable": "leave_out"})
+        whole._settings = self._settings.model_copy(update={"untrainable": "skip"})
         return {split: n_repeated(whole.spread_pieces(split, n, length)) for split, n in self.splits.items()}
 
     def tokens_per_byte(self) -> float:
@@ -247,10 +245,10 @@ class Corpus:
         if first is None:
             raise ConfigError(
                 f"none of the first {n:,} documents of {self.source} can be learnt",
-                hint="leave data.unlearnable out to see why",
+                hint="leave data.untrainable out to see why",
             )
         number, _, tokens = first
-        runs = [(_shortened(text, most), learnt) for text, learnt in marked(tokens, self._tokenizer)]
+        runs = [(_shortened(text, most), trained) for text, trained in marked(tokens, self._tokenizer)]
         return self.place("train", number), runs
 
     def _spread(self, split: SplitName, most: int) -> npt.NDArray[np.int64]:
@@ -259,16 +257,16 @@ class Corpus:
         return np.unique(np.linspace(0, max(n - 1, 0), min(n, most)).round().astype(np.int64))
 
     def _tokenized(
-        self, split: SplitName, documents: npt.NDArray[np.int64], counts: Counts | None = None
-    ) -> Iterator[tuple[int, dict[str, Any], Tokens]]:
+        self, split: SplitName, documents: npt.NDArray[np.int64], counts: DocumentCounts | None = None
+    ) -> Iterator[tuple[int, dict[str, Any], DocumentTokens]]:
         """Some documents of a split, ascending, as tokens; those that are left out are counted."""
         for batch in self._batches(split, documents):
-            for number, document, tokens in self._tokens_of(split, batch, counts or Counts()):
+            for number, document, tokens in self._tokens_of(split, batch, counts or DocumentCounts()):
                 yield number, self._columns(document), tokens
 
     def _tokens_of(
-        self, split: SplitName, batch: list[tuple[int, Document]], counts: Counts
-    ) -> list[tuple[int, Document, Tokens]]:
+        self, split: SplitName, batch: list[tuple[int, Document]], counts: DocumentCounts
+    ) -> list[tuple[int, Document, DocumentTokens]]:
         """Documents with their tokens, all at once, or one by one where some of them cannot be learnt."""
         places = [self.place(split, number) for number, _ in batch]
         try:
@@ -276,11 +274,11 @@ class Corpus:
                 self._renderer.render(document, place) for (_, document), place in zip(batch, places, strict=True)
             ]
             tokens = tokenize(rendered, places, self._tokenizer)
-        except Unlearnable as error:
-            if self._settings.unlearnable == "refuse":
-                raise Unlearnable(error.message, hint=f"{error.hint}; {LEAVE_OUT}") from None
+        except Untrainable as error:
+            if self._settings.untrainable == "refuse":
+                raise Untrainable(error.message, hint=f"{error.hint}; {LEAVE_OUT}") from None
             if len(batch) == 1:
-                counts.leave_out(error.message)
+                counts.skip(error.message)
                 return []
             return [found for one in batch for found in self._tokens_of(split, [one], counts)]
         return [(number, document, each) for (number, document), each in zip(batch, tokens, strict=True)]

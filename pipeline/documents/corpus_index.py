@@ -13,14 +13,14 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from kdpipe.pipeline.documents.columns import BadRow, Document, Mapping
+from kdpipe.pipeline.documents.columns import BadRow, ColumnMapping, Document
 from kdpipe.pipeline.documents.document_duplicates import count_duplicates
 from kdpipe.pipeline.documents.row_files import Row, RowFile
 from kdpipe.pipeline.documents.text_ranges import ranges_of
 from kdpipe.schemas.cache_plan import MAX_SEQUENCE_ROWS, SplitName
+from kdpipe.schemas.capture_settings import DataSettings
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.manifest import SourceColumn
-from kdpipe.schemas.stage_one import DataSettings
 from kdpipe.schemas.strict_json import canonical
 
 ColumnType = Literal["string", "int64", "float64", "bool"]
@@ -97,7 +97,7 @@ def _wider(known: ColumnType | None, value: Any, name: str, place: str) -> Colum
 class Indexer:
     """Goes through rows and remembers where the documents are; `n_held_out` says which rows are cut into ranges."""
 
-    mapping: Mapping
+    mapping: ColumnMapping
     settings: DataSettings
     most_bytes: Callable[[Document], int]
     key_of: Callable[[str], int] | None = None

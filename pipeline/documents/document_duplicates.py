@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers.pre_tokenizers import ByteLevel
 
-from kdpipe.pipeline.documents.segments import Piece
+from kdpipe.pipeline.documents.segments import Segment
 from kdpipe.pipeline.tokenizers.tokenizer import LoadedTokenizer
 from kdpipe.schemas.cache_plan import SplitName
 
@@ -57,7 +57,7 @@ def count_duplicates(
     return {split: len(mine) - len(np.unique(mine)) for split, mine in by_split.items()}
 
 
-def n_repeated(pieces: Iterable[Piece]) -> int:
+def n_repeated(pieces: Iterable[Segment]) -> int:
     """How many documents have the digests of an earlier one, those of all their pieces added up."""
     seen, n = set[tuple[int, int]](), 0
     for _, group in groupby(pieces, key=lambda piece: piece.document):

@@ -10,16 +10,16 @@ import numpy as np
 from kdpipe.cache.format.packing import fill
 from kdpipe.cache.format.rows import Floats
 from kdpipe.cache.format.rows import Sequence as StoredSequence
-from kdpipe.pipeline.documents.segments import Piece
+from kdpipe.pipeline.documents.segments import Segment
 from kdpipe.schemas.manifest import Manifest
 
 
-def pack(pieces: Sequence[Piece], length: int, packed: bool = True) -> list[list[int]]:
+def pack(pieces: Sequence[Segment], length: int, packed: bool = True) -> list[list[int]]:
     """The numbers of the pieces of each sequence; no sequence is longer than `length`, none without a piece."""
     return fill([len(piece) for piece in pieces], length, packed)
 
 
-def to_sequence(pieces: Sequence[Piece], pooled: Mapping[int, Floats], manifest: Manifest) -> StoredSequence:
+def to_sequence(pieces: Sequence[Segment], pooled: Mapping[int, Floats], manifest: Manifest) -> StoredSequence:
     """Pieces behind each other as one sequence; `pooled` has a vector a piece for each layer."""
     lengths = np.array([len(piece) for piece in pieces], np.int64)
     digests = b"".join(piece.digest for piece in pieces)

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
-from kdpipe.pipeline.documents.columns import Mapping, detect
+from kdpipe.pipeline.documents.columns import ColumnMapping, detect
 from kdpipe.pipeline.documents.corpus import LOOKED_AT, Corpus
 from kdpipe.pipeline.documents.corpus_index import SHOWN_BAD_ROWS, Index, Indexer
 from kdpipe.pipeline.documents.data_sources import find_files
@@ -17,8 +17,8 @@ from kdpipe.pipeline.documents.render import Renderer
 from kdpipe.pipeline.documents.row_files import Limits, RowFile
 from kdpipe.pipeline.documents.text_ranges import ranges_to_hold_out
 from kdpipe.pipeline.tokenizers.tokenizer import LoadedTokenizer
+from kdpipe.schemas.capture_settings import DataSettings
 from kdpipe.schemas.errors import ConfigError
-from kdpipe.schemas.stage_one import DataSettings
 
 
 def open_corpus(settings: DataSettings, tokenizer: LoadedTokenizer) -> Corpus:
@@ -62,7 +62,7 @@ def open_corpus(settings: DataSettings, tokenizer: LoadedTokenizer) -> Corpus:
     return Corpus(files, index, mapping, renderer, settings, tokenizer)
 
 
-def _want(files: Iterable[RowFile], mapping: Mapping) -> None:
+def _want(files: Iterable[RowFile], mapping: ColumnMapping) -> None:
     for file in files:
         file.wanted = mapping.names()
 
@@ -95,11 +95,11 @@ def _first_rows(files: Iterable[RowFile], what: str) -> list[dict[str, None]]:
     return found
 
 
-def _made_with(settings: DataSettings, mapping: Mapping, renderer: Renderer) -> dict[str, Any]:
+def _made_with(settings: DataSettings, mapping: ColumnMapping, renderer: Renderer) -> dict[str, Any]:
     """What tokens depend on beside documents and tokenizer."""
     return {
         "mapping": mapping.describe(),
-        "loss": renderer.loss,
+        "train_on": renderer.train_on,
         "template": renderer.template,
         "append_stop": settings.append_stop,
         "long_documents": settings.long_documents,

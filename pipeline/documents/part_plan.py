@@ -1,6 +1,6 @@
 """The plan: parts of even size, found from the sizes of documents before anything is tokenized.
 
-In: the sizes of documents by split, and tokens a byte. Out: `Plan`.
+In: the sizes of documents by split, and tokens a byte. Out: `CachePlan`.
 """
 
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kdpipe.pipeline.documents.corpus_index import MORE_TOKENS
-from kdpipe.schemas.cache_plan import MAX_PART_ROWS, Plan, SplitName, SplitPlan
+from kdpipe.schemas.cache_plan import MAX_PART_ROWS, CachePlan, SplitName, SplitPlan
 
 Longs = npt.NDArray[np.int64]
 # Enough parts to share out and little lost by a crash, against files that are worth opening (DESIGN 3).
@@ -27,7 +27,7 @@ def make_plan(
     part_rows: int | None = None,
     most_tokens: int | None = None,
     duplicates: Mapping[SplitName, int] | None = None,
-) -> Plan:
+) -> CachePlan:
     """Parts as large as `rows_of_a_part` says, or of `part_rows`; none can have more than a part may have.
 
     Of a document no more than `most_tokens` are read. `duplicates` are counted by split, None where unknown.
@@ -45,7 +45,7 @@ def make_plan(
         for split in sizes
         if len(sizes[split])
     )
-    return Plan(splits=splits, sequence_length=length, packed=packed)
+    return CachePlan(splits=splits, sequence_length=length, packed=packed)
 
 
 def rows_of_a_part(n_rows: float) -> float:

@@ -8,12 +8,12 @@ from typing import Literal
 
 from kdpipe.pipeline.documents.assistant_turns import Span, assistant_spans
 from kdpipe.pipeline.documents.chat import ChatTemplate
-from kdpipe.pipeline.documents.columns import Document, Form, Mapping
+from kdpipe.pipeline.documents.columns import ColumnMapping, Document, Form
 from kdpipe.pipeline.tokenizers.tokenizer import LoadedTokenizer
-from kdpipe.schemas.errors import ConfigError, Unlearnable
-from kdpipe.schemas.stage_one import DataSettings
+from kdpipe.schemas.capture_settings import DataSettings
+from kdpipe.schemas.errors import ConfigError, Untrainable
 
-Loss = Literal["all", "responses"]
+TrainOn = Literal["all", "assistant"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,9 +33,9 @@ class Rendered:
 class Renderer:
     """Renders documents of one form, always the same way."""
 
-    def __init__(self, mapping: Mapping, settings: DataSettings, tokenizer: LoadedTokenizer) -> None:
+    def __init__(self, mapping: ColumnMapping, settings: DataSettings, tokenizer: LoadedTokenizer) -> None:
         self._tokenizer = tokenizer
-        self.loss: Loss = resolved_loss(mapping.form, settings)
+        self.train_on: TrainOn = resolved_loss(mapping.form, settings)
         if mapping.form == "text" and settings.chat_template not in (None, "none"):
             raise ConfigError(
                 f"data.chat_template is {settings.chat_template}, and text is read as it is",
@@ -43,7 +43,7 @@ class Renderer:
             )
         self._chat = None if mapping.form == "text" else _template(mapping.form, settings, tokenizer)
         self.stop_wanted = settings.append_stop
-        responses = self.loss == "responses"
+        responses = self.train_on == "assistant"
         if responses and self._chat is None and settings.append_stop and tokenizer.stop is None:
             raise ConfigError(
                 f"the tokenizer {tokenizer.name} has no stop token (eos_token) to end a response with",
@@ -71,33 +71,33 @@ class Renderer:
             return self._plain(document, place)
         text, marked = self._chat.render(document.messages, place)
         spans = None
-        if self.loss == "responses":
+        if self.train_on == "assistant":
             spans = tuple(marked) if marked is not None else assistant_spans(self._chat, document.messages, text, place)
         return Rendered(text=text, spans=spans, templated=True, stop_wanted=self.stop_wanted)
 
     def _plain(self, document: Document, place: str) -> Rendered:
         """Prompt and response behind each other, on lines of their own unless white space is there already."""
         if len(document.messages) != 2:
-            raise Unlearnable(
+            raise Untrainable(
                 f"{place} is a conversation, and there is no chat template", hint="name one with data.chat_template"
             )
         prompt, response = (str(message["content"]) for message in document.messages)
         if not (prompt[-1].isspace() or response[0].isspace()):
             prompt += "\n"
-        spans = ((len(prompt), len(prompt) + len(response)),) if self.loss == "responses" else None
+        spans = ((len(prompt), len(prompt) + len(response)),) if self.train_on == "assistant" else None
         return Rendered(text=prompt + response, spans=spans, templated=False, stop_wanted=self.stop_wanted)
 
 
-def resolved_loss(form: Form, settings: DataSettings) -> Loss:
+def resolved_loss(form: Form, settings: DataSettings) -> TrainOn:
     """What is to be learnt: all of a text, responses of anything else, unless a person said otherwise."""
-    if settings.loss == "auto":
-        return "all" if form == "text" else "responses"
-    if settings.loss == "responses" and form == "text":
+    if settings.train_on == "auto":
+        return "all" if form == "text" else "assistant"
+    if settings.train_on == "assistant" and form == "text":
         raise ConfigError(
-            "only responses are to be learnt (data.loss=responses), and the data are plain text",
-            hint="use data with prompt and response or with messages, or set data.loss=all",
+            "only responses are to be learnt (data.train_on=assistant), and the data are plain text",
+            hint="use data with prompt and response or with messages, or set data.train_on=all",
         )
-    return settings.loss
+    return settings.train_on
 
 
 def _template(form: Form, settings: DataSettings, tokenizer: LoadedTokenizer) -> ChatTemplate | None:

@@ -1,4 +1,4 @@
-"""`Piece`: a document as the teacher reads it, or as much of a long one as fits into a sequence.
+"""`Segment`: a document as the teacher reads it, or as much of a long one as fits into a sequence.
 
 In: nothing. Out: the record that tokenizing makes, packing arranges and the teacher answers.
 """
@@ -14,7 +14,7 @@ from kdpipe.schemas.cache_plan import SplitName
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Piece:
+class Segment:
     """T tokens of one document; the teacher reads them alone, from the first one on.
 
     `document` is its number in `split`, `offset` the place of the first token in the document. Row t of `loss_mask` is

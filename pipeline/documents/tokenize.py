@@ -1,6 +1,6 @@
 """Rendered documents as tokens: which are learnt, which bytes each stands for, cut to the length of a sequence.
 
-In: rendered documents. Out: `Tokens` of each, and `Piece`s of at most a sequence's length.
+In: rendered documents. Out: `DocumentTokens` of each, and `Segment`s of at most a sequence's length.
 """
 
 import hashlib
@@ -15,9 +15,9 @@ from tokenizers import Encoding
 from kdpipe.cache.format.invariants import MAX_TOKEN_BYTES
 from kdpipe.pipeline.documents.assistant_turns import Span
 from kdpipe.pipeline.documents.render import Rendered
-from kdpipe.pipeline.documents.segments import Piece
+from kdpipe.pipeline.documents.segments import Segment
 from kdpipe.pipeline.tokenizers.tokenizer import LoadedTokenizer
-from kdpipe.schemas.errors import Unlearnable
+from kdpipe.schemas.errors import Untrainable
 
 Longs = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
@@ -28,11 +28,11 @@ WHITE_SPACE = np.array([point for point in range(0x3001) if chr(point).isspace()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Tokens:
+class DocumentTokens:
     """The tokens of a document: whether each is learnt, and the character behind it in `text` (ascending)."""
 
     ids: npt.NDArray[np.int32]
-    learnt: Bools
+    trained: Bools
     ends: Longs
     text: str
 
@@ -42,7 +42,7 @@ class Tokens:
         return np.diff(ends, prepend=0).astype(np.uint32)
 
 
-def tokenize(rendered: Sequence[Rendered], places: Sequence[str], tokenizer: LoadedTokenizer) -> list[Tokens]:
+def tokenize(rendered: Sequence[Rendered], places: Sequence[str], tokenizer: LoadedTokenizer) -> list[DocumentTokens]:
     """Tokenize some documents of one form; `places` name them in refusals."""
     if not rendered:
         return []
@@ -50,7 +50,7 @@ def tokenize(rendered: Sequence[Rendered], places: Sequence[str], tokenizer: Loa
     return [_tokens(*each, tokenizer) for each in zip(rendered, encodings, places, strict=True)]
 
 
-def _tokens(rendered: Rendered, encoding: Encoding, place: str, tokenizer: LoadedTokenizer) -> Tokens:
+def _tokens(rendered: Rendered, encoding: Encoding, place: str, tokenizer: LoadedTokenizer) -> DocumentTokens:
     ids = np.array(encoding.ids, np.int32)
     spread = np.array(encoding.offsets, np.int64).reshape(-1, 2)
     text = rendered.text
@@ -68,21 +68,21 @@ def _tokens(rendered: Rendered, encoding: Encoding, place: str, tokenizer: Loade
         # What a tokenizer drops at the end of a text (white space) belongs to the last token that has any.
         ends[np.flatnonzero(written)[-1] :] = len(text)
     if rendered.spans is None:
-        learnt = np.ones(len(ids), bool)
+        trained = np.ones(len(ids), bool)
     else:
-        learnt = _within(text, spread, written, rendered.spans)
+        trained = _within(text, spread, written, rendered.spans)
         if rendered.templated:
-            _stop_turns(learnt, ids, ends, rendered, place, tokenizer)
-        _check_partial(learnt, written, place)
-    tokens = Tokens(ids=ids, learnt=learnt, ends=ends, text=text)
+            _stop_turns(trained, ids, ends, rendered, place, tokenizer)
+        _check_partial(trained, written, place)
+    tokens = DocumentTokens(ids=ids, trained=trained, ends=ends, text=text)
     _check_bytes(tokens, place)
     return tokens
 
 
-def _check_bytes(tokens: Tokens, place: str) -> None:
+def _check_bytes(tokens: DocumentTokens, place: str) -> None:
     largest = int(tokens.bytes_each().max(initial=0))
     if largest > MAX_TOKEN_BYTES:
-        raise Unlearnable(
+        raise Untrainable(
             f"{place}: one token stands for {largest:,} bytes of text, at most {MAX_TOKEN_BYTES:,} can be kept",
             hint="the tokenizer does not read most of this document: take it out, or lower data.max_document_bytes",
         )
@@ -103,11 +103,11 @@ def _within(text: str, spread: Longs, written: Bools, spans: Sequence[Span]) -> 
     stops = np.array([end for _, end in spans], np.int64)
     begins = np.minimum(_next_visible(text)[spread[:, 0]], np.maximum(spread[:, 1] - 1, spread[:, 0]))
     which = np.searchsorted(starts, begins, "right") - 1
-    learnt = (which >= 0) & (begins < stops[which]) & written
+    trained = (which >= 0) & (begins < stops[which]) & written
     last = np.flatnonzero(written)[-1] if written.any() else -1
     if stops[-1] == len(text):
-        learnt[last + 1 :] = True
-    return learnt
+        trained[last + 1 :] = True
+    return trained
 
 
 def _next_visible(text: str) -> Longs:
@@ -119,55 +119,55 @@ def _next_visible(text: str) -> Longs:
 
 
 def _stop_turns(
-    learnt: Bools, ids: npt.NDArray[np.int32], ends: Longs, rendered: Rendered, place: str, tokenizer: LoadedTokenizer
+    trained: Bools, ids: npt.NDArray[np.int32], ends: Longs, rendered: Rendered, place: str, tokenizer: LoadedTokenizer
 ) -> None:
     """A turn is learnt to its stop token and no further; white space behind that is the template's."""
-    edges = np.flatnonzero(np.diff(learnt.astype(np.int8), prepend=0, append=0)).reshape(-1, 2)
+    edges = np.flatnonzero(np.diff(trained.astype(np.int8), prepend=0, append=0)).reshape(-1, 2)
     for number, (first, end) in enumerate(edges.tolist()):
         last = end - 1
         while last > first and not rendered.text[ends[last - 1] : ends[last]].strip():
             last -= 1
         if int(ids[last]) in tokenizer.turn_ends:
-            learnt[last + 1 : end] = False
+            trained[last + 1 : end] = False
         elif rendered.stop_wanted:
-            raise Unlearnable(
+            raise Untrainable(
                 f"{place}: turn {number + 1} of the assistant does not end with a stop token,"
                 f" so students would never learn to stop: {rendered.text[: ends[end - 1]][-40:]!r}",
                 hint="name a template that ends turns with data.chat_template, or --set data.append_stop=false",
             )
 
 
-def _check_partial(learnt: Bools, written: Bools, place: str) -> None:
-    if not learnt.any():
+def _check_partial(trained: Bools, written: Bools, place: str) -> None:
+    if not trained.any():
         found, why = "nothing of it is", "no response was found in it"
-    elif learnt[written].all():
+    elif trained[written].all():
         found, why = "all of it is", "there is nothing but responses"
     else:
         return
-    raise Unlearnable(
+    raise Untrainable(
         f"{place}: responses are to be learnt, and {found}: {why}",
-        hint="look at the document and the chat template, or set data.loss=all",
+        hint="look at the document and the chat template, or set data.train_on=all",
     )
 
 
-def marked(tokens: Tokens, tokenizer: LoadedTokenizer) -> list[tuple[str, bool]]:
+def marked(tokens: DocumentTokens, tokenizer: LoadedTokenizer) -> list[tuple[str, bool]]:
     """A document in runs of what is learnt and what is not; special tokens are written out."""
     begins = np.concatenate([[0], tokens.ends[:-1]]).tolist()
     special = set(tokenizer.fast.all_special_ids)
     runs: list[tuple[str, bool]] = []
-    for i, begin, end, learnt in zip(
-        tokens.ids.tolist(), begins, tokens.ends.tolist(), tokens.learnt.tolist(), strict=True
+    for i, begin, end, trained in zip(
+        tokens.ids.tolist(), begins, tokens.ends.tolist(), tokens.trained.tolist(), strict=True
     ):
         text = tokenizer.token_text(i) if begin == end and i in special else tokens.text[begin:end]
-        if runs and runs[-1][1] == learnt:
-            runs[-1] = (runs[-1][0] + text, learnt)
+        if runs and runs[-1][1] == trained:
+            runs[-1] = (runs[-1][0] + text, trained)
         else:
-            runs.append((text, learnt))
+            runs.append((text, trained))
     return runs
 
 
 @dataclass(slots=True)
-class Counts:
+class DocumentCounts:
     """What became of the documents that were tokenized so far."""
 
     documents: int = 0
@@ -182,17 +182,17 @@ class Counts:
     empty_documents: int = 0
     known_documents: int = 0
     known_pieces: int = 0
-    unlearnable_documents: int = 0
-    unlearnable: list[str] = field(default_factory=list)
+    untrainable_documents: int = 0
+    untrainable: list[str] = field(default_factory=list)
 
-    def leave_out(self, why: str) -> None:
+    def skip(self, why: str) -> None:
         """Count a document of which nothing can be learnt, and remember the first ones."""
-        self.unlearnable_documents += 1
-        if len(self.unlearnable) < SHOWN:
-            self.unlearnable.append(why)
+        self.untrainable_documents += 1
+        if len(self.untrainable) < SHOWN:
+            self.untrainable.append(why)
 
 
-def cut(tokens: Tokens, length: int, how: str, counts: Counts, **known: Any) -> Iterator[Piece]:
+def cut(tokens: DocumentTokens, length: int, how: str, counts: DocumentCounts, **known: Any) -> Iterator[Segment]:
     """The pieces of a document; pieces of a longer one in which nothing is to be learnt are left out and counted."""
     n, shown = len(tokens.ids), len(tokens.ids)
     counts.documents += 1
@@ -206,7 +206,7 @@ def cut(tokens: Tokens, length: int, how: str, counts: Counts, **known: Any) -> 
     sizes = tokens.bytes_each()
     for first in range(0, shown, length):
         end = min(first + length, shown)
-        mask = np.append(tokens.learnt[first + 1 : end], False)
+        mask = np.append(tokens.trained[first + 1 : end], False)
         if n > length and not mask.any():
             counts.untaught_pieces += 1
             counts.untaught_tokens += end - first
@@ -217,10 +217,12 @@ def cut(tokens: Tokens, length: int, how: str, counts: Counts, **known: Any) -> 
         yield _piece(tokens, slice(first, end), mask, sizes, known)
 
 
-def _piece(tokens: Tokens, rows: slice, mask: Bools, sizes: npt.NDArray[np.uint32], known: dict[str, Any]) -> Piece:
+def _piece(
+    tokens: DocumentTokens, rows: slice, mask: Bools, sizes: npt.NDArray[np.uint32], known: dict[str, Any]
+) -> Segment:
     ids = tokens.ids[rows]
     begin = int(tokens.ends[rows.start - 1]) if rows.start else 0
-    return Piece(
+    return Segment(
         offset=rows.start,
         tokens=ids,
         loss_mask=mask,

@@ -15,15 +15,15 @@ from torch import Tensor
 
 from kdpipe.cache.order import SequenceOrder
 from kdpipe.cache.reader import Cache
-from kdpipe.pipeline.batches.batch_order import Listed
-from kdpipe.pipeline.batches.collate import Wants
+from kdpipe.pipeline.batches.batch_order import FixedOrder
+from kdpipe.pipeline.batches.collate import BatchContents
 from kdpipe.pipeline.batches.micro_batch import MicroBatch, Targets
 from kdpipe.pipeline.batches.prefetch import StepLoader
-from kdpipe.pipeline.evaluation.tally import Tally, WatchedRows
+from kdpipe.pipeline.evaluation.tally import EvalTally, EvaluatedRows
 from kdpipe.pipeline.losses.dense_chunk import TeacherHead
 from kdpipe.pipeline.losses.head_chunks import HeadLosses
-from kdpipe.pipeline.losses.objective import Objective, SpokenStates
-from kdpipe.pipeline.losses.terms import InForce, LogitTerm, Shape, TermName, factor
+from kdpipe.pipeline.losses.objective import Objective, StudentOutputs
+from kdpipe.pipeline.losses.terms import ActiveTerms, LogitTerm, LossOptions, TermName, factor
 from kdpipe.pipeline.models.precision import Precision
 from kdpipe.pipeline.students.student import Student
 from kdpipe.schemas.errors import ConfigError, KdpipeError
@@ -45,11 +45,11 @@ def estimate(spec: TargetSpec) -> Estimate | None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Trained:
+class TrainingObjective:
     """What a student is trained with at a step, to be told beside the rest."""
 
     objective: Objective
-    terms: InForce
+    terms: ActiveTerms
 
 
 @final
@@ -63,7 +63,7 @@ class Evaluator:
         *,
         batch_size: int,
         limit: int | None = None,
-        wants: Wants | None = None,
+        wants: BatchContents | None = None,
         threads: int = 1,
     ) -> None:
         if cache.split is None:
@@ -73,15 +73,15 @@ class Evaluator:
         spec = cache.manifest.targets
         self.cache, self.estimate, self._split = cache, estimate(spec), cache.split
         self._teacher, self._batch_size, self._threads = teacher, batch_size, threads
-        self._shape = Shape(tail_weight=1.0 if spec.has_draws or spec.keep.kind == "state" else 0.0)
-        asked = wants or Wants()
-        self._wants = Wants(
+        self._shape = LossOptions(tail_weight=1.0 if spec.has_draws or spec.keep.kind == "state" else 0.0)
+        asked = wants or BatchContents()
+        self._wants = BatchContents(
             targets=spec.keep.kind != "none",
             statistics=spec.keep.kind != "none",
             hidden=asked.hidden,
             pooled=asked.pooled,
         )
-        self._order = Listed(chosen_sequences(cache, limit))
+        self._order = FixedOrder(chosen_sequences(cache, limit))
 
     @property
     def n_sequences(self) -> int:
@@ -92,11 +92,11 @@ class Evaluator:
         self,
         student: Student,
         precision: Precision,
-        trained: Trained | None = None,
+        trained: TrainingObjective | None = None,
         measured: Callable[[int, int], None] = lambda n_done, n_sequences: None,
     ) -> Evaluation:
         """Hold a student against the split; it is left as it was found, and `measured` is told how far this is."""
-        tally, own = Tally(), _Own(trained)
+        tally, own = EvalTally(), _ObjectiveSums(trained)
         head = HeadLosses(student.head, self._shape, self._teacher)
         was_training = student.model.training
         student.model.eval()
@@ -126,8 +126,8 @@ class Evaluator:
         precision: Precision,
         head: HeadLosses,
         batch: MicroBatch,
-        tally: Tally,
-        own: "_Own",
+        tally: EvalTally,
+        own: "_ObjectiveSums",
     ) -> None:
         with precision.autocast(student.device):
             states = student.states(batch, own.layers)
@@ -136,7 +136,7 @@ class Evaluator:
             result = head(states.rows_NH, batch.labels_N, batch.targets, terms, sequence_N=batch.sequence_N, watch=True)
         seen = result.statistics
         assert seen is not None
-        rows = WatchedRows(
+        rows = EvaluatedRows(
             document_N=document_numbers(batch),
             cross_entropy_N=_doubles(seen.cross_entropy_N),
             confidence_N=_doubles(seen.confidence_N),
@@ -163,16 +163,16 @@ class Evaluator:
         return found
 
 
-class _Own:
+class _ObjectiveSums:
     """The training objective over what is evaluated: sums and counts of its terms."""
 
-    def __init__(self, trained: Trained | None) -> None:
+    def __init__(self, trained: TrainingObjective | None) -> None:
         self._trained = trained
         self._sums: dict[TermName, float] = {}
         self._counts: dict[TermName, int] = {}
         self.layers = () if trained is None else trained.objective.layers
 
-    def add(self, states: SpokenStates, batch: MicroBatch) -> None:
+    def add(self, states: StudentOutputs, batch: MicroBatch) -> None:
         """Add a batch."""
         if self._trained is None:
             return
@@ -223,7 +223,7 @@ def _doubles(values_N: Tensor) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
     return found
 
 
-def _check_finite(rows: WatchedRows) -> None:
+def _check_finite(rows: EvaluatedRows) -> None:
     for what, values in (("its cross-entropy", rows.cross_entropy_N), ("its KL to the teacher", rows.kl_N)):
         if values is not None and not np.isfinite(values).all():
             place = int((~np.isfinite(values)).argmax())

@@ -1,4 +1,4 @@
-"""`Tally`: sums over evaluated rows: by document, by how sure the teacher was, and by how sure the student was.
+"""`EvalTally`: sums over evaluated rows: by document, by how sure the teacher was, and by how sure the student was.
 
 In: what is known of each row, batch by batch. Out: means, buckets, sums by document, the calibration error. It grows
 with the documents read, not with the rows.
@@ -21,7 +21,7 @@ Doubles = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WatchedRows:
+class EvaluatedRows:
     """N rows: the document of each, -log q of its label, the student's surest id, what is known of the teacher."""
 
     document_N: npt.NDArray[np.int64]
@@ -34,7 +34,7 @@ class WatchedRows:
 
 
 @final
-class Tally:
+class EvalTally:
     """Rows added up; a row whose teacher entropy is unknown is in no bucket, but in all else."""
 
     def __init__(self) -> None:
@@ -43,7 +43,7 @@ class Tally:
         self._calibration = np.zeros((len(ENTROPY_EDGES) + 1, CONFIDENCE_BINS, 3))
         self._knows = {"kl": True, "agreed": True, "entropy": True}
 
-    def add(self, rows: WatchedRows) -> None:
+    def add(self, rows: EvaluatedRows) -> None:
         """Add rows; a document may go on in later ones."""
         for name, known in (("kl", rows.kl_N), ("agreed", rows.agreed_N), ("entropy", rows.teacher_entropy_N)):
             self._knows[name] &= known is not None

@@ -1,7 +1,7 @@
 """Caches from what other tools have stored, and files for other tools from caches.
 
 In: the name of a format. Out: its class, imported when it is asked for. A format says which columns it reads and turns
-a row of them into a `Raw`.
+a row of them into a `SourceRow`.
 """
 
 from collections.abc import Mapping
@@ -10,8 +10,8 @@ from importlib import import_module
 from typing import Any, Protocol, cast
 
 from kdpipe.pipeline.documents.row_files import RowFile
-from kdpipe.pipeline.interop.validated_row import Raw
-from kdpipe.schemas.foreign import ForeignFormat, ImportSettings, Tail
+from kdpipe.pipeline.interop.validated_row import SourceRow
+from kdpipe.schemas.interop import ForeignFormat, ImportSettings, Tail
 
 FORMATS: dict[ForeignFormat, str] = {
     "distillkit": "kdpipe.pipeline.interop.distillkit:Distillkit",
@@ -22,23 +22,23 @@ FORMATS: dict[ForeignFormat, str] = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Facts:
+class FormatFacts:
     """What a format knows before its rows are read: how the tail is told, ids of a row where that is announced, whether
     it says which tokens are learnt, and how its rows lie."""
 
     tail: Tail
     tail_given: bool = False
     k: int | None = None
-    says_learnt: bool
+    states_trained: bool
     alignment: str
 
 
 class Format(Protocol):
     """One source format, opened on some files."""
 
-    facts: Facts
+    facts: FormatFacts
 
-    def read(self, columns: Mapping[str, Any]) -> Raw:
+    def read(self, columns: Mapping[str, Any]) -> SourceRow:
         """A row of the source; a `BadRow` says what is wrong with it."""
         ...
 

@@ -1,10 +1,10 @@
 """Axolotl's columns for offline distillation: `target_token_ids` and `target_logprobs` beside `input_ids`.
 
-In: Parquet or JSON lines with these columns, perhaps `labels` and `attention_mask`. Out: `Raw` rows. Rows lie in one of
-two ways, and nothing in the files says which: list t is about token t + 1 (its documentation; the last list is empty or
-padding), or about token t (as vLLM answers: the first is empty or padding). The first row of a source with as many
-lists as tokens tells, or --align does. The first form of these files has one column, `logprobs`: for each of the last
-tokens, itself meant, a list of {"token": "token_id:N", "logprob": x}.
+In: Parquet or JSON lines with these columns, perhaps `labels` and `attention_mask`. Out: `SourceRow` rows. Rows lie in
+one of two ways, and nothing in the files says which: list t is about token t + 1 (its documentation; the last list is
+empty or padding), or about token t (as vLLM answers: the first is empty or padding). The first row of a source with as
+many lists as tokens tells, or --align does. The first form of these files has one column, `logprobs`: for each of the
+last tokens, itself meant, a list of {"token": "token_id:N", "logprob": x}.
 """
 
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ import numpy as np
 from kdpipe.cache.format.number_lists import NumberLists
 from kdpipe.pipeline.documents.columns import BadRow
 from kdpipe.pipeline.documents.row_files import RowFile
-from kdpipe.pipeline.interop import Facts
+from kdpipe.pipeline.interop import FormatFacts
 from kdpipe.pipeline.interop.export_files import choose_columns, has_column
 from kdpipe.pipeline.interop.fields import (
     Bools,
@@ -28,14 +28,14 @@ from kdpipe.pipeline.interop.fields import (
     whole_numbers,
 )
 from kdpipe.pipeline.interop.options import refuse_options
-from kdpipe.pipeline.interop.validated_row import NOTHING_NATS, Raw, aligned
+from kdpipe.pipeline.interop.validated_row import NOTHING_NATS, SourceRow, aligned
 from kdpipe.schemas.errors import ConfigError
-from kdpipe.schemas.foreign import Align, ImportSettings
+from kdpipe.schemas.interop import Align, ImportSettings
 
 IDS, VALUES = "target_token_ids", "target_logprobs"
 ENTRIES = "logprobs"
 TEXT_COLUMNS = ("messages", "messages_combined", "conversations", "text")
-NOT_LEARNT = -100
+IGNORED_LABEL = -100
 ALIGNMENTS: dict[Align, str] = {"next": "list t is about token t + 1", "own": "list t is about token t"}
 
 
@@ -52,11 +52,11 @@ class Axolotl:
         self._has_labels = has_column(files, "labels")
         self._has_mask = has_column(files, "attention_mask")
         self._align: Align = settings.align or (_find_alignment(files) if self._entries is None else "own")
-        self.facts = Facts(
-            tail=settings.tail or "unknown", says_learnt=self._has_labels, alignment=ALIGNMENTS[self._align]
+        self.facts = FormatFacts(
+            tail=settings.tail or "unknown", states_trained=self._has_labels, alignment=ALIGNMENTS[self._align]
         )
 
-    def read(self, columns: Mapping[str, Any]) -> Raw:
+    def read(self, columns: Mapping[str, Any]) -> SourceRow:
         """A row of the source; padding behind its last token is cut off."""
         tokens = whole_numbers(columns, "input_ids")
         n = _attended(columns, len(tokens)) if self._has_mask else len(tokens)
@@ -67,8 +67,8 @@ class Axolotl:
             found = entries(columns, self._entries)
             ids, values = (_of_the_last(each, n, len(tokens) - n, self._align) for each in found)
         row_ids, row_values = (shifted(each, len(tokens), self._align, n, values) for each in (ids, values))
-        learnt = _labeled(columns, tokens)[:n] if self._has_labels else np.ones(n, bool)
-        return Raw(tokens=tokens[:n], learnt=learnt, ids=row_ids, values=row_values)
+        trained = _labeled(columns, tokens)[:n] if self._has_labels else np.ones(n, bool)
+        return SourceRow(tokens=tokens[:n], trained=trained, ids=row_ids, values=row_values)
 
 
 def _entries_column(settings: ImportSettings, files: list[RowFile]) -> str | None:
@@ -121,14 +121,14 @@ def _labeled(columns: Mapping[str, Any], tokens: Longs) -> Bools:
     labels = whole_numbers(columns, "labels")
     if len(labels) != len(tokens):
         raise BadRow(f"it has {len(labels):,} labels for {len(tokens):,} tokens")
-    learnt = labels != NOT_LEARNT
-    wrong = learnt & (labels != tokens)
+    trained = labels != IGNORED_LABEL
+    wrong = trained & (labels != tokens)
     if wrong.any():
         place = int(wrong.argmax())
         raise BadRow(
             f"label {place} is {labels[place]} and token {place} is {tokens[place]}: they must be equal or -100"
         )
-    return np.append(learnt[1:], False)
+    return np.append(trained[1:], False)
 
 
 def _find_alignment(files: list[RowFile]) -> Align:

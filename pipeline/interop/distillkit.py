@@ -1,8 +1,9 @@
 """DistillKit's rows: `input_ids` beside packed values and ids, by the recommended codec or the legacy one.
 
-In: its Parquet columns, and the settings of its codec (compression_config.yaml). Out: `Raw` rows. Its row t is about
-token t + 1 already; a last row about a token that is not there is not kept. Legacy values are logits less an unknown
-number: what they add up to over the whole vocabulary nobody knows, so the ids that are there are made to hold 1.
+In: its Parquet columns, and the settings of its codec (compression_config.yaml). Out: `SourceRow` rows. Its row t is
+about token t + 1 already; a last row about a token that is not there is not kept. Legacy values are logits less an
+unknown number: what they add up to over the whole vocabulary nobody knows, so the ids that are there are made to hold
+1.
 """
 
 from collections.abc import Iterator, Mapping
@@ -18,14 +19,14 @@ from kdpipe.cache.format.number_lists import NumberLists
 from kdpipe.pipeline.config_file import read_file
 from kdpipe.pipeline.documents.columns import BadRow
 from kdpipe.pipeline.documents.row_files import RowFile
-from kdpipe.pipeline.interop import Facts
+from kdpipe.pipeline.interop import FormatFacts
 from kdpipe.pipeline.interop import distillkit_codec as codec
 from kdpipe.pipeline.interop.export_files import choose_columns
 from kdpipe.pipeline.interop.fields import Bools, lists_of_numbers, lists_of_whole_numbers, whole_numbers
 from kdpipe.pipeline.interop.options import refuse_options
-from kdpipe.pipeline.interop.validated_row import Raw, aligned
+from kdpipe.pipeline.interop.validated_row import SourceRow, aligned
 from kdpipe.schemas.errors import ConfigError
-from kdpipe.schemas.foreign import DistillkitCodec, DistillkitLegacyCodec, ImportSettings
+from kdpipe.schemas.interop import DistillkitCodec, DistillkitLegacyCodec, ImportSettings
 from kdpipe.schemas.records import Record, explain
 from kdpipe.schemas.strict_json import canonical
 
@@ -57,9 +58,11 @@ class Distillkit:
             )
         choose_columns(files, LEGACY_COLUMNS if is_legacy else COLUMNS, ())
         tail = settings.tail or ("unknown" if is_legacy else "rest")
-        self.facts = Facts(tail=tail, k=self._codec.k, says_learnt=False, alignment="row t is about token t + 1")
+        self.facts = FormatFacts(
+            tail=tail, k=self._codec.k, states_trained=False, alignment="row t is about token t + 1"
+        )
 
-    def read(self, columns: Mapping[str, Any]) -> Raw:
+    def read(self, columns: Mapping[str, Any]) -> SourceRow:
         """A row of the source."""
         tokens = whole_numbers(columns, "input_ids")
         legacy = isinstance(self._codec, DistillkitLegacyCodec)
@@ -68,7 +71,7 @@ class Distillkit:
         joined = [np.concatenate([part[i].ravel() for part in decoded]) if decoded else np.zeros(0) for i in (0, 1)]
         ids = aligned(NumberLists(joined[0].astype(np.int64), counts), len(tokens), own=False)
         values = NumberLists(joined[1].astype(np.float64), ids.counts)
-        raw = Raw(tokens=tokens, learnt=np.ones(len(tokens), bool), ids=ids, values=values)
+        raw = SourceRow(tokens=tokens, trained=np.ones(len(tokens), bool), ids=ids, values=values)
         if isinstance(self._codec, DistillkitLegacyCodec) or self._codec.exact_k == self._codec.k:
             return raw
         is_fitted = np.tile(np.arange(self._codec.k) >= self._codec.exact_k, len(ids.values) // self._codec.k)

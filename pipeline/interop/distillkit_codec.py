@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from kdpipe.schemas.foreign import DistillkitCodec, DistillkitLegacyCodec, FloatName, ResidualBin, Term
+from kdpipe.schemas.interop import DistillkitCodec, DistillkitLegacyCodec, FloatName, ResidualBin, Term
 
 Bytes = npt.NDArray[np.uint8]
 Longs = npt.NDArray[np.int64]

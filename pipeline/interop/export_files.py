@@ -17,7 +17,7 @@ from kdpipe.pipeline.documents.row_files import Limits, LinesFile, ListFile, Row
 from kdpipe.schemas.errors import ConfigError
 
 
-class Lists(Protocol):
+class ListTable(Protocol):
     """A table whose columns hold lists of numbers, some of its columns chosen."""
 
     names: list[str]
@@ -30,7 +30,7 @@ class Lists(Protocol):
 class ListsFile:
     """A table of lists of numbers, opened for the columns that are wanted; the position is the row's number from 0."""
 
-    def __init__(self, name: str, opened: Callable[[Collection[str]], Lists]) -> None:
+    def __init__(self, name: str, opened: Callable[[Collection[str]], ListTable]) -> None:
         self.name, self._opened = name, opened
         self.wanted: Collection[str] | None = None
 
@@ -43,7 +43,7 @@ class ListsFile:
         """The columns of rows, by ascending position."""
         return self._open().rows_at(positions)
 
-    def _open(self) -> Lists:
+    def _open(self) -> ListTable:
         return self._opened(self.wanted or ())
 
     def names(self) -> list[str]:
@@ -91,7 +91,7 @@ def _open(file: RowFile) -> RowFile:
     raise ConfigError(f"{file.name} is neither Parquet nor lines of JSON", hint="name the other files with a glob")
 
 
-def _parquet(file: TableFile, wanted: Collection[str]) -> Lists:
+def _parquet(file: TableFile, wanted: Collection[str]) -> ListTable:
     file.check_unchanged()
     return ParquetLists(str(file.path), wanted)
 

@@ -12,8 +12,8 @@ import numpy as np
 
 from kdpipe.cache.format.number_lists import NumberLists
 from kdpipe.cache.format.rows import Rows
-from kdpipe.pipeline.interop.axolotl import IDS, NOT_LEARNT, VALUES
-from kdpipe.schemas.foreign import ExportForm
+from kdpipe.pipeline.interop.axolotl import IDS, IGNORED_LABEL, VALUES
+from kdpipe.schemas.interop import ExportForm
 from kdpipe.schemas.manifest import Manifest
 
 Row = dict[str, Any]
@@ -72,11 +72,11 @@ def _documents(rows: Rows) -> Iterator[Row]:
     for start, end in zip(rows.document_starts.tolist(), ends.tolist(), strict=True):
         here, counts = slice(places[start], places[end]), n_exact[start:end]
         tokens = rows.tokens[start:end]
-        learnt = np.append(False, rows.loss_mask[start : end - 1])
+        trained = np.append(False, rows.loss_mask[start : end - 1])
         yield {
             "input_ids": tokens,
             "attention_mask": np.ones(len(tokens), np.int8),
-            "labels": np.where(learnt, tokens, NOT_LEARNT),
+            "labels": np.where(trained, tokens, IGNORED_LABEL),
             IDS: NumberLists(ids[here], counts),
             VALUES: NumberLists(values[here], counts),
             "target_mask": NumberLists(np.ones(int(counts.sum()), np.int8), counts),

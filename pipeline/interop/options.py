@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from kdpipe.schemas.errors import ConfigError
-from kdpipe.schemas.foreign import ExportSettings, ImportSettings
+from kdpipe.schemas.interop import ExportSettings, ImportSettings
 from kdpipe.schemas.records import explain
 
 WHO_TAKES = {"codec": "distillkit", "align": "axolotl and topk", "columns": "topk and axolotl's first form"}

@@ -1,7 +1,7 @@
 """The first of two passes over a source: every row read and checked, before anything is written.
 
-In: files and their format. Out: `Survey`: where the rows are, how long, of which split, and all that the manifest says
-of them. A row goes to validation by the digest of its tokens, as documents do in stage one.
+In: files and their format. Out: `SourceSurvey`: where the rows are, how long, of which split, and all that the manifest
+says of them. A row goes to validation by the digest of its tokens, as documents do in stage one.
 """
 
 import hashlib
@@ -16,12 +16,12 @@ import numpy.typing as npt
 from kdpipe.pipeline.documents.columns import BadRow
 from kdpipe.pipeline.documents.document_duplicates import count_duplicates
 from kdpipe.pipeline.documents.row_files import Row, RowFile
-from kdpipe.pipeline.interop.validated_row import Told
+from kdpipe.pipeline.interop.validated_row import ValidatedRow
 from kdpipe.schemas.cache_plan import SplitName
 from kdpipe.schemas.errors import ConfigError
 
 Longs = npt.NDArray[np.int64]
-Read = Callable[[Row], Told]
+Read = Callable[[Row], ValidatedRow]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +35,7 @@ class Repairs:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Survey:
+class SourceSurvey:
     """All rows of a source: arrays have one value a row, in the order of the files."""
 
     files: npt.NDArray[np.uint32]
@@ -59,7 +59,7 @@ class Survey:
 
 def take_survey(
     files: Sequence[RowFile], read: Callable[[int], Read], n_ids: int, limit: int | None, val_fraction: float
-) -> Survey:
+) -> SourceSurvey:
     """Go through all rows, or the first `limit`; `read` gives the function that reads those of a file."""
     surveyor = _Surveyor(n_ids)
     for number, file in enumerate(files):
@@ -73,10 +73,10 @@ def take_survey(
     return surveyor.finish(val_fraction)
 
 
-def reader(name: str, read: Callable[[dict[str, Any]], Told]) -> Read:
+def reader(name: str, read: Callable[[dict[str, Any]], ValidatedRow]) -> Read:
     """A function that reads a row of a file, and says of which one something is wrong."""
 
-    def of(row: Row) -> Told:
+    def of(row: Row) -> ValidatedRow:
         try:
             if row.columns is None:
                 raise BadRow(row.problem)
@@ -110,7 +110,7 @@ class _Surveyor:
     def __post_init__(self) -> None:
         self._token_counts = np.zeros(self.n_ids, np.int64)
 
-    def take(self, file: int, row: Row, told: Told) -> None:
+    def take(self, file: int, row: Row, told: ValidatedRow) -> None:
         """Remember a row."""
         digest = digest_of(told.tokens)
         for values in (told.tokens, told.loss_mask, told.starts, told.counts, told.ids, told.logprobs):
@@ -128,13 +128,13 @@ class _Surveyor:
             self._repairs[place] += n
         self._largest_excess = max(self._largest_excess, float(told.excess.max(initial=0.0)))
 
-    def finish(self, val_fraction: float) -> Survey:
+    def finish(self, val_fraction: float) -> SourceSurvey:
         """What was remembered."""
         chances = np.array(self._chances, np.uint64)
         padding, untold, scaled = self._repairs
         in_validation = chances.astype(np.float64) < val_fraction * 2.0**64
         self._digest.update(np.packbits(in_validation).tobytes())
-        return Survey(
+        return SourceSurvey(
             files=np.array(self._files, np.uint32),
             positions=np.array(self._positions, np.uint64),
             numbers=np.array(self._numbers, np.uint32),
@@ -156,7 +156,9 @@ def digest_of(tokens: npt.NDArray[np.int32]) -> bytes:
     return hashlib.sha256(tokens.astype("<u4").tobytes()).digest()
 
 
-def rows_again(files: Sequence[RowFile], survey: Survey, places: Longs, read: Callable[[int], Read]) -> Iterator[Told]:
+def rows_again(
+    files: Sequence[RowFile], survey: SourceSurvey, places: Longs, read: Callable[[int], Read]
+) -> Iterator[ValidatedRow]:
     """The rows at some places of a survey, in their order."""
     for number in np.unique(survey.files[places]).tolist():
         here = places[survey.files[places] == number]

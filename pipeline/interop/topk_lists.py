@@ -1,8 +1,8 @@
 """Plain top-k: tokens, ids and log-probabilities in columns of any name.
 
 In: Parquet or JSON lines; a row has `tokens`, and for each of them a list of `ids` and one of `logprobs`, perhaps
-`loss_mask`, `log_tail` (one for each token) and `document_starts`; --columns says other names. Out: `Raw` rows. List t
-is about token t + 1 unless --align own is said. What `kdpipe cache export --to parquet` writes is of this form.
+`loss_mask`, `log_tail` (one for each token) and `document_starts`; --columns says other names. Out: `SourceRow` rows.
+List t is about token t + 1 unless --align own is said. What `kdpipe cache export --to parquet` writes is of this form.
 """
 
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ import numpy as np
 
 from kdpipe.pipeline.documents.columns import BadRow
 from kdpipe.pipeline.documents.row_files import RowFile
-from kdpipe.pipeline.interop import Facts
+from kdpipe.pipeline.interop import FormatFacts
 from kdpipe.pipeline.interop.axolotl import ALIGNMENTS, shifted
 from kdpipe.pipeline.interop.export_files import choose_columns, has_column
 from kdpipe.pipeline.interop.fields import (
@@ -26,9 +26,9 @@ from kdpipe.pipeline.interop.fields import (
     whole_numbers,
 )
 from kdpipe.pipeline.interop.options import refuse_options
-from kdpipe.pipeline.interop.validated_row import Raw
+from kdpipe.pipeline.interop.validated_row import SourceRow
 from kdpipe.schemas.errors import ConfigError
-from kdpipe.schemas.foreign import Align, ImportSettings
+from kdpipe.schemas.interop import Align, ImportSettings
 
 # role -> the names that are looked for, in this order
 NEEDED = {
@@ -53,14 +53,14 @@ class PlainTopK:
             )
         choose_columns(files, [self._names[role] for role in NEEDED], [*self._names.values()])
         self._align: Align = settings.align or "next"
-        self.facts = Facts(
+        self.facts = FormatFacts(
             tail=settings.tail or "unknown",
             tail_given="log_tail" in self._names,
-            says_learnt="loss_mask" in self._names,
+            states_trained="loss_mask" in self._names,
             alignment=ALIGNMENTS[self._align],
         )
 
-    def read(self, columns: Mapping[str, Any]) -> Raw:
+    def read(self, columns: Mapping[str, Any]) -> SourceRow:
         """A row of the source."""
         names = self._names
         tokens = whole_numbers(columns, names["tokens"])
@@ -68,16 +68,16 @@ class PlainTopK:
         same_counts(ids, values, (names["ids"], names["logprobs"]))
         n = len(tokens)
         row_ids, row_values = (shifted(each, n, self._align, n, values) for each in (ids, values))
-        return Raw(
+        return SourceRow(
             tokens=tokens,
-            learnt=self._learnt(columns, n),
+            trained=self._trained(columns, n),
             ids=row_ids,
             values=row_values,
             log_tail=self._tails(columns, n) if "log_tail" in names else None,
             starts=whole_numbers(columns, names["document_starts"]) if "document_starts" in names else None,
         )
 
-    def _learnt(self, columns: Mapping[str, Any], n: int) -> Bools:
+    def _trained(self, columns: Mapping[str, Any], n: int) -> Bools:
         """Which rows are learnt, as their lists are aligned."""
         if "loss_mask" not in self._names:
             return np.ones(n, bool)

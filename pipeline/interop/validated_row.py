@@ -1,8 +1,8 @@
-"""`Told`: what a source row says, as a cache keeps it, once everything about it has been checked.
+"""`ValidatedRow`: what a source row says, as a cache keeps it, once everything about it has been checked.
 
-In: tokens, which are learnt, and ids with their log-probabilities (`Raw`). Out: `Told`, or a `BadRow` that says what is
-wrong at which token. Row t is about token t + 1, whatever the source had; what cannot be kept is dropped here and
-counted.
+In: tokens, which are learnt, and ids with their log-probabilities (`SourceRow`). Out: `ValidatedRow`, or a `BadRow`
+that says what is wrong at which token. Row t is about token t + 1, whatever the source had; what cannot be kept is
+dropped here and counted.
 """
 
 from dataclasses import dataclass
@@ -30,15 +30,15 @@ TAIL_TOLERANCE_NATS = 1 / 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Raw:
-    """A source row aligned as a cache is: row t of `learnt`, `ids` and `values` is about token t + 1.
+class SourceRow:
+    """A source row aligned as a cache is: row t of `trained`, `ids` and `values` is about token t + 1.
 
     `values` are log p of the ids; `log_tail` is given where the source has it; `starts` are rows where documents begin.
     `is_fitted` marks values that a codec approximates, which may be above 0; a row may add up to `most_mass`.
     """
 
     tokens: Longs
-    learnt: Bools
+    trained: Bools
     ids: NumberLists
     values: NumberLists
     log_tail: Floats | None = None
@@ -48,7 +48,7 @@ class Raw:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Told:
+class ValidatedRow:
     """T rows with their entries; `n_padding` entries were nothing, `n_untold` rows had none left, rows that held more
     than 1 were scaled to 1: `excess` is by how much each of them did."""
 
@@ -69,7 +69,7 @@ class Told:
         return len(self.excess)
 
 
-def told(raw: Raw, vocabulary_size: int, *, rest_is_tail: bool) -> Told:
+def told(raw: SourceRow, vocabulary_size: int, *, rest_is_tail: bool) -> ValidatedRow:
     """Check a row; with `rest_is_tail` what its ids leave of 1 is the tail."""
     n = len(raw.tokens)
     starts = _starts(raw, n)
@@ -77,7 +77,7 @@ def told(raw: Raw, vocabulary_size: int, *, rest_is_tail: bool) -> Told:
     row_of = np.repeat(np.arange(n), raw.ids.counts)
     there = _present(raw, row_of)
     counts = np.bincount(row_of[there], minlength=n)
-    due = raw.learnt.copy()
+    due = raw.trained.copy()
     due[np.append(starts[1:], n) - 1] = False
     mask = due & (counts > 0)
     keep = there & mask[row_of]
@@ -87,7 +87,7 @@ def told(raw: Raw, vocabulary_size: int, *, rest_is_tail: bool) -> Told:
     if counts.max(initial=0) > MAX_ENTRIES:
         raise BadRow(f"token {counts.argmax()} has {counts.max():,} ids, at most {MAX_ENTRIES:,} can be kept")
     values, excess = _scaled(values, row_of, n, raw.most_mass)
-    return Told(
+    return ValidatedRow(
         tokens=raw.tokens.astype(np.int32),
         loss_mask=mask,
         starts=starts,
@@ -101,12 +101,12 @@ def told(raw: Raw, vocabulary_size: int, *, rest_is_tail: bool) -> Told:
     )
 
 
-def _starts(raw: Raw, n: int) -> Longs:
+def _starts(raw: SourceRow, n: int) -> Longs:
     if n == 0:
         raise BadRow("it has no tokens")
     if n > MAX_SEQUENCE_ROWS:
         raise BadRow(f"it has {n:,} tokens, at most {MAX_SEQUENCE_ROWS:,} can be kept together")
-    for name, length in (("rows", len(raw.ids.counts)), ("truth values", len(raw.learnt))):
+    for name, length in (("rows", len(raw.ids.counts)), ("truth values", len(raw.trained))):
         if length != n:
             raise BadRow(f"it has {length:,} {name} for {n:,} tokens")
     starts = np.zeros(1, np.int64) if raw.starts is None else raw.starts
@@ -122,7 +122,7 @@ def _check_tokens(tokens: Longs, vocabulary_size: int) -> None:
         raise BadRow(f"token {place} is {tokens[place]}, {_outside(vocabulary_size)}")
 
 
-def _present(raw: Raw, row_of: Longs) -> Bools:
+def _present(raw: SourceRow, row_of: Longs) -> Bools:
     """Which entries are more than padding; what is no log-probability at all is refused."""
     values = raw.values.values
     _refuse(np.isnan(values), row_of, values, "a log-probability is {}")
@@ -166,7 +166,7 @@ def _scaled(values: Floats, row_of: Longs, n: int, most: float) -> tuple[Floats,
 
 
 def _log_tail(
-    raw: Raw, values: Floats, row_of: Longs, mask: Bools, rest_is_tail: bool
+    raw: SourceRow, values: Floats, row_of: Longs, mask: Bools, rest_is_tail: bool
 ) -> npt.NDArray[np.float32] | None:
     """Log of the mass that is left: as the source states it, or what is left of 1."""
     if raw.log_tail is None and not rest_is_tail:

@@ -1,7 +1,7 @@
 """The same losses where a head is no plain projection: its own logits by chunks, made again in the backward.
 
-In: states, anything that turns states into logits, a `Call`. Out: the loss, raw sums, statistics of rows. Autograd goes
-through all of it, and checkpoints see to it that one chunk of logits is alive.
+In: states, anything that turns states into logits, a `FusedRequest`. Out: the loss, raw sums, statistics of rows.
+Autograd goes through all of it, and checkpoints see to it that one chunk of logits is alive.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,11 +11,11 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from kdpipe.pipeline.losses.dense_chunk import TeacherHead, whole_losses
-from kdpipe.pipeline.losses.divergences import Rows, Spoken, clamped, row_loss, weighed
-from kdpipe.pipeline.losses.fused import Call, Made, sum_type
+from kdpipe.pipeline.losses.divergences import StudentRows, TargetRows, clamped, row_loss, weighed
+from kdpipe.pipeline.losses.fused import FusedRequest, FusedResult, sum_type
 from kdpipe.pipeline.losses.row_statistics import row_statistics
 from kdpipe.pipeline.losses.teacher_bins import NOTHING
-from kdpipe.pipeline.losses.terms import LogitTerm, Shape
+from kdpipe.pipeline.losses.terms import LogitTerm, LossOptions
 from kdpipe.pipeline.models.head import Head
 
 Speak = Callable[[Tensor], Tensor]
@@ -36,12 +36,14 @@ def speak(head: Head) -> Speak:
 class Fallback:
     """One pass over the rows of a call by autograd."""
 
-    def __init__(self, head: Speak, terms: Sequence[LogitTerm], shape: Shape, teacher: TeacherHead | None) -> None:
+    def __init__(
+        self, head: Speak, terms: Sequence[LogitTerm], shape: LossOptions, teacher: TeacherHead | None
+    ) -> None:
         self._head, self._terms, self._shape, self._teacher = head, tuple(terms), shape, teacher
 
-    def run(self, states_NH: Tensor, call: Call) -> tuple[Tensor, Made]:
+    def run(self, states_NH: Tensor, call: FusedRequest) -> tuple[Tensor, FusedResult]:
         """The sum over terms and rows that autograd follows, by the weights of the call, and what else was made."""
-        made = Made(sums_T=states_NH.new_zeros(len(self._terms), dtype=sum_type(states_NH)))
+        made = FusedResult(sums_T=states_NH.new_zeros(len(self._terms), dtype=sum_type(states_NH)))
         # Of no rows, so that a batch without any can be differentiated too.
         total = states_NH[:0].float().sum()
         for begin in range(0, len(states_NH), call.n_chunk):
@@ -62,7 +64,7 @@ class Fallback:
                 made.rows_TC.append(rows_TC.float())
         return total, made
 
-    def _watch(self, states_CH: Tensor, rows: Rows, made: Made) -> None:
+    def _watch(self, states_CH: Tensor, rows: TargetRows, made: FusedResult) -> None:
         with torch.no_grad():
             logits_CV = self._said(states_CH)
             made.watched.append(row_statistics(logits_CV, rows.labels_N, torch.empty_like(logits_CV)))
@@ -73,7 +75,9 @@ class Fallback:
         most = self._shape.clamp_logits
         return logits_CV if most is None else logits_CV.clamp(-most, most)
 
-    def _chunk(self, states_CH: Tensor, rows: Rows, weights_TC: Tensor, chosen_TC: Tensor) -> tuple[Tensor, Tensor]:
+    def _chunk(
+        self, states_CH: Tensor, rows: TargetRows, weights_TC: Tensor, chosen_TC: Tensor
+    ) -> tuple[Tensor, Tensor]:
         logits_CV = self._said(states_CH)
         with torch.autocast(states_CH.device.type, enabled=False):
             if rows.targets is not None and rows.targets.state_NH is not None and self._teacher is not None:
@@ -84,7 +88,7 @@ class Fallback:
             chosen = [torch.where(mask_C, x_C, 0.0) for mask_C, x_C in zip(chosen_TC, losses, strict=True)]
             return weighed(losses, weights_TC), torch.stack(chosen).detach()
 
-    def _spoken(self, logits_CV: Tensor, rows: Rows) -> Spoken:
+    def _spoken(self, logits_CV: Tensor, rows: TargetRows) -> StudentRows:
         """Logits at kept ids and at the label, and the log-sum-exp of the rest."""
         label_C = logits_CV.gather(1, rows.labels_N.long()[:, None]).squeeze(1)
         kept_CK, rest_CV = None, logits_CV
@@ -93,4 +97,4 @@ class Fallback:
             kept_CK = logits_CV.gather(1, ids_CK)
             rest_CV = logits_CV.scatter(1, ids_CK, NOTHING)
         rest_C = {t: (rest_CV / t).logsumexp(dim=1) for t in {term.temperature for term in self._terms}}
-        return Spoken(label_C=label_C, rest_C=rest_C, kept_CK=kept_CK)
+        return StudentRows(label_C=label_C, rest_C=rest_C, kept_CK=kept_CK)

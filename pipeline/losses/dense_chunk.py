@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from kdpipe.pipeline.losses.divergences import Rows, clamped, divergence, weighed
+from kdpipe.pipeline.losses.divergences import TargetRows, clamped, divergence, weighed
 from kdpipe.pipeline.losses.teacher_bins import LEAST
-from kdpipe.pipeline.losses.terms import LogitName, LogitTerm, Shape
+from kdpipe.pipeline.losses.terms import LogitName, LogitTerm, LossOptions
 
 # Tensors of the size of a chunk that autograd holds here where a sparse chunk has one.
 COPIES = 8
@@ -46,10 +46,10 @@ class TeacherHead:
 class DenseChunk:
     """Works out chunks of one call; `slopes` False leaves the gradient out."""
 
-    def __init__(self, terms: Sequence[LogitTerm], shape: Shape, teacher: TeacherHead, *, slopes: bool) -> None:
+    def __init__(self, terms: Sequence[LogitTerm], shape: LossOptions, teacher: TeacherHead, *, slopes: bool) -> None:
         self._terms, self._shape, self._teacher, self._slopes = tuple(terms), shape, teacher, slopes
 
-    def __call__(self, logits_CV: Tensor, rows: Rows, weights_TC: Tensor) -> list[Tensor]:
+    def __call__(self, logits_CV: Tensor, rows: TargetRows, weights_TC: Tensor) -> list[Tensor]:
         """The raw losses of each term; the gradient takes the logits' place."""
         leaf_CV = logits_CV.detach().requires_grad_(self._slopes)
         with torch.set_grad_enabled(self._slopes):
@@ -62,7 +62,7 @@ class DenseChunk:
 
 
 def whole_losses(
-    terms: Sequence[LogitTerm], logits_CV: Tensor, rows: Rows, shape: Shape, teacher: TeacherHead
+    terms: Sequence[LogitTerm], logits_CV: Tensor, rows: TargetRows, shape: LossOptions, teacher: TeacherHead
 ) -> list[Tensor]:
     """Every term's raw losses from logits that autograd follows."""
     assert rows.targets is not None and rows.targets.state_NH is not None

@@ -1,7 +1,7 @@
 """The formulas of all logit losses, a number a row: from log p and log q over bins, and from draws behind them.
 
-In: the teacher as `Bins` (or whole), the student's logits at the kept ids and at the label and the log-sum-exp of the
-rest, all float32. Out: raw losses, differentiable to these few numbers. The formulas stand in docs/losses.md.
+In: the teacher as `TeacherBins` (or whole), the student's logits at the kept ids and at the label and the log-sum-exp
+of the rest, all float32. Out: raw losses, differentiable to these few numbers. The formulas stand in docs/losses.md.
 """
 
 import math
@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from kdpipe.pipeline.batches.micro_batch import Targets, with_tensors
-from kdpipe.pipeline.losses.teacher_bins import NOTHING, Bins, bins, exact_and_entries
-from kdpipe.pipeline.losses.terms import LogitName, LogitTerm, Shape
+from kdpipe.pipeline.losses.teacher_bins import NOTHING, TeacherBins, bins, exact_and_entries
+from kdpipe.pipeline.losses.terms import LogitName, LogitTerm, LossOptions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Spoken:
+class StudentRows:
     """The student at C rows: logits at K kept ids and at the label, log-sum-exp of logits / T over all other ids."""
 
     label_C: Tensor
@@ -26,7 +26,7 @@ class Spoken:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rows:
+class TargetRows:
     """What some rows are to say: the next token, and the teacher; `tail_scale_N` weighs what draws say."""
 
     labels_N: Tensor
@@ -39,9 +39,9 @@ class Rows:
         """Whether the teacher's whole distribution can be made."""
         return self.targets is not None and self.targets.state_NH is not None
 
-    def take(self, piece: slice) -> "Rows":
+    def take(self, piece: slice) -> "TargetRows":
         """Some of them."""
-        return Rows(
+        return TargetRows(
             labels_N=self.labels_N[piece],
             targets=None if self.targets is None else with_tensors(self.targets, lambda one: one[piece]),
             tail_scale_N=None if self.tail_scale_N is None else self.tail_scale_N[piece],
@@ -49,7 +49,7 @@ class Rows:
         )
 
 
-def divergence(name: LogitName, logp: Tensor, logq: Tensor, shape: Shape) -> Tensor:
+def divergence(name: LogitName, logp: Tensor, logq: Tensor, shape: LossOptions) -> Tensor:
     """A divergence of two distributions over the last dimension, by their logarithms; places with p = q add nothing.
 
     forward_kl: sum p log(p/q). skew_kl: sum p log(p/m), m = skew p + (1 - skew) q. reverse_kl: sum q log(q/p).
@@ -72,7 +72,7 @@ def mixture(logp: Tensor, logq: Tensor, share: float) -> Tensor:
     return torch.logaddexp(logp + math.log(share), logq + math.log1p(-share))
 
 
-def row_loss(term: LogitTerm, spoken: Spoken, rows: Rows, shape: Shape) -> Tensor:
+def row_loss(term: LogitTerm, spoken: StudentRows, rows: TargetRows, shape: LossOptions) -> Tensor:
     """One loss of every row, before weight and factor."""
     rest_C = spoken.rest_C[term.temperature]
     if spoken.kept_CK is None or rows.targets is None:
@@ -95,7 +95,7 @@ def row_loss(term: LogitTerm, spoken: Spoken, rows: Rows, shape: Shape) -> Tenso
     return loss_C + rows.tail_scale_N * tail(term.name, teacher, logq_CK, logq_CB[:, -1], shape)
 
 
-def tail(name: LogitName, teacher: Bins, logq_CK: Tensor, log_bin_C: Tensor, shape: Shape) -> Tensor:
+def tail(name: LogitName, teacher: TeacherBins, logq_CK: Tensor, log_bin_C: Tensor, shape: LossOptions) -> Tensor:
     """What forward and skew KL lose by the bin: mass of the bin * KL(teacher within it, student within it).
 
     = sum over the bin of p log p - sum over draws of w log m - alpha (log alpha - log m(bin)), m as in `divergence`.
@@ -112,7 +112,7 @@ def tail(name: LogitName, teacher: Bins, logq_CK: Tensor, log_bin_C: Tensor, sha
     return torch.where(teacher.is_draw_CK.any(dim=1), lost_C, 0.0)
 
 
-def tail_scales(targets: Targets, shape: Shape, sequence_N: Tensor | None) -> Tensor | None:
+def tail_scales(targets: Targets, shape: LossOptions, sequence_N: Tensor | None) -> Tensor | None:
     """What a row's tail term is multiplied with: the tail weight; above 1 divided by the sequence's mean tail mass."""
     if not shape.tail_weight or targets.state_NH is not None or targets.log_tail_N is None:
         return None
@@ -129,7 +129,7 @@ def tail_scales(targets: Targets, shape: Shape, sequence_N: Tensor | None) -> Te
     return torch.where(mean_N > 0, scales_N / mean_N, 0.0)
 
 
-def clamped(losses: Sequence[Tensor], shape: Shape) -> list[Tensor]:
+def clamped(losses: Sequence[Tensor], shape: LossOptions) -> list[Tensor]:
     """Raw losses up to the largest that counts; what is no finite number stays, for the guard to find."""
     most = shape.clamp_loss
     return [one if most is None else torch.where(one.isfinite(), one.clamp(max=most), one) for one in losses]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kdpipe.pipeline.batches.micro_batch import Targets
 from kdpipe.pipeline.losses.teacher_bins import known_tail, neighbors, unknown_tail
-from kdpipe.pipeline.losses.terms import LogitName, LogitTerm, Shape
+from kdpipe.pipeline.losses.terms import LogitName, LogitTerm, LossOptions
 from kdpipe.schemas.errors import Incompatible
 from kdpipe.schemas.targets import TargetSpec
 
@@ -21,7 +21,7 @@ NO_TARGETS = "this cache holds tokens only, there is no teacher in it to learn f
 NO_TARGETS_HINT = "choose --mode output, or make a cache with another --targets"
 
 
-def label(name: LogitName, spec: TargetSpec, temperature: float, shape: Shape) -> str:
+def label(name: LogitName, spec: TargetSpec, temperature: float, shape: LossOptions) -> str:
     """The name to log: `_bound` for a lower bound by one bin, `_coarse` at a temperature without draws, `_shifted`
     where the gradient is unbiased but the value lacks the entropy of the teacher within the bin."""
     if name in EVERYWHERE or spec.keep.kind == "state":
@@ -33,7 +33,7 @@ def label(name: LogitName, spec: TargetSpec, temperature: float, shape: Shape) -
     return f"{name}{SHIFTED}" if name == "forward_kl" and spec.is_shifted else name
 
 
-def uses_draws(name: LogitName, spec: TargetSpec, temperature: float, shape: Shape) -> bool:
+def uses_draws(name: LogitName, spec: TargetSpec, temperature: float, shape: LossOptions) -> bool:
     """Whether a loss reads sampled draws: at their own temperature, with a weight for the tail."""
     if not spec.has_draws or temperature != spec.target_temperature or shape.tail_weight <= 0:
         return False
@@ -54,7 +54,9 @@ def check_spec(names: Iterable[LogitName], spec: TargetSpec, temperature: float)
         neighbors(temperature, spec.temperatures)
 
 
-def check_targets(terms: Sequence[LogitTerm], targets: Targets | None, shape: Shape, sequence_N: Tensor | None) -> None:
+def check_targets(
+    terms: Sequence[LogitTerm], targets: Targets | None, shape: LossOptions, sequence_N: Tensor | None
+) -> None:
     """The same of the targets of a batch; what is refused here has not been asked by `check_spec`."""
     for term in terms:
         if term.name == "ce":

@@ -1,7 +1,7 @@
 """Output head and logit losses in one pass over chunks of rows; of logits one chunk is alive, its gradient in place.
 
-In: states, the head's weights, a `Call`. Out: raw sums, statistics of rows, and the gradients, made as sums over rows
-weighed relative to the largest weight; `attached` scales them in the backward, so that none underflows.
+In: states, the head's weights, a `FusedRequest`. Out: raw sums, statistics of rows, and the gradients, made as sums
+over rows weighed relative to the largest weight; `attached` scales them in the backward, so that none underflows.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdpipe.pipeline.losses.divergences import Rows
+from kdpipe.pipeline.losses.divergences import TargetRows
 from kdpipe.pipeline.losses.row_statistics import RowStatistics, row_statistics
 from kdpipe.pipeline.losses.workspace import Buffers
 from kdpipe.pipeline.models.head import HALVES, Head
@@ -22,14 +22,14 @@ HALF_PEAK = 2.0**13
 
 
 # Turns logits into losses, and into their gradient in place.
-Work = Callable[[Tensor, Rows, Tensor], list[Tensor]]
+Work = Callable[[Tensor, TargetRows, Tensor], list[Tensor]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Call:
+class FusedRequest:
     """What is asked of some rows: what the gradient weighs them with for each term, and whether each is chosen."""
 
-    rows: Rows
+    rows: TargetRows
     chosen_TN: Tensor
     weights_TN: Tensor
     n_chunk: int
@@ -37,7 +37,7 @@ class Call:
 
 
 @dataclass(slots=True, kw_only=True)
-class Made:
+class FusedResult:
     """What a pass gives: raw sums over chosen rows, each chunk's rows and statistics if watched, and gradients in
     float32 or wider where wanted."""
 
@@ -63,7 +63,7 @@ class FusedPass:
         self._weight_VH = self._whole[: head.vocabulary_size].to(self._product)
         self._bias_V = None if head.bias_V is None else head.bias_V.detach().to(self._wide)
 
-    def run(self, states_NH: Tensor, call: Call, work: Work | None) -> Made:
+    def run(self, states_NH: Tensor, call: FusedRequest, work: Work | None) -> FusedResult:
         """Go through the rows; without work only statistics are made."""
         made = self._begin(states_NH, len(call.chosen_TN))
         with torch.no_grad(), torch.autocast(states_NH.device.type, enabled=False):
@@ -72,8 +72,8 @@ class FusedPass:
                 self._chunk(states_NH[piece], piece, call, work, made)
         return made
 
-    def _begin(self, states_NH: Tensor, n_terms: int) -> Made:
-        made = Made(sums_T=states_NH.new_zeros(n_terms, dtype=sum_type(states_NH)))
+    def _begin(self, states_NH: Tensor, n_terms: int) -> FusedResult:
+        made = FusedResult(sums_T=states_NH.new_zeros(n_terms, dtype=sum_type(states_NH)))
         of_states, of_weight, of_bias = self._wanted
         if of_states:
             made.states_NH = states_NH.new_empty(states_NH.shape, dtype=self._wide)
@@ -87,7 +87,7 @@ class FusedPass:
             made.bias_V = bias.new_zeros(bias.shape, dtype=self._wide)
         return made
 
-    def _chunk(self, states_CH: Tensor, piece: slice, call: Call, work: Work | None, made: Made) -> None:
+    def _chunk(self, states_CH: Tensor, piece: slice, call: FusedRequest, work: Work | None, made: FusedResult) -> None:
         rows = call.rows.take(piece)
         states_CH = states_CH.detach().to(self._product)
         logits_CV = self._logits(states_CH)
@@ -130,7 +130,7 @@ class FusedPass:
         if self._head.scale != 1.0:
             slope_CV.mul_(self._head.scale)
 
-    def _add_gradients(self, slope_CV: Tensor, states_CH: Tensor, piece: slice, made: Made) -> None:
+    def _add_gradients(self, slope_CV: Tensor, states_CH: Tensor, piece: slice, made: FusedResult) -> None:
         if made.bias_V is not None:
             made.bias_V[: self._head.vocabulary_size] += slope_CV.sum(dim=0)
         lift = None
@@ -172,7 +172,7 @@ class _Attached(torch.autograd.Function):
     """A number whose gradients are known already."""
 
     @staticmethod
-    def forward(ctx: Any, total: Tensor, made: Made, scale: float, *inputs: Tensor | None) -> Tensor:
+    def forward(ctx: Any, total: Tensor, made: FusedResult, scale: float, *inputs: Tensor | None) -> Tensor:
         """Give the number."""
         ctx.made, ctx.scale = made, scale
         ctx.dtypes = [None if one is None else one.dtype for one in inputs]
@@ -193,7 +193,7 @@ class _Attached(torch.autograd.Function):
         return (None, None, None, *scaled)
 
 
-def attached(total: Tensor, made: Made, scale: float, head: Head, states_NH: Tensor) -> Tensor:
+def attached(total: Tensor, made: FusedResult, scale: float, head: Head, states_NH: Tensor) -> Tensor:
     """The loss, with the gradients that the pass has made, times a scale, behind it."""
     module: Any = head.module
     attach: Any = _Attached.apply

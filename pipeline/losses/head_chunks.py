@@ -13,13 +13,13 @@ from torch import Tensor
 from kdpipe.pipeline.batches.micro_batch import Targets
 from kdpipe.pipeline.losses.autograd_path import Fallback, speak
 from kdpipe.pipeline.losses.dense_chunk import COPIES, DenseChunk, TeacherHead
-from kdpipe.pipeline.losses.divergences import Rows, tail_scales
+from kdpipe.pipeline.losses.divergences import TargetRows, tail_scales
 from kdpipe.pipeline.losses.exactness import check_targets
-from kdpipe.pipeline.losses.fused import Call, FusedPass, Made, attached
+from kdpipe.pipeline.losses.fused import FusedPass, FusedRequest, FusedResult, attached
 from kdpipe.pipeline.losses.row_statistics import RowStatistics as RowStatistics
 from kdpipe.pipeline.losses.row_statistics import joined
 from kdpipe.pipeline.losses.sparse_chunk import SparseChunk
-from kdpipe.pipeline.losses.terms import LogitName, LogitTerm, Shape
+from kdpipe.pipeline.losses.terms import LogitName, LogitTerm, LossOptions
 from kdpipe.pipeline.losses.workspace import Buffers
 from kdpipe.pipeline.models.head import Head
 
@@ -46,7 +46,7 @@ class HeadLosses:
     def __init__(
         self,
         head: Head | Callable[[Tensor], Tensor],
-        shape: Shape,
+        shape: LossOptions,
         teacher: TeacherHead | None = None,
         chunk_bytes: int | None = None,
     ) -> None:
@@ -76,7 +76,7 @@ class HeadLosses:
         largest = max((abs(term.coefficient) for term in terms), default=0.0) or 1.0
         rows = self._rows(states_NH, labels_N, targets, terms, sequence_N)
         weights_TN, chosen_TN = _weights(terms, labels_N, largest)
-        call = Call(
+        call = FusedRequest(
             rows=rows,
             chosen_TN=chosen_TN,
             weights_TN=weights_TN,
@@ -98,7 +98,9 @@ class HeadLosses:
         assert found is not None
         return found
 
-    def _fused(self, states_NH: Tensor, call: Call, terms: Sequence[LogitTerm], largest: float) -> tuple[Tensor, Made]:
+    def _fused(
+        self, states_NH: Tensor, call: FusedRequest, terms: Sequence[LogitTerm], largest: float
+    ) -> tuple[Tensor, FusedResult]:
         assert isinstance(self._head, Head)
         module: Any = self._head.module
         follows = torch.is_grad_enabled() and bool(terms)
@@ -109,7 +111,7 @@ class HeadLosses:
         total = (coefficients_T * made.sums_T).sum().float()
         return (attached(total, made, largest, self._head, states_NH) if any(wanted) else total), made
 
-    def _work(self, call: Call, terms: Sequence[LogitTerm], *, slopes: bool) -> SparseChunk | DenseChunk | None:
+    def _work(self, call: FusedRequest, terms: Sequence[LogitTerm], *, slopes: bool) -> SparseChunk | DenseChunk | None:
         if not terms:
             return None
         if call.rows.has_states and self._teacher is not None:
@@ -117,8 +119,8 @@ class HeadLosses:
         return SparseChunk(terms, self._shape, self._buffers, slopes=slopes)
 
     def _by_autograd(
-        self, states_NH: Tensor, call: Call, terms: Sequence[LogitTerm], largest: float
-    ) -> tuple[Tensor, Made]:
+        self, states_NH: Tensor, call: FusedRequest, terms: Sequence[LogitTerm], largest: float
+    ) -> tuple[Tensor, FusedResult]:
         speaking = speak(self._head) if isinstance(self._head, Head) else self._head
         total, made = Fallback(speaking, terms, self._shape, self._teacher).run(states_NH, call)
         return (total * largest).float(), made
@@ -130,7 +132,7 @@ class HeadLosses:
         targets: Targets | None,
         terms: Sequence[LogitTerm],
         sequence_N: Tensor | None,
-    ) -> Rows:
+    ) -> TargetRows:
         """The rows of a call; labels alone need no targets."""
         if all(term.name == "ce" for term in terms):
             targets = None
@@ -138,7 +140,7 @@ class HeadLosses:
             self._teacher = self._teacher_on(states_NH)
         scales_N = None if targets is None else tail_scales(targets, self._shape, sequence_N)
         size = self._vocabulary_of(states_NH)
-        return Rows(labels_N=labels_N, targets=targets, tail_scale_N=scales_N, vocabulary_size=size)
+        return TargetRows(labels_N=labels_N, targets=targets, tail_scale_N=scales_N, vocabulary_size=size)
 
     def _teacher_on(self, states_NH: Tensor) -> TeacherHead:
         assert self._teacher is not None, "a cache of states comes with its output head"
@@ -153,7 +155,7 @@ class HeadLosses:
                 self._vocabulary_size = self._head(torch.zeros_like(states_NH[:0])).shape[-1]
         return self._vocabulary_size
 
-    def _rows_a_chunk(self, states_NH: Tensor, rows: Rows) -> int:
+    def _rows_a_chunk(self, states_NH: Tensor, rows: TargetRows) -> int:
         """As many as fit, spread evenly over the chunks."""
         row_bytes = 4 * rows.vocabulary_size * (COPIES if rows.has_states else 1)
         if self._chunk_bytes is not None:

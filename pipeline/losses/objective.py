@@ -15,13 +15,13 @@ from kdpipe.pipeline.batches.micro_batch import MicroBatch
 from kdpipe.pipeline.losses.head_chunks import HeadLosses, RowStatistics
 from kdpipe.pipeline.losses.hidden.hidden_objective import HiddenObjective
 from kdpipe.pipeline.losses.selection import chosen, n_chosen
-from kdpipe.pipeline.losses.terms import HIDDEN_NAMES, LOGIT_NAMES, InForce, LogitTerm, TermName, factor
-from kdpipe.schemas.stage_two import Selection
+from kdpipe.pipeline.losses.terms import HIDDEN_NAMES, LOGIT_NAMES, ActiveTerms, LogitTerm, TermName, factor
+from kdpipe.schemas.train_settings import PositionSelection
 
 OF_THE_STUDENT = ("student_entropy", "student_cross_entropy")
 
 
-class SpokenStates(Protocol):
+class StudentOutputs(Protocol):
     """What a student made of a batch: last states of the rows, and whole layers that were asked for."""
 
     @property
@@ -36,7 +36,7 @@ class SpokenStates(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
+class ObjectiveResult:
     """`total` is to be differentiated; `sums` are of raw values over each term's rows, `logged` what else is told."""
 
     total: Tensor
@@ -48,7 +48,7 @@ class Outcome:
 class Objective:
     """The terms of a run, over states that the caller has made."""
 
-    def __init__(self, head: HeadLosses, hidden: HiddenObjective | None, select: Sequence[Selection]) -> None:
+    def __init__(self, head: HeadLosses, hidden: HiddenObjective | None, select: Sequence[PositionSelection]) -> None:
         self.head, self.hidden, self._select = head, hidden, tuple(select)
 
     @property
@@ -56,7 +56,7 @@ class Objective:
         """The student's layers that losses on states need."""
         return self.hidden.layers if self.hidden is not None else ()
 
-    def counts(self, batches: Sequence[MicroBatch], terms: InForce) -> dict[TermName, int]:
+    def counts(self, batches: Sequence[MicroBatch], terms: ActiveTerms) -> dict[TermName, int]:
         """How many rows or groups each term in force has in some batches."""
         found: dict[TermName, int] = {}
         for name in terms.weights:
@@ -72,13 +72,13 @@ class Objective:
 
     def __call__(
         self,
-        states: SpokenStates,
+        states: StudentOutputs,
         batch: MicroBatch,
-        terms: InForce,
+        terms: ActiveTerms,
         counts: Mapping[TermName, int],
         *,
         watch: bool = False,
-    ) -> Outcome:
+    ) -> ObjectiveResult:
         """The batch's share of the step's loss."""
         logit = self._logit_terms(states, batch, terms, counts)
         result = self.head(
@@ -96,10 +96,10 @@ class Objective:
             met = self.hidden(states.layers, batch, wanted)
             total, logged = total + met.total, met.logged
             sums.update(met.sums)
-        return Outcome(total=total, sums=sums, statistics=result.statistics, logged=logged)
+        return ObjectiveResult(total=total, sums=sums, statistics=result.statistics, logged=logged)
 
     def _logit_terms(
-        self, states: SpokenStates, batch: MicroBatch, terms: InForce, counts: Mapping[TermName, int]
+        self, states: StudentOutputs, batch: MicroBatch, terms: ActiveTerms, counts: Mapping[TermName, int]
     ) -> list[LogitTerm]:
         statistics = None
         if any(one.by in OF_THE_STUDENT for one in self._select):
@@ -121,6 +121,6 @@ class Objective:
             )
         return found
 
-    def _selection(self, name: TermName) -> Selection | None:
+    def _selection(self, name: TermName) -> PositionSelection | None:
         wanted = "ce" if name == "ce" else "kd"
         return next((one for one in self._select if one.term == wanted), None)

@@ -1,7 +1,7 @@
 """Which positions a term is taken over: of each sequence, the share with the lowest or highest of a statistic.
 
-In: a `Selection`, a `MicroBatch`, and what the head says of its rows where the student is asked. Out: a mask of the
-rows, and how many it will hold, known before any student has spoken.
+In: a `PositionSelection`, a `MicroBatch`, and what the head says of its rows where the student is asked. Out: a mask of
+the rows, and how many it will hold, known before any student has spoken.
 """
 
 from typing import Protocol
@@ -11,10 +11,10 @@ from torch import Tensor
 
 from kdpipe.pipeline.batches.micro_batch import MicroBatch
 from kdpipe.schemas.errors import Incompatible
-from kdpipe.schemas.stage_two import Selection
+from kdpipe.schemas.train_settings import PositionSelection
 
 
-class Spoken(Protocol):
+class StudentStatistics(Protocol):
     """What a student said of each row."""
 
     @property
@@ -28,12 +28,12 @@ class Spoken(Protocol):
         ...
 
 
-def n_chosen(selection: Selection, batch: MicroBatch) -> int:
+def n_chosen(selection: PositionSelection, batch: MicroBatch) -> int:
     """How many rows of a batch are chosen."""
     return int(_quota(selection, batch).sum())
 
 
-def chosen(selection: Selection, batch: MicroBatch, spoken: Spoken | None) -> Tensor:
+def chosen(selection: PositionSelection, batch: MicroBatch, spoken: StudentStatistics | None) -> Tensor:
     """Mark the chosen rows; of equal ones the earlier are taken, and what is not a number comes last."""
     values_N = _statistic(selection, batch, spoken).double()
     if selection.keep == "highest":
@@ -48,14 +48,14 @@ def chosen(selection: Selection, batch: MicroBatch, spoken: Spoken | None) -> Te
     return mask_N
 
 
-def _quota(selection: Selection, batch: MicroBatch) -> Tensor:
+def _quota(selection: PositionSelection, batch: MicroBatch) -> Tensor:
     """Rows of each sequence that are chosen: the share of its rows, rounded, and one at least."""
     sizes_B = torch.bincount(batch.sequence_N, minlength=len(batch.numbers))
     rounded_B = torch.floor(sizes_B.double() * selection.share + 0.5).long()
     return torch.minimum(sizes_B, rounded_B.clamp(min=1))
 
 
-def _statistic(selection: Selection, batch: MicroBatch, spoken: Spoken | None) -> Tensor:
+def _statistic(selection: PositionSelection, batch: MicroBatch, spoken: StudentStatistics | None) -> Tensor:
     found = {
         "teacher_entropy": batch.teacher_entropy_N,
         "label_logprob": batch.label_logprob_N,
@@ -67,7 +67,7 @@ def _statistic(selection: Selection, batch: MicroBatch, spoken: Spoken | None) -
     return found
 
 
-def not_held(selection: Selection) -> Incompatible:
+def not_held(selection: PositionSelection) -> Incompatible:
     """What is said where a cache does not hold the statistic."""
     return Incompatible(
         f"positions are to be chosen by {selection.by}, which this cache does not hold",

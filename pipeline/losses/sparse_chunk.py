@@ -10,14 +10,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kdpipe.pipeline.losses.divergences import Rows, Spoken, clamped, row_loss, weighed
+from kdpipe.pipeline.losses.divergences import StudentRows, TargetRows, clamped, row_loss, weighed
 from kdpipe.pipeline.losses.teacher_bins import NOTHING
-from kdpipe.pipeline.losses.terms import LogitTerm, Shape
+from kdpipe.pipeline.losses.terms import LogitTerm, LossOptions
 from kdpipe.pipeline.losses.workspace import Buffers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rest:
+class TailRows:
     """All ids that are not kept, at one temperature: exp((z - top) / T) in a buffer, their sum, its logarithm."""
 
     powers_CV: Tensor
@@ -28,12 +28,12 @@ class Rest:
 class SparseChunk:
     """Works out chunks of one call; `slopes` False leaves the gradient out."""
 
-    def __init__(self, terms: Sequence[LogitTerm], shape: Shape, buffers: Buffers, *, slopes: bool) -> None:
+    def __init__(self, terms: Sequence[LogitTerm], shape: LossOptions, buffers: Buffers, *, slopes: bool) -> None:
         self._terms, self._shape, self._buffers, self._slopes = tuple(terms), shape, buffers, slopes
         self._temperatures = sorted({term.temperature for term in terms}, reverse=True)
         self._needs_kept = any(term.name != "ce" for term in terms)
 
-    def __call__(self, logits_CV: Tensor, rows: Rows, weights_TC: Tensor) -> list[Tensor]:
+    def __call__(self, logits_CV: Tensor, rows: TargetRows, weights_TC: Tensor) -> list[Tensor]:
         """The raw losses of each term; `weights_TC` are what the gradient weighs each term's rows with."""
         ids_CK = rows.targets.ids_NK.long() if self._needs_kept and rows.targets is not None else None
         label_C1 = rows.labels_N.long()[:, None]
@@ -47,7 +47,7 @@ class SparseChunk:
             for leaf in leaves:
                 leaf.requires_grad_(self._slopes)
             rest_C = {temperature: rest.log_sum_C for temperature, rest in rests.items()}
-            spoken = Spoken(label_C=label_C, rest_C=rest_C, kept_CK=kept_CK)
+            spoken = StudentRows(label_C=label_C, rest_C=rest_C, kept_CK=kept_CK)
             losses = clamped([row_loss(term, spoken, rows, self._shape) for term in self._terms], self._shape)
             if self._slopes:
                 total = weighed(losses, weights_TC)
@@ -60,7 +60,7 @@ class SparseChunk:
             logits_CV.scatter_add_(1, label_C1, of_label_C[:, None])
         return [loss_C.detach() for loss_C in losses]
 
-    def _rests(self, logits_CV: Tensor) -> Mapping[float, Rest]:
+    def _rests(self, logits_CV: Tensor) -> Mapping[float, TailRows]:
         """Sums over the ids that are not kept, relative to the largest of them so that no digits cancel."""
         top_C = logits_CV.amax(dim=1)
         # All ids are kept where nothing is left; NaN stays and is found by the guard.
@@ -75,10 +75,10 @@ class SparseChunk:
             powers_CV.exp_()
             total_C = powers_CV.sum(dim=1)
             log_sum_C = torch.where(total_C == 0, NOTHING, top_C / temperature + total_C.log())
-            found[temperature] = Rest(powers_CV=powers_CV, total_C=total_C, log_sum_C=log_sum_C)
+            found[temperature] = TailRows(powers_CV=powers_CV, total_C=total_C, log_sum_C=log_sum_C)
         return found
 
-    def _spread(self, logits_CV: Tensor, rests: Mapping[float, Rest], slopes: Sequence[Tensor]) -> None:
+    def _spread(self, logits_CV: Tensor, rests: Mapping[float, TailRows], slopes: Sequence[Tensor]) -> None:
         """The slope of a log-sum-exp over its ids: softmax / T of each; left in the buffer of the logits."""
         for (temperature, rest), slope_C in zip(reversed(list(rests.items())), reversed(slopes), strict=True):
             share_C = torch.where(rest.total_C == 0, 0.0, slope_C / (temperature * rest.total_C))

@@ -1,4 +1,4 @@
-"""`Bins`: what kept entries say of the teacher at one temperature: exact ids, and one bin for everything else.
+"""`TeacherBins`: what kept entries say of the teacher at one temperature: exact ids, and one bin for everything else.
 
 In: `Targets` of some rows, a temperature. Out: log-probabilities that formulas can use, and what draws add; or a
 refusal where the cache does not know.
@@ -21,7 +21,7 @@ NOTHING = -1e30
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Bins:
+class TeacherBins:
     """K entries and a bin behind them: `logp` of the exact ids and the bin, 0 where `present` is false.
 
     `drawn_logp_CK` and `drawn_plogp_C`, sum of p log p over the bin, are there at the target temperature only; draws
@@ -42,7 +42,7 @@ class Bins:
         return self.logp_CB[:, -1]
 
 
-def bins(targets: Targets, temperature: float, vocabulary_size: int, dtype: torch.dtype) -> Bins:
+def bins(targets: Targets, temperature: float, vocabulary_size: int, dtype: torch.dtype) -> TeacherBins:
     """The teacher at a temperature, as far as these entries know it."""
     is_exact_CK, is_entry_CK = exact_and_entries(targets)
     is_draw_CK = is_entry_CK & ~is_exact_CK
@@ -56,7 +56,7 @@ def bins(targets: Targets, temperature: float, vocabulary_size: int, dtype: torc
     has_bin_C = targets.n_exact_N < vocabulary_size
     logp_CB = torch.cat([logp_CK, torch.where(has_bin_C, log_bin_C.clamp(min=LEAST, max=0.0), 0.0)[:, None]], dim=1)
     present_CB = torch.cat([is_exact_CK, has_bin_C[:, None]], dim=1)
-    found = Bins(present_CB=present_CB, logp_CB=logp_CB, is_entry_CK=is_entry_CK, is_draw_CK=is_draw_CK)
+    found = TeacherBins(present_CB=present_CB, logp_CB=logp_CB, is_entry_CK=is_entry_CK, is_draw_CK=is_draw_CK)
     return _with_draws(found, targets, temperature) if at_target else found
 
 
@@ -139,7 +139,7 @@ def unknown_tail() -> Incompatible:
     )
 
 
-def _with_draws(found: Bins, targets: Targets, temperature: float) -> Bins:
+def _with_draws(found: TeacherBins, targets: Targets, temperature: float) -> TeacherBins:
     """Add what draws say of the bin: their weights, their own log p where they have it, sum of p log p over the bin.
 
     Without values that sum follows from the entropy at T=1; at another T the bin's own entropy is left out of it.
@@ -158,7 +158,7 @@ def _with_draws(found: Bins, targets: Targets, temperature: float) -> Bins:
         plogp_C = -targets.entropy_N.to(dtype) - (exact_CK.exp() * exact_CK).sum(dim=1)
     else:
         plogp_C = log_bin_C.exp() * log_bin_C
-    return Bins(
+    return TeacherBins(
         present_CB=found.present_CB,
         logp_CB=found.logp_CB,
         is_entry_CK=found.is_entry_CK,

@@ -37,7 +37,7 @@ HIDDEN_NAMES: Final[tuple[HiddenName, ...]] = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Shape:
+class LossOptions:
     """The numbers that formulas take; `tail_weight` 0 is a bucket, 1 exact by draws, above 1 divided by the
     sequence's mean tail mass. Clamps are for those who ask: beyond them nothing is learnt."""
 
@@ -59,12 +59,12 @@ class LogitTerm:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class InForce:
+class ActiveTerms:
     """What counts at a step: weights by term without the zeros, the temperature of the logit losses, their shape."""
 
     weights: Mapping[TermName, float]
     temperature: float
-    shape: Shape = field(default_factory=Shape)
+    shape: LossOptions = field(default_factory=LossOptions)
 
 
 def factor(name: TermName, temperature: float) -> float:

@@ -1,4 +1,4 @@
-"""`ModelShape`: what is known of a model before its weights are loaded, for `kdpipe plan` and for early refusals.
+"""`ModelInfo`: what is known of a model before its weights are loaded, for `kdpipe plan` and for early refusals.
 
 In: `ModelSettings`. Out: sizes, revision and license from config and model card, or what is wrong in two lines.
 """
@@ -26,7 +26,7 @@ WANTED = "a decoder-only language model is needed, one that AutoModelForCausalLM
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ModelShape:
+class ModelInfo:
     """A model by its config: `width` of its states, `max_positions` that it can read at once (None: no bound).
 
     `last_width` is that of the states behind the final norm, which some models project to another before the head.
@@ -60,7 +60,7 @@ class ModelShape:
         return int(self.n_parameters * DTYPE_BYTES[dtype])
 
 
-def read_shape(settings: ModelSettings) -> ModelShape:
+def read_shape(settings: ModelSettings) -> ModelInfo:
     """Read config and model card of a model, and refuse what is no causal language model."""
     quiet()
     name = named(settings)
@@ -77,7 +77,7 @@ def read_shape(settings: ModelSettings) -> ModelShape:
     return replace(shape, revision=revision, license=_license(folder, name, settings))
 
 
-def shape_of(name: str, config: Any, *, trusted: bool = False) -> ModelShape:
+def shape_of(name: str, config: Any, *, trusted: bool = False) -> ModelInfo:
     """The shape that a config describes."""
     check_causal(name, config, trusted)
     text = config.get_text_config()
@@ -87,7 +87,7 @@ def shape_of(name: str, config: Any, *, trusted: bool = False) -> ModelShape:
             f"{name} has no {lacking[0]} in its config: {config.model_type} is not supported", hint=WANTED
         )
     n_parameters, head_width = _measured(name, config, trusted)
-    return ModelShape(
+    return ModelInfo(
         name=name,
         revision=None,
         license=None,
@@ -105,7 +105,7 @@ def shape_of(name: str, config: Any, *, trusted: bool = False) -> ModelShape:
     )
 
 
-def check_vocabulary(shape: ModelShape, vocabulary_size: int) -> None:
+def check_vocabulary(shape: ModelInfo, vocabulary_size: int) -> None:
     """Refuse a tokenizer with ids that the model has no row for; more rows than ids are padding, and are cut."""
     if shape.vocabulary_size < vocabulary_size:
         raise ConfigError(
@@ -115,7 +115,7 @@ def check_vocabulary(shape: ModelShape, vocabulary_size: int) -> None:
         )
 
 
-def check_lengths(shape: ModelShape, longest: int) -> None:
+def check_lengths(shape: ModelInfo, longest: int) -> None:
     """Refuse texts beyond the positions that the model can read."""
     if shape.max_positions is not None and longest > shape.max_positions:
         raise ConfigError(

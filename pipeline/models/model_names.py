@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from kdpipe.pipeline.models.model_info import ModelShape
+from kdpipe.pipeline.models.model_info import ModelInfo
 
 # Names of folders that training scripts and the hub's cache make for any model.
 _PLACEHOLDER = re.compile(
@@ -28,7 +28,7 @@ def is_placeholder(name: str) -> bool:
     return _PLACEHOLDER.fullmatch(name) is not None or name == ""
 
 
-def name_of_folder(folder: Path, shape: ModelShape) -> str:
+def name_of_folder(folder: Path, shape: ModelInfo) -> str:
     """The name of the model in a folder."""
     levels = [folder.resolve(), *folder.resolve().parents][: _LEVELS + 1]
     for level in levels:

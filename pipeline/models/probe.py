@@ -13,14 +13,14 @@ from torch import Tensor, nn
 
 from kdpipe.pipeline.models.head import TOLERANCE, Head, find_head
 from kdpipe.pipeline.models.layers import all_states, body_of, decoder_layers, stream_dim, watching
-from kdpipe.pipeline.models.model_info import ModelShape
+from kdpipe.pipeline.models.model_info import ModelInfo
 from kdpipe.schemas.errors import ConfigError
 
 PROBE_TOKENS = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Probed:
+class ProbedModel:
     """What is in front of the head, the layers if they can be told, and the head if it gives the model's own logits.
 
     `stream_dim` is the dimension of the streams in states of layers that pass on several.
@@ -33,7 +33,7 @@ class Probed:
     device_of_logits: torch.device
 
 
-def probe(model: Any, shape: ModelShape, dtype: torch.dtype, device: torch.device, vocabulary_size: int) -> Probed:
+def probe(model: Any, shape: ModelInfo, dtype: torch.dtype, device: torch.device, vocabulary_size: int) -> ProbedModel:
     """Read a few tokens in two ways: does our head give the model's logits, and does nothing look to the right?"""
     n = min(PROBE_TOKENS, shape.max_positions or PROBE_TOKENS)
     ids_BT = probe_ids(n, vocabulary_size, device)[None]
@@ -62,7 +62,7 @@ def probe(model: Any, shape: ModelShape, dtype: torch.dtype, device: torch.devic
     if isinstance(states, Tensor):
         head = find_head(model, shape.config.get_text_config(), states[0], own_TV, vocabulary_size)
         device_of_logits = states.device
-    return Probed(
+    return ProbedModel(
         body=body,
         layers=layers,
         stream_dim=stream_dim(kept[1], ids_BT) if 1 in kept else None,

@@ -1,8 +1,8 @@
-"""The laws of targets applied to what a cache has kept: which entries stay exact, which are drawn, what goes.
+"""The rules of targets applied to what a cache has kept: which entries stay exact, which are drawn, what goes.
 
-In: the weights of every row's entries, exact ids first, and a key a row. Out: a `Choice` of entries. Whatever is drawn
-is drawn with a chance in proportion to its weight, and its weight is what the teacher's probability is on the mean: so
-is that of what is drawn again.
+In: the weights of every row's entries, exact ids first, and a key a row. Out: a `EntryChoice` of entries. Whatever is
+drawn is drawn with a chance in proportion to its weight, and its weight is what the teacher's probability is on the
+mean: so is that of what is drawn again.
 """
 
 import math
@@ -16,7 +16,7 @@ import torch
 from kdpipe.pipeline.targets.draws import below, words
 from kdpipe.pipeline.targets.masses import SMALLEST_TAIL
 from kdpipe.pipeline.targets.threshold import COUNT_TOLERANCE
-from kdpipe.schemas.targets import Kept, Sampled, Threshold, TopK, TopP
+from kdpipe.schemas.targets import KeptSpec, Sampled, Threshold, TopK, TopP
 
 Longs = npt.NDArray[np.int64]
 Doubles = npt.NDArray[np.float64]
@@ -25,7 +25,7 @@ WHOLE = 1 << 40
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Entries:
+class PaddedEntries:
     """R rows of up to K entries: exact ids in the order in which they are kept, then draws; the rest is noise.
 
     `weights` are those of training, `order` is a number an entry by which a row's draws are laid out; `times` says how
@@ -45,7 +45,7 @@ class Entries:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Choice:
+class EntryChoice:
     """Slots of entries that stay: the first `n_exact` are exact, then draws in their order; the rest is noise."""
 
     n_exact_R: Longs
@@ -54,8 +54,8 @@ class Choice:
     times_RK: Longs
 
 
-def chooser(keep: Kept) -> Callable[[Entries, Longs], Choice]:
-    """The law of a kind."""
+def chooser(keep: KeptSpec) -> Callable[[PaddedEntries, Longs], EntryChoice]:
+    """The rule of a kind."""
     match keep:
         case Threshold():
             return lambda entries, keys_R: again_by_threshold(entries, keys_R, keep)
@@ -68,9 +68,9 @@ def chooser(keep: Kept) -> Callable[[Entries, Longs], Choice]:
     raise AssertionError(f"targets of kind {keep.kind} are not made poorer")
 
 
-def first(entries: Entries, n_R: Longs) -> Choice:
+def first(entries: PaddedEntries, n_R: Longs) -> EntryChoice:
     """The first so many exact ids, and no draws."""
-    return Choice(
+    return EntryChoice(
         n_exact_R=n_R,
         n_draws_R=np.zeros_like(n_R),
         slots_RK=_slots(entries),
@@ -78,12 +78,12 @@ def first(entries: Entries, n_R: Longs) -> Choice:
     )
 
 
-def _slots(entries: Entries) -> Longs:
+def _slots(entries: PaddedEntries) -> Longs:
     n_rows, width = entries.weights_RK.shape
     return np.broadcast_to(np.arange(width), (n_rows, width))
 
 
-def _reaching(entries: Entries, p: float) -> Longs:
+def _reaching(entries: PaddedEntries, p: float) -> Longs:
     """The fewest exact ids that reach a mass, or all."""
     is_exact = _slots(entries) < entries.n_exact_R[:, None]
     reached = np.cumsum(np.where(is_exact, entries.weights_RK, 0.0), axis=1)
@@ -92,7 +92,7 @@ def _reaching(entries: Entries, p: float) -> Longs:
     return found
 
 
-def again_by_threshold(entries: Entries, keys_R: Longs, keep: Threshold) -> Choice:
+def again_by_threshold(entries: PaddedEntries, keys_R: Longs, keep: Threshold) -> EntryChoice:
     """Exact where the weight is at least the new tau', the others, draws among them, by systematic sampling.
 
     The new tau' solves sum of min(1, w / tau') = n over the entries, as stage one's does over the vocabulary; draws
@@ -113,7 +113,7 @@ def again_by_threshold(entries: Entries, keys_R: Longs, keep: Threshold) -> Choi
     drawn = _systematic(light, entries.order_RK, keys_R, np.where(is_drawn, n_draws_R, 0))
     own = np.take_along_axis(drawn, np.maximum(slots - n_exact_R[:, None], 0), axis=1)
     keeps_slot = stays_R[:, None] | (slots < n_exact_R[:, None])
-    return Choice(
+    return EntryChoice(
         n_exact_R=n_exact_R,
         n_draws_R=n_draws_R,
         slots_RK=np.where(keeps_slot, slots, own),
@@ -121,7 +121,7 @@ def again_by_threshold(entries: Entries, keys_R: Longs, keep: Threshold) -> Choi
     )
 
 
-def _wanted(entries: Entries, keep: Threshold) -> Longs:
+def _wanted(entries: PaddedEntries, keep: Threshold) -> Longs:
     """How many entries each row is to have, as stage one counts them."""
     is_entry = _slots(entries) < entries.counts[:, None]
     shares = np.where(is_entry, np.minimum(entries.weights_RK / keep.tau, 1.0), 0.0)
@@ -153,7 +153,7 @@ def _systematic(masses_RK: Longs, order_RK: Longs, keys_R: Longs, n_R: Longs) ->
     return found
 
 
-def again_sampled(entries: Entries, keys_R: Longs, draws: int) -> Choice:
+def again_sampled(entries: PaddedEntries, keys_R: Longs, draws: int) -> EntryChoice:
     """So many of a row's draws, each as likely as every other: independent draws, as the old ones were."""
     slots, keys = _slots(entries), torch.from_numpy(keys_R)[:, None]
     is_draw = (slots >= entries.n_exact_R[:, None]) & (slots < entries.counts[:, None])
@@ -173,4 +173,4 @@ def again_sampled(entries: Entries, keys_R: Longs, draws: int) -> Choice:
     laid_out = np.argsort(np.where(slots < entries.n_exact_R[:, None], slots, np.where(stays, slots, 1 << 30)), axis=1)
     n_draws_R = stays.sum(axis=1)
     behind = np.take_along_axis(left, laid_out, axis=1)
-    return Choice(n_exact_R=entries.n_exact_R, n_draws_R=n_draws_R, slots_RK=laid_out, times_RK=behind)
+    return EntryChoice(n_exact_R=entries.n_exact_R, n_draws_R=n_draws_R, slots_RK=laid_out, times_RK=behind)

@@ -1,34 +1,37 @@
 """`check_fit`: may this student learn from this cache? Same tokenizer by content, rows for all ids, enough positions.
 
-In: what `resolve.py` found, the cache's tokenizer and manifest. Out: a `Fit`, or `Incompatible` (exit 4) with what
-differs. `same_tokenizer` is the one place that says no to another tokenizer: training across tokenizers begins there.
+In: what `resolve.py` found, the cache's tokenizer and manifest. Out: a `Compatibility`, or `Incompatible` (exit 4) with
+what differs. `same_tokenizer` is the one place that says no to another tokenizer: training across tokenizers begins
+there.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from kdpipe.pipeline.models.folders import local_folder
-from kdpipe.pipeline.students.cache_tokenizer import KeptTokenizer
-from kdpipe.pipeline.students.resolve import Found
+from kdpipe.pipeline.students.cache_tokenizer import CacheTokenizer
+from kdpipe.pipeline.students.resolve import ResolvedStudent
 from kdpipe.pipeline.tokenizers.tokenizer import LoadedTokenizer, load_tokenizer
 from kdpipe.pipeline.tokenizers.tokenizer_difference import difference
 from kdpipe.schemas.errors import ConfigError, Incompatible
 from kdpipe.schemas.manifest import Manifest
-from kdpipe.schemas.stage_two import StudentSettings
+from kdpipe.schemas.train_settings import StudentSettings
 
 ACROSS = "name a student of the teacher's family, or a fresh one: training across tokenizers is not there yet"
 ROLES = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Fit:
+class Compatibility:
     """The files that go beside the student's weights, and what is worth a line."""
 
     tokenizer_files: Mapping[str, bytes]
     notes: tuple[str, ...] = ()
 
 
-def check_fit(found: Found, settings: StudentSettings, kept: KeptTokenizer, manifest: Manifest) -> Fit:
+def check_fit(
+    found: ResolvedStudent, settings: StudentSettings, kept: CacheTokenizer, manifest: Manifest
+) -> Compatibility:
     """Hold a student against a cache before its weights are loaded."""
     notes: list[str] = []
     files = kept.files
@@ -51,10 +54,10 @@ def check_fit(found: Found, settings: StudentSettings, kept: KeptTokenizer, mani
     if rows > ids:
         notes.append(f"the student has {rows:,} rows for {ids:,} token ids: the rest is padding, and learns nothing")
     _check_positions(found, manifest.plan.sequence_length)
-    return Fit(tokenizer_files=files, notes=tuple(notes))
+    return Compatibility(tokenizer_files=files, notes=tuple(notes))
 
 
-def same_tokenizer(own: LoadedTokenizer, kept: KeptTokenizer, manifest: Manifest) -> str | None:
+def same_tokenizer(own: LoadedTokenizer, kept: CacheTokenizer, manifest: Manifest) -> str | None:
     """Say what differs between two tokenizers; None if the same text becomes the same ids in both.
 
     Without the cache's files only fingerprints can be compared, which count roles too (the end of a document, say).
@@ -66,7 +69,7 @@ def same_tokenizer(own: LoadedTokenizer, kept: KeptTokenizer, manifest: Manifest
     return f"its fingerprint is {own.record.fingerprint[:12]}, the cache's {manifest.tokenizer.fingerprint[:12]}"
 
 
-def _own_tokenizer(found: Found, settings: StudentSettings) -> LoadedTokenizer:
+def _own_tokenizer(found: ResolvedStudent, settings: StudentSettings) -> LoadedTokenizer:
     try:
         return load_tokenizer(
             found.name,
@@ -91,7 +94,7 @@ def _other_roles(own: LoadedTokenizer, other: LoadedTokenizer | None) -> list[st
     return [f"same tokens, other roles in the student's tokenizer, which are kept: {', '.join(told)}"] if told else []
 
 
-def _check_positions(found: Found, longest: int) -> None:
+def _check_positions(found: ResolvedStudent, longest: int) -> None:
     most = found.shape.max_positions
     if most is not None and longest > most:
         raise Incompatible(

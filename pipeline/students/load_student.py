@@ -11,17 +11,17 @@ import torch
 import transformers
 
 from kdpipe.pipeline.models import folders
-from kdpipe.pipeline.models.model_info import ModelShape, in_two_lines, quiet
+from kdpipe.pipeline.models.model_info import ModelInfo, in_two_lines, quiet
 from kdpipe.pipeline.models.probe import PROBE_TOKENS, probe_ids
 from kdpipe.pipeline.students import lora
-from kdpipe.pipeline.students.resolve import Found
+from kdpipe.pipeline.students.resolve import ResolvedStudent
 from kdpipe.pipeline.students.student import Student
 from kdpipe.schemas.errors import ConfigError
-from kdpipe.schemas.stage_two import PrecisionName, StudentSettings
+from kdpipe.schemas.train_settings import PrecisionName, StudentSettings
 
 
 def load_student(
-    found: Found, settings: StudentSettings, precision: PrecisionName, device: torch.device, seed: int
+    found: ResolvedStudent, settings: StudentSettings, precision: PrecisionName, device: torch.device, seed: int
 ) -> Student:
     """Load a student, ready to learn; the same seed draws the same fresh weights, or the same adapter, to the bit."""
     quiet()
@@ -49,7 +49,7 @@ def described(student: Student) -> str:
     return f"{student.shape.name}: {total:,} parameters in {dtype}{share}"
 
 
-def _fresh(found: Found, seed: int, dtype: torch.dtype) -> torch.nn.Module:
+def _fresh(found: ResolvedStudent, seed: int, dtype: torch.dtype) -> torch.nn.Module:
     """Draw weights on the CPU, whose generator alone promises the same bits on every machine."""
     auto: Any = transformers.AutoModelForCausalLM
     with torch.random.fork_rng(devices=[]):
@@ -58,14 +58,14 @@ def _fresh(found: Found, seed: int, dtype: torch.dtype) -> torch.nn.Module:
     return model.to(dtype)
 
 
-def _adapter(model: Any, settings: StudentSettings, shape: ModelShape, seed: int) -> Any:
+def _adapter(model: Any, settings: StudentSettings, shape: ModelInfo, seed: int) -> Any:
     """Draw an adapter, as fresh weights are drawn."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return lora.with_adapter(model, settings, shape)
 
 
-def _trained(found: Found, settings: StudentSettings, dtype: torch.dtype) -> torch.nn.Module:
+def _trained(found: ResolvedStudent, settings: StudentSettings, dtype: torch.dtype) -> torch.nn.Module:
     auto: Any = transformers.AutoModelForCausalLM
     folder = folders.local_folder(found.name)
     model, report = auto.from_pretrained(

@@ -14,9 +14,9 @@ from typing import Any
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from kdpipe.pipeline.models.model_info import ModelShape, in_two_lines
+from kdpipe.pipeline.models.model_info import ModelInfo, in_two_lines
 from kdpipe.schemas.errors import ConfigError
-from kdpipe.schemas.stage_two import StudentSettings
+from kdpipe.schemas.train_settings import StudentSettings
 
 
 def check_installed() -> None:
@@ -25,7 +25,7 @@ def check_installed() -> None:
         raise ConfigError("LoRA needs peft, which is not there", hint="pip install 'kdpipe[peft]'")
 
 
-def with_adapter(model: Any, settings: StudentSettings, shape: ModelShape) -> Any:
+def with_adapter(model: Any, settings: StudentSettings, shape: ModelInfo) -> Any:
     """Put adapters into a model, which then learns by them alone, and give what saves them: it names the model."""
     check_installed()
     import peft

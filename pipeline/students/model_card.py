@@ -1,7 +1,7 @@
 """The model card: where a student comes from, on what terms, and what it was measured to be.
 
-In: a `Card`. Out: the text of README.md. What the front matter says is what the hub reads; values are written as JSON,
-which YAML reads.
+In: a `ModelCard`. Out: the text of README.md. What the front matter says is what the hub reads; values are written as
+JSON, which YAML reads.
 """
 
 import json
@@ -37,7 +37,7 @@ UNKNOWN = "The teacher's license is not known: find out whether it allows models
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Card:
+class ModelCard:
     """What is known at the end of a run; `base` is the student's name before, None where it was fresh.
 
     `losses` are weights by name, `optimizer` says which one with its learning rates, `metrics` are numbers by name,
@@ -69,7 +69,7 @@ def terms_of(license: str | None) -> str | None:
     return next((words for pattern, words in TERMS if re.search(pattern, license.lower())), None)
 
 
-def rendered(card: Card) -> str:
+def rendered(card: ModelCard) -> str:
     """The whole of README.md."""
     return "\n".join([*_front(card), "", f"# {card.name}", "", *_body(card), ""])
 
@@ -81,7 +81,7 @@ def of_merged(text: str) -> str:
     return text
 
 
-def _front(card: Card) -> list[str]:
+def _front(card: ModelCard) -> list[str]:
     base = card.base if card.base is not None and re.fullmatch(HUB_ID, card.base) else None
     values: dict[str, Any] = {
         "license": _tag(card.base_license or card.teacher_license),
@@ -103,7 +103,7 @@ def _tag(license: str | None) -> str | None:
     return license if re.fullmatch(r"[a-z0-9.-]+", license) else "other"
 
 
-def _distillation(card: Card) -> dict[str, Any]:
+def _distillation(card: ModelCard) -> dict[str, Any]:
     found = {
         "teacher": card.teacher,
         "teacher_revision": card.teacher_revision,
@@ -121,7 +121,7 @@ def _distillation(card: Card) -> dict[str, Any]:
     return {key: value for key, value in found.items() if value not in (None, {})}
 
 
-def _body(card: Card) -> list[str]:
+def _body(card: ModelCard) -> list[str]:
     # A folder is called by its name: where it lies is nobody's business.
     base = card.base if card.base is None or re.fullmatch(HUB_ID, card.base) else Path(card.base).expanduser().name
     who = "A fresh model" if base is None else f"An adapter of {base}" if card.is_adapter else base
@@ -146,7 +146,7 @@ def _body(card: Card) -> list[str]:
     return lines
 
 
-def _rows(card: Card) -> list[tuple[str, str]]:
+def _rows(card: ModelCard) -> list[tuple[str, str]]:
     losses = ", ".join(f"{weight:g} x {name}" for name, weight in card.losses.items())
     rows = [
         ("cache", card.cache_id or "unfinished"),

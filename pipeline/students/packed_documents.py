@@ -16,7 +16,7 @@ Layout = Literal["packed", "alone"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Alone:
+class DocumentGroup:
     """Documents of about one length: `places_DL` in the flat sequences, behind a document its last again."""
 
     places_DL: Tensor
@@ -38,7 +38,7 @@ def is_packed(document_BT: Tensor) -> bool:
     return bool((document_BT > 0).any())
 
 
-def alone(document_BT: Tensor, switches_at: int | None) -> list[Alone]:
+def alone(document_BT: Tensor, switches_at: int | None) -> list[DocumentGroup]:
     """Every document as a row, in groups of lengths less than twice apart; none on both sides of `switches_at`."""
     flat, n_tokens = document_BT.flatten(), document_BT.shape[1]
     begins = torch.ones_like(flat, dtype=torch.bool)
@@ -56,10 +56,10 @@ def alone(document_BT: Tensor, switches_at: int | None) -> list[Alone]:
     return groups
 
 
-def _group(starts_D: Tensor, lengths_D: Tensor) -> Alone:
+def _group(starts_D: Tensor, lengths_D: Tensor) -> DocumentGroup:
     place_L = torch.arange(int(lengths_D.max()), device=starts_D.device)
     last_D1 = (lengths_D - 1)[:, None]
-    return Alone(
+    return DocumentGroup(
         places_DL=starts_D[:, None] + torch.minimum(place_L, last_D1),
         is_there_DL=place_L <= last_D1,
     )

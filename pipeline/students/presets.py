@@ -33,7 +33,7 @@ PRESETS: Final[Mapping[str, Preset]] = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Ids:
+class TokenIds:
     """What a fresh student is made for: the number of ids, those with a role, and the longest sequence."""
 
     count: int
@@ -47,7 +47,7 @@ class Ids:
         return {"bos_token_id": self.begin, "eos_token_id": self.end, "pad_token_id": self.padding}
 
 
-def preset_config(name: str, ids: Ids) -> transformers.LlamaConfig:
+def preset_config(name: str, ids: TokenIds) -> transformers.LlamaConfig:
     """The config of a preset."""
     sizes = PRESETS[name]
     return transformers.LlamaConfig(

@@ -1,7 +1,8 @@
 """`find_student`: what `--student` means, before any weights are loaded.
 
-In: `StudentSettings`, and the tokenizer of the cache. Out: a `Found`: fresh or trained, its shape, where its tokenizer
-is. A name is a preset's, a config's (a JSON file), a model folder's, or one on the hub, looked for in this order.
+In: `StudentSettings`, and the tokenizer of the cache. Out: a `ResolvedStudent`: fresh or trained, its shape, where its
+tokenizer is. A name is a preset's, a config's (a JSON file), a model folder's, or one on the hub, looked for in this
+order.
 """
 
 import json
@@ -12,11 +13,11 @@ from typing import Any
 
 import transformers
 
-from kdpipe.pipeline.models.model_info import ModelShape, in_two_lines, quiet, read_shape, shape_of
-from kdpipe.pipeline.students.presets import PRESETS, Ids, preset_config
+from kdpipe.pipeline.models.model_info import ModelInfo, in_two_lines, quiet, read_shape, shape_of
+from kdpipe.pipeline.students.presets import PRESETS, TokenIds, preset_config
 from kdpipe.schemas.choices import StudentSource
 from kdpipe.schemas.errors import ConfigError
-from kdpipe.schemas.stage_two import StudentSettings
+from kdpipe.schemas.train_settings import StudentSettings
 
 KNOWN = f"a preset ({', '.join(PRESETS)}), a config in JSON, a model folder, or a hub id as in org/name"
 # A key of a config that is nearly another is taken for a slip; configs of the hub carry others that nobody reads.
@@ -26,13 +27,13 @@ ALIKE = 0.7
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Found:
+class ResolvedStudent:
     """A student that could be loaded; a fresh one takes the cache's tokenizer, others have their own."""
 
     name: str
     kind: StudentSource
-    shape: ModelShape
-    ids: Ids
+    shape: ModelInfo
+    ids: TokenIds
 
     @property
     def is_fresh(self) -> bool:
@@ -47,7 +48,7 @@ class Found:
         return self.name if self.kind == "hub" else str(Path(self.name).expanduser().resolve())
 
 
-def find_student(settings: StudentSettings, ids: Ids) -> Found:
+def find_student(settings: StudentSettings, ids: TokenIds) -> ResolvedStudent:
     """Find out what a student's name means."""
     name = settings.name
     if name is None:
@@ -65,10 +66,10 @@ def find_student(settings: StudentSettings, ids: Ids) -> Found:
         raise ConfigError(
             f"the student {name} has quantized weights, which cannot be trained", hint="name the model as it was before"
         )
-    return Found(name=name, kind="folder" if path.is_dir() else "hub", shape=shape, ids=ids)
+    return ResolvedStudent(name=name, kind="folder" if path.is_dir() else "hub", shape=shape, ids=ids)
 
 
-def _fresh(name: str, kind: StudentSource, config: Any, settings: StudentSettings, ids: Ids) -> Found:
+def _fresh(name: str, kind: StudentSource, config: Any, settings: StudentSettings, ids: TokenIds) -> ResolvedStudent:
     if settings.revision is not None:
         raise ConfigError(f"the student {name} is made fresh, and has no revision", hint="leave the revision out")
     if settings.lora:
@@ -76,7 +77,7 @@ def _fresh(name: str, kind: StudentSource, config: Any, settings: StudentSetting
             f"the student {name} is made fresh: LoRA adapts a model that has been trained",
             hint="leave --lora out, or name a trained model",
         )
-    return Found(name=name, kind=kind, shape=shape_of(name, config), ids=ids)
+    return ResolvedStudent(name=name, kind=kind, shape=shape_of(name, config), ids=ids)
 
 
 def _refuse_slips(name: str) -> None:
@@ -90,7 +91,7 @@ def _refuse_slips(name: str) -> None:
         )
 
 
-def _config(path: Path, ids: Ids) -> Any:
+def _config(path: Path, ids: TokenIds) -> Any:
     """The config in a file; what it leaves out of vocabulary and special ids is the cache's."""
     try:
         values = json.loads(path.read_bytes(), object_hook=_as_number)

@@ -1,7 +1,8 @@
 """`Student`: a model that learns, read batch by batch to its last states and to those that losses on states need.
 
-In: a loaded model. Out: `States`; its head, for `pipeline/losses/head_chunks.py`; its parameters by name. Whether the
-head is a plain projection and whether packed documents can be kept apart is found out once, by reading a few tokens.
+In: a loaded model. Out: `StudentStates`; its head, for `pipeline/losses/head_chunks.py`; its parameters by name.
+Whether the head is a plain projection and whether packed documents can be kept apart is found out once, by reading a
+few tokens.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from kdpipe.pipeline.batches.micro_batch import MicroBatch
 from kdpipe.pipeline.models.head import TOLERANCE, Head
 from kdpipe.pipeline.models.layers import all_states, merged, watching
-from kdpipe.pipeline.models.model_info import ModelShape, in_two_lines
+from kdpipe.pipeline.models.model_info import ModelInfo, in_two_lines
 from kdpipe.pipeline.models.probe import probe, probe_ids
 from kdpipe.pipeline.students import packed_documents as layout
 from kdpipe.pipeline.students.packed_documents import Layout
@@ -28,7 +29,7 @@ NOT_PACKED = "it does not keep packed documents apart: they are read one to a ro
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class States:
+class StudentStates:
     """`rows_NH` is behind the final norm at a batch's places, or what else the head takes; `layers` by number, 0 the
     embeddings, each as its layer leaves it, the last one behind the final norm."""
 
@@ -37,7 +38,7 @@ class States:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CalledHead:
+class CallableHead:
     """A head that is called as it is: states to logits of the first `vocabulary_size` ids."""
 
     module: Callable[[Tensor], Tensor]
@@ -56,7 +57,7 @@ class Student:
     `notes` are worth a line each; `layout` says how packed documents are read.
     """
 
-    def __init__(self, model: Any, shape: ModelShape, vocabulary_size: int, adapter: Any = None) -> None:
+    def __init__(self, model: Any, shape: ModelInfo, vocabulary_size: int, adapter: Any = None) -> None:
         self.model, self.shape, self.adapter = model, shape, adapter
         self.vocabulary_size = vocabulary_size
         self._whole = False
@@ -66,7 +67,7 @@ class Student:
             found = probe(model, shape, self.dtype, self.device, vocabulary_size)
             self._body: Any = found.body
             self._layers, self._stream_dim = found.layers, found.stream_dim
-            self.head: Head | CalledHead = self._known_head(found.head, notes)
+            self.head: Head | CallableHead = self._known_head(found.head, notes)
             self.layout: Layout = "packed" if self._keeps_apart() else "alone"
         if self.layout == "alone":
             notes.append(NOT_PACKED)
@@ -92,7 +93,7 @@ class Student:
         """How many numbers it has, tied ones counted once."""
         return sum(each.numel() for each in self.model.parameters())
 
-    def states(self, batch: MicroBatch, layers: Collection[int] = ()) -> States:
+    def states(self, batch: MicroBatch, layers: Collection[int] = ()) -> StudentStates:
         """Read a batch; each document sees itself alone, and padding changes nothing."""
         wanted = frozenset(layers)
         tokens_BT, document_BT = batch.tokens_BT, batch.document_BT
@@ -106,7 +107,7 @@ class Student:
         else:
             found = layout.read_alone(tokens_BT, document_BT, at, lambda ids_DL: self._read(ids_DL, wanted))
         rows_NH = found.pop(LAST).flatten(0, 1).index_select(0, batch.places_N)
-        return States(rows_NH=rows_NH, layers=found)
+        return StudentStates(rows_NH=rows_NH, layers=found)
 
     def logits(self, ids_BT: Tensor) -> Tensor:
         """Logits of every position as the model itself gives them."""
@@ -132,15 +133,15 @@ class Student:
         kept[LAST] = out.logits if self._whole else out.last_hidden_state
         return kept
 
-    def _known_head(self, head: Head | None, notes: list[str]) -> Head | CalledHead:
+    def _known_head(self, head: Head | None, notes: list[str]) -> Head | CallableHead:
         if head is None:
             self._whole = True
             notes.append(NO_HEAD)
-            return CalledHead(module=_as_it_is, vocabulary_size=self.vocabulary_size)
+            return CallableHead(module=_as_it_is, vocabulary_size=self.vocabulary_size)
         if head.is_plain:
             return head
         notes.append(CALLED_HEAD)
-        return CalledHead(
+        return CallableHead(
             module=head.module, vocabulary_size=self.vocabulary_size, scale=head.scale, soft_cap=head.soft_cap
         )
 

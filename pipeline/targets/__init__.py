@@ -1,6 +1,7 @@
 """What is kept of a distribution: each kind of target picks ids, `reduce.py` adds what all kinds share.
 
-In: logits of some rows on any device, labels and random keys. Out: a `Reduced`, which `reduce.py` turns into a block.
+In: logits of some rows on any device, labels and random keys. Out: a `ReducedRows`, which `reduce.py` turns into a
+block.
 """
 
 from importlib import import_module
@@ -8,8 +9,8 @@ from typing import Protocol
 
 from torch import Tensor
 
-from kdpipe.pipeline.targets.chunk import Chunk, Kept
-from kdpipe.schemas.targets import Kept as KeptSpec
+from kdpipe.pipeline.targets.chunk import KeptEntries, LogitChunk
+from kdpipe.schemas.targets import KeptSpec
 
 KINDS = {
     "threshold": "kdpipe.pipeline.targets.threshold:ThresholdSampler",
@@ -27,7 +28,7 @@ class Sampler(Protocol):
         """The most ids of a row."""
         ...
 
-    def keep(self, chunk: Chunk, keys_C: Tensor) -> Kept:
+    def keep(self, chunk: LogitChunk, keys_C: Tensor) -> KeptEntries:
         """Pick exact ids and draws for every row of a chunk, which stands at the target temperature."""
         ...
 

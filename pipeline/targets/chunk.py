@@ -1,4 +1,4 @@
-"""`Chunk`: as many rows of logits as stay in a cache while everything that is wanted of them is worked out.
+"""`LogitChunk`: as many rows of logits as stay in a cache while everything that is wanted of them is worked out.
 
 In: logits of up to `n_rows` rows. Out: powers of p at one temperature after the other, sums of them, the largest ids.
 Buffers are made once and always worked on as a whole: a row's numbers do not depend on how many rows came with it.
@@ -21,7 +21,7 @@ _ID_BITS = 24
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Kept:
+class KeptEntries:
     """The first `n_exact` ids of a row are exact, `n_draws` behind them draws, `times` how often; the rest is noise."""
 
     n_exact_C: Tensor
@@ -30,7 +30,7 @@ class Kept:
     times_CK: Tensor | None = None
 
 
-class Chunk:
+class LogitChunk:
     """Rows of `shifted` logits (the largest is 0) and their `powers` exp(shifted / T), at the T that was asked last."""
 
     def __init__(self, vocabulary_size: int, device: torch.device) -> None:

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from kdpipe.cache.format.quantizers import complement_table, to_codes, value_table
 from kdpipe.pipeline.targets.hidden_states import Projector
-from kdpipe.pipeline.targets.reduce import Reduced
-from kdpipe.pipeline.targets.request import Asked
-from kdpipe.schemas.arrays import LinearLaw, LogOddsLaw, default_arrays, log_z_column
+from kdpipe.pipeline.targets.reduce import ReducedRows
+from kdpipe.pipeline.targets.request import TargetRequest
+from kdpipe.schemas.arrays import LinearQuantizer, LogOddsQuantizer, default_arrays, log_z_column
 from kdpipe.schemas.part import Fidelity
 from kdpipe.schemas.targets import HiddenSpec, RandomProjection, TargetSpec, Vector, WholeState
 
@@ -40,7 +40,7 @@ class _Compared:
     `share` is the mass of the teacher's tail over that of the student's there, `states` are made narrow.
     """
 
-    reduced: Reduced
+    reduced: ReducedRows
     p_SK: Tensor
     tail_S: Tensor
     share_S: Tensor | None = None
@@ -57,7 +57,7 @@ class Sample:
         self.dense: Tensor | None = None
         self.bucket: Tensor | None = None
 
-    def add(self, logits_SV: Tensor, reduced: Reduced, states_SH: Tensor | None) -> None:
+    def add(self, logits_SV: Tensor, reduced: ReducedRows, states_SH: Tensor | None) -> None:
         """Compare some positions; on a GPU this returns while it is still at work."""
         meter = self._meter
         p_SV = torch.softmax(logits_SV[:, : meter.vocabulary_size].float() / meter.targets.target_temperature, dim=1)
@@ -96,15 +96,17 @@ def _added(sum_VW: Tensor | None, p_SV: Tensor, states_SW: Tensor) -> Tensor:
 class FidelityMeter:
     """Adds up samples until it is asked for a result; then it begins anew."""
 
-    def __init__(self, asked: Asked, hidden_width: int | None, device: torch.device) -> None:
+    def __init__(self, asked: TargetRequest, hidden_width: int | None, device: torch.device) -> None:
         """Without a hidden width or a unigram no gradients are compared."""
         self.targets, self.vocabulary_size = asked.targets, asked.vocabulary_size
         arrays = default_arrays(asked.targets, HiddenSpec(), asked.vocabulary_size)
-        self._laws: dict[str, LinearLaw | LogOddsLaw] = {
-            column.name: column.law for column in arrays.row.columns if isinstance(column.law, LinearLaw | LogOddsLaw)
+        self._quantizers: dict[str, LinearQuantizer | LogOddsQuantizer] = {
+            column.name: column.quantizer
+            for column in arrays.row.columns
+            if isinstance(column.quantizer, LinearQuantizer | LogOddsQuantizer)
         }
         if arrays.logprob is not None:
-            self._laws["logprob"] = arrays.logprob.law
+            self._quantizers["logprob"] = arrays.logprob.quantizer
         self.unigram_V: Tensor | None = None
         self.projector: Projector | None = None
         if hidden_width is not None and asked.unigram is not None:
@@ -156,7 +158,7 @@ class FidelityMeter:
         slots = np.arange(rows.ids_RK.shape[1])
         n_exact, n_draws = rows.n_exact_R.numpy()[:, None], rows.n_draws_R.numpy()[:, None]
         is_exact, is_entry = slots < n_exact, slots < n_exact + n_draws
-        weights_SK, left_S = stored_weights(rows, self.targets, self._laws, is_exact, is_entry)
+        weights_SK, left_S = stored_weights(rows, self.targets, self._quantizers, is_exact, is_entry)
         p_SK, tail_S = (tensor.cpu().double().numpy() for tensor in (compared.p_SK, compared.tail_S))
         stored_SB = np.column_stack([np.where(is_exact, weights_SK, 0), left_S])
         true_SB = np.column_stack([p_SK, tail_S])
@@ -227,26 +229,28 @@ def _head_vector(hidden_width: int, seed: int) -> Vector:
 
 
 def stored_weights(
-    rows: Reduced,
+    rows: ReducedRows,
     targets: TargetSpec,
-    laws: Mapping[str, LinearLaw | LogOddsLaw],
+    quantizers: Mapping[str, LinearQuantizer | LogOddsQuantizer],
     is_exact: npt.NDArray[np.bool_],
     is_entry: npt.NDArray[np.bool_],
 ) -> tuple[Doubles, Doubles]:
     """Steps 4 to 8 of Decoding in docs/cache-format.md, of rows side by side: weights, and the mass of the tail."""
 
     def codes(name: str, values: Tensor) -> npt.NDArray[np.uint32]:
-        return to_codes(laws[name], values.numpy(), name)
+        return to_codes(quantizers[name], values.numpy(), name)
 
     def masses(name: str) -> tuple[Doubles, Doubles]:
         """Log of the complement of a tail, and the tail."""
-        law = laws[name]
-        assert isinstance(law, LogOddsLaw)
+        quantizer = quantizers[name]
+        assert isinstance(quantizer, LogOddsQuantizer)
         found = codes(name, rows.scalars[name])
-        return complement_table(law)[found].astype(np.float64), np.exp(value_table(law)[found].astype(np.float64))
+        return complement_table(quantizer)[found].astype(np.float64), np.exp(
+            value_table(quantizer)[found].astype(np.float64)
+        )
 
     coded = codes("logprob", torch.where(torch.from_numpy(is_exact), rows.logprobs_RK, -torch.inf))
-    logprobs = value_table(laws["logprob"])[coded].astype(np.float64)
+    logprobs = value_table(quantizers["logprob"])[coded].astype(np.float64)
     kept, tail = masses("log_tail")
     logprobs += (kept - np.log(np.exp(logprobs).sum(axis=1)))[:, None]
     weights = np.exp(logprobs)
@@ -254,7 +258,7 @@ def stored_weights(
     if temperature != 1:
         kept, tail = masses("drawn_log_tail")
         name = log_z_column(temperature)
-        log_z = value_table(laws[name])[codes(name, rows.scalars[name])].astype(np.float64)
+        log_z = value_table(quantizers[name])[codes(name, rows.scalars[name])].astype(np.float64)
         weights = np.exp(logprobs / temperature - log_z[:, None])
         weights *= (np.exp(kept) / weights.sum(axis=1))[:, None]
     is_draw = is_entry & ~is_exact

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from kdpipe.pipeline.targets.draws import key_of, words
+from kdpipe.schemas.capture_settings import HiddenSettings
 from kdpipe.schemas.errors import ConfigError
-from kdpipe.schemas.stage_one import HiddenSettings
 from kdpipe.schemas.targets import HiddenSpec, PcaProjection, Projection, RandomProjection, Vector, WholeState
 
 # Two layers of 64 int8 and a float32 scale each are 136 bytes a document.

@@ -14,12 +14,12 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from kdpipe.pipeline.targets.chunk import Chunk
+from kdpipe.pipeline.targets.chunk import LogitChunk
 
 # Each has 16 MiB, and Python hands out work for about as many.
 MOST = 16
 Result = TypeVar("Result")
-Work = Callable[[Chunk, Tensor, Tensor, Tensor], Result]
+Work = Callable[[LogitChunk, Tensor, Tensor, Tensor], Result]
 
 
 class Lanes:
@@ -27,9 +27,9 @@ class Lanes:
 
     def __init__(self, vocabulary_size: int, device: torch.device) -> None:
         n = min(torch.get_num_threads(), MOST) if device.type == "cpu" else 1
-        self._free: SimpleQueue[Chunk] = SimpleQueue()
+        self._free: SimpleQueue[LogitChunk] = SimpleQueue()
         for _ in range(n):
-            chunk = Chunk(vocabulary_size, device)
+            chunk = LogitChunk(vocabulary_size, device)
             self._free.put(chunk)
         self._n_rows, self._empty_P = chunk.n_rows, torch.zeros_like(chunk.shifted_CP[0])
         self._threads = _single_threads(n) if n > 1 else None

@@ -6,7 +6,7 @@ In: the powers of a chunk and a scale a row. Out: their sum, and the ids at some
 import torch
 from torch import Tensor
 
-from kdpipe.pipeline.targets.chunk import BLOCK, Chunk
+from kdpipe.pipeline.targets.chunk import BLOCK, LogitChunk
 
 # The largest mass of an id. Of 2^24 ids they add up to 2^54 at most.
 LARGEST_MASS = 1 << 30
@@ -17,7 +17,7 @@ SMALLEST_TAIL = 1e-5
 class Masses:
     """The integer masses of the ids of each row of a chunk, summed up by blocks."""
 
-    def __init__(self, chunk: Chunk, scale_C: Tensor) -> None:
+    def __init__(self, chunk: LogitChunk, scale_C: Tensor) -> None:
         """Take powers times a scale, at most LARGEST_MASS, rounded."""
         self._chunk = chunk
         torch.mul(chunk.powers_CP, scale_C.float()[:, None], out=chunk.spare_CP)

@@ -1,6 +1,7 @@
 """`Reducer`: full distributions in, on any device, a few ids and scalars a row out; `to_block` makes a block of them.
 
-In: logits, labels and random keys of positions. Out: a `Reduced` of fixed shapes, so that nothing waits for a device.
+In: logits, labels and random keys of positions. Out: a `ReducedRows` of fixed shapes, so that nothing waits for a
+device.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -12,16 +13,16 @@ from torch import Tensor
 
 from kdpipe.cache.format.rows import Block, Bools, Floats
 from kdpipe.pipeline.targets import sampler
-from kdpipe.pipeline.targets.chunk import Chunk, Kept
+from kdpipe.pipeline.targets.chunk import KeptEntries, LogitChunk
 from kdpipe.pipeline.targets.lanes import Lanes
-from kdpipe.pipeline.targets.request import Asked
+from kdpipe.pipeline.targets.request import TargetRequest
 from kdpipe.schemas.arrays import log_z_column
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.targets import TargetSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Reduced:
+class ReducedRows:
     """What is kept of R positions: row r has its `n_exact` exact ids first, `n_draws` draws behind; the rest is noise.
 
     `scalars` are named as the cache's columns are. `finite` is false where a logit is NaN or plus infinity, or all
@@ -36,16 +37,16 @@ class Reduced:
     finite_R: Tensor
     times_RK: Tensor | None = None
 
-    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "Reduced":
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "ReducedRows":
         """The same elsewhere."""
         return self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
-    def take(self, rows: Tensor) -> "Reduced":
+    def take(self, rows: Tensor) -> "ReducedRows":
         """Some rows, by number."""
         return self._each(lambda tensor: tensor[rows])
 
-    def _each(self, change: Callable[[Tensor], Tensor]) -> "Reduced":
-        return Reduced(
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "ReducedRows":
+        return ReducedRows(
             n_exact_R=change(self.n_exact_R),
             n_draws_R=change(self.n_draws_R),
             ids_RK=change(self.ids_RK),
@@ -56,10 +57,10 @@ class Reduced:
         )
 
     @staticmethod
-    def joined(pieces: Sequence["Reduced"]) -> "Reduced":
+    def joined(pieces: Sequence["ReducedRows"]) -> "ReducedRows":
         """The rows of some pieces behind each other."""
         times = [piece.times_RK for piece in pieces if piece.times_RK is not None]
-        return Reduced(
+        return ReducedRows(
             n_exact_R=torch.cat([piece.n_exact_R for piece in pieces]),
             n_draws_R=torch.cat([piece.n_draws_R for piece in pieces]),
             ids_RK=torch.cat([piece.ids_RK for piece in pieces]),
@@ -73,7 +74,7 @@ class Reduced:
 class Reducer:
     """Goes through logits a chunk at a time; everything is float32, and float64 where there is one number an entry."""
 
-    def __init__(self, asked: Asked, device: torch.device, starts_word: Tensor | None = None) -> None:
+    def __init__(self, asked: TargetRequest, device: torch.device, starts_word: Tensor | None = None) -> None:
         """`starts_word` says of each id whether it starts a new word; the boundary scalar needs it."""
         targets = asked.targets
         self._targets = targets
@@ -89,18 +90,18 @@ class Reducer:
         if targets.target_temperature < 1:
             self._temperatures.append(1.0)
 
-    def reduce(self, logits_RV: Tensor, labels_R: Tensor, keys_R: Tensor) -> Reduced:
+    def reduce(self, logits_RV: Tensor, labels_R: Tensor, keys_R: Tensor) -> ReducedRows:
         """What is kept of the first `vocabulary_size` logits of each row, the next token and its key beside them."""
         pieces = self._lanes.map(self._reduce_chunk, logits_RV, labels_R, keys_R)
-        return Reduced.joined(pieces)
+        return ReducedRows.joined(pieces)
 
-    def _reduce_chunk(self, chunk: Chunk, logits_RV: Tensor, labels_R: Tensor, keys_R: Tensor) -> Reduced:
+    def _reduce_chunk(self, chunk: LogitChunk, logits_RV: Tensor, labels_R: Tensor, keys_R: Tensor) -> ReducedRows:
         n = len(logits_RV)
         finite_R = chunk.load(logits_RV[:, : chunk.vocabulary_size])
         keys_C = torch.nn.functional.pad(keys_R, (0, chunk.n_rows - n))
         scalars: dict[str, Tensor] = {}
         totals: dict[float, Tensor] = {}
-        kept: Kept | None = None
+        kept: KeptEntries | None = None
         for temperature in self._temperatures:
             chunk.at(temperature)
             totals[temperature] = chunk.total_C.double()
@@ -119,7 +120,7 @@ class Reducer:
         scalars["label_logprob"] = _logprobs(chunk.shifted_CP[:n].gather(1, labels_R1), log_total_C[:n]).squeeze(1)
         return _reduced(chunk, kept, scalars, finite_R, log_total_C)
 
-    def _at_one(self, chunk: Chunk, total_C: Tensor) -> dict[str, Tensor]:
+    def _at_one(self, chunk: LogitChunk, total_C: Tensor) -> dict[str, Tensor]:
         """The scalars that need powers at T = 1."""
         found: dict[str, Tensor] = {}
         if self._targets.entropy:
@@ -129,7 +130,7 @@ class Reducer:
         return found
 
 
-def _is_exact(kept: Kept) -> Tensor:
+def _is_exact(kept: KeptEntries) -> Tensor:
     return torch.arange(kept.ids_CK.shape[1], device=kept.ids_CK.device) < kept.n_exact_C[:, None]
 
 
@@ -140,8 +141,8 @@ def _logprobs(shifted: Tensor, log_total: Tensor) -> Tensor:
 
 
 def _reduced(
-    chunk: Chunk, kept: Kept | None, scalars: Mapping[str, Tensor], finite_R: Tensor, log_total_C: Tensor
-) -> Reduced:
+    chunk: LogitChunk, kept: KeptEntries | None, scalars: Mapping[str, Tensor], finite_R: Tensor, log_total_C: Tensor
+) -> ReducedRows:
     n = len(finite_R)
     if kept is None:
         nothing = finite_R.new_zeros((n, 0), dtype=torch.int32)
@@ -152,7 +153,7 @@ def _reduced(
         ids = kept.ids_CK[:n].int()
         logprobs = _logprobs(chunk.shifted_CP.gather(1, kept.ids_CK), log_total_C)[:n].float()
         times = None if kept.times_CK is None else kept.times_CK[:n].int()
-    return Reduced(
+    return ReducedRows(
         n_exact_R=kept_n,
         n_draws_R=draws_n,
         ids_RK=ids,
@@ -164,14 +165,14 @@ def _reduced(
 
 
 def to_block(
-    pieces: Sequence[Reduced],
+    pieces: Sequence[ReducedRows],
     loss_mask: Bools,
     targets: TargetSpec,
     hidden: Mapping[int, Floats] | None = None,
     state: Floats | None = None,
 ) -> Block:
     """The rows of a batch as a block: the pieces, on the CPU, are its positions in their order."""
-    kept = Reduced.joined(pieces)
+    kept = ReducedRows.joined(pieces)
     places = np.flatnonzero(loss_mask)
     if len(places) != len(kept.n_exact_R):
         raise ValueError(f"{len(places)} positions are learnt, {len(kept.n_exact_R)} were reduced")

@@ -9,7 +9,7 @@ from kdpipe.schemas.targets import HiddenSpec, TargetSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
+class TargetRequest:
     """What is wanted of the teacher at every row; the same for a whole cache.
 
     `tables` are the fitted projections that `hidden` names, as the cache names them; `starts_word` says of each id

@@ -6,7 +6,7 @@ In: a chunk at the target temperature. Out: the ids that it keeps, and how often
 import torch
 from torch import Tensor
 
-from kdpipe.pipeline.targets.chunk import Chunk, Kept
+from kdpipe.pipeline.targets.chunk import KeptEntries, LogitChunk
 from kdpipe.pipeline.targets.draws import below
 from kdpipe.pipeline.targets.masses import LARGEST_MASS, SMALLEST_TAIL, Masses
 from kdpipe.schemas.targets import Sampled
@@ -22,7 +22,7 @@ class DrawSampler:
         self._draws = keep.draws
         self.width = min(keep.draws + 1, vocabulary_size)
 
-    def keep(self, chunk: Chunk, keys_C: Tensor) -> Kept:
+    def keep(self, chunk: LogitChunk, keys_C: Tensor) -> KeptEntries:
         """Draw from masses that are whole numbers of shares of the second most probable id."""
         top_CK = chunk.top(min(2, chunk.vocabulary_size))
         second_C = chunk.powers_CP.gather(1, top_CK[:, -1:]).squeeze(1).clamp(min=_LEAST_POWER)
@@ -32,7 +32,7 @@ class DrawSampler:
         counters = torch.arange(self._draws, device=keys_C.device)
         points_CN = below(keys_C[:, None], counters, masses.total_C[:, None].clamp(min=1))
         ids_CK, times_CK, n_C = _counted(masses.find(points_CN), self.width - 1)
-        return Kept(
+        return KeptEntries(
             n_exact_C=torch.ones_like(n_C),
             n_draws_C=torch.where(share_C > SMALLEST_TAIL, n_C, 0),
             ids_CK=torch.cat([top_CK[:, :1], ids_CK], dim=1),

@@ -6,10 +6,10 @@ In: `TargetSettings`, the size of the vocabulary, and for kind `state` the outpu
 from dataclasses import dataclass
 from typing import Literal, assert_never
 
-from kdpipe.schemas.arrays import log_z_law
+from kdpipe.schemas.arrays import log_z_quantizer
+from kdpipe.schemas.capture_settings import PROFILES, TargetSettings
 from kdpipe.schemas.errors import ConfigError
-from kdpipe.schemas.stage_one import PROFILES, TargetSettings
-from kdpipe.schemas.targets import Kept, NoTargets, Sampled, State, TargetSpec, Threshold, TopK, TopP
+from kdpipe.schemas.targets import KeptSpec, NoTargets, Sampled, State, TargetSpec, Threshold, TopK, TopP
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +32,7 @@ def target_spec(settings: TargetSettings, vocabulary_size: int, head: OutputHead
         temperatures = (*temperatures, settings.target_temperature)
     for temperature in temperatures:
         try:
-            log_z_law(temperature, vocabulary_size)
+            log_z_quantizer(temperature, vocabulary_size)
         except ValueError as error:
             raise ConfigError(f"targets.temperatures: {error}", hint="leave it out of --temperatures") from error
     if settings.draw_values and settings.kind not in ("threshold", "sampled"):
@@ -56,7 +56,7 @@ def _has_values(settings: TargetSettings) -> bool:
     return settings.target_temperature != 1.0 and settings.kind in ("threshold", "sampled")
 
 
-def _keep(settings: TargetSettings, vocabulary_size: int, head: OutputHead | None) -> Kept:
+def _keep(settings: TargetSettings, vocabulary_size: int, head: OutputHead | None) -> KeptSpec:
     most = settings.max_entries
     match settings.kind:
         case "threshold":

@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor
 
-from kdpipe.pipeline.targets.chunk import Chunk, Kept
+from kdpipe.pipeline.targets.chunk import KeptEntries, LogitChunk
 from kdpipe.pipeline.targets.draws import below
 from kdpipe.pipeline.targets.masses import LARGEST_MASS, SMALLEST_TAIL, Masses
 from kdpipe.schemas.targets import Threshold
@@ -32,7 +32,7 @@ class ThresholdSampler:
         self._cap = HEADROOM / keep.max_entries if self._is_capped else keep.tau
         self.width = min(self._most, math.ceil(1 / keep.tau) + 1)
 
-    def keep(self, chunk: Chunk, keys_C: Tensor) -> Kept:
+    def keep(self, chunk: LogitChunk, keys_C: Tensor) -> KeptEntries:
         """Pick the exact ids, then one id at each of evenly spaced points of the tail."""
         masses = Masses(chunk, LARGEST_MASS / self._cap / chunk.total_C)
         n_C1 = self._wanted(chunk, masses).clamp(min=min(2, self._most), max=self.width)[:, None]
@@ -47,13 +47,13 @@ class ThresholdSampler:
         drawn = tail_C1 > SMALLEST_TAIL * LARGEST_MASS / self._cap
         n_draws_C1 = torch.where(drawn, n_C1 - n_exact_C1, 0)
         points_CK = _points(keys_C[:, None], tail_C1.clamp(min=1), n_draws_C1.clamp(min=1), slots - n_exact_C1)
-        return Kept(
+        return KeptEntries(
             n_exact_C=n_exact_C1.squeeze(1),
             n_draws_C=n_draws_C1.squeeze(1),
             ids_CK=torch.where(slots < n_exact_C1, ids_CK, masses.find(points_CK)),
         )
 
-    def _wanted(self, chunk: Chunk, masses: Masses) -> Tensor:
+    def _wanted(self, chunk: LogitChunk, masses: Masses) -> Tensor:
         """The number of entries before it is held within its bounds; masses tell it when tau itself is their cap."""
         if self._is_capped:
             torch.mul(chunk.powers_CP, (1 / self._tau / chunk.total_C)[:, None], out=chunk.spare_CP)

@@ -6,7 +6,7 @@ In: a chunk. Out: the ids that it keeps.
 import torch
 from torch import Tensor
 
-from kdpipe.pipeline.targets.chunk import Chunk, Kept
+from kdpipe.pipeline.targets.chunk import KeptEntries, LogitChunk
 from kdpipe.schemas.targets import TopK
 
 
@@ -16,7 +16,7 @@ class TopKSampler:
     def __init__(self, keep: TopK, vocabulary_size: int) -> None:
         self.width = min(keep.k, vocabulary_size)
 
-    def keep(self, chunk: Chunk, keys_C: Tensor) -> Kept:
+    def keep(self, chunk: LogitChunk, keys_C: Tensor) -> KeptEntries:
         """Pick without drawing."""
         n_C = torch.full_like(keys_C, self.width)
-        return Kept(n_exact_C=n_C, n_draws_C=torch.zeros_like(n_C), ids_CK=chunk.top(self.width))
+        return KeptEntries(n_exact_C=n_C, n_draws_C=torch.zeros_like(n_C), ids_CK=chunk.top(self.width))

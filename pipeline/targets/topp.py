@@ -6,7 +6,7 @@ In: a chunk at the target temperature. Out: the ids that it keeps.
 import torch
 from torch import Tensor
 
-from kdpipe.pipeline.targets.chunk import Chunk, Kept
+from kdpipe.pipeline.targets.chunk import KeptEntries, LogitChunk
 from kdpipe.schemas.targets import TopP
 
 
@@ -17,10 +17,10 @@ class TopPSampler:
         self._p = keep.p
         self.width = min(keep.max_entries, vocabulary_size)
 
-    def keep(self, chunk: Chunk, keys_C: Tensor) -> Kept:
+    def keep(self, chunk: LogitChunk, keys_C: Tensor) -> KeptEntries:
         """Go on until the mass is reached."""
         ids_CK = chunk.top(self.width)
         reached_CK = chunk.powers_CP.gather(1, ids_CK).double().cumsum(dim=1)
         short_CK = reached_CK[:, :-1] < self._p * chunk.total_C.double()[:, None]
         n_C = short_CK.sum(dim=1) + 1
-        return Kept(n_exact_C=n_C, n_draws_C=torch.zeros_like(keys_C), ids_CK=ids_CK)
+        return KeptEntries(n_exact_C=n_C, n_draws_C=torch.zeros_like(keys_C), ids_CK=ids_CK)

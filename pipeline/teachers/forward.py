@@ -14,11 +14,11 @@ from torch import Tensor
 from kdpipe.pipeline.models.layers import all_states, merged, watching
 from kdpipe.pipeline.models.model_info import in_two_lines
 from kdpipe.pipeline.models.probe import probe
-from kdpipe.pipeline.teachers.load_teacher import Loaded
+from kdpipe.pipeline.teachers.load_teacher import LoadedTeacher
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class States:
+class TeacherStates:
     """What a batch looked like on its way: `last` behind the final norm, `layers` by number, 0 the embeddings.
 
     Where the head is not known, `logits` are the model's own, and `last` is there if its layer is wanted.
@@ -32,7 +32,7 @@ class States:
 class Forward:
     """Reads batches with one model; `head` is None where a probe shows that the model has none that we can use."""
 
-    def __init__(self, loaded: Loaded, vocabulary_size: int) -> None:
+    def __init__(self, loaded: LoadedTeacher, vocabulary_size: int) -> None:
         self._model: Any = loaded.model
         self._n_layers = loaded.shape.n_layers
         self.device = loaded.device
@@ -43,7 +43,7 @@ class Forward:
         self._layers, self._stream_dim = found.layers, found.stream_dim
         self.head, self.device_of_logits = found.head, found.device_of_logits
 
-    def read(self, ids_BT: Tensor, layers: frozenset[int] = frozenset()) -> States:
+    def read(self, ids_BT: Tensor, layers: frozenset[int] = frozenset()) -> TeacherStates:
         """Read ids, which lie on the device; only the named layers' states are kept."""
         between = layers - {self._n_layers}
         kept: dict[int, Tensor] = {}
@@ -60,7 +60,7 @@ class Forward:
             kept = {number: out.hidden_states[number] for number in between}
         if last is not None:
             kept[self._n_layers] = last
-        return States(last_BTH=last, layers=merged(kept, self._stream_dim), logits_BTV=logits)
+        return TeacherStates(last_BTH=last, layers=merged(kept, self._stream_dim), logits_BTV=logits)
 
     def own_logits(self, ids_BT: Tensor) -> Tensor:
         """Logits of every position as the model itself gives them."""

@@ -1,6 +1,6 @@
 """Weights into memory: what `model_info.py` has let pass is loaded where it fits, and checked against its config.
 
-In: `TeacherSettings`, the shape, devices. Out: a `Loaded` model, ready to be read with, and who it is.
+In: `TeacherSettings`, the shape, devices. Out: a `LoadedTeacher` model, ready to be read with, and who it is.
 """
 
 import importlib.util
@@ -15,11 +15,11 @@ import transformers
 
 from kdpipe.pipeline.models import devices, folders
 from kdpipe.pipeline.models.devices import Placement
-from kdpipe.pipeline.models.model_info import ModelShape, in_two_lines
+from kdpipe.pipeline.models.model_info import ModelInfo, in_two_lines
 from kdpipe.pipeline.models.model_names import name_of_folder
 from kdpipe.schemas import manifest
+from kdpipe.schemas.capture_settings import TeacherSettings
 from kdpipe.schemas.errors import ConfigError
-from kdpipe.schemas.stage_one import TeacherSettings
 
 log = logging.getLogger(__name__)
 # How a manifest says that weights were quantized.
@@ -27,18 +27,18 @@ _WEIGHTS, _AS_STORED = "weights in", "stored bits"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Loaded:
+class LoadedTeacher:
     """A model in memory: `device` takes its input, `dtype` is that of its states."""
 
     model: transformers.PreTrainedModel
-    shape: ModelShape
+    shape: ModelInfo
     device: torch.device
     dtype: torch.dtype
     placement: Placement
-    facts: manifest.Teacher
+    facts: manifest.TeacherRecord
 
 
-def load(settings: TeacherSettings, shape: ModelShape, on: Sequence[torch.device]) -> Loaded:
+def load(settings: TeacherSettings, shape: ModelInfo, on: Sequence[torch.device]) -> LoadedTeacher:
     """Load a teacher on the first of some devices, or on all of them where one is too small."""
     name = devices.choose_dtype(settings.dtype, on[0])
     placement = placed(shape, _weight_bytes(settings, shape, name), on)
@@ -50,7 +50,7 @@ def load(settings: TeacherSettings, shape: ModelShape, on: Sequence[torch.device
     dtype: torch.dtype = getattr(torch, name)
     folder = folders.local_folder(shape.name)
     own_name = shape.name if folder is None else name_of_folder(folder, shape)
-    facts = manifest.Teacher(
+    facts = manifest.TeacherRecord(
         name=settings.display_name or own_name,
         revision=shape.revision,
         weights_sha256=folders.weights_sha256(folder) if folder else None,
@@ -70,10 +70,10 @@ def load(settings: TeacherSettings, shape: ModelShape, on: Sequence[torch.device
     folders.check_loaded(shape.name, report)
     torch.nn.Module.eval(model)
     model.requires_grad_(False)
-    return Loaded(model=model, shape=shape, device=on[0], dtype=dtype, placement=placement, facts=facts)
+    return LoadedTeacher(model=model, shape=shape, device=on[0], dtype=dtype, placement=placement, facts=facts)
 
 
-def _how_quantized(settings: TeacherSettings, shape: ModelShape, dtype: str) -> tuple[str, ...]:
+def _how_quantized(settings: TeacherSettings, shape: ModelInfo, dtype: str) -> tuple[str, ...]:
     """Weights in fewer bits are another teacher, which the digest of the files cannot tell."""
     if not shape.quantized:
         return ()
@@ -84,7 +84,7 @@ def _how_quantized(settings: TeacherSettings, shape: ModelShape, dtype: str) -> 
     return (f"{_WEIGHTS} {how} by {by}, numbers in {dtype}",)
 
 
-def asked_again(name: str, facts: manifest.Teacher) -> TeacherSettings:
+def asked_again(name: str, facts: manifest.TeacherRecord) -> TeacherSettings:
     """How a teacher is loaded to speak as it did before, as far as a manifest tells."""
     words = [note.split() for note in facts.notes if note.startswith(f"{_WEIGHTS} ")]
     quantize = next((how for found in words for how in ("int8", "int4") if how in found), "none")
@@ -94,14 +94,14 @@ def asked_again(name: str, facts: manifest.Teacher) -> TeacherSettings:
     return TeacherSettings.model_validate({"name": name, "revision": revision, "dtype": spoken, "quantize": quantize})
 
 
-def fits_each(settings: TeacherSettings, shape: ModelShape, on: Sequence[torch.device]) -> bool:
+def fits_each(settings: TeacherSettings, shape: ModelInfo, on: Sequence[torch.device]) -> bool:
     """Whether every one of some devices can hold the whole teacher, so that each may have a worker of its own."""
     name = devices.choose_dtype(settings.dtype, on[0])
     n_bytes = _weight_bytes(settings, shape, name)
     return all(devices.fits(n_bytes, devices.free_memory(device)) for device in on)
 
 
-def placed(shape: ModelShape, weight_bytes: int, on: Sequence[torch.device]) -> Placement:
+def placed(shape: ModelInfo, weight_bytes: int, on: Sequence[torch.device]) -> Placement:
     """Find out where weights fit; the CPU alone is left to its own paging."""
     if on[0].type != "cuda":
         return Placement(kind="one")
@@ -109,13 +109,13 @@ def placed(shape: ModelShape, weight_bytes: int, on: Sequence[torch.device]) -> 
     return devices.place(weight_bytes, [devices.free_memory(device) for device in on], cpu_free)
 
 
-def _weight_bytes(settings: TeacherSettings, shape: ModelShape, dtype: str) -> int:
+def _weight_bytes(settings: TeacherSettings, shape: ModelInfo, dtype: str) -> int:
     if settings.quantize != "none":
         return shape.parameter_bytes(settings.quantize)
     return shape.parameter_bytes("int8" if shape.quantized else dtype)
 
 
-def _mapped(shape: ModelShape, placement: Placement, on: Sequence[torch.device]) -> dict[str, Any]:
+def _mapped(shape: ModelInfo, placement: Placement, on: Sequence[torch.device]) -> dict[str, Any]:
     """What transformers is told of devices; quantized weights are packed where they are loaded."""
     if placement.kind != "one":
         room = {on[key].index if isinstance(key, int) else key: free for key, free in placement.max_memory.items()}
@@ -124,7 +124,7 @@ def _mapped(shape: ModelShape, placement: Placement, on: Sequence[torch.device])
 
 
 def _from_pretrained(
-    settings: TeacherSettings, shape: ModelShape, folder: Path | None, options: dict[str, Any]
+    settings: TeacherSettings, shape: ModelInfo, folder: Path | None, options: dict[str, Any]
 ) -> tuple[transformers.PreTrainedModel, dict[str, Any]]:
     """Load by transformers, which says what it did not find."""
     if settings.quantize != "none":

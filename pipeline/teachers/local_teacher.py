@@ -1,8 +1,8 @@
 """`LocalTeacher`: a model of transformers in this process, which answers batch after batch.
 
-In: pieces in batches. Out: an `Answer` each. On a GPU the next batch is under way while the last one's answer is taken
-to the host and put together there. A batch that does not fit into memory is halved, and halved again; the answer says
-how often.
+In: pieces in batches. Out: an `CaptureResult` each. On a GPU the next batch is under way while the last one's answer is
+taken to the host and put together there. A batch that does not fit into memory is halved, and halved again; the answer
+says how often.
 """
 
 import gc
@@ -18,17 +18,17 @@ import numpy as np
 import torch
 
 from kdpipe.cache.format.blocks import join
-from kdpipe.pipeline.documents.segments import Piece
+from kdpipe.pipeline.documents.segments import Segment
 from kdpipe.pipeline.models.devices import DtypeName
 from kdpipe.pipeline.models.memory import is_out_of_memory
 from kdpipe.pipeline.models.model_info import check_vocabulary
-from kdpipe.pipeline.targets.request import Asked
+from kdpipe.pipeline.targets.request import TargetRequest
 from kdpipe.pipeline.targets.target_spec import OutputHead
-from kdpipe.pipeline.teachers import Answer
+from kdpipe.pipeline.teachers import CaptureResult
 from kdpipe.pipeline.teachers.forward import Forward
-from kdpipe.pipeline.teachers.load_teacher import Loaded
+from kdpipe.pipeline.teachers.load_teacher import LoadedTeacher
 from kdpipe.pipeline.teachers.padded import pad, padded_tokens, readable
-from kdpipe.pipeline.teachers.reading import MIN_ROWS, NotFinite, Reader, Reading, logits_bytes
+from kdpipe.pipeline.teachers.reading import MIN_ROWS, LogitReader, NotFinite, PendingReading, logits_bytes
 from kdpipe.schemas import manifest
 from kdpipe.schemas.errors import KdpipeError
 from kdpipe.schemas.part import Fidelity
@@ -39,29 +39,29 @@ OWN_LOGITS = "logits are taken from the model whole: its output head could not b
 
 
 @dataclass(slots=True, kw_only=True)
-class Batch:
+class BatchResult:
     """The readings that a batch came to, and how often it was cut for lack of memory."""
 
-    readings: list[Reading]
+    readings: list[PendingReading]
     halved: int
 
 
 class LocalTeacher:
     """Implements `Teacher` with a model that is loaded."""
 
-    def __init__(self, loaded: Loaded, vocabulary_size: int) -> None:
+    def __init__(self, loaded: LoadedTeacher, vocabulary_size: int) -> None:
         check_vocabulary(loaded.shape, vocabulary_size)
         self._loaded = loaded
         self._vocabulary_size = vocabulary_size
         self._lag = 0 if loaded.device.type == "cpu" else 1
         self._too_many_tokens: int | None = None
-        self._reader: Reader | None = None
+        self._reader: LogitReader | None = None
         self.forward = Forward(loaded, vocabulary_size)
         if self.forward.head is None:
             log.warning("%s: %s, which takes more memory", loaded.shape.name, OWN_LOGITS)
 
     @property
-    def facts(self) -> manifest.Teacher:
+    def facts(self) -> manifest.TeacherRecord:
         """Who it is, for the manifest."""
         found = self._loaded.facts
         return (
@@ -83,12 +83,12 @@ class LocalTeacher:
             logit_scale=head.scale,
         )
 
-    def answers(self, batches: Iterable[Sequence[Piece]], asked: Asked) -> Iterator[Answer]:
+    def answers(self, batches: Iterable[Sequence[Segment]], asked: TargetRequest) -> Iterator[CaptureResult]:
         """Answer batch after batch, in their order."""
         reader = self._reader
         if reader is None or reader.asked is not asked:
-            reader = self._reader = Reader(self.forward, asked)
-        under_way: deque[Batch] = deque()
+            reader = self._reader = LogitReader(self.forward, asked)
+        under_way: deque[BatchResult] = deque()
         for batch in batches:
             under_way.append(self._read(reader, batch))
             if len(under_way) > self._lag:
@@ -99,7 +99,7 @@ class LocalTeacher:
             # What a spread model leaves lying about is more than the next part can do without.
             _free(self.forward.device)
 
-    def bare_seconds(self, batches: Iterable[Sequence[Piece]]) -> float | None:
+    def bare_seconds(self, batches: Iterable[Sequence[Segment]]) -> float | None:
         """How long the model's own forward pass over the same batches takes, logits and all: what caching is up to.
 
         None where there is no memory for all the logits of a batch, which caching does without.
@@ -121,8 +121,8 @@ class LocalTeacher:
         reader = self._reader
         return None if reader is None or reader.meter is None else reader.meter.result()
 
-    def _read(self, reader: Reader, pieces: Sequence[Piece]) -> Batch:
-        batch = Batch(readings=[], halved=0)
+    def _read(self, reader: LogitReader, pieces: Sequence[Segment]) -> BatchResult:
+        batch = BatchResult(readings=[], halved=0)
         with torch.inference_mode():
             for group in readable(pieces, self._loaded.shape, self._vocabulary_size):
                 for small in self._affordable(group):
@@ -132,7 +132,7 @@ class LocalTeacher:
             batch.halved = 1
         return batch
 
-    def _affordable(self, pieces: Sequence[Piece]) -> list[Sequence[Piece]]:
+    def _affordable(self, pieces: Sequence[Segment]) -> list[Sequence[Segment]]:
         """Cut a batch where the model makes all logits itself, so that they stay few at a time."""
         if self.forward.head is not None:
             return [pieces]
@@ -141,7 +141,7 @@ class LocalTeacher:
         step = max(1, logits_bytes(self.forward.device) // row_bytes // longest)
         return [pieces[i : i + step] for i in range(0, len(pieces), step)]
 
-    def _read_or_halve(self, reader: Reader, pieces: Sequence[Piece], into: Batch) -> None:
+    def _read_or_halve(self, reader: LogitReader, pieces: Sequence[Segment], into: BatchResult) -> None:
         """Read pieces at once if they fit into memory, else half of them after the other."""
         n_tokens = padded_tokens(pieces)
         known = self._too_many_tokens is not None and n_tokens >= self._too_many_tokens and len(pieces) > 1
@@ -173,14 +173,14 @@ class LocalTeacher:
         self._too_many_tokens = min(n_tokens, self._too_many_tokens or n_tokens)
         _free(self.forward.device)
 
-    def _answer(self, reader: Reader, batch: Batch) -> Answer:
+    def _answer(self, reader: LogitReader, batch: BatchResult) -> CaptureResult:
         try:
             with torch.inference_mode():
                 found = [reader.finish(reading) for reading in batch.readings]
         except NotFinite as error:
             raise self._explained(error) from None
         layers = found[0].pooled
-        return Answer(
+        return CaptureResult(
             block=join([answer.block for answer in found]),
             pooled={layer: np.concatenate([answer.pooled[layer] for answer in found]) for layer in layers},
             halved=batch.halved,

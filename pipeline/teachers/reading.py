@@ -1,6 +1,6 @@
-"""`Reader`: a few pieces through the model, on the device, and what is kept of them put together on the host.
+"""`LogitReader`: a few pieces through the model, on the device, and what is kept of them put together on the host.
 
-In: pieces. Out: a `Reading` that is under way, then its `Answer`.
+In: pieces. Out: a `PendingReading` that is under way, then its `CaptureResult`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from kdpipe.cache.format.rows import Floats
-from kdpipe.pipeline.documents.segments import Piece
+from kdpipe.pipeline.documents.segments import Segment
 from kdpipe.pipeline.targets.fidelity import FidelityMeter, Sample
 from kdpipe.pipeline.targets.hidden_states import Pca, Projector, mean_states
-from kdpipe.pipeline.targets.reduce import Reduced, Reducer, to_block
-from kdpipe.pipeline.targets.request import Asked
-from kdpipe.pipeline.teachers import Answer
-from kdpipe.pipeline.teachers.forward import Forward, States
-from kdpipe.pipeline.teachers.padded import Padded, pad
+from kdpipe.pipeline.targets.reduce import ReducedRows, Reducer, to_block
+from kdpipe.pipeline.targets.request import TargetRequest
+from kdpipe.pipeline.teachers import CaptureResult
+from kdpipe.pipeline.teachers.forward import Forward, TeacherStates
+from kdpipe.pipeline.teachers.padded import PaddedPieces, pad
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.targets import PcaProjection, Vector
 
@@ -31,11 +31,11 @@ WIDENED_NUMBERS = 1 << 24
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Reading:
+class PendingReading:
     """Pieces under way: what is on its way to the host, and the event after which it is there."""
 
-    pieces: Sequence[Piece]
-    reduced: list[Reduced]
+    pieces: Sequence[Segment]
+    reduced: list[ReducedRows]
     pooled: dict[int, Tensor]
     rows: dict[int, Tensor]
     state_NH: Tensor | None
@@ -51,15 +51,15 @@ def logits_bytes(device: torch.device) -> int:
 class NotFinite(Exception):
     """A position whose logits mean nothing."""
 
-    def __init__(self, piece: Piece, row: int) -> None:
+    def __init__(self, piece: Segment, row: int) -> None:
         super().__init__(f"row {row} of document {piece.document}")
         self.piece, self.row = piece, row
 
 
-class Reader:
+class LogitReader:
     """Reads for one question; `n_rows` is how many rows have logits at a time, fewer where memory is short."""
 
-    def __init__(self, forward: Forward, asked: Asked) -> None:
+    def __init__(self, forward: Forward, asked: TargetRequest) -> None:
         device, hidden = forward.device_of_logits, asked.hidden
         self._forward = forward
         self.asked = asked
@@ -83,7 +83,7 @@ class Reader:
         self.is_short_of_memory = False
         self.n_rows = min(MAX_ROWS, max(MIN_ROWS, logits_bytes(device) // (4 * asked.vocabulary_size)))
 
-    def start(self, pieces: Sequence[Piece]) -> Reading:
+    def start(self, pieces: Sequence[Segment]) -> PendingReading:
         """Read pieces; on a GPU this returns while it is still at work."""
         asked = self.asked
         batch = pad(pieces, asked.seed, asked.fidelity_every).to(self._forward.device)
@@ -97,11 +97,11 @@ class Reader:
         there = torch.cuda.Event() if self._device.type == "cuda" else None  # type: ignore[no-untyped-call]  # torch
         if there is not None:
             there.record(torch.cuda.current_stream(self._device))
-        return Reading(
+        return PendingReading(
             pieces=pieces, reduced=reduced, pooled=pooled, rows=rows, state_NH=state, sample=sample, there=there
         )
 
-    def finish(self, reading: Reading) -> Answer:
+    def finish(self, reading: PendingReading) -> CaptureResult:
         """Wait for a reading and put its answer together."""
         if reading.there is not None:
             reading.there.synchronize()
@@ -118,9 +118,11 @@ class Reader:
             hidden={layer: _numbers(rows) for layer, rows in reading.rows.items()},
             state=None if reading.state_NH is None else _numbers(reading.state_NH),
         )
-        return Answer(block=block, pooled={layer: _numbers(vectors) for layer, vectors in reading.pooled.items()})
+        return CaptureResult(
+            block=block, pooled={layer: _numbers(vectors) for layer, vectors in reading.pooled.items()}
+        )
 
-    def _reduced(self, batch: Padded, states: States, sample: Sample | None) -> Iterator[Reduced]:
+    def _reduced(self, batch: PaddedPieces, states: TeacherStates, sample: Sample | None) -> Iterator[ReducedRows]:
         """Logits of a few rows at a time, and what is kept of them."""
         head = self._forward.head
         for start in range(0, max(1, len(batch.positions_R)), self.n_rows):
@@ -159,7 +161,7 @@ class Reader:
         ]
         return _host(self._pooled.project(layer, torch.cat(means)))
 
-    def _vectors(self, layer: int, states_BTH: Tensor, batch: Padded) -> Tensor:
+    def _vectors(self, layer: int, states_BTH: Tensor, batch: PaddedPieces) -> Tensor:
         """Each row's state, made narrow; some rows at a time."""
         step = max(1, WIDENED_NUMBERS // states_BTH.shape[2])
         parts = [
@@ -169,7 +171,7 @@ class Reader:
         return _host(torch.cat(parts))
 
 
-def _fitted(role: str, vectors: Sequence[Vector], asked: Asked) -> dict[int, Pca]:
+def _fitted(role: str, vectors: Sequence[Vector], asked: TargetRequest) -> dict[int, Pca]:
     """The fitted projections among the tables, by layer."""
     found: dict[int, Pca] = {}
     for vector in vectors:
@@ -200,8 +202,8 @@ def _rows(numbers_BTX: Tensor | None, places: Tensor) -> Tensor:
     return numbers_BTX.flatten(0, 1).index_select(0, places.to(numbers_BTX.device))
 
 
-def _some(reduced: Reduced, rows_S: Tensor) -> Reduced:
-    return Reduced(
+def _some(reduced: ReducedRows, rows_S: Tensor) -> ReducedRows:
+    return ReducedRows(
         n_exact_R=reduced.n_exact_R[rows_S],
         n_draws_R=reduced.n_draws_R[rows_S],
         ids_RK=reduced.ids_RK[rows_S],
@@ -212,7 +214,7 @@ def _some(reduced: Reduced, rows_S: Tensor) -> Reduced:
     )
 
 
-def _raise_not_finite(pieces: Sequence[Piece], row: int) -> None:
+def _raise_not_finite(pieces: Sequence[Segment], row: int) -> None:
     """Name the first position whose logits mean nothing."""
     for piece in pieces:
         if row < len(piece):

@@ -1,17 +1,17 @@
 """The shape of a teacher: what its config says, and whether it can be quantized as asked.
 
-In: `TeacherSettings`. Out: a `ModelShape`, or a `ConfigError`.
+In: `TeacherSettings`. Out: a `ModelInfo`, or a `ConfigError`.
 """
 
 import importlib.util
 from dataclasses import replace
 
-from kdpipe.pipeline.models.model_info import ModelShape, read_shape
+from kdpipe.pipeline.models.model_info import ModelInfo, read_shape
+from kdpipe.schemas.capture_settings import TeacherSettings
 from kdpipe.schemas.errors import ConfigError
-from kdpipe.schemas.stage_one import TeacherSettings
 
 
-def teacher_shape(settings: TeacherSettings) -> ModelShape:
+def teacher_shape(settings: TeacherSettings) -> ModelInfo:
     """Read the shape, and refuse to quantize what cannot be."""
     if settings.name is None:
         raise ConfigError("no teacher is named", hint="give --teacher, a hub id or a folder")

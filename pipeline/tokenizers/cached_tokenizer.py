@@ -13,7 +13,7 @@ from pathlib import Path
 from kdpipe.cache.durable.scratch import scratch_folder
 from kdpipe.cache.parts.tokenizer_content import TOKENIZER, tokenizer_content
 from kdpipe.cache.parts.tokenizer_files import read_tokenizer
-from kdpipe.cache.stores.retries import Patience
+from kdpipe.cache.stores.retries import RetryPolicy
 from kdpipe.pipeline.tokenizers.backend_state import differing_section
 from kdpipe.pipeline.tokenizers.tokenizer import LoadedTokenizer, file_records, load_fast, load_tokenizer
 from kdpipe.schemas.errors import CacheDamaged, ConfigError, Incompatible
@@ -25,7 +25,7 @@ REBUILDING = ("add_bos_token", "add_eos_token", "auto_map", "fix_mistral_regex")
 
 
 def load_cached_tokenizer(
-    url: str, manifest: Manifest, patience: Patience | None = None
+    url: str, manifest: Manifest, patience: RetryPolicy | None = None
 ) -> tuple[Mapping[str, bytes], LoadedTokenizer | None]:
     """Load the tokenizer of a cache, which runs no code of its own; None where the cache keeps no files."""
     files, content = read_tokenizer(url, manifest, patience)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from kdpipe.pipeline.tokenizers.tokenizer import LoadedTokenizer, has_tokenizer, load_tokenizer
 from kdpipe.pipeline.tokenizers.tokenizer_difference import difference
+from kdpipe.schemas.capture_settings import TeacherSettings
 from kdpipe.schemas.errors import ConfigError, Incompatible
-from kdpipe.schemas.stage_one import TeacherSettings
 
 ALLOW = "--allow-foreign-tokenizer"
 # What a manifest says of the teacher where that was allowed.

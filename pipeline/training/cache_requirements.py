@@ -18,8 +18,8 @@ from kdpipe.pipeline.losses.terms import LOGIT_NAMES
 from kdpipe.pipeline.training.curriculum import Curriculum
 from kdpipe.schemas.errors import ConfigError, Incompatible
 from kdpipe.schemas.manifest import Manifest
-from kdpipe.schemas.stage_two import Losses, Selection, StageTwo
 from kdpipe.schemas.targets import State, TargetSpec
+from kdpipe.schemas.train_settings import LossSettings, PositionSelection, TrainSettings
 
 
 def default_tail_weight(spec: TargetSpec) -> float:
@@ -27,7 +27,7 @@ def default_tail_weight(spec: TargetSpec) -> float:
     return 1.0 if spec.has_draws or spec.keep.kind == "state" else 0.0
 
 
-def check_needs(losses: Losses, curriculum: Curriculum, manifest: Manifest) -> None:
+def check_needs(losses: LossSettings, curriculum: Curriculum, manifest: Manifest) -> None:
     """Refuse what a cache cannot serve."""
     spec = manifest.targets
     names = [name for name in LOGIT_NAMES if name in curriculum.terms]
@@ -43,7 +43,7 @@ def check_needs(losses: Losses, curriculum: Curriculum, manifest: Manifest) -> N
         _check_selection(one, curriculum, spec)
 
 
-def check_choice(settings: StageTwo, manifest: Manifest, *, validates: bool) -> None:
+def check_choice(settings: TrainSettings, manifest: Manifest, *, validates: bool) -> None:
     """Refuse to choose the best student by what will not be known."""
     metric, spec = settings.evaluation.metric, manifest.targets
     if settings.saving.final == "best" and not validates:
@@ -59,7 +59,7 @@ def check_choice(settings: StageTwo, manifest: Manifest, *, validates: bool) -> 
         )
 
 
-def _check_selection(one: Selection, curriculum: Curriculum, spec: TargetSpec) -> None:
+def _check_selection(one: PositionSelection, curriculum: Curriculum, spec: TargetSpec) -> None:
     """Refuse a selection that nothing is taken over, or by what the cache does not hold."""
     terms = curriculum.terms & set(LOGIT_NAMES)
     if not (terms & {"ce"} if one.term == "ce" else terms - {"ce"}):
@@ -71,7 +71,7 @@ def _check_selection(one: Selection, curriculum: Curriculum, spec: TargetSpec) -
         raise not_held(one)
 
 
-def warnings(settings: StageTwo, curriculum: Curriculum, manifest: Manifest) -> Iterator[str]:
+def warnings(settings: TrainSettings, curriculum: Curriculum, manifest: Manifest) -> Iterator[str]:
     """What works and is likely not what was wanted."""
     spec, losses = manifest.targets, settings.losses
     if settings.evaluation.metric == "loss" and not curriculum.is_constant:

@@ -1,6 +1,6 @@
 """The keeper: checkpoints and evaluations of a run, when they are due, and the way back to a good one.
 
-In: a `Prepared` run, its folder. Out: checkpoints, evaluations in the log, a learner as it was at a checkpoint.
+In: a `PreparedRun` run, its folder. Out: checkpoints, evaluations in the log, a learner as it was at a checkpoint.
 """
 
 from collections.abc import Callable
@@ -11,18 +11,18 @@ import torch
 
 from kdpipe.pipeline.training import checkpoints
 from kdpipe.pipeline.training import state_tensors as states
-from kdpipe.pipeline.training.checkpoints import Contents
+from kdpipe.pipeline.training.checkpoints import CheckpointContents
 from kdpipe.pipeline.training.optimizers import forget, moments, restore_moments
-from kdpipe.pipeline.training.prepare import Prepared
-from kdpipe.pipeline.training.step import Took
+from kdpipe.pipeline.training.prepare import PreparedRun
+from kdpipe.pipeline.training.step import StepResult
 from kdpipe.schemas.checkpoint import Best, LoopState, MetricsState, RunRecord
 from kdpipe.schemas.errors import KdpipeError
-from kdpipe.schemas.stage_two import Metric
 from kdpipe.schemas.train_report import Evaluation
+from kdpipe.schemas.train_settings import Metric
 
 # Metrics of which more is better.
 RISING: frozenset[Metric] = frozenset({"top1_agreement"})
-Measure = Callable[[LoopState, Took | None], Evaluation]
+Measure = Callable[[LoopState, StepResult | None], Evaluation]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,13 +37,13 @@ class Place:
     rewind: Callable[[int], None]
 
 
-class Keeper:
+class CheckpointPolicy:
     """Knows the folder of a run; `measure` evaluates the student as it is, None where there is nothing to ask."""
 
-    def __init__(self, prepared: Prepared, place: "Place", measure: Measure | None) -> None:
+    def __init__(self, prepared: PreparedRun, place: "Place", measure: Measure | None) -> None:
         self._run, self._folder, self._record, self._warn = prepared, place.folder, place.run, place.warn
         self._settled, self._rewind, self._measure = place.settled, place.rewind, measure
-        self._learner, self._plan = prepared.learner, prepared.plan
+        self._learner, self._plan = prepared.train_state, prepared.plan
 
     def evaluation_is_due(self, step: int) -> bool:
         """Every so many steps, and at the end."""
@@ -63,7 +63,7 @@ class Keeper:
         """Whether the student is to be looked at or kept."""
         return self.evaluation_is_due(step) or self.saving_is_due(step) or self.fall_begins(step)
 
-    def evaluate(self, state: LoopState, took: Took | None) -> LoopState:
+    def evaluate(self, state: LoopState, took: StepResult | None) -> LoopState:
         """Measure the student; the state then knows whether it is the best so far."""
         assert self._measure is not None
         metric = self._run.prospect.metric
@@ -74,20 +74,20 @@ class Keeper:
 
     def save(self, state: LoopState) -> Path:
         """Write a checkpoint of everything that the run must not forget."""
-        learner = self._learner
+        train_state = self._learner
         full = state.model_copy(
             update={
                 "threads": torch.get_num_threads(),
-                "scaler": states.scaler_state(learner.scaler),
+                "scaler": states.scaler_state(train_state.scaler),
                 "metrics": self._settled(),
             }
         )
-        contents = Contents(
+        contents = CheckpointContents(
             run=self._record,
             state=full,
-            model=states.model_tensors(learner.model),
-            optimizer=moments(learner.optimizer),
-            random=states.random_tensors(learner.device),
+            model=states.model_tensors(train_state.model),
+            optimizer=moments(train_state.optimizer),
+            random=states.random_tensors(train_state.device),
         )
         return checkpoints.save(self._folder, contents, self._run.settings.saving.keep, self._plan.saved_before_fall)
 

@@ -38,7 +38,7 @@ _NAME = re.compile(r"step-([0-9]{6,18})(?:\.([0-9]{1,6}))?")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Contents:
+class CheckpointContents:
     """A run at a step: which it is, where it is, what is learnt, the optimizer's moments, the random generators."""
 
     run: RunRecord
@@ -48,7 +48,7 @@ class Contents:
     random: Mapping[str, Tensor]
 
 
-def save(run: Path, contents: Contents, keep: int, fall: int | None = None) -> Path:
+def save(run: Path, contents: CheckpointContents, keep: int, fall: int | None = None) -> Path:
     """Write a checkpoint; then of those there only the newest `keep`, the best, the one to go back to, and the last one
     before the step of a `fall` of the learning rate stay."""
     with explained("a checkpoint could not be written", run):
@@ -155,11 +155,11 @@ def drop_later(run: Path, chosen: Path) -> list[Path]:
     return later
 
 
-def load(path: Path) -> Contents:
+def load(path: Path) -> CheckpointContents:
     """Read a checkpoint that `latest` or `asked_for` gave."""
     model, optimizer, random = (read_tensors(path / f"{name}.safetensors") for name in TENSORS)
     record = read_record(RunRecord, (path / RUN).read_bytes(), RUN)
-    return Contents(run=record, state=load_state(path), model=model, optimizer=optimizer, random=random)
+    return CheckpointContents(run=record, state=load_state(path), model=model, optimizer=optimizer, random=random)
 
 
 def load_state(path: Path) -> LoopState:
@@ -210,7 +210,7 @@ def _damage(path: Path, record: CheckpointRecord) -> str | None:
     return None
 
 
-def _fill(work: Path, contents: Contents) -> None:
+def _fill(work: Path, contents: CheckpointContents) -> None:
     files = {}
     for name, data in ((STATE, contents.state.to_json()), (RUN, contents.run.to_json())):
         with new_file(work / name) as file:

@@ -8,14 +8,14 @@ and on nothing of what is in it.
 import shlex
 
 from kdpipe.cache.reader import Cache
-from kdpipe.pipeline.batches.collate import Wants, make_batch
+from kdpipe.pipeline.batches.collate import BatchContents, make_batch
 from kdpipe.pipeline.losses.teacher_bins import kept_mass
 from kdpipe.pipeline.losses.terms import LOGIT_NAMES
 from kdpipe.pipeline.training.curriculum import Curriculum
 from kdpipe.pipeline.watch import TrainWatch
+from kdpipe.schemas.capture_settings import PROFILES
 from kdpipe.schemas.errors import Incompatible
 from kdpipe.schemas.manifest import Manifest
-from kdpipe.schemas.stage_one import PROFILES
 from kdpipe.schemas.targets import Sampled, Threshold
 
 # Mass of the exact ids below which a run is warned, and below which it is refused.
@@ -46,7 +46,7 @@ def kept_masses(cache: Cache, curriculum: Curriculum) -> dict[float, float]:
     temperatures = sorted(curriculum.temperatures - {spec.target_temperature})
     if not temperatures or not curriculum.terms & set(LOGIT_NAMES) - WITHOUT_BIN or not spec.tail_known:
         return {}
-    targets = make_batch(cache, range(min(SAMPLED, len(cache))), Wants(targets=True)).targets
+    targets = make_batch(cache, range(min(SAMPLED, len(cache))), BatchContents(targets=True)).targets
     assert targets is not None
     return {temperature: float(kept_mass(targets, temperature).mean()) for temperature in temperatures}
 

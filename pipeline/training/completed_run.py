@@ -22,8 +22,8 @@ from kdpipe.schemas.finished_run import FinishedRun
 from kdpipe.schemas.manifest import FileRecord
 from kdpipe.schemas.records import read_record
 from kdpipe.schemas.run_report import TrainReport
-from kdpipe.schemas.stage_two import StageTwo, TrainOptions
 from kdpipe.schemas.strict_json import sha256_file
+from kdpipe.schemas.train_settings import TrainOptions, TrainSettings
 
 RECORD: Final = "finished.json"
 VERSION: Final = 1
@@ -35,7 +35,7 @@ _MAY_DIFFER: Final = (
 )
 
 
-def report_if_finished(settings: StageTwo, options: TrainOptions, watch: Listener) -> TrainReport | None:
+def report_if_finished(settings: TrainSettings, options: TrainOptions, watch: Listener) -> TrainReport | None:
     """The report of a run that has ended, where nothing is left to do for its command; None otherwise."""
     if settings.out is None or not (Path(settings.out) / RECORD).is_file():
         return None
@@ -43,7 +43,7 @@ def report_if_finished(settings: StageTwo, options: TrainOptions, watch: Listene
         return report_of(Path(settings.out), settings, options, watch)
 
 
-def report_of(folder: Path, settings: StageTwo, options: TrainOptions, watch: Listener) -> TrainReport | None:
+def report_of(folder: Path, settings: TrainSettings, options: TrainOptions, watch: Listener) -> TrainReport | None:
     """The same for a folder that is locked."""
     if options.overwrite or options.dry_run or options.resume_from is not None:
         return None
@@ -109,7 +109,7 @@ def remove(folder: Path) -> None:
         (folder / RECORD).unlink(missing_ok=True)
 
 
-def as_asked(settings: StageTwo, source: StudentSource, cache: Cache) -> RunRecord | None:
+def as_asked(settings: TrainSettings, source: StudentSource, cache: Cache) -> RunRecord | None:
     """A command as it was given, with cache and student by content; None where its student is not of that source."""
     student = _student(settings.student.name or "", source)
     if student is None:
@@ -117,7 +117,7 @@ def as_asked(settings: StageTwo, source: StudentSource, cache: Cache) -> RunReco
     return RunRecord(settings=settings, cache_id=run_folder.cache_identity(cache), student=student)
 
 
-def _is_command_of(record: FinishedRun, folder: Path, settings: StageTwo, watch: Listener) -> bool:
+def _is_command_of(record: FinishedRun, folder: Path, settings: TrainSettings, watch: Listener) -> bool:
     """Whether settings are those that a run was given, or those that it filled in."""
     asked = as_asked(settings, record.source, opened(settings.cache, watch, "train"))
     if asked is None:

@@ -1,22 +1,22 @@
 """What counts when: the weights, temperature and order in force at each optimizer step.
 
-In: `StageTwo`, the `Plan`, and the tail weight that the cache allows. Out: `InForce` and the order at any step, and
-what is in force anywhere, so that maps are made and temperatures are looked for before the first.
+In: `TrainSettings`, the `StepPlan`, and the tail weight that the cache allows. Out: `ActiveTerms` and the order at any
+step, and what is in force anywhere, so that maps are made and temperatures are looked for before the first.
 """
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Final, NamedTuple, final
 
-from kdpipe.pipeline.losses.terms import HIDDEN_NAMES, LOGIT_NAMES, InForce, Shape, TermName
-from kdpipe.pipeline.training.schedules import Plan, fallen
+from kdpipe.pipeline.losses.terms import HIDDEN_NAMES, LOGIT_NAMES, ActiveTerms, LossOptions, TermName
+from kdpipe.pipeline.training.schedules import StepPlan, fallen
 from kdpipe.schemas.errors import ConfigError
-from kdpipe.schemas.stage_two import Losses, Order, Phase, StageTwo, Weights
+from kdpipe.schemas.train_settings import LossSettings, LossWeights, Order, Phase, TrainSettings
 
 # DESIGN 4, science.md 6: alpha leaves 1 over this share of the steps.
 ALPHA_WARMUP: Final = 0.02
 
 
-class Ordered(NamedTuple):
+class ActiveOrder(NamedTuple):
     """An order, and the first step from which it has been in force without a break."""
 
     order: Order
@@ -27,17 +27,17 @@ class Ordered(NamedTuple):
 class Curriculum:
     """Answers for any step; nothing in it changes."""
 
-    def __init__(self, settings: StageTwo, plan: Plan, tail_weight: float) -> None:
+    def __init__(self, settings: TrainSettings, plan: StepPlan, tail_weight: float) -> None:
         self._losses, self._plan = settings.losses, plan
         self._order = settings.run.order
         self._phases = settings.run.phases or (Phase(until=1.0),)
         self._ends = [round(phase.until * plan.n_steps) for phase in self._phases]
         losses = settings.losses
         said = losses.tail_weight
-        self._shape = Shape(
+        self._shape = LossOptions(
             tail_weight=tail_weight if said is None else said,
-            skew=Shape().skew if losses.skew is None else losses.skew,
-            beta=Shape().beta if losses.beta is None else losses.beta,
+            skew=LossOptions().skew if losses.skew is None else losses.skew,
+            beta=LossOptions().beta if losses.beta is None else losses.beta,
             clamp_logits=settings.guard.clamp_logits,
             clamp_loss=settings.guard.clamp_loss,
         )
@@ -59,19 +59,19 @@ class Curriculum:
         """The number of the phase that a step belongs to; what comes after the last step belongs to the last phase."""
         return next((n for n, end in enumerate(self._ends) if step < end), len(self._ends) - 1)
 
-    def at(self, step: int) -> InForce:
+    def at(self, step: int) -> ActiveTerms:
         """The weights without their zeros, and the temperature, of the step after `step` that were done."""
         phase = self._phases[self.phase_at(step)]
         weights = self._weights(phase, self._alpha(phase, step))
-        return InForce(weights=weights, temperature=self._temperature(phase), shape=self._shape)
+        return ActiveTerms(weights=weights, temperature=self._temperature(phase), shape=self._shape)
 
-    def order_at(self, step: int) -> Ordered:
+    def order_at(self, step: int) -> ActiveOrder:
         """The order at a step, and since when; neighboring phases of one order are one stretch of its line."""
         number = self.phase_at(step)
         order = self._order_of(number)
         while number and self._order_of(number - 1) == order:
             number -= 1
-        return Ordered(order, self._ends[number - 1] if number else 0)
+        return ActiveOrder(order, self._ends[number - 1] if number else 0)
 
     @property
     def terms(self) -> frozenset[TermName]:
@@ -157,18 +157,18 @@ class Curriculum:
         return {name: weight for name, weight in weights.items() if weight}
 
 
-def _by_mode(losses: Losses, alpha: float) -> dict[TermName, float]:
+def _by_mode(losses: LossSettings, alpha: float) -> dict[TermName, float]:
     if losses.mode == "output":
         return {"ce": 1.0}
     return {losses.logit: 1.0} if losses.mode == "logit" else {"ce": alpha, losses.logit: 1 - alpha}
 
 
-def _said(weights: Weights) -> dict[TermName, float]:
+def _said(weights: LossWeights) -> dict[TermName, float]:
     named = {name: getattr(weights, name) for name in (*LOGIT_NAMES, *HIDDEN_NAMES)}
     return {name: weight for name, weight in named.items() if weight is not None}
 
 
-def _check_labels_only(losses: Losses, phases: Iterable[Phase]) -> None:
+def _check_labels_only(losses: LossSettings, phases: Iterable[Phase]) -> None:
     """Refuse what mode and phases contradict each other about."""
     if losses.mode != "hybrid" and any(phase.alpha is not None for phase in phases):
         raise ConfigError(

@@ -10,22 +10,24 @@ import torch
 from torch import Tensor, nn
 
 from kdpipe.pipeline.batches.micro_batch import MicroBatch, StepBatch, Targets
-from kdpipe.pipeline.losses.terms import InForce, TermName
-from kdpipe.pipeline.training.guard import Finding
-from kdpipe.pipeline.training.train_state import Learner
+from kdpipe.pipeline.losses.terms import ActiveTerms, TermName
+from kdpipe.pipeline.training.guard import NotFiniteFinding
+from kdpipe.pipeline.training.train_state import TrainState
 
 SHOWN = 3
 
 
-def diagnose(learner: Learner, batch: StepBatch, terms: InForce, counts: Mapping[TermName, int]) -> tuple[Finding, ...]:
+def diagnose(
+    train_state: TrainState, batch: StepBatch, terms: ActiveTerms, counts: Mapping[TermName, int]
+) -> tuple[NotFiniteFinding, ...]:
     """Find the first place on the way from parameters and targets to the gradient that is not finite."""
-    if odd := odd_names(learner.model):
-        return (Finding(where="parameters", what=odd),)
-    found = [finding for micro in batch.batches for finding in _in_batch(learner, micro, terms, counts)]
+    if odd := odd_names(train_state.model):
+        return (NotFiniteFinding(where="parameters", what=odd),)
+    found = [finding for micro in batch.batches for finding in _in_batch(train_state, micro, terms, counts)]
     if found:
         return tuple(found[:SHOWN])
-    odd = odd_names(learner.model, gradients=True)
-    return (Finding(where="gradient", what=odd or "it overflowed", sequences=_numbers(batch)),)
+    odd = odd_names(train_state.model, gradients=True)
+    return (NotFiniteFinding(where="gradient", what=odd or "it overflowed", sequences=_numbers(batch)),)
 
 
 def odd_names(model: nn.Module, *, gradients: bool = False) -> str:
@@ -36,28 +38,32 @@ def odd_names(model: nn.Module, *, gradients: bool = False) -> str:
     return ", ".join(odd[:SHOWN]) + more
 
 
-def _in_batch(learner: Learner, micro: MicroBatch, terms: InForce, counts: Mapping[TermName, int]) -> Iterator[Finding]:
+def _in_batch(
+    train_state: TrainState, micro: MicroBatch, terms: ActiveTerms, counts: Mapping[TermName, int]
+) -> Iterator[NotFiniteFinding]:
     """The first thing in a micro-batch that is not finite: what the cache says, the student's states, or a term."""
     odd = odd_targets(micro)
     if odd is not None:
-        yield Finding(where="targets", what=odd[0], sequences=odd[1])
+        yield NotFiniteFinding(where="targets", what=odd[0], sequences=odd[1])
         return
-    there = micro.to(learner.device)
-    with torch.no_grad(), learner.precision.autocast(learner.device):
-        states = learner.student.states(there, learner.objective.layers)
+    there = micro.to(train_state.device)
+    with torch.no_grad(), train_state.precision.autocast(train_state.device):
+        states = train_state.student.states(there, train_state.objective.layers)
         rows = ~states.rows_NH.isfinite().all(dim=1)
         if bool(rows.any()):
-            yield Finding(where="logits", what="the student's last state", sequences=_of_rows(micro, rows.cpu()))
+            yield NotFiniteFinding(
+                where="logits", what="the student's last state", sequences=_of_rows(micro, rows.cpu())
+            )
             return
-        told = learner.objective.head.statistics(states.rows_NH, there.labels_N)
+        told = train_state.objective.head.statistics(states.rows_NH, there.labels_N)
         rows = ~told.cross_entropy_N.isfinite()
         if bool(rows.any()):
-            yield Finding(where="logits", what="the student's logits", sequences=_of_rows(micro, rows.cpu()))
+            yield NotFiniteFinding(where="logits", what="the student's logits", sequences=_of_rows(micro, rows.cpu()))
             return
-        sums = learner.objective(states, there, terms, counts).sums
+        sums = train_state.objective(states, there, terms, counts).sums
     for name, value in sums.items():
         if not bool(value.isfinite()):
-            yield Finding(where=name, what="its value", sequences=micro.numbers)
+            yield NotFiniteFinding(where=name, what="its value", sequences=micro.numbers)
 
 
 def odd_targets(micro: MicroBatch) -> tuple[str, tuple[int, ...]] | None:

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Final
 
 from kdpipe.pipeline.evaluation.stored import FINAL, load_evaluation, save_evaluation
-from kdpipe.pipeline.losses.terms import InForce
+from kdpipe.pipeline.losses.terms import ActiveTerms
 from kdpipe.pipeline.models.model_names import is_placeholder
-from kdpipe.pipeline.students.model_card import Card, rendered
+from kdpipe.pipeline.students.model_card import ModelCard, rendered
 from kdpipe.pipeline.students.saving import save_student
 from kdpipe.pipeline.students.verify_saved import cached_ids, check_reload
 from kdpipe.pipeline.training import completed_run as finished_run
-from kdpipe.pipeline.training.session import Desk
+from kdpipe.pipeline.training.session import Session
 from kdpipe.schemas.checkpoint import LoopState
 from kdpipe.schemas.run_report import TrainReport
 from kdpipe.schemas.train_report import Evaluation
@@ -36,7 +36,7 @@ class FinalStudent:
     report: TrainReport | None = None
 
 
-def finish(desk: Desk, state: LoopState, folder: Path) -> FinalStudent:
+def finish(desk: Session, state: LoopState, folder: Path) -> FinalStudent:
     """Save the student as people take it away, unless an earlier call has."""
     prospect = desk.prepared.prospect
     chosen = desk.keeper.take_best(state) if prospect.settings.saving.final == "best" else state
@@ -53,7 +53,7 @@ def finish(desk: Desk, state: LoopState, folder: Path) -> FinalStudent:
     if desk.measure is not None:
         found = desk.measure.of_step(chosen)
         save_evaluation(folder, found)
-    student = desk.prepared.learner.student
+    student = desk.prepared.train_state.student
     student.model.eval()
     card = rendered(_card(desk, chosen, found, folder.resolve().name))
     for note in save_student(student, folder / FINAL, prospect.fit.tokenizer_files, card):
@@ -64,12 +64,12 @@ def finish(desk: Desk, state: LoopState, folder: Path) -> FinalStudent:
     return FinalStudent(step=chosen.step, evaluation=found)
 
 
-def _card(desk: Desk, state: LoopState, found: Evaluation | None, name: str) -> Card:
+def _card(desk: Session, state: LoopState, found: Evaluation | None, name: str) -> ModelCard:
     prospect = desk.prepared.prospect
     teacher, base = prospect.cache.manifest.teacher, prospect.found
-    last: InForce = prospect.curriculum.at(max(0, state.step - 1))
+    last: ActiveTerms = prospect.curriculum.at(max(0, state.step - 1))
     metrics = {} if found is None else {n: v for n, v in found.summary.items() if isinstance(v, float)}
-    return Card(
+    return ModelCard(
         name=name,
         teacher=None if teacher is None else UNNAMED if is_placeholder(teacher.name) else teacher.name,
         teacher_revision=None if teacher is None else teacher.revision,
@@ -85,5 +85,5 @@ def _card(desk: Desk, state: LoopState, found: Evaluation | None, name: str) -> 
         seed=prospect.settings.seed,
         metrics=metrics,
         versions={name: version(name) for name in VERSIONS},
-        is_adapter=desk.prepared.learner.student.adapter is not None,
+        is_adapter=desk.prepared.train_state.student.adapter is not None,
     )

@@ -18,10 +18,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Literal, final
 
-from kdpipe.pipeline.losses.terms import InForce
+from kdpipe.pipeline.losses.terms import ActiveTerms
 from kdpipe.schemas.checkpoint import GuardState
 from kdpipe.schemas.errors import ConfigError, KdpipeError
-from kdpipe.schemas.stage_two import Guarding, Optimizer
+from kdpipe.schemas.train_settings import GuardSettings, OptimizerSettings
 
 # A window of norms that hardly differ would reject the next normal one: a deviation counts as this share of the mean.
 LEAST_DEVIATION: Final = 0.25
@@ -57,7 +57,7 @@ PRESETS: Final[dict[str, GuardValues]] = {
 }
 
 
-def resolve(guarding: Guarding, optimizer: Optimizer) -> GuardValues:
+def resolve(guarding: GuardSettings, optimizer: OptimizerSettings) -> GuardValues:
     """What the preset says, under what a person says."""
     preset = PRESETS[guarding.preset]
     rollbacks = preset.rollbacks if guarding.rollbacks is None else guarding.rollbacks
@@ -81,7 +81,7 @@ def resolve(guarding: Guarding, optimizer: Optimizer) -> GuardValues:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
+class NotFiniteFinding:
     """Something that is not finite: where (logits, targets, a term, gradient, parameters), what, in which sequences."""
 
     where: str
@@ -96,14 +96,14 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
+class GuardVerdict:
     """What is to be done about a step, and why: `overflow` is a skip that is the scaler's business alone."""
 
     kind: Literal["accept", "skip", "overflow", "rollback", "stop"]
     why: str = ""
 
 
-ACCEPT: Final = Verdict(kind="accept")
+ACCEPT: Final = GuardVerdict(kind="accept")
 
 
 @final
@@ -138,15 +138,17 @@ class Guard:
         undone = state.undone + max(0, state.accepted - then.accepted)
         self._count(accepted=then.accepted, undone=undone, phase=then.phase)
 
-    def in_force(self, terms: InForce) -> InForce:
+    def in_force(self, terms: ActiveTerms) -> ActiveTerms:
         """The terms of a step: for a while after a rollback cross-entropy alone, if that was asked for."""
         return replace(terms, weights={"ce": 1.0}) if self._state.ce_only_left else terms
 
-    def judge(self, findings: Sequence[Finding], gradient_norm: float, scale: float | None = None) -> Verdict:
+    def judge(
+        self, findings: Sequence[NotFiniteFinding], gradient_norm: float, scale: float | None = None
+    ) -> GuardVerdict:
         """Say what follows from a step; `scale` is that of the loss, None where it is not scaled."""
         state = self._state
         if not findings and not math.isfinite(gradient_norm):
-            findings = (Finding(where="gradient"),)
+            findings = (NotFiniteFinding(where="gradient"),)
         why = "; ".join(str(finding) for finding in findings) or self._too_large(gradient_norm)
         if not why:
             return self._accept(gradient_norm)
@@ -154,14 +156,14 @@ class Guard:
         self._wheres = tuple(finding.where for finding in findings)
         if scale is not None and scale > LEAST_SCALE and set(self._wheres) == {"gradient"}:
             self._count(overflowed=state.overflowed + 1)
-            return Verdict(kind="overflow", why=f"the gradient overflowed at a loss scale of {scale:g}")
+            return GuardVerdict(kind="overflow", why=f"the gradient overflowed at a loss scale of {scale:g}")
         self._count(in_a_row=state.in_a_row + 1)
         # A step that has been taken cannot be skipped any more.
         if self._state.in_a_row < self.values.patience and "parameters" not in self._wheres:
-            return Verdict(kind="skip", why=why)
+            return GuardVerdict(kind="skip", why=why)
         return self._roll_back(why)
 
-    def failure(self, step: int, verdict: Verdict) -> KdpipeError:
+    def failure(self, step: int, verdict: GuardVerdict) -> KdpipeError:
         """What to raise once the verdict is to stop, after a checkpoint of the last good state."""
         state = self._state
         return KdpipeError(
@@ -170,7 +172,7 @@ class Guard:
             hint=_advice(self._wheres),
         )
 
-    def _accept(self, gradient_norm: float) -> Verdict:
+    def _accept(self, gradient_norm: float) -> GuardVerdict:
         state = self._state
         fresh = state.fresh
         # A step whose every position is masked out says nothing of what is usual.
@@ -183,10 +185,10 @@ class Guard:
         self._count(accepted=state.accepted + 1, in_a_row=0, ce_only_left=left, fresh=fresh)
         return ACCEPT
 
-    def _roll_back(self, why: str) -> Verdict:
+    def _roll_back(self, why: str) -> GuardVerdict:
         state, values = self._state, self.values
         if state.rollbacks >= values.rollbacks:
-            return Verdict(kind="stop", why=why)
+            return GuardVerdict(kind="stop", why=why)
         self._count(
             fresh=0,
             in_a_row=0,
@@ -194,7 +196,7 @@ class Guard:
             rate_factor=state.rate_factor * values.rate_factor,
             ce_only_left=values.ce_only_steps,
         )
-        return Verdict(kind="rollback", why=why)
+        return GuardVerdict(kind="rollback", why=why)
 
     def _too_large(self, norm: float) -> str:
         """Why a norm is too large, or nothing."""
@@ -240,7 +242,7 @@ class Guard:
         self._state = self._state.model_copy(update=changed)
 
 
-def clamp_warnings(guarding: Guarding, vocabulary_size: int) -> list[str]:
+def clamp_warnings(guarding: GuardSettings, vocabulary_size: int) -> list[str]:
     """What the clamps that were asked for distort, to be said before the first step."""
     told = []
     if (c := guarding.clamp_logits) is not None:

@@ -9,16 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from kdpipe.pipeline.losses.terms import InForce
+from kdpipe.pipeline.losses.terms import ActiveTerms
 from kdpipe.pipeline.training import checkpoints, run_folder
 from kdpipe.pipeline.training import completed_run as finished_run
 from kdpipe.pipeline.training.cache_requirements import default_tail_weight
-from kdpipe.pipeline.training.curriculum import Curriculum, Ordered
-from kdpipe.pipeline.training.prepare import Prospect
-from kdpipe.pipeline.training.schedules import Plan, counted, make_plan, rate
+from kdpipe.pipeline.training.curriculum import ActiveOrder, Curriculum
+from kdpipe.pipeline.training.prepare import RunInputs
+from kdpipe.pipeline.training.schedules import StepPlan, counted, make_plan, rate
 from kdpipe.schemas.checkpoint import RunRecord
 from kdpipe.schemas.errors import ConfigError
-from kdpipe.schemas.stage_two import StageTwo
+from kdpipe.schemas.train_settings import TrainSettings
 
 # What the length is said by, and what is a share of it: these are compared by what they do to each step.
 MAY_DIFFER: Final = (
@@ -48,18 +48,18 @@ class _Step:
 
     learning_rate: float
     sequences: int
-    losses: InForce | None
-    order: Ordered | None
+    losses: ActiveTerms | None
+    order: ActiveOrder | None
     phase: int | None
     evaluation: bool
 
 
-class _Course:
+class _StepCourse:
     """The steps of a run."""
 
-    def __init__(self, settings: StageTwo, n_sequences: int, tail_weight: float, *, validates: bool) -> None:
+    def __init__(self, settings: TrainSettings, n_sequences: int, tail_weight: float, *, validates: bool) -> None:
         self.settings, self._validates = settings, validates
-        self.plan: Plan = make_plan(settings, n_sequences)
+        self.plan: StepPlan = make_plan(settings, n_sequences)
         self.curriculum = Curriculum(settings, self.plan, tail_weight)
         self.changes = bool(settings.run.phases) or settings.losses.alpha_schedule != "constant"
 
@@ -77,7 +77,7 @@ class _Course:
 
 
 def find_longer_run(
-    folder: Path, prospect: Prospect, asked: RunRecord, warn: Callable[[str], None]
+    folder: Path, prospect: RunInputs, asked: RunRecord, warn: Callable[[str], None]
 ) -> LongerRun | None:
     """How a run becomes the longer one that is asked for; None where a folder holds no run, this run, or another."""
     if not (folder / run_folder.RECORD).is_file():
@@ -120,12 +120,12 @@ def begin_longer_run(folder: Path, asked: RunRecord, longer: LongerRun, say: Cal
     return longer.begin
 
 
-def _course(settings: StageTwo, prospect: Prospect) -> _Course:
+def _course(settings: TrainSettings, prospect: RunInputs) -> _StepCourse:
     tail_weight = default_tail_weight(prospect.cache.manifest.targets)
-    return _Course(settings, prospect.plan.n_sequences, tail_weight, validates=prospect.validation is not None)
+    return _StepCourse(settings, prospect.plan.n_sequences, tail_weight, validates=prospect.validation is not None)
 
 
-def _needed(there: _Course, n_done: int) -> int:
+def _needed(there: _StepCourse, n_done: int) -> int:
     """Steps that must be the same: all but the last, which may be shorter and is evaluated in any case, and but those
     of a fall that can be made again."""
     plan = there.plan
@@ -133,7 +133,7 @@ def _needed(there: _Course, n_done: int) -> int:
     return needed if there.settings.schedule.kind in _WHOLE else min(needed, plan.decay_from)
 
 
-def _n_same(there: _Course, here: _Course, n_done: int) -> int:
+def _n_same(there: _StepCourse, here: _StepCourse, n_done: int) -> int:
     """How many of the first steps are the same in both runs."""
     if there.curriculum.terms != here.curriculum.terms:
         return 0
@@ -145,7 +145,9 @@ def _n_same(there: _Course, here: _Course, n_done: int) -> int:
     return n_done
 
 
-def _refusal(folder: Path, there: _Course, here: _Course, n_same: int, needed: int, prospect: Prospect) -> ConfigError:
+def _refusal(
+    folder: Path, there: _StepCourse, here: _StepCourse, n_same: int, needed: int, prospect: RunInputs
+) -> ConfigError:
     """What would have been another at the first step that differs, and what makes it the same."""
     message = (
         f"{folder} holds a run of {counted(there.plan.n_steps, 'step')} that cannot be lengthened to "
@@ -164,7 +166,7 @@ def _refusal(folder: Path, there: _Course, here: _Course, n_same: int, needed: i
     )
 
 
-def _difference(there: _Course, here: _Course, number: int) -> str:
+def _difference(there: _StepCourse, here: _StepCourse, number: int) -> str:
     old, new = (course.step(number, curriculum=True) for course in (there, here))
     step = f"step {number + 1:,}"
     if old.learning_rate != new.learning_rate:
@@ -178,7 +180,7 @@ def _difference(there: _Course, here: _Course, number: int) -> str:
     return f"{step} has other weights of its losses"
 
 
-def _adapted(there: _Course, here: _Course) -> StageTwo | None:
+def _adapted(there: _StepCourse, here: _StepCourse) -> TrainSettings | None:
     """Settings with the warm-up and the interval of evaluations that the run has; None where these are the same."""
     settings = here.settings
     if there.plan.n_warmup != here.plan.n_warmup:
@@ -196,7 +198,7 @@ def _shortest_share(part: int, whole: int) -> float:
     return next((share for share in shares if round(share * whole) == part), part / whole)
 
 
-def _flags(given: StageTwo, changed: StageTwo) -> list[str]:
+def _flags(given: TrainSettings, changed: TrainSettings) -> list[str]:
     """What is typed to change settings."""
     flags = []
     if given.schedule.warmup != changed.schedule.warmup:

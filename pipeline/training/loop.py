@@ -1,7 +1,7 @@
 """The loop: step after step until the plan is done, with evaluations, checkpoints, rollbacks and a clean stop.
 
-In: a `Prepared` run and where it is. Out: where it is then; every file on the way. Nothing here draws a number: what a
-step does follows from its place alone, so that a run gone on with is the run undisturbed.
+In: a `PreparedRun` run and where it is. Out: where it is then; every file on the way. Nothing here draws a number: what
+a step does follows from its place alone, so that a run gone on with is the run undisturbed.
 """
 
 import math
@@ -9,43 +9,43 @@ import time
 from dataclasses import dataclass
 
 from kdpipe.pipeline.batches.prefetch import StepLoader
-from kdpipe.pipeline.losses.terms import InForce
-from kdpipe.pipeline.training.checkpoint_policy import Keeper
+from kdpipe.pipeline.losses.terms import ActiveTerms
+from kdpipe.pipeline.training.checkpoint_policy import CheckpointPolicy
 from kdpipe.pipeline.training.diagnosis import odd_names
-from kdpipe.pipeline.training.guard import Finding, Guard, Verdict
+from kdpipe.pipeline.training.guard import Guard, GuardVerdict, NotFiniteFinding
 from kdpipe.pipeline.training.optimizers import set_rate
 from kdpipe.pipeline.training.out_of_memory import explained
-from kdpipe.pipeline.training.prepare import Prepared
+from kdpipe.pipeline.training.prepare import PreparedRun
 from kdpipe.pipeline.training.schedules import rate
-from kdpipe.pipeline.training.step import Took, apply, drop, go_forth_and_back
-from kdpipe.pipeline.training.step_log import Book
-from kdpipe.pipeline.training.stop_signals import Stop
+from kdpipe.pipeline.training.step import StepResult, apply, drop, forward_backward
+from kdpipe.pipeline.training.step_log import StepLog
+from kdpipe.pipeline.training.stop_signals import StopRequest
 from kdpipe.pipeline.watch import TrainWatch
 from kdpipe.schemas.checkpoint import LoopState
 from kdpipe.schemas.errors import Interrupted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Around:
+class LoopContext:
     """What the loop talks to: the loader, checkpoints and evaluations, the log, whoever watches and may stop it."""
 
     loader: StepLoader
-    keeper: Keeper
-    book: Book
+    keeper: CheckpointPolicy
+    book: StepLog
     watch: TrainWatch
-    stop: Stop
+    stop: StopRequest
 
 
 class Loop:
     """A run under way; `state` is where it is."""
 
-    def __init__(self, prepared: Prepared, state: LoopState, around: Around) -> None:
+    def __init__(self, prepared: PreparedRun, state: LoopState, around: LoopContext) -> None:
         self._run, self._around = prepared, around
         self.state = state
         self.guard = Guard(prepared.guard, state.guard)
         self._started = time.perf_counter() - state.seconds
         self.began_at = state.step
-        self.last: Took | None = None
+        self.last: StepResult | None = None
 
     def go_on(self, until: int) -> None:
         """Take steps until so many are done; a request to stop ends it with a checkpoint and `Interrupted`."""
@@ -78,10 +78,10 @@ class Loop:
 
     def _is_sound(self) -> bool:
         """Whether the step that was taken has left numbers: what is saved must be good to go back to."""
-        odd = odd_names(self._run.learner.model)
+        odd = odd_names(self._run.train_state.model)
         if odd:
             taken = self.state.step
-            verdict = self.guard.judge((Finding(where="parameters", what=odd),), math.nan)
+            verdict = self.guard.judge((NotFiniteFinding(where="parameters", what=odd),), math.nan)
             # The steps since are taken once more, with the data that follow: also the last one of a run.
             self._go_back()
             self._around.book.write_verdict(self.state, verdict, self.guard)
@@ -115,15 +115,15 @@ class Loop:
         size = run.plan.size_of(state.step)
         batch = self._around.loader.take(begin, begin + size, run.orders[run.curriculum.order_at(state.step).order])
         height = rate(run.settings.schedule, run.plan, state.step)
-        set_rate(run.learner.optimizer, self.guard.state.rate_factor * height)
-        took = go_forth_and_back(run.learner, batch, terms)
-        scaler = run.learner.scaler
+        set_rate(run.train_state.optimizer, self.guard.state.rate_factor * height)
+        took = forward_backward(run.train_state, batch, terms)
+        scaler = run.train_state.scaler
         verdict = self.guard.judge(took.findings, took.gradient_norm, None if scaler is None else scaler.get_scale())
         accepted = verdict.kind == "accept"
         if accepted:
-            apply(run.learner, took, run.guard.clip)
+            apply(run.train_state, took, run.guard.clip)
         else:
-            drop(run.learner)
+            drop(run.train_state)
         self.state = state.model_copy(
             update={
                 "step": state.step + accepted,
@@ -144,7 +144,7 @@ class Loop:
             self._answer(verdict, tried)
         return accepted
 
-    def _answer(self, verdict: Verdict, tried: int) -> None:
+    def _answer(self, verdict: GuardVerdict, tried: int) -> None:
         """Say what became of a step that does not count, and end the run if that is the verdict."""
         around, state = self._around, self.state
         if verdict.kind == "stop":
@@ -160,7 +160,7 @@ class Loop:
         else:
             around.watch.say(f"step {tried:,} is skipped: {verdict.why}")
 
-    def _tell(self, took: Took, terms: InForce, verdict: Verdict, spent: tuple[float, float]) -> None:
+    def _tell(self, took: StepResult, terms: ActiveTerms, verdict: GuardVerdict, spent: tuple[float, float]) -> None:
         around = self._around
         news = around.book.write_step(self.state, took, terms, verdict, self.guard, spent)
         around.watch.stepped(news)

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from kdpipe.pipeline.losses.exactness import uses_draws
 from kdpipe.pipeline.losses.terms import LOGIT_NAMES
 from kdpipe.pipeline.training.curriculum import Curriculum
-from kdpipe.pipeline.training.schedules import Plan
-from kdpipe.schemas.stage_one import PROFILES
+from kdpipe.pipeline.training.schedules import StepPlan
+from kdpipe.schemas.capture_settings import PROFILES
 from kdpipe.schemas.targets import TargetSpec, Threshold
 
 # Epochs up to which memorized draws cost little, as measured at 15,000 and 50,000 positions alike; more positions bear
@@ -37,7 +37,7 @@ def most_epochs(curriculum: Curriculum, spec: TargetSpec, n_positions: int) -> i
     return bearable_epochs(n_positions) if reads_draws(curriculum, spec) else None
 
 
-def warnings(plan: Plan, curriculum: Curriculum, spec: TargetSpec, n_positions: int) -> Iterator[str]:
+def warnings(plan: StepPlan, curriculum: Curriculum, spec: TargetSpec, n_positions: int) -> Iterator[str]:
     """What is said before the first step of a run whose epochs and cache size are such that it memorizes draws."""
     most = most_epochs(curriculum, spec, n_positions)
     if most is None or plan.epochs <= most:

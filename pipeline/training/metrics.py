@@ -27,7 +27,7 @@ Value = Any
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Gap:
+class MetricsGap:
     """Lines that the checkpoint of a `step` counts, and how many of them are still there."""
 
     step: int
@@ -110,7 +110,7 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in data[: data.rfind(b"\n") + 1].splitlines()]
 
 
-def _restore(run: Path, begin: MetricsState, step: int, place: int) -> Gap | None:
+def _restore(run: Path, begin: MetricsState, step: int, place: int) -> MetricsGap | None:
     """Leave in the file what belongs to a checkpoint, and nothing else; what is missing of that."""
     path = run / FILE
     data = path.read_bytes() if path.exists() else b""
@@ -124,7 +124,7 @@ def _restore(run: Path, begin: MetricsState, step: int, place: int) -> Gap | Non
         lines.pop()
     lines = lines[: begin.lines]
     replace_file(run, path, b"".join(lines))
-    return Gap(step=step, expected=begin.lines, present=len(lines))
+    return MetricsGap(step=step, expected=begin.lines, present=len(lines))
 
 
 def _up_to(lines: list[bytes], step: int, place: int) -> list[bytes]:

@@ -1,8 +1,8 @@
 """Which optimizer and learning rates a student gets when nothing is said, and why.
 
-In: `Optimizer` settings as given, what is known of the student. Out: settings in which everything is settled, and the
-reason for a person to read. The numbers are what `benchmarks/optimizer_sweep.py` found: learning rates fall with a
-power of the number of parameters, so that sizes between and beyond those measured have one too.
+In: `OptimizerSettings` settings as given, what is known of the student. Out: settings in which everything is settled,
+and the reason for a person to read. The numbers are what `benchmarks/optimizer_sweep.py` found: learning rates fall
+with a power of the number of parameters, so that sizes between and beyond those measured have one too.
 """
 
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ import torch
 
 from kdpipe.schemas.choices import OptimizerName
 from kdpipe.schemas.errors import ConfigError
-from kdpipe.schemas.stage_two import LARGEST_RATE, Optimizer, Rates
+from kdpipe.schemas.train_settings import LARGEST_RATE, LearningRates, OptimizerSettings
 
 StudentKind = Literal["fresh", "pretrained", "lora"]
 MOMENTUM: Final = 0.95
@@ -48,7 +48,9 @@ DEFAULTS: Final[dict[tuple[StudentKind, OptimizerName], Defaults]] = {
 }
 
 
-def settle(settings: Optimizer, student: StudentKind, n_parameters: int, *, factor: float = 1.0) -> Optimizer:
+def settle(
+    settings: OptimizerSettings, student: StudentKind, n_parameters: int, *, factor: float = 1.0
+) -> OptimizerSettings:
     """Settings with optimizer, learning rates and momentum filled in; `factor` is the guard preset's, on defaults."""
     kind = settings.kind or DEFAULT_OPTIMIZER[student]
     if settings.momentum is not None and kind != "muon":
@@ -72,11 +74,11 @@ def settle(settings: Optimizer, student: StudentKind, n_parameters: int, *, fact
             hint=f"give a smaller --lr, or set optimizer.rates.{name}",
         )
     momentum = settings.momentum or MOMENTUM if kind == "muon" else None
-    rates = Rates(**values, maps=own.maps, router=own.router)
+    rates = LearningRates(**values, maps=own.maps, router=own.router)
     return settings.model_copy(update={"kind": kind, "lr": lr, "rates": rates, "momentum": momentum})
 
 
-def reason(given: Optimizer, settled: Optimizer, student: StudentKind, n_parameters: int) -> str:
+def reason(given: OptimizerSettings, settled: OptimizerSettings, student: StudentKind, n_parameters: int) -> str:
     """The choice and what it follows from, as in `fresh, 2.6 M parameters: adamw 0.0001, tables 0.0001, ...`."""
     rates, others = settled.rates, "" if settled.kind == "adamw" else " (adamw)"
     said = [name for name in ("kind", "lr") if getattr(given, name) is not None]

@@ -1,8 +1,8 @@
 """The optimizer of a run: Muon for matrices and AdamW for the rest, or AdamW for everything, as one.
 
-In: settled `Optimizer` settings and the trainable parameters by group. Out: a torch optimizer whose groups know their
-peak learning rate, and its moments as named tensors, for checkpoints. Groups are matrices, tables and vectors of the
-student, maps of hidden states, and the router; each has a learning rate and a weight decay of its own.
+In: settled `OptimizerSettings` settings and the trainable parameters by group. Out: a torch optimizer whose groups know
+their peak learning rate, and its moments as named tensors, for checkpoints. Groups are matrices, tables and vectors of
+the student, maps of hidden states, and the router; each has a learning rate and a weight decay of its own.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from kdpipe.pipeline.training.muon import Muon
 from kdpipe.schemas.choices import OptimizerName, Role
 from kdpipe.schemas.errors import KdpipeError
-from kdpipe.schemas.stage_two import Optimizer
+from kdpipe.schemas.train_settings import OptimizerSettings
 
 GroupName = Role | Literal["maps", "router"]
 GROUPS: Final[tuple[GroupName, ...]] = ("matrices", "tables", "vectors", "maps", "router")
@@ -55,7 +55,7 @@ class Trainable:
         return {name: members for name, members in found.items() if members}
 
 
-def make_optimizer(settings: Optimizer, trainable: Trainable) -> torch.optim.Optimizer:
+def make_optimizer(settings: OptimizerSettings, trainable: Trainable) -> torch.optim.Optimizer:
     """Make the optimizer of a run from settings in which everything is settled."""
     groups = trainable.groups()
     if not groups:
@@ -67,11 +67,11 @@ def make_optimizer(settings: Optimizer, trainable: Trainable) -> torch.optim.Opt
         made.append(Muon([_group("matrices", "muon", matrices, settings)], momentum=settings.momentum or 0.0))
     if groups:
         made.append(_adamw(settings, [_group(name, "adamw", members, settings) for name, members in groups.items()]))
-    return made[0] if len(made) == 1 else Together(made)
+    return made[0] if len(made) == 1 else CombinedOptimizer(made)
 
 
 def _group(
-    name: GroupName, optimizer: OptimizerName, members: list[tuple[str, nn.Parameter]], settings: Optimizer
+    name: GroupName, optimizer: OptimizerName, members: list[tuple[str, nn.Parameter]], settings: OptimizerSettings
 ) -> dict[str, Any]:
     lr = getattr(settings.rates, name) or settings.rates.vectors
     return {
@@ -84,7 +84,7 @@ def _group(
     }
 
 
-def decay_of(name: GroupName, settings: Optimizer) -> float:
+def decay_of(name: GroupName, settings: OptimizerSettings) -> float:
     """The weight decay of a group: its own, or that of its kind."""
     match name:
         case "matrices" | "tables":
@@ -98,7 +98,7 @@ def decay_of(name: GroupName, settings: Optimizer) -> float:
             assert_never(name)
 
 
-def _adamw(settings: Optimizer, groups: list[dict[str, Any]]) -> torch.optim.AdamW:
+def _adamw(settings: OptimizerSettings, groups: list[dict[str, Any]]) -> torch.optim.AdamW:
     parameters = [parameter for group in groups for _, parameter in group["params"]]
     fused = all(parameter.device.type in FUSED_ON for parameter in parameters)
     return torch.optim.AdamW(
@@ -110,7 +110,7 @@ def _adamw(settings: Optimizer, groups: list[dict[str, Any]]) -> torch.optim.Ada
 
 
 @final
-class Together(torch.optim.Optimizer):
+class CombinedOptimizer(torch.optim.Optimizer):
     """Several optimizers that step as one: groups and states are those of its parts."""
 
     def __init__(self, parts: Iterable[torch.optim.Optimizer]) -> None:

@@ -8,14 +8,14 @@ from contextlib import contextmanager
 
 from kdpipe.pipeline.models.memory import is_out_of_memory
 from kdpipe.schemas.errors import KdpipeError
-from kdpipe.schemas.stage_two import StageTwo
-from kdpipe.schemas.stage_two_rules import compares_groups
+from kdpipe.schemas.train_rules import compares_groups
+from kdpipe.schemas.train_settings import TrainSettings
 
 LONGEST = 160
 
 
 @contextmanager
-def explained(settings: StageTwo, when: str) -> Iterator[None]:
+def explained(settings: TrainSettings, when: str) -> Iterator[None]:
     """Say what to lower where memory runs out."""
     try:
         yield
@@ -26,7 +26,7 @@ def explained(settings: StageTwo, when: str) -> Iterator[None]:
         raise KdpipeError(f"out of memory {when}" + (f": {said}" if said else ""), hint=_advice(settings)) from error
 
 
-def _advice(settings: StageTwo) -> str:
+def _advice(settings: TrainSettings) -> str:
     """What needs less: first what leaves the run as it is, so that it goes on from its last checkpoint."""
     run, student = settings.run, settings.student
     same, other = [], ["a smaller student"]

@@ -1,7 +1,7 @@
 """Before the first step: cache and student found, held against each other, and put together.
 
-In: settings. Out: a `Prepared`, or what cannot be, in two lines. What is cheap to refuse is refused before weights are
-loaded.
+In: settings. Out: a `PreparedRun`, or what cannot be, in two lines. What is cheap to refuse is refused before weights
+are loaded.
 """
 
 import json
@@ -13,21 +13,21 @@ from torch import nn
 
 from kdpipe.cache.reader import Cache
 from kdpipe.pipeline.batches.batch_order import Ordering, ordering
-from kdpipe.pipeline.batches.collate import Wants, check_wants
+from kdpipe.pipeline.batches.collate import BatchContents, check_wants
 from kdpipe.pipeline.batches.run_cache import opened
 from kdpipe.pipeline.losses.exactness import SHIFTED, label
 from kdpipe.pipeline.losses.head_chunks import HeadLosses
 from kdpipe.pipeline.losses.hidden.hidden_objective import HiddenObjective
 from kdpipe.pipeline.losses.objective import Objective
-from kdpipe.pipeline.losses.terms import HIDDEN_NAMES, LOGIT_NAMES, InForce, TermName
+from kdpipe.pipeline.losses.terms import HIDDEN_NAMES, LOGIT_NAMES, ActiveTerms, TermName
 from kdpipe.pipeline.models import devices
 from kdpipe.pipeline.models.folders import local_folder, weights_sha256
 from kdpipe.pipeline.models.precision import Precision, choose_precision
 from kdpipe.pipeline.students.cache_tokenizer import kept_tokenizer
-from kdpipe.pipeline.students.compatibility import Fit, check_fit
+from kdpipe.pipeline.students.compatibility import Compatibility, check_fit
 from kdpipe.pipeline.students.load_student import described, load_student
 from kdpipe.pipeline.students.parameter_roles import parameter_roles
-from kdpipe.pipeline.students.resolve import Found, find_student
+from kdpipe.pipeline.students.resolve import ResolvedStudent, find_student
 from kdpipe.pipeline.students.student import Student
 from kdpipe.pipeline.training import cache_requirements as needs
 from kdpipe.pipeline.training import guard as guarding
@@ -36,14 +36,14 @@ from kdpipe.pipeline.training.coarse_targets import check_masses
 from kdpipe.pipeline.training.curriculum import Curriculum
 from kdpipe.pipeline.training.optimizer_defaults import StudentKind, reason, settle, shares
 from kdpipe.pipeline.training.optimizers import Trainable, make_optimizer
-from kdpipe.pipeline.training.schedules import Plan, make_plan
+from kdpipe.pipeline.training.schedules import StepPlan, make_plan
 from kdpipe.pipeline.training.trackers import check_installed
-from kdpipe.pipeline.training.train_state import Learner
+from kdpipe.pipeline.training.train_state import TrainState
 from kdpipe.pipeline.watch import TrainWatch
 from kdpipe.schemas.checkpoint import RunRecord
-from kdpipe.schemas.stage_two import Metric, StageTwo
-from kdpipe.schemas.stage_two_rules import compares_groups
 from kdpipe.schemas.strict_json import canonical, sha256_hex
+from kdpipe.schemas.train_rules import compares_groups
+from kdpipe.schemas.train_settings import Metric, TrainSettings
 
 # Tokens that a CPU reads at once: a step of 8 x 512 takes as long in portions, and 0.37 of the memory in quarters
 # (benchmarks/stage_two.py step --portion 2).
@@ -52,15 +52,15 @@ OF_THE_TEACHER = ("teacher_entropy", "label_logprob")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Prospect:
+class RunInputs:
     """What is known before weights are loaded; `settings` are settled, `record` says which run this is."""
 
-    settings: StageTwo
+    settings: TrainSettings
     cache: Cache
     validation: Cache | None
-    found: Found
-    fit: Fit
-    plan: Plan
+    found: ResolvedStudent
+    fit: Compatibility
+    plan: StepPlan
     curriculum: Curriculum
     guard: guarding.GuardValues
     device: torch.device
@@ -86,21 +86,21 @@ class Prospect:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Prepared:
+class PreparedRun:
     """Everything that the loop needs."""
 
-    prospect: Prospect
-    learner: Learner
+    prospect: RunInputs
+    train_state: TrainState
     orders: Mapping[str, Ordering]
-    wants: Wants
+    wants: BatchContents
 
     @property
-    def settings(self) -> StageTwo:
+    def settings(self) -> TrainSettings:
         """As settled."""
         return self.prospect.settings
 
     @property
-    def plan(self) -> Plan:
+    def plan(self) -> StepPlan:
         """Steps, batches, warm-up."""
         return self.prospect.plan
 
@@ -121,12 +121,12 @@ class Prepared:
         shape = self.prospect.curriculum.at(0).shape
         return label(term, self.prospect.cache.manifest.targets, temperature, shape)
 
-    def loss_is_shifted(self, terms: InForce) -> bool:
+    def loss_is_shifted(self, terms: ActiveTerms) -> bool:
         """Whether the total contains a term whose value is shifted."""
         return any(self.name_of(name, terms.temperature).endswith(SHIFTED) for name in terms.weights)
 
 
-def look(settings: StageTwo, watch: TrainWatch) -> Prospect:
+def look(settings: TrainSettings, watch: TrainWatch) -> RunInputs:
     """Open the cache, find the student, and refuse what does not fit."""
     check_installed(settings.report_to)
     cache = opened(settings.cache, watch, "train")
@@ -149,7 +149,7 @@ def look(settings: StageTwo, watch: TrainWatch) -> Prospect:
     check_masses(cache, curriculum, settings.losses.allow_coarse, watch)
     settled = _settled(settings, found, device, curriculum)
     kind, size = student_kind(settings, found), found.shape.n_parameters
-    return Prospect(
+    return RunInputs(
         settings=settled,
         cache=cache,
         validation=validation,
@@ -165,7 +165,7 @@ def look(settings: StageTwo, watch: TrainWatch) -> Prospect:
     )
 
 
-def portion(settings: StageTwo, longest: int, device: torch.device) -> int:
+def portion(settings: TrainSettings, longest: int, device: torch.device) -> int:
     """Sequences that are read at once: never more than a batch has, and whole groups where losses compare these."""
     size = settings.run.batch_size
     if settings.machine.portion is not None:
@@ -176,7 +176,7 @@ def portion(settings: StageTwo, longest: int, device: torch.device) -> int:
     return min(size, max(1, CPU_TOKENS // (longest * group)) * group)
 
 
-def identity(found: Found) -> str:
+def identity(found: ResolvedStudent) -> str:
     """Which student this is, by content: its weights, or the config that fresh ones are drawn for."""
     folder = local_folder(found.name) if found.kind == "folder" else None
     if folder is not None:
@@ -187,7 +187,7 @@ def identity(found: Found) -> str:
     return f"config {sha256_hex(canonical(json.loads(found.shape.config.to_json_string())))}"
 
 
-def prepare(prospect: Prospect, watch: TrainWatch) -> Prepared:
+def prepare(prospect: RunInputs, watch: TrainWatch) -> PreparedRun:
     """Load the student and put everything together."""
     settings, device = prospect.settings, prospect.device
     threads = settings.machine.threads
@@ -202,7 +202,7 @@ def prepare(prospect: Prospect, watch: TrainWatch) -> Prepared:
     losses = settings.losses
     shape = prospect.curriculum.at(0).shape
     head = HeadLosses(student.head, shape, needs.teacher_head(prospect.cache))
-    learner = Learner(
+    train_state = TrainState(
         student=student,
         model=nn.ModuleDict({"student": student.model, **({} if hidden is None else {"hidden": hidden})}),
         objective=Objective(head, hidden, losses.select),
@@ -212,16 +212,18 @@ def prepare(prospect: Prospect, watch: TrainWatch) -> Prepared:
         device=device,
     )
     watch.say(f"optimizer   {prospect.optimizer_reason}")
-    watch.say(f"            {shares(learner.optimizer)}")
+    watch.say(f"            {shares(train_state.optimizer)}")
     orders: dict[str, Ordering] = {
         name: ordering(prospect.cache, name, settings.seed) for name in prospect.curriculum.orders
     }
     # What dropout draws; a checkpoint that the run goes on from has the generators' states.
     torch.manual_seed(settings.seed)
-    return Prepared(prospect=prospect, learner=learner, orders=orders, wants=wants)
+    return PreparedRun(prospect=prospect, train_state=train_state, orders=orders, wants=wants)
 
 
-def _settled(settings: StageTwo, found: Found, device: torch.device, curriculum: Curriculum) -> StageTwo:
+def _settled(
+    settings: TrainSettings, found: ResolvedStudent, device: torch.device, curriculum: Curriculum
+) -> TrainSettings:
     """Settings with what was left to be found out."""
     values = guarding.resolve(settings.guard, settings.optimizer)
     kind, size = student_kind(settings, found), found.shape.n_parameters
@@ -240,7 +242,7 @@ def _settled(settings: StageTwo, found: Found, device: torch.device, curriculum:
     )
 
 
-def _validation(settings: StageTwo, watch: TrainWatch) -> Cache | None:
+def _validation(settings: TrainSettings, watch: TrainWatch) -> Cache | None:
     """The validation split, where the cache has one with something in it."""
     whole = opened(settings.cache, watch)
     if "validation" not in [planned.name for planned in whole.manifest.plan.splits]:
@@ -249,7 +251,7 @@ def _validation(settings: StageTwo, watch: TrainWatch) -> Cache | None:
     return cache if len(cache) and cache.n_positions else None
 
 
-def _hidden(prospect: Prospect, student: Student) -> HiddenObjective | None:
+def _hidden(prospect: RunInputs, student: Student) -> HiddenObjective | None:
     terms = [name for name in HIDDEN_NAMES if name in prospect.curriculum.terms]
     losses = prospect.settings.losses
     if not terms and not losses.hidden.router:
@@ -264,15 +266,15 @@ def _hidden(prospect: Prospect, student: Student) -> HiddenObjective | None:
     return made.to(prospect.device)
 
 
-def _wants(prospect: Prospect, hidden: HiddenObjective | None) -> Wants:
+def _wants(prospect: RunInputs, hidden: HiddenObjective | None) -> BatchContents:
     """What is read of the cache: targets only where a loss needs them."""
     by_teacher = any(one.by in OF_THE_TEACHER for one in prospect.settings.losses.select)
     rows, pooled = ((), ()) if hidden is None else hidden.wants()
     logit = prospect.curriculum.terms & (set(LOGIT_NAMES) - {"ce"})
-    return Wants(targets=bool(logit), statistics=by_teacher, hidden=tuple(rows), pooled=tuple(pooled))
+    return BatchContents(targets=bool(logit), statistics=by_teacher, hidden=tuple(rows), pooled=tuple(pooled))
 
 
-def student_kind(settings: StageTwo, found: Found) -> StudentKind:
+def student_kind(settings: TrainSettings, found: ResolvedStudent) -> StudentKind:
     """What decides optimizer and learning rates."""
     return "fresh" if found.is_fresh else "lora" if settings.student.lora else "pretrained"
 

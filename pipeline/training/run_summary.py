@@ -12,17 +12,17 @@ from kdpipe.pipeline.losses.terms import TermName
 from kdpipe.pipeline.models.memory import peak_device_bytes, peak_process_bytes
 from kdpipe.pipeline.training import checkpoints
 from kdpipe.pipeline.training.loop import Loop
-from kdpipe.pipeline.training.session import Desk
+from kdpipe.pipeline.training.session import Session
 from kdpipe.schemas.run_report import BestReport, Estimate, TermReport, TrainMemory, TrainReport
-from kdpipe.schemas.stage_two import Metric
 from kdpipe.schemas.train_report import Evaluation
+from kdpipe.schemas.train_settings import Metric
 
 
-def report(desk: Desk, loop: Loop, found: Evaluation | None, folder: Path, started: float) -> TrainReport:
+def report(desk: Session, loop: Loop, found: Evaluation | None, folder: Path, started: float) -> TrainReport:
     """The whole answer."""
     prepared, state = desk.prepared, loop.state
-    prospect, learner = prepared.prospect, prepared.learner
-    parameters = list(learner.student.model.parameters())
+    prospect, train_state = prepared.prospect, prepared.train_state
+    parameters = list(train_state.student.model.parameters())
     best = state.best
     temperature = prepared.curriculum.at(max(0, state.step - 1)).temperature
     return TrainReport(
@@ -33,8 +33,8 @@ def report(desk: Desk, loop: Loop, found: Evaluation | None, folder: Path, start
         student=prospect.found.name,
         n_parameters=sum(each.numel() for each in parameters),
         n_trainable=sum(each.numel() for each in parameters if each.requires_grad),
-        device=str(learner.device),
-        precision=learner.precision.name,
+        device=str(train_state.device),
+        precision=train_state.precision.name,
         steps=state.step,
         steps_planned=prepared.plan.n_steps,
         resumed_from=loop.began_at or None,
@@ -53,13 +53,13 @@ def report(desk: Desk, loop: Loop, found: Evaluation | None, folder: Path, start
         memory=TrainMemory(
             weights=sum(each.numel() * each.element_size() for each in parameters),
             peak_process=peak_process_bytes(),
-            peak_device=peak_device_bytes(learner.device),
+            peak_device=peak_device_bytes(train_state.device),
         ),
         seconds=time.perf_counter() - started,
     )
 
 
-def estimate(desk: Desk, loop: Loop, folder: Path) -> Estimate:
+def estimate(desk: Session, loop: Loop, folder: Path) -> Estimate:
     """What the whole run takes, from the steps that were made, one evaluation and one checkpoint there and back."""
     plan = desk.prepared.plan
     evaluating = 0.0

@@ -1,21 +1,22 @@
 """How long a run is and what rate it learns at, counted in optimizer steps that were done.
 
-In: `StageTwo` and the number of sequences to learn from. Out: a `Plan`, its lines for a person, the rate's factor at a
-step. A skipped step is none: its sequences are passed over, and the next ones in the line are read in their place.
+In: `TrainSettings` and the number of sequences to learn from. Out: a `StepPlan`, its lines for a person, the rate's
+factor at a step. A skipped step is none: its sequences are passed over, and the next ones in the line are read in their
+place.
 """
 
 from dataclasses import dataclass
 from math import cos, pi
 
 from kdpipe.schemas.errors import ConfigError
-from kdpipe.schemas.stage_two import Schedule, StageTwo
+from kdpipe.schemas.train_settings import ScheduleSettings, TrainSettings
 
 # Evaluations and checkpoints of a run that says nothing of them.
 PER_RUN = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class StepPlan:
     """A run before it starts: `n_read` sequences of the `n_sequences` of an epoch, `step_size` of them a step.
 
     The learning rate climbs over the first `n_warmup` steps; it falls in the steps from `decay_from` on, which is
@@ -48,7 +49,7 @@ class Plan:
         return min(self.step_size, self.n_read - step * self.step_size)
 
 
-def make_plan(settings: StageTwo, n_sequences: int) -> Plan:
+def make_plan(settings: TrainSettings, n_sequences: int) -> StepPlan:
     """Lay out a run over a cache of so many sequences: by epochs, or by steps where these are given."""
     if n_sequences < 1:
         raise ConfigError(
@@ -67,7 +68,7 @@ def make_plan(settings: StageTwo, n_sequences: int) -> Plan:
         n_warmup = min(n_warmup, n_steps - 1)
     often = max(1, n_steps // PER_RUN)
     decay_from = _decay_from(schedule, n_steps, n_warmup)
-    return Plan(
+    return StepPlan(
         n_sequences=n_sequences,
         n_read=n_read,
         n_steps=n_steps,
@@ -81,7 +82,7 @@ def make_plan(settings: StageTwo, n_sequences: int) -> Plan:
     )
 
 
-def _decay_from(schedule: Schedule, n_steps: int, n_warmup: int) -> int:
+def _decay_from(schedule: ScheduleSettings, n_steps: int, n_warmup: int) -> int:
     """The first step of the decay, which has at least one; without a warm-up the first step of the run is made at the
     peak, also if it is the only one."""
     if schedule.kind == "constant":
@@ -90,14 +91,14 @@ def _decay_from(schedule: Schedule, n_steps: int, n_warmup: int) -> int:
     return max(n_warmup, 1, n_steps - n_decay)
 
 
-def fallen(plan: Plan, step: int) -> float:
+def fallen(plan: StepPlan, step: int) -> float:
     """How far the decay has come at a step: 0 before it, 1 at the last step of the run."""
     if step < plan.decay_from or plan.decay_from == plan.n_steps:
         return 0.0
     return min(1.0, (step - plan.decay_from + 1) / (plan.n_steps - plan.decay_from))
 
 
-def rate(schedule: Schedule, plan: Plan, step: int) -> float:
+def rate(schedule: ScheduleSettings, plan: StepPlan, step: int) -> float:
     """The factor of the base learning rate once `step` optimizer steps are done."""
     if step < plan.n_warmup:
         return (step + 1) / plan.n_warmup
@@ -106,7 +107,7 @@ def rate(schedule: Schedule, plan: Plan, step: int) -> float:
     return schedule.floor + (1 - schedule.floor) * left
 
 
-def lines(schedule: Schedule, plan: Plan) -> list[str]:
+def lines(schedule: ScheduleSettings, plan: StepPlan) -> list[str]:
     """What will run, for a person to read."""
     epochs = f"{plan.epochs:.4g} epoch{'' if plan.epochs == 1 else 's'}"
     whole = f"{counted(plan.n_read, 'sequence')}, {epochs} of {plan.n_sequences:,}"
@@ -128,7 +129,7 @@ def counted(n: int, one: str, more: str | None = None) -> str:
     return f"{n:,} {one if n == 1 else more or f'{one}s'}"
 
 
-def _saves(plan: Plan) -> str:
+def _saves(plan: StepPlan) -> str:
     fall = plan.saved_before_fall
     return f"{_every(plan.save_every)}{'' if fall is None else f', at step {fall:,} before the fall,'} and at the end"
 
@@ -137,7 +138,7 @@ def _every(n: int) -> str:
     return "every step" if n == 1 else f"every {n:,} steps"
 
 
-def _course(schedule: Schedule, plan: Plan) -> str:
+def _course(schedule: ScheduleSettings, plan: StepPlan) -> str:
     up = f"up over {counted(plan.n_warmup, 'step')}" if plan.n_warmup else "no warm-up"
     parts = [f"{schedule.kind}: {up}"]
     n_held = plan.decay_from - plan.n_warmup

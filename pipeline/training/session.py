@@ -1,6 +1,6 @@
 """The desk: everything a run works with while it is under way, opened together and closed together.
 
-In: a `Prepared` run, its folder, the checkpoint it goes on from. Out: a `Desk`.
+In: a `PreparedRun` run, its folder, the checkpoint it goes on from. Out: a `Session`.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,42 +12,42 @@ from typing import TypeVar
 from kdpipe.pipeline.batches.prefetch import StepLoader, loading_threads
 from kdpipe.pipeline.models.devices import usable_cpus
 from kdpipe.pipeline.training import checkpoints, run_folder
-from kdpipe.pipeline.training.checkpoint_policy import Keeper, Place
-from kdpipe.pipeline.training.loop import Around
+from kdpipe.pipeline.training.checkpoint_policy import CheckpointPolicy, Place
+from kdpipe.pipeline.training.loop import LoopContext
 from kdpipe.pipeline.training.metrics import Metrics
-from kdpipe.pipeline.training.prepare import Prepared
-from kdpipe.pipeline.training.step_log import Book
-from kdpipe.pipeline.training.stop_signals import Stop
-from kdpipe.pipeline.training.trackers import Tracked, Trackers
-from kdpipe.pipeline.training.validation import Measure
+from kdpipe.pipeline.training.prepare import PreparedRun
+from kdpipe.pipeline.training.step_log import StepLog
+from kdpipe.pipeline.training.stop_signals import StopRequest
+from kdpipe.pipeline.training.trackers import TrackedRun, Trackers
+from kdpipe.pipeline.training.validation import Validation
 from kdpipe.pipeline.watch import TrainWatch
 from kdpipe.schemas.checkpoint import LoopState
 from kdpipe.schemas.settings import by_dotted_name
-from kdpipe.schemas.stage_two import StageTwo
+from kdpipe.schemas.train_settings import TrainSettings
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Desk:
+class Session:
     """What is at hand; `measure` is None where the cache has nothing to validate on."""
 
-    prepared: Prepared
+    prepared: PreparedRun
     watch: TrainWatch
     loader: StepLoader
-    book: Book
-    keeper: Keeper
-    measure: Measure | None
+    book: StepLog
+    keeper: CheckpointPolicy
+    measure: Validation | None
 
-    def around(self, stop: Stop) -> Around:
+    def around(self, stop: StopRequest) -> LoopContext:
         """What the loop talks to."""
-        return Around(loader=self.loader, keeper=self.keeper, book=self.book, watch=self.watch, stop=stop)
+        return LoopContext(loader=self.loader, keeper=self.keeper, book=self.book, watch=self.watch, stop=stop)
 
 
 @contextmanager
 def open_desk(
-    prepared: Prepared, folder: Path, begin: Path | None, watch: TrainWatch, *, followed: bool = True
-) -> Iterator[Desk]:
+    prepared: PreparedRun, folder: Path, begin: Path | None, watch: TrainWatch, *, followed: bool = True
+) -> Iterator[Session]:
     """Open log, trackers and loader; what the log says of steps behind the checkpoint is cut off.
 
     A run that is not `followed` tells no tracker.
@@ -59,10 +59,12 @@ def open_desk(
         stack.callback(metrics.close)
         if metrics.gap is not None:
             watch.warn(str(metrics.gap))
-        tracked = Tracked(name=folder.resolve().name, folder=folder, config=_told(prospect.settings), step=state.step)
+        tracked = TrackedRun(
+            name=folder.resolve().name, folder=folder, config=_told(prospect.settings), step=state.step
+        )
         trackers = Trackers(prospect.settings.report_to if followed else (), tracked, watch.warn)
         stack.callback(trackers.finish)
-        book = Book(prepared, watch, _both(metrics.write, trackers.write))
+        book = StepLog(prepared, watch, _both(metrics.write, trackers.write))
         loader = StepLoader(
             prospect.cache,
             prepared.wants,
@@ -74,14 +76,14 @@ def open_desk(
         stack.enter_context(loader)
         measure = None
         if prospect.validation is not None:
-            measure = Measure(prepared, prospect.validation, book, prospect.settings.evaluation.limit)
+            measure = Validation(prepared, prospect.validation, book, prospect.settings.evaluation.limit)
         else:
             watch.say("the cache has no validation split: nothing is evaluated")
         rewind = _both(metrics.undo, trackers.rewind)
         record = run_folder.stored(folder, prospect.record)
         place = Place(folder=folder, run=record, warn=watch.warn, settled=metrics.settled, rewind=rewind)
-        keeper = Keeper(prepared, place, measure)
-        yield Desk(prepared=prepared, watch=watch, loader=loader, book=book, keeper=keeper, measure=measure)
+        keeper = CheckpointPolicy(prepared, place, measure)
+        yield Session(prepared=prepared, watch=watch, loader=loader, book=book, keeper=keeper, measure=measure)
 
 
 def _both(first: Callable[[T], None], second: Callable[[T], None]) -> Callable[[T], None]:
@@ -92,6 +94,6 @@ def _both(first: Callable[[T], None], second: Callable[[T], None]) -> Callable[[
     return call
 
 
-def _told(settings: StageTwo) -> dict[str, str]:
+def _told(settings: TrainSettings) -> dict[str, str]:
     """Settings as trackers show them."""
     return {name: str(value) for name, value in by_dotted_name(settings.model_dump(mode="json")).items()}

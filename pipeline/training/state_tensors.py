@@ -15,8 +15,8 @@ from kdpipe.schemas.errors import KdpipeError
 def model_tensors(model: nn.Module) -> dict[str, Tensor]:
     """What a model learns, and the buffers that it would save; not copies."""
     saved = model.state_dict(keep_vars=True)
-    learnt = {name: value.detach() for name, value in model.named_parameters() if value.requires_grad}
-    return learnt | {name: value for name, value in model.named_buffers() if name in saved}
+    trained = {name: value.detach() for name, value in model.named_parameters() if value.requires_grad}
+    return trained | {name: value for name, value in model.named_buffers() if name in saved}
 
 
 def restore_model(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:

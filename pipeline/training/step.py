@@ -1,6 +1,6 @@
 """One optimizer step, up to the point where it is judged: forward and backward of its micro-batches, norm, findings.
 
-In: a `Learner`, a `StepBatch`, the terms in force. Out: a `Took`, with gradients in place.
+In: a `TrainState`, a `StepBatch`, the terms in force. Out: a `StepResult`, with gradients in place.
 """
 
 from collections.abc import Mapping
@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from kdpipe.pipeline.batches.micro_batch import StepBatch
-from kdpipe.pipeline.losses.terms import InForce, TermName, factor
+from kdpipe.pipeline.losses.terms import ActiveTerms, TermName, factor
 from kdpipe.pipeline.training.diagnosis import diagnose
-from kdpipe.pipeline.training.guard import Finding
-from kdpipe.pipeline.training.train_state import Learner
+from kdpipe.pipeline.training.guard import NotFiniteFinding
+from kdpipe.pipeline.training.train_state import TrainState
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TermNews:
+class TermMetrics:
     """A term at a step: its mean raw value, its weight, what it adds to the loss, and the rows or groups it has."""
 
     raw: float
@@ -27,48 +27,48 @@ class TermNews:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Took:
+class StepResult:
     """What came of a step: the norm is before clipping, NaN or infinite where the gradient is; `shapes` in words."""
 
     loss: float
-    terms: dict[TermName, TermNews]
+    terms: dict[TermName, TermMetrics]
     gradient_norm: float
-    findings: tuple[Finding, ...]
+    findings: tuple[NotFiniteFinding, ...]
     positions: int
     tokens: int
     shapes: str
     logged: dict[str, float]
 
 
-def go_forth_and_back(learner: Learner, batch: StepBatch, terms: InForce) -> Took:
+def forward_backward(train_state: TrainState, batch: StepBatch, terms: ActiveTerms) -> StepResult:
     """Compute the gradient of a step over all of its micro-batches."""
-    objective = learner.objective
+    objective = train_state.objective
     counts = objective.counts(batch.batches, terms)
     sums: dict[TermName, Tensor] = {}
     logged: dict[str, Tensor] = {}
     tokens = 0
     for micro in batch.batches:
-        there = micro.to(learner.device)
+        there = micro.to(train_state.device)
         tokens += int((micro.document_BT >= 0).sum())
-        with learner.precision.autocast(learner.device):
-            states = learner.student.states(there, objective.layers)
+        with train_state.precision.autocast(train_state.device):
+            states = train_state.student.states(there, objective.layers)
             outcome = objective(states, there, terms, counts)
         if outcome.total.requires_grad:
-            scaled = outcome.total if learner.scaler is None else learner.scaler.scale(outcome.total)
+            scaled = outcome.total if train_state.scaler is None else train_state.scaler.scale(outcome.total)
             scaled.backward()  # type: ignore[no-untyped-call]  # torch
         for name, value in outcome.sums.items():
             sums[name] = sums[name] + value if name in sums else value
         logged |= outcome.logged
-    norm = _gradient_norm(learner)
+    norm = _gradient_norm(train_state)
     news = _news(sums, terms, counts)
     loss = sum(one.weighted for one in news.values())
     # A sum of numbers that are none is none: two numbers say whether all are finite.
     fine = bool(torch.tensor([loss, norm], dtype=torch.float64).isfinite().all())
-    return Took(
+    return StepResult(
         loss=loss,
         terms=news,
         gradient_norm=norm,
-        findings=() if fine else diagnose(learner, batch, terms, counts),
+        findings=() if fine else diagnose(train_state, batch, terms, counts),
         positions=batch.n_positions,
         tokens=tokens,
         shapes=_shapes(batch),
@@ -76,24 +76,24 @@ def go_forth_and_back(learner: Learner, batch: StepBatch, terms: InForce) -> Too
     )
 
 
-def apply(learner: Learner, took: Took, clip: float) -> None:
+def apply(train_state: TrainState, took: StepResult, clip: float) -> None:
     """Clip the gradient and let the optimizer take its step; where no row was to be learnt there is none to take."""
-    if all(parameter.grad is None for parameter in learner.learnt):
+    if all(parameter.grad is None for parameter in train_state.trained):
         return
-    torch.nn.utils.clip_grads_with_norm_(learner.learnt, clip, torch.tensor(took.gradient_norm))
-    if learner.scaler is None:
-        learner.optimizer.step()
+    torch.nn.utils.clip_grads_with_norm_(train_state.trained, clip, torch.tensor(took.gradient_norm))
+    if train_state.scaler is None:
+        train_state.optimizer.step()
     else:
-        learner.scaler.step(learner.optimizer)
-        learner.scaler.update()
-    learner.optimizer.zero_grad(set_to_none=True)
+        train_state.scaler.step(train_state.optimizer)
+        train_state.scaler.update()
+    train_state.optimizer.zero_grad(set_to_none=True)
 
 
-def drop(learner: Learner) -> None:
+def drop(train_state: TrainState) -> None:
     """Forget a gradient: nothing moves, decays or gathers momentum; a scale of the loss learns of its overflow."""
-    learner.optimizer.zero_grad(set_to_none=True)
-    if learner.scaler is not None:
-        learner.scaler.update()
+    train_state.optimizer.zero_grad(set_to_none=True)
+    if train_state.scaler is not None:
+        train_state.scaler.update()
 
 
 def _shapes(batch: StepBatch) -> str:
@@ -109,20 +109,22 @@ def _shapes(batch: StepBatch) -> str:
     return f"{len(batch.batches)} x ({', '.join(told)})"
 
 
-def _gradient_norm(learner: Learner) -> float:
-    gradients = [parameter.grad for parameter in learner.learnt if parameter.grad is not None]
+def _gradient_norm(train_state: TrainState) -> float:
+    gradients = [parameter.grad for parameter in train_state.trained if parameter.grad is not None]
     if not gradients:
         return 0.0
-    if learner.scaler is not None:
-        learner.scaler.unscale_(learner.optimizer)
+    if train_state.scaler is not None:
+        train_state.scaler.unscale_(train_state.optimizer)
     return float(torch.nn.utils.get_total_norm(gradients))
 
 
-def _news(sums: Mapping[TermName, Tensor], terms: InForce, counts: Mapping[TermName, int]) -> dict[TermName, TermNews]:
+def _news(
+    sums: Mapping[TermName, Tensor], terms: ActiveTerms, counts: Mapping[TermName, int]
+) -> dict[TermName, TermMetrics]:
     found = {}
     for name, value in sums.items():
         raw = float(value) / max(1, counts[name])
         weight = terms.weights[name]
         weighted = weight * factor(name, 1.0 if name == "ce" else terms.temperature) * raw
-        found[name] = TermNews(raw=raw, weight=weight, weighted=weighted, count=counts[name])
+        found[name] = TermMetrics(raw=raw, weight=weight, weighted=weighted, count=counts[name])
     return found

@@ -1,20 +1,21 @@
 """The book of a run: every step and evaluation in metrics.jsonl, in trackers, and as news for whoever watches.
 
-In: what `step.py` took, what the guard said, the time it took. Out: lines, `StepNews`, and what the first steps show.
+In: what `step.py` took, what the guard said, the time it took. Out: lines, `StepProgress`, and what the first steps
+show.
 """
 
 import math
 from collections.abc import Callable
 from typing import Any, final
 
-from kdpipe.pipeline.losses.terms import InForce, TermName, factor
+from kdpipe.pipeline.losses.terms import ActiveTerms, TermName, factor
 from kdpipe.pipeline.models.memory import peak_device_bytes, peak_process_bytes
-from kdpipe.pipeline.training.guard import Guard, Verdict
+from kdpipe.pipeline.training.guard import Guard, GuardVerdict
 from kdpipe.pipeline.training.memorization import most_epochs
 from kdpipe.pipeline.training.optimizers import rates
-from kdpipe.pipeline.training.prepare import Prepared
-from kdpipe.pipeline.training.step import TermNews, Took
-from kdpipe.pipeline.watch import StepNews, TrainWatch
+from kdpipe.pipeline.training.prepare import PreparedRun
+from kdpipe.pipeline.training.step import StepResult, TermMetrics
+from kdpipe.pipeline.watch import StepProgress, TrainWatch
 from kdpipe.schemas.checkpoint import LoopState
 from kdpipe.schemas.train_report import Evaluation, loss_name
 
@@ -23,10 +24,10 @@ FIRST_STEPS = 5
 
 
 @final
-class Book:
+class StepLog:
     """Writes to `write`, one line a step; terms that are bounds are named so."""
 
-    def __init__(self, prepared: Prepared, watch: TrainWatch, write: Callable[[Line], None]) -> None:
+    def __init__(self, prepared: PreparedRun, watch: TrainWatch, write: Callable[[Line], None]) -> None:
         self._run, self._watch, self._write = prepared, watch, write
         self._positions, self._waited, self._seconds, self._steps = 0, 0.0, 0.0, 0
         cache = prepared.prospect.cache
@@ -53,13 +54,19 @@ class Book:
         return self._seconds / self._steps if self._steps else None
 
     def write_step(
-        self, state: LoopState, took: Took, terms: InForce, verdict: Verdict, guard: Guard, spent: tuple[float, float]
-    ) -> StepNews:
+        self,
+        state: LoopState,
+        took: StepResult,
+        terms: ActiveTerms,
+        verdict: GuardVerdict,
+        guard: Guard,
+        spent: tuple[float, float],
+    ) -> StepProgress:
         """Put down a step, done or skipped; `spent` is the seconds it took and those of them waited for the cache."""
         seconds, waited = spent
         self._positions += took.positions
         self._seconds, self._waited, self._steps = self._seconds + seconds, self._waited + waited, self._steps + 1
-        rate = rates(self._run.learner.optimizer)
+        rate = rates(self._run.train_state.optimizer)
         loss = took.loss if math.isfinite(took.loss) else None
         self._write(
             {
@@ -70,18 +77,18 @@ class Book:
                 "rates": rate,
                 "gradient_norm": took.gradient_norm,
                 **_judged(verdict, guard),
-                "scale": None if self._run.learner.scaler is None else self._run.learner.scaler.get_scale(),
+                "scale": None if self._run.train_state.scaler is None else self._run.train_state.scaler.get_scale(),
                 "positions_per_second": took.positions / seconds if seconds else None,
                 "waiting_share": waited / seconds if seconds else None,
                 "memory_bytes": peak_process_bytes(),
-                "device_bytes": peak_device_bytes(self._run.learner.device),
+                "device_bytes": peak_device_bytes(self._run.train_state.device),
                 **({"logged": took.logged} if took.logged else {}),
             }
         )
         if state.step <= FIRST_STEPS:
             self._watch.say(self._shown(state, took, terms) if state.step == 1 else self._summary(state, took, terms))
         each = self._seconds / self._steps
-        return StepNews(
+        return StepProgress(
             step=state.step,
             loss=loss,
             loss_name=loss_name(self._run.loss_is_shifted(terms)),
@@ -92,7 +99,7 @@ class Book:
             seconds_left=each * (self._run.plan.n_steps - state.step),
         )
 
-    def write_verdict(self, state: LoopState, verdict: Verdict, guard: Guard) -> None:
+    def write_verdict(self, state: LoopState, verdict: GuardVerdict, guard: Guard) -> None:
         """Put down what became of steps that had been put down as done."""
         self._write({**_extent(state), **_judged(verdict, guard)})
 
@@ -122,10 +129,10 @@ class Book:
         """Whether the loss of a step is by draws that were read often enough to be memorized."""
         return self._most_epochs is not None and state.place > self._most_epochs * self._run.plan.n_sequences
 
-    def _named(self, name: TermName, terms: InForce) -> str:
+    def _named(self, name: TermName, terms: ActiveTerms) -> str:
         return self._run.name_of(name, terms.temperature)
 
-    def _summary(self, state: LoopState, took: Took, terms: InForce) -> str:
+    def _summary(self, state: LoopState, took: StepResult, terms: ActiveTerms) -> str:
         """A step in one line, each term by its mean."""
         told = [f"{loss_name(self._run.loss_is_shifted(terms))} {took.loss:.4f}"]
         if len(took.terms) > 1:
@@ -133,7 +140,7 @@ class Book:
         told.append(f"gradient norm {took.gradient_norm:.4g}")
         return f"step {state.step:,}: {', '.join(told)}"
 
-    def _shown(self, state: LoopState, took: Took, terms: InForce) -> str:
+    def _shown(self, state: LoopState, took: StepResult, terms: ActiveTerms) -> str:
         """A step with all of its terms below each other: raw x weight (x T² or T) = what it adds."""
         facts = [
             (self._named(name, terms), _product(name, term, took.loss, terms)) for name, term in took.terms.items()
@@ -150,7 +157,7 @@ def _extent(state: LoopState) -> Line:
     return {name: getattr(state, name) for name in ("step", "place", "positions", "tokens")}
 
 
-def _judged(verdict: Verdict, guard: Guard) -> Line:
+def _judged(verdict: GuardVerdict, guard: Guard) -> Line:
     return {
         "verdict": verdict.kind,
         "why": verdict.why,
@@ -165,13 +172,13 @@ def _train_gap(found: Evaluation, loss_before: float | None) -> float | None:
     return None if found.loss is None or loss_before is None else found.loss - loss_before
 
 
-def _product(name: TermName, term: TermNews, loss: float, terms: InForce) -> str:
+def _product(name: TermName, term: TermMetrics, loss: float, terms: ActiveTerms) -> str:
     by = factor(name, 1.0 if name == "ce" else terms.temperature)
     product = f"{term.raw:.4f} x {term.weight:.4g}" + (f" x {by:g}" if by != 1 else "")
     share = f" ({term.weighted / loss:.0%})" if loss else ""
     return f"{product} = {term.weighted:.4f}{share} over {term.count:,}"
 
 
-def _parts(term: TermNews, loss: float) -> Line:
+def _parts(term: TermMetrics, loss: float) -> Line:
     share = term.weighted / loss if loss else None
     return {"raw": term.raw, "weight": term.weight, "weighted": term.weighted, "share": share, "count": term.count}

@@ -17,7 +17,7 @@ from kdpipe.schemas.errors import STOP_SIGNALS, Interrupted
 ASKED = "stopping with a checkpoint once the step under way is done; asked again, it stops at once without"
 
 
-class Stop:
+class StopRequest:
     """Whether the run was asked to end; whoever asks is told by `tell` what comes of it."""
 
     def __init__(self, tell: Callable[[str], None], before: Mapping[int, Any]) -> None:
@@ -40,14 +40,14 @@ class Stop:
 
 
 @contextmanager
-def listening(tell: Callable[[str], None] = lambda _: None) -> Iterator[Stop]:
+def listening(tell: Callable[[str], None] = lambda _: None) -> Iterator[StopRequest]:
     """Take signals as a wish to stop, unless the parent asked for them to be ignored or this is no main thread."""
     if threading.current_thread() is not threading.main_thread():
-        yield Stop(tell, {})
+        yield StopRequest(tell, {})
         return
     found = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     before = {number: handler for number, handler in found.items() if handler not in (None, signal.SIG_IGN)}
-    stop = Stop(tell, before)
+    stop = StopRequest(tell, before)
     try:
         for number in before:
             signal.signal(number, stop.note)

@@ -20,10 +20,10 @@ from kdpipe.pipeline.batches.collate import make_batch
 from kdpipe.pipeline.batches.micro_batch import StepBatch
 from kdpipe.pipeline.models.devices import usable_cpus
 from kdpipe.pipeline.training import state_tensors as states
-from kdpipe.pipeline.training.prepare import Prepared
-from kdpipe.pipeline.training.schedules import Plan
-from kdpipe.pipeline.training.step import go_forth_and_back
-from kdpipe.pipeline.training.stop_signals import Stop
+from kdpipe.pipeline.training.prepare import PreparedRun
+from kdpipe.pipeline.training.schedules import StepPlan
+from kdpipe.pipeline.training.step import forward_backward
+from kdpipe.pipeline.training.stop_signals import StopRequest
 from kdpipe.schemas.checkpoint import LoopState
 from kdpipe.schemas.errors import Interrupted
 
@@ -43,7 +43,7 @@ class ThreadChoice:
     reason: str
 
 
-def choose_threads(prepared: Prepared, begun: LoopState | None, stop: Stop) -> ThreadChoice:
+def choose_threads(prepared: PreparedRun, begun: LoopState | None, stop: StopRequest) -> ThreadChoice:
     """The threads that are asked for, those of the steps before, or the faster of one and all."""
     asked, n_cpus = prepared.settings.machine.threads, usable_cpus()
     if asked != "auto":
@@ -66,24 +66,24 @@ def choose_threads(prepared: Prepared, begun: LoopState | None, stop: Stop) -> T
     return ThreadChoice(n=min(seconds, key=lambda n: (seconds[n], n)), reason=f"a step takes {told}")
 
 
-def passes_of(plan: Plan, portion: int) -> int:
+def passes_of(plan: StepPlan, portion: int) -> int:
     """Forward passes of a whole run."""
     return plan.n_steps * -(-plan.step_size // portion)
 
 
-def seconds_per_pass(prepared: Prepared, numbers: tuple[int, ...], stop: Stop) -> dict[int, float]:
+def seconds_per_pass(prepared: PreparedRun, numbers: tuple[int, ...], stop: StopRequest) -> dict[int, float]:
     """The shortest time of a forward and backward pass with each number of threads, taken in turn."""
-    learner = replace(prepared.learner, scaler=None)
+    train_state = replace(prepared.train_state, scaler=None)
     batch, terms = _first_batch(prepared), prepared.curriculum.at(0)
     seconds: dict[int, list[float]] = {n: [] for n in numbers}
     before = torch.get_num_threads()
-    with unchanged(learner.model, learner.device):
+    with unchanged(train_state.model, train_state.device):
         try:
             for number in range(1 + ROUNDS):
                 for n in numbers:
                     torch.set_num_threads(n)
                     began = perf_counter()
-                    go_forth_and_back(learner, batch, terms)
+                    forward_backward(train_state, batch, terms)
                     if number:
                         seconds[n].append(perf_counter() - began)
                     if stop.asked:
@@ -132,7 +132,7 @@ def _buffers(module: nn.Module) -> dict[str, tuple[Tensor | None, Tensor | None]
     return {name: (value, None if value is None else value.detach().clone()) for name, value in module._buffers.items()}
 
 
-def _first_batch(prepared: Prepared) -> StepBatch:
+def _first_batch(prepared: PreparedRun) -> StepBatch:
     """The first micro-batch of the run, read beside the loader of the run."""
     order = prepared.orders[prepared.curriculum.order_at(0).order]
     size = min(prepared.prospect.portion, prepared.plan.size_of(0))

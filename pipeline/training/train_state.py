@@ -1,4 +1,4 @@
-"""`Learner`: everything that learns together, put together once by `prepare.py`.
+"""`TrainState`: everything that learns together, put together once by `prepare.py`.
 
 In: nothing of its own. Out: a record that step, diagnosis, checkpoints and evaluation take.
 """
@@ -14,7 +14,7 @@ from kdpipe.pipeline.students.student import Student
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Learner:
+class TrainState:
     """A student, what it is told, and what moves it; `model` holds the student and what is learnt beside it."""
 
     student: Student
@@ -26,6 +26,6 @@ class Learner:
     device: torch.device
 
     @property
-    def learnt(self) -> list[nn.Parameter]:
+    def trained(self) -> list[nn.Parameter]:
         """The parameters that move."""
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]

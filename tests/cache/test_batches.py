@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from kdpipe.cache import Cache, open_cache
-from kdpipe.cache.batches import Batch, allocate_batch, fill_batch
+from kdpipe.cache.batches import PaddedBatch, allocate_batch, fill_batch
 from kdpipe.schemas.errors import ConfigError
-from kdpipe.schemas.targets import Imported, Kept, NoTargets, Sampled, State, Threshold, TopK, TopP
+from kdpipe.schemas.targets import Imported, KeptSpec, NoTargets, Sampled, State, Threshold, TopK, TopP
 from support.arbitrary import Wish, write
 
-KEPT: dict[str, Kept] = {
+KEPT: dict[str, KeptSpec] = {
     "threshold": Threshold(tau=0.1, max_entries=12),
     "sampled": Sampled(draws=9),
     "topk": TopK(k=8),
@@ -29,7 +29,7 @@ PADDING: dict[str, Any] = {
 }  # fmt: skip
 
 
-def filled_by_hand(cache: Cache, numbers: Sequence[int], batch: Batch) -> dict[str, Any]:
+def filled_by_hand(cache: Cache, numbers: Sequence[int], batch: PaddedBatch) -> dict[str, Any]:
     """What the buffers must hold, entry by entry."""
     found = {name: np.full_like(getattr(batch, name), value) for name, value in PADDING.items()}
     found["lengths_B"] = np.zeros_like(batch.lengths_B)
@@ -54,7 +54,7 @@ def filled_by_hand(cache: Cache, numbers: Sequence[int], batch: Batch) -> dict[s
     return found
 
 
-def spoil(batch: Batch) -> None:
+def spoil(batch: PaddedBatch) -> None:
     """Put into every buffer what no batch holds."""
     for name in (*PADDING, "lengths_B"):
         getattr(batch, name).fill(1 if name == "loss_mask_BT" else 99)
@@ -62,7 +62,7 @@ def spoil(batch: Batch) -> None:
         buffer.fill(99)
 
 
-def check(cache: Cache, numbers: Sequence[int], batch: Batch) -> None:
+def check(cache: Cache, numbers: Sequence[int], batch: PaddedBatch) -> None:
     fill_batch(cache, numbers, batch)
     for name, array in filled_by_hand(cache, numbers, batch).items():
         buffer = batch.scalars[name] if name in batch.scalars else getattr(batch, name)

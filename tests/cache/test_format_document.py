@@ -18,7 +18,7 @@ from kdpipe.schemas.arrays import (
     MINUS_INFINITY,
     MISSING,
     Column,
-    CountLaw,
+    CountQuantizer,
     IdArray,
     RowArray,
     log_z_column,
@@ -31,7 +31,7 @@ from support.specification import block, record_tables, sections, table, type_in
 
 PAGE = sections()
 RECORDS = record_tables()
-ID, ROW = IdArray(), RowArray(columns=tuple(Column(name=name, law=CountLaw()) for name in "abc"))
+ID, ROW = IdArray(), RowArray(columns=tuple(Column(name=name, quantizer=CountQuantizer()) for name in "abc"))
 
 
 def schemas() -> dict[str, dict[str, Any]]:
@@ -126,7 +126,7 @@ def test_the_page_has_the_zarr_json_of_the_group() -> None:
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_the_columns_stand_in_the_order_of_the_page_under_their_laws(name: str) -> None:
+def test_the_columns_stand_in_the_order_of_the_page_under_their_quantizers(name: str) -> None:
     targets = kind_manifest(name).targets
     is_there = {
         "always": True,
@@ -139,12 +139,12 @@ def test_the_columns_stand_in_the_order_of_the_page_under_their_laws(name: str) 
         "boundary": targets.boundary,
     }
     due: list[tuple[str, str]] = []
-    for column, law, there, _ in cells("Columns"):
+    for column, quantizer, there, _ in cells("Columns"):
         if column == "log_z@T":
-            due += [(log_z_column(temperature), law) for temperature in targets.temperatures]
+            due += [(log_z_column(temperature), quantizer) for temperature in targets.temperatures]
         elif is_there[there]:
-            due.append((column, law))
-    assert due == [(column.name, column.law.kind) for column in kind_manifest(name).arrays.row.columns]
+            due.append((column, quantizer))
+    assert due == [(column.name, column.quantizer.kind) for column in kind_manifest(name).arrays.row.columns]
 
 
 def _arrow(field: Field) -> str:
@@ -181,9 +181,9 @@ def test_limits_and_special_codes_stand_on_the_page() -> None:
         ("JSON", f"more than {strict_json.MAX_BYTES >> 20} MiB (part.json: {layout.MAX_RECORD_BYTES >> 20} MiB)"),
         ("`Manifest`", f"at most 2^{MAX_TABLE_BYTES.bit_length() - 1} bytes"),
         ("`PartRecord`", f"at most {MAX_ENTRIES:,} times"),
-        ("`LogOddsLaw`", f"code {MISSING} is NaN"),
-        ("`LogOddsLaw`", f"code {MINUS_INFINITY} is minus infinity"),
-        ("`LogOddsLaw`", f"{LARGEST_CODE} is the last"),
+        ("`LogOddsQuantizer`", f"code {MISSING} is NaN"),
+        ("`LogOddsQuantizer`", f"code {MINUS_INFINITY} is minus infinity"),
+        ("`LogOddsQuantizer`", f"{LARGEST_CODE} is the last"),
         ("Columns", f"chunks of {ROW.chunk_rows:,} rows and {ID.chunk_entries:,} entries, level {ID.level}"),
         ("`VectorArray`", f"is at most 2^{MAX_VECTOR_CHUNK_BYTES.bit_length() - 1}"),
         ("index.parquet", f"{index.MAX_ROW_BYTES} bytes a row and {index.MAX_FOOTER_BYTES:,} more"),

@@ -17,7 +17,7 @@ from pcodec import ChunkConfig, DeltaSpec, ModeSpec, standalone
 from kdpipe.cache import layout
 from kdpipe.cache.format.codecs import decode_numbers
 from kdpipe.cache.format.part_arrays import PartArray
-from kdpipe.cache.format.zarr_json import Grid
+from kdpipe.cache.format.zarr_json import ArrayGrid
 from kdpipe.cache.inspect import inspect_cache
 from kdpipe.cache.parts.index import parsed_index, sealed
 from kdpipe.cache.parts.part_files import part_grids
@@ -123,7 +123,7 @@ def zarr_json_reader(folder: Path) -> Reader:
 def shard_reader(kind: str, array: str, folder: Path) -> Reader:
     """A shard, every chunk of which has its checksum and is decoded."""
     cache = fresh_cache(folder / "cache", kind)
-    grid: Grid = part_grids(manifest_at(cache), record_at(cache))[array]
+    grid: ArrayGrid = part_grids(manifest_at(cache), record_at(cache))[array]
     shard = folder / "shard"
 
     def read(data: bytes) -> None:

@@ -12,7 +12,7 @@ from kdpipe.cache.inspect import inspect_cache
 from kdpipe.cache.opening import create_cache
 from kdpipe.schemas.errors import CacheDamaged, ConfigError
 from kdpipe.schemas.part import Fidelity
-from kdpipe.schemas.targets import Imported, Kept, NoTargets, Sampled, State, Threshold, TopK
+from kdpipe.schemas.targets import Imported, KeptSpec, NoTargets, Sampled, State, Threshold, TopK
 from support import tiny
 from support.arbitrary import Wish, write
 
@@ -22,7 +22,7 @@ KEYS = {
     "parts", "entries_per_position", "bytes", "bytes_per_position", "temperatures", "fidelity",
 }  # fmt: skip
 BYTES_KEYS = {"total", "id", "logprob", "scalars", "hidden", "sequences", "text"}
-KEPT: dict[str, Kept] = {
+KEPT: dict[str, KeptSpec] = {
     "threshold": Threshold(tau=0.1, max_entries=12),
     "sampled": Sampled(draws=9),
     "state": State(width=6, group=4),

@@ -199,7 +199,7 @@ def test_a_cache_of_a_newer_minor_version_is_read_without_what_is_new(tmp_path: 
     value["format"]["minor"] = 7
     value["novelty"] = {"shade": "blue"}
     value["targets"]["keep"]["mood"] = 1
-    value["arrays"]["row"]["columns"][0]["law"]["twist"] = [1, 2]
+    value["arrays"]["row"]["columns"][0]["quantizer"]["twist"] = [1, 2]
     newer = tmp_path / "newer"
     newer.mkdir()
     (newer / layout.MANIFEST).write_bytes(canonical(value))

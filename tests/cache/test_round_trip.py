@@ -14,11 +14,11 @@ from kdpipe.cache import open_cache
 from kdpipe.cache.format.rows import Block, Rows, Sequence
 from kdpipe.cache.reader import Cache
 from kdpipe.schemas.arrays import SCALAR_STEP
-from kdpipe.schemas.targets import Imported, Kept, NoTargets, Sampled, State, Threshold, TopK, TopP
+from kdpipe.schemas.targets import Imported, KeptSpec, NoTargets, Sampled, State, Threshold, TopK, TopP
 from support.arbitrary import BY_ROW, POOLED, Wish, write
 from support.reference import Expected, expected_rows, quantized
 
-KINDS: dict[str, Kept] = {
+KINDS: dict[str, KeptSpec] = {
     "threshold": Threshold(tau=0.04, max_entries=12),
     "sampled": Sampled(draws=30),
     "topk": TopK(k=8),
@@ -84,7 +84,7 @@ def check_entries(wish: Wish, rows: Rows, expected: Expected) -> None:
 def check_scalars(wish: Wish, rows: Rows, sequence: Sequence, block: Block, expected: Expected) -> None:
     """Scalars are the twin's, NaN where the mask is false, and within half a step of what was written."""
     mask = sequence.loss_mask
-    laws: dict[str, Any] = {column.name: column.law for column in wish.manifest.arrays.row.columns}
+    quantizers: dict[str, Any] = {column.name: column.quantizer for column in wish.manifest.arrays.row.columns}
     for name, values in expected.scalars.items():
         column, _, temperature = name.partition("@")
         if name == "drawn_log_tail":
@@ -99,12 +99,12 @@ def check_scalars(wish: Wish, rows: Rows, sequence: Sequence, block: Block, expe
         np.testing.assert_allclose(read, values, rtol=2e-6, atol=atol, err_msg=name)
         special = ~np.isfinite(given[mask])
         np.testing.assert_array_equal(read[mask][special], given[mask][special])
-        law = laws[name]
+        quantizer = quantizers[name]
         stays = ~special & (given[mask] > -255)
-        if law.kind == "linear":
-            assert (np.abs(read[mask][stays] - given[mask][stays]) <= law.step / 2 + 1e-5).all()
+        if quantizer.kind == "linear":
+            assert (np.abs(read[mask][stays] - given[mask][stays]) <= quantizer.step / 2 + 1e-5).all()
         else:
-            assert (np.abs(np.exp(read[mask]) - np.exp(given[mask]))[stays] <= law.step / 8 + 1e-6).all()
+            assert (np.abs(np.exp(read[mask]) - np.exp(given[mask]))[stays] <= quantizer.step / 8 + 1e-6).all()
     absent = {"log_tail", "entropy", "label_logprob", "boundary_logprob"} - set(expected.scalars)
     assert all(getattr(rows, name) is None for name in absent)
     assert sorted(rows.hidden) == [v.layer for v in wish.manifest.hidden.rows]
@@ -129,7 +129,7 @@ def check_known_labels(
             if not entry.is_draw and t + 1 < len(rows) and entry.id == sequence.tokens[t + 1]:
                 assert wish.manifest.arrays.logprob is not None
                 values[t] = entry.logprob
-                bound = wish.manifest.arrays.logprob.law.step + SCALAR_STEP
+                bound = wish.manifest.arrays.logprob.quantizer.step + SCALAR_STEP
                 same = rows.label_logprob[t] == given[t] or math.isnan(given[t])
                 assert same or abs(rows.label_logprob[t] - given[t]) <= bound
                 given[t] = rows.label_logprob[t]
@@ -137,7 +137,7 @@ def check_known_labels(
 
 
 def check_bounds(wish: Wish, rows: Rows, block: Block) -> None:
-    """Log p within the law's bound of what was written, weights a distribution, ids distinct."""
+    """Log p within the quantizer's bound of what was written, weights a distribution, ids distinct."""
     targets = wish.targets
     places = np.repeat(np.arange(len(rows)), rows.count)
     entry = np.arange(len(rows.ids)) - np.repeat(np.cumsum(rows.count) - rows.count, rows.count)
@@ -149,7 +149,7 @@ def check_bounds(wish: Wish, rows: Rows, block: Block) -> None:
         )
     }
     assert {(int(t), int(token)) for t, token in zip(places, rows.ids, strict=True)} == set(written)
-    step = wish.manifest.arrays.logprob.law.step if wish.manifest.arrays.logprob else 0.0
+    step = wish.manifest.arrays.logprob.quantizer.step if wish.manifest.arrays.logprob else 0.0
     for t, token, value, is_exact in zip(places, rows.ids, rows.logprobs, exact, strict=True):
         original = written[int(t), int(token)]
         if is_exact:

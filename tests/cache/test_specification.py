@@ -120,24 +120,24 @@ def test_what_was_written_comes_back_within_the_bounds_of_the_page(folder: Path,
     manifest = kind_manifest(name)
     said = [pair for number in range(manifest.plan.n_parts) for pair in kind_part(name, manifest, number)]
     _, contents = both(folder, name)
-    laws = {column.name: column.law.model_dump() for column in manifest.arrays.row.columns}
+    quantizers = {column.name: column.quantizer.model_dump() for column in manifest.arrays.row.columns}
     for (sequence, block), read in zip(said, contents.sequences, strict=True):
         assert read.tokens == sequence.tokens.tolist()
         ends = np.cumsum(read.count)
         for t in range(len(read.tokens)):
             here = slice(int(ends[t]) - read.count[t], int(ends[t]))
             assert set(read.ids[here]) == set(block.ids[here].tolist())
-            slack = _slack(manifest.arrays.logprob.law.step if manifest.arrays.logprob else 0.0, laws)
+            slack = _slack(manifest.arrays.logprob.quantizer.step if manifest.arrays.logprob else 0.0, quantizers)
             written = dict(zip(block.ids[here].tolist(), block.logprobs[here].tolist(), strict=True))
             for id_, value in zip(read.ids[here], read.logprobs[here], strict=True):
                 is_nan = math.isnan(value) and math.isnan(written[id_])
                 assert is_nan or abs(value - written[id_]) <= slack
         for column, values in read.scalars.items():
             written_values = block.log_z[float(column[6:])] if column[:6] == "log_z@" else getattr(block, column)
-            step, mask = laws[column]["step"], np.array(read.loss_mask)
+            step, mask = quantizers[column]["step"], np.array(read.loss_mask)
             bound = np.full(len(mask), step / 2 + 1e-6)
             if column == "label_logprob" and manifest.arrays.logprob is not None:
-                bound[_known_labels(read)] = _slack(manifest.arrays.logprob.law.step, laws)
+                bound[_known_labels(read)] = _slack(manifest.arrays.logprob.quantizer.step, quantizers)
             there = mask & np.isfinite(values)
             assert (np.abs(values - written_values)[there] <= bound[there]).all(), column
 
@@ -149,9 +149,9 @@ def _known_labels(read: second_reader.Read) -> list[int]:
     return [t for t, first in enumerate(firsts) if following[t] in read.ids[first : first + read.n_exact[t]]]
 
 
-def _slack(step: float, laws: dict[str, dict[str, float]]) -> float:
+def _slack(step: float, quantizers: dict[str, dict[str, float]]) -> float:
     """The bound of an exact log p, and 1e-4 for what float32 targets lack of adding up to 1."""
-    return step + laws["log_tail"]["step"] / 2 + 1e-4 if "log_tail" in laws else step / 2 + 1e-6
+    return step + quantizers["log_tail"]["step"] / 2 + 1e-4 if "log_tail" in quantizers else step / 2 + 1e-6
 
 
 @pytest.mark.parametrize("name", ["threshold", "sampled", "state", "none-hidden"])

@@ -453,12 +453,12 @@ def test_a_conversation_behind_the_first_parts_stops_the_run_which_goes_on_witho
     )
     told = refused(few)
     assert told.startswith("error: chat.jsonl:29: the chat template refuses this conversation: no system message")
-    assert "leave such documents out with --set data.unlearnable=leave_out" in told.splitlines()[1]
+    assert "leave such documents out with --set data.untrainable=skip" in told.splitlines()[1]
     parts = sorted((place / "out" / "parts").iterdir())
     before = [part.stat().st_ino for part in parts]
     assert 2 <= len(parts) < open_cache(place / "out", allow_partial=True).manifest.plan.n_parts
     assert refused(few) == told
-    assert main.run([*few, "--set", "data.unlearnable=leave_out"]) == 0
+    assert main.run([*few, "--set", "data.untrainable=skip"]) == 0
     shown = capsys.readouterr()
     why = "1 document that cannot be learnt was left out. The first: chat.jsonl:29: the chat template refuses"
     assert why in shown.err and "1 left out that cannot be learnt" in shown.out
@@ -466,7 +466,7 @@ def test_a_conversation_behind_the_first_parts_stops_the_run_which_goes_on_witho
     assert verify_cache(place / "out", "deep").ok
     known = {int(n) for rows in open_cache(place / "out") for n in rows.documents}
     assert known == set(range(40)) - {28}
-    assert main.run([*few, "--out", "whole", "--set", "data.unlearnable=leave_out"]) == 0
+    assert main.run([*few, "--out", "whole", "--set", "data.untrainable=skip"]) == 0
     assert open_cache(place / "whole").cache_id == open_cache(place / "out").cache_id
 
 

@@ -13,19 +13,19 @@ import pytest
 import kdpipe.pipeline
 from kdpipe.cache.stores.retries import RETRY_SECONDS
 from kdpipe.cli.main import run
-from kdpipe.schemas.report import PartsMade, StageOneReport
-from kdpipe.schemas.stage_one import RunOptions, StageOne
-from kdpipe.schemas.summary import FidelitySummary, Sizes
+from kdpipe.schemas.capture_report import CaptureReport, PartsMade
+from kdpipe.schemas.capture_settings import CaptureOptions, CaptureSettings
+from kdpipe.schemas.summary import CacheSizes, FidelitySummary
 
 WORDS = ["--teacher", "teacher", "--data", "a.jsonl", "--out", "cache"]
-PLAIN = StageOneReport(
+PLAIN = CaptureReport(
     cache="cache",
     cache_id="ab12",
     complete=True,
     parts=PartsMade(planned=3, present=3, made=2),
     positions=1_234_567,
     bytes=28_900_000,
-    sizes=Sizes(parts=28_000_000, tokenizer=800_000, tables=90_000, records=10_000, journal=500),
+    sizes=CacheSizes(parts=28_000_000, tokenizer=800_000, tables=90_000, records=10_000, journal=500),
     bytes_per_position=23.4,
     entries_per_position=14.8,
     positions_per_second=45_000.0,
@@ -43,7 +43,7 @@ def handed(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What the story was given, by the name of what it was; it answers with `report` of it."""
     seen: dict[str, Any] = {"report": PLAIN}
 
-    def cache_teacher(settings: StageOne, options: RunOptions, watch: Any) -> Any:
+    def cache_teacher(settings: CaptureSettings, options: CaptureOptions, watch: Any) -> Any:
         seen.update(settings=settings, options=options, watch=watch)
         return seen["report"]
 
@@ -84,9 +84,9 @@ def test_a_shard_that_does_not_exist_is_refused(
 
 def test_what_this_run_is_to_do_is_handed_over(handed: dict[str, Any]) -> None:
     hand_over()
-    assert handed["options"] == RunOptions() and RunOptions().retry_for == RETRY_SECONDS
+    assert handed["options"] == CaptureOptions() and CaptureOptions().retry_for == RETRY_SECONDS
     hand_over("--shard", "3/4", "--dry-run", "--retry-for", "10m")
-    assert handed["options"] == RunOptions(shard=3, n_shards=4, dry_run=True, retry_for=600.0)
+    assert handed["options"] == CaptureOptions(shard=3, n_shards=4, dry_run=True, retry_for=600.0)
 
 
 def test_the_page_tells_what_was_made(handed: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
@@ -134,7 +134,7 @@ def test_the_page_tells_what_went_otherwise(handed: dict[str, Any], capsys: pyte
     )
     hand_over("--dry-run")
     text = capsys.readouterr().out
-    one = {"parts": PartsMade(planned=9, present=8, made=2), "bad_rows": 1, "unlearnable_documents": 2}
+    one = {"parts": PartsMade(planned=9, present=8, made=2), "bad_rows": 1, "untrainable_documents": 2}
     handed["report"] = handed["report"].model_copy(update=one)
     hand_over()
     few = capsys.readouterr().out

@@ -11,16 +11,16 @@ import pytest
 from kdpipe.cli import main
 from kdpipe.cli.demo import NEXT, page, stages
 from kdpipe.pipeline import demo
-from kdpipe.pipeline.demo import Place, Shown
+from kdpipe.pipeline.demo import DemoPaths, DemoResult
 from support.evaluations import evaluation
 
 real = main.run
 
 
-def shown(place: Place) -> Shown:
+def shown(place: DemoPaths) -> DemoResult:
     """A demo that went well."""
     texts = {"teacher": "walk over\n  a list", "labels": "wolk ovr " * 20, "distilled": "walk ower a lost"}
-    return Shown(
+    return DemoResult(
         prompt="The loop is used to",
         evaluations={
             "teacher": evaluation(kl_teacher=None, top1_agreement=None),
@@ -59,23 +59,23 @@ def test_the_commands_shown_are_those_that_run_and_the_end_says_what_came_of_the
     assert main.run(["demo", "--out", str(out), "--steps", "7"]) == 0
     said = capsys.readouterr()
     assert [shlex.split(line) for line in re.findall(r"^\$ kdpipe (.*)$", said.err, re.MULTILINE)] == seen
-    assert [words for _, words in stages(Place(out=out, steps=7))] == seen
-    assert said.out.endswith(f"{page(Place(out=out, steps=7), shown(Place(out=out, steps=7)))}\n")
+    assert [words for _, words in stages(DemoPaths(out=out, steps=7))] == seen
+    assert said.out.endswith(f"{page(DemoPaths(out=out, steps=7), shown(DemoPaths(out=out, steps=7)))}\n")
 
 
 def test_every_command_that_a_demo_shows_is_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    every = [*(words for _, words in stages(Place(out=tmp_path, steps=7))), *NEXT]
+    every = [*(words for _, words in stages(DemoPaths(out=tmp_path, steps=7))), *NEXT]
     assert [words for words in every if real([*words, "--help"])] == []
     assert real([*NEXT[0], "--no-such-option", "x", "--help"]) == 2, "a wrong one would be noticed"
     shown_next = re.findall(
-        r"^  kdpipe (.*)$", page(Place(out=tmp_path, steps=7), shown(Place(out=tmp_path, steps=7))), re.M
+        r"^  kdpipe (.*)$", page(DemoPaths(out=tmp_path, steps=7), shown(DemoPaths(out=tmp_path, steps=7))), re.M
     )
     assert [shlex.split(line) for line in shown_next] == list(NEXT)
     capsys.readouterr()
 
 
 def test_both_students_learn_for_equally_long_and_differ_in_the_mode_alone(tmp_path: Path) -> None:
-    place = Place(out=tmp_path, steps=9)
+    place = DemoPaths(out=tmp_path, steps=9)
     runs = {words[words.index("--out") + 1]: words for _, words in stages(place) if words[0] == "train"}
     labels, distilled = runs[str(place.labels)], runs[str(place.distilled)]
     differing = {(one, other) for one, other in zip(labels, distilled, strict=True) if one != other}
@@ -86,7 +86,7 @@ def test_both_students_learn_for_equally_long_and_differ_in_the_mode_alone(tmp_p
 
 
 def test_teacher_and_students_are_trained_with_default_optimizer_learning_rates_and_threads(tmp_path: Path) -> None:
-    typed = [words for _, words in stages(Place(out=tmp_path, steps=9)) if words[0] == "train"]
+    typed = [words for _, words in stages(DemoPaths(out=tmp_path, steps=9)) if words[0] == "train"]
     assert len(typed) == 3
     chosen = r"--lr|--optimizer|optimizer\.|schedule\.|machine\."
     assert [word for words in typed for word in words if re.match(chosen, word)] == []
@@ -126,7 +126,7 @@ def test_a_command_that_fails_ends_the_demo_with_its_code(
 
 
 def test_the_page_has_texts_numbers_sizes_and_honest_words(tmp_path: Path) -> None:
-    told = page(Place(out=Path("runs/demo"), steps=7), shown(Place(out=Path("runs/demo"), steps=7)))
+    told = page(DemoPaths(out=Path("runs/demo"), steps=7), shown(DemoPaths(out=Path("runs/demo"), steps=7)))
     assert told.startswith("The loop is used to ...\n  teacher    walk over a list\n  labels     wolk ovr wolk")
     assert max(map(len, told.splitlines())) <= 110
     assert "  labels     CE 3.0125   KL to the teacher 0.9600   agreement 48.8%\n" in told

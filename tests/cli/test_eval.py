@@ -12,7 +12,7 @@ import pytest
 
 import kdpipe.pipeline
 from kdpipe.cli.main import run
-from kdpipe.pipeline.evaluate import Asked
+from kdpipe.pipeline.evaluate import EvalRequest
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.train_report import Bucket, EvalReport, EvalSettings
 
@@ -59,7 +59,7 @@ def handed(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What the story was given; `answer` or `error` is what it does."""
     given: dict[str, Any] = {"answer": MEASURED}
 
-    def told(asked: Asked, watch: Any) -> EvalReport:
+    def told(asked: EvalRequest, watch: Any) -> EvalReport:
         given["asked"] = asked
         if "error" in given:
             raise given["error"]
@@ -67,7 +67,7 @@ def handed(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         return answer
 
     module: Any = ModuleType("kdpipe.pipeline.evaluate")
-    module.evaluate, module.Asked = told, Asked
+    module.evaluate, module.EvalRequest = told, EvalRequest
     monkeypatch.setitem(sys.modules, "kdpipe.pipeline.evaluate", module)
     monkeypatch.setattr(kdpipe.pipeline, "evaluate", module, raising=False)
     return given
@@ -75,10 +75,10 @@ def handed(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 def test_words_become_what_is_asked(handed: dict[str, Any]) -> None:
     assert run(WORDS) == 0
-    assert handed["asked"] == Asked(cache="teacher-cache", student="runs/a")
+    assert handed["asked"] == EvalRequest(cache="teacher-cache", student="runs/a")
     more = ["--split", "train", "--limit", "7", "--tasks", "a, b.yaml,", "--allow-partial"]
     assert run([*WORDS, *more, "--device", "cuda:1", "--batch-size", "3"]) == 0
-    assert handed["asked"] == Asked(
+    assert handed["asked"] == EvalRequest(
         cache="teacher-cache",
         student="runs/a",
         split="train",

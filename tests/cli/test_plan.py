@@ -12,8 +12,8 @@ import pytest
 
 import kdpipe.pipeline
 from kdpipe.cli.main import run
-from kdpipe.schemas.report import Memory, PlanReport, Probe
-from kdpipe.schemas.stage_one import StageOne
+from kdpipe.schemas.capture_report import MemoryEstimate, PlanReport, ProbeReport
+from kdpipe.schemas.capture_settings import CaptureSettings
 
 PLANNED = PlanReport(
     teacher="teacher",
@@ -27,7 +27,7 @@ PLANNED = PlanReport(
     bytes_per_position={"total": 23.2, "id": 15.6, "logprob": 2.0, "scalars": 4.7, "count": 0.9},
     bytes=23_200_000,
     second_caches={"2.0": 61_000_000},
-    memory=Memory(
+    memory=MemoryEstimate(
         weights=400_000_000,
         activations=50_000_000,
         logits_chunk=20_000_000,
@@ -48,7 +48,7 @@ def handed(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What the story was given, by the name of what it was; it answers with `plan` of it."""
     seen: dict[str, Any] = {"plan": PLANNED}
 
-    def plan(settings: StageOne, *, tokens: int | None, probe_seconds: float | None, watch: Any) -> Any:
+    def plan(settings: CaptureSettings, *, tokens: int | None, probe_seconds: float | None, watch: Any) -> Any:
         seen.update(settings=settings, tokens=tokens, probe_seconds=probe_seconds, watch=watch)
         return seen["plan"]
 
@@ -76,7 +76,7 @@ def test_a_plan_is_shown_with_bars(handed: dict[str, Any], capsys: pytest.Captur
 
 
 def test_a_probe_tells_the_time(handed: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
-    probe = Probe(positions_per_second=2000.0, seconds=30.0, overhead_ratio=1.08, entries_per_position=12.5)
+    probe = ProbeReport(positions_per_second=2000.0, seconds=30.0, overhead_ratio=1.08, entries_per_position=12.5)
     handed["plan"] = PLANNED.model_copy(update={"probe": probe, "hours": 1.25, "break_even_runs": 2})
     assert run(["plan", "--teacher", "t", "--tokens", "1000000", "--probe"]) == 0
     assert (handed["tokens"], handed["probe_seconds"]) == (1_000_000, 30.0)

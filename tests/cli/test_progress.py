@@ -7,16 +7,16 @@ from typing import Any
 import pytest
 
 from kdpipe.cli.progress import SECONDS_BETWEEN_LINES, ShownWatch, watching
-from kdpipe.pipeline.watch import PartsNews
+from kdpipe.pipeline.watch import PartsProgress
 from support.terminal import on_a_terminal
 
 RUN = """
 import sys, time
 from kdpipe.cli import console
 from kdpipe.cli.progress import watching
-from kdpipe.pipeline.watch import PartsNews
+from kdpipe.pipeline.watch import PartsProgress
 def news(*values):
-    return PartsNews(**dict(zip(PartsNews.__slots__, values)))
+    return PartsProgress(**dict(zip(PartsProgress.__slots__, values)))
 with watching() as watch:
     watch.begin(4, 1, 1000)
     for n in range(6):
@@ -29,9 +29,9 @@ console.answer("the answer")
 """
 
 
-def news(*values: Any) -> PartsNews:
+def news(*values: Any) -> PartsProgress:
     """News from their values in order."""
-    return PartsNews(**dict(zip(PartsNews.__slots__, values, strict=True)))
+    return PartsProgress(**dict(zip(PartsProgress.__slots__, values, strict=True)))
 
 
 class Clock:

@@ -9,7 +9,7 @@ import pytest
 import s3fs
 
 from kdpipe.cache.signing import new_keys
-from kdpipe.cache.stores.retries import Patience
+from kdpipe.cache.stores.retries import RetryPolicy
 from kdpipe.cli.main import run
 from support import tiny
 from support.commands import SURFACE
@@ -73,8 +73,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> None:
     def wait(_: object, seconds: float) -> None:
         now[0] += seconds
 
-    monkeypatch.setitem(Patience.__init__.__kwdefaults__, "clock", lambda: now[0])
-    monkeypatch.setitem(Patience.__init__.__kwdefaults__, "wait", wait)
+    monkeypatch.setitem(RetryPolicy.__init__.__kwdefaults__, "clock", lambda: now[0])
+    monkeypatch.setitem(RetryPolicy.__init__.__kwdefaults__, "wait", wait)
 
 
 def words_of(command: str, words: list[str], folder: Path, out: Path, url: str) -> list[str]:
@@ -90,7 +90,7 @@ def countdown(lines: list[str]) -> list[str]:
 
 def test_every_command_with_the_option_is_tried_here() -> None:
     taking = {name for name, (_, options) in SURFACE.items() if "--retry-for" in options}
-    # Those two are in tests/pipeline/stage_two and tests/cache/transfer: a student is trained for them.
+    # Those two are in tests/pipeline/train and tests/cache/transfer: a student is trained for them.
     assert taking == READERS.keys() | BUCKET_USERS.keys() | {"train", "eval"}
 
 

@@ -15,12 +15,12 @@ import pytest
 import kdpipe.pipeline
 from kdpipe.cli.flags import Flag
 from kdpipe.cli.main import run
-from kdpipe.cli.stage_two_options import FLAGS
-from kdpipe.schemas import stage_two
+from kdpipe.cli.train_options import FLAGS
+from kdpipe.schemas import train_settings as stage_two
 from kdpipe.schemas.choices import OptimizerName
-from kdpipe.schemas.report import When
 from kdpipe.schemas.run_report import BestReport, Estimate, TermReport, TrainMemory, TrainReport
-from kdpipe.schemas.stage_two import StageTwo, TrainOptions
+from kdpipe.schemas.train_settings import TrainOptions, TrainSettings
+from kdpipe.schemas.verify_report import When
 
 WORDS = ["train", "--from-cache", "teacher-cache", "--student", "tiny", "--out", "runs/a"]
 PLAIN = TrainReport(
@@ -59,7 +59,7 @@ def handed(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What the story was given, by the name of what it was; it answers with `report` of it."""
     seen: dict[str, Any] = {"report": PLAIN}
 
-    def train(settings: StageTwo, options: TrainOptions, watch: Any) -> Any:
+    def train(settings: TrainSettings, options: TrainOptions, watch: Any) -> Any:
         seen.update(settings=settings, options=options, watch=watch)
         return seen["report"]
 
@@ -70,13 +70,13 @@ def handed(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return seen
 
 
-def settings_of(handed: dict[str, Any], *words: str) -> StageTwo:
+def settings_of(handed: dict[str, Any], *words: str) -> TrainSettings:
     assert run([*WORDS, *words]) == 0
-    found: StageTwo = handed["settings"]
+    found: TrainSettings = handed["settings"]
     return found
 
 
-def at(settings: StageTwo, place: str) -> Any:
+def at(settings: TrainSettings, place: str) -> Any:
     value: Any = settings
     for step in place.split("."):
         value = getattr(value, step)
@@ -131,7 +131,7 @@ def test_a_flag_takes_the_words_that_its_setting_takes() -> None:
         "--precision": {"auto", *get_args(stage_two.PrecisionName)},
         "--optimizer": set(get_args(OptimizerName)),
         "--verify": set(get_args(When)),
-        "--guard": set(get_args(stage_two.Guarding.model_fields["preset"].annotation)),
+        "--guard": set(get_args(stage_two.GuardSettings.model_fields["preset"].annotation)),
     }
 
 
@@ -141,7 +141,7 @@ def test_every_flag_is_tried_here() -> None:
 
 @pytest.mark.parametrize("flag", FLAGS, ids=lambda flag: flag.name)
 def test_a_default_in_the_help_is_the_default(flag: Flag) -> None:
-    default = at(StageTwo(), flag.place)
+    default = at(TrainSettings(), flag.place)
     told = flag.help.rpartition("[")[2].removesuffix("].") if flag.help.endswith("].") else None
     if told is None or default is None:
         assert default in (None, False, (), "auto")
@@ -303,6 +303,6 @@ def test_a_dry_run_says_what_the_whole_run_takes(handed: dict[str, Any], capsys:
 
 
 def test_the_table_imports_nothing_heavy() -> None:
-    program = "import sys; import kdpipe.cli.stage_two_options, kdpipe.cli.train; print(*sys.modules)"
+    program = "import sys; import kdpipe.cli.train_options, kdpipe.cli.train; print(*sys.modules)"
     answer = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
     assert not set(answer.stdout.split()) & {"torch", "transformers", "numpy", "pydantic", "yaml", "rich.console"}

@@ -128,7 +128,7 @@ def test_an_unfinished_and_a_damaged_cache_are_told(train: Command, folder: Path
 
 def after(n_steps: int, then: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Let something happen within a step, after so many."""
-    step, calls = loop.go_forth_and_back, []
+    step, calls = loop.forward_backward, []
 
     def disturbed(*given: Any) -> Any:
         calls.append(1)
@@ -136,7 +136,7 @@ def after(n_steps: int, then: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
             then()
         return step(*given)
 
-    monkeypatch.setattr(loop, "go_forth_and_back", disturbed)
+    monkeypatch.setattr(loop, "forward_backward", disturbed)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])

@@ -7,25 +7,25 @@ import pytest
 
 from kdpipe.cli.progress import SECONDS_BETWEEN_LINES
 from kdpipe.cli.train_progress import ShownTrainWatch, following
-from kdpipe.pipeline.watch import StepNews
+from kdpipe.pipeline.watch import StepProgress
 from support.terminal import on_a_terminal
 
 RUN = """
 import time
 from kdpipe.cli import console
 from kdpipe.cli.train_progress import following
-from kdpipe.pipeline.watch import StepNews
+from kdpipe.pipeline.watch import StepProgress
 with following() as watch:
     watch.begin(10, 2)
     for n in range(3, 9):
-        watch.stepped(StepNews(step=n, loss=2.5, loss_name="loss", rate=1e-4, positions_per_second=45000.0,
+        watch.stepped(StepProgress(step=n, loss=2.5, loss_name="loss", rate=1e-4, positions_per_second=45000.0,
                                waiting_share=0.004, skipped=1, seconds_left=83.0))
         watch.say(f"said {n}")
         time.sleep(0.12)
     watch.warn("look here")
 console.answer("the answer")
 """
-PLAIN = StepNews(
+PLAIN = StepProgress(
     step=7,
     loss=2.48761,
     loss_name="loss",
@@ -52,9 +52,9 @@ def shown_watch() -> tuple[ShownTrainWatch, Clock, list[tuple[int, int | None, s
     return watch, clock, shown
 
 
-def news(**changes: Any) -> StepNews:
-    values = {name: getattr(PLAIN, name) for name in StepNews.__dataclass_fields__}
-    return StepNews(**{**values, **changes})
+def news(**changes: Any) -> StepProgress:
+    values = {name: getattr(PLAIN, name) for name in StepProgress.__dataclass_fields__}
+    return StepProgress(**{**values, **changes})
 
 
 def test_steps_are_told_no_more_often_than_asked(capsys: pytest.CaptureFixture[str]) -> None:

@@ -39,7 +39,7 @@ sys.addaudithook(hear)
 
 import torch
 from kdpipe.pipeline.train import train
-from kdpipe.schemas.stage_two import StageTwo, TrainOptions
+from kdpipe.schemas.train_settings import TrainSettings, TrainOptions
 from support.heard import HeardTraining
 
 most = 0
@@ -51,7 +51,7 @@ class Counting(HeardTraining):
         alive = {id(o): o.numel() for o in gc.get_objects() if isinstance(o, torch.nn.Parameter)}
         most = max(most, sum(alive.values()))
 
-report = train(StageTwo.model_validate_json(sys.argv[1]), TrainOptions(), Counting())
+report = train(TrainSettings.model_validate_json(sys.argv[1]), TrainOptions(), Counting())
 high = next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))
 print(json.dumps({
     "imports": sorted(seen["import"]), "opened": sorted(seen["open"]), "parameters": most,

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from kdpipe.pipeline.documents.segments import Piece
+from kdpipe.pipeline.documents.segments import Segment
 from kdpipe.pipeline.models import devices
 from kdpipe.pipeline.teachers.load_teacher import load
 from kdpipe.pipeline.teachers.local_teacher import LocalTeacher
 from kdpipe.pipeline.teachers.shape import teacher_shape
-from kdpipe.schemas.stage_one import TeacherSettings
+from kdpipe.schemas.capture_settings import TeacherSettings
 from kdpipe.schemas.targets import TopK
 from support.models import FAMILIES, tiny_llama, tiny_model
 from support.teachers import Truth, asked_for, local_teacher, pieces_of
@@ -90,7 +90,7 @@ def test_memory_that_runs_out_halves_the_batch(tmp_path: Path, request: pytest.F
 def test_the_next_batch_is_read_before_the_last_is_answered(tmp_path: Path) -> None:
     teacher, taken = on_gpu(tiny_llama(tmp_path), "float32"), []
 
-    def batches() -> Iterator[list[Piece]]:
+    def batches() -> Iterator[list[Segment]]:
         for piece in pieces_of(LENGTHS, IDS):
             taken.append(piece)
             yield [piece]

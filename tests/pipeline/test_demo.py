@@ -13,7 +13,7 @@ import pytest
 from kdpipe.cache.verify import verify_cache
 from kdpipe.cli import main
 from kdpipe.pipeline.demo import begin
-from kdpipe.pipeline.small_teacher import Sizes, documents, make_teacher, write_corpus
+from kdpipe.pipeline.small_teacher import TeacherSizes, documents, make_teacher, write_corpus
 from kdpipe.pipeline.students.transformers4 import tokenizer_note
 from kdpipe.pipeline.training import checkpoints
 from kdpipe.schemas.errors import ConfigError
@@ -55,13 +55,15 @@ def test_a_beginning_that_was_cut_short_is_made_good(tmp_path: Path) -> None:
 def test_the_small_teacher_learns(tmp_path: Path) -> None:
     write_corpus(tmp_path / "corpus.jsonl", documents())
     told: list[str] = []
-    make_teacher(tmp_path / "corpus.jsonl", tmp_path / "teacher", Sizes(steps=25, context=64, batch=8), told.append)
+    make_teacher(
+        tmp_path / "corpus.jsonl", tmp_path / "teacher", TeacherSizes(steps=25, context=64, batch=8), told.append
+    )
     losses = [float(re.findall(r"[\d.]+ nats", line)[0].split()[0]) for line in told]
     assert losses[-1] < losses[0] - 0.3
     files = {path.name: path.read_bytes() for path in (tmp_path / "teacher").iterdir()}
     assert tokenizer_note(files) is None, "transformers 4 knows its tokenizer's class"
     before = (tmp_path / "teacher" / "model.safetensors").stat().st_ino
-    make_teacher(tmp_path / "corpus.jsonl", tmp_path / "teacher", Sizes(steps=25), told.append)
+    make_teacher(tmp_path / "corpus.jsonl", tmp_path / "teacher", TeacherSizes(steps=25), told.append)
     assert (tmp_path / "teacher" / "model.safetensors").stat().st_ino == before
 
 

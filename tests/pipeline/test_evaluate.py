@@ -10,11 +10,11 @@ import torch
 import transformers
 
 from kdpipe.cache import open_cache
-from kdpipe.pipeline.evaluate import Asked, evaluate
+from kdpipe.pipeline.evaluate import EvalRequest, evaluate
 from kdpipe.pipeline.evaluation.measure import Evaluator
 from kdpipe.pipeline.evaluation.stored import CONFIG
 from kdpipe.pipeline.models.precision import PRECISIONS
-from kdpipe.pipeline.students.presets import Ids
+from kdpipe.pipeline.students.presets import TokenIds
 from kdpipe.pipeline.students.saving import save_student
 from kdpipe.pipeline.watch import SilentEvalWatch
 from kdpipe.schemas.errors import CacheDamaged, CacheIncomplete, ConfigError, Incompatible
@@ -41,8 +41,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def asked(folder: Path, cache: str = "cache", name: str = "student", **changes: object) -> Asked:
-    return replace(Asked(cache=str(folder / cache), student=str(folder / name), device="cpu"), **changes)
+def asked(folder: Path, cache: str = "cache", name: str = "student", **changes: object) -> EvalRequest:
+    return replace(EvalRequest(cache=str(folder / cache), student=str(folder / name), device="cpu"), **changes)
 
 
 def test_a_student_is_measured_on_the_validation_split(folder: Path) -> None:
@@ -173,15 +173,15 @@ def test_a_revision_is_of_the_hub_and_never_of_an_adapter(folder: Path, tmp_path
 
 @pytest.mark.slow
 def test_an_adapter_is_measured_in_its_base(folder: Path, tmp_path: Path) -> None:
-    learner = student(folder / "student", Ids(count=512, longest=96), lora=True)
+    train_state = student(folder / "student", TokenIds(count=512, longest=96), lora=True)
     drawn = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for parameter in learner.trainable().values():
+        for parameter in train_state.trainable().values():
             parameter.normal_(std=0.3, generator=drawn)
-    save_student(learner, tmp_path / "run" / "final", {}, "")
+    save_student(train_state, tmp_path / "run" / "final", {}, "")
     (tmp_path / "run" / CONFIG).write_text("seed: 0\n")
     cache = open_cache(folder / "cache", "validation")
-    due = Evaluator(cache, None, batch_size=8).measure(learner, PRECISIONS["fp32"])
+    due = Evaluator(cache, None, batch_size=8).measure(train_state, PRECISIONS["fp32"])
     found = evaluate(asked(folder, name=str(tmp_path / "run")), SilentEvalWatch())
     assert found.cross_entropy == pytest.approx(due.cross_entropy, rel=1e-5)
     assert found.cross_entropy != pytest.approx(evaluate(asked(folder), SilentEvalWatch()).cross_entropy, rel=1e-3)

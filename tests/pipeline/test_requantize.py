@@ -14,13 +14,13 @@ from kdpipe.cache.opening import open_cache
 from kdpipe.cache.reshape import rebuild as making
 from kdpipe.cache.reshape.recode import CodedPart
 from kdpipe.pipeline import requantize as story
-from kdpipe.pipeline.requantization.poorer_rows import PoorerRows
-from kdpipe.pipeline.requantization.poorer_spec import poorer_manifest
+from kdpipe.pipeline.requantization.requantize_rows import RowRequantizer
+from kdpipe.pipeline.requantization.requantize_spec import poorer_manifest
 from kdpipe.pipeline.requantization.row_keys import row_keys
 from kdpipe.pipeline.requantize import requantize
 from kdpipe.schemas.arrays import SCALAR_STEP
 from kdpipe.schemas.errors import ConfigError
-from kdpipe.schemas.reshape import Poorer
+from kdpipe.schemas.reshape import RequantizeSpec
 from support.kinds import KINDS, make_kind
 from support.reshaped import documents_in, problems_in
 from support.tiny import SMALL, digests_of, make_cache
@@ -32,7 +32,7 @@ SEEDS = 200
 ASKED: dict[str, dict[str, Any]] = {
     "threshold": {"tau": 0.2},
     "threshold-at-2": {"tau": 0.3},
-    "threshold-other-laws": {"tau": 0.1, "temperatures": (4.0,)},
+    "threshold-other-quantizers": {"tau": 0.1, "temperatures": (4.0,)},
     "sampled": {"draws": 3},
     "sampled-at-2": {"draws": 5},
     "topk": {"top_k": 3},
@@ -60,11 +60,11 @@ def row_slices(rows: Rows) -> Iterator[tuple[int, slice]]:
 def test_a_poorer_cache_is_valid_and_says_no_more_than_its_source(name: str, tmp_path: Path) -> None:
     make_kind(tmp_path / "a", name)
     before = digests_of(tmp_path / "a")
-    report = requantize(str(tmp_path / "a"), str(tmp_path / "b"), Poorer(**ASKED[name]))
+    report = requantize(str(tmp_path / "a"), str(tmp_path / "b"), RequantizeSpec(**ASKED[name]))
     assert (report.action, report.adopted, report.left_out) == ("requantize", 0, 0)
     assert problems_in(tmp_path / "b") == []
     old, new = open_cache(tmp_path / "a"), open_cache(tmp_path / "b")
-    step = old.manifest.arrays.logprob.law.step  # type: ignore[union-attr]  # kinds with entries have one
+    step = old.manifest.arrays.logprob.quantizer.step  # type: ignore[union-attr]  # kinds with entries have one
     fewer = 0
     for i in range(len(old)):
         there, here = old[i], new[i]
@@ -95,19 +95,19 @@ def test_over_many_seeds_the_mean_weight_is_that_of_the_source(name: str, tmp_pa
     """Weights are what they were on the mean, draws of the source included; chi-square over all rows and ids."""
     make_kind(tmp_path / "a", name)
     cache = open_cache(tmp_path / "a")
-    manifest = poorer_manifest(cache.manifest, Poorer(**ASKED[name]))
-    part, poorer = cache.part(0), PoorerRows(cache.manifest, manifest)
+    manifest = poorer_manifest(cache.manifest, RequantizeSpec(**ASKED[name]))
+    part, poorer = cache.part(0), RowRequantizer(cache.manifest, manifest)
     stored, rows = CodedPart(part, cache.manifest, None).sequence(0), cache[0]
     lengths = np.diff(rows.document_starts, append=len(rows))
     place = {column.name: n for n, column in enumerate(manifest.arrays.row.columns)}
     ids_by_rank, due = cache.table("ids_by_rank"), weights_of(rows, 300)
     tail = "log_tail" if manifest.targets.target_temperature == 1.0 else "drawn_log_tail"
-    law = manifest.arrays.row.columns[place[tail]].law
+    quantizer = manifest.arrays.row.columns[place[tail]].quantizer
     sums, squares = np.zeros_like(due), np.zeros_like(due)
     for seed in range(SEEDS):
         keys_R = row_keys("a" * 64, seed, stored.places.digests, lengths)
         coded = poorer.rows(stored.coded, rows, keys_R)
-        weights = plainly_decoded(coded, place, law, tail, ids_by_rank, due)
+        weights = plainly_decoded(coded, place, quantizer, tail, ids_by_rank, due)
         sums += weights
         squares += weights**2
     mean = sums / SEEDS
@@ -121,7 +121,7 @@ def test_over_many_seeds_the_mean_weight_is_that_of_the_source(name: str, tmp_pa
     assert np.abs(z).max() < 5
 
 
-def plainly_decoded(coded: Any, place: dict[str, int], law: Any, tail: str, ids: Any, due: Any) -> np.ndarray:
+def plainly_decoded(coded: Any, place: dict[str, int], quantizer: Any, tail: str, ids: Any, due: Any) -> np.ndarray:
     """Row by row, in plain Python: exact ids weigh what they did, draws their share of the tail."""
     found = np.zeros_like(due)
     entry = draw = 0
@@ -131,7 +131,7 @@ def plainly_decoded(coded: Any, place: dict[str, int], law: Any, tail: str, ids:
         exact = [int(ids[rank]) for rank in ranks[:n_exact]]
         found[t, exact] = due[t, exact]
         times = (coded.times[draw : draw + n_draws] + 1).tolist() if len(coded.times) else [1] * n_draws
-        mass = 1 / (1 + np.exp(-(columns[place[tail]] - law.zero) * law.step))
+        mass = 1 / (1 + np.exp(-(columns[place[tail]] - quantizer.zero) * quantizer.step))
         for rank, n in zip(np.cumsum(ranks[n_exact:]).tolist(), times, strict=True):
             found[t, int(ids[rank])] += mass * n / sum(times)
         entry, draw = entry + n_exact + n_draws, draw + n_draws
@@ -140,7 +140,7 @@ def plainly_decoded(coded: Any, place: dict[str, int], law: Any, tail: str, ids:
 
 def test_what_is_only_dropped_changes_nothing_else(tmp_path: Path) -> None:
     make_kind(tmp_path / "a", "threshold-at-2")
-    asked = Poorer(drop=("draw-values", "entropy"), temperatures=(2.0,))
+    asked = RequantizeSpec(drop=("draw-values", "entropy"), temperatures=(2.0,))
     requantize(str(tmp_path / "a"), str(tmp_path / "b"), asked)
     assert problems_in(tmp_path / "b") == []
     old, new = open_cache(tmp_path / "a"), open_cache(tmp_path / "b")
@@ -168,7 +168,7 @@ def test_of_any_kind_columns_can_be_left_out(name: str, tmp_path: Path) -> None:
     drop = [what for what, has in there.items() if has] + (["hidden"] if manifest.hidden.rows else [])
     own = targets.target_temperature
     asked = {"drop": tuple(drop), "temperatures": (own,) if own != 1.0 else ()}
-    requantize(str(tmp_path / "a"), str(tmp_path / "b"), Poorer(**asked))
+    requantize(str(tmp_path / "a"), str(tmp_path / "b"), RequantizeSpec(**asked))
     assert problems_in(tmp_path / "b") == []
     without = ("entropy", "boundary_logprob", "hidden", "log_z", *(["entries"] if targets.draw_values else []))
     assert documents_in(tmp_path / "a", without) == documents_in(tmp_path / "b", without)
@@ -179,7 +179,7 @@ def test_of_any_kind_columns_can_be_left_out(name: str, tmp_path: Path) -> None:
 
 def test_hidden_states_alone_are_dropped_without_touching_the_rest(tmp_path: Path) -> None:
     make_kind(tmp_path / "a", "threshold")
-    report = requantize(str(tmp_path / "a"), str(tmp_path / "b"), Poorer(drop=("hidden",)))
+    report = requantize(str(tmp_path / "a"), str(tmp_path / "b"), RequantizeSpec(drop=("hidden",)))
     assert (report.adopted, report.rewritten) == (2, 0)
     assert problems_in(tmp_path / "b") == []
     assert documents_in(tmp_path / "a", ("hidden",)) == documents_in(tmp_path / "b", ("hidden",))
@@ -193,7 +193,7 @@ def test_states_become_targets_of_what_they_say(name: str, tmp_path: Path) -> No
     old = open_cache(tmp_path / "a")
     for asked in ({"tau": 0.05}, {"draws": 6}, {"top_k": 4, "drop": ("hidden",) if name == "state" else ()}):
         out = tmp_path / str(next(iter(asked)))
-        requantize(str(tmp_path / "a"), str(out), Poorer(**asked))
+        requantize(str(tmp_path / "a"), str(out), RequantizeSpec(**asked))
         assert problems_in(out) == []
         new = open_cache(out)
         for i in range(len(old)):
@@ -211,7 +211,7 @@ def test_states_become_targets_of_what_they_say(name: str, tmp_path: Path) -> No
 @pytest.mark.slow
 def test_a_run_that_was_killed_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_cache(tmp_path / "a")
-    asked = Poorer(tau=0.1)
+    asked = RequantizeSpec(tau=0.1)
     requantize(str(tmp_path / "a"), str(tmp_path / "whole"), asked)
     writer = making.CacheWriter.part
     begun: list[int] = []
@@ -236,7 +236,9 @@ def test_a_run_that_was_killed_goes_on(tmp_path: Path, monkeypatch: pytest.Monke
 def test_a_seed_draws_other_ids_of_states_too(tmp_path: Path) -> None:
     make_cache(tmp_path / "a", replace(SMALL, kind="state"))
     found = [
-        requantize(str(tmp_path / "a"), str(tmp_path / f"b{seed}"), Poorer(targets="sampled", seed=seed)).cache_id
+        requantize(
+            str(tmp_path / "a"), str(tmp_path / f"b{seed}"), RequantizeSpec(targets="sampled", seed=seed)
+        ).cache_id
         for seed in (1, 2)
     ]
     rows = [open_cache(tmp_path / f"b{seed}")[0] for seed in (1, 2)]
@@ -248,7 +250,7 @@ def test_the_same_seed_twice_over_draws_anew_each_time(tmp_path: Path) -> None:
     make_cache(tmp_path / "a")
     source = story.open_source(str(tmp_path / "a"))
     digest = np.zeros((1, 16), np.uint8)
-    requantize(str(tmp_path / "a"), str(tmp_path / "b"), Poorer(tau=0.1))
+    requantize(str(tmp_path / "a"), str(tmp_path / "b"), RequantizeSpec(tau=0.1))
     other = story.open_source(str(tmp_path / "b"))
     assert source.manifest.seed == other.manifest.seed
     keys = [row_keys(each.cache_id, each.manifest.seed, digest, np.array([5])) for each in (source, other)]

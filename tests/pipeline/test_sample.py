@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kdpipe.pipeline.sample import samples
-from kdpipe.pipeline.small_teacher import Sizes, make_tokenizer, write_corpus
+from kdpipe.pipeline.small_teacher import TeacherSizes, make_tokenizer, write_corpus
 from support.models import tiny_llama
 
 
@@ -14,7 +14,7 @@ from support.models import tiny_llama
 def test_models_continue_a_prompt_each_in_its_way_and_again_in_the_same(tmp_path: Path) -> None:
     write_corpus(tmp_path / "corpus.jsonl", iter([{"text": "the quick brown fox jumps over the lazy dog"}]))
     folders = [tiny_llama(tmp_path / str(seed), vocabulary=300, hidden=32, layers=1, seed=seed) for seed in (0, 1)]
-    make_tokenizer(tmp_path / "corpus.jsonl", tmp_path / "tokenizer", Sizes(vocabulary=300))
+    make_tokenizer(tmp_path / "corpus.jsonl", tmp_path / "tokenizer", TeacherSizes(vocabulary=300))
     for file in (tmp_path / "tokenizer").iterdir():
         for folder in folders:
             (folder / file.name).write_bytes(file.read_bytes())

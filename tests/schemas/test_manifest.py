@@ -7,17 +7,26 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from kdpipe.schemas.arrays import Arrays, Column, CountLaw, LinearLaw, RowArray, VectorArray, default_arrays, log_z_law
-from kdpipe.schemas.cache_plan import MAX_SEQUENCE_ROWS, Plan, SplitPlan
+from kdpipe.schemas.arrays import (
+    Arrays,
+    Column,
+    CountQuantizer,
+    LinearQuantizer,
+    RowArray,
+    VectorArray,
+    default_arrays,
+    log_z_quantizer,
+)
+from kdpipe.schemas.cache_plan import MAX_SEQUENCE_ROWS, CachePlan, SplitPlan
 from kdpipe.schemas.errors import CacheDamaged, ConfigError, Incompatible
-from kdpipe.schemas.manifest import Data, Manifest, SourceColumn, Table, Teacher, Tokenizer, expected_tables
+from kdpipe.schemas.manifest import Data, Manifest, SourceColumn, Table, TeacherRecord, Tokenizer, expected_tables
 from kdpipe.schemas.part import PartRecord, ScaledRows, Statistics
 from kdpipe.schemas.records import read_record
 from kdpipe.schemas.strict_json import canonical
 from kdpipe.schemas.targets import (
     HiddenSpec,
     Imported,
-    Kept,
+    KeptSpec,
     NoTargets,
     Sampled,
     State,
@@ -76,7 +85,9 @@ def test_a_target_temperature_that_is_listed_is_taken() -> None:
         (NoTargets(), 0, False, False, False),
     ],
 )
-def test_each_kind_knows_what_its_rows_may_hold(keep: Kept, most: int, entries: bool, draws: bool, tail: bool) -> None:
+def test_each_kind_knows_what_its_rows_may_hold(
+    keep: KeptSpec, most: int, entries: bool, draws: bool, tail: bool
+) -> None:
     spec = TargetSpec(keep=keep, temperatures=(), entropy=keep.kind != "none")
     assert (spec.max_entries, spec.has_entries, spec.has_draws, spec.tail_known) == (most, entries, draws, tail)
 
@@ -101,18 +112,18 @@ def test_each_kind_knows_what_its_rows_may_hold(keep: Kept, most: int, entries: 
         (Imported, {"source": "", "max_entries": 3}),
         (Vector, {"layer": -1, "width": 3, "group": 3}),
         (Vector, {"layer": 1, "width": 3, "group": 0}),
-        (Plan, {"splits": (TRAIN,), "sequence_length": 0}),
-        (Plan, {"splits": (TRAIN,), "sequence_length": MAX_SEQUENCE_ROWS + 1}),
-        (Plan, {"splits": (), "sequence_length": 9}),
+        (CachePlan, {"splits": (TRAIN,), "sequence_length": 0}),
+        (CachePlan, {"splits": (TRAIN,), "sequence_length": MAX_SEQUENCE_ROWS + 1}),
+        (CachePlan, {"splits": (), "sequence_length": 9}),
         (SplitPlan, {"name": "train", "bounds": (0,)}),
         (SplitPlan, {"name": "test", "bounds": (0, 1)}),
         (SplitPlan, {"name": "train", "bounds": (0, (1 << 48) + 1)}),
-        (LinearLaw, {"step": 2.0}),
-        (LinearLaw, {"step": 2.0**-21}),
-        (LinearLaw, {"step": 0.1, "zero": 65534}),
-        (LinearLaw, {"step": 0.1, "sign": 2}),
-        (Column, {"name": "Token", "law": CountLaw()}),
-        (RowArray, {"columns": (Column(name="a", law=CountLaw()),)}),
+        (LinearQuantizer, {"step": 2.0}),
+        (LinearQuantizer, {"step": 2.0**-21}),
+        (LinearQuantizer, {"step": 0.1, "zero": 65534}),
+        (LinearQuantizer, {"step": 0.1, "sign": 2}),
+        (Column, {"name": "Token", "quantizer": CountQuantizer()}),
+        (RowArray, {"columns": (Column(name="a", quantizer=CountQuantizer()),)}),
         (VectorArray, {"row_bytes": 0}),
         (VectorArray, {"row_bytes": 1 << 20, "chunk_rows": 65}),
         (Tokenizer, {"fingerprint": "0" * 63, "vocabulary_size": 5}),
@@ -123,7 +134,7 @@ def test_each_kind_knows_what_its_rows_may_hold(keep: Kept, most: int, entries: 
         (Table, {"name": "x/y", "dtype": "uint32", "shape": (3,)}),
         (Table, {"name": "x", "dtype": "uint32", "shape": (0,)}),
         (Table, {"name": "x", "dtype": "uint32", "shape": ()}),
-        (Teacher, {"name": "x" * 2001}),
+        (TeacherRecord, {"name": "x" * 2001}),
         (Statistics, {"entries": ((4097, 1),)}),
     ],
 )
@@ -139,7 +150,7 @@ def test_a_plan_whose_bounds_do_not_increase_is_refused(bounds: tuple[int, ...])
 
 
 def test_parts_are_numbered_through_the_splits() -> None:
-    plan = Plan(splits=(TRAIN, SplitPlan(name="validation", bounds=(0, 2))), sequence_length=8)
+    plan = CachePlan(splits=(TRAIN, SplitPlan(name="validation", bounds=(0, 2))), sequence_length=8)
     parts = [plan.part(number) for number in range(plan.n_parts)]
     found = [(p.number, p.split, p.first_document, p.n_documents) for p in parts]
     assert found == [(0, "train", 0, 3), (1, "train", 3, 4), (2, "validation", 0, 2)]
@@ -147,7 +158,7 @@ def test_parts_are_numbered_through_the_splits() -> None:
         with pytest.raises(ConfigError, match=f"the plan has 3 parts, there is no part {number}"):
             plan.part(number)
     with pytest.raises(ValidationError, match="a split is named twice"):
-        Plan(splits=(TRAIN, TRAIN), sequence_length=8)
+        CachePlan(splits=(TRAIN, TRAIN), sequence_length=8)
 
 
 def test_nothing_is_named_twice() -> None:
@@ -158,7 +169,7 @@ def test_nothing_is_named_twice() -> None:
     with pytest.raises(ValidationError, match="a column is named twice"):
         Data(fingerprint="0" * 64, source="x", columns=(column, column))
     with pytest.raises(ValidationError, match="a column is named twice"):
-        Arrays(row=RowArray(columns=(Column(name="a", law=CountLaw()),) * 3))
+        Arrays(row=RowArray(columns=(Column(name="a", quantizer=CountQuantizer()),) * 3))
     manifest = Wish(keep=THRESHOLD).manifest
     with pytest.raises(ValidationError, match="a table is named twice"):
         remade(manifest, tables=manifest.tables * 2)
@@ -171,9 +182,9 @@ def remade(manifest: Manifest, **changes: Any) -> Manifest:
 
 
 def test_a_temperature_so_low_that_log_z_does_not_fit_is_refused() -> None:
-    assert log_z_law(0.2, 152_000).sign == -1
+    assert log_z_quantizer(0.2, 152_000).sign == -1
     with pytest.raises(ValueError, match=r"log_z at temperature 0\.1 does not fit into its codes: ask for a higher"):
-        log_z_law(0.1, 152_000)
+        log_z_quantizer(0.1, 152_000)
     with pytest.raises(ValueError, match=r"log_z at temperature 0\.1 does not fit into its codes"):
         default_arrays(TargetSpec(keep=THRESHOLD, temperatures=(0.1,)), HiddenSpec(), 152_000)
     fits = TargetSpec(keep=THRESHOLD, temperatures=(0.1,))
@@ -239,7 +250,7 @@ def test_a_part_cannot_count_more_than_it_has() -> None:
 
 def test_duplicates_are_a_key_of_a_split_only_where_they_are_counted() -> None:
     unknown = SplitPlan(name="train", bounds=(0, 4))
-    assert b"duplicates" not in Plan(splits=(unknown,), sequence_length=8).to_json()
+    assert b"duplicates" not in CachePlan(splits=(unknown,), sequence_length=8).to_json()
     assert read_record(SplitPlan, unknown.to_json(), "x") == unknown
     counted = SplitPlan(name="train", bounds=(0, 4), duplicates=3)
     assert read_record(SplitPlan, counted.to_json(), "x") == counted

@@ -42,7 +42,10 @@ def refusal(data: bytes) -> str:
         (("teacher", "dtyp"), "unknown key 'teacher.dtyp': the nearest allowed one is 'dtype'"),
         (("targets", "keep", "taus"), "unknown key 'targets.keep.threshold.taus': the nearest allowed one is 'tau'"),
         (("arrays", "row", "columns", 0, "nam"), "'arrays.row.columns.0.nam': the nearest allowed one is 'name'"),
-        (("arrays", "logprob", "law", "stepp"), "'arrays.logprob.law.stepp': the nearest allowed one is 'step'"),
+        (
+            ("arrays", "logprob", "quantizer", "stepp"),
+            "'arrays.logprob.quantizer.stepp': the nearest allowed one is 'step'",
+        ),
         (("hidden", "pooled", 1, "widht"), "unknown key 'hidden.pooled.1.widht': the nearest allowed one is 'width'"),
         (("data", "columns", 3, "typ"), "unknown key 'data.columns.3.typ': the nearest allowed one is 'type'"),
         (("targets", "keep", "zzzz"), "'targets.keep.threshold.zzzz': allowed are kind, max_entries, tau"),
@@ -57,10 +60,10 @@ def test_an_unknown_key_is_refused_with_its_place_and_the_nearest_one(
     assert message in said
 
 
-def test_an_unknown_key_inside_a_law_of_a_column_names_the_law() -> None:
+def test_an_unknown_key_inside_a_quantizer_of_a_column_names_the_quantizer() -> None:
     names = [column.name for column in MANIFEST.arrays.row.columns]
-    said = refusal(changed("arrays", "row", "columns", names.index("log_tail"), "law", "zerro", to=1))
-    assert "law.log_odds.zerro': the nearest allowed one is 'zero'" in said
+    said = refusal(changed("arrays", "row", "columns", names.index("log_tail"), "quantizer", "zerro", to=1))
+    assert "quantizer.log_odds.zerro': the nearest allowed one is 'zero'" in said
 
 
 def test_an_unknown_key_inside_a_mapping_is_named() -> None:
@@ -141,7 +144,7 @@ def test_a_newer_minor_version_may_have_keys_that_are_not_known() -> None:
     plain = read_manifest(canonical(value), "manifest.json")
     value["extra"] = {"deep": [1, {"deeper": None}]}
     value["targets"]["keep"]["extra"] = 1
-    value["arrays"]["row"]["columns"][2]["law"]["extra"] = "x"
+    value["arrays"]["row"]["columns"][2]["quantizer"]["extra"] = "x"
     value["hidden"]["rows"][0]["extra"] = 0.5
     value["data"]["columns"][1]["extra"] = []
     newer = read_manifest(canonical(value), "manifest.json")

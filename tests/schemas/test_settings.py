@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from kdpipe.pipeline.config_file import read_value
+from kdpipe.schemas.capture_settings import CaptureSettings
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.settings import from_environment, from_file, from_flag, from_sets, layered
-from kdpipe.schemas.stage_one import StageOne
-from kdpipe.schemas.stage_two import StageTwo
+from kdpipe.schemas.train_settings import TrainSettings
 
 
 def said(
@@ -18,14 +18,14 @@ def said(
     environment: Mapping[str, str] | None = None,
     sets: Sequence[str] = (),
     flags: Mapping[str, tuple[str, Any]] | None = None,
-) -> StageOne:
+) -> CaptureSettings:
     """Stage one's settings, as these layers say them; flags by name, each with its place and value."""
-    layers = from_file(StageOne, file or {}, "kd.yaml")
-    layers += from_environment(StageOne, environment or {}, read_value)
-    layers += from_sets(StageOne, sets, read_value)
+    layers = from_file(CaptureSettings, file or {}, "kd.yaml")
+    layers += from_environment(CaptureSettings, environment or {}, read_value)
+    layers += from_sets(CaptureSettings, sets, read_value)
     for flag, (place, value) in (flags or {}).items():
-        layers += from_flag(StageOne, flag, place, value)
-    return layered(StageOne, layers)
+        layers += from_flag(CaptureSettings, flag, place, value)
+    return layered(CaptureSettings, layers)
 
 
 def refusal(**layers: Any) -> str:
@@ -47,7 +47,7 @@ LAYERS: list[tuple[str, Any, int]] = [
 @pytest.mark.parametrize("present", [chosen for n in range(5) for chosen in combinations(LAYERS, n)], ids=len)
 def test_the_later_layer_has_the_last_word(present: Sequence[tuple[str, Any, int]]) -> None:
     settings = said(**{name: value for name, value, _ in present})
-    assert settings.seed == (present[-1][2] if present else StageOne().seed)
+    assert settings.seed == (present[-1][2] if present else CaptureSettings().seed)
 
 
 def test_layers_that_speak_of_different_settings_add_up() -> None:
@@ -244,17 +244,20 @@ def test_a_message_stays_short() -> None:
 
 @pytest.mark.parametrize(("text", "value"), [("2", 2), ("2.0", 2), ("auto", "auto")])
 def test_a_setting_may_be_a_number_or_a_word(text: str, value: object) -> None:
-    given = from_sets(StageTwo, [f"machine.threads={text}"], read_value)
-    assert layered(StageTwo, given).machine.threads == value
+    given = from_sets(TrainSettings, [f"machine.threads={text}"], read_value)
+    assert layered(TrainSettings, given).machine.threads == value
 
 
 @pytest.mark.parametrize("text", ["x", "0", "1.5", "true"])
 def test_what_is_neither_the_number_nor_the_word_is_refused(text: str) -> None:
-    given = from_sets(StageTwo, [f"machine.threads={text}"], read_value)
+    given = from_sets(TrainSettings, [f"machine.threads={text}"], read_value)
     with pytest.raises(ConfigError, match=rf"machine\.threads={text} must be .* or 'auto', not "):
-        layered(StageTwo, given)
+        layered(TrainSettings, given)
 
 
 def test_resolved_settings_read_back_as_they_are() -> None:
     settings = said(sets=["hidden.layers=0.5,3", "targets.tau=0.1", "data.path=é*.jsonl"])
-    assert layered(StageOne, from_file(StageOne, settings.model_dump(mode="json"), "resolved.json")) == settings
+    assert (
+        layered(CaptureSettings, from_file(CaptureSettings, settings.model_dump(mode="json"), "resolved.json"))
+        == settings
+    )

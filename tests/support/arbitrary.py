@@ -14,9 +14,9 @@ import numpy.typing as npt
 from kdpipe.cache.format.rows import Block, Floats, Sequence
 from kdpipe.cache.opening import create_cache
 from kdpipe.schemas.arrays import Arrays, default_arrays
-from kdpipe.schemas.cache_plan import Plan, SplitPlan
-from kdpipe.schemas.manifest import Data, Manifest, SourceColumn, Teacher, Tokenizer, expected_tables
-from kdpipe.schemas.targets import HiddenSpec, Kept, TargetSpec, Vector
+from kdpipe.schemas.cache_plan import CachePlan, SplitPlan
+from kdpipe.schemas.manifest import Data, Manifest, SourceColumn, TeacherRecord, Tokenizer, expected_tables
+from kdpipe.schemas.targets import HiddenSpec, KeptSpec, TargetSpec, Vector
 from support.tiny import unsynced
 
 ZEROS = "0" * 64
@@ -35,7 +35,7 @@ BY_ROW = (Vector(layer=2, width=7, group=3), Vector(layer=9, width=1, group=4))
 class Wish:
     """What a random cache must have; everything else follows from the seed."""
 
-    keep: Kept
+    keep: KeptSpec
     vocabulary_size: int = 50
     seed: int = 0
     part_lengths: tuple[tuple[int, ...], ...] = ((9, 1, 30), (1,), (64,))
@@ -68,10 +68,10 @@ class Wish:
         return Manifest(
             kdpipe="0",
             seed=self.seed,
-            teacher=None if self.keep.kind == "none" else Teacher(name="arbitrary"),
+            teacher=None if self.keep.kind == "none" else TeacherRecord(name="arbitrary"),
             tokenizer=Tokenizer(fingerprint=ZEROS, vocabulary_size=self.vocabulary_size),
             data=Data(fingerprint=ZEROS, source="arbitrary", columns=COLUMNS if self.columns else (), text=self.text),
-            plan=Plan(splits=(SplitPlan(name="train", bounds=tuple(bounds.tolist())),), sequence_length=512),
+            plan=CachePlan(splits=(SplitPlan(name="train", bounds=tuple(bounds.tolist())),), sequence_length=512),
             targets=self.targets,
             hidden=hidden,
             tables=expected_tables(self.targets, hidden, self.vocabulary_size),

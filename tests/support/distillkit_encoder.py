@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from kdpipe.schemas.foreign import DistillkitCodec
+from kdpipe.schemas.interop import DistillkitCodec
 from support.corpora import TEXTS
 from support.distillkit_twin import bits_of, in_type, packed_values
 

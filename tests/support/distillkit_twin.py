@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import torch
 
-from kdpipe.schemas.foreign import DistillkitCodec, ResidualBin
+from kdpipe.schemas.interop import DistillkitCodec, ResidualBin
 
 TYPES = {
     "float16": torch.float16,

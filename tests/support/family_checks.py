@@ -16,8 +16,8 @@ from transformers import PretrainedConfig
 
 from kdpipe.cache.format.blocks import cut
 from kdpipe.pipeline.losses.head_chunks import HeadLosses
-from kdpipe.pipeline.losses.terms import LogitTerm, Shape
-from kdpipe.pipeline.students.presets import Ids
+from kdpipe.pipeline.losses.terms import LogitTerm, LossOptions
+from kdpipe.pipeline.students.presets import TokenIds
 from kdpipe.pipeline.students.saving import save_student
 from kdpipe.pipeline.students.student import Student
 from kdpipe.schemas.targets import HiddenSpec, TopK, Vector, WholeState
@@ -97,9 +97,9 @@ def check_teacher(folder: Path) -> float:
 
 def check_student(folder: Path, out: Path) -> tuple[float, float, tuple[str, ...]]:
     """Losses beside plain transformers, three steps, and the saved folder beside the student that was saved."""
-    found = student(folder, Ids(count=N_IDS, longest=64))
+    found = student(folder, TokenIds(count=N_IDS, longest=64))
     plain: Any = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    losses, optimizer = HeadLosses(found.head, Shape()), torch.optim.AdamW(found.trainable().values(), lr=1e-3)
+    losses, optimizer = HeadLosses(found.head, LossOptions()), torch.optim.AdamW(found.trainable().values(), lr=1e-3)
     batch = batch_of([[9, 15, 8], [20, 12]], N_IDS)
     terms = (LogitTerm(name="ce", coefficient=1 / len(batch.labels_N)),)
     with torch.no_grad():

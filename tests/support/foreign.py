@@ -17,9 +17,9 @@ from transformers import PreTrainedTokenizerFast
 
 from kdpipe.pipeline.config_file import read_file
 from kdpipe.pipeline.import_cache import import_cache, open_source
-from kdpipe.pipeline.interop.survey import Survey
+from kdpipe.pipeline.interop.survey import SourceSurvey
 from kdpipe.pipeline.watch import SilentWatch
-from kdpipe.schemas.foreign import DistillkitCodec, ImportReport, ImportSettings
+from kdpipe.schemas.interop import DistillkitCodec, ImportReport, ImportSettings
 from kdpipe.schemas.strict_json import canonical
 
 DISTILLKIT = Path(__file__).parents[1] / "data" / "distillkit"
@@ -66,7 +66,7 @@ def imported(**settings: Any) -> ImportReport:
     return import_cache(ImportSettings(**settings), SilentWatch())
 
 
-def surveyed(n_ids: int, **settings: Any) -> Survey:
+def surveyed(n_ids: int, **settings: Any) -> SourceSurvey:
     """The first pass of an import, which reads and checks everything and writes nothing."""
     asked = ImportSettings(tokenizer="-", out="-", **settings)
     return open_source(asked, n_ids).survey(asked)

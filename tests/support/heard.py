@@ -3,7 +3,7 @@
 In: what stage two says. Out: the same, in lists.
 """
 
-from kdpipe.pipeline.watch import StepNews
+from kdpipe.pipeline.watch import StepProgress
 
 
 class HeardTraining:
@@ -13,7 +13,7 @@ class HeardTraining:
         self.said: list[str] = []
         self.warned: list[str] = []
         self.begun: tuple[int, int] | None = None
-        self.news: list[StepNews] = []
+        self.news: list[StepProgress] = []
 
     def say(self, text: str) -> None:
         self.said.append(text)
@@ -24,7 +24,7 @@ class HeardTraining:
     def begin(self, n_steps: int, n_done: int) -> None:
         self.begun = (n_steps, n_done)
 
-    def stepped(self, news: StepNews) -> None:
+    def stepped(self, news: StepProgress) -> None:
         self.news.append(news)
 
 

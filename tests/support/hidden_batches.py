@@ -57,8 +57,8 @@ def batch_with(
         for number, length in enumerate(lengths):
             document[b, start : start + length] = number
             of_documents.append((b, number))
-            learnt = torch.rand(length - 1, generator=generator) < 0.9
-            places += [b * longest + start + t for t in range(length - 1) if learnt[t]]
+            trained = torch.rand(length - 1, generator=generator) < 0.9
+            places += [b * longest + start + t for t in range(length - 1) if trained[t]]
             start += length
     places_N = torch.tensor(places, dtype=torch.int64)
     return MicroBatch(

@@ -14,7 +14,7 @@ from kdpipe.pipeline.batches.micro_batch import MicroBatch
 from kdpipe.pipeline.losses.hidden.hidden_objective import HiddenObjective
 from kdpipe.pipeline.losses.terms import HiddenName
 from kdpipe.schemas.manifest import Manifest
-from kdpipe.schemas.stage_two import Losses
+from kdpipe.schemas.train_settings import LossSettings
 from support.hidden_batches import STUDENT_LAYERS, STUDENT_WIDTH, manifest_with
 from support.hidden_twins import TWINS, Case, balance
 
@@ -31,13 +31,13 @@ class Answer:
     gradients: Mapping[str, Tensor]
 
 
-def losses_with(**hidden: Any) -> Losses:
+def losses_with(**hidden: Any) -> LossSettings:
     """Settings of losses, those of hidden states given."""
-    return Losses.model_validate({"hidden": {"group": 2, "anchors": 5} | hidden})
+    return LossSettings.model_validate({"hidden": {"group": 2, "anchors": 5} | hidden})
 
 
 def objective_with(
-    terms: Collection[HiddenName], settings: Losses | None = None, manifest: Manifest | None = None, seed: int = 0
+    terms: Collection[HiddenName], settings: LossSettings | None = None, manifest: Manifest | None = None, seed: int = 0
 ) -> HiddenObjective:
     """Over the small student; maps have a bias and the mixtures are uneven, so that every part of both is tested."""
     made = HiddenObjective(

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from kdpipe.cache.format.rows import Block, Sequence
 from kdpipe.cache.opening import create_cache
 from kdpipe.pipeline.synthetic import Recipe, synthetic_manifest, synthetic_part, synthetic_tables
-from kdpipe.schemas.arrays import Arrays, Column, LinearLaw, LogOddsLaw, default_arrays
+from kdpipe.schemas.arrays import Arrays, Column, LinearQuantizer, LogOddsQuantizer, default_arrays
 from kdpipe.schemas.manifest import Manifest, expected_tables
 from kdpipe.schemas.targets import HiddenSpec, PcaProjection, State, TargetSpec, Vector, WholeState
 
@@ -34,7 +34,7 @@ BASE = Recipe(
 KINDS: Mapping[str, Recipe] = {
     "threshold": replace(BASE, kind="threshold", text=True, boundary=True, hidden=True, hidden_width=6),
     "threshold-at-2": replace(BASE, kind="threshold", target_temperature=2.0, draw_values=True),
-    "threshold-other-laws": replace(BASE, kind="threshold", boundary=True),
+    "threshold-other-quantizers": replace(BASE, kind="threshold", boundary=True),
     "sampled": replace(BASE, kind="sampled", temperatures=(0.5, 2.0), draw_values=True),
     "sampled-at-2": replace(BASE, kind="sampled", target_temperature=2.0),
     "topk": replace(BASE, kind="topk", boundary=True),
@@ -71,8 +71,8 @@ def kind_manifest(name: str) -> Manifest:
     if name == "none-hidden":
         hidden = HIDDEN
     arrays = _small_chunks(default_arrays(targets, hidden, manifest.vocabulary_size))
-    if name == "threshold-other-laws":
-        arrays = _other_laws(arrays)
+    if name == "threshold-other-quantizers":
+        arrays = _other_quantizers(arrays)
     changed = {
         "targets": targets,
         "hidden": hidden,
@@ -91,21 +91,23 @@ def _small_chunks(arrays: Arrays) -> Arrays:
     return arrays.model_copy(update=small)
 
 
-def _other_laws(arrays: Arrays) -> Arrays:
+def _other_quantizers(arrays: Arrays) -> Arrays:
     """Other steps, zeros and levels than kdpipe writes by itself."""
     assert arrays.logprob is not None
-    law = LinearLaw(step=1 / 8, zero=5, sign=-1)
-    row = arrays.row.model_copy(update={"columns": tuple(map(_other_law, arrays.row.columns)), "level": 4})
-    return arrays.model_copy(update={"row": row, "logprob": arrays.logprob.model_copy(update={"law": law})})
+    quantizer = LinearQuantizer(step=1 / 8, zero=5, sign=-1)
+    row = arrays.row.model_copy(update={"columns": tuple(map(_other_quantizer, arrays.row.columns)), "level": 4})
+    return arrays.model_copy(update={"row": row, "logprob": arrays.logprob.model_copy(update={"quantizer": quantizer})})
 
 
-def _other_law(column: Column) -> Column:
-    law = column.law
-    if isinstance(law, LinearLaw):
-        law = law.model_copy(update={"step": 1 / 1100 if column.name.startswith("log_z") else 1 / 100, "zero": 7})
-    elif isinstance(law, LogOddsLaw):
-        law = law.model_copy(update={"step": 1 / 300, "zero": 30_000})
-    return column.model_copy(update={"law": law})
+def _other_quantizer(column: Column) -> Column:
+    quantizer = column.quantizer
+    if isinstance(quantizer, LinearQuantizer):
+        quantizer = quantizer.model_copy(
+            update={"step": 1 / 1100 if column.name.startswith("log_z") else 1 / 100, "zero": 7}
+        )
+    elif isinstance(quantizer, LogOddsQuantizer):
+        quantizer = quantizer.model_copy(update={"step": 1 / 300, "zero": 30_000})
+    return column.model_copy(update={"quantizer": quantizer})
 
 
 def kind_tables(name: str) -> dict[str, npt.NDArray[Any]]:

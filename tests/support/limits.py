@@ -18,7 +18,7 @@ from kdpipe.cache.verify.deep_child import Parts, check_part
 from kdpipe.cache.verify.fast import survey
 from kdpipe.cache.verify.full import full_problems
 from kdpipe.schemas.errors import KdpipeError
-from kdpipe.schemas.report import Problem
+from kdpipe.schemas.verify_report import Problem
 from support.children import Ended, in_child
 from support.damage import everything_of
 

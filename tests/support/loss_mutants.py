@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from kdpipe.pipeline.batches.micro_batch import Targets
-from kdpipe.pipeline.losses.terms import Shape
+from kdpipe.pipeline.losses.terms import LossOptions
 from support.loss_twins import Answer, Asked, World, answer, largest_ids, targets, world
 from support.losses import distance, ours
 from support.source import ROOT
@@ -103,7 +103,7 @@ def _hybrid() -> Case:
         )
         asked.append(one)
         due.append(replace(one, coefficient={"ce": 1.0, "total_variation": 2.0}.get(name, 4.0) / 40))
-    options = {"shape": Shape(skew=0.3, beta=0.2)}
+    options = {"shape": LossOptions(skew=0.3, beta=0.2)}
     kept = targets(w, exact, draws=3)
     return Case(w=w, kept=kept, asked=asked, due=answer(w, due), factored=True, options=options)
 
@@ -144,7 +144,7 @@ def _weighed_tail() -> Case:
     share = 1.5 / float(kept.log_tail_N[4:].exp().mean())
     due = answer(w, [replace(whole, coefficient=share), replace(bucket, coefficient=1 - share)])
     due.sums = {"forward_kl": due.total}
-    options = {"shape": Shape(tail_weight=1.5), "sequence_N": sequence_N}
+    options = {"shape": LossOptions(tail_weight=1.5), "sequence_N": sequence_N}
     return Case(w=w, kept=kept, asked=[whole], due=due, options=options)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from kdpipe.pipeline.batches.micro_batch import Targets, with_tensors
 from kdpipe.pipeline.losses.head_chunks import HeadLosses, HeadResult
-from kdpipe.pipeline.losses.terms import LogitTerm, Shape
+from kdpipe.pipeline.losses.terms import LogitTerm, LossOptions
 from kdpipe.pipeline.models.head import Head
 from support.loss_twins import Answer, Asked, World, answer
 
@@ -69,7 +69,7 @@ def ours(
     *,
     dtype: torch.dtype = torch.float32,
     device: str = "cpu",
-    shape: Shape | None = None,
+    shape: LossOptions | None = None,
     opaque: bool = False,
     chunk_rows: int = 5,
     make: Callable[..., HeadLosses] = HeadLosses,
@@ -79,7 +79,7 @@ def ours(
     module = linear(w, dtype).to(device)
     states = w.states_NH.clone().to(device, dtype).requires_grad_()
     head = head_of(w, Opaque(module) if opaque else module)
-    losses = make(head, shape or Shape(), options.pop("teacher", None), 4 * w.vocabulary_size * chunk_rows)
+    losses = make(head, shape or LossOptions(), options.pop("teacher", None), 4 * w.vocabulary_size * chunk_rows)
     placed = None if kept is None else with_tensors(kept, lambda one: one.to(device))
     result = losses(states, w.labels_N.to(device), placed, terms_of(asked, device), **options)
     result.total.backward()

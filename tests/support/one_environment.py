@@ -20,7 +20,7 @@ from kdpipe.cache.opening import open_cache
 from kdpipe.cache.reader import Cache
 from kdpipe.cache.verify import verify_cache
 from kdpipe.cache.verify.zarr_oracle import open_arrays
-from kdpipe.schemas.report import Level
+from kdpipe.schemas.verify_report import Level
 from support.foreign_writer import by_zarr
 from support.kinds import KINDS, make_kind
 

@@ -1,6 +1,6 @@
 """Logits that are awkward in every way, reduced; and what was kept, row by row in plain Python.
 
-In: a target spec. Out: a `Reduced`, or `Row`s of it.
+In: a target spec. Out: a `ReducedRows`, or `Row`s of it.
 """
 
 import math
@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from kdpipe.pipeline.targets.draws import row_keys
-from kdpipe.pipeline.targets.reduce import Reduced, Reducer
-from kdpipe.pipeline.targets.request import Asked
-from kdpipe.schemas.targets import HiddenSpec, Kept, Sampled, TargetSpec, Threshold, TopK, TopP
+from kdpipe.pipeline.targets.reduce import ReducedRows, Reducer
+from kdpipe.pipeline.targets.request import TargetRequest
+from kdpipe.schemas.targets import HiddenSpec, KeptSpec, Sampled, TargetSpec, Threshold, TopK, TopP
 
 CPU = torch.device("cpu")
 # Every kind with entries: few and many, narrower and wider than a small vocabulary.
-KEPT: Mapping[str, Kept] = {
+KEPT: Mapping[str, KeptSpec] = {
     "threshold": Threshold(tau=1 / 25),
     "threshold-coarse": Threshold(tau=1.0),
     "threshold-narrow": Threshold(tau=1 / 100, max_entries=12),
@@ -31,15 +31,15 @@ KEPT: Mapping[str, Kept] = {
 }
 
 
-def targets(keep: Kept, temperature: float = 1.0, **more: Any) -> TargetSpec:
+def targets(keep: KeptSpec, temperature: float = 1.0, **more: Any) -> TargetSpec:
     """A spec with three temperatures and every scalar."""
     more = {"temperatures": (2.0, 4.0, 0.5), "boundary": True, **more}
     return TargetSpec(keep=keep, target_temperature=temperature, **more)
 
 
-def asked(spec: TargetSpec, size: int, seed: int = 0) -> Asked:
+def asked(spec: TargetSpec, size: int, seed: int = 0) -> TargetRequest:
     """What a teacher of a vocabulary is asked, without hidden states."""
-    return Asked(targets=spec, hidden=HiddenSpec(), vocabulary_size=size, seed=seed)
+    return TargetRequest(targets=spec, hidden=HiddenSpec(), vocabulary_size=size, seed=seed)
 
 
 def starts_word(size: int) -> Tensor:
@@ -76,7 +76,7 @@ def awkward(size: int) -> dict[str, Tensor]:
     return {name: row.clone() for name, row in rows.items()}
 
 
-def reduce_rows(spec: TargetSpec, rows: Tensor, labels: Tensor, document: int = 0) -> Reduced:
+def reduce_rows(spec: TargetSpec, rows: Tensor, labels: Tensor, document: int = 0) -> ReducedRows:
     """Some rows, as those of a document."""
     return reducer(spec, rows.shape[1]).reduce(rows.clone(), labels, row_keys(0, "train", document, 0, len(rows)))
 
@@ -93,7 +93,7 @@ class Row:
     weights: dict[int, float]
 
 
-def rows_of(reduced: Reduced, spec: TargetSpec) -> Iterator[Row]:
+def rows_of(reduced: ReducedRows, spec: TargetSpec) -> Iterator[Row]:
     """Row by row, with weights by the definition of docs/cache-format.md before anything is rounded."""
     for r in range(len(reduced.n_exact_R)):
         n_exact, n_draws = int(reduced.n_exact_R[r]), int(reduced.n_draws_R[r])

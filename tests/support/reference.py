@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kdpipe.cache.format.rows import Block, Sequence
-from kdpipe.schemas.arrays import LinearLaw, LogOddsLaw
+from kdpipe.schemas.arrays import LinearQuantizer, LogOddsQuantizer
 from kdpipe.schemas.manifest import Manifest
 from kdpipe.schemas.targets import State
 
@@ -44,31 +44,31 @@ class Expected:
     state: Doubles | None = None
 
 
-def encode(law: LinearLaw | LogOddsLaw, value: float) -> int:
+def encode(quantizer: LinearQuantizer | LogOddsQuantizer, value: float) -> int:
     """The code of a number."""
     if math.isnan(value):
         return 65535
     if value == -INFINITY:
         return 65534
-    if isinstance(law, LogOddsLaw):
+    if isinstance(quantizer, LogOddsQuantizer):
         if value >= 0:
             return 65533
-        return min(max(round((value - math.log(-math.expm1(value))) / law.step) + law.zero, 0), 65533)
-    code = round(law.sign * value / law.step) + law.zero
-    return 65534 if code > 65533 and law.sign < 0 else code
+        return min(max(round((value - math.log(-math.expm1(value))) / quantizer.step) + quantizer.zero, 0), 65533)
+    code = round(quantizer.sign * value / quantizer.step) + quantizer.zero
+    return 65534 if code > 65533 and quantizer.sign < 0 else code
 
 
-def decode(law: LinearLaw | LogOddsLaw, code: int) -> float:
+def decode(quantizer: LinearQuantizer | LogOddsQuantizer, code: int) -> float:
     """The number of a code."""
     if code >= 65534:
         return NAN if code == 65535 else -INFINITY
-    x = (code - law.zero) * law.step
-    return -log_one_plus_exp(-x) if isinstance(law, LogOddsLaw) else law.sign * x
+    x = (code - quantizer.zero) * quantizer.step
+    return -log_one_plus_exp(-x) if isinstance(quantizer, LogOddsQuantizer) else quantizer.sign * x
 
 
-def complement(law: LogOddsLaw, code: int) -> float:
+def complement(quantizer: LogOddsQuantizer, code: int) -> float:
     """log(1 - exp(value of the code))."""
-    return 0.0 if code == 65534 else -log_one_plus_exp((code - law.zero) * law.step)
+    return 0.0 if code == 65534 else -log_one_plus_exp((code - quantizer.zero) * quantizer.step)
 
 
 def log_one_plus_exp(x: float) -> float:
@@ -83,14 +83,16 @@ def exp(x: float) -> float:
 
 def expected_rows(sequence: Sequence, block: Block, manifest: Manifest, ids_by_rank: Many[int]) -> Expected:
     """What reading a sequence must give."""
-    laws: dict[str, Any] = {column.name: column.law for column in manifest.arrays.row.columns}
+    quantizers: dict[str, Any] = {column.name: column.quantizer for column in manifest.arrays.row.columns}
     rank = {int(token): place for place, token in enumerate(ids_by_rank)}
-    found = Expected(scalars={name: [] for name, law in laws.items() if law.kind in ("linear", "log_odds")})
+    found = Expected(
+        scalars={name: [] for name, quantizer in quantizers.items() if quantizer.kind in ("linear", "log_odds")}
+    )
     place = draw = 0
     for t in range(len(sequence.tokens)):
-        codes = {name: _scalar_code(laws[name], name, sequence, block, t) for name in found.scalars}
+        codes = {name: _scalar_code(quantizers[name], name, sequence, block, t) for name in found.scalars}
         for name, code in codes.items():
-            found.scalars[name].append(decode(laws[name], code))
+            found.scalars[name].append(decode(quantizers[name], code))
         n_exact, n_draws = int(block.n_exact[t]), int(block.n_draws[t])
         entries = [
             Entry(id=int(block.ids[place + j]), logprob=float(block.logprobs[place + j]), is_draw=j >= n_exact)
@@ -103,7 +105,7 @@ def expected_rows(sequence: Sequence, block: Block, manifest: Manifest, ids_by_r
         draws = sorted((e for e in entries if e.is_draw), key=lambda e: rank[e.id])
         found.rows.append(exact + draws)
         if entries:
-            _read_back(exact, draws, codes, laws, manifest)
+            _read_back(exact, draws, codes, quantizers, manifest)
         place, draw = place + n_exact + n_draws, draw + n_draws
     for vector in manifest.hidden.rows:
         found.hidden[vector.layer] = quantized(block.hidden[vector.layer], vector.group)
@@ -113,22 +115,24 @@ def expected_rows(sequence: Sequence, block: Block, manifest: Manifest, ids_by_r
     return found
 
 
-def _scalar_code(law: LinearLaw | LogOddsLaw, name: str, sequence: Sequence, block: Block, t: int) -> int:
+def _scalar_code(
+    quantizer: LinearQuantizer | LogOddsQuantizer, name: str, sequence: Sequence, block: Block, t: int
+) -> int:
     if not sequence.loss_mask[t]:
         return 65535
     column, _, temperature = name.partition("@")
     values = block.log_z[float(temperature)] if temperature else getattr(block, column)
-    return encode(law, float(values[t]))
+    return encode(quantizer, float(values[t]))
 
 
 def _read_back(
-    exact: list[Entry], draws: list[Entry], codes: Mapping[str, int], laws: Mapping[str, Any], manifest: Manifest
+    exact: list[Entry], draws: list[Entry], codes: Mapping[str, int], quantizers: Mapping[str, Any], manifest: Manifest
 ) -> None:
     """Round the log p of a row's entries as storing does, make exact mass and tail sum to 1, and weigh."""
     assert manifest.arrays.logprob is not None
-    targets, law = manifest.targets, manifest.arrays.logprob.law
+    targets, quantizer = manifest.targets, manifest.arrays.logprob.quantizer
     for entry in exact + draws:
-        entry.logprob = decode(law, encode(law, entry.logprob))
+        entry.logprob = decode(quantizer, encode(quantizer, entry.logprob))
     if not targets.draw_values:
         for entry in draws:
             entry.logprob = NAN
@@ -136,7 +140,7 @@ def _read_back(
         for entry in exact:
             entry.weight = exp(entry.logprob)
         return
-    shift = complement(laws["log_tail"], codes["log_tail"]) - math.log(sum(exp(e.logprob) for e in exact))
+    shift = complement(quantizers["log_tail"], codes["log_tail"]) - math.log(sum(exp(e.logprob) for e in exact))
     for entry in exact:
         entry.logprob += shift
     temperature, name = targets.target_temperature, "log_tail"
@@ -144,12 +148,12 @@ def _read_back(
     if temperature != 1.0:
         name = "drawn_log_tail"
         column = f"log_z@{temperature!r}"
-        log_z = decode(laws[column], codes[column])
+        log_z = decode(quantizers[column], codes[column])
     powers = [exp(entry.logprob / temperature - log_z) for entry in exact]
-    mass = exp(complement(laws[name], codes[name]))
+    mass = exp(complement(quantizers[name], codes[name]))
     for entry, power in zip(exact, powers, strict=True):
         entry.weight = power * mass / sum(powers)
-    tail = exp(decode(laws[name], codes[name]))
+    tail = exp(decode(quantizers[name], codes[name]))
     for entry in draws:
         entry.weight = tail * entry.times / sum(e.times for e in draws)
 

@@ -89,22 +89,22 @@ def _table(path: Path, table: dict[str, Any]) -> npt.NDArray[Any]:
     return numbers if table["dtype"] == "uint32" else numbers.astype(np.float64)
 
 
-def number(law: dict[str, Any], code: int) -> float:
-    """A code's number under a linear or log_odds law."""
+def number(quantizer: dict[str, Any], code: int) -> float:
+    """A code's number under a linear or log_odds quantizer."""
     assert 0 <= code < 65536
     if code == NAN_CODE:
         return math.nan
     if code == MINUS_INFINITY_CODE:
         return -math.inf
-    x: float = (code - law["zero"]) * law["step"]
-    return float(law["sign"] * x) if law["kind"] == "linear" else -math.log1p(math.exp(-x))
+    x: float = (code - quantizer["zero"]) * quantizer["step"]
+    return float(quantizer["sign"] * x) if quantizer["kind"] == "linear" else -math.log1p(math.exp(-x))
 
 
-def complement(law: dict[str, Any], code: int) -> float:
-    """log(1 - exp(number)) of a code under a log_odds law."""
+def complement(quantizer: dict[str, Any], code: int) -> float:
+    """log(1 - exp(number)) of a code under a log_odds quantizer."""
     if code == MINUS_INFINITY_CODE:
         return 0.0
-    return -math.log1p(math.exp((code - law["zero"]) * law["step"]))
+    return -math.log1p(math.exp((code - quantizer["zero"]) * quantizer["step"]))
 
 
 def vectors(coded: bytes, specs: list[dict[str, int]]) -> list[list[float]]:
@@ -140,7 +140,7 @@ class _Part:
         self._check_files()
         self.arrays = self._arrays()
         columns = manifest["arrays"]["row"]["columns"]
-        self.laws = {column["name"]: column["law"] for column in columns}
+        self.quantizers = {column["name"]: column["quantizer"] for column in columns}
         self.columns = {column["name"]: self.arrays["row"][:, i].tolist() for i, column in enumerate(columns)}
         self.table: Any = pa.ipc.open_file(str(folder / "sequences.arrow")).read_all()
         self.texts = self._texts()
@@ -234,9 +234,9 @@ class _Part:
     def _scalars(self, span: range, entries: "_Entries") -> dict[str, Doubles]:
         """Step 8 of Decoding: the next token's log p is that of an exact id, where it is one."""
         found = {
-            name: np.array([number(law, self.columns[name][t]) for t in span])
-            for name, law in self.laws.items()
-            if law["kind"] in ("linear", "log_odds")
+            name: np.array([number(quantizer, self.columns[name][t]) for t in span])
+            for name, quantizer in self.quantizers.items()
+            if quantizer["kind"] in ("linear", "log_odds")
         }
         place = 0
         for row, t in enumerate(span):
@@ -279,14 +279,14 @@ class _Entries:
         n_values = n_exact + (n_draws if self._has_draw_values else 0)
         values = part.arrays["logprob"][self._value : self._value + n_values].tolist()
         self._value += n_values
-        law = part.manifest["arrays"]["logprob"]["law"]
-        exact = [number(law, code) for code in _sums(values[:n_exact])]
-        draws = [number(law, code) for code in values[n_exact:]] or [math.nan] * n_draws
-        if "log_tail" in part.laws:
-            correction = complement(part.laws["log_tail"], part.columns["log_tail"][t]) - _log(
+        quantizer = part.manifest["arrays"]["logprob"]["quantizer"]
+        exact = [number(quantizer, code) for code in _sums(values[:n_exact])]
+        draws = [number(quantizer, code) for code in values[n_exact:]] or [math.nan] * n_draws
+        if "log_tail" in part.quantizers:
+            correction = complement(part.quantizers["log_tail"], part.columns["log_tail"][t]) - _log(
                 sum(map(math.exp, exact))
             )
-            assert abs(correction) <= law["step"]
+            assert abs(correction) <= quantizer["step"]
             exact = [value + correction for value in exact]
         self.logprobs += exact + draws
         self._weigh(t, exact, n_draws)
@@ -294,15 +294,15 @@ class _Entries:
     def _weigh(self, t: int, exact: list[float], n_draws: int) -> None:
         part, temperature = self._part, self._part.targets["target_temperature"]
         weights, tail = [math.exp(value) for value in exact], "log_tail"
-        if temperature != 1 and "log_tail" in part.laws:
+        if temperature != 1 and "log_tail" in part.quantizers:
             tail, name = "drawn_log_tail", f"log_z@{temperature!r}"
-            log_z = number(part.laws[name], part.columns[name][t])
+            log_z = number(part.quantizers[name], part.columns[name][t])
             weights = [math.exp(value / temperature - log_z) for value in exact]
-            mass = math.exp(complement(part.laws[tail], part.columns[tail][t]))
+            mass = math.exp(complement(part.quantizers[tail], part.columns[tail][t]))
             total = sum(weights)
             weights = [weight * mass / total for weight in weights]
         if n_draws:
-            left = math.exp(number(part.laws[tail], part.columns[tail][t]))
+            left = math.exp(number(part.quantizers[tail], part.columns[tail][t]))
             times = [1] * n_draws
             if part.targets["keep"]["kind"] == "sampled":
                 times = [code + 1 for code in part.arrays["times"][self._draw : self._draw + n_draws].tolist()]

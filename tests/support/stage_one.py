@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from kdpipe.pipeline.cache_teacher import cache_teacher
-from kdpipe.pipeline.capture.part_queue import Shard
-from kdpipe.pipeline.watch import PartsNews, Watch
+from kdpipe.pipeline.capture.part_queue import WorkerShard
+from kdpipe.pipeline.watch import PartsProgress, Watch
+from kdpipe.schemas.capture_report import CaptureReport, PartsMade
+from kdpipe.schemas.capture_settings import CaptureOptions, CaptureSettings
 from kdpipe.schemas.errors import ConfigError
-from kdpipe.schemas.report import PartsMade, StageOneReport
-from kdpipe.schemas.stage_one import RunOptions, StageOne
-from kdpipe.schemas.summary import Sizes
+from kdpipe.schemas.summary import CacheSizes
 from support.corpora import TEXTS, small_tokenizer, write_jsonl
 from support.models import tiny_llama
 
@@ -23,14 +23,14 @@ LENGTH = 96
 VOCABULARY = 512
 
 
-EMPTY = StageOneReport(
+EMPTY = CaptureReport(
     cache="",
     cache_id=None,
     complete=False,
     parts=PartsMade(planned=0, present=0, made=0),
     positions=0,
     bytes=0,
-    sizes=Sizes(parts=0, tokenizer=0, tables=0, records=0, journal=None),
+    sizes=CacheSizes(parts=0, tokenizer=0, tables=0, records=0, journal=None),
     bytes_per_position=None,
     entries_per_position=None,
     positions_per_second=None,
@@ -64,7 +64,7 @@ class HeardWatch:
     def begin(self, n_parts: int, n_done: int, positions_planned: int | None) -> None:
         self.begun = (n_parts, n_done, positions_planned)
 
-    def progress(self, news: PartsNews) -> None:
+    def progress(self, news: PartsProgress) -> None:
         self.shares.append(news.waiting_share)
         self.left.append(news.seconds_left)
 
@@ -80,7 +80,7 @@ def make_inputs(folder: Path, n_documents: int = 24) -> None:
     write_jsonl(folder / "corpus.jsonl", rows)
 
 
-def settings_for(folder: Path, out: str = "cache", **changes: dict[str, Any]) -> StageOne:
+def settings_for(folder: Path, out: str = "cache", **changes: dict[str, Any]) -> CaptureSettings:
     """The settings of a small run; `changes` by section."""
     sections: dict[str, dict[str, Any]] = {
         "data": {"path": str(folder / "corpus.jsonl"), "val_fraction": 0.1},
@@ -90,15 +90,15 @@ def settings_for(folder: Path, out: str = "cache", **changes: dict[str, Any]) ->
     }
     for section, values in changes.items():
         sections[section] = sections.get(section, {}) | values
-    return StageOne.model_validate({**sections, "out": str(folder / out)})
+    return CaptureSettings.model_validate({**sections, "out": str(folder / out)})
 
 
-def run(settings: StageOne, watch: HeardWatch | None = None, **options: Any) -> StageOneReport:
+def run(settings: CaptureSettings, watch: HeardWatch | None = None, **options: Any) -> CaptureReport:
     """Run the story."""
-    return cache_teacher(settings, RunOptions(**options), watch or HeardWatch())
+    return cache_teacher(settings, CaptureOptions(**options), watch or HeardWatch())
 
 
-def talk(settings: StageOne, shard: Shard, watch: Watch) -> StageOneReport:
+def talk(settings: CaptureSettings, shard: WorkerShard, watch: Watch) -> CaptureReport:
     """A worker that tells what all of them find, and what it alone has found."""
     for tell in (watch.say, watch.warn):
         tell("all")
@@ -106,20 +106,20 @@ def talk(settings: StageOne, shard: Shard, watch: Watch) -> StageOneReport:
     return EMPTY
 
 
-def die(settings: StageOne, shard: Shard, watch: Watch) -> StageOneReport:
+def die(settings: CaptureSettings, shard: WorkerShard, watch: Watch) -> CaptureReport:
     """A worker that is killed."""
     os.kill(os.getpid(), signal.SIGKILL)
     raise AssertionError
 
 
-def interrupt_all(settings: StageOne, shard: Shard, watch: Watch) -> StageOneReport:
+def interrupt_all(settings: CaptureSettings, shard: WorkerShard, watch: Watch) -> CaptureReport:
     """A worker in a terminal in which someone types Ctrl-C; on Linux."""
     os.killpg(0, signal.SIGINT)
     time.sleep(600)
     raise AssertionError
 
 
-def fail_second(settings: StageOne, shard: Shard, watch: Watch) -> StageOneReport:
+def fail_second(settings: CaptureSettings, shard: WorkerShard, watch: Watch) -> CaptureReport:
     """A worker that takes its time, unless it is the second."""
     if shard.index == 1:
         raise ConfigError("the second fails", hint="another")

@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from kdpipe.pipeline.train import train
-from kdpipe.pipeline.watch import StepNews
+from kdpipe.pipeline.watch import StepProgress
 from kdpipe.schemas.run_report import TrainReport
-from kdpipe.schemas.stage_two import StageTwo, TrainOptions
+from kdpipe.schemas.train_settings import TrainOptions, TrainSettings
 from support import stage_one
 from support.heard import HeardTraining
 
@@ -38,7 +38,7 @@ class Stopping(HeardTraining):
         super().__init__()
         self._step, self._number = step, number
 
-    def stepped(self, news: StepNews) -> None:
+    def stepped(self, news: StepProgress) -> None:
         super().stepped(news)
         if news.step == self._step:
             os.kill(os.getpid(), self._number)
@@ -51,7 +51,7 @@ class StepMeeting(HeardTraining):
         super().__init__()
         self._meet = meet
 
-    def stepped(self, news: StepNews) -> None:
+    def stepped(self, news: StepProgress) -> None:
         super().stepped(news)
         if news.step == 1:
             self._meet()
@@ -67,7 +67,7 @@ def make_cache(folder: Path, out: str = "cache", **changes: dict[str, Any]) -> P
     return folder / out
 
 
-def settings_for(folder: Path, out: str = "run", kept: str = "cache", **changes: dict[str, Any]) -> StageTwo:
+def settings_for(folder: Path, out: str = "run", kept: str = "cache", **changes: dict[str, Any]) -> TrainSettings:
     """The settings of a small run: 6 steps of 2 batches of 4; `changes` by section."""
     config = folder / "student.json"
     if not config.exists():
@@ -86,10 +86,10 @@ def settings_for(folder: Path, out: str = "run", kept: str = "cache", **changes:
     }
     for section, values in changes.items():
         sections[section] = sections.get(section, {}) | values
-    return StageTwo.model_validate_json(json.dumps({**sections, "out": str(folder / out)}))
+    return TrainSettings.model_validate_json(json.dumps({**sections, "out": str(folder / out)}))
 
 
-def run(settings: StageTwo, watch: HeardTraining | None = None, **options: Any) -> TrainReport:
+def run(settings: TrainSettings, watch: HeardTraining | None = None, **options: Any) -> TrainReport:
     """Run the story."""
     return train(settings, TrainOptions(**options), watch or HeardTraining())
 

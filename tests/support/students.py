@@ -11,15 +11,15 @@ from torch import Tensor
 
 from kdpipe.pipeline.batches.micro_batch import MicroBatch
 from kdpipe.pipeline.students.load_student import load_student
-from kdpipe.pipeline.students.model_card import Card
-from kdpipe.pipeline.students.presets import Ids
-from kdpipe.pipeline.students.resolve import Found, find_student
+from kdpipe.pipeline.students.model_card import ModelCard
+from kdpipe.pipeline.students.presets import TokenIds
+from kdpipe.pipeline.students.resolve import ResolvedStudent, find_student
 from kdpipe.pipeline.students.student import Student
-from kdpipe.schemas.stage_two import StudentSettings
+from kdpipe.schemas.train_settings import StudentSettings
 
 CPU = torch.device("cpu")
-IDS = Ids(count=300, longest=64, end=2, padding=0)
-CARD = Card(
+IDS = TokenIds(count=300, longest=64, end=2, padding=0)
+CARD = ModelCard(
     name="small",
     teacher="org/Big",
     teacher_revision="abc123",
@@ -64,12 +64,12 @@ def batch_of(
     )
 
 
-def found(name: object, ids: Ids = IDS, **settings: Any) -> Found:
+def found(name: object, ids: TokenIds = IDS, **settings: Any) -> ResolvedStudent:
     """What a name leads to."""
     return find_student(StudentSettings(name=str(name), **settings), ids)
 
 
-def student(name: object, ids: Ids = IDS, precision: Any = "fp32", seed: int = 0, **settings: Any) -> Student:
+def student(name: object, ids: TokenIds = IDS, precision: Any = "fp32", seed: int = 0, **settings: Any) -> Student:
     """A student on the CPU."""
     given = StudentSettings(name=str(name), **settings)
     return load_student(find_student(given, ids), given, precision, CPU, seed)

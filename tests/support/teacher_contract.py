@@ -10,8 +10,8 @@ import pytest
 
 from kdpipe.cache.format.blocks import cut
 from kdpipe.cache.format.rows import Block
-from kdpipe.pipeline.documents.segments import Piece
-from kdpipe.pipeline.targets.request import Asked
+from kdpipe.pipeline.documents.segments import Segment
+from kdpipe.pipeline.targets.request import TargetRequest
 from kdpipe.pipeline.teachers import Teacher
 from kdpipe.schemas.errors import KdpipeError
 from support.teachers import Doubles, pieces_of
@@ -30,19 +30,19 @@ class TeacherContract:
         """The teacher, ready to answer."""
         raise NotImplementedError
 
-    def asked(self) -> Asked:
+    def asked(self) -> TargetRequest:
         """A question that it can answer, for the top ids of every row."""
         raise NotImplementedError
 
-    def refused(self) -> Asked | None:
+    def refused(self) -> TargetRequest | None:
         """A question that it cannot answer."""
         raise NotImplementedError
 
-    def truth(self, piece: Piece) -> Doubles:
+    def truth(self, piece: Segment) -> Doubles:
         """Log p [T, V] of a document read alone."""
         raise NotImplementedError
 
-    def pieces(self) -> list[Piece]:
+    def pieces(self) -> list[Segment]:
         return pieces_of(LENGTHS, self.vocabulary)
 
     def blocks(self, groups: Sequence[Sequence[int]]) -> dict[int, Block]:
@@ -70,11 +70,11 @@ class TeacherContract:
     def test_rows_that_are_not_to_be_learnt_are_empty(self) -> None:
         pieces = self.pieces()
         for number, block in self.blocks([list(range(len(pieces)))]).items():
-            learnt = pieces[number].loss_mask
-            assert (block.n_exact[~learnt] + block.n_draws[~learnt] == 0).all()
-            assert (block.n_exact[learnt] >= 1).all()
+            trained = pieces[number].loss_mask
+            assert (block.n_exact[~trained] + block.n_draws[~trained] == 0).all()
+            assert (block.n_exact[trained] >= 1).all()
             for scalar in (block.log_tail, block.entropy, block.label_logprob, *block.log_z.values()):
-                assert scalar is None or (np.isnan(scalar) == ~learnt).all()
+                assert scalar is None or (np.isnan(scalar) == ~trained).all()
 
     def test_what_is_kept_is_what_the_teacher_thinks(self) -> None:
         pieces = self.pieces()
@@ -97,9 +97,9 @@ class TeacherContract:
         for block in self.blocks([[2, 5, 3]]).values():
             rows = np.repeat(np.arange(len(block.n_exact)), block.n_exact)
             kept = np.bincount(rows, np.exp(block.logprobs.astype(np.float64)), len(block.n_exact))
-            learnt = block.n_exact > 0
+            trained = block.n_exact > 0
             assert block.log_tail is not None
-            np.testing.assert_allclose(np.exp(block.log_tail[learnt]), 1 - kept[learnt], atol=CLOSE)
+            np.testing.assert_allclose(np.exp(block.log_tail[trained]), 1 - kept[trained], atol=CLOSE)
 
     @pytest.mark.parametrize("groups", [[[i] for i in range(7)], [[6, 0, 2, 4, 1, 5, 3]], [[1, 2], [0, 3, 4], [5, 6]]])
     def test_who_shares_a_batch_changes_nothing(self, groups: list[list[int]]) -> None:
@@ -116,7 +116,7 @@ class TeacherContract:
     def test_batches_are_taken_as_they_are_needed(self) -> None:
         pieces, taken = self.pieces(), []
 
-        def batches() -> Iterator[list[Piece]]:
+        def batches() -> Iterator[list[Segment]]:
             for piece in pieces:
                 taken.append(piece)
                 yield [piece]

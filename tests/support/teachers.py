@@ -1,6 +1,6 @@
 """Teachers for tests, the pieces they read, and the dense float64 truth that their answers are held against.
 
-In: model folders of `models.py`. Out: `LocalTeacher`s, `Piece`s, log-probabilities of one document read alone; and a
+In: model folders of `models.py`. Out: `LocalTeacher`s, `Segment`s, log-probabilities of one document read alone; and a
 teacher that shows its top candidates only.
 """
 
@@ -15,38 +15,38 @@ import torch
 import transformers
 
 from kdpipe.cache.format.rows import Block, Floats
-from kdpipe.pipeline.documents.segments import Piece
-from kdpipe.pipeline.targets.request import Asked
-from kdpipe.pipeline.teachers import Answer
+from kdpipe.pipeline.documents.segments import Segment
+from kdpipe.pipeline.targets.request import TargetRequest
+from kdpipe.pipeline.teachers import CaptureResult
 from kdpipe.pipeline.teachers.load_teacher import load
 from kdpipe.pipeline.teachers.local_teacher import LocalTeacher
 from kdpipe.pipeline.teachers.shape import teacher_shape
 from kdpipe.schemas import manifest
+from kdpipe.schemas.capture_settings import TeacherSettings
 from kdpipe.schemas.errors import ConfigError
-from kdpipe.schemas.stage_one import TeacherSettings
 from kdpipe.schemas.targets import HiddenSpec, TargetSpec, TopK
 
 Doubles = npt.NDArray[np.float64]
 CPU = torch.device("cpu")
 
 
-def pieces_of(lengths: Iterable[int], vocabulary: int, seed: int = 0) -> list[Piece]:
+def pieces_of(lengths: Iterable[int], vocabulary: int, seed: int = 0) -> list[Segment]:
     """Documents of random tokens; all of each is to be learnt, but for a stretch of the odd ones."""
     random = np.random.default_rng(seed)
     found = []
     for document, length in enumerate(lengths):
-        learnt = np.ones(length, np.bool_)
-        learnt[-1] = False
+        trained = np.ones(length, np.bool_)
+        trained[-1] = False
         if document % 2:
-            learnt[: length // 3] = False
-        found.append(piece_of(random.integers(3, vocabulary, length), document, learnt))
+            trained[: length // 3] = False
+        found.append(piece_of(random.integers(3, vocabulary, length), document, trained))
     return found
 
 
-def piece_of(tokens: npt.NDArray[Any], document: int, loss_mask: npt.NDArray[np.bool_]) -> Piece:
+def piece_of(tokens: npt.NDArray[Any], document: int, loss_mask: npt.NDArray[np.bool_]) -> Segment:
     """A piece of given tokens."""
     tokens = tokens.astype(np.int32)
-    return Piece(
+    return Segment(
         split="train",
         document=document,
         offset=0,
@@ -69,11 +69,11 @@ def asked_for(
     hidden: HiddenSpec | None = None,
     tables: Mapping[str, Floats] | None = None,
     **more: Any,
-) -> Asked:
+) -> TargetRequest:
     """A question for a kind of target, with all scalars that any teacher has."""
     targets = TargetSpec(keep=keep, **{"temperatures": (2.0, 4.0), **more})
     hidden = hidden or HiddenSpec()
-    return Asked(targets=targets, hidden=hidden, vocabulary_size=vocabulary, seed=5, tables=tables or {})
+    return TargetRequest(targets=targets, hidden=hidden, vocabulary_size=vocabulary, seed=5, tables=tables or {})
 
 
 class Truth:
@@ -84,20 +84,20 @@ class Truth:
         self._model = model.eval()
         self._vocabulary = vocabulary
 
-    def logprobs(self, piece: Piece) -> Doubles:
+    def logprobs(self, piece: Segment) -> Doubles:
         """Log p [T, V] at T = 1."""
         with torch.inference_mode():
             logits = self._read(piece).logits[0, :, : self._vocabulary].double()
         found: Doubles = logits.log_softmax(-1).numpy()
         return found
 
-    def states(self, piece: Piece, layer: int) -> Doubles:
+    def states(self, piece: Segment, layer: int) -> Doubles:
         """The states [T, H] of a layer."""
         with torch.inference_mode():
             found: Doubles = self._read(piece).hidden_states[layer][0].double().numpy()
         return found
 
-    def _read(self, piece: Piece) -> Any:
+    def _read(self, piece: Segment) -> Any:
         ids = torch.from_numpy(piece.tokens.astype(np.int64))[None]
         return self._model(ids, use_cache=False, output_hidden_states=True)
 
@@ -111,35 +111,35 @@ class ListedTeacher:
         self._most = most
 
     @property
-    def facts(self) -> manifest.Teacher:
+    def facts(self) -> manifest.TeacherRecord:
         """Who it is."""
-        return manifest.Teacher(name="listed", dtype="unknown", full_distribution=False)
+        return manifest.TeacherRecord(name="listed", dtype="unknown", full_distribution=False)
 
-    def answers(self, batches: Iterable[Sequence[Piece]], asked: Asked) -> Iterator[Answer]:
+    def answers(self, batches: Iterable[Sequence[Segment]], asked: TargetRequest) -> Iterator[CaptureResult]:
         """Look every token up."""
         targets = asked.targets
         keep = targets.keep
         if not isinstance(keep, TopK) or keep.k > self._most or targets.entropy or targets.temperatures:
             raise ConfigError(f"this teacher shows its {self._most} most probable ids and nothing else")
         for batch in batches:
-            yield Answer(block=self._block(batch, keep.k))
+            yield CaptureResult(block=self._block(batch, keep.k))
 
     def measured(self) -> None:
         """Nobody can compare with what was never shown."""
 
-    def _block(self, batch: Sequence[Piece], k: int) -> Block:
+    def _block(self, batch: Sequence[Segment], k: int) -> Block:
         tokens = np.concatenate([piece.tokens for piece in batch])
         labels = np.concatenate([np.append(piece.tokens[1:], 0) for piece in batch])
-        learnt = np.concatenate([piece.loss_mask for piece in batch])
+        trained = np.concatenate([piece.loss_mask for piece in batch])
         rows = self.table[tokens]
         ids = np.argsort(-rows, axis=1, kind="stable")[:, :k]
         logprobs = np.take_along_axis(rows, ids, axis=1)
         tail = np.log1p(-np.exp(logprobs).sum(axis=1))
         return Block(
-            n_exact=np.where(learnt, k, 0),
+            n_exact=np.where(trained, k, 0),
             n_draws=np.zeros(len(tokens), np.int64),
-            ids=ids[learnt].ravel(),
-            logprobs=logprobs[learnt].ravel().astype(np.float32),
-            log_tail=np.where(learnt, tail, np.nan).astype(np.float32),
-            label_logprob=np.where(learnt, rows[np.arange(len(rows)), labels], np.nan).astype(np.float32),
+            ids=ids[trained].ravel(),
+            logprobs=logprobs[trained].ravel().astype(np.float32),
+            log_tail=np.where(trained, tail, np.nan).astype(np.float32),
+            label_logprob=np.where(trained, rows[np.arange(len(rows)), labels], np.nan).astype(np.float32),
         )

@@ -7,13 +7,13 @@ import math
 
 import numpy as np
 
-from kdpipe.pipeline.targets.reduce import Reduced
+from kdpipe.pipeline.targets.reduce import ReducedRows
 from kdpipe.schemas.targets import Sampled, TargetSpec
 from support import dense_twin
 from support.reducing import rows_of
 
 
-def expectation(spec: TargetSpec, p: np.ndarray, reduced: Reduced) -> tuple[np.ndarray, float]:
+def expectation(spec: TargetSpec, p: np.ndarray, reduced: ReducedRows) -> tuple[np.ndarray, float]:
     """How likely each id is to be one given draw, and what a draw weighs."""
     if isinstance(spec.keep, Sampled):
         rest = p.copy()
@@ -24,7 +24,7 @@ def expectation(spec: TargetSpec, p: np.ndarray, reduced: Reduced) -> tuple[np.n
     return rest / max(rest.sum(), 1e-300), plan.share
 
 
-def deviation_of_draws(spec: TargetSpec, p: np.ndarray, reduced: Reduced) -> float:
+def deviation_of_draws(spec: TargetSpec, p: np.ndarray, reduced: ReducedRows) -> float:
     """Chi-square of draws that are independent: all of a kind with replacement, one of each row otherwise."""
     n_draws, n_exact = reduced.n_draws_R.numpy(), reduced.n_exact_R.numpy()
     chances, _ = expectation(spec, p, reduced)
@@ -41,7 +41,7 @@ def deviation_of_draws(spec: TargetSpec, p: np.ndarray, reduced: Reduced) -> flo
     return dense_twin.chi_square_deviation(counts, chances * counts.sum())
 
 
-def deviation_of_means(spec: TargetSpec, p: np.ndarray, reduced: Reduced) -> float:
+def deviation_of_means(spec: TargetSpec, p: np.ndarray, reduced: ReducedRows) -> float:
     """How far the mean weight of any id lies from its p, in standard deviations; ids rarely drawn count together."""
     chances, share = expectation(spec, p, reduced)
     sums = np.zeros(len(p))

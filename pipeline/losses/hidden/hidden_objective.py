@@ -21,14 +21,14 @@ from kdpipe.pipeline.losses.hidden.grouping import (
     group_bounds,
     n_groups,
 )
-from kdpipe.pipeline.losses.hidden.pairs import MAPPED, OF_DOCUMENTS, OF_ROWS, Pair, layer_pairs
+from kdpipe.pipeline.losses.hidden.pairs import MAPPED, OF_DOCUMENTS, OF_ROWS, LayerPair, layer_pairs
 from kdpipe.pipeline.losses.hidden.relations import document_relations, n_pairs, position_relations
 from kdpipe.pipeline.losses.hidden.router import Router
 from kdpipe.pipeline.losses.hidden.vectors import correlation, cosine, linear_cka, mse, unit
 from kdpipe.pipeline.losses.terms import HIDDEN_NAMES, HiddenName
 from kdpipe.schemas.errors import ConfigError, Incompatible
 from kdpipe.schemas.manifest import Manifest
-from kdpipe.schemas.stage_two import Losses
+from kdpipe.schemas.train_settings import LossSettings
 
 # One row correlates with nothing, one layer is no mixture.
 FEWEST_ROWS: Final = 2
@@ -50,7 +50,7 @@ class HiddenResult:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Met:
+class _MatchedPair:
     """A pair of layers at the rows of a batch: unit states of both, and the student's mapped where that is needed."""
 
     student_NH: Tensor
@@ -66,7 +66,7 @@ class HiddenObjective(nn.Module):
 
     def __init__(
         self,
-        settings: Losses,
+        settings: LossSettings,
         terms: Collection[HiddenName],
         manifest: Manifest,
         student_widths: Sequence[int],
@@ -143,7 +143,7 @@ class HiddenObjective(nn.Module):
         needs_map = any(name in MAPPED for name in names)
         found: dict[HiddenName, list[Tensor]] = {name: [] for name in names}
         for pair in self._pairs.rows:
-            met = _Met(
+            met = _MatchedPair(
                 student_NH=students[pair.student],
                 teacher_NW=self._target(pair, teachers),
                 mapped_NW=self.maps[self._key(pair)](students[pair.student]) if needs_map else None,
@@ -164,10 +164,10 @@ class HiddenObjective(nn.Module):
         ]
         return torch.stack(values).mean()
 
-    def _target(self, pair: Pair, teachers: Mapping[int, Tensor]) -> Tensor:
+    def _target(self, pair: LayerPair, teachers: Mapping[int, Tensor]) -> Tensor:
         return teachers[pair.teacher] if self.router is None else self.router.target(pair.student, teachers)
 
-    def _key(self, pair: Pair) -> str:
+    def _key(self, pair: LayerPair) -> str:
         return f"student{pair.student}" + (f"_teacher{pair.teacher}" if self.router is None else "")
 
     def _row_bounds(self, batch: MicroBatch) -> list[tuple[int, int]]:
@@ -184,7 +184,7 @@ def _rows(states_BTH: Tensor, batch: MicroBatch) -> Tensor:
     return unit(states_BTH.flatten(0, 1).index_select(0, batch.places_N).float())
 
 
-def _value(name: HiddenName, met: _Met) -> Tensor:
+def _value(name: HiddenName, met: _MatchedPair) -> Tensor:
     if name == "position_relations":
         assert met.anchors is not None
         if not len(met.student_NH):
@@ -205,7 +205,7 @@ def _over_groups(
     return torch.stack(values).sum() if values else student[:0].sum()
 
 
-def _teachers(pairs: Iterable[Pair]) -> tuple[int, ...]:
+def _teachers(pairs: Iterable[LayerPair]) -> tuple[int, ...]:
     return tuple(sorted({pair.teacher for pair in pairs}))
 
 

@@ -1,8 +1,8 @@
 """Which layer of the student meets which layer of the teacher.
 
-In: `HiddenLosses`, the manifest of a cache, the student's depth, the terms that ever count. Out: `Pairs`, those for
-states of rows and those for documents' pooled states. By depth, a cached layer t of the teacher's L meets the student's
-layer t / L * n, rounded half up; 0 is the embeddings.
+In: `HiddenLossSettings`, the manifest of a cache, the student's depth, the terms that ever count. Out: `LayerPairs`,
+those for states of rows and those for documents' pooled states. By depth, a cached layer t of the teacher's L meets the
+student's layer t / L * n, rounded half up; 0 is the embeddings.
 """
 
 import math
@@ -13,7 +13,7 @@ from typing import Final
 from kdpipe.pipeline.losses.terms import HiddenName
 from kdpipe.schemas.errors import ConfigError, Incompatible
 from kdpipe.schemas.manifest import Manifest
-from kdpipe.schemas.stage_two import HiddenLosses
+from kdpipe.schemas.train_settings import HiddenLossSettings
 
 MAPPED: Final[tuple[HiddenName, ...]] = ("cosine", "correlation", "mse")
 OF_ROWS: Final[tuple[HiddenName, ...]] = (*MAPPED, "position_relations", "cka")
@@ -21,7 +21,7 @@ OF_DOCUMENTS: Final[tuple[HiddenName, ...]] = ("document_relations",)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
-class Pair:
+class LayerPair:
     """A layer of the student and one that the cache keeps of the teacher."""
 
     student: int
@@ -29,11 +29,11 @@ class Pair:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Pairs:
+class LayerPairs:
     """What meets: over states of rows, and over pooled states of documents."""
 
-    rows: tuple[Pair, ...] = ()
-    pooled: tuple[Pair, ...] = ()
+    rows: tuple[LayerPair, ...] = ()
+    pooled: tuple[LayerPair, ...] = ()
 
     @property
     def students(self) -> tuple[int, ...]:
@@ -42,8 +42,8 @@ class Pairs:
 
 
 def layer_pairs(
-    settings: HiddenLosses, manifest: Manifest, n_student_layers: int, terms: Collection[HiddenName]
-) -> Pairs:
+    settings: HiddenLossSettings, manifest: Manifest, n_student_layers: int, terms: Collection[HiddenName]
+) -> LayerPairs:
     """Pair the layers that the terms need: as named by hand, else every cached layer by its depth."""
     rows = _kept("states of rows", terms, OF_ROWS, [vector.layer for vector in manifest.hidden.rows])
     pooled = _kept("pooled states", terms, OF_DOCUMENTS, [vector.layer for vector in manifest.hidden.pooled])
@@ -51,11 +51,11 @@ def layer_pairs(
         named = [_by_hand(pair, n_student_layers) for pair in settings.pairs]
         pairs = _sorted_out(named, rows, pooled)
     else:
-        pairs = Pairs(
+        pairs = LayerPairs(
             rows=tuple(_by_depth(layer, manifest, n_student_layers) for layer in rows),
             pooled=tuple(_by_depth(layer, manifest, n_student_layers) for layer in pooled),
         )
-    return Pairs(rows=_once_a_student(pairs.rows, settings), pooled=pairs.pooled) if settings.router else pairs
+    return LayerPairs(rows=_once_a_student(pairs.rows, settings), pooled=pairs.pooled) if settings.router else pairs
 
 
 def _kept(what: str, terms: Collection[HiddenName], need: Sequence[HiddenName], layers: list[int]) -> list[int]:
@@ -70,17 +70,17 @@ def _kept(what: str, terms: Collection[HiddenName], need: Sequence[HiddenName], 
     return layers if asking else []
 
 
-def _by_depth(layer: int, manifest: Manifest, n_student_layers: int) -> Pair:
+def _by_depth(layer: int, manifest: Manifest, n_student_layers: int) -> LayerPair:
     n_layers = manifest.teacher.n_layers if manifest.teacher is not None else None
     if not n_layers:
         raise Incompatible(
             "the cache does not say how many layers its teacher has, so that none can be paired by depth",
             hint=f"name the pairs, for instance --set losses.hidden.pairs={n_student_layers}:{layer}",
         )
-    return Pair(student=math.floor(layer / n_layers * n_student_layers + 0.5), teacher=layer)
+    return LayerPair(student=math.floor(layer / n_layers * n_student_layers + 0.5), teacher=layer)
 
 
-def _by_hand(pair: str, n_student_layers: int) -> Pair:
+def _by_hand(pair: str, n_student_layers: int) -> LayerPair:
     student, teacher = pair.split(":")
     number = math.floor(float(student) * n_student_layers + 0.5) if "." in student else int(student)
     if number > n_student_layers:
@@ -88,10 +88,10 @@ def _by_hand(pair: str, n_student_layers: int) -> Pair:
             f"losses.hidden.pairs names layer {number} of the student in {pair}, it has {n_student_layers}",
             hint=f"name one from 0, the embeddings, to {n_student_layers}, or a share of the depth such as 0.5",
         )
-    return Pair(student=number, teacher=int(teacher))
+    return LayerPair(student=number, teacher=int(teacher))
 
 
-def _sorted_out(named: Sequence[Pair], rows: Sequence[int], pooled: Sequence[int]) -> Pairs:
+def _sorted_out(named: Sequence[LayerPair], rows: Sequence[int], pooled: Sequence[int]) -> LayerPairs:
     """What is named by hand, where the cache keeps it; a layer that it keeps nowhere is refused, and so is a sort of
     states that is compared and has no pair."""
     if len(set(named)) != len(named):
@@ -102,7 +102,7 @@ def _sorted_out(named: Sequence[Pair], rows: Sequence[int], pooled: Sequence[int
                 f"losses.hidden.pairs names layer {pair.teacher} of the teacher, {_what_is_kept(rows, pooled)}",
                 hint="name one that is there, or cache again with --hidden-layers",
             )
-    found = Pairs(
+    found = LayerPairs(
         rows=tuple(pair for pair in named if pair.teacher in rows),
         pooled=tuple(pair for pair in named if pair.teacher in pooled),
     )
@@ -121,9 +121,9 @@ def _what_is_kept(rows: Sequence[int], pooled: Sequence[int]) -> str:
     return f"the terms find {' and '.join(said) or 'no states'} in the cache"
 
 
-def _once_a_student(pairs: tuple[Pair, ...], settings: HiddenLosses) -> tuple[Pair, ...]:
+def _once_a_student(pairs: tuple[LayerPair, ...], settings: HiddenLossSettings) -> tuple[LayerPair, ...]:
     """A router has one mixture a student layer, which starts out at the first teacher layer it is paired with."""
-    first: dict[int, Pair] = {}
+    first: dict[int, LayerPair] = {}
     for pair in pairs:
         if pair.student in first and settings.pairs:
             raise ConfigError(

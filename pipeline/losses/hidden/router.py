@@ -12,7 +12,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from kdpipe.pipeline.losses.hidden.pairs import Pair
+from kdpipe.pipeline.losses.hidden.pairs import LayerPair
 from kdpipe.pipeline.losses.hidden.vectors import unit
 
 
@@ -20,7 +20,7 @@ from kdpipe.pipeline.losses.hidden.vectors import unit
 class Router(nn.Module):
     """`logits` is [student layers, teacher layers]."""
 
-    def __init__(self, pairs: Sequence[Pair], teacher_layers: Sequence[int]) -> None:
+    def __init__(self, pairs: Sequence[LayerPair], teacher_layers: Sequence[int]) -> None:
         """Half of every mixture is at first the layer it is paired with, the others share the rest."""
         super().__init__()
         self.students = tuple(pair.student for pair in pairs)

@@ -24,7 +24,7 @@ PROJECT: Final = "kdpipe"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Tracked:
+class TrackedRun:
     """A run as trackers know it: `step` is the one it goes on from, 0 for a new one."""
 
     name: str
@@ -37,7 +37,7 @@ class Tracker(Protocol):
     """One library; made when the run starts or goes back to a step, told numbers by name at steps that never fall, and
     finished once."""
 
-    def __init__(self, run: Tracked) -> None: ...
+    def __init__(self, run: TrackedRun) -> None: ...
 
     def log(self, step: int, numbers: Mapping[str, float]) -> None:
         """Keep some numbers of a step."""
@@ -59,7 +59,7 @@ def check_installed(kinds: Collection[str]) -> None:
 class Trackers:
     """All that were asked for; one that fails is left out from then on, and the run goes on."""
 
-    def __init__(self, kinds: Collection[str], run: Tracked, warn: Callable[[str], None]) -> None:
+    def __init__(self, kinds: Collection[str], run: TrackedRun, warn: Callable[[str], None]) -> None:
         check_installed(kinds)
         self._run, self._warn = run, warn
         self._open: dict[str, Tracker] = {}
@@ -84,13 +84,13 @@ class Trackers:
             self._try(kind, tracker.finish)
         self._open.clear()
 
-    def _begin_all(self, kinds: Collection[str], run: Tracked) -> None:
+    def _begin_all(self, kinds: Collection[str], run: TrackedRun) -> None:
         for kind in kinds:
             module, _, name = KINDS[kind].partition(":")
             made = getattr(importlib.import_module(module), name)
             self._try(kind, partial(self._begin, kind, made, run))
 
-    def _begin(self, kind: str, make: Callable[[Tracked], Tracker], run: Tracked) -> None:
+    def _begin(self, kind: str, make: Callable[[TrackedRun], Tracker], run: TrackedRun) -> None:
         self._open[kind] = make(run)
 
     def _try(self, kind: str, call: Callable[[], None]) -> None:
@@ -104,7 +104,7 @@ class Trackers:
             self._warn(f"{kind} fails and is told no more; metrics.jsonl has everything: {lines[0]}")
 
 
-def remembered(run: Tracked, kind: str, make: Callable[[], str]) -> str:
+def remembered(run: TrackedRun, kind: str, make: Callable[[], str]) -> str:
     """The id under which a tracker knows a run, made once and kept in a file, so that a run gone on with is one."""
     file = run.folder / "trackers" / kind
     if not file.is_file():

@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping
 from typing import final
 
-from kdpipe.pipeline.training.trackers import PROJECT, Tracked, remembered
+from kdpipe.pipeline.training.trackers import PROJECT, TrackedRun, remembered
 
 # A batch of the server's at most (mlflow/utils/validation.py); settings longer than this are cut there too.
 MAX_PARAMS, MAX_VALUE = 100, 6000
@@ -19,7 +19,7 @@ MAX_PARAMS, MAX_VALUE = 100, 6000
 class Mlflow:
     """One run, under one id however often it is gone on with."""
 
-    def __init__(self, run: Tracked) -> None:
+    def __init__(self, run: TrackedRun) -> None:
         # Databases need more than mlflow-skinny; and nobody is told of a run but who asked.
         os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")

@@ -13,14 +13,14 @@ from tensorboard.plugins.scalar.summary_v2 import scalar_pb
 from tensorboard.plugins.text.summary_v2 import text_pb
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-from kdpipe.pipeline.training.trackers import Tracked
+from kdpipe.pipeline.training.trackers import TrackedRun
 
 
 @final
 class TensorBoard:
     """Writes events; what older files say of steps behind the one gone on from is not shown."""
 
-    def __init__(self, run: Tracked) -> None:
+    def __init__(self, run: TrackedRun) -> None:
         self._writer = EventFileWriter(str(run.folder / "tensorboard"))
         start = SessionLog(status=SessionLog.START)
         self._writer.add_event(Event(wall_time=time.time(), step=run.step + 1, session_log=start))

@@ -10,7 +10,7 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import final
 
-from kdpipe.pipeline.training.trackers import PROJECT, Tracked
+from kdpipe.pipeline.training.trackers import PROJECT, TrackedRun
 from kdpipe.schemas.errors import ConfigError
 
 
@@ -18,7 +18,7 @@ from kdpipe.schemas.errors import ConfigError
 class Trackio:
     """One run, under its name however often it is gone on with."""
 
-    def __init__(self, run: Tracked) -> None:
+    def __init__(self, run: TrackedRun) -> None:
         wanted = os.environ.setdefault("TRACKIO_DIR", str((run.folder / "trackio").resolve()))
         # Here, since it reads the environment once, when it is imported.
         import trackio

@@ -10,14 +10,14 @@ from typing import Any, final
 
 import wandb
 
-from kdpipe.pipeline.training.trackers import PROJECT, Tracked, remembered
+from kdpipe.pipeline.training.trackers import PROJECT, TrackedRun, remembered
 
 
 @final
 class WeightsAndBiases:
     """One run, under one id however often it is gone on with."""
 
-    def __init__(self, run: Tracked) -> None:
+    def __init__(self, run: TrackedRun) -> None:
         folder = run.folder / "wandb"
         identity = remembered(run, "wandb", lambda: secrets.token_hex(4))
         for name in ("CACHE", "CONFIG", "DATA"):

@@ -18,14 +18,14 @@ from kdpipe.cache.stores.dispatch import open_store
 from kdpipe.cache.stores.local_store import LocalStore
 from kdpipe.cache.writing.writer import CacheWriter
 from kdpipe.pipeline.synthetic import synthetic_tables
-from kdpipe.schemas.cache_plan import Plan, SplitPlan
+from kdpipe.schemas.cache_plan import CachePlan, SplitPlan
 from kdpipe.schemas.errors import CacheDamaged, CacheWriteError, Incompatible
 from kdpipe.schemas.manifest import Manifest
 from support.kinds import make_kind
 from support.reshaped import problems_in
 from support.tiny import SMALL, digests_of, flip_bit, make_cache, manifest_of
 
-PLAN = Plan(splits=(SplitPlan(name="train", bounds=(0, 4, 8)),), sequence_length=SMALL.sequence_length)
+PLAN = CachePlan(splits=(SplitPlan(name="train", bounds=(0, 4, 8)),), sequence_length=SMALL.sequence_length)
 
 
 @pytest.fixture(scope="module")
@@ -194,12 +194,14 @@ def other(change: str) -> Manifest:
     base = with_changes(manifest_of(), plan=PLAN)
     match change:
         case "fewer documents":
-            return with_changes(base, plan=Plan(splits=(SplitPlan(name="train", bounds=(0, 3)),), sequence_length=64))
+            return with_changes(
+                base, plan=CachePlan(splits=(SplitPlan(name="train", bounds=(0, 3)),), sequence_length=64)
+            )
         case "shorter sequences":
             return with_changes(base, plan=PLAN.model_copy(update={"sequence_length": 63}))
-        case "another law":
-            law = base.arrays.logprob.law.model_copy(update={"step": 1 / 8})  # type: ignore[union-attr]  # it has one
-            logprob = base.arrays.logprob.model_copy(update={"law": law})  # type: ignore[union-attr]  # as above
+        case "another quantizer":
+            quantizer = base.arrays.logprob.quantizer.model_copy(update={"step": 1 / 8})  # type: ignore[union-attr]  # it has one
+            logprob = base.arrays.logprob.model_copy(update={"quantizer": quantizer})  # type: ignore[union-attr]  # as above
             return with_changes(base, arrays=base.arrays.model_copy(update={"logprob": logprob}))
     raise AssertionError(change)
 
@@ -209,7 +211,10 @@ def other(change: str) -> Manifest:
     [
         ("fewer documents", "part 0 is to have 3 documents, not 4"),
         ("shorter sequences", "a part may have sequences of 64 rows, 63 are planned"),
-        ("another law", "cannot be taken over as it is: arrays.logprob.law.step: 0.0625 there, 0.125 asked"),
+        (
+            "another quantizer",
+            "cannot be taken over as it is: arrays.logprob.quantizer.step: 0.0625 there, 0.125 asked",
+        ),
     ],
 )
 def test_bytes_that_would_mean_something_else_are_refused(

@@ -14,10 +14,10 @@ from kdpipe.cache.transfer import copy_cache
 from kdpipe.cache.verify import verify_cache
 from kdpipe.pipeline.requantize import requantize
 from kdpipe.pipeline.synthetic import Recipe, synthetic_tables
-from kdpipe.schemas.copy_report import Choice
+from kdpipe.schemas.copy_report import PartSelection
 from kdpipe.schemas.errors import ConfigError, Incompatible
 from kdpipe.schemas.manifest import Manifest
-from kdpipe.schemas.reshape import Bounds, Poorer, Selection
+from kdpipe.schemas.reshape import Bounds, DocumentSelection, RequantizeSpec
 from support.tiny import SMALL, manifest_of, unsynced, write_part
 
 OTHER = replace(SMALL, documents={"train": 6}, documents_per_part=3)
@@ -59,9 +59,9 @@ def test_the_key_is_written_only_where_the_size_is_known(tmp_path: Path) -> None
 def test_caches_made_from_a_cache_state_its_hidden_size(tmp_path: Path) -> None:
     path = made(tmp_path / "cache", 64)
     with unsynced():
-        copy_cache(path, tmp_path / "lean", choice=Choice(split="train"))
-        subset(str(path), str(tmp_path / "some"), Selection(parts=Bounds(first=0, end=2)))
-        requantize(str(path), str(tmp_path / "poorer"), Poorer(tau=0.2))
+        copy_cache(path, tmp_path / "lean", choice=PartSelection(split="train"))
+        subset(str(path), str(tmp_path / "some"), DocumentSelection(parts=Bounds(first=0, end=2)))
+        requantize(str(path), str(tmp_path / "poorer"), RequantizeSpec(tau=0.2))
     assert [size_in(tmp_path / name) for name in ("lean", "some", "poorer")] == [64, 64, 64]
 
 

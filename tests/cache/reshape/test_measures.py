@@ -22,12 +22,12 @@ def test_what_a_position_does_not_tell_does_not_count_and_minus_infinity_does(
     values = np.arange(part.record.n_rows, dtype=np.float64)
     rows = part.rows(0, len(part.sequences))
     firsts = [*rows.document_starts.tolist(), len(rows)]
-    learnt = [[t for t in range(a, b) if rows.loss_mask[t]] for a, b in itertools.pairwise(firsts)]
-    long = [i for i, positions in enumerate(learnt) if len(positions) > 2]
-    values[learnt[long[0]][1]], values[learnt[long[1]][0]] = np.nan, -np.inf
+    trained = [[t for t in range(a, b) if rows.loss_mask[t]] for a, b in itertools.pairwise(firsts)]
+    long = [i for i, positions in enumerate(trained) if len(positions) > 2]
+    values[trained[long[0]][1]], values[trained[long[1]][0]] = np.nan, -np.inf
     monkeypatch.setattr(measures, "_likelihood", lambda part, manifest: values)
     due = []
-    for positions in learnt:
+    for positions in trained:
         told = [float(values[t]) for t in positions if not math.isnan(values[t])]
         due.append(sum(told) / len(told) if told else math.nan)
     found = measured("likelihood", part, cache.manifest)

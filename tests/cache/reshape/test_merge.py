@@ -18,7 +18,7 @@ from kdpipe.cache.reshape import rebuild as making
 from kdpipe.cache.reshape.adopt import with_changes
 from kdpipe.cache.reshape.merge import merge
 from kdpipe.pipeline.synthetic import Recipe, synthetic_tables
-from kdpipe.schemas.cache_plan import Plan, SplitPlan
+from kdpipe.schemas.cache_plan import CachePlan, SplitPlan
 from kdpipe.schemas.errors import CacheIncomplete, ConfigError, Incompatible
 from kdpipe.schemas.manifest import Origin
 from kdpipe.schemas.version import FormatVersion
@@ -131,7 +131,7 @@ def test_of_a_document_that_is_known_in_part_the_known_pieces_are_left_out(
 def pieces_cache(path: Path, recipe: Recipe, documents: list[list[int]]) -> None:
     """A cache of one part whose documents consist of such pieces: documents of the recipe's first part."""
     old = manifest_of(recipe)
-    plan = Plan(splits=(SplitPlan(name="train", bounds=(0, len(documents))),), sequence_length=64)
+    plan = CachePlan(splits=(SplitPlan(name="train", bounds=(0, len(documents))),), sequence_length=64)
     writer = create_cache(path, with_changes(old, plan=plan))
     writer.publish_tables(synthetic_tables(recipe))
     single = list(single_documents(recipe))
@@ -179,7 +179,7 @@ def test_bounds_of_the_format_are_refused_in_words(
 
 def mixed_cache(path: Path, pair: tuple[Path, Path]) -> None:
     """A cache of one part with the documents of the first parts of two, one behind the other."""
-    plan = Plan(splits=(SplitPlan(name="train", bounds=(0, 9)),), sequence_length=64)
+    plan = CachePlan(splits=(SplitPlan(name="train", bounds=(0, 9)),), sequence_length=64)
     old = open_cache(pair[0])
     writer = create_cache(path, with_changes(old.manifest, plan=plan))
     writer.publish_tables({table.name: old.table(table.name) for table in old.manifest.tables})

@@ -20,7 +20,7 @@ def part_of(path: Path) -> tuple[PartReader, CodedPart]:
     return cache.part(0), CodedPart(cache.part(0), cache.manifest, None)
 
 
-@pytest.mark.parametrize("name", [n for n in KINDS if n not in ("threshold-other-laws", "topk-at-2", "none")])
+@pytest.mark.parametrize("name", [n for n in KINDS if n not in ("threshold-other-quantizers", "topk-at-2", "none")])
 def test_documents_joined_again_are_the_sequence_that_they_were(name: str, tmp_path: Path) -> None:
     make_kind(tmp_path / "a", name)
     manifest = open_cache(tmp_path / "a").manifest

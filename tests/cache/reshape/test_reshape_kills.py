@@ -17,7 +17,7 @@ from kdpipe.cache.opening import create_cache
 from kdpipe.cache.reshape.merge import merge
 from kdpipe.cache.reshape.subset import subset
 from kdpipe.pipeline.synthetic import Recipe, synthetic_manifest, synthetic_part, synthetic_tables
-from kdpipe.schemas.reshape import Selection
+from kdpipe.schemas.reshape import DocumentSelection
 from support.reshaped import problems_in
 from support.tiny import SMALL, digests_of, make_cache, problems_of_committed, unsynced
 
@@ -79,7 +79,7 @@ def peak_bytes(work: Path, n_parts: int) -> int:
     tracemalloc.start()
     with unsynced():
         merge([str(work / "a"), str(work / "b")], str(work / "c"), "keep-first")
-        subset(str(work / "b"), str(work / "d"), Selection(by="likelihood", lowest=0.5))
+        subset(str(work / "b"), str(work / "d"), DocumentSelection(by="likelihood", lowest=0.5))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     return peak

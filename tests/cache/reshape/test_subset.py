@@ -16,10 +16,10 @@ from kdpipe.cache.reshape.adopt import with_changes
 from kdpipe.cache.reshape.merge import merge
 from kdpipe.cache.reshape.subset import subset
 from kdpipe.pipeline.synthetic import synthetic_tables
-from kdpipe.schemas.cache_plan import Plan, SplitPlan
+from kdpipe.schemas.cache_plan import CachePlan, SplitPlan
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.manifest import Origin
-from kdpipe.schemas.reshape import Bounds, Selection
+from kdpipe.schemas.reshape import Bounds, DocumentSelection
 from support.kinds import KINDS, make_kind
 from support.reshaped import digest, documents_in, make_other_kind, of_document, of_rows, problems_in
 from support.tiny import SMALL, digests_of, make_cache, manifest_of, part_of
@@ -83,7 +83,7 @@ def pieces_of(documents: list[Document]) -> Counter[bytes]:
 
 
 def take(source: Path, out: Path, **asked: Any) -> Any:
-    return subset(str(source), str(out), Selection(**asked))
+    return subset(str(source), str(out), DocumentSelection(**asked))
 
 
 CONDITIONS: dict[str, tuple[dict[str, Any], Callable[[Document], bool]]] = {
@@ -157,7 +157,7 @@ def test_bounds_hold_at_their_values(by: str, source: Path, tmp_path: Path) -> N
 def test_every_position_counts_the_same_in_the_mean_of_a_document_in_pieces(tmp_path: Path) -> None:
     """Four documents become two pieces of the first, and two others."""
     numbers = iter([0, 0, 1, 2])
-    plan = Plan(splits=(SplitPlan(name="train", bounds=(0, 3)),), sequence_length=64)
+    plan = CachePlan(splits=(SplitPlan(name="train", bounds=(0, 3)),), sequence_length=64)
     writer = create_cache(tmp_path / "a", with_changes(manifest_of(), plan=plan))
     writer.publish_tables(synthetic_tables(SMALL))
     with writer.part(0) as part:

@@ -17,7 +17,7 @@ from kdpipe.cache.fetch.file import Fetcher
 from kdpipe.cache.fetch.folder import Receiver
 from kdpipe.cache.stores import http_store as http
 from kdpipe.cache.stores.local_store import LocalStore
-from kdpipe.cache.stores.retries import Patience
+from kdpipe.cache.stores.retries import RetryPolicy
 from kdpipe.cache.transfer import copy_cache, copying
 from kdpipe.cache.verify import verify_cache
 from kdpipe.schemas.errors import CacheDamaged, CacheError, CacheIncomplete, CacheWriteError, ConfigError, Unreachable
@@ -25,7 +25,7 @@ from support import tiny
 from support.reading import digests_of_all
 from support.web import FAULTS, Fault, Site, serving
 
-HASTY = Patience(budget=5.0, first=0.001, longest=0.002)
+HASTY = RetryPolicy(budget=5.0, first=0.001, longest=0.002)
 
 
 @pytest.fixture(autouse=True)
@@ -212,7 +212,7 @@ def test_files_that_began_anew_are_counted(path: Path, tmp_path: Path, monkeypat
     with serving(site) as url:
         report = copy_cache(url, tmp_path / "copy", patience=HASTY, watch=watch)
     again = [told for told in watch.said if told.endswith("and is fetched again")]
-    assert report.begun_anew == len(again) and 1 <= len(again) <= 2
+    assert report.redownloaded == len(again) and 1 <= len(again) <= 2
     assert watch.bytes == report.bytes
     assert_same(tmp_path / "copy", path)
 
@@ -264,7 +264,7 @@ def test_nothing_wrong_is_committed_under_five_hundred_schedules(path: Path, tmp
 def test_a_server_that_never_recovers_is_told_of_in_the_end(path: Path, tmp_path: Path) -> None:
     watch = Heard()
     told = r"answers 503 Service Unavailable; tried again for \d+ s"
-    site, short = Site(path, due=lambda n: "503" if n > 4 else None), Patience(budget=0.05, first=0.001)
+    site, short = Site(path, due=lambda n: "503" if n > 4 else None), RetryPolicy(budget=0.05, first=0.001)
     with serving(site) as url, pytest.raises(Unreachable, match=told) as caught:
         copy_cache(url, tmp_path / "copy", patience=short, watch=watch)
     assert caught.value.exit_code == 75
@@ -292,7 +292,7 @@ def test_a_file_goes_on_where_it_was_cut_off(path: Path, tmp_path: Path) -> None
     record = open_cache(path).locate(0)[0].record.files["sequences.arrow"]
     site = Site(path, due=lambda n: "503" if n == 3 else None)
     with serving(site) as url:
-        fetcher = Fetcher(store=http.HttpStore(url), patience=Patience(budget=0), piece_bytes=1000)
+        fetcher = Fetcher(store=http.HttpStore(url), patience=RetryPolicy(budget=0), piece_bytes=1000)
         with pytest.raises(Unreachable):
             fetcher.fetch(name, record, tmp_path / "file")
         assert (tmp_path / "file").read_bytes() == whole[:2000]

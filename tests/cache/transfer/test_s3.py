@@ -14,10 +14,10 @@ from kdpipe.cache import layout, open_cache
 from kdpipe.cache.fetch.file import Fetcher
 from kdpipe.cache.stores import fsspec_store as remote
 from kdpipe.cache.stores.fsspec_store import RemoteFolder, RemoteStore
-from kdpipe.cache.stores.retries import Patience
+from kdpipe.cache.stores.retries import RetryPolicy
 from kdpipe.cache.transfer import copy_cache
 from kdpipe.cache.verify import verify_cache
-from kdpipe.schemas.copy_report import Choice
+from kdpipe.schemas.copy_report import PartSelection
 from kdpipe.schemas.errors import CacheDamaged, CacheError, CacheWriteError, ConfigError, ConnectionFailed, KdpipeError
 from kdpipe.schemas.reshape import Bounds
 from support import tiny
@@ -26,7 +26,7 @@ from support.s3 import KEY, SECRET, s3_server
 
 pytestmark = pytest.mark.slow
 COPY = "import sys; from kdpipe.cache.transfer import copy_cache; copy_cache(sys.argv[1], sys.argv[2])"
-HASTY = Patience(budget=3.0, first=0.01, longest=0.02)
+HASTY = RetryPolicy(budget=3.0, first=0.01, longest=0.02)
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,7 @@ def test_a_smaller_cache_goes_from_a_bucket_to_a_bucket_and_to_a_folder(
     path: Path, bucket: str, tmp_path: Path
 ) -> None:
     copy_cache(path, bucket)
-    lean = Choice(parts=Bounds(first=1), without=("hidden",))
+    lean = PartSelection(parts=Bounds(first=1), without=("hidden",))
     copy_cache(bucket, f"{bucket}-lean", choice=lean)
     copy_cache(bucket, tmp_path / "lean", choice=lean)
     assert names_of(f"{bucket}-lean") == tiny.files_of(tmp_path / "lean")
@@ -83,7 +83,7 @@ def test_a_smaller_cache_goes_from_a_bucket_to_a_bucket_and_to_a_folder(
     assert digests_of_all(open_cache(f"{bucket}-lean")) == digests_of_all(open_cache(tmp_path / "lean"))
     assert copy_cache(path, f"{bucket}-lean", choice=lean).bytes == 0
     with pytest.raises(ConfigError, match="what was chosen: 'parts 1:; without hidden' there, 'parts 1:' asked"):
-        copy_cache(path, f"{bucket}-lean", choice=Choice(parts=Bounds(first=1)))
+        copy_cache(path, f"{bucket}-lean", choice=PartSelection(parts=Bounds(first=1)))
 
 
 def test_a_part_whose_sending_was_cut_off_is_not_there_and_is_sent_again(

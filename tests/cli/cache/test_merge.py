@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from kdpipe.cache.opening import open_cache
-from kdpipe.cli.cache.reshaping import Lines
+from kdpipe.cli.cache.reshaping import ReshapeProgress
 from kdpipe.cli.main import run
 from support.tiny import SMALL, make_cache, unsynced
 
@@ -51,7 +51,7 @@ def test_an_overlap_exits_4_and_can_be_left_out(folder: Path, capsys: pytest.Cap
 
 def test_parts_are_told_of_now_and_then(capsys: pytest.CaptureFixture[str]) -> None:
     now = [0.0]
-    lines = Lines(lambda: now[0])
+    lines = ReshapeProgress(lambda: now[0])
     lines.begin(4, 0)
     for number in range(4):
         now[0] += 20.0

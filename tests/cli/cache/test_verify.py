@@ -11,7 +11,7 @@ import pytest
 
 import kdpipe.pipeline
 from kdpipe.cli.main import run
-from kdpipe.schemas.report import AgainstReport, Nats, Problem
+from kdpipe.schemas.verify_report import AgainstReport, NatsDifference, Problem
 from support.tiny import make_cache
 
 
@@ -77,8 +77,8 @@ AGREES = AgainstReport(
     teacher="teacher",
     documents=3,
     positions=1200,
-    noise=Nats(max_nats=2e-5, mean_nats=1e-6),
-    difference=Nats(max_nats=3e-5, mean_nats=2e-6),
+    noise=NatsDifference(max_nats=2e-5, mean_nats=1e-6),
+    difference=NatsDifference(max_nats=3e-5, mean_nats=2e-6),
     bound_nats=0.001,
     problems=(),
 )

@@ -8,17 +8,17 @@ import pytest
 import torch
 
 from kdpipe.cache import Cache, open_cache
-from kdpipe.pipeline.batches.collate import Wants
+from kdpipe.pipeline.batches.collate import BatchContents
 from kdpipe.pipeline.batches.micro_batch import MicroBatch
-from kdpipe.pipeline.evaluation.measure import Evaluator, Trained, chosen_sequences, document_numbers
+from kdpipe.pipeline.evaluation.measure import Evaluator, TrainingObjective, chosen_sequences, document_numbers
 from kdpipe.pipeline.evaluation.tally import ENTROPY_EDGES
 from kdpipe.pipeline.losses.head_chunks import HeadLosses
 from kdpipe.pipeline.losses.objective import Objective
-from kdpipe.pipeline.losses.terms import InForce, Shape
+from kdpipe.pipeline.losses.terms import ActiveTerms, LossOptions
 from kdpipe.pipeline.models.head import Head
 from kdpipe.pipeline.models.precision import PRECISIONS
-from kdpipe.pipeline.students.presets import Ids
-from kdpipe.pipeline.students.student import CalledHead, Student
+from kdpipe.pipeline.students.presets import TokenIds
+from kdpipe.pipeline.students.student import CallableHead, Student
 from kdpipe.pipeline.training.cache_requirements import teacher_head
 from kdpipe.schemas.errors import ConfigError, KdpipeError
 from kdpipe.schemas.train_report import Evaluation
@@ -34,12 +34,12 @@ ESTIMATES = {
     "topk": "lower_bound", "topk-at-2": "lower_bound", "topp": "lower_bound", "state": "exact",
     "state-capped": "exact", "imported": "lower_bound", "imported-tail-unknown": None, "none": None,
 }  # fmt: skip
-IDS = Ids(count=300, longest=64)
+IDS = TokenIds(count=300, longest=64)
 FP32 = PRECISIONS["fp32"]
 
 
 @pytest.fixture(scope="module")
-def learner(tmp_path_factory: pytest.TempPathFactory) -> Student:
+def train_state(tmp_path_factory: pytest.TempPathFactory) -> Student:
     return student(tiny_llama(tmp_path_factory.mktemp("student"), vocabulary=310, hidden=32, layers=1), IDS)
 
 
@@ -64,10 +64,10 @@ def close(found: float | None, due: float | None) -> bool:
 
 
 @pytest.mark.parametrize("kind", ESTIMATES)
-def test_every_number_is_that_of_the_slow_twin(caches: Path, learner: Student, kind: str) -> None:
+def test_every_number_is_that_of_the_slow_twin(caches: Path, train_state: Student, kind: str) -> None:
     cache = opened(caches, kind)
-    found = Evaluator(cache, teacher_head(cache), batch_size=2).measure(learner, FP32)
-    rows = rows_of(learner.model, cache, range(len(cache)))
+    found = Evaluator(cache, teacher_head(cache), batch_size=2).measure(train_state, FP32)
+    rows = rows_of(train_state.model, cache, range(len(cache)))
     if kind == "state-capped":  # the cache's own dense form is at its target temperature, 2
         rows = [replace(row, kl=None) for row in rows]
         found = found.model_copy(update={"kl_teacher": None, "by_entropy": ()})
@@ -130,36 +130,36 @@ def test_an_evaluation_reads_one_split(caches: Path) -> None:
         Evaluator(open_cache(caches / "threshold"), None, batch_size=2)
 
 
-def test_batches_and_threads_change_nothing(caches: Path, learner: Student) -> None:
+def test_batches_and_threads_change_nothing(caches: Path, train_state: Student) -> None:
     cache = opened(caches, "threshold")
-    one = Evaluator(cache, None, batch_size=1).measure(learner, FP32)
-    other = Evaluator(cache, None, batch_size=5, threads=3).measure(learner, FP32)
+    one = Evaluator(cache, None, batch_size=1).measure(train_state, FP32)
+    other = Evaluator(cache, None, batch_size=5, threads=3).measure(train_state, FP32)
     assert one.by_document.numbers == other.by_document.numbers
     assert math.isclose(one.cross_entropy, other.cross_entropy, rel_tol=1e-6)
     assert one.top1_agreement == other.top1_agreement
 
 
-def test_a_limit_takes_the_same_sequences_each_time(caches: Path, learner: Student) -> None:
+def test_a_limit_takes_the_same_sequences_each_time(caches: Path, train_state: Student) -> None:
     cache = opened(caches, "threshold")
     chosen = chosen_sequences(cache, 1)
     assert chosen == sorted(set(chosen)) == chosen_sequences(cache, 1)
     assert len(chosen) == 1 < len(cache)
-    found = Evaluator(cache, None, batch_size=2, limit=1).measure(learner, FP32)
-    rows = rows_of(learner.model, cache, chosen)
+    found = Evaluator(cache, None, batch_size=2, limit=1).measure(train_state, FP32)
+    rows = rows_of(train_state.model, cache, chosen)
     assert set(found.by_document.numbers) == {row.document for row in rows}
     assert close(found.cross_entropy, numbers_of(rows)["cross_entropy"])
     assert chosen_sequences(cache, 10_000) == list(range(len(cache)))
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 100])
-def test_the_objective_is_measured_as_training_weighs_it(caches: Path, learner: Student, batch_size: int) -> None:
+def test_the_objective_is_measured_as_training_weighs_it(caches: Path, train_state: Student, batch_size: int) -> None:
     cache = opened(caches, "threshold")
-    objective = Objective(HeadLosses(learner.head, Shape()), None, ())
-    terms = InForce(weights={"ce": 0.25, "forward_kl": 0.75}, temperature=1.0)
+    objective = Objective(HeadLosses(train_state.head, LossOptions()), None, ())
+    terms = ActiveTerms(weights={"ce": 0.25, "forward_kl": 0.75}, temperature=1.0)
     found = Evaluator(cache, None, batch_size=batch_size).measure(
-        learner, FP32, Trained(objective=objective, terms=terms)
+        train_state, FP32, TrainingObjective(objective=objective, terms=terms)
     )
-    due = numbers_of(rows_of(learner.model, cache, range(len(cache))))
+    due = numbers_of(rows_of(train_state.model, cache, range(len(cache))))
     assert due["cross_entropy"] is not None and due["kl_teacher"] is not None
     assert found.loss is not None
     assert math.isclose(found.loss, 0.25 * due["cross_entropy"] + 0.75 * due["kl_teacher"], rel_tol=2e-5)
@@ -167,42 +167,44 @@ def test_the_objective_is_measured_as_training_weighs_it(caches: Path, learner: 
     assert math.isclose(found.terms["forward_kl"], due["kl_teacher"], rel_tol=2e-5)
 
 
-def test_a_temperature_weighs_its_term_by_its_square(caches: Path, learner: Student) -> None:
+def test_a_temperature_weighs_its_term_by_its_square(caches: Path, train_state: Student) -> None:
     cache = opened(caches, "topk")
-    objective = Objective(HeadLosses(learner.head, Shape(tail_weight=0.0)), None, ())
-    terms = InForce(weights={"forward_kl": 0.5}, temperature=2.0)
-    found = Evaluator(cache, None, batch_size=2).measure(learner, FP32, Trained(objective=objective, terms=terms))
+    objective = Objective(HeadLosses(train_state.head, LossOptions(tail_weight=0.0)), None, ())
+    terms = ActiveTerms(weights={"forward_kl": 0.5}, temperature=2.0)
+    found = Evaluator(cache, None, batch_size=2).measure(
+        train_state, FP32, TrainingObjective(objective=objective, terms=terms)
+    )
     assert found.loss is not None
     assert math.isclose(found.loss, 0.5 * 4 * found.terms["forward_kl"], rel_tol=1e-6)
 
 
-def test_the_student_is_left_as_it_was_found(caches: Path, learner: Student) -> None:
+def test_the_student_is_left_as_it_was_found(caches: Path, train_state: Student) -> None:
     evaluator = Evaluator(opened(caches, "none"), None, batch_size=2)
     for mode in (True, False):
-        learner.model.train(mode)
-        evaluator.measure(learner, FP32)
-        assert learner.model.training is mode
-    learner.model.eval()
-    assert all(parameter.grad is None for parameter in learner.model.parameters())
+        train_state.model.train(mode)
+        evaluator.measure(train_state, FP32)
+        assert train_state.model.training is mode
+    train_state.model.eval()
+    assert all(parameter.grad is None for parameter in train_state.model.parameters())
 
 
 def test_a_head_that_is_only_called_gives_the_same(
-    caches: Path, learner: Student, monkeypatch: pytest.MonkeyPatch
+    caches: Path, train_state: Student, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache = opened(caches, "threshold")
-    plain = Evaluator(cache, None, batch_size=2).measure(learner, FP32)
-    assert isinstance(learner.head, Head)
-    called = CalledHead(module=learner.head.module, vocabulary_size=learner.head.vocabulary_size)
-    monkeypatch.setattr(learner, "head", called)
-    found = Evaluator(cache, None, batch_size=2).measure(learner, FP32)
+    plain = Evaluator(cache, None, batch_size=2).measure(train_state, FP32)
+    assert isinstance(train_state.head, Head)
+    called = CallableHead(module=train_state.head.module, vocabulary_size=train_state.head.vocabulary_size)
+    monkeypatch.setattr(train_state, "head", called)
+    found = Evaluator(cache, None, batch_size=2).measure(train_state, FP32)
     assert found.kl_teacher == pytest.approx(plain.kl_teacher, rel=1e-5)
     assert found.by_document.kl_teacher == pytest.approx(plain.by_document.kl_teacher, rel=1e-4)
     assert found.by_document.agreed == plain.by_document.agreed
 
 
-def test_half_precision_comes_near(caches: Path, learner: Student) -> None:
+def test_half_precision_comes_near(caches: Path, train_state: Student) -> None:
     evaluator = Evaluator(opened(caches, "threshold"), None, batch_size=2)
-    full, half = evaluator.measure(learner, FP32), evaluator.measure(learner, PRECISIONS["bf16"])
+    full, half = evaluator.measure(train_state, FP32), evaluator.measure(train_state, PRECISIONS["bf16"])
     assert half.cross_entropy != full.cross_entropy
     assert math.isclose(half.cross_entropy, full.cross_entropy, rel_tol=0.02)
 
@@ -217,8 +219,8 @@ def test_a_broken_student_is_named_with_its_document(caches: Path, tmp_path: Pat
     assert "at a lower --lr" in str(caught.value.hint)
 
 
-def test_nothing_to_evaluate_is_refused(tmp_path: Path, learner: Student) -> None:
+def test_nothing_to_evaluate_is_refused(tmp_path: Path, train_state: Student) -> None:
     wish = Wish(keep=KINDS["none"].targets.keep, part_lengths=((1, 1),))
     cache = open_cache(write(tmp_path / "c", wish), "train")
     with pytest.raises(ConfigError, match="has nothing to learn in the sequences that were to be evaluated"):
-        Evaluator(cache, None, batch_size=2, wants=Wants()).measure(learner, FP32)
+        Evaluator(cache, None, batch_size=2, wants=BatchContents()).measure(train_state, FP32)

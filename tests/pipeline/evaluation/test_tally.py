@@ -5,11 +5,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kdpipe.pipeline.evaluation.tally import ENTROPY_EDGES, Tally, WatchedRows
+from kdpipe.pipeline.evaluation.tally import ENTROPY_EDGES, EvalTally, EvaluatedRows
 from kdpipe.schemas.train_report import Evaluation
 
 
-def rows(n: int = 1, **given: Any) -> WatchedRows:
+def rows(n: int = 1, **given: Any) -> EvaluatedRows:
     values: dict[str, Any] = {
         "document_N": np.zeros(n, np.int64),
         "cross_entropy_N": np.full(n, 2.0),
@@ -19,15 +19,17 @@ def rows(n: int = 1, **given: Any) -> WatchedRows:
         "agreed_N": np.ones(n, bool),
         "teacher_entropy_N": np.full(n, 1.5),
     }
-    return WatchedRows(**{name: np.asarray(given.get(name, value)) for name, value in values.items()} | none_of(given))
+    return EvaluatedRows(
+        **{name: np.asarray(given.get(name, value)) for name, value in values.items()} | none_of(given)
+    )
 
 
 def none_of(given: dict[str, Any]) -> dict[str, Any]:
     return {name: None for name, value in given.items() if value is None}
 
 
-def evaluated(*batches: WatchedRows) -> Evaluation:
-    tally = Tally()
+def evaluated(*batches: EvaluatedRows) -> Evaluation:
+    tally = EvalTally()
     for batch in batches:
         tally.add(batch)
     return tally.evaluation("unbiased", cache_id=None, split="validation")

@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from kdpipe.pipeline.batches.micro_batch import Targets, with_tensors
 from kdpipe.pipeline.losses.head_chunks import FEWEST_ROWS, HeadLosses
-from kdpipe.pipeline.losses.terms import Shape
+from kdpipe.pipeline.losses.terms import LossOptions
 from support.loss_twins import Asked, World, largest_ids, targets, world
 from support.losses import Opaque, distance, head_of, linear, ours, terms_of
 
@@ -34,7 +34,7 @@ def test_the_size_of_a_chunk_does_not_matter(opaque: bool, dtype: torch.dtype) -
 def test_a_split_into_micro_batches_does_not_matter() -> None:
     w, one = world(seed=22), torch.float32
     module = linear(w, one)
-    losses = HeadLosses(head_of(w, module), Shape())
+    losses = HeadLosses(head_of(w, module), LossOptions())
     found = []
     for cuts in ([(0, 12)], [(0, 1), (1, 7), (7, 12)]):
         module.weight.grad = None
@@ -74,7 +74,7 @@ def test_no_tensor_is_larger_than_a_chunk_of_logits(opaque: bool, grad: bool) ->
     w = world(seed=23, n=40, vocabulary=200, width=4, soft_cap=5.0)
     module = linear(w, torch.float32)
     states = w.states_NH.float().requires_grad_(grad)
-    losses = HeadLosses(head_of(w, Opaque(module) if opaque else module), Shape(), chunk_bytes=4 * 200 * 5)
+    losses = HeadLosses(head_of(w, Opaque(module) if opaque else module), LossOptions(), chunk_bytes=4 * 200 * 5)
     kept = kept_of(w)
     with Sizes() as sizes, torch.set_grad_enabled(grad):
         total = losses(states, w.labels_N, kept, terms_of(ASKED), watch=True).total
@@ -85,7 +85,7 @@ def test_no_tensor_is_larger_than_a_chunk_of_logits(opaque: bool, grad: bool) ->
 
 def test_a_chunk_has_enough_rows_for_its_products() -> None:
     w = world(seed=24, n=FEWEST_ROWS + 2, vocabulary=64, width=2)
-    losses = HeadLosses(head_of(w, linear(w, torch.float32)), Shape())
+    losses = HeadLosses(head_of(w, linear(w, torch.float32)), LossOptions())
     with Sizes() as sizes:
         losses(w.states_NH.float(), w.labels_N, None, terms_of(ASKED[:1]))
     assert sizes.most == (FEWEST_ROWS + 2) * 64

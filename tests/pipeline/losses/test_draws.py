@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kdpipe.pipeline.losses.terms import Shape
+from kdpipe.pipeline.losses.terms import LossOptions
 from support.loss_twins import Asked, World, answer, largest_ids, targets, world
 from support.losses import TOLERANCE, distance, ours
 
@@ -75,7 +75,7 @@ def test_a_tail_weight_goes_from_the_bucket_to_all_that_draws_say(name: str) -> 
     w = world(seed=13)
     kept = targets(w, largest_ids(w, [2] * 12), draws=5, values=True)
     none, half, whole = (
-        ours(w, [Asked(name=name)], kept, dtype=torch.float64, shape=Shape(tail_weight=weight))[1]
+        ours(w, [Asked(name=name)], kept, dtype=torch.float64, shape=LossOptions(tail_weight=weight))[1]
         for weight in (0.0, 0.5, 1.0)
     )
     assert abs(none.total - whole.total) > 0.1
@@ -87,10 +87,10 @@ def test_a_tail_weight_above_1_is_divided_by_the_mean_tail_mass_of_the_sequence(
     w = world(seed=14)
     kept = targets(w, largest_ids(w, [2] * 12), draws=5)
     sequence_N = torch.tensor([0] * 5 + [3] * 7)
-    whole = Shape(tail_weight=1.0)
+    whole = LossOptions(tail_weight=1.0)
     rows = [torch.arange(12) == r for r in range(12)]
 
-    def alone(r: int, shape: Shape) -> float:
+    def alone(r: int, shape: LossOptions) -> float:
         asked = [Asked(name="forward_kl", chosen_N=rows[r])]
         return ours(w, asked, kept, dtype=torch.float64, shape=shape, sequence_N=sequence_N)[1].total
 
@@ -98,8 +98,8 @@ def test_a_tail_weight_above_1_is_divided_by_the_mean_tail_mass_of_the_sequence(
     mass = kept.log_tail_N.exp()
     for r in (0, 4, 5, 11):
         mean = float(mass[:5].mean() if r < 5 else mass[5:].mean())
-        bucket, exact = alone(r, Shape(tail_weight=0.0)), alone(r, whole)
-        assert alone(r, Shape(tail_weight=2.0)) == pytest.approx(bucket + 2.0 / mean * (exact - bucket), rel=1e-5)
+        bucket, exact = alone(r, LossOptions(tail_weight=0.0)), alone(r, whole)
+        assert alone(r, LossOptions(tail_weight=2.0)) == pytest.approx(bucket + 2.0 / mean * (exact - bucket), rel=1e-5)
 
 
 def test_sampled_draws_that_came_twice_weigh_twice() -> None:

@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from kdpipe.pipeline.batches.micro_batch import Targets
 from kdpipe.pipeline.losses.head_chunks import HeadLosses
-from kdpipe.pipeline.losses.terms import LogitTerm, Shape
+from kdpipe.pipeline.losses.terms import LogitTerm, LossOptions
 from kdpipe.pipeline.models.head import Head
 from support.loss_twins import Asked, answer, largest_ids, softmax, student_logits, targets, world
 from support.losses import Opaque, distance, head_of, linear, ours, terms_of
@@ -55,7 +55,7 @@ def test_a_vocabulary_smaller_than_the_kept_ids_is_finite(name: str, opaque: boo
     w = world(seed=32, vocabulary=2)
     exact = largest_ids(w, [1, 2] * 6)
     one = Asked(name=name, exact=exact)
-    _, found = ours(w, [one], targets(w, exact, draws=9), opaque=opaque, shape=Shape(tail_weight=0.0))
+    _, found = ours(w, [one], targets(w, exact, draws=9), opaque=opaque, shape=LossOptions(tail_weight=0.0))
     assert distance(found, answer(w, [one])) < 1e-4
     _, found = ours(w, [one], targets(w, exact, draws=9), opaque=opaque)
     assert math.isfinite(found.total) and torch.isfinite(found.weight_VH).all()
@@ -68,7 +68,7 @@ def test_no_rows_give_nothing_and_no_gradient(opaque: bool, watch: bool) -> None
     none = torch.zeros(0, dtype=torch.long)
     module = linear(w, torch.float32)
     states = w.states_NH.float().requires_grad_()
-    head = HeadLosses(head_of(w, Opaque(module) if opaque else module), Shape())
+    head = HeadLosses(head_of(w, Opaque(module) if opaque else module), LossOptions())
     result = head(states[:0], none, sure(0, -1.0), terms_of(HYBRID), watch=watch)
     assert float(result.total.detach()) == 0 and all(float(value) == 0 for value in result.sums.values())
     result.total.backward()
@@ -108,7 +108,7 @@ def test_a_tied_head_and_embedding_share_one_gradient() -> None:
     embedding = nn.Embedding(23, 6)
     embedding.weight = module.weight
     tokens = torch.arange(12)
-    result = HeadLosses(head_of(w, module), Shape())(embedding(tokens), w.labels_N, None, terms_of(HYBRID[:1]))
+    result = HeadLosses(head_of(w, module), LossOptions())(embedding(tokens), w.labels_N, None, terms_of(HYBRID[:1]))
     result.total.backward()
     plain = w.weight_VH.clone().requires_grad_()
     loss = nn.functional.cross_entropy(plain[tokens] @ plain.T, w.labels_N, reduction="sum") * 0.1
@@ -130,7 +130,7 @@ def test_a_frozen_head_passes_the_gradient_on(opaque: bool) -> None:
     module = linear(w, torch.float32).requires_grad_(False)
     states = w.states_NH.float().requires_grad_()
     kept = targets(w, largest_ids(w, [3] * 12), draws=3)
-    head = HeadLosses(head_of(w, Opaque(module) if opaque else module), Shape())
+    head = HeadLosses(head_of(w, Opaque(module) if opaque else module), LossOptions())
     head(states, w.labels_N, kept, terms_of(HYBRID)).total.backward()
     assert module.weight.grad is None and states.grad is not None
     _, found = ours(w, HYBRID, kept)
@@ -142,7 +142,7 @@ def test_frozen_states_leave_the_head_to_learn(opaque: bool) -> None:
     w = world(seed=38)
     module = linear(w, torch.float32)
     kept = targets(w, largest_ids(w, [3] * 12), draws=3)
-    head = HeadLosses(head_of(w, Opaque(module) if opaque else module), Shape())
+    head = HeadLosses(head_of(w, Opaque(module) if opaque else module), LossOptions())
     head(w.states_NH.float(), w.labels_N, kept, terms_of(HYBRID)).total.backward()
     assert module.weight.grad is not None
     _, found = ours(w, HYBRID, kept)
@@ -171,7 +171,7 @@ def test_a_body_with_gradient_checkpointing_learns_the_same(opaque: bool) -> Non
         body, module = nn.Linear(6, 6), linear(w, torch.float32)
         states = w.states_NH.float().requires_grad_()
         out = body(states) if reentrant is None else checkpoint(body, states, use_reentrant=reentrant)
-        head = HeadLosses(head_of(w, Opaque(module) if opaque else module), Shape())
+        head = HeadLosses(head_of(w, Opaque(module) if opaque else module), LossOptions())
         head(out, w.labels_N, kept, terms_of(HYBRID)).total.backward()
         assert body.weight.grad is not None
         found.append(body.weight.grad)
@@ -181,7 +181,7 @@ def test_a_body_with_gradient_checkpointing_learns_the_same(opaque: bool) -> Non
 def test_without_gradients_the_values_are_the_same() -> None:
     w = world(seed=41)
     kept = targets(w, largest_ids(w, [3] * 12), draws=3)
-    losses = HeadLosses(head_of(w, linear(w, torch.float32)), Shape())
+    losses = HeadLosses(head_of(w, linear(w, torch.float32)), LossOptions())
     states = w.states_NH.float()
     with_them = losses(states, w.labels_N, kept, terms_of(HYBRID))
     for context in (torch.no_grad(), torch.inference_mode()):
@@ -197,7 +197,7 @@ def test_a_bare_function_may_be_a_head() -> None:
     module = linear(w, torch.float32)
     kept = targets(w, largest_ids(w, [3] * 12), draws=3)
     states = w.states_NH.float().requires_grad_()
-    losses = HeadLosses(module, Shape(), chunk_bytes=400)
+    losses = HeadLosses(module, LossOptions(), chunk_bytes=400)
     assert not losses.is_fused
     losses(states, w.labels_N, kept, terms_of(HYBRID)).total.backward()
     _, found = ours(w, HYBRID, kept)
@@ -213,7 +213,7 @@ def test_gradients_of_half_precision_neither_overflow_nor_vanish(factor: float) 
     module = linear(w, torch.float16)
     states = w.states_NH.half().requires_grad_()
     term = LogitTerm(name="forward_kl", coefficient=1e-9 / factor)
-    (HeadLosses(head_of(w, module), Shape())(states, w.labels_N, kept, [term]).total * factor * 1e9).backward()
+    (HeadLosses(head_of(w, module), LossOptions())(states, w.labels_N, kept, [term]).total * factor * 1e9).backward()
     _, found = ours(w, [Asked(name="forward_kl")], kept)
     assert states.grad is not None and module.weight.grad is not None
     torch.testing.assert_close(states.grad.double(), found.states_NH, rtol=1e-2, atol=1e-2)
@@ -226,7 +226,7 @@ def test_clamped_logits_learn_nothing_beyond_the_clamp(opaque: bool, soft_cap: f
     states, weight = w.states_NH.clone().requires_grad_(), w.weight_VH.clone().requires_grad_()
     logits = student_logits(w, states, weight, None).clamp(-1.5, 1.5)
     nn.functional.cross_entropy(logits, w.labels_N, reduction="sum").backward()
-    _, found = ours(w, [Asked(name="ce")], None, opaque=opaque, shape=Shape(clamp_logits=1.5))
+    _, found = ours(w, [Asked(name="ce")], None, opaque=opaque, shape=LossOptions(clamp_logits=1.5))
     assert states.grad is not None and weight.grad is not None
     torch.testing.assert_close(found.states_NH, states.grad, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(found.weight_VH, weight.grad, rtol=1e-4, atol=1e-5)
@@ -237,7 +237,7 @@ def test_clamped_losses_stop_at_the_clamp_and_teach_nothing_there(opaque: bool) 
     w = world(seed=49)
     each = -softmax(student_logits(w, w.states_NH, w.weight_VH, None))[torch.arange(12), w.labels_N].log()
     most = float(each.median())
-    _, found = ours(w, [Asked(name="ce")], None, opaque=opaque, shape=Shape(clamp_loss=most))
+    _, found = ours(w, [Asked(name="ce")], None, opaque=opaque, shape=LossOptions(clamp_loss=most))
     due = answer(w, [Asked(name="ce", chosen_N=each < most)])
     assert found.total == pytest.approx(float(each.clamp(max=most).sum()), rel=1e-5)
     beyond = each > most
@@ -253,14 +253,14 @@ def test_a_state_that_is_no_number_is_not_hidden(bad: float, name: str, opaque: 
     states = w.states_NH.clone()
     states[4, 2] = bad
     kept = targets(w, largest_ids(w, [3] * 12), draws=3)
-    shape = Shape(clamp_loss=50.0)
+    shape = LossOptions(clamp_loss=50.0)
     result, found = ours(replace(w, states_NH=states), [Asked(name=name)], kept, opaque=opaque, shape=shape)
     assert not math.isfinite(found.total) and not math.isfinite(next(iter(result.sums.values())))
 
 
 def test_one_pass_gives_its_gradient_once() -> None:
     w = world(seed=45)
-    losses = HeadLosses(head_of(w, linear(w, torch.float32)), Shape())
+    losses = HeadLosses(head_of(w, linear(w, torch.float32)), LossOptions())
     total = losses(w.states_NH.float(), w.labels_N, None, terms_of(HYBRID[:1])).total
     total.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="gradient of the output head is given once"):
@@ -275,7 +275,7 @@ def test_statistics_are_those_of_the_whole_distribution() -> None:
     for head in (head_of(w, module), head_of(w, Opaque(module))):
         if isinstance(head.module, Opaque):
             head = Head(module=head.module, vocabulary_size=23, scale=1.0, soft_cap=4.0)
-        losses = HeadLosses(head, Shape(), chunk_bytes=4 * 23 * 5)
+        losses = HeadLosses(head, LossOptions(), chunk_bytes=4 * 23 * 5)
         beside = losses(w.states_NH.float(), w.labels_N, kept, terms_of(HYBRID), watch=True).statistics
         for found in (losses.statistics(w.states_NH.float().requires_grad_(), w.labels_N), beside):
             assert found is not None and not found.cross_entropy_N.requires_grad
@@ -288,5 +288,5 @@ def test_statistics_are_those_of_the_whole_distribution() -> None:
 
 def test_nothing_asked_is_nothing_done() -> None:
     w = world(seed=47)
-    result = HeadLosses(head_of(w, linear(w, torch.float32)), Shape())(w.states_NH.float(), w.labels_N, None, ())
+    result = HeadLosses(head_of(w, linear(w, torch.float32)), LossOptions())(w.states_NH.float(), w.labels_N, None, ())
     assert float(result.total) == 0 and result.sums == {} and result.statistics is None

@@ -13,7 +13,7 @@ import transformers
 from transformers import PretrainedConfig
 
 from kdpipe.cache.durable import files as disk
-from kdpipe.pipeline.students.presets import Ids
+from kdpipe.pipeline.students.presets import TokenIds
 from kdpipe.pipeline.students.saving import save_model, save_student
 from kdpipe.pipeline.students.transformers4 import for_transformers_4, tokenizer_note
 from kdpipe.schemas.errors import CacheWriteError, ConfigError, KdpipeError
@@ -111,7 +111,7 @@ def test_transformers_4_reads_the_same_model(tmp_path: Path) -> None:
 
 def test_a_saved_student_loads_and_writes_text(tmp_path: Path) -> None:
     files = tokenizer_files(tmp_path / "tokenizer")
-    found = student("tiny", Ids(count=512, longest=64, end=0, padding=0))
+    found = student("tiny", TokenIds(count=512, longest=64, end=0, padding=0))
     save_student(found, tmp_path / "final", files, "# card\n")
     pipe = transformers.pipeline("text-generation", model=str(tmp_path / "final"))
     (answer,) = pipe("if x is", max_new_tokens=4, do_sample=False)

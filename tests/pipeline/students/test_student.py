@@ -13,7 +13,7 @@ from kdpipe.pipeline.models import probe as probing
 from kdpipe.pipeline.models.head import Head
 from kdpipe.pipeline.models.probe import probe
 from kdpipe.pipeline.students import student as students
-from kdpipe.pipeline.students.student import CALLED_HEAD, NO_HEAD, NOT_PACKED, CalledHead, Student
+from kdpipe.pipeline.students.student import CALLED_HEAD, NO_HEAD, NOT_PACKED, CallableHead, Student
 from support.models import FAMILIES, tiny_model
 from support.students import CPU, IDS, alone, batch_of, student
 
@@ -175,7 +175,7 @@ def test_a_model_that_does_more_behind_its_states_gives_its_logits_whole(tmp_pat
     assert whole.notes == (f"{found.shape.name}: {NO_HEAD}",)
     batch = batch_of([[9, 8], [12]])
     states = whole.states(batch, layers=(1, 2))
-    assert isinstance(whole.head, CalledHead)
+    assert isinstance(whole.head, CallableHead)
     logits = whole.head(states.rows_NH)
     assert logits.shape == (len(batch.places_N), 280)
     rows = whole.states(batch, layers=(2,)).layers[2].flatten(0, 1)[batch.places_N]
@@ -201,7 +201,7 @@ def test_a_head_that_is_no_plain_matrix_is_called(family: str, tmp_path: Path) -
     assert odd.notes == (f"{found.shape.name}: {CALLED_HEAD}",)
     batch = batch_of([[9, 8], [12]])
     states = odd.states(batch)
-    assert isinstance(odd.head, CalledHead)
+    assert isinstance(odd.head, CallableHead)
     logits = odd.head(states.rows_NH)
     plain = Head(
         module=found.model.lm_head, vocabulary_size=280, scale=odd.head.scale, soft_cap=odd.head.soft_cap

@@ -13,7 +13,7 @@ from kdpipe.cache.verify import verify_cache
 from kdpipe.pipeline.targets.reduce import to_block
 from kdpipe.schemas.arrays import SCALAR_STEP
 from kdpipe.schemas.errors import CacheWriteError
-from kdpipe.schemas.targets import Kept, Sampled, Threshold, TopK
+from kdpipe.schemas.targets import KeptSpec, Sampled, Threshold, TopK
 from support import dense_twin
 from support.answered import answered, read_back
 from support.reducing import KEPT, awkward, reduce_rows, starts_word, targets
@@ -21,7 +21,7 @@ from support.reducing import KEPT, awkward, reduce_rows, starts_word, targets
 SIZE = 300
 # As in test_reduce.py: what float32 rounds before anything is coded.
 NEAR = 1e-5
-# docs/cache-format.md, Laws: the step of logprob and half a step of log_tail.
+# docs/cache-format.md, Quantizers: the step of logprob and half a step of log_tail.
 SCALAR_BOUND = SCALAR_STEP / 2 + NEAR
 LOGPROB_BOUND = 1 / 16 + SCALAR_BOUND
 
@@ -93,7 +93,7 @@ def check_scalars(rows: Rows, t: int, due: dict[str, float], *, is_exact: bool) 
 
 @pytest.mark.parametrize("keep", [Threshold(tau=1 / 25), Sampled(draws=16)], ids=lambda keep: keep.kind)
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
-def test_weights_read_back_are_unbiased_up_to_the_codec(keep: Kept, temperature: float, tmp_path: Path) -> None:
+def test_weights_read_back_are_unbiased_up_to_the_codec(keep: KeptSpec, temperature: float, tmp_path: Path) -> None:
     n, logits = 2000, awkward(SIZE)["long tail"]
     spec = targets(keep, temperature)
     given = answered(spec, logits.expand(n, SIZE))
@@ -103,7 +103,7 @@ def test_weights_read_back_are_unbiased_up_to_the_codec(keep: Kept, temperature:
     exact = np.zeros(SIZE, bool)
     exact[dense_twin.by_rank(logits)[: int(rows.n_exact[1])]] = True
     share = float(p[~exact].sum()) / (keep.draws if isinstance(keep, Sampled) else int(rows.count[1] - rows.n_exact[1]))
-    # Log p within its bound (divided by T), the tail within half a step of its law, and five standard deviations.
+    # Log p within its bound (divided by T), the tail within half a step of its quantizer, and five standard deviations.
     bound = np.where(exact, LOGPROB_BOUND / temperature + SCALAR_BOUND, SCALAR_BOUND) * p
     np.testing.assert_array_less(np.abs(mean - p), bound + np.where(exact, 0, 5 * np.sqrt(p * share / n)) + 1e-6)
 

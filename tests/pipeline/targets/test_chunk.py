@@ -4,16 +4,16 @@ import numpy as np
 import pytest
 import torch
 
-from kdpipe.pipeline.targets.chunk import BLOCK, Chunk
+from kdpipe.pipeline.targets.chunk import BLOCK, LogitChunk
 from kdpipe.pipeline.targets.masses import LARGEST_MASS, Masses
 from support.dense_twin import by_rank
 
 CPU = torch.device("cpu")
 
 
-def loaded(logits: torch.Tensor, temperature: float = 1.0) -> Chunk:
+def loaded(logits: torch.Tensor, temperature: float = 1.0) -> LogitChunk:
     """A chunk with some rows in it."""
-    chunk = Chunk(logits.shape[1], CPU)
+    chunk = LogitChunk(logits.shape[1], CPU)
     chunk.load(logits)
     chunk.at(temperature)
     return chunk
@@ -54,7 +54,7 @@ def test_rows_that_are_no_distribution_are_told_apart() -> None:
     logits[2, 99] = torch.inf
     logits[3] = -torch.inf
     logits[4, :99] = -torch.inf
-    assert Chunk(100, CPU).load(logits).tolist() == [True, False, False, False, True, True]
+    assert LogitChunk(100, CPU).load(logits).tolist() == [True, False, False, False, True, True]
 
 
 def test_masses_are_found_where_they_lie_and_not_once_they_are_gone() -> None:
@@ -83,6 +83,6 @@ def test_masses_of_a_huge_vocabulary_at_a_tiny_share_still_add_up() -> None:
 
 
 def test_a_chunk_holds_whole_blocks_and_at_least_a_row() -> None:
-    chunk = Chunk(3_000_001, CPU)
+    chunk = LogitChunk(3_000_001, CPU)
     assert chunk.n_rows == 1
     assert chunk.shifted_CP.shape[1] % BLOCK == 0

@@ -7,7 +7,7 @@ import torch
 
 from kdpipe.pipeline.targets.draws import row_keys
 from kdpipe.pipeline.targets.lanes import Lanes
-from kdpipe.pipeline.targets.reduce import Reduced, Reducer
+from kdpipe.pipeline.targets.reduce import ReducedRows, Reducer
 from kdpipe.schemas.targets import Sampled, Threshold
 from support.reducing import KEPT, asked, reducer, starts_word, targets
 
@@ -29,7 +29,7 @@ def question(n: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return logits, torch.arange(n) % SIZE, row_keys(0, "train", 0, 0, n)
 
 
-def numbers(reduced: Reduced) -> list[torch.Tensor]:
+def numbers(reduced: ReducedRows) -> list[torch.Tensor]:
     """Every tensor, without what stands behind the entries of a row."""
     there = torch.arange(reduced.ids_RK.shape[1]) < (reduced.n_exact_R + reduced.n_draws_R)[:, None]
     entries = [reduced.ids_RK[there], reduced.logprobs_RK[there]]

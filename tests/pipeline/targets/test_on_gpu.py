@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from kdpipe.pipeline.targets.draws import row_keys
-from kdpipe.pipeline.targets.reduce import Reduced, Reducer
+from kdpipe.pipeline.targets.reduce import ReducedRows, Reducer
 from support.reducing import KEPT, asked, starts_word, targets
 
 SIZE, ROWS = 32_000, 300
@@ -20,7 +20,7 @@ def question(device: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return logits.to(device), labels.to(device), keys.to(device)
 
 
-def entries(reduced: Reduced) -> list[list[int]]:
+def entries(reduced: ReducedRows) -> list[list[int]]:
     """The ids of every row."""
     counts = (reduced.n_exact_R + reduced.n_draws_R).tolist()
     return [ids[:n] for ids, n in zip(reduced.ids_RK.tolist(), counts, strict=True)]

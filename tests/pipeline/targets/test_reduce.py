@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdpipe.pipeline.targets.draws import row_keys
-from kdpipe.pipeline.targets.reduce import Reduced, Reducer
+from kdpipe.pipeline.targets.reduce import ReducedRows, Reducer
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.targets import Sampled, State, TargetSpec, Threshold, TopK, TopP
 from support import dense_twin
@@ -142,10 +142,10 @@ def test_rows_are_reduced_alike_whatever_comes_with_them(kept: str) -> None:
     pieces = [
         made.reduce(rows[i:j].clone(), labels[i:j], keys[i:j]) for i, j in ((0, 1), (1, 4), (4, 131), (131, len(rows)))
     ]
-    assert_equal(Reduced.joined(pieces), whole)
+    assert_equal(ReducedRows.joined(pieces), whole)
 
 
-def assert_equal(one: Reduced, other: Reduced) -> None:
+def assert_equal(one: ReducedRows, other: ReducedRows) -> None:
     """Equal to the bit wherever there are entries."""
     assert torch.equal(one.n_exact_R, other.n_exact_R)
     assert torch.equal(one.n_draws_R, other.n_draws_R)

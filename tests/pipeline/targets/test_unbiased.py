@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from kdpipe.pipeline.targets import sampled, threshold
-from kdpipe.pipeline.targets.chunk import Chunk
+from kdpipe.pipeline.targets.chunk import LogitChunk
 from kdpipe.pipeline.targets.masses import Masses
-from kdpipe.pipeline.targets.reduce import Reduced
+from kdpipe.pipeline.targets.reduce import ReducedRows
 from kdpipe.schemas.targets import Sampled, TargetSpec, Threshold
 from support import dense_twin
 from support.reducing import awkward, reduce_rows, targets
@@ -33,7 +33,7 @@ every_spec = pytest.mark.parametrize(
 )
 
 
-def many(spec: TargetSpec, name: str) -> tuple[np.ndarray, Reduced]:
+def many(spec: TargetSpec, name: str) -> tuple[np.ndarray, ReducedRows]:
     """A distribution at the target temperature, and what is kept of it many times."""
     logits = awkward(SIZE)[name]
     labels = torch.zeros(ROWS, dtype=torch.int64)
@@ -71,17 +71,17 @@ def _next_id(self: Masses, points_CS: torch.Tensor) -> torch.Tensor:
     return (FIND(self, points_CS) + 1).clamp(max=SIZE - 1)
 
 
-def _always_at_one(self: Chunk, temperature: float) -> None:
+def _always_at_one(self: LogitChunk, temperature: float) -> None:
     AT(self, 1.0)
 
 
-FIND, AT = Masses.find, Chunk.at
+FIND, AT = Masses.find, LogitChunk.at
 
 
 FAULTS: list[tuple[object, str, Callable[..., object]]] = [
     (Masses, "remove", lambda self, ids_CK, chosen_CK: None),
     (Masses, "find", _next_id),
-    (Chunk, "at", _always_at_one),
+    (LogitChunk, "at", _always_at_one),
 ]
 
 

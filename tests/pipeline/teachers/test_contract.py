@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from kdpipe.pipeline.documents.segments import Piece
-from kdpipe.pipeline.targets.request import Asked
+from kdpipe.pipeline.documents.segments import Segment
+from kdpipe.pipeline.targets.request import TargetRequest
 from kdpipe.pipeline.teachers.local_teacher import LocalTeacher
 from kdpipe.schemas.targets import Threshold, TopK
 from support.models import tiny_llama
@@ -27,13 +27,13 @@ class TestLocalTeacher(TeacherContract):
     def teacher(self) -> LocalTeacher:
         return _loaded(self.folder, self.vocabulary)
 
-    def asked(self) -> Asked:
+    def asked(self) -> TargetRequest:
         return asked_for(TopK(k=8), self.vocabulary)
 
     def refused(self) -> None:
         """It knows everything."""
 
-    def truth(self, piece: Piece) -> Doubles:
+    def truth(self, piece: Segment) -> Doubles:
         return _truth(self.folder, self.vocabulary).logprobs(piece)
 
 
@@ -41,13 +41,13 @@ class TestListedTeacher(TeacherContract):
     def teacher(self) -> ListedTeacher:
         return _listed(self.vocabulary)
 
-    def asked(self) -> Asked:
+    def asked(self) -> TargetRequest:
         return asked_for(TopK(k=8), self.vocabulary, temperatures=(), entropy=False)
 
-    def refused(self) -> Asked:
+    def refused(self) -> TargetRequest:
         return asked_for(Threshold(tau=0.1), self.vocabulary)
 
-    def truth(self, piece: Piece) -> Doubles:
+    def truth(self, piece: Segment) -> Doubles:
         return _listed(self.vocabulary).table[piece.tokens]
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kdpipe.pipeline.targets.request import Asked
+from kdpipe.pipeline.targets.request import TargetRequest
 from kdpipe.pipeline.teachers.local_teacher import LocalTeacher
 from kdpipe.pipeline.teachers.padded import pad
 from kdpipe.schemas.targets import State, Threshold, TopK
@@ -22,7 +22,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> LocalTeacher:
     return local_teacher(tiny_llama(tmp_path_factory.mktemp("llama"), vocabulary=IDS), IDS)
 
 
-def asked(keep: Threshold | TopK | State, every: int) -> Asked:
+def asked(keep: Threshold | TopK | State, every: int) -> TargetRequest:
     unigram = np.full(IDS, 1 / IDS, np.float32)
     return replace(asked_for(keep, IDS), fidelity_every=every, unigram=unigram)
 

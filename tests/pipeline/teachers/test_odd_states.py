@@ -11,8 +11,8 @@ import transformers
 from kdpipe.cache.format.blocks import cut
 from kdpipe.pipeline.targets.hidden_states import hidden_spec
 from kdpipe.pipeline.teachers.shape import teacher_shape
+from kdpipe.schemas.capture_settings import HiddenSettings, TeacherSettings
 from kdpipe.schemas.errors import ConfigError
-from kdpipe.schemas.stage_one import HiddenSettings, TeacherSettings
 from kdpipe.schemas.targets import State, TopK
 from support.family_checks import N_IDS, check_teacher, make_model
 from support.family_configs import small_config

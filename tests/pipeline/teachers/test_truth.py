@@ -8,10 +8,10 @@ import transformers
 
 from kdpipe.cache.format.blocks import cut
 from kdpipe.cache.format.rows import Block
-from kdpipe.pipeline.documents.segments import Piece
+from kdpipe.pipeline.documents.segments import Segment
 from kdpipe.pipeline.targets.hidden_states import sign_matrix
-from kdpipe.pipeline.targets.request import Asked
-from kdpipe.pipeline.teachers import Answer
+from kdpipe.pipeline.targets.request import TargetRequest
+from kdpipe.pipeline.teachers import CaptureResult
 from kdpipe.pipeline.teachers.local_teacher import LocalTeacher
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.targets import (
@@ -35,7 +35,9 @@ GROUPS = ([0, 1, 2, 3], [4], [5, 6])
 CLOSE = 5e-4
 
 
-def answered(teacher: LocalTeacher, asked: Asked, pieces: list[Piece]) -> tuple[list[Block], list[Answer]]:
+def answered(
+    teacher: LocalTeacher, asked: TargetRequest, pieces: list[Segment]
+) -> tuple[list[Block], list[CaptureResult]]:
     """Each piece's rows, and the answers they came in."""
     answers = list(teacher.answers([[pieces[i] for i in group] for group in GROUPS], asked))
     blocks: dict[int, Block] = {}
@@ -55,19 +57,19 @@ def test_answers_are_those_of_each_document_read_alone(family: str, tmp_path: Pa
         check_block(block, piece, truth)
 
 
-def check_block(block: Block, piece: Piece, truth: Truth) -> None:
+def check_block(block: Block, piece: Segment, truth: Truth) -> None:
     """Hold a block of top ids and all scalars against the truth."""
-    learnt, logprobs = np.flatnonzero(piece.loss_mask), truth.logprobs(piece)
-    wanted = logprobs[learnt]
-    ids = block.ids.reshape(len(learnt), 8)
+    trained, logprobs = np.flatnonzero(piece.loss_mask), truth.logprobs(piece)
+    wanted = logprobs[trained]
+    ids = block.ids.reshape(len(trained), 8)
     np.testing.assert_allclose(block.logprobs.reshape(ids.shape), np.take_along_axis(wanted, ids, 1), atol=CLOSE)
     np.testing.assert_allclose(block.logprobs.reshape(ids.shape), -np.sort(-wanted, axis=1)[:, :8], atol=CLOSE)
     assert block.entropy is not None and block.label_logprob is not None
-    np.testing.assert_allclose(block.entropy[learnt], -(np.exp(wanted) * wanted).sum(1), atol=CLOSE)
-    labels = logprobs[learnt, piece.tokens[learnt + 1]]
-    np.testing.assert_allclose(block.label_logprob[learnt], labels, atol=CLOSE)
+    np.testing.assert_allclose(block.entropy[trained], -(np.exp(wanted) * wanted).sum(1), atol=CLOSE)
+    labels = logprobs[trained, piece.tokens[trained + 1]]
+    np.testing.assert_allclose(block.label_logprob[trained], labels, atol=CLOSE)
     for temperature, log_z in block.log_z.items():
-        np.testing.assert_allclose(log_z[learnt], np.log(np.exp(wanted / temperature).sum(1)), atol=CLOSE)
+        np.testing.assert_allclose(log_z[trained], np.log(np.exp(wanted / temperature).sum(1)), atol=CLOSE)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "phi"])

@@ -19,7 +19,7 @@ from kdpipe.pipeline.training import state_tensors as states
 from kdpipe.pipeline.training.checkpoints import (
     FILES,
     RECORD,
-    Contents,
+    CheckpointContents,
     asked_for,
     latest,
     listed,
@@ -37,12 +37,12 @@ from kdpipe.schemas.checkpoint import Best, CheckpointRecord, GuardState, LoopSt
 from kdpipe.schemas.errors import CacheWriteError, ConfigError, KdpipeError
 from kdpipe.schemas.manifest import FileRecord
 from kdpipe.schemas.records import read_record
-from kdpipe.schemas.stage_two import Optimizer, StageTwo
 from kdpipe.schemas.strict_json import sha256_hex
+from kdpipe.schemas.train_settings import OptimizerSettings, TrainSettings
 from support.faults import Fault, count_calls, fault_at, killed, refused
 from support.tiny import unsynced
 
-MINE = RunRecord(settings=StageTwo(), cache_id="a1", student="b2")
+MINE = RunRecord(settings=TrainSettings(), cache_id="a1", student="b2")
 
 
 @pytest.fixture(autouse=True)
@@ -51,10 +51,10 @@ def _without_waiting_for_the_disk() -> Iterator[None]:
         yield
 
 
-def contents(step: int, best: int | None = None, seed: int = 0) -> Contents:
+def contents(step: int, best: int | None = None, seed: int = 0) -> CheckpointContents:
     generator = torch.Generator().manual_seed(1000 * seed + step)
     weight = torch.randn(3, 4, generator=generator)
-    return Contents(
+    return CheckpointContents(
         run=MINE,
         state=LoopState(
             step=step,
@@ -76,7 +76,7 @@ def silent(_text: str) -> None:
     raise AssertionError("nothing is to be warned of")
 
 
-def same(one: Contents, other: Contents) -> bool:
+def same(one: CheckpointContents, other: CheckpointContents) -> bool:
     groups = [(one.model, other.model), (one.optimizer, other.optimizer), (one.random, other.random)]
     return (one.run, one.state) == (other.run, other.state) and all(
         first.keys() == second.keys()
@@ -147,14 +147,14 @@ def test_learning_goes_on_from_the_disk_as_if_never_stopped(tmp_path: Path, kind
         model = Small()
         trainable = Trainable(student=dict(model.named_parameters()), roles=parameter_roles(model))
         torch.manual_seed(1)
-        given = Optimizer.model_validate({"kind": kind, "lr": 0.1})
+        given = OptimizerSettings.model_validate({"kind": kind, "lr": 0.1})
         return model, make_optimizer(settle(given, "fresh", 1_000_000), trainable)
 
     whole, optimizer = begun()
     whole.learn(optimizer, range(8))
     first, optimizer = begun()
     first.learn(optimizer, range(5))
-    said = Contents(
+    said = CheckpointContents(
         run=MINE,
         state=LoopState(step=5, place=40),
         model=states.model_tensors(first),
@@ -274,8 +274,8 @@ def test_a_checkpoint_that_is_not_there_or_broken_is_refused_with_those_that_are
     assert names(tmp_path) == ["step-000010", "step-000020"]
 
 
-def of_run(step: int, **settings: Any) -> Contents:
-    run = RunRecord(settings=StageTwo.model_validate(settings, strict=False), cache_id="a1", student="b2")
+def of_run(step: int, **settings: Any) -> CheckpointContents:
+    run = RunRecord(settings=TrainSettings.model_validate(settings, strict=False), cache_id="a1", student="b2")
     return dataclasses.replace(contents(step), run=run)
 
 

@@ -7,12 +7,12 @@ import pytest
 from kdpipe.pipeline.training.curriculum import Curriculum
 from kdpipe.pipeline.training.schedules import make_plan
 from kdpipe.schemas.errors import ConfigError
-from kdpipe.schemas.stage_two import StageTwo
+from kdpipe.schemas.train_settings import TrainSettings
 
 
 def curriculum(n_steps: int = 100, tail_weight: float = 1.0, **settings: Any) -> Curriculum:
     settings.setdefault("run", {})["max_steps"] = n_steps
-    said = StageTwo.model_validate(settings, strict=False)
+    said = TrainSettings.model_validate(settings, strict=False)
     return Curriculum(said, make_plan(said, 10), tail_weight)
 
 

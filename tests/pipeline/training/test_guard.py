@@ -6,21 +6,21 @@ import statistics
 
 import pytest
 
-from kdpipe.pipeline.losses.terms import InForce
+from kdpipe.pipeline.losses.terms import ActiveTerms
 from kdpipe.pipeline.training.guard import (
-    Finding,
     Guard,
     GuardValues,
+    NotFiniteFinding,
     clamp_warnings,
     largest_probability,
     resolve,
 )
 from kdpipe.schemas.checkpoint import GuardState
 from kdpipe.schemas.errors import ConfigError
-from kdpipe.schemas.stage_two import Guarding, Optimizer
+from kdpipe.schemas.train_settings import GuardSettings, OptimizerSettings
 
-BAD = (Finding(where="forward_kl", what="its value", sequences=(3, 7)),)
-GRADIENT = (Finding(where="gradient", what="it overflowed"),)
+BAD = (NotFiniteFinding(where="forward_kl", what="its value", sequences=(3, 7)),)
+GRADIENT = (NotFiniteFinding(where="gradient", what="it overflowed"),)
 
 
 def kinds(guard: Guard, norms: list[float]) -> list[str]:
@@ -30,7 +30,7 @@ def kinds(guard: Guard, norms: list[float]) -> list[str]:
 def test_every_finding_is_a_skip_that_names_it_and_is_counted() -> None:
     guard = Guard(GuardValues())
     for where in ("logits", "targets", "forward_kl", "gradient"):
-        verdict = guard.judge((Finding(where=where, what="x", sequences=tuple(range(7))),), 1.0)
+        verdict = guard.judge((NotFiniteFinding(where=where, what="x", sequences=tuple(range(7))),), 1.0)
         assert verdict.kind == "skip"
         assert verdict.why == f"{where} (x) not finite, sequences 0, 1, 2, 3, 4 and 2 more"
     assert (guard.state.skipped, guard.state.in_a_row, guard.success_rate) == (4, 4, 0.0)
@@ -152,7 +152,7 @@ def test_an_accepted_step_between_faults_begins_the_count_anew() -> None:
 
 def test_parameters_that_are_not_finite_cannot_be_skipped() -> None:
     guard = Guard(GuardValues(patience=5, rollbacks=1))
-    broken = (Finding(where="parameters", what="model.norm.weight"),)
+    broken = (NotFiniteFinding(where="parameters", what="model.norm.weight"),)
     assert [guard.judge(broken, 1.0).kind for _ in range(2)] == ["rollback", "stop"]
 
 
@@ -166,13 +166,13 @@ def test_an_overflow_is_the_scalers_until_the_scale_is_one() -> None:
 
 
 @pytest.mark.parametrize("findings", [BAD, BAD + GRADIENT])
-def test_what_is_wrong_in_the_forward_is_a_fault_at_any_scale(findings: tuple[Finding, ...]) -> None:
+def test_what_is_wrong_in_the_forward_is_a_fault_at_any_scale(findings: tuple[NotFiniteFinding, ...]) -> None:
     assert Guard(GuardValues()).judge(findings, math.inf, scale=65536.0).kind == "skip"
 
 
 def test_labels_alone_count_for_a_while_after_a_rollback() -> None:
     guard = Guard(GuardValues(patience=1, ce_only_steps=2, window=8))
-    terms = InForce(weights={"ce": 0.1, "forward_kl": 0.9}, temperature=2.0)
+    terms = ActiveTerms(weights={"ce": 0.1, "forward_kl": 0.9}, temperature=2.0)
     assert guard.in_force(terms) is terms
     guard.judge(BAD, 1.0)
     seen = []
@@ -201,13 +201,15 @@ def test_a_guard_goes_on_from_its_state_as_if_never_stopped(cut: int) -> None:
 @pytest.mark.parametrize(
     ("findings", "norm", "hint"),
     [
-        ((Finding(where="targets"),), 1.0, "kdpipe cache verify --level deep"),
-        ((Finding(where="logits"),), 1.0, "try --precision bf16 or fp32"),
-        ((Finding(where="ce"),), 1.0, "try a lower --lr"),
+        ((NotFiniteFinding(where="targets"),), 1.0, "kdpipe cache verify --level deep"),
+        ((NotFiniteFinding(where="logits"),), 1.0, "try --precision bf16 or fp32"),
+        ((NotFiniteFinding(where="ce"),), 1.0, "try a lower --lr"),
         ((), 9.0, "a larger guard.sigma, guard.median_factor or guard.skip_gradient_norm"),
     ],
 )
-def test_a_stop_says_what_was_seen_and_what_to_try(findings: tuple[Finding, ...], norm: float, hint: str) -> None:
+def test_a_stop_says_what_was_seen_and_what_to_try(
+    findings: tuple[NotFiniteFinding, ...], norm: float, hint: str
+) -> None:
     guard = Guard(GuardValues(patience=2, rollbacks=1, skip_gradient_norm=2.0))
     verdicts = [guard.judge(findings, norm) for _ in range(4)]
     error = guard.failure(1234, verdicts[-1])
@@ -221,17 +223,17 @@ def test_a_stop_says_what_was_seen_and_what_to_try(findings: tuple[Finding, ...]
 
 
 def test_presets_give_way_to_what_is_said() -> None:
-    standard = resolve(Guarding(), Optimizer())
+    standard = resolve(GuardSettings(), OptimizerSettings())
     assert (standard.sigma, standard.window, standard.clip, standard.skip_gradient_norm) == (6.0, 128, 1.0, None)
     assert standard.median_factor == 200.0
-    stable = resolve(Guarding(preset="ultra-stable"), Optimizer())
+    stable = resolve(GuardSettings(preset="ultra-stable"), OptimizerSettings())
     assert (stable.clip, stable.skip_gradient_norm, stable.lr_factor) == (0.5, 2.0, 0.25)
-    assert resolve(Guarding(preset="fp16-safe"), Optimizer()).lr_factor == 0.5
-    said = Guarding(
+    assert resolve(GuardSettings(preset="fp16-safe"), OptimizerSettings()).lr_factor == 0.5
+    said = GuardSettings(
         preset="ultra-stable", sigma=4.0, window=8, skip_gradient_norm=9.0, patience=7, rollbacks=9, rate_factor=0.9,
         ce_only_steps=3, snapshot_every=11, median_factor=7.0,
     )  # fmt: skip
-    assert resolve(said, Optimizer(clip=3.0)) == GuardValues(
+    assert resolve(said, OptimizerSettings(clip=3.0)) == GuardValues(
         sigma=4.0, window=8, skip_gradient_norm=9.0, patience=7, rollbacks=9, rate_factor=0.9, clip=3.0,
         lr_factor=0.25, ce_only_steps=3, snapshot_every=11, median_factor=7.0,
     )  # fmt: skip
@@ -239,8 +241,8 @@ def test_presets_give_way_to_what_is_said() -> None:
 
 def test_labels_alone_after_rollbacks_that_are_never_made_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"guard.ce_only_steps is what follows a rollback, and guard.rollbacks is 0"):
-        resolve(Guarding(rollbacks=0, ce_only_steps=3), Optimizer())
-    assert resolve(Guarding(ce_only_steps=3), Optimizer()).ce_only_steps == 3
+        resolve(GuardSettings(rollbacks=0, ce_only_steps=3), OptimizerSettings())
+    assert resolve(GuardSettings(ce_only_steps=3), OptimizerSettings()).ce_only_steps == 3
 
 
 def test_a_step_that_learnt_from_nothing_says_nothing_of_usual_norms() -> None:
@@ -252,8 +254,8 @@ def test_a_step_that_learnt_from_nothing_says_nothing_of_usual_norms() -> None:
 
 
 def test_clamps_are_told_with_what_they_distort() -> None:
-    assert clamp_warnings(Guarding(), 50_000) == []
-    logits, loss = clamp_warnings(Guarding(clamp_logits=2.5, clamp_loss=10.0), 50_000)
+    assert clamp_warnings(GuardSettings(), 50_000) == []
+    logits, loss = clamp_warnings(GuardSettings(clamp_logits=2.5, clamp_loss=10.0), 50_000)
     assert "no probability of 50,000 tokens can exceed 0.00296" in logits
     assert "positions with a larger loss teach nothing" in loss
 

@@ -7,15 +7,15 @@ import pytest
 from kdpipe.pipeline.training.curriculum import Curriculum
 from kdpipe.pipeline.training.memorization import bearable_epochs, warnings
 from kdpipe.pipeline.training.schedules import make_plan
-from kdpipe.schemas.stage_two import StageTwo
 from kdpipe.schemas.targets import Sampled, State, TargetSpec, Threshold, TopK
+from kdpipe.schemas.train_settings import TrainSettings
 
 STANDARD = TargetSpec(keep=Threshold(tau=1 / 25), temperatures=())
 N_SEQUENCES, N_POSITIONS = 60, 15_000
 
 
 def warned(spec: TargetSpec, epochs: float, n_positions: int = N_POSITIONS, **losses: Any) -> list[str]:
-    settings = StageTwo.model_validate({"run": {"epochs": epochs}, "losses": losses})
+    settings = TrainSettings.model_validate({"run": {"epochs": epochs}, "losses": losses})
     plan = make_plan(settings, N_SEQUENCES)
     return list(warnings(plan, Curriculum(settings, plan, 1.0), spec, n_positions))
 

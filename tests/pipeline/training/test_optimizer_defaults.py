@@ -11,7 +11,7 @@ import pytest
 from kdpipe.pipeline.training.optimizer_defaults import DEFAULT_OPTIMIZER, DEFAULTS, StudentKind, reason, settle
 from kdpipe.schemas.choices import OptimizerName
 from kdpipe.schemas.errors import ConfigError
-from kdpipe.schemas.stage_two import LARGEST_RATE, Optimizer
+from kdpipe.schemas.train_settings import LARGEST_RATE, OptimizerSettings
 from support.heard import HeardTraining
 from support.source import ROOT
 from support.stage_two import make_cache, run, settings_for
@@ -29,7 +29,7 @@ def test_every_kind_of_student_has_learning_rates_for_every_optimizer() -> None:
 
 @pytest.mark.parametrize(("student", "n_parameters"), list(product(KINDS, SIZES)))
 def test_nothing_said_is_the_default_of_kind_and_size(student: StudentKind, n_parameters: int) -> None:
-    settled = settle(Optimizer(), student, n_parameters)
+    settled = settle(OptimizerSettings(), student, n_parameters)
     kind = DEFAULT_OPTIMIZER[student]
     own = DEFAULTS[student, kind].at(n_parameters)
     assert settled.kind == kind and settled.lr == own.matrices
@@ -48,7 +48,7 @@ def test_larger_students_never_have_larger_learning_rates(student: StudentKind) 
 
 @pytest.mark.parametrize(("student", "kind"), list(product(KINDS, OPTIMIZERS)))
 def test_an_optimizer_that_is_named_has_its_own_learning_rates(student: StudentKind, kind: OptimizerName) -> None:
-    settled = settle(Optimizer(kind=kind), student, 3_000_000)
+    settled = settle(OptimizerSettings(kind=kind), student, 3_000_000)
     own = DEFAULTS[student, kind].at(3_000_000)
     assert settled.kind == kind
     assert [getattr(settled.rates, name) for name in rates_of] == [getattr(own, name) for name in rates_of]
@@ -56,32 +56,32 @@ def test_an_optimizer_that_is_named_has_its_own_learning_rates(student: StudentK
 
 @pytest.mark.parametrize(("student", "kind"), list(product(KINDS, OPTIMIZERS)))
 def test_lr_scales_every_group_and_a_rate_of_its_own_stays(student: StudentKind, kind: OptimizerName) -> None:
-    plain = settle(Optimizer(kind=kind), student, 1_000_000)
+    plain = settle(OptimizerSettings(kind=kind), student, 1_000_000)
     assert plain.lr is not None
-    settled = settle(Optimizer(kind=kind, lr=plain.lr / 4), student, 1_000_000)
+    settled = settle(OptimizerSettings(kind=kind, lr=plain.lr / 4), student, 1_000_000)
     for name in rates_of:
         assert getattr(settled.rates, name) == pytest.approx(getattr(plain.rates, name) / 4)
-    given = Optimizer.model_validate({"kind": kind, "lr": plain.lr / 4, "rates": {"tables": 0.5}})
+    given = OptimizerSettings.model_validate({"kind": kind, "lr": plain.lr / 4, "rates": {"tables": 0.5}})
     settled = settle(given, student, 1_000_000)
     assert settled.rates.tables == 0.5 and settled.rates.matrices == plain.lr / 4
 
 
 def test_the_factor_of_a_guard_is_for_defaults_alone() -> None:
-    plain, half = (settle(Optimizer(), "fresh", 1_000_000, factor=factor) for factor in (1.0, 0.5))
+    plain, half = (settle(OptimizerSettings(), "fresh", 1_000_000, factor=factor) for factor in (1.0, 0.5))
     assert plain.rates.tables is not None and half.rates.tables == plain.rates.tables / 2
-    assert settle(Optimizer(lr=0.01), "fresh", 1_000_000, factor=0.5).lr == 0.01
+    assert settle(OptimizerSettings(lr=0.01), "fresh", 1_000_000, factor=0.5).lr == 0.01
 
 
 def test_an_lr_that_takes_another_group_too_far_is_refused() -> None:
     with pytest.raises(ConfigError, match="tables") as refused:
-        settle(Optimizer(lr=LARGEST_RATE), "fresh", 1_000_000)
+        settle(OptimizerSettings(lr=LARGEST_RATE), "fresh", 1_000_000)
     assert "optimizer.rates.tables" in str(refused.value.hint)
-    given = Optimizer.model_validate({"lr": LARGEST_RATE, "rates": {"tables": 1.0}})
+    given = OptimizerSettings.model_validate({"lr": LARGEST_RATE, "rates": {"tables": 1.0}})
     assert settle(given, "fresh", 1_000_000).rates.tables == 1.0
 
 
 def test_the_reason_names_what_it_follows_from_and_what_was_set() -> None:
-    given = Optimizer.model_validate({"rates": {"matrices": 0.012, "tables": 0.1}})
+    given = OptimizerSettings.model_validate({"rates": {"matrices": 0.012, "tables": 0.1}})
     text = reason(given, settle(given, "fresh", 2_600_000), "fresh", 2_600_000)
     assert text.startswith("fresh, 2.6 M parameters: muon 0.012, tables 0.1")
     assert "optimizer.rates.tables" in text and "optimizer.kind" not in text
@@ -91,7 +91,7 @@ def test_the_reason_names_what_it_follows_from_and_what_was_set() -> None:
 def test_the_default_of_a_run_is_printed_and_in_its_record_and_on_its_card(tmp_path: Path) -> None:
     make_cache(tmp_path)
     watch = HeardTraining()
-    settings = settings_for(tmp_path, run={"max_steps": 1}).model_copy(update={"optimizer": Optimizer()})
+    settings = settings_for(tmp_path, run={"max_steps": 1}).model_copy(update={"optimizer": OptimizerSettings()})
     run(settings, watch)
     record = json.loads((tmp_path / "run" / "run.json").read_text())["settings"]["optimizer"]
     kept = json.loads(next((tmp_path / "run" / "checkpoints").glob("*/run.json")).read_text())

@@ -18,7 +18,7 @@ from kdpipe.pipeline.training.optimizers import (
 )
 from kdpipe.schemas.choices import Role
 from kdpipe.schemas.errors import KdpipeError
-from kdpipe.schemas.stage_two import Optimizer
+from kdpipe.schemas.train_settings import OptimizerSettings
 
 ROLES: dict[str, Role] = {
     "embed": "tables", "head": "tables", "up": "matrices", "down": "matrices", "norm": "vectors", "bias": "vectors",
@@ -35,8 +35,8 @@ def trainable_of(dtype: torch.dtype = torch.float32, device: str = "cpu") -> Tra
     return Trainable(student=student, roles=ROLES, maps=maps, router=router)
 
 
-def settings(**said: Any) -> Optimizer:
-    given = Optimizer.model_validate({"kind": "adamw", "weight_decay": 0.1, "rates": RATES, **said})
+def settings(**said: Any) -> OptimizerSettings:
+    given = OptimizerSettings.model_validate({"kind": "adamw", "weight_decay": 0.1, "rates": RATES, **said})
     return settle(given, "fresh", 1_000_000)
 
 

@@ -10,13 +10,13 @@ from kdpipe.cache.durable.lock import LOCK, locked
 from kdpipe.pipeline.training.run_folder import RECORD, check, claim, differences, identity, is_of, stored
 from kdpipe.schemas.checkpoint import RunRecord
 from kdpipe.schemas.errors import ConfigError, KdpipeError
-from kdpipe.schemas.stage_two import StageTwo
+from kdpipe.schemas.train_settings import TrainSettings
 from support.faults import count_calls, fault_at, refused
 from support.tiny import unsynced
 
 
 def record(cache_id: str = "a1", student: str = "b2", **settings: Any) -> RunRecord:
-    return RunRecord(settings=StageTwo.model_validate(settings, strict=False), cache_id=cache_id, student=student)
+    return RunRecord(settings=TrainSettings.model_validate(settings, strict=False), cache_id=cache_id, student=student)
 
 
 def test_a_new_or_empty_folder_is_begun_and_found_again(tmp_path: Path) -> None:

@@ -5,20 +5,26 @@ from itertools import pairwise
 
 import pytest
 
-from kdpipe.pipeline.training.schedules import Plan, fallen, lines, make_plan, rate
+from kdpipe.pipeline.training.schedules import StepPlan, fallen, lines, make_plan, rate
 from kdpipe.schemas.errors import ConfigError
-from kdpipe.schemas.stage_two import Evaluating, Run, Saving, Schedule, StageTwo
+from kdpipe.schemas.train_settings import (
+    CheckpointSettings,
+    EvaluationSettings,
+    RunSettings,
+    ScheduleSettings,
+    TrainSettings,
+)
 
 
-def plan_of(schedule: Schedule | None = None, run: Run | None = None, n: int = 100) -> Plan:
-    return make_plan(StageTwo(schedule=schedule or Schedule(), run=run or Run()), n)
+def plan_of(schedule: ScheduleSettings | None = None, run: RunSettings | None = None, n: int = 100) -> StepPlan:
+    return make_plan(TrainSettings(schedule=schedule or ScheduleSettings(), run=run or RunSettings()), n)
 
 
 @pytest.mark.parametrize("n", [1, 7, 8, 9, 100, 1023])
 @pytest.mark.parametrize("epochs", [None, 0.25, 1.0, 1.5, 3.0])
 @pytest.mark.parametrize("accumulate", [1, 3])
 def test_epochs_are_read_to_the_last_sequence(n: int, epochs: float | None, accumulate: int) -> None:
-    plan = plan_of(run=Run(epochs=epochs, batch_size=8, accumulate=accumulate), n=n)
+    plan = plan_of(run=RunSettings(epochs=epochs, batch_size=8, accumulate=accumulate), n=n)
     sizes = [plan.size_of(step) for step in range(plan.n_steps)]
     assert sum(sizes) == plan.n_read == max(1, round((epochs or 1) * n))
     assert set(sizes[:-1]) <= {8 * accumulate}
@@ -26,7 +32,7 @@ def test_epochs_are_read_to_the_last_sequence(n: int, epochs: float | None, accu
 
 
 def test_max_steps_are_whole_steps_of_an_endless_line() -> None:
-    plan = plan_of(run=Run(max_steps=1000, batch_size=8), n=3)
+    plan = plan_of(run=RunSettings(max_steps=1000, batch_size=8), n=3)
     assert plan.n_steps == 1000
     assert plan.size_of(999) == 8
     assert plan.epochs == pytest.approx(8000 / 3)
@@ -39,15 +45,17 @@ def test_an_empty_split_is_refused() -> None:
 
 
 def test_evaluation_and_saving_are_ten_a_run_unless_said() -> None:
-    plan = plan_of(run=Run(max_steps=105))
+    plan = plan_of(run=RunSettings(max_steps=105))
     assert (plan.evaluate_every, plan.save_every) == (10, 10)
-    said = StageTwo(run=Run(max_steps=105), evaluation=Evaluating(every=7), saving=Saving(every=500))
+    said = TrainSettings(
+        run=RunSettings(max_steps=105), evaluation=EvaluationSettings(every=7), saving=CheckpointSettings(every=500)
+    )
     plan = make_plan(said, 10)
     assert (plan.evaluate_every, plan.save_every) == (7, 500)
-    assert plan_of(run=Run(max_steps=3)).save_every == 1
+    assert plan_of(run=RunSettings(max_steps=3)).save_every == 1
 
 
-def twin(schedule: Schedule, n_steps: int) -> list[float]:
+def twin(schedule: ScheduleSettings, n_steps: int) -> list[float]:
     """The factors of all steps, written out: up to the peak, held there, and down to the floor at the last step."""
     n_up = round(schedule.warmup * n_steps)
     n_up = n_up if schedule.kind == "constant" else min(n_up, n_steps - 1)
@@ -67,8 +75,8 @@ def twin(schedule: Schedule, n_steps: int) -> list[float]:
 )
 @pytest.mark.parametrize("n_steps", [1, 2, 10, 137])
 def test_the_rate_is_that_of_its_kind(kind: str, warmup: float, decay: float, floor: float, n_steps: int) -> None:
-    schedule = Schedule.model_validate({"kind": kind, "warmup": warmup, "decay": decay, "floor": floor})
-    plan = plan_of(schedule, Run(max_steps=n_steps))
+    schedule = ScheduleSettings.model_validate({"kind": kind, "warmup": warmup, "decay": decay, "floor": floor})
+    plan = plan_of(schedule, RunSettings(max_steps=n_steps))
     rates = [rate(schedule, plan, step) for step in range(n_steps)]
     assert rates == pytest.approx(twin(schedule, n_steps), abs=1e-12)
     assert all(0 < one <= 1 for one in rates[:-1])
@@ -101,15 +109,15 @@ def test_the_rate_is_that_of_its_kind(kind: str, warmup: float, decay: float, fl
 def test_the_last_step_of_a_falling_schedule_is_the_last_of_the_fall(
     schedule: dict[str, float | str], n_steps: int, expected: list[float], floor: float
 ) -> None:
-    made = Schedule.model_validate(schedule | {"floor": floor})
-    plan = plan_of(made, Run(max_steps=n_steps))
+    made = ScheduleSettings.model_validate(schedule | {"floor": floor})
+    plan = plan_of(made, RunSettings(max_steps=n_steps))
     rates = [rate(made, plan, step) for step in range(n_steps)]
     assert rates == pytest.approx([floor + (1 - floor) * one for one in expected], abs=1e-12)
 
 
 def test_the_rate_climbs_from_above_nothing_is_whole_and_falls_to_the_floor() -> None:
-    schedule = Schedule(kind="wsd", warmup=0.1, decay=0.2, floor=0.1)
-    plan = plan_of(schedule, Run(max_steps=100))
+    schedule = ScheduleSettings(kind="wsd", warmup=0.1, decay=0.2, floor=0.1)
+    plan = plan_of(schedule, RunSettings(max_steps=100))
     rates = [rate(schedule, plan, step) for step in range(100)]
     assert rates[0] == 0.1
     assert rates[9:80] == [1.0] * 71
@@ -120,8 +128,8 @@ def test_the_rate_climbs_from_above_nothing_is_whole_and_falls_to_the_floor() ->
 
 
 def test_what_will_run_is_told() -> None:
-    schedule = Schedule(kind="wsd", warmup=0.1, decay=0.2)
-    settings = StageTwo(schedule=schedule, run=Run(epochs=3, batch_size=4, accumulate=2))
+    schedule = ScheduleSettings(kind="wsd", warmup=0.1, decay=0.2)
+    settings = TrainSettings(schedule=schedule, run=RunSettings(epochs=3, batch_size=4, accumulate=2))
     told = lines(schedule, make_plan(settings, 1001))
     assert told == [
         "reads       3,003 sequences, 3 epochs of 1,001",
@@ -130,10 +138,10 @@ def test_what_will_run_is_told() -> None:
         "evaluates   every 37 steps and at the end",
         "saves       every 37 steps, at step 301 before the fall, and at the end",
     ]
-    flat = Schedule(kind="constant", warmup=0)
-    assert lines(flat, plan_of(flat, Run(max_steps=10)))[2] == "rate        constant: no warm-up, held for 10"
-    few = Schedule(kind="linear", warmup=0.1)
-    assert lines(few, plan_of(few, Run(max_steps=9, batch_size=1), n=9)) == [
+    flat = ScheduleSettings(kind="constant", warmup=0)
+    assert lines(flat, plan_of(flat, RunSettings(max_steps=10)))[2] == "rate        constant: no warm-up, held for 10"
+    few = ScheduleSettings(kind="linear", warmup=0.1)
+    assert lines(few, plan_of(few, RunSettings(max_steps=9, batch_size=1), n=9)) == [
         "reads       9 sequences, 1 epoch of 9",
         "steps       9 optimizer steps: 1 sequence a batch x 1 batch = 1 a step",
         "rate        linear: up over 1 step, down to 0 of its height over 8",

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from kdpipe.pipeline.training.schedules import make_plan
 from kdpipe.pipeline.training.thread_choice import passes_of, unchanged
-from kdpipe.schemas.stage_two import StageTwo
+from kdpipe.schemas.train_settings import TrainSettings
 
 CPU = torch.device("cpu")
 
@@ -71,6 +71,6 @@ def test_a_pass_leaves_model_and_random_numbers_as_they_were(fails: bool) -> Non
 
 
 def test_the_passes_of_a_run_are_counted_by_micro_batches() -> None:
-    settings = StageTwo.model_validate({"run": {"max_steps": 10, "batch_size": 4, "accumulate": 2}})
+    settings = TrainSettings.model_validate({"run": {"max_steps": 10, "batch_size": 4, "accumulate": 2}})
     plan = make_plan(settings, 100)
     assert (passes_of(plan, 8), passes_of(plan, 4), passes_of(plan, 3)) == (10, 20, 30)

@@ -50,8 +50,8 @@ def test_rows_pairs_and_groups_are_counted() -> None:
 def every_token(batch: MicroBatch) -> MicroBatch:
     """The same with a row at every token but each document's last."""
     document = batch.document_BT
-    learnt = (document[:, :-1] == document[:, 1:]) & (document[:, 1:] >= 0)
-    flat = torch.nn.functional.pad(learnt, (0, 1)).flatten().nonzero()[:, 0]
+    trained = (document[:, :-1] == document[:, 1:]) & (document[:, 1:] >= 0)
+    flat = torch.nn.functional.pad(trained, (0, 1)).flatten().nonzero()[:, 0]
     hidden = {layer: torch.randn(len(flat), states.shape[1]) for layer, states in batch.hidden.items()}
     return replace(batch, places_N=flat, sequence_N=flat // document.shape[1], labels_N=flat * 0, hidden=hidden)
 

@@ -2,11 +2,11 @@
 
 import pytest
 
-from kdpipe.pipeline.losses.hidden.pairs import Pair, Pairs, layer_pairs
+from kdpipe.pipeline.losses.hidden.pairs import LayerPair, LayerPairs, layer_pairs
 from kdpipe.pipeline.losses.terms import HiddenName
 from kdpipe.schemas.errors import ConfigError, Incompatible, KdpipeError
 from kdpipe.schemas.manifest import Manifest
-from kdpipe.schemas.stage_two import HiddenLosses
+from kdpipe.schemas.train_settings import HiddenLossSettings
 from support.hidden_batches import manifest_with
 from support.tiny import manifest_of
 
@@ -19,8 +19,8 @@ def paired(
     n: int = 4,
     manifest: Manifest = TWELVE,
     router: bool = False,
-) -> Pairs:
-    return layer_pairs(HiddenLosses(pairs=pairs, router=router), manifest, n, terms)
+) -> LayerPairs:
+    return layer_pairs(HiddenLossSettings(pairs=pairs, router=router), manifest, n, terms)
 
 
 def refused(kind: type[KdpipeError], *pairs: str, **how: object) -> tuple[str, str]:
@@ -29,7 +29,7 @@ def refused(kind: type[KdpipeError], *pairs: str, **how: object) -> tuple[str, s
     return found.value.message, found.value.hint or ""
 
 
-def as_numbers(pairs: tuple[Pair, ...]) -> list[tuple[int, int]]:
+def as_numbers(pairs: tuple[LayerPair, ...]) -> list[tuple[int, int]]:
     return [(pair.student, pair.teacher) for pair in pairs]
 
 
@@ -52,7 +52,7 @@ def test_depth_is_rounded_half_up(n: int, layer: int, student: int) -> None:
 def test_what_no_term_compares_is_not_paired() -> None:
     assert paired(terms=("cka",)).pooled == ()
     assert paired(terms=("document_relations",)).rows == ()
-    assert paired(terms=("router_balance",)) == Pairs()
+    assert paired(terms=("router_balance",)) == LayerPairs()
 
 
 def test_pairs_by_hand_go_where_the_layer_is_kept() -> None:

@@ -11,8 +11,8 @@ from typing import Any, get_args
 import pytest
 
 from kdpipe.pipeline.training import trackers
-from kdpipe.pipeline.training.trackers import KINDS, Tracked, Trackers, check_installed, remembered
-from kdpipe.schemas import stage_two
+from kdpipe.pipeline.training.trackers import KINDS, TrackedRun, Trackers, check_installed, remembered
+from kdpipe.schemas import train_settings as stage_two
 from kdpipe.schemas.errors import ConfigError
 
 
@@ -21,7 +21,7 @@ class Recorder:
 
     made: "Recorder | None" = None
 
-    def __init__(self, run: Tracked) -> None:
+    def __init__(self, run: TrackedRun) -> None:
         self.run, self.told, self.finished, self.fails = run, list[tuple[int, dict[str, float]]](), 0, False
         Recorder.made = self
 
@@ -37,18 +37,18 @@ class Recorder:
 class Broken(Recorder):
     """Fails at once."""
 
-    def __init__(self, run: Tracked) -> None:
+    def __init__(self, run: TrackedRun) -> None:
         raise OSError("no space left")
 
 
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tracked:
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrackedRun:
     module = ModuleType("made_up_tracker")
     module.Recorder, module.Broken = Recorder, Broken  # type: ignore[attr-defined]  # a module made here
     monkeypatch.setitem(sys.modules, "made_up_tracker", module)
     monkeypatch.setitem(KINDS, "json", "made_up_tracker:Recorder")
     monkeypatch.setitem(KINDS, "csv", "made_up_tracker:Broken")
-    return Tracked(name="a", folder=tmp_path, config={"seed": "0"})
+    return TrackedRun(name="a", folder=tmp_path, config={"seed": "0"})
 
 
 def test_every_tracker_that_settings_name_is_known() -> None:
@@ -63,7 +63,7 @@ def test_a_missing_library_is_told_with_its_install_line(kind: str, monkeypatch:
     assert caught.value.hint == f"pip install 'kdpipe[{kind}]'"
 
 
-def test_trackers_are_told_the_numbers_of_a_line_by_group(run: Tracked) -> None:
+def test_trackers_are_told_the_numbers_of_a_line_by_group(run: TrackedRun) -> None:
     warned: list[str] = []
     told = Trackers(["json"], run, warned.append)
     line: dict[str, Any] = {"step": 3, "loss": math.inf, "why": "x", "best": None, "done": True, "count": 2}
@@ -78,7 +78,7 @@ def test_trackers_are_told_the_numbers_of_a_line_by_group(run: Tracked) -> None:
     assert warned == []
 
 
-def test_a_tracker_that_fails_is_left_out_and_the_run_goes_on(run: Tracked) -> None:
+def test_a_tracker_that_fails_is_left_out_and_the_run_goes_on(run: TrackedRun) -> None:
     warned: list[str] = []
     told = Trackers(["csv", "json"], run, warned.append)
     assert warned == ["csv fails and is told no more; metrics.jsonl has everything: no space left"]
@@ -91,7 +91,7 @@ def test_a_tracker_that_fails_is_left_out_and_the_run_goes_on(run: Tracked) -> N
     assert Recorder.made.finished == 0
 
 
-def test_trackers_begin_again_at_the_step_of_a_rollback(run: Tracked) -> None:
+def test_trackers_begin_again_at_the_step_of_a_rollback(run: TrackedRun) -> None:
     warned: list[str] = []
     told = Trackers(["csv", "json"], run, warned.append)
     first = Recorder.made
@@ -107,7 +107,7 @@ def test_trackers_begin_again_at_the_step_of_a_rollback(run: Tracked) -> None:
     assert len(warned) == 1
 
 
-def test_an_id_is_made_once(run: Tracked) -> None:
+def test_an_id_is_made_once(run: TrackedRun) -> None:
     assert remembered(run, "json", lambda: "first") == "first"
     assert remembered(run, "json", lambda: "second") == "first"
     assert remembered(run, "csv", lambda: "third") == "third"

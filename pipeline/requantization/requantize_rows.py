@@ -1,0 +1,191 @@
+"""The coded rows of a cache with less in them: what stays keeps its codes, so nothing is rounded twice.
+
+In: a stored sequence, its rows as they are read, and a key a row. Out: the codes under the poorer manifest. Only counts
+and the mass of what is not exact are told anew: an id that is no longer exact adds to it what it weighed.
+"""
+
+from dataclasses import dataclass, replace
+from typing import final
+
+import numpy as np
+import numpy.typing as npt
+
+from kdpipe.cache.format.encode import CodedRows
+from kdpipe.cache.format.quantizers import Codes, to_codes, value_table
+from kdpipe.cache.format.ragged import Runs, differences, draw_mask, next_tokens, row_starts, undo_differences
+from kdpipe.cache.format.rows import Rows
+from kdpipe.cache.reshape.coded_sequences import EntryCounts
+from kdpipe.cache.reshape.recode import open_ranks
+from kdpipe.pipeline.requantization.resample import EntryChoice, Longs, PaddedEntries, chooser
+from kdpipe.schemas.arrays import MISSING, LinearQuantizer, LogOddsQuantizer
+from kdpipe.schemas.manifest import Manifest
+
+# Entries that are gone through together, room for the most that a row may have included.
+BLOCK_ENTRIES = 1 << 17
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Flat:
+    """Every entry of some rows: ranks, codes of log p (of draws too where they have one), weights, p, times."""
+
+    counts: EntryCounts
+    is_draw: npt.NDArray[np.bool_]
+    ranks: Codes
+    values: Codes
+    weights: npt.NDArray[np.float64]
+    p: npt.NDArray[np.float64]
+    times: Codes
+
+
+@final
+class RowRequantizer:
+    """Makes the rows of one cache poorer."""
+
+    def __init__(self, source: Manifest, manifest: Manifest) -> None:
+        self._source, self._manifest = source, manifest
+        self._is_chosen_anew = source.targets.keep != manifest.targets.keep
+        there = [column.name for column in source.arrays.row.columns]
+        self._columns = [there.index(column.name) for column in manifest.arrays.row.columns]
+        self._places = {column.name: n for n, column in enumerate(manifest.arrays.row.columns)}
+
+    def rows(self, coded: CodedRows, rows: Rows, keys_R: Longs) -> CodedRows:
+        """The same rows with less in them."""
+        flat = self._flat(coded, rows)
+        vectors = {name: each for name, each in coded.vectors.items() if name != "hidden" or self._manifest.hidden.rows}
+        columns = coded.columns[:, self._columns]
+        if not self._is_chosen_anew:
+            return replace(coded, columns=columns, vectors=vectors, logprobs=self._values(flat.values, flat.counts))
+        places, times, counts = self._chosen(flat, keys_R)
+        return CodedRows(
+            columns=self._with_labels(self._with_masses(columns, flat, counts), rows, places, counts),
+            ids=_with_differences(flat.ranks[places], counts),
+            times=times,
+            logprobs=self._values(flat.values[places], counts),
+            vectors=vectors,
+        )
+
+    def _flat(self, coded: CodedRows, rows: Rows) -> _Flat:
+        counts = EntryCounts.of(coded.columns, self._source)
+        is_draw = draw_mask(counts.exact, counts.draws)
+        exact = coded.logprobs[~is_draw] if self._source.targets.draw_values else coded.logprobs
+        values = np.zeros(len(is_draw), np.uint32)
+        if self._source.targets.draw_values:
+            values[is_draw] = coded.logprobs[is_draw]
+        values[~is_draw] = undo_differences(exact, Runs.of(counts.exact))
+        return _Flat(
+            counts=counts,
+            is_draw=is_draw,
+            ranks=open_ranks(coded.ids, counts),
+            values=values,
+            weights=rows.weights.astype(np.float64),
+            p=np.where(is_draw, 0.0, np.exp(rows.logprobs.astype(np.float64))),
+            times=coded.times,
+        )
+
+    def _chosen(self, flat: _Flat, keys_R: Longs) -> tuple[Longs, Codes, EntryCounts]:
+        """The entries that stay, in their new order; how often each draw was drawn; how many a row has."""
+        choose = chooser(self._manifest.targets.keep)
+        starts = row_starts(flat.counts.exact + flat.counts.draws)
+        places, times, n_exact, n_draws = [], [], [], []
+        n_rows = max(1, BLOCK_ENTRIES // self._source.targets.max_entries)
+        for first in range(0, len(starts), n_rows):
+            block = slice(first, first + n_rows)
+            choice = choose(_padded(flat, block), keys_R[block])
+            stays, is_draw = _stays(choice)
+            places.append((starts[block, None] + choice.slots_RK)[stays])
+            times.append(choice.times_RK[is_draw])
+            n_exact.append(choice.n_exact_R)
+            n_draws.append(choice.n_draws_R)
+        exact, draws = np.concatenate(n_exact), np.concatenate(n_draws)
+        values = exact + draws if self._manifest.targets.draw_values else exact
+        found = np.concatenate(times) - 1 if self._manifest.arrays.times is not None else np.zeros(0)
+        return np.concatenate(places), found.astype(np.uint32), EntryCounts(exact=exact, draws=draws, values=values)
+
+    def _values(self, values: Codes, counts: EntryCounts) -> Codes:
+        """Codes of log p as they are streamed: differences of exact ids, draws plain where they are kept."""
+        is_draw = draw_mask(counts.exact, counts.draws)
+        exact = differences(values[~is_draw], counts.exact)
+        if not self._manifest.targets.draw_values:
+            return exact
+        codes = values.copy()
+        codes[~is_draw] = exact
+        return codes
+
+    def _with_masses(self, columns: Codes, old: _Flat, counts: EntryCounts) -> Codes:
+        """The columns with new counts, and with the mass of the ids that are no longer exact in that of the tail."""
+        columns = columns.copy()
+        for name, number in (("n_exact", counts.exact), ("n_draws", counts.draws)):
+            if name in self._places:
+                columns[:, self._places[name]] = number
+        changed = np.flatnonzero(counts.exact != old.counts.exact)
+        for name, weights in (("log_tail", old.p), ("drawn_log_tail", old.weights)):
+            if name in self._places:
+                place = self._places[name]
+                quantizer = self._manifest.arrays.row.columns[place].quantizer
+                assert isinstance(quantizer, LogOddsQuantizer)
+                tails = np.exp(value_table(quantizer)[columns[changed, place]].astype(np.float64))
+                tails += _lost(weights, old, counts.exact)[changed]
+                with np.errstate(divide="ignore"):
+                    columns[changed, place] = to_codes(quantizer, np.minimum(np.log(tails), 0.0), name)
+        return columns
+
+    def _with_labels(self, columns: Codes, rows: Rows, places: Longs, counts: EntryCounts) -> Codes:
+        """The columns with the log p of next tokens that are no longer exact ids, which had it as such before."""
+        place = self._places["label_logprob"]
+        quantizer = self._manifest.arrays.row.columns[place].quantizer
+        assert isinstance(quantizer, LinearQuantizer) and rows.label_logprob is not None
+        known, _ = next_tokens(rows.tokens, rows.ids[places], counts.exact, counts.draws)
+        codes = np.where(
+            columns[:, place] == MISSING, to_codes(quantizer, rows.label_logprob, "label_logprob"), columns[:, place]
+        )
+        codes[known] = MISSING
+        columns[:, place] = codes
+        return columns
+
+
+def _with_differences(ranks: Codes, counts: EntryCounts) -> Codes:
+    """Ranks as they are streamed: those of draws as differences."""
+    is_draw = draw_mask(counts.exact, counts.draws)
+    ranks = ranks.copy()
+    ranks[is_draw] = differences(ranks[is_draw], counts.draws)
+    return ranks
+
+
+def _lost(weights: npt.NDArray[np.float64], old: _Flat, n_exact: Longs) -> npt.NDArray[np.float64]:
+    """What the ids of each row weigh that were exact and are not among its first so many."""
+    every = old.counts.exact + old.counts.draws
+    row_of = np.repeat(np.arange(len(every)), every)
+    slots = np.arange(len(row_of)) - row_starts(every)[row_of]
+    gone = ~old.is_draw & (slots >= n_exact[row_of])
+    return np.bincount(row_of[gone], weights[gone], minlength=len(every)).astype(np.float64)
+
+
+def _padded(flat: _Flat, block: slice) -> PaddedEntries:
+    """The entries of some rows side by side."""
+    exact, draws = flat.counts.exact[block], flat.counts.draws[block]
+    every = flat.counts.exact + flat.counts.draws
+    slots = np.arange(max(1, int(every[block].max(initial=0))))
+    places = np.minimum(row_starts(every)[block, None] + slots, max(len(flat.ranks) - 1, 0))
+    times = np.ones(places.shape, np.int64)
+    if len(flat.times):
+        among_draws = row_starts(flat.counts.draws)[block, None] + slots - exact[:, None]
+        times = flat.times[np.clip(among_draws, 0, len(flat.times) - 1)].astype(np.int64) + 1
+    if not len(flat.ranks):
+        nothing = np.zeros(places.shape, np.int64)
+        return PaddedEntries(
+            n_exact_R=exact, n_draws_R=draws, weights_RK=nothing * 0.0, order_RK=nothing, times_RK=times
+        )
+    return PaddedEntries(
+        n_exact_R=exact,
+        n_draws_R=draws,
+        weights_RK=flat.weights[places],
+        order_RK=flat.ranks[places].astype(np.int64),
+        times_RK=times,
+    )
+
+
+def _stays(choice: EntryChoice) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    """Which slots of a choice are entries, and which of them draws."""
+    slots = np.arange(choice.slots_RK.shape[1])
+    is_entry = slots < (choice.n_exact_R + choice.n_draws_R)[:, None]
+    return is_entry, is_entry & (slots >= choice.n_exact_R[:, None])

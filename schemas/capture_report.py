@@ -1,0 +1,89 @@
+"""What `cache-teacher` and `plan` answer with.
+
+In: what the stories of stage one found. Out: the JSON documents of `--json`, key by key.
+"""
+
+from kdpipe.schemas.records import Record
+from kdpipe.schemas.summary import CacheSizes, FidelitySummary
+
+
+class PartsMade(Record):
+    """Parts that are planned, that are there now, and that this run has made."""
+
+    planned: int
+    present: int
+    made: int
+
+
+class CaptureReport(Record):
+    """What a run of `cache-teacher` has done; sizes are the cache's, rates this run's.
+
+    `teacher_share` is the share of the time that was spent waiting on the teacher; `seconds` is wall time.
+    """
+
+    cache: str
+    cache_id: str | None
+    complete: bool
+    parts: PartsMade
+    positions: int
+    bytes: int
+    sizes: CacheSizes
+    bytes_per_position: float | None
+    entries_per_position: float | None
+    positions_per_second: float | None
+    teacher_share: float | None
+    batches_halved: int
+    bad_rows: int
+    cut_documents: int
+    known_documents: int = 0
+    untrainable_documents: int = 0
+    fidelity: FidelitySummary | None
+    seconds: float
+
+
+class MemoryEstimate(Record):
+    """Bytes that are needed at once: on the teacher's device, then for answers that wait on the host, and to write."""
+
+    weights: int
+    activations: int
+    logits_chunk: int
+    answers: int
+    writer: int
+    total: int
+
+
+class ProbeReport(Record):
+    """What the teacher showed while it ran for a moment; `overhead_ratio` is caching over a bare forward pass."""
+
+    positions_per_second: float
+    seconds: float
+    overhead_ratio: float | None
+    entries_per_position: float | None
+
+
+class PlanReport(Record):
+    """What a run of `cache-teacher` would take; by split where a mapping says so.
+
+    `bytes_per_position` is by array with its `total`; `second_caches` are the bytes of caches of the same documents for
+    other temperatures, by temperature, for a synthetic teacher; `memory` is that of one worker, `hours` those of all
+    `workers` at once; `break_even_runs` is the number of students from which on the cache takes less time than a
+    teacher that runs along.
+    """
+
+    teacher: str | None
+    n_parameters: int | None
+    documents: dict[str, int]
+    positions: dict[str, int]
+    sequences: int
+    parts: dict[str, int]
+    positions_per_part: int
+    entries_per_position: float | None
+    bytes_per_position: dict[str, float]
+    bytes: int
+    second_caches: dict[str, int]
+    memory: MemoryEstimate
+    probe: ProbeReport | None
+    workers: int
+    hours: float | None
+    break_even_runs: int | None
+    notes: tuple[str, ...]

@@ -1,0 +1,79 @@
+"""What contradicts itself among the settings of stage one, and what is missing: said before anything is loaded.
+
+In: what every layer said, or the settings made of it. Out: the same without what a later layer has overruled, or a
+`ConfigError` in a sentence.
+"""
+
+from collections.abc import Iterable
+
+from kdpipe.schemas.capture_settings import CaptureSettings
+from kdpipe.schemas.contradictions import Owner, keep_if_owned, keep_the_later, means_something, need, standing
+from kdpipe.schemas.errors import ConfigError
+from kdpipe.schemas.settings import Place, Said
+
+KIND = Owner(place=("targets", "kind"), default="threshold", noun="targets", flag="--targets ", verb="these are")
+OF_A_TEACHER = ("threshold", "sampled", "topk", "topp", "state")
+# The kinds of targets for which a setting means something.
+OF_KINDS: dict[Place, tuple[str, ...]] = {
+    ("targets", "profile"): ("threshold",),
+    ("targets", "tau"): ("threshold",),
+    ("targets", "top_k"): ("topk",),
+    ("targets", "top_p"): ("topp",),
+    ("targets", "draws"): ("sampled",),
+    ("targets", "max_entries"): ("threshold", "topp"),
+    ("targets", "draw_values"): ("threshold", "sampled"),
+    ("targets", "target_temperature"): ("threshold", "sampled", "topk", "topp"),
+    ("targets", "temperatures"): OF_A_TEACHER,
+    ("hidden", "layers"): OF_A_TEACHER,
+    ("teacher", "allow_foreign_tokenizer"): OF_A_TEACHER,
+    ("teacher", "display_name"): OF_A_TEACHER,
+    ("teacher", "license"): OF_A_TEACHER,
+    ("teacher", "dtype"): OF_A_TEACHER,
+    ("teacher", "quantize"): OF_A_TEACHER,
+    ("machine", "devices"): OF_A_TEACHER,
+}
+# Two ways to say one thing: the later layer is right, and one layer may use only one of them.
+RIVALS: tuple[tuple[Place, Place, str], ...] = (
+    (("targets", "tau"), ("targets", "profile"), "how much threshold targets keep"),
+    (("data", "val_path"), ("data", "val_fraction"), "which documents are held out"),
+)
+LAYERS, DIM = ("hidden", "layers"), ("hidden", "dim")
+
+
+def settled(said: Iterable[Said]) -> list[Said]:
+    """What was said without what a later layer has overruled; two contradicting words of equal standing are refused."""
+    last = {one.place: one for one in said}
+    for place, kinds in OF_KINDS.items():
+        keep_if_owned(last, place, KIND, kinds)
+    for first, second, about in RIVALS:
+        keep_the_later(last, first, second, about)
+    _keep_if_layers_are_named(last)
+    return list(last.values())
+
+
+def require(settings: CaptureSettings, *, data: bool = True, out: bool = True) -> None:
+    """Refuse settings that leave out what nobody can guess."""
+    name = settings.teacher.name
+    if settings.teacher.allow_foreign_tokenizer and settings.teacher.tokenizer is None:
+        raise ConfigError(
+            "--allow-foreign-tokenizer is about --tokenizer", hint="give --tokenizer NAME, or leave it out"
+        )
+    if settings.targets.kind == "none":
+        need(settings.teacher.tokenizer or name, "which tokenizer to use", "--tokenizer DIR")
+    else:
+        need(name, "which teacher to ask", "--teacher NAME")
+    if data:
+        need(settings.data.path, "which documents to read", "--data PATH")
+    if out:
+        need(settings.out, "where the cache goes", "--out DIR")
+
+
+def _keep_if_layers_are_named(last: dict[Place, Said]) -> None:
+    one, owner = last.get(DIM), last.get(LAYERS)
+    if one is None or means_something(owner):
+        return
+    if standing(one) < standing(owner):
+        del last[DIM]
+        return
+    what = "is for hidden states of every position, and no layer is named"
+    raise ConfigError(f"{one.by} {what}", hint="give --hidden-layers 0.5,1.0, or leave it out")

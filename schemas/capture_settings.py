@@ -1,0 +1,165 @@
+"""Everything that stage one can be told: the flags of `kdpipe cache-teacher`, and what only a file or --set says.
+
+In: values from `settings.py`, by layer. Out: one frozen `CaptureSettings`. What a machine decides (devices, batches) is
+apart in `MachineSettings`: it changes no meaning of a cache and is not in its manifest.
+"""
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+
+from kdpipe.schemas.cache_plan import MAX_PART_ROWS, MAX_SEQUENCE_ROWS
+from kdpipe.schemas.durations import Seconds
+from kdpipe.schemas.model import Devices, ModelSettings, Name
+from kdpipe.schemas.records import Record
+from kdpipe.schemas.targets import MAX_ENTRIES, MAX_WIDTH, Temperature
+
+# A scalar a row each, of which the format has 64 at most; DESIGN 3: a short list.
+MAX_TEMPERATURES = 16
+PROFILES = {"lean": 1 / 10, "standard": 1 / 25, "fine": 1 / 50}
+Profile = Literal["lean", "standard", "fine"]
+Kind = Literal["threshold", "sampled", "topk", "topp", "state", "none"]
+
+
+def _spelled(layer: Any) -> Any:
+    """A layer that was written as a number, as the text that it was: 0.5 is not 1.0, and 1.0 is not 1."""
+    return str(layer) if type(layer) in (int, float) else layer
+
+
+def _is_layer(layer: str) -> str:
+    if not re.fullmatch(r"[0-9]{1,5}|0\.[0-9]{1,9}|1\.0{1,9}", layer):
+        raise ValueError("a layer is a number, or a share of the depth from 0.0 to 1.0")
+    return layer
+
+
+LayerName = Annotated[str, BeforeValidator(_spelled), AfterValidator(_is_layer)]
+
+
+class Columns(Record):
+    """Which column plays which role; what is not named is found by its usual names."""
+
+    text: Name | None = None
+    prompt: Name | None = None
+    response: Name | None = None
+    messages: Name | None = None
+    keep: tuple[Name, ...] = ("category", "language")
+
+
+class DataSettings(Record):
+    """The documents, and which of their tokens are to be learnt."""
+
+    path: Name | None = None
+    split: Name | None = None
+    limit: int | None = Field(default=None, ge=1)
+    val_path: Name | None = None
+    val_fraction: float = Field(default=0.02, ge=0, lt=1)
+    columns: Columns = Columns()
+    train_on: Literal["auto", "all", "assistant"] = "auto"
+    chat_template: Name | None = None
+    append_stop: bool = True
+    long_documents: Literal["split", "truncate", "refuse"] = "split"
+    untrainable: Literal["refuse", "skip"] = "refuse"
+    max_bad_rows: int = Field(default=100, ge=0)
+    max_document_bytes: int = Field(default=1 << 21, ge=1, le=1 << 21)
+    max_row_bytes: int = Field(default=1 << 25, ge=1 << 10, le=1 << 30)
+
+
+class SequenceSettings(Record):
+    """How long sequences are (2,048 tokens, or what the teacher can read if that is less), and how they are filled.
+
+    `part_rows` is about how many tokens a part has; by itself 1/64 of all, at least 32 k, and 2.6 M from 16.8 M on.
+    """
+
+    length: int | None = Field(default=None, ge=2, le=MAX_SEQUENCE_ROWS)
+    pack: bool = True
+    part_rows: int | None = Field(default=None, ge=256, le=MAX_PART_ROWS // 4)
+
+
+class TeacherSettings(ModelSettings):
+    """Who speaks. `tokenizer` is the teacher's own unless another folder is named, which must be equal by content.
+
+    `display_name` and `license` are what manifest and model cards state, in place of what the model's folder says.
+    """
+
+    tokenizer: Name | None = None
+    allow_foreign_tokenizer: bool = False
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    quantize: Literal["none", "int8", "int4"] = "none"
+    display_name: Name | None = None
+    license: Name | None = None
+
+
+class TargetSettings(Record):
+    """What is kept of the teacher at a position; by default `draw_values` is true where draws are for another T than 1,
+    where the value of the loss needs them."""
+
+    kind: Kind = "threshold"
+    profile: Profile = "standard"
+    tau: float | None = Field(default=None, gt=0, le=1)
+    top_k: int = Field(default=64, ge=1, le=MAX_ENTRIES)
+    top_p: float = Field(default=0.95, gt=0, le=1)
+    draws: int = Field(default=50, ge=1, le=MAX_ENTRIES - 1)
+    max_entries: int | None = Field(default=None, ge=1, le=MAX_ENTRIES)
+    target_temperature: Temperature = 1.0
+    temperatures: tuple[Temperature, ...] = Field(default=(), max_length=MAX_TEMPERATURES)
+    draw_values: bool | None = None
+    for_other_tokenizers: bool = False
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "TargetSettings":
+        if 1.0 in self.temperatures or len(set(self.temperatures)) != len(self.temperatures):
+            raise ValueError("temperatures must differ from each other and from 1, whose log_z is 0")
+        return self
+
+
+class HiddenSettings(Record):
+    """Summaries of hidden states: pooled over documents unless turned off, of every row for layers that are named.
+
+    A layer is a number, or a fraction of the depth written with a point: "0.5", "1.0".
+    """
+
+    pooled: bool = True
+    layers: tuple[LayerName, ...] = ()
+    dim: int = Field(default=64, ge=1, le=MAX_WIDTH)
+    projection: Literal["random", "pca"] = "random"
+
+
+class MachineSettings(Record):
+    """How this machine goes about it."""
+
+    devices: Devices = "auto"
+    batch_tokens: int | None = Field(default=None, ge=1, le=1 << 22)
+    threads: int | None = Field(default=None, ge=1, le=4096)
+
+
+class CaptureSettings(Record):
+    """The whole of it."""
+
+    data: DataSettings = DataSettings()
+    sequences: SequenceSettings = SequenceSettings()
+    teacher: TeacherSettings = TeacherSettings()
+    targets: TargetSettings = TargetSettings()
+    hidden: HiddenSettings = HiddenSettings()
+    machine: MachineSettings = MachineSettings()
+    out: Name | None = None
+    extend: Name | None = None
+    seed: int = Field(default=0, ge=0, lt=1 << 63)
+
+
+class CaptureOptions(Record):
+    """What one call of the command does of it: every n-th of the missing parts, or two batches to see that it works.
+
+    A remote place that fails is retried for `retry_for` seconds [300].
+    """
+
+    shard: int = Field(default=0, ge=0)
+    n_shards: int = Field(default=1, ge=1, le=1 << 20)
+    dry_run: bool = False
+    retry_for: Seconds = 300.0
+
+    @model_validator(mode="after")
+    def _within(self) -> "CaptureOptions":
+        if self.shard >= self.n_shards:
+            raise ValueError(f"shards are counted from 0: the last of {self.n_shards} is {self.n_shards - 1}")
+        return self

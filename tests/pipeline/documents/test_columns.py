@@ -1,0 +1,156 @@
+"""Columns and their roles: the usual names are found, a person's word counts more, and a bad row says why."""
+
+from typing import Any
+
+import pytest
+
+from kdpipe.pipeline.documents.columns import BadRow, Document, detect
+from kdpipe.schemas.capture_settings import Columns
+from kdpipe.schemas.errors import ConfigError
+
+USER = {"role": "user", "content": "Hi"}
+ASSISTANT = {"role": "assistant", "content": "Hello"}
+
+
+def roles(row: dict[str, Any], asked: Columns | None = None) -> dict[str, str]:
+    return detect([row], asked or Columns(), "corpus.jsonl").describe()
+
+
+def read(row: dict[str, Any], asked: Columns | None = None) -> Document:
+    return detect([row], asked or Columns(), "corpus.jsonl").document(row)
+
+
+@pytest.mark.parametrize(
+    ("names", "found"),
+    [
+        ("text", {"text": "text"}),
+        ("id content", {"text": "content"}),
+        ("text language category url", {"text": "text", "kept": "category, language"}),
+        ("prompt response category", {"prompt": "prompt", "response": "response", "kept": "category"}),
+        ("prompt completion", {"prompt": "prompt", "response": "completion"}),
+        ("input output", {"prompt": "input", "response": "output"}),
+        ("question answer", {"prompt": "question", "response": "answer"}),
+        (
+            "instruction input output text",
+            {"prompt": "instruction", "context": "input", "response": "output"},
+        ),
+        (
+            "instruction context response category",
+            {"prompt": "instruction", "context": "context", "response": "response", "kept": "category"},
+        ),
+        ("prompt prompt_id messages", {"messages": "messages"}),
+        ("id conversations", {"messages": "conversations"}),
+    ],
+)
+def test_usual_names_are_found(names: str, found: dict[str, str]) -> None:
+    assert roles(dict.fromkeys(names.split(), "x")) == found
+
+
+@pytest.mark.parametrize(
+    ("asked", "found"),
+    [
+        (Columns(text="b"), {"text": "b"}),
+        (Columns(prompt="a", response="b"), {"prompt": "a", "response": "b"}),
+        (Columns(prompt="a"), {"prompt": "a", "response": "output"}),
+        (Columns(response="b"), {"prompt": "prompt", "response": "b"}),
+        (Columns(messages="b"), {"messages": "b"}),
+        (Columns(keep=("a", "b")), {"messages": "messages", "kept": "a, b"}),
+        (Columns(text="a", keep=("a", "b")), {"text": "a", "kept": "b"}),
+    ],
+)
+def test_what_a_person_says_of_columns_counts(asked: Columns, found: dict[str, str]) -> None:
+    assert roles(dict.fromkeys(("a", "b", "prompt", "output", "messages", "text"), "x"), asked) == found
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (Columns(text="body"), "has no column 'body' for the role text: its columns are title, score"),
+        (Columns(keep=("language",)), "has no column 'language' to be kept: its columns are title, score"),
+        (Columns(prompt="title"), "has no column for the response: its columns are title, score"),
+        (Columns(response="title"), "has no column for the prompt: its columns are title, score"),
+        (Columns(), "has no column text, prompt with response, or messages: its columns are title, score"),
+        (Columns(text="title", messages="score"), "names more than one of text, prompt with response, and messages"),
+    ],
+)
+def test_a_column_that_is_not_there_is_refused_with_those_that_are(asked: Columns, said: str) -> None:
+    with pytest.raises(ConfigError, match=said) as caught:
+        roles({"title": 1, "score": 2}, asked)
+    assert caught.value.hint is not None
+
+
+def test_columns_are_looked_for_in_all_of_the_first_rows() -> None:
+    mapping = detect([{"id": 1}, {"text": "a"}, {"text": "b", "category": "c"}], Columns(), "x")
+    assert mapping.describe() == {"text": "text", "kept": "category"}
+
+
+def test_no_rows_have_no_columns() -> None:
+    with pytest.raises(ConfigError, match="its columns are none"):
+        detect([], Columns(), "x")
+
+
+def test_a_prompt_takes_its_context_along() -> None:
+    row = {"instruction": "Sum up.", "input": "A long text.", "output": "Short."}
+    assert [m["content"] for m in read(row).messages] == ["Sum up.\n\nA long text.", "Short."]
+    assert [m["content"] for m in read(row | {"input": " "}).messages] == ["Sum up.", "Short."]
+    assert [m["content"] for m in read(row | {"input": None}).messages] == ["Sum up.", "Short."]
+
+
+def test_conversations_of_either_spelling_are_the_same() -> None:
+    one = read({"messages": [USER, ASSISTANT]})
+    other = read({"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]})
+    blocks = read({"messages": [USER | {"content": [{"type": "text", "text": "H"}, "i"]}, ASSISTANT | {"name": None}]})
+    lists = read({"prompt": [USER], "completion": [ASSISTANT]})
+    assert one.messages == other.messages == blocks.messages == lists.messages == (USER, ASSISTANT)
+    assert one.digest() == other.digest()
+
+
+def test_a_system_message_and_tools_are_kept_as_they_are() -> None:
+    call = {"role": "assistant", "tool_calls": [{"name": "f"}]}
+    messages = read({"messages": [{"role": "system", "content": ""}, USER, call]}).messages
+    assert messages[2] == call
+    assert read({"messages": [USER, call]}).n_bytes > len("Hi")
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"text": None}, "it has no text"),
+        ({"text": 3}, "its text is a number and no text"),
+        ({"text": " \n"}, "its text is empty"),
+        ({"prompt": "a", "response": ""}, "its response is empty"),
+        ({"prompt": "", "response": "b"}, "its prompt is empty"),
+        ({"prompt": "a", "response": ["b"]}, "its response is a list and no text"),
+        ({"prompt": [], "response": [ASSISTANT]}, "its prompt is empty"),
+        ({"prompt": [USER], "response": []}, "its response is empty"),
+        ({"instruction": "a", "input": 3, "output": "b"}, "its input is a number and no text"),
+        ({"messages": None}, "it has no messages"),
+        ({"messages": "a"}, "its messages are a text and no list of messages"),
+        ({"messages": []}, "its messages are empty"),
+        ({"messages": [USER]}, "its messages have no turn of the assistant"),
+        ({"messages": [USER, "b"]}, "its message 2 is a text and no object"),
+        ({"messages": [{"content": "a"}]}, "its message 1 has no role"),
+        ({"messages": [USER, ASSISTANT | {"content": " "}]}, r"its message 2 \(assistant\) is empty"),
+        ({"messages": [USER, ASSISTANT | {"content": 1.5}]}, "the content of its message 2 is a number and no text"),
+        ({"messages": [USER | {"content": [{"type": "image"}]}]}, "its message 1 holds something else than text"),
+        ({"messages": [USER | {"content": b"a"}]}, "its message 1 is of type bytes and no text|of type bytes"),
+    ],
+)
+def test_a_row_that_is_no_document_says_why(row: dict[str, Any], said: str) -> None:
+    with pytest.raises(BadRow, match=said):
+        read(row)
+
+
+def test_a_document_is_told_by_what_is_rendered_alone() -> None:
+    asked = Columns(text="text", keep=("id",))
+    one, other = ({"text": "a", "id": i} for i in (1, 2))
+    assert read(one, asked).digest() == read(other, asked).digest() != read(one | {"text": "b"}, asked).digest()
+
+
+def test_a_missing_number_of_a_table_is_nothing() -> None:
+    assert read({"text": "a", "category": float("nan")}).columns == {"category": None}
+
+
+def test_the_size_of_a_document_is_counted_in_bytes() -> None:
+    assert read({"text": "é🙂"}).n_bytes == 6
+    assert read({"prompt": "é", "response": "a"}).n_bytes == 3

@@ -1,0 +1,379 @@
+"""The corpus: documents of every format end up as the same pieces, any range alone, with nothing lost unseen."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from kdpipe.pipeline.documents import corpus as module
+from kdpipe.pipeline.documents.corpus import Corpus
+from kdpipe.pipeline.documents.open_corpus import open_corpus
+from kdpipe.pipeline.documents.segments import Segment
+from kdpipe.pipeline.documents.tokenize import DocumentCounts
+from kdpipe.pipeline.tokenizers.tokenizer import LoadedTokenizer, load_tokenizer
+from kdpipe.schemas.cache_plan import SplitName
+from kdpipe.schemas.capture_settings import Columns, DataSettings
+from kdpipe.schemas.errors import ConfigError, KdpipeError
+from kdpipe.schemas.manifest import SourceColumn
+from support.corpora import (
+    CHATML,
+    ENDLESS,
+    PICKY,
+    TEXTS,
+    chat_rows,
+    pair_rows,
+    small_tokenizer,
+    text_rows,
+    with_system,
+    write_jsonl,
+)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> LoadedTokenizer:
+    return load_tokenizer(str(small_tokenizer(tmp_path_factory.mktemp("plain"))))
+
+
+@pytest.fixture(scope="module")
+def chat(tmp_path_factory: pytest.TempPathFactory) -> LoadedTokenizer:
+    return load_tokenizer(str(small_tokenizer(tmp_path_factory.mktemp("chat"), chat_template=CHATML)))
+
+
+def opened(path: Path | str, tokenizer: LoadedTokenizer, **settings: Any) -> Corpus:
+    return open_corpus(DataSettings(path=str(path), **settings), tokenizer)
+
+
+def all_pieces(corpus: Corpus, split: SplitName = "train", length: int = 64) -> list[Segment]:
+    return list(corpus.pieces(split, 0, corpus.splits[split], length))
+
+
+def digests(pieces: list[Segment]) -> list[tuple[int, int, bytes]]:
+    return [(piece.document, piece.offset, piece.digest) for piece in pieces]
+
+
+def in_format(kind: str, folder: Path, rows: list[dict[str, Any]]) -> Path:
+    path = folder / f"corpus.{kind}"
+    if kind == "jsonl":
+        return write_jsonl(path, rows)
+    if kind == "parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=7)
+    else:
+        path.write_text(json.dumps(rows), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("make", [text_rows, pair_rows, chat_rows])
+def test_every_format_gives_the_same_corpus(make: Any, chat: LoadedTokenizer, tmp_path: Path) -> None:
+    corpora = [
+        opened(in_format(kind, tmp_path, make(30)), chat, val_fraction=0.2) for kind in ("jsonl", "json", "parquet")
+    ]
+    assert len({corpus.fingerprint for corpus in corpora}) == 1
+    assert len({str([digests(all_pieces(corpus, split)) for split in corpus.splits]) for corpus in corpora}) == 1
+    assert sum(corpora[0].splits.values()) == 30
+
+
+def test_any_range_of_documents_is_what_it_is_in_the_whole(tokenizer: LoadedTokenizer, tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "data" / "a.jsonl", text_rows(100))
+    in_format("parquet", tmp_path / "data", text_rows(100)[40:])
+    corpus = opened(tmp_path / "data", tokenizer)
+    whole = digests(all_pieces(corpus))
+    for first, n in ((0, 1), (17, 60), (90, 40), (corpus.splits["train"] - 1, 1)):
+        part = digests(list(corpus.pieces("train", first, n, 64)))
+        assert part == [each for each in whole if first <= each[0] < first + n]
+
+
+def test_tokens_of_pieces_are_those_of_the_tokenizer(tokenizer: LoadedTokenizer, tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", [{"text": text} for text in TEXTS[:5]])
+    corpus = opened(path, tokenizer, val_fraction=0.0)
+    for number, text in enumerate(TEXTS[:5]):
+        found = list(corpus.pieces("train", number, 1, 64))
+        assert (
+            np.concatenate([piece.tokens for piece in found]).tolist()
+            == [
+                *tokenizer.fast(text)["input_ids"],
+                tokenizer.stop,
+            ][: sum(map(len, found))]
+        )
+        assert "".join(piece.text or "" for piece in found) == text
+        assert all(piece.loss_mask[:-1].all() and not piece.loss_mask[-1] for piece in found)
+
+
+def test_a_conversation_of_the_corpus_is_masked_as_transformers_masks_it(chat: LoadedTokenizer, tmp_path: Path) -> None:
+    """The oracle renders with {% generation %} marks, which transformers follows itself."""
+    marks = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}{% generation %}"
+        "{{ m.content }}<|im_end|>{% endgeneration %}{% else %}{{ m.content }}<|im_end|>{% endif %}{{ '\n' }}"
+        "{% endfor %}"
+    )
+    rows = chat_rows(10)
+    corpus = opened(write_jsonl(tmp_path / "a.jsonl", rows), chat, val_fraction=0.0)
+    for number, row in enumerate(rows):
+        (piece,) = corpus.pieces("train", number, 1, 1000)
+        oracle: Any = chat.fast.apply_chat_template(
+            row["messages"], chat_template=marks, return_dict=True, return_assistant_tokens_mask=True
+        )
+        assert piece.tokens.tolist() == oracle["input_ids"]
+        assert piece.loss_mask.tolist() == [*map(bool, oracle["assistant_masks"][1:]), False]
+
+
+def test_columns_are_kept_in_their_types(tokenizer: LoadedTokenizer, tmp_path: Path) -> None:
+    rows = [{"text": "a b", "score": 1, "ok": True}, {"text": "c d", "score": 0.5, "ok": None}]
+    path = write_jsonl(tmp_path / "a.jsonl", rows)
+    corpus = opened(path, tokenizer, val_fraction=0.0, columns=Columns(keep=("score", "ok")))
+    assert corpus.columns == (SourceColumn(name="score", type="float64"), SourceColumn(name="ok", type="bool"))
+    kept = [piece.columns for piece in all_pieces(corpus)]
+    assert kept == [{"score": 1.0, "ok": True}, {"score": 0.5, "ok": None}]
+    assert isinstance(kept[0]["score"], float)
+
+
+def test_what_people_see_first_tells_what_is_learnt(chat: LoadedTokenizer, tmp_path: Path) -> None:
+    corpus = opened(write_jsonl(tmp_path / "a.jsonl", pair_rows(9)), chat, val_fraction=0.0)
+    assert corpus.mapping.describe() == {"prompt": "prompt", "response": "response", "kept": "category"}
+    assert corpus.train_on == "assistant"
+    assert corpus.sample(3)[1] == [
+        ("<|im_start|>user\nWhat about 3?<|im_end|>\n<|im_start|>assistant\n", False),
+        (f"{TEXTS[3][:120]}<|im_end|>", True),
+        ("\n", False),
+    ]
+    ((text, trained),) = opened(tmp_path / "a.jsonl", chat, train_on="all").sample(3, most=40)[1]
+    assert trained
+    assert text.startswith("<|im_start|>user\nWha ... ")
+    assert len(text) == 45
+
+
+def test_validation_data_of_their_own_are_read(tokenizer: LoadedTokenizer, tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "a.jsonl", text_rows(20))
+    other = write_jsonl(tmp_path / "b.jsonl", [{"text": "only this"}])
+    corpus = opened(tmp_path / "a.jsonl", tokenizer, val_path=str(other), limit=5)
+    assert corpus.splits == {"train": 5, "validation": 1}
+    (piece,) = all_pieces(corpus, "validation")
+    assert piece.text == "only this"
+    assert corpus.place("validation", 0) == "b.jsonl:1"
+    assert corpus.source == "a.jsonl + b.jsonl"
+
+
+def test_a_split_of_the_same_data_holds_documents_back(tokenizer: LoadedTokenizer, tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", text_rows(150))
+    splits = opened(path, tokenizer, val_fraction=0.3).splits
+    assert 25 <= splits["validation"] <= 65
+    assert opened(path, tokenizer, val_fraction=0.0).splits["validation"] == 0
+
+
+def test_the_fingerprint_tells_everything_that_tokens_depend_on(chat: LoadedTokenizer, tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", pair_rows(9))
+    ways: list[dict[str, Any]] = [
+        {},
+        {"train_on": "all"},
+        {"append_stop": False},
+        {"chat_template": "none"},
+        {"long_documents": "truncate"},
+        {"val_fraction": 0.5},
+        {"limit": 8},
+        {"columns": Columns(keep=())},
+        {"columns": Columns(text="response")},
+    ]
+    assert len({opened(path, chat, **way).fingerprint for way in ways}) == len(ways)
+    copy = write_jsonl(tmp_path / "elsewhere" / "b.jsonl", pair_rows(9))
+    assert opened(copy, chat).fingerprint == opened(path, chat).fingerprint
+
+
+def test_long_documents_are_refused_when_asked_for(tokenizer: LoadedTokenizer, tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", text_rows(3))
+    corpus = opened(path, tokenizer, long_documents="refuse", val_fraction=0.0)
+    with pytest.raises(ConfigError, match=r"a\.jsonl:1 has \d+ tokens, a sequence 16") as caught:
+        all_pieces(corpus, length=16)
+    assert "data.long_documents=split" in str(caught.value.hint)
+
+
+def test_what_became_of_documents_is_counted(tokenizer: LoadedTokenizer, tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", text_rows(10))
+    corpus = opened(path, tokenizer, long_documents="truncate", val_fraction=0.0)
+    found = all_pieces(corpus, length=16)
+    assert (corpus.counts.documents, corpus.counts.pieces, corpus.counts.truncated_documents) == (10, 10, 10)
+    assert corpus.counts.positions == sum(int(piece.loss_mask.sum()) for piece in found) == 150
+
+
+def test_a_part_with_more_rows_than_it_may_have_is_refused(
+    tokenizer: LoadedTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus = opened(write_jsonl(tmp_path / "a.jsonl", text_rows(10)), tokenizer, val_fraction=0.0)
+    monkeypatch.setattr(module, "MAX_PART_ROWS", 100)
+    with pytest.raises(KdpipeError, match="documents 0 to 10 of train have more than 100 tokens"):
+        all_pieces(corpus)
+
+
+def test_a_turn_without_a_stop_is_refused_by_its_place_in_the_data(tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(str(small_tokenizer(tmp_path / "tokenizer", chat_template=ENDLESS)))
+    corpus = opened(write_jsonl(tmp_path / "a.jsonl", chat_rows(3)), tokenizer, val_fraction=0.0)
+    with pytest.raises(ConfigError, match=r"a\.jsonl:3: turn 1 of the assistant does not end with a stop token"):
+        list(corpus.pieces("train", 2, 1, 64))
+
+
+def test_documents_that_cannot_be_learnt_are_left_out_and_counted_when_asked_for(
+    tmp_path: Path,
+) -> None:
+    chat = load_tokenizer(str(small_tokenizer(tmp_path / "tokenizer", chat_template=PICKY)))
+    rows = chat_rows(40)
+    for number in (0, 7, 33):
+        rows[number] = with_system(rows[number])
+    path = write_jsonl(tmp_path / "a.jsonl", rows)
+    refusing = opened(path, chat, val_fraction=0.0)
+    refusal = r"a\.jsonl:1: the chat template refuses this conversation: no system message"
+    with pytest.raises(ConfigError, match=refusal):
+        refusing.sample()
+    corpus = opened(path, chat, val_fraction=0.0, untrainable="skip")
+    assert corpus.fingerprint == refusing.fingerprint
+    assert corpus.sample()[0] == "a.jsonl:2"
+    assert {piece.document for piece in all_pieces(corpus)} == set(range(40)) - {0, 7, 33}
+    assert (corpus.counts.documents, corpus.counts.untrainable_documents) == (37, 3)
+    assert [why.split(": ")[0] for why in corpus.counts.untrainable] == ["a.jsonl:1", "a.jsonl:8", "a.jsonl:34"]
+    plain = opened(write_jsonl(tmp_path / "b.jsonl", chat_rows(40)), chat, val_fraction=0.0)
+    assert corpus.tokens_per_byte() == pytest.approx(plain.tokens_per_byte(), rel=0.02)
+
+
+def test_data_of_which_nothing_can_be_learnt_are_refused(tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(str(small_tokenizer(tmp_path / "tokenizer", chat_template=ENDLESS)))
+    corpus = opened(write_jsonl(tmp_path / "a.jsonl", chat_rows(3)), tokenizer, untrainable="skip")
+    with pytest.raises(ConfigError, match=r"none of the first 2 documents of a\.jsonl can be learnt") as caught:
+        corpus.sample()
+    assert caught.value.hint == "leave data.untrainable out to see why"
+
+
+def test_bad_rows_are_told(tokenizer: LoadedTokenizer, tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", [{"text": "a"}, {"text": ""}, {"text": "b"}])
+    corpus = opened(path, tokenizer, val_fraction=0.0)
+    assert corpus.bad_rows == (1, ("a.jsonl:2: its text is empty",))
+    assert [corpus.place("train", i) for i in (0, 1)] == ["a.jsonl:1", "a.jsonl:3"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        (
+            [{"text": ""}],
+            r"has no document that can be used; 1 row is bad\. The first: a\.jsonl:1: its text is empty",
+        ),
+        ([], "has no row at all"),
+        (["a", 5], r"has no row that can be read\. The first: a\.jsonl:1: it is a string and no object; a\.jsonl:2"),
+    ],
+)
+def test_data_without_a_document_are_refused(
+    rows: list[Any], said: str, tokenizer: LoadedTokenizer, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=said):
+        opened(write_jsonl(tmp_path / "a.jsonl", rows), tokenizer)
+
+
+def test_validation_data_without_a_document_are_refused(tokenizer: LoadedTokenizer, tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", text_rows(3))
+    other = write_jsonl(tmp_path / "b.jsonl", [{"body": "a"}])
+    with pytest.raises(
+        ConfigError, match=r"b\.jsonl has no document .* The first: b\.jsonl:1: it has no text"
+    ) as caught:
+        opened(path, tokenizer, val_path=str(other))
+    assert caught.value.hint == "--val-data is read by the columns of --data: text"
+
+
+def test_a_fraction_that_leaves_nothing_to_train_on_is_refused(tokenizer: LoadedTokenizer, tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", [{"text": "a"}, {"text": "a"}])
+    with pytest.raises(ConfigError, match=r"all 2 documents fall into validation, at a fraction of 0\.99") as caught:
+        opened(path, tokenizer, val_fraction=0.999999)
+    assert "--val-fraction" in str(caught.value.hint)
+
+
+def test_no_data_are_refused(tokenizer: LoadedTokenizer) -> None:
+    with pytest.raises(ConfigError, match="there are no data") as caught:
+        open_corpus(DataSettings(), tokenizer)
+    assert "--data" in str(caught.value.hint)
+
+
+def test_tokens_a_byte_are_those_of_an_even_sample(tokenizer: LoadedTokenizer, tmp_path: Path) -> None:
+    corpus = opened(write_jsonl(tmp_path / "a.jsonl", text_rows(50)), tokenizer, val_fraction=0.2)
+    n_tokens = sum(len(tokenizer.fast(row["text"])["input_ids"]) + 1 for row in text_rows(50))
+    n_bytes = sum(len(row["text"].encode()) for row in text_rows(50))
+    assert corpus.tokens_per_byte() == n_tokens / n_bytes
+    assert corpus.plan(64).splits[0].bounds == (0, corpus.splits["train"])
+    assert corpus.counts.documents == 0
+
+
+def test_tokens_are_counted_over_all_documents_or_an_even_sample(tokenizer: LoadedTokenizer, tmp_path: Path) -> None:
+    corpus = opened(write_jsonl(tmp_path / "a.jsonl", text_rows(60)), tokenizer, val_fraction=0.0)
+    counts = corpus.token_counts(512)
+    ids = np.concatenate([piece.tokens for piece in all_pieces(corpus, length=4096)])
+    assert counts.dtype == np.int64
+    assert counts.tolist() == np.bincount(ids, minlength=512).tolist()
+    some = corpus.token_counts(512, limit_tokens=3000)
+    assert 1500 < some.sum() < 4500
+
+
+def test_a_plan_follows_the_size_of_the_data(tokenizer: LoadedTokenizer, tmp_path: Path) -> None:
+    corpus = opened(write_jsonl(tmp_path / "a.jsonl", text_rows(200)), tokenizer)
+    assert corpus.plan(64, tokens_per_byte=1.0).n_parts > corpus.plan(64, packed=False, tokens_per_byte=0.1).n_parts
+    assert not corpus.plan(64, packed=False).packed
+
+
+def test_a_file_that_changes_under_way_is_refused(tokenizer: LoadedTokenizer, tmp_path: Path) -> None:
+    corpus = opened(write_jsonl(tmp_path / "a.jsonl", text_rows(5)), tokenizer, val_fraction=0.0)
+    write_jsonl(tmp_path / "a.jsonl", text_rows(6))
+    with pytest.raises(ConfigError, match="has changed while it was read"):
+        all_pieces(corpus)
+
+
+def test_a_spread_of_pieces_is_even_and_not_counted(tokenizer: LoadedTokenizer, tmp_path: Path) -> None:
+    corpus = opened(write_jsonl(tmp_path / "a.jsonl", text_rows(50)), tokenizer, val_fraction=0.0)
+    counts = DocumentCounts()
+    found = list(corpus.spread_pieces("train", 8, 4096, counts))
+    assert [piece.document for piece in found] == np.linspace(0, 49, 8).round().astype(int).tolist()
+    assert (corpus.counts.documents, counts.documents) == (0, 8)
+
+
+def test_tokens_are_foreseen_from_the_index(tokenizer: LoadedTokenizer, tmp_path: Path) -> None:
+    corpus = opened(write_jsonl(tmp_path / "a.jsonl", text_rows(50)), tokenizer, val_fraction=0.0)
+    n_tokens = sum(len(piece) for piece in all_pieces(corpus, length=4096))
+    assert corpus.expected_tokens("train", 4096).sum() == pytest.approx(n_tokens)
+    assert [corpus.first_documents("train", n, 4096) for n in (1, 10**9)] == [1, 50]
+    n = corpus.first_documents("train", n_tokens // 2, 4096)
+    assert sum(len(piece) for piece in corpus.pieces("train", 0, n, 4096)) == pytest.approx(n_tokens / 2, rel=0.1)
+
+
+def test_of_documents_that_are_truncated_only_what_is_read_is_foreseen(
+    tokenizer: LoadedTokenizer, tmp_path: Path
+) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", text_rows(50))
+    corpus = opened(path, tokenizer, val_fraction=0.0, long_documents="truncate")
+    n_tokens = sum(len(piece) for piece in all_pieces(corpus, length=16))
+    assert n_tokens == 50 * 16 == corpus.expected_tokens("train", 16).sum()
+    plan = corpus.plan(16, part_rows=256)
+    assert [corpus.expected_rows(plan.part(i), 16) for i in range(plan.n_parts)] == pytest.approx([267] * 3, abs=16)
+    assert corpus.first_documents("train", 160, 16) == pytest.approx(10, abs=1)
+
+
+def test_of_conversations_that_are_split_what_is_not_learnt_is_counted_for_plans(
+    chat: LoadedTokenizer, tmp_path: Path
+) -> None:
+    corpus = opened(write_jsonl(tmp_path / "a.jsonl", chat_rows(20)), chat, val_fraction=0.0)
+    counts = DocumentCounts()
+    pieces = list(corpus.spread_pieces("train", 20, 16, counts))
+    assert counts.untaught_tokens > 100 and counts.tokens == sum(map(len, pieces))
+
+
+@pytest.mark.parametrize("named", ["corpus", "{folder}/corpus", "corpus/*.jsonl", "{folder}/corpus/*.jsonl", "."])
+def test_the_source_says_nothing_of_where_it_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: str) -> None:
+    write_jsonl(tmp_path / "corpus" / "a.jsonl", text_rows(4))
+    monkeypatch.chdir(tmp_path / "corpus" if named == "." else tmp_path)
+    tokenizer = load_tokenizer(str(small_tokenizer(tmp_path / "tokenizer")))
+    corpus = open_corpus(DataSettings(path=named.format(folder=tmp_path)), tokenizer)
+    assert corpus.source == ("*.jsonl" if "*" in named else "corpus")
+
+
+def test_a_chat_template_for_plain_text_is_refused(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "corpus.jsonl", text_rows(4))
+    (tmp_path / "chat.jinja").write_text(CHATML)
+    template = str(tmp_path / "chat.jinja")
+    tokenizer = load_tokenizer(str(small_tokenizer(tmp_path / "tokenizer")), chat_template=template)
+    with pytest.raises(ConfigError, match=r"chat\.jinja, and text is read as it is"):
+        open_corpus(DataSettings(path=str(tmp_path / "corpus.jsonl"), chat_template=template), tokenizer)

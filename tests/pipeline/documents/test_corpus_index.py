@@ -1,0 +1,212 @@
+"""The index: documents counted, bad rows named, kept columns typed, splits drawn by content."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import hypothesis
+import pytest
+from hypothesis import strategies as st
+
+from kdpipe.pipeline.documents.columns import Document, detect
+from kdpipe.pipeline.documents.corpus_index import Index, Indexer
+from kdpipe.pipeline.documents.row_files import Row, RowFile
+from kdpipe.schemas.cache_plan import MAX_SEQUENCE_ROWS
+from kdpipe.schemas.capture_settings import Columns, DataSettings
+from kdpipe.schemas.errors import ConfigError
+from kdpipe.schemas.manifest import SourceColumn
+from kdpipe.schemas.strict_json import canonical
+
+
+class FixedOrder:
+    """Rows that are in memory."""
+
+    def __init__(self, rows: list[Any], name: str = "corpus.jsonl") -> None:
+        self.name, self._rows = name, rows
+        self.wanted = None
+
+    def rows(self) -> Any:
+        for i, columns in enumerate(self._rows):
+            if isinstance(columns, str):
+                yield Row(number=i + 1, position=i, problem=columns)
+            else:
+                yield Row(number=i + 1, position=10 * i, columns=columns)
+
+    def columns_at(self, positions: list[int]) -> Any:
+        raise AssertionError("the index reads in order")
+
+
+def texts(*names: str) -> list[Any]:
+    return [{"text": name} for name in names]
+
+
+def index(
+    *files: RowFile, keep: tuple[str, ...] = (), made_with: dict[str, Any] | None = None, **settings: Any
+) -> Index:
+    given = DataSettings(**settings)
+    mapping = detect([{"text": "a", **dict.fromkeys(keep)}], Columns(keep=keep), "x")
+    indexer = Indexer(mapping, given, lambda document: document.n_bytes)
+    indexer.read(files, split="train" if given.val_path else None)
+    return indexer.finish(made_with or {})
+
+
+def test_documents_are_found_again_by_file_and_position() -> None:
+    found = index(FixedOrder(texts("a", "bcd")), FixedOrder(["bad", *texts("e")]), val_fraction=0.0)
+    assert found.files.tolist() == [0, 0, 1]
+    assert found.positions.tolist() == [0, 10, 10]
+    assert found.numbers.tolist() == [1, 2, 2]
+    assert found.sizes.tolist() == [1, 3, 1]
+    assert found.documents("train").tolist() == [0, 1, 2]
+    assert found.documents("validation").tolist() == []
+
+
+def test_bad_rows_are_counted_and_the_first_named() -> None:
+    rows = [*texts("a"), "it is not valid UTF-8", {"text": 3}, {"text": ""}, {"text": "x" * 11}, {"text": "\ud800"}, {}]
+    found = index(FixedOrder(rows), max_document_bytes=10)
+    assert found.n_bad_rows == 6
+    assert found.bad_rows == (
+        "corpus.jsonl:2: it is not valid UTF-8",
+        "corpus.jsonl:3: its text is a number and no text",
+        "corpus.jsonl:4: its text is empty",
+        "corpus.jsonl:5: it has 11 bytes, at most 10 are allowed",
+        "corpus.jsonl:6: it holds half a character, which is not valid UTF-8",
+        "corpus.jsonl:7: it has no text",
+    )
+
+
+def test_half_a_character_in_a_kept_column_is_a_bad_row() -> None:
+    found = index(FixedOrder([{"text": "a", "k": "\udfff"}]), keep=("k",))
+    assert found.bad_rows == ("corpus.jsonl:1: it holds half a character, which is not valid UTF-8",)
+
+
+def test_what_json_cannot_hold_is_a_bad_row() -> None:
+    mapping = detect([{"messages": []}], Columns(), "x")
+    indexer = Indexer(mapping, DataSettings(), lambda document: document.n_bytes)
+    turns = [{"role": "assistant", "content": "a", "more": more} for more in (b"", float("inf"))]
+    indexer.read([FixedOrder([{"messages": [turn]} for turn in turns])])
+    found = indexer.finish({})
+    assert (
+        found.bad_rows[0] == "corpus.jsonl:1: it holds what JSON cannot: Object of type bytes is not JSON serializable"
+    )
+    assert found.bad_rows[1].startswith("corpus.jsonl:2: it holds what JSON cannot: Out of range float")
+
+
+def test_more_messages_than_a_part_can_hold_are_a_bad_row() -> None:
+    mapping = detect([{"text": "a"}], Columns(), "x")
+    indexer = Indexer(mapping, DataSettings(), lambda _: MAX_SEQUENCE_ROWS)
+    indexer.read([FixedOrder(texts("a"))])
+    assert "more than a part can hold" in indexer.finish({}).bad_rows[0]
+
+
+def test_one_bad_row_more_than_allowed_is_an_error_that_names_the_first() -> None:
+    rows = ["broken one", "broken two", "broken three", "broken four", *texts("a")]
+    assert index(FixedOrder(rows), max_bad_rows=4).n_bad_rows == 4
+    said = (
+        r"more than 3 rows cannot be used\. The first: corpus\.jsonl:1: broken one; "
+        r"corpus\.jsonl:2: broken two; corpus\.jsonl:3: broken three$"
+    )
+    with pytest.raises(ConfigError, match=said) as caught:
+        index(FixedOrder(rows), max_bad_rows=3)
+    assert "--max-bad-rows N" in str(caught.value.hint)
+    with pytest.raises(ConfigError, match="a row cannot be used"):
+        index(FixedOrder(rows), max_bad_rows=0)
+
+
+def test_the_limit_counts_good_documents() -> None:
+    found = index(FixedOrder(["bad", *texts("a", "b")]), FixedOrder(texts("c", "d")), limit=3, val_fraction=0.0)
+    assert found.files.tolist() == [0, 0, 1]
+
+
+def kept(*values: Any) -> tuple[SourceColumn, ...]:
+    return index(FixedOrder([{"text": "a", "k": value} for value in values]), keep=("k",)).columns
+
+
+@pytest.mark.parametrize(
+    ("values", "kind"),
+    [
+        (("a", None), "string"),
+        ((1, -5), "int64"),
+        ((None, 1.5, 2), "float64"),
+        ((2, 1.5), "float64"),
+        ((True, False), "bool"),
+        ((None,), "string"),
+    ],
+)
+def test_the_type_of_a_kept_column_is_found(values: tuple[Any, ...], kind: str) -> None:
+    assert [column.type for column in kept(*values)] == [kind]
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        (("a", 1), "corpus.jsonl:2: the kept column 'k' holds int64, and string before it"),
+        ((1, True), "corpus.jsonl:2: the kept column 'k' holds bool, and int64 before it"),
+        ((["en"],), "corpus.jsonl:1: the kept column 'k' holds list, string, int64, float64, bool can be"),
+        ((1 << 63,), "corpus.jsonl:1: the kept column 'k' holds int, string"),
+    ],
+)
+def test_a_kept_column_that_is_not_of_one_plain_type_is_refused(values: tuple[Any, ...], said: str) -> None:
+    with pytest.raises(ConfigError, match=said) as caught:
+        kept(*values)
+    assert "data.columns.keep" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("name", ["my column", "é", "1st", "x" * 65])
+def test_a_kept_column_with_a_name_that_no_cache_takes_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match="cannot be kept: a name has letters, digits and _") as caught:
+        index(FixedOrder(texts("a")), keep=(name,))
+    assert "rename it" in str(caught.value.hint)
+
+
+def chance(text: str) -> float:
+    return int.from_bytes(hashlib.sha256(canonical(text)).digest()[:8], "big") / 2**64
+
+
+@hypothesis.given(st.lists(st.text("ab", min_size=1, max_size=3), min_size=1, max_size=30), st.floats(0, 0.99))
+def test_documents_are_split_by_their_content_alone(names: list[str], fraction: float) -> None:
+    found = index(FixedOrder(texts(*names)), val_fraction=fraction)
+    in_validation = {name for name, chosen in zip(names, found.in_validation, strict=True) if chosen}
+    wanted = {name for name in names if chance(name) < fraction}
+    if not wanted and fraction > 0 and len(set(names)) > 1:
+        wanted = {min(names, key=chance)}
+    assert in_validation == wanted
+    assert all(chosen == (name in wanted) for name, chosen in zip(names, found.in_validation, strict=True))
+
+
+def test_equal_documents_are_never_torn_apart_and_training_is_left_something() -> None:
+    assert not index(FixedOrder(texts("a", "a")), val_fraction=1e-9).in_validation.any()
+    assert index(FixedOrder(texts("a", "a", "b", "b")), val_fraction=1e-9).in_validation.sum() == 2
+
+
+def test_validation_data_of_their_own_are_the_validation() -> None:
+    indexer = Indexer(detect([{"text": "a"}], Columns(), "x"), DataSettings(limit=1), lambda d: d.n_bytes)
+    assert indexer.read([FixedOrder(texts("a", "b"))], split="train") == 1
+    assert indexer.read([FixedOrder(texts("c", "d"))], 1, "validation") == 2
+    assert indexer.finish({}).in_validation.tolist() == [False, True, True]
+
+
+def test_the_fingerprint_tells_documents_order_columns_splits_and_settings() -> None:
+    same = index(FixedOrder(texts("a", "b", "c"))).fingerprint
+    assert index(FixedOrder(texts("a")), FixedOrder(["bad", *texts("b", "c")], "other")).fingerprint == same
+    others = [
+        index(FixedOrder(texts("a", "c", "b"))),
+        index(FixedOrder(texts("a", "b"))),
+        index(FixedOrder(texts("a", "b", "c")), val_fraction=0.0),
+        index(FixedOrder(texts("a", "b", "c")), made_with={"train_on": "assistant"}),
+        index(FixedOrder([{"text": name, "k": 1} for name in "abc"]), keep=("k",)),
+    ]
+    assert len({same, *(other.fingerprint for other in others)}) == 6
+
+
+def test_an_index_takes_little_room_a_document() -> None:
+    found = index(FixedOrder(texts(*map(str, range(1000)))))
+    arrays = (found.files, found.positions, found.numbers, found.sizes, found.in_validation)
+    assert sum(each.nbytes for each in arrays) == 21 * 1000
+
+
+def test_lines_of_any_order_of_keys_are_the_same_document(tmp_path: Path) -> None:
+    one = {"role": "user", "content": "a"}
+    assert json.dumps(one) != json.dumps(dict(reversed(one.items())))
+    documents = [Document(messages=(m,), columns={}) for m in (one, dict(reversed(one.items())))]
+    assert documents[0].digest() == documents[1].digest()

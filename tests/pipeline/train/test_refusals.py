@@ -1,0 +1,107 @@
+"""What a run refuses leaves nothing behind, and what stops it loses nothing: the folder, and memory that runs out."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from kdpipe.pipeline.training import loop, prepare
+from kdpipe.schemas.errors import ConfigError, Incompatible, KdpipeError
+from support.stage_two import losses, make_cache, run, settings_for
+
+
+def small(folder: Path, out: str, **changes: dict[str, Any]) -> Any:
+    """Settings of a run without dropout, so that its numbers do not hang on the split into batches."""
+    settings = settings_for(folder, out, **{"evaluation": {"every": 6, "limit": 2}, **changes})
+    config = json.loads((folder / "student.json").read_text()) | {"attention_dropout": 0.0}
+    (folder / "sure.json").write_text(json.dumps(config))
+    student = settings.student.model_copy(update={"name": str(folder / "sure.json")})
+    return settings.model_copy(update={"student": student})
+
+
+@pytest.mark.slow
+def test_a_run_that_ran_out_of_memory_goes_on_in_portions(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(small(folder, "enough"))
+    step = loop.forward_backward
+    calls = []
+
+    def fail_in_the_fifth(*given: Any) -> Any:
+        calls.append(given)
+        if len(calls) == 5:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return step(*given)
+
+    monkeypatch.setattr(loop, "forward_backward", fail_in_the_fifth)
+    with pytest.raises(KdpipeError, match=r"out of memory at step 5: CUDA out of memory. Tried to") as told:
+        run(small(folder, "short"))
+    assert told.value.exit_code == 1
+    assert str(told.value.hint).startswith("run it again with --set machine.portion=1 or --set student.gradient")
+    report = run(small(folder, "short", machine={"portion": 1}))
+    assert (report.steps, report.resumed_from) == (6, 3)
+    for (step_a, a), (step_b, b) in zip(losses(folder / "enough"), losses(folder / "short"), strict=True):
+        assert step_a == step_b
+        assert a == pytest.approx(b, rel=1e-5)
+
+
+def test_what_is_refused_when_all_is_put_together_leaves_no_folder(folder: Path) -> None:
+    with pytest.raises(Incompatible, match="names layer 9 of the teacher"):
+        run(settings_for(folder, "none", losses={"weights": {"cosine": 0.1}, "hidden": {"pairs": ["1:9"]}}))
+    with pytest.raises(ConfigError, match="has no checkpoint 3"):
+        run(settings_for(folder, "none"), resume_from="3")
+    assert not (folder / "none").exists()
+
+
+def test_a_checkpoint_is_not_chosen_and_cleared_at_once(folder: Path) -> None:
+    run(settings_for(folder, "kept", run={"max_steps": 2}))
+    there = sorted((folder / "kept").rglob("*"))
+    for other in ("overwrite", "dry_run"):
+        with pytest.raises(ConfigError, match="--resume-from goes on from a checkpoint, and --") as told:
+            run(settings_for(folder, "kept", run={"max_steps": 2}), resume_from="2", **{other: True})
+        assert told.value.hint == "leave one out"
+    assert sorted((folder / "kept").rglob("*")) == there
+
+
+def test_a_dry_run_refuses_the_folder_that_the_run_would_refuse(folder: Path) -> None:
+    run(settings_for(folder, "taken", run={"max_steps": 1}))
+    with pytest.raises(ConfigError, match=r"holds a run of 1 step that cannot be lengthened"):
+        run(settings_for(folder, "taken"), dry_run=True)
+
+
+SURE = {"term": "ce", "by": "teacher_entropy", "keep": "lowest", "share": 0.5}
+LIKELY = {**SURE, "by": "label_logprob"}
+OF_THE_TEACHER = {**SURE, "term": "kd"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"losses": {"select": [SURE]}}, Incompatible, "chosen by teacher_entropy, which this cache does not hold"),
+        ({"losses": {"select": [LIKELY]}}, Incompatible, "chosen by label_logprob, which this cache does not hold"),
+        ({"losses": {"select": [OF_THE_TEACHER]}}, ConfigError, "positions for kd, which has no weight at any step"),
+        ({"evaluation": {"metric": "kl_teacher"}}, Incompatible, "metric is kl_teacher, which this cache cannot tell"),
+        ({"evaluation": {"metric": "top1_agreement"}}, Incompatible, "metric is top1_agreement, which this cache can"),
+    ],
+    ids=str,
+)
+def test_what_a_cache_of_tokens_cannot_tell_is_refused_before_weights_are_loaded(
+    tokens: Path, changes: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    losses = {"mode": "output", **changes.get("losses", {})}
+    with pytest.raises(error, match=message):
+        run(settings_for(tokens, "never", kept="tokens", **{**changes, "losses": losses}))
+    assert not (tokens / "never").exists()
+
+
+def test_the_best_is_not_asked_for_where_nothing_is_validated(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prepare, "_validation", lambda *_: None)
+    with pytest.raises(ConfigError, match=r"saving\.final is best, and the cache has no validation split") as refused:
+        run(settings_for(folder, "never", saving={"final": "best"}))
+    assert "--val-fraction" in str(refused.value.hint)
+
+
+@pytest.fixture(scope="module")
+def tokens(folder: Path) -> Path:
+    make_cache(folder, "tokens", targets={"kind": "none", "temperatures": ()}, hidden={"pooled": False, "layers": ()})
+    return folder

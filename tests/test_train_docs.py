@@ -1,0 +1,134 @@
+"""docs/train.md keeps its word: its commands run, its settings, presets, keys and files are those that there are."""
+
+import json
+import os
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+
+from kdpipe.cache.durable.lock import LOCK
+from kdpipe.cli import main
+from kdpipe.cli.train_options import FLAGS
+from kdpipe.pipeline.students.presets import PRESETS as STUDENTS
+from kdpipe.pipeline.training.guard import PRESETS
+from kdpipe.pipeline.training.run_folder import MAY_DIFFER
+from kdpipe.schemas import train_settings as stage_two
+from kdpipe.schemas.records import Record
+from kdpipe.schemas.train_settings import Phase, PositionSelection, TrainSettings
+from support.source import ROOT
+from support.stage_two import make_cache
+
+PAGE = (ROOT / "docs" / "train.md").read_text(encoding="utf-8")
+TABLE = PAGE.partition("## Settings")[2]
+# Of what is said only of steps that went wrong, and tried where steps are made to.
+OF_FAULTS = {"nonfinite", "undone", "metrics_gap.expected_lines", "metrics_gap.present_lines"}
+
+
+def blocks(language: str) -> list[str]:
+    """The page's blocks of a language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+
+
+def section(name: str) -> str:
+    """The text under a heading."""
+    return PAGE.partition(f"\n## {name}\n")[2].partition("\n## ")[0]
+
+
+def settings(kind: type[Record] = TrainSettings, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every setting with its default."""
+    for name, field in kind.model_fields.items():
+        if isinstance(field.default, Record):
+            yield from settings(type(field.default), f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", field.default
+
+
+def keys(line: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    """The dotted keys of a line, with the page's words for names that a run chooses."""
+    words = {"terms": "NAME", "rates": "GROUP", "logged": "NAME"}
+    for key, value in line.items():
+        word = words.get(prefix.rstrip(".").rpartition(".")[2], key)
+        if isinstance(value, dict):
+            yield from keys(value, f"{prefix}{word}.")
+        else:
+            yield prefix + word
+
+
+@pytest.mark.slow
+def test_every_command_of_the_page_runs_and_leaves_the_files_it_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_cache(tmp_path, "teacher-cache")
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("KDPIPE_MACHINE__THREADS", "1")
+    for story in ("training.finish", "export"):
+        # Another process reads each student again, which takes seconds; tests of the stories let it.
+        monkeypatch.setattr(f"kdpipe.pipeline.{story}.check_reload", lambda *_, **__: 0.0)
+    lines = [line for block in blocks("sh") for line in block.splitlines()]
+    assert len(lines) >= 11
+    for line in lines:
+        words = shlex.split(line, comments=True)
+        with monkeypatch.context() as environment:
+            while "=" in words[0]:
+                environment.setenv(*words.pop(0).split("=", 1))
+            assert words[0] == "kdpipe"
+            assert main.run(words[1:]) == 0, line
+    named = re.findall(r"^\| `([\w.]+)/?` \|", section("What is in the folder"), re.MULTILINE)
+    run = tmp_path / "runs" / "curriculum"
+    assert sorted([*os.listdir(run), LOCK]) == sorted(named)  # the lock is there while the run is under way
+    found = {key for name in ("curriculum", "first") for key in _keys_of(tmp_path / "runs" / name)}
+    told = re.findall(r"`([\w.]+)`", "".join(re.findall(r"^\|(.+?)\|", section("metrics.jsonl"), re.MULTILINE)))
+    assert found == set(told) - OF_FAULTS
+    for bound in ("runs/jsd", "runs/warm"):
+        assert re.search(r'"\w+_(bound|coarse)"', (tmp_path / bound / "metrics.jsonl").read_text())
+
+
+def _keys_of(run: Path) -> set[str]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return {key for line in lines for key in keys(line)}
+
+
+def test_every_setting_is_on_the_page_with_its_default_and_its_flag() -> None:
+    told = {
+        place: (value, what) for place, value, what in re.findall(r"^\| `([\w.]+)` \| (.+?) \| (.+) \|$", TABLE, re.M)
+    }
+    flags = {flag.place: flag.name for flag in FLAGS}
+    assert list(told) == [place for place, _ in settings()]
+    for place, default in settings():
+        value, what = told[place]
+        plain = list(default) if isinstance(default, tuple) else default
+        assert value == ("-" if default is None else f"`{json.dumps(plain)}`"), place
+        assert place not in flags or f"`{flags[place]}`" in what, place
+
+
+def test_choices_and_what_lists_are_made_of_are_on_the_page() -> None:
+    words = {*Phase.model_fields, *PositionSelection.model_fields, *STUDENTS}
+    for kind in (stage_two.Statistic, stage_two.Order, stage_two.Metric):
+        words |= set(get_args(kind))
+    assert not {word for word in words if f"`{word}`" not in PAGE}
+    assert ",".join(get_args(stage_two.Tracker)) in PAGE
+
+
+def test_the_presets_of_the_guard_are_as_told() -> None:
+    rows = re.findall(r"^\| `(\w[\w-]+)` \| (.+) \|$", section("Faults"), re.MULTILINE)
+    assert [name for name, _ in rows] == list(PRESETS)
+    for name, cells in rows:
+        values = PRESETS[name]
+        expected = (values.clip, values.lr_factor, values.skip_gradient_norm, values.patience, values.snapshot_every)
+        assert cells.split(" | ") == ["-" if value is None else str(value) for value in expected]
+
+
+def test_the_page_shows_the_example_as_it_is() -> None:
+    example = (ROOT / "examples" / "curriculum.yaml").read_text(encoding="utf-8")
+    assert blocks("yaml") == [re.sub(r"\A(#.*\n)+", "", example)]
+
+
+def test_the_settings_that_do_not_make_another_run_are_those_that_are_listed() -> None:
+    listed = PAGE.partition("Not part of a run's identity")[2].partition("Every other setting is.")[0]
+    free = {name.removeprefix("settings.").rstrip(".") for name in MAY_DIFFER if name.startswith("settings.")}
+    assert set(re.findall(r"`([a-z_.]+)`", listed)) == free | {"run.batch_size", "run.accumulate"}
