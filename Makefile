@@ -22,7 +22,7 @@ PYTEST := $(BIN)/pytest -n 2
 # Test workers and the many programs that tests start read bytecode instead of compiling everything anew.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: setup demo check fast test soak bench families lint
+.PHONY: setup demo check fast test soak bench families lint words
 .DEFAULT_GOAL := check
 
 setup: $(STAMP)
@@ -75,3 +75,6 @@ bench: setup
 
 families: setup
 	$(BIN)/python benchmarks/families.py
+
+words: setup
+	$(BIN)/python tests/support/words.py
