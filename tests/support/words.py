@@ -77,7 +77,7 @@ def main() -> None:
         prefix = sys.argv[sys.argv.index("--list") + 1]
         for (name, phrase), n in sorted(now.items()):
             if name.startswith(prefix):
-                print(f"{n}\t{name}\t{phrase}")
+                sys.stdout.write(f"{n}\t{name}\t{phrase}\n")
         return
     if "--first" not in sys.argv:
         known = allowed()
