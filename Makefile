@@ -22,7 +22,7 @@ PYTEST := $(BIN)/pytest -n 2
 # Test workers and the many programs that tests start read bytecode instead of compiling everything anew.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: setup demo check fast test soak bench families lint words
+.PHONY: setup demo check fast test test-busy soak bench families lint words
 .DEFAULT_GOAL := check
 
 setup: $(STAMP)
@@ -61,6 +61,9 @@ fast: setup
 
 test: lint $(NEWEST_STAMP)
 	$(PYTEST) -m "not soak and not gpu"
+
+test-busy: setup
+	$(BIN)/python tests/support/busy.py
 
 soak: setup
 	$(PYTEST) -m soak -rP --timeout 7200

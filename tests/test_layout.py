@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection
 
 import pytest
 
+from support.busy import MODULES
 from support.source import (
     LAYERS,
     ROOT,
@@ -239,3 +240,7 @@ def test_lint_refuses_a_banned_import(name: str) -> None:
     answer = subprocess.run(ruff, input=source, cwd=ROOT, text=True, capture_output=True, check=False)
     assert answer.returncode == 1
     assert "TID251" in answer.stdout
+
+
+def test_everything_that_runs_on_a_busy_machine_is_there() -> None:
+    assert [name for name in MODULES if not (ROOT / "tests" / name).exists()] == []
