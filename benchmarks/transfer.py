@@ -24,7 +24,7 @@ from measure import machine, rounded
 from stage_two_inputs import Case, make_cache, settings_for
 
 from kdpipe.cache import layout, open_cache
-from kdpipe.cache.mirror.mirror import MirrorStore, near_store
+from kdpipe.cache.mirror.mirror import MirrorStore, mirrored_store
 from kdpipe.cache.opening import create_cache
 from kdpipe.cache.parts.part_files import read_part_record
 from kdpipe.cache.reader import Cache, ReaderOptions
@@ -143,17 +143,17 @@ class Bench:
         cache, folder = self.work / "few", self.work / "mirror"
         if not cache.exists():
             _repeat(self.work / "first", cache, MIRRORED_PARTS)
-        nearby = MirrorSettings(folder=folder, limit=1 << 40)
+        mirror = MirrorSettings(folder=folder, limit=1 << 40)
         with serving(Site(cache)) as url:
             for number in range(MIRRORED_PARTS):
-                near_store(url, nearby).hold(number).release()
+                mirrored_store(url, mirror).hold(number).release()
 
             def seconds(checked: bool) -> float:
-                store = MirrorStore(open_store(url), nearby, RetryPolicy())
+                store = MirrorStore(open_store(url), mirror, RetryPolicy())
                 if not checked:
                     store._looked_at.update(range(MIRRORED_PARTS))
                 start = time.process_time()
-                for _ in Cache(store, None, ReaderOptions(False, 2, nearby), store).scan():
+                for _ in Cache(store, None, ReaderOptions(False, 2, mirror), store).scan():
                     pass
                 return time.process_time() - start
 

@@ -35,9 +35,9 @@ COUNT_COLUMNS = ("n_exact", "n_draws")
 BYTE_GROUPS = ("id", "logprob", "scalars", "hidden", "sequences", "text")
 
 
-def inspect_cache(url: str | os.PathLike[str], patience: RetryPolicy | None = None) -> CacheSummary:
+def inspect_cache(url: str | os.PathLike[str], retry_policy: RetryPolicy | None = None) -> CacheSummary:
     """Sum a cache up."""
-    store = open_store(url, patience)
+    store = open_store(url, retry_policy)
     manifest = load_manifest(store)
     complete = store.size(layout.INDEX) is not None
     rows, identity = read_index(store, manifest) if complete else ([], None)

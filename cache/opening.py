@@ -21,41 +21,43 @@ def open_cache(
     *,
     allow_partial: bool = False,
     max_open_parts: int = MAX_OPEN_PARTS,
-    nearby: MirrorSettings | None = None,
-    patience: RetryPolicy | None = None,
+    mirror: MirrorSettings | None = None,
+    retry_policy: RetryPolicy | None = None,
 ) -> Cache:
     """Open a cache, or one of its splits; `allow_partial` reads what an unfinished one already has.
 
-    Parts of a cache behind a URL are kept `nearby`, in a folder of this machine; without it they are held in memory.
-    `patience` says how long a place behind a URL is retried.
+    Parts of a cache behind a URL are kept `mirror`, in a folder of this machine; without it they are held in memory.
+    `retry_policy` says how long a place behind a URL is retried.
     """
     if max_open_parts < 1:
         raise ConfigError(f"max_open_parts is {max_open_parts}, at least one part must be open to be read")
     address = os.fspath(url)
-    if nearby is None or not is_url(address):
-        store = open_store(address, patience)
-        return Cache(store, split, ReaderOptions(allow_partial, max_open_parts, patience=patience), reopen)
-    from kdpipe.cache.mirror.mirror import near_store
+    if mirror is None or not is_url(address):
+        store = open_store(address, retry_policy)
+        return Cache(store, split, ReaderOptions(allow_partial, max_open_parts, retry_policy=retry_policy), reopen)
+    from kdpipe.cache.mirror.mirror import mirrored_store
 
-    near = near_store(address, nearby, patience)
-    options = ReaderOptions(allow_partial, min(max_open_parts, near.most_open), nearby, patience)
+    near = mirrored_store(address, mirror, retry_policy)
+    options = ReaderOptions(allow_partial, min(max_open_parts, near.most_open), mirror, retry_policy)
     return Cache(near, split, options, reopen, near)
 
 
 def reopen(url: str, split: SplitName | None, options: ReaderOptions) -> Cache:
     """Open a cache again as it was opened, in another process."""
-    allow_partial, most, nearby, patience = options
-    return open_cache(url, split, allow_partial=allow_partial, max_open_parts=most, nearby=nearby, patience=patience)
+    allow_partial, most, mirror, retry_policy = options
+    return open_cache(
+        url, split, allow_partial=allow_partial, max_open_parts=most, mirror=mirror, retry_policy=retry_policy
+    )
 
 
 def create_cache(
-    folder: str | os.PathLike[str], manifest: Manifest, patience: RetryPolicy | None = None
+    folder: str | os.PathLike[str], manifest: Manifest, retry_policy: RetryPolicy | None = None
 ) -> "CacheWriter":
     """Begin a cache, or resume the one of the same manifest; another manifest in the folder is refused."""
     if is_url(os.fspath(folder)):
         from kdpipe.cache.writing.bucket_writer import create_bucket
 
-        return create_bucket(os.fspath(folder), manifest, patience)
+        return create_bucket(os.fspath(folder), manifest, retry_policy)
     from kdpipe.cache.writing.writer import create_folder
 
     return create_folder(folder, manifest)

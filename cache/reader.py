@@ -43,8 +43,8 @@ class ReaderOptions(NamedTuple):
 
     allow_partial: bool
     max_open_parts: int
-    nearby: MirrorSettings | None = None
-    patience: RetryPolicy | None = None
+    mirror: MirrorSettings | None = None
+    retry_policy: RetryPolicy | None = None
 
 
 Reopen = Callable[[str, SplitName | None, ReaderOptions], "Cache"]
@@ -124,9 +124,9 @@ class Cache:
         return (self[i] for i in range(len(self)))
 
     @property
-    def patience(self) -> RetryPolicy | None:
+    def retry_policy(self) -> RetryPolicy | None:
         """How long its place is retried; None for the default."""
-        return self._options.patience
+        return self._options.retry_policy
 
     @property
     def n_positions(self) -> int:

@@ -52,19 +52,19 @@ def work(settings: CaptureSettings, shard: WorkerShard, watch: Watch, retry_for:
     """One worker: read what there is, load the teacher, make parts until none is left, complete the cache."""
     if settings.out is None:
         raise ConfigError("it is not said where the cache goes", hint="give --out, a folder")
-    tally, patience = CaptureTally(started=time.perf_counter()), RetryPolicy(budget=retry_for, told=watch.say)
+    tally, retry_policy = CaptureTally(started=time.perf_counter()), RetryPolicy(budget=retry_for, told=watch.say)
     check_out(settings)
-    extension = open_extension(settings, patience)
+    extension = open_extension(settings, retry_policy)
     tokenizer, ahead = look_first(settings, watch)
     inputs = read_inputs(settings, watch, tokenizer)
     speaker = open_speaker(settings, tokenizer, ahead)
-    if not is_begun(settings.out, patience):
+    if not is_begun(settings.out, retry_policy):
         inputs.corpus.check_lengths(speaker.sequence_length)
     manifest, old = make_manifest(settings, inputs, speaker), None
     if extension is not None:
         old, manifest = extension.source, extension.extended(manifest, settings.teacher)
         inputs = replace(inputs, corpus=inputs.corpus.behind(extension.documents, extension.known))
-    cache, asked = begin_cache(settings.out, manifest, inputs, speaker, old, patience)
+    cache, asked = begin_cache(settings.out, manifest, inputs, speaker, old, retry_policy)
     check_description(settings, cache.manifest)
     if extension is not None:
         extension.adopt(cache, shard)
@@ -78,22 +78,22 @@ def work(settings: CaptureSettings, shard: WorkerShard, watch: Watch, retry_for:
     else:
         cache.seal()
         remember_written(cache, watch)
-    return _report(settings.out, inspect_cache(settings.out, patience), inputs, tally)
+    return _report(settings.out, inspect_cache(settings.out, retry_policy), inputs, tally)
 
 
 def dry_run(settings: CaptureSettings, watch: Watch, retry_for: float) -> CaptureReport:
     """The whole way for two batches, into a folder that is thrown away."""
-    tally, patience = CaptureTally(started=time.perf_counter()), RetryPolicy(budget=retry_for, told=watch.say)
+    tally, retry_policy = CaptureTally(started=time.perf_counter()), RetryPolicy(budget=retry_for, told=watch.say)
     settings = one_device_each(settings)[0]
     check_out(settings)
     tokenizer, ahead = look_first(settings, watch)
     inputs = read_inputs(settings, watch, tokenizer)
     speaker = open_speaker(settings, tokenizer, ahead)
     manifest = make_manifest(settings, inputs, speaker)
-    extension = open_extension(settings, patience)
+    extension = open_extension(settings, retry_policy)
     whole = manifest if extension is None else extension.extended(manifest, settings.teacher)
-    if settings.out is not None and is_begun(settings.out, patience):
-        check_description(settings, same_manifest(open_store(settings.out, patience), whole, settings.out))
+    if settings.out is not None and is_begun(settings.out, retry_policy):
+        check_description(settings, same_manifest(open_store(settings.out, retry_policy), whole, settings.out))
     trial = make_trial(manifest, inputs, speaker, DRY_RUN_BATCHES * speaker.batch_tokens)
     report = _report(settings.out or "", trial.summary, inputs, trial.tally)
     planned = PartsMade(planned=whole.plan.n_parts, present=0, made=0)

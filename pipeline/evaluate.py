@@ -55,11 +55,11 @@ def evaluate(asked: EvalRequest, watch: EvalWatch) -> EvalReport:
     """Measure a student."""
     if asked.tasks:
         check_tasks(asked.tasks)
-    patience = RetryPolicy(budget=asked.retry_for, told=watch.say)
-    cache = open_cache(asked.cache, asked.split, allow_partial=asked.allow_partial, patience=patience)
+    retry_policy = RetryPolicy(budget=asked.retry_for, told=watch.say)
+    cache = open_cache(asked.cache, asked.split, allow_partial=asked.allow_partial, retry_policy=retry_policy)
     folder = student_of(asked.student)
     settings = _settings(asked, folder)
-    kept = kept_tokenizer(cache.url, cache.manifest, patience)
+    kept = kept_tokenizer(cache.url, cache.manifest, retry_policy)
     found = _trained(find_student(settings, kept.ids))
     fit = check_fit(found, settings, kept, cache.manifest)
     check_before_use(asked.cache, asked.verify, watch)
@@ -134,7 +134,7 @@ def _notes(cache: Cache, measured: Evaluation) -> list[str]:
     """What a reader of the numbers should know."""
     found = []
     missing = cache.manifest.plan.n_parts - len(
-        open_cache(cache.url, allow_partial=True, patience=cache.patience).parts
+        open_cache(cache.url, allow_partial=True, retry_policy=cache.retry_policy).parts
     )
     if missing:
         found.append(f"the cache is unfinished: {missing:,} of {cache.manifest.plan.n_parts:,} parts are missing")

@@ -30,10 +30,10 @@ ROWS_A_GROUP = 1 << 15
 Notes = Mapping[str, str]
 
 
-def export_cache(settings: ExportSettings, watch: Watch, patience: RetryPolicy | None = None) -> TablesReport:
+def export_cache(settings: ExportSettings, watch: Watch, retry_policy: RetryPolicy | None = None) -> TablesReport:
     """Do what is left to do of an export."""
     started = time.perf_counter()
-    cache = open_cache(settings.cache, settings.split, patience=patience)
+    cache = open_cache(settings.cache, settings.split, retry_policy=retry_policy)
     _check_kind(settings, cache)
     _check_place(settings, cache)
     folder = Path(local_path(settings.out))

@@ -31,10 +31,14 @@ Change = Callable[[PartReader, int, SequenceDocuments], CodedRows]
 
 
 def requantize(
-    url: str, out: str, asked: RequantizeSpec, told: RebuildProgress | None = None, patience: RetryPolicy | None = None
+    url: str,
+    out: str,
+    asked: RequantizeSpec,
+    told: RebuildProgress | None = None,
+    retry_policy: RetryPolicy | None = None,
 ) -> ReshapeReport:
     """Make a poorer cache of another."""
-    source = open_source(url, patience)
+    source = open_source(url, retry_policy)
     manifest = plan_poorer(source, asked)
     records = [source.record(row.part) for row in source.cache.parts]
     making = RebuildPlan(

@@ -71,11 +71,11 @@ class SampledDocument:
 
 
 def verify_against(
-    url: str, teacher: str, sample: int, watch: Watch, *, trusted: bool = False, patience: RetryPolicy | None = None
+    url: str, teacher: str, sample: int, watch: Watch, *, trusted: bool = False, retry_policy: RetryPolicy | None = None
 ) -> AgainstReport:
     """Compare a sample of documents, at random from every part of the cache in turn; `trusted` lets a teacher's own
     code run."""
-    cache = open_cache(url, patience=patience)
+    cache = open_cache(url, retry_policy=retry_policy)
     stated = cache.manifest.teacher
     if stated is None or cache.manifest.targets.keep.kind == "imported":
         raise ConfigError(f"{url} keeps nothing that a teacher of transformers has said", hint="leave --against out")
@@ -143,7 +143,7 @@ def _of_tokenizer(cache: Cache, settings: TeacherSettings) -> Iterator[Problem]:
     stated = cache.manifest.teacher
     file, do = f"{layout.TOKENIZER}/{TOKENIZER}", "do not use this copy: get the cache again from whoever made it"
     try:
-        _, kept = load_cached_tokenizer(cache.url, cache.manifest, cache.patience)
+        _, kept = load_cached_tokenizer(cache.url, cache.manifest, cache.retry_policy)
     except CacheDamaged as error:
         yield Problem(part=None, file=file, what=error.message, do=do)
         return
@@ -294,7 +294,7 @@ def _answers(
 
 def _starts_word(cache: Cache) -> Bools:
     """Which ids start a new word, by the tokenizer that the cache keeps."""
-    _, kept = load_cached_tokenizer(cache.url, cache.manifest, cache.patience)
+    _, kept = load_cached_tokenizer(cache.url, cache.manifest, cache.retry_policy)
     if kept is None:
         raise ConfigError(f"{cache.url} keeps no tokenizer, which tells where words start", hint="leave --against out")
     return kept.starts_word

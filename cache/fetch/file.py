@@ -31,7 +31,7 @@ class Fetcher:
     """
 
     store: Files
-    patience: RetryPolicy = field(default_factory=RetryPolicy)
+    retry_policy: RetryPolicy = field(default_factory=RetryPolicy)
     piece_bytes: int = field(default_factory=lambda: PIECE_BYTES)
     moved: Callable[[int], None] = lambda _: None
     anew: Callable[[], None] = lambda: None
@@ -63,10 +63,10 @@ class Fetcher:
         """What was read of records that check themselves; bytes that came wrong may come right another time."""
         for _ in range(ATTEMPTS - 1):
             try:
-                return self.patience.through(read)
+                return self.retry_policy.through(read)
             except CacheDamaged as error:
                 self.told(f"{error.message}; reading it again")
-        return self.patience.through(read)
+        return self.retry_policy.through(read)
 
     def _begin_anew(self, why: str) -> None:
         self.anew()
@@ -102,7 +102,7 @@ class Fetcher:
         if record.bytes <= self.piece_bytes:  # comes at once or not at all
             _empty(path)
             return None
-        found = self.patience.through(lambda: self.store.tag(name))
+        found = self.retry_policy.through(lambda: self.store.tag(name))
         known = tag.read_text("utf-8") if tag.exists() else None
         if not path.exists() or path.stat().st_size > record.bytes or known != found:
             if known is not None and known != found:
@@ -113,7 +113,7 @@ class Fetcher:
         return found
 
     def _piece(self, name: str, begin: int, end: int, tag: str | None) -> bytes:
-        return self.patience.through(lambda: self.store.piece(name, begin, end, tag))
+        return self.retry_policy.through(lambda: self.store.piece(name, begin, end, tag))
 
 
 def _empty(path: Path) -> None:

@@ -42,16 +42,16 @@ _stores: dict[tuple[int, str, Path], "MirrorStore"] = {}
 _stores_lock = threading.Lock()
 
 
-def near_store(url: str, nearby: MirrorSettings, patience: RetryPolicy | None = None) -> "MirrorStore":
+def mirrored_store(url: str, mirror: MirrorSettings, retry_policy: RetryPolicy | None = None) -> "MirrorStore":
     """The store of a far cache: one for all its readers of this process, so that they share its limit."""
     check_address(url)
-    key = (os.getpid(), url.rstrip("/"), nearby.folder)
+    key = (os.getpid(), url.rstrip("/"), mirror.folder)
     with _stores_lock:
         if key not in _stores:
-            patience = (patience or RetryPolicy()).at(url)
-            _stores[key] = MirrorStore(open_store(url, patience), nearby, patience)
+            retry_policy = (retry_policy or RetryPolicy()).at(url)
+            _stores[key] = MirrorStore(open_store(url, retry_policy), mirror, retry_policy)
         store = _stores[key]
-    if store.limit != nearby.limit:
+    if store.limit != mirror.limit:
         raise ConfigError(f"{url} is read already with a limit of {store.limit:,} bytes", hint="give the same limit")
     return store
 
@@ -60,20 +60,20 @@ def near_store(url: str, nearby: MirrorSettings, patience: RetryPolicy | None = 
 class MirrorStore:
     """A far cache of which some parts are near; one a process for each cache and folder."""
 
-    def __init__(self, far: Store, nearby: MirrorSettings, patience: RetryPolicy) -> None:
-        self.url, self.limit = far.url, nearby.limit
+    def __init__(self, far: Store, mirror: MirrorSettings, retry_policy: RetryPolicy) -> None:
+        self.url, self.limit = far.url, mirror.limit
         self._far = far
-        fetcher = Fetcher(store=far, patience=patience)
+        fetcher = Fetcher(store=far, retry_policy=retry_policy)
         self._source: SourceSnapshot = fetcher.believed(lambda: look(far, allow_partial=True))
         self._rows = {row.part: row for row in self._source.rows}
         self._check_limit()
         manifest = self._source.manifest
         # Caches of one manifest may have been made twice, by machines that round otherwise.
         identity = self._source.cache_id or sha256_hex(f"{manifest.sha256} {self.url}".encode())
-        root = nearby.folder / identity[:32]
-        with explained("keeping parts near", nearby.folder):
+        root = mirror.folder / identity[:32]
+        with explained("keeping parts near", mirror.folder):
             make_dir(root)
-        self._root, self._patience = root, patience
+        self._root, self._retry_policy = root, retry_policy
         existing = {name for name in self._source.shared if os.path.lexists(root / name)}
         self._receiver = Receiver(root, manifest, self._source.manifest_bytes, fetcher)
         damaged = [layout.MANIFEST] if self._receiver.manifest_was_damaged else []
@@ -98,16 +98,16 @@ class MirrorStore:
 
     def names(self, folder: str) -> list[str]:
         """See `Store`."""
-        return self._patience.through(lambda: self._far.names(folder))
+        return self._retry_policy.through(lambda: self._far.names(folder))
 
     def size(self, name: str) -> int | None:
         """See `Store`."""
-        return self._patience.through(lambda: self._far.size(name))
+        return self._retry_policy.through(lambda: self._far.size(name))
 
     def read(self, name: str, limit: int) -> bytes:
         """See `Store`; a part's record alone does not bring the part."""
         if name.endswith(f"/{layout.PART_RECORD}") and not (self._root / name).is_file():
-            return self._patience.through(lambda: self._far.read(name, limit))
+            return self._retry_policy.through(lambda: self._far.read(name, limit))
         return self._of(name, lambda store: store.read(name, limit))
 
     def view(self, name: str, size: int) -> memoryview:
@@ -133,7 +133,7 @@ class MirrorStore:
                 lease.release()
         if top in (layout.TABLES, layout.TOKENIZER):
             return ask(self._near)
-        return self._patience.through(lambda: ask(self._far))
+        return self._retry_policy.through(lambda: ask(self._far))
 
     @property
     def most_open(self) -> int:
@@ -205,7 +205,7 @@ class MirrorStore:
     def _replace_if_damaged(self, number: int, row: IndexRow | None) -> None:
         """Fetch a part again of which a disk spoiled some, or others removed some of its files."""
         if wrong := self._receiver.problems(number, row):
-            self._patience.told(
+            self._retry_policy.told(
                 f"part {number} in {self._root} is damaged and fetched again from {self.url}: {wrong[0]}"
             )
             self._receiver.take_part(number, row, damaged=True)
@@ -226,7 +226,7 @@ class MirrorStore:
     def _report_damage(self, names: Sequence[str]) -> None:
         """Say which files of the whole cache were damaged in the mirror."""
         for name in names:
-            self._patience.told(f"{name} in {self._root} was damaged and fetched again from {self.url}")
+            self._retry_policy.told(f"{name} in {self._root} was damaged and fetched again from {self.url}")
 
     def located(self, number: int, error: CacheDamaged) -> CacheDamaged:
         """An error in the mirror of a part, with its folder."""
@@ -243,8 +243,8 @@ class MirrorStore:
         """
         folder = self._root / layout.part_dir(number)
         most = self.limit - self._rows[number].n_bytes
-        began, seen = self._patience.clock(), None
-        while self._patience.clock() - began <= self._patience.budget:
+        began, seen = self._retry_policy.clock(), None
+        while self._retry_policy.clock() - began <= self._retry_policy.budget:
             if folder.is_dir():
                 return False
             with self._lock:
@@ -254,13 +254,13 @@ class MirrorStore:
                     return True
                 now = {*there, *self._coming}
             if now != seen:  # parts come and go: it is worth waiting
-                began, seen = self._patience.clock(), now
+                began, seen = self._retry_policy.clock(), now
             for reader in list(self._readers):
                 reader.let_go()
             # Parts whose readers are done for may hang in a cycle, as the traceback of a driver's error makes one.
             gc.collect()
-            self._patience.check()
-            self._patience.stop.wait(PAUSE)
+            self._retry_policy.check()
+            self._retry_policy.stop.wait(PAUSE)
         raise CacheWriteError(
             f"{self._root} holds {taken:,} bytes that are being read, and part {number} is over the limit of "
             f"{self.limit:,}",

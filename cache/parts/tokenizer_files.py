@@ -15,16 +15,16 @@ from kdpipe.schemas.manifest import Manifest
 from kdpipe.schemas.strict_json import sha256_hex
 
 
-def read_tokenizer_files(url: str, manifest: Manifest, patience: RetryPolicy | None = None) -> dict[str, bytes]:
+def read_tokenizer_files(url: str, manifest: Manifest, retry_policy: RetryPolicy | None = None) -> dict[str, bytes]:
     """Read all of them; none where the cache was made without."""
-    return read_tokenizer(url, manifest, patience)[0]
+    return read_tokenizer(url, manifest, retry_policy)[0]
 
 
 def read_tokenizer(
-    url: str, manifest: Manifest, patience: RetryPolicy | None = None
+    url: str, manifest: Manifest, retry_policy: RetryPolicy | None = None
 ) -> tuple[dict[str, bytes], TokenizerContent | None]:
     """Read all of them with their content, which takes seconds to work out where a tokenizer is large."""
-    store = open_store(url, patience)
+    store = open_store(url, retry_policy)
     found = {}
     for name, file in sorted(manifest.tokenizer.files.items()):
         path = f"{layout.TOKENIZER}/{name}"

@@ -41,7 +41,7 @@ def merge(
     out: str,
     overlap: Overlap = "refuse",
     told: RebuildProgress | None = None,
-    patience: RetryPolicy | None = None,
+    retry_policy: RetryPolicy | None = None,
 ) -> ReshapeReport:
     """Make one cache of several; documents that two of them have are refused, or kept once."""
     if len(urls) < 2:
@@ -50,7 +50,9 @@ def merge(
         raise ConfigError(
             f"{len(urls):,} caches are more than the {MAX_CACHES:,} that a history can name", hint="merge some first"
         )
-    return make(out, plan_merge([open_source(url, patience) for url in urls], overlap), told or SilentRebuildProgress())
+    return make(
+        out, plan_merge([open_source(url, retry_policy) for url in urls], overlap), told or SilentRebuildProgress()
+    )
 
 
 def plan_merge(sources: Sequence[SourceCache], overlap: Overlap) -> RebuildPlan:

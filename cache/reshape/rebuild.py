@@ -139,7 +139,7 @@ def make(out: str, making: RebuildPlan, told: RebuildProgress, rewrite: Rewrite 
     first = making.sources[0]
     files = first.tokenizer_files()
     tables = {table.name: first.cache.table(table.name) for table in making.manifest.tables}
-    writer = create_cache(out, making.manifest, first.cache.patience)
+    writer = create_cache(out, making.manifest, first.cache.retry_policy)
     writer.publish_tokenizer(files)
     writer.publish_tables(tables)
     missing = writer.missing()

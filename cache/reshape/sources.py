@@ -80,20 +80,20 @@ class SourceCache:
 
     def tokenizer_files(self) -> dict[str, bytes]:
         """The files of its tokenizer, by name."""
-        return read_tokenizer_files(self.url, self.manifest, self.cache.patience)
+        return read_tokenizer_files(self.url, self.manifest, self.cache.retry_policy)
 
     def documents(self, number: int) -> StoredDocuments:
         """The documents of a part."""
         return StoredDocuments.of(self.cache.part(number))
 
 
-def open_source(url: str, patience: RetryPolicy | None = None) -> SourceCache:
+def open_source(url: str, retry_policy: RetryPolicy | None = None) -> SourceCache:
     """Open a finished cache, all of whose meaning this version of kdpipe knows."""
     # Parts are gone through one after the other: what is kept of more of them is only in the way.
-    cache = open_cache(url, max_open_parts=1, patience=patience)
+    cache = open_cache(url, max_open_parts=1, retry_policy=retry_policy)
     assert cache.cache_id is not None, "a cache that is not finished is refused"
     check_known(cache.manifest, url)
-    return SourceCache(cache=cache, store=open_store(url, patience), cache_id=cache.cache_id)
+    return SourceCache(cache=cache, store=open_store(url, retry_policy), cache_id=cache.cache_id)
 
 
 def check_known(manifest: Manifest, url: str) -> None:

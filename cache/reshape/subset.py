@@ -51,10 +51,10 @@ def subset(
     out: str,
     selection: DocumentSelection,
     told: RebuildProgress | None = None,
-    patience: RetryPolicy | None = None,
+    retry_policy: RetryPolicy | None = None,
 ) -> ReshapeReport:
     """Make a cache of some documents of another."""
-    return make(out, plan_subset(open_source(url, patience), selection), told or SilentRebuildProgress())
+    return make(out, plan_subset(open_source(url, retry_policy), selection), told or SilentRebuildProgress())
 
 
 def plan_subset(source: SourceCache, selection: DocumentSelection) -> RebuildPlan:

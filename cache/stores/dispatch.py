@@ -16,18 +16,18 @@ if TYPE_CHECKING:
     from kdpipe.cache.stores.hub_store import HubFolder
 
 
-def open_store(url: str | os.PathLike[str], patience: RetryPolicy | None = None) -> Store:
+def open_store(url: str | os.PathLike[str], retry_policy: RetryPolicy | None = None) -> Store:
     """The store of a path or URL; requests to a place behind a URL are retried."""
     text = os.fspath(url)
     check_address(text)
     if not is_url(text):
         return _local(local_path(text))
-    patience = (patience or RetryPolicy()).at(text)
+    retry_policy = (retry_policy or RetryPolicy()).at(text)
     if is_web(text):
         from kdpipe.cache.stores.http_store import HttpStore
 
-        return HttpStore(text, patience=patience)
-    return RetryingStore(patience.through(lambda: _remote(text)), patience)
+        return HttpStore(text, retry_policy=retry_policy)
+    return RetryingStore(retry_policy.through(lambda: _remote(text)), retry_policy)
 
 
 def open_folder(url: str) -> "RemoteFolder | HubFolder":
@@ -66,9 +66,9 @@ def _local(path: str) -> LocalStore:
 class RetryingStore:
     """A place behind a URL, each request to which is retried."""
 
-    def __init__(self, store: "RemoteStore", patience: RetryPolicy) -> None:
+    def __init__(self, store: "RemoteStore", retry_policy: RetryPolicy) -> None:
         self.url = store.url
-        self._store, self._through = store, patience.through
+        self._store, self._through = store, retry_policy.through
 
     def walk(self, folder: str, limit: int = MAX_LISTED) -> dict[str, int]:
         """See `Store`."""

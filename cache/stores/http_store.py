@@ -111,7 +111,7 @@ class Deadline:
 class HttpStore:
     """A web server's folder; `timeout` is how long it may say nothing, `floor` how slowly it may send.
 
-    With `patience` each request is retried by itself: a listing is many of them.
+    With `retry_policy` each request is retried by itself: a listing is many of them.
     """
 
     def __init__(
@@ -119,10 +119,10 @@ class HttpStore:
         url: str,
         timeout: httpx.Timeout | None = None,
         floor: RateFloor | None = None,
-        patience: RetryPolicy | None = None,
+        retry_policy: RetryPolicy | None = None,
     ) -> None:
         self.url = url.rstrip("/")
-        self._patience = patience
+        self._retry_policy = retry_policy
         self._timeout, self._floor = timeout or TIMEOUT, floor or RateFloor()
         self._deadline = Deadline(self._floor)
         self._clients: dict[int, httpx.Client] = {}
@@ -277,7 +277,7 @@ class HttpStore:
         return _tag_of(answer)
 
     def _retried(self, work: Callable[[], Found]) -> Found:
-        return work() if self._patience is None else self._patience.through(work)
+        return work() if self._retry_policy is None else self._retry_policy.through(work)
 
     def _due(self, folder: str) -> list[str]:
         """The files that belong into a folder."""

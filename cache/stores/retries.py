@@ -124,21 +124,21 @@ def _shown(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 99.5 else f"{int(seconds) // 60} min {int(seconds) % 60} s"
 
 
-def each(work: Callable[[Item], Found], items: Sequence[Item], at_once: int, patience: RetryPolicy) -> list[Found]:
+def each(work: Callable[[Item], Found], items: Sequence[Item], at_once: int, retry_policy: RetryPolicy) -> list[Found]:
     """Do something with each, some at once; the first failure or a request to stop ends all after their piece."""
     pool = ThreadPoolExecutor(max_workers=at_once)
     futures = [pool.submit(work, item) for item in items]
     try:
         wait(futures, return_when=FIRST_EXCEPTION)
     except KeyboardInterrupt:
-        patience.stop.set()
+        retry_policy.stop.set()
     else:
         if any(future.done() and future.exception() is not None for future in futures):
-            patience.stop.set()
+            retry_policy.stop.set()
     pool.shutdown(wait=True, cancel_futures=True)
     failures = [error for future in futures if not future.cancelled() and (error := future.exception()) is not None]
     # Those that were told to stop because another failed have nothing to say.
     for error in sorted(failures, key=lambda error: isinstance(error, Interrupted)):
         raise error
-    patience.check()
+    retry_policy.check()
     return [future.result() for future in futures]

@@ -62,7 +62,7 @@ def copy_cache(
     choice: PartSelection | None = None,
     mend: bool = False,
     allow_partial: bool = False,
-    patience: RetryPolicy | None = None,
+    retry_policy: RetryPolicy | None = None,
     watch: CopyWatch | None = None,
 ) -> CopyReport:
     """Copy a cache, or what a copy of it lacks or has damaged; with a choice, a smaller cache that is made of it.
@@ -81,18 +81,18 @@ def copy_cache(
             f"{choice} of a cache that is unfinished would be a cache that says it is whole",
             hint="leave out --allow-partial, and wait until the cache is finished",
         )
-    patience = replace(patience or RetryPolicy(), stop=threading.Event())
+    retry_policy = replace(retry_policy or RetryPolicy(), stop=threading.Event())
     if watch is None:
         watch = SilentCopyWatch()
     else:
-        patience = replace(patience, told=watch.say)
+        retry_policy = replace(retry_policy, told=watch.say)
     tally = CopyTally(watch)
-    patience = patience.at(first)
-    store = open_store(first, patience)
-    fetcher = Fetcher(store=store, patience=patience, moved=tally.moved, told=watch.say, anew=tally.anew)
+    retry_policy = retry_policy.at(first)
+    store = open_store(first, retry_policy)
+    fetcher = Fetcher(store=store, retry_policy=retry_policy, moved=tally.moved, told=watch.say, anew=tally.anew)
     found = fetcher.believed(lambda: look(store, allow_partial=allow_partial))
     if mend:
-        choice = _made_by(second, found, patience)
+        choice = _made_by(second, found, retry_policy)
     made_from = None
     if choice != PartSelection():
         made_from = found.cache_id
@@ -117,10 +117,10 @@ def copy_cache(
     )
 
 
-def _made_by(target: str, found: SourceSnapshot, patience: RetryPolicy) -> PartSelection:
+def _made_by(target: str, found: SourceSnapshot, retry_policy: RetryPolicy) -> PartSelection:
     """The choice by which what lies there was made of this source; all of it where it was not."""
     try:
-        history = load_manifest(open_store(target, patience)).history
+        history = load_manifest(open_store(target, retry_policy)).history
     except (CacheDamaged, ConfigError):  # told of, or mended, by the copy
         return PartSelection()
     made = history[-1] if history else None
@@ -144,7 +144,7 @@ def _into_folder(
     def take(row: IndexRow) -> None:
         receiver.take_part(row.part, row if is_whole else None, damaged=row.part in repaired)
 
-    looked = each(look_at, source.rows, LOCAL_PARTS, fetcher.patience)
+    looked = each(look_at, source.rows, LOCAL_PARTS, fetcher.retry_policy)
     due = [row for row, wrong in zip(source.rows, looked, strict=True) if wrong is None or wrong]
     repaired = {row.part: wrong[0] for row, wrong in zip(source.rows, looked, strict=True) if wrong}
     for number, wrong in repaired.items():
@@ -153,7 +153,7 @@ def _into_folder(
     _check_space(path, n_bytes)
     watch.begin(len(due), n_bytes)
     receiver.take_shared(source.shared)
-    each(take, due, REMOTE_PARTS if is_url(source.store.url) else LOCAL_PARTS, fetcher.patience)
+    each(take, due, REMOTE_PARTS if is_url(source.store.url) else LOCAL_PARTS, fetcher.retry_policy)
     if source.index is not None:
         receiver.take_index(source.index)
     if source.signature is not None:
@@ -165,15 +165,15 @@ def _into_folder(
 def _into_url(target: str, source: SourceSnapshot, fetcher: Fetcher, watch: CopyWatch, mend: bool) -> int:
     if target.startswith(("http://", "https://")):
         raise ConfigError(f"{target} cannot be written to: a web server takes no files", hint="copy from it, not to it")
-    patience = fetcher.patience.at(target)
-    place = patience.through(lambda: open_folder(target))
-    sender = Sender(place=place, patience=patience, manifest=source.manifest, fetcher=fetcher, mend=mend)
+    retry_policy = fetcher.retry_policy.at(target)
+    place = retry_policy.through(lambda: open_folder(target))
+    sender = Sender(place=place, retry_policy=retry_policy, manifest=source.manifest, fetcher=fetcher, mend=mend)
     sender.begin(source.manifest_bytes)
-    there = each(sender.has, source.rows, REMOTE_PARTS, patience)
+    there = each(sender.has, source.rows, REMOTE_PARTS, retry_policy)
     due = [row for row, is_there in zip(source.rows, there, strict=True) if not is_there]
     watch.begin(len(due), sum(row.n_bytes for row in due))
     sender.send_shared(source.shared)
-    each(sender.send_part, due, REMOTE_PARTS, patience)
+    each(sender.send_part, due, REMOTE_PARTS, retry_policy)
     if source.index is not None:
         sender.finish(source.index)
     if source.signature is not None:

@@ -90,7 +90,7 @@ def choose(found: SourceSnapshot, choice: PartSelection, fetcher: Fetcher) -> tu
         numbers=tuple(job.part for job in jobs),
         tables={table.name: record.tables[table.name] for table in manifest.tables},
     )
-    rows = each(lambda n: fetcher.believed(lambda: files.row(n)), range(len(jobs)), AT_ONCE, fetcher.patience)
+    rows = each(lambda n: fetcher.believed(lambda: files.row(n)), range(len(jobs)), AT_ONCE, fetcher.retry_policy)
     buffer = io.BytesIO()
     identity = write_index(buffer, manifest, rows)
     tables = {layout.table_file(name): file for name, file in files.tables.items()}

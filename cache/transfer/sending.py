@@ -35,7 +35,7 @@ class Sender:
     """
 
     place: "RemoteFolder | HubFolder"
-    patience: RetryPolicy
+    retry_policy: RetryPolicy
     manifest: Manifest
     fetcher: Fetcher
     mend: bool = False
@@ -141,4 +141,4 @@ class Sender:
         return self._patiently(lambda: self.place.read(name, limit))
 
     def _patiently(self, work: Callable[[], Found]) -> Found:
-        return self.patience.through(work)
+        return self.retry_policy.through(work)

@@ -30,16 +30,16 @@ from kdpipe.schemas.verify_report import Level, Note, Problem, VerifyReport
 
 
 def verify_cache(
-    url: str | os.PathLike[str], level: Level = "full", patience: RetryPolicy | None = None
+    url: str | os.PathLike[str], level: Level = "full", retry_policy: RetryPolicy | None = None
 ) -> VerifyReport:
     """Check a cache; parts that the fast level finds bad are not looked at any deeper."""
     if level not in get_args(Level):
         raise ConfigError(f"there is no level {level!r}", hint=f"the levels are {', '.join(get_args(Level))}")
     # A request to stop is for this verification alone.
-    patience = replace(patience or RetryPolicy(), stop=threading.Event())
-    store = open_store(url, patience)
+    retry_policy = replace(retry_policy or RetryPolicy(), stop=threading.Event())
+    store = open_store(url, retry_policy)
     if is_url(store.url):
-        return _verify_remote(CachedFiles(store), level, patience)
+        return _verify_remote(CachedFiles(store), level, retry_policy)
     found = survey(store)
     problems, notes = list(found.problems), list[Note]()
     if level != "fast" and found.manifest is not None:
@@ -53,11 +53,11 @@ def verify_cache(
     return _report(found, level, problems, notes)
 
 
-def _verify_remote(store: CachedFiles, level: Level, patience: RetryPolicy) -> VerifyReport:
+def _verify_remote(store: CachedFiles, level: Level, retry_policy: RetryPolicy) -> VerifyReport:
     """Check a cache behind a URL, whose parts come through a temporary folder; the deep level decodes them there."""
     from kdpipe.cache.verify.remote_parts import DOING, RemoteParts, most_at_once, room_in
 
-    remote = RemoteParts(store, level, patience)
+    remote = RemoteParts(store, level, retry_policy)
     found = survey(store, remote.examine)
     problems, notes = list(found.problems), list[Note]()
     if level == "fast" or found.manifest is None:
@@ -70,7 +70,7 @@ def _verify_remote(store: CachedFiles, level: Level, patience: RetryPolicy) -> V
     n_bytes = most_at_once(found.manifest, records)
     with scratch_folder("kdpipe-verify-", DOING, n_bytes) as folder:
         room = room_in(folder, found.manifest, records)
-        patience.told(f"{DOING}: up to {n_bytes:,} bytes at a time in {folder}")
+        retry_policy.told(f"{DOING}: up to {n_bytes:,} bytes at a time in {folder}")
         problems += shared_problems(store.keeping(folder), found)
         with closing(remote.local(found.manifest, records, folder, room, problems)) as good:
             more_problems, more_notes = _deeper(LocalStore(folder), found.manifest, records, good)

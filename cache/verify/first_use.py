@@ -78,11 +78,11 @@ def check_before_use(
 
 
 def verify_and_remember(
-    url: str, level: Level, told: VerifyProgress, patience: RetryPolicy | None = None
+    url: str, level: Level, told: VerifyProgress, retry_policy: RetryPolicy | None = None
 ) -> VerifyReport:
     """Verify a cache; a local one all of whose bytes were found good is not checked again before its first use."""
     if is_url(url):
-        return verify_cache(url, level, patience)
+        return verify_cache(url, level, retry_policy)
     store = open_store(url)
     if level == "fast":
         return verify_cache(url, level)

@@ -42,8 +42,8 @@ Examined = tuple[PartRecord | None, list[Problem]]
 class RemoteParts:
     """Examines parts of a cache at a level; the deep level begins with every byte."""
 
-    def __init__(self, store: CachedFiles, level: Level, patience: RetryPolicy) -> None:
-        self._asked, self._store, self._level, self._patience = store, store.store, level, patience
+    def __init__(self, store: CachedFiles, level: Level, retry_policy: RetryPolicy) -> None:
+        self._asked, self._store, self._level, self._retry_policy = store, store.store, level, retry_policy
 
     def examine(self, manifest: Manifest, numbers: Sequence[int], rows: Mapping[int, IndexRow]) -> list[Examined]:
         """The record and the problems of each, as the fast level sees them; a level above it asks for no sizes."""
@@ -52,7 +52,7 @@ class RemoteParts:
             lambda number: self._examined(manifest, number, rows.get(number), listed),
             numbers,
             AT_ONCE,
-            self._patience,
+            self._retry_policy,
         )
 
     def _examined(
@@ -82,7 +82,7 @@ class RemoteParts:
 
     def byte_problems(self, manifest: Manifest, records: Sequence[PartRecord]) -> list[Problem]:
         """The problems in the bytes of parts; none of their files stays."""
-        found = each(lambda record: self._bytes_of(manifest, record), records, AT_ONCE, self._patience)
+        found = each(lambda record: self._bytes_of(manifest, record), records, AT_ONCE, self._retry_policy)
         return [problem for problems in found for problem in problems]
 
     def _bytes_of(self, manifest: Manifest, record: PartRecord) -> list[Problem]:
@@ -91,7 +91,7 @@ class RemoteParts:
 
     def _fetched(self, manifest: Manifest, record: PartRecord, folder: Path) -> list[Problem]:
         """Fetch a part into a folder, and look at every byte of it."""
-        return part_bytes(_Fetched(self._store, self._patience, record, manifest, folder), manifest, record)
+        return part_bytes(_Fetched(self._store, self._retry_policy, record, manifest, folder), manifest, record)
 
     def local(
         self, manifest: Manifest, records: Sequence[PartRecord], folder: Path, room: int, problems: list[Problem]
@@ -118,7 +118,7 @@ class RemoteParts:
                 here.popleft()
                 n_bytes -= record.n_bytes
         except BaseException:
-            self._patience.stop.set()
+            self._retry_policy.stop.set()
             raise
         finally:
             pool.shutdown(cancel_futures=True)
@@ -159,11 +159,11 @@ class _Fetched:
     """The files of one part, each fetched into a folder when it is first viewed."""
 
     def __init__(
-        self, store: Store, patience: RetryPolicy, record: PartRecord, manifest: Manifest, folder: Path
+        self, store: Store, retry_policy: RetryPolicy, record: PartRecord, manifest: Manifest, folder: Path
     ) -> None:
         self._part, self._files, self._folder = layout.part_dir(record.part), record.files, folder
         self._made = metadata_files(manifest, record)
-        self._fetcher = Fetcher(store=store, patience=patience)
+        self._fetcher = Fetcher(store=store, retry_policy=retry_policy)
         self._here: dict[str, memoryview] = {}
 
     def view(self, name: str, size: int) -> memoryview:

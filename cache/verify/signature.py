@@ -18,17 +18,17 @@ from kdpipe.cache.verify.first_use import VerifyProgress, verify_and_remember
 from kdpipe.schemas.errors import CacheDamaged, ConfigError
 
 
-def sign_cache(url: str, key: Path, told: VerifyProgress, patience: RetryPolicy | None = None) -> str:
+def sign_cache(url: str, key: Path, told: VerifyProgress, retry_policy: RetryPolicy | None = None) -> str:
     """Check every byte of a cache, then put manifest.sig into it; the cache_id that was signed."""
     if is_web(url):
         raise ConfigError(
             f"{url} cannot be written to: a web server takes no files", hint="sign the cache before it is published"
         )
-    patience = (patience or RetryPolicy()).at(url)
-    store = open_store(url, patience)
+    retry_policy = (retry_policy or RetryPolicy()).at(url)
+    store = open_store(url, retry_policy)
     identity = identity_of(store)
     data = signature_of(identity, key)  # a wrong key is refused before the long work
-    report = verify_and_remember(url, "full", told, patience)
+    report = verify_and_remember(url, "full", told, retry_policy)
     problems = [f"{problem.file}: {problem.what}" for problem in report.problems]
     if report.cache_id not in (identity, None):
         problems.append(f"its cache_id changed from {identity} to {report.cache_id} while it was checked")
@@ -39,18 +39,18 @@ def sign_cache(url: str, key: Path, told: VerifyProgress, patience: RetryPolicy 
             hint=f"run kdpipe cache verify {url} to list them all, repair the cache, then sign it",
         )
     if is_url(url):
-        _send(url, data, patience)
+        _send(url, data, retry_policy)
     else:
         _write(Path(store.url), data)
     return identity
 
 
-def _send(url: str, data: bytes, patience: RetryPolicy) -> None:
+def _send(url: str, data: bytes, retry_policy: RetryPolicy) -> None:
     """Put manifest.sig beside a remote manifest, in place of an older one."""
-    place = patience.through(lambda: open_folder(url))
-    if patience.through(lambda: place.size(SIGNATURE)) is not None:
-        patience.through(lambda: place.remove(SIGNATURE))
-    patience.through(lambda: place.create(SIGNATURE, data))
+    place = retry_policy.through(lambda: open_folder(url))
+    if retry_policy.through(lambda: place.size(SIGNATURE)) is not None:
+        retry_policy.through(lambda: place.remove(SIGNATURE))
+    retry_policy.through(lambda: place.create(SIGNATURE, data))
 
 
 def _write(path: Path, data: bytes) -> None:

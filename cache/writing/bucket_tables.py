@@ -39,9 +39,9 @@ class BucketTables:
     """The tables of one place; `path` is a folder here whose tables/ is a copy of them."""
 
     def __init__(
-        self, place: "RemoteFolder | HubFolder", patience: RetryPolicy, manifest: Manifest, path: Path
+        self, place: "RemoteFolder | HubFolder", retry_policy: RetryPolicy, manifest: Manifest, path: Path
     ) -> None:
-        self._place, self._patience, self._manifest, self._path = place, patience, manifest, path
+        self._place, self._retry_policy, self._manifest, self._path = place, retry_policy, manifest, path
         self._names = {table.name: layout.table_file(table.name) for table in manifest.tables}
 
     def are_there(self) -> bool:
@@ -129,7 +129,7 @@ class BucketTables:
         return self._through(lambda: self._place.read(name, limit))
 
     def _through(self, work: Callable[[], Found]) -> Found:
-        return self._patience.through(work)
+        return self._retry_policy.through(work)
 
 
 def _aside(tables: TableSet, name: str) -> str:

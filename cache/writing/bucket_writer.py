@@ -41,14 +41,14 @@ Found = TypeVar("Found")
 class BucketWriter(CacheWriter):
     """Writes parts to a URL; make one with `create_bucket`. Its `path` is a folder that goes with it."""
 
-    def __init__(self, place: "RemoteFolder | HubFolder", manifest: Manifest, patience: RetryPolicy) -> None:
+    def __init__(self, place: "RemoteFolder | HubFolder", manifest: Manifest, retry_policy: RetryPolicy) -> None:
         with named("making a folder for parts on their way"):
             scratch = Path(tempfile.mkdtemp(prefix="kdpipe-out-"))
         weakref.finalize(self, remove_dir, scratch)
         create_folder(scratch / "cache", manifest)
         super().__init__(scratch / "cache", manifest)
-        self._place, self._patience = place, patience
-        self._bucket_tables = BucketTables(place, patience, manifest, self.path)
+        self._place, self._retry_policy = place, retry_policy
+        self._bucket_tables = BucketTables(place, retry_policy, manifest, self.path)
 
     @property
     def has_tables(self) -> bool:
@@ -173,20 +173,20 @@ class BucketWriter(CacheWriter):
         return self._through(lambda: self._place.create(name, data))
 
     def _through(self, work: Callable[[], Found]) -> Found:
-        return self._patience.through(work)
+        return self._retry_policy.through(work)
 
 
-def create_bucket(url: str, manifest: Manifest, patience: RetryPolicy | None = None) -> BucketWriter:
+def create_bucket(url: str, manifest: Manifest, retry_policy: RetryPolicy | None = None) -> BucketWriter:
     """Begin a cache behind a URL, or go on with the one of the same manifest; another one there is refused."""
-    patience = (patience or RetryPolicy()).at(url)
-    place = patience.through(lambda: open_folder(url))
-    if patience.through(lambda: place.size(layout.MANIFEST)) is None:
-        foreign = patience.through(lambda: place.names(""))
+    retry_policy = (retry_policy or RetryPolicy()).at(url)
+    place = retry_policy.through(lambda: open_folder(url))
+    if retry_policy.through(lambda: place.size(layout.MANIFEST)) is None:
+        foreign = retry_policy.through(lambda: place.names(""))
         # Another worker may have begun the cache since the first look.
         if foreign and layout.MANIFEST not in foreign:
             raise ConfigError(
                 f"{url} holds other things and no {layout.MANIFEST}: {', '.join(foreign[:3])}",
                 hint="choose a new or empty place",
             )
-        patience.through(lambda: place.create(layout.MANIFEST, manifest.to_json()))
-    return BucketWriter(place, patience.through(lambda: same_manifest(place, manifest, url)), patience)
+        retry_policy.through(lambda: place.create(layout.MANIFEST, manifest.to_json()))
+    return BucketWriter(place, retry_policy.through(lambda: same_manifest(place, manifest, url)), retry_policy)

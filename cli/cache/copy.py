@@ -53,7 +53,7 @@ def copy(
     choice = PartSelection(parts=bounds("--parts", parts), split=split, without=left_out)
     with copying() as watch:
         report = copy_cache(
-            source, target, choice=choice, allow_partial=allow_partial, patience=retries(retry_for), watch=watch
+            source, target, choice=choice, allow_partial=allow_partial, retry_policy=retries(retry_for), watch=watch
         )
     if json:
         console.document(report.model_dump(mode="json"))

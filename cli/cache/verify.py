@@ -66,14 +66,14 @@ def verify(
             "--signature vouches for every byte of a cache, and --level fast reads few of them",
             hint="leave --level out, or give --level full or deep",
         )
-    patience = retries(retry_for)
-    report = verify_and_remember(cache, level, console.Notes(), patience)
+    retry_policy = retries(retry_for)
+    report = verify_and_remember(cache, level, console.Notes(), retry_policy)
     if repair_from is not None and not report.ok:
-        report = _repaired(cache, level, report, repair_from, patience)
+        report = _repaired(cache, level, report, repair_from, retry_policy)
     if signature is not None:
-        report = _with_signature(cache, report, signature, patience)
+        report = _with_signature(cache, report, signature, retry_policy)
     if against is not None and report.ok:  # nobody asks about bytes that are already known to be wrong
-        report = _with_teacher(cache, report, against, sample or SAMPLE, trust_remote_code, patience)
+        report = _with_teacher(cache, report, against, sample or SAMPLE, trust_remote_code, retry_policy)
     if json:
         console.document(report.model_dump(mode="json"))
     else:
@@ -82,7 +82,9 @@ def verify(
         raise typer.Exit(3)
 
 
-def _repaired(cache: str, level: Level, report: "VerifyReport", source: str, patience: "RetryPolicy") -> "VerifyReport":
+def _repaired(
+    cache: str, level: Level, report: "VerifyReport", source: str, retry_policy: "RetryPolicy"
+) -> "VerifyReport":
     """The report once what was wrong has been fetched again."""
     from kdpipe.cache.transfer import copy_cache
     from kdpipe.cache.verify.first_use import verify_and_remember
@@ -90,18 +92,18 @@ def _repaired(cache: str, level: Level, report: "VerifyReport", source: str, pat
     for problem in report.problems:
         console.note(f"{problem.file}: {problem.what}")
     with copying() as watch:
-        copy_cache(source, cache, mend=True, patience=patience, watch=watch)
-    return verify_and_remember(cache, level, console.Notes(), patience)
+        copy_cache(source, cache, mend=True, retry_policy=retry_policy, watch=watch)
+    return verify_and_remember(cache, level, console.Notes(), retry_policy)
 
 
-def _with_signature(cache: str, report: "VerifyReport", key: Path, patience: "RetryPolicy") -> "VerifyReport":
+def _with_signature(cache: str, report: "VerifyReport", key: Path, retry_policy: "RetryPolicy") -> "VerifyReport":
     """The report with what is wrong with the signature."""
     from kdpipe.cache.layout import SIGNATURE
     from kdpipe.cache.signing import signature_problem
     from kdpipe.cache.stores.dispatch import open_store
     from kdpipe.schemas.verify_report import Problem
 
-    what = signature_problem(open_store(cache, patience), key, report.cache_id)
+    what = signature_problem(open_store(cache, retry_policy), key, report.cache_id)
     if what is None:
         if report.ok:
             console.note(f"signed by the holder of {key}")
@@ -113,13 +115,13 @@ def _with_signature(cache: str, report: "VerifyReport", key: Path, patience: "Re
 
 
 def _with_teacher(
-    cache: str, report: "VerifyReport", teacher: str, sample: int, trusted: bool, patience: "RetryPolicy"
+    cache: str, report: "VerifyReport", teacher: str, sample: int, trusted: bool, retry_policy: "RetryPolicy"
 ) -> "VerifyReport":
     """The report with what the teacher says today."""
     from kdpipe.pipeline.verify_against import verify_against
 
     with watching() as watch:
-        found = verify_against(cache, teacher, sample, watch, trusted=trusted, patience=patience)
+        found = verify_against(cache, teacher, sample, watch, trusted=trusted, retry_policy=retry_policy)
     return report.model_copy(update={"ok": found.ok, "problems": found.problems, "against": found})
 
 

@@ -28,8 +28,8 @@ def opened(settings: CacheSettings, watch: Listener, split: SplitName | None = N
         path,
         split,
         allow_partial=settings.allow_partial,
-        nearby=_nearby(settings, path),
-        patience=RetryPolicy(budget=seconds, told=watch.say),
+        mirror=_mirror_settings(settings, path),
+        retry_policy=RetryPolicy(budget=seconds, told=watch.say),
     )
     pin = settings.pin
     if pin is not None and not (cache.cache_id or "").startswith(pin):
@@ -40,7 +40,7 @@ def opened(settings: CacheSettings, watch: Listener, split: SplitName | None = N
     return cache
 
 
-def _nearby(settings: CacheSettings, path: str) -> MirrorSettings | None:
+def _mirror_settings(settings: CacheSettings, path: str) -> MirrorSettings | None:
     if not is_url(path):
         for name, value in (("dir", settings.dir), ("limit", settings.limit)):
             if value is not None:

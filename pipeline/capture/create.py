@@ -28,12 +28,12 @@ def begin_cache(
     inputs: Inputs,
     speaker: CaptureTeacher,
     old: SourceCache | None = None,
-    patience: RetryPolicy | None = None,
+    retry_policy: RetryPolicy | None = None,
 ) -> tuple[CacheWriter, TargetRequest]:
     """Publish what is not there yet, of the old cache where one is extended; another cache in the folder is refused."""
     # Before the folder is there: this reads documents, and one that is refused should not leave a folder behind.
     counts = inputs.corpus.token_counts(manifest.vocabulary_size)
-    cache = create_cache(folder, manifest, patience)
+    cache = create_cache(folder, manifest, retry_policy)
     stated, n_ids = cache.manifest, cache.manifest.vocabulary_size
     cache.publish_tokenizer(inputs.tokenizer.files if old is None else old.tokenizer_files())
     asked = TargetRequest(

@@ -61,11 +61,11 @@ class Extension:
                 adopt_part(cache, number, self.source.manifest, record, fetch)
 
 
-def open_extension(settings: CaptureSettings, patience: RetryPolicy) -> Extension | None:
+def open_extension(settings: CaptureSettings, retry_policy: RetryPolicy) -> Extension | None:
     """The cache that is extended, where one is named."""
     if settings.extend is None:
         return None
-    source = open_source(settings.extend, patience)
+    source = open_source(settings.extend, retry_policy)
     if settings.out is not None:
         check_apart(settings.out, source)
     documents = {split.name: split.bounds[-1] for split in source.manifest.plan.splits}

@@ -51,11 +51,11 @@ def _tell_of_hub(name: str, watch: Watch) -> None:
         watch.say(ASKED_HUB.format(name))
 
 
-def is_begun(folder: str, patience: RetryPolicy | None = None) -> bool:
+def is_begun(folder: str, retry_policy: RetryPolicy | None = None) -> bool:
     """Whether a folder holds a cache, finished or not."""
     if is_url(folder):
-        patience = (patience or RetryPolicy()).at(folder)
-        return patience.through(lambda: RemoteFolder(folder).size(layout.MANIFEST)) is not None
+        retry_policy = (retry_policy or RetryPolicy()).at(folder)
+        return retry_policy.through(lambda: RemoteFolder(folder).size(layout.MANIFEST)) is not None
     return (Path(folder) / layout.MANIFEST).exists()
 
 

@@ -22,9 +22,9 @@ class CacheTokenizer:
     ids: TokenIds
 
 
-def kept_tokenizer(url: str, manifest: Manifest, patience: RetryPolicy | None = None) -> CacheTokenizer:
+def kept_tokenizer(url: str, manifest: Manifest, retry_policy: RetryPolicy | None = None) -> CacheTokenizer:
     """Read the tokenizer of a cache."""
-    files, loaded = load_cached_tokenizer(url, manifest, patience)
+    files, loaded = load_cached_tokenizer(url, manifest, retry_policy)
     count, longest = manifest.vocabulary_size, manifest.plan.sequence_length
     if loaded is None:
         return CacheTokenizer(files=files, loaded=None, ids=TokenIds(count=count, longest=longest))

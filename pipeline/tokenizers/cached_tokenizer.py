@@ -25,10 +25,10 @@ REBUILDING = ("add_bos_token", "add_eos_token", "auto_map", "fix_mistral_regex")
 
 
 def load_cached_tokenizer(
-    url: str, manifest: Manifest, patience: RetryPolicy | None = None
+    url: str, manifest: Manifest, retry_policy: RetryPolicy | None = None
 ) -> tuple[Mapping[str, bytes], LoadedTokenizer | None]:
     """Load the tokenizer of a cache, which runs no code of its own; None where the cache keeps no files."""
-    files, content = read_tokenizer(url, manifest, patience)
+    files, content = read_tokenizer(url, manifest, retry_policy)
     if content is None:
         return files, None
     n_bytes = sum(map(len, files.values()))

@@ -135,7 +135,7 @@ def look(settings: TrainSettings, watch: TrainWatch) -> RunInputs:
     needs.check_needs(settings.losses, curriculum, cache.manifest)
     validation = _validation(settings, watch)
     needs.check_choice(settings, cache.manifest, validates=validation is not None)
-    kept = kept_tokenizer(cache.url, cache.manifest, cache.patience)
+    kept = kept_tokenizer(cache.url, cache.manifest, cache.retry_policy)
     found = find_student(settings.student, kept.ids)
     fit = check_fit(found, settings.student, kept, cache.manifest)
     device = devices.choose(settings.machine.device)[0]

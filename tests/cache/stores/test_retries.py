@@ -35,7 +35,7 @@ class Clock:
         self.pauses.append(seconds)
         self.now += seconds
 
-    def patience(self, **changes: Any) -> RetryPolicy:
+    def retry_policy(self, **changes: Any) -> RetryPolicy:
         return RetryPolicy(clock=lambda: self.now, wait=self.wait, draw=lambda: 1.0, told=self.lines.append, **changes)
 
 
@@ -57,7 +57,7 @@ def failing(*errors: Exception) -> Callable[[], str]:
 
 
 def test_a_retry_says_what_happened_when_it_comes_and_how_long_it_goes_on(clock: Clock) -> None:
-    assert clock.patience().through(failing(*[Unreachable("x answers 503")] * 3)) == "done"
+    assert clock.retry_policy().through(failing(*[Unreachable("x answers 503")] * 3)) == "done"
     assert clock.pauses == [0.5, 1.0, 2.0]
     assert clock.lines == [
         "x answers 503; trying again in 0.5 s, for at most 5 min 0 s",
@@ -68,38 +68,38 @@ def test_a_retry_says_what_happened_when_it_comes_and_how_long_it_goes_on(clock:
 
 def test_retries_end_when_their_time_is_over(clock: Clock) -> None:
     with pytest.raises(Unreachable, match="x answers 503; tried again for 20 s") as caught:
-        clock.patience(budget=20.0).through(failing(*[Unreachable("x answers 503")] * 99))
+        clock.retry_policy(budget=20.0).through(failing(*[Unreachable("x answers 503")] * 99))
     assert (caught.value.exit_code, clock.now) == (75, 20.0)
     assert "--retry-for" in str(caught.value.hint)
 
 
 def test_no_time_means_no_retry(clock: Clock) -> None:
     with pytest.raises(Unreachable, match=r"^x answers 503$"):
-        clock.patience(budget=0.0).through(failing(Unreachable("x answers 503")))
+        clock.retry_policy(budget=0.0).through(failing(Unreachable("x answers 503")))
     assert not clock.pauses
 
 
 def test_a_pause_that_is_asked_for_is_kept(clock: Clock) -> None:
-    assert clock.patience().through(failing(Unreachable("busy", wait_seconds=40.0))) == "done"
+    assert clock.retry_policy().through(failing(Unreachable("busy", wait_seconds=40.0))) == "done"
     assert clock.pauses == [40.0]
 
 
 def test_a_longer_pause_than_there_is_time_for_ends_the_retries_at_once(clock: Clock) -> None:
     with pytest.raises(Unreachable, match="busy; it asks for a pause of 3,600 s") as caught:
-        clock.patience().through(failing(Unreachable("busy", wait_seconds=3600.0)))
+        clock.retry_policy().through(failing(Unreachable("busy", wait_seconds=3600.0)))
     assert caught.value.exit_code == 75 and not clock.pauses
 
 
 def test_a_connection_that_is_refused_at_the_first_request_fails_at_once(clock: Clock) -> None:
     with pytest.raises(ConnectionFailed) as caught:
-        clock.patience().through(failing(ConnectionFailed("refused")))
+        clock.retry_policy().through(failing(ConnectionFailed("refused")))
     assert caught.value.exit_code == 1 and not clock.pauses and not clock.lines
 
 
 def test_a_connection_that_is_refused_after_an_answer_is_retried(clock: Clock) -> None:
-    patience = clock.patience(budget=10.0).at("http://host:1/a")
-    patience.through(failing())
-    again = patience.at("http://host:1/b")  # the same host, as another store of the command
+    retry_policy = clock.retry_policy(budget=10.0).at("http://host:1/a")
+    retry_policy.through(failing())
+    again = retry_policy.at("http://host:1/b")  # the same host, as another store of the command
     assert again.through(failing(ConnectionFailed("refused"))) == "done"
     with pytest.raises(Unreachable, match="refused; tried again for 10 s") as caught:
         again.through(failing(*[ConnectionFailed("refused")] * 99))
@@ -109,9 +109,9 @@ def test_a_connection_that_is_refused_after_an_answer_is_retried(clock: Clock) -
 
 
 def test_many_who_wait_for_one_place_report_it_once(clock: Clock) -> None:
-    patience = replace(clock.patience().at("http://host/a"), wait=lambda *_: None)  # all at the same moment
+    retry_policy = replace(clock.retry_policy().at("http://host/a"), wait=lambda *_: None)  # all at the same moment
     for _ in range(8):
-        patience.through(failing(Unreachable("x answers 503")))
+        retry_policy.through(failing(Unreachable("x answers 503")))
     assert len(clock.lines) == 1
 
 
@@ -219,18 +219,18 @@ def test_a_hub_that_is_not_there_fails_at_once(host: str) -> None:
 def test_an_answer_that_stays_the_same_is_not_asked_for_again(code: int, path: Path, clock: Clock) -> None:
     site = Site(path, status=lambda n: code if n > 2 else None)
     with serving(site) as url, pytest.raises((CacheError, ConfigError)) as caught:
-        verify_cache(url, "fast", clock.patience())
+        verify_cache(url, "fast", clock.retry_policy())
     assert caught.value.exit_code in (1, 2) and not clock.pauses
 
 
 READS: dict[str, Callable[[str, Path, RetryPolicy], object]] = {
-    "verify": lambda url, _, patience: verify_cache(url, "full", patience),
-    "inspect": lambda url, _, patience: inspect.inspect_cache(url, patience),
-    "copy": lambda url, folder, patience: copy_cache(url, folder / "copy", patience=patience),
-    "tokenizer": lambda url, _, patience: read_tokenizer_files(
-        url, open_cache(url, patience=patience).manifest, patience
+    "verify": lambda url, _, retry_policy: verify_cache(url, "full", retry_policy),
+    "inspect": lambda url, _, retry_policy: inspect.inspect_cache(url, retry_policy),
+    "copy": lambda url, folder, retry_policy: copy_cache(url, folder / "copy", retry_policy=retry_policy),
+    "tokenizer": lambda url, _, retry_policy: read_tokenizer_files(
+        url, open_cache(url, retry_policy=retry_policy).manifest, retry_policy
     ),
-    "read": lambda url, _, patience: open_cache(url, patience=patience)[0],
+    "read": lambda url, _, retry_policy: open_cache(url, retry_policy=retry_policy)[0],
 }
 
 
@@ -244,12 +244,12 @@ def test_every_read_goes_on_after_an_answer_that_heals(
 ) -> None:
     whole = Site(path)
     with serving(whole) as url:
-        expected = READS[what](url, tmp_path / "whole", clock.patience())
+        expected = READS[what](url, tmp_path / "whole", clock.retry_policy())
     assert not clock.lines
     # Every third request fails, of whatever kind it is; the first one as well.
     site = Site(path, status=lambda n: code if n % 3 == 1 else None)
     with serving(site) as url:
-        found = READS[what](url, tmp_path / "faulty", clock.patience())
+        found = READS[what](url, tmp_path / "faulty", clock.retry_policy())
     if what in ("verify", "tokenizer"):
         assert found == expected
     assert clock.pauses and str(code) in clock.lines[0]
@@ -260,7 +260,7 @@ def test_every_read_goes_on_after_an_answer_that_heals(
 def test_the_pause_that_a_server_asks_for_is_kept(what: str, path: Path, tmp_path: Path, clock: Clock) -> None:
     site = Site(path, status=lambda n: 429 if n == 4 else None, retry_after="17")
     with serving(site) as url:
-        READS[what](url, tmp_path, clock.patience())
+        READS[what](url, tmp_path, clock.retry_policy())
     assert clock.pauses == [17.0]
     assert "trying again in 17 s" in clock.lines[0]
 
@@ -329,7 +329,7 @@ def test_a_server_that_trickles_is_dropped_and_asked_again(
     monkeypatch.setattr(http, "RateFloor", lambda: floor)
     site = Site(path, due=lambda n: "trickle" if n == 4 else None)
     with serving(site) as url:
-        READS[what](url, tmp_path, clock.patience())
+        READS[what](url, tmp_path, clock.retry_policy())
     assert len(clock.lines) == 1 and "stalls" in clock.lines[0] and "trying again" in clock.lines[0]
 
 
@@ -349,7 +349,7 @@ def test_headers_that_trickle_are_dropped_and_asked_for_again(
         return slow == [number]
 
     with serving(Site(path, slow_headers=is_first)) as url:
-        READS[what](url, tmp_path, clock.patience())
+        READS[what](url, tmp_path, clock.retry_policy())
     assert slow and len(clock.lines) == 1
     assert "ReadTimeout: it stalls" in clock.lines[0] and "trying again" in clock.lines[0]
 
@@ -360,7 +360,7 @@ def test_a_server_whose_headers_always_trickle_ends_with_75(path: Path, clock: C
         serving(Site(path, slow_headers=lambda _method, _number: True)) as url,
         pytest.raises(Unreachable, match="it stalls") as caught,
     ):
-        http.HttpStore(url, floor=floor, patience=clock.patience(budget=1.0))
+        http.HttpStore(url, floor=floor, retry_policy=clock.retry_policy(budget=1.0))
     assert caught.value.exit_code == 75 and len(clock.lines) == 2
 
 
@@ -370,5 +370,5 @@ def test_an_encoding_that_was_not_requested_is_refused(what: str, path: Path, tm
         serving(Site(path, encoding="gzip")) as url,
         pytest.raises(CacheError, match="Content-Encoding gzip") as caught,
     ):
-        READS[what](url, tmp_path, clock.patience())
+        READS[what](url, tmp_path, clock.retry_policy())
     assert caught.value.exit_code == 1 and not clock.lines

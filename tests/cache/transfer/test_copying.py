@@ -124,7 +124,7 @@ INDEX_READ = 2
 def test_a_fault_is_gone_through(path: Path, tmp_path: Path, fault: Fault) -> None:
     site = Site(path, due=lambda n: fault if n % 7 == 5 else None)
     with serving(site) as url:
-        copy_cache(url, tmp_path / "copy", patience=HASTY)
+        copy_cache(url, tmp_path / "copy", retry_policy=HASTY)
     assert_same(tmp_path / "copy", path)
 
 
@@ -132,7 +132,7 @@ def test_a_fault_is_gone_through(path: Path, tmp_path: Path, fault: Fault) -> No
 def test_records_that_come_with_other_bytes_once_are_read_again(path: Path, tmp_path: Path, n: int) -> None:
     site = Site(path, due=lambda request: "other bytes" if request == n else None)
     with serving(site) as url:
-        copy_cache(url, tmp_path / "copy", patience=HASTY)
+        copy_cache(url, tmp_path / "copy", retry_policy=HASTY)
     assert_same(tmp_path / "copy", path)
 
 
@@ -154,7 +154,11 @@ def fetched(url: str, path: Path, file: Path, anew: list[str] | None = None) -> 
     counted: list[int] = []
     heard = anew if anew is not None else []
     fetcher = Fetcher(
-        store=http.HttpStore(url), patience=HASTY, piece_bytes=PIECES, told=heard.append, anew=lambda: counted.append(1)
+        store=http.HttpStore(url),
+        retry_policy=HASTY,
+        piece_bytes=PIECES,
+        told=heard.append,
+        anew=lambda: counted.append(1),
     )
     fetcher.fetch(NAME, record, file)
     assert len(counted) == len(heard)
@@ -210,7 +214,7 @@ def test_files_that_began_anew_are_counted(path: Path, tmp_path: Path, monkeypat
     monkeypatch.setattr(fetching, "PIECE_BYTES", PIECES)
     site, watch = Site(path, due=lambda n: "changed" if n in (30, 50) else None), Heard()
     with serving(site) as url:
-        report = copy_cache(url, tmp_path / "copy", patience=HASTY, watch=watch)
+        report = copy_cache(url, tmp_path / "copy", retry_policy=HASTY, watch=watch)
     again = [told for told in watch.said if told.endswith("and is fetched again")]
     assert report.redownloaded == len(again) and 1 <= len(again) <= 2
     assert watch.bytes == report.bytes
@@ -233,7 +237,7 @@ def copy_through(seed: int, path: Path, copy: Path) -> None:
     with serving(site) as url:
         for _ in range(50):
             try:
-                copy_cache(url, copy, patience=HASTY)
+                copy_cache(url, copy, retry_policy=HASTY)
                 break
             except (CacheDamaged, Unreachable):
                 assert_committed_is_right(copy, path)
@@ -266,7 +270,7 @@ def test_a_server_that_never_recovers_is_told_of_in_the_end(path: Path, tmp_path
     told = r"answers 503 Service Unavailable; tried again for \d+ s"
     site, short = Site(path, due=lambda n: "503" if n > 4 else None), RetryPolicy(budget=0.05, first=0.001)
     with serving(site) as url, pytest.raises(Unreachable, match=told) as caught:
-        copy_cache(url, tmp_path / "copy", patience=short, watch=watch)
+        copy_cache(url, tmp_path / "copy", retry_policy=short, watch=watch)
     assert caught.value.exit_code == 75
     assert "run the same command again" in str(caught.value.hint)
     assert [told for told in watch.said if "; trying again in " in told]
@@ -292,7 +296,7 @@ def test_a_file_goes_on_where_it_was_cut_off(path: Path, tmp_path: Path) -> None
     record = open_cache(path).locate(0)[0].record.files["sequences.arrow"]
     site = Site(path, due=lambda n: "503" if n == 3 else None)
     with serving(site) as url:
-        fetcher = Fetcher(store=http.HttpStore(url), patience=RetryPolicy(budget=0), piece_bytes=1000)
+        fetcher = Fetcher(store=http.HttpStore(url), retry_policy=RetryPolicy(budget=0), piece_bytes=1000)
         with pytest.raises(Unreachable):
             fetcher.fetch(name, record, tmp_path / "file")
         assert (tmp_path / "file").read_bytes() == whole[:2000]

@@ -16,7 +16,7 @@ from kdpipe.cache import layout, open_cache
 from kdpipe.cache.fetch.folder import Receiver
 from kdpipe.cache.mirror import mirror as near
 from kdpipe.cache.mirror.leases import PartLease, alone
-from kdpipe.cache.mirror.mirror import MirrorStore, near_store
+from kdpipe.cache.mirror.mirror import MirrorStore, mirrored_store
 from kdpipe.cache.order import SequenceOrder
 from kdpipe.cache.parts.index import IndexRow
 from kdpipe.cache.stores import http_store as http
@@ -55,22 +55,22 @@ def bytes_of(folder: Path) -> int:
 def test_every_row_is_as_it_is_there_and_is_fetched_once(path: Path, tmp_path: Path) -> None:
     site = Site(path)
     with serving(site) as url:
-        cache = open_cache(url, nearby=MirrorSettings(folder=tmp_path, limit=1 << 30))
+        cache = open_cache(url, mirror=MirrorSettings(folder=tmp_path, limit=1 << 30))
         assert digests_of_all(cache) == digests_of_all(open_cache(path))
         n_read = site.n_reads
         assert digests_of_all(cache) == digests_of_all(open_cache(path))
         assert site.n_reads == n_read
-    assert near_store(url, MirrorSettings(folder=tmp_path, limit=1 << 30)).n_fetched == len(cache.parts)
+    assert mirrored_store(url, MirrorSettings(folder=tmp_path, limit=1 << 30)).n_fetched == len(cache.parts)
 
 
 @pytest.mark.slow
 def test_what_is_near_serves_the_next_process_too(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    site, nearby = Site(path), MirrorSettings(folder=tmp_path, limit=1 << 30)
+    site, mirror = Site(path), MirrorSettings(folder=tmp_path, limit=1 << 30)
     with serving(site) as url:
-        digests_of_all(open_cache(url, nearby=nearby))
+        digests_of_all(open_cache(url, mirror=mirror))
         monkeypatch.setattr(near, "_stores", {})
         site.asked.clear()
-        assert digests_of_all(open_cache(url, nearby=nearby)) == digests_of_all(open_cache(path))
+        assert digests_of_all(open_cache(url, mirror=mirror)) == digests_of_all(open_cache(path))
     assert not [asked for asked in site.asked if "bytes=" in asked]
 
 
@@ -79,13 +79,13 @@ def test_a_limit_of_two_parts_is_kept_and_every_row_is_the_same(path: Path, tmp_
     limit = 2 * max(sizes_of(path))
     local = open_cache(path)
     with serving(Site(path)) as url:
-        cache = open_cache(url, nearby=MirrorSettings(folder=tmp_path, limit=limit))
+        cache = open_cache(url, mirror=MirrorSettings(folder=tmp_path, limit=limit))
         order = SequenceOrder(cache.sequences_by_part, seed=1).at(range(2 * len(cache))).tolist()
         cache.expect(order)
         for number in order:
             assert cache[number].tokens.tolist() == local[number].tokens.tolist()
             assert bytes_of(tmp_path) <= limit
-        assert near_store(url, MirrorSettings(folder=tmp_path, limit=limit)).n_fetched >= len(cache.parts)
+        assert mirrored_store(url, MirrorSettings(folder=tmp_path, limit=limit)).n_fetched >= len(cache.parts)
 
 
 @pytest.mark.slow
@@ -113,19 +113,19 @@ def test_who_waits_for_room_takes_a_part_that_another_brought_meanwhile(path: Pa
 def test_several_readers_of_a_process_share_the_limit(path: Path, tmp_path: Path) -> None:
     limit = 2 * max(sizes_of(path))
     with serving(Site(path)) as url:
-        nearby = MirrorSettings(folder=tmp_path, limit=limit)
-        caches = [open_cache(url, split, nearby=nearby) for split in ("train", "validation", None)]
+        mirror = MirrorSettings(folder=tmp_path, limit=limit)
+        caches = [open_cache(url, split, mirror=mirror) for split in ("train", "validation", None)]
         for _ in range(3):
             for cache in caches:
                 cache[0], cache[len(cache) - 1]
         with pytest.raises(ConfigError, match=r"is read already with a limit of [\d,]+ bytes"):
-            open_cache(url, nearby=MirrorSettings(folder=tmp_path, limit=limit + 1))
+            open_cache(url, mirror=MirrorSettings(folder=tmp_path, limit=limit + 1))
 
 
 @pytest.mark.slow
 def test_parts_that_are_expected_come_before_they_are_read(path: Path, tmp_path: Path) -> None:
     with serving(Site(path)) as url:
-        cache = open_cache(url, nearby=MirrorSettings(folder=tmp_path, limit=1 << 30))
+        cache = open_cache(url, mirror=MirrorSettings(folder=tmp_path, limit=1 << 30))
         cache.expect(range(len(cache)))
         due, deadline = {f"{row.part:05d}" for row in cache.parts}, time.monotonic() + 900
         while there(tmp_path) != due:
@@ -152,9 +152,9 @@ def test_a_part_that_is_read_is_not_removed(path: Path, tmp_path: Path) -> None:
 def test_parts_that_processes_bring_at_once_are_too_many_for_a_moment_only(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    nearby, take = MirrorSettings(folder=tmp_path, limit=2 * max(sizes_of(path))), Receiver.take_part
+    mirror, take = MirrorSettings(folder=tmp_path, limit=2 * max(sizes_of(path))), Receiver.take_part
     with serving(Site(path)) as url:
-        one, other = (MirrorStore(http.HttpStore(url), nearby, RetryPolicy(budget=60.0)) for _ in range(2))
+        one, other = (MirrorStore(http.HttpStore(url), mirror, RetryPolicy(budget=60.0)) for _ in range(2))
         one.hold(0).release()
 
         def take_after_the_other(receiver: Receiver, number: int, row: IndexRow | None) -> None:
@@ -174,7 +174,7 @@ def test_a_reader_that_hangs_in_a_cycle_does_not_keep_its_part(path: Path, tmp_p
     gc.disable()
     try:
         with serving(Site(path)) as url:
-            cache = open_cache(url, nearby=MirrorSettings(folder=tmp_path, limit=limit))
+            cache = open_cache(url, mirror=MirrorSettings(folder=tmp_path, limit=limit))
             for number in range(len(cache)):
                 cycle: list[object] = [cache.locate(number)[0]]
                 cycle.append(cycle)
@@ -199,7 +199,7 @@ def test_a_part_that_another_process_reads_is_not_removed(path: Path, tmp_path: 
 
 def test_a_limit_that_holds_no_two_parts_is_refused(path: Path, tmp_path: Path) -> None:
     with serving(Site(path)) as url, pytest.raises(ConfigError, match="does not hold two parts") as caught:
-        open_cache(url, nearby=MirrorSettings(folder=tmp_path, limit=1000))
+        open_cache(url, mirror=MirrorSettings(folder=tmp_path, limit=1000))
     assert f"--cache-limit at least {2 * max(sizes_of(path)):,}" in str(caught.value.hint)
 
 
@@ -207,7 +207,7 @@ def test_a_limit_that_holds_no_two_parts_is_refused(path: Path, tmp_path: Path) 
 def test_a_failing_server_is_gone_through_and_a_dead_one_told_of(path: Path, tmp_path: Path) -> None:
     site = Site(path, due=lambda n: "drop" if n % 5 == 3 else None)
     with serving(site) as url:
-        cache = open_cache(url, nearby=MirrorSettings(folder=tmp_path, limit=1 << 30))
+        cache = open_cache(url, mirror=MirrorSettings(folder=tmp_path, limit=1 << 30))
         assert cache[0].tokens.tolist() == open_cache(path)[0].tokens.tolist()
         site.due = lambda _: "503"
         with pytest.raises(Unreachable, match=r"answers 503 .*; tried again for") as caught:
@@ -217,7 +217,7 @@ def test_a_failing_server_is_gone_through_and_a_dead_one_told_of(path: Path, tmp
 
 def test_it_is_opened_anew_in_another_process(path: Path, tmp_path: Path) -> None:
     with serving(Site(path)) as url:
-        rebuild, words = open_cache(url, "train", nearby=MirrorSettings(folder=tmp_path, limit=1 << 30)).__reduce__()
+        rebuild, words = open_cache(url, "train", mirror=MirrorSettings(folder=tmp_path, limit=1 << 30)).__reduce__()
         cache = rebuild(*words)
         assert cache[0].tokens.tolist() == open_cache(path, "train")[0].tokens.tolist()
         assert there(tmp_path)
@@ -226,13 +226,13 @@ def test_it_is_opened_anew_in_another_process(path: Path, tmp_path: Path) -> Non
 def test_threads_that_need_one_part_fetch_it_once(path: Path, tmp_path: Path) -> None:
     site = Site(path)
     with serving(site) as url:
-        cache = open_cache(url, nearby=MirrorSettings(folder=tmp_path, limit=1 << 30))
+        cache = open_cache(url, mirror=MirrorSettings(folder=tmp_path, limit=1 << 30))
         threads = [threading.Thread(target=lambda: cache[0]) for _ in range(6)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-        assert near_store(url, MirrorSettings(folder=tmp_path, limit=1 << 30)).n_fetched == 1
+        assert mirrored_store(url, MirrorSettings(folder=tmp_path, limit=1 << 30)).n_fetched == 1
 
 
 ALONE = """
@@ -248,7 +248,7 @@ from pathlib import Path
 from kdpipe.cache import open_cache
 from kdpipe.cache.stores.addresses import MirrorSettings
 from support.reading import digests_of_all
-cache = open_cache(sys.argv[1], nearby=MirrorSettings(folder=Path(sys.argv[2]), limit=int(sys.argv[3])))
+cache = open_cache(sys.argv[1], mirror=MirrorSettings(folder=Path(sys.argv[2]), limit=int(sys.argv[3])))
 assert digests_of_all(cache) == digests_of_all(open_cache(sys.argv[4]))
 """
 
@@ -271,7 +271,7 @@ from pathlib import Path
 from kdpipe.cache import open_cache
 from kdpipe.cache.stores.addresses import MirrorSettings
 from support.reading import digest_of
-far = open_cache(sys.argv[1], nearby=MirrorSettings(folder=Path(sys.argv[2]), limit=int(sys.argv[3])))
+far = open_cache(sys.argv[1], mirror=MirrorSettings(folder=Path(sys.argv[2]), limit=int(sys.argv[3])))
 here = open_cache(sys.argv[4])
 order = random.Random(int(sys.argv[5])).choices(range(len(here)), k=40)
 for i in order:

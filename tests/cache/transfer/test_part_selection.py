@@ -284,7 +284,7 @@ def test_nothing_wrong_is_committed_of_a_choice_whatever_fails(
     with serving(site) as url:
         for _ in range(20):
             try:
-                copy_cache(url, tmp_path / "some", choice=LEAN, patience=HASTY)
+                copy_cache(url, tmp_path / "some", choice=LEAN, retry_policy=HASTY)
                 break
             except (CacheDamaged, Unreachable):
                 assert not (tmp_path / "some" / layout.INDEX).exists()

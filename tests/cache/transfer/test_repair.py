@@ -148,7 +148,7 @@ def test_a_file_that_another_has_removed_is_gone(place: str) -> None:
 def test_caches_of_one_manifest_are_kept_near_apart(path: Path, other: Path, tmp_path: Path) -> None:
     for cache in (path, other):
         with serving(Site(cache)) as url:
-            far = open_cache(url, nearby=MirrorSettings(folder=tmp_path, limit=1 << 30))
+            far = open_cache(url, mirror=MirrorSettings(folder=tmp_path, limit=1 << 30))
             assert digests_of_all(far) == digests_of_all(open_cache(cache))
     assert len(list(tmp_path.iterdir())) == 2
 
@@ -157,14 +157,14 @@ def test_caches_of_one_manifest_are_kept_near_apart(path: Path, other: Path, tmp
 def test_files_that_were_cleared_away_near_are_fetched_again(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    nearby = MirrorSettings(folder=tmp_path, limit=1 << 30)
+    mirror = MirrorSettings(folder=tmp_path, limit=1 << 30)
     with serving(Site(path)) as url:
-        digests_of_all(open_cache(url, nearby=nearby))
+        digests_of_all(open_cache(url, mirror=mirror))
         for file in tmp_path.glob(f"*/{ID}"):
             file.unlink()
         monkeypatch.setattr(near, "_stores", {})
-        assert digests_of_all(open_cache(url, nearby=nearby)) == digests_of_all(open_cache(path))
-        assert near.near_store(url, nearby).n_fetched == 1
+        assert digests_of_all(open_cache(url, mirror=mirror)) == digests_of_all(open_cache(path))
+        assert near.mirrored_store(url, mirror).n_fetched == 1
 
 
 @pytest.mark.slow
@@ -173,10 +173,10 @@ def test_files_that_were_cleared_away_near_are_fetched_again(
 def test_a_shared_file_that_was_damaged_in_the_mirror_is_reported_and_fetched_again(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, how: str
 ) -> None:
-    nearby, told = MirrorSettings(folder=tmp_path, limit=1 << 30), list[str]()
-    patience = RetryPolicy(told=told.append)
+    mirror, told = MirrorSettings(folder=tmp_path, limit=1 << 30), list[str]()
+    retry_policy = RetryPolicy(told=told.append)
     with serving(Site(path)) as url:
-        open_cache(url, nearby=nearby, patience=patience)
+        open_cache(url, mirror=mirror, retry_policy=retry_policy)
         assert not told  # a first fetch repairs nothing
         (file,) = tmp_path.glob(f"*/{name}")
         if how == "cut":
@@ -185,7 +185,7 @@ def test_a_shared_file_that_was_damaged_in_the_mirror_is_reported_and_fetched_ag
             tiny.flip_bit(file, 0)
         for _ in range(2):
             monkeypatch.setattr(near, "_stores", {})
-            open_cache(url, nearby=nearby, patience=patience)
+            open_cache(url, mirror=mirror, retry_policy=retry_policy)
     assert len(told) == 1 and name in told[0] and str(file.parents[len(Path(name).parents) - 1]) in told[0]
     assert file.read_bytes() == (path / name).read_bytes()
 
@@ -195,15 +195,15 @@ def test_a_shared_file_that_was_damaged_in_the_mirror_is_reported_and_fetched_ag
 def test_a_part_that_was_damaged_near_is_named_by_its_folder_and_fetched_again(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    nearby, told = MirrorSettings(folder=tmp_path, limit=1 << 30), list[str]()
+    mirror, told = MirrorSettings(folder=tmp_path, limit=1 << 30), list[str]()
     with serving(Site(path)) as url:
-        digests_of_all(open_cache(url, nearby=nearby))
+        digests_of_all(open_cache(url, mirror=mirror))
         (file,) = tmp_path.glob(f"*/{name}")
         tiny.flip_bit(file, 100)
         monkeypatch.setattr(near, "_stores", {})
-        cache = open_cache(url, nearby=nearby, patience=RetryPolicy(told=told.append))
+        cache = open_cache(url, mirror=mirror, retry_policy=RetryPolicy(told=told.append))
         assert digests_of_all(cache) == digests_of_all(open_cache(path))
-        assert near.near_store(url, nearby).n_fetched == 1
+        assert near.mirrored_store(url, mirror).n_fetched == 1
     assert len(told) == 1 and str(file.parents[len(Path(name).parents) - 1]) in told[0] and url in told[0]
     assert file.read_bytes() == (path / name).read_bytes()
 
@@ -238,9 +238,9 @@ SPOILT_AT_OPENING = [("parts/00001/sequences.arrow", "flip"), ("parts/00001/part
 def test_damage_after_a_first_look_is_named_by_its_folder_and_fetched_again(
     path: Path, tmp_path: Path, name: str, how: str, reader: str
 ) -> None:
-    nearby, told = MirrorSettings(folder=tmp_path, limit=1 << 30), list[str]()
+    mirror, told = MirrorSettings(folder=tmp_path, limit=1 << 30), list[str]()
     with serving(Site(path)) as url:
-        cache = open_cache(url, nearby=nearby, patience=RetryPolicy(told=told.append))
+        cache = open_cache(url, mirror=mirror, retry_policy=RetryPolicy(told=told.append))
         if reader == "open":
             cache.part(1)  # its arrays are mapped when they are first read
         else:
@@ -248,9 +248,9 @@ def test_damage_after_a_first_look_is_named_by_its_folder_and_fetched_again(
         file = spoilt(tmp_path, name, how)
         if reader == "closed":
             cache.let_go()
-        cache = open_cache(url, nearby=nearby) if reader == "another" else cache
+        cache = open_cache(url, mirror=mirror) if reader == "another" else cache
         assert digests_of_all(cache) == digests_of_all(open_cache(path))
-        assert near.near_store(url, nearby).n_fetched == len(cache.parts) + 1
+        assert near.mirrored_store(url, mirror).n_fetched == len(cache.parts) + 1
     assert len(told) == 1 and str(file.parents[len(Path(name).parents) - 1]) in told[0] and url in told[0]
     assert file.read_bytes() == (path / name).read_bytes()
 
@@ -258,9 +258,9 @@ def test_damage_after_a_first_look_is_named_by_its_folder_and_fetched_again(
 @pytest.mark.slow
 def test_a_chunk_that_is_damaged_while_it_is_mapped_is_read_again(path: Path, tmp_path: Path) -> None:
     """The bytes change under a reader that has them mapped: the checksum of a chunk finds it while it is decoded."""
-    nearby, told = MirrorSettings(folder=tmp_path, limit=1 << 30), list[str]()
+    mirror, told = MirrorSettings(folder=tmp_path, limit=1 << 30), list[str]()
     with serving(Site(path)) as url:
-        cache = open_cache(url, nearby=nearby, patience=RetryPolicy(told=told.append))
+        cache = open_cache(url, mirror=mirror, retry_policy=RetryPolicy(told=told.append))
         part = cache.part(1)
         for name in part.array_names:
             part.array(name)
@@ -276,30 +276,30 @@ def test_a_chunk_that_is_damaged_while_it_is_mapped_is_read_again(path: Path, tm
 @pytest.mark.slow
 @pytest.mark.parametrize("scanned", [True, False])
 def test_threads_that_meet_one_damage_fetch_the_part_once(path: Path, tmp_path: Path, scanned: bool) -> None:
-    nearby, told = MirrorSettings(folder=tmp_path, limit=1 << 30), list[str]()
+    mirror, told = MirrorSettings(folder=tmp_path, limit=1 << 30), list[str]()
     with serving(Site(path)) as url:
-        cache = open_cache(url, nearby=nearby, patience=RetryPolicy(told=told.append))
+        cache = open_cache(url, mirror=mirror, retry_policy=RetryPolicy(told=told.append))
         digests_of_all(cache)
-        n_fetched = near.near_store(url, nearby).n_fetched
+        n_fetched = near.mirrored_store(url, mirror).n_fetched
         for _ in range(10):
             tiny.flip_bit(next(tmp_path.glob(f"*/{ID}")), 100)
             cache.let_go()
             read = (lambda: len(list(cache.scan()))) if scanned else (lambda: len(digests_of_all(cache)))
             with ThreadPoolExecutor(max_workers=6) as pool:
                 assert len({future.result() for future in [pool.submit(read) for _ in range(6)]}) == 1
-        assert near.near_store(url, nearby).n_fetched == n_fetched + 10
+        assert near.mirrored_store(url, mirror).n_fetched == n_fetched + 10
     assert len(told) == 10
 
 
 @pytest.mark.slow
 def test_a_table_that_is_damaged_near_is_fetched_again(path: Path, tmp_path: Path) -> None:
-    nearby, told = MirrorSettings(folder=tmp_path, limit=1 << 30), list[str]()
+    mirror, told = MirrorSettings(folder=tmp_path, limit=1 << 30), list[str]()
     with serving(Site(path)) as url:
-        cache = open_cache(url, nearby=nearby, patience=RetryPolicy(told=told.append))
+        cache = open_cache(url, mirror=mirror, retry_policy=RetryPolicy(told=told.append))
         file = spoilt(tmp_path, "tables/ids_by_rank.bin", "flip")
         assert (cache.table("ids_by_rank") == open_cache(path).table("ids_by_rank")).all()
         again = spoilt(tmp_path, "tables/ids_by_rank.bin", "cut")
-        other = open_cache(url, nearby=nearby)
+        other = open_cache(url, mirror=mirror)
         assert digests_of_all(other) == digests_of_all(open_cache(path))
     assert len(told) == 2 and str(file.parents[1]) in told[0] and "tables" in told[0] and file == again
 
@@ -307,9 +307,9 @@ def test_a_table_that_is_damaged_near_is_fetched_again(path: Path, tmp_path: Pat
 @pytest.mark.slow
 def test_damage_that_the_address_has_too_is_named_by_both_places(path: Path, tmp_path: Path) -> None:
     """It is noticed here first: what is there was replaced since it was fetched."""
-    there, nearby = tiny.copy_cache(path, tmp_path / "there"), MirrorSettings(folder=tmp_path / "near", limit=1 << 30)
+    there, mirror = tiny.copy_cache(path, tmp_path / "there"), MirrorSettings(folder=tmp_path / "near", limit=1 << 30)
     with serving(Site(there)) as url:
-        cache = open_cache(url, nearby=nearby)
+        cache = open_cache(url, mirror=mirror)
         digests_of_all(cache)
         tiny.flip_bit(there / ID, 100)
         file = spoilt(tmp_path / "near", ID, "flip")

@@ -132,7 +132,7 @@ def test_a_place_of_another_cache_is_left_alone(path: Path, bucket: str) -> None
 
 def test_a_bucket_that_is_not_there_is_told_of(path: Path) -> None:
     with pytest.raises(ConfigError, match="nothing can be written to s3://mistyped/cache") as told:
-        copy_cache(path, "s3://mistyped/cache", patience=HASTY)
+        copy_cache(path, "s3://mistyped/cache", retry_policy=HASTY)
     assert told.value.hint == "check the URL, or create the bucket first"
 
 
@@ -143,7 +143,7 @@ def test_what_is_damaged_there_is_noticed_on_the_way_back(path: Path, bucket: st
     spoilt.write_bytes(data[:-1] + b"?")
     RemoteFolder(bucket).put("parts/00001/sequences.arrow", spoilt)
     with pytest.raises(CacheDamaged, match=r"00001/sequences.arrow came with other bytes .*, 3 times, at s3://"):
-        copy_cache(bucket, tmp_path / "copy", patience=HASTY)
+        copy_cache(bucket, tmp_path / "copy", retry_policy=HASTY)
     assert not (tmp_path / "copy/parts/00001").exists()
 
 
@@ -182,7 +182,7 @@ def test_what_fails_is_told_without_a_key(
     if fault == "wrong key":
         monkeypatch.setattr(remote, "_driver", lambda _: (_Refusing(), "bucket"))
     with pytest.raises((CacheError, ConfigError)) as caught:
-        copy_cache("s3://no-such-bucket/cache", tmp_path / "copy", patience=HASTY)
+        copy_cache("s3://no-such-bucket/cache", tmp_path / "copy", retry_policy=HASTY)
     told = shown(caught.value)
     assert KEY not in told and SECRET not in told
     if fault == "no server":

@@ -97,10 +97,10 @@ def test_files_of_a_verification_do_not_stay_and_faults_are_gone_through(
     level: str, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    patience = replace(RetryPolicy(), first=0.001, longest=0.002)
+    retry_policy = replace(RetryPolicy(), first=0.001, longest=0.002)
     site = Site(path, due=lambda n: ("drop", "503", "other bytes")[n % 3] if n % 5 == 4 and n > 4 else None)
     with serving(site) as url:
-        assert verify_cache(url, level, patience).ok  # type: ignore[arg-type]
+        assert verify_cache(url, level, retry_policy).ok  # type: ignore[arg-type]
     assert not list(tmp_path.iterdir())
 
 
