@@ -40,7 +40,7 @@ sys.addaudithook(hear)
 import torch
 from kdpipe.pipeline.train import train
 from kdpipe.schemas.train_settings import TrainSettings, TrainOptions
-from support.heard import HeardTraining
+from support.recording import HeardTraining
 
 most = 0
 

@@ -20,9 +20,9 @@ from kdpipe.pipeline.watch import SilentEvalWatch
 from kdpipe.schemas.errors import CacheDamaged, CacheIncomplete, ConfigError, Incompatible
 from support.corpora import small_tokenizer
 from support.eval_twin import numbers_of, rows_of
-from support.heard import HeardEvaluating
 from support.lm_task import local_task
 from support.models import tiny_llama, with_own_code
+from support.recording import RecordingEvalWatch
 from support.stage_one import make_inputs, run, settings_for
 from support.students import student
 from support.tiny import flip_bit
@@ -143,12 +143,12 @@ def test_a_fresh_student_is_not_measured(folder: Path) -> None:
 @pytest.mark.slow
 def test_what_is_worth_a_line_is_said(folder: Path, tmp_path: Path) -> None:
     padded = small_tokenizer(tiny_llama(tmp_path / "padded", vocabulary=520, hidden=32, layers=1), vocabulary=512)
-    watch = HeardEvaluating()
+    watch = RecordingEvalWatch()
     evaluate(asked(folder, name=str(padded)), watch)
     n_sequences = len(open_cache(folder / "cache", "validation"))
-    assert watch.far[-1] == (n_sequences, n_sequences) and watch.far == sorted(watch.far)
-    assert any("520 rows for 512 token ids" in line for line in watch.said)
-    assert any("parameters" in line for line in watch.said)
+    assert watch.progress[-1] == (n_sequences, n_sequences) and watch.progress == sorted(watch.progress)
+    assert any("520 rows for 512 token ids" in line for line in watch.lines)
+    assert any("parameters" in line for line in watch.lines)
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ from kdpipe.pipeline.watch import StepProgress
 from kdpipe.schemas.run_report import TrainReport
 from kdpipe.schemas.train_settings import TrainOptions, TrainSettings
 from support import stage_one
-from support.heard import HeardTraining
+from support.recording import RecordingTrainWatch
 
 STUDENT = {
     "model_type": "llama",
@@ -31,7 +31,7 @@ STUDENT = {
 }
 
 
-class Stopping(HeardTraining):
+class Stopping(RecordingTrainWatch):
     """A watch that sends this process a signal after some step."""
 
     def __init__(self, step: int, number: int) -> None:
@@ -44,7 +44,7 @@ class Stopping(HeardTraining):
             os.kill(os.getpid(), self._number)
 
 
-class StepMeeting(HeardTraining):
+class StepMeeting(RecordingTrainWatch):
     """A watch that calls a function after the first step."""
 
     def __init__(self, meet: Callable[[], None]) -> None:
@@ -89,9 +89,9 @@ def settings_for(folder: Path, out: str = "run", kept: str = "cache", **changes:
     return TrainSettings.model_validate_json(json.dumps({**sections, "out": str(folder / out)}))
 
 
-def run(settings: TrainSettings, watch: HeardTraining | None = None, **options: Any) -> TrainReport:
+def run(settings: TrainSettings, watch: RecordingTrainWatch | None = None, **options: Any) -> TrainReport:
     """Run the story."""
-    return train(settings, TrainOptions(**options), watch or HeardTraining())
+    return train(settings, TrainOptions(**options), watch or RecordingTrainWatch())
 
 
 def contents(folder: Path) -> dict[str, bytes]:

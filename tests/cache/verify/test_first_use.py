@@ -13,7 +13,7 @@ from kdpipe.cache.verify.first_use import check_before_use, remember_written, ve
 from kdpipe.cache.verify.verified_log import FOLDER
 from kdpipe.schemas.errors import CacheDamaged, CacheIncomplete, ConfigError
 from support.children import mount_memory, mounted, remount
-from support.heard import HeardTraining
+from support.recording import RecordingTrainWatch
 from support.tiny import begin_cache, copy_cache, flip_bit, make_cache, write_part
 
 SHARD = f"parts/00001/{layout.array_shard('id')}"
@@ -48,9 +48,9 @@ def viewed(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     yield names
 
 
-def use(cache: Path, when: str | None = None) -> HeardTraining:
+def use(cache: Path, when: str | None = None) -> RecordingTrainWatch:
     """Check a cache as a command that is about to use it does; what is said of it."""
-    told = HeardTraining()
+    told = RecordingTrainWatch()
     check_before_use(cache, when, told)  # type: ignore[arg-type]  # mypy takes no str for a Literal
     return told
 
@@ -65,15 +65,15 @@ def test_the_first_use_checks_every_byte_and_the_second_reads_nothing_of_the_par
     first = use(cache)
     n_bytes = sum(row.n_bytes for row in open_cache(cache).parts)
     records = sum((cache / layout.part_dir(n) / layout.PART_RECORD).stat().st_size for n in range(4))
-    assert first.said[0] == (
+    assert first.lines[0] == (
         f"every byte of {cache} is checked before its first use here: 4 parts, {n_bytes - records:,} bytes"
     )
-    assert first.said[1].startswith(f"{cache} is as it was written (")
+    assert first.lines[1].startswith(f"{cache} is as it was written (")
     files = {f.relative_to(cache).as_posix() for f in cache.rglob("parts/**/*") if f.is_file()}
     assert of_parts(viewed) == files
     viewed.clear()
     second = use(cache)
-    assert second.said == second.warned == []
+    assert second.lines == second.warnings == []
     assert not of_parts(viewed)
     assert len(list(memory.iterdir())) == 1
 
@@ -106,16 +106,16 @@ def test_what_only_lies_beside_a_cache_is_no_damage(cache: Path) -> None:
     for name in (".DS_Store", "parts/.DS_Store", "tables/.DS_Store", "journal/notes.txt"):
         (cache / name).parent.mkdir(exist_ok=True)
         (cache / name).write_text("x")
-    assert len(use(cache).said) == 2
-    assert not verify_and_remember(str(cache), "fast", HeardTraining()).ok
+    assert len(use(cache).lines) == 2
+    assert not verify_and_remember(str(cache), "fast", RecordingTrainWatch()).ok
 
 
 @pytest.mark.parametrize("name", [SHARD, layout.INDEX, layout.MANIFEST, layout.table_file("ids_by_rank")])
 def test_a_file_with_another_time_has_the_cache_checked_again(cache: Path, name: str) -> None:
     use(cache)
     os.utime(cache / name, (1, 1))
-    assert len(use(cache).said) == 2
-    assert use(cache).said == []
+    assert len(use(cache).lines) == 2
+    assert use(cache).lines == []
 
 
 def test_a_file_that_was_replaced_with_its_old_time_has_the_cache_checked_again(cache: Path) -> None:
@@ -131,10 +131,10 @@ def test_a_file_that_was_replaced_with_its_old_time_has_the_cache_checked_again(
 def test_a_copy_in_another_folder_is_checked_for_itself(cache: Path, tmp_path: Path, memory: Path) -> None:
     use(cache)
     copy = copy_cache(cache, tmp_path / "copy")
-    assert len(use(copy).said) == 2
-    assert use(copy).said == use(cache).said == []
+    assert len(use(copy).lines) == 2
+    assert use(copy).lines == use(cache).lines == []
     (tmp_path / "link").symlink_to(copy)
-    assert use(tmp_path / "link").said == []
+    assert use(tmp_path / "link").lines == []
     assert len(list(memory.iterdir())) == 2
 
 
@@ -142,21 +142,21 @@ def test_another_cache_in_the_same_folder_is_checked(cache: Path, tmp_path: Path
     use(cache)
     shutil.rmtree(cache)
     make_cache(cache)
-    assert len(use(cache).said) == 2
+    assert len(use(cache).lines) == 2
 
 
 def test_always_checks_each_time_and_never_does_not_at_all(cache: Path, viewed: list[str]) -> None:
-    assert len(use(cache, "always").said) == 2
-    assert len(use(cache, "always").said) == 2
+    assert len(use(cache, "always").lines) == 2
+    assert len(use(cache, "always").lines) == 2
     flip_bit(cache / SHARD, 3)
     viewed.clear()
-    assert use(cache, "never").said == []
+    assert use(cache, "never").lines == []
     assert viewed == []
 
 
 def test_an_unfinished_cache_is_not_checked_and_says_so_when_asked(tmp_path: Path, memory: Path) -> None:
     write_part(begin_cache(tmp_path / "begun"), 0)
-    assert use(tmp_path / "begun").said == []
+    assert use(tmp_path / "begun").lines == []
     with pytest.raises(CacheIncomplete, match="is unfinished, and only a finished cache can be checked") as told:
         use(tmp_path / "begun", "always")
     assert told.value.hint == "finish it, or leave --verify (cache.verify) out"
@@ -164,9 +164,9 @@ def test_an_unfinished_cache_is_not_checked_and_says_so_when_asked(tmp_path: Pat
 
 
 def test_when_to_check_is_not_said_of_a_cache_behind_a_url() -> None:
-    check_before_use("memory://nowhere", None, HeardTraining())
+    check_before_use("memory://nowhere", None, RecordingTrainWatch())
     with pytest.raises(ConfigError, match="the parts of memory://nowhere are checked as they are fetched") as told:
-        check_before_use("memory://nowhere", "always", HeardTraining())
+        check_before_use("memory://nowhere", "always", RecordingTrainWatch())
     assert told.value.hint == "leave --verify (cache.verify) out"
 
 
@@ -176,10 +176,10 @@ def test_a_broken_memory_has_the_cache_checked_again_and_is_replaced(cache: Path
     (file,) = memory.iterdir()
     file.write_bytes(data)
     told = use(cache)
-    assert told.warned[0].startswith("what is remembered of this cache is of no use, it is checked again: ")
-    assert str(file) in told.warned[0]
-    assert len(told.said) == 2
-    assert use(cache).said == []
+    assert told.warnings[0].startswith("what is remembered of this cache is of no use, it is checked again: ")
+    assert str(file) in told.warnings[0]
+    assert len(told.lines) == 2
+    assert use(cache).lines == []
     assert list(memory.iterdir()) == [file]
 
 
@@ -188,8 +188,10 @@ def test_a_memory_that_cannot_be_written_stops_nothing(cache: Path, memory: Path
     memory.parent.write_text("a file where a folder is due")
     for _ in range(2):
         told = use(cache)
-        assert len(told.said) == 2
-        assert told.warned[-1].startswith("that the cache is good could not be remembered, it is checked again the ne")
+        assert len(told.lines) == 2
+        assert told.warnings[-1].startswith(
+            "that the cache is good could not be remembered, it is checked again the ne"
+        )
 
 
 def test_a_memory_that_cannot_be_read_stops_nothing(cache: Path, memory: Path) -> None:
@@ -198,9 +200,9 @@ def test_a_memory_that_cannot_be_read_stops_nothing(cache: Path, memory: Path) -
     file.unlink()
     file.mkdir()
     told = use(cache)
-    assert len(told.said) == 2
-    assert "cannot be read: Is a directory" in told.warned[0]
-    assert "could not be remembered" in told.warned[1]
+    assert len(told.lines) == 2
+    assert "cannot be read: Is a directory" in told.warnings[0]
+    assert "could not be remembered" in told.warnings[1]
 
 
 def test_a_machine_without_a_home_folder_checks_each_time(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -210,8 +212,8 @@ def test_a_machine_without_a_home_folder_checks_each_time(cache: Path, monkeypat
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setattr(Path, "home", nowhere)
     told = use(cache)
-    assert len(told.said) == 2
-    assert told.warned == [
+    assert len(told.lines) == 2
+    assert told.warnings == [
         "no cache that is found good can be remembered: there is no folder to keep things in: "
         "Could not determine home directory."
     ]
@@ -222,7 +224,7 @@ def test_a_read_only_cache_is_checked_and_remembered(cache: Path, tmp_path: Path
         mount_memory(tmp_path / "stick", 1 << 24)
         copy_cache(cache, tmp_path / "stick" / "cache")
         remount(tmp_path / "stick", 1 << 24, read_only=True)
-        return f"{len(use(tmp_path / 'stick' / 'cache').said)} {len(use(tmp_path / 'stick' / 'cache').said)}"
+        return f"{len(use(tmp_path / 'stick' / 'cache').lines)} {len(use(tmp_path / 'stick' / 'cache').lines)}"
 
     ended = mounted(work)
     assert (ended.code, ended.said) == (0, "2 0")
@@ -231,46 +233,46 @@ def test_a_read_only_cache_is_checked_and_remembered(cache: Path, tmp_path: Path
 def test_files_that_change_while_they_are_checked_are_not_remembered(
     cache: Path, memory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told = HeardTraining()
+    told = RecordingTrainWatch()
 
     def changing() -> float:
         os.utime(cache / SHARD, (1, 1))
         return 0.0
 
     check_before_use(cache, None, told, changing)
-    assert told.warned == [
+    assert told.warnings == [
         f"files of {cache} were changed while they were checked: they are checked again the next time"
     ]
     assert not memory.exists()
 
 
 def test_a_long_check_says_how_far_it_is(cache: Path) -> None:
-    told = HeardTraining()
+    told = RecordingTrainWatch()
     ticks = iter(range(0, 1000, 20))
     check_before_use(cache, None, told, clock=lambda: float(next(ticks)))
-    assert [line for line in told.said if "parts are checked" in line] == [
+    assert [line for line in told.lines if "parts are checked" in line] == [
         f"{n} of 4 parts are checked" for n in (1, 3)
     ]
 
 
 def test_a_cache_that_was_verified_is_not_checked_again(cache: Path) -> None:
-    assert verify_and_remember(str(cache), "fast", HeardTraining()).ok
-    assert len(use(cache, "always").said) == 2
+    assert verify_and_remember(str(cache), "fast", RecordingTrainWatch()).ok
+    assert len(use(cache, "always").lines) == 2
     os.utime(cache / SHARD, (1, 1))
-    assert verify_and_remember(str(cache), "full", HeardTraining()).ok
-    assert use(cache).said == []
+    assert verify_and_remember(str(cache), "full", RecordingTrainWatch()).ok
+    assert use(cache).lines == []
 
 
 def test_a_writer_remembers_a_cache_all_of_whose_parts_it_wrote(tmp_path: Path, memory: Path) -> None:
-    told = HeardTraining()
+    told = RecordingTrainWatch()
     writer = begin_cache(tmp_path / "made")
     for number in writer.missing():
         write_part(writer, number)
     assert writer.wrote_all
     writer.seal()
     remember_written(writer, told)
-    assert told.warned == []
-    assert use(tmp_path / "made").said == []
+    assert told.warnings == []
+    assert use(tmp_path / "made").lines == []
 
 
 def test_a_writer_does_not_remember_what_another_wrote(tmp_path: Path, memory: Path) -> None:
@@ -280,6 +282,6 @@ def test_a_writer_does_not_remember_what_another_wrote(tmp_path: Path, memory: P
         write_part(writer, number)
     assert not writer.wrote_all
     writer.seal()
-    remember_written(writer, HeardTraining())
+    remember_written(writer, RecordingTrainWatch())
     assert not memory.exists()
-    assert len(use(tmp_path / "made").said) == 2
+    assert len(use(tmp_path / "made").lines) == 2

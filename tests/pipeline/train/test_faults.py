@@ -23,7 +23,7 @@ from kdpipe.pipeline.training import loop, prepare
 from kdpipe.pipeline.training.train_state import TrainState
 from kdpipe.schemas.errors import ConfigError, Interrupted, KdpipeError
 from kdpipe.schemas.train_settings import TrainSettings
-from support.stage_two import STUDENT, HeardTraining, Stopping, losses, make_cache, run, settings_for, weights
+from support.stage_two import STUDENT, RecordingTrainWatch, Stopping, losses, make_cache, run, settings_for, weights
 
 NAN = float("nan")
 BAD_STEP = 3
@@ -197,11 +197,11 @@ def test_a_fault_is_named_and_its_step_skipped_whole(
 ) -> None:
     plant, told = PLACES[place]
     plant(monkeypatch, Attempts(monkeypatch, lambda n: n == BAD_STEP))
-    watch = HeardTraining()
+    watch = RecordingTrainWatch()
     settings = _needed(folder, place).model_copy(update={"out": str(tmp_path / "run")})
     report = run(settings, watch)
     assert (report.steps, report.skipped, report.rollbacks) == (6, 1, 0)
-    assert [line for line in watch.warned if told in line], watch.warned
+    assert [line for line in watch.warnings if told in line], watch.warnings
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     steps = [line for line in lines if "verdict" in line]
     assert [line["verdict"] for line in steps] == ["accept", "accept", "skip", "accept", "accept", "accept", "accept"]
@@ -261,12 +261,12 @@ def test_repeated_faults_lead_back_to_a_good_student(
 ) -> None:
     _in_states(monkeypatch, Attempts(monkeypatch, lambda n: 4 <= n <= 6))
     changes = SETTINGS | {"guard": {"patience": 3, "ce_only_steps": 1}, "saving": {"every": 2}}
-    watch = HeardTraining()
+    watch = RecordingTrainWatch()
     report = run(settings_for(folder, **changes).model_copy(update={"out": str(tmp_path / "run")}), watch)
     assert (report.steps, report.skipped, report.rollbacks) == (6, 3, 1)
     assert any(
         "back to the student of step 2, with fresh moments and 0.5 of the learning rate" in told
-        for told in watch.warned
+        for told in watch.warnings
     )
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     after = [line for line in lines if line.get("rollbacks") == 1 and line.get("verdict") == "accept"]
@@ -379,10 +379,10 @@ def test_a_stopped_run_can_be_steered_from_a_checkpoint(
     with pytest.raises(ConfigError, match=r"optimizer\.lr: 0\.003 there, 0\.001 here") as refused:
         run(slower)
     assert "--resume-from" in str(refused.value.hint)
-    watch = HeardTraining()
+    watch = RecordingTrainWatch()
     report = run(slower, watch, resume_from="2")
     assert (report.resumed_from, report.steps, report.rollbacks) == (2, 6, 0)
-    assert "goes on with another optimizer.lr: 0.003 there, 0.001 here" in watch.said
+    assert "goes on with another optimizer.lr: 0.003 there, 0.001 here" in watch.lines
     assert run(slower).steps == 6
 
 
@@ -400,7 +400,7 @@ def test_parameters_that_are_not_finite_lead_back_at_once(
             train_state.trained[0].data[0] = NAN
 
     monkeypatch.setattr(loop, "apply", broken)
-    watch = HeardTraining()
+    watch = RecordingTrainWatch()
     changes = SETTINGS | {"saving": {"every": 4}}
     report = run(settings_for(folder, **changes).model_copy(update={"out": str(tmp_path / "run")}), watch)
     assert (report.steps, report.rollbacks) == (6, 1)
@@ -414,7 +414,7 @@ def test_parameters_that_are_not_finite_lead_back_at_once(
     assert undone == list(range(good + 1, bad + 1))
     assert [line["step"] for line in lines if "evaluation" in line] == [6]
     assert report.positions == lines[-2]["positions"] == _positions(lines)
-    assert any(f"step {bad}: parameters (student." in told for told in watch.warned), watch.warned
+    assert any(f"step {bad}: parameters (student." in told for told in watch.warnings), watch.warnings
     # The student that is kept has made all steps, is measured as it is, and can be gone on from.
     assert (tmp_path / "run" / "checkpoints" / "step-000006").is_dir()
     assert report.evaluation is not None and report.evaluation["step"] == 6
@@ -440,15 +440,15 @@ def test_a_real_overflow_is_the_scalers_business_alone(
         return dataclasses.replace(prepared, train_state=train_state)
 
     monkeypatch.setattr("kdpipe.pipeline.train.prepare", at_a_large_scale)
-    watch = HeardTraining()
+    watch = RecordingTrainWatch()
     settings = settings_for(folder, machine={"precision": "fp16"}).model_copy(update={"out": str(tmp_path / "run")})
     report = run(settings, watch)
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     verdicts = [line["verdict"] for line in lines if "verdict" in line]
     assert (report.steps, report.rollbacks) == (6, 0)
     assert verdicts.count("overflow") == report.skipped > 3
-    assert "skip" not in verdicts and not [told for told in watch.warned if "skipped" in told]
-    assert [told for told in watch.said if "the gradient overflowed at a loss scale of 1.09951e+12" in told]
+    assert "skip" not in verdicts and not [told for told in watch.warnings if "skipped" in told]
+    assert [told for told in watch.lines if "the gradient overflowed at a loss scale of 1.09951e+12" in told]
     assert all(torch.isfinite(value).all() for value in weights(tmp_path / "run").values())
 
 

@@ -7,7 +7,7 @@ import pytest
 from kdpipe.cache import layout
 from kdpipe.pipeline.training import completed_run as finished_run
 from kdpipe.schemas.errors import CacheDamaged
-from support.heard import HeardTraining
+from support.recording import RecordingTrainWatch
 from support.stage_two import make_cache, run, settings_for
 from support.tiny import copy_cache, flip_bit
 
@@ -18,18 +18,18 @@ SMALL = {"run": {"max_steps": 1}, "evaluation": {"every": 1, "limit": 1}}
 @pytest.mark.slow
 def test_a_copy_is_checked_by_the_first_run_alone(folder: Path) -> None:
     copy_cache(folder / "cache", folder / "copied")
-    heard = [HeardTraining(), HeardTraining()]
+    heard = [RecordingTrainWatch(), RecordingTrainWatch()]
     for number, watch in enumerate(heard):
         run(settings_for(folder, f"moved-{number}", kept="copied", **SMALL), watch)
-    assert [sum(CHECKED in line for line in watch.said) for watch in heard] == [1, 0]
+    assert [sum(CHECKED in line for line in watch.lines) for watch in heard] == [1, 0]
 
 
 @pytest.mark.slow
 def test_the_cache_that_stage_one_made_here_is_not_checked_again(folder: Path) -> None:
     make_cache(folder, "own")  # links to the files of the one that all tests share would count as changes
-    watch = HeardTraining()
+    watch = RecordingTrainWatch()
     run(settings_for(folder, "at-home", kept="own", **SMALL), watch)
-    assert not [line for line in watch.said if CHECKED in line]
+    assert not [line for line in watch.lines if CHECKED in line]
 
 
 def test_a_damaged_copy_is_refused_and_nothing_is_begun(folder: Path) -> None:
@@ -45,7 +45,7 @@ def test_a_damaged_copy_is_refused_and_nothing_is_begun(folder: Path) -> None:
 def test_a_run_goes_on_with_another_word_on_when_to_check(folder: Path) -> None:
     run(settings_for(folder, "said", **SMALL))
     (folder / "said" / finished_run.RECORD).unlink()  # as if it had been stopped just before its end
-    heard = HeardTraining()
+    heard = RecordingTrainWatch()
     settings = settings_for(folder, "said", cache={"path": str(folder / "cache"), "verify": "always"}, **SMALL)
     run(settings, heard)
-    assert [line for line in heard.said if CHECKED in line]
+    assert [line for line in heard.lines if CHECKED in line]

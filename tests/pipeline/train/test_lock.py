@@ -18,7 +18,7 @@ from kdpipe.schemas.errors import ConfigError, Interrupted, LockHeld
 from kdpipe.schemas.train_settings import TrainSettings
 from support.children import Child, in_child
 from support.gates import Gate
-from support.heard import HeardTraining
+from support.recording import RecordingTrainWatch
 from support.stage_two import StepMeeting, Stopping, contents, losses, run, settings_for
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks, and reads what /proc knows of a process")
@@ -124,9 +124,9 @@ def test_a_file_system_without_locks_is_told_and_the_run_starts(folder: Path, mo
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     monkeypatch.setattr(lock, "_lock", refuse)
-    watch = HeardTraining()
+    watch = RecordingTrainWatch()
     assert run(settings_for(folder, "no locks", **SHORT), watch).steps == 2
-    assert len([line for line in watch.said if "has no locks" in line]) == 1
+    assert len([line for line in watch.lines if "has no locks" in line]) == 1
     assert not (folder / "no locks" / LOCK).exists()
 
 
@@ -134,9 +134,9 @@ def test_a_killed_run_leaves_a_lock_that_the_next_start_takes_over(folder: Path)
     settings = settings_for(folder, "killed lock", **SHORT)
     assert in_child(lambda: str(run(settings, Stopping(1, signal.SIGKILL)))).code == -signal.SIGKILL
     holder = json.loads((folder / "killed lock" / LOCK).read_text())["pid"]
-    watch = HeardTraining()
+    watch = RecordingTrainWatch()
     assert run(settings, watch).steps == 2
-    assert watch.said.count(f"took over the lock of process {holder}, which has ended") == 1
+    assert watch.lines.count(f"took over the lock of process {holder}, which has ended") == 1
     assert not (folder / "killed lock" / LOCK).exists()
 
 

@@ -12,7 +12,7 @@ from kdpipe.pipeline.config_file import read_file
 from kdpipe.pipeline.training import checkpoints, thread_choice
 from kdpipe.schemas.errors import Interrupted
 from kdpipe.schemas.train_settings import TrainSettings
-from support.stage_two import HeardTraining, Stopping, history, run, settings_for, weights
+from support.stage_two import RecordingTrainWatch, Stopping, history, run, settings_for, weights
 
 SHAPE: dict[str, Any] = {
     "run": {"max_steps": 4, "batch_size": 2, "accumulate": 1},
@@ -57,8 +57,8 @@ def timed(monkeypatch: pytest.MonkeyPatch) -> Callable[[float, float], list[int]
     return prepared
 
 
-def threads_line(watch: HeardTraining) -> str:
-    [line] = [line for line in watch.said if line.startswith("threads ")]
+def threads_line(watch: RecordingTrainWatch) -> str:
+    [line] = [line for line in watch.lines if line.startswith("threads ")]
     return line
 
 
@@ -68,7 +68,7 @@ def threads_line(watch: HeardTraining) -> str:
 def test_the_faster_number_of_threads_is_kept_said_and_stored(
     folder: Path, tmp_path: Path, timed: Callable[[float, float], list[int]], one: float, two: float, n: int
 ) -> None:
-    passes, watch, out = timed(one, two), HeardTraining(), tmp_path / "run"
+    passes, watch, out = timed(one, two), RecordingTrainWatch(), tmp_path / "run"
     run(shaped(folder, out, **AUTO), watch)
     assert passes == [1, 2] * (1 + thread_choice.ROUNDS)
     assert threads_line(watch) == f"threads     {n}: a step takes {one:g} s with 1, {two:g} s with 2"
@@ -97,7 +97,7 @@ def test_a_timed_run_is_to_the_bit_one_that_was_not(
 def test_a_resumed_run_is_not_timed_again(
     folder: Path, tmp_path: Path, timed: Callable[[float, float], list[int]]
 ) -> None:
-    passes, watch = timed(0.25, 0.5), HeardTraining()
+    passes, watch = timed(0.25, 0.5), RecordingTrainWatch()
     run(shaped(folder, tmp_path / "whole", **AUTO))
     with pytest.raises(Interrupted):
         run(shaped(folder, tmp_path / "run", **AUTO), Stopping(3, signal.SIGTERM))
@@ -133,7 +133,7 @@ def test_where_nothing_can_be_won_nothing_is_timed(
     patched: dict[str, Any],
     said: str,
 ) -> None:
-    passes, watch = timed(0.25, 0.5), HeardTraining()
+    passes, watch = timed(0.25, 0.5), RecordingTrainWatch()
     for name, value in patched.items():
         monkeypatch.setattr(thread_choice, name, value)
     run(shaped(folder, tmp_path / "run", machine=machine), watch)
