@@ -7,7 +7,7 @@ from kdpipe.cache.reader import MAX_OPEN_PARTS, Cache, ReaderOptions
 from kdpipe.cache.stores.addresses import MirrorSettings, is_url
 from kdpipe.cache.stores.dispatch import open_store
 from kdpipe.cache.stores.retries import RetryPolicy
-from kdpipe.schemas.cache_plan import SplitName
+from kdpipe.schemas.choices import SplitName
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.manifest import Manifest
 

@@ -29,7 +29,7 @@ from kdpipe.cache.parts.tables import read_table
 from kdpipe.cache.stores.addresses import MirrorSettings
 from kdpipe.cache.stores.protocol import Store
 from kdpipe.cache.stores.retries import RetryPolicy
-from kdpipe.schemas.cache_plan import SplitName
+from kdpipe.schemas.choices import SplitName
 from kdpipe.schemas.errors import CacheDamaged, CacheIncomplete, ConfigError
 from kdpipe.schemas.manifest import FileRecord
 

@@ -3,13 +3,10 @@
 In: nothing. Out: `FLAGS`, `SET_EXAMPLE`, and `OUT` and `EXTEND` for the command that writes.
 """
 
-from typing import Any, Literal
+from typing import Any
 
 from kdpipe.cli.flags import Flag
-
-Kind = Literal["threshold", "sampled", "topk", "topp", "state", "none"]
-Profile = Literal["lean", "standard", "fine"]
-Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+from kdpipe.schemas.choices import DtypeSetting, Profile, TargetKind
 
 
 def _numbers(text: str) -> list[Any]:
@@ -65,7 +62,7 @@ FLAGS = (
         type=bool,
         help="Let the teacher's repository run code of its own.",
     ),
-    Flag(name="--dtype", place="teacher.dtype", type=Dtype, help="Type of the weights [auto]."),
+    Flag(name="--dtype", place="teacher.dtype", type=DtypeSetting, help="Type of the weights [auto]."),
     Flag(
         name="--data",
         place="data.path",
@@ -101,7 +98,7 @@ FLAGS = (
         means=lambda given: not given,
         help="One document a sequence, instead of several behind each other.",
     ),
-    Flag(name="--targets", place="targets.kind", type=Kind, help="What is kept of the teacher [threshold]."),
+    Flag(name="--targets", place="targets.kind", type=TargetKind, help="What is kept of the teacher [threshold]."),
     Flag(
         name="--profile",
         place="targets.profile",

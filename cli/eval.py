@@ -3,7 +3,7 @@
 In: a cache, a student, perhaps tasks. Out: a page for a person, or the whole report as one JSON document.
 """
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,6 +11,7 @@ from kdpipe.cli import console
 from kdpipe.cli.console import Fact
 from kdpipe.cli.eval_progress import measuring
 from kdpipe.cli.remote_options import RetryFor, retry_seconds
+from kdpipe.schemas.choices import SplitName, VerifyWhen
 from kdpipe.schemas.counts import counted
 
 if TYPE_CHECKING:
@@ -31,9 +32,7 @@ def evaluate(
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Let the student's own code run; read it first.")
     ] = False,
-    split: Annotated[Literal["train", "validation"], typer.Option("--split", help="Which part of the data.")] = (
-        "validation"
-    ),
+    split: Annotated[SplitName, typer.Option("--split", help="Which part of the data.")] = ("validation"),
     limit: Annotated[
         int | None, typer.Option("--limit", min=1, metavar="N", help="At most so many sequences, and documents a task.")
     ] = None,
@@ -45,7 +44,7 @@ def evaluate(
         bool, typer.Option("--allow-partial", help="Read the parts that an unfinished cache has.")
     ] = False,
     verify: Annotated[
-        Literal["first", "always", "never"] | None,
+        VerifyWhen | None,
         typer.Option("--verify", help="When every byte of the cache is checked: before its first use here [first]."),
     ] = None,
     device: Annotated[str, typer.Option("--device", metavar="NAME", help="auto, cpu, or one GPU: cuda:0.")] = "auto",

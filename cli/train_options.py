@@ -3,16 +3,9 @@
 In: nothing. Out: `FLAGS`, `SET_EXAMPLE`.
 """
 
-from typing import Literal
-
 from kdpipe.cli import remote_options
 from kdpipe.cli.flags import Flag
-from kdpipe.schemas.choices import OptimizerName
-
-When = Literal["first", "always", "never"]
-Mode = Literal["output", "logit", "hybrid"]
-Precision = Literal["auto", "fp32", "bf16", "fp16", "fp16-pure"]
-Preset = Literal["standard", "fp16-safe", "ultra-stable"]
+from kdpipe.schemas.choices import GuardPreset, LossMode, OptimizerName, PrecisionSetting, VerifyWhen
 
 
 def _words(text: str) -> list[str]:
@@ -32,7 +25,7 @@ FLAGS = (
     Flag(
         name="--verify",
         place="cache.verify",
-        type=When,
+        type=VerifyWhen,
         help="When every byte of the cache is checked: before its first use on this machine, always, never [first].",
     ),
     Flag(
@@ -63,7 +56,7 @@ FLAGS = (
     Flag(
         name="--mode",
         place="losses.mode",
-        type=Mode,
+        type=LossMode,
         help="output: labels only; logit: the teacher only; hybrid: both [hybrid].",
     ),
     Flag(name="--alpha", place="losses.alpha", type=float, metavar="SHARE", help="hybrid: weight of the labels [0.1]."),
@@ -100,10 +93,15 @@ FLAGS = (
     Flag(
         name="--precision",
         place="machine.precision",
-        type=Precision,
+        type=PrecisionSetting,
         help="auto: fp32 on a CPU, bf16 where the GPU has it, else fp16 with fp32 masters.",
     ),
-    Flag(name="--guard", place="guard.preset", type=Preset, help="What is done about steps that go wrong [standard]."),
+    Flag(
+        name="--guard",
+        place="guard.preset",
+        type=GuardPreset,
+        help="What is done about steps that go wrong [standard].",
+    ),
     Flag(name="--lora", place="student.lora", type=bool, help="Train an adapter of low rank instead of all weights."),
     Flag(
         name="--report-to",

@@ -26,11 +26,10 @@ from kdpipe.pipeline.students.resolve import ResolvedStudent, find_student
 from kdpipe.pipeline.students.student import Student
 from kdpipe.pipeline.training.cache_requirements import teacher_head
 from kdpipe.pipeline.watch import EvalWatch
-from kdpipe.schemas.cache_plan import SplitName
+from kdpipe.schemas.choices import SplitName, VerifyWhen
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.train_report import EvalReport, EvalSettings, Evaluation
 from kdpipe.schemas.train_settings import StudentSettings
-from kdpipe.schemas.verify_report import When
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +46,7 @@ class EvalRequest:
     allow_partial: bool = False
     device: str = "auto"
     batch_size: int = 8
-    verify: When | None = None
+    verify: VerifyWhen | None = None
     retry_for: float = RETRY_SECONDS
 
 

@@ -23,13 +23,14 @@ from kdpipe.pipeline.students.saving import ADAPTER, CARD, save_model
 from kdpipe.pipeline.students.verify_saved import check_reload
 from kdpipe.pipeline.tokenizers.tokenizer import FILES, load_tokenizer
 from kdpipe.pipeline.training.run_folder import run_around
+from kdpipe.schemas.choices import DtypeName
 from kdpipe.schemas.errors import ConfigError
-from kdpipe.schemas.export_report import ExportDtype, ExportReport
+from kdpipe.schemas.export_report import ExportReport
 
 CPU = torch.device("cpu")
 
 
-def export(run: Path, out: Path | None, dtype: ExportDtype | None, *, trusted: bool = False) -> ExportReport:
+def export(run: Path, out: Path | None, dtype: DtypeName | None, *, trusted: bool = False) -> ExportReport:
     """Load, merge, cast, save, and read again in a fresh process."""
     quiet()
     if not run.is_dir():
@@ -44,7 +45,7 @@ def export(run: Path, out: Path | None, dtype: ExportDtype | None, *, trusted: b
     return report.model_copy(update={"notes": (*notes, *report.notes)})
 
 
-def _export_into(folder: Path, source: Path, dtype: ExportDtype | None, trusted: bool) -> ExportReport:
+def _export_into(folder: Path, source: Path, dtype: DtypeName | None, trusted: bool) -> ExportReport:
     """Make a folder, which is locked, of a student."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"{folder} is there already", hint="delete it, or name another with --out")
@@ -53,7 +54,7 @@ def _export_into(folder: Path, source: Path, dtype: ExportDtype | None, trusted:
     chosen: torch.dtype = getattr(torch, dtype) if dtype is not None else next(model.parameters()).dtype
     model = model.to(chosen).eval()
     name = str(chosen).removeprefix("torch.")
-    if name not in get_args(ExportDtype):
+    if name not in get_args(DtypeName):
         raise ConfigError(f"{source} has weights in {name}", hint="name a type with --dtype")
     card = (source / CARD).read_text(encoding="utf-8") if (source / CARD).is_file() else ""
     card = of_merged(card) if is_adapter else card
@@ -62,7 +63,7 @@ def _export_into(folder: Path, source: Path, dtype: ExportDtype | None, trusted:
     difference = check_reload(lambda ids_BT: model(ids_BT, use_cache=False).logits, folder, ids, CPU, trusted=trusted)
     return ExportReport(
         folder=str(folder),
-        dtype=cast(ExportDtype, name),
+        dtype=cast(DtypeName, name),
         parameters=sum(each.numel() for each in model.parameters()),
         bytes=sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
         merged=is_adapter,

@@ -34,7 +34,8 @@ from kdpipe.pipeline.tokenizers.tokenizer import LoadedTokenizer, load_tokenizer
 from kdpipe.pipeline.watch import Watch
 from kdpipe.schemas import manifest
 from kdpipe.schemas.arrays import default_arrays
-from kdpipe.schemas.cache_plan import CachePlan, PlannedPart, SplitName
+from kdpipe.schemas.cache_plan import CachePlan, PlannedPart
+from kdpipe.schemas.choices import SplitName
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.interop import ImportReport, ImportSettings
 from kdpipe.schemas.manifest import Manifest, expected_tables

@@ -18,7 +18,8 @@ from kdpipe.pipeline.synthetic_documents import COLUMNS, make_sequence, pack
 from kdpipe.pipeline.synthetic_recipe import N_LAYERS, Recipe, output_head, vocabulary
 from kdpipe.pipeline.synthetic_targets import answer
 from kdpipe.schemas.arrays import default_arrays
-from kdpipe.schemas.cache_plan import CachePlan, SplitName, SplitPlan
+from kdpipe.schemas.cache_plan import CachePlan, SplitPlan
+from kdpipe.schemas.choices import SplitName
 from kdpipe.schemas.manifest import Data, Manifest, TeacherRecord, Tokenizer, expected_tables
 from kdpipe.schemas.strict_json import canonical, sha256_hex
 

@@ -3,14 +3,14 @@
 In: document counts, from stage one's index of the data. Out: numbered parts, each a range of documents of one split.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
+from kdpipe.schemas.choices import SplitName
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.records import Record
 
-SplitName = Literal["train", "validation"]
 MAX_PARTS = 1_000_000
 # Of a part whose documents are counted in bytes beforehand, each of which may turn out to be a token.
 MAX_PART_ROWS = 1 << 24

@@ -5,11 +5,21 @@ apart in `MachineSettings`: it changes no meaning of a cache and is not in its m
 """
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from kdpipe.schemas.cache_plan import MAX_PART_ROWS, MAX_SEQUENCE_ROWS
+from kdpipe.schemas.choices import (
+    DtypeSetting,
+    LongDocuments,
+    PooledProjection,
+    Profile,
+    TargetKind,
+    TrainOnSetting,
+    UntrainableDocuments,
+    WeightQuantization,
+)
 from kdpipe.schemas.durations import Seconds
 from kdpipe.schemas.model import Devices, ModelSettings, Name
 from kdpipe.schemas.records import Record
@@ -18,8 +28,6 @@ from kdpipe.schemas.targets import MAX_ENTRIES, MAX_WIDTH, Temperature
 # A scalar a row each, of which the format has 64 at most; DESIGN 3: a short list.
 MAX_TEMPERATURES = 16
 PROFILES = {"lean": 1 / 10, "standard": 1 / 25, "fine": 1 / 50}
-Profile = Literal["lean", "standard", "fine"]
-Kind = Literal["threshold", "sampled", "topk", "topp", "state", "none"]
 
 
 def _spelled(layer: Any) -> Any:
@@ -55,11 +63,11 @@ class DataSettings(Record):
     val_path: Name | None = None
     val_fraction: float = Field(default=0.02, ge=0, lt=1)
     columns: Columns = Columns()
-    train_on: Literal["auto", "all", "assistant"] = "auto"
+    train_on: TrainOnSetting = "auto"
     chat_template: Name | None = None
     append_stop: bool = True
-    long_documents: Literal["split", "truncate", "refuse"] = "split"
-    untrainable: Literal["refuse", "skip"] = "refuse"
+    long_documents: LongDocuments = "split"
+    untrainable: UntrainableDocuments = "refuse"
     max_bad_rows: int = Field(default=100, ge=0)
     max_document_bytes: int = Field(default=1 << 21, ge=1, le=1 << 21)
     max_row_bytes: int = Field(default=1 << 25, ge=1 << 10, le=1 << 30)
@@ -84,8 +92,8 @@ class TeacherSettings(ModelSettings):
 
     tokenizer: Name | None = None
     allow_foreign_tokenizer: bool = False
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    quantize: Literal["none", "int8", "int4"] = "none"
+    dtype: DtypeSetting = "auto"
+    quantize: WeightQuantization = "none"
     display_name: Name | None = None
     license: Name | None = None
 
@@ -94,7 +102,7 @@ class TargetSettings(Record):
     """What is kept of the teacher at a position; by default `draw_values` is true where draws are for another T than 1,
     where the value of the loss needs them."""
 
-    kind: Kind = "threshold"
+    kind: TargetKind = "threshold"
     profile: Profile = "standard"
     tau: float | None = Field(default=None, gt=0, le=1)
     top_k: int = Field(default=64, ge=1, le=MAX_ENTRIES)
@@ -122,7 +130,7 @@ class HiddenSettings(Record):
     pooled: bool = True
     layers: tuple[LayerName, ...] = ()
     dim: int = Field(default=64, ge=1, le=MAX_WIDTH)
-    projection: Literal["random", "pca"] = "random"
+    projection: PooledProjection = "random"
 
 
 class MachineSettings(Record):

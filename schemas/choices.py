@@ -1,11 +1,61 @@
-"""Closed choices, each defined once: what records check and what the command line offers.
+"""Closed choices, each defined once: records check them and the command line offers them.
 
-In: nothing but the standard library. Out: `Literal`s.
+Standard library only, so that `--help` needs no pydantic. `...Setting` adds `auto` to the choices that it resolves to.
 """
 
 from typing import Literal
 
+# Documents, teacher and targets
+SplitName = Literal["train", "validation"]
+TrainOn = Literal["all", "assistant"]
+TrainOnSetting = Literal["auto", TrainOn]
+LongDocuments = Literal["split", "truncate", "refuse"]
+UntrainableDocuments = Literal["refuse", "skip"]
+DtypeName = Literal["float32", "bfloat16", "float16"]
+DtypeSetting = Literal["auto", DtypeName]
+WeightQuantization = Literal["none", "int8", "int4"]
+# What a cache of states can be requantized to, and what a teacher can be cached as.
+RequantizedKind = Literal["threshold", "sampled", "topk", "topp"]
+TargetKind = Literal[RequantizedKind, "state", "none"]
+Profile = Literal["lean", "standard", "fine"]
+PooledProjection = Literal["random", "pca"]
+
+# Caches
+VerifyLevel = Literal["fast", "full", "deep"]
+# When every byte of a cache is checked before it is used.
+VerifyWhen = Literal["first", "always", "never"]
+ReshapeAction = Literal["merge", "subset", "requantize"]
+OriginAction = Literal[ReshapeAction, "extend", "import", "copy"]
+Overlap = Literal["refuse", "keep-first"]
+DocumentMeasure = Literal["teacher-entropy", "likelihood", "confident-wrong"]
+# What requantizing can leave out.
+Dropped = Literal["draw-values", "boundary", "entropy", "hidden"]
+ImportFormat = Literal["distillkit", "axolotl", "nemo", "topk"]
+ExportFormat = Literal["parquet", "axolotl"]
+StatedTail = Literal["rest", "unknown"]
+ImportedTail = Literal["given", StatedTail]
+Align = Literal["next", "own"]
+
+# Students and training
 StudentSource = Literal["preset", "config", "folder", "hub"]
 OptimizerName = Literal["adamw", "muon"]
 # Of a student's parameters, by what they do: linear maps within the model, embeddings and head, everything else.
 Role = Literal["matrices", "tables", "vectors"]
+LossMode = Literal["output", "logit", "hybrid"]
+LogitLoss = Literal["forward_kl", "skew_kl", "reverse_kl", "jsd", "total_variation", "renormalized"]
+Statistic = Literal["teacher_entropy", "label_logprob", "student_entropy", "student_cross_entropy"]
+LossTerm = Literal["ce", "kd"]
+KeptEnd = Literal["lowest", "highest"]
+AlphaSchedule = Literal["constant", "wsd"]
+RateSchedule = Literal["linear", "cosine", "wsd", "constant"]
+OrderName = Literal["shuffled", "entropy", "length"]
+BestMetric = Literal["loss", "cross_entropy", "kl_teacher", "top1_agreement"]
+EvalMetric = Literal["cross_entropy", "kl_teacher", "top1_agreement", "ece"]
+# How well a cache's targets determine a loss.
+Estimate = Literal["exact", "unbiased", "lower_bound"]
+LossName = Literal["loss", "loss_shifted"]
+FinalStudent = Literal["last", "best"]
+PrecisionName = Literal["fp32", "bf16", "fp16", "fp16-pure"]
+PrecisionSetting = Literal["auto", PrecisionName]
+GuardPreset = Literal["standard", "fp16-safe", "ultra-stable"]
+TrackerName = Literal["tensorboard", "wandb", "trackio", "mlflow"]

@@ -6,7 +6,7 @@ In: what a person chooses, and counts. Out: `PartSelection`, and the record that
 import re
 from typing import Final
 
-from kdpipe.schemas.cache_plan import SplitName
+from kdpipe.schemas.choices import SplitName
 from kdpipe.schemas.records import Record
 from kdpipe.schemas.reshape import Bounds
 

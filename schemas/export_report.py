@@ -3,11 +3,8 @@
 In: `pipeline/export.py`. Out: the document of `--json`.
 """
 
-from typing import Literal
-
+from kdpipe.schemas.choices import DtypeName
 from kdpipe.schemas.records import Record
-
-ExportDtype = Literal["float32", "bfloat16", "float16"]
 
 
 class ExportReport(Record):
@@ -17,7 +14,7 @@ class ExportReport(Record):
     """
 
     folder: str
-    dtype: ExportDtype
+    dtype: DtypeName
     parameters: int
     bytes: int
     merged: bool

@@ -8,16 +8,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from kdpipe.schemas.cache_plan import SplitName
+from kdpipe.schemas.choices import Align, ExportFormat, ImportedTail, ImportFormat, SplitName, StatedTail
 from kdpipe.schemas.manifest import MAX_VOCABULARY
 from kdpipe.schemas.records import Record
 from kdpipe.schemas.summary import ScaledSummary
 from kdpipe.schemas.targets import MAX_ENTRIES
 
-ForeignFormat = Literal["distillkit", "axolotl", "nemo", "topk"]
-ExportForm = Literal["parquet", "axolotl"]
-Tail = Literal["rest", "unknown"]
-Align = Literal["next", "own"]
 FloatName = Literal["float16", "bfloat16", "float32", "float64"]
 Term = Annotated[int, Field(ge=0, le=16)] | Literal["sqrt", "exp"]
 
@@ -79,14 +75,14 @@ class DistillkitLegacyCodec(Record):
 class ImportSettings(Record):
     """What `kdpipe cache import` is told; `tail`, `align` and `columns` are found from the format where not said."""
 
-    source_format: ForeignFormat
+    source_format: ImportFormat
     source: str = Field(min_length=1)
     data_split: str | None = Field(default=None, min_length=1)
     tokenizer: str = Field(min_length=1)
     out: str = Field(min_length=1)
     codec: str | None = None
     columns: dict[str, str] = Field(default_factory=dict)
-    tail: Tail | None = None
+    tail: StatedTail | None = None
     align: Align | None = None
     val_fraction: float = Field(default=0.0, ge=0, lt=1)
     pack: bool = True
@@ -107,14 +103,14 @@ class ImportReport(Record):
 
     cache: str
     cache_id: str
-    source_format: ForeignFormat
+    source_format: ImportFormat
     documents: int
     positions: int
     parts: int
     parts_made: int
     bytes: int
     entries_per_position: float
-    tail: Literal["given", "rest", "unknown"]
+    tail: ImportedTail
     unknown: tuple[str, ...]
     padding_entries: int
     untold_rows: int
@@ -127,7 +123,7 @@ class ExportSettings(Record):
     """What `kdpipe cache export` is told."""
 
     cache: str = Field(min_length=1)
-    form: ExportForm
+    form: ExportFormat
     out: str = Field(min_length=1)
     split: SplitName | None = None
 
@@ -136,7 +132,7 @@ class TablesReport(Record):
     """Files that an export has made; `left_out` is what their form has no place for."""
 
     folder: str
-    form: ExportForm
+    form: ExportFormat
     cache_id: str
     files: int
     files_made: int

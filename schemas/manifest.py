@@ -11,6 +11,7 @@ from pydantic import Field, PrivateAttr, SerializerFunctionWrapHandler, model_se
 from kdpipe.schemas import strict_json
 from kdpipe.schemas.arrays import Arrays, LinearQuantizer, VectorArray, default_arrays
 from kdpipe.schemas.cache_plan import CachePlan
+from kdpipe.schemas.choices import OriginAction, TrainOn
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.records import Record, read_record
 from kdpipe.schemas.targets import MAX_WIDTH, HiddenSpec, PcaProjection, State, TargetSpec
@@ -110,7 +111,7 @@ class Data(Record):
     source: ShortText
     columns: tuple[SourceColumn, ...] = Field(default=(), max_length=64)
     text: bool = False
-    train_on: Literal["all", "assistant"] = "all"
+    train_on: TrainOn = "all"
 
     @model_validator(mode="after")
     def _distinct(self) -> "Data":
@@ -135,7 +136,7 @@ class Table(Record):
 class Origin(Record):
     """What was done to another cache to make this one."""
 
-    action: Literal["merge", "subset", "requantize", "extend", "import", "copy"]
+    action: OriginAction
     caches: tuple[Sha256, ...] = Field(max_length=4096)
     note: ShortText = ""
 

@@ -8,7 +8,8 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from kdpipe.schemas.cache_plan import MAX_PART_ROWS, SplitName
+from kdpipe.schemas.cache_plan import MAX_PART_ROWS
+from kdpipe.schemas.choices import SplitName
 from kdpipe.schemas.manifest import FileRecord, Sha256
 from kdpipe.schemas.records import Record
 from kdpipe.schemas.strict_json import canonical

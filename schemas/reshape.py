@@ -5,27 +5,22 @@ JSON document of `--json`, key by key.
 """
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field, ValidationError
 
-from kdpipe.schemas.cache_plan import SplitName
 from kdpipe.schemas.capture_report import PartsMade
+from kdpipe.schemas.choices import DocumentMeasure, Dropped, RequantizedKind, ReshapeAction, SplitName
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.records import Record, explain
 from kdpipe.schemas.targets import MAX_ENTRIES
-
-Measure = Literal["teacher-entropy", "likelihood", "confident-wrong"]
-# What can be asked for of states, and what can be left out of any cache that has it.
-Kind = Literal["threshold", "sampled", "topk", "topp"]
-Dropped = Literal["draw-values", "boundary", "entropy", "hidden"]
 
 
 class ReshapeReport(Record):
     """The whole answer; `adopted` and `rewritten` count the parts of the plan, `left_out` the documents of the sources
     that the new cache does not have."""
 
-    action: Literal["merge", "subset", "requantize"]
+    action: ReshapeAction
     cache: str
     cache_id: str
     sources: tuple[str, ...]
@@ -64,7 +59,7 @@ class DocumentSelection(Record):
     parts: Bounds | None = None
     documents: Bounds | None = None
     where: tuple[tuple[str, str], ...] = ()
-    by: Measure | None = None
+    by: DocumentMeasure | None = None
     lowest: float | None = None
     highest: float | None = None
     at_least: float | None = None
@@ -84,7 +79,7 @@ class RequantizeSpec(Record):
     `draws` are drawn with `seed`, that of the source by itself.
     """
 
-    targets: Kind | None = None
+    targets: RequantizedKind | None = None
     tau: float | None = Field(default=None, gt=0, le=1)
     draws: int | None = Field(default=None, ge=1, le=MAX_ENTRIES - 1)
     top_k: int | None = Field(default=None, ge=1, le=MAX_ENTRIES)

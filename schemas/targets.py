@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from kdpipe.schemas.choices import DtypeName
 from kdpipe.schemas.records import Record
 
 MAX_ENTRIES = 4096
@@ -53,7 +54,7 @@ class State(Record):
     kind: Literal["state"] = "state"
     width: int = Field(ge=1, le=MAX_WIDTH)
     group: int = Field(default=128, ge=1, le=MAX_WIDTH)
-    head_dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    head_dtype: DtypeName = "float32"
     head_bias: bool = False
     soft_cap: Factor | None = None
     logit_scale: Factor = 1.0

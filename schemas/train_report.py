@@ -4,15 +4,10 @@ In: what `pipeline/evaluation` measured. Out: the JSON documents of `kdpipe eval
 All numbers are in nats and means over positions, but for `ByDocument`, which holds sums.
 """
 
-from typing import Literal
-
 from pydantic import Field, model_validator
 
+from kdpipe.schemas.choices import Estimate, LossName
 from kdpipe.schemas.records import Record
-
-Estimate = Literal["exact", "unbiased", "lower_bound"]
-LossName = Literal["loss", "loss_shifted"]
-Metric = Literal["cross_entropy", "kl_teacher", "top1_agreement", "ece"]
 
 
 def loss_name(is_shifted: bool) -> LossName:

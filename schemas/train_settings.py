@@ -9,13 +9,28 @@ from typing import Annotated, Final, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from kdpipe.schemas.choices import OptimizerName
+from kdpipe.schemas.choices import (
+    AlphaSchedule,
+    BestMetric,
+    FinalStudent,
+    GuardPreset,
+    KeptEnd,
+    LogitLoss,
+    LossMode,
+    LossTerm,
+    OptimizerName,
+    OrderName,
+    PrecisionSetting,
+    RateSchedule,
+    Statistic,
+    TrackerName,
+    VerifyWhen,
+)
 from kdpipe.schemas.durations import Seconds
 from kdpipe.schemas.model import Device, ModelSettings, Name
 from kdpipe.schemas.records import Record
 from kdpipe.schemas.sizes import Size
 from kdpipe.schemas.targets import Temperature
-from kdpipe.schemas.verify_report import When
 
 Weight = Annotated[float, Field(ge=0, le=1e6)]
 LARGEST_RATE: Final = 10.0
@@ -24,13 +39,6 @@ Decay = Annotated[float, Field(ge=0, lt=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
 Threads = Annotated[int, Field(ge=1, le=4096)]
 Count = Annotated[int, Field(ge=1, le=1 << 40)]
-Mode = Literal["output", "logit", "hybrid"]
-LogitLoss = Literal["forward_kl", "skew_kl", "reverse_kl", "jsd", "total_variation", "renormalized"]
-Statistic = Literal["teacher_entropy", "label_logprob", "student_entropy", "student_cross_entropy"]
-Order = Literal["shuffled", "entropy", "length"]
-Metric = Literal["loss", "cross_entropy", "kl_teacher", "top1_agreement"]
-PrecisionName = Literal["fp32", "bf16", "fp16", "fp16-pure"]
-Tracker = Literal["tensorboard", "wandb", "trackio", "mlflow"]
 
 
 def _is_pair(pair: str) -> str:
@@ -53,7 +61,7 @@ class CacheSettings(Record):
     dir: Name | None = None
     limit: Size | None = None
     retry_for: Seconds | None = None
-    verify: When | None = None
+    verify: VerifyWhen | None = None
 
 
 class StudentSettings(ModelSettings):
@@ -99,9 +107,9 @@ class HiddenLossSettings(Record):
 class PositionSelection(Record):
     """Of the positions of a sequence, the share with the lowest or highest statistic; the term is 0 elsewhere."""
 
-    term: Literal["ce", "kd"]
+    term: LossTerm
     by: Statistic
-    keep: Literal["lowest", "highest"]
+    keep: KeptEnd
     share: Share
 
 
@@ -112,9 +120,9 @@ class LossSettings(Record):
     `wsd` starts with CE alone, is at alpha after 2 % of the steps, and at `alpha_end` when the rate has decayed.
     """
 
-    mode: Mode = "hybrid"
+    mode: LossMode = "hybrid"
     alpha: float = Field(default=0.1, ge=0, le=1)
-    alpha_schedule: Literal["constant", "wsd"] = "constant"
+    alpha_schedule: AlphaSchedule = "constant"
     alpha_end: float = Field(default=0.5, ge=0, le=1)
     logit: LogitLoss = "forward_kl"
     temperature: Temperature = 1.0
@@ -140,7 +148,7 @@ class Phase(Record):
     weights: LossWeights = LossWeights()
     alpha: float | None = Field(default=None, ge=0, le=1)
     temperature: Temperature | None = None
-    order: Order | None = None
+    order: OrderName | None = None
 
 
 class LearningRates(Record):
@@ -184,7 +192,7 @@ class ScheduleSettings(Record):
     `wsd` holds, and falls during `decay`, a share of all steps as `warmup` is.
     """
 
-    kind: Literal["linear", "cosine", "wsd", "constant"] = "cosine"
+    kind: RateSchedule = "cosine"
     warmup: float = Field(default=0.1, ge=0, lt=1)
     decay: Share = 0.2
     floor: float = Field(default=0.0, ge=0, le=1)
@@ -203,7 +211,7 @@ class RunSettings(Record):
     max_steps: Count | None = None
     batch_size: int = Field(default=8, ge=1, le=1 << 16)
     accumulate: int = Field(default=1, ge=1, le=1 << 16)
-    order: Order = "shuffled"
+    order: OrderName = "shuffled"
     phases: tuple[Phase, ...] = Field(default=(), max_length=64)
 
     @model_validator(mode="after")
@@ -223,7 +231,7 @@ class EvaluationSettings(Record):
 
     every: Count | None = None
     limit: Count | None = 256
-    metric: Metric | None = None
+    metric: BestMetric | None = None
 
 
 class CheckpointSettings(Record):
@@ -232,7 +240,7 @@ class CheckpointSettings(Record):
 
     every: Count | None = None
     keep: int = Field(default=2, ge=1, le=1000)
-    final: Literal["last", "best"] = "last"
+    final: FinalStudent = "last"
 
 
 class GuardSettings(Record):
@@ -243,7 +251,7 @@ class GuardSettings(Record):
     `rate_factor` of the learning rate, at most `rollbacks` times.
     """
 
-    preset: Literal["standard", "fp16-safe", "ultra-stable"] = "standard"
+    preset: GuardPreset = "standard"
     sigma: float | None = Field(default=None, gt=0)
     window: int | None = Field(default=None, ge=8, le=1 << 16)
     median_factor: float | None = Field(default=None, gt=1, le=1e6)
@@ -265,7 +273,7 @@ class TrainMachineSettings(Record):
     """
 
     device: Device = "auto"
-    precision: PrecisionName | Literal["auto"] = "auto"
+    precision: PrecisionSetting = "auto"
     threads: Threads | Literal["auto"] = "auto"
     portion: int | None = Field(default=None, ge=1, le=1 << 16)
     ahead: int = Field(default=4, ge=1, le=1024)
@@ -284,7 +292,7 @@ class TrainSettings(Record):
     saving: CheckpointSettings = CheckpointSettings()
     guard: GuardSettings = GuardSettings()
     machine: TrainMachineSettings = TrainMachineSettings()
-    report_to: tuple[Tracker, ...] = ()
+    report_to: tuple[TrackerName, ...] = ()
     out: Name | None = None
     seed: int = Field(default=0, ge=0, lt=1 << 63)
 

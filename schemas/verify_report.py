@@ -3,13 +3,8 @@
 In: what `cache/verify` and `verify --against` found. Out: the JSON document of `--json`, key by key.
 """
 
-from typing import Literal
-
+from kdpipe.schemas.choices import VerifyLevel
 from kdpipe.schemas.records import Record
-
-Level = Literal["fast", "full", "deep"]
-# When every byte of a cache is checked before it is used.
-When = Literal["first", "always", "never"]
 
 
 class Problem(Record):
@@ -60,7 +55,7 @@ class VerifyReport(Record):
     """The whole answer; `against` is None where no teacher was asked."""
 
     ok: bool
-    level: Level
+    level: VerifyLevel
     cache_id: str | None
     parts: int
     bytes: int

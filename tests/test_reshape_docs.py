@@ -10,7 +10,7 @@ import pytest
 
 from kdpipe.cache.opening import open_cache
 from kdpipe.cli import main
-from kdpipe.schemas.reshape import Measure
+from kdpipe.schemas.choices import DocumentMeasure
 from support.commands import SURFACE
 from support.corpora import TEXTS, write_jsonl
 from support.source import ROOT
@@ -52,5 +52,5 @@ def test_every_option_and_measure_is_on_the_page() -> None:
     for command in ("cache merge", "cache subset", "cache requantize"):
         for option in SURFACE[command][1] - {"--json"}:
             assert option in PAGE, option
-    for measure in Measure.__args__:  # type: ignore[attr-defined]  # a Literal has them
+    for measure in DocumentMeasure.__args__:  # type: ignore[attr-defined]  # a Literal has them
         assert f"`{measure}`" in PAGE

@@ -16,7 +16,7 @@ from kdpipe.cli.train_options import FLAGS
 from kdpipe.pipeline.students.presets import PRESETS as STUDENTS
 from kdpipe.pipeline.training.guard import PRESETS
 from kdpipe.pipeline.training.run_folder import MAY_DIFFER
-from kdpipe.schemas import train_settings as stage_two
+from kdpipe.schemas.choices import BestMetric, OrderName, Statistic, TrackerName
 from kdpipe.schemas.records import Record
 from kdpipe.schemas.train_settings import Phase, PositionSelection, TrainSettings
 from support.source import ROOT
@@ -108,10 +108,10 @@ def test_every_setting_is_on_the_page_with_its_default_and_its_flag() -> None:
 
 def test_choices_and_what_lists_are_made_of_are_on_the_page() -> None:
     words = {*Phase.model_fields, *PositionSelection.model_fields, *STUDENTS}
-    for kind in (stage_two.Statistic, stage_two.Order, stage_two.Metric):
+    for kind in (Statistic, OrderName, BestMetric):
         words |= set(get_args(kind))
     assert not {word for word in words if f"`{word}`" not in PAGE}
-    assert ",".join(get_args(stage_two.Tracker)) in PAGE
+    assert ",".join(get_args(TrackerName)) in PAGE
 
 
 def test_the_presets_of_the_guard_are_as_told() -> None:

@@ -15,21 +15,21 @@ from kdpipe.cache.format.rows import Rows
 from kdpipe.cache.parts.part_reader import PartReader
 from kdpipe.cache.reshape.sources import StoredDocuments
 from kdpipe.schemas.arrays import LinearQuantizer
+from kdpipe.schemas.choices import DocumentMeasure
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.manifest import Manifest
-from kdpipe.schemas.reshape import Measure
 
 Doubles = npt.NDArray[np.float64]
 BLOCK_ROWS = 1 << 14
 # What a cache must keep for a measure: a column, or ids.
-NEEDS: Mapping[Measure, str] = {
+NEEDS: Mapping[DocumentMeasure, str] = {
     "teacher-entropy": "entropy",
     "likelihood": "label_logprob",
     "confident-wrong": "n_exact",
 }
 
 
-def check_measure(by: Measure, manifest: Manifest) -> None:
+def check_measure(by: DocumentMeasure, manifest: Manifest) -> None:
     """Refuse what a cache cannot tell."""
     need = NEEDS[by]
     if need not in {column.name for column in manifest.arrays.row.columns}:
@@ -39,9 +39,9 @@ def check_measure(by: Measure, manifest: Manifest) -> None:
         raise ConfigError(f"--by {by} cannot be told of this cache: {what}", hint="choose another measure")
 
 
-def measured(by: Measure, part: PartReader, manifest: Manifest) -> Doubles:
+def measured(by: DocumentMeasure, part: PartReader, manifest: Manifest) -> Doubles:
     """The mean over the learnt positions of every document of a part, counted from its first."""
-    make: Mapping[Measure, Callable[[PartReader, Manifest], Doubles]] = {
+    make: Mapping[DocumentMeasure, Callable[[PartReader, Manifest], Doubles]] = {
         "teacher-entropy": _entropy,
         "likelihood": _likelihood,
         "confident-wrong": _confident_wrong,

@@ -7,7 +7,7 @@ the others.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -25,6 +25,7 @@ from kdpipe.cache.reshape.rebuild import (
 )
 from kdpipe.cache.reshape.sources import SourceCache, open_source
 from kdpipe.cache.stores.retries import RetryPolicy
+from kdpipe.schemas.choices import Overlap
 from kdpipe.schemas.counts import counted
 from kdpipe.schemas.differences import differing_settings
 from kdpipe.schemas.errors import ConfigError, Incompatible
@@ -33,7 +34,6 @@ from kdpipe.schemas.reshape import ReshapeReport
 
 # As many as an entry of a manifest's history holds.
 MAX_CACHES = 4096
-Overlap = Literal["refuse", "keep-first"]
 
 
 def merge(

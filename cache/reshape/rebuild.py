@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from importlib.metadata import version
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -22,8 +22,9 @@ from kdpipe.cache.reshape.coded_sequences import SequenceDocuments, documents_of
 from kdpipe.cache.reshape.recode import CodedPart, rank_changes
 from kdpipe.cache.reshape.sources import SourceCache, StoredDocuments, check_apart
 from kdpipe.cache.writing.writer import CacheWriter
-from kdpipe.schemas.cache_plan import MAX_PARTS, CachePlan, SplitName, SplitPlan
+from kdpipe.schemas.cache_plan import MAX_PARTS, CachePlan, SplitPlan
 from kdpipe.schemas.capture_report import PartsMade
+from kdpipe.schemas.choices import ReshapeAction, SplitName
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.manifest import Manifest, Origin
 from kdpipe.schemas.part import PartRecord
@@ -74,7 +75,7 @@ class RebuildPlan:
     Tables and tokenizer are those of the first source.
     """
 
-    action: Literal["merge", "subset", "requantize"]
+    action: ReshapeAction
     manifest: Manifest
     sources: Sequence[SourceCache]
     jobs: Sequence[Job]

@@ -23,18 +23,19 @@ from kdpipe.cache.verify.fast import FastCheck, survey
 from kdpipe.cache.verify.full import full_problems, shared_problems
 from kdpipe.cache.verify.journal import journal_notes
 from kdpipe.cache.verify.once import CachedFiles
+from kdpipe.schemas.choices import VerifyLevel
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.manifest import Manifest
 from kdpipe.schemas.part import PartRecord
-from kdpipe.schemas.verify_report import Level, Note, Problem, VerifyReport
+from kdpipe.schemas.verify_report import Note, Problem, VerifyReport
 
 
 def verify_cache(
-    url: str | os.PathLike[str], level: Level = "full", retry_policy: RetryPolicy | None = None
+    url: str | os.PathLike[str], level: VerifyLevel = "full", retry_policy: RetryPolicy | None = None
 ) -> VerifyReport:
     """Check a cache; parts that the fast level finds bad are not looked at any deeper."""
-    if level not in get_args(Level):
-        raise ConfigError(f"there is no level {level!r}", hint=f"the levels are {', '.join(get_args(Level))}")
+    if level not in get_args(VerifyLevel):
+        raise ConfigError(f"there is no level {level!r}", hint=f"the levels are {', '.join(get_args(VerifyLevel))}")
     # A request to stop is for this verification alone.
     retry_policy = replace(retry_policy or RetryPolicy(), stop=threading.Event())
     store = open_store(url, retry_policy)
@@ -53,7 +54,7 @@ def verify_cache(
     return _report(found, level, problems, notes)
 
 
-def _verify_remote(store: CachedFiles, level: Level, retry_policy: RetryPolicy) -> VerifyReport:
+def _verify_remote(store: CachedFiles, level: VerifyLevel, retry_policy: RetryPolicy) -> VerifyReport:
     """Check a cache behind a URL, whose parts come through a temporary folder; the deep level decodes them there."""
     from kdpipe.cache.verify.remote_parts import DOING, RemoteParts, most_at_once, room_in
 
@@ -93,7 +94,7 @@ def _deeper(
     return problems + more_problems, notes
 
 
-def _report(found: FastCheck, level: Level, problems: list[Problem], notes: list[Note]) -> VerifyReport:
+def _report(found: FastCheck, level: VerifyLevel, problems: list[Problem], notes: list[Note]) -> VerifyReport:
     return VerifyReport(
         ok=not problems,
         level=level,

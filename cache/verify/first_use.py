@@ -24,8 +24,9 @@ from kdpipe.cache.verify.fast import FastCheck, survey
 from kdpipe.cache.verify.full import byte_problems, shared_problems
 from kdpipe.cache.verify.verified_log import VerifiedLog, state_of
 from kdpipe.cache.writing.writer import CacheWriter
+from kdpipe.schemas.choices import VerifyLevel, VerifyWhen
 from kdpipe.schemas.errors import CacheDamaged, CacheError, CacheIncomplete, ConfigError, KdpipeError
-from kdpipe.schemas.verify_report import Level, Problem, VerifyReport, When
+from kdpipe.schemas.verify_report import Problem, VerifyReport
 
 SECONDS_BETWEEN_LINES: Final = 30.0
 Clock = Callable[[], float]
@@ -45,7 +46,7 @@ class VerifyProgress(Protocol):
 
 def check_before_use(
     url: str | os.PathLike[str],
-    when: When | None,
+    when: VerifyWhen | None,
     told: VerifyProgress,
     clock: Clock = time.monotonic,
 ) -> None:
@@ -78,7 +79,7 @@ def check_before_use(
 
 
 def verify_and_remember(
-    url: str, level: Level, told: VerifyProgress, retry_policy: RetryPolicy | None = None
+    url: str, level: VerifyLevel, told: VerifyProgress, retry_policy: RetryPolicy | None = None
 ) -> VerifyReport:
     """Verify a cache; a local one all of whose bytes were found good is not checked again before its first use."""
     if is_url(url):

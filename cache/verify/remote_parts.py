@@ -25,10 +25,11 @@ from kdpipe.cache.stores.http_store import HttpStore
 from kdpipe.cache.stores.protocol import Store
 from kdpipe.cache.stores.retries import RetryPolicy, each
 from kdpipe.cache.verify.once import CachedFiles
+from kdpipe.schemas.choices import VerifyLevel
 from kdpipe.schemas.errors import CacheDamaged, CacheWriteError
 from kdpipe.schemas.manifest import Manifest
 from kdpipe.schemas.part import PartRecord
-from kdpipe.schemas.verify_report import Level, Problem
+from kdpipe.schemas.verify_report import Problem
 
 # Parts at once, as many as a copy brings.
 AT_ONCE: Final = 8
@@ -42,7 +43,7 @@ Examined = tuple[PartRecord | None, list[Problem]]
 class RemoteParts:
     """Examines parts of a cache at a level; the deep level begins with every byte."""
 
-    def __init__(self, store: CachedFiles, level: Level, retry_policy: RetryPolicy) -> None:
+    def __init__(self, store: CachedFiles, level: VerifyLevel, retry_policy: RetryPolicy) -> None:
         self._asked, self._store, self._level, self._retry_policy = store, store.store, level, retry_policy
 
     def examine(self, manifest: Manifest, numbers: Sequence[int], rows: Mapping[int, IndexRow]) -> list[Examined]:

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated, Literal, final
+from typing import TYPE_CHECKING, Annotated, final
 
 import typer
 
@@ -16,6 +16,7 @@ from kdpipe.cli.cache.reshaping import bounds
 from kdpipe.cli.progress import SECONDS_BETWEEN_LINES, Show, bar, is_followed
 from kdpipe.cli.quantities import duration, share, size
 from kdpipe.cli.remote_options import RetryFor, retries
+from kdpipe.schemas.choices import SplitName
 from kdpipe.schemas.counts import counted
 
 if TYPE_CHECKING:
@@ -29,9 +30,7 @@ def copy(
     parts: Annotated[
         str | None, typer.Option("--parts", metavar="A:B", help="Parts A to B - 1, numbered as their folders are.")
     ] = None,
-    split: Annotated[
-        Literal["train", "validation"] | None, typer.Option("--split", help="The parts of one split.")
-    ] = None,
+    split: Annotated[SplitName | None, typer.Option("--split", help="The parts of one split.")] = None,
     without: Annotated[
         list[str] | None,
         typer.Option("--without", metavar="WHAT", help="hidden (states of rows) or text; repeatable."),

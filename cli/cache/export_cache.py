@@ -3,7 +3,7 @@
 In: a cache, a form, a folder. Out: Parquet files, and on stdout what they hold and what they have no place for.
 """
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,6 +11,7 @@ from kdpipe.cli import console
 from kdpipe.cli.progress import watching
 from kdpipe.cli.quantities import duration, size
 from kdpipe.cli.remote_options import RetryFor, retries
+from kdpipe.schemas.choices import ExportFormat, SplitName
 
 if TYPE_CHECKING:
     from kdpipe.schemas.interop import TablesReport
@@ -19,13 +20,11 @@ if TYPE_CHECKING:
 def export(
     cache: Annotated[str, typer.Argument(metavar="CACHE", help="A finished cache: a folder or a URL.")],
     to: Annotated[
-        Literal["parquet", "axolotl"],
+        ExportFormat,
         typer.Option("--to", help="parquet: all of a row, for datasets.load_dataset; axolotl: its columns for top-k."),
     ],
     out: Annotated[str, typer.Option(metavar="DIR", help="A new folder, or one that this command began.")],
-    split: Annotated[
-        Literal["train", "validation"] | None, typer.Option(help="One split only; both unless said.")
-    ] = None,
+    split: Annotated[SplitName | None, typer.Option(help="One split only; both unless said.")] = None,
     retry_for: RetryFor = None,
     json: Annotated[bool, typer.Option("--json", help="Answer with one JSON document.")] = False,
 ) -> None:

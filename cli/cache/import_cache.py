@@ -4,7 +4,7 @@ In: files of another tool, their format and the tokenizer. Out: a cache, and on 
 could not tell.
 """
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,6 +12,7 @@ from kdpipe.cli import console
 from kdpipe.cli.cache.inspect import scaled
 from kdpipe.cli.progress import watching
 from kdpipe.cli.quantities import duration, size
+from kdpipe.schemas.choices import Align, ImportFormat, StatedTail
 from kdpipe.schemas.errors import UsageError
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ TAILS = {
 def import_(
     source: Annotated[str, typer.Argument(metavar="SRC", help="A file, folder or glob, or a data set of the hub.")],
     from_: Annotated[
-        Literal["distillkit", "axolotl", "nemo", "topk"],
+        ImportFormat,
         typer.Option("--from", help="Whose files: DistillKit's, axolotl's columns, NeMo-Aligner's lines, plain top-k."),
     ],
     tokenizer: Annotated[str, typer.Option(metavar="NAME", help="The teacher's tokenizer: a folder or a hub id.")],
@@ -45,11 +46,11 @@ def import_(
         typer.Option(metavar="ROLE=NAME", help="topk: column of tokens, ids, ...; axolotl: of logprobs; repeatable."),
     ] = None,
     tail: Annotated[
-        Literal["rest", "unknown"] | None,
+        StatedTail | None,
         typer.Option(help="rest: log p are over the whole vocabulary, what kept ids leave of 1 is the tail."),
     ] = None,
     align: Annotated[
-        Literal["next", "own"] | None,
+        Align | None,
         typer.Option(help="axolotl, topk: whether list t is about token t + 1 or about token t."),
     ] = None,
     val_fraction: Annotated[

@@ -3,12 +3,13 @@
 In: two caches or more. Out: a new one, and on stdout what it is.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from kdpipe.cli.cache.reshaping import ReshapeProgress, answer
 from kdpipe.cli.remote_options import RetryFor, retries
+from kdpipe.schemas.choices import Overlap
 
 
 def merge(
@@ -17,7 +18,7 @@ def merge(
         str, typer.Option("--out", metavar="DIR", help="The folder of the new cache; run again, it goes on there.")
     ],
     overlap: Annotated[
-        Literal["refuse", "keep-first"],
+        Overlap,
         typer.Option(help="What becomes of documents that are in an earlier cache too: keep-first leaves them out."),
     ] = "refuse",
     retry_for: RetryFor = None,

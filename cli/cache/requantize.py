@@ -3,12 +3,13 @@
 In: a cache, and what is to be less. Out: a new cache, and on stdout what it is.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from kdpipe.cli.cache.reshaping import ReshapeProgress, answer
 from kdpipe.cli.remote_options import RetryFor, retries
+from kdpipe.schemas.choices import Profile, RequantizedKind
 from kdpipe.schemas.errors import ConfigError
 
 
@@ -18,11 +19,11 @@ def requantize(
         str, typer.Option("--out", metavar="DIR", help="The folder of the new cache; run again, it goes on there.")
     ],
     targets: Annotated[
-        Literal["threshold", "sampled", "topk", "topp"] | None,
+        RequantizedKind | None,
         typer.Option("--targets", help="Another kind: only states can become one."),
     ] = None,
     profile: Annotated[
-        Literal["lean", "standard", "fine"] | None,
+        Profile | None,
         typer.Option("--profile", help="threshold: tau 1/10, 1/25 or 1/50."),
     ] = None,
     tau: Annotated[

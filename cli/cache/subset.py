@@ -4,12 +4,13 @@ In: a cache and conditions. Out: a new cache, and on stdout what it is.
 """
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from kdpipe.cli.cache.reshaping import ReshapeProgress, answer, bounds
 from kdpipe.cli.remote_options import RetryFor, retries
+from kdpipe.schemas.choices import DocumentMeasure, SplitName
 from kdpipe.schemas.errors import ConfigError
 
 
@@ -18,9 +19,7 @@ def subset(
     out: Annotated[
         str, typer.Option("--out", metavar="DIR", help="The folder of the new cache; run again, it goes on there.")
     ],
-    split: Annotated[
-        Literal["train", "validation"] | None, typer.Option("--split", help="The documents of one split.")
-    ] = None,
+    split: Annotated[SplitName | None, typer.Option("--split", help="The documents of one split.")] = None,
     parts: Annotated[
         str | None, typer.Option("--parts", metavar="A:B", help="Parts A to B - 1, numbered as their folders are.")
     ] = None,
@@ -32,7 +31,7 @@ def subset(
         typer.Option("--where", metavar="COLUMN=VALUE", help="Documents of this value in a kept column; repeatable."),
     ] = None,
     by: Annotated[
-        Literal["teacher-entropy", "likelihood", "confident-wrong"] | None,
+        DocumentMeasure | None,
         typer.Option("--by", help="What a document is measured by, on the mean of its learnt positions."),
     ] = None,
     lowest: Annotated[

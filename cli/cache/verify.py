@@ -5,7 +5,7 @@ In: a cache, how deep to look, perhaps a teacher. Out: every problem with its pl
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,6 +13,7 @@ from kdpipe.cli import console
 from kdpipe.cli.cache.copy import copying
 from kdpipe.cli.progress import watching
 from kdpipe.cli.remote_options import RetryFor, retries
+from kdpipe.schemas.choices import VerifyLevel
 from kdpipe.schemas.counts import counted
 from kdpipe.schemas.errors import UsageError
 
@@ -22,13 +23,12 @@ if TYPE_CHECKING:
 
 # Documents: enough to notice another teacher, few enough to wait for.
 SAMPLE = 32
-Level = Literal["fast", "full", "deep"]
 
 
 def verify(
     cache: Annotated[str, typer.Argument(metavar="CACHE", help="The cache: a folder or a URL.")],
     level: Annotated[
-        Level,
+        VerifyLevel,
         typer.Option(help="fast: records, names and sizes; full: every checksum; deep: decode and check every row."),
     ] = "full",
     against: Annotated[
@@ -83,7 +83,7 @@ def verify(
 
 
 def _repaired(
-    cache: str, level: Level, report: "VerifyReport", source: str, retry_policy: "RetryPolicy"
+    cache: str, level: VerifyLevel, report: "VerifyReport", source: str, retry_policy: "RetryPolicy"
 ) -> "VerifyReport":
     """The report once what was wrong has been fetched again."""
     from kdpipe.cache.transfer import copy_cache

@@ -12,8 +12,8 @@ import numpy.typing as npt
 
 from kdpipe.cache.order import SequenceOrder
 from kdpipe.cache.reader import Cache
+from kdpipe.schemas.choices import OrderName
 from kdpipe.schemas.errors import ConfigError, Incompatible
-from kdpipe.schemas.train_settings import Order
 
 Longs = npt.NDArray[np.int64]
 Doubles = npt.NDArray[np.float64]
@@ -29,7 +29,7 @@ class Ordering(Protocol):
         ...
 
 
-def ordering(cache: Cache, name: Order, seed: int) -> Ordering:
+def ordering(cache: Cache, name: OrderName, seed: int) -> Ordering:
     """Make an order; `entropy` reads the whole cache once."""
     if not len(cache):
         raise ConfigError(f"{cache.url} has no sequences" + (f" in {cache.split}" if cache.split else ""))

@@ -11,7 +11,7 @@ from kdpipe.cache.reader import Cache
 from kdpipe.cache.stores.addresses import MirrorSettings, is_url, usual_folder
 from kdpipe.cache.stores.retries import RETRY_SECONDS, RetryPolicy
 from kdpipe.pipeline.watch import Listener
-from kdpipe.schemas.cache_plan import SplitName
+from kdpipe.schemas.choices import SplitName
 from kdpipe.schemas.errors import ConfigError, Incompatible
 from kdpipe.schemas.train_settings import CacheSettings
 

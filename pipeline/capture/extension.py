@@ -17,8 +17,9 @@ from kdpipe.cache.reshape.sources import SourceCache, check_apart, open_source
 from kdpipe.cache.stores.retries import RetryPolicy
 from kdpipe.cache.writing.writer import CacheWriter
 from kdpipe.pipeline.capture.part_queue import WorkerShard
-from kdpipe.schemas.cache_plan import CachePlan, SplitName, SplitPlan
+from kdpipe.schemas.cache_plan import CachePlan, SplitPlan
 from kdpipe.schemas.capture_settings import CaptureSettings, TeacherSettings
+from kdpipe.schemas.choices import SplitName
 from kdpipe.schemas.manifest import Manifest, Origin
 from kdpipe.schemas.strict_json import canonical, sha256_hex
 

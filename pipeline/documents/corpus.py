@@ -19,13 +19,14 @@ from kdpipe.pipeline.documents.columns import ColumnMapping, Document
 from kdpipe.pipeline.documents.corpus_index import MORE_TOKENS, Index
 from kdpipe.pipeline.documents.document_duplicates import MOST_TOKENIZED_BYTES, n_repeated
 from kdpipe.pipeline.documents.part_plan import make_plan
-from kdpipe.pipeline.documents.render import Renderer, TrainOn
+from kdpipe.pipeline.documents.render import Renderer
 from kdpipe.pipeline.documents.row_files import RowFile
 from kdpipe.pipeline.documents.segments import Segment
 from kdpipe.pipeline.documents.tokenize import DocumentCounts, DocumentTokens, cut, marked, tokenize
 from kdpipe.pipeline.tokenizers.tokenizer import LoadedTokenizer
-from kdpipe.schemas.cache_plan import MAX_PART_ROWS, CachePlan, PlannedPart, SplitName
+from kdpipe.schemas.cache_plan import MAX_PART_ROWS, CachePlan, PlannedPart
 from kdpipe.schemas.capture_settings import DataSettings
+from kdpipe.schemas.choices import SplitName, TrainOn
 from kdpipe.schemas.counts import counted
 from kdpipe.schemas.errors import ConfigError, KdpipeError, Untrainable
 from kdpipe.schemas.manifest import SourceColumn

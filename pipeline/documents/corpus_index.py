@@ -17,8 +17,9 @@ from kdpipe.pipeline.documents.columns import BadRow, ColumnMapping, Document
 from kdpipe.pipeline.documents.document_duplicates import count_duplicates
 from kdpipe.pipeline.documents.row_files import Row, RowFile
 from kdpipe.pipeline.documents.text_ranges import ranges_of
-from kdpipe.schemas.cache_plan import MAX_SEQUENCE_ROWS, SplitName
+from kdpipe.schemas.cache_plan import MAX_SEQUENCE_ROWS
 from kdpipe.schemas.capture_settings import DataSettings
+from kdpipe.schemas.choices import SplitName
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.manifest import SourceColumn
 from kdpipe.schemas.strict_json import canonical

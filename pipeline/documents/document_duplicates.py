@@ -19,7 +19,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 
 from kdpipe.pipeline.documents.segments import Segment
 from kdpipe.pipeline.tokenizers.tokenizer import LoadedTokenizer
-from kdpipe.schemas.cache_plan import SplitName
+from kdpipe.schemas.choices import SplitName
 
 KEY_BYTES: Final = 8
 # Of documents, to be tokenized for the count alone: about a minute on one core.

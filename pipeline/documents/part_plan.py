@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from kdpipe.pipeline.documents.corpus_index import MORE_TOKENS
-from kdpipe.schemas.cache_plan import MAX_PART_ROWS, CachePlan, SplitName, SplitPlan
+from kdpipe.schemas.cache_plan import MAX_PART_ROWS, CachePlan, SplitPlan
+from kdpipe.schemas.choices import SplitName
 
 Longs = npt.NDArray[np.int64]
 # Enough parts to share out and little lost by a crash, against files that are worth opening (DESIGN 3).

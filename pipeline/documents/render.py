@@ -4,16 +4,14 @@ In: a document, the chat template, what is to be learnt. Out: `Rendered`.
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
 from kdpipe.pipeline.documents.assistant_turns import Span, assistant_spans
 from kdpipe.pipeline.documents.chat import ChatTemplate
 from kdpipe.pipeline.documents.columns import ColumnMapping, Document, Form
 from kdpipe.pipeline.tokenizers.tokenizer import LoadedTokenizer
 from kdpipe.schemas.capture_settings import DataSettings
+from kdpipe.schemas.choices import TrainOn
 from kdpipe.schemas.errors import ConfigError, Untrainable
-
-TrainOn = Literal["all", "assistant"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

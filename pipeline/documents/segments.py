@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kdpipe.schemas.cache_plan import SplitName
+from kdpipe.schemas.choices import SplitName
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,9 +26,10 @@ from kdpipe.pipeline.losses.objective import Objective, StudentOutputs
 from kdpipe.pipeline.losses.terms import ActiveTerms, LogitTerm, LossOptions, TermName, factor
 from kdpipe.pipeline.models.precision import Precision
 from kdpipe.pipeline.students.student import Student
+from kdpipe.schemas.choices import Estimate
 from kdpipe.schemas.errors import ConfigError, KdpipeError
 from kdpipe.schemas.targets import TargetSpec
-from kdpipe.schemas.train_report import Estimate, Evaluation
+from kdpipe.schemas.train_report import Evaluation
 
 KL = LogitTerm(name="forward_kl", coefficient=1.0)
 # Rows whose teacher logits are made at once.

@@ -11,7 +11,8 @@ from typing import Any, final
 import numpy as np
 import numpy.typing as npt
 
-from kdpipe.schemas.train_report import Bucket, ByDocument, Estimate, Evaluation
+from kdpipe.schemas.choices import Estimate
+from kdpipe.schemas.train_report import Bucket, ByDocument, Evaluation
 
 # Nats: half a nat is a choice between two that is nearly made, 4 nats one among 55. Fixed, so that caches compare.
 ENTROPY_EDGES = (0.0, 0.5, 1.0, 2.0, 4.0)

@@ -11,9 +11,10 @@ from typing import Any, Protocol, cast
 
 from kdpipe.pipeline.documents.row_files import RowFile
 from kdpipe.pipeline.interop.validated_row import SourceRow
-from kdpipe.schemas.interop import ForeignFormat, ImportSettings, Tail
+from kdpipe.schemas.choices import ImportFormat, StatedTail
+from kdpipe.schemas.interop import ImportSettings
 
-FORMATS: dict[ForeignFormat, str] = {
+FORMATS: dict[ImportFormat, str] = {
     "distillkit": "kdpipe.pipeline.interop.distillkit:Distillkit",
     "axolotl": "kdpipe.pipeline.interop.axolotl:Axolotl",
     "nemo": "kdpipe.pipeline.interop.nemo:Nemo",
@@ -26,7 +27,7 @@ class FormatFacts:
     """What a format knows before its rows are read: how the tail is told, ids of a row where that is announced, whether
     it says which tokens are learnt, and how its rows lie."""
 
-    tail: Tail
+    tail: StatedTail
     tail_given: bool = False
     k: int | None = None
     states_trained: bool

@@ -29,8 +29,9 @@ from kdpipe.pipeline.interop.fields import (
 )
 from kdpipe.pipeline.interop.options import refuse_options
 from kdpipe.pipeline.interop.validated_row import NOTHING_NATS, SourceRow, aligned
+from kdpipe.schemas.choices import Align
 from kdpipe.schemas.errors import ConfigError
-from kdpipe.schemas.interop import Align, ImportSettings
+from kdpipe.schemas.interop import ImportSettings
 
 IDS, VALUES = "target_token_ids", "target_logprobs"
 ENTRIES = "logprobs"

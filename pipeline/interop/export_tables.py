@@ -13,7 +13,7 @@ import numpy as np
 from kdpipe.cache.format.number_lists import NumberLists
 from kdpipe.cache.format.rows import Rows
 from kdpipe.pipeline.interop.axolotl import IDS, IGNORED_LABEL, VALUES
-from kdpipe.schemas.interop import ExportForm
+from kdpipe.schemas.choices import ExportFormat
 from kdpipe.schemas.manifest import Manifest
 
 Row = dict[str, Any]
@@ -29,7 +29,7 @@ AXOLOTL: Types = {
 }
 
 
-def column_types(form: ExportForm, manifest: Manifest) -> Types:
+def column_types(form: ExportFormat, manifest: Manifest) -> Types:
     """The columns of a form: a numpy type and how deep its lists are."""
     if form == "axolotl":
         return AXOLOTL
@@ -47,7 +47,7 @@ def _scalars(manifest: Manifest) -> list[str]:
     return [name for name in SCALARS if name in names] + [f"log_z_{t!r}" for t in manifest.targets.temperatures]
 
 
-def table_rows(form: ExportForm, rows: Rows, manifest: Manifest) -> Iterator[Row]:
+def table_rows(form: ExportFormat, rows: Rows, manifest: Manifest) -> Iterator[Row]:
     """A sequence as rows of a table."""
     if form == "axolotl":
         yield from _documents(rows)
@@ -83,7 +83,7 @@ def _documents(rows: Rows) -> Iterator[Row]:
         }
 
 
-def left_out(form: ExportForm, manifest: Manifest) -> tuple[str, ...]:
+def left_out(form: ExportFormat, manifest: Manifest) -> tuple[str, ...]:
     """What a cache has and a form has no place for."""
     targets, data = manifest.targets, manifest.data
     found = []

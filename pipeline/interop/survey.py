@@ -17,7 +17,7 @@ from kdpipe.pipeline.documents.columns import BadRow
 from kdpipe.pipeline.documents.document_duplicates import count_duplicates
 from kdpipe.pipeline.documents.row_files import Row, RowFile
 from kdpipe.pipeline.interop.validated_row import ValidatedRow
-from kdpipe.schemas.cache_plan import SplitName
+from kdpipe.schemas.choices import SplitName
 from kdpipe.schemas.errors import ConfigError
 
 Longs = npt.NDArray[np.int64]

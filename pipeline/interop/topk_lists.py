@@ -27,8 +27,9 @@ from kdpipe.pipeline.interop.fields import (
 )
 from kdpipe.pipeline.interop.options import refuse_options
 from kdpipe.pipeline.interop.validated_row import SourceRow
+from kdpipe.schemas.choices import Align
 from kdpipe.schemas.errors import ConfigError
-from kdpipe.schemas.interop import Align, ImportSettings
+from kdpipe.schemas.interop import ImportSettings
 
 # role -> the names that are looked for, in this order
 NEEDED = {

@@ -11,7 +11,9 @@ from typing import Final, Literal
 
 from torch import Tensor
 
-LogitName = Literal["ce", "forward_kl", "skew_kl", "reverse_kl", "jsd", "total_variation", "renormalized"]
+from kdpipe.schemas.choices import LogitLoss
+
+LogitName = Literal["ce", LogitLoss]
 HiddenName = Literal[
     "cosine", "correlation", "mse", "position_relations", "document_relations", "cka", "router_balance"
 ]

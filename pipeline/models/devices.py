@@ -14,9 +14,9 @@ from typing import Literal
 
 import torch
 
+from kdpipe.schemas.choices import DtypeName
 from kdpipe.schemas.errors import ConfigError
 
-DtypeName = Literal["float32", "bfloat16", "float16"]
 # Of a device's free memory, what weights may take; the rest is for activations, logits and what the allocator wastes.
 SHARE_FOR_WEIGHTS = 0.8
 # The last cards that builds for CUDA 12.6 serve; torch 2.15 drops them (ecosystem.md, section 0).

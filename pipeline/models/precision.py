@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from kdpipe.pipeline.models import devices
-from kdpipe.schemas.train_settings import PrecisionName
+from kdpipe.schemas.choices import PrecisionName
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

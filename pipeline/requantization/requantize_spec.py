@@ -9,9 +9,10 @@ from typing import Any
 from kdpipe.cache.reshape.adopt import with_changes, without_rows
 from kdpipe.schemas.arrays import default_arrays
 from kdpipe.schemas.capture_settings import TargetSettings
+from kdpipe.schemas.choices import RequantizedKind
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.manifest import Manifest, expected_tables
-from kdpipe.schemas.reshape import Kind, RequantizeSpec
+from kdpipe.schemas.reshape import RequantizeSpec
 from kdpipe.schemas.targets import KeptSpec, Sampled, State, TargetSpec, Threshold, TopK, TopP
 
 # The option that each kind is made poorer with, its setting, and the number of the target that it sets.
@@ -129,7 +130,7 @@ def _less(keep: KeptSpec, number: str, wanted: Any, option: str) -> KeptSpec:
 def _of_state(keep: State, asked: RequantizeSpec) -> KeptSpec:
     """What is asked for of the whole distribution, with stage one's own defaults."""
     given = [name for name in SETTINGS if getattr(asked, name) is not None]
-    kinds: list[Kind] = ["threshold", "sampled", "topk", "topp"]
+    kinds: list[RequantizedKind] = ["threshold", "sampled", "topk", "topp"]
     named = [kind for kind in kinds if OPTIONS[kind][1] in given]
     kind = asked.targets or (named[0] if named else None)
     if kind is None:

@@ -16,8 +16,9 @@ from kdpipe.pipeline.models.probe import PROBE_TOKENS, probe_ids
 from kdpipe.pipeline.students import lora
 from kdpipe.pipeline.students.resolve import ResolvedStudent
 from kdpipe.pipeline.students.student import Student
+from kdpipe.schemas.choices import PrecisionName
 from kdpipe.schemas.errors import ConfigError
-from kdpipe.schemas.train_settings import PrecisionName, StudentSettings
+from kdpipe.schemas.train_settings import StudentSettings
 
 
 def load_student(

@@ -4,10 +4,11 @@ In: `TargetSettings`, the size of the vocabulary, and for kind `state` the outpu
 """
 
 from dataclasses import dataclass
-from typing import Literal, assert_never
+from typing import assert_never
 
 from kdpipe.schemas.arrays import log_z_quantizer
 from kdpipe.schemas.capture_settings import PROFILES, TargetSettings
+from kdpipe.schemas.choices import DtypeName
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.targets import KeptSpec, NoTargets, Sampled, State, TargetSpec, Threshold, TopK, TopP
 
@@ -17,7 +18,7 @@ class OutputHead:
     """What turns a teacher's last hidden state into logits, as far as kind `state` must know it."""
 
     width: int
-    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    dtype: DtypeName = "float32"
     bias: bool = False
     soft_cap: float | None = None
     logit_scale: float = 1.0

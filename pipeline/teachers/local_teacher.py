@@ -19,7 +19,6 @@ import torch
 
 from kdpipe.cache.format.blocks import join
 from kdpipe.pipeline.documents.segments import Segment
-from kdpipe.pipeline.models.devices import DtypeName
 from kdpipe.pipeline.models.memory import is_out_of_memory
 from kdpipe.pipeline.models.model_info import check_vocabulary
 from kdpipe.pipeline.targets.request import TargetRequest
@@ -30,6 +29,7 @@ from kdpipe.pipeline.teachers.load_teacher import LoadedTeacher
 from kdpipe.pipeline.teachers.padded import pad, padded_tokens, readable
 from kdpipe.pipeline.teachers.reading import MIN_ROWS, LogitReader, NotFinite, PendingReading, logits_bytes
 from kdpipe.schemas import manifest
+from kdpipe.schemas.choices import DtypeName
 from kdpipe.schemas.errors import KdpipeError
 from kdpipe.schemas.part import Fidelity
 

@@ -16,12 +16,12 @@ from kdpipe.pipeline.training.optimizers import forget, moments, restore_moments
 from kdpipe.pipeline.training.prepare import PreparedRun
 from kdpipe.pipeline.training.step import StepResult
 from kdpipe.schemas.checkpoint import Best, LoopState, MetricsState, RunRecord
+from kdpipe.schemas.choices import BestMetric
 from kdpipe.schemas.errors import KdpipeError
 from kdpipe.schemas.train_report import Evaluation
-from kdpipe.schemas.train_settings import Metric
 
 # Metrics of which more is better.
-RISING: frozenset[Metric] = frozenset({"top1_agreement"})
+RISING: frozenset[BestMetric] = frozenset({"top1_agreement"})
 Measure = Callable[[LoopState, StepResult | None], Evaluation]
 
 
@@ -137,7 +137,7 @@ class CheckpointPolicy:
         return contents.state
 
 
-def _is_better(metric: Metric, value: float, best: Best | None) -> bool:
+def _is_better(metric: BestMetric, value: float, best: Best | None) -> bool:
     if best is None:
         return True
     return value > best.value if metric in RISING else value < best.value

@@ -9,8 +9,9 @@ from typing import Final, NamedTuple, final
 
 from kdpipe.pipeline.losses.terms import HIDDEN_NAMES, LOGIT_NAMES, ActiveTerms, LossOptions, TermName
 from kdpipe.pipeline.training.schedules import StepPlan, fallen
+from kdpipe.schemas.choices import OrderName
 from kdpipe.schemas.errors import ConfigError
-from kdpipe.schemas.train_settings import LossSettings, LossWeights, Order, Phase, TrainSettings
+from kdpipe.schemas.train_settings import LossSettings, LossWeights, Phase, TrainSettings
 
 # DESIGN 4, science.md 6: alpha leaves 1 over this share of the steps.
 ALPHA_WARMUP: Final = 0.02
@@ -19,7 +20,7 @@ ALPHA_WARMUP: Final = 0.02
 class ActiveOrder(NamedTuple):
     """An order, and the first step from which it has been in force without a break."""
 
-    order: Order
+    order: OrderName
     since: int
 
 
@@ -91,7 +92,7 @@ class Curriculum:
         return len({self._meaning(phase, alpha) for phase in self._lived() for alpha in self._alphas(phase)}) == 1
 
     @property
-    def orders(self) -> frozenset[Order]:
+    def orders(self) -> frozenset[OrderName]:
         """Every order that is in force at some step."""
         return frozenset(phase.order or self._order for phase in self._lived())
 
@@ -120,7 +121,7 @@ class Curriculum:
         starts = [0, *self._ends[:-1]]
         return [phase for phase, start, end in zip(self._phases, starts, self._ends, strict=True) if start < end]
 
-    def _order_of(self, number: int) -> Order:
+    def _order_of(self, number: int) -> OrderName:
         return self._phases[number].order or self._order
 
     def _temperature(self, phase: Phase) -> float:

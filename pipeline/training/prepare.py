@@ -41,9 +41,10 @@ from kdpipe.pipeline.training.trackers import check_installed
 from kdpipe.pipeline.training.train_state import TrainState
 from kdpipe.pipeline.watch import TrainWatch
 from kdpipe.schemas.checkpoint import RunRecord
+from kdpipe.schemas.choices import BestMetric
 from kdpipe.schemas.strict_json import canonical, sha256_hex
 from kdpipe.schemas.train_rules import compares_groups
-from kdpipe.schemas.train_settings import Metric, TrainSettings
+from kdpipe.schemas.train_settings import TrainSettings
 
 # Tokens that a CPU reads at once: a step of 8 x 512 takes as long in portions, and 0.37 of the memory in quarters
 # (benchmarks/stage_two.py step --portion 2).
@@ -78,7 +79,7 @@ class RunInputs:
         )
 
     @property
-    def metric(self) -> Metric:
+    def metric(self) -> BestMetric:
         """What the best student is chosen by."""
         metric = self.settings.evaluation.metric
         assert metric is not None, "settled when a run is looked at"

@@ -13,9 +13,9 @@ from kdpipe.pipeline.models.memory import peak_device_bytes, peak_process_bytes
 from kdpipe.pipeline.training import checkpoints
 from kdpipe.pipeline.training.loop import Loop
 from kdpipe.pipeline.training.session import Session
+from kdpipe.schemas.choices import BestMetric
 from kdpipe.schemas.run_report import BestReport, Estimate, TermReport, TrainMemory, TrainReport
 from kdpipe.schemas.train_report import Evaluation
-from kdpipe.schemas.train_settings import Metric
 
 
 def report(desk: Session, loop: Loop, found: Evaluation | None, folder: Path, started: float) -> TrainReport:
@@ -76,7 +76,7 @@ def estimate(desk: Session, loop: Loop, folder: Path) -> Estimate:
     return Estimate(seconds=steps + evaluations + saves, peak_bytes=peak_process_bytes() or 0)
 
 
-def _named(metric: Metric, evaluation: Evaluation | None) -> str:
+def _named(metric: BestMetric, evaluation: Evaluation | None) -> str:
     """What a metric is called; a shifted loss is called so."""
     return evaluation.loss_name if metric == "loss" and evaluation is not None else metric
 

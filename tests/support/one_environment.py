@@ -20,7 +20,7 @@ from kdpipe.cache.opening import open_cache
 from kdpipe.cache.reader import Cache
 from kdpipe.cache.verify import verify_cache
 from kdpipe.cache.verify.zarr_oracle import open_arrays
-from kdpipe.schemas.verify_report import Level
+from kdpipe.schemas.choices import VerifyLevel
 from support.foreign_writer import by_zarr
 from support.kinds import KINDS, make_kind
 
@@ -36,7 +36,7 @@ def make(folder: Path) -> None:
         by_zarr(folder / name, folder / f"{name}-by-zarr")
 
 
-def read(folder: Path, out: Path, level: Level) -> None:
+def read(folder: Path, out: Path, level: VerifyLevel) -> None:
     """Everything that is in the caches of a folder, which are verified at a level."""
     arrays: dict[str, Any] = {}
     identities, problems = {}, {}
@@ -76,4 +76,4 @@ if __name__ == "__main__":
     if sys.argv[1] == "make":
         make(Path(sys.argv[2]))
     else:
-        read(Path(sys.argv[2]), Path(sys.argv[3]), cast(Level, sys.argv[4]))
+        read(Path(sys.argv[2]), Path(sys.argv[3]), cast(VerifyLevel, sys.argv[4]))

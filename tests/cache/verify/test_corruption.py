@@ -12,8 +12,8 @@ from kdpipe.cache import layout
 from kdpipe.cache.format.codecs import CHECKSUM_BYTES, crc32c
 from kdpipe.cache.format.shards import PLACE_BYTES
 from kdpipe.cache.verify import verify_cache
+from kdpipe.schemas.choices import VerifyLevel
 from kdpipe.schemas.errors import KdpipeError
-from kdpipe.schemas.verify_report import Level
 from support.damage import (
     RECIPES,
     everything_of,
@@ -98,7 +98,7 @@ def silent_error(path: Path, right: str) -> str | None:
         return f"{type(error).__name__} instead of a refusal: {error}"
 
 
-def named(path: Path, level: Level) -> set[str]:
+def named(path: Path, level: VerifyLevel) -> set[str]:
     """The files that verify names; a manifest of another format version is refused before there is a report."""
     try:
         report = verify_cache(path, level)
@@ -109,7 +109,7 @@ def named(path: Path, level: Level) -> set[str]:
     return {problem.file for problem in report.problems}
 
 
-def must_see(name: str, damage: str) -> Level:
+def must_see(name: str, damage: str) -> VerifyLevel:
     """The level at which a damage is seen: sizes and records at the first, all other bytes at the second."""
     is_record = name.endswith(".json") and not name.startswith(layout.TOKENIZER)
     return "fast" if damage in CHANGES_SIZE or is_record or name == layout.INDEX else "full"

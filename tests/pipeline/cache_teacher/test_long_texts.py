@@ -7,7 +7,7 @@ import pytest
 from kdpipe.cache.opening import open_cache
 from kdpipe.pipeline.verify_against import verify_against
 from kdpipe.pipeline.watch import SilentWatch
-from kdpipe.schemas.cache_plan import SplitName
+from kdpipe.schemas.choices import SplitName
 from kdpipe.schemas.errors import ConfigError
 from support.corpora import TEXTS
 from support.reshaped import problems_in

@@ -15,8 +15,8 @@ from kdpipe.pipeline.documents.open_corpus import open_corpus
 from kdpipe.pipeline.documents.segments import Segment
 from kdpipe.pipeline.documents.tokenize import DocumentCounts
 from kdpipe.pipeline.tokenizers.tokenizer import LoadedTokenizer, load_tokenizer
-from kdpipe.schemas.cache_plan import SplitName
 from kdpipe.schemas.capture_settings import Columns, DataSettings
+from kdpipe.schemas.choices import SplitName
 from kdpipe.schemas.errors import ConfigError, KdpipeError
 from kdpipe.schemas.manifest import SourceColumn
 from support.corpora import (

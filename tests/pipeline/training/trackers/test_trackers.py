@@ -12,7 +12,7 @@ import pytest
 
 from kdpipe.pipeline.training import trackers
 from kdpipe.pipeline.training.trackers import KINDS, TrackedRun, Trackers, check_installed, remembered
-from kdpipe.schemas import train_settings as stage_two
+from kdpipe.schemas.choices import TrackerName
 from kdpipe.schemas.errors import ConfigError
 
 
@@ -52,7 +52,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrackedRun:
 
 
 def test_every_tracker_that_settings_name_is_known() -> None:
-    assert set(KINDS) == set(get_args(stage_two.Tracker))
+    assert set(KINDS) == set(get_args(TrackerName))
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
