@@ -71,7 +71,7 @@ print(json.dumps({"rows": rows, "peak_bytes": peak()}))
 WRITING = """
 import json, sys
 from pathlib import Path
-from kdpipe.cache.writing.writer import create_cache
+from kdpipe.cache.opening import create_cache
 from kdpipe.pipeline.synthetic import synthetic_manifest, synthetic_part, synthetic_tables
 from kdpipe.pipeline.synthetic_recipe import Recipe
 recipe = Recipe(documents={"train": int(sys.argv[2])}, documents_per_part=int(sys.argv[3]), hidden=False)

@@ -55,9 +55,9 @@ def create_cache(
 ) -> "CacheWriter":
     """Begin a cache, or resume the one of the same manifest; another manifest in the folder is refused."""
     if is_url(os.fspath(folder)):
-        from kdpipe.cache.writing.bucket_writer import create_bucket
+        from kdpipe.cache.writing.bucket import create_bucket
 
         return create_bucket(os.fspath(folder), manifest, retry_policy)
-    from kdpipe.cache.writing.writer import create_folder
+    from kdpipe.cache.writing.folder import create_folder
 
     return create_folder(folder, manifest)

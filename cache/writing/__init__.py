@@ -1,1 +1,1 @@
-"""A cache under construction, in a folder or in a bucket."""
+"""A cache under construction: one writer, and a publisher for folders and one for buckets."""

@@ -1,8 +1,8 @@
-"""The tables of a cache behind a URL: all of them from one worker, whoever else fits its own meanwhile.
+"""The tables of a cache behind a URL: all from one worker, even if several workers fit tables at the same time.
 
-In: what a worker has fitted. Out: tables that are there whole, and a copy of them here. Several files do not appear at
-once in a bucket: each worker puts its set aside under names of their content, one record that is never replaced picks
-the set that counts, and whoever comes by gives its tables their names.
+In: the tables that a worker has fitted. Out: a complete set in the bucket, and a local copy of it. A bucket cannot
+publish several files at once: each worker uploads its set under temporary names made from the content, one record that
+is never replaced selects a set, and any worker copies that set to the final names.
 """
 
 from collections.abc import Callable, Mapping
@@ -25,54 +25,54 @@ from kdpipe.schemas.strict_json import sha256_file, sha256_hex
 if TYPE_CHECKING:
     from kdpipe.cache.stores.hub_store import HubFolder
 
-Found = TypeVar("Found")
+Result = TypeVar("Result")
 
 
 class TableSet(Record):
-    """The set that counts: size and sha256 of each table by its name."""
+    """The selected set: size and sha256 of each table by its name."""
 
     tables: dict[str, FileRecord]
 
 
 @final
 class BucketTables:
-    """The tables of one place; `path` is a folder here whose tables/ is a copy of them."""
+    """The tables of one bucket; they are downloaded to tables/ in the local folder `path`."""
 
     def __init__(
-        self, place: "RemoteFolder | HubFolder", retry_policy: RetryPolicy, manifest: Manifest, path: Path
+        self, remote: "RemoteFolder | HubFolder", retry_policy: RetryPolicy, manifest: Manifest, path: Path
     ) -> None:
-        self._place, self._retry_policy, self._manifest, self._path = place, retry_policy, manifest, path
+        self._remote, self._retry_policy, self._manifest, self._path = remote, retry_policy, manifest, path
         self._names = {table.name: layout.table_file(table.name) for table in manifest.tables}
 
-    def are_there(self) -> bool:
-        """Whether all of them have their names."""
+    def are_published(self) -> bool:
+        """Whether all tables have their final names."""
         return all(self._has(name) for name in self._names.values())
 
     def publish(self, tables: Mapping[str, npt.NDArray[Any]]) -> None:
-        """Send what was fitted, unless the set of another worker counts: then see that all of it has its names."""
-        with scratch_folder("kdpipe-tables-", "writing tables on their way") as folder:
+        """Upload the tables, unless another worker's set is selected already; then complete that set."""
+        with scratch_folder("kdpipe-tables-", "writing tables to upload") as folder:
             write_tables(folder, self._manifest, tables)
             files = {name: folder / f"{name}.bin" for name in self._names}
-            mine = TableSet(
+            own = TableSet(
                 tables={
                     name: FileRecord(bytes=file.stat().st_size, sha256=sha256_file(file))
                     for name, file in files.items()
                 }
             )
             for name, file in files.items():
-                self._through(partial(self._place.put, _aside(mine, name), file))
-        if self._through(lambda: self._place.create(layout.TABLE_SET, mine.to_json())):
-            chosen = mine
+                self._retried(partial(self._remote.put, _temporary_name(own, name), file))
+        if self._retried(lambda: self._remote.create(layout.TABLE_SET, own.to_json())):
+            selected = own
         else:
-            chosen = self._chosen() or mine
-        if not self.are_there():
-            self._name_all(chosen)
+            selected = self._selected() or own
+        if not self.are_published():
+            self._publish_selected(selected)
         for name in self._names:
-            if mine.tables[name] != chosen.tables[name]:
-                self._through(partial(self._place.remove, _aside(mine, name)))
+            if own.tables[name] != selected.tables[name]:
+                self._retried(partial(self._remote.remove, _temporary_name(own, name)))
 
-    def adopt(self) -> None:
-        """Have the tables here that are there, whoever made them."""
+    def download(self) -> None:
+        """Copy the published tables to this machine."""
         for table in self._manifest.tables:
             name = self._names[table.name]
             data = self._read(name, table.n_bytes)
@@ -80,57 +80,57 @@ class BucketTables:
             (self._path / name).write_bytes(data)
 
     def tidy(self) -> None:
-        """Remove the set that was put aside, once all of it has its names; nobody needs it any more."""
-        chosen = self._chosen() if self._has(layout.TABLE_SET) else None
-        if chosen is not None and self.are_there():
-            for name in chosen.tables:
-                if self._has(_aside(chosen, name)):
-                    self._through(partial(self._place.remove, _aside(chosen, name)))
-            self._through(partial(self._place.remove, layout.TABLE_SET))
+        """Remove the temporary names of the selected set, once all of its tables have their final names."""
+        selected = self._selected() if self._has(layout.TABLE_SET) else None
+        if selected is not None and self.are_published():
+            for name in selected.tables:
+                if self._has(_temporary_name(selected, name)):
+                    self._retried(partial(self._remote.remove, _temporary_name(selected, name)))
+            self._retried(partial(self._remote.remove, layout.TABLE_SET))
 
-    def _chosen(self) -> TableSet | None:
-        """The set that counts; None when it was tidied away, as all of it has its names."""
+    def _selected(self) -> TableSet | None:
+        """The selected set; None when it was tidied up because all of its tables have their final names."""
         try:
-            found = read_record(TableSet, self._read(layout.TABLE_SET, layout.MAX_RECORD_BYTES), layout.TABLE_SET)
+            selected = read_record(TableSet, self._read(layout.TABLE_SET, layout.MAX_RECORD_BYTES), layout.TABLE_SET)
         except CacheDamaged:
-            if self.are_there():
+            if self.are_published():
                 return None
             raise
-        if found.tables.keys() != self._names.keys():
+        if selected.tables.keys() != self._names.keys():
             raise CacheDamaged(
-                f"{layout.TABLE_SET} names {sorted(found.tables)}, the manifest {sorted(self._names)}",
+                f"{layout.TABLE_SET} lists {sorted(selected.tables)}, the manifest {sorted(self._names)}",
                 hint=f"delete {layout.TABLE_SET} and run again",
             )
-        return found
+        return selected
 
-    def _name_all(self, chosen: TableSet) -> None:
-        """Give each table of the set its name, and see that none of another set has one."""
+    def _publish_selected(self, selected: TableSet) -> None:
+        """Give each table of the set its final name, and check that no table of another set has one."""
         for table, name in self._names.items():
             if not self._has(name):
                 try:
-                    data = self._read(_aside(chosen, table), chosen.tables[table].bytes)
+                    data = self._read(_temporary_name(selected, table), selected.tables[table].bytes)
                 except CacheDamaged:
-                    if self._has(name):  # another worker was here first, and has tidied up since
+                    if self._has(name):  # another worker was first and has tidied up since
                         continue
                     raise
-                self._through(partial(self._place.create, name, data))
+                self._retried(partial(self._remote.create, name, data))
         for table, name in self._names.items():
-            data = self._read(name, chosen.tables[table].bytes)
-            if sha256_hex(data) != chosen.tables[table].sha256:
+            data = self._read(name, selected.tables[table].bytes)
+            if sha256_hex(data) != selected.tables[table].sha256:
                 raise CacheWriteError(
-                    f"{name} is not of the set that {layout.TABLE_SET} names: tables of two workers are mixed",
-                    hint=f"delete {layout.TABLES}/ and {layout.TABLE_SET} there if no part is there yet, and run again",
+                    f"{name} does not belong to the set in {layout.TABLE_SET}: tables of two workers are mixed",
+                    hint=f"if no part exists yet, delete {layout.TABLES}/ and {layout.TABLE_SET} there, and run again",
                 )
 
     def _has(self, name: str) -> bool:
-        return self._through(lambda: self._place.size(name)) is not None
+        return self._retried(lambda: self._remote.size(name)) is not None
 
     def _read(self, name: str, limit: int) -> bytes:
-        return self._through(lambda: self._place.read(name, limit))
+        return self._retried(lambda: self._remote.read(name, limit))
 
-    def _through(self, work: Callable[[], Found]) -> Found:
+    def _retried(self, work: Callable[[], Result]) -> Result:
         return self._retry_policy.through(work)
 
 
-def _aside(tables: TableSet, name: str) -> str:
+def _temporary_name(tables: TableSet, name: str) -> str:
     return layout.table_aside(tables.tables[name].sha256)

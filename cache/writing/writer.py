@@ -1,57 +1,88 @@
-"""`CacheWriter`: a cache under construction, by one worker or many, killed and resumed as often as it takes.
+"""`CacheWriter`: a cache under construction, written by one worker or many, killed and resumed any number of times.
 
-In: a manifest, its tables and tokenizer files, then the parts in any order. Out: a sealed cache. Everything appears
-under its name whole and once, and what it leans on is durable before it: the manifest first, then tables, a part when
-all of it is on the disk, the index last.
+In: a manifest, its tables and tokenizer files, then the parts in any order. Out: a sealed cache. Files appear complete
+and once, in the order in which they depend on each other: manifest, tables, parts, index. How they are published is up
+to the `Publisher`: `folder.py` for a local folder, `bucket.py` for a bucket or a Hub repository.
 """
 
 import io
-import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, final
 
 import numpy as np
 import numpy.typing as npt
 
 from kdpipe.cache import layout
-from kdpipe.cache.catalog import committed_parts, refuse_foreign_folder, same_manifest
-from kdpipe.cache.durable.files import (
-    WriteFailed,
-    explained,
-    is_fresh,
-    make_dir,
-    new_file,
-    publish_dir,
-    publish_file,
-    sweep,
-    sync_dir,
-    work_folder,
-)
-from kdpipe.cache.durable.work_names import is_own
+from kdpipe.cache.catalog import committed_parts
+from kdpipe.cache.durable.files import WriteFailed, explained, new_file
 from kdpipe.cache.parts.index import IndexRow, read_index, write_index
 from kdpipe.cache.parts.part_files import examine_part, part_grids, read_part_record
 from kdpipe.cache.parts.part_writer import PartWriter
-from kdpipe.cache.parts.tables import read_table, table_records, write_tables
+from kdpipe.cache.parts.tables import read_table, table_records
 from kdpipe.cache.parts.tokenizer_files import fingerprint_problem
-from kdpipe.cache.stores.addresses import local_path
-from kdpipe.cache.stores.local_store import LocalStore
-from kdpipe.schemas.errors import CacheDamaged, CacheIncomplete, CacheWriteError, ConfigError
+from kdpipe.cache.stores.protocol import Store
+from kdpipe.schemas.errors import CacheDamaged, CacheIncomplete, CacheWriteError
 from kdpipe.schemas.manifest import FileRecord, Manifest
 from kdpipe.schemas.part import PartRecord
 from kdpipe.schemas.strict_json import canonical, sha256_hex
 
-# Writers of other machines are judged by their files; a wrong guess costs one part made twice, which does no harm.
-STALE_SECONDS = 900
+
+class Publisher(Protocol):
+    """Publishes the files of one cache; what another worker published first is kept."""
+
+    @property
+    def path(self) -> Path:
+        """The local folder in which parts are built."""
+
+    @property
+    def is_local(self) -> bool:
+        """Whether published files stay on this machine."""
+
+    @property
+    def store(self) -> Store:
+        """The published files."""
+
+    @property
+    def table_store(self) -> Store:
+        """The published tables, on this machine."""
+
+    def has_tables(self) -> bool:
+        """Whether all tables are published."""
+
+    def publish_tables(self, tables: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Publish all tables together."""
+
+    def publish_tokenizer(self, files: Mapping[str, bytes]) -> None:
+        """Publish tokenizer files by their path in tokenizer/."""
+
+    def work_folder(self, number: int) -> AbstractContextManager[Path]:
+        """A folder to build a part in, removed at the end."""
+
+    def publish_part(self, number: int, work: Path) -> bool:
+        """Publish a complete part; false when another worker was first."""
+
+    def started(self) -> set[int]:
+        """Parts for which any worker has a work folder."""
+
+    def under_way(self) -> set[int]:
+        """Parts that another worker seems to be writing."""
+
+    def publish_journal(self, number: int, data: bytes) -> None:
+        """Publish the journal file of a part."""
+
+    def publish_index(self, data: bytes) -> None:
+        """Publish the index, then remove leftovers of the construction."""
 
 
+@final
 class CacheWriter:
-    """Writes parts into a folder; make one with `create_folder`. A `BucketWriter` sends them on."""
+    """Writes parts and has them published; `create_cache` makes one."""
 
-    def __init__(self, path: Path, manifest: Manifest) -> None:
-        self.path, self.manifest = path, manifest
-        self._store = LocalStore(path)
+    def __init__(self, publisher: Publisher, manifest: Manifest) -> None:
+        self.publisher, self.manifest, self.path = publisher, manifest, publisher.path
+        self._store = publisher.store
         self._written: set[int] = set()
         self._table_records: dict[str, FileRecord] | None = None
         self._rank_of_id: npt.NDArray[np.uint32] | None = None
@@ -59,106 +90,98 @@ class CacheWriter:
     @property
     def has_tables(self) -> bool:
         """Whether the tables are published, by this worker or another."""
-        return (self.path / layout.TABLES).is_dir()
+        return self.publisher.has_tables()
 
     def publish_tables(self, tables: Mapping[str, npt.NDArray[Any]]) -> None:
-        """Publish what was fitted, unless another worker was first: then its tables hold."""
-        self._publish_folder(layout.TABLES, lambda folder: write_tables(folder, self.manifest, tables))
+        """Publish the fitted tables, unless another worker was first: then its tables are used."""
+        self.publisher.publish_tables(tables)
 
     def table(self, name: str) -> npt.NDArray[Any]:
-        """A table as it was published, by whoever was first."""
-        records = table_records(self._store, self.manifest)
-        return read_table(self._store, self.manifest.table(name), records)
+        """A published table."""
+        store = self.publisher.table_store
+        return read_table(store, self.manifest.table(name), table_records(store, self.manifest))
 
     def publish_tokenizer(self, files: Mapping[str, bytes]) -> None:
-        """Publish the tokenizer's files, which must be those that the manifest names."""
-        stated = {name: FileRecord(bytes=len(data), sha256=sha256_hex(data)) for name, data in files.items()}
-        named = self.manifest.tokenizer.files
-        if stated != named:
-            wrong = sorted(name for name in stated.keys() | named.keys() if stated.get(name) != named.get(name))
+        """Publish the tokenizer's files, which must match the manifest."""
+        records = {name: FileRecord(bytes=len(data), sha256=sha256_hex(data)) for name, data in files.items()}
+        expected = self.manifest.tokenizer.files
+        if records != expected:
+            wrong = sorted(name for name in records.keys() | expected.keys() if records.get(name) != expected.get(name))
             raise CacheWriteError(
-                f"the tokenizer's files are not those that the manifest names: {', '.join(wrong[:4])}",
-                hint="begin another cache, or give the tokenizer that this one was begun with",
+                f"tokenizer files differ from the manifest: {', '.join(wrong[:4])}",
+                hint="use the tokenizer that this cache was created with, or create another cache",
             )
-        if files and (what := fingerprint_problem(files, self.manifest.tokenizer.fingerprint)) is not None:
+        if not files:
+            return
+        if (problem := fingerprint_problem(files, self.manifest.tokenizer.fingerprint)) is not None:
             raise CacheWriteError(
-                f"{layout.TOKENIZER}: {what}",
-                hint="state the fingerprint of kdpipe.cache.parts.tokenizer_content in the manifest",
+                f"{layout.TOKENIZER}: {problem}",
+                hint="compute the manifest's fingerprint with kdpipe.cache.parts.tokenizer_content",
             )
-        if files:
-            self._publish_folder(layout.TOKENIZER, lambda folder: _write_files(folder, files))
-
-    def _publish_folder(self, name: str, fill: Callable[[Path], None]) -> None:
-        with explained(f"writing {name}", self.path):
-            if not (self.path / name).is_dir():
-                with work_folder(self.path, name) as work:
-                    fill(work)
-                    publish_dir(work, self.path / name)
+        self.publisher.publish_tokenizer(files)
 
     @property
     def wrote_all(self) -> bool:
-        """Whether each part of a cache on this machine was written by this very writer, which took its digest then."""
-        return len(self._written) == self.manifest.plan.n_parts
+        """Whether every part stayed on this machine and was written, and so digested, by this writer."""
+        return self.publisher.is_local and len(self._written) == self.manifest.plan.n_parts
 
     def committed(self) -> list[int]:
-        """The parts that are there."""
+        """The numbers of the published parts."""
         return committed_parts(self._store, self.manifest)
 
     def record(self, number: int) -> tuple[PartRecord, int]:
-        """The record of a part that is there, and the bytes of all its files."""
+        """The record of a published part, and the bytes of all its files."""
         record, row = read_part_record(self._store, self.manifest, number, None)
         return record, row.n_bytes
 
     def missing(self) -> list[int]:
-        """The parts that are still to be made; those that somebody else seems to be at come last."""
-        there = set(self.committed())
-        missing = [number for number in range(self.manifest.plan.n_parts) if number not in there]
-        taken = {name.partition("~")[0] for name in sweep(self.path)}
-        return sorted(missing, key=lambda number: (f"{number:05d}" in taken, number))
+        """The parts still to write; those that another worker seems to be writing come last."""
+        committed = set(self.committed())
+        missing = [number for number in range(self.manifest.plan.n_parts) if number not in committed]
+        started = self.publisher.started()
+        return sorted(missing, key=lambda number: (number in started, number))
 
     def under_way(self) -> set[int]:
-        """The parts that another worker seems to be at: its folder has changed in the last quarter of an hour."""
-        names = [name for name in sweep(self.path) if not is_own(name)]
-        busy = {name.partition("~")[0] for name in names if is_fresh(self.path / layout.WORK / name, STALE_SECONDS)}
-        return {int(what) for what in busy if layout.PART_NAME.match(what)}
+        """The parts that another worker seems to be writing, as far as the publisher can see."""
+        return self.publisher.under_way()
 
     @contextmanager
     def part(self, number: int) -> Iterator[PartWriter]:
-        """Write a part: it is committed when the block ends well, and leaves nothing when it does not."""
+        """Write a part: published when the block succeeds, discarded when it raises."""
         planned = self.manifest.plan.part(number)
         tables, rank_of_id = self._tables()
         doing = f"writing part {number}"
         with ExitStack() as outer:
             with explained(doing, self.path):
-                work = outer.enter_context(work_folder(self.path, f"{number:05d}"))
+                work = outer.enter_context(self.publisher.work_folder(number))
                 stack = outer.enter_context(ExitStack())
                 part = PartWriter(work, planned, self.manifest, rank_of_id, stack)
-            # What fails in the caller's own code keeps its own words.
+            # Errors of the caller's own code pass through unchanged.
             with explained(doing, self.path, WriteFailed):
                 yield part
             with explained(doing, self.path):
                 self._check_complete(part.finish(tables), work)
-                if publish_dir(work, self.path / layout.part_dir(number)):
+                if self.publisher.publish_part(number, work):
                     self._written.add(number)
 
     def adopt(self, number: int, fill: Callable[[Path, dict[str, FileRecord]], PartRecord]) -> bool:
-        """Commit a part whose files `fill` puts into a folder, given the tables' digests; whether nobody was first."""
+        """Publish a part whose files `fill` puts into a folder, given the tables' digests; false when not the first."""
         tables, _ = self._tables()
-        with explained(f"writing part {number}", self.path), work_folder(self.path, f"{number:05d}") as work:
+        with explained(f"writing part {number}", self.path), self.publisher.work_folder(number) as work:
             record = fill(work, tables)
             with new_file(work / layout.PART_RECORD) as file:
                 file.write(record.to_json())
             self._check_complete(record, work)
-            return publish_dir(work, self.path / layout.part_dir(number))
+            return self.publisher.publish_part(number, work)
 
     def _check_complete(self, record: PartRecord, work: Path) -> None:
-        """A folder that something else has reached into is never given its name."""
+        """Refuse to publish a folder in which another program added or removed files."""
         lengths = {name: grid.n_chunks for name, grid in part_grids(self.manifest, record).items()}
-        due = layout.part_files(self.manifest, lengths) | {layout.PART_RECORD}
-        if found := due ^ {path.relative_to(work).as_posix() for path in work.rglob("*") if path.is_file()}:
+        expected = layout.part_files(self.manifest, lengths) | {layout.PART_RECORD}
+        if changed := expected ^ {path.relative_to(work).as_posix() for path in work.rglob("*") if path.is_file()}:
             raise CacheWriteError(
-                f"something else changed the files of part {record.part} while it was written: "
-                f"{', '.join(sorted(found)[:4])} ({work})",
+                f"another program changed the files of part {record.part} while it was written: "
+                f"{', '.join(sorted(changed)[:4])} ({work})",
                 hint="find out what cleans or fills this folder, then run the same command again",
             )
 
@@ -168,101 +191,54 @@ class CacheWriter:
                 raise CacheWriteError(
                     "the tables are not published yet", hint="call publish_tables before the first part"
                 )
-            self._table_records = table_records(self._store, self.manifest)
-            ids_by_rank = read_table(self._store, self.manifest.table("ids_by_rank"), self._table_records)
+            store = self.publisher.table_store
+            self._table_records = table_records(store, self.manifest)
+            ids_by_rank = read_table(store, self.manifest.table("ids_by_rank"), self._table_records)
             self._rank_of_id = np.empty(len(ids_by_rank), np.uint32)
             self._rank_of_id[ids_by_rank] = np.arange(len(ids_by_rank), dtype=np.uint32)
         return self._table_records, self._rank_of_id
 
     def write_journal(self, number: int, facts: Mapping[str, Any]) -> None:
-        """Note who made a committed part and how fast: outside everything that is digested, and only once."""
+        """Record once who made a published part and how fast, with the part's digest; no digest covers this file."""
         row = read_part_record(self._store, self.manifest, number, None)[1]
-        with explained("writing the journal", self.path):
-            publish_file(self.path, self.path / layout.journal_file(number), journal_entry(row, facts))
+        entry = canonical({**facts, "part": row.part, "part_sha256": row.sha256})
+        self.publisher.publish_journal(number, entry)
 
     def seal(self) -> str:
-        """Check every part's files, write the index when all parts are there, and return the cache_id."""
-        there = self.committed()
-        missing = self.manifest.plan.n_parts - len(there)
+        """Check every part's files, publish the index when all parts are published, and return the cache_id."""
+        committed = self.committed()
+        missing = self.manifest.plan.n_parts - len(committed)
         if missing:
             raise CacheIncomplete(
                 f"{missing:,} of {self.manifest.plan.n_parts:,} parts are missing", hint="write them, then seal"
             )
         self._check_tokenizer()
         tables, _ = self._tables()
-        rows = [self._examined(number, tables) for number in there]
+        rows = [self._checked_row(number, tables) for number in committed]
         buffer = io.BytesIO()
-        identity = write_index(buffer, self.manifest, rows)
-        with explained(f"writing {layout.INDEX}", self.path):
-            if not (self.path / layout.INDEX).exists():
-                # Whoever committed the parts may have died before their names were durable.
-                sync_dir(self.path / layout.PARTS)
-                sync_dir(self.path)
-                publish_file(self.path, self.path / layout.INDEX, buffer.getvalue())
-            self._sweep()
-        stated = read_index(self._store, self.manifest)[1]
-        if stated != identity:
+        cache_id = write_index(buffer, self.manifest, rows)
+        self.publisher.publish_index(buffer.getvalue())
+        if read_index(self._store, self.manifest)[1] != cache_id:
             raise CacheDamaged(
-                f"{layout.INDEX} names other parts than there are", hint=f"delete {layout.INDEX} and run again"
+                f"{layout.INDEX} lists other parts than the cache holds", hint=f"delete {layout.INDEX} and run again"
             )
-        return identity
+        return cache_id
 
     def _check_tokenizer(self) -> None:
         for name, file in self.manifest.tokenizer.files.items():
             if self._store.size(f"{layout.TOKENIZER}/{name}") != file.bytes:
                 raise CacheIncomplete(
-                    f"{layout.TOKENIZER}/{name} is not there as the manifest names it",
-                    hint=f"delete {layout.TOKENIZER} if it is there, call publish_tokenizer, then seal",
+                    f"{layout.TOKENIZER}/{name} is missing or does not match the manifest",
+                    hint=f"delete {layout.TOKENIZER} if it exists, call publish_tokenizer, then seal",
                 )
 
-    def _examined(self, number: int, tables: dict[str, FileRecord]) -> IndexRow:
+    def _checked_row(self, number: int, tables: dict[str, FileRecord]) -> IndexRow:
         _, problems = examine_part(self._store, self.manifest, number, None)
         if problems:
             raise CacheDamaged(str(problems[0]), hint=problems[0].do)
         record, row = read_part_record(self._store, self.manifest, number, None)
         if record.tables != tables:
             raise CacheDamaged(
-                f"{layout.part_dir(number)} was made with other tables", hint="delete its folder and run again"
+                f"{layout.part_dir(number)} was written with other tables", hint="delete its folder and run again"
             )
         return row
-
-    def _sweep(self) -> None:
-        """Remove what dead workers of this machine left, and the work folder when nothing else is in it."""
-        sweep(self.path)
-        try:
-            os.rmdir(self.path / layout.WORK)
-        except OSError:
-            return
-        sync_dir(self.path)
-
-
-def create_folder(folder: str | os.PathLike[str], manifest: Manifest) -> CacheWriter:
-    """Begin a cache, or go on with the one of the same manifest; another manifest in the folder is refused."""
-    named = local_path(os.fspath(folder))
-    if not named:
-        raise ConfigError("the path of the new cache is empty", hint="name a new or empty folder")
-    path = Path(named)
-    with explained("creating the cache", path):
-        if not path.is_dir():
-            make_dir(path)
-        if not (path / layout.MANIFEST).exists():
-            refuse_foreign_folder(path)
-            publish_file(path, path / layout.MANIFEST, manifest.to_json())
-        else:
-            # Whoever put it there may have died before its name was durable, and all else leans on it.
-            sync_dir(path)
-    found = same_manifest(LocalStore(path), manifest, str(path))
-    sweep(path)
-    return CacheWriter(path, found)
-
-
-def journal_entry(row: IndexRow, facts: Mapping[str, Any]) -> bytes:
-    """A journal file: the part and the digest of its part.json, beside whatever is said of it."""
-    return canonical({**facts, "part": row.part, "part_sha256": row.sha256})
-
-
-def _write_files(folder: Path, files: Mapping[str, bytes]) -> None:
-    for name, data in files.items():
-        make_dir((folder / name).parent)
-        with new_file(folder / name) as file:
-            file.write(data)

@@ -1,4 +1,4 @@
-"""Tables of a cache behind a URL come whole from one worker, whatever others do at any moment meanwhile."""
+"""All tables of a cache behind a URL come from one worker, whatever other workers do at the same time."""
 
 import itertools
 import threading
@@ -13,8 +13,9 @@ from kdpipe.cache import layout
 from kdpipe.cache.stores.fsspec_store import RemoteFolder
 from kdpipe.cache.stores.retries import RetryPolicy
 from kdpipe.cache.verify import verify_cache
+from kdpipe.cache.writing.bucket import BucketPublisher, create_bucket
 from kdpipe.cache.writing.bucket_tables import TableSet
-from kdpipe.cache.writing.bucket_writer import BucketWriter, create_bucket
+from kdpipe.cache.writing.writer import CacheWriter
 from kdpipe.pipeline.synthetic import synthetic_tables
 from kdpipe.schemas.errors import CacheDamaged, CacheWriteError, KdpipeError
 from support import tiny
@@ -26,7 +27,7 @@ HASTY = RetryPolicy(budget=1.0, first=0.001, longest=0.002)
 RECIPE = RECIPES["state"]
 TABLES = synthetic_tables(RECIPE)
 OTHERS = {name: values[::-1].copy() for name, values in TABLES.items()}
-# What a worker alone writes: each table aside, the record that picks the set, each table under its name.
+# Writes of a single worker: each table under a temporary name, the record that selects the set, the final names.
 ASIDE = len(TABLES)
 WRITES = 2 * len(TABLES) + 1
 
@@ -44,26 +45,26 @@ def memory() -> Iterator[fsspec.AbstractFileSystem]:
     system.pseudo_dirs[:] = [""]
 
 
-def worker() -> BucketWriter:
+def worker() -> CacheWriter:
     return create_bucket(URL, tiny.manifest_of(RECIPE), HASTY)
 
 
-def sets_there(writer: BucketWriter) -> set[str]:
-    """Whose tables are there: more than one name is a mixture."""
-    found = set[str]()
+def published_sets(writer: CacheWriter) -> set[str]:
+    """The workers whose tables are published: more than one is a mixture."""
+    workers = set[str]()
     assert writer.has_tables
     for name in TABLES:
         values = writer.table(name)
-        found |= {
-            whose
-            for whose, tables in (("first", TABLES), ("second", OTHERS))
+        workers |= {
+            name_of_worker
+            for name_of_worker, tables in (("first", TABLES), ("second", OTHERS))
             if np.array_equal(values, tables[name].astype(values.dtype))
         }
-    return found
+    return workers
 
 
 def interrupting(monkeypatch: pytest.MonkeyPatch, at: int, act: Callable[[], None]) -> list[str]:
-    """Do something before the write of this number; all writes, by name. What is done then interrupts nothing."""
+    """Call `act` once, before write number `at`; returns the names of all writes."""
     written: list[str] = []
     plain = {name: getattr(RemoteFolder, name) for name in ("create", "put", "remove")}
 
@@ -71,8 +72,8 @@ def interrupting(monkeypatch: pytest.MonkeyPatch, at: int, act: Callable[[], Non
         def write(place: RemoteFolder, path: str, *data: Any) -> Any:
             written.append(f"{name} {path}")
             if len(written) == at + 1:
-                for each, function in plain.items():
-                    monkeypatch.setattr(RemoteFolder, each, function)
+                for method, function in plain.items():
+                    monkeypatch.setattr(RemoteFolder, method, function)
                 act()
             return plain[name](place, path, *data)
 
@@ -97,12 +98,12 @@ def test_another_worker_at_any_moment_leaves_one_whole_set(at: int, monkeypatch:
     if at == WRITES:
         assert len(written) == WRITES
         second.publish_tables(OTHERS)
-    due = {"second"} if at <= ASIDE else {"first"}
-    assert sets_there(first) == sets_there(second) == sets_there(worker()) == due
+    expected = {"second"} if at <= ASIDE else {"first"}
+    assert published_sets(first) == published_sets(second) == published_sets(worker()) == expected
 
 
 @pytest.mark.parametrize("at", range(WRITES))
-def test_a_worker_that_is_killed_at_any_moment_leaves_what_another_completes(
+def test_another_worker_completes_the_tables_of_one_killed_at_any_moment(
     at: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def die() -> None:
@@ -115,11 +116,11 @@ def test_a_worker_that_is_killed_at_any_moment_leaves_what_another_completes(
     second = worker()
     assert not second.has_tables
     second.publish_tables(OTHERS)
-    assert sets_there(second) == sets_there(worker()) == ({"second"} if at <= ASIDE else {"first"})
+    assert published_sets(second) == published_sets(worker()) == ({"second"} if at <= ASIDE else {"first"})
 
 
 def test_two_workers_step_by_step_in_any_order_leave_one_whole_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every merge of the last write aside, the record that picks a set, and the first table that gets its name."""
+    """Every interleaving of the last temporary write, the record that selects a set, and the first final name."""
     for turns in set(itertools.permutations("aaabbb")):
         system = fsspec.filesystem("memory")
         system.store.clear()
@@ -132,17 +133,18 @@ def test_two_workers_step_by_step_in_any_order_leave_one_whole_set(monkeypatch: 
             steps[who].step()
         for who in steps:
             steps[who].finish()
-        assert len(sets_there(writers["a"])) == 1, turns
-        assert sets_there(writers["a"]) == sets_there(writers["b"]), turns
+        assert len(published_sets(writers["a"])) == 1, turns
+        assert published_sets(writers["a"]) == published_sets(writers["b"]), turns
 
 
 class _Steps:
-    """A worker that writes when it is told to: a thread that waits before each write."""
+    """A worker in a thread that waits before each write until `step` allows it."""
 
-    def __init__(self, writer: BucketWriter, tables: Mapping[str, Any]) -> None:
+    def __init__(self, writer: CacheWriter, tables: Mapping[str, Any]) -> None:
         self._may, self._did = threading.Semaphore(0), threading.Semaphore(0)
         self._free = False
-        place = writer._place
+        assert isinstance(writer.publisher, BucketPublisher)
+        place = writer.publisher.remote
         for name in ("create", "put"):
             setattr(place, name, self._waiting(getattr(place, name)))
         self._thread = threading.Thread(target=lambda: self._work(writer, tables))
@@ -159,18 +161,18 @@ class _Steps:
 
         return waiting
 
-    def _work(self, writer: BucketWriter, tables: Mapping[str, Any]) -> None:
+    def _work(self, writer: CacheWriter, tables: Mapping[str, Any]) -> None:
         writer.publish_tables(tables)
         self._did.release()
 
     def step(self) -> None:
-        """Let it do one write, if it has one left."""
+        """Allow one write, if any is left."""
         self._may.release()
         while not self._did.acquire(timeout=0.1) and self._thread.is_alive():
             pass
 
     def finish(self) -> None:
-        """Let it do the rest."""
+        """Allow all remaining writes."""
         self._free = True
         for _ in range(10):
             self._may.release()
@@ -178,7 +180,7 @@ class _Steps:
         assert not self._thread.is_alive()
 
 
-def test_a_sealed_cache_has_no_tables_put_aside(memory: fsspec.AbstractFileSystem) -> None:
+def test_a_sealed_cache_has_no_temporary_tables(memory: fsspec.AbstractFileSystem) -> None:
     first, second = worker(), worker()
     first.publish_tables(TABLES)
     second.publish_tables(OTHERS)
@@ -191,7 +193,7 @@ def test_a_sealed_cache_has_no_tables_put_aside(memory: fsspec.AbstractFileSyste
     assert second.seal() == first.seal()
 
 
-def test_a_worker_that_comes_when_all_is_done_and_tidied_adopts_what_is_there(
+def test_a_late_worker_uses_the_tables_of_a_finished_cache(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     late, first = worker(), worker()
@@ -204,26 +206,25 @@ def test_a_worker_that_comes_when_all_is_done_and_tidied_adopts_what_is_there(
 
     interrupting(monkeypatch, ASIDE, finish)
     late.publish_tables(OTHERS)
-    assert sets_there(late) == {"first"}
+    assert published_sets(late) == {"first"}
     assert late.seal() == first.seal()
     assert verify_cache(URL, "full").ok
 
 
-def test_tables_that_were_mixed_before_are_refused(memory: fsspec.AbstractFileSystem) -> None:
-    """As a worker of another program may have left one."""
+def test_mixed_tables_of_two_workers_are_refused(memory: fsspec.AbstractFileSystem) -> None:
     first, second = worker(), worker()
     second.publish_tables(OTHERS)
     for name in memory.find("/bucket/cache"):
         if layout.WORK in name or "output_head" in name:
             memory.rm(name)
-    with pytest.raises(CacheWriteError, match=r"is not of the set that tmp/tables\.json names: tables of two") as told:
+    with pytest.raises(CacheWriteError, match=r"tables/.*\.bin .*tmp/tables\.json") as caught:
         first.publish_tables(TABLES)
-    assert str(told.value.hint).startswith("delete tables/ and tmp/tables.json there if no part is there yet")
+    assert "delete tables/ and tmp/tables.json" in str(caught.value.hint)
 
 
-def test_a_record_that_names_other_tables_is_refused(memory: fsspec.AbstractFileSystem) -> None:
+def test_a_table_record_with_other_tables_is_refused(memory: fsspec.AbstractFileSystem) -> None:
     writer = worker()
     memory.pipe_file(f"/bucket/cache/{layout.TABLE_SET}", TableSet(tables={}).to_json())
-    with pytest.raises(CacheDamaged, match=r"tmp/tables\.json names \[\], the manifest \['ids_by_rank', 'outp") as told:
+    with pytest.raises(CacheDamaged, match=r"tmp/tables\.json .*\[\].*\['ids_by_rank', 'outp") as caught:
         writer.publish_tables(TABLES)
-    assert told.value.hint == "delete tmp/tables.json and run again"
+    assert caught.value.hint == "delete tmp/tables.json and run again"

@@ -1,4 +1,4 @@
-"""Caches written behind a URL: the parts of a folder, each there when its record is, whoever is first."""
+"""Caches written to a URL: same content as in a folder, and a part is committed with its record."""
 
 import re
 from collections.abc import Iterator
@@ -8,12 +8,15 @@ import fsspec
 import pytest
 
 from kdpipe.cache import layout, open_cache
+from kdpipe.cache.parts.tokenizer_content import tokenizer_content
 from kdpipe.cache.stores.fsspec_store import RemoteFolder
 from kdpipe.cache.stores.retries import RetryPolicy
 from kdpipe.cache.transfer import copy_cache
 from kdpipe.cache.verify import verify_cache
-from kdpipe.cache.writing.bucket_writer import BucketWriter, create_bucket
+from kdpipe.cache.writing.bucket import BucketPublisher, create_bucket
 from kdpipe.schemas.errors import CacheDamaged, CacheError, CacheIncomplete, ConfigError
+from kdpipe.schemas.manifest import FileRecord
+from kdpipe.schemas.strict_json import sha256_hex
 from support import tiny
 from support.reading import digests_of_all
 
@@ -58,10 +61,10 @@ def test_a_cache_in_a_bucket_is_the_one_in_a_folder(path: Path, tmp_path: Path) 
 
 
 @pytest.mark.slow
-def test_what_a_tool_has_brought_from_a_bucket_is_read_as_it_lies(
+def test_a_bucket_synced_to_disk_by_another_tool_is_readable(
     path: Path, tmp_path: Path, memory: fsspec.AbstractFileSystem
 ) -> None:
-    """As aws s3 sync leaves it: every name as it is in the bucket, and what a worker that lost has left."""
+    """As aws s3 sync does: bucket names are kept, with leftovers of a worker that was not first."""
     tiny.make_cache(URL)
     memory.get("/bucket/cache", str(tmp_path / "synced"), recursive=True)
     left = tmp_path / "synced" / layout.part_dir(0) / ("0" * 16) / layout.SEQUENCES
@@ -69,21 +72,21 @@ def test_what_a_tool_has_brought_from_a_bucket_is_read_as_it_lies(
     left.write_bytes(b"half")
     assert digests_of_all(open_cache(tmp_path / "synced")) == digests_of_all(open_cache(path))
     assert verify_cache(tmp_path / "synced", "deep").ok
-    home = next(one for one in (tmp_path / "synced" / layout.part_dir(1)).iterdir() if one.is_dir())
+    home = next(path for path in (tmp_path / "synced" / layout.part_dir(1)).iterdir() if path.is_dir())
     tiny.flip_bit(home / layout.SEQUENCES, 1000)
     assert not verify_cache(tmp_path / "synced", "full").ok
     copy_cache(path, tmp_path / "copy")
     copy_cache(tmp_path / "synced", tmp_path / "copy")
 
 
-def test_a_worker_goes_on_with_what_others_have_made(path: Path) -> None:
+def test_a_worker_resumes_with_the_parts_of_others(path: Path) -> None:
     first = tiny.begin_cache(URL)
     tiny.write_part(first, 2)
     second = tiny.begin_cache(URL)
-    assert isinstance(second, BucketWriter)
+    assert isinstance(second.publisher, BucketPublisher)
     assert second.committed() == [2]
     assert second.record(2) == first.record(2)
-    with pytest.raises(CacheIncomplete, match=r"parts are missing"):
+    with pytest.raises(CacheIncomplete, match="3 of 4"):
         second.seal()
     for number in second.missing():
         tiny.write_part(second, number)
@@ -91,7 +94,7 @@ def test_a_worker_goes_on_with_what_others_have_made(path: Path) -> None:
     assert second.seal() == first.seal() == open_cache(path).cache_id
 
 
-def test_a_part_is_there_when_its_record_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_part_is_committed_with_its_record(monkeypatch: pytest.MonkeyPatch) -> None:
     writer = tiny.begin_cache(URL)
 
     def failing(*_: object) -> bool:
@@ -107,8 +110,8 @@ def test_a_part_is_there_when_its_record_is(monkeypatch: pytest.MonkeyPatch) -> 
     assert writer.committed() == [0]
 
 
-def test_of_two_that_make_a_part_the_first_counts_and_the_other_leaves_nothing() -> None:
-    """A second worker whose part has other bytes, as another card may make it."""
+def test_the_first_worker_to_write_a_part_wins_and_the_other_leaves_nothing() -> None:
+    """The second worker's part has other bytes, as on another GPU."""
     first, second = tiny.begin_cache(URL), tiny.begin_cache(URL)
     tiny.write_part(first, 0)
     with second.part(0) as part:
@@ -124,7 +127,7 @@ def test_of_two_that_make_a_part_the_first_counts_and_the_other_leaves_nothing()
     assert verify_cache(URL, "full").ok
 
 
-def test_tables_of_whoever_was_first_hold_for_all(memory: fsspec.AbstractFileSystem) -> None:
+def test_tables_of_the_first_worker_are_used_by_all(memory: fsspec.AbstractFileSystem) -> None:
     first = create_bucket(URL, tiny.manifest_of(), HASTY)
     tables = tiny.synthetic_tables(tiny.SMALL)
     first.publish_tables(tables)
@@ -134,18 +137,18 @@ def test_tables_of_whoever_was_first_hold_for_all(memory: fsspec.AbstractFileSys
         assert (second.table(name) == first.table(name)).all()
 
 
-def test_another_cache_and_other_things_are_left_alone(memory: fsspec.AbstractFileSystem) -> None:
+def test_a_url_with_another_cache_or_other_files_is_refused(memory: fsspec.AbstractFileSystem) -> None:
     tiny.begin_cache(URL)
     other = tiny.manifest_of().model_copy(update={"seed": 99})
-    with pytest.raises(ConfigError, match=r"memory://bucket/cache holds another cache: .*99") as caught:
+    with pytest.raises(ConfigError, match=r"memory://bucket/cache.*99") as caught:
         create_bucket(URL, other, HASTY)
-    assert "no part of it is there yet" in str(caught.value.hint)
+    assert "memory://bucket/cache" in str(caught.value.hint)
     memory.pipe_file("/bucket/other/thesis.txt", b"my own")
-    with pytest.raises(ConfigError, match=r"holds other things and no manifest.json: thesis.txt"):
+    with pytest.raises(ConfigError, match=r"memory://bucket/other .*manifest.json.*thesis.txt"):
         create_bucket("memory://bucket/other", tiny.manifest_of(), HASTY)
 
 
-def test_parts_of_other_tables_are_not_sealed(memory: fsspec.AbstractFileSystem) -> None:
+def test_parts_written_with_other_tables_are_not_sealed(memory: fsspec.AbstractFileSystem) -> None:
     writer = tiny.begin_cache(URL)
     for number in writer.missing():
         tiny.write_part(writer, number)
@@ -154,15 +157,31 @@ def test_parts_of_other_tables_are_not_sealed(memory: fsspec.AbstractFileSystem)
     memory.pipe_file(name, table[4:] + table[:4])
     again = create_bucket(URL, tiny.manifest_of(), HASTY)
     assert again.has_tables
-    with pytest.raises(CacheDamaged, match="was made with other tables"):
+    with pytest.raises(CacheDamaged, match="parts/00000"):
         again.seal()
     memory.pipe_file(name, table)
     memory.rm(f"/bucket/cache/{layout.part_dir(1)}/{next(iter(attempts(1)))}/{layout.SEQUENCES}")
-    with pytest.raises(CacheDamaged, match=r"parts/00001/sequences.arrow: the file is missing"):
+    with pytest.raises(CacheDamaged, match=r"parts/00001/sequences.arrow"):
         create_bucket(URL, tiny.manifest_of(), HASTY).seal()
 
 
-def test_a_file_in_the_place_of_the_folder_is_refused(memory: fsspec.AbstractFileSystem) -> None:
+def test_a_cache_is_not_sealed_before_its_tokenizer_is_uploaded() -> None:
+    files = {"tokenizer.json": b"{}"}
+    manifest = tiny.manifest_of()
+    records = {name: FileRecord(bytes=len(data), sha256=sha256_hex(data)) for name, data in files.items()}
+    tokenizer = {"files": records, "fingerprint": tokenizer_content(files).fingerprint}
+    tokenized = manifest.model_copy(update={"tokenizer": manifest.tokenizer.model_copy(update=tokenizer)})
+    writer = create_bucket(URL, tokenized, HASTY)
+    writer.publish_tables(tiny.synthetic_tables(tiny.SMALL))
+    for number in writer.missing():
+        tiny.write_part(writer, number)
+    with pytest.raises(CacheIncomplete, match=r"tokenizer/tokenizer.json"):
+        writer.seal()
+    writer.publish_tokenizer(files)
+    assert writer.seal()
+
+
+def test_a_file_instead_of_a_folder_is_refused(memory: fsspec.AbstractFileSystem) -> None:
     memory.pipe_file("/bucket/cache", b"a file")
-    with pytest.raises(ConfigError, match="memory://bucket/cache is a file, not a folder"):
+    with pytest.raises(ConfigError, match="memory://bucket/cache"):
         create_bucket(URL, tiny.manifest_of(), HASTY)

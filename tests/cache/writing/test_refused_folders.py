@@ -50,21 +50,19 @@ def test_a_folder_with_other_things_is_refused_and_left_alone(tmp_path: Path) ->
         (tmp_path / name).mkdir()
     with pytest.raises(ConfigError) as caught:
         make_cache(tmp_path)
-    assert str(caught.value) == f"{tmp_path} holds other things and no manifest.json: photos, thesis.tex"
-    assert caught.value.hint == "choose a new or empty folder"
+    assert all(word in str(caught.value) for word in (str(tmp_path), "manifest.json", "photos, thesis.tex"))
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["photos", "thesis.tex"]
 
 
 @pytest.mark.parametrize("below", ["cache", "cache/inner"])
 def test_a_file_where_the_folder_should_be_is_named(tmp_path: Path, below: str) -> None:
     (tmp_path / "cache").write_text("not a folder")
-    with pytest.raises(CacheWriteError, match="creating the cache: ") as caught:
+    with pytest.raises(CacheWriteError) as caught:
         make_cache(tmp_path / below)
     assert str(tmp_path / below) in str(caught.value)
-    assert caught.value.hint == "a file stands where a folder is needed: choose another folder, or move the file away"
 
 
-def test_an_empty_folder_and_missing_ones_above_it_will_do(tmp_path: Path) -> None:
+def test_an_empty_folder_and_missing_parents_are_accepted(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     assert make_cache(tmp_path / "empty") == make_cache(tmp_path / "a" / "b" / "c")
 
@@ -72,18 +70,18 @@ def test_an_empty_folder_and_missing_ones_above_it_will_do(tmp_path: Path) -> No
 def test_a_part_needs_the_tables_first(tmp_path: Path) -> None:
     writer = create_cache(tmp_path / "cache", manifest_of(SMALL))
     assert not writer.has_tables
-    with pytest.raises(CacheWriteError, match="the tables are not published yet") as caught:
+    with pytest.raises(CacheWriteError) as caught:
         write_part(writer, 0)
-    assert caught.value.hint == "call publish_tables before the first part"
+    assert "publish_tables" in str(caught.value.hint)
 
 
 def test_wrong_tables_are_refused_and_leave_nothing(tmp_path: Path) -> None:
     writer = create_cache(tmp_path / "cache", manifest_of(SMALL))
-    with pytest.raises(CacheWriteError, match=r"tables are \[\], the manifest names \['ids_by_rank'\]"):
+    with pytest.raises(CacheWriteError, match=r"\[\].*\['ids_by_rank'\]"):
         writer.publish_tables({})
-    with pytest.raises(CacheWriteError, match=r"table ids_by_rank has the shape \(3,\), the manifest says \(300,\)"):
+    with pytest.raises(CacheWriteError, match=r"ids_by_rank .*\(3,\).*\(300,\)"):
         writer.publish_tables({"ids_by_rank": np.arange(3)})
-    with pytest.raises(CacheWriteError, match="does not name every id of the vocabulary once"):
+    with pytest.raises(CacheWriteError, match="ids_by_rank"):
         writer.publish_tables({"ids_by_rank": np.zeros(300, np.uint32)})
     assert not writer.has_tables
     assert list((tmp_path / "cache" / layout.WORK).iterdir()) == []
@@ -92,9 +90,8 @@ def test_wrong_tables_are_refused_and_leave_nothing(tmp_path: Path) -> None:
 def test_a_cache_with_missing_parts_is_not_sealed(tmp_path: Path) -> None:
     writer = begin_cache(tmp_path / "cache")
     write_part(writer, 2)
-    with pytest.raises(CacheIncomplete, match="3 of 4 parts are missing") as caught:
+    with pytest.raises(CacheIncomplete, match="3 of 4"):
         writer.seal()
-    assert caught.value.hint == "write them, then seal"
     assert writer.missing() == [0, 1, 3]
     assert not (tmp_path / "cache" / layout.INDEX).exists()
 
@@ -104,19 +101,18 @@ def test_the_tokenizer_is_published_byte_for_byte_before_sealing(tmp_path: Path)
     writer.publish_tables(synthetic_tables(SMALL))
     for number in writer.missing():
         write_part(writer, number)
-    with pytest.raises(CacheIncomplete, match=r"tokenizer/.* is not there as the manifest names it") as caught:
+    with pytest.raises(CacheIncomplete, match=r"tokenizer/") as caught:
         writer.seal()
-    assert caught.value.hint == "delete tokenizer if it is there, call publish_tokenizer, then seal"
-    with pytest.raises(CacheWriteError, match=r"not those that the manifest names: merges.txt") as refused:
+    assert "publish_tokenizer" in str(caught.value.hint)
+    with pytest.raises(CacheWriteError, match=r": merges.txt"):
         writer.publish_tokenizer({**TOKENIZER, "merges.txt": b"b a\n"})
-    assert refused.value.hint == "begin another cache, or give the tokenizer that this one was begun with"
     writer.publish_tokenizer(TOKENIZER)
     writer.seal()
     for name, data in TOKENIZER.items():
         assert (tmp_path / "cache" / layout.TOKENIZER / name).read_bytes() == data
 
 
-def test_a_part_made_with_other_tables_is_not_sealed(tmp_path: Path) -> None:
+def test_a_part_written_with_other_tables_is_not_sealed(tmp_path: Path) -> None:
     path = tmp_path / "cache"
     writer = begin_cache(path)
     write_part(writer, 0)
@@ -125,9 +121,8 @@ def test_a_part_made_with_other_tables_is_not_sealed(tmp_path: Path) -> None:
     other.publish_tables({"ids_by_rank": np.arange(300, dtype=np.uint32)})
     for number in other.missing():
         write_part(other, number)
-    with pytest.raises(CacheDamaged, match="parts/00000 was made with other tables") as caught:
+    with pytest.raises(CacheDamaged, match="parts/00000"):
         other.seal()
-    assert caught.value.hint == "delete its folder and run again"
 
 
 def test_an_index_of_other_parts_is_refused(tmp_path: Path) -> None:
@@ -138,7 +133,7 @@ def test_an_index_of_other_parts_is_refused(tmp_path: Path) -> None:
         resume_cache(tmp_path / "cache")
 
 
-def test_a_journal_is_kept_once_and_outside_the_identity(tmp_path: Path) -> None:
+def test_a_journal_is_written_once_and_does_not_change_the_cache_id(tmp_path: Path) -> None:
     identity = make_cache(tmp_path / "cache")
     writer = begin_cache(tmp_path / "cache")
     writer.write_journal(1, {"host": "first", "seconds": 1.5})

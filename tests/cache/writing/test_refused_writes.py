@@ -280,10 +280,7 @@ def test_a_part_whose_files_something_else_removes_is_not_committed(tmp_path: Pa
             part.add(sequence, block)
         (work,) = (path / layout.WORK).iterdir()
         (work / layout.array_shard("id")).unlink()
-    assert str(caught.value).startswith(
-        "something else changed the files of part 0 while it was written: targets.zarr/id/c/0 ("
-    )
-    assert caught.value.hint == "find out what cleans or fills this folder, then run the same command again"
+    assert all(word in str(caught.value) for word in ("part 0", "targets.zarr/id/c/0", str(work)))
     assert list(parts_in(path)) == []
     assert resume_cache(path) == whole
 

@@ -22,7 +22,7 @@ from kdpipe.cache.durable import work_names as workers
 from kdpipe.cache.durable.files import sweep
 from kdpipe.cache.durable.work_names import is_abandoned, work_name
 from kdpipe.cache.opening import create_cache, open_cache
-from kdpipe.cache.writing.writer import STALE_SECONDS
+from kdpipe.cache.writing.folder import STALE_SECONDS
 from support.children import Child, in_child
 from support.gates import Gate
 from support.tiny import (
