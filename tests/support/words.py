@@ -58,13 +58,18 @@ def _python_prose(text: str) -> Iterator[str]:
             yield token.string.replace("_", " ") + " ;"
 
 
-def found() -> dict[tuple[str, str], int]:
-    """The count of every phrase in every file that has it."""
+def found(prefix: str = "") -> dict[tuple[str, str], int]:
+    """The count of every phrase in every file below a path that has it."""
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     counted = {}
     for name in listed.splitlines():
         path = ROOT / name
-        if name.startswith(APART) or path.suffix not in (".py", ".md", ".yaml", ".toml") or not path.is_file():
+        if (
+            not name.startswith(prefix)
+            or name.startswith(APART)
+            or path.suffix not in (".py", ".md", ".yaml", ".toml")
+            or not path.is_file()
+        ):
             continue
         for phrase, n in counts(path.read_text(encoding="utf-8"), is_python=path.suffix == ".py").items():
             counted[name, phrase] = n
@@ -80,13 +85,11 @@ def allowed() -> dict[tuple[str, str], int]:
 
 def main() -> None:
     """Lower what is allowed to what is there; `--list PREFIX` shows counts below a path instead."""
-    now = found()
     if "--list" in sys.argv:
-        prefix = sys.argv[sys.argv.index("--list") + 1]
-        for (name, phrase), n in sorted(now.items()):
-            if name.startswith(prefix):
-                sys.stdout.write(f"{n}\t{name}\t{phrase}\n")
+        for (name, phrase), n in sorted(found(sys.argv[sys.argv.index("--list") + 1]).items()):
+            sys.stdout.write(f"{n}\t{name}\t{phrase}\n")
         return
+    now = found()
     if "--first" not in sys.argv:
         known = allowed()
         if more := [key for key, n in now.items() if n > known.get(key, 0)]:
