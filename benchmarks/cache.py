@@ -21,7 +21,7 @@ from measure import in_child, machine, memcpy_rate, pin_to_one_core, rounded, se
 
 from kdpipe.cache import open_cache
 from kdpipe.cache.batches import allocate_batch, fill_batch
-from kdpipe.cache.format.codecs import CHECKSUM_BYTES, encode_numbers
+from kdpipe.cache.format.codecs import CHECKSUM_BYTES, Pcodec
 from kdpipe.cache.format.decode import Decoder
 from kdpipe.cache.format.quantizers import to_codes
 from kdpipe.cache.format.ragged import Ragged, differences
@@ -213,7 +213,8 @@ def order0_bytes(codes: npt.NDArray[np.uint32]) -> float:
 
 def coded_bytes(codes: npt.NDArray[np.uint32], chunk: int, level: int) -> int:
     """Bytes of a stream in chunks, as the cache stores it."""
-    return sum(len(encode_numbers(codes[start : start + chunk], level)) for start in range(0, len(codes), chunk))
+    codec = Pcodec(level=level)
+    return sum(len(codec.encode(codes[n : n + chunk])) + CHECKSUM_BYTES for n in range(0, len(codes), chunk))
 
 
 def reading_of(cache: Cache, folder: Path, positions: int) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from importlib.metadata import version
 from typing import Any
 
@@ -32,7 +32,7 @@ from codec_streams import (
 )
 from pcodec import ChunkConfig, standalone
 
-from kdpipe.cache.format.codecs import checked, crc32c, decode_numbers, encode_numbers
+from kdpipe.cache.format.codecs import Pcodec, checked, crc32c
 from kdpipe.pipeline.synthetic import Recipe
 
 INDEX_BYTES = 16
@@ -75,11 +75,13 @@ class Result:
 
 def pcodec(level: int) -> Codec:
     """The cache's own codec."""
-    return Codec(
-        name=f"pcodec {level}",
-        encode=partial(encode_numbers, level=level),
-        decode=lambda data, into: decode_numbers(opened(data), into),
-    )
+    codec = Pcodec(level=level)
+
+    def encode(chunk: Codes) -> bytes:
+        data = codec.encode(chunk)
+        return data + crc32c(data)
+
+    return Codec(name=f"pcodec {level}", encode=encode, decode=lambda data, into: codec.decode(opened(data), into))
 
 
 def pcodec_auto(level: int) -> Codec:

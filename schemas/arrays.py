@@ -1,6 +1,6 @@
-"""The arrays of a part, the quantizer that turns their codes into numbers, and the codec that turns codes into bytes.
+"""The arrays of a part: the quantizer between their numbers and codes, and the codec between codes and bytes.
 
-In: what a cache keeps (`targets.py`). Out: the `arrays` object of the manifest, which the reader obeys.
+In: what a cache stores (`targets.py`). Out: the `arrays` object of the manifest, from which readers decode.
 """
 
 import math
@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from kdpipe.schemas.choices import NumberCodec, VectorCodec
 from kdpipe.schemas.records import Record
 from kdpipe.schemas.targets import HiddenSpec, State, TargetSpec
 
@@ -15,10 +16,10 @@ CODE_LIMIT = 1 << 16
 MISSING = CODE_LIMIT - 1
 MINUS_INFINITY = CODE_LIMIT - 2
 LARGEST_CODE = CODE_LIMIT - 3
-# A chunk is decoded as a whole and the last one of each column is kept: with 64 columns, 16 MB a part at most.
+# A chunk is decoded as a whole and the last one of each column is kept: with 64 columns, at most 16 MB per part.
 MAX_CHUNK = 1 << 16
 MAX_VECTOR_CHUNK_BYTES = 1 << 26
-# Of tail, entropy, label and boundary: their rounding errors are far below the noise of draws, see docs/experiments.md.
+# For tail, entropy, label and boundary: rounding errors are far below the noise of draws, see docs/experiments.md.
 SCALAR_STEP = 1 / 64
 
 Step = Annotated[float, Field(ge=2.0**-20, le=1.0)]
@@ -47,7 +48,7 @@ class LinearQuantizer(Record):
 
 
 class LogOddsQuantizer(Record):
-    """x = (code - zero) * step is the log of the odds, log(1 / (1 + exp(-x))) the value; specials as above."""
+    """x = (code - zero) * step are the log-odds, log(1 / (1 + exp(-x))) is the value; special codes as in `linear`."""
 
     kind: Literal["log_odds"] = "log_odds"
     step: Step
@@ -66,63 +67,72 @@ class Column(Record):
     quantizer: ColumnQuantizer
 
 
-class RowArray(Record):
+class NumberArray(Record):
+    """An array of uint32 codes."""
+
+    dtype: Literal["uint32"] = "uint32"
+    codec: NumberCodec = "pcodec"
+    level: PcodecLevel = 8
+
+    @property
+    def codec_options(self) -> dict[str, int]:
+        """The options of the codec besides its name."""
+        return {"level": self.level}
+
+
+class RowArray(NumberArray):
     """uint32 [rows, columns], a chunk is `chunk_rows` codes of one column: tokens, mask, counts and scalars."""
 
-    dtype: Literal["uint32"] = "uint32"
-    codec: Literal["pcodec"] = "pcodec"
     columns: tuple[Column, ...] = Field(min_length=3, max_length=64)
     chunk_rows: int = Field(default=2048, ge=64, le=MAX_CHUNK)
-    level: PcodecLevel = 8
 
 
-class IdArray(Record):
+class EntryArray(NumberArray):
+    """uint32, one code per entry."""
+
+    chunk_entries: int = Field(default=8192, ge=64, le=MAX_CHUNK)
+
+
+class IdArray(EntryArray):
     """uint32 [entries]: ranks of the exact ids, most probable first, then draws ascending, as differences."""
 
-    dtype: Literal["uint32"] = "uint32"
-    codec: Literal["pcodec"] = "pcodec"
     quantizer: RankQuantizer = RankQuantizer()
-    chunk_entries: int = Field(default=8192, ge=64, le=MAX_CHUNK)
-    level: PcodecLevel = 8
 
 
-class TimesArray(Record):
-    """uint32 [draws]: how often an id was drawn, less one."""
+class TimesArray(EntryArray):
+    """uint32 [draws]: how often an id was drawn, minus one."""
 
-    dtype: Literal["uint32"] = "uint32"
-    codec: Literal["pcodec"] = "pcodec"
     quantizer: CountQuantizer = CountQuantizer()
-    chunk_entries: int = Field(default=8192, ge=64, le=MAX_CHUNK)
-    level: PcodecLevel = 8
 
 
-class LogprobArray(Record):
-    """uint32 [values]: codes of log p; the exact ids of a row as differences, draws (if asked) plain."""
+class LogprobArray(EntryArray):
+    """uint32 [values]: codes of log p; the exact ids of a row as differences, draws (with `draw_values`) plain."""
 
-    dtype: Literal["uint32"] = "uint32"
-    codec: Literal["pcodec"] = "pcodec"
     quantizer: LinearQuantizer = LinearQuantizer(step=1 / 16, sign=-1)
-    chunk_entries: int = Field(default=8192, ge=64, le=MAX_CHUNK)
-    level: PcodecLevel = 8
 
 
 class VectorArray(Record):
-    """uint8 [rows, bytes], stored as it is: the coded vectors of a row one behind the other."""
+    """uint8 [rows, bytes]: the coded vectors of each row, concatenated."""
 
     dtype: Literal["uint8"] = "uint8"
-    codec: Literal["plain"] = "plain"
+    codec: VectorCodec = "plain"
     row_bytes: int = Field(ge=1, le=MAX_VECTOR_CHUNK_BYTES)
     chunk_rows: int = Field(default=256, ge=1, le=MAX_CHUNK)
+
+    @property
+    def codec_options(self) -> dict[str, int]:
+        """The options of the codec besides its name: none."""
+        return {}
 
     @model_validator(mode="after")
     def _bounded(self) -> "VectorArray":
         if self.row_bytes * self.chunk_rows > MAX_VECTOR_CHUNK_BYTES:
-            raise ValueError(f"a chunk may have {MAX_VECTOR_CHUNK_BYTES:,} bytes at most")
+            raise ValueError(f"a chunk holds at most {MAX_VECTOR_CHUNK_BYTES:,} bytes")
         return self
 
 
 class Arrays(Record):
-    """Every array of a part; those that the targets do not need are null."""
+    """The arrays of a part; null for those that the targets do not need."""
 
     row: RowArray
     id: IdArray | None = None
@@ -135,7 +145,7 @@ class Arrays(Record):
     def _distinct(self) -> "Arrays":
         names = [column.name for column in self.row.columns]
         if len(set(names)) != len(names):
-            raise ValueError("a column is named twice")
+            raise ValueError("duplicate column name")
         return self
 
 
@@ -145,7 +155,7 @@ def log_z_column(temperature: float) -> str:
 
 
 def default_arrays(targets: TargetSpec, hidden: HiddenSpec, vocabulary_size: int) -> Arrays:
-    """The arrays of format 1.1 for what a cache keeps."""
+    """The arrays of format 1.1 for the contents of a cache."""
     keep = targets.keep
     return Arrays(
         row=RowArray(columns=tuple(_columns(targets, vocabulary_size))),
@@ -163,7 +173,7 @@ def _vectors(sizes: list[int]) -> VectorArray | None:
 
 
 def _columns(targets: TargetSpec, vocabulary_size: int) -> list[Column]:
-    """The columns in their order; quantizers are as wide as the largest value that a vocabulary of this size allows."""
+    """The columns in order, with quantizers wide enough for the largest value of this vocabulary size."""
     columns = [Column(name="token", quantizer=RankQuantizer())]
     columns += [Column(name=name, quantizer=CountQuantizer()) for name in ("loss_mask", "token_bytes")]
     if targets.has_entries:
@@ -187,10 +197,10 @@ def _columns(targets: TargetSpec, vocabulary_size: int) -> list[Column]:
 
 
 def log_z_quantizer(temperature: float, vocabulary_size: int) -> LinearQuantizer:
-    """log_z lies between 0 and (1 - 1/T) log V; the step is 1/1024 nat, and a T whose range does not fit is refused."""
+    """The quantizer of log_z, which is between 0 and (1 - 1/T) log V, with steps of 1/1024 nat."""
     quantizer = LinearQuantizer(step=1 / 1024, sign=1 if temperature > 1 else -1)
     if abs(1 - 1 / temperature) * math.log(vocabulary_size) >= LARGEST_CODE * quantizer.step:
         raise ValueError(
-            f"log_z at temperature {temperature!r} does not fit into its codes: ask for a higher temperature"
+            f"log_z at temperature {temperature!r} does not fit into its codes: choose a higher temperature"
         )
     return quantizer

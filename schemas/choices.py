@@ -35,6 +35,10 @@ ExportFormat = Literal["parquet", "axolotl"]
 StatedTail = Literal["rest", "unknown"]
 ImportedTail = Literal["given", StatedTail]
 Align = Literal["next", "own"]
+# How the numbers of an array are stored in a cache: `kdpipe.cache.format.codecs.CODECS` has one codec for each name.
+NumberCodec = Literal["pcodec"]
+VectorCodec = Literal["plain"]
+CodecName = Literal[NumberCodec, VectorCodec]
 
 # Students and training
 StudentSource = Literal["preset", "config", "folder", "hub"]

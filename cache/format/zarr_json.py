@@ -1,5 +1,4 @@
-"""zarr.json: what tells zarr-python how to read a part. Made here from the manifest, compared on reading, never
-trusted.
+"""zarr.json, which describes a part to zarr-python. Computed from the manifest, compared on reading, never trusted.
 
 In: the manifest and the number of rows and entries of a part. Out: the exact bytes of each zarr.json.
 """
@@ -7,7 +6,8 @@ In: the manifest and the number of rows and entries of a part. Out: the exact by
 from dataclasses import dataclass
 from typing import Any
 
-from kdpipe.schemas.arrays import VectorArray
+from kdpipe.cache.format.codecs import Codec, codec_of
+from kdpipe.schemas.arrays import NumberArray, VectorArray
 from kdpipe.schemas.manifest import Manifest
 from kdpipe.schemas.strict_json import canonical
 
@@ -16,29 +16,34 @@ GROUP = canonical({"attributes": {}, "node_type": "group", "zarr_format": 3})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArrayGrid:
-    """The shape of an array and of its chunks; `level` is None for bytes that are stored as they are."""
+    """The shape of an array and of its chunks, and how a chunk is stored; `by_column`: one column per chunk."""
 
     shape: tuple[int, ...]
     chunk: tuple[int, ...]
-    level: int | None
+    dtype: str
+    codec: Codec
+    by_column: bool = False
 
     @property
     def n_chunks(self) -> int:
-        """Chunks of the grid."""
         count = 1
         for length, size in zip(self.shape, self.chunk, strict=True):
             count *= -(-length // size)
         return count
 
+    @property
+    def n_columns(self) -> int:
+        """Columns that are stored in chunks of their own."""
+        return self.shape[1] if self.by_column else 1
+
     def to_json(self) -> bytes:
         """The zarr.json of this array."""
         shard = [max(1, -(-length // size)) * size for length, size in zip(self.shape, self.chunk, strict=True)]
-        plain = {"name": "bytes"}
-        coded = {"name": "numcodecs.pcodec", "configuration": {"level": self.level}}
+        options = {"configuration": self.codec.configuration} if self.codec.configuration else {}
         index_codecs = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
         sharding: dict[str, Any] = {
             "chunk_shape": list(self.chunk),
-            "codecs": [plain if self.level is None else coded, {"name": "crc32c"}],
+            "codecs": [{"name": self.codec.zarr_name, **options}, {"name": "crc32c"}],
             "index_codecs": index_codecs,
             "index_location": "end",
         }
@@ -48,7 +53,7 @@ class ArrayGrid:
                 "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": shard}},
                 "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
                 "codecs": [{"name": "sharding_indexed", "configuration": sharding}],
-                "data_type": "uint8" if self.level is None else "uint32",
+                "data_type": self.dtype,
                 "fill_value": 0,
                 "node_type": "array",
                 "shape": list(self.shape),
@@ -62,7 +67,7 @@ def grids(manifest: Manifest, n_rows: int, n_exact: int, n_draws: int) -> dict[s
     """The grid of every array of a part."""
     arrays = manifest.arrays
     row = arrays.row
-    found = {"row": ArrayGrid(shape=(n_rows, len(row.columns)), chunk=(row.chunk_rows, 1), level=row.level)}
+    by_name = {"row": _grid(row, (n_rows, len(row.columns)), (row.chunk_rows, 1), by_column=True)}
     n_values = n_exact + (n_draws if manifest.targets.draw_values else 0)
     for name, array, length in (
         ("id", arrays.id, n_exact + n_draws),
@@ -70,10 +75,14 @@ def grids(manifest: Manifest, n_rows: int, n_exact: int, n_draws: int) -> dict[s
         ("logprob", arrays.logprob, n_values),
     ):
         if array is not None:
-            found[name] = ArrayGrid(shape=(length,), chunk=(array.chunk_entries,), level=array.level)
+            by_name[name] = _grid(array, (length,), (array.chunk_entries,))
     for name, vectors in (("hidden", arrays.hidden), ("state", arrays.state)):
-        if isinstance(vectors, VectorArray):
-            found[name] = ArrayGrid(
-                shape=(n_rows, vectors.row_bytes), chunk=(vectors.chunk_rows, vectors.row_bytes), level=None
-            )
-    return found
+        if vectors is not None:
+            by_name[name] = _grid(vectors, (n_rows, vectors.row_bytes), (vectors.chunk_rows, vectors.row_bytes))
+    return by_name
+
+
+def _grid(
+    array: NumberArray | VectorArray, shape: tuple[int, ...], chunk: tuple[int, ...], *, by_column: bool = False
+) -> ArrayGrid:
+    return ArrayGrid(shape=shape, chunk=chunk, dtype=array.dtype, codec=codec_of(array), by_column=by_column)

@@ -13,13 +13,12 @@ import numpy.typing as npt
 
 from kdpipe.cache import layout
 from kdpipe.cache.durable.files import make_dir, new_file
-from kdpipe.cache.format.codecs import encode_numbers, encode_plain
 from kdpipe.cache.format.encode import CodedRows, encode
 from kdpipe.cache.format.quantizers import Codes
 from kdpipe.cache.format.rows import Block, Sequence
 from kdpipe.cache.format.shards import ShardWriter
 from kdpipe.cache.format.statistics import StatisticsSum
-from kdpipe.cache.format.zarr_json import GROUP, grids
+from kdpipe.cache.format.zarr_json import GROUP, ArrayGrid, grids
 from kdpipe.cache.parts.sequences import Places, SequencesWriter
 from kdpipe.cache.parts.text import TextWriter
 from kdpipe.schemas.cache_plan import MAX_PART_ROWS, PlannedPart
@@ -32,14 +31,14 @@ from kdpipe.schemas.strict_json import sha256_file
 class Stream:
     """One array on its way to its shard: codes gather until a chunk is full."""
 
-    def __init__(self, path: Path, chunk_length: int, level: int | None, stack: ExitStack) -> None:
+    def __init__(self, path: Path, grid: ArrayGrid, stack: ExitStack) -> None:
         make_dir(path.parent)
         self._shard = ShardWriter(stack.enter_context(new_file(path)))
-        self._chunk_length, self._level = chunk_length, level
+        self._grid, self._chunk_length = grid, grid.chunk[0]
         self._open: list[npt.NDArray[Any]] = []
         self._n_open = self._n_chunks = 0
         self.length = 0
-        self.column_bytes = np.zeros(0, np.int64)
+        self.column_bytes = np.zeros(grid.n_columns, np.int64)
 
     def add(self, values: npt.NDArray[Any]) -> None:
         """Take some codes, or rows of codes."""
@@ -62,17 +61,9 @@ class Stream:
         return self._shard.finish(self._n_chunks)
 
     def _encode(self, values: npt.NDArray[Any]) -> None:
-        if self._level is None:
-            chunks = [encode_plain(values)]
-        elif values.ndim == 1:
-            chunks = [encode_numbers(values, self._level)]
-        else:
-            chunks = [encode_numbers(column, self._level) for column in np.ascontiguousarray(values.T)]
-        for chunk in chunks:
-            self._shard.add(self._n_chunks, chunk)
+        for column, numbers in enumerate(np.ascontiguousarray(values.T) if self._grid.by_column else [values]):
+            self.column_bytes[column] += self._shard.add(self._n_chunks, self._grid.codec.encode(numbers))
             self._n_chunks += 1
-        sizes = np.array([len(chunk) for chunk in chunks])
-        self.column_bytes = sizes + self.column_bytes if len(self.column_bytes) else sizes
 
 
 class PartWriter:
@@ -90,13 +81,12 @@ class PartWriter:
         self._texts = TextWriter() if manifest.data.text else None
         self._statistics = StatisticsSum(manifest)
         self._n_rows = self._n_positions = self._n_exact = self._n_draws = self._n_sequences = self._n_begun = 0
-        self._grid_kinds = grids(manifest, 1, 1, 1)
+        self._grids = grids(manifest, 1, 1, 1)
         self._stack = stack
         self._streams = {name: self._stream(name) for name in layout.array_names(manifest)}
 
     def _stream(self, name: str) -> Stream:
-        grid = self._grid_kinds[name]
-        return Stream(self._work / layout.array_shard(name), grid.chunk[0], grid.level, self._stack)
+        return Stream(self._work / layout.array_shard(name), self._grids[name], self._stack)
 
     def add(self, sequence: Sequence, block: Block) -> None:
         """Take the next sequence and what the teacher said at each of its rows."""
@@ -203,8 +193,7 @@ class PartWriter:
 
     def _column_bytes(self) -> dict[str, int]:
         names = [column.name for column in self._manifest.arrays.row.columns]
-        sizes = self._streams["row"].column_bytes
-        return dict(zip(names, sizes.tolist() if len(sizes) else [0] * len(names), strict=True))
+        return dict(zip(names, self._streams["row"].column_bytes.tolist(), strict=True))
 
     def _files(self) -> dict[str, FileRecord]:
         found = sorted(path for path in self._work.rglob("*") if path.is_file())

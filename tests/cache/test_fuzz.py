@@ -15,7 +15,7 @@ import pytest
 from pcodec import ChunkConfig, DeltaSpec, ModeSpec, standalone
 
 from kdpipe.cache import layout
-from kdpipe.cache.format.codecs import decode_numbers
+from kdpipe.cache.format.codecs import Pcodec
 from kdpipe.cache.format.part_arrays import PartArray
 from kdpipe.cache.format.zarr_json import ArrayGrid
 from kdpipe.cache.inspect import inspect_cache
@@ -130,8 +130,7 @@ def shard_reader(kind: str, array: str, folder: Path) -> Reader:
         shard.write_bytes(data)
         digest = reseal_shard(shard, grid.n_chunks) if len(data) >= tail_bytes(grid.n_chunks) else "0" * 64
         found = PartArray(memoryview(shard.read_bytes()), grid, digest)
-        columns = grid.shape[1] if len(grid.shape) == 2 and grid.level is not None else 1
-        for column in range(columns):
+        for column in range(grid.n_columns):
             found.get(0, grid.shape[0], column)
         found.column_bytes()
 
@@ -145,7 +144,7 @@ def chunk_reader(n: int, folder: Path) -> Reader:
     configs = [ChunkConfig(delta_spec=delta) for delta in deltas]
     configs.append(ChunkConfig(mode_spec=ModeSpec.try_int_mult(7)))
     seeds = [bytes(standalone.simple_compress(v.astype(np.uint32), config)) for v in values for config in configs]
-    return Reader(f"chunk_{n}", lambda data: decode_numbers(data, np.empty(n, np.uint32)), tuple(seeds))
+    return Reader(f"chunk_{n}", lambda data: Pcodec(level=8).decode(data, np.empty(n, np.uint32)), tuple(seeds))
 
 
 READERS = {

@@ -16,7 +16,7 @@ import numpy as np
 from pcodec import standalone
 
 from kdpipe.cache import layout
-from kdpipe.cache.format.codecs import CHECKSUM_BYTES, crc32c, encode_numbers
+from kdpipe.cache.format.codecs import CHECKSUM_BYTES, Pcodec, crc32c
 from kdpipe.cache.format.shards import PLACE_BYTES
 from kdpipe.cache.opening import create_cache, open_cache
 from kdpipe.cache.parts.arrow_files import write_parquet
@@ -236,7 +236,7 @@ def recode(path: Path, array: str, change: Callable[[Any], Any], column: str = "
     values = np.concatenate(parts).reshape((-1, metadata["shape"][1]) if plain else -1)
     values = change(values.copy()).reshape(-1)
     cut = [values[i : i + length] for i in range(0, len(values), length)]
-    chunks[mine] = [c.tobytes() if plain else encode_numbers(c.astype(np.uint32), 8)[:-CHECKSUM_BYTES] for c in cut]
+    chunks[mine] = [c.tobytes() if plain else Pcodec(level=8).encode(c.astype(np.uint32)) for c in cut]
     write_shard(file, chunks)
     if column:
         sizes = [sum(len(c) + CHECKSUM_BYTES for c in chunks[i :: len(columns)]) for i in range(len(columns))]

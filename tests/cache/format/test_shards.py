@@ -1,4 +1,4 @@
-"""A shard knows every chunk by its place, and refuses an index that says anything else than what was written."""
+"""A shard finds every chunk by its number, and refuses an index that differs from the one written."""
 
 import hashlib
 import io
@@ -20,7 +20,7 @@ def written(order: Sequence[int] = range(N)) -> tuple[bytes, str]:
     file = io.BytesIO()
     writer = ShardWriter(file)
     for number in order:
-        writer.add(number, CHUNKS[number])
+        writer.add(number, BODIES[number])
     sha256 = writer.finish(N)
     return file.getvalue(), sha256
 
@@ -30,26 +30,26 @@ def opened(data: bytes, sha256: str, n_chunks: int = N) -> Shard:
 
 
 def with_index(places: list[tuple[int, int]], data: bytes) -> tuple[bytes, str]:
-    """A shard whose index says something else, with every digest of it made good."""
+    """A shard with another index, all its digests corrected."""
     index = np.array(places, "<u8").tobytes()
     tail = data[-N * 20 - 4 : -N * 16 - 4] + index + crc32c(index)
     return data[: -N * 20 - 4] + tail, hashlib.sha256(tail).hexdigest()
 
 
-def places_of(data: bytes) -> list[tuple[int, int]]:
+def places_in(data: bytes) -> list[tuple[int, int]]:
     found = np.frombuffer(data[-N * 16 - 4 : -4], "<u8").reshape(N, 2).tolist()
     return [(a, b) for a, b in found]
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2, 3), (3, 1, 0, 2)])
-def test_chunks_are_found_by_number_whatever_order_they_came_in(order: tuple[int, ...]) -> None:
+def test_chunks_are_found_by_number_in_any_order_of_writing(order: tuple[int, ...]) -> None:
     shard = opened(*written(order))
     assert [shard.chunk(number) for number in range(N)] == [chunk[:-4] for chunk in CHUNKS]
     assert len(shard) == N
     assert shard.sizes.tolist() == [len(chunk) for chunk in CHUNKS]
 
 
-def test_a_shard_is_laid_out_as_its_specification_says() -> None:
+def test_a_shard_is_laid_out_as_specified() -> None:
     data, sha256 = written()
     body = b"".join(CHUNKS)
     checksums = b"".join(chunk[-4:] for chunk in CHUNKS)
@@ -61,12 +61,12 @@ def test_a_shard_is_laid_out_as_its_specification_says() -> None:
 
 def test_a_grid_with_a_hole_is_never_finished() -> None:
     writer = ShardWriter(io.BytesIO())
-    writer.add(1, CHUNKS[1])
+    writer.add(1, BODIES[1])
     with pytest.raises(AssertionError, match="every chunk of the grid"):
         writer.finish(2)
 
 
-def test_every_flipped_bit_is_noticed_before_a_chunk_is_given() -> None:
+def test_every_flipped_bit_is_noticed_before_a_chunk_is_returned() -> None:
     data, sha256 = written()
     ends = np.cumsum([len(chunk) for chunk in CHUNKS])
     own_copies = {place for end in ends.tolist() for place in range(end - 4, end)}
@@ -79,18 +79,18 @@ def test_every_flipped_bit_is_noticed_before_a_chunk_is_given() -> None:
                 assert shard.chunk(number) == CHUNKS[number][:-4]
             # Only a chunk's own copy of its checksum may differ: it is there for zarr, the tail's copy decides.
             assert place in own_copies
-            raise CacheDamaged("nothing but right data was given")
+            raise CacheDamaged("only correct data was returned")
 
 
 @pytest.mark.parametrize("length", [0, 1, 50, N * 20 + 3])
 def test_a_shard_shorter_than_its_index_is_refused(length: int) -> None:
-    with pytest.raises(CacheDamaged, match=f"a shard of {length} bytes is too short for the index of its 4 chunks"):
+    with pytest.raises(CacheDamaged, match=f"{length} bytes .* 4 chunks"):
         opened(written()[0][:length], "0" * 64)
 
 
-def test_an_index_that_part_json_does_not_name_is_refused() -> None:
+def test_an_index_with_another_sha256_than_part_json_is_refused() -> None:
     data, _ = written()
-    with pytest.raises(CacheDamaged, match=r"not the one that its part\.json names"):
+    with pytest.raises(CacheDamaged, match="sha256"):
         opened(data, hashlib.sha256(b"another").hexdigest())
 
 
@@ -103,7 +103,7 @@ def test_an_index_without_its_checksum_is_refused() -> None:
 
 def test_two_chunks_exchanged_in_the_index_are_noticed_when_read() -> None:
     data, _ = written()
-    a, b, c, d = places_of(data)
+    a, b, c, d = places_in(data)
     shard = opened(*with_index([b, a, c, d], data))
     for number in (0, 1):
         with pytest.raises(CacheDamaged, match="a chunk does not match its crc32c"):
@@ -129,10 +129,10 @@ def test_an_index_that_does_not_fill_the_file_is_refused(change: "object", messa
     assert callable(change)
     data, _ = written()
     with pytest.raises(CacheDamaged, match=message):
-        opened(*with_index(change(places_of(data)), data))
+        opened(*with_index(change(places_in(data)), data))
 
 
-def test_a_shard_with_bytes_that_no_chunk_has_is_refused() -> None:
+def test_a_shard_with_bytes_outside_its_chunks_is_refused() -> None:
     data, sha256 = written()
     with pytest.raises(CacheDamaged, match="overlap or leave gaps"):
         opened(data[: -N * 20 - 4] + b"\0" + data[-N * 20 - 4 :], sha256)

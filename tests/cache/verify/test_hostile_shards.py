@@ -47,13 +47,13 @@ CHUNKS: dict[str, tuple[str, Callable[[], bytes], str]] = {
     "a chunk of sixteen million zeros": ("row", lambda: coded(np.zeros(1 << 24, np.uint32)), "more numbers than"),
     "a short chunk": ("id", lambda: coded(np.zeros(63, np.uint32)), "fewer numbers than"),
     "an empty chunk": ("id", lambda: coded(np.zeros(0, np.uint32)), "fewer numbers than"),
-    "signed numbers": ("id", lambda: coded(np.zeros(64, np.int32)), "a chunk does not decode"),
-    "wide numbers": ("logprob", lambda: coded(np.zeros(64, np.uint64)), "a chunk does not decode"),
-    "fractions": ("logprob", lambda: coded(np.zeros(64, np.float32)), "a chunk does not decode"),
+    "signed numbers": ("id", lambda: coded(np.zeros(64, np.int32)), "a chunk cannot be decoded"),
+    "wide numbers": ("logprob", lambda: coded(np.zeros(64, np.uint64)), "a chunk cannot be decoded"),
+    "fractions": ("logprob", lambda: coded(np.zeros(64, np.float32)), "a chunk cannot be decoded"),
     "no numbers at all": ("id", lambda: b"\x00" * 40, "a chunk"),
-    "the head of a chunk": ("id", lambda: coded(np.arange(64, dtype=np.uint32))[:9], "a chunk does not decode"),
-    "a short plain chunk": ("hidden", lambda: bytes(7), "bytes, its array says"),
-    "a long plain chunk": ("hidden", lambda: bytes(1 << 20), "bytes, its array says"),
+    "the head of a chunk": ("id", lambda: coded(np.arange(64, dtype=np.uint32))[:9], "a chunk cannot be decoded"),
+    "a short plain chunk": ("hidden", lambda: bytes(7), "bytes, its array expects"),
+    "a long plain chunk": ("hidden", lambda: bytes(1 << 20), "bytes, its array expects"),
 }
 
 
