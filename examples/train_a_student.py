@@ -1,6 +1,6 @@
-"""Train a student from Python: what `kdpipe train` does, with someone of your own to follow it.
+"""Train a student from Python, with a progress listener of your own.
 
-In: a cache, a folder for the run. Out: the run in it, and how its loss fell, on stdout.
+In: a cache and an output directory. Out: the run in that directory, and its first and last loss on stdout.
 """
 
 import sys
@@ -11,19 +11,18 @@ from kdpipe.schemas.train_settings import CacheSettings, RunSettings, StudentSet
 
 
 class Losses(SilentTrainWatch):
-    """Follows a run and remembers its losses."""
+    """Collects the loss of each step."""
 
     def __init__(self) -> None:
-        self.seen: list[float] = []
+        self.values: list[float] = []
 
     def stepped(self, news: StepProgress) -> None:
-        """One more step is done."""
         if news.loss is not None:
-            self.seen.append(news.loss)
+            self.values.append(news.loss)
 
 
 def main(cache: str, out: str) -> None:
-    """Train, or go on where this was stopped."""
+    """Train, or resume an interrupted run."""
     settings = TrainSettings(
         cache=CacheSettings(path=cache),
         student=StudentSettings(name="tiny"),
@@ -33,8 +32,8 @@ def main(cache: str, out: str) -> None:
     losses = Losses()
     report = train(settings, TrainOptions(), losses)
     print(f"{report.steps} steps on {report.positions} positions, with {report.n_parameters:,} parameters")
-    if losses.seen:
-        print(f"the loss fell from {losses.seen[0]:.3f} to {losses.seen[-1]:.3f}")
+    if losses.values:
+        print(f"the loss fell from {losses.values[0]:.3f} to {losses.values[-1]:.3f}")
     print("the student is in", report.final)
 
 

@@ -1,7 +1,6 @@
-"""Write a cache of your own targets, and read it back: what stage one does around a teacher, with two sentences.
+"""Write a cache of your own targets and read it back: two sentences, six words, top-3 targets written by hand.
 
-In: a folder to write into. Out: a sealed cache in it, and what its first sequence says, on stdout. A vocabulary of six
-words, top-3 targets made up by hand.
+In: an output directory. Out: a finished cache in it, and the targets of its first sequence on stdout.
 """
 
 import hashlib
@@ -25,7 +24,7 @@ DOCUMENTS = ["the cat sat .", "the dog ran ."]
 
 
 def manifest() -> Manifest:
-    """What the cache is made from, and what it keeps."""
+    """Teacher, tokenizer, data and targets of the cache."""
     targets, hidden = TargetSpec(keep=TopK(k=3), temperatures=(2.0,)), HiddenSpec()
     return Manifest(
         kdpipe="example",
@@ -42,12 +41,12 @@ def manifest() -> Manifest:
 
 
 def digest(texts: list[str]) -> bytes:
-    """What stands for some texts."""
+    """A fingerprint of some texts."""
     return hashlib.sha256("\0".join(texts).encode()).digest()
 
 
 def sequence(number: int) -> Sequence:
-    """A document as a sequence of its own; nothing is predicted at its last token."""
+    """One document as a sequence; its last token has no target."""
     words = DOCUMENTS[number].split()
     return Sequence(
         tokens=np.array([WORDS.index(word) for word in words]),
@@ -60,25 +59,25 @@ def sequence(number: int) -> Sequence:
 
 
 def block(tokens: np.ndarray) -> Block:
-    """A teacher that gives the next word 0.7, its neighbors 0.1 each, and a tenth to the rest."""
+    """Targets with 0.7 for the next word, 0.1 for each of two neighbors, and 0.1 for the rest."""
     n = len(tokens) - 1
     top = np.stack([tokens[1:], (tokens[1:] + 1) % 6, (tokens[1:] + 2) % 6], axis=1)
     p = np.array([0.7, 0.1, 0.1] + [0.1 / 3] * 3)
-    with_none = np.append(np.ones(n), np.nan)
+    ones_and_nan = np.append(np.ones(n), np.nan)
     return Block(
         n_exact=np.append(np.full(n, 3), 0),
         n_draws=np.zeros(n + 1, np.int64),
         ids=top.ravel(),
         logprobs=np.tile(np.log(p[:3]), n).astype(np.float32),
-        log_tail=(np.log(0.1) * with_none).astype(np.float32),
-        entropy=(-(p * np.log(p)).sum() * with_none).astype(np.float32),
-        label_logprob=(np.log(0.7) * with_none).astype(np.float32),
-        log_z={2.0: (np.log(np.sqrt(p).sum()) * with_none).astype(np.float32)},
+        log_tail=(np.log(0.1) * ones_and_nan).astype(np.float32),
+        entropy=(-(p * np.log(p)).sum() * ones_and_nan).astype(np.float32),
+        label_logprob=(np.log(0.7) * ones_and_nan).astype(np.float32),
+        log_z={2.0: (np.log(np.sqrt(p).sum()) * ones_and_nan).astype(np.float32)},
     )
 
 
 def main(folder: Path) -> None:
-    """Write, seal, read."""
+    """Write a cache, seal it, read it."""
     writer = create_cache(folder, manifest())
     if not writer.has_tables:
         writer.publish_tables({"ids_by_rank": np.arange(len(WORDS), dtype=np.uint32)})
@@ -93,9 +92,9 @@ def main(folder: Path) -> None:
     batch = allocate_batch(cache, n_sequences=2)
     fill_batch(cache, order.share(position=0, count=2), batch)
     for t, token in enumerate(cache[0].tokens):
-        kept = cache[0].count[:t].sum() + np.arange(cache[0].count[t])
-        said = [f"{WORDS[cache[0].ids[k]]} {np.exp(cache[0].logprobs[k]):.2f}" for k in kept]
-        print(f"after {WORDS[token]!r}: {', '.join(said) or 'nothing'}")
+        entries = cache[0].count[:t].sum() + np.arange(cache[0].count[t])
+        targets = [f"{WORDS[cache[0].ids[k]]} {np.exp(cache[0].logprobs[k]):.2f}" for k in entries]
+        print(f"after {WORDS[token]!r}: {', '.join(targets) or 'nothing'}")
     print("a batch of ids has the shape", batch.ids_BTK.shape)
 
 

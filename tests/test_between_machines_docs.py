@@ -1,4 +1,4 @@
-"""docs/between-machines.md keeps its word: its commands for copies and signatures run, and every option is on it."""
+"""docs/between-machines.md: its commands for copies and signatures run, and every option is on the page."""
 
 import re
 import shlex
@@ -27,10 +27,10 @@ def unsynced() -> Iterator[None]:
 
 
 def commands(*names: str) -> list[str]:
-    """The lines of the page's sh blocks that begin with one of these commands, in a bucket of this process."""
+    """The lines of the sh blocks that start with one of these commands, with an in-memory bucket."""
     blocks = re.findall(r"^```sh\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
     lines = [line.replace("s3://", "memory://") for block in blocks for line in block.splitlines()]
-    # What goes to the hub is run against a small one in tests/cache/transfer/test_hub.py.
+    # Commands for the Hub run against a small server in tests/cache/transfer/test_hub.py.
     return [
         line for line in lines if line.startswith(tuple(f"kdpipe {name}" for name in names)) and "hf://" not in line
     ]
@@ -44,17 +44,22 @@ def test_every_command_that_copies_verifies_or_signs_runs(tmp_path: Path, monkey
     assert len(lines) >= 9
     for line in lines:
         assert main.run(shlex.split(line, comments=True)[1:]) == 0, line
-    notes = {name: [o.note for o in open_cache(tmp_path / name).manifest.history] for name in ("here", "few", "lean")}
+    notes = {
+        name: [origin.note for origin in open_cache(tmp_path / name).manifest.history]
+        for name in ("here", "few", "lean")
+    }
     assert notes == {"here": [], "few": ["parts 0:2"], "lean": ["split train; without hidden, text"]}
 
 
-def test_every_option_of_a_copy_and_all_that_can_be_left_out_is_on_the_page() -> None:
+def test_every_option_of_copy_and_everything_it_can_omit_is_on_the_page() -> None:
     for option in SURFACE["cache copy"][1] - {"--json", "--allow-partial"}:
         assert option in PAGE, option
-    assert re.findall(r"^\| `(\w+)` \| ", PAGE.partition("### Some of it")[2], re.MULTILINE) == list(LEFT_OUT)
+    assert re.findall(r"^\| `(\w+)` \| ", PAGE.partition("### Partial copies")[2], re.MULTILINE) == list(LEFT_OUT)
 
 
-def test_every_command_that_takes_retry_for_is_on_the_page() -> None:
+def test_every_command_with_retry_for_is_on_the_page() -> None:
     sentence = " ".join(re.findall(r"[^.]* take the option;", PAGE.replace("\n", " ")))
-    taking = {name.removeprefix("cache ") for name, (_, options) in SURFACE.items() if "--retry-for" in options}
-    assert {word.removeprefix("cache ") for word in re.findall(r"`([a-z -]+)`", sentence)} == taking
+    commands_with_it = {
+        name.removeprefix("cache ") for name, (_, options) in SURFACE.items() if "--retry-for" in options
+    }
+    assert {word.removeprefix("cache ") for word in re.findall(r"`([a-z -]+)`", sentence)} == commands_with_it

@@ -1,4 +1,4 @@
-"""docs/cache-teacher.md keeps its word: its commands run, and its settings are those that there are."""
+"""docs/cache-teacher.md: its commands run, and its settings are those of the code."""
 
 import json
 import os
@@ -54,13 +54,13 @@ def test_every_command_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_every_setting_is_on_the_page_with_its_default_and_its_flag() -> None:
-    told = {
-        place: (value, what) for place, value, what in re.findall(r"^\| `([\w.]+)` \| (.+?) \| (.+) \|$", TABLE, re.M)
+    documented = {
+        place: (value, text) for place, value, text in re.findall(r"^\| `([\w.]+)` \| (.+?) \| (.+) \|$", TABLE, re.M)
     }
     flags = {flag.place: flag.name for flag in FLAGS}
-    assert list(told) == [place for place, _ in settings()]
+    assert list(documented) == [place for place, _ in settings()]
     for place, default in settings():
-        value, what = told[place]
+        value, text = documented[place]
         plain = list(default) if isinstance(default, tuple) else default
         assert value == ("-" if default is None else f"`{json.dumps(plain)}`"), place
-        assert place not in flags or f"`{flags[place]}`" in what, place
+        assert place not in flags or f"`{flags[place]}`" in text, place

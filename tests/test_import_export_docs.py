@@ -1,4 +1,4 @@
-"""docs/import-export.md keeps its word: its commands run, and its tables name the formats and columns there are."""
+"""docs/import-export.md: its commands run, and its tables list the formats and columns of the code."""
 
 import re
 import shlex
@@ -27,7 +27,7 @@ def commands() -> list[str]:
     return [line for block in blocks for line in block.splitlines()]
 
 
-def as_axolotl(row: dict[str, Any]) -> dict[str, Any]:
+def axolotl_row(row: dict[str, Any]) -> dict[str, Any]:
     return {
         "input_ids": row["tokens"],
         "target_token_ids": [*row["ids"][:-1], []],
@@ -35,7 +35,7 @@ def as_axolotl(row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def as_nemo(row: dict[str, Any]) -> dict[str, Any]:
+def nemo_row(row: dict[str, Any]) -> dict[str, Any]:
     n = len(row["tokens"]) - 1
     return {
         "tokens": row["tokens"][:-1], "labels": row["tokens"][1:], "loss_mask": [1] * n,
@@ -48,8 +48,8 @@ def test_every_command_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.Monk
     rows = random_rows(1, 100, 4, range(5, 25))
     shutil.copytree(DISTILLKIT / "recommended", tmp_path / "captured")
     word_tokenizer(tmp_path / "teacher", DISTILLKIT_IDS)
-    write_rows(tmp_path / "kd.jsonl", [as_axolotl(row) for row in rows])
-    write_rows(tmp_path / "topk_logits.jsonl", [as_nemo(row) for row in rows])
+    write_rows(tmp_path / "kd.jsonl", [axolotl_row(row) for row in rows])
+    write_rows(tmp_path / "topk_logits.jsonl", [nemo_row(row) for row in rows])
     write_rows(tmp_path / "rows.jsonl", [{**row, "scores": row.pop("logprobs")} for row in rows])
     monkeypatch.chdir(tmp_path)
     assert len(commands()) >= 7
@@ -59,41 +59,41 @@ def test_every_command_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.Monk
         assert main.run(words[1:]) == 0, line
 
 
-def named(cells: str) -> set[str]:
+def quoted(cells: str) -> set[str]:
     return set(re.findall(r"`([\w@]+)`", cells))
 
 
 def test_every_format_is_on_the_page_with_its_columns() -> None:
-    told: dict[str, set[str]] = {}
-    for which, columns in re.findall(r"^\| (`\w+`(?:, legacy)?) \| ([^|]+) \| (?:about|found)", PAGE, re.M):
-        told[which] = named(columns.partition(";")[0])
-    due = {
+    documented: dict[str, set[str]] = {}
+    for which, columns in re.findall(r"^\| (`\w+`(?:, legacy)?) \| ([^|]+) \| (?:predicts|detected)", PAGE, re.M):
+        documented[which] = quoted(columns.partition(";")[0])
+    expected = {
         "`distillkit`": set(distillkit.COLUMNS),
         "`distillkit`, legacy": set(distillkit.LEGACY_COLUMNS),
         "`axolotl`": {"input_ids", axolotl.IDS, axolotl.VALUES, "labels", "attention_mask"},
         "`nemo`": set(nemo.COLUMNS),
         "`topk`": {*topk.NEEDED, *topk.USEFUL},
     }
-    assert told == due
-    assert {re.findall(r"\w+", which)[0] for which in told} == set(FORMATS)
+    assert documented == expected
+    assert {re.findall(r"\w+", which)[0] for which in documented} == set(FORMATS)
 
 
 def test_every_column_of_an_export_is_on_the_page() -> None:
-    told = {}
+    documented = {}
     for columns, kind in re.findall(r"^\| (`[^|]+`) \| (list of [^|]+) \|", PAGE, re.M):
-        told |= dict.fromkeys(named(columns), kind)
+        documented |= dict.fromkeys(quoted(columns), kind)
     types = {"int32": "int32", "float32": "float32", "bool": "bool"}
-    due = {
+    expected = {
         name: f"list of {'lists of ' if deep == 2 else ''}{types[kind]}"
         for name, (kind, deep) in column_types("parquet", manifest_of(SMALL)).items()
         if not name.startswith("log_z_")
     }
-    assert told == {**due, "log_z_T": "list of float32", "boundary_logprob": "list of float32"}
-    form = PAGE.partition("`--to axolotl` has")[2].partition("list t about")[0]
-    assert named(form) == set(AXOLOTL)
+    assert documented == {**expected, "log_z_T": "list of float32", "boundary_logprob": "list of float32"}
+    form = PAGE.partition("`--to axolotl` writes")[2].partition("list t predicts")[0]
+    assert quoted(form) == set(AXOLOTL)
 
 
-def test_bounds_on_the_page_are_those_in_force() -> None:
+def test_limits_on_the_page_are_those_of_the_code() -> None:
     assert f"below {NOTHING_NATS:.0f} are padding" in " ".join(PAGE.split())
     assert f"hold up to {MOST_MASS}" in PAGE
     assert f"up to {MOST_FITTED_MASS:,.0f} is allowed" in PAGE

@@ -1,4 +1,4 @@
-"""docs/reshape.md keeps its word: its commands run, and every option is on it."""
+"""docs/reshape.md: its commands run, and every option is on the page."""
 
 import os
 import re
@@ -35,16 +35,16 @@ def test_every_command_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.Monk
     make_cache(tmp_path / "b", replace(rich, documents={"train": 5}, documents_per_part=5))
     make_cache(tmp_path / "states", replace(SMALL, kind="state"))
     monkeypatch.chdir(tmp_path)
-    there = set(os.listdir(tmp_path))
+    before = set(os.listdir(tmp_path))
     assert len(commands()) >= 13
     for line in commands():
         words = shlex.split(line, comments=True)
         assert words[0] == "kdpipe"
         assert main.run(words[1:]) == 0, line
-    made = set(os.listdir(tmp_path)) - there
-    assert made == set(re.findall(r"--out (\w+)", "\n".join(commands())))
-    assert all(open_cache(tmp_path / name).cache_id for name in made)
-    for name in made - {"old"}:
+    created = set(os.listdir(tmp_path)) - before
+    assert created == set(re.findall(r"--out (\w+)", "\n".join(commands())))
+    assert all(open_cache(tmp_path / name).cache_id for name in created)
+    for name in created - {"old"}:
         assert open_cache(tmp_path / name).manifest.history
 
 

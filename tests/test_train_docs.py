@@ -1,4 +1,4 @@
-"""docs/train.md keeps its word: its commands run, its settings, presets, keys and files are those that there are."""
+"""docs/train.md: its commands run; its settings, presets, keys and files are those of the code."""
 
 import json
 import os
@@ -24,12 +24,12 @@ from support.stage_two import make_cache
 
 PAGE = (ROOT / "docs" / "train.md").read_text(encoding="utf-8")
 TABLE = PAGE.partition("## Settings")[2]
-# Of what is said only of steps that went wrong, and tried where steps are made to.
-OF_FAULTS = {"nonfinite", "undone", "metrics_gap.expected_lines", "metrics_gap.present_lines"}
+# Keys of bad steps only, tested where steps are made to fail.
+FAULT_KEYS = {"nonfinite", "undone", "metrics_gap.expected_lines", "metrics_gap.present_lines"}
 
 
 def blocks(language: str) -> list[str]:
-    """The page's blocks of a language."""
+    """The code blocks of the page in one language."""
     return re.findall(rf"^```{language}\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
 
 
@@ -48,7 +48,7 @@ def settings(kind: type[Record] = TrainSettings, prefix: str = "") -> Iterator[t
 
 
 def keys(line: dict[str, Any], prefix: str = "") -> Iterator[str]:
-    """The dotted keys of a line, with the page's words for names that a run chooses."""
+    """The dotted keys of a metrics line, with placeholders for names that depend on the run."""
     words = {"terms": "NAME", "rates": "GROUP", "logged": "NAME"}
     for key, value in line.items():
         word = words.get(prefix.rstrip(".").rpartition(".")[2], key)
@@ -59,7 +59,7 @@ def keys(line: dict[str, Any], prefix: str = "") -> Iterator[str]:
 
 
 @pytest.mark.slow
-def test_every_command_of_the_page_runs_and_leaves_the_files_it_names(
+def test_every_command_of_the_page_runs_and_writes_the_listed_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_cache(tmp_path, "teacher-cache")
@@ -67,7 +67,7 @@ def test_every_command_of_the_page_runs_and_leaves_the_files_it_names(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("KDPIPE_MACHINE__THREADS", "1")
     for story in ("training.finish", "export"):
-        # Another process reads each student again, which takes seconds; tests of the stories let it.
+        # Reloading each student in another process takes seconds; other tests cover it.
         monkeypatch.setattr(f"kdpipe.pipeline.{story}.check_reload", lambda *_, **__: 0.0)
     lines = [line for block in blocks("sh") for line in block.splitlines()]
     assert len(lines) >= 11
@@ -78,35 +78,35 @@ def test_every_command_of_the_page_runs_and_leaves_the_files_it_names(
                 environment.setenv(*words.pop(0).split("=", 1))
             assert words[0] == "kdpipe"
             assert main.run(words[1:]) == 0, line
-    named = re.findall(r"^\| `([\w.]+)/?` \|", section("What is in the folder"), re.MULTILINE)
+    files = re.findall(r"^\| `([\w.]+)/?` \|", section("The run folder"), re.MULTILINE)
     run = tmp_path / "runs" / "curriculum"
-    assert sorted([*os.listdir(run), LOCK]) == sorted(named)  # the lock is there while the run is under way
-    found = {key for name in ("curriculum", "first") for key in _keys_of(tmp_path / "runs" / name)}
-    told = re.findall(r"`([\w.]+)`", "".join(re.findall(r"^\|(.+?)\|", section("metrics.jsonl"), re.MULTILINE)))
-    assert found == set(told) - OF_FAULTS
+    assert sorted([*os.listdir(run), LOCK]) == sorted(files)  # the lock exists while the run is active
+    written = {key for name in ("curriculum", "first") for key in _metric_keys(tmp_path / "runs" / name)}
+    documented = re.findall(r"`([\w.]+)`", "".join(re.findall(r"^\|(.+?)\|", section("metrics.jsonl"), re.MULTILINE)))
+    assert written == set(documented) - FAULT_KEYS
     for bound in ("runs/jsd", "runs/warm"):
         assert re.search(r'"\w+_(bound|coarse)"', (tmp_path / bound / "metrics.jsonl").read_text())
 
 
-def _keys_of(run: Path) -> set[str]:
+def _metric_keys(run: Path) -> set[str]:
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return {key for line in lines for key in keys(line)}
 
 
 def test_every_setting_is_on_the_page_with_its_default_and_its_flag() -> None:
-    told = {
-        place: (value, what) for place, value, what in re.findall(r"^\| `([\w.]+)` \| (.+?) \| (.+) \|$", TABLE, re.M)
+    documented = {
+        place: (value, text) for place, value, text in re.findall(r"^\| `([\w.]+)` \| (.+?) \| (.+) \|$", TABLE, re.M)
     }
     flags = {flag.place: flag.name for flag in FLAGS}
-    assert list(told) == [place for place, _ in settings()]
+    assert list(documented) == [place for place, _ in settings()]
     for place, default in settings():
-        value, what = told[place]
+        value, text = documented[place]
         plain = list(default) if isinstance(default, tuple) else default
         assert value == ("-" if default is None else f"`{json.dumps(plain)}`"), place
-        assert place not in flags or f"`{flags[place]}`" in what, place
+        assert place not in flags or f"`{flags[place]}`" in text, place
 
 
-def test_choices_and_what_lists_are_made_of_are_on_the_page() -> None:
+def test_choices_and_the_fields_of_list_items_are_on_the_page() -> None:
     words = {*Phase.model_fields, *PositionSelection.model_fields, *STUDENTS}
     for kind in (Statistic, OrderName, BestMetric):
         words |= set(get_args(kind))
@@ -114,8 +114,8 @@ def test_choices_and_what_lists_are_made_of_are_on_the_page() -> None:
     assert ",".join(get_args(TrackerName)) in PAGE
 
 
-def test_the_presets_of_the_guard_are_as_told() -> None:
-    rows = re.findall(r"^\| `(\w[\w-]+)` \| (.+) \|$", section("Faults"), re.MULTILINE)
+def test_the_guard_presets_on_the_page_are_those_of_the_code() -> None:
+    rows = re.findall(r"^\| `(\w[\w-]+)` \| (.+) \|$", section("Bad steps"), re.MULTILINE)
     assert [name for name, _ in rows] == list(PRESETS)
     for name, cells in rows:
         values = PRESETS[name]
@@ -123,12 +123,12 @@ def test_the_presets_of_the_guard_are_as_told() -> None:
         assert cells.split(" | ") == ["-" if value is None else str(value) for value in expected]
 
 
-def test_the_page_shows_the_example_as_it_is() -> None:
+def test_the_page_shows_the_example_file() -> None:
     example = (ROOT / "examples" / "curriculum.yaml").read_text(encoding="utf-8")
     assert blocks("yaml") == [re.sub(r"\A(#.*\n)+", "", example)]
 
 
-def test_the_settings_that_do_not_make_another_run_are_those_that_are_listed() -> None:
+def test_settings_outside_the_identity_of_a_run_are_listed() -> None:
     listed = PAGE.partition("Not part of a run's identity")[2].partition("Every other setting is.")[0]
     free = {name.removeprefix("settings.").rstrip(".") for name in MAY_DIFFER if name.startswith("settings.")}
     assert set(re.findall(r"`([a-z_.]+)`", listed)) == free | {"run.batch_size", "run.accumulate"}
