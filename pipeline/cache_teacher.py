@@ -63,7 +63,7 @@ def work(settings: CaptureSettings, shard: WorkerShard, watch: Watch, retry_for:
     manifest, old = make_manifest(settings, inputs, speaker), None
     if extension is not None:
         old, manifest = extension.source, extension.extended(manifest, settings.teacher)
-        inputs = replace(inputs, corpus=inputs.corpus.behind(extension.documents, extension.known))
+        inputs = replace(inputs, corpus=inputs.corpus.continuing(extension.documents, extension.known))
     cache, asked = begin_cache(settings.out, manifest, inputs, speaker, old, retry_policy)
     check_description(settings, cache.manifest)
     if extension is not None:

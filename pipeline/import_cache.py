@@ -24,11 +24,10 @@ from kdpipe.pipeline.documents.data_sources import is_of_hub
 from kdpipe.pipeline.documents.part_plan import make_plan, rows_of_a_part
 from kdpipe.pipeline.documents.row_files import RowFile
 from kdpipe.pipeline.interop import Format, FormatFacts, open_format
-from kdpipe.pipeline.interop.export_files import check_place, source_files
-from kdpipe.pipeline.interop.imported_sequences import packed
-from kdpipe.pipeline.interop.survey import Read, Repairs, SourceSurvey, reader, rows_again, take_survey
-from kdpipe.pipeline.interop.token_sizes import token_sizes
-from kdpipe.pipeline.interop.validated_row import MOST_MASS, ValidatedRow, told
+from kdpipe.pipeline.interop.imported_sequences import packed, token_sizes
+from kdpipe.pipeline.interop.source_files import check_place, source_files
+from kdpipe.pipeline.interop.survey import Read, Repairs, SourceSurvey, reader, rows_again, survey_rows
+from kdpipe.pipeline.interop.validated_row import MOST_MASS, ValidatedRow, validate_row
 from kdpipe.pipeline.tokenizers.cached_tokenizer import with_reloadable_files
 from kdpipe.pipeline.tokenizers.tokenizer import LoadedTokenizer, load_tokenizer
 from kdpipe.pipeline.watch import Watch
@@ -95,11 +94,11 @@ class ImportSource:
         """A function that reads rows of one file."""
         rest = self.facts.tail == "rest"
         name = self.files[number].name
-        return reader(name, lambda columns: told(self.form.read(columns), self.n_ids, rest_is_tail=rest))
+        return reader(name, lambda columns: validate_row(self.form.read(columns), self.n_ids, rest_is_tail=rest))
 
     def survey(self, settings: ImportSettings) -> SourceSurvey:
         """All rows, read and checked."""
-        return take_survey(self.files, self.read, self.n_ids, settings.limit, settings.val_fraction)
+        return survey_rows(self.files, self.read, self.n_ids, settings.limit, settings.val_fraction)
 
     def rows(self, survey: SourceSurvey, places: npt.NDArray[np.int64]) -> Iterator[ValidatedRow]:
         """Some rows once more."""
@@ -140,7 +139,7 @@ def make_manifest(
         data=manifest.Data(
             fingerprint=survey.fingerprint,
             source=f"{settings.source_format}: {_named(settings)}",
-            train_on="all" if survey.learns_all else "assistant",
+            train_on="all" if survey.trains_all else "assistant",
         ),
         plan=make_import_plan(survey, keep.max_entries, settings.pack),
         targets=targets,
@@ -166,7 +165,7 @@ def unknown(settings: ImportSettings, facts: FormatFacts) -> tuple[str, ...]:
     """What a source of this kind does not tell."""
     found = ["the teacher"] if settings.teacher_name is None else []
     found += ["the mass of ids that are not kept"] if facts.tail == "unknown" and not facts.tail_given else []
-    found += ["which tokens are learnt (all are)"] if not facts.states_trained else []
+    found += ["which tokens are learnt (all are)"] if not facts.has_loss_mask else []
     found += ["at which temperature it spoke (1 is believed)", "normalizers at other temperatures", "entropy"]
     return (*found, "log p of next tokens that are not kept", "hidden states", "text")
 
@@ -176,15 +175,15 @@ def note(settings: ImportSettings, facts: FormatFacts, repairs: Repairs) -> str:
     tail = (
         "stated by the source" if facts.tail_given else {"rest": "what kept ids leave of 1"}.get(facts.tail, "unknown")
     )
-    told = [f"from {settings.source_format}: {facts.alignment}", f"tail {tail}"]
-    told += [f"not told by the source: {', '.join(unknown(settings, facts))}"]
-    return "; ".join([*told, *_repaired(repairs)])
+    lines = [f"from {settings.source_format}: {facts.alignment}", f"tail {tail}"]
+    lines += [f"not told by the source: {', '.join(unknown(settings, facts))}"]
+    return "; ".join([*lines, *_repaired(repairs)])
 
 
 def _repaired(repairs: Repairs) -> list[str]:
     words = {
         "ids without probability left out": repairs.n_padding,
-        "rows without targets, which are not learnt": repairs.n_untold,
+        "rows without targets, which are not learnt": repairs.n_without_targets,
         f"rows that added up to more than 1 (by at most {repairs.largest_excess:.3g}), scaled to 1": repairs.n_scaled,
     }
     return [f"{n:,} {what}" for what, n in words.items() if n]
@@ -221,7 +220,7 @@ def _make_parts(
 
 def _scaled(rows: list[ValidatedRow]) -> ScaledRows | None:
     """The rows of a part that were scaled to 1."""
-    excess = np.concatenate([told.excess for told in rows])
+    excess = np.concatenate([row.excess for row in rows])
     if not len(excess):
         return None
     return ScaledRows(n_rows=len(excess), largest_excess=float(excess.max()), median_excess=float(np.median(excess)))
@@ -257,7 +256,7 @@ def _report(
         tail="given" if facts.tail_given else facts.tail,
         unknown=unknown(settings, facts),
         padding_entries=survey.repairs.n_padding,
-        untold_rows=survey.repairs.n_untold,
+        rows_without_targets=survey.repairs.n_without_targets,
         scaled_rows=survey.repairs.n_scaled,
         scaled=summary.scaled,
         seconds=seconds,

@@ -19,9 +19,9 @@ from kdpipe.cache.reshape.sources import SourceCache, open_source
 from kdpipe.cache.stores.retries import RetryPolicy
 from kdpipe.cache.writing.writer import CacheWriter
 from kdpipe.pipeline.requantization.requantize_rows import RowRequantizer
-from kdpipe.pipeline.requantization.requantize_spec import poorer_manifest
+from kdpipe.pipeline.requantization.requantize_spec import requantized_manifest
 from kdpipe.pipeline.requantization.requantize_states import StateTargets
-from kdpipe.pipeline.requantization.row_keys import row_keys
+from kdpipe.pipeline.requantization.resample import resample_keys
 from kdpipe.schemas.differences import differing_keys
 from kdpipe.schemas.manifest import Manifest, Origin
 from kdpipe.schemas.reshape import RequantizeSpec, ReshapeReport
@@ -39,7 +39,7 @@ def requantize(
 ) -> ReshapeReport:
     """Make a poorer cache of another."""
     source = open_source(url, retry_policy)
-    manifest = plan_poorer(source, asked)
+    manifest = plan_requantization(source, asked)
     records = [source.record(row.part) for row in source.cache.parts]
     making = RebuildPlan(
         action="requantize",
@@ -68,9 +68,9 @@ def requantize(
     return make(out, making, told or SilentRebuildProgress(), rewrite)
 
 
-def plan_poorer(source: SourceCache, asked: RequantizeSpec) -> Manifest:
+def plan_requantization(source: SourceCache, asked: RequantizeSpec) -> Manifest:
     """The manifest of the poorer cache, with what was done in its history."""
-    poorer = poorer_manifest(source.manifest, asked)
+    poorer = requantized_manifest(source.manifest, asked)
     changed = differing_keys(_keeps(source.manifest), _keeps(poorer))
     note = "; ".join(line.replace(" there, ", " to ").removesuffix(" asked") for line in changed)
     origin = Origin(action="requantize", caches=(source.cache_id,), note=note[:MAX_NOTE])
@@ -111,7 +111,7 @@ def _keys(
     source: SourceCache, manifest: Manifest, stored: SequenceDocuments, rows: Rows
 ) -> "np.ndarray[tuple[int], np.dtype[np.int64]]":
     lengths = np.diff(rows.document_starts, append=len(rows))
-    return row_keys(source.cache_id, manifest.seed, stored.places.digests, lengths)
+    return resample_keys(source.cache_id, manifest.seed, stored.places.digests, lengths)
 
 
 def _sequence(part: PartReader, number: int, stored: SequenceDocuments, rows: Rows, manifest: Manifest) -> Sequence:

@@ -39,7 +39,7 @@ from kdpipe.pipeline.teachers.load_teacher import asked_again, load
 from kdpipe.pipeline.teachers.local_teacher import LocalTeacher
 from kdpipe.pipeline.teachers.shape import teacher_shape
 from kdpipe.pipeline.tokenizers.cached_tokenizer import load_cached_tokenizer
-from kdpipe.pipeline.tokenizers.own_tokenizer import FOREIGN_NOTE, difference_from_own
+from kdpipe.pipeline.tokenizers.tokenizer_difference import FOREIGN_NOTE, difference_from_own
 from kdpipe.pipeline.watch import Watch
 from kdpipe.schemas.arrays import log_z_column
 from kdpipe.schemas.capture_settings import TeacherSettings

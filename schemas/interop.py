@@ -4,13 +4,14 @@ In: the options of `kdpipe cache import` and `kdpipe cache export`, and DistillK
 records.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from kdpipe.schemas.choices import Align, ExportFormat, ImportedTail, ImportFormat, SplitName, StatedTail
+from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.manifest import MAX_VOCABULARY
-from kdpipe.schemas.records import Record
+from kdpipe.schemas.records import Record, explain
 from kdpipe.schemas.summary import ScaledSummary
 from kdpipe.schemas.targets import MAX_ENTRIES
 
@@ -97,8 +98,8 @@ class ImportSettings(Record):
 class ImportReport(Record):
     """What an import has made; `unknown` is what the source could not tell.
 
-    `padding_entries` were nothing and are left out; `untold_rows` were to be learnt and had no targets; `scaled_rows`
-    held more than all probability and were made to hold 1, `scaled` says by how much.
+    `padding_entries` were nothing and are left out; `rows_without_targets` were to be learnt and had no targets;
+    `scaled_rows` held more than all probability and were made to hold 1, `scaled` says by how much.
     """
 
     cache: str
@@ -113,7 +114,7 @@ class ImportReport(Record):
     tail: ImportedTail
     unknown: tuple[str, ...]
     padding_entries: int
-    untold_rows: int
+    rows_without_targets: int
     scaled_rows: int
     scaled: ScaledSummary | None
     seconds: float
@@ -141,3 +142,19 @@ class TablesReport(Record):
     bytes: int
     left_out: tuple[str, ...]
     seconds: float
+
+
+def import_settings(**given: Any) -> ImportSettings:
+    """The settings of an import."""
+    try:
+        return ImportSettings(**given)
+    except ValidationError as error:
+        raise ConfigError(explain(ImportSettings, error), hint="see `kdpipe cache import --help`") from None
+
+
+def export_settings(**given: Any) -> ExportSettings:
+    """The settings of an export."""
+    try:
+        return ExportSettings(**given)
+    except ValidationError as error:
+        raise ConfigError(explain(ExportSettings, error), hint="see `kdpipe cache export --help`") from None

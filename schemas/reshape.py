@@ -89,7 +89,7 @@ class RequantizeSpec(Record):
     seed: int | None = Field(default=None, ge=0, lt=1 << 63)
 
 
-def read_poorer(typed: Mapping[str, Any]) -> RequantizeSpec:
+def requantize_spec(typed: Mapping[str, Any]) -> RequantizeSpec:
     """From what a person typed."""
     try:
         return RequantizeSpec.model_validate(typed)

@@ -30,7 +30,7 @@ def export(
 ) -> None:
     """Write a cache as Parquet for other tools; run again, it goes on where it was."""
     from kdpipe.pipeline.export_cache import export_cache
-    from kdpipe.pipeline.interop.options import export_settings
+    from kdpipe.schemas.interop import export_settings
 
     settings = export_settings(cache=cache, form=to, out=out, split=split)
     with watching() as watch:

@@ -74,7 +74,7 @@ def import_(
     """Make a cache from what another tool has stored; run again, it goes on where it was."""
     roles = _roles(columns or [])
     from kdpipe.pipeline.import_cache import import_cache
-    from kdpipe.pipeline.interop.options import import_settings
+    from kdpipe.schemas.interop import import_settings
 
     place = {"source_format": from_, "source": source, "data_split": data_split, "out": out, "limit": limit}
     words = {"tokenizer": tokenizer, "trust_remote_code": trust_remote_code, "max_row_bytes": max_row_bytes}
@@ -114,7 +114,7 @@ def page(report: "ImportReport") -> str:
     ]
     repaired = {
         "left out": (report.padding_entries, "ids without probability"),
-        "not learnt": (report.untold_rows, "rows without targets"),
+        "not learnt": (report.rows_without_targets, "rows without targets"),
     }
     facts += [(name, f"{n:,} {what}") for name, (n, what) in repaired.items() if n]
     facts += [("scaled", scaled(report.scaled))] if report.scaled is not None else []

@@ -46,7 +46,7 @@ def requantize(
     """Make a poorer cache; what would be richer is refused."""
     from kdpipe.pipeline.requantize import requantize as run
     from kdpipe.schemas.capture_settings import PROFILES
-    from kdpipe.schemas.reshape import read_poorer
+    from kdpipe.schemas.reshape import requantize_spec
 
     if profile is not None and tau is not None:
         raise ConfigError("--profile and --tau say the same thing", hint="give one of them")
@@ -60,7 +60,7 @@ def requantize(
         "drop": tuple(drop or ()),
         "seed": seed,
     }
-    answer(run(cache, out, read_poorer(typed), ReshapeProgress(), retries(retry_for)), json)
+    answer(run(cache, out, requantize_spec(typed), ReshapeProgress(), retries(retry_for)), json)
 
 
 def _numbers(text: str) -> tuple[float, ...]:

@@ -11,8 +11,7 @@ import numpy as np
 from kdpipe.cache.format.blocks import cut, join
 from kdpipe.cache.format.rows import Block, Floats
 from kdpipe.cache.format.rows import Sequence as StoredSequence
-from kdpipe.pipeline.documents.document_packing import to_sequence
-from kdpipe.pipeline.documents.segments import Segment
+from kdpipe.pipeline.documents.segments import Segment, to_sequence
 from kdpipe.pipeline.teachers import CaptureResult
 from kdpipe.pipeline.teachers.batching import batches
 from kdpipe.schemas.manifest import Manifest

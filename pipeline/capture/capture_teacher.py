@@ -22,8 +22,8 @@ from kdpipe.pipeline.teachers.batching import batches
 from kdpipe.pipeline.teachers.load_teacher import load
 from kdpipe.pipeline.teachers.local_teacher import LocalTeacher
 from kdpipe.pipeline.teachers.shape import teacher_shape
-from kdpipe.pipeline.tokenizers.own_tokenizer import FOREIGN_NOTE
 from kdpipe.pipeline.tokenizers.tokenizer import LoadedTokenizer
+from kdpipe.pipeline.tokenizers.tokenizer_difference import FOREIGN_NOTE
 from kdpipe.schemas import manifest
 from kdpipe.schemas.capture_settings import CaptureSettings
 from kdpipe.schemas.part import Fidelity

@@ -48,7 +48,7 @@ def begin_cache(
     if old is not None:
         cache.publish_tables({table.name: old.cache.table(table.name) for table in stated.tables})
     elif not cache.has_tables:
-        pieces = inputs.corpus.spread_pieces("train", FITTED_DOCUMENTS, stated.plan.sequence_length)
+        pieces = inputs.corpus.sample_segments("train", FITTED_DOCUMENTS, stated.plan.sequence_length)
         cache.publish_tables({"ids_by_rank": ids_by_rank(counts), **fitted_tables(speaker, pieces, asked)})
     # Copies: torch takes no array that lies in a file.
     fitted = [table.name for table in stated.tables if table.name.startswith("pca_")]

@@ -76,8 +76,8 @@ def scaled(extent: DataExtent, n_tokens: int) -> DataExtent:
 def extent_of(corpus: Corpus, plan: CachePlan) -> DataExtent:
     """Rows and positions of documents that are not tokenized yet, from those of a sample."""
     counts = DocumentCounts()
-    pieces = list(corpus.spread_pieces("train", SAMPLE_DOCUMENTS, plan.sequence_length, counts))
-    kept = counts.tokens / max(counts.tokens + counts.untaught_tokens, 1)
+    pieces = list(corpus.sample_segments("train", SAMPLE_DOCUMENTS, plan.sequence_length, counts))
+    kept = counts.tokens / max(counts.tokens + counts.masked_tokens, 1)
     trained = counts.positions / max(counts.tokens, 1)
     documents: dict[str, int] = {split: n for split, n in corpus.splits.items() if n}
     rows: dict[str, int] = {

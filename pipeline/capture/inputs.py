@@ -136,13 +136,13 @@ def explain_cuts(counts: DocumentCounts, length: int, watch: Watch) -> None:
         n, were = _of(counts.truncated_documents, "document", "documents"), _were(counts.truncated_documents)
         lost = _of(counts.truncated_tokens, "token is", "tokens are")
         watch.warn(f"{n} {were} cut to {length:,} tokens, {lost} lost")
-    if counts.untaught_pieces:
-        n, were = _of(counts.untaught_pieces, "piece", "pieces"), _were(counts.untaught_pieces)
-        tokens = _of(counts.untaught_tokens, "token", "tokens")
+    if counts.masked_segments:
+        n, were = _of(counts.masked_segments, "piece", "pieces"), _were(counts.masked_segments)
+        tokens = _of(counts.masked_tokens, "token", "tokens")
         watch.say(f"{n} of long documents, {tokens}, with nothing to be learnt {were} left out")
-    if counts.known_documents or counts.known_pieces:
+    if counts.known_documents or counts.known_segments:
         n, were = _of(counts.known_documents, "document", "documents"), _were(counts.known_documents)
-        others = f", and {_of(counts.known_pieces, 'piece', 'pieces')} of others" if counts.known_pieces else ""
+        others = f", and {_of(counts.known_segments, 'piece', 'pieces')} of others" if counts.known_segments else ""
         watch.say(f"{n} {were} left out that the extended cache has{others}")
     if counts.untrainable_documents:
         n, were = _of(counts.untrainable_documents, "document", "documents"), _were(counts.untrainable_documents)

@@ -19,8 +19,7 @@ from kdpipe.pipeline.capture.capture_teacher import CaptureTeacher
 from kdpipe.pipeline.capture.part_queue import is_free
 from kdpipe.pipeline.capture.writer_thread import PartInbox, WritingThread
 from kdpipe.pipeline.documents.corpus import Corpus
-from kdpipe.pipeline.documents.document_packing import pack
-from kdpipe.pipeline.documents.segments import Segment
+from kdpipe.pipeline.documents.segments import Segment, pack
 from kdpipe.pipeline.targets.request import TargetRequest
 from kdpipe.pipeline.teachers import CaptureResult
 from kdpipe.schemas.cache_plan import CachePlan
@@ -46,7 +45,7 @@ def read_part(
 ) -> TokenizedPart:
     """Tokenize and pack the documents of a part; its pieces are sorted within so many rows, or within many batches."""
     part = plan.part(number)
-    pieces = list(corpus.pieces(part.split, part.first_document, part.n_documents, plan.sequence_length))
+    pieces = list(corpus.segments(part.split, part.first_document, part.n_documents, plan.sequence_length))
     groups = pack(pieces, plan.sequence_length, plan.packed)
     batches = batches_in_order(pieces, groups, batch_tokens, window_rows or WINDOW_BATCHES * batch_tokens)
     return TokenizedPart(number=number, pieces=pieces, groups=groups, batches=batches)

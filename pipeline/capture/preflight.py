@@ -18,8 +18,8 @@ from kdpipe.pipeline.capture.capture_teacher import CapturePlan, look_ahead
 from kdpipe.pipeline.capture.inputs import ASKED_HUB, read_tokenizer
 from kdpipe.pipeline.documents.data_sources import HUB_NAME
 from kdpipe.pipeline.teachers.shape import teacher_shape
-from kdpipe.pipeline.tokenizers.own_tokenizer import ALLOW, foreign_difference
 from kdpipe.pipeline.tokenizers.tokenizer import LoadedTokenizer
+from kdpipe.pipeline.tokenizers.tokenizer_difference import ALLOW, teacher_tokenizer_difference
 from kdpipe.pipeline.watch import Watch
 from kdpipe.schemas.capture_settings import CaptureSettings
 from kdpipe.schemas.errors import ConfigError
@@ -37,7 +37,7 @@ def look_first(settings: CaptureSettings, watch: Watch) -> tuple[LoadedTokenizer
     tokenizer = read_tokenizer(settings)
     ahead = look_ahead(settings, tokenizer, shape)
     if shape is not None and settings.teacher.tokenizer is not None:
-        foreign = foreign_difference(settings.teacher, tokenizer)
+        foreign = teacher_tokenizer_difference(settings.teacher, tokenizer)
         if foreign is not None:
             watch.warn(f"the tokenizer is not the teacher's own, as {ALLOW} permits: {foreign}")
             ahead = replace(ahead, foreign_tokenizer=True)

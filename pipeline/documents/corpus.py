@@ -62,7 +62,7 @@ class Corpus:
         self.mapping = mapping
         self.counts = DocumentCounts()
 
-    def behind(self, before: abc.Mapping[SplitName, int], known: KnownDocuments) -> "Corpus":
+    def continuing(self, before: abc.Mapping[SplitName, int], known: KnownDocuments) -> "Corpus":
         """The same documents, numbered behind so many of each split; those that are known have no pieces."""
         found = copy(self)
         found._before, found._known, found.counts = before, known, DocumentCounts()
@@ -122,7 +122,7 @@ class Corpus:
         i = self._documents[split][document]
         return f"{self._files[self._index.files[i]].name}:{self._index.numbers[i]}"
 
-    def pieces(self, split: SplitName, first: int, n: int, sequence_length: int) -> Iterator[Segment]:
+    def segments(self, split: SplitName, first: int, n: int, sequence_length: int) -> Iterator[Segment]:
         """The pieces of documents [first, first + n) of a split, in order; those that are known are left out."""
         rows, before = 0, self._before.get(split, 0)
         numbers = np.arange(first, first + n) - before
@@ -131,26 +131,26 @@ class Corpus:
             if how == "refuse":
                 self._check_length(split, document, tokens, sequence_length)
             known = {"split": split, "document": before + document, "columns": columns}
-            for piece in self._unknown(cut(tokens, sequence_length, how, self.counts, **known)):
-                rows += len(piece)
+            for segment in self._unknown(cut(tokens, sequence_length, how, self.counts, **known)):
+                rows += len(segment)
                 if rows > MAX_PART_ROWS:
                     raise KdpipeError(
                         f"documents {first:,} to {first + n:,} of {split} have more than {MAX_PART_ROWS:,} tokens",
                         hint="the tokenizer makes more tokens than its text has bytes: lower data.max_document_bytes",
                     )
-                yield piece
+                yield segment
 
-    def _unknown(self, pieces: Iterable[Segment]) -> Iterator[Segment]:
+    def _unknown(self, segments: Iterable[Segment]) -> Iterator[Segment]:
         """Of the pieces of a document those that are not known; what is left out is counted."""
         n_known = n_new = 0
-        for piece in pieces:
-            if self._known.has(piece.digest):
+        for segment in segments:
+            if self._known.has(segment.digest):
                 n_known += 1
             else:
                 n_new += 1
-                yield piece
+                yield segment
         self.counts.known_documents += n_known > 0 and not n_new
-        self.counts.known_pieces += n_known if n_new else 0
+        self.counts.known_segments += n_known if n_new else 0
 
     def check_lengths(self, sequence_length: int) -> None:
         """Where long documents are refused, find the first before anything is begun; few bytes are few tokens."""
@@ -168,7 +168,7 @@ class Corpus:
                 hint="raise --seq-len, or --set data.long_documents=split (or truncate)",
             )
 
-    def spread_pieces(
+    def sample_segments(
         self, split: SplitName, most: int, sequence_length: int, counts: DocumentCounts | None = None
     ) -> Iterator[Segment]:
         """Pieces of at most so many documents, spread evenly; nothing but the `counts` that are given counts them."""
@@ -214,7 +214,7 @@ class Corpus:
             return None
         whole = copy(self)
         whole._settings = self._settings.model_copy(update={"untrainable": "skip"})
-        return {split: n_repeated(whole.spread_pieces(split, n, length)) for split, n in self.splits.items()}
+        return {split: n_repeated(whole.sample_segments(split, n, length)) for split, n in self.splits.items()}
 
     def tokens_per_byte(self) -> float:
         """Tokens for each byte of document, from a sample that is spread evenly."""

@@ -57,11 +57,11 @@ def count_duplicates(
     return {split: len(mine) - len(np.unique(mine)) for split, mine in by_split.items()}
 
 
-def n_repeated(pieces: Iterable[Segment]) -> int:
+def n_repeated(segments: Iterable[Segment]) -> int:
     """How many documents have the digests of an earlier one, those of all their pieces added up."""
     seen, n = set[tuple[int, int]](), 0
-    for _, group in groupby(pieces, key=lambda piece: piece.document):
-        halves = np.array([np.frombuffer(piece.digest, "<u8") for piece in group]).sum(axis=0)
+    for _, group in groupby(segments, key=lambda segment: segment.document):
+        halves = np.array([np.frombuffer(segment.digest, "<u8") for segment in group]).sum(axis=0)
         n += (key := (int(halves[0]), int(halves[1]))) in seen
         seen.add(key)
     return n

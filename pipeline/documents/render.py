@@ -33,7 +33,7 @@ class Renderer:
 
     def __init__(self, mapping: ColumnMapping, settings: DataSettings, tokenizer: LoadedTokenizer) -> None:
         self._tokenizer = tokenizer
-        self.train_on: TrainOn = resolved_loss(mapping.form, settings)
+        self.train_on: TrainOn = resolve_train_on(mapping.form, settings)
         if mapping.form == "text" and settings.chat_template not in (None, "none"):
             raise ConfigError(
                 f"data.chat_template is {settings.chat_template}, and text is read as it is",
@@ -86,7 +86,7 @@ class Renderer:
         return Rendered(text=prompt + response, spans=spans, templated=False, stop_wanted=self.stop_wanted)
 
 
-def resolved_loss(form: Form, settings: DataSettings) -> TrainOn:
+def resolve_train_on(form: Form, settings: DataSettings) -> TrainOn:
     """What is to be learnt: all of a text, responses of anything else, unless a person said otherwise."""
     if settings.train_on == "auto":
         return "all" if form == "text" else "assistant"

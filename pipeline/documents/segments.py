@@ -1,16 +1,21 @@
-"""`Segment`: a document as the teacher reads it, or as much of a long one as fits into a sequence.
+"""Segments of documents, and how they are packed into sequences.
 
-In: nothing. Out: the record that tokenizing makes, packing arranges and the teacher answers.
+In: documents as tokens. Out: `Segment`s, which segments share a sequence (best fit over a few open sequences, in an
+order that depends on the segments alone), and such a sequence as the cache stores it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from kdpipe.cache.format.packing import fill
+from kdpipe.cache.format.rows import Floats
+from kdpipe.cache.format.rows import Sequence as StoredSequence
 from kdpipe.schemas.choices import SplitName
+from kdpipe.schemas.manifest import Manifest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,3 +39,27 @@ class Segment:
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+
+def pack(segments: Sequence[Segment], length: int, packed: bool = True) -> list[list[int]]:
+    """The numbers of the pieces of each sequence; no sequence is longer than `length`, none without a piece."""
+    return fill([len(segment) for segment in segments], length, packed)
+
+
+def to_sequence(segments: Sequence[Segment], pooled: Mapping[int, Floats], manifest: Manifest) -> StoredSequence:
+    """Pieces behind each other as one sequence; `pooled` has a vector a piece for each layer."""
+    lengths = np.array([len(segment) for segment in segments], np.int64)
+    digests = b"".join(segment.digest for segment in segments)
+    return StoredSequence(
+        tokens=np.concatenate([segment.tokens for segment in segments]),
+        loss_mask=np.concatenate([segment.loss_mask for segment in segments]),
+        token_bytes=np.concatenate([segment.token_bytes for segment in segments]),
+        document_starts=np.cumsum(lengths) - lengths,
+        documents=np.array([segment.document for segment in segments], np.int64),
+        digests=np.frombuffer(digests, np.uint8).reshape(len(segments), -1),
+        columns={
+            column.name: [segment.columns[column.name] for segment in segments] for column in manifest.data.columns
+        },
+        pooled=dict(pooled),
+        texts=[segment.text or "" for segment in segments] if manifest.data.text else None,
+    )

@@ -171,17 +171,17 @@ class DocumentCounts:
     """What became of the documents that were tokenized so far."""
 
     documents: int = 0
-    pieces: int = 0
+    segments: int = 0
     tokens: int = 0
     positions: int = 0
     split_documents: int = 0
     truncated_documents: int = 0
     truncated_tokens: int = 0
-    untaught_pieces: int = 0
-    untaught_tokens: int = 0
+    masked_segments: int = 0
+    masked_tokens: int = 0
     empty_documents: int = 0
     known_documents: int = 0
-    known_pieces: int = 0
+    known_segments: int = 0
     untrainable_documents: int = 0
     untrainable: list[str] = field(default_factory=list)
 
@@ -208,10 +208,10 @@ def cut(tokens: DocumentTokens, length: int, how: str, counts: DocumentCounts, *
         end = min(first + length, shown)
         mask = np.append(tokens.trained[first + 1 : end], False)
         if n > length and not mask.any():
-            counts.untaught_pieces += 1
-            counts.untaught_tokens += end - first
+            counts.masked_segments += 1
+            counts.masked_tokens += end - first
             continue
-        counts.pieces += 1
+        counts.segments += 1
         counts.tokens += end - first
         counts.positions += int(mask.sum())
         yield _piece(tokens, slice(first, end), mask, sizes, known)

@@ -30,7 +30,7 @@ class FormatFacts:
     tail: StatedTail
     tail_given: bool = False
     k: int | None = None
-    states_trained: bool
+    has_loss_mask: bool
     alignment: str
 
 

@@ -16,7 +16,6 @@ from kdpipe.cache.format.number_lists import NumberLists
 from kdpipe.pipeline.documents.columns import BadRow
 from kdpipe.pipeline.documents.row_files import RowFile
 from kdpipe.pipeline.interop import FormatFacts
-from kdpipe.pipeline.interop.export_files import choose_columns, has_column
 from kdpipe.pipeline.interop.fields import (
     Bools,
     Longs,
@@ -28,6 +27,7 @@ from kdpipe.pipeline.interop.fields import (
     whole_numbers,
 )
 from kdpipe.pipeline.interop.options import refuse_options
+from kdpipe.pipeline.interop.source_files import choose_columns, has_column
 from kdpipe.pipeline.interop.validated_row import NOTHING_NATS, SourceRow, aligned
 from kdpipe.schemas.choices import Align
 from kdpipe.schemas.errors import ConfigError
@@ -54,7 +54,7 @@ class Axolotl:
         self._has_mask = has_column(files, "attention_mask")
         self._align: Align = settings.align or (_find_alignment(files) if self._entries is None else "own")
         self.facts = FormatFacts(
-            tail=settings.tail or "unknown", states_trained=self._has_labels, alignment=ALIGNMENTS[self._align]
+            tail=settings.tail or "unknown", has_loss_mask=self._has_labels, alignment=ALIGNMENTS[self._align]
         )
 
     def read(self, columns: Mapping[str, Any]) -> SourceRow:

@@ -21,9 +21,9 @@ from kdpipe.pipeline.documents.columns import BadRow
 from kdpipe.pipeline.documents.row_files import RowFile
 from kdpipe.pipeline.interop import FormatFacts
 from kdpipe.pipeline.interop import distillkit_codec as codec
-from kdpipe.pipeline.interop.export_files import choose_columns
 from kdpipe.pipeline.interop.fields import Bools, lists_of_numbers, lists_of_whole_numbers, whole_numbers
 from kdpipe.pipeline.interop.options import refuse_options
+from kdpipe.pipeline.interop.source_files import choose_columns
 from kdpipe.pipeline.interop.validated_row import SourceRow, aligned
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.interop import DistillkitCodec, DistillkitLegacyCodec, ImportSettings
@@ -59,7 +59,7 @@ class Distillkit:
         choose_columns(files, LEGACY_COLUMNS if is_legacy else COLUMNS, ())
         tail = settings.tail or ("unknown" if is_legacy else "rest")
         self.facts = FormatFacts(
-            tail=tail, k=self._codec.k, states_trained=False, alignment="row t is about token t + 1"
+            tail=tail, k=self._codec.k, has_loss_mask=False, alignment="row t is about token t + 1"
         )
 
     def read(self, columns: Mapping[str, Any]) -> SourceRow:

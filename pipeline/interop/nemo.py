@@ -15,7 +15,6 @@ from kdpipe.cache.format.number_lists import NumberLists
 from kdpipe.pipeline.documents.columns import BadRow
 from kdpipe.pipeline.documents.row_files import RowFile
 from kdpipe.pipeline.interop import FormatFacts
-from kdpipe.pipeline.interop.export_files import choose_columns
 from kdpipe.pipeline.interop.fields import (
     Bools,
     Longs,
@@ -27,6 +26,7 @@ from kdpipe.pipeline.interop.fields import (
     whole_numbers,
 )
 from kdpipe.pipeline.interop.options import refuse_options
+from kdpipe.pipeline.interop.source_files import choose_columns
 from kdpipe.pipeline.interop.validated_row import SourceRow
 from kdpipe.schemas.interop import ImportSettings
 
@@ -41,7 +41,7 @@ class Nemo:
         refuse_options(settings, ())
         choose_columns(files, COLUMNS, ())
         self.facts = FormatFacts(
-            tail=settings.tail or "rest", states_trained=True, alignment="row t is about label t, which is token t + 1"
+            tail=settings.tail or "rest", has_loss_mask=True, alignment="row t is about label t, which is token t + 1"
         )
 
     def read(self, columns: Mapping[str, Any]) -> SourceRow:

@@ -29,7 +29,7 @@ class Repairs:
     """What was dropped or scaled on the way, over all rows."""
 
     n_padding: int
-    n_untold: int
+    n_without_targets: int
     n_scaled: int
     largest_excess: float
 
@@ -46,7 +46,7 @@ class SourceSurvey:
     token_counts: Longs
     longest: int
     most_ids: int
-    learns_all: bool
+    trains_all: bool
     n_positions: int
     fingerprint: str
     repairs: Repairs
@@ -57,7 +57,7 @@ class SourceSurvey:
         return np.flatnonzero(self.in_validation == (split == "validation"))
 
 
-def take_survey(
+def survey_rows(
     files: Sequence[RowFile], read: Callable[[int], Read], n_ids: int, limit: int | None, val_fraction: float
 ) -> SourceSurvey:
     """Go through all rows, or the first `limit`; `read` gives the function that reads those of a file."""
@@ -123,8 +123,8 @@ class _Surveyor:
         self._token_counts += np.bincount(told.tokens, minlength=self.n_ids)
         self._most_ids = max(self._most_ids, int(told.counts.max(initial=0)))
         self._n_positions += int(told.loss_mask.sum())
-        self._n_learnable += len(told.tokens) - len(told.starts) - told.n_untold
-        for place, n in enumerate((told.n_padding, told.n_untold, told.n_scaled)):
+        self._n_learnable += len(told.tokens) - len(told.starts) - told.n_without_targets
+        for place, n in enumerate((told.n_padding, told.n_without_targets, told.n_scaled)):
             self._repairs[place] += n
         self._largest_excess = max(self._largest_excess, float(told.excess.max(initial=0.0)))
 
@@ -143,10 +143,12 @@ class _Surveyor:
             token_counts=self._token_counts,
             longest=max(self.sizes),
             most_ids=self._most_ids,
-            learns_all=self._n_positions == self._n_learnable,
+            trains_all=self._n_positions == self._n_learnable,
             n_positions=self._n_positions,
             fingerprint=self._digest.hexdigest(),
-            repairs=Repairs(n_padding=padding, n_untold=untold, n_scaled=scaled, largest_excess=self._largest_excess),
+            repairs=Repairs(
+                n_padding=padding, n_without_targets=untold, n_scaled=scaled, largest_excess=self._largest_excess
+            ),
             duplicates=count_duplicates(chances, in_validation),
         )
 

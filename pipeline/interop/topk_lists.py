@@ -14,7 +14,6 @@ from kdpipe.pipeline.documents.columns import BadRow
 from kdpipe.pipeline.documents.row_files import RowFile
 from kdpipe.pipeline.interop import FormatFacts
 from kdpipe.pipeline.interop.axolotl import ALIGNMENTS, shifted
-from kdpipe.pipeline.interop.export_files import choose_columns, has_column
 from kdpipe.pipeline.interop.fields import (
     Bools,
     Floats,
@@ -26,6 +25,7 @@ from kdpipe.pipeline.interop.fields import (
     whole_numbers,
 )
 from kdpipe.pipeline.interop.options import refuse_options
+from kdpipe.pipeline.interop.source_files import choose_columns, has_column
 from kdpipe.pipeline.interop.validated_row import SourceRow
 from kdpipe.schemas.choices import Align
 from kdpipe.schemas.errors import ConfigError
@@ -57,7 +57,7 @@ class PlainTopK:
         self.facts = FormatFacts(
             tail=settings.tail or "unknown",
             tail_given="log_tail" in self._names,
-            states_trained="loss_mask" in self._names,
+            has_loss_mask="loss_mask" in self._names,
             alignment=ALIGNMENTS[self._align],
         )
 

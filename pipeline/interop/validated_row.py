@@ -49,8 +49,9 @@ class SourceRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ValidatedRow:
-    """T rows with their entries; `n_padding` entries were nothing, `n_untold` rows had none left, rows that held more
-    than 1 were scaled to 1: `excess` is by how much each of them did."""
+    """T rows with their entries; `n_padding` entries were nothing, `n_without_targets` rows had none left, rows that
+    held more than 1 were scaled to 1: `excess` is by how much each of them did.
+    """
 
     tokens: npt.NDArray[np.int32]
     loss_mask: Bools
@@ -60,7 +61,7 @@ class ValidatedRow:
     logprobs: npt.NDArray[np.float32]
     log_tail: npt.NDArray[np.float32] | None
     n_padding: int
-    n_untold: int
+    n_without_targets: int
     excess: Floats
 
     @property
@@ -69,7 +70,7 @@ class ValidatedRow:
         return len(self.excess)
 
 
-def told(raw: SourceRow, vocabulary_size: int, *, rest_is_tail: bool) -> ValidatedRow:
+def validate_row(raw: SourceRow, vocabulary_size: int, *, rest_is_tail: bool) -> ValidatedRow:
     """Check a row; with `rest_is_tail` what its ids leave of 1 is the tail."""
     n = len(raw.tokens)
     starts = _starts(raw, n)
@@ -96,7 +97,7 @@ def told(raw: SourceRow, vocabulary_size: int, *, rest_is_tail: bool) -> Validat
         logprobs=values.astype(np.float32),
         log_tail=_log_tail(raw, values, row_of, mask, rest_is_tail),
         n_padding=int(np.count_nonzero(~there & due[np.repeat(np.arange(n), raw.ids.counts)])),
-        n_untold=int(np.count_nonzero(due & ~mask)),
+        n_without_targets=int(np.count_nonzero(due & ~mask)),
         excess=excess,
     )
 

@@ -16,7 +16,7 @@ from kdpipe.cache.format.ragged import Runs, differences, draw_mask, next_tokens
 from kdpipe.cache.format.rows import Rows
 from kdpipe.cache.reshape.coded_sequences import EntryCounts
 from kdpipe.cache.reshape.recode import open_ranks
-from kdpipe.pipeline.requantization.resample import EntryChoice, Longs, PaddedEntries, chooser
+from kdpipe.pipeline.requantization.resample import EntryChoice, Longs, PaddedEntries, resampler
 from kdpipe.schemas.arrays import MISSING, LinearQuantizer, LogOddsQuantizer
 from kdpipe.schemas.manifest import Manifest
 
@@ -84,7 +84,7 @@ class RowRequantizer:
 
     def _chosen(self, flat: _Flat, keys_R: Longs) -> tuple[Longs, Codes, EntryCounts]:
         """The entries that stay, in their new order; how often each draw was drawn; how many a row has."""
-        choose = chooser(self._manifest.targets.keep)
+        choose = resampler(self._manifest.targets.keep)
         starts = row_starts(flat.counts.exact + flat.counts.draws)
         places, times, n_exact, n_draws = [], [], [], []
         n_rows = max(1, BLOCK_ENTRIES // self._source.targets.max_entries)

@@ -25,13 +25,13 @@ OPTIONS: dict[str, tuple[str, str, str]] = {
 SETTINGS = ("tau", "draws", "top_k", "top_p")
 
 
-def poorer_manifest(manifest: Manifest, asked: RequantizeSpec) -> Manifest:
+def requantized_manifest(manifest: Manifest, asked: RequantizeSpec) -> Manifest:
     """The manifest with less in it, its plan and history as they were."""
     if "hidden" in asked.drop:
         if not manifest.hidden.rows:
             raise _not_there("hidden")
         manifest = without_rows(manifest)
-    targets = poorer_targets(manifest.targets, asked)
+    targets = requantized_targets(manifest.targets, asked)
     if asked.seed is not None and (targets.keep == manifest.targets.keep or not targets.has_draws):
         raise ConfigError(
             f"--seed {asked.seed} would change nothing: no id is drawn again",
@@ -60,7 +60,7 @@ def _arrays(manifest: Manifest, targets: TargetSpec) -> Any:
     return manifest.arrays.model_copy(update=changes)
 
 
-def poorer_targets(targets: TargetSpec, asked: RequantizeSpec) -> TargetSpec:
+def requantized_targets(targets: TargetSpec, asked: RequantizeSpec) -> TargetSpec:
     """The target spec with less in it."""
     kept = _temperatures(targets, asked)
     changes: dict[str, Any] = {"keep": _keep(targets.keep, asked), "temperatures": kept}

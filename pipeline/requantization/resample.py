@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from kdpipe.pipeline.targets.draws import below, words
+from kdpipe.pipeline.targets.draws import GOLDEN, below, key_of, mixed, words
 from kdpipe.pipeline.targets.masses import SMALLEST_TAIL
 from kdpipe.pipeline.targets.threshold import COUNT_TOLERANCE
 from kdpipe.schemas.targets import KeptSpec, Sampled, Threshold, TopK, TopP
@@ -54,13 +54,13 @@ class EntryChoice:
     times_RK: Longs
 
 
-def chooser(keep: KeptSpec) -> Callable[[PaddedEntries, Longs], EntryChoice]:
+def resampler(keep: KeptSpec) -> Callable[[PaddedEntries, Longs], EntryChoice]:
     """The rule of a kind."""
     match keep:
         case Threshold():
-            return lambda entries, keys_R: again_by_threshold(entries, keys_R, keep)
+            return lambda entries, keys_R: resample_by_threshold(entries, keys_R, keep)
         case Sampled():
-            return lambda entries, keys_R: again_sampled(entries, keys_R, keep.draws)
+            return lambda entries, keys_R: resample_draws(entries, keys_R, keep.draws)
         case TopK():
             return lambda entries, keys_R: first(entries, np.minimum(entries.n_exact_R, keep.k))
         case TopP():
@@ -92,7 +92,7 @@ def _reaching(entries: PaddedEntries, p: float) -> Longs:
     return found
 
 
-def again_by_threshold(entries: PaddedEntries, keys_R: Longs, keep: Threshold) -> EntryChoice:
+def resample_by_threshold(entries: PaddedEntries, keys_R: Longs, keep: Threshold) -> EntryChoice:
     """Exact where the weight is at least the new tau', the others, draws among them, by systematic sampling.
 
     The new tau' solves sum of min(1, w / tau') = n over the entries, as stage one's does over the vocabulary; draws
@@ -153,7 +153,7 @@ def _systematic(masses_RK: Longs, order_RK: Longs, keys_R: Longs, n_R: Longs) ->
     return found
 
 
-def again_sampled(entries: PaddedEntries, keys_R: Longs, draws: int) -> EntryChoice:
+def resample_draws(entries: PaddedEntries, keys_R: Longs, draws: int) -> EntryChoice:
     """So many of a row's draws, each as likely as every other: independent draws, as the old ones were."""
     slots, keys = _slots(entries), torch.from_numpy(keys_R)[:, None]
     is_draw = (slots >= entries.n_exact_R[:, None]) & (slots < entries.counts[:, None])
@@ -174,3 +174,14 @@ def again_sampled(entries: PaddedEntries, keys_R: Longs, draws: int) -> EntryCho
     n_draws_R = stays.sum(axis=1)
     behind = np.take_along_axis(left, laid_out, axis=1)
     return EntryChoice(n_exact_R=entries.n_exact_R, n_draws_R=n_draws_R, slots_RK=laid_out, times_RK=behind)
+
+
+def resample_keys(cache_id: str, seed: int, digests: npt.NDArray[np.uint8], lengths: Longs) -> Longs:
+    """The keys of the rows of some documents behind each other."""
+    words = [int(cache_id[i : i + 15], 16) for i in range(0, 60, 15)]
+    halves = torch.from_numpy(np.ascontiguousarray(digests).view("<i8").astype(np.int64).reshape(-1, 2))
+    keys = mixed(mixed(key_of(seed, *words) + GOLDEN + halves[:, 0]) + GOLDEN + halves[:, 1])
+    starts = np.cumsum(lengths) - lengths
+    positions = torch.from_numpy(np.arange(int(lengths.sum())) - np.repeat(starts, lengths))
+    found: Longs = mixed(keys.repeat_interleave(torch.from_numpy(lengths)) + GOLDEN + positions).numpy()
+    return found

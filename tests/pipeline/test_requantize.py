@@ -15,8 +15,8 @@ from kdpipe.cache.reshape import rebuild as making
 from kdpipe.cache.reshape.recode import CodedPart
 from kdpipe.pipeline import requantize as story
 from kdpipe.pipeline.requantization.requantize_rows import RowRequantizer
-from kdpipe.pipeline.requantization.requantize_spec import poorer_manifest
-from kdpipe.pipeline.requantization.row_keys import row_keys
+from kdpipe.pipeline.requantization.requantize_spec import requantized_manifest
+from kdpipe.pipeline.requantization.resample import resample_keys
 from kdpipe.pipeline.requantize import requantize
 from kdpipe.schemas.arrays import SCALAR_STEP
 from kdpipe.schemas.errors import ConfigError
@@ -95,7 +95,7 @@ def test_over_many_seeds_the_mean_weight_is_that_of_the_source(name: str, tmp_pa
     """Weights are what they were on the mean, draws of the source included; chi-square over all rows and ids."""
     make_kind(tmp_path / "a", name)
     cache = open_cache(tmp_path / "a")
-    manifest = poorer_manifest(cache.manifest, RequantizeSpec(**ASKED[name]))
+    manifest = requantized_manifest(cache.manifest, RequantizeSpec(**ASKED[name]))
     part, poorer = cache.part(0), RowRequantizer(cache.manifest, manifest)
     stored, rows = CodedPart(part, cache.manifest, None).sequence(0), cache[0]
     lengths = np.diff(rows.document_starts, append=len(rows))
@@ -105,7 +105,7 @@ def test_over_many_seeds_the_mean_weight_is_that_of_the_source(name: str, tmp_pa
     quantizer = manifest.arrays.row.columns[place[tail]].quantizer
     sums, squares = np.zeros_like(due), np.zeros_like(due)
     for seed in range(SEEDS):
-        keys_R = row_keys("a" * 64, seed, stored.places.digests, lengths)
+        keys_R = resample_keys("a" * 64, seed, stored.places.digests, lengths)
         coded = poorer.rows(stored.coded, rows, keys_R)
         weights = plainly_decoded(coded, place, quantizer, tail, ids_by_rank, due)
         sums += weights
@@ -253,5 +253,5 @@ def test_the_same_seed_twice_over_draws_anew_each_time(tmp_path: Path) -> None:
     requantize(str(tmp_path / "a"), str(tmp_path / "b"), RequantizeSpec(tau=0.1))
     other = story.open_source(str(tmp_path / "b"))
     assert source.manifest.seed == other.manifest.seed
-    keys = [row_keys(each.cache_id, each.manifest.seed, digest, np.array([5])) for each in (source, other)]
+    keys = [resample_keys(each.cache_id, each.manifest.seed, digest, np.array([5])) for each in (source, other)]
     assert not set(keys[0].tolist()) & set(keys[1].tolist())

@@ -14,7 +14,7 @@ from kdpipe.cache.reshape.merge import merge
 from kdpipe.cache.verify import verify_cache
 from kdpipe.cli import main
 from kdpipe.pipeline.students.cache_tokenizer import kept_tokenizer
-from kdpipe.pipeline.tokenizers.own_tokenizer import FOREIGN_NOTE
+from kdpipe.pipeline.tokenizers.tokenizer_difference import FOREIGN_NOTE
 from kdpipe.pipeline.verify_against import verify_against
 from kdpipe.pipeline.watch import SilentWatch
 from kdpipe.schemas.errors import CacheDamaged

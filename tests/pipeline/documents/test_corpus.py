@@ -48,11 +48,11 @@ def opened(path: Path | str, tokenizer: LoadedTokenizer, **settings: Any) -> Cor
 
 
 def all_pieces(corpus: Corpus, split: SplitName = "train", length: int = 64) -> list[Segment]:
-    return list(corpus.pieces(split, 0, corpus.splits[split], length))
+    return list(corpus.segments(split, 0, corpus.splits[split], length))
 
 
-def digests(pieces: list[Segment]) -> list[tuple[int, int, bytes]]:
-    return [(piece.document, piece.offset, piece.digest) for piece in pieces]
+def digests(segments: list[Segment]) -> list[tuple[int, int, bytes]]:
+    return [(segment.document, segment.offset, segment.digest) for segment in segments]
 
 
 def in_format(kind: str, folder: Path, rows: list[dict[str, Any]]) -> Path:
@@ -82,7 +82,7 @@ def test_any_range_of_documents_is_what_it_is_in_the_whole(tokenizer: LoadedToke
     corpus = opened(tmp_path / "data", tokenizer)
     whole = digests(all_pieces(corpus))
     for first, n in ((0, 1), (17, 60), (90, 40), (corpus.splits["train"] - 1, 1)):
-        part = digests(list(corpus.pieces("train", first, n, 64)))
+        part = digests(list(corpus.segments("train", first, n, 64)))
         assert part == [each for each in whole if first <= each[0] < first + n]
 
 
@@ -90,16 +90,16 @@ def test_tokens_of_pieces_are_those_of_the_tokenizer(tokenizer: LoadedTokenizer,
     path = write_jsonl(tmp_path / "a.jsonl", [{"text": text} for text in TEXTS[:5]])
     corpus = opened(path, tokenizer, val_fraction=0.0)
     for number, text in enumerate(TEXTS[:5]):
-        found = list(corpus.pieces("train", number, 1, 64))
+        found = list(corpus.segments("train", number, 1, 64))
         assert (
-            np.concatenate([piece.tokens for piece in found]).tolist()
+            np.concatenate([segment.tokens for segment in found]).tolist()
             == [
                 *tokenizer.fast(text)["input_ids"],
                 tokenizer.stop,
             ][: sum(map(len, found))]
         )
-        assert "".join(piece.text or "" for piece in found) == text
-        assert all(piece.loss_mask[:-1].all() and not piece.loss_mask[-1] for piece in found)
+        assert "".join(segment.text or "" for segment in found) == text
+        assert all(segment.loss_mask[:-1].all() and not segment.loss_mask[-1] for segment in found)
 
 
 def test_a_conversation_of_the_corpus_is_masked_as_transformers_masks_it(chat: LoadedTokenizer, tmp_path: Path) -> None:
@@ -112,12 +112,12 @@ def test_a_conversation_of_the_corpus_is_masked_as_transformers_masks_it(chat: L
     rows = chat_rows(10)
     corpus = opened(write_jsonl(tmp_path / "a.jsonl", rows), chat, val_fraction=0.0)
     for number, row in enumerate(rows):
-        (piece,) = corpus.pieces("train", number, 1, 1000)
+        (segment,) = corpus.segments("train", number, 1, 1000)
         oracle: Any = chat.fast.apply_chat_template(
             row["messages"], chat_template=marks, return_dict=True, return_assistant_tokens_mask=True
         )
-        assert piece.tokens.tolist() == oracle["input_ids"]
-        assert piece.loss_mask.tolist() == [*map(bool, oracle["assistant_masks"][1:]), False]
+        assert segment.tokens.tolist() == oracle["input_ids"]
+        assert segment.loss_mask.tolist() == [*map(bool, oracle["assistant_masks"][1:]), False]
 
 
 def test_columns_are_kept_in_their_types(tokenizer: LoadedTokenizer, tmp_path: Path) -> None:
@@ -125,7 +125,7 @@ def test_columns_are_kept_in_their_types(tokenizer: LoadedTokenizer, tmp_path: P
     path = write_jsonl(tmp_path / "a.jsonl", rows)
     corpus = opened(path, tokenizer, val_fraction=0.0, columns=Columns(keep=("score", "ok")))
     assert corpus.columns == (SourceColumn(name="score", type="float64"), SourceColumn(name="ok", type="bool"))
-    kept = [piece.columns for piece in all_pieces(corpus)]
+    kept = [segment.columns for segment in all_pieces(corpus)]
     assert kept == [{"score": 1.0, "ok": True}, {"score": 0.5, "ok": None}]
     assert isinstance(kept[0]["score"], float)
 
@@ -150,8 +150,8 @@ def test_validation_data_of_their_own_are_read(tokenizer: LoadedTokenizer, tmp_p
     other = write_jsonl(tmp_path / "b.jsonl", [{"text": "only this"}])
     corpus = opened(tmp_path / "a.jsonl", tokenizer, val_path=str(other), limit=5)
     assert corpus.splits == {"train": 5, "validation": 1}
-    (piece,) = all_pieces(corpus, "validation")
-    assert piece.text == "only this"
+    (segment,) = all_pieces(corpus, "validation")
+    assert segment.text == "only this"
     assert corpus.place("validation", 0) == "b.jsonl:1"
     assert corpus.source == "a.jsonl + b.jsonl"
 
@@ -193,8 +193,8 @@ def test_what_became_of_documents_is_counted(tokenizer: LoadedTokenizer, tmp_pat
     path = write_jsonl(tmp_path / "a.jsonl", text_rows(10))
     corpus = opened(path, tokenizer, long_documents="truncate", val_fraction=0.0)
     found = all_pieces(corpus, length=16)
-    assert (corpus.counts.documents, corpus.counts.pieces, corpus.counts.truncated_documents) == (10, 10, 10)
-    assert corpus.counts.positions == sum(int(piece.loss_mask.sum()) for piece in found) == 150
+    assert (corpus.counts.documents, corpus.counts.segments, corpus.counts.truncated_documents) == (10, 10, 10)
+    assert corpus.counts.positions == sum(int(segment.loss_mask.sum()) for segment in found) == 150
 
 
 def test_a_part_with_more_rows_than_it_may_have_is_refused(
@@ -210,7 +210,7 @@ def test_a_turn_without_a_stop_is_refused_by_its_place_in_the_data(tmp_path: Pat
     tokenizer = load_tokenizer(str(small_tokenizer(tmp_path / "tokenizer", chat_template=ENDLESS)))
     corpus = opened(write_jsonl(tmp_path / "a.jsonl", chat_rows(3)), tokenizer, val_fraction=0.0)
     with pytest.raises(ConfigError, match=r"a\.jsonl:3: turn 1 of the assistant does not end with a stop token"):
-        list(corpus.pieces("train", 2, 1, 64))
+        list(corpus.segments("train", 2, 1, 64))
 
 
 def test_documents_that_cannot_be_learnt_are_left_out_and_counted_when_asked_for(
@@ -228,7 +228,7 @@ def test_documents_that_cannot_be_learnt_are_left_out_and_counted_when_asked_for
     corpus = opened(path, chat, val_fraction=0.0, untrainable="skip")
     assert corpus.fingerprint == refusing.fingerprint
     assert corpus.sample()[0] == "a.jsonl:2"
-    assert {piece.document for piece in all_pieces(corpus)} == set(range(40)) - {0, 7, 33}
+    assert {segment.document for segment in all_pieces(corpus)} == set(range(40)) - {0, 7, 33}
     assert (corpus.counts.documents, corpus.counts.untrainable_documents) == (37, 3)
     assert [why.split(": ")[0] for why in corpus.counts.untrainable] == ["a.jsonl:1", "a.jsonl:8", "a.jsonl:34"]
     plain = opened(write_jsonl(tmp_path / "b.jsonl", chat_rows(40)), chat, val_fraction=0.0)
@@ -303,7 +303,7 @@ def test_tokens_a_byte_are_those_of_an_even_sample(tokenizer: LoadedTokenizer, t
 def test_tokens_are_counted_over_all_documents_or_an_even_sample(tokenizer: LoadedTokenizer, tmp_path: Path) -> None:
     corpus = opened(write_jsonl(tmp_path / "a.jsonl", text_rows(60)), tokenizer, val_fraction=0.0)
     counts = corpus.token_counts(512)
-    ids = np.concatenate([piece.tokens for piece in all_pieces(corpus, length=4096)])
+    ids = np.concatenate([segment.tokens for segment in all_pieces(corpus, length=4096)])
     assert counts.dtype == np.int64
     assert counts.tolist() == np.bincount(ids, minlength=512).tolist()
     some = corpus.token_counts(512, limit_tokens=3000)
@@ -326,18 +326,18 @@ def test_a_file_that_changes_under_way_is_refused(tokenizer: LoadedTokenizer, tm
 def test_a_spread_of_pieces_is_even_and_not_counted(tokenizer: LoadedTokenizer, tmp_path: Path) -> None:
     corpus = opened(write_jsonl(tmp_path / "a.jsonl", text_rows(50)), tokenizer, val_fraction=0.0)
     counts = DocumentCounts()
-    found = list(corpus.spread_pieces("train", 8, 4096, counts))
-    assert [piece.document for piece in found] == np.linspace(0, 49, 8).round().astype(int).tolist()
+    found = list(corpus.sample_segments("train", 8, 4096, counts))
+    assert [segment.document for segment in found] == np.linspace(0, 49, 8).round().astype(int).tolist()
     assert (corpus.counts.documents, counts.documents) == (0, 8)
 
 
 def test_tokens_are_foreseen_from_the_index(tokenizer: LoadedTokenizer, tmp_path: Path) -> None:
     corpus = opened(write_jsonl(tmp_path / "a.jsonl", text_rows(50)), tokenizer, val_fraction=0.0)
-    n_tokens = sum(len(piece) for piece in all_pieces(corpus, length=4096))
+    n_tokens = sum(len(segment) for segment in all_pieces(corpus, length=4096))
     assert corpus.expected_tokens("train", 4096).sum() == pytest.approx(n_tokens)
     assert [corpus.first_documents("train", n, 4096) for n in (1, 10**9)] == [1, 50]
     n = corpus.first_documents("train", n_tokens // 2, 4096)
-    assert sum(len(piece) for piece in corpus.pieces("train", 0, n, 4096)) == pytest.approx(n_tokens / 2, rel=0.1)
+    assert sum(len(segment) for segment in corpus.segments("train", 0, n, 4096)) == pytest.approx(n_tokens / 2, rel=0.1)
 
 
 def test_of_documents_that_are_truncated_only_what_is_read_is_foreseen(
@@ -345,7 +345,7 @@ def test_of_documents_that_are_truncated_only_what_is_read_is_foreseen(
 ) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", text_rows(50))
     corpus = opened(path, tokenizer, val_fraction=0.0, long_documents="truncate")
-    n_tokens = sum(len(piece) for piece in all_pieces(corpus, length=16))
+    n_tokens = sum(len(segment) for segment in all_pieces(corpus, length=16))
     assert n_tokens == 50 * 16 == corpus.expected_tokens("train", 16).sum()
     plan = corpus.plan(16, part_rows=256)
     assert [corpus.expected_rows(plan.part(i), 16) for i in range(plan.n_parts)] == pytest.approx([267] * 3, abs=16)
@@ -357,8 +357,8 @@ def test_of_conversations_that_are_split_what_is_not_learnt_is_counted_for_plans
 ) -> None:
     corpus = opened(write_jsonl(tmp_path / "a.jsonl", chat_rows(20)), chat, val_fraction=0.0)
     counts = DocumentCounts()
-    pieces = list(corpus.spread_pieces("train", 20, 16, counts))
-    assert counts.untaught_tokens > 100 and counts.tokens == sum(map(len, pieces))
+    segments = list(corpus.sample_segments("train", 20, 16, counts))
+    assert counts.masked_tokens > 100 and counts.tokens == sum(map(len, segments))
 
 
 @pytest.mark.parametrize("named", ["corpus", "{folder}/corpus", "corpus/*.jsonl", "{folder}/corpus/*.jsonl", "."])

@@ -148,8 +148,8 @@ def test_a_count_by_tokens_is_that_of_verification() -> None:
     rng = np.random.default_rng(3)
     for _ in range(50):
         keys = rng.integers(0, 9, (rng.integers(1, 20), 2))
-        pieces = [piece_of(n, key) for n, pair in enumerate(keys.tolist()) for key in pair]
-        assert n_repeated(pieces) == len(keys) - len({tuple(sorted(pair)) for pair in keys.tolist()})
+        segments = [piece_of(n, key) for n, pair in enumerate(keys.tolist()) for key in pair]
+        assert n_repeated(segments) == len(keys) - len({tuple(sorted(pair)) for pair in keys.tolist()})
     assert n_repeated([]) == 0
 
 

@@ -10,9 +10,8 @@ from kdpipe.cache.format.rows import Block
 from kdpipe.cache.opening import create_cache, open_cache
 from kdpipe.cache.verify import verify_cache
 from kdpipe.pipeline.documents.corpus import Corpus
-from kdpipe.pipeline.documents.document_packing import pack, to_sequence
 from kdpipe.pipeline.documents.open_corpus import open_corpus
-from kdpipe.pipeline.documents.segments import Segment
+from kdpipe.pipeline.documents.segments import Segment, pack, to_sequence
 from kdpipe.pipeline.tokenizers.tokenizer import LoadedTokenizer, load_tokenizer
 from kdpipe.schemas.arrays import default_arrays
 from kdpipe.schemas.capture_settings import DataSettings
@@ -65,10 +64,10 @@ def test_a_cache_holds_the_documents_as_they_were_read(make: Any, tmp_path: Path
     packed: list[list[Segment]] = []
     for number in range(manifest.plan.n_parts):
         planned = manifest.plan.part(number)
-        pieces = list(corpus.pieces(planned.split, planned.first_document, planned.n_documents, LENGTH))
+        segments = list(corpus.segments(planned.split, planned.first_document, planned.n_documents, LENGTH))
         with writer.part(number) as part:
-            for group in pack(pieces, LENGTH):
-                packed.append([pieces[i] for i in group])
+            for group in pack(segments, LENGTH):
+                packed.append([segments[i] for i in group])
                 sequence = to_sequence(packed[-1], {}, manifest)
                 part.add(sequence, blank(len(sequence.tokens)))
     writer.seal()
@@ -77,6 +76,6 @@ def test_a_cache_holds_the_documents_as_they_were_read(make: Any, tmp_path: Path
     assert len(cache) == len(packed)
     for i, group in enumerate(packed):
         rows = cache[i]
-        assert rows.tokens.tolist() == np.concatenate([piece.tokens for piece in group]).tolist()
-        assert rows.loss_mask.tolist() == np.concatenate([piece.loss_mask for piece in group]).tolist()
-        assert rows.documents.tolist() == [piece.document for piece in group]
+        assert rows.tokens.tolist() == np.concatenate([segment.tokens for segment in group]).tolist()
+        assert rows.loss_mask.tolist() == np.concatenate([segment.loss_mask for segment in group]).tolist()
+        assert rows.documents.tolist() == [segment.document for segment in group]

@@ -35,7 +35,7 @@ def opened(folder: Path, tokenizer: LoadedTokenizer, rows: list[dict[str, Any]],
 def texts_of(corpus: Corpus) -> dict[str, list[str]]:
     """The text of every document of each split."""
     return {
-        split: ["".join(piece.text for piece in corpus.pieces(split, i, 1, 64)) for i in range(n)]
+        split: ["".join(segment.text for segment in corpus.segments(split, i, 1, 64)) for i in range(n)]
         for split, n in corpus.splits.items()
     }
 
@@ -111,14 +111,14 @@ def test_one_long_document_has_both_splits_and_no_character_is_lost(
     assert "".join(joined) == BOOK
     assert len("".join(found["validation"])) / len(BOOK) == pytest.approx(0.02, abs=0.002)
     if not as_file:
-        pieces = list(corpus.pieces("validation", 0, 2, 64))
-        assert {piece.columns["category"] for piece in pieces} == {"book"}
+        segments = list(corpus.segments("validation", 0, 2, 64))
+        assert {segment.columns["category"] for segment in segments} == {"book"}
 
 
 def test_a_stop_token_ends_the_text_and_no_range_before(tokenizer: LoadedTokenizer, tmp_path: Path) -> None:
     corpus = opened(tmp_path, tokenizer, [{"text": BOOK}])
     last = {
-        (split, i): list(corpus.pieces(split, i, 1, 1 << 16))[-1].tokens[-1] == tokenizer.stop
+        (split, i): list(corpus.segments(split, i, 1, 1 << 16))[-1].tokens[-1] == tokenizer.stop
         for split, n in corpus.splits.items()
         for i in range(n)
     }

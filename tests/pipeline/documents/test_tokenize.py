@@ -227,7 +227,7 @@ def test_a_token_that_covers_too_much_is_refused(monkeypatch: pytest.MonkeyPatch
         one(plain("the" + " " * 9), stripping())
 
 
-def pieces(tokens: DocumentTokens, length: int, how: str = "split") -> tuple[list[Segment], DocumentCounts]:
+def segments(tokens: DocumentTokens, length: int, how: str = "split") -> tuple[list[Segment], DocumentCounts]:
     counts = DocumentCounts()
     known = {"split": "train", "document": 3, "columns": {}}
     return list(cut(tokens, length, how, counts, **known)), counts
@@ -245,47 +245,47 @@ def tokens_of(trained: str) -> DocumentTokens:
 
 
 def masks(found: list[Segment]) -> list[list[int]]:
-    return [piece.loss_mask.astype(int).tolist() for piece in found]
+    return [segment.loss_mask.astype(int).tolist() for segment in found]
 
 
 def test_a_row_is_learnt_when_its_next_token_is() -> None:
-    found, counts = pieces(tokens_of("..xx."), 8)
+    found, counts = segments(tokens_of("..xx."), 8)
     assert masks(found) == [[0, 1, 1, 0, 0]]
-    assert (counts.documents, counts.pieces, counts.tokens, counts.positions) == (1, 1, 5, 2)
+    assert (counts.documents, counts.segments, counts.tokens, counts.positions) == (1, 1, 5, 2)
     assert found[0].digest == hashlib.sha256(np.arange(5).astype("<u4").tobytes()).digest()[:16]
     assert (found[0].document, found[0].offset, found[0].text) == (3, 0, "..xx.")
 
 
 def test_a_long_document_is_split_and_counted() -> None:
-    found, counts = pieces(tokens_of("x" * 7), 3)
-    assert [(piece.offset, piece.tokens.tolist(), piece.text) for piece in found] == [
+    found, counts = segments(tokens_of("x" * 7), 3)
+    assert [(segment.offset, segment.tokens.tolist(), segment.text) for segment in found] == [
         (0, [0, 1, 2], "xxx"),
         (3, [3, 4, 5], "xxx"),
     ]
     assert masks(found) == [[1, 1, 0], [1, 1, 0]]
     assert counts == DocumentCounts(
-        documents=1, pieces=2, tokens=6, positions=4, split_documents=1, untaught_pieces=1, untaught_tokens=1
+        documents=1, segments=2, tokens=6, positions=4, split_documents=1, masked_segments=1, masked_tokens=1
     )
 
 
 def test_a_long_document_is_truncated_and_counted() -> None:
-    found, counts = pieces(tokens_of("x" * 7), 3, "truncate")
-    assert [piece.tokens.tolist() for piece in found] == [[0, 1, 2]]
+    found, counts = segments(tokens_of("x" * 7), 3, "truncate")
+    assert [segment.tokens.tolist() for segment in found] == [[0, 1, 2]]
     assert counts == DocumentCounts(
-        documents=1, pieces=1, tokens=3, positions=2, truncated_documents=1, truncated_tokens=4
+        documents=1, segments=1, tokens=3, positions=2, truncated_documents=1, truncated_tokens=4
     )
 
 
 def test_pieces_of_a_long_document_in_which_nothing_is_learnt_are_left_out_and_counted() -> None:
-    found, counts = pieces(tokens_of("....xxx"), 3)
-    assert [piece.offset for piece in found] == [3]
-    assert (counts.untaught_pieces, counts.untaught_tokens) == (2, 4)
-    found, counts = pieces(tokens_of("....xxx"), 3, "truncate")
-    assert (found, counts.untaught_pieces, counts.truncated_documents) == ([], 1, 1)
+    found, counts = segments(tokens_of("....xxx"), 3)
+    assert [segment.offset for segment in found] == [3]
+    assert (counts.masked_segments, counts.masked_tokens) == (2, 4)
+    found, counts = segments(tokens_of("....xxx"), 3, "truncate")
+    assert (found, counts.masked_segments, counts.truncated_documents) == ([], 1, 1)
 
 
 def test_a_document_of_one_token_has_no_positions() -> None:
-    found, counts = pieces(tokens_of("x"), 3)
+    found, counts = segments(tokens_of("x"), 3)
     assert masks(found) == [[0]]
     assert counts.positions == 0
 
@@ -293,16 +293,16 @@ def test_a_document_of_one_token_has_no_positions() -> None:
 def test_a_document_without_tokens_is_counted() -> None:
     tokens = one(plain(" ", stop=False), byte_level())
     nothing = DocumentTokens(ids=tokens.ids[:0], trained=tokens.trained[:0], ends=tokens.ends[:0], text="")
-    found, counts = pieces(nothing, 3)
+    found, counts = segments(nothing, 3)
     assert (found, counts) == ([], DocumentCounts(documents=1, empty_documents=1))
 
 
 @given(TEXT.filter(lambda text: bool(text.strip())), st.integers(2, 9))
 def test_texts_of_pieces_are_what_their_tokens_cover(text: str, length: int) -> None:
-    found, _ = pieces(one(plain(text, stop=False), byte_level()), length)
-    assert all(len((piece.text or "").encode()) == int(piece.token_bytes.sum()) for piece in found)
+    found, _ = segments(one(plain(text, stop=False), byte_level()), length)
+    assert all(len((segment.text or "").encode()) == int(segment.token_bytes.sum()) for segment in found)
     # What is left out is a last token alone.
-    assert text.startswith("".join(piece.text or "" for piece in found))
+    assert text.startswith("".join(segment.text or "" for segment in found))
 
 
 def test_nothing_makes_no_tokens() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from kdpipe.cache.opening import open_cache
 from kdpipe.pipeline.documents.hub_datasets import LISTS_BATCH
-from kdpipe.pipeline.interop.export_files import source_files
+from kdpipe.pipeline.interop.source_files import source_files
 from kdpipe.schemas.errors import ConfigError
 from support.foreign import Row, imported, random_rows, word_tokenizer, write_rows
 

@@ -15,11 +15,10 @@ from kdpipe.cache.verify import verify_cache
 from kdpipe.cache.writing.writer import CacheWriter
 from kdpipe.pipeline import import_cache as importing
 from kdpipe.pipeline.import_cache import import_cache
-from kdpipe.pipeline.interop.options import import_settings
-from kdpipe.pipeline.interop.token_sizes import token_sizes
+from kdpipe.pipeline.interop.imported_sequences import token_sizes
 from kdpipe.pipeline.tokenizers.tokenizer import load_tokenizer
 from kdpipe.schemas.errors import CacheDamaged, ConfigError
-from kdpipe.schemas.interop import ImportReport, ImportSettings
+from kdpipe.schemas.interop import ImportReport, ImportSettings, import_settings
 from support.corpora import small_tokenizer
 from support.foreign import imported, random_rows, surveyed, word_tokenizer, write_rows
 from support.stage_one import HeardWatch
@@ -132,7 +131,7 @@ def test_what_was_repaired_is_said_and_kept_in_the_manifest(tokenizer: str, tmp_
     watch = HeardWatch()
     source = write_rows(tmp_path / "rows.jsonl", rows)
     report = import_cache(ImportSettings(**asked(source, tokenizer, tmp_path / "cache")), watch)
-    assert (report.padding_entries, report.untold_rows, report.scaled_rows) == (1, 1, 1)
+    assert (report.padding_entries, report.rows_without_targets, report.scaled_rows) == (1, 1, 1)
     assert watch.warned == [
         "1 ids without probability left out",
         "1 rows without targets, which are not learnt",
@@ -186,7 +185,7 @@ def test_edges_come_through(tokenizer: str, tmp_path: Path) -> None:
     ]
     source = write_rows(tmp_path / "rows.jsonl", rows)
     report = imported(**asked(source, tokenizer, tmp_path / "cache", pack=False))
-    assert (report.documents, report.positions, report.untold_rows) == (3, 3, 0)
+    assert (report.documents, report.positions, report.rows_without_targets) == (3, 3, 0)
     one, many, two = open_cache(tmp_path / "cache")
     assert (one.loss_mask.tolist(), one.ids.tolist()) == ([False], [])
     assert many.ids.tolist() == [*range(N_IDS), 3]

@@ -8,7 +8,7 @@ import pytest
 
 from kdpipe.cache.format.number_lists import NumberLists
 from kdpipe.pipeline.documents.columns import BadRow
-from kdpipe.pipeline.interop.validated_row import SourceRow, ValidatedRow, aligned, told
+from kdpipe.pipeline.interop.validated_row import SourceRow, ValidatedRow, aligned, validate_row
 
 N_IDS = 10
 
@@ -31,7 +31,7 @@ def raw(entries: list[dict[int, float]], **changes: Any) -> SourceRow:
 
 
 def read(row: SourceRow, *, rest: bool = True) -> ValidatedRow:
-    return told(row, N_IDS, rest_is_tail=rest)
+    return validate_row(row, N_IDS, rest_is_tail=rest)
 
 
 def test_the_last_row_of_each_document_is_about_nothing() -> None:
@@ -68,7 +68,7 @@ def test_padding_is_left_out_and_counted() -> None:
     found = read(raw(entries))
     assert (found.counts.tolist(), found.ids.tolist()) == ([1, 0, 1, 0], [1, 1])
     assert found.loss_mask.tolist() == [True, False, True, False]
-    assert (found.n_padding, found.n_untold, found.n_scaled) == (4, 1, 0)
+    assert (found.n_padding, found.n_without_targets, found.n_scaled) == (4, 1, 0)
 
 
 def test_padding_may_repeat_an_id_and_name_one_that_is_not_there() -> None:
@@ -82,7 +82,7 @@ def test_rows_that_are_not_learnt_keep_nothing() -> None:
     entries = [{1: 0.5, 99: 0.1}, {2: 0.5}, {3: 0.5}]
     found = read(raw(entries, trained=np.array([False, True, True])))
     assert (found.counts.tolist(), found.ids.tolist()) == ([0, 1, 0], [2])
-    assert found.n_untold == 0
+    assert found.n_without_targets == 0
 
 
 def test_rows_that_hold_a_little_too_much_are_scaled_to_one_and_counted() -> None:
@@ -123,7 +123,7 @@ def test_too_many_ids_and_too_many_tokens_are_refused() -> None:
     many = lists([list(range(5000)), []], np.int64)
     row = raw([{}, {}], ids=many, values=lists([[-10.0] * 5000, []], float))
     with pytest.raises(BadRow, match="token 0 has 5,000 ids, at most 4,096 can be kept"):
-        told(row, 6000, rest_is_tail=True)
+        validate_row(row, 6000, rest_is_tail=True)
     with pytest.raises(BadRow, match="it has 4,194,305 tokens, at most 4,194,304"):
         read(raw([{}, {}], tokens=np.zeros((1 << 22) + 1, np.int64)))
 

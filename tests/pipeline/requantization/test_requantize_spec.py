@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from kdpipe.pipeline.requantization.requantize_spec import poorer_manifest
+from kdpipe.pipeline.requantization.requantize_spec import requantized_manifest
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.reshape import RequantizeSpec
 from kdpipe.schemas.targets import Sampled, Threshold, TopK, TopP
@@ -12,12 +12,12 @@ from support.kinds import kind_manifest
 
 
 def poorer(name: str, **asked: Any) -> Any:
-    return poorer_manifest(kind_manifest(name), RequantizeSpec(**asked))
+    return requantized_manifest(kind_manifest(name), RequantizeSpec(**asked))
 
 
 def test_a_poorer_quantizer_keeps_all_else_as_it_was() -> None:
     source = kind_manifest("threshold-other-quantizers")
-    made = poorer_manifest(source, RequantizeSpec(tau=0.5, temperatures=(4.0,), drop=("boundary",)))
+    made = requantized_manifest(source, RequantizeSpec(tau=0.5, temperatures=(4.0,), drop=("boundary",)))
     assert made.targets.keep == Threshold(tau=0.5, max_entries=12)
     assert (made.targets.temperatures, made.targets.boundary, made.targets.entropy) == ((4.0,), False, True)
     there = {column.name: column for column in source.arrays.row.columns}

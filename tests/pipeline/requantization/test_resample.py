@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from kdpipe.pipeline.requantization import resample
-from kdpipe.pipeline.requantization.resample import EntryChoice, PaddedEntries, chooser
-from kdpipe.pipeline.requantization.row_keys import row_keys
+from kdpipe.pipeline.requantization.resample import EntryChoice, PaddedEntries, resample_keys, resampler
 from kdpipe.pipeline.targets.reduce import ReducedRows
 from kdpipe.schemas.targets import KeptSpec, Sampled, TargetSpec, Threshold, TopP
 from support import dense_twin
@@ -36,7 +35,7 @@ slow = pytest.mark.slow
 def keys(n: int, salt: str = "a") -> npt.NDArray[np.int64]:
     """Keys of so many rows of a document."""
     digest = np.frombuffer(b"0123456789abcdef", np.uint8).reshape(1, 16)
-    return row_keys(salt * 64, 5, digest, np.array([n]))
+    return resample_keys(salt * 64, 5, digest, np.array([n]))
 
 
 def entries_of(reduced: ReducedRows, spec: TargetSpec) -> PaddedEntries:
@@ -90,7 +89,7 @@ def made_poorer(step: str, name: str, temperature: float = 1.0) -> tuple[TargetS
     logits = awkward(SIZE)[name]
     reduced = reduce_rows(richer, logits.expand(ROWS, SIZE), torch.zeros(ROWS, dtype=torch.int64))
     entries = entries_of(reduced, richer)
-    choice = chooser(poorer.keep)(entries, keys(ROWS))
+    choice = resampler(poorer.keep)(entries, keys(ROWS))
     p = np.exp(dense_twin.log_softmax(logits.numpy(), temperature))
     return poorer, p, again(reduced, entries, choice, poorer)
 
@@ -141,7 +140,7 @@ def test_no_id_stands_twice_and_the_draws_add_up(step: str) -> None:
 
 def test_a_row_with_few_entries_stays_as_it_is() -> None:
     entries = entry_row([0.7, 0.2], 1, [9, 3])
-    choice = chooser(Threshold(tau=0.05))(entries, keys(1))
+    choice = resampler(Threshold(tau=0.05))(entries, keys(1))
     assert (choice.n_exact_R[0], choice.n_draws_R[0], choice.slots_RK[0].tolist()) == (1, 1, [0, 1])
 
 
@@ -158,14 +157,14 @@ def entry_row(weights: list[float], n_exact: int, ids: list[int]) -> PaddedEntri
 
 def test_a_light_tail_goes_without_draws() -> None:
     entries = entry_row([0.999998, 1e-6, 1e-6], 3, [9, 3, 4])
-    choice = chooser(Threshold(tau=1.0))(entries, keys(1))
+    choice = resampler(Threshold(tau=1.0))(entries, keys(1))
     assert (choice.n_exact_R[0], choice.n_draws_R[0]) == (1, 0)
 
 
 @pytest.mark.parametrize(("p", "n"), [(0.5, 1), (0.6, 2), (0.75, 2), (0.76, 3), (1.0, 4)])
 def test_top_p_ends_where_the_mass_is_reached(p: float, n: int) -> None:
     entries = entry_row([0.5, 0.25, 0.125, 0.0625], 4, [9, 3, 4, 1])
-    assert chooser(TopP(p=p))(entries, keys(1)).n_exact_R[0] == n
+    assert resampler(TopP(p=p))(entries, keys(1)).n_exact_R[0] == n
 
 
 def _small_offset(keys_R1: torch.Tensor, counters: torch.Tensor, bounds: torch.Tensor) -> torch.Tensor:
@@ -190,8 +189,11 @@ def test_a_planted_fault_is_seen(name: str, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_keys_follow_from_source_seed_document_and_position_alone() -> None:
     digests = np.arange(32, dtype=np.uint8).reshape(2, 16)
-    both = row_keys("ab" * 32, 1, digests, np.array([3, 4]))
-    assert np.array_equal(row_keys("ab" * 32, 1, digests[1:], np.array([4])), both[3:])
-    assert np.array_equal(row_keys("ab" * 32, 1, digests[:1], np.array([2])), both[:2])
-    others = [row_keys("ba" * 32, 1, digests, np.array([3, 4])), row_keys("ab" * 32, 2, digests, np.array([3, 4]))]
+    both = resample_keys("ab" * 32, 1, digests, np.array([3, 4]))
+    assert np.array_equal(resample_keys("ab" * 32, 1, digests[1:], np.array([4])), both[3:])
+    assert np.array_equal(resample_keys("ab" * 32, 1, digests[:1], np.array([2])), both[:2])
+    others = [
+        resample_keys("ba" * 32, 1, digests, np.array([3, 4])),
+        resample_keys("ab" * 32, 2, digests, np.array([3, 4])),
+    ]
     assert len({int(key) for each in (both, *others) for key in each}) == 21

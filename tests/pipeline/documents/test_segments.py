@@ -8,13 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kdpipe.cache.format.packing import OPEN_SEQUENCES
-from kdpipe.pipeline.documents.document_packing import pack, to_sequence
-from kdpipe.pipeline.documents.segments import Segment
+from kdpipe.pipeline.documents.segments import Segment, pack, to_sequence
 from kdpipe.pipeline.synthetic import Recipe, synthetic_manifest
 from kdpipe.schemas.manifest import Manifest, SourceColumn
 
 
-def piece(n_tokens: int, document: int = 0, **columns: object) -> Segment:
+def segment(n_tokens: int, document: int = 0, **columns: object) -> Segment:
     tokens = np.arange(n_tokens, dtype=np.int32)
     mask = np.arange(n_tokens) < n_tokens - 1
     digest = hashlib.sha256(tokens.astype("<u4").tobytes()).digest()[:16]
@@ -58,7 +57,7 @@ def slow_pack(lengths: list[int], length: int) -> list[list[int]]:
 
 @given(st.lists(st.integers(1, 40), max_size=300))
 def test_every_piece_is_packed_once_and_no_sequence_is_too_long(lengths: list[int]) -> None:
-    sequences = pack([piece(n) for n in lengths], 40)
+    sequences = pack([segment(n) for n in lengths], 40)
     assert sorted(i for sequence in sequences for i in sequence) == list(range(len(lengths)))
     assert all(0 < n <= 40 for n in lengths_of(sequences, lengths))
     assert all(sequence == sorted(sequence) for sequence in sequences)
@@ -67,22 +66,22 @@ def test_every_piece_is_packed_once_and_no_sequence_is_too_long(lengths: list[in
 
 @given(st.lists(st.integers(1, 20), max_size=120), st.integers(20, 60))
 def test_packing_agrees_with_its_slow_twin(lengths: list[int], length: int) -> None:
-    assert pack([piece(n) for n in lengths], length) == slow_pack(lengths, length)
+    assert pack([segment(n) for n in lengths], length) == slow_pack(lengths, length)
 
 
 def test_the_fullest_sequence_is_closed_when_too_many_are_open() -> None:
     lengths = [33] * 40 + [32] * 40 + [7] * 40
-    assert pack([piece(n) for n in lengths], 40) == slow_pack(lengths, 40)
+    assert pack([segment(n) for n in lengths], 40) == slow_pack(lengths, 40)
 
 
 def test_short_documents_fill_sequences_nearly_whole() -> None:
     lengths = np.random.default_rng(0).integers(1, 200, 3000).tolist()
-    sequences = pack([piece(n) for n in lengths], 512)
+    sequences = pack([segment(n) for n in lengths], 512)
     assert sum(lengths) / (512 * len(sequences)) > 0.97
 
 
 def test_without_packing_every_piece_is_a_sequence() -> None:
-    assert pack([piece(3), piece(1)], 8, packed=False) == [[0], [1]]
+    assert pack([segment(3), segment(1)], 8, packed=False) == [[0], [1]]
 
 
 def test_no_pieces_make_no_sequences() -> None:
@@ -97,14 +96,14 @@ def manifest_with(columns: tuple[SourceColumn, ...], text: bool) -> Manifest:
 @pytest.mark.parametrize("text", [True, False])
 def test_a_sequence_keeps_what_is_known_of_each_piece(text: bool) -> None:
     manifest = manifest_with((SourceColumn(name="category", type="string"),), text)
-    pieces = [piece(3, 7, category="a"), piece(2, 9, category=None)]
+    segments = [segment(3, 7, category="a"), segment(2, 9, category=None)]
     vectors = {2: np.ones((2, 4), np.float32)}
-    sequence = to_sequence(pieces, vectors, manifest)
+    sequence = to_sequence(segments, vectors, manifest)
     assert sequence.tokens.tolist() == [0, 1, 2, 0, 1]
     assert sequence.loss_mask.tolist() == [True, True, False, True, False]
     assert sequence.document_starts.tolist() == [0, 3]
     assert sequence.documents.tolist() == [7, 9]
-    assert [row.tobytes() for row in sequence.digests] == [pieces[0].digest, pieces[1].digest]
+    assert [row.tobytes() for row in sequence.digests] == [segments[0].digest, segments[1].digest]
     assert sequence.columns == {"category": ["a", None]}
     assert sequence.pooled[2].shape == (2, 4)
     assert sequence.texts == (["xxx", "xx"] if text else None)
