@@ -47,7 +47,7 @@ def pack(segments: Sequence[Segment], length: int, packed: bool = True) -> list[
 
 
 def to_sequence(segments: Sequence[Segment], pooled: Mapping[int, Floats], manifest: Manifest) -> StoredSequence:
-    """Pieces behind each other as one sequence; `pooled` has a vector a piece for each layer."""
+    """Concatenate segments into one sequence; `pooled` has one vector per segment for each layer."""
     lengths = np.array([len(segment) for segment in segments], np.int64)
     digests = b"".join(segment.digest for segment in segments)
     return StoredSequence(

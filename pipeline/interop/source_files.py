@@ -57,7 +57,7 @@ def check_place(source: str, out: str) -> None:
         raise ConfigError(f"--out {out} is a URL, and an import is written into a folder", hint="give a local folder")
     folder, path = Path(source).expanduser(), Path(out).expanduser()
     if folder.is_dir() and path.resolve().is_relative_to(folder.resolve()):
-        raise ConfigError(f"--out {out} lies in the folder of the source, {source}", hint="choose another folder")
+        raise ConfigError(f"--out {out} is inside the source folder {source}", hint="choose another folder")
     if path.is_dir() and not (path / layout.MANIFEST).exists():
         refuse_foreign_folder(path)
 

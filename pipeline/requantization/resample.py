@@ -177,7 +177,7 @@ def resample_draws(entries: PaddedEntries, keys_R: Longs, draws: int) -> EntryCh
 
 
 def resample_keys(cache_id: str, seed: int, digests: npt.NDArray[np.uint8], lengths: Longs) -> Longs:
-    """The keys of the rows of some documents behind each other."""
+    """One random key per row of consecutive documents, from their token digests."""
     words = [int(cache_id[i : i + 15], 16) for i in range(0, 60, 15)]
     halves = torch.from_numpy(np.ascontiguousarray(digests).view("<i8").astype(np.int64).reshape(-1, 2))
     keys = mixed(mixed(key_of(seed, *words) + GOLDEN + halves[:, 0]) + GOLDEN + halves[:, 1])

@@ -13,7 +13,7 @@ from kdpipe.schemas.capture_settings import TeacherSettings
 from kdpipe.schemas.errors import ConfigError, Incompatible
 
 ALLOW = "--allow-foreign-tokenizer"
-# What a manifest says of the teacher where that was allowed.
+# Note on the teacher in the manifest of such a cache.
 FOREIGN_NOTE = f"its tokenizer is not its own ({ALLOW})"
 # The parts of a tokenizer that turn text into ids, as tokenizer.json and people call them.
 STEPS = {
