@@ -160,8 +160,9 @@ class Manifest(Record):
 
     @model_validator(mode="after")
     def _consistent(self) -> "Manifest":
-        if (self.teacher is None) != (self.targets.keep.kind == "none"):
-            raise ValueError("targets need a teacher, and targets of kind none have none")
+        if (self.teacher is None) == self.targets.keep.has_teacher:
+            kind, needs = self.targets.keep.kind, "need a" if self.teacher is None else "cannot have a"
+            raise ValueError(f"targets of kind {kind} {needs} teacher")
         _check_teacher(self)
         _check_arrays(self)
         _check_tables(self)
@@ -233,7 +234,7 @@ def _check_teacher(manifest: Manifest) -> None:
         return
     if not teacher.full_distribution:
         needs = [name for name in ("entropy", "boundary", "temperatures") if getattr(targets, name)]
-        needs += [f"kind {targets.keep.kind}"] if targets.has_draws or targets.keep.kind == "state" else []
+        needs += [f"kind {targets.keep.kind}"] if targets.keep.full_distribution else []
         if needs:
             raise ValueError(f"{' and '.join(needs)} need a teacher whose full distribution was seen")
     layers = [vector.layer for vector in (*manifest.hidden.pooled, *manifest.hidden.rows)]

@@ -3,7 +3,7 @@
 In: flags and configuration of stage one. Out: the `targets` and `hidden` objects of the manifest.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -18,39 +18,115 @@ Factor = Annotated[float, Field(ge=2**-20, le=2**20)]
 Layer = Annotated[int, Field(ge=0, le=10_000)]
 
 
-class Threshold(Record):
+class KindOfTarget(Record):
+    """What differs by kind of target; `max_entries` and `tail_known` are fields of some kinds.
+
+    `has_entries`: rows hold ids; `has_draws`: some of them are draws; `draws_repeat`: how often each was drawn is
+    stored. `full_distribution`: a teacher that shows only its most probable ids cannot give it.
+    """
+
+    has_teacher: ClassVar[bool] = True
+    has_entries: ClassVar[bool] = True
+    has_draws: ClassVar[bool] = False
+    draws_repeat: ClassVar[bool] = False
+    full_distribution: ClassVar[bool] = False
+
+    @property
+    def amount(self) -> float:
+        """How much is kept of a row, a number that grows with it: what `is_richer_than` compares."""
+        return 0.0
+
+    @property
+    def state_width(self) -> int:
+        """Numbers of the state that is kept for each row."""
+        return 0
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of that state as it is stored."""
+        return 0
+
+    def is_richer_than(self, other: Self) -> bool:
+        """Whether this keeps more than another target of the same kind does."""
+        return self.amount > other.amount
+
+
+class Threshold(KindOfTarget):
     """Exact where p >= tau' (solved for each row), the rest by systematic sampling without replacement."""
 
+    has_draws: ClassVar[bool] = True
+    full_distribution: ClassVar[bool] = True
+    tail_known: ClassVar[bool] = True
     kind: Literal["threshold"] = "threshold"
     tau: float = Field(gt=0, le=1)
     max_entries: int = Field(default=64, ge=1, le=MAX_ENTRIES)
 
+    @property
+    def amount(self) -> float:
+        return 1 / self.tau
 
-class Sampled(Record):
+    def is_richer_than(self, other: Self) -> bool:
+        return self.tau < other.tau
+
+
+class Sampled(KindOfTarget):
     """The most probable id exactly, the rest as draws with replacement and how often each was drawn."""
 
+    has_draws: ClassVar[bool] = True
+    draws_repeat: ClassVar[bool] = True
+    full_distribution: ClassVar[bool] = True
+    tail_known: ClassVar[bool] = True
     kind: Literal["sampled"] = "sampled"
     draws: int = Field(ge=1, le=MAX_ENTRIES - 1)
 
+    @property
+    def amount(self) -> float:
+        return self.draws
 
-class TopK(Record):
+    @property
+    def max_entries(self) -> int:
+        return self.draws + 1
+
+
+class TopK(KindOfTarget):
     """The k most probable ids, exactly."""
 
+    tail_known: ClassVar[bool] = True
     kind: Literal["topk"] = "topk"
     k: int = Field(ge=1, le=MAX_ENTRIES)
 
+    @property
+    def amount(self) -> float:
+        return self.k
 
-class TopP(Record):
+    @property
+    def max_entries(self) -> int:
+        return self.k
+
+
+class TopP(KindOfTarget):
     """The fewest most probable ids whose mass reaches p, exactly."""
 
+    tail_known: ClassVar[bool] = True
     kind: Literal["topp"] = "topp"
     p: float = Field(gt=0, le=1)
     max_entries: int = Field(default=MAX_ENTRIES, ge=1, le=MAX_ENTRIES)
 
+    @property
+    def amount(self) -> float:
+        return 1 / max(1 - self.p, 2.0**-53)
 
-class State(Record):
+    def is_richer_than(self, other: Self) -> bool:
+        return self.p > other.p
+
+
+class State(KindOfTarget):
     """The last hidden state, quantized in groups; with the output head in tables/ it gives every probability."""
 
+    has_entries: ClassVar[bool] = False
+    full_distribution: ClassVar[bool] = True
+    tail_known: ClassVar[bool] = False
+    max_entries: ClassVar[int] = 0
     kind: Literal["state"] = "state"
     width: int = Field(ge=1, le=MAX_WIDTH)
     group: int = Field(default=128, ge=1, le=MAX_WIDTH)
@@ -59,23 +135,48 @@ class State(Record):
     soft_cap: Factor | None = None
     logit_scale: Factor = 1.0
 
+    @property
+    def state_width(self) -> int:
+        return self.width
 
-class Imported(Record):
-    """Exact ids as another tool stored them; `tail_known` is false where it did not say how much mass it left out."""
+    @property
+    def state_bytes(self) -> int:
+        return self.width + 4 * -(-self.width // self.group)
+
+
+class Imported(KindOfTarget):
+    """Exact ids as another tool stored them; `tail_known` is false where their total mass is unknown."""
 
     kind: Literal["imported"] = "imported"
     source: str = Field(min_length=1, max_length=200)
     max_entries: int = Field(ge=1, le=MAX_ENTRIES)
     tail_known: bool = False
 
+    @property
+    def amount(self) -> float:
+        return self.max_entries
 
-class NoTargets(Record):
+
+class NoTargets(KindOfTarget):
     """Tokens only."""
 
+    has_teacher: ClassVar[bool] = False
+    has_entries: ClassVar[bool] = False
+    tail_known: ClassVar[bool] = False
+    max_entries: ClassVar[int] = 0
     kind: Literal["none"] = "none"
 
 
 KeptSpec = Annotated[Threshold | Sampled | TopK | TopP | State | Imported | NoTargets, Field(discriminator="kind")]
+# The kinds that `cache-teacher` makes, by the names of its option --targets.
+CAPTURED: dict[str, type[KindOfTarget]] = {
+    "threshold": Threshold,
+    "sampled": Sampled,
+    "topk": TopK,
+    "topp": TopP,
+    "state": State,
+    "none": NoTargets,
+}
 
 
 class TargetSpec(Record):
@@ -90,8 +191,10 @@ class TargetSpec(Record):
 
     @model_validator(mode="after")
     def _consistent(self) -> "TargetSpec":
-        if self.keep.kind == "none" and (self.temperatures or self.boundary or self.entropy):
-            raise ValueError("targets of kind none hold no entropy, no temperatures and no boundary scalar")
+        if not self.keep.has_teacher and (self.temperatures or self.boundary or self.entropy):
+            raise ValueError(
+                f"targets of kind {self.keep.kind} hold no entropy, no temperatures and no boundary scalar"
+            )
         if len(set(self.temperatures)) != len(self.temperatures) or 1.0 in self.temperatures:
             raise ValueError("temperatures must differ from each other and from 1, whose log_z is 0")
         if self.target_temperature != 1.0 and self.target_temperature not in self.temperatures:
@@ -104,33 +207,28 @@ class TargetSpec(Record):
 
     @property
     def has_entries(self) -> bool:
-        """Whether rows keep ids at all."""
-        return self.keep.kind not in ("state", "none")
+        """Whether rows hold ids."""
+        return self.keep.has_entries
 
     @property
     def has_draws(self) -> bool:
         """Whether some ids of a row are draws."""
-        return self.keep.kind in ("threshold", "sampled")
+        return self.keep.has_draws
+
+    @property
+    def tail_known(self) -> bool:
+        """Whether `log_tail` is stored."""
+        return self.keep.tail_known
+
+    @property
+    def max_entries(self) -> int:
+        """The most ids that a row can hold."""
+        return self.keep.max_entries
 
     @property
     def is_shifted(self) -> bool:
         """Whether forward KL by draws lacks the entropy within the bin, which values or, at T=1, the entropy give."""
         return self.has_draws and not self.draw_values and (self.target_temperature != 1.0 or not self.entropy)
-
-    @property
-    def tail_known(self) -> bool:
-        """Whether `log_tail` is stored."""
-        return self.has_entries and not (isinstance(self.keep, Imported) and not self.keep.tail_known)
-
-    @property
-    def max_entries(self) -> int:
-        """The most ids a row can keep."""
-        keep = self.keep
-        if isinstance(keep, TopK):
-            return keep.k
-        if isinstance(keep, Sampled):
-            return keep.draws + 1
-        return keep.max_entries if isinstance(keep, Threshold | TopP | Imported) else 0
 
 
 class WholeState(Record):

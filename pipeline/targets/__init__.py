@@ -34,8 +34,8 @@ class Sampler(Protocol):
 
 
 def sampler(keep: KeptSpec, vocabulary_size: int) -> Sampler | None:
-    """The sampler of a kind; None for one that keeps no ids."""
-    if keep.kind not in KINDS:
+    """The sampler of a kind; None for a kind without ids."""
+    if not keep.has_entries:
         return None
     module, _, name = KINDS[keep.kind].partition(":")
     made: Sampler = getattr(import_module(module), name)(keep, vocabulary_size)

@@ -10,7 +10,7 @@ from kdpipe.schemas.arrays import log_z_quantizer
 from kdpipe.schemas.capture_settings import PROFILES, TargetSettings
 from kdpipe.schemas.choices import DtypeName
 from kdpipe.schemas.errors import ConfigError
-from kdpipe.schemas.targets import KeptSpec, NoTargets, Sampled, State, TargetSpec, Threshold, TopK, TopP
+from kdpipe.schemas.targets import CAPTURED, KeptSpec, NoTargets, Sampled, State, TargetSpec, Threshold, TopK, TopP
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +36,7 @@ def target_spec(settings: TargetSettings, vocabulary_size: int, head: OutputHead
             log_z_quantizer(temperature, vocabulary_size)
         except ValueError as error:
             raise ConfigError(f"targets.temperatures: {error}", hint="leave it out of --temperatures") from error
-    if settings.draw_values and settings.kind not in ("threshold", "sampled"):
+    if settings.draw_values and not CAPTURED[settings.kind].has_draws:
         raise ConfigError(
             f"targets.draw_values asks for the log p of draws, targets of kind {settings.kind} have none",
             hint="use --targets threshold or sampled, or leave targets.draw_values out",
@@ -54,7 +54,7 @@ def _has_values(settings: TargetSettings) -> bool:
     """Whether draws carry their own log p: the value of forward KL needs it, but at T=1, where the entropy is kept."""
     if settings.draw_values is not None:
         return settings.draw_values
-    return settings.target_temperature != 1.0 and settings.kind in ("threshold", "sampled")
+    return settings.target_temperature != 1.0 and CAPTURED[settings.kind].has_draws
 
 
 def _keep(settings: TargetSettings, vocabulary_size: int, head: OutputHead | None) -> KeptSpec:
