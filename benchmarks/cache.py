@@ -6,6 +6,7 @@ rates. `--quick` is small, for a test that it runs.
 
 import argparse
 import json
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -32,9 +33,11 @@ from kdpipe.cache.opening import create_cache
 from kdpipe.cache.parts.part_files import part_grids
 from kdpipe.cache.parts.part_reader import PartReader
 from kdpipe.cache.reader import Cache
-from kdpipe.pipeline.synthetic import synthetic_manifest, synthetic_part, synthetic_tables
-from kdpipe.pipeline.synthetic_recipe import Recipe
 
+sys.path.append(str(Path(__file__).parents[1] / "tests"))
+from support.synthetic import Recipe, synthetic_manifest, synthetic_part, synthetic_tables
+
+TESTS = str(Path(__file__).parents[1] / "tests")
 Pairs = list[tuple[Sequence, Block]]
 TARGETS = {
     "sequential_10_entries": 1.0e6,
@@ -72,8 +75,8 @@ WRITING = """
 import json, sys
 from pathlib import Path
 from kdpipe.cache.opening import create_cache
-from kdpipe.pipeline.synthetic import synthetic_manifest, synthetic_part, synthetic_tables
-from kdpipe.pipeline.synthetic_recipe import Recipe
+sys.path.append(sys.argv[4])
+from support.synthetic import Recipe, synthetic_manifest, synthetic_part, synthetic_tables
 recipe = Recipe(documents={"train": int(sys.argv[2])}, documents_per_part=int(sys.argv[3]), hidden=False)
 manifest = synthetic_manifest(recipe)
 writer = create_cache(Path(sys.argv[1]), manifest)
@@ -336,11 +339,16 @@ def write_equal_parts(path: Path, n_parts: int) -> None:
     writer.seal()
 
 
+def _written_peak(folder: Path, documents: int, a_part: int) -> int:
+    peak: int = in_child(PEAK + WRITING, str(folder), str(documents), str(a_part), TESTS)["peak_bytes"]
+    return peak
+
+
 def measure_writing_memory(folder: Path, scale: float) -> dict[str, Any]:
     """Peak memory of writing one part, ten such parts, and one part of ten times the length."""
     n = max(10, int(200 * scale))
     found = {
-        name: in_child(PEAK + WRITING, str(folder / name.replace(" ", "-")), str(documents), str(a_part))["peak_bytes"]
+        name: _written_peak(folder / name.replace(" ", "-"), documents, a_part)
         for name, documents, a_part in (("one part", n, n), ("ten parts", 10 * n, n), ("one long part", 10 * n, 10 * n))
     }
     return {"peak_bytes": found, "growth_with_parts": found["ten parts"] / found["one part"]}

@@ -3,8 +3,10 @@
 In: a recipe and a number of positions. Out: `Stream`s, each one array in one layout.
 """
 
+import sys
 from dataclasses import dataclass
 from itertools import chain
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -12,8 +14,10 @@ import numpy.typing as npt
 from kdpipe.cache.format.encode import CodedRows, encode
 from kdpipe.cache.format.ragged import differences, draw_mask
 from kdpipe.cache.format.rows import Block, Sequence
-from kdpipe.pipeline.synthetic import Recipe, synthetic_manifest, synthetic_part, synthetic_tables
 from kdpipe.schemas.arrays import MISSING
+
+sys.path.append(str(Path(__file__).parents[1] / "tests"))
+from support.synthetic import Recipe, synthetic_manifest, synthetic_part, synthetic_tables
 
 Codes = npt.NDArray[np.uint32]
 Counts = npt.NDArray[np.int64]

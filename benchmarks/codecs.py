@@ -33,7 +33,7 @@ from codec_streams import (
 from pcodec import ChunkConfig, standalone
 
 from kdpipe.cache.format.codecs import Pcodec, checked, crc32c
-from kdpipe.pipeline.synthetic import Recipe
+from support.synthetic import Recipe
 
 INDEX_BYTES = 16
 REPEATS = 5

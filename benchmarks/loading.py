@@ -6,6 +6,7 @@ second. `--quick` is small, for a test that it runs.
 
 import argparse
 import json
+import sys
 import tempfile
 import time
 from dataclasses import replace
@@ -20,7 +21,9 @@ from kdpipe.cache.opening import create_cache
 from kdpipe.pipeline.batches.batch_order import ordering
 from kdpipe.pipeline.batches.collate import BatchContents
 from kdpipe.pipeline.batches.prefetch import StepLoader
-from kdpipe.pipeline.synthetic import Recipe, synthetic_manifest, synthetic_part, synthetic_tables
+
+sys.path.append(str(Path(__file__).parents[1] / "tests"))
+from support.synthetic import Recipe, synthetic_manifest, synthetic_part, synthetic_tables
 
 TARGETS = BatchContents(targets=True, statistics=True)
 CASES = {

@@ -4,6 +4,7 @@ In: a `Case`. Out: caches as folders, made once; settings of `kdpipe train`; the
 """
 
 import os
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,11 +22,13 @@ from kdpipe.pipeline.batches.batch_order import ordering
 from kdpipe.pipeline.models.devices import usable_cpus
 from kdpipe.pipeline.models.model_info import quiet
 from kdpipe.pipeline.students.presets import TokenIds, preset_config
-from kdpipe.pipeline.synthetic import Recipe, synthetic_manifest, synthetic_tables
-from kdpipe.pipeline.synthetic_documents import Packing, make_sequence
-from kdpipe.pipeline.synthetic_targets import answer
 from kdpipe.schemas.cache_plan import PlannedPart
 from kdpipe.schemas.train_settings import TrainSettings
+
+sys.path.append(str(Path(__file__).parents[1] / "tests"))
+from support.synthetic import Recipe, synthetic_manifest, synthetic_tables
+from support.synthetic.documents import Packing, make_sequence
+from support.synthetic.targets import make_targets
 
 IGNORED_LABEL = -100
 RATE = 1e-4
@@ -87,7 +90,7 @@ def _full(case: Case, part: PlannedPart) -> Iterator[tuple[Sequence, Block]]:
     packing = _packing(case, part, rng)
     for number in range(packing.n_sequences):
         first, end = packing.sequence_starts[number : number + 2].tolist()
-        tokens, block = answer(recipe, packing, packing.rows(first, end), rng)
+        tokens, block = make_targets(recipe, packing, packing.rows(first, end), rng)
         (whole,) = cut(block, np.array([len(tokens)]))
         yield make_sequence(recipe, packing, number, tokens), whole
 

@@ -36,8 +36,6 @@ from kdpipe.cache.stores.retries import RetryPolicy
 from kdpipe.cache.transfer import copy_cache
 from kdpipe.cache.verify import verify_cache
 from kdpipe.pipeline.documents.part_plan import rows_of_a_part
-from kdpipe.pipeline.synthetic import synthetic_manifest, synthetic_part, synthetic_tables
-from kdpipe.pipeline.synthetic_recipe import Recipe
 from kdpipe.pipeline.train import train
 from kdpipe.pipeline.watch import SilentTrainWatch
 from kdpipe.schemas.cache_plan import SplitPlan
@@ -46,6 +44,7 @@ from kdpipe.schemas.train_settings import TrainOptions
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 from support.s3 import s3_server
+from support.synthetic import Recipe, synthetic_manifest, synthetic_part, synthetic_tables
 from support.web import Site, serving
 
 ASKED = {

@@ -16,7 +16,7 @@ from kdpipe.schemas.capture_report import PlanReport
 from kdpipe.schemas.capture_settings import CaptureSettings
 from kdpipe.schemas.errors import ConfigError
 
-GUESSED = "entries and bytes are those of a synthetic teacher of 2 to 3 nats: --probe measures the real one"
+GUESSED = "entries and bytes are estimates for a teacher with an entropy of 2 to 3 nats; --probe measures this teacher"
 ANY_TEXT = "no data are named: every token counts as a position"
 # A document of the synthetic kind, where there are no data to look at.
 DOCUMENT_ROWS = 500.0

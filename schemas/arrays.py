@@ -156,5 +156,51 @@ def log_z_column(temperature: float) -> str:
 
 def default_arrays(targets: TargetSpec, hidden: HiddenSpec, vocabulary_size: int) -> Arrays:
     """The arrays of format 1.1 for the contents of a cache."""
-    keep = targets.keep
     state_bytes = targets.keep.state_bytes
+    return Arrays(
+        row=RowArray(columns=tuple(_columns(targets, vocabulary_size))),
+        id=IdArray() if targets.has_entries else None,
+        times=TimesArray() if targets.keep.draws_repeat else None,
+        logprob=LogprobArray() if targets.has_entries else None,
+        hidden=_vectors([vector.n_bytes for vector in hidden.rows]),
+        state=_vectors([state_bytes]),
+    )
+
+
+def _vectors(sizes: list[int]) -> VectorArray | None:
+    row_bytes = sum(sizes)
+    return VectorArray(row_bytes=row_bytes, chunk_rows=max(1, min(1024, (1 << 16) // row_bytes))) if row_bytes else None
+
+
+def _columns(targets: TargetSpec, vocabulary_size: int) -> list[Column]:
+    """The columns in order, with quantizers wide enough for the largest value of this vocabulary size."""
+    columns = [Column(name="token", quantizer=RankQuantizer())]
+    columns += [Column(name=name, quantizer=CountQuantizer()) for name in ("loss_mask", "token_bytes")]
+    if targets.has_entries:
+        columns += [Column(name="n_exact", quantizer=CountQuantizer())]
+    if targets.has_draws:
+        columns += [Column(name="n_draws", quantizer=CountQuantizer())]
+    if targets.tail_known:
+        columns += [Column(name="log_tail", quantizer=LogOddsQuantizer(step=SCALAR_STEP, zero=1 << 15))]
+        if targets.target_temperature != 1.0:
+            columns += [Column(name="drawn_log_tail", quantizer=LogOddsQuantizer(step=SCALAR_STEP, zero=1 << 15))]
+    if targets.keep.has_teacher:
+        if targets.entropy:
+            columns += [Column(name="entropy", quantizer=LinearQuantizer(step=SCALAR_STEP))]
+        columns += [Column(name="label_logprob", quantizer=LinearQuantizer(step=SCALAR_STEP, sign=-1))]
+    columns += [
+        Column(name=log_z_column(t), quantizer=log_z_quantizer(t, vocabulary_size)) for t in targets.temperatures
+    ]
+    if targets.boundary:
+        columns += [Column(name="boundary_logprob", quantizer=LogOddsQuantizer(step=SCALAR_STEP, zero=1 << 15))]
+    return columns
+
+
+def log_z_quantizer(temperature: float, vocabulary_size: int) -> LinearQuantizer:
+    """The quantizer of log_z, which is between 0 and (1 - 1/T) log V, with steps of 1/1024 nat."""
+    quantizer = LinearQuantizer(step=1 / 1024, sign=1 if temperature > 1 else -1)
+    if abs(1 - 1 / temperature) * math.log(vocabulary_size) >= LARGEST_CODE * quantizer.step:
+        raise ValueError(
+            f"log_z at temperature {temperature!r} does not fit into its codes: choose a higher temperature"
+        )
+    return quantizer

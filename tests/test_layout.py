@@ -65,10 +65,10 @@ CACHE_FLOORS = (
 )
 # Those of `pipeline/`; the last is of stories, one for each command.
 PIPELINE_FLOORS = (
-    ("config_file", "models", "sample", "synthetic_recipe", "watch"),
-    ("small_teacher", "synthetic_documents", "synthetic_teacher", "tokenizers"),
-    ("audit", "batches", "documents", "synthetic_targets"),
-    ("interop", "losses", "students", "synthetic", "targets"),
+    ("config_file", "models", "sample", "watch"),
+    ("small_teacher", "tokenizers"),
+    ("audit", "batches", "documents"),
+    ("interop", "losses", "students", "targets"),
     ("evaluation", "teachers"),
     ("capture", "requantization", "training"),
     (

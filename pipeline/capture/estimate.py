@@ -1,31 +1,24 @@
-"""What a cache would take, from sizes alone: positions from a sample of the text, bytes from a synthetic teacher.
+"""What a cache would take, before the teacher runs: positions from a sample of the text, bytes from measured sizes.
 
-In: documents, target spec, the teacher's shape. Out: counts, bytes a position by array, memory. The synthetic teacher's
-targets go through the real writer, so that codecs and checksums count as they will; only how sure the teacher is
-remains a guess.
+In: documents, target spec, what the teacher's config states. Out: counts, bytes per position by array, memory.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
-from kdpipe.cache.durable.scratch import scratch_folder
-from kdpipe.cache.inspect import inspect_cache
-from kdpipe.cache.opening import create_cache
 from kdpipe.pipeline.capture.buffer_limits import row_bytes, waiting_sequences, window_rows
 from kdpipe.pipeline.capture.capture_teacher import CapturePlan
+from kdpipe.pipeline.capture.size_table import sizes_of, token_bytes
 from kdpipe.pipeline.documents.corpus import Corpus
 from kdpipe.pipeline.documents.part_plan import rows_of_a_part
 from kdpipe.pipeline.documents.tokenize import DocumentCounts
 from kdpipe.pipeline.models.model_info import DTYPE_BYTES
-from kdpipe.pipeline.synthetic import Recipe, synthetic_manifest, synthetic_part, synthetic_tables
 from kdpipe.pipeline.teachers.reading import CPU_LOGITS_BYTES, GPU_LOGITS_BYTES
 from kdpipe.schemas.arrays import default_arrays
 from kdpipe.schemas.cache_plan import CachePlan
 from kdpipe.schemas.capture_report import MemoryEstimate
-from kdpipe.schemas.targets import HiddenSpec, Sampled, TargetSpec, Threshold, TopK, TopP
+from kdpipe.schemas.targets import HiddenSpec, TargetSpec
 
 SAMPLE_DOCUMENTS = 64
-SYNTHETIC_DOCUMENTS = 120
 # Encoding, an open chunk an array, the tokens of two parts: benchmarks/cache.py sees 144 MiB with the interpreter.
 WRITER_BYTES = 96 << 20
 # Numbers of a token that live at once in a layer: states, queries, keys, values, and a feed-forward of four widths.
@@ -99,55 +92,16 @@ def extent_of(corpus: Corpus, plan: CachePlan) -> DataExtent:
 def bytes_per_position(
     targets: TargetSpec, hidden: HiddenSpec, vocabulary_size: int, rows_per_position: float, document_rows: float
 ) -> tuple[dict[str, float], float | None]:
-    """By array, with a total; and the ids a position. Arrays with a vector a row have an exact size."""
+    """Estimated bytes per position by array, with a `total`; and ids per position. Vectors have an exact size."""
     arrays = default_arrays(targets, hidden, vocabulary_size)
-    recipe = _recipe(targets, vocabulary_size)
-    with scratch_folder("kdpipe-plan-", "writing a made-up part to measure its bytes") as folder:
-        manifest = synthetic_manifest(recipe)
-        cache = create_cache(f"{folder}/cache", manifest)
-        cache.publish_tables(synthetic_tables(recipe))
-        with cache.part(0) as part:
-            for sequence, block in synthetic_part(recipe, manifest, 0):
-                part.add(sequence, block)
-        cache.seal()
-        summary = inspect_cache(cache.path)
-    sizes = {name: size for name, size in summary.bytes_per_position.items() if name not in ("total", "overhead")}
-    sizes["sequences"] *= rows_per_position * summary.positions / summary.rows
+    sizes, entries = sizes_of(targets, vocabulary_size)
+    sizes["hidden"] = 0.0
     for name in ("hidden", "state"):
-        array = getattr(arrays, name)
-        if array is not None:
+        if (array := getattr(arrays, name)) is not None:
             sizes[name] = array.row_bytes * rows_per_position
-    pooled = sum(vector.n_bytes for vector in hidden.pooled)
-    sizes["sequences"] += pooled * rows_per_position / max(document_rows, 1.0)
-    if targets.keep.kind == "state":
-        sizes |= dict.fromkeys(("id", "logprob", "counts"), 0.0)
-    entries = summary.entries_per_position
-    return sizes | {"total": sum(sizes.values())}, entries.mean if entries and targets.has_entries else None
-
-
-def _recipe(targets: TargetSpec, vocabulary_size: int) -> Recipe:
-    keep = targets.keep
-    own: dict[str, Any] = {}
-    if isinstance(keep, Threshold):
-        own = {"tau": keep.tau, "max_entries": keep.max_entries}
-    elif isinstance(keep, Sampled):
-        own = {"draws": keep.draws}
-    elif isinstance(keep, TopK):
-        own = {"top_k": keep.k}
-    elif isinstance(keep, TopP):
-        own = {"top_p": keep.p, "max_entries": min(keep.max_entries, 512)}
-    return Recipe(
-        kind="threshold" if keep.kind == "state" else keep.kind,
-        vocabulary_size=vocabulary_size,
-        documents={"train": SYNTHETIC_DOCUMENTS},
-        documents_per_part=SYNTHETIC_DOCUMENTS,
-        temperatures=targets.temperatures,
-        target_temperature=targets.target_temperature,
-        draw_values=targets.draw_values,
-        boundary=targets.boundary,
-        hidden=False,
-        **own,
-    )
+    pooled = sum(vector.n_bytes for vector in hidden.pooled) / max(document_rows, 1.0)
+    sizes["sequences"] = (token_bytes(vocabulary_size) + pooled) * rows_per_position
+    return sizes | {"total": sum(sizes.values())}, entries
 
 
 def memory_of(ahead: CapturePlan) -> MemoryEstimate:

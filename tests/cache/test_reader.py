@@ -9,7 +9,6 @@ import pytest
 from kdpipe.cache import layout, open_cache
 from kdpipe.cache.opening import create_cache
 from kdpipe.cache.reader import Cache
-from kdpipe.pipeline.synthetic import Recipe
 from kdpipe.schemas.errors import CacheDamaged, CacheIncomplete, ConfigError, Incompatible
 from kdpipe.schemas.manifest import read_manifest
 from kdpipe.schemas.strict_json import canonical, parse
@@ -17,6 +16,7 @@ from kdpipe.schemas.targets import NoTargets, Sampled, Threshold
 from support import tiny
 from support.arbitrary import Wish, write
 from support.reading import arrays_of, assert_same_rows, digests_of_all, joined
+from support.synthetic import Recipe
 
 RECIPES = {
     "threshold": tiny.SMALL,

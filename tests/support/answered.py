@@ -11,13 +11,13 @@ from torch import Tensor
 
 from kdpipe.cache.format.rows import Block, Rows, Sequence
 from kdpipe.cache.opening import create_cache, open_cache
-from kdpipe.pipeline.synthetic import Recipe, synthetic_manifest, synthetic_tables
 from kdpipe.pipeline.targets.draws import row_keys
 from kdpipe.pipeline.targets.reduce import to_block
 from kdpipe.schemas.arrays import default_arrays
 from kdpipe.schemas.manifest import Manifest, expected_tables
 from kdpipe.schemas.targets import HiddenSpec, TargetSpec
 from support.reducing import reducer
+from support.synthetic import Recipe, synthetic_manifest, synthetic_tables
 from support.tiny import unsynced
 
 

@@ -22,11 +22,11 @@ from kdpipe.cache.opening import create_cache, open_cache
 from kdpipe.cache.parts.arrow_files import write_parquet
 from kdpipe.cache.parts.index import COUNTS, FIELDS, NO_SEAL, SEAL, sealed
 from kdpipe.cache.parts.tokenizer_content import tokenizer_content
-from kdpipe.pipeline.synthetic import Recipe, synthetic_tables
 from kdpipe.schemas.arrays import Arrays
 from kdpipe.schemas.manifest import FileRecord, Manifest
 from kdpipe.schemas.strict_json import canonical, sha256_hex
 from kdpipe.schemas.version import MAJOR, MINOR
+from support.synthetic import Recipe, synthetic_tables
 from support.tiny import SMALL, files_of, manifest_of, unsynced, write_part
 
 TWO_PARTS = replace(SMALL, documents={"train": 8}, documents_per_part=4)

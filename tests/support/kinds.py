@@ -13,10 +13,10 @@ import numpy.typing as npt
 
 from kdpipe.cache.format.rows import Block, Sequence
 from kdpipe.cache.opening import create_cache
-from kdpipe.pipeline.synthetic import Recipe, synthetic_manifest, synthetic_part, synthetic_tables
 from kdpipe.schemas.arrays import Arrays, Column, LinearQuantizer, LogOddsQuantizer, default_arrays
 from kdpipe.schemas.manifest import Manifest, expected_tables
 from kdpipe.schemas.targets import HiddenSpec, PcaProjection, State, TargetSpec, Vector, WholeState
+from support.synthetic import Recipe, synthetic_manifest, synthetic_part, synthetic_tables
 
 BASE = Recipe(
     vocabulary_size=300,

@@ -16,8 +16,8 @@ from kdpipe.cache.opening import create_cache, open_cache
 from kdpipe.cache.reader import Cache
 from kdpipe.cache.reshape.adopt import with_changes
 from kdpipe.cache.verify.deep_child import Parts, check_part
-from kdpipe.pipeline.synthetic import synthetic_manifest
 from support.kinds import KINDS, kind_manifest, kind_part, kind_tables
+from support.synthetic import synthetic_manifest
 
 SCALARS = ("log_tail", "entropy", "label_logprob", "boundary_logprob")
 

@@ -22,9 +22,9 @@ from kdpipe.cache.opening import create_cache, open_cache
 from kdpipe.cache.parts.part_files import examine_part
 from kdpipe.cache.stores.local_store import LocalStore
 from kdpipe.cache.writing.writer import CacheWriter
-from kdpipe.pipeline.synthetic import Recipe, synthetic_manifest, synthetic_part, synthetic_tables
 from kdpipe.schemas.manifest import Manifest
 from kdpipe.schemas.strict_json import canonical, sha256_file
+from support.synthetic import Recipe, synthetic_manifest, synthetic_part, synthetic_tables
 
 # Three parts of train and one of validation, about 500 rows in all, every kind of array but times and state.
 SMALL = Recipe(

@@ -7,7 +7,7 @@ import pytest
 
 from kdpipe.cache.format.blocks import cut, join
 from kdpipe.cache.format.rows import Block
-from kdpipe.pipeline.synthetic import Recipe, synthetic_manifest, synthetic_part
+from support.synthetic import Recipe, synthetic_manifest, synthetic_part
 
 
 def whole(kind: str) -> list[Block]:

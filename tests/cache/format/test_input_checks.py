@@ -14,8 +14,8 @@ import pytest
 from kdpipe.cache import layout
 from kdpipe.cache.format.rows import Block, Sequence
 from kdpipe.cache.parts import text
-from kdpipe.pipeline.synthetic import Recipe
 from kdpipe.schemas.errors import CacheWriteError
+from support.synthetic import Recipe
 from support.tiny import SMALL, begin_cache, make_cache, part_of, parts_in, resume_cache
 
 Pair = tuple[Sequence, Block]

@@ -17,12 +17,12 @@ from kdpipe.cache.reshape.adopt import Fetch, adopt_part, fetch_from, with_chang
 from kdpipe.cache.stores.dispatch import open_store
 from kdpipe.cache.stores.local_store import LocalStore
 from kdpipe.cache.writing.writer import CacheWriter
-from kdpipe.pipeline.synthetic import synthetic_tables
 from kdpipe.schemas.cache_plan import CachePlan, SplitPlan
 from kdpipe.schemas.errors import CacheDamaged, CacheWriteError, Incompatible
 from kdpipe.schemas.manifest import Manifest
 from support.kinds import make_kind
 from support.reshaped import problems_in
+from support.synthetic import synthetic_tables
 from support.tiny import SMALL, digests_of, flip_bit, make_cache, manifest_of
 
 PLAN = CachePlan(splits=(SplitPlan(name="train", bounds=(0, 4, 8)),), sequence_length=SMALL.sequence_length)

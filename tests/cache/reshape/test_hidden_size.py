@@ -13,11 +13,11 @@ from kdpipe.cache.reshape.subset import subset
 from kdpipe.cache.transfer import copy_cache
 from kdpipe.cache.verify import verify_cache
 from kdpipe.pipeline.requantize import requantize
-from kdpipe.pipeline.synthetic import Recipe, synthetic_tables
 from kdpipe.schemas.copy_report import PartSelection
 from kdpipe.schemas.errors import ConfigError, Incompatible
 from kdpipe.schemas.manifest import Manifest
 from kdpipe.schemas.reshape import Bounds, DocumentSelection, RequantizeSpec
+from support.synthetic import Recipe, synthetic_tables
 from support.tiny import SMALL, manifest_of, unsynced, write_part
 
 OTHER = replace(SMALL, documents={"train": 6}, documents_per_part=3)

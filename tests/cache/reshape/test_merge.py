@@ -17,13 +17,13 @@ from kdpipe.cache.opening import create_cache, open_cache
 from kdpipe.cache.reshape import rebuild as making
 from kdpipe.cache.reshape.adopt import with_changes
 from kdpipe.cache.reshape.merge import merge
-from kdpipe.pipeline.synthetic import Recipe, synthetic_tables
 from kdpipe.schemas.cache_plan import CachePlan, SplitPlan
 from kdpipe.schemas.errors import CacheIncomplete, ConfigError, Incompatible
 from kdpipe.schemas.manifest import Origin
 from kdpipe.schemas.version import FormatVersion
 from support.kinds import KINDS, make_kind
 from support.reshaped import documents_in, make_other_kind, problems_in
+from support.synthetic import Recipe, synthetic_tables
 from support.tiny import SMALL, digests_of, make_cache, manifest_of, part_of
 
 OTHER = replace(SMALL, documents={"train": 10, "validation": 3}, documents_per_part=5)

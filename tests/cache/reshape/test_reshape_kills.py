@@ -16,9 +16,9 @@ from kdpipe.cache import layout
 from kdpipe.cache.opening import create_cache
 from kdpipe.cache.reshape.merge import merge
 from kdpipe.cache.reshape.subset import subset
-from kdpipe.pipeline.synthetic import Recipe, synthetic_manifest, synthetic_part, synthetic_tables
 from kdpipe.schemas.reshape import DocumentSelection
 from support.reshaped import problems_in
+from support.synthetic import Recipe, synthetic_manifest, synthetic_part, synthetic_tables
 from support.tiny import SMALL, digests_of, make_cache, problems_of_committed, unsynced
 
 MERGE = """

@@ -15,13 +15,13 @@ from kdpipe.cache.reshape import rebuild as making
 from kdpipe.cache.reshape.adopt import with_changes
 from kdpipe.cache.reshape.merge import merge
 from kdpipe.cache.reshape.subset import subset
-from kdpipe.pipeline.synthetic import synthetic_tables
 from kdpipe.schemas.cache_plan import CachePlan, SplitPlan
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.manifest import Origin
 from kdpipe.schemas.reshape import Bounds, DocumentSelection
 from support.kinds import KINDS, make_kind
 from support.reshaped import digest, documents_in, make_other_kind, of_document, of_rows, problems_in
+from support.synthetic import synthetic_tables
 from support.tiny import SMALL, digests_of, make_cache, manifest_of, part_of
 
 FAST = ("parts", "documents", "string")

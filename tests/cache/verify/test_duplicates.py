@@ -20,7 +20,6 @@ from kdpipe.cache.verify import duplicates as module
 from kdpipe.cache.verify import verify_cache
 from kdpipe.cache.verify.duplicates import Duplicates
 from kdpipe.pipeline.requantize import requantize
-from kdpipe.pipeline.synthetic import Recipe, synthetic_manifest, synthetic_part, synthetic_tables
 from kdpipe.schemas.cache_plan import CachePlan, SplitPlan
 from kdpipe.schemas.copy_report import PartSelection
 from kdpipe.schemas.errors import ConfigError
@@ -28,6 +27,7 @@ from kdpipe.schemas.manifest import Manifest
 from kdpipe.schemas.reshape import Bounds, DocumentSelection, RequantizeSpec
 from kdpipe.schemas.verify_report import Note, Problem
 from support.damage import copy_part, reseal
+from support.synthetic import Recipe, synthetic_manifest, synthetic_part, synthetic_tables
 from support.tiny import SMALL, unsynced
 from support.web import Site, serving
 

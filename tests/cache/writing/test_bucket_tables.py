@@ -16,10 +16,10 @@ from kdpipe.cache.verify import verify_cache
 from kdpipe.cache.writing.bucket import BucketPublisher, create_bucket
 from kdpipe.cache.writing.bucket_tables import TableSet
 from kdpipe.cache.writing.writer import CacheWriter
-from kdpipe.pipeline.synthetic import synthetic_tables
 from kdpipe.schemas.errors import CacheDamaged, CacheWriteError, KdpipeError
 from support import tiny
 from support.damage import RECIPES
+from support.synthetic import synthetic_tables
 
 URL = "memory://bucket/cache"
 HASTY = RetryPolicy(budget=1.0, first=0.001, longest=0.002)

@@ -16,8 +16,8 @@ import pytest
 from kdpipe.cache import layout
 from kdpipe.cache.durable import work_names as workers
 from kdpipe.cache.opening import create_cache
-from kdpipe.pipeline.synthetic import synthetic_tables
 from support.disk import Dead, Disk, Recorder, Tree, materialize
+from support.synthetic import synthetic_tables
 from support.tiny import SMALL, begin_cache, digests_of, make_cache, manifest_of, resume_cache, unsynced, write_part
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="paths of descriptors are read from /proc")

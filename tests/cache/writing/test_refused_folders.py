@@ -11,10 +11,10 @@ import pytest
 from kdpipe.cache import layout
 from kdpipe.cache.opening import create_cache
 from kdpipe.cache.parts.tokenizer_content import tokenizer_content
-from kdpipe.pipeline.synthetic import synthetic_tables
 from kdpipe.schemas.errors import CacheDamaged, CacheIncomplete, CacheWriteError, ConfigError
 from kdpipe.schemas.manifest import FileRecord, Manifest
 from kdpipe.schemas.strict_json import sha256_file
+from support.synthetic import synthetic_tables
 from support.tiny import SMALL, begin_cache, digests_of, make_cache, manifest_of, resume_cache, write_part
 
 TOKENIZER = {"tokenizer.json": b'{"model": {}}', "merges.txt": b"a b\n"}

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from kdpipe.cache.format.packing import OPEN_SEQUENCES
 from kdpipe.pipeline.documents.segments import Segment, pack, to_sequence
-from kdpipe.pipeline.synthetic import Recipe, synthetic_manifest
 from kdpipe.schemas.manifest import Manifest, SourceColumn
+from support.synthetic import Recipe, synthetic_manifest
 
 
 def segment(n_tokens: int, document: int = 0, **columns: object) -> Segment:

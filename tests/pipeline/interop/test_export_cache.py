@@ -23,7 +23,6 @@ from kdpipe.pipeline import export_cache as exporting
 from kdpipe.pipeline.export_cache import export_cache
 from kdpipe.pipeline.interop.export_tables import table_rows
 from kdpipe.pipeline.requantize import requantize
-from kdpipe.pipeline.synthetic import Recipe
 from kdpipe.pipeline.watch import SilentWatch
 from kdpipe.schemas.errors import ConfigError, Incompatible
 from kdpipe.schemas.interop import ExportSettings, TablesReport
@@ -31,6 +30,7 @@ from kdpipe.schemas.reshape import RequantizeSpec
 from support.children import Child, in_child
 from support.foreign import imported, random_rows, word_tokenizer, write_rows
 from support.gates import Gate
+from support.synthetic import Recipe
 from support.tiny import SMALL, make_cache
 
 BARE = replace(SMALL, hidden=False, text=False)

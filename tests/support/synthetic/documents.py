@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from kdpipe.cache.format.rows import Floats, Sequence
-from kdpipe.pipeline.synthetic_recipe import HIDDEN_LAYERS, Recipe, token_texts, vocabulary
 from kdpipe.schemas.cache_plan import PlannedPart
 from kdpipe.schemas.manifest import SourceColumn
+from support.synthetic.recipe import HIDDEN_LAYERS, Recipe, token_texts, vocabulary
 
 Longs = npt.NDArray[np.int64]
 COLUMNS = (
@@ -55,7 +55,7 @@ class Packing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rows:
-    """Some rows: the document of each, whether it is learnt, whether it opens its document; where documents start."""
+    """Some rows: the document of each, whether it is trained, whether it opens its document; where documents start."""
 
     document: Longs
     loss_mask: npt.NDArray[np.bool_]
@@ -64,7 +64,7 @@ class Rows:
 
 
 def pack(recipe: Recipe, split: int, part: PlannedPart) -> Packing:
-    """Lengths, prompts, topics and columns of a part's documents, packed one behind the other."""
+    """Lengths, prompts, topics and columns of a part's documents, in order."""
     n = part.n_documents
     rng = recipe.generator(4, split, part.first_document, n)
     lengths = np.exp(rng.normal(np.log(recipe.document_tokens) - 0.4, 0.9, n)).astype(np.int64)

@@ -67,7 +67,7 @@ class Recipe:
 
     @property
     def targets(self) -> TargetSpec:
-        """The target spec; what nobody can know of such a cache is left out of it."""
+        """The target spec; without the scalars that such a cache cannot have."""
         blind = self.kind == "none" or (self.kind == "imported" and not self.tail_known)
         return TargetSpec(
             keep=_kept(self),

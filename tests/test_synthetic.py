@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from kdpipe.cache.format.rows import Block, Sequence
-from kdpipe.pipeline.synthetic import Recipe, synthetic_manifest, synthetic_part, synthetic_tables
+from support.synthetic import Recipe, synthetic_manifest, synthetic_part, synthetic_tables
 
 KINDS = ("threshold", "sampled", "topk", "topp", "state", "imported", "none")
 WITH_ENTRIES = ("threshold", "sampled", "topk", "topp", "imported")

@@ -1,4 +1,5 @@
-"""What a synthetic teacher says: full distributions over the vocabulary, held as a few candidates and a Zipf tail.
+"""The predictions of a synthetic teacher: full distributions over the vocabulary, held as a few candidates and a Zipf
+tail.
 
 In: a recipe and the topic of each row. Out: `SyntheticPredictions` (candidates by falling p) and its exact entropies,
 sums and draws. p(v) = unseen * share(v) + what the context adds to its candidates.
@@ -10,7 +11,7 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-from kdpipe.pipeline.synthetic_recipe import TOPIC_WIDTH, Doubles, Recipe, Vocabulary, vocabulary
+from support.synthetic.recipe import TOPIC_WIDTH, Doubles, Recipe, Vocabulary, vocabulary
 
 Longs = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
@@ -59,7 +60,7 @@ def _quantiles(size: int, seed: int) -> Longs:
     return ranks
 
 
-def speak(recipe: Recipe, topics: Longs, rng: np.random.Generator) -> SyntheticPredictions:
+def predict(recipe: Recipe, topics: Longs, rng: np.random.Generator) -> SyntheticPredictions:
     """Distributions whose entropies differ by row: some rows all but certain, some broad."""
     words = vocabulary(recipe.vocabulary_size, recipe.seed)
     n, n_frequent = len(topics), recipe.n_frequent
@@ -100,17 +101,17 @@ def _context_ranks(recipe: Recipe, words: Vocabulary, topics: Longs, rng: np.ran
     return found
 
 
-def _others(recipe: Recipe, said: SyntheticPredictions, by_rank: Doubles) -> Doubles:
-    """The sum over all ids that are no candidates; `by_rank` ends with a 0 for unused places."""
+def _others(recipe: Recipe, predicted: SyntheticPredictions, by_rank: Doubles) -> Doubles:
+    """The sum over all ids that are not candidates; `by_rank` ends with a 0 for unused places."""
     total = by_rank[recipe.n_frequent :].sum()
-    others = total - by_rank[said.rare].sum(axis=1)
+    others = total - by_rank[predicted.rare].sum(axis=1)
     return np.where(np.abs(others) < 1e-12 * abs(total), 0.0, others)
 
 
-def partition_sum(recipe: Recipe, said: SyntheticPredictions, temperature: float) -> tuple[Doubles, Doubles]:
+def partition_sum(recipe: Recipe, predicted: SyntheticPredictions, temperature: float) -> tuple[Doubles, Doubles]:
     """p^(1/T) of the candidates, and the sum of p^(1/T) over all other ids."""
     powers, _ = _powers(recipe.vocabulary_size, recipe.seed, temperature)
-    return _root(said.p, temperature), _others(recipe, said, powers) * _root(said.unseen, temperature)
+    return _root(predicted.p, temperature), _others(recipe, predicted, powers) * _root(predicted.unseen, temperature)
 
 
 def _root(p: Doubles, temperature: float) -> Doubles:
@@ -121,22 +122,22 @@ def _root(p: Doubles, temperature: float) -> Doubles:
     return np.asarray(np.sqrt(np.sqrt(p)) if temperature == 4.0 else p ** (1 / temperature))
 
 
-def entropy(recipe: Recipe, said: SyntheticPredictions) -> Doubles:
+def entropy(recipe: Recipe, predicted: SyntheticPredictions) -> Doubles:
     """The entropy of the full distributions."""
     powers, _ = _powers(recipe.vocabulary_size, recipe.seed, 1.0)
     information = np.append(powers[:-1] * np.log(powers[:-1]), 0.0)
-    others = _others(recipe, said, information) + np.log(said.unseen) * _others(recipe, said, powers)
-    safe = np.where(said.p > 0, said.p, 1.0)
-    found: Doubles = np.maximum(-(safe * np.log(safe)).sum(axis=1) - said.unseen * others, 0.0)
+    others = _others(recipe, predicted, information) + np.log(predicted.unseen) * _others(recipe, predicted, powers)
+    safe = np.where(predicted.p > 0, predicted.p, 1.0)
+    found: Doubles = np.maximum(-(safe * np.log(safe)).sum(axis=1) - predicted.unseen * others, 0.0)
     return found
 
 
-def boundary_mass(recipe: Recipe, said: SyntheticPredictions) -> Doubles:
+def boundary_mass(recipe: Recipe, predicted: SyntheticPredictions) -> Doubles:
     """The mass on ids that start a new word."""
     words = vocabulary(recipe.vocabulary_size, recipe.seed)
-    others = _others(recipe, said, np.append(np.where(words.starts_word, words.share, 0.0), 0.0))
-    seen = np.where(words.starts_word[said.ranks], said.p, 0.0).sum(axis=1)
-    found: Doubles = np.clip(seen + said.unseen * others, 1e-12, 1.0)
+    others = _others(recipe, predicted, np.append(np.where(words.starts_word, words.share, 0.0), 0.0))
+    on_candidates = np.where(words.starts_word[predicted.ranks], predicted.p, 0.0).sum(axis=1)
+    found: Doubles = np.clip(on_candidates + predicted.unseen * others, 1e-12, 1.0)
     return found
 
 
@@ -152,26 +153,26 @@ class RemainingMass:
         return RemainingMass(left=self.left[rows], temperature=self.temperature)
 
 
-def mass_at(recipe: Recipe, said: SyntheticPredictions, temperature: float) -> RemainingMass:
+def mass_at(recipe: Recipe, predicted: SyntheticPredictions, temperature: float) -> RemainingMass:
     """The running mass at a temperature, summed from the small end."""
-    p, others = partition_sum(recipe, said, temperature)
+    p, others = partition_sum(recipe, predicted, temperature)
     pieces = np.concatenate([p, others[:, None]], axis=1)
     left = np.cumsum(pieces[:, ::-1], axis=1)[:, ::-1]
     return RemainingMass(left=left / left[:, :1], temperature=temperature)
 
 
 def draw_at(
-    recipe: Recipe, said: SyntheticPredictions, mass: RemainingMass, rows: Longs, depth: Doubles
+    recipe: Recipe, predicted: SyntheticPredictions, mass: RemainingMass, rows: Longs, depth: Doubles
 ) -> tuple[Longs, Doubles]:
     """The ids at a depth of their row's distribution, candidates first: ranks and p at T=1. `rows` must ascend."""
-    n, width = said.p.shape
+    n, width = predicted.p.shape
     left = mass.left
     inside = 1 - left[:, 1:] + np.arange(n)[:, None]
     column = np.searchsorted(inside.ravel(), depth + rows, side="right") - rows * width
     column = np.clip(column, 0, width)
     at = np.flatnonzero((column == width) & (left[rows, width] > 0))
-    column = np.minimum(column, said.n_seen[rows] - 1)
-    ranks, p = said.ranks[rows, column], said.p[rows, column]
+    column = np.minimum(column, predicted.n_seen[rows] - 1)
+    ranks, p = predicted.ranks[rows, column], predicted.p[rows, column]
     if len(at):
         beyond = left[rows[at], width]
         share = np.clip(1 - (1 - depth[at]) / beyond, 0, 1)
@@ -179,14 +180,14 @@ def draw_at(
         first = sums[recipe.n_frequent]
         drawn = np.searchsorted(sums[1:], first + share * (sums[-1] - first), side="right")
         drawn = np.clip(drawn, recipe.n_frequent, recipe.vocabulary_size - 1)
-        ranks[at] = _past_candidates(recipe, said, rows[at], drawn)
-        p[at] = said.unseen[rows[at]] * vocabulary(recipe.vocabulary_size, recipe.seed).share[ranks[at]]
+        ranks[at] = _past_candidates(recipe, predicted, rows[at], drawn)
+        p[at] = predicted.unseen[rows[at]] * vocabulary(recipe.vocabulary_size, recipe.seed).share[ranks[at]]
     return ranks, p
 
 
-def _past_candidates(recipe: Recipe, said: SyntheticPredictions, rows: Longs, ranks: Longs) -> Longs:
+def _past_candidates(recipe: Recipe, predicted: SyntheticPredictions, rows: Longs, ranks: Longs) -> Longs:
     """Move ranks on until none is a candidate of its row."""
-    while (clash := (said.rare[rows] == ranks[:, None]).any(axis=1)).any():
+    while (clash := (predicted.rare[rows] == ranks[:, None]).any(axis=1)).any():
         ranks = ranks + clash
         ranks[ranks == recipe.vocabulary_size] = recipe.n_frequent
     return ranks

@@ -1,4 +1,4 @@
-"""Synthetic teacher caches: everything that stage one would hand to the writer, from numpy alone and a seed.
+"""Synthetic teacher caches: what stage one passes to the writer, from numpy and a seed.
 
 In: a `Recipe`. Out: a manifest, its tables, and the sequences and blocks of any planned part.
 """
@@ -14,14 +14,14 @@ import numpy.typing as npt
 
 from kdpipe.cache.format.blocks import cut
 from kdpipe.cache.format.rows import Block, Sequence
-from kdpipe.pipeline.synthetic_documents import COLUMNS, make_sequence, pack
-from kdpipe.pipeline.synthetic_recipe import N_LAYERS, Recipe, output_head, vocabulary
-from kdpipe.pipeline.synthetic_targets import answer
 from kdpipe.schemas.arrays import default_arrays
 from kdpipe.schemas.cache_plan import CachePlan, SplitPlan
 from kdpipe.schemas.choices import SplitName
 from kdpipe.schemas.manifest import Data, Manifest, TeacherRecord, Tokenizer, expected_tables
 from kdpipe.schemas.strict_json import canonical, sha256_hex
+from support.synthetic.documents import COLUMNS, make_sequence, pack
+from support.synthetic.recipe import N_LAYERS, Recipe, output_head, vocabulary
+from support.synthetic.targets import make_targets
 
 __all__ = ["Recipe", "synthetic_manifest", "synthetic_part", "synthetic_tables"]
 
@@ -80,7 +80,7 @@ def synthetic_part(recipe: Recipe, manifest: Manifest, number: int) -> Iterator[
         n = max(1, int((np.cumsum(sequence_rows[done:]) <= BATCH_ROWS).sum()))
         first, end = packing.sequence_starts[done], packing.sequence_starts[done + n]
         rng = recipe.generator(7, split, part.first_document, part.n_documents, done)
-        tokens, block = answer(recipe, packing, packing.rows(int(first), int(end)), rng)
+        tokens, block = make_targets(recipe, packing, packing.rows(int(first), int(end)), rng)
         ends = np.cumsum(sequence_rows[done : done + n])
         pieces = np.split(tokens, ends[:-1])
         for i, piece in enumerate(cut(block, ends)):

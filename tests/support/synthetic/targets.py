@@ -1,4 +1,4 @@
-"""What a synthetic cache keeps of its teacher: entries of every kind of target and the scalars of each row.
+"""What a synthetic cache stores of its teacher: entries of every kind of target and the scalars of each row.
 
 In: a recipe, the rows of some sequences. Out: their tokens and one `Block` for all of them.
 """
@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from kdpipe.cache.format.rows import Block, Floats
-from kdpipe.pipeline.synthetic_documents import Packing, Rows, hidden_direction
-from kdpipe.pipeline.synthetic_recipe import HIDDEN_LAYERS, Doubles, Recipe, output_head, vocabulary
-from kdpipe.pipeline.synthetic_teacher import (
+from support.synthetic.documents import Packing, Rows, hidden_direction
+from support.synthetic.recipe import HIDDEN_LAYERS, Doubles, Recipe, output_head, vocabulary
+from support.synthetic.teacher import (
     RemainingMass,
     SyntheticPredictions,
     boundary_mass,
@@ -20,7 +20,7 @@ from kdpipe.pipeline.synthetic_teacher import (
     entropy,
     mass_at,
     partition_sum,
-    speak,
+    predict,
 )
 
 Longs = npt.NDArray[np.int64]
@@ -30,7 +30,7 @@ STATE_ROWS = 256
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SyntheticEntries:
-    """Exact entries are the first `n_exact` candidates; draws of all rows lie one behind the other, with p at T=1."""
+    """Exact entries are the first `n_exact` candidates; draws of all rows are concatenated, with p at T=1."""
 
     n_exact: Longs
     n_draws: Longs
@@ -39,29 +39,29 @@ class SyntheticEntries:
     times: Longs | None = None
 
 
-def answer(recipe: Recipe, packing: Packing, rows: Rows, rng: np.random.Generator) -> tuple[Tokens, Block]:
-    """Tokens that the teacher itself would write, and what it says at the rows that are learnt."""
+def make_targets(recipe: Recipe, packing: Packing, rows: Rows, rng: np.random.Generator) -> tuple[Tokens, Block]:
+    """Tokens that the teacher itself would write, and its targets at the trained rows."""
     if recipe.kind == "state":
-        return _answer_with_states(recipe, packing, rows, rng)
-    said = speak(recipe, packing.topics[rows.document], rng)
+        return _targets_with_states(recipe, packing, rows, rng)
+    predicted = predict(recipe, packing.topics[rows.document], rng)
     n = len(rows.document)
-    mass = mass_at(recipe, said, 1.0)
-    label_ranks, label_p = draw_at(recipe, said, mass, np.arange(n), rng.random(n))
+    mass = mass_at(recipe, predicted, 1.0)
+    label_ranks, label_p = draw_at(recipe, predicted, mass, np.arange(n), rng.random(n))
     tokens = _tokens(recipe, rows, vocabulary(recipe.vocabulary_size, recipe.seed).ids_by_rank[label_ranks], rng)
     hidden = _hidden(recipe, packing, rows, rng)
     if recipe.kind == "none":
         return tokens, Block(hidden=hidden, **_no_entries(n))
     trained = np.flatnonzero(rows.loss_mask)
-    said, mass, label_p = said.take(trained), mass.take(trained), label_p[trained]
-    drawn = mass if recipe.target_temperature == 1.0 else mass_at(recipe, said, recipe.target_temperature)
-    kept = _keep(recipe, said, drawn, rng)
+    predicted, mass, label_p = predicted.take(trained), mass.take(trained), label_p[trained]
+    drawn = mass if recipe.target_temperature == 1.0 else mass_at(recipe, predicted, recipe.target_temperature)
+    kept = _keep(recipe, predicted, drawn, rng)
     spread = _Spread(n, trained)
-    scalars = _scalars(recipe, said, np.log(label_p), spread)
+    scalars = _scalars(recipe, predicted, np.log(label_p), spread)
     if recipe.targets.tail_known:
         scalars["log_tail"] = spread.numbers(_log(mass.left[np.arange(len(trained)), kept.n_exact]))
         if drawn is not mass:
             scalars["drawn_log_tail"] = spread.numbers(_log(drawn.left[np.arange(len(trained)), kept.n_exact]))
-    ids, logprobs = _entries(recipe, said, kept)
+    ids, logprobs = _entries(recipe, predicted, kept)
     return tokens, Block(
         n_exact=spread.counts(kept.n_exact),
         n_draws=spread.counts(kept.n_draws),
@@ -90,7 +90,7 @@ def _tokens(recipe: Recipe, rows: Rows, labels: Any, rng: np.random.Generator) -
 
 @dataclass(frozen=True, slots=True)
 class _Spread:
-    """Puts the numbers of the learnt rows where they belong among all rows."""
+    """Spreads the numbers of the trained rows over all rows."""
 
     n: int
     trained: Longs
@@ -106,21 +106,23 @@ class _Spread:
         return found
 
 
-def _scalars(recipe: Recipe, said: SyntheticPredictions, label_logprobs: Doubles, spread: _Spread) -> dict[str, Any]:
+def _scalars(
+    recipe: Recipe, predicted: SyntheticPredictions, label_logprobs: Doubles, spread: _Spread
+) -> dict[str, Any]:
     """The scalars that the target spec asks for; what an import cannot know of a row is NaN."""
-    found: dict[str, Any] = {"entropy": spread.numbers(entropy(recipe, said))}
+    found: dict[str, Any] = {"entropy": spread.numbers(entropy(recipe, predicted))}
     spec = recipe.targets
     if not spec.tail_known:
-        found["entropy"] = spread.numbers(np.full(len(said.p), np.nan))
-        last = _log(said.p[:, min(recipe.top_k, said.p.shape[1]) - 1])
+        found["entropy"] = spread.numbers(np.full(len(predicted.p), np.nan))
+        last = _log(predicted.p[:, min(recipe.top_k, predicted.p.shape[1]) - 1])
         label_logprobs = np.where(label_logprobs >= last, label_logprobs, np.nan)
     found["label_logprob"] = spread.numbers(np.minimum(label_logprobs, 0.0))
     found["log_z"] = {}
     for temperature in spec.temperatures:
-        p, others = partition_sum(recipe, said, temperature)
+        p, others = partition_sum(recipe, predicted, temperature)
         found["log_z"][temperature] = spread.numbers(np.log(p.sum(axis=1) + others))
     if recipe.boundary:
-        found["boundary_logprob"] = spread.numbers(np.log(boundary_mass(recipe, said)))
+        found["boundary_logprob"] = spread.numbers(np.log(boundary_mass(recipe, predicted)))
     return found
 
 
@@ -130,15 +132,17 @@ def _log(p: Doubles) -> Doubles:
 
 
 def _entries(
-    recipe: Recipe, said: SyntheticPredictions, kept: SyntheticEntries
+    recipe: Recipe, predicted: SyntheticPredictions, kept: SyntheticEntries
 ) -> tuple[npt.NDArray[np.int32], Floats]:
     """Ids and log p of all rows: a row's exact entries, then its draws."""
-    exact = np.arange(said.p.shape[1]) < kept.n_exact[:, None]
-    is_draw = np.repeat(np.tile([False, True], len(said.p)), np.stack([kept.n_exact, kept.n_draws], axis=1).ravel())
+    exact = np.arange(predicted.p.shape[1]) < kept.n_exact[:, None]
+    is_draw = np.repeat(
+        np.tile([False, True], len(predicted.p)), np.stack([kept.n_exact, kept.n_draws], axis=1).ravel()
+    )
     ranks = np.empty(len(is_draw), np.int64)
-    ranks[~is_draw], ranks[is_draw] = said.ranks[exact], kept.draw_ranks
+    ranks[~is_draw], ranks[is_draw] = predicted.ranks[exact], kept.draw_ranks
     logprobs = np.full(len(is_draw), np.nan, np.float32)
-    logprobs[~is_draw] = np.minimum(np.log(said.p[exact]), 0.0)
+    logprobs[~is_draw] = np.minimum(np.log(predicted.p[exact]), 0.0)
     if recipe.draw_values:
         logprobs[is_draw] = np.log(kept.draw_p)
     ids = vocabulary(recipe.vocabulary_size, recipe.seed).ids_by_rank[ranks].astype(np.int32)
@@ -146,22 +150,24 @@ def _entries(
 
 
 def _keep(
-    recipe: Recipe, said: SyntheticPredictions, mass: RemainingMass, rng: np.random.Generator
+    recipe: Recipe, predicted: SyntheticPredictions, mass: RemainingMass, rng: np.random.Generator
 ) -> SyntheticEntries:
     """The entries that each kind of target keeps."""
     if recipe.kind == "threshold":
-        return _keep_threshold(recipe, said, mass, rng)
+        return _keep_threshold(recipe, predicted, mass, rng)
     if recipe.kind == "sampled":
-        return _keep_sampled(recipe, said, mass, rng)
-    possible = np.minimum(said.n_seen, recipe.max_entries if recipe.kind == "topp" else recipe.top_k)
+        return _keep_sampled(recipe, predicted, mass, rng)
+    possible = np.minimum(predicted.n_seen, recipe.max_entries if recipe.kind == "topp" else recipe.top_k)
     wanted = possible
     if recipe.kind == "topp":
         wanted = np.minimum(possible, 1 + (mass.left[:, 1:-1] > 1 - recipe.top_p).sum(axis=1))
-    return SyntheticEntries(n_exact=wanted, n_draws=np.zeros_like(wanted), draw_ranks=wanted[:0], draw_p=said.p[:0, 0])
+    return SyntheticEntries(
+        n_exact=wanted, n_draws=np.zeros_like(wanted), draw_ranks=wanted[:0], draw_p=predicted.p[:0, 0]
+    )
 
 
 def _keep_threshold(
-    recipe: Recipe, said: SyntheticPredictions, mass: RemainingMass, rng: np.random.Generator
+    recipe: Recipe, predicted: SyntheticPredictions, mass: RemainingMass, rng: np.random.Generator
 ) -> SyntheticEntries:
     """Exact where p >= tau', which is solved so that the rest, drawn systematically, has the weight tau' each."""
     left = mass.left
@@ -179,7 +185,7 @@ def _keep_threshold(
     rows = np.repeat(at, n_draws)
     number = np.arange(len(rows)) - np.repeat(np.cumsum(n_draws) - n_draws, n_draws)
     depth = 1 - tail[rows] * (1 - (rng.random(len(n))[rows] + number) / n_draws[rows])
-    ranks, drawn_p = draw_at(recipe, said, mass, rows, depth)
+    ranks, drawn_p = draw_at(recipe, predicted, mass, rows, depth)
     first = _first_of_each(recipe, rows, ranks)
     n_draws = np.bincount(rows[first], minlength=len(n))
     return SyntheticEntries(n_exact=n_exact, n_draws=n_draws, draw_ranks=ranks[first], draw_p=drawn_p[first])
@@ -191,14 +197,14 @@ def _first_of_each(recipe: Recipe, rows: Longs, ranks: Longs) -> Longs:
 
 
 def _keep_sampled(
-    recipe: Recipe, said: SyntheticPredictions, mass: RemainingMass, rng: np.random.Generator
+    recipe: Recipe, predicted: SyntheticPredictions, mass: RemainingMass, rng: np.random.Generator
 ) -> SyntheticEntries:
     """The most probable id exactly, and draws with replacement from all others."""
-    n = len(said.p)
+    n = len(predicted.p)
     tail = mass.left[:, 1]
     rows = np.repeat(np.flatnonzero(tail > 0), recipe.draws)
     depth = 1 - tail[rows] * (1 - rng.random(len(rows)))
-    ranks, drawn_p = draw_at(recipe, said, mass, rows, depth)
+    ranks, drawn_p = draw_at(recipe, predicted, mass, rows, depth)
     keys = rows * recipe.vocabulary_size + ranks
     _, first, times = np.unique(keys, return_index=True, return_counts=True)
     order = np.argsort(first)
@@ -221,7 +227,9 @@ def _hidden(recipe: Recipe, packing: Packing, rows: Rows, rng: np.random.Generat
     return {layer: hidden_direction(recipe, layer, packing.topics[rows.document]) + np.float32(0.6) * own}
 
 
-def _answer_with_states(recipe: Recipe, packing: Packing, rows: Rows, rng: np.random.Generator) -> tuple[Tokens, Block]:
+def _targets_with_states(
+    recipe: Recipe, packing: Packing, rows: Rows, rng: np.random.Generator
+) -> tuple[Tokens, Block]:
     """States that point at some ids of the output head; everything else follows from head, bias and state, densely."""
     tables = output_head(recipe.vocabulary_size, recipe.state_width, recipe.seed)
     head, bias = tables["output_head"], tables["output_bias"].astype(np.float64)

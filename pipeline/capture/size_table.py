@@ -1,0 +1,112 @@
+"""Measured sizes of cached rows, from which `kdpipe plan` estimates a cache before any teacher runs.
+
+In: a target spec and the size of the vocabulary. Out: bytes per position by array, and ids per position. The figures
+are those of benchmarks/entry_sizes.py, for predictions of 2 to 3 nats: how sure the real teacher is can move the number
+of ids, and with it the total, by a factor of two or more. `--probe` measures it.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from kdpipe.schemas.targets import TargetSpec
+
+VOCABULARIES = (512, 4096, 32_000, 128_000)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KindSizes:
+    """One kind of target: ids per position at its `reference` amount and T = 1, and bytes per id, by vocabulary.
+
+    Ids grow as amount ** `by_amount` * T ** `by_temperature`; `exact_share` of them at T = 1 are exact, None: one.
+    """
+
+    reference: float
+    entries: tuple[float, ...]
+    id_bytes: tuple[float, ...]
+    by_amount: float
+    by_temperature: float
+    exact_share: float | None
+    count_bytes: float
+
+
+SIZES = {
+    "threshold": KindSizes(
+        reference=25,
+        entries=(10.7, 11.0, 11.1, 11.1),
+        id_bytes=(0.93, 1.20, 1.45, 1.61),
+        by_amount=0.61,
+        by_temperature=1.1,
+        exact_share=0.36,
+        count_bytes=1.0,
+    ),
+    "sampled": KindSizes(
+        reference=50,
+        entries=(20.9, 22.2, 22.7, 22.9),
+        id_bytes=(0.74, 1.02, 1.27, 1.43),
+        by_amount=0.6,
+        by_temperature=1.0,
+        exact_share=None,
+        count_bytes=0.8,
+    ),
+    "topk": KindSizes(
+        reference=64,
+        entries=(64.0, 64.0, 64.0, 64.0),
+        id_bytes=(0.94, 1.12, 1.27, 1.38),
+        by_amount=1.0,
+        by_temperature=0.0,
+        exact_share=1.0,
+        count_bytes=0.1,
+    ),
+    "topp": KindSizes(
+        reference=20,
+        entries=(55.4, 139.4, 178.3, 192.5),
+        id_bytes=(1.03, 1.20, 1.24, 1.27),
+        by_amount=1.2,
+        by_temperature=1.0,
+        exact_share=1.0,
+        count_bytes=1.0,
+    ),
+}
+# Of a token: its id, the mask, its length in bytes, and its share of the record of its sequence.
+TOKEN_BYTES = (2.07, 2.35, 2.60, 2.76)
+# Codes of log p: exact ids of one row as differences, fewer bits each the more there are; those of draws plain.
+EXACT_BYTES, EXACT_BYTES_OF_MANY, DRAW_BYTES = 0.67, 1.2, 1.0
+# How often an id was drawn, where draws repeat.
+TIMES_BYTES = 0.27
+SCALAR_BYTES = {"tail": 1.1, "entropy": 1.1, "label": 0.45, "log_z": 1.44, "boundary": 1.1}
+
+
+def sizes_of(targets: TargetSpec, vocabulary_size: int) -> tuple[dict[str, float], float | None]:
+    """Bytes per position by array, without vectors and tokens; and ids per position, None for a kind without ids."""
+    keep = targets.keep
+    n_tails = targets.tail_known * (1 + (targets.target_temperature != 1.0))
+    scalars = n_tails * SCALAR_BYTES["tail"] + len(targets.temperatures) * SCALAR_BYTES["log_z"]
+    scalars += targets.entropy * SCALAR_BYTES["entropy"] + targets.boundary * SCALAR_BYTES["boundary"]
+    scalars += keep.has_teacher * SCALAR_BYTES["label"]
+    if not keep.has_entries:
+        return {"id": 0.0, "logprob": 0.0, "scalars": scalars}, None
+    known = SIZES[keep.kind]
+    n = _between(known.entries, vocabulary_size)
+    n *= (keep.amount / known.reference) ** known.by_amount * targets.target_temperature**known.by_temperature
+    # The masses of draws are no less than 1 / amount: there is no room for more.
+    n = min(max(n, 1.0), targets.max_entries, vocabulary_size, keep.amount + 1 if keep.has_draws else vocabulary_size)
+    n_exact = 1.0 if known.exact_share is None else known.exact_share * n
+    logprob = n_exact * min(EXACT_BYTES, EXACT_BYTES_OF_MANY * n_exact ** (-1 / 3))
+    sizes = {
+        "id": n * _between(known.id_bytes, vocabulary_size),
+        "logprob": logprob + targets.draw_values * (n - n_exact) * DRAW_BYTES,
+        "scalars": scalars,
+        "counts": known.count_bytes,
+    }
+    return sizes | ({"times": (n - n_exact) * TIMES_BYTES} if keep.draws_repeat else {}), n
+
+
+def token_bytes(vocabulary_size: int) -> float:
+    """Bytes per row of what every cache has: tokens, mask, lengths and the record of the sequence."""
+    return _between(TOKEN_BYTES, vocabulary_size)
+
+
+def _between(figures: tuple[float, ...], vocabulary_size: int) -> float:
+    """The figure at a vocabulary, by its logarithm between those that were measured."""
+    return float(np.interp(np.log(vocabulary_size), np.log(VOCABULARIES), figures))
