@@ -1,4 +1,4 @@
-"""The two doors: a cache to read, from a folder or a URL, and a cache to write, in a folder or a bucket."""
+"""`open_cache` reads a cache from a folder or URL; `create_cache` writes one to a folder, bucket or Hub repository."""
 
 import os
 from typing import TYPE_CHECKING
@@ -24,22 +24,22 @@ def open_cache(
     mirror: MirrorSettings | None = None,
     retry_policy: RetryPolicy | None = None,
 ) -> Cache:
-    """Open a cache, or one of its splits; `allow_partial` reads what an unfinished one already has.
+    """Open a cache, or one of its splits; `allow_partial` reads the parts of an unfinished cache.
 
-    Parts of a cache behind a URL are kept `mirror`, in a folder of this machine; without it they are held in memory.
-    `retry_policy` says how long a place behind a URL is retried.
+    Parts of a remote cache are downloaded to a `mirror`, a local folder, or without one held in memory; failed requests
+    are retried as `retry_policy` states.
     """
     if max_open_parts < 1:
-        raise ConfigError(f"max_open_parts is {max_open_parts}, at least one part must be open to be read")
+        raise ConfigError(f"max_open_parts is {max_open_parts}, expected at least 1")
     address = os.fspath(url)
     if mirror is None or not is_url(address):
-        store = open_store(address, retry_policy)
-        return Cache(store, split, ReaderOptions(allow_partial, max_open_parts, retry_policy=retry_policy), reopen)
+        options = ReaderOptions(allow_partial, max_open_parts, retry_policy=retry_policy)
+        return Cache(open_store(address, retry_policy), split, options, reopen)
     from kdpipe.cache.mirror.mirror import mirrored_store
 
-    near = mirrored_store(address, mirror, retry_policy)
-    options = ReaderOptions(allow_partial, min(max_open_parts, near.most_open), mirror, retry_policy)
-    return Cache(near, split, options, reopen, near)
+    store = mirrored_store(address, mirror, retry_policy)
+    options = ReaderOptions(allow_partial, min(max_open_parts, store.max_open_parts), mirror, retry_policy)
+    return Cache(store, split, options, reopen, store)
 
 
 def reopen(url: str, split: SplitName | None, options: ReaderOptions) -> Cache:
@@ -53,7 +53,7 @@ def reopen(url: str, split: SplitName | None, options: ReaderOptions) -> Cache:
 def create_cache(
     folder: str | os.PathLike[str], manifest: Manifest, retry_policy: RetryPolicy | None = None
 ) -> "CacheWriter":
-    """Begin a cache, or resume the one of the same manifest; another manifest in the folder is refused."""
+    """Create a cache, or resume one with the same manifest; a folder or URL with another manifest is refused."""
     if is_url(os.fspath(folder)):
         from kdpipe.cache.writing.bucket import create_bucket
 

@@ -1,7 +1,7 @@
-"""`Cache`: a cache for reading, from anywhere, by any number of processes at once.
+"""`Cache`: reads a cache from a folder or URL, in any number of processes at once.
 
-In: a path or URL. Out: sequences by number, blocks of neighbors, batches into buffers, the dense twin. Opening reads
-manifest and index and checks each part's files when the part is first touched; it never writes, locks or creates.
+In: a store. Out: sequences by number, blocks of neighboring sequences, dense targets. Opening reads the manifest and
+index; the files of a part are checked when the part is first read. Reading never writes, locks or creates files.
 """
 
 import operator
@@ -26,15 +26,17 @@ from kdpipe.cache.parts.index import IndexRow
 from kdpipe.cache.parts.part_files import read_part_record
 from kdpipe.cache.parts.part_reader import PartReader
 from kdpipe.cache.parts.tables import read_table
+from kdpipe.cache.parts.tokenizer_content import TokenizerContent
+from kdpipe.cache.parts.tokenizer_files import read_tokenizer
 from kdpipe.cache.stores.addresses import MirrorSettings
 from kdpipe.cache.stores.protocol import Store
 from kdpipe.cache.stores.retries import RetryPolicy
 from kdpipe.schemas.choices import SplitName
 from kdpipe.schemas.errors import CacheDamaged, CacheIncomplete, ConfigError
-from kdpipe.schemas.manifest import FileRecord
+from kdpipe.schemas.manifest import FileRecord, Manifest
 
 MAX_OPEN_PARTS = 32
-Found = TypeVar("Found")
+Result = TypeVar("Result")
 _caches: "weakref.WeakSet[Cache]" = weakref.WeakSet()
 
 
@@ -51,29 +53,36 @@ Reopen = Callable[[str, SplitName | None, ReaderOptions], "Cache"]
 
 
 class HeldPart(Protocol):
-    """A part that stays where it is until it is let go."""
+    """A part that is not removed from the mirror until `release`."""
 
-    def release(self) -> None:
-        """Let it go."""
+    def release(self) -> None: ...
 
 
 class PartProvider(Protocol):
-    """Whoever keeps parts near for a reader."""
+    """Downloads parts into a local mirror for a reader."""
 
     def hold(self, number: int) -> HeldPart:
-        """Bring a part, and keep it until its lease is released."""
+        """Download a part if necessary, and keep it until its lease is released."""
 
     def expect(self, numbers: Sequence[int]) -> None:
-        """The parts that will be needed, in this order."""
+        """The parts that will be read next, in this order."""
 
     def join(self, reader: "Cache") -> None:
-        """A reader that lets parts go when there is no room."""
+        """Register a reader that closes parts when space is needed."""
 
     def repair(self, number: int) -> None:
-        """Fetch again what is damaged in the mirror of a part."""
+        """Download damaged files of a mirrored part again."""
 
     def located(self, number: int, error: CacheDamaged) -> CacheDamaged:
-        """An error in the mirror of a part, with its folder."""
+        """An error in a mirrored part, with the part's folder."""
+
+
+class CacheContents(NamedTuple):
+    """What opening reads: shared by a cache and its splits."""
+
+    manifest: Manifest
+    rows: list[IndexRow]
+    cache_id: str | None
 
 
 @final
@@ -86,15 +95,16 @@ class Cache:
         split: SplitName | None,
         options: ReaderOptions,
         reopen: Reopen,
-        keeper: PartProvider | None = None,
+        provider: PartProvider | None = None,
+        contents: CacheContents | None = None,
     ) -> None:
-        self.url, self.split = store.url, split
-        self._store, self._options, self._reopen, self._keeper = store, options, reopen, keeper
-        self.manifest = load_manifest(store)
-        known = [planned.name for planned in self.manifest.plan.splits]
-        if split is not None and split not in known:
-            raise ConfigError(f"{store.url} has no split {split!r}", hint=f"its splits are {', '.join(known)}")
-        rows, self.cache_id = load_index(store, self.manifest, options.allow_partial)
+        self.url, self.store, self.split_name = store.url, store, split
+        self._options, self._reopen, self._provider = options, reopen, provider
+        self._contents = contents or _read_contents(store, options.allow_partial)
+        self.manifest, rows, self.cache_id = self._contents
+        if split is not None and split not in self.split_names:
+            names = ", ".join(self.split_names)
+            raise ConfigError(f"{store.url} has no split {split!r}", hint=f"its splits are {names}")
         self.parts = [row for row in rows if split in (None, row.split)]
         self._starts = np.concatenate([[0], np.cumsum([row.n_sequences for row in self.parts], dtype=np.int64)])
         self._lock = threading.Lock()
@@ -103,18 +113,18 @@ class Cache:
         self._table_records: Mapping[str, FileRecord] | None = None
         self._decoder: Decoder | None = None
         _caches.add(self)
-        if keeper is not None:
-            keeper.join(self)
+        if provider is not None:
+            provider.join(self)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Opened anew in another process: mapped files do not travel."""
-        return (self._reopen, (self.url, self.split, self._options))
+        """Reopen in another process: mapped files cannot be pickled."""
+        return (self._reopen, (self.url, self.split_name, self._options))
 
     def __len__(self) -> int:
         return int(self._starts[-1])
 
     def __repr__(self) -> str:
-        name = f"{self.url} ({self.split})" if self.split else self.url
+        name = f"{self.url} ({self.split_name})" if self.split_name else self.url
         return f"<kdpipe cache {name}: {len(self):,} sequences, {self.n_positions:,} positions>"
 
     def __getitem__(self, i: int) -> Rows:
@@ -124,9 +134,26 @@ class Cache:
         return (self[i] for i in range(len(self)))
 
     @property
+    def split_names(self) -> list[SplitName]:
+        """The splits of the whole cache."""
+        return [planned.name for planned in self.manifest.plan.splits]
+
+    def split(self, name: SplitName | None) -> "Cache":
+        """One split of this cache, or with None all of them; nothing is read again."""
+        return Cache(self.store, name, self._options, self._reopen, self._provider, self._contents)
+
+    @property
     def retry_policy(self) -> RetryPolicy | None:
-        """How long its place is retried; None for the default."""
+        """The retry policy of its store; None for the default."""
         return self._options.retry_policy
+
+    def tokenizer(self) -> tuple[dict[str, bytes], TokenizerContent | None]:
+        """The stored tokenizer's files and their content, which takes seconds to compute for a large tokenizer."""
+        return read_tokenizer(self.store, self.manifest)
+
+    def tokenizer_files(self) -> dict[str, bytes]:
+        """The stored tokenizer's files, checked; empty where the cache stores none."""
+        return self.tokenizer()[0]
 
     @property
     def n_positions(self) -> int:
@@ -139,7 +166,7 @@ class Cache:
         return [row.n_sequences for row in self.parts]
 
     def scan(self, max_rows: int = 1 << 14) -> Iterator[Rows]:
-        """All sequences in stored order, as many at once as make up about max_rows rows."""
+        """All sequences in stored order, in blocks of about max_rows rows."""
         for place in range(len(self.parts)):
             part = self._read(place, _itself)
             starts = part.sequences.row_starts
@@ -155,7 +182,7 @@ class Cache:
         return self._read(place, _itself), number
 
     def _located(self, i: int) -> tuple[int, int]:
-        """The place of a sequence's part, and the sequence's number in it."""
+        """The index of a sequence's part in `parts`, and the sequence's number in it."""
         index = operator.index(i)
         if not -len(self) <= index < len(self):
             raise IndexError(f"there is no sequence {index}: {self!r}")
@@ -164,19 +191,19 @@ class Cache:
         return place, index - int(self._starts[place])
 
     def rows(self, i: int, *, hidden: bool = True) -> Rows:
-        """What `self[i]` gives; without `hidden` the states of rows stay undecoded."""
+        """Like `self[i]`; without `hidden` the hidden states of rows are not decoded."""
         place, number = self._located(i)
         return self._read(place, partial(_rows, first=number, end=number + 1, hidden=hidden))
 
     def tokens(self, i: int) -> TokenRows:
-        """A sequence without its targets, of which nothing is decoded."""
+        """A sequence without its targets, which are not decoded."""
         place, number = self._located(i)
         return self._read(place, lambda part: part.tokens(number))
 
     def lengths(self) -> npt.NDArray[np.int64]:
         """How many rows each sequence has, in stored order."""
-        found = [np.diff(self._read(place, _itself).sequences.row_starts) for place in range(len(self.parts))]
-        return np.concatenate([np.zeros(0, np.int64), *found])
+        lengths = [np.diff(self._read(place, _itself).sequences.row_starts) for place in range(len(self.parts))]
+        return np.concatenate([np.zeros(0, np.int64), *lengths])
 
     def token_bytes(self, i: int) -> npt.NDArray[np.int32]:
         """The byte length of each token of a sequence."""
@@ -206,7 +233,7 @@ class Cache:
     def texts(self, i: int) -> list[str]:
         """The texts of a sequence's documents."""
         if not self.manifest.data.text:
-            raise ConfigError(f"{self.url} keeps no text", hint="make the cache with --for-other-tokenizers")
+            raise ConfigError(f"{self.url} stores no text", hint="create the cache with --for-other-tokenizers")
         place, number = self._located(i)
         return self._read(place, lambda part: part.texts(number))
 
@@ -215,7 +242,7 @@ class Cache:
         return dense_rows(self[i], self.manifest, self.table)
 
     def table(self, name: str) -> npt.NDArray[Any]:
-        """A table that was fitted once for all parts, checked against the digest that its parts state."""
+        """A table shared by all parts, checked against the digest in their records."""
         if not self.parts:
             raise CacheIncomplete(f"{self.url} has no parts yet, so its tables cannot be checked")
         return self._repaired(self.parts[0].part, lambda: self._locked_table(name))
@@ -227,47 +254,46 @@ class Cache:
     def _load_table(self, name: str) -> npt.NDArray[Any]:
         if name not in self._tables:
             if self._table_records is None:
-                record, _ = read_part_record(self._store, self.manifest, self.parts[0].part, self.parts[0])
+                record, _ = read_part_record(self.store, self.manifest, self.parts[0].part, self.parts[0])
                 self._table_records = record.tables
-            self._tables[name] = read_table(self._store, self.manifest.table(name), self._table_records)
+            self._tables[name] = read_table(self.store, self.manifest.table(name), self._table_records)
         return self._tables[name]
 
     def expect(self, sequences: Iterable[int]) -> None:
-        """Say which sequences will be read next, so that their parts can be brought near meanwhile."""
-        if self._keeper is not None:
+        """Announce the sequences that will be read next, so that a mirror can download their parts ahead."""
+        if self._provider is not None:
             places = np.searchsorted(self._starts, np.fromiter(sequences, np.int64), side="right") - 1
-            self._keeper.expect([self.parts[place].part for place in dict.fromkeys(places.tolist())])
+            self._provider.expect([self.parts[place].part for place in dict.fromkeys(places.tolist())])
 
-    def let_go(self) -> None:
-        """Close the parts that are open; whoever still reads one keeps it until then."""
+    def close_parts(self) -> None:
+        """Close all open parts; one that is being read stays open until that is done."""
         with self._lock:
             self._open.clear()
 
     def part(self, number: int) -> PartReader:
-        """The part of a number, as the plan counts them."""
+        """The part with this number in the plan."""
         for place, row in enumerate(self.parts):
             if row.part == number:
                 return self._read(place, _itself)
         raise CacheIncomplete(f"{self.url} has no part {number}")
 
-    def _read(self, place: int, read: Callable[[PartReader], Found]) -> Found:
-        """What is read of a part."""
+    def _read(self, place: int, read: Callable[[PartReader], Result]) -> Result:
         return self._repaired(self.parts[place].part, lambda: read(self._part(place)))
 
-    def _repaired(self, number: int, read: Callable[[], Found]) -> Found:
-        """What is read; where the mirror of a part is damaged, once more after a repair."""
+    def _repaired(self, number: int, read: Callable[[], Result]) -> Result:
+        """Read a part; if its mirror is damaged, repair it and read once more."""
         try:
             return read()
         except CacheDamaged:
-            if self._keeper is None:
+            if self._provider is None:
                 raise
         with self._lock:
             self._open.pop(number, None)
         try:
-            self._keeper.repair(number)
+            self._provider.repair(number)
             return read()
         except CacheDamaged as error:
-            raise self._keeper.located(number, error) from error
+            raise self._provider.located(number, error) from error
 
     def _part(self, place: int) -> PartReader:
         row = self.parts[place]
@@ -276,8 +302,8 @@ class Cache:
             if part is not None:
                 self._open.move_to_end(row.part)
                 return part
-        # Bringing a part near may take long: who reads another meanwhile does not wait for it.
-        lease = None if self._keeper is None else self._keeper.hold(row.part)
+        # A download may take long: readers of other parts do not wait for it.
+        lease = None if self._provider is None else self._provider.hold(row.part)
         try:
             with self._lock:
                 part = self._open.get(row.part) or self._opened(row)
@@ -295,11 +321,16 @@ class Cache:
     def _opened(self, row: IndexRow) -> PartReader:
         if self._decoder is None:
             self._decoder = Decoder(self.manifest, self._load_table("ids_by_rank"))
-        part = PartReader(self._store, self.manifest, self._decoder, row.part, row)
+        part = PartReader(self.store, self.manifest, self._decoder, row.part, row)
         if part.record.tables != self._table_records:
-            raise CacheDamaged(f"{layout.part_dir(row.part)}/{layout.PART_RECORD}: other tables than the first part")
+            raise CacheDamaged(f"{layout.part_dir(row.part)}/{layout.PART_RECORD}: tables differ from the first part's")
         self._open[row.part] = part
         return part
+
+
+def _read_contents(store: Store, allow_partial: bool) -> CacheContents:
+    manifest = load_manifest(store)
+    return CacheContents(manifest, *load_index(store, manifest, allow_partial))
 
 
 def _itself(part: PartReader) -> PartReader:
@@ -311,7 +342,7 @@ def _rows(part: PartReader, *, first: int, end: int, hidden: bool) -> Rows:
 
 
 def _renew_locks() -> None:
-    """In the child of a fork no thread is left that could release a lock; what it guards is whole at every step."""
+    """In the child of a fork no thread is left that could release a lock; the guarded data is valid at every step."""
     for cache in list(_caches):
         cache._lock = threading.Lock()
 

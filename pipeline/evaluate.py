@@ -58,7 +58,7 @@ def evaluate(asked: EvalRequest, watch: EvalWatch) -> EvalReport:
     cache = open_cache(asked.cache, asked.split, allow_partial=asked.allow_partial, retry_policy=retry_policy)
     folder = student_of(asked.student)
     settings = _settings(asked, folder)
-    kept = kept_tokenizer(cache.url, cache.manifest, retry_policy)
+    kept = kept_tokenizer(cache)
     found = _trained(find_student(settings, kept.ids))
     fit = check_fit(found, settings, kept, cache.manifest)
     check_before_use(asked.cache, asked.verify, watch)
@@ -132,9 +132,7 @@ def _tasks(asked: EvalRequest, student: Student, kept: CacheTokenizer) -> dict[s
 def _notes(cache: Cache, measured: Evaluation) -> list[str]:
     """What a reader of the numbers should know."""
     found = []
-    missing = cache.manifest.plan.n_parts - len(
-        open_cache(cache.url, allow_partial=True, retry_policy=cache.retry_policy).parts
-    )
+    missing = cache.manifest.plan.n_parts - len(cache.split(None).parts)
     if missing:
         found.append(f"the cache is unfinished: {missing:,} of {cache.manifest.plan.n_parts:,} parts are missing")
     if cache.manifest.targets.keep.kind == "none":

@@ -143,7 +143,7 @@ def _of_tokenizer(cache: Cache, settings: TeacherSettings) -> Iterator[Problem]:
     stated = cache.manifest.teacher
     file, do = f"{layout.TOKENIZER}/{TOKENIZER}", "do not use this copy: get the cache again from whoever made it"
     try:
-        _, kept = load_cached_tokenizer(cache.url, cache.manifest, cache.retry_policy)
+        _, kept = load_cached_tokenizer(cache)
     except CacheDamaged as error:
         yield Problem(part=None, file=file, what=error.message, do=do)
         return
@@ -294,7 +294,7 @@ def _answers(
 
 def _starts_word(cache: Cache) -> Bools:
     """Which ids start a new word, by the tokenizer that the cache keeps."""
-    _, kept = load_cached_tokenizer(cache.url, cache.manifest, cache.retry_policy)
+    _, kept = load_cached_tokenizer(cache)
     if kept is None:
         raise ConfigError(f"{cache.url} keeps no tokenizer, which tells where words start", hint="leave --against out")
     return kept.starts_word

@@ -136,7 +136,7 @@ class MirrorStore:
         return self._retry_policy.through(lambda: ask(self._far))
 
     @property
-    def most_open(self) -> int:
+    def max_open_parts(self) -> int:
         """How many parts a reader may keep open so that there is room for the next one."""
         return max(1, self.limit // max(self._largest(), 1) - 1)
 
@@ -256,7 +256,7 @@ class MirrorStore:
             if now != seen:  # parts come and go: it is worth waiting
                 began, seen = self._retry_policy.clock(), now
             for reader in list(self._readers):
-                reader.let_go()
+                reader.close_parts()
             # Parts whose readers are done for may hang in a cycle, as the traceback of a driver's error makes one.
             gc.collect()
             self._retry_policy.check()

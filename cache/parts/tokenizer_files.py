@@ -1,6 +1,6 @@
 """The tokenizer's files as the cache keeps them, byte for byte, checked against their digests and the fingerprint.
 
-In: the place of a cache and its manifest. Out: bytes by path within tokenizer/. Students take these files or are
+In: the store of a cache and its manifest. Out: bytes by path within tokenizer/. Students take these files or are
 compared with them: files of another tokenizer than the manifest claims never leave this module.
 """
 
@@ -8,23 +8,14 @@ from collections.abc import Mapping
 
 from kdpipe.cache import layout
 from kdpipe.cache.parts.tokenizer_content import TOKENIZER, TokenizerContent, tokenizer_content
-from kdpipe.cache.stores.dispatch import open_store
-from kdpipe.cache.stores.retries import RetryPolicy
+from kdpipe.cache.stores.protocol import Store
 from kdpipe.schemas.errors import CacheDamaged
 from kdpipe.schemas.manifest import Manifest
 from kdpipe.schemas.strict_json import sha256_hex
 
 
-def read_tokenizer_files(url: str, manifest: Manifest, retry_policy: RetryPolicy | None = None) -> dict[str, bytes]:
-    """Read all of them; none where the cache was made without."""
-    return read_tokenizer(url, manifest, retry_policy)[0]
-
-
-def read_tokenizer(
-    url: str, manifest: Manifest, retry_policy: RetryPolicy | None = None
-) -> tuple[dict[str, bytes], TokenizerContent | None]:
+def read_tokenizer(store: Store, manifest: Manifest) -> tuple[dict[str, bytes], TokenizerContent | None]:
     """Read all of them with their content, which takes seconds to work out where a tokenizer is large."""
-    store = open_store(url, retry_policy)
     found = {}
     for name, file in sorted(manifest.tokenizer.files.items()):
         path = f"{layout.TOKENIZER}/{name}"
@@ -32,14 +23,14 @@ def read_tokenizer(
         data = store.read(path, file.bytes) if size == file.bytes else None
         if data is None or sha256_hex(data) != file.sha256:
             what = "is missing" if size is None else "is not what the manifest says"
-            raise CacheDamaged(f"{url}: {path} {what}", hint="copy the cache again, or run cache-teacher again")
+            raise CacheDamaged(f"{store.url}: {path} {what}", hint="copy the cache again, or run cache-teacher again")
         found[name] = data
     if not found:
         return found, None
     try:
         return found, _content_of(found, manifest.tokenizer.fingerprint)
     except CacheDamaged as error:
-        what = f"{url}: {layout.TOKENIZER}/{TOKENIZER}: {error.message}"
+        what = f"{store.url}: {layout.TOKENIZER}/{TOKENIZER}: {error.message}"
         raise CacheDamaged(what, hint="use another copy of the cache") from None
 
 

@@ -172,7 +172,7 @@ def make(out: str, making: RebuildPlan, told: RebuildProgress, rewrite: Rewrite 
 def _adopt(writer: CacheWriter, number: int, making: RebuildPlan) -> None:
     job = making.jobs[number]
     source = making.sources[job.source]
-    adopt_part(writer, number, source.manifest, source.record(job.part), fetch_from(source.store, job.part))
+    adopt_part(writer, number, source.manifest, source.record(job.part), fetch_from(source.cache.store, job.part))
 
 
 def _rewrite(writer: CacheWriter, number: int, making: RebuildPlan) -> None:

@@ -14,11 +14,8 @@ from kdpipe.cache.format.ragged import Longs
 from kdpipe.cache.opening import open_cache
 from kdpipe.cache.parts.part_files import read_part_record
 from kdpipe.cache.parts.part_reader import PartReader
-from kdpipe.cache.parts.tokenizer_files import read_tokenizer_files
 from kdpipe.cache.reader import Cache
 from kdpipe.cache.stores.addresses import is_url, local_path
-from kdpipe.cache.stores.dispatch import open_store
-from kdpipe.cache.stores.protocol import Store
 from kdpipe.cache.stores.retries import RetryPolicy
 from kdpipe.schemas.errors import ConfigError, Incompatible
 from kdpipe.schemas.manifest import FileRecord, Manifest
@@ -57,7 +54,6 @@ class SourceCache:
     """One cache that is only read."""
 
     cache: Cache
-    store: Store
     cache_id: str
 
     @property
@@ -72,7 +68,7 @@ class SourceCache:
 
     def record(self, number: int) -> PartRecord:
         """The record of a part, held against the index."""
-        return read_part_record(self.store, self.manifest, number, self.cache.parts[number])[0]
+        return read_part_record(self.cache.store, self.manifest, number, self.cache.parts[number])[0]
 
     def tables(self) -> dict[str, FileRecord]:
         """The digests of its tables."""
@@ -80,7 +76,7 @@ class SourceCache:
 
     def tokenizer_files(self) -> dict[str, bytes]:
         """The files of its tokenizer, by name."""
-        return read_tokenizer_files(self.url, self.manifest, self.cache.retry_policy)
+        return self.cache.tokenizer_files()
 
     def documents(self, number: int) -> StoredDocuments:
         """The documents of a part."""
@@ -93,7 +89,7 @@ def open_source(url: str, retry_policy: RetryPolicy | None = None) -> SourceCach
     cache = open_cache(url, max_open_parts=1, retry_policy=retry_policy)
     assert cache.cache_id is not None, "a cache that is not finished is refused"
     check_known(cache.manifest, url)
-    return SourceCache(cache=cache, store=open_store(url, retry_policy), cache_id=cache.cache_id)
+    return SourceCache(cache=cache, cache_id=cache.cache_id)
 
 
 def check_known(manifest: Manifest, url: str) -> None:

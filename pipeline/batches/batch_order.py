@@ -32,7 +32,7 @@ class Ordering(Protocol):
 def ordering(cache: Cache, name: OrderName, seed: int) -> Ordering:
     """Make an order; `entropy` reads the whole cache once."""
     if not len(cache):
-        raise ConfigError(f"{cache.url} has no sequences" + (f" in {cache.split}" if cache.split else ""))
+        raise ConfigError(f"{cache.url} has no sequences" + (f" in {cache.split_name}" if cache.split_name else ""))
     shuffled = SequenceOrder(cache.sequences_by_part, seed)
     match name:
         case "shuffled":

@@ -58,7 +58,7 @@ class Extension:
         for share in (own, numbers.keys() - own):
             for number in sorted(share & set(cache.missing())):
                 record = self.source.record(numbers[number])
-                fetch = fetch_from(self.source.store, record.part)
+                fetch = fetch_from(self.source.cache.store, record.part)
                 adopt_part(cache, number, self.source.manifest, record, fetch)
 
 

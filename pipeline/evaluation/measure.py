@@ -67,12 +67,12 @@ class Evaluator:
         wants: BatchContents | None = None,
         threads: int = 1,
     ) -> None:
-        if cache.split is None:
+        if cache.split_name is None:
             raise ConfigError("an evaluation reads one split", hint='open the cache with split="validation" or "train"')
         if not len(cache):
-            raise ConfigError(f"{cache.url} has no sequences in {cache.split} to evaluate on")
+            raise ConfigError(f"{cache.url} has no sequences in {cache.split_name} to evaluate on")
         spec = cache.manifest.targets
-        self.cache, self.estimate, self._split = cache, estimate(spec), cache.split
+        self.cache, self.estimate, self._split = cache, estimate(spec), cache.split_name
         self._teacher, self._batch_size, self._threads = teacher, batch_size, threads
         self._shape = LossOptions(tail_weight=1.0 if spec.has_draws or spec.keep.kind == "state" else 0.0)
         asked = wants or BatchContents()

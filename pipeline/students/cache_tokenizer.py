@@ -6,11 +6,10 @@ In: the place of a cache and its manifest. Out: a `CacheTokenizer`, whose files 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from kdpipe.cache.stores.retries import RetryPolicy
+from kdpipe.cache.reader import Cache
 from kdpipe.pipeline.students.presets import TokenIds
 from kdpipe.pipeline.tokenizers.cached_tokenizer import load_cached_tokenizer
 from kdpipe.pipeline.tokenizers.tokenizer import LoadedTokenizer
-from kdpipe.schemas.manifest import Manifest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,10 +21,10 @@ class CacheTokenizer:
     ids: TokenIds
 
 
-def kept_tokenizer(url: str, manifest: Manifest, retry_policy: RetryPolicy | None = None) -> CacheTokenizer:
+def kept_tokenizer(cache: Cache) -> CacheTokenizer:
     """Read the tokenizer of a cache."""
-    files, loaded = load_cached_tokenizer(url, manifest, retry_policy)
-    count, longest = manifest.vocabulary_size, manifest.plan.sequence_length
+    files, loaded = load_cached_tokenizer(cache)
+    count, longest = cache.manifest.vocabulary_size, cache.manifest.plan.sequence_length
     if loaded is None:
         return CacheTokenizer(files=files, loaded=None, ids=TokenIds(count=count, longest=longest))
     fast = loaded.fast

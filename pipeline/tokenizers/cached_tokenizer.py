@@ -12,23 +12,19 @@ from pathlib import Path
 
 from kdpipe.cache.durable.scratch import scratch_folder
 from kdpipe.cache.parts.tokenizer_content import TOKENIZER, tokenizer_content
-from kdpipe.cache.parts.tokenizer_files import read_tokenizer
-from kdpipe.cache.stores.retries import RetryPolicy
+from kdpipe.cache.reader import Cache
 from kdpipe.pipeline.tokenizers.backend_state import differing_section
 from kdpipe.pipeline.tokenizers.tokenizer import LoadedTokenizer, file_records, load_fast, load_tokenizer
 from kdpipe.schemas.errors import CacheDamaged, ConfigError, Incompatible
-from kdpipe.schemas.manifest import Manifest
 
 CONFIG = "tokenizer_config.json"
 # What makes transformers rebuild sections of tokenizer.json.
 REBUILDING = ("add_bos_token", "add_eos_token", "auto_map", "fix_mistral_regex")
 
 
-def load_cached_tokenizer(
-    url: str, manifest: Manifest, retry_policy: RetryPolicy | None = None
-) -> tuple[Mapping[str, bytes], LoadedTokenizer | None]:
+def load_cached_tokenizer(cache: Cache) -> tuple[Mapping[str, bytes], LoadedTokenizer | None]:
     """Load the tokenizer of a cache, which runs no code of its own; None where the cache keeps no files."""
-    files, content = read_tokenizer(url, manifest, retry_policy)
+    url, (files, content) = cache.url, cache.tokenizer()
     if content is None:
         return files, None
     n_bytes = sum(map(len, files.values()))
@@ -41,10 +37,10 @@ def load_cached_tokenizer(
             f"the first is {wrong[0]}, {content.texts[wrong[0]]!r}",
             hint="use another copy of the cache, or the version of transformers that made it",
         )
-    if loaded.record.vocabulary_size > manifest.vocabulary_size:
+    if loaded.record.vocabulary_size > cache.manifest.vocabulary_size:
         raise CacheDamaged(
             f"{url}: transformers loads a tokenizer of {loaded.record.vocabulary_size:,} ids from its files, the cache "
-            f"has {manifest.vocabulary_size:,}",
+            f"has {cache.manifest.vocabulary_size:,}",
             hint="use another copy of the cache, or the version of transformers that made it",
         )
     # What was loaded is compared there, and stated where it differs: a comparison takes seconds for a large tokenizer.

@@ -134,9 +134,9 @@ def look(settings: TrainSettings, watch: TrainWatch) -> RunInputs:
     plan = make_plan(settings, len(cache))
     curriculum = Curriculum(settings, plan, needs.default_tail_weight(cache.manifest.targets))
     needs.check_needs(settings.losses, curriculum, cache.manifest)
-    validation = _validation(settings, watch)
+    validation = _validation(cache)
     needs.check_choice(settings, cache.manifest, validates=validation is not None)
-    kept = kept_tokenizer(cache.url, cache.manifest, cache.retry_policy)
+    kept = kept_tokenizer(cache)
     found = find_student(settings.student, kept.ids)
     fit = check_fit(found, settings.student, kept, cache.manifest)
     device = devices.choose(settings.machine.device)[0]
@@ -243,13 +243,12 @@ def _settled(
     )
 
 
-def _validation(settings: TrainSettings, watch: TrainWatch) -> Cache | None:
-    """The validation split, where the cache has one with something in it."""
-    whole = opened(settings.cache, watch)
-    if "validation" not in [planned.name for planned in whole.manifest.plan.splits]:
+def _validation(cache: Cache) -> Cache | None:
+    """The validation split, unless the cache has none or it is empty."""
+    if "validation" not in cache.split_names:
         return None
-    cache = opened(settings.cache, watch, "validation")
-    return cache if len(cache) and cache.n_positions else None
+    validation = cache.split("validation")
+    return validation if len(validation) and validation.n_positions else None
 
 
 def _hidden(prospect: RunInputs, student: Student) -> HiddenObjective | None:

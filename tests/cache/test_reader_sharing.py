@@ -138,7 +138,7 @@ def test_a_cache_that_traveled_keeps_its_options(path: Path) -> None:
     cache = open_cache(path, "train", allow_partial=True, max_open_parts=2)
     rebuild, arguments = cache.__reduce__()
     again: Cache = rebuild(*arguments)
-    assert (again.url, again.split, again.__reduce__()) == (cache.url, cache.split, cache.__reduce__())
+    assert (again.url, again.split_name, again.__reduce__()) == (cache.url, cache.split_name, cache.__reduce__())
     with pytest.raises(TypeError):
         Cache()  # type: ignore[call-arg]
 

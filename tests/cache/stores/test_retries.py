@@ -11,7 +11,6 @@ import httpx
 import pytest
 
 from kdpipe.cache import inspect, open_cache
-from kdpipe.cache.parts.tokenizer_files import read_tokenizer_files
 from kdpipe.cache.stores import http_store as http
 from kdpipe.cache.stores.retries import RetryPolicy
 from kdpipe.cache.transfer import copy_cache
@@ -227,9 +226,7 @@ READS: dict[str, Callable[[str, Path, RetryPolicy], object]] = {
     "verify": lambda url, _, retry_policy: verify_cache(url, "full", retry_policy),
     "inspect": lambda url, _, retry_policy: inspect.inspect_cache(url, retry_policy),
     "copy": lambda url, folder, retry_policy: copy_cache(url, folder / "copy", retry_policy=retry_policy),
-    "tokenizer": lambda url, _, retry_policy: read_tokenizer_files(
-        url, open_cache(url, retry_policy=retry_policy).manifest, retry_policy
-    ),
+    "tokenizer": lambda url, _, retry_policy: open_cache(url, retry_policy=retry_policy).tokenizer_files(),
     "read": lambda url, _, retry_policy: open_cache(url, retry_policy=retry_policy)[0],
 }
 

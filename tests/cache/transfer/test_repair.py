@@ -247,7 +247,7 @@ def test_damage_after_a_first_look_is_named_by_its_folder_and_fetched_again(
             digests_of_all(cache)
         file = spoilt(tmp_path, name, how)
         if reader == "closed":
-            cache.let_go()
+            cache.close_parts()
         cache = open_cache(url, mirror=mirror) if reader == "another" else cache
         assert digests_of_all(cache) == digests_of_all(open_cache(path))
         assert near.mirrored_store(url, mirror).n_fetched == len(cache.parts) + 1
@@ -283,7 +283,7 @@ def test_threads_that_meet_one_damage_fetch_the_part_once(path: Path, tmp_path: 
         n_fetched = near.mirrored_store(url, mirror).n_fetched
         for _ in range(10):
             tiny.flip_bit(next(tmp_path.glob(f"*/{ID}")), 100)
-            cache.let_go()
+            cache.close_parts()
             read = (lambda: len(list(cache.scan()))) if scanned else (lambda: len(digests_of_all(cache)))
             with ThreadPoolExecutor(max_workers=6) as pool:
                 assert len({future.result() for future in [pool.submit(read) for _ in range(6)]}) == 1
@@ -313,7 +313,7 @@ def test_damage_that_the_address_has_too_is_named_by_both_places(path: Path, tmp
         digests_of_all(cache)
         tiny.flip_bit(there / ID, 100)
         file = spoilt(tmp_path / "near", ID, "flip")
-        cache.let_go()
+        cache.close_parts()
         with pytest.raises(CacheDamaged) as caught:
             digests_of_all(cache)
     assert str(file.parents[3]) in caught.value.message and url in str(caught.value)

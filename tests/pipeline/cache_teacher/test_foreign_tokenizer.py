@@ -156,7 +156,7 @@ def test_a_forged_tokenizer_is_found_by_every_byte_and_by_every_use(folder: Path
     report = verify_against(str(forged), str(folder / "teacher"), 4, SilentWatch())
     assert not report.ok and [problem.file for problem in report.problems] == ["tokenizer/tokenizer.json"]
     with pytest.raises(CacheDamaged, match="it is another tokenizer than the manifest states"):
-        kept_tokenizer(str(forged), open_cache(forged).manifest)
+        kept_tokenizer(open_cache(forged))
     for more in (["--verify", "never"], []):
         given = ["train", "--from-cache", str(forged), "--student", "tiny", "--out", str(tmp_path / "run"), *more]
         assert main.run([*given, "--max-steps", "1"]) == 3
@@ -189,7 +189,7 @@ def test_files_that_are_loaded_as_another_tokenizer_are_refused(folder: Path, tm
     with pytest.raises(
         CacheDamaged, match="transformers loads a tokenizer of 516 ids from its files, the cache has 512"
     ):
-        kept_tokenizer(str(path), open_cache(path).manifest)
+        kept_tokenizer(open_cache(path))
 
 
 def test_a_forged_tokenizer_is_not_merged_with_the_true_one(folder: Path, forged: Path, tmp_path: Path) -> None:

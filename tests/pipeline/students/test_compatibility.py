@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from kdpipe.pipeline.students.cache_tokenizer import kept_tokenizer
+from kdpipe.cache import open_cache
+from kdpipe.pipeline.students.cache_tokenizer import CacheTokenizer, kept_tokenizer
 from kdpipe.pipeline.students.compatibility import Compatibility, check_fit
 from kdpipe.pipeline.tokenizers.tokenizer import load_tokenizer
 from kdpipe.schemas.errors import CacheDamaged, ConfigError, Incompatible
@@ -23,17 +24,23 @@ IDS = 512
 
 
 def cache_of(tmp_path: Path, tokenizer: Path, length: int = 64) -> tuple[str, Manifest]:
-    """What a cache keeps of a tokenizer: its files, and what the manifest says of them."""
+    """A cache without parts: its folder, with a tokenizer's files, and its manifest."""
     loaded = load_tokenizer(str(tokenizer), chat_template="none")
     folder = tmp_path / "cache"
     shutil.copytree(tokenizer, folder / "tokenizer")
-    base = manifest_of(SMALL)
+    base = manifest_of(replace(SMALL, vocabulary_size=IDS))
     plan = base.plan.model_copy(update={"sequence_length": length})
-    return str(folder), base.model_copy(update={"tokenizer": loaded.record, "plan": plan})
+    manifest = base.model_copy(update={"tokenizer": loaded.record, "plan": plan})
+    (folder / "manifest.json").write_bytes(manifest.to_json())
+    return str(folder), manifest
+
+
+def tokenizer_of(cache: tuple[str, Manifest]) -> CacheTokenizer:
+    return kept_tokenizer(open_cache(cache[0], allow_partial=True))
 
 
 def fit(name: object, cache: tuple[str, Manifest], **settings: Any) -> Compatibility:
-    kept = kept_tokenizer(*cache)
+    kept = tokenizer_of(cache)
     given = StudentSettings(name=str(name), **settings)
     return check_fit(found(name, kept.ids, **settings), given, kept, cache[1])
 
@@ -160,12 +167,12 @@ def test_damaged_tokenizer_files_of_a_cache_are_named(tmp_path: Path, cache: tup
     data = path.read_bytes()
     path.write_bytes(data[:-1] + b" ")
     with pytest.raises(CacheDamaged, match=r"tokenizer/tokenizer\.json is not what the manifest says"):
-        kept_tokenizer(*cache)
+        tokenizer_of(cache)
     path.unlink()
     with pytest.raises(CacheDamaged, match=r"tokenizer/tokenizer\.json is missing"):
-        kept_tokenizer(*cache)
+        tokenizer_of(cache)
 
 
 def test_roles_of_the_caches_tokenizer_become_a_fresh_students(cache: tuple[str, Manifest]) -> None:
-    ids = kept_tokenizer(*cache).ids
+    ids = tokenizer_of(cache).ids
     assert ids == replace(ids, count=IDS, longest=64, begin=None, end=0, padding=0)

@@ -163,7 +163,7 @@ def test_a_run_that_goes_on_reads_nothing_of_what_it_has_learnt_from(
     make = ahead.make_batch
 
     def counted(cache: Any, numbers: tuple[int, ...], *words: Any, **named: Any) -> MicroBatch:
-        if cache.split == "train":
+        if cache.split_name == "train":
             made.append(numbers)
         return make(cache, numbers, *words, **named)
 
