@@ -186,8 +186,8 @@ def test_limits_and_special_codes_stand_on_the_page() -> None:
         ("`LogOddsQuantizer`", f"{LARGEST_CODE} is the last"),
         ("Columns", f"chunks of {ROW.chunk_rows:,} rows and {ID.chunk_entries:,} entries, level {ID.level}"),
         ("`VectorArray`", f"is at most 2^{MAX_VECTOR_CHUNK_BYTES.bit_length() - 1}"),
-        ("index.parquet", f"{index.MAX_ROW_BYTES} bytes a row and {index.MAX_FOOTER_BYTES:,} more"),
-        ("What a reader checks", f"at most 2^{sequences.MAX_SEQUENCE_ENTRIES.bit_length() - 1} entries a sequence"),
+        ("index.parquet", f"{index.MAX_ROW_BYTES} bytes per row and {index.MAX_FOOTER_BYTES:,} more"),
+        ("What a reader checks", f"at most 2^{sequences.MAX_SEQUENCE_ENTRIES.bit_length() - 1} entries per sequence"),
         ("What a reader checks", f"`token_bytes` at most {MAX_TOKEN_BYTES:,}"),
         ("text.arrow", f"at most 2^{text.MAX_FRAME_BYTES.bit_length() - 1} bytes"),
     ):
