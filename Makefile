@@ -1,10 +1,10 @@
-# Every target sets up by itself: a .venv, the constraints file, pip. Nothing else is needed but Python 3.11 or later.
-#   make demo     the main job on an embedded default     make test    everything that CI needs
-#   make check    ruff, mypy, fast tests                  make soak    the long versions of the tests
-#   make bench    the benchmarks, as JSON                 make setup   the .venv alone
-#   make families every causal family of transformers, a quarter of an hour; writes docs/families.md
+# Every target creates its .venv first; only Python 3.11 or later is required.
+#   make demo     the whole workflow on built-in data     make test    everything that CI runs
+#   make check    ruff, mypy, fast tests                  make soak    long versions of the tests
+#   make bench    the benchmarks, as JSON                 make setup   the .venv only
+#   make families test every causal family of transformers, a quarter of an hour; writes docs/families.md
 # PYTHON=...       another interpreter                    TORCH_INDEX=...  another package index for torch
-# NEWEST=...       Python 3.12 or later for the second environment of `make test`, which opens the first one's caches
+# NEWEST=...       Python 3.12 or later for the second environment of `make test`, which reads the caches of the first
 
 PYTHON ?= $(shell for p in python3.11 python3 python; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $$p && break; done)
@@ -19,7 +19,7 @@ NEWEST_STAMP := .venv-newest/.installed
 NEWEST_PIP := .venv-newest/bin/python -m pip install --disable-pip-version-check --quiet
 PYTEST := $(BIN)/pytest -n 2
 
-# Test workers and the many programs that tests start read bytecode instead of compiling everything anew.
+# Test workers and child processes read bytecode instead of compiling it again.
 export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: setup demo check fast test test-busy soak bench families lint words
@@ -29,7 +29,7 @@ setup: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "kdpipe needs Python 3.11 or later: make setup PYTHON=/path/to/python3.11" >&2; exit 1; }
-	@echo "setting up .venv: one to two minutes, and the download of torch" >&2
+	@echo "creating .venv: one to two minutes, plus the download of torch" >&2
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(PIP) setuptools wheel
 	$(PIP) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch
@@ -39,8 +39,8 @@ $(STAMP): pyproject.toml constraints.txt
 $(NEWEST_STAMP): pyproject.toml requirements-newest.txt
 	@newest="$(NEWEST)"; set -e; \
 	if test -z "$$newest"; then \
-		echo "found no Python 3.12 or later to test two environments: make test NEWEST=/path/to/python3.13" >&2; exit; fi; \
-	echo "setting up .venv-newest with $$newest: half a minute" >&2; \
+		echo "no Python 3.12 or later found for the second environment: make test NEWEST=/path/to/python3.13" >&2; exit; fi; \
+	echo "creating .venv-newest with $$newest: half a minute" >&2; \
 	$$newest -m venv --clear .venv-newest; \
 	$(NEWEST_PIP) --requirement requirements-newest.txt; \
 	$(NEWEST_PIP) --no-deps --no-build-isolation --editable .; \
