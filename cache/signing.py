@@ -49,7 +49,7 @@ def signature_problem(store: Store, key: Path, verified: str | None) -> str | No
     try:
         if store.size(SIGNATURE) is None:
             return "the cache is not signed"
-        stated = read_record(Signature, store.read(SIGNATURE, MAX_BYTES), SIGNATURE)
+        stated = read_record(Signature, store.read(SIGNATURE, MAX_BYTES), SIGNATURE, damaged=CacheDamaged)
     except CacheDamaged as error:
         return error.message
     if verified is None:

@@ -10,7 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
-from kdpipe.schemas.errors import CacheDamaged, ConfigError
+from kdpipe.schemas.errors import ConfigError, FileDamaged
 
 if TYPE_CHECKING:
     import yaml
@@ -78,7 +78,7 @@ def _json(path: Path, data: bytes) -> Any:
 
     try:
         return parse(data, f"the file {path}")
-    except CacheDamaged as error:
+    except FileDamaged as error:
         raise ConfigError(error.message) from None
 
 

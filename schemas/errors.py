@@ -1,4 +1,4 @@
-"""Every error that kdpipe raises on purpose, with the exit code that the command line gives it.
+"""Every error that kdpipe raises on purpose, with its exit code.
 
 In: a message (what was found, what was expected, where) and a hint (what to do next). Out: an exception that
 `cli/main.py` shows as two lines on stderr.
@@ -7,12 +7,12 @@ In: a message (what was found, what was expected, where) and a hint (what to do 
 import signal
 from typing import ClassVar
 
-# What a person or a system sends to stop a command, which ends with `Interrupted`. Windows has no SIGHUP.
+# Signals that stop a command, which then ends with `Interrupted`. Windows has no SIGHUP.
 STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
 class KdpipeError(Exception):
-    """Something failed while running; the parent of every error a person is meant to read."""
+    """The parent of every error that is shown to users."""
 
     exit_code: ClassVar[int] = 1
 
@@ -22,7 +22,7 @@ class KdpipeError(Exception):
         self.hint = hint
 
     def __reduce__(self) -> tuple[object, ...]:
-        """Carry the hint too when the error crosses from a worker process."""
+        """Keep the hint when the error is sent from a worker process."""
         return (_rebuild, (type(self), self.message, self.hint))
 
 
@@ -31,55 +31,65 @@ def _rebuild(kind: type[KdpipeError], message: str, hint: str | None) -> KdpipeE
 
 
 class UsageError(KdpipeError):
-    """The command line asks for something that cannot be."""
+    """The command line requests something impossible."""
 
     exit_code = 2
 
 
 class ConfigError(UsageError):
-    """A setting, a configuration file or a path given by a person is wrong."""
+    """A setting, a configuration file or a path is wrong."""
 
 
 class LockHeld(UsageError):
-    """Another process writes to the folder, or its lock says so."""
+    """Another process writes to the folder, or holds its lock."""
 
 
 class Untrainable(ConfigError):
-    """A document of which what was asked for cannot be learnt: it is refused, or left out where a person said so."""
+    """A document without tokens to train on, which is refused, or skipped with the setting for it."""
+
+
+class WriteError(KdpipeError):
+    """A file or folder could not be written: disk full, no permission."""
+
+
+class FileDamaged(KdpipeError):
+    """A file that kdpipe wrote does not have the expected content."""
+
+    exit_code = 3
 
 
 class CacheError(KdpipeError):
-    """The parent of what can be wrong with a cache."""
+    """The parent of the errors of caches."""
 
 
 class CacheWriteError(CacheError):
-    """A cache could not be written: disk full, no permission, another writer."""
+    """A cache refused what was to be written: wrong input, an incomplete part, another writer."""
 
 
 class CacheIncomplete(CacheError):
-    """Planned parts are not there yet."""
+    """Planned parts are missing."""
 
     exit_code = 2
 
 
-class CacheDamaged(CacheError):
-    """Bytes of a cache are not what they claim to be."""
+class CacheDamaged(CacheError, FileDamaged):
+    """The bytes of a cache do not match their checksums, or break the rules of the format."""
 
     exit_code = 3
 
 
 class FileReplaced(CacheError):
-    """A file is another one than that of which the first bytes were read."""
+    """A file was replaced while it was read."""
 
 
 class ConnectionFailed(CacheError):
-    """Nothing listens at an address, or its host is unknown: it heals only where the place has answered before."""
+    """Connection refused or host unknown: retried only if the host has answered before."""
 
 
 class Unreachable(CacheError):
-    """A place does not answer, or not as it should; the same command run again goes on.
+    """A remote store does not answer, or not correctly; re-running the command resumes.
 
-    `wait_seconds` is the pause that the place asks for; one that `is_final` has been retried already.
+    `wait_seconds` is the pause that the server requested; an error with `is_final` has been retried already.
     """
 
     exit_code = 75
@@ -92,18 +102,18 @@ class Unreachable(CacheError):
 
 
 class VerificationError(KdpipeError):
-    """A check that a person asked for has found problems."""
+    """A requested verification found problems."""
 
     exit_code = 3
 
 
 class Incompatible(KdpipeError):
-    """Cache and reader, or cache and student (tokenizer, temperature, loss), do not fit together."""
+    """Cache and reader, or cache and student (tokenizer, temperature, loss), are not compatible."""
 
     exit_code = 4
 
 
 class Interrupted(KdpipeError):
-    """Stopped cleanly on request; the same command run again goes on from here."""
+    """Stopped cleanly by a signal; re-running the command resumes."""
 
     exit_code = 75

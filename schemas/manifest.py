@@ -12,7 +12,7 @@ from kdpipe.schemas import strict_json
 from kdpipe.schemas.arrays import Arrays, LinearQuantizer, VectorArray, default_arrays
 from kdpipe.schemas.cache_plan import CachePlan
 from kdpipe.schemas.choices import OriginAction, TrainOn
-from kdpipe.schemas.errors import ConfigError
+from kdpipe.schemas.errors import CacheDamaged, ConfigError
 from kdpipe.schemas.records import Record, read_record
 from kdpipe.schemas.targets import MAX_WIDTH, HiddenSpec, PcaProjection, State, TargetSpec
 from kdpipe.schemas.version import FormatVersion, check_version
@@ -204,8 +204,8 @@ class Manifest(Record):
 
 def read_manifest(data: bytes, what: str) -> Manifest:
     """Read manifest.json, of this format version or of a newer one that stays readable."""
-    newer = check_version(strict_json.parse(data, what), what)
-    manifest = read_record(Manifest, data, what, ignore_unknown=newer)
+    newer = check_version(strict_json.parse(data, what, damaged=CacheDamaged), what)
+    manifest = read_record(Manifest, data, what, ignore_unknown=newer, damaged=CacheDamaged)
     manifest._sha256 = strict_json.sha256_hex(data)
     return manifest
 

@@ -1,8 +1,7 @@
-"""JSON that is read strictly and written in one way only.
+"""Strict JSON: one way to write it, and no tolerance when reading.
 
-In: bytes of manifest.json, part.json or a person's file. Out: plain Python values, or a `ConfigError` that says where.
-Duplicate keys, NaN, deep nesting and over-long input are refused; `canonical` is the one spelling whose sha256 is an
-identity.
+In: bytes of manifest.json, part.json or a settings file. Out: plain Python values, or a `FileDamaged` with the reason.
+Duplicate keys, NaN, deep nesting and overlong input are refused; the sha256 of `canonical` JSON is an identity.
 """
 
 import hashlib
@@ -12,45 +11,45 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from kdpipe.schemas.errors import CacheDamaged
+from kdpipe.schemas.errors import FileDamaged
 
 MAX_DEPTH = 32
 MAX_KEYS = 4096
-# The manifest of a million parts takes 11 MB; whatever is allowed here is held as Python objects twenty times as large.
+# The manifest of a million parts takes 11 MB; as Python objects the values take twenty times as much memory.
 MAX_BYTES = 16 << 20
 
 
 def canonical(value: Any) -> bytes:
-    """The canonical spelling: sorted keys, no spaces, UTF-8, no NaN, a final newline."""
+    """Canonical JSON: sorted keys, no spaces, UTF-8, no NaN, a final newline."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return text.encode() + b"\n"
 
 
 def sha256_hex(data: bytes | memoryview) -> str:
-    """The sha256 of some bytes, as lower-case hexadecimal."""
+    """The sha256 of bytes as lower-case hexadecimal."""
     return hashlib.sha256(data).hexdigest()
 
 
 def sha256_file(path: Path) -> str:
-    """The sha256 of a file, read in pieces."""
+    """The sha256 of a file, read in blocks."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def parse(data: bytes, what: str, max_bytes: int = MAX_BYTES) -> Any:
-    """Parse strict JSON, naming `what` in every refusal."""
+def parse(data: bytes, what: str, max_bytes: int = MAX_BYTES, damaged: type[FileDamaged] = FileDamaged) -> Any:
+    """Parse strict JSON; errors are of class `damaged` and name `what`."""
     if len(data) > max_bytes:
-        raise CacheDamaged(f"{what} holds {len(data):,} bytes, at most {max_bytes:,} are allowed")
+        raise damaged(f"{what} has {len(data):,} bytes, at most {max_bytes:,} are allowed")
     try:
         value = json.loads(
             data.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite
         )
         if b"\\u" in data:
-            canonical(value)  # refuses escapes that are half a character
+            canonical(value)  # refuses unpaired surrogates
     except (ValueError, RecursionError) as error:
-        raise CacheDamaged(f"{what} is not strict JSON: {error or type(error).__name__}") from None
+        raise damaged(f"{what} is not strict JSON: {error or type(error).__name__}") from None
     if _depth(value) > MAX_DEPTH:
-        raise CacheDamaged(f"{what} is nested deeper than {MAX_DEPTH} levels")
+        raise damaged(f"{what} is nested deeper than {MAX_DEPTH} levels")
     return value
 
 
@@ -60,7 +59,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):
         counts = Counter(name for name, _ in pairs)
-        raise ValueError(f"the key {counts.most_common(1)[0][0][:100]!r} stands twice in one object")
+        raise ValueError(f"duplicate key {counts.most_common(1)[0][0][:100]!r}")
     return result
 
 
@@ -76,7 +75,7 @@ def _finite(number: str) -> float:
 
 
 def _depth(value: Any) -> int:
-    """Levels of nesting, counted breadth first so that no input can exhaust the stack."""
+    """Levels of nesting, counted breadth-first so that no input exhausts the stack."""
     level, depth = [value], 0
     while level:
         depth += 1

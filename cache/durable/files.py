@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 
 from kdpipe.cache.durable.work_names import is_abandoned, work_name
 from kdpipe.cache.layout import WORK
-from kdpipe.schemas.errors import CacheWriteError
+from kdpipe.schemas.errors import WriteError
 
 BUFFER_BYTES = 1 << 18
 _TAKEN = {errno.EEXIST, errno.ENOTEMPTY, errno.EACCES if os.name == "nt" else errno.EEXIST}
@@ -235,7 +235,7 @@ def explained(doing: str, where: Path, only: type[OSError] = OSError) -> Iterato
     try:
         yield
     except only as error:
-        raise CacheWriteError(f"{doing}: {error.strerror or error} ({where})", hint=advice(error, where)) from error
+        raise WriteError(f"{doing}: {error.strerror or error} ({where})", hint=advice(error, where)) from error
 
 
 def system_error(error: Exception) -> OSError | None:

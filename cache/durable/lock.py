@@ -18,7 +18,7 @@ from typing import Final, final
 
 from kdpipe.cache.durable.files import explained, sync_dir
 from kdpipe.cache.durable.work_names import Process, has_ended, is_of_this_machine, this_process
-from kdpipe.schemas.errors import CacheDamaged, ConfigError, LockHeld
+from kdpipe.schemas.errors import ConfigError, FileDamaged, LockHeld
 from kdpipe.schemas.lock_record import LockRecord
 from kdpipe.schemas.records import read_record
 
@@ -75,7 +75,7 @@ def check_free(folder: Path) -> None:
         holder = read_record(LockRecord, path.read_bytes(), str(path))
     except FileNotFoundError:
         return
-    except (OSError, CacheDamaged):
+    except (OSError, FileDamaged):
         holder = None
     if holder is None or not has_ended(_process(holder)):
         raise _in_use(folder, holder)
@@ -214,7 +214,7 @@ def _check_last(file: _LockFile, folder: Path, *, has_locks: bool, say: Say) -> 
     delete = f"if nothing writes to {folder} any more, delete {file.path} and run again"
     try:
         last = file.read()
-    except CacheDamaged as error:
+    except FileDamaged as error:
         raise LockHeld(f"the lock of {folder} cannot be read: {error.message}", hint=delete) from None
     if last is not None:
         process = _process(last)
@@ -230,7 +230,7 @@ def _check_last(file: _LockFile, folder: Path, *, has_locks: bool, say: Say) -> 
 def _holder(file: _LockFile) -> LockRecord | None:
     """Who holds the lock; None where the file does not come to say it."""
     for _ in range(_LINE_TRIES):
-        with suppress(CacheDamaged):
+        with suppress(FileDamaged):
             record = file.read()
             if record is not None and not has_ended(_process(record)):
                 return record

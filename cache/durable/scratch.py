@@ -11,7 +11,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from kdpipe.cache.durable.files import SHORTAGES, advice
-from kdpipe.schemas.errors import CacheWriteError
+from kdpipe.schemas.errors import WriteError
 
 
 @contextmanager
@@ -43,9 +43,9 @@ def named(doing: str) -> Iterator[None]:
         raise _refused(doing, _place(), error) from error
 
 
-def _refused(doing: str, where: Path, error: OSError) -> CacheWriteError:
+def _refused(doing: str, where: Path, error: OSError) -> WriteError:
     hint = advice(error, where) if error.errno in SHORTAGES else "set TMPDIR to a folder that you may write to"
-    return CacheWriteError(f"{doing}: {error.strerror} ({where})", hint=hint)
+    return WriteError(f"{doing}: {error.strerror} ({where})", hint=hint)
 
 
 def _place() -> Path:

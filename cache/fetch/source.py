@@ -14,6 +14,7 @@ from kdpipe.cache.signing import MAX_BYTES as MAX_SIGNATURE_BYTES
 from kdpipe.cache.signing import Signature
 from kdpipe.cache.stores.file_kinds import refuse_wrong_kinds
 from kdpipe.cache.stores.protocol import Store
+from kdpipe.schemas.errors import CacheDamaged
 from kdpipe.schemas.manifest import FileRecord, Manifest, read_manifest
 from kdpipe.schemas.records import read_record
 from kdpipe.schemas.strict_json import MAX_BYTES
@@ -62,7 +63,7 @@ def _signature(store: Store) -> bytes | None:
     if store.size(layout.SIGNATURE) is None:
         return None
     data = store.read(layout.SIGNATURE, MAX_SIGNATURE_BYTES)
-    read_record(Signature, data, layout.SIGNATURE)
+    read_record(Signature, data, layout.SIGNATURE, damaged=CacheDamaged)
     return data
 
 

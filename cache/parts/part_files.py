@@ -38,7 +38,7 @@ def checked_record(data: bytes, manifest: Manifest, number: int, row: IndexRow |
     name = f"{layout.part_dir(number)}/{layout.PART_RECORD}"
     if row is not None and sha256_hex(data) != row.sha256:
         raise CacheDamaged(f"{name} is not the one that {layout.INDEX} names")
-    record = read_record(PartRecord, data, name, ignore_unknown=manifest.format.minor > MINOR)
+    record = read_record(PartRecord, data, name, ignore_unknown=manifest.format.minor > MINOR, damaged=CacheDamaged)
     planned = manifest.plan.part(number)
     due = (number, planned.split, planned.first_document, planned.n_documents)
     if record.manifest_sha256 != manifest.sha256:
@@ -75,7 +75,7 @@ def stated_manifest(store: Store, number: int) -> str | None:
     name = f"{layout.part_dir(number)}/{layout.PART_RECORD}"
     try:
         data = store.read(name, layout.MAX_RECORD_BYTES)
-        return read_record(PartRecord, data, name, ignore_unknown=True).manifest_sha256
+        return read_record(PartRecord, data, name, ignore_unknown=True, damaged=CacheDamaged).manifest_sha256
     except CacheDamaged:
         return None
 

@@ -290,7 +290,8 @@ class HttpStore:
         if folder in due:
             return due[folder]
         record = f"{folder}/{layout.PART_RECORD}"
-        files = read_record(PartRecord, self.read(record, layout.MAX_RECORD_BYTES), record, ignore_unknown=True).files
+        data = self.read(record, layout.MAX_RECORD_BYTES)
+        files = read_record(PartRecord, data, record, ignore_unknown=True, damaged=CacheDamaged).files
         return [record, *(f"{folder}/{name}" for name in files)]
 
     def _made_from(self) -> Manifest:

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from kdpipe.cache import layout
 from kdpipe.cache.stores.protocol import Store
 from kdpipe.cache.verify.fast import FastCheck
-from kdpipe.schemas.errors import CacheDamaged
+from kdpipe.schemas.errors import FileDamaged
 from kdpipe.schemas.manifest import Manifest
 from kdpipe.schemas.strict_json import canonical, parse
 from kdpipe.schemas.verify_report import Note
@@ -47,7 +47,7 @@ def _wrong_entry(store: Store, manifest: Manifest, name: str, found: FastCheck) 
     try:
         data = store.read(path, layout.MAX_RECORD_BYTES)
         facts = parse(data, path, layout.MAX_RECORD_BYTES)
-    except CacheDamaged as error:
+    except FileDamaged as error:
         return error.message.removeprefix(path).lstrip(": ")
     if not isinstance(facts, dict) or canonical(facts) != data:
         return "it is not as a writer left it: no JSON object in the canonical spelling"

@@ -17,7 +17,7 @@ from pydantic import Field
 from kdpipe.cache import layout
 from kdpipe.cache.durable.files import explained, make_dir, new_file
 from kdpipe.cache.stores.addresses import usual_folder
-from kdpipe.schemas.errors import CacheDamaged, CacheError
+from kdpipe.schemas.errors import CacheError, FileDamaged
 from kdpipe.schemas.records import Record, read_record
 from kdpipe.schemas.strict_json import sha256_hex
 
@@ -56,7 +56,7 @@ class VerifiedLog:
             raise CacheError(f"{self.file} cannot be read: {error.strerror}") from None
         try:
             found = read_record(VerifiedRecord, data, str(self.file))
-        except CacheDamaged as error:
+        except FileDamaged as error:
             raise CacheError(error.message) from None
         return found == self._record(state)
 

@@ -91,7 +91,8 @@ class BucketTables:
     def _selected(self) -> TableSet | None:
         """The selected set; None when it was tidied up because all of its tables have their final names."""
         try:
-            selected = read_record(TableSet, self._read(layout.TABLE_SET, layout.MAX_RECORD_BYTES), layout.TABLE_SET)
+            data = self._read(layout.TABLE_SET, layout.MAX_RECORD_BYTES)
+            selected = read_record(TableSet, data, layout.TABLE_SET, damaged=CacheDamaged)
         except CacheDamaged:
             if self.are_published():
                 return None

@@ -21,7 +21,7 @@ from kdpipe.pipeline.training import run_folder
 from kdpipe.pipeline.training.metrics import FILE as METRICS
 from kdpipe.pipeline.training.tensor_files import read_tensors, write_tensors
 from kdpipe.schemas.checkpoint import CheckpointRecord, LoopState, RunRecord
-from kdpipe.schemas.errors import CacheDamaged, ConfigError
+from kdpipe.schemas.errors import ConfigError, FileDamaged
 from kdpipe.schemas.manifest import FileRecord
 from kdpipe.schemas.records import read_record
 from kdpipe.schemas.strict_json import parse, sha256_file, sha256_hex
@@ -176,14 +176,14 @@ def problem(path: Path) -> str | None:
         if (wrong := _damage(path, read_record(CheckpointRecord, data, RECORD))) is not None:
             return f"is broken: {wrong}"
         state, run = (path / STATE).read_bytes(), (path / RUN).read_bytes()
-    except CacheDamaged as error:
+    except FileDamaged as error:
         return f"is broken: {error.message}"
     except OSError as error:
         return f"is broken: {Path(error.filename or path).name} cannot be read: {error.strerror}"
     try:
         read_record(LoopState, state, STATE)
         read_record(RunRecord, run, RUN)
-    except CacheDamaged as error:
+    except FileDamaged as error:
         # Its digest is right: it was written like this.
         return f"was written by another version of kdpipe: {error.message}"
     return None

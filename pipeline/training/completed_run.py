@@ -17,7 +17,7 @@ from kdpipe.pipeline.training import run_folder
 from kdpipe.pipeline.watch import Listener
 from kdpipe.schemas.checkpoint import RunRecord
 from kdpipe.schemas.choices import StudentSource
-from kdpipe.schemas.errors import CacheDamaged, ConfigError
+from kdpipe.schemas.errors import ConfigError, FileDamaged
 from kdpipe.schemas.finished_run import FinishedRun
 from kdpipe.schemas.manifest import FileRecord
 from kdpipe.schemas.records import read_record
@@ -64,7 +64,7 @@ def load(folder: Path) -> FinishedRun | None:
     try:
         record = read_record(FinishedRun, (folder / RECORD).read_bytes(), RECORD)
         is_current = record.run_sha256 == sha256_file(folder / run_folder.RECORD)
-    except (OSError, CacheDamaged):
+    except (OSError, FileDamaged):
         return None
     return record if is_current and record.kdpipe == version("kdpipe") else None
 

@@ -13,7 +13,7 @@ from kdpipe.cache.durable.lock import LOCK
 from kdpipe.cache.layout import WORK
 from kdpipe.cache.reader import Cache
 from kdpipe.schemas.checkpoint import RunRecord
-from kdpipe.schemas.errors import CacheDamaged, ConfigError
+from kdpipe.schemas.errors import ConfigError, FileDamaged
 from kdpipe.schemas.records import read_record
 from kdpipe.schemas.settings import by_dotted_name
 from kdpipe.schemas.strict_json import canonical, sha256_hex
@@ -145,7 +145,7 @@ def replace(out: Path, asked: RunRecord) -> list[str]:
 def _found(out: Path) -> RunRecord:
     try:
         return read_record(RunRecord, (out / RECORD).read_bytes(), f"{out}/{RECORD}")
-    except CacheDamaged as error:
+    except FileDamaged as error:
         raise ConfigError(
             f"{out} is of a run that cannot be told: {error.message}", hint="give --out a new folder, or --overwrite"
         ) from None

@@ -13,7 +13,7 @@ import safetensors.torch
 from torch import Tensor
 
 from kdpipe.cache.durable.files import advice, apply_umask, system_error
-from kdpipe.schemas.errors import CacheDamaged, CacheWriteError
+from kdpipe.schemas.errors import FileDamaged, WriteError
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -23,7 +23,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     except safetensors.SafetensorError as error:
         refused = system_error(error)
         hint = "free some space on its disk, then run the command again" if refused is None else advice(refused, path)
-        raise CacheWriteError(f"{path.name} could not be written: {error}", hint=hint) from None
+        raise WriteError(f"{path.name} could not be written: {error}", hint=hint) from None
     apply_umask(path)
     descriptor = os.open(path, os.O_RDWR)
     try:
@@ -37,7 +37,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         return dict(safetensors.torch.load_file(path))
     except safetensors.SafetensorError as error:
-        raise CacheDamaged(f"{path.name} is no safetensors file: {error}") from None
+        raise FileDamaged(f"{path.name} is no safetensors file: {error}") from None
 
 
 def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kdpipe.schemas.checkpoint import Best, GuardState, LoopState, ScalerState
-from kdpipe.schemas.errors import CacheDamaged
+from kdpipe.schemas.errors import FileDamaged
 from kdpipe.schemas.records import read_record
 
 norms = st.lists(st.floats(0, allow_nan=False, allow_infinity=False), max_size=8)
@@ -28,7 +28,7 @@ def test_a_state_comes_back_to_the_bit(values: list[float], factor: float, scale
 @pytest.mark.parametrize("change", [b'"step":-1', b'"step":1.5', b'"step":3,"more":1'])
 def test_what_cannot_be_is_refused(change: bytes) -> None:
     data = LoopState(step=3, place=0).to_json().replace(b'"step":3', change)
-    with pytest.raises(CacheDamaged, match="state: "):
+    with pytest.raises(FileDamaged, match="state: "):
         read_record(LoopState, data, "state")
 
 

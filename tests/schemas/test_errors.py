@@ -1,4 +1,4 @@
-"""The family of errors: every class has the exit code of DESIGN 5, and crosses processes whole."""
+"""The family of errors: every class has its exit code, and can be pickled."""
 
 import copy
 
@@ -11,6 +11,8 @@ EXIT_CODES = {
     "ConfigError": 2,
     "LockHeld": 2,
     "Untrainable": 2,
+    "WriteError": 1,
+    "FileDamaged": 3,
     "CacheError": 1,
     "CacheWriteError": 1,
     "CacheIncomplete": 2,
@@ -40,6 +42,6 @@ def test_an_error_shows_its_message_and_keeps_its_hint() -> None:
 
 
 def test_an_error_crosses_processes_with_its_hint() -> None:
-    error = copy.copy(errors.CacheWriteError("disk full", hint="free some space"))  # copies as a pickle does
-    assert type(error) is errors.CacheWriteError
+    error = copy.copy(errors.WriteError("disk full", hint="free some space"))  # copies as a pickle does
+    assert type(error) is errors.WriteError
     assert (error.message, error.hint) == ("disk full", "free some space")

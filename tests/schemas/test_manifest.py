@@ -18,7 +18,7 @@ from kdpipe.schemas.arrays import (
     log_z_quantizer,
 )
 from kdpipe.schemas.cache_plan import MAX_SEQUENCE_ROWS, CachePlan, SplitPlan
-from kdpipe.schemas.errors import CacheDamaged, ConfigError, Incompatible
+from kdpipe.schemas.errors import CacheDamaged, ConfigError, FileDamaged, Incompatible
 from kdpipe.schemas.manifest import Data, Manifest, SourceColumn, Table, TeacherRecord, Tokenizer, expected_tables
 from kdpipe.schemas.part import PartRecord, ScaledRows, Statistics
 from kdpipe.schemas.records import read_record
@@ -255,7 +255,7 @@ def test_duplicates_are_a_key_of_a_split_only_where_they_are_counted() -> None:
     counted = SplitPlan(name="train", bounds=(0, 4), duplicates=3)
     assert read_record(SplitPlan, counted.to_json(), "x") == counted
     null = canonical({**json.loads(unknown.to_json()), "duplicates": None})
-    with pytest.raises(CacheDamaged, match="x is not in canonical form"):
+    with pytest.raises(FileDamaged, match="x is not in canonical form"):
         read_record(SplitPlan, null, "x")
     for wrong in (4, -1):
         with pytest.raises(ValidationError):
@@ -269,7 +269,7 @@ def test_scaled_rows_are_a_key_of_a_part_only_where_there_are_some() -> None:
     some = PartRecord(**PART, scaled=ScaledRows(n_rows=2, largest_excess=0.5, median_excess=0.25))
     assert read_record(PartRecord, some.to_json(), "part.json") == some
     null = canonical({**json.loads(without.to_json()), "scaled": None})
-    with pytest.raises(CacheDamaged, match=r"part\.json is not in canonical form"):
+    with pytest.raises(FileDamaged, match=r"part\.json is not in canonical form"):
         read_record(PartRecord, null, "part.json")
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from kdpipe.schemas.differences import differing_keys, differing_settings
-from kdpipe.schemas.errors import CacheDamaged
+from kdpipe.schemas.errors import FileDamaged
 from kdpipe.schemas.manifest import Manifest, read_manifest
 from kdpipe.schemas.records import allowed_keys, read_record
 from kdpipe.schemas.strict_json import canonical, parse
@@ -26,7 +26,7 @@ def changed(*place: str | int, to: Any) -> bytes:
 
 
 def refusal(data: bytes) -> str:
-    with pytest.raises(CacheDamaged) as refused:
+    with pytest.raises(FileDamaged) as refused:
         read_record(Manifest, data, "manifest.json")
     return refused.value.message
 
@@ -151,7 +151,7 @@ def test_a_newer_minor_version_may_have_keys_that_are_not_known() -> None:
     assert newer.model_dump() == plain.model_dump()
     assert newer.sha256 != plain.sha256
     value["seed"] = "seven"
-    with pytest.raises(CacheDamaged, match=r"manifest\.json: seed: input should be a valid integer"):
+    with pytest.raises(FileDamaged, match=r"manifest\.json: seed: input should be a valid integer"):
         read_manifest(canonical(value), "manifest.json")
 
 

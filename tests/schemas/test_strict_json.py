@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from kdpipe.schemas.errors import CacheDamaged
+from kdpipe.schemas.errors import FileDamaged
 from kdpipe.schemas.strict_json import MAX_DEPTH, MAX_KEYS, canonical, parse, sha256_file, sha256_hex
 
 
@@ -27,8 +27,8 @@ def test_what_is_written_is_read(value: object) -> None:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b'{"a":1,"b":2,"a":3}', "here is not strict JSON: the key 'a' stands twice in one object"),
-        (b'{"x":[{"a":1,"a":1}]}', "the key 'a' stands twice"),
+        (b'{"a":1,"b":2,"a":3}', "here is not strict JSON: duplicate key 'a'"),
+        (b'{"x":[{"a":1,"a":1}]}', "duplicate key 'a'"),
         (b"[NaN]", "NaN is not a JSON number"),
         (b"[-Infinity]", "-Infinity is not a JSON number"),
         (b"[1e999]", "1e999 is too large for a number"),
@@ -44,16 +44,16 @@ def test_what_is_written_is_read(value: object) -> None:
     ],
 )
 def test_anything_else_than_strict_json_is_refused(data: bytes, message: str) -> None:
-    with pytest.raises(CacheDamaged, match=message):
+    with pytest.raises(FileDamaged, match=message):
         parse(data, "here")
 
 
 def test_bounds_hold_at_their_edges() -> None:
     parse(b"[" * MAX_DEPTH + b"]" * MAX_DEPTH, "here")
-    with pytest.raises(CacheDamaged, match="nested deeper"):
+    with pytest.raises(FileDamaged, match="nested deeper"):
         parse(b"[" * (MAX_DEPTH + 1) + b"]" * (MAX_DEPTH + 1), "here")
     assert parse(b"[1,2]", "here", max_bytes=5) == [1, 2]
-    with pytest.raises(CacheDamaged, match="here holds 5 bytes, at most 4 are allowed"):
+    with pytest.raises(FileDamaged, match="here has 5 bytes, at most 4 are allowed"):
         parse(b"[1,2]", "here", max_bytes=4)
     assert len(parse(b"{" + b",".join(b'"%d":1' % n for n in range(MAX_KEYS)) + b"}", "here")) == MAX_KEYS
 

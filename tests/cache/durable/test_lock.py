@@ -17,7 +17,7 @@ import pytest
 from kdpipe.cache.durable import lock
 from kdpipe.cache.durable import work_names as workers
 from kdpipe.cache.durable.lock import LOCK, check_free, locked
-from kdpipe.schemas.errors import CacheWriteError, ConfigError, LockHeld
+from kdpipe.schemas.errors import ConfigError, LockHeld, WriteError
 from support.children import Child, in_child, mount_memory, mounted, remount
 from support.gates import Gate
 
@@ -466,7 +466,7 @@ def test_a_read_only_file_system_is_refused_and_a_full_one_is_told(tmp_path: Pat
         mount_memory(tmp_path / "disk", 1 << 16)
         folder = tmp_path / "disk" / "run"
         (tmp_path / "disk" / "filling").write_bytes(b"x" * (1 << 16))
-        with pytest.raises(CacheWriteError) as full, locked(folder, silent):
+        with pytest.raises(WriteError) as full, locked(folder, silent):
             pass
         assert not folder.exists()
         remount(tmp_path / "disk", 1 << 16, read_only=True)

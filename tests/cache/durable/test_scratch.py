@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from kdpipe.cache.durable.scratch import scratch_folder
-from kdpipe.schemas.errors import CacheWriteError
+from kdpipe.schemas.errors import WriteError
 from support.children import in_child, mount_memory, mounted
 
 
@@ -84,7 +84,7 @@ def test_open_files_that_run_out_are_named() -> None:
 
 def test_a_temporary_folder_that_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
-    refused = pytest.raises(CacheWriteError, match=r"unpacking: No such file or directory \(.*/none\)")
+    refused = pytest.raises(WriteError, match=r"unpacking: No such file or directory \(.*/none\)")
     with refused as caught, scratch_folder("kdpipe-test-", "unpacking"):
         pytest.fail("a folder was made")
     assert "TMPDIR" in str(caught.value.hint)

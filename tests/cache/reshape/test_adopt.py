@@ -18,7 +18,7 @@ from kdpipe.cache.stores.dispatch import open_store
 from kdpipe.cache.stores.local_store import LocalStore
 from kdpipe.cache.writing.writer import CacheWriter
 from kdpipe.schemas.cache_plan import CachePlan, SplitPlan
-from kdpipe.schemas.errors import CacheDamaged, CacheWriteError, Incompatible
+from kdpipe.schemas.errors import CacheDamaged, Incompatible, WriteError
 from kdpipe.schemas.manifest import Manifest
 from support.kinds import make_kind
 from support.reshaped import problems_in
@@ -161,7 +161,7 @@ def test_a_fetch_that_fails_leaves_nothing(source: Path, tmp_path: Path) -> None
         raise OSError(files.errno.ENOSPC, "no space left")
 
     writer = begin(tmp_path / "new")
-    with pytest.raises(CacheWriteError, match="writing part 0: no space left"):
+    with pytest.raises(WriteError, match="writing part 0: no space left"):
         adopt(writer, 0, source, 0, fail)
     assert writer.committed() == []
     assert list((tmp_path / "new" / layout.WORK).iterdir()) == []

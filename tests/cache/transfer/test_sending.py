@@ -19,7 +19,7 @@ from kdpipe.cache.transfer import copy_cache, copying
 from kdpipe.cache.verify import verify_cache
 from kdpipe.cli import main
 from kdpipe.schemas.copy_report import PartSelection
-from kdpipe.schemas.errors import CacheError, CacheWriteError
+from kdpipe.schemas.errors import CacheError, WriteError
 from kdpipe.schemas.reshape import Bounds
 from support import tiny
 from support.children import Ended, in_child, mount_memory, mounted, remount
@@ -91,7 +91,7 @@ def test_a_disk_that_fills_up_on_the_way(
         mount_memory(small, kilobytes << 10)
         try:
             copy_cache(path, small / "copy", choice=LEAN)
-        except CacheWriteError as error:
+        except WriteError as error:
             said = f"{error.exit_code} {error.message}\n{error.hint}"
         assert not (small / "copy" / layout.INDEX).exists()
         assert_committed_is_right(small / "copy", lean)

@@ -64,7 +64,7 @@ def text_edit(old: bytes, new: bytes) -> Callable[[bytes], bytes]:
 
 
 TEXTS: dict[str, tuple[Callable[[bytes], bytes], str]] = {
-    "a key twice": (seed_edit(b'"seed":1,"seed":0'), "stands twice"),
+    "a key twice": (seed_edit(b'"seed":1,"seed":0'), "duplicate key 'seed'"),
     "NaN": (seed_edit(b'"seed":NaN'), "is not a JSON number"),
     "minus infinity": (seed_edit(b'"seed":-Infinity'), "is not a JSON number"),
     "a number beyond all": (seed_edit(b'"seed":1e999'), "too large for a number"),

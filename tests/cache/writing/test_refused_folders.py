@@ -11,7 +11,7 @@ import pytest
 from kdpipe.cache import layout
 from kdpipe.cache.opening import create_cache
 from kdpipe.cache.parts.tokenizer_content import tokenizer_content
-from kdpipe.schemas.errors import CacheDamaged, CacheIncomplete, CacheWriteError, ConfigError
+from kdpipe.schemas.errors import CacheDamaged, CacheIncomplete, CacheWriteError, ConfigError, WriteError
 from kdpipe.schemas.manifest import FileRecord, Manifest
 from kdpipe.schemas.strict_json import sha256_file
 from support.synthetic import synthetic_tables
@@ -57,7 +57,7 @@ def test_a_folder_with_other_things_is_refused_and_left_alone(tmp_path: Path) ->
 @pytest.mark.parametrize("below", ["cache", "cache/inner"])
 def test_a_file_where_the_folder_should_be_is_named(tmp_path: Path, below: str) -> None:
     (tmp_path / "cache").write_text("not a folder")
-    with pytest.raises(CacheWriteError) as caught:
+    with pytest.raises(WriteError) as caught:
         make_cache(tmp_path / below)
     assert str(tmp_path / below) in str(caught.value)
 

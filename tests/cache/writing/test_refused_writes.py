@@ -19,7 +19,7 @@ import pytest
 from kdpipe.cache import layout
 from kdpipe.cache.durable import files
 from kdpipe.cache.durable.files import BUFFER_BYTES, WriteFailed, new_file
-from kdpipe.schemas.errors import CacheWriteError, KdpipeError
+from kdpipe.schemas.errors import CacheWriteError, KdpipeError, WriteError
 from support.children import Child, in_child, mount_memory, mounted, remount
 from support.faults import count_calls, fault_at, interrupted, refused
 from support.tiny import (
@@ -56,7 +56,7 @@ def fill_then_go_on(disk: Path) -> str:
     path = disk / "cache"
     try:
         make_cache(path)
-    except CacheWriteError as error:
+    except WriteError as error:
         said = f"{error.message}\n{error.hint}\n"
     else:
         raise AssertionError("everything fits")
@@ -208,7 +208,7 @@ def fail_at_calls(folder: Path, whole: str, number: int, advice: str, step: int)
         except KdpipeError as error:
             n_stopped += 1
             assert os.strerror(number) in error.message
-            if isinstance(error, CacheWriteError):
+            if isinstance(error, WriteError):
                 assert str(path) in error.message
                 assert error.hint is not None
                 assert advice in error.hint
@@ -287,7 +287,7 @@ def test_a_part_whose_files_something_else_removes_is_not_committed(tmp_path: Pa
 
 def test_a_work_folder_that_goes_away_is_named(tmp_path: Path) -> None:
     writer = begin_cache(tmp_path / "cache")
-    with pytest.raises(CacheWriteError, match="writing part 0: No such file or directory") as caught, writer.part(0):
+    with pytest.raises(WriteError, match="writing part 0: No such file or directory") as caught, writer.part(0):
         shutil.rmtree(tmp_path / "cache" / layout.WORK)
     assert caught.value.hint is not None
     assert caught.value.hint.startswith("something removed a folder while it was written to")

@@ -14,7 +14,7 @@ from kdpipe.pipeline.evaluation.stored import (
     save_settings,
     student_of,
 )
-from kdpipe.schemas.errors import CacheDamaged, CacheWriteError, ConfigError
+from kdpipe.schemas.errors import ConfigError, FileDamaged, WriteError
 from kdpipe.schemas.model import ModelSettings
 from support.evaluations import evaluation, run_folder
 
@@ -36,7 +36,7 @@ def test_an_evaluation_that_fails_to_be_written_leaves_the_one_before(tmp_path: 
     full = OSError(errno.ENOSPC, "No space left on device")
     with (
         mock.patch("os.replace", side_effect=full),
-        pytest.raises(CacheWriteError, match="an evaluation could not be written"),
+        pytest.raises(WriteError, match="an evaluation could not be written"),
     ):
         save_evaluation(tmp_path, evaluation(step=20))
     assert load_evaluation(tmp_path) == evaluation()
@@ -46,7 +46,7 @@ def test_settings_that_fail_to_be_written_leave_those_before(tmp_path: Path) -> 
     save_settings(tmp_path, {"seed": 1})
     with (
         mock.patch("os.fsync", side_effect=OSError(errno.ENOSPC, "No space left on device")),
-        pytest.raises(CacheWriteError, match="the settings could not be written"),
+        pytest.raises(WriteError, match="the settings could not be written"),
     ):
         save_settings(tmp_path, {"seed": 2})
     assert load_settings(tmp_path) == {"seed": 1}
@@ -56,7 +56,7 @@ def test_a_changed_evaluation_is_refused(tmp_path: Path) -> None:
     save_evaluation(tmp_path, evaluation())
     path = tmp_path / "evaluation.json"
     path.write_text(path.read_text().replace('"positions":[100,', '"positions":[100,100,'))
-    with pytest.raises(CacheDamaged, match="every column has a number for each document"):
+    with pytest.raises(FileDamaged, match="every column has a number for each document"):
         load_evaluation(tmp_path)
 
 

@@ -16,7 +16,7 @@ from kdpipe.cache.durable import files as disk
 from kdpipe.pipeline.students.presets import TokenIds
 from kdpipe.pipeline.students.saving import save_model, save_student
 from kdpipe.pipeline.students.transformers4 import for_transformers_4, tokenizer_note
-from kdpipe.schemas.errors import CacheWriteError, ConfigError, KdpipeError
+from kdpipe.schemas.errors import ConfigError, KdpipeError, WriteError
 from support.corpora import small_tokenizer
 from support.family_configs import small_config
 from support.models import FAMILIES, _common, build, tiny_llama, tiny_model
@@ -256,7 +256,7 @@ def test_a_student_that_cannot_take_its_place_leaves_the_one_before(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(disk, "publish_dir", full)
-    with pytest.raises(CacheWriteError, match="final cannot be saved"):
+    with pytest.raises(WriteError, match="final cannot be saved"):
         save_student(student("tiny"), tmp_path / "final", {}, "new")
     assert (tmp_path / "final" / "README.md").read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["final"]
@@ -265,7 +265,7 @@ def test_a_student_that_cannot_take_its_place_leaves_the_one_before(
 def test_what_keeps_a_student_from_being_saved_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = student("tiny")
     (tmp_path / "file").write_text("")
-    with pytest.raises(CacheWriteError, match="final cannot be saved"):
+    with pytest.raises(WriteError, match="final cannot be saved"):
         save_student(found, tmp_path / "file" / "final", {}, "")
 
     class Odd(Exception):

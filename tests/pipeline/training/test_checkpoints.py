@@ -34,7 +34,7 @@ from kdpipe.pipeline.training.optimizer_defaults import settle
 from kdpipe.pipeline.training.optimizers import Trainable, make_optimizer, moments, restore_moments, set_rate
 from kdpipe.pipeline.training.run_folder import identity
 from kdpipe.schemas.checkpoint import Best, CheckpointRecord, GuardState, LoopState, RunRecord
-from kdpipe.schemas.errors import CacheWriteError, ConfigError, KdpipeError
+from kdpipe.schemas.errors import ConfigError, KdpipeError, WriteError
 from kdpipe.schemas.manifest import FileRecord
 from kdpipe.schemas.records import read_record
 from kdpipe.schemas.strict_json import sha256_hex
@@ -435,7 +435,7 @@ def test_a_refused_call_leaves_the_old_checkpoint_and_says_so(tmp_path: Path) ->
                 save(run, contents(30), keep=1)
             except KdpipeError as error:
                 n_refused += 1
-                assert isinstance(error, CacheWriteError)
+                assert isinstance(error, WriteError)
                 assert "a checkpoint could not be written" in error.message
         assert latest(run, MINE, silent) is not None
         if calls.n < number:
@@ -453,7 +453,7 @@ def test_a_limit_on_file_sizes_is_named_for_tensors_too(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
         try:
             save(tmp_path, contents(1), keep=1)
-        except CacheWriteError as error:
+        except WriteError as error:
             os._exit(3 if "could not be written" in error.message and "ulimit -f" in str(error.hint) else 4)
 
     assert os.waitstatus_to_exitcode(in_child(writes)) == 3

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from kdpipe.pipeline.training.metrics import FILE, Metrics, read_metrics
 from kdpipe.schemas.checkpoint import MetricsState
-from kdpipe.schemas.errors import CacheWriteError
+from kdpipe.schemas.errors import WriteError
 from kdpipe.schemas.strict_json import parse, sha256_hex
 
 
@@ -78,7 +78,7 @@ def test_a_log_that_cannot_be_closed_is_named(tmp_path: Path) -> None:
     """Some file systems tell only then that the last bytes found no room."""
     metrics = Metrics(tmp_path)
     os.close(metrics._file)
-    with pytest.raises(CacheWriteError, match=r"metrics could not be written: .*metrics\.jsonl"):
+    with pytest.raises(WriteError, match=r"metrics could not be written: .*metrics\.jsonl"):
         metrics.close()
 
 
@@ -192,7 +192,7 @@ def test_a_new_run_leaves_nothing_of_an_older_file(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_written_to_is_told(tmp_path: Path) -> None:
     (tmp_path / FILE).mkdir()
-    with pytest.raises(CacheWriteError, match="metrics could not be written"):
+    with pytest.raises(WriteError, match="metrics could not be written"):
         Metrics(tmp_path)
 
 
