@@ -46,7 +46,6 @@ OptimizerName = Literal["adamw", "muon"]
 # Of a student's parameters, by what they do: linear maps within the model, embeddings and head, everything else.
 Role = Literal["matrices", "tables", "vectors"]
 LossMode = Literal["output", "logit", "hybrid"]
-LogitLoss = Literal["forward_kl", "skew_kl", "reverse_kl", "jsd", "total_variation", "renormalized"]
 Statistic = Literal["teacher_entropy", "label_logprob", "student_entropy", "student_cross_entropy"]
 LossTerm = Literal["ce", "kd"]
 KeptEnd = Literal["lowest", "highest"]

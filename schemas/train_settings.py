@@ -5,9 +5,9 @@ is found: the student, the cache, the machine, the preset of the guard; what it 
 """
 
 import re
-from typing import Annotated, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Final, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, create_model, model_validator
 
 from kdpipe.schemas.choices import (
     AlphaSchedule,
@@ -15,7 +15,6 @@ from kdpipe.schemas.choices import (
     FinalStudent,
     GuardPreset,
     KeptEnd,
-    LogitLoss,
     LossMode,
     LossTerm,
     OptimizerName,
@@ -27,6 +26,7 @@ from kdpipe.schemas.choices import (
     VerifyWhen,
 )
 from kdpipe.schemas.durations import Seconds
+from kdpipe.schemas.losses import LOGIT_LOSSES, LOSSES
 from kdpipe.schemas.model import Device, ModelSettings, Name
 from kdpipe.schemas.records import Record
 from kdpipe.schemas.sizes import Size
@@ -75,23 +75,17 @@ class StudentSettings(ModelSettings):
     gradient_checkpointing: bool = False
 
 
-class LossWeights(Record):
-    """What each term counts; of those left out, CE and the chosen logit loss follow mode and alpha, others are 0."""
+if TYPE_CHECKING:
+    TeacherLoss = str
 
-    ce: Weight | None = None
-    forward_kl: Weight | None = None
-    skew_kl: Weight | None = None
-    reverse_kl: Weight | None = None
-    jsd: Weight | None = None
-    total_variation: Weight | None = None
-    renormalized: Weight | None = None
-    cosine: Weight | None = None
-    correlation: Weight | None = None
-    mse: Weight | None = None
-    position_relations: Weight | None = None
-    document_relations: Weight | None = None
-    cka: Weight | None = None
-    router_balance: Weight | None = None
+    class LossWeights(Record):
+        """Weights of the losses by name; None: cross-entropy and the chosen logit loss follow mode and alpha, others
+        are 0."""
+else:
+    TeacherLoss = Literal[tuple(name for name, loss in LOGIT_LOSSES.items() if loss.compares != "label")]
+    LossWeights = create_model(
+        "LossWeights", __base__=Record, __module__=__name__, **dict.fromkeys(LOSSES, (Weight | None, None))
+    )
 
 
 class HiddenLossSettings(Record):
@@ -124,7 +118,7 @@ class LossSettings(Record):
     alpha: float = Field(default=0.1, ge=0, le=1)
     alpha_schedule: AlphaSchedule = "constant"
     alpha_end: float = Field(default=0.5, ge=0, le=1)
-    logit: LogitLoss = "forward_kl"
+    logit: TeacherLoss = "forward_kl"
     temperature: Temperature = 1.0
     allow_coarse: bool = False
     tail_weight: float | None = Field(default=None, ge=0, le=100)

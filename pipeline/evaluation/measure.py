@@ -74,7 +74,7 @@ class Evaluator:
         spec = cache.manifest.targets
         self.cache, self.estimate, self._split = cache, estimate(spec), cache.split_name
         self._teacher, self._batch_size, self._threads = teacher, batch_size, threads
-        self._shape = LossOptions(tail_weight=1.0 if spec.has_draws or spec.keep.kind == "state" else 0.0)
+        self._options = LossOptions(tail_weight=1.0 if spec.has_draws or spec.keep.kind == "state" else 0.0)
         asked = wants or BatchContents()
         self._wants = BatchContents(
             targets=spec.keep.kind != "none",
@@ -98,7 +98,7 @@ class Evaluator:
     ) -> Evaluation:
         """Hold a student against the split; it is left as it was found, and `measured` is told how far this is."""
         tally, own = EvalTally(), _ObjectiveSums(trained)
-        head = HeadLosses(student.head, self._shape, self._teacher)
+        head = HeadLosses(student.head, self._options, self._teacher)
         was_training = student.model.training
         student.model.eval()
         loader = StepLoader(self.cache, self._wants, batch_size=self._batch_size, threads=self._threads)

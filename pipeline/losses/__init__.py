@@ -1,6 +1,6 @@
-"""Losses: what a student says held against what the cache kept of the teacher, and the gradient of that.
+"""Losses of the student against labels and cached teacher predictions, and their gradients.
 
-`terms.py` names them; `divergences.py` has the formulas for kept entries, `dense_chunk.py` for whole distributions,
-`head_chunks.py` runs head and all of them in one pass without ever holding more than a chunk of logits; `hidden/`
-compares states.
+`kdpipe.schemas.losses` lists them; `divergences.py` has the formulas for cached entries, `dense_chunk.py` covers whole
+distributions, `head_chunks.py` runs output head and losses in one pass and holds one chunk of logits at a time;
+`hidden/` compares hidden states.
 """

@@ -1,8 +1,8 @@
 """A chunk of logits against the teacher's whole distribution, from its last state and its output head.
 
 In: logits, the rows with their states, weights of the terms. Out: raw losses and the gradient to the logits. Every loss
-is exact here, at any temperature; teacher logits are made for a chunk at a time and by one product, as
-`cache/format/dense.py` says.
+is exact here, at any temperature; teacher logits are computed chunk by chunk, with one product as in
+`cache/format/dense.py`.
 """
 
 from collections.abc import Sequence
@@ -11,17 +11,17 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from kdpipe.pipeline.losses.divergences import TargetRows, clamped, divergence, weighed
+from kdpipe.pipeline.losses.divergences import TargetRows, clamped, divergence, weighted_sum
 from kdpipe.pipeline.losses.teacher_bins import LEAST
-from kdpipe.pipeline.losses.terms import LogitName, LogitTerm, LossOptions
+from kdpipe.pipeline.losses.terms import LogitTerm, LossOptions
 
-# Tensors of the size of a chunk that autograd holds here where a sparse chunk has one.
+# Tensors of the size of a chunk that autograd holds here; a sparse chunk holds one.
 COPIES = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TeacherHead:
-    """The head that a cache of states keeps: logits = cap(scale (W h + b))."""
+    """The teacher's output head, as a cache of states stores it: logits = cap(scale (W h + b))."""
 
     weight_VH: Tensor
     bias_V: Tensor | None = None
@@ -29,12 +29,12 @@ class TeacherHead:
     logit_scale: float = 1.0
 
     def to(self, device: torch.device, dtype: torch.dtype = torch.float32) -> "TeacherHead":
-        """The same on a device, in the type that products are made in."""
+        """A copy on a device, in the data type of the products."""
         bias_V = None if self.bias_V is None else self.bias_V.to(device, dtype)
         return replace(self, weight_VH=self.weight_VH.to(device, dtype), bias_V=bias_V)
 
     def logits(self, state_CH: Tensor, dtype: torch.dtype) -> Tensor:
-        """Logits of some states, in float32 or wider whatever the head is stored as."""
+        """Logits of some states, in float32 or wider whatever the data type of the head."""
         weight_VH = self.weight_VH.to(dtype)
         logits_CV = state_CH.to(dtype) @ weight_VH.t()
         if self.bias_V is not None:
@@ -44,38 +44,37 @@ class TeacherHead:
 
 
 class DenseChunk:
-    """Works out chunks of one call; `slopes` False leaves the gradient out."""
+    """Computes the chunks of one call; `slopes` False leaves the gradient out."""
 
-    def __init__(self, terms: Sequence[LogitTerm], shape: LossOptions, teacher: TeacherHead, *, slopes: bool) -> None:
-        self._terms, self._shape, self._teacher, self._slopes = tuple(terms), shape, teacher, slopes
+    def __init__(self, terms: Sequence[LogitTerm], options: LossOptions, teacher: TeacherHead, *, slopes: bool) -> None:
+        self._terms, self._options, self._teacher, self._slopes = tuple(terms), options, teacher, slopes
 
     def __call__(self, logits_CV: Tensor, rows: TargetRows, weights_TC: Tensor) -> list[Tensor]:
-        """The raw losses of each term; the gradient takes the logits' place."""
+        """The raw losses of each term; the gradient overwrites the logits."""
         leaf_CV = logits_CV.detach().requires_grad_(self._slopes)
         with torch.set_grad_enabled(self._slopes):
-            losses = whole_losses(self._terms, leaf_CV, rows, self._shape, self._teacher)
+            losses = whole_losses(self._terms, leaf_CV, rows, self._options, self._teacher)
             if self._slopes:
-                slope_CV = torch.autograd.grad(weighed(losses, weights_TC), leaf_CV)[0]
+                slope_CV = torch.autograd.grad(weighted_sum(losses, weights_TC), leaf_CV)[0]
         if self._slopes:
             logits_CV.copy_(slope_CV)
         return [loss_C.detach() for loss_C in losses]
 
 
 def whole_losses(
-    terms: Sequence[LogitTerm], logits_CV: Tensor, rows: TargetRows, shape: LossOptions, teacher: TeacherHead
+    terms: Sequence[LogitTerm], logits_CV: Tensor, rows: TargetRows, options: LossOptions, teacher: TeacherHead
 ) -> list[Tensor]:
-    """Every term's raw losses from logits that autograd follows."""
+    """Every term's raw losses, from logits that autograd tracks."""
     assert rows.targets is not None and rows.targets.state_NH is not None
     with torch.no_grad():
-        said_CV = teacher.logits(rows.targets.state_NH, logits_CV.dtype)
+        teacher_CV = teacher.logits(rows.targets.state_NH, logits_CV.dtype)
     losses = []
     for term in terms:
         logq_CV = (logits_CV / term.temperature).log_softmax(dim=1)
-        if term.name == "ce":
-            losses.append(-logq_CV.gather(1, rows.labels_N.long()[:, None]).squeeze(1))
+        if term.needs_targets:
+            # All ids are exact here: nothing is left for a bin or to renormalize.
+            logp_CV = (teacher_CV / term.temperature).log_softmax(dim=1).clamp(min=LEAST)
+            losses.append(divergence(term.loss, logp_CV, logq_CV, options))
         else:
-            logp_CV = (said_CV / term.temperature).log_softmax(dim=1).clamp(min=LEAST)
-            # All ids are kept here, so that nothing is left to renormalize.
-            name: LogitName = "forward_kl" if term.name == "renormalized" else term.name
-            losses.append(divergence(name, logp_CV, logq_CV, shape))
-    return clamped(losses, shape)
+            losses.append(-logq_CV.gather(1, rows.labels_N.long()[:, None]).squeeze(1))
+    return clamped(losses, options)

@@ -1,19 +1,21 @@
-"""The formulas of all logit losses, a number a row: from log p and log q over bins, and from draws behind them.
+"""The formulas of all logit losses, one number per row: from log p and log q over bins, and from the draws in the bin.
 
 In: the teacher as `TeacherBins` (or whole), the student's logits at the kept ids and at the label and the log-sum-exp
-of the rest, all float32. Out: raw losses, differentiable to these few numbers. The formulas stand in docs/losses.md.
+of the rest, all float32. Out: raw losses, differentiable with respect to these few numbers. See docs/losses.md.
 """
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import assert_never
 
 import torch
 from torch import Tensor
 
 from kdpipe.pipeline.batches.micro_batch import Targets, with_tensors
 from kdpipe.pipeline.losses.teacher_bins import NOTHING, TeacherBins, bins, exact_and_entries
-from kdpipe.pipeline.losses.terms import LogitName, LogitTerm, LossOptions
+from kdpipe.pipeline.losses.terms import LogitTerm, LossOptions, function_of
+from kdpipe.schemas.losses import LogitLoss
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +29,7 @@ class StudentRows:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TargetRows:
-    """What some rows are to say: the next token, and the teacher; `tail_scale_N` weighs what draws say."""
+    """Labels and teacher of some rows; `tail_scale_N` multiplies what the draws add."""
 
     labels_N: Tensor
     targets: Targets | None
@@ -36,35 +38,48 @@ class TargetRows:
 
     @property
     def has_states(self) -> bool:
-        """Whether the teacher's whole distribution can be made."""
+        """Whether the teacher's whole distribution can be computed."""
         return self.targets is not None and self.targets.state_NH is not None
 
     def take(self, piece: slice) -> "TargetRows":
-        """Some of them."""
         return TargetRows(
             labels_N=self.labels_N[piece],
-            targets=None if self.targets is None else with_tensors(self.targets, lambda one: one[piece]),
+            targets=None if self.targets is None else with_tensors(self.targets, lambda tensor: tensor[piece]),
             tail_scale_N=None if self.tail_scale_N is None else self.tail_scale_N[piece],
             vocabulary_size=self.vocabulary_size,
         )
 
 
-def divergence(name: LogitName, logp: Tensor, logq: Tensor, shape: LossOptions) -> Tensor:
-    """A divergence of two distributions over the last dimension, by their logarithms; places with p = q add nothing.
+def forward_kl(logp: Tensor, logq: Tensor, options: LossOptions) -> Tensor:
+    """sum p log(p/q)"""
+    return kl(logp, logq)
 
-    forward_kl: sum p log(p/q). skew_kl: sum p log(p/m), m = skew p + (1 - skew) q. reverse_kl: sum q log(q/p).
-    jsd: beta sum p log(p/m) + (1 - beta) sum q log(q/m), m = beta p + (1 - beta) q. total_variation: sum |p - q| / 2.
-    """
-    if name == "total_variation":
-        return (logp.exp() - logq.exp()).abs().sum(dim=-1) / 2
-    if name == "reverse_kl":
-        return (logq.exp() * (logq - logp)).sum(dim=-1)
-    if name == "jsd":
-        logm = mixture(logp, logq, shape.beta)
-        ours = (logq.exp() * (logq - logm)).sum(dim=-1)
-        return shape.beta * (logp.exp() * (logp - logm)).sum(dim=-1) + (1 - shape.beta) * ours
-    logm = mixture(logp, logq, shape.skew) if name == "skew_kl" else logq
-    return (logp.exp() * (logp - logm)).sum(dim=-1)
+
+def skew_kl(logp: Tensor, logq: Tensor, options: LossOptions) -> Tensor:
+    """sum p log(p/m), m = skew p + (1 - skew) q"""
+    return kl(logp, mixture(logp, logq, options.skew))
+
+
+def reverse_kl(logp: Tensor, logq: Tensor, options: LossOptions) -> Tensor:
+    """sum q log(q/p)"""
+    return kl(logq, logp)
+
+
+def jsd(logp: Tensor, logq: Tensor, options: LossOptions) -> Tensor:
+    """beta sum p log(p/m) + (1 - beta) sum q log(q/m), m = beta p + (1 - beta) q"""
+    logm = mixture(logp, logq, options.beta)
+    student = kl(logq, logm)
+    return options.beta * kl(logp, logm) + (1 - options.beta) * student
+
+
+def total_variation(logp: Tensor, logq: Tensor, options: LossOptions) -> Tensor:
+    """sum |p - q| / 2"""
+    return (logp.exp() - logq.exp()).abs().sum(dim=-1) / 2
+
+
+def kl(logp: Tensor, logq: Tensor) -> Tensor:
+    """sum p log(p/q) over the last dimension, from logarithms; places with p = q add nothing."""
+    return (logp.exp() * (logp - logq)).sum(dim=-1)
 
 
 def mixture(logp: Tensor, logq: Tensor, share: float) -> Tensor:
@@ -72,54 +87,88 @@ def mixture(logp: Tensor, logq: Tensor, share: float) -> Tensor:
     return torch.logaddexp(logp + math.log(share), logq + math.log1p(-share))
 
 
-def row_loss(term: LogitTerm, spoken: StudentRows, rows: TargetRows, shape: LossOptions) -> Tensor:
+def row_loss(term: LogitTerm, student: StudentRows, rows: TargetRows, options: LossOptions) -> Tensor:
     """One loss of every row, before weight and factor."""
-    rest_C = spoken.rest_C[term.temperature]
-    if spoken.kept_CK is None or rows.targets is None:
-        return rest_C - spoken.label_C / term.temperature
-    dtype = rest_C.dtype
+    rest_C, compares = student.rest_C[term.temperature], term.loss.compares
+    if student.kept_CK is None or rows.targets is None:
+        assert compares == "label", f"{term.name} needs targets"
+        return rest_C - student.label_C / term.temperature
     is_exact_CK, is_entry_CK = exact_and_entries(rows.targets)
-    tempered_CK = spoken.kept_CK / term.temperature
+    tempered_CK = student.kept_CK / term.temperature
     all_C = torch.logaddexp(_log_sum(tempered_CK, is_entry_CK), rest_C)
-    if term.name == "ce":
-        return all_C - spoken.label_C
+    if compares == "label":
+        return all_C - student.label_C
     logq_CK = torch.where(is_entry_CK, tempered_CK - all_C[:, None], 0.0)
-    if term.name == "renormalized":
-        return _renormalized(rows.targets, logq_CK, is_exact_CK, term.temperature)
-    teacher = bins(rows.targets, term.temperature, rows.vocabulary_size, dtype)
-    log_bin_C = torch.logaddexp(_log_sum(tempered_CK, teacher.is_draw_CK), rest_C) - all_C
+    if compares == "exact_ids":
+        return _on_exact_ids(term, rows.targets, logq_CK, is_exact_CK, options)
+    if compares == "bins":
+        teacher = bins(rows.targets, term.temperature, rows.vocabulary_size, rest_C.dtype)
+        log_bin_C = torch.logaddexp(_log_sum(tempered_CK, teacher.is_draw_CK), rest_C) - all_C
+        return _on_bins(term, rows, teacher, (logq_CK, log_bin_C), options)
+    assert_never(compares)
+
+
+def _on_exact_ids(
+    term: LogitTerm, targets: Targets, logq_CK: Tensor, is_exact_CK: Tensor, options: LossOptions
+) -> Tensor:
+    """The teacher renormalized over its exact ids, against the whole softmax: biased."""
+    own_CK = torch.where(is_exact_CK, targets.logprobs_NK.to(logq_CK.dtype) / term.temperature, NOTHING)
+    logt_CK = torch.where(is_exact_CK, own_CK.log_softmax(dim=1), 0.0)
+    return divergence(term.loss, logt_CK, torch.where(is_exact_CK, logq_CK, 0.0), options)
+
+
+def _on_bins(
+    term: LogitTerm, rows: TargetRows, teacher: TeacherBins, student: tuple[Tensor, Tensor], options: LossOptions
+) -> Tensor:
+    """The loss on exact ids and one bin, and what the draws add; `student` is log q of the entries and of the bin."""
+    logq_CK, log_bin_C = student
     logq_CB = torch.where(teacher.present_CB, torch.cat([logq_CK, log_bin_C[:, None]], dim=1), 0.0)
-    loss_C = divergence(term.name, teacher.logp_CB, logq_CB, shape)
+    loss_C = divergence(term.loss, teacher.logp_CB, logq_CB, options)
     if rows.tail_scale_N is None or teacher.draw_weights_CK is None:
         return loss_C
-    return loss_C + rows.tail_scale_N * tail(term.name, teacher, logq_CK, logq_CB[:, -1], shape)
+    tail_C = tail(term.loss, teacher, logq_CK, logq_CB[:, -1], options)
+    return loss_C if tail_C is None else loss_C + rows.tail_scale_N * tail_C
 
 
-def tail(name: LogitName, teacher: TeacherBins, logq_CK: Tensor, log_bin_C: Tensor, shape: LossOptions) -> Tensor:
-    """What forward and skew KL lose by the bin: mass of the bin * KL(teacher within it, student within it).
+def divergence(loss: LogitLoss, logp: Tensor, logq: Tensor, options: LossOptions) -> Tensor:
+    """The loss's function of two distributions over the last dimension, from their logarithms."""
+    assert loss.function is not None
+    return function_of(loss.function)(logp, logq, options)
 
-    = sum over the bin of p log p - sum over draws of w log m - alpha (log alpha - log m(bin)), m as in `divergence`.
+
+def tail(
+    loss: LogitLoss, teacher: TeacherBins, logq_CK: Tensor, log_bin_C: Tensor, options: LossOptions
+) -> Tensor | None:
+    """The part of KL(p, m) that one bin hides: mass of the bin * KL(teacher within it, student within it).
+
+    = sum over the bin of p log p - sum over draws of w log m - alpha (log alpha - log m(bin)). None where draws do not
+    help a loss, or lack the values that it needs.
     """
     assert teacher.draw_weights_CK is not None and teacher.bin_plogp_C is not None
-    logm_CK, logm_C = logq_CK, log_bin_C
-    if name == "skew_kl" and teacher.draw_logp_CK is not None:
-        logm_CK = mixture(teacher.draw_logp_CK, logq_CK, shape.skew)
-        logm_C = mixture(teacher.log_bin_C, log_bin_C, shape.skew)
-    elif name != "forward_kl":
-        return torch.zeros_like(log_bin_C)
+    if loss.draws == "unused":
+        return None
+    if loss.draws == "unbiased":
+        logm_CK, logm_C = logq_CK, log_bin_C
+    elif loss.draws == "unbiased_with_values":
+        if teacher.draw_logp_CK is None:
+            return None
+        logm_CK = mixture(teacher.draw_logp_CK, logq_CK, options.skew)
+        logm_C = mixture(teacher.log_bin_C, log_bin_C, options.skew)
+    else:
+        assert_never(loss.draws)
     drawn_C = (teacher.draw_weights_CK * logm_CK).sum(dim=1)
-    lost_C = teacher.bin_plogp_C - drawn_C - teacher.log_bin_C.exp() * (teacher.log_bin_C - logm_C)
-    return torch.where(teacher.is_draw_CK.any(dim=1), lost_C, 0.0)
+    hidden_C = teacher.bin_plogp_C - drawn_C - teacher.log_bin_C.exp() * (teacher.log_bin_C - logm_C)
+    return torch.where(teacher.is_draw_CK.any(dim=1), hidden_C, 0.0)
 
 
-def tail_scales(targets: Targets, shape: LossOptions, sequence_N: Tensor | None) -> Tensor | None:
-    """What a row's tail term is multiplied with: the tail weight; above 1 divided by the sequence's mean tail mass."""
-    if not shape.tail_weight or targets.state_NH is not None or targets.log_tail_N is None:
+def tail_scales(targets: Targets, options: LossOptions, sequence_N: Tensor | None) -> Tensor | None:
+    """Multipliers of the rows' tail terms: the tail weight; above 1 divided by the sequence's mean tail mass."""
+    if not options.tail_weight or targets.state_NH is not None or targets.log_tail_N is None:
         return None
     is_exact_NK, is_entry_NK = exact_and_entries(targets)
     mass_N = torch.where(is_entry_NK & ~is_exact_NK, targets.weights_NK.float(), 0.0).sum(dim=1)
-    scales_N = torch.full_like(mass_N, shape.tail_weight)
-    if shape.tail_weight <= 1:
+    scales_N = torch.full_like(mass_N, options.tail_weight)
+    if options.tail_weight <= 1:
         return scales_N
     assert sequence_N is not None, "a tail weight above 1 needs the sequence of each row"
     _, number_N = torch.unique(sequence_N, return_inverse=True)
@@ -129,26 +178,17 @@ def tail_scales(targets: Targets, shape: LossOptions, sequence_N: Tensor | None)
     return torch.where(mean_N > 0, scales_N / mean_N, 0.0)
 
 
-def clamped(losses: Sequence[Tensor], shape: LossOptions) -> list[Tensor]:
-    """Raw losses up to the largest that counts; what is no finite number stays, for the guard to find."""
-    most = shape.clamp_loss
-    return [one if most is None else torch.where(one.isfinite(), one.clamp(max=most), one) for one in losses]
+def clamped(losses: Sequence[Tensor], options: LossOptions) -> list[Tensor]:
+    """Raw losses cut off at `clamp_loss`; what is not finite stays, for the guard to find."""
+    most = options.clamp_loss
+    return [x_C if most is None else torch.where(x_C.isfinite(), x_C.clamp(max=most), x_C) for x_C in losses]
 
 
-def weighed(losses: Sequence[Tensor], weights_TC: Tensor) -> Tensor:
-    """The sum over terms and rows; where a weight is 0 nothing enters, whatever it is."""
+def weighted_sum(losses: Sequence[Tensor], weights_TC: Tensor) -> Tensor:
+    """The sum over terms and rows; rows of weight 0 add nothing, not even NaN."""
     parts = [torch.where(w_C != 0, w_C * x_C, 0.0).sum() for w_C, x_C in zip(weights_TC, losses, strict=True)]
     return torch.stack(parts).sum()
 
 
-def _renormalized(targets: Targets, logq_CK: Tensor, is_exact_CK: Tensor, temperature: float) -> Tensor:
-    """sum t log(t/q) over exact ids, t = p^(1/T) / their sum, q the whole softmax: biased, there to compare with."""
-    own_CK = torch.where(is_exact_CK, targets.logprobs_NK.to(logq_CK.dtype) / temperature, NOTHING)
-    logt_CK = torch.where(is_exact_CK, own_CK.log_softmax(dim=1), 0.0)
-    logq_CK = torch.where(is_exact_CK, logq_CK, 0.0)
-    return (torch.where(is_exact_CK, logt_CK.exp(), 0.0) * (logt_CK - logq_CK)).sum(dim=1)
-
-
 def _log_sum(values_CK: Tensor, chosen_CK: Tensor) -> Tensor:
-    """Log of the sum of exponentials of the chosen ones."""
     return torch.where(chosen_CK, values_CK, NOTHING).logsumexp(dim=1)

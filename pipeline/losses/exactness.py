@@ -1,10 +1,11 @@
-"""What a loss is called where it is logged, and which losses a cache can serve.
+"""How exact a loss is with the targets of a cache, its name in the logs, and which losses a cache can serve.
 
-In: names of losses, a temperature, what a cache keeps. Out: a name that says whether the number is exact, shifted by a
-constant, a lower bound or coarse; or a refusal.
+In: names of losses, a temperature, the target spec of a cache. Out: exact, unbiased, shifted by a constant, a lower
+bound or coarse; or an error.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final, Literal
 
 from torch import Tensor
 
@@ -12,42 +13,65 @@ from kdpipe.pipeline.batches.micro_batch import Targets
 from kdpipe.pipeline.losses.teacher_bins import known_tail, neighbors, unknown_tail
 from kdpipe.pipeline.losses.terms import LogitName, LogitTerm, LossOptions
 from kdpipe.schemas.errors import Incompatible
+from kdpipe.schemas.losses import LOGIT_LOSSES
 from kdpipe.schemas.targets import TargetSpec
 
-# They need no more of the teacher than the exact ids, or nothing.
-EVERYWHERE = ("ce", "renormalized")
-SHIFTED = "_shifted"
-NO_TARGETS = "this cache holds tokens only, there is no teacher in it to learn from"
-NO_TARGETS_HINT = "choose --mode output, or make a cache with another --targets"
+Exactness = Literal["exact", "biased", "unbiased", "shifted", "bound", "coarse"]
+SHIFTED: Final = "_shifted"
+SUFFIXES: Final[Mapping[Exactness, str]] = {
+    "exact": "",
+    "biased": "",
+    "unbiased": "",
+    "shifted": SHIFTED,
+    "bound": "_bound",
+    "coarse": "_coarse",
+}
+NO_TARGETS = "this cache holds tokens only, no teacher predictions"
+NO_TARGETS_HINT = "use --mode output, or make a cache with --targets other than none"
 
 
-def label(name: LogitName, spec: TargetSpec, temperature: float, shape: LossOptions) -> str:
-    """The name to log: `_bound` for a lower bound by one bin, `_coarse` at a temperature without draws, `_shifted`
-    where the gradient is unbiased but the value lacks the entropy of the teacher within the bin."""
-    if name in EVERYWHERE or spec.keep.kind == "state":
-        return name
+def label(name: LogitName, spec: TargetSpec, temperature: float, options: LossOptions) -> str:
+    """The name of a loss in logs and reports."""
+    return name + SUFFIXES[exactness(name, spec, temperature, options)]
+
+
+def exactness(name: LogitName, spec: TargetSpec, temperature: float, options: LossOptions) -> Exactness:
+    """`bound`: a lower bound, by one bin; `coarse`: so at a temperature without draws; `shifted`: the gradient is
+    unbiased, the value lacks the teacher's entropy within the bin; `biased`: renormalized over the exact ids."""
+    loss = LOGIT_LOSSES[name]
+    if loss.compares == "label" or spec.keep.kind == "state":
+        return "exact"
+    if loss.compares == "exact_ids":
+        return "biased"
     if temperature != spec.target_temperature:
-        return f"{name}_coarse"
-    if not uses_draws(name, spec, temperature, shape):
-        return f"{name}_bound"
-    return f"{name}{SHIFTED}" if name == "forward_kl" and spec.is_shifted else name
+        return "coarse"
+    if not uses_draws(name, spec, temperature, options):
+        return "bound"
+    return "shifted" if loss.draws == "unbiased" and spec.is_shifted else "unbiased"
 
 
-def uses_draws(name: LogitName, spec: TargetSpec, temperature: float, shape: LossOptions) -> bool:
+def uses_draws(name: LogitName, spec: TargetSpec, temperature: float, options: LossOptions) -> bool:
     """Whether a loss reads sampled draws: at their own temperature, with a weight for the tail."""
-    if not spec.has_draws or temperature != spec.target_temperature or shape.tail_weight <= 0:
+    if not spec.has_draws or temperature != spec.target_temperature or options.tail_weight <= 0:
         return False
-    return name == "forward_kl" or (name == "skew_kl" and spec.draw_values)
+    match LOGIT_LOSSES[name].draws:
+        case "unused":
+            return False
+        case "unbiased":
+            return True
+        case "unbiased_with_values":
+            return spec.draw_values
 
 
 def check_spec(names: Iterable[LogitName], spec: TargetSpec, temperature: float) -> None:
-    """Refuse losses that a cache cannot serve, by what its manifest says."""
+    """Refuse losses that a cache cannot serve, from its manifest alone."""
     for name in names:
-        if name == "ce":
+        compares = LOGIT_LOSSES[name].compares
+        if compares == "label":
             continue
         if spec.keep.kind == "none":
             raise Incompatible(NO_TARGETS, hint=NO_TARGETS_HINT)
-        if name == "renormalized" or spec.keep.kind == "state":
+        if compares == "exact_ids" or spec.keep.kind == "state":
             continue
         if not spec.tail_known:
             raise unknown_tail()
@@ -55,17 +79,17 @@ def check_spec(names: Iterable[LogitName], spec: TargetSpec, temperature: float)
 
 
 def check_targets(
-    terms: Sequence[LogitTerm], targets: Targets | None, shape: LossOptions, sequence_N: Tensor | None
+    terms: Sequence[LogitTerm], targets: Targets | None, options: LossOptions, sequence_N: Tensor | None
 ) -> None:
-    """The same of the targets of a batch; what is refused here has not been asked by `check_spec`."""
+    """The same from the targets of a batch, for callers without a manifest."""
     for term in terms:
-        if term.name == "ce":
-            assert term.temperature == 1.0, "cross-entropy on labels knows no temperature"
+        if not term.needs_targets:
+            assert term.temperature == 1.0, "cross-entropy on labels has no temperature"
             continue
         if targets is None:
             raise Incompatible(NO_TARGETS, hint=NO_TARGETS_HINT)
-        if term.name == "renormalized" or targets.state_NH is not None:
+        if term.loss.compares == "exact_ids" or targets.state_NH is not None:
             continue
         known_tail(targets)
         neighbors(term.temperature, targets.log_z)
-        assert shape.tail_weight <= 1 or sequence_N is not None, "tail weights above 1 need the sequence of each row"
+        assert options.tail_weight <= 1 or sequence_N is not None, "tail weights above 1 need the sequence of each row"

@@ -1,7 +1,7 @@
-"""Output head and logit losses in one pass over chunks of rows; of logits one chunk is alive, its gradient in place.
+"""Output head and logit losses in one pass over chunks of rows, with one chunk of logits in memory.
 
-In: states, the head's weights, a `FusedRequest`. Out: raw sums, statistics of rows, and the gradients, made as sums
-over rows weighed relative to the largest weight; `attached` scales them in the backward, so that none underflows.
+In: states, the head's weights, a `FusedRequest`. Out: raw sums, statistics of rows, and the gradients. These are summed
+with weights relative to the largest and scaled in the backward pass (`attached`), so that none underflows.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from kdpipe.pipeline.losses.row_statistics import RowStatistics, row_statistics
 from kdpipe.pipeline.losses.workspace import Buffers
 from kdpipe.pipeline.models.head import HALVES, Head
 
-# float16 ends at 65,504 and below 6e-8: the steepest slope of a chunk is brought near the upper end.
+# float16 ends at 65,504 and below 6e-8: the largest gradient of a chunk is scaled to near the upper end.
 HALF_PEAK = 2.0**13
 
 
@@ -27,7 +27,7 @@ Work = Callable[[Tensor, TargetRows, Tensor], list[Tensor]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FusedRequest:
-    """What is asked of some rows: what the gradient weighs them with for each term, and whether each is chosen."""
+    """Some rows, their weights in the gradient of each term, and which of them each term is taken over."""
 
     rows: TargetRows
     chosen_TN: Tensor
@@ -38,8 +38,8 @@ class FusedRequest:
 
 @dataclass(slots=True, kw_only=True)
 class FusedResult:
-    """What a pass gives: raw sums over chosen rows, each chunk's rows and statistics if watched, and gradients in
-    float32 or wider where wanted."""
+    """Raw sums over selected rows, each chunk's rows and statistics if watched, and the requested gradients in float32
+    or wider."""
 
     sums_T: Tensor
     rows_TC: list[Tensor] = field(default_factory=list)
@@ -50,7 +50,7 @@ class FusedResult:
 
 
 class FusedPass:
-    """One pass over the rows of a call; `wanted` are the gradients of states, weight and bias."""
+    """One pass over the rows of a call; `wanted`: whether states, weight and bias need gradients."""
 
     def __init__(
         self, head: Head, buffers: Buffers, wanted: tuple[bool, bool, bool], clamp: float | None = None
@@ -64,50 +64,52 @@ class FusedPass:
         self._bias_V = None if head.bias_V is None else head.bias_V.detach().to(self._wide)
 
     def run(self, states_NH: Tensor, call: FusedRequest, work: Work | None) -> FusedResult:
-        """Go through the rows; without work only statistics are made."""
-        made = self._begin(states_NH, len(call.chosen_TN))
+        """Run all chunks; without `work` only statistics are computed."""
+        result = self._begin(states_NH, len(call.chosen_TN))
         with torch.no_grad(), torch.autocast(states_NH.device.type, enabled=False):
             for begin in range(0, len(states_NH), call.n_chunk):
                 piece = slice(begin, min(begin + call.n_chunk, len(states_NH)))
-                self._chunk(states_NH[piece], piece, call, work, made)
-        return made
+                self._chunk(states_NH[piece], piece, call, work, result)
+        return result
 
     def _begin(self, states_NH: Tensor, n_terms: int) -> FusedResult:
-        made = FusedResult(sums_T=states_NH.new_zeros(n_terms, dtype=sum_type(states_NH)))
-        of_states, of_weight, of_bias = self._wanted
-        if of_states:
-            made.states_NH = states_NH.new_empty(states_NH.shape, dtype=self._wide)
-        if of_weight:
-            # Zeros only where no chunk will write: pages are touched once.
+        result = FusedResult(sums_T=states_NH.new_zeros(n_terms, dtype=sum_type(states_NH)))
+        for_states, for_weight, for_bias = self._wanted
+        if for_states:
+            result.states_NH = states_NH.new_empty(states_NH.shape, dtype=self._wide)
+        if for_weight:
+            # Zeros only where no chunk will write, so that each page is touched once.
             is_empty = not len(states_NH)
-            made.weight_VH = self._whole.new_empty(self._whole.shape, dtype=self._wide)
-            made.weight_VH[0 if is_empty else self._head.vocabulary_size :] = 0
-        if of_bias:
+            result.weight_VH = self._whole.new_empty(self._whole.shape, dtype=self._wide)
+            result.weight_VH[0 if is_empty else self._head.vocabulary_size :] = 0
+        if for_bias:
             bias: Any = self._head.module.bias
-            made.bias_V = bias.new_zeros(bias.shape, dtype=self._wide)
-        return made
+            result.bias_V = bias.new_zeros(bias.shape, dtype=self._wide)
+        return result
 
-    def _chunk(self, states_CH: Tensor, piece: slice, call: FusedRequest, work: Work | None, made: FusedResult) -> None:
+    def _chunk(
+        self, states_CH: Tensor, piece: slice, call: FusedRequest, work: Work | None, result: FusedResult
+    ) -> None:
         rows = call.rows.take(piece)
         states_CH = states_CH.detach().to(self._product)
         logits_CV = self._logits(states_CH)
         if call.watch:
             spare_CV = self._buffers.take("spare", logits_CV)
-            made.watched.append(row_statistics(logits_CV, rows.labels_N, spare_CV))
+            result.watched.append(row_statistics(logits_CV, rows.labels_N, spare_CV))
         if work is None:
             return
-        said_CV = None
+        outputs_CV = None
         if any(self._wanted) and (self._head.soft_cap is not None or self._clamp is not None):
-            said_CV = self._buffers.take("said", logits_CV).copy_(logits_CV)
+            outputs_CV = self._buffers.take("outputs", logits_CV).copy_(logits_CV)
         losses = work(logits_CV, rows, call.weights_TN[:, piece])
         chosen = [torch.where(mask_C, x_C, 0.0) for mask_C, x_C in zip(call.chosen_TN[:, piece], losses, strict=True)]
         rows_TC = torch.stack(chosen)
-        made.sums_T += rows_TC.sum(dim=1, dtype=made.sums_T.dtype)
+        result.sums_T += rows_TC.sum(dim=1, dtype=result.sums_T.dtype)
         if call.watch:
-            made.rows_TC.append(rows_TC.float())
+            result.rows_TC.append(rows_TC.float())
         if any(self._wanted):
-            self._back_to_product(logits_CV, said_CV)
-            self._add_gradients(logits_CV, states_CH, piece, made)
+            self._through_cap(logits_CV, outputs_CV)
+            self._add_gradients(logits_CV, states_CH, piece, result)
 
     def _logits(self, states_CH: Tensor) -> Tensor:
         shape, device = (len(states_CH), self._head.vocabulary_size), states_CH.device
@@ -121,18 +123,18 @@ class FusedPass:
             logits_CV.div_(self._head.soft_cap).tanh_().mul_(self._head.soft_cap)
         return logits_CV if self._clamp is None else logits_CV.clamp_(-self._clamp, self._clamp)
 
-    def _back_to_product(self, slope_CV: Tensor, said_CV: Tensor | None) -> None:
-        """Through clamp, cap and scale: c tanh(u / c) has the slope 1 - (z / c)^2 where it is z."""
-        if said_CV is not None and self._clamp is not None:
-            slope_CV.masked_fill_(said_CV.abs() >= self._clamp, 0.0)
-        if said_CV is not None and self._head.soft_cap is not None:
-            torch.addcmul(slope_CV, said_CV.square_(), slope_CV, value=-1 / self._head.soft_cap**2, out=slope_CV)
+    def _through_cap(self, slope_CV: Tensor, outputs_CV: Tensor | None) -> None:
+        """The gradient through clamp, cap and scale: the derivative of z = c tanh(u / c) is 1 - (z / c)^2."""
+        if outputs_CV is not None and self._clamp is not None:
+            slope_CV.masked_fill_(outputs_CV.abs() >= self._clamp, 0.0)
+        if outputs_CV is not None and self._head.soft_cap is not None:
+            torch.addcmul(slope_CV, outputs_CV.square_(), slope_CV, value=-1 / self._head.soft_cap**2, out=slope_CV)
         if self._head.scale != 1.0:
             slope_CV.mul_(self._head.scale)
 
-    def _add_gradients(self, slope_CV: Tensor, states_CH: Tensor, piece: slice, made: FusedResult) -> None:
-        if made.bias_V is not None:
-            made.bias_V[: self._head.vocabulary_size] += slope_CV.sum(dim=0)
+    def _add_gradients(self, slope_CV: Tensor, states_CH: Tensor, piece: slice, result: FusedResult) -> None:
+        if result.bias_V is not None:
+            result.bias_V[: self._head.vocabulary_size] += slope_CV.sum(dim=0)
         lift = None
         if self._product is torch.float16:
             low, high = slope_CV.aminmax()
@@ -140,16 +142,16 @@ class FusedPass:
             slope_CV.mul_(lift)
         if self._product is not self._wide:
             slope_CV = self._buffers.take("halves", slope_CV, self._product).copy_(slope_CV)
-        if made.states_NH is not None:
-            self._multiply(slope_CV, self._weight_VH, made.states_NH[piece], lift)
-        if made.weight_VH is not None:
-            sums_VH = made.weight_VH[: self._head.vocabulary_size]
+        if result.states_NH is not None:
+            self._multiply(slope_CV, self._weight_VH, result.states_NH[piece], lift)
+        if result.weight_VH is not None:
+            sums_VH = result.weight_VH[: self._head.vocabulary_size]
             self._multiply(slope_CV.t(), states_CH, sums_VH, lift, add=piece.start > 0)
 
     def _multiply(
         self, left: Tensor, right: Tensor, into: Tensor, lift: Tensor | None = None, *, add: bool = False
     ) -> None:
-        """A product in the type of the weights, its sum in the wide one."""
+        """A product in the data type of the weights, summed in the wide one."""
         if self._product is self._wide:
             if add:
                 into.addmm_(left, right)
@@ -157,54 +159,54 @@ class FusedPass:
                 torch.mm(left, right, out=into)
             return
         if multiplies_wide(left.device, self._product):
-            found = torch.mm(left, right, out_dtype=self._wide)
+            product = torch.mm(left, right, out_dtype=self._wide)
         else:
-            found = torch.mm(left, right)
+            product = torch.mm(left, right)
         if lift is not None:
-            found /= lift
+            product /= lift
         if add:
-            into.add_(found)
+            into.add_(product)
         else:
-            into.copy_(found)
+            into.copy_(product)
 
 
 class _Attached(torch.autograd.Function):
-    """A number whose gradients are known already."""
+    """A number whose gradients are already computed."""
 
     @staticmethod
-    def forward(ctx: Any, total: Tensor, made: FusedResult, scale: float, *inputs: Tensor | None) -> Tensor:
-        """Give the number."""
-        ctx.made, ctx.scale = made, scale
-        ctx.dtypes = [None if one is None else one.dtype for one in inputs]
+    def forward(ctx: Any, total: Tensor, result: FusedResult, scale: float, *inputs: Tensor | None) -> Tensor:
+        ctx.result, ctx.scale = result, scale
+        ctx.dtypes = [None if tensor is None else tensor.dtype for tensor in inputs]
         return total.clone()
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, slope: Tensor) -> Any:
-        """Scale the gradients in place; they are given once."""
-        made, ctx.made = ctx.made, None
-        if made is None:
-            raise RuntimeError("the gradient of the output head is given once: call backward once for each pass")
-        found = (made.states_NH, made.weight_VH, made.bias_V)
+        """Scale the gradients in place, which works once."""
+        result, ctx.result = ctx.result, None
+        if result is None:
+            raise RuntimeError("backward was called twice: the output head's gradient exists once per forward pass")
+        gradients = (result.states_NH, result.weight_VH, result.bias_V)
         factor = slope * ctx.scale
         scaled = [
-            None if one is None else one.mul_(factor).to(dtype) for one, dtype in zip(found, ctx.dtypes, strict=True)
+            None if gradient is None else gradient.mul_(factor).to(dtype)
+            for gradient, dtype in zip(gradients, ctx.dtypes, strict=True)
         ]
         return (None, None, None, *scaled)
 
 
-def attached(total: Tensor, made: FusedResult, scale: float, head: Head, states_NH: Tensor) -> Tensor:
-    """The loss, with the gradients that the pass has made, times a scale, behind it."""
+def attached(total: Tensor, result: FusedResult, scale: float, head: Head, states_NH: Tensor) -> Tensor:
+    """The loss as a tensor whose backward pass returns the pass's gradients, times a scale."""
     module: Any = head.module
     attach: Any = _Attached.apply
-    found: Tensor = attach(total, made, scale, states_NH, module.weight, module.bias)
-    return found
+    loss: Tensor = attach(total, result, scale, states_NH, module.weight, module.bias)
+    return loss
 
 
 def product_type(weight_VH: Tensor) -> torch.dtype:
-    """The type of the head's products: autocast's where it is on, else the weights'; float32 where halves would lose.
+    """The data type of the head's products: autocast's where on, else the weights'; float32 where 16 bits lose digits.
 
-    bfloat16 has the range to be added up on a CPU; other products of halves must come out in float32.
+    bfloat16 has the range to be summed on a CPU; other 16-bit products need float32 results.
     """
     kind = weight_VH.device.type
     dtype = weight_VH.dtype
@@ -216,13 +218,13 @@ def product_type(weight_VH: Tensor) -> torch.dtype:
 
 
 def sum_type(like: Tensor) -> torch.dtype:
-    """The widest type that a device adds up in."""
+    """The widest data type in which a device can sum."""
     return torch.float32 if like.device.type == "mps" else torch.float64
 
 
 @cache
 def multiplies_wide(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether a device gives float32 products of halves."""
+    """Whether a device computes float32 products of 16-bit matrices."""
     with torch.autocast(device.type, enabled=False), torch.inference_mode():
         few = torch.ones(8, 8, device=device, dtype=dtype)
         try:

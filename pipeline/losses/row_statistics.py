@@ -1,6 +1,6 @@
-"""`RowStatistics`: what the student alone says at each row, for evaluation and for choosing positions; no gradient.
+"""`RowStatistics`: the student's own predictions at each row, for evaluation and for selecting positions; no gradient.
 
-In: a chunk of logits and its labels. Out: four numbers a row in float32.
+In: a chunk of logits and its labels. Out: four numbers per row.
 """
 
 from collections.abc import Sequence
@@ -21,12 +21,12 @@ class RowStatistics:
 
 
 def row_statistics(logits_CV: Tensor, labels_C: Tensor, spare_CV: Tensor) -> RowStatistics:
-    """Statistics of a chunk, which stays as it is; the spare buffer of its shape does not."""
+    """Statistics of a chunk; the spare buffer of the same shape is overwritten."""
     log_sum_C = _log_sum(logits_CV, spare_CV)
     top_C, argmax_C = logits_CV.max(dim=1)
     label_C = logits_CV.gather(1, labels_C.long()[:, None]).squeeze(1)
     torch.sub(logits_CV, log_sum_C[:, None], out=spare_CV)
-    # q log q from log q by one function, which knows that q = 0 adds nothing.
+    # entr is 0 at q = 0.
     entropy_C = torch.special.entr(spare_CV.exp_()).sum(dim=1)
     return RowStatistics(
         cross_entropy_N=(log_sum_C - label_C).float(),
@@ -37,7 +37,7 @@ def row_statistics(logits_CV: Tensor, labels_C: Tensor, spare_CV: Tensor) -> Row
 
 
 def joined(pieces: Sequence[RowStatistics], like: Tensor) -> RowStatistics:
-    """The rows of some chunks behind each other, on the device of a tensor."""
+    """The concatenated rows of some chunks, on the device of a tensor."""
     floats, longs = like.new_zeros(0, dtype=torch.float32), like.new_zeros(0, dtype=torch.long)
     return RowStatistics(
         cross_entropy_N=torch.cat([floats, *(piece.cross_entropy_N for piece in pieces)]),
@@ -48,7 +48,6 @@ def joined(pieces: Sequence[RowStatistics], like: Tensor) -> RowStatistics:
 
 
 def _log_sum(logits_CV: Tensor, spare_CV: Tensor) -> Tensor:
-    """Log of the sum of exponentials, in a buffer."""
     top_C = logits_CV.amax(dim=1)
     torch.sub(logits_CV, top_C[:, None], out=spare_CV)
     return top_C + spare_CV.exp_().sum(dim=1).log()

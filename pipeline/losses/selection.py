@@ -1,7 +1,7 @@
-"""Which positions a term is taken over: of each sequence, the share with the lowest or highest of a statistic.
+"""Which positions a term is taken over: in each sequence, the share with the lowest or highest value of a statistic.
 
-In: a `PositionSelection`, a `MicroBatch`, and what the head says of its rows where the student is asked. Out: a mask of
-the rows, and how many it will hold, known before any student has spoken.
+In: a `PositionSelection`, a `MicroBatch`, and statistics of the student where selected by these. Out: a mask of the
+rows; and their number, which needs no forward pass.
 """
 
 from typing import Protocol
@@ -15,27 +15,25 @@ from kdpipe.schemas.train_settings import PositionSelection
 
 
 class StudentStatistics(Protocol):
-    """What a student said of each row."""
+    """Statistics of a student's predictions, one value per row, in nats."""
 
     @property
     def entropy_N(self) -> Tensor:  # noqa: N802  # a shape suffix
-        """In nats."""
         ...
 
     @property
     def cross_entropy_N(self) -> Tensor:  # noqa: N802  # a shape suffix
-        """Of the label, in nats."""
         ...
 
 
 def n_chosen(selection: PositionSelection, batch: MicroBatch) -> int:
-    """How many rows of a batch are chosen."""
+    """How many rows of a batch are selected."""
     return int(_quota(selection, batch).sum())
 
 
-def chosen(selection: PositionSelection, batch: MicroBatch, spoken: StudentStatistics | None) -> Tensor:
-    """Mark the chosen rows; of equal ones the earlier are taken, and what is not a number comes last."""
-    values_N = _statistic(selection, batch, spoken).double()
+def chosen(selection: PositionSelection, batch: MicroBatch, student: StudentStatistics | None) -> Tensor:
+    """A mask of the selected rows; earlier rows win ties, NaN comes last."""
+    values_N = _statistic(selection, batch, student).double()
     if selection.keep == "highest":
         values_N = -values_N
     by_value = torch.argsort(values_N, stable=True)
@@ -49,27 +47,26 @@ def chosen(selection: PositionSelection, batch: MicroBatch, spoken: StudentStati
 
 
 def _quota(selection: PositionSelection, batch: MicroBatch) -> Tensor:
-    """Rows of each sequence that are chosen: the share of its rows, rounded, and one at least."""
+    """The number of selected rows of each sequence: the share of its rows, rounded, at least one."""
     sizes_B = torch.bincount(batch.sequence_N, minlength=len(batch.numbers))
     rounded_B = torch.floor(sizes_B.double() * selection.share + 0.5).long()
     return torch.minimum(sizes_B, rounded_B.clamp(min=1))
 
 
-def _statistic(selection: PositionSelection, batch: MicroBatch, spoken: StudentStatistics | None) -> Tensor:
-    found = {
+def _statistic(selection: PositionSelection, batch: MicroBatch, student: StudentStatistics | None) -> Tensor:
+    values = {
         "teacher_entropy": batch.teacher_entropy_N,
         "label_logprob": batch.label_logprob_N,
-        "student_entropy": None if spoken is None else spoken.entropy_N,
-        "student_cross_entropy": None if spoken is None else spoken.cross_entropy_N,
+        "student_entropy": None if student is None else student.entropy_N,
+        "student_cross_entropy": None if student is None else student.cross_entropy_N,
     }[selection.by]
-    if found is None:
-        raise not_held(selection)
-    return found
+    if values is None:
+        raise statistic_missing(selection)
+    return values
 
 
-def not_held(selection: PositionSelection) -> Incompatible:
-    """What is said where a cache does not hold the statistic."""
+def statistic_missing(selection: PositionSelection) -> Incompatible:
     return Incompatible(
-        f"positions are to be chosen by {selection.by}, which this cache does not hold",
-        hint="choose by student_entropy or student_cross_entropy in losses.select",
+        f"losses.select uses {selection.by}, which this cache does not contain",
+        hint="select by student_entropy or student_cross_entropy",
     )

@@ -1,7 +1,7 @@
-"""A chunk of logits against kept entries: losses of its rows, and in the same buffer the gradient to the logits.
+"""A chunk of logits against cached entries: losses of its rows, and in the same buffer the gradient to the logits.
 
-In: logits in a buffer that may be spoilt, the rows, weights of the terms. Out: raw losses, the gradient in the buffer.
-All ids that are not kept enter by their log-sum-exp alone: autograd sees K + 2 numbers a row, the rest is a softmax.
+In: logits in a buffer that may be overwritten, the rows, weights of the terms. Out: raw losses, the gradient in the
+buffer. Ids without an entry enter as one log-sum-exp: autograd sees K + 2 numbers per row, the rest is a softmax.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kdpipe.pipeline.losses.divergences import StudentRows, TargetRows, clamped, row_loss, weighed
+from kdpipe.pipeline.losses.divergences import StudentRows, TargetRows, clamped, row_loss, weighted_sum
 from kdpipe.pipeline.losses.teacher_bins import NOTHING
 from kdpipe.pipeline.losses.terms import LogitTerm, LossOptions
 from kdpipe.pipeline.losses.workspace import Buffers
@@ -18,7 +18,7 @@ from kdpipe.pipeline.losses.workspace import Buffers
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TailRows:
-    """All ids that are not kept, at one temperature: exp((z - top) / T) in a buffer, their sum, its logarithm."""
+    """All ids without an entry, at one temperature: exp((z - top) / T) in a buffer, their sum, its logarithm."""
 
     powers_CV: Tensor
     total_C: Tensor
@@ -26,15 +26,15 @@ class TailRows:
 
 
 class SparseChunk:
-    """Works out chunks of one call; `slopes` False leaves the gradient out."""
+    """Computes the chunks of one call; `slopes` False leaves the gradient out."""
 
-    def __init__(self, terms: Sequence[LogitTerm], shape: LossOptions, buffers: Buffers, *, slopes: bool) -> None:
-        self._terms, self._shape, self._buffers, self._slopes = tuple(terms), shape, buffers, slopes
+    def __init__(self, terms: Sequence[LogitTerm], options: LossOptions, buffers: Buffers, *, slopes: bool) -> None:
+        self._terms, self._options, self._buffers, self._slopes = tuple(terms), options, buffers, slopes
         self._temperatures = sorted({term.temperature for term in terms}, reverse=True)
-        self._needs_kept = any(term.name != "ce" for term in terms)
+        self._needs_kept = any(term.needs_targets for term in terms)
 
     def __call__(self, logits_CV: Tensor, rows: TargetRows, weights_TC: Tensor) -> list[Tensor]:
-        """The raw losses of each term; `weights_TC` are what the gradient weighs each term's rows with."""
+        """The raw losses of each term; `weights_TC` weigh each term's rows in the gradient."""
         ids_CK = rows.targets.ids_NK.long() if self._needs_kept and rows.targets is not None else None
         label_C1 = rows.labels_N.long()[:, None]
         label_C = logits_CV.gather(1, label_C1).squeeze(1)
@@ -47,10 +47,10 @@ class SparseChunk:
             for leaf in leaves:
                 leaf.requires_grad_(self._slopes)
             rest_C = {temperature: rest.log_sum_C for temperature, rest in rests.items()}
-            spoken = StudentRows(label_C=label_C, rest_C=rest_C, kept_CK=kept_CK)
-            losses = clamped([row_loss(term, spoken, rows, self._shape) for term in self._terms], self._shape)
+            student = StudentRows(label_C=label_C, rest_C=rest_C, kept_CK=kept_CK)
+            losses = clamped([row_loss(term, student, rows, self._options) for term in self._terms], self._options)
             if self._slopes:
-                total = weighed(losses, weights_TC)
+                total = weighted_sum(losses, weights_TC)
                 slopes = torch.autograd.grad(total, leaves, allow_unused=True, materialize_grads=True)
         if self._slopes:
             of_label_C, of_rest, of_kept = slopes[0], slopes[1 : 1 + len(rests)], slopes[1 + len(rests) :]
@@ -61,11 +61,11 @@ class SparseChunk:
         return [loss_C.detach() for loss_C in losses]
 
     def _rests(self, logits_CV: Tensor) -> Mapping[float, TailRows]:
-        """Sums over the ids that are not kept, relative to the largest of them so that no digits cancel."""
+        """Sums over the ids without an entry, relative to the largest of them so that no digits cancel."""
         top_C = logits_CV.amax(dim=1)
-        # All ids are kept where nothing is left; NaN stays and is found by the guard.
+        # Minus infinity: every id has an entry. NaN stays, for the guard to find.
         top_C = torch.where(top_C == -torch.inf, 0.0, top_C)
-        found = {}
+        rests = {}
         for number, temperature in enumerate(self._temperatures):
             last = number == len(self._temperatures) - 1
             powers_CV = logits_CV if last else self._buffers.take(f"powers {number}", logits_CV)
@@ -75,11 +75,11 @@ class SparseChunk:
             powers_CV.exp_()
             total_C = powers_CV.sum(dim=1)
             log_sum_C = torch.where(total_C == 0, NOTHING, top_C / temperature + total_C.log())
-            found[temperature] = TailRows(powers_CV=powers_CV, total_C=total_C, log_sum_C=log_sum_C)
-        return found
+            rests[temperature] = TailRows(powers_CV=powers_CV, total_C=total_C, log_sum_C=log_sum_C)
+        return rests
 
     def _spread(self, logits_CV: Tensor, rests: Mapping[float, TailRows], slopes: Sequence[Tensor]) -> None:
-        """The slope of a log-sum-exp over its ids: softmax / T of each; left in the buffer of the logits."""
+        """Write the gradients of the log-sum-exps, softmax / T of each id, into the buffer of the logits."""
         for (temperature, rest), slope_C in zip(reversed(list(rests.items())), reversed(slopes), strict=True):
             share_C = torch.where(rest.total_C == 0, 0.0, slope_C / (temperature * rest.total_C))
             rest.powers_CV.mul_(share_C[:, None])

@@ -1,12 +1,12 @@
-"""`TeacherBins`: what kept entries say of the teacher at one temperature: exact ids, and one bin for everything else.
+"""`TeacherBins`: the teacher at one temperature from cached entries: exact ids, and one bin for all other ids.
 
-In: `Targets` of some rows, a temperature. Out: log-probabilities that formulas can use, and what draws add; or a
-refusal where the cache does not know.
+In: `Targets` of some rows, a temperature. Out: log-probabilities for the formulas, and what draws add; or an error
+where the cache lacks the temperature or the tail mass.
 """
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -14,9 +14,9 @@ from torch import Tensor
 from kdpipe.pipeline.batches.micro_batch import Targets
 from kdpipe.schemas.errors import Incompatible
 
-# Log of the smallest normal float32: stands for a teacher's probability of 0 where its logarithm is wanted.
+# Log of the smallest normal float32: the logarithm used for a teacher's probability of 0.
 LEAST = -87.0
-# Stands for the logarithm of nothing in sums of exponentials, at any temperature; minus infinity would give NaN.
+# Log of 0 in sums of exponentials, at any temperature; minus infinity would give NaN.
 NOTHING = -1e30
 
 
@@ -24,8 +24,8 @@ NOTHING = -1e30
 class TeacherBins:
     """K entries and a bin behind them: `logp` of the exact ids and the bin, 0 where `present` is false.
 
-    `drawn_logp_CK` and `drawn_plogp_C`, sum of p log p over the bin, are there at the target temperature only; draws
-    weigh `draw_weights_CK`.
+    At the target temperature only: the weights of the draws, their log p where cached, and `bin_plogp_C`, the sum of
+    p log p over the bin.
     """
 
     present_CB: Tensor
@@ -43,7 +43,7 @@ class TeacherBins:
 
 
 def bins(targets: Targets, temperature: float, vocabulary_size: int, dtype: torch.dtype) -> TeacherBins:
-    """The teacher at a temperature, as far as these entries know it."""
+    """The teacher's distribution over exact ids and bin."""
     is_exact_CK, is_entry_CK = exact_and_entries(targets)
     is_draw_CK = is_entry_CK & ~is_exact_CK
     at_target = temperature == targets.target_temperature
@@ -56,18 +56,18 @@ def bins(targets: Targets, temperature: float, vocabulary_size: int, dtype: torc
     has_bin_C = targets.n_exact_N < vocabulary_size
     logp_CB = torch.cat([logp_CK, torch.where(has_bin_C, log_bin_C.clamp(min=LEAST, max=0.0), 0.0)[:, None]], dim=1)
     present_CB = torch.cat([is_exact_CK, has_bin_C[:, None]], dim=1)
-    found = TeacherBins(present_CB=present_CB, logp_CB=logp_CB, is_entry_CK=is_entry_CK, is_draw_CK=is_draw_CK)
-    return _with_draws(found, targets, temperature) if at_target else found
+    exact = TeacherBins(present_CB=present_CB, logp_CB=logp_CB, is_entry_CK=is_entry_CK, is_draw_CK=is_draw_CK)
+    return _with_draws(exact, targets, temperature) if at_target else exact
 
 
 def exact_and_entries(targets: Targets) -> tuple[Tensor, Tensor]:
-    """Which of K places hold exact ids, and which hold anything."""
+    """Masks of the K places: exact ids, and entries of any kind (not padding)."""
     slots_K = torch.arange(targets.ids_NK.shape[1], device=targets.ids_NK.device)
     return slots_K < targets.n_exact_N[:, None], slots_K < targets.count_N[:, None]
 
 
 def tempered(targets: Targets, temperature: float, dtype: torch.dtype) -> Tensor:
-    """Log p_T of entries that carry their own log p."""
+    """Log p_T of entries with a cached log p."""
     logprobs_CK = targets.logprobs_NK.to(dtype)
     if temperature == 1.0:
         return logprobs_CK
@@ -75,7 +75,7 @@ def tempered(targets: Targets, temperature: float, dtype: torch.dtype) -> Tensor
 
 
 def log_z(targets: Targets, temperature: float, dtype: torch.dtype) -> Tensor:
-    """Log of sum of p^(1/T): as stored, or on the straight line in 1/T between the temperatures on either side."""
+    """Log of sum of p^(1/T): as stored, or interpolated linearly in 1/T between the stored temperatures around T."""
     below, above = neighbors(temperature, targets.log_z)
     ones_C = targets.count_N.new_zeros(targets.count_N.shape, dtype=dtype)
     low_C, high_C = (ones_C if t == 1.0 else targets.log_z[t].to(dtype) for t in (below, above))
@@ -86,15 +86,15 @@ def log_z(targets: Targets, temperature: float, dtype: torch.dtype) -> Tensor:
 
 
 def neighbors(temperature: float, stored: Iterable[float]) -> tuple[float, float]:
-    """The known temperatures on either side of one; log_z of 1 is always known."""
+    """The stored temperatures around one; log_z at 1 is always known."""
     known = sorted({1.0, *stored})
     if not known[0] <= temperature <= known[-1]:
         listed = ", ".join(f"{t:g}" for t in known)
-        has = f"temperature {listed}" if len(known) == 1 else f"temperatures {listed} and between"
+        held = f"temperature {listed}" if len(known) == 1 else f"temperatures {listed} and any between"
         command = f"kdpipe cache-teacher --target-temperature {temperature:g}"
         raise Incompatible(
-            f"this cache knows its targets at {has}, not at {temperature:g}",
-            hint=f"train at one of these, or make a cache for it: {command}",
+            f"the cache supports {held}; requested: {temperature:g}",
+            hint=f"train at a supported temperature, or make a cache for this one: {command}",
         )
     return max(t for t in known if t <= temperature), min(t for t in known if t >= temperature)
 
@@ -109,8 +109,8 @@ def kept_mass(targets: Targets, temperature: float) -> Tensor:
 def _log_bin(targets: Targets, temperature: float, logp_CK: Tensor, is_exact_CK: Tensor, is_draw_CK: Tensor) -> Tensor:
     """Log of the mass outside the exact ids.
 
-    1 - sum has few digits where that is small, and log_z is rounded: above T=1, sum of p^(1/T) is at least
-    (sum of p)^(1/T), below it at most that, and so the result is held within what log_tail proves.
+    1 - sum has few digits where it is small, and log_z is rounded. Above T=1, sum of p^(1/T) is at least
+    (sum of p)^(1/T), below it at most that: log_tail bounds the result.
     """
     log_tail_C = known_tail(targets).to(logp_CK.dtype)
     if temperature == 1.0:
@@ -120,50 +120,41 @@ def _log_bin(targets: Targets, temperature: float, logp_CK: Tensor, is_exact_CK:
         drawn_C = torch.where(is_draw_CK, targets.weights_NK.to(logp_CK.dtype), 0.0).sum(dim=1)
         left_C = torch.where(drawn_C > 0, drawn_C, left_C)
     log_left_C = left_C.clamp(min=math.exp(LEAST)).log()
-    proven_C = log_tail_C / temperature - log_z(targets, temperature, logp_CK.dtype)
-    return torch.maximum(log_left_C, proven_C) if temperature > 1 else torch.minimum(log_left_C, proven_C)
+    bound_C = log_tail_C / temperature - log_z(targets, temperature, logp_CK.dtype)
+    return torch.maximum(log_left_C, bound_C) if temperature > 1 else torch.minimum(log_left_C, bound_C)
 
 
 def known_tail(targets: Targets) -> Tensor:
-    """The log mass outside the exact ids at T=1, which some imports do not know."""
+    """The log mass outside the exact ids at T=1, which some imports lack."""
     if targets.log_tail_N is None:
         raise unknown_tail()
     return targets.log_tail_N
 
 
 def unknown_tail() -> Incompatible:
-    """What is said of imports without the mass that they leave out."""
     return Incompatible(
-        "this cache does not know how much mass its targets leave out",
-        hint="choose --mode output, or losses.logit=renormalized, which leaves the rest out on purpose",
+        "this cache does not record how much probability mass its targets leave out",
+        hint="use --mode output, or --set losses.logit=renormalized, which ignores that mass",
     )
 
 
-def _with_draws(found: TeacherBins, targets: Targets, temperature: float) -> TeacherBins:
-    """Add what draws say of the bin: their weights, their own log p where they have it, sum of p log p over the bin.
+def _with_draws(teacher: TeacherBins, targets: Targets, temperature: float) -> TeacherBins:
+    """Add the draws: their weights, their log p where cached, the sum of p log p over the bin.
 
-    Without values that sum follows from the entropy at T=1; at another T the bin's own entropy is left out of it.
+    Without values that sum follows from the entropy at T=1; at another T the entropy within the bin is left out.
     """
-    dtype, log_bin_C = found.logp_CB.dtype, found.log_bin_C
-    weights_CK = torch.where(found.is_draw_CK, targets.weights_NK.to(dtype), 0.0)
+    dtype, log_bin_C = teacher.logp_CB.dtype, teacher.log_bin_C
+    weights_CK = torch.where(teacher.is_draw_CK, targets.weights_NK.to(dtype), 0.0)
     sums_C1 = weights_CK.sum(dim=1, keepdim=True)
     weights_CK = weights_CK * torch.where(sums_C1 > 0, log_bin_C.exp()[:, None] / sums_C1, 0.0)
     logp_CK: Tensor | None = None
     if targets.draws_have_values:
         own_CK = tempered(targets, temperature, dtype).clamp(min=LEAST)
-        logp_CK = torch.where(found.is_draw_CK, own_CK, 0.0)
+        logp_CK = torch.where(teacher.is_draw_CK, own_CK, 0.0)
         plogp_C = (weights_CK * logp_CK).sum(dim=1)
     elif temperature == 1.0 and targets.entropy_N is not None:
-        exact_CK = found.logp_CB[:, :-1]
+        exact_CK = teacher.logp_CB[:, :-1]
         plogp_C = -targets.entropy_N.to(dtype) - (exact_CK.exp() * exact_CK).sum(dim=1)
     else:
         plogp_C = log_bin_C.exp() * log_bin_C
-    return TeacherBins(
-        present_CB=found.present_CB,
-        logp_CB=found.logp_CB,
-        is_entry_CK=found.is_entry_CK,
-        is_draw_CK=found.is_draw_CK,
-        draw_weights_CK=weights_CK,
-        draw_logp_CK=logp_CK,
-        bin_plogp_C=plogp_C,
-    )
+    return replace(teacher, draw_weights_CK=weights_CK, draw_logp_CK=logp_CK, bin_plogp_C=plogp_C)

@@ -1,47 +1,32 @@
 """The terms of the objective, by name, and what is in force at a step.
 
-In: `Losses` and the phase of the run. Out: `LogitTerm`s for `head.py`, `HiddenTerm`s for `hidden/`. A term adds weight
-* factor * (sum over its rows) / count, where factor is T squared for KL, skew and JSD, T for total variation, 1
-otherwise, and count is that of its rows in the whole optimizer step.
+In: the table of losses. Out: `LogitTerm`s for `head_chunks.py`, `ActiveTerms` for the objective. A term adds weight *
+factor * (sum over its rows) / count, where the factor is a power of the temperature (see `LogitLoss`) and the count is
+that of its rows in the whole optimizer step.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Final, Literal
+from functools import cache
+from pkgutil import resolve_name
+from typing import Final
 
 from torch import Tensor
 
-from kdpipe.schemas.choices import LogitLoss
+from kdpipe.schemas.losses import HIDDEN_LOSSES, LOGIT_LOSSES, LOSSES, LogitLoss
 
-LogitName = Literal["ce", LogitLoss]
-HiddenName = Literal[
-    "cosine", "correlation", "mse", "position_relations", "document_relations", "cka", "router_balance"
-]
-TermName = LogitName | HiddenName
-LOGIT_NAMES: Final[tuple[LogitName, ...]] = (
-    "ce",
-    "forward_kl",
-    "skew_kl",
-    "reverse_kl",
-    "jsd",
-    "total_variation",
-    "renormalized",
-)
-HIDDEN_NAMES: Final[tuple[HiddenName, ...]] = (
-    "cosine",
-    "correlation",
-    "mse",
-    "position_relations",
-    "document_relations",
-    "cka",
-    "router_balance",
-)
+# Keys of the table of losses.
+LogitName = str
+HiddenName = str
+TermName = str
+LOGIT_NAMES: Final[tuple[LogitName, ...]] = tuple(LOGIT_LOSSES)
+HIDDEN_NAMES: Final[tuple[HiddenName, ...]] = tuple(HIDDEN_LOSSES)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LossOptions:
-    """The numbers that formulas take; `tail_weight` 0 is a bucket, 1 exact by draws, above 1 divided by the
-    sequence's mean tail mass. Clamps are for those who ask: beyond them nothing is learnt."""
+    """Options of the formulas; `tail_weight` 0 treats the tail as one bin, 1 is unbiased with draws, above 1 it is
+    divided by the sequence's mean tail mass. Beyond a clamp the gradient is 0."""
 
     tail_weight: float = 1.0
     skew: float = 0.1
@@ -59,18 +44,33 @@ class LogitTerm:
     temperature: float = 1.0
     chosen_N: Tensor | None = None
 
+    @property
+    def loss(self) -> LogitLoss:
+        """The loss's entry in the table."""
+        return LOGIT_LOSSES[self.name]
+
+    @property
+    def needs_targets(self) -> bool:
+        """Whether it compares with the teacher, not with the label."""
+        return self.loss.compares != "label"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ActiveTerms:
-    """What counts at a step: weights by term without the zeros, the temperature of the logit losses, their shape."""
+    """The terms of a step: nonzero weights by name, the temperature of the logit losses, their options."""
 
     weights: Mapping[TermName, float]
     temperature: float
-    shape: LossOptions = field(default_factory=LossOptions)
+    options: LossOptions = field(default_factory=LossOptions)
 
 
 def factor(name: TermName, temperature: float) -> float:
-    """What a term is multiplied with so that its gradient does not shrink as the temperature grows."""
-    if name in ("forward_kl", "skew_kl", "reverse_kl", "jsd", "renormalized"):
-        return temperature**2
-    return temperature if name == "total_variation" else 1.0
+    """The factor of a term at a temperature."""
+    return LOSSES[name].factor(temperature)
+
+
+@cache
+def function_of(path: str) -> Callable[..., Tensor]:
+    """The function of a loss, imported on first use."""
+    function: Callable[..., Tensor] = resolve_name(path)
+    return function

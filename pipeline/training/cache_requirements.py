@@ -13,7 +13,7 @@ from kdpipe.cache.reader import Cache
 from kdpipe.pipeline.evaluation.measure import estimate
 from kdpipe.pipeline.losses.dense_chunk import TeacherHead
 from kdpipe.pipeline.losses.exactness import check_spec
-from kdpipe.pipeline.losses.selection import not_held
+from kdpipe.pipeline.losses.selection import statistic_missing
 from kdpipe.pipeline.losses.terms import LOGIT_NAMES
 from kdpipe.pipeline.training.curriculum import Curriculum
 from kdpipe.schemas.errors import ConfigError, Incompatible
@@ -68,7 +68,7 @@ def _check_selection(one: PositionSelection, curriculum: Curriculum, spec: Targe
             hint="leave it out, or give the term a weight",
         )
     if (one.by == "teacher_entropy" and not spec.entropy) or (one.by == "label_logprob" and spec.keep.kind == "none"):
-        raise not_held(one)
+        raise statistic_missing(one)
 
 
 def warnings(settings: TrainSettings, curriculum: Curriculum, manifest: Manifest) -> Iterator[str]:

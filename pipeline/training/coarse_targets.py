@@ -10,19 +10,18 @@ import shlex
 from kdpipe.cache.reader import Cache
 from kdpipe.pipeline.batches.collate import BatchContents, make_batch
 from kdpipe.pipeline.losses.teacher_bins import kept_mass
-from kdpipe.pipeline.losses.terms import LOGIT_NAMES
 from kdpipe.pipeline.training.curriculum import Curriculum
 from kdpipe.pipeline.watch import TrainWatch
 from kdpipe.schemas.capture_settings import PROFILES
 from kdpipe.schemas.errors import Incompatible
+from kdpipe.schemas.losses import LOGIT_LOSSES
 from kdpipe.schemas.manifest import Manifest
 from kdpipe.schemas.targets import Sampled, Threshold
 
 # Mass of the exact ids below which a run is warned, and below which it is refused.
 LEAST_MASS, REFUSED_MASS = 0.5, 0.2
 SAMPLED = 8
-# They need nothing but the exact ids.
-WITHOUT_BIN = {"ce", "renormalized"}
+ON_BINS = {name for name, loss in LOGIT_LOSSES.items() if loss.compares == "bins"}
 
 
 def check_masses(cache: Cache, curriculum: Curriculum, allowed: bool, watch: TrainWatch) -> None:
@@ -44,7 +43,7 @@ def kept_masses(cache: Cache, curriculum: Curriculum) -> dict[float, float]:
     """The mass that the exact ids hold, on average over a few sequences, at temperatures the draws are not for."""
     spec = cache.manifest.targets
     temperatures = sorted(curriculum.temperatures - {spec.target_temperature})
-    if not temperatures or not curriculum.terms & set(LOGIT_NAMES) - WITHOUT_BIN or not spec.tail_known:
+    if not temperatures or not curriculum.terms & ON_BINS or not spec.tail_known:
         return {}
     targets = make_batch(cache, range(min(SAMPLED, len(cache))), BatchContents(targets=True)).targets
     assert targets is not None

@@ -35,7 +35,7 @@ class Curriculum:
         self._ends = [round(phase.until * plan.n_steps) for phase in self._phases]
         losses = settings.losses
         said = losses.tail_weight
-        self._shape = LossOptions(
+        self._options = LossOptions(
             tail_weight=tail_weight if said is None else said,
             skew=LossOptions().skew if losses.skew is None else losses.skew,
             beta=LossOptions().beta if losses.beta is None else losses.beta,
@@ -64,7 +64,7 @@ class Curriculum:
         """The weights without their zeros, and the temperature, of the step after `step` that were done."""
         phase = self._phases[self.phase_at(step)]
         weights = self._weights(phase, self._alpha(phase, step))
-        return ActiveTerms(weights=weights, temperature=self._temperature(phase), shape=self._shape)
+        return ActiveTerms(weights=weights, temperature=self._temperature(phase), options=self._options)
 
     def order_at(self, step: int) -> ActiveOrder:
         """The order at a step, and since when; neighboring phases of one order are one stretch of its line."""

@@ -22,9 +22,11 @@ EPOCHS, POSITIONS, POWER = 6.0, 50_000, 0.5
 
 def reads_draws(curriculum: Curriculum, spec: TargetSpec) -> bool:
     """Whether a loss of the run reads sampled draws."""
-    shape = curriculum.at(0).shape
+    options = curriculum.at(0).options
     names = [name for name in LOGIT_NAMES if name in curriculum.terms]
-    return any(uses_draws(name, spec, temperature, shape) for name in names for temperature in curriculum.temperatures)
+    return any(
+        uses_draws(name, spec, temperature, options) for name in names for temperature in curriculum.temperatures
+    )
 
 
 def bearable_epochs(n_positions: int) -> int:

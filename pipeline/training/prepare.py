@@ -119,8 +119,8 @@ class PreparedRun:
         """What a term is called in logs: a bound is called one."""
         if term not in LOGIT_NAMES:
             return term
-        shape = self.prospect.curriculum.at(0).shape
-        return label(term, self.prospect.cache.manifest.targets, temperature, shape)
+        options = self.prospect.curriculum.at(0).options
+        return label(term, self.prospect.cache.manifest.targets, temperature, options)
 
     def loss_is_shifted(self, terms: ActiveTerms) -> bool:
         """Whether the total contains a term whose value is shifted."""
@@ -201,8 +201,8 @@ def prepare(prospect: RunInputs, watch: TrainWatch) -> PreparedRun:
     check_wants(prospect.cache, wants)
     student.model.train()
     losses = settings.losses
-    shape = prospect.curriculum.at(0).shape
-    head = HeadLosses(student.head, shape, needs.teacher_head(prospect.cache))
+    options = prospect.curriculum.at(0).options
+    head = HeadLosses(student.head, options, needs.teacher_head(prospect.cache))
     train_state = TrainState(
         student=student,
         model=nn.ModuleDict({"student": student.model, **({} if hidden is None else {"hidden": hidden})}),

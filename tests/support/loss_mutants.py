@@ -20,8 +20,12 @@ from support.losses import distance, ours
 from support.source import ROOT
 
 # In an order in which each imports only those before it.
-FILES = ("terms", "buffers", "statistics", "kept", "names", "logit", "sparse", "dense", "fused", "fallback", "head")
-PACKAGE, COPY = "kdpipe.pipeline.losses.", "mutated_losses_"
+MODULES = (
+    *("terms", "workspace", "row_statistics", "teacher_bins", "exactness", "divergences", "sparse_chunk"),
+    *("dense_chunk", "fused", "autograd_path", "head_chunks"),
+)
+FILES = {"table": "schemas/losses.py"} | {name: f"pipeline/losses/{name}.py" for name in MODULES}
+COPY = "mutated_losses_"
 EXACT = [2, 5, 3, 1, 8, 4, 23, 6, 2, 3, 22, 7]
 
 
@@ -40,17 +44,23 @@ def mutated(mutant: Mutant | None) -> Iterator[dict[str, Any]]:
     """The modules of the package by their short names, with an error in one of them."""
     made: dict[str, Any] = {}
     try:
-        for name in FILES:
-            text = (ROOT / "pipeline" / "losses" / f"{name}.py").read_text(encoding="utf-8")
+        for name, path in FILES.items():
+            text = (ROOT / path).read_text(encoding="utf-8")
             if mutant is not None and mutant.file == name:
-                assert text.count(mutant.old) == 1, f"{mutant.what}: {text.count(mutant.old)} times in {name}.py"
+                assert text.count(mutant.old) == 1, f"{mutant.what}: {text.count(mutant.old)} times in {path}"
                 text = text.replace(mutant.old, mutant.new)
             made[name] = sys.modules[COPY + name] = types.ModuleType(COPY + name)
-            exec(compile(text.replace(PACKAGE, COPY), f"{name}.py", "exec"), made[name].__dict__)
+            exec(compile(_renamed(text), path, "exec"), made[name].__dict__)
         yield made
     finally:
         for name in FILES:
             sys.modules.pop(COPY + name, None)
+
+
+def _renamed(text: str) -> str:
+    """A module's source that imports the copies, not the package."""
+    text = text.replace("kdpipe.schemas.losses", f"{COPY}table").replace("kdpipe.pipeline.losses.", COPY)
+    return text.replace("{LOSSES_PACKAGE}.", COPY)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,14 +77,14 @@ class Case:
 
 def worst(package: dict[str, Any]) -> float:
     """How far a package is from the twin, at worst, over a few worlds that use every part of it."""
-    make, factor = package["head"].HeadLosses, package["terms"].factor
+    factor = package["terms"].factor
     far = []
     for case in cases():
         asked = case.asked
         if case.factored:
             asked = [replace(one, coefficient=one.coefficient * factor(one.name, one.temperature)) for one in asked]
         try:
-            _, found = ours(case.w, asked, case.kept, dtype=torch.float64, make=make, **case.options)
+            _, found = ours(case.w, asked, case.kept, dtype=torch.float64, package=package, **case.options)
             far.append(distance(found, case.due))
         except (ArithmeticError, AssertionError, IndexError, RuntimeError):
             return float("inf")
@@ -103,7 +113,7 @@ def _hybrid() -> Case:
         )
         asked.append(one)
         due.append(replace(one, coefficient={"ce": 1.0, "total_variation": 2.0}.get(name, 4.0) / 40))
-    options = {"shape": LossOptions(skew=0.3, beta=0.2)}
+    options = {"loss_options": LossOptions(skew=0.3, beta=0.2)}
     kept = targets(w, exact, draws=3)
     return Case(w=w, kept=kept, asked=asked, due=answer(w, due), factored=True, options=options)
 
@@ -144,7 +154,7 @@ def _weighed_tail() -> Case:
     share = 1.5 / float(kept.log_tail_N[4:].exp().mean())
     due = answer(w, [replace(whole, coefficient=share), replace(bucket, coefficient=1 - share)])
     due.sums = {"forward_kl": due.total}
-    options = {"shape": LossOptions(tail_weight=1.5), "sequence_N": sequence_N}
+    options = {"loss_options": LossOptions(tail_weight=1.5), "sequence_N": sequence_N}
     return Case(w=w, kept=kept, asked=[whole], due=due, options=options)
 
 

@@ -3,7 +3,7 @@
 In: a world, terms, targets. Out: values and gradients of `HeadLosses`; a comparison.
 """
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -49,11 +49,11 @@ def head_of(w: World, module: nn.Module) -> Head:
     return Head(module=module, vocabulary_size=w.vocabulary_size, scale=w.scale, soft_cap=w.soft_cap)
 
 
-def terms_of(asked: list[Asked], device: str = "cpu") -> list[LogitTerm]:
+def terms_of(asked: list[Asked], device: str = "cpu", make_term: type[LogitTerm] = LogitTerm) -> list[LogitTerm]:
     """The same terms as the losses want them."""
     return [
-        LogitTerm(
-            name=one.name,  # type: ignore[arg-type]  # tests name losses by plain words
+        make_term(
+            name=one.name,
             coefficient=one.coefficient,
             temperature=one.temperature,
             chosen_N=None if one.chosen_N is None else one.chosen_N.to(device),
@@ -69,19 +69,21 @@ def ours(
     *,
     dtype: torch.dtype = torch.float32,
     device: str = "cpu",
-    shape: LossOptions | None = None,
+    loss_options: LossOptions | None = None,
     opaque: bool = False,
     chunk_rows: int = 5,
-    make: Callable[..., HeadLosses] = HeadLosses,
+    package: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> tuple[HeadResult, Answer]:
     """Value and gradients of the fused losses, or of the fallback."""
     module = linear(w, dtype).to(device)
     states = w.states_NH.clone().to(device, dtype).requires_grad_()
     head = head_of(w, Opaque(module) if opaque else module)
-    losses = make(head, shape or LossOptions(), options.pop("teacher", None), 4 * w.vocabulary_size * chunk_rows)
+    make = HeadLosses if package is None else package["head_chunks"].HeadLosses
+    make_term = LogitTerm if package is None else package["terms"].LogitTerm
+    losses = make(head, loss_options or LossOptions(), options.pop("teacher", None), 4 * w.vocabulary_size * chunk_rows)
     placed = None if kept is None else with_tensors(kept, lambda one: one.to(device))
-    result = losses(states, w.labels_N.to(device), placed, terms_of(asked, device), **options)
+    result = losses(states, w.labels_N.to(device), placed, terms_of(asked, device, make_term), **options)
     result.total.backward()
     assert states.grad is not None and module.weight.grad is not None
     assert states.grad.dtype == dtype and module.weight.grad.dtype == dtype

@@ -1,1 +1,1 @@
-"""Hidden-state losses: a student's layers held against the summaries of the teacher's that the cache keeps."""
+"""Hidden-state losses: the student's layers against cached states of the teacher's layers."""

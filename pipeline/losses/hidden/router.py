@@ -1,8 +1,8 @@
-"""`Router`: for each student layer a learned mixture of the cached teacher layers, which replaces its pair's target.
+"""`Router`: for each student layer a trainable mixture of the cached teacher layers, which replaces its pair's target.
 
 In: unit vectors of every cached layer. Out: the mixture as a target; a loss that keeps all layers in use; its weights.
-A mixture is a softmax over layers, the same for all positions. Layers come in at one size and the mixture leaves at
-that size: no layer counts for being long, and nothing is gained by mixing layers that cancel out.
+A mixture is a softmax over layers, the same for all positions. Layers and mixture have equal size: long states do not
+gain weight, and mixing layers that cancel out gains nothing.
 """
 
 import math
@@ -21,7 +21,7 @@ class Router(nn.Module):
     """`logits` is [student layers, teacher layers]."""
 
     def __init__(self, pairs: Sequence[LayerPair], teacher_layers: Sequence[int]) -> None:
-        """Half of every mixture is at first the layer it is paired with, the others share the rest."""
+        """Every mixture starts with half its weight at the paired layer; the others share the rest."""
         super().__init__()
         self.students = tuple(pair.student for pair in pairs)
         self.teachers = tuple(teacher_layers)
@@ -42,13 +42,13 @@ class Router(nn.Module):
 
     def balance(self) -> Tensor:
         """KL(m || uniform) = log L + sum_t m_t log m_t, m the mean mixture over the student's layers."""
-        # By logarithms: a layer that is hardly used has a finite gradient.
+        # With logarithms, so that a layer of almost no weight has a finite gradient.
         log_sum_L = torch.log_softmax(self.logits.float(), dim=1).logsumexp(dim=0)
         log_mean_L = log_sum_L - math.log(len(self.students))
         return math.log(len(self.teachers)) + (log_mean_L.exp() * log_mean_L).sum()
 
     def named_weights(self) -> dict[str, Tensor]:
-        """Every weight under its name, for the logs."""
+        """Every weight by name, for the logs."""
         return {
             f"router/student{student}/teacher{teacher}": weight
             for student, row in zip(self.students, self.mixtures().detach(), strict=True)

@@ -1,25 +1,25 @@
-"""States brought to one size, and compared: whatever precision they come in, this is float32.
+"""States scaled to unit size and compared, in float32.
 
-In: rows of the student's states and of the teacher's cached vectors. Out: sums over rows, or one number a group. Every
-vector is divided by its root mean square first: a few positions of a sequence have states a thousand times as long as
-others, and would decide alone. A vector of zeros stays one: it is like nothing, and a loss on it has no gradient but
-through its map. What is no number is never smaller than anything, so that it stays none and the guard finds it.
+In: rows of the student's states and of the teacher's cached vectors. Out: sums over rows, or one number per group.
+Every vector is divided by its root mean square first: a few positions of a sequence have states a thousand times as
+long as others, and would dominate. A vector of zeros stays zero: its similarity to anything is 0, and only its map gets
+a gradient. Comparisons are written so that NaN stays NaN, for the guard to find.
 """
 
 import torch
 from torch import Tensor
 
-# A mean square below is none: float32 has no digits left there.
+# Mean squares below count as 0: float32 has no digits left there.
 SMALLEST_SQUARE = 1e-30
-# Of the squares of numbers, what rounding alone can leave of those around their mean.
+# The share of a sum of squares that rounding alone can leave around the mean.
 ROUNDING = 1e-12
 
 
 def unit(vectors: Tensor) -> Tensor:
     """Each row with a root mean square of 1; zeros stay zeros."""
     square = vectors.square().mean(dim=-1, keepdim=True)
-    none = square <= SMALLEST_SQUARE
-    return torch.where(none, 0.0, vectors * torch.where(none, 1.0, square).rsqrt())
+    is_zero = square <= SMALLEST_SQUARE
+    return torch.where(is_zero, 0.0, vectors * torch.where(is_zero, 1.0, square).rsqrt())
 
 
 def cosine(mapped_NW: Tensor, teacher_NW: Tensor) -> Tensor:
@@ -42,8 +42,8 @@ def linear_cka(student_GH: Tensor, teacher_GW: Tensor) -> Tensor:
     student_GH, teacher_GW = _centered(student_GH), _centered(teacher_GW)
     both = (teacher_GW.T @ student_GH).square().sum()
     own = _own_products(student_GH) * _own_products(teacher_GW)
-    none = own == 0
-    return 1 - torch.where(none, 0.0, both / torch.where(none, 1.0, own).sqrt())
+    is_zero = own == 0
+    return 1 - torch.where(is_zero, 0.0, both / torch.where(is_zero, 1.0, own).sqrt())
 
 
 def _own_products(rows_GW: Tensor) -> Tensor:
@@ -53,10 +53,10 @@ def _own_products(rows_GW: Tensor) -> Tensor:
 
 
 def _centered(rows_GW: Tensor) -> Tensor:
-    """Around the mean of each column; a column that does not vary is 0 to the last bit."""
+    """Minus the mean of each column; a constant column is exactly 0."""
     around_GW = rows_GW - rows_GW.mean(dim=0)
-    stands_W = around_GW.square().sum(dim=0) <= ROUNDING * rows_GW.square().sum(dim=0)
-    return torch.where(stands_W, 0.0, around_GW)
+    is_constant_W = around_GW.square().sum(dim=0) <= ROUNDING * rows_GW.square().sum(dim=0)
+    return torch.where(is_constant_W, 0.0, around_GW)
 
 
 def _centered_unit(rows_GW: Tensor) -> Tensor:

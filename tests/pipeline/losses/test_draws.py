@@ -75,7 +75,7 @@ def test_a_tail_weight_goes_from_the_bucket_to_all_that_draws_say(name: str) -> 
     w = world(seed=13)
     kept = targets(w, largest_ids(w, [2] * 12), draws=5, values=True)
     none, half, whole = (
-        ours(w, [Asked(name=name)], kept, dtype=torch.float64, shape=LossOptions(tail_weight=weight))[1]
+        ours(w, [Asked(name=name)], kept, dtype=torch.float64, loss_options=LossOptions(tail_weight=weight))[1]
         for weight in (0.0, 0.5, 1.0)
     )
     assert abs(none.total - whole.total) > 0.1
@@ -90,9 +90,9 @@ def test_a_tail_weight_above_1_is_divided_by_the_mean_tail_mass_of_the_sequence(
     whole = LossOptions(tail_weight=1.0)
     rows = [torch.arange(12) == r for r in range(12)]
 
-    def alone(r: int, shape: LossOptions) -> float:
+    def alone(r: int, loss_options: LossOptions) -> float:
         asked = [Asked(name="forward_kl", chosen_N=rows[r])]
-        return ours(w, asked, kept, dtype=torch.float64, shape=shape, sequence_N=sequence_N)[1].total
+        return ours(w, asked, kept, dtype=torch.float64, loss_options=loss_options, sequence_N=sequence_N)[1].total
 
     assert kept.log_tail_N is not None
     mass = kept.log_tail_N.exp()

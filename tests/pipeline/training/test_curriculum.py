@@ -100,11 +100,11 @@ def test_neighboring_phases_of_one_order_are_one_line() -> None:
     assert built.orders == {"length", "shuffled", "entropy"}
 
 
-def test_the_tail_weight_is_the_caches_unless_said() -> None:
-    assert curriculum(tail_weight=0.0).at(0).shape.tail_weight == 0.0
+def test_the_tail_weight_defaults_to_that_of_the_cache() -> None:
+    assert curriculum(tail_weight=0.0).at(0).options.tail_weight == 0.0
     losses = {"tail_weight": 1.5, "skew": 0.2, "beta": 0.3, "weights": {"skew_kl": 1.0, "jsd": 1.0}}
-    shape = curriculum(losses=losses).at(5).shape
-    assert (shape.tail_weight, shape.skew, shape.beta) == (1.5, 0.2, 0.3)
+    options = curriculum(losses=losses).at(5).options
+    assert (options.tail_weight, options.skew, options.beta) == (1.5, 0.2, 0.3)
 
 
 def test_alpha_in_a_phase_of_a_mode_without_one_is_refused() -> None:
@@ -168,8 +168,8 @@ def test_a_number_of_a_loss_that_is_not_there_is_refused(losses: dict[str, Any],
 
 def test_a_number_of_a_loss_in_one_phase_is_taken() -> None:
     phases = [{"until": 0.5, "weights": {"jsd": 1.0}}, {"until": 1.0}]
-    assert curriculum(losses={"beta": 0.25}, run={"phases": phases}).at(0).shape.beta == 0.25
-    assert curriculum().at(0).shape.beta == 0.5
+    assert curriculum(losses={"beta": 0.25}, run={"phases": phases}).at(0).options.beta == 0.25
+    assert curriculum().at(0).options.beta == 0.5
 
 
 def test_what_is_minimized_when_is_told() -> None:

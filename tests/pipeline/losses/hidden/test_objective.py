@@ -246,9 +246,9 @@ def test_a_router_learns_which_layer_it_can_follow() -> None:
 @pytest.mark.parametrize(
     ("terms", "rows", "kind", "words"),
     [
-        (["document_relations"], {6: 5, 12: 5}, ConfigError, "none of these has a weight"),
-        (["cosine"], {6: 5}, Incompatible, "keeps rows of layer 6 alone"),
-        (["cosine"], {6: 5, 12: 4}, Incompatible, "the cache keeps 5 of layer 6, 4 of layer 12"),
+        (["document_relations"], {6: 5, 12: 5}, ConfigError, "losses.hidden.router"),
+        (["cosine"], {6: 5}, Incompatible, "layer 6"),
+        (["cosine"], {6: 5, 12: 4}, Incompatible, r"5 \(layer 6\), 4 \(layer 12\)"),
     ],
 )
 def test_a_router_with_nothing_to_mix_is_refused(
@@ -256,10 +256,10 @@ def test_a_router_with_nothing_to_mix_is_refused(
 ) -> None:
     with pytest.raises(kind, match=words) as found:
         objective_with(terms, losses_with(router=True), manifest_with(rows=rows))
-    assert "leave the router out" in (found.value.hint or "")
+    assert found.value.hint
 
 
 def test_balance_without_a_router_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"router_balance has a weight, and there is no router") as found:
+    with pytest.raises(ConfigError, match="router_balance") as found:
         objective_with(["cosine", "router_balance"])
     assert "losses.hidden.router=true" in (found.value.hint or "")

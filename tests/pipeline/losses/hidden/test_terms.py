@@ -10,7 +10,8 @@ from torch import Tensor
 
 from kdpipe.pipeline.losses.hidden import grouping, relations, router, vectors
 from kdpipe.pipeline.losses.hidden import hidden_objective as objective
-from kdpipe.pipeline.losses.terms import HIDDEN_NAMES, HiddenName
+from kdpipe.pipeline.losses.hidden.vectors import correlation, cosine, linear_cka, mse
+from kdpipe.pipeline.losses.terms import HIDDEN_NAMES, HiddenName, function_of
 from support.hidden_batches import batch_with, part_of_batch, states_for
 from support.hidden_objectives import Answer, ask, ask_twin, losses_with, objective_with
 
@@ -156,13 +157,13 @@ def halved_rows(batch: object, most: int) -> object:
 
 # What is planted: where, a name there, what takes its place, and the terms that have to notice.
 MUTANTS: list[tuple[object, str, Callable[..., object], tuple[HiddenName, ...]]] = [
-    (objective, "cosine", lambda x, y: -vectors.cosine(x, y), ("cosine",)),
-    (objective, "cosine", lambda x, y: vectors.cosine(x, y.roll(1, 0)), ("cosine",)),
-    (objective, "mse", lambda x, y: vectors.mse(x, y) * x.shape[1], ("mse",)),
-    (objective, "mse", lambda x, y: vectors.mse(x, y.roll(1, 0)), ("mse",)),
-    (objective, "correlation", lambda x, y: 1 - (1 - vectors.correlation(x, y)) ** 2, ("correlation",)),
+    (vectors, "cosine", lambda x, y: -cosine(x, y), ("cosine",)),
+    (vectors, "cosine", lambda x, y: cosine(x, y.roll(1, 0)), ("cosine",)),
+    (vectors, "mse", lambda x, y: mse(x, y) * x.shape[1], ("mse",)),
+    (vectors, "mse", lambda x, y: mse(x, y.roll(1, 0)), ("mse",)),
+    (vectors, "correlation", lambda x, y: 1 - (1 - correlation(x, y)) ** 2, ("correlation",)),
     (vectors, "_centered", lambda rows: rows, ("correlation", "cka")),
-    (objective, "linear_cka", lambda x, y: 1 - vectors.linear_cka(x, y), ("cka",)),
+    (vectors, "linear_cka", lambda x, y: 1 - linear_cka(x, y), ("cka",)),
     (objective, "find_anchors", halved_rows, ("position_relations",)),
     (relations, "_cosines", lambda units: units @ units.mT, ("position_relations", "document_relations")),
     (objective, "unit", lambda states: states, ("cosine", "mse", "correlation", "position_relations")),
@@ -187,6 +188,8 @@ def test_a_planted_error_is_noticed(
         expected = twin(term, routed=routed)
         with monkeypatch.context() as patch:
             patch.setattr(module, name, mutant)
+            function_of.cache_clear()
             found = asked(term, routed=routed)
+        function_of.cache_clear()
         with pytest.raises(AssertionError):
             agrees(found, expected)
