@@ -36,4 +36,4 @@ def retries(typed: str | None, told: Callable[[str], None] = console.note) -> "R
     """The retry policy of a command."""
     from kdpipe.cache.stores.retries import RetryPolicy
 
-    return RetryPolicy(budget=retry_seconds(typed), told=told)
+    return RetryPolicy(budget=retry_seconds(typed), report=told)

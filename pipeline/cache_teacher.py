@@ -52,7 +52,7 @@ def work(settings: CaptureSettings, shard: WorkerShard, watch: Watch, retry_for:
     """One worker: read what there is, load the teacher, make parts until none is left, complete the cache."""
     if settings.out is None:
         raise ConfigError("it is not said where the cache goes", hint="give --out, a folder")
-    tally, retry_policy = CaptureTally(started=time.perf_counter()), RetryPolicy(budget=retry_for, told=watch.say)
+    tally, retry_policy = CaptureTally(started=time.perf_counter()), RetryPolicy(budget=retry_for, report=watch.say)
     check_out(settings)
     extension = open_extension(settings, retry_policy)
     tokenizer, ahead = look_first(settings, watch)
@@ -83,7 +83,7 @@ def work(settings: CaptureSettings, shard: WorkerShard, watch: Watch, retry_for:
 
 def dry_run(settings: CaptureSettings, watch: Watch, retry_for: float) -> CaptureReport:
     """The whole way for two batches, into a folder that is thrown away."""
-    tally, retry_policy = CaptureTally(started=time.perf_counter()), RetryPolicy(budget=retry_for, told=watch.say)
+    tally, retry_policy = CaptureTally(started=time.perf_counter()), RetryPolicy(budget=retry_for, report=watch.say)
     settings = one_device_each(settings)[0]
     check_out(settings)
     tokenizer, ahead = look_first(settings, watch)

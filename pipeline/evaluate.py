@@ -54,7 +54,7 @@ def evaluate(asked: EvalRequest, watch: EvalWatch) -> EvalReport:
     """Measure a student."""
     if asked.tasks:
         check_tasks(asked.tasks)
-    retry_policy = RetryPolicy(budget=asked.retry_for, told=watch.say)
+    retry_policy = RetryPolicy(budget=asked.retry_for, report=watch.say)
     cache = open_cache(asked.cache, asked.split, allow_partial=asked.allow_partial, retry_policy=retry_policy)
     folder = student_of(asked.student)
     settings = _settings(asked, folder)

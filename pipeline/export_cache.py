@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from kdpipe.cache.durable.files import explained, move_if_free, new_file, sweep, sync_dir, work_folder
+from kdpipe.cache.durable.files import move_if_free, new_file, sweep, sync_dir, translate_os_errors, work_folder
 from kdpipe.cache.durable.lock import LOCK, locked
 from kdpipe.cache.layout import WORK
 from kdpipe.cache.opening import open_cache
@@ -100,7 +100,7 @@ def _notes(settings: ExportSettings, cache: Cache, row: IndexRow) -> dict[str, s
 
 def _look(folder: Path, due: Mapping[str, Notes]) -> set[str]:
     """The files that are there already; anything else in the folder is refused."""
-    with explained("looking at the folder", folder):
+    with translate_os_errors("looking at the folder", folder):
         sweep(folder)
         found = sorted(path.name for path in folder.iterdir() if path.name not in (WORK, LOCK))
     for name in found:
@@ -120,7 +120,7 @@ def _check_own(path: Path, due: Notes | None) -> None:
 def _write(path: Path, settings: ExportSettings, cache: Cache, row: IndexRow, first: int) -> int:
     """One part as a file; its size."""
     types, notes = column_types(settings.form, cache.manifest), _notes(settings, cache, row)
-    with explained(f"writing {path.name}", path.parent), work_folder(path.parent, path.name) as work:
+    with translate_os_errors(f"writing {path.name}", path.parent), work_folder(path.parent, path.name) as work:
         with new_file(work / path.name) as file, lists_writer(file, types, notes) as write:
             for group in _groups(settings, cache, range(first, first + row.n_sequences)):
                 write(group)

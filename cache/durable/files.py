@@ -219,7 +219,7 @@ def sweep(cache: Path) -> list[str]:
     return [name for name in names if not is_abandoned(name)]
 
 
-def is_fresh(folder: Path, seconds: float) -> bool:
+def changed_within(folder: Path, seconds: float) -> bool:
     """Whether anything in a folder has changed within so many seconds, by this machine's clock."""
     changed = 0.0
     for inside, _, names in os.walk(folder):
@@ -230,7 +230,7 @@ def is_fresh(folder: Path, seconds: float) -> bool:
 
 
 @contextmanager
-def explained(doing: str, where: Path, only: type[OSError] = OSError) -> Iterator[None]:
+def translate_os_errors(doing: str, where: Path, only: type[OSError] = OSError) -> Iterator[None]:
     """Turn the system's refusals into sentences that say what to do."""
     try:
         yield

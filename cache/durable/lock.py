@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, final
 
-from kdpipe.cache.durable.files import explained, sync_dir
+from kdpipe.cache.durable.files import sync_dir, translate_os_errors
 from kdpipe.cache.durable.work_names import Process, has_ended, is_of_this_machine, this_process
 from kdpipe.schemas.errors import ConfigError, FileDamaged, LockHeld
 from kdpipe.schemas.lock_record import LockRecord
@@ -253,7 +253,7 @@ def _in_use(folder: Path, holder: LockRecord | None, hint: str | None = None) ->
 def _refusal(folder: Path, error: OSError) -> ConfigError:
     """A place that cannot be written is for the caller to change; other trouble is the disk's."""
     if error.errno not in _UNWRITABLE:
-        with explained("the folder cannot be locked", folder):
+        with translate_os_errors("the folder cannot be locked", folder):
             raise error
     place = Path(os.path.abspath(folder))
     nearest = next(each for each in (place, *place.parents) if os.path.lexists(each))

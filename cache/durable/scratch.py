@@ -18,7 +18,7 @@ from kdpipe.schemas.errors import WriteError
 def scratch_folder(prefix: str, doing: str, n_bytes: int | None = None) -> Iterator[Path]:
     """A temporary folder; `doing` names the work that fails without it, `n_bytes` what it will hold, where known."""
     doing = doing if n_bytes is None else f"{doing}, {n_bytes:,} bytes"
-    with named(doing):
+    with temporary_folder_errors(doing):
         folder = tempfile.TemporaryDirectory(prefix=prefix)
     is_done = False
     try:
@@ -35,7 +35,7 @@ def scratch_folder(prefix: str, doing: str, n_bytes: int | None = None) -> Itera
 
 
 @contextmanager
-def named(doing: str) -> Iterator[None]:
+def temporary_folder_errors(doing: str) -> Iterator[None]:
     """Name the place of temporary folders where none can be made."""
     try:
         yield

@@ -63,10 +63,10 @@ class Fetcher:
         """What was read of records that check themselves; bytes that came wrong may come right another time."""
         for _ in range(ATTEMPTS - 1):
             try:
-                return self.retry_policy.through(read)
+                return self.retry_policy.call(read)
             except CacheDamaged as error:
                 self.told(f"{error.message}; reading it again")
-        return self.retry_policy.through(read)
+        return self.retry_policy.call(read)
 
     def _begin_anew(self, why: str) -> None:
         self.anew()
@@ -102,7 +102,7 @@ class Fetcher:
         if record.bytes <= self.piece_bytes:  # comes at once or not at all
             _empty(path)
             return None
-        found = self.retry_policy.through(lambda: self.store.tag(name))
+        found = self.retry_policy.call(lambda: self.store.tag(name))
         known = tag.read_text("utf-8") if tag.exists() else None
         if not path.exists() or path.stat().st_size > record.bytes or known != found:
             if known is not None and known != found:
@@ -113,7 +113,7 @@ class Fetcher:
         return found
 
     def _piece(self, name: str, begin: int, end: int, tag: str | None) -> bytes:
-        return self.retry_policy.through(lambda: self.store.piece(name, begin, end, tag))
+        return self.retry_policy.call(lambda: self.store.read_range(name, begin, end, tag))
 
 
 def _empty(path: Path) -> None:

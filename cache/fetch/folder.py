@@ -15,7 +15,6 @@ from typing import Final, NoReturn, final
 from kdpipe.cache import layout
 from kdpipe.cache.catalog import refuse_foreign_folder
 from kdpipe.cache.durable.files import (
-    explained,
     make_dir,
     new_file,
     publish_dir,
@@ -23,6 +22,7 @@ from kdpipe.cache.durable.files import (
     remove_dir,
     sweep,
     sync_dir,
+    translate_os_errors,
 )
 from kdpipe.cache.durable.work_names import is_abandoned, is_own, work_name
 from kdpipe.cache.fetch.file import TAG, Fetcher
@@ -50,7 +50,7 @@ class Receiver:
     def __init__(self, path: Path, manifest: Manifest, data: bytes, fetcher: Fetcher) -> None:
         self.path, self.manifest = path, manifest
         self._fetcher = fetcher
-        with explained("beginning the copy", path):
+        with translate_os_errors("beginning the copy", path):
             self.manifest_was_damaged = _take_manifest(path, manifest, data)
         self._store = LocalStore(path)
 
@@ -88,7 +88,7 @@ class Receiver:
                 and sha256_file(final) == record.sha256
             ):
                 continue
-            with explained(f"copying {name}", self.path), self._incoming(name.replace("/", "_")) as work:
+            with translate_os_errors(f"copying {name}", self.path), self._incoming(name.replace("/", "_")) as work:
                 self._fetcher.fetch(name, record, work / final.name)
                 make_dir(final.parent)
                 os.replace(work / final.name, final)
@@ -101,7 +101,7 @@ class Receiver:
         folder = layout.part_dir(number)
         name = f"{folder}/{layout.PART_RECORD}"
         record, data = self._fetcher.believed(lambda: self._record(number, name, row))
-        with explained(f"copying part {number}", self.path), self._incoming(f"{number:05d}") as work:
+        with translate_os_errors(f"copying part {number}", self.path), self._incoming(f"{number:05d}") as work:
             final = self.path / folder
             if final.is_dir():
                 remove_dir(work)
@@ -129,7 +129,7 @@ class Receiver:
 
     def take_index(self, data: bytes) -> None:
         """Give the copy its index, when all parts are there."""
-        with explained(f"writing {layout.INDEX}", self.path):
+        with translate_os_errors(f"writing {layout.INDEX}", self.path):
             sync_dir(self.path / layout.PARTS)
         self._take(layout.INDEX, data)
 
@@ -139,7 +139,7 @@ class Receiver:
 
     def _take(self, name: str, data: bytes) -> None:
         final = self.path / name
-        with explained(f"writing {name}", self.path), self._incoming(name) as work:
+        with translate_os_errors(f"writing {name}", self.path), self._incoming(name) as work:
             if final.is_file() and not final.is_symlink() and final.read_bytes() == data:
                 return
             _put(data, work / name)

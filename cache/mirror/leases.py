@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import final
 
-from kdpipe.cache.durable.files import explained
+from kdpipe.cache.durable.files import translate_os_errors
 
 if os.name != "nt":
     import fcntl
@@ -51,6 +51,6 @@ def alone(path: Path) -> Iterator[bool]:
 
 
 def _opened(path: Path) -> int:
-    with explained("keeping a part near", path):
+    with translate_os_errors("keeping a part near", path):
         path.parent.mkdir(parents=True, exist_ok=True)
         return os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o666)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final, final
 
 from kdpipe.cache import layout
-from kdpipe.cache.durable.files import explained, make_dir, work_folder
+from kdpipe.cache.durable.files import make_dir, translate_os_errors, work_folder
 from kdpipe.cache.fetch.file import Fetcher, Found
 from kdpipe.cache.fetch.folder import Receiver
 from kdpipe.cache.fetch.source import SourceSnapshot, look
@@ -71,7 +71,7 @@ class MirrorStore:
         # Caches of one manifest may have been made twice, by machines that round otherwise.
         identity = self._source.cache_id or sha256_hex(f"{manifest.sha256} {self.url}".encode())
         root = mirror.folder / identity[:32]
-        with explained("keeping parts near", mirror.folder):
+        with translate_os_errors("keeping parts near", mirror.folder):
             make_dir(root)
         self._root, self._retry_policy = root, retry_policy
         existing = {name for name in self._source.shared if os.path.lexists(root / name)}
@@ -98,25 +98,25 @@ class MirrorStore:
 
     def names(self, folder: str) -> list[str]:
         """See `Store`."""
-        return self._retry_policy.through(lambda: self._far.names(folder))
+        return self._retry_policy.call(lambda: self._far.names(folder))
 
     def size(self, name: str) -> int | None:
         """See `Store`."""
-        return self._retry_policy.through(lambda: self._far.size(name))
+        return self._retry_policy.call(lambda: self._far.size(name))
 
     def read(self, name: str, limit: int) -> bytes:
         """See `Store`; a part's record alone does not bring the part."""
         if name.endswith(f"/{layout.PART_RECORD}") and not (self._root / name).is_file():
-            return self._retry_policy.through(lambda: self._far.read(name, limit))
+            return self._retry_policy.call(lambda: self._far.read(name, limit))
         return self._of(name, lambda store: store.read(name, limit))
 
     def view(self, name: str, size: int) -> memoryview:
         """See `Store`."""
         return self._of(name, lambda store: store.view(name, size))
 
-    def piece(self, name: str, begin: int, end: int, tag: str | None = None) -> bytes:
+    def read_range(self, name: str, begin: int, end: int, tag: str | None = None) -> bytes:
         """See `Store`."""
-        return self._of(name, lambda store: store.piece(name, begin, end, tag))
+        return self._of(name, lambda store: store.read_range(name, begin, end, tag))
 
     def tag(self, name: str) -> str | None:
         """See `Store`."""
@@ -133,7 +133,7 @@ class MirrorStore:
                 lease.release()
         if top in (layout.TABLES, layout.TOKENIZER):
             return ask(self._near)
-        return self._retry_policy.through(lambda: ask(self._far))
+        return self._retry_policy.call(lambda: ask(self._far))
 
     @property
     def max_open_parts(self) -> int:
@@ -205,7 +205,7 @@ class MirrorStore:
     def _replace_if_damaged(self, number: int, row: IndexRow | None) -> None:
         """Fetch a part again of which a disk spoiled some, or others removed some of its files."""
         if wrong := self._receiver.problems(number, row):
-            self._retry_policy.told(
+            self._retry_policy.report(
                 f"part {number} in {self._root} is damaged and fetched again from {self.url}: {wrong[0]}"
             )
             self._receiver.take_part(number, row, damaged=True)
@@ -226,7 +226,7 @@ class MirrorStore:
     def _report_damage(self, names: Sequence[str]) -> None:
         """Say which files of the whole cache were damaged in the mirror."""
         for name in names:
-            self._retry_policy.told(f"{name} in {self._root} was damaged and fetched again from {self.url}")
+            self._retry_policy.report(f"{name} in {self._root} was damaged and fetched again from {self.url}")
 
     def located(self, number: int, error: CacheDamaged) -> CacheDamaged:
         """An error in the mirror of a part, with its folder."""

@@ -33,12 +33,12 @@ def fetch_from(store: Store, number: int) -> Fetch:
         place = f"{layout.part_dir(number)}/{name}"
         if store.size(place) != file.bytes:
             raise CacheDamaged(f"{store.url}: {place} does not have the {file.bytes:,} bytes that were written")
-        if isinstance(store, LocalStore) and link_file(Path(store.url) / f"{store.home(number)}{name}", target):
+        if isinstance(store, LocalStore) and link_file(Path(store.url) / f"{store.part_prefix(number)}{name}", target):
             return
         digest = hashlib.sha256()
         with new_file(target) as copy:
             for begin in range(0, file.bytes, PIECE_BYTES):
-                piece = store.piece(place, begin, min(file.bytes, begin + PIECE_BYTES))
+                piece = store.read_range(place, begin, min(file.bytes, begin + PIECE_BYTES))
                 digest.update(piece)
                 copy.write(piece)
             if digest.hexdigest() != file.sha256:

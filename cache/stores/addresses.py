@@ -41,7 +41,7 @@ def is_web(address: str) -> bool:
     return address.startswith(("http://", "https://"))
 
 
-def usual_folder() -> Path:
+def user_cache_folder() -> Path:
     """Where this machine keeps for kdpipe what can be fetched or found out again."""
     named = os.environ.get("XDG_CACHE_HOME") or (os.environ.get("LOCALAPPDATA") if os.name == "nt" else None)
     try:

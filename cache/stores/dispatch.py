@@ -27,7 +27,7 @@ def open_store(url: str | os.PathLike[str], retry_policy: RetryPolicy | None = N
         from kdpipe.cache.stores.http_store import HttpStore
 
         return HttpStore(text, retry_policy=retry_policy)
-    return RetryingStore(retry_policy.through(lambda: _remote(text)), retry_policy)
+    return RetryingStore(retry_policy.call(lambda: _remote(text)), retry_policy)
 
 
 def open_folder(url: str) -> "RemoteFolder | HubFolder":
@@ -68,40 +68,40 @@ class RetryingStore:
 
     def __init__(self, store: "RemoteStore", retry_policy: RetryPolicy) -> None:
         self.url = store.url
-        self._store, self._through = store, retry_policy.through
+        self._store, self._call = store, retry_policy.call
 
     def walk(self, folder: str, limit: int = MAX_LISTED) -> dict[str, int]:
         """See `Store`."""
-        return self._through(lambda: self._store.walk(folder, limit))
+        return self._call(lambda: self._store.walk(folder, limit))
 
     def names(self, folder: str) -> list[str]:
         """See `Store`."""
-        return self._through(lambda: self._store.names(folder))
+        return self._call(lambda: self._store.names(folder))
 
     def size(self, name: str) -> int | None:
         """See `Store`."""
-        return self._through(lambda: self._store.size(name))
+        return self._call(lambda: self._store.size(name))
 
     def read(self, name: str, limit: int) -> bytes:
         """See `Store`."""
-        return self._through(lambda: self._store.read(name, limit))
+        return self._call(lambda: self._store.read(name, limit))
 
     def view(self, name: str, size: int) -> memoryview:
         """See `Store`."""
-        return self._through(lambda: self._store.view(name, size))
+        return self._call(lambda: self._store.view(name, size))
 
-    def piece(self, name: str, begin: int, end: int, tag: str | None = None) -> bytes:
+    def read_range(self, name: str, begin: int, end: int, tag: str | None = None) -> bytes:
         """See `Store`."""
-        return self._through(lambda: self._store.piece(name, begin, end, tag))
+        return self._call(lambda: self._store.read_range(name, begin, end, tag))
 
     def tag(self, name: str) -> str | None:
         """See `Store`."""
-        return self._through(lambda: self._store.tag(name))
+        return self._call(lambda: self._store.tag(name))
 
     def listed(self) -> dict[str, int] | None:
         """Every file with its size, from one listing; None where a listing may be incomplete."""
-        return self._through(self._store.listed)
+        return self._call(self._store.listed)
 
-    def listed_parts(self, sizes: Mapping[str, int] | None = None) -> dict[str, dict[str, int]]:
+    def list_parts(self, sizes: Mapping[str, int] | None = None) -> dict[str, dict[str, int]]:
         """The files of every part with their sizes, from one listing."""
-        return self._through(lambda: self._store.listed_parts(sizes))
+        return self._call(lambda: self._store.list_parts(sizes))

@@ -47,24 +47,24 @@ _NOBODY: Final = "check host and port of the address, that the server runs, and 
 _AGAIN_LATER: Final = "check the URL and the network, then run the same command again"
 
 
-def heals(code: int) -> bool:
+def is_retryable(code: int) -> bool:
     """Whether a status code may be another one the next time."""
     return code in AGAIN or (code >= HTTPStatus.INTERNAL_SERVER_ERROR and code not in _NEVER)
 
 
-def failure_at(name: str, error: Exception) -> CacheError | ConfigError:
+def driver_error(name: str, error: Exception) -> CacheError | ConfigError:
     """What a driver's error at an address is for whoever asked."""
     chain = list(_chain(error))
     names = {type(one).__name__ for one in chain}
-    what = f"{name} cannot be reached: {described(error)}"
+    what = f"{name} cannot be reached: {describe_error(error)}"
     protocol = name.partition(":")[0]
     if names & _NO_CREDENTIALS:
         return ConfigError(what, hint=_CREDENTIALS.get(protocol, _ACCOUNT))
     code = next((code for one in chain if (code := _status(one)) is not None), None)
     if isinstance(error, PermissionError) or code in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
-        return CacheError(f"{name} denies access: {described(error)}", hint=_ACCOUNT)
+        return CacheError(f"{name} denies access: {describe_error(error)}", hint=_ACCOUNT)
     if code is not None:
-        if heals(code):
+        if is_retryable(code):
             return Unreachable(what, hint=_AGAIN_LATER)
         return CacheError(what, hint="check the URL, and what the place says of the request")
     if any(isinstance(one, ssl.SSLCertVerificationError) for one in chain):
@@ -74,7 +74,7 @@ def failure_at(name: str, error: Exception) -> CacheError | ConfigError:
     return _of_the_connection(what, chain, names)
 
 
-def described(error: Exception) -> str:
+def describe_error(error: Exception) -> str:
     """The first line of what a driver says, and the next where that is only a heading; without keys."""
     first, _, rest = str(error).strip().partition("\n")
     if first.endswith(":") and rest:

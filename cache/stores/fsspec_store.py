@@ -13,8 +13,8 @@ import fsspec
 
 from kdpipe.cache.layout import PART_NAME, PART_RECORD, PARTS
 from kdpipe.cache.stores.attempts import AttemptStore
-from kdpipe.cache.stores.failures import described, failure_at
-from kdpipe.cache.stores.protocol import MAX_LISTED, URL_HOLDS_MANIFEST, check_tag, of_size
+from kdpipe.cache.stores.failures import describe_error, driver_error
+from kdpipe.cache.stores.protocol import MAX_LISTED, URL_HOLDS_MANIFEST, check_tag, checked_size
 from kdpipe.schemas.errors import CacheDamaged, ConfigError, KdpipeError, Unreachable
 
 EXTRAS = {"s3": "s3", "gs": "gcs", "gcs": "gcs", "hf": "hub"}
@@ -99,7 +99,7 @@ class RemoteStore:
         """Every file with its size, from one listing; None outside of buckets, where a listing may be incomplete."""
         return self._sizes_below("") if self._fs.protocol in BUCKETS else None
 
-    def listed_parts(self, sizes: Mapping[str, int] | None = None) -> dict[str, dict[str, int]]:
+    def list_parts(self, sizes: Mapping[str, int] | None = None) -> dict[str, dict[str, int]]:
         """The files of every part with their sizes, by the part's folder, from one listing [`sizes`]."""
         parts: dict[str, dict[str, int]] = {}
         for name, size in (self._sizes_below(PARTS) if sizes is None else sizes).items():
@@ -149,9 +149,9 @@ class RemoteStore:
 
     def view(self, name: str, size: int) -> memoryview:
         """See `Store`."""
-        return of_size(self.read(name, size), name, size)
+        return checked_size(self.read(name, size), name, size)
 
-    def piece(self, name: str, begin: int, end: int, tag: str | None = None) -> bytes:
+    def read_range(self, name: str, begin: int, end: int, tag: str | None = None) -> bytes:
         """See `Store`; drivers read on no condition, so the tag is asked for again once the piece is here."""
         name = self._homes.place(name)
         with self._reaching(name):
@@ -164,7 +164,7 @@ class RemoteStore:
             check_tag(name, tag, None if tag is None else self._tag(name))
             return found
 
-    def lies_at(self, name: str) -> str:
+    def stored_name(self, name: str) -> str:
         """What the place calls a file of a part."""
         return self._homes.place(name)
 
@@ -204,7 +204,7 @@ class RemoteStore:
                 raise ConfigError(f"there is no folder {self.url}", hint=URL_HOLDS_MANIFEST) from None
             raise CacheDamaged(f"{name} cannot be listed or read: nothing is there") from None
         except Exception as error:
-            raise failure_at(self._shown(name), error) from None
+            raise driver_error(self._shown(name), error) from None
 
     def _shown(self, name: str) -> str:
         return f"{self.url.rstrip('/')}/{name}" if name else self.url
@@ -254,7 +254,7 @@ class RemoteFolder(RemoteStore):
             yield
         except FileNotFoundError as error:
             raise ConfigError(
-                f"nothing can be written to {self.url}: {described(error)}",
+                f"nothing can be written to {self.url}: {describe_error(error)}",
                 hint="check the URL, or create the bucket first",
             ) from None
 

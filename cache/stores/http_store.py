@@ -24,8 +24,8 @@ import httpx
 
 from kdpipe.cache import layout
 from kdpipe.cache.stores.attempts import AttemptStore
-from kdpipe.cache.stores.failures import failure_at, heals
-from kdpipe.cache.stores.protocol import MAX_LISTED, URL_HOLDS_MANIFEST, check_tag, of_size
+from kdpipe.cache.stores.failures import driver_error, is_retryable
+from kdpipe.cache.stores.protocol import MAX_LISTED, URL_HOLDS_MANIFEST, check_tag, checked_size
 from kdpipe.cache.stores.retries import RetryPolicy
 from kdpipe.schemas.errors import CacheDamaged, CacheError, ConfigError, FileReplaced, KdpipeError, Unreachable
 from kdpipe.schemas.manifest import Manifest, read_manifest
@@ -210,9 +210,9 @@ class HttpStore:
 
     def view(self, name: str, size: int) -> memoryview:
         """See `Store`."""
-        return of_size(self.read(name, size), name, size)
+        return checked_size(self.read(name, size), name, size)
 
-    def piece(self, name: str, begin: int, end: int, tag: str | None = None) -> bytes:
+    def read_range(self, name: str, begin: int, end: int, tag: str | None = None) -> bytes:
         """See `Store`: a server that answers with another range than the one asked for is not believed."""
         name = self._homes.place(name)
         return self._retried(lambda: self._piece_once(name, begin, end, tag))
@@ -277,7 +277,7 @@ class HttpStore:
         return _tag_of(answer)
 
     def _retried(self, work: Callable[[], Found]) -> Found:
-        return work() if self._retry_policy is None else self._retry_policy.through(work)
+        return work() if self._retry_policy is None else self._retry_policy.call(work)
 
     def _due(self, folder: str) -> list[str]:
         """The files that belong into a folder."""
@@ -336,7 +336,7 @@ class HttpStore:
         if answer.is_success:
             return
         what = f"{self.url}/{name} answers {code} {answer.reason_phrase}"
-        if heals(code):
+        if is_retryable(code):
             raise Unreachable(what, hint=TRY_AGAIN, wait_seconds=_pause_asked_for(answer))
         raise CacheError(what, hint="check the URL, and what the server says of the request")
 
@@ -347,7 +347,7 @@ class HttpStore:
         except KdpipeError:
             raise
         except (httpx.InvalidURL, httpx.HTTPError) as error:
-            raise failure_at(f"{self.url}/{name}", error) from None
+            raise driver_error(f"{self.url}/{name}", error) from None
 
 
 def _pause_asked_for(answer: httpx.Response) -> float:

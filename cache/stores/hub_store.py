@@ -19,7 +19,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, Hf
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
 from kdpipe.cache import layout
-from kdpipe.cache.stores.failures import described, failure_at
+from kdpipe.cache.stores.failures import describe_error, driver_error
 from kdpipe.cache.stores.fsspec_store import RemoteStore
 from kdpipe.schemas.errors import CacheError, ConfigError, KdpipeError, Unreachable
 
@@ -58,7 +58,7 @@ def repository(url: str) -> Repository:
         # huggingface_hub raises either for a URL that it cannot resolve.
         except (ValueError, NotImplementedError) as error:
             raise ConfigError(
-                f"{url} is no folder of a repository: {described(error)}",
+                f"{url} is no folder of a repository: {describe_error(error)}",
                 hint="write hf://datasets/OWNER/NAME/FOLDER, or hf://OWNER/NAME/FOLDER for a model's",
             ) from None
         except FileNotFoundError:
@@ -176,11 +176,11 @@ def _asking(url: str) -> Iterator[None]:
         raise
     except (GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError) as error:
         raise ConfigError(
-            f"there is no repository or branch at {url}, or none that you may see: {described(error)}", hint=LOG_IN
+            f"there is no repository or branch at {url}, or none that you may see: {describe_error(error)}", hint=LOG_IN
         ) from None
     except HfHubHTTPError as error:
         if error.response.status_code in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
-            raise CacheError(f"{url} denies access: {described(error)}", hint=LOG_IN) from None
-        raise failure_at(url, error) from None
+            raise CacheError(f"{url} denies access: {describe_error(error)}", hint=LOG_IN) from None
+        raise driver_error(url, error) from None
     except Exception as error:
-        raise failure_at(url, error) from None
+        raise driver_error(url, error) from None

@@ -39,7 +39,7 @@ class LocalStore:
                 raise CacheDamaged(f"{folder} in the path {name} is a link", hint=NO_LINKS)
         return path / last
 
-    def home(self, number: int) -> str:
+    def part_prefix(self, number: int) -> str:
         """The folder in which the files of a part lie."""
         folder = part_dir(number)
         return f"{folder}/{self._homes.of(folder)}"
@@ -122,7 +122,7 @@ class LocalStore:
             finally:
                 os.close(descriptor)
 
-    def piece(self, name: str, begin: int, end: int, tag: str | None = None) -> bytes:
+    def read_range(self, name: str, begin: int, end: int, tag: str | None = None) -> bytes:
         """See `Store`."""
         name = self._homes.place(name)
         with self._reaching(name, "read"):

@@ -20,7 +20,7 @@ class Files(Protocol):
     def read(self, name: str, limit: int) -> bytes:
         """A small file as a whole."""
 
-    def piece(self, name: str, begin: int, end: int, tag: str | None = None) -> bytes:
+    def read_range(self, name: str, begin: int, end: int, tag: str | None = None) -> bytes:
         """The bytes from `begin` up to `end` of a file that has as many; `FileReplaced` where it has another tag."""
 
     def tag(self, name: str) -> str | None:
@@ -43,7 +43,7 @@ class Store(Files, Protocol):
         """A file of a known size, without reading it if that can be helped."""
 
 
-def of_size(data: bytes, name: str, size: int) -> memoryview:
+def checked_size(data: bytes, name: str, size: int) -> memoryview:
     """What was fetched whole, if it is as long as it was written."""
     if len(data) != size:
         raise CacheDamaged(f"{name} holds {len(data):,} bytes, {size:,} were written")

@@ -42,12 +42,12 @@ class HostState:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetryPolicy:
     """`budget` seconds without anything that works are too many; pauses double from `first` to `longest`, each drawn
-    from its half to its whole, so that many who wait do not come back at once. `told` gets a line for each retry."""
+    from its half to its whole, so that many who wait do not come back at once. `report` gets a line for each retry."""
 
     budget: float = RETRY_SECONDS
     first: float = 0.5
     longest: float = 30.0
-    told: Callable[[str], None] = _warn
+    report: Callable[[str], None] = _warn
     stop: threading.Event = field(default_factory=threading.Event)
     clock: Callable[[], float] = time.monotonic
     wait: Callable[[threading.Event, float], object] = threading.Event.wait
@@ -64,7 +64,7 @@ class RetryPolicy:
         parts = urlsplit(url)
         return replace(self, host=f"{parts.scheme}://{parts.netloc}")
 
-    def through(self, work: Callable[[], Found]) -> Found:
+    def call(self, work: Callable[[], Found]) -> Found:
         """Do some work, as often as it takes."""
         began, pause, n_retries = self.clock(), self.first, 0
         place = self.places.setdefault(self.host, HostState())
@@ -104,7 +104,7 @@ class RetryPolicy:
             if is_first:
                 place.reported_until = now + seconds
         if is_first:
-            self.told(f"{failure.message}; trying again in {_shown(seconds)}, for at most {_shown(left)}")
+            self.report(f"{failure.message}; trying again in {_shown(seconds)}, for at most {_shown(left)}")
         self.wait(self.stop, seconds)
 
     def check(self) -> None:
@@ -124,7 +124,9 @@ def _shown(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 99.5 else f"{int(seconds) // 60} min {int(seconds) % 60} s"
 
 
-def each(work: Callable[[Item], Found], items: Sequence[Item], at_once: int, retry_policy: RetryPolicy) -> list[Found]:
+def map_concurrently(
+    work: Callable[[Item], Found], items: Sequence[Item], at_once: int, retry_policy: RetryPolicy
+) -> list[Found]:
     """Do something with each, some at once; the first failure or a request to stop ends all after their piece."""
     pool = ThreadPoolExecutor(max_workers=at_once)
     futures = [pool.submit(work, item) for item in items]

@@ -20,7 +20,7 @@ from kdpipe.cache.parts.index import IndexRow
 from kdpipe.cache.reshape.sources import lies_in
 from kdpipe.cache.stores.addresses import check_address, is_url, local_path
 from kdpipe.cache.stores.dispatch import open_folder, open_store
-from kdpipe.cache.stores.retries import RetryPolicy, each
+from kdpipe.cache.stores.retries import RetryPolicy, map_concurrently
 from kdpipe.cache.transfer.copy_progress import CopyWatch, SilentCopyWatch
 from kdpipe.cache.transfer.part_selection import choose
 from kdpipe.cache.transfer.sending import Sender
@@ -85,7 +85,7 @@ def copy_cache(
     if watch is None:
         watch = SilentCopyWatch()
     else:
-        retry_policy = replace(retry_policy, told=watch.say)
+        retry_policy = replace(retry_policy, report=watch.say)
     tally = CopyTally(watch)
     retry_policy = retry_policy.at(first)
     store = open_store(first, retry_policy)
@@ -144,7 +144,7 @@ def _into_folder(
     def take(row: IndexRow) -> None:
         receiver.take_part(row.part, row if is_whole else None, damaged=row.part in repaired)
 
-    looked = each(look_at, source.rows, LOCAL_PARTS, fetcher.retry_policy)
+    looked = map_concurrently(look_at, source.rows, LOCAL_PARTS, fetcher.retry_policy)
     due = [row for row, wrong in zip(source.rows, looked, strict=True) if wrong is None or wrong]
     repaired = {row.part: wrong[0] for row, wrong in zip(source.rows, looked, strict=True) if wrong}
     for number, wrong in repaired.items():
@@ -153,7 +153,7 @@ def _into_folder(
     _check_space(path, n_bytes)
     watch.begin(len(due), n_bytes)
     receiver.take_shared(source.shared)
-    each(take, due, REMOTE_PARTS if is_url(source.store.url) else LOCAL_PARTS, fetcher.retry_policy)
+    map_concurrently(take, due, REMOTE_PARTS if is_url(source.store.url) else LOCAL_PARTS, fetcher.retry_policy)
     if source.index is not None:
         receiver.take_index(source.index)
     if source.signature is not None:
@@ -166,14 +166,14 @@ def _into_url(target: str, source: SourceSnapshot, fetcher: Fetcher, watch: Copy
     if target.startswith(("http://", "https://")):
         raise ConfigError(f"{target} cannot be written to: a web server takes no files", hint="copy from it, not to it")
     retry_policy = fetcher.retry_policy.at(target)
-    place = retry_policy.through(lambda: open_folder(target))
+    place = retry_policy.call(lambda: open_folder(target))
     sender = Sender(place=place, retry_policy=retry_policy, manifest=source.manifest, fetcher=fetcher, mend=mend)
     sender.begin(source.manifest_bytes)
-    there = each(sender.has, source.rows, REMOTE_PARTS, retry_policy)
+    there = map_concurrently(sender.has, source.rows, REMOTE_PARTS, retry_policy)
     due = [row for row, is_there in zip(source.rows, there, strict=True) if not is_there]
     watch.begin(len(due), sum(row.n_bytes for row in due))
     sender.send_shared(source.shared)
-    each(sender.send_part, due, REMOTE_PARTS, retry_policy)
+    map_concurrently(sender.send_part, due, REMOTE_PARTS, retry_policy)
     if source.index is not None:
         sender.finish(source.index)
     if source.signature is not None:

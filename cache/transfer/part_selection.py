@@ -17,7 +17,7 @@ from kdpipe.cache.parts.part_files import read_part_record
 from kdpipe.cache.reshape.adopt import adopted_record, check_files, with_changes, without_rows, without_text
 from kdpipe.cache.reshape.rebuild import Job, made_from, planned
 from kdpipe.cache.reshape.sources import check_known
-from kdpipe.cache.stores.retries import each
+from kdpipe.cache.stores.retries import map_concurrently
 from kdpipe.schemas.copy_report import PartSelection
 from kdpipe.schemas.errors import CacheDamaged, ConfigError
 from kdpipe.schemas.manifest import FileRecord, Manifest, Origin
@@ -68,9 +68,9 @@ class SelectedFiles:
             return self.record(_number(inside[0])).to_json()
         return self.found.store.read(self.there(name), limit)
 
-    def piece(self, name: str, begin: int, end: int, tag: str | None = None) -> bytes:
+    def read_range(self, name: str, begin: int, end: int, tag: str | None = None) -> bytes:
         """See `Files`."""
-        return self.found.store.piece(self.there(name), begin, end, tag)
+        return self.found.store.read_range(self.there(name), begin, end, tag)
 
     def tag(self, name: str) -> str | None:
         """See `Files`."""
@@ -90,7 +90,9 @@ def choose(found: SourceSnapshot, choice: PartSelection, fetcher: Fetcher) -> tu
         numbers=tuple(job.part for job in jobs),
         tables={table.name: record.tables[table.name] for table in manifest.tables},
     )
-    rows = each(lambda n: fetcher.believed(lambda: files.row(n)), range(len(jobs)), AT_ONCE, fetcher.retry_policy)
+    rows = map_concurrently(
+        lambda n: fetcher.believed(lambda: files.row(n)), range(len(jobs)), AT_ONCE, fetcher.retry_policy
+    )
     buffer = io.BytesIO()
     identity = write_index(buffer, manifest, rows)
     tables = {layout.table_file(name): file for name, file in files.tables.items()}

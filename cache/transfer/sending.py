@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kdpipe.cache import layout
-from kdpipe.cache.durable.files import explained
+from kdpipe.cache.durable.files import translate_os_errors
 from kdpipe.cache.durable.scratch import scratch_folder
 from kdpipe.cache.fetch.file import Fetcher, Found
 from kdpipe.cache.fetch.folder import ANOTHER, refuse_other
@@ -125,11 +125,11 @@ class Sender:
         doing = f"fetching {name} on its way"
         with scratch_folder("kdpipe-copy-", doing, record.bytes) as work:
             path = work / "file"
-            with explained(doing, work):
+            with translate_os_errors(doing, work):
                 self.fetcher.fetch(name, record, path)
             # What is mended stays where it lies: in a bucket perhaps in the folder of an attempt.
-            lies_at = self._patiently(lambda: self.place.lies_at(name)) if self.mend else name
-            self._patiently(lambda: self.place.put(lies_at, path))
+            stored_name = self._patiently(lambda: self.place.stored_name(name)) if self.mend else name
+            self._patiently(lambda: self.place.put(stored_name, path))
 
     def _size(self, name: str) -> int | None:
         return self._patiently(lambda: self.place.size(name))
@@ -141,4 +141,4 @@ class Sender:
         return self._patiently(lambda: self.place.read(name, limit))
 
     def _patiently(self, work: Callable[[], Found]) -> Found:
-        return self.retry_policy.through(work)
+        return self.retry_policy.call(work)

@@ -71,7 +71,7 @@ def _verify_remote(store: CachedFiles, level: VerifyLevel, retry_policy: RetryPo
     n_bytes = most_at_once(found.manifest, records)
     with scratch_folder("kdpipe-verify-", DOING, n_bytes) as folder:
         room = room_in(folder, found.manifest, records)
-        retry_policy.told(f"{DOING}: up to {n_bytes:,} bytes at a time in {folder}")
+        retry_policy.report(f"{DOING}: up to {n_bytes:,} bytes at a time in {folder}")
         problems += shared_problems(store.keeping(folder), found)
         with closing(remote.local(found.manifest, records, folder, room, problems)) as good:
             more_problems, more_notes = _deeper(LocalStore(folder), found.manifest, records, good)

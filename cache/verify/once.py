@@ -10,7 +10,7 @@ from typing import Final, final
 
 from kdpipe.cache import layout
 from kdpipe.cache.stores.dispatch import RetryingStore
-from kdpipe.cache.stores.protocol import MAX_LISTED, Store, of_size
+from kdpipe.cache.stores.protocol import MAX_LISTED, Store, checked_size
 from kdpipe.schemas.errors import CacheDamaged
 from kdpipe.schemas.manifest import read_manifest
 from kdpipe.schemas.strict_json import MAX_BYTES
@@ -70,9 +70,9 @@ class CachedFiles:
             names -= {name for record, name in records.items() if record not in self._listed}
         return sorted(names)
 
-    def listed_parts(self) -> dict[str, dict[str, int]] | None:
+    def list_parts(self) -> dict[str, dict[str, int]] | None:
         """The files of every part with their sizes, by the part's folder; None where nothing is listed."""
-        return self.store.listed_parts(self._listed) if isinstance(self.store, RetryingStore) else None
+        return self.store.list_parts(self._listed) if isinstance(self.store, RetryingStore) else None
 
     def size(self, name: str) -> int | None:
         """See `Store`."""
@@ -93,15 +93,15 @@ class CachedFiles:
     def view(self, name: str, size: int) -> memoryview:
         """See `Store`."""
         if name in self._read:
-            return of_size(self._read[name], name, size)
+            return checked_size(self._read[name], name, size)
         data = self.store.view(name, size)
         if self._folder is not None and name.startswith(f"{layout.TABLES}/"):
             (self._folder / name).write_bytes(data)
         return data
 
-    def piece(self, name: str, begin: int, end: int, tag: str | None = None) -> bytes:
+    def read_range(self, name: str, begin: int, end: int, tag: str | None = None) -> bytes:
         """See `Store`."""
-        return self.store.piece(name, begin, end, tag)
+        return self.store.read_range(name, begin, end, tag)
 
     def tag(self, name: str) -> str | None:
         """See `Store`."""

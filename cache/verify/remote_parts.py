@@ -23,7 +23,7 @@ from kdpipe.cache.parts.part_bytes import part_bytes
 from kdpipe.cache.parts.part_files import compare_listing, examine_record, metadata_files, part_problem
 from kdpipe.cache.stores.http_store import HttpStore
 from kdpipe.cache.stores.protocol import Store
-from kdpipe.cache.stores.retries import RetryPolicy, each
+from kdpipe.cache.stores.retries import RetryPolicy, map_concurrently
 from kdpipe.cache.verify.once import CachedFiles
 from kdpipe.schemas.choices import VerifyLevel
 from kdpipe.schemas.errors import CacheDamaged, CacheWriteError
@@ -48,8 +48,8 @@ class RemoteParts:
 
     def examine(self, manifest: Manifest, numbers: Sequence[int], rows: Mapping[int, IndexRow]) -> list[Examined]:
         """The record and the problems of each, as the fast level sees them; a level above it asks for no sizes."""
-        listed = self._asked.listed_parts()
-        return each(
+        listed = self._asked.list_parts()
+        return map_concurrently(
             lambda number: self._examined(manifest, number, rows.get(number), listed),
             numbers,
             AT_ONCE,
@@ -83,7 +83,7 @@ class RemoteParts:
 
     def byte_problems(self, manifest: Manifest, records: Sequence[PartRecord]) -> list[Problem]:
         """The problems in the bytes of parts; none of their files stays."""
-        found = each(lambda record: self._bytes_of(manifest, record), records, AT_ONCE, self._retry_policy)
+        found = map_concurrently(lambda record: self._bytes_of(manifest, record), records, AT_ONCE, self._retry_policy)
         return [problem for problems in found for problem in problems]
 
     def _bytes_of(self, manifest: Manifest, record: PartRecord) -> list[Problem]:

@@ -8,7 +8,7 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from kdpipe.cache.durable.files import explained, new_file, sync_dir, work_folder
+from kdpipe.cache.durable.files import new_file, sync_dir, translate_os_errors, work_folder
 from kdpipe.cache.layout import SIGNATURE, WORK
 from kdpipe.cache.signing import identity_of, signature_of
 from kdpipe.cache.stores.addresses import is_url, is_web
@@ -47,15 +47,15 @@ def sign_cache(url: str, key: Path, told: VerifyProgress, retry_policy: RetryPol
 
 def _send(url: str, data: bytes, retry_policy: RetryPolicy) -> None:
     """Put manifest.sig beside a remote manifest, in place of an older one."""
-    place = retry_policy.through(lambda: open_folder(url))
-    if retry_policy.through(lambda: place.size(SIGNATURE)) is not None:
-        retry_policy.through(lambda: place.remove(SIGNATURE))
-    retry_policy.through(lambda: place.create(SIGNATURE, data))
+    place = retry_policy.call(lambda: open_folder(url))
+    if retry_policy.call(lambda: place.size(SIGNATURE)) is not None:
+        retry_policy.call(lambda: place.remove(SIGNATURE))
+    retry_policy.call(lambda: place.create(SIGNATURE, data))
 
 
 def _write(path: Path, data: bytes) -> None:
     """Replace manifest.sig at once."""
-    with explained("signing the cache", path):
+    with translate_os_errors("signing the cache", path):
         with work_folder(path, SIGNATURE) as work:
             with new_file(work / SIGNATURE) as file:
                 file.write(data)

@@ -15,8 +15,8 @@ from typing import Final, final
 from pydantic import Field
 
 from kdpipe.cache import layout
-from kdpipe.cache.durable.files import explained, make_dir, new_file
-from kdpipe.cache.stores.addresses import usual_folder
+from kdpipe.cache.durable.files import make_dir, new_file, translate_os_errors
+from kdpipe.cache.stores.addresses import user_cache_folder
 from kdpipe.schemas.errors import CacheError, FileDamaged
 from kdpipe.schemas.records import Record, read_record
 from kdpipe.schemas.strict_json import sha256_hex
@@ -43,7 +43,7 @@ class VerifiedLog:
     def __init__(self, root: Path, cache_id: str) -> None:
         self._root, self._cache_id = root.resolve(), cache_id
         key = sha256_hex(f"{cache_id} {self._root}".encode(errors="surrogateescape"))[:KEY_LETTERS]
-        self.file = usual_folder() / FOLDER / f"{key}.json"
+        self.file = user_cache_folder() / FOLDER / f"{key}.json"
 
     def holds(self, state: str) -> bool:
         """Whether it says that the files were good as they are now; a memory that cannot be read is an error."""
@@ -62,7 +62,7 @@ class VerifiedLog:
 
     def keep(self, state: str) -> None:
         """Remember that the files are good as they are."""
-        with explained("remembering that a cache is good", self.file.parent):
+        with translate_os_errors("remembering that a cache is good", self.file.parent):
             make_dir(self.file.parent)
             work = self.file.with_name(f".{self.file.name}~{secrets.token_hex(4)}")
             try:

@@ -24,7 +24,7 @@ def open_arrays(cache: str, number: int, names: tuple[str, ...]) -> dict[str, An
     """A part's arrays as zarr opens them."""
     import zarr
 
-    folder = os.path.join(cache, LocalStore(Path(cache)).home(number), layout.TARGETS)
+    folder = os.path.join(cache, LocalStore(Path(cache)).part_prefix(number), layout.TARGETS)
     with warnings.catch_warnings():
         # pcodec is registered by numcodecs and not in the zarr specification, which zarr says at every opening.
         warnings.simplefilter("ignore")

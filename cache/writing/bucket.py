@@ -17,7 +17,7 @@ import numpy.typing as npt
 from kdpipe.cache import layout
 from kdpipe.cache.catalog import same_manifest
 from kdpipe.cache.durable.files import remove_dir, work_folder
-from kdpipe.cache.durable.scratch import named
+from kdpipe.cache.durable.scratch import temporary_folder_errors
 from kdpipe.cache.stores.dispatch import RetryingStore, open_folder
 from kdpipe.cache.stores.fsspec_store import RemoteFolder
 from kdpipe.cache.stores.local_store import LocalStore
@@ -40,7 +40,7 @@ class BucketPublisher:
     is_local = False
 
     def __init__(self, remote: "RemoteFolder | HubFolder", manifest: Manifest, retry_policy: RetryPolicy) -> None:
-        with named("creating a temporary folder for parts to upload"):
+        with temporary_folder_errors("creating a temporary folder for parts to upload"):
             self.path = Path(tempfile.mkdtemp(prefix="kdpipe-out-"))
         weakref.finalize(self, remove_dir, self.path)
         self.remote, self._retry_policy = remote, retry_policy
@@ -99,13 +99,13 @@ class BucketPublisher:
         return self._retried(lambda: self.remote.create(name, data))
 
     def _retried(self, work: Callable[[], Result]) -> Result:
-        return self._retry_policy.through(work)
+        return self._retry_policy.call(work)
 
 
 def create_bucket(url: str, manifest: Manifest, retry_policy: RetryPolicy | None = None) -> CacheWriter:
     """Create a cache at a URL, or resume one with the same manifest; another manifest there is refused."""
     retry_policy = (retry_policy or RetryPolicy()).at(url)
-    remote = retry_policy.through(lambda: open_folder(url))
+    remote = retry_policy.call(lambda: open_folder(url))
     store = RetryingStore(remote, retry_policy)
     if store.size(layout.MANIFEST) is None:
         names = store.names("")
@@ -115,6 +115,6 @@ def create_bucket(url: str, manifest: Manifest, retry_policy: RetryPolicy | None
                 f"{url} holds other files and no {layout.MANIFEST}: {', '.join(names[:3])}",
                 hint="choose a new or empty URL",
             )
-        retry_policy.through(lambda: remote.create(layout.MANIFEST, manifest.to_json()))
+        retry_policy.call(lambda: remote.create(layout.MANIFEST, manifest.to_json()))
     present = same_manifest(store, manifest, url)
     return CacheWriter(BucketPublisher(remote, present, retry_policy), present)

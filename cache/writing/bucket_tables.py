@@ -130,7 +130,7 @@ class BucketTables:
         return self._retried(lambda: self._remote.read(name, limit))
 
     def _retried(self, work: Callable[[], Result]) -> Result:
-        return self._retry_policy.through(work)
+        return self._retry_policy.call(work)
 
 
 def _temporary_name(tables: TableSet, name: str) -> str:

@@ -15,14 +15,14 @@ import numpy.typing as npt
 from kdpipe.cache import layout
 from kdpipe.cache.catalog import refuse_foreign_folder, same_manifest
 from kdpipe.cache.durable.files import (
-    explained,
-    is_fresh,
+    changed_within,
     make_dir,
     new_file,
     publish_dir,
     publish_file,
     sweep,
     sync_dir,
+    translate_os_errors,
     work_folder,
 )
 from kdpipe.cache.durable.work_names import is_own
@@ -63,7 +63,7 @@ class FolderPublisher:
         self._publish_folder(layout.TOKENIZER, fill)
 
     def _publish_folder(self, name: str, fill: Callable[[Path], None]) -> None:
-        with explained(f"writing {name}", self.path):
+        with translate_os_errors(f"writing {name}", self.path):
             if not (self.path / name).is_dir():
                 with work_folder(self.path, name) as work:
                     fill(work)
@@ -81,14 +81,14 @@ class FolderPublisher:
     def under_way(self) -> set[int]:
         """Work folders of other workers that changed in the last quarter of an hour."""
         others = [name for name in sweep(self.path) if not is_own(name)]
-        return _part_numbers([name for name in others if is_fresh(self.path / layout.WORK / name, STALE_SECONDS)])
+        return _part_numbers([name for name in others if changed_within(self.path / layout.WORK / name, STALE_SECONDS)])
 
     def publish_journal(self, number: int, data: bytes) -> None:
-        with explained("writing the journal", self.path):
+        with translate_os_errors("writing the journal", self.path):
             publish_file(self.path, self.path / layout.journal_file(number), data)
 
     def publish_index(self, data: bytes) -> None:
-        with explained(f"writing {layout.INDEX}", self.path):
+        with translate_os_errors(f"writing {layout.INDEX}", self.path):
             if not (self.path / layout.INDEX).exists():
                 # The worker that committed a part may have died before the part's name was durable.
                 sync_dir(self.path / layout.PARTS)
@@ -118,7 +118,7 @@ def create_folder(folder: str | os.PathLike[str], manifest: Manifest) -> CacheWr
     if not named:
         raise ConfigError("the path of the new cache is empty", hint="name a new or empty folder")
     path = Path(named)
-    with explained("creating the cache", path):
+    with translate_os_errors("creating the cache", path):
         if not path.is_dir():
             make_dir(path)
         if not (path / layout.MANIFEST).exists():

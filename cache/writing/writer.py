@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from kdpipe.cache import layout
 from kdpipe.cache.catalog import committed_parts
-from kdpipe.cache.durable.files import WriteFailed, explained, new_file
+from kdpipe.cache.durable.files import WriteFailed, new_file, translate_os_errors
 from kdpipe.cache.parts.index import IndexRow, read_index, write_index
 from kdpipe.cache.parts.part_files import examine_part, part_grids, read_part_record
 from kdpipe.cache.parts.part_writer import PartWriter
@@ -152,14 +152,14 @@ class CacheWriter:
         tables, rank_of_id = self._tables()
         doing = f"writing part {number}"
         with ExitStack() as outer:
-            with explained(doing, self.path):
+            with translate_os_errors(doing, self.path):
                 work = outer.enter_context(self.publisher.work_folder(number))
                 stack = outer.enter_context(ExitStack())
                 part = PartWriter(work, planned, self.manifest, rank_of_id, stack)
             # Errors of the caller's own code pass through unchanged.
-            with explained(doing, self.path, WriteFailed):
+            with translate_os_errors(doing, self.path, WriteFailed):
                 yield part
-            with explained(doing, self.path):
+            with translate_os_errors(doing, self.path):
                 self._check_complete(part.finish(tables), work)
                 if self.publisher.publish_part(number, work):
                     self._written.add(number)
@@ -167,7 +167,7 @@ class CacheWriter:
     def adopt(self, number: int, fill: Callable[[Path, dict[str, FileRecord]], PartRecord]) -> bool:
         """Publish a part whose files `fill` puts into a folder, given the tables' digests; false when not the first."""
         tables, _ = self._tables()
-        with explained(f"writing part {number}", self.path), self.publisher.work_folder(number) as work:
+        with translate_os_errors(f"writing part {number}", self.path), self.publisher.work_folder(number) as work:
             record = fill(work, tables)
             with new_file(work / layout.PART_RECORD) as file:
                 file.write(record.to_json())

@@ -8,7 +8,7 @@ from typing import Final
 
 from kdpipe.cache import open_cache
 from kdpipe.cache.reader import Cache
-from kdpipe.cache.stores.addresses import MirrorSettings, is_url, usual_folder
+from kdpipe.cache.stores.addresses import MirrorSettings, is_url, user_cache_folder
 from kdpipe.cache.stores.retries import RETRY_SECONDS, RetryPolicy
 from kdpipe.pipeline.watch import Listener
 from kdpipe.schemas.choices import SplitName
@@ -29,7 +29,7 @@ def opened(settings: CacheSettings, watch: Listener, split: SplitName | None = N
         split,
         allow_partial=settings.allow_partial,
         mirror=_mirror_settings(settings, path),
-        retry_policy=RetryPolicy(budget=seconds, told=watch.say),
+        retry_policy=RetryPolicy(budget=seconds, report=watch.say),
     )
     pin = settings.pin
     if pin is not None and not (cache.cache_id or "").startswith(pin):
@@ -48,5 +48,5 @@ def _mirror_settings(settings: CacheSettings, path: str) -> MirrorSettings | Non
                     f"cache.{name} is for caches behind a URL, and {path} is a folder", hint="leave it out"
                 )
         return None
-    folder = Path(settings.dir).expanduser() if settings.dir is not None else usual_folder()
+    folder = Path(settings.dir).expanduser() if settings.dir is not None else user_cache_folder()
     return MirrorSettings(folder=folder.absolute(), limit=settings.limit or LIMIT)

@@ -55,7 +55,7 @@ def is_begun(folder: str, retry_policy: RetryPolicy | None = None) -> bool:
     """Whether a folder holds a cache, finished or not."""
     if is_url(folder):
         retry_policy = (retry_policy or RetryPolicy()).at(folder)
-        return retry_policy.through(lambda: RemoteFolder(folder).size(layout.MANIFEST)) is not None
+        return retry_policy.call(lambda: RemoteFolder(folder).size(layout.MANIFEST)) is not None
     return (Path(folder) / layout.MANIFEST).exists()
 
 

@@ -6,7 +6,7 @@ In: the folder of a run. Out: its settings, its last evaluation, where its stude
 from pathlib import Path
 from typing import Any, Final
 
-from kdpipe.cache.durable.files import explained, replace_file
+from kdpipe.cache.durable.files import replace_file, translate_os_errors
 from kdpipe.pipeline.config_file import as_yaml, read_file
 from kdpipe.pipeline.models.folders import FINAL as FINAL
 from kdpipe.pipeline.students.saving import ADAPTER
@@ -23,13 +23,13 @@ EVALUATION: Final = "evaluation.json"
 
 def save_evaluation(run: Path, evaluation: Evaluation) -> None:
     """Keep a run's last evaluation, in place of the one before."""
-    with explained("an evaluation could not be written", run):
+    with translate_os_errors("an evaluation could not be written", run):
         replace_file(run, run / EVALUATION, evaluation.to_json())
 
 
 def save_settings(run: Path, values: dict[str, Any]) -> None:
     """Keep a run's settings, in place of those of the call before."""
-    with explained("the settings could not be written", run):
+    with translate_os_errors("the settings could not be written", run):
         replace_file(run, run / CONFIG, as_yaml(values).encode())
 
 

@@ -118,7 +118,7 @@ def _publish(
     """Build a folder beside its place, make it durable, and put it there; to `replace` one, that one goes then."""
     quiet()
     work, old = (folder.with_name(f".{folder.name}.{work_name(word)}") for word in ("work", "old"))
-    with disk.explained(f"{folder.name} cannot be saved", folder), torch.no_grad():
+    with disk.translate_os_errors(f"{folder.name} cannot be saved", folder), torch.no_grad():
         disk.make_dir(folder.parent)
         _sweep(folder)
         try:

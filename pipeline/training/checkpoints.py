@@ -14,7 +14,7 @@ from typing import Final
 
 from torch import Tensor
 
-from kdpipe.cache.durable.files import explained, new_file, publish_dir, sync_dir, work_folder
+from kdpipe.cache.durable.files import new_file, publish_dir, sync_dir, translate_os_errors, work_folder
 from kdpipe.cache.layout import WORK
 from kdpipe.pipeline.evaluation.stored import FINAL
 from kdpipe.pipeline.training import run_folder
@@ -51,7 +51,7 @@ class CheckpointContents:
 def save(run: Path, contents: CheckpointContents, keep: int, fall: int | None = None) -> Path:
     """Write a checkpoint; then of those there only the newest `keep`, the best, the one to go back to, and the last one
     before the step of a `fall` of the learning rate stay."""
-    with explained("a checkpoint could not be written", run):
+    with translate_os_errors("a checkpoint could not be written", run):
         final = _free_name(run, contents.state.step)
         with work_folder(run, final.name) as work:
             _fill(work, contents)
@@ -149,7 +149,7 @@ def asked_for(run: Path, name: str, record: RunRecord, say: Callable[[str], None
 def drop_later(run: Path, chosen: Path) -> list[Path]:
     """Remove the checkpoints behind one; which they were."""
     later = [path for path in listed(run) if _age(path) > _age(chosen)]
-    with explained("a checkpoint could not be removed", run):
+    with translate_os_errors("a checkpoint could not be removed", run):
         # The latest go first: a run that is killed between two of them must not find one of the course that was left.
         _drop(run, later[::-1])
     return later

@@ -8,7 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Final, assert_never
 
-from kdpipe.cache.durable.files import explained, replace_file
+from kdpipe.cache.durable.files import replace_file, translate_os_errors
 from kdpipe.cache.durable.lock import locked
 from kdpipe.cache.reader import Cache
 from kdpipe.pipeline.batches.run_cache import opened
@@ -84,7 +84,7 @@ def problem(folder: Path, record: FinishedRun) -> str | None:
 def save(folder: Path, asked: RunRecord, source: StudentSource, step: int, report: TrainReport) -> None:
     """Record that a run has ended, once everything else of it is written."""
     final = folder / FINAL
-    with explained("the end of the run could not be recorded", folder):
+    with translate_os_errors("the end of the run could not be recorded", folder):
         paths = [path for path in sorted(final.rglob("*")) if path.is_file()]
         files = {
             path.relative_to(final).as_posix(): FileRecord(bytes=path.stat().st_size, sha256=sha256_file(path))
@@ -105,7 +105,7 @@ def save(folder: Path, asked: RunRecord, source: StudentSource, step: int, repor
 
 def remove(folder: Path) -> None:
     """A run that takes steps again has not ended."""
-    with explained("the record of the run's end could not be removed", folder):
+    with translate_os_errors("the record of the run's end could not be removed", folder):
         (folder / RECORD).unlink(missing_ok=True)
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, final
 
-from kdpipe.cache.durable.files import explained, replace_file
+from kdpipe.cache.durable.files import replace_file, translate_os_errors
 from kdpipe.schemas.checkpoint import MetricsState
 
 FILE: Final = "metrics.jsonl"
@@ -57,7 +57,7 @@ class Metrics:
     ) -> None:
         self._path = run / FILE
         self._n_bytes, self._n_lines, self._digest = 0, 0, hashlib.sha256()
-        with explained("metrics could not be written", self._path):
+        with translate_os_errors("metrics could not be written", self._path):
             self.gap = _restore(run, begin, step, place)
             self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0), 0o666)
             self._count(self._path.read_bytes())
@@ -72,13 +72,13 @@ class Metrics:
 
     def settled(self) -> MetricsState:
         """How far the file has come, once all of it is on the disk: what a checkpoint holds."""
-        with explained("metrics could not be written", self._path):
+        with translate_os_errors("metrics could not be written", self._path):
             os.fsync(self._file)
         return MetricsState(bytes=self._n_bytes, lines=self._n_lines, sha256=self._digest.hexdigest())
 
     def undo(self, step: int) -> None:
         """Mark the steps and evaluations behind a step as undone; no checkpoint of them may be there any more."""
-        with explained("metrics could not be written", self._path):
+        with translate_os_errors("metrics could not be written", self._path):
             lines = self._path.read_bytes().splitlines(keepends=True)
             marked = [_marked(line, step) for line in lines]
             same = next((n for n, line in enumerate(lines) if line != marked[n]), len(lines))
@@ -88,12 +88,12 @@ class Metrics:
 
     def close(self) -> None:
         """Nothing more will be written."""
-        with explained("metrics could not be written", self._path):
+        with translate_os_errors("metrics could not be written", self._path):
             os.close(self._file)
 
     def _append(self, data: bytes) -> None:
         left = data
-        with explained("metrics could not be written", self._path):
+        with translate_os_errors("metrics could not be written", self._path):
             while left:
                 left = left[os.write(self._file, left) :]
         self._n_bytes, self._n_lines = self._n_bytes + len(data), self._n_lines + data.count(b"\n")

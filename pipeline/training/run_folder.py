@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any, Final
 
-from kdpipe.cache.durable.files import explained, make_dir, publish_file, replace_file, sweep, sync_dir
+from kdpipe.cache.durable.files import make_dir, publish_file, replace_file, sweep, sync_dir, translate_os_errors
 from kdpipe.cache.durable.lock import LOCK
 from kdpipe.cache.layout import WORK
 from kdpipe.cache.reader import Cache
@@ -78,7 +78,7 @@ def claim(out: Path, asked: RunRecord, *, overwrite: bool = False, steered: bool
             sweep(out)
             return replace(out, asked) if steered else []
         _clear(out)
-    with explained("a run could not be begun", out):
+    with translate_os_errors("a run could not be begun", out):
         make_dir(out)
         sweep(out)
         publish_file(out, out / RECORD, asked.to_json())
@@ -137,7 +137,7 @@ def replace(out: Path, asked: RunRecord) -> list[str]:
     changed = differences(found, asked)
     if changed:
         record = asked.model_copy(update={"earlier": (*found.earlier, identity(found))})
-        with explained("the record of a run could not be replaced", out):
+        with translate_os_errors("the record of a run could not be replaced", out):
             replace_file(out, out / RECORD, record.to_json())
     return changed
 
@@ -179,7 +179,7 @@ def _clear(out: Path) -> None:
 
     What says that this is a run goes last, so that a clearing that was killed can be repeated.
     """
-    with explained("a run could not be cleared", out):
+    with translate_os_errors("a run could not be cleared", out):
         for path in sorted(out.iterdir(), key=lambda path: path.name == RECORD):
             if path.name == LOCK:
                 continue

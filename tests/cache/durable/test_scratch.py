@@ -50,9 +50,9 @@ def test_a_folder_of_another_is_not_taken_for_a_temporary_one(tmp_path: Path) ->
     def work() -> None:
         mount_memory(small, 8192)
         tempfile.tempdir = str(tmp_path)
-        from kdpipe.cache.durable.files import explained
+        from kdpipe.cache.durable.files import translate_os_errors
 
-        with explained("writing", small):
+        with translate_os_errors("writing", small):
             fill(small, 30_000)
 
     ended = mounted(work)

@@ -35,7 +35,9 @@ class Clock:
         self.now += seconds
 
     def retry_policy(self, **changes: Any) -> RetryPolicy:
-        return RetryPolicy(clock=lambda: self.now, wait=self.wait, draw=lambda: 1.0, told=self.lines.append, **changes)
+        return RetryPolicy(
+            clock=lambda: self.now, wait=self.wait, draw=lambda: 1.0, report=self.lines.append, **changes
+        )
 
 
 @pytest.fixture
@@ -56,7 +58,7 @@ def failing(*errors: Exception) -> Callable[[], str]:
 
 
 def test_a_retry_says_what_happened_when_it_comes_and_how_long_it_goes_on(clock: Clock) -> None:
-    assert clock.retry_policy().through(failing(*[Unreachable("x answers 503")] * 3)) == "done"
+    assert clock.retry_policy().call(failing(*[Unreachable("x answers 503")] * 3)) == "done"
     assert clock.pauses == [0.5, 1.0, 2.0]
     assert clock.lines == [
         "x answers 503; trying again in 0.5 s, for at most 5 min 0 s",
@@ -67,50 +69,50 @@ def test_a_retry_says_what_happened_when_it_comes_and_how_long_it_goes_on(clock:
 
 def test_retries_end_when_their_time_is_over(clock: Clock) -> None:
     with pytest.raises(Unreachable, match="x answers 503; tried again for 20 s") as caught:
-        clock.retry_policy(budget=20.0).through(failing(*[Unreachable("x answers 503")] * 99))
+        clock.retry_policy(budget=20.0).call(failing(*[Unreachable("x answers 503")] * 99))
     assert (caught.value.exit_code, clock.now) == (75, 20.0)
     assert "--retry-for" in str(caught.value.hint)
 
 
 def test_no_time_means_no_retry(clock: Clock) -> None:
     with pytest.raises(Unreachable, match=r"^x answers 503$"):
-        clock.retry_policy(budget=0.0).through(failing(Unreachable("x answers 503")))
+        clock.retry_policy(budget=0.0).call(failing(Unreachable("x answers 503")))
     assert not clock.pauses
 
 
 def test_a_pause_that_is_asked_for_is_kept(clock: Clock) -> None:
-    assert clock.retry_policy().through(failing(Unreachable("busy", wait_seconds=40.0))) == "done"
+    assert clock.retry_policy().call(failing(Unreachable("busy", wait_seconds=40.0))) == "done"
     assert clock.pauses == [40.0]
 
 
 def test_a_longer_pause_than_there_is_time_for_ends_the_retries_at_once(clock: Clock) -> None:
     with pytest.raises(Unreachable, match="busy; it asks for a pause of 3,600 s") as caught:
-        clock.retry_policy().through(failing(Unreachable("busy", wait_seconds=3600.0)))
+        clock.retry_policy().call(failing(Unreachable("busy", wait_seconds=3600.0)))
     assert caught.value.exit_code == 75 and not clock.pauses
 
 
 def test_a_connection_that_is_refused_at_the_first_request_fails_at_once(clock: Clock) -> None:
     with pytest.raises(ConnectionFailed) as caught:
-        clock.retry_policy().through(failing(ConnectionFailed("refused")))
+        clock.retry_policy().call(failing(ConnectionFailed("refused")))
     assert caught.value.exit_code == 1 and not clock.pauses and not clock.lines
 
 
 def test_a_connection_that_is_refused_after_an_answer_is_retried(clock: Clock) -> None:
     retry_policy = clock.retry_policy(budget=10.0).at("http://host:1/a")
-    retry_policy.through(failing())
+    retry_policy.call(failing())
     again = retry_policy.at("http://host:1/b")  # the same host, as another store of the command
-    assert again.through(failing(ConnectionFailed("refused"))) == "done"
+    assert again.call(failing(ConnectionFailed("refused"))) == "done"
     with pytest.raises(Unreachable, match="refused; tried again for 10 s") as caught:
-        again.through(failing(*[ConnectionFailed("refused")] * 99))
+        again.call(failing(*[ConnectionFailed("refused")] * 99))
     assert caught.value.exit_code == 75
     with pytest.raises(ConnectionFailed):
-        again.at("http://host:2/a").through(failing(ConnectionFailed("refused")))
+        again.at("http://host:2/a").call(failing(ConnectionFailed("refused")))
 
 
 def test_many_who_wait_for_one_place_report_it_once(clock: Clock) -> None:
     retry_policy = replace(clock.retry_policy().at("http://host/a"), wait=lambda *_: None)  # all at the same moment
     for _ in range(8):
-        retry_policy.through(failing(Unreachable("x answers 503")))
+        retry_policy.call(failing(Unreachable("x answers 503")))
     assert len(clock.lines) == 1
 
 

@@ -196,12 +196,12 @@ def test_a_local_file_that_is_replaced_while_it_is_read_begins_anew(path: Path, 
     class Moving(LocalStore):
         n_pieces = 0
 
-        def piece(self, name: str, begin: int, end: int, tag: str | None = None) -> bytes:
+        def read_range(self, name: str, begin: int, end: int, tag: str | None = None) -> bytes:
             Moving.n_pieces += 1
             if Moving.n_pieces == 2:
                 (place / "new").write_bytes((place / name).read_bytes())
                 (place / "new").replace(place / name)
-            return super().piece(name, begin, end, tag)
+            return super().read_range(name, begin, end, tag)
 
     record = open_cache(path).locate(0)[0].record.files["sequences.arrow"]
     heard: list[str] = []

@@ -130,9 +130,9 @@ def test_a_file_that_is_too_short_there_is_damage(path: Path, place: str, tmp_pa
         copy_cache(place, tmp_path / "copy")
     with serving(Site(path)) as url:
         with pytest.raises(CacheDamaged, match=r"manifest.json has no bytes 1,048,576 to 2,097,152 at http"):
-            HttpStore(url).piece("manifest.json", 1 << 20, 2 << 20)
+            HttpStore(url).read_range("manifest.json", 1 << 20, 2 << 20)
         with pytest.raises(CacheDamaged, match=r"manifest.json holds [\d,]+ bytes, 1,048,576 are needed"):
-            HttpStore(url).piece("manifest.json", 10, 1 << 20)
+            HttpStore(url).read_range("manifest.json", 10, 1 << 20)
 
 
 def test_a_file_that_another_has_removed_is_gone(place: str) -> None:
@@ -174,7 +174,7 @@ def test_a_shared_file_that_was_damaged_in_the_mirror_is_reported_and_fetched_ag
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, how: str
 ) -> None:
     mirror, told = MirrorSettings(folder=tmp_path, limit=1 << 30), list[str]()
-    retry_policy = RetryPolicy(told=told.append)
+    retry_policy = RetryPolicy(report=told.append)
     with serving(Site(path)) as url:
         open_cache(url, mirror=mirror, retry_policy=retry_policy)
         assert not told  # a first fetch repairs nothing
@@ -201,7 +201,7 @@ def test_a_part_that_was_damaged_near_is_named_by_its_folder_and_fetched_again(
         (file,) = tmp_path.glob(f"*/{name}")
         tiny.flip_bit(file, 100)
         monkeypatch.setattr(near, "_stores", {})
-        cache = open_cache(url, mirror=mirror, retry_policy=RetryPolicy(told=told.append))
+        cache = open_cache(url, mirror=mirror, retry_policy=RetryPolicy(report=told.append))
         assert digests_of_all(cache) == digests_of_all(open_cache(path))
         assert near.mirrored_store(url, mirror).n_fetched == 1
     assert len(told) == 1 and str(file.parents[len(Path(name).parents) - 1]) in told[0] and url in told[0]
@@ -240,7 +240,7 @@ def test_damage_after_a_first_look_is_named_by_its_folder_and_fetched_again(
 ) -> None:
     mirror, told = MirrorSettings(folder=tmp_path, limit=1 << 30), list[str]()
     with serving(Site(path)) as url:
-        cache = open_cache(url, mirror=mirror, retry_policy=RetryPolicy(told=told.append))
+        cache = open_cache(url, mirror=mirror, retry_policy=RetryPolicy(report=told.append))
         if reader == "open":
             cache.part(1)  # its arrays are mapped when they are first read
         else:
@@ -260,7 +260,7 @@ def test_a_chunk_that_is_damaged_while_it_is_mapped_is_read_again(path: Path, tm
     """The bytes change under a reader that has them mapped: the checksum of a chunk finds it while it is decoded."""
     mirror, told = MirrorSettings(folder=tmp_path, limit=1 << 30), list[str]()
     with serving(Site(path)) as url:
-        cache = open_cache(url, mirror=mirror, retry_policy=RetryPolicy(told=told.append))
+        cache = open_cache(url, mirror=mirror, retry_policy=RetryPolicy(report=told.append))
         part = cache.part(1)
         for name in part.array_names:
             part.array(name)
@@ -278,7 +278,7 @@ def test_a_chunk_that_is_damaged_while_it_is_mapped_is_read_again(path: Path, tm
 def test_threads_that_meet_one_damage_fetch_the_part_once(path: Path, tmp_path: Path, scanned: bool) -> None:
     mirror, told = MirrorSettings(folder=tmp_path, limit=1 << 30), list[str]()
     with serving(Site(path)) as url:
-        cache = open_cache(url, mirror=mirror, retry_policy=RetryPolicy(told=told.append))
+        cache = open_cache(url, mirror=mirror, retry_policy=RetryPolicy(report=told.append))
         digests_of_all(cache)
         n_fetched = near.mirrored_store(url, mirror).n_fetched
         for _ in range(10):
@@ -295,7 +295,7 @@ def test_threads_that_meet_one_damage_fetch_the_part_once(path: Path, tmp_path: 
 def test_a_table_that_is_damaged_near_is_fetched_again(path: Path, tmp_path: Path) -> None:
     mirror, told = MirrorSettings(folder=tmp_path, limit=1 << 30), list[str]()
     with serving(Site(path)) as url:
-        cache = open_cache(url, mirror=mirror, retry_policy=RetryPolicy(told=told.append))
+        cache = open_cache(url, mirror=mirror, retry_policy=RetryPolicy(report=told.append))
         file = spoilt(tmp_path, "tables/ids_by_rank.bin", "flip")
         assert (cache.table("ids_by_rank") == open_cache(path).table("ids_by_rank")).all()
         again = spoilt(tmp_path, "tables/ids_by_rank.bin", "cut")

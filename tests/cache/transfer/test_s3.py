@@ -156,11 +156,11 @@ def test_an_object_that_is_replaced_while_it_is_read_begins_anew(path: Path, buc
     class Moving(RemoteStore):
         n_pieces = 0
 
-        def piece(self, name: str, begin: int, end: int, tag: str | None = None) -> bytes:
+        def read_range(self, name: str, begin: int, end: int, tag: str | None = None) -> bytes:
             Moving.n_pieces += 1
             if Moving.n_pieces in (2, 4):
                 RemoteFolder(bucket).put(name, other if Moving.n_pieces == 2 else path / name)
-            return super().piece(name, begin, end, tag)
+            return super().read_range(name, begin, end, tag)
 
     heard: list[str] = []
     record = open_cache(path).part(1).record.files["sequences.arrow"]

@@ -139,7 +139,7 @@ def test_parts_are_decoded_one_by_one_where_there_is_room_for_no_more(
     told = list[str]()
     site = Site(path)
     with serving(site) as url:
-        assert verify_cache(url, "deep", replace(RetryPolicy(), told=told.append)).ok
+        assert verify_cache(url, "deep", replace(RetryPolicy(), report=told.append)).ok
         n_requests = site.n_requests
         assert most == [0, 0, 0, 0]
         assert len(told) == 1 and f"{remote_parts.most_at_once(manifest, records):,} bytes" in told[0]
