@@ -4,6 +4,7 @@ import ast
 import graphlib
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Collection
 
 import pytest
@@ -206,7 +207,7 @@ def _parameters(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
 
 
 def _is_command(module: Module, function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
-    """A function of `cli/` whose parameters are typer options: DESIGN 5 names the flags."""
+    """A function of `cli/` whose parameters are the options of a command."""
     annotations = [ast.unparse(a.annotation) for a in function.args.args if a.annotation is not None]
     return module.layer == "cli" and all("typer." in a or a in SHARED_OPTIONS for a in annotations)
 
@@ -244,3 +245,25 @@ def test_lint_refuses_a_banned_import(name: str) -> None:
 
 def test_everything_that_runs_on_a_busy_machine_is_there() -> None:
     assert [name for name in MODULES if not (ROOT / "tests" / name).exists()] == []
+
+
+def test_no_two_modules_share_a_name_unless_a_command_and_its_story() -> None:
+    by_name: dict[str, list[Module]] = {}
+    for module in modules():
+        if module.path.name != "__init__.py":
+            by_name.setdefault(module.path.stem, []).append(module)
+    shared = {name: found for name, found in by_name.items() if len(found) > 1}
+    assert shared, "commands and stories share names"
+    wrong = {
+        name: [module.where for module in found]
+        for name, found in shared.items()
+        if sorted(module.layer == "cli" for module in found) != [False, True]
+    }
+    assert not wrong
+
+
+def test_no_two_classes_share_a_name() -> None:
+    names = Counter(
+        node.name for module in modules() for node in ast.walk(module.tree) if isinstance(node, ast.ClassDef)
+    )
+    assert [name for name, n in names.items() if n > 1] == []

@@ -18,7 +18,7 @@ from typing import Final, final
 from kdpipe.cache import layout
 from kdpipe.cache.durable.files import make_dir, translate_os_errors, work_folder
 from kdpipe.cache.fetch.file import Fetcher, Found
-from kdpipe.cache.fetch.folder import Receiver
+from kdpipe.cache.fetch.receiver import Receiver
 from kdpipe.cache.fetch.source import SourceSnapshot, look
 from kdpipe.cache.mirror.leases import PartLease, alone
 from kdpipe.cache.parts.index import IndexRow

@@ -14,7 +14,7 @@ from typing import Final
 
 from kdpipe.cache.catalog import load_manifest
 from kdpipe.cache.fetch.file import Fetcher
-from kdpipe.cache.fetch.folder import Receiver
+from kdpipe.cache.fetch.receiver import Receiver
 from kdpipe.cache.fetch.source import SourceSnapshot, look
 from kdpipe.cache.parts.index import IndexRow
 from kdpipe.cache.reshape.sources import lies_in

@@ -12,7 +12,7 @@ from kdpipe.cache import layout
 from kdpipe.cache.durable.files import translate_os_errors
 from kdpipe.cache.durable.scratch import scratch_folder
 from kdpipe.cache.fetch.file import Fetcher, Found
-from kdpipe.cache.fetch.folder import ANOTHER, refuse_other
+from kdpipe.cache.fetch.receiver import ANOTHER, refuse_other
 from kdpipe.cache.parts.index import IndexRow
 from kdpipe.cache.parts.part_bytes import part_bytes
 from kdpipe.cache.parts.part_files import checked_record, read_part_record

@@ -14,7 +14,7 @@ from kdpipe.cache import layout, open_cache
 from kdpipe.cache.durable.work_names import work_name
 from kdpipe.cache.fetch import file as fetching
 from kdpipe.cache.fetch.file import Fetcher
-from kdpipe.cache.fetch.folder import Receiver
+from kdpipe.cache.fetch.receiver import Receiver
 from kdpipe.cache.stores import http_store as http
 from kdpipe.cache.stores.local_store import LocalStore
 from kdpipe.cache.stores.retries import RetryPolicy

@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from kdpipe.cache import layout, open_cache
-from kdpipe.cache.fetch.folder import Receiver
+from kdpipe.cache.fetch.receiver import Receiver
 from kdpipe.cache.mirror import mirror as near
 from kdpipe.cache.mirror.leases import PartLease, alone
 from kdpipe.cache.mirror.mirror import MirrorStore, mirrored_store
