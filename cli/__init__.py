@@ -1,1 +1,1 @@
-"""Words: options in, one story called, answer out. Heavy imports happen inside the command."""
+"""The command line: parses options, calls one function of the pipeline, prints its report."""

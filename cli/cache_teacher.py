@@ -1,7 +1,4 @@
-"""`kdpipe cache-teacher`: runs the teacher once over the documents and keeps what it said.
-
-In: flags, a file, the environment. Out: a cache, and on stdout what was made.
-"""
+"""`kdpipe cache-teacher`: runs the teacher once over the documents and caches its predictions."""
 
 import re
 from typing import TYPE_CHECKING, Annotated
@@ -12,10 +9,11 @@ from kdpipe.cli import console
 from kdpipe.cli.cache.inspect import fidelity
 from kdpipe.cli.console import Fact
 from kdpipe.cli.flags import ParsedFlags
-from kdpipe.cli.load_settings import stage_one
+from kdpipe.cli.load_settings import capture_settings
 from kdpipe.cli.progress import watching
 from kdpipe.cli.quantities import duration, share, size
 from kdpipe.cli.remote_options import RetryFor, retry_seconds
+from kdpipe.schemas.counts import counted
 from kdpipe.schemas.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -30,19 +28,20 @@ def cache_teacher(
         typer.Option(
             "--shard",
             metavar="I/N",
-            help="Make every N-th part, beside other workers on the same folder; counted from 0, as SLURM does: 0/4 to"
-            " 3/4. Whoever is last completes the cache.",
+            help="Run as worker I of N on a shared output directory, from 0/4 to 3/4. The last to finish completes the"
+            " cache.",
         ),
     ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Load everything, do two batches, and say whether all is well.")
-    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Load everything, run two batches and stop.")] = False,
     retry_for: RetryFor = None,
-    json: Annotated[bool, typer.Option("--json", help="Answer with one JSON document.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
-    """Run the teacher once over the documents and keep what it said; run again, it goes on where it was."""
+    """Run the teacher once and cache its predictions.
+
+    Re-run the command to resume.
+    """
     options = _run_options(shard, dry_run, retry_seconds(retry_for))
-    settings = stage_one(given)
+    settings = capture_settings(given)
     from kdpipe.pipeline.cache_teacher import cache_teacher as run
 
     with watching() as watch:
@@ -54,70 +53,71 @@ def cache_teacher(
 
 
 def _run_options(shard: str | None, dry_run: bool, retry_for: float) -> "CaptureOptions":
-    """What this call is to do of the whole."""
     from kdpipe.schemas.capture_settings import CaptureOptions
 
     if shard is None:
         return CaptureOptions(dry_run=dry_run, retry_for=retry_for)
-    found = re.fullmatch(r"([0-9]{1,7})/([0-9]{1,7})", shard.strip())
-    if not found or int(found[2]) == 0:
-        raise ConfigError(f"--shard {shard} is not of the form I/N", hint="write 0/4 for the first of four workers")
-    number, n_shards = int(found[1]), int(found[2])
+    match = re.fullmatch(r"([0-9]{1,7})/([0-9]{1,7})", shard.strip())
+    if not match or int(match[2]) == 0:
+        raise ConfigError(
+            f"--shard {shard} is not of the form I/N", hint="for the first of four workers, use --shard 0/4"
+        )
+    number, n_shards = int(match[1]), int(match[2])
     if number >= n_shards:
-        last = f"the last of {n_shards} is {n_shards - 1}/{n_shards}"
-        raise ConfigError(f"--shard {shard} does not exist: shards are counted from 0", hint=last)
+        hint = f"the last of {n_shards} is {n_shards - 1}/{n_shards}"
+        raise ConfigError(f"--shard {shard} is out of range: shards are counted from 0", hint=hint)
     return CaptureOptions(shard=number, n_shards=n_shards, dry_run=dry_run, retry_for=retry_for)
 
 
 def page(report: "CaptureReport", *, dry_run: bool = False) -> str:
-    """What was made, for a person; the verdict last."""
+    """The report as text; the verdict comes last."""
     facts = [*_extent(report), *_effort(report), *_documents(report), *fidelity(report.fidelity)]
     lines = [report.cache, *console.facts(facts)]
     if dry_run:
-        lines.append("dry run: all is well")
+        lines.append("dry run: OK")
     return "\n".join(lines)
 
 
 def _extent(report: "CaptureReport") -> list[Fact]:
     parts = report.parts
     missing = parts.planned - parts.present
-    state = f"{parts.present:,} of {parts.planned:,}, {parts.made:,} made now"
+    state = f"{parts.present:,} of {parts.planned:,}, {parts.made:,} from this run"
     facts = [("cache_id", report.cache_id or "none yet"), ("parts", state)]
     if missing and report.parts.made:
-        are = "1 part is" if missing == 1 else f"{missing:,} parts are"
-        facts.append(("unfinished", f"{are} missing: for other shards to make, or the same command again"))
-    of_one = [
+        facts.append(("unfinished", f"{console.parts(missing)} missing: run the other shards, or re-run this command"))
+    averages = [
         f"{report.bytes_per_position:.1f} bytes" if report.bytes_per_position is not None else "",
         f"{report.entries_per_position:.1f} entries" if report.entries_per_position is not None else "",
     ]
-    averages = " and ".join(filter(None, of_one))
-    facts.append(("positions", f"{report.positions:,}" + (f", {averages} each" if averages else "")))
-    named = {"parts": report.sizes.parts, "tokenizer": report.sizes.tokenizer}
-    named["tables, manifest and index"] = report.sizes.tables + report.sizes.records
-    shares = ", ".join(f"{size(n_bytes)} {name}" for name, n_bytes in named.items())
+    per_position = " and ".join(filter(None, averages))
+    facts.append(("positions", f"{report.positions:,}" + (f", {per_position} per position" if per_position else "")))
+    sizes = {"parts": report.sizes.parts, "tokenizer": report.sizes.tokenizer}
+    sizes["tables, manifest and index"] = report.sizes.tables + report.sizes.records
+    shares = ", ".join(f"{size(n_bytes)} {name}" for name, n_bytes in sizes.items())
     return [*facts, ("size", f"{size(report.bytes)}: {shares}")]
 
 
 def _effort(report: "CaptureReport") -> list[Fact]:
-    told = [duration(report.seconds)]
+    times = [duration(report.seconds)]
     if report.positions_per_second is not None:
-        told.append(f"{report.positions_per_second:,.0f} positions a second")
+        times.append(f"{report.positions_per_second:,.0f} positions/s")
     if report.teacher_share is not None:
-        told.append(f"{share(report.teacher_share)} of it waiting on the teacher")
-    facts = [("time", ", ".join(told))]
+        times.append(f"{share(report.teacher_share)} waiting for the teacher")
+    facts = [("time", ", ".join(times))]
     if report.batches_halved:
-        facts.append(("memory", f"batches were halved {report.batches_halved:,} times: bytes may differ elsewhere"))
+        halved = counted(report.batches_halved, "time")
+        facts.append(("memory", f"batch size halved {halved}: a run with more memory may differ in the last bits"))
     return facts
 
 
 def _documents(report: "CaptureReport") -> list[Fact]:
-    told = []
+    counts = []
     if report.bad_rows:
-        told.append(f"{report.bad_rows:,} bad {'row' if report.bad_rows == 1 else 'rows'} left out")
+        counts.append(f"{counted(report.bad_rows, 'unusable row')} skipped")
     if report.cut_documents:
-        told.append(f"{report.cut_documents:,} longer than a sequence")
+        counts.append(f"{report.cut_documents:,} longer than a sequence")
     if report.untrainable_documents:
-        told.append(f"{report.untrainable_documents:,} left out that cannot be learnt")
+        counts.append(f"{report.untrainable_documents:,} without trained tokens skipped")
     if report.known_documents:
-        told.append(f"{report.known_documents:,} left out that were there already")
-    return [("documents", ", ".join(told))] if told else []
+        counts.append(f"{report.known_documents:,} duplicates skipped")
+    return [("documents", ", ".join(counts))] if counts else []

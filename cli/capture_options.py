@@ -1,16 +1,16 @@
-"""The flags of `kdpipe cache-teacher` and `kdpipe plan`: one table, with the setting that each of them says.
+"""Flags of `kdpipe cache-teacher` and `kdpipe plan`, as one table of flag and setting.
 
-In: nothing. Out: `FLAGS`, `SET_EXAMPLE`, and `OUT` and `EXTEND` for the command that writes.
+`OUT` and `EXTEND` are for cache-teacher alone, which writes a cache.
 """
 
 from typing import Any
 
 from kdpipe.cli.flags import Flag
-from kdpipe.schemas.choices import DtypeSetting, Profile, TargetKind
+from kdpipe.schemas.choices import DtypeSetting, Profile, TargetKind, TrainOnSetting
 
 
 def _numbers(text: str) -> list[Any]:
-    """A comma list of numbers, or `none`; what is no number stays as it is and is refused with its place."""
+    """A comma list of numbers, or `none`; other words stay text, so that the settings reject them by position."""
     return [] if text.strip() == "none" else [_number(word.strip()) for word in text.split(",")]
 
 
@@ -22,7 +22,7 @@ def _number(word: str) -> float | str:
 
 
 def _layers(text: str) -> dict[str, Any]:
-    """`none` turns off what is pooled over documents; layers are kept of every position besides."""
+    """`none` turns off the mean per document; layers add hidden states per position."""
     if text.strip() == "none":
         return {"pooled": False, "layers": []}
     return {"layers": [word.strip() for word in text.split(",")]}
@@ -30,137 +30,159 @@ def _layers(text: str) -> dict[str, Any]:
 
 SET_EXAMPLE = "data.columns.text=body"
 FLAGS = (
-    Flag(name="--teacher", place="teacher.name", metavar="NAME", help="A causal language model: a folder or a hub id."),
-    Flag(name="--revision", place="teacher.revision", metavar="REV", help="The teacher's revision on the hub."),
+    Flag(
+        name="--teacher",
+        place="teacher.name",
+        metavar="NAME",
+        help="Teacher: a causal language model, as a folder or a Hugging Face Hub id.",
+    ),
+    Flag(
+        name="--revision",
+        place="teacher.revision",
+        metavar="REV",
+        help="Commit, tag or branch of the teacher on the Hub.",
+    ),
     Flag(
         name="--teacher-name",
         place="teacher.display_name",
         metavar="NAME",
-        help="Teacher's name in manifest and model cards; the hub id or folder unless given.",
+        help="Teacher's name for manifest and model cards [Hub id or folder].",
     ),
     Flag(
         name="--teacher-license",
         place="teacher.license",
         metavar="NAME",
-        help="Teacher's license, as in apache-2.0; that of its model card unless given.",
+        help="Teacher's license, e.g. apache-2.0 [from its model card].",
     ),
     Flag(
         name="--tokenizer",
         place="teacher.tokenizer",
         metavar="NAME",
-        help="Where the tokenizer is [the teacher's own]; must be equal to that by content.",
+        help="Tokenizer: a folder or Hub id; must have the content of the teacher's [the teacher's].",
     ),
     Flag(
         name="--allow-foreign-tokenizer",
         place="teacher.allow_foreign_tokenizer",
         type=bool,
-        help="Accept a --tokenizer other than the teacher's own: predictions for ids that differ are nonsense.",
+        help="Accept a --tokenizer that differs from the teacher's; predictions for differing ids are meaningless.",
     ),
     Flag(
         name="--trust-remote-code",
         place="teacher.trust_remote_code",
         type=bool,
-        help="Let the teacher's repository run code of its own.",
+        help="Run Python code from the teacher's repository; review it first.",
     ),
-    Flag(name="--dtype", place="teacher.dtype", type=DtypeSetting, help="Type of the weights [auto]."),
+    Flag(name="--dtype", place="teacher.dtype", type=DtypeSetting, help="Data type of the teacher's weights [auto]."),
     Flag(
         name="--data",
         place="data.path",
         metavar="PATH",
-        help="Documents: .jsonl, .json, .parquet or .txt, a folder or a glob of them, or a data set on the hub.",
+        help="Documents: .jsonl, .json, .parquet or .txt files, a folder or glob of them, or a dataset on the Hub.",
     ),
-    Flag(name="--data-split", place="data.split", metavar="NAME", help="Which split of a data set on the hub."),
-    Flag(name="--limit", place="data.limit", type=int, help="The first N documents only."),
+    Flag(name="--data-split", place="data.split", metavar="NAME", help="Split of a Hub dataset."),
+    Flag(name="--limit", place="data.limit", type=int, help="Use only the first N documents."),
     Flag(name="--val-data", place="data.val_path", metavar="PATH", help="Documents of the validation split."),
     Flag(
         name="--val-fraction",
         place="data.val_fraction",
         type=float,
-        metavar="SHARE",
-        help="Share of the documents held out for validation, chosen by their hash [0.02].",
+        metavar="FRACTION",
+        help="Fraction of documents held out for validation, selected by hash [0.02].",
+    ),
+    Flag(
+        name="--train-on",
+        place="data.train_on",
+        type=TrainOnSetting,
+        help="Tokens to train on. auto: assistant turns and responses; all tokens of plain text [auto].",
     ),
     Flag(
         name="--max-bad-rows",
         place="data.max_bad_rows",
         type=int,
-        help="Stop at more rows than this that cannot be used [100].",
+        help="Fail after more than N unusable rows [100].",
     ),
     Flag(
         name="--seq-len",
         place="sequences.length",
         type=int,
-        help="Tokens of a sequence: 2048, or what the teacher reads.",
+        help="Sequence length in tokens [2048, or the teacher's context if shorter].",
     ),
     Flag(
         name="--no-pack",
         place="sequences.pack",
         type=bool,
-        means=lambda given: not given,
-        help="One document a sequence, instead of several behind each other.",
+        convert=lambda given: not given,
+        help="Do not pack several documents into one sequence.",
     ),
-    Flag(name="--targets", place="targets.kind", type=TargetKind, help="What is kept of the teacher [threshold]."),
+    Flag(name="--targets", place="targets.kind", type=TargetKind, help="Teacher predictions to store [threshold]."),
     Flag(
         name="--profile",
         place="targets.profile",
         type=Profile,
-        help="How much threshold targets keep [standard: 1/25].",
+        help="Size of threshold targets: tau is 1/10, 1/25 or 1/50 [standard].",
     ),
     Flag(
         name="--tau",
         place="targets.tau",
         type=float,
         metavar="P",
-        help="threshold: keep what is at least as probable, sample the rest.",
+        help="threshold: store ids of at least this probability exactly, sample the rest.",
     ),
-    Flag(name="--top-k", place="targets.top_k", type=int, metavar="K", help="topk: ids of a position [64]."),
-    Flag(name="--top-p", place="targets.top_p", type=float, metavar="P", help="topp: mass of a position [0.95]."),
-    Flag(name="--draws", place="targets.draws", type=int, help="sampled: draws of a position [50]."),
+    Flag(name="--top-k", place="targets.top_k", type=int, metavar="K", help="topk: ids kept per position [64]."),
+    Flag(
+        name="--top-p",
+        place="targets.top_p",
+        type=float,
+        metavar="P",
+        help="topp: probability mass kept per position [0.95].",
+    ),
+    Flag(name="--draws", place="targets.draws", type=int, help="sampled: draws per position [50]."),
     Flag(
         name="--target-temperature",
         place="targets.target_temperature",
         type=float,
         metavar="T",
-        help="The temperature at which draws are unbiased [1].",
+        help="Temperature at which sampled targets are unbiased [1].",
     ),
     Flag(
         name="--temperatures",
         place="targets.temperatures",
         metavar="T,T",
-        means=_numbers,
-        help="Temperatures at which exact ids can be read too [none].",
+        convert=_numbers,
+        help="Other temperatures at which exact ids can be used [none].",
     ),
     Flag(
         name="--hidden-layers",
         place="hidden",
         metavar="L,L",
-        means=_layers,
-        help="Layers to keep of every position, as numbers or shares of the depth (0.5,1.0); none: not even a"
-        " document's mean.",
+        convert=_layers,
+        help="Hidden states to store per position: layer numbers or fractions of the depth (0.5,1.0); none: not even a"
+        " mean per document.",
     ),
     Flag(
         name="--hidden-dim",
         place="hidden.dim",
         type=int,
-        help="Dimensions that layers of a position are projected to [64].",
+        help="Projected width of per-position hidden states [64].",
     ),
     Flag(
         name="--for-other-tokenizers",
         place="targets.for_other_tokenizers",
         type=bool,
-        help="Keep the text, and what students with another tokenizer need.",
+        help="Also store the text, for students with another tokenizer.",
     ),
     Flag(
         name="--devices",
         place="machine.devices",
         metavar="WHICH",
-        help="auto, cpu, cuda:0 or all (a worker a GPU) [auto].",
+        help="auto, cpu, cuda:0, or all (one worker per GPU) [auto].",
     ),
-    Flag(name="--seed", place="seed", type=int, help="Of everything drawn [0]."),
+    Flag(name="--seed", place="seed", type=int, help="Random seed [0]."),
 )
 EXTEND = Flag(
     name="--extend",
     place="extend",
     metavar="CACHE",
-    help="A finished cache whose parts the new one begins with; --data are documents that come behind.",
+    help="Extend this finished cache with the documents of --data.",
 )
-OUT = Flag(name="--out", place="out", metavar="DIR", help="The folder of the cache; run again, it goes on there.")
+OUT = Flag(name="--out", place="out", metavar="DIR", help="Output directory. Re-run the command to resume.")

@@ -1,6 +1,5 @@
-"""The commands of `kdpipe` by name, with the options that stand before a command.
+"""The commands of `kdpipe`, and the options before a command.
 
-In: one module of `cli/` per command. Out: `app`, which parses a command line and calls the command.
 Heavy imports happen inside the commands, so that `--help` answers at once.
 """
 
@@ -24,7 +23,7 @@ from kdpipe.cli.train_options import SET_EXAMPLE as STUDENT_SET_EXAMPLE
 
 app = typer.Typer(
     name="kdpipe",
-    help="Run a teacher once into a verifiable cache, then train students from that cache alone.",
+    help="Distill language models in two stages: cache a teacher's predictions, then train students from the cache.",
     rich_markup_mode=None,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -32,8 +31,8 @@ app = typer.Typer(
 )
 
 
-def _show_version(asked: bool) -> None:
-    if asked:
+def _show_version(requested: bool) -> None:
+    if requested:
         console.answer(f"kdpipe {importlib.metadata.version('kdpipe')}")
         raise typer.Exit()
 
@@ -45,10 +44,10 @@ def options(
         bool, typer.Option("--version", help="Show the version and exit.", callback=_show_version, is_eager=True)
     ] = False,
     debug: Annotated[
-        bool, typer.Option("--debug", help="Show log lines and the traceback of an error; allowed anywhere.")
+        bool, typer.Option("--debug", help="Show log lines and tracebacks; works after the command too.")
     ] = False,
 ) -> None:
-    """Show the help when no command is named; --version and --debug are dealt with before this runs."""
+    """Show the help when no command is given; --version and --debug are handled before."""
     if context.invoked_subcommand is None:
         console.answer(context.get_help())
 

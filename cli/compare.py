@@ -1,7 +1,4 @@
-"""`kdpipe compare`: runs beside each other in one table.
-
-In: folders of runs. Out: a table for a person, or the whole report as one JSON document.
-"""
+"""`kdpipe compare`: runs side by side in one table."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import PurePath
@@ -22,21 +19,24 @@ NUMBERS = {
     "cross_entropy": ("CE", "{:.4f}"),
     "perplexity": ("perplexity", "{:,.2f}"),
     "kl_teacher": ("KL to the teacher", "{:.4f}"),
-    "top1_agreement": ("agreement", "{:.2%}"),
+    "top1_agreement": ("top-1 agreement", "{:.2%}"),
     "ece": ("calibration error", "{:.2%}"),
 }
 LOSSES = ("loss", "loss_shifted")
-# A share is told in percent, its difference in points of it.
+# Shown in percent, their differences in percentage points.
 SHARES = ("top1_agreement", "ece")
 
 
 def compare(
     runs: Annotated[
-        list[str], typer.Argument(metavar="RUN RUN...", help="Run folders; differences are from the first.")
+        list[str], typer.Argument(metavar="RUN RUN...", help="Run folders; differences are relative to the first.")
     ],
-    json: Annotated[bool, typer.Option("--json", help="Answer with one JSON document.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
-    """Compare runs: settings that differ, final metrics, differences from the first with 90 % intervals."""
+    """Compare runs: settings, metrics, differences.
+
+    Differences are relative to the first run, with 90 % intervals.
+    """
     from kdpipe.pipeline.compare import compare as run
 
     report = run(runs)
@@ -44,7 +44,7 @@ def compare(
 
 
 def page(report: "CompareReport") -> str:
-    """The tables, and what is to be known of them."""
+    """The report as tables and notes."""
     first, others = report.runs[0], report.runs[1:]
     lines = []
     for begin in range(0, len(others), TOGETHER - 1):
@@ -53,31 +53,31 @@ def page(report: "CompareReport") -> str:
 
 
 def _table(runs: "Sequence[ComparedRun]") -> Iterator[str]:
-    yield _row("", names([one.run for one in runs]))
+    yield _row("", names([run.run for run in runs]))
     for setting in runs[0].settings:
-        yield _row(setting, [one.settings[setting] for one in runs])
-    yield _row("step", [_count(one.step) for one in runs])
-    yield _row("documents", [_count(one.documents) for one in runs])
-    yield _row("positions", [_count(one.positions) for one in runs])
+        yield _row(setting, [run.settings[setting] for run in runs])
+    yield _row("step", [_count(run.step) for run in runs])
+    yield _row("documents", [_count(run.documents) for run in runs])
+    yield _row("positions", [_count(run.positions) for run in runs])
     for metric, (name, form) in NUMBERS.items():
-        values = [one.numbers.get(metric) for one in runs]
-        if metric in LOSSES and any(one.same_objective is False for one in runs):
+        values = [run.numbers.get(metric) for run in runs]
+        if metric in LOSSES and any(run.same_objective is False for run in runs):
             name = f"{name} (own objective)"
         if any(value is not None for value in values):
             yield _row(name, ["-" if value is None else form.format(value) for value in values])
-    if any(one.differences for one in runs):
-        yield "difference from the first (shares in points), ± half of its 90 % interval:"
+    if any(run.differences for run in runs):
+        yield "difference to the first run, ± half of its 90 % interval (shares in percentage points):"
     for metric, (name, _) in NUMBERS.items():
-        cells = [_difference(one, metric) for one in runs]
+        cells = [_difference(run, metric) for run in runs]
         if any(cells):
             yield _row(f"  {name}", ["", *(cell or "-" for cell in cells[1:])])
 
 
 def names(runs: Sequence[str]) -> list[str]:
-    """The shortest ends of the paths that tell them apart."""
+    """The shortest suffixes of the paths that are unique."""
     parts = [PurePath(run).parts for run in runs]
     for n in range(1, max(map(len, parts)) + 1):
-        ends = ["/".join(one[-n:]) for one in parts]
+        ends = ["/".join(path[-n:]) for path in parts]
         if len(set(ends)) == len({*parts}):
             return ends
     return list(runs)
@@ -85,12 +85,12 @@ def names(runs: Sequence[str]) -> list[str]:
 
 def _row(label: str, cells: Sequence[str]) -> str:
     width = COLUMN - 1
-    told = (" ".join(cell.split()) for cell in cells)
-    return (_cut(label, LABEL).ljust(LABEL) + "".join(f" {_cut(cell, width):>{width}}" for cell in told)).rstrip()
+    texts = (" ".join(cell.split()) for cell in cells)
+    return (_cut(label, LABEL).ljust(LABEL) + "".join(f" {_cut(cell, width):>{width}}" for cell in texts)).rstrip()
 
 
 def _cut(text: str, width: int) -> str:
-    """The end of a text is what tells names and paths apart."""
+    """The end of a text is kept: there names and paths differ."""
     return text if len(text) <= width else f"...{text[3 - width :]}"
 
 
@@ -99,9 +99,9 @@ def _count(number: int | None) -> str:
 
 
 def _difference(run: "ComparedRun", metric: str) -> str:
-    found = run.differences.get(metric)
-    if found is None:
+    difference = run.differences.get(metric)
+    if difference is None:
         return ""
     scale, form = (100, ".2f") if metric in SHARES else (1, ".4f")
-    spread = "" if found.spread is None else f" ±{scale * found.spread:{form}}"
-    return f"{scale * found.value:+{form}}{spread}"
+    spread = "" if difference.spread is None else f" ±{scale * difference.spread:{form}}"
+    return f"{scale * difference.value:+{form}}{spread}"

@@ -1,8 +1,4 @@
-"""The one place that prints: answers on stdout, everything said to a person on stderr.
-
-In: text, JSON-able values and errors from the commands. Out: lines on the two streams; a program that reads stdout
-never meets a progress line.
-"""
+"""The one module that prints: reports on stdout, progress, notes and errors on stderr."""
 
 import io
 import json
@@ -13,21 +9,19 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 Fact = tuple[str, str]
-# Libraries that warn about how they are called, which is not up to the user; --debug shows it.
+# Libraries that warn about how kdpipe calls them; shown with --debug.
 QUIET_LIBRARIES = ("lm_eval",)
 CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 class Reported(Protocol):
-    """A record that a command answers with."""
+    """A record that a command prints."""
 
-    def model_dump(self, *, mode: str) -> dict[str, Any]:
-        """Its plain values."""
-        ...
+    def model_dump(self, *, mode: str) -> dict[str, Any]: ...
 
 
 def set_up(*, debug: bool) -> None:
-    """Make the streams accept every character, and send log lines to stderr; some libraries log errors only."""
+    """Make the streams accept every character, and send log lines to stderr."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
@@ -38,17 +32,17 @@ def set_up(*, debug: bool) -> None:
 
 
 def answer(text: str) -> None:
-    """Print what was asked for."""
+    """Print to stdout."""
     print(_harmless(text))
 
 
 def document(value: object) -> None:
-    """Print the one JSON document of a command that was given --json, in ASCII: no terminal can spoil it."""
+    """Print the JSON document of --json, in ASCII, which every terminal and pipe can encode."""
     print(json.dumps(value, indent=2, allow_nan=False))
 
 
 def reply(report: Reported, page: str, *, as_json: bool) -> None:
-    """Answer with a report: as one JSON document for a program, or by its page for a person."""
+    """Print a report: as one JSON document, or as its page of text."""
     if as_json:
         document(report.model_dump(mode="json"))
     else:
@@ -56,47 +50,44 @@ def reply(report: Reported, page: str, *, as_json: bool) -> None:
 
 
 def note(text: str) -> None:
-    """Tell the person how it is going."""
+    """Print to stderr."""
     print(_harmless(text), file=sys.stderr, flush=True)
 
 
 def parts(n: int) -> str:
-    """So many parts of a cache."""
     return "1 part" if n == 1 else f"{n:,} parts"
 
 
 class Notes:
-    """Someone who passes on what is said, a line at once."""
+    """Prints notes and warnings to stderr."""
 
     def say(self, text: str) -> None:
-        """Something worth a line."""
         note(text)
 
     def warn(self, text: str) -> None:
-        """Something to look into."""
         note(f"warning: {text}")
 
 
 def failure(message: str, hint: str | None) -> None:
-    """Say what went wrong, and what to do about it."""
+    """Print an error and what to do about it to stderr."""
     print(_harmless(f"error: {message}"), file=sys.stderr)
     if hint is not None:
         print(_harmless(f"hint: {hint}"), file=sys.stderr)
 
 
-def facts(told: Sequence[Fact]) -> list[str]:
-    """Names with their values below each other; a value is one line, whatever was in it."""
-    width = max([12, *(len(name) + 1 for name, _ in told)])
-    return [f"  {name:<{width}}{' '.join(value.split())}" for name, value in told]
+def facts(pairs: Sequence[Fact]) -> list[str]:
+    """One line per name and value; line breaks in a value become spaces."""
+    width = max([12, *(len(name) + 1 for name, _ in pairs)])
+    return [f"  {name:<{width}}{' '.join(value.split())}" for name, value in pairs]
 
 
 def bar(share: float, width: int = 30) -> str:
-    """A bar for a share of 0 to 1, of a character that this terminal can show."""
+    """A bar for a share from 0 to 1, made of a character that stdout can encode."""
     encoding = sys.stdout.encoding or "ascii"
     block = "\u2588" if "\u2588".encode(encoding, "ignore") else "#"
     return block * round(min(max(share, 0.0), 1.0) * width)
 
 
 def _harmless(text: str) -> str:
-    """Spell control characters out: names in a cache or a path may hold sequences that steer a terminal."""
-    return CONTROLS.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+    """Escape control characters: names in a cache or a path may contain terminal escape sequences."""
+    return CONTROLS.sub(lambda match: f"\\x{ord(match[0]):02x}", text)

@@ -1,7 +1,4 @@
-"""`kdpipe demo`: the main job on an embedded default, by the commands that anyone can type.
-
-In: an output folder. Out: a teacher, a cache and two students below it, and on stdout what the commands answer.
-"""
+"""`kdpipe demo`: both stages on a small teacher and text that comes with Python, by the commands a user would type."""
 
 import shlex
 import shutil
@@ -32,75 +29,78 @@ WIDTH = 100
 
 def demo(
     context: typer.Context,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Where everything goes.")] = Path("runs/demo"),
-    steps: Annotated[int, typer.Option(min=1, metavar="N", help="How long teacher and students learn.")] = 300,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Output directory.")] = Path("runs/demo"),
+    steps: Annotated[int, typer.Option(min=1, metavar="N", help="Training steps of each model.")] = 300,
 ) -> None:
-    """Make a teacher, cache what it says, train a student with it and one without; run again, it goes on."""
+    """Run both stages on a tiny model, in a few minutes.
+
+    Trains a small teacher, caches its predictions, trains one student on them and one on the text alone, and compares
+    the two. Re-run the command to resume.
+    """
     from kdpipe.pipeline.demo import begin, shown
 
     place = begin(out, steps)
     if shutil.which("kdpipe") is None:
-        console.note(f'to type the commands below yourself, first type: PATH="{Path(sys.executable).parent}:$PATH"')
-    for number, (why, words) in enumerate(stages(place), 1):
-        console.note(f"\n== {number}. {why}\n$ kdpipe {shlex.join(words)}")
+        console.note(f'to run the commands below yourself, first run: PATH="{Path(sys.executable).parent}:$PATH"')
+    for number, (purpose, words) in enumerate(stages(place), 1):
+        console.note(f"\n== {number}. {purpose}\n$ kdpipe {shlex.join(words)}")
         if code := context.obj(words):
             if code == Interrupted.exit_code:
-                console.note(f"the demo goes on with: kdpipe {shlex.join(again(place))}")
+                console.note(f"resume the demo with: kdpipe {shlex.join(resume_command(place))}")
             raise typer.Exit(code)
-    console.note("\n== teacher and students go on writing")
+    console.note("\n== sample continuations")
     console.answer(page(place, shown(place)))
 
 
-def again(place: "DemoPaths") -> list[str]:
-    """What is typed to go on."""
+def resume_command(place: "DemoPaths") -> list[str]:
     return ["demo", "--out", str(place.out), "--steps", str(place.steps)]
 
 
 def stages(place: "DemoPaths") -> Iterator[tuple[str, list[str]]]:
-    """What each command is for, and what is typed, in order."""
+    """The purpose and arguments of each command, in order."""
     cut = ["--data", str(place.corpus), "--seq-len", "256", "--val-fraction", "0.3"]
-    made_of = ["--teacher", str(place.teacher), *cut]
+    teacher = ["--teacher", str(place.teacher), *cut]
     cache = ["--from-cache", str(place.cache)]
     yield (
-        "text becomes tokens; no teacher is there yet",
+        "tokenize the text (no teacher yet)",
         ["cache-teacher", "--targets", "none", "--tokenizer", str(place.tokenizer), *cut, "--out", str(place.tokens)],
     )
-    of_tokens = ["--from-cache", str(place.tokens), "--student", str(place.teacher_config)]
-    yield "a small teacher learns from them", _train(place, place.teacher_run, "output", of_tokens)
-    yield "what its cache will take", ["plan", *made_of]
-    yield "the teacher is run once, and what it says is kept", ["cache-teacher", *made_of, "--out", str(place.cache)]
+    from_tokens = ["--from-cache", str(place.tokens), "--student", str(place.teacher_config)]
+    yield "train a small teacher", _train(place, place.teacher_run, "output", from_tokens)
+    yield "estimate the cost of its cache", ["plan", *teacher]
+    yield "run the teacher once and cache its predictions", ["cache-teacher", *teacher, "--out", str(place.cache)]
     against = ["--level", "deep", "--against", str(place.teacher)]
-    yield "is the cache what the teacher says?", ["cache", "verify", str(place.cache), *against]
-    yield "what is in it", ["cache", "inspect", str(place.cache)]
+    yield "verify the cache against the teacher", ["cache", "verify", str(place.cache), *against]
+    yield "inspect the cache", ["cache", "inspect", str(place.cache)]
     tiny = [*cache, "--student", "tiny"]
-    yield "a student learns from the text alone", _train(place, place.labels, "output", tiny)
-    yield "an equal one learns from the cache, without the teacher", _train(place, place.distilled, "hybrid", tiny)
+    yield "train a student on the text alone", _train(place, place.labels, "output", tiny)
+    yield "train an equal student on the cache, without the teacher", _train(place, place.distilled, "hybrid", tiny)
     for run in (place.labels, place.distilled):
-        yield f"how near to the teacher is {run.name}?", ["eval", *cache, "--student", str(run)]
-    yield "the two beside each other", ["compare", str(place.labels), str(place.distilled)]
+        yield f"evaluate the student {run.name}", ["eval", *cache, "--student", str(run)]
+    yield "compare the two students", ["compare", str(place.labels), str(place.distilled)]
 
 
-def _train(place: "DemoPaths", run: Path, mode: str, who: list[str]) -> list[str]:
-    looks = f"evaluation.every={max(1, place.steps // 3)}"
-    length = ["--max-steps", str(place.steps), *SMALL, "--set", looks]
-    return ["train", *who, "--mode", mode, "--out", str(run), *length]
+def _train(place: "DemoPaths", run: Path, mode: str, student: list[str]) -> list[str]:
+    evaluate = f"evaluation.every={max(1, place.steps // 3)}"
+    length = ["--max-steps", str(place.steps), *SMALL, "--set", evaluate]
+    return ["train", *student, "--mode", mode, "--out", str(run), *length]
 
 
-def page(place: "DemoPaths", found: "DemoResult") -> str:
-    """What was made and what came of it, in honest words, and how to go on."""
-    lines = [f"{found.prompt} ..."]
-    for name, text in found.texts.items():
+def page(place: "DemoPaths", result: "DemoResult") -> str:
+    """Sample texts, metrics, files, and the commands for a model and text of one's own."""
+    lines = [f"{result.prompt} ..."]
+    for name, text in result.texts.items():
         lines += _wrapped(name, " ".join(text.split()))
     lines += [
         "",
-        "on validation text that nobody learnt from, in nats:",
-        *(_numbers(name, evaluation) for name, evaluation in found.evaluations.items()),
-        "Minutes of learning show that the parts work together, not how good a student can be.",
+        "on held-out text, in nats:",
+        *(_numbers(name, evaluation) for name, evaluation in result.evaluations.items()),
+        "A few minutes of training show that it works, not how good a student can get.",
         "",
-        f"made in {place.out}:",
-        *(f"{size(n_bytes):>12}  {path}" for path, n_bytes in found.n_bytes.items()),
+        f"files in {place.out}:",
+        *(f"{size(n_bytes):>12}  {path}" for path, n_bytes in result.n_bytes.items()),
         "",
-        "the same with a model and text of your own:",
+        "with your own model and text:",
         *(f"  kdpipe {shlex.join(words)}" for words in NEXT),
     ]
     return "\n".join(lines)
@@ -110,10 +110,10 @@ def _wrapped(name: str, text: str) -> list[str]:
     return textwrap.wrap(text, WIDTH, initial_indent=f"  {name:<11}", subsequent_indent=" " * 13)
 
 
-def _numbers(name: str, found: "Evaluation") -> str:
-    told = f"  {name:<11}CE {found.cross_entropy:.4f}"
-    if found.kl_teacher is not None:
-        told += f"   KL to the teacher {found.kl_teacher:.4f}"
-    if found.top1_agreement is not None:
-        told += f"   agreement {found.top1_agreement:.1%}"
-    return told
+def _numbers(name: str, evaluation: "Evaluation") -> str:
+    line = f"  {name:<11}CE {evaluation.cross_entropy:.4f}"
+    if evaluation.kl_teacher is not None:
+        line += f"   KL to the teacher {evaluation.kl_teacher:.4f}"
+    if evaluation.top1_agreement is not None:
+        line += f"   top-1 agreement {evaluation.top1_agreement:.1%}"
+    return line

@@ -1,7 +1,4 @@
-"""`kdpipe eval`: how near a student is to the teacher of a cache, and what it can do.
-
-In: a cache, a student, perhaps tasks. Out: a page for a person, or the whole report as one JSON document.
-"""
+"""`kdpipe eval`: compares a student with the teacher of a cache, and runs lm-eval tasks."""
 
 from typing import TYPE_CHECKING, Annotated
 
@@ -24,39 +21,43 @@ HEADS = ("positions", "CE", "KL", "agreement", "ECE")
 def evaluate(
     from_cache: Annotated[str, typer.Option("--from-cache", metavar="DIR", help="The cache: a folder or a URL.")],
     student: Annotated[
-        str, typer.Option("--student", metavar="NAME", help="A model folder, a hub id, or the folder of a run.")
+        str, typer.Option("--student", metavar="NAME", help="Student: a model folder, a Hub id, or a run folder.")
     ],
     revision: Annotated[
-        str | None, typer.Option("--revision", metavar="NAME", help="Commit, tag or branch of the student on the hub.")
+        str | None, typer.Option("--revision", metavar="NAME", help="Commit, tag or branch of the student on the Hub.")
     ] = None,
     trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Let the student's own code run; read it first.")
+        bool,
+        typer.Option("--trust-remote-code", help="Run Python code from the student's repository; review it first."),
     ] = False,
-    split: Annotated[SplitName, typer.Option("--split", help="Which part of the data.")] = ("validation"),
+    split: Annotated[SplitName, typer.Option("--split", help="Split to evaluate on.")] = "validation",
     limit: Annotated[
-        int | None, typer.Option("--limit", min=1, metavar="N", help="At most so many sequences, and documents a task.")
+        int | None,
+        typer.Option("--limit", min=1, metavar="N", help="Maximum number of sequences, and of documents per task."),
     ] = None,
     tasks: Annotated[
         str | None,
-        typer.Option("--tasks", metavar="NAME,NAME", help="Tasks of lm-eval, or YAML files that describe one."),
+        typer.Option("--tasks", metavar="NAME,NAME", help="lm-eval tasks: names or YAML files."),
     ] = None,
     allow_partial: Annotated[
-        bool, typer.Option("--allow-partial", help="Read the parts that an unfinished cache has.")
+        bool, typer.Option("--allow-partial", help="Use the finished parts of an incomplete cache.")
     ] = False,
     verify: Annotated[
         VerifyWhen | None,
-        typer.Option("--verify", help="When every byte of the cache is checked: before its first use here [first]."),
+        typer.Option("--verify", help="When to verify the cache's checksums [first use on this machine]."),
     ] = None,
-    device: Annotated[str, typer.Option("--device", metavar="NAME", help="auto, cpu, or one GPU: cuda:0.")] = "auto",
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, metavar="N", help="Sequences at once.")] = 8,
+    device: Annotated[
+        str, typer.Option("--device", metavar="NAME", help="auto, cpu, or one GPU such as cuda:0.")
+    ] = "auto",
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, metavar="N", help="Sequences per batch.")] = 8,
     retry_for: RetryFor = None,
-    json: Annotated[bool, typer.Option("--json", help="Answer with one JSON document.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
-    """Hold a student against what the teacher said, at positions it has not learnt from."""
+    """Evaluate a student on a cache's held-out split."""
     from kdpipe.pipeline.evaluate import EvalRequest
     from kdpipe.pipeline.evaluate import evaluate as run
 
-    asked = EvalRequest(
+    request = EvalRequest(
         cache=from_cache,
         student=student,
         revision=revision,
@@ -71,28 +72,29 @@ def evaluate(
         retry_for=retry_seconds(retry_for),
     )
     with measuring() as watch:
-        report = run(asked, watch)
+        report = run(request, watch)
     console.reply(report, page(report), as_json=json)
 
 
 def page(report: "EvalReport") -> str:
-    """The report for a person: the numbers, then by how sure the teacher was, then the tasks."""
+    """The report as text: metrics, metrics by teacher entropy, tasks."""
     lines = [report.settings.student, *console.facts(_numbers(report))]
     if report.by_entropy:
-        lines += ["", "  by the teacher's entropy, in nats", *_table(report.by_entropy)]
+        lines += ["", "  by teacher entropy, in nats", *_table(report.by_entropy)]
     for task, metrics in report.tasks.items():
         lines += ["", f"  {task}", *console.facts([(name, f"{value:.4g}") for name, value in metrics.items()])]
     return "\n".join([*lines, *(f"note: {note}" for note in report.notes)])
 
 
 def _numbers(report: "EvalReport") -> list[Fact]:
-    asked = report.settings
+    settings = report.settings
     perplexity = "too large" if report.perplexity is None else f"{report.perplexity:,.2f}"
     facts = [
-        ("cache", f"{asked.cache}, {asked.split}, {asked.cache_id or 'unfinished'}"),
+        ("cache", f"{settings.cache}, {settings.split}, {settings.cache_id or 'unfinished'}"),
         (
             "positions",
-            f"{report.positions:,} in {counted(asked.sequences, 'sequence')} of {counted(asked.documents, 'document')}",
+            f"{report.positions:,} in {counted(settings.sequences, 'sequence')}, "
+            f"{counted(settings.documents, 'document')}",
         ),
         ("CE", f"{report.cross_entropy:.4f} nats, perplexity {perplexity}"),
     ]
@@ -101,13 +103,16 @@ def _numbers(report: "EvalReport") -> list[Fact]:
             ("KL", f"{report.kl_teacher:.4f} nats to the teacher, {ESTIMATES[str(report.kl_teacher_estimate)]}")
         )
     if report.top1_agreement is not None:
-        facts.append(("agreement", f"{report.top1_agreement:.2%} hold the teacher's most probable id most probable"))
-    return [*facts, ("calibration", f"error {report.ece:.2%} (ECE)")]
+        facts.append(("top-1", f"agreement with the teacher {report.top1_agreement:.2%}"))
+    return [*facts, ("calibration", f"expected calibration error (ECE) {report.ece:.2%}")]
 
 
 def _table(buckets: "tuple[Bucket, ...]") -> list[str]:
     rows: list[tuple[str, ...]] = [("from", "to", *HEADS)]
-    rows += [(f"{one.from_nats:g}", "" if one.to_nats is None else f"{one.to_nats:g}", *_cells(one)) for one in buckets]
+    rows += [
+        (f"{bucket.from_nats:g}", "" if bucket.to_nats is None else f"{bucket.to_nats:g}", *_cells(bucket))
+        for bucket in buckets
+    ]
     return ["  " + "".join(f"{cell:>11}" for cell in row) for row in rows]
 
 

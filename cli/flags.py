@@ -1,7 +1,7 @@
-"""Flags that say a setting, as a table: a line for each, shared by the commands that take the same settings.
+"""Flags that set a setting, as tables shared by the commands with the same settings.
 
-In: a table of `Flag` and a command's function. Out: the function with those flags, --config and --set as options; it is
-handed what was typed as one `ParsedFlags`.
+In: a table of `Flag` and a command's function. Out: the function with those flags, --config and --set as options; it
+receives them as one `ParsedFlags`.
 """
 
 import functools
@@ -14,25 +14,25 @@ from typing import Annotated, Any
 import typer
 
 
-def _as_typed(value: Any) -> Any:
+def _unchanged(value: Any) -> Any:
     return value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Flag:
-    """One flag: the setting it says, the type of what is typed, and what the typed word means as a setting."""
+    """One flag: its setting, the type of its argument, and how the argument becomes the setting's value."""
 
     name: str
     place: str
     help: str
     type: Any = str
     metavar: str | None = None
-    means: Callable[[Any], Any] = _as_typed
+    convert: Callable[[Any], Any] = _unchanged
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ParsedFlags:
-    """What was typed: every flag with its value as a setting, the file of --config, and the words of --set."""
+    """The flags that were given with their values as settings, the file of --config, and the arguments of --set."""
 
     flags: tuple[tuple[Flag, Any], ...] = ()
     config: Path | None = None
@@ -41,21 +41,21 @@ class ParsedFlags:
 
 CONFIG = Annotated[
     Path | None,
-    typer.Option("--config", metavar="FILE", help="Settings from a YAML or JSON file; all else goes over it."),
+    typer.Option(
+        "--config",
+        metavar="FILE",
+        help="Read settings from a YAML or JSON file. Environment, --set and flags override it.",
+    ),
 ]
 
 
 def _set_option(example: str) -> Any:
-    """--set, with a setting of the command as its example."""
-    help_text = f"Any setting, for instance {example}; repeatable."
+    help_text = f"Override one setting, e.g. {example} (repeatable)."
     return Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help=help_text)]
 
 
 def with_flags(table: Sequence[Flag], command: Callable[..., None], set_example: str) -> Callable[..., None]:
-    """A command with a table's flags before its own options; its first parameter is given what was typed.
-
-    `set_example` is what the help of --set shows.
-    """
+    """A command with a table's flags before its own options; its first parameter receives the `ParsedFlags`."""
     flags = {flag.name.removeprefix("--").replace("-", "_"): flag for flag in table}
     own = list(inspect.signature(command).parameters.values())[1:]
     types = {name: _option(flag) for name, flag in flags.items()}
@@ -64,8 +64,10 @@ def with_flags(table: Sequence[Flag], command: Callable[..., None], set_example:
 
     @functools.wraps(command)
     def run(**typed: Any) -> None:
-        said = tuple((flag, flag.means(typed[name])) for name, flag in flags.items() if typed[name] is not None)
-        given = ParsedFlags(flags=said, config=typed["config"], sets=tuple(typed["set"] or ()))
+        flags_given = tuple(
+            (flag, flag.convert(typed[name])) for name, flag in flags.items() if typed[name] is not None
+        )
+        given = ParsedFlags(flags=flags_given, config=typed["config"], sets=tuple(typed["set"] or ()))
         command(given, **{parameter.name: typed[parameter.name] for parameter in own})
 
     types |= {"config": CONFIG, "set": _set_option(set_example)}

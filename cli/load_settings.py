@@ -1,7 +1,4 @@
-"""Settings of a command: flags over --set over the environment over the file of --config.
-
-In: what was typed. Out: one checked record.
-"""
+"""Settings of a command, by precedence: flags, --set, environment, the file of --config, defaults."""
 
 import os
 from typing import TYPE_CHECKING, TypeVar
@@ -17,30 +14,30 @@ if TYPE_CHECKING:
 R = TypeVar("R", bound="Record")
 
 
-def stage_one(given: ParsedFlags, *, data: bool = True, out: bool = True) -> "CaptureSettings":
-    """The settings of stage one, with contradictions and gaps refused."""
+def capture_settings(given: ParsedFlags, *, data: bool = True, out: bool = True) -> "CaptureSettings":
+    """The settings of cache-teacher and plan, checked for contradictions and missing values."""
     from kdpipe.schemas import settings
     from kdpipe.schemas.capture_rules import require, settled
     from kdpipe.schemas.capture_settings import CaptureSettings
 
-    result = settings.layered(CaptureSettings, settled(_said(CaptureSettings, given)))
+    result = settings.layered(CaptureSettings, settled(_given_values(CaptureSettings, given)))
     require(result, data=data, out=out)
     return result
 
 
-def stage_two(given: ParsedFlags) -> "TrainSettings":
-    """The settings of stage two, with contradictions and gaps refused."""
+def train_settings(given: ParsedFlags) -> "TrainSettings":
+    """The settings of train, checked for contradictions and missing values."""
     from kdpipe.schemas import settings
     from kdpipe.schemas.train_rules import require, settled
     from kdpipe.schemas.train_settings import TrainSettings
 
-    result = settings.layered(TrainSettings, settled(_said(TrainSettings, given)))
+    result = settings.layered(TrainSettings, settled(_given_values(TrainSettings, given)))
     require(result)
     return result
 
 
-def _said(kind: type[R], given: ParsedFlags) -> "list[Said]":
-    """What every layer said: default < file < KDPIPE_* environment < --set < flag."""
+def _given_values(kind: type[R], given: ParsedFlags) -> "list[Said]":
+    """The values of all layers, lowest precedence first."""
     from kdpipe.pipeline.config_file import read_file, read_value
     from kdpipe.schemas import settings
     from kdpipe.schemas.capture_settings import CaptureSettings

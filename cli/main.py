@@ -1,7 +1,7 @@
-"""The entry of `kdpipe`: runs one command line, and turns what went wrong into two lines and an exit code.
+"""Entry point of `kdpipe`: runs one command line; an error becomes two lines and an exit code.
 
-In: the words typed after `kdpipe`. Out: an exit code (0 done, 1 failed, 2 usage, 3 verification, 4 does not fit, 75
-interrupted, 130 interrupted twice). Signals are listened to before anything else is imported, typer included.
+Exit codes: 0 done, 1 failed, 2 usage, 3 verification, 4 incompatible, 75 interrupted, 130 interrupted twice. Signal
+handlers are installed before anything else is imported, typer included.
 """
 
 import errno
@@ -10,15 +10,15 @@ from collections.abc import Sequence
 
 from kdpipe.cli import interrupts
 
-UNFORESEEN = "not foreseen: run it again with --debug and report it"
-STOPPED = ("interrupted", "run the same command again to go on")
-# What a system may lack while libraries write: files of their own, below the temporary folder for instance.
+UNEXPECTED = "unexpected error; re-run with --debug and please report it"
+STOPPED = ("interrupted", "re-run the same command to resume")
+# System limits that libraries can hit while they write, e.g. in the temporary folder.
 SHORTAGES = {
-    errno.ENOSPC: "free some space on that disk, or set TMPDIR to a folder of another one if it is the temporary one",
-    errno.EDQUOT: "free some of your quota on that disk, or set TMPDIR to a folder of another one",
+    errno.ENOSPC: "free some space on that disk, or set TMPDIR to a folder on another one for temporary files",
+    errno.EDQUOT: "free some of your quota on that disk, or set TMPDIR to a folder on another one",
     errno.EFBIG: "raise the limit on file sizes (ulimit -f)",
     errno.EMFILE: "raise the limit on open files (ulimit -n)",
-    errno.ENFILE: "close other programs, or have the system's limit on open files raised",
+    errno.ENFILE: "close other programs, or ask to raise the system's limit on open files",
 }
 
 
@@ -35,7 +35,7 @@ def run(words: Sequence[str]) -> int:
     console.set_up(debug=debug)
     try:
         code = app(rest, prog_name="kdpipe", standalone_mode=False, obj=run)
-        # typer has already turned a KeyboardInterrupt into a code of its own; a demo has told of it
+        # typer has already turned a KeyboardInterrupt into its own code; the demo has reported it
         if interrupts.seen() and code != Interrupted.exit_code:
             raise Interrupted(STOPPED[0], hint=STOPPED[1])
         return code if isinstance(code, int) else 0
@@ -43,41 +43,41 @@ def run(words: Sequence[str]) -> int:
         console.failure(error.message, error.hint)
         return _exit_code(error.exit_code, debug)
     except typer.TyperException as error:
-        context = getattr(error, "ctx", None)  # only usage errors know where they happened
+        context = getattr(error, "ctx", None)  # only usage errors have it
         console.failure(error.format_message(), f"see `{context.command_path if context else 'kdpipe'} --help`")
         return _exit_code(error.exit_code, debug)
     except MemoryError as error:
         console.failure(
-            f"no memory is left{f': {error}' if str(error) else ''}", "free some, or raise the limit (ulimit)"
+            f"out of memory{f': {error}' if str(error) else ''}", "free some memory, or raise the limit (ulimit)"
         )
         return _exit_code(1, debug)
-    except SystemExit as end:  # typer's answer to a pipe that breaks, of whatever library
-        console.failure(f"ended by {end.__context__!r}", UNFORESEEN)
+    except SystemExit as end:  # typer exits when any library's pipe breaks
+        console.failure(f"ended by {end.__context__!r}", UNEXPECTED)
         return _exit_code(1, debug)
     except OSError as error:
         if error.errno not in SHORTAGES:
-            return _unforeseen(error, debug)
+            return _unexpected(error, debug)
         where = f" ({error.filename})" if error.filename else ""
         console.failure(f"{error.strerror}{where}", SHORTAGES[error.errno])
         return _exit_code(1, debug)
     except Exception as error:
-        return _unforeseen(error, debug)
+        return _unexpected(error, debug)
 
 
-def _unforeseen(error: Exception, debug: bool) -> int:
-    """Say what no one has foreseen; after a signal it is what a library has made of a KeyboardInterrupt."""
+def _unexpected(error: Exception, debug: bool) -> int:
+    """Report an unexpected error; after a signal, a library has turned the KeyboardInterrupt into it."""
     from kdpipe.cli import console
     from kdpipe.schemas.errors import Interrupted
 
     if interrupts.seen():
         console.failure(*STOPPED)
         return _exit_code(Interrupted.exit_code, debug)
-    console.failure(f"{type(error).__name__}: {error}", UNFORESEEN)
+    console.failure(f"{type(error).__name__}: {error}", UNEXPECTED)
     return _exit_code(1, debug)
 
 
 def _without_debug(words: Sequence[str]) -> tuple[list[str], bool]:
-    """Take --debug out of the words before a `--`, because people add it at the end of what they typed before."""
+    """Remove --debug from the arguments before a `--`: people append it to the command they typed before."""
     end = words.index("--") if "--" in words else len(words)
     rest = [word for word in words[:end] if word != "--debug"]
     return rest + list(words[end:]), len(rest) < end
@@ -92,13 +92,13 @@ def _exit_code(code: int, debug: bool) -> int:
 
 
 def main() -> int:
-    """Run the words of this process's command line; the console script hands the result to sys.exit."""
+    """Run this process's command line; the console script passes the result to sys.exit."""
     try:
         interrupts.listen()
-        code = _answered(sys.argv[1:])
+        code = _run_and_flush(sys.argv[1:])
         interrupts.settle()
         return code
-    except KeyboardInterrupt:  # outside of a command, which deals with its own
+    except KeyboardInterrupt:  # outside of a command, which handles its own
         interrupts.settle()
         from kdpipe.cli import console, streams
         from kdpipe.schemas.errors import Interrupted
@@ -108,8 +108,8 @@ def main() -> int:
         return Interrupted.exit_code
 
 
-def _answered(words: Sequence[str]) -> int:
-    """Run one command line; an answer that could not be written is a failure, also of a command that did its work."""
+def _run_and_flush(words: Sequence[str]) -> int:
+    """Run one command line; a report that could not be written to stdout is a failure even if the command succeeded."""
     from kdpipe.cli import console, streams
 
     streams.guard()
@@ -118,7 +118,7 @@ def _answered(words: Sequence[str]) -> int:
     if lost is None:
         return code
     console.failure(
-        f"the answer could not be written to stdout: {lost.strerror}",
-        "nothing else was lost: run the same command again with a stdout that takes it",
+        f"cannot write to stdout: {lost.strerror}",
+        "files are complete; re-run the same command with a writable stdout to see its output",
     )
     return code or 1

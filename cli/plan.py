@@ -1,7 +1,4 @@
-"""`kdpipe plan`: what a run of `cache-teacher` would take, before any weights are loaded.
-
-In: the flags of `cache-teacher`. Out: documents, positions, bytes, memory and, after a probe, time.
-"""
+"""`kdpipe plan`: estimates size, memory and time of cache-teacher before any weights are loaded."""
 
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,14 +8,15 @@ from kdpipe.cli import console
 from kdpipe.cli.cache.inspect import bars
 from kdpipe.cli.console import Fact
 from kdpipe.cli.flags import ParsedFlags
-from kdpipe.cli.load_settings import stage_one
+from kdpipe.cli.load_settings import capture_settings
 from kdpipe.cli.progress import watching
 from kdpipe.cli.quantities import duration, size
+from kdpipe.schemas.counts import counted
 
 if TYPE_CHECKING:
     from kdpipe.schemas.capture_report import PlanReport
 
-# Issue 3: long enough for a rate, short enough to wait for.
+# Long enough to measure a throughput.
 PROBE_SECONDS = 30.0
 
 
@@ -26,19 +24,19 @@ def plan(
     given: ParsedFlags,
     tokens: Annotated[
         int | None,
-        typer.Option("--tokens", min=1, metavar="N", help="Plan for N tokens, however much text there is."),
+        typer.Option("--tokens", min=1, metavar="N", help="Plan for N tokens, whatever the size of the data."),
     ] = None,
     probe: Annotated[
-        bool, typer.Option("--probe", help="Load the teacher and run it for 30 seconds, to tell the time too.")
+        bool, typer.Option("--probe", help="Load the teacher and run it for 30 seconds to estimate the time too.")
     ] = False,
-    json: Annotated[bool, typer.Option("--json", help="Answer with one JSON document.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
-    """Say what cache-teacher would make with these flags, and what it would take."""
-    settings = stage_one(given, data=False, out=False)
-    from kdpipe.pipeline.plan import plan as tell
+    """Estimate size, memory and time of cache-teacher."""
+    settings = capture_settings(given, data=False, out=False)
+    from kdpipe.pipeline.plan import plan as run
 
     with watching() as watch:
-        report = tell(settings, tokens=tokens, probe_seconds=PROBE_SECONDS if probe else None, watch=watch)
+        report = run(settings, tokens=tokens, probe_seconds=PROBE_SECONDS if probe else None, watch=watch)
     if json:
         console.document(report.model_dump(mode="json"))
     else:
@@ -46,10 +44,10 @@ def plan(
 
 
 def page(report: "PlanReport") -> str:
-    """The plan for a person: how much there is, where the bytes go, what it takes."""
+    """The estimate as text: amounts, size by array, memory, time."""
     lines = [report.teacher or "no teacher", *console.facts(_extent(report)), "", *bars(report.bytes_per_position)]
     lines += [
-        f"  {size(report.bytes)} in all parts",
+        f"  {size(report.bytes)} for all parts",
         *_second_caches(report),
         "",
         *_memory(report),
@@ -60,12 +58,12 @@ def page(report: "PlanReport") -> str:
 
 def _extent(report: "PlanReport") -> list[Fact]:
     facts = [] if report.n_parameters is None else [("parameters", f"{report.n_parameters:,}")]
-    counted = (("documents", report.documents), ("positions", report.positions), ("parts", report.parts))
-    facts += [(name, _by_split(counts)) for name, counts in counted]
+    amounts = (("documents", report.documents), ("positions", report.positions), ("parts", report.parts))
+    facts += [(name, _by_split(counts)) for name, counts in amounts]
     facts.append(("sequences", f"{report.sequences:,}"))
-    facts.append(("a part", f"{report.positions_per_part:,} positions"))
+    facts.append(("part size", f"{report.positions_per_part:,} positions"))
     if report.entries_per_position is not None:
-        facts.append(("entries", f"{report.entries_per_position:.1f} a position"))
+        facts.append(("entries", f"{report.entries_per_position:.1f} per position"))
     return facts
 
 
@@ -76,7 +74,7 @@ def _by_split(counts: dict[str, int]) -> str:
 
 def _second_caches(report: "PlanReport") -> list[str]:
     return [
-        f"  {size(n_bytes)} for a second cache with --target-temperature {float(temperature):g}"
+        f"  {size(n_bytes)} for one more cache with --target-temperature {float(temperature):g}"
         for temperature, n_bytes in report.second_caches.items()
     ]
 
@@ -94,15 +92,15 @@ def _memory(report: "PlanReport") -> list[str]:
 def _time(report: "PlanReport") -> list[Fact]:
     facts = []
     if (probe := report.probe) is not None:
-        told = [f"{probe.positions_per_second:,.0f} positions a second in {duration(probe.seconds)}"]
+        measured = [f"{probe.positions_per_second:,.0f} positions/s over {duration(probe.seconds)}"]
         if probe.overhead_ratio is not None:
-            told.append(f"{probe.overhead_ratio:.2f} times a bare forward pass")
+            measured.append(f"{probe.overhead_ratio:.2f} x the time of a forward pass")
         if probe.entries_per_position is not None:
-            told.append(f"{probe.entries_per_position:.1f} entries a position")
-        facts.append(("probe", ", ".join(told)))
-    time = "not known without --probe" if report.hours is None else duration(report.hours * 3600)
-    facts.append(("time", time if report.workers == 1 else f"{time}, {report.workers:,} workers at once"))
+            measured.append(f"{probe.entries_per_position:.1f} entries per position")
+        facts.append(("probe", ", ".join(measured)))
+    time = "unknown; use --probe to measure it" if report.hours is None else duration(report.hours * 3600)
+    facts.append(("time", time if report.workers == 1 else f"{time} with {report.workers:,} workers"))
     if report.break_even_runs is not None:
         runs = report.break_even_runs
-        facts.append(("pays off", f"from {runs:,} student {'run' if runs == 1 else 'runs'} on"))
+        facts.append(("breaks even", f"after {counted(runs, 'student run')}"))
     return facts

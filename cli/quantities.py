@@ -1,7 +1,4 @@
-"""Numbers as people say them: sizes, times and shares.
-
-In: numbers in base units. Out: short texts.
-"""
+"""Numbers as text: sizes, durations and shares."""
 
 
 def size(n_bytes: float) -> str:
@@ -13,7 +10,7 @@ def size(n_bytes: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds in the two largest units that matter: 45 s, 12 min, 1 h 5 min, 2 days 3 h."""
+    """Seconds in at most two units: 45 s, 12 min, 1 h 5 min, 2 days 3 h."""
     if seconds < 9.95:
         return f"{seconds:.1f} s"
     if round(seconds) < 100:
@@ -29,5 +26,5 @@ def duration(seconds: float) -> str:
 
 
 def share(part: float) -> str:
-    """A share of 0 to 1 in percent: 91 %."""
+    """A share of 0 to 1 in percent: 91%."""
     return f"{part:.0%}"

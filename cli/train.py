@@ -1,7 +1,4 @@
-"""`kdpipe train`: trains a student from a cache alone.
-
-In: flags, a file, the environment. Out: a run folder, and on stdout what came of it.
-"""
+"""`kdpipe train`: trains a student from a cache."""
 
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,7 +7,7 @@ import typer
 from kdpipe.cli import console
 from kdpipe.cli.console import Fact
 from kdpipe.cli.flags import ParsedFlags
-from kdpipe.cli.load_settings import stage_two
+from kdpipe.cli.load_settings import train_settings
 from kdpipe.cli.quantities import duration, share, size
 from kdpipe.cli.train_progress import following
 from kdpipe.schemas.counts import counted
@@ -24,19 +21,22 @@ def train(
     resume_from: Annotated[
         str | None,
         typer.Option(
-            "--resume-from", metavar="STEP|DIR", help="Go on from this checkpoint instead of the newest good one."
+            "--resume-from", metavar="STEP|DIR", help="Resume from this checkpoint instead of the newest valid one."
         ),
     ] = None,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Clear an output folder that holds another run.")
+        bool, typer.Option("--overwrite", help="Delete another run in the output directory first.")
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Do five steps of everything, and say what the whole run would take.")
+        bool, typer.Option("--dry-run", help="Run five steps and estimate time and memory of the whole run.")
     ] = False,
-    json: Annotated[bool, typer.Option("--json", help="Answer with one JSON document.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
-    """Train a student from a cache, without the teacher; run again, it goes on where it was."""
-    settings = stage_two(given)
+    """Train a student from a cache.
+
+    Re-run the command to resume.
+    """
+    settings = train_settings(given)
     from kdpipe.pipeline.training.completed_run import report_if_finished
     from kdpipe.schemas.train_settings import TrainOptions
 
@@ -51,35 +51,35 @@ def train(
 
 
 def page(report: "TrainReport") -> str:
-    """What came of a run, for a person."""
+    """The report as text."""
     lines = [report.run, *console.facts([*_extent(report), *_trained(report), *_effort(report)])]
     if report.dry_run is not None:
         lines.append(
-            f"dry run: all is well; the whole run takes about {duration(report.dry_run.seconds)} and "
+            f"dry run: OK; the whole run needs about {duration(report.dry_run.seconds)} and "
             f"{size(report.dry_run.peak_bytes)} of memory"
         )
     elif report.final is not None:
-        lines.append(f"the student is in {report.final}")
+        lines.append(f"student: {report.final}")
     return "\n".join(lines)
 
 
 def _extent(report: "TrainReport") -> list[Fact]:
-    moved = "" if report.n_trainable == report.n_parameters else f", {report.n_trainable:,} of them learn"
+    trainable = "" if report.n_trainable == report.n_parameters else f", {report.n_trainable:,} trainable"
     steps = f"{report.steps:,} of {report.steps_planned:,}, {report.epochs:.3g} epochs"
     facts = [
         (
             "student",
-            f"{report.student}, {report.n_parameters:,} parameters{moved}, {report.precision} on {report.device}",
+            f"{report.student}, {report.n_parameters:,} parameters{trainable}, {report.precision} on {report.device}",
         ),
         ("cache", report.cache_id or f"{report.cache}, unfinished"),
-        ("steps", steps + (f", from step {report.resumed_from:,} on" if report.resumed_from else "")),
+        ("steps", steps + (f", resumed from step {report.resumed_from:,}" if report.resumed_from else "")),
         ("positions", f"{report.positions:,}"),
     ]
     if report.skipped or report.rollbacks:
         facts.append(
             (
                 "skipped",
-                f"{counted(report.skipped, 'step')}, {counted(report.rollbacks, 'time')} back to an earlier student",
+                f"{counted(report.skipped, 'step')}, {counted(report.rollbacks, 'rollback')}",
             )
         )
     return facts
@@ -88,10 +88,10 @@ def _extent(report: "TrainReport") -> list[Fact]:
 def _trained(report: "TrainReport") -> list[Fact]:
     facts = []
     for name, term in report.terms.items():
-        told = "not measured" if term.raw is None else f"{term.raw:.4f}"
-        told += "" if term.weighted is None else f", adds {term.weighted:.4f}"
+        value = "not measured" if term.raw is None else f"{term.raw:.4f}"
+        value += "" if term.weighted is None else f", weighted {term.weighted:.4f}"
         part = "" if term.share is None else f", {share(term.share)} of the loss"
-        facts.append((name, f"{told} at weight {term.weight:.4g}{part}"))
+        facts.append((name, f"{value} (weight {term.weight:.4g}){part}"))
     if report.evaluation is not None:
         facts.append(("validation", ", ".join(_numbers(report.evaluation))))
     if report.best is not None:
@@ -100,27 +100,27 @@ def _trained(report: "TrainReport") -> list[Fact]:
 
 
 def _numbers(evaluation: dict[str, float | int | str | None]) -> list[str]:
-    words = {
+    formats = {
         "loss": "loss {:.4f}",
         "loss_shifted": "loss_shifted {:.4f}",
         "cross_entropy": "CE {:.4f}",
         "perplexity": "perplexity {:.2f}",
         "kl_teacher": "KL to the teacher {:.4f}",
-        "top1_agreement": "agreement {:.1%}",
-        "ece": "calibration error {:.1%}",
+        "top1_agreement": "top-1 agreement {:.1%}",
+        "ece": "ECE {:.1%}",
     }
-    return [text.format(evaluation[name]) for name, text in words.items() if evaluation.get(name) is not None]
+    return [text.format(evaluation[name]) for name, text in formats.items() if evaluation.get(name) is not None]
 
 
 def _effort(report: "TrainReport") -> list[Fact]:
-    told = [duration(report.seconds)]
+    times = [duration(report.seconds)]
     if report.positions_per_second is not None:
-        told.append(f"steps at {report.positions_per_second:,.0f} positions a second")
+        times.append(f"{report.positions_per_second:,.0f} positions/s")
     if report.waiting_share is not None:
-        told.append(f"{report.waiting_share:.1%} of their time waiting for the cache")
+        times.append(f"{report.waiting_share:.1%} waiting for the cache")
     memory = [f"weights {size(report.memory.weights)}"]
     if report.memory.peak_process is not None:
-        memory.append(f"process {size(report.memory.peak_process)} at most")
+        memory.append(f"process peak {size(report.memory.peak_process)}")
     if report.memory.peak_device is not None:
-        memory.append(f"device {size(report.memory.peak_device)} at most")
-    return [("time", ", ".join(told)), ("memory", ", ".join(memory))]
+        memory.append(f"device peak {size(report.memory.peak_device)}")
+    return [("time", ", ".join(times)), ("memory", ", ".join(memory))]

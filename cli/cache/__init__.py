@@ -1,7 +1,4 @@
-"""`kdpipe cache ...`: one module a command, gathered under one word.
-
-In: the words after `kdpipe cache`. Out: the command that they name.
-"""
+"""`kdpipe cache ...`: commands on finished and unfinished caches, one module each."""
 
 import typer
 
@@ -16,12 +13,12 @@ from kdpipe.cli.cache.sign import sign
 from kdpipe.cli.cache.subset import subset
 from kdpipe.cli.cache.verify import verify
 
-app = typer.Typer(help="Look at a cache, and check it.", rich_markup_mode=None)
+app = typer.Typer(help="Inspect, verify, copy and transform caches.", rich_markup_mode=None)
 
 
 @app.callback(invoke_without_command=True)
 def options(context: typer.Context) -> None:
-    """Show the help when no command is named."""
+    """Show the help when no command is given."""
     if context.invoked_subcommand is None:
         console.answer(context.get_help())
 

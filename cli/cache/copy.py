@@ -1,7 +1,4 @@
-"""`kdpipe cache copy`: a cache to another place, or what a copy of it lacks.
-
-In: two addresses. Out: the copy, and a few lines or one JSON document.
-"""
+"""`kdpipe cache copy`: copies a cache, or completes and repairs a copy."""
 
 import threading
 import time
@@ -25,25 +22,28 @@ if TYPE_CHECKING:
 
 
 def copy(
-    source: Annotated[str, typer.Argument(metavar="SRC", help="The cache: a folder or a URL.")],
-    target: Annotated[str, typer.Argument(metavar="DST", help="Where to: a folder or a URL.")],
+    source: Annotated[str, typer.Argument(metavar="SRC", help="Source cache: a folder or a URL.")],
+    target: Annotated[str, typer.Argument(metavar="DST", help="Destination: a folder or a URL.")],
     parts: Annotated[
-        str | None, typer.Option("--parts", metavar="A:B", help="Parts A to B - 1, numbered as their folders are.")
+        str | None, typer.Option("--parts", metavar="A:B", help="Only parts A to B - 1, numbered as their folders.")
     ] = None,
-    split: Annotated[SplitName | None, typer.Option("--split", help="The parts of one split.")] = None,
+    split: Annotated[SplitName | None, typer.Option("--split", help="Only the parts of one split.")] = None,
     without: Annotated[
         list[str] | None,
-        typer.Option("--without", metavar="WHAT", help="hidden (states of rows) or text; repeatable."),
+        typer.Option(
+            "--without", metavar="WHAT", help="Leave out hidden (per-position hidden states) or text (repeatable)."
+        ),
     ] = None,
     allow_partial: Annotated[
-        bool, typer.Option("--allow-partial", help="Copy the parts that an unfinished cache has.")
+        bool, typer.Option("--allow-partial", help="Copy the finished parts of an incomplete cache.")
     ] = False,
     retry_for: RetryFor = None,
-    json: Annotated[bool, typer.Option("--json", help="Answer with one JSON document.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
-    """Copy a cache, every file checked; run again, it moves only what is missing or damaged.
+    """Copy a cache, verifying every file.
 
-    With --parts, --split or --without: a smaller cache, which has its own cache_id and tells what it was made from.
+    Re-run to copy only missing or damaged files. With --parts, --split or --without the copy is a smaller cache with
+    its own cache_id, and its manifest records the source.
     """
     from kdpipe.cache.transfer import copy_cache
     from kdpipe.schemas.copy_report import PartSelection
@@ -61,23 +61,23 @@ def copy(
 
 
 def page(report: "CopyReport") -> str:
-    """The report for a person."""
-    there = report.parts - report.copied
-    told = [("moved", f"{console.parts(report.copied)}, {size(report.bytes)}")]
-    if there:
-        what = "files of the right sizes" if "://" in report.target else "every byte as it was written"
-        told.append(("there before", f"{console.parts(there)}, {what}"))
+    """The report as text."""
+    present = report.parts - report.copied
+    facts = [("copied", f"{console.parts(report.copied)}, {size(report.bytes)}")]
+    if present:
+        checked = "sizes checked" if "://" in report.target else "checksums verified"
+        facts.append(("already there", f"{console.parts(present)}, {checked}"))
     if report.repaired:
-        told.append(("mended", f"part {', '.join(str(number) for number in report.repaired)}"))
+        facts.append(("repaired", f"part {', '.join(str(number) for number in report.repaired)}"))
     if report.redownloaded:
-        files = counted(report.redownloaded, "file that came wrong or was", "files that came wrong or were")
-        told.append(("fetched again", f"{files} replaced meanwhile"))
+        files = counted(report.redownloaded, "file")
+        facts.append(("re-downloaded", f"{files} with a wrong checksum, or replaced at the source meanwhile"))
     if report.seconds > 0 and report.bytes:
-        told.append(("took", f"{duration(report.seconds)}, {size(report.bytes / report.seconds)}/s"))
+        facts.append(("time", f"{duration(report.seconds)}, {size(report.bytes / report.seconds)}/s"))
     if report.made_from:
-        told.append(("made from", f"{report.choice} of {report.made_from}"))
-    told.append(("cache_id", report.cache_id or "none: the cache is unfinished"))
-    return "\n".join([report.target, *console.facts(told)])
+        facts.append(("made from", f"{report.choice} of {report.made_from}"))
+    facts.append(("cache_id", report.cache_id or "none: the cache is unfinished"))
+    return "\n".join([report.target, *console.facts(facts)])
 
 
 @contextmanager
@@ -111,7 +111,7 @@ class ShownCopy:
 
     def begin(self, n_parts: int, n_bytes: int) -> None:
         """What is ahead."""
-        console.note(f"{console.parts(n_parts)} to move, {size(n_bytes)}" if n_parts else "nothing to move")
+        console.note(f"{console.parts(n_parts)} to copy, {size(n_bytes)}" if n_parts else "nothing to copy")
         self._planned = n_bytes
         self._began = self._shown_at = self._clock()
 

@@ -1,7 +1,4 @@
-"""`kdpipe cache export`: a cache as files that other tools read.
-
-In: a cache, a form, a folder. Out: Parquet files, and on stdout what they hold and what they have no place for.
-"""
+"""`kdpipe cache export`: a cache as Parquet files for other tools."""
 
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,17 +15,20 @@ if TYPE_CHECKING:
 
 
 def export(
-    cache: Annotated[str, typer.Argument(metavar="CACHE", help="A finished cache: a folder or a URL.")],
+    cache: Annotated[str, typer.Argument(metavar="CACHE", help="Finished cache: a folder or a URL.")],
     to: Annotated[
         ExportFormat,
-        typer.Option("--to", help="parquet: all of a row, for datasets.load_dataset; axolotl: its columns for top-k."),
+        typer.Option("--to", help="parquet: all columns, for datasets.load_dataset; axolotl: its top-k columns."),
     ],
-    out: Annotated[str, typer.Option(metavar="DIR", help="A new folder, or one that this command began.")],
-    split: Annotated[SplitName | None, typer.Option(help="One split only; both unless said.")] = None,
+    out: Annotated[str, typer.Option(metavar="DIR", help="Output directory. Re-run the command to resume.")],
+    split: Annotated[SplitName | None, typer.Option(help="Only one split [both].")] = None,
     retry_for: RetryFor = None,
-    json: Annotated[bool, typer.Option("--json", help="Answer with one JSON document.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
-    """Write a cache as Parquet for other tools; run again, it goes on where it was."""
+    """Export a cache as Parquet files for other tools.
+
+    Re-run the command to resume.
+    """
     from kdpipe.pipeline.export_cache import export_cache
     from kdpipe.schemas.interop import export_settings
 
@@ -39,15 +39,15 @@ def export(
 
 
 def page(report: "TablesReport") -> str:
-    """What was made, for a person."""
+    """The report as text."""
     rows = "documents" if report.form == "axolotl" else "sequences"
     facts = [
-        ("form", report.form),
-        ("files", f"{report.files:,}, {report.files_made:,} made now"),
+        ("format", report.form),
+        ("files", f"{report.files:,}, {report.files_made:,} from this run"),
         ("rows", f"{report.rows:,} {rows}, {report.positions:,} positions"),
         ("size", size(report.bytes)),
-        ("left out", ", ".join(report.left_out)),
+        ("not exported", ", ".join(report.left_out)),
         ("time", duration(report.seconds)),
-        ("load it", f'datasets.load_dataset("parquet", data_dir="{report.folder}")'),
+        ("load with", f'datasets.load_dataset("parquet", data_dir="{report.folder}")'),
     ]
     return "\n".join([report.folder, *console.facts(facts)])

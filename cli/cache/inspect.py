@@ -1,7 +1,4 @@
-"""`kdpipe cache inspect`: what a cache is, what it holds, and where its bytes go.
-
-In: a cache, finished or not. Out: a page for a person, or the whole summary as one JSON document.
-"""
+"""`kdpipe cache inspect`: origin, contents, fidelity and size of a cache, finished or not."""
 
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,11 +18,11 @@ SPLIT_COLUMNS = ("parts", "documents", "sequences", "rows", "positions")
 
 
 def inspect(
-    cache: Annotated[str, typer.Argument(metavar="CACHE", help="The cache: a folder or a URL.")],
+    cache: Annotated[str, typer.Argument(metavar="CACHE", help="Cache: a folder or a URL.")],
     retry_for: RetryFor = None,
-    json: Annotated[bool, typer.Option("--json", help="Answer with one JSON document.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
-    """Say what a cache is made from, what it holds, and where its bytes go."""
+    """Show a cache's origin, contents, fidelity and size."""
     from kdpipe.cache.inspect import inspect_cache
 
     summary = inspect_cache(cache, retries(retry_for))
@@ -36,18 +33,18 @@ def inspect(
 
 
 def page(summary: "CacheSummary") -> str:
-    """The summary for a person: what it is, how much there is, how near it comes, where the bytes go."""
+    """The summary as text: origin, contents, fidelity, splits, sizes."""
     facts = [*_origin(summary), *_contents(summary), *temperatures(summary.by_temperature), *fidelity(summary.fidelity)]
     sizes = [*bars(summary.bytes_per_position), *_sizes(summary.sizes)]
     return "\n".join([summary.url, *console.facts(facts), "", *_splits(summary), "", *sizes])
 
 
 def _sizes(sizes: "CacheSizes") -> list[str]:
-    """The bytes of parts and of what is there once, with their sum; the journal is beside them."""
-    named = sizes.model_dump(exclude={"journal"})
-    lines = [f"  {name:<18}{n_bytes:>15,}" for name, n_bytes in named.items()]
-    lines.append(f"  {'bytes in all':<18}{sizes.total:>15,}")
-    return [*lines, f"  {'journal beside':<18}{sizes.journal:>15,}"] if sizes.journal else lines
+    """The bytes of all files, with their sum; the journal is not counted in it."""
+    by_name = sizes.model_dump(exclude={"journal"})
+    lines = [f"  {name:<18}{n_bytes:>15,}" for name, n_bytes in by_name.items()]
+    lines.append(f"  {'total bytes':<18}{sizes.total:>15,}")
+    return [*lines, f"  {'journal':<18}{sizes.journal:>15,}"] if sizes.journal else lines
 
 
 def _origin(summary: "CacheSummary") -> list[Fact]:
@@ -64,15 +61,14 @@ def _origin(summary: "CacheSummary") -> list[Fact]:
         ("teacher", name),
         ("tokenizer", f"{tokenizer.vocabulary_size:,} tokens, {tokenizer.fingerprint[:16]}"),
         ("data", summary.data.source or summary.data.fingerprint[:16]),
-        *(("made by", _told(origin)) for origin in summary.history),
+        *(("made by", _action(origin)) for origin in summary.history),
     ]
 
 
-def _told(origin: "Origin") -> str:
-    """What was done to which caches, in a line."""
-    named = ", ".join(identity[:16] for identity in origin.caches[:SHOWN_CACHES])
+def _action(origin: "Origin") -> str:
+    sources = ", ".join(identity[:16] for identity in origin.caches[:SHOWN_CACHES])
     more = f" and {len(origin.caches) - SHOWN_CACHES:,} more" if len(origin.caches) > SHOWN_CACHES else ""
-    return f"{origin.action} of {named}{more}" + (f" ({origin.note})" if origin.note else "")
+    return f"{origin.action} of {sources}{more}" + (f" ({origin.note})" if origin.note else "")
 
 
 def _contents(summary: "CacheSummary") -> list[Fact]:
@@ -82,55 +78,55 @@ def _contents(summary: "CacheSummary") -> list[Fact]:
     also = ", ".join(f"{t:g}" for t in summary.temperatures)
     facts = [("targets", kind + (f", normalizers for T={also}" if also else ""))]
     if (entries := summary.entries_per_position) is not None:
-        spread = f"median {entries.p50:g}, 95 % hold at most {entries.p95:g}"
-        facts.append(("entries", f"{entries.mean:.1f} a position, {spread}"))
+        spread = f"median {entries.p50:g}, 95th percentile {entries.p95:g}"
+        facts.append(("entries", f"{entries.mean:.1f} per position, {spread}"))
     if summary.entropy_nats is not None:
-        facts.append(("entropy", f"{summary.entropy_nats:.3f} nats a position"))
+        facts.append(("entropy", f"{summary.entropy_nats:.3f} nats per position"))
     if summary.scaled is not None:
         facts.append(("scaled", scaled(summary.scaled)))
-    told = [(summary.hidden.pooled, "a document"), (summary.hidden.rows, "a position")]
-    hidden = [f"layer {' and '.join(str(v.layer) for v in vectors)} once {where}" for vectors, where in told if vectors]
+    stored = [(summary.hidden.pooled, "document"), (summary.hidden.rows, "position")]
+    hidden = [f"layer {' and '.join(str(v.layer) for v in vectors)} per {unit}" for vectors, unit in stored if vectors]
     if hidden:
         facts.append(("hidden", "; ".join(hidden)))
     return facts
 
 
-def scaled(found: "ScaledSummary") -> str:
-    """Rows that were scaled to 1, and by how much they were above."""
-    excess = f"by at most {found.largest_excess:.3g}, in the median {found.median_excess:.2g}"
-    return f"{counted(found.rows, 'row')} added up to more than 1, {excess}"
+def scaled(summary: "ScaledSummary") -> str:
+    """How many rows summed to more than 1 and were scaled down, and by how much."""
+    excess = f"excess at most {summary.largest_excess:.3g}, median {summary.median_excess:.2g}"
+    return f"{counted(summary.rows, 'row')} summed to more than 1 and were scaled to 1 ({excess})"
 
 
-def fidelity(found: "FidelitySummary | None") -> list[Fact]:
-    """How near the stored targets come to the teacher's."""
-    if found is None:
+def fidelity(measured: "FidelitySummary | None") -> list[Fact]:
+    """How close the stored targets are to the teacher's full distributions."""
+    if measured is None:
         return [("fidelity", "not measured")]
-    at = f"at T={found.temperature:g}, on {counted(found.rows, 'row')} of {counted(found.parts, 'part')}"
-    kl = f"KL {found.kl_nats:#.3g}{_error(found.kl_error, '#.2g')} nats"
-    variation = f"total variation {found.total_variation:#.3g}{_error(found.total_variation_error, '#.2g')}"
-    errors = found.kept_mass_error
+    at = f"at T={measured.temperature:g}, on {counted(measured.rows, 'row')} of {counted(measured.parts, 'part')}"
+    kl = f"KL {measured.kl_nats:#.3g}{_error(measured.kl_error, '#.2g')} nats"
+    variation = f"total variation {measured.total_variation:#.3g}{_error(measured.total_variation_error, '#.2g')}"
+    errors = measured.kept_mass_error
     kept = ", ".join(
-        f"{mass:.1%}{_error(errors.get(t), '.1%')} at T={float(t):g}" for t, mass in found.kept_mass.items()
+        f"{mass:.1%}{_error(errors.get(t), '.1%')} at T={float(t):g}" for t, mass in measured.kept_mass.items()
     )
     facts = [("fidelity", f"{kl}, {variation}, {at}"), ("kept mass", kept or "not measured")]
-    if found.gradient_angle_degrees is not None:
-        angle = f"{found.gradient_angle_degrees:.2f}{_error(found.gradient_angle_error, '.2f')} degrees"
-        facts.append(("gradients", f"{angle} from the dense teacher's over {found.gradient_batch:,} positions"))
-    return [*facts, ("verdict", found.verdict)]
+    if measured.gradient_angle_degrees is not None:
+        angle = f"{measured.gradient_angle_degrees:.2f}{_error(measured.gradient_angle_error, '.2f')} degrees"
+        facts.append(("gradients", f"{angle} from the dense teacher's over {measured.gradient_batch:,} positions"))
+    return [*facts, ("verdict", measured.verdict)]
 
 
 def _error(error: float | None, form: str) -> str:
-    """A standard error behind its number; nothing where it is unknown."""
+    """A standard error, or nothing where it is unknown."""
     return "" if error is None else f" ±{error:{form}}"
 
 
-def temperatures(found: "dict[str, TemperatureSummary]") -> list[Fact]:
-    """What a student that is trained at each temperature gets."""
+def temperatures(summaries: "dict[str, TemperatureSummary]") -> list[Fact]:
+    """Quality of the targets by the temperature of the student."""
     lines = []
-    for temperature, given in found.items():
-        held = "" if given.kept_mass is None else f", {given.kept_mass:.1%} of the mass in exact ids"
-        shifted = ", the value of forward KL shifted" if given.shifted else ""
-        lines.append((f"at T={float(temperature):g}", f"{given.targets}{held}{shifted}"))
+    for temperature, summary in summaries.items():
+        held = "" if summary.kept_mass is None else f", {summary.kept_mass:.1%} of the mass in exact ids"
+        shifted = ", forward KL shifted by a constant" if summary.shifted else ""
+        lines.append((f"at T={float(temperature):g}", f"{summary.targets}{held}{shifted}"))
     return lines
 
 
@@ -139,16 +135,16 @@ def _splits(summary: "CacheSummary") -> list[str]:
     for name, split in summary.splits.items():
         lines.append(f"  {name:<12}" + "".join(f"{getattr(split, column):>15,}" for column in SPLIT_COLUMNS))
     totals = (summary.parts.present, summary.documents, summary.sequences, summary.rows, summary.positions)
-    lines.append(f"  {'together':<12}" + "".join(f"{total:>15,}" for total in totals))
+    lines.append(f"  {'total':<12}" + "".join(f"{total:>15,}" for total in totals))
     return lines
 
 
 def bars(bytes_per_position: dict[str, float]) -> list[str]:
-    """Where the bytes of a position go, the largest first."""
+    """Bytes per position by array, the largest first."""
     sizes = dict(bytes_per_position)
     total = sizes.pop("total", 0.0)
     largest = max(sizes.values(), default=0.0) or 1.0
-    lines = [f"  {'bytes a position':<18}{total:>9.2f}" + ("  text not counted" if sizes.get("text") else "")]
+    lines = [f"  {'bytes per position':<18}{total:>9.2f}" + ("  (without text)" if sizes.get("text") else "")]
     for name, size in sorted(sizes.items(), key=lambda item: -item[1]):
         if not size:
             continue

@@ -1,7 +1,4 @@
-"""`kdpipe cache merge`: caches that one teacher made become one.
-
-In: two caches or more. Out: a new one, and on stdout what it is.
-"""
+"""`kdpipe cache merge`: several caches of one teacher become one."""
 
 from typing import Annotated
 
@@ -14,17 +11,15 @@ from kdpipe.schemas.choices import Overlap
 
 def merge(
     caches: Annotated[list[str], typer.Argument(metavar="CACHE...", help="Finished caches: folders or URLs.")],
-    out: Annotated[
-        str, typer.Option("--out", metavar="DIR", help="The folder of the new cache; run again, it goes on there.")
-    ],
+    out: Annotated[str, typer.Option("--out", metavar="DIR", help="Output directory. Re-run the command to resume.")],
     overlap: Annotated[
         Overlap,
-        typer.Option(help="What becomes of documents that are in an earlier cache too: keep-first leaves them out."),
+        typer.Option(help="Documents that are in several caches: refuse, or keep-first to skip the later ones."),
     ] = "refuse",
     retry_for: RetryFor = None,
-    json: Annotated[bool, typer.Option("--json", help="Answer with one JSON document.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
-    """Make one cache of several, of the same teacher, tokenizer and settings."""
+    """Merge caches of the same teacher, tokenizer and settings."""
     from kdpipe.cache.reshape.merge import merge as run
 
     answer(run(caches, out, overlap, ReshapeProgress(), retries(retry_for)), json)

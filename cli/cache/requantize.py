@@ -1,7 +1,4 @@
-"""`kdpipe cache requantize`: a cache made poorer from what it has, without its teacher.
-
-In: a cache, and what is to be less. Out: a new cache, and on stdout what it is.
-"""
+"""`kdpipe cache requantize`: a smaller cache from a cache, without its teacher."""
 
 from typing import Annotated
 
@@ -14,42 +11,45 @@ from kdpipe.schemas.errors import ConfigError
 
 
 def requantize(
-    cache: Annotated[str, typer.Argument(metavar="CACHE", help="A finished cache: a folder or a URL.")],
-    out: Annotated[
-        str, typer.Option("--out", metavar="DIR", help="The folder of the new cache; run again, it goes on there.")
-    ],
+    cache: Annotated[str, typer.Argument(metavar="CACHE", help="Finished cache: a folder or a URL.")],
+    out: Annotated[str, typer.Option("--out", metavar="DIR", help="Output directory. Re-run the command to resume.")],
     targets: Annotated[
         RequantizedKind | None,
-        typer.Option("--targets", help="Another kind: only states can become one."),
+        typer.Option("--targets", help="Another kind of targets; only for a cache of states."),
     ] = None,
     profile: Annotated[
         Profile | None,
-        typer.Option("--profile", help="threshold: tau 1/10, 1/25 or 1/50."),
+        typer.Option("--profile", help="threshold: tau is 1/10, 1/25 or 1/50."),
     ] = None,
     tau: Annotated[
-        float | None, typer.Option("--tau", metavar="P", help="threshold: a higher one than the cache has.")
+        float | None, typer.Option("--tau", metavar="P", help="threshold: a higher tau than the cache's.")
     ] = None,
-    draws: Annotated[int | None, typer.Option("--draws", metavar="N", help="sampled: fewer draws.")] = None,
-    top_k: Annotated[int | None, typer.Option("--top-k", metavar="K", help="topk: fewer ids.")] = None,
-    top_p: Annotated[float | None, typer.Option("--top-p", metavar="P", help="topp: a lower mass.")] = None,
+    draws: Annotated[
+        int | None, typer.Option("--draws", metavar="N", help="sampled: fewer draws per position.")
+    ] = None,
+    top_k: Annotated[int | None, typer.Option("--top-k", metavar="K", help="topk: fewer ids per position.")] = None,
+    top_p: Annotated[float | None, typer.Option("--top-p", metavar="P", help="topp: a lower probability mass.")] = None,
     temperatures: Annotated[
-        str | None, typer.Option("--temperatures", metavar="T,T", help="Some of its temperatures, or none.")
+        str | None, typer.Option("--temperatures", metavar="T,T", help="A subset of the cache's temperatures, or none.")
     ] = None,
     drop: Annotated[
         list[str] | None,
-        typer.Option("--drop", metavar="WHAT", help="draw-values, boundary, entropy or hidden; repeatable."),
+        typer.Option("--drop", metavar="WHAT", help="Leave out draw-values, boundary, entropy or hidden (repeatable)."),
     ] = None,
-    seed: Annotated[int | None, typer.Option("--seed", metavar="N", help="Of what is drawn [the cache's].")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", metavar="N", help="Random seed [the cache's].")] = None,
     retry_for: RetryFor = None,
-    json: Annotated[bool, typer.Option("--json", help="Answer with one JSON document.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
-    """Make a poorer cache; what would be richer is refused."""
+    """Make a smaller cache with fewer ids, draws or arrays.
+
+    The teacher is not needed; settings that need more than the cache contains are refused.
+    """
     from kdpipe.pipeline.requantize import requantize as run
     from kdpipe.schemas.capture_settings import PROFILES
     from kdpipe.schemas.reshape import requantize_spec
 
     if profile is not None and tau is not None:
-        raise ConfigError("--profile and --tau say the same thing", hint="give one of them")
+        raise ConfigError("--profile and --tau both set tau", hint="give one of them")
     typed = {
         "targets": targets,
         "tau": tau if profile is None else PROFILES[profile],
@@ -68,4 +68,6 @@ def _numbers(text: str) -> tuple[float, ...]:
     try:
         return () if text.strip() == "none" else tuple(float(word) for word in text.split(","))
     except ValueError:
-        raise ConfigError(f"--temperatures {text} is no list of numbers", hint="write 2 or 2,4 or none") from None
+        raise ConfigError(
+            f"--temperatures {text} is not a list of numbers", hint="for example 2, or 2,4, or none"
+        ) from None

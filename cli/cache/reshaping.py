@@ -1,7 +1,4 @@
-"""What the commands that make caches from caches share: how they are followed, and what they answer with.
-
-In: parts as they are made, and a report. Out: a line every half minute on stderr, a page on stdout.
-"""
+"""Shared by merge, subset and requantize: progress, A:B ranges, and the report."""
 
 import re
 import time
@@ -41,24 +38,21 @@ class ReshapeProgress:
 
 
 def bounds(option: str, text: str | None) -> "Bounds | None":
-    """From A:B, either of which may be left out."""
+    """A range A:B with optional ends."""
     from kdpipe.schemas.reshape import Bounds
 
     if text is None:
         return None
-    found = re.fullmatch(r"([0-9]{0,15}):([0-9]{0,15})", text.strip())
-    if not found or found[0] == ":":
-        raise ConfigError(f"{option} {text} is not of the form A:B", hint=f"write {option} 0:100 for the first hundred")
-    first, end = (int(number) if number else None for number in found.groups())
+    match = re.fullmatch(r"([0-9]{0,15}):([0-9]{0,15})", text.strip())
+    if not match or match[0] == ":":
+        raise ConfigError(f"{option} {text} is not of the form A:B", hint=f"for the first hundred, use {option} 0:100")
+    first, end = (int(number) if number else None for number in match.groups())
     if end is not None and (first or 0) >= end:
-        raise ConfigError(
-            f"{option} {text} has nothing in it", hint="the second number is the first that is not wanted"
-        )
+        raise ConfigError(f"{option} {text} is empty", hint="B is exclusive and must be larger than A")
     return Bounds(first=first, end=end)
 
 
 def answer(report: "ReshapeReport", json: bool) -> None:
-    """The report, for a program or a person."""
     if json:
         console.document(report.model_dump(mode="json"))
     else:
@@ -66,12 +60,12 @@ def answer(report: "ReshapeReport", json: bool) -> None:
 
 
 def page(report: "ReshapeReport") -> str:
-    """What was made, for a person."""
-    parts = f"{report.parts.planned:,}: {report.adopted:,} taken over as they are, {report.rewritten:,} written anew"
-    left = f", {report.left_out:,} of the sources left out" if report.left_out else ""
+    """The report as text."""
+    parts = f"{report.parts.planned:,}: {report.adopted:,} reused unchanged, {report.rewritten:,} rewritten"
+    left = f", {report.left_out:,} of the sources dropped" if report.left_out else ""
     facts = [
         ("cache_id", report.cache_id),
-        ("parts", f"{parts}; {report.parts.made:,} made now"),
+        ("parts", f"{parts}; {report.parts.made:,} from this run"),
         ("documents", f"{report.documents:,}{left}"),
         ("positions", f"{report.positions:,}"),
         ("size", size(report.bytes)),

@@ -68,10 +68,10 @@ def test_the_settings_are_handed_over(handed: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("shard", "message"),
     [
-        ("4/4", "--shard 4/4 does not exist: shards are counted from 0\nhint: the last of 4 is 3/4\n"),
-        ("1", "--shard 1 is not of the form I/N\nhint: write 0/4 for the first of four workers\n"),
-        ("0/0", "--shard 0/0 is not of the form I/N\nhint: write 0/4 for the first of four workers\n"),
-        ("-1/2", "--shard -1/2 is not of the form I/N\nhint: write 0/4 for the first of four workers\n"),
+        ("4/4", "--shard 4/4 is out of range: shards are counted from 0\nhint: the last of 4 is 3/4\n"),
+        ("1", "--shard 1 is not of the form I/N\nhint: for the first of four workers, use --shard 0/4\n"),
+        ("0/0", "--shard 0/0 is not of the form I/N\nhint: for the first of four workers, use --shard 0/4\n"),
+        ("-1/2", "--shard -1/2 is not of the form I/N\nhint: for the first of four workers, use --shard 0/4\n"),
     ],
 )
 def test_a_shard_that_does_not_exist_is_refused(
@@ -94,10 +94,10 @@ def test_the_page_tells_what_was_made(handed: dict[str, Any], capsys: pytest.Cap
     assert capsys.readouterr().out.splitlines() == [
         "cache",
         "  cache_id    ab12",
-        "  parts       3 of 3, 2 made now",
-        "  positions   1,234,567, 23.4 bytes and 14.8 entries each",
+        "  parts       3 of 3, 2 from this run",
+        "  positions   1,234,567, 23.4 bytes and 14.8 entries per position",
         "  size        28.9 MB: 28.0 MB parts, 800.0 kB tokenizer, 100.0 kB tables, manifest and index",
-        "  time        83 s, 45,000 positions a second, 91% of it waiting on the teacher",
+        "  time        83 s, 45,000 positions/s, 91% waiting for the teacher",
         "  fidelity    not measured",
     ]
 
@@ -139,16 +139,16 @@ def test_the_page_tells_what_went_otherwise(handed: dict[str, Any], capsys: pyte
     hand_over()
     few = capsys.readouterr().out
     for told in (
-        "  unfinished  1 part is missing",
-        "1 bad row left out, 4 longer",
-        ", 2 left out that cannot be learnt",
+        "  unfinished  1 part missing",
+        "1 unusable row skipped, 4 longer",
+        ", 2 without trained tokens skipped",
     ):
         assert told in few, told
     for told in (
-        "cache_id    none yet", "5 of 9, 2 made now", "4 parts are missing: for other shards to make",
+        "cache_id    none yet", "5 of 9, 2 from this run", "4 parts missing",
         "positions   1,234,567\n",
-        "time        83 s\n", "halved 2 times", "3 bad rows left out, 4 longer than a sequence",
-        "KL 0.0100 nats", "86.0% at T=1", "1.25 degrees", "good: it is", "dry run: all is well",
+        "time        83 s\n", "halved 2 times", "3 unusable rows skipped, 4 longer than a sequence",
+        "KL 0.0100 nats", "86.0% at T=1", "1.25 degrees", "good: it is", "dry run: OK",
     ):  # fmt: skip
         assert told in text, told
 

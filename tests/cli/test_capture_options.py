@@ -11,7 +11,7 @@ import typer
 from kdpipe.cli import commands
 from kdpipe.cli.capture_options import FLAGS, OUT, SET_EXAMPLE
 from kdpipe.cli.flags import Flag, ParsedFlags, with_flags
-from kdpipe.cli.load_settings import stage_one
+from kdpipe.cli.load_settings import capture_settings
 from kdpipe.cli.main import run
 from kdpipe.schemas.capture_settings import CaptureSettings
 
@@ -30,7 +30,7 @@ def handed(monkeypatch: pytest.MonkeyPatch) -> list[CaptureSettings]:
 
     def say(given: ParsedFlags, plan: bool = False) -> None:
         """Say the settings."""
-        seen.append(stage_one(given, out=not plan))
+        seen.append(capture_settings(given, out=not plan))
 
     app.command("say")(with_flags((*FLAGS, OUT), say, SET_EXAMPLE))
     monkeypatch.setattr(commands, "app", app)
@@ -60,6 +60,7 @@ TYPED = [
     ("--limit", "10", "data.limit", 10),
     ("--val-data", "v.txt", "data.val_path", "v.txt"),
     ("--val-fraction", "0", "data.val_fraction", 0.0),
+    ("--train-on", "assistant", "data.train_on", "assistant"),
     ("--max-bad-rows", "0", "data.max_bad_rows", 0),
     ("--seq-len", "128", "sequences.length", 128),
     ("--no-pack", None, "sequences.pack", False),
@@ -119,13 +120,13 @@ def test_every_flag_is_tried_here() -> None:
 @pytest.mark.parametrize("flag", [*FLAGS, OUT], ids=lambda flag: flag.name)
 def test_a_default_in_the_help_is_the_default(flag: Flag) -> None:
     default = at(CaptureSettings(), flag.place)
-    told = flag.help.rpartition("[")[2].removesuffix("].").partition(":")[0] if flag.help.endswith("].") else None
-    if told is None:
+    shown = flag.help.rpartition("[")[2].removesuffix("].").partition(":")[0] if flag.help.endswith("].") else None
+    if shown is None or default is None:
         assert default in (None, False, True) or flag.name == "--hidden-layers"
     elif isinstance(default, tuple):
-        assert (() if told == "none" else tuple(map(float, told.split(",")))) == default
+        assert (() if shown == "none" else tuple(map(float, shown.split(",")))) == default
     else:
-        assert type(default)(told) == default
+        assert type(default)(shown) == default
 
 
 def test_the_layers_join_in_their_order(

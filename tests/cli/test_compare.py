@@ -33,12 +33,12 @@ loss (own objective)                 1.2500             1.2500
 CE                                   3.0125             2.9350
 perplexity                            20.00              20.00
 KL to the teacher                    0.9600             0.8775
-agreement                            48.75%             48.75%
+top-1 agreement                      48.75%             48.75%
 calibration error                     4.00%              3.50%
-difference from the first (shares in points), ± half of its 90 % interval:
+difference to the first run, ± half of its 90 % interval (shares in percentage points):
   CE                                           -0.0775 ±0.0356
   KL to the teacher                            -0.0825 ±0.0389
-  agreement                                        +0.00 ±0.00
+  top-1 agreement                                  +0.00 ±0.00
   calibration error                                      -0.50
 note: only 4 evaluated documents: too few to rely on the intervals; evaluate on 20 or more
 note: intervals are about these students, not about their recipes: another seed of one recipe often \
@@ -75,7 +75,7 @@ def test_a_run_without_numbers_has_dashes_and_a_note(
     bare = str(run_folder(tmp_path / "bare", BASE, None))
     assert run(["compare", runs[0], bare]) == 0
     out = capsys.readouterr().out
-    assert "difference from the first" not in out
+    assert "difference to the first" not in out
     assert f"note: {bare} has no evaluation" in out
     assert out.splitlines()[2].split() == ["step", "10", "-"]
 

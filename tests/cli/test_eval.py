@@ -93,13 +93,13 @@ def test_words_become_what_is_asked(handed: dict[str, Any]) -> None:
 PAGE = """\
 runs/a
   cache       teacher-cache, validation, cccccccc
-  positions   12,345 in 40 sequences of 12 documents
+  positions   12,345 in 40 sequences, 12 documents
   CE          3.2500 nats, perplexity 25.79
   KL          0.7512 nats to the teacher, unbiased estimate
-  agreement   61.23% hold the teacher's most probable id most probable
-  calibration error 3.12% (ECE)
+  top-1       agreement with the teacher 61.23%
+  calibration expected calibration error (ECE) 3.12%
 
-  by the teacher's entropy, in nats
+  by teacher entropy, in nats
          from         to  positions         CE         KL  agreement        ECE
             0          4          0          -          -          -          -
             4                 1,234     5.0000     0.5000     25.00%      1.00%

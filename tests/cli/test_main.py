@@ -38,7 +38,7 @@ def test_the_example_of_set_is_a_setting_of_its_command(command: str, capsys: py
         return capsys.readouterr().err
 
     assert main.run([*command.split(), "--help"]) == 0
-    example = re.search(r"for instance (\S+=\S+);", " ".join(capsys.readouterr().out.split()))
+    example = re.search(r"e\.g\. (\S+=\S+) \(repeatable\)", " ".join(capsys.readouterr().out.split()))
     assert example is not None
     assert refusal("--set", example[1]) == refusal()
     assert "unknown setting" in refusal("--set", "no.such=1")

@@ -66,9 +66,9 @@ def test_a_plan_is_shown_with_bars(handed: dict[str, Any], capsys: pytest.Captur
     text = capsys.readouterr().out
     for told in (
         "parameters  100,000,000", "documents   100: 98 train, 2 validation", "parts       32: 31 train, 1 validation",
-        "32,768 positions", "14.8 a position", "bytes a position      23.20", "23.2 MB in all parts",
-        "61.0 MB for a second cache with --target-temperature 2", "478.0 MB",
-        "not known without --probe", "note: the model's context is 2,048 tokens",
+        "32,768 positions", "14.8 per position", "bytes per position    23.20", "23.2 MB for all parts",
+        "61.0 MB for one more cache with --target-temperature 2", "478.0 MB",
+        "use --probe", "note: the model's context is 2,048 tokens",
     ):  # fmt: skip
         assert told in text, told
     assert max(map(len, text.splitlines())) <= 100
@@ -81,11 +81,11 @@ def test_a_probe_tells_the_time(handed: dict[str, Any], capsys: pytest.CaptureFi
     assert run(["plan", "--teacher", "t", "--tokens", "1000000", "--probe"]) == 0
     assert (handed["tokens"], handed["probe_seconds"]) == (1_000_000, 30.0)
     text = capsys.readouterr().out
-    for told in ("2,000 positions a second in 30 s, 1.08 times a bare", "1 h 15 min\n", "from 2 student runs on"):
+    for told in ("2,000 positions/s over 30 s, 1.08 x", "1 h 15 min\n", "after 2 student runs"):
         assert told in text, told
     handed["plan"] = handed["plan"].model_copy(update={"workers": 4})
     assert run(["plan", "--teacher", "t", "--tokens", "1000000", "--probe"]) == 0
-    assert "1 h 15 min, 4 workers at once" in capsys.readouterr().out
+    assert "1 h 15 min with 4 workers" in capsys.readouterr().out
 
 
 def test_a_plan_as_a_document(handed: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:

@@ -30,7 +30,7 @@ def work() -> None:
         console.answer(f"answer {n}")
 sys.exit(main.main())
 """
-LOST = re.compile(r"error: the answer could not be written to stdout: (.*)\nhint: .*\n")
+LOST = re.compile(r"error: cannot write to stdout: (.*)\nhint: .*\n")
 
 
 def worked(tmp_path: Path, redirections: str) -> tuple[int, str, str]:

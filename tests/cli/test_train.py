@@ -230,13 +230,13 @@ runs/a
   cache       ab12
   steps       1,200 of 1,200, 1.5 epochs
   positions   1,234,567
-  ce          3.2501, adds 0.3250 at weight 0.1, 40% of the loss
-  forward_kl  0.5432, adds 0.4889 at weight 0.9, 60% of the loss
-  validation  loss 0.9000, CE 3.2500, perplexity 25.79, calibration error 3.1%
+  ce          3.2501, weighted 0.3250 (weight 0.1), 40% of the loss
+  forward_kl  0.5432, weighted 0.4889 (weight 0.9), 60% of the loss
+  validation  loss 0.9000, CE 3.2500, perplexity 25.79, ECE 3.1%
   best        step 1,100: loss 0.8912
-  time        83 s, steps at 45,000 positions a second, 0.4% of their time waiting for the cache
-  memory      weights 16.8 MB, process 1.5 GB at most
-the student is in runs/a/final
+  time        83 s, 45,000 positions/s, 0.4% waiting for the cache
+  memory      weights 16.8 MB, process peak 1.5 GB
+student: runs/a/final
 """
 
 
@@ -266,13 +266,13 @@ def test_the_page_tells_what_was_out_of_the_ordinary(
     settings_of(handed)
     out = capsys.readouterr().out
     for line in (
-        "student          tiny, 4,193,280 parameters, 65,536 of them learn, fp32 on cpu",
+        "student          tiny, 4,193,280 parameters, 65,536 trainable, fp32 on cpu",
         "cache            teacher-cache, unfinished",
-        "steps            1,200 of 1,200, 1.5 epochs, from step 600 on",
-        "skipped          1,234 steps, 2 times back to an earlier student",
-        "reverse_kl_bound not measured at weight 0.5",
+        "steps            1,200 of 1,200, 1.5 epochs, resumed from step 600",
+        "skipped          1,234 steps, 2 rollbacks",
+        "reverse_kl_bound not measured (weight 0.5)",
         "time             83 s",
-        "memory           weights 5 bytes, device 2.0 GB at most",
+        "memory           weights 5 bytes, device peak 2.0 GB",
     ):
         assert f"  {line}\n" in out
     assert "validation" not in out and "best" not in out
@@ -284,7 +284,7 @@ def test_a_dry_run_says_what_the_whole_run_takes(handed: dict[str, Any], capsys:
     )
     settings_of(handed, "--dry-run")
     told = capsys.readouterr().out.splitlines()[-1]
-    assert told == "dry run: all is well; the whole run takes about 1 h 30 min and 1.5 GB of memory"
+    assert told == "dry run: OK; the whole run needs about 1 h 30 min and 1.5 GB of memory"
 
 
 def test_the_table_imports_nothing_heavy() -> None:

@@ -55,7 +55,7 @@ def train(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
 def test_a_run_is_told_and_goes_on_as_json(train: Command, tmp_path: Path) -> None:
     code, out, err = train()
     assert code == 0
-    assert out.splitlines()[-1] == f"the student is in {tmp_path / 'run' / 'final'}"
+    assert out.splitlines()[-1] == f"student: {tmp_path / 'run' / 'final'}"
     assert "steps       3 optimizer steps: 2 sequences a batch x 1 batch = 2 a step" in err.splitlines()
     code, out, err = train("--json")
     answer = json.loads(out)

@@ -14,16 +14,17 @@ import pytest
 
 from kdpipe.cli import main
 
-# What the commands of stage one can be told: DESIGN 5 and issue 3.
+# Options of plan and cache-teacher.
 STAGE_ONE = {
     "--teacher", "--teacher-name", "--teacher-license", "--revision",
     "--tokenizer", "--allow-foreign-tokenizer", "--trust-remote-code", "--dtype",
     "--data", "--data-split", "--limit",
-    "--val-data", "--val-fraction", "--max-bad-rows", "--seq-len", "--no-pack", "--targets", "--profile", "--tau",
+    "--val-data", "--val-fraction", "--train-on", "--max-bad-rows", "--seq-len", "--no-pack",
+    "--targets", "--profile", "--tau",
     "--top-k", "--top-p", "--draws", "--target-temperature", "--temperatures", "--hidden-layers", "--hidden-dim",
     "--for-other-tokenizers", "--devices", "--seed", "--config", "--set", "--json",
 }  # fmt: skip
-# What `train` can be told: DESIGN 5 and issue 4.
+# Options of train.
 STAGE_TWO = {
     "--from-cache", "--allow-partial", "--pin", "--verify",
     "--cache-dir", "--cache-limit", "--retry-for", "--student", "--out", "--mode", "--alpha", "--temperature",

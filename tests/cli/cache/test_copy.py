@@ -32,11 +32,11 @@ def test_a_copy_says_what_it_moved(path: Path, tmp_path: Path, capsys: pytest.Ca
     said = capsys.readouterr()
     cache = open_cache(path)
     n_parts = len(cache.parts)
-    assert said.err.startswith(f"{n_parts} parts to move, ")
-    assert f"moved       {n_parts} parts, " in said.out and f"cache_id    {cache.cache_id}" in said.out
+    assert said.err.startswith(f"{n_parts} parts to copy, ")
+    assert f"copied      {n_parts} parts, " in said.out and f"cache_id    {cache.cache_id}" in said.out
     assert main.run(["cache", "copy", str(path), str(tmp_path / "copy"), "--json"]) == 0
     said = capsys.readouterr()
-    assert said.err == "nothing to move\n"
+    assert said.err == "nothing to copy\n"
     answer = json.loads(said.out)
     assert (answer["cache_id"], answer["copied"], answer["bytes"]) == (cache.cache_id, 0, 0)
 
@@ -51,42 +51,42 @@ def test_a_damaged_copy_is_mended_from_another(path: Path, tmp_path: Path, capsy
     assert main.run(["cache", "verify", str(copy), "--repair-from", str(path)]) == 0
     said = capsys.readouterr()
     assert "parts/00001/sequences.arrow: its bytes are not those that were written" in said.err
-    assert "2 parts to move" in said.err and "copy: good" in said.out
+    assert "2 parts to copy" in said.err and "copy: OK" in said.out
     (copy / "parts/00000/stray.txt").write_text("?")
     assert main.run(["cache", "copy", str(path), str(copy)]) == 0
     said = capsys.readouterr()
-    assert "1 part to move" in said.err and "  moved        1 part, " in said.out
+    assert "1 part to copy" in said.err and "  copied        1 part, " in said.out
     assert main.run(["cache", "copy", str(path), str(copy)]) == 0
-    assert "there before" in capsys.readouterr().out
+    assert "already there" in capsys.readouterr().out
 
 
 def test_a_smaller_copy_says_what_it_is(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["cache", "copy", str(path), str(tmp_path / "some"), "--parts", "0:2", "--without", "hidden"]
     assert main.run([*words, "--without", "text", "--json"]) == 0
     said = capsys.readouterr()
-    assert said.err.startswith("2 parts to move, ")
+    assert said.err.startswith("2 parts to copy, ")
     answer, some = json.loads(said.out), open_cache(tmp_path / "some")
     assert (answer["cache_id"], answer["made_from"]) == (some.cache_id, open_cache(path).cache_id)
     assert (answer["choice"], answer["parts"], answer["copied"]) == ("parts 0:2; without hidden, text", 2, 2)
     assert main.run([*words, "--without", "text"]) == 0
     said = capsys.readouterr()
-    assert said.err == "nothing to move\n"
-    assert f"  made from    parts 0:2; without hidden, text of {open_cache(path).cache_id}\n" in said.out
+    assert said.err == "nothing to copy\n"
+    assert f"  made from     parts 0:2; without hidden, text of {open_cache(path).cache_id}\n" in said.out
     assert main.run(words) == 2
     said = capsys.readouterr()
     assert said.err.startswith(f"error: {tmp_path / 'some'} holds another cache: what was chosen: ")
     assert said.err.endswith("give the same --parts, --split and --without as before, or choose a new or empty place\n")
     (tmp_path / "some/parts/00001/sequences.arrow").write_bytes(b"?")
     assert main.run(["cache", "verify", str(tmp_path / "some"), "--repair-from", str(path)]) == 0
-    assert "some: good" in capsys.readouterr().out
+    assert "some: OK" in capsys.readouterr().out
 
 
 def test_what_cannot_be_chosen_is_told_in_two_lines(
     path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for words, told, hint in (
-        (["--parts", "2:1"], "--parts 2:1 has nothing in it", "the second number is the first that is not wanted"),
-        (["--parts", "two"], "--parts two is not of the form A:B", "write --parts 0:100 for the first hundred"),
+        (["--parts", "2:1"], "--parts 2:1 is empty", "B is exclusive"),
+        (["--parts", "two"], "--parts two is not of the form A:B", "--parts 0:100"),
         (["--without", "targets"], "cannot be copied without targets", "what can be left out of it: hidden, text"),
         (["--parts", "90:"], "nothing is left: no document is chosen", "choose less strictly"),
     ):

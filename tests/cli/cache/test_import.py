@@ -29,8 +29,8 @@ def test_a_page_tells_what_was_made_and_what_nobody_knows(
     cache = open_cache(tmp_path / "cache")
     for told in (
         str(cache.cache_id),
-        "57, 128.0 entries each",
-        "what kept ids leave of 1",
+        "57, 128.0 entries per position",
+        "1 - sum of the kept probabilities",
         "the teacher, which tokens",
     ):
         assert told in found.out, told

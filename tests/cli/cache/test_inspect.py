@@ -39,15 +39,15 @@ def test_a_page_tells_identity_contents_and_sizes(cache: tuple[Path, str], capsy
     summary = inspect_cache(cache[0])
     for told in (
         cache[1], "complete, format 1.1", "synthetic, float32, license Apache-2.0", "300 tokens", "threshold (tau 0.04",
-        "normalizers for T=2, 4", f"{summary.positions:,}", "layer 2 and 4 once a document", "not measured",
-        "text not counted", f"{summary.bytes:,}",
+        "normalizers for T=2, 4", f"{summary.positions:,}", "layer 2 and 4 per document", "not measured",
+        "without text", f"{summary.bytes:,}",
     ):  # fmt: skip
         assert told in text, told
     assert max(map(len, text.splitlines())) <= 120
 
 
 def test_bars_grow_with_the_bytes_they_stand_for(cache: tuple[Path, str], capsys: pytest.CaptureFixture[str]) -> None:
-    after = shown(cache[0], capsys).split("bytes a position")[-1].splitlines()[1:-1]
+    after = shown(cache[0], capsys).split("bytes per position")[-1].splitlines()[1:-1]
     lengths = [line.count("█") + line.count("#") for line in after]
     assert lengths == sorted(lengths, reverse=True)
     assert lengths[0] == 30

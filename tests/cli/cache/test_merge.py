@@ -26,7 +26,7 @@ def test_a_merge_tells_what_it_made(folder: Path, capsys: pytest.CaptureFixture[
     assert run(words) == 0
     shown = capsys.readouterr()
     assert shown.err == ""
-    assert "parts       5: 5 taken over as they are, 0 written anew; 5 made now" in shown.out
+    assert "parts       5: 5 reused unchanged, 0 rewritten; 5 from this run" in shown.out
     assert run([*words, "--json"]) == 0
     shown = capsys.readouterr()
     answer = json.loads(shown.out)
@@ -46,7 +46,7 @@ def test_an_overlap_exits_4_and_can_be_left_out(folder: Path, capsys: pytest.Cap
     assert run(words) == 4
     assert "5 of the 21 documents of" in capsys.readouterr().err
     assert run([*words, "--overlap", "keep-first"]) == 0
-    assert "documents   21, 5 of the sources left out" in capsys.readouterr().out
+    assert "documents   21, 5 of the sources dropped" in capsys.readouterr().out
 
 
 def test_parts_are_told_of_now_and_then(capsys: pytest.CaptureFixture[str]) -> None:

@@ -32,8 +32,8 @@ def test_a_profile_is_a_tau(cache: Path, tmp_path: Path, capsys: pytest.CaptureF
     ("words", "message"),
     [
         (["--profile", "fine"], "--tau 0.02 would be richer: the cache was made with 0.04"),
-        (["--profile", "lean", "--tau", "0.1"], "--profile and --tau say the same thing"),
-        (["--temperatures", "two"], "--temperatures two is no list of numbers"),
+        (["--profile", "lean", "--tau", "0.1"], "--profile and --tau both set tau"),
+        (["--temperatures", "two"], "--temperatures two is not a list of numbers"),
         (["--tau", "2"], "tau: input should be less than or equal to 1"),
         (["--drop", "tokens"], "drop.0: input should be 'draw-values', 'boundary', 'entropy' or 'hidden'"),
     ],

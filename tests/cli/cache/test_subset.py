@@ -31,7 +31,7 @@ def test_conditions_are_told_in_the_history(cache: Path, tmp_path: Path, capsys:
         "split train; parts 0:2; documents :7; likelihood: at least -9.0, at most -0.5"
     )
     assert run(["cache", "subset", str(cache), "--out", str(tmp_path / "en"), "--where", "language=en"]) == 0
-    assert "of the sources left out" in capsys.readouterr().out
+    assert "of the sources dropped" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -39,10 +39,10 @@ def test_conditions_are_told_in_the_history(cache: Path, tmp_path: Path, capsys:
     [
         (["--parts", "3"], "--parts 3 is not of the form A:B"),
         (["--parts", ":"], "--parts : is not of the form A:B"),
-        (["--documents", "5:5"], "--documents 5:5 has nothing in it"),
+        (["--documents", "5:5"], "--documents 5:5 is empty"),
         (["--where", "language"], "--where language is not of the form COLUMN=VALUE"),
-        (["--by", "likelihood", "--lowest", "nan"], "--lowest nan is no number"),
-        (["--by", "likelihood", "--at-most", "inf"], "--at-most inf is no number"),
+        (["--by", "likelihood", "--lowest", "nan"], "--lowest nan is not a finite number"),
+        (["--by", "likelihood", "--at-most", "inf"], "--at-most inf is not a finite number"),
     ],
 )
 def test_what_is_typed_wrong_exits_2(

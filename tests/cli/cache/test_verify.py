@@ -39,7 +39,7 @@ def test_a_good_cache_is_called_good_at_every_level(
 ) -> None:
     assert run(["cache", "verify", str(good[0]), "--level", level]) == 0
     shown = capsys.readouterr()
-    assert shown.out.startswith(f"{good[0]}: good (4 parts, ")
+    assert shown.out.startswith(f"{good[0]}: OK (4 parts, ")
     assert shown.out.endswith(f"level {level})\n")
     assert shown.err == ""
 
@@ -107,9 +107,9 @@ def test_a_teacher_that_agrees_is_told_with_its_noise(
     assert (asked["cache"], asked["teacher"], asked["sample"]) == (str(good[0]), "teacher", 32)
     assert capsys.readouterr().out.splitlines()[:4] == [
         "  teacher     teacher, 1,200 positions of 3 documents",
-        "  difference  2e-06 nats on the mean, 3e-05 at most",
-        "  noise       1e-06 nats on the mean, 2e-05 at most: the teacher against itself",
-        "  explained   up to 0.001 nats on the mean of a document",
+        "  difference  mean 2e-06 nats, max 3e-05 nats",
+        "  noise       mean 1e-06 nats, max 2e-05 nats: the teacher at two batch shapes",
+        "  accepted    up to 0.001 nats mean per document",
     ]
 
 
