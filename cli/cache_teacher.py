@@ -7,12 +7,12 @@ import typer
 
 from kdpipe.cli import console
 from kdpipe.cli.cache.inspect import fidelity
+from kdpipe.cli.common_options import Json, RetryFor, retry_seconds
 from kdpipe.cli.console import Fact
 from kdpipe.cli.flags import ParsedFlags
 from kdpipe.cli.load_settings import capture_settings
 from kdpipe.cli.progress import watching
 from kdpipe.cli.quantities import duration, share, size
-from kdpipe.cli.remote_options import RetryFor, retry_seconds
 from kdpipe.schemas.counts import counted
 from kdpipe.schemas.errors import ConfigError
 
@@ -34,7 +34,7 @@ def cache_teacher(
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Load everything, run two batches and stop.")] = False,
     retry_for: RetryFor = None,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    json: Json = False,
 ) -> None:
     """Run the teacher once and cache its predictions.
 

@@ -112,7 +112,7 @@ FLAGS = (
         place="sequences.pack",
         type=bool,
         convert=lambda given: not given,
-        help="Do not pack several documents into one sequence.",
+        help="One document per sequence, without packing.",
     ),
     Flag(name="--targets", place="targets.kind", type=TargetKind, help="Teacher predictions to store [threshold]."),
     Flag(

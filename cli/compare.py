@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kdpipe.cli import console
+from kdpipe.cli.common_options import Json
 
 if TYPE_CHECKING:
     from kdpipe.schemas.train_report import ComparedRun, CompareReport
@@ -31,7 +32,7 @@ def compare(
     runs: Annotated[
         list[str], typer.Argument(metavar="RUN RUN...", help="Run folders; differences are relative to the first.")
     ],
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    json: Json = False,
 ) -> None:
     """Compare runs: settings, metrics, differences.
 

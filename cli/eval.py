@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kdpipe.cli import console
+from kdpipe.cli.common_options import Json, RetryFor, retry_seconds
 from kdpipe.cli.console import Fact
 from kdpipe.cli.eval_progress import measuring
-from kdpipe.cli.remote_options import RetryFor, retry_seconds
 from kdpipe.schemas.choices import SplitName, VerifyWhen
 from kdpipe.schemas.counts import counted
 
@@ -51,7 +51,7 @@ def evaluate(
     ] = "auto",
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, metavar="N", help="Sequences per batch.")] = 8,
     retry_for: RetryFor = None,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    json: Json = False,
 ) -> None:
     """Evaluate a student on a cache's held-out split."""
     from kdpipe.pipeline.evaluate import EvalRequest

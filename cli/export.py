@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kdpipe.cli import console
+from kdpipe.cli.common_options import Json
 from kdpipe.cli.quantities import size
 from kdpipe.schemas.choices import DtypeName
 
@@ -29,7 +30,7 @@ def export(
         bool,
         typer.Option("--trust-remote-code", help="Run Python code from the student's repository; review it first."),
     ] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    json: Json = False,
 ) -> None:
     """Export a run's student as a Hugging Face model folder.
 

@@ -6,6 +6,7 @@ import typer
 
 from kdpipe.cli import console
 from kdpipe.cli.cache.inspect import bars
+from kdpipe.cli.common_options import Json
 from kdpipe.cli.console import Fact
 from kdpipe.cli.flags import ParsedFlags
 from kdpipe.cli.load_settings import capture_settings
@@ -29,7 +30,7 @@ def plan(
     probe: Annotated[
         bool, typer.Option("--probe", help="Load the teacher and run it for 30 seconds to estimate the time too.")
     ] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    json: Json = False,
 ) -> None:
     """Estimate size, memory and time of cache-teacher."""
     settings = capture_settings(given, data=False, out=False)

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kdpipe.cli import console
+from kdpipe.cli.common_options import Json
 from kdpipe.cli.console import Fact
 from kdpipe.cli.flags import ParsedFlags
 from kdpipe.cli.load_settings import train_settings
@@ -30,7 +31,7 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Run five steps and estimate time and memory of the whole run.")
     ] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    json: Json = False,
 ) -> None:
     """Train a student from a cache.
 

@@ -1,6 +1,6 @@
 """Flags of `kdpipe train`, as one table of flag and setting."""
 
-from kdpipe.cli import remote_options
+from kdpipe.cli import common_options
 from kdpipe.cli.flags import Flag
 from kdpipe.schemas.choices import GuardPreset, LossMode, OptimizerName, PrecisionSetting, VerifyWhen
 
@@ -38,10 +38,10 @@ FLAGS = (
         help="Maximum disk space of --cache-dir, e.g. 20GB [100GB].",
     ),
     Flag(
-        name=remote_options.NAME,
+        name=common_options.RETRY_NAME,
         place="cache.retry_for",
-        metavar=remote_options.METAVAR,
-        help=remote_options.HELP,
+        metavar=common_options.RETRY_METAVAR,
+        help=common_options.RETRY_HELP,
     ),
     Flag(
         name="--student",

@@ -10,9 +10,9 @@ import typer
 
 from kdpipe.cli import console
 from kdpipe.cli.cache.reshaping import bounds
+from kdpipe.cli.common_options import Json, OfParts, RetryFor, retries
 from kdpipe.cli.progress import SECONDS_BETWEEN_LINES, Show, bar, is_followed
 from kdpipe.cli.quantities import duration, share, size
-from kdpipe.cli.remote_options import RetryFor, retries
 from kdpipe.schemas.choices import SplitName
 from kdpipe.schemas.counts import counted
 
@@ -24,9 +24,7 @@ if TYPE_CHECKING:
 def copy(
     source: Annotated[str, typer.Argument(metavar="SRC", help="Source cache: a folder or a URL.")],
     target: Annotated[str, typer.Argument(metavar="DST", help="Destination: a folder or a URL.")],
-    parts: Annotated[
-        str | None, typer.Option("--parts", metavar="A:B", help="Only parts A to B - 1, numbered as their folders.")
-    ] = None,
+    parts: OfParts = None,
     split: Annotated[SplitName | None, typer.Option("--split", help="Only the parts of one split.")] = None,
     without: Annotated[
         list[str] | None,
@@ -38,7 +36,7 @@ def copy(
         bool, typer.Option("--allow-partial", help="Copy the finished parts of an incomplete cache.")
     ] = False,
     retry_for: RetryFor = None,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    json: Json = False,
 ) -> None:
     """Copy a cache, verifying every file.
 

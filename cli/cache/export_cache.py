@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kdpipe.cli import console
+from kdpipe.cli.common_options import CacheOut, FinishedCache, Json, RetryFor, retries
 from kdpipe.cli.progress import watching
 from kdpipe.cli.quantities import duration, size
-from kdpipe.cli.remote_options import RetryFor, retries
 from kdpipe.schemas.choices import ExportFormat, SplitName
 
 if TYPE_CHECKING:
@@ -15,15 +15,15 @@ if TYPE_CHECKING:
 
 
 def export(
-    cache: Annotated[str, typer.Argument(metavar="CACHE", help="Finished cache: a folder or a URL.")],
+    cache: FinishedCache,
     to: Annotated[
         ExportFormat,
         typer.Option("--to", help="parquet: all columns, for datasets.load_dataset; axolotl: its top-k columns."),
     ],
-    out: Annotated[str, typer.Option(metavar="DIR", help="Output directory. Re-run the command to resume.")],
+    out: CacheOut,
     split: Annotated[SplitName | None, typer.Option(help="Only one split [both].")] = None,
     retry_for: RetryFor = None,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    json: Json = False,
 ) -> None:
     """Export a cache as Parquet files for other tools.
 

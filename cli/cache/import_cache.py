@@ -6,6 +6,7 @@ import typer
 
 from kdpipe.cli import console
 from kdpipe.cli.cache.inspect import scaled
+from kdpipe.cli.common_options import CacheOut, Json
 from kdpipe.cli.progress import watching
 from kdpipe.cli.quantities import duration, size
 from kdpipe.schemas.choices import Align, ImportFormat, StatedTail
@@ -14,6 +15,12 @@ from kdpipe.schemas.errors import UsageError
 if TYPE_CHECKING:
     from kdpipe.schemas.interop import ImportReport
 
+# Help texts.
+FROM = "Source format: DistillKit, axolotl columns, NeMo-Aligner JSON lines, or plain top-k columns."
+DATA_SPLIT = "Split of the Hub dataset, or a word in the file names [train]."
+COLUMNS = "topk: column names of tokens, ids, ...; axolotl: of logprobs (repeatable)."
+TAIL = "Probability mass outside the kept ids. rest: 1 - sum of the kept probabilities."
+ALIGN = "axolotl, topk: whether list t predicts token t + 1 (next) or token t (own)."
 TAILS = {
     "given": "stored in the source",
     "rest": "1 - sum of the kept probabilities",
@@ -27,55 +34,35 @@ def import_(
         ImportFormat,
         typer.Option(
             "--from",
-            help="Source format: DistillKit, axolotl columns, NeMo-Aligner JSON lines, or plain top-k columns.",
+            help=FROM,
         ),
     ],
     tokenizer: Annotated[str, typer.Option(metavar="NAME", help="Teacher's tokenizer: a folder or a Hub id.")],
-    out: Annotated[str, typer.Option(metavar="DIR", help="Output directory. Re-run the command to resume.")],
-    data_split: Annotated[
-        str | None,
-        typer.Option(
-            "--data-split", metavar="NAME", help="Split of the Hub dataset, or a word in the file names [train]."
-        ),
-    ] = None,
+    out: CacheOut,
+    data_split: Annotated[str | None, typer.Option("--data-split", metavar="NAME", help=DATA_SPLIT)] = None,
     codec: Annotated[
         str | None,
         typer.Option(metavar="FILE", help="distillkit: compression settings [compression_config.yaml next to SRC]."),
     ] = None,
-    columns: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="ROLE=NAME", help="topk: column names of tokens, ids, ...; axolotl: of logprobs (repeatable)."
-        ),
-    ] = None,
-    tail: Annotated[
-        StatedTail | None,
-        typer.Option(help="Probability mass outside the kept ids. rest: 1 - sum of the kept probabilities."),
-    ] = None,
-    align: Annotated[
-        Align | None,
-        typer.Option(help="axolotl, topk: whether list t predicts token t + 1 (next) or token t (own)."),
-    ] = None,
+    columns: Annotated[list[str] | None, typer.Option(metavar="ROLE=NAME", help=COLUMNS)] = None,
+    tail: Annotated[StatedTail | None, typer.Option(help=TAIL)] = None,
+    align: Annotated[Align | None, typer.Option(help=ALIGN)] = None,
     val_fraction: Annotated[
         float, typer.Option(metavar="FRACTION", help="Fraction of rows held out for validation, selected by hash.")
     ] = 0.0,
-    no_pack: Annotated[
-        bool, typer.Option("--no-pack", help="Do not pack several documents into one sequence.")
-    ] = False,
+    no_pack: Annotated[bool, typer.Option("--no-pack", help="One document per sequence, without packing.")] = False,
     limit: Annotated[int | None, typer.Option(metavar="N", help="Use only the first N rows.")] = None,
     max_row_bytes: Annotated[
         int, typer.Option(metavar="N", help="Maximum bytes of a JSON line [64 MiB].", show_default=False)
     ] = 1 << 26,
     teacher_name: Annotated[str | None, typer.Option(metavar="NAME", help="Teacher's name for the manifest.")] = None,
     teacher_revision: Annotated[str | None, typer.Option(metavar="NAME", help="Teacher's revision.")] = None,
-    teacher_license: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Teacher's license, for the manifest and model cards.")
-    ] = None,
+    teacher_license: Annotated[str | None, typer.Option(metavar="NAME", help="Teacher's license.")] = None,
     trust_remote_code: Annotated[
         bool,
         typer.Option("--trust-remote-code", help="Run Python code from the tokenizer's repository; review it first."),
     ] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    json: Json = False,
 ) -> None:
     """Import teacher predictions that another tool stored.
 

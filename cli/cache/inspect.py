@@ -1,12 +1,10 @@
 """`kdpipe cache inspect`: origin, contents, fidelity and size of a cache, finished or not."""
 
-from typing import TYPE_CHECKING, Annotated
-
-import typer
+from typing import TYPE_CHECKING
 
 from kdpipe.cli import console
+from kdpipe.cli.common_options import AnyCache, Json, RetryFor, retries
 from kdpipe.cli.console import Fact
-from kdpipe.cli.remote_options import RetryFor, retries
 from kdpipe.schemas.counts import counted
 
 if TYPE_CHECKING:
@@ -18,9 +16,9 @@ SPLIT_COLUMNS = ("parts", "documents", "sequences", "rows", "positions")
 
 
 def inspect(
-    cache: Annotated[str, typer.Argument(metavar="CACHE", help="Cache: a folder or a URL.")],
+    cache: AnyCache,
     retry_for: RetryFor = None,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    json: Json = False,
 ) -> None:
     """Show a cache's origin, contents, fidelity and size."""
     from kdpipe.cache.inspect import inspect_cache

@@ -5,14 +5,14 @@ from typing import Annotated
 import typer
 
 from kdpipe.cli.cache.reshaping import ReshapeProgress, answer
-from kdpipe.cli.remote_options import RetryFor, retries
+from kdpipe.cli.common_options import CacheOut, FinishedCache, Json, RetryFor, retries
 from kdpipe.schemas.choices import Profile, RequantizedKind
 from kdpipe.schemas.errors import ConfigError
 
 
 def requantize(
-    cache: Annotated[str, typer.Argument(metavar="CACHE", help="Finished cache: a folder or a URL.")],
-    out: Annotated[str, typer.Option("--out", metavar="DIR", help="Output directory. Re-run the command to resume.")],
+    cache: FinishedCache,
+    out: CacheOut,
     targets: Annotated[
         RequantizedKind | None,
         typer.Option("--targets", help="Another kind of targets; only for a cache of states."),
@@ -38,7 +38,7 @@ def requantize(
     ] = None,
     seed: Annotated[int | None, typer.Option("--seed", metavar="N", help="Random seed [the cache's].")] = None,
     retry_for: RetryFor = None,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    json: Json = False,
 ) -> None:
     """Make a smaller cache with fewer ids, draws or arrays.
 

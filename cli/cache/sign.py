@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from kdpipe.cli import console
-from kdpipe.cli.remote_options import RetryFor, retries
+from kdpipe.cli.common_options import RetryFor, retries
 from kdpipe.schemas.errors import UsageError
 
 

@@ -6,18 +6,16 @@ from typing import Annotated
 import typer
 
 from kdpipe.cli.cache.reshaping import ReshapeProgress, answer, bounds
-from kdpipe.cli.remote_options import RetryFor, retries
+from kdpipe.cli.common_options import CacheOut, FinishedCache, Json, OfParts, RetryFor, retries
 from kdpipe.schemas.choices import DocumentMeasure, SplitName
 from kdpipe.schemas.errors import ConfigError
 
 
 def subset(
-    cache: Annotated[str, typer.Argument(metavar="CACHE", help="Finished cache: a folder or a URL.")],
-    out: Annotated[str, typer.Option("--out", metavar="DIR", help="Output directory. Re-run the command to resume.")],
+    cache: FinishedCache,
+    out: CacheOut,
     split: Annotated[SplitName | None, typer.Option("--split", help="Only documents of one split.")] = None,
-    parts: Annotated[
-        str | None, typer.Option("--parts", metavar="A:B", help="Only parts A to B - 1, numbered as their folders.")
-    ] = None,
+    parts: OfParts = None,
     documents: Annotated[
         str | None, typer.Option("--documents", metavar="A:B", help="Only documents A to B - 1 of the split.")
     ] = None,
@@ -46,7 +44,7 @@ def subset(
         float | None, typer.Option("--at-most", metavar="X", help="--by: keep documents with a measure of at most X.")
     ] = None,
     retry_for: RetryFor = None,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    json: Json = False,
 ) -> None:
     """Make a cache of the documents that meet all conditions."""
     from kdpipe.cache.reshape.subset import subset as run

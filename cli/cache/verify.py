@@ -10,8 +10,8 @@ import typer
 
 from kdpipe.cli import console
 from kdpipe.cli.cache.copy import copying
+from kdpipe.cli.common_options import AnyCache, Json, RetryFor, retries
 from kdpipe.cli.progress import watching
-from kdpipe.cli.remote_options import RetryFor, retries
 from kdpipe.schemas.choices import VerifyLevel
 from kdpipe.schemas.counts import counted
 from kdpipe.schemas.errors import UsageError
@@ -25,7 +25,7 @@ SAMPLE = 32
 
 
 def verify(
-    cache: Annotated[str, typer.Argument(metavar="CACHE", help="Cache: a folder or a URL.")],
+    cache: AnyCache,
     level: Annotated[
         VerifyLevel,
         typer.Option(help="fast: records, names, sizes; full: all checksums; deep: decode and check every row."),
@@ -55,7 +55,7 @@ def verify(
         ),
     ] = None,
     retry_for: RetryFor = None,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    json: Json = False,
 ) -> None:
     """Verify a cache; exit code 0 if valid, 3 if not."""
     from kdpipe.cache.verify.first_use import verify_and_remember

@@ -96,7 +96,7 @@ def test_every_command_with_the_option_is_tried_here() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", READERS)
-def test_a_command_goes_on_after_an_answer_that_heals(
+def test_a_command_continues_after_a_temporary_failure(
     command: str, folder: Path, tmp_path: Path, clock: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     site = Site(folder / "CACHE", status=lambda n: 503 if n == 4 else None)
