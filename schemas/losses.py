@@ -59,14 +59,14 @@ class HiddenLoss:
 LOGIT_LOSSES: Final[Mapping[str, LogitLoss]] = {
     "ce": LogitLoss(
         formula="-log q(label), at T = 1",
-        when="always a little of it: `--alpha 0.1`; all of it is `--mode output`",
+        when="always a small share: `--alpha 0.1`; alone with `--mode output`",
         compares="label",
         function=None,
         temperature_power=0,
     ),
     "forward_kl": LogitLoss(
         formula="sum p log(p / q)",
-        when="the default; the student covers everything the teacher predicts",
+        when="the default; the student covers the whole distribution of the teacher",
         compares="bins",
         function=f"{LOSSES_PACKAGE}.divergences:forward_kl",
         draws="unbiased",
@@ -74,7 +74,7 @@ LOGIT_LOSSES: Final[Mapping[str, LogitLoss]] = {
     ),
     "skew_kl": LogitLoss(
         formula="sum p log(p / m), skew 0.1",
-        when="where the student gives ids of the teacher almost no probability: it never exceeds log(1 / skew)",
+        when="when the student gives almost no probability to ids of the teacher: bounded by log(1 / skew)",
         compares="bins",
         function=f"{LOSSES_PACKAGE}.divergences:skew_kl",
         draws="unbiased_with_values",
@@ -82,28 +82,28 @@ LOGIT_LOSSES: Final[Mapping[str, LogitLoss]] = {
     ),
     "reverse_kl": LogitLoss(
         formula="sum q log(q / p)",
-        when="a small student that should do a few things well, rather than everything a little",
+        when="mode-seeking: a small student that should do a few things well rather than everything a little",
         compares="bins",
         function=f"{LOSSES_PACKAGE}.divergences:reverse_kl",
         temperature_power=2,
     ),
     "jsd": LogitLoss(
         formula="beta KL(p, m) + (1 - beta) KL(q, m)",
-        when="between the two KLs; bounded",
+        when="between the two above; bounded",
         compares="bins",
         function=f"{LOSSES_PACKAGE}.divergences:jsd",
         temperature_power=2,
     ),
     "total_variation": LogitLoss(
         formula="sum of abs(p - q) / 2",
-        when="when single wrong targets must not count much; its gradient jumps at p = q",
+        when="when single wrong targets must have little influence; its gradient jumps at p = q",
         compares="bins",
         function=f"{LOSSES_PACKAGE}.divergences:total_variation",
         temperature_power=1,
     ),
     "renormalized": LogitLoss(
         formula="sum t log(t / q), t = p_T / its sum over exact ids",
-        when="to compare with other tools, or with an import of unknown tail mass; it makes students overconfident",
+        when="to compare with other tools, or for imports with an unknown tail; makes students overconfident",
         compares="exact_ids",
         function=f"{LOSSES_PACKAGE}.divergences:forward_kl",
         temperature_power=2,
@@ -115,7 +115,7 @@ HIDDEN_LOSSES: Final[Mapping[str, HiddenLoss]] = {
         formula="1 - cos(Mx, y)", over="rows", function=f"{LOSSES_PACKAGE}.hidden.vectors:cosine", mapped=True
     ),
     "correlation": HiddenLoss(
-        formula="1 - r, r Pearson's over the rows of a group, averaged over dimensions (as Flex-KD aligns)",
+        formula="1 - r, with Pearson's r over the rows of a group, averaged over dimensions (as in Flex-KD)",
         over="groups",
         function=f"{LOSSES_PACKAGE}.hidden.vectors:correlation",
         mapped=True,

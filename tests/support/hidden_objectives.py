@@ -16,7 +16,7 @@ from kdpipe.pipeline.losses.terms import HiddenName
 from kdpipe.schemas.manifest import Manifest
 from kdpipe.schemas.train_settings import LossSettings
 from support.hidden_batches import STUDENT_LAYERS, STUDENT_WIDTH, manifest_with
-from support.hidden_twins import TWINS, Case, balance
+from support.hidden_twins import TWINS, Case
 
 # By depth, layers 6 and 12 of 12 meet layers 2 and 4 of 4.
 PAIRS = ((2, 6), (4, 12))
@@ -82,13 +82,9 @@ def ask_twin(objective: HiddenObjective, name: HiddenName, batch: MicroBatch, la
     values, counts = [], []
     for row, (student, teacher) in enumerate(PAIRS):
         case = _case(doubles[student], batch, parameters, row, teacher)
-        if name != "router_balance":
-            value, count = TWINS[name](case)
-            values.append(value)
-            counts.append(count)
-    if name == "router_balance":
-        n_groups = (len(batch.tokens_BT) + 1) // 2
-        values, counts = [n_groups * balance(parameters["router.logits"])], [n_groups]
+        value, count = TWINS[name](case)
+        values.append(value)
+        counts.append(count)
     total = torch.stack(values).mean()
     inputs = {f"student{layer}": states for layer, states in doubles.items()} | parameters
     gradients = torch.autograd.grad(total, list(inputs.values()), allow_unused=True) if total.requires_grad else []
@@ -115,4 +111,5 @@ def _case(states_BTH: Tensor, batch: MicroBatch, parameters: Mapping[str, Tensor
         anchors=5,
         map=(parameters[f"{key}.weight"], parameters[f"{key}.bias"]) if f"{key}.weight" in parameters else None,
         mixture=mixture,
+        logits_SL=logits,
     )

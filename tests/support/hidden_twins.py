@@ -26,6 +26,7 @@ class Case:
     anchors: int = 64
     map: Map | None = None
     mixture: Mapping[int, Tensor] = field(default_factory=dict)
+    logits_SL: Tensor | None = None
 
 
 def sized(vector: Tensor) -> Tensor:
@@ -158,6 +159,13 @@ def balance(logits_SL: Tensor) -> Tensor:
     return torch.stack([m * (m * len(mean_L)).log() for m in mean_L]).sum()
 
 
+def router_balance(case: Case) -> tuple[Tensor, int]:
+    """The balance once per group of sequences."""
+    n_groups = -(-len(case.batch.tokens_BT) // case.group)
+    assert case.logits_SL is not None
+    return n_groups * balance(case.logits_SL), n_groups
+
+
 def summed(values: Sequence[Tensor]) -> Tensor:
     """The sum, 0 of nothing."""
     return torch.stack(list(values)).sum() if values else torch.zeros((), dtype=torch.float64)
@@ -170,4 +178,5 @@ TWINS: Mapping[str, Callable[[Case], tuple[Tensor, int]]] = {
     "position_relations": position_relations,
     "document_relations": document_relations,
     "cka": cka,
+    "router_balance": router_balance,
 }

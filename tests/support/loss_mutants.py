@@ -15,7 +15,8 @@ import torch
 
 from kdpipe.pipeline.batches.micro_batch import Targets
 from kdpipe.pipeline.losses.terms import LossOptions
-from support.loss_twins import Answer, Asked, World, answer, largest_ids, targets, world
+from kdpipe.schemas.losses import LOGIT_LOSSES
+from support.loss_twins import Answer, Asked, World, answer, every_id_drawn, largest_ids, targets, world
 from support.losses import distance, ours
 from support.source import ROOT
 
@@ -102,7 +103,7 @@ def _hybrid() -> Case:
     w, some = world(seed=71), torch.arange(12) % 3 != 0
     exact = largest_ids(w, EXACT)
     asked, due = [], []
-    for name in ("ce", "forward_kl", "skew_kl", "reverse_kl", "jsd", "total_variation", "renormalized"):
+    for name in LOGIT_LOSSES:
         one = Asked(
             name=name,
             coefficient=1 / 40,
@@ -141,13 +142,13 @@ def _draws() -> Case:
     """With as many draws as there are ids, each weighing its own p, the draws are the tail itself."""
     w = world(seed=74, vocabulary=9)
     asked = [Asked(name="forward_kl", coefficient=0.5), Asked(name="skew_kl", coefficient=0.25)]
-    return Case(w=w, kept=_every_id_drawn(w), asked=asked, due=answer(w, asked))
+    return Case(w=w, kept=every_id_drawn(w), asked=asked, due=answer(w, asked))
 
 
 def _weighed_tail() -> Case:
     """A tail weight above 1 by hand: from the bucket, the whole and the mean tail mass of the second sequence."""
     w = world(seed=75, vocabulary=9)
-    kept, sequence_N = _every_id_drawn(w), torch.tensor([0] * 4 + [1] * 8)
+    kept, sequence_N = every_id_drawn(w), torch.tensor([0] * 4 + [1] * 8)
     whole = Asked(name="forward_kl", chosen_N=sequence_N == 1)
     bucket = replace(whole, exact=largest_ids(w, [2] * 12))
     assert kept.log_tail_N is not None
@@ -156,11 +157,3 @@ def _weighed_tail() -> Case:
     due.sums = {"forward_kl": due.total}
     options = {"loss_options": LossOptions(tail_weight=1.5), "sequence_N": sequence_N}
     return Case(w=w, kept=kept, asked=[whole], due=due, options=options)
-
-
-def _every_id_drawn(w: World) -> Targets:
-    """Targets of two exact ids whose draws are all other ids, each by its own mass."""
-    exact = largest_ids(w, [2] * 12)
-    whole = targets(w, [ids + [i for i in range(w.vocabulary_size) if i not in ids] for ids in exact], values=True)
-    log_tail_N = whole.logprobs_NK[:, 2 : w.vocabulary_size].logsumexp(dim=1)
-    return replace(whole, n_exact_N=torch.full((12,), 2), log_tail_N=log_tail_N)

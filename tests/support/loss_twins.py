@@ -1,22 +1,24 @@
 """The slow twin of `pipeline/losses`: every loss from its definition over the whole vocabulary, in float64.
 
 In: a small world of random teacher logits, states, a head. Out: row losses and gradients by autograd; and the `Targets`
-that a cache would give of that teacher, made row by row. It works with probabilities where the losses work with
-logarithms, and shares no code with them.
+that a cache of that teacher would contain, row by row. It uses probabilities where the losses use logarithms, and
+shares no code with them.
 """
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from kdpipe.pipeline.batches.micro_batch import Targets
+from kdpipe.schemas.losses import LOGIT_LOSSES
 
 
 @dataclass(frozen=True, kw_only=True)
 class World:
-    """N rows: what the teacher thinks, what the student's states, head and labels are."""
+    """N rows: the teacher's logits, the student's states and head, the labels."""
 
     teacher_NV: Tensor
     states_NH: Tensor
@@ -69,7 +71,7 @@ def softmax(logits_NV: Tensor, temperature: float = 1.0) -> Tensor:
 
 
 def student_logits(w: World, states_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None) -> Tensor:
-    """What the student's head says over the true vocabulary."""
+    """The student's logits over the true vocabulary."""
     logits = states_NH @ weight_VH[: w.vocabulary_size].T
     if bias_V is not None:
         logits = logits + bias_V[: w.vocabulary_size]
@@ -77,26 +79,43 @@ def student_logits(w: World, states_NH: Tensor, weight_VH: Tensor, bias_V: Tenso
     return logits if w.soft_cap is None else w.soft_cap * torch.tanh(logits / w.soft_cap)
 
 
-def row_losses(name: str, p: Tensor, q: Tensor, *, skew: float = 0.1, beta: float = 0.5) -> Tensor:
-    """A divergence of probabilities, row by row, as the papers write it."""
-    if name == "forward_kl":
-        return relative_entropy(p, q)
-    if name == "reverse_kl":
-        return relative_entropy(q, p)
-    if name == "skew_kl":
-        return relative_entropy(p, skew * p + (1 - skew) * q)
-    if name == "jsd":
-        middle = beta * p + (1 - beta) * q
-        return beta * relative_entropy(p, middle) + (1 - beta) * relative_entropy(q, middle)
-    assert name == "total_variation"
+def forward_kl(p: Tensor, q: Tensor) -> Tensor:
+    return relative_entropy(p, q)
+
+
+def reverse_kl(p: Tensor, q: Tensor) -> Tensor:
+    return relative_entropy(q, p)
+
+
+def skew_kl(p: Tensor, q: Tensor, *, skew: float = 0.1) -> Tensor:
+    return relative_entropy(p, skew * p + (1 - skew) * q)
+
+
+def jsd(p: Tensor, q: Tensor, *, beta: float = 0.5) -> Tensor:
+    middle = beta * p + (1 - beta) * q
+    return beta * relative_entropy(p, middle) + (1 - beta) * relative_entropy(q, middle)
+
+
+def total_variation(p: Tensor, q: Tensor) -> Tensor:
     return torch.abs(p - q).sum(dim=1) / 2
 
 
 def relative_entropy(a: Tensor, b: Tensor) -> Tensor:
-    """KL(a, b), where a is 0 nothing is added."""
+    """KL(a, b); where a is 0 nothing is added."""
     there = a > 0
     ratio = torch.where(there, a, 1.0) / torch.where(there, b, 1.0)
     return torch.where(there, a * torch.log(ratio), 0.0).sum(dim=1)
+
+
+# Divergences of probabilities, row by row, as the papers write them.
+TWINS: dict[str, Callable[..., Tensor]] = {
+    "forward_kl": forward_kl,
+    "skew_kl": skew_kl,
+    "reverse_kl": reverse_kl,
+    "jsd": jsd,
+    "total_variation": total_variation,
+    "renormalized": forward_kl,
+}
 
 
 @dataclass(kw_only=True)
@@ -150,16 +169,15 @@ def of_term(w: World, one: Asked, z: Tensor) -> Tensor:
     q, p = softmax(z, one.temperature), softmax(w.teacher_NV, one.temperature)
     if one.name == "ce":
         return -torch.log(q[torch.arange(len(q)), w.labels_N])
-    if one.name == "renormalized":
+    if LOGIT_LOSSES[one.name].compares == "exact_ids":
         assert one.exact is not None
-        rows = []
-        for r, ids in enumerate(one.exact):
-            t = p[r, ids] / p[r, ids].sum()
-            rows.append((t * torch.log(t / q[r, ids])).sum())
-        return torch.stack(rows)
+        rows = [
+            TWINS[one.name]((p[r, ids] / p[r, ids].sum())[None], q[r, ids][None]) for r, ids in enumerate(one.exact)
+        ]
+        return torch.cat(rows)
     if one.exact is not None:
         p, q = merged(p, one.exact), merged(q, one.exact)
-    return row_losses(one.name, p, q, **one.options)
+    return TWINS[one.name](p, q, **one.options)
 
 
 def merged(p: Tensor, exact: list[list[int]]) -> Tensor:
@@ -191,7 +209,7 @@ def targets(
     temperatures: tuple[float, ...] = (0.5, 2.0, 4.0),
     values: bool = False,
 ) -> Targets:
-    """What a cache holds of this teacher: exact ids, and so many draws with replacement from the rest of each row."""
+    """The cached targets of this teacher: exact ids, and draws with replacement from the rest of each row."""
     p, at = softmax(w.teacher_NV), softmax(w.teacher_NV, target_temperature)
     made = torch.Generator().manual_seed(seed)
     rows = []
@@ -223,3 +241,17 @@ def targets(
         target_temperature=target_temperature,
         draws_have_values=values,
     )
+
+
+def every_id_drawn(w: World) -> Targets:
+    """Targets of two exact ids whose draws are all other ids, each by its own mass."""
+    exact = largest_ids(w, [2] * 12)
+    whole = targets(w, [ids + [i for i in range(w.vocabulary_size) if i not in ids] for ids in exact], values=True)
+    log_tail_N = whole.logprobs_NK[:, 2 : w.vocabulary_size].logsumexp(dim=1)
+    return replace(whole, n_exact_N=torch.full((12,), 2), log_tail_N=log_tail_N)
+
+
+def copied_teacher(seed: int) -> World:
+    """A student whose logits are the teacher's."""
+    w = world(seed=seed, n=5, vocabulary=11, width=11)
+    return replace(w, states_NH=w.teacher_NV, weight_VH=torch.eye(11, dtype=torch.float64))

@@ -12,10 +12,11 @@ from kdpipe.pipeline.batches.micro_batch import Targets
 from kdpipe.pipeline.losses.head_chunks import HeadLosses
 from kdpipe.pipeline.losses.terms import LogitTerm, LossOptions
 from kdpipe.pipeline.models.head import Head
+from kdpipe.schemas.losses import LOGIT_LOSSES
 from support.loss_twins import Asked, answer, largest_ids, softmax, student_logits, targets, world
 from support.losses import Opaque, distance, head_of, linear, ours, terms_of
 
-ALL = ["ce", "forward_kl", "skew_kl", "reverse_kl", "jsd", "total_variation", "renormalized"]
+ALL = list(LOGIT_LOSSES)
 HYBRID = [Asked(name="ce", coefficient=0.1), Asked(name="forward_kl", coefficient=0.9)]
 
 

@@ -4,10 +4,11 @@ import pytest
 import torch
 
 from kdpipe.pipeline.losses.terms import LossOptions, factor
+from kdpipe.schemas.losses import LOGIT_LOSSES
 from support.loss_twins import Asked, largest_ids, targets, world
 from support.losses import assert_equal
 
-DIVERGENCES = ["forward_kl", "skew_kl", "reverse_kl", "jsd", "total_variation"]
+DIVERGENCES = [name for name, loss in LOGIT_LOSSES.items() if loss.compares == "bins"]
 TEMPERATURES = [0.5, 1.0, 2.0, 4.0]
 HALF_KEPT = [1, 2, 3, 5, 8, 11, 4, 23, 22, 7, 1, 9]
 HEADS = [

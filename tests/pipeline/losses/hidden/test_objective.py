@@ -11,11 +11,14 @@ from kdpipe.pipeline.batches.micro_batch import MicroBatch
 from kdpipe.pipeline.losses.hidden.hidden_objective import HiddenObjective
 from kdpipe.pipeline.losses.terms import HIDDEN_NAMES, HiddenName
 from kdpipe.schemas.errors import ConfigError, Incompatible
+from kdpipe.schemas.losses import HIDDEN_LOSSES
 from support.hidden_batches import batch_with, manifest_with, states_for
 from support.hidden_objectives import ask, losses_with, objective_with
 
 LAYERS = (2, 4)
-PLAIN = tuple(name for name in HIDDEN_NAMES if name != "router_balance")
+PLAIN = tuple(name for name, loss in HIDDEN_LOSSES.items() if loss.over != "mixtures")
+MAPPED = tuple(name for name, loss in HIDDEN_LOSSES.items() if loss.mapped)
+ROTATED = tuple(name for name, loss in HIDDEN_LOSSES.items() if loss.compares_rows and not loss.mapped)
 KINDS = ("weight", "bias")
 every_term = pytest.mark.parametrize("name", PLAIN)
 
@@ -89,20 +92,20 @@ def test_maps_begin_with_a_tenth_of_the_size_of_their_targets() -> None:
 
 def test_an_identity_map_of_equal_states_costs_nothing() -> None:
     batch = batch_with(rows={6: 7, 12: 7})
-    made = objective_with(PLAIN[:3], manifest=manifest_with(rows={6: 7, 12: 7}))
+    made = objective_with(MAPPED, manifest=manifest_with(rows={6: 7, 12: 7}))
     with torch.no_grad():
         for name, parameter in made.named_parameters():
             parameter.copy_(torch.eye(7) if name.endswith("weight") else torch.zeros(7))
-    found = made(met_exactly(batch, scale=30.0), batch, dict.fromkeys(PLAIN[:3], 1.0))
+    found = made(met_exactly(batch, scale=30.0), batch, dict.fromkeys(MAPPED, 1.0))
     assert all(abs(float(value)) < 1e-4 for value in found.sums.values())
 
 
 def test_relations_and_cka_do_not_see_size_and_rotation() -> None:
     batch = batch_with(rows={6: 7, 12: 7})
     turn = torch.linalg.qr(torch.randn(7, 7, generator=torch.Generator().manual_seed(2)))[0]
-    made = objective_with(["position_relations", "cka"], manifest=manifest_with(rows={6: 7, 12: 7}))
+    made = objective_with(ROTATED, manifest=manifest_with(rows={6: 7, 12: 7}))
     turned = {layer: states @ turn for layer, states in met_exactly(batch, scale=0.01).items()}
-    found = made(turned, batch, {"position_relations": 1.0, "cka": 1.0})
+    found = made(turned, batch, dict.fromkeys(ROTATED, 1.0))
     assert all(abs(float(value)) < 1e-4 for value in found.sums.values())
 
 

@@ -12,12 +12,14 @@ from kdpipe.pipeline.losses.hidden import grouping, relations, router, vectors
 from kdpipe.pipeline.losses.hidden import hidden_objective as objective
 from kdpipe.pipeline.losses.hidden.vectors import correlation, cosine, linear_cka, mse
 from kdpipe.pipeline.losses.terms import HIDDEN_NAMES, HiddenName, function_of
+from kdpipe.schemas.losses import HIDDEN_LOSSES
 from support.hidden_batches import batch_with, part_of_batch, states_for
 from support.hidden_objectives import Answer, ask, ask_twin, losses_with, objective_with
 
 LAYERS = (2, 4)
-PLAIN = tuple(name for name in HIDDEN_NAMES if name != "router_balance")
-TAKES_A_ROUTER = tuple(name for name in HIDDEN_NAMES if name != "document_relations")
+PLAIN = tuple(name for name, loss in HIDDEN_LOSSES.items() if loss.over != "mixtures")
+OVER_ROWS = tuple(name for name, loss in HIDDEN_LOSSES.items() if loss.compares_rows)
+TAKES_A_ROUTER = tuple(name for name, loss in HIDDEN_LOSSES.items() if loss.over != "document_pairs")
 CASES = [(name, False) for name in PLAIN] + [(name, True) for name in TAKES_A_ROUTER]
 every_case = pytest.mark.parametrize(("name", "routed"), CASES)
 
@@ -64,8 +66,8 @@ def test_a_term_is_what_its_twin_says(name: HiddenName, routed: bool, seed: int)
 def test_gradients_reach_all_that_learns(name: HiddenName, routed: bool) -> None:
     found = asked(name, routed=routed)
     moved = {key for key, gradient in found.gradients.items() if gradient.abs().max() > 0}
-    expected = set() if name == "router_balance" else {"student2", "student4"}
-    if name in ("cosine", "correlation", "mse"):
+    expected = set() if HIDDEN_LOSSES[name].over == "mixtures" else {"student2", "student4"}
+    if HIDDEN_LOSSES[name].mapped:
         expected |= {key for key in found.gradients if key.startswith("maps.") and "weight" in key}
     if routed:
         expected.add("router.logits")
@@ -133,8 +135,8 @@ def test_cached_states_get_no_gradient() -> None:
     assert all(each.grad is None for each in (*batch.hidden.values(), *batch.pooled.values()))
 
 
-@pytest.mark.parametrize("name", ["cosine", "correlation", "mse", "position_relations", "cka"])
-def test_what_stands_in_padding_does_not_matter(name: HiddenName) -> None:
+@pytest.mark.parametrize("name", OVER_ROWS)
+def test_padding_does_not_matter(name: HiddenName) -> None:
     batch = batch_with()
     states = states_for(batch, LAYERS)
     found = ask(objective_with([name]), name, [batch], [states])
@@ -167,7 +169,12 @@ MUTANTS: list[tuple[object, str, Callable[..., object], tuple[HiddenName, ...]]]
     (objective, "find_anchors", halved_rows, ("position_relations",)),
     (relations, "_cosines", lambda units: units @ units.mT, ("position_relations", "document_relations")),
     (objective, "unit", lambda states: states, ("cosine", "mse", "correlation", "position_relations")),
-    (objective, "document_means", lambda states, batch: 1 / grouping.document_means(states, batch), PLAIN[4:5]),
+    (
+        objective,
+        "document_means",
+        lambda states, batch: 1 / grouping.document_means(states, batch),
+        ("document_relations",),
+    ),
     (router, "unit", lambda mixed: mixed, ("mse",)),
     (objective, "n_groups", lambda batch, group: 1, ("router_balance",)),
 ]
