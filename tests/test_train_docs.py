@@ -66,7 +66,7 @@ def test_every_command_of_the_page_runs_and_writes_the_listed_files(
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("KDPIPE_MACHINE__THREADS", "1")
-    for story in ("training.finish", "export"):
+    for story in ("training.finalize", "export"):
         # Reloading each student in another process takes seconds; other tests cover it.
         monkeypatch.setattr(f"kdpipe.pipeline.{story}.check_reload", lambda *_, **__: 0.0)
     lines = [line for block in blocks("sh") for line in block.splitlines()]
@@ -129,6 +129,6 @@ def test_the_page_shows_the_example_file() -> None:
 
 
 def test_settings_outside_the_identity_of_a_run_are_listed() -> None:
-    listed = PAGE.partition("Not part of a run's identity")[2].partition("Every other setting is.")[0]
+    listed = " ".join(PAGE.split()).partition("Not part of a run's identity")[2].partition("Every other setting is.")[0]
     free = {name.removeprefix("settings.").rstrip(".") for name in MAY_DIFFER if name.startswith("settings.")}
     assert set(re.findall(r"`([a-z_.]+)`", listed)) == free | {"run.batch_size", "run.accumulate"}
