@@ -1,7 +1,7 @@
-"""The numbers of the cache: bytes a position, reading, opening, memory, writing.
+"""Cache benchmarks: bytes per position, read and write rates, opening time, memory.
 
-In: nothing; synthetic caches are made in a temporary folder. Out: one JSON document, with plain copies beside the
-rates. `--quick` is small, for a test that it runs.
+In: nothing; synthetic caches are made in a temporary folder. Out: one JSON document, with rates of plain copies for
+comparison. `--quick` runs a small version, for tests.
 """
 
 import argparse
@@ -54,7 +54,7 @@ TARGETS = {
 }
 PEAK = """
 def peak():
-    # ru_maxrss is inherited from the parent process; VmHWM begins anew.
+    # ru_maxrss is inherited from the parent process; VmHWM starts at zero.
     line = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
     return int(line.split()[1]) * 1024
 """
@@ -90,9 +90,9 @@ print(json.dumps({"peak_bytes": peak()}))
 
 
 def main() -> None:
-    """Measure everything and print it."""
+    """Run all measurements and print them as JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="small caches: shows that it runs, measures nothing")
+    parser.add_argument("--quick", action="store_true", help="Small caches, for tests only")
     scale = 0.02 if parser.parse_args().quick else 1.0
     pin_to_one_core()
     result: dict[str, Any] = {"machine": machine(), "memcpy_bytes_a_second": memcpy_rate(), "targets": TARGETS}
@@ -104,7 +104,7 @@ def main() -> None:
 
 
 def cases(scale: float) -> Iterator[dict[str, Any]]:
-    """Caches of one part: about 10 entries at both vocabularies, about 32 entries."""
+    """Caches of one part: about 10 entries per position at two vocabulary sizes, and about 32."""
     # Documents longer than a sequence, so that nearly every block has its 1,024 rows.
     base = Recipe(
         documents={"train": int(600 * scale) + 1},
@@ -122,7 +122,7 @@ def cases(scale: float) -> Iterator[dict[str, Any]]:
 
 
 def measure_case(folder: Path, case: dict[str, Any], scale: float) -> dict[str, Any]:
-    """Write a cache, then read it in every way."""
+    """Write a cache, then measure its size and all ways to read it."""
     recipe: Recipe = case["recipe"]
     manifest = synthetic_manifest(recipe)
     pairs = list(synthetic_part(recipe, manifest, 0))
@@ -142,7 +142,7 @@ def measure_case(folder: Path, case: dict[str, Any], scale: float) -> dict[str, 
 
 
 def write_seconds(path: Path, recipe: Recipe, pairs: Pairs, tables: dict[str, npt.NDArray[Any]]) -> float:
-    """Writing one part, everything synced: the median of three caches."""
+    """Seconds to write one part, with fsync: the median of three caches."""
     manifest = synthetic_manifest(recipe)
     number = iter(range(100))
     writers = []
@@ -162,7 +162,7 @@ def write_seconds(path: Path, recipe: Recipe, pairs: Pairs, tables: dict[str, np
 
 
 def bytes_of(cache: Cache, path: Path, pairs: Pairs, tables: dict[str, npt.NDArray[Any]]) -> dict[str, Any]:
-    """Bytes a position by array, and beside ids and values their order-0 entropy over the part."""
+    """Bytes per position by array, and the order-0 entropy of ids and values."""
     record = cache.part(0).record
     summary = inspect_cache(path)
     per = summary.bytes_per_position
@@ -181,7 +181,7 @@ def bytes_of(cache: Cache, path: Path, pairs: Pairs, tables: dict[str, npt.NDArr
 
 
 def entropies(cache: Cache, pairs: Pairs, tables: dict[str, npt.NDArray[Any]], stored: float) -> dict[str, float]:
-    """Order-0 entropies in bytes a position, and how heads and sorted tails compare with theirs when coded alone."""
+    """Order-0 entropies in bytes per position, and the ratio of coded heads and sorted tails to theirs."""
     array, id_array = cache.manifest.arrays.logprob, cache.manifest.arrays.id
     assert array is not None and id_array is not None
     ragged = Ragged.of(
@@ -208,20 +208,20 @@ def entropies(cache: Cache, pairs: Pairs, tables: dict[str, npt.NDArray[Any]], s
 
 
 def order0_bytes(codes: npt.NDArray[np.uint32]) -> float:
-    """Bytes that a perfect coder would need which knows the distribution of single codes over the part."""
+    """Size of a perfect coder that knows the distribution of single codes."""
     counts = np.bincount(codes)
     share = counts[counts > 0] / len(codes)
     return float(-(share * np.log2(share)).sum() * len(codes) / 8)
 
 
 def coded_bytes(codes: npt.NDArray[np.uint32], chunk: int, level: int) -> int:
-    """Bytes of a stream in chunks, as the cache stores it."""
+    """Size of a stream in chunks, as stored in a cache."""
     codec = Pcodec(level=level)
     return sum(len(codec.encode(codes[n : n + chunk])) + CHECKSUM_BYTES for n in range(0, len(codes), chunk))
 
 
 def reading_of(cache: Cache, folder: Path, positions: int) -> dict[str, Any]:
-    """Rates with checksums on, on one core, files in the page cache."""
+    """Read rates with checksums, on one core, files in the page cache."""
     order = np.random.default_rng(0).permutation(len(cache))
     batch = allocate_batch(cache, 8)
     groups = [order[start : start + 8] for start in range(0, len(order) - 7, 8)] or [np.resize(order, 8)]
@@ -244,7 +244,7 @@ def reading_of(cache: Cache, folder: Path, positions: int) -> dict[str, Any]:
 
 
 def profile_of(cache: Cache, order: npt.NDArray[np.int64]) -> dict[str, float]:
-    """Seconds of a random block in its steps; timers add a few microseconds, and columns and streams contain chunks."""
+    """Seconds per step of a random block; timers add a few microseconds, and columns and streams include chunks."""
     steps = {
         "columns": (PartReader, "_columns"),
         "ids_and_values": (PartReader, "codes"),
@@ -262,7 +262,7 @@ def profile_of(cache: Cache, order: npt.NDArray[np.int64]) -> dict[str, float]:
 
 
 def timed(function: Callable[..., Any], spent: dict[str, float], step: str) -> Callable[..., Any]:
-    """The same function, its time added up."""
+    """The function, with its time added to `spent`."""
 
     def call(*arguments: Any) -> Any:
         start = time.perf_counter()
@@ -275,7 +275,7 @@ def timed(function: Callable[..., Any], spent: dict[str, float], step: str) -> C
 
 
 class MemmapTwin:
-    """The same decoded arrays in plain files: what a reader without compression or checks would copy."""
+    """The same decoded arrays in plain files, as a baseline without compression and checks."""
 
     def __init__(self, cache: Cache, folder: Path) -> None:
         arrays: dict[str, list[npt.NDArray[Any]]] = {}
@@ -294,7 +294,7 @@ class MemmapTwin:
             self._parts.append((np.memmap(path, joined.dtype, "r"), places))
 
     def copy(self, i: int) -> list[npt.NDArray[Any]]:
-        """One sequence's arrays, copied out."""
+        """A copy of the arrays of one sequence."""
         return [np.array(data[slice(*places[i])]) for data, places in self._parts]
 
 
@@ -309,7 +309,7 @@ def arrays_of(rows: Rows) -> Iterator[tuple[str, npt.NDArray[Any]]]:
 
 
 def measure_many_parts(folder: Path, scale: float) -> dict[str, Any]:
-    """Opening a cache of 1,000 parts, and memory of reading 100 and 1,000 parts."""
+    """Time to open a cache of 1,000 parts, and peak memory of reading 100 and 1,000 parts."""
     small, large = max(4, int(100 * scale)), max(40, int(1000 * scale))
     sizes = {}
     for n_parts in (small, large):
@@ -326,7 +326,7 @@ def measure_many_parts(folder: Path, scale: float) -> dict[str, Any]:
 
 
 def write_equal_parts(path: Path, n_parts: int) -> None:
-    """Many parts of the same data under other document numbers, since only their number matters."""
+    """Many parts with the same data and different document numbers."""
     recipe = Recipe(documents={"train": 10 * n_parts}, documents_per_part=10, hidden=False)
     manifest = synthetic_manifest(recipe)
     pairs = list(synthetic_part(recipe, manifest, 0))

@@ -1,4 +1,4 @@
-"""The arrays of a synthetic cache as streams of codes, in the layout that is stored and in those it competes with.
+"""The arrays of a synthetic cache as streams of codes, in the stored layout and in alternatives.
 
 In: a recipe and a number of positions. Out: `Stream`s, each one array in one layout.
 """
@@ -25,7 +25,7 @@ Counts = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stream:
-    """One array in one layout; `pieces` are stored one beside the other and counted together."""
+    """One array in one layout; `pieces` are separate streams with a common total."""
 
     array: str
     layout: str
@@ -35,7 +35,7 @@ class Stream:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """Everything that is encoded: the cache's own codes, the targets behind them, and how many positions they are."""
+    """The encoded rows of a synthetic cache with their targets."""
 
     recipe: Recipe
     names: tuple[str, ...]
@@ -49,7 +49,7 @@ class Sample:
 
 
 def take_sample(recipe: Recipe, n_positions: int) -> Sample:
-    """Sequences of a recipe until there are enough positions."""
+    """Encode sequences of a recipe until there are enough positions."""
     manifest = synthetic_manifest(recipe)
     rank_of_id = np.argsort(synthetic_tables(recipe)["ids_by_rank"]).astype(np.uint32)
     pairs: list[tuple[Sequence, Block]] = []
@@ -95,7 +95,7 @@ def id_streams(sample: Sample) -> list[Stream]:
         Stream(array="id", layout="raw ids, one stream", pieces=(_ordered(sample, sample.ids, rows, is_draw),))
     )
     shuffled = np.random.default_rng(0).permutation(len(tables)).astype(np.uint32)[sample.ids]
-    streams.append(Stream(array="id", layout="ids in no order", pieces=(_ordered(sample, shuffled, rows, is_draw),)))
+    streams.append(Stream(array="id", layout="unordered ids", pieces=(_ordered(sample, shuffled, rows, is_draw),)))
     best = fitted[sample.ids].astype(np.uint32)
     streams.append(
         Stream(array="id", layout="ranks fitted to this part", pieces=(_ordered(sample, best, rows, is_draw),))
@@ -104,17 +104,17 @@ def id_streams(sample: Sample) -> list[Stream]:
         exact, draws = sample.coded.ids[~is_draw], sample.coded.ids[is_draw]
         unsorted = np.argsort(tables).astype(np.uint32)[sample.ids]
         streams += [
-            Stream(array="id", layout="ranks, exact and draws apart", pieces=(exact, draws)),
-            Stream(array="id", layout="of these the exact ones", pieces=(exact,)),
-            Stream(array="id", layout="of these the draws", pieces=(draws,)),
+            Stream(array="id", layout="ranks, exact and draws in two streams", pieces=(exact, draws)),
+            Stream(array="id", layout="only the exact ids", pieces=(exact,)),
+            Stream(array="id", layout="only the draws", pieces=(draws,)),
             Stream(array="id", layout="draws unsorted, one stream", pieces=(unsorted,)),
-            Stream(array="id", layout="draws unsorted, alone", pieces=(unsorted[is_draw],)),
+            Stream(array="id", layout="only the draws, unsorted", pieces=(unsorted[is_draw],)),
         ]
     return streams
 
 
 def _ordered(sample: Sample, codes: Codes, rows: Counts, is_draw: npt.NDArray[np.bool_]) -> Codes:
-    """Exact codes as they come, draws sorted within their row and as differences."""
+    """Exact codes unchanged, draws sorted within their row and as differences."""
     place = np.where(is_draw, codes, np.arange(len(codes)))
     result = codes[np.lexsort((place, is_draw, rows))]
     result[is_draw] = differences(result[is_draw], sample.n_draws)
@@ -135,39 +135,43 @@ def logprob_streams(sample: Sample) -> list[Stream]:
         coarse = differences(codes, sample.n_exact)
         steps.append(Stream(array="logprob", layout=f"differences, step 1/{inverse}", pieces=(coarse,)))
     return [
-        Stream(array="logprob", layout="differences in a row, step 1/16", pieces=(stored,), stored=True),
+        Stream(array="logprob", layout="differences within a row, step 1/16", pieces=(stored,), stored=True),
         Stream(array="logprob", layout="absolute", pieces=(absolute.astype(np.uint32),)),
-        Stream(array="logprob", layout="differences, firsts apart", pieces=(stored[first], stored[~first])),
+        Stream(
+            array="logprob",
+            layout="differences, first ids in a separate stream",
+            pieces=(stored[first], stored[~first]),
+        ),
         *steps,
     ]
 
 
 def times_streams(sample: Sample) -> list[Stream]:
-    """How often each id was drawn, less one."""
+    """Repeats of each draw minus one."""
     return [Stream(array="times", layout="stored", pieces=(sample.coded.times,), stored=True)]
 
 
 def column_streams(sample: Sample) -> list[Stream]:
-    """The columns of a row, one by one; tokens also as raw ids."""
+    """Each column of the row array; tokens also as raw ids."""
     streams = []
     for name, codes in zip(sample.names, np.ascontiguousarray(sample.coded.columns.T), strict=True):
         streams.append(Stream(array=name, layout="stored", pieces=(codes,), stored=True))
         if name in ("entropy", "label_logprob", "log_tail"):
             filled = _filled(codes)
-            streams.append(Stream(array=name, layout="rows not learnt repeat the one before", pieces=(filled,)))
+            streams.append(Stream(array=name, layout="untrained rows repeat the previous code", pieces=(filled,)))
         if name == "token":
             streams.append(Stream(array=name, layout="raw ids", pieces=(sample.tokens,)))
     return streams
 
 
 def _filled(codes: Codes) -> Codes:
-    """Missing codes replaced by the last one that is there."""
+    """Replace missing codes by the previous code."""
     last = np.maximum.accumulate(np.where(codes == MISSING, 0, np.arange(len(codes))))
     return codes[last]
 
 
 def vector_streams(sample: Sample) -> list[Stream]:
-    """Hidden states of every row, as they are stored, one number a byte."""
+    """Hidden states of every row, as stored bytes."""
     return [
         Stream(array=name, layout="int8 and scales", pieces=(coded.ravel().astype(np.uint32),), stored=True)
         for name, coded in sample.coded.vectors.items()

@@ -1,8 +1,8 @@
-"""Codec candidates for every array of a cache: bytes a position, and how fast one core encodes and decodes.
+"""Codec candidates for every array of a cache: bytes per position, encoding and decoding rates on one core.
 
 In: `--positions N`, `--json`. Out: a table, or one JSON document, on stdout; progress on stderr.
 
-Sizes count each chunk's checksum and its place in the index (20 bytes). Rates are millions of numbers a second with
+Sizes include each chunk's checksum and index entry (20 bytes). Rates are millions of numbers per second with
 checksums; `copy` is the decode rate as a share of the rate at which the decoded numbers (4 bytes each) are copied.
 `block` is the time for 1,024 positions at a random place: the chunks they touch on average, at the decode rate.
 """
@@ -41,13 +41,13 @@ BLOCK_POSITIONS = 1024
 
 
 def opened(chunk: bytes) -> bytes:
-    """A chunk's bytes, held against the checksum that it ends in."""
+    """The payload of a chunk, checked against its trailing checksum."""
     return checked(memoryview(chunk)[:-4], int.from_bytes(chunk[-4:], "little"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Codec:
-    """A candidate: how a chunk becomes bytes, and bytes a chunk in a given buffer."""
+    """A candidate codec; `decode` fills a given buffer."""
 
     name: str
     encode: Callable[[Codes], bytes]
@@ -85,18 +85,18 @@ def pcodec(level: int) -> Codec:
 
 
 def pcodec_auto(level: int) -> Codec:
-    """The same, left to look for a mode and for differences by itself."""
+    """pcodec with automatic choice of mode and differences."""
     config = ChunkConfig(compression_level=level)
 
     def encode(chunk: Codes) -> bytes:
         data = bytes(standalone.simple_compress(chunk, config))
         return data + crc32c(data)
 
-    return Codec(name=f"pcodec {level}, own choice", encode=encode, decode=pcodec(level).decode)
+    return Codec(name=f"pcodec {level}, automatic", encode=encode, decode=pcodec(level).decode)
 
 
 def of_bytes(name: str, codec: Any, *, difference: bool = False) -> Codec:
-    """A codec of numcodecs over the narrowest numbers that hold a chunk; the first byte says which."""
+    """A codec of numcodecs over the narrowest type for a chunk; the first byte is its width."""
 
     def encode(chunk: Codes) -> bytes:
         values = np.diff(chunk, prepend=chunk.dtype.type(0)) if difference else chunk
@@ -117,7 +117,7 @@ def of_bytes(name: str, codec: Any, *, difference: bool = False) -> Codec:
 
 
 def bit_packed(chunk: Codes) -> bytes:
-    """Numbers side by side, each as wide as the widest of the chunk; encoding by numpy is slow, decoding is not."""
+    """Bit packing at the width of the largest number of the chunk; slow to encode in numpy."""
     width = max(1, int(chunk.max()).bit_length())
     bits = (chunk[:, None] >> np.arange(width, dtype=np.uint32)).astype(np.uint8) & 1
     data = bytes([width]) + np.packbits(bits, bitorder="little").tobytes()
@@ -125,7 +125,7 @@ def bit_packed(chunk: Codes) -> bytes:
 
 
 def bit_unpacked(data: bytes, into: Codes) -> None:
-    """The inverse: each number is read from the eight bytes that hold it."""
+    """The inverse of `bit_packed`."""
     body = opened(data) + bytes(8)
     width = body[0]
     raw = np.frombuffer(body, np.uint8)[1:]
@@ -135,7 +135,7 @@ def bit_unpacked(data: bytes, into: Codes) -> None:
 
 
 def others() -> list[Codec]:
-    """What else is common."""
+    """Other common codecs."""
     blosc = numcodecs.Blosc
     return [
         pcodec_auto(8),
@@ -151,7 +151,7 @@ def others() -> list[Codec]:
 
 
 def order0_bytes(stream: Stream) -> float:
-    """The entropy of each piece under its own distribution."""
+    """The order-0 entropy of all pieces in bytes."""
     total = 0.0
     for piece in stream.pieces:
         counts = np.bincount(piece) if piece.max() < 1 << 24 else np.unique(piece, return_counts=True)[1]
@@ -161,7 +161,7 @@ def order0_bytes(stream: Stream) -> float:
 
 
 def best_seconds(action: Callable[[], None], repeats: int = REPEATS) -> float:
-    """The shortest of a few runs: what the machine can do when nobody else wants it."""
+    """The shortest of a few runs, to exclude other load."""
     times = []
     for _ in range(repeats):
         start = time.perf_counter()
@@ -172,7 +172,7 @@ def best_seconds(action: Callable[[], None], repeats: int = REPEATS) -> float:
 
 @lru_cache
 def copies_per_second(chunk: int) -> float:
-    """Numbers a second that are copied, chunk by chunk, from 64 MiB of them: what no decoder can pass."""
+    """Numbers per second of chunk-wise copies from 64 MiB: an upper bound for decoders."""
     numbers, into = np.arange(1 << 24, dtype=np.uint32), np.empty(chunk, np.uint32)
 
     def copy() -> None:
@@ -183,7 +183,7 @@ def copies_per_second(chunk: int) -> float:
 
 
 def measure(stream: Stream, codec: Codec, chunk: int, n_positions: int) -> dict[str, Any]:
-    """Size and rates of a stream in chunks, and proof that it comes back."""
+    """Size and rates of a stream in chunks, with a round-trip check."""
     chunks = [piece[i : i + chunk] for piece in stream.pieces for i in range(0, len(piece), chunk)]
     into = np.empty(chunk, np.uint32)
     encoded: list[bytes] = []
@@ -212,7 +212,7 @@ def measure(stream: Stream, codec: Codec, chunk: int, n_positions: int) -> dict[
 
 
 def trials(stream: Stream) -> list[tuple[Codec, int]]:
-    """Everything for a stored layout, the default codec alone for one that competes with it."""
+    """All codecs for a stored layout, the default codec for an alternative."""
     if stream.array in ("id", "times", "logprob"):
         if not stream.stored:
             return [(pcodec(8), 16384)]
@@ -256,23 +256,23 @@ def run(recipe: Recipe, targets: str, n_positions: int) -> list[Result]:
 
 
 def table(results: list[Result]) -> str:
-    """A line a trial, a heading a stream."""
+    """One line per trial, one heading per stream."""
     lines, heading = [], ""
     for one in results:
         title = f"{one.vocabulary:,} ids, {one.targets}: {one.array}, {one.layout}"
         if title != heading:
-            lines += ["", f"{title} (order-0 entropy {one.order0_bytes_per_position:.3f} bytes a position)"]
+            lines += ["", f"{title} (order-0 entropy {one.order0_bytes_per_position:.3f} bytes per position)"]
             heading = title
         lines.append(
             f"  {one.codec:24} {one.chunk:6} {one.bytes_per_position:9.3f} B"
             f" {one.encode_mega_per_second:8.1f} M/s in {one.decode_mega_per_second:8.1f} M/s out"
-            f" {one.decode_to_copy:7.3f} copy {one.block_microseconds:7.1f} us a block"
+            f" {one.decode_to_copy:7.3f} copy {one.block_microseconds:7.1f} us per block"
         )
     return "\n".join(lines[1:])
 
 
 def main() -> None:
-    """Run all of it."""
+    """Run all trials and print them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--positions", type=int, default=200_000)
     parser.add_argument("--json", action="store_true")

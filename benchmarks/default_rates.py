@@ -1,4 +1,4 @@
-"""How near a student with default optimizer and learning rates comes to the best of a small grid around them.
+"""Default optimizer and learning rates against a small grid around them.
 
 In: a cache with a validation split, a student, numbers of steps. Out: a line per student on stderr, one JSON document:
 agreement, KL and CE on validation of the default and of each cell. The cells are half decades around the defaults of
@@ -25,7 +25,7 @@ AROUND = (1 / HALF_DECADE, 1.0, HALF_DECADE)
 
 
 def trained(words: argparse.Namespace, steps: int | None, optimizer: dict[str, Any]) -> dict[str, Any]:
-    """One student: its optimizer as settled, and what it is worth on validation."""
+    """Train one student; its resolved optimizer and validation metrics."""
     with tempfile.TemporaryDirectory() as place:
         settings = TrainSettings.model_validate(
             {
@@ -58,7 +58,7 @@ def trained(words: argparse.Namespace, steps: int | None, optimizer: dict[str, A
 
 
 def around(default: dict[str, Any], other: dict[str, Any]) -> list[dict[str, Any]]:
-    """Settings of the cells: both learning rates of the default's optimizer, one factor for those of the other."""
+    """Grid cells: both learning rates of the default optimizer, and a common factor for the other optimizer."""
     cells = [
         {
             "kind": default["optimizer"],
@@ -71,13 +71,13 @@ def around(default: dict[str, Any], other: dict[str, Any]) -> list[dict[str, Any
 
 
 def main() -> None:
-    """Train and print."""
+    """Train the students and print the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cache", type=Path, required=True, help="A cache with a validation split")
     parser.add_argument("--student", default="tiny", help="As `kdpipe train --student` [tiny]")
     parser.add_argument("--lora", action="store_true", help="Train an adapter")
     parser.add_argument("--steps", type=int, nargs="*", default=[], help="Optimizer steps, several runs [one epoch]")
-    parser.add_argument("--batch-size", type=int, default=8, help="Sequences of a batch [8]")
+    parser.add_argument("--batch-size", type=int, default=8, help="Sequences per batch [8]")
     parser.add_argument("--seed", type=int, default=0, help="Random seed [0]")
     words = parser.parse_args()
     found = []

@@ -1,4 +1,4 @@
-"""Bytes and ids per position of synthetic caches, by kind of target and vocabulary: pipeline/capture/size_table.py.
+"""Bytes and ids per position of synthetic caches, by target kind and vocabulary: pipeline/capture/size_table.py.
 
 In: `--quick` for one small vocabulary. Out: one JSON line per cache, on stdout.
 """
@@ -34,7 +34,7 @@ CASES: tuple[dict[str, Any], ...] = (
 def main() -> None:
     """Measure every case at every vocabulary."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="one vocabulary, few documents: shows that it runs")
+    parser.add_argument("--quick", action="store_true", help="One vocabulary and few documents, for tests only")
     quick = parser.parse_args().quick
     for vocabulary in VOCABULARIES[: 1 if quick else None]:
         for case in CASES:
@@ -42,7 +42,7 @@ def main() -> None:
 
 
 def measured(vocabulary: int, case: dict[str, Any], n_documents: int) -> dict[str, Any]:
-    """What a cache of one part takes, beside the estimate of the table."""
+    """Size of a cache of one part, and the estimate of the table."""
     documents = {"train": n_documents}
     settings = {"temperatures": (), "hidden": False, "documents_per_part": n_documents, **case}
     recipe = Recipe(vocabulary_size=vocabulary, documents=documents, **settings)

@@ -1,7 +1,7 @@
-"""Two ways to keep students from memorizing stored draws, as loaders that take the place of a run's own.
+"""Two countermeasures against memorized draws, as replacements for a run's loader.
 
-In: caches of one teacher and one text. Out: batches with other targets. `SetsInTurn` reads another set of draws in each
-epoch; `PriorMixed` gives a share of the tail to the frequency of ids, of which it draws afresh whenever a row is read.
+In: caches of one teacher and one text. Out: batches with other targets. `SetsInTurn` uses another set of draws in each
+epoch; `PriorMixed` gives a share of the tail to the frequency of ids, sampled again whenever a row is read.
 """
 
 from collections.abc import Sequence
@@ -18,12 +18,12 @@ from kdpipe.pipeline.batches.collate import BatchContents
 from kdpipe.pipeline.batches.micro_batch import MicroBatch, StepBatch, Targets
 from kdpipe.pipeline.batches.prefetch import StepLoader
 
-# Ids that stand for the prior of a row each time it is read.
+# Sampled ids of the prior per row.
 PRIOR_DRAWS = 16
 
 
 class SetsInTurn:
-    """Batches of several caches, which differ in the seed of their draws alone: epoch by epoch the next one."""
+    """Batches of several caches that differ only in the seed of their draws, one cache per epoch."""
 
     def __init__(self, caches: Sequence[Cache], batch_size: int) -> None:
         if len({tuple(cache.lengths().tolist()) for cache in caches}) != 1:
@@ -32,11 +32,11 @@ class SetsInTurn:
 
     @property
     def waited_seconds(self) -> float:
-        """How long `take` has waited in all."""
+        """Total waiting time of `take`."""
         return sum(loader.waited_seconds for loader in self._loaders)
 
     def take(self, begin: int, end: int, order: Ordering) -> StepBatch:
-        """The batches of places begin to end, cut where an epoch ends."""
+        """The batches of places begin to end, split at the end of an epoch."""
         batches: list[MicroBatch] = []
         first, n = begin, len(order)
         while first < end:
@@ -46,13 +46,13 @@ class SetsInTurn:
         return StepBatch(batches=tuple(batches), begin=begin, end=end)
 
     def close(self) -> None:
-        """End the threads of all."""
+        """Stop all loader threads."""
         for loader in self._loaders:
             loader.close()
 
 
 class PriorMixed:
-    """Batches of a loader with `share` of each row's tail given to the prior over the ids that it does not keep."""
+    """Batches in which the prior gets `share` of each row's tail, over ids that are not stored."""
 
     def __init__(self, loader: StepLoader, share: float, prior_V: npt.NDArray[np.float64], seed: int) -> None:
         self._loader, self._share, self._prior_V = loader, share, prior_V
@@ -77,7 +77,7 @@ class PriorMixed:
 
 
 def with_prior(targets: Targets, drawn_NM: torch.Tensor, share: float) -> Targets:
-    """Draws weighed with 1 - share, and behind them ids of the prior that the row does not hold yet, with the share."""
+    """Scale draws by 1 - share, and append prior ids that are not in the row."""
     tail_N = targets.log_tail_N
     assert tail_N is not None
     count_N, n_exact_N = targets.count_N, targets.n_exact_N
@@ -85,7 +85,7 @@ def with_prior(targets: Targets, drawn_NM: torch.Tensor, share: float) -> Target
     new_NM = torch.ones_like(sorted_NM, dtype=torch.bool)
     new_NM[:, 1:] = sorted_NM[:, 1:] != sorted_NM[:, :-1]
     new_NM &= ~(sorted_NM[:, :, None] == targets.ids_NK[:, None, :]).any(dim=2)
-    # Rows without draws have no tail to speak of.
+    # Rows without draws have a negligible tail.
     new_NM &= (count_N > n_exact_N)[:, None]
     n_new_N = new_NM.sum(dim=1)
     k, m = targets.ids_NK.shape[1], int(n_new_N.max())
@@ -109,7 +109,7 @@ def with_prior(targets: Targets, drawn_NM: torch.Tensor, share: float) -> Target
 
 
 def unigram(cache: Cache) -> npt.NDArray[np.float64]:
-    """How frequent ids are in the text of a cache, each counted once more, so that none has probability 0."""
+    """Frequencies of ids in the text of a cache, with add-one smoothing."""
     counts = np.ones(cache.manifest.vocabulary_size, np.float64)
     for number in range(len(cache)):
         counts += np.bincount(cache.tokens(number).tokens, minlength=len(counts))

@@ -1,8 +1,8 @@
-"""How far students memorize stored draws, by the size of a cache and how often it is read; and two cures.
+"""How much students memorize stored draws, by cache size and epochs, and two countermeasures.
 
 In: nothing; the teacher is that of `recovery.py`. Out: one JSON document, on stderr a Markdown table: exact KL to the
-teacher on training and validation positions, KL on training positions as the stored draws give it. Results are kept one
-line each in `--work`: run again, it resumes. `--quick` is small, for a test that it runs.
+teacher on training and validation positions, and its estimate from the stored draws on training positions. Results are
+appended to a file in `--work`: run again to resume. `--quick` runs a small version, for tests.
 """
 
 import argparse
@@ -28,13 +28,13 @@ from kdpipe.pipeline.training.loop import LoopContext
 from kdpipe.schemas.train_settings import TrainSettings
 
 EPOCHS = {15_000: (2, 4, 8, 16), 150_000: (2, 4, 8), 1_500_000: (1, 2)}
-# Positions on which a student is measured, of training and of validation.
+# Positions for evaluation, per split.
 MEASURED = 12_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Targets:
-    """One way to keep a teacher: a kind of cache, sets of draws of which an epoch reads one, the prior's share."""
+    """A target kind with a number of independent sets of draws (one per epoch) and the share of the prior."""
 
     kind: str
     sets: int = 1
@@ -42,7 +42,7 @@ class Targets:
 
     @property
     def name(self) -> str:
-        """As rows of the table are called."""
+        """The row label of the table."""
         sets = f", {self.sets} sets" if self.sets > 1 else ""
         return f"{self.kind}{sets}" + (f", {self.prior:g} of the tail prior" if self.prior else "")
 
@@ -62,7 +62,7 @@ KINDS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Student:
-    """One run: what it is trained on, how often."""
+    """One run: cache size, epochs and targets."""
 
     targets: str
     positions: int
@@ -71,14 +71,14 @@ class Student:
 
 
 class Epochs:
-    """Students by cache size, epochs and targets, each trained once, its result a line in a file."""
+    """Students by cache size, epochs and targets; results are appended to a file."""
 
     def __init__(self, plan: Plan, work: Path, caches: Caches, epochs: dict[int, tuple[int, ...]]) -> None:
         self._plan, self._work, self._caches, self._epochs = plan, work, caches, epochs
         self._file = work / f"epochs-{plan.width}-{plan.layers}-{plan.batch}.jsonl"
 
     def students(self, kinds: tuple[Targets, ...]) -> Iterator[tuple[Targets, Student]]:
-        """The smallest caches first, all ways of keeping beside each other."""
+        """All students, smallest caches first."""
         for seed in range(self._plan.seeds):
             for positions, epochs in self._epochs.items():
                 for often in epochs:
@@ -86,7 +86,7 @@ class Epochs:
                         yield kind, Student(targets=kind.name, positions=positions, epochs=often, seed=seed)
 
     def measure(self, kinds: tuple[Targets, ...]) -> list[dict[str, Any]]:
-        """All results, what is missing trained now."""
+        """All results; missing students are trained."""
         known, rows = self.results(), []
         for kind, student in self.students(kinds):
             if student not in known:
@@ -102,7 +102,7 @@ class Epochs:
         return rows
 
     def results(self) -> dict[Student, dict[str, Any]]:
-        """All that is known."""
+        """All finished results."""
         if not self._file.exists():
             return {}
         lines = [json.loads(line) for line in self._file.read_text(encoding="utf-8").splitlines()]
@@ -110,7 +110,7 @@ class Epochs:
         return {Student(**{name: line[name] for name in names}): line for line in lines}
 
     def train(self, kind: Targets, student: Student) -> dict[str, Any]:
-        """Train one student, and measure it on positions it was trained on and on others."""
+        """Train one student and evaluate it on training and validation positions."""
         texts = self._texts(student.positions)
         state = str(self._caches.of("state", texts))
         paths = [str(self._caches.of(kind.kind, texts, seed)) for seed in range(kind.sets)]
@@ -136,7 +136,7 @@ class Epochs:
         }
 
     def bytes_per_position(self, kind: Targets, positions: int) -> float:
-        """Of all sets, what does not depend on draws counted once."""
+        """Bytes of all sets; columns that do not depend on draws are counted once."""
         sizes = bytes_by_array(self._caches.of(kind.kind, self._texts(positions)))
         return float(sizes["total"] + (kind.sets - 1) * (sizes.get("id", 0.0) + sizes.get("logprob", 0.0)))
 
@@ -176,7 +176,7 @@ class Epochs:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """A row for each size of cache, number of epochs and way of keeping."""
+    """One row per cache size, number of epochs and targets."""
     titles = ("positions", "epochs", "targets", "bytes", "KL, training", "by its draws", "KL, validation", "seed")
     cells = [
         (
@@ -193,18 +193,18 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def options() -> argparse.Namespace:
-    """What is measured."""
+    """Parse the options."""
     parser = parser_of(__doc__.splitlines()[0])
-    parser.add_argument("--positions", type=int, nargs="+", help=f"Sizes of caches {tuple(EPOCHS)}")
+    parser.add_argument("--positions", type=int, nargs="+", help=f"Cache sizes {tuple(EPOCHS)}")
     parser.add_argument("--epochs", type=int, nargs="+", help="Epochs [by size: 2 4 8 16; 2 4 8; 1 2]")
     names = [kind.name for kind in KINDS]
-    parser.add_argument("--targets", nargs="+", choices=names, default=names[:5], help="Ways of keeping [first five]")
-    parser.add_argument("--seeds", type=int, default=1, help="Students of each kind [1]")
+    parser.add_argument("--targets", nargs="+", choices=names, default=names[:5], help="Targets [first five]")
+    parser.add_argument("--seeds", type=int, default=1, help="Seeds per kind [1]")
     return parser.parse_args()
 
 
 def main() -> None:
-    """Measure and print it."""
+    """Train the students and print the results."""
     words = options()
     torch.set_num_threads(words.threads)
     plan = QUICK_RECOVERY if words.quick else Plan(teacher=TEACHER, batch=4)

@@ -1,7 +1,7 @@
-"""Every causal family of transformers that builds small: as teacher, as student, saved and loaded again.
+"""Test every causal family of transformers as teacher and as student, including save and reload.
 
-In: nothing; models are random, a family at a time, each in a child process with a limit of memory and of time. Out: a
-line of results for each in WORK/families.jsonl, and the table in docs/families.md. Run again, it does what is left.
+In: nothing; small random models, each family in a child process with limits on memory and time. Out: one line of
+results per family in WORK/families.jsonl, and the table in docs/families.md. Run again to resume.
 """
 
 import argparse
@@ -36,19 +36,19 @@ HEAD = """# Model families
 
 Written by `make families`, which builds a small random model of every causal family of transformers and compares it
 with plain transformers, one document at a time in float32: rows of the teacher, losses of the student, three training
-steps, saving, loading again. A cell is the largest difference of a log-probability, a loss or a logit. Random models
-say nothing of kernels, of half precision, or of images and sound. Encoders such as BERT are built with `is_decoder`.
+steps, saving, reloading. A cell is the largest difference of a log-probability, a loss or a logit. Random models do not
+cover kernels, half precision, images or audio. Encoders such as BERT are built with `is_decoder`.
 """
 REMARKS = {
-    "its output head could not be told apart": "logits come from the model whole",
-    "its output head is no plain matrix": "its head is called",
-    "it does not keep packed documents apart": "documents one to a row",
+    "its output head could not be told apart": "full logits",
+    "its output head is no plain matrix": "calls its head",
+    "it does not keep packed documents apart": "one document per row",
 }
 Result = dict[str, Any]
 
 
 def main() -> None:
-    """Check what is left to check, and write the table."""
+    """Check the remaining families and write the table."""
     options = _options()
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
@@ -72,10 +72,10 @@ def main() -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--work", type=Path, default=Path("runs/families"), help="where results are kept")
-    parser.add_argument("--table", type=Path, default=TABLE, help="the page to write")
-    parser.add_argument("--only", nargs="*", default=[], help="check these families, again if need be")
-    parser.add_argument("--fresh", action="store_true", help="forget what is kept")
+    parser.add_argument("--work", type=Path, default=Path("runs/families"), help="Folder for results")
+    parser.add_argument("--table", type=Path, default=TABLE, help="Page to write")
+    parser.add_argument("--only", nargs="*", default=[], help="Check only these families, again if necessary")
+    parser.add_argument("--fresh", action="store_true", help="Ignore earlier results")
     return parser.parse_args()
 
 
@@ -91,7 +91,7 @@ def _versions() -> dict[str, str]:
 
 
 def in_child(family: str) -> Result:
-    """Check a family in a child that may not take more memory and time than a small model needs."""
+    """Check a family in a child process with limits on memory and time."""
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as work:
         answer = Path(work) / "result.json"
@@ -116,7 +116,7 @@ def _limit() -> None:
 
 
 def check(family: str, work: Path) -> Result:
-    """What became of a family as teacher and as student; a model that cannot be made small is neither."""
+    """Results of a family as teacher and as student; if the model cannot be built, neither is checked."""
     made = _tried(lambda: {"n_parameters": make_model(small_config(family), work / "model")}, "not built")
     if made["state"] != "ok":
         return {"teacher": made, "student": made}
@@ -130,7 +130,7 @@ def _student(work: Path) -> Result:
 
 
 def _tried(work: Callable[[], Result], otherwise: str = "fails") -> Result:
-    """The result, or in words why there is none; whatever a family's code raises is an answer here."""
+    """The result, or the reason of a failure; any exception of a family's code is a result."""
     try:
         return {"state": "ok", **work()}
     except KdpipeError as error:
@@ -140,7 +140,7 @@ def _tried(work: Callable[[], Result], otherwise: str = "fails") -> Result:
 
 
 def _short(text: str) -> str:
-    """One line, without the temporary folder's name."""
+    """One line, without paths of the temporary folder."""
     words = [word for word in " ".join(text.split()).split(" ") if not word.startswith(tempfile.gettempdir())]
     return " ".join(words).replace("|", "/")[:160]
 
@@ -154,7 +154,7 @@ def _cell(side: Result) -> str:
 
 
 def table(results: Sequence[Result]) -> str:
-    """The page: what works, what is refused or fails, what was not built."""
+    """The page: working families, then those refused, failing or not built."""
     return "\n".join([*_head(results), *_works(results), *_others(results)]) + "\n"
 
 
@@ -180,9 +180,9 @@ def _works(results: Sequence[Result]) -> Iterator[str]:
 
 
 def _others(results: Sequence[Result]) -> Iterator[str]:
-    yield "Refused, failing, or not built small here:"
+    yield "Refused, failing, or not built:"
     yield ""
-    yield "| family | why |"
+    yield "| family | reason |"
     yield "|---|---|"
     for each in results:
         if _state(each, "teacher") != "ok" and _state(each, "student") != "ok":

@@ -1,7 +1,7 @@
-"""Muon on fused query, key and value: the matrix as a whole, or each of its three parts by itself.
+"""Muon on fused query, key and value: one matrix, or three separate parts.
 
-In: the folder that `optimizer_sweep.py` works in. Out: a line per student on stderr, a JSON document. Students are
-of the GPT-2 family, whose attention keeps the three maps of a layer in one [width, 3 * width] matrix.
+In: the work folder of `optimizer_sweep.py`. Out: a line per student on stderr, a JSON document. Students are of the
+GPT-2 family, whose attention has the three projections of a layer in one [width, 3 * width] matrix.
 """
 
 import argparse
@@ -35,11 +35,11 @@ class FusedSweep(Sweep):
 
 
 def by_part(matrix: Tensor) -> Tensor:
-    """What `orthogonalized` gives, but each of the three maps by itself where a matrix is fused."""
+    """`orthogonalized`, with the three parts of a fused matrix treated separately."""
     if matrix.shape[-1] != PARTS * matrix.shape[-2]:
         return WHOLE(matrix)
     parts = torch.stack(matrix.chunk(PARTS, dim=-1))
-    # Muon scales by the longer side, which is that of the fused matrix.
+    # Muon scales by the longer side, that of the fused matrix.
     return torch.cat(tuple(WHOLE(parts)), dim=-1) / PARTS**0.5
 
 
@@ -48,7 +48,7 @@ WHOLE = muon.orthogonalized
 
 @contextmanager
 def patched(way: str) -> Iterator[None]:
-    """Train as one way says."""
+    """Train one student per seed, fused or in parts."""
     muon.orthogonalized = WHOLE if way == "whole" else by_part
     try:
         yield
@@ -57,12 +57,12 @@ def patched(way: str) -> Iterator[None]:
 
 
 def main() -> None:
-    """Train and print."""
+    """Train the students and print the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, required=True, help="Folder of teacher and caches")
     parser.add_argument("--tokens", type=int, default=300_000, help="Tokens per student [300000]")
     parser.add_argument("--seeds", type=int, default=3, help="Seeds [3]")
-    parser.add_argument("--quick", action="store_true", help="Tiny: shows that it runs, measures nothing")
+    parser.add_argument("--quick", action="store_true", help="Tiny, for tests only")
     words = parser.parse_args()
     torch.set_num_threads(1)
     known: dict[str, list[float]] = {way: [] for way in WAYS}

@@ -1,10 +1,10 @@
-"""How far a student's gradient turns when it learns from a cache rather than from full distributions.
+"""Angle between a student's gradients from a cache and from full distributions.
 
-In: caches of the same documents, and the teacher. Out: degrees and lengths, for each cache. The student is DESIGN 3's
-stand-in: q = 0.7 p + 0.3 of the corpus's unigram u, its states h are the teacher's own. The gradient of its output head
-is G = sum of (q - t) h^T over all positions, [V, H], nothing left out or projected. Stored targets t come from reading
-the cache, so that coding is in them. Without draws t has one bucket for its tail, and spreads it as q does there: the
-head's gradient is exact, the tail's has the right mass and no shape of its own.
+In: caches of the same documents, and the teacher. Out: degrees and lengths, for each cache. A stand-in student has q =
+0.7 p + 0.3 of the corpus's unigram u and the teacher's hidden states h. The gradient of its output head is G = sum of
+(q - t) h^T over all positions, [V, H], without projection. Stored targets t are read from the cache, so that they
+include coding. Without draws, t has one bin for its tail, distributed as q: the gradient of exact ids is exact, that of
+the tail has the right mass only.
 """
 
 import math
@@ -23,13 +23,13 @@ from kdpipe.cache import open_cache
 from kdpipe.cache.format.rows import Rows
 
 TEACHER_SHARE = 0.7
-# Shares of the positions after which angles are noted: what is unbiased shrinks with the root of their number.
+# Shares of the positions at which angles are recorded: unbiased noise shrinks with the square root of their number.
 STAGES = (0.25, 0.5, 1.0)
 
 
 @dataclass(slots=True, kw_only=True)
 class Gradients:
-    """Sums in float64, of products in float32 that are a sequence each."""
+    """Sums in float64 of float32 products per sequence."""
 
     dense_VH: Tensor
     stored_VH: dict[str, Tensor]
@@ -38,13 +38,13 @@ class Gradients:
     largest_label_difference: float = 0.0
 
     def note(self) -> None:
-        """Remember the angles up to here."""
+        """Record the angles so far."""
         found = {name: angle(self.dense_VH, stored_VH) for name, stored_VH in self.stored_VH.items()}
         self.degrees[str(self.positions)] = found
 
 
 def compare(paths: Mapping[str, Path], teacher: Path, most: int, device: str) -> dict[str, Any]:
-    """Angles and length ratios of every cache, over so many positions or all there are."""
+    """Angles and length ratios of every cache, over at most so many positions."""
     caches = {name: open_cache(path) for name, path in paths.items()}
     model = dense_model(teacher).to(device)
     first = next(iter(caches.values()))
@@ -74,7 +74,7 @@ def compare(paths: Mapping[str, Path], teacher: Path, most: int, device: str) ->
 
 
 def unigram(cache: Any, vocabulary_size: int) -> Tensor:
-    """How frequent each id is in the cache; every id counts once more than it stands there."""
+    """Frequencies of ids in the cache, with add-one smoothing."""
     counts = np.ones(vocabulary_size)
     for rows in cache:
         counts += np.bincount(rows.tokens, minlength=vocabulary_size)
@@ -82,7 +82,7 @@ def unigram(cache: Any, vocabulary_size: int) -> Tensor:
 
 
 def _answered(model: Any, rows: Rows, device: str) -> tuple[Tensor, Tensor]:
-    """Probabilities and last states at the positions of a sequence, each document read alone."""
+    """Probabilities and last hidden states at the positions of a sequence, one document at a time."""
     found = [_read(model, tokens, device) for tokens in _documents(rows)]
     mask_T = torch.from_numpy(rows.loss_mask).to(device)
     p_RV, states_RH = (torch.cat(each)[mask_T] for each in zip(*found, strict=True))
@@ -117,7 +117,7 @@ def _add(sums: Gradients, rows: Mapping[str, Rows], answered: tuple[Tensor, Tens
 
 
 def stored(rows: Rows, q_RV: Tensor) -> Tensor:
-    """What a cache says at its positions, as full rows: weights at the kept ids, and what stands for the tail."""
+    """Stored targets at the positions as full rows: weights of the entries, and the tail."""
     counts, device = rows.count[rows.loss_mask], q_RV.device
     numbers = torch.from_numpy(np.repeat(np.arange(len(counts)), counts)).to(device)
     ids = torch.from_numpy(rows.ids.astype(np.int64)).to(device)
@@ -136,6 +136,6 @@ def stored(rows: Rows, q_RV: Tensor) -> Tensor:
 
 
 def angle(one: Tensor, other: Tensor) -> float:
-    """Degrees between two matrices; not by the arc cosine, which has no digits left for small angles."""
+    """Degrees between two matrices, without the arc cosine, which is inaccurate for small angles."""
     one, other = one / one.norm(), other / other.norm()
     return math.degrees(2 * math.atan2(float((one - other).norm()), float((one + other).norm())))

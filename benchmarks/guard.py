@@ -1,8 +1,8 @@
-"""False alarms of the guard: healthy runs of tiny students, and how far their gradient norms are from the limits.
+"""False alarms of the guard: healthy runs of tiny students, and the ratio of their gradient norms to the limits.
 
-In: a cache with `--hidden-layers`. Out: a line a run on stderr, one JSON document on stdout.
-A false alarm is any step that the guard skipped; `ratio` is the largest norm over the median that it is held to, `bare`
-the same where a phase has just begun, and ten times as much is allowed.
+In: a cache with `--hidden-layers`. Out: one line per run on stderr, one JSON document on stdout.
+A false alarm is any skipped step; `ratio` is the largest norm over the median that it is compared with, `bare` the same
+right after a phase begins, where ten times as much is allowed.
 """
 
 import argparse
@@ -50,7 +50,7 @@ RECIPES: Final[Mapping[str, dict[str, Any]]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What the runs have in common."""
+    """Settings common to all runs."""
 
     cache: Path
     work: Path
@@ -79,7 +79,7 @@ def settings_for(plan: Plan, optimizer: str, seed: int, recipe: Mapping[str, Any
 
 
 def ratios(norms: list[float], begins: list[int]) -> tuple[float, float]:
-    """The largest norm over its median, settled and right after a phase has begun, the guard's rule written out."""
+    """The largest norm over its median, in general and right after a phase begins, by the guard's rule."""
     window = PRESETS["standard"].window
     settled, bare = 0.0, 0.0
     for n in range(LEAST_NORMS, len(norms)):
@@ -95,7 +95,7 @@ def ratios(norms: list[float], begins: list[int]) -> tuple[float, float]:
 
 
 def train(settings: TrainSettings) -> Path:
-    """Take the steps of a run; its student is not kept."""
+    """Run all steps; the student is discarded."""
     out, watch = Path(settings.out or ""), SilentTrainWatch()
     shutil.rmtree(out, ignore_errors=True)
     prospect = look(settings, watch)
@@ -109,7 +109,7 @@ def train(settings: TrainSettings) -> Path:
 
 
 def measure(plan: Plan, optimizer: str, seed: int, name: str) -> dict[str, Any]:
-    """Train one student and look at its norms."""
+    """Train one student and record its gradient norms."""
     recipe = RECIPES[name]
     out = train(settings_for(plan, optimizer, seed, recipe))
     lines = [line for line in read_metrics(out) if "verdict" in line]
@@ -130,7 +130,7 @@ def measure(plan: Plan, optimizer: str, seed: int, name: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Words in, lines and JSON out."""
+    """Run the recipes and print the results."""
     parser = argparse.ArgumentParser(description="false alarms of the guard on healthy runs")
     parser.add_argument("recipes", nargs="*", default=list(RECIPES), metavar="RECIPE", help=", ".join(RECIPES))
     parser.add_argument("--cache", type=Path, required=True)
@@ -141,7 +141,7 @@ def main() -> None:
     parser.add_argument("--factor", type=float, default=factor, help=f"guard.median_factor [{factor:g}]")
     options = parser.parse_args()
     if unknown := [name for name in options.recipes if name not in RECIPES]:
-        parser.error(f"there is no recipe {unknown[0]}: choose among {', '.join(RECIPES)}")
+        parser.error(f"unknown recipe {unknown[0]}; available: {', '.join(RECIPES)}")
     options.work.mkdir(parents=True, exist_ok=True)
     plan = Plan(cache=options.cache, work=options.work, steps=options.steps, factor=options.factor)
     runs = []

@@ -1,9 +1,8 @@
-"""What each loss on hidden states does: a small student with and without it, equal steps, its own value and CE and KL.
+"""Effect of each loss on hidden states: a small student with and without it, its own value, CE and KL.
 
-In: nothing; a small teacher is trained, and its cache kept with states of rows. Out: a table on stderr, one JSON
-document. A student without a loss has it at a hundred-thousandth of its weight: Adam does not see how small a gradient
-is, so that the maps learn as fast, and the student learns from the rest. `none` has no such loss at all, and shows
-that.
+In: nothing; a small teacher is trained and cached with states of rows. Out: a table on stderr, one JSON document. A
+student without a loss has it at 1e-5 of its weight: Adam is invariant to the scale of the gradient, so the maps are
+trained as fast, with almost no effect on the student. `none` has no such loss at all, as a control.
 """
 
 import argparse
@@ -29,7 +28,7 @@ from kdpipe.schemas.capture_settings import CaptureOptions, CaptureSettings
 from kdpipe.schemas.train_settings import TrainOptions, TrainSettings
 
 WATCHED: Final = 1e-5
-# Multiplied by --scale: how much a loss helps or harms hangs on its weight.
+# Multiplied by --scale.
 WEIGHTS: Final[Mapping[str, Mapping[str, float]]] = {
     "cosine": {"cosine": 1.0},
     "correlation": {"correlation": 1.0},
@@ -39,13 +38,13 @@ WEIGHTS: Final[Mapping[str, Mapping[str, float]]] = {
     "cka": {"cka": 1.0},
     "router": {"cosine": 1.0, "router_balance": 0.1},
 }
-# Losses that learn nothing of their own can be watched together, beside one that has maps.
+# Losses without parameters are measured together with one that has maps.
 TOGETHER: Final = ("mse", "position_relations", "document_relations", "cka")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """How large and how long."""
+    """Sizes of students and runs."""
 
     work: Path
     teacher: TeacherSizes
@@ -58,7 +57,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
-    """A student on the validation split: raw values of its terms, CE, KL to the teacher, agreement."""
+    """Validation metrics: raw values of terms, CE, KL to the teacher, agreement."""
 
     terms: Mapping[str, float]
     numbers: Mapping[str, float]
@@ -66,7 +65,7 @@ class Measured:
 
 
 def make_cache(plan: Plan) -> Path:
-    """The cache that all students learn from: text that the teacher has not seen."""
+    """The cache of all students, with text unseen by the teacher."""
     plan.work.mkdir(parents=True, exist_ok=True)
     teacher, rows = trained_teacher(plan.work, plan.teacher, None, said, quick=plan.quick)
     corpus, cache = plan.work / "unseen.jsonl", plan.work / f"cache-of-{teacher.name}"
@@ -84,7 +83,7 @@ def make_cache(plan: Plan) -> Path:
 
 
 def measure(plan: Plan, cache: Path, name: str, weights: Mapping[str, float], seed: int) -> Measured:
-    """Train a student, or go on with its run: one that is finished stays as it is."""
+    """Train a student, or resume its run."""
     out = plan.work / f"{name}-{seed}-{plan.steps}"
     settings: dict[str, Any] = {
         "cache": {"path": str(cache)},
@@ -118,14 +117,14 @@ def _mixture(out: Path) -> dict[str, float]:
 
 
 def without(name: str) -> tuple[str, dict[str, float]]:
-    """The run that watches a loss: its name, and the small weights of all that it watches."""
+    """The name of the run that measures a loss at a small weight, and its weights."""
     both = TOGETHER if name in TOGETHER else (name,)
     weights = {term: WATCHED * weight for one in both for term, weight in WEIGHTS[one].items()}
     return f"{'router' if name == 'router' else both[0]}-watched", weights
 
 
 def compare(plan: Plan, cache: Path, names: list[str]) -> dict[str, Any]:
-    """Every loss, with and without, over the seeds."""
+    """All losses, with and without, over the seeds."""
     seeds = range(plan.seeds)
     plain = [measure(plan, cache, "none", {}, seed) for seed in seeds]
     found: dict[str, Any] = {"none": _spread_of([one.numbers for one in plain])}
@@ -158,7 +157,7 @@ def _spread_of(runs: list[Mapping[str, float]]) -> dict[str, dict[str, float]]:
 
 
 def _paired(before: list[float], after: list[float]) -> dict[str, float]:
-    """Differences seed by seed: equal seeds have equal weights and data at the start."""
+    """Differences seed by seed: equal seeds have equal initial weights and data."""
     return _spread([late - early for early, late in zip(before, after, strict=True)])
 
 
@@ -184,22 +183,24 @@ def _said(one: Mapping[str, float], *, sign: bool = False) -> str:
 
 
 def said(line: str) -> None:
-    """Tell how far it is."""
+    """Print progress."""
     print(line, file=sys.stderr, flush=True)
 
 
 def main() -> None:
-    """Words in, a table and JSON out."""
-    parser = argparse.ArgumentParser(description="what each loss on hidden states does")
+    """Train the students and print the results."""
+    parser = argparse.ArgumentParser(description="effect of each loss on hidden states")
     parser.add_argument("losses", nargs="*", default=list(WEIGHTS), metavar="LOSS", help=", ".join(WEIGHTS))
-    parser.add_argument("--work", type=Path, default=Path("runs/hidden-losses"), help="kept and found again")
+    parser.add_argument(
+        "--work", type=Path, default=Path("runs/hidden-losses"), help="Folder for results; resumes there"
+    )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--scale", type=float, default=1.0, help="of all weights")
-    parser.add_argument("--quick", action="store_true", help="small: that it runs, not what it finds")
+    parser.add_argument("--scale", type=float, default=1.0, help="Factor for all weights")
+    parser.add_argument("--quick", action="store_true", help="Small, for tests only")
     options = parser.parse_args()
     if unknown := [name for name in options.losses if name not in WEIGHTS]:
-        parser.error(f"there is no loss {unknown[0]}: choose among {', '.join(WEIGHTS)}")
+        parser.error(f"unknown loss {unknown[0]}; available: {', '.join(WEIGHTS)}")
     plan = Plan(
         work=options.work,
         teacher=TeacherSizes(vocabulary=512, width=96, layers=4, batch=8, steps=800),

@@ -1,4 +1,4 @@
-"""How often `compare`'s 90 % interval covers the true difference, over documents and as if sequences were independent.
+"""Coverage of the 90 % intervals of `compare`, over documents and as if sequences were independent.
 
 In: nothing; documents of unequal lengths with correlated sequences are simulated. Out: one JSON document, coverage by
 number of documents, spread of lengths and correlation. docs/experiments.md#intervals-of-compare quotes it.
@@ -22,7 +22,7 @@ TRIES = 4_000
 
 
 def coverage(corpus: Corpus, grouped: Callable[..., tuple[Doubles, Doubles]], tries: int, seed: int = 0) -> float:
-    """The share of intervals that hold the truth."""
+    """The share of intervals that contain the true difference."""
     rng, held = np.random.default_rng(seed), 0
     for _ in range(tries):
         found = paired(*grouped(*corpus.draw(rng)))
@@ -32,7 +32,7 @@ def coverage(corpus: Corpus, grouped: Callable[..., tuple[Doubles, Doubles]], tr
 
 
 def main() -> None:
-    """Print the table."""
+    """Run the simulations and print the results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tries", type=int, default=TRIES, help="Simulated evaluations per row [4000]")
     tries = parser.parse_args().tries

@@ -1,7 +1,7 @@
-"""How fast steps are loaded from a cache, by kind of target, threads and order, beside what a student takes.
+"""Loading rates by target kind, threads and order, compared with the rate of a student.
 
-In: nothing; the cache is synthetic, its targets as long as the standard profile's. Out: one JSON document, positions a
-second. `--quick` is small, for a test that it runs.
+In: nothing; the cache is synthetic, with entries per position as in the standard profile. Out: one JSON document,
+positions per second. `--quick` runs a small version, for tests.
 """
 
 import argparse
@@ -36,7 +36,7 @@ BATCH = 8
 
 
 def measured(path: Path, wants: BatchContents, threads: int, n_steps: int) -> dict[str, float]:
-    """Positions a second, and a second of CPU, of a loop that does nothing but take steps."""
+    """Positions per second, wall-clock and CPU, of a loop that only loads steps."""
     cache = open_cache(path, "train")
     order = ordering(cache, "shuffled", 0)
     positions = 0
@@ -62,14 +62,14 @@ def make(path: Path, recipe: Recipe) -> None:
 
 
 def student_takes(parameters: float, flops: float) -> float:
-    """Positions a second of a student that computes 6 operations a parameter and position (Kaplan et al. 2020)."""
+    """Positions per second of a student with 6 operations per parameter and position (Kaplan et al. 2020)."""
     return flops / (6 * parameters)
 
 
 def main() -> None:
-    """Print the document."""
+    """Measure all cases and print the results."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="small, figures mean nothing")
+    parser.add_argument("--quick", action="store_true", help="Small, for tests only")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     words = parser.parse_args()
     recipe = Recipe(documents={"train": 40}, documents_per_part=20, vocabulary_size=2_000)

@@ -1,7 +1,7 @@
-"""Output head and hybrid loss from kept entries beside plain cross-entropy as transformers does it: time and memory.
+"""Time and memory of output head and hybrid loss, compared with plain cross-entropy in transformers.
 
-In: nothing; states, weights and targets are random. Out: one JSON document. `--quick` is small, for a test that it
-runs; `--chunk-mib` tries chunk sizes.
+In: nothing; states, weights and targets are random. Out: one JSON document. `--quick` runs a small version, for tests;
+`--chunk-mib` sets the chunk size.
 """
 
 import argparse
@@ -28,7 +28,7 @@ VOCABULARIES = (32_000, 152_000)
 
 
 def random_targets(vocabulary: int, n_rows: int) -> Targets:
-    """As many ids a row as the standard profile keeps, their mass random."""
+    """Random targets with as many ids per row as the standard profile."""
     ids_NK = torch.argsort(torch.rand(n_rows, 512), dim=1)[:, :KEPT] * (vocabulary // 512)
     weights_NK = torch.rand(n_rows, KEPT).softmax(dim=1)
     is_exact_K = torch.arange(KEPT) < EXACT
@@ -47,7 +47,7 @@ def random_targets(vocabulary: int, n_rows: int) -> Targets:
 
 
 class Case:
-    """The same rows and weights for both ways."""
+    """The same rows and weights for both sides."""
 
     def __init__(self, vocabulary: int, width: int, n_rows: int, chunk_bytes: int | None, temperature: float) -> None:
         torch.manual_seed(0)
@@ -71,7 +71,7 @@ class Case:
         return self.losses(self.states_NH, self.labels_N, self.targets, self.terms).total
 
     def step(self, way: Callable[[], Tensor]) -> tuple[float, float]:
-        """Seconds of loss and gradients, by the wall and of CPUs, which others on the machine disturb less."""
+        """Wall-clock and CPU seconds of loss and gradients."""
         self.states_NH.grad = self.module.weight.grad = None
         wall, cpu = time.perf_counter(), time.process_time()
         way().backward()
@@ -79,7 +79,7 @@ class Case:
 
 
 def timed(case: Case, rounds: int) -> dict[str, dict[str, float]]:
-    """Medians of alternated rounds, after one that does not count."""
+    """Medians of alternating rounds, after one warm-up."""
     taken: dict[str, list[tuple[float, float]]] = {"plain": [], "hybrid": []}
     for number in range(rounds + 1):
         for name in ("plain", "hybrid") if number % 2 else ("hybrid", "plain"):
@@ -101,7 +101,7 @@ def timed(case: Case, rounds: int) -> dict[str, dict[str, float]]:
 
 
 def peak_bytes(case: Case, name: str) -> int:
-    """What a step adds to the most memory this process has held, gradients included."""
+    """Increase of peak memory by one step, gradients included."""
     scale = 1 if sys.platform == "darwin" else 1024
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     case.step(getattr(case, name))
@@ -109,7 +109,7 @@ def peak_bytes(case: Case, name: str) -> int:
 
 
 def in_child(options: argparse.Namespace, vocabulary: int, way: str) -> int:
-    """Peak memory of one way, in a process of its own."""
+    """Peak memory of one side, in its own process."""
     words = [
         "--child",
         way,
@@ -126,7 +126,7 @@ def in_child(options: argparse.Namespace, vocabulary: int, way: str) -> int:
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Every vocabulary at every number of threads."""
+    """All vocabularies and numbers of threads."""
     found: dict[str, Any] = {}
     chunk_bytes = options.chunk_mib << 20 if options.chunk_mib else None
     for vocabulary in options.vocabulary or VOCABULARIES:
@@ -141,7 +141,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Print what is found."""
+    """Measure all cases and print the results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--vocabulary", type=int, nargs="*")
     parser.add_argument("--width", type=int, default=WIDTH)

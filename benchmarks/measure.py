@@ -1,7 +1,4 @@
-"""How the benchmarks measure: one pinned core, medians, and ratios to plain copies in the same run.
-
-In: functions. Out: seconds, rates, the machine in words.
-"""
+"""Helpers of the benchmarks: one pinned core, medians, rates, a description of the machine."""
 
 import json
 import os
@@ -18,13 +15,13 @@ import numpy as np
 
 
 def pin_to_one_core() -> None:
-    """Stay on one core from here on, where the system can do that."""
+    """Pin the process to one core, if supported."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
 
 
 def seconds(work: Callable[[], object], rounds: int = 5) -> float:
-    """The median of some rounds, after one that does not count."""
+    """The median of some rounds, after one warm-up."""
     work()
     taken = []
     for _ in range(rounds):
@@ -35,7 +32,7 @@ def seconds(work: Callable[[], object], rounds: int = 5) -> float:
 
 
 def machine() -> dict[str, Any]:
-    """What the figures were measured on."""
+    """Processor, cores and versions."""
     model = platform.processor()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
@@ -45,20 +42,20 @@ def machine() -> dict[str, Any]:
 
 
 def memcpy_rate() -> float:
-    """Bytes a second of copying 256 MiB within memory."""
+    """Bytes per second of copying 256 MiB in memory."""
     source = np.ones(1 << 28, np.uint8)
     target = np.empty_like(source)
     return source.nbytes / seconds(lambda: np.copyto(target, source))
 
 
 def in_child(program: str, *words: str) -> Any:
-    """Run a program of its own and read the JSON document that it prints: for memory and first-time costs."""
+    """Run a program in a child process and parse the JSON document that it prints."""
     command = [sys.executable, "-c", program, *words]
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
 def rounded(value: Any) -> Any:
-    """Numbers with four digits, for people who read the JSON."""
+    """Round floats to four digits."""
     if isinstance(value, dict):
         return {name: rounded(inner) for name, inner in value.items()}
     return float(f"{value:.4g}") if isinstance(value, float) else value

@@ -1,4 +1,4 @@
-"""One student trained from a cache and measured against the whole teacher: the step that recovery and sweep repeat.
+"""Train one student from a cache and evaluate it against the full teacher distribution.
 
 In: settings of stage two, the validation split of a cache of kind `state`. Out: exact CE and KL, agreement,
 calibration, seconds.
@@ -32,7 +32,7 @@ class TrainedStudent:
     state: LoopState
 
     def measured(self, cache: Cache, limit: int | None = None) -> Evaluation:
-        """Evaluate it on a split, whole or in so many sequences spread over it."""
+        """Evaluate it on a whole split, or on so many sequences spread over it."""
         batch_size = self.prepared.settings.run.batch_size
         evaluator = Evaluator(cache, teacher_head(cache), batch_size=batch_size, limit=limit)
         return evaluator.measure(self.prepared.train_state.student, self.prepared.train_state.precision)
@@ -41,7 +41,7 @@ class TrainedStudent:
 def trained(
     settings: TrainSettings, around: Callable[[LoopContext], LoopContext] = lambda parts: parts
 ) -> TrainedStudent:
-    """Train a student to the last step; `around` may exchange what the loop works with, its loader for instance."""
+    """Train a student to the last step; `around` may replace parts of the session, such as the loader."""
     watch, out = SilentTrainWatch(), Path(settings.out or "")
     with listening() as stop:
         prospect = look(settings, watch)
@@ -54,7 +54,7 @@ def trained(
 
 
 def trained_and_measured(settings: TrainSettings, state: Cache) -> dict[str, Any]:
-    """A student from its first weights to its numbers on the validation split of the states."""
+    """Train a student and evaluate it on the validation split of the states."""
     start, cpu = time.perf_counter(), time.process_time()
     student = trained(settings)
     measured = student.measured(state)

@@ -1,9 +1,9 @@
-"""Best optimizer and learning rates by kind and size of student: a search on a grid whose best cell is inside.
+"""Grid search for optimizer and learning rates by kind and size of student.
 
-In: nothing; text comes with Python, the teacher is trained once in `--work`. Out: one JSON document, on stderr a line
-per student. Results are kept one line each in `--work`: run again, it resumes; several processes may share the folder.
-Learning rates are on a grid of half decades: from a start, the neighbors of the best cell along each axis, and with
-both rates changed alike, are trained until none is better; the best are confirmed by more seeds.
+In: nothing; text ships with Python, the teacher is trained once in `--work`. Out: one JSON document, on stderr a line
+per student. Results are appended to a file in `--work`: run again to resume; several processes may share the folder.
+Learning rates are on a grid of half decades: from a start, the neighbors of the best cell along each axis and diagonal
+are trained until none is better; the best cells are repeated with more seeds.
 """
 
 import argparse
@@ -49,7 +49,7 @@ class Shape:
     layers: int
 
 
-# Parameters at 4,096 ids with one table: 0.1, 1, 3, 10 and 30 M.
+# Parameters at a vocabulary of 4,096 with tied embeddings: 0.1, 1, 3, 10 and 30 M.
 SHAPES = {
     "0.1M": Shape(width=24, layers=2),
     "1M": Shape(width=128, layers=3),
@@ -57,7 +57,7 @@ SHAPES = {
     "10M": Shape(width=448, layers=4),
     "30M": Shape(width=704, layers=5),
 }
-# Matrices and tables; a search that starts elsewhere ends at the same cell, later.
+# Starting points for matrices and tables.
 STARTS: dict[tuple[Kind, OptimizerKind], tuple[float, float]] = {
     ("fresh", "muon"): (-2.0, -1.0),
     ("fresh", "adamw"): (-2.5, -1.5),
@@ -70,7 +70,7 @@ STARTS: dict[tuple[Kind, OptimizerKind], tuple[float, float]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cell:
-    """One student: learning rates as powers of ten; `vectors` None is the rate of matrices."""
+    """One student: learning rates as powers of ten; `vectors` None is the learning rate of matrices."""
 
     size: str
     kind: Kind = "fresh"
@@ -85,7 +85,7 @@ class Cell:
     seed: int = 0
 
     def neighbors(self) -> Iterator["Cell"]:
-        """The cells around, along each axis and with both changed alike; LoRA trains no tables."""
+        """The neighbors along each axis and diagonal; LoRA trains no tables."""
         for step in (STEP, -STEP):
             yield replace(self, matrices=self.matrices + step)
             if self.kind != "lora":
@@ -94,7 +94,7 @@ class Cell:
 
 
 class Sweep:
-    """Students of a sweep, each trained once, its result a line in a file that processes share."""
+    """Students of a sweep; results are appended to a file that processes share."""
 
     def __init__(self, work: Path, teacher: Path, caches: Caches, texts: Texts, precision: str) -> None:
         self._work, self._teacher, self._precision = work, teacher, precision
@@ -103,7 +103,7 @@ class Sweep:
         self.trained = 0
 
     def value(self, cell: Cell) -> float:
-        """The exact KL to the teacher on validation, trained when it is not known yet."""
+        """The exact KL to the teacher on validation; trains the student if necessary."""
         found = self.results().get(cell)
         if found is None:
             found = self.train(cell)
@@ -115,7 +115,7 @@ class Sweep:
         return float(found["kl_teacher"])
 
     def results(self) -> dict[Cell, dict[str, Any]]:
-        """All that is known."""
+        """All finished results."""
         if not self._file.exists():
             return {}
         names = Cell.__dataclass_fields__.keys()
@@ -123,7 +123,7 @@ class Sweep:
         return {Cell(**{name: line[name] for name in names}): line for line in lines}
 
     def search(self, start: Cell) -> list[Cell]:
-        """Cells from the best on, once none around the best is better."""
+        """Search until no neighbor of the best cell is better; cells, best first."""
         best, seen = start, {start: self.value(start)}
         while True:
             seen |= {cell: self.value(cell) for cell in best.neighbors()}
@@ -133,7 +133,7 @@ class Sweep:
             best = winner
 
     def confirmed(self, cells: list[Cell], n_best: int) -> list[dict[str, Any]]:
-        """The best cells by several seeds, the best first."""
+        """Repeat the best cells with several seeds; best first."""
         rows = []
         for cell in cells[:n_best]:
             seeds = [replace(cell, seed=seed) for seed in CONFIRMING_SEEDS]
@@ -151,7 +151,7 @@ class Sweep:
         return sorted(rows, key=lambda row: row["kl_mean"])
 
     def train(self, cell: Cell) -> dict[str, Any]:
-        """Train one student and measure it."""
+        """Train one student and evaluate it."""
         texts = replace(self._texts, tokens=cell.tokens)
         state = open_cache(str(self._caches.of("state", texts)), "validation")
         cache = self._caches.of("standard", texts)
@@ -160,13 +160,13 @@ class Sweep:
             return trained_and_measured(self._settings(cell, str(cache), name, Path(place) / "run"), state)
 
     def config(self, cell: Cell, place: Path) -> Path:
-        """The config of a fresh student, as a file."""
+        """Write the config of a student with random init."""
         config = place / "student.json"
         config.write_text(json.dumps(student_config(SHAPES[cell.size], tied=cell.tied)), encoding="utf-8")
         return config
 
     def _pretrained(self, cell: Cell) -> Path:
-        """A student of this size trained on labels of the teacher's own text, twice as many tokens; made once."""
+        """A student of this size pretrained on labels of the teacher's own text, twice as many tokens; made once."""
         out = self._work / f"pretrained-{cell.size}-{cell.tokens}"
         if not out.is_dir():
             say(f"  pretraining a student of {cell.size}")
@@ -223,7 +223,7 @@ class Sweep:
 
 
 def student_config(shape: Shape, *, tied: bool) -> dict[str, Any]:
-    """A Llama with heads of 32, or one head where it is narrower."""
+    """A Llama with heads of width 32, or one head if it is narrower."""
     heads = max(1, shape.width // 32)
     return {
         "model_type": "llama",
@@ -240,7 +240,7 @@ def student_config(shape: Shape, *, tied: bool) -> dict[str, Any]:
 def open_sweep(
     work: Path, of: type[Sweep], *, tokens: int, teacher_steps: int = 400, precision: str = "fp32", quick: bool = False
 ) -> Sweep:
-    """A sweep in a folder, its teacher trained where there is none yet."""
+    """A sweep in a folder; trains the teacher if necessary."""
     sizes = replace(TEACHER, steps=teacher_steps)
     if quick:
         sizes = TeacherSizes(vocabulary=600, width=32, layers=1, context=64, batch=4, steps=5)
@@ -254,31 +254,37 @@ def open_sweep(
 
 
 def say(text: str) -> None:
-    """A line for the person who waits."""
+    """Print progress."""
     print(text, file=sys.stderr, flush=True)
 
 
 def options() -> argparse.Namespace:
-    """What is swept."""
+    """Parse the options."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, required=True, help="Folder of teacher, caches and results; resumes there")
     parser.add_argument("--sizes", nargs="+", default=list(SHAPES), choices=SHAPES, help="Student sizes [all]")
-    parser.add_argument("--kinds", nargs="+", default=["fresh"], choices=get_args(Kind), help="Of students [fresh]")
+    parser.add_argument(
+        "--kinds", nargs="+", default=["fresh"], choices=get_args(Kind), help="Kinds of students [fresh]"
+    )
     both = get_args(OptimizerKind)
     parser.add_argument("--optimizers", nargs="+", default=list(both), choices=both, help="Optimizers [both]")
-    parser.add_argument("--start", nargs=2, type=float, help="Matrices and tables to start from, powers of ten [own]")
-    parser.add_argument("--alone", action="store_true", help="Train the start alone, without a search")
-    parser.add_argument("--confirmed", type=int, default=3, help="Best cells that more seeds confirm [3]")
+    parser.add_argument(
+        "--start", nargs=2, type=float, help="Starting learning rates of matrices and tables, powers of ten [by kind]"
+    )
+    parser.add_argument("--alone", action="store_true", help="Train only the starting cell")
+    parser.add_argument("--confirmed", type=int, default=3, help="Best cells to repeat with more seeds [3]")
     parser.add_argument("--tokens", type=int, default=300_000, help="Tokens per student [300000]")
     parser.add_argument("--teacher-steps", type=int, default=400, help="Training steps of the teacher [400]")
-    parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"], help="Of the students [fp32]")
+    parser.add_argument(
+        "--precision", default="fp32", choices=["fp32", "bf16"], help="Precision of the students [fp32]"
+    )
     parser.add_argument("--threads", type=int, default=1, help="Threads per process [1]")
-    parser.add_argument("--quick", action="store_true", help="Tiny: shows that it runs, measures nothing")
+    parser.add_argument("--quick", action="store_true", help="Tiny, for tests only")
     return parser.parse_args()
 
 
 def main() -> None:
-    """Sweep and print."""
+    """Run the sweep and print the results."""
     words = options()
     torch.set_num_threads(words.threads)
     sweep = open_sweep(

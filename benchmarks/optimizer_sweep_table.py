@@ -1,7 +1,7 @@
 """The results of `optimizer_sweep.py` as Markdown: a line for each optimizer, kind and size, and grids of KL.
 
-In: its `--work`, as far as it has come. Out: tables on stdout. A grid has learning rates of matrices down and of tables
-across; a cell is the KL to the teacher, with several seeds their mean and standard deviation; `*` is the best.
+In: its `--work`, finished or not. Out: tables on stdout. A grid has learning rates of matrices as rows and of tables as
+columns; a cell is the KL to the teacher, with several seeds mean and standard deviation; `*` is the best.
 """
 
 import argparse
@@ -19,7 +19,7 @@ Row = dict[str, Any]
 
 
 def main() -> None:
-    """Read and print."""
+    """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, required=True, help="Folder of the sweep")
     rows = results(parser.parse_args().work)
@@ -45,7 +45,7 @@ def summary(own: dict[tuple[Any, ...], list[Row]]) -> str:
     lines = [f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
     for members in own.values():
         by_cell = cells(members)
-        # Cells that were confirmed by more seeds go first: single ones are luckier.
+        # Cells with more seeds go first: the best of single seeds is biased.
         most = max(len(values) for values in by_cell.values())
         best = min((key for key, values in by_cell.items() if len(values) == most), key=lambda key: kl(by_cell[key]))
         first, seeds = members[0], by_cell[best]
@@ -85,7 +85,7 @@ def grid(members: list[Row]) -> str:
 
 
 def title(key: tuple[Any, ...]) -> str:
-    """What a grid is of."""
+    """Heading of a grid."""
     kind, size, optimizer, tokens, precision = key
     return f"{kind}, {size}, {optimizer}, {tokens:,} tokens, {precision}:"
 
@@ -96,7 +96,7 @@ def kl(seeds: list[Row]) -> float:
 
 
 def shown(seeds: list[Row]) -> str:
-    """A mean, and how far seeds are apart."""
+    """Mean and standard deviation over seeds."""
     spread = f" ± {statistics.stdev(row['kl_teacher'] for row in seeds):.3f}" if len(seeds) > 1 else ""
     return f"{kl(seeds):.3f}{spread}"
 

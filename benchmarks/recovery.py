@@ -1,8 +1,8 @@
-"""How far students come from labels alone to dense distillation, by what is kept of their teacher.
+"""Recovered gain from labels alone to dense distillation, by target kind.
 
-In: nothing; text comes with Python, the teacher is trained in a folder (`--teachers`) or named (`--teacher-folder`),
-caches and results are kept in another (`--work`): run again, it resumes. Out: one JSON document, on stderr the same as
-a table. Students have the default optimizer and learning rates. `--quick` is small, for a test that it runs.
+In: nothing; text ships with Python, the teacher is trained in a folder (`--teachers`) or given (`--teacher-folder`),
+caches and results are stored in another (`--work`): run again to resume. Out: one JSON document, on stderr the same as
+a table. Students have the default optimizer and learning rates. `--quick` runs a small version, for tests.
 """
 
 import argparse
@@ -33,9 +33,9 @@ DEFAULT_KINDS = (LABELS, DENSE, "standard", "fine", "lean", "tau 0.15", "tau 0.2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """How much is learnt, by what kind of student: `tokens` are read in all, once, or thrice a third of them.
+    """Sizes of the experiment: `tokens` in total, in one epoch or a third of them in three epochs.
 
-    Without a `folder` the teacher is trained, and its logits are scaled to `entropy_nats` where that is given.
+    Without a `folder` the teacher is trained, and its logits are scaled to `entropy_nats` if given.
     """
 
     teacher: TeacherSizes
@@ -52,7 +52,7 @@ class Plan:
     threads: int = 1
 
     def texts(self, passes: int) -> Texts:
-        """What is cached for students that read it so many times."""
+        """The texts to cache for so many epochs."""
         length = self.teacher.context
         return Texts(tokens=self.tokens // passes, validation=self.validation, length=length)
 
@@ -70,7 +70,7 @@ QUICK = Plan(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Student:
-    """One run of the table: what it learns from and how, how often it reads that, and its seed."""
+    """One run of the table: cache, losses, epochs and seed."""
 
     kind: str
     cache: str
@@ -80,12 +80,12 @@ class Student:
 
     @property
     def key(self) -> tuple[str, int, int]:
-        """Which run it is."""
+        """The key of the run."""
         return self.kind, self.passes, self.seed
 
 
 class Recovery:
-    """The students, trained one after the other, their results a line each in a file."""
+    """The students; results are appended to a file."""
 
     def __init__(self, plan: Plan, work: Path, teacher: Path, unseen: list[dict[str, str]]) -> None:
         self._plan, self._work = plan, work
@@ -94,7 +94,7 @@ class Recovery:
         self._results = work / f"results-{'-'.join(map(str, sizes))}.jsonl"
 
     def kinds(self) -> dict[str, tuple[str, dict[str, Any]]]:
-        """The rows of the table: the cache of each, and its losses."""
+        """The rows of the table with their caches and losses."""
         return dict(self._kind(name) for name in self._plan.kinds)
 
     def _kind(self, name: str) -> tuple[str, tuple[str, dict[str, Any]]]:
@@ -102,7 +102,7 @@ class Recovery:
         special: dict[str, tuple[str, tuple[str, dict[str, Any]]]] = {
             LABELS: (LABELS, ("standard", {"mode": "output"})),
             DENSE: (DENSE, ("state", {})),
-            BUCKET: (f"{top} and a bucket", (top, {"tail_weight": 0.0})),
+            BUCKET: (f"{top} and one bin", (top, {"tail_weight": 0.0})),
             RENORMALIZED: (f"{top} renormalized", (top, {"logit": "renormalized"})),
         }
         if name.startswith(ALPHA):
@@ -110,7 +110,7 @@ class Recovery:
         return special.get(name, (name, (name, {})))
 
     def students(self) -> Iterator[Student]:
-        """Seed after seed, so that a table of fewer seeds is there first."""
+        """Seed by seed, so that a table with fewer seeds is available early."""
         kinds = self.kinds()
         for seed in range(self._plan.seeds):
             for passes in self._plan.passes:
@@ -118,7 +118,7 @@ class Recovery:
                     yield Student(kind=kind, cache=cache, losses=losses, passes=passes, seed=seed)
 
     def measure(self) -> dict[str, Any]:
-        """Train whoever is missing, and set all beside each other."""
+        """Train missing students and compare all."""
         found = {(line["kind"], line["passes"], line["seed"]): line for line in self._read()}
         students = list(self.students())
         for number, student in enumerate(students):
@@ -134,7 +134,7 @@ class Recovery:
         return self._set_beside([found[student.key] for student in students], students)
 
     def _read(self) -> list[dict[str, Any]]:
-        """Results so far; a line that was cut off is made again."""
+        """Results so far; an incomplete last line is dropped."""
         if not self._results.exists():
             return []
         found = []
@@ -142,13 +142,13 @@ class Recovery:
             try:
                 found.append(json.loads(line))
             except json.JSONDecodeError:
-                say("  a result was cut off: its student learns again")
+                say("  dropped an incomplete result: its student is trained again")
         whole = "".join(json.dumps(line) + "\n" for line in found)
         self._results.write_text(whole, encoding="utf-8")
         return found
 
     def _train(self, student: Student) -> dict[str, Any]:
-        """A student from fresh weights to what it is worth on the validation split of the states."""
+        """Train a student and evaluate it on the validation split of the states."""
         state = open_cache(str(self.caches.of("state", self._plan.texts(student.passes))), "validation")
         with tempfile.TemporaryDirectory(dir=self._work) as place:
             return trained_and_measured(self._settings(student, Path(place)), state)
@@ -164,7 +164,7 @@ class Recovery:
                 "student": {"name": str(config)},
                 "losses": student.losses,
                 "run": {"epochs": student.passes, "batch_size": plan.batch},
-                # At the end of a run it evaluates itself, where its cache can: that is not what is compared here.
+                # The run's own evaluation is not used here.
                 "evaluation": never | {"limit": 1},
                 "saving": never,
                 "machine": {"device": "cpu", "threads": plan.threads},
@@ -174,7 +174,7 @@ class Recovery:
         )
 
     def _set_beside(self, lines: Sequence[dict[str, Any]], students: Sequence[Student]) -> dict[str, Any]:
-        """By number of passes: what each kind takes, how good its students are, how much of the way they come."""
+        """Bytes, metrics and recovered gain of each kind, by number of epochs."""
         cached = {student.kind: student.cache for student in students}
         found: dict[str, Any] = {}
         for passes in self._plan.passes:
@@ -197,7 +197,7 @@ class Recovery:
 
 
 def student_config(plan: Plan) -> dict[str, Any]:
-    """A Llama about a tenth of its teacher."""
+    """A Llama of about a tenth of its teacher's size."""
     return {
         "model_type": "llama",
         "hidden_size": plan.width,
@@ -211,43 +211,45 @@ def student_config(plan: Plan) -> dict[str, Any]:
 
 
 def say(text: str) -> None:
-    """Words for the person who waits."""
+    """Print progress."""
     print(text, file=sys.stderr, flush=True)
 
 
 def parser_of(description: str) -> argparse.ArgumentParser:
-    """The options that `epochs.py` has too."""
+    """Options shared with `epochs.py`."""
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--quick", action="store_true", help="Tiny: shows that it runs, measures nothing")
+    parser.add_argument("--quick", action="store_true", help="Tiny, for tests only")
     parser.add_argument("--threads", type=int, default=1, help="Threads [1]")
     parser.add_argument("--work", type=Path, help="Folder for caches and results; resumes there [a temporary one]")
     parser.add_argument("--teachers", type=Path, help="Folder for trained teachers [--work]")
-    parser.add_argument("--teacher-folder", help="Use this teacher [train one]; it sees packages of Python's library")
+    parser.add_argument("--teacher-folder", help="Teacher [train one]; it reads packages of Python's library")
     return parser
 
 
 def options() -> argparse.Namespace:
-    """How much of it."""
+    """Parse the options."""
     parser = parser_of(__doc__.splitlines()[0])
     parser.add_argument("--teacher-steps", type=int, help="Training steps of the teacher [400]")
-    parser.add_argument("--entropy-nats", type=float, help="Scale the trained teacher's logits to this entropy [leave]")
+    parser.add_argument(
+        "--entropy-nats", type=float, help="Scale the trained teacher's logits to this entropy [unscaled]"
+    )
     kinds = f"labels alone, dense, lean, standard, fine, 50 draws, bucket, renormalized, tau X, alpha X {DEFAULT_KINDS}"
     parser.add_argument("--kinds", nargs="+", help=f"Rows of the table: {kinds}")
     parser.add_argument("--tokens", type=int, help="Tokens per student [100000]")
     parser.add_argument("--batch", type=int, help="Sequences per step [8]")
     parser.add_argument("--validation", type=int, help="Tokens of the validation split [12000]")
-    parser.add_argument("--seeds", type=int, help="Students of each kind [5]")
+    parser.add_argument("--seeds", type=int, help="Seeds per kind [5]")
     parser.add_argument("--passes", type=int, nargs="+", help="Epochs [1 3]")
     return parser.parse_args()
 
 
 def plan_of(words: argparse.Namespace) -> Plan:
-    """The sizes that were asked for."""
+    """The sizes given by the options."""
     plan = QUICK if words.quick else FULL
     names = ("tokens", "batch", "validation", "seeds", "entropy_nats")
     given = {name: getattr(words, name) for name in names if getattr(words, name) is not None}
     teacher = replace(plan.teacher, steps=words.teacher_steps or plan.teacher.steps)
-    # Shares are of the way from labels to dense, so that both are always there.
+    # The recovered gain is relative to labels and dense, so both are always included.
     kinds = tuple(dict.fromkeys((LABELS, DENSE, *(words.kinds or plan.kinds))))
     passes = tuple(words.passes or plan.passes)
     folder = words.teacher_folder
@@ -255,7 +257,7 @@ def plan_of(words: argparse.Namespace) -> Plan:
 
 
 def main() -> None:
-    """Measure and print it."""
+    """Train the students and print the results."""
     words = options()
     plan = plan_of(words)
     torch.set_num_threads(plan.threads)
@@ -272,7 +274,7 @@ def main() -> None:
 
 
 def find_teacher(work: Path, plan: Plan) -> tuple[Path, list[dict[str, str]]]:
-    """The teacher, and text that it has not seen beside packages: nothing is known of a teacher that is given."""
+    """The teacher, and additional unseen text, which is unknown for a given teacher."""
     if plan.folder is None:
         return trained_teacher(work, plan.teacher, plan.entropy_nats, say)
     return Path(plan.folder).resolve(), []

@@ -1,6 +1,7 @@
-"""What students of the recovery table learn from: text that their teacher has not seen, cached in every way compared.
+"""Caches of the recovery table: text unseen by the teacher, cached with all target kinds.
 
-In: a folder, a trained teacher, sizes. Out: caches by name, made once, of the same documents; bytes a position of each.
+In: a folder, a trained teacher, sizes. Out: caches by name, made once, of the same documents; bytes per position of
+each.
 """
 
 import hashlib
@@ -19,7 +20,7 @@ from kdpipe.pipeline.small_teacher import TeacherSizes
 from kdpipe.pipeline.watch import SilentWatch
 from kdpipe.schemas.capture_settings import CaptureOptions, CaptureSettings
 
-# Packages of the standard library: none of their source is what the teacher learns from.
+# Packages of the standard library; the teacher is not trained on their source.
 PACKAGES = (
     "asyncio",
     "concurrent",
@@ -39,7 +40,7 @@ PACKAGES = (
     "xmlrpc",
     "zoneinfo",
 )
-# The teacher of sweep, recovery and epochs: 4.1 nats on text that it has not seen.
+# The teacher of sweep, recovery and epochs: 4.1 nats on unseen text.
 TEACHER = TeacherSizes(
     vocabulary=4096, width=192, layers=4, context=256, batch=8, steps=400, rate=3e-3, table_rate=3e-2
 )
@@ -56,7 +57,7 @@ KINDS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Texts:
-    """How many tokens are learnt from, and how many the students are measured on, in sequences of a length."""
+    """Training and validation tokens, and the sequence length."""
 
     tokens: int
     validation: int
@@ -64,7 +65,7 @@ class Texts:
 
 
 class Caches:
-    """Caches of one teacher in a folder; `top` is how many of the most probable ids take the bytes of `standard`."""
+    """Caches of one teacher in a folder; `top` is the number of most probable ids at the bytes of `standard`."""
 
     def __init__(
         self, work: Path, teacher: Path, unseen: list[dict[str, str]], threads: int, said: Callable[[str], None]
@@ -75,7 +76,7 @@ class Caches:
         self._validated = rows[::VALIDATION_SHARE]
 
     def of(self, kind: str, texts: Texts, seed: int = 0) -> Path:
-        """The cache of a kind; that of states alone has a validation split, which all students are measured on.
+        """The cache of a kind; only that of states has a validation split, used for all students.
 
         `seed` is that of the draws.
         """
@@ -103,7 +104,7 @@ class Caches:
         return path
 
     def top(self, texts: Texts) -> int:
-        """The fewest most probable ids that take at least the bytes of `standard`, on as much text as is validated."""
+        """The fewest most probable ids with at least the bytes of `standard`, on the validation text."""
         few = Texts(tokens=texts.validation, validation=texts.validation, length=texts.length)
         most = bytes_a_position(self.of("standard", few))
         low, high = 1, MOST_KEPT
@@ -123,7 +124,7 @@ class Caches:
 
 
 def target_settings(kind: str) -> dict[str, Any]:
-    """What is kept: a name of `KINDS`, `tau X` for a threshold, or `top-K`."""
+    """Target settings of a name of `KINDS`, `tau X` for a threshold, or `top-K`."""
     if kind.startswith("top-"):
         return {"kind": "topk", "top_k": int(kind.removeprefix("top-"))}
     if kind.startswith("tau "):
@@ -132,12 +133,12 @@ def target_settings(kind: str) -> dict[str, Any]:
 
 
 def bytes_a_position(path: Path) -> float:
-    """What a cache takes, text left out."""
+    """Bytes per position, without text."""
     return bytes_by_array(path)["total"]
 
 
 def bytes_by_array(path: Path) -> dict[str, float]:
-    """What a cache takes per position, in all and by array."""
+    """Bytes per position, in total and by array."""
     return {name: float(size) for name, size in inspect_cache(path).bytes_per_position.items()}
 
 

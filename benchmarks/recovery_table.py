@@ -1,7 +1,8 @@
-"""The recovery table: how much of the way from labels alone to dense distillation each kind comes, over seeds.
+"""The recovery table: recovered gain from labels alone to dense distillation by kind, over seeds.
 
-In: a line a student. Out: means, spreads and 90 % intervals of the mean by kind; a Markdown table. Shares are taken
-seed by seed: a student is compared with the labels and dense students that had the same initial weights and order.
+In: one line per student. Out: means, standard deviations and 90 % intervals of the mean by kind; a Markdown table.
+Shares are computed seed by seed: a student is compared with the labels and dense students of the same initial weights
+and order.
 """
 
 import math
@@ -16,7 +17,7 @@ NUMBERS = ("cross_entropy", "kl_teacher", "top1_agreement", "ece")
 
 
 def recovered(lines: Sequence[Line], labels: str, dense: str) -> dict[str, Line]:
-    """By kind: numbers, shares of the way from labels to dense seed by seed, calibration error beside dense's."""
+    """By kind: metrics, recovered gain seed by seed, calibration error minus that of dense."""
     by_kind: dict[str, dict[int, Line]] = {}
     for line in lines:
         by_kind.setdefault(line["kind"], {})[line["seed"]] = line
@@ -35,7 +36,7 @@ def recovered(lines: Sequence[Line], labels: str, dense: str) -> dict[str, Line]
 
 
 def share(start: float, here: float, end: float) -> float:
-    """How much of the way from start to end is behind one."""
+    """The share of the distance from start to end."""
     return (start - here) / (start - end)
 
 
@@ -49,16 +50,16 @@ def spread(values: Sequence[float]) -> dict[str, float | None]:
 
 
 def table(found: dict[str, Any]) -> str:
-    """A block for each number of passes, a row a kind."""
+    """One table per number of epochs, one row per kind."""
     titles = (
         "targets",
         "bytes",
         "CE",
         "KL",
         "ECE, %",
-        "of the way in CE, %",
+        "gain recovered in CE, %",
         "90 % interval",
-        "in KL, %",
+        "gain recovered in KL, %",
         "90 % interval",
         "seeds",
     )

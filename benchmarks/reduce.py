@@ -1,7 +1,7 @@
-"""What reducing a row of logits costs, by kind of target, beside the output head's product that made the row.
+"""Time to reduce a row of logits by target kind, compared with the output head's product.
 
-In: nothing; logits are a long tail and noise. Out: one JSON document, microseconds a row. `--quick` is small, for a
-test that it runs.
+In: nothing; logits are a long tail plus noise. Out: one JSON document, microseconds per row. `--quick` runs a small
+version, for tests.
 """
 
 import argparse
@@ -35,7 +35,7 @@ CASES: Mapping[str, TargetSettings] = {
 
 
 def measured(size: int, n_rows: int, device: torch.device) -> dict[str, Any]:
-    """The head's product and every case, of one vocabulary."""
+    """The head's product and every case, at one vocabulary."""
     generator = torch.Generator().manual_seed(0)
     head_VH = torch.randn(size, WIDTH, generator=generator).to(device) / WIDTH**0.5
     states_RH = torch.randn(n_rows, WIDTH, generator=generator).to(device) * 3
@@ -48,7 +48,7 @@ def measured(size: int, n_rows: int, device: torch.device) -> dict[str, Any]:
 
 
 def case(settings: TargetSettings, logits_RV: torch.Tensor) -> dict[str, float]:
-    """Reducing, and making a block of it."""
+    """Reduce logits and assemble a block."""
     (n_rows, size), device = logits_RV.shape, logits_RV.device
     targets = target_spec(settings, size, OutputHead(width=WIDTH))
     asked = TargetRequest(targets=targets, hidden=HiddenSpec(), vocabulary_size=size, seed=0)
@@ -65,7 +65,7 @@ def case(settings: TargetSettings, logits_RV: torch.Tensor) -> dict[str, float]:
 
 
 def microseconds(work: Any, n_rows: int, device: torch.device) -> float:
-    """Microseconds a row, the device's work included."""
+    """Microseconds per row, including work on the device."""
 
     def waited() -> None:
         work()
@@ -76,9 +76,9 @@ def microseconds(work: Any, n_rows: int, device: torch.device) -> float:
 
 
 def main() -> None:
-    """Print the document."""
+    """Measure all cases and print the results."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="few rows, figures mean nothing")
+    parser.add_argument("--quick", action="store_true", help="Few rows, for tests only")
     parser.add_argument("--device", default="cpu")
     words = parser.parse_args()
     device = torch.device(words.device)

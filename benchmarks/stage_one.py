@@ -1,7 +1,7 @@
-"""The numbers of stage one: its cost over a bare forward pass, bytes, gradient angles, twice the data.
+"""Stage one benchmarks: overhead over a bare forward pass, bytes, gradient angles, scaling with data.
 
-In: nothing; text comes with Python, teachers are made in a folder (`--work` keeps it). Out: one JSON document, and on
-stderr the same as tables. `--quick` is small, for a test that it runs.
+In: nothing; text ships with Python, teachers are made in a folder (`--work` keeps it). Out: one JSON document, and on
+stderr the same as tables. `--quick` runs a small version, for tests.
 """
 
 import argparse
@@ -45,7 +45,7 @@ KINDS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scale:
-    """How much is measured."""
+    """Sizes of the measurements."""
 
     random: RandomSizes
     trained: TeacherSizes
@@ -73,7 +73,7 @@ QUICK = Scale(
 
 
 class Bench:
-    """The inputs, made when they are first asked for, and the measurements."""
+    """The inputs, made on first use, and the measurements."""
 
     def __init__(self, scale: Scale, work: Path, device: str, threads: int | None) -> None:
         self.scale, self.work, self.device, self.threads = scale, work, device, threads
@@ -81,13 +81,13 @@ class Bench:
 
     @cached_property
     def large(self) -> CaptureSettings:
-        """Settings of the random teacher, whose forward pass is the costly part."""
+        """Settings of the random teacher, whose forward pass dominates the time."""
         teacher = random_teacher(self.work, self.scale.random)
         return self._settings(teacher, texts(), self.scale.tokens, "large")
 
     @cached_property
     def trained(self) -> tuple[Path, list[dict[str, str]]]:
-        """The teacher that has learnt something, and text that is new to it."""
+        """The trained teacher, and unseen text."""
         return trained_teacher(self.work, self.scale.trained, self.scale.entropy_nats, say, quick=self.scale.quick)
 
     @cached_property
@@ -102,7 +102,7 @@ class Bench:
         return settings_for(teacher, corpus, machine=machine, sequences={"part_rows": self.scale.part_rows})
 
     def overhead(self) -> dict[str, Any]:
-        """Stage one over the bare forward pass, in turns; where it goes; the memory of each."""
+        """Time of stage one over the bare forward pass, alternating; time by step; peak memory of both."""
         return self._cost() | {"memory": self._memory()}
 
     def _cost(self) -> dict[str, Any]:
@@ -125,7 +125,7 @@ class Bench:
             "rounds": rounds,
             "bare": plain,
             "caching": caching,
-            # What else runs on the machine disturbs two runs beside each other about equally.
+            # Other load affects two consecutive runs about equally.
             "caching_over_bare": statistics.median(ratios["seconds"]),
             "caching_over_bare_of_cpu": statistics.median(ratios["cpu_seconds"]),
             "ratio_of_each_round": ratios,
@@ -141,11 +141,11 @@ class Bench:
         }
 
     def bytes(self) -> dict[str, Any]:
-        """Bytes a position by kind of target, and what the entries and the rest may take."""
+        """Bytes per position by target kind, and the limits for entries and the rest."""
         return {name: self.cached(name, settings)[1] for name, settings in KINDS.items()}
 
     def cached(self, name: str, targets: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
-        """Make a cache of the small teacher, once, and say what it is."""
+        """Make a cache of the small teacher once, and describe it."""
         path = self.work / "caches" / name.replace(" ", "-")
         if name not in self._found:
             path.parent.mkdir(exist_ok=True)
@@ -154,7 +154,7 @@ class Bench:
                 cache(run, Path(folder) / "cache")
                 replaced(Path(folder) / "cache", path)
             self._found[name] = described(path)
-            say(f"  {name}: {self._found[name]['bytes_per_position']['total']:.2f} bytes a position")
+            say(f"  {name}: {self._found[name]['bytes_per_position']['total']:.2f} bytes per position")
         return path, self._found[name]
 
     def angle(self) -> dict[str, Any]:
@@ -162,7 +162,7 @@ class Bench:
         paths = {name: self.cached(name, KINDS[name])[0] for name in ("lean", "standard", "fine")}
         most = self._found["standard"]["bytes_per_position"]["total"]
         kinds: dict[str, Callable[[int], dict[str, Any]]] = {
-            "top-{} and a bucket": lambda k: {"kind": "topk", "top_k": k},
+            "top-{} and one bin": lambda k: {"kind": "topk", "top_k": k},
             "{} draws": lambda n: {"kind": "sampled", "draws": n},
         }
         for template, make in kinds.items():
@@ -177,7 +177,7 @@ class Bench:
         return total
 
     def scaling(self) -> dict[str, Any]:
-        """Once and twice the data, each in a process of its own, in turns."""
+        """Once and twice the data, each in its own process, alternating."""
         once = self.small
         n = 2 * self.scale.positions
         twice = self._settings(*self.trained, n, "small")
@@ -193,12 +193,12 @@ class Bench:
 
 
 def median_of(rounds: list[dict[str, dict[str, float]]], what: str) -> dict[str, float]:
-    """The median of each clock."""
+    """The median of each timer."""
     return {clock: statistics.median(each[what][clock] for each in rounds) for clock in rounds[0][what]}
 
 
 def least(holds: Callable[[int], bool], low: int, high: int) -> int:
-    """The smallest number that something holds for, which holds for all that are larger."""
+    """The smallest number for which a monotonic condition holds."""
     while low < high:
         middle = (low + high) // 2
         low, high = (low, middle) if holds(middle) else (middle + 1, high)
@@ -206,14 +206,14 @@ def least(holds: Callable[[int], bool], low: int, high: int) -> int:
 
 
 def replaced(made: Path, path: Path) -> None:
-    """Move a folder to where an older one may be."""
+    """Move a folder, replacing an older one."""
     if path.exists():
         path.rename(made.parent / "old")
     made.rename(path)
 
 
 def described(path: Path) -> dict[str, Any]:
-    """What a cache takes and how near it is to the teacher."""
+    """Size and fidelity of a cache."""
     found = inspect_cache(path)
     entries = found.entries_per_position
     assert entries is not None and found.fidelity is not None
@@ -232,31 +232,31 @@ def described(path: Path) -> dict[str, Any]:
 
 
 def say(text: str) -> None:
-    """Words for the person who waits."""
+    """Print progress."""
     print(text, file=sys.stderr, flush=True)
 
 
 def read_words() -> argparse.Namespace:
-    """What is to be measured, and how much of it."""
+    """Parse the options."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", nargs="*", help=f"some of {', '.join(TABLES)}; all of them unless named")
-    parser.add_argument("--quick", action="store_true", help="small: shows that it runs, measures nothing")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda:0")
-    parser.add_argument("--threads", type=int, help="how many torch computes with; a core each by itself")
-    parser.add_argument("--work", type=Path, help="a folder for teachers and caches, kept for another time")
-    parser.add_argument("--steps", type=int, help="how long the small teacher learns")
-    parser.add_argument("--entropy-nats", type=float, help="make it as sure as that by multiplying its logits")
-    parser.add_argument("--tokens", type=int, help="how many the large teacher reads in a round")
-    parser.add_argument("--positions", type=int, help="how many are cached for bytes and angles")
-    parser.add_argument("--rounds", type=int, help="how often what is timed is repeated")
+    parser.add_argument("what", nargs="*", help=f"Measurements: {', '.join(TABLES)} [all]")
+    parser.add_argument("--quick", action="store_true", help="Small, for tests only")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda:0 [cpu]")
+    parser.add_argument("--threads", type=int, help="Threads of torch [one per core]")
+    parser.add_argument("--work", type=Path, help="Folder for teachers and caches; reused there")
+    parser.add_argument("--steps", type=int, help="Training steps of the small teacher")
+    parser.add_argument("--entropy-nats", type=float, help="Scale its logits to this entropy")
+    parser.add_argument("--tokens", type=int, help="Tokens of the large teacher per round")
+    parser.add_argument("--positions", type=int, help="Tokens to cache for bytes and angles")
+    parser.add_argument("--rounds", type=int, help="Repetitions of timed runs")
     words = parser.parse_args()
     if odd := set(words.what) - set(TABLES):
-        parser.error(f"{', '.join(sorted(odd))} cannot be measured; {', '.join(TABLES)} can")
+        parser.error(f"unknown measurement {', '.join(sorted(odd))}; available: {', '.join(TABLES)}")
     return words
 
 
 def scale_of(words: argparse.Namespace) -> Scale:
-    """The sizes that were asked for."""
+    """The sizes given by the options."""
     scale = QUICK if words.quick else FULL
     names = ("tokens", "positions", "rounds", "entropy_nats")
     given = {name: getattr(words, name) for name in names if getattr(words, name)}
@@ -265,7 +265,7 @@ def scale_of(words: argparse.Namespace) -> Scale:
 
 
 def main() -> None:
-    """Measure what was named and print it."""
+    """Run the measurements and print the results."""
     words = read_words()
     with tempfile.TemporaryDirectory(prefix="kdpipe-bench-") as folder:
         work = words.work or Path(folder)

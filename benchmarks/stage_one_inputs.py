@@ -1,6 +1,6 @@
-"""What stage one is measured on: text that comes with Python, a large random teacher, a small trained one.
+"""Inputs of the stage one benchmarks: text that ships with Python, a large random teacher, a small trained one.
 
-In: a folder and sizes. Out: teachers as folders, made once and found again; documents as JSON lines.
+In: a folder and sizes. Out: teachers as folders, made once and reused; documents as JSON lines.
 """
 
 import hashlib
@@ -27,17 +27,17 @@ from kdpipe.pipeline.small_teacher import (
     write_corpus,
 )
 
-# Of help topics and source code, what the trained teacher never sees: it is asked about that.
+# Share of help topics and source code that is unseen by the trained teacher.
 UNSEEN_SHARE = 0.3
 SHARPENED_DOCUMENTS = 16
 QUICK_TEXTS = 80
-# Entropy of a trained model on text it has not seen; DESIGN 3 says 3.4 for a very small one.
+# Entropy of a trained model on unseen text; about 3.4 for a very small one.
 ENTROPY_NATS = 2.75
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RandomSizes:
-    """A Llama with fresh weights: 110 M parameters in layers and head."""
+    """A Llama with random init: 110 M parameters in layers and head."""
 
     vocabulary: int = 32_000
     width: int = 768
@@ -46,7 +46,7 @@ class RandomSizes:
 
 
 def texts() -> list[dict[str, str]]:
-    """Help topics and source code in an order that mixes them, always the same."""
+    """Help topics and source code in a fixed shuffled order."""
     rows = [*documents(), *source_code()]
     return sorted(rows, key=lambda row: hashlib.sha256(row["text"].encode()).digest())
 
@@ -54,9 +54,9 @@ def texts() -> list[dict[str, str]]:
 def trained_teacher(
     work: Path, sizes: TeacherSizes, entropy_nats: float | None, said: Callable[[str], None], *, quick: bool = False
 ) -> tuple[Path, list[dict[str, str]]]:
-    """A teacher that has learnt most of the text and other modules, and the rest, which it has not seen.
+    """A teacher trained on most of the text and other modules, and the rest of the text.
 
-    As large models are, it can be made surer than it has learnt to be. `quick` takes a small part of the text.
+    Its logits can be scaled to the lower entropy of large models. `quick` uses a small part of the text.
     """
     rows = texts()[: QUICK_TEXTS if quick else None]
     n_seen = round(len(rows) * (1 - UNSEEN_SHARE))
@@ -72,7 +72,7 @@ def trained_teacher(
 
 
 def random_teacher(work: Path, sizes: RandomSizes) -> Path:
-    """A teacher whose weights are random and whose logits are as sure as those of a trained one."""
+    """A teacher with random init whose logits are scaled to the entropy of a trained one."""
     folder = work / f"random-{sizes.vocabulary}-{sizes.width}-{sizes.layers}"
     if folder.is_dir():
         return folder
@@ -81,7 +81,7 @@ def random_teacher(work: Path, sizes: RandomSizes) -> Path:
         [*(row["text"] for row in texts()), *other_modules()], TeacherSizes(vocabulary=sizes.vocabulary)
     )
     if len(tokenizer) != sizes.vocabulary:
-        raise SystemExit(f"the text has words for {len(tokenizer):,} ids only: ask for fewer than {sizes.vocabulary:,}")
+        raise SystemExit(f"the text yields only {len(tokenizer):,} ids; use a vocabulary below {sizes.vocabulary:,}")
     torch.manual_seed(0)
     model: Any = LlamaForCausalLM(_config(sizes)).eval()
     ids_BT = torch.tensor(tokenizer(texts()[0]["text"])["input_ids"][:256])[None]
@@ -96,7 +96,7 @@ def random_teacher(work: Path, sizes: RandomSizes) -> Path:
 
 
 def sharpened(folder: Path, rows: list[dict[str, str]], entropy_nats: float) -> Path:
-    """The same teacher with its logits multiplied, so that on some text it is as sure as is asked."""
+    """The same teacher with its logits scaled to a given entropy on some text."""
     other = folder.with_name(f"{folder.name}-at-{entropy_nats}")
     if other.is_dir():
         return other
@@ -115,7 +115,7 @@ def sharpened(folder: Path, rows: list[dict[str, str]], entropy_nats: float) -> 
 
 
 def factor_for(logits_RV: torch.Tensor, entropy_nats: float) -> float:
-    """What logits are to be multiplied with to have a mean entropy, found by halving."""
+    """The factor of logits for a mean entropy, by bisection."""
     low, high = 0.0, 1000.0
     for _ in range(50):
         middle = (low + high) / 2
@@ -147,7 +147,7 @@ def _config(sizes: RandomSizes) -> LlamaConfig:
 
 
 def write_documents(path: Path, rows: list[dict[str, str]], teacher: Path, n_tokens: int) -> None:
-    """Write documents until there are about so many tokens of them; from the start again where they do not suffice."""
+    """Write documents until there are about so many tokens, repeating them if necessary."""
     tokenizer: Any = AutoTokenizer.from_pretrained(teacher)
 
     def enough() -> Iterator[dict[str, str]]:

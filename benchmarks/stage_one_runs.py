@@ -1,7 +1,7 @@
-"""Stage one and the bare forward pass of the same teacher over the same batches: run, timed, looked into.
+"""Stage one and the bare forward pass of the same teacher over the same batches: time, steps and memory.
 
-In: settings. Out: caches, seconds, the share of each step, peak memory. Run by name it is a child process that does one
-thing and prints how much memory that took.
+In: settings. Out: caches, seconds, the share of each step, peak memory. Run as a script it is a child process that does
+one task and prints its peak memory.
 """
 
 import json
@@ -37,7 +37,7 @@ from kdpipe.pipeline.watch import SilentWatch
 from kdpipe.schemas.capture_settings import CaptureSettings
 from kdpipe.schemas.manifest import Manifest
 
-# What happens in the thread that feeds the teacher, and what beside it.
+# Steps in the thread of the teacher, and in parallel to it.
 STEPS: dict[str, tuple[tuple[Any, str], ...]] = {
     "layers": ((Forward, "read"),),
     "head": ((Head, "logits"),),
@@ -45,7 +45,7 @@ STEPS: dict[str, tuple[tuple[Any, str], ...]] = {
     "fidelity": ((Sample, "add"), (FidelityMeter, "count"), (FidelityMeter, "result")),
     "hidden summaries": ((reading.LogitReader, "_means"), (reading.LogitReader, "_vectors")),
     "block": ((reading, "to_block"),),
-    "beginning and sealing": (
+    "creating and sealing": (
         (CacheWriter, "publish_tokenizer"),
         (CacheWriter, "publish_tables"),
         (CacheWriter, "seal"),
@@ -59,7 +59,7 @@ BESIDE: dict[str, tuple[Any, str]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Opened:
-    """Documents and a loaded teacher: all that stage one needs but a folder."""
+    """Documents and a loaded teacher."""
 
     inputs: Inputs
     speaker: CaptureTeacher
@@ -67,18 +67,18 @@ class Opened:
 
     @property
     def n_parts(self) -> int:
-        """Parts that are planned."""
+        """The number of planned parts."""
         return self.manifest.plan.n_parts
 
     def batches(self) -> list[list[Segment]]:
-        """What the teacher reads, batch by batch, tokenized."""
+        """The tokenized batches of the teacher."""
         plan, size = self.manifest.plan, self.speaker.batch_tokens
         read = [read_part(self.inputs.corpus, plan, number, size) for number in range(plan.n_parts)]
         return [[part.pieces[i] for i in batch] for part in read for batch in part.batches]
 
 
 def settings_for(teacher: Path, corpus: Path, **sections: dict[str, Any]) -> CaptureSettings:
-    """Default settings but for what is given; all documents train."""
+    """Default settings with overrides; all documents are in the training split."""
     own: dict[str, dict[str, Any]] = {
         "teacher": {"name": str(teacher)},
         "data": {"path": str(corpus), "val_fraction": 0.0},
@@ -94,7 +94,7 @@ def opened(settings: CaptureSettings) -> Opened:
 
 
 def cache(run: Opened, folder: Path) -> float:
-    """All of stage one behind the loading of the teacher, and the seconds that it took."""
+    """Run stage one after loading the teacher; the report and the seconds."""
     started = time.perf_counter()
     writer, asked = begin_cache(str(folder), run.manifest, run.inputs, run.speaker)
     tally = CaptureTally(started=started)
@@ -104,14 +104,14 @@ def cache(run: Opened, folder: Path) -> float:
 
 
 def bare(run: Opened, batches: Sequence[Sequence[Segment]]) -> float:
-    """Seconds of the model's own forward pass, logits and all."""
+    """Seconds of the model's forward pass, with logits."""
     seconds = run.speaker.bare_seconds(batches)
     assert seconds is not None
     return seconds
 
 
 def cached_once(run: Opened) -> float:
-    """The same into a folder that is thrown away."""
+    """Run stage one into a temporary folder."""
     with tempfile.TemporaryDirectory(prefix="kdpipe-bench-") as folder:
         return cache(run, Path(folder) / "cache")
 
@@ -121,7 +121,7 @@ def _ignore(_: object) -> None:
 
 
 def profile(run: Opened) -> dict[str, Any]:
-    """Seconds of one caching run by step; on a GPU every step waits for it, so that nothing overlaps."""
+    """Seconds of one caching run by step; on a GPU every step is synchronized."""
     spent = dict.fromkeys(STEPS, 0.0)
     beside = {name: {"seconds": 0.0, "cpu_seconds": 0.0} for name in BESIDE}
     on_gpu = torch.cuda.is_available() and run.manifest.teacher is not None and torch.cuda.memory_allocated() > 0
@@ -137,7 +137,7 @@ def profile(run: Opened) -> dict[str, Any]:
 
 
 def _nothing() -> None:
-    """A CPU needs no waiting for."""
+    """No synchronization on a CPU."""
 
 
 def _clocked(
@@ -156,7 +156,7 @@ def _clocked(
 
 
 def _clocked_beside(function: Callable[..., Any], spent: dict[str, float]) -> Callable[..., Any]:
-    """Seconds in a thread of its own: from begin to end, and those in which it had a core."""
+    """Wall-clock and CPU seconds in another thread."""
 
     def call(*arguments: Any) -> Any:
         start, cpu_start = time.perf_counter(), time.thread_time()
@@ -170,26 +170,26 @@ def _clocked_beside(function: Callable[..., Any], spent: dict[str, float]) -> Ca
 
 
 def timed(work: Callable[[], object]) -> dict[str, float]:
-    """Seconds by the clock, and those of all cores together, which other programs disturb less."""
+    """Wall-clock seconds, and CPU seconds of all cores."""
     start, cpu_start = time.perf_counter(), time.process_time()
     work()
     return {"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - cpu_start}
 
 
 def in_own_process(settings: CaptureSettings, what: str) -> dict[str, Any]:
-    """Load the teacher in a child process, do one thing (cache or bare), and learn its time and its memory."""
+    """Time and memory of one task (cache or bare) in a child process that loads the teacher."""
     words = [sys.executable, __file__, what, settings.model_dump_json(exclude_defaults=True)]
     done = subprocess.run(words, capture_output=True, text=True)
     if done.returncode:
-        raise SystemExit(f"{what} failed in its own process:\n{done.stderr}")
+        raise SystemExit(f"{what} failed in its child process:\n{done.stderr}")
     found: dict[str, Any] = json.loads(done.stdout)
     return found
 
 
 @contextmanager
 def peak_memory(found: dict[str, Any]) -> Iterator[None]:
-    """The most memory within the block, on Linux: resident bytes before it, at the peak, and between the two."""
-    # 5 makes the high-water mark begin anew (man 5 proc).
+    """Memory of the block, on Linux: resident bytes before it, peak, and increase."""
+    # 5 resets the high-water mark (man 5 proc).
     Path("/proc/self/clear_refs").write_text("5")
     before = _status("VmRSS")
     yield
@@ -206,7 +206,7 @@ def _status(name: str) -> int:
 
 
 def main() -> None:
-    """One thing, in a process of its own."""
+    """Run one task in this process."""
     what, settings = sys.argv[1], CaptureSettings.model_validate_json(sys.argv[2])
     run = opened(settings)
     batches = run.batches() if what == "bare" else []

@@ -1,7 +1,4 @@
-"""The numbers of stage one as tables for a person.
-
-In: what `stage_one.py` measured. Out: lines.
-"""
+"""The results of `stage_one.py` as text tables."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,14 +14,18 @@ def overhead(found: Found) -> str:
     rows = [(step, f"{seconds:.2f}", f"{seconds / model:.2%}") for step, seconds in steps.items()]
     for step, clocks in beside.items():
         rows.append(
-            (f"beside it: {step}, on a core", f"{clocks['cpu_seconds']:.2f}", f"{clocks['cpu_seconds'] / model:.2%}")
+            (
+                f"in parallel: {step}, on one core",
+                f"{clocks['cpu_seconds']:.2f}",
+                f"{clocks['cpu_seconds'] / model:.2%}",
+            )
         )
     lines = [
         f"{found['positions']:,} positions, {found['tokens_padded']:,} tokens with padding, {found['batches']} batches",
         f"bare {found['bare']['seconds']:.2f} s, caching {found['caching']['seconds']:.2f} s: "
         f"{found['caching_over_bare']:.3f} times; of CPU seconds {found['caching_over_bare_of_cpu']:.3f} times",
         "",
-        *columns(("step, of a run with clocks", "seconds", "over layers and head"), rows),
+        *columns(("step, of a run with timers", "seconds", "over layers and head"), rows),
     ]
     sizes = [
         (what, *(f"{memory[what][name] / MEBI:,.0f}" for name in ("loaded_bytes", "added_bytes", "peak_bytes")))
@@ -35,7 +36,7 @@ def overhead(found: Found) -> str:
 
 
 def bytes_(found: Found) -> str:
-    """A row a kind of target."""
+    """One row per target kind."""
     names = [name for name in next(iter(found.values()))["bytes_per_position"] if name != "total"]
     rows = []
     for kind, of_kind in found.items():
@@ -55,12 +56,12 @@ def bytes_(found: Found) -> str:
     first = next(iter(found.values()))
     nats = f"entropy {first['entropy_nats']:.2f} nats, label {first['label_nats']:.2f}"
     head = f"{first['positions']:,} positions, {nats}"
-    titles = ("bytes a position", "entries", "total", "budget", *names, "KL", "degrees")
+    titles = ("bytes per position", "entries", "total", "budget", *names, "KL", "degrees")
     return "\n".join([head, "", *columns(titles, rows)])
 
 
 def angle(found: Found) -> str:
-    """A row a cache, the angle growing to the right with positions."""
+    """One row per cache, one column per number of positions."""
     stages = list(found["degrees_by_positions"])
     rows = [
         (
@@ -87,7 +88,7 @@ def scaling(found: Found) -> str:
 
 
 def columns(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines whose columns stand below each other, numbers to the right."""
+    """Aligned columns, numbers to the right."""
     table = [titles, *rows]
     widths = [max(len(row[i]) for row in table) for i in range(len(titles))]
     lines = []

@@ -1,8 +1,8 @@
-"""The numbers of stage two: a step from a cache beside the Trainer's and GKD's, memory, ten times the steps, waiting.
+"""Stage two benchmarks: step time and memory against Trainer and GKDTrainer, scaling with steps, waiting time.
 
-In: nothing; caches, students and teachers are made in a folder (`--work` keeps it, and the pairs that are timed: run
-again, it goes on), peers in an environment of their own (`peers.txt`). Out: one JSON document, and on stderr the same
-as tables. `--quick` is small, for a test of it.
+In: nothing; caches, students and teachers are made in a folder (`--work` keeps it, and the timed pairs: run again to
+resume), peers in a separate environment (`peers.txt`). Out: one JSON document, and on stderr the same as tables.
+`--quick` runs a small version, for tests.
 """
 
 import argparse
@@ -35,7 +35,7 @@ ASKED = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scale:
-    """How much is measured."""
+    """Sizes of the measurements."""
 
     case: Case
     small: Case
@@ -72,7 +72,7 @@ class Bench:
         self.scale, self.work, self.peers = scale, work, peers
 
     def step(self) -> dict[str, Any]:
-        """A hybrid step beside the Trainer's cross-entropy, at each vocabulary, in time and memory."""
+        """Time and memory of a hybrid step and of the Trainer's cross-entropy step, at each vocabulary."""
         found = {}
         for vocabulary in self.scale.vocabularies:
             case = replace(self.scale.case, vocabulary=vocabulary)
@@ -80,13 +80,13 @@ class Bench:
         return found
 
     def gkd(self) -> dict[str, Any]:
-        """The same step beside GKD's, whose teacher is in the process, at the first vocabulary."""
+        """The same step and one of GKDTrainer, with a teacher in the process, at the first vocabulary."""
         return self._timed("gkd", replace(self.scale.case, vocabulary=self.scale.vocabularies[0]))
 
     def _timed(self, peer: str, case: Case) -> dict[str, Any]:
-        """Pairs, and the medians of their ratios."""
-        how = f"{case.batch} x {case.length}, {case.vocabulary:,} ids, portion {case.portion or 'by itself'}"
-        say(f"  {case.preset}, {how}, beside {peer}")
+        """Timed pairs of steps, and the medians of their ratios."""
+        how = f"{case.batch} x {case.length}, {case.vocabulary:,} ids, micro-batch {case.portion or 'default'}"
+        say(f"  {case.preset}, {how}, against {peer}")
         found = self._pairs(peer, case)
         seconds, cpu = (
             interval([one["ours"][clock] / one["theirs"][clock] for one in found["rounds"]])
@@ -98,8 +98,8 @@ class Bench:
         return {**found, "peer": peer, "medians": medians, "ratio": seconds, "ratio_of_cpu": cpu}
 
     def _inside(self, peer: str, case: Case) -> dict[str, Any]:
-        """What the steps of each side add to memory, and, if asked, where their time goes."""
-        say("  what each side adds to memory")
+        """Memory added by the steps of each side, and with `--profile` the time of their parts."""
+        say("  memory of each side")
         memory = {side: self._child("memory", side, case, 1) for side in ("ours", peer)}
         return {
             "memory": memory,
@@ -108,7 +108,7 @@ class Bench:
         }
 
     def _pairs(self, peer: str, case: Case) -> dict[str, Any]:
-        """Time the pairs that are not yet in the folder."""
+        """Time the pairs that are missing in the folder."""
         sizes = (case.preset, case.batch, case.length, case.vocabulary, case.documents, case.portion, case.threads)
         kept = Pairs(self.work / f"pairs-{peer}-{'-'.join(map(str, sizes))}.jsonl")
         missing = self.scale.rounds - len(kept.read()["rounds"])
@@ -117,7 +117,7 @@ class Bench:
         return kept.read()
 
     def scaling(self) -> dict[str, Any]:
-        """So many steps of a tiny student, and ten times as many, each in a process of its own."""
+        """So many steps of a tiny student, and ten times as many, each in its own process."""
         n = self.scale.steps
         found = {str(steps): self._run(self.scale.small, steps, n, "scaling") for steps in (n, 10 * n)}
         once, ten = (self._seconds_and_peak(one) for one in found.values())
@@ -137,7 +137,7 @@ class Bench:
         }
 
     def waiting(self) -> dict[str, Any]:
-        """The share of a run's time that goes by waiting for the cache, at the benchmark's own student."""
+        """The share of a run's time spent waiting for the cache."""
         report = self._run(self.scale.case, self.scale.waiting_steps, self.scale.waiting_steps, "waiting")
         lines = (Path(report["run"]) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
         steps = [line["waiting_share"] for line in map(json.loads, lines) if line.get("verdict") == "accept"]
@@ -155,7 +155,7 @@ class Bench:
         return self._ask(sys.executable, "train", {"settings": settings.model_dump(mode="json")})
 
     def stages(self) -> dict[str, Any]:
-        """Memory of a whole `cache-teacher` with a large teacher, and of `train` from what it made."""
+        """Peak memory of `cache-teacher` with a large teacher, and of `train` from its cache."""
         folder = random_teacher(self.work, self.scale.teacher)
         corpus, cache = self.work / "taught.jsonl", self.work / "taught"
         write_documents(corpus, texts(), folder, self.scale.taught_tokens)
@@ -195,44 +195,44 @@ class Bench:
 
     @staticmethod
     def _ask(python: str, what: str, asked: dict[str, Any]) -> dict[str, Any]:
-        """What a child answers; what it has to tell meanwhile is on stderr."""
+        """The JSON result of a child process; its progress goes to stderr."""
         offline = os.environ | {"HF_HUB_OFFLINE": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
         words = [python, str(CHILD), what, json.dumps(asked)]
         done = subprocess.run(words, stdout=subprocess.PIPE, text=True, env=offline)
         if done.returncode:
-            raise SystemExit(f"{what} failed in its own process, see above")
+            raise SystemExit(f"{what} failed in its child process, see above")
         found: dict[str, Any] = json.loads(done.stdout)
         return found
 
 
 def say(text: str) -> None:
-    """Words for the person who waits."""
+    """Print progress."""
     print(text, file=sys.stderr, flush=True)
 
 
 def read_words() -> argparse.Namespace:
-    """What is to be measured, and how much of it."""
+    """Parse the options."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", nargs="*", help=f"some of {', '.join(TABLES)}; all of them unless named")
-    parser.add_argument("--quick", action="store_true", help="small: shows that it runs, measures nothing")
-    parser.add_argument("--threads", type=int, help="how many torch computes with; a core each by itself")
-    parser.add_argument("--rounds", type=int, help="how many pairs of steps are timed")
-    parser.add_argument("--profile", action="store_true", help="also say where the time of a step goes on each side")
-    parser.add_argument("--vocabulary", type=int, nargs="*", help="how many ids the student has; 32,000 and 152,000")
-    parser.add_argument("--documents", type=int, help="how many documents fill a sequence; 2 by itself")
-    parser.add_argument("--portion", type=int, help="how many sequences kdpipe reads at once; as it chooses by itself")
-    parser.add_argument("--work", type=Path, help="a folder for caches and pairs: run again, it goes on")
-    parser.add_argument("--peers", type=Path, help="a folder for the peers' environment; .venv/peers by itself")
+    parser.add_argument("what", nargs="*", help=f"Measurements: {', '.join(TABLES)} [all]")
+    parser.add_argument("--quick", action="store_true", help="Small, for tests only")
+    parser.add_argument("--threads", type=int, help="Threads of torch [one per core]")
+    parser.add_argument("--rounds", type=int, help="Pairs of steps to time")
+    parser.add_argument("--profile", action="store_true", help="Also measure the parts of a step on each side")
+    parser.add_argument("--vocabulary", type=int, nargs="*", help="Vocabulary of the student [32000 and 152000]")
+    parser.add_argument("--documents", type=int, help="Documents per sequence [2]")
+    parser.add_argument("--portion", type=int, help="Sequences per micro-batch of kdpipe [automatic]")
+    parser.add_argument("--work", type=Path, help="Folder for caches and pairs; resumes there")
+    parser.add_argument("--peers", type=Path, help="Folder for the environment of the peers [.venv/peers]")
     words = parser.parse_args()
     if words.portion is not None and words.portion < 1:
-        parser.error(f"{words.portion} sequences cannot be read at once")
+        parser.error(f"a micro-batch of {words.portion} sequences is not possible")
     if odd := set(words.what) - set(TABLES):
-        parser.error(f"{', '.join(sorted(odd))} cannot be measured; {', '.join(TABLES)} can")
+        parser.error(f"unknown measurement {', '.join(sorted(odd))}; available: {', '.join(TABLES)}")
     return words
 
 
 def scale_of(words: argparse.Namespace) -> Scale:
-    """The sizes that were asked for."""
+    """The sizes given by the options."""
     scale = QUICK if words.quick else FULL
     given: dict[str, Any] = {"threads": words.threads}
     if words.documents:
@@ -248,7 +248,7 @@ def scale_of(words: argparse.Namespace) -> Scale:
 
 
 def main() -> None:
-    """Measure what was named and print it."""
+    """Run the measurements and print the results."""
     words = read_words()
     with tempfile.TemporaryDirectory(prefix="kdpipe-bench-") as folder:
         work = (words.work or Path(folder)).resolve()

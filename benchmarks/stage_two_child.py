@@ -1,6 +1,6 @@
-"""One measurement of stage two in a process of its own: pairs of steps, peak memory, where time goes, whole commands.
+"""One measurement of stage two in a child process: pairs of steps, peak memory, time by part, whole commands.
 
-In: what to do and how, as JSON. Out: one JSON document.
+In: the task and its options as JSON. Out: one JSON document.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ Asked = dict[str, Any]
 
 
 def pairs(asked: Asked) -> dict[str, Any]:
-    """Steps of a peer and of kdpipe in turns, each kept as it is timed; the first pair does not count."""
+    """Alternating steps of a peer and of kdpipe, saved as they are timed, after one warm-up pair."""
     from stage_two_peers import PEERS, EachStep, versions
 
     case, work, kept = Case(**asked["case"]), Path(asked["work"]), Pairs(Path(asked["kept"]))
@@ -77,22 +77,22 @@ def _since(start: tuple[float, float]) -> dict[str, float]:
 
 
 def memory(asked: Asked) -> dict[str, Any]:
-    """The most that steps add to what is left after the first: weights, moments and the process itself."""
+    """Peak memory added by steps to what remains after the first one (weights, moments, the process)."""
     return _over_steps(asked, 3, Memory())
 
 
 def profile(asked: Asked) -> dict[str, Any]:
-    """Seconds of the parts of some steps, after the first."""
+    """Seconds by part of some steps, after the first."""
     from stage_two_peers import THEIRS
 
     return _over_steps(asked, 1 + asked["rounds"], Profile(OURS if asked["peer"] == "ours" else THEIRS))
 
 
 class Memory:
-    """Measured from the end of the first step to the end of the last, on Linux."""
+    """Memory from the end of the first step to the end of the last, on Linux."""
 
     def begin(self) -> None:
-        """What the first step has left is given back, and the high-water mark begins anew (man 5 proc)."""
+        """Release memory of the first step and reset the high-water mark (man 5 proc)."""
         gc.collect()
         ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")
@@ -111,7 +111,7 @@ def _status(name: str) -> int:
 
 
 class Profile:
-    """Clocks from the end of the first step to the end of the last."""
+    """Timers from the end of the first step to the end of the last."""
 
     def __init__(self, owned: dict[str, Any]) -> None:
         self._spent: dict[str, float] = {}
@@ -119,19 +119,19 @@ class Profile:
         self._owned = owned
 
     def begin(self) -> None:
-        """Start the clocks."""
+        """Start the timers."""
         self._stack.enter_context(clocks(self._owned, self._spent))
         self._start = time.perf_counter()
 
     def end(self) -> dict[str, Any]:
-        """Stop them."""
+        """Stop the timers."""
         whole = time.perf_counter() - self._start
         self._stack.close()
         return {"seconds": whole, "steps": self._spent | {"all else": whole - sum(self._spent.values())}}
 
 
 def _over_steps(asked: Asked, n_steps: int, measured: Memory | Profile) -> dict[str, Any]:
-    """Take steps of one side alone; what is measured begins behind the first."""
+    """Run steps of one side; measurements start after the first."""
     case, work, cache = Case(**asked["case"]), Path(asked["work"]), Path(asked["cache"])
     if asked["peer"] == "ours":
         with ours(settings_for(case, cache, work / "ours"), ahead=True) as mine:
@@ -159,7 +159,7 @@ def _over_steps(asked: Asked, n_steps: int, measured: Memory | Profile) -> dict[
 
 
 def train(asked: Asked) -> dict[str, Any]:
-    """A whole run of `kdpipe train`; its report."""
+    """Run `kdpipe train`; its report."""
     from kdpipe.pipeline.train import train as run
 
     settings = TrainSettings.model_validate_json(json.dumps(asked["settings"]))
@@ -167,7 +167,7 @@ def train(asked: Asked) -> dict[str, Any]:
 
 
 def cache_teacher(asked: Asked) -> dict[str, Any]:
-    """A whole run of `kdpipe cache-teacher`; the most memory it held."""
+    """Run `kdpipe cache-teacher`; its peak memory."""
     from kdpipe.pipeline.cache_teacher import cache_teacher as run
 
     run(CaptureSettings.model_validate_json(json.dumps(asked["settings"])), CaptureOptions(), SilentWatch())
@@ -184,7 +184,7 @@ WHAT: dict[str, Callable[[Asked], dict[str, Any]]] = {
 
 
 def main() -> None:
-    """Do it; only the answer is on stdout."""
+    """Run the task; only the result goes to stdout."""
     with contextlib.redirect_stdout(sys.stderr):
         found = WHAT[sys.argv[1]](json.loads(sys.argv[2]))
     print(json.dumps(found))

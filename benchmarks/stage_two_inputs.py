@@ -1,6 +1,6 @@
-"""What a step of stage two is measured on: synthetic caches of full sequences, fresh students, a teacher for a peer.
+"""Inputs of the stage two benchmarks: synthetic caches of full sequences, students with random init, a peer's teacher.
 
-In: a `Case`. Out: caches as folders, made once; settings of `kdpipe train`; the same batches as a Trainer takes them.
+In: a `Case`. Out: caches as folders, made once; settings of `kdpipe train`; the same batches for a Trainer.
 """
 
 import os
@@ -32,15 +32,15 @@ from support.synthetic.targets import make_targets
 
 IGNORED_LABEL = -100
 RATE = 1e-4
-# As kdpipe's defaults have them, told to the peers.
+# kdpipe's defaults, also set for the peers.
 BETAS, DECAY, CLIP = (0.9, 0.95), 0.01, 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """A student and its batches: `documents` of about equal length fill each sequence, all of them learnt from.
+    """A student and its batches: `documents` of about equal length fill each sequence, all trained on.
 
-    kdpipe reads `portion` sequences of a step at once, or as many as it chooses itself; peers read all.
+    kdpipe uses micro-batches of `portion` sequences (automatic by default); peers use the whole batch.
     """
 
     vocabulary: int = 32_000
@@ -54,7 +54,7 @@ class Case:
 
     @property
     def recipe(self) -> Recipe:
-        """Targets of the standard profile, nothing of hidden states."""
+        """Targets of the standard profile, without hidden states."""
         return Recipe(
             vocabulary_size=self.vocabulary,
             documents={"train": self.sequences * self.documents},
@@ -65,7 +65,7 @@ class Case:
 
 
 def make_cache(work: Path, case: Case) -> Path:
-    """The cache of a case, found again by its name."""
+    """The cache of a case, reused by name."""
     path = work / f"synthetic-{case.vocabulary}-{case.sequences}-{case.length}-{case.documents}"
     if path.is_dir():
         return path
@@ -84,7 +84,7 @@ def make_cache(work: Path, case: Case) -> Path:
 
 
 def _full(case: Case, part: PlannedPart) -> Iterator[tuple[Sequence, Block]]:
-    """The sequences of a part, none with a prompt and none with room left."""
+    """The sequences of a part, without prompts and completely filled."""
     recipe = case.recipe
     rng = recipe.generator(11, part.first_document)
     packing = _packing(case, part, rng)
@@ -122,7 +122,7 @@ def _packing(case: Case, part: PlannedPart, rng: np.random.Generator) -> Packing
 
 
 def settings_for(case: Case, cache: Path, out: Path, **sections: dict[str, Any]) -> TrainSettings:
-    """A hybrid run as it is by default, in float32 on the CPU, that neither evaluates nor saves while it is timed."""
+    """A default hybrid run in float32 on the CPU, without evaluations and checkpoints while timed."""
     own: dict[str, dict[str, Any]] = {
         "cache": {"path": str(cache)},
         "student": {"name": case.preset},
@@ -150,7 +150,7 @@ def settings_for(case: Case, cache: Path, out: Path, **sections: dict[str, Any])
 
 
 def rows_of(cache: Path, n: int) -> list[dict[str, list[int]]]:
-    """The first sequences in the order that kdpipe reads them in, as a Trainer takes them; labels are not shifted."""
+    """The first sequences in kdpipe's order as rows for a Trainer; labels are not shifted."""
     opened = open_cache(str(cache), "train")
     found = []
     for number in ordering(opened, "shuffled", 0).at(np.arange(n)).tolist():
@@ -168,7 +168,7 @@ def student_config(case: Case) -> LlamaConfig:
 
 
 def fresh_model(config: LlamaConfig) -> Any:
-    """The weights that kdpipe draws for seed 0, in the model class that it takes."""
+    """kdpipe's initial weights for seed 0, in its model class."""
     quiet()
     torch.manual_seed(0)
     auto: Any = AutoModelForCausalLM
@@ -176,7 +176,7 @@ def fresh_model(config: LlamaConfig) -> Any:
 
 
 def teacher_config(case: Case, times: float) -> LlamaConfig:
-    """A teacher twice as wide as the student and so deep that it is so many times its size."""
+    """A teacher twice as wide as the student, with the depth for so many times its size."""
     small = student_config(case)
     wide: dict[str, Any] = small.to_diff_dict() | {
         "hidden_size": 2 * small.hidden_size,
@@ -190,7 +190,7 @@ def teacher_config(case: Case, times: float) -> LlamaConfig:
 
 
 def n_parameters(config: LlamaConfig) -> int:
-    """How many numbers a model has, counted without making them."""
+    """Number of parameters of a model, without allocating it."""
     auto: Any = AutoModelForCausalLM
     with torch.device("meta"):
         return sum(each.numel() for each in auto.from_config(config).parameters())

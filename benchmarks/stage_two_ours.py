@@ -1,6 +1,6 @@
-"""A run of kdpipe, step by step on demand, and where the time of its steps goes.
+"""A run of kdpipe, step by step on demand, and the time of the parts of a step.
 
-In: settings of `kdpipe train`. Out: an `Ours` whose `step` is all of a step: loading, learning, guard, log.
+In: settings of `kdpipe train`. Out: an `Ours` whose `step` is a complete step: loading, training, guard, log.
 """
 
 import time
@@ -32,7 +32,7 @@ Owned = tuple[Any, str]
 OURS: dict[str, Owned] = {
     "loading": (StepLoader, "take"),
     "body, forward": (Student, "states"),
-    "head and losses, both ways": (HeadLosses, "__call__"),
+    "head and losses, forward and backward": (HeadLosses, "__call__"),
     "body, backward": (torch.Tensor, "backward"),
     "gradient norm": (step_module, "_gradient_norm"),
     "optimizer": (loop_module, "apply"),
@@ -40,14 +40,14 @@ OURS: dict[str, Owned] = {
 
 
 class Ours:
-    """A run under way; `cross_entropy` has the raw value of each step."""
+    """An open run; `cross_entropy` has the raw value of each step."""
 
     def __init__(self, loop: Loop) -> None:
         self._loop = loop
         self.cross_entropy: list[float] = []
 
     def step(self) -> None:
-        """One more optimizer step."""
+        """Run one optimizer step."""
         self._loop.go_on(self._loop.state.step + 1)
         last = self._loop.last
         assert isinstance(last, StepResult)
@@ -56,7 +56,7 @@ class Ours:
 
 @contextmanager
 def ours(settings: TrainSettings, *, ahead: bool) -> Iterator[Ours]:
-    """Open a run; without `ahead` nothing is loaded before a step asks, so that other work is left undisturbed."""
+    """Open a run; without `ahead` nothing is prefetched, so that the other side is not disturbed."""
     watch = SilentTrainWatch()
     with ExitStack() as stack:
         stop = stack.enter_context(listening())
@@ -74,7 +74,7 @@ def ours(settings: TrainSettings, *, ahead: bool) -> Iterator[Ours]:
 
 @contextmanager
 def clocks(owned: dict[str, Owned], spent: dict[str, float]) -> Iterator[None]:
-    """Add up the seconds of some functions while the block runs, those of what they call included."""
+    """Sum the seconds of some functions (cumulative) while the block runs."""
     with ExitStack() as stack:
         for name, (owner, attribute) in owned.items():
             spent[name] = 0.0

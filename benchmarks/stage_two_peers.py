@@ -1,6 +1,6 @@
 """The peers of stage two: the transformers Trainer and TRL's GKDTrainer, on the same students and batches.
 
-In: a `Case`, its rows, a callback. Out: a trainer that is ready.
+In: a `Case`, its rows, a callback. Out: a trainer.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from transformers import LlamaModel, PrinterCallback, Trainer, TrainerCallback, 
 from kdpipe.pipeline.small_teacher import TeacherSizes, train_tokenizer
 
 NAMED = ("torch", "transformers", "accelerate", "trl")
-# All else is head, loss and collation: peers replace a model's own forward, only that of its body stays where it is.
+# The rest is head, loss and collation: peers replace the model's forward, except that of its body.
 THEIRS = {
     "bodies, forward": (LlamaModel, "forward"),
     "all, backward": (torch.Tensor, "backward"),
@@ -25,12 +25,12 @@ THEIRS = {
 
 
 def versions() -> dict[str, str]:
-    """What is compared with."""
+    """The peers."""
     return {name: version(name) for name in NAMED}
 
 
 class EachStep(TrainerCallback):  # type: ignore[misc]  # transformers has no types here
-    """Calls back when training begins and after each step, before the next batch is collated."""
+    """Calls back at the start of training and after each step, before the next batch is collated."""
 
     def __init__(self, begun: Callable[[], None], stepped: Callable[[], None]) -> None:
         self._begun, self._stepped = begun, stepped
@@ -45,7 +45,7 @@ class EachStep(TrainerCallback):  # type: ignore[misc]  # transformers has no ty
 
 
 def _arguments(case: Case, out: Path, n_steps: int) -> dict[str, Any]:
-    """As kdpipe trains by default; nothing is evaluated, saved or logged."""
+    """kdpipe's defaults, without evaluations, checkpoints and logs."""
     return {
         "output_dir": str(out),
         "max_steps": n_steps,
@@ -70,7 +70,7 @@ def _arguments(case: Case, out: Path, n_steps: int) -> dict[str, Any]:
 
 
 def plain_trainer(case: Case, rows: list[dict[str, list[int]]], out: Path, n_steps: int, each: EachStep) -> Any:
-    """Cross-entropy fine-tuning as the Trainer does it."""
+    """Cross-entropy fine-tuning with the Trainer."""
     make: Any = Trainer
     made = make(
         model=fresh_model(student_config(case)),
@@ -83,13 +83,13 @@ def plain_trainer(case: Case, rows: list[dict[str, list[int]]], out: Path, n_ste
 
 
 def gkd_trainer(case: Case, rows: list[dict[str, list[int]]], out: Path, n_steps: int, each: EachStep) -> Any:
-    """Forward KL to a teacher in memory, four times the student's size, on the cached text: never on its own."""
+    """Forward KL to a teacher in memory, four times the student's size, on the cached text only."""
     from datasets import Dataset
     from trl.experimental.gkd import GKDConfig, GKDTrainer
 
     config: Any = GKDConfig
     given = _arguments(case, out, n_steps) | {"lmbda": 0.0, "beta": 0.0, "temperature": 1.0, "max_length": case.length}
-    # Of its defaults these cost time and change nothing that is measured.
+    # These defaults cost time and do not affect the measurement.
     given |= {"gradient_checkpointing": False}
     tokenizer = train_tokenizer(["a text of few words"], TeacherSizes(vocabulary=300))
     make: Any = GKDTrainer
@@ -107,7 +107,7 @@ def gkd_trainer(case: Case, rows: list[dict[str, list[int]]], out: Path, n_steps
 
 
 def _collated(rows: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
-    """Rows of one length side by side."""
+    """Collate rows of equal length."""
     batch = {name: torch.tensor([row[name] for row in rows]) for name in ("input_ids", "labels")}
     return batch | {"attention_mask": torch.ones_like(batch["input_ids"])}
 

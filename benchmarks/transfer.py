@@ -1,8 +1,8 @@
-"""The numbers of caches between machines: local copies, copies from S3, training from S3, sizes of files.
+"""Transfer benchmarks: local copies, copies from S3, training from S3, file sizes.
 
-In: nothing; synthetic caches are made in a folder, the S3 server is moto's on loopback, in a process of its own. Out:
-one JSON document, on stderr the same in words. `--quick` is small, for a test that it runs. What is compared goes first
-in turns, and ratios are medians of pairs.
+In: nothing; synthetic caches are made in a folder, the S3 server is moto's on loopback, in its own process. Out: one
+JSON document, on stderr the same as text. `--quick` runs a small version, for tests. Pairs run in alternating order,
+and ratios are medians of pairs.
 """
 
 import argparse
@@ -56,11 +56,11 @@ ASKED = {
     "files_a_part": 16,
 }
 LARGE_FILE = 16_000_000
-# What a request to a web server takes beside its bytes.
+# Latency of a request to a web server.
 REQUEST_SECONDS = 0.02
 MANY_ROWS = 20_000_000
 MIRRORED_PARTS = 2
-# Of the documents of a synthetic cache, which have up to 500.
+# Tokens per document of a synthetic cache; they have up to 500.
 ROWS_A_DOCUMENT = 308
 
 STUDENT = Case(vocabulary=4_096, preset="tiny", batch=8, length=256, sequences=512, threads=1)
@@ -68,7 +68,7 @@ STUDENT = Case(vocabulary=4_096, preset="tiny", batch=8, length=256, sequences=5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scale:
-    """How much is moved, how often, and what is trained."""
+    """Sizes of the measurements."""
 
     documents_per_part: int = 2_000
     document_tokens: int = 500
@@ -98,7 +98,7 @@ class Bench:
         self._cache = work / "cache"
 
     def local(self) -> dict[str, Any]:
-        """A copy with every byte checked and synced, beside cp -r and sha256sum of the same files."""
+        """A copy with every byte checked and synced, against cp -r and sha256sum of the same files."""
         cache, n_bytes = self._made(), self._bytes()
         target = self.work / "copy"
 
@@ -110,7 +110,7 @@ class Bench:
         return self._beside(plain, lambda: copy_cache(cache, target), target, n_bytes)
 
     def s3(self) -> dict[str, Any]:
-        """A copy out of a bucket, beside s3fs downloading the same objects, as many at once as it likes."""
+        """A copy from a bucket, against s3fs downloading the same objects with its default concurrency."""
         cache, target = self._made(), self.work / "copy"
         system = fsspec.filesystem("s3", use_listings_cache=False)
         if not system.exists("transfer"):
@@ -123,7 +123,7 @@ class Bench:
         return self._beside(plain, lambda: copy_cache("s3://transfer/cache", target), target, self._bytes())
 
     def verify(self) -> dict[str, Any]:
-        """A verification by URL beside a copy from it, of many small parts, each request taking its time."""
+        """A verification by URL against a copy, with many small parts and a latency per request."""
         first, cache, target = self.work / "small", self.work / "many", self.work / "copy"
         if not cache.exists():
             recipe = Recipe(documents={"train": 10}, documents_per_part=10, document_tokens=100, hidden=False)
@@ -163,7 +163,7 @@ class Bench:
         return {"bytes": n_bytes, "seconds": pairs, "ratio": ratio}
 
     def training(self) -> dict[str, Any]:
-        """Positions a second of a run from a bucket whose parts have come, over those of a local run."""
+        """Positions per second of a run from a bucket with all parts mirrored, over those of a local run."""
         case = self.scale.case
         local = make_cache(self.work, case)
         system = fsspec.filesystem("s3", use_listings_cache=False)
@@ -189,7 +189,7 @@ class Bench:
         return report.positions_per_second
 
     def files(self) -> dict[str, Any]:
-        """The files of a part of the size that a cache of 20 million positions has by itself."""
+        """The files of a part of the default size in a cache of 20 million positions."""
         rows = int(rows_of_a_part(MANY_ROWS)) if self.scale.rounds > 1 else 20_000
         n = round(rows / ROWS_A_DOCUMENT)
         recipe = Recipe(documents={"train": n}, documents_per_part=n, document_tokens=500, hidden=False)
@@ -220,7 +220,9 @@ class Bench:
     def _beside(
         self, plain: Callable[[], object], ours: Callable[[], object], target: Path, n_bytes: int
     ) -> dict[str, Any]:
-        """Both in turns, into an empty place each time; the ratio is of rates, so above 1 is faster than plain."""
+        """Both alternating, into an empty folder each time; the ratio is of rates, so above 1 is faster than the
+        baseline.
+        """
 
         def seconds(work: Callable[[], object]) -> float:
             shutil.rmtree(target, ignore_errors=True)
@@ -246,7 +248,7 @@ def _make(folder: Path, recipe: Recipe) -> None:
 
 
 def _in_turns(both: tuple[Any, Any], measured: Callable[[Any], float], number: int) -> tuple[float, float]:
-    """What is measured of each; every other time the second goes first."""
+    """Measurements of both; every other time the second runs first."""
     if number % 2:
         other = measured(both[1])
         return measured(both[0]), other
@@ -254,7 +256,7 @@ def _in_turns(both: tuple[Any, Any], measured: Callable[[Any], float], number: i
 
 
 def _repeat(first: Path, folder: Path, n_parts: int) -> None:
-    """A cache whose parts are copies of one: making as many would take minutes, moving them takes as long."""
+    """A cache whose parts are copies of one, which is faster to make and as slow to copy."""
     manifest, store = open_cache(first).manifest, LocalStore(first)
     (split,) = manifest.plan.splits
     plan = manifest.plan.model_copy(
@@ -273,17 +275,17 @@ def _repeat(first: Path, folder: Path, n_parts: int) -> None:
 
 
 def main() -> None:
-    """Measure what was named and print it."""
+    """Run the measurements and print the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", nargs="*", help="some of local, s3, verify, mirror, training, files [all]")
-    parser.add_argument("--quick", action="store_true", help="small: shows that it runs, measures nothing")
-    parser.add_argument("--rounds", type=int, help="how often each is repeated")
+    parser.add_argument("what", nargs="*", help="Measurements: local, s3, verify, mirror, training, files [all]")
+    parser.add_argument("--quick", action="store_true", help="Small, for tests only")
+    parser.add_argument("--rounds", type=int, help="Repetitions")
     words = parser.parse_args()
     scale = QUICK if words.quick else Scale()
     scale = replace(scale, rounds=words.rounds or scale.rounds)
     names = ("local", "s3", "verify", "mirror", "training", "files")
     if odd := set(words.what) - set(names):
-        parser.error(f"{', '.join(sorted(odd))} cannot be measured; {', '.join(names)} can")
+        parser.error(f"unknown measurement {', '.join(sorted(odd))}; available: {', '.join(names)}")
     result: dict[str, Any] = {"machine": machine(), "asked": ASKED}
     with tempfile.TemporaryDirectory(prefix="kdpipe-bench-") as folder, s3_server() as environment:
         os.environ.update(environment)

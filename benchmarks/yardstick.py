@@ -1,9 +1,9 @@
-"""Digests of what caches and students hold, to show that a change of names changed no number.
+"""Digests of the contents of caches and students, to show that a refactoring changed no number.
 
 In: a folder. Out: a JSON document with a digest for each of 12 caches (tokens, ids, log probabilities, weights,
-scalars, states) and 6 students (tensors, losses), without the name of any key or file. `--compare BEFORE` names what
-differs from an earlier document and exits with 1. Digests are of one machine and one torch: run the old commit and the
-new one on the same.
+scalars, states) and 6 students (tensors, losses), without names of keys and files. `--compare BEFORE` lists
+differences to an earlier document and exits with 1. Digests depend on machine and torch: run the old and the new commit
+on the same.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from kdpipe.pipeline.small_teacher import TeacherSizes, write_corpus
 TEACHER = TeacherSizes(vocabulary=512, width=64, layers=4, context=128, batch=8, steps=60)
 TEXTS, IMPORTED, TOP_K = 60, 24, 8
 STEPS = "24"
-# The options of `cache-teacher` that make each.
+# The options of `cache-teacher` for each cache.
 MADE: dict[str, tuple[str, ...]] = {
     "threshold": (),
     "threshold at 2": ("--target-temperature", "2", "--temperatures", "2,4"),
@@ -42,7 +42,7 @@ MADE: dict[str, tuple[str, ...]] = {
 }
 COMMON = ("--seq-len", "128", "--val-fraction", "0.1", "--set", "sequences.part_rows=2048")
 ONE_THREAD = ("--set", "machine.threads=1")
-# The cache that each student reads, and the options of `train`; `{student}` is the folder of the first one.
+# The cache of each student, and the options of `train`; `{student}` is the folder of the first one.
 TRAINED: dict[str, tuple[str, tuple[str, ...]]] = {
     "adamw": ("threshold", ("--optimizer", "adamw")),
     "muon": ("threshold", ("--optimizer", "muon")),
@@ -55,11 +55,13 @@ RUN = ("--batch-size", "4", "--set", "machine.device=cpu")
 
 
 def main() -> None:
-    """Make what is missing, digest it, compare."""
+    """Make missing caches and students, print their digests, compare."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0] if __doc__ else None)
-    parser.add_argument("--work", type=Path, required=True, help="a folder for the teacher, caches and runs")
-    parser.add_argument("--compare", type=Path, metavar="BEFORE", help="a document of this script to compare with")
-    parser.add_argument("--only", nargs="*", metavar="NAME", help="some caches and students alone")
+    parser.add_argument("--work", type=Path, required=True, help="Folder for the teacher, caches and runs")
+    parser.add_argument(
+        "--compare", type=Path, metavar="BEFORE", help="An earlier document of this script to compare with"
+    )
+    parser.add_argument("--only", nargs="*", metavar="NAME", help="Only these caches and students")
     given = parser.parse_args()
     given.work.mkdir(parents=True, exist_ok=True)
     found = {"machine": machine(), "digests": dict(digests(given.work, given.only))}
@@ -83,7 +85,7 @@ def digests(work: Path, only: list[str] | None) -> Iterator[tuple[str, str]]:
 
 
 class Caches:
-    """The caches in a folder, each made when it is first wanted."""
+    """The caches in a folder, made on first use."""
 
     def __init__(self, work: Path) -> None:
         self._work = work
@@ -93,7 +95,7 @@ class Caches:
             write_corpus(path, texts()[i * TEXTS : (i + 1) * TEXTS])
 
     def path(self, name: str) -> Path:
-        """A finished cache."""
+        """The folder of a finished cache."""
         path = self._work / name.replace(" ", "-")
         if not (path / "index.parquet").is_file():
             say(f"cache: {name}")
@@ -120,7 +122,7 @@ class Caches:
 
 
 def write_top_k(cache: Path, out: Path) -> None:
-    """The first sequences of a cache as plain lists of ids and log probabilities, which `cache import` reads."""
+    """Write the first sequences of a cache as lists of ids and log-probabilities for `cache import`."""
     opened = open_cache(cache)
     with out.open("w", encoding="utf-8") as file:
         for i in range(IMPORTED):
@@ -139,7 +141,7 @@ def write_top_k(cache: Path, out: Path) -> None:
 
 
 def trained(work: Path, caches: Caches, name: str, cache: str, options: tuple[str, ...]) -> Path:
-    """A finished run."""
+    """The folder of a finished run."""
     out = work / "runs" / name.replace(" ", "-")
     if not (out / "final").is_dir():
         say(f"student: {name}")
@@ -154,7 +156,7 @@ def trained(work: Path, caches: Caches, name: str, cache: str, options: tuple[st
 
 
 def of_cache(path: Path) -> str:
-    """The digest of every number that a reader gets from a cache."""
+    """The digest of all numbers of a cache."""
     digest = hashlib.sha256()
     cache = open_cache(path)
     digest.update(f"{len(cache)} {cache.n_positions} {cache.sequences_by_part}".encode())
@@ -170,7 +172,7 @@ def of_cache(path: Path) -> str:
 
 
 def of_run(out: Path) -> str:
-    """The digest of a student's tensors, and of its loss at every step."""
+    """The digest of a student's tensors and of its loss at every step."""
     digest = hashlib.sha256()
     for path in sorted((out / "final").glob("*.safetensors")):
         for name, tensor in sorted(load_file(path).items()):
@@ -182,7 +184,7 @@ def of_run(out: Path) -> str:
 
 
 def command(*words: Any) -> None:
-    """One command of kdpipe, which must succeed."""
+    """Run a kdpipe command, which must succeed."""
     with contextlib.redirect_stdout(sys.stderr):
         code = run([str(word) for word in words])
     if code:

@@ -1,4 +1,4 @@
-"""The benchmarks run: small, for their keys, not for their figures."""
+"""The cache benchmark runs in its small version and prints its keys."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The benchmark of many epochs runs and resumes; its two cures change what they should and nothing else."""
+"""The benchmark of many epochs runs and resumes; its two countermeasures change only the intended targets."""
 
 import json
 from pathlib import Path
@@ -33,7 +33,7 @@ def test_students_are_measured_in_training_and_validation(tmp_path: Path) -> Non
     once, twice = ({row["targets"]: row for row in more["rows"] if row["epochs"] == n} for n in (1, 2))
     one_set, two_sets = (once[name]["bytes_per_position"] for name in ("lean", "lean, 2 sets"))
     assert one_set < two_sets < 2 * one_set
-    # The second set is read from the second epoch on.
+    # The second set is used from the second epoch on.
     assert once["lean"]["train_kl"] == once["lean, 2 sets"]["train_kl"]
     assert twice["lean"]["train_kl"] != twice["lean, 2 sets"]["train_kl"]
 
@@ -42,7 +42,7 @@ def test_the_prior_takes_its_share_of_the_tail_and_no_id_twice(monkeypatch: pyte
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     from epoch_cures import with_prior
 
-    # One exact id and two draws; one exact id and no tail, its slots behind the count repeat it.
+    # One exact id and two draws; one exact id and no tail, repeated in the unused slots.
     targets = Targets(
         ids_NK=torch.tensor([[4, 1, 2], [3, 3, 3]]),
         weights_NK=torch.tensor([[0.6, 0.2, 0.2], [1.0, 0.0, 0.0]]),

@@ -1,4 +1,4 @@
-"""The sweep over families runs on a few, says why it refuses one, keeps what it found, and writes its page."""
+"""The check of families runs on a few, states why it refuses one, stores its results, and writes its page."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The benchmark of the guard: its ratios are those that the guard goes by, and it runs."""
+"""The benchmark of the guard runs, and its ratios are those that the guard uses."""
 
 import json
 from pathlib import Path
@@ -18,6 +18,6 @@ def test_the_benchmark_of_the_guard_runs(tmp_path: Path) -> None:
     assert [(run["recipe"], run["optimizer"]) for run in runs] == [
         (recipe, kind) for recipe in ("hybrid", "phases") for kind in ("adamw", "muon")
     ]
-    # Without phases there is nothing but the settled window.
+    # Without phases there is only the settled window.
     assert all(run["ratio"] > 0 and run["bare"] == 0 for run in runs[:2])
     assert all(run["bare"] > 0 for run in runs[2:])

@@ -1,4 +1,4 @@
-"""The benchmark of losses on hidden states runs: small, for its keys, not for its figures."""
+"""The benchmark of losses on hidden states runs in its small version and prints its keys."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The benchmark of `compare`'s intervals runs, small, for its keys and not for its figures."""
+"""The benchmark of `compare`'s intervals runs in its small version and prints its keys."""
 
 import json
 

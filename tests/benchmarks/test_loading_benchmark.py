@@ -1,4 +1,4 @@
-"""The benchmark of loading runs: small, for its keys, not for its figures."""
+"""The benchmark of loading runs in its small version and prints its keys."""
 
 import json
 

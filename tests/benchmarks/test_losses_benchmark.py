@@ -1,4 +1,4 @@
-"""The benchmark of the losses runs: small, for its keys, not for its figures."""
+"""The benchmark of losses runs in its small version and prints its keys."""
 
 import json
 

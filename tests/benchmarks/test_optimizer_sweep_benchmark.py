@@ -1,4 +1,4 @@
-"""The sweep of learning rates and what is measured beside it run, small; the sweep resumes from the results it kept."""
+"""The learning rate sweep and related benchmarks run in a small version; the sweep resumes from its results."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ QUICK = ("--quick", "--tokens", "500")
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which teacher and caches are made once."""
+    """A shared folder for teacher and caches."""
     return tmp_path_factory.mktemp("sweep")
 
 

@@ -1,4 +1,4 @@
-"""The recovery benchmark runs: small, for its keys, not for its figures; goes on with what is missing; its shares."""
+"""The recovery benchmark runs in its small version, resumes with missing students, and computes its shares."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ KINDS = ["labels alone", "dense", "standard", "tau 0.2", "alpha 0.3", "bucket", 
 
 
 def answer(work: Path, *words: str) -> tuple[Any, str]:
-    """What a small run prints, and what it tells meanwhile."""
+    """The output and the progress of a small run."""
     done = check_script("recovery", "--quick", "--work", str(work), *words)
     return json.loads(done.out), done.err
 
@@ -43,7 +43,7 @@ def test_students_of_every_kind_are_set_beside_labels_and_dense(tmp_path: Path) 
     results.write_text("".join(lines[:-1]) + lines[-1][:20], encoding="utf-8")
     teacher = str(next(tmp_path.glob("trained-*-5")))
     again, said = answer(tmp_path, *few)
-    assert "a result was cut off" in said
+    assert "dropped an incomplete result" in said
     assert said.count(" of 7: ") == 1 and "7 of 7" in said
     for kind in kinds:
         assert again["passes"]["1"]["kinds"][kind]["kl_teacher"] == kinds[kind]["kl_teacher"]

@@ -1,4 +1,4 @@
-"""The benchmark of reducing runs: small, for its keys, not for its figures."""
+"""The benchmark of reducing runs in its small version and prints its keys."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The benchmark of stage one runs: small, for its keys, not for its figures; and its angles are right."""
+"""The benchmark of stage one runs in its small version, and its angles are correct."""
 
 import json
 from pathlib import Path
@@ -10,13 +10,13 @@ from support.scripts import check_script, run_script
 
 
 def answer(work: Path, *words: str) -> Any:
-    """What a small run prints."""
+    """The output of a small run."""
     return json.loads(check_script("stage_one", "--quick", "--threads", "1", "--work", str(work), *words).out)
 
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which teachers are made once."""
+    """A shared folder for teachers."""
     return tmp_path_factory.mktemp("stage-one")
 
 
@@ -64,4 +64,4 @@ def test_twice_the_data_are_cached_in_processes_of_their_own(work: Path) -> None
 def test_what_cannot_be_measured_is_refused() -> None:
     done = run_script("stage_one", "speed")
     assert done.code == 2
-    assert "speed cannot be measured; overhead, bytes, angle, scaling can" in done.err
+    assert "unknown measurement speed; available: overhead, bytes, angle, scaling" in done.err

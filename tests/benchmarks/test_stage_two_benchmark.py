@@ -1,4 +1,4 @@
-"""The benchmark of stage two runs: small, for its keys, not for its figures; and its intervals are right."""
+"""The benchmark of stage two runs in its small version, and its intervals are correct."""
 
 import json
 from math import comb
@@ -11,12 +11,12 @@ from support.scripts import BENCHMARKS, check_script, run_script
 
 
 def answer(work: Path, *words: str) -> Any:
-    """What a small run prints."""
+    """The output of a small run."""
     return json.loads(check_script("stage_two", "--quick", "--threads", "1", "--work", str(work), *words).out)
 
 
 def check_timed(found: dict[str, Any]) -> None:
-    """What pairs with a peer must tell."""
+    """Check the results of pairs with a peer."""
     assert len(found["rounds"]) == 2
     assert found["threads"] == 1
     assert set(found["versions"]) == {"torch", "transformers", "accelerate", "trl"}
@@ -24,7 +24,7 @@ def check_timed(found: dict[str, Any]) -> None:
 
 
 def check_inside(found: dict[str, Any], peer: str) -> None:
-    """What a look at both sides must tell."""
+    """Check memory and profile of both sides."""
     assert set(found["memory"]) == set(found["profile"]) == {"ours", peer}
     assert all(one["peak_bytes"] >= one["held_bytes"] > 0 for one in found["memory"].values())
     for one in found["profile"].values():
@@ -39,9 +39,9 @@ def test_a_step_is_held_against_the_trainers_on_the_same_batches(tmp_path: Path)
     check_timed(found["1000"])
     check_inside(found["1000"], "trainer")
     loss = found["1000"]["mean_loss"]
-    # The same weights and labels; only to kdpipe do documents of a sequence not see each other.
+    # The same weights and labels; only kdpipe isolates the documents of a sequence.
     assert loss["our_cross_entropy"] == pytest.approx(loss["theirs"], rel=5e-3)
-    # Run again it times no pair twice, and only those that are missing.
+    # Run again, it times only missing pairs.
     again = answer(tmp_path, "step", "--rounds", "3")["step"]["1000"]
     assert again["rounds"][:2] == found["1000"]["rounds"]
     assert len(again["rounds"]) == 3
@@ -91,8 +91,8 @@ def test_ten_times_the_steps_waiting_and_the_memory_of_both_stages_are_measured(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["speed"], "speed cannot be measured; step, gkd, scaling, waiting, stages can"),
-        (["--portion", "0"], "0 sequences cannot be read at once"),
+        (["speed"], "unknown measurement speed; available: step, gkd, scaling, waiting, stages"),
+        (["--portion", "0"], "a micro-batch of 0 sequences is not possible"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(words: list[str], message: str) -> None:
@@ -111,8 +111,8 @@ def test_the_interval_of_a_median_holds_nine_tenths(n: int, monkeypatch: pytest.
     below = int(found["low"])
     assert found["low"] + found["high"] == n - 1
     assert found["median"] == (n - 1) / 2
-    # The median of the source is below the k-th of n values as often as fewer than k fall below it.
+    # The median of the source is below the k-th of n values if fewer than k values are below it.
     assert below == 0 or sum(comb(n, k) for k in range(below + 1)) <= 0.05 * 2**n
     assert sum(comb(n, k) for k in range(below + 2)) > 0.05 * 2**n
-    # The 11th and the 20th of 30, as tables of the sign test have it.
+    # The 11th and the 20th of 30, as in tables of the sign test.
     assert n != 30 or (found["low"], found["high"]) == (10, 19)

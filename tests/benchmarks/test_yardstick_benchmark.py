@@ -1,4 +1,4 @@
-"""The yardstick: digests that do not change when a cache is read again, and a difference that is named."""
+"""The yardstick: digests do not change when a cache is read again, and a difference is listed."""
 
 import json
 from pathlib import Path
