@@ -95,7 +95,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="Small caches, for tests only")
     scale = 0.02 if parser.parse_args().quick else 1.0
     pin_to_one_core()
-    result: dict[str, Any] = {"machine": machine(), "memcpy_bytes_a_second": memcpy_rate(), "targets": TARGETS}
+    result: dict[str, Any] = {"machine": machine(), "memcpy_bytes_per_second": memcpy_rate(), "targets": TARGETS}
     with tempfile.TemporaryDirectory() as folder:
         result["cases"] = [measure_case(Path(folder), case, scale) for case in cases(scale)]
         result["many_parts"] = measure_many_parts(Path(folder), scale)
@@ -135,7 +135,7 @@ def measure_case(folder: Path, case: dict[str, Any], scale: float) -> dict[str, 
         "case": case["name"],
         "positions": positions,
         "entries": inspect_cache(path).model_dump()["entries_per_position"],
-        "written_positions_a_second": positions / written,
+        "written_positions_per_second": positions / written,
         "bytes": bytes_of(cache, path, pairs, tables),
         "reading": reading_of(cache, folder, positions),
     }
@@ -174,7 +174,7 @@ def bytes_of(cache: Cache, path: Path, pairs: Pairs, tables: dict[str, npt.NDArr
     return {
         "per_position": per,
         "columns": scalars,
-        "token_mask_length_a_row": tokens / record.n_rows,
+        "token_mask_length_per_row": tokens / record.n_rows,
         "overhead_share": (frame + len(record.to_json())) / summary.bytes,
         **entropies(cache, pairs, tables, per["id"] + per["logprob"]),
     }
@@ -230,15 +230,15 @@ def reading_of(cache: Cache, folder: Path, positions: int) -> dict[str, Any]:
     random_blocks = seconds(lambda: [cache[int(i)] for i in order])
     memmap_blocks = seconds(lambda: [copies.copy(int(i)) for i in order])
     return {
-        "sequential_positions_a_second": positions / seconds(lambda: sum(len(rows) for rows in cache.scan())),
-        "one_by_one_positions_a_second": positions / seconds(lambda: sum(len(rows) for rows in cache)),
-        "random_positions_a_second": positions / random_blocks,
+        "sequential_positions_per_second": positions / seconds(lambda: sum(len(rows) for rows in cache.scan())),
+        "one_by_one_positions_per_second": positions / seconds(lambda: sum(len(rows) for rows in cache)),
+        "random_positions_per_second": positions / random_blocks,
         "random_block_seconds": random_blocks / len(order),
         "memmap_block_seconds": memmap_blocks / len(order),
         "random_block_over_memmap": random_blocks / memmap_blocks,
         "random_block_profile_seconds": profile_of(cache, order),
-        "decoded_bytes_a_block": copies.n_bytes / len(order),
-        "batched_positions_a_second": in_groups
+        "decoded_bytes_per_block": copies.n_bytes / len(order),
+        "batched_positions_per_second": in_groups
         / seconds(lambda: [fill_batch(cache, group, batch) for group in groups]),
     }
 
@@ -320,7 +320,7 @@ def measure_many_parts(folder: Path, scale: float) -> dict[str, Any]:
     return {
         "parts": openings[0]["parts"],
         "open_seconds": float(np.median([opening["seconds"] for opening in openings])),
-        "peak_bytes": {str(n): found["peak_bytes"] for n, found in sizes.items()},
+        "peak_bytes": {str(n): peaks["peak_bytes"] for n, peaks in sizes.items()},
         "memory_growth": sizes[large]["peak_bytes"] / sizes[small]["peak_bytes"],
     }
 
@@ -339,19 +339,23 @@ def write_equal_parts(path: Path, n_parts: int) -> None:
     writer.seal()
 
 
-def _written_peak(folder: Path, documents: int, a_part: int) -> int:
-    peak: int = in_child(PEAK + WRITING, str(folder), str(documents), str(a_part), TESTS)["peak_bytes"]
+def _written_peak(folder: Path, documents: int, per_part: int) -> int:
+    peak: int = in_child(PEAK + WRITING, str(folder), str(documents), str(per_part), TESTS)["peak_bytes"]
     return peak
 
 
 def measure_writing_memory(folder: Path, scale: float) -> dict[str, Any]:
     """Peak memory of writing one part, ten such parts, and one part of ten times the length."""
     n = max(10, int(200 * scale))
-    found = {
-        name: _written_peak(folder / name.replace(" ", "-"), documents, a_part)
-        for name, documents, a_part in (("one part", n, n), ("ten parts", 10 * n, n), ("one long part", 10 * n, 10 * n))
+    peaks = {
+        name: _written_peak(folder / name.replace(" ", "-"), documents, per_part)
+        for name, documents, per_part in (
+            ("one part", n, n),
+            ("ten parts", 10 * n, n),
+            ("one long part", 10 * n, 10 * n),
+        )
     }
-    return {"peak_bytes": found, "growth_with_parts": found["ten parts"] / found["one part"]}
+    return {"peak_bytes": peaks, "growth_with_parts": peaks["ten parts"] / peaks["one part"]}
 
 
 if __name__ == "__main__":

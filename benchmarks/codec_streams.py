@@ -64,11 +64,11 @@ def take_sample(recipe: Recipe, n_positions: int) -> Sample:
         recipe=recipe,
         names=tuple(column.name for column in manifest.arrays.row.columns),
         coded=CodedRows(
-            columns=np.concatenate([one.columns for one in coded]),
-            ids=np.concatenate([one.ids for one in coded]),
-            times=np.concatenate([one.times for one in coded]),
-            logprobs=np.concatenate([one.logprobs for one in coded]),
-            vectors={name: np.concatenate([one.vectors[name] for one in coded]) for name in coded[0].vectors},
+            columns=np.concatenate([rows.columns for rows in coded]),
+            ids=np.concatenate([rows.ids for rows in coded]),
+            times=np.concatenate([rows.times for rows in coded]),
+            logprobs=np.concatenate([rows.logprobs for rows in coded]),
+            vectors={name: np.concatenate([rows.vectors[name] for rows in coded]) for name in coded[0].vectors},
         ),
         tokens=np.concatenate([sequence.tokens for sequence, _ in pairs]).astype(np.uint32),
         n_exact=np.concatenate([block.n_exact for _, block in pairs]).astype(np.int64),
@@ -80,8 +80,8 @@ def take_sample(recipe: Recipe, n_positions: int) -> Sample:
 
 
 def _exact_logprobs(blocks: list[Block]) -> npt.NDArray[np.float64]:
-    found = [block.logprobs[~draw_mask(block.n_exact, block.n_draws)] for block in blocks]
-    return np.concatenate(found).astype(np.float64)
+    logprobs = [block.logprobs[~draw_mask(block.n_exact, block.n_draws)] for block in blocks]
+    return np.concatenate(logprobs).astype(np.float64)
 
 
 def id_streams(sample: Sample) -> list[Stream]:

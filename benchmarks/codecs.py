@@ -258,15 +258,15 @@ def run(recipe: Recipe, targets: str, n_positions: int) -> list[Result]:
 def table(results: list[Result]) -> str:
     """One line per trial, one heading per stream."""
     lines, heading = [], ""
-    for one in results:
-        title = f"{one.vocabulary:,} ids, {one.targets}: {one.array}, {one.layout}"
+    for result in results:
+        title = f"{result.vocabulary:,} ids, {result.targets}: {result.array}, {result.layout}"
         if title != heading:
-            lines += ["", f"{title} (order-0 entropy {one.order0_bytes_per_position:.3f} bytes per position)"]
+            lines += ["", f"{title} (order-0 entropy {result.order0_bytes_per_position:.3f} bytes per position)"]
             heading = title
         lines.append(
-            f"  {one.codec:24} {one.chunk:6} {one.bytes_per_position:9.3f} B"
-            f" {one.encode_mega_per_second:8.1f} M/s in {one.decode_mega_per_second:8.1f} M/s out"
-            f" {one.decode_to_copy:7.3f} copy {one.block_microseconds:7.1f} us per block"
+            f"  {result.codec:24} {result.chunk:6} {result.bytes_per_position:9.3f} B"
+            f" {result.encode_mega_per_second:8.1f} M/s in {result.decode_mega_per_second:8.1f} M/s out"
+            f" {result.decode_to_copy:7.3f} copy {result.block_microseconds:7.1f} us per block"
         )
     return "\n".join(lines[1:])
 
@@ -287,7 +287,7 @@ def main() -> None:
     if arguments.json:
         machine = {"machine": platform.machine(), "python": platform.python_version()}
         versions = {name: version(name) for name in ("numpy", "numcodecs", "pcodec")}
-        print(json.dumps({"machine": machine | versions, "results": [asdict(one) for one in results]}))
+        print(json.dumps({"machine": machine | versions, "results": [asdict(result) for result in results]}))
     else:
         print(table(results))
 

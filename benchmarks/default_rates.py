@@ -40,18 +40,18 @@ def trained(words: argparse.Namespace, steps: int | None, optimizer: dict[str, A
             }
         )
         report = train(settings, TrainOptions(), SilentTrainWatch())
-        found = load_evaluation(Path(place) / "run")
+        evaluation = load_evaluation(Path(place) / "run")
         record = json.loads((Path(place) / "run" / "run.json").read_text())
-    assert found is not None, "the cache has a validation split"
+    assert evaluation is not None, "the cache has a validation split"
     settled = OptimizerSettings.model_validate(record["settings"]["optimizer"])
     row = {
         "optimizer": settled.kind,
         "matrices": settled.rates.matrices,
         "tables": settled.rates.tables,
         "steps": report.steps,
-        "top1_agreement": found.top1_agreement,
-        "kl_teacher": found.kl_teacher,
-        "cross_entropy": found.cross_entropy,
+        "top1_agreement": evaluation.top1_agreement,
+        "kl_teacher": evaluation.kl_teacher,
+        "cross_entropy": evaluation.cross_entropy,
     }
     print(json.dumps(rounded(row)), file=sys.stderr, flush=True)
     return row
@@ -80,15 +80,15 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=8, help="Sequences per batch [8]")
     parser.add_argument("--seed", type=int, default=0, help="Random seed [0]")
     words = parser.parse_args()
-    found = []
+    runs = []
     for steps in words.steps or [None]:
         default = trained(words, steps, {})
         other = trained(words, steps, {"kind": "adamw" if default["optimizer"] == "muon" else "muon"})
         rows = [default, other, *(trained(words, steps, cell) for cell in around(default, other))]
         best = max(rows, key=lambda row: row["top1_agreement"])
         behind = best["top1_agreement"] - default["top1_agreement"]
-        found.append({"default": default, "best": best, "points_behind": 100 * behind, "cells": rows})
-    print(json.dumps(rounded({"machine": machine(), "student": words.student, "runs": found}), indent=1))
+        runs.append({"default": default, "best": best, "points_behind": 100 * behind, "cells": rows})
+    print(json.dumps(rounded({"machine": machine(), "student": words.student, "runs": runs}), indent=1))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from epoch_cures import PriorMixed, SetsInTurn, unigram
 from measure import machine, rounded
 from one_student import trained
 from recovery import QUICK as QUICK_RECOVERY
-from recovery import Plan, find_teacher, parser_of, say, student_config
+from recovery import Plan, find_teacher, parser_of, print_progress, student_config
 from recovery_inputs import TEACHER, Caches, Texts, bytes_by_array
 from recovery_table import markdown
 
@@ -94,7 +94,7 @@ class Epochs:
                 with self._file.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(known[student]) + "\n")
                 line = known[student]
-                say(
+                print_progress(
                     f"  {student}: KL {line['train_kl']:.4f} in training (by draws {line['train_kl_by_draws']:.4f}), "
                     f"{line['validation_kl']:.4f} in validation, {line['seconds']:.0f} s"
                 )
@@ -221,9 +221,9 @@ def main() -> None:
         teacher, unseen = find_teacher(words.teachers or work, plan)
         own = work / f"students-of-{teacher.name}"
         (own / "caches").mkdir(parents=True, exist_ok=True)
-        measured = Epochs(plan, own, Caches(own, teacher, unseen, plan.threads, say), epochs)
+        measured = Epochs(plan, own, Caches(own, teacher, unseen, plan.threads, print_progress), epochs)
         rows = measured.measure(kinds)
-    say(table(rows))
+    print_progress(table(rows))
     document = {"machine": machine(), "torch": torch.__version__, "plan": asdict(plan), "rows": rows}
     print(json.dumps(rounded(document), indent=1))
 

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 import transformers
 
+from kdpipe.pipeline.students.student import CALLED_HEAD, NO_HEAD, NOT_PACKED
 from kdpipe.schemas.errors import KdpipeError
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
@@ -40,9 +41,9 @@ steps, saving, reloading. A cell is the largest difference of a log-probability,
 cover kernels, half precision, images or audio. Encoders such as BERT are built with `is_decoder`.
 """
 REMARKS = {
-    "its output head could not be told apart": "full logits",
-    "its output head is no plain matrix": "calls its head",
-    "it does not keep packed documents apart": "one document per row",
+    NO_HEAD.partition(":")[0]: "full logits",
+    CALLED_HEAD.partition(":")[0]: "calls its head",
+    NOT_PACKED.partition(":")[0]: "one document per row",
 }
 Result = dict[str, Any]
 
@@ -83,7 +84,7 @@ def _read(kept: Path) -> dict[str, Result]:
     """Results of this version of transformers."""
     lines = kept.read_text().splitlines() if kept.exists() else []
     results = [json.loads(line) for line in lines]
-    return {each["family"]: each for each in results if each["versions"] == _versions()}
+    return {result["family"]: result for result in results if result["versions"] == _versions()}
 
 
 def _versions() -> dict[str, str]:
@@ -101,7 +102,7 @@ def in_child(family: str) -> Result:
             answer.write_text(json.dumps(check(family, Path(work))))
             os._exit(0)
         code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-        ended = {"state": "fails", "why": f"the process ended with {code}"}
+        ended = {"state": "fails", "reason": f"the process ended with {code}"}
         result = json.loads(answer.read_text()) if code == 0 else {"teacher": ended, "student": ended}
     taken = round(time.perf_counter() - started, 1)
     day = datetime.now(UTC).date().isoformat()
@@ -134,9 +135,9 @@ def _tried(work: Callable[[], Result], otherwise: str = "fails") -> Result:
     try:
         return {"state": "ok", **work()}
     except KdpipeError as error:
-        return {"state": "refused", "why": _short(error.message)}
+        return {"state": "refused", "reason": _short(error.message)}
     except Exception as error:
-        return {"state": otherwise, "why": _short(f"{type(error).__name__}: {error}")}
+        return {"state": otherwise, "reason": _short(f"{type(error).__name__}: {error}")}
 
 
 def _short(text: str) -> str:
@@ -150,7 +151,7 @@ def _state(result: Result, side: str) -> str:
 
 
 def _cell(side: Result) -> str:
-    return f"{side['difference']:.0e}" if side["state"] == "ok" else f"{side['state']}: {side['why']}"
+    return f"{side['difference']:.0e}" if side["state"] == "ok" else f"{side['state']}: {side['reason']}"
 
 
 def table(results: Sequence[Result]) -> str:
@@ -159,8 +160,8 @@ def table(results: Sequence[Result]) -> str:
 
 
 def _head(results: Sequence[Result]) -> Iterator[str]:
-    both = sum(_state(each, "teacher") == _state(each, "student") == "ok" for each in results)
-    days = sorted({each["date"] for each in results})
+    both = sum(_state(result, "teacher") == _state(result, "student") == "ok" for result in results)
+    days = sorted({result["date"] for result in results})
     span = " to ".join(sorted({days[0], days[-1]}))
     libraries = ", ".join(f"{name} {version(name)}" for name in LIBRARIES)
     yield HEAD
@@ -172,10 +173,10 @@ def _head(results: Sequence[Result]) -> Iterator[str]:
 def _works(results: Sequence[Result]) -> Iterator[str]:
     yield "| family | teacher | student | remark |"
     yield "|---|---|---|---|"
-    for each in results:
-        if _state(each, "teacher") == "ok" or _state(each, "student") == "ok":
-            notes = "; ".join(REMARKS.get(note, note) for note in each["student"].get("notes", []))
-            yield f"| `{each['family']}` | {_cell(each['teacher'])} | {_cell(each['student'])} | {notes} |"
+    for result in results:
+        if _state(result, "teacher") == "ok" or _state(result, "student") == "ok":
+            notes = "; ".join(REMARKS.get(note, note) for note in result["student"].get("notes", []))
+            yield f"| `{result['family']}` | {_cell(result['teacher'])} | {_cell(result['student'])} | {notes} |"
     yield ""
 
 
@@ -184,9 +185,9 @@ def _others(results: Sequence[Result]) -> Iterator[str]:
     yield ""
     yield "| family | reason |"
     yield "|---|---|"
-    for each in results:
-        if _state(each, "teacher") != "ok" and _state(each, "student") != "ok":
-            yield f"| `{each['family']}` | {_cell(each['teacher'])} |"
+    for result in results:
+        if _state(result, "teacher") != "ok" and _state(result, "student") != "ok":
+            yield f"| `{result['family']}` | {_cell(result['teacher'])} |"
 
 
 if __name__ == "__main__":

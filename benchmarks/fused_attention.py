@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from measure import machine, rounded
-from optimizer_sweep import Cell, Sweep, open_sweep, say
+from optimizer_sweep import Cell, Sweep, open_sweep, print_progress
 from torch import Tensor
 
 from kdpipe.pipeline.training import muon
@@ -71,9 +71,9 @@ def main() -> None:
         for way in WAYS:
             cell = Cell(size="1M", optimizer="muon", matrices=-2.0, tables=-1.0, tokens=words.tokens, seed=seed)
             with patched(way):
-                found = sweep.train(cell)
-            say(f"  {way}, seed {seed}: {json.dumps(rounded(found))}")
-            known[way].append(found["kl_teacher"])
+                result = sweep.train(cell)
+            print_progress(f"  {way}, seed {seed}: {json.dumps(rounded(result))}")
+            known[way].append(result["kl_teacher"])
     rows: dict[str, Any] = {
         way: {"kl": values, "mean": statistics.mean(values), "sd": statistics.stdev(values) if len(values) > 1 else 0.0}
         for way, values in known.items()

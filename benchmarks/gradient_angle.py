@@ -39,8 +39,8 @@ class Gradients:
 
     def note(self) -> None:
         """Record the angles so far."""
-        found = {name: angle(self.dense_VH, stored_VH) for name, stored_VH in self.stored_VH.items()}
-        self.degrees[str(self.positions)] = found
+        angles = {name: angle(self.dense_VH, stored_VH) for name, stored_VH in self.stored_VH.items()}
+        self.degrees[str(self.positions)] = angles
 
 
 def compare(paths: Mapping[str, Path], teacher: Path, most: int, device: str) -> dict[str, Any]:
@@ -83,9 +83,9 @@ def unigram(cache: Any, vocabulary_size: int) -> Tensor:
 
 def _answered(model: Any, rows: Rows, device: str) -> tuple[Tensor, Tensor]:
     """Probabilities and last hidden states at the positions of a sequence, one document at a time."""
-    found = [_read(model, tokens, device) for tokens in _documents(rows)]
+    documents = [_read(model, tokens, device) for tokens in _documents(rows)]
     mask_T = torch.from_numpy(rows.loss_mask).to(device)
-    p_RV, states_RH = (torch.cat(each)[mask_T] for each in zip(*found, strict=True))
+    p_RV, states_RH = (torch.cat(pieces)[mask_T] for pieces in zip(*documents, strict=True))
     return p_RV, states_RH
 
 
@@ -135,7 +135,7 @@ def stored(rows: Rows, q_RV: Tensor) -> Tensor:
     return target_RV
 
 
-def angle(one: Tensor, other: Tensor) -> float:
+def angle(first: Tensor, second: Tensor) -> float:
     """Degrees between two matrices, without the arc cosine, which is inaccurate for small angles."""
-    one, other = one / one.norm(), other / other.norm()
-    return math.degrees(2 * math.atan2(float((one - other).norm()), float((one + other).norm())))
+    first, second = first / first.norm(), second / second.norm()
+    return math.degrees(2 * math.atan2(float((first - second).norm()), float((first + second).norm())))

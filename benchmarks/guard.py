@@ -148,9 +148,9 @@ def main() -> None:
     for name in options.recipes:
         for optimizer in ("adamw", "muon"):
             for seed in range(options.seeds):
-                found = measure(plan, optimizer, seed, name)
-                print(json.dumps(rounded(found)), file=sys.stderr, flush=True)
-                runs.append(found)
+                result = measure(plan, optimizer, seed, name)
+                print(json.dumps(rounded(result)), file=sys.stderr, flush=True)
+                runs.append(result)
     print(json.dumps(rounded({"machine": machine(), "steps": plan.steps, "factor": plan.factor, "runs": runs})))
 
 

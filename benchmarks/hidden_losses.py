@@ -67,7 +67,7 @@ class Measured:
 def make_cache(plan: Plan) -> Path:
     """The cache of all students, with text unseen by the teacher."""
     plan.work.mkdir(parents=True, exist_ok=True)
-    teacher, rows = trained_teacher(plan.work, plan.teacher, None, said, quick=plan.quick)
+    teacher, rows = trained_teacher(plan.work, plan.teacher, None, print_progress, quick=plan.quick)
     corpus, cache = plan.work / "unseen.jsonl", plan.work / f"cache-of-{teacher.name}"
     write_corpus(corpus, iter(rows))
     settings = {
@@ -98,28 +98,31 @@ def measure(plan: Plan, cache: Path, name: str, weights: Mapping[str, float], se
         "seed": seed,
     }
     train(TrainSettings.model_validate(settings), TrainOptions(), SilentTrainWatch())
-    found = load_evaluation(out)
-    assert found is not None, "the cache has a validation split"
-    said(f"{out.name}: CE {found.cross_entropy:.4f}, KL {found.kl_teacher or math.nan:.4f}, {dict(found.terms)}")
+    evaluation = load_evaluation(out)
+    assert evaluation is not None, "the cache has a validation split"
+    print_progress(
+        f"{out.name}: CE {evaluation.cross_entropy:.4f}, KL {evaluation.kl_teacher or math.nan:.4f}, "
+        f"{dict(evaluation.terms)}"
+    )
     numbers = {
-        "cross_entropy": found.cross_entropy,
-        "kl_teacher": found.kl_teacher or math.nan,
-        "top1_agreement": found.top1_agreement or math.nan,
+        "cross_entropy": evaluation.cross_entropy,
+        "kl_teacher": evaluation.kl_teacher or math.nan,
+        "top1_agreement": evaluation.top1_agreement or math.nan,
     }
-    return Measured(terms=found.terms, numbers=numbers, router=_mixture(out))
+    return Measured(terms=evaluation.terms, numbers=numbers, router=_mixture(out))
 
 
 def _mixture(out: Path) -> dict[str, float]:
     """The router's weights at the last step."""
     lines = (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    told = [json.loads(line).get("logged", {}) for line in lines]
-    return next((one for one in reversed(told) if one), {})
+    logged = [json.loads(line).get("logged", {}) for line in lines]
+    return next((weights for weights in reversed(logged) if weights), {})
 
 
 def without(name: str) -> tuple[str, dict[str, float]]:
     """The name of the run that measures a loss at a small weight, and its weights."""
     both = TOGETHER if name in TOGETHER else (name,)
-    weights = {term: WATCHED * weight for one in both for term, weight in WEIGHTS[one].items()}
+    weights = {term: WATCHED * weight for name in both for term, weight in WEIGHTS[name].items()}
     return f"{'router' if name == 'router' else both[0]}-watched", weights
 
 
@@ -127,7 +130,7 @@ def compare(plan: Plan, cache: Path, names: list[str]) -> dict[str, Any]:
     """All losses, with and without, over the seeds."""
     seeds = range(plan.seeds)
     plain = [measure(plan, cache, "none", {}, seed) for seed in seeds]
-    found: dict[str, Any] = {"none": _spread_of([one.numbers for one in plain])}
+    results: dict[str, Any] = {"none": _spread_of([run.numbers for run in plain])}
     for name in names:
         label, weights = without(name)
         scaled = {term: plan.scale * weight for term, weight in WEIGHTS[name].items()}
@@ -135,21 +138,21 @@ def compare(plan: Plan, cache: Path, names: list[str]) -> dict[str, Any]:
         before = [measure(plan, cache, label, weights, seed) for seed in seeds]
         after = [measure(plan, cache, run, scaled, seed) for seed in seeds]
         term = next(iter(WEIGHTS[name]))
-        found[name] = {
+        results[name] = {
             "weights": scaled,
-            "own_without": _spread([one.terms[term] for one in before]),
-            "own_with": _spread([one.terms[term] for one in after]),
-            "own_difference": _paired([one.terms[term] for one in before], [one.terms[term] for one in after]),
+            "own_without": _spread([run.terms[term] for run in before]),
+            "own_with": _spread([run.terms[term] for run in after]),
+            "own_difference": _paired([run.terms[term] for run in before], [run.terms[term] for run in after]),
             "difference": {
-                key: _paired([one.numbers[key] for one in before], [one.numbers[key] for one in after])
+                key: _paired([run.numbers[key] for run in before], [run.numbers[key] for run in after])
                 for key in before[0].numbers
             },
-            "without": _spread_of([one.numbers for one in before]),
-            "with": _spread_of([one.numbers for one in after]),
+            "without": _spread_of([run.numbers for run in before]),
+            "with": _spread_of([run.numbers for run in after]),
         }
         if after[0].router:
-            found[name]["mixture"] = _spread_of([one.router for one in after])
-    return found
+            results[name]["mixture"] = _spread_of([run.router for run in after])
+    return results
 
 
 def _spread_of(runs: list[Mapping[str, float]]) -> dict[str, dict[str, float]]:
@@ -166,23 +169,23 @@ def _spread(values: list[float]) -> dict[str, float]:
     return {"mean": statistics.mean(values), "spread": statistics.stdev(values) if len(values) > 1 else 0.0}
 
 
-def table(found: Mapping[str, Any]) -> str:
+def table(results: Mapping[str, Any]) -> str:
     """Rows for docs/losses.md."""
     lines = ["| loss | weight | own, without | own, with | CE | KL to the teacher |", "|---|---|---|---|---|---|"]
-    for name, one in found.items():
+    for name, result in results.items():
         if name == "none":
             continue
-        cells = [_said(one["own_without"]), _said(one["own_with"])]
-        cells += [_said(one["difference"][key], sign=True) for key in ("cross_entropy", "kl_teacher")]
-        lines.append(f"| {name} | {next(iter(one['weights'].values())):g} | {' | '.join(cells)} |")
+        cells = [mean_and_spread(result["own_without"]), mean_and_spread(result["own_with"])]
+        cells += [mean_and_spread(result["difference"][key], sign=True) for key in ("cross_entropy", "kl_teacher")]
+        lines.append(f"| {name} | {next(iter(result['weights'].values())):g} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def _said(one: Mapping[str, float], *, sign: bool = False) -> str:
-    return f"{one['mean']:{'+' if sign else ''}.4f} ± {one['spread']:.4f}"
+def mean_and_spread(statistic: Mapping[str, float], *, sign: bool = False) -> str:
+    return f"{statistic['mean']:{'+' if sign else ''}.4f} ± {statistic['spread']:.4f}"
 
 
-def said(line: str) -> None:
+def print_progress(line: str) -> None:
     """Print progress."""
     print(line, file=sys.stderr, flush=True)
 
@@ -212,9 +215,9 @@ def main() -> None:
     if options.quick:
         plan = replace(plan, teacher=TeacherSizes(width=64, steps=2, context=64, batch=4), seeds=1, steps=3)
     torch.set_num_threads(1)
-    found = compare(plan, make_cache(plan), options.losses)
-    said(table(found))
-    print(json.dumps(rounded({"machine": machine(), "steps": plan.steps, "seeds": plan.seeds, "losses": found})))
+    results = compare(plan, make_cache(plan), options.losses)
+    print_progress(table(results))
+    print(json.dumps(rounded({"machine": machine(), "steps": plan.steps, "seeds": plan.seeds, "losses": results})))
 
 
 if __name__ == "__main__":

@@ -25,9 +25,9 @@ def coverage(corpus: Corpus, grouped: Callable[..., tuple[Doubles, Doubles]], tr
     """The share of intervals that contain the true difference."""
     rng, held = np.random.default_rng(seed), 0
     for _ in range(tries):
-        found = paired(*grouped(*corpus.draw(rng)))
-        assert found.spread is not None
-        held += abs(found.value - MEAN) <= found.spread
+        interval = paired(*grouped(*corpus.draw(rng)))
+        assert interval.spread is not None
+        held += abs(interval.value - MEAN) <= interval.spread
     return held / tries
 
 

@@ -75,19 +75,19 @@ def main() -> None:
     recipe = Recipe(documents={"train": 40}, documents_per_part=20, vocabulary_size=2_000)
     if not words.quick:
         recipe = Recipe(documents={"train": 4_000}, documents_per_part=1_000)
-    found: dict[str, Any] = {}
+    rates: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         for kind in ("threshold", "topk"):
             make(Path(folder) / kind, replace(recipe, kind=kind))
         for case, wants in CASES.items():
             path = Path(folder) / (case if case == "topk" else "threshold")
             for threads in words.threads:
-                found[f"{case}, {threads} threads"] = measured(path, wants, threads, 4 if words.quick else 150)
+                rates[f"{case}, {threads} threads"] = measured(path, wants, threads, 4 if words.quick else 150)
     takes = {
         "100 M parameters, CPU of 100 GFLOP/s": student_takes(1e8, 1e11),
         "100 M parameters, GPU of 400 TFLOP/s": student_takes(1e8, 4e14),
     }
-    print(json.dumps(rounded({"machine": machine(), "torch": torch.__version__, "loaded": found, "taken": takes})))
+    print(json.dumps(rounded({"machine": machine(), "torch": torch.__version__, "loaded": rates, "taken": takes})))
 
 
 if __name__ == "__main__":

@@ -86,18 +86,18 @@ def timed(case: Case, rounds: int) -> dict[str, dict[str, float]]:
             spent = case.step(getattr(case, name))
             if number:
                 taken[name].append(spent)
-    found = {}
+    results = {}
     for which, kind in enumerate(("wall", "cpu")):
         plain, hybrid = ([spent[which] for spent in taken[name]] for name in ("plain", "hybrid"))
         ratios = [ours / theirs for ours, theirs in zip(hybrid, plain, strict=True)]
-        found[kind] = {
+        results[kind] = {
             "plain_seconds": statistics.median(plain),
             "hybrid_seconds": statistics.median(hybrid),
             "ratio": statistics.median(ratios),
             "lowest_ratio": min(ratios),
             "highest_ratio": max(ratios),
         }
-    return found
+    return results
 
 
 def peak_bytes(case: Case, name: str) -> int:
@@ -127,7 +127,7 @@ def in_child(options: argparse.Namespace, vocabulary: int, way: str) -> int:
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """All vocabularies and numbers of threads."""
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     chunk_bytes = options.chunk_mib << 20 if options.chunk_mib else None
     for vocabulary in options.vocabulary or VOCABULARIES:
         case = Case(vocabulary, options.width, options.rows, chunk_bytes, options.temperature)
@@ -136,8 +136,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             torch.set_num_threads(threads)
             of_threads[str(threads)] = timed(case, options.rounds)
         memory = {way: in_child(options, vocabulary, way) for way in ("plain", "hybrid")} if options.memory else {}
-        found[str(vocabulary)] = {"threads": of_threads, "added_bytes": memory}
-    return found
+        results[str(vocabulary)] = {"threads": of_threads, "added_bytes": memory}
+    return results
 
 
 def main() -> None:

@@ -104,15 +104,17 @@ class Sweep:
 
     def value(self, cell: Cell) -> float:
         """The exact KL to the teacher on validation; trains the student if necessary."""
-        found = self.results().get(cell)
-        if found is None:
-            found = self.train(cell)
+        result = self.results().get(cell)
+        if result is None:
+            result = self.train(cell)
             self.trained += 1
             with self._file.open("a", encoding="utf-8") as file:
                 fcntl.flock(file, fcntl.LOCK_EX)
-                file.write(json.dumps({**asdict(cell), **found}) + "\n")
-            say(f"  {cell}: KL {found['kl_teacher']:.4f}, CE {found['cross_entropy']:.4f}, {found['seconds']:.0f} s")
-        return float(found["kl_teacher"])
+                file.write(json.dumps({**asdict(cell), **result}) + "\n")
+            print_progress(
+                f"  {cell}: KL {result['kl_teacher']:.4f}, CE {result['cross_entropy']:.4f}, {result['seconds']:.0f} s"
+            )
+        return float(result["kl_teacher"])
 
     def results(self) -> dict[Cell, dict[str, Any]]:
         """All finished results."""
@@ -137,15 +139,15 @@ class Sweep:
         rows = []
         for cell in cells[:n_best]:
             seeds = [replace(cell, seed=seed) for seed in CONFIRMING_SEEDS]
-            values = [self.value(one) for one in seeds]
+            values = [self.value(cell) for cell in seeds]
             known = self.results()
             rows.append(
                 {
                     **asdict(cell),
                     "kl_mean": statistics.mean(values),
                     "kl_sd": statistics.stdev(values),
-                    "ce_mean": statistics.mean(known[one]["cross_entropy"] for one in seeds),
-                    "agreement_mean": statistics.mean(known[one]["top1_agreement"] for one in seeds),
+                    "ce_mean": statistics.mean(known[cell]["cross_entropy"] for cell in seeds),
+                    "agreement_mean": statistics.mean(known[cell]["top1_agreement"] for cell in seeds),
                 }
             )
         return sorted(rows, key=lambda row: row["kl_mean"])
@@ -169,7 +171,7 @@ class Sweep:
         """A student of this size pretrained on labels of the teacher's own text, twice as many tokens; made once."""
         out = self._work / f"pretrained-{cell.size}-{cell.tokens}"
         if not out.is_dir():
-            say(f"  pretraining a student of {cell.size}")
+            print_progress(f"  pretraining a student of {cell.size}")
             matrices, tables = STARTS["fresh", "muon"]
             first = replace(cell, kind="fresh", optimizer="muon", matrices=matrices, tables=tables, seed=100)
             with tempfile.TemporaryDirectory(dir=self._work) as place:
@@ -246,14 +248,14 @@ def open_sweep(
         sizes = TeacherSizes(vocabulary=600, width=32, layers=1, context=64, batch=4, steps=5)
     work = work.resolve()
     work.mkdir(parents=True, exist_ok=True)
-    teacher, unseen = trained_teacher(work, sizes, ENTROPY_NATS, say, quick=quick)
+    teacher, unseen = trained_teacher(work, sizes, ENTROPY_NATS, print_progress, quick=quick)
     own = work / f"sweep-of-{teacher.name}"
     (own / "caches").mkdir(parents=True, exist_ok=True)
     texts = Texts(tokens=tokens, validation=1_000 if quick else 12_000, length=sizes.context)
-    return of(own, teacher, Caches(own, teacher, unseen, torch.get_num_threads(), say), texts, precision)
+    return of(own, teacher, Caches(own, teacher, unseen, torch.get_num_threads(), print_progress), texts, precision)
 
 
-def say(text: str) -> None:
+def print_progress(text: str) -> None:
     """Print progress."""
     print(text, file=sys.stderr, flush=True)
 
@@ -295,18 +297,18 @@ def main() -> None:
         precision=words.precision,
         quick=words.quick,
     )
-    found = {}
+    confirmed = {}
     for size, kind, optimizer in product(words.sizes, words.kinds, words.optimizers):
         matrices, tables = words.start or STARTS[kind, optimizer]
         start = Cell(size=size, kind=kind, optimizer=optimizer, matrices=matrices, tables=tables, tokens=words.tokens)
         sweep.value(start)
         best = [start] if words.alone else sweep.search(start)
-        found[f"{size} {kind} {optimizer}"] = sweep.confirmed(best, words.confirmed)
+        confirmed[f"{size} {kind} {optimizer}"] = sweep.confirmed(best, words.confirmed)
     document = {
         "machine": machine(),
         "torch": torch.__version__,
         "precision": words.precision,
-        "confirmed": found,
+        "confirmed": confirmed,
         "cells": list(sweep.results().values()),
     }
     print(json.dumps(rounded(document), indent=1))

@@ -32,12 +32,12 @@ def main() -> None:
 
 def results(work: Path) -> list[Row]:
     """Every student of every sweep in a folder."""
-    found = []
+    rows = []
     for path in sorted(work.glob("sweep-of-*/sweep-*.jsonl")):
         precision = path.stem.removeprefix("sweep-")
         lines = path.read_text(encoding="utf-8").splitlines()
-        found += [{**json.loads(line), "precision": precision} for line in lines]
-    return found
+        rows += [{**json.loads(line), "precision": precision} for line in lines]
+    return rows
 
 
 def summary(own: dict[tuple[Any, ...], list[Row]]) -> str:
@@ -60,10 +60,10 @@ def summary(own: dict[tuple[Any, ...], list[Row]]) -> str:
 
 def cells(members: list[Row]) -> dict[tuple[float, float], list[Row]]:
     """Students by learning rates of matrices and tables, as powers of ten."""
-    found: dict[tuple[float, float], list[Row]] = {}
+    rows: dict[tuple[float, float], list[Row]] = {}
     for row in members:
-        found.setdefault((row["matrices"], row["tables"]), []).append(row)
-    return found
+        rows.setdefault((row["matrices"], row["tables"]), []).append(row)
+    return rows
 
 
 def grid(members: list[Row]) -> str:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from measure import machine, rounded
 from one_student import trained_and_measured
-from recovery_inputs import TEACHER, Caches, Texts, bytes_a_position
+from recovery_inputs import TEACHER, Caches, Texts, bytes_per_position
 from recovery_table import recovered, table
 from stage_one_inputs import trained_teacher
 
@@ -89,7 +89,7 @@ class Recovery:
 
     def __init__(self, plan: Plan, work: Path, teacher: Path, unseen: list[dict[str, str]]) -> None:
         self._plan, self._work = plan, work
-        self.caches = Caches(work, teacher, unseen, plan.threads, say)
+        self.caches = Caches(work, teacher, unseen, plan.threads, print_progress)
         sizes = (plan.tokens, plan.width, plan.layers, plan.batch)
         self._results = work / f"results-{'-'.join(map(str, sizes))}.jsonl"
 
@@ -119,33 +119,33 @@ class Recovery:
 
     def measure(self) -> dict[str, Any]:
         """Train missing students and compare all."""
-        found = {(line["kind"], line["passes"], line["seed"]): line for line in self._read()}
+        results = {(line["kind"], line["passes"], line["seed"]): line for line in self._read()}
         students = list(self.students())
         for number, student in enumerate(students):
-            if student.key in found:
+            if student.key in results:
                 continue
-            found[student.key] = line = {**asdict(student), **self._train(student)}
+            results[student.key] = line = {**asdict(student), **self._train(student)}
             with self._results.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
-            say(
+            print_progress(
                 f"  {number + 1} of {len(students)}: {student.kind}, {student.passes} x, seed {student.seed}: "
                 f"CE {line['cross_entropy']:.4f}, KL {line['kl_teacher']:.4f}, {line['seconds']:.0f} s"
             )
-        return self._set_beside([found[student.key] for student in students], students)
+        return self._set_beside([results[student.key] for student in students], students)
 
     def _read(self) -> list[dict[str, Any]]:
         """Results so far; an incomplete last line is dropped."""
         if not self._results.exists():
             return []
-        found = []
+        results = []
         for line in self._results.read_text(encoding="utf-8").splitlines():
             try:
-                found.append(json.loads(line))
+                results.append(json.loads(line))
             except json.JSONDecodeError:
-                say("  dropped an incomplete result: its student is trained again")
-        whole = "".join(json.dumps(line) + "\n" for line in found)
+                print_progress("  dropped an incomplete result: its student is trained again")
+        whole = "".join(json.dumps(line) + "\n" for line in results)
         self._results.write_text(whole, encoding="utf-8")
-        return found
+        return results
 
     def _train(self, student: Student) -> dict[str, Any]:
         """Train a student and evaluate it on the validation split of the states."""
@@ -176,14 +176,14 @@ class Recovery:
     def _set_beside(self, lines: Sequence[dict[str, Any]], students: Sequence[Student]) -> dict[str, Any]:
         """Bytes, metrics and recovered gain of each kind, by number of epochs."""
         cached = {student.kind: student.cache for student in students}
-        found: dict[str, Any] = {}
+        results: dict[str, Any] = {}
         for passes in self._plan.passes:
             of_passes = [line for line in lines if line["passes"] == passes]
             rows = recovered(of_passes, LABELS, DENSE)
             for kind, row in rows.items():
                 path = self.caches.of(cached[kind], self._plan.texts(passes))
-                row["bytes_a_position"] = None if kind == LABELS else bytes_a_position(path)
-            found[str(passes)] = {
+                row["bytes_per_position"] = None if kind == LABELS else bytes_per_position(path)
+            results[str(passes)] = {
                 "steps": sorted({line["steps"] for line in of_passes}),
                 "positions": sorted({line["positions"] for line in of_passes}),
                 "optimizer": sorted({line["optimizer_reason"] for line in of_passes}),
@@ -193,7 +193,7 @@ class Recovery:
                 "cpu_seconds_a_student": statistics.mean(line["cpu_seconds"] for line in of_passes),
                 "kinds": rows,
             }
-        return found
+        return results
 
 
 def student_config(plan: Plan) -> dict[str, Any]:
@@ -210,7 +210,7 @@ def student_config(plan: Plan) -> dict[str, Any]:
     }
 
 
-def say(text: str) -> None:
+def print_progress(text: str) -> None:
     """Print progress."""
     print(text, file=sys.stderr, flush=True)
 
@@ -267,16 +267,16 @@ def main() -> None:
         teacher, unseen = find_teacher(words.teachers or work, plan)
         own = work / f"students-of-{teacher.name}"
         (own / "caches").mkdir(parents=True, exist_ok=True)
-        found = Recovery(plan, own, teacher, unseen).measure()
-    say(table(found))
-    document = {"machine": machine(), "torch": torch.__version__, "plan": asdict(plan), "passes": found}
+        results = Recovery(plan, own, teacher, unseen).measure()
+    print_progress(table(results))
+    document = {"machine": machine(), "torch": torch.__version__, "plan": asdict(plan), "passes": results}
     print(json.dumps(rounded(document), indent=2))
 
 
 def find_teacher(work: Path, plan: Plan) -> tuple[Path, list[dict[str, str]]]:
     """The teacher, and additional unseen text, which is unknown for a given teacher."""
     if plan.folder is None:
-        return trained_teacher(work, plan.teacher, plan.entropy_nats, say)
+        return trained_teacher(work, plan.teacher, plan.entropy_nats, print_progress)
     return Path(plan.folder).resolve(), []
 
 

@@ -68,9 +68,9 @@ class Caches:
     """Caches of one teacher in a folder; `top` is the number of most probable ids at the bytes of `standard`."""
 
     def __init__(
-        self, work: Path, teacher: Path, unseen: list[dict[str, str]], threads: int, said: Callable[[str], None]
+        self, work: Path, teacher: Path, unseen: list[dict[str, str]], threads: int, progress: Callable[[str], None]
     ) -> None:
-        self._work, self._teacher, self._threads, self._said = work, teacher, threads, said
+        self._work, self._teacher, self._threads, self._progress = work, teacher, threads, progress
         rows = sorted([*unseen, *packages()], key=lambda row: hashlib.sha256(row["text"].encode()).digest())
         self._trained = [row for i, row in enumerate(rows) if i % VALIDATION_SHARE]
         self._validated = rows[::VALIDATION_SHARE]
@@ -84,7 +84,7 @@ class Caches:
         path = self._work / "caches" / (f"{name}-seed-{seed}" if seed else name)
         if path.is_dir():
             return path
-        self._said(f"  caching {texts.tokens:,} tokens: {kind}")
+        self._progress(f"  caching {texts.tokens:,} tokens: {kind}")
         work = path.with_name(f"{path.name}.tmp-{os.getpid()}")
         data: dict[str, Any] = {"path": str(self._documents("trained", texts.tokens)), "val_fraction": 0.0}
         if kind == "state":
@@ -106,11 +106,11 @@ class Caches:
     def top(self, texts: Texts) -> int:
         """The fewest most probable ids with at least the bytes of `standard`, on the validation text."""
         few = Texts(tokens=texts.validation, validation=texts.validation, length=texts.length)
-        most = bytes_a_position(self.of("standard", few))
+        most = bytes_per_position(self.of("standard", few))
         low, high = 1, MOST_KEPT
         while low < high:
             middle = (low + high) // 2
-            enough = bytes_a_position(self.of(f"top-{middle}", few)) >= most
+            enough = bytes_per_position(self.of(f"top-{middle}", few)) >= most
             low, high = (low, middle) if enough else (middle + 1, high)
         return low
 
@@ -132,7 +132,7 @@ def target_settings(kind: str) -> dict[str, Any]:
     return KINDS[kind]
 
 
-def bytes_a_position(path: Path) -> float:
+def bytes_per_position(path: Path) -> float:
     """Bytes per position, without text."""
     return bytes_by_array(path)["total"]
 

@@ -22,17 +22,19 @@ def recovered(lines: Sequence[Line], labels: str, dense: str) -> dict[str, Line]
     for line in lines:
         by_kind.setdefault(line["kind"], {})[line["seed"]] = line
     start, end = by_kind[labels], by_kind[dense]
-    found = {}
+    results = {}
     for kind, by_seed in by_kind.items():
-        row: Line = {name: spread([one[name] for one in by_seed.values()]) for name in NUMBERS}
+        row: Line = {name: spread([line[name] for line in by_seed.values()]) for name in NUMBERS}
         for name in ("cross_entropy", "kl_teacher"):
             row[f"{name}_recovered"] = spread(
-                [share(start[seed][name], one[name], end[seed][name]) for seed, one in by_seed.items()]
+                [share(start[seed][name], line[name], end[seed][name]) for seed, line in by_seed.items()]
             )
-        row["ece_over_dense_points"] = spread([100 * (one["ece"] - end[seed]["ece"]) for seed, one in by_seed.items()])
+        row["ece_over_dense_points"] = spread(
+            [100 * (line["ece"] - end[seed]["ece"]) for seed, line in by_seed.items()]
+        )
         row["seeds"] = len(by_seed)
-        found[kind] = row
-    return found
+        results[kind] = row
+    return results
 
 
 def share(start: float, here: float, end: float) -> float:
@@ -49,7 +51,7 @@ def spread(values: Sequence[float]) -> dict[str, float | None]:
     return {"mean": mean, "sd": sd, "half_interval": student_quantile(n - 1) * sd / math.sqrt(n)}
 
 
-def table(found: dict[str, Any]) -> str:
+def table(results: dict[str, Any]) -> str:
     """One table per number of epochs, one row per kind."""
     titles = (
         "targets",
@@ -64,11 +66,11 @@ def table(found: dict[str, Any]) -> str:
         "seeds",
     )
     blocks = []
-    for passes, of_passes in found.items():
+    for passes, of_passes in results.items():
         rows = [
             (
                 kind,
-                "-" if row["bytes_a_position"] is None else f"{row['bytes_a_position']:.1f}",
+                "-" if row["bytes_per_position"] is None else f"{row['bytes_per_position']:.1f}",
                 shown(row["cross_entropy"], 4),
                 shown(row["kl_teacher"], 4),
                 shown(row["ece"], 2, 100),

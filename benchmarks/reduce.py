@@ -40,19 +40,19 @@ def measured(size: int, n_rows: int, device: torch.device) -> dict[str, Any]:
     head_VH = torch.randn(size, WIDTH, generator=generator).to(device) / WIDTH**0.5
     states_RH = torch.randn(n_rows, WIDTH, generator=generator).to(device) * 3
     falling_V = -1.05 * torch.log(torch.arange(size, device=device) + 2.7)
-    found: dict[str, Any] = {"head_product": microseconds(lambda: states_RH @ head_VH.T, n_rows, device)}
+    times: dict[str, Any] = {"head_product": microseconds(lambda: states_RH @ head_VH.T, n_rows, device)}
     logits_RV = states_RH @ head_VH.T + falling_V
     for name, settings in CASES.items():
-        found[name] = case(settings, logits_RV)
-    return found
+        times[name] = case(settings, logits_RV)
+    return times
 
 
 def case(settings: TargetSettings, logits_RV: torch.Tensor) -> dict[str, float]:
     """Reduce logits and assemble a block."""
     (n_rows, size), device = logits_RV.shape, logits_RV.device
     targets = target_spec(settings, size, OutputHead(width=WIDTH))
-    asked = TargetRequest(targets=targets, hidden=HiddenSpec(), vocabulary_size=size, seed=0)
-    reducer = Reducer(asked, device)
+    request = TargetRequest(targets=targets, hidden=HiddenSpec(), vocabulary_size=size, seed=0)
+    reducer = Reducer(request, device)
     labels_R = torch.zeros(n_rows, dtype=torch.int64, device=device)
     keys_R = row_keys(0, "train", 0, 0, n_rows).to(device)
     reduced = reducer.reduce(logits_RV, labels_R, keys_R).to("cpu")
@@ -90,7 +90,7 @@ def main() -> None:
     threads = torch.get_num_threads()
     print(
         json.dumps(
-            rounded({"machine": machine(), "device": str(device), "threads": threads, "microseconds_a_row": cases})
+            rounded({"machine": machine(), "device": str(device), "threads": threads, "microseconds_per_row": cases})
         )
     )
 

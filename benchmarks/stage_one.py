@@ -26,11 +26,11 @@ from kdpipe.cache.inspect import inspect_cache
 from kdpipe.pipeline.small_teacher import TeacherSizes
 from kdpipe.schemas.capture_settings import CaptureSettings
 
-ASKED = {
+TARGETS = {
     "caching_over_bare": {"cpu": 1.10, "cuda": 1.05},
     "memory_over_bare": 1.25,
-    "bytes_an_entry": 1.4,
-    "bytes_beside_the_entries": 14.0,
+    "bytes_per_entry": 1.4,
+    "bytes_besides_entries": 14.0,
     "standard_degrees": 2.0,
     "twice_the_data": {"seconds": 2.0, "memory": 1.10},
 }
@@ -88,7 +88,9 @@ class Bench:
     @cached_property
     def trained(self) -> tuple[Path, list[dict[str, str]]]:
         """The trained teacher, and unseen text."""
-        return trained_teacher(self.work, self.scale.trained, self.scale.entropy_nats, say, quick=self.scale.quick)
+        return trained_teacher(
+            self.work, self.scale.trained, self.scale.entropy_nats, print_progress, quick=self.scale.quick
+        )
 
     @cached_property
     def small(self) -> CaptureSettings:
@@ -113,10 +115,10 @@ class Bench:
         rounds = []
         for number in range(self.scale.rounds):
             rounds.append({"bare": timed(lambda: bare(run, batches)), "caching": timed(lambda: cached_once(run))})
-            said = ", ".join(f"{what} {taken['seconds']:.2f} s" for what, taken in rounds[-1].items())
-            say(f"  round {number + 1}: {said}")
+            seconds_of_sides = ", ".join(f"{what} {taken['seconds']:.2f} s" for what, taken in rounds[-1].items())
+            print_progress(f"  round {number + 1}: {seconds_of_sides}")
         plain, caching = (median_of(rounds, what) for what in ("bare", "caching"))
-        ratios = {clock: [each["caching"][clock] / each["bare"][clock] for each in rounds] for clock in plain}
+        ratios = {clock: [row["caching"][clock] / row["bare"][clock] for row in rounds] for clock in plain}
         return {
             "positions": sum(int(piece.loss_mask.sum()) for batch in batches for piece in batch),
             "tokens_padded": sum(len(batch) * max(map(len, batch)) for batch in batches),
@@ -133,11 +135,11 @@ class Bench:
         }
 
     def _memory(self) -> dict[str, Any]:
-        found = {what: in_own_process(self.large, what) for what in ("bare", "cache")}
+        memory = {what: in_own_process(self.large, what) for what in ("bare", "cache")}
         return {
-            **found,
-            "added_over_bare": found["cache"]["added_bytes"] / found["bare"]["added_bytes"],
-            "peak_over_bare": found["cache"]["peak_bytes"] / found["bare"]["peak_bytes"],
+            **memory,
+            "added_over_bare": memory["cache"]["added_bytes"] / memory["bare"]["added_bytes"],
+            "peak_over_bare": memory["cache"]["peak_bytes"] / memory["bare"]["peak_bytes"],
         }
 
     def bytes(self) -> dict[str, Any]:
@@ -154,7 +156,7 @@ class Bench:
                 cache(run, Path(folder) / "cache")
                 replaced(Path(folder) / "cache", path)
             self._found[name] = described(path)
-            say(f"  {name}: {self._found[name]['bytes_per_position']['total']:.2f} bytes per position")
+            print_progress(f"  {name}: {self._found[name]['bytes_per_position']['total']:.2f} bytes per position")
         return path, self._found[name]
 
     def angle(self) -> dict[str, Any]:
@@ -169,8 +171,8 @@ class Bench:
             number = least(lambda n: self._total(template.format(n), make(n)) >= most, 1, 128)  # noqa: B023  # called here
             name = template.format(number)
             paths[name] = self.cached(name, make(number))[0]
-        found = compare(paths, Path(str(self.small.teacher.name)), self.scale.positions, self.device)
-        return found | {"caches": {name: self._found[name] for name in paths}}
+        angles = compare(paths, Path(str(self.small.teacher.name)), self.scale.positions, self.device)
+        return angles | {"caches": {name: self._found[name] for name in paths}}
 
     def _total(self, name: str, targets: dict[str, Any]) -> float:
         total: float = self.cached(name, targets)[1]["bytes_per_position"]["total"]
@@ -181,9 +183,9 @@ class Bench:
         once = self.small
         n = 2 * self.scale.positions
         twice = self._settings(*self.trained, n, "small")
-        rounds = [[in_own_process(each, "cache") for each in (once, twice)] for _ in range(self.scale.rounds)]
+        rounds = [[in_own_process(row, "cache") for row in (once, twice)] for _ in range(self.scale.rounds)]
         names = ("seconds", "cpu_seconds", "peak_bytes", "added_bytes")
-        medians = [{name: statistics.median(each[i][name] for each in rounds) for name in names} for i in range(2)]
+        medians = [{name: statistics.median(row[i][name] for row in rounds) for name in names} for i in range(2)]
         return {
             "once": medians[0],
             "twice": medians[1],
@@ -194,7 +196,7 @@ class Bench:
 
 def median_of(rounds: list[dict[str, dict[str, float]]], what: str) -> dict[str, float]:
     """The median of each timer."""
-    return {clock: statistics.median(each[what][clock] for each in rounds) for clock in rounds[0][what]}
+    return {clock: statistics.median(row[what][clock] for row in rounds) for clock in rounds[0][what]}
 
 
 def least(holds: Callable[[int], bool], low: int, high: int) -> int:
@@ -214,24 +216,24 @@ def replaced(made: Path, path: Path) -> None:
 
 def described(path: Path) -> dict[str, Any]:
     """Size and fidelity of a cache."""
-    found = inspect_cache(path)
-    entries = found.entries_per_position
-    assert entries is not None and found.fidelity is not None
-    budget = ASKED["bytes_an_entry"] * entries.mean + ASKED["bytes_beside_the_entries"]
+    summary = inspect_cache(path)
+    entries = summary.entries_per_position
+    assert entries is not None and summary.fidelity is not None
+    budget = TARGETS["bytes_per_entry"] * entries.mean + TARGETS["bytes_besides_entries"]
     return {
-        "positions": found.positions,
-        "parts": found.parts.present,
+        "positions": summary.positions,
+        "parts": summary.parts.present,
         "entries_per_position": entries.model_dump(),
-        "bytes_per_position": dict(found.bytes_per_position),
+        "bytes_per_position": dict(summary.bytes_per_position),
         "budget": budget,
-        "entropy_nats": found.entropy_nats,
-        "label_nats": found.label_nats,
-        "tail_mass": found.tail_mass,
-        "fidelity": found.fidelity.model_dump(),
+        "entropy_nats": summary.entropy_nats,
+        "label_nats": summary.label_nats,
+        "tail_mass": summary.tail_mass,
+        "fidelity": summary.fidelity.model_dump(),
     }
 
 
-def say(text: str) -> None:
+def print_progress(text: str) -> None:
     """Print progress."""
     print(text, file=sys.stderr, flush=True)
 
@@ -274,13 +276,13 @@ def main() -> None:
         result: dict[str, Any] = {"machine": machine(), "torch": torch.__version__, "device": words.device}
         if words.device != "cpu":
             result["gpu"] = torch.cuda.get_device_name(words.device)
-        result["asked"] = ASKED
+        result["target"] = TARGETS
         for name, table in TABLES.items():
             if words.what and name not in words.what:
                 continue
-            say(f"{name}:")
+            print_progress(f"{name}:")
             result[name] = getattr(bench, name)()
-            say(table(result[name]))
+            print_progress(table(result[name]))
     result["threads"] = torch.get_num_threads()
     print(json.dumps(rounded(result), indent=2))
 

@@ -52,7 +52,7 @@ def texts() -> list[dict[str, str]]:
 
 
 def trained_teacher(
-    work: Path, sizes: TeacherSizes, entropy_nats: float | None, said: Callable[[str], None], *, quick: bool = False
+    work: Path, sizes: TeacherSizes, entropy_nats: float | None, progress: Callable[[str], None], *, quick: bool = False
 ) -> tuple[Path, list[dict[str, str]]]:
     """A teacher trained on most of the text and other modules, and the rest of the text.
 
@@ -66,9 +66,9 @@ def trained_teacher(
     name += "" if sizes.table_rate is None else f"-tables-{sizes.table_rate:g}"
     corpus = work / f"{name}.jsonl"
     write_corpus(corpus, (row for row in seen if row["text"].strip()))
-    make_teacher(corpus, work / name, sizes, said)
-    found = work / name
-    return (found if entropy_nats is None else sharpened(found, rows[n_seen:], entropy_nats)), rows[n_seen:]
+    make_teacher(corpus, work / name, sizes, progress)
+    teacher = work / name
+    return (teacher if entropy_nats is None else sharpened(teacher, rows[n_seen:], entropy_nats)), rows[n_seen:]
 
 
 def random_teacher(work: Path, sizes: RandomSizes) -> Path:

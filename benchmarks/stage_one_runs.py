@@ -96,9 +96,9 @@ def opened(settings: CaptureSettings) -> Opened:
 def cache(run: Opened, folder: Path) -> float:
     """Run stage one after loading the teacher; the report and the seconds."""
     started = time.perf_counter()
-    writer, asked = begin_cache(str(folder), run.manifest, run.inputs, run.speaker)
+    writer, request = begin_cache(str(folder), run.manifest, run.inputs, run.speaker)
     tally = CaptureTally(started=started)
-    PartMaker(writer, run.inputs.corpus, run.speaker, asked, tally).make(range(run.n_parts), _ignore, _ignore)
+    PartMaker(writer, run.inputs.corpus, run.speaker, request, tally).make(range(run.n_parts), _ignore, _ignore)
     writer.seal()
     return time.perf_counter() - started
 
@@ -182,27 +182,27 @@ def in_own_process(settings: CaptureSettings, what: str) -> dict[str, Any]:
     done = subprocess.run(words, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{what} failed in its child process:\n{done.stderr}")
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
+    result: dict[str, Any] = json.loads(done.stdout)
+    return result
 
 
 @contextmanager
-def peak_memory(found: dict[str, Any]) -> Iterator[None]:
+def peak_memory(result: dict[str, Any]) -> Iterator[None]:
     """Memory of the block, on Linux: resident bytes before it, peak, and increase."""
     # 5 resets the high-water mark (man 5 proc).
     Path("/proc/self/clear_refs").write_text("5")
     before = _status("VmRSS")
     yield
     peak = _status("VmHWM")
-    found |= {"loaded_bytes": before, "peak_bytes": peak, "added_bytes": peak - before}
+    result |= {"loaded_bytes": before, "peak_bytes": peak, "added_bytes": peak - before}
     if torch.cuda.is_available():
-        found["gpu_peak_bytes"] = torch.cuda.max_memory_allocated()
+        result["gpu_peak_bytes"] = torch.cuda.max_memory_allocated()
 
 
 def _status(name: str) -> int:
-    found = re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    assert found is not None
-    return int(found[1]) * 1024
+    result = re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert result is not None
+    return int(result[1]) * 1024
 
 
 def main() -> None:
@@ -210,11 +210,11 @@ def main() -> None:
     what, settings = sys.argv[1], CaptureSettings.model_validate_json(sys.argv[2])
     run = opened(settings)
     batches = run.batches() if what == "bare" else []
-    found: dict[str, Any] = {}
-    with peak_memory(found):
-        found |= timed(lambda: bare(run, batches) if what == "bare" else cached_once(run))
-    found["threads"] = torch.get_num_threads()
-    print(json.dumps(found))
+    result: dict[str, Any] = {}
+    with peak_memory(result):
+        result |= timed(lambda: bare(run, batches) if what == "bare" else cached_once(run))
+    result["threads"] = torch.get_num_threads()
+    print(json.dumps(result))
 
 
 if __name__ == "__main__":

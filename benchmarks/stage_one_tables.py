@@ -4,12 +4,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 MEBI = 1 << 20
-Found = dict[str, Any]
+Results = dict[str, Any]
 
 
-def overhead(found: Found) -> str:
+def overhead(results: Results) -> str:
     """Seconds, the steps of one run as shares of the bare forward pass, memory."""
-    steps, beside, memory = found["profile"]["steps"], found["profile"]["beside"], found["memory"]
+    steps, beside, memory = results["profile"]["steps"], results["profile"]["beside"], results["memory"]
     model = steps["layers"] + steps["head"]
     rows = [(step, f"{seconds:.2f}", f"{seconds / model:.2%}") for step, seconds in steps.items()]
     for step, clocks in beside.items():
@@ -21,9 +21,10 @@ def overhead(found: Found) -> str:
             )
         )
     lines = [
-        f"{found['positions']:,} positions, {found['tokens_padded']:,} tokens with padding, {found['batches']} batches",
-        f"bare {found['bare']['seconds']:.2f} s, caching {found['caching']['seconds']:.2f} s: "
-        f"{found['caching_over_bare']:.3f} times; of CPU seconds {found['caching_over_bare_of_cpu']:.3f} times",
+        f"{results['positions']:,} positions, {results['tokens_padded']:,} tokens with padding, "
+        f"{results['batches']} batches",
+        f"bare {results['bare']['seconds']:.2f} s, caching {results['caching']['seconds']:.2f} s: "
+        f"{results['caching_over_bare']:.3f} times; of CPU seconds {results['caching_over_bare_of_cpu']:.3f} times",
         "",
         *columns(("step, of a run with timers", "seconds", "over layers and head"), rows),
     ]
@@ -35,11 +36,11 @@ def overhead(found: Found) -> str:
     return "\n".join([*lines, "", *columns(("memory in MiB", "loaded", "added", "peak"), sizes)])
 
 
-def bytes_(found: Found) -> str:
+def bytes_(results: Results) -> str:
     """One row per target kind."""
-    names = [name for name in next(iter(found.values()))["bytes_per_position"] if name != "total"]
+    names = [name for name in next(iter(results.values()))["bytes_per_position"] if name != "total"]
     rows = []
-    for kind, of_kind in found.items():
+    for kind, of_kind in results.items():
         per, fidelity = of_kind["bytes_per_position"], of_kind["fidelity"]
         degrees = fidelity["gradient_angle_degrees"]
         rows.append(
@@ -53,35 +54,35 @@ def bytes_(found: Found) -> str:
                 f"{degrees:.2f}" if degrees is not None else "-",
             )
         )
-    first = next(iter(found.values()))
+    first = next(iter(results.values()))
     nats = f"entropy {first['entropy_nats']:.2f} nats, label {first['label_nats']:.2f}"
     head = f"{first['positions']:,} positions, {nats}"
     titles = ("bytes per position", "entries", "total", "budget", *names, "KL", "degrees")
     return "\n".join([head, "", *columns(titles, rows)])
 
 
-def angle(found: Found) -> str:
+def angle(results: Results) -> str:
     """One row per cache, one column per number of positions."""
-    stages = list(found["degrees_by_positions"])
+    stages = list(results["degrees_by_positions"])
     rows = [
         (
             name,
             f"{of_cache['bytes_per_position']['total']:.2f}",
             f"{of_cache['entries_per_position']['mean']:.2f}",
-            *(f"{found['degrees_by_positions'][stage][name]:.3f}" for stage in stages),
-            f"{found['length_ratio'][name]:.4f}",
+            *(f"{results['degrees_by_positions'][stage][name]:.3f}" for stage in stages),
+            f"{results['length_ratio'][name]:.4f}",
         )
-        for name, of_cache in found["caches"].items()
+        for name, of_cache in results["caches"].items()
     ]
     titles = ("degrees", "bytes", "entries", *(f"{int(stage):,}" for stage in stages), "length")
     return "\n".join(columns(titles, rows))
 
 
-def scaling(found: Found) -> str:
+def scaling(results: Results) -> str:
     """Once, twice, and the ratio."""
     rows = []
-    for name, ratio in found["ratio"].items():
-        sizes = [found[size][name] for size in ("once", "twice")]
+    for name, ratio in results["ratio"].items():
+        sizes = [results[size][name] for size in ("once", "twice")]
         cells = [f"{size:.2f}" if name.endswith("seconds") else f"{size / MEBI:,.0f} Mi" for size in sizes]
         rows.append((name, *cells, f"{ratio:.3f}"))
     return "\n".join(columns(("data", "once", "twice", "ratio"), rows))
@@ -98,7 +99,7 @@ def columns(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return lines
 
 
-TABLES: dict[str, Callable[[Found], str]] = {
+TABLES: dict[str, Callable[[Results], str]] = {
     "overhead": overhead,
     "bytes": bytes_,
     "angle": angle,

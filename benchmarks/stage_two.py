@@ -24,7 +24,7 @@ from stage_two_pairs import Pairs
 from stage_two_tables import TABLES, interval
 
 CHILD = Path(__file__).with_name("stage_two_child.py")
-ASKED = {
+TARGETS = {
     "step": {"seconds": {"32000": 1.0, "152000": 0.95}, "memory": 0.6},
     "gkd": {"seconds": 0.5},
     "scaling": {"seconds": 10.0, "memory": 1.10},
@@ -73,11 +73,11 @@ class Bench:
 
     def step(self) -> dict[str, Any]:
         """Time and memory of a hybrid step and of the Trainer's cross-entropy step, at each vocabulary."""
-        found = {}
+        results = {}
         for vocabulary in self.scale.vocabularies:
             case = replace(self.scale.case, vocabulary=vocabulary)
-            found[str(vocabulary)] = self._timed("trainer", case) | self._inside("trainer", case)
-        return found
+            results[str(vocabulary)] = self._timed("trainer", case) | self._inside("trainer", case)
+        return results
 
     def gkd(self) -> dict[str, Any]:
         """The same step and one of GKDTrainer, with a teacher in the process, at the first vocabulary."""
@@ -86,20 +86,20 @@ class Bench:
     def _timed(self, peer: str, case: Case) -> dict[str, Any]:
         """Timed pairs of steps, and the medians of their ratios."""
         how = f"{case.batch} x {case.length}, {case.vocabulary:,} ids, micro-batch {case.portion or 'default'}"
-        say(f"  {case.preset}, {how}, against {peer}")
-        found = self._pairs(peer, case)
+        print_progress(f"  {case.preset}, {how}, against {peer}")
+        results = self._pairs(peer, case)
         seconds, cpu = (
-            interval([one["ours"][clock] / one["theirs"][clock] for one in found["rounds"]])
+            interval([pair["ours"][clock] / pair["theirs"][clock] for pair in results["rounds"]])
             for clock in ("seconds", "cpu_seconds")
         )
         medians = {
-            side: statistics.median(one[side]["seconds"] for one in found["rounds"]) for side in ("ours", "theirs")
+            side: statistics.median(pair[side]["seconds"] for pair in results["rounds"]) for side in ("ours", "theirs")
         }
-        return {**found, "peer": peer, "medians": medians, "ratio": seconds, "ratio_of_cpu": cpu}
+        return {**results, "peer": peer, "medians": medians, "ratio": seconds, "ratio_of_cpu": cpu}
 
     def _inside(self, peer: str, case: Case) -> dict[str, Any]:
         """Memory added by the steps of each side, and with `--profile` the time of their parts."""
-        say("  memory of each side")
+        print_progress("  memory of each side")
         memory = {side: self._child("memory", side, case, 1) for side in ("ours", peer)}
         return {
             "memory": memory,
@@ -119,10 +119,10 @@ class Bench:
     def scaling(self) -> dict[str, Any]:
         """So many steps of a tiny student, and ten times as many, each in its own process."""
         n = self.scale.steps
-        found = {str(steps): self._run(self.scale.small, steps, n, "scaling") for steps in (n, 10 * n)}
-        once, ten = (self._seconds_and_peak(one) for one in found.values())
+        results = {str(steps): self._run(self.scale.small, steps, n, "scaling") for steps in (n, 10 * n)}
+        once, ten = (self._seconds_and_peak(run) for run in results.values())
         return {
-            "steps": list(found),
+            "steps": list(results),
             "once": once,
             "ten_times": ten,
             "ratio": {name: ten[name] / once[name] for name in once},
@@ -152,7 +152,7 @@ class Bench:
         every = {"every": often}
         cache, out = make_cache(self.work, case), self.work / f"{name}-{steps}"
         settings = settings_for(case, cache, out, run={"max_steps": steps}, evaluation=every, saving=every)
-        return self._ask(sys.executable, "train", {"settings": settings.model_dump(mode="json")})
+        return self._in_child(sys.executable, "train", {"settings": settings.model_dump(mode="json")})
 
     def stages(self) -> dict[str, Any]:
         """Peak memory of `cache-teacher` with a large teacher, and of `train` from its cache."""
@@ -160,18 +160,18 @@ class Bench:
         corpus, cache = self.work / "taught.jsonl", self.work / "taught"
         write_documents(corpus, texts(), folder, self.scale.taught_tokens)
         threads = self.scale.case.threads
-        one = {
+        capture = {
             "teacher": {"name": str(folder)},
             "data": {"path": str(corpus), "val_fraction": 0.0},
             "sequences": {"length": self.scale.small.length},
             "machine": {"devices": "cpu", "threads": threads},
             "out": str(cache),
         }
-        teaching = self._ask(sys.executable, "cache-teacher", {"settings": one})
+        teaching = self._in_child(sys.executable, "cache-teacher", {"settings": capture})
         two = settings_for(
             self.scale.small, cache, self.work / "taught-student", run={"max_steps": self.scale.waiting_steps}
         )
-        learning = self._ask(sys.executable, "train", {"settings": two.model_dump(mode="json")})
+        learning = self._in_child(sys.executable, "train", {"settings": two.model_dump(mode="json")})
         weights = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
         return {
             "teacher_weights": weights,
@@ -183,7 +183,7 @@ class Bench:
 
     def _child(self, what: str, peer: str, case: Case, rounds: int, **more: str) -> dict[str, Any]:
         with tempfile.TemporaryDirectory(dir=self.work) as place:
-            asked = {
+            task = {
                 "case": asdict(case),
                 "cache": str(make_cache(self.work, case)),
                 "work": place,
@@ -191,21 +191,21 @@ class Bench:
                 "rounds": rounds,
                 **more,
             }
-            return self._ask(str(python_with_peers(self.peers)), what, asked)
+            return self._in_child(str(python_with_peers(self.peers)), what, task)
 
     @staticmethod
-    def _ask(python: str, what: str, asked: dict[str, Any]) -> dict[str, Any]:
+    def _in_child(python: str, what: str, task: dict[str, Any]) -> dict[str, Any]:
         """The JSON result of a child process; its progress goes to stderr."""
         offline = os.environ | {"HF_HUB_OFFLINE": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
-        words = [python, str(CHILD), what, json.dumps(asked)]
+        words = [python, str(CHILD), what, json.dumps(task)]
         done = subprocess.run(words, stdout=subprocess.PIPE, text=True, env=offline)
         if done.returncode:
             raise SystemExit(f"{what} failed in its child process, see above")
-        found: dict[str, Any] = json.loads(done.stdout)
-        return found
+        results: dict[str, Any] = json.loads(done.stdout)
+        return results
 
 
-def say(text: str) -> None:
+def print_progress(text: str) -> None:
     """Print progress."""
     print(text, file=sys.stderr, flush=True)
 
@@ -258,14 +258,14 @@ def main() -> None:
             "machine": machine(),
             "threads": words.threads,
             "portion": words.portion,
-            "asked": ASKED,
+            "target": TARGETS,
         }
         for name, table in TABLES.items():
             if words.what and name not in words.what:
                 continue
-            say(f"{name}:")
+            print_progress(f"{name}:")
             result[name] = getattr(bench, name)()
-            say(table(result[name]))
+            print_progress(table(result[name]))
     print(json.dumps(rounded(result), indent=2))
 
 

@@ -25,19 +25,19 @@ from kdpipe.schemas.capture_settings import CaptureOptions, CaptureSettings
 from kdpipe.schemas.train_settings import TrainOptions, TrainSettings
 
 WARM_UP = 1
-Asked = dict[str, Any]
+Task = dict[str, Any]
 
 
-def pairs(asked: Asked) -> dict[str, Any]:
+def pairs(task: Task) -> dict[str, Any]:
     """Alternating steps of a peer and of kdpipe, saved as they are timed, after one warm-up pair."""
     from stage_two_peers import PEERS, EachStep, versions
 
-    case, work, kept = Case(**asked["case"]), Path(asked["work"]), Pairs(Path(asked["kept"]))
-    cache, n_steps = Path(asked["cache"]), asked["rounds"] + WARM_UP
+    case, work, kept = Case(**task["case"]), Path(task["work"]), Pairs(Path(task["kept"]))
+    cache, n_steps = Path(task["cache"]), task["rounds"] + WARM_UP
     with ours(settings_for(case, cache, work / "ours"), ahead=False) as mine:
         n_student, n_teacher = n_parameters(student_config(case)), n_parameters(teacher_config(case, 4.0))
         compared = {"parameters": n_student, "threads": torch.get_num_threads(), "versions": versions()}
-        if asked["peer"] == "gkd":
+        if task["peer"] == "gkd":
             compared["teacher_over_student"] = n_teacher / n_student
         kept.add(compared=compared)
         begun, number = _now(), 0
@@ -51,8 +51,8 @@ def pairs(asked: Asked) -> dict[str, Any]:
             number += 1
             if number > WARM_UP:
                 kept.add(pair=pair)
-            told = ", ".join(f"{name} {taken['seconds']:.2f} s" for name, taken in pair.items())
-            print(f"  pair {number - WARM_UP}: {told}", file=sys.stderr, flush=True)
+            seconds_of_sides = ", ".join(f"{name} {taken['seconds']:.2f} s" for name, taken in pair.items())
+            print(f"  pair {number - WARM_UP}: {seconds_of_sides}", file=sys.stderr, flush=True)
             begun = _now()
 
         def begin() -> None:
@@ -60,8 +60,8 @@ def pairs(asked: Asked) -> dict[str, Any]:
             begun = _now()
 
         rows = rows_of(cache, case.batch * n_steps)
-        each = EachStep(begin, stepped)
-        trainer = PEERS[asked["peer"]](case, rows, work / asked["peer"], n_steps, each)
+        callback = EachStep(begin, stepped)
+        trainer = PEERS[task["peer"]](case, rows, work / task["peer"], n_steps, callback)
         done = trainer.train()
     losses = {"theirs": done.training_loss, "our_cross_entropy": sum(mine.cross_entropy) / n_steps}
     kept.add(mean_loss=losses)
@@ -76,16 +76,16 @@ def _since(start: tuple[float, float]) -> dict[str, float]:
     return {"seconds": time.perf_counter() - start[0], "cpu_seconds": time.process_time() - start[1]}
 
 
-def memory(asked: Asked) -> dict[str, Any]:
+def memory(task: Task) -> dict[str, Any]:
     """Peak memory added by steps to what remains after the first one (weights, moments, the process)."""
-    return _over_steps(asked, 3, Memory())
+    return _over_steps(task, 3, Memory())
 
 
-def profile(asked: Asked) -> dict[str, Any]:
+def profile(task: Task) -> dict[str, Any]:
     """Seconds by part of some steps, after the first."""
     from stage_two_peers import THEIRS
 
-    return _over_steps(asked, 1 + asked["rounds"], Profile(OURS if asked["peer"] == "ours" else THEIRS))
+    return _over_steps(task, 1 + task["rounds"], Profile(OURS if task["peer"] == "ours" else THEIRS))
 
 
 class Memory:
@@ -105,9 +105,9 @@ class Memory:
 
 
 def _status(name: str) -> int:
-    found = re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    assert found is not None
-    return int(found[1]) * 1024
+    results = re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert results is not None
+    return int(results[1]) * 1024
 
 
 class Profile:
@@ -130,10 +130,10 @@ class Profile:
         return {"seconds": whole, "steps": self._spent | {"all else": whole - sum(self._spent.values())}}
 
 
-def _over_steps(asked: Asked, n_steps: int, measured: Memory | Profile) -> dict[str, Any]:
+def _over_steps(task: Task, n_steps: int, measured: Memory | Profile) -> dict[str, Any]:
     """Run steps of one side; measurements start after the first."""
-    case, work, cache = Case(**asked["case"]), Path(asked["work"]), Path(asked["cache"])
-    if asked["peer"] == "ours":
+    case, work, cache = Case(**task["case"]), Path(task["work"]), Path(task["cache"])
+    if task["peer"] == "ours":
         with ours(settings_for(case, cache, work / "ours"), ahead=True) as mine:
             mine.step()
             measured.begin()
@@ -144,37 +144,37 @@ def _over_steps(asked: Asked, n_steps: int, measured: Memory | Profile) -> dict[
 
     if case.threads is not None:
         torch.set_num_threads(case.threads)
-    steps, found = [0], dict[str, Any]()
+    steps, results = [0], dict[str, Any]()
 
     def stepped() -> None:
         steps[0] += 1
         if steps[0] == 1:
             measured.begin()
         if steps[0] == n_steps:
-            found.update(measured.end())
+            results.update(measured.end())
 
     rows = rows_of(cache, case.batch * n_steps)
-    PEERS[asked["peer"]](case, rows, work / asked["peer"], n_steps, EachStep(lambda: None, stepped)).train()
-    return found
+    PEERS[task["peer"]](case, rows, work / task["peer"], n_steps, EachStep(lambda: None, stepped)).train()
+    return results
 
 
-def train(asked: Asked) -> dict[str, Any]:
+def train(task: Task) -> dict[str, Any]:
     """Run `kdpipe train`; its report."""
     from kdpipe.pipeline.train import train as run
 
-    settings = TrainSettings.model_validate_json(json.dumps(asked["settings"]))
+    settings = TrainSettings.model_validate_json(json.dumps(task["settings"]))
     return run(settings, TrainOptions(overwrite=True), SilentTrainWatch()).model_dump(mode="json")
 
 
-def cache_teacher(asked: Asked) -> dict[str, Any]:
+def cache_teacher(task: Task) -> dict[str, Any]:
     """Run `kdpipe cache-teacher`; its peak memory."""
     from kdpipe.pipeline.cache_teacher import cache_teacher as run
 
-    run(CaptureSettings.model_validate_json(json.dumps(asked["settings"])), CaptureOptions(), SilentWatch())
+    run(CaptureSettings.model_validate_json(json.dumps(task["settings"])), CaptureOptions(), SilentWatch())
     return {"peak_bytes": peak_process_bytes()}
 
 
-WHAT: dict[str, Callable[[Asked], dict[str, Any]]] = {
+WHAT: dict[str, Callable[[Task], dict[str, Any]]] = {
     "pairs": pairs,
     "memory": memory,
     "profile": profile,
@@ -186,8 +186,8 @@ WHAT: dict[str, Callable[[Asked], dict[str, Any]]] = {
 def main() -> None:
     """Run the task; only the result goes to stdout."""
     with contextlib.redirect_stdout(sys.stderr):
-        found = WHAT[sys.argv[1]](json.loads(sys.argv[2]))
-    print(json.dumps(found))
+        results = WHAT[sys.argv[1]](json.loads(sys.argv[2]))
+    print(json.dumps(results))
 
 
 if __name__ == "__main__":

@@ -96,10 +96,10 @@ def _full(case: Case, part: PlannedPart) -> Iterator[tuple[Sequence, Block]]:
 
 
 def _packing(case: Case, part: PlannedPart, rng: np.random.Generator) -> Packing:
-    n, each = part.n_documents, case.documents
-    n_sequences, mean = n // each, case.length // each
-    lengths = np.full((n_sequences, each), mean)
-    for left in range(0, each - 1, 2):
+    n, per_sequence = part.n_documents, case.documents
+    n_sequences, mean = n // per_sequence, case.length // per_sequence
+    lengths = np.full((n_sequences, per_sequence), mean)
+    for left in range(0, per_sequence - 1, 2):
         moved = rng.integers(-mean // 2, mean // 2, n_sequences)
         lengths[:, left] += moved
         lengths[:, left + 1] -= moved
@@ -116,7 +116,7 @@ def _packing(case: Case, part: PlannedPart, rng: np.random.Generator) -> Packing
         lengths=lengths.ravel(),
         prompts=np.zeros(n, np.int64),
         topics=rng.integers(0, case.vocabulary, n),
-        sequence_starts=np.arange(0, n + 1, each),
+        sequence_starts=np.arange(0, n + 1, per_sequence),
         columns=columns,
     )
 
@@ -152,14 +152,14 @@ def settings_for(case: Case, cache: Path, out: Path, **sections: dict[str, Any])
 def rows_of(cache: Path, n: int) -> list[dict[str, list[int]]]:
     """The first sequences in kdpipe's order as rows for a Trainer; labels are not shifted."""
     opened = open_cache(str(cache), "train")
-    found = []
+    rows = []
     for number in ordering(opened, "shuffled", 0).at(np.arange(n)).tolist():
-        one = opened.tokens(number)
-        labels = np.full(len(one.tokens), IGNORED_LABEL)
-        trained = np.flatnonzero(one.loss_mask) + 1
-        labels[trained] = one.tokens[trained]
-        found.append({"input_ids": one.tokens.tolist(), "labels": labels.tolist()})
-    return found
+        rows = opened.tokens(number)
+        labels = np.full(len(rows.tokens), IGNORED_LABEL)
+        trained = np.flatnonzero(rows.loss_mask) + 1
+        labels[trained] = rows.tokens[trained]
+        rows.append({"input_ids": rows.tokens.tolist(), "labels": labels.tolist()})
+    return rows
 
 
 def student_config(case: Case) -> LlamaConfig:
@@ -184,8 +184,8 @@ def teacher_config(case: Case, times: float) -> LlamaConfig:
         "num_attention_heads": 2 * small.num_attention_heads,
         "num_key_value_heads": 2 * small.num_key_value_heads,
     }
-    one, two = (n_parameters(LlamaConfig(**{**wide, "num_hidden_layers": n})) for n in (1, 2))
-    layers = -(-int(times * n_parameters(small) - one) // (two - one)) + 1
+    rows, two = (n_parameters(LlamaConfig(**{**wide, "num_hidden_layers": n})) for n in (1, 2))
+    layers = -(-int(times * n_parameters(small) - rows) // (two - rows)) + 1
     return LlamaConfig(**{**wide, "num_hidden_layers": max(1, layers)})
 
 
@@ -193,4 +193,4 @@ def n_parameters(config: LlamaConfig) -> int:
     """Number of parameters of a model, without allocating it."""
     auto: Any = AutoModelForCausalLM
     with torch.device("meta"):
-        return sum(each.numel() for each in auto.from_config(config).parameters())
+        return sum(per_sequence.numel() for per_sequence in auto.from_config(config).parameters())

@@ -69,20 +69,20 @@ def _arguments(case: Case, out: Path, n_steps: int) -> dict[str, Any]:
     }
 
 
-def plain_trainer(case: Case, rows: list[dict[str, list[int]]], out: Path, n_steps: int, each: EachStep) -> Any:
+def plain_trainer(case: Case, rows: list[dict[str, list[int]]], out: Path, n_steps: int, callback: EachStep) -> Any:
     """Cross-entropy fine-tuning with the Trainer."""
     make: Any = Trainer
     made = make(
         model=fresh_model(student_config(case)),
         args=TrainingArguments(**_arguments(case, out, n_steps)),
         train_dataset=rows,
-        callbacks=[each],
+        callbacks=[callback],
     )
     made.remove_callback(PrinterCallback)
     return made
 
 
-def gkd_trainer(case: Case, rows: list[dict[str, list[int]]], out: Path, n_steps: int, each: EachStep) -> Any:
+def gkd_trainer(case: Case, rows: list[dict[str, list[int]]], out: Path, n_steps: int, callback: EachStep) -> Any:
     """Forward KL to a teacher in memory, four times the student's size, on the cached text only."""
     from datasets import Dataset
     from trl.experimental.gkd import GKDConfig, GKDTrainer
@@ -100,7 +100,7 @@ def gkd_trainer(case: Case, rows: list[dict[str, list[int]]], out: Path, n_steps
         data_collator=_collated,
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,
-        callbacks=[each],
+        callbacks=[callback],
     )
     made.remove_callback(PrinterCallback)
     return made

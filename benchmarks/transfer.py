@@ -35,7 +35,7 @@ from kdpipe.cache.stores.local_store import LocalStore
 from kdpipe.cache.stores.retries import RetryPolicy
 from kdpipe.cache.transfer import copy_cache
 from kdpipe.cache.verify import verify_cache
-from kdpipe.pipeline.documents.part_plan import rows_of_a_part
+from kdpipe.pipeline.documents.part_plan import rows_per_part
 from kdpipe.pipeline.train import train
 from kdpipe.pipeline.watch import SilentTrainWatch
 from kdpipe.schemas.cache_plan import SplitPlan
@@ -47,13 +47,13 @@ from support.s3 import s3_server
 from support.synthetic import Recipe, synthetic_manifest, synthetic_part, synthetic_tables
 from support.web import Site, serving
 
-ASKED = {
+TARGETS = {
     "local_over_cp_and_sha256sum": 0.5,
     "s3_over_plain_download": 0.8,
     "verify_by_url_over_copy": 1.0,
     "training_from_s3_over_local": 0.95,
     "bytes_in_files_of_16_MB_from_20_million_positions": 0.9,
-    "files_a_part": 16,
+    "files_per_part": 16,
 }
 LARGE_FILE = 16_000_000
 # Latency of a request to a web server.
@@ -104,8 +104,8 @@ class Bench:
 
         def plain() -> None:
             subprocess.run(["cp", "-r", str(cache), str(target)], check=True)
-            found = subprocess.run(["find", str(target), "-type", "f", "-print0"], check=True, capture_output=True)
-            subprocess.run(["xargs", "-0", "sha256sum"], input=found.stdout, check=True, stdout=subprocess.DEVNULL)
+            listing = subprocess.run(["find", str(target), "-type", "f", "-print0"], check=True, capture_output=True)
+            subprocess.run(["xargs", "-0", "sha256sum"], input=listing.stdout, check=True, stdout=subprocess.DEVNULL)
 
         return self._beside(plain, lambda: copy_cache(cache, target), target, n_bytes)
 
@@ -190,7 +190,7 @@ class Bench:
 
     def files(self) -> dict[str, Any]:
         """The files of a part of the default size in a cache of 20 million positions."""
-        rows = int(rows_of_a_part(MANY_ROWS)) if self.scale.rounds > 1 else 20_000
+        rows = int(rows_per_part(MANY_ROWS)) if self.scale.rounds > 1 else 20_000
         n = round(rows / ROWS_A_DOCUMENT)
         recipe = Recipe(documents={"train": n}, documents_per_part=n, document_tokens=500, hidden=False)
         folder = self.work / "one-part"
@@ -286,7 +286,7 @@ def main() -> None:
     names = ("local", "s3", "verify", "mirror", "training", "files")
     if odd := set(words.what) - set(names):
         parser.error(f"unknown measurement {', '.join(sorted(odd))}; available: {', '.join(names)}")
-    result: dict[str, Any] = {"machine": machine(), "asked": ASKED}
+    result: dict[str, Any] = {"machine": machine(), "target": TARGETS}
     with tempfile.TemporaryDirectory(prefix="kdpipe-bench-") as folder, s3_server() as environment:
         os.environ.update(environment)
         bench = Bench(scale, Path(folder))

@@ -64,12 +64,14 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", metavar="NAME", help="Only these caches and students")
     given = parser.parse_args()
     given.work.mkdir(parents=True, exist_ok=True)
-    found = {"machine": machine(), "digests": dict(digests(given.work, given.only))}
-    print(json.dumps(found, indent=1))
+    document = {"machine": machine(), "digests": dict(digests(given.work, given.only))}
+    print(json.dumps(document, indent=1))
     if given.compare:
         before = json.loads(given.compare.read_text("utf-8"))["digests"]
-        differing = [name for name, digest in found["digests"].items() if before.get(name) != digest]
-        say(f"{len(found['digests']) - len(differing)} equal, {len(differing)} differ: {', '.join(differing) or '-'}")
+        differing = [name for name, digest in document["digests"].items() if before.get(name) != digest]
+        print_progress(
+            f"{len(document['digests']) - len(differing)} equal, {len(differing)} differ: {', '.join(differing) or '-'}"
+        )
         sys.exit(1 if differing else 0)
 
 
@@ -89,7 +91,7 @@ class Caches:
 
     def __init__(self, work: Path) -> None:
         self._work = work
-        self._teacher, _ = trained_teacher(work, TEACHER, None, say, quick=True)
+        self._teacher, _ = trained_teacher(work, TEACHER, None, print_progress, quick=True)
         self._data = [work / f"data-{i}.jsonl" for i in range(2)]
         for i, path in enumerate(self._data):
             write_corpus(path, texts()[i * TEXTS : (i + 1) * TEXTS])
@@ -98,7 +100,7 @@ class Caches:
         """The folder of a finished cache."""
         path = self._work / name.replace(" ", "-")
         if not (path / "index.parquet").is_file():
-            say(f"cache: {name}")
+            print_progress(f"cache: {name}")
             self._make(name, path)
         return path
 
@@ -144,7 +146,7 @@ def trained(work: Path, caches: Caches, name: str, cache: str, options: tuple[st
     """The folder of a finished run."""
     out = work / "runs" / name.replace(" ", "-")
     if not (out / "final").is_dir():
-        say(f"student: {name}")
+        print_progress(f"student: {name}")
         first = work / "runs" / "adamw" / "final"
         if "{student}" in options and not first.is_dir():
             trained(work, caches, "adamw", *TRAINED["adamw"])
@@ -191,7 +193,7 @@ def command(*words: Any) -> None:
         raise SystemExit(f"kdpipe {words[0]} ended with exit code {code}")
 
 
-def say(text: str) -> None:
+def print_progress(text: str) -> None:
     """Write a line to stderr."""
     print(text, file=sys.stderr)
 

@@ -27,8 +27,8 @@ def test_students_are_measured_in_training_and_validation(tmp_path: Path) -> Non
     ]
     dense = first["rows"][0]
     assert dense["train_kl"] == dense["train_kl_by_draws"] != dense["validation_kl"]
-    more, said = answer("--targets", "state", "lean, 2 sets", "lean", "standard, 0.3 of the tail prior")
-    assert said.count("Student(") == 4
+    more, progress = answer("--targets", "state", "lean, 2 sets", "lean", "standard, 0.3 of the tail prior")
+    assert progress.count("Student(") == 4
     assert [row for row in more["rows"] if row["targets"] in ("state", "lean, 2 sets")] == first["rows"]
     once, twice = ({row["targets"]: row for row in more["rows"] if row["epochs"] == n} for n in (1, 2))
     one_set, two_sets = (once[name]["bytes_per_position"] for name in ("lean", "lean, 2 sets"))

@@ -9,13 +9,13 @@ from support.scripts import check_script
 
 
 @pytest.mark.slow
-def test_a_loss_is_held_against_the_same_run_without_it(tmp_path: Path) -> None:
+def test_a_loss_is_compared_with_the_same_run_without_it(tmp_path: Path) -> None:
     done = check_script("hidden_losses", "--quick", "--work", str(tmp_path), "mse", "router")
     answer = json.loads(done.out)
     assert set(answer["losses"]) == {"none", "mse", "router"}
-    found = answer["losses"]["mse"]
-    assert found["own_with"]["mean"] > 0
-    assert found["own_without"]["mean"] > 0
-    assert set(found["difference"]) == {"cross_entropy", "kl_teacher", "top1_agreement"}
+    result = answer["losses"]["mse"]
+    assert result["own_with"]["mean"] > 0
+    assert result["own_without"]["mean"] > 0
+    assert set(result["difference"]) == {"cross_entropy", "kl_teacher", "top1_agreement"}
     assert sum(one["mean"] for one in answer["losses"]["router"]["mixture"].values()) == pytest.approx(2, abs=1e-3)
     assert "| mse | 1 |" in done.err

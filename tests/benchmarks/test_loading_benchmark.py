@@ -8,7 +8,7 @@ from support.scripts import check_script
 
 
 @pytest.mark.slow
-def test_every_case_is_timed_beside_what_a_student_takes() -> None:
+def test_every_case_is_compared_with_the_rate_of_a_student() -> None:
     answer = json.loads(check_script("loading", "--quick", "--threads", "1").out)
     assert {f"{case}, 1 threads" for case in ("threshold", "topk", "labels_alone", "with_hidden")} == set(
         answer["loaded"]

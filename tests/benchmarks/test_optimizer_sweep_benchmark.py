@@ -24,7 +24,7 @@ def swept(work: Path, *words: str) -> tuple[Any, str]:
 
 
 @pytest.mark.slow
-def test_the_best_cells_are_confirmed_and_kept(work: Path) -> None:
+def test_the_best_cells_are_repeated_and_stored(work: Path) -> None:
     first, shown = swept(work, "--optimizers", "muon")
     best = first["confirmed"]["0.1M fresh muon"]
     assert len(best) == 3 and best == sorted(best, key=lambda row: row["kl_mean"])
@@ -35,19 +35,19 @@ def test_the_best_cells_are_confirmed_and_kept(work: Path) -> None:
     table = check_script("optimizer_sweep_table", "--work", str(work)).out
     assert len([line for line in table.splitlines() if line.startswith("| fresh |")]) == 1
     assert f"| {best[0]['kl_mean']:.3f} ± {best[0]['kl_sd']:.3f} |" in table
-    found = json.loads(check_script("fused_attention", *QUICK, "--work", str(work), "--seeds", "2").out)
-    assert all(len(found[way]["kl"]) == 2 for way in ("whole", "parts")) and found["whole"] != found["parts"]
+    result = json.loads(check_script("fused_attention", *QUICK, "--work", str(work), "--seeds", "2").out)
+    assert all(len(result[way]["kl"]) == 2 for way in ("whole", "parts")) and result["whole"] != result["parts"]
 
 
 @pytest.mark.slow
-def test_students_that_were_trained_before_are_swept_too(work: Path) -> None:
+def test_pretrained_and_lora_students_are_swept_too(work: Path) -> None:
     kinds = ("pretrained", "lora")
     first, _ = swept(work, "--optimizers", "adamw", "--confirmed", "1", "--alone", "--kinds", *kinds)
     assert all(len(first["confirmed"][f"0.1M {kind} adamw"]) == 1 for kind in kinds)
 
 
 @pytest.mark.slow
-def test_the_default_is_held_against_the_cells_around_it(tmp_path: Path) -> None:
+def test_the_default_is_compared_with_neighboring_cells(tmp_path: Path) -> None:
     cache = make_cache(tmp_path)
     (tmp_path / "student.json").write_text(json.dumps(STUDENT))
     words = ("--cache", str(cache), "--student", str(tmp_path / "student.json"), "--steps", "2")

@@ -15,40 +15,40 @@ def answer(work: Path, *words: str) -> Any:
     return json.loads(check_script("stage_two", "--quick", "--threads", "1", "--work", str(work), *words).out)
 
 
-def check_timed(found: dict[str, Any]) -> None:
+def check_timed(result: dict[str, Any]) -> None:
     """Check the results of pairs with a peer."""
-    assert len(found["rounds"]) == 2
-    assert found["threads"] == 1
-    assert set(found["versions"]) == {"torch", "transformers", "accelerate", "trl"}
-    assert 0 < found["ratio"]["low"] <= found["ratio"]["median"] <= found["ratio"]["high"]
+    assert len(result["rounds"]) == 2
+    assert result["threads"] == 1
+    assert set(result["versions"]) == {"torch", "transformers", "accelerate", "trl"}
+    assert 0 < result["ratio"]["low"] <= result["ratio"]["median"] <= result["ratio"]["high"]
 
 
-def check_inside(found: dict[str, Any], peer: str) -> None:
+def check_inside(result: dict[str, Any], peer: str) -> None:
     """Check memory and profile of both sides."""
-    assert set(found["memory"]) == set(found["profile"]) == {"ours", peer}
-    assert all(one["peak_bytes"] >= one["held_bytes"] > 0 for one in found["memory"].values())
-    for one in found["profile"].values():
-        assert sum(one["steps"].values()) == pytest.approx(one["seconds"], rel=1e-2)
-        assert all(seconds > 0 for step, seconds in one["steps"].items() if step != "all else")
+    assert set(result["memory"]) == set(result["profile"]) == {"ours", peer}
+    assert all(side["peak_bytes"] >= side["held_bytes"] > 0 for side in result["memory"].values())
+    for side in result["profile"].values():
+        assert sum(side["steps"].values()) == pytest.approx(side["seconds"], rel=1e-2)
+        assert all(seconds > 0 for step, seconds in side["steps"].items() if step != "all else")
 
 
 @pytest.mark.slow
-def test_a_step_is_held_against_the_trainers_on_the_same_batches(tmp_path: Path) -> None:
-    found = answer(tmp_path, "step", "--profile")["step"]
-    assert set(found) == {"1000"}
-    check_timed(found["1000"])
-    check_inside(found["1000"], "trainer")
-    loss = found["1000"]["mean_loss"]
+def test_a_step_is_compared_with_the_trainer_on_the_same_batches(tmp_path: Path) -> None:
+    result = answer(tmp_path, "step", "--profile")["step"]
+    assert set(result) == {"1000"}
+    check_timed(result["1000"])
+    check_inside(result["1000"], "trainer")
+    loss = result["1000"]["mean_loss"]
     # The same weights and labels; only kdpipe isolates the documents of a sequence.
     assert loss["our_cross_entropy"] == pytest.approx(loss["theirs"], rel=5e-3)
     # Run again, it times only missing pairs.
     again = answer(tmp_path, "step", "--rounds", "3")["step"]["1000"]
-    assert again["rounds"][:2] == found["1000"]["rounds"]
+    assert again["rounds"][:2] == result["1000"]["rounds"]
     assert len(again["rounds"]) == 3
     assert again["profile"] == {}
 
 
-def test_pairs_are_kept_and_those_of_other_versions_are_no_part_of_them(
+def test_pairs_are_stored_and_those_of_other_versions_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
@@ -61,25 +61,25 @@ def test_pairs_are_kept_and_those_of_other_versions_are_no_part_of_them(
     Pairs(path).add(compared={"threads": 1})
     Pairs(path).add(pair={"ours": 3.0})
     Pairs(path).add(mean_loss={"theirs": 4.0})
-    found = {"rounds": [{"ours": 2.0}, {"ours": 3.0}], "mean_loss": {"theirs": 4.0}, "threads": 1}
-    assert Pairs(path).read() == found
+    result = {"rounds": [{"ours": 2.0}, {"ours": 3.0}], "mean_loss": {"theirs": 4.0}, "threads": 1}
+    assert Pairs(path).read() == result
     Pairs(path).add(compared={"threads": 2})
     with pytest.raises(SystemExit, match=r"pairs\.jsonl has pairs of other versions or sizes: remove it"):
         Pairs(path).read()
 
 
 @pytest.mark.slow
-def test_a_step_is_held_against_gkd_with_a_teacher_four_times_as_large(tmp_path: Path) -> None:
-    found = answer(tmp_path, "gkd")["gkd"]
-    check_timed(found)
-    assert 4 <= found["teacher_over_student"] < 4.5
-    assert found["versions"]["trl"] == "1.16.0"
+def test_a_step_is_compared_with_gkd_and_a_teacher_four_times_as_large(tmp_path: Path) -> None:
+    result = answer(tmp_path, "gkd")["gkd"]
+    check_timed(result)
+    assert 4 <= result["teacher_over_student"] < 4.5
+    assert result["versions"]["trl"] == "1.16.0"
 
 
 @pytest.mark.slow
 def test_ten_times_the_steps_waiting_and_the_memory_of_both_stages_are_measured(tmp_path: Path) -> None:
-    found = answer(tmp_path, "scaling", "waiting", "stages")
-    scaling, waiting, stages = (found[name] for name in ("scaling", "waiting", "stages"))
+    result = answer(tmp_path, "scaling", "waiting", "stages")
+    scaling, waiting, stages = (result[name] for name in ("scaling", "waiting", "stages"))
     assert scaling["steps"] == ["4", "40"]
     assert scaling["ratio"]["seconds_of_steps"] > 1
     assert scaling["ratio"]["peak_bytes"] == pytest.approx(1, abs=0.25)
@@ -95,24 +95,24 @@ def test_ten_times_the_steps_waiting_and_the_memory_of_both_stages_are_measured(
         (["--portion", "0"], "a micro-batch of 0 sequences is not possible"),
     ],
 )
-def test_what_cannot_be_measured_is_refused(words: list[str], message: str) -> None:
+def test_an_invalid_measurement_is_refused(words: list[str], message: str) -> None:
     done = run_script("stage_two", *words)
     assert done.code == 2
     assert message in done.err
 
 
 @pytest.mark.parametrize("n", [2, 5, 8, 30, 31])
-def test_the_interval_of_a_median_holds_nine_tenths(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_interval_of_a_median_has_its_coverage(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     from stage_two_tables import interval
 
     values = [float((7 * i) % n if n % 7 else i) for i in range(n)]
-    found = interval(values)
-    below = int(found["low"])
-    assert found["low"] + found["high"] == n - 1
-    assert found["median"] == (n - 1) / 2
+    result = interval(values)
+    below = int(result["low"])
+    assert result["low"] + result["high"] == n - 1
+    assert result["median"] == (n - 1) / 2
     # The median of the source is below the k-th of n values if fewer than k values are below it.
     assert below == 0 or sum(comb(n, k) for k in range(below + 1)) <= 0.05 * 2**n
     assert sum(comb(n, k) for k in range(below + 2)) > 0.05 * 2**n
     # The 11th and the 20th of 30, as in tables of the sign test.
-    assert n != 30 or (found["low"], found["high"]) == (10, 19)
+    assert n != 30 or (result["low"], result["high"]) == (10, 19)

@@ -9,7 +9,7 @@ from support.scripts import check_script, run_script
 
 
 @pytest.mark.slow
-def test_what_differs_from_an_earlier_run_is_named(tmp_path: Path) -> None:
+def test_differences_to_an_earlier_run_are_listed(tmp_path: Path) -> None:
     words = ("--work", str(tmp_path / "work"), "--only", "topk", "none")
     first = check_script("yardstick", *words)
     digests = json.loads(first.out)["digests"]
