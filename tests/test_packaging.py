@@ -1,4 +1,4 @@
-"""What is installed is what is in the tree: package list, constraints, and a wheel, an sdist, an editable install."""
+"""The installed package equals the source tree: package list, constraints, wheel, sdist and editable install."""
 
 import importlib.metadata
 import re
@@ -54,13 +54,13 @@ def test_the_root_is_a_namespace_without_code() -> None:
     assert kdpipe.__file__ is None
 
 
-def test_the_version_is_written_once() -> None:
+def test_the_version_is_only_in_pyproject() -> None:
     version = project()["project"]["version"]
-    elsewhere = [module.where for module in modules() if version in module.text or "__version__" in module.text]
-    assert not elsewhere
+    copies = [module.where for module in modules() if version in module.text or "__version__" in module.text]
+    assert not copies
 
 
-def test_every_extra_has_its_name() -> None:
+def test_the_extras_are_the_documented_ones() -> None:
     assert set(project()["project"]["optional-dependencies"]) == EXTRAS
 
 
@@ -77,24 +77,24 @@ def test_the_constraints_hold_for_every_machine() -> None:
         assert re.fullmatch(r"[0-9][0-9a-z.]*", version), f"{name}: {version}"
 
 
-def test_the_constraints_pin_what_is_needed_and_nothing_else() -> None:
-    waiting, seen = [Requirement("kdpipe[dev]")], set[tuple[str, str]]()
-    while waiting:
-        wanted = waiting.pop()
-        for extra in ("", *wanted.extras):
-            if (key := (canonicalize_name(wanted.name), extra)) not in seen:
+def test_the_constraints_pin_exactly_the_dependencies() -> None:
+    queue, seen = [Requirement("kdpipe[dev]")], set[tuple[str, str]]()
+    while queue:
+        requirement = queue.pop()
+        for extra in ("", *requirement.extras):
+            if (key := (canonicalize_name(requirement.name), extra)) not in seen:
                 seen.add(key)
-                below = [Requirement(line) for line in importlib.metadata.requires(wanted.name) or []]
-                waiting += [r for r in below if r.marker is None or r.marker.evaluate({"extra": extra})]
+                dependencies = [Requirement(line) for line in importlib.metadata.requires(requirement.name) or []]
+                queue += [r for r in dependencies if r.marker is None or r.marker.evaluate({"extra": extra})]
     names = {name for name, _ in seen} - {"kdpipe"}
     assert not set(pinned()) - names
-    # Builds of torch for an accelerator bring these, at the versions that they pin themselves.
+    # Installed by torch builds for accelerators, at pinned versions.
     assert not {name for name in names - set(pinned()) if not name.startswith(("nvidia-", "cuda-", "triton"))}
 
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of what is packed, so that building leaves nothing in the tree."""
+    """A copy of the sources, so that building does not change the tree."""
     copy = tmp_path_factory.mktemp("sources")
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, copy)
@@ -118,7 +118,7 @@ def _quiet(command: list[str], cwd: Path) -> str:
 
 
 def _environment(folder: Path) -> Path:
-    """A virtual environment that sees the libraries installed here, but not this kdpipe, and can install."""
+    """A virtual environment with the libraries installed here, but without this kdpipe."""
     venv.create(folder, with_pip=False)
     python = folder / ("Scripts" if sys.platform == "win32" else "bin") / "python"
     site = Path(_quiet([str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], folder).strip())
@@ -128,13 +128,13 @@ def _environment(folder: Path) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["wheel", "sdist", "editable"])
-def test_an_install_answers_from_an_empty_folder(kind: str, sources: Path, built: Path, tmp_path: Path) -> None:
+def test_an_install_works_from_an_empty_folder(kind: str, sources: Path, built: Path, tmp_path: Path) -> None:
     python, empty = _environment(tmp_path / "venv"), tmp_path / "empty"
     empty.mkdir()
     source = {"wheel": [*map(str, built.glob("*.whl"))], "sdist": [*map(str, built.glob("*.tar.gz"))]}
     flags = ["--no-deps", "--no-index", "--no-build-isolation", "--force-reinstall"]
-    wanted = source.get(kind, ["--editable", str(sources)])
-    _quiet([str(python), "-m", "pip", "install", *flags, *wanted], cwd=empty)
+    targets = source.get(kind, ["--editable", str(sources)])
+    _quiet([str(python), "-m", "pip", "install", *flags, *targets], cwd=empty)
 
     script = python.parent / "kdpipe"
     assert "Usage: kdpipe" in _quiet([str(script), "--help"], cwd=empty)
