@@ -117,7 +117,7 @@ def cached_once(run: Opened) -> float:
 
 
 def _ignore(_: object) -> None:
-    """Nobody follows."""
+    """A silent listener."""
 
 
 def profile(run: Opened) -> dict[str, Any]:

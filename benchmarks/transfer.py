@@ -61,7 +61,7 @@ REQUEST_SECONDS = 0.02
 MANY_ROWS = 20_000_000
 MIRRORED_PARTS = 2
 # Tokens per document of a synthetic cache; they have up to 500.
-ROWS_A_DOCUMENT = 308
+ROWS_PER_DOCUMENT = 308
 
 STUDENT = Case(vocabulary=4_096, preset="tiny", batch=8, length=256, sequences=512, threads=1)
 
@@ -191,7 +191,7 @@ class Bench:
     def files(self) -> dict[str, Any]:
         """The files of a part of the default size in a cache of 20 million positions."""
         rows = int(rows_of_a_part(MANY_ROWS)) if self.scale.rounds > 1 else 20_000
-        n = round(rows / ROWS_A_DOCUMENT)
+        n = round(rows / ROWS_PER_DOCUMENT)
         recipe = Recipe(documents={"train": n}, documents_per_part=n, document_tokens=500, hidden=False)
         folder = self.work / "one-part"
         if not folder.exists():

@@ -1,0 +1,91 @@
+"""docs/extending.md: its code blocks are files and table entries, and each new member works through its table."""
+
+import json
+import re
+from collections.abc import MutableMapping
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+
+from kdpipe.cache.format import codecs
+from kdpipe.pipeline import interop
+from kdpipe.pipeline.interop.source_files import source_files
+from kdpipe.pipeline.losses.terms import LossOptions
+from kdpipe.pipeline.training import trackers
+from kdpipe.schemas import losses
+from kdpipe.schemas.errors import CacheDamaged
+from kdpipe.schemas.interop import ImportSettings
+from support.loss_twins import Asked, largest_ids, merged, softmax, student_logits, targets, world
+from support.losses import ours
+from support.source import ROOT
+
+PAGE = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def member(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Adds the member of a heading: its file to the path, its entry to the table."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def add(heading: str, table: MutableMapping[str, Any]) -> None:
+        section = PAGE.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+        blocks = re.findall(r"^```python\n(.*?)^```", section, re.M | re.S)
+        names: dict[str, Any] = vars(losses).copy()
+        for block in blocks:
+            if file := re.match(r"# (\w+)\.py\n", block):
+                (tmp_path / f"{file[1]}.py").write_text(block)
+                exec(f"from {file[1]} import *", names)
+            else:
+                name, entry = re.fullmatch(r'\w+\["(\w+)"\] = (.+)\n', block, re.S).groups()  # type: ignore[union-attr]
+                monkeypatch.setitem(table, name, eval(entry, names))
+
+    return add
+
+
+def test_a_loss_is_added_through_the_table(member: Any) -> None:
+    member("A loss", cast("MutableMapping[str, Any]", losses.LOGIT_LOSSES))
+    w = world(seed=5)
+    exact = largest_ids(w, [3] * len(w.labels_N))
+    term = Asked(name="hellinger", coefficient=0.5, temperature=1.0, exact=exact)
+    _, result = ours(
+        w, [term], targets(w, exact, draws=0), dtype=torch.float64, loss_options=LossOptions(tail_weight=0.0)
+    )
+    p = merged(softmax(w.teacher_NV), exact)
+    q = merged(softmax(student_logits(w, w.states_NH, w.weight_VH, w.bias_V)), exact)
+    expected = (p.sqrt() - q.sqrt()).square().sum() / 2
+    assert result.total == pytest.approx(0.5 * float(expected), rel=1e-5)
+
+
+def test_a_codec_is_added_through_the_table(member: Any) -> None:
+    member("An array codec", cast("MutableMapping[str, Any]", codecs.CODECS))
+    codec = codecs.CODECS["deflate"](level=6)  # type: ignore[index]
+    values = np.arange(500, dtype=np.uint32) % 7
+    into = np.empty_like(values)
+    codec.decode(codec.encode(values), into)
+    np.testing.assert_array_equal(into, values)
+    for data in (codec.encode(values)[:-3], codec.encode(values[:-1]), b"nonsense"):
+        with pytest.raises(CacheDamaged):
+            codec.decode(data, into)
+
+
+def test_an_import_format_is_added_through_the_table(member: Any, tmp_path: Path) -> None:
+    member("An import format", cast("MutableMapping[str, Any]", interop.FORMATS))
+    row = {"tokens": [3, 4, 5], "ids": [[4, 1], [5], []], "logprobs": [[-0.5, -1.0], [-0.25], []]}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    settings = ImportSettings.model_construct(source_format="pairs")  # type: ignore[arg-type]
+    source = interop.open_format(settings, source_files(str(tmp_path / "rows.jsonl"), None, 1 << 20))
+    read = source.read(row)
+    assert read.trained.tolist() == [True, True, False]
+    assert read.ids.counts.tolist() == [2, 1, 0]
+
+
+def test_a_tracker_is_added_through_the_table(member: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    member("A tracker", trackers.KINDS)
+    run = trackers.TrackedRun(name="a", folder=tmp_path, config={}, step=2)
+    opened = trackers.Trackers(["my_tracker"], run, pytest.fail)
+    opened.write({"step": 3, "loss": 1.5})
+    opened.finish()
+    assert capsys.readouterr().out.splitlines() == ["run a from step 2", "3 1.5", "finished"]
