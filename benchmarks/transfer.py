@@ -25,7 +25,7 @@ from stage_two_inputs import Case, make_cache, settings_for
 
 from kdpipe.cache import layout, open_cache
 from kdpipe.cache.mirror.mirror import MirrorStore, mirrored_store
-from kdpipe.cache.opening import create_cache
+from kdpipe.cache.opening import create_cache, reopen
 from kdpipe.cache.parts.part_files import read_part_record
 from kdpipe.cache.reader import Cache, ReaderOptions
 from kdpipe.cache.reshape.adopt import adopt_part, with_changes
@@ -150,9 +150,9 @@ class Bench:
             def seconds(checked: bool) -> float:
                 store = MirrorStore(open_store(url), mirror, RetryPolicy())
                 if not checked:
-                    store._looked_at.update(range(MIRRORED_PARTS))
+                    store._checked.update(range(MIRRORED_PARTS))
                 start = time.process_time()
-                for _ in Cache(store, None, ReaderOptions(False, 2, mirror), store).scan():
+                for _ in Cache(store, None, ReaderOptions(False, 2, mirror), reopen, store).scan():
                     pass
                 return time.process_time() - start
 

@@ -17,7 +17,7 @@ from kdpipe.cache.opening import open_cache
 from kdpipe.cache.parts.arrow_files import lists_writer, parquet_notes
 from kdpipe.cache.parts.index import IndexRow
 from kdpipe.cache.reader import Cache
-from kdpipe.cache.reshape.sources import lies_in
+from kdpipe.cache.reshape.sources import is_inside
 from kdpipe.cache.stores.addresses import is_url, local_path
 from kdpipe.cache.stores.retries import RetryPolicy
 from kdpipe.pipeline.interop.export_tables import Row, column_types, left_out, table_rows
@@ -89,7 +89,7 @@ def _check_place(settings: ExportSettings, cache: Cache) -> None:
         raise ConfigError(
             f"--out {settings.out} is a URL, and an export is written into a folder", hint="give a local folder"
         )
-    if lies_in(settings.out, cache.url):
+    if is_inside(settings.out, cache.url):
         raise ConfigError(f"--out {settings.out} lies in the cache, {cache.url}", hint="choose another folder")
 
 

@@ -51,13 +51,13 @@ class CopyReport(Record):
     """Of `parts` in all `copied` were moved, those in `repaired` because they were damaged; `cache_id` is None where
     the cache is unfinished. `redownloaded` counts files that came wrong or were replaced while they were read.
 
-    `choice` and `made_from`, the cache_id of the source, are None where all of it is copied.
+    `selection` and `made_from`, the cache_id of the source, are None where all of it is copied.
     """
 
     source: str
     target: str
     cache_id: str | None
-    choice: str | None = None
+    selection: str | None = None
     made_from: str | None = None
     parts: int
     copied: int

@@ -1,7 +1,7 @@
-"""One file from another place: in pieces, from where it was cut off, and believed only when its digest is right.
+"""Download of one file: in pieces, resumed after an interruption, accepted only with the right digest.
 
-In: a store, a name, the size and sha256 that the cache states. Out: a file on the disk that is those bytes. A file that
-is half there has the place's tag beside it: where that has changed, the file begins anew.
+In: a store, a name, and the size and sha256 that the cache states. Out: a file on disk with these bytes. A partial file
+has the source's tag (such as an HTTP ETag) beside it: if the tag has changed, the download starts over.
 """
 
 import hashlib
@@ -18,62 +18,63 @@ from kdpipe.schemas.manifest import FileRecord
 
 PIECE_BYTES: Final = 16 << 20
 TAG: Final = ".tag"
-# A place that gives wrong bytes for a whole file so often will not give right ones.
+# A source that sent wrong bytes this often will not send the right ones.
 ATTEMPTS: Final = 3
-Found = TypeVar("Found")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fetcher:
-    """Where from, how patiently, in what pieces, who hears of bytes that came, and of files that begin anew.
+    """Downloads checked files from a store.
 
-    `called` is a file's name there.
+    `moved` gets byte counts, `on_restart` is called when a file starts over, `report` gets messages, `name_in_source`
+    maps a file's name to its name in the source.
     """
 
     store: Files
     retry_policy: RetryPolicy = field(default_factory=RetryPolicy)
     piece_bytes: int = field(default_factory=lambda: PIECE_BYTES)
     moved: Callable[[int], None] = lambda _: None
-    anew: Callable[[], None] = lambda: None
-    called: Callable[[str], str] = lambda name: name
-    told: Callable[[str], None] = lambda _: None
+    on_restart: Callable[[], None] = lambda: None
+    name_in_source: Callable[[str], str] = lambda name: name
+    report: Callable[[str], None] = lambda _: None
 
     def fetch(self, name: str, record: FileRecord, path: Path) -> None:
-        """Bring a file to a path, whole and synced; what lies there already is gone on from."""
-        called = self.called(name)
+        """Download a file to a path, complete and synced; a partial file there is resumed."""
+        source_name = self.name_in_source(name)
         for _ in range(ATTEMPTS):
             try:
                 digest = self._fill(name, record, path)
-                what = f"{called} came with other bytes than were written"
+                problem = f"{source_name} arrived with wrong bytes"
             except FileReplaced:
-                digest, what = None, f"{called} was replaced while it was read"
+                digest, problem = None, f"{source_name} was replaced while it was read"
             if digest == record.sha256:
                 _forget_tag(path)
                 return
             self.moved(-path.stat().st_size)
             path.unlink()
             _forget_tag(path)
-            self._begin_anew(what)
-        told = f"{what}, {ATTEMPTS} times, at {self.store.url}"
+            self._restart(problem)
+        message = f"{problem}, {ATTEMPTS} times, at {self.store.url}"
         if digest is None:
-            raise Unreachable(told, hint="see who writes there, and run the same command again once nobody does")
-        raise CacheDamaged(told, hint="kdpipe cache verify says whether it is damaged there")
+            raise Unreachable(message, hint="stop the program that writes there, then run the same command again")
+        raise CacheDamaged(message, hint=f"check the source with kdpipe cache verify {self.store.url}")
 
-    def believed(self, read: Callable[[], Found]) -> Found:
-        """What was read of records that check themselves; bytes that came wrong may come right another time."""
+    def read_checked(self, read: Callable[[], Result]) -> Result:
+        """Read records that check themselves, and read again if they arrived damaged."""
         for _ in range(ATTEMPTS - 1):
             try:
                 return self.retry_policy.call(read)
             except CacheDamaged as error:
-                self.told(f"{error.message}; reading it again")
+                self.report(f"{error.message}; reading it again")
         return self.retry_policy.call(read)
 
-    def _begin_anew(self, why: str) -> None:
-        self.anew()
-        self.told(f"{why}, and is fetched again")
+    def _restart(self, problem: str) -> None:
+        self.on_restart()
+        self.report(f"{problem}; downloading it again")
 
     def _fill(self, name: str, record: FileRecord, path: Path) -> str:
-        """Append what is missing; the digest of all."""
+        """Append the missing bytes; returns the digest of the file."""
         tag = self._begin(name, record, path)
         digest = hashlib.sha256()
         with path.open("r+b") as file:
@@ -92,32 +93,29 @@ class Fetcher:
         return digest.hexdigest()
 
     def _begin(self, name: str, record: FileRecord, path: Path) -> str | None:
-        """See to it that a file is there to go on with: none that is too long, or of which the source has changed.
-
-        The source's tag is that of every piece, where there is more than one.
-        """
+        """Keep a partial file that can be resumed, or create an empty one; returns the tag expected of every piece."""
         tag = path.with_name(path.name + TAG)
         if path.exists() and path.stat().st_size == record.bytes:
             return None
-        if record.bytes <= self.piece_bytes:  # comes at once or not at all
+        if record.bytes <= self.piece_bytes:  # a single piece
             _empty(path)
             return None
-        found = self.retry_policy.call(lambda: self.store.tag(name))
+        current = self.retry_policy.call(lambda: self.store.tag(name))
         known = tag.read_text("utf-8") if tag.exists() else None
-        if not path.exists() or path.stat().st_size > record.bytes or known != found:
-            if known is not None and known != found:
-                self._begin_anew(f"{self.called(name)} was replaced since it was begun")
+        if not path.exists() or path.stat().st_size > record.bytes or known != current:
+            if known is not None and known != current:
+                self._restart(f"{self.name_in_source(name)} was replaced since its download began")
             _empty(path)
-            if found is not None:
-                tag.write_text(found, "utf-8")
-        return found
+            if current is not None:
+                tag.write_text(current, "utf-8")
+        return current
 
     def _piece(self, name: str, begin: int, end: int, tag: str | None) -> bytes:
         return self.retry_policy.call(lambda: self.store.read_range(name, begin, end, tag))
 
 
 def _empty(path: Path) -> None:
-    """A new file, whatever the name stood for."""
+    """Replace whatever has this name by an empty file."""
     path.unlink(missing_ok=True)
     path.write_bytes(b"")
 

@@ -1,7 +1,7 @@
-"""A local folder that a cache is copied into: each part whole or not there, whatever cuts the copy off.
+"""A local folder that a cache is copied into: each part is complete or absent, whatever interrupts the copy.
 
-In: a source behind a `Fetcher`. Out: manifest, tokenizer, tables, parts, each checked before it takes its name. What a
-copy that was killed had fetched is taken over by the next.
+In: a source behind a `Fetcher`. Out: manifest, tokenizer, tables, parts, each checked before it gets its name. The next
+copy takes over the partial files of one that was killed.
 """
 
 import os
@@ -38,46 +38,46 @@ from kdpipe.schemas.part import PartRecord
 from kdpipe.schemas.strict_json import MAX_BYTES, sha256_file, sha256_hex
 
 SHOWN: Final = 5
-ANOTHER: Final = "choose a new or empty place"
+OTHER_PLACE: Final = "choose a new or empty destination"
 _lock = threading.Lock()
 _in_use: set[Path] = set()
 
 
 @final
 class Receiver:
-    """Takes parts into `path`; `manifest` is that of the source, `data` its bytes."""
+    """Downloads parts into `path`; `manifest` is that of the source, `data` its bytes."""
 
     def __init__(self, path: Path, manifest: Manifest, data: bytes, fetcher: Fetcher) -> None:
         self.path, self.manifest = path, manifest
         self._fetcher = fetcher
-        with translate_os_errors("beginning the copy", path):
+        with translate_os_errors("starting the copy", path):
             self.manifest_was_damaged = _take_manifest(path, manifest, data)
         self._store = LocalStore(path)
 
-    def refuse_others_parts(self, cache_id: str | None) -> None:
-        """Refuse to replace the parts of a finished cache of the same settings that somebody else has made."""
+    def refuse_other_parts(self, cache_id: str | None) -> None:
+        """Refuse to replace the parts of another finished cache with the same settings."""
         if cache_id is None or not (self.path / layout.INDEX).is_file():
             return
         try:
-            there = read_index(self._store, self.manifest)[1]
-        except CacheDamaged:  # to be mended
+            present = read_index(self._store, self.manifest)[1]
+        except CacheDamaged:  # the copy repairs it
             return
-        if there != cache_id:
-            raise ConfigError(f"{self.path} holds the cache {there}, and {cache_id} is to be copied", hint=ANOTHER)
+        if present != cache_id:
+            raise ConfigError(f"{self.path} holds the cache {present}, expected {cache_id}", hint=OTHER_PLACE)
 
     def problems(self, number: int, row: IndexRow | None) -> list[str]:
-        """What is wrong with a part that is there, byte for byte; nothing is nothing."""
-        record, found = examine_part(self._store, self.manifest, number, row)
-        if record is not None and not found:
-            found = part_bytes(self._store, self.manifest, record)
-        return [str(problem) for problem in found]
+        """The problems of a part in this folder, every byte checked."""
+        record, problems = examine_part(self._store, self.manifest, number, row)
+        if record is not None and not problems:
+            problems = part_bytes(self._store, self.manifest, record)
+        return [str(problem) for problem in problems]
 
     def has(self, number: int) -> bool:
-        """Whether a part is there, good or not."""
+        """Whether a part is present, good or damaged."""
         return (self.path / layout.part_dir(number)).is_dir()
 
     def take_shared(self, files: Mapping[str, FileRecord]) -> list[str]:
-        """Fetch files of the whole cache that are missing or damaged; their names."""
+        """Download shared files that are missing or damaged; returns their names."""
         taken = []
         for name, record in files.items():
             final = self.path / name
@@ -97,10 +97,10 @@ class Receiver:
         return taken
 
     def take_part(self, number: int, row: IndexRow | None, *, damaged: bool = False) -> PartRecord:
-        """Bring a part; one that is there is left to its readers, a damaged one gives its good files to the new one."""
+        """Download a part unless it is present; of a damaged one, good files are reused."""
         folder = layout.part_dir(number)
         name = f"{folder}/{layout.PART_RECORD}"
-        record, data = self._fetcher.believed(lambda: self._record(number, name, row))
+        record, data = self._fetcher.read_checked(lambda: self._record(number, name, row))
         with translate_os_errors(f"copying part {number}", self.path), self._incoming(f"{number:05d}") as work:
             final = self.path / folder
             if final.is_dir():
@@ -109,7 +109,7 @@ class Receiver:
                     return record
                 os.rename(final, work)
             _keep_only(work, record.files)
-            # What the record leads to need not be asked for: small files cost a request as large ones do.
+            # Files that follow from the record are written without a request.
             known = metadata_files(self.manifest, record)
             for file, stated in sorted(record.files.items()):
                 make_dir((work / file).parent)
@@ -123,18 +123,17 @@ class Receiver:
         return record
 
     def _record(self, number: int, name: str, row: IndexRow | None) -> tuple[PartRecord, bytes]:
-        """The record of a part and its bytes, read once: what is written is what was checked."""
+        """The record of a part and its bytes, read once, so that the checked bytes are written."""
         data = self._fetcher.store.read(name, layout.MAX_RECORD_BYTES)
         return checked_record(data, self.manifest, number, row)[0], data
 
     def take_index(self, data: bytes) -> None:
-        """Give the copy its index, when all parts are there."""
+        """Write the index, once all parts are present."""
         with translate_os_errors(f"writing {layout.INDEX}", self.path):
             sync_dir(self.path / layout.PARTS)
         self._take(layout.INDEX, data)
 
     def take_signature(self, data: bytes) -> None:
-        """Give the copy the signature that stands beside the cache."""
         self._take(layout.SIGNATURE, data)
 
     def _take(self, name: str, data: bytes) -> None:
@@ -147,22 +146,22 @@ class Receiver:
             sync_dir(self.path)
 
     def tidy(self) -> None:
-        """Remove what copies that were cut off have left and nobody needs any more."""
+        """Remove leftovers of interrupted copies."""
         sweep(self.path)
         with suppress(OSError):
             (self.path / layout.WORK).rmdir()
 
     @contextmanager
     def _incoming(self, what: str) -> Iterator[Path]:
-        """A folder to fetch into: that of a copy that was cut off, or a new one. It stays until its files moved on."""
+        """A folder to download into: that of an interrupted copy, or a new one; it remains while it holds files."""
         tmp = self.path / layout.WORK
         make_dir(tmp)
         with _lock:
             work = tmp / work_name(what)
-            for left in sorted(tmp.glob(f"{what}~*")):
-                if left not in _in_use and (is_abandoned(left.name) or is_own(left.name)):
+            for abandoned in sorted(tmp.glob(f"{what}~*")):
+                if abandoned not in _in_use and (is_abandoned(abandoned.name) or is_own(abandoned.name)):
                     with suppress(OSError):  # another copy took it first
-                        os.rename(left, work)
+                        os.rename(abandoned, work)
                         break
             make_dir(work)
             _in_use.add(work)
@@ -176,53 +175,53 @@ class Receiver:
 
 
 def _put(data: bytes, path: Path) -> None:
-    """Write a small file, in place of half of it that a copy which was cut off has left."""
+    """Write a small file, in place of a partial one."""
     path.unlink(missing_ok=True)
     with new_file(path) as file:
         file.write(data)
 
 
 def _take_manifest(path: Path, manifest: Manifest, data: bytes) -> bool:
-    """Begin a copy, resume one, or replace a damaged manifest, which is `True`; another cache's folder is refused."""
+    """Write the manifest or find it; True if a damaged one was replaced. The folder of another cache is refused."""
     make_dir(path)
     final = path / layout.MANIFEST
     wrong = wrong_kinds(LocalStore(path))
-    for name in sorted(wrong.keys() & DIRECTORIES):  # nothing is written through a link
-        raise ConfigError(f"{path / name}: {wrong[name]}", hint=f"move it away, or {ANOTHER}")
+    for name in sorted(wrong.keys() & DIRECTORIES):  # never write through a link
+        raise ConfigError(f"{path / name}: {wrong[name]}", hint=f"move it away, or {OTHER_PLACE}")
     if not os.path.lexists(final):
         if not _has_lost_its_manifest(path, manifest):
             refuse_foreign_folder(path)
         publish_file(path, final, data)
     try:
-        found = LocalStore(path).read(layout.MANIFEST, MAX_BYTES)
-        if found == data:
+        present = LocalStore(path).read(layout.MANIFEST, MAX_BYTES)
+        if present == data:
             sync_dir(path)
             return False
-        other = read_manifest(found, str(final))
+        other = read_manifest(present, str(final))
     except CacheDamaged:
         if _made_with(path) - {manifest.sha256, None}:
             raise ConfigError(
-                f"{final} is damaged, and parts beside it are of another cache than the one that is copied",
-                hint=f"copy the cache that they are of, with the same choice of parts, or {ANOTHER}",
+                f"{final} is damaged, and parts in this folder belong to another cache",
+                hint=f"copy the cache they belong to, with the same selection of parts, or {OTHER_PLACE}",
             ) from None
         final.unlink()
         publish_file(path, final, data)
         return True
-    return refuse_other(str(path), other, manifest)
+    return refuse_other_cache(str(path), other, manifest)
 
 
-def refuse_other(place: str, there: Manifest, asked: Manifest) -> NoReturn:
-    """Say in what the cache at a place differs from the one that is to come there."""
-    differing = differing_settings(there.model_dump(mode="json"), asked.model_dump(mode="json"))
+def refuse_other_cache(place: str, present: Manifest, expected: Manifest) -> NoReturn:
+    """Raise an error that lists the differences between the cache at a place and the expected one."""
+    differing = differing_settings(present.model_dump(mode="json"), expected.model_dump(mode="json"))
     more = " ..." if len(differing) > SHOWN else ""
-    hint = ANOTHER
-    if any(origin.action == "copy" for origin in there.history):
-        hint = f"give the same --parts, --split and --without as before, or {ANOTHER}"
+    hint = OTHER_PLACE
+    if any(origin.action == "copy" for origin in present.history):
+        hint = f"use the same --parts, --split and --without as before, or {OTHER_PLACE}"
     raise ConfigError(f"{place} holds another cache: {'; '.join(differing[:SHOWN])}{more}", hint=hint)
 
 
 def _has_lost_its_manifest(path: Path, manifest: Manifest) -> bool:
-    """Whether a folder without a manifest holds parts of this cache, and nothing of another."""
+    """Whether a folder without a manifest holds parts of this cache only."""
     names = {entry.name for entry in path.iterdir()}
     return names <= layout.TOP_LEVEL | layout.BESIDE and _made_with(path) == {manifest.sha256}
 
@@ -234,9 +233,9 @@ def _made_with(path: Path) -> set[str | None]:
 
 
 def _keep_only(work: Path, files: Mapping[str, FileRecord]) -> None:
-    """Remove what does not belong to a part; files of it that are half there stay, with their tags.
+    """Remove files that do not belong to a part; its partial files stay, with their tags.
 
-    Nothing is written through a link: a file of another name, or of another cache, is somebody else's.
+    A partial file with several links is removed: writing to it would change a file of another name or cache.
     """
     for path in sorted(work.rglob("*")):
         if path.is_dir() and not path.is_symlink():

@@ -1,4 +1,4 @@
-"""A cache as it is read once, before anything of it is moved: what says what it is, and which parts it has.
+"""The records of a cache, read once before it is copied or mirrored.
 
 In: a store. Out: a `SourceSnapshot`.
 """
@@ -22,7 +22,7 @@ from kdpipe.schemas.strict_json import MAX_BYTES
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceSnapshot:
-    """A cache as it is read once, before anything is copied; `index` is None where it is unfinished."""
+    """Manifest, index and shared files of a cache; `index` is None while it is unfinished."""
 
     store: Store
     manifest: Manifest
@@ -34,14 +34,13 @@ class SourceSnapshot:
     shared: dict[str, FileRecord]
 
 
-def look(store: Store, *, allow_partial: bool = False) -> SourceSnapshot:
-    """Read what says of a cache what it is."""
+def read_source(store: Store, *, allow_partial: bool = False) -> SourceSnapshot:
     refuse_wrong_kinds(store)
     data = store.read(layout.MANIFEST, MAX_BYTES)
     manifest = read_manifest(data, layout.MANIFEST)
     index, identity = None, None
     if store.size(layout.INDEX) is not None:
-        # Read once: the bytes that are written are those that were checked.
+        # Read once, so that the checked bytes are written.
         index = index_bytes(store, manifest)
         rows, identity = parsed_index(index, manifest)
     else:
@@ -59,7 +58,7 @@ def look(store: Store, *, allow_partial: bool = False) -> SourceSnapshot:
 
 
 def _signature(store: Store) -> bytes | None:
-    """The signature that stands beside a cache, in the form of one; whether it is good is told by who has the key."""
+    """The signature of a cache, checked for its form only: checking it needs the key."""
     if store.size(layout.SIGNATURE) is None:
         return None
     data = store.read(layout.SIGNATURE, MAX_SIGNATURE_BYTES)
@@ -68,7 +67,7 @@ def _signature(store: Store) -> bytes | None:
 
 
 def _shared(store: Store, manifest: Manifest, rows: Sequence[IndexRow]) -> dict[str, FileRecord]:
-    """The files of the whole cache: the tokenizer's, and the tables as the first part states them."""
+    """The tokenizer's files, and the tables as the first part states them."""
     files = {f"{layout.TOKENIZER}/{name}": file for name, file in manifest.tokenizer.files.items()}
     for row in rows[:1]:
         record, _ = read_part_record(store, manifest, row.part, None)

@@ -1,7 +1,7 @@
-"""Leases: which parts of a folder somebody on this machine is reading, so that nobody makes room by removing them.
+"""Leases on mirrored parts: a part that any process of this machine reads is not removed to free space.
 
-In: a folder, part numbers. Out: locks that the system drops with the process that held them. Windows has no shared
-locks, and needs none here: it removes no mapped file.
+In: the path of a lock file. Out: locks that the system releases when their process ends. Windows has no shared locks,
+and needs none here: it removes no mapped file.
 """
 
 import os
@@ -18,7 +18,7 @@ if os.name != "nt":
 
 @final
 class PartLease:
-    """A part that is being read, until `release`; many may hold one at once."""
+    """A shared lock on a part, until `release`."""
 
     def __init__(self, path: Path) -> None:
         self._descriptor: int | None = _opened(path)
@@ -26,15 +26,14 @@ class PartLease:
             fcntl.flock(self._descriptor, fcntl.LOCK_SH)
 
     def release(self) -> None:
-        """Let the part go."""
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
 
 
 @contextmanager
-def alone(path: Path) -> Iterator[bool]:
-    """Whether nobody holds a part; then nobody can begin to while the block runs."""
+def exclusive(path: Path) -> Iterator[bool]:
+    """Whether the part has no lease; if so, new leases wait until the block ends."""
     descriptor = _opened(path)
     try:
         if os.name == "nt":
@@ -51,6 +50,6 @@ def alone(path: Path) -> Iterator[bool]:
 
 
 def _opened(path: Path) -> int:
-    with translate_os_errors("keeping a part near", path):
+    with translate_os_errors("locking a mirrored part", path):
         path.parent.mkdir(parents=True, exist_ok=True)
         return os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o666)

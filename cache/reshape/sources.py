@@ -106,11 +106,11 @@ def check_known(manifest: Manifest, url: str) -> None:
 def check_apart(out: str, *sources: SourceCache) -> None:
     """Refuse to write into a cache that is read: nothing that somebody has named may change."""
     for source in sources:
-        if lies_in(out, source.url):
+        if is_inside(out, source.url):
             raise ConfigError(f"--out {out} lies in {source.url}, which is only read", hint="choose another folder")
 
 
-def lies_in(out: str, url: str) -> bool:
+def is_inside(out: str, url: str) -> bool:
     """Whether a place is a cache's own folder or within it; links are followed."""
     if is_url(out) or is_url(url):
         return f"{out.rstrip('/')}/".startswith(f"{url.rstrip('/')}/")

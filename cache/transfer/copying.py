@@ -1,7 +1,7 @@
-"""`copy_cache`: a cache from one place to another, whole and checked, gone on with after any interruption.
+"""`copy_cache`: copies a cache between folders and URLs, checks every file, and resumes after an interruption.
 
-In: two addresses. Out: a cache at the second that is byte for byte the one at the first, and a `CopyReport`. The
-manifest comes first, each part when all of it is good, the index last: what is there may be trusted at any time.
+In: two addresses. Out: an identical cache at the second, and a `CopyReport`. The manifest is copied first, each part
+appears once it is complete and checked, the index is last: the copy is consistent at any time.
 """
 
 import os
@@ -10,47 +10,68 @@ import threading
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 from kdpipe.cache.catalog import load_manifest
 from kdpipe.cache.fetch.file import Fetcher
 from kdpipe.cache.fetch.receiver import Receiver
-from kdpipe.cache.fetch.source import SourceSnapshot, look
+from kdpipe.cache.fetch.source import SourceSnapshot, read_source
 from kdpipe.cache.parts.index import IndexRow
-from kdpipe.cache.reshape.sources import lies_in
+from kdpipe.cache.reshape.sources import is_inside
 from kdpipe.cache.stores.addresses import check_address, is_url, local_path
 from kdpipe.cache.stores.dispatch import open_folder, open_store
 from kdpipe.cache.stores.retries import RetryPolicy, map_concurrently
-from kdpipe.cache.transfer.copy_progress import CopyWatch, SilentCopyWatch
-from kdpipe.cache.transfer.part_selection import choose
+from kdpipe.cache.transfer.part_selection import select_parts
 from kdpipe.cache.transfer.sending import Sender
 from kdpipe.schemas.copy_report import CopyReport, PartSelection
 from kdpipe.schemas.errors import CacheDamaged, CacheWriteError, ConfigError
 
-# At once, of a place where each request takes its time, and of a disk.
+# Parts copied at once from a URL, where requests are slow, and from a disk.
 REMOTE_PARTS: Final = 8
 LOCAL_PARTS: Final = 2
-# Left free on a disk that a cache is copied to.
+# Kept free on the target disk.
 SPARE_BYTES: Final = 16 << 20
+
+
+class CopyProgress(Protocol):
+    """Progress listener of a copy, called from any thread."""
+
+    def say(self, text: str) -> None:
+        """Show a message."""
+
+    def begin(self, n_parts: int, n_bytes: int) -> None:
+        """Start: parts and bytes to copy, without those that are already in the target."""
+
+    def moved(self, n_bytes: int) -> None:
+        """More bytes were copied; a negative number for bytes that were wrong."""
+
+
+class SilentCopyProgress:
+    """No-op listener."""
+
+    def say(self, text: str) -> None: ...
+
+    def begin(self, n_parts: int, n_bytes: int) -> None: ...
+
+    def moved(self, n_bytes: int) -> None: ...
 
 
 @dataclass(slots=True)
 class CopyTally:
-    """What was done so far, counted from several threads."""
+    """Counts of a copy in progress, from several threads."""
 
-    watch: CopyWatch
+    watch: CopyProgress
     bytes: int = 0
     redownloaded: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def moved(self, n_bytes: int) -> None:
-        """More bytes are here."""
         with self.lock:
             self.bytes += n_bytes
         self.watch.moved(n_bytes)
 
-    def anew(self) -> None:
-        """A file begins anew."""
+    def restarted(self) -> None:
+        """Count a file that is downloaded again from its beginning."""
         with self.lock:
             self.redownloaded += 1
 
@@ -59,57 +80,48 @@ def copy_cache(
     source: str | os.PathLike[str],
     target: str | os.PathLike[str],
     *,
-    choice: PartSelection | None = None,
-    mend: bool = False,
+    selection: PartSelection | None = None,
+    repair: bool = False,
     allow_partial: bool = False,
     retry_policy: RetryPolicy | None = None,
-    watch: CopyWatch | None = None,
+    watch: CopyProgress | None = None,
 ) -> CopyReport:
-    """Copy a cache, or what a copy of it lacks or has damaged; with a choice, a smaller cache that is made of it.
+    """Copy a cache, or the parts that a copy lacks or has damaged; with a selection, make a smaller cache.
 
-    To `mend` what was made by a choice, that one holds again.
+    `repair` checks every byte of the target, and reuses the selection that the target was made with.
     """
     began = time.monotonic()
-    first, second = os.fspath(source), os.fspath(target)
-    check_address(first)
-    check_address(second)
-    if lies_in(second, first):
-        raise ConfigError(f"{second} is where the cache lies, or within it", hint="give another place to copy it to")
-    choice = choice or PartSelection()
-    if allow_partial and choice != PartSelection():
-        raise ConfigError(
-            f"{choice} of a cache that is unfinished would be a cache that says it is whole",
-            hint="leave out --allow-partial, and wait until the cache is finished",
-        )
+    first, second, selection = os.fspath(source), os.fspath(target), selection or PartSelection()
+    _check_places(first, second, selection, allow_partial)
     retry_policy = replace(retry_policy or RetryPolicy(), stop=threading.Event())
-    if watch is None:
-        watch = SilentCopyWatch()
-    else:
+    if watch is not None:
         retry_policy = replace(retry_policy, report=watch.say)
-    tally = CopyTally(watch)
-    retry_policy = retry_policy.at(first)
+    watch = watch or SilentCopyProgress()
+    tally, retry_policy = CopyTally(watch), retry_policy.at(first)
     store = open_store(first, retry_policy)
-    fetcher = Fetcher(store=store, retry_policy=retry_policy, moved=tally.moved, told=watch.say, anew=tally.anew)
-    found = fetcher.believed(lambda: look(store, allow_partial=allow_partial))
-    if mend:
-        choice = _made_by(second, found, retry_policy)
+    fetcher = Fetcher(
+        store=store, retry_policy=retry_policy, moved=tally.moved, report=watch.say, on_restart=tally.restarted
+    )
+    snapshot = fetcher.read_checked(lambda: read_source(store, allow_partial=allow_partial))
+    if repair:
+        selection = _previous_selection(second, snapshot, retry_policy)
     made_from = None
-    if choice != PartSelection():
-        made_from = found.cache_id
-        found, fetcher = choose(found, choice, fetcher)
+    if selection != PartSelection():
+        made_from = snapshot.cache_id
+        snapshot, fetcher = select_parts(snapshot, selection, fetcher)
     repaired: tuple[int, ...] = ()
     if is_url(second):
-        parts = _into_url(second, found, fetcher, watch, mend)
+        copied = _into_url(second, snapshot, fetcher, watch, repair)
     else:
-        parts, repaired = _into_folder(second, found, fetcher, watch)
+        copied, repaired = _into_folder(second, snapshot, fetcher, watch)
     return CopyReport(
         source=store.url,
         target=second,
-        cache_id=found.cache_id,
-        choice=str(choice) or None,
+        cache_id=snapshot.cache_id,
+        selection=str(selection) or None,
         made_from=made_from,
-        parts=len(found.rows),
-        copied=parts,
+        parts=len(snapshot.rows),
+        copied=copied,
         repaired=repaired,
         redownloaded=tally.redownloaded,
         bytes=tally.bytes,
@@ -117,75 +129,91 @@ def copy_cache(
     )
 
 
-def _made_by(target: str, found: SourceSnapshot, retry_policy: RetryPolicy) -> PartSelection:
-    """The choice by which what lies there was made of this source; all of it where it was not."""
+def _check_places(source: str, target: str, selection: PartSelection, allow_partial: bool) -> None:
+    check_address(source)
+    check_address(target)
+    if is_inside(target, source):
+        raise ConfigError(f"the destination {target} is inside the source", hint="choose another destination")
+    if allow_partial and selection != PartSelection():
+        raise ConfigError(
+            f"cannot select {selection} from an unfinished cache: the result would look complete",
+            hint="wait until the cache is finished, and omit --allow-partial",
+        )
+
+
+def _previous_selection(target: str, source: SourceSnapshot, retry_policy: RetryPolicy) -> PartSelection:
+    """The selection with which the target was made from this source; everything where it was not."""
     try:
         history = load_manifest(open_store(target, retry_policy)).history
-    except (CacheDamaged, ConfigError):  # told of, or mended, by the copy
+    except (CacheDamaged, ConfigError):  # the copy reports or repairs it
         return PartSelection()
-    made = history[-1] if history else None
-    if made is None or made.action != "copy" or made.caches != (found.cache_id,):
+    origin = history[-1] if history else None
+    if origin is None or origin.action != "copy" or origin.caches != (source.cache_id,):
         return PartSelection()
-    return PartSelection.of(made.note) or PartSelection()
+    return PartSelection.of(origin.note) or PartSelection()
 
 
 def _into_folder(
-    target: str, source: SourceSnapshot, fetcher: Fetcher, watch: CopyWatch
+    target: str, source: SourceSnapshot, fetcher: Fetcher, watch: CopyProgress
 ) -> tuple[int, tuple[int, ...]]:
     path = Path(local_path(target))
     receiver = Receiver(path, source.manifest, source.manifest_bytes, fetcher)
-    receiver.refuse_others_parts(source.cache_id)
+    receiver.refuse_other_parts(source.cache_id)
     is_whole = source.index is not None
 
-    def look_at(row: IndexRow) -> list[str] | None:
-        """What is wrong with the part that is there; None where none is."""
+    def problems_of(row: IndexRow) -> list[str] | None:
+        """The problems of the part in the target; None where it is missing."""
         return receiver.problems(row.part, row if is_whole else None) if receiver.has(row.part) else None
 
     def take(row: IndexRow) -> None:
         receiver.take_part(row.part, row if is_whole else None, damaged=row.part in repaired)
 
-    looked = map_concurrently(look_at, source.rows, LOCAL_PARTS, fetcher.retry_policy)
-    due = [row for row, wrong in zip(source.rows, looked, strict=True) if wrong is None or wrong]
-    repaired = {row.part: wrong[0] for row, wrong in zip(source.rows, looked, strict=True) if wrong}
-    for number, wrong in repaired.items():
-        watch.say(f"part {number} is damaged and fetched again: {wrong}")
-    n_bytes = sum(row.n_bytes for row in due)
+    checked = list(
+        zip(source.rows, map_concurrently(problems_of, source.rows, LOCAL_PARTS, fetcher.retry_policy), strict=True)
+    )
+    to_copy = [row for row, problems in checked if problems is None or problems]
+    repaired = {row.part: problems[0] for row, problems in checked if problems}
+    for number, problem in repaired.items():
+        watch.say(f"part {number} is damaged and is copied again: {problem}")
+    n_bytes = sum(row.n_bytes for row in to_copy)
     _check_space(path, n_bytes)
-    watch.begin(len(due), n_bytes)
+    watch.begin(len(to_copy), n_bytes)
     receiver.take_shared(source.shared)
-    map_concurrently(take, due, REMOTE_PARTS if is_url(source.store.url) else LOCAL_PARTS, fetcher.retry_policy)
+    map_concurrently(take, to_copy, REMOTE_PARTS if is_url(source.store.url) else LOCAL_PARTS, fetcher.retry_policy)
     if source.index is not None:
         receiver.take_index(source.index)
     if source.signature is not None:
         receiver.take_signature(source.signature)
     receiver.tidy()
-    return len(due), tuple(repaired)
+    return len(to_copy), tuple(repaired)
 
 
-def _into_url(target: str, source: SourceSnapshot, fetcher: Fetcher, watch: CopyWatch, mend: bool) -> int:
+def _into_url(target: str, source: SourceSnapshot, fetcher: Fetcher, watch: CopyProgress, repair: bool) -> int:
     if target.startswith(("http://", "https://")):
-        raise ConfigError(f"{target} cannot be written to: a web server takes no files", hint="copy from it, not to it")
+        raise ConfigError(
+            f"cannot copy to a web server: {target}", hint="choose a folder, a bucket or hf:// as destination"
+        )
     retry_policy = fetcher.retry_policy.at(target)
-    place = retry_policy.call(lambda: open_folder(target))
-    sender = Sender(place=place, retry_policy=retry_policy, manifest=source.manifest, fetcher=fetcher, mend=mend)
+    remote = retry_policy.call(lambda: open_folder(target))
+    sender = Sender(remote=remote, retry_policy=retry_policy, manifest=source.manifest, fetcher=fetcher, repair=repair)
     sender.begin(source.manifest_bytes)
-    there = map_concurrently(sender.has, source.rows, REMOTE_PARTS, retry_policy)
-    due = [row for row, is_there in zip(source.rows, there, strict=True) if not is_there]
-    watch.begin(len(due), sum(row.n_bytes for row in due))
+    present = map_concurrently(sender.has, source.rows, REMOTE_PARTS, retry_policy)
+    to_copy = [row for row, is_present in zip(source.rows, present, strict=True) if not is_present]
+    watch.begin(len(to_copy), sum(row.n_bytes for row in to_copy))
     sender.send_shared(source.shared)
-    map_concurrently(sender.send_part, due, REMOTE_PARTS, retry_policy)
+    map_concurrently(sender.send_part, to_copy, REMOTE_PARTS, retry_policy)
     if source.index is not None:
         sender.finish(source.index)
     if source.signature is not None:
         sender.sign(source.signature)
-    return len(due)
+    return len(to_copy)
 
 
 def _check_space(path: Path, n_bytes: int) -> None:
     free = shutil.disk_usage(path).free
     if free < n_bytes + SPARE_BYTES:
         raise CacheWriteError(
-            f"{path} has {free:,} bytes free, {n_bytes + SPARE_BYTES:,} are needed: {n_bytes:,} for the copy and "
-            f"{SPARE_BYTES:,} that stay free",
-            hint=f"free {n_bytes + SPARE_BYTES - free:,} bytes, copy to another disk, or fewer parts (--parts)",
+            f"not enough space in {path}: {free:,} bytes free, {n_bytes + SPARE_BYTES:,} needed ({n_bytes:,} for the "
+            f"copy, {SPARE_BYTES:,} as reserve)",
+            hint=f"free {n_bytes + SPARE_BYTES - free:,} bytes, choose another disk, or copy fewer parts (--parts)",
         )

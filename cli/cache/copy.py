@@ -17,7 +17,7 @@ from kdpipe.schemas.choices import SplitName
 from kdpipe.schemas.counts import counted
 
 if TYPE_CHECKING:
-    from kdpipe.cache.transfer.copy_progress import CopyWatch
+    from kdpipe.cache.transfer.copying import CopyProgress
     from kdpipe.schemas.copy_report import CopyReport
 
 
@@ -47,10 +47,15 @@ def copy(
     from kdpipe.schemas.copy_report import PartSelection
 
     left_out = tuple(sorted(set(without or ())))
-    choice = PartSelection(parts=bounds("--parts", parts), split=split, without=left_out)
+    selection = PartSelection(parts=bounds("--parts", parts), split=split, without=left_out)
     with copying() as watch:
         report = copy_cache(
-            source, target, choice=choice, allow_partial=allow_partial, retry_policy=retries(retry_for), watch=watch
+            source,
+            target,
+            selection=selection,
+            allow_partial=allow_partial,
+            retry_policy=retries(retry_for),
+            watch=watch,
         )
     if json:
         console.document(report.model_dump(mode="json"))
@@ -73,13 +78,13 @@ def page(report: "CopyReport") -> str:
     if report.seconds > 0 and report.bytes:
         facts.append(("time", f"{duration(report.seconds)}, {size(report.bytes / report.seconds)}/s"))
     if report.made_from:
-        facts.append(("made from", f"{report.choice} of {report.made_from}"))
+        facts.append(("made from", f"{report.selection} of {report.made_from}"))
     facts.append(("cache_id", report.cache_id or "none: the cache is unfinished"))
     return "\n".join([report.target, *console.facts(facts)])
 
 
 @contextmanager
-def copying() -> Iterator["CopyWatch"]:
+def copying() -> Iterator["CopyProgress"]:
     """Someone who follows a copy, on this terminal or into this log."""
     if is_followed():
         with bar() as show:

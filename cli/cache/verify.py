@@ -95,7 +95,7 @@ def _repaired(
     for problem in report.problems:
         console.note(f"{problem.file}: {problem.what}")
     with copying() as watch:
-        copy_cache(source, cache, mend=True, retry_policy=retry_policy, watch=watch)
+        copy_cache(source, cache, repair=True, retry_policy=retry_policy, watch=watch)
     return verify_and_remember(cache, level, console.Notes(), retry_policy)
 
 

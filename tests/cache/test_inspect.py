@@ -98,7 +98,7 @@ def test_the_sums_are_the_bytes_on_disk(tmp_path: Path, kind: str) -> None:
     assert all(value >= 0 for value in per_position.values())
 
 
-def test_an_unfinished_cache_says_what_it_has(tmp_path: Path) -> None:
+def test_an_unfinished_cache_lists_its_parts(tmp_path: Path) -> None:
     path = tmp_path / "cache"
     with tiny.unsynced():
         writer = tiny.begin_cache(path)

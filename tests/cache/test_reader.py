@@ -65,7 +65,7 @@ def test_iteration_gives_every_sequence_in_order(cache: Cache) -> None:
 
 @pytest.mark.parametrize("kind", RECIPES)
 @pytest.mark.parametrize("max_rows", [1, 33, 64, 100, 150, 1 << 14])
-def test_a_scan_says_what_the_sequences_say(made: dict[str, Path], kind: str, max_rows: int) -> None:
+def test_a_scan_has_the_rows_of_the_sequences(made: dict[str, Path], kind: str, max_rows: int) -> None:
     cache = open_cache(made[kind])
     pieces = list(cache.scan(max_rows))
     one_by_one, at_once = joined(cache), joined(pieces)
@@ -132,7 +132,7 @@ def test_arrays_belong_to_the_caller_and_a_second_read_is_equal(cache: Cache) ->
     assert_same_rows(again, fresh)
 
 
-def test_a_cache_without_text_says_how_to_get_one(tmp_path: Path) -> None:
+def test_a_cache_without_text_names_the_option_for_it(tmp_path: Path) -> None:
     cache = open_cache(write(tmp_path / "c", Wish(keep=NoTargets())))
     with pytest.raises(ConfigError, match="text") as refused:
         cache.texts(0)

@@ -68,7 +68,7 @@ def test_a_signature_travels_with_copies(path: Path, tmp_path: Path) -> None:
     fsspec.filesystem("memory").rm("/signed", recursive=True)
 
 
-def test_a_signature_of_another_cache_or_spoilt_is_told(path: Path, tmp_path: Path) -> None:
+def test_a_signature_of_another_cache_or_spoilt_is_reported(path: Path, tmp_path: Path) -> None:
     cache = tiny.copy_cache(path / "cache", tmp_path / "cache")
     sign_cache(str(cache), path / "mine.pem")
     identity = str(open_cache(cache).cache_id)

@@ -55,7 +55,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         s3fs.S3FileSystem.clear_instance_cache()
 
 
-def test_the_copy_is_what_the_teacher_says(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_copy_matches_the_teacher(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main.run(["cache", "verify", str(folder / "cache"), "--against", str(folder / "teacher")]) == 0
     assert main.run(["cache", "verify", BUCKET, "--level", "full"]) == 0
     assert open_cache(BUCKET).cache_id == open_cache(folder / "cache").cache_id

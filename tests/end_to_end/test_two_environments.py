@@ -56,7 +56,7 @@ def test_the_two_environments_are_the_ends_of_what_is_supported() -> None:
     assert tuple(map(int, new["zarr"].split(".")[:2])) >= (3, 4)
 
 
-def test_without_a_second_environment_ci_fails_and_others_are_told(
+def test_without_a_second_environment_ci_fails_and_others_are_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CI", "true")

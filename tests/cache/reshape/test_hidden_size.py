@@ -59,7 +59,7 @@ def test_the_key_is_written_only_where_the_size_is_known(tmp_path: Path) -> None
 def test_caches_made_from_a_cache_state_its_hidden_size(tmp_path: Path) -> None:
     path = made(tmp_path / "cache", 64)
     with unsynced():
-        copy_cache(path, tmp_path / "lean", choice=PartSelection(split="train"))
+        copy_cache(path, tmp_path / "lean", selection=PartSelection(split="train"))
         subset(str(path), str(tmp_path / "some"), DocumentSelection(parts=Bounds(first=0, end=2)))
         requantize(str(path), str(tmp_path / "poorer"), RequantizeSpec(tau=0.2))
     assert [size_in(tmp_path / name) for name in ("lean", "some", "poorer")] == [64, 64, 64]

@@ -35,7 +35,7 @@ def test_what_a_position_does_not_tell_does_not_count_and_minus_infinity_does(
     assert found.tolist() == pytest.approx(due, nan_ok=True)
 
 
-def test_a_document_without_a_learnt_position_has_no_measure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_document_without_a_trained_position_has_no_measure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_cache(tmp_path / "a")
     cache = open_cache(tmp_path / "a")
     part = cache.part(0)

@@ -104,7 +104,7 @@ CONDITIONS: dict[str, tuple[dict[str, Any], Callable[[Document], bool]]] = {
 
 
 @pytest.mark.parametrize("name", [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in CONDITIONS])
-def test_a_subset_has_exactly_the_documents_that_were_asked_for(name: str, source: Path, tmp_path: Path) -> None:
+def test_a_subset_has_exactly_the_documents_that_were_requested(name: str, source: Path, tmp_path: Path) -> None:
     asked, holds = CONDITIONS[name]
     documents = listed(source)
     report = take(source, tmp_path / "new", **asked)
@@ -284,7 +284,7 @@ def test_a_measure_that_the_cache_cannot_tell_is_refused(name: str, by: str, mes
         take(tmp_path / "a", tmp_path / "new", by=by, lowest=0.5)
 
 
-def test_a_split_that_is_not_there_is_refused(tmp_path: Path) -> None:
+def test_a_split_that_does_not_exist_is_refused(tmp_path: Path) -> None:
     make_cache(tmp_path / "a", replace(SMALL, documents={"train": 4}))
     with pytest.raises(ConfigError, match="there is no split validation"):
         take(tmp_path / "a", tmp_path / "new", split="validation")

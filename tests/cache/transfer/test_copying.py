@@ -96,13 +96,13 @@ def test_a_second_copy_moves_what_is_missing_or_damaged_and_nothing_else(path: P
     assert (report.copied, report.repaired) == (2, (1, 2))
     read = {what.split()[0] for what in site.asked if "Range" in what or "bytes=" in what}
     assert read == {"/parts/00001/sequences.arrow", "/parts/00002/targets.zarr/id/c/0"}
-    assert [told for told in watch.said if "part 1 is damaged and fetched again" in told]
+    assert [told for told in watch.said if told.startswith("part 1 is damaged")]
     assert_same(copy, path)
 
 
 @pytest.mark.parametrize("name", [layout.MANIFEST, layout.INDEX, "tables/ids_by_rank.bin"])
 @pytest.mark.parametrize("how", ["damaged", "gone"])
-def test_files_of_the_whole_cache_are_mended(path: Path, tmp_path: Path, name: str, how: str) -> None:
+def test_files_of_the_whole_cache_are_repaired(path: Path, tmp_path: Path, name: str, how: str) -> None:
     copy = tmp_path / "copy"
     copy_cache(path, copy)
     if how == "gone":
@@ -121,7 +121,7 @@ INDEX_READ = 2
 @pytest.mark.parametrize(
     "fault", [pytest.param(fault, marks=() if fault in QUICK else pytest.mark.slow) for fault in FAULTS]
 )
-def test_a_fault_is_gone_through(path: Path, tmp_path: Path, fault: Fault) -> None:
+def test_a_fault_is_survived(path: Path, tmp_path: Path, fault: Fault) -> None:
     site = Site(path, due=lambda n: fault if n % 7 == 5 else None)
     with serving(site) as url:
         copy_cache(url, tmp_path / "copy", retry_policy=HASTY)
@@ -136,7 +136,7 @@ def test_records_that_come_with_other_bytes_once_are_read_again(path: Path, tmp_
     assert_same(tmp_path / "copy", path)
 
 
-def test_a_signature_that_is_none_is_not_copied(path: Path, tmp_path: Path) -> None:
+def test_an_invalid_signature_is_not_copied(path: Path, tmp_path: Path) -> None:
     spoilt = tiny.copy_cache(path, tmp_path / "spoilt")
     (spoilt / layout.SIGNATURE).write_bytes(b"no signature")
     with pytest.raises(CacheDamaged, match=r"manifest.sig"):
@@ -147,18 +147,18 @@ PIECES = 1000
 NAME = "parts/00000/sequences.arrow"
 
 
-def fetched(url: str, path: Path, file: Path, anew: list[str] | None = None) -> None:
+def fetched(url: str, path: Path, file: Path, on_restart: list[str] | None = None) -> None:
     """Fetch a file of several pieces."""
     record = open_cache(path).locate(0)[0].record.files["sequences.arrow"]
     assert record.bytes > 3 * PIECES
     counted: list[int] = []
-    heard = anew if anew is not None else []
+    heard = on_restart if on_restart is not None else []
     fetcher = Fetcher(
         store=http.HttpStore(url),
         retry_policy=HASTY,
         piece_bytes=PIECES,
-        told=heard.append,
-        anew=lambda: counted.append(1),
+        report=heard.append,
+        on_restart=lambda: counted.append(1),
     )
     fetcher.fetch(NAME, record, file)
     assert len(counted) == len(heard)
@@ -168,29 +168,29 @@ def fetched(url: str, path: Path, file: Path, anew: list[str] | None = None) -> 
 @pytest.mark.slow
 @pytest.mark.parametrize("weak", [False, True])
 @pytest.mark.parametrize("conditions", [False, True])
-def test_a_file_that_is_replaced_while_it_is_read_begins_anew(
+def test_a_file_that_is_replaced_while_it_is_read_starts_over(
     path: Path, tmp_path: Path, conditions: bool, weak: bool
 ) -> None:
     site = Site(path, due=lambda n: "changed" if n == 3 else None, conditions=conditions, weak=weak)
     heard: list[str] = []
     with serving(site) as url:
         fetched(url, path, tmp_path / "file", heard)
-    assert heard == [f"{NAME} was replaced while it was read, and is fetched again"]
+    assert heard == [f"{NAME} was replaced while it was read; downloading it again"]
     assert [asked.rpartition("bytes=")[2] for asked in site.asked[:4]] == ["0-999", "1000-1999", "2000-2999", "0-999"]
     assert all((tag is None) == weak for tag in site.demanded)
     assert [one.name for one in tmp_path.iterdir()] == ["file"]
 
 
-def test_a_file_that_is_replaced_again_and_again_is_told_of(path: Path, tmp_path: Path) -> None:
+def test_a_file_that_is_replaced_again_and_again_is_reported(path: Path, tmp_path: Path) -> None:
     site = Site(path, due=lambda n: "changed" if n % 2 == 0 else None)
     told = rf"{NAME} was replaced while it was read, 3 times, at http"
     with serving(site) as url, pytest.raises(Unreachable, match=told) as caught:
         fetched(url, path, tmp_path / "file")
-    assert caught.value.exit_code == 75 and "see who writes there" in str(caught.value.hint)
+    assert caught.value.exit_code == 75
     assert not (tmp_path / "file").exists() and not (tmp_path / "file.tag").exists()
 
 
-def test_a_local_file_that_is_replaced_while_it_is_read_begins_anew(path: Path, tmp_path: Path) -> None:
+def test_a_local_file_that_is_replaced_while_it_is_read_starts_over(path: Path, tmp_path: Path) -> None:
     place = tiny.copy_cache(path, tmp_path / "place")
 
     class Moving(LocalStore):
@@ -205,17 +205,17 @@ def test_a_local_file_that_is_replaced_while_it_is_read_begins_anew(path: Path, 
 
     record = open_cache(path).locate(0)[0].record.files["sequences.arrow"]
     heard: list[str] = []
-    Fetcher(store=Moving(place), piece_bytes=PIECES, told=heard.append).fetch(NAME, record, tmp_path / "file")
-    assert heard == [f"{NAME} was replaced while it was read, and is fetched again"]
+    Fetcher(store=Moving(place), piece_bytes=PIECES, report=heard.append).fetch(NAME, record, tmp_path / "file")
+    assert heard == [f"{NAME} was replaced while it was read; downloading it again"]
     assert (tmp_path / "file").read_bytes() == (path / NAME).read_bytes()
 
 
-def test_files_that_began_anew_are_counted(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_that_started_over_are_counted(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fetching, "PIECE_BYTES", PIECES)
     site, watch = Site(path, due=lambda n: "changed" if n in (30, 50) else None), Heard()
     with serving(site) as url:
         report = copy_cache(url, tmp_path / "copy", retry_policy=HASTY, watch=watch)
-    again = [told for told in watch.said if told.endswith("and is fetched again")]
+    again = [told for told in watch.said if told.endswith("downloading it again")]
     assert report.redownloaded == len(again) and 1 <= len(again) <= 2
     assert watch.bytes == report.bytes
     assert_same(tmp_path / "copy", path)
@@ -224,9 +224,11 @@ def test_files_that_began_anew_are_counted(path: Path, tmp_path: Path, monkeypat
 def random_faults(seed: int) -> list[Fault | None]:
     """A schedule: some faults, then honesty, so that a copy can finish; a few schedules never end."""
     rng = random.Random(seed)
-    rate = rng.choice([0.05, 0.2, 0.5])
+    rate = rng.selection([0.05, 0.2, 0.5])
     kinds = [fault for fault in FAULTS if fault != "stall" or rng.random() < 0.1]
-    faults: list[Fault | None] = [rng.choice(kinds) if rng.random() < rate else None for _ in range(rng.randrange(200))]
+    faults: list[Fault | None] = [
+        rng.selection(kinds) if rng.random() < rate else None for _ in range(rng.randrange(200))
+    ]
     return faults
 
 
@@ -265,7 +267,7 @@ def test_nothing_wrong_is_committed_under_five_hundred_schedules(path: Path, tmp
         copy_through(seed, path, tmp_path / str(seed))
 
 
-def test_a_server_that_never_recovers_is_told_of_in_the_end(path: Path, tmp_path: Path) -> None:
+def test_a_server_that_never_recovers_is_reported_in_the_end(path: Path, tmp_path: Path) -> None:
     watch = Heard()
     told = r"answers 503 Service Unavailable; tried again for \d+ s"
     site, short = Site(path, due=lambda n: "503" if n > 4 else None), RetryPolicy(budget=0.05, first=0.001)
@@ -276,13 +278,11 @@ def test_a_server_that_never_recovers_is_told_of_in_the_end(path: Path, tmp_path
     assert [told for told in watch.said if "; trying again in " in told]
 
 
-def test_bytes_that_never_come_right_are_told_of_by_name(path: Path, tmp_path: Path) -> None:
+def test_bytes_that_never_come_right_are_reported_by_name(path: Path, tmp_path: Path) -> None:
     spoilt = tmp_path / "spoilt"
     tiny.copy_cache(path, spoilt)
     tiny.flip_bit(spoilt / "parts/00001/sequences.arrow", 1000)
-    with pytest.raises(
-        CacheDamaged, match=r"parts/00001/sequences.arrow came with other bytes than were written, 3 times"
-    ) as caught:
+    with pytest.raises(CacheDamaged, match=r"parts/00001/sequences.arrow .* 3 times") as caught:
         copy_cache(spoilt, tmp_path / "copy")
     assert "kdpipe cache verify" in str(caught.value.hint)
     assert not (tmp_path / "copy/parts/00001").exists() and not (tmp_path / "copy" / layout.INDEX).exists()
@@ -290,7 +290,7 @@ def test_bytes_that_never_come_right_are_told_of_by_name(path: Path, tmp_path: P
     assert_same(tmp_path / "copy", path)
 
 
-def test_a_file_goes_on_where_it_was_cut_off(path: Path, tmp_path: Path) -> None:
+def test_a_file_resumes_where_it_was_interrupted(path: Path, tmp_path: Path) -> None:
     name = "parts/00000/sequences.arrow"
     whole = (path / name).read_bytes()
     record = open_cache(path).locate(0)[0].record.files["sequences.arrow"]
@@ -306,7 +306,7 @@ def test_a_file_goes_on_where_it_was_cut_off(path: Path, tmp_path: Path) -> None
     assert [one.name for one in tmp_path.iterdir()] == ["file"]
 
 
-def test_a_file_that_was_replaced_there_begins_anew(path: Path, tmp_path: Path) -> None:
+def test_a_file_that_was_replaced_in_the_source_starts_over(path: Path, tmp_path: Path) -> None:
     name = "parts/00000/sequences.arrow"
     record = open_cache(path).locate(0)[0].record.files["sequences.arrow"]
     (tmp_path / "file").write_bytes(b"x" * 2000)
@@ -314,12 +314,12 @@ def test_a_file_that_was_replaced_there_begins_anew(path: Path, tmp_path: Path) 
     site = Site(path)
     heard: list[str] = []
     with serving(site) as url:
-        Fetcher(store=http.HttpStore(url), piece_bytes=1000, told=heard.append).fetch(name, record, tmp_path / "file")
+        Fetcher(store=http.HttpStore(url), piece_bytes=1000, report=heard.append).fetch(name, record, tmp_path / "file")
     assert site.asked[0].endswith("bytes=0-999")
-    assert heard == [f"{name} was replaced since it was begun, and is fetched again"]
+    assert heard == [f"{name} was replaced since its download began; downloading it again"]
 
 
-def test_a_killed_copy_is_gone_on_with(path: Path, tmp_path: Path) -> None:
+def test_a_killed_copy_is_resumed(path: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     child = os.fork()
     if not child:
@@ -353,7 +353,7 @@ def test_an_index_that_was_half_written_is_written_again(path: Path, tmp_path: P
     assert_same(copy, path)
 
 
-def test_two_copies_into_one_folder_do_each_other_no_harm(path: Path, tmp_path: Path) -> None:
+def test_two_copies_into_one_folder_do_not_interfere(path: Path, tmp_path: Path) -> None:
     children = []
     for _ in range(2):
         child = os.fork()
@@ -370,7 +370,7 @@ def test_two_copies_into_one_folder_do_each_other_no_harm(path: Path, tmp_path: 
     assert_same(tmp_path / "copy", path)
 
 
-def test_a_part_that_another_copy_has_brought_meanwhile_stays_with_its_readers(path: Path, tmp_path: Path) -> None:
+def test_a_part_that_another_copy_finished_first_stays_with_its_readers(path: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     copy_cache(path, copy)
     row = open_cache(path).parts[1]
@@ -387,27 +387,27 @@ def test_a_part_that_another_copy_has_brought_meanwhile_stays_with_its_readers(p
 def test_a_folder_of_something_else_is_left_alone(path: Path, tmp_path: Path) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").write_text("my own")
-    with pytest.raises(ConfigError, match=r"holds other things and no manifest.json: thesis.txt"):
+    with pytest.raises(ConfigError, match=r"manifest.json: thesis.txt"):
         copy_cache(path, tmp_path / "full")
     other = tmp_path / "other"
     tiny.make_cache(other, replace(tiny.SMALL, seed=9))
     with pytest.raises(ConfigError, match="other holds another cache: the tokenizer"):
         copy_cache(path, other)
-    with pytest.raises(ConfigError, match="is where the cache lies"):
+    with pytest.raises(ConfigError, match="inside the source"):
         copy_cache(path, path)
 
 
-def test_a_disk_without_room_is_said_before_anything_is_moved(
+def test_a_disk_without_room_is_reported_before_anything_is_copied(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(copying, "SPARE_BYTES", 1 << 60)
-    with pytest.raises(CacheWriteError, match=r"copy has [\d,]+ bytes free, [\d,]+ are needed") as caught:
+    with pytest.raises(CacheWriteError, match=r"copy: [\d,]+ bytes free, [\d,]+ needed") as caught:
         copy_cache(path, tmp_path / "copy")
     assert "--parts" in str(caught.value.hint)
     assert not (tmp_path / "copy/parts").exists()
 
 
-def test_an_unfinished_cache_is_copied_when_that_is_asked_for(path: Path, tmp_path: Path) -> None:
+def test_an_unfinished_cache_is_copied_on_request(path: Path, tmp_path: Path) -> None:
     unfinished = tiny.copy_cache(path, tmp_path / "unfinished")
     (unfinished / layout.INDEX).unlink()
     (unfinished / "parts/00001").rename(tmp_path / "away")

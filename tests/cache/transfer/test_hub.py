@@ -126,7 +126,7 @@ print("read")
         ("hf://buckets/me/caches/one", {}, 2, "creates no file on a condition", "give a repository"),
     ],
 )
-def test_what_cannot_be_written_there_is_told_in_two_lines(
+def test_what_cannot_be_written_there_is_reported_in_two_lines(
     path: Path, place: Place, url: str, change: dict[str, str], code: int, told: str, hint: str
 ) -> None:
     hub, environment = place
@@ -141,6 +141,6 @@ def test_what_cannot_be_written_there_is_told_in_two_lines(
 )
 def test_an_answer_that_will_be_the_same_is_not_waited_for(code: int, kind: type[CacheError]) -> None:
     answer = httpx.Response(code, request=httpx.Request("POST", "http://localhost"))
-    with pytest.raises(CacheError) as told, hub_module._asking(URL):
+    with pytest.raises(CacheError) as caught, hub_module._asking(URL):
         raise HfHubHTTPError("no", response=answer)
-    assert type(told.value) is kind
+    assert type(caught.value) is kind

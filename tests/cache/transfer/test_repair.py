@@ -85,31 +85,31 @@ def test_a_finished_cache_of_the_same_settings_is_not_replaced(path: Path, other
     assert theirs != ours and open_cache(other).manifest == open_cache(path).manifest
     copy = tmp_path / "copy"
     copy_cache(other, copy)
-    with pytest.raises(ConfigError, match=f"copy holds the cache {theirs}, and {ours} is to be copied"):
+    with pytest.raises(ConfigError, match=f"copy .*{theirs}.*{ours}"):
         copy_cache(path, copy)
     assert open_cache(copy).cache_id == theirs and verify_cache(copy, "full").ok
 
 
 def test_a_copy_into_the_cache_itself_is_refused(path: Path) -> None:
-    with pytest.raises(ConfigError, match="is where the cache lies, or within it"):
+    with pytest.raises(ConfigError, match="inside the source"):
         copy_cache(path, path / "sub")
 
 
 @pytest.mark.parametrize("name", [ID, "parts/00001/part.json", layout.INDEX, layout.MANIFEST, "tables/ids_by_rank.bin"])
-def test_damage_behind_a_url_is_mended_where_that_is_asked_for(path: Path, place: str, name: str) -> None:
+def test_damage_behind_a_url_is_repaired_on_request(path: Path, place: str, name: str) -> None:
     copy_cache(path, place)
     memory = fsspec.filesystem("memory")
     data = memory.cat_file(f"/mended/cache/{name}")
     memory.pipe_file(f"/mended/cache/{name}", bytes([data[0] ^ 1]) + data[1:])
-    report = copy_cache(path, place, mend=True)
+    report = copy_cache(path, place, repair=True)
     assert report.copied == (1 if name.startswith(layout.PARTS) else 0)
     assert memory.cat_file(f"/mended/cache/{name}") == data
     assert verify_cache(place, "full").ok
-    assert copy_cache(path, place, mend=True).copied == 0
+    assert copy_cache(path, place, repair=True).copied == 0
 
 
 @pytest.mark.parametrize("end", ["/id/c/0", "/part.json"])
-def test_what_stage_one_wrote_there_is_mended_where_it_lies(path: Path, place: str, end: str) -> None:
+def test_what_stage_one_wrote_there_is_repaired_in_place(path: Path, place: str, end: str) -> None:
     assert tiny.make_cache(place) == open_cache(path).cache_id
     memory = fsspec.filesystem("memory")
     before = memory.find("/mended/cache")
@@ -117,7 +117,7 @@ def test_what_stage_one_wrote_there_is_mended_where_it_lies(path: Path, place: s
     assert not any(one.endswith(ID) for one in before), "files of a part lie in the folder of an attempt"
     data = memory.cat_file(name)
     memory.pipe_file(name, data[:-1] + bytes([data[-1] ^ 1]))
-    assert copy_cache(path, place, mend=True).copied == 1
+    assert copy_cache(path, place, repair=True).copied == 1
     assert memory.cat_file(name) == data and memory.find("/mended/cache") == before
     assert verify_cache(place, "full").ok
 
@@ -145,7 +145,7 @@ def test_a_file_that_another_has_removed_is_gone(place: str) -> None:
 
 
 @pytest.mark.slow
-def test_caches_of_one_manifest_are_kept_near_apart(path: Path, other: Path, tmp_path: Path) -> None:
+def test_caches_of_one_manifest_have_separate_mirrors(path: Path, other: Path, tmp_path: Path) -> None:
     for cache in (path, other):
         with serving(Site(cache)) as url:
             far = open_cache(url, mirror=MirrorSettings(folder=tmp_path, limit=1 << 30))
@@ -154,7 +154,7 @@ def test_caches_of_one_manifest_are_kept_near_apart(path: Path, other: Path, tmp
 
 
 @pytest.mark.slow
-def test_files_that_were_cleared_away_near_are_fetched_again(
+def test_files_that_were_removed_from_the_mirror_are_fetched_again(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mirror = MirrorSettings(folder=tmp_path, limit=1 << 30)
@@ -192,7 +192,7 @@ def test_a_shared_file_that_was_damaged_in_the_mirror_is_reported_and_fetched_ag
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [ID, "parts/00001/sequences.arrow", "parts/00001/part.json"])
-def test_a_part_that_was_damaged_near_is_named_by_its_folder_and_fetched_again(
+def test_a_part_that_was_damaged_in_the_mirror_is_named_by_its_folder_and_fetched_again(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     mirror, told = MirrorSettings(folder=tmp_path, limit=1 << 30), list[str]()
@@ -292,7 +292,7 @@ def test_threads_that_meet_one_damage_fetch_the_part_once(path: Path, tmp_path: 
 
 
 @pytest.mark.slow
-def test_a_table_that_is_damaged_near_is_fetched_again(path: Path, tmp_path: Path) -> None:
+def test_a_table_that_is_damaged_in_the_mirror_is_fetched_again(path: Path, tmp_path: Path) -> None:
     mirror, told = MirrorSettings(folder=tmp_path, limit=1 << 30), list[str]()
     with serving(Site(path)) as url:
         cache = open_cache(url, mirror=mirror, retry_policy=RetryPolicy(report=told.append))

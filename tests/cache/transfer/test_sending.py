@@ -49,7 +49,7 @@ def lean(path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What a copy without hidden states should be."""
     folder = tmp_path_factory.mktemp("disks") / "lean"
     with tiny.unsynced():
-        copy_cache(path, folder, choice=LEAN)
+        copy_cache(path, folder, selection=LEAN)
     return folder
 
 
@@ -64,18 +64,18 @@ def test_any_call_may_be_refused(path: Path, tmp_path: Path, number: int) -> Non
         raise OSError(number, os.strerror(number))
 
     with tiny.unsynced():
-        n_calls = count_calls(lambda: copy_cache(path, tmp_path / "first", choice=ONE))
+        n_calls = count_calls(lambda: copy_cache(path, tmp_path / "first", selection=ONE))
         n_told = 0
         for nth in range(1, n_calls + 1, 2):
             copy = tmp_path / str(nth)
             with fault_at(nth, refuse):
                 try:
-                    copy_cache(path, copy, choice=ONE)
+                    copy_cache(path, copy, selection=ONE)
                 except CacheError as error:
                     n_told += 1
                     assert os.strerror(number) in error.message and error.hint
             assert_committed_is_right(copy, tmp_path / "first")
-            copy_cache(path, copy, choice=ONE)
+            copy_cache(path, copy, selection=ONE)
             assert tiny.digests_of(copy) == tiny.digests_of(tmp_path / "first")
     assert n_told > n_calls / 6
 
@@ -90,13 +90,13 @@ def test_a_disk_that_fills_up_on_the_way(
     def work() -> str:
         mount_memory(small, kilobytes << 10)
         try:
-            copy_cache(path, small / "copy", choice=LEAN)
+            copy_cache(path, small / "copy", selection=LEAN)
         except WriteError as error:
             said = f"{error.exit_code} {error.message}\n{error.hint}"
         assert not (small / "copy" / layout.INDEX).exists()
         assert_committed_is_right(small / "copy", lean)
         remount(small, 4 * MB)
-        copy_cache(path, small / "copy", choice=LEAN)
+        copy_cache(path, small / "copy", selection=LEAN)
         assert tiny.digests_of(small / "copy") == tiny.digests_of(lean)
         return said
 
@@ -106,7 +106,7 @@ def test_a_disk_that_fills_up_on_the_way(
     assert ended.said.endswith("what was committed is safe; then run the same command again")
 
 
-def test_a_disk_that_may_not_be_written_to_is_told_in_two_lines(path: Path, tmp_path: Path) -> None:
+def test_a_disk_that_may_not_be_written_to_is_reported_in_two_lines(path: Path, tmp_path: Path) -> None:
     small, damaged = tmp_path / "disk", tmp_path / "damaged"
     tiny.copy_cache(path, damaged)
     tiny.flip_bit(damaged / "parts/00001/sequences.arrow", 1000)
@@ -147,7 +147,7 @@ def limited_copy(source: Path, target: str, most_bytes: int) -> Ended:
     return in_child(work)
 
 
-def test_files_that_may_not_grow_are_told_of_and_the_copy_goes_on(path: Path, tmp_path: Path) -> None:
+def test_files_that_may_not_grow_are_reported_and_the_copy_resumes(path: Path, tmp_path: Path) -> None:
     ended = limited_copy(path, str(tmp_path / "copy"), 3500)
     assert ended.code == 1 and ended.said.startswith("copying part 0: File too large"), ended.said
     assert "ulimit -f" in ended.said
@@ -158,7 +158,7 @@ def test_files_that_may_not_grow_are_told_of_and_the_copy_goes_on(path: Path, tm
     assert open_cache(tmp_path / "copy").cache_id == open_cache(path).cache_id
 
 
-def test_a_full_disk_here_on_the_way_to_a_url_is_told_of(path: Path) -> None:
+def test_a_full_disk_here_on_the_way_to_a_url_is_reported(path: Path) -> None:
     ended = limited_copy(path, "memory://sent/here", 3500)
-    assert ended.code == 1 and ended.said.startswith("fetching parts/0000"), ended.said
+    assert ended.code == 1 and ended.said.startswith("downloading parts/0000"), ended.said
     assert f"File too large ({tempfile.gettempdir()}/kdpipe-copy-" in ended.said

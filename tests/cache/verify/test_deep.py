@@ -112,7 +112,7 @@ def test_a_part_that_ends_its_child_costs_only_itself(
 
 
 @pytest.mark.slow
-def test_a_limit_that_is_asked_for_binds(cache: Path) -> None:
+def test_a_requested_limit_is_enforced(cache: Path) -> None:
     found = deep_problems(str(cache), [2], memory_bytes=1 << 16)
     assert [problem.what for problem in found] == ["decoding it took more memory than a part of its size may"]
     assert deep_problems(str(cache), [2]) == []
@@ -146,7 +146,7 @@ def test_a_child_that_cannot_begin_is_one_error_and_no_problem(
     assert len(started) == 1
 
 
-def test_a_child_that_never_says_it_is_ready_is_given_up(
+def test_a_child_that_never_becomes_ready_is_stopped(
     cache: Path, at_start: Plant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     at_start("time.sleep(60)")
@@ -224,7 +224,7 @@ def test_processor_time_ends_a_process_and_a_lower_limit_stands() -> None:
 
 
 @pytest.mark.slow
-def test_a_part_is_asked_for_when_the_one_before_it_is_decoded(cache: Path) -> None:
+def test_a_part_is_requested_after_the_one_before_it(cache: Path) -> None:
     asked = list[int]()
 
     def numbers() -> Iterator[int]:

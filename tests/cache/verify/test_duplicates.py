@@ -284,8 +284,8 @@ def test_a_split_of_which_nothing_is_left_out_keeps_its_count(tmp_path: Path) ->
     fewer = replace(FOUR, documents={"train": 6}, documents_per_part=3)
     other = made(tmp_path / "b", fewer, counted(fewer, train=0))
     with unsynced():
-        copy_cache(path, out / "lean", choice=PartSelection(split="train"))
-        copy_cache(path, out / "parts", choice=PartSelection(parts=Bounds(first=1, end=5)))
+        copy_cache(path, out / "lean", selection=PartSelection(split="train"))
+        copy_cache(path, out / "parts", selection=PartSelection(parts=Bounds(first=1, end=5)))
         subset(str(path), str(out / "split"), DocumentSelection(split="validation"))
         subset(str(path), str(out / "some"), DocumentSelection(parts=Bounds(first=0, end=2)))
         merge([str(path), str(other)], str(out / "both"))

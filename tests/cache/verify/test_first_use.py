@@ -81,13 +81,15 @@ def test_the_first_use_checks_every_byte_and_the_second_reads_nothing_of_the_par
 def test_damage_is_found_at_the_first_use_although_sizes_are_right(cache: Path, memory: Path) -> None:
     flip_bit(cache / SHARD, 3)
     for _ in range(2):
-        with pytest.raises(CacheDamaged) as told:
+        with pytest.raises(CacheDamaged) as caught:
             use(cache)
-        assert told.value.message == (
+        assert caught.value.message == (
             f"{cache} is damaged: {SHARD}: its bytes are not those that were written (sha256 differs)"
         )
-        assert str(told.value.hint).startswith(f"`kdpipe cache verify {cache}` names all that is wrong, and with --re")
-        assert told.value.exit_code == 3
+        assert str(caught.value.hint).startswith(
+            f"`kdpipe cache verify {cache}` names all that is wrong, and with --re"
+        )
+        assert caught.value.exit_code == 3
     assert not memory.exists()
 
 
@@ -102,7 +104,7 @@ def test_a_missing_file_and_a_damaged_table_are_damage(cache: Path) -> None:
         use(cache)
 
 
-def test_what_only_lies_beside_a_cache_is_no_damage(cache: Path) -> None:
+def test_extra_files_beside_a_cache_are_no_damage(cache: Path) -> None:
     for name in (".DS_Store", "parts/.DS_Store", "tables/.DS_Store", "journal/notes.txt"):
         (cache / name).parent.mkdir(exist_ok=True)
         (cache / name).write_text("x")
@@ -154,20 +156,20 @@ def test_always_checks_each_time_and_never_does_not_at_all(cache: Path, viewed: 
     assert viewed == []
 
 
-def test_an_unfinished_cache_is_not_checked_and_says_so_when_asked(tmp_path: Path, memory: Path) -> None:
+def test_an_unfinished_cache_is_refused_only_with_verify_always(tmp_path: Path, memory: Path) -> None:
     write_part(begin_cache(tmp_path / "begun"), 0)
     assert use(tmp_path / "begun").lines == []
-    with pytest.raises(CacheIncomplete, match="is unfinished, and only a finished cache can be checked") as told:
+    with pytest.raises(CacheIncomplete, match="is unfinished, and only a finished cache can be checked") as caught:
         use(tmp_path / "begun", "always")
-    assert told.value.hint == "finish it, or leave --verify (cache.verify) out"
+    assert caught.value.hint == "finish it, or leave --verify (cache.verify) out"
     assert not memory.exists()
 
 
-def test_when_to_check_is_not_said_of_a_cache_behind_a_url() -> None:
+def test_verify_is_refused_for_a_cache_behind_a_url() -> None:
     check_before_use("memory://nowhere", None, RecordingTrainWatch())
-    with pytest.raises(ConfigError, match="the parts of memory://nowhere are checked as they are fetched") as told:
+    with pytest.raises(ConfigError, match="the parts of memory://nowhere are checked as they are fetched") as caught:
         check_before_use("memory://nowhere", "always", RecordingTrainWatch())
-    assert told.value.hint == "leave --verify (cache.verify) out"
+    assert caught.value.hint == "leave --verify (cache.verify) out"
 
 
 @pytest.mark.parametrize("data", [b"", b"{}", b"not JSON", b'{"cache_id":"x","files":"y","path":"z"}', b"\xff\xfe"])
@@ -246,7 +248,7 @@ def test_files_that_change_while_they_are_checked_are_not_remembered(
     assert not memory.exists()
 
 
-def test_a_long_check_says_how_far_it_is(cache: Path) -> None:
+def test_a_long_check_reports_progress(cache: Path) -> None:
     told = RecordingTrainWatch()
     ticks = iter(range(0, 1000, 20))
     check_before_use(cache, None, told, clock=lambda: float(next(ticks)))

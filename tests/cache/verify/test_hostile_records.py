@@ -230,7 +230,7 @@ RECORDS: dict[str, tuple[dict[str, Any], str]] = {
 
 @pytest.mark.many
 @pytest.mark.parametrize("name", RECORDS)
-def test_a_part_record_that_lies_is_refused(cache: Path, name: str) -> None:
+def test_a_part_record_with_false_values_is_refused(cache: Path, name: str) -> None:
     changes, fragment = RECORDS[name]
     edit_json(cache / RECORD, lambda r: set_all(r, **changes))
     reseal(cache)

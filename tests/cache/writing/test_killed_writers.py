@@ -100,7 +100,7 @@ def kill_by_calls(folder: Path, rounds: int | None, seed: int, whole: tuple[str,
         path = folder / str(number) / "cache"
         place = 1 + number * n_calls // n_rounds
         for _ in range(rng.randint(1, MAX_KILLS)):
-            code, said = die_at(path, place, rng.choice(WHEN))
+            code, said = die_at(path, place, rng.selection(WHEN))
             if code:
                 met[phase(said)] += 1
             check(path)
@@ -131,7 +131,7 @@ def kill_by_time(folder: Path, rounds: int, seed: int, whole: tuple[str, dict[st
 
 
 @pytest.mark.slow
-def test_a_writer_killed_at_any_call_leaves_good_parts_and_goes_on(
+def test_a_writer_killed_at_any_call_leaves_good_parts_and_can_be_resumed(
     tmp_path: Path, whole: tuple[str, dict[str, str]], record_property: Callable[[str, object], None]
 ) -> None:
     met = kill_by_calls(tmp_path, ROUNDS, 1, whole)
@@ -141,7 +141,7 @@ def test_a_writer_killed_at_any_call_leaves_good_parts_and_goes_on(
 
 
 @pytest.mark.slow
-def test_a_writer_killed_at_any_moment_leaves_good_parts_and_goes_on(
+def test_a_writer_killed_at_any_moment_leaves_good_parts_and_can_be_resumed(
     tmp_path: Path, whole: tuple[str, dict[str, str]], record_property: Callable[[str, object], None]
 ) -> None:
     standing = kill_by_time(tmp_path, ROUNDS, 2, whole)

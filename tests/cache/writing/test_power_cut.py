@@ -93,7 +93,7 @@ def test_a_power_cut_at_any_moment_leaves_old_or_new_and_never_mixed(tmp_path: P
 
 
 @pytest.mark.slow
-def test_every_state_after_a_power_cut_can_be_gone_on_with(tmp_path: Path) -> None:
+def test_every_state_after_a_power_cut_can_be_resumed(tmp_path: Path) -> None:
     recorder = record(tmp_path / "recorded")
     identity, digests = resume_cache(tmp_path / "recorded" / "cache"), digests_of(tmp_path / "recorded" / "cache")
     tried: set[tuple[frozenset[str], frozenset[str]]] = set()
@@ -129,7 +129,7 @@ def cut_after_death(folder: Path, deaths: list[int]) -> None:
 
 
 @pytest.mark.slow
-def test_a_writer_leans_on_no_name_that_a_dead_one_left_unsynced(tmp_path: Path) -> None:
+def test_a_writer_depends_on_no_name_that_a_dead_one_left_unsynced(tmp_path: Path) -> None:
     (tmp_path / "whole").mkdir()
     deaths = given_names(tmp_path / "whole")
     assert len(deaths) == len(GROUPS) + len([layout.PARTS, "the folder itself"])
@@ -149,7 +149,7 @@ def test_a_death_at_any_call_and_then_a_power_cut_leave_old_or_new(tmp_path: Pat
 
 
 @pytest.mark.parametrize("limit_after", ["nothing", "a death"])
-def test_a_part_that_is_said_to_be_committed_outlives_a_power_cut(tmp_path: Path, limit_after: str) -> None:
+def test_a_part_that_is_committed_survives_a_power_cut(tmp_path: Path, limit_after: str) -> None:
     recorder = Recorder(tmp_path)
     if limit_after == "a death":
         (tmp_path / "whole").mkdir()

@@ -232,7 +232,7 @@ def test_ctrl_c_in_the_middle_of_a_part_leaves_nothing_half_made(tmp_path: Path,
 
 
 @pytest.mark.slow
-def test_ctrl_c_at_any_call_leaves_what_can_be_gone_on_with(tmp_path: Path, whole: str) -> None:
+def test_ctrl_c_at_any_call_leaves_what_can_be_resumed(tmp_path: Path, whole: str) -> None:
     with unsynced():
         n_calls = count_calls(partial(make_cache, tmp_path / "counted"))
         for place in range(2, n_calls, 31):

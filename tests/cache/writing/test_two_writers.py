@@ -145,7 +145,7 @@ def test_a_cache_that_another_begins_in_between_is_no_foreign_folder(
     assert looked
 
 
-def test_the_tables_of_the_first_hold_for_the_second(tmp_path: Path) -> None:
+def test_a_second_writer_uses_the_tables_of_the_first(tmp_path: Path) -> None:
     first = create_cache(tmp_path / "cache", manifest_of(SMALL))
     second = create_cache(tmp_path / "cache", manifest_of(SMALL))
     first.publish_tables({"ids_by_rank": np.arange(300, dtype=np.uint32)})
@@ -158,7 +158,7 @@ def test_the_tables_of_the_first_hold_for_the_second(tmp_path: Path) -> None:
     assert open_cache(tmp_path / "cache").table("ids_by_rank").tolist() == list(range(300))
 
 
-def test_tables_that_lose_at_the_last_moment_are_thrown_away(tmp_path: Path) -> None:
+def test_tables_that_lose_the_race_are_discarded(tmp_path: Path) -> None:
     barrier = threading.Barrier(N_WRITERS, timeout=MEETING_SECONDS)
 
     def publish(shift: int) -> None:
@@ -192,9 +192,7 @@ def test_what_a_dead_process_left_is_swept(tmp_path: Path) -> None:
     assert writer.missing() == [0, 1, 2, 3]
 
 
-def test_what_this_machine_left_before_it_started_anew_is_swept(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_this_machine_left_before_it_rebooted_is_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     begin_cache(tmp_path / "cache")
     work = stale(tmp_path / "cache", work_name("00001"))
     monkeypatch.setattr(workers, "boot_id", lambda: "another")
@@ -216,7 +214,7 @@ def test_the_part_of_a_living_process_is_left_alone_and_comes_last(tmp_path: Pat
     assert writer.under_way() == set()
 
 
-def test_a_worker_is_not_in_its_own_way(tmp_path: Path) -> None:
+def test_a_worker_ignores_its_own_work_folder(tmp_path: Path) -> None:
     writer = begin_cache(tmp_path / "cache")
     with pytest.raises(RuntimeError, match="enough"), writer.part(1):
         assert writer.missing() == [0, 2, 3, 1]

@@ -22,7 +22,7 @@ def changed(manifest: Manifest, **values: object) -> Manifest:
     return Manifest.model_validate({**dict(manifest), **values})
 
 
-def test_another_version_of_the_program_goes_on_with_a_cache(tmp_path: Path) -> None:
+def test_another_version_of_the_program_can_resume_a_cache(tmp_path: Path) -> None:
     begin_cache(tmp_path / "cache")
     newer = changed(manifest_of(), kdpipe="99.0")
     assert create_cache(tmp_path / "cache", newer).manifest.kdpipe == manifest_of().kdpipe
@@ -41,7 +41,7 @@ def test_a_tokenizer_may_keep_files_in_a_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["README.md", "LICENSE", ".gitattributes", "manifest.sig"])
-def test_what_hubs_put_beside_a_cache_is_no_problem_and_changes_nothing(tmp_path: Path, name: str) -> None:
+def test_hub_files_beside_a_cache_are_no_problem_and_change_nothing(tmp_path: Path, name: str) -> None:
     identity = make_cache(tmp_path / "cache")
     (tmp_path / "cache" / name).write_text("hello")
     report = verify_cache(tmp_path / "cache", "full")
@@ -83,7 +83,7 @@ def test_what_the_cache_would_leave_out_is_refused(tmp_path: Path) -> None:
             part.add(*pair)
 
 
-def test_a_teacher_who_showed_only_its_top_gives_no_scalars_of_the_whole(tmp_path: Path) -> None:
+def test_a_teacher_with_top_predictions_only_gives_no_scalars_of_the_whole(tmp_path: Path) -> None:
     manifest = manifest_of(replace(SMALL, kind="topk", top_k=8, hidden=False))
     assert manifest.teacher is not None
     served = manifest.teacher.model_copy(update={"full_distribution": False})
@@ -95,7 +95,7 @@ def test_a_teacher_who_showed_only_its_top_gives_no_scalars_of_the_whole(tmp_pat
         changed(draws, teacher=served, targets=targets)
 
 
-def test_a_layer_that_the_teacher_has_not_is_refused() -> None:
+def test_a_layer_that_the_teacher_lacks_is_refused() -> None:
     manifest = manifest_of()
     assert manifest.teacher is not None
     small = manifest.teacher.model_copy(update={"n_layers": 1})
@@ -103,7 +103,7 @@ def test_a_layer_that_the_teacher_has_not_is_refused() -> None:
         changed(manifest, teacher=small)
 
 
-def test_an_unknown_table_is_a_plain_refusal(tmp_path: Path) -> None:
+def test_an_unknown_table_is_refused(tmp_path: Path) -> None:
     make_cache(tmp_path / "cache")
     with pytest.raises(ConfigError, match="there is no table 'head'"):
         open_cache(tmp_path / "cache").table("head")

@@ -67,7 +67,7 @@ def test_a_smaller_copy_says_what_it_is(path: Path, tmp_path: Path, capsys: pyte
     assert said.err.startswith("2 parts to copy, ")
     answer, some = json.loads(said.out), open_cache(tmp_path / "some")
     assert (answer["cache_id"], answer["made_from"]) == (some.cache_id, open_cache(path).cache_id)
-    assert (answer["choice"], answer["parts"], answer["copied"]) == ("parts 0:2; without hidden, text", 2, 2)
+    assert (answer["selection"], answer["parts"], answer["copied"]) == ("parts 0:2; without hidden, text", 2, 2)
     assert main.run([*words, "--without", "text"]) == 0
     said = capsys.readouterr()
     assert said.err == "nothing to copy\n"
@@ -75,7 +75,9 @@ def test_a_smaller_copy_says_what_it_is(path: Path, tmp_path: Path, capsys: pyte
     assert main.run(words) == 2
     said = capsys.readouterr()
     assert said.err.startswith(f"error: {tmp_path / 'some'} holds another cache: what was chosen: ")
-    assert said.err.endswith("give the same --parts, --split and --without as before, or choose a new or empty place\n")
+    assert said.err.endswith(
+        "use the same --parts, --split and --without as before, or choose a new or empty destination\n"
+    )
     (tmp_path / "some/parts/00001/sequences.arrow").write_bytes(b"?")
     assert main.run(["cache", "verify", str(tmp_path / "some"), "--repair-from", str(path)]) == 0
     assert "some: OK" in capsys.readouterr().out
@@ -101,8 +103,8 @@ def test_what_cannot_be_copied_is_told_in_two_lines(
 ) -> None:
     for source, target, code, told in (
         (str(tmp_path / "nowhere"), str(tmp_path / "copy"), 2, "error: there is no folder"),
-        (str(path), str(path), 2, "is where the cache lies"),
-        (str(path), "http://127.0.0.1/cache", 2, "a web server takes no files"),
+        (str(path), str(path), 2, "inside the source"),
+        (str(path), "http://127.0.0.1/cache", 2, "http://127.0.0.1/cache"),
     ):
         assert main.run(["cache", "copy", source, target]) == code
         said = capsys.readouterr().err
