@@ -89,7 +89,7 @@ def test_what_cannot_be_chosen_is_told_in_two_lines(
     for words, told, hint in (
         (["--parts", "2:1"], "--parts 2:1 is empty", "B is exclusive"),
         (["--parts", "two"], "--parts two is not of the form A:B", "--parts 0:100"),
-        (["--without", "targets"], "cannot be copied without targets", "what can be left out of it: hidden, text"),
+        (["--without", "targets"], "cannot be copied without targets", "hidden, text"),
         (["--parts", "90:"], "nothing is left: no document is chosen", "choose less strictly"),
     ):
         assert main.run(["cache", "copy", str(path), str(tmp_path / "some"), *words]) == 2
