@@ -24,19 +24,19 @@ HALF_DECADE = 10**0.5
 AROUND = (1 / HALF_DECADE, 1.0, HALF_DECADE)
 
 
-def trained(words: argparse.Namespace, steps: int | None, optimizer: dict[str, Any]) -> dict[str, Any]:
+def trained(arguments: argparse.Namespace, steps: int | None, optimizer: dict[str, Any]) -> dict[str, Any]:
     """Train one student; its resolved optimizer and validation metrics."""
     with tempfile.TemporaryDirectory() as place:
         settings = TrainSettings.model_validate(
             {
-                "cache": {"path": str(words.cache)},
-                "student": {"name": words.student, "lora": words.lora},
+                "cache": {"path": str(arguments.cache)},
+                "student": {"name": arguments.student, "lora": arguments.lora},
                 "optimizer": optimizer,
-                "run": {"batch_size": words.batch_size} | ({} if steps is None else {"max_steps": steps}),
+                "run": {"batch_size": arguments.batch_size} | ({} if steps is None else {"max_steps": steps}),
                 "evaluation": {"every": 1_000_000},
                 "machine": {"device": "cpu", "threads": 1},
                 "out": f"{place}/run",
-                "seed": words.seed,
+                "seed": arguments.seed,
             }
         )
         report = train(settings, TrainOptions(), SilentTrainWatch())
@@ -79,16 +79,16 @@ def main() -> None:
     parser.add_argument("--steps", type=int, nargs="*", default=[], help="Optimizer steps, several runs [one epoch]")
     parser.add_argument("--batch-size", type=int, default=8, help="Sequences per batch [8]")
     parser.add_argument("--seed", type=int, default=0, help="Random seed [0]")
-    words = parser.parse_args()
+    arguments = parser.parse_args()
     runs = []
-    for steps in words.steps or [None]:
-        default = trained(words, steps, {})
-        other = trained(words, steps, {"kind": "adamw" if default["optimizer"] == "muon" else "muon"})
-        rows = [default, other, *(trained(words, steps, cell) for cell in around(default, other))]
+    for steps in arguments.steps or [None]:
+        default = trained(arguments, steps, {})
+        other = trained(arguments, steps, {"kind": "adamw" if default["optimizer"] == "muon" else "muon"})
+        rows = [default, other, *(trained(arguments, steps, cell) for cell in around(default, other))]
         best = max(rows, key=lambda row: row["top1_agreement"])
         behind = best["top1_agreement"] - default["top1_agreement"]
         runs.append({"default": default, "best": best, "points_behind": 100 * behind, "cells": rows})
-    print(json.dumps(rounded({"machine": machine(), "student": words.student, "runs": runs}), indent=1))
+    print(json.dumps(rounded({"machine": machine(), "student": arguments.student, "runs": runs}), indent=1))
 
 
 if __name__ == "__main__":

@@ -205,20 +205,20 @@ def options() -> argparse.Namespace:
 
 def main() -> None:
     """Train the students and print the results."""
-    words = options()
-    torch.set_num_threads(words.threads)
-    plan = QUICK_RECOVERY if words.quick else Plan(teacher=TEACHER, batch=4)
-    plan = replace(plan, folder=words.teacher_folder, seeds=words.seeds, threads=words.threads)
-    epochs = {3_000: (1, 2)} if words.quick else EPOCHS
-    if words.positions:
-        epochs = {positions: epochs.get(positions, (1, 2)) for positions in words.positions}
-    if words.epochs:
-        epochs = dict.fromkeys(epochs, tuple(words.epochs))
-    kinds = tuple(kind for kind in KINDS if kind.name in words.targets)
+    arguments = options()
+    torch.set_num_threads(arguments.threads)
+    plan = QUICK_RECOVERY if arguments.quick else Plan(teacher=TEACHER, batch=4)
+    plan = replace(plan, folder=arguments.teacher_folder, seeds=arguments.seeds, threads=arguments.threads)
+    epochs = {3_000: (1, 2)} if arguments.quick else EPOCHS
+    if arguments.positions:
+        epochs = {positions: epochs.get(positions, (1, 2)) for positions in arguments.positions}
+    if arguments.epochs:
+        epochs = dict.fromkeys(epochs, tuple(arguments.epochs))
+    kinds = tuple(kind for kind in KINDS if kind.name in arguments.targets)
     with tempfile.TemporaryDirectory(prefix="kdpipe-bench-") as folder:
-        work = (words.work or Path(folder)).resolve()
+        work = (arguments.work or Path(folder)).resolve()
         work.mkdir(parents=True, exist_ok=True)
-        teacher, unseen = find_teacher(words.teachers or work, plan)
+        teacher, unseen = find_teacher(arguments.teachers or work, plan)
         own = work / f"students-of-{teacher.name}"
         (own / "caches").mkdir(parents=True, exist_ok=True)
         measured = Epochs(plan, own, Caches(own, teacher, unseen, plan.threads, print_progress), epochs)

@@ -63,13 +63,13 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=300_000, help="Tokens per student [300000]")
     parser.add_argument("--seeds", type=int, default=3, help="Seeds [3]")
     parser.add_argument("--quick", action="store_true", help="Tiny, for tests only")
-    words = parser.parse_args()
+    arguments = parser.parse_args()
     torch.set_num_threads(1)
     known: dict[str, list[float]] = {way: [] for way in WAYS}
-    sweep = open_sweep(words.work, FusedSweep, tokens=words.tokens, quick=words.quick)
-    for seed in range(words.seeds):
+    sweep = open_sweep(arguments.work, FusedSweep, tokens=arguments.tokens, quick=arguments.quick)
+    for seed in range(arguments.seeds):
         for way in WAYS:
-            cell = Cell(size="1M", optimizer="muon", matrices=-2.0, tables=-1.0, tokens=words.tokens, seed=seed)
+            cell = Cell(size="1M", optimizer="muon", matrices=-2.0, tables=-1.0, tokens=arguments.tokens, seed=seed)
             with patched(way):
                 result = sweep.train(cell)
             print_progress(f"  {way}, seed {seed}: {json.dumps(rounded(result))}")
@@ -78,7 +78,7 @@ def main() -> None:
         way: {"kl": values, "mean": statistics.mean(values), "sd": statistics.stdev(values) if len(values) > 1 else 0.0}
         for way, values in known.items()
     }
-    print(json.dumps(rounded({"machine": machine(), "torch": torch.__version__, "tokens": words.tokens, **rows})))
+    print(json.dumps(rounded({"machine": machine(), "torch": torch.__version__, "tokens": arguments.tokens, **rows})))
 
 
 if __name__ == "__main__":

@@ -71,9 +71,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="Small, for tests only")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
-    words = parser.parse_args()
+    arguments = parser.parse_args()
     recipe = Recipe(documents={"train": 40}, documents_per_part=20, vocabulary_size=2_000)
-    if not words.quick:
+    if not arguments.quick:
         recipe = Recipe(documents={"train": 4_000}, documents_per_part=1_000)
     rates: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -81,8 +81,8 @@ def main() -> None:
             make(Path(folder) / kind, replace(recipe, kind=kind))
         for case, wants in CASES.items():
             path = Path(folder) / (case if case == "topk" else "threshold")
-            for threads in words.threads:
-                rates[f"{case}, {threads} threads"] = measured(path, wants, threads, 4 if words.quick else 150)
+            for threads in arguments.threads:
+                rates[f"{case}, {threads} threads"] = measured(path, wants, threads, 4 if arguments.quick else 150)
     takes = {
         "100 M parameters, CPU of 100 GFLOP/s": student_takes(1e8, 1e11),
         "100 M parameters, GPU of 400 TFLOP/s": student_takes(1e8, 4e14),

@@ -110,7 +110,7 @@ def peak_bytes(case: Case, name: str) -> int:
 
 def in_child(options: argparse.Namespace, vocabulary: int, way: str) -> int:
     """Peak memory of one side, in its own process."""
-    words = [
+    arguments = [
         "--child",
         way,
         "--vocabulary",
@@ -120,8 +120,8 @@ def in_child(options: argparse.Namespace, vocabulary: int, way: str) -> int:
         "--width",
         str(options.width),
     ]
-    words += ["--chunk-mib", str(options.chunk_mib)] if options.chunk_mib else []
-    command = [sys.executable, __file__, *words]
+    arguments += ["--chunk-mib", str(options.chunk_mib)] if options.chunk_mib else []
+    command = [sys.executable, __file__, *arguments]
     return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 

@@ -287,27 +287,29 @@ def options() -> argparse.Namespace:
 
 def main() -> None:
     """Run the sweep and print the results."""
-    words = options()
-    torch.set_num_threads(words.threads)
+    arguments = options()
+    torch.set_num_threads(arguments.threads)
     sweep = open_sweep(
-        words.work,
+        arguments.work,
         Sweep,
-        tokens=words.tokens,
-        teacher_steps=words.teacher_steps,
-        precision=words.precision,
-        quick=words.quick,
+        tokens=arguments.tokens,
+        teacher_steps=arguments.teacher_steps,
+        precision=arguments.precision,
+        quick=arguments.quick,
     )
     confirmed = {}
-    for size, kind, optimizer in product(words.sizes, words.kinds, words.optimizers):
-        matrices, tables = words.start or STARTS[kind, optimizer]
-        start = Cell(size=size, kind=kind, optimizer=optimizer, matrices=matrices, tables=tables, tokens=words.tokens)
+    for size, kind, optimizer in product(arguments.sizes, arguments.kinds, arguments.optimizers):
+        matrices, tables = arguments.start or STARTS[kind, optimizer]
+        start = Cell(
+            size=size, kind=kind, optimizer=optimizer, matrices=matrices, tables=tables, tokens=arguments.tokens
+        )
         sweep.value(start)
-        best = [start] if words.alone else sweep.search(start)
-        confirmed[f"{size} {kind} {optimizer}"] = sweep.confirmed(best, words.confirmed)
+        best = [start] if arguments.alone else sweep.search(start)
+        confirmed[f"{size} {kind} {optimizer}"] = sweep.confirmed(best, arguments.confirmed)
     document = {
         "machine": machine(),
         "torch": torch.__version__,
-        "precision": words.precision,
+        "precision": arguments.precision,
         "confirmed": confirmed,
         "cells": list(sweep.results().values()),
     }

@@ -131,7 +131,7 @@ class Recovery:
                 f"  {number + 1} of {len(students)}: {student.kind}, {student.passes} x, seed {student.seed}: "
                 f"CE {line['cross_entropy']:.4f}, KL {line['kl_teacher']:.4f}, {line['seconds']:.0f} s"
             )
-        return self._set_beside([results[student.key] for student in students], students)
+        return self._compare([results[student.key] for student in students], students)
 
     def _read(self) -> list[dict[str, Any]]:
         """Results so far; an incomplete last line is dropped."""
@@ -173,7 +173,7 @@ class Recovery:
             }
         )
 
-    def _set_beside(self, lines: Sequence[dict[str, Any]], students: Sequence[Student]) -> dict[str, Any]:
+    def _compare(self, lines: Sequence[dict[str, Any]], students: Sequence[Student]) -> dict[str, Any]:
         """Bytes, metrics and recovered gain of each kind, by number of epochs."""
         cached = {student.kind: student.cache for student in students}
         results: dict[str, Any] = {}
@@ -243,28 +243,28 @@ def options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def plan_of(words: argparse.Namespace) -> Plan:
+def plan_of(arguments: argparse.Namespace) -> Plan:
     """The sizes given by the options."""
-    plan = QUICK if words.quick else FULL
+    plan = QUICK if arguments.quick else FULL
     names = ("tokens", "batch", "validation", "seeds", "entropy_nats")
-    given = {name: getattr(words, name) for name in names if getattr(words, name) is not None}
-    teacher = replace(plan.teacher, steps=words.teacher_steps or plan.teacher.steps)
+    given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
+    teacher = replace(plan.teacher, steps=arguments.teacher_steps or plan.teacher.steps)
     # The recovered gain is relative to labels and dense, so both are always included.
-    kinds = tuple(dict.fromkeys((LABELS, DENSE, *(words.kinds or plan.kinds))))
-    passes = tuple(words.passes or plan.passes)
-    folder = words.teacher_folder
-    return replace(plan, teacher=teacher, folder=folder, kinds=kinds, threads=words.threads, passes=passes, **given)
+    kinds = tuple(dict.fromkeys((LABELS, DENSE, *(arguments.kinds or plan.kinds))))
+    passes = tuple(arguments.passes or plan.passes)
+    folder = arguments.teacher_folder
+    return replace(plan, teacher=teacher, folder=folder, kinds=kinds, threads=arguments.threads, passes=passes, **given)
 
 
 def main() -> None:
     """Train the students and print the results."""
-    words = options()
-    plan = plan_of(words)
+    arguments = options()
+    plan = plan_of(arguments)
     torch.set_num_threads(plan.threads)
     with tempfile.TemporaryDirectory(prefix="kdpipe-bench-") as folder:
-        work = (words.work or Path(folder)).resolve()
+        work = (arguments.work or Path(folder)).resolve()
         work.mkdir(parents=True, exist_ok=True)
-        teacher, unseen = find_teacher(words.teachers or work, plan)
+        teacher, unseen = find_teacher(arguments.teachers or work, plan)
         own = work / f"students-of-{teacher.name}"
         (own / "caches").mkdir(parents=True, exist_ok=True)
         results = Recovery(plan, own, teacher, unseen).measure()

@@ -80,9 +80,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="Few rows, for tests only")
     parser.add_argument("--device", default="cpu")
-    words = parser.parse_args()
-    device = torch.device(words.device)
-    sizes = {2_000: 64} if words.quick else {32_000: 512, 152_000: 128}
+    arguments = parser.parse_args()
+    device = torch.device(arguments.device)
+    sizes = {2_000: 64} if arguments.quick else {32_000: 512, 152_000: 128}
     with torch.inference_mode():
         cases = {
             str(size): measured(size, n * (32 if device.type == "cuda" else 1), device) for size, n in sizes.items()

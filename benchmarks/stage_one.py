@@ -168,7 +168,7 @@ class Bench:
             "{} draws": lambda n: {"kind": "sampled", "draws": n},
         }
         for template, make in kinds.items():
-            number = least(lambda n: self._total(template.format(n), make(n)) >= most, 1, 128)  # noqa: B023  # called here
+            number = smallest(lambda n: self._total(template.format(n), make(n)) >= most, 1, 128)  # noqa: B023  # called here
             name = template.format(number)
             paths[name] = self.cached(name, make(number))[0]
         angles = compare(paths, Path(str(self.small.teacher.name)), self.scale.positions, self.device)
@@ -199,7 +199,7 @@ def median_of(rounds: list[dict[str, dict[str, float]]], what: str) -> dict[str,
     return {clock: statistics.median(row[what][clock] for row in rounds) for clock in rounds[0][what]}
 
 
-def least(holds: Callable[[int], bool], low: int, high: int) -> int:
+def smallest(holds: Callable[[int], bool], low: int, high: int) -> int:
     """The smallest number for which a monotonic condition holds."""
     while low < high:
         middle = (low + high) // 2
@@ -238,7 +238,7 @@ def print_progress(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def read_words() -> argparse.Namespace:
+def parse_options() -> argparse.Namespace:
     """Parse the options."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", nargs="*", help=f"Measurements: {', '.join(TABLES)} [all]")
@@ -251,34 +251,34 @@ def read_words() -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, help="Tokens of the large teacher per round")
     parser.add_argument("--positions", type=int, help="Tokens to cache for bytes and angles")
     parser.add_argument("--rounds", type=int, help="Repetitions of timed runs")
-    words = parser.parse_args()
-    if odd := set(words.what) - set(TABLES):
+    arguments = parser.parse_args()
+    if odd := set(arguments.what) - set(TABLES):
         parser.error(f"unknown measurement {', '.join(sorted(odd))}; available: {', '.join(TABLES)}")
-    return words
+    return arguments
 
 
-def scale_of(words: argparse.Namespace) -> Scale:
+def scale_of(arguments: argparse.Namespace) -> Scale:
     """The sizes given by the options."""
-    scale = QUICK if words.quick else FULL
+    scale = QUICK if arguments.quick else FULL
     names = ("tokens", "positions", "rounds", "entropy_nats")
-    given = {name: getattr(words, name) for name in names if getattr(words, name)}
-    trained = replace(scale.trained, steps=words.steps) if words.steps else scale.trained
+    given = {name: getattr(arguments, name) for name in names if getattr(arguments, name)}
+    trained = replace(scale.trained, steps=arguments.steps) if arguments.steps else scale.trained
     return replace(scale, trained=trained, **given)
 
 
 def main() -> None:
     """Run the measurements and print the results."""
-    words = read_words()
+    arguments = parse_options()
     with tempfile.TemporaryDirectory(prefix="kdpipe-bench-") as folder:
-        work = words.work or Path(folder)
+        work = arguments.work or Path(folder)
         work.mkdir(parents=True, exist_ok=True)
-        bench = Bench(scale_of(words), work, words.device, words.threads)
-        result: dict[str, Any] = {"machine": machine(), "torch": torch.__version__, "device": words.device}
-        if words.device != "cpu":
-            result["gpu"] = torch.cuda.get_device_name(words.device)
+        bench = Bench(scale_of(arguments), work, arguments.device, arguments.threads)
+        result: dict[str, Any] = {"machine": machine(), "torch": torch.__version__, "device": arguments.device}
+        if arguments.device != "cpu":
+            result["gpu"] = torch.cuda.get_device_name(arguments.device)
         result["target"] = TARGETS
         for name, table in TABLES.items():
-            if words.what and name not in words.what:
+            if arguments.what and name not in arguments.what:
                 continue
             print_progress(f"{name}:")
             result[name] = getattr(bench, name)()

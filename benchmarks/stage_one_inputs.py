@@ -68,7 +68,7 @@ def trained_teacher(
     write_corpus(corpus, (row for row in seen if row["text"].strip()))
     make_teacher(corpus, work / name, sizes, progress)
     teacher = work / name
-    return (teacher if entropy_nats is None else sharpened(teacher, rows[n_seen:], entropy_nats)), rows[n_seen:]
+    return (teacher if entropy_nats is None else with_entropy(teacher, rows[n_seen:], entropy_nats)), rows[n_seen:]
 
 
 def random_teacher(work: Path, sizes: RandomSizes) -> Path:
@@ -95,7 +95,7 @@ def random_teacher(work: Path, sizes: RandomSizes) -> Path:
     return folder
 
 
-def sharpened(folder: Path, rows: list[dict[str, str]], entropy_nats: float) -> Path:
+def with_entropy(folder: Path, rows: list[dict[str, str]], entropy_nats: float) -> Path:
     """The same teacher with its logits scaled to a given entropy on some text."""
     other = folder.with_name(f"{folder.name}-at-{entropy_nats}")
     if other.is_dir():

@@ -131,7 +131,7 @@ def profile(run: Opened) -> dict[str, Any]:
                 clocked = _clocked(getattr(owner, name), spent, step, torch.cuda.synchronize if on_gpu else _nothing)
                 stack.enter_context(mock.patch.object(owner, name, clocked))
         for step, (owner, name) in BESIDE.items():
-            stack.enter_context(mock.patch.object(owner, name, _clocked_beside(getattr(owner, name), beside[step])))
+            stack.enter_context(mock.patch.object(owner, name, _timed_in_thread(getattr(owner, name), beside[step])))
         total = cached_once(run)
     return {"seconds": total, "steps": spent | {"all else": total - sum(spent.values())}, "beside": beside}
 
@@ -155,7 +155,7 @@ def _clocked(
     return call
 
 
-def _clocked_beside(function: Callable[..., Any], spent: dict[str, float]) -> Callable[..., Any]:
+def _timed_in_thread(function: Callable[..., Any], spent: dict[str, float]) -> Callable[..., Any]:
     """Wall-clock and CPU seconds in another thread."""
 
     def call(*arguments: Any) -> Any:

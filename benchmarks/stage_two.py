@@ -197,8 +197,8 @@ class Bench:
     def _in_child(python: str, what: str, task: dict[str, Any]) -> dict[str, Any]:
         """The JSON result of a child process; its progress goes to stderr."""
         offline = os.environ | {"HF_HUB_OFFLINE": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
-        words = [python, str(CHILD), what, json.dumps(task)]
-        done = subprocess.run(words, stdout=subprocess.PIPE, text=True, env=offline)
+        arguments = [python, str(CHILD), what, json.dumps(task)]
+        done = subprocess.run(arguments, stdout=subprocess.PIPE, text=True, env=offline)
         if done.returncode:
             raise SystemExit(f"{what} failed in its child process, see above")
         results: dict[str, Any] = json.loads(done.stdout)
@@ -210,7 +210,7 @@ def print_progress(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def read_words() -> argparse.Namespace:
+def parse_options() -> argparse.Namespace:
     """Parse the options."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", nargs="*", help=f"Measurements: {', '.join(TABLES)} [all]")
@@ -223,45 +223,45 @@ def read_words() -> argparse.Namespace:
     parser.add_argument("--portion", type=int, help="Sequences per micro-batch of kdpipe [automatic]")
     parser.add_argument("--work", type=Path, help="Folder for caches and pairs; resumes there")
     parser.add_argument("--peers", type=Path, help="Folder for the environment of the peers [.venv/peers]")
-    words = parser.parse_args()
-    if words.portion is not None and words.portion < 1:
-        parser.error(f"a micro-batch of {words.portion} sequences is not possible")
-    if odd := set(words.what) - set(TABLES):
+    arguments = parser.parse_args()
+    if arguments.portion is not None and arguments.portion < 1:
+        parser.error(f"a micro-batch of {arguments.portion} sequences is not possible")
+    if odd := set(arguments.what) - set(TABLES):
         parser.error(f"unknown measurement {', '.join(sorted(odd))}; available: {', '.join(TABLES)}")
-    return words
+    return arguments
 
 
-def scale_of(words: argparse.Namespace) -> Scale:
+def scale_of(arguments: argparse.Namespace) -> Scale:
     """The sizes given by the options."""
-    scale = QUICK if words.quick else FULL
-    given: dict[str, Any] = {"threads": words.threads}
-    if words.documents:
-        given["documents"] = words.documents
+    scale = QUICK if arguments.quick else FULL
+    given: dict[str, Any] = {"threads": arguments.threads}
+    if arguments.documents:
+        given["documents"] = arguments.documents
     return replace(
         scale,
-        case=replace(scale.case, **given, portion=words.portion),
+        case=replace(scale.case, **given, portion=arguments.portion),
         small=replace(scale.small, **given),
-        rounds=words.rounds or scale.rounds,
-        profile=words.profile,
-        vocabularies=tuple(words.vocabulary or scale.vocabularies),
+        rounds=arguments.rounds or scale.rounds,
+        profile=arguments.profile,
+        vocabularies=tuple(arguments.vocabulary or scale.vocabularies),
     )
 
 
 def main() -> None:
     """Run the measurements and print the results."""
-    words = read_words()
+    arguments = parse_options()
     with tempfile.TemporaryDirectory(prefix="kdpipe-bench-") as folder:
-        work = (words.work or Path(folder)).resolve()
+        work = (arguments.work or Path(folder)).resolve()
         work.mkdir(parents=True, exist_ok=True)
-        bench = Bench(scale_of(words), work, words.peers or Path(sys.prefix) / "peers")
+        bench = Bench(scale_of(arguments), work, arguments.peers or Path(sys.prefix) / "peers")
         result: dict[str, Any] = {
             "machine": machine(),
-            "threads": words.threads,
-            "portion": words.portion,
+            "threads": arguments.threads,
+            "portion": arguments.portion,
             "target": TARGETS,
         }
         for name, table in TABLES.items():
-            if words.what and name not in words.what:
+            if arguments.what and name not in arguments.what:
                 continue
             print_progress(f"{name}:")
             result[name] = getattr(bench, name)()

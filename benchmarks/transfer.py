@@ -107,7 +107,7 @@ class Bench:
             listing = subprocess.run(["find", str(target), "-type", "f", "-print0"], check=True, capture_output=True)
             subprocess.run(["xargs", "-0", "sha256sum"], input=listing.stdout, check=True, stdout=subprocess.DEVNULL)
 
-        return self._beside(plain, lambda: copy_cache(cache, target), target, n_bytes)
+        return self._compare(plain, lambda: copy_cache(cache, target), target, n_bytes)
 
     def s3(self) -> dict[str, Any]:
         """A copy from a bucket, against s3fs downloading the same objects with its default concurrency."""
@@ -120,7 +120,7 @@ class Bench:
         def plain() -> None:
             system.get("transfer/cache", str(target), recursive=True)
 
-        return self._beside(plain, lambda: copy_cache("s3://transfer/cache", target), target, self._bytes())
+        return self._compare(plain, lambda: copy_cache("s3://transfer/cache", target), target, self._bytes())
 
     def verify(self) -> dict[str, Any]:
         """A verification by URL against a copy, with many small parts and a latency per request."""
@@ -132,7 +132,7 @@ class Bench:
         copied, verified = Site(cache, seconds=REQUEST_SECONDS), Site(cache, seconds=REQUEST_SECONDS)
         n_bytes = sum(row.n_bytes for row in open_cache(cache).parts)
         with serving(copied) as one, serving(verified) as other:
-            result = self._beside(lambda: copy_cache(one, target), lambda: verify_cache(other), target, n_bytes)
+            result = self._compare(lambda: copy_cache(one, target), lambda: verify_cache(other), target, n_bytes)
         requests = [site.n_requests / self.scale.rounds for site in (copied, verified)]
         return result | {"parts": self.scale.many_parts, "requests": requests}
 
@@ -217,7 +217,7 @@ class Bench:
     def _bytes(self) -> int:
         return sum(row.n_bytes for row in open_cache(self._cache).parts)
 
-    def _beside(
+    def _compare(
         self, plain: Callable[[], object], ours: Callable[[], object], target: Path, n_bytes: int
     ) -> dict[str, Any]:
         """Both alternating, into an empty folder each time; the ratio is of rates, so above 1 is faster than the
@@ -280,18 +280,18 @@ def main() -> None:
     parser.add_argument("what", nargs="*", help="Measurements: local, s3, verify, mirror, training, files [all]")
     parser.add_argument("--quick", action="store_true", help="Small, for tests only")
     parser.add_argument("--rounds", type=int, help="Repetitions")
-    words = parser.parse_args()
-    scale = QUICK if words.quick else Scale()
-    scale = replace(scale, rounds=words.rounds or scale.rounds)
+    arguments = parser.parse_args()
+    scale = QUICK if arguments.quick else Scale()
+    scale = replace(scale, rounds=arguments.rounds or scale.rounds)
     names = ("local", "s3", "verify", "mirror", "training", "files")
-    if odd := set(words.what) - set(names):
+    if odd := set(arguments.what) - set(names):
         parser.error(f"unknown measurement {', '.join(sorted(odd))}; available: {', '.join(names)}")
     result: dict[str, Any] = {"machine": machine(), "target": TARGETS}
     with tempfile.TemporaryDirectory(prefix="kdpipe-bench-") as folder, s3_server() as environment:
         os.environ.update(environment)
         bench = Bench(scale, Path(folder))
         for name in names:
-            if not words.what or name in words.what:
+            if not arguments.what or name in arguments.what:
                 result[name] = getattr(bench, name)()
                 print(f"{name}: {json.dumps(rounded(result[name]))}", file=sys.stderr, flush=True)
     print(json.dumps(rounded(result), indent=2))

@@ -49,9 +49,9 @@ def test_bytes_and_angles_come_from_caches_of_the_same_documents(work: Path) -> 
     assert angle["largest_label_difference_nats"] < 0.05
     lean, standard, fine, top, draws = angle["caches"]
     assert 0 < angle["degrees"][fine] < angle["degrees"][standard] < angle["degrees"][lean] < 90
-    least = angle["caches"][standard]["bytes_per_position"]["total"]
+    smallest = angle["caches"][standard]["bytes_per_position"]["total"]
     assert top.endswith("and a bucket") and draws.endswith("draws")
-    assert all(angle["caches"][name]["bytes_per_position"]["total"] >= least for name in (top, draws))
+    assert all(angle["caches"][name]["bytes_per_position"]["total"] >= smallest for name in (top, draws))
 
 
 @pytest.mark.slow
