@@ -154,11 +154,11 @@ def rows_of(cache: Path, n: int) -> list[dict[str, list[int]]]:
     opened = open_cache(str(cache), "train")
     rows = []
     for number in ordering(opened, "shuffled", 0).at(np.arange(n)).tolist():
-        rows = opened.tokens(number)
-        labels = np.full(len(rows.tokens), IGNORED_LABEL)
-        trained = np.flatnonzero(rows.loss_mask) + 1
-        labels[trained] = rows.tokens[trained]
-        rows.append({"input_ids": rows.tokens.tolist(), "labels": labels.tolist()})
+        sequence = opened.tokens(number)
+        labels = np.full(len(sequence.tokens), IGNORED_LABEL)
+        trained = np.flatnonzero(sequence.loss_mask) + 1
+        labels[trained] = sequence.tokens[trained]
+        rows.append({"input_ids": sequence.tokens.tolist(), "labels": labels.tolist()})
     return rows
 
 

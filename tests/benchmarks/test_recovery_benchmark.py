@@ -25,7 +25,7 @@ def test_students_of_every_kind_are_compared_with_labels_and_dense(tmp_path: Pat
     assert "7 of 7" in progress
     kinds = first["passes"]["1"]["kinds"]
     tops = sorted(set(kinds) - set(KINDS))
-    assert [name.split(maxsplit=1)[1] for name in tops] == ["and a bucket", "renormalized"]
+    assert [name.split(maxsplit=1)[1] for name in tops] == ["and one bin", "renormalized"]
     assert all(name.startswith("top-") for name in tops)
     assert kinds["labels alone"]["kl_teacher_recovered"]["mean"] == 0
     assert kinds["dense"]["kl_teacher_recovered"]["mean"] == 1

@@ -50,7 +50,7 @@ def test_bytes_and_angles_come_from_caches_of_the_same_documents(work: Path) -> 
     lean, standard, fine, top, draws = angle["caches"]
     assert 0 < angle["degrees"][fine] < angle["degrees"][standard] < angle["degrees"][lean] < 90
     smallest = angle["caches"][standard]["bytes_per_position"]["total"]
-    assert top.endswith("and a bucket") and draws.endswith("draws")
+    assert top.endswith("and one bin") and draws.endswith("draws")
     assert all(angle["caches"][name]["bytes_per_position"]["total"] >= smallest for name in (top, draws))
 
 
