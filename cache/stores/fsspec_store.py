@@ -15,6 +15,7 @@ from kdpipe.cache.layout import PART_NAME, PART_RECORD, PARTS
 from kdpipe.cache.stores.attempts import AttemptStore
 from kdpipe.cache.stores.failures import describe_error, driver_error
 from kdpipe.cache.stores.protocol import MAX_LISTED, URL_HOLDS_MANIFEST, check_tag, checked_size
+from kdpipe.cache.stores.retries import RetryingStore, RetryPolicy
 from kdpipe.schemas.errors import CacheDamaged, ConfigError, KdpipeError, Unreachable
 
 EXTRAS = {"s3": "s3", "gs": "gcs", "gcs": "gcs", "hf": "hub"}
@@ -32,6 +33,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 # By which drivers tell that a file was replaced.
 TAGS = ("ETag", "etag", "blob_id", "LastModified", "mtime", "created")
+
+
+def open_remote(url: str, retry_policy: RetryPolicy) -> RetryingStore:
+    """The store of a URL, with retries."""
+    return RetryingStore(retry_policy.call(lambda: RemoteStore(url)), retry_policy)
 
 
 class RemoteStore:

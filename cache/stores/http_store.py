@@ -107,6 +107,11 @@ class Deadline:
         stream.read = timed
 
 
+def open_http(url: str, retry_policy: RetryPolicy) -> "HttpStore":
+    """The store of a URL, with retries."""
+    return HttpStore(url, retry_policy=retry_policy)
+
+
 @final
 class HttpStore:
     """A web server's folder; `timeout` is how long it may say nothing, `floor` how slowly it may send.

@@ -21,6 +21,7 @@ from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNot
 from kdpipe.cache import layout
 from kdpipe.cache.stores.failures import describe_error, driver_error
 from kdpipe.cache.stores.fsspec_store import RemoteStore
+from kdpipe.cache.stores.retries import RetryingStore, RetryPolicy
 from kdpipe.schemas.errors import CacheError, ConfigError, KdpipeError, Unreachable
 
 BUCKETS: Final = "hf://buckets/"
@@ -69,6 +70,11 @@ def repository(url: str) -> Repository:
         return Repository(
             kind=found.repo_type, name=found.repo_id, revision=found.revision, folder=found.path_in_repo.strip("/")
         )
+
+
+def open_hub(url: str, retry_policy: RetryPolicy) -> RetryingStore:
+    """The store of a URL at its newest commit, with retries."""
+    return RetryingStore(retry_policy.call(lambda: RemoteStore(url, pinned_root)), retry_policy)
 
 
 def pinned_root(url: str) -> str:

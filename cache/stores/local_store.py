@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from kdpipe.cache.layout import part_dir
+from kdpipe.cache.stores.addresses import local_path
 from kdpipe.cache.stores.attempts import AttemptStore
 from kdpipe.cache.stores.protocol import HOLDS_MANIFEST, MAX_LISTED, NO_LINKS, check_tag
 from kdpipe.schemas.errors import CacheDamaged, CacheError, ConfigError, KdpipeError
@@ -19,8 +20,16 @@ from kdpipe.schemas.errors import CacheDamaged, CacheError, ConfigError, KdpipeE
 _ABOUT_THE_CACHE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO}
 
 
+def open_local(address: str, _: object = None) -> "LocalStore":
+    """The store of a path or a file:// URL, which needs no retry policy."""
+    path = local_path(address)
+    if not path:
+        raise ConfigError("the path of the cache is empty", hint=HOLDS_MANIFEST)
+    return LocalStore(Path(path))
+
+
 class LocalStore:
-    """A folder; files are mapped, links are not followed."""
+    """A folder; files are memory-mapped, links are not followed."""
 
     def __init__(self, root: Path) -> None:
         _refuse_other_than_folder(root)

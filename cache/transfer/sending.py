@@ -6,7 +6,6 @@ cache at once: a name has the same bytes from each of them, and records are crea
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from kdpipe.cache import layout
 from kdpipe.cache.durable.files import translate_os_errors
@@ -16,15 +15,12 @@ from kdpipe.cache.fetch.receiver import OTHER_PLACE, refuse_other_cache
 from kdpipe.cache.parts.index import IndexRow
 from kdpipe.cache.parts.part_bytes import part_bytes
 from kdpipe.cache.parts.part_files import checked_record, read_part_record
-from kdpipe.cache.stores.fsspec_store import RemoteFolder
+from kdpipe.cache.stores.protocol import WritableStore
 from kdpipe.cache.stores.retries import RetryPolicy
 from kdpipe.schemas.errors import CacheDamaged, CacheWriteError, ConfigError
 from kdpipe.schemas.manifest import FileRecord, Manifest, read_manifest
 from kdpipe.schemas.part import PartRecord
 from kdpipe.schemas.strict_json import MAX_BYTES, sha256_hex
-
-if TYPE_CHECKING:
-    from kdpipe.cache.stores.hub_store import HubFolder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +30,7 @@ class Sender:
     With `repair` the uploaded bytes are read again, and damaged files are replaced.
     """
 
-    remote: "RemoteFolder | HubFolder"
+    remote: WritableStore
     retry_policy: RetryPolicy
     manifest: Manifest
     fetcher: Fetcher

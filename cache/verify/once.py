@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Final, final
 
 from kdpipe.cache import layout
-from kdpipe.cache.stores.dispatch import RetryingStore
 from kdpipe.cache.stores.protocol import MAX_LISTED, Store, checked_size
+from kdpipe.cache.stores.retries import RetryingStore
 from kdpipe.schemas.errors import CacheDamaged
 from kdpipe.schemas.manifest import read_manifest
 from kdpipe.schemas.strict_json import MAX_BYTES

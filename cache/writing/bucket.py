@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, final
+from typing import Any, TypeVar, final
 
 import numpy.typing as npt
 
@@ -18,17 +18,14 @@ from kdpipe.cache import layout
 from kdpipe.cache.catalog import same_manifest
 from kdpipe.cache.durable.files import remove_dir, work_folder
 from kdpipe.cache.durable.scratch import temporary_folder_errors
-from kdpipe.cache.stores.dispatch import RetryingStore, open_folder
-from kdpipe.cache.stores.fsspec_store import RemoteFolder
+from kdpipe.cache.stores.dispatch import open_folder
 from kdpipe.cache.stores.local_store import LocalStore
-from kdpipe.cache.stores.retries import RetryPolicy
+from kdpipe.cache.stores.protocol import WritableStore
+from kdpipe.cache.stores.retries import RetryingStore, RetryPolicy
 from kdpipe.cache.writing.bucket_tables import BucketTables
 from kdpipe.cache.writing.writer import CacheWriter
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.manifest import Manifest
-
-if TYPE_CHECKING:
-    from kdpipe.cache.stores.hub_store import HubFolder
 
 Result = TypeVar("Result")
 
@@ -39,7 +36,7 @@ class BucketPublisher:
 
     is_local = False
 
-    def __init__(self, remote: "RemoteFolder | HubFolder", manifest: Manifest, retry_policy: RetryPolicy) -> None:
+    def __init__(self, remote: WritableStore, manifest: Manifest, retry_policy: RetryPolicy) -> None:
         with temporary_folder_errors("creating a temporary folder for parts to upload"):
             self.path = Path(tempfile.mkdtemp(prefix="kdpipe-out-"))
         weakref.finalize(self, remove_dir, self.path)

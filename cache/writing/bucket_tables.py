@@ -8,22 +8,19 @@ is never replaced selects a set, and any worker copies that set to the final nam
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, final
+from typing import Any, TypeVar, final
 
 import numpy.typing as npt
 
 from kdpipe.cache import layout
 from kdpipe.cache.durable.scratch import scratch_folder
 from kdpipe.cache.parts.tables import write_tables
-from kdpipe.cache.stores.fsspec_store import RemoteFolder
+from kdpipe.cache.stores.protocol import WritableStore
 from kdpipe.cache.stores.retries import RetryPolicy
 from kdpipe.schemas.errors import CacheDamaged, CacheWriteError
 from kdpipe.schemas.manifest import FileRecord, Manifest
 from kdpipe.schemas.records import Record, read_record
 from kdpipe.schemas.strict_json import sha256_file, sha256_hex
-
-if TYPE_CHECKING:
-    from kdpipe.cache.stores.hub_store import HubFolder
 
 Result = TypeVar("Result")
 
@@ -38,9 +35,7 @@ class TableSet(Record):
 class BucketTables:
     """The tables of one bucket; they are downloaded to tables/ in the local folder `path`."""
 
-    def __init__(
-        self, remote: "RemoteFolder | HubFolder", retry_policy: RetryPolicy, manifest: Manifest, path: Path
-    ) -> None:
+    def __init__(self, remote: WritableStore, retry_policy: RetryPolicy, manifest: Manifest, path: Path) -> None:
         self._remote, self._retry_policy, self._manifest, self._path = remote, retry_policy, manifest, path
         self._names = {table.name: layout.table_file(table.name) for table in manifest.tables}
 

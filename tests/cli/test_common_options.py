@@ -17,7 +17,7 @@ from support.corpora import small_tokenizer, text_rows, write_jsonl
 from support.s3 import KEY, SECRET
 from support.web import Site, serving
 
-COUNTDOWN = re.compile(r"; trying again in [0-9.]+ s, for at most [0-9.]+ (s|min)")
+COUNTDOWN = re.compile(r"; retrying in [0-9.]+ s, for at most [0-9.]+ (s|min)")
 # What is read, by command; OUT is a new folder, OTHER another cache.
 READERS = {
     "cache copy": ["URL", "OUT"],

@@ -1,6 +1,5 @@
 """A cache behind a URL is the cache in the folder: fsspec, file:// and relative paths."""
 
-import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
@@ -10,8 +9,6 @@ import pytest
 
 from kdpipe.cache import open_cache
 from kdpipe.cache.inspect import inspect_cache
-from kdpipe.cache.stores.fsspec_store import RemoteStore
-from kdpipe.cache.stores.local_store import LocalStore
 from kdpipe.schemas.errors import CacheDamaged, CacheIncomplete, ConfigError
 from support import tiny
 from support.reading import digests_of_all
@@ -66,40 +63,6 @@ def test_a_remote_cache_is_summed_up_alike(path: Path, url: str) -> None:
     assert (remote.sizes.journal, local.sizes.journal) == (None, 0)
     assert remote.model_copy(update={"url": local.url, "sizes": local.sizes}) == local
     assert remote.sizes.model_copy(update={"journal": 0}) == local.sizes
-
-
-def test_stores_answer_alike(path: Path, url: str) -> None:
-    local, remote = LocalStore(path), RemoteStore(url)
-    for folder in ("", "parts", "parts/00000", "nowhere", "manifest.json/x"):
-        assert remote.names(folder) == local.names(folder)
-    for name in ("manifest.json", "parts/00000/part.json", "nowhere", "parts", "parts/00000/targets.zarr"):
-        sizes = []
-        for store in (local, remote):
-            try:
-                sizes.append(store.size(name))
-            except CacheDamaged:
-                sizes.append(None)
-        assert sizes[0] == sizes[1]
-    assert remote.walk("parts/00001") == local.walk("parts/00001")
-    assert remote.read("manifest.json", 1 << 20) == local.read("manifest.json", 1 << 20)
-    size = local.size("parts/00000/part.json") or 0
-    assert bytes(remote.view("parts/00000/part.json", size)) == bytes(local.view("parts/00000/part.json", size))
-    for store, (call, message) in itertools.product(
-        (local, remote),
-        [
-            (
-                lambda s: s.read("manifest.json", 10),
-                r"manifest\.json holds ([\d,]+ bytes, at most 10|more than the 10 b)",
-            ),
-            (lambda s: s.read("nowhere", 10), "nowhere (cannot be read|is not there)"),
-            (lambda s: s.view("manifest.json", 10), r"manifest\.json holds (more than the )?[\d,]+ bytes"),
-            (lambda s: s.view("manifest.json", 1 << 20), r"manifest\.json holds [\d,]+ bytes, 1,048,576 were written"),
-            (lambda s: s.walk("nowhere"), "nowhere cannot be listed"),
-            (lambda s: s.walk("parts", 5), "parts holds more than 5 files and folders"),
-        ],
-    ):
-        with pytest.raises(CacheDamaged, match=message):
-            call(store)
 
 
 def test_a_remote_file_that_is_damaged_or_missing_is_named(url: str) -> None:

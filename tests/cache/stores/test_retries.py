@@ -61,14 +61,14 @@ def test_a_retry_says_what_happened_when_it_comes_and_how_long_it_goes_on(clock:
     assert clock.retry_policy().call(failing(*[Unreachable("x answers 503")] * 3)) == "done"
     assert clock.pauses == [0.5, 1.0, 2.0]
     assert clock.lines == [
-        "x answers 503; trying again in 0.5 s, for at most 5 min 0 s",
-        "x answers 503; trying again in 1.0 s, for at most 4 min 59 s",
-        "x answers 503; trying again in 2.0 s, for at most 4 min 58 s",
+        "x answers 503; retrying in 0.5 s, for at most 5 min 0 s",
+        "x answers 503; retrying in 1.0 s, for at most 4 min 59 s",
+        "x answers 503; retrying in 2.0 s, for at most 4 min 58 s",
     ]
 
 
 def test_retries_end_when_their_time_is_over(clock: Clock) -> None:
-    with pytest.raises(Unreachable, match="x answers 503; tried again for 20 s") as caught:
+    with pytest.raises(Unreachable, match="x answers 503; retried for 20 s") as caught:
         clock.retry_policy(budget=20.0).call(failing(*[Unreachable("x answers 503")] * 99))
     assert (caught.value.exit_code, clock.now) == (75, 20.0)
     assert "--retry-for" in str(caught.value.hint)
@@ -86,7 +86,7 @@ def test_a_pause_that_is_asked_for_is_kept(clock: Clock) -> None:
 
 
 def test_a_longer_pause_than_there_is_time_for_ends_the_retries_at_once(clock: Clock) -> None:
-    with pytest.raises(Unreachable, match="busy; it asks for a pause of 3,600 s") as caught:
+    with pytest.raises(Unreachable, match="busy; the server requests a pause of 3,600 s") as caught:
         clock.retry_policy().call(failing(Unreachable("busy", wait_seconds=3600.0)))
     assert caught.value.exit_code == 75 and not clock.pauses
 
@@ -102,7 +102,7 @@ def test_a_connection_that_is_refused_after_an_answer_is_retried(clock: Clock) -
     retry_policy.call(failing())
     again = retry_policy.at("http://host:1/b")  # the same host, as another store of the command
     assert again.call(failing(ConnectionFailed("refused"))) == "done"
-    with pytest.raises(Unreachable, match="refused; tried again for 10 s") as caught:
+    with pytest.raises(Unreachable, match="refused; retried for 10 s") as caught:
         again.call(failing(*[ConnectionFailed("refused")] * 99))
     assert caught.value.exit_code == 75
     with pytest.raises(ConnectionFailed):
@@ -261,7 +261,7 @@ def test_the_pause_that_a_server_asks_for_is_kept(what: str, path: Path, tmp_pat
     with serving(site) as url:
         READS[what](url, tmp_path, clock.retry_policy())
     assert clock.pauses == [17.0]
-    assert "trying again in 17 s" in clock.lines[0]
+    assert "retrying in 17 s" in clock.lines[0]
 
 
 def test_a_date_until_which_a_server_wants_no_request_is_kept(path: Path) -> None:
@@ -283,7 +283,7 @@ def test_a_server_that_stays_broken_ends_with_75_and_says_so_meanwhile(
         for words in (["inspect", url], ["verify", url]):
             assert run(["cache", *words, "--retry-for", "3s"]) == 75
             *lines, error, _ = capsys.readouterr().err.splitlines()
-            assert lines and all("; trying again in " in line and "for at most " in line for line in lines)
+            assert lines and all("; retrying in " in line and "for at most " in line for line in lines)
             assert error.startswith("error: ") and "503" in error
     assert run(["cache", "inspect", str(path), "--retry-for", "soon"]) == 2
 

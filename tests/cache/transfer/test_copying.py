@@ -269,13 +269,13 @@ def test_nothing_wrong_is_committed_under_five_hundred_schedules(path: Path, tmp
 
 def test_a_server_that_never_recovers_is_reported_in_the_end(path: Path, tmp_path: Path) -> None:
     watch = Heard()
-    told = r"answers 503 Service Unavailable; tried again for \d+ s"
+    told = r"answers 503 Service Unavailable; retried for \d+ s"
     site, short = Site(path, due=lambda n: "503" if n > 4 else None), RetryPolicy(budget=0.05, first=0.001)
     with serving(site) as url, pytest.raises(Unreachable, match=told) as caught:
         copy_cache(url, tmp_path / "copy", retry_policy=short, watch=watch)
     assert caught.value.exit_code == 75
     assert "run the same command again" in str(caught.value.hint)
-    assert [told for told in watch.said if "; trying again in " in told]
+    assert [told for told in watch.said if "; retrying in " in told]
 
 
 def test_bytes_that_never_come_right_are_reported_by_name(path: Path, tmp_path: Path) -> None:

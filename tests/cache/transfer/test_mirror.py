@@ -210,7 +210,7 @@ def test_a_failing_server_is_survived_and_a_dead_one_reported(path: Path, tmp_pa
         cache = open_cache(url, mirror=MirrorSettings(folder=tmp_path, limit=1 << 30))
         assert cache[0].tokens.tolist() == open_cache(path)[0].tokens.tolist()
         site.due = lambda _: "503"
-        with pytest.raises(Unreachable, match=r"answers 503 .*; tried again for") as caught:
+        with pytest.raises(Unreachable, match=r"answers 503 .*; retried for") as caught:
             digests_of_all(cache)
     assert caught.value.exit_code == 75
 
