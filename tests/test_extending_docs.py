@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import MutableMapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,14 +13,17 @@ import torch
 
 from kdpipe.cache.format import codecs
 from kdpipe.pipeline import interop
+from kdpipe.pipeline import targets as targets_package
 from kdpipe.pipeline.interop.source_files import source_files
 from kdpipe.pipeline.losses.terms import LossOptions
 from kdpipe.pipeline.training import trackers
 from kdpipe.schemas import losses
 from kdpipe.schemas.errors import CacheDamaged
 from kdpipe.schemas.interop import ImportSettings
+from kdpipe.schemas.targets import TargetSpec
 from support.loss_twins import Asked, largest_ids, merged, softmax, student_logits, targets, world
 from support.losses import ours
+from support.reducing import reduce_rows
 from support.source import ROOT
 
 PAGE = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
@@ -57,6 +61,16 @@ def test_a_loss_is_added_through_the_table(member: Any) -> None:
     q = merged(softmax(student_logits(w, w.states_NH, w.weight_VH, w.bias_V)), exact)
     expected = (p.sqrt() - q.sqrt()).square().sum() / 2
     assert result.total == pytest.approx(0.5 * float(expected), rel=1e-5)
+
+
+def test_a_target_kind_is_added_through_the_table(member: Any) -> None:
+    member("A target kind", targets_package.KINDS)
+    minp = import_module("my_kind").MinP(share=0.25)
+    spec = TargetSpec.model_construct(keep=minp, target_temperature=1.0)
+    rows = torch.log(torch.tensor([[0.5, 0.2, 0.2, 0.1], [0.9, 0.05, 0.03, 0.02]]))
+    reduced = reduce_rows(spec, rows, torch.tensor([1, 0]))
+    assert reduced.n_exact_R.tolist() == [3, 1]
+    assert reduced.ids_RK[0, :3].tolist() == [0, 1, 2]
 
 
 def test_a_codec_is_added_through_the_table(member: Any) -> None:
