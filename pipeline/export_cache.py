@@ -1,8 +1,8 @@
-"""Files for other tools from a cache: `kdpipe cache export`.
+"""Export a cache as Parquet files for other tools: `kdpipe cache export`.
 
-In: a cache, a form, a folder. Out: a Parquet file for each part, named by its split as `datasets` finds splits, and a
-report that says what the form has no place for. A file appears under its name when it is whole and says of which cache
-and part it is, so that the same command goes on; it never replaces another.
+In: a cache, a format, a folder. Out: one Parquet file per part, named by its split as `datasets` expects, and a report
+that lists what the format cannot represent. Files are written under a temporary name and contain the ids of their cache
+and part, so that re-running the command resumes; other files are never replaced.
 """
 
 import time
@@ -25,13 +25,13 @@ from kdpipe.pipeline.watch import Watch
 from kdpipe.schemas.errors import ConfigError, Incompatible
 from kdpipe.schemas.interop import ExportSettings, TablesReport
 
-# Tokens of a row group: with a hundred ids a token some 40 MB in memory.
-ROWS_A_GROUP = 1 << 15
+# Tokens per row group: 40 MB in memory at a hundred ids per token.
+ROWS_PER_GROUP = 1 << 15
 Notes = Mapping[str, str]
 
 
 def export_cache(settings: ExportSettings, watch: Watch, retry_policy: RetryPolicy | None = None) -> TablesReport:
-    """Do what is left to do of an export."""
+    """Export a cache, or resume an interrupted export."""
     started = time.perf_counter()
     cache = open_cache(settings.cache, settings.split, retry_policy=retry_policy)
     _check_kind(settings, cache)
@@ -46,12 +46,12 @@ def export_cache(settings: ExportSettings, watch: Watch, retry_policy: RetryPoli
 
 
 def _export_into(folder: Path, settings: ExportSettings, cache: Cache, watch: Watch, started: float) -> TablesReport:
-    """Write the files that a folder, which is locked, does not have yet."""
-    due = {f"{row.split}-{row.part:05d}.parquet": row for row in cache.parts}
-    done = _look(folder, {name: _notes(settings, cache, row) for name, row in due.items()})
-    watch.begin(len(due), len(done), cache.n_positions)
+    """Write the missing files into a locked folder."""
+    files = {f"{row.split}-{row.part:05d}.parquet": row for row in cache.parts}
+    done = _existing_files(folder, {name: _notes(settings, cache, row) for name, row in files.items()})
+    watch.begin(len(files), len(done), cache.n_positions)
     first = n_rows = 0
-    for name, row in due.items():
+    for name, row in files.items():
         if name not in done:
             began = time.perf_counter()
             n_bytes = _write(folder / name, settings, cache, row, first)
@@ -62,11 +62,11 @@ def _export_into(folder: Path, settings: ExportSettings, cache: Cache, watch: Wa
         folder=settings.out,
         form=settings.form,
         cache_id=str(cache.cache_id),
-        files=len(due),
-        files_made=len(due) - len(done),
+        files=len(files),
+        files_made=len(files) - len(done),
         rows=n_rows,
         positions=cache.n_positions,
-        bytes=sum((folder / name).stat().st_size for name in due),
+        bytes=sum((folder / name).stat().st_size for name in files),
         left_out=left_out(settings.form, cache.manifest),
         seconds=time.perf_counter() - started,
     )
@@ -75,50 +75,50 @@ def _export_into(folder: Path, settings: ExportSettings, cache: Cache, watch: Wa
 def _check_kind(settings: ExportSettings, cache: Cache) -> None:
     kind = cache.manifest.targets.keep.kind
     if kind == "state" or (kind == "none" and settings.form == "axolotl"):
-        what = "states in place of ids" if kind == "state" else "tokens only"
         raise Incompatible(
-            f"{settings.cache} holds {what}, which --to {settings.form} has no column for",
-            hint="make one with ids of it: kdpipe cache requantize --targets threshold"
+            f"{settings.cache} has targets of kind {kind} (no ids), which --to {settings.form} cannot represent",
+            hint="convert it first: kdpipe cache requantize --targets threshold"
             if kind == "state"
-            else "make a cache with another --targets",
+            else "export a cache made with other --targets",
         )
 
 
 def _check_place(settings: ExportSettings, cache: Cache) -> None:
     if is_url(settings.out):
         raise ConfigError(
-            f"--out {settings.out} is a URL, and an export is written into a folder", hint="give a local folder"
+            f"--out {settings.out} is a URL; exports write to a local directory", hint="give a local directory"
         )
     if is_inside(settings.out, cache.url):
-        raise ConfigError(f"--out {settings.out} lies in the cache, {cache.url}", hint="choose another folder")
+        raise ConfigError(f"--out {settings.out} is inside the cache {cache.url}", hint="choose another directory")
 
 
 def _notes(settings: ExportSettings, cache: Cache, row: IndexRow) -> dict[str, str]:
-    """What a file says of itself."""
+    """The metadata of a file that identifies its cache and part."""
     return {"kdpipe.form": settings.form, "kdpipe.cache_id": str(cache.cache_id), "kdpipe.part": row.sha256}
 
 
-def _look(folder: Path, due: Mapping[str, Notes]) -> set[str]:
-    """The files that are there already; anything else in the folder is refused."""
-    with translate_os_errors("looking at the folder", folder):
+def _existing_files(folder: Path, expected: Mapping[str, Notes]) -> set[str]:
+    """The files of this export that exist already; a folder with other files is refused."""
+    with translate_os_errors("listing the folder", folder):
         sweep(folder)
-        found = sorted(path.name for path in folder.iterdir() if path.name not in (WORK, LOCK))
-    for name in found:
-        _check_own(folder / name, due.get(name))
-    return set(found)
+        names = sorted(path.name for path in folder.iterdir() if path.name not in (WORK, LOCK))
+    for name in names:
+        _check_own(folder / name, expected.get(name))
+    return set(names)
 
 
-def _check_own(path: Path, due: Notes | None) -> None:
-    """Refuse a file that is not of this export: of another cache or form, or of something else."""
-    stated = parquet_notes(str(path))[0]
-    if due is None or any(stated.get(key) != value for key, value in due.items()):
+def _check_own(path: Path, expected: Notes | None) -> None:
+    """Refuse a file of another cache, format or program."""
+    notes = parquet_notes(str(path))[0]
+    if expected is None or any(notes.get(key) != value for key, value in expected.items()):
         raise ConfigError(
-            f"{path.parent} holds {path.name}, which is no part of this export", hint="choose a new or empty folder"
+            f"{path.parent} contains {path.name}, which is not part of this export",
+            hint="choose a new or empty directory",
         )
 
 
 def _write(path: Path, settings: ExportSettings, cache: Cache, row: IndexRow, first: int) -> int:
-    """One part as a file; its size."""
+    """Write one part as a file; return its size."""
     types, notes = column_types(settings.form, cache.manifest), _notes(settings, cache, row)
     with translate_os_errors(f"writing {path.name}", path.parent), work_folder(path.parent, path.name) as work:
         with new_file(work / path.name) as file, lists_writer(file, types, notes) as write:
@@ -132,14 +132,14 @@ def _write(path: Path, settings: ExportSettings, cache: Cache, row: IndexRow, fi
 
 
 def _groups(settings: ExportSettings, cache: Cache, numbers: range) -> Iterator[list[Row]]:
-    """The rows of some sequences, gathered into row groups."""
+    """The table rows of some sequences, in row groups."""
     group: list[Row] = []
     n_tokens = 0
     for number in numbers:
         rows = cache.rows(number, hidden=False)
         group += table_rows(settings.form, rows, cache.manifest)
         n_tokens += len(rows)
-        if n_tokens >= ROWS_A_GROUP:
+        if n_tokens >= ROWS_PER_GROUP:
             yield group
             group, n_tokens = [], 0
     if group:

@@ -1,8 +1,4 @@
-"""What other tools' files are told by, and what importing and exporting answer with.
-
-In: the options of `kdpipe cache import` and `kdpipe cache export`, and DistillKit's compression settings. Out: frozen
-records.
-"""
+"""Settings and reports of `kdpipe cache import` and `kdpipe cache export`, and DistillKit's codec settings."""
 
 from typing import Annotated, Any, Literal
 
@@ -20,7 +16,7 @@ Term = Annotated[int, Field(ge=0, le=16)] | Literal["sqrt", "exp"]
 
 
 class ResidualBin(Record):
-    """`num_elements` residuals of `element_bits` each, against one scale."""
+    """`num_elements` residuals of `element_bits` each, with one common scale."""
 
     scale_dtype: FloatName
     element_bits: int = Field(ge=1, le=63)
@@ -28,7 +24,7 @@ class ResidualBin(Record):
 
 
 class DistillkitCodec(Record):
-    """DistillKit's `DistributionQuantizationConfig` with its defaults; ids are packed for a vocabulary of `d`."""
+    """DistillKit's `DistributionQuantizationConfig` with its defaults; `d` is the vocabulary size."""
 
     d: int = Field(ge=2, le=MAX_VOCABULARY)
     k: int = Field(ge=1, le=MAX_ENTRIES)
@@ -43,13 +39,13 @@ class DistillkitCodec(Record):
 
     @model_validator(mode="after")
     def _consistent(self) -> "DistillkitCodec":
-        left = self.k - self.exact_k
-        if left < 0 or self.k > self.d:
-            raise ValueError(f"exact_k <= k <= d is due, they are {self.exact_k}, {self.k} and {self.d}")
-        if sum(one.num_elements for one in self.residual_bins) > left:
-            raise ValueError(f"residual_bins hold more than the {left} values that are not exact")
-        if left and not self.polynomial_terms and not self.residual_bins:
-            raise ValueError(f"nothing says how the {left} values that are not exact are kept")
+        rest = self.k - self.exact_k
+        if rest < 0 or self.k > self.d:
+            raise ValueError(f"expected exact_k <= k <= d, found {self.exact_k}, {self.k} and {self.d}")
+        if sum(residual_bin.num_elements for residual_bin in self.residual_bins) > rest:
+            raise ValueError(f"residual_bins have more elements than the {rest} values that are not exact")
+        if rest and not self.polynomial_terms and not self.residual_bins:
+            raise ValueError(f"neither polynomial_terms nor residual_bins encode the {rest} values that are not exact")
         return self
 
 
@@ -68,13 +64,13 @@ class DistillkitLegacyCodec(Record):
     def _consistent(self) -> "DistillkitLegacyCodec":
         if not self.exact_k <= self.k <= self.vocab_size:
             raise ValueError(
-                f"exact_k <= k <= vocab_size is due, they are {self.exact_k}, {self.k} and {self.vocab_size}"
+                f"expected exact_k <= k <= vocab_size, found {self.exact_k}, {self.k} and {self.vocab_size}"
             )
         return self
 
 
 class ImportSettings(Record):
-    """What `kdpipe cache import` is told; `tail`, `align` and `columns` are found from the format where not said."""
+    """Settings of `kdpipe cache import`; the format determines `tail`, `align` and `columns` if not given."""
 
     source_format: ImportFormat
     source: str = Field(min_length=1)
@@ -96,10 +92,10 @@ class ImportSettings(Record):
 
 
 class ImportReport(Record):
-    """What an import has made; `unknown` is what the source could not tell.
+    """The result of an import; `unknown` lists the information that the source lacks.
 
-    `padding_entries` were nothing and are left out; `rows_without_targets` were to be learnt and had no targets;
-    `scaled_rows` held more than all probability and were made to hold 1, `scaled` says by how much.
+    `padding_entries` were dropped; `rows_without_targets` are not trained on; `scaled_rows` had a sum of probabilities
+    above 1 and were scaled to 1 (`scaled`: by how much).
     """
 
     cache: str
@@ -121,7 +117,7 @@ class ImportReport(Record):
 
 
 class ExportSettings(Record):
-    """What `kdpipe cache export` is told."""
+    """Settings of `kdpipe cache export`."""
 
     cache: str = Field(min_length=1)
     form: ExportFormat
@@ -130,7 +126,7 @@ class ExportSettings(Record):
 
 
 class TablesReport(Record):
-    """Files that an export has made; `left_out` is what their form has no place for."""
+    """The result of an export; `left_out` lists what the format cannot represent."""
 
     folder: str
     form: ExportFormat
@@ -145,7 +141,7 @@ class TablesReport(Record):
 
 
 def import_settings(**given: Any) -> ImportSettings:
-    """The settings of an import."""
+    """Validate the options of an import."""
     try:
         return ImportSettings(**given)
     except ValidationError as error:
@@ -153,7 +149,7 @@ def import_settings(**given: Any) -> ImportSettings:
 
 
 def export_settings(**given: Any) -> ExportSettings:
-    """The settings of an export."""
+    """Validate the options of an export."""
     try:
         return ExportSettings(**given)
     except ValidationError as error:

@@ -4,7 +4,6 @@ import re
 import shlex
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -14,7 +13,15 @@ from kdpipe.pipeline.interop import topk_lists as topk
 from kdpipe.pipeline.interop.distillkit import MOST_FITTED_MASS
 from kdpipe.pipeline.interop.export_tables import AXOLOTL, column_types
 from kdpipe.pipeline.interop.validated_row import MOST_MASS, NOTHING_NATS
-from support.foreign import DISTILLKIT, DISTILLKIT_IDS, random_rows, word_tokenizer, write_rows
+from support.interop_sources import (
+    DISTILLKIT,
+    DISTILLKIT_IDS,
+    axolotl_row,
+    nemo_row,
+    random_rows,
+    word_tokenizer,
+    write_rows,
+)
 from support.source import ROOT
 from support.tiny import SMALL, manifest_of
 
@@ -25,22 +32,6 @@ def commands() -> list[str]:
     """The lines of the page's sh blocks."""
     blocks = re.findall(r"^```sh\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
     return [line for block in blocks for line in block.splitlines()]
-
-
-def axolotl_row(row: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "input_ids": row["tokens"],
-        "target_token_ids": [*row["ids"][:-1], []],
-        "target_logprobs": [*row["logprobs"][:-1], []],
-    }
-
-
-def nemo_row(row: dict[str, Any]) -> dict[str, Any]:
-    n = len(row["tokens"]) - 1
-    return {
-        "tokens": row["tokens"][:-1], "labels": row["tokens"][1:], "loss_mask": [1] * n,
-        "topk_token_ids": row["ids"][:-1], "topk_logits": row["logprobs"][:-1], "log_sum_exp_logits": [0.0] * n,
-    }  # fmt: skip
 
 
 @pytest.mark.slow
@@ -72,7 +63,7 @@ def test_every_format_is_on_the_page_with_its_columns() -> None:
         "`distillkit`, legacy": set(distillkit.LEGACY_COLUMNS),
         "`axolotl`": {"input_ids", axolotl.IDS, axolotl.VALUES, "labels", "attention_mask"},
         "`nemo`": set(nemo.COLUMNS),
-        "`topk`": {*topk.NEEDED, *topk.USEFUL},
+        "`topk`": {*topk.NEEDED, *topk.OPTIONAL},
     }
     assert documented == expected
     assert {re.findall(r"\w+", which)[0] for which in documented} == set(FORMATS)

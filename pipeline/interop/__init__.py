@@ -1,17 +1,18 @@
-"""Caches from what other tools have stored, and files for other tools from caches.
+"""Import and export: caches from files of other tools, and files for other tools from caches.
 
-In: the name of a format. Out: its class, imported when it is asked for. A format says which columns it reads and turns
-a row of them into a `SourceRow`.
+In: the name of an import format. Out: its class, imported on first use. To add a format, write a module with such a
+class and add a row to `FORMATS` and a name to `schemas.choices.ImportFormat`.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any, Protocol, cast
+from typing import Any, ClassVar, Literal, Protocol, cast, get_args
 
 from kdpipe.pipeline.documents.row_files import RowFile
 from kdpipe.pipeline.interop.validated_row import SourceRow
 from kdpipe.schemas.choices import ImportFormat, StatedTail
+from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.interop import ImportSettings
 
 FORMATS: dict[ImportFormat, str] = {
@@ -22,10 +23,16 @@ FORMATS: dict[ImportFormat, str] = {
 }
 
 
+# Options of `cache import` that not every format accepts.
+FormatOption = Literal["codec", "align", "columns"]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FormatFacts:
-    """What a format knows before its rows are read: how the tail is told, ids of a row where that is announced, whether
-    it says which tokens are learnt, and how its rows lie."""
+class FormatInfo:
+    """Properties of a source that are known before its rows are read.
+
+    `tail_given`: rows contain their own tail mass, instead of `tail`. `k`: ids per row, if fixed by the format.
+    """
 
     tail: StatedTail
     tail_given: bool = False
@@ -35,16 +42,25 @@ class FormatFacts:
 
 
 class Format(Protocol):
-    """One source format, opened on some files."""
+    """An import format, opened on the files of a source; `options` are those that it accepts."""
 
-    facts: FormatFacts
+    options: ClassVar[tuple[FormatOption, ...]]
+    info: FormatInfo
 
     def read(self, columns: Mapping[str, Any]) -> SourceRow:
-        """A row of the source; a `BadRow` says what is wrong with it."""
+        """Parse one row, or raise `BadRow`."""
         ...
 
 
 def open_format(settings: ImportSettings, files: list[RowFile]) -> Format:
-    """The format that is asked for, on these files."""
+    """Open the format named by the settings, or refuse options that it does not accept."""
     module, _, name = FORMATS[settings.source_format].partition(":")
-    return cast(Format, getattr(import_module(module), name)(settings, files))
+    kind = getattr(import_module(module), name)
+    for option in get_args(FormatOption):
+        if getattr(settings, option) and option not in kind.options:
+            accepted = ", ".join(f"--{name}" for name in kind.options) or "no options of its own"
+            raise ConfigError(
+                f"--{option} does not apply to --from {settings.source_format}",
+                hint=f"omit it: this format accepts {accepted}",
+            )
+    return cast(Format, kind(settings, files))

@@ -1,15 +1,14 @@
-"""DistillKit's rows: `input_ids` beside packed values and ids, by the recommended codec or the legacy one.
+"""DistillKit's format: `input_ids` with packed values and ids, in the recommended codec or the legacy one.
 
-In: its Parquet columns, and the settings of its codec (compression_config.yaml). Out: `SourceRow` rows. Its row t is
-about token t + 1 already; a last row about a token that is not there is not kept. Legacy values are logits less an
-unknown number: what they add up to over the whole vocabulary nobody knows, so the ids that are there are made to hold
-1.
+In: its Parquet columns, and its codec settings (compression_config.yaml). Out: `SourceRow`s. Row t predicts token
+t + 1; the last row predicts a token that does not exist and is dropped. Legacy values are logits minus an unknown
+constant, so the stored ids are normalized to add up to 1 and the tail is unknown.
 """
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar, final
+from typing import Any, ClassVar, TypeVar, final
 
 import numpy as np
 import numpy.typing as npt
@@ -19,10 +18,9 @@ from kdpipe.cache.format.number_lists import NumberLists
 from kdpipe.pipeline.config_file import read_file
 from kdpipe.pipeline.documents.columns import BadRow
 from kdpipe.pipeline.documents.row_files import RowFile
-from kdpipe.pipeline.interop import FormatFacts
+from kdpipe.pipeline.interop import FormatInfo, FormatOption
 from kdpipe.pipeline.interop import distillkit_codec as codec
-from kdpipe.pipeline.interop.fields import Bools, lists_of_numbers, lists_of_whole_numbers, whole_numbers
-from kdpipe.pipeline.interop.options import refuse_options
+from kdpipe.pipeline.interop.fields import Bools, integers, lists_of_integers, lists_of_numbers
 from kdpipe.pipeline.interop.source_files import choose_columns
 from kdpipe.pipeline.interop.validated_row import SourceRow, aligned
 from kdpipe.schemas.errors import ConfigError
@@ -32,10 +30,10 @@ from kdpipe.schemas.strict_json import canonical
 
 CODEC_FILE = "compression_config.yaml"
 LEGACY = "legacy_logit_compression"
-# What fitted values of a row may add up to: 2.7 is seen of small trained teachers under the budget setting, 100 of
-# sharper ones, tens with the settings of another codec where no constant term tells.
+# Largest sum of a row's fitted probabilities: up to 2.7 measured for small trained teachers under the budget setting,
+# 100 for sharper ones. Without a constant term, settings of another codec show only as sums of ten or more.
 MOST_FITTED_MASS, MOST_UNCHECKED_MASS = 1000.0, 8.0
-# Numbers of a polynomial's terms in memory at a time.
+# Polynomial terms in memory at a time.
 MOST_NUMBERS = 1 << 23
 COLUMNS = ("input_ids", "compressed_logprobs", "bytepacked_indices")
 LEGACY_COLUMNS = ("input_ids", "packed_indices", "exact_values", "coeffs")
@@ -45,28 +43,26 @@ R = TypeVar("R", bound=Record)
 
 @final
 class Distillkit:
-    """DistillKit's format, on some files."""
+    """DistillKit's packed columns."""
+
+    options: ClassVar[tuple[FormatOption, ...]] = ("codec",)
 
     def __init__(self, settings: ImportSettings, files: list[RowFile]) -> None:
-        refuse_options(settings, ("codec",))
         self._codec = read_codec(settings)
         is_legacy = isinstance(self._codec, DistillkitLegacyCodec)
         if is_legacy and settings.tail == "rest":
             raise ConfigError(
-                "--tail rest: the legacy codec keeps logits, which do not tell how much mass is left",
-                hint="leave it out, or say --tail unknown",
+                "--tail rest: the legacy codec stores logits without their normalizer, so the tail is unknown",
+                hint="omit --tail",
             )
         choose_columns(files, LEGACY_COLUMNS if is_legacy else COLUMNS, ())
         tail = settings.tail or ("unknown" if is_legacy else "rest")
-        self.facts = FormatFacts(
-            tail=tail, k=self._codec.k, has_loss_mask=False, alignment="row t is about token t + 1"
-        )
+        self.info = FormatInfo(tail=tail, k=self._codec.k, has_loss_mask=False, alignment="row t predicts token t + 1")
 
     def read(self, columns: Mapping[str, Any]) -> SourceRow:
-        """A row of the source."""
-        tokens = whole_numbers(columns, "input_ids")
+        tokens = integers(columns, "input_ids")
         legacy = isinstance(self._codec, DistillkitLegacyCodec)
-        decoded = list(_legacy(self._codec, columns) if legacy else _recommended(self._codec, columns))  # type: ignore[arg-type]  # `legacy` tells
+        decoded = list(_legacy(self._codec, columns) if legacy else _recommended(self._codec, columns))  # type: ignore[arg-type]  # as `legacy` states
         counts = np.full(sum(len(ids) for ids, _ in decoded), self._codec.k, np.int64)
         joined = [np.concatenate([part[i].ravel() for part in decoded]) if decoded else np.zeros(0) for i in (0, 1)]
         ids = aligned(NumberLists(joined[0].astype(np.int64), counts), len(tokens), own=False)
@@ -80,21 +76,20 @@ class Distillkit:
 
 
 def read_codec(settings: ImportSettings) -> DistillkitCodec | DistillkitLegacyCodec:
-    """The settings of the codec: of the file that is named, or of the one beside the data."""
-    source = Path(settings.source).expanduser()
-    path = Path(settings.codec).expanduser() if settings.codec else _beside(source)
-    found = read_file(path)
-    if LEGACY in found:
-        return _record(DistillkitLegacyCodec, found[LEGACY], path)
-    return _record(DistillkitCodec, found.get("logprob_compressor", found), path)
+    """The codec settings, from the given file or from the one next to the data."""
+    path = Path(settings.codec).expanduser() if settings.codec else _default_file(Path(settings.source).expanduser())
+    values = read_file(path)
+    if LEGACY in values:
+        return _record(DistillkitLegacyCodec, values[LEGACY], path)
+    return _record(DistillkitCodec, values.get("logprob_compressor", values), path)
 
 
-def _beside(source: Path) -> Path:
+def _default_file(source: Path) -> Path:
     path = (source if source.is_dir() else source.parent) / CODEC_FILE
     if not path.is_file():
         raise ConfigError(
-            f"there is no {CODEC_FILE} beside the data, and DistillKit's files say nothing of their codec",
-            hint="name the file that has its settings with --codec",
+            f"no {CODEC_FILE} next to the data: DistillKit's data files do not contain their codec settings",
+            hint="name the settings file with --codec",
         )
     return path
 
@@ -104,17 +99,17 @@ def _record(kind: type[R], values: Any, path: Path) -> R:
         return kind.model_validate_json(canonical(values))
     except ValidationError as error:
         raise ConfigError(
-            f"{path}: {explain(kind, error)}", hint="it must be as DistillKit wrote it when the data were made"
+            f"{path}: {explain(kind, error)}", hint="use the file that DistillKit wrote together with the data"
         ) from None
 
 
 def _recommended(settings: DistillkitCodec, columns: Mapping[str, Any]) -> Iterator[Arrays]:
-    values = _rectangle(lists_of_whole_numbers(columns, COLUMNS[1]), codec.value_bytes(settings), COLUMNS[1])
-    ids = _rectangle(lists_of_whole_numbers(columns, COLUMNS[2]), codec.id_bytes(settings), COLUMNS[2])
+    values = _rectangle(lists_of_integers(columns, COLUMNS[1]), codec.value_bytes(settings), COLUMNS[1])
+    ids = _rectangle(lists_of_integers(columns, COLUMNS[2]), codec.id_bytes(settings), COLUMNS[2])
     if len(values) != len(ids):
         raise BadRow(f"{COLUMNS[1]} has {len(values):,} rows, {COLUMNS[2]} has {len(ids):,}")
     for rows in _slices(len(ids), settings.k * (1 + len(settings.polynomial_terms or ()))):
-        packed = [_bytes(each[rows], name) for each, name in ((ids, COLUMNS[2]), (values, COLUMNS[1]))]
+        packed = [_bytes(array[rows], name) for array, name in ((ids, COLUMNS[2]), (values, COLUMNS[1]))]
         decoded = codec.decode_values(settings, packed[1])
         if _has_constant(settings):
             _refuse_unfitted(settings, codec.beyond_codec(settings, packed[1]), decoded, rows.start)
@@ -126,14 +121,14 @@ def _has_constant(settings: DistillkitCodec) -> bool:
 
 
 def _refuse_unfitted(settings: DistillkitCodec, wrong: Bools, values: npt.NDArray[np.float32], first: int) -> None:
-    """Refuse values that are no fit of probabilities: damage, or the settings of another codec."""
+    """Refuse values that cannot be a fit of probabilities: damaged data, or settings of another codec."""
     if wrong.any():
         row = int(wrong.argmax())
         with np.errstate(over="ignore"):
             mass = np.exp(values[row].astype(np.float64)).sum()
         raise BadRow(
-            f"after token {first + row}, the probabilities add up to {mass:.4g}, which no {settings.k} probabilities"
-            " decode to: are these the settings of the codec?"
+            f"after token {first + row}, probabilities add up to {mass:.4g}, impossible for {settings.k} fitted ones:"
+            " damaged data, or wrong codec settings"
         )
 
 
@@ -142,7 +137,7 @@ def _legacy(settings: DistillkitLegacyCodec, columns: Mapping[str, Any]) -> Iter
     exact = _rectangle(lists_of_numbers(columns, "exact_values"), settings.exact_k, "exact_values")
     coefficients = _rectangle(lists_of_numbers(columns, "coeffs"), codec.legacy_terms(settings), "coeffs")
     if not len(words) == len(exact) == len(coefficients):
-        raise BadRow(f"its columns have {len(words):,}, {len(exact):,} and {len(coefficients):,} rows")
+        raise BadRow(f"its columns have different lengths: {len(words):,}, {len(exact):,} and {len(coefficients):,}")
     for rows in _slices(len(words), settings.k * (1 + codec.legacy_terms(settings))):
         ids = codec.decode_legacy_ids(settings, words[rows].view(np.uint64))
         logits = codec.decode_legacy_values(
@@ -150,19 +145,18 @@ def _legacy(settings: DistillkitLegacyCodec, columns: Mapping[str, Any]) -> Iter
         )
         if not np.isfinite(logits).all():
             raise BadRow(
-                f"after token {rows.start + int((~np.isfinite(logits)).any(axis=1).argmax())}, a logit is no number"
+                f"after token {rows.start + int((~np.isfinite(logits)).any(axis=1).argmax())}, a logit is not finite"
             )
         yield ids, normalized(logits)
 
 
-def _slices(n_rows: int, numbers_each: int) -> Iterator[slice]:
-    """Rows decoded at a time."""
-    size = max(1, MOST_NUMBERS // numbers_each)
+def _slices(n_rows: int, numbers_per_row: int) -> Iterator[slice]:
+    size = max(1, MOST_NUMBERS // numbers_per_row)
     return (slice(first, first + size) for first in range(0, n_rows, size))
 
 
 def normalized(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Log-probabilities of ids that are made to hold 1 together."""
+    """Log-softmax over the stored ids."""
     values = logits.astype(np.float64)
     values -= values.max(axis=1, keepdims=True)
     values -= np.log(np.exp(values).sum(axis=1, keepdims=True))
@@ -170,26 +164,26 @@ def normalized(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
 
 
 def _words(columns: Mapping[str, Any]) -> NumberLists:
-    """Words of 64 bits, whose highest one may be set."""
+    """64-bit words; the highest bit may be set."""
     value = columns.get("packed_indices")
     if isinstance(value, NumberLists) and value.values.dtype == np.uint64:
         return NumberLists(value.values.view(np.int64), value.counts)
-    return lists_of_whole_numbers(columns, "packed_indices")
+    return lists_of_integers(columns, "packed_indices")
 
 
 def _rectangle(lists: NumberLists, width: int, name: str) -> npt.NDArray[Any]:
-    """Lists of one width as rows."""
+    """Lists of equal width as a matrix."""
     wrong = lists.counts != width
     if wrong.any():
         row = int(wrong.argmax())
         raise BadRow(
-            f"{name} has {lists.counts[row]:,} numbers after token {row}, {width:,} are due: it was cut off, or made"
-            " with other settings of the codec"
+            f"{name} has {lists.counts[row]:,} numbers after token {row}, expected {width:,}:"
+            " truncated data, or wrong codec settings"
         )
     return lists.values.reshape(len(lists.counts), width)
 
 
 def _bytes(values: npt.NDArray[Any], name: str) -> npt.NDArray[np.uint8]:
     if values.min(initial=0) < 0 or values.max(initial=0) > 255:
-        raise BadRow(f"{name} holds {int(values.max())}, bytes were expected")
+        raise BadRow(f"{name} contains {int(values.max())}, expected bytes")
     return values.astype(np.uint8)

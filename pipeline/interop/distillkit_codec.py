@@ -1,11 +1,10 @@
-"""DistillKit's two codecs, decoded: log-probabilities (recommended), or logits less their mean (legacy), and ids.
+"""Decoders of DistillKit's two codecs: log-probabilities (recommended), or logits minus their mean (legacy), and ids.
 
 In: the packed bytes or words of some rows, and the codec's settings. Out: float32 values and int64 ids, [rows, k].
-Arithmetic is torch's, in the types in which the encoder fitted its polynomial: residuals are what was left of exactly
-that.
+Arithmetic is torch's, in the dtypes of the encoder, since residuals are relative to its polynomial in those dtypes.
 
-Recommended: exact_k values as they are, then fit(t) + residual for t = 0, 1, ..., fit(t) = sum of coefficient times
-term(t); with delta encoding the sums of all before. Legacy: t = 1, 2, ..., terms t^0, t^-1, ..., t^-degree.
+Recommended: exact_k values, then fit(t) + residual for t = 0, 1, ..., fit(t) = sum of coefficient * term(t); with
+delta encoding their cumulative sums. Legacy: t = 1, 2, ..., terms t^0, t^-1, ..., t^-degree.
 """
 
 import math
@@ -27,29 +26,29 @@ DTYPES: dict[FloatName, torch.dtype] = {
     "float64": torch.float64,
 }
 WORD_BITS = 64
-# What coefficients of few bits may move the mean of fitted values by.
+# Largest error of the mean of fitted values from coefficients of few bits.
 MEAN_SLACK_NATS = 1.0
 
 
 def id_bits(vocabulary_size: int) -> int:
-    """How many bits an id takes: ceil(log2 V)."""
+    """Bits per id: ceil(log2 V)."""
     return (vocabulary_size - 1).bit_length()
 
 
 def id_bytes(codec: DistillkitCodec) -> int:
-    """The bytes of the ids of a row."""
+    """Bytes of ids per row."""
     return -(-codec.k * id_bits(codec.d) // 8)
 
 
 def value_bytes(codec: DistillkitCodec) -> int:
-    """The bytes of the values of a row."""
+    """Bytes of values per row."""
     exact = codec.exact_k * _size(codec.exact_dtype)
     terms = len(codec.polynomial_terms or ()) * _size(codec.term_dtype)
-    return exact + terms + sum(_bin_bytes(one) for one in codec.residual_bins)
+    return exact + terms + sum(_bin_bytes(residual_bin) for residual_bin in codec.residual_bins)
 
 
-def _bin_bytes(one: ResidualBin) -> int:
-    return _size(one.scale_dtype) + -(-one.num_elements * one.element_bits // 8)
+def _bin_bytes(residual_bin: ResidualBin) -> int:
+    return _size(residual_bin.scale_dtype) + -(-residual_bin.num_elements * residual_bin.element_bits // 8)
 
 
 def unpack(packed: Bytes, bits: int, n: int) -> Longs:
@@ -67,7 +66,7 @@ def decode_ids(codec: DistillkitCodec, packed: Bytes) -> Longs:
 
 
 def decode_values(codec: DistillkitCodec, packed: Bytes) -> Floats:
-    """The log-probabilities of each row, as DistillKit's own decoder gives them."""
+    """The log-probabilities of each row, equal to those of DistillKit's own decoder."""
     terms = codec.polynomial_terms or ()
     exact_RK, coefficients_RJ = _stored(codec, packed)
     bins_place = codec.exact_k * _size(codec.exact_dtype) + len(terms) * _size(codec.term_dtype)
@@ -82,10 +81,10 @@ def decode_values(codec: DistillkitCodec, packed: Bytes) -> Floats:
 
 
 def beyond_codec(codec: DistillkitCodec, packed: Bytes) -> npt.NDArray[np.bool_]:
-    """Rows that no probabilities can have been fitted to, for a polynomial with a constant term.
+    """Rows that cannot be a fit of probabilities, for a polynomial with a constant term.
 
-    k probabilities hold at most 1, so the mean of their log p is at most -log k, and the smallest log p as well. Least
-    squares with a constant keep the sum of what they fit: of the log p, or of their differences, which is the smallest.
+    k probabilities add up to at most 1, so their mean log p, and the smallest, is at most -log k. A least squares fit
+    with a constant preserves the sum: of the log p, or (delta encoding) of their differences, which is the smallest.
     """
     exact_RK, coefficients_RJ = _stored(codec, packed)
     terms_KJ = _terms(
@@ -93,8 +92,8 @@ def beyond_codec(codec: DistillkitCodec, packed: Bytes) -> npt.NDArray[np.bool_]
     )
     total_R = exact_RK.double().sum(-1) + coefficients_RJ.double() @ terms_KJ.double().sum(0)
     kept_R = total_R if codec.delta_encoding else total_R / codec.k
-    found: npt.NDArray[np.bool_] = (kept_R > MEAN_SLACK_NATS - math.log(codec.k)).numpy()
-    return found
+    impossible: npt.NDArray[np.bool_] = (kept_R > MEAN_SLACK_NATS - math.log(codec.k)).numpy()
+    return impossible
 
 
 def _stored(codec: DistillkitCodec, packed: Bytes) -> tuple[Tensor, Tensor]:
@@ -107,7 +106,7 @@ def _stored(codec: DistillkitCodec, packed: Bytes) -> tuple[Tensor, Tensor]:
 
 
 def _terms(terms: tuple[Term, ...], n: int, dtype: torch.dtype, normalized: bool) -> Tensor:
-    """The terms of the polynomial at ranks 0 to n - 1, or at as many places from 0 to 1."""
+    """The terms of the polynomial at ranks 0 to n - 1, or at n points from 0 to 1."""
     points_K = torch.linspace(0, 1, steps=n, dtype=dtype) if normalized else torch.arange(n, dtype=dtype)
     named = {"sqrt": torch.sqrt, "exp": torch.exp}
     columns = [points_K**term if isinstance(term, int) else named[term](points_K) for term in terms]
@@ -115,18 +114,18 @@ def _terms(terms: tuple[Term, ...], n: int, dtype: torch.dtype, normalized: bool
 
 
 def _residuals(codec: DistillkitCodec, packed: Bytes) -> Tensor:
-    """What the bins add to each value that is not exact: whole numbers times the scale of their bin."""
+    """The residual of each value that is not exact: an integer code times the scale of its bin."""
     residuals_RK = torch.zeros(len(packed), codec.k - codec.exact_k)
     place = column = 0
-    for one in codec.residual_bins:
-        codes_place, end = place + _size(one.scale_dtype), place + _bin_bytes(one)
-        scale_R1 = _numbers(packed[:, place:codes_place], one.scale_dtype)
-        codes_RK = torch.from_numpy(unpack(packed[:, codes_place:end], one.element_bits, one.num_elements))
-        # A single bit stands for the scale or its negative.
-        wide = one.element_bits > 1
-        whole_RK = (codes_RK - (1 << (one.element_bits - 1))).float() if wide else codes_RK.float() * 2 - 1
-        residuals_RK[:, column : column + one.num_elements] = whole_RK * scale_R1
-        place, column = end, column + one.num_elements
+    for spec in codec.residual_bins:
+        codes_place, end = place + _size(spec.scale_dtype), place + _bin_bytes(spec)
+        scale_R1 = _numbers(packed[:, place:codes_place], spec.scale_dtype)
+        codes_RK = torch.from_numpy(unpack(packed[:, codes_place:end], spec.element_bits, spec.num_elements))
+        # A single bit is the sign of the scale.
+        wide = spec.element_bits > 1
+        whole_RK = (codes_RK - (1 << (spec.element_bits - 1))).float() if wide else codes_RK.float() * 2 - 1
+        residuals_RK[:, column : column + spec.num_elements] = whole_RK * scale_R1
+        place, column = end, column + spec.num_elements
     return residuals_RK
 
 
@@ -135,38 +134,38 @@ def _size(kind: FloatName) -> int:
 
 
 def _numbers(packed: Bytes, kind: FloatName) -> Tensor:
-    """Little-endian numbers of a type from their bytes."""
+    """Little-endian numbers from their bytes."""
     data = torch.from_numpy(np.array(packed, order="C"))
     if not data.shape[1]:
         return torch.zeros(len(packed), 0, dtype=DTYPES[kind])
     return data.view(DTYPES[kind])
 
 
-def legacy_ids_a_word(codec: DistillkitLegacyCodec) -> int:
-    """How many ids share a word of 64 bits; what is left over of it is empty."""
+def legacy_ids_per_word(codec: DistillkitLegacyCodec) -> int:
+    """Ids per 64-bit word; the remaining bits are unused."""
     return WORD_BITS // id_bits(codec.vocab_size)
 
 
 def legacy_words(codec: DistillkitLegacyCodec) -> int:
-    """The words of the ids of a row."""
-    return -(-codec.k // legacy_ids_a_word(codec))
+    """64-bit words of ids per row."""
+    return -(-codec.k // legacy_ids_per_word(codec))
 
 
 def legacy_terms(codec: DistillkitLegacyCodec) -> int:
-    """The coefficients of a row."""
+    """Coefficients per row."""
     return codec.polynomial_degree + 1 + codec.with_sqrt_term if codec.exact_k < codec.k else 0
 
 
 def decode_legacy_ids(codec: DistillkitLegacyCodec, words: npt.NDArray[np.uint64]) -> Longs:
-    """The ids of each row; the first of a word stands in its lowest bits."""
+    """The ids of each row; the first id of a word is in its lowest bits."""
     bits = id_bits(codec.vocab_size)
-    shifts = np.arange(legacy_ids_a_word(codec), dtype=np.uint64) * np.uint64(bits)
+    shifts = np.arange(legacy_ids_per_word(codec), dtype=np.uint64) * np.uint64(bits)
     ids = (words[:, :, None] >> shifts) & np.uint64((1 << bits) - 1)
     return ids.reshape(len(words), -1)[:, : codec.k].astype(np.int64)
 
 
 def decode_legacy_values(codec: DistillkitLegacyCodec, exact: Floats, coefficients: Floats) -> Floats:
-    """The logits of each row, less the mean over the vocabulary that the encoder took off."""
+    """The logits of each row, minus their mean over the vocabulary."""
     if codec.exact_k == codec.k:
         return exact
     points_K = torch.arange(1, codec.k - codec.exact_k + 1, dtype=torch.float32)

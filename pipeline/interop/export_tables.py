@@ -1,8 +1,8 @@
-"""What a cache's rows become in files for other tools: the columns of each form, and what they have no place for.
+"""The columns and rows of each export format, and what a format cannot represent.
 
-In: rows as the reader gives them, and the manifest. Out: rows of a table, as numpy arrays. `parquet` has a sequence in
-a row and is read again by `kdpipe cache import --from topk`; `axolotl` has a document in a row, lists about token t + 1
-and an empty last one.
+In: rows of a cache and its manifest. Out: table rows of numpy arrays. `parquet` has one sequence per row and can be
+imported with `kdpipe cache import --from topk`; `axolotl` has one document per row, list t predicts token t + 1, and
+the last list is empty.
 """
 
 from collections.abc import Iterator
@@ -30,7 +30,7 @@ AXOLOTL: Types = {
 
 
 def column_types(form: ExportFormat, manifest: Manifest) -> Types:
-    """The columns of a form: a numpy type and how deep its lists are."""
+    """The columns of a format: numpy dtype and nesting depth of the lists."""
     if form == "axolotl":
         return AXOLOTL
     types: Types = {"tokens": ("int32", 1), "loss_mask": ("bool", 1), "document_starts": ("int32", 1)}
@@ -42,28 +42,28 @@ def column_types(form: ExportFormat, manifest: Manifest) -> Types:
 
 
 def _scalars(manifest: Manifest) -> list[str]:
-    """The scalars of a row by the names that tables have: `log_z@2.0` is `log_z_2.0` there."""
+    """The scalar columns by their names in tables, where `log_z@2.0` is `log_z_2.0`."""
     names = [column.name for column in manifest.arrays.row.columns]
     return [name for name in SCALARS if name in names] + [f"log_z_{t!r}" for t in manifest.targets.temperatures]
 
 
 def table_rows(form: ExportFormat, rows: Rows, manifest: Manifest) -> Iterator[Row]:
-    """A sequence as rows of a table."""
+    """The table rows of one sequence."""
     if form == "axolotl":
         yield from _documents(rows)
         return
-    found: Row = {"tokens": rows.tokens, "loss_mask": rows.loss_mask, "document_starts": rows.document_starts}
+    row: Row = {"tokens": rows.tokens, "loss_mask": rows.loss_mask, "document_starts": rows.document_starts}
     counts = rows.count.astype(np.int64)
     for name, values in (("ids", rows.ids), ("logprobs", rows.logprobs), ("weights", rows.weights)):
-        found[name] = NumberLists(values, counts)
-    found["n_exact"] = rows.n_exact
+        row[name] = NumberLists(values, counts)
+    row["n_exact"] = rows.n_exact
     for name in _scalars(manifest):
-        found[name] = rows.log_z[float(name[6:])] if name.startswith("log_z_") else getattr(rows, name)
-    yield {name: found[name] for name in column_types("parquet", manifest)}
+        row[name] = rows.log_z[float(name[6:])] if name.startswith("log_z_") else getattr(rows, name)
+    yield {name: row[name] for name in column_types("parquet", manifest)}
 
 
 def _documents(rows: Rows) -> Iterator[Row]:
-    """A row a document, with its exact ids; a label stands where the row before it is learnt."""
+    """One row per document, exact ids only; token t has a label if row t - 1 is trained on."""
     count, n_exact = rows.count.astype(np.int64), rows.n_exact.astype(np.int64)
     is_exact = np.arange(len(rows.ids)) - np.repeat(np.cumsum(count) - count, count) < np.repeat(n_exact, count)
     ids, values = rows.ids[is_exact], rows.logprobs[is_exact]
@@ -84,15 +84,15 @@ def _documents(rows: Rows) -> Iterator[Row]:
 
 
 def left_out(form: ExportFormat, manifest: Manifest) -> tuple[str, ...]:
-    """What a cache has and a form has no place for."""
+    """What the cache has and the format cannot represent."""
     targets, data = manifest.targets, manifest.data
-    found = []
+    names = []
     if form == "axolotl":
-        found += ["draws, which stand for the tail" if targets.has_draws else ""]
-        found += ["the mass of ids that are not kept" if targets.tail_known else ""]
-        found += ["normalizers at other temperatures" if targets.temperatures else ""]
-        found += ["entropy" if targets.entropy else "", "log p of next tokens that are not kept"]
-    found += ["how often ids were drawn" if targets.keep.kind == "sampled" else ""]
-    found += ["hidden states" if manifest.hidden.pooled or manifest.hidden.rows else ""]
-    found += ["text" if data.text else "", "columns of the documents" if data.columns else ""]
-    return (*filter(None, found), "the teacher, the tokenizer and checksums")
+        names += ["draws (samples of the tail)" if targets.has_draws else ""]
+        names += ["tail mass" if targets.tail_known else ""]
+        names += ["normalizers at other temperatures" if targets.temperatures else ""]
+        names += ["entropy" if targets.entropy else "", "log p of next tokens that are not stored"]
+    names += ["the number of times an id was drawn" if targets.keep.kind == "sampled" else ""]
+    names += ["hidden states" if manifest.hidden.pooled or manifest.hidden.rows else ""]
+    names += ["text" if data.text else "", "document columns" if data.columns else ""]
+    return (*filter(None, names), "teacher, tokenizer and checksums")

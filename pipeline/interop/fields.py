@@ -1,7 +1,7 @@
-"""The columns of a source row as numpy arrays, whether they came from Parquet or from a line of JSON.
+"""The columns of a source row as numpy arrays, from Parquet or from a line of JSON.
 
-In: a row's columns. Out: arrays of whole numbers, of truth values or of float64, flat or list by list; or a `BadRow`
-that says which column is wrong and how.
+In: a row's columns. Out: arrays of int64, bool or float64, flat or as one list per token; or a `BadRow` that names the
+column and the problem.
 """
 
 import re
@@ -22,48 +22,48 @@ Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 
 
-def whole_numbers(columns: Columns, name: str) -> Longs:
-    """A column that holds a list of whole numbers."""
-    return _whole(_flat(columns, name), name)
+def integers(columns: Columns, name: str) -> Longs:
+    """A column with a list of integers."""
+    return _integers(_flat(columns, name), name)
 
 
 def numbers(columns: Columns, name: str) -> Floats:
-    """A column that holds a list of numbers."""
+    """A column with a list of numbers."""
     return _float(_flat(columns, name), name)
 
 
-def truths(columns: Columns, name: str) -> Bools:
-    """A column that holds a list of 0 and 1, or of false and true."""
+def booleans(columns: Columns, name: str) -> Bools:
+    """A column with a list of 0 and 1, or of false and true."""
     values = _float(_flat(columns, name), name)
     if not ((values == 0) | (values == 1)).all():
-        raise BadRow(f"{name} holds {_first(values, (values != 0) & (values != 1))}, 0 and 1 were expected")
-    found: Bools = values == 1
-    return found
+        raise BadRow(f"{name} contains {values[(values != 0) & (values != 1)][0]}, expected 0 or 1")
+    flags: Bools = values == 1
+    return flags
 
 
-def lists_of_whole_numbers(columns: Columns, name: str) -> NumberLists:
-    """A column that holds a list of whole numbers for each token."""
+def lists_of_integers(columns: Columns, name: str) -> NumberLists:
+    """A column with one list of integers per token."""
     lists = _lists(columns, name)
-    return NumberLists(_whole(lists.values, name), lists.counts)
+    return NumberLists(_integers(lists.values, name), lists.counts)
 
 
 def lists_of_numbers(columns: Columns, name: str) -> NumberLists:
-    """A column that holds a list of numbers for each token."""
+    """A column with one list of numbers per token."""
     lists = _lists(columns, name)
     return NumberLists(_float(lists.values, name), lists.counts)
 
 
 def entries(columns: Columns, name: str) -> tuple[NumberLists, NumberLists]:
-    """A column that holds, for each token, a list of {"token": "token_id:N", "logprob": x}: ids and log p."""
+    """Ids and log p from a column with, per token, a list of {"token": "token_id:N", "logprob": x}."""
     value = _value(columns, name)
     if not isinstance(value, EntryLists):
         value = _entries(value, name)
     ids = []
     for token in value.tokens:
-        found = TOKEN_ID.match(token) if isinstance(token, str) else None
-        if found is None:
-            raise BadRow(f"{name} names the token {token!r:.60}, token_id:N was expected")
-        ids.append(int(found[1]))
+        match = TOKEN_ID.match(token) if isinstance(token, str) else None
+        if match is None:
+            raise BadRow(f"{name} contains the token {token!r:.60}, expected token_id:N")
+        ids.append(int(match[1]))
     return (
         NumberLists(np.array(ids, np.int64), value.counts),
         NumberLists(_float(_array(value.logprobs, name), name), value.counts),
@@ -71,32 +71,31 @@ def entries(columns: Columns, name: str) -> tuple[NumberLists, NumberLists]:
 
 
 def _entries(value: Any, name: str) -> EntryLists:
-    """Entries as JSON has them."""
-    if not isinstance(value, list) or not all(each is None or isinstance(each, list) for each in value):
-        raise BadRow(f"{name} is no list of lists of tokens with their logprob")
-    flat = [entry for each in value for entry in each or ()]
+    """Entries from a row of JSON."""
+    if not isinstance(value, list) or not all(item is None or isinstance(item, list) for item in value):
+        raise BadRow(f"{name} is not a list of lists of objects with token and logprob")
+    flat = [entry for item in value for entry in item or ()]
     if not all(isinstance(entry, dict) and {"token", "logprob"} <= entry.keys() for entry in flat):
-        raise BadRow(f"{name} holds what is no token with its logprob")
-    counts = np.array([len(each or ()) for each in value], np.int64)
+        raise BadRow(f"{name} contains a value that is not an object with token and logprob")
+    counts = np.array([len(item or ()) for item in value], np.int64)
     return EntryLists([e["token"] for e in flat], _array([e["logprob"] for e in flat], name), counts)
 
 
 def same_counts(first: NumberLists, second: NumberLists, names: tuple[str, str]) -> None:
-    """Refuse two columns of which a token has more in one than in the other."""
+    """Refuse two columns whose lists differ in length."""
     if len(first.counts) != len(second.counts):
         raise BadRow(f"{names[0]} has {len(first.counts):,} lists, {names[1]} has {len(second.counts):,}")
     differing = first.counts != second.counts
     if differing.any():
         token = int(differing.argmax())
         raise BadRow(
-            f"list {token} of {names[0]} has {first.counts[token]:,} numbers,"
-            f" that of {names[1]} has {second.counts[token]:,}"
+            f"list {token} has {first.counts[token]:,} numbers in {names[0]} and {second.counts[token]:,} in {names[1]}"
         )
 
 
 def _value(columns: Columns, name: str) -> Any:
     if name not in columns:
-        raise BadRow(f"the column {name} is missing: there are {', '.join(sorted(map(str, columns))[:12]) or 'none'}")
+        raise BadRow(f"no column {name}; columns: {', '.join(sorted(map(str, columns))[:12]) or 'none'}")
     if columns[name] is None:
         raise BadRow(f"{name} is empty")
     return columns[name]
@@ -105,7 +104,7 @@ def _value(columns: Columns, name: str) -> Any:
 def _flat(columns: Columns, name: str) -> npt.NDArray[Any]:
     value = _value(columns, name)
     if isinstance(value, NumberLists | EntryLists) or not isinstance(value, list | np.ndarray):
-        raise BadRow(f"{name} is no list of numbers")
+        raise BadRow(f"{name} is not a list of numbers")
     return _array(value, name)
 
 
@@ -114,41 +113,37 @@ def _lists(columns: Columns, name: str) -> NumberLists:
     if isinstance(value, NumberLists):
         return value
     if isinstance(value, EntryLists):
-        raise BadRow(f"{name} holds tokens with their logprob, lists of numbers were expected")
-    if not isinstance(value, list) or not all(each is None or isinstance(each, list) for each in value):
-        raise BadRow(f"{name} is no list of lists of numbers")
-    counts = np.array([len(each or ()) for each in value], np.int64)
-    return NumberLists(_array(list(chain.from_iterable(each or () for each in value)), name), counts)
+        raise BadRow(f"{name} contains objects with token and logprob, expected lists of numbers")
+    if not isinstance(value, list) or not all(item is None or isinstance(item, list) for item in value):
+        raise BadRow(f"{name} is not a list of lists of numbers")
+    counts = np.array([len(item or ()) for item in value], np.int64)
+    return NumberLists(_array(list(chain.from_iterable(item or () for item in value)), name), counts)
 
 
 def _array(values: Any, name: str) -> npt.NDArray[Any]:
-    """Numbers as an array; null, text and lists within would become objects."""
+    """Numbers as an array, never of dtype object."""
     if isinstance(values, list):
         if not set(map(type, values)) <= {int, float, bool}:
-            raise BadRow(f"{name} holds what is no number")
+            raise BadRow(f"{name} contains a value that is not a number")
         try:
             values = np.array(values) if values else np.zeros(0, np.int64)
         except OverflowError:
-            raise BadRow(f"{name} holds a number that is too large") from None
+            raise BadRow(f"{name} contains a number that is too large") from None
     if values.dtype.kind not in "biuf":
-        raise BadRow(f"{name} holds what is no number")
-    found: npt.NDArray[Any] = values
-    return found
+        raise BadRow(f"{name} contains a value that is not a number")
+    array: npt.NDArray[Any] = values
+    return array
 
 
-def _whole(values: npt.NDArray[Any], name: str) -> Longs:
+def _integers(values: npt.NDArray[Any], name: str) -> Longs:
     if values.dtype.kind not in "iu":
         if len(values):
-            raise BadRow(f"{name} holds {values[0]!s}, whole numbers were expected")
+            raise BadRow(f"{name} contains {values[0]!s}, expected integers")
         return np.zeros(0, np.int64)
     if values.dtype == np.uint64 and (values > np.iinfo(np.int64).max).any():
-        raise BadRow(f"{name} holds {int(values.max())}")
+        raise BadRow(f"{name} contains {int(values.max())}, which does not fit into 64 bits")
     return values.astype(np.int64)
 
 
 def _float(values: npt.NDArray[Any], name: str) -> Floats:
     return values.astype(np.float64)
-
-
-def _first(values: npt.NDArray[Any], wrong: Bools) -> str:
-    return str(values[wrong][0])

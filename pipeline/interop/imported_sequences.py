@@ -1,7 +1,7 @@
-"""The rows of a part as sequences of the cache: documents packed behind each other, each with its targets.
+"""Validated rows as sequences of a cache: documents packed together, each with its targets.
 
-In: `ValidatedRow` rows, which part they make, bytes by token. Out: sequences and blocks, as the writer takes them. The
-log p of a next token is known where it is among the kept ids, and NaN elsewhere.
+In: the `ValidatedRow`s of a part, and bytes of text per token id. Out: sequences and blocks for the cache writer. The
+log p of a next token is known if it is among the stored ids, and NaN otherwise.
 """
 
 import json
@@ -32,18 +32,18 @@ def packed(
     """The sequences of a part, in order."""
     segments: list[Segment] = []
     blocks: list[Block] = []
-    for number, told in enumerate(rows, part.first_document):
-        ends = np.append(told.starts[1:], len(told.tokens))
-        blocks += cut(_block(told), ends)
-        for start, end in zip(told.starts.tolist(), ends.tolist(), strict=True):
-            tokens = told.tokens[start:end]
+    for number, row in enumerate(rows, part.first_document):
+        ends = np.append(row.starts[1:], len(row.tokens))
+        blocks += cut(_block(row), ends)
+        for start, end in zip(row.starts.tolist(), ends.tolist(), strict=True):
+            tokens = row.tokens[start:end]
             segments.append(
                 Segment(
                     split=part.split,
                     document=number,
                     offset=start,
                     tokens=tokens,
-                    loss_mask=told.loss_mask[start:end],
+                    loss_mask=row.loss_mask[start:end],
                     token_bytes=token_bytes[tokens],
                     digest=digest_of(tokens)[:DIGEST_BYTES],
                 )
@@ -52,54 +52,50 @@ def packed(
         yield to_sequence([segments[i] for i in group], {}, manifest), join([blocks[i] for i in group])
 
 
-def _block(told: ValidatedRow) -> Block:
+def _block(row: ValidatedRow) -> Block:
     return Block(
-        n_exact=told.counts,
-        n_draws=np.zeros(len(told.counts), np.int32),
-        ids=told.ids,
-        logprobs=told.logprobs,
-        log_tail=told.log_tail,
-        label_logprob=_labels(told),
+        n_exact=row.counts,
+        n_draws=np.zeros(len(row.counts), np.int32),
+        ids=row.ids,
+        logprobs=row.logprobs,
+        log_tail=row.log_tail,
+        label_logprob=_label_logprobs(row),
     )
 
 
-def _labels(told: ValidatedRow) -> npt.NDArray[np.float32]:
-    """Log p of the next token where it was kept."""
-    found = np.full(len(told.tokens), np.nan, np.float32)
-    row_of = np.repeat(np.arange(len(told.counts)), told.counts)
-    following = np.append(told.tokens[1:], -1)
-    is_label = told.ids == following[row_of]
-    found[row_of[is_label]] = told.logprobs[is_label]
-    return found
+def _label_logprobs(row: ValidatedRow) -> npt.NDArray[np.float32]:
+    logprobs = np.full(len(row.tokens), np.nan, np.float32)
+    row_of = np.repeat(np.arange(len(row.counts)), row.counts)
+    following = np.append(row.tokens[1:], -1)
+    is_label = row.ids == following[row_of]
+    logprobs[row_of[is_label]] = row.logprobs[is_label]
+    return logprobs
 
 
 def token_sizes(tokenizer: LoadedTokenizer) -> npt.NDArray[np.uint32]:
-    """Bytes of text by id."""
+    """Bytes of text per token id, from the vocabulary alone; 0 for special tokens."""
     fast = tokenizer.fast
     sizes = np.zeros(tokenizer.record.vocabulary_size, np.uint32)
     spelled = {i: token for token, i in fast.get_vocab().items()}
     added = {i: token.content for i, token in fast.added_tokens_decoder.items()}
     special = {i for i, token in fast.added_tokens_decoder.items() if token.special} | set(fast.all_special_ids)
     plain = sorted(spelled.keys() - added.keys() - special)
-    if _is_byte_level(tokenizer):
-        found = [len(spelled[i]) for i in plain]
-    else:
-        found = _decoded(tokenizer, plain, spelled)
-    sizes[plain] = np.minimum(found, MAX_TOKEN_BYTES)
+    lengths = [len(spelled[i]) for i in plain] if _is_byte_level(tokenizer) else _decoded(tokenizer, plain, spelled)
+    sizes[plain] = np.minimum(lengths, MAX_TOKEN_BYTES)
     for i, text in added.items():
         sizes[i] = 0 if i in special else min(len(text.encode()), MAX_TOKEN_BYTES)
     return sizes
 
 
 def _is_byte_level(tokenizer: LoadedTokenizer) -> bool:
-    """Whether the decoder turns each character of a token into a byte."""
+    """Whether each character of a token is one byte of text."""
     decoder = json.loads(tokenizer.fast.backend_tokenizer.to_str())["decoder"] or {}
     steps = decoder.get("decoders", [decoder])
     return any(step.get("type") == "ByteLevel" for step in steps)
 
 
 def _decoded(tokenizer: LoadedTokenizer, ids: list[int], spelled: dict[int, str]) -> list[int]:
-    """Lengths of ids decoded behind another one, which keeps their leading space."""
+    """Lengths of decoded ids, each decoded after another id to keep its leading space."""
     if not ids:
         return []
     decode = tokenizer.fast.backend_tokenizer.decode_batch

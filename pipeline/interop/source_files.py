@@ -1,4 +1,4 @@
-"""The files of a source: Parquet with lists of numbers, JSON, an object a line, or a data set of the hub.
+"""The files of an import source: Parquet with lists of numbers, JSON lines, or a Hub data set.
 
 In: a file, a folder, a glob, or a data set's name. Out: files whose rows can be read in order with bounded memory, and
 again by position.
@@ -18,52 +18,50 @@ from kdpipe.schemas.errors import ConfigError
 
 
 class ListTable(Protocol):
-    """A table whose columns hold lists of numbers, some of its columns chosen."""
+    """A table with lists of numbers, restricted to some of its columns."""
 
     names: list[str]
 
     def rows_at(self, numbers: Sequence[int] | None = None) -> Iterator[dict[str, Any]]:
-        """The rows of ascending numbers, or all."""
+        """The rows with these (ascending) numbers, or all."""
         ...
 
 
 class ListsFile:
-    """A table of lists of numbers, opened for the columns that are wanted; the position is the row's number from 0."""
+    """A table of lists of numbers, opened for the wanted columns; a position is a row number from 0."""
 
     def __init__(self, name: str, opened: Callable[[Collection[str]], ListTable]) -> None:
         self.name, self._opened = name, opened
         self.wanted: Collection[str] | None = None
 
     def rows(self) -> Iterator[Row]:
-        """All rows, in order."""
         for i, columns in enumerate(self._open().rows_at()):
             yield Row(number=i + 1, position=i, columns=columns)
 
     def columns_at(self, positions: list[int]) -> Iterator[dict[str, Any]]:
-        """The columns of rows, by ascending position."""
         return self._open().rows_at(positions)
 
     def _open(self) -> ListTable:
         return self._opened(self.wanted or ())
 
     def names(self) -> list[str]:
-        """The columns that it has."""
+        """All columns of the table, wanted or not."""
         return self._open().names
 
 
 def check_place(source: str, out: str) -> None:
-    """Refuse a place where no cache can be begun, before anything is read."""
+    """Refuse an output directory that cannot be used, before anything is read."""
     if "://" in out:
-        raise ConfigError(f"--out {out} is a URL, and an import is written into a folder", hint="give a local folder")
+        raise ConfigError(f"--out {out} is a URL; imports write to a local directory", hint="give a local directory")
     folder, path = Path(source).expanduser(), Path(out).expanduser()
     if folder.is_dir() and path.resolve().is_relative_to(folder.resolve()):
-        raise ConfigError(f"--out {out} is inside the source folder {source}", hint="choose another folder")
+        raise ConfigError(f"--out {out} is inside the source directory {source}", hint="choose another directory")
     if path.is_dir() and not (path / layout.MANIFEST).exists():
         refuse_foreign_folder(path)
 
 
 def source_files(source: str, split: str | None, max_row_bytes: int) -> list[RowFile]:
-    """The files of a source, sorted by path; a data set of the hub has the split `train` unless another is named."""
+    """The files of a source, sorted by path, or a split of a Hub data set [train]."""
     if is_of_hub(source):
         from kdpipe.pipeline.documents.hub_datasets import HubLists
 
@@ -72,8 +70,8 @@ def source_files(source: str, split: str | None, max_row_bytes: int) -> list[Row
     path = Path(source).expanduser()
     if not path.exists() and not any(sign in source for sign in "*?["):
         raise ConfigError(
-            f"the source {source} is not there",
-            hint="name a file, a folder, a glob in quotes, or a data set of the hub as OWNER/NAME",
+            f"no such source: {source}",
+            hint="expected a file, a directory, a quoted glob, or a Hub data set as OWNER/NAME",
         )
     limits = Limits(document_bytes=max_row_bytes, row_bytes=max_row_bytes)
     return [_open(file) for file in find_files(source, split, limits)]
@@ -85,10 +83,8 @@ def _open(file: RowFile) -> RowFile:
     if isinstance(file, LinesFile):
         return file
     if isinstance(file, ListFile):
-        raise ConfigError(
-            f"{file.name} is one JSON list", hint="write an object a line, so that it can be read in turn"
-        )
-    raise ConfigError(f"{file.name} is neither Parquet nor lines of JSON", hint="name the other files with a glob")
+        raise ConfigError(f"{file.name} is a single JSON list", hint="convert it to JSON lines (one object per line)")
+    raise ConfigError(f"{file.name} is neither Parquet nor JSON lines", hint="select the other files with a glob")
 
 
 def _parquet(file: TableFile, wanted: Collection[str]) -> ListTable:
@@ -97,20 +93,20 @@ def _parquet(file: TableFile, wanted: Collection[str]) -> ListTable:
 
 
 def choose_columns(files: list[RowFile], needed: Collection[str], useful: Collection[str]) -> None:
-    """Read these columns only; a Parquet file that lacks one that is needed is refused."""
+    """Read only these columns; refuse a Parquet file without a needed one."""
     for file in files:
         file.wanted = [*needed, *useful]
-        there = file.names() if isinstance(file, ListsFile) else None
-        missing = [] if there is None else [name for name in needed if name not in there]
+        names = file.names() if isinstance(file, ListsFile) else None
+        missing = [] if names is None else [name for name in needed if name not in names]
         if missing:
             raise ConfigError(
-                f"{file.name} has no column {missing[0]}: there are {', '.join((there or [])[:12]) or 'none'}",
-                hint="is it of the format that --from names?",
+                f"{file.name} has no column {missing[0]}; columns: {', '.join((names or [])[:12]) or 'none'}",
+                hint="check that --from names the format of the files",
             )
 
 
 def has_column(files: list[RowFile], name: str) -> bool:
-    """Whether the first row of a source has a column; a source that has none, or no such row, is refused."""
+    """Whether the first row of a source has a column; a source without a valid first row is refused."""
     for file in files:
         if isinstance(file, ListsFile):
             return name in file.names()
@@ -118,7 +114,7 @@ def has_column(files: list[RowFile], name: str) -> bool:
             if row.columns is None:
                 raise ConfigError(
                     f"{file.name}, row {row.number:,}: {row.problem}",
-                    hint="correct the source, or leave the row out of it",
+                    hint="fix the row or remove it",
                 )
             return name in row.columns
-    raise ConfigError("the source has no rows", hint="is it the right file?")
+    raise ConfigError("the source has no rows", hint="check the path")

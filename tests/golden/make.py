@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from support import foreign_writer
+from support import zarr_writer
 from support.golden import EXPECTED, SUFFIX, VERSIONS, write_sums
 from support.kinds import KINDS, make_kind
 from support.second_reader import Read, read_cache
@@ -61,7 +61,7 @@ def make(folder: Path) -> None:
     for name in KINDS:
         identities[name] = make_kind(folder / name, name)
         if name in BY_ZARR:
-            identities[f"{name}{SUFFIX}"] = foreign_writer.by_zarr(folder / name, folder / f"{name}{SUFFIX}")
+            identities[f"{name}{SUFFIX}"] = zarr_writer.by_zarr(folder / name, folder / f"{name}{SUFFIX}")
         _expect(folder.parent / EXPECTED / f"{name}.npz", expected_of(folder / name))
     versions = {"python": platform.python_version()} | {name: version(name) for name in LIBRARIES}
     text = json.dumps({"versions": versions, "cache_ids": identities}, indent=2)

@@ -21,8 +21,8 @@ from kdpipe.cache.reader import Cache
 from kdpipe.cache.verify import verify_cache
 from kdpipe.cache.verify.zarr_oracle import open_arrays
 from kdpipe.schemas.choices import VerifyLevel
-from support.foreign_writer import by_zarr
 from support.kinds import KINDS, make_kind
+from support.zarr_writer import by_zarr
 
 BY_ZARR = ("threshold", "sampled", "state", "none-hidden")
 LIBRARIES = ("zarr", "numcodecs", "pcodec", "pyarrow", "numpy", "pydantic")

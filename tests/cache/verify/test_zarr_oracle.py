@@ -10,7 +10,7 @@ from kdpipe.cache import layout
 from kdpipe.cache.opening import open_cache
 from kdpipe.cache.verify import verify_cache
 from kdpipe.cache.verify.zarr_oracle import open_arrays
-from support import foreign_writer
+from support import zarr_writer
 from support.kinds import KINDS, kind_manifest, make_kind
 from support.tiny import content_of, digests_of, unsynced
 
@@ -55,7 +55,7 @@ def test_zarr_reads_every_array_as_we_do(kind: Callable[[str], Path], name: str)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FOREIGN)
-@pytest.mark.parametrize("writer", [foreign_writer.by_zarr, foreign_writer.shuffled])
+@pytest.mark.parametrize("writer", [zarr_writer.by_zarr, zarr_writer.shuffled])
 def test_we_read_what_another_writer_wrote(
     kind: Callable[[str], Path], tmp_path: Path, name: str, writer: Callable[[Path, Path], str]
 ) -> None:

@@ -63,7 +63,7 @@ def test_what_a_person_says_of_columns_counts(asked: Columns, found: dict[str, s
 
 
 @pytest.mark.parametrize(
-    ("asked", "said"),
+    ("asked", "named"),
     [
         (Columns(text="body"), "has no column 'body' for the role text: its columns are title, score"),
         (Columns(keep=("language",)), "has no column 'language' to be kept: its columns are title, score"),
@@ -73,8 +73,8 @@ def test_what_a_person_says_of_columns_counts(asked: Columns, found: dict[str, s
         (Columns(text="title", messages="score"), "names more than one of text, prompt with response, and messages"),
     ],
 )
-def test_a_column_that_is_not_there_is_refused_with_those_that_are(asked: Columns, said: str) -> None:
-    with pytest.raises(ConfigError, match=said) as caught:
+def test_a_column_that_is_not_there_is_refused_with_those_that_are(asked: Columns, named: str) -> None:
+    with pytest.raises(ConfigError, match=named) as caught:
         roles({"title": 1, "score": 2}, asked)
     assert caught.value.hint is not None
 
@@ -113,7 +113,7 @@ def test_a_system_message_and_tools_are_kept_as_they_are() -> None:
 
 
 @pytest.mark.parametrize(
-    ("row", "said"),
+    ("row", "named"),
     [
         ({"text": None}, "it has no text"),
         ({"text": 3}, "its text is a number and no text"),
@@ -136,8 +136,8 @@ def test_a_system_message_and_tools_are_kept_as_they_are() -> None:
         ({"messages": [USER | {"content": b"a"}]}, "its message 1 is of type bytes and no text|of type bytes"),
     ],
 )
-def test_a_row_that_is_no_document_says_why(row: dict[str, Any], said: str) -> None:
-    with pytest.raises(BadRow, match=said):
+def test_a_row_that_is_no_document_says_why(row: dict[str, Any], named: str) -> None:
+    with pytest.raises(BadRow, match=named):
         read(row)
 
 

@@ -251,7 +251,7 @@ def test_bad_rows_are_told(tokenizer: LoadedTokenizer, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("rows", "said"),
+    ("rows", "named"),
     [
         (
             [{"text": ""}],
@@ -262,9 +262,9 @@ def test_bad_rows_are_told(tokenizer: LoadedTokenizer, tmp_path: Path) -> None:
     ],
 )
 def test_data_without_a_document_are_refused(
-    rows: list[Any], said: str, tokenizer: LoadedTokenizer, tmp_path: Path
+    rows: list[Any], named: str, tokenizer: LoadedTokenizer, tmp_path: Path
 ) -> None:
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=named):
         opened(write_jsonl(tmp_path / "a.jsonl", rows), tokenizer)
 
 

@@ -102,11 +102,11 @@ def test_more_messages_than_a_part_can_hold_are_a_bad_row() -> None:
 def test_one_bad_row_more_than_allowed_is_an_error_that_names_the_first() -> None:
     rows = ["broken one", "broken two", "broken three", "broken four", *texts("a")]
     assert index(FixedOrder(rows), max_bad_rows=4).n_bad_rows == 4
-    said = (
+    named = (
         r"more than 3 rows cannot be used\. The first: corpus\.jsonl:1: broken one; "
         r"corpus\.jsonl:2: broken two; corpus\.jsonl:3: broken three$"
     )
-    with pytest.raises(ConfigError, match=said) as caught:
+    with pytest.raises(ConfigError, match=named) as caught:
         index(FixedOrder(rows), max_bad_rows=3)
     assert "--max-bad-rows N" in str(caught.value.hint)
     with pytest.raises(ConfigError, match="a row cannot be used"):
@@ -138,7 +138,7 @@ def test_the_type_of_a_kept_column_is_found(values: tuple[Any, ...], kind: str) 
 
 
 @pytest.mark.parametrize(
-    ("values", "said"),
+    ("values", "named"),
     [
         (("a", 1), "corpus.jsonl:2: the kept column 'k' holds int64, and string before it"),
         ((1, True), "corpus.jsonl:2: the kept column 'k' holds bool, and int64 before it"),
@@ -146,8 +146,8 @@ def test_the_type_of_a_kept_column_is_found(values: tuple[Any, ...], kind: str) 
         ((1 << 63,), "corpus.jsonl:1: the kept column 'k' holds int, string"),
     ],
 )
-def test_a_kept_column_that_is_not_of_one_plain_type_is_refused(values: tuple[Any, ...], said: str) -> None:
-    with pytest.raises(ConfigError, match=said) as caught:
+def test_a_kept_column_that_is_not_of_one_plain_type_is_refused(values: tuple[Any, ...], named: str) -> None:
+    with pytest.raises(ConfigError, match=named) as caught:
         kept(*values)
     assert "data.columns.keep" in str(caught.value.hint)
 

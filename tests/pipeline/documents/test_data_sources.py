@@ -75,16 +75,18 @@ def test_an_empty_folder_is_told_with_what_could_be_in_it(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("name", "said", "hint"),
+    ("name", "named", "hint"),
     [
         ("a.jsonl.gz", "is a .gz file: kdpipe reads .jsonl, .json, .parquet, .txt", "unpack it"),
         ("a.csv", "is a .csv file: kdpipe reads", "convert it"),
         ("corpus", "is a file without an ending: kdpipe reads", "give it the ending"),
     ],
 )
-def test_another_format_is_refused_with_those_that_can_be_read(name: str, said: str, hint: str, tmp_path: Path) -> None:
+def test_an_unreadable_format_is_refused_with_the_readable_ones(
+    name: str, named: str, hint: str, tmp_path: Path
+) -> None:
     (tmp_path / name).write_bytes(b"")
-    with pytest.raises(ConfigError, match=re.escape(said)) as caught:
+    with pytest.raises(ConfigError, match=re.escape(named)) as caught:
         names(tmp_path / name)
     assert hint in str(caught.value.hint)
 

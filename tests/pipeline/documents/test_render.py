@@ -16,8 +16,8 @@ from support.corpora import CHATML, ENDLESS, GENERATION, UNSTABLE, small_tokeniz
 
 # As Qwen 3: thoughts are written in the last turn alone, empty ones too.
 THINKING = (
-    "{% for m in messages %}{% set said = m.content.split('</think>')[-1].lstrip() %}<|im_start|>{{ m.role }}\n"
-    "{% if m.role == 'assistant' and loop.last %}<think>\n\n</think>\n\n{% endif %}{{ said }}<|im_end|>\n{% endfor %}"
+    "{% for m in messages %}{% set reply = m.content.split('</think>')[-1].lstrip() %}<|im_start|>{{ m.role }}\n"
+    "{% if m.role == 'assistant' and loop.last %}<think>\n\n</think>\n\n{% endif %}{{ reply }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 # As Llama 2: no generation prompt, a space before what the assistant says.
@@ -138,22 +138,22 @@ def test_all_of_a_conversation_is_learnt_when_asked_for() -> None:
 
 
 @pytest.mark.parametrize(
-    ("template", "said"),
+    ("template", "named"),
     [
         (UNSTABLE, "what comes before the turn is written differently once the turn is there"),
         (FORGETFUL, "what comes before the turn is written differently once the turn is there"),
         (SHORTENED, "the turn is written differently once others follow"),
     ],
 )
-def test_a_template_that_does_not_tell_turns_is_refused(template: str, said: str) -> None:
-    message = f"corpus.jsonl:7: the chat template does not tell where the assistant speaks in message 2: {said}"
+def test_a_template_that_does_not_tell_turns_is_refused(template: str, named: str) -> None:
+    message = f"corpus.jsonl:7: the chat template does not tell where the assistant speaks in message 2: {named}"
     with pytest.raises(ConfigError, match=message) as caught:
         render("messages", talk(), template)
     assert "{% generation %}" in str(caught.value.hint)
 
 
 def test_a_turn_that_is_hidden_by_a_later_one_is_refused() -> None:
-    """The first answer is written as dots, and what it said stands in the second one's place."""
+    """The first answer is rendered as dots, and its text is that of the second one."""
     twice = talk(*TALK[:2], *TALK[:2])
     with pytest.raises(ConfigError, match="in message 4: the turn before it is written differently"):
         render("messages", twice, SHORTENED)

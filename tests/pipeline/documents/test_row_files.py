@@ -123,11 +123,11 @@ def test_json_may_be_a_list_or_an_object_a_line(tmp_path: Path) -> None:
     assert [row.problem for row in open_json(path, "a", MOST).rows()] == ["", "it is a number and no object"]
 
 
-@pytest.mark.parametrize(("content", "said"), [("[1, 2", "is no JSON list"), ("3", "is no JSON list")])
-def test_a_json_file_that_is_no_list_is_refused(content: str, said: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("content", "named"), [("[1, 2", "is no JSON list"), ("3", "is no JSON list")])
+def test_a_json_file_that_is_no_list_is_refused(content: str, named: str, tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_text(content, encoding="utf-8")
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=named):
         list(open_json(path, "a", MOST).rows())
 
 
@@ -146,7 +146,7 @@ def test_values_of_a_list_are_read_one_by_one_and_again_by_position(tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "named"),
     [
         (b"", "[ was expected at byte 0"),
         (b"\0" * 100, "[ was expected at byte 0"),
@@ -161,12 +161,12 @@ def test_values_of_a_list_are_read_one_by_one_and_again_by_position(tmp_path: Pa
         (b'["\xff"]', "it is not valid UTF-8"),
     ],
 )
-def test_what_is_no_list_of_bounded_values_is_refused(content: bytes, said: str, tmp_path: Path) -> None:
+def test_what_is_no_list_of_bounded_values_is_refused(content: bytes, named: str, tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_bytes(content)
     with pytest.raises(ConfigError) as refused:
         list(ListFile(path, "a", MOST).rows())
-    assert said in refused.value.message
+    assert named in refused.value.message
 
 
 def test_a_text_file_is_one_document(tmp_path: Path) -> None:

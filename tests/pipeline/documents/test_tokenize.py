@@ -132,13 +132,13 @@ def test_masks_of_pairs_agree_with_their_slow_twin(prompt: str, response: str) -
 @given(st.lists(st.tuples(TEXT, TEXT), min_size=1, max_size=3))
 def test_masks_of_conversations_agree_with_their_slow_twin(turns: list[tuple[str, str]]) -> None:
     """The text and the learnt places are put together here by hand, the template takes no part in it."""
-    turns = [(user.replace("<", "."), said.replace("<", ".") + "a") for user, said in turns]
+    turns = [(user.replace("<", "."), reply.replace("<", ".") + "a") for user, reply in turns]
     text, spans, messages = "", [], []
-    for user, said in turns:
+    for user, reply in turns:
         text += f"<|im_start|>user\n{user}<|im_end|>\n<|im_start|>assistant\n"
-        spans.append((len(text), len(text) + len(said) + len("<|im_end|>")))
-        text += f"{said}<|im_end|>\n"
-        messages += [{"role": "user", "content": user}, {"role": "assistant", "content": said}]
+        spans.append((len(text), len(text) + len(reply) + len("<|im_end|>")))
+        text += f"{reply}<|im_end|>\n"
+        messages += [{"role": "user", "content": user}, {"role": "assistant", "content": reply}]
     tokenizer = byte_level(CHATML)
     renderer = Renderer(ColumnMapping(form="messages", messages="messages"), DataSettings(), tokenizer)
     tokens = one(renderer.render(Document(messages=tuple(messages), columns={}), "x"), tokenizer)
@@ -174,14 +174,14 @@ def test_a_multi_byte_character_is_covered_by_its_first_token() -> None:
 
 
 @pytest.mark.parametrize(
-    ("spans", "said"),
+    ("spans", "named"),
     [
         (((0, 5),), "all of it is: there is nothing but responses"),
         (((5, 5),), "nothing of it is: no response was found"),
     ],
 )
-def test_a_mask_that_is_not_partial_is_refused_with_its_document(spans: tuple[tuple[int, int]], said: str) -> None:
-    with pytest.raises(ConfigError, match=rf"corpus\.jsonl:7: responses are to be learnt, and {said}") as caught:
+def test_a_mask_that_is_not_partial_is_refused_with_its_document(spans: tuple[tuple[int, int]], named: str) -> None:
+    with pytest.raises(ConfigError, match=rf"corpus\.jsonl:7: responses are to be learnt, and {named}") as caught:
         one(plain("the a", spans, stop=False), byte_level())
     assert "data.train_on=all" in str(caught.value.hint)
 
@@ -203,8 +203,8 @@ def test_a_template_that_marks_nothing_is_refused_with_its_document() -> None:
 
 
 def test_a_turn_without_a_stop_token_is_refused_with_its_document() -> None:
-    said = r"corpus\.jsonl:7: turn 1 of the assistant does not end with a stop token, .*assistant\\nHo'"
-    with pytest.raises(ConfigError, match=said) as caught:
+    named = r"corpus\.jsonl:7: turn 1 of the assistant does not end with a stop token, .*assistant\\nHo'"
+    with pytest.raises(ConfigError, match=named) as caught:
         chat(ENDLESS)
     assert "append_stop=false" in str(caught.value.hint)
 

@@ -1,4 +1,4 @@
-"""Caches from DistillKit's files: what its decoder gives is what the cache holds, and what is wrong is refused."""
+"""Imports of DistillKit's files: the cache equals the output of its decoder, and invalid files are refused."""
 
 import math
 import shutil
@@ -14,7 +14,7 @@ from kdpipe.cache.opening import open_cache
 from kdpipe.cache.verify import verify_cache
 from kdpipe.schemas.arrays import SCALAR_STEP
 from kdpipe.schemas.errors import ConfigError
-from support.foreign import DISTILLKIT, DISTILLKIT_IDS, SETS, expected, imported, surveyed, word_tokenizer
+from support.interop_sources import DISTILLKIT, DISTILLKIT_IDS, SETS, expected, imported, surveyed, word_tokenizer
 
 STEP = 1 / 16  # of log p in a cache
 
@@ -82,12 +82,12 @@ def test_a_cache_holds_what_distillkits_decoder_gives(name: str, tokenizer: str,
     assert verify_cache(str(tmp_path / "cache"), "full").ok
 
 
-def test_legacy_logits_are_made_to_hold_one_and_their_tail_is_unknown(tokenizer: str, tmp_path: Path) -> None:
+def test_legacy_logits_are_normalized_and_their_tail_is_unknown(tokenizer: str, tmp_path: Path) -> None:
     report = make(tokenizer, DISTILLKIT / "legacy", tmp_path / "cache", pack=False)
     cache, due = open_cache(tmp_path / "cache"), expected("legacy")
     assert report.tail == "unknown"
     assert not cache.manifest.targets.tail_known
-    assert "the mass of ids that are not kept" in report.unknown
+    assert "tail mass" in report.unknown
     for number, rows in enumerate(cache):
         logits = due["logits"][number].astype(np.float64)
         values = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
@@ -103,32 +103,32 @@ def _with_first(row: list[int], value: float) -> list[int]:
 
 
 @pytest.mark.parametrize(
-    ("column", "edit", "said"),
+    ("column", "edit", "named"),
     [
         (
             "compressed_logprobs",
             lambda rows: [*rows[:4], rows[4][:-1], *rows[5:]],
-            "row 2: compressed_logprobs has 55 numbers after token 4, 56 are due: it was cut off, or made with other",
+            "row 2: compressed_logprobs has 55 numbers after token 4, expected 56",
         ),
         (
             "bytepacked_indices",
             lambda rows: [rows[0][:100], *rows[1:]],
-            "row 2: bytepacked_indices has 100 numbers after token 0, 192 are due",
+            "row 2: bytepacked_indices has 100 numbers after token 0, expected 192",
         ),
         ("bytepacked_indices", lambda rows: rows[:9], "compressed_logprobs has 20 rows, bytepacked_indices has 9"),
-        ("input_ids", lambda ids: ids[:12], "it has targets for 20 tokens of 12: as many or one less were expected"),
+        ("input_ids", lambda ids: ids[:12], "targets for 20 of 12 tokens"),
         ("input_ids", lambda ids: [*ids[:3], 4096, *ids[4:]], "token 3 is 4096, outside the tokenizer's vocabulary of"),
-        ("input_ids", lambda ids: [*ids[:3], 2**64 - 1, *ids[4:]], "input_ids holds 18446744073709551615"),
+        ("input_ids", lambda ids: [*ids[:3], 2**64 - 1, *ids[4:]], "input_ids contains 18446744073709551615"),
         ("input_ids", lambda ids: None, "row 2: input_ids is empty"),
         (
             "bytepacked_indices",
             lambda rows: [[0] * 192, *rows[1:]],
-            "row 2: after token 0, the id 0 stands twice",
+            "row 2: after token 0, duplicate id 0",
         ),
         (
             "compressed_logprobs",
             lambda rows: [_with_first(rows[0], 0.5), *rows[1:]],
-            "row 2: after token 0, a log-probability is 0.5, at most 0 was expected",
+            "row 2: after token 0, a log-probability is 0.5",
         ),
         (
             "compressed_logprobs",
@@ -138,36 +138,35 @@ def _with_first(row: list[int], value: float) -> list[int]:
         (
             "compressed_logprobs",
             lambda rows: [*rows[:2], [0] * 56, *rows[3:]],
-            "row 2: after token 2, the probabilities add up to 128, which no 128 probabilities decode to",
+            "row 2: after token 2, probabilities add up to 128",
         ),
     ],
 )  # fmt: skip
-def test_a_row_that_is_wrong_is_named(column: str, edit: Any, said: str, tmp_path: Path) -> None:
+def test_an_invalid_row_is_named(column: str, edit: Any, named: str, tmp_path: Path) -> None:
     folder = change(copied("recommended", tmp_path), column, edit)
     with pytest.raises(ConfigError) as refused:
         survey(folder)
     assert refused.value.message.startswith("data_0.parquet, row 2: ")
-    assert said in refused.value.message
+    assert named in refused.value.message
 
 
-def test_nothing_is_begun_for_a_source_that_is_wrong(tokenizer: str, tmp_path: Path) -> None:
+def test_no_cache_is_created_for_an_invalid_source(tokenizer: str, tmp_path: Path) -> None:
     folder = change(copied("recommended", tmp_path), "input_ids", lambda ids: ids[:3])
-    with pytest.raises(ConfigError, match="it has targets for 20 tokens of 3"):
+    with pytest.raises(ConfigError, match="targets for 20 of 3 tokens"):
         make(tokenizer, folder, tmp_path / "cache")
     assert not (tmp_path / "cache").exists()
 
 
 def test_a_bad_legacy_row_is_named(tmp_path: Path) -> None:
     folder = change(copied("legacy", tmp_path), "coeffs", lambda rows: [[math.inf] * 9, *rows[1:]])
-    with pytest.raises(ConfigError, match=r"data_0\.parquet, row 2: after token 0, a logit is no number"):
+    with pytest.raises(ConfigError, match=r"data_0\.parquet, row 2: after token 0, a logit"):
         survey(folder)
     folder = change(copied("legacy", tmp_path / "short"), "exact_values", lambda rows: rows[:7])
-    with pytest.raises(ConfigError, match="row 2: its columns have 20, 7 and 20 rows"):
+    with pytest.raises(ConfigError, match=r"row 2: .*20, 7 and 20"):
         survey(folder)
 
 
-def test_rows_may_lack_the_one_about_a_token_that_is_not_there(tmp_path: Path) -> None:
-    """As vLLM gives them: one row less than there are tokens."""
+def test_there_may_be_one_row_less_than_tokens(tmp_path: Path) -> None:
     folder = copied("recommended", tmp_path)
     for row in range(3):
         for column in ("compressed_logprobs", "bytepacked_indices"):
@@ -176,33 +175,31 @@ def test_rows_may_lack_the_one_about_a_token_that_is_not_there(tmp_path: Path) -
 
 
 def test_ids_outside_a_smaller_tokenizer_are_refused() -> None:
-    with pytest.raises(
-        ConfigError, match=r"outside the tokenizer's vocabulary of 4,000: is it the teacher's tokenizer"
-    ):
+    with pytest.raises(ConfigError, match=r"outside the tokenizer's vocabulary of 4,000"):
         surveyed(4000, source_format="distillkit", source=str(DISTILLKIT / "recommended"))
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "named"),
     [
-        (None, "there is no compression_config.yaml beside the data"),
+        (None, r"no compression_config\.yaml"),
         ("d: 4096\nk: 128\n", "exact_k: field required"),
         ("d: 4096\nk: 128\nexact_k: 16\nresidual_bins: []\nexakt_dtype: float32\n", "unknown key 'exakt_dtype'"),
-        ("d: 4096\nk: 128\nexact_k: 16\nresidual_bins: []\n", "nothing says how the 112 values"),
+        ("d: 4096\nk: 128\nexact_k: 16\nresidual_bins: []\n", "the 112 values"),
         ("legacy_logit_compression:\n  k: 128\n", "exact_k: field required"),
         ("- 1\n", "holds no settings by name"),
     ],
 )
-def test_settings_of_the_codec_that_cannot_be_are_refused(text: str | None, said: str, tmp_path: Path) -> None:
+def test_invalid_codec_settings_are_refused(text: str | None, named: str, tmp_path: Path) -> None:
     folder = copied("recommended", tmp_path)
     (folder / "compression_config.yaml").unlink()
     if text is not None:
         (folder / "compression_config.yaml").write_text(text)
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=named):
         survey(folder)
 
 
-def test_settings_of_the_codec_may_lie_elsewhere(tmp_path: Path) -> None:
+def test_codec_settings_may_be_in_another_file(tmp_path: Path) -> None:
     folder = copied("recommended", tmp_path)
     (folder / "compression_config.yaml").rename(tmp_path / "codec.yaml")
     (tmp_path / "training.yaml").write_text(
@@ -215,12 +212,10 @@ def test_settings_of_the_codec_may_lie_elsewhere(tmp_path: Path) -> None:
 def test_another_format_than_the_files_have_is_refused(tmp_path: Path) -> None:
     folder = copied("recommended", tmp_path)
     shutil.copy(DISTILLKIT / "legacy" / "compression_config.yaml", folder)
-    with pytest.raises(
-        ConfigError, match=r"data_0.parquet has no column packed_indices: there are input_ids, compressed_"
-    ):
+    with pytest.raises(ConfigError, match=r"data_0.parquet has no column packed_indices.*input_ids, compressed_"):
         survey(folder)
 
 
-def test_a_tail_that_logits_cannot_tell_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="the legacy codec keeps logits, which do not tell how much mass is left"):
+def test_tail_rest_is_refused_for_legacy_logits(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--tail rest.*legacy"):
         survey(DISTILLKIT / "legacy", tail="rest")

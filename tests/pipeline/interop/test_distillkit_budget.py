@@ -21,7 +21,7 @@ from kdpipe.pipeline import import_cache as importing
 from kdpipe.schemas.errors import ConfigError
 from support.distillkit_encoder import BUDGET, N_BYTES, budget_rows
 from support.distillkit_twin import packed_values
-from support.foreign import imported, word_tokenizer
+from support.interop_sources import imported, word_tokenizer
 
 STEP = 1 / 16  # of log p in a cache
 TYPES = {"input_ids": pa.list_(pa.uint64())} | dict.fromkeys(
@@ -84,7 +84,7 @@ def test_rows_are_scaled_to_one_with_an_unknown_tail(source: Path, tokenizer: st
 def test_scaled_rows_are_counted_by_part_summed_and_shown(
     source: Path, tokenizer: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with mock.patch.object(importing, "MOST_ENTRIES_A_PART", 120 * BUDGET.k):
+    with mock.patch.object(importing, "MOST_ENTRIES_PER_PART", 120 * BUDGET.k):
         assert run(words(source, tokenizer, tmp_path / "cache", "--json")) == 0
         shown = capsys.readouterr()
         assert run(words(source, tokenizer, tmp_path / "cache")) == 0
@@ -129,7 +129,7 @@ def test_a_merged_cache_keeps_the_counts(source: Path, tokenizer: str, tmp_path:
     assert together.largest_excess == pytest.approx(excess(range(6)).max(), rel=1e-4)
 
 
-def test_the_other_rows_tails_are_believed_on_request(source: Path, tokenizer: str, tmp_path: Path) -> None:
+def test_tail_rest_uses_the_tails_of_the_other_rows(source: Path, tokenizer: str, tmp_path: Path) -> None:
     place = {"source_format": "distillkit", "source": str(source), "tokenizer": tokenizer}
     report = imported(**place, out=str(tmp_path / "cache"), tail="rest", pack=False)
     assert report.tail == "rest"
@@ -158,20 +158,20 @@ def test_a_cache_without_scaled_rows_has_no_such_key(tokenizer: str, tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("first", "coefficients", "said"),
+    ("first", "coefficients", "named"),
     [
-        (-0.5, [0.0, 0.0, 0.0], "add up to 49.61, which no 50 probabilities decode to"),
-        (-0.5, [-2.5, 0.0, 0.0], "add up to 4.629, which no 50 probabilities decode to"),
+        (-0.5, [0.0, 0.0, 0.0], "add up to 49.61, impossible for 50"),
+        (-0.5, [-2.5, 0.0, 0.0], "add up to 4.629, impossible for 50"),
         (-0.5, [8.0, 0.0, -3.5], "add up to 3105"),
         (-0.5, [200.0, 0.0, -900.0], "add up to 7.226e+86"),
         (-0.5, [float("inf"), 0.0, 0.0], "add up to inf"),
         (-0.5, [float("nan"), 0.0, 0.0], "a log-probability is nan"),
-        (0.5, [-4.0, 0.0, -0.5], "a log-probability is 0.5, at most 0 was expected"),
+        (0.5, [-4.0, 0.0, -0.5], "a log-probability is 0.5"),
         (float("nan"), [-4.0, 0.0, -0.5], "a log-probability is nan"),
     ],
 )
-def test_what_no_codec_decodes_to_is_refused(
-    first: float, coefficients: list[float], said: str, tokenizer: str, tmp_path: Path
+def test_values_that_the_codec_cannot_decode_to_are_refused(
+    first: float, coefficients: list[float], named: str, tokenizer: str, tmp_path: Path
 ) -> None:
     row = with_first_row(packed_values(BUDGET, [first], coefficients, []))
     folder = write_source(tmp_path / "source", [budget_rows()[1].columns, row])
@@ -179,5 +179,5 @@ def test_what_no_codec_decodes_to_is_refused(
         imported(source_format="distillkit", source=str(folder), tokenizer=tokenizer, out=str(tmp_path / "cache"))
     assert refused.value.exit_code == 2
     assert refused.value.message.startswith("data_0.parquet, row 2: after token 0, ")
-    assert said in refused.value.message
+    assert named in refused.value.message
     assert not (tmp_path / "cache").exists()

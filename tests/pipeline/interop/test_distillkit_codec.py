@@ -11,7 +11,7 @@ from kdpipe.pipeline.interop import distillkit_codec as codec
 from kdpipe.schemas.interop import DistillkitCodec, DistillkitLegacyCodec, ResidualBin
 from support.distillkit_encoder import BUDGET, encode
 from support.distillkit_twin import bits_of, meant, packed_values
-from support.foreign import SETS, distillkit_codec, distillkit_rows, expected
+from support.interop_sources import SETS, distillkit_codec, distillkit_rows, expected
 
 LEGACY = DistillkitLegacyCodec(k=128, exact_k=32, polynomial_degree=8, vocab_size=4096)
 
@@ -37,7 +37,7 @@ def test_rows_that_distillkit_wrote_are_read_as_distillkit_reads_them(name: str)
         {"exact_k": 0},
     ],
 )
-def test_no_fit_of_probabilities_is_taken_for_damage(changes: dict[str, Any]) -> None:
+def test_no_valid_fit_is_refused_as_damaged(changes: dict[str, Any]) -> None:
     its = BUDGET.model_copy(update=changes)
     rng = np.random.default_rng(5)
     for spread in (0.0, 0.5, 2.0, 6.0, 20.0):
@@ -74,7 +74,7 @@ def test_widths_are_those_of_rows_that_distillkit_wrote() -> None:
         residual_bins=(), delta_encoding=False,
     )  # fmt: skip
     assert codec.value_bytes(recommended) + codec.id_bytes(recommended) == 344
-    assert codec.legacy_ids_a_word(LEGACY.model_copy(update={"vocab_size": 128_256})) == 3
+    assert codec.legacy_ids_per_word(LEGACY.model_copy(update={"vocab_size": 128_256})) == 3
 
 
 @pytest.mark.parametrize(("size", "bits"), [(2, 1), (3, 2), (4096, 12), (4097, 13), (131_072, 17), (131_073, 18)])
@@ -114,7 +114,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_every_setting_is_read_as_a_plain_twin_means_it(name: str) -> None:
+def test_every_setting_decodes_like_the_plain_reference(name: str) -> None:
     its = CASES[name]
     rng = np.random.default_rng(3)
     rows = []
@@ -143,23 +143,23 @@ def test_half_precision_is_where_the_polynomial_was_fitted() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "named"),
     [
-        ({"exact_k": 10}, "exact_k <= k <= d is due, they are 10, 9 and 100"),
-        ({"d": 5}, "exact_k <= k <= d is due, they are 3, 9 and 5"),
-        ({}, "nothing says how the 6 values that are not exact are kept"),
-        ({"residual_bins": (BINS[0],) * 4}, "residual_bins hold more than the 6 values"),
+        ({"exact_k": 10}, "exact_k <= k <= d, found 10, 9 and 100"),
+        ({"d": 5}, "exact_k <= k <= d, found 3, 9 and 5"),
+        ({}, "neither polynomial_terms nor residual_bins encode the 6 values"),
+        ({"residual_bins": (BINS[0],) * 4}, "residual_bins have more elements than the 6 values"),
         ({"exact_dtype": "float8"}, "Input should be 'float16', 'bfloat16', 'float32' or 'float64'"),
         ({"polynomial_terms": ("cosine",)}, "Input should be 'sqrt' or 'exp'"),
         ({"k": 5000, "d": 9000}, "less than or equal to 4096"),
         ({"huffman": True}, "Extra inputs are not permitted"),
     ],
 )
-def test_settings_that_mean_nothing_are_refused(changes: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_invalid_codec_settings_are_refused(changes: dict[str, Any], named: str) -> None:
+    with pytest.raises(ValueError, match=named):
         settings_of(**changes)
 
 
 def test_settings_of_the_legacy_codec_are_bounded() -> None:
-    with pytest.raises(ValueError, match="exact_k <= k <= vocab_size is due, they are 9, 4 and 100"):
+    with pytest.raises(ValueError, match="exact_k <= k <= vocab_size, found 9, 4 and 100"):
         DistillkitLegacyCodec(k=4, exact_k=9, polynomial_degree=2, vocab_size=100)

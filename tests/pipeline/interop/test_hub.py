@@ -12,7 +12,7 @@ from kdpipe.cache.opening import open_cache
 from kdpipe.pipeline.documents.hub_datasets import LISTS_BATCH
 from kdpipe.pipeline.interop.source_files import source_files
 from kdpipe.schemas.errors import ConfigError
-from support.foreign import Row, imported, random_rows, word_tokenizer, write_rows
+from support.interop_sources import Row, imported, random_rows, word_tokenizer, write_rows
 
 N_IDS, K = 30, 4
 NAME = "someone/top-k"
@@ -68,7 +68,7 @@ def test_a_data_set_of_the_hub_becomes_the_cache_that_its_files_do(
             assert np.array_equal(getattr(one, name), getattr(other, name)), name
 
 
-def test_the_split_is_train_unless_said(served: Callable[..., Asked]) -> None:
+def test_the_default_split_is_train(served: Callable[..., Asked]) -> None:
     asked = served(ROWS)
     (file,) = source_files(NAME, None, 1 << 20)
     assert asked == [(NAME, None, "train")]
@@ -86,7 +86,7 @@ def test_rows_are_found_again_by_their_positions(served: Callable[..., Asked]) -
     assert [row.position for row in file.rows()] == list(range(len(ROWS)))
 
 
-def test_what_is_a_path_here_is_not_asked_of_the_hub(
+def test_a_local_path_is_not_looked_up_on_the_hub(
     served: Callable[..., Asked], tokenizer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = served(ROWS)
@@ -95,26 +95,26 @@ def test_what_is_a_path_here_is_not_asked_of_the_hub(
     for split in ("train", "test"):
         write_rows(tmp_path / NAME / f"{split}.parquet", ROWS[: 2 if split == "test" else 3])
     assert imported(**settings(NAME, tokenizer, tmp_path / "cache", data_split="test")).documents == 2
-    with pytest.raises(ConfigError, match="the source someone/else is not there") as told:
+    with pytest.raises(ConfigError, match="someone/else") as refused:
         source_files("someone/else", None, 1 << 20)
-    assert str(told.value.hint).endswith("or a data set of the hub as OWNER/NAME")
+    assert "OWNER/NAME" in str(refused.value.hint)
     assert asked == []
 
 
 def test_a_data_set_of_other_columns_is_refused(served: Callable[..., Asked], tokenizer: str, tmp_path: Path) -> None:
     served([{"tokens": [1, 2], "ids": ["a", "b"], "logprobs": [[-1.0], [-1.0]]}])
-    with pytest.raises(ConfigError, match=r"someone/top-k\[train\]: the column ids is of type .*string.*, lists of"):
+    with pytest.raises(ConfigError, match=r"someone/top-k\[train\].*ids.*string"):
         imported(**settings(NAME, tokenizer, tmp_path / "cache"))
     served([{"text": "words"}])
-    with pytest.raises(ConfigError, match="no column holds the tokens: looked for tokens, input_ids"):
+    with pytest.raises(ConfigError, match="tried tokens, input_ids"):
         imported(**settings(NAME, tokenizer, tmp_path / "cache"))
     assert not (tmp_path / "cache").exists()
 
 
-def test_a_data_set_that_cannot_be_had_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_data_set_that_cannot_be_loaded_is_reported_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object, **__: object) -> None:
         raise ConnectionError("Couldn't reach it\nand more")
 
     monkeypatch.setattr(datasets, "load_dataset", fail)
-    with pytest.raises(ConfigError, match=r"someone/top-k, and it cannot be read as a hub data set: Couldn't reach"):
+    with pytest.raises(ConfigError, match=r"someone/top-k.*: Couldn't reach it$"):
         source_files(NAME, None, 1 << 20)

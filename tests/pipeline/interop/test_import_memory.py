@@ -16,7 +16,7 @@ from kdpipe.cache.parts import arrow_files
 from kdpipe.cache.parts.arrow_files import lists_writer
 from kdpipe.pipeline import import_cache as importing
 from support.children import in_child
-from support.foreign import imported, word_tokenizer
+from support.interop_sources import imported, word_tokenizer
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="forks")
 
@@ -58,7 +58,7 @@ def peak_bytes(folder: Path, n_rows: int, words: Path) -> int:
 
     with (
         mock.patch.object(arrow_files, "BATCH_BYTES", 1 << 20),
-        mock.patch.object(importing, "MOST_ENTRIES_A_PART", ENTRIES_A_PART),
+        mock.patch.object(importing, "MOST_ENTRIES_PER_PART", ENTRIES_A_PART),
     ):
         ended = in_child(work)
     assert ended.code == 0, ended.said

@@ -142,8 +142,8 @@ def test_words_begin_with_the_mark_of_a_sentence_piece(tmp_path: Path) -> None:
 def test_a_folder_without_a_tokenizer_says_what_is_in_it(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"")
     (tmp_path / "config.json").write_text("{}", encoding="utf-8")
-    said = "holds no tokenizer: expected tokenizer.json, found config.json, model.safetensors"
-    with pytest.raises(ConfigError, match=said) as caught:
+    named = "holds no tokenizer: expected tokenizer.json, found config.json, model.safetensors"
+    with pytest.raises(ConfigError, match=named) as caught:
         load_tokenizer(str(tmp_path))
     assert "--tokenizer" in str(caught.value.hint)
 

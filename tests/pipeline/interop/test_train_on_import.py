@@ -10,7 +10,7 @@ import pytest
 from kdpipe.cache.verify import verify_cache
 from kdpipe.schemas.errors import Incompatible
 from support import stage_two
-from support.foreign import imported, word_tokenizer, write_rows
+from support.interop_sources import imported, word_tokenizer, write_rows
 
 N_IDS = 24
 
@@ -41,7 +41,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("tail", "logit"), [("rest", "forward_kl"), ("unknown", "renormalized")])
-def test_a_student_learns_from_an_imported_cache(tail: str, logit: str, place: Path) -> None:
+def test_a_student_is_trained_on_an_imported_cache(tail: str, logit: str, place: Path) -> None:
     settings = stage_two.settings_for(
         place, out=f"run-{tail}", kept=tail, losses={"logit": logit}, run={"max_steps": 60}, optimizer={"lr": 1e-2}
     )
@@ -56,7 +56,7 @@ def test_a_student_learns_from_an_imported_cache(tail: str, logit: str, place: P
     assert last < 0.8
 
 
-def test_a_loss_that_needs_the_tail_is_refused_where_nobody_knows_it(place: Path) -> None:
+def test_a_loss_that_needs_the_tail_is_refused_if_the_tail_is_unknown(place: Path) -> None:
     settings = stage_two.settings_for(place, out="run-refused", kept="unknown", losses={"logit": "forward_kl"})
     with pytest.raises(Incompatible, match="how much probability mass") as refused:
         stage_two.run(settings)
