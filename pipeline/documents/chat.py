@@ -1,6 +1,6 @@
-"""A chat template at work: messages to text, in the sandbox that transformers keeps for templates of strangers.
+"""Chat templates: messages to text, rendered in the jinja2 sandbox of transformers.
 
-In: a template and messages. Out: the text, and what the template itself marks as generated. The only module that
+In: a template and messages. Out: the text, and the spans that the template marks as generated. The only module that
 imports jinja2, for its errors.
 """
 
@@ -16,10 +16,10 @@ from kdpipe.schemas.errors import ConfigError, Untrainable
 
 MARKS_TURNS = re.compile(r"\{%-?\s*generation\s*-?%\}")
 Marked = list[tuple[int, int]]
-# For a template that wants other messages than those of the trial, and for roles with longer names.
+# Upper bounds for templates that reject the messages of `_measure`, and slack for roles with longer names.
 UNKNOWN_DOCUMENT_BYTES, UNKNOWN_MESSAGE_BYTES, SLACK_BYTES = 4096, 256, 16
 
-# Templates that ask for today's date get the one that Llama 3 falls back to: a document is the same every day.
+# Templates that use today's date get the fallback date of Llama 3, so that a document is rendered equally every day.
 CALENDAR = (
     "{%- macro strftime_now(format) -%}{{ format | replace('%d', '26') | replace('%b', 'Jul') | replace('%B', 'July')"
     " | replace('%m', '07') | replace('%Y', '2024') | replace('%y', '24') | replace('%A', 'Friday')"
@@ -28,14 +28,14 @@ CALENDAR = (
 
 
 class RenderError(Exception):
-    """A template that refuses some messages, and what it says."""
+    """A template rejects some messages."""
 
 
 class ChatTemplate:
-    """A template with what it sees of the tokenizer.
+    """A template with the tokenizer's values.
 
-    `turn_ends` are the texts of tokens that may end a turn, `opens_turns` says whether there is a generation prompt.
-    `document_bytes` and `message_bytes` are what it adds, as far as a trial tells.
+    `turn_ends` are the texts of tokens that may end a turn; `opens_turns`: the template has a generation prompt.
+    `document_bytes` and `message_bytes` are the bytes that it adds to a document and to each message.
     """
 
     def __init__(self, source: str, values: dict[str, str], turn_ends: Sequence[str] = ()) -> None:
@@ -45,45 +45,44 @@ class ChatTemplate:
         self.marks_turns = MARKS_TURNS.search(source) is not None
         self.opens_turns = True
         self.document_bytes, self.message_bytes = UNKNOWN_DOCUMENT_BYTES, UNKNOWN_MESSAGE_BYTES
-        self._try()
+        self._measure()
 
     def text(self, messages: Sequence[Message], add_generation_prompt: bool = False) -> str:
-        """The text of some messages."""
         return self._render(messages, add_generation_prompt, False)[0]
 
     def render(self, messages: Sequence[Message], place: str) -> tuple[str, Marked | None]:
-        """The text of a whole conversation, and the spans that the template marks, where it marks any."""
+        """The text of a whole conversation, and the spans that the template marks, if it has {% generation %} marks."""
         try:
             text, marked = self._render(messages, False, self.marks_turns)
         except RenderError as error:
             raise Untrainable(
-                f"{place}: the chat template refuses this conversation: {error}",
-                hint="take the document out, or name another template with data.chat_template",
+                f"{place}: the chat template rejects this conversation: {error}",
+                hint="remove the document, or set another data.chat_template",
             ) from None
         return text, marked if self.marks_turns else None
 
     def _render(self, messages: Sequence[Message], add_generation_prompt: bool, mark: bool) -> tuple[str, Marked]:
         try:
-            asked: dict[str, Any] = {
+            arguments: dict[str, Any] = {
                 **self._values,
                 "conversations": [[dict(message) for message in messages]],
                 "chat_template": self._dated,
                 "add_generation_prompt": add_generation_prompt,
                 "return_assistant_tokens_mask": mark,
             }
-            answer: Any = render_jinja_template(**asked)  # annotated as str, gives texts and spans
+            result: Any = render_jinja_template(**arguments)  # annotated as str, returns texts and spans
         except TemplateSyntaxError as error:
             raise ConfigError(
-                f"the chat template is none that jinja2 can read: {error.message} in line {error.lineno}",
-                hint="mend it, or name another with --set data.chat_template=FILE",
+                f"the chat template is not valid jinja2: {error.message} in line {error.lineno}",
+                hint="fix it, or use another with --set data.chat_template=FILE",
             ) from None
-        # Templates reach into messages as they please, so any of these may come out of one.
+        # Templates access messages freely and may raise any of these.
         except (TemplateError, TypeError, ValueError, AttributeError, LookupError, ArithmeticError) as error:
             raise RenderError(f"{str(error) or type(error).__name__}"[:300]) from None
-        texts, marked = answer
+        texts, marked = result
         return str(texts[0]), [(int(start), int(end)) for start, end in marked[0]] if mark else []
 
-    def _try(self) -> None:
+    def _measure(self) -> None:
         turns = [{"role": role, "content": "a"} for role in ("user", "assistant", "user", "assistant")]
         try:
             one, two, four = (len(self.text(turns[:n], True).encode()) for n in (1, 2, 4))

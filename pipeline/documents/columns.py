@@ -1,6 +1,6 @@
-"""Which column plays which role, and a row read accordingly: text, prompt and response, or a conversation.
+"""Column roles, and rows as documents: text, prompt and response, or a conversation.
 
-In: the first rows and what a person said of the columns. Out: `ColumnMapping`, which turns rows into `Document`s.
+In: the column names of the first rows, and `data.columns`. Out: `ColumnMapping`, which turns rows into `Document`s.
 """
 
 import hashlib
@@ -14,25 +14,25 @@ from kdpipe.schemas.strict_json import canonical
 
 Form = Literal["text", "pair", "messages"]
 Message = dict[str, Any]
-# The usual names, the most usual first.
+# Default column names of each role, in order of preference.
 TEXT = ("text", "content")
 PROMPT = ("prompt", "instruction", "question", "query", "input")
 RESPONSE = ("response", "completion", "output", "answer")
 MESSAGES = ("messages", "conversations", "conversation")
-# What Alpaca and Dolly put beside an instruction.
+# The additional input of an instruction in Alpaca and Dolly.
 CONTEXT = ("input", "context")
 ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant", "chatgpt": "assistant"}
 
 
 class BadRow(ValueError):
-    """A row that is no document, and why."""
+    """A row that cannot be used, with the reason."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Document:
-    """A row as it will be rendered: `text` alone, or messages. `columns` is what is kept beside it.
+    """A row to be rendered: `text` or messages; `columns` are its kept columns.
 
-    Of a range of a text `has_end` says whether it is the last: no stop token belongs behind any other.
+    `has_end` is false for a range of a text that is not the last: it gets no stop token.
     """
 
     text: str | None = None
@@ -42,21 +42,21 @@ class Document:
 
     @property
     def n_bytes(self) -> int:
-        """The size of what was written, without what a template adds."""
+        """The size before rendering, without what a template adds."""
         return len(self.text.encode()) if self.text is not None else sum(len(_content(m)) for m in self.messages)
 
     def part(self, start: int, end: int) -> "Document":
-        """A range of a text as a document of its own."""
+        """A range of the text as a separate document."""
         assert self.text is not None
         return replace(self, text=self.text[start:end], has_end=end == len(self.text))
 
     def digest(self) -> bytes:
-        """The sha256 of what will be rendered: equal for equal documents, whatever is kept beside them."""
+        """The sha256 of text or messages, without the kept columns."""
         return hashlib.sha256(canonical(self.text if self.text is not None else list(self.messages))).digest()
 
 
 def _content(message: Message) -> bytes:
-    """A message's text; what else it may have (tool calls, names) is counted as its JSON."""
+    """A message's text, or its JSON if it has other keys (tool calls, names)."""
     content = message.get("content")
     if isinstance(content, str) and message.keys() <= {"role", "content"}:
         return content.encode()
@@ -65,7 +65,7 @@ def _content(message: Message) -> bytes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ColumnMapping:
-    """Roles and the columns that play them; `context` goes between prompt and response."""
+    """The column of each role; `context` goes between prompt and response."""
 
     form: Form
     text: str | None = None
@@ -76,19 +76,19 @@ class ColumnMapping:
     keep: tuple[str, ...] = ()
 
     def describe(self) -> dict[str, str]:
-        """Role to column, for people and for the data's fingerprint."""
+        """Role to column, for messages and for the data's fingerprint."""
         roles = ("text", "prompt", "context", "response", "messages")
         named = {role: getattr(self, role) for role in roles if getattr(self, role) is not None}
         return named | ({"kept": ", ".join(self.keep)} if self.keep else {})
 
     def names(self) -> set[str]:
-        """The columns that are read."""
+        """All columns that are read."""
         roles = {self.text, self.prompt, self.context, self.response, self.messages}
         return {name for name in (*roles, *self.keep) if name is not None}
 
     def document(self, row: dict[str, Any]) -> Document:
-        """Read a row, or raise `BadRow`."""
-        columns = {name: None if (value := row.get(name)) != value else value for name in self.keep}  # NaN is nothing
+        """Parse a row, or raise `BadRow`."""
+        columns = {name: None if (value := row.get(name)) != value else value for name in self.keep}  # NaN is missing
         if self.text is not None:
             return Document(text=_string(row, self.text), columns=columns)
         if self.messages is not None:
@@ -99,7 +99,7 @@ class ColumnMapping:
         prompt, response = _string(row, self.prompt), _string(row, self.response)
         context = row.get(self.context) if self.context is not None else None
         if context is not None and not isinstance(context, str):
-            raise BadRow(f"its {self.context} is {_kind(context)} and no text")
+            raise BadRow(f"{self.context} is {_kind(context)}, expected text")
         if context and context.strip():
             prompt = f"{prompt}\n\n{context}"
         return Document(
@@ -110,18 +110,18 @@ class ColumnMapping:
 def _string(row: dict[str, Any], name: str) -> str:
     value = row.get(name)
     if value is None:
-        raise BadRow(f"it has no {name}")
+        raise BadRow(f"{name} is missing")
     if not isinstance(value, str):
-        raise BadRow(f"its {name} is {_kind(value)} and no text")
+        raise BadRow(f"{name} is {_kind(value)}, expected text")
     if not value.strip():
-        raise BadRow(f"its {name} is empty")
+        raise BadRow(f"{name} is empty")
     return value
 
 
 def _kind(value: Any) -> str:
     names = {
-        str: "a text",
-        bool: "a truth value",
+        str: "text",
+        bool: "a boolean",
         int: "a number",
         float: "a number",
         list: "a list",
@@ -133,110 +133,100 @@ def _kind(value: Any) -> str:
 def _conversation(row: dict[str, Any], name: str) -> tuple[Message, ...]:
     turns = row.get(name)
     if turns is None:
-        raise BadRow(f"it has no {name}")
+        raise BadRow(f"{name} is missing")
     if not isinstance(turns, list):
-        raise BadRow(f"its {name} are {_kind(turns)} and no list of messages")
+        raise BadRow(f"{name} is {_kind(turns)}, expected a list of messages")
     if not turns:
-        raise BadRow(f"its {name} are empty")
+        raise BadRow(f"{name} is empty")
     messages = tuple(_message(turn, i + 1) for i, turn in enumerate(turns))
     if not any(message["role"] == "assistant" for message in messages):
-        raise BadRow(f"its {name} have no turn of the assistant")
+        raise BadRow(f"{name} has no assistant message")
     return messages
 
 
 def _two_lists(row: dict[str, Any], prompt: str, response: str) -> tuple[Message, ...]:
-    """Prompt and response that are messages themselves: one conversation."""
+    """Prompt and response as lists of messages: one conversation."""
     if not row[prompt] or not row[response]:
-        raise BadRow(f"its {prompt if not row[prompt] else response} is empty")
+        raise BadRow(f"{prompt if not row[prompt] else response} is empty")
     return _conversation({prompt: row[prompt] + row[response]}, prompt)
 
 
 def _message(turn: Any, number: int) -> Message:
-    """A message of either usual spelling, without what is missing."""
+    """A message with role and content, from these keys or from `from` and `value`."""
     if not isinstance(turn, dict):
-        raise BadRow(f"its message {number} is {_kind(turn)} and no object")
+        raise BadRow(f"message {number} is {_kind(turn)}, expected an object")
     message = {key: value for key, value in turn.items() if value is not None}
     if "role" not in message and "from" in message:
         message["role"] = message.pop("from")
         message["content"] = message.pop("value", message.get("content", ""))
     if not isinstance(message.get("role"), str):
-        raise BadRow(f"its message {number} has no role")
+        raise BadRow(f"message {number} has no role")
     message["role"] = ROLES.get(message["role"], message["role"])
     content = message.get("content")
     if isinstance(content, list):
         message["content"] = content = _joined(content, number)
     if content is not None and not isinstance(content, str):
-        raise BadRow(f"the content of its message {number} is {_kind(content)} and no text")
+        raise BadRow(f"the content of message {number} is {_kind(content)}, expected text")
     if message["role"] in ("user", "assistant") and not (content or "").strip() and "tool_calls" not in message:
-        raise BadRow(f"its message {number} ({message['role']}) is empty")
+        raise BadRow(f"message {number} ({message['role']}) is empty")
     return message
 
 
 def _joined(blocks: list[Any], number: int) -> str:
-    """The texts of a content that comes in blocks."""
-    texts = [block.get("text") if isinstance(block, dict) else block for block in blocks]
-    found = [text for text in texts if isinstance(text, str)]
-    if len(found) < len(texts):
-        raise BadRow(f"its message {number} holds something else than text")
-    return "".join(found)
+    """Concatenate the text blocks of a content."""
+    values = [block.get("text") if isinstance(block, dict) else block for block in blocks]
+    texts = [value for value in values if isinstance(value, str)]
+    if len(texts) < len(values):
+        raise BadRow(f"message {number} contains blocks that are not text")
+    return "".join(texts)
 
 
-def detect(rows: Iterable[Iterable[str]], asked: Columns, what: str) -> ColumnMapping:
-    """Find the roles in the first rows, as far as a person did not say them."""
-    there = list(dict.fromkeys(name for row in rows for name in row))
+def detect(rows: Iterable[Iterable[str]], given: Columns, what: str) -> ColumnMapping:
+    """Map roles to the columns of the first rows; `given` roles take precedence."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
     for role in ("text", "prompt", "response", "messages"):
-        named = getattr(asked, role)
-        if named is not None and named not in there:
-            raise _missing(f"{named!r} for the role {role}", there, what)
-    keep = tuple(name for name in asked.keep if name in there)
-    if "keep" in asked.model_fields_set and len(keep) < len(asked.keep):
-        lost = next(name for name in asked.keep if name not in there)
-        raise _missing(f"{lost!r} to be kept", there, what, "data.columns.keep")
-    found = _roles(there, asked, what)
-    roles = {found.text, found.prompt, found.context, found.response, found.messages}
-    return ColumnMapping(
-        form=found.form,
-        text=found.text,
-        prompt=found.prompt,
-        context=found.context,
-        response=found.response,
-        messages=found.messages,
-        keep=tuple(name for name in keep if name not in roles),
-    )
+        column = getattr(given, role)
+        if column is not None and column not in names:
+            raise _missing(f"{column!r} for the role {role}", names, what)
+    keep = tuple(name for name in given.keep if name in names)
+    if "keep" in given.model_fields_set and len(keep) < len(given.keep):
+        lost = next(name for name in given.keep if name not in names)
+        raise _missing(f"{lost!r} to keep", names, what, "data.columns.keep")
+    mapping = _roles(names, given, what)
+    return replace(mapping, keep=tuple(name for name in keep if name not in mapping.names()))
 
 
-def _roles(there: list[str], asked: Columns, what: str) -> ColumnMapping:
-    """What a person named decides the form; otherwise conversations come before pairs, pairs before text."""
-    pair = asked.prompt is not None or asked.response is not None
-    if (asked.text is not None) + pair + (asked.messages is not None) > 1:
+def _roles(names: list[str], given: Columns, what: str) -> ColumnMapping:
+    """Given roles decide the form; otherwise conversations come before pairs, and pairs before text."""
+    pair = given.prompt is not None or given.response is not None
+    if (given.text is not None) + pair + (given.messages is not None) > 1:
         raise ConfigError(
-            "data.columns names more than one of text, prompt with response, and messages", hint="name one of them"
+            "data.columns names more than one of text, prompt with response, and messages", hint="name only one"
         )
-    if asked.text is not None:
-        return ColumnMapping(form="text", text=asked.text)
-    messages = asked.messages or _first(MESSAGES, there)
+    if given.text is not None:
+        return ColumnMapping(form="text", text=given.text)
+    messages = given.messages or _first(MESSAGES, names)
     if messages is not None and not pair:
         return ColumnMapping(form="messages", messages=messages)
-    prompt = asked.prompt or _first(PROMPT, there)
-    response = asked.response or _first(RESPONSE, there)
+    prompt = given.prompt or _first(PROMPT, names)
+    response = given.response or _first(RESPONSE, names)
     if prompt is not None and response is not None:
-        context = None if asked.prompt is not None else _first(CONTEXT, there, but=prompt)
+        context = None if given.prompt is not None else _first(CONTEXT, names, but=prompt)
         return ColumnMapping(form="pair", prompt=prompt, context=context, response=response)
     if pair:
-        raise _missing(f"for the {'prompt' if prompt is None else 'response'}", there, what)
-    text = _first(TEXT, there)
+        raise _missing(f"for the {'prompt' if prompt is None else 'response'}", names, what)
+    text = _first(TEXT, names)
     if text is not None:
         return ColumnMapping(form="text", text=text)
-    raise _missing("text, prompt with response, or messages", there, what)
+    raise _missing("text, prompt with response, or messages", names, what)
 
 
-def _first(names: tuple[str, ...], there: list[str], but: str = "") -> str | None:
-    return next((name for name in names if name in there and name != but), None)
+def _first(candidates: tuple[str, ...], names: list[str], but: str = "") -> str | None:
+    return next((name for name in candidates if name in names and name != but), None)
 
 
-def _missing(wanted: str, there: list[str], what: str, setting: str = "data.columns.text") -> ConfigError:
-    listed = ", ".join(there[:20]) if there else "none"
+def _missing(wanted: str, names: list[str], what: str, setting: str = "data.columns.text") -> ConfigError:
     return ConfigError(
-        f"{what} has no column {wanted}: its columns are {listed}",
-        hint=f"say which is which, for instance --set {setting}=NAME",
+        f"{what} has no column {wanted}; columns: {', '.join(names[:20]) or 'none'}",
+        hint=f"set the column of each role, e.g. --set {setting}=NAME",
     )

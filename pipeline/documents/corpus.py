@@ -1,4 +1,4 @@
-"""The corpus: documents indexed and split; any range of them as pieces for the teacher.
+"""The corpus: indexed documents in two splits, and any range of them as segments for the teacher.
 
 In: files of rows and their index. Out: `Corpus`.
 """
@@ -31,18 +31,18 @@ from kdpipe.schemas.counts import counted
 from kdpipe.schemas.errors import ConfigError, KdpipeError, Untrainable
 from kdpipe.schemas.manifest import SourceColumn
 
-# Rows that are looked at to find the roles of columns; documents that tell how many tokens a byte has.
+# Rows used to detect column roles, and documents used to estimate tokens per byte.
 LOOKED_AT = 100
 SAMPLE = 64
-# Documents that are tokenized together.
+# Documents tokenized together.
 BATCH, BATCH_BYTES = 32, 1 << 18
-LEAVE_OUT = "or leave such documents out with --set data.untrainable=skip, which also goes on where a run has stopped"
+SKIP_HINT = "or skip such documents with --set data.untrainable=skip (an interrupted run can resume with it)"
 SPLITS: tuple[SplitName, ...] = ("train", "validation")
 MAX_SOURCE = 2000
 
 
 class Corpus:
-    """Documents of one form, in two splits; `counts` says what became of those that were tokenized."""
+    """Documents of one form, in two splits; `counts` covers those tokenized so far."""
 
     def __init__(
         self,
@@ -63,67 +63,65 @@ class Corpus:
         self.counts = DocumentCounts()
 
     def continuing(self, before: abc.Mapping[SplitName, int], known: KnownDocuments) -> "Corpus":
-        """The same documents, numbered behind so many of each split; those that are known have no pieces."""
-        found = copy(self)
-        found._before, found._known, found.counts = before, known, DocumentCounts()
-        return found
+        """The same documents with numbers from `before` of each split on; known documents have no segments."""
+        corpus = copy(self)
+        corpus._before, corpus._known, corpus.counts = before, known, DocumentCounts()
+        return corpus
 
     @property
     def splits(self) -> dict[SplitName, int]:
-        """How many documents each split has."""
+        """The number of documents per split."""
         return {split: len(numbers) for split, numbers in self._documents.items()}
 
     @property
     def fingerprint(self) -> str:
-        """The documents by content, with everything that their tokens depend on but the tokenizer."""
+        """A hash of the documents and everything else that their tokens depend on, except the tokenizer."""
         return self._index.fingerprint
 
     @property
     def columns(self) -> tuple[SourceColumn, ...]:
-        """What is kept of a document beside its tokens."""
         return self._index.columns
 
     @property
     def source(self) -> str:
-        """What the documents come from, for people; where it lies on this machine is nobody else's business."""
-        named = " + ".join(map(_name_of, filter(None, (self._settings.path, self._settings.val_path))))
+        """The names of the data, without local folders."""
+        names = " + ".join(map(_name_of, filter(None, (self._settings.path, self._settings.val_path))))
         if not self.n_cut_rows:
-            return named[:MAX_SOURCE]
+            return names[:MAX_SOURCE]
         cut = f" ({counted(self.n_cut_rows, 'document')} in {counted(self._index.n_ranges, 'range')})"
-        return named[: MAX_SOURCE - len(cut)] + cut
+        return names[: MAX_SOURCE - len(cut)] + cut
 
     @property
     def n_cut_rows(self) -> int:
-        """How many long texts are cut into ranges, for want of other documents to hold out."""
+        """The number of long texts that are cut into ranges to hold out parts of them."""
         return self._index.n_cut_rows
 
     @property
     def n_rows(self) -> int:
-        """How many documents there are where ranges of one count as one."""
+        """The number of documents before long ones are cut into ranges."""
         return len(self._index.sizes) - self._index.n_ranges + self._index.n_cut_rows
 
     @property
     def n_bytes(self) -> int:
-        """The size of all documents once rendered, at most."""
+        """An upper bound of the bytes of all rendered documents."""
         return int(self._index.sizes.sum(dtype=np.int64))
 
     @property
     def train_on(self) -> TrainOn:
-        """What is to be learnt."""
         return self._renderer.train_on
 
     @property
     def bad_rows(self) -> tuple[int, tuple[str, ...]]:
-        """How many rows are no documents, and the first of them with their reasons."""
+        """The number of unusable rows, and the first of them with their problems."""
         return self._index.n_bad_rows, self._index.bad_rows
 
     def place(self, split: SplitName, document: int) -> str:
-        """Where a document stands in the data: corpus.jsonl:17."""
+        """The place of a document in the data, e.g. corpus.jsonl:17."""
         i = self._documents[split][document]
         return f"{self._files[self._index.files[i]].name}:{self._index.numbers[i]}"
 
     def segments(self, split: SplitName, first: int, n: int, sequence_length: int) -> Iterator[Segment]:
-        """The pieces of documents [first, first + n) of a split, in order; those that are known are left out."""
+        """The segments of documents [first, first + n) of a split, in order, without known ones."""
         rows, before = 0, self._before.get(split, 0)
         numbers = np.arange(first, first + n) - before
         for document, columns, tokens in self._tokenized(split, numbers, self.counts):
@@ -136,12 +134,12 @@ class Corpus:
                 if rows > MAX_PART_ROWS:
                     raise KdpipeError(
                         f"documents {first:,} to {first + n:,} of {split} have more than {MAX_PART_ROWS:,} tokens",
-                        hint="the tokenizer makes more tokens than its text has bytes: lower data.max_document_bytes",
+                        hint="the tokenizer produces more tokens than bytes: lower data.max_document_bytes",
                     )
                 yield segment
 
     def _unknown(self, segments: Iterable[Segment]) -> Iterator[Segment]:
-        """Of the pieces of a document those that are not known; what is left out is counted."""
+        """The segments of a document that are not known; known ones are counted."""
         n_known = n_new = 0
         for segment in segments:
             if self._known.has(segment.digest):
@@ -153,7 +151,7 @@ class Corpus:
         self.counts.known_segments += n_known if n_new else 0
 
     def check_lengths(self, sequence_length: int) -> None:
-        """Where long documents are refused, find the first before anything is begun; few bytes are few tokens."""
+        """If long documents are refused, find the first one before anything is written."""
         if self._settings.long_documents != "refuse":
             return
         for split in SPLITS:
@@ -164,14 +162,14 @@ class Corpus:
     def _check_length(self, split: SplitName, document: int, tokens: DocumentTokens, sequence_length: int) -> None:
         if len(tokens.ids) > sequence_length:
             raise ConfigError(
-                f"{self.place(split, document)} has {len(tokens.ids):,} tokens, a sequence {sequence_length:,}",
+                f"{self.place(split, document)} has {len(tokens.ids):,} tokens, --seq-len allows {sequence_length:,}",
                 hint="raise --seq-len, or --set data.long_documents=split (or truncate)",
             )
 
     def sample_segments(
         self, split: SplitName, most: int, sequence_length: int, counts: DocumentCounts | None = None
     ) -> Iterator[Segment]:
-        """Pieces of at most so many documents, spread evenly; nothing but the `counts` that are given counts them."""
+        """Segments of up to `most` evenly spaced documents, counted in `counts` only."""
         counts = counts or DocumentCounts()
         for document, columns, tokens in self._tokenized(split, self._spread(split, most)):
             known = {"split": split, "document": document, "columns": columns}
@@ -180,36 +178,36 @@ class Corpus:
     def expected_tokens(
         self, split: SplitName, sequence_length: int, documents: slice = slice(None)
     ) -> npt.NDArray[np.float64]:
-        """About how many tokens are read of each document of a split, or of some of them."""
+        """The estimated tokens of each document of a split, or of some of them."""
         tokens = self._index.sizes[self._documents[split][documents]] * self.tokens_per_byte()
-        read: npt.NDArray[np.float64] = np.minimum(tokens, self._most_tokens(sequence_length) or np.inf)
-        return read
+        used: npt.NDArray[np.float64] = np.minimum(tokens, self._most_tokens(sequence_length) or np.inf)
+        return used
 
     def _most_tokens(self, sequence_length: int) -> int | None:
         return sequence_length if self._settings.long_documents == "truncate" else None
 
     def expected_rows(self, part: PlannedPart, sequence_length: int) -> float:
-        """About how many tokens a part has."""
+        """The estimated tokens of a part."""
         first = part.first_document - self._before.get(part.split, 0)
         of_part = slice(first, first + part.n_documents)
         return float(self.expected_tokens(part.split, sequence_length, of_part).sum())
 
     def first_documents(self, split: SplitName, n_tokens: int, sequence_length: int) -> int:
-        """How many of the first documents have about so many tokens, at least one."""
+        """The number of first documents with about `n_tokens` tokens, at least one."""
         filled = np.cumsum(self.expected_tokens(split, sequence_length))
         return min(int(np.searchsorted(filled, n_tokens)) + 1, len(filled))
 
     def plan(
         self, length: int, packed: bool = True, tokens_per_byte: float | None = None, part_rows: int | None = None
     ) -> CachePlan:
-        """The parts; equal for equal documents, tokenizer and settings."""
+        """Plan the parts; deterministic in documents, tokenizer and settings."""
         sizes = {split: self._index.sizes[self._documents[split]] for split in SPLITS}
-        rate = tokens_per_byte or self.tokens_per_byte()
-        counts = self._index.duplicates or self._repeats(length)
-        return make_plan(sizes, rate, length, packed, part_rows, self._most_tokens(length), counts)
+        density = tokens_per_byte or self.tokens_per_byte()
+        counts = self._index.duplicates or self._duplicates(length)
+        return make_plan(sizes, density, length, packed, part_rows, self._most_tokens(length), counts)
 
-    def _repeats(self, length: int) -> dict[SplitName, int] | None:
-        """Documents of each split that have the tokens of an earlier one; None where too much would be tokenized."""
+    def _duplicates(self, length: int) -> dict[SplitName, int] | None:
+        """Documents per split with the tokens of an earlier one; None if that requires too much tokenizing."""
         if self.n_bytes > MOST_TOKENIZED_BYTES:
             return None
         whole = copy(self)
@@ -217,7 +215,7 @@ class Corpus:
         return {split: n_repeated(whole.sample_segments(split, n, length)) for split, n in self.splits.items()}
 
     def tokens_per_byte(self) -> float:
-        """Tokens for each byte of document, from a sample that is spread evenly."""
+        """Tokens per byte, from evenly spaced documents."""
         if self._tokens_per_byte is None:
             n_tokens = n_bytes = 0
             for split in SPLITS:
@@ -228,7 +226,7 @@ class Corpus:
         return self._tokens_per_byte
 
     def token_counts(self, vocabulary_size: int, limit_tokens: int = 2_000_000) -> npt.NDArray[np.int64]:
-        """How often each id stands in documents of the training split that are spread evenly."""
+        """The frequency of each id in evenly spaced training documents."""
         counts = np.zeros(vocabulary_size, np.int64)
         sizes = self._index.sizes[self._documents["train"]]
         expected = float(sizes.sum()) * self.tokens_per_byte()
@@ -238,29 +236,29 @@ class Corpus:
         return counts
 
     def sample(self, document: int = 0, most: int = 300) -> tuple[str, list[tuple[str, bool]]]:
-        """A document as the teacher reads it, or the next that can be learnt: its place, and runs of what is learnt and
-        what is not; long runs are shortened."""
+        """The first trainable document from `document` on: its place, and runs of trained and untrained text, the long
+        ones shortened."""
         n = min(LOOKED_AT, len(self._documents["train"]) - document)
-        one_by_one = (np.array([number]) for number in range(document, document + n))
-        first = next((found for one in one_by_one for found in self._tokenized("train", one)), None)
+        numbers = (np.array([number]) for number in range(document, document + n))
+        first = next((item for number in numbers for item in self._tokenized("train", number)), None)
         if first is None:
             raise ConfigError(
-                f"none of the first {n:,} documents of {self.source} can be learnt",
-                hint="leave data.untrainable out to see why",
+                f"none of the first {n:,} documents of {self.source} is trainable",
+                hint="use data.untrainable=refuse to see the reason",
             )
         number, _, tokens = first
         runs = [(_shortened(text, most), trained) for text, trained in marked(tokens, self._tokenizer)]
         return self.place("train", number), runs
 
     def _spread(self, split: SplitName, most: int) -> npt.NDArray[np.int64]:
-        """At most so many documents of a split, evenly spread."""
+        """Up to `most` evenly spaced documents of a split."""
         n = len(self._documents[split])
         return np.unique(np.linspace(0, max(n - 1, 0), min(n, most)).round().astype(np.int64))
 
     def _tokenized(
         self, split: SplitName, documents: npt.NDArray[np.int64], counts: DocumentCounts | None = None
     ) -> Iterator[tuple[int, dict[str, Any], DocumentTokens]]:
-        """Some documents of a split, ascending, as tokens; those that are left out are counted."""
+        """Tokenize some documents of a split, in ascending order; skipped ones are counted."""
         for batch in self._batches(split, documents):
             for number, document, tokens in self._tokens_of(split, batch, counts or DocumentCounts()):
                 yield number, self._columns(document), tokens
@@ -268,7 +266,7 @@ class Corpus:
     def _tokens_of(
         self, split: SplitName, batch: list[tuple[int, Document]], counts: DocumentCounts
     ) -> list[tuple[int, Document, DocumentTokens]]:
-        """Documents with their tokens, all at once, or one by one where some of them cannot be learnt."""
+        """Documents with their tokens, as a batch, or one by one if the batch has an untrainable one."""
         places = [self.place(split, number) for number, _ in batch]
         try:
             rendered = [
@@ -277,15 +275,15 @@ class Corpus:
             tokens = tokenize(rendered, places, self._tokenizer)
         except Untrainable as error:
             if self._settings.untrainable == "refuse":
-                raise Untrainable(error.message, hint=f"{error.hint}; {LEAVE_OUT}") from None
+                raise Untrainable(error.message, hint=f"{error.hint}; {SKIP_HINT}") from None
             if len(batch) == 1:
                 counts.skip(error.message)
                 return []
-            return [found for one in batch for found in self._tokens_of(split, [one], counts)]
-        return [(number, document, each) for (number, document), each in zip(batch, tokens, strict=True)]
+            return [item for single in batch for item in self._tokens_of(split, [single], counts)]
+        return [(number, document, ids) for (number, document), ids in zip(batch, tokens, strict=True)]
 
     def _batches(self, split: SplitName, documents: npt.NDArray[np.int64]) -> Iterator[list[tuple[int, Document]]]:
-        """Documents that are tokenized together: a few, and not many bytes."""
+        """Group documents into small batches for the tokenizer."""
         batch: list[tuple[int, Document]] = []
         n_bytes = 0
         for number, document in self._read(split, documents):
@@ -300,16 +298,16 @@ class Corpus:
     def _read(self, split: SplitName, documents: npt.NDArray[np.int64]) -> Iterator[tuple[int, Document]]:
         index = self._index
         numbered = [(int(number), int(self._documents[split][number])) for number in documents]
-        for file, group in groupby(numbered, key=lambda each: int(index.files[each[1]])):
+        for file, group in groupby(numbered, key=lambda pair: int(index.files[pair[1]])):
             members = list(group)
             positions = list(dict.fromkeys(int(index.positions[i]) for _, i in members))
-            by_row = groupby(members, key=lambda each: int(index.positions[each[1]]))
+            by_row = groupby(members, key=lambda pair: int(index.positions[pair[1]]))
             for (_, of_row), row in zip(by_row, self._files[file].columns_at(positions), strict=True):
                 whole = self.mapping.document(row)
                 yield from ((number, index.of_row(i, whole)) for number, i in of_row)
 
     def _columns(self, document: Document) -> dict[str, Any]:
-        """The kept columns in their types: a whole number among others with a fraction is one of them."""
+        """The kept columns, with integers in float columns converted."""
         types = {column.name: column.type for column in self.columns}
         return {
             name: float(value) if types[name] == "float64" and value is not None else value
@@ -318,7 +316,7 @@ class Corpus:
 
 
 def _name_of(data: str) -> str:
-    """The last part of a path or of a glob; a data set of the hub as it is."""
+    """The last component of a path or glob; a Hub data set unchanged."""
     path = Path(data).expanduser()
     if path.exists():
         return path.resolve().name

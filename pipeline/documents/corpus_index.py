@@ -1,7 +1,7 @@
-"""The cheap index: one pass over all rows that says which are documents, where they are, how large, in which split.
+"""The document index: one pass over all rows, without tokenizing.
 
-In: files of rows. Out: `Index`, about 25 bytes a document, 33 while it is made, and the data's fingerprint. Nothing is
-tokenized.
+In: files of rows. Out: `Index`: position, size and split of each document in about 25 bytes (33 while it is built), and
+the data's fingerprint.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ from kdpipe.schemas.manifest import SourceColumn
 from kdpipe.schemas.strict_json import canonical
 
 ColumnType = Literal["string", "int64", "float64", "bool"]
-# Tokens that a tokenizer may put around a document.
+# Most tokens that a tokenizer adds around a document.
 MORE_TOKENS = 8
 SHOWN_BAD_ROWS = 3
 KEPT_BAD_ROWS = 20
@@ -33,11 +33,11 @@ KEPT_BAD_ROWS = 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Index:
-    """Arrays with a value a document, in the order of the data.
+    """Arrays with one value per document, in the order of the data.
 
-    `sizes` is an upper bound of its bytes once rendered. `duplicates` counts by split the documents that may have the
-    tokens of an earlier one. Where long rows are cut, `ranges` has the characters [start, end) of each document in its
-    row; `n_ranges` of all documents come from `n_cut_rows` rows.
+    `sizes` are upper bounds of the bytes of rendered documents. `duplicates` counts, per split, documents that may have
+    the tokens of an earlier one. If long rows are cut, `ranges` has the characters [start, end) of each document in its
+    row, and `n_ranges` documents come from `n_cut_rows` rows.
     """
 
     files: npt.NDArray[np.uint32]
@@ -55,17 +55,17 @@ class Index:
     n_ranges: int = 0
 
     def of_row(self, document: int, row: Document) -> Document:
-        """A document, given that of its whole row."""
+        """A document, from that of its whole row."""
         return row if self.ranges is None else row.part(*self.ranges[document].tolist())
 
     def documents(self, split: SplitName) -> npt.NDArray[np.int64]:
-        """The documents of a split, by their place in the arrays."""
+        """The documents of a split, as indices into the arrays."""
         return np.flatnonzero(self.in_validation == (split == "validation"))
 
 
 @dataclass(slots=True)
 class _Columns:
-    """The types of kept columns, as they turn up."""
+    """The types of kept columns, widened as values are seen."""
 
     types: dict[str, ColumnType | None]
 
@@ -81,22 +81,23 @@ class _Columns:
 def _wider(known: ColumnType | None, value: Any, name: str, place: str) -> ColumnType:
     kinds: dict[type, ColumnType] = {str: "string", bool: "bool", int: "int64", float: "float64"}
     kind = kinds.get(type(value))
-    drop = "leave it out with data.columns.keep"
+    drop = "remove it from data.columns.keep"
     if kind is None or (kind == "int64" and not -(1 << 63) <= value < 1 << 63):
         raise ConfigError(
-            f"{place}: the kept column {name!r} holds {type(value).__name__}, {', '.join(get_args(ColumnType))} can be",
+            f"{place}: the kept column {name!r} has a value of type {type(value).__name__},"
+            f" supported: {', '.join(get_args(ColumnType))}",
             hint=drop,
         )
     if known in (None, kind):
         return kind
     if {known, kind} == {"int64", "float64"}:
         return "float64"
-    raise ConfigError(f"{place}: the kept column {name!r} holds {kind}, and {known} before it", hint=drop)
+    raise ConfigError(f"{place}: the kept column {name!r} has a value of type {kind}, earlier ones {known}", hint=drop)
 
 
 @dataclass(slots=True)
 class Indexer:
-    """Goes through rows and remembers where the documents are; `n_held_out` says which rows are cut into ranges."""
+    """Builds an `Index` row by row; `n_held_out` is the number of held-out ranges per row."""
 
     mapping: ColumnMapping
     settings: DataSettings
@@ -124,13 +125,13 @@ class Indexer:
         for name in self.mapping.keep:
             if not name.isidentifier() or not name.isascii() or len(name) > 64:
                 raise ConfigError(
-                    f"the column {name!r} cannot be kept: a name has letters, digits and _, at most 64",
-                    hint="rename it, or leave it out of data.columns.keep",
+                    f"the column {name!r} cannot be kept: names may have at most 64 letters, digits and _",
+                    hint="rename it, or remove it from data.columns.keep",
                 )
         self._columns = _Columns(dict.fromkeys(self.mapping.keep))
 
     def read(self, files: Sequence[RowFile], first_file: int = 0, split: SplitName | None = None) -> int:
-        """Take the rows of some files, all into one split if that is named; how many documents there were."""
+        """Index the rows of some files, into `split` if given; return the number of documents."""
         before = self._n_rows
         most = self.settings.limit if split != "validation" else None
         for number, file in enumerate(files, first_file):
@@ -150,13 +151,13 @@ class Indexer:
         n_held_out = 0 if self.n_held_out is None else int(self.n_held_out[self._n_rows])
         self._n_rows += 1
         if n_held_out:
-            found = ranges_of(text, n_held_out, share)
+            ranges = ranges_of(text, n_held_out, share)
             self._n_cut_rows += 1
-            self._n_ranges += len(found)
-            for each in found:
-                part = document.part(each.start, each.end)
-                self._add(row, file, part, self.most_bytes(part), each.held_out)
-                self._ranges.extend((each.start, each.end))
+            self._n_ranges += len(ranges)
+            for span in ranges:
+                part = document.part(span.start, span.end)
+                self._add(row, file, part, self.most_bytes(part), span.held_out)
+                self._ranges.extend((span.start, span.end))
             return
         is_held_out = self._is_held_out(digest) if split is None else split == "validation"
         self._add(row, file, document, size, is_held_out)
@@ -181,7 +182,7 @@ class Indexer:
             self._keys.append(self.key_of(document.text))
 
     def _document(self, row: Row, place: str) -> tuple[Document, int, bytes]:
-        """A good row's document, its largest size and digest."""
+        """A valid row's document, its largest size and digest."""
         if row.columns is None:
             raise BadRow(row.problem)
         document = self.mapping.document(row.columns)
@@ -189,19 +190,19 @@ class Indexer:
         try:
             n_bytes = document.n_bytes
             if n_bytes > most:
-                raise BadRow(f"it has {n_bytes:,} bytes, at most {most:,} are allowed")
+                raise BadRow(f"{n_bytes:,} bytes, at most {most:,} are allowed")
             digest = document.digest()
             self._columns.take(document, place)
             kept = canonical(document.columns)
         except BadRow:
             raise
         except UnicodeEncodeError:
-            raise BadRow("it holds half a character, which is not valid UTF-8") from None
+            raise BadRow("a lone surrogate, which is not valid UTF-8") from None
         except (ValueError, TypeError, RecursionError) as error:
-            raise BadRow(f"it holds what JSON cannot: {error}") from None
+            raise BadRow(f"a value that JSON cannot represent: {error}") from None
         size = self.most_bytes(document)
         if size + MORE_TOKENS > MAX_SEQUENCE_ROWS:
-            raise BadRow(f"its {len(document.messages):,} messages are more than a part can hold")
+            raise BadRow(f"{len(document.messages):,} messages, too many for one part")
         self._digest.update(digest + kept)
         return document, size, digest
 
@@ -212,16 +213,13 @@ class Indexer:
         most = self.settings.max_bad_rows
         if self._n_bad > most:
             first = "; ".join(self._bad[:SHOWN_BAD_ROWS])
-            found = "a row cannot be used" if most == 0 else f"more than {most:,} rows cannot be used. The first"
-            raise ConfigError(
-                f"{found}: {first}",
-                hint="correct them, or allow more with --max-bad-rows N",
-            )
+            what = "invalid row" if most == 0 else f"more than {most:,} invalid rows. The first"
+            raise ConfigError(f"{what}: {first}", hint="fix them, or skip up to N of them with --max-bad-rows N")
 
     def finish(self, made_with: dict[str, Any]) -> Index:
-        """The index, once everything is read; `made_with` is what else the documents' tokens depend on."""
+        """The finished index; `made_with` is what else the documents' tokens depend on."""
         in_validation = np.frombuffer(bytes(self._validation), np.bool_).copy()
-        # Documents equal to the one with the lowest hash go with it, and training must be left something.
+        # Documents equal to the one with the lowest hash move with it, unless no training document would remain.
         by_chance = self.settings.val_path is None and self.settings.val_fraction > 0
         if by_chance and not in_validation.any() and len(self._lowest_at) < len(in_validation):
             in_validation[self._lowest_at] = True

@@ -1,9 +1,9 @@
 """Duplicates in the data, counted for the plan.
 
-In: the text of each document, or its pieces. Out: how many documents of a split may have the tokens of an earlier one.
-The count must never be too low, or verification would take honest data for a copied part. So texts are compared as the
-tokenizer normalizes them where its tokens determine that text, which needs no tokenization. Elsewhere (chat templates,
-other tokenizers) tokens are compared as verification compares them, where the data are not too large for that.
+In: the text of each document, or its segments. Out: the number of documents per split that may have the tokens of an
+earlier one. The count must never be too low, or verification would report a copied part. If tokens determine the
+normalized text, normalized texts are compared, without tokenizing. Otherwise (chat templates, other tokenizers) tokens
+are compared, as in verification, unless the data are too large.
 """
 
 import hashlib
@@ -22,12 +22,12 @@ from kdpipe.pipeline.tokenizers.tokenizer import LoadedTokenizer
 from kdpipe.schemas.choices import SplitName
 
 KEY_BYTES: Final = 8
-# Of documents, to be tokenized for the count alone: about a minute on one core.
+# Most bytes to tokenize for the count alone: about a minute on one core.
 MOST_TOKENIZED_BYTES: Final = 32 << 20
 
 
 def text_key(tokenizer: LoadedTokenizer, append_stop: bool) -> Callable[[str], int] | None:
-    """A function that gives a number to each text, equal for texts of equal tokens; None where tokens lose text."""
+    """A hash of texts that is equal for texts of equal tokens; None if tokens do not determine the text."""
     backend = tokenizer.fast.backend_tokenizer
     described = json.loads(backend.to_str())
     if not _keeps_text(described):
@@ -48,7 +48,7 @@ def text_key(tokenizer: LoadedTokenizer, append_stop: bool) -> Callable[[str], i
 def count_duplicates(
     keys: Sequence[int] | npt.NDArray[np.uint64], in_validation: npt.NDArray[np.bool_]
 ) -> dict[SplitName, int]:
-    """How many documents of each split have the key of an earlier one."""
+    """The number of documents per split with the key of an earlier one."""
     values = np.asarray(keys, np.uint64)
     by_split: dict[SplitName, npt.NDArray[np.uint64]] = {
         "train": values[~in_validation],
@@ -58,7 +58,7 @@ def count_duplicates(
 
 
 def n_repeated(segments: Iterable[Segment]) -> int:
-    """How many documents have the digests of an earlier one, those of all their pieces added up."""
+    """The number of documents whose segment digests add up to those of an earlier one."""
     seen, n = set[tuple[int, int]](), 0
     for _, group in groupby(segments, key=lambda segment: segment.document):
         halves = np.array([np.frombuffer(segment.digest, "<u8") for segment in group]).sum(axis=0)
@@ -68,8 +68,7 @@ def n_repeated(segments: Iterable[Segment]) -> int:
 
 
 def _keeps_text(described: dict[str, Any]) -> bool:
-    """Whether the tokens of a tokenizer.json spell the normalized text byte for byte: a byte-level BPE that drops
-    nothing, with NFC or no normalizer."""
+    """Whether tokens determine the normalized text: a lossless byte-level BPE, with NFC or no normalizer."""
     model, normalizer = described["model"], described["normalizer"]
     whole = model["type"] == "BPE" and not any(
         model.get(name) for name in ("dropout", "continuing_subword_prefix", "end_of_word_suffix")
@@ -84,7 +83,7 @@ def _keeps_text(described: dict[str, Any]) -> bool:
 
 
 def _splits_bytes(pre_tokenizer: dict[str, Any] | None) -> bool:
-    """Whether text becomes bytes, and nothing is added or taken away on the way."""
+    """Whether the pre-tokenizer maps text to bytes without adding or removing any."""
     steps = [] if pre_tokenizer is None else pre_tokenizer.get("pretokenizers", [pre_tokenizer])
     last = steps[-1] if steps else {}
     return (

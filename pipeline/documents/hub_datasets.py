@@ -1,6 +1,6 @@
-"""Data sets of the hub, through the library that everybody uses for them. The only module that imports datasets.
+"""Hub data sets, loaded with `datasets`. The only module that imports it.
 
-In: a data set's name and split. Out: its rows. `datasets` keeps them in a cache of its own, in the user's home.
+In: a data set's name and split. Out: its rows. `datasets` downloads them into its own cache.
 """
 
 from collections.abc import Collection, Iterator, Sequence
@@ -13,12 +13,12 @@ from kdpipe.pipeline.documents.row_files import Row
 from kdpipe.schemas.errors import ConfigError
 
 BATCH = 256
-# Rows of lists in memory: 4,096 tokens with a hundred ids each take 6 MB a row.
+# Rows of lists in memory: one row of 4,096 tokens with a hundred ids each takes 6 MB.
 LISTS_BATCH = 8
 
 
 class HubRows:
-    """A split of a data set; the position is the row's number, from 0 on."""
+    """A split of a data set; a position is a row number from 0."""
 
     def __init__(self, name: str, split: str) -> None:
         self._all = _load(name, split)
@@ -26,7 +26,6 @@ class HubRows:
         self.wanted: Collection[str] | None = None
 
     def rows(self) -> Iterator[Row]:
-        """All rows, in order."""
         rows = self._wanted_rows()
         for first in range(0, len(rows), BATCH):
             table = rows[first : first + BATCH]
@@ -35,7 +34,6 @@ class HubRows:
                 yield Row(number=first + i + 1, position=first + i, columns=columns)
 
     def columns_at(self, positions: list[int]) -> Iterator[dict[str, Any]]:
-        """The columns of good rows, by ascending position."""
         rows = self._wanted_rows()
         for first in range(0, len(positions), BATCH):
             wanted = positions[first : first + BATCH]
@@ -50,7 +48,7 @@ class HubRows:
 
 @final
 class HubLists:
-    """A split whose columns hold lists of numbers, some of its columns chosen: as a Parquet file of such lists is."""
+    """A split with columns of lists of numbers, restricted to some columns, like a Parquet file of such lists."""
 
     def __init__(self, data_set: Any, name: str, wanted: Collection[str]) -> None:
         self._all, self.name, self.names = data_set, name, list(data_set.column_names)
@@ -58,28 +56,26 @@ class HubLists:
         types = {field.name: field.type for field in data_set.features.arrow_schema}
         for column in self._columns:
             if not depth(types[column]):
-                raise ConfigError(
-                    f"{name}: the column {column} is of type {types[column]}, lists of numbers were expected"
-                )
+                raise ConfigError(f"{name}: the column {column} has type {types[column]}, expected lists of numbers")
 
     @classmethod
     def load(cls, name: str, split: str) -> "HubLists":
-        """A split, none of whose columns is chosen yet."""
+        """Load a split, without columns."""
         return cls(_load(name, split).with_format("arrow"), f"{name}[{split}]", ())
 
     def of(self, wanted: Collection[str]) -> "HubLists":
-        """The same with other columns chosen."""
+        """The same split with these columns."""
         return HubLists(self._all, self.name, wanted)
 
     def rows_at(self, numbers: Sequence[int] | None = None) -> Iterator[dict[str, Any]]:
-        """The rows of ascending numbers, or all."""
+        """The rows with these (ascending) numbers, or all."""
         chosen = self._all.select_columns(self._columns)
         numbers = range(len(chosen)) if numbers is None else numbers
         for first in range(0, len(numbers), LISTS_BATCH):
-            some = numbers[first : first + LISTS_BATCH]
-            table = chosen[some]
+            batch = numbers[first : first + LISTS_BATCH]
+            table = chosen[batch]
             columns = {name: rows_of_lists(table.column(name).combine_chunks()) for name in self._columns}
-            yield from ({name: take(row) for name, take in columns.items()} for row in range(len(some)))
+            yield from ({name: take(row) for name, take in columns.items()} for row in range(len(batch)))
 
 
 def _load(name: str, split: str) -> Any:
@@ -89,6 +85,6 @@ def _load(name: str, split: str) -> Any:
     except Exception as error:  # datasets raises errors of many libraries
         line = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
         raise ConfigError(
-            f"there is no file or folder {name}, and it cannot be read as a hub data set: {line}",
-            hint="check the path; a data set is named OWNER/NAME or OWNER/NAME:SUBSET, its split with --data-split",
+            f"{name} is not a local path, and could not be loaded as a Hub data set: {line}",
+            hint="check the path; data sets are named OWNER/NAME or OWNER/NAME:SUBSET, splits with --data-split",
         ) from error

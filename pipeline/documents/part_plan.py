@@ -1,6 +1,6 @@
-"""The plan: parts of even size, found from the sizes of documents before anything is tokenized.
+"""The plan: parts of even size, from the sizes of documents before anything is tokenized.
 
-In: the sizes of documents by split, and tokens a byte. Out: `CachePlan`.
+In: the sizes of documents by split, and tokens per byte. Out: `CachePlan`.
 """
 
 from collections.abc import Mapping
@@ -13,10 +13,10 @@ from kdpipe.schemas.cache_plan import MAX_PART_ROWS, CachePlan, SplitPlan
 from kdpipe.schemas.choices import SplitName
 
 Longs = npt.NDArray[np.int64]
-# Enough parts to share out and little lost by a crash, against files that are worth opening (DESIGN 3).
+# Many parts distribute evenly over workers and lose little work in a crash; tiny ones are slow to read.
 PARTS, LEAST_ROWS = 64, 1 << 15
-# Planned sizes are guessed from bytes: caches that turn out to have 20 million positions are surely among those from
-# here on. In their parts the ids (15.6 bytes a row, standard profile) and the row columns (7.7) fill 16 MB each.
+# Planned rows are estimated from bytes, so this threshold includes all caches of 20 million positions or more. In their
+# parts the ids (15.6 bytes per row, standard profile) and the row columns (7.7) take 16 MB each.
 MANY_ROWS, LARGE_ROWS = 1 << 24, 5 << 19
 
 
@@ -29,14 +29,14 @@ def make_plan(
     most_tokens: int | None = None,
     duplicates: Mapping[SplitName, int] | None = None,
 ) -> CachePlan:
-    """Parts as large as `rows_of_a_part` says, or of `part_rows`; none can have more than a part may have.
+    """Parts of about `rows_of_a_part` or `part_rows` rows, and at most `MAX_PART_ROWS`.
 
-    Of a document no more than `most_tokens` are read. `duplicates` are counted by split, None where unknown.
+    At most `most_tokens` are used per document. `duplicates` counts by split; None if unknown.
     """
     most = most_tokens or MAX_PART_ROWS
-    expected = {split: np.minimum(each * tokens_per_byte + 1, most) for split, each in sizes.items()}
-    largest = {split: np.minimum(each.astype(np.int64) + MORE_TOKENS, most) for split, each in sizes.items()}
-    target = part_rows or rows_of_a_part(sum(float(each.sum()) for each in expected.values()))
+    expected = {split: np.minimum(n_bytes * tokens_per_byte + 1, most) for split, n_bytes in sizes.items()}
+    largest = {split: np.minimum(n_bytes.astype(np.int64) + MORE_TOKENS, most) for split, n_bytes in sizes.items()}
+    target = part_rows or rows_of_a_part(sum(float(rows.sum()) for rows in expected.values()))
     splits = tuple(
         SplitPlan(
             name=split,
@@ -50,14 +50,14 @@ def make_plan(
 
 
 def rows_of_a_part(n_rows: float) -> float:
-    """How many rows a part is to have, of so many in all: 1/64, at least 32 k, and 2.6 M of many."""
+    """Target rows per part: 1/64 of all, at least 32 k; 2.6 M for large caches."""
     return LARGE_ROWS if n_rows >= MANY_ROWS else max(n_rows / PARTS, LEAST_ROWS)
 
 
 def _bounds(expected: npt.NDArray[np.float64], most: Longs, target: float) -> tuple[int, ...]:
-    """Documents at which parts begin: each takes its even share of what is left, if its largest size allows it."""
+    """The first documents of parts: each part takes an even share of the rest, within its maximal size."""
     filled, largest = np.cumsum(expected), np.cumsum(most)
-    # A part ends at the document whose middle its share ends before.
+    # A part ends before the first document whose middle is beyond its share.
     middles = filled - expected / 2
     bounds = [0]
     while bounds[-1] < len(expected):

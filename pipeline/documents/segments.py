@@ -20,11 +20,10 @@ from kdpipe.schemas.manifest import Manifest
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Segment:
-    """T tokens of one document; the teacher reads them alone, from the first one on.
+    """T tokens of one document, predicted without context from other segments.
 
-    `document` is its number in `split`, `offset` the place of the first token in the document. Row t of `loss_mask` is
-    true when token t + 1 is in the piece and is to be learnt. `digest` is 16 bytes of the sha256 of the tokens.
-    `text` is what the tokens stand for, when it is kept.
+    `document` is its number in `split`, `offset` the index of the first token in the document. Row t of `loss_mask` is
+    true if token t + 1 is in the segment and is trained on. `digest` is 16 bytes of the sha256 of the tokens.
     """
 
     split: SplitName

@@ -1,8 +1,8 @@
-"""Ranges of long texts: what is held out for validation where the share asked for is less than one document.
+"""Ranges of long texts, held out for validation if the validation share is less than one document.
 
-In: the sizes of documents and the share asked for. Out: how many ranges of each document are held out, and where a text
-is cut. Ranges are spread evenly over a text, and what is left between them stays as long as it can be: the teacher sees
-no text from beyond a cut. The result depends on the data and the share alone.
+In: the sizes of documents and the share. Out: the number of held-out ranges per document, and the cuts of a text.
+Held-out ranges are spread evenly over a text, and the ranges between them are as long as possible, since the teacher
+has no context across a cut. The result depends on the data and the share alone.
 """
 
 from dataclasses import dataclass
@@ -11,11 +11,11 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-# Of what is held out: a teacher predicts little from less text, and more ranges than validation needs cost context.
+# Of held-out ranges: shorter ones have too little context, and more of them cost training context.
 LEAST_BYTES, MOST_RANGES = 1 << 10, 20
-# A shorter document is not cut for the sake of a single range.
+# Shorter documents are not cut for a single range.
 LONG_BYTES = 1 << 14
-# Where a text is best cut: behind a paragraph, a line or a word.
+# A text is cut after a paragraph, else after a line, else after a word.
 SEAMS = ("\n\n", "\n", " ")
 
 
@@ -29,19 +29,19 @@ class Range:
 
 
 def ranges_to_hold_out(sizes: npt.NDArray[np.uint32], share: float) -> npt.NDArray[np.int64]:
-    """How many ranges of each document are held out: as many as its share fills. Of other long documents the longest
-    have one each, until their share is held out; at least one is."""
+    """The number of held-out ranges per document: as many as its share fills. The longest of the other long documents
+    have one each, until their share is held out; at least one range is held out in all."""
     n_ranges: npt.NDArray[np.int64] = np.minimum(sizes * share // LEAST_BYTES, MOST_RANGES).astype(np.int64)
     others = np.sort(sizes[(n_ranges == 0) & (sizes >= LONG_BYTES)])
     n_more = max(int(others.sum(dtype=np.int64) * share // LEAST_BYTES), 0 if n_ranges.any() else 1)
     if n_more and len(others):
-        # Equal documents are equally long: they are cut alike.
+        # Equal documents have equal sizes, so they are cut alike.
         n_ranges[(n_ranges == 0) & (sizes >= others[-n_more])] = 1
     return n_ranges
 
 
 def ranges_of(text: str, n_held_out: int, share: float) -> list[Range]:
-    """A text cut into ranges, so many of which are held out; together they are the text."""
+    """Cut a text into ranges, `n_held_out` of which are held out; their concatenation is the text."""
     if not n_held_out:
         return [Range(start=0, end=len(text), held_out=False)]
     share = max(share, min(0.5, n_held_out * LEAST_BYTES / len(text.encode())))
@@ -60,9 +60,9 @@ def ranges_of(text: str, n_held_out: int, share: float) -> list[Range]:
 
 
 def _seam(text: str, place: int, reach: int) -> int:
-    """The end of the first paragraph from a place on, of a line or of a word; the place where none is within reach."""
+    """The end of the first paragraph, line or word within reach, else `place`."""
     for seam in SEAMS:
-        found = text.find(seam, place, place + reach)
-        if found >= 0:
-            return found + len(seam)
+        start = text.find(seam, place, place + reach)
+        if start >= 0:
+            return start + len(seam)
     return place

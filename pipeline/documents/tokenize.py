@@ -1,6 +1,6 @@
-"""Rendered documents as tokens: which are learnt, which bytes each stands for, cut to the length of a sequence.
+"""Rendered documents as tokens, with their loss mask and bytes, cut to the length of a sequence.
 
-In: rendered documents. Out: `DocumentTokens` of each, and `Segment`s of at most a sequence's length.
+In: rendered documents. Out: the `DocumentTokens` of each, and `Segment`s of at most a sequence's length.
 """
 
 import hashlib
@@ -22,32 +22,32 @@ from kdpipe.schemas.errors import Untrainable
 Longs = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 DIGEST_BYTES = 16
-# Documents that are left out are counted, and the first named.
+# Untrainable documents are counted, and this many are named.
 SHOWN = 3
 WHITE_SPACE = np.array([point for point in range(0x3001) if chr(point).isspace()], np.uint32)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DocumentTokens:
-    """The tokens of a document: whether each is learnt, and the character behind it in `text` (ascending)."""
+    """The tokens of a document: whether each is trained on, and the character of `text` at which it ends."""
 
     ids: npt.NDArray[np.int32]
     trained: Bools
     ends: Longs
     text: str
 
-    def bytes_each(self) -> npt.NDArray[np.uint32]:
-        """The bytes of the text that each token covers; together they are all of its bytes."""
+    def byte_counts(self) -> npt.NDArray[np.uint32]:
+        """The number of bytes that each token covers; they add up to the bytes of the text."""
         ends = byte_places(self.text)[self.ends]
         return np.diff(ends, prepend=0).astype(np.uint32)
 
 
 def tokenize(rendered: Sequence[Rendered], places: Sequence[str], tokenizer: LoadedTokenizer) -> list[DocumentTokens]:
-    """Tokenize some documents of one form; `places` name them in refusals."""
+    """Tokenize documents of one form; `places` name them in errors."""
     if not rendered:
         return []
-    encodings = tokenizer.encode([each.text for each in rendered], not rendered[0].templated)
-    return [_tokens(*each, tokenizer) for each in zip(rendered, encodings, places, strict=True)]
+    encodings = tokenizer.encode([document.text for document in rendered], not rendered[0].templated)
+    return [_tokens(*document, tokenizer) for document in zip(rendered, encodings, places, strict=True)]
 
 
 def _tokens(rendered: Rendered, encoding: Encoding, place: str, tokenizer: LoadedTokenizer) -> DocumentTokens:
@@ -65,7 +65,7 @@ def _tokens(rendered: Rendered, encoding: Encoding, place: str, tokenizer: Loade
     ends = np.maximum.accumulate(spread[:, 1])
     written = spread[:, 1] > spread[:, 0]
     if written.any():
-        # What a tokenizer drops at the end of a text (white space) belongs to the last token that has any.
+        # White space that the tokenizer drops at the end of a text belongs to the last token with text.
         ends[np.flatnonzero(written)[-1] :] = len(text)
     if rendered.spans is None:
         trained = np.ones(len(ids), bool)
@@ -80,23 +80,23 @@ def _tokens(rendered: Rendered, encoding: Encoding, place: str, tokenizer: Loade
 
 
 def _check_bytes(tokens: DocumentTokens, place: str) -> None:
-    largest = int(tokens.bytes_each().max(initial=0))
+    largest = int(tokens.byte_counts().max(initial=0))
     if largest > MAX_TOKEN_BYTES:
         raise Untrainable(
-            f"{place}: one token stands for {largest:,} bytes of text, at most {MAX_TOKEN_BYTES:,} can be kept",
-            hint="the tokenizer does not read most of this document: take it out, or lower data.max_document_bytes",
+            f"{place}: one token covers {largest:,} bytes of text, at most {MAX_TOKEN_BYTES:,} can be stored",
+            hint="the tokenizer skips most of this document: remove it, or lower data.max_document_bytes",
         )
 
 
 def byte_places(text: str) -> Longs:
-    """The byte at which each character begins in UTF-8, and the end."""
+    """The byte offset of each character in UTF-8, and the end."""
     points = np.frombuffer(text.encode("utf-32-le"), np.uint32)
     sizes = 1 + (points >= 0x80).astype(np.int64) + (points >= 0x800) + (points >= 0x10000)
     return np.concatenate([[0], np.cumsum(sizes)])
 
 
 def _within(text: str, spread: Longs, written: Bools, spans: Sequence[Span]) -> Bools:
-    """Tokens that begin in a span, white space before their first letter aside; the stop token goes with the end."""
+    """Tokens that begin in a span, ignoring leading white space; a stop token belongs to a span at the end."""
     if not spans:
         return np.zeros(len(written), bool)
     starts = np.array([start for start, _ in spans], np.int64)
@@ -111,7 +111,7 @@ def _within(text: str, spread: Longs, written: Bools, spans: Sequence[Span]) -> 
 
 
 def _next_visible(text: str) -> Longs:
-    """For every place the first character from there on that is no white space."""
+    """For each character, the index of the next one that is not white space."""
     n = len(text)
     visible = ~np.isin(np.frombuffer(text.encode("utf-32-le"), np.uint32), WHITE_SPACE)
     places = np.where(visible, np.arange(n), n)
@@ -121,7 +121,7 @@ def _next_visible(text: str) -> Longs:
 def _stop_turns(
     trained: Bools, ids: npt.NDArray[np.int32], ends: Longs, rendered: Rendered, place: str, tokenizer: LoadedTokenizer
 ) -> None:
-    """A turn is learnt to its stop token and no further; white space behind that is the template's."""
+    """End each trained turn at its stop token, without the template's white space after it."""
     edges = np.flatnonzero(np.diff(trained.astype(np.int8), prepend=0, append=0)).reshape(-1, 2)
     for number, (first, end) in enumerate(edges.tolist()):
         last = end - 1
@@ -131,27 +131,27 @@ def _stop_turns(
             trained[last + 1 : end] = False
         elif rendered.stop_wanted:
             raise Untrainable(
-                f"{place}: turn {number + 1} of the assistant does not end with a stop token,"
-                f" so students would never learn to stop: {rendered.text[: ends[end - 1]][-40:]!r}",
-                hint="name a template that ends turns with data.chat_template, or --set data.append_stop=false",
+                f"{place}: assistant turn {number + 1} does not end with a stop token,"
+                f" so students would never stop: {rendered.text[: ends[end - 1]][-40:]!r}",
+                hint="use a template that ends turns (data.chat_template), or --set data.append_stop=false",
             )
 
 
 def _check_partial(trained: Bools, written: Bools, place: str) -> None:
     if not trained.any():
-        found, why = "nothing of it is", "no response was found in it"
+        share, why = "no", "no response was found"
     elif trained[written].all():
-        found, why = "all of it is", "there is nothing but responses"
+        share, why = "every", "the document contains only responses"
     else:
         return
     raise Untrainable(
-        f"{place}: responses are to be learnt, and {found}: {why}",
-        hint="look at the document and the chat template, or set data.train_on=all",
+        f"{place}: data.train_on=assistant selects {share} token: {why}",
+        hint="check the document and the chat template, or set data.train_on=all",
     )
 
 
 def marked(tokens: DocumentTokens, tokenizer: LoadedTokenizer) -> list[tuple[str, bool]]:
-    """A document in runs of what is learnt and what is not; special tokens are written out."""
+    """A document as runs of trained and untrained text; special tokens are spelled out."""
     begins = np.concatenate([[0], tokens.ends[:-1]]).tolist()
     special = set(tokenizer.fast.all_special_ids)
     runs: list[tuple[str, bool]] = []
@@ -168,7 +168,7 @@ def marked(tokens: DocumentTokens, tokenizer: LoadedTokenizer) -> list[tuple[str
 
 @dataclass(slots=True)
 class DocumentCounts:
-    """What became of the documents that were tokenized so far."""
+    """Counts of the documents tokenized so far."""
 
     documents: int = 0
     segments: int = 0
@@ -186,14 +186,14 @@ class DocumentCounts:
     untrainable: list[str] = field(default_factory=list)
 
     def skip(self, why: str) -> None:
-        """Count a document of which nothing can be learnt, and remember the first ones."""
+        """Count an untrainable document, and keep the reasons of the first ones."""
         self.untrainable_documents += 1
         if len(self.untrainable) < SHOWN:
             self.untrainable.append(why)
 
 
 def cut(tokens: DocumentTokens, length: int, how: str, counts: DocumentCounts, **known: Any) -> Iterator[Segment]:
-    """The pieces of a document; pieces of a longer one in which nothing is to be learnt are left out and counted."""
+    """The segments of a document; fully masked segments of a longer one are skipped and counted."""
     n, shown = len(tokens.ids), len(tokens.ids)
     counts.documents += 1
     if n == 0:
@@ -203,7 +203,7 @@ def cut(tokens: DocumentTokens, length: int, how: str, counts: DocumentCounts, *
         counts.truncated_tokens += n - length
         shown = length
     counts.split_documents += shown > length
-    sizes = tokens.bytes_each()
+    sizes = tokens.byte_counts()
     for first in range(0, shown, length):
         end = min(first + length, shown)
         mask = np.append(tokens.trained[first + 1 : end], False)
@@ -214,10 +214,10 @@ def cut(tokens: DocumentTokens, length: int, how: str, counts: DocumentCounts, *
         counts.segments += 1
         counts.tokens += end - first
         counts.positions += int(mask.sum())
-        yield _piece(tokens, slice(first, end), mask, sizes, known)
+        yield _segment(tokens, slice(first, end), mask, sizes, known)
 
 
-def _piece(
+def _segment(
     tokens: DocumentTokens, rows: slice, mask: Bools, sizes: npt.NDArray[np.uint32], known: dict[str, Any]
 ) -> Segment:
     ids = tokens.ids[rows]

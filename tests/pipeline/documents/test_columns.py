@@ -65,11 +65,11 @@ def test_what_a_person_says_of_columns_counts(asked: Columns, found: dict[str, s
 @pytest.mark.parametrize(
     ("asked", "named"),
     [
-        (Columns(text="body"), "has no column 'body' for the role text: its columns are title, score"),
-        (Columns(keep=("language",)), "has no column 'language' to be kept: its columns are title, score"),
-        (Columns(prompt="title"), "has no column for the response: its columns are title, score"),
-        (Columns(response="title"), "has no column for the prompt: its columns are title, score"),
-        (Columns(), "has no column text, prompt with response, or messages: its columns are title, score"),
+        (Columns(text="body"), "'body' for the role text; columns: title, score"),
+        (Columns(keep=("language",)), "'language' to keep; columns: title, score"),
+        (Columns(prompt="title"), "no column for the response; columns: title, score"),
+        (Columns(response="title"), "no column for the prompt; columns: title, score"),
+        (Columns(), "no column text, prompt with response, or messages; columns: title, score"),
         (Columns(text="title", messages="score"), "names more than one of text, prompt with response, and messages"),
     ],
 )
@@ -85,7 +85,7 @@ def test_columns_are_looked_for_in_all_of_the_first_rows() -> None:
 
 
 def test_no_rows_have_no_columns() -> None:
-    with pytest.raises(ConfigError, match="its columns are none"):
+    with pytest.raises(ConfigError, match="columns: none"):
         detect([], Columns(), "x")
 
 
@@ -115,25 +115,25 @@ def test_a_system_message_and_tools_are_kept_as_they_are() -> None:
 @pytest.mark.parametrize(
     ("row", "named"),
     [
-        ({"text": None}, "it has no text"),
-        ({"text": 3}, "its text is a number and no text"),
-        ({"text": " \n"}, "its text is empty"),
-        ({"prompt": "a", "response": ""}, "its response is empty"),
-        ({"prompt": "", "response": "b"}, "its prompt is empty"),
-        ({"prompt": "a", "response": ["b"]}, "its response is a list and no text"),
-        ({"prompt": [], "response": [ASSISTANT]}, "its prompt is empty"),
-        ({"prompt": [USER], "response": []}, "its response is empty"),
-        ({"instruction": "a", "input": 3, "output": "b"}, "its input is a number and no text"),
-        ({"messages": None}, "it has no messages"),
-        ({"messages": "a"}, "its messages are a text and no list of messages"),
-        ({"messages": []}, "its messages are empty"),
-        ({"messages": [USER]}, "its messages have no turn of the assistant"),
-        ({"messages": [USER, "b"]}, "its message 2 is a text and no object"),
-        ({"messages": [{"content": "a"}]}, "its message 1 has no role"),
-        ({"messages": [USER, ASSISTANT | {"content": " "}]}, r"its message 2 \(assistant\) is empty"),
+        ({"text": None}, "text is missing"),
+        ({"text": 3}, "text is a number"),
+        ({"text": " \n"}, "text is empty"),
+        ({"prompt": "a", "response": ""}, "response is empty"),
+        ({"prompt": "", "response": "b"}, "prompt is empty"),
+        ({"prompt": "a", "response": ["b"]}, "response is a list"),
+        ({"prompt": [], "response": [ASSISTANT]}, "prompt is empty"),
+        ({"prompt": [USER], "response": []}, "response is empty"),
+        ({"instruction": "a", "input": 3, "output": "b"}, "input is a number"),
+        ({"messages": None}, "messages is missing"),
+        ({"messages": "a"}, "messages is text"),
+        ({"messages": []}, "messages is empty"),
+        ({"messages": [USER]}, "no assistant message"),
+        ({"messages": [USER, "b"]}, "message 2 is text"),
+        ({"messages": [{"content": "a"}]}, "message 1 has no role"),
+        ({"messages": [USER, ASSISTANT | {"content": " "}]}, r"message 2 \(assistant\) is empty"),
         ({"messages": [USER, ASSISTANT | {"content": 1.5}]}, "the content of its message 2 is a number and no text"),
-        ({"messages": [USER | {"content": [{"type": "image"}]}]}, "its message 1 holds something else than text"),
-        ({"messages": [USER | {"content": b"a"}]}, "its message 1 is of type bytes and no text|of type bytes"),
+        ({"messages": [USER | {"content": [{"type": "image"}]}]}, "message 1 contains blocks"),
+        ({"messages": [USER | {"content": b"a"}]}, "message 1 is of type bytes"),
     ],
 )
 def test_a_row_that_is_no_document_says_why(row: dict[str, Any], named: str) -> None:

@@ -184,7 +184,7 @@ def test_the_fingerprint_tells_everything_that_tokens_depend_on(chat: LoadedToke
 def test_long_documents_are_refused_when_asked_for(tokenizer: LoadedTokenizer, tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", text_rows(3))
     corpus = opened(path, tokenizer, long_documents="refuse", val_fraction=0.0)
-    with pytest.raises(ConfigError, match=r"a\.jsonl:1 has \d+ tokens, a sequence 16") as caught:
+    with pytest.raises(ConfigError, match=r"a\.jsonl:1 has \d+ tokens, --seq-len allows 16") as caught:
         all_pieces(corpus, length=16)
     assert "data.long_documents=split" in str(caught.value.hint)
 
@@ -209,20 +209,18 @@ def test_a_part_with_more_rows_than_it_may_have_is_refused(
 def test_a_turn_without_a_stop_is_refused_by_its_place_in_the_data(tmp_path: Path) -> None:
     tokenizer = load_tokenizer(str(small_tokenizer(tmp_path / "tokenizer", chat_template=ENDLESS)))
     corpus = opened(write_jsonl(tmp_path / "a.jsonl", chat_rows(3)), tokenizer, val_fraction=0.0)
-    with pytest.raises(ConfigError, match=r"a\.jsonl:3: turn 1 of the assistant does not end with a stop token"):
+    with pytest.raises(ConfigError, match=r"a\.jsonl:3: assistant turn 1"):
         list(corpus.segments("train", 2, 1, 64))
 
 
-def test_documents_that_cannot_be_learnt_are_left_out_and_counted_when_asked_for(
-    tmp_path: Path,
-) -> None:
+def test_untrainable_documents_are_skipped_and_counted_with_skip(tmp_path: Path) -> None:
     chat = load_tokenizer(str(small_tokenizer(tmp_path / "tokenizer", chat_template=PICKY)))
     rows = chat_rows(40)
     for number in (0, 7, 33):
         rows[number] = with_system(rows[number])
     path = write_jsonl(tmp_path / "a.jsonl", rows)
     refusing = opened(path, chat, val_fraction=0.0)
-    refusal = r"a\.jsonl:1: the chat template refuses this conversation: no system message"
+    refusal = r"a\.jsonl:1: .*: no system message"
     with pytest.raises(ConfigError, match=refusal):
         refusing.sample()
     corpus = opened(path, chat, val_fraction=0.0, untrainable="skip")
@@ -235,18 +233,18 @@ def test_documents_that_cannot_be_learnt_are_left_out_and_counted_when_asked_for
     assert corpus.tokens_per_byte() == pytest.approx(plain.tokens_per_byte(), rel=0.02)
 
 
-def test_data_of_which_nothing_can_be_learnt_are_refused(tmp_path: Path) -> None:
+def test_data_without_a_trainable_document_are_refused(tmp_path: Path) -> None:
     tokenizer = load_tokenizer(str(small_tokenizer(tmp_path / "tokenizer", chat_template=ENDLESS)))
     corpus = opened(write_jsonl(tmp_path / "a.jsonl", chat_rows(3)), tokenizer, untrainable="skip")
-    with pytest.raises(ConfigError, match=r"none of the first 2 documents of a\.jsonl can be learnt") as caught:
+    with pytest.raises(ConfigError, match=r"none of the first 2 documents of a\.jsonl is trainable") as caught:
         corpus.sample()
-    assert caught.value.hint == "leave data.untrainable out to see why"
+    assert "data.untrainable=refuse" in str(caught.value.hint)
 
 
-def test_bad_rows_are_told(tokenizer: LoadedTokenizer, tmp_path: Path) -> None:
+def test_bad_rows_are_reported(tokenizer: LoadedTokenizer, tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", [{"text": "a"}, {"text": ""}, {"text": "b"}])
     corpus = opened(path, tokenizer, val_fraction=0.0)
-    assert corpus.bad_rows == (1, ("a.jsonl:2: its text is empty",))
+    assert corpus.bad_rows == (1, ("a.jsonl:2: text is empty",))
     assert [corpus.place("train", i) for i in (0, 1)] == ["a.jsonl:1", "a.jsonl:3"]
 
 
@@ -255,10 +253,10 @@ def test_bad_rows_are_told(tokenizer: LoadedTokenizer, tmp_path: Path) -> None:
     [
         (
             [{"text": ""}],
-            r"has no document that can be used; 1 row is bad\. The first: a\.jsonl:1: its text is empty",
+            r"no usable document; 1 invalid row\. The first: a\.jsonl:1: text is empty",
         ),
-        ([], "has no row at all"),
-        (["a", 5], r"has no row that can be read\. The first: a\.jsonl:1: it is a string and no object; a\.jsonl:2"),
+        ([], "has no rows"),
+        (["a", 5], r"no valid row\. .*a\.jsonl:1: a string, expected an object; a\.jsonl:2"),
     ],
 )
 def test_data_without_a_document_are_refused(
@@ -271,22 +269,20 @@ def test_data_without_a_document_are_refused(
 def test_validation_data_without_a_document_are_refused(tokenizer: LoadedTokenizer, tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", text_rows(3))
     other = write_jsonl(tmp_path / "b.jsonl", [{"body": "a"}])
-    with pytest.raises(
-        ConfigError, match=r"b\.jsonl has no document .* The first: b\.jsonl:1: it has no text"
-    ) as caught:
+    with pytest.raises(ConfigError, match=r"b\.jsonl has no usable document.*b\.jsonl:1: text is missing") as caught:
         opened(path, tokenizer, val_path=str(other))
-    assert caught.value.hint == "--val-data is read by the columns of --data: text"
+    assert str(caught.value.hint).endswith(": text")
 
 
 def test_a_fraction_that_leaves_nothing_to_train_on_is_refused(tokenizer: LoadedTokenizer, tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", [{"text": "a"}, {"text": "a"}])
-    with pytest.raises(ConfigError, match=r"all 2 documents fall into validation, at a fraction of 0\.99") as caught:
+    with pytest.raises(ConfigError, match=r"all 2 documents .*--val-fraction 0\.99") as caught:
         opened(path, tokenizer, val_fraction=0.999999)
     assert "--val-fraction" in str(caught.value.hint)
 
 
 def test_no_data_are_refused(tokenizer: LoadedTokenizer) -> None:
-    with pytest.raises(ConfigError, match="there are no data") as caught:
+    with pytest.raises(ConfigError, match="no data given") as caught:
         open_corpus(DataSettings(), tokenizer)
     assert "--data" in str(caught.value.hint)
 
@@ -319,7 +315,7 @@ def test_a_plan_follows_the_size_of_the_data(tokenizer: LoadedTokenizer, tmp_pat
 def test_a_file_that_changes_under_way_is_refused(tokenizer: LoadedTokenizer, tmp_path: Path) -> None:
     corpus = opened(write_jsonl(tmp_path / "a.jsonl", text_rows(5)), tokenizer, val_fraction=0.0)
     write_jsonl(tmp_path / "a.jsonl", text_rows(6))
-    with pytest.raises(ConfigError, match="has changed while it was read"):
+    with pytest.raises(ConfigError, match="changed while it was read"):
         all_pieces(corpus)
 
 
@@ -375,5 +371,5 @@ def test_a_chat_template_for_plain_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "chat.jinja").write_text(CHATML)
     template = str(tmp_path / "chat.jinja")
     tokenizer = load_tokenizer(str(small_tokenizer(tmp_path / "tokenizer")), chat_template=template)
-    with pytest.raises(ConfigError, match=r"chat\.jinja, and text is read as it is"):
+    with pytest.raises(ConfigError, match=r"data\.chat_template is .*chat\.jinja"):
         open_corpus(DataSettings(path=str(tmp_path / "corpus.jsonl"), chat_template=template), tokenizer)

@@ -67,17 +67,17 @@ def test_bad_rows_are_counted_and_the_first_named() -> None:
     assert found.n_bad_rows == 6
     assert found.bad_rows == (
         "corpus.jsonl:2: it is not valid UTF-8",
-        "corpus.jsonl:3: its text is a number and no text",
-        "corpus.jsonl:4: its text is empty",
-        "corpus.jsonl:5: it has 11 bytes, at most 10 are allowed",
-        "corpus.jsonl:6: it holds half a character, which is not valid UTF-8",
-        "corpus.jsonl:7: it has no text",
+        "corpus.jsonl:3: text is a number, expected text",
+        "corpus.jsonl:4: text is empty",
+        "corpus.jsonl:5: 11 bytes, at most 10 are allowed",
+        "corpus.jsonl:6: a lone surrogate, which is not valid UTF-8",
+        "corpus.jsonl:7: text is missing",
     )
 
 
-def test_half_a_character_in_a_kept_column_is_a_bad_row() -> None:
+def test_a_lone_surrogate_in_a_kept_column_is_a_bad_row() -> None:
     found = index(FixedOrder([{"text": "a", "k": "\udfff"}]), keep=("k",))
-    assert found.bad_rows == ("corpus.jsonl:1: it holds half a character, which is not valid UTF-8",)
+    assert found.bad_rows == ("corpus.jsonl:1: a lone surrogate, which is not valid UTF-8",)
 
 
 def test_what_json_cannot_hold_is_a_bad_row() -> None:
@@ -96,20 +96,20 @@ def test_more_messages_than_a_part_can_hold_are_a_bad_row() -> None:
     mapping = detect([{"text": "a"}], Columns(), "x")
     indexer = Indexer(mapping, DataSettings(), lambda _: MAX_SEQUENCE_ROWS)
     indexer.read([FixedOrder(texts("a"))])
-    assert "more than a part can hold" in indexer.finish({}).bad_rows[0]
+    assert "too many for one part" in indexer.finish({}).bad_rows[0]
 
 
 def test_one_bad_row_more_than_allowed_is_an_error_that_names_the_first() -> None:
     rows = ["broken one", "broken two", "broken three", "broken four", *texts("a")]
     assert index(FixedOrder(rows), max_bad_rows=4).n_bad_rows == 4
     named = (
-        r"more than 3 rows cannot be used\. The first: corpus\.jsonl:1: broken one; "
+        r"more than 3 invalid rows\. The first: corpus\.jsonl:1: broken one; "
         r"corpus\.jsonl:2: broken two; corpus\.jsonl:3: broken three$"
     )
     with pytest.raises(ConfigError, match=named) as caught:
         index(FixedOrder(rows), max_bad_rows=3)
     assert "--max-bad-rows N" in str(caught.value.hint)
-    with pytest.raises(ConfigError, match="a row cannot be used"):
+    with pytest.raises(ConfigError, match=r"^invalid row"):
         index(FixedOrder(rows), max_bad_rows=0)
 
 
@@ -133,17 +133,17 @@ def kept(*values: Any) -> tuple[SourceColumn, ...]:
         ((None,), "string"),
     ],
 )
-def test_the_type_of_a_kept_column_is_found(values: tuple[Any, ...], kind: str) -> None:
+def test_the_type_of_a_kept_column_is_detected(values: tuple[Any, ...], kind: str) -> None:
     assert [column.type for column in kept(*values)] == [kind]
 
 
 @pytest.mark.parametrize(
     ("values", "named"),
     [
-        (("a", 1), "corpus.jsonl:2: the kept column 'k' holds int64, and string before it"),
-        ((1, True), "corpus.jsonl:2: the kept column 'k' holds bool, and int64 before it"),
-        ((["en"],), "corpus.jsonl:1: the kept column 'k' holds list, string, int64, float64, bool can be"),
-        ((1 << 63,), "corpus.jsonl:1: the kept column 'k' holds int, string"),
+        (("a", 1), "corpus.jsonl:2: the kept column 'k' .*int64.*string"),
+        ((1, True), "corpus.jsonl:2: the kept column 'k' .*bool.*int64"),
+        ((["en"],), "corpus.jsonl:1: the kept column 'k' .*list.*string, int64, float64, bool"),
+        ((1 << 63,), "corpus.jsonl:1: the kept column 'k' .*int.*string"),
     ],
 )
 def test_a_kept_column_that_is_not_of_one_plain_type_is_refused(values: tuple[Any, ...], named: str) -> None:
@@ -154,7 +154,7 @@ def test_a_kept_column_that_is_not_of_one_plain_type_is_refused(values: tuple[An
 
 @pytest.mark.parametrize("name", ["my column", "é", "1st", "x" * 65])
 def test_a_kept_column_with_a_name_that_no_cache_takes_is_refused(name: str) -> None:
-    with pytest.raises(ConfigError, match="cannot be kept: a name has letters, digits and _") as caught:
+    with pytest.raises(ConfigError, match="cannot be kept") as caught:
         index(FixedOrder(texts("a")), keep=(name,))
     assert "rename it" in str(caught.value.hint)
 

@@ -49,37 +49,37 @@ def test_a_split_chooses_the_files_that_bear_its_name(folder: Path) -> None:
 
 @pytest.mark.parametrize("data", ["", "b.jsonl"])
 def test_a_split_that_no_file_is_named_after_is_refused_with_those_that_are_there(data: str, folder: Path) -> None:
-    with pytest.raises(ConfigError, match=r"no file of .* has 'test' in its name: there are b\.jsonl") as caught:
+    with pytest.raises(ConfigError, match=r"no file of .* 'test' .*b\.jsonl") as caught:
         names(folder / data, "test")
-    assert "leave --data-split away" in str(caught.value.hint)
+    assert "omit --data-split" in str(caught.value.hint)
 
 
 @pytest.mark.parametrize("data", ["missing.jsonl", "missing/of/all", "./missing", "*.jsonl"])
-def test_data_that_are_not_there_are_told(data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_data_are_reported(data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ConfigError, match=rf"{re.escape(data)} (is not there|holds nothing that can be read)"):
+    with pytest.raises(ConfigError, match=re.escape(data)):
         names(data)
 
 
-def test_a_slip_in_a_path_is_not_asked_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_mistyped_path_is_not_looked_up_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "data").mkdir()
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ConfigError, match="the data data/slip is not there"):
+    with pytest.raises(ConfigError, match="no such data: data/slip"):
         names("data/slip")
 
 
-def test_an_empty_folder_is_told_with_what_could_be_in_it(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="holds nothing that can be read") as caught:
+def test_an_empty_folder_is_refused_with_the_supported_formats(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no data files in") as caught:
         names(tmp_path)
-    assert caught.value.hint == "kdpipe reads .jsonl, .json, .parquet, .txt"
+    assert ".jsonl, .json, .parquet, .txt" in str(caught.value.hint)
 
 
 @pytest.mark.parametrize(
     ("name", "named", "hint"),
     [
-        ("a.jsonl.gz", "is a .gz file: kdpipe reads .jsonl, .json, .parquet, .txt", "unpack it"),
-        ("a.csv", "is a .csv file: kdpipe reads", "convert it"),
-        ("corpus", "is a file without an ending: kdpipe reads", "give it the ending"),
+        ("a.jsonl.gz", "is a .gz file; supported formats: .jsonl, .json, .parquet, .txt", "decompress it"),
+        ("a.csv", "is a .csv file", "convert it"),
+        ("corpus", "is a file without a suffix", "add the suffix"),
     ],
 )
 def test_an_unreadable_format_is_refused_with_the_readable_ones(

@@ -140,13 +140,13 @@ def test_all_of_a_conversation_is_learnt_when_asked_for() -> None:
 @pytest.mark.parametrize(
     ("template", "named"),
     [
-        (UNSTABLE, "what comes before the turn is written differently once the turn is there"),
-        (FORGETFUL, "what comes before the turn is written differently once the turn is there"),
-        (SHORTENED, "the turn is written differently once others follow"),
+        (UNSTABLE, "adding it changes how earlier messages are rendered"),
+        (FORGETFUL, "adding it changes how earlier messages are rendered"),
+        (SHORTENED, "later turns change how it is rendered"),
     ],
 )
-def test_a_template_that_does_not_tell_turns_is_refused(template: str, named: str) -> None:
-    message = f"corpus.jsonl:7: the chat template does not tell where the assistant speaks in message 2: {named}"
+def test_a_template_whose_turns_cannot_be_located_is_refused(template: str, named: str) -> None:
+    message = rf"corpus\.jsonl:7: .* message 2 .*{named}"
     with pytest.raises(ConfigError, match=message) as caught:
         render("messages", talk(), template)
     assert "{% generation %}" in str(caught.value.hint)
@@ -155,42 +155,40 @@ def test_a_template_that_does_not_tell_turns_is_refused(template: str, named: st
 def test_a_turn_that_is_hidden_by_a_later_one_is_refused() -> None:
     """The first answer is rendered as dots, and its text is that of the second one."""
     twice = talk(*TALK[:2], *TALK[:2])
-    with pytest.raises(ConfigError, match="in message 4: the turn before it is written differently"):
+    with pytest.raises(ConfigError, match=r"message 4 .*previous turn"):
         render("messages", twice, SHORTENED)
 
 
 def test_a_conversation_that_the_template_refuses_is_named() -> None:
-    with pytest.raises(
-        ConfigError, match=r"corpus\.jsonl:7: the chat template refuses .*: begin with a system message"
-    ):
+    with pytest.raises(ConfigError, match=r"corpus\.jsonl:7: .*: begin with a system message"):
         render("messages", talk(), PICKY)
 
 
 def test_a_template_that_refuses_a_shorter_conversation_is_refused() -> None:
     whole = "{% if messages | length < 4 %}{{ raise_exception('four at least') }}{% endif %}" + CHATML
-    with pytest.raises(ConfigError, match="it refuses the messages up to there: four at least"):
+    with pytest.raises(ConfigError, match="it rejects the messages up to there: four at least"):
         render("messages", talk(), whole)
 
 
 @pytest.mark.parametrize("template", ["{{ messages[0].nothing.more }}", "{{ messages[0] + 1 }}", "{{ 1 / 0 }}"])
 def test_a_broken_template_is_refused(template: str) -> None:
-    with pytest.raises(ConfigError, match="the chat template refuses this conversation"):
+    with pytest.raises(ConfigError, match="the chat template rejects this conversation"):
         render("messages", talk(), template)
 
 
 def test_a_template_that_is_none_is_refused_with_the_line() -> None:
-    with pytest.raises(ConfigError, match=r"is none that jinja2 can read: .* in line 2") as caught:
+    with pytest.raises(ConfigError, match=r"not valid jinja2: .* in line 2") as caught:
         render("messages", talk(), "{# a comment #}\n{% if")
     assert "data.chat_template=FILE" in str(caught.value.hint)
 
 
 def test_conversations_need_a_template() -> None:
     with pytest.raises(
-        ConfigError, match=r"conversations need a chat template, and the tokenizer .* has none"
+        ConfigError, match=r"conversations need a chat template, but the tokenizer .* has none"
     ) as caught:
         render("messages", talk())
     assert "data.chat_template=FILE" in str(caught.value.hint)
-    with pytest.raises(ConfigError, match=r"data\.chat_template is none"):
+    with pytest.raises(ConfigError, match=r"data\.chat_template=none"):
         render("messages", talk(), CHATML, chat_template="none")
 
 
@@ -219,7 +217,7 @@ def test_white_space_between_prompt_and_response_is_left_alone(prompt: str, resp
 
 
 def test_a_conversation_among_pairs_needs_a_template() -> None:
-    with pytest.raises(ConfigError, match=r"corpus\.jsonl:7 is a conversation, and there is no chat template"):
+    with pytest.raises(ConfigError, match=r"corpus\.jsonl:7: a conversation needs a chat template"):
         render("pair", talk())
 
 
@@ -229,7 +227,7 @@ def test_text_is_rendered_as_it_is() -> None:
 
 
 def test_text_has_no_responses() -> None:
-    with pytest.raises(ConfigError, match=r"only responses are to be learnt .* and the data are plain text"):
+    with pytest.raises(ConfigError, match=r"data\.train_on=assistant"):
         render("text", Document(text="a", columns={}), train_on="assistant")
 
 

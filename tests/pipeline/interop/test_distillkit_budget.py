@@ -106,7 +106,7 @@ def test_scaled_rows_are_counted_by_part_summed_and_shown(
     assert together["largest_excess"] == pytest.approx(excess(range(6)).max(), rel=1e-4)
     assert together["median_excess"] == medians[(len(medians) - 1) // 2]
     largest = f"{together['largest_excess']:.3g}"
-    assert f"{together['rows']:,} rows that added up to more than 1 (by at most {largest})" in shown.err
+    assert f"{together['rows']:,} rows with a sum above 1 (by up to {largest})" in shown.err
     assert "--tail rest" in shown.err
 
     assert run(["cache", "inspect", str(tmp_path / "cache"), "--json"]) == 0

@@ -138,7 +138,7 @@ def test_information_that_a_format_cannot_represent_is_listed(caches: Path, tmp_
     assert len(of_axolotl) == 5 + len(in_tables) and of_axolotl[5:] == in_tables
     assert {"tail mass", "entropy"} < set(of_axolotl)
     assert left_out("threshold", "parquet") == in_tables
-    assert len(left_out("sampled", "parquet")) == len(in_tables) + 1
+    assert left_out("sampled", "parquet")[1:] == in_tables[2:]
     assert "tail mass" not in left_out("imported", "axolotl")
 
 
