@@ -216,52 +216,52 @@ def test_a_setting_that_cannot_be_is_refused(
 
 
 DATA: dict[str, tuple[Callable[[Path], object], list[str], str]] = {
-    "not there": (lambda path: None, [], "the data documents.jsonl is not there"),
-    "empty": (lambda path: path.write_text(""), [], "documents.jsonl has no row at all"),
+    "not there": (lambda path: None, [], "no such data: documents.jsonl"),
+    "empty": (lambda path: path.write_text(""), [], "documents.jsonl has no rows"),
     "not text": (
         lambda path: path.write_bytes(b"\xff\n\xfe\n"),
         [],
-        "no row that can be read. The first: documents.jso",
+        "no valid row. First errors: documents.jsonl",
     ),
     "other columns": (
         lambda path: write_jsonl(path, [{"body": "a", "id": 1}]),
         [],
-        "has no column text, prompt with response, or messages: its columns are body, id",
+        "has no column text, prompt with response, or messages; columns: body, id",
     ),
     "a column not there": (
         lambda path: write_jsonl(path, text_rows(3)),
         ["--set", "data.columns.text=body"],
-        "has no column 'body' for the role text: its columns are text, category, language, number",
+        "has no column 'body' for the role text; columns: text, category, language, number",
     ),
     "bad rows": (
         lambda path: write_jsonl(path, [*text_rows(3), {"text": ""}, {"text": 5}]),
         ["--max-bad-rows", "1"],
-        "more than 1 rows cannot be used. The first: documents.jsonl:4: its text is empty; documents.jsonl:5: its text",
+        "more than 1 invalid rows. The first: documents.jsonl:4: text is empty; documents.jsonl:5: text",
     ),
     "empty responses": (
         lambda path: write_jsonl(path, [{"prompt": "Why?", "response": ""}]),
         [],
-        "has no document that can be used; 1 row is bad. The first: documents.jsonl:1: its response is empty",
+        "has no usable document; 1 invalid row. The first: documents.jsonl:1: response is empty",
     ),
     "no template": (
         lambda path: write_jsonl(path, chat_rows(4)),
         [],
-        "conversations need a chat template, and the tokenizer teacher has none",
+        "conversations need a chat template, but the tokenizer teacher has none",
     ),
     "all in validation": (
         lambda path: write_jsonl(path, text_rows(3)),
         ["--val-fraction", "0.9999999999"],
-        "all 3 documents fall into validation, at a fraction of 0.9999999999",
+        "all 3 documents are in validation at --val-fraction 0.9999999999",
     ),
     "held out twice": (
         lambda path: write_jsonl(path, text_rows(3)),
         ["--val-data", "./documents.jsonl"],
-        "--val-data ./documents.jsonl are the same documents as --data",
+        "--val-data ./documents.jsonl is the same file or folder as --data",
     ),
     "too long": (
         lambda path: write_jsonl(path, [{"text": "a"}, *text_rows(3)]),
         ["--set", "data.long_documents=refuse"],
-        "documents.jsonl:2 has 102 tokens, a sequence 96",
+        "documents.jsonl:2 has 102 tokens, --seq-len allows 96",
     ),
 }
 
@@ -330,7 +330,7 @@ def test_a_folder_of_mixed_formats_is_refused_by_the_file_that_is_in_the_way(
     write_jsonl(place / "data" / "a.jsonl", text_rows(3))
     (place / "data" / "b.csv").write_text("text\nhello\n")
     told = refused(words(data="data"))
-    assert told.startswith("error: data/b.csv is a .csv file: kdpipe reads .jsonl")
+    assert told.startswith("error: data/b.csv is a .csv file; supported formats: .jsonl")
 
 
 @pytest.mark.parametrize(
@@ -432,7 +432,7 @@ def test_a_conversation_that_cannot_be_learnt_leaves_no_folder_in_the_way(
     write_jsonl(place / "chat.jsonl", chat_rows(30))
     (place / "endless.jinja").write_text(ENDLESS)
     told = refused(words(Path(), "--set", "data.chat_template=endless.jinja", teacher="own", data="chat.jsonl"))
-    assert "chat.jsonl:1: turn 1 of the assistant does not end with a stop token" in told
+    assert "chat.jsonl:1: assistant turn 1 does not end with a stop token" in told
     assert not (place / "out").exists()
     assert main.run(words(teacher="own", data="chat.jsonl")) == 0
 
@@ -452,15 +452,15 @@ def test_a_conversation_behind_the_first_parts_stops_the_run_which_goes_on_witho
         Path(), "--set", "sequences.part_rows=512", "--val-fraction", "0", teacher="own", data="chat.jsonl", out="out"
     )
     told = refused(few)
-    assert told.startswith("error: chat.jsonl:29: the chat template refuses this conversation: no system message")
-    assert "leave such documents out with --set data.untrainable=skip" in told.splitlines()[1]
+    assert told.startswith("error: chat.jsonl:29: the chat template rejects this conversation: no system message")
+    assert "skip such documents with --set data.untrainable=skip" in told.splitlines()[1]
     parts = sorted((place / "out" / "parts").iterdir())
     before = [part.stat().st_ino for part in parts]
     assert 2 <= len(parts) < open_cache(place / "out", allow_partial=True).manifest.plan.n_parts
     assert refused(few) == told
     assert main.run([*few, "--set", "data.untrainable=skip"]) == 0
     shown = capsys.readouterr()
-    why = "1 document that cannot be learnt was left out. The first: chat.jsonl:29: the chat template refuses"
+    why = "1 document that cannot be learnt was left out. The first: chat.jsonl:29: the chat template rejects"
     assert why in shown.err and "1 without trained tokens skipped" in shown.out
     assert [part.stat().st_ino for part in sorted((place / "out" / "parts").iterdir())][: len(before)] == before
     assert verify_cache(place / "out", "deep").ok
@@ -632,7 +632,7 @@ def test_a_cache_is_held_against_its_teacher_only(place: Path, refused: Callable
 def test_a_plan_is_refused_as_the_run_would_be(refused: Callable[..., str]) -> None:
     plan = ["plan", *words(out=None)[1:]]
     assert "--top-k is 513, the vocabulary has 512 ids" in refused([*plan, "--targets", "topk", "--top-k", "513"])
-    assert "the data nowhere.jsonl is not there" in refused([*plan, "--data", "nowhere.jsonl"])
+    assert "no such data: nowhere.jsonl" in refused([*plan, "--data", "nowhere.jsonl"])
     told = refused(["plan", "--teacher", "teacher"])
     assert told == "error: there is nothing to plan for\nhint: give --data, or --tokens N, or both\n"
     assert "a probe needs documents to read" in refused(["plan", "--teacher", "teacher", "--tokens", "9", "--probe"])
