@@ -1,6 +1,7 @@
-"""Requantize: a cache made poorer from what it has, and still unbiased where it was.
+"""Make a smaller cache from a cache, without its teacher: `kdpipe cache requantize`.
 
-In: a finished cache, and what is to be less. Out: a cache of the same documents in the same sequences.
+In: a finished cache and a `RequantizeSpec`. Out: a cache of the same documents in the same sequences, whose targets are
+unbiased if those of the source are.
 """
 
 from collections.abc import Callable
@@ -33,50 +34,50 @@ Change = Callable[[PartReader, int, SequenceDocuments], CodedRows]
 def requantize(
     url: str,
     out: str,
-    asked: RequantizeSpec,
-    told: RebuildProgress | None = None,
+    spec: RequantizeSpec,
+    progress: RebuildProgress | None = None,
     retry_policy: RetryPolicy | None = None,
 ) -> ReshapeReport:
-    """Make a poorer cache of another."""
+    """Requantize a cache, or resume an interrupted run."""
     source = open_source(url, retry_policy)
-    manifest = plan_requantization(source, asked)
+    manifest = plan_requantization(source, spec)
     records = [source.record(row.part) for row in source.cache.parts]
-    making = RebuildPlan(
+    plan = RebuildPlan(
         action="requantize",
         manifest=manifest,
         sources=[source],
         jobs=[Job(source=0, part=r.part, split=r.split, n_documents=r.n_documents) for r in records],
-        # What only leaves out an array needs no row of the others to be written.
+        # If only arrays are dropped, the files of the others are reused.
         adopted=[manifest.targets == source.manifest.targets] * len(records),
         left_out=0,
     )
     change = _change(source, manifest)
 
-    def rewrite(writer: CacheWriter, number: int, making: RebuildPlan) -> None:
+    def rewrite(writer: CacheWriter, number: int, plan: RebuildPlan) -> None:
         part, record = source.cache.part(number), records[number]
         coded = CodedPart(part, source.manifest, None)
-        with writer.part(number) as made:
+        with writer.part(number) as new_part:
             for i in range(len(coded)):
                 stored = coded.sequence(i)
-                made.add_coded(change(part, i, stored), stored.places, stored.texts)
-            # Ids that are drawn again are farther from the teacher than those that were measured.
+                new_part.add_coded(change(part, i, stored), stored.places, stored.texts)
+            # The measured fidelity does not apply to resampled ids.
             same = manifest.targets.keep == source.manifest.targets.keep
-            made.fidelity = record.fidelity if same else None
-            made.scaled = record.scaled
-            made.batches_halved = record.batches_halved
+            new_part.fidelity = record.fidelity if same else None
+            new_part.scaled = record.scaled
+            new_part.batches_halved = record.batches_halved
 
-    return make(out, making, told or SilentRebuildProgress(), rewrite)
+    return make(out, plan, progress or SilentRebuildProgress(), rewrite)
 
 
-def plan_requantization(source: SourceCache, asked: RequantizeSpec) -> Manifest:
-    """The manifest of the poorer cache, with what was done in its history."""
-    poorer = requantized_manifest(source.manifest, asked)
-    changed = differing_keys(_keeps(source.manifest), _keeps(poorer))
+def plan_requantization(source: SourceCache, spec: RequantizeSpec) -> Manifest:
+    """The manifest of the new cache, with the changes in its history."""
+    reduced = requantized_manifest(source.manifest, spec)
+    changed = differing_keys(_keeps(source.manifest), _keeps(reduced))
     note = "; ".join(line.replace(" there, ", " to ").removesuffix(" asked") for line in changed)
     origin = Origin(action="requantize", caches=(source.cache_id,), note=note[:MAX_NOTE])
-    made = made_from([source.manifest], origin, source.manifest.plan)
-    changes = {name: getattr(poorer, name) for name in ("targets", "hidden", "arrays", "tables", "seed")}
-    return with_changes(made, **changes)
+    base = made_from([source.manifest], origin, source.manifest.plan)
+    changes = {name: getattr(reduced, name) for name in ("targets", "hidden", "arrays", "tables", "seed")}
+    return with_changes(base, **changes)
 
 
 def _keeps(manifest: Manifest) -> dict[str, object]:
@@ -84,7 +85,7 @@ def _keeps(manifest: Manifest) -> dict[str, object]:
 
 
 def _change(source: SourceCache, manifest: Manifest) -> Change:
-    """What becomes of a sequence."""
+    """The function that requantizes a sequence."""
     is_state = source.manifest.targets.keep.kind == "state"
     if is_state and manifest.targets.keep.kind != "state":
         tables = {table.name: source.cache.table(table.name) for table in source.manifest.tables}
@@ -98,11 +99,11 @@ def _change(source: SourceCache, manifest: Manifest) -> Change:
             return states.rows(stored.coded, _sequence(part, number, stored, rows, manifest), rows, keys_R)
 
         return of_states
-    poorer = RowRequantizer(source.manifest, manifest)
+    requantizer = RowRequantizer(source.manifest, manifest)
 
     def of_entries(part: PartReader, number: int, stored: SequenceDocuments) -> CodedRows:
         rows = part.rows(number, number + 1, hidden=False)
-        return poorer.rows(stored.coded, rows, _keys(source, manifest, stored, rows))
+        return requantizer.rows(stored.coded, rows, _keys(source, manifest, stored, rows))
 
     return of_entries
 
@@ -115,7 +116,7 @@ def _keys(
 
 
 def _sequence(part: PartReader, number: int, stored: SequenceDocuments, rows: Rows, manifest: Manifest) -> Sequence:
-    """A stored sequence as stage one would hand it over."""
+    """A stored sequence in the form in which `cache-teacher` writes one."""
     places = stored.places
     return Sequence(
         tokens=rows.tokens,

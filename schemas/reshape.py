@@ -1,8 +1,4 @@
-"""What the commands that make caches from caches are told and answer with: `cache merge`, `subset`, `requantize`.
-
-In: what a person chooses, and what `cache/reshape` and `pipeline/requantize.py` did. Out: `DocumentSelection`, and the
-JSON document of `--json`, key by key.
-"""
+"""Settings and reports of `cache merge`, `cache subset` and `cache requantize`."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,8 +13,8 @@ from kdpipe.schemas.targets import MAX_ENTRIES
 
 
 class ReshapeReport(Record):
-    """The whole answer; `adopted` and `rewritten` count the parts of the plan, `left_out` the documents of the sources
-    that the new cache does not have."""
+    """The result: `adopted` and `rewritten` count parts, `left_out` the documents of the sources that the new cache
+    does not have."""
 
     action: ReshapeAction
     cache: str
@@ -35,13 +31,12 @@ class ReshapeReport(Record):
 
 
 class Bounds(Record):
-    """From `first` on, and before `end`; None where the one or the other is left open."""
+    """The range [first, end); None for an open end."""
 
     first: int | None = None
     end: int | None = None
 
     def holds(self, number: int) -> bool:
-        """Whether a number lies within."""
         return (self.first is None or number >= self.first) and (self.end is None or number < self.end)
 
     def __str__(self) -> str:
@@ -49,10 +44,10 @@ class Bounds(Record):
 
 
 class DocumentSelection(Record):
-    """Which documents of a cache are wanted: those that every condition holds for.
+    """A selection of documents: those that meet every condition.
 
-    `where` has names of columns and values as they were typed. `lowest` and `highest` are shares of the documents that
-    the other conditions leave.
+    `where` has column names and values as given on the command line. `lowest` and `highest` are shares of the documents
+    that meet the other conditions.
     """
 
     split: SplitName | None = None
@@ -66,17 +61,17 @@ class DocumentSelection(Record):
     at_most: float | None = None
 
     def __str__(self) -> str:
-        told = [f"{name} {value}" for name in ("split", "parts", "documents") if (value := getattr(self, name))]
-        told += [f"where {name}={value}" for name, value in self.where]
+        lines = [f"{name} {value}" for name in ("split", "parts", "documents") if (value := getattr(self, name))]
+        lines += [f"where {name}={value}" for name, value in self.where]
         names = ("lowest", "highest", "at_least", "at_most")
         bounds = [f"{name.replace('_', ' ')} {value!r}" for name in names if (value := getattr(self, name)) is not None]
-        return "; ".join([*told, *([f"{self.by}: {', '.join(bounds)}"] if self.by else [])])
+        return "; ".join([*lines, *([f"{self.by}: {', '.join(bounds)}"] if self.by else [])])
 
 
 class RequantizeSpec(Record):
-    """What a cache is to keep less of; None leaves it as it is.
+    """What a requantized cache keeps; None leaves a setting unchanged.
 
-    `draws` are drawn with `seed`, that of the source by itself.
+    `seed` is that of resampled ids [the source's].
     """
 
     targets: RequantizedKind | None = None
@@ -90,7 +85,7 @@ class RequantizeSpec(Record):
 
 
 def requantize_spec(typed: Mapping[str, Any]) -> RequantizeSpec:
-    """From what a person typed."""
+    """Validate the options of the command."""
     try:
         return RequantizeSpec.model_validate(typed)
     except ValidationError as error:

@@ -1,1 +1,1 @@
-"""Targets made poorer: fewer ids, draws, temperatures or columns, from what a cache has kept, without its teacher."""
+"""Requantization: fewer ids, draws, temperatures or columns, from a cache alone, without its teacher."""

@@ -1,7 +1,7 @@
-"""The coded rows of a cache with less in them: what stays keeps its codes, so nothing is rounded twice.
+"""Requantize coded rows: entries that stay keep their codes, so nothing is rounded twice.
 
-In: a stored sequence, its rows as they are read, and a key a row. Out: the codes under the poorer manifest. Only counts
-and the mass of what is not exact are told anew: an id that is no longer exact adds to it what it weighed.
+In: a stored sequence, its decoded rows, and one random key per row. Out: the codes under the new manifest. Only counts
+and tail masses are encoded again: an id that is no longer exact adds its weight to the tail.
 """
 
 from dataclasses import dataclass, replace
@@ -20,13 +20,13 @@ from kdpipe.pipeline.requantization.resample import EntryChoice, Longs, PaddedEn
 from kdpipe.schemas.arrays import MISSING, LinearQuantizer, LogOddsQuantizer
 from kdpipe.schemas.manifest import Manifest
 
-# Entries that are gone through together, room for the most that a row may have included.
+# Entries processed at a time, counting `max_entries` for each row.
 BLOCK_ENTRIES = 1 << 17
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Flat:
-    """Every entry of some rows: ranks, codes of log p (of draws too where they have one), weights, p, times."""
+    """All entries of some rows; `values` are codes of log p (0 for draws without one)."""
 
     counts: EntryCounts
     is_draw: npt.NDArray[np.bool_]
@@ -39,21 +39,23 @@ class _Flat:
 
 @final
 class RowRequantizer:
-    """Makes the rows of one cache poorer."""
+    """Requantizes the rows of one cache."""
 
     def __init__(self, source: Manifest, manifest: Manifest) -> None:
         self._source, self._manifest = source, manifest
-        self._is_chosen_anew = source.targets.keep != manifest.targets.keep
-        there = [column.name for column in source.arrays.row.columns]
-        self._columns = [there.index(column.name) for column in manifest.arrays.row.columns]
+        self._is_resampled = source.targets.keep != manifest.targets.keep
+        names = [column.name for column in source.arrays.row.columns]
+        self._columns = [names.index(column.name) for column in manifest.arrays.row.columns]
         self._places = {column.name: n for n, column in enumerate(manifest.arrays.row.columns)}
 
     def rows(self, coded: CodedRows, rows: Rows, keys_R: Longs) -> CodedRows:
-        """The same rows with less in them."""
+        """The same rows under the new manifest."""
         flat = self._flat(coded, rows)
-        vectors = {name: each for name, each in coded.vectors.items() if name != "hidden" or self._manifest.hidden.rows}
+        vectors = {
+            name: vector for name, vector in coded.vectors.items() if name != "hidden" or self._manifest.hidden.rows
+        }
         columns = coded.columns[:, self._columns]
-        if not self._is_chosen_anew:
+        if not self._is_resampled:
             return replace(coded, columns=columns, vectors=vectors, logprobs=self._values(flat.values, flat.counts))
         places, times, counts = self._chosen(flat, keys_R)
         return CodedRows(
@@ -83,7 +85,7 @@ class RowRequantizer:
         )
 
     def _chosen(self, flat: _Flat, keys_R: Longs) -> tuple[Longs, Codes, EntryCounts]:
-        """The entries that stay, in their new order; how often each draw was drawn; how many a row has."""
+        """The entries that stay, in their new order; the times of each draw; the counts of each row."""
         choose = resampler(self._manifest.targets.keep)
         starts = row_starts(flat.counts.exact + flat.counts.draws)
         places, times, n_exact, n_draws = [], [], [], []
@@ -91,18 +93,18 @@ class RowRequantizer:
         for first in range(0, len(starts), n_rows):
             block = slice(first, first + n_rows)
             choice = choose(_padded(flat, block), keys_R[block])
-            stays, is_draw = _stays(choice)
-            places.append((starts[block, None] + choice.slots_RK)[stays])
+            is_entry, is_draw = _is_entry(choice)
+            places.append((starts[block, None] + choice.slots_RK)[is_entry])
             times.append(choice.times_RK[is_draw])
             n_exact.append(choice.n_exact_R)
             n_draws.append(choice.n_draws_R)
         exact, draws = np.concatenate(n_exact), np.concatenate(n_draws)
         values = exact + draws if self._manifest.targets.draw_values else exact
-        found = np.concatenate(times) - 1 if self._manifest.arrays.times is not None else np.zeros(0)
-        return np.concatenate(places), found.astype(np.uint32), EntryCounts(exact=exact, draws=draws, values=values)
+        repeats = np.concatenate(times) - 1 if self._manifest.arrays.times is not None else np.zeros(0)
+        return np.concatenate(places), repeats.astype(np.uint32), EntryCounts(exact=exact, draws=draws, values=values)
 
     def _values(self, values: Codes, counts: EntryCounts) -> Codes:
-        """Codes of log p as they are streamed: differences of exact ids, draws plain where they are kept."""
+        """Codes of log p as stored: differences for exact ids, plain values for draws."""
         is_draw = draw_mask(counts.exact, counts.draws)
         exact = differences(values[~is_draw], counts.exact)
         if not self._manifest.targets.draw_values:
@@ -112,7 +114,7 @@ class RowRequantizer:
         return codes
 
     def _with_masses(self, columns: Codes, old: _Flat, counts: EntryCounts) -> Codes:
-        """The columns with new counts, and with the mass of the ids that are no longer exact in that of the tail."""
+        """The columns with new counts; the mass of ids that are no longer exact is added to the tail."""
         columns = columns.copy()
         for name, number in (("n_exact", counts.exact), ("n_draws", counts.draws)):
             if name in self._places:
@@ -130,7 +132,7 @@ class RowRequantizer:
         return columns
 
     def _with_labels(self, columns: Codes, rows: Rows, places: Longs, counts: EntryCounts) -> Codes:
-        """The columns with the log p of next tokens that are no longer exact ids, which had it as such before."""
+        """The columns with the log p of next tokens that are no longer exact ids."""
         place = self._places["label_logprob"]
         quantizer = self._manifest.arrays.row.columns[place].quantizer
         assert isinstance(quantizer, LinearQuantizer) and rows.label_logprob is not None
@@ -144,7 +146,7 @@ class RowRequantizer:
 
 
 def _with_differences(ranks: Codes, counts: EntryCounts) -> Codes:
-    """Ranks as they are streamed: those of draws as differences."""
+    """Ranks as stored: those of draws as differences."""
     is_draw = draw_mask(counts.exact, counts.draws)
     ranks = ranks.copy()
     ranks[is_draw] = differences(ranks[is_draw], counts.draws)
@@ -152,29 +154,27 @@ def _with_differences(ranks: Codes, counts: EntryCounts) -> Codes:
 
 
 def _lost(weights: npt.NDArray[np.float64], old: _Flat, n_exact: Longs) -> npt.NDArray[np.float64]:
-    """What the ids of each row weigh that were exact and are not among its first so many."""
-    every = old.counts.exact + old.counts.draws
-    row_of = np.repeat(np.arange(len(every)), every)
-    slots = np.arange(len(row_of)) - row_starts(every)[row_of]
-    gone = ~old.is_draw & (slots >= n_exact[row_of])
-    return np.bincount(row_of[gone], weights[gone], minlength=len(every)).astype(np.float64)
+    """The weight of each row's formerly exact ids beyond its first `n_exact`."""
+    counts = old.counts.exact + old.counts.draws
+    row_of = np.repeat(np.arange(len(counts)), counts)
+    slots = np.arange(len(row_of)) - row_starts(counts)[row_of]
+    lost = ~old.is_draw & (slots >= n_exact[row_of])
+    return np.bincount(row_of[lost], weights[lost], minlength=len(counts)).astype(np.float64)
 
 
 def _padded(flat: _Flat, block: slice) -> PaddedEntries:
-    """The entries of some rows side by side."""
+    """The entries of some rows, padded to equal length."""
     exact, draws = flat.counts.exact[block], flat.counts.draws[block]
-    every = flat.counts.exact + flat.counts.draws
-    slots = np.arange(max(1, int(every[block].max(initial=0))))
-    places = np.minimum(row_starts(every)[block, None] + slots, max(len(flat.ranks) - 1, 0))
+    counts = flat.counts.exact + flat.counts.draws
+    slots = np.arange(max(1, int(counts[block].max(initial=0))))
+    places = np.minimum(row_starts(counts)[block, None] + slots, max(len(flat.ranks) - 1, 0))
     times = np.ones(places.shape, np.int64)
     if len(flat.times):
         among_draws = row_starts(flat.counts.draws)[block, None] + slots - exact[:, None]
         times = flat.times[np.clip(among_draws, 0, len(flat.times) - 1)].astype(np.int64) + 1
     if not len(flat.ranks):
-        nothing = np.zeros(places.shape, np.int64)
-        return PaddedEntries(
-            n_exact_R=exact, n_draws_R=draws, weights_RK=nothing * 0.0, order_RK=nothing, times_RK=times
-        )
+        zeros = np.zeros(places.shape, np.int64)
+        return PaddedEntries(n_exact_R=exact, n_draws_R=draws, weights_RK=zeros * 0.0, order_RK=zeros, times_RK=times)
     return PaddedEntries(
         n_exact_R=exact,
         n_draws_R=draws,
@@ -184,8 +184,8 @@ def _padded(flat: _Flat, block: slice) -> PaddedEntries:
     )
 
 
-def _stays(choice: EntryChoice) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
-    """Which slots of a choice are entries, and which of them draws."""
+def _is_entry(choice: EntryChoice) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    """Which slots of a choice are entries, and which are draws."""
     slots = np.arange(choice.slots_RK.shape[1])
     is_entry = slots < (choice.n_exact_R + choice.n_draws_R)[:, None]
     return is_entry, is_entry & (slots >= choice.n_exact_R[:, None])

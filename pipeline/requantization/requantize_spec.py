@@ -1,149 +1,143 @@
-"""What a poorer cache keeps: never more than its source, whose teacher is not asked again.
+"""The manifest of a requantized cache, which never keeps more than its source.
 
-In: the manifest of a cache, and what is to be less. Out: the manifest's new targets, arrays and tables, or what would
-be richer.
+In: the manifest of a cache, and a `RequantizeSpec`. Out: the manifest with fewer targets, arrays and tables, or a
+`ConfigError` that names the setting that needs more than the source has.
 """
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, get_args
 
 from kdpipe.cache.reshape.adopt import with_changes, without_rows
 from kdpipe.schemas.arrays import default_arrays
-from kdpipe.schemas.capture_settings import TargetSettings
+from kdpipe.schemas.capture_settings import PROFILES, TargetSettings
 from kdpipe.schemas.choices import RequantizedKind
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.manifest import Manifest, expected_tables
 from kdpipe.schemas.reshape import RequantizeSpec
-from kdpipe.schemas.targets import KeptSpec, Sampled, State, TargetSpec, Threshold, TopK, TopP
+from kdpipe.schemas.targets import CAPTURED, KeptSpec, State, TargetSpec
 
-# The option that each kind is made poorer with, its setting, and the number of the target that it sets.
-OPTIONS: dict[str, tuple[str, str, str]] = {
-    "threshold": ("--tau", "tau", "tau"),
-    "sampled": ("--draws", "draws", "draws"),
-    "topk": ("--top-k", "top_k", "k"),
-    "topp": ("--top-p", "top_p", "p"),
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Amount:
+    """How much a kind of target keeps: a setting of `RequantizeSpec`, and the field of the kind's record."""
+
+    setting: str
+    field: str
+
+    @property
+    def option(self) -> str:
+        return f"--{self.setting.replace('_', '-')}"
+
+
+AMOUNTS: dict[RequantizedKind, Amount] = {
+    "threshold": Amount(setting="tau", field="tau"),
+    "sampled": Amount(setting="draws", field="draws"),
+    "topk": Amount(setting="top_k", field="k"),
+    "topp": Amount(setting="top_p", field="p"),
 }
-SETTINGS = ("tau", "draws", "top_k", "top_p")
 
 
-def requantized_manifest(manifest: Manifest, asked: RequantizeSpec) -> Manifest:
-    """The manifest with less in it, its plan and history as they were."""
-    if "hidden" in asked.drop:
+def requantized_manifest(manifest: Manifest, spec: RequantizeSpec) -> Manifest:
+    """The manifest with less in it; plan and history are unchanged."""
+    if "hidden" in spec.drop:
         if not manifest.hidden.rows:
-            raise _not_there("hidden")
+            raise _not_in_cache("hidden")
         manifest = without_rows(manifest)
-    targets = requantized_targets(manifest.targets, asked)
-    if asked.seed is not None and (targets.keep == manifest.targets.keep or not targets.has_draws):
+    targets = requantized_targets(manifest.targets, spec)
+    if spec.seed is not None and (targets.keep == manifest.targets.keep or not targets.has_draws):
         raise ConfigError(
-            f"--seed {asked.seed} would change nothing: no id is drawn again",
-            hint="leave it out, or give --tau or --draws",
+            f"--seed {spec.seed} has no effect: no ids are resampled", hint="omit it, or set --tau or --draws"
         )
-    seed = manifest.seed if asked.seed is None else asked.seed
-    if targets == manifest.targets and "hidden" not in asked.drop:
-        raise ConfigError(
-            "nothing would be less: the new cache would be the old one", hint="give --tau, --temperatures or --drop"
-        )
-    due = expected_tables(targets, manifest.hidden, manifest.vocabulary_size)
+    seed = manifest.seed if spec.seed is None else spec.seed
+    if targets == manifest.targets and "hidden" not in spec.drop:
+        raise ConfigError("the new cache would be identical to its source", hint="set --tau, --temperatures or --drop")
+    expected = expected_tables(targets, manifest.hidden, manifest.vocabulary_size)
     old = expected_tables(manifest.targets, manifest.hidden, manifest.vocabulary_size)
-    tables = tuple(table for table in manifest.tables if table in due or table not in old)
+    tables = tuple(table for table in manifest.tables if table in expected or table not in old)
     return with_changes(manifest, targets=targets, seed=seed, tables=tables, arrays=_arrays(manifest, targets))
 
 
 def _arrays(manifest: Manifest, targets: TargetSpec) -> Any:
-    """The quantizers of the source for all that it has already."""
-    due = default_arrays(targets, manifest.hidden, manifest.vocabulary_size)
-    there = {column.name: column for column in manifest.arrays.row.columns}
-    columns = tuple(there.get(column.name, column) for column in due.row.columns)
+    """The arrays of the new targets, with the quantizers of the source for those that it has."""
+    expected = default_arrays(targets, manifest.hidden, manifest.vocabulary_size)
+    known = {column.name: column for column in manifest.arrays.row.columns}
+    columns = tuple(known.get(column.name, column) for column in expected.row.columns)
     changes: dict[str, Any] = {"row": manifest.arrays.row.model_copy(update={"columns": columns})}
     for name in ("id", "times", "logprob", "hidden", "state"):
         own = getattr(manifest.arrays, name)
-        changes[name] = (own or getattr(due, name)) if getattr(due, name) is not None else None
+        changes[name] = (own or getattr(expected, name)) if getattr(expected, name) is not None else None
     return manifest.arrays.model_copy(update=changes)
 
 
-def requantized_targets(targets: TargetSpec, asked: RequantizeSpec) -> TargetSpec:
+def requantized_targets(targets: TargetSpec, spec: RequantizeSpec) -> TargetSpec:
     """The target spec with less in it."""
-    kept = _temperatures(targets, asked)
-    changes: dict[str, Any] = {"keep": _keep(targets.keep, asked), "temperatures": kept}
-    for name in asked.drop:
+    changes: dict[str, Any] = {"keep": _keep(targets.keep, spec), "temperatures": _temperatures(targets, spec)}
+    for name in spec.drop:
         key = name.replace("-", "_")
         if name != "hidden":
             if not getattr(targets, key):
-                raise _not_there(name)
+                raise _not_in_cache(name)
             changes[key] = False
     return TargetSpec.model_validate({**dict(targets), **changes})
 
 
-def _not_there(name: str) -> ConfigError:
-    return ConfigError(f"--drop {name}: the cache does not have it", hint="see what it has with `kdpipe cache inspect`")
+def _not_in_cache(name: str) -> ConfigError:
+    return ConfigError(f"--drop {name}: the cache does not have it", hint="list its contents: kdpipe cache inspect")
 
 
-def _temperatures(targets: TargetSpec, asked: RequantizeSpec) -> tuple[float, ...]:
-    if asked.temperatures is None:
+def _temperatures(targets: TargetSpec, spec: RequantizeSpec) -> tuple[float, ...]:
+    if spec.temperatures is None:
         return targets.temperatures
-    there = ", ".join(f"{t:g}" for t in targets.temperatures) or "none"
-    if more := [t for t in asked.temperatures if t not in targets.temperatures]:
+    if more := [t for t in spec.temperatures if t not in targets.temperatures]:
+        known = ", ".join(f"{t:g}" for t in targets.temperatures) or "none"
         raise ConfigError(
-            f"--temperatures {more[0]:g} would be richer: the cache has {there}", hint="choose among those that it has"
+            f"--temperatures {more[0]:g} is not in the cache, which has {known}", hint="choose a subset of those"
         )
     own = targets.target_temperature
-    if own != 1.0 and own not in asked.temperatures:
+    if own != 1.0 and own not in spec.temperatures:
         raise ConfigError(
-            f"--temperatures leaves out {own:g}, at which weights are read", hint=f"name {own:g} among them"
+            f"--temperatures must include {own:g}, the temperature of the cache's targets", hint=f"add {own:g}"
         )
-    return tuple(t for t in targets.temperatures if t in asked.temperatures)
+    return tuple(t for t in targets.temperatures if t in spec.temperatures)
 
 
-def _keep(keep: KeptSpec, asked: RequantizeSpec) -> KeptSpec:
-    """a target of the same kind that keeps no more; of states any kind."""
+def _keep(keep: KeptSpec, spec: RequantizeSpec) -> KeptSpec:
+    """A target of the same kind that keeps at most as much; of any kind from states."""
     if isinstance(keep, State):
-        return _of_state(keep, asked)
-    if asked.targets not in (None, keep.kind):
+        return _from_state(keep, spec)
+    if spec.targets not in (None, keep.kind):
         raise ConfigError(
-            f"the cache keeps targets of kind {keep.kind}, --targets {asked.targets} cannot be made of them",
-            hint="only states tell the whole distribution: use cache-teacher",
+            f"--targets {spec.targets}: the cache has targets of kind {keep.kind}, which cannot be converted",
+            hint="only a cache of states can change its kind; use cache-teacher",
         )
-    given = [name for name in SETTINGS if getattr(asked, name) is not None]
-    option, own, number = OPTIONS.get(keep.kind, ("", "", ""))
-    if foreign := [name for name in given if name != own]:
+    given = [amount for amount in AMOUNTS.values() if getattr(spec, amount.setting) is not None]
+    own = next((amount for kind, amount in AMOUNTS.items() if kind == keep.kind), None)
+    if other := [amount for amount in given if amount != own]:
         raise ConfigError(
-            f"--{foreign[0].replace('_', '-')} is not for targets of kind {keep.kind}",
-            hint=f"make them poorer with {option}" if option else "leave it out",
+            f"{other[0].option} does not apply to targets of kind {keep.kind}",
+            hint="omit it" if own is None else f"use {own.option}",
         )
-    if not given:
+    if own is None or not given:
         return keep
-    return _less(keep, number, getattr(asked, own), option)
-
-
-def _less(keep: KeptSpec, number: str, wanted: Any, option: str) -> KeptSpec:
-    """the target with another number, which must not be richer."""
-    there = getattr(keep, number)
-    # A lower tau keeps more, everything else keeps more when it is higher.
-    is_richer = wanted < there if keep.kind == "threshold" else wanted > there
-    if is_richer:
+    value, old = getattr(spec, own.setting), getattr(keep, own.field)
+    reduced = keep.model_copy(update={own.field: type(old)(value)})
+    if reduced.is_richer_than(keep):  # type: ignore[arg-type]  # a copy has the type of its original
         raise ConfigError(
-            f"{option} {wanted:g} would be richer: the cache was made with {there:g}",
-            hint="what was not kept cannot be made again: use cache-teacher",
+            f"{own.option} {value:g} needs more than the cache has, which was made with {old:g}",
+            hint="make a new cache with cache-teacher",
         )
-    return keep.model_copy(update={number: type(there)(wanted)})
+    return reduced
 
 
-def _of_state(keep: State, asked: RequantizeSpec) -> KeptSpec:
-    """What is asked for of the whole distribution, with stage one's own defaults."""
-    given = [name for name in SETTINGS if getattr(asked, name) is not None]
-    kinds: list[RequantizedKind] = ["threshold", "sampled", "topk", "topp"]
-    named = [kind for kind in kinds if OPTIONS[kind][1] in given]
-    kind = asked.targets or (named[0] if named else None)
+def _from_state(keep: State, spec: RequantizeSpec) -> KeptSpec:
+    """A target of the given kind, with the defaults of cache-teacher."""
+    given = [kind for kind in get_args(RequantizedKind) if getattr(spec, AMOUNTS[kind].setting) is not None]
+    kind: RequantizedKind | None = spec.targets or (given[0] if given else None)
     if kind is None:
         return keep
-    if foreign := [OPTIONS[other][0] for other in named if other != kind]:
-        raise ConfigError(f"{foreign[0]} is not for targets of kind {kind}", hint=f"use {OPTIONS[kind][0]}")
-    plain = TargetSettings()
-    match kind:
-        case "threshold":
-            return Threshold(tau=asked.tau or 1 / 25)
-        case "sampled":
-            return Sampled(draws=asked.draws or plain.draws)
-        case "topk":
-            return TopK(k=asked.top_k or plain.top_k)
-        case "topp":
-            return TopP(p=asked.top_p or plain.top_p)
+    if other := [AMOUNTS[name].option for name in given if name != kind]:
+        raise ConfigError(f"{other[0]} does not apply to targets of kind {kind}", hint=f"use {AMOUNTS[kind].option}")
+    amount, defaults = AMOUNTS[kind], TargetSettings(tau=PROFILES["standard"])
+    value = getattr(spec, amount.setting) or getattr(defaults, amount.setting)
+    target: KeptSpec = CAPTURED[kind].model_validate({amount.field: value})  # type: ignore[assignment]
+    return target

@@ -1,8 +1,8 @@
-"""States turned into targets: the whole distribution of every row, reduced as stage one reduces a teacher's.
+"""Targets from states: the full distribution of every row, reduced as `cache-teacher` reduces a teacher's.
 
-In: a stored sequence of a cache of states, its rows as they are read, and a key a row. Out: the codes of its targets.
-What a state tells of entropy, log_z and the next token is told anew too, so that all of a row agrees;
-`boundary_logprob` is what the teacher said.
+In: a stored sequence of a cache of states, its decoded rows, and one random key per row. Out: the codes of its targets.
+Entropy, log_z and the log p of next tokens are computed from the state too, so that a row is consistent;
+`boundary_logprob` is the teacher's.
 """
 
 from collections.abc import Mapping
@@ -23,18 +23,18 @@ from kdpipe.schemas.errors import CacheDamaged
 from kdpipe.schemas.manifest import Manifest
 from kdpipe.schemas.targets import HiddenSpec, State
 
-# Numbers of logits that exist at a time.
+# Logits in memory at a time.
 LOGITS = 1 << 23
 
 
 @final
 class StateTargets:
-    """Makes targets of states."""
+    """Computes targets from states."""
 
     def __init__(self, source: Manifest, manifest: Manifest, tables: Mapping[str, npt.NDArray[Any]]) -> None:
         assert isinstance(source.targets.keep, State)
         self._keep, self._manifest = source.targets.keep, manifest
-        # Copies: torch takes no array that lies in a file.
+        # Copies: torch does not accept memory-mapped, read-only arrays.
         self._head_VW = torch.from_numpy(tables["output_head"].astype(np.float32))
         bias = tables.get("output_bias")
         self._bias_V = None if bias is None else torch.from_numpy(bias.astype(np.float32))
@@ -42,13 +42,13 @@ class StateTargets:
         self._rank_of_id: Codes = np.empty(len(ids), np.uint32)
         self._rank_of_id[ids] = np.arange(len(ids), dtype=np.uint32)
         targets = manifest.targets.model_copy(update={"boundary": False})
-        asked = TargetRequest(
+        request = TargetRequest(
             targets=targets, hidden=HiddenSpec(), vocabulary_size=manifest.vocabulary_size, seed=manifest.seed
         )
-        self._reducer = Reducer(asked, torch.device("cpu"))
+        self._reducer = Reducer(request, torch.device("cpu"))
 
     def rows(self, coded: CodedRows, sequence: Sequence, rows: Rows, keys_R: Longs) -> CodedRows:
-        """The codes of a sequence whose targets are made of its states."""
+        """The codes of a sequence with targets from its states."""
         positions = np.flatnonzero(rows.loss_mask)
         labels = torch.from_numpy(rows.tokens[positions + 1].astype(np.int64))
         step = max(1, LOGITS // len(self._head_VW))
@@ -57,10 +57,11 @@ class StateTargets:
             for i in range(0, max(1, len(positions)), step)
         ]
         block = to_block(pieces, rows.loss_mask, self._manifest.targets, hidden=dict(rows.hidden))
-        made = encode(
+        codes = encode(
             sequence, replace(block, boundary_logprob=rows.boundary_logprob), self._manifest, self._rank_of_id
         )
-        return replace(made, vectors={name: each for name, each in coded.vectors.items() if name in made.vectors})
+        vectors = {name: vector for name, vector in coded.vectors.items() if name in codes.vectors}
+        return replace(codes, vectors=vectors)
 
     def _reduced(self, rows: Rows, positions: Longs, labels_R: torch.Tensor, keys_R: Longs) -> ReducedRows:
         assert rows.state is not None
@@ -72,5 +73,5 @@ class StateTargets:
             logits = self._keep.soft_cap * torch.tanh(logits / self._keep.soft_cap)
         reduced = self._reducer.reduce(logits, labels_R, torch.from_numpy(keys_R[positions]))
         if not bool(reduced.finite_R.all()):
-            raise CacheDamaged("a state gives logits that are not finite")
+            raise CacheDamaged("the logits of a stored state are not finite")
         return reduced

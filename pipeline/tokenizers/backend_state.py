@@ -1,8 +1,7 @@
-"""The state of a loaded tokenizer compared with tokenizer.json.
+"""A loaded tokenizer compared with its tokenizer.json.
 
 In: the bytes of tokenizer.json and a loaded tokenizer. Out: the first section that differs. transformers rebuilds some
-sections from tokenizer_config.json and from the class that is named there, so one tokenizer.json can be loaded as
-tokenizers that give other ids.
+sections from tokenizer_config.json and the tokenizer class, so the ids can differ from those of tokenizer.json.
 """
 
 import json
@@ -16,14 +15,14 @@ from kdpipe.cache.parts.tokenizer_content import TOKENIZER
 from kdpipe.schemas.errors import CacheDamaged
 
 SECTIONS: Final = ("normalizer", "pre_tokenizer", "model", "post_processor", "decoder", "added_tokens")
-# What ByteLevel reads as a decoder and as a pre-tokenizer; the other keys are stored without effect.
+# The keys of ByteLevel with an effect, as a decoder and as a pre-tokenizer.
 BYTE_LEVEL: Final = {"decoder": ("type",), "pre_tokenizer": ("type", "add_prefix_space", "use_regex")}
-# For these keys of BPE an empty text is the same as none.
+# Keys of BPE for which an empty string equals null.
 AFFIXES: Final = ("continuing_subword_prefix", "end_of_word_suffix")
 
 
 def differing_section(data: bytes, fast: PreTrainedTokenizerFast) -> str | None:
-    """Name the first section that was loaded otherwise than tokenizer.json states it."""
+    """The name of the first section that differs between tokenizer.json and the loaded tokenizer."""
     try:
         stated = Tokenizer.from_str(data.decode("utf-8"))
     except Exception as error:  # tokenizers raises a bare Exception
@@ -43,13 +42,13 @@ def _differing(expected: dict[str, Any], found: dict[str, Any]) -> Iterator[str]
 
 
 def _effective(name: str, section: Any) -> Any:
-    """A section without what has no effect on ids or texts."""
+    """A section without keys that have no effect on ids or texts."""
     if name == "model" and section["type"] == "BPE":
         return {key: None if key in AFFIXES and value == "" else value for key, value in section.items()}
     if name not in BYTE_LEVEL:
         return section
     if isinstance(section, list):
-        return [_effective(name, each) for each in section]
+        return [_effective(name, item) for item in section]
     if not isinstance(section, dict):
         return section
     if section.get("type") == "ByteLevel":

@@ -1,8 +1,8 @@
-"""The tokenizer that a cache keeps, loaded as students load it, and checked to be the one whose fingerprint is stated.
+"""The tokenizer of a cache, loaded as students load it and checked against the fingerprint in the manifest.
 
-In: the place of a cache and its manifest. Out: its files and the loaded tokenizer. The fingerprint is worked out from
-the files by the cache; here what transformers loads from the same files is compared with tokenizer.json, since other
-files change it too. Stage one writes only files that pass this check.
+In: the URL of a cache and its manifest. Out: its files and the loaded tokenizer. The cache computes the fingerprint
+from the files; here the tokenizer that transformers loads from them is compared with tokenizer.json, since other files
+affect it too. `cache-teacher` writes only files that pass this check.
 """
 
 import json
@@ -18,12 +18,13 @@ from kdpipe.pipeline.tokenizers.tokenizer import LoadedTokenizer, file_records, 
 from kdpipe.schemas.errors import CacheDamaged, ConfigError, Incompatible
 
 CONFIG = "tokenizer_config.json"
-# What makes transformers rebuild sections of tokenizer.json.
+HINT = "use another copy of the cache, or the version of transformers that made it"
+# Keys that make transformers rebuild sections of tokenizer.json.
 REBUILDING = ("add_bos_token", "add_eos_token", "auto_map", "fix_mistral_regex")
 
 
 def load_cached_tokenizer(cache: Cache) -> tuple[Mapping[str, bytes], LoadedTokenizer | None]:
-    """Load the tokenizer of a cache, which runs no code of its own; None where the cache keeps no files."""
+    """Load the files and the tokenizer of a cache, without remote code; None if the cache has no tokenizer files."""
     url, (files, content) = cache.url, cache.tokenizer()
     if content is None:
         return files, None
@@ -33,9 +34,9 @@ def load_cached_tokenizer(cache: Cache) -> tuple[Mapping[str, bytes], LoadedToke
         loaded = load_tokenizer(str(folder), chat_template="none")
     if wrong := content.differing(loaded.fast.get_vocab()):
         raise CacheDamaged(
-            f"{url}: transformers loads another tokenizer than tokenizer/{TOKENIZER} holds: {len(wrong):,} ids differ, "
+            f"{url}: the tokenizer that transformers loads differs from tokenizer/{TOKENIZER} in {len(wrong):,} ids, "
             f"the first is {wrong[0]}, {content.texts[wrong[0]]!r}",
-            hint="use another copy of the cache, or the version of transformers that made it",
+            hint=HINT,
         )
     if loaded.record.vocabulary_size > cache.manifest.vocabulary_size:
         raise CacheDamaged(
@@ -47,14 +48,13 @@ def load_cached_tokenizer(cache: Cache) -> tuple[Mapping[str, bytes], LoadedToke
     if loaded.files[TOKENIZER] != files[TOKENIZER]:
         section = differing_section(files[TOKENIZER], loaded.fast)
         raise CacheDamaged(
-            f"{url}: transformers loads another {section} than tokenizer/{TOKENIZER} states",
-            hint="use another copy of the cache, or the version of transformers that made it",
+            f"{url}: the {section} that transformers loads differs from tokenizer/{TOKENIZER}", hint=HINT
         )
     return files, loaded
 
 
 def with_reloadable_files(loaded: LoadedTokenizer) -> LoadedTokenizer:
-    """A tokenizer whose files are loaded as it again, also without the model's config.json, which a cache lacks."""
+    """The tokenizer with files from which it can be reloaded, even without the model's config.json."""
     for files in _candidates(loaded):
         if _is_reloaded(files, loaded):
             record = loaded.record.model_copy(
@@ -62,13 +62,13 @@ def with_reloadable_files(loaded: LoadedTokenizer) -> LoadedTokenizer:
             )
             return replace(loaded, files=files, record=record)
     raise Incompatible(
-        f"the tokenizer {loaded.name} cannot be kept: its files are loaded as another one",
-        hint="load it with transformers, save it with save_pretrained, and name that folder with --tokenizer",
+        f"the tokenizer {loaded.name} cannot be stored: loading its files gives a different tokenizer",
+        hint="load it with transformers, save it with save_pretrained, and pass that folder to --tokenizer",
     )
 
 
 def _candidates(loaded: LoadedTokenizer) -> Iterator[dict[str, bytes]]:
-    """Its files, and those with a configuration that takes tokenizer.json as it is."""
+    """Its files, and the same with a configuration that uses tokenizer.json unchanged."""
     yield loaded.files
     config = json.loads(loaded.files.get(CONFIG, b"{}"))
     config |= loaded.template_values | {"tokenizer_class": "PreTrainedTokenizerFast"}
@@ -82,13 +82,13 @@ def _is_reloaded(files: Mapping[str, bytes], loaded: LoadedTokenizer) -> bool:
         write_files(folder, files)
         try:
             fast = load_fast(str(folder))
-        except ConfigError:  # its class is known by config.json alone, or comes with the model
+        except ConfigError:  # its class is stated in config.json only, or is remote code
             return False
     return differing_section(files[TOKENIZER], fast) is None
 
 
 def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Write files by their path within a folder, which is one deep at most."""
+    """Write files to a folder; paths have at most one subfolder."""
     for name, data in files.items():
         path = folder / name
         path.parent.mkdir(exist_ok=True)

@@ -1,7 +1,6 @@
-"""The tokenizer: loaded as transformers does, known by content, kept byte for byte.
+"""The tokenizer: loaded by transformers, identified by content, stored byte for byte.
 
-In: a folder or a hub id. Out: `LoadedTokenizer`: what the manifest says of it, its files, and text as ids with the
-places where they end.
+In: a folder or a Hub id. Out: `LoadedTokenizer`: its manifest record, its files, and encoding of text with offsets.
 """
 
 import re
@@ -35,10 +34,9 @@ FILES = (
     "chat_template.jinja",
     "chat_template.json",
 )
-# Those of which each alone makes a tokenizer.
+# Files each of which is sufficient for a tokenizer.
 VOCABULARIES = (*FILES[:1], *FILES[4:10])
-MAY_READ = "see to it that you may read it, or name another"
-# What a folder may hold under names of its own.
+# Further files that belong to a tokenizer.
 PATTERNS = ("*.model", "*.tiktoken", "vocab.*", "additional_chat_templates/*.jinja")
 
 
@@ -46,9 +44,9 @@ PATTERNS = ("*.model", "*.tiktoken", "vocab.*", "additional_chat_templates/*.jin
 class LoadedTokenizer:
     """A tokenizer in memory.
 
-    `record` goes into the manifest, `files` into the cache; `starts_word[id]` says that the id's text begins a new
-    word. `template` is the chat template in force, found by `template_name`; `template_values` is what templates see
-    of the tokenizer; `turn_ends` are ids that may end a turn, `stop` the one that ends a document.
+    `record` goes into the manifest, `files` into the cache. `starts_word[id]`: the id's text begins a new word.
+    `template` is the chat template, selected by `template_name`; `template_values` are its variables. `turn_ends` are
+    ids that may end a turn, `stop` is the one that ends a document.
     """
 
     name: str
@@ -63,28 +61,30 @@ class LoadedTokenizer:
     fast: PreTrainedTokenizerFast
 
     def encode(self, texts: Sequence[str], add_special_tokens: bool) -> list[Encoding]:
-        """Texts as ids, with the characters that each id stands for."""
+        """Encode texts, with the character offsets of each id."""
         return list(self.fast.backend_tokenizer.encode_batch(list(texts), add_special_tokens=add_special_tokens))
 
     def token_text(self, token: int) -> str:
-        """How an id is spelled in the vocabulary."""
+        """The vocabulary entry of an id."""
         return str(self.fast.convert_ids_to_tokens(token))
 
 
 def load_tokenizer(
     name: str, *, revision: str | None = None, trust_remote_code: bool = False, chat_template: str | None = None
 ) -> LoadedTokenizer:
-    """Load from a folder or the hub; `chat_template` is a file, the name of one of several, "none", or its own."""
+    """Load from a folder or the Hub; `chat_template` is a file, the name of one of its templates, "none", or
+    default.
+    """
     fast = load_fast(name, revision, trust_remote_code)
     if fast.backend_tokenizer.encode_special_tokens:
         raise Incompatible(
-            f"the tokenizer {name} splits special tokens in texts, which tokenizer.json cannot state",
+            f"the tokenizer {name} splits special tokens in text, which tokenizer.json cannot represent",
             hint="set split_special_tokens to false in its tokenizer_config.json",
         )
     vocabulary = fast.get_vocab()
     size = max(vocabulary.values(), default=-1) + 1
     if not 0 < size <= MAX_VOCABULARY:
-        raise ConfigError(f"the tokenizer {name} has {size:,} ids, 1 to {MAX_VOCABULARY:,} can be kept")
+        raise ConfigError(f"the tokenizer {name} has {size:,} ids, supported: 1 to {MAX_VOCABULARY:,}")
     template = _template(fast, name, chat_template)
     files, content = _with_content(_files(fast, name, revision), fast, name)
     record = Tokenizer(
@@ -108,34 +108,34 @@ def load_tokenizer(
 
 
 def file_records(files: Mapping[str, bytes]) -> dict[str, FileRecord]:
-    """What the manifest states of each file."""
+    """The manifest record of each file."""
     return {path: FileRecord(bytes=len(data), sha256=sha256_hex(data)) for path, data in files.items()}
 
 
 def load_fast(name: str, revision: str | None = None, trust_remote_code: bool = False) -> PreTrainedTokenizerFast:
-    """What transformers loads, without padding and truncation, which must not apply to documents."""
+    """Load with transformers, and disable padding and truncation, which must not apply to documents."""
     folder = Path(name).expanduser()
     try:
         if folder.is_dir():
             _check_folder(folder)
         elif folder.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
-            raise ConfigError(
-                f"{name} is no folder, and no name of a model on the hub", hint="name a folder or OWNER/NAME"
-            )
+            raise ConfigError(f"{name} is neither a folder nor a Hub id", hint="expected a folder or OWNER/NAME")
     except OSError as error:
-        raise ConfigError(f"the tokenizer {name} cannot be read: {error.strerror}", hint=MAY_READ) from None
+        raise ConfigError(
+            f"the tokenizer {name} cannot be read: {error.strerror}", hint="check its permissions, or use another"
+        ) from None
     try:
         fast = AutoTokenizer.from_pretrained(
             str(folder) if folder.is_dir() else name, revision=revision, trust_remote_code=trust_remote_code
         )
-    except Exception as error:  # transformers, tokenizers (a bare Exception) and hub each have families of their own
+    except Exception as error:  # transformers, tokenizers (a bare Exception) and the Hub raise unrelated classes
         raise ConfigError(
             f"the tokenizer {name} cannot be loaded: {_first_line(error)}", hint=_advice(error, folder.is_dir())
         ) from error
     if not isinstance(fast, PreTrainedTokenizerFast):
         raise ConfigError(
-            f"the tokenizer {name} has no fast version ({type(fast).__name__}), which tells where tokens end",
-            hint="save one with tokenizer.json, and name its folder with --tokenizer",
+            f"the tokenizer {name} has no fast version ({type(fast).__name__}), which is needed for character offsets",
+            hint="save one with a tokenizer.json, and pass its folder to --tokenizer",
         )
     fast.backend_tokenizer.no_padding()
     fast.backend_tokenizer.no_truncation()
@@ -143,7 +143,7 @@ def load_fast(name: str, revision: str | None = None, trust_remote_code: bool = 
 
 
 def has_tokenizer(name: str, revision: str | None = None) -> bool:
-    """Whether a folder or a repository of the hub holds a tokenizer."""
+    """Whether a folder or a Hub repository has a tokenizer."""
     folder = Path(name).expanduser()
     if folder.is_dir():
         return any((folder / file).is_file() for file in VOCABULARIES) or any(
@@ -155,72 +155,73 @@ def has_tokenizer(name: str, revision: str | None = None) -> bool:
 def _check_folder(folder: Path) -> None:
     if has_tokenizer(str(folder)):
         return
-    found = sorted(entry.name for entry in folder.iterdir())
-    shown = ", ".join(found[:8]) + (", ..." if len(found) > 8 else "") if found else "nothing"
+    names = sorted(entry.name for entry in folder.iterdir())
+    shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "") if names else "nothing"
     raise ConfigError(
-        f"the folder {folder} holds no tokenizer: expected tokenizer.json, found {shown}",
-        hint="name the folder or hub id of its tokenizer with --tokenizer",
+        f"no tokenizer in {folder}: expected tokenizer.json, found {shown}",
+        hint="set --tokenizer to the folder or Hub id of its tokenizer",
     )
 
 
 def _advice(error: Exception, is_folder: bool) -> str:
     if "trust_remote_code" in str(error):
-        return (
-            "it runs code of its own: read that code, then set teacher.trust_remote_code or student.trust_remote_code"
-        )
+        return "it needs remote code: review that code, then set teacher.trust_remote_code or student.trust_remote_code"
     if is_folder:
-        return "the folder may be half downloaded: fetch it again"
-    return "check the name, the network and the access to it, or name a local folder"
+        return "the folder may be incomplete: download it again"
+    return "check the name, the network and your access, or use a local folder"
 
 
 def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
-def _template(fast: PreTrainedTokenizerFast, name: str, asked: str | None) -> str | None:
+def _template(fast: PreTrainedTokenizerFast, name: str, chosen: str | None) -> str | None:
     own = fast.chat_template
-    named: dict[str, str] = own if isinstance(own, dict) else {} if own is None else {"default": own}
-    if asked == "none":
+    templates: dict[str, str] = own if isinstance(own, dict) else {} if own is None else {"default": own}
+    if chosen == "none":
         return None
-    if asked is None:
-        return named.get("default")
-    if asked in named:
-        return named[asked]
+    if chosen is None:
+        return templates.get("default")
+    if chosen in templates:
+        return templates[chosen]
     try:
-        return Path(asked).expanduser().read_text(encoding="utf-8")
+        return Path(chosen).expanduser().read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
-        among = f", and {name} has templates named {', '.join(sorted(named))}" if len(named) > 1 else ""
+        others = f"; templates of {name}: {', '.join(sorted(templates))}" if len(templates) > 1 else ""
         why = getattr(error, "strerror", None) or _first_line(error)
         raise ConfigError(
-            f"the chat template {asked} cannot be read: {why}{among}",
-            hint='name a file, or "none" for no template',
+            f"the chat template {chosen} cannot be read: {why}{others}",
+            hint='give a file, or "none" for no template',
         ) from None
 
 
 def _files(fast: PreTrainedTokenizerFast, name: str, revision: str | None) -> dict[str, bytes]:
-    """Its files, byte for byte, by their path within the folder or repository."""
+    """Its files, by their path in the folder or repository."""
     folder = Path(name).expanduser()
     if folder.is_dir():
-        found = {path for path in FILES if (folder / path).is_file()}
+        names = {path for path in FILES if (folder / path).is_file()}
         for pattern in PATTERNS:
-            found |= {path.relative_to(folder).as_posix() for path in folder.glob(pattern) if path.is_file()}
-        paths = {path: str(folder / path) for path in found}
+            names |= {path.relative_to(folder).as_posix() for path in folder.glob(pattern) if path.is_file()}
+        paths = {path: str(folder / path) for path in names}
     else:
         listed = list_repo_templates(name, local_files_only=False, revision=revision)
-        templates = [f"additional_chat_templates/{each.removesuffix('.jinja')}.jinja" for each in listed]
+        templates = [f"additional_chat_templates/{template.removesuffix('.jinja')}.jinja" for template in listed]
         wanted = {*FILES, *fast.vocab_files_names.values(), *templates}
         places = {path: _hub_file(name, path, revision) for path in wanted}
         paths = {path: place for path, place in places.items() if place is not None}
     odd = sorted(path for path in paths if not re.match(TOKENIZER_FILE, path))
     if odd:
-        raise ConfigError(f"the tokenizer {name} has a file named {odd[0]!r}", hint="rename it: letters, digits, . _ -")
+        raise ConfigError(
+            f"the tokenizer {name} has a file with an unsupported name: {odd[0]!r}",
+            hint="rename it: letters, digits, . _ -",
+        )
     return {path: Path(paths[path]).read_bytes() for path in sorted(paths)}
 
 
 def _with_content(
     files: dict[str, bytes], fast: PreTrainedTokenizerFast, name: str
 ) -> tuple[dict[str, bytes], TokenizerContent]:
-    """The files with a tokenizer.json that says what was loaded: a folder may have none, or be loaded as another."""
+    """The files with a tokenizer.json of the loaded tokenizer: a folder may have none, or one that differs."""
     try:
         if TOKENIZER in files:
             content = tokenizer_content(files)
@@ -229,7 +230,7 @@ def _with_content(
         whole = {**files, TOKENIZER: fast.backend_tokenizer.to_str().encode()}
         return whole, tokenizer_content(whole)
     except CacheDamaged as error:
-        raise ConfigError(f"the tokenizer {name} cannot be kept: {error.message}") from None
+        raise ConfigError(f"the tokenizer {name} cannot be stored: {error.message}") from None
 
 
 def _hub_file(name: str, path: str, revision: str | None) -> str | None:
@@ -244,9 +245,9 @@ def _hub_file(name: str, path: str, revision: str | None) -> str | None:
 
 
 def _starts_word(fast: PreTrainedTokenizerFast, vocabulary: dict[str, int], size: int) -> npt.NDArray[np.bool_]:
-    """Ids behind which a new word has begun: their text opens with white space, or they are no text at all.
+    """Ids that begin a new word: their text starts with white space, or they are special tokens.
 
-    A lone id loses its leading space in some decoders, so each is decoded behind another one.
+    Some decoders drop the leading space of a single id, so each is decoded after another one.
     """
     starts = np.zeros(size, bool)
     decode = fast.backend_tokenizer.decode_batch
@@ -263,7 +264,7 @@ def _starts_word(fast: PreTrainedTokenizerFast, vocabulary: dict[str, int], size
 
 
 def _anchor(fast: PreTrainedTokenizerFast, vocabulary: dict[str, int]) -> int:
-    """An id that is a plain letter: what is decoded behind it keeps its leading space."""
+    """The id of a plain letter: ids decoded after it keep their leading space."""
     special = set(fast.all_special_ids)
     for token in ("a", "e", "0", "▁a"):
         if vocabulary.get(token) is not None and vocabulary[token] not in special:

@@ -1,7 +1,8 @@
-"""What differs between two tokenizers: the same text must become the same ids in both.
+"""Differences between two tokenizers that change token ids, and the check of a given tokenizer against the teacher's.
 
-In: two loaded tokenizers. Out: the first difference in words, or None. Padding, truncation and the order of added
-tokens change no id and do not count; nor do roles (which token ends a document, say).
+In: two tokenizers. Out: a description of the first difference, or None. Padding, truncation, the order of added tokens
+and the roles of special tokens are ignored. With another vocabulary, a teacher's predictions look well-formed but are
+meaningless.
 """
 
 import json
@@ -14,8 +15,8 @@ from kdpipe.schemas.errors import ConfigError, Incompatible
 
 ALLOW = "--allow-foreign-tokenizer"
 # Note on the teacher in the manifest of such a cache.
-FOREIGN_NOTE = f"its tokenizer is not its own ({ALLOW})"
-# The parts of a tokenizer that turn text into ids, as tokenizer.json and people call them.
+FOREIGN_NOTE = f"used with another tokenizer than its own ({ALLOW})"
+# Sections of tokenizer.json that affect ids, with their names in messages.
 STEPS = {
     "normalizer": "normalizer",
     "pre_tokenizer": "pre-tokenizer",
@@ -27,14 +28,14 @@ STEPS = {
 
 
 def difference(own: LoadedTokenizer, other: LoadedTokenizer) -> str | None:
-    """Say what the first has instead of what the second has; None where the same text becomes the same ids."""
+    """How the first tokenizer differs from the second; None if the same text has the same ids."""
     mine, theirs = _state(own), _state(other)
     if mine == theirs:
         return None
-    found = [*_sizes(own, other), *_ids(own, other)]
-    if not found:
-        found = [f"another {word}" for key, word in STEPS.items() if mine.get(key) != theirs.get(key)]
-    return ", ".join(found)
+    differences = [*_sizes(own, other), *_ids(own, other)]
+    if not differences:
+        differences = [f"another {name}" for key, name in STEPS.items() if mine.get(key) != theirs.get(key)]
+    return ", ".join(differences)
 
 
 def _state(tokenizer: LoadedTokenizer) -> dict[str, Any]:
@@ -48,39 +49,39 @@ def _sizes(own: LoadedTokenizer, other: LoadedTokenizer) -> list[str]:
 
 
 def _ids(own: LoadedTokenizer, other: LoadedTokenizer) -> list[str]:
-    """Name the first id that stands for something else."""
-    mine, theirs = ({id: text for text, id in each.fast.get_vocab().items()} for each in (own, other))
+    """The number of ids with different tokens, and the first of them."""
+    mine, theirs = ({id: text for text, id in tokenizer.fast.get_vocab().items()} for tokenizer in (own, other))
     differing = [id for id in sorted(mine.keys() & theirs.keys()) if mine[id] != theirs[id]]
     if not differing:
         return []
     first = differing[0]
     return [
-        f"{len(differing):,} ids stand for other tokens, the first is {first}: {mine[first]!r}, not {theirs[first]!r}"
+        f"{len(differing):,} ids have other tokens, the first is {first}: {mine[first]!r} instead of {theirs[first]!r}"
     ]
 
 
 def teacher_tokenizer_difference(settings: TeacherSettings, given: LoadedTokenizer) -> str | None:
-    """What a tokenizer has instead of the teacher's own; refused unless that is allowed, None where nothing differs."""
+    """How a tokenizer differs from the teacher's own, if that is allowed; None if it does not."""
     try:
-        found = difference_from_own(settings, given)
+        text = difference_from_own(settings, given)
     except ConfigError as error:
         if settings.allow_foreign_tokenizer:
-            return f"the teacher's own cannot be loaded: {error.message}"
+            return f"the teacher's own tokenizer cannot be loaded: {error.message}"
         raise ConfigError(
             f"{given.name} cannot be compared with the tokenizer of {settings.name}: {error.message}",
-            hint=f"leave --tokenizer out, or give {ALLOW} if you know that every id means the same to the teacher",
+            hint=f"omit --tokenizer, or use {ALLOW} if all ids have the same meaning for the teacher",
         ) from error
-    if found is not None and not settings.allow_foreign_tokenizer:
+    if text is not None and not settings.allow_foreign_tokenizer:
         raise Incompatible(
-            f"{given.name} is another tokenizer than that of {settings.name}: {found}",
-            hint=f"leave --tokenizer out; {ALLOW} caches predictions for ids that mean other tokens to the teacher",
+            f"{given.name} differs from the tokenizer of {settings.name}: {text}",
+            hint=f"omit --tokenizer; with {ALLOW} the teacher would see wrong tokens",
         )
-    return found
+    return text
 
 
 def difference_from_own(settings: TeacherSettings, given: LoadedTokenizer) -> str | None:
-    """What a tokenizer has instead of the teacher's own, by content; None where the teacher comes without one."""
-    assert settings.name is not None, "a teacher whose tokenizer is compared is named"
+    """How a tokenizer differs from the teacher's own; None if it does not, or the teacher has none."""
+    assert settings.name is not None
     if _is_same_place(settings.name, given.name) or not has_tokenizer(settings.name, settings.revision):
         return None
     own = load_tokenizer(

@@ -31,14 +31,14 @@ def test_a_profile_is_a_tau(cache: Path, tmp_path: Path, capsys: pytest.CaptureF
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--profile", "fine"], "--tau 0.02 would be richer: the cache was made with 0.04"),
+        (["--profile", "fine"], "--tau 0.02 needs more than the cache has, which was made with 0.04"),
         (["--profile", "lean", "--tau", "0.1"], "--profile and --tau both set tau"),
         (["--temperatures", "two"], "--temperatures two is not a list of numbers"),
         (["--tau", "2"], "tau: input should be less than or equal to 1"),
         (["--drop", "tokens"], "drop.0: input should be 'draw-values', 'boundary', 'entropy' or 'hidden'"),
     ],
 )
-def test_what_cannot_be_exits_2(
+def test_invalid_settings_exit_2(
     words: list[str], message: str, cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(["cache", "requantize", str(cache), "--out", str(tmp_path / "new"), *words]) == 2

@@ -154,7 +154,7 @@ def test_a_class_that_only_the_model_names_is_kept_without_the_model(tmp_path: P
 def test_a_tokenizer_that_no_files_bring_back_is_refused(tmp_path: Path) -> None:
     loaded = load_tokenizer(str(small_tokenizer(tmp_path)))
     loaded.files["tokenizer_config.json"] = b'{"extra_special_tokens": ["<new>"]}'
-    with pytest.raises(Incompatible, match="cannot be kept"):
+    with pytest.raises(Incompatible, match="cannot be stored"):
         with_reloadable_files(loaded)
 
 

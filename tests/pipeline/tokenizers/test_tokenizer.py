@@ -48,7 +48,7 @@ def test_further_templates_and_models_are_kept_too(tmp_path: Path) -> None:
 def test_a_file_with_a_name_that_no_cache_takes_is_refused(tmp_path: Path) -> None:
     small_tokenizer(tmp_path)
     (tmp_path / "my words.model").write_bytes(b"model")
-    with pytest.raises(ConfigError, match=r"has a file named 'my words\.model'") as caught:
+    with pytest.raises(ConfigError, match=r"'my words\.model'") as caught:
         load_tokenizer(str(tmp_path))
     assert "rename it" in str(caught.value.hint)
 
@@ -91,7 +91,7 @@ def test_a_template_that_is_none_of_several_is_told_with_them(tmp_path: Path) ->
     small_tokenizer(tmp_path, chat_template=CHATML)
     (tmp_path / "additional_chat_templates").mkdir()
     (tmp_path / "additional_chat_templates" / "tools.jinja").write_text(UNSTABLE, encoding="utf-8")
-    with pytest.raises(ConfigError, match="has templates named default, tools"):
+    with pytest.raises(ConfigError, match="default, tools"):
         load_tokenizer(str(tmp_path), chat_template="tool")
 
 
@@ -142,7 +142,7 @@ def test_words_begin_with_the_mark_of_a_sentence_piece(tmp_path: Path) -> None:
 def test_a_folder_without_a_tokenizer_says_what_is_in_it(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"")
     (tmp_path / "config.json").write_text("{}", encoding="utf-8")
-    named = "holds no tokenizer: expected tokenizer.json, found config.json, model.safetensors"
+    named = "expected tokenizer.json, found config.json, model.safetensors"
     with pytest.raises(ConfigError, match=named) as caught:
         load_tokenizer(str(tmp_path))
     assert "--tokenizer" in str(caught.value.hint)
@@ -155,7 +155,7 @@ def test_an_empty_folder_is_told(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["./gone", "/gone/away", "a/b/c"])
 def test_a_path_that_is_not_there_is_not_asked_of_the_hub(name: str) -> None:
-    with pytest.raises(ConfigError, match=f"{name} is no folder, and no name of a model on the hub"):
+    with pytest.raises(ConfigError, match=f"{name} is neither a folder nor a Hub id"):
         load_tokenizer(name)
 
 
@@ -165,7 +165,7 @@ def test_a_half_downloaded_tokenizer_is_told(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text(text[: len(text) // 2], encoding="utf-8")
     with pytest.raises(ConfigError, match="cannot be loaded") as caught:
         load_tokenizer(str(tmp_path))
-    assert "half downloaded" in str(caught.value.hint)
+    assert "incomplete" in str(caught.value.hint)
 
 
 def test_a_tokenizer_with_code_of_its_own_is_not_run_unasked(tmp_path: Path) -> None:
