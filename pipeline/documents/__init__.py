@@ -1,1 +1,1 @@
-"""Documents of stage one: found, rendered, tokenized, cut to length, packed."""
+"""Documents for `cache-teacher`: find, render, tokenize, cut to length and pack."""

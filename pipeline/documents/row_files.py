@@ -61,7 +61,7 @@ class _OnDisk:
             state = self.path.stat()
         except OSError as error:
             raise ConfigError(
-                f"{self.path} cannot be read: {error.strerror}", hint="is it there, and may you read it?"
+                f"{self.path} cannot be read: {error.strerror}", hint="check the path and its permissions"
             ) from None
         return state.st_size, state.st_mtime_ns
 
@@ -79,7 +79,7 @@ class _OnDisk:
             return self.path.open("rb")
         except OSError as error:
             raise ConfigError(
-                f"{self.path} cannot be read: {error.strerror}", hint="is it there, and may you read it?"
+                f"{self.path} cannot be read: {error.strerror}", hint="check the path and its permissions"
             ) from None
 
 

@@ -41,7 +41,7 @@ class Segment:
 
 
 def pack(segments: Sequence[Segment], length: int, packed: bool = True) -> list[list[int]]:
-    """The numbers of the pieces of each sequence; no sequence is longer than `length`, none without a piece."""
+    """The numbers of the segments of each sequence; sequences have at most `length` tokens and at least one segment."""
     return fill([len(segment) for segment in segments], length, packed)
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from kdpipe.pipeline.models.folders import local_folder
 from kdpipe.pipeline.students.cache_tokenizer import CacheTokenizer
 from kdpipe.pipeline.students.resolve import ResolvedStudent
-from kdpipe.pipeline.tokenizers.tokenizer import LoadedTokenizer, load_tokenizer
+from kdpipe.pipeline.tokenizers.tokenizer import LoadedTokenizer, has_tokenizer, load_tokenizer
 from kdpipe.pipeline.tokenizers.tokenizer_difference import difference
 from kdpipe.schemas.errors import ConfigError, Incompatible
 from kdpipe.schemas.manifest import Manifest
@@ -80,7 +80,7 @@ def _own_tokenizer(found: ResolvedStudent, settings: StudentSettings) -> LoadedT
     except ConfigError as error:
         folder = local_folder(found.name)
         hint = error.hint
-        if folder is not None and "holds no tokenizer" in error.message:
+        if folder is not None and not has_tokenizer(str(folder)):
             hint = f"copy its tokenizer into {folder}; the cache's own lies in its folder tokenizer"
         raise ConfigError(error.message, hint=hint) from error
 

@@ -42,7 +42,7 @@ def load_cached_tokenizer(cache: Cache) -> tuple[Mapping[str, bytes], LoadedToke
         raise CacheDamaged(
             f"{url}: transformers loads a tokenizer of {loaded.record.vocabulary_size:,} ids from its files, the cache "
             f"has {cache.manifest.vocabulary_size:,}",
-            hint="use another copy of the cache, or the version of transformers that made it",
+            hint=HINT,
         )
     # What was loaded is compared there, and stated where it differs: a comparison takes seconds for a large tokenizer.
     if loaded.files[TOKENIZER] != files[TOKENIZER]:

@@ -93,6 +93,6 @@ def difference_from_own(settings: TeacherSettings, given: LoadedTokenizer) -> st
     return difference(given, own)
 
 
-def _is_same_place(one: str, other: str) -> bool:
-    folder = Path(one).expanduser()
+def _is_same_place(name: str, other: str) -> bool:
+    folder = Path(name).expanduser()
     return folder.is_dir() and folder.resolve() == Path(other).expanduser().resolve()

@@ -1,4 +1,4 @@
-"""Requantized caches: valid, poorer, and on the mean over seeds what their source says at every id."""
+"""Requantized caches: valid, smaller, and equal to their source in the mean over seeds."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -28,7 +28,7 @@ from support.tiny import SMALL, digests_of, make_cache
 torch.set_num_threads(1)
 SCALARS = ("entropy", "label_logprob", "boundary_logprob")
 SEEDS = 200
-# What is asked of each kind, and the scalars that it drops.
+# The settings for each kind, and the scalars that they drop.
 ASKED: dict[str, dict[str, Any]] = {
     "threshold": {"tau": 0.2},
     "threshold-at-2": {"tau": 0.3},
@@ -57,7 +57,7 @@ def row_slices(rows: Rows) -> Iterator[tuple[int, slice]]:
     "name",
     [name if name in ("threshold-at-2", "sampled") else pytest.param(name, marks=pytest.mark.slow) for name in ASKED],
 )
-def test_a_poorer_cache_is_valid_and_says_no_more_than_its_source(name: str, tmp_path: Path) -> None:
+def test_a_requantized_cache_is_valid_and_has_no_more_than_its_source(name: str, tmp_path: Path) -> None:
     make_kind(tmp_path / "a", name)
     before = digests_of(tmp_path / "a")
     report = requantize(str(tmp_path / "a"), str(tmp_path / "b"), RequantizeSpec(**ASKED[name]))
@@ -72,7 +72,7 @@ def test_a_poorer_cache_is_valid_and_says_no_more_than_its_source(name: str, tmp
         for scalar in SCALARS:
             a, b = getattr(there, scalar), getattr(here, scalar)
             assert (a is None) == (b is None)
-            if scalar == "label_logprob":  # of an exact id, or rounded once more where it is none any longer
+            if scalar == "label_logprob":  # of an exact id, or rounded again if the id is no longer exact
                 np.testing.assert_allclose(a, b, rtol=0, atol=step / 8 + SCALAR_STEP / 2)
             else:
                 assert a is None or a.tobytes() == b.tobytes()
@@ -138,10 +138,10 @@ def plainly_decoded(coded: Any, place: dict[str, int], quantizer: Any, tail: str
     return found
 
 
-def test_what_is_only_dropped_changes_nothing_else(tmp_path: Path) -> None:
+def test_dropping_an_array_changes_nothing_else(tmp_path: Path) -> None:
     make_kind(tmp_path / "a", "threshold-at-2")
-    asked = RequantizeSpec(drop=("draw-values", "entropy"), temperatures=(2.0,))
-    requantize(str(tmp_path / "a"), str(tmp_path / "b"), asked)
+    spec = RequantizeSpec(drop=("draw-values", "entropy"), temperatures=(2.0,))
+    requantize(str(tmp_path / "a"), str(tmp_path / "b"), spec)
     assert problems_in(tmp_path / "b") == []
     old, new = open_cache(tmp_path / "a"), open_cache(tmp_path / "b")
     for i in range(len(old)):
@@ -160,21 +160,21 @@ def test_what_is_only_dropped_changes_nothing_else(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in KINDS if name not in ("imported-tail-unknown", "none")])
-def test_of_any_kind_columns_can_be_left_out(name: str, tmp_path: Path) -> None:
+def test_columns_of_any_kind_can_be_dropped(name: str, tmp_path: Path) -> None:
     make_kind(tmp_path / "a", name)
     manifest = open_cache(tmp_path / "a").manifest
     targets = manifest.targets
     there = {"entropy": targets.entropy, "boundary": targets.boundary, "draw-values": targets.draw_values}
     drop = [what for what, has in there.items() if has] + (["hidden"] if manifest.hidden.rows else [])
     own = targets.target_temperature
-    asked = {"drop": tuple(drop), "temperatures": (own,) if own != 1.0 else ()}
-    requantize(str(tmp_path / "a"), str(tmp_path / "b"), RequantizeSpec(**asked))
+    spec = {"drop": tuple(drop), "temperatures": (own,) if own != 1.0 else ()}
+    requantize(str(tmp_path / "a"), str(tmp_path / "b"), RequantizeSpec(**spec))
     assert problems_in(tmp_path / "b") == []
     without = ("entropy", "boundary_logprob", "hidden", "log_z", *(["entries"] if targets.draw_values else []))
     assert documents_in(tmp_path / "a", without) == documents_in(tmp_path / "b", without)
     rows = open_cache(tmp_path / "b")[0]
     assert (rows.entropy, rows.boundary_logprob, rows.hidden) == (None, None, {})
-    assert set(rows.log_z) == set(asked["temperatures"])
+    assert set(rows.log_z) == set(spec["temperatures"])
 
 
 def test_hidden_states_alone_are_dropped_without_touching_the_rest(tmp_path: Path) -> None:
@@ -188,12 +188,12 @@ def test_hidden_states_alone_are_dropped_without_touching_the_rest(tmp_path: Pat
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["state", pytest.param("state-capped", marks=pytest.mark.slow)])
-def test_states_become_targets_of_what_they_say(name: str, tmp_path: Path) -> None:
+def test_targets_from_states_have_the_distribution_of_the_states(name: str, tmp_path: Path) -> None:
     make_kind(tmp_path / "a", name)
     old = open_cache(tmp_path / "a")
-    for asked in ({"tau": 0.05}, {"draws": 6}, {"top_k": 4, "drop": ("hidden",) if name == "state" else ()}):
-        out = tmp_path / str(next(iter(asked)))
-        requantize(str(tmp_path / "a"), str(out), RequantizeSpec(**asked))
+    for spec in ({"tau": 0.05}, {"draws": 6}, {"top_k": 4, "drop": ("hidden",) if name == "state" else ()}):
+        out = tmp_path / str(next(iter(spec)))
+        requantize(str(tmp_path / "a"), str(out), RequantizeSpec(**spec))
         assert problems_in(out) == []
         new = open_cache(out)
         for i in range(len(old)):
@@ -209,10 +209,10 @@ def test_states_become_targets_of_what_they_say(name: str, tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-def test_a_run_that_was_killed_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_run_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_cache(tmp_path / "a")
-    asked = RequantizeSpec(tau=0.1)
-    requantize(str(tmp_path / "a"), str(tmp_path / "whole"), asked)
+    spec = RequantizeSpec(tau=0.1)
+    requantize(str(tmp_path / "a"), str(tmp_path / "whole"), spec)
     writer = making.CacheWriter.part
     begun: list[int] = []
 
@@ -225,11 +225,11 @@ def test_a_run_that_was_killed_goes_on(tmp_path: Path, monkeypatch: pytest.Monke
     with monkeypatch.context() as dying:
         dying.setattr(making.CacheWriter, "part", second_dies)
         with pytest.raises(KeyboardInterrupt):
-            requantize(str(tmp_path / "a"), str(tmp_path / "b"), asked)
-    assert requantize(str(tmp_path / "a"), str(tmp_path / "b"), asked).parts.made == 3
+            requantize(str(tmp_path / "a"), str(tmp_path / "b"), spec)
+    assert requantize(str(tmp_path / "a"), str(tmp_path / "b"), spec).parts.made == 3
     assert digests_of(tmp_path / "b") == digests_of(tmp_path / "whole")
     with pytest.raises(ConfigError, match="holds another cache"):
-        requantize(str(tmp_path / "a"), str(tmp_path / "b"), asked.model_copy(update={"seed": 3}))
+        requantize(str(tmp_path / "a"), str(tmp_path / "b"), spec.model_copy(update={"seed": 3}))
 
 
 @pytest.mark.slow
@@ -246,7 +246,7 @@ def test_a_seed_draws_other_ids_of_states_too(tmp_path: Path) -> None:
     assert rows[0].ids.tolist() != rows[1].ids.tolist()
 
 
-def test_the_same_seed_twice_over_draws_anew_each_time(tmp_path: Path) -> None:
+def test_requantizing_twice_with_one_seed_draws_independently(tmp_path: Path) -> None:
     make_cache(tmp_path / "a")
     source = story.open_source(str(tmp_path / "a"))
     digest = np.zeros((1, 16), np.uint8)

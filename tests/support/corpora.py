@@ -28,7 +28,7 @@ CHATML = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-# How many messages there are stands at the top: no conversation begins like a shorter one.
+# The number of messages comes first: no conversation begins like a shorter one.
 UNSTABLE = "{{ messages | length }} messages\n" + CHATML
 GENERATION = (
     "{{ messages | length }} messages\n{% for message in messages %}<|im_start|>{{ message.role }}\n"
@@ -36,7 +36,7 @@ GENERATION = (
     "{% else %}{{ message.content }}<|im_end|>{% endif %}\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-# Its turns end with nothing, so a student never learns to stop.
+# Its turns have no stop token.
 ENDLESS = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -96,7 +96,7 @@ def pair_rows(n: int = 20) -> list[dict[str, Any]]:
 
 
 def with_system(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The same conversation behind a system message."""
+    """The same conversation after a system message."""
     return {"messages": [{"role": "system", "content": "Be short."}, *row["messages"]]}
 
 

@@ -66,7 +66,7 @@ def byte_teacher() -> torch.nn.Module:
 
 
 def teacher_rows(n: int, length: int) -> list[tuple[list[int], Floats]]:
-    """Documents as bytes, and log p of the byte behind each of them, [length, 256]."""
+    """Documents as bytes, and log p of the next byte, [length, 256]."""
     rows = []
     for text in TEXTS[:n]:
         tokens = list(text.encode())[:length]

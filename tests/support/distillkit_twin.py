@@ -21,7 +21,7 @@ TYPES = {
 
 
 def bits_of(numbers: Sequence[int], width: int) -> bytes:
-    """Numbers of a width behind each other, the highest bit of each first, filled up with zeros."""
+    """Numbers of one bit width, concatenated, most significant bit first, padded with zeros."""
     text = "".join(format(number, f"0{width}b") for number in numbers)
     text += "0" * (-len(text) % 8)
     return bytes(int(text[i : i + 8], 2) for i in range(0, len(text), 8))

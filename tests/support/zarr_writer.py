@@ -1,6 +1,6 @@
-"""A cache whose shards another writer has made: zarr-python itself, or ours with the chunks in another order.
+"""A cache with shards of another writer: zarr-python itself, or ours with the chunks in another order.
 
-In: a sealed cache and an empty place. Out: the same cache there, other bytes in its shards, sealed anew.
+In: a sealed cache and an empty place. Out: the same cache there with other bytes in its shards, sealed again.
 """
 
 import json
@@ -100,7 +100,7 @@ def _rewritten_by_zarr(folder: Path, array: str) -> bytes:
     """The shard that zarr makes of the numbers that it reads."""
     metadata, shard = folder / layout.array_metadata(array), folder / layout.array_shard(array)
     with warnings.catch_warnings():
-        # pcodec is not in the zarr specification, and zarr says so.
+        # zarr warns that pcodec is not in its specification.
         warnings.simplefilter("ignore")
         numbers = np.asarray(_open(metadata.parent, "r")[...])
         shard.unlink()

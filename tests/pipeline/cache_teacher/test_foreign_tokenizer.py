@@ -72,7 +72,7 @@ def words(folder: Path, command: str, tokenizer: str, *more: str) -> list[str]:
 @pytest.mark.parametrize("command", ["cache-teacher", "plan"])
 @pytest.mark.parametrize(
     ("tokenizer", "told"),
-    [("smaller", "400 ids instead of 512"), ("swapped", "2 ids stand for other tokens, the first is 300")],
+    [("smaller", "400 ids instead of 512"), ("swapped", "2 ids have other tokens, the first is 300")],
 )
 def test_another_tokenizer_is_refused_with_the_first_difference(
     folder: Path, tmp_path: Path, command: str, tokenizer: str, told: str, capsys: pytest.CaptureFixture[str]
@@ -119,7 +119,7 @@ def test_what_is_allowed_is_said_and_recorded(folder: Path, tmp_path: Path) -> N
     watch = HeardWatch()
     teacher = {"tokenizer": str(folder / "swapped"), "allow_foreign_tokenizer": True}
     run(settings_for(folder, teacher=teacher).model_copy(update={"out": str(tmp_path / "cache")}), watch)
-    assert any("2 ids stand for other tokens" in line for line in watch.warned)
+    assert any("2 ids have other tokens" in line for line in watch.warned)
     stated = open_cache(tmp_path / "cache").manifest.teacher
     assert stated is not None and stated.notes == (FOREIGN_NOTE,)
     assert verify_cache(tmp_path / "cache", "full").ok
@@ -172,7 +172,7 @@ def test_a_tokenizer_forged_with_its_fingerprint_is_not_the_teachers(folder: Pat
     assert verify_cache(forged, "deep").ok
     report = verify_against(str(forged), str(folder / "teacher"), 4, SilentWatch())
     assert not report.ok
-    assert "another tokenizer than the teacher's own: 2 ids stand for other tokens" in report.problems[0].what
+    assert "another tokenizer than the teacher's own: 2 ids have other tokens" in report.problems[0].what
 
 
 def test_files_that_are_loaded_as_another_tokenizer_are_refused(folder: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Columns and their roles: the usual names are found, a person's word counts more, and a bad row says why."""
+"""Column roles: detected and given names, and the reasons of unusable rows."""
 
 from typing import Any
 
@@ -12,12 +12,12 @@ USER = {"role": "user", "content": "Hi"}
 ASSISTANT = {"role": "assistant", "content": "Hello"}
 
 
-def roles(row: dict[str, Any], asked: Columns | None = None) -> dict[str, str]:
-    return detect([row], asked or Columns(), "corpus.jsonl").describe()
+def roles(row: dict[str, Any], given: Columns | None = None) -> dict[str, str]:
+    return detect([row], given or Columns(), "corpus.jsonl").describe()
 
 
-def read(row: dict[str, Any], asked: Columns | None = None) -> Document:
-    return detect([row], asked or Columns(), "corpus.jsonl").document(row)
+def read(row: dict[str, Any], given: Columns | None = None) -> Document:
+    return detect([row], given or Columns(), "corpus.jsonl").document(row)
 
 
 @pytest.mark.parametrize(
@@ -42,12 +42,12 @@ def read(row: dict[str, Any], asked: Columns | None = None) -> Document:
         ("id conversations", {"messages": "conversations"}),
     ],
 )
-def test_usual_names_are_found(names: str, found: dict[str, str]) -> None:
+def test_default_column_names_are_detected(names: str, found: dict[str, str]) -> None:
     assert roles(dict.fromkeys(names.split(), "x")) == found
 
 
 @pytest.mark.parametrize(
-    ("asked", "found"),
+    ("given", "found"),
     [
         (Columns(text="b"), {"text": "b"}),
         (Columns(prompt="a", response="b"), {"prompt": "a", "response": "b"}),
@@ -58,12 +58,12 @@ def test_usual_names_are_found(names: str, found: dict[str, str]) -> None:
         (Columns(text="a", keep=("a", "b")), {"text": "a", "kept": "b"}),
     ],
 )
-def test_what_a_person_says_of_columns_counts(asked: Columns, found: dict[str, str]) -> None:
-    assert roles(dict.fromkeys(("a", "b", "prompt", "output", "messages", "text"), "x"), asked) == found
+def test_given_columns_take_precedence(given: Columns, found: dict[str, str]) -> None:
+    assert roles(dict.fromkeys(("a", "b", "prompt", "output", "messages", "text"), "x"), given) == found
 
 
 @pytest.mark.parametrize(
-    ("asked", "named"),
+    ("given", "named"),
     [
         (Columns(text="body"), "'body' for the role text; columns: title, score"),
         (Columns(keep=("language",)), "'language' to keep; columns: title, score"),
@@ -73,13 +73,13 @@ def test_what_a_person_says_of_columns_counts(asked: Columns, found: dict[str, s
         (Columns(text="title", messages="score"), "names more than one of text, prompt with response, and messages"),
     ],
 )
-def test_a_column_that_is_not_there_is_refused_with_those_that_are(asked: Columns, named: str) -> None:
+def test_a_missing_column_is_refused_with_the_existing_ones(given: Columns, named: str) -> None:
     with pytest.raises(ConfigError, match=named) as caught:
-        roles({"title": 1, "score": 2}, asked)
+        roles({"title": 1, "score": 2}, given)
     assert caught.value.hint is not None
 
 
-def test_columns_are_looked_for_in_all_of_the_first_rows() -> None:
+def test_columns_are_detected_in_all_of_the_first_rows() -> None:
     mapping = detect([{"id": 1}, {"text": "a"}, {"text": "b", "category": "c"}], Columns(), "x")
     assert mapping.describe() == {"text": "text", "kept": "category"}
 
@@ -89,7 +89,7 @@ def test_no_rows_have_no_columns() -> None:
         detect([], Columns(), "x")
 
 
-def test_a_prompt_takes_its_context_along() -> None:
+def test_a_context_is_appended_to_its_prompt() -> None:
     row = {"instruction": "Sum up.", "input": "A long text.", "output": "Short."}
     assert [m["content"] for m in read(row).messages] == ["Sum up.\n\nA long text.", "Short."]
     assert [m["content"] for m in read(row | {"input": " "}).messages] == ["Sum up.", "Short."]
@@ -105,7 +105,7 @@ def test_conversations_of_either_spelling_are_the_same() -> None:
     assert one.digest() == other.digest()
 
 
-def test_a_system_message_and_tools_are_kept_as_they_are() -> None:
+def test_a_system_message_and_tools_are_unchanged() -> None:
     call = {"role": "assistant", "tool_calls": [{"name": "f"}]}
     messages = read({"messages": [{"role": "system", "content": ""}, USER, call]}).messages
     assert messages[2] == call
@@ -136,18 +136,18 @@ def test_a_system_message_and_tools_are_kept_as_they_are() -> None:
         ({"messages": [USER | {"content": b"a"}]}, "message 1 is of type bytes"),
     ],
 )
-def test_a_row_that_is_no_document_says_why(row: dict[str, Any], named: str) -> None:
+def test_an_unusable_row_has_a_reason(row: dict[str, Any], named: str) -> None:
     with pytest.raises(BadRow, match=named):
         read(row)
 
 
-def test_a_document_is_told_by_what_is_rendered_alone() -> None:
-    asked = Columns(text="text", keep=("id",))
+def test_the_digest_of_a_document_ignores_kept_columns() -> None:
+    given = Columns(text="text", keep=("id",))
     one, other = ({"text": "a", "id": i} for i in (1, 2))
-    assert read(one, asked).digest() == read(other, asked).digest() != read(one | {"text": "b"}, asked).digest()
+    assert read(one, given).digest() == read(other, given).digest() != read(one | {"text": "b"}, given).digest()
 
 
-def test_a_missing_number_of_a_table_is_nothing() -> None:
+def test_nan_in_a_kept_column_is_missing() -> None:
     assert read({"text": "a", "category": float("nan")}).columns == {"category": None}
 
 

@@ -76,7 +76,7 @@ def test_every_format_gives_the_same_corpus(make: Any, chat: LoadedTokenizer, tm
     assert sum(corpora[0].splits.values()) == 30
 
 
-def test_any_range_of_documents_is_what_it_is_in_the_whole(tokenizer: LoadedTokenizer, tmp_path: Path) -> None:
+def test_any_range_of_documents_equals_that_of_the_whole(tokenizer: LoadedTokenizer, tmp_path: Path) -> None:
     write_jsonl(tmp_path / "data" / "a.jsonl", text_rows(100))
     in_format("parquet", tmp_path / "data", text_rows(100)[40:])
     corpus = opened(tmp_path / "data", tokenizer)
@@ -86,7 +86,7 @@ def test_any_range_of_documents_is_what_it_is_in_the_whole(tokenizer: LoadedToke
         assert part == [each for each in whole if first <= each[0] < first + n]
 
 
-def test_tokens_of_pieces_are_those_of_the_tokenizer(tokenizer: LoadedTokenizer, tmp_path: Path) -> None:
+def test_tokens_of_segments_are_those_of_the_tokenizer(tokenizer: LoadedTokenizer, tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", [{"text": text} for text in TEXTS[:5]])
     corpus = opened(path, tokenizer, val_fraction=0.0)
     for number, text in enumerate(TEXTS[:5]):
@@ -130,7 +130,7 @@ def test_columns_are_kept_in_their_types(tokenizer: LoadedTokenizer, tmp_path: P
     assert isinstance(kept[0]["score"], float)
 
 
-def test_what_people_see_first_tells_what_is_learnt(chat: LoadedTokenizer, tmp_path: Path) -> None:
+def test_the_sample_shows_what_is_trained_on(chat: LoadedTokenizer, tmp_path: Path) -> None:
     corpus = opened(write_jsonl(tmp_path / "a.jsonl", pair_rows(9)), chat, val_fraction=0.0)
     assert corpus.mapping.describe() == {"prompt": "prompt", "response": "response", "kept": "category"}
     assert corpus.train_on == "assistant"
@@ -145,7 +145,7 @@ def test_what_people_see_first_tells_what_is_learnt(chat: LoadedTokenizer, tmp_p
     assert len(text) == 45
 
 
-def test_validation_data_of_their_own_are_read(tokenizer: LoadedTokenizer, tmp_path: Path) -> None:
+def test_separate_validation_data_are_read(tokenizer: LoadedTokenizer, tmp_path: Path) -> None:
     write_jsonl(tmp_path / "a.jsonl", text_rows(20))
     other = write_jsonl(tmp_path / "b.jsonl", [{"text": "only this"}])
     corpus = opened(tmp_path / "a.jsonl", tokenizer, val_path=str(other), limit=5)
@@ -156,14 +156,14 @@ def test_validation_data_of_their_own_are_read(tokenizer: LoadedTokenizer, tmp_p
     assert corpus.source == "a.jsonl + b.jsonl"
 
 
-def test_a_split_of_the_same_data_holds_documents_back(tokenizer: LoadedTokenizer, tmp_path: Path) -> None:
+def test_val_fraction_holds_out_documents(tokenizer: LoadedTokenizer, tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", text_rows(150))
     splits = opened(path, tokenizer, val_fraction=0.3).splits
     assert 25 <= splits["validation"] <= 65
     assert opened(path, tokenizer, val_fraction=0.0).splits["validation"] == 0
 
 
-def test_the_fingerprint_tells_everything_that_tokens_depend_on(chat: LoadedTokenizer, tmp_path: Path) -> None:
+def test_the_fingerprint_depends_on_everything_that_tokens_depend_on(chat: LoadedTokenizer, tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", pair_rows(9))
     ways: list[dict[str, Any]] = [
         {},
@@ -181,7 +181,7 @@ def test_the_fingerprint_tells_everything_that_tokens_depend_on(chat: LoadedToke
     assert opened(copy, chat).fingerprint == opened(path, chat).fingerprint
 
 
-def test_long_documents_are_refused_when_asked_for(tokenizer: LoadedTokenizer, tmp_path: Path) -> None:
+def test_long_documents_are_refused_with_refuse(tokenizer: LoadedTokenizer, tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", text_rows(3))
     corpus = opened(path, tokenizer, long_documents="refuse", val_fraction=0.0)
     with pytest.raises(ConfigError, match=r"a\.jsonl:1 has \d+ tokens, --seq-len allows 16") as caught:
@@ -189,7 +189,7 @@ def test_long_documents_are_refused_when_asked_for(tokenizer: LoadedTokenizer, t
     assert "data.long_documents=split" in str(caught.value.hint)
 
 
-def test_what_became_of_documents_is_counted(tokenizer: LoadedTokenizer, tmp_path: Path) -> None:
+def test_documents_are_counted_by_outcome(tokenizer: LoadedTokenizer, tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", text_rows(10))
     corpus = opened(path, tokenizer, long_documents="truncate", val_fraction=0.0)
     found = all_pieces(corpus, length=16)
@@ -197,7 +197,7 @@ def test_what_became_of_documents_is_counted(tokenizer: LoadedTokenizer, tmp_pat
     assert corpus.counts.positions == sum(int(segment.loss_mask.sum()) for segment in found) == 150
 
 
-def test_a_part_with_more_rows_than_it_may_have_is_refused(
+def test_a_part_with_too_many_rows_is_refused(
     tokenizer: LoadedTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     corpus = opened(write_jsonl(tmp_path / "a.jsonl", text_rows(10)), tokenizer, val_fraction=0.0)
@@ -287,7 +287,7 @@ def test_no_data_are_refused(tokenizer: LoadedTokenizer) -> None:
     assert "--data" in str(caught.value.hint)
 
 
-def test_tokens_a_byte_are_those_of_an_even_sample(tokenizer: LoadedTokenizer, tmp_path: Path) -> None:
+def test_tokens_per_byte_are_those_of_an_even_sample(tokenizer: LoadedTokenizer, tmp_path: Path) -> None:
     corpus = opened(write_jsonl(tmp_path / "a.jsonl", text_rows(50)), tokenizer, val_fraction=0.2)
     n_tokens = sum(len(tokenizer.fast(row["text"])["input_ids"]) + 1 for row in text_rows(50))
     n_bytes = sum(len(row["text"].encode()) for row in text_rows(50))
@@ -312,14 +312,14 @@ def test_a_plan_follows_the_size_of_the_data(tokenizer: LoadedTokenizer, tmp_pat
     assert not corpus.plan(64, packed=False).packed
 
 
-def test_a_file_that_changes_under_way_is_refused(tokenizer: LoadedTokenizer, tmp_path: Path) -> None:
+def test_a_file_that_changes_during_the_run_is_refused(tokenizer: LoadedTokenizer, tmp_path: Path) -> None:
     corpus = opened(write_jsonl(tmp_path / "a.jsonl", text_rows(5)), tokenizer, val_fraction=0.0)
     write_jsonl(tmp_path / "a.jsonl", text_rows(6))
     with pytest.raises(ConfigError, match="changed while it was read"):
         all_pieces(corpus)
 
 
-def test_a_spread_of_pieces_is_even_and_not_counted(tokenizer: LoadedTokenizer, tmp_path: Path) -> None:
+def test_sampled_segments_are_evenly_spaced_and_not_counted(tokenizer: LoadedTokenizer, tmp_path: Path) -> None:
     corpus = opened(write_jsonl(tmp_path / "a.jsonl", text_rows(50)), tokenizer, val_fraction=0.0)
     counts = DocumentCounts()
     found = list(corpus.sample_segments("train", 8, 4096, counts))
@@ -327,7 +327,7 @@ def test_a_spread_of_pieces_is_even_and_not_counted(tokenizer: LoadedTokenizer, 
     assert (corpus.counts.documents, counts.documents) == (0, 8)
 
 
-def test_tokens_are_foreseen_from_the_index(tokenizer: LoadedTokenizer, tmp_path: Path) -> None:
+def test_tokens_are_estimated_from_the_index(tokenizer: LoadedTokenizer, tmp_path: Path) -> None:
     corpus = opened(write_jsonl(tmp_path / "a.jsonl", text_rows(50)), tokenizer, val_fraction=0.0)
     n_tokens = sum(len(segment) for segment in all_pieces(corpus, length=4096))
     assert corpus.expected_tokens("train", 4096).sum() == pytest.approx(n_tokens)
@@ -336,9 +336,7 @@ def test_tokens_are_foreseen_from_the_index(tokenizer: LoadedTokenizer, tmp_path
     assert sum(len(segment) for segment in corpus.segments("train", 0, n, 4096)) == pytest.approx(n_tokens / 2, rel=0.1)
 
 
-def test_of_documents_that_are_truncated_only_what_is_read_is_foreseen(
-    tokenizer: LoadedTokenizer, tmp_path: Path
-) -> None:
+def test_estimates_count_truncated_documents_up_to_the_cut(tokenizer: LoadedTokenizer, tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", text_rows(50))
     corpus = opened(path, tokenizer, val_fraction=0.0, long_documents="truncate")
     n_tokens = sum(len(segment) for segment in all_pieces(corpus, length=16))
@@ -348,9 +346,7 @@ def test_of_documents_that_are_truncated_only_what_is_read_is_foreseen(
     assert corpus.first_documents("train", 160, 16) == pytest.approx(10, abs=1)
 
 
-def test_of_conversations_that_are_split_what_is_not_learnt_is_counted_for_plans(
-    chat: LoadedTokenizer, tmp_path: Path
-) -> None:
+def test_masked_segments_of_split_conversations_are_counted_for_plans(chat: LoadedTokenizer, tmp_path: Path) -> None:
     corpus = opened(write_jsonl(tmp_path / "a.jsonl", chat_rows(20)), chat, val_fraction=0.0)
     counts = DocumentCounts()
     segments = list(corpus.sample_segments("train", 20, 16, counts))
@@ -358,7 +354,7 @@ def test_of_conversations_that_are_split_what_is_not_learnt_is_counted_for_plans
 
 
 @pytest.mark.parametrize("named", ["corpus", "{folder}/corpus", "corpus/*.jsonl", "{folder}/corpus/*.jsonl", "."])
-def test_the_source_says_nothing_of_where_it_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: str) -> None:
+def test_the_source_has_no_local_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: str) -> None:
     write_jsonl(tmp_path / "corpus" / "a.jsonl", text_rows(4))
     monkeypatch.chdir(tmp_path / "corpus" if named == "." else tmp_path)
     tokenizer = load_tokenizer(str(small_tokenizer(tmp_path / "tokenizer")))

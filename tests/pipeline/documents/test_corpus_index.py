@@ -51,7 +51,7 @@ def index(
     return indexer.finish(made_with or {})
 
 
-def test_documents_are_found_again_by_file_and_position() -> None:
+def test_documents_are_read_again_by_file_and_position() -> None:
     found = index(FixedOrder(texts("a", "bcd")), FixedOrder(["bad", *texts("e")]), val_fraction=0.0)
     assert found.files.tolist() == [0, 0, 1]
     assert found.positions.tolist() == [0, 10, 10]
@@ -80,7 +80,7 @@ def test_a_lone_surrogate_in_a_kept_column_is_a_bad_row() -> None:
     assert found.bad_rows == ("corpus.jsonl:1: a lone surrogate, which is not valid UTF-8",)
 
 
-def test_what_json_cannot_hold_is_a_bad_row() -> None:
+def test_a_value_that_json_cannot_represent_is_a_bad_row() -> None:
     mapping = detect([{"messages": []}], Columns(), "x")
     indexer = Indexer(mapping, DataSettings(), lambda document: document.n_bytes)
     turns = [{"role": "assistant", "content": "a", "more": more} for more in (b"", float("inf"))]
@@ -146,14 +146,14 @@ def test_the_type_of_a_kept_column_is_detected(values: tuple[Any, ...], kind: st
         ((1 << 63,), "corpus.jsonl:1: the kept column 'k' .*int.*string"),
     ],
 )
-def test_a_kept_column_that_is_not_of_one_plain_type_is_refused(values: tuple[Any, ...], named: str) -> None:
+def test_a_kept_column_of_mixed_or_nested_types_is_refused(values: tuple[Any, ...], named: str) -> None:
     with pytest.raises(ConfigError, match=named) as caught:
         kept(*values)
     assert "data.columns.keep" in str(caught.value.hint)
 
 
 @pytest.mark.parametrize("name", ["my column", "é", "1st", "x" * 65])
-def test_a_kept_column_with_a_name_that_no_cache_takes_is_refused(name: str) -> None:
+def test_a_kept_column_with_an_unsupported_name_is_refused(name: str) -> None:
     with pytest.raises(ConfigError, match="cannot be kept") as caught:
         index(FixedOrder(texts("a")), keep=(name,))
     assert "rename it" in str(caught.value.hint)
@@ -174,19 +174,19 @@ def test_documents_are_split_by_their_content_alone(names: list[str], fraction: 
     assert all(chosen == (name in wanted) for name, chosen in zip(names, found.in_validation, strict=True))
 
 
-def test_equal_documents_are_never_torn_apart_and_training_is_left_something() -> None:
+def test_equal_documents_are_in_one_split_and_training_is_not_empty() -> None:
     assert not index(FixedOrder(texts("a", "a")), val_fraction=1e-9).in_validation.any()
     assert index(FixedOrder(texts("a", "a", "b", "b")), val_fraction=1e-9).in_validation.sum() == 2
 
 
-def test_validation_data_of_their_own_are_the_validation() -> None:
+def test_separate_validation_data_are_the_validation_split() -> None:
     indexer = Indexer(detect([{"text": "a"}], Columns(), "x"), DataSettings(limit=1), lambda d: d.n_bytes)
     assert indexer.read([FixedOrder(texts("a", "b"))], split="train") == 1
     assert indexer.read([FixedOrder(texts("c", "d"))], 1, "validation") == 2
     assert indexer.finish({}).in_validation.tolist() == [False, True, True]
 
 
-def test_the_fingerprint_tells_documents_order_columns_splits_and_settings() -> None:
+def test_the_fingerprint_depends_on_documents_order_columns_splits_and_settings() -> None:
     same = index(FixedOrder(texts("a", "b", "c"))).fingerprint
     assert index(FixedOrder(texts("a")), FixedOrder(["bad", *texts("b", "c")], "other")).fingerprint == same
     others = [
@@ -199,7 +199,7 @@ def test_the_fingerprint_tells_documents_order_columns_splits_and_settings() -> 
     assert len({same, *(other.fingerprint for other in others)}) == 6
 
 
-def test_an_index_takes_little_room_a_document() -> None:
+def test_an_index_takes_little_memory_per_document() -> None:
     found = index(FixedOrder(texts(*map(str, range(1000)))))
     arrays = (found.files, found.positions, found.numbers, found.sizes, found.in_validation)
     assert sum(each.nbytes for each in arrays) == 21 * 1000

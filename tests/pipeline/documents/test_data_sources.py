@@ -1,4 +1,4 @@
-"""Finding data: a file, a folder, a glob; what is not there or cannot be read is told with what can."""
+"""Data sources: a file, a folder, a glob; missing and unreadable ones."""
 
 import re
 from pathlib import Path
@@ -27,7 +27,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_folder_is_read_sorted_and_recursively_without_what_is_hidden(folder: Path) -> None:
+def test_a_folder_is_read_sorted_and_recursively_without_hidden_files(folder: Path) -> None:
     files = find_files(str(folder), None, MOST)
     assert [file.name for file in files] == ["b.jsonl", "deep/a.jsonl", "l.json", "train-00001-of-00002.jsonl", "z.txt"]
     assert [type(file) for file in files[-3:]] == [ListFile, LinesFile, PlainFile]
@@ -42,13 +42,13 @@ def test_a_file_is_called_by_its_name(folder: Path) -> None:
     assert names(folder / "deep" / "a.jsonl") == ["a.jsonl"]
 
 
-def test_a_split_chooses_the_files_that_bear_its_name(folder: Path) -> None:
+def test_a_split_selects_the_files_with_its_name(folder: Path) -> None:
     assert names(folder, "train") == ["train-00001-of-00002.jsonl"]
     assert names(folder, "deep") == ["deep/a.jsonl"]
 
 
 @pytest.mark.parametrize("data", ["", "b.jsonl"])
-def test_a_split_that_no_file_is_named_after_is_refused_with_those_that_are_there(data: str, folder: Path) -> None:
+def test_an_unknown_split_is_refused_with_the_file_names(data: str, folder: Path) -> None:
     with pytest.raises(ConfigError, match=r"no file of .* 'test' .*b\.jsonl") as caught:
         names(folder / data, "test")
     assert "omit --data-split" in str(caught.value.hint)
@@ -91,7 +91,7 @@ def test_an_unreadable_format_is_refused_with_the_readable_ones(
     assert hint in str(caught.value.hint)
 
 
-def test_packed_data_in_a_folder_are_not_passed_over(folder: Path) -> None:
+def test_compressed_data_in_a_folder_are_not_skipped(folder: Path) -> None:
     (folder / "more.jsonl.gz").write_bytes(b"")
     with pytest.raises(ConfigError, match=r"more\.jsonl\.gz is a \.gz file"):
         names(folder)

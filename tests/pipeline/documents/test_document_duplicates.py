@@ -110,11 +110,11 @@ def test_texts_that_are_equal_once_normalized_are_duplicates(
     ],
     ids=["normalizer", "prefix space", "white space", "words"],
 )
-def test_tokens_that_lose_text_leave_the_count_unknown(changes: dict[str, Any], tmp_path: Path) -> None:
+def test_lossy_tokenizers_leave_the_count_unknown(changes: dict[str, Any], tmp_path: Path) -> None:
     assert text_key(changed(tmp_path / "tokenizer", **changes), True) is None
 
 
-def test_an_alphabet_with_gaps_or_added_tokens_that_eat_white_space_leave_it_unknown(tmp_path: Path) -> None:
+def test_an_incomplete_alphabet_or_tokens_that_strip_white_space_leave_it_unknown(tmp_path: Path) -> None:
     small_tokenizer(tmp_path / "a")
     described = json.loads((tmp_path / "a" / "tokenizer.json").read_text())
     added = [described["added_tokens"][0] | {"lstrip": True}, *described["added_tokens"][1:]]
@@ -127,7 +127,9 @@ def test_an_alphabet_with_gaps_or_added_tokens_that_eat_white_space_leave_it_unk
     assert text_key(changed(tmp_path / "c", model={**model, "vocab": vocab, "merges": merges}), True) is None
 
 
-def test_of_conversations_tokens_are_counted(tmp_path: Path, tokenizers: dict[str, LoadedTokenizer]) -> None:
+def test_duplicates_of_conversations_are_counted_by_tokens(
+    tmp_path: Path, tokenizers: dict[str, LoadedTokenizer]
+) -> None:
     pairs = write_jsonl(tmp_path / "pairs.jsonl", [*pair_rows(), *pair_rows(3)])
     assert counts(planned(pairs, tokenizers["plain"], val_fraction=0.0)) == {"train": 3}
     chat = load_tokenizer(str(small_tokenizer(tmp_path / "chat", chat_template=CHATML)))
@@ -135,7 +137,7 @@ def test_of_conversations_tokens_are_counted(tmp_path: Path, tokenizers: dict[st
     assert counts(planned(talks, chat, val_fraction=0.0)) == {"train": 2}
 
 
-def test_conversations_that_cannot_be_learnt_are_no_duplicates(tmp_path: Path) -> None:
+def test_untrainable_conversations_are_not_counted_as_duplicates(tmp_path: Path) -> None:
     picky = load_tokenizer(str(small_tokenizer(tmp_path / "chat", chat_template=PICKY)))
     refused = with_system(chat_rows(1)[0])
     talks = write_jsonl(tmp_path / "talks.jsonl", [*chat_rows(4), refused, refused, *chat_rows(1)])

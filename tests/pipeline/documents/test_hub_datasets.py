@@ -25,7 +25,7 @@ def rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> hub.HubRows:
     return hub.HubRows(str(folder), "train")
 
 
-def test_a_data_set_is_read_like_a_file_and_nothing_is_written_beside_it(rows: hub.HubRows, tmp_path: Path) -> None:
+def test_a_data_set_is_read_like_a_file_and_writes_nothing_next_to_it(rows: hub.HubRows, tmp_path: Path) -> None:
     wanted = text_rows(600)
     found = list(rows.rows())
     assert [row.columns for row in found] == wanted
@@ -37,25 +37,25 @@ def test_a_data_set_is_read_like_a_file_and_nothing_is_written_beside_it(rows: h
     assert sorted(path.name for path in (tmp_path / "name").iterdir()) == ["train.jsonl", "validation.jsonl"]
 
 
-def test_a_name_that_is_no_path_is_asked_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[tuple[Any, ...]] = []
+def test_a_name_that_is_not_a_path_is_looked_up_on_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    requests: list[tuple[Any, ...]] = []
 
     def load(path: str, subset: str | None, split: str) -> list[dict[str, Any]]:
-        asked.append((path, subset, split))
+        requests.append((path, subset, split))
         return []
 
     monkeypatch.setattr(datasets, "load_dataset", load)
     find_files("someone/texts", None, LIMITS)
     find_files("someone/texts:en", "test", LIMITS)
     find_files("wikitext", None, LIMITS, hub_split="validation")
-    assert asked == [
+    assert requests == [
         ("someone/texts", None, "train"),
         ("someone/texts", "en", "test"),
         ("wikitext", None, "validation"),
     ]
 
 
-def test_a_data_set_that_cannot_be_had_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_data_set_that_cannot_be_loaded_is_reported_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object, **__: object) -> None:
         raise ConnectionError("Couldn't reach it\nand more")
 

@@ -63,26 +63,26 @@ LARGE_FILE = 16_000_000
 
 
 def share_in_large_files(rows: list[float]) -> float:
-    """The share of all bytes that lies in files of 16 MB or more, of parts with so many positions."""
+    """The share of all bytes in files of 16 MB or more, for parts of these numbers of positions."""
     files = [n * each for n in rows for each in (ID_BYTES, ROW_BYTES, VALUE_BYTES, PLACE_BYTES)]
     return sum(size for size in files if size >= LARGE_FILE) / sum(files)
 
 
 @pytest.mark.parametrize("millions", [20, 21, 23, 26, 33, 50, 100, 777])
 @pytest.mark.parametrize("tokens_per_byte", [0.21, 0.25, 0.35])
-def test_from_20_million_positions_on_most_bytes_lie_in_large_files(millions: int, tokens_per_byte: float) -> None:
+def test_from_20_million_positions_on_most_bytes_are_in_large_files(millions: int, tokens_per_byte: float) -> None:
     n = round(millions * 1e6 / (2000 * tokens_per_byte))
     assert share_in_large_files(rows_of_parts([2000] * n, tokens_per_byte)) > 0.9
 
 
 @pytest.mark.parametrize("guess", [0.86, 1.0, 1.1])
-def test_a_guess_that_is_wrong_by_a_tenth_does_not_make_small_files(guess: float) -> None:
+def test_an_estimate_that_is_wrong_by_a_tenth_makes_no_small_files(guess: float) -> None:
     """Bytes tell how many tokens there will be only about: 20 million positions that were planned as fewer or more."""
     planned = rows_of_parts([2000] * round(20e6 * guess / 500), 0.25)
     assert share_in_large_files([rows / guess for rows in planned]) > 0.9
 
 
-def test_smaller_caches_have_the_parts_that_they_had() -> None:
+def test_parts_of_smaller_caches_have_a_64th_of_the_rows() -> None:
     for n in (1, 32_768, 2_097_152, 3_000_000, 16_777_215):
         assert rows_of_a_part(n) == min(max(n / 64, 1 << 15), 1 << 20)
     assert rows_of_a_part(MANY_ROWS) == LARGE_ROWS
@@ -100,7 +100,7 @@ def test_many_small_documents_are_planned_in_an_instant() -> None:
     assert made.n_parts == pytest.approx(252e6 / LARGE_ROWS, rel=0.05)
 
 
-def test_a_person_may_say_how_large_parts_are() -> None:
+def test_the_size_of_parts_can_be_given() -> None:
     sizes = {"train": np.full(1000, 1000, np.uint32)}
     assert make_plan(sizes, 0.25, 2048, True, 2510).n_parts == 100
 

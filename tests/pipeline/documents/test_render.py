@@ -1,4 +1,4 @@
-"""Rendering: chat templates of many makes, what of them is to be learnt, and templates that do not tell."""
+"""Rendering: the trained spans under chat templates of many kinds, and templates that hide them."""
 
 import functools
 import tempfile
@@ -20,7 +20,7 @@ THINKING = (
     "{% if m.role == 'assistant' and loop.last %}<think>\n\n</think>\n\n{% endif %}{{ reply }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-# As Llama 2: no generation prompt, a space before what the assistant says.
+# Like Llama 2: no generation prompt, a space before the assistant's reply.
 BRACKETS = (
     "{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]"
     "{% else %} {{ m.content }}<|im_end|>{% endif %}{% endfor %}"
@@ -92,16 +92,16 @@ def trained(rendered: Rendered) -> list[str]:
     ],
     ids=["chatml", "generation", "thinking", "brackets", "closed", "prompted", "headers"],
 )
-def test_what_the_assistant_says_is_found(template: str, parts: list[str]) -> None:
+def test_the_assistants_replies_are_located(template: str, parts: list[str]) -> None:
     assert trained(render("messages", talk(), template)) == parts
 
 
-def test_thoughts_that_a_template_leaves_out_do_not_hide_the_turn() -> None:
+def test_a_turn_is_located_if_the_template_drops_its_thinking() -> None:
     thought = talk(TALK[0], TALK[1] | {"content": "<think>Hm.</think>\n\nHello."}, *TALK[2:])
     assert trained(render("messages", thought, THINKING))[0] == "Hello.<|im_end|>"
 
 
-def test_two_turns_that_say_the_same_are_two_turns() -> None:
+def test_equal_replies_are_located_separately() -> None:
     same = talk(*TALK[:2], *TALK[:2])
     rendered = render("messages", same, THINKING)
     assert trained(rendered) == ["Hello.<|im_end|>", "<think>\n\n</think>\n\nHello.<|im_end|>\n"]
@@ -109,13 +109,13 @@ def test_two_turns_that_say_the_same_are_two_turns() -> None:
     assert rendered.spans[0][1] < rendered.spans[1][0]
 
 
-def test_a_turn_that_says_what_its_header_says_is_found() -> None:
+def test_a_reply_equal_to_its_header_is_located() -> None:
     named = talk(TALK[0], TALK[1] | {"content": "assistant"})
     assert trained(render("messages", named, HEADERS)) == [" assistant<|im_end|>\n"]
     assert trained(render("messages", named, PROMPTED)) == ["assistant<|im_end|>"]
 
 
-def test_a_template_that_asks_for_the_date_gets_the_same_one_every_day() -> None:
+def test_a_template_that_uses_the_date_gets_the_same_one_every_day() -> None:
     dated = (
         "{% if strftime_now is defined %}{% set today = strftime_now('%d %b %Y') %}{% endif %}Today is {{ today }}, "
         "{{ strftime_now('%Y-%m-%d %H:%M') }}.\n" + CHATML
@@ -131,7 +131,7 @@ def test_a_conversation_may_begin_with_a_system_message_or_the_assistant() -> No
     assert trained(render("messages", talk(*TALK[1:]), CHATML))[0] == "Hello.<|im_end|>\n"
 
 
-def test_all_of_a_conversation_is_learnt_when_asked_for() -> None:
+def test_train_on_all_trains_on_the_whole_conversation() -> None:
     rendered = render("messages", talk(), UNSTABLE, train_on="all")
     assert rendered.spans is None
     assert rendered.text.startswith("4 messages\n<|im_start|>user\nHi there<|im_end|>")
@@ -159,12 +159,12 @@ def test_a_turn_that_is_hidden_by_a_later_one_is_refused() -> None:
         render("messages", twice, SHORTENED)
 
 
-def test_a_conversation_that_the_template_refuses_is_named() -> None:
+def test_a_conversation_that_the_template_rejects_is_named() -> None:
     with pytest.raises(ConfigError, match=r"corpus\.jsonl:7: .*: begin with a system message"):
         render("messages", talk(), PICKY)
 
 
-def test_a_template_that_refuses_a_shorter_conversation_is_refused() -> None:
+def test_a_template_that_rejects_a_shorter_conversation_is_refused() -> None:
     whole = "{% if messages | length < 4 %}{{ raise_exception('four at least') }}{% endif %}" + CHATML
     with pytest.raises(ConfigError, match="it rejects the messages up to there: four at least"):
         render("messages", talk(), whole)
@@ -176,7 +176,7 @@ def test_a_broken_template_is_refused(template: str) -> None:
         render("messages", talk(), template)
 
 
-def test_a_template_that_is_none_is_refused_with_the_line() -> None:
+def test_an_invalid_template_is_refused_with_its_line() -> None:
     with pytest.raises(ConfigError, match=r"not valid jinja2: .* in line 2") as caught:
         render("messages", talk(), "{# a comment #}\n{% if")
     assert "data.chat_template=FILE" in str(caught.value.hint)
@@ -195,14 +195,14 @@ def test_conversations_need_a_template() -> None:
 PAIR = Document(messages=({"role": "user", "content": "Say a"}, {"role": "assistant", "content": "a!"}), columns={})
 
 
-def test_prompt_and_response_are_a_conversation_where_the_tokenizer_chats() -> None:
+def test_prompt_and_response_use_the_chat_template_of_the_tokenizer() -> None:
     rendered = render("pair", PAIR, CHATML)
     assert rendered.text == "<|im_start|>user\nSay a<|im_end|>\n<|im_start|>assistant\na!<|im_end|>\n"
     assert trained(rendered) == ["a!<|im_end|>\n"]
 
 
 @pytest.mark.parametrize("template", [None, CHATML])
-def test_prompt_and_response_stand_on_two_lines_otherwise(template: str | None) -> None:
+def test_prompt_and_response_are_on_two_lines_without_a_template(template: str | None) -> None:
     rendered = render("pair", PAIR, template, chat_template="none")
     assert (rendered.text, trained(rendered)) == ("Say a\na!", ["a!"])
     assert (rendered.templated, rendered.stop_wanted) == (False, True)
@@ -210,7 +210,7 @@ def test_prompt_and_response_stand_on_two_lines_otherwise(template: str | None) 
 
 
 @pytest.mark.parametrize(("prompt", "response"), [("Q: b ", "c"), ("Q: b", " c"), ("Q: b\n", "\tc")])
-def test_white_space_between_prompt_and_response_is_left_alone(prompt: str, response: str) -> None:
+def test_white_space_between_prompt_and_response_is_unchanged(prompt: str, response: str) -> None:
     pair = Document(messages=({"role": "user", "content": prompt}, {"role": "a", "content": response}), columns={})
     rendered = render("pair", pair)
     assert (rendered.text, trained(rendered)) == (prompt + response, [response])
@@ -221,7 +221,7 @@ def test_a_conversation_among_pairs_needs_a_template() -> None:
         render("pair", talk())
 
 
-def test_text_is_rendered_as_it_is() -> None:
+def test_text_is_rendered_unchanged() -> None:
     rendered = render("text", Document(text=" a\n", columns={}), CHATML)
     assert (rendered.text, rendered.spans, rendered.templated) == (" a\n", None, False)
 
@@ -239,7 +239,7 @@ def test_responses_without_a_stop_token_are_refused_before_anything_is_read() ->
 
 
 @pytest.mark.parametrize("template", [CHATML, GENERATION, THINKING, BRACKETS, CLOSED, HEADERS, ENDLESS, PICKY])
-def test_no_rendered_document_is_larger_than_foreseen(template: str) -> None:
+def test_no_rendered_document_is_larger_than_its_bound(template: str) -> None:
     renderer = Renderer(FORMS["messages"], DataSettings(train_on="all"), tokenizer(template))
     for n in (1, 2, 3, 40):
         document = talk({"role": "system", "content": "é"}, *TALK * n)
@@ -247,6 +247,6 @@ def test_no_rendered_document_is_larger_than_foreseen(template: str) -> None:
         assert len(rendered.text.encode()) <= renderer.most_bytes(document)
 
 
-def test_no_plain_document_is_larger_than_foreseen() -> None:
+def test_no_plain_document_is_larger_than_its_bound() -> None:
     renderer = Renderer(FORMS["pair"], DataSettings(), tokenizer())
     assert len(renderer.render(PAIR, "x").text.encode()) == renderer.most_bytes(PAIR)

@@ -1,4 +1,4 @@
-"""Files of rows: every format gives the same rows in order and by position, and says what is wrong with a row."""
+"""Files of rows: every format gives the same rows in order and by position, and reports invalid rows."""
 
 import json
 from pathlib import Path
@@ -59,7 +59,7 @@ def test_rows_of_a_table_that_are_far_apart_are_found(tmp_path: Path) -> None:
         assert [int(row["text"]) for row in file.columns_at(chosen)] == chosen
 
 
-def test_columns_of_a_table_that_nobody_wants_are_not_read(tmp_path: Path) -> None:
+def test_unused_columns_of_a_table_are_not_read(tmp_path: Path) -> None:
     rows = [{"text": "a", "messages": [{"role": "user", "content": "b"}], "numbers": [1.5] * 3}]
     file = TableFile(write_parquet(tmp_path / "a.parquet", rows), "a", MOST)
     file.wanted = {"messages", "category"}
@@ -83,7 +83,7 @@ def problems(path: Path, data: bytes, row_bytes: int = 1 << 20) -> list[tuple[in
     return [(row.number, row.problem) for row in LinesFile(path, "a", limits).rows()]
 
 
-def test_a_line_that_is_no_object_is_named_and_the_next_one_is_read(tmp_path: Path) -> None:
+def test_an_invalid_line_is_named_and_the_next_one_is_read(tmp_path: Path) -> None:
     data = b'{"text": "a"}\n\n{"text": \n[1]\n"a"\n3\ntrue\nnull\n{"text": "\xff"}\r\n  \n' + b"[" * 9000 + b"\n{}"
     assert problems(tmp_path / "a", data) == [
         (1, ""),
@@ -99,7 +99,7 @@ def test_a_line_that_is_no_object_is_named_and_the_next_one_is_read(tmp_path: Pa
     ]
 
 
-def test_a_line_of_any_length_is_passed_over_in_bounded_memory(tmp_path: Path) -> None:
+def test_a_line_of_any_length_is_skipped_in_bounded_memory(tmp_path: Path) -> None:
     long = b'{"text": "' + b"x" * 1100 + b'"}'
     for data in (long, long * 3, b"x" * 1024, b"x" * 2048):
         found = problems(tmp_path / "a", b'{"a": 1}\n' + data + b'\n{"a": 2}\n', row_bytes=1024)
@@ -108,14 +108,14 @@ def test_a_line_of_any_length_is_passed_over_in_bounded_memory(tmp_path: Path) -
         assert [row.position for row in rows] == [0, 9, 9 + len(data) + 1]
 
 
-def test_a_byte_order_mark_is_no_part_of_the_first_row(tmp_path: Path) -> None:
+def test_a_byte_order_mark_is_skipped(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_bytes(b'\xef\xbb\xbf{"text": "a"}\n')
     file = LinesFile(path, "a", MOST)
     assert [row.columns for row in file.rows()] == list(file.columns_at([0])) == [{"text": "a"}]
 
 
-def test_json_may_be_a_list_or_an_object_a_line(tmp_path: Path) -> None:
+def test_json_may_be_a_list_or_json_lines(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_text('{"a": 1}\n{"a": 2}\n', encoding="utf-8")
     assert [row.columns for row in open_json(path, "a", MOST).rows()] == [{"a": 1}, {"a": 2}]
@@ -124,7 +124,7 @@ def test_json_may_be_a_list_or_an_object_a_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("content", "named"), [("[1, 2", "is not a JSON list"), ("3", "is not a JSON list")])
-def test_a_json_file_that_is_no_list_is_refused(content: str, named: str, tmp_path: Path) -> None:
+def test_an_invalid_json_file_is_refused(content: str, named: str, tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_text(content, encoding="utf-8")
     with pytest.raises(ConfigError, match=named):
@@ -180,7 +180,7 @@ def test_a_text_file_is_one_document(tmp_path: Path) -> None:
     assert list(file.columns_at([0])) == [{"text": "Two\nlines. 🙂\n"}]
 
 
-def test_a_text_file_that_is_no_text_or_too_long_is_a_bad_row(tmp_path: Path) -> None:
+def test_a_text_file_that_is_invalid_or_too_long_is_a_bad_row(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_bytes(b"\xff")
     assert next(PlainFile(path, "a", MOST).rows()).problem == "it is not valid UTF-8"
@@ -204,21 +204,21 @@ def test_a_cell_of_a_table_that_is_not_utf8_is_a_bad_row(tmp_path: Path) -> None
     ]
 
 
-def test_a_file_that_is_no_table_is_refused(tmp_path: Path) -> None:
+def test_an_invalid_table_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
-    path.write_bytes(b"PAR1, or so it says")
+    path.write_bytes(b"PAR1 and no more")
     with pytest.raises(ConfigError, match="cannot be read as Parquet"):
         list(TableFile(path, "a", MOST).rows())
 
 
-def test_a_file_that_went_away_is_told(tmp_path: Path) -> None:
+def test_a_deleted_file_is_reported(tmp_path: Path) -> None:
     file = in_format("jsonl", tmp_path, text_rows(2))
     (tmp_path / "a.jsonl").unlink()
     with pytest.raises(ConfigError, match=r"a\.jsonl cannot be read: No such file"):
         list(file.rows())
 
 
-def test_a_row_that_was_good_and_is_bad_is_refused(tmp_path: Path) -> None:
+def test_a_row_that_became_invalid_is_refused(tmp_path: Path) -> None:
     """As when a file is rewritten within a tick of the clock, at the same length."""
     path = tmp_path / "a.jsonl"
     path.write_bytes(b'{"text": \n{}\n')
@@ -230,7 +230,7 @@ def test_a_row_that_was_good_and_is_bad_is_refused(tmp_path: Path) -> None:
         list(TableFile(tmp_path / "b", "b", MOST).columns_at([0]))
 
 
-def test_a_file_that_may_not_be_read_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreadable_file_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = in_format("jsonl", tmp_path, text_rows(2))
 
     def refuse(*_: object) -> None:
@@ -241,7 +241,7 @@ def test_a_file_that_may_not_be_read_is_told(tmp_path: Path, monkeypatch: pytest
         list(file.rows())
 
 
-def test_a_table_that_is_damaged_inside_is_told(tmp_path: Path) -> None:
+def test_a_damaged_table_is_reported(tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "a.parquet", text_rows(500))
     data = bytearray(path.read_bytes())
     data[4 : len(data) // 2] = bytes(len(data) // 2 - 4)

@@ -56,7 +56,7 @@ def slow_pack(lengths: list[int], length: int) -> list[list[int]]:
 
 
 @given(st.lists(st.integers(1, 40), max_size=300))
-def test_every_piece_is_packed_once_and_no_sequence_is_too_long(lengths: list[int]) -> None:
+def test_every_segment_is_packed_once_and_no_sequence_is_too_long(lengths: list[int]) -> None:
     sequences = pack([segment(n) for n in lengths], 40)
     assert sorted(i for sequence in sequences for i in sequence) == list(range(len(lengths)))
     assert all(0 < n <= 40 for n in lengths_of(sequences, lengths))
@@ -65,7 +65,7 @@ def test_every_piece_is_packed_once_and_no_sequence_is_too_long(lengths: list[in
 
 
 @given(st.lists(st.integers(1, 20), max_size=120), st.integers(20, 60))
-def test_packing_agrees_with_its_slow_twin(lengths: list[int], length: int) -> None:
+def test_packing_equals_the_slow_reference(lengths: list[int], length: int) -> None:
     assert pack([segment(n) for n in lengths], length) == slow_pack(lengths, length)
 
 
@@ -80,11 +80,11 @@ def test_short_documents_fill_sequences_nearly_whole() -> None:
     assert sum(lengths) / (512 * len(sequences)) > 0.97
 
 
-def test_without_packing_every_piece_is_a_sequence() -> None:
+def test_without_packing_every_segment_is_a_sequence() -> None:
     assert pack([segment(3), segment(1)], 8, packed=False) == [[0], [1]]
 
 
-def test_no_pieces_make_no_sequences() -> None:
+def test_no_segments_make_no_sequences() -> None:
     assert pack([], 8) == []
 
 
@@ -94,7 +94,7 @@ def manifest_with(columns: tuple[SourceColumn, ...], text: bool) -> Manifest:
 
 
 @pytest.mark.parametrize("text", [True, False])
-def test_a_sequence_keeps_what_is_known_of_each_piece(text: bool) -> None:
+def test_a_sequence_has_the_data_of_each_segment(text: bool) -> None:
     manifest = manifest_with((SourceColumn(name="category", type="string"),), text)
     segments = [segment(3, 7, category="a"), segment(2, 9, category=None)]
     vectors = {2: np.ones((2, 4), np.float32)}

@@ -1,4 +1,4 @@
-"""Long texts cut into ranges: evenly spread, at seams, nothing lost, the share asked for; other corpora stay whole."""
+"""Long texts cut into ranges: evenly spread, lossless, of the given share; other corpora stay whole."""
 
 from itertools import pairwise
 from pathlib import Path
@@ -45,7 +45,7 @@ def texts_of(corpus: Corpus) -> dict[str, list[str]]:
     st.integers(1, MOST_RANGES),
     st.floats(1e-6, 0.999),
 )
-def test_ranges_are_the_text_in_turn_and_none_is_empty(text: str, n: int, share: float) -> None:
+def test_ranges_concatenate_to_the_text_and_are_not_empty(text: str, n: int, share: float) -> None:
     found = ranges_of(text, n, share)
     assert "".join(text[each.start : each.end] for each in found) == text
     assert found[0].start == 0 and found[-1].end == len(text)
@@ -67,7 +67,7 @@ def test_the_share_is_held_out_within_a_range_and_evenly_spread(text: str, share
         assert i * len(text) / n <= each.start < each.end <= (i + 1) * len(text) / n
 
 
-def test_a_text_is_cut_behind_a_paragraph_a_line_or_a_word_where_one_is_near() -> None:
+def test_a_text_is_cut_after_a_nearby_paragraph_line_or_word() -> None:
     for seam in ("\n\n", "\n", " "):
         text = ("x" * 99 + seam) * 1000
         assert all(text[: each.end].endswith(seam) for each in ranges_of(text, 4, 0.1))
@@ -133,7 +133,7 @@ def test_equal_documents_are_cut_alike_and_their_duplicates_counted(tokenizer: L
     assert {split.name: split.duplicates for split in corpus.plan(64).splits} == {"train": 3, "validation": 2}
 
 
-def test_short_documents_beside_a_long_one_stay_whole_and_a_limit_counts_documents(
+def test_short_documents_with_a_long_one_stay_whole_and_a_limit_counts_documents(
     tokenizer: LoadedTokenizer, tmp_path: Path
 ) -> None:
     rows = [{"text": TEXTS[0]}, {"text": BOOK}, {"text": TEXTS[1]}, {"text": TEXTS[2]}]
@@ -143,14 +143,14 @@ def test_short_documents_beside_a_long_one_stay_whole_and_a_limit_counts_documen
     assert set(TEXTS[:2]) <= {*found["train"], *found["validation"]} and TEXTS[2] not in found["train"]
 
 
-def test_the_fingerprint_tells_the_share_and_the_text(tokenizer: LoadedTokenizer, tmp_path: Path) -> None:
+def test_the_fingerprint_depends_on_the_share_and_the_text(tokenizer: LoadedTokenizer, tmp_path: Path) -> None:
     books = [(BOOK, 0.02), (BOOK, 0.03), (BOOK[:-1], 0.02), (BOOK, 0)]
     prints = [opened(tmp_path, tokenizer, [{"text": text}], val_fraction=share).fingerprint for text, share in books]
     assert len(set(prints)) == len(books)
     assert opened(tmp_path, tokenizer, [{"text": BOOK}]).fingerprint == prints[0]
 
 
-def test_where_the_share_is_a_document_nothing_is_cut(tokenizer: LoadedTokenizer, tmp_path: Path) -> None:
+def test_nothing_is_cut_if_the_share_is_a_document(tokenizer: LoadedTokenizer, tmp_path: Path) -> None:
     rows = [{"text": f"{n:02} {LINE * 1000}"} for n in range(50)]
     corpus = opened(tmp_path, tokenizer, rows)
     assert (corpus.n_cut_rows, sum(corpus.splits.values())) == (0, 50)

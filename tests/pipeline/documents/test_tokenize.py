@@ -1,4 +1,4 @@
-"""Tokens: which are learnt, which bytes each covers, where turns stop, how long documents are cut."""
+"""Tokens: loss masks, bytes of text, stop tokens, and cutting of long documents."""
 
 import functools
 import hashlib
@@ -58,7 +58,7 @@ def sentence_piece() -> LoadedTokenizer:
 
 @functools.cache
 def stripping() -> LoadedTokenizer:
-    """Drops white space at both ends, and ends every text by itself."""
+    """A tokenizer that strips white space and appends an end token."""
     tokenizer = Tokenizer(models.WordLevel({"<unk>": 0, "</s>": 1, "the": 2, "a": 3}, unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Strip()
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -84,7 +84,7 @@ def one(rendered: Rendered, tokenizer: LoadedTokenizer) -> DocumentTokens:
 
 
 @given(TEXT)
-def test_places_of_characters_are_those_of_utf8(text: str) -> None:
+def test_byte_offsets_of_characters_are_those_of_utf8(text: str) -> None:
     assert byte_places(text).tolist() == [len(text[:i].encode()) for i in range(len(text) + 1)]
 
 
@@ -107,7 +107,7 @@ def test_the_bytes_of_ascii_tokens_are_those_of_their_spelling(text: str) -> Non
 
 
 def slow_mask(tokens: DocumentTokens, spans: list[tuple[int, int]], starts: list[int]) -> list[bool]:
-    """Character by character: a token is learnt if its first letter, or else its first space, is in a span."""
+    """Character by character: a token is trained on if its first letter, or else its first space, is in a span."""
     ends = [0, *tokens.ends.tolist()]
     mask = []
     for i, start in enumerate(starts):
@@ -119,7 +119,7 @@ def slow_mask(tokens: DocumentTokens, spans: list[tuple[int, int]], starts: list
 
 
 @given(prompt=TEXT.filter(lambda text: bool(text.strip())), response=TEXT.filter(lambda text: bool(text.strip())))
-def test_masks_of_pairs_agree_with_their_slow_twin(prompt: str, response: str) -> None:
+def test_masks_of_pairs_equal_the_slow_reference(prompt: str, response: str) -> None:
     tokenizer = byte_level()
     text = f"{prompt}\n{response}"
     spans = ((len(prompt) + 1, len(text)),)
@@ -130,8 +130,8 @@ def test_masks_of_pairs_agree_with_their_slow_twin(prompt: str, response: str) -
 
 
 @given(st.lists(st.tuples(TEXT, TEXT), min_size=1, max_size=3))
-def test_masks_of_conversations_agree_with_their_slow_twin(turns: list[tuple[str, str]]) -> None:
-    """The text and the learnt places are put together here by hand, the template takes no part in it."""
+def test_masks_of_conversations_equal_the_slow_reference(turns: list[tuple[str, str]]) -> None:
+    """Text and spans are built by hand here, without the template."""
     turns = [(user.replace("<", "."), reply.replace("<", ".") + "a") for user, reply in turns]
     text, spans, messages = "", [], []
     for user, reply in turns:
@@ -159,7 +159,7 @@ def test_the_stop_token_is_appended_once_and_only_when_wanted() -> None:
     assert one(plain("the a"), stripping()).ids.tolist() == [2, 3, 1]
 
 
-def test_a_stop_token_that_the_tokenizer_adds_is_learnt_with_the_response() -> None:
+def test_a_stop_token_added_by_the_tokenizer_is_trained_on() -> None:
     assert one(plain("the a", ((4, 5),)), stripping()).trained.tolist() == [False, True, True]
     tokens = one(plain("the a", ((4, 5),)), sentence_piece())
     assert tokens.ids[0] == 1
@@ -209,12 +209,12 @@ def test_a_turn_without_a_stop_token_is_refused_with_its_document() -> None:
     assert "append_stop=false" in str(caught.value.hint)
 
 
-def test_a_turn_without_a_stop_token_is_learnt_as_it_is_when_asked_for() -> None:
+def test_append_stop_false_accepts_turns_without_a_stop_token() -> None:
     tokens = chat(ENDLESS, append_stop=False)
     assert [text for text, trained in marked(tokens, byte_level(ENDLESS)) if trained] == ["Ho", "!"]
 
 
-def test_a_turn_is_learnt_up_to_its_stop_token() -> None:
+def test_a_turn_is_trained_on_up_to_its_stop_token() -> None:
     assert [text for text, trained in marked(chat(CHATML), byte_level(CHATML)) if trained] == [
         "Ho<|im_end|>",
         "!<|im_end|>",
@@ -234,7 +234,7 @@ def segments(tokens: DocumentTokens, length: int, how: str = "split") -> tuple[l
 
 
 def tokens_of(trained: str) -> DocumentTokens:
-    """Tokens of a letter each; an x is learnt."""
+    """Tokens of one letter each; an x is trained on."""
     n = len(trained)
     return DocumentTokens(
         ids=np.arange(n, dtype=np.int32),
@@ -248,7 +248,7 @@ def masks(found: list[Segment]) -> list[list[int]]:
     return [segment.loss_mask.astype(int).tolist() for segment in found]
 
 
-def test_a_row_is_learnt_when_its_next_token_is() -> None:
+def test_a_row_is_trained_on_if_its_next_token_is() -> None:
     found, counts = segments(tokens_of("..xx."), 8)
     assert masks(found) == [[0, 1, 1, 0, 0]]
     assert (counts.documents, counts.segments, counts.tokens, counts.positions) == (1, 1, 5, 2)
@@ -276,7 +276,7 @@ def test_a_long_document_is_truncated_and_counted() -> None:
     )
 
 
-def test_pieces_of_a_long_document_in_which_nothing_is_learnt_are_left_out_and_counted() -> None:
+def test_fully_masked_segments_of_a_long_document_are_skipped_and_counted() -> None:
     found, counts = segments(tokens_of("....xxx"), 3)
     assert [segment.offset for segment in found] == [3]
     assert (counts.masked_segments, counts.masked_tokens) == (2, 4)
@@ -298,18 +298,18 @@ def test_a_document_without_tokens_is_counted() -> None:
 
 
 @given(TEXT.filter(lambda text: bool(text.strip())), st.integers(2, 9))
-def test_texts_of_pieces_are_what_their_tokens_cover(text: str, length: int) -> None:
+def test_texts_of_segments_are_those_of_their_tokens(text: str, length: int) -> None:
     found, _ = segments(one(plain(text, stop=False), byte_level()), length)
     assert all(len((segment.text or "").encode()) == int(segment.token_bytes.sum()) for segment in found)
     # What is left out is a last token alone.
     assert text.startswith("".join(segment.text or "" for segment in found))
 
 
-def test_nothing_makes_no_tokens() -> None:
+def test_no_documents_have_no_tokens() -> None:
     assert tokenize([], [], byte_level()) == []
 
 
-def test_special_tokens_are_written_out_for_people() -> None:
+def test_special_tokens_are_spelled_out_in_samples() -> None:
     assert marked(one(plain("the"), byte_level()), byte_level()) == [(f"the{END}", True)]
     runs = marked(one(plain("the a", ((4, 5),)), sentence_piece()), sentence_piece())
     assert runs == [("<s>the ", False), ("a</s>", True)]

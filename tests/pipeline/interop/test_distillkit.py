@@ -50,7 +50,7 @@ def change(folder: Path, column: str, edit: Any, row: int = 1) -> Path:
 
 
 @pytest.mark.parametrize("name", SETS)
-def test_a_cache_holds_what_distillkits_decoder_gives(name: str, tokenizer: str, tmp_path: Path) -> None:
+def test_a_cache_equals_the_output_of_distillkits_decoder(name: str, tokenizer: str, tmp_path: Path) -> None:
     report = make(tokenizer, DISTILLKIT / name, tmp_path / "cache", pack=False)
     cache, due = open_cache(tmp_path / "cache"), expected(name)
     k = due["ids"].shape[2]

@@ -17,7 +17,7 @@ LEGACY = DistillkitLegacyCodec(k=128, exact_k=32, polynomial_degree=8, vocab_siz
 
 
 @pytest.mark.parametrize("name", SETS)
-def test_rows_that_distillkit_wrote_are_read_as_distillkit_reads_them(name: str) -> None:
+def test_rows_written_by_distillkit_decode_like_its_own_decoder(name: str) -> None:
     its, due = distillkit_codec(name), expected(name)
     for number, row in enumerate(distillkit_rows(name)):
         ids = codec.decode_ids(its, np.array(row["bytepacked_indices"], np.uint8))
@@ -49,7 +49,7 @@ def test_no_valid_fit_is_refused_as_damaged(changes: dict[str, Any]) -> None:
     assert codec.beyond_codec(its, np.zeros((3, codec.value_bytes(its)), np.uint8)).all()
 
 
-def test_legacy_rows_are_read_as_distillkit_reads_them() -> None:
+def test_legacy_rows_decode_like_distillkits_decoder() -> None:
     due = expected("legacy")
     for number, row in enumerate(distillkit_rows("legacy")):
         ids = codec.decode_legacy_ids(LEGACY, np.array(row["packed_indices"], np.uint64))
@@ -132,8 +132,8 @@ def test_every_setting_decodes_like_the_plain_reference(name: str) -> None:
     np.testing.assert_allclose(codec.decode_values(its, packed), due, rtol=2e-6, atol=2e-6)
 
 
-def test_half_precision_is_where_the_polynomial_was_fitted() -> None:
-    """What a bfloat16 polynomial misses lies in the residuals: reading it in float32 would add that twice."""
+def test_polynomials_are_evaluated_in_the_dtype_of_the_encoder() -> None:
+    """Residuals contain the error of a bfloat16 polynomial: evaluating it in float32 would correct it twice."""
     its = settings_of(term_dtype="bfloat16", polynomial_terms=(0, 1), exact_k=0, k=8)
     rows = np.array([list(packed_values(its, [], [-1.0, -0.3333], []))], np.uint8)
     found = codec.decode_values(its, rows)[0]

@@ -1,4 +1,4 @@
-"""Files for other tools: read back with `datasets` they hold what the cache holds, and what they lack is said."""
+"""Exports: read with `datasets` they equal the cache, and the report lists what they lack."""
 
 import os
 import signal
@@ -58,7 +58,7 @@ def export(cache: Path, form: Any, out: Path, split: Any = None) -> TablesReport
 
 
 def loaded(folder: Path) -> Any:
-    """The files as `datasets` finds them by itself."""
+    """The files as `datasets` finds them."""
     return datasets.load_dataset("parquet", data_dir=str(folder), cache_dir=str(folder.with_suffix(".hub")))
 
 
@@ -119,7 +119,7 @@ def test_a_document_is_a_row_of_axolotls(kind: str, caches: Path, tmp_path: Path
             tokens, mask = due.tokens[start:end].tolist(), due.loss_mask[start:end].tolist()
             assert row["input_ids"] == tokens
             assert row["attention_mask"] == [1] * len(tokens)
-            # A label says that the row before it is learnt.
+            # Token t has a label if row t - 1 is trained on.
             assert row["labels"] == [-100] + [t if m else -100 for t, m in zip(tokens[1:], mask[:-1], strict=True)]
             assert row["target_token_ids"] == [[i for i, _ in each] for each in entries[start:end]]
             assert row["target_logprobs"] == [[v for _, v in each] for each in entries[start:end]]
@@ -158,7 +158,7 @@ def top_k(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 def by_tokens(cache: Cache) -> dict[tuple[int, ...], dict[str, Any]]:
-    """What a cache says of each of its documents, by their tokens."""
+    """The targets of each document of a cache, by its tokens."""
     found = {}
     for rows in cache:
         ends = [*rows.document_starts[1:].tolist(), len(rows)]

@@ -229,7 +229,7 @@ def test_a_bad_line_of_nemos_is_named(changes: Row, named: str, tmp_path: Path) 
         ({**ROW, "document_starts": [0, 99]}, {}, "document starts"),
     ],
 )  # fmt: skip
-def test_plain_top_k_that_is_wrong_is_refused(row: Row, settings: Row, named: str, tmp_path: Path) -> None:
+def test_invalid_plain_top_k_is_refused(row: Row, settings: Row, named: str, tmp_path: Path) -> None:
     assert named in refusal("topk", row, tmp_path, **settings)
 
 
@@ -306,7 +306,7 @@ def test_an_invalid_row_of_axolotls_first_form_is_refused(row: Row, named: str, 
         surveyed(N_IDS, source_format="axolotl", source=str(source))
 
 
-def test_axolotls_first_form_needs_its_tokens_and_knows_one_role(tmp_path: Path) -> None:
+def test_axolotls_first_form_needs_tokens_and_has_one_role(tmp_path: Path) -> None:
     row = {"messages_combined": [{"role": "user", "content": "hi"}], "logprobs": []}
     source = write_rows(tmp_path / "rows.jsonl", [row])
     with pytest.raises(ConfigError, match=r"rows\.jsonl has text but no input_ids"):

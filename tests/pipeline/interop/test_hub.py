@@ -17,7 +17,7 @@ from support.interop_sources import Row, imported, random_rows, word_tokenizer, 
 N_IDS, K = 30, 4
 NAME = "someone/top-k"
 ROWS = random_rows(3, N_IDS, K, range(4, 4 + 2 * LISTS_BATCH + 3))
-Asked = list[tuple[str, str | None, str]]
+Requests = list[tuple[str, str | None, str]]
 
 
 @pytest.fixture(scope="module")
@@ -26,22 +26,22 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture
-def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[list[Row], str], Asked]:
-    """Rows that are answered as a data set of the hub; what was asked for."""
-    plain, asked = datasets.load_dataset, Asked()
+def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[list[Row], str], Requests]:
+    """Serve rows as a Hub data set, and record the requests."""
+    plain, requests = datasets.load_dataset, Requests()
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
     datasets.disable_progress_bars()
 
-    def serve(rows: list[Row], ending: str = ".parquet") -> Asked:
+    def serve(rows: list[Row], ending: str = ".parquet") -> Requests:
         file = write_rows(tmp_path / f"far{ending}", rows)
 
         def load(path: str, subset: str | None, split: str) -> Any:
-            asked.append((path, subset, split))
+            requests.append((path, subset, split))
             kind = "parquet" if ending == ".parquet" else "json"
             return plain(kind, data_files={split: str(file)}, split=split)
 
         monkeypatch.setattr(datasets, "load_dataset", load)
-        return asked
+        return requests
 
     return serve
 
@@ -52,12 +52,12 @@ def settings(source: str, tokenizer: str, out: Path, **more: Any) -> dict[str, A
 
 @pytest.mark.parametrize("ending", [".parquet", ".jsonl"])
 def test_a_data_set_of_the_hub_becomes_the_cache_that_its_files_do(
-    ending: str, served: Callable[..., Asked], tokenizer: str, tmp_path: Path
+    ending: str, served: Callable[..., Requests], tokenizer: str, tmp_path: Path
 ) -> None:
-    asked = served(ROWS, ending)
+    requests = served(ROWS, ending)
     imported(**settings(f"{NAME}:small", tokenizer, tmp_path / "far", data_split="test", pack=False))
     imported(**settings(str(tmp_path / f"far{ending}"), tokenizer, tmp_path / "near", pack=False))
-    assert asked == [(NAME, "small", "test")]
+    assert requests == [(NAME, "small", "test")]
     far, near = open_cache(tmp_path / "far"), open_cache(tmp_path / "near")
     assert far.manifest.data.source == f"topk: {NAME}:small"
     assert far.manifest.data.fingerprint == near.manifest.data.fingerprint
@@ -68,14 +68,14 @@ def test_a_data_set_of_the_hub_becomes_the_cache_that_its_files_do(
             assert np.array_equal(getattr(one, name), getattr(other, name)), name
 
 
-def test_the_default_split_is_train(served: Callable[..., Asked]) -> None:
-    asked = served(ROWS)
+def test_the_default_split_is_train(served: Callable[..., Requests]) -> None:
+    requests = served(ROWS)
     (file,) = source_files(NAME, None, 1 << 20)
-    assert asked == [(NAME, None, "train")]
+    assert requests == [(NAME, None, "train")]
     assert file.name == f"{NAME}[train]"
 
 
-def test_rows_are_found_again_by_their_positions(served: Callable[..., Asked]) -> None:
+def test_rows_are_read_again_by_their_positions(served: Callable[..., Requests]) -> None:
     served(ROWS)
     (file,) = source_files(NAME, None, 1 << 20)
     file.wanted = ["tokens", "ids"]
@@ -87,9 +87,9 @@ def test_rows_are_found_again_by_their_positions(served: Callable[..., Asked]) -
 
 
 def test_a_local_path_is_not_looked_up_on_the_hub(
-    served: Callable[..., Asked], tokenizer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    served: Callable[..., Requests], tokenizer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = served(ROWS)
+    requests = served(ROWS)
     monkeypatch.chdir(tmp_path)
     (tmp_path / NAME).mkdir(parents=True)
     for split in ("train", "test"):
@@ -98,10 +98,12 @@ def test_a_local_path_is_not_looked_up_on_the_hub(
     with pytest.raises(ConfigError, match="someone/else") as refused:
         source_files("someone/else", None, 1 << 20)
     assert "OWNER/NAME" in str(refused.value.hint)
-    assert asked == []
+    assert requests == []
 
 
-def test_a_data_set_of_other_columns_is_refused(served: Callable[..., Asked], tokenizer: str, tmp_path: Path) -> None:
+def test_a_data_set_of_other_columns_is_refused(
+    served: Callable[..., Requests], tokenizer: str, tmp_path: Path
+) -> None:
     served([{"tokens": [1, 2], "ids": ["a", "b"], "logprobs": [[-1.0], [-1.0]]}])
     with pytest.raises(ConfigError, match=r"someone/top-k\[train\].*ids.*string"):
         imported(**settings(NAME, tokenizer, tmp_path / "cache"))

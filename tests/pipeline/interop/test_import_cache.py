@@ -1,4 +1,4 @@
-"""An import as a whole: what it says of itself, parts and splits, being stopped and run again, and hostile files."""
+"""A whole import: manifest and report, parts and splits, resuming, and hostile files."""
 
 import shutil
 from pathlib import Path
@@ -41,7 +41,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def asked(source: Path, tokenizer: str, out: Path, **settings: Any) -> dict[str, Any]:
+def settings_of(source: Path, tokenizer: str, out: Path, **settings: Any) -> dict[str, Any]:
     place = {"source": str(source), "tokenizer": tokenizer, "out": str(out)}
     return {"source_format": "topk", "tail": "rest", **place, **settings}
 
@@ -58,7 +58,7 @@ def digests(path: Path) -> dict[str, bytes]:
 @pytest.mark.slow
 def test_rows_of_equal_tokens_are_counted_in_the_plan(tokenizer: str, tmp_path: Path) -> None:
     write_rows(tmp_path / "rows.jsonl", [*ROWS, ROWS[2], ROWS[5], ROWS[2]])
-    imported(**asked(tmp_path / "rows.jsonl", tokenizer, tmp_path / "cache", val_fraction=0.0))
+    imported(**settings_of(tmp_path / "rows.jsonl", tokenizer, tmp_path / "cache", val_fraction=0.0))
     (split,) = open_cache(tmp_path / "cache").manifest.plan.splits
     assert split.duplicates == 3
     report = verify_cache(tmp_path / "cache", "deep")
@@ -67,7 +67,7 @@ def test_rows_of_equal_tokens_are_counted_in_the_plan(tokenizer: str, tmp_path: 
 
 def test_every_document_is_kept_once_in_its_split(source: Path, tokenizer: str, tmp_path: Path) -> None:
     with small_parts():
-        report = imported(**asked(source, tokenizer, tmp_path / "cache", val_fraction=0.3))
+        report = imported(**settings_of(source, tokenizer, tmp_path / "cache", val_fraction=0.3))
     assert report.parts > 3
     found: dict[tuple[int, ...], Any] = {}
     for split in ("train", "validation"):
@@ -89,9 +89,9 @@ def test_every_document_is_kept_once_in_its_split(source: Path, tokenizer: str, 
     assert verify_cache(str(tmp_path / "cache"), "full").ok
 
 
-def test_documents_share_sequences_unless_they_may_not(source: Path, tokenizer: str, tmp_path: Path) -> None:
-    imported(**asked(source, tokenizer, tmp_path / "packed"))
-    imported(**asked(source, tokenizer, tmp_path / "apart", pack=False))
+def test_documents_share_sequences_unless_packing_is_off(source: Path, tokenizer: str, tmp_path: Path) -> None:
+    imported(**settings_of(source, tokenizer, tmp_path / "packed"))
+    imported(**settings_of(source, tokenizer, tmp_path / "apart", pack=False))
     packed, apart = open_cache(tmp_path / "packed"), open_cache(tmp_path / "apart")
     assert len(apart) == len(ROWS) > len(packed)
     assert packed.manifest.plan.sequence_length == max(len(row["tokens"]) for row in ROWS)
@@ -101,7 +101,7 @@ def test_documents_share_sequences_unless_they_may_not(source: Path, tokenizer: 
 def test_the_manifest_states_the_source_and_what_it_lacks(source: Path, tokenizer: str, tmp_path: Path) -> None:
     who = {"teacher_name": "someone/large", "teacher_revision": "abc", "teacher_license": "apache-2.0"}
     watch = HeardWatch()
-    report = import_cache(ImportSettings(**asked(source, tokenizer, tmp_path / "cache", **who)), watch)
+    report = import_cache(ImportSettings(**settings_of(source, tokenizer, tmp_path / "cache", **who)), watch)
     stated = open_cache(tmp_path / "cache").manifest
     assert stated.teacher is not None
     assert (stated.teacher.name, stated.teacher.revision, stated.teacher.license) == tuple(who.values())
@@ -128,7 +128,7 @@ def test_repairs_are_reported_and_recorded_in_the_manifest(tokenizer: str, tmp_p
     rows[2] = {**rows[2], "logprobs": [[-0.01, -4.0, -5.0], *rows[2]["logprobs"][1:]]}
     watch = HeardWatch()
     source = write_rows(tmp_path / "rows.jsonl", rows)
-    report = import_cache(ImportSettings(**asked(source, tokenizer, tmp_path / "cache")), watch)
+    report = import_cache(ImportSettings(**settings_of(source, tokenizer, tmp_path / "cache")), watch)
     assert (report.padding_entries, report.rows_without_targets, report.scaled_rows) == (1, 1, 1)
     assert [line.partition(" ")[0] for line in watch.warned] == ["1", "1", "1"]
     assert "0.0151" in watch.warned[2]
@@ -139,8 +139,8 @@ def test_repairs_are_reported_and_recorded_in_the_manifest(tokenizer: str, tmp_p
 @pytest.mark.slow
 def test_an_interrupted_import_resumes_to_the_same_cache(source: Path, tokenizer: str, tmp_path: Path) -> None:
     with small_parts():
-        whole = imported(**asked(source, tokenizer, tmp_path / "whole", val_fraction=0.3))
-        place = asked(source, tokenizer, tmp_path / "stopped", val_fraction=0.3)
+        whole = imported(**settings_of(source, tokenizer, tmp_path / "whole", val_fraction=0.3))
+        place = settings_of(source, tokenizer, tmp_path / "stopped", val_fraction=0.3)
         begun = CacheWriter.part
 
         def stop(self: CacheWriter, number: int) -> Any:
@@ -161,11 +161,11 @@ def test_an_interrupted_import_resumes_to_the_same_cache(source: Path, tokenizer
 
 def test_a_changed_source_does_not_resume_the_old_cache(source: Path, tokenizer: str, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(source, tmp_path / "source"))
-    imported(**asked(copy, tokenizer, tmp_path / "cache"))
+    imported(**settings_of(copy, tokenizer, tmp_path / "cache"))
     changed = [{**row, "logprobs": [[v - 0.5 for v in each] for each in row["logprobs"]]} for row in ROWS[:10]]
     write_rows(copy / "a.jsonl", changed)
     with pytest.raises(ConfigError, match="holds another cache: the documents, or how they are read"):
-        imported(**asked(copy, tokenizer, tmp_path / "cache"))
+        imported(**settings_of(copy, tokenizer, tmp_path / "cache"))
 
 
 def test_edge_cases_are_imported(tokenizer: str, tmp_path: Path) -> None:
@@ -177,7 +177,7 @@ def test_edge_cases_are_imported(tokenizer: str, tmp_path: Path) -> None:
         {"tokens": [1, 2], "ids": [[4, 2]], "logprobs": [[-0.7, -0.7]]},
     ]
     source = write_rows(tmp_path / "rows.jsonl", rows)
-    report = imported(**asked(source, tokenizer, tmp_path / "cache", pack=False))
+    report = imported(**settings_of(source, tokenizer, tmp_path / "cache", pack=False))
     assert (report.documents, report.positions, report.rows_without_targets) == (3, 3, 0)
     one, many, two = open_cache(tmp_path / "cache")
     assert (one.loss_mask.tolist(), one.ids.tolist()) == ([False], [])
@@ -194,7 +194,7 @@ def test_edge_cases_are_imported(tokenizer: str, tmp_path: Path) -> None:
 
 
 def test_limit_imports_the_first_rows_only(source: Path, tokenizer: str, tmp_path: Path) -> None:
-    report = imported(**asked(source, tokenizer, tmp_path / "cache", limit=12))
+    report = imported(**settings_of(source, tokenizer, tmp_path / "cache", limit=12))
     assert report.documents == 12
 
 
@@ -208,20 +208,20 @@ def test_limit_imports_the_first_rows_only(source: Path, tokenizer: str, tmp_pat
 )
 def test_options_out_of_bounds_are_refused(change: dict[str, Any], named: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=named):
-        import_settings(**asked(tmp_path, "words", tmp_path / "cache", **change))
+        import_settings(**settings_of(tmp_path, "words", tmp_path / "cache", **change))
 
 
 def test_invalid_places_are_refused_before_anything_is_read(source: Path, tokenizer: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="is inside the source directory"):
-        imported(**asked(source, tokenizer, source / "cache"))
+        imported(**settings_of(source, tokenizer, source / "cache"))
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "letter.txt").write_text("dear")
     with pytest.raises(ConfigError, match=r"holds other things and no manifest.json: letter.txt"):
-        imported(**asked(source, "no tokenizer either", tmp_path / "full"))
+        imported(**settings_of(source, "no tokenizer either", tmp_path / "full"))
     with pytest.raises(ConfigError, match="--out s3://bucket/cache is a URL"):
-        imported(**asked(source, tokenizer, tmp_path) | {"out": "s3://bucket/cache"})
+        imported(**settings_of(source, tokenizer, tmp_path) | {"out": "s3://bucket/cache"})
     with pytest.raises(ConfigError, match=r"no such source: nothing\.parquet"):
-        imported(**asked(Path("nothing.parquet"), tokenizer, tmp_path / "cache"))
+        imported(**settings_of(Path("nothing.parquet"), tokenizer, tmp_path / "cache"))
 
 
 @pytest.mark.parametrize(
@@ -243,7 +243,7 @@ def test_invalid_files_are_refused(name: str, text: str, named: str, tmp_path: P
 def test_a_source_without_positions_to_train_on_is_refused(tokenizer: str, tmp_path: Path) -> None:
     source = write_rows(tmp_path / "rows.jsonl", [{**row, "loss_mask": [False] * len(row["tokens"])} for row in ROWS])
     with pytest.raises(ConfigError, match="no row has a position to train on"):
-        imported(**asked(source, tokenizer, tmp_path / "cache"))
+        imported(**settings_of(source, tokenizer, tmp_path / "cache"))
     assert not (tmp_path / "cache").exists()
 
 
@@ -294,14 +294,14 @@ def test_token_sizes_are_the_bytes_of_their_text(tmp_path: Path) -> None:
 
 
 def test_an_import_does_not_resume_a_damaged_cache(source: Path, tokenizer: str, tmp_path: Path) -> None:
-    imported(**asked(source, tokenizer, tmp_path / "cache"))
+    imported(**settings_of(source, tokenizer, tmp_path / "cache"))
     (tmp_path / "cache" / "manifest.json").write_bytes(b"{")
     with pytest.raises(CacheDamaged, match=r"manifest\.json"):
-        imported(**asked(source, tokenizer, tmp_path / "cache"))
+        imported(**settings_of(source, tokenizer, tmp_path / "cache"))
 
 
 def test_the_report_counts_what_the_cache_holds(source: Path, tokenizer: str, tmp_path: Path) -> None:
-    report: ImportReport = imported(**asked(source, tokenizer, tmp_path / "cache"))
+    report: ImportReport = imported(**settings_of(source, tokenizer, tmp_path / "cache"))
     cache = open_cache(tmp_path / "cache")
     assert (report.cache_id, report.positions, report.parts) == (cache.cache_id, cache.n_positions, 1)
     assert report.entries_per_position == K

@@ -49,10 +49,10 @@ def peak_bytes(folder: Path, n_rows: int, words: Path) -> int:
     source = write_source(folder / f"{n_rows}.parquet", n_rows)
 
     def work() -> str:
-        asked = {"source_format": "topk", "tokenizer": str(words), "tail": "rest"}
-        imported(source=str(source), out=str(folder / f"{n_rows}-first"), limit=2, **asked)
+        settings = {"source_format": "topk", "tokenizer": str(words), "tail": "rest"}
+        imported(source=str(source), out=str(folder / f"{n_rows}-first"), limit=2, **settings)
         tracemalloc.start()
-        report = imported(source=str(source), out=str(folder / f"{n_rows}-cache"), **asked)
+        report = imported(source=str(source), out=str(folder / f"{n_rows}-cache"), **settings)
         assert report.parts == -(-n_rows * TOKENS * K // ENTRIES_A_PART)
         return str(tracemalloc.get_traced_memory()[1])
 
@@ -66,7 +66,7 @@ def peak_bytes(folder: Path, n_rows: int, words: Path) -> int:
 
 
 @pytest.mark.slow
-def test_a_source_four_times_as_long_takes_hardly_more_memory(tmp_path: Path) -> None:
+def test_memory_hardly_grows_with_a_source_four_times_as_long(tmp_path: Path) -> None:
     words = word_tokenizer(tmp_path / "words", N_IDS)
     short, long = 80, 320
     more = peak_bytes(tmp_path, long, words) - peak_bytes(tmp_path, short, words)

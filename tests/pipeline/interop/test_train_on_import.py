@@ -1,4 +1,4 @@
-"""A student learns from what was imported: end to end, from lines of JSON to a loss that falls."""
+"""Training on an imported cache, from JSON lines to a falling loss."""
 
 import json
 import math
@@ -16,7 +16,7 @@ N_IDS = 24
 
 
 def lesson(start: int, n: int = 24) -> dict[str, Any]:
-    """Each token is followed by five more than it, says the teacher, or by six more; rows are axolotl's."""
+    """The teacher predicts that a token is followed by itself plus five or six; in axolotl's columns."""
     tokens = [(start + 5 * t) % (N_IDS - 1) + 1 for t in range(n)]
     ids = [[(start + 5 * (t + 1)) % (N_IDS - 1) + 1, (start + 5 * (t + 1) + 1) % (N_IDS - 1) + 1] for t in range(n - 1)]
     return {

@@ -103,7 +103,7 @@ def made_poorer(step: str, name: str, temperature: float = 1.0) -> tuple[TargetS
         for name in LOGITS
     ],
 )
-def test_what_is_drawn_again_follows_the_distribution(step: str, name: str) -> None:
+def test_resampled_entries_are_unbiased(step: str, name: str) -> None:
     spec, p, reduced = made_poorer(step, name)
     assert int(reduced.n_draws_R.min()) > 0
     assert abs(deviation_of_draws(spec, p, reduced)) < WORST
@@ -112,7 +112,7 @@ def test_what_is_drawn_again_follows_the_distribution(step: str, name: str) -> N
 
 @slow
 @pytest.mark.parametrize("step", ["threshold", "sampled"])
-def test_it_does_at_another_temperature(step: str) -> None:
+def test_resampled_entries_are_unbiased_at_another_temperature(step: str) -> None:
     spec, p, reduced = made_poorer(step, "long tail", 2.0)
     assert abs(deviation_of_draws(spec, p, reduced)) < WORST
     assert deviation_of_means(spec, p, reduced) < WORST
@@ -121,7 +121,7 @@ def test_it_does_at_another_temperature(step: str) -> None:
 @slow
 @pytest.mark.parametrize("step", [name for name in STEPS if name.startswith("threshold")])
 @pytest.mark.parametrize("name", LOGITS)
-def test_as_many_ids_are_kept_and_exact_as_stage_one_would(step: str, name: str) -> None:
+def test_counts_of_kept_and_exact_ids_equal_those_of_a_capture(step: str, name: str) -> None:
     spec, _, reduced = made_poorer(step, name)
     direct = reduce_rows(spec, awkward(SIZE)[name].expand(8, SIZE), torch.zeros(8, dtype=torch.int64))
     counts = set(zip(reduced.n_exact_R.tolist(), reduced.n_draws_R.tolist(), strict=True))
@@ -129,7 +129,7 @@ def test_as_many_ids_are_kept_and_exact_as_stage_one_would(step: str, name: str)
 
 
 @pytest.mark.parametrize("step", [pytest.param(step, marks=slow) for step in STEPS])
-def test_no_id_stands_twice_and_the_draws_add_up(step: str) -> None:
+def test_ids_are_unique_and_draws_add_up(step: str) -> None:
     spec, _, reduced = made_poorer(step, "long tail")
     for row in rows_of(reduced, spec):
         assert len({*row.exact, *row.draws}) == len(row.exact) + len(row.draws)
@@ -138,7 +138,7 @@ def test_no_id_stands_twice_and_the_draws_add_up(step: str) -> None:
         assert sum(row.weights.values()) == pytest.approx(1, abs=1e-5)
 
 
-def test_a_row_with_few_entries_stays_as_it_is() -> None:
+def test_a_row_with_few_entries_is_unchanged() -> None:
     entries = entry_row([0.7, 0.2], 1, [9, 3])
     choice = resampler(Threshold(tau=0.05))(entries, keys(1))
     assert (choice.n_exact_R[0], choice.n_draws_R[0], choice.slots_RK[0].tolist()) == (1, 1, [0, 1])
@@ -155,14 +155,14 @@ def entry_row(weights: list[float], n_exact: int, ids: list[int]) -> PaddedEntri
     )
 
 
-def test_a_light_tail_goes_without_draws() -> None:
+def test_a_light_tail_has_no_draws() -> None:
     entries = entry_row([0.999998, 1e-6, 1e-6], 3, [9, 3, 4])
     choice = resampler(Threshold(tau=1.0))(entries, keys(1))
     assert (choice.n_exact_R[0], choice.n_draws_R[0]) == (1, 0)
 
 
 @pytest.mark.parametrize(("p", "n"), [(0.5, 1), (0.6, 2), (0.75, 2), (0.76, 3), (1.0, 4)])
-def test_top_p_ends_where_the_mass_is_reached(p: float, n: int) -> None:
+def test_top_p_ends_at_the_mass(p: float, n: int) -> None:
     entries = entry_row([0.5, 0.25, 0.125, 0.0625], 4, [9, 3, 4, 1])
     assert resampler(TopP(p=p))(entries, keys(1)).n_exact_R[0] == n
 
@@ -173,7 +173,7 @@ def _small_offset(keys_R1: torch.Tensor, counters: torch.Tensor, bounds: torch.T
 
 @slow
 @pytest.mark.parametrize("name", ["below", "order"])
-def test_a_planted_fault_is_seen(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_planted_fault_is_detected(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if name == "below":
         monkeypatch.setattr(resample, "below", _small_offset)
     else:
@@ -187,7 +187,7 @@ def test_a_planted_fault_is_seen(name: str, monkeypatch: pytest.MonkeyPatch) -> 
     assert max(abs(deviation_of_draws(spec, p, reduced)), deviation_of_means(spec, p, reduced)) > 2 * WORST
 
 
-def test_keys_follow_from_source_seed_document_and_position_alone() -> None:
+def test_keys_depend_on_source_seed_document_and_position_alone() -> None:
     digests = np.arange(32, dtype=np.uint8).reshape(2, 16)
     both = resample_keys("ab" * 32, 1, digests, np.array([3, 4]))
     assert np.array_equal(resample_keys("ab" * 32, 1, digests[1:], np.array([4])), both[3:])

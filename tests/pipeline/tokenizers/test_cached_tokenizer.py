@@ -64,7 +64,7 @@ def train(cache: Path, out: Path) -> int:
 
 
 @pytest.mark.slow
-def test_a_teacher_whose_configuration_changes_its_ids_is_cached_as_it_was_loaded(folder: Path, tmp_path: Path) -> None:
+def test_a_tokenizer_whose_configuration_changes_its_ids_is_cached_as_loaded(folder: Path, tmp_path: Path) -> None:
     caches = folder / "true", folder / "false"
     spaced, plain = caches
     assert ids(spaced) != ids(plain)
@@ -134,7 +134,7 @@ def restate(cache: Path) -> None:
     reseal(cache)
 
 
-def test_a_class_that_only_the_model_names_is_kept_without_the_model(tmp_path: Path) -> None:
+def test_a_tokenizer_class_named_by_the_model_only_is_stored_without_the_model(tmp_path: Path) -> None:
     source = small_tokenizer(tmp_path / "source")
     with_prefix_space(source, True)
     (source / "config.json").write_text('{"model_type": "qwen2"}', encoding="utf-8")
@@ -151,7 +151,7 @@ def test_a_class_that_only_the_model_names_is_kept_without_the_model(tmp_path: P
     assert (again.stop, again.turn_ends) == (loaded.stop, loaded.turn_ends)
 
 
-def test_a_tokenizer_that_no_files_bring_back_is_refused(tmp_path: Path) -> None:
+def test_a_tokenizer_that_cannot_be_reloaded_from_its_files_is_refused(tmp_path: Path) -> None:
     loaded = load_tokenizer(str(small_tokenizer(tmp_path)))
     loaded.files["tokenizer_config.json"] = b'{"extra_special_tokens": ["<new>"]}'
     with pytest.raises(Incompatible, match="cannot be stored"):
@@ -186,7 +186,7 @@ def test_sections_are_compared_by_their_effect(tmp_path: Path, section: str, sta
     assert differing_section(file.read_bytes(), fast) == (section if differs else None)
 
 
-def test_an_unreadable_tokenizer_is_refused_in_words(tmp_path: Path) -> None:
+def test_an_unreadable_tokenizer_is_refused(tmp_path: Path) -> None:
     file = small_tokenizer(tmp_path) / "tokenizer.json"
     fast = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_file(str(file)))
     with pytest.raises(CacheDamaged, match=r"tokenizer\.json"):

@@ -1,4 +1,4 @@
-"""The tokenizer: loaded, known by content, kept byte for byte; a folder without one says what is missing."""
+"""The tokenizer: loading, identity by content, storing byte for byte, and refusals."""
 
 import json
 from pathlib import Path
@@ -25,7 +25,7 @@ def chat(tmp_path_factory: pytest.TempPathFactory) -> LoadedTokenizer:
     return load_tokenizer(str(small_tokenizer(tmp_path_factory.mktemp("chat"), chat_template=CHATML)))
 
 
-def test_files_are_kept_byte_for_byte(chat: LoadedTokenizer) -> None:
+def test_files_are_stored_byte_for_byte(chat: LoadedTokenizer) -> None:
     folder = Path(chat.name)
     assert sorted(chat.files) == ["chat_template.jinja", "tokenizer.json", "tokenizer_config.json"]
     for name, record in chat.record.files.items():
@@ -33,7 +33,7 @@ def test_files_are_kept_byte_for_byte(chat: LoadedTokenizer) -> None:
         assert (chat.files[name], record.bytes, record.sha256) == (data, len(data), sha256_hex(data))
 
 
-def test_further_templates_and_models_are_kept_too(tmp_path: Path) -> None:
+def test_further_templates_and_models_are_stored_too(tmp_path: Path) -> None:
     small_tokenizer(tmp_path, chat_template=CHATML)
     (tmp_path / "additional_chat_templates").mkdir()
     (tmp_path / "additional_chat_templates" / "tools.jinja").write_text(UNSTABLE, encoding="utf-8")
@@ -45,7 +45,7 @@ def test_further_templates_and_models_are_kept_too(tmp_path: Path) -> None:
     assert loaded.template == UNSTABLE
 
 
-def test_a_file_with_a_name_that_no_cache_takes_is_refused(tmp_path: Path) -> None:
+def test_a_file_with_an_unsupported_name_is_refused(tmp_path: Path) -> None:
     small_tokenizer(tmp_path)
     (tmp_path / "my words.model").write_bytes(b"model")
     with pytest.raises(ConfigError, match=r"'my words\.model'") as caught:
@@ -53,7 +53,7 @@ def test_a_file_with_a_name_that_no_cache_takes_is_refused(tmp_path: Path) -> No
     assert "rename it" in str(caught.value.hint)
 
 
-def test_a_tokenizer_is_known_by_what_it_does_to_text(plain: LoadedTokenizer, tmp_path: Path) -> None:
+def test_the_fingerprint_depends_on_ids_of_text_only(plain: LoadedTokenizer, tmp_path: Path) -> None:
     copy = small_tokenizer(tmp_path / "copy")
     state = json.loads((copy / "tokenizer.json").read_text(encoding="utf-8"))
     state["truncation"] = {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0}
@@ -65,14 +65,14 @@ def test_a_tokenizer_is_known_by_what_it_does_to_text(plain: LoadedTokenizer, tm
         assert load_tokenizer(str(other)).record.fingerprint != plain.record.fingerprint
 
 
-def test_the_vocabulary_ends_behind_its_highest_id(plain: LoadedTokenizer, tmp_path: Path) -> None:
+def test_the_vocabulary_ends_at_its_highest_id(plain: LoadedTokenizer, tmp_path: Path) -> None:
     assert plain.record.vocabulary_size == 512
     tokenizer = Tokenizer(models.WordLevel({"a": 0, "b": 7}, unk_token="a"))
     PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(tmp_path)
     assert load_tokenizer(str(tmp_path)).record.vocabulary_size == 8
 
 
-def test_the_template_in_force_is_in_the_record(chat: LoadedTokenizer, plain: LoadedTokenizer, tmp_path: Path) -> None:
+def test_the_selected_template_is_in_the_record(chat: LoadedTokenizer, plain: LoadedTokenizer, tmp_path: Path) -> None:
     assert (chat.template, chat.record.chat_template_sha256) == (CHATML, sha256_hex(CHATML.encode()))
     assert (plain.template, plain.record.chat_template_sha256) == (None, None)
     assert load_tokenizer(chat.name, chat_template="none").record.chat_template_sha256 is None
@@ -81,13 +81,13 @@ def test_the_template_in_force_is_in_the_record(chat: LoadedTokenizer, plain: Lo
     assert load_tokenizer(plain.name, chat_template=str(own)).template == UNSTABLE
 
 
-def test_a_template_that_is_not_there_is_told(plain: LoadedTokenizer) -> None:
+def test_a_missing_template_is_reported(plain: LoadedTokenizer) -> None:
     with pytest.raises(ConfigError, match=r"the chat template gone\.jinja cannot be read") as caught:
         load_tokenizer(plain.name, chat_template="gone.jinja")
     assert '"none" for no template' in str(caught.value.hint)
 
 
-def test_a_template_that_is_none_of_several_is_told_with_them(tmp_path: Path) -> None:
+def test_an_unknown_template_name_is_reported_with_the_known_ones(tmp_path: Path) -> None:
     small_tokenizer(tmp_path, chat_template=CHATML)
     (tmp_path / "additional_chat_templates").mkdir()
     (tmp_path / "additional_chat_templates" / "tools.jinja").write_text(UNSTABLE, encoding="utf-8")
@@ -139,7 +139,7 @@ def test_words_begin_with_the_mark_of_a_sentence_piece(tmp_path: Path) -> None:
     assert not begins & {"ing", "a"}
 
 
-def test_a_folder_without_a_tokenizer_says_what_is_in_it(tmp_path: Path) -> None:
+def test_a_folder_without_a_tokenizer_is_reported_with_its_files(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"")
     (tmp_path / "config.json").write_text("{}", encoding="utf-8")
     named = "expected tokenizer.json, found config.json, model.safetensors"
@@ -148,18 +148,18 @@ def test_a_folder_without_a_tokenizer_says_what_is_in_it(tmp_path: Path) -> None
     assert "--tokenizer" in str(caught.value.hint)
 
 
-def test_an_empty_folder_is_told(tmp_path: Path) -> None:
+def test_an_empty_folder_is_reported(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="found nothing"):
         load_tokenizer(str(tmp_path))
 
 
 @pytest.mark.parametrize("name", ["./gone", "/gone/away", "a/b/c"])
-def test_a_path_that_is_not_there_is_not_asked_of_the_hub(name: str) -> None:
+def test_a_missing_path_is_not_looked_up_on_the_hub(name: str) -> None:
     with pytest.raises(ConfigError, match=f"{name} is neither a folder nor a Hub id"):
         load_tokenizer(name)
 
 
-def test_a_half_downloaded_tokenizer_is_told(tmp_path: Path) -> None:
+def test_an_incomplete_tokenizer_is_reported(tmp_path: Path) -> None:
     small_tokenizer(tmp_path)
     text = (tmp_path / "tokenizer.json").read_text(encoding="utf-8")
     (tmp_path / "tokenizer.json").write_text(text[: len(text) // 2], encoding="utf-8")
@@ -168,7 +168,7 @@ def test_a_half_downloaded_tokenizer_is_told(tmp_path: Path) -> None:
     assert "incomplete" in str(caught.value.hint)
 
 
-def test_a_tokenizer_with_code_of_its_own_is_not_run_unasked(tmp_path: Path) -> None:
+def test_remote_code_of_a_tokenizer_needs_permission(tmp_path: Path) -> None:
     config = {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": [None, "own.Own"]}}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
     (tmp_path / "tokenizer.model").write_bytes(b"")
@@ -214,7 +214,7 @@ def test_a_tokenizer_of_the_hub_is_the_one_of_its_revision(hub: str) -> None:
     assert sorted(now.files) == ["additional_chat_templates/tools.jinja", *own]
 
 
-def test_a_name_that_the_hub_does_not_know_is_told(hub: str) -> None:
+def test_an_unknown_hub_name_is_reported(hub: str) -> None:
     with pytest.raises(ConfigError, match="the tokenizer some/other cannot be loaded") as caught:
         load_tokenizer("some/other")
     assert "check the name, the network" in str(caught.value.hint)
