@@ -109,7 +109,7 @@ def page(report: "ImportReport") -> str:
         ("unknown", ", ".join(report.unknown)),
     ]
     repaired = {
-        "dropped": (report.padding_entries, "ids without probability"),
+        "dropped": (report.padding_entries, "padding ids"),
         "not trained": (report.rows_without_targets, "rows without targets"),
     }
     facts += [(name, f"{n:,} {what}") for name, (n, what) in repaired.items() if n]

@@ -87,9 +87,10 @@ def test_a_value_that_json_cannot_represent_is_a_bad_row() -> None:
     indexer.read([FixedOrder([{"messages": [turn]} for turn in turns])])
     found = indexer.finish({})
     assert (
-        found.bad_rows[0] == "corpus.jsonl:1: it holds what JSON cannot: Object of type bytes is not JSON serializable"
+        found.bad_rows[0]
+        == "corpus.jsonl:1: a value that JSON cannot represent: Object of type bytes is not JSON serializable"
     )
-    assert found.bad_rows[1].startswith("corpus.jsonl:2: it holds what JSON cannot: Out of range float")
+    assert found.bad_rows[1].startswith("corpus.jsonl:2: a value that JSON cannot represent: Out of range float")
 
 
 def test_more_messages_than_a_part_can_hold_are_a_bad_row() -> None:

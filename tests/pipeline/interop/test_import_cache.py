@@ -230,7 +230,7 @@ def test_invalid_places_are_refused_before_anything_is_read(source: Path, tokeni
         ("a.txt", "words", r"a\.txt is neither"),
         ("a.json", "[]", r"a\.json is a single JSON list"),
         ("a.jsonl", "", "the source has no rows"),
-        ("a.jsonl", '{"tokens": [1, 2], "ids": [[1], [2]], "logprobs": [[-1.0], [-1.0]]}\n{', "row 2: it is not JSON"),
+        ("a.jsonl", '{"tokens": [1, 2], "ids": [[1], [2]], "logprobs": [[-1.0], [-1.0]]}\n{', "row 2: not valid JSON"),
         ("a.parquet", "PAR1", "cannot be read as Parquet"),
     ],
 )
@@ -257,7 +257,7 @@ def test_a_source_without_rows_is_refused(tmp_path: Path) -> None:
 
 def test_an_invalid_first_line_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"tokens": [1, 2\n')
-    with pytest.raises(ConfigError, match=r"a\.jsonl, row 1: it is not JSON"):
+    with pytest.raises(ConfigError, match=r"a\.jsonl, row 1: not valid JSON"):
         surveyed(N_IDS, source_format="topk", source=str(tmp_path / "a.jsonl"))
 
 

@@ -16,7 +16,7 @@ N_IDS = 24
 
 
 def lesson(start: int, n: int = 24) -> dict[str, Any]:
-    """The teacher predicts that a token is followed by itself plus five or six; in axolotl's columns."""
+    """The teacher predicts the token plus five, or plus six; rows have axolotl's columns."""
     tokens = [(start + 5 * t) % (N_IDS - 1) + 1 for t in range(n)]
     ids = [[(start + 5 * (t + 1)) % (N_IDS - 1) + 1, (start + 5 * (t + 1) + 1) % (N_IDS - 1) + 1] for t in range(n - 1)]
     return {
