@@ -2,6 +2,8 @@
 
 import json
 import re
+import sys
+import zipfile
 from collections.abc import MutableMapping
 from importlib import import_module
 from pathlib import Path
@@ -12,6 +14,7 @@ import pytest
 import torch
 
 from kdpipe.cache.format import codecs
+from kdpipe.cache.stores import dispatch
 from kdpipe.pipeline import interop
 from kdpipe.pipeline import targets as targets_package
 from kdpipe.pipeline.interop.source_files import source_files
@@ -21,6 +24,7 @@ from kdpipe.schemas import losses
 from kdpipe.schemas.errors import CacheDamaged
 from kdpipe.schemas.interop import ImportSettings
 from kdpipe.schemas.targets import TargetSpec
+from support import tiny
 from support.loss_twins import Asked, largest_ids, merged, softmax, student_logits, targets, world
 from support.losses import ours
 from support.reducing import reduce_rows
@@ -37,7 +41,7 @@ def member(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     def add(heading: str, table: MutableMapping[str, Any]) -> None:
         section = PAGE.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
         blocks = re.findall(r"^```python\n(.*?)^```", section, re.M | re.S)
-        names: dict[str, Any] = vars(losses).copy()
+        names: dict[str, Any] = vars(losses) | vars(dispatch)
         for block in blocks:
             if file := re.match(r"# (\w+)\.py\n", block):
                 (tmp_path / f"{file[1]}.py").write_text(block)
@@ -103,3 +107,18 @@ def test_a_tracker_is_added_through_the_table(member: Any, tmp_path: Path, capsy
     opened.write({"step": 3, "loss": 1.5})
     opened.finish()
     assert capsys.readouterr().out.splitlines() == ["run a from step 2", "3 1.5", "finished"]
+
+
+def test_a_store_is_added_through_the_table(member: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    member("A store", cast("MutableMapping[str, Any]", dispatch.STORES))
+    monkeypatch.setitem(sys.modules, "kdpipe.cache.stores.my_store", import_module("my_store"))
+    with tiny.unsynced():
+        tiny.make_cache(tmp_path / "cache")
+    with zipfile.ZipFile(tmp_path / "cache.zip", "w") as archive:
+        for name in tiny.files_of(tmp_path / "cache"):
+            archive.write(tmp_path / "cache" / name, name)
+    store = dispatch.open_store(f"archive://{tmp_path}/cache.zip")
+    manifest = (tmp_path / "cache" / "manifest.json").read_bytes()
+    assert store.read("manifest.json", len(manifest)) == bytes(store.view("manifest.json", len(manifest))) == manifest
+    assert "manifest.json" in store.names("") and store.size("none.json") is None
+    assert set(store.walk("parts")) == {name for name in tiny.files_of(tmp_path / "cache") if name.startswith("parts/")}
