@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from kdpipe.cli.flags import ParsedFlags
-from kdpipe.cli.load_settings import stage_two
+from kdpipe.cli.load_settings import train_settings
 from kdpipe.pipeline import train as story
 from kdpipe.pipeline.training import checkpoints, longer_run, run_folder
 from kdpipe.schemas.errors import ConfigError, Interrupted
@@ -176,7 +176,7 @@ def hinted(folder: Path, settings: TrainSettings, hint: str) -> TrainSettings:
     assert words and words[::2] == ["--set"] * (len(words) // 2)
     config = folder / "asked.json"
     config.write_text(json.dumps(meaningful(settings)))
-    return stage_two(ParsedFlags(config=config, sets=tuple(words[1::2])))
+    return train_settings(ParsedFlags(config=config, sets=tuple(words[1::2])))
 
 
 @pytest.mark.slow

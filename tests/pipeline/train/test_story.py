@@ -11,7 +11,7 @@ import transformers
 
 from kdpipe.cache.opening import open_cache
 from kdpipe.cli.flags import Flag, ParsedFlags
-from kdpipe.cli.load_settings import stage_two
+from kdpipe.cli.load_settings import train_settings
 from kdpipe.pipeline.compare import compare
 from kdpipe.pipeline.training import finalize as finish
 from kdpipe.pipeline.training import memorization
@@ -147,7 +147,7 @@ def test_a_training_loss_by_memorized_draws_is_called_an_estimate(
 @pytest.mark.slow
 def test_the_config_of_a_run_runs_again(folder: Path, whole: tuple[TrainReport, RecordingTrainWatch]) -> None:
     out = Flag(name="--out", place="out", help="")
-    again = stage_two(ParsedFlags(flags=((out, str(folder / "again")),), config=folder / "whole" / "config.yaml"))
+    again = train_settings(ParsedFlags(flags=((out, str(folder / "again")),), config=folder / "whole" / "config.yaml"))
     assert again.optimizer.lr == 3e-3 and again.machine.precision == "fp32"
     run(again)
     for name, value in weights(folder / "whole").items():
