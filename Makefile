@@ -22,7 +22,7 @@ PYTEST := $(BIN)/pytest -n 2
 # Test workers and child processes read bytecode instead of compiling it again.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: setup demo check fast test test-busy soak bench families lint words
+.PHONY: setup demo check fast test test-busy soak bench families lint words snapshots
 .DEFAULT_GOAL := check
 
 setup: $(STAMP)
@@ -81,3 +81,6 @@ families: setup
 
 words: setup
 	$(BIN)/python tests/support/words.py
+
+snapshots: setup
+	PYTHONPATH=tests $(BIN)/python tests/support/snapshots.py

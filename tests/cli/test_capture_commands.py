@@ -16,10 +16,11 @@ from support.commands import kdpipe, starts_fast
 MAKE = """
 import sys
 from pathlib import Path
-from kdpipe.pipeline.small_teacher import Sizes, documents, make_teacher, write_corpus
+from kdpipe.pipeline.small_teacher import TeacherSizes, documents, make_teacher, write_corpus
 folder = Path(sys.argv[1])
 write_corpus(folder / "corpus.jsonl", documents())
-make_teacher(folder / "corpus.jsonl", folder / "teacher", Sizes(vocabulary=300, width=32, layers=1, steps=2), print)
+sizes = TeacherSizes(vocabulary=300, width=32, layers=1, steps=2)
+make_teacher(folder / "corpus.jsonl", folder / "teacher", sizes, print)
 """
 
 
