@@ -22,7 +22,7 @@ import torch
 from kdpipe.cache.writing.writer import CacheWriter
 from kdpipe.pipeline.capture import part_capture as parts
 from kdpipe.pipeline.capture.cache_manifest import make_manifest
-from kdpipe.pipeline.capture.capture_teacher import CaptureTeacher, open_speaker
+from kdpipe.pipeline.capture.capture_teacher import CaptureTeacher, open_teacher
 from kdpipe.pipeline.capture.create import begin_cache
 from kdpipe.pipeline.capture.inputs import Inputs, read_inputs
 from kdpipe.pipeline.capture.part_capture import CaptureTally, PartMaker, read_part
@@ -62,7 +62,7 @@ class Opened:
     """Documents and a loaded teacher."""
 
     inputs: Inputs
-    speaker: CaptureTeacher
+    teacher: CaptureTeacher
     manifest: Manifest
 
     @property
@@ -72,9 +72,9 @@ class Opened:
 
     def batches(self) -> list[list[Segment]]:
         """The tokenized batches of the teacher."""
-        plan, size = self.manifest.plan, self.speaker.batch_tokens
+        plan, size = self.manifest.plan, self.teacher.batch_tokens
         read = [read_part(self.inputs.corpus, plan, number, size) for number in range(plan.n_parts)]
-        return [[part.pieces[i] for i in batch] for part in read for batch in part.batches]
+        return [[part.segments[i] for i in batch] for part in read for batch in part.batches]
 
 
 def settings_for(teacher: Path, corpus: Path, **sections: dict[str, Any]) -> CaptureSettings:
@@ -89,23 +89,23 @@ def settings_for(teacher: Path, corpus: Path, **sections: dict[str, Any]) -> Cap
 def opened(settings: CaptureSettings) -> Opened:
     """Read documents, load the teacher."""
     inputs = read_inputs(settings, SilentWatch())
-    speaker = open_speaker(settings, inputs.tokenizer)
-    return Opened(inputs=inputs, speaker=speaker, manifest=make_manifest(settings, inputs, speaker))
+    teacher = open_teacher(settings, inputs.tokenizer)
+    return Opened(inputs=inputs, teacher=teacher, manifest=make_manifest(settings, inputs, teacher))
 
 
 def cache(run: Opened, folder: Path) -> float:
     """Run stage one after loading the teacher; the report and the seconds."""
     started = time.perf_counter()
-    writer, request = begin_cache(str(folder), run.manifest, run.inputs, run.speaker)
+    writer, request = begin_cache(str(folder), run.manifest, run.inputs, run.teacher)
     tally = CaptureTally(started=started)
-    PartMaker(writer, run.inputs.corpus, run.speaker, request, tally).make(range(run.n_parts), _ignore, _ignore)
+    PartMaker(writer, run.inputs.corpus, run.teacher, request, tally).make(range(run.n_parts), _ignore, _ignore)
     writer.seal()
     return time.perf_counter() - started
 
 
 def bare(run: Opened, batches: Sequence[Sequence[Segment]]) -> float:
     """Seconds of the model's forward pass, with logits."""
-    seconds = run.speaker.bare_seconds(batches)
+    seconds = run.teacher.model.bare_seconds(batches)
     assert seconds is not None
     return seconds
 

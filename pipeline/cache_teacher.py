@@ -1,7 +1,7 @@
-"""Stage one: the teacher is run once, and what it says at every token goes into a cache.
+"""Stage one: run the teacher once and write its targets for every token into a cache.
 
-In: the settings of `kdpipe cache-teacher`. Out: a cache, finished or a step further, and a report. Run again, it finds
-what is there and fills the holes.
+In: the settings of `kdpipe cache-teacher`. Out: a cache, complete or with more parts than before, and a report. Run
+again, the command makes the parts that are missing.
 """
 
 import time
@@ -16,18 +16,19 @@ from kdpipe.cache.stores.retries import RetryPolicy
 from kdpipe.cache.verify.first_use import remember_written
 from kdpipe.pipeline.capture.cache_manifest import check_description, make_manifest
 from kdpipe.pipeline.capture.capture_progress import ProgressFollower
-from kdpipe.pipeline.capture.capture_teacher import open_speaker
+from kdpipe.pipeline.capture.capture_teacher import open_teacher
 from kdpipe.pipeline.capture.create import begin_cache
 from kdpipe.pipeline.capture.extension import open_extension
 from kdpipe.pipeline.capture.inputs import Inputs, explain_cuts, read_inputs
 from kdpipe.pipeline.capture.part_capture import CaptureTally, PartMaker
-from kdpipe.pipeline.capture.part_queue import WorkerShard, turns
-from kdpipe.pipeline.capture.preflight import check_out, is_begun, look_first
-from kdpipe.pipeline.capture.trial_run import make_trial
-from kdpipe.pipeline.capture.workers import one_device_each, run_workers
+from kdpipe.pipeline.capture.part_queue import WorkerShard, part_numbers
+from kdpipe.pipeline.capture.preflight import check_before_reading, check_output, is_begun
+from kdpipe.pipeline.capture.trial_run import run_trial
+from kdpipe.pipeline.capture.workers import run_workers, worker_settings
 from kdpipe.pipeline.watch import Watch
 from kdpipe.schemas.capture_report import CaptureReport, PartsMade
 from kdpipe.schemas.capture_settings import CaptureOptions, CaptureSettings
+from kdpipe.schemas.counts import counted
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.summary import CacheSummary
 
@@ -35,46 +36,46 @@ DRY_RUN_BATCHES = 2
 
 
 def cache_teacher(settings: CaptureSettings, options: CaptureOptions, watch: Watch) -> CaptureReport:
-    """Do what is left to do of a cache, in this process or in one for each GPU."""
+    """Make the missing parts of a cache, in this process or in one per GPU."""
     if options.dry_run:
         return dry_run(settings, watch, options.retry_for)
     shard = WorkerShard(index=options.shard, count=options.n_shards)
-    each = one_device_each(settings)
-    if len(each) == 1:
-        return work(each[0], shard, watch, options.retry_for)
+    workers = worker_settings(settings)
+    if len(workers) == 1:
+        return work(workers[0], shard, watch, options.retry_for)
     started = time.perf_counter()
     return _together(
-        run_workers(partial(work, retry_for=options.retry_for), each, shard, watch), time.perf_counter() - started
+        run_workers(partial(work, retry_for=options.retry_for), workers, shard, watch), time.perf_counter() - started
     )
 
 
 def work(settings: CaptureSettings, shard: WorkerShard, watch: Watch, retry_for: float) -> CaptureReport:
-    """One worker: read what there is, load the teacher, make parts until none is left, complete the cache."""
+    """One worker: read the inputs, load the teacher, make parts until none is missing, complete the cache."""
     if settings.out is None:
-        raise ConfigError("it is not said where the cache goes", hint="give --out, a folder")
+        raise ConfigError("no output directory given", hint="give --out DIR")
     tally, retry_policy = CaptureTally(started=time.perf_counter()), RetryPolicy(budget=retry_for, report=watch.say)
-    check_out(settings)
+    check_output(settings)
     extension = open_extension(settings, retry_policy)
-    tokenizer, ahead = look_first(settings, watch)
+    tokenizer, capture_plan = check_before_reading(settings, watch)
     inputs = read_inputs(settings, watch, tokenizer)
-    speaker = open_speaker(settings, tokenizer, ahead)
+    teacher = open_teacher(settings, tokenizer, capture_plan)
     if not is_begun(settings.out, retry_policy):
-        inputs.corpus.check_lengths(speaker.sequence_length)
-    manifest, old = make_manifest(settings, inputs, speaker), None
+        inputs.corpus.check_lengths(teacher.sequence_length)
+    manifest, source = make_manifest(settings, inputs, teacher), None
     if extension is not None:
-        old, manifest = extension.source, extension.extended(manifest, settings.teacher)
+        source, manifest = extension.source, extension.extended(manifest, settings.teacher)
         inputs = replace(inputs, corpus=inputs.corpus.continuing(extension.documents, extension.known))
-    cache, asked = begin_cache(settings.out, manifest, inputs, speaker, old, retry_policy)
+    cache, request = begin_cache(settings.out, manifest, inputs, teacher, source, retry_policy)
     check_description(settings, cache.manifest)
     if extension is not None:
         extension.adopt(cache, shard)
     follower = ProgressFollower(cache, inputs.corpus, shard, watch)
-    maker = PartMaker(cache, inputs.corpus, speaker, asked, tally)
-    maker.make(turns(cache, shard), follower.tell, follower.committed)
-    follower.tell(tally)
+    maker = PartMaker(cache, inputs.corpus, teacher, request, tally)
+    maker.make(part_numbers(cache, shard), follower.update, follower.committed)
+    follower.update(tally)
     explain_cuts(inputs.corpus.counts, cache.manifest.plan.sequence_length, watch)
     if left := cache.missing():
-        watch.say(f"parts that are left to workers that seem to be at them: {len(left):,}")
+        watch.say(f"{counted(len(left), 'part')} in progress on other workers: left to them")
     else:
         cache.seal()
         remember_written(cache, watch)
@@ -82,21 +83,21 @@ def work(settings: CaptureSettings, shard: WorkerShard, watch: Watch, retry_for:
 
 
 def dry_run(settings: CaptureSettings, watch: Watch, retry_for: float) -> CaptureReport:
-    """The whole way for two batches, into a folder that is thrown away."""
+    """Run everything for two batches, into a temporary folder."""
     tally, retry_policy = CaptureTally(started=time.perf_counter()), RetryPolicy(budget=retry_for, report=watch.say)
-    settings = one_device_each(settings)[0]
-    check_out(settings)
-    tokenizer, ahead = look_first(settings, watch)
+    settings = worker_settings(settings)[0]
+    check_output(settings)
+    tokenizer, capture_plan = check_before_reading(settings, watch)
     inputs = read_inputs(settings, watch, tokenizer)
-    speaker = open_speaker(settings, tokenizer, ahead)
-    manifest = make_manifest(settings, inputs, speaker)
+    teacher = open_teacher(settings, tokenizer, capture_plan)
+    manifest = make_manifest(settings, inputs, teacher)
     extension = open_extension(settings, retry_policy)
-    whole = manifest if extension is None else extension.extended(manifest, settings.teacher)
+    full_manifest = manifest if extension is None else extension.extended(manifest, settings.teacher)
     if settings.out is not None and is_begun(settings.out, retry_policy):
-        check_description(settings, same_manifest(open_store(settings.out, retry_policy), whole, settings.out))
-    trial = make_trial(manifest, inputs, speaker, DRY_RUN_BATCHES * speaker.batch_tokens)
+        check_description(settings, same_manifest(open_store(settings.out, retry_policy), full_manifest, settings.out))
+    trial = run_trial(manifest, inputs, teacher, DRY_RUN_BATCHES * teacher.batch_tokens)
     report = _report(settings.out or "", trial.summary, inputs, trial.tally)
-    planned = PartsMade(planned=whole.plan.n_parts, present=0, made=0)
+    planned = PartsMade(planned=full_manifest.plan.n_parts, present=0, made=0)
     update = {"cache_id": None, "complete": False, "parts": planned, "seconds": tally.seconds}
     return report.model_copy(update=update)
 
@@ -104,7 +105,6 @@ def dry_run(settings: CaptureSettings, watch: Watch, retry_for: float) -> Captur
 def _report(cache: str, summary: CacheSummary, inputs: Inputs, tally: CaptureTally) -> CaptureReport:
     counts = inputs.corpus.counts
     entries = summary.entries_per_position
-    made = tally.positions
     return CaptureReport(
         cache=cache,
         cache_id=summary.cache_id,
@@ -115,8 +115,8 @@ def _report(cache: str, summary: CacheSummary, inputs: Inputs, tally: CaptureTal
         sizes=summary.sizes,
         bytes_per_position=summary.bytes_per_position["total"] if summary.positions else None,
         entries_per_position=None if entries is None else entries.mean,
-        positions_per_second=made / tally.making_seconds if made else None,
-        teacher_share=tally.waiting_seconds / tally.making_seconds if made else None,
+        positions_per_second=tally.positions / tally.capture_seconds if tally.positions else None,
+        teacher_share=tally.waiting_seconds / tally.capture_seconds if tally.positions else None,
         batches_halved=tally.batches_halved,
         bad_rows=inputs.corpus.bad_rows[0],
         cut_documents=counts.split_documents + counts.truncated_documents,
@@ -128,7 +128,7 @@ def _report(cache: str, summary: CacheSummary, inputs: Inputs, tally: CaptureTal
 
 
 def _together(reports: Sequence[CaptureReport], seconds: float) -> CaptureReport:
-    """What several workers did: the cache as the last to look saw it, their work added up."""
+    """One report for several workers: the cache as the last one saw it, their work added up."""
     last = max(reports, key=lambda report: (report.complete, report.parts.present))
     made = sum(report.parts.made for report in reports)
     rates = [report.positions_per_second for report in reports if report.positions_per_second is not None]

@@ -1,8 +1,7 @@
-"""Is a cache what its teacher says? Some of its documents are read again, and held against it.
+"""Compare a cache with its teacher: some of its documents are predicted again.
 
-In: a cache and a teacher. Out: an `AgainstReport`, with the teacher's own noise beside the differences. The noise is
-what the same teacher says of the same documents read alone and read together: nobody can ask a cache to come nearer
-than that.
+In: a cache and a teacher. Out: an `AgainstReport` with the differences beside the teacher's own noise: how far apart
+its predictions for a document read alone and read in a batch are, which no cache can be below.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,35 +18,30 @@ from kdpipe.cache.opening import open_cache
 from kdpipe.cache.parts.tokenizer_content import TOKENIZER
 from kdpipe.cache.reader import Cache
 from kdpipe.cache.stores.retries import RetryPolicy
-from kdpipe.pipeline.audit.draw_check import DrawCounts, drawn, listing
-from kdpipe.pipeline.audit.teacher_config import differences_of_shape
+from kdpipe.pipeline.audit.draw_check import DrawCounts, count_draws, listing
+from kdpipe.pipeline.audit.teacher_config import teacher_info_differences
 from kdpipe.pipeline.audit.teacher_differences import (
     DocumentPredictions,
     Doubles,
-    apart,
     codec_bounds,
+    comparable,
     differences,
-    said,
+    relative_distances,
 )
 from kdpipe.pipeline.documents.segments import Segment
-from kdpipe.pipeline.models import devices
-from kdpipe.pipeline.models.model_info import ModelInfo
 from kdpipe.pipeline.targets.request import TargetRequest
-from kdpipe.pipeline.teachers import Teacher
+from kdpipe.pipeline.teachers import Teacher, TeacherInfo, backend_type
 from kdpipe.pipeline.teachers.batching import batches
-from kdpipe.pipeline.teachers.load_teacher import asked_again, load
-from kdpipe.pipeline.teachers.local_teacher import LocalTeacher
-from kdpipe.pipeline.teachers.shape import teacher_shape
 from kdpipe.pipeline.tokenizers.cached_tokenizer import load_cached_tokenizer
 from kdpipe.pipeline.tokenizers.tokenizer_difference import FOREIGN_NOTE, difference_from_own
 from kdpipe.pipeline.watch import Watch
 from kdpipe.schemas.arrays import log_z_column
-from kdpipe.schemas.capture_settings import TeacherSettings
+from kdpipe.schemas.capture_settings import MachineSettings, TeacherSettings
 from kdpipe.schemas.counts import counted
 from kdpipe.schemas.errors import CacheDamaged, ConfigError
 from kdpipe.schemas.manifest import Manifest
 from kdpipe.schemas.part import PartRecord
-from kdpipe.schemas.targets import TargetSpec
+from kdpipe.schemas.targets import CAPTURED, TargetSpec
 from kdpipe.schemas.verify_report import AgainstReport, NatsDifference, Problem
 
 # What a number type alone puts between two machines, on the mean, in nats: bfloat16 logits round by 2^-9 of their size.
@@ -61,11 +55,11 @@ SEED = 20260101
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SampledDocument:
-    """A document of the cache: where it is, its tokens, and what the cache says of it."""
+    """A document of the cache: where it is, its tokens and its targets."""
 
     part: int
     name: str
-    piece: Segment
+    segment: Segment
     block: Block
     cached: DocumentPredictions
 
@@ -73,57 +67,57 @@ class SampledDocument:
 def verify_against(
     url: str, teacher: str, sample: int, watch: Watch, *, trusted: bool = False, retry_policy: RetryPolicy | None = None
 ) -> AgainstReport:
-    """Compare a sample of documents, at random from every part of the cache in turn; `trusted` lets a teacher's own
-    code run."""
+    """Compare a random sample of documents, from all parts in turn; `trusted` allows the teacher's own code to run."""
     cache = open_cache(url, retry_policy=retry_policy)
     stated = cache.manifest.teacher
-    if stated is None or cache.manifest.targets.keep.kind == "imported":
-        raise ConfigError(f"{url} keeps nothing that a teacher of transformers has said", hint="leave --against out")
+    if stated is None or cache.manifest.targets.keep.kind not in CAPTURED:
+        raise ConfigError(f"{url} has no predictions of a teacher that can be run again", hint="omit --against")
     chosen = list(_sample(cache, sample))
     if not chosen:
-        raise ConfigError(f"{url} has no position that could be compared", hint="leave --against out")
-    # As the teacher ran: its number type, its quantized weights, the hub's revision if its name is the same.
-    settings = asked_again(teacher, stated).model_copy(update={"trust_remote_code": trusted})
-    shape = teacher_shape(settings)
-    if problems := [*_of_shape(shape, cache.manifest), *_of_tokenizer(cache, settings)]:
+        raise ConfigError(f"{url} has no position to compare", hint="omit --against")
+    # As the teacher ran: its number type, its quantized weights, the Hub's revision if its name is the same.
+    backend_class = backend_type(TeacherSettings().backend)
+    settings = backend_class.recorded(teacher, stated).model_copy(update={"trust_remote_code": trusted})
+    backend = backend_class(settings, MachineSettings())
+    if problems := [*_config_problems(backend.describe(), cache.manifest), *_tokenizer_problems(cache, settings)]:
         return _not_run(teacher, problems)
-    local = LocalTeacher(load(settings, shape, devices.choose("auto")), cache.manifest.vocabulary_size)
-    watch.say(f"{counted(len(chosen), 'document')} of {url}, read again by {teacher}")
-    targets, pieces = cache.manifest.targets, [one.piece for one in chosen]
-    each_alone = [[piece] for piece in pieces]
-    alone = _answers(local, cache, targets, each_alone)
-    grouped = batches(pieces, TOGETHER_TOKENS)
-    answered = _answers(local, cache, targets, [[pieces[i] for i in group] for group in grouped])
-    together = dict(zip([i for group in grouped for i in group], answered, strict=True))
+    model = backend.load(cache.manifest.vocabulary_size)
+    watch.say(f"re-reading {counted(len(chosen), 'document')} of {url} with {teacher}")
+    targets, segments = cache.manifest.targets, [document.segment for document in chosen]
+    one_each = [[segment] for segment in segments]
+    alone = _predict(model, cache, targets, one_each)
+    grouped = batches(segments, TOGETHER_TOKENS)
+    batched = _predict(model, cache, targets, [[segments[i] for i in group] for group in grouped])
+    together = dict(zip([i for group in grouped for i in group], batched, strict=True))
     bounds = codec_bounds(cache.manifest)
     noise = [differences(alone[i], together[i], {}) for i in range(len(chosen))]
-    found = [differences(one.cached, alone[i], bounds) for i, one in enumerate(chosen)]
+    found = [differences(document.cached, alone[i], bounds) for i, document in enumerate(chosen)]
     allowed = TIMES_NOISE * _nats(noise).mean_nats + FLOOR_NATS[stated.dtype]
     problems = [
         _problem(
-            one.part,
-            f"{one.name} differs from what the teacher says by {difference.mean():.3g} nats on the mean, at most "
-            f"{allowed:.2g} are explained",
+            document.part,
+            f"{document.name} differs from the teacher's predictions by {difference.mean():.3g} nats on average, "
+            f"noise explains at most {allowed:.2g}",
         )
-        for one, difference in zip(chosen, found, strict=True)
+        for document, difference in zip(chosen, found, strict=True)
         if len(difference) and not difference.mean() <= allowed
     ]
-    for i, one in enumerate(chosen):
-        noises = apart(together[i], alone[i])
+    for i, document in enumerate(chosen):
+        noises = relative_distances(together[i], alone[i])
         problems += [
-            _problem(one.part, f"{name} of {one.name} differs from the teacher's by {share:.0%} of its size")
-            for name, share in apart(one.cached, alone[i]).items()
+            _problem(document.part, f"{name} of {document.name} differs from the teacher's by {share:.0%} of its norm")
+            for name, share in relative_distances(document.cached, alone[i]).items()
             if not share <= APART + TIMES_NOISE * noises[name]
         ]
     if targets.has_draws:
         only_ids = TargetSpec(keep=listing(cache.manifest.vocabulary_size), temperatures=(), entropy=False)
-        listed = _answers(local, cache, only_ids, each_alone)
+        listed = _predict(model, cache, only_ids, one_each)
         problems += _wrong_draws(chosen, alone, listed, cache.manifest)
     return AgainstReport(
         ok=not problems,
         teacher=teacher,
         documents=len(chosen),
-        positions=sum(int(one.piece.loss_mask.sum()) for one in chosen),
+        positions=sum(int(document.segment.loss_mask.sum()) for document in chosen),
         noise=_nats(noise),
         difference=_nats(found),
         bound_nats=allowed,
@@ -131,17 +125,16 @@ def verify_against(
     )
 
 
-def _of_shape(shape: ModelInfo, manifest: Manifest) -> Iterator[Problem]:
-    """What in a model's shape says that it is another teacher."""
-    do = "give the model that the cache names as its teacher (kdpipe cache inspect)"
-    for why in differences_of_shape(shape, manifest):
-        yield Problem(part=None, file=layout.MANIFEST, what=f"it is of another teacher: {why}", do=do)
+def _config_problems(info: TeacherInfo, manifest: Manifest) -> Iterator[Problem]:
+    do = "give the model that is the teacher of the cache: see `kdpipe cache inspect`"
+    for difference in teacher_info_differences(info, manifest):
+        yield Problem(part=None, file=layout.MANIFEST, what=f"the teacher is another model: {difference}", do=do)
 
 
-def _of_tokenizer(cache: Cache, settings: TeacherSettings) -> Iterator[Problem]:
-    """What in the tokenizer that the cache keeps says that it is not the teacher's."""
+def _tokenizer_problems(cache: Cache, settings: TeacherSettings) -> Iterator[Problem]:
+    """Damage of the cache's tokenizer, and differences from the teacher's."""
     stated = cache.manifest.teacher
-    file, do = f"{layout.TOKENIZER}/{TOKENIZER}", "do not use this copy: get the cache again from whoever made it"
+    file, do = f"{layout.TOKENIZER}/{TOKENIZER}", "do not use this copy: get the cache again from its source"
     try:
         _, kept = load_cached_tokenizer(cache)
     except CacheDamaged as error:
@@ -150,11 +143,11 @@ def _of_tokenizer(cache: Cache, settings: TeacherSettings) -> Iterator[Problem]:
     if kept is None or stated is None or FOREIGN_NOTE in stated.notes:
         return
     if (what := difference_from_own(settings, kept)) is not None:
-        yield Problem(part=None, file=file, what=f"it is another tokenizer than the teacher's own: {what}", do=do)
+        yield Problem(part=None, file=file, what=f"it is not the teacher's tokenizer: {what}", do=do)
 
 
 def _not_run(teacher: str, problems: Sequence[Problem]) -> AgainstReport:
-    """The answer about a model that need not be run to see that something is wrong."""
+    """The report about a teacher that is wrong by its config or tokenizer, and was not loaded."""
     return AgainstReport(
         ok=False,
         teacher=teacher,
@@ -168,7 +161,7 @@ def _not_run(teacher: str, problems: Sequence[Problem]) -> AgainstReport:
 
 
 def _problem(part: int, what: str) -> Problem:
-    do = "was it made by this teacher, at this revision? if so, delete the part and run cache-teacher again"
+    do = "if it was made by this teacher at this revision, delete the part and run cache-teacher again"
     return Problem(part=part, file=f"parts/{part:05d}", what=what, do=do)
 
 
@@ -178,47 +171,48 @@ def _wrong_draws(
     listed: Sequence[DocumentPredictions],
     manifest: Manifest,
 ) -> Iterator[Problem]:
-    """Parts whose draws are from elsewhere than the teacher's tails."""
+    """Parts whose draws are not from the teacher's tails."""
     temperature = manifest.targets.target_temperature
-    found: dict[int, DrawCounts] = {}
-    for one, said_alone, said_listed in zip(chosen, alone, listed, strict=True):
+    counts: dict[int, DrawCounts] = {}
+    for document, own, top_ids in zip(chosen, alone, listed, strict=True):
         log_z = None
         if temperature != 1:
-            log_z = np.zeros(len(one.piece))
-            log_z[one.piece.loss_mask] = said_alone.scalars[log_z_column(temperature)]
-        found[one.part] = found.get(one.part, DrawCounts()) + drawn(one.block, said_listed, log_z, manifest)
-    for part, draws in sorted(found.items()):
-        if not draws.could_be:
+            log_z = np.zeros(len(document.segment))
+            log_z[document.segment.loss_mask] = own.scalars[log_z_column(temperature)]
+        more = count_draws(document.block, top_ids, log_z, manifest)
+        counts[document.part] = counts.get(document.part, DrawCounts()) + more
+    for part, draws in sorted(counts.items()):
+        if not draws.is_plausible:
             yield _problem(
                 part,
-                f"of {draws.n:,.0f} draws {draws.listed:,.0f} are among the teacher's most probable ids, about "
-                f"{draws.expected:,.0f} should be",
+                f"{draws.listed:,.0f} of {draws.n:,.0f} draws are among the teacher's most probable ids, about "
+                f"{draws.expected:,.0f} were expected",
             )
 
 
 def _sample(cache: Cache, n: int) -> Iterator[SampledDocument]:
-    """Documents with positions, at random, none twice: one of each part, then another of each."""
+    """Random documents with positions, each at most once: one of each part, then another of each."""
     generator = np.random.default_rng(SEED)
     firsts = np.cumsum([0, *cache.sequences_by_part]).tolist()
     sources = [
-        _of_part(cache, range(firsts[place], firsts[place + 1]), int(generator.integers(1 << 62)))
+        _documents_of_part(cache, range(firsts[place], firsts[place + 1]), int(generator.integers(1 << 62)))
         for place in generator.permutation(len(cache.parts)).tolist()
     ]
-    given = 0
+    n_taken = 0
     while sources:
         for source in list(sources):
-            one = next(source, None)
-            if one is None:
+            document = next(source, None)
+            if document is None:
                 sources.remove(source)
                 continue
-            yield one
-            given += 1
-            if given == n:
+            yield document
+            n_taken += 1
+            if n_taken == n:
                 return
 
 
-def _of_part(cache: Cache, sequences: range, seed: int) -> Iterator[SampledDocument]:
-    """The documents of a part, at random: one of each sequence, then another of each."""
+def _documents_of_part(cache: Cache, sequences: range, seed: int) -> Iterator[SampledDocument]:
+    """The documents of a part in random order: one of each sequence, then another of each."""
     generator = np.random.default_rng(seed)
     order = generator.permutation(len(sequences)).tolist()
     for turn in count():
@@ -227,15 +221,15 @@ def _of_part(cache: Cache, sequences: range, seed: int) -> Iterator[SampledDocum
             rows = cache[sequences[i]]
             ends = np.append(rows.document_starts[1:], len(rows))
             places = [slice(*place) for place in zip(rows.document_starts.tolist(), ends.tolist(), strict=True)]
-            taught = [k for k, place in enumerate(places) if rows.loss_mask[place].any()]
-            if turn + 1 < len(taught):
+            trained = [k for k, place in enumerate(places) if rows.loss_mask[place].any()]
+            if turn + 1 < len(trained):
                 left.append(i)
-            if turn < len(taught):
-                k = int(np.random.default_rng((seed, i)).permutation(taught)[turn])
+            if turn < len(trained):
+                k = int(np.random.default_rng((seed, i)).permutation(trained)[turn])
                 block = list(cut(_labels_once(rows), ends))[k]
                 part = cache.locate(sequences[i])[0].record
                 pooled = {layer: vectors[k] for layer, vectors in cache.pooled(sequences[i]).items()}
-                cached = said(block, rows.loss_mask[places[k]], cache.manifest.vocabulary_size, pooled)
+                cached = comparable(block, rows.loss_mask[places[k]], cache.manifest.vocabulary_size, pooled)
                 yield _sampled(rows, places[k], int(rows.documents[k]), part, block, cached)
         order = left
         if not order:
@@ -243,7 +237,7 @@ def _of_part(cache: Cache, sequences: range, seed: int) -> Iterator[SampledDocum
 
 
 def _labels_once(rows: Rows) -> Block:
-    """What rows hold, without the log p of next tokens that are exact ids: those are compared as exact ids."""
+    """The targets of rows, without the log p of next tokens that are exact ids: those are compared as exact ids."""
     block = block_of(rows)
     if block.label_logprob is None:
         return block
@@ -257,7 +251,7 @@ def _sampled(
     rows: Rows, place: slice, document: int, part: PartRecord, block: Block, cached: DocumentPredictions
 ) -> SampledDocument:
     mask = rows.loss_mask[place]
-    piece = Segment(
+    segment = Segment(
         split=part.split,
         document=document,
         offset=0,
@@ -267,41 +261,41 @@ def _sampled(
         digest=b"",
     )
     name = f"document {document:,} of {part.split}"
-    return SampledDocument(part=part.part, name=name, piece=piece, block=block, cached=cached)
+    return SampledDocument(part=part.part, name=name, segment=segment, block=block, cached=cached)
 
 
-def _answers(
+def _predict(
     teacher: Teacher, cache: Cache, targets: TargetSpec, grouped: Sequence[Sequence[Segment]]
 ) -> list[DocumentPredictions]:
     manifest = cache.manifest
-    asked = TargetRequest(
+    request = TargetRequest(
         targets=targets,
         hidden=manifest.hidden,
         vocabulary_size=manifest.vocabulary_size,
         seed=manifest.seed,
-        # Copies: torch takes no array that lies in a file.
+        # Copies: torch does not take memory-mapped arrays.
         tables={table.name: cache.table(table.name).copy() for table in manifest.tables if "pca_" in table.name},
         starts_word=_starts_word(cache) if targets.boundary else None,
     )
-    found = []
-    for group, answer in zip(grouped, teacher.answers(grouped, asked), strict=True):
-        blocks = cut(answer.block, np.cumsum([len(piece) for piece in group]))
-        for i, (piece, block) in enumerate(zip(group, blocks, strict=True)):
-            pooled = {layer: vectors[i] for layer, vectors in answer.pooled.items()}
-            found.append(said(block, piece.loss_mask, manifest.vocabulary_size, pooled))
-    return found
+    predictions = []
+    for group, result in zip(grouped, teacher.predict(grouped, request), strict=True):
+        blocks = cut(result.block, np.cumsum([len(segment) for segment in group]))
+        for i, (segment, block) in enumerate(zip(group, blocks, strict=True)):
+            pooled = {layer: vectors[i] for layer, vectors in result.pooled.items()}
+            predictions.append(comparable(block, segment.loss_mask, manifest.vocabulary_size, pooled))
+    return predictions
 
 
 def _starts_word(cache: Cache) -> Bools:
-    """Which ids start a new word, by the tokenizer that the cache keeps."""
-    _, kept = load_cached_tokenizer(cache)
-    if kept is None:
-        raise ConfigError(f"{cache.url} keeps no tokenizer, which tells where words start", hint="leave --against out")
-    return kept.starts_word
+    """Which ids start a new word, by the tokenizer in the cache."""
+    _, tokenizer = load_cached_tokenizer(cache)
+    if tokenizer is None:
+        raise ConfigError(f"{cache.url} has no tokenizer to find word boundaries with", hint="omit --against")
+    return tokenizer.starts_word
 
 
-def _nats(found: Sequence[Doubles]) -> NatsDifference:
-    numbers = np.concatenate(found) if found else np.zeros(0)
-    if not len(numbers):
+def _nats(differences: Sequence[Doubles]) -> NatsDifference:
+    nats = np.concatenate(differences) if differences else np.zeros(0)
+    if not len(nats):
         return NatsDifference(max_nats=0.0, mean_nats=0.0)
-    return NatsDifference(max_nats=float(numbers.max()), mean_nats=float(numbers.mean()))
+    return NatsDifference(max_nats=float(nats.max()), mean_nats=float(nats.mean()))

@@ -42,12 +42,12 @@ class CaptureReport(Record):
 
 
 class MemoryEstimate(Record):
-    """Bytes that are needed at once: on the teacher's device, then for answers that wait on the host, and to write."""
+    """Bytes that are needed at once: on the teacher's device, then for rows that wait on the host to be written."""
 
     weights: int
     activations: int
     logits_chunk: int
-    answers: int
+    waiting_rows: int
     writer: int
     total: int
 

@@ -28,6 +28,7 @@ OF_KINDS: dict[Place, tuple[str, ...]] = {
     ("teacher", "allow_foreign_tokenizer"): OF_A_TEACHER,
     ("teacher", "display_name"): OF_A_TEACHER,
     ("teacher", "license"): OF_A_TEACHER,
+    ("teacher", "backend"): OF_A_TEACHER,
     ("teacher", "dtype"): OF_A_TEACHER,
     ("teacher", "quantize"): OF_A_TEACHER,
     ("machine", "devices"): OF_A_TEACHER,

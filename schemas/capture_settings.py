@@ -16,6 +16,7 @@ from kdpipe.schemas.choices import (
     PooledProjection,
     Profile,
     TargetKind,
+    TeacherBackendName,
     TrainOnSetting,
     UntrainableDocuments,
     WeightQuantization,
@@ -90,6 +91,7 @@ class TeacherSettings(ModelSettings):
     `display_name` and `license` are what manifest and model cards state, in place of what the model's folder says.
     """
 
+    backend: TeacherBackendName = "transformers"
     tokenizer: Name | None = None
     allow_foreign_tokenizer: bool = False
     dtype: DtypeSetting = "auto"

@@ -68,10 +68,10 @@ CACHE_FLOORS = (
 PIPELINE_FLOORS = (
     ("config_file", "models", "sample", "watch"),
     ("small_teacher", "tokenizers"),
-    ("audit", "batches", "documents"),
+    ("batches", "documents"),
     ("interop", "losses", "students", "targets"),
     ("evaluation", "teachers"),
-    ("capture", "requantization", "training"),
+    ("audit", "capture", "requantization", "training"),
     (
         "cache_teacher",
         "compare",

@@ -1,1 +1,1 @@
-"""What verify --against compares: a cache and what its teacher predicts now."""
+"""Comparison of a cache with fresh predictions of its teacher."""

@@ -1,8 +1,8 @@
-"""Draws beside the teacher: which of them are among its most probable ids, and how many should be.
+"""Check of draws: how many of them are among the teacher's most probable ids, and how many are expected to be.
 
 In: targets of a document from a cache, and the teacher's most probable ids at the same rows. Out: `DrawCounts`, to be
-added up. Draws cannot be compared one by one, since which id a random number meets hangs on the last bits of the masses
-before it; their shares can.
+added up. Single draws cannot be compared, since which id a random number selects depends on the last bits of the masses
+before it; shares can.
 """
 
 import math
@@ -16,17 +16,17 @@ from kdpipe.pipeline.audit.teacher_differences import DocumentPredictions, Doubl
 from kdpipe.schemas.manifest import Manifest
 from kdpipe.schemas.targets import TopK
 
-# The ids that are listed, at most a quarter of all: draws from anywhere would rarely be among them.
+# Listed ids, at most a quarter of all: uniform draws would rarely be among them.
 LISTED = 256
 # A smaller tail is mostly rounding.
 LEAST_TAIL = 1e-3
-# What is beyond so many standard deviations, and beyond what rounding of probabilities may move, is no chance.
+# A difference above this many standard deviations plus this share for rounding is not chance.
 DEVIATIONS, ROUNDING_SHARE = 6.0, 0.02
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DrawCounts:
-    """So many draws, those among the listed ids, and the expected number of the latter with its variance at most."""
+    """Draws, those among the listed ids, and the expected number of the latter with an upper bound of its variance."""
 
     n: float = 0.0
     listed: float = 0.0
@@ -42,21 +42,21 @@ class DrawCounts:
         )
 
     @property
-    def could_be(self) -> bool:
+    def is_plausible(self) -> bool:
         """Whether chance explains the difference."""
         return abs(self.listed - self.expected) <= DEVIATIONS * math.sqrt(self.variance) + ROUNDING_SHARE * self.n
 
 
 def listing(vocabulary_size: int) -> TopK:
-    """What the teacher is asked for."""
+    """The target that lists the teacher's most probable ids."""
     return TopK(k=max(1, min(LISTED, vocabulary_size // 4)))
 
 
-def drawn(block: Block, listed: DocumentPredictions, log_z: Doubles | None, manifest: Manifest) -> DrawCounts:
+def count_draws(block: Block, listed: DocumentPredictions, log_z: Doubles | None, manifest: Manifest) -> DrawCounts:
     """Count a document's draws; `log_z` is the teacher's at the temperature of the draws, None at 1.
 
-    An id of the tail is drawn in proportion to its probability by either kind of draws. Those of one row depend on each
-    other: the variance is that of rows whose draws all fall on the same side.
+    Both kinds draw an id of the tail in proportion to its probability. Draws of one row depend on each other: the
+    variance assumes that all draws of a row fall on the same side.
     """
     n_rows, n_ids = len(block.n_exact), manifest.vocabulary_size
     n_exact, n_draws = block.n_exact.astype(np.int64), block.n_draws.astype(np.int64)
@@ -72,12 +72,12 @@ def drawn(block: Block, listed: DocumentPredictions, log_z: Doubles | None, mani
     times = np.ones(int(is_draw.sum())) if block.times is None else block.times.astype(np.float64)
     n = np.bincount(rows[is_draw], times, minlength=n_rows)
     is_listed = np.isin(keys[is_draw], listed.keys)
-    found = np.bincount(rows[is_draw], times * is_listed, minlength=n_rows)
+    n_listed = np.bincount(rows[is_draw], times * is_listed, minlength=n_rows)
     counted = (n > 0) & (1 - exact > LEAST_TAIL)
-    n, found, chance = n[counted], found[counted], np.minimum(share[counted] / (1 - exact[counted]), 1.0)
+    n, n_listed, chance = n[counted], n_listed[counted], np.minimum(share[counted] / (1 - exact[counted]), 1.0)
     return DrawCounts(
         n=float(n.sum()),
-        listed=float(found.sum()),
+        listed=float(n_listed.sum()),
         expected=float((n * chance).sum()),
         variance=float((n * n * chance * (1 - chance)).sum()),
     )

@@ -1,6 +1,6 @@
-"""Numbers beside numbers: what two runs of a teacher, or a cache and a teacher, say about the same rows.
+"""Differences between two predictions for the same rows: a cache and its teacher, or two runs of a teacher.
 
-In: targets of some documents, said twice. Out: by document, how far apart they are beyond what rounding explains.
+In: targets of some documents, twice. Out: by document, how far apart they are beyond what rounding explains.
 """
 
 from collections.abc import Iterator, Mapping
@@ -19,10 +19,10 @@ Doubles = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DocumentPredictions:
-    """What was said of one document: scalars at its positions, log p of the exact ids by (row, id), states of all rows
+    """Predictions for one document: scalars at its positions, log p of the exact ids by (row, id), states of all rows
     and their means.
 
-    No other id of a row is more probable than its `ceilings` say: the least of the exact ids, and what is left by them.
+    No other id of a row is more probable than its `ceilings`: the least of the exact ids, and the mass left by them.
     """
 
     scalars: Mapping[str, Doubles]
@@ -33,8 +33,10 @@ class DocumentPredictions:
     vectors: Mapping[str, Doubles]
 
 
-def said(block: Block, loss_mask: Bools, vocabulary_size: int, pooled: Mapping[int, Floats]) -> DocumentPredictions:
-    """Take out of a document's targets what can be compared."""
+def comparable(
+    block: Block, loss_mask: Bools, vocabulary_size: int, pooled: Mapping[int, Floats]
+) -> DocumentPredictions:
+    """The parts of a document's targets that can be compared."""
     n_exact = block.n_exact.astype(np.int64)
     exact = ~draw_mask(n_exact, block.n_draws.astype(np.int64))
     rows, logprobs = np.repeat(np.arange(len(n_exact)), n_exact), block.logprobs[exact].astype(np.float64)
@@ -63,8 +65,8 @@ def _vectors(block: Block, pooled: Mapping[int, Floats]) -> Iterator[tuple[str, 
         yield "the last state", block.state
 
 
-def apart(one: DocumentPredictions, other: DocumentPredictions) -> dict[str, float]:
-    """How far states are from their twins, as a share of their size."""
+def relative_distances(one: DocumentPredictions, other: DocumentPredictions) -> dict[str, float]:
+    """Distances of states, relative to their norm."""
     return {
         name: float(np.linalg.norm(one.vectors[name] - twin) / max(float(np.linalg.norm(twin)), 1e-30))
         for name, twin in other.vectors.items()
@@ -72,10 +74,10 @@ def apart(one: DocumentPredictions, other: DocumentPredictions) -> dict[str, flo
 
 
 def differences(one: DocumentPredictions, other: DocumentPredictions, bounds: Mapping[str, float]) -> Doubles:
-    """How far each number is from its twin, less what the codec explains; equal infinities do not differ.
+    """Absolute differences beyond the rounding of the codec; equal infinities do not differ.
 
-    Masses are compared as probabilities: the log of one that is almost nothing says little. An id that only one side
-    keeps exactly, since a threshold may fall between them, must not be more probable than the other side allows.
+    Masses are compared as probabilities, since the log of a tiny mass is noise. An id that is exact on one side only,
+    since a threshold may fall between them, must not be more probable than the other side allows.
     """
     found = []
     for name in one.scalars.keys() & other.scalars.keys():
@@ -83,14 +85,14 @@ def differences(one: DocumentPredictions, other: DocumentPredictions, bounds: Ma
         if name in ("log_tail", "boundary_logprob"):
             a, b = np.exp(a), np.exp(b)
         found.append(_excess(a, b, bounds.get(name, 0.0)))
-    _, mine, its = np.intersect1d(one.keys, other.keys, assume_unique=True, return_indices=True)
-    found.append(_excess(one.logprobs[mine], other.logprobs[its], bounds.get("logprob", 0.0)))
+    _, own, others = np.intersect1d(one.keys, other.keys, assume_unique=True, return_indices=True)
+    found.append(_excess(one.logprobs[own], other.logprobs[others], bounds.get("logprob", 0.0)))
     found += [_above(a, b, bounds.get("logprob", 0.0)) for a, b in ((one, other), (other, one))]
     return np.concatenate(found)
 
 
 def _above(one: DocumentPredictions, other: DocumentPredictions, bound: float) -> Doubles:
-    """How much more probable the ids that only one side keeps exactly are than the other side allows."""
+    """By how much ids that are exact on one side only exceed the ceiling of the other side."""
     alone = ~np.isin(one.keys, other.keys)
     ceilings = other.ceilings[one.rows[alone]]
     excess: Doubles = np.maximum(one.logprobs[alone] - ceilings - bound, 0.0)

@@ -1,1 +1,1 @@
-"""The steps of stage one: what the cache is, which part is next, answers in their order, writing behind the teacher."""
+"""Stage one: settings and documents to parts of a cache, written while the teacher predicts the next batch."""

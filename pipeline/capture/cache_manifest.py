@@ -1,6 +1,6 @@
-"""What a cache is made from, said once: its manifest, and the tables that every part leans on.
+"""The manifest of a new cache, and the tables that all parts share.
 
-In: settings, documents and tokenizer, and what the teacher is. Out: the `Manifest` and the numbers of its tables.
+In: settings, documents, tokenizer and teacher. Out: the `Manifest` and the numbers of its tables.
 """
 
 from importlib.metadata import version
@@ -19,14 +19,14 @@ from kdpipe.schemas.manifest import Manifest, expected_tables
 Longs = npt.NDArray[np.int64]
 
 
-def make_manifest(settings: CaptureSettings, inputs: Inputs, speaker: CaptureTeacher) -> Manifest:
+def make_manifest(settings: CaptureSettings, inputs: Inputs, teacher: CaptureTeacher) -> Manifest:
     """The manifest; equal settings and inputs give equal bytes on every machine."""
     corpus, tokenizer = inputs.corpus, inputs.tokenizer.record
     n_ids = tokenizer.vocabulary_size
     return Manifest(
         kdpipe=version("kdpipe"),
         seed=settings.seed,
-        teacher=speaker.facts,
+        teacher=teacher.record,
         tokenizer=tokenizer,
         data=manifest.Data(
             fingerprint=corpus.fingerprint,
@@ -36,18 +36,18 @@ def make_manifest(settings: CaptureSettings, inputs: Inputs, speaker: CaptureTea
             train_on=corpus.train_on,
         ),
         plan=corpus.plan(
-            speaker.sequence_length, packed=settings.sequences.pack, part_rows=settings.sequences.part_rows
+            teacher.sequence_length, packed=settings.sequences.pack, part_rows=settings.sequences.part_rows
         ),
-        targets=speaker.targets,
-        hidden=speaker.hidden,
-        tables=expected_tables(speaker.targets, speaker.hidden, n_ids),
-        arrays=default_arrays(speaker.targets, speaker.hidden, n_ids),
+        targets=teacher.targets,
+        hidden=teacher.hidden,
+        tables=expected_tables(teacher.targets, teacher.hidden, n_ids),
+        arrays=default_arrays(teacher.targets, teacher.hidden, n_ids),
     )
 
 
-def check_description(settings: CaptureSettings, found: Manifest) -> None:
-    """Refuse a name or license of the teacher that a cache begun before states otherwise: its manifest is final."""
-    teacher = found.teacher
+def check_description(settings: CaptureSettings, existing: Manifest) -> None:
+    """Refuse another name or license of the teacher than an existing cache has: manifests are never rewritten."""
+    teacher = existing.teacher
     if teacher is None:
         return
     for flag, given, stated in (
@@ -56,17 +56,17 @@ def check_description(settings: CaptureSettings, found: Manifest) -> None:
     ):
         if given is not None and given != stated:
             raise ConfigError(
-                f"{settings.out} was begun with {stated or 'none'} for {flag}, {given} is given now",
-                hint=f"leave {flag} out, or choose another --out: a manifest is never rewritten",
+                f"{settings.out} was started with {flag} {stated or 'none'}, now it is {given}",
+                hint=f"omit {flag}, or choose another --out: a manifest is never rewritten",
             )
 
 
 def ids_by_rank(counts: Longs) -> npt.NDArray[np.uint32]:
-    """Ids from the most frequent to the least; equally frequent ones by number, as tokenizers tend to have them."""
+    """Ids from the most frequent to the least; equally frequent ones by number, which tokenizers order by frequency."""
     return np.argsort(-counts, kind="stable").astype(np.uint32)
 
 
 def unigram(counts: Longs) -> npt.NDArray[np.float32]:
-    """How frequent each id is; every id counts once more than it was seen."""
+    """The frequency of each id, with one added to every count."""
     shares: npt.NDArray[np.float32] = ((counts + 1) / (counts.sum() + len(counts))).astype(np.float32)
     return shares

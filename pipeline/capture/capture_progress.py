@@ -1,4 +1,4 @@
-"""Where a run is, told to whoever follows it: rates, the share of waiting, what is left.
+"""Progress of a run: rates, the share of time spent waiting, the time left.
 
 In: the tally of a worker after every batch, and parts as they are committed. Out: calls of a `Watch`, all from the main
 thread.
@@ -17,28 +17,28 @@ from kdpipe.pipeline.watch import PartsProgress, Watch
 
 @final
 class ProgressFollower:
-    """Turns tallies into progress; the sizes of documents tell how long the rest will take."""
+    """Turns tallies into progress; the time left is estimated from the sizes of documents."""
 
     def __init__(self, cache: CacheWriter, corpus: Corpus, shard: WorkerShard, watch: Watch) -> None:
         missing, plan = cache.missing(), cache.manifest.plan
-        mine = [number for number in missing if number % shard.count == shard.index]
+        own = [number for number in missing if number % shard.count == shard.index]
         self._cache, self._watch = cache, watch
-        self._rows = sum(corpus.expected_rows(plan.part(number), plan.sequence_length) for number in mine)
+        self._rows = sum(corpus.expected_rows(plan.part(number), plan.sequence_length) for number in own)
         watch.begin(plan.n_parts, plan.n_parts - len(missing), None)
-        self._queue: SimpleQueue[int] = SimpleQueue()
+        self._committed: SimpleQueue[int] = SimpleQueue()
         self._bytes = 0
         self._since = time.perf_counter()
 
     def committed(self, number: int) -> None:
-        """Take note of a part; called by the writing thread."""
-        self._queue.put(number)
+        """Record that a part is committed; called by the writing thread."""
+        self._committed.put(number)
 
-    def tell(self, tally: CaptureTally) -> None:
-        """Pass on what has happened."""
-        while not self._queue.empty():
-            self._tell_part(self._queue.get())
-        seconds = tally.making_seconds
-        # What others left comes on top of one's own share, and is not foreseen.
+    def update(self, tally: CaptureTally) -> None:
+        """Report progress, and the parts committed since the last call."""
+        while not self._committed.empty():
+            self._report_part(self._committed.get())
+        seconds = tally.capture_seconds
+        # Parts taken over from other workers come on top and are not included.
         left = max(0.0, self._rows - tally.rows) * seconds / tally.rows if tally.rows else None
         news = PartsProgress(
             positions_done=tally.positions,
@@ -49,7 +49,7 @@ class ProgressFollower:
         )
         self._watch.progress(news)
 
-    def _tell_part(self, number: int) -> None:
+    def _report_part(self, number: int) -> None:
         record, n_bytes = self._cache.record(number)
         now = time.perf_counter()
         self._bytes += n_bytes

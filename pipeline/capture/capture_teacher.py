@@ -1,152 +1,138 @@
-"""The teacher as stage one needs it: who it is, what it is asked, what is taken from it once, and its answers.
+"""The teacher of a cache: what is planned from its description, the loaded model, and what is taken from it once.
 
-In: settings and the tokenizer. Out: a `CaptureTeacher`; for a cache of tokens only, one who says nothing.
+In: settings and the tokenizer. Out: a `CapturePlan`, then a `CaptureTeacher`, then the tables of the cache.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
-import numpy.typing as npt
 import torch
 
-from kdpipe.pipeline.capture.assemble import without_teacher
 from kdpipe.pipeline.documents.segments import Segment
-from kdpipe.pipeline.models import devices
-from kdpipe.pipeline.models.model_info import ModelInfo, check_lengths, check_vocabulary
 from kdpipe.pipeline.targets.hidden_states import PcaFit, hidden_spec
 from kdpipe.pipeline.targets.request import TargetRequest
-from kdpipe.pipeline.targets.target_spec import OutputHead, target_spec
-from kdpipe.pipeline.teachers import CaptureResult, Teacher
+from kdpipe.pipeline.targets.target_spec import target_spec
+from kdpipe.pipeline.teachers import Table, Teacher, TeacherBackend, TeacherInfo, backend_of
 from kdpipe.pipeline.teachers.batching import batches
-from kdpipe.pipeline.teachers.load_teacher import load
-from kdpipe.pipeline.teachers.local_teacher import LocalTeacher
-from kdpipe.pipeline.teachers.shape import teacher_shape
 from kdpipe.pipeline.tokenizers.tokenizer import LoadedTokenizer
 from kdpipe.pipeline.tokenizers.tokenizer_difference import FOREIGN_NOTE
 from kdpipe.schemas import manifest
 from kdpipe.schemas.capture_settings import CaptureSettings
-from kdpipe.schemas.part import Fidelity
-from kdpipe.schemas.targets import HiddenSpec, PcaProjection, State, TargetSpec, Vector, WholeState
+from kdpipe.schemas.errors import ConfigError
+from kdpipe.schemas.targets import HiddenSpec, PcaProjection, TargetSpec, Vector, WholeState
 
 DEFAULT_LENGTH = 2048
-Table = npt.NDArray[Any]
-# Tokens of a batch, padding included: a CPU is busy with few, a GPU needs many.
-CPU_BATCH_TOKENS, GPU_BATCH_TOKENS = 2048, 16384
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CaptureTeacher:
-    """Whoever answers, and what is known of it; `teacher` and `facts` are None for a cache of tokens only."""
-
-    teacher: Teacher | None
-    facts: manifest.TeacherRecord | None
-    targets: TargetSpec
-    hidden: HiddenSpec
-    sequence_length: int
-    batch_tokens: int
-
-    def answers(self, batches: Iterable[Sequence[Segment]], asked: TargetRequest) -> Iterator[CaptureResult]:
-        """Answers, batch after batch."""
-        return without_teacher(batches) if self.teacher is None else self.teacher.answers(batches, asked)
-
-    def bare_seconds(self, batches: Iterable[Sequence[Segment]]) -> float | None:
-        """What the model's own forward pass over some batches takes, where it runs here."""
-        return self.teacher.bare_seconds(batches) if isinstance(self.teacher, LocalTeacher) else None
-
-    def measured(self) -> Fidelity | None:
-        """How near the answers since the last call come to the full distributions."""
-        return None if self.teacher is None else self.teacher.measured()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CapturePlan:
-    """What is known of a speaker before its weights are loaded; `shape` is None for a cache of tokens only."""
+    """What is settled before the teacher is loaded: its description, the targets, and how long sequences are."""
 
-    shape: ModelInfo | None
-    device: torch.device
-    dtype: str
+    backend: TeacherBackend
+    info: TeacherInfo
+    targets: TargetSpec
+    hidden: HiddenSpec
+    sequence_length: int
+    foreign_tokenizer: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CaptureTeacher:
+    """A loaded teacher and what is captured of it; `record` is its description in the manifest."""
+
+    model: Teacher
+    record: manifest.TeacherRecord | None
     targets: TargetSpec
     hidden: HiddenSpec
     sequence_length: int
     batch_tokens: int
-    foreign_tokenizer: bool = False
 
 
-def look_ahead(settings: CaptureSettings, tokenizer: LoadedTokenizer, shape: ModelInfo | None = None) -> CapturePlan:
-    """Refuse early what cannot be: from config and tokenizer alone; a shape that is known is not read again."""
-    n_ids = tokenizer.record.vocabulary_size
-    own_batch = settings.machine.batch_tokens
-    if settings.targets.kind == "none":
-        return CapturePlan(
-            shape=None,
-            device=torch.device("cpu"),
-            dtype="float32",
-            targets=target_spec(settings.targets, n_ids),
-            hidden=HiddenSpec(),
-            sequence_length=settings.sequences.length or DEFAULT_LENGTH,
-            batch_tokens=own_batch or GPU_BATCH_TOKENS,
-        )
-    device = devices.choose(settings.machine.devices)[0]
-    shape = shape or teacher_shape(settings.teacher)
-    check_vocabulary(shape, n_ids)
-    dtype = devices.choose_dtype(settings.teacher.dtype, device)
+def plan_capture(
+    settings: CaptureSettings, tokenizer: LoadedTokenizer, backend: TeacherBackend | None = None
+) -> CapturePlan:
+    """Settle targets and sequences from the teacher's description, and refuse what it cannot give."""
+    backend = backend or backend_of(settings)
+    info, n_ids = backend.describe(), tokenizer.record.vocabulary_size
+    _check_vocabulary(info, n_ids)
+    targets = target_spec(settings.targets, n_ids, info.output_head, info.full_distribution)
+    _check_top_k(info, targets)
     return CapturePlan(
-        shape=shape,
-        device=device,
-        dtype=dtype,
-        # What the head of kind `state` has besides is known once the weights are there.
-        targets=target_spec(settings.targets, n_ids, OutputHead(width=shape.last_width, dtype=dtype)),
-        hidden=hidden_spec(settings.hidden, shape.widths, settings.seed),
-        sequence_length=_sequence_length(settings, shape),
-        batch_tokens=own_batch or (CPU_BATCH_TOKENS if device.type == "cpu" else GPU_BATCH_TOKENS),
-    )
-
-
-def open_speaker(
-    settings: CaptureSettings, tokenizer: LoadedTokenizer, ahead: CapturePlan | None = None
-) -> CaptureTeacher:
-    """Load the teacher, on the device that is named or spread over all, unless only tokens are wanted."""
-    ahead = ahead or look_ahead(settings, tokenizer)
-    teacher, facts, targets = None, None, ahead.targets
-    if ahead.shape is not None:
-        torch.set_num_threads(devices.n_threads(settings.machine.threads))
-        n_ids = tokenizer.record.vocabulary_size
-        teacher = LocalTeacher(load(settings.teacher, ahead.shape, devices.choose(settings.machine.devices)), n_ids)
-        facts = teacher.facts
-        if ahead.foreign_tokenizer:
-            facts = facts.model_copy(update={"notes": (*facts.notes, FOREIGN_NOTE)})
-        targets = target_spec(settings.targets, n_ids, teacher.output_head)
-    return CaptureTeacher(
-        teacher=teacher,
-        facts=facts,
+        backend=backend,
+        info=info,
+        # Details of the head for kind `state` are known once the weights are loaded.
         targets=targets,
-        hidden=ahead.hidden,
-        sequence_length=ahead.sequence_length,
-        batch_tokens=ahead.batch_tokens,
+        hidden=_hidden_spec(settings, info),
+        sequence_length=_sequence_length(settings, info),
     )
 
 
-def _sequence_length(settings: CaptureSettings, shape: ModelInfo) -> int:
-    asked = settings.sequences.length
-    if asked is None:
-        return min(DEFAULT_LENGTH, shape.max_positions or DEFAULT_LENGTH)
-    check_lengths(shape, asked)
-    return asked
+def open_teacher(
+    settings: CaptureSettings, tokenizer: LoadedTokenizer, capture_plan: CapturePlan | None = None
+) -> CaptureTeacher:
+    """Load the teacher."""
+    capture_plan = capture_plan or plan_capture(settings, tokenizer)
+    info, n_ids = capture_plan.info, tokenizer.record.vocabulary_size
+    model = capture_plan.backend.load(n_ids)
+    record = model.record
+    if record is not None and capture_plan.foreign_tokenizer:
+        record = record.model_copy(update={"notes": (*record.notes, FOREIGN_NOTE)})
+    return CaptureTeacher(
+        model=model,
+        record=record,
+        targets=target_spec(settings.targets, n_ids, model.output_head, info.full_distribution),
+        hidden=capture_plan.hidden,
+        sequence_length=capture_plan.sequence_length,
+        batch_tokens=info.batch_tokens,
+    )
 
 
-def fitted_tables(speaker: CaptureTeacher, pieces: Iterable[Segment], asked: TargetRequest) -> dict[str, Table]:
-    """What is taken from the teacher once for all parts: its head for states, projections fitted to states."""
-    tables: dict[str, Table] = {}
-    if isinstance(speaker.targets.keep, State):
-        assert isinstance(speaker.teacher, LocalTeacher) and speaker.teacher.forward.head is not None
-        head = speaker.teacher.forward.head
-        tables["output_head"] = head.weight_VH.float().cpu().numpy()
-        if head.bias_V is not None:
-            tables["output_bias"] = head.bias_V.float().cpu().numpy()
-    fitted = [vector for vector in speaker.hidden.rows if isinstance(vector.projection, PcaProjection)]
-    fits = _fits(speaker, fitted, pieces, asked) if fitted else {}
-    for vector in fitted:
+def _check_vocabulary(info: TeacherInfo, n_ids: int) -> None:
+    if info.vocabulary_size is not None and info.vocabulary_size < n_ids:
+        raise ConfigError(
+            f"the vocabulary of {info.name} does not match its tokenizer: {info.vocabulary_size:,} rows for {n_ids:,} "
+            "ids",
+            hint="give the tokenizer that the model was trained with by --tokenizer",
+        )
+
+
+def _check_top_k(info: TeacherInfo, targets: TargetSpec) -> None:
+    most = info.max_top_k
+    if most is not None and targets.max_entries > most:
+        raise ConfigError(
+            f"targets hold up to {targets.max_entries:,} ids per position, {info.name} returns its {most:,} most "
+            "probable ids",
+            hint=f"give --targets topk --top-k {most} or less",
+        )
+
+
+def _hidden_spec(settings: CaptureSettings, info: TeacherInfo) -> HiddenSpec:
+    if info.widths:
+        return hidden_spec(settings.hidden, info.widths, settings.seed)
+    if settings.hidden.layers:
+        layers = ",".join(settings.hidden.layers)
+        raise ConfigError(f"--hidden-layers {layers}: {info.name} gives no hidden states", hint="omit --hidden-layers")
+    return HiddenSpec()
+
+
+def _sequence_length(settings: CaptureSettings, info: TeacherInfo) -> int:
+    length, most = settings.sequences.length, info.max_positions
+    if length is None:
+        return min(DEFAULT_LENGTH, most or DEFAULT_LENGTH)
+    if most is not None and length > most:
+        raise ConfigError(
+            f"{info.name} reads at most {most:,} tokens at once, sequences of {length:,} were requested",
+            hint=f"give --seq-len {most} or less",
+        )
+    return length
+
+
+def fitted_tables(teacher: CaptureTeacher, segments: Iterable[Segment], request: TargetRequest) -> dict[str, Table]:
+    """The tables that the teacher gives once for all parts: its head for states, projections fitted to states."""
+    tables = dict(teacher.model.head_tables()) if teacher.targets.keep.state_width else {}
+    vectors = [vector for vector in teacher.hidden.rows if isinstance(vector.projection, PcaProjection)]
+    fits = _fits(teacher, vectors, segments, request) if vectors else {}
+    for vector in vectors:
         matrix, mean = fits[vector.layer].result(vector.width)
         tables[f"pca_rows_{vector.layer}"] = matrix.numpy()
         tables[f"pca_rows_{vector.layer}_mean"] = mean.numpy()
@@ -154,11 +140,11 @@ def fitted_tables(speaker: CaptureTeacher, pieces: Iterable[Segment], asked: Tar
 
 
 def _fits(
-    speaker: CaptureTeacher, vectors: Sequence[Vector], pieces: Iterable[Segment], asked: TargetRequest
+    teacher: CaptureTeacher, vectors: Sequence[Vector], segments: Iterable[Segment], request: TargetRequest
 ) -> dict[int, PcaFit]:
-    """Projections fitted to whole states of some layers, at every row of the first piece of each document.
+    """Projections fitted to whole states of some layers, at every row of the first segment of each document.
 
-    Long documents have many pieces, and neither time nor memory may follow from how long they are.
+    Long documents have many segments; neither time nor memory may depend on how long they are.
     """
     whole = []
     for vector in vectors:
@@ -166,13 +152,13 @@ def _fits(
         width = vector.projection.input_width
         whole.append(Vector(layer=vector.layer, width=width, group=width, projection=WholeState()))
     firsts: dict[int, Segment] = {}
-    for piece in pieces:
-        firsts.setdefault(piece.document, piece)
+    for segment in segments:
+        firsts.setdefault(segment.document, segment)
     chosen = list(firsts.values())
-    grouped = [[chosen[i] for i in batch] for batch in batches(chosen, speaker.batch_tokens)]
-    plain = replace(asked, hidden=HiddenSpec(rows=tuple(whole)), fidelity_every=0)
+    grouped = [[chosen[i] for i in batch] for batch in batches(chosen, teacher.batch_tokens)]
+    states_only = replace(request, hidden=HiddenSpec(rows=tuple(whole)), fidelity_every=0)
     fits = {vector.layer: PcaFit() for vector in whole}
-    for answer in speaker.answers(grouped, plain):
+    for result in teacher.model.predict(grouped, states_only):
         for layer, fit in fits.items():
-            fit.add(torch.from_numpy(answer.block.hidden[layer]))
+            fit.add(torch.from_numpy(result.block.hidden[layer]))
     return fits

@@ -1,7 +1,7 @@
-"""A cache begun or found: its manifest, tokenizer and tables are there, and the teacher knows what it is asked.
+"""Create or reopen a cache: its manifest, tokenizer and tables, and what the teacher predicts for all parts.
 
-In: a folder, the manifest, documents and teacher. Out: the `CacheWriter`, and the `TargetRequest` of every part. A
-table that another worker published first is the one that holds.
+In: a folder, the manifest, documents and teacher. Out: the `CacheWriter` and the `TargetRequest`. A table that another
+worker published first is kept.
 """
 
 from dataclasses import replace
@@ -16,9 +16,9 @@ from kdpipe.pipeline.capture.inputs import Inputs
 from kdpipe.pipeline.targets.request import TargetRequest
 from kdpipe.schemas.manifest import Manifest
 
-# Documents to whose states a projection is fitted.
+# Documents whose states a projection is fitted to.
 FITTED_DOCUMENTS = 200
-# Of all positions, those that are compared with their full distribution.
+# Every n-th position is compared with its full distribution.
 FIDELITY_EVERY = 16
 
 
@@ -26,17 +26,19 @@ def begin_cache(
     folder: str,
     manifest: Manifest,
     inputs: Inputs,
-    speaker: CaptureTeacher,
-    old: SourceCache | None = None,
+    teacher: CaptureTeacher,
+    source: SourceCache | None = None,
     retry_policy: RetryPolicy | None = None,
 ) -> tuple[CacheWriter, TargetRequest]:
-    """Publish what is not there yet, of the old cache where one is extended; another cache in the folder is refused."""
-    # Before the folder is there: this reads documents, and one that is refused should not leave a folder behind.
+    """Publish what is missing, from the `source` cache where one is extended; a folder with another cache is
+    refused.
+    """
+    # Reads documents: before the folder is created, so that a refused document leaves no folder behind.
     counts = inputs.corpus.token_counts(manifest.vocabulary_size)
     cache = create_cache(folder, manifest, retry_policy)
     stated, n_ids = cache.manifest, cache.manifest.vocabulary_size
-    cache.publish_tokenizer(inputs.tokenizer.files if old is None else old.tokenizer_files())
-    asked = TargetRequest(
+    cache.publish_tokenizer(inputs.tokenizer.files if source is None else source.tokenizer_files())
+    request = TargetRequest(
         targets=stated.targets,
         hidden=stated.hidden,
         vocabulary_size=n_ids,
@@ -45,12 +47,12 @@ def begin_cache(
         unigram=unigram(counts),
         fidelity_every=FIDELITY_EVERY,
     )
-    if old is not None:
-        cache.publish_tables({table.name: old.cache.table(table.name) for table in stated.tables})
+    if source is not None:
+        cache.publish_tables({table.name: source.cache.table(table.name) for table in stated.tables})
     elif not cache.has_tables:
-        pieces = inputs.corpus.sample_segments("train", FITTED_DOCUMENTS, stated.plan.sequence_length)
-        cache.publish_tables({"ids_by_rank": ids_by_rank(counts), **fitted_tables(speaker, pieces, asked)})
-    # Copies: torch takes no array that lies in a file.
+        segments = inputs.corpus.sample_segments("train", FITTED_DOCUMENTS, stated.plan.sequence_length)
+        cache.publish_tables({"ids_by_rank": ids_by_rank(counts), **fitted_tables(teacher, segments, request)})
+    # Copies: torch does not take memory-mapped arrays.
     fitted = [table.name for table in stated.tables if table.name.startswith("pca_")]
     projections = {name: cache.table(name).copy() for name in fitted}
-    return cache, replace(asked, tables=projections)
+    return cache, replace(request, tables=projections)

@@ -11,23 +11,19 @@ from kdpipe.pipeline.capture.size_table import sizes_of, token_bytes
 from kdpipe.pipeline.documents.corpus import Corpus
 from kdpipe.pipeline.documents.part_plan import rows_of_a_part
 from kdpipe.pipeline.documents.tokenize import DocumentCounts
-from kdpipe.pipeline.models.model_info import DTYPE_BYTES
-from kdpipe.pipeline.teachers.reading import CPU_LOGITS_BYTES, GPU_LOGITS_BYTES
 from kdpipe.schemas.arrays import default_arrays
 from kdpipe.schemas.cache_plan import CachePlan
 from kdpipe.schemas.capture_report import MemoryEstimate
 from kdpipe.schemas.targets import HiddenSpec, TargetSpec
 
 SAMPLE_DOCUMENTS = 64
-# Encoding, an open chunk an array, the tokens of two parts: benchmarks/cache.py sees 144 MiB with the interpreter.
+# Encoding, an open chunk per array, the tokens of two parts: benchmarks/cache.py measures 144 MiB with the interpreter.
 WRITER_BYTES = 96 << 20
-# Numbers of a token that live at once in a layer: states, queries, keys, values, and a feed-forward of four widths.
-LIVE_WIDTHS = 14
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataExtent:
-    """How much there is, by split."""
+    """Amounts of data by split."""
 
     documents: dict[str, int]
     rows: dict[str, int]
@@ -37,7 +33,7 @@ class DataExtent:
 
 
 def extent_for(n_tokens: int, sequence_length: int) -> DataExtent:
-    """So many tokens of any text, all of them learnt."""
+    """A number of tokens of any text, all of them trained."""
     n_parts = max(1, round(n_tokens / rows_of_a_part(n_tokens)))
     return DataExtent(
         documents={},
@@ -49,7 +45,7 @@ def extent_for(n_tokens: int, sequence_length: int) -> DataExtent:
 
 
 def scaled(extent: DataExtent, n_tokens: int) -> DataExtent:
-    """The same kind of text, so many tokens of it."""
+    """The same kind of text with another number of tokens."""
     factor = n_tokens / max(sum(extent.rows.values()), 1)
     target = rows_of_a_part(n_tokens)
 
@@ -67,9 +63,9 @@ def scaled(extent: DataExtent, n_tokens: int) -> DataExtent:
 
 
 def extent_of(corpus: Corpus, plan: CachePlan) -> DataExtent:
-    """Rows and positions of documents that are not tokenized yet, from those of a sample."""
+    """Rows and positions of all documents, estimated from a tokenized sample."""
     counts = DocumentCounts()
-    pieces = list(corpus.sample_segments("train", SAMPLE_DOCUMENTS, plan.sequence_length, counts))
+    segments = list(corpus.sample_segments("train", SAMPLE_DOCUMENTS, plan.sequence_length, counts))
     kept = counts.tokens / max(counts.tokens + counts.masked_tokens, 1)
     trained = counts.positions / max(counts.tokens, 1)
     documents: dict[str, int] = {split: n for split, n in corpus.splits.items() if n}
@@ -78,7 +74,7 @@ def extent_of(corpus: Corpus, plan: CachePlan) -> DataExtent:
         for split, n in corpus.splits.items()
         if n
     }
-    mean = counts.tokens / max(len(pieces), 1)
+    mean = counts.tokens / max(len(segments), 1)
     per_sequence = plan.sequence_length if plan.packed else mean
     return DataExtent(
         documents=documents,
@@ -104,22 +100,15 @@ def bytes_per_position(
     return sizes | {"total": sum(sizes.values())}, entries
 
 
-def memory_of(ahead: CapturePlan) -> MemoryEstimate:
-    """Bytes at once, of one worker: on the teacher's device, and on the host for answers that wait and to write."""
-    weights = activations = logits = answers = 0
-    if ahead.shape is not None:
-        on_cpu = ahead.device.type == "cpu"
-        weights = ahead.shape.parameter_bytes(ahead.dtype)
-        activations = int(ahead.batch_tokens * ahead.shape.width * LIVE_WIDTHS * DTYPE_BYTES[ahead.dtype])
-        logits = 2 * (CPU_LOGITS_BYTES if on_cpu else GPU_LOGITS_BYTES)
-        kept, length = (ahead.targets, ahead.hidden), ahead.sequence_length
-        n_rows = window_rows(*kept, ahead.batch_tokens) + waiting_sequences(*kept, length) * length
-        answers = n_rows * row_bytes(*kept)
+def memory_of(capture_plan: CapturePlan) -> MemoryEstimate:
+    """Bytes that one worker holds at once: on the teacher's device, and on the host until rows are written."""
+    info, kept, length = capture_plan.info, (capture_plan.targets, capture_plan.hidden), capture_plan.sequence_length
+    n_rows = window_rows(*kept, info.batch_tokens) + waiting_sequences(*kept, length) * length
     parts = {
-        "weights": weights,
-        "activations": activations,
-        "logits_chunk": logits,
-        "answers": answers,
+        "weights": info.weight_bytes,
+        "activations": int(info.batch_tokens * info.activation_bytes),
+        "logits_chunk": info.logits_bytes,
+        "waiting_rows": n_rows * row_bytes(*kept) if capture_plan.targets.keep.has_teacher else 0,
         "writer": WRITER_BYTES,
     }
     return MemoryEstimate(**parts, total=sum(parts.values()))

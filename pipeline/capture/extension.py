@@ -1,8 +1,8 @@
-"""--extend: a new cache that begins with the parts of a finished one, and goes on with other documents.
+"""--extend: a new cache that starts with the parts of a complete one and continues with other documents.
 
-In: the old cache, and the manifest of the new documents alone. Out: the manifest of both, and the old parts in place.
-The old cache is only read: its parts are linked or copied, its tables hold for all, and documents that it has are left
-out of the new ones.
+In: the source cache, and the manifest of the new documents alone. Out: the manifest of both, and the source's parts in
+place. The source is only read: its parts are linked or copied, its tables are used, and documents that it has are
+skipped in the new data.
 """
 
 from collections.abc import Mapping
@@ -27,7 +27,7 @@ from kdpipe.schemas.strict_json import canonical, sha256_hex
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Extension:
-    """A finished cache that is extended: the documents that it has, and how many each of its splits has."""
+    """A complete cache to extend: digests of its documents, and how many each of its splits has."""
 
     source: SourceCache
     known: KnownDocuments
@@ -36,24 +36,24 @@ class Extension:
     def extended(self, manifest: Manifest, teacher: TeacherSettings) -> Manifest:
         """The manifest of both, given that of the new documents alone; another teacher or spec is refused.
 
-        The teacher is called what the old cache calls it, unless a name or license is given.
+        The teacher keeps its name and license of the source, unless others are given.
         """
         check_same_spec(self.source, manifest, "the new documents")
         old = self.source.manifest
         origin = Origin(action="extend", caches=(self.source.cache_id,))
-        made = made_from([old.with_hidden_size_of(manifest)], origin, _behind(old.plan, manifest.plan))
+        merged = made_from([old.with_hidden_size_of(manifest)], origin, _concatenated(old.plan, manifest.plan))
         both = canonical({"documents": manifest.data.fingerprint, "extended": self.source.cache_id})
-        named = " + ".join(dict.fromkeys((old.data.source, manifest.data.source)))
-        data = made.data.model_copy(update={"fingerprint": sha256_hex(both), "source": named[:MAX_TEXT]})
+        source_names = " + ".join(dict.fromkeys((old.data.source, manifest.data.source)))
+        data = merged.data.model_copy(update={"fingerprint": sha256_hex(both), "source": source_names[:MAX_TEXT]})
         given = {"name": teacher.display_name, "license": teacher.license}
-        described = made.teacher
+        described = merged.teacher
         if described is not None:
             described = described.model_copy(update={key: value for key, value in given.items() if value is not None})
-        return with_changes(made, data=data, seed=manifest.seed, teacher=described)
+        return with_changes(merged, data=data, seed=manifest.seed, teacher=described)
 
     def adopt(self, cache: CacheWriter, shard: WorkerShard) -> None:
-        """Put the old parts that are not there yet in their places: a worker's own share, then what others left."""
-        numbers = _places(self.source.manifest.plan, cache.manifest.plan)
+        """Copy the missing parts of the source: the worker's own share first, then those of others."""
+        numbers = _source_numbers(self.source.manifest.plan, cache.manifest.plan)
         own = {number for number in numbers if number % shard.count == shard.index}
         for share in (own, numbers.keys() - own):
             for number in sorted(share & set(cache.missing())):
@@ -63,7 +63,7 @@ class Extension:
 
 
 def open_extension(settings: CaptureSettings, retry_policy: RetryPolicy) -> Extension | None:
-    """The cache that is extended, where one is named."""
+    """The cache of --extend; None without it."""
     if settings.extend is None:
         return None
     source = open_source(settings.extend, retry_policy)
@@ -73,8 +73,8 @@ def open_extension(settings: CaptureSettings, retry_policy: RetryPolicy) -> Exte
     return Extension(source=source, known=KnownDocuments(digests_of(source)), documents=documents)
 
 
-def _behind(old: CachePlan, new: CachePlan) -> CachePlan:
-    """The parts of both, split by split: new documents are counted on from the old ones."""
+def _concatenated(old: CachePlan, new: CachePlan) -> CachePlan:
+    """The parts of both, split by split; new documents are numbered after the old ones."""
     first = {split.name: split.bounds for split in old.splits}
     more = {split.name: split.bounds for split in new.splits}
     splits = []
@@ -84,13 +84,13 @@ def _behind(old: CachePlan, new: CachePlan) -> CachePlan:
     return CachePlan(splits=tuple(splits), sequence_length=old.sequence_length, packed=old.packed)
 
 
-def _places(old: CachePlan, both: CachePlan) -> dict[int, int]:
-    """The number of every old part by its number in the new plan."""
+def _source_numbers(old: CachePlan, both: CachePlan) -> dict[int, int]:
+    """The number of every source part by its number in the new plan."""
     sizes = {split.name: len(split.bounds) - 1 for split in old.splits}
-    found: dict[int, int] = {}
+    numbers: dict[int, int] = {}
     number = 0
     for split in both.splits:
         for i in range(sizes.get(split.name, 0)):
-            found[number + i] = len(found)
+            numbers[number + i] = len(numbers)
         number += len(split.bounds) - 1
-    return found
+    return numbers

@@ -1,7 +1,7 @@
-"""One part from documents to the disk: read, packed, asked, arranged, handed to the writing thread.
+"""One part from documents to the disk: tokenize, pack, predict, arrange, pass to the writing thread.
 
-In: a part number. Out: a committed part, and what it took. The next part's documents are tokenized while the teacher
-answers for this one.
+In: a part number. Out: a committed part, and a tally. The next part's documents are tokenized while the teacher
+predicts for this one.
 """
 
 import os
@@ -30,33 +30,33 @@ class TokenizedPart:
     """The documents of a part as tokens, how they share sequences, and which the teacher reads together."""
 
     number: int
-    pieces: list[Segment]
+    segments: list[Segment]
     groups: list[Group]
     batches: list[Group]
 
     @property
     def n_positions(self) -> int:
-        """Rows that are to be learnt."""
-        return sum(int(piece.loss_mask.sum()) for piece in self.pieces)
+        """Rows that are trained on."""
+        return sum(int(segment.loss_mask.sum()) for segment in self.segments)
 
 
 def read_part(
     corpus: Corpus, plan: CachePlan, number: int, batch_tokens: int, window_rows: int | None = None
 ) -> TokenizedPart:
-    """Tokenize and pack the documents of a part; its pieces are sorted within so many rows, or within many batches."""
+    """Tokenize and pack the documents of a part; its segments are sorted by length within windows of rows."""
     part = plan.part(number)
-    pieces = list(corpus.segments(part.split, part.first_document, part.n_documents, plan.sequence_length))
-    groups = pack(pieces, plan.sequence_length, plan.packed)
-    batches = batches_in_order(pieces, groups, batch_tokens, window_rows or WINDOW_BATCHES * batch_tokens)
-    return TokenizedPart(number=number, pieces=pieces, groups=groups, batches=batches)
+    segments = list(corpus.segments(part.split, part.first_document, part.n_documents, plan.sequence_length))
+    groups = pack(segments, plan.sequence_length, plan.packed)
+    batches = batches_in_order(segments, groups, batch_tokens, window_rows or WINDOW_BATCHES * batch_tokens)
+    return TokenizedPart(number=number, segments=segments, groups=groups, batches=batches)
 
 
 @dataclass(slots=True, kw_only=True)
 class CaptureTally:
-    """What a worker has done so far; times are of the clock `time.perf_counter`."""
+    """What a worker has done so far; times are those of `time.perf_counter`."""
 
     started: float
-    making_since: float | None = None
+    capture_started: float | None = None
     stopped: float | None = None
     positions: int = 0
     rows: int = 0
@@ -70,38 +70,38 @@ class CaptureTally:
         return self._since(self.started)
 
     @property
-    def making_seconds(self) -> float:
-        """Wall time since the first part was begun."""
-        return self._since(self.started if self.making_since is None else self.making_since)
+    def capture_seconds(self) -> float:
+        """Wall time since the first part was started."""
+        return self._since(self.started if self.capture_started is None else self.capture_started)
 
     def _since(self, start: float) -> float:
         return max((self.stopped or time.perf_counter()) - start, 1e-9)
 
     def stop(self) -> None:
-        """Let the clock stand still."""
+        """Stop the clock."""
         self.stopped = time.perf_counter()
 
 
 @final
 class PartMaker:
-    """Makes parts one after another, and keeps the tally."""
+    """Makes parts one after another and updates the tally."""
 
     def __init__(
-        self, cache: CacheWriter, corpus: Corpus, speaker: CaptureTeacher, asked: TargetRequest, tally: CaptureTally
+        self, cache: CacheWriter, corpus: Corpus, teacher: CaptureTeacher, request: TargetRequest, tally: CaptureTally
     ) -> None:
         self._cache, self._corpus = cache, corpus
-        self._speaker, self._asked, self._tally = speaker, asked, tally
+        self._teacher, self._request, self._tally = teacher, request, tally
 
     def make(
-        self, numbers: Iterable[int], told: Callable[[CaptureTally], None], committed: Callable[[int], None]
+        self, numbers: Iterable[int], on_batch: Callable[[CaptureTally], None], on_commit: Callable[[int], None]
     ) -> None:
-        """Make parts in their order; `told` is called after every batch."""
-        self._tally.making_since = time.perf_counter()
-        writing = WritingThread(self._cache, committed)
+        """Make parts in order; `on_batch` is called after every batch, `on_commit` by the writing thread."""
+        self._tally.capture_started = time.perf_counter()
+        writing = WritingThread(self._cache, on_commit)
         try:
             for part in self._read_ahead(numbers):
                 if is_free(self._cache, part.number):
-                    self._make_one(part, writing, told)
+                    self._make_part(part, writing, on_batch)
             writing.wait()
         finally:
             writing.close()
@@ -110,49 +110,49 @@ class PartMaker:
         """Read the documents of the part after this one in the background."""
         with ThreadPoolExecutor(1, thread_name_prefix="reading") as executor:
             ahead: Future[TokenizedPart] | None = None
-            plan, batch_tokens = self._cache.manifest.plan, self._speaker.batch_tokens
-            window = window_rows(self._asked.targets, self._asked.hidden, batch_tokens)
+            plan, batch_tokens = self._cache.manifest.plan, self._teacher.batch_tokens
+            window = window_rows(self._request.targets, self._request.hidden, batch_tokens)
             for number in numbers:
-                coming = executor.submit(read_part, self._corpus, plan, number, batch_tokens, window)
+                following = executor.submit(read_part, self._corpus, plan, number, batch_tokens, window)
                 if ahead is not None:
                     yield ahead.result()
-                ahead = coming
+                ahead = following
             if ahead is not None:
                 yield ahead.result()
 
-    def _make_one(self, part: TokenizedPart, writing: WritingThread, told: Callable[[CaptureTally], None]) -> None:
-        began = time.perf_counter()
+    def _make_part(self, part: TokenizedPart, writing: WritingThread, on_batch: Callable[[CaptureTally], None]) -> None:
+        started = time.perf_counter()
         with writing.part(part.number) as inbox:
-            answered = self._answered(part, inbox, told)
-            for sequence, block in arrange(part.pieces, part.groups, answered, self._cache.manifest):
+            results = self._results(part, inbox, on_batch)
+            for sequence, block in arrange(part.segments, part.groups, results, self._cache.manifest):
                 inbox.add(sequence, block)
-            inbox.fidelity = self._speaker.measured()
-            inbox.journal = _journal(part, time.perf_counter() - began)
+            inbox.fidelity = self._teacher.model.fidelity()
+            inbox.journal = _journal(part, time.perf_counter() - started)
         self._tally.parts += 1
 
-    def _answered(
-        self, part: TokenizedPart, inbox: PartInbox, told: Callable[[CaptureTally], None]
+    def _results(
+        self, part: TokenizedPart, inbox: PartInbox, on_batch: Callable[[CaptureTally], None]
     ) -> Iterator[tuple[Group, CaptureResult]]:
-        """Answers beside their batches, with a look at the clock."""
-        batches = ([part.pieces[i] for i in batch] for batch in part.batches)
-        answers = self._timed(self._speaker.answers(batches, self._asked))
-        for batch, answer in zip(part.batches, answers, strict=True):
-            self._tally.rows += sum(len(part.pieces[i]) for i in batch)
-            self._tally.positions += sum(int(part.pieces[i].loss_mask.sum()) for i in batch)
-            self._tally.batches_halved += answer.halved
-            inbox.batches_halved += answer.halved
-            yield batch, answer
-            told(self._tally)
+        """The result of each batch; rows and waiting are counted."""
+        batches = ([part.segments[i] for i in batch] for batch in part.batches)
+        results = self._timed(self._teacher.model.predict(batches, self._request))
+        for batch, result in zip(part.batches, results, strict=True):
+            self._tally.rows += sum(len(part.segments[i]) for i in batch)
+            self._tally.positions += sum(int(part.segments[i].loss_mask.sum()) for i in batch)
+            self._tally.batches_halved += result.halved
+            inbox.batches_halved += result.halved
+            yield batch, result
+            on_batch(self._tally)
 
-    def _timed(self, answers: Iterator[CaptureResult]) -> Iterator[CaptureResult]:
-        """The same answers; waiting for them is counted."""
+    def _timed(self, results: Iterator[CaptureResult]) -> Iterator[CaptureResult]:
+        """The same results; the time spent waiting for them is counted."""
         while True:
             before = time.perf_counter()
-            answer = next(answers, None)
+            result = next(results, None)
             self._tally.waiting_seconds += time.perf_counter() - before
-            if answer is None:
+            if result is None:
                 return
-            yield answer
+            yield result
 
 
 def _journal(part: TokenizedPart, seconds: float) -> dict[str, Any]:

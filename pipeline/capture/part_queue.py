@@ -1,7 +1,7 @@
-"""Which part a worker makes next: its own share first, then what others left.
+"""Which part a worker makes next: its own share first, then parts that other workers have not started.
 
-In: a cache under construction, and which of n workers this is. Out: part numbers, until nothing is left to do. Nobody
-coordinates: a part that two workers make is published once, and the loser's work is dropped.
+In: a cache under construction, and which of n workers this is. Out: part numbers. There is no coordinator: a part that
+two workers make is published once, and the second copy is dropped.
 """
 
 from collections.abc import Iterator
@@ -18,17 +18,17 @@ class WorkerShard:
     count: int = 1
 
 
-def turns(cache: CacheWriter, shard: WorkerShard) -> Iterator[int]:
-    """Part numbers, each when its turn has come; parts that another worker is at are left to it."""
-    given: set[int] = set()
-    while free := sorted(set(cache.missing()) - cache.under_way() - given):
+def part_numbers(cache: CacheWriter, shard: WorkerShard) -> Iterator[int]:
+    """Part numbers in the order of making; parts in progress on another worker are left to it."""
+    taken: set[int] = set()
+    while free := sorted(set(cache.missing()) - cache.under_way() - taken):
         own = [number for number in free if number % shard.count == shard.index]
-        # From the far end of what others have to do: they begin at the near one.
+        # Others start with their lowest number, so take the highest.
         number = own[0] if own else free[-1]
-        given.add(number)
+        taken.add(number)
         yield number
 
 
 def is_free(cache: CacheWriter, number: int) -> bool:
-    """Whether a part that was given some time ago is still for this worker to make."""
+    """Whether a part that was taken some time ago is still missing and not in progress elsewhere."""
     return number in cache.missing() and number not in cache.under_way()

@@ -1,6 +1,6 @@
-"""A trial: the first documents go the whole way, into a cache that is thrown away.
+"""A trial run: the first documents go through all of stage one, into a temporary cache.
 
-In: documents and teacher. Out: what that cache is, and what making it took.
+In: documents and teacher. Out: the summary of that cache, and the tally of making it.
 """
 
 import time
@@ -19,26 +19,24 @@ from kdpipe.schemas.summary import CacheSummary
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrialResult:
-    """What came of it."""
-
     plan: CachePlan
     summary: CacheSummary
     tally: CaptureTally
 
 
-def make_trial(manifest: Manifest, inputs: Inputs, speaker: CaptureTeacher, n_tokens: int) -> TrialResult:
-    """Make a cache of one part from the first documents that have about so many tokens together."""
+def run_trial(manifest: Manifest, inputs: Inputs, teacher: CaptureTeacher, n_tokens: int) -> TrialResult:
+    """Make a cache of one part from the first documents with about this many tokens in total."""
     n = inputs.corpus.first_documents("train", n_tokens, manifest.plan.sequence_length)
     splits = (SplitPlan(name="train", bounds=(0, n)),)
     small = manifest.model_copy(update={"plan": CachePlan(**{**dict(manifest.plan), "splits": splits})})
-    with scratch_folder("kdpipe-trial-", "writing the trial's cache") as folder:
-        cache, asked = begin_cache(str(folder / "cache"), small, inputs, speaker)
+    with scratch_folder("kdpipe-trial-", "writing a trial cache") as folder:
+        cache, request = begin_cache(str(folder / "cache"), small, inputs, teacher)
         tally = CaptureTally(started=time.perf_counter())
-        PartMaker(cache, inputs.corpus, speaker, asked, tally).make([0], _ignore, _ignore)
+        PartMaker(cache, inputs.corpus, teacher, request, tally).make([0], _ignore, _ignore)
         tally.stop()
         cache.seal()
         return TrialResult(plan=small.plan, summary=inspect_cache(cache.path), tally=tally)
 
 
 def _ignore(_: object) -> None:
-    """Nobody follows a trial."""
+    """A trial reports no progress."""

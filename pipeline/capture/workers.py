@@ -1,7 +1,7 @@
-"""One worker process for each GPU, and what they say gathered for one person.
+"""One worker process per GPU, and one report of progress for all of them.
 
-In: settings, and several devices. Out: the parts that all workers made. Workers meet in the cache alone; the first that
-fails stops the others, and what is committed stays.
+In: the settings of each worker. Out: their reports. Workers share nothing but the cache; the first that fails stops the
+others, and committed parts stay.
 """
 
 import multiprocessing
@@ -13,9 +13,7 @@ from typing import Any, final
 
 from kdpipe.cache.verify.children import end_with_parent, shielded
 from kdpipe.pipeline.capture.part_queue import WorkerShard
-from kdpipe.pipeline.models import devices
-from kdpipe.pipeline.teachers.load_teacher import fits_each
-from kdpipe.pipeline.teachers.shape import teacher_shape
+from kdpipe.pipeline.teachers import backend_of
 from kdpipe.pipeline.watch import PartsProgress, Watch
 from kdpipe.schemas.capture_report import CaptureReport
 from kdpipe.schemas.capture_settings import CaptureSettings
@@ -27,7 +25,7 @@ Work = Callable[[CaptureSettings, WorkerShard, Watch], CaptureReport]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerMessage:
-    """What a worker says: the name of a `Watch` method and its arguments, or how it ended."""
+    """A call of a `Watch` method in a worker, or how the worker ended."""
 
     worker: int
     name: str
@@ -60,29 +58,21 @@ class _QueueWatch:
         self._send("part_done", number, positions, n_bytes, seconds)
 
 
-def one_device_each(settings: CaptureSettings) -> list[CaptureSettings]:
-    """The settings of each worker: one for each GPU with `all`, unless the teacher needs them all for itself.
-
-    They share the threads of the CPU.
-    """
-    if settings.targets.kind == "none":
-        return [settings]
-    chosen = devices.choose(settings.machine.devices)
-    if len(chosen) > 1 and not fits_each(settings.teacher, teacher_shape(settings.teacher), chosen):
-        return [settings]
-    threads = max(1, devices.n_threads(settings.machine.threads) // len(chosen))
-    own = [settings.machine.model_copy(update={"devices": str(device), "threads": threads}) for device in chosen]
-    return [settings.model_copy(update={"machine": machine}) for machine in own]
+def worker_settings(settings: CaptureSettings) -> list[CaptureSettings]:
+    """The settings of each worker process."""
+    return [settings.model_copy(update={"machine": machine}) for machine in backend_of(settings).workers()]
 
 
-def run_workers(work: Work, each: Sequence[CaptureSettings], shard: WorkerShard, watch: Watch) -> list[CaptureReport]:
-    """Run a worker for each of some settings, on equal shares of a shard, and wait for all of them."""
+def run_workers(
+    work: Work, workers: Sequence[CaptureSettings], shard: WorkerShard, watch: Watch
+) -> list[CaptureReport]:
+    """Run one worker for each of the settings, on equal shares of a shard, and wait for all of them."""
     context = multiprocessing.get_context("spawn")
     messages: Any = context.Queue()
     processes: list[BaseProcess] = []
     try:
-        for i, settings in enumerate(each):
-            share = WorkerShard(index=shard.index + shard.count * i, count=shard.count * len(each))
+        for i, settings in enumerate(workers):
+            share = WorkerShard(index=shard.index + shard.count * i, count=shard.count * len(workers))
             process: BaseProcess = context.Process(target=_work, args=(work, settings, share, i, messages), daemon=True)
             with shielded():
                 process.start()
@@ -103,9 +93,9 @@ def _work(work: Work, settings: CaptureSettings, shard: WorkerShard, number: int
     except KdpipeError as error:
         messages.put(WorkerMessage(worker=number, name="failed", arguments=(error,)))
     except KeyboardInterrupt:
-        pass  # where nothing shields it (Windows): the parent has seen it too
+        pass  # unshielded on Windows; the parent received it too
     except Exception as error:
-        failure = KdpipeError(f"{type(error).__name__}: {error}", hint="not foreseen: run it with one device")
+        failure = KdpipeError(f"{type(error).__name__}: {error}", hint="unexpected error; retry with a single device")
         messages.put(WorkerMessage(worker=number, name="failed", arguments=(failure,)))
 
 
@@ -113,7 +103,7 @@ def _gather(processes: Sequence[BaseProcess], messages: Any, watch: Watch) -> li
     ended: dict[int, CaptureReport] = {}
     latest: dict[int, PartsProgress] = {}
     begun, silent = False, set[int]()
-    said: set[tuple[str, ...]] = set()
+    shown: set[tuple[str, ...]] = set()
     while len(ended) < len(processes):
         try:
             message: WorkerMessage = messages.get(timeout=POLL_SECONDS)
@@ -133,9 +123,9 @@ def _gather(processes: Sequence[BaseProcess], messages: Any, watch: Watch) -> li
                 latest[message.worker] = message.arguments[0]
                 watch.progress(_together(list(latest.values())))
             case ("say" | "warn") as name:
-                # Every worker reads the same documents: what all of them find there is said once.
-                if (name, *message.arguments) not in said:
-                    said.add((name, *message.arguments))
+                # All workers read the same documents: the same line is shown once.
+                if (name, *message.arguments) not in shown:
+                    shown.add((name, *message.arguments))
                     getattr(watch, name)(*message.arguments)
             case name:
                 getattr(watch, name)(*message.arguments)
@@ -143,18 +133,18 @@ def _gather(processes: Sequence[BaseProcess], messages: Any, watch: Watch) -> li
 
 
 def _gone(processes: Sequence[BaseProcess], ended: dict[int, CaptureReport], before: set[int]) -> set[int]:
-    """The workers that are no more and have said nothing; seen twice, they died (killed, out of memory)."""
+    """Workers that ended without a message; seen twice in a row, they died (killed, out of memory)."""
     gone = {i for i, process in enumerate(processes) if i not in ended and not process.is_alive()}
     if twice := gone & before:
         raise KdpipeError(
-            f"worker {min(twice)} ended with code {processes[min(twice)].exitcode}, in the middle of its work",
-            hint="what was committed is safe; run the same command again to go on",
+            f"worker {min(twice)} died with exit code {processes[min(twice)].exitcode}",
+            hint="committed parts are safe; run the same command again to resume",
         )
     return gone
 
 
 def _together(latest: Sequence[PartsProgress]) -> PartsProgress:
-    """The progress of all workers: sums, the mean share of waiting, the longest time that is left."""
+    """The progress of all workers: sums, the mean share of waiting, the longest time left."""
     known = [news.seconds_left for news in latest if news.seconds_left is not None]
     return PartsProgress(
         positions_done=sum(news.positions_done for news in latest),

@@ -1,7 +1,7 @@
-"""Parts written in a thread of their own, so that encoding and the disk overlap the teacher's next batch.
+"""A thread that writes parts, so that encoding and disk writes overlap the teacher's next batch.
 
-In: sequences with their targets, one part after another. Out: committed parts, each with its journal. Few sequences
-wait in memory: whoever is faster waits.
+In: sequences with their targets, one part after another. Out: committed parts, each with its journal. The queue is
+short: the faster side waits for the other.
 """
 
 from collections.abc import Callable, Iterator
@@ -20,15 +20,14 @@ Item = tuple[Sequence, Block] | Literal["end", "drop"]
 
 
 class _Dropped(Exception):
-    """The part under way is given up."""
+    """The current part is dropped."""
 
 
 @final
 class PartInbox:
-    """One part on its way: sequences go in, the thread takes them out."""
+    """The queue of one part: sequences go in, the writing thread takes them out."""
 
     def __init__(self, most: int) -> None:
-        """At most so many sequences wait."""
         self.fidelity: Fidelity | None = None
         self.journal: dict[str, Any] = {}
         self.batches_halved = 0
@@ -36,7 +35,7 @@ class PartInbox:
         self.future: Future[None] | None = None
 
     def add(self, sequence: Sequence, block: Block) -> None:
-        """Hand a sequence over; what went wrong in the thread is raised here."""
+        """Queue a sequence; errors of the writing thread are raised here."""
         self.put((sequence, block))
 
     def put(self, item: Item) -> None:
@@ -50,7 +49,7 @@ class PartInbox:
                 continue
 
     def drop(self) -> None:
-        """Give the part up: what waits is thrown away."""
+        """Drop the part and what is queued for it."""
         assert self.future is not None
         while not self.future.done():
             with suppress(Empty):
@@ -64,19 +63,19 @@ class PartInbox:
 
 @final
 class WritingThread:
-    """Writes the parts of one worker, each in its turn."""
+    """Writes the parts of one worker in order."""
 
     def __init__(self, cache: CacheWriter, committed: Callable[[int], None]) -> None:
         self._cache, self._committed = cache, committed
         stated = cache.manifest
         self._most = waiting_sequences(stated.targets, stated.hidden, stated.plan.sequence_length)
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="writing")
-        self._handed_over: list[Future[None]] = []
+        self._queued: list[Future[None]] = []
         self._is_closing = False
 
     @contextmanager
     def part(self, number: int) -> Iterator[PartInbox]:
-        """Take the sequences of a part; it, and the one before, may still be on their way to the disk at the end."""
+        """Queue the sequences of a part; at the end it and the one before may still be being written."""
         self._finish(but=1)
         inbox = PartInbox(self._most)
         inbox.future = self._executor.submit(self._write, number, inbox)
@@ -86,24 +85,24 @@ class WritingThread:
         except BaseException:
             inbox.drop()
             raise
-        self._handed_over.append(inbox.future)
+        self._queued.append(inbox.future)
 
     def wait(self) -> None:
-        """Wait until every part that was handed over is committed."""
+        """Wait until every queued part is committed."""
         self._finish(but=0)
 
     def _finish(self, but: int) -> None:
-        """Wait for all parts but the last few, and raise what went wrong with one of them."""
-        while self._handed_over and (len(self._handed_over) > but or self._handed_over[0].done()):
-            self._handed_over.pop(0).result()
+        """Wait for all parts but the last few, and raise their errors."""
+        while self._queued and (len(self._queued) > but or self._queued[0].done()):
+            self._queued.pop(0).result()
 
     def close(self) -> None:
-        """Let the thread end; a part whose end has not been handed over is dropped."""
+        """End the thread; a part that is not queued to its end is dropped."""
         self._is_closing = True
         self._executor.shutdown()
 
     def _next(self, inbox: PartInbox) -> Item:
-        """What comes next; an interrupt may come before anybody could say that no more will."""
+        """The next item; after an interrupt there may never be one."""
         while True:
             try:
                 return inbox.items.get(timeout=POLL_SECONDS)

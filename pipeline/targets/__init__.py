@@ -1,7 +1,7 @@
-"""What is kept of a distribution: each kind of target picks ids, `reduce.py` adds what all kinds share.
+"""Targets: each kind picks ids of a distribution, `reduce.py` adds the scalars that all kinds share.
 
 In: logits of some rows on any device, labels and random keys. Out: a `ReducedRows`, which `reduce.py` turns into a
-block.
+block. A new kind is a record in `schemas/targets.py`, a sampler here and a row of `KINDS`.
 """
 
 from importlib import import_module
@@ -21,15 +21,15 @@ KINDS = {
 
 
 class Sampler(Protocol):
-    """Which ids a kind of target keeps of a row."""
+    """Picks the ids of a row that a kind of target keeps."""
 
     @property
     def width(self) -> int:
-        """The most ids of a row."""
+        """The most ids per row."""
         ...
 
     def keep(self, chunk: LogitChunk, keys_C: Tensor) -> KeptEntries:
-        """Pick exact ids and draws for every row of a chunk, which stands at the target temperature."""
+        """Pick exact ids and draws for every row of a chunk at the target temperature."""
         ...
 
 
@@ -38,5 +38,5 @@ def sampler(keep: KeptSpec, vocabulary_size: int) -> Sampler | None:
     if not keep.has_entries:
         return None
     module, _, name = KINDS[keep.kind].partition(":")
-    made: Sampler = getattr(import_module(module), name)(keep, vocabulary_size)
-    return made
+    chosen: Sampler = getattr(import_module(module), name)(keep, vocabulary_size)
+    return chosen

@@ -1,7 +1,7 @@
-"""`LogitChunk`: as many rows of logits as stay in a cache while everything that is wanted of them is worked out.
+"""`LogitChunk`: as many rows of logits as fit into a processor's cache while all their targets are computed.
 
 In: logits of up to `n_rows` rows. Out: powers of p at one temperature after the other, sums of them, the largest ids.
-Buffers are made once and always worked on as a whole: a row's numbers do not depend on how many rows came with it.
+Buffers are allocated once and always used whole: a row's numbers do not depend on how many rows came with it.
 """
 
 from dataclasses import dataclass
@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# Sums and searches go through blocks of neighboring ids first.
+# Sums and searches work on blocks of neighboring ids first.
 BLOCK = 64
-# Numbers of a buffer: what of four of 4 MiB is in use stays in the caches of a CPU; a GPU wants more at once.
+# Numbers of a buffer: the active part of four of 4 MiB stays in a CPU's cache; a GPU needs more at once.
 CPU_NUMBERS, GPU_NUMBERS = 1 << 20, 1 << 24
 CPU_ROWS, GPU_ROWS = 64, 4096
 # Instead of minus infinity: 0 after exp at every temperature, and no NaN when multiplied with that 0.
@@ -22,7 +22,7 @@ _ID_BITS = 24
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeptEntries:
-    """The first `n_exact` ids of a row are exact, `n_draws` behind them draws, `times` how often; the rest is noise."""
+    """A row has `n_exact` exact ids, then `n_draws` draws with their `times`; the remaining slots are undefined."""
 
     n_exact_C: Tensor
     n_draws_C: Tensor
@@ -31,7 +31,7 @@ class KeptEntries:
 
 
 class LogitChunk:
-    """Rows of `shifted` logits (the largest is 0) and their `powers` exp(shifted / T), at the T that was asked last."""
+    """Rows of `shifted` logits (the largest is 0) and their `powers` exp(shifted / T), at the current temperature T."""
 
     def __init__(self, vocabulary_size: int, device: torch.device) -> None:
         on_cpu = device.type == "cpu"
@@ -49,7 +49,7 @@ class LogitChunk:
         self._temperature = 0.0
 
     def load(self, logits_RV: Tensor) -> Tensor:
-        """Take in at most `n_rows` rows; for each, whether all its logits are finite or minus infinity."""
+        """Load at most `n_rows` rows; return for each whether all its logits are finite or minus infinity."""
         rows = self.shifted_CP[: len(logits_RV), : self.vocabulary_size]
         top_R = logits_RV.amax(dim=1, keepdim=True).float()
         torch.sub(logits_RV, top_R, out=rows)
@@ -58,7 +58,7 @@ class LogitChunk:
         return top_R.squeeze(1).isfinite()
 
     def at(self, temperature: float) -> None:
-        """Bring `powers` and their `total` to a temperature; from twice or four times of it by squaring."""
+        """Set `powers` and their `total` to a temperature; from two or four times that temperature by squaring."""
         squarings = {2.0: 1, 4.0: 2}.get(self._temperature / temperature, 0)
         for _ in range(squarings):
             torch.mul(self.powers_CP, self.powers_CP, out=self.powers_CP)
@@ -71,7 +71,7 @@ class LogitChunk:
     def top(self, k: int) -> Tensor:
         """The ids of the k largest logits, largest first, equal ones by ascending id.
 
-        They lie within the k blocks whose largest logits are largest.
+        They are within the k blocks whose largest logits are largest.
         """
         if self.n_blocks <= k:
             return _largest(self.shifted_CP, torch.arange(self.shifted_CP.shape[1], device=self.shifted_CP.device), k)
@@ -89,7 +89,7 @@ class LogitChunk:
         return flat.index_select(0, (blocks_CS + first_C1).view(-1)).view(*blocks_CS.shape, BLOCK)
 
     def total_without(self, ids_CK: Tensor, is_exact_CK: Tensor) -> Tensor:
-        """The sum of `powers` over all ids but the exact ones; never 1 less their sum, which has no digits left."""
+        """The sum of `powers` over all ids but the exact ones; not 1 minus their sum, which cancels."""
         own_CK = self.powers_CP.gather(1, ids_CK).masked_fill(~is_exact_CK, 0.0)
         self.powers_CP.scatter_add_(1, ids_CK, -own_CK)
         rest_C = self.powers_CP.sum(dim=1)
@@ -97,7 +97,7 @@ class LogitChunk:
         return rest_C
 
     def total_of(self, weights_P: Tensor) -> Tensor:
-        """The sum of `powers` times a weight an id."""
+        """The sum of `powers` times a weight for each id."""
         torch.mul(self.powers_CP, weights_P, out=self.spare_CP)
         return self.spare_CP.sum(dim=1).double()
 
@@ -108,6 +108,6 @@ class LogitChunk:
 
 
 def _largest(values: Tensor, ids: Tensor, k: int) -> Tensor:
-    """The ids of the k largest of some numbers that are at most 0: the further from 0, the larger their bits."""
+    """The ids of the k largest of numbers that are at most 0: their bits grow with the distance from 0."""
     keys = ((values.view(torch.int32) & _MAGNITUDE).long() << _ID_BITS) | ids
     return keys.topk(k, dim=1, largest=False)[0] & ((1 << _ID_BITS) - 1)

@@ -1,4 +1,4 @@
-"""Random numbers that follow from what they are for: no state, hence no dependence on batch, order or device.
+"""Counter-based random numbers: they depend on seed and row alone, not on batch, order or device.
 
 In: a seed, the place of a row in the data, a counter. Out: 64-bit words as int64 tensors. A word is the finalizer of
 splitmix64 (Steele, Lea and Flood 2014) of key + (counter + 1) * GOLDEN, modulo 2^64.
@@ -18,13 +18,13 @@ _SPLITS = get_args(SplitName)
 
 
 def row_keys(seed: int, split: SplitName, document: int, first_position: int, n: int) -> Tensor:
-    """The keys of n rows of a document, from one position of it on."""
+    """The keys of n rows of a document, from a given position."""
     key = key_of(seed, _SPLITS.index(split), document)
     return mixed(key + GOLDEN + torch.arange(first_position, first_position + n))
 
 
 def key_of(*words: int) -> Tensor:
-    """One key of several numbers, each below 2^63; their order matters."""
+    """One key from several numbers, each below 2^63, in order."""
     key = torch.zeros((), dtype=torch.int64)
     for word in words:
         key = mixed(key + GOLDEN + word)
@@ -37,9 +37,9 @@ def words(keys: Tensor, counters: Tensor) -> Tensor:
 
 
 def below(keys: Tensor, counters: Tensor, bounds: Tensor) -> Tensor:
-    """Integers from 0 to below a bound of at most 2^53, the bound times a number from 0 to 1 that the key alone gives.
+    """Integers from 0 to below a bound of at most 2^53: the bound times a number from 0 to 1 from the key.
 
-    So a bound that differs by a little, as masses of two batch shapes do, gives nearly the same integer.
+    A slightly different bound, as from another batch shape, gives nearly the same integer.
     """
     share = _shifted(words(keys, counters), 11).double() * 2.0**-53
     return torch.minimum((share * bounds).long(), bounds - 1)
@@ -53,5 +53,5 @@ def mixed(x: Tensor) -> Tensor:
 
 
 def _shifted(x: Tensor, by: int) -> Tensor:
-    """To the right with zeros behind: int64 shifts copies of its sign."""
+    """Logical right shift: int64 shifts in copies of the sign."""
     return (x >> by) & ((1 << (64 - by)) - 1)

@@ -1,8 +1,8 @@
-"""`FidelityMeter`: how near stored targets are to full distributions, measured while the logits are there.
+"""`FidelityMeter`: distance of stored targets to the full distributions, measured while the logits exist.
 
-In: logits of a sample of positions, what was reduced of them, the states that made them. Out: the part's `Fidelity`.
-The gradient of a student's output head is G = sum of (q - t) h^T over rows, t its target and h its state. The student
-here is a stand-in: q = 0.7 p + 0.3 of the corpus's unigram, h the teacher's own state, made narrow by random signs.
+In: logits of a sample of positions, their reduced rows, the states behind them. Out: the part's `Fidelity`. The
+gradient of a student's output head is G = sum of (q - t) h^T over rows, t its target and h its state. The student here
+is a stand-in: q = 0.7 p + 0.3 of the corpus's unigram, h the teacher's own state, projected by random signs.
 """
 
 import math
@@ -24,9 +24,9 @@ from kdpipe.schemas.targets import HiddenSpec, RandomProjection, TargetSpec, Vec
 
 TEACHER_SHARE = 0.7
 HEAD_WIDTH = 64
-# Instead of nothing, to divide nothing by.
+# Avoids division by zero.
 TINY = 1e-30
-# Numbers of dense distributions that are kept until they are worth a product of matrices.
+# Numbers of dense distributions that are collected for one matrix product.
 WAITING_NUMBERS = 1 << 22
 # Ids whose gradients are in memory at a time.
 GRADIENT_IDS = 1 << 13
@@ -35,9 +35,9 @@ Doubles = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Compared:
-    """Rows on the device: what is kept, the true p of its exact ids and of the tail, and what gradients need.
+    """Rows on the device: the reduced rows, the true p of their exact ids and tail, and inputs of the gradients.
 
-    `share` is the mass of the teacher's tail over that of the student's there, `states` are made narrow.
+    `share` is the mass of the teacher's tail over that of the student's there, `states` are projected.
     """
 
     reduced: ReducedRows
@@ -48,7 +48,7 @@ class _Compared:
 
 
 class Sample:
-    """The compared rows of one batch; it counts once the batch has been answered."""
+    """The compared rows of one batch; added to the meter once its result is taken."""
 
     def __init__(self, meter: "FidelityMeter") -> None:
         self._meter = meter
@@ -58,7 +58,7 @@ class Sample:
         self.bucket: Tensor | None = None
 
     def add(self, logits_SV: Tensor, reduced: ReducedRows, states_SH: Tensor | None) -> None:
-        """Compare some positions; on a GPU this returns while it is still at work."""
+        """Compare some positions; on a GPU this returns before the work is done."""
         meter = self._meter
         p_SV = torch.softmax(logits_SV[:, : meter.vocabulary_size].float() / meter.targets.target_temperature, dim=1)
         ids_SK = reduced.ids_RK.long()
@@ -71,7 +71,7 @@ class Sample:
         if states_SH is not None and meter.projector is not None and meter.unigram_V is not None:
             states_SW = meter.projector.project(0, states_SH)
             others_S = (1 - (meter.unigram_V[ids_SK] * is_exact_SK).sum(dim=1)).clamp_min(0)
-            # Where every id is kept nobody has a tail, and no share of it counts.
+            # Where every id is kept there is no tail, and its share does not matter.
             share_S = tail_S / (TEACHER_SHARE * tail_S + (1 - TEACHER_SHARE) * others_S).clamp_min(TINY)
             self._waiting.append((p_SV, states_SW, share_S))
             if sum(p.numel() for p, _, _ in self._waiting) >= WAITING_NUMBERS:
@@ -79,7 +79,7 @@ class Sample:
         self.compared.append(_Compared(reduced=reduced, p_SK=p_SK, tail_S=tail_S, share_S=share_S, states_SW=states_SW))
 
     def flush(self) -> None:
-        """Multiply what waits."""
+        """Multiply the collected rows."""
         if not self._waiting:
             return
         p_SV, states_SW, share_S = (torch.cat(tensors) for tensors in zip(*self._waiting, strict=True))
@@ -94,12 +94,12 @@ def _added(sum_VW: Tensor | None, p_SV: Tensor, states_SW: Tensor) -> Tensor:
 
 
 class FidelityMeter:
-    """Adds up samples until it is asked for a result; then it begins anew."""
+    """Adds up samples until `result` is called, which resets it."""
 
-    def __init__(self, asked: TargetRequest, hidden_width: int | None, device: torch.device) -> None:
+    def __init__(self, request: TargetRequest, hidden_width: int | None, device: torch.device) -> None:
         """Without a hidden width or a unigram no gradients are compared."""
-        self.targets, self.vocabulary_size = asked.targets, asked.vocabulary_size
-        arrays = default_arrays(asked.targets, HiddenSpec(), asked.vocabulary_size)
+        self.targets, self.vocabulary_size = request.targets, request.vocabulary_size
+        arrays = default_arrays(request.targets, HiddenSpec(), request.vocabulary_size)
         self._quantizers: dict[str, LinearQuantizer | LogOddsQuantizer] = {
             column.name: column.quantizer
             for column in arrays.row.columns
@@ -109,9 +109,9 @@ class FidelityMeter:
             self._quantizers["logprob"] = arrays.logprob.quantizer
         self.unigram_V: Tensor | None = None
         self.projector: Projector | None = None
-        if hidden_width is not None and asked.unigram is not None:
-            self.unigram_V = torch.from_numpy(asked.unigram).float().to(device)
-            self.projector = Projector([_head_vector(hidden_width, asked.seed)], (hidden_width,), device)
+        if hidden_width is not None and request.unigram is not None:
+            self.unigram_V = torch.from_numpy(request.unigram).float().to(device)
+            self.projector = Projector([_head_vector(hidden_width, request.seed)], (hidden_width,), device)
         self._begin()
 
     def _begin(self) -> None:
@@ -124,11 +124,11 @@ class FidelityMeter:
         self._sparse: Tensor | None = None
 
     def sample(self) -> Sample:
-        """Begin the sample of a batch."""
+        """Start the sample of a batch."""
         return Sample(self)
 
     def count(self, sample: Sample) -> None:
-        """Count a sample whose batch has been answered; this waits for the device."""
+        """Add a sample to the sums; this waits for the device."""
         sample.flush()
         for compared in sample.compared:
             if self.targets.has_entries:
@@ -141,9 +141,9 @@ class FidelityMeter:
     def result(self) -> Fidelity | None:
         """The fidelity of the rows since the last call; None when there were none."""
         n = self._n_rows
-        found = None
+        fidelity = None
         if n:
-            found = Fidelity(
+            fidelity = Fidelity(
                 n_rows=n,
                 kl_nats=float(self._sums[0]) / n,
                 total_variation=float(self._sums[1]) / n,
@@ -151,7 +151,7 @@ class FidelityMeter:
                 gradient_angle_degrees=self._angle(),
             )
         self._begin()
-        return found
+        return fidelity
 
     def _compare(self, compared: _Compared) -> None:
         rows = compared.reduced.to("cpu")
@@ -174,10 +174,10 @@ class FidelityMeter:
             self._add_gradient(compared, np.where(is_entry, weights_SK, 0), is_exact)
 
     def _add_gradient(self, compared: _Compared, weights_SK: Doubles, is_exact: npt.NDArray[np.bool_]) -> None:
-        """What the entries of some rows take from the gradient; the rest of it is dense.
+        """Subtract the entries of some rows from the gradient; the rest of it is dense.
 
-        Without draws the student's own shape stands for the tail, as a loss with one bucket does: t = q times the
-        share of the tails' masses there, which is taken back at the exact ids.
+        Without draws the student's own distribution represents the tail, as in a loss with one bucket: t = q times the
+        share of the tails' masses there, which is subtracted at the exact ids.
         """
         assert compared.states_SW is not None and self.unigram_V is not None
         states_SW, ids_SK = compared.states_SW.cpu().double(), compared.reduced.ids_RK.cpu().long()
@@ -202,7 +202,7 @@ class FidelityMeter:
         one, other = (math.sqrt(sum(column)) for column in zip(*squares, strict=True)) if squares else (0.0, 0.0)
         if not one or not other:
             return None
-        # Not the arc cosine, which has no digits left for small angles.
+        # Not the arc cosine, which loses all digits at small angles.
         apart = together = 0.0
         for wanted, stored in self._gradients():
             apart += float((wanted / one - stored / other).square().sum())

@@ -1,6 +1,6 @@
-"""Summaries of hidden states: which layers, how they are made narrow, and a document's mean.
+"""Summaries of hidden states: which layers, how they are projected, and a document's mean.
 
-In: `HiddenSettings`, states of some layers on any device. Out: a `HiddenSpec`; vectors of a few numbers.
+In: `HiddenSettings`, states of some layers on any device. Out: a `HiddenSpec`; narrow vectors.
 """
 
 import math
@@ -14,7 +14,7 @@ from kdpipe.schemas.capture_settings import HiddenSettings
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.targets import HiddenSpec, PcaProjection, Projection, RandomProjection, Vector, WholeState
 
-# Two layers of 64 int8 and a float32 scale each are 136 bytes a document.
+# Two layers of 64 int8 and a float32 scale each are 136 bytes per document.
 POOLED_LAYERS = ("0.5", "1.0")
 POOLED_WIDTH = 64
 GROUP = 64
@@ -22,27 +22,27 @@ _PCA_ROWS = 4096
 
 
 def hidden_spec(settings: HiddenSettings, widths: Sequence[int], seed: int) -> HiddenSpec:
-    """What is kept of a teacher whose layers' states have these widths: layer 0 is the embedding's output."""
+    """The hidden states to store of a teacher with these layer widths; layer 0 is the output of the embedding."""
     n_layers = len(widths) - 1
     if settings.projection == "pca" and not settings.layers:
         raise ConfigError(
-            "hidden.projection is pca, which is for states of every position, and no layer is named",
-            hint="give --hidden-layers 0.5,1.0, or leave it out",
+            "hidden.projection pca applies to states of every position, and no --hidden-layers are given",
+            hint="give --hidden-layers, e.g. 0.5,1.0, or omit hidden.projection",
         )
     projection: Projection = RandomProjection(seed=seed)
     pooled = [_vector(layer, POOLED_WIDTH, widths[layer], projection) for layer in _distinct(POOLED_LAYERS, n_layers)]
     layers = [layer_number(layer, n_layers) for layer in settings.layers]
     if len(set(layers)) != len(layers):
         raise ConfigError(
-            f"--hidden-layers names a layer twice: {', '.join(settings.layers)} are layers "
+            f"--hidden-layers has a duplicate: {', '.join(settings.layers)} are layers "
             f"{', '.join(map(str, layers))} of {n_layers}",
-            hint="name each once",
+            hint="give each layer once",
         )
     narrowest = min((widths[layer] for layer in layers), default=settings.dim)
     if settings.dim > narrowest:
         raise ConfigError(
-            f"hidden.dim is {settings.dim}, states of this teacher have {narrowest} numbers",
-            hint=f"ask for {narrowest} at most",
+            f"hidden.dim is {settings.dim}, the states of this teacher have {narrowest} numbers",
+            hint=f"give at most {narrowest}",
         )
     fitted = settings.projection == "pca"
     rows = [
@@ -57,8 +57,8 @@ def layer_number(layer: str, n_layers: int) -> int:
     number = math.floor(float(layer) * n_layers + 0.5) if "." in layer else int(layer)
     if number > n_layers:
         raise ConfigError(
-            f"--hidden-layers names layer {number}, the teacher has {n_layers}",
-            hint="name a number up to that, or a fraction of the depth such as 0.5",
+            f"--hidden-layers {layer}: layer {number} is above the last layer, {n_layers}",
+            hint="give a lower number, or a fraction of the depth such as 0.5",
         )
     return number
 
@@ -68,7 +68,7 @@ def _distinct(layers: Sequence[str], n_layers: int) -> list[int]:
 
 
 def _vector(layer: int, dim: int, width: int, projection: Projection) -> Vector:
-    """A state that is no wider than what is asked for is kept as it is."""
+    """Project a state, unless it is already narrow enough."""
     if width <= dim:
         dim, projection = width, WholeState()
     return Vector(layer=layer, width=dim, group=min(GROUP, dim), projection=projection)
@@ -83,7 +83,7 @@ def sign_matrix(projection: RandomProjection, layer: int, input_width: int, widt
 
 
 class Projector:
-    """Makes the states of some layers narrow, in float32, where they are."""
+    """Projects the states of some layers in float32, on their device."""
 
     def __init__(
         self,
@@ -106,7 +106,7 @@ class Projector:
 
     @property
     def layers(self) -> tuple[int, ...]:
-        """The layers that are wanted."""
+        """The layers with a projection."""
         return tuple(self._maps)
 
     def project(self, layer: int, states: Tensor) -> Tensor:
@@ -122,9 +122,9 @@ Pca = tuple[Tensor, Tensor]
 
 
 class PcaFit:
-    """The directions in which states vary most, from states that come some at a time and are not kept.
+    """Principal directions of states that arrive in batches and are not stored.
 
-    Worked out in float64 on the CPU; the largest number of each direction is positive.
+    Computed in float64 on the CPU; the largest number of each direction is positive.
     """
 
     def __init__(self) -> None:
@@ -134,7 +134,7 @@ class PcaFit:
         self._scatter_HH = torch.zeros(0, 0, dtype=torch.float64)
 
     def add(self, states_NH: Tensor) -> None:
-        """Take some states in, as they lie around the mean of the first."""
+        """Add states, relative to the mean of the first ones."""
         for states in torch.split(states_NH, _PCA_ROWS):
             doubles_NH = states.cpu().double()
             if not self._n:

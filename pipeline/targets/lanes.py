@@ -1,8 +1,8 @@
-"""`Lanes`: on a CPU chunks are reduced side by side, each by one thread, rather than each by all threads together.
+"""`Lanes`: on a CPU chunks are reduced in parallel, one thread each, rather than one chunk by all threads.
 
-In: rows of logits and what goes with them. Out: a `Reduced` for each chunk of them, in order. Threads that share a
-chunk wait for each other some sixty times a chunk: with one of two cores busy elsewhere that took twice as long in the
-median and ten times at worst.
+In: rows of logits with labels and keys. Out: a result for each chunk of them, in order. Threads that share a chunk wait
+for each other some sixty times per chunk: with one of two cores busy elsewhere that took twice as long in the median
+and ten times at worst.
 """
 
 from collections.abc import Callable
@@ -16,14 +16,14 @@ from torch import Tensor
 
 from kdpipe.pipeline.targets.chunk import LogitChunk
 
-# Each has 16 MiB, and Python hands out work for about as many.
+# Each has 16 MiB, and Python can keep about this many busy.
 MOST = 16
 Result = TypeVar("Result")
 Work = Callable[[LogitChunk, Tensor, Tensor, Tensor], Result]
 
 
 class Lanes:
-    """As many chunks at a time as torch has threads; on any other device one after the other."""
+    """As many chunks at a time as torch has threads; on other devices one after the other."""
 
     def __init__(self, vocabulary_size: int, device: torch.device) -> None:
         n = min(torch.get_num_threads(), MOST) if device.type == "cpu" else 1
@@ -35,13 +35,13 @@ class Lanes:
         self._threads = _single_threads(n) if n > 1 else None
 
     def widened(self, values_V: Tensor) -> Tensor:
-        """A number for every id, and 0 for what fills the last block."""
-        found = self._empty_P.clone()
-        found[: len(values_V)] = values_V
-        return found
+        """A number for every id, padded with 0 to whole blocks."""
+        padded_P = self._empty_P.clone()
+        padded_P[: len(values_V)] = values_V
+        return padded_P
 
     def map(self, work: Work[Result], logits_RV: Tensor, labels_R: Tensor, keys_R: Tensor) -> list[Result]:
-        """Cut the rows into chunks and do the work on each; no rows are a chunk too."""
+        """Cut the rows into chunks and process each; zero rows make one chunk."""
         inference = torch.is_inference_mode_enabled()
 
         def on(first: int) -> Result:
@@ -57,7 +57,7 @@ class Lanes:
 
 
 def _single_threads(n: int) -> ThreadPoolExecutor:
-    """Threads in each of which torch works alone; torch also keeps the number for threads yet to come."""
+    """Threads in which torch is single-threaded; the number for later threads is restored."""
     before, together = torch.get_num_threads(), Barrier(n)
     threads = ThreadPoolExecutor(n, thread_name_prefix="reducing")
 

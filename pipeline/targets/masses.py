@@ -1,6 +1,6 @@
-"""Probabilities as integers, in which drawing is exact: what is below a point does not depend on how it was added up.
+"""Probabilities as integers, so that drawing is exact: the mass below a point does not depend on the order of adding.
 
-In: the powers of a chunk and a scale a row. Out: their sum, and the ids at some points along it, in natural order.
+In: the powers of a chunk and a scale for each row. Out: their sum, and the ids at points along it, in natural order.
 """
 
 import torch
@@ -10,7 +10,7 @@ from kdpipe.pipeline.targets.chunk import BLOCK, LogitChunk
 
 # The largest mass of an id. Of 2^24 ids they add up to 2^54 at most.
 LARGEST_MASS = 1 << 30
-# A tail of less is beyond what the float32 softmax of a teacher tells, and goes without draws.
+# A smaller tail is below the precision of a float32 softmax and gets no draws.
 SMALLEST_TAIL = 1e-5
 
 
@@ -18,7 +18,7 @@ class Masses:
     """The integer masses of the ids of each row of a chunk, summed up by blocks."""
 
     def __init__(self, chunk: LogitChunk, scale_C: Tensor) -> None:
-        """Take powers times a scale, at most LARGEST_MASS, rounded."""
+        """Masses are powers times a scale, rounded, at most LARGEST_MASS."""
         self._chunk = chunk
         torch.mul(chunk.powers_CP, scale_C.float()[:, None], out=chunk.spare_CP)
         chunk.spare_CP.clamp_(max=float(LARGEST_MASS)).round_()
@@ -32,7 +32,7 @@ class Masses:
         return self._masses_CP.gather(1, ids_CK).long()
 
     def remove(self, ids_CK: Tensor, chosen_CK: Tensor) -> None:
-        """Take the chosen ones of some ids out, so that no point meets them."""
+        """Set the mass of the chosen ids to 0, so that no point is on them."""
         own_CK = self._masses_CP.gather(1, ids_CK)
         gone_CK = own_CK.masked_fill(~chosen_CK, 0)
         self._masses_CP.scatter_(1, ids_CK, own_CK - gone_CK)
@@ -40,7 +40,7 @@ class Masses:
         self.total_C = self.total_C - gone_CK.sum(dim=1)
 
     def find(self, points_CS: Tensor) -> Tensor:
-        """The ids at some points from 0 to below the total: that whose mass, behind all before it, holds the point."""
+        """The ids at points from 0 to below the total, along the cumulative sum of the masses."""
         chunk = self._chunk
         ends_CB = self._blocks_CB.cumsum(dim=1)
         block_CS = torch.searchsorted(ends_CB, points_CS, right=True).clamp_(max=chunk.n_blocks - 1)

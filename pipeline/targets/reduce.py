@@ -1,6 +1,6 @@
-"""`Reducer`: full distributions in, on any device, a few ids and scalars a row out; `to_block` makes a block of them.
+"""`Reducer`: full distributions on any device to a few ids and scalars per row; `to_block` makes a block of them.
 
-In: logits, labels and random keys of positions. Out: a `ReducedRows` of fixed shapes, so that nothing waits for a
+In: logits, labels and random keys of positions. Out: a `ReducedRows` of fixed shapes, so that no step waits for a
 device.
 """
 
@@ -23,10 +23,10 @@ from kdpipe.schemas.targets import TargetSpec
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReducedRows:
-    """What is kept of R positions: row r has its `n_exact` exact ids first, `n_draws` draws behind; the rest is noise.
+    """R reduced positions: a row has `n_exact` exact ids, then `n_draws` draws; the remaining slots are undefined.
 
-    `scalars` are named as the cache's columns are. `finite` is false where a logit is NaN or plus infinity, or all
-    are minus infinity: nothing else of that row means anything.
+    `scalars` have the names of the cache's columns. `finite` is false where a logit is NaN or plus infinity, or all are
+    minus infinity: the rest of such a row is undefined.
     """
 
     n_exact_R: Tensor
@@ -38,7 +38,6 @@ class ReducedRows:
     times_RK: Tensor | None = None
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "ReducedRows":
-        """The same elsewhere."""
         return self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def take(self, rows: Tensor) -> "ReducedRows":
@@ -58,7 +57,7 @@ class ReducedRows:
 
     @staticmethod
     def joined(pieces: Sequence["ReducedRows"]) -> "ReducedRows":
-        """The rows of some pieces behind each other."""
+        """The rows of some pieces concatenated."""
         times = [piece.times_RK for piece in pieces if piece.times_RK is not None]
         return ReducedRows(
             n_exact_R=torch.cat([piece.n_exact_R for piece in pieces]),
@@ -72,26 +71,26 @@ class ReducedRows:
 
 
 class Reducer:
-    """Goes through logits a chunk at a time; everything is float32, and float64 where there is one number an entry."""
+    """Reduces logits a chunk at a time, in float32, and float64 where there is one number per entry."""
 
-    def __init__(self, asked: TargetRequest, device: torch.device, starts_word: Tensor | None = None) -> None:
-        """`starts_word` says of each id whether it starts a new word; the boundary scalar needs it."""
-        targets = asked.targets
+    def __init__(self, request: TargetRequest, device: torch.device, starts_word: Tensor | None = None) -> None:
+        """`starts_word` marks the ids that start a new word; the boundary scalar needs it."""
+        targets = request.targets
         self._targets = targets
-        self._sampler = sampler(targets.keep, asked.vocabulary_size)
-        self._lanes = Lanes(asked.vocabulary_size, device)
+        self._sampler = sampler(targets.keep, request.vocabulary_size)
+        self._lanes = Lanes(request.vocabulary_size, device)
         self._starts_P: Tensor | None = None
         if targets.boundary:
-            if starts_word is None or len(starts_word) != asked.vocabulary_size:
-                raise ConfigError("boundary_logprob needs to know of every id whether it starts a new word")
+            if starts_word is None or len(starts_word) != request.vocabulary_size:
+                raise ConfigError("boundary_logprob needs a mask of the ids that start a new word")
             self._starts_P = self._lanes.widened(starts_word.to(device))
-        # From hot to cold, so that the next is a square; exact ids must be known when 1 comes.
+        # From high to low, so that the next is a square; exact ids must be known at 1.
         self._temperatures = sorted({1.0, *targets.temperatures}, reverse=True)
         if targets.target_temperature < 1:
             self._temperatures.append(1.0)
 
     def reduce(self, logits_RV: Tensor, labels_R: Tensor, keys_R: Tensor) -> ReducedRows:
-        """What is kept of the first `vocabulary_size` logits of each row, the next token and its key beside them."""
+        """Reduce the first `vocabulary_size` logits of each row, given its next token and key."""
         pieces = self._lanes.map(self._reduce_chunk, logits_RV, labels_R, keys_R)
         return ReducedRows.joined(pieces)
 
@@ -121,13 +120,13 @@ class Reducer:
         return _reduced(chunk, kept, scalars, finite_R, log_total_C)
 
     def _at_one(self, chunk: LogitChunk, total_C: Tensor) -> dict[str, Tensor]:
-        """The scalars that need powers at T = 1."""
-        found: dict[str, Tensor] = {}
+        """Scalars that are computed from powers at T = 1."""
+        scalars: dict[str, Tensor] = {}
         if self._targets.entropy:
-            found["entropy"] = (total_C.log() - chunk.mean_shifted()).clamp(min=0)
+            scalars["entropy"] = (total_C.log() - chunk.mean_shifted()).clamp(min=0)
         if self._starts_P is not None:
-            found["boundary_logprob"] = (chunk.total_of(self._starts_P) / total_C).log().clamp(max=0)
-        return found
+            scalars["boundary_logprob"] = (chunk.total_of(self._starts_P) / total_C).log().clamp(max=0)
+        return scalars
 
 
 def _is_exact(kept: KeptEntries) -> Tensor:
@@ -135,7 +134,7 @@ def _is_exact(kept: KeptEntries) -> Tensor:
 
 
 def _logprobs(shifted: Tensor, log_total: Tensor) -> Tensor:
-    """Log p at T=1; an id that was at minus infinity is there again."""
+    """Log p at T=1; minus infinity where the logit was."""
     exact = (shifted.double() - log_total[:, None]).clamp(max=0)
     return exact.masked_fill(shifted < -1e29, -torch.inf)
 
@@ -171,11 +170,11 @@ def to_block(
     hidden: Mapping[int, Floats] | None = None,
     state: Floats | None = None,
 ) -> Block:
-    """The rows of a batch as a block: the pieces, on the CPU, are its positions in their order."""
+    """The rows of a batch as a block; the pieces, on the CPU, are its positions in order."""
     kept = ReducedRows.joined(pieces)
     places = np.flatnonzero(loss_mask)
     if len(places) != len(kept.n_exact_R):
-        raise ValueError(f"{len(places)} positions are learnt, {len(kept.n_exact_R)} were reduced")
+        raise ValueError(f"{len(places)} positions are trained on, {len(kept.n_exact_R)} were reduced")
     n_exact, n_draws = kept.n_exact_R.numpy(), kept.n_draws_R.numpy()
     slots = np.arange(kept.ids_RK.shape[1])
     is_entry = slots < (n_exact + n_draws)[:, None]

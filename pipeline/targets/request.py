@@ -1,4 +1,4 @@
-"""What is wanted of a teacher, for all rows of a cache."""
+"""What the teacher predicts for every row of a cache."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,11 +10,11 @@ from kdpipe.schemas.targets import HiddenSpec, TargetSpec
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TargetRequest:
-    """What is wanted of the teacher at every row; the same for a whole cache.
+    """Targets and hidden states of every row; the same for a whole cache.
 
-    `tables` are the fitted projections that `hidden` names, as the cache names them; `starts_word` says of each id
-    whether it starts a new word, for the boundary scalar; `unigram` how frequent it is in the data, for fidelity.
-    `fidelity_every` n compares every n-th position of a piece with its full distribution; 0 compares none.
+    `tables` are the fitted projections of `hidden`, by their names in the cache; `starts_word` marks the ids that start
+    a new word, for the boundary scalar; `unigram` is the frequency of each id in the data, for fidelity.
+    `fidelity_every` n compares every n-th position of a segment with its full distribution; 0 compares none.
     """
 
     targets: TargetSpec

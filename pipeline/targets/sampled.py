@@ -11,19 +11,19 @@ from kdpipe.pipeline.targets.draws import below
 from kdpipe.pipeline.targets.masses import LARGEST_MASS, SMALLEST_TAIL, Masses
 from kdpipe.schemas.targets import Sampled
 
-# Keeps the scale finite where nothing but the most probable id is left; such a row has no draws.
+# Keeps the scale finite where the most probable id has all the mass; such a row has no draws.
 _LEAST_POWER = 1e-28
 
 
 class DrawSampler:
-    """As many draws for every row, each counted as often as it came."""
+    """The same number of draws for every row; repeated ids are counted."""
 
     def __init__(self, keep: Sampled, vocabulary_size: int) -> None:
         self._draws = keep.draws
         self.width = min(keep.draws + 1, vocabulary_size)
 
     def keep(self, chunk: LogitChunk, keys_C: Tensor) -> KeptEntries:
-        """Draw from masses that are whole numbers of shares of the second most probable id."""
+        """Draw from integer masses, scaled by the second most probable id."""
         top_CK = chunk.top(min(2, chunk.vocabulary_size))
         second_C = chunk.powers_CP.gather(1, top_CK[:, -1:]).squeeze(1).clamp(min=_LEAST_POWER)
         masses = Masses(chunk, LARGEST_MASS / second_C)
@@ -41,7 +41,7 @@ class DrawSampler:
 
 
 def _counted(ids_CN: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Each id once, ascending, how often it came, and how many there are."""
+    """Each id once, ascending, its count, and the number of ids."""
     sorted_CN = ids_CN.sort(dim=1)[0]
     new_CN = torch.ones_like(sorted_CN)
     new_CN[:, 1:] = sorted_CN[:, 1:] != sorted_CN[:, :-1]

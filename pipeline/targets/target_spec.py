@@ -1,6 +1,6 @@
-"""From what a person asked for to the `targets` of the manifest: profiles become numbers, kinds get what is theirs.
+"""Target settings to the `targets` of the manifest: profiles become numbers, each kind gets its own settings.
 
-In: `TargetSettings`, the size of the vocabulary, and for kind `state` the output head. Out: one `TargetSpec`.
+In: `TargetSettings`, the size of the vocabulary, and for kind `state` the output head. Out: a `TargetSpec`.
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from kdpipe.schemas.targets import CAPTURED, KeptSpec, NoTargets, Sampled, State
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutputHead:
-    """What turns a teacher's last hidden state into logits, as far as kind `state` must know it."""
+    """How a teacher's last hidden state becomes logits, for kind `state`."""
 
     width: int
     dtype: DtypeName = "float32"
@@ -24,22 +24,27 @@ class OutputHead:
     logit_scale: float = 1.0
 
 
-def target_spec(settings: TargetSettings, vocabulary_size: int, head: OutputHead | None = None) -> TargetSpec:
-    """The target spec; log_z at the target temperature is part of it, since weights are read with it."""
-    if settings.kind == "none":
+def target_spec(
+    settings: TargetSettings, vocabulary_size: int, head: OutputHead | None = None, full_distribution: bool = True
+) -> TargetSpec:
+    """The target spec, with log_z at the target temperature, at which weights are read."""
+    kind = CAPTURED[settings.kind]
+    if not kind.has_teacher:
         return TargetSpec(keep=NoTargets(), temperatures=(), entropy=False)
     temperatures = settings.temperatures
     if settings.target_temperature not in (1.0, *temperatures):
         temperatures = (*temperatures, settings.target_temperature)
+    if not full_distribution:
+        _check_top_ids(settings, temperatures)
     for temperature in temperatures:
         try:
             log_z_quantizer(temperature, vocabulary_size)
         except ValueError as error:
-            raise ConfigError(f"targets.temperatures: {error}", hint="leave it out of --temperatures") from error
-    if settings.draw_values and not CAPTURED[settings.kind].has_draws:
+            raise ConfigError(f"targets.temperatures: {error}", hint="omit it from --temperatures") from error
+    if settings.draw_values and not kind.has_draws:
         raise ConfigError(
-            f"targets.draw_values asks for the log p of draws, targets of kind {settings.kind} have none",
-            hint="use --targets threshold or sampled, or leave targets.draw_values out",
+            f"targets.draw_values stores the log p of draws, targets of kind {settings.kind} have no draws",
+            hint="use --targets threshold or sampled, or omit targets.draw_values",
         )
     return TargetSpec(
         keep=_keep(settings, vocabulary_size, head),
@@ -47,11 +52,26 @@ def target_spec(settings: TargetSettings, vocabulary_size: int, head: OutputHead
         temperatures=temperatures,
         draw_values=_has_values(settings),
         boundary=settings.for_other_tokenizers,
+        entropy=full_distribution,
     )
 
 
+def _check_top_ids(settings: TargetSettings, temperatures: tuple[float, ...]) -> None:
+    """Refuse what a teacher that returns only its most probable ids cannot give."""
+    needs = [f"--targets {settings.kind}"] if CAPTURED[settings.kind].full_distribution else []
+    needs += ["--temperatures"] if temperatures else []
+    needs += ["--for-other-tokenizers"] if settings.for_other_tokenizers else []
+    if needs:
+        raise ConfigError(
+            f"this teacher returns only its most probable ids, {' and '.join(needs)} need its full distribution",
+            hint="use --targets topk without the others, or another teacher.backend",
+        )
+
+
 def _has_values(settings: TargetSettings) -> bool:
-    """Whether draws carry their own log p: the value of forward KL needs it, but at T=1, where the entropy is kept."""
+    """Whether draws store their own log p: the value of forward KL needs it, except at T=1, where the entropy is
+    stored.
+    """
     if settings.draw_values is not None:
         return settings.draw_values
     return settings.target_temperature != 1.0 and CAPTURED[settings.kind].has_draws
@@ -63,8 +83,8 @@ def _keep(settings: TargetSettings, vocabulary_size: int, head: OutputHead | Non
         case "threshold":
             if most == 1:
                 raise ConfigError(
-                    "targets.max_entries is 1, targets of kind threshold keep at least one id and one draw",
-                    hint="ask for 2 entries or more",
+                    "targets.max_entries is 1, targets of kind threshold hold at least one id and one draw",
+                    hint="give 2 or more",
                 )
             tau = settings.tau or PROFILES[settings.profile]
             return Threshold(tau=tau) if most is None else Threshold(tau=tau, max_entries=most)
@@ -74,7 +94,7 @@ def _keep(settings: TargetSettings, vocabulary_size: int, head: OutputHead | Non
             if settings.top_k > vocabulary_size:
                 raise ConfigError(
                     f"--top-k is {settings.top_k:,}, the vocabulary has {vocabulary_size:,} ids",
-                    hint=f"ask for {vocabulary_size:,} at most",
+                    hint=f"give at most {vocabulary_size:,}",
                 )
             return TopK(k=settings.top_k)
         case "topp":

@@ -13,17 +13,17 @@ from kdpipe.pipeline.targets.draws import below
 from kdpipe.pipeline.targets.masses import LARGEST_MASS, SMALLEST_TAIL, Masses
 from kdpipe.schemas.targets import Threshold
 
-# What a sum of rounded masses may pass a whole number by before it asks for one entry more; tau' may then pass tau by
+# A sum of rounded masses may exceed a whole number by this before one more entry is added; tau' may then exceed tau by
 # half of it, relatively, and an id between the two is drawn that much too rarely.
 COUNT_TOLERANCE = 2.0**-14
-# Room above the largest tau' of a row that may not have all the entries that it wants.
+# Room above the largest tau' of a row whose number of entries is capped.
 HEADROOM = 1 + 2.0**-10
-# exp may be out of order by some units in the last place: an id that is not exact has at most this much more.
+# exp may be out of order by some units in the last place: an id that is not exact is larger by at most this.
 MASS_TOLERANCE = 1 << 10
 
 
 class ThresholdSampler:
-    """Few ids where the teacher is sure, more where it is not."""
+    """Few ids where the teacher is certain, more where it is not."""
 
     def __init__(self, keep: Threshold, vocabulary_size: int) -> None:
         self._tau = keep.tau
@@ -54,7 +54,7 @@ class ThresholdSampler:
         )
 
     def _wanted(self, chunk: LogitChunk, masses: Masses) -> Tensor:
-        """The number of entries before it is held within its bounds; masses tell it when tau itself is their cap."""
+        """The number of entries before clamping; read from the masses when tau itself is their cap."""
         if self._is_capped:
             torch.mul(chunk.powers_CP, (1 / self._tau / chunk.total_C)[:, None], out=chunk.spare_CP)
             wanted_C = chunk.spare_CP.clamp_(max=1.0).sum(dim=1).double()
@@ -64,7 +64,7 @@ class ThresholdSampler:
 
 
 def _points(keys_C1: Tensor, total_C1: Tensor, n_C1: Tensor, number_CK: Tensor) -> Tensor:
-    """Point i of n is (i * total + offset) // n, with one offset a row; written so that nothing passes 2^63."""
+    """Point i of n is (i * total + offset) // n, with one offset per row; no product exceeds 2^63."""
     offset_C1 = below(keys_C1, torch.zeros_like(keys_C1), total_C1)
     number_CK = torch.minimum(number_CK.clamp(min=0), n_C1 - 1)
     step_C1, over_C1 = total_C1 // n_C1, total_C1 % n_C1

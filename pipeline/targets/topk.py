@@ -11,12 +11,11 @@ from kdpipe.schemas.targets import TopK
 
 
 class TopKSampler:
-    """As many ids for every row, and nothing for the tail."""
+    """The same number of ids for every row, no draws."""
 
     def __init__(self, keep: TopK, vocabulary_size: int) -> None:
         self.width = min(keep.k, vocabulary_size)
 
     def keep(self, chunk: LogitChunk, keys_C: Tensor) -> KeptEntries:
-        """Pick without drawing."""
         n_C = torch.full_like(keys_C, self.width)
         return KeptEntries(n_exact_C=n_C, n_draws_C=torch.zeros_like(n_C), ids_CK=chunk.top(self.width))

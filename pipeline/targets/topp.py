@@ -11,14 +11,13 @@ from kdpipe.schemas.targets import TopP
 
 
 class TopPSampler:
-    """Ids up to a mass, at most `max_entries`, and nothing for the tail."""
+    """Ids up to a mass, at most `max_entries`, no draws."""
 
     def __init__(self, keep: TopP, vocabulary_size: int) -> None:
         self._p = keep.p
         self.width = min(keep.max_entries, vocabulary_size)
 
     def keep(self, chunk: LogitChunk, keys_C: Tensor) -> KeptEntries:
-        """Go on until the mass is reached."""
         ids_CK = chunk.top(self.width)
         reached_CK = chunk.powers_CP.gather(1, ids_CK).double().cumsum(dim=1)
         short_CK = reached_CK[:, :-1] < self._p * chunk.total_C.double()[:, None]

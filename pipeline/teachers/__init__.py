@@ -1,24 +1,40 @@
-"""`Teacher`: a model that predicts at the rows of some pieces.
+"""Teachers: language models that predict at the rows of some segments, and the backends that run them.
 
-In: batches of pieces. Out: an `CaptureResult` for each, in order. `local_teacher.py` is a model of transformers.
+In: settings. Out: a `TeacherBackend`, which describes its teacher before anything is loaded, and then loads a
+`Teacher`. A backend is one module and one row of `BACKENDS`; only its module knows what its model is.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from importlib import import_module
+from typing import Any, Protocol
+
+import numpy.typing as npt
 
 from kdpipe.cache.format.rows import Block, Floats
 from kdpipe.pipeline.documents.segments import Segment
 from kdpipe.pipeline.targets.request import TargetRequest
+from kdpipe.pipeline.targets.target_spec import OutputHead
+from kdpipe.pipeline.tokenizers.tokenizer import LoadedTokenizer
 from kdpipe.schemas import manifest
+from kdpipe.schemas.capture_settings import CaptureSettings, MachineSettings, TeacherSettings
+from kdpipe.schemas.choices import TeacherBackendName
 from kdpipe.schemas.part import Fidelity
+from kdpipe.schemas.targets import CAPTURED
+
+BACKENDS: dict[TeacherBackendName, str] = {
+    "transformers": "kdpipe.pipeline.teachers.transformers_backend:TransformersBackend",
+}
+TOKENS_ONLY = "kdpipe.pipeline.teachers.tokens_only:TokensOnlyBackend"
+Table = npt.NDArray[Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CaptureResult:
-    """What the teacher said about a batch: the rows of its pieces one behind the other, padding taken out.
+    """Targets of one batch: the rows of its segments in order, without padding.
 
-    `pooled` has a vector a piece for every pooled layer; `halved` says how often the batch was cut for lack of memory.
+    `pooled` has a vector per segment for every pooled layer; `halved` counts how often the batch was halved for lack of
+    memory.
     """
 
     block: Block
@@ -27,17 +43,98 @@ class CaptureResult:
 
 
 class Teacher(Protocol):
-    """The seam between stage one and whatever knows the distributions."""
+    """A loaded teacher."""
 
     @property
-    def facts(self) -> manifest.TeacherRecord:
-        """Who it is, for the manifest."""
+    def record(self) -> manifest.TeacherRecord | None:
+        """Its description for the manifest; None for a cache of tokens only."""
         ...
 
-    def answers(self, batches: Iterable[Sequence[Segment]], asked: TargetRequest) -> Iterator[CaptureResult]:
-        """Answer batch after batch, in their order; the next one may be under way before the last is taken."""
+    @property
+    def output_head(self) -> OutputHead | None:
+        """The output head, where logits are the last hidden state times one; targets of kind state need it."""
         ...
 
-    def measured(self) -> Fidelity | None:
-        """How near the answers since the last call come to the full distributions, where these were compared."""
+    def head_tables(self) -> dict[str, Table]:
+        """The numbers of that head, as tables of the cache."""
         ...
+
+    def predict(self, batches: Iterable[Sequence[Segment]], request: TargetRequest) -> Iterator[CaptureResult]:
+        """Targets of each batch, in order; the next batch may be under way before the last result is taken."""
+        ...
+
+    def fidelity(self) -> Fidelity | None:
+        """Distance of the targets since the last call to the full distributions, where it was measured."""
+        ...
+
+    def bare_seconds(self, batches: Iterable[Sequence[Segment]]) -> float | None:
+        """Seconds of a forward pass without caching over some batches; None where it cannot be measured."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TeacherInfo:
+    """What is known of a teacher before it is loaded; None, or no widths, where its backend cannot know.
+
+    `widths` are those of each layer's states, 0 the embeddings; without them there are no hidden states. A teacher
+    without `full_distribution` returns only its `max_top_k` most probable ids: no draws, entropy or temperatures.
+    Bytes are those of one worker on its device, activations per token of a batch.
+    """
+
+    name: str | None
+    n_parameters: int | None = None
+    vocabulary_size: int | None = None
+    max_positions: int | None = None
+    widths: tuple[int, ...] = ()
+    output_head: OutputHead | None = None
+    full_distribution: bool = True
+    max_top_k: int | None = None
+    batch_tokens: int
+    weight_bytes: int = 0
+    activation_bytes: float = 0.0
+    logits_bytes: int = 0
+
+
+class TeacherBackend(Protocol):
+    """One way to run a teacher; nothing is loaded before `load`."""
+
+    def __init__(self, teacher: TeacherSettings, machine: MachineSettings) -> None: ...
+
+    def describe(self) -> TeacherInfo:
+        """Describe the teacher, or refuse settings that it cannot be run with."""
+        ...
+
+    def tokenizer(self, chat_template: str | None) -> LoadedTokenizer:
+        """The teacher's own tokenizer."""
+        ...
+
+    def workers(self) -> list[MachineSettings]:
+        """The machine settings of each worker process; one unless the teacher fits on each of several devices."""
+        ...
+
+    def load(self, vocabulary_size: int) -> Teacher:
+        """Load the teacher for ids below a vocabulary size."""
+        ...
+
+    @staticmethod
+    def recorded(name: str, record: manifest.TeacherRecord) -> TeacherSettings:
+        """Settings that run the teacher of this name as a manifest records it."""
+        ...
+
+
+def backend_type(name: TeacherBackendName) -> type[TeacherBackend]:
+    """The backend of a name, its module imported now."""
+    return _imported(BACKENDS[name])
+
+
+def backend_of(settings: CaptureSettings) -> TeacherBackend:
+    """The backend of some settings; targets without a teacher have one that reads tokens only."""
+    has_teacher = CAPTURED[settings.targets.kind].has_teacher
+    backend = backend_type(settings.teacher.backend) if has_teacher else _imported(TOKENS_ONLY)
+    return backend(settings.teacher, settings.machine)
+
+
+def _imported(place: str) -> type[TeacherBackend]:
+    module, _, name = place.partition(":")
+    backend: type[TeacherBackend] = getattr(import_module(module), name)
+    return backend

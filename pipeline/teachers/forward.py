@@ -1,7 +1,7 @@
-"""`Forward`: token ids through a model's own layers, to its last state and those between that are wanted.
+"""`Forward`: token ids through a model's own layers, to its last states and those of the requested layers.
 
-In: right-padded ids without any mask. Out: states of every position; logits only where the model has no plain head.
-Causal models never look to the right, so that neither padding nor another document can matter (docs/decisions/0005).
+In: right-padded ids without a mask. Out: states of every position; logits only where the model has no plain head.
+Causal models never attend to the right, so neither padding nor another document matters (docs/decisions/0005).
 """
 
 from collections.abc import Mapping
@@ -19,9 +19,9 @@ from kdpipe.pipeline.teachers.load_teacher import LoadedTeacher
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TeacherStates:
-    """What a batch looked like on its way: `last` behind the final norm, `layers` by number, 0 the embeddings.
+    """States of a batch: `last` after the final norm, `layers` by number, 0 the embeddings.
 
-    Where the head is not known, `logits` are the model's own, and `last` is there if its layer is wanted.
+    Where the head is unknown, `logits` are the model's own, and `last` is set only if its layer is requested.
     """
 
     last_BTH: Tensor | None
@@ -30,7 +30,7 @@ class TeacherStates:
 
 
 class Forward:
-    """Reads batches with one model; `head` is None where a probe shows that the model has none that we can use."""
+    """Reads batches with one model; `head` is None where a probe finds no plain output head."""
 
     def __init__(self, loaded: LoadedTeacher, vocabulary_size: int) -> None:
         self._model: Any = loaded.model
@@ -38,36 +38,36 @@ class Forward:
         self.device = loaded.device
         self.shape = loaded.shape
         with torch.inference_mode(), in_two_lines(loaded.shape.name):
-            found = probe(loaded.model, loaded.shape, loaded.dtype, loaded.device, vocabulary_size)
-        self._body: Any = found.body
-        self._layers, self._stream_dim = found.layers, found.stream_dim
-        self.head, self.device_of_logits = found.head, found.device_of_logits
+            parts = probe(loaded.model, loaded.shape, loaded.dtype, loaded.device, vocabulary_size)
+        self._body: Any = parts.body
+        self._layers, self._stream_dim = parts.layers, parts.stream_dim
+        self.head, self.device_of_logits = parts.head, parts.device_of_logits
 
     def read(self, ids_BT: Tensor, layers: frozenset[int] = frozenset()) -> TeacherStates:
-        """Read ids, which lie on the device; only the named layers' states are kept."""
+        """Read ids, which are on the device; only states of the given layers are kept."""
         between = layers - {self._n_layers}
         kept: dict[int, Tensor] = {}
-        ask_all = bool(between) and self._layers is None
+        need_all = bool(between) and self._layers is None
         with watching(self._layers or (), between, kept):
             if self.head is not None:
-                out = self._body(ids_BT, use_cache=False, **all_states(ask_all))
+                out = self._body(ids_BT, use_cache=False, **all_states(need_all))
                 last, logits = out.last_hidden_state, None
             else:
-                ask_last = self._n_layers in layers
-                out = self._model(ids_BT, use_cache=False, **all_states(ask_all or ask_last))
-                last, logits = out.hidden_states[-1] if ask_last else None, out.logits
-        if ask_all:
+                need_last = self._n_layers in layers
+                out = self._model(ids_BT, use_cache=False, **all_states(need_all or need_last))
+                last, logits = out.hidden_states[-1] if need_last else None, out.logits
+        if need_all:
             kept = {number: out.hidden_states[number] for number in between}
         if last is not None:
             kept[self._n_layers] = last
         return TeacherStates(last_BTH=last, layers=merged(kept, self._stream_dim), logits_BTV=logits)
 
     def own_logits(self, ids_BT: Tensor) -> Tensor:
-        """Logits of every position as the model itself gives them."""
+        """Logits of every position by the model's own head."""
         logits: Tensor = self._model(ids_BT, use_cache=False).logits
         return logits
 
     def every_layer(self, ids_BT: Tensor) -> list[Tensor]:
-        """Read ids once more and give every layer's states and, behind them, the model's own logits."""
+        """Every layer's states, then the model's own logits."""
         states = self.read(ids_BT, frozenset(range(self._n_layers + 1))).layers
         return [*(states[number] for number in range(self._n_layers + 1)), self.own_logits(ids_BT)]

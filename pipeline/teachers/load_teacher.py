@@ -1,6 +1,6 @@
-"""Weights into memory: what `model_info.py` has let pass is loaded where it fits, and checked against its config.
+"""Load the weights of a transformers model where they fit, and check them against its config.
 
-In: `TeacherSettings`, the shape, devices. Out: a `LoadedTeacher` model, ready to be read with, and who it is.
+In: `TeacherSettings`, the config, devices. Out: a `LoadedTeacher`, with its record for the manifest.
 """
 
 import importlib.util
@@ -22,35 +22,35 @@ from kdpipe.schemas.capture_settings import TeacherSettings
 from kdpipe.schemas.errors import ConfigError
 
 log = logging.getLogger(__name__)
-# How a manifest says that weights were quantized.
+# How a note in the manifest records quantized weights.
 _WEIGHTS, _AS_STORED = "weights in", "stored bits"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedTeacher:
-    """A model in memory: `device` takes its input, `dtype` is that of its states."""
+    """A model in memory: `device` is that of its input, `dtype` that of its states."""
 
     model: transformers.PreTrainedModel
     shape: ModelInfo
     device: torch.device
     dtype: torch.dtype
     placement: Placement
-    facts: manifest.TeacherRecord
+    record: manifest.TeacherRecord
 
 
 def load(settings: TeacherSettings, shape: ModelInfo, on: Sequence[torch.device]) -> LoadedTeacher:
-    """Load a teacher on the first of some devices, or on all of them where one is too small."""
+    """Load a teacher on the first device, or spread it over all of them where one is too small."""
     name = devices.choose_dtype(settings.dtype, on[0])
-    placement = placed(shape, _weight_bytes(settings, shape, name), on)
+    placement = placed(shape, weight_bytes(settings, shape, name), on)
     if placement.kind != "one" and importlib.util.find_spec("accelerate") is None:
         raise ConfigError(
-            f"{shape.name} is too large for {on[0]}, and accelerate, which spreads it, is not there",
+            f"{shape.name} is too large for {on[0]}; spreading it needs accelerate, which is not installed",
             hint="pip install 'kdpipe[large]'",
         )
     dtype: torch.dtype = getattr(torch, name)
     folder = folders.local_folder(shape.name)
     own_name = shape.name if folder is None else name_of_folder(folder, shape)
-    facts = manifest.TeacherRecord(
+    record = manifest.TeacherRecord(
         name=settings.display_name or own_name,
         revision=shape.revision,
         weights_sha256=folders.weights_sha256(folder) if folder else None,
@@ -62,7 +62,7 @@ def load(settings: TeacherSettings, shape: ModelInfo, on: Sequence[torch.device]
         notes=_how_quantized(settings, shape, name),
         hub_id=shape.name if folder is None and settings.display_name not in (None, shape.name) else None,
     )
-    log.info("loading %s as %s on %s (%s)", shape.name, facts.dtype, on[0], placement.kind)
+    log.info("loading %s as %s on %s (%s)", shape.name, record.dtype, on[0], placement.kind)
     with in_two_lines(shape.name):
         model, report = _from_pretrained(settings, shape, folder, {"dtype": dtype, **_mapped(shape, placement, on)})
         if placement.kind == "one" and not shape.quantized:
@@ -70,11 +70,11 @@ def load(settings: TeacherSettings, shape: ModelInfo, on: Sequence[torch.device]
     folders.check_loaded(shape.name, report)
     torch.nn.Module.eval(model)
     model.requires_grad_(False)
-    return LoadedTeacher(model=model, shape=shape, device=on[0], dtype=dtype, placement=placement, facts=facts)
+    return LoadedTeacher(model=model, shape=shape, device=on[0], dtype=dtype, placement=placement, record=record)
 
 
 def _how_quantized(settings: TeacherSettings, shape: ModelInfo, dtype: str) -> tuple[str, ...]:
-    """Weights in fewer bits are another teacher, which the digest of the files cannot tell."""
+    """A note on quantized weights: they make another teacher, with the same digest of the files."""
     if not shape.quantized:
         return ()
     stored: Any = getattr(shape.config, "quantization_config", None)
@@ -84,39 +84,33 @@ def _how_quantized(settings: TeacherSettings, shape: ModelInfo, dtype: str) -> t
     return (f"{_WEIGHTS} {how} by {by}, numbers in {dtype}",)
 
 
-def asked_again(name: str, facts: manifest.TeacherRecord) -> TeacherSettings:
-    """How a teacher is loaded to speak as it did before, as far as a manifest tells."""
-    words = [note.split() for note in facts.notes if note.startswith(f"{_WEIGHTS} ")]
-    quantize = next((how for found in words for how in ("int8", "int4") if how in found), "none")
-    known = words[0][-1] if words else facts.dtype
-    spoken = known if known in ("float32", "float16", "bfloat16") else "auto"
-    revision = facts.revision if name == (facts.hub_id or facts.name) else None
-    return TeacherSettings.model_validate({"name": name, "revision": revision, "dtype": spoken, "quantize": quantize})
-
-
-def fits_each(settings: TeacherSettings, shape: ModelInfo, on: Sequence[torch.device]) -> bool:
-    """Whether every one of some devices can hold the whole teacher, so that each may have a worker of its own."""
-    name = devices.choose_dtype(settings.dtype, on[0])
-    n_bytes = _weight_bytes(settings, shape, name)
-    return all(devices.fits(n_bytes, devices.free_memory(device)) for device in on)
+def recorded_settings(name: str, record: manifest.TeacherRecord) -> TeacherSettings:
+    """Settings to load a teacher as a manifest records it."""
+    words = [note.split() for note in record.notes if note.startswith(f"{_WEIGHTS} ")]
+    quantize = next((how for note in words for how in ("int8", "int4") if how in note), "none")
+    recorded = words[0][-1] if words else record.dtype
+    dtype = recorded if recorded in ("float32", "float16", "bfloat16") else "auto"
+    revision = record.revision if name == (record.hub_id or record.name) else None
+    return TeacherSettings.model_validate({"name": name, "revision": revision, "dtype": dtype, "quantize": quantize})
 
 
 def placed(shape: ModelInfo, weight_bytes: int, on: Sequence[torch.device]) -> Placement:
-    """Find out where weights fit; the CPU alone is left to its own paging."""
+    """Where the weights fit; on the CPU alone memory is not checked."""
     if on[0].type != "cuda":
         return Placement(kind="one")
     cpu_free = devices.free_memory(torch.device("cpu"))
     return devices.place(weight_bytes, [devices.free_memory(device) for device in on], cpu_free)
 
 
-def _weight_bytes(settings: TeacherSettings, shape: ModelInfo, dtype: str) -> int:
+def weight_bytes(settings: TeacherSettings, shape: ModelInfo, dtype: str) -> int:
+    """Bytes of the weights in memory, fewer where they are quantized."""
     if settings.quantize != "none":
         return shape.parameter_bytes(settings.quantize)
     return shape.parameter_bytes("int8" if shape.quantized else dtype)
 
 
 def _mapped(shape: ModelInfo, placement: Placement, on: Sequence[torch.device]) -> dict[str, Any]:
-    """What transformers is told of devices; quantized weights are packed where they are loaded."""
+    """Device arguments for transformers; quantized weights are packed on the device that they are loaded to."""
     if placement.kind != "one":
         room = {on[key].index if isinstance(key, int) else key: free for key, free in placement.max_memory.items()}
         return {"device_map": "auto", "max_memory": room}
@@ -126,7 +120,7 @@ def _mapped(shape: ModelInfo, placement: Placement, on: Sequence[torch.device]) 
 def _from_pretrained(
     settings: TeacherSettings, shape: ModelInfo, folder: Path | None, options: dict[str, Any]
 ) -> tuple[transformers.PreTrainedModel, dict[str, Any]]:
-    """Load by transformers, which says what it did not find."""
+    """Load with transformers; the report lists missing and unexpected weights."""
     if settings.quantize != "none":
         bits: Any = transformers.BitsAndBytesConfig
         options["quantization_config"] = bits(**{f"load_in_{settings.quantize.removeprefix('int')}bit": True})
@@ -137,7 +131,7 @@ def _from_pretrained(
         revision=shape.revision or settings.revision,
         trust_remote_code=settings.trust_remote_code,
         output_loading_info=True,
-        ignore_mismatched_sizes=True,  # the report then names them
+        ignore_mismatched_sizes=True,  # listed in the report instead
         **options,
     )
     return model, report

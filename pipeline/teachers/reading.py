@@ -1,6 +1,6 @@
-"""`LogitReader`: a few pieces through the model, on the device, and what is kept of them put together on the host.
+"""`LogitReader`: a few segments through the model on its device, and their targets assembled on the host.
 
-In: pieces. Out: a `PendingReading` that is under way, then its `CaptureResult`.
+In: segments. Out: a `PendingReading` that is running, then its `CaptureResult`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,23 +18,23 @@ from kdpipe.pipeline.targets.reduce import ReducedRows, Reducer, to_block
 from kdpipe.pipeline.targets.request import TargetRequest
 from kdpipe.pipeline.teachers import CaptureResult
 from kdpipe.pipeline.teachers.forward import Forward, TeacherStates
-from kdpipe.pipeline.teachers.padded import PaddedPieces, pad
+from kdpipe.pipeline.teachers.padded import PaddedSegments, pad
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.targets import PcaProjection, Vector
 
-# Bytes of the float32 logits that exist at a time: rows enough for a fast product (on a CPU, 512 of 32,000 logits take
-# 0.95 of the time of 256), few enough to leave memory alone.
+# Bytes of the float32 logits that exist at a time: enough rows for a fast product (on a CPU, 512 of 32,000 logits take
+# 0.95 of the time of 256), few enough to save memory.
 CPU_LOGITS_BYTES, GPU_LOGITS_BYTES = 64 << 20, 512 << 20
 MIN_ROWS, MAX_ROWS = 64, 4096
-# Numbers of states that are widened to float32 at a time.
+# Numbers of states that are converted to float32 at a time.
 WIDENED_NUMBERS = 1 << 24
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PendingReading:
-    """Pieces under way: what is on its way to the host, and the event after which it is there."""
+    """Segments being read: copies to the host, and the event after which they are complete."""
 
-    pieces: Sequence[Segment]
+    segments: Sequence[Segment]
     reduced: list[ReducedRows]
     pooled: dict[int, Tensor]
     rows: dict[int, Tensor]
@@ -44,53 +44,53 @@ class PendingReading:
 
 
 def logits_bytes(device: torch.device) -> int:
-    """How many bytes of logits may exist at a time."""
+    """Bytes of logits that may exist at a time."""
     return CPU_LOGITS_BYTES if device.type == "cpu" else GPU_LOGITS_BYTES
 
 
 class NotFinite(Exception):
-    """A position whose logits mean nothing."""
+    """A position whose logits are not finite."""
 
-    def __init__(self, piece: Segment, row: int) -> None:
-        super().__init__(f"row {row} of document {piece.document}")
-        self.piece, self.row = piece, row
+    def __init__(self, segment: Segment, row: int) -> None:
+        super().__init__(f"row {row} of document {segment.document}")
+        self.segment, self.row = segment, row
 
 
 class LogitReader:
-    """Reads for one question; `n_rows` is how many rows have logits at a time, fewer where memory is short."""
+    """Reads for one request; `n_rows` rows have logits at a time, fewer where memory is short."""
 
-    def __init__(self, forward: Forward, asked: TargetRequest) -> None:
-        device, hidden = forward.device_of_logits, asked.hidden
+    def __init__(self, forward: Forward, request: TargetRequest) -> None:
+        device, hidden = forward.device_of_logits, request.hidden
         self._forward = forward
-        self.asked = asked
-        starts_word = None if asked.starts_word is None else torch.from_numpy(asked.starts_word)
+        self.request = request
+        starts_word = None if request.starts_word is None else torch.from_numpy(request.starts_word)
         self._device = device
-        self._reducer = Reducer(asked, device, starts_word)
-        self._pooled = Projector(hidden.pooled, forward.shape.widths, device, _fitted("pooled", hidden.pooled, asked))
-        self._rows = Projector(hidden.rows, forward.shape.widths, device, _fitted("rows", hidden.rows, asked))
+        self._reducer = Reducer(request, device, starts_word)
+        self._pooled = Projector(hidden.pooled, forward.shape.widths, device, _fitted("pooled", hidden.pooled, request))
+        self._rows = Projector(hidden.rows, forward.shape.widths, device, _fitted("rows", hidden.rows, request))
         self._layers = frozenset((*self._pooled.layers, *self._rows.layers))
-        self._keeps_state = asked.targets.keep.kind == "state"
+        self._keeps_state = request.targets.keep.kind == "state"
         if self._keeps_state and forward.head is None:
             raise ConfigError(
-                "targets of kind state need an output head that is one matrix, this teacher's is not",
+                "targets of kind state need an output head that is one matrix, this teacher has none",
                 hint="choose another kind of targets",
             )
         self.meter: FidelityMeter | None = None
-        if asked.fidelity_every and asked.targets.has_entries:
+        if request.fidelity_every and request.targets.has_entries:
             width = forward.shape.last_width if forward.head is not None else None
-            self.meter = FidelityMeter(asked, width, device)
+            self.meter = FidelityMeter(request, width, device)
         self._buffer_RV: Tensor | None = None
         self.is_short_of_memory = False
-        self.n_rows = min(MAX_ROWS, max(MIN_ROWS, logits_bytes(device) // (4 * asked.vocabulary_size)))
+        self.n_rows = min(MAX_ROWS, max(MIN_ROWS, logits_bytes(device) // (4 * request.vocabulary_size)))
 
-    def start(self, pieces: Sequence[Segment]) -> PendingReading:
-        """Read pieces; on a GPU this returns while it is still at work."""
-        asked = self.asked
-        batch = pad(pieces, asked.seed, asked.fidelity_every).to(self._forward.device)
+    def start(self, segments: Sequence[Segment]) -> PendingReading:
+        """Read segments; on a GPU this returns before the work is done."""
+        request = self.request
+        batch = pad(segments, request.seed, request.fidelity_every).to(self._forward.device)
         states = self._forward.read(batch.ids_BT, self._layers)
         sample = self.meter.sample() if self.meter is not None else None
         reduced = [part.to("cpu", non_blocking=True) for part in self._reduced(batch, states, sample)]
-        lengths = [len(piece) for piece in pieces]
+        lengths = [len(segment) for segment in segments]
         pooled = {layer: self._means(layer, states.layers[layer], lengths) for layer in self._pooled.layers}
         rows = {layer: self._vectors(layer, states.layers[layer], batch) for layer in self._rows.layers}
         state = _host(_rows(states.last_BTH, batch.rows_N).float()) if self._keeps_state else None
@@ -98,23 +98,23 @@ class LogitReader:
         if there is not None:
             there.record(torch.cuda.current_stream(self._device))
         return PendingReading(
-            pieces=pieces, reduced=reduced, pooled=pooled, rows=rows, state_NH=state, sample=sample, there=there
+            segments=segments, reduced=reduced, pooled=pooled, rows=rows, state_NH=state, sample=sample, there=there
         )
 
     def finish(self, reading: PendingReading) -> CaptureResult:
         """Wait for a reading and put its answer together."""
         if reading.there is not None:
             reading.there.synchronize()
-        loss_mask = np.concatenate([piece.loss_mask for piece in reading.pieces])
+        loss_mask = np.concatenate([segment.loss_mask for segment in reading.segments])
         finite = np.concatenate([part.finite_R.numpy() for part in reading.reduced])
         if not finite.all():
-            _raise_not_finite(reading.pieces, int(np.flatnonzero(loss_mask)[np.flatnonzero(~finite)[0]]))
+            _raise_not_finite(reading.segments, int(np.flatnonzero(loss_mask)[np.flatnonzero(~finite)[0]]))
         if self.meter is not None and reading.sample is not None:
             self.meter.count(reading.sample)
         block = to_block(
             reading.reduced,
             loss_mask,
-            self.asked.targets,
+            self.request.targets,
             hidden={layer: _numbers(rows) for layer, rows in reading.rows.items()},
             state=None if reading.state_NH is None else _numbers(reading.state_NH),
         )
@@ -122,8 +122,8 @@ class LogitReader:
             block=block, pooled={layer: _numbers(vectors) for layer, vectors in reading.pooled.items()}
         )
 
-    def _reduced(self, batch: PaddedPieces, states: TeacherStates, sample: Sample | None) -> Iterator[ReducedRows]:
-        """Logits of a few rows at a time, and what is kept of them."""
+    def _reduced(self, batch: PaddedSegments, states: TeacherStates, sample: Sample | None) -> Iterator[ReducedRows]:
+        """Compute logits of a few rows at a time and reduce them."""
         head = self._forward.head
         for start in range(0, max(1, len(batch.positions_R)), self.n_rows):
             chunk = slice(start, start + self.n_rows)
@@ -133,27 +133,27 @@ class LogitReader:
             else:
                 states_RH = _rows(states.last_BTH, places_R)
                 logits_RV = head.logits(states_RH, self._buffer(len(states_RH)))
-            logits_RV = logits_RV[:, : self.asked.vocabulary_size].to(self._device)
+            logits_RV = logits_RV[:, : self.request.vocabulary_size].to(self._device)
             labels_R, keys_R = (x[chunk].to(self._device) for x in (batch.labels_R, batch.keys_R))
             reduced = self._reducer.reduce(logits_RV, labels_R, keys_R)
             within_S = batch.compared_S[(batch.compared_S >= start) & (batch.compared_S < start + self.n_rows)] - start
             if sample is not None and len(within_S):
-                within_S = _there(within_S, self._device)
+                within_S = _to_device(within_S, self._device)
                 states_SH = None if states_RH is None else states_RH.to(self._device)[within_S]
                 sample.add(logits_RV[within_S], _some(reduced, within_S), states_SH)
             yield reduced
 
     def _buffer(self, n_rows: int) -> Tensor | None:
-        """Memory that is used again for every chunk: a CPU spends a tenth of a product on fresh pages."""
+        """Memory reused for every chunk: fresh pages cost a CPU a tenth of a product."""
         if self._device.type != "cpu":
             return None
         if self._buffer_RV is None or len(self._buffer_RV) < n_rows:
-            self._buffer_RV = torch.empty(n_rows, self.asked.vocabulary_size)
+            self._buffer_RV = torch.empty(n_rows, self.request.vocabulary_size)
         return self._buffer_RV[:n_rows]
 
     def _means(self, layer: int, states_BTH: Tensor, lengths: Sequence[int]) -> Tensor:
-        """The mean over each piece's rows, made narrow; a few pieces at a time, since it is taken in float32."""
-        lengths_B = _there(torch.tensor(lengths), states_BTH.device)
+        """The projected mean over each segment's rows; a few segments at a time, since it is computed in float32."""
+        lengths_B = _to_device(torch.tensor(lengths), states_BTH.device)
         step = max(1, WIDENED_NUMBERS // states_BTH[0].numel())
         means = [
             mean_states(states_BTH[i : i + step], lengths_B[i : i + step]).to(self._device)
@@ -161,8 +161,8 @@ class LogitReader:
         ]
         return _host(self._pooled.project(layer, torch.cat(means)))
 
-    def _vectors(self, layer: int, states_BTH: Tensor, batch: PaddedPieces) -> Tensor:
-        """Each row's state, made narrow; some rows at a time."""
+    def _vectors(self, layer: int, states_BTH: Tensor, batch: PaddedSegments) -> Tensor:
+        """Each row's projected state; some rows at a time."""
         step = max(1, WIDENED_NUMBERS // states_BTH.shape[2])
         parts = [
             self._rows.project(layer, _rows(states_BTH, rows).to(self._device))
@@ -171,29 +171,32 @@ class LogitReader:
         return _host(torch.cat(parts))
 
 
-def _fitted(role: str, vectors: Sequence[Vector], asked: TargetRequest) -> dict[int, Pca]:
+def _fitted(role: str, vectors: Sequence[Vector], request: TargetRequest) -> dict[int, Pca]:
     """The fitted projections among the tables, by layer."""
-    found: dict[int, Pca] = {}
+    fitted: dict[int, Pca] = {}
     for vector in vectors:
         if isinstance(vector.projection, PcaProjection):
             name = f"pca_{role}_{vector.layer}"
-            found[vector.layer] = (torch.from_numpy(asked.tables[name]), torch.from_numpy(asked.tables[f"{name}_mean"]))
-    return found
+            fitted[vector.layer] = (
+                torch.from_numpy(request.tables[name]),
+                torch.from_numpy(request.tables[f"{name}_mean"]),
+            )
+    return fitted
 
 
-def _there(tensor: Tensor, device: torch.device) -> Tensor:
-    """Small numbers on their way to a device, which nobody waits for: from memory that stays in its place."""
+def _to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copy a small tensor to a device without waiting, from pinned memory."""
     return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
 
 
 def _host(tensor: Tensor) -> Tensor:
-    """On its way to the host; from a GPU into pinned memory, while other work goes on."""
+    """Copy to the host; from a GPU into pinned memory without waiting."""
     return tensor.to("cpu", non_blocking=True)
 
 
 def _numbers(tensor: Tensor) -> Floats:
-    found: Floats = tensor.numpy()
-    return found
+    values: Floats = tensor.numpy()
+    return values
 
 
 def _rows(numbers_BTX: Tensor | None, places: Tensor) -> Tensor:
@@ -214,9 +217,9 @@ def _some(reduced: ReducedRows, rows_S: Tensor) -> ReducedRows:
     )
 
 
-def _raise_not_finite(pieces: Sequence[Segment], row: int) -> None:
-    """Name the first position whose logits mean nothing."""
-    for piece in pieces:
-        if row < len(piece):
-            raise NotFinite(piece, row)
-        row -= len(piece)
+def _raise_not_finite(segments: Sequence[Segment], row: int) -> None:
+    """Raise with the first position whose logits are not finite."""
+    for segment in segments:
+        if row < len(segment):
+            raise NotFinite(segment, row)
+        row -= len(segment)

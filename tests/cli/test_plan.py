@@ -31,7 +31,7 @@ PLANNED = PlanReport(
         weights=400_000_000,
         activations=50_000_000,
         logits_chunk=20_000_000,
-        answers=2_000_000,
+        waiting_rows=2_000_000,
         writer=6_000_000,
         total=478_000_000,
     ),

@@ -10,29 +10,29 @@ import torch
 from kdpipe.pipeline.documents.segments import Segment
 from kdpipe.pipeline.models import devices
 from kdpipe.pipeline.teachers.load_teacher import load
-from kdpipe.pipeline.teachers.local_teacher import LocalTeacher
-from kdpipe.pipeline.teachers.shape import teacher_shape
+from kdpipe.pipeline.teachers.transformers_backend import teacher_shape
+from kdpipe.pipeline.teachers.transformers_teacher import TransformersTeacher
 from kdpipe.schemas.capture_settings import TeacherSettings
 from kdpipe.schemas.targets import TopK
 from support.models import FAMILIES, tiny_llama, tiny_model
-from support.teachers import Truth, asked_for, local_teacher, pieces_of
+from support.teachers import Truth, local_teacher, request_for, segments_of
 
 pytestmark = pytest.mark.gpu
 IDS = 500
 LENGTHS = (3, 40, 1, 23, 40, 2, 31)
-ASKED = asked_for(TopK(k=8), IDS)
+REQUEST = request_for(TopK(k=8), IDS)
 
 
-def on_gpu(folder: Path, dtype: str) -> LocalTeacher:
+def on_gpu(folder: Path, dtype: str) -> TransformersTeacher:
     settings = TeacherSettings.model_validate({"name": str(folder), "dtype": dtype})
-    return LocalTeacher(load(settings, teacher_shape(settings), devices.choose("cuda:0")), IDS)
+    return TransformersTeacher(load(settings, teacher_shape(settings), devices.choose("cuda:0")), IDS)
 
 
-def errors(teacher: LocalTeacher, truth: Truth) -> float:
+def errors(teacher: TransformersTeacher, truth: Truth) -> float:
     """The largest difference of a log p from the truth."""
-    pieces, largest = pieces_of(LENGTHS, IDS), 0.0
+    pieces, largest = segments_of(LENGTHS, IDS), 0.0
     groups = [pieces[:3], pieces[3:4], pieces[4:]]
-    for group, answer in zip(groups, teacher.answers(groups, ASKED), strict=True):
+    for group, answer in zip(groups, teacher.predict(groups, REQUEST), strict=True):
         wanted = np.concatenate([truth.logprobs(piece)[piece.loss_mask] for piece in group])
         ids = answer.block.ids.reshape(len(wanted), 8)
         found = answer.block.logprobs.reshape(ids.shape)
@@ -62,7 +62,7 @@ def test_half_precision_gives_logits_that_are_not_rounded_to_it(dtype: str, tmp_
 
 def test_auto_is_a_type_that_the_card_computes_in(tmp_path: Path) -> None:
     wanted = "bfloat16" if torch.cuda.get_device_capability(0) >= (8, 0) else "float16"
-    assert on_gpu(tiny_llama(tmp_path), "auto").facts.dtype == wanted
+    assert on_gpu(tiny_llama(tmp_path), "auto").record.dtype == wanted
 
 
 @pytest.fixture
@@ -77,13 +77,13 @@ def little_memory() -> Iterator[None]:
 
 def test_memory_that_runs_out_halves_the_batch(tmp_path: Path, request: pytest.FixtureRequest) -> None:
     folder = tiny_llama(tmp_path, hidden=256)
-    teacher, pieces = on_gpu(folder, "float32"), pieces_of([256] * 64, IDS)
+    teacher, pieces = on_gpu(folder, "float32"), segments_of([256] * 64, IDS)
     # The first answer makes the buffers that stay.
-    list(teacher.answers([pieces[:1]], ASKED))
+    list(teacher.predict([pieces[:1]], REQUEST))
     request.getfixturevalue("little_memory")
-    (answer,) = teacher.answers([pieces], ASKED)
+    (answer,) = teacher.predict([pieces], REQUEST)
     assert answer.halved > 0
-    (whole,) = local_teacher(folder, IDS).answers([pieces], ASKED)
+    (whole,) = local_teacher(folder, IDS).predict([pieces], REQUEST)
     assert (answer.block.ids == whole.block.ids).mean() > 0.999
 
 
@@ -91,10 +91,10 @@ def test_the_next_batch_is_read_before_the_last_is_answered(tmp_path: Path) -> N
     teacher, taken = on_gpu(tiny_llama(tmp_path), "float32"), []
 
     def batches() -> Iterator[list[Segment]]:
-        for piece in pieces_of(LENGTHS, IDS):
+        for piece in segments_of(LENGTHS, IDS):
             taken.append(piece)
             yield [piece]
 
-    answers = iter(teacher.answers(batches(), ASKED))
-    next(answers)
+    results = iter(teacher.predict(batches(), REQUEST))
+    next(results)
     assert len(taken) == 2

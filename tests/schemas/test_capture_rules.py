@@ -137,7 +137,7 @@ def test_what_belongs_to_a_kind_is_accepted_with_it(kind: str) -> None:
         "profile": "fine", "tau": 0.1, "top_k": 3, "top_p": 0.5, "draws": 3, "max_entries": 9, "draw_values": True,
         "target_temperature": 2.0, "temperatures": [2.0], "layers": ["1"],
         "dtype": "float16", "quantize": "int8", "devices": "cpu", "allow_foreign_tokenizer": True,
-        "display_name": "Large", "license": "mit",
+        "display_name": "Large", "license": "mit", "backend": "transformers",
     }  # fmt: skip
     for (group, name), kinds in OF_KINDS.items():
         file = {"targets": {"kind": kind}}

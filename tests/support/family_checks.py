@@ -23,7 +23,7 @@ from kdpipe.pipeline.students.student import Student
 from kdpipe.schemas.targets import HiddenSpec, TopK, Vector, WholeState
 from support.family_configs import MOST_PARAMETERS
 from support.students import batch_of, student
-from support.teachers import Truth, asked_for, local_teacher, pieces_of
+from support.teachers import Truth, local_teacher, request_for, segments_of
 
 # Fewer ids than rows: vocabularies are padded in many published models.
 N_IDS = 500
@@ -76,9 +76,9 @@ def check_teacher(folder: Path) -> float:
         Vector(layer=layer, width=width, group=width, projection=WholeState())
         for layer, width in ((shape.n_layers // 2, shape.width), (shape.n_layers, shape.last_width))
     )
-    pieces = pieces_of(LENGTHS, N_IDS)
-    asked = asked_for(TopK(k=TOP), N_IDS, HiddenSpec(pooled=vectors, rows=vectors))
-    (answer,) = teacher.answers([pieces], asked)
+    pieces = segments_of(LENGTHS, N_IDS)
+    asked = request_for(TopK(k=TOP), N_IDS, HiddenSpec(pooled=vectors, rows=vectors))
+    (answer,) = teacher.predict([pieces], asked)
     worst = 0.0
     for piece, block in zip(pieces, cut(answer.block, np.cumsum([len(piece) for piece in pieces])), strict=True):
         rows = np.flatnonzero(piece.loss_mask)

@@ -37,7 +37,7 @@ def targets(keep: KeptSpec, temperature: float = 1.0, **more: Any) -> TargetSpec
     return TargetSpec(keep=keep, target_temperature=temperature, **more)
 
 
-def asked(spec: TargetSpec, size: int, seed: int = 0) -> TargetRequest:
+def request(spec: TargetSpec, size: int, seed: int = 0) -> TargetRequest:
     """What a teacher of a vocabulary is asked, without hidden states."""
     return TargetRequest(targets=spec, hidden=HiddenSpec(), vocabulary_size=size, seed=seed)
 
@@ -49,7 +49,7 @@ def starts_word(size: int) -> Tensor:
 
 def reducer(spec: TargetSpec, size: int) -> Reducer:
     """A reducer on the CPU."""
-    return Reducer(asked(spec, size), CPU, starts_word(size))
+    return Reducer(request(spec, size), CPU, starts_word(size))
 
 
 def awkward(size: int) -> dict[str, Tensor]:

@@ -1,7 +1,7 @@
-"""Teachers for tests, the pieces they read, and the dense float64 truth that their answers are held against.
+"""Teachers for tests, the segments they read, and the dense float64 truth that their answers are held against.
 
-In: model folders of `models.py`. Out: `LocalTeacher`s, `Segment`s, log-probabilities of one document read alone; and a
-teacher that shows its top candidates only.
+In: model folders of `models.py`. Out: `TransformersTeacher`s, `Segment`s, log-probabilities of one document read alone;
+and a teacher that shows its top candidates only.
 """
 
 import hashlib
@@ -17,12 +17,14 @@ import transformers
 from kdpipe.cache.format.rows import Block, Floats
 from kdpipe.pipeline.documents.segments import Segment
 from kdpipe.pipeline.targets.request import TargetRequest
-from kdpipe.pipeline.teachers import CaptureResult
+from kdpipe.pipeline.teachers import CaptureResult, TeacherInfo
 from kdpipe.pipeline.teachers.load_teacher import load
-from kdpipe.pipeline.teachers.local_teacher import LocalTeacher
-from kdpipe.pipeline.teachers.shape import teacher_shape
+from kdpipe.pipeline.teachers.tokens_only import model_tokenizer
+from kdpipe.pipeline.teachers.transformers_backend import teacher_shape
+from kdpipe.pipeline.teachers.transformers_teacher import TransformersTeacher
+from kdpipe.pipeline.tokenizers.tokenizer import LoadedTokenizer
 from kdpipe.schemas import manifest
-from kdpipe.schemas.capture_settings import TeacherSettings
+from kdpipe.schemas.capture_settings import MachineSettings, TeacherSettings
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.targets import HiddenSpec, TargetSpec, TopK
 
@@ -30,7 +32,7 @@ Doubles = npt.NDArray[np.float64]
 CPU = torch.device("cpu")
 
 
-def pieces_of(lengths: Iterable[int], vocabulary: int, seed: int = 0) -> list[Segment]:
+def segments_of(lengths: Iterable[int], vocabulary: int, seed: int = 0) -> list[Segment]:
     """Documents of random tokens; all of each is to be learnt, but for a stretch of the odd ones."""
     random = np.random.default_rng(seed)
     found = []
@@ -39,12 +41,12 @@ def pieces_of(lengths: Iterable[int], vocabulary: int, seed: int = 0) -> list[Se
         trained[-1] = False
         if document % 2:
             trained[: length // 3] = False
-        found.append(piece_of(random.integers(3, vocabulary, length), document, trained))
+        found.append(segment_of(random.integers(3, vocabulary, length), document, trained))
     return found
 
 
-def piece_of(tokens: npt.NDArray[Any], document: int, loss_mask: npt.NDArray[np.bool_]) -> Segment:
-    """A piece of given tokens."""
+def segment_of(tokens: npt.NDArray[Any], document: int, loss_mask: npt.NDArray[np.bool_]) -> Segment:
+    """A segment of given tokens."""
     tokens = tokens.astype(np.int32)
     return Segment(
         split="train",
@@ -57,13 +59,13 @@ def piece_of(tokens: npt.NDArray[Any], document: int, loss_mask: npt.NDArray[np.
     )
 
 
-def local_teacher(folder: Path, vocabulary: int, **settings: Any) -> LocalTeacher:
+def local_teacher(folder: Path, vocabulary: int, **settings: Any) -> TransformersTeacher:
     """A teacher of a saved model, on the CPU."""
     told = TeacherSettings(name=str(folder), **settings)
-    return LocalTeacher(load(told, teacher_shape(told), [CPU]), vocabulary)
+    return TransformersTeacher(load(told, teacher_shape(told), [CPU]), vocabulary)
 
 
-def asked_for(
+def request_for(
     keep: Any,
     vocabulary: int,
     hidden: HiddenSpec | None = None,
@@ -84,26 +86,28 @@ class Truth:
         self._model = model.eval()
         self._vocabulary = vocabulary
 
-    def logprobs(self, piece: Segment) -> Doubles:
+    def logprobs(self, segment: Segment) -> Doubles:
         """Log p [T, V] at T = 1."""
         with torch.inference_mode():
-            logits = self._read(piece).logits[0, :, : self._vocabulary].double()
+            logits = self._read(segment).logits[0, :, : self._vocabulary].double()
         found: Doubles = logits.log_softmax(-1).numpy()
         return found
 
-    def states(self, piece: Segment, layer: int) -> Doubles:
+    def states(self, segment: Segment, layer: int) -> Doubles:
         """The states [T, H] of a layer."""
         with torch.inference_mode():
-            found: Doubles = self._read(piece).hidden_states[layer][0].double().numpy()
+            found: Doubles = self._read(segment).hidden_states[layer][0].double().numpy()
         return found
 
-    def _read(self, piece: Segment) -> Any:
-        ids = torch.from_numpy(piece.tokens.astype(np.int64))[None]
+    def _read(self, segment: Segment) -> Any:
+        ids = torch.from_numpy(segment.tokens.astype(np.int64))[None]
         return self._model(ids, use_cache=False, output_hidden_states=True)
 
 
 class ListedTeacher:
-    """Answers as a served model would: the top candidates of a bigram table, and the label's own log p."""
+    """Predicts as a served model would: the top ids of a bigram table, and the label's own log p."""
+
+    output_head = None
 
     def __init__(self, vocabulary: int, most: int) -> None:
         logits = np.random.default_rng(3).normal(size=(vocabulary, vocabulary)) * 2.0
@@ -111,26 +115,30 @@ class ListedTeacher:
         self._most = most
 
     @property
-    def facts(self) -> manifest.TeacherRecord:
-        """Who it is."""
+    def record(self) -> manifest.TeacherRecord:
         return manifest.TeacherRecord(name="listed", dtype="unknown", full_distribution=False)
 
-    def answers(self, batches: Iterable[Sequence[Segment]], asked: TargetRequest) -> Iterator[CaptureResult]:
-        """Look every token up."""
-        targets = asked.targets
+    def head_tables(self) -> dict[str, Any]:
+        return {}
+
+    def predict(self, batches: Iterable[Sequence[Segment]], request: TargetRequest) -> Iterator[CaptureResult]:
+        targets = request.targets
         keep = targets.keep
         if not isinstance(keep, TopK) or keep.k > self._most or targets.entropy or targets.temperatures:
-            raise ConfigError(f"this teacher shows its {self._most} most probable ids and nothing else")
+            raise ConfigError(f"this teacher returns its {self._most} most probable ids and nothing else")
         for batch in batches:
             yield CaptureResult(block=self._block(batch, keep.k))
 
-    def measured(self) -> None:
-        """Nobody can compare with what was never shown."""
+    def fidelity(self) -> None:
+        return None
+
+    def bare_seconds(self, batches: Iterable[Sequence[Segment]]) -> None:
+        return None
 
     def _block(self, batch: Sequence[Segment], k: int) -> Block:
-        tokens = np.concatenate([piece.tokens for piece in batch])
-        labels = np.concatenate([np.append(piece.tokens[1:], 0) for piece in batch])
-        trained = np.concatenate([piece.loss_mask for piece in batch])
+        tokens = np.concatenate([segment.tokens for segment in batch])
+        labels = np.concatenate([np.append(segment.tokens[1:], 0) for segment in batch])
+        trained = np.concatenate([segment.loss_mask for segment in batch])
         rows = self.table[tokens]
         ids = np.argsort(-rows, axis=1, kind="stable")[:, :k]
         logprobs = np.take_along_axis(rows, ids, axis=1)
@@ -143,3 +151,30 @@ class ListedTeacher:
             log_tail=np.where(trained, tail, np.nan).astype(np.float32),
             label_logprob=np.where(trained, rows[np.arange(len(rows)), labels], np.nan).astype(np.float32),
         )
+
+
+class ListedBackend:
+    """A backend as a served teacher needs one: no devices, no weights, its own tokenizer, top ids only."""
+
+    most = 20
+
+    def __init__(self, teacher: TeacherSettings, machine: MachineSettings) -> None:
+        self._settings, self._machine = teacher, machine
+
+    def describe(self) -> TeacherInfo:
+        return TeacherInfo(
+            name="listed", max_positions=256, full_distribution=False, max_top_k=self.most, batch_tokens=512
+        )
+
+    def tokenizer(self, chat_template: str | None) -> LoadedTokenizer:
+        return model_tokenizer(self._settings, chat_template)
+
+    def workers(self) -> list[MachineSettings]:
+        return [self._machine]
+
+    def load(self, vocabulary_size: int) -> ListedTeacher:
+        return ListedTeacher(vocabulary_size, self.most)
+
+    @staticmethod
+    def recorded(name: str, record: manifest.TeacherRecord) -> TeacherSettings:
+        return TeacherSettings(name=name)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from kdpipe.cache.format.rows import Block
-from kdpipe.pipeline.audit.teacher_differences import differences, said
+from kdpipe.pipeline.audit.teacher_differences import comparable, differences
 
 IDS = 10
 MASK = np.array([True, False])
@@ -25,7 +25,9 @@ def one_row(probabilities: dict[int, float]) -> Block:
 
 
 def largest(one: dict[int, float], other: dict[int, float], bound: float = 0.0) -> float:
-    found = differences(said(one_row(one), MASK, IDS, {}), said(one_row(other), MASK, IDS, {}), {"logprob": bound})
+    found = differences(
+        comparable(one_row(one), MASK, IDS, {}), comparable(one_row(other), MASK, IDS, {}), {"logprob": bound}
+    )
     return float(found.max())
 
 

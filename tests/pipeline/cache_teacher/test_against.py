@@ -18,7 +18,7 @@ from kdpipe.cache.reader import Cache
 from kdpipe.cache.verify import verify_cache
 from kdpipe.cli import main
 from kdpipe.pipeline.teachers import CaptureResult, reading
-from kdpipe.pipeline.teachers.local_teacher import LocalTeacher
+from kdpipe.pipeline.teachers.transformers_teacher import TransformersTeacher
 from kdpipe.pipeline.verify_against import verify_against
 from kdpipe.pipeline.watch import SilentWatch
 from kdpipe.schemas.errors import ConfigError
@@ -144,12 +144,12 @@ def test_states_of_other_rows_are_noticed(
 
 
 def test_means_of_other_documents_are_noticed(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def turned(teacher: LocalTeacher, *given: Any) -> CaptureResult:
-        answer = honest(teacher, *given)
-        return replace(answer, pooled={layer: -vectors for layer, vectors in answer.pooled.items()})
+    def turned(teacher: TransformersTeacher, *given: Any) -> CaptureResult:
+        result = honest(teacher, *given)
+        return replace(result, pooled={layer: -vectors for layer, vectors in result.pooled.items()})
 
-    honest = LocalTeacher._answer
-    monkeypatch.setattr(LocalTeacher, "_answer", turned)
+    honest = TransformersTeacher._result
+    monkeypatch.setattr(TransformersTeacher, "_result", turned)
     settings = settings_for(folder, data={"limit": 6})
     run(settings.model_copy(update={"out": str(tmp_path / "wrong")}))
     monkeypatch.undo()
@@ -175,7 +175,7 @@ def test_masses_of_other_words_are_noticed(folder: Path, tmp_path: Path, monkeyp
     monkeypatch.undo()
     assert verify_cache(tmp_path / "wrong", "deep").ok
     report = verify_against(str(tmp_path / "wrong"), str(folder / "teacher"), EVERY_DOCUMENT, SilentWatch())
-    assert not report.ok and "differs from what the teacher says by" in report.problems[0].what
+    assert not report.ok and "differs from the teacher's predictions by" in report.problems[0].what
 
 
 def test_half_precision_is_what_its_teacher_says(folder: Path, tmp_path: Path) -> None:
@@ -188,7 +188,7 @@ def test_half_precision_is_what_its_teacher_says(folder: Path, tmp_path: Path) -
 def test_another_teacher_is_noticed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["cache", "verify", str(folder / "cache"), "--against", str(folder / "other"), "--sample", "4"]
     assert main.run(words) == 3
-    assert "differs from what the teacher says by" in capsys.readouterr().out
+    assert "differs from the teacher's predictions by" in capsys.readouterr().out
 
 
 def test_a_part_of_another_teacher_is_named(folder: Path, tmp_path: Path) -> None:
@@ -207,23 +207,23 @@ def test_a_part_of_another_teacher_is_named(folder: Path, tmp_path: Path) -> Non
 def _make_part_by_another(folder: Path, path: Path) -> None:
     from unittest import mock
 
-    from kdpipe.pipeline.capture import capture_teacher as speaker
+    from kdpipe.pipeline.capture import capture_teacher
 
     manifest = open_cache(path, allow_partial=True).manifest
-    honest = speaker.open_speaker
+    honest = capture_teacher.open_teacher
 
-    def forged(*args: object) -> speaker.CaptureTeacher:
+    def forged(*args: object) -> capture_teacher.CaptureTeacher:
         from dataclasses import replace
 
-        return replace(honest(*args), facts=manifest.teacher)  # type: ignore[arg-type]
+        return replace(honest(*args), record=manifest.teacher)  # type: ignore[arg-type]
 
     settings = settings_for(folder, sequences=PARTS, teacher={"name": str(folder / "other")})
-    with mock.patch("kdpipe.pipeline.cache_teacher.open_speaker", forged):
+    with mock.patch("kdpipe.pipeline.cache_teacher.open_teacher", forged):
         assert run(settings.model_copy(update={"out": str(path)})).parts.made == 1
 
 
 def test_tokens_alone_have_nothing_to_compare(folder: Path, tmp_path: Path) -> None:
     settings = settings_for(folder, targets={"kind": "none"})
     run(settings.model_copy(update={"out": str(tmp_path / "cache")}))
-    with pytest.raises(ConfigError, match="keeps nothing that a teacher of transformers has said"):
+    with pytest.raises(ConfigError, match="has no predictions of a teacher"):
         verify_against(str(tmp_path / "cache"), str(folder / "teacher"), 4, SilentWatch())

@@ -1,4 +1,4 @@
-"""A cache held against a model of another shape: an answer that says why, never a crash."""
+"""A cache compared with a model of another size: the report gives the reason, nothing crashes."""
 
 import json
 from pathlib import Path
@@ -9,11 +9,11 @@ import pytest
 from kdpipe.cache.opening import open_cache
 from kdpipe.cache.reshape.adopt import with_changes
 from kdpipe.cli import main
-from kdpipe.pipeline.audit.teacher_config import differences_of_shape
-from kdpipe.pipeline.models.model_info import read_shape
+from kdpipe.pipeline.audit.teacher_config import teacher_info_differences
+from kdpipe.pipeline.teachers.transformers_backend import TransformersBackend
 from kdpipe.pipeline.verify_against import verify_against
 from kdpipe.pipeline.watch import SilentWatch
-from kdpipe.schemas.capture_settings import TeacherSettings
+from kdpipe.schemas.capture_settings import MachineSettings, TeacherSettings
 from support.corpora import small_tokenizer
 from support.models import tiny_llama
 from support.stage_one import LENGTH, VOCABULARY, make_inputs, run, settings_for
@@ -40,7 +40,7 @@ def other(folder: Path, **shape: int) -> Path:
     [
         (
             {"layers": 1},
-            ["has 1 layer, the teacher of the cache has 2", "has 1 layer, the cache keeps states of layer 2"],
+            ["has 1 layer, the teacher of the cache has 2", "has 1 layer, the cache has states of layer 2"],
         ),
         ({"layers": 3}, ["has 3 layers, the teacher of the cache has 2"]),
         ({"hidden": 32}, ["has a hidden size of 32, the teacher of the cache has 64"]),
@@ -54,10 +54,10 @@ def test_a_model_of_another_shape_is_another_teacher(
     model = other(tmp_path, **shape)
     words = ["cache", "verify", str(folder / "cache"), "--against", str(model)]
     assert main.run([*words, "--json"]) == 3
-    answer = json.loads(capsys.readouterr().out)
-    assert not answer["ok"] and not answer["against"]["ok"] and answer["against"]["noise"] is None
-    assert len(answer["problems"]) == len(reasons)
-    for problem, why in zip(answer["problems"], reasons, strict=True):
+    result = json.loads(capsys.readouterr().out)
+    assert not result["ok"] and not result["against"]["ok"] and result["against"]["noise"] is None
+    assert len(result["problems"]) == len(reasons)
+    for problem, why in zip(result["problems"], reasons, strict=True):
         assert set(problem) == {"part", "file", "what", "do"} and why in problem["what"]
     assert main.run(words) == 3
     shown = capsys.readouterr()
@@ -67,9 +67,9 @@ def test_a_model_of_another_shape_is_another_teacher(
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"targets": {"kind": "state"}}, "the cache keeps last states of 64"),
+        ({"targets": {"kind": "state"}}, "the cache has last states of 64"),
         ({"hidden": {"layers": ("1",), "dim": 8, "projection": "pca"}}, "a projection of states of layer 1 of 64"),
-        ({"hidden": {"layers": ("1",), "dim": 64}}, "the cache keeps states of layer 1 of 64"),
+        ({"hidden": {"layers": ("1",), "dim": 64}}, "the cache has states of layer 1 of 64"),
         ({"hidden": {"layers": ("1",), "dim": 8}}, None),
     ],
     ids=["state", "pca", "whole", "random"],
@@ -87,10 +87,11 @@ def test_without_a_stated_hidden_size_what_is_kept_of_states_tells_the_width(
     manifest = open_cache(tmp_path / "c").manifest
     assert manifest.teacher is not None
     unstated = with_changes(manifest, teacher=manifest.teacher.model_copy(update={"hidden_size": None}))
-    shape = read_shape(TeacherSettings(name=str(other(tmp_path, hidden=32))))
-    stated = differences_of_shape(shape, manifest)
+    settings = TeacherSettings(name=str(other(tmp_path, hidden=32)))
+    info = TransformersBackend(settings, MachineSettings()).describe()
+    stated = teacher_info_differences(info, manifest)
     assert len(stated) == 1 and "has a hidden size of 32, the teacher of the cache has 64" in stated[0]
-    found = differences_of_shape(shape, unstated)
+    found = teacher_info_differences(info, unstated)
     assert found == [] if reason is None else len(found) == 1 and reason in found[0]
 
 
@@ -110,7 +111,7 @@ def test_a_model_whose_shape_tells_nothing_is_run_and_differs(folder: Path, tmp_
     run(settings.model_copy(update={"out": str(tmp_path / "cache")}))
     report = verify_against(str(tmp_path / "cache"), str(other(tmp_path, vocabulary=640)), 4, SilentWatch())
     assert not report.ok and report.positions > 0 and report.noise is not None
-    assert "differs from what the teacher says" in report.problems[0].what
+    assert "differs from the teacher's predictions" in report.problems[0].what
 
 
 def test_a_model_that_reads_less_at_once_is_another_teacher(folder: Path, tmp_path: Path) -> None:

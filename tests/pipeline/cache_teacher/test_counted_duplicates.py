@@ -95,12 +95,12 @@ def made(folder: Path, kind: str) -> Path:
 
 def repeated_in(path: Path) -> int:
     """How many documents have the tokens of an earlier one, by the pieces that a cache holds."""
-    cache, pieces = open_cache(path), dict[int, list[tuple[int, ...]]]()
+    cache, segments = open_cache(path), dict[int, list[tuple[int, ...]]]()
     for rows in cache:
         ends = [*rows.document_starts[1:].tolist(), len(rows)]
         for number, start, end in zip(rows.documents.tolist(), rows.document_starts.tolist(), ends, strict=True):
-            pieces.setdefault(number, []).append(tuple(rows.tokens[start:end].tolist()))
-    return len(pieces) - len({tuple(sorted(each)) for each in pieces.values()})
+            segments.setdefault(number, []).append(tuple(rows.tokens[start:end].tolist()))
+    return len(segments) - len({tuple(sorted(each)) for each in segments.values()})
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -90,8 +90,8 @@ def said_in(path: Path) -> dict[bytes, Any]:
     cache, found = open_cache(path), {}
     for i in range(len(cache)):
         rows = cache[i]
-        pieces = np.split(rows.label_logprob, rows.document_starts[1:])
-        found |= dict(zip(cache.digests(i), pieces, strict=True))
+        segments = np.split(rows.label_logprob, rows.document_starts[1:])
+        found |= dict(zip(cache.digests(i), segments, strict=True))
     return found
 
 

@@ -71,7 +71,7 @@ def test_a_plan_prices_a_cache_for_each_other_temperature(folder: Path) -> None:
 
 @pytest.mark.slow
 def test_workers_share_the_time(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "one_device_each", lambda settings: [settings] * 3)
+    monkeypatch.setattr(module, "worker_settings", lambda settings: [settings] * 3)
     report = plan(settings_for(folder), tokens=1_000_000, probe_seconds=0.1, watch=SilentWatch())
     assert report.probe is not None and report.hours is not None
     alone = sum(report.positions.values()) / report.probe.positions_per_second / 3600
@@ -80,9 +80,9 @@ def test_workers_share_the_time(folder: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def test_what_cannot_be_planned_is_refused(folder: Path) -> None:
     nothing = settings_for(folder, data={"path": None})
-    with pytest.raises(ConfigError, match="there is nothing to plan for"):
+    with pytest.raises(ConfigError, match="nothing to plan"):
         planned(nothing)
-    with pytest.raises(ConfigError, match="a probe needs documents to read"):
+    with pytest.raises(ConfigError, match="--probe needs documents"):
         plan(nothing, tokens=100, probe_seconds=1.0, watch=SilentWatch())
-    with pytest.raises(ConfigError, match="no teacher to probe"):
+    with pytest.raises(ConfigError, match="--probe: targets of kind none"):
         plan(settings_for(folder, targets={"kind": "none"}), tokens=None, probe_seconds=1.0, watch=SilentWatch())

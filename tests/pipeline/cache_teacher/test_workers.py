@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from kdpipe.pipeline.cache_teacher import _together, work
-from kdpipe.pipeline.capture import workers
 from kdpipe.pipeline.capture.part_queue import WorkerShard
-from kdpipe.pipeline.capture.workers import one_device_each, run_workers
+from kdpipe.pipeline.capture.workers import run_workers, worker_settings
+from kdpipe.pipeline.teachers import transformers_backend
 from kdpipe.schemas.errors import ConfigError, KdpipeError
 from support.children import in_child
 from support.stage_one import HeardWatch, die, fail_second, interrupt_all, make_inputs, run, settings_for, talk
@@ -80,18 +80,18 @@ def test_one_device_is_one_worker_and_each_gpu_has_its_own(folder: Path, monkeyp
     import torch
 
     settings = settings_for(folder)
-    assert [each.machine.devices for each in one_device_each(settings)] == ["cpu"]
+    assert [each.machine.devices for each in worker_settings(settings)] == ["cpu"]
     found = [torch.device("cuda", 0), torch.device("cuda", 1)]
-    monkeypatch.setattr(workers.devices, "choose", lambda asked: found)
-    monkeypatch.setattr(workers.devices, "choose_dtype", lambda asked, device: "float32")
-    monkeypatch.setattr(workers.devices, "free_memory", lambda device: 10_000_000)
-    assert [each.machine.devices for each in one_device_each(settings)] == ["cuda:0", "cuda:1"]
+    monkeypatch.setattr(transformers_backend.devices, "choose", lambda request: found)
+    monkeypatch.setattr(transformers_backend.devices, "choose_dtype", lambda request, device: "float32")
+    monkeypatch.setattr(transformers_backend.devices, "free_memory", lambda device: 10_000_000)
+    assert [each.machine.devices for each in worker_settings(settings)] == ["cuda:0", "cuda:1"]
     # They share the threads of the CPU.
     many = settings_for(folder, machine={"threads": 9})
-    assert [each.machine.threads for each in one_device_each(many)] == [4, 4]
-    assert [each.machine.threads for each in one_device_each(settings)] == [1, 1]
+    assert [each.machine.threads for each in worker_settings(many)] == [4, 4]
+    assert [each.machine.threads for each in worker_settings(settings)] == [1, 1]
     # A teacher that does not fit on each is spread over all of them, by one worker.
-    monkeypatch.setattr(workers.devices, "free_memory", lambda device: 100_000)
-    assert one_device_each(settings) == [settings]
+    monkeypatch.setattr(transformers_backend.devices, "free_memory", lambda device: 100_000)
+    assert worker_settings(settings) == [settings]
     tokens = settings_for(folder, targets={"kind": "none"})
-    assert len(one_device_each(tokens)) == 1
+    assert len(worker_settings(tokens)) == 1

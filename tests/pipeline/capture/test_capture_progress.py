@@ -25,7 +25,7 @@ class EvenCorpus:
 def heard_after(path: Path, tally: CaptureTally, shard: WorkerShard) -> tuple[HeardWatch, ProgressFollower]:
     watch = HeardWatch()
     follower = ProgressFollower(begin_cache(path), EvenCorpus(), shard, watch)  # type: ignore[arg-type]  # as much as it asks for
-    follower.tell(tally)
+    follower.update(tally)
     return watch, follower
 
 
@@ -53,7 +53,7 @@ def test_parts_are_told_once_they_are_committed(tmp_path: Path) -> None:
     write_part(begin_cache(tmp_path / "cache"), 2)
     follower.committed(2)
     assert watch.parts == []
-    follower.tell(CaptureTally(started=0.0, stopped=1.0))
+    follower.update(CaptureTally(started=0.0, stopped=1.0))
     assert watch.parts == [2]
     positions = sum(int(sequence.loss_mask.sum()) for sequence, _ in part_of(SMALL, 2))
     assert watch.positions == [positions]

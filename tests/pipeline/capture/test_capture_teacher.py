@@ -1,4 +1,4 @@
-"""What is taken from a teacher once: projections fitted to some of what it reads, however long documents are."""
+"""Tables that a teacher gives once: projections fitted to the first segment of each document."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -10,30 +10,26 @@ from kdpipe.pipeline.capture.capture_teacher import CaptureTeacher, fitted_table
 from kdpipe.pipeline.documents.segments import Segment
 from kdpipe.pipeline.targets.request import TargetRequest
 from kdpipe.pipeline.teachers import CaptureResult
-from kdpipe.schemas import manifest
+from kdpipe.pipeline.teachers.tokens_only import TokensOnlyTeacher
 from kdpipe.schemas.targets import HiddenSpec, PcaProjection, TargetSpec, TopK, Vector
-from support.teachers import pieces_of
+from support.teachers import segments_of
 
 WIDTH = 6
 
 
-class Counting:
-    """A teacher of random states that remembers what it was asked to read."""
+class Counting(TokensOnlyTeacher):
+    """A teacher of random states that records which segments it read."""
 
     def __init__(self) -> None:
         self.read: list[tuple[int, int]] = []
 
-    @property
-    def facts(self) -> manifest.TeacherRecord:
-        return manifest.TeacherRecord(name="counting")
-
-    def answers(self, batches: Iterable[Sequence[Segment]], asked: TargetRequest) -> Iterator[CaptureResult]:
+    def predict(self, batches: Iterable[Sequence[Segment]], request: TargetRequest) -> Iterator[CaptureResult]:
         random = np.random.default_rng(0)
         for batch in batches:
-            self.read += [(piece.document, piece.offset) for piece in batch]
-            n = sum(len(piece) for piece in batch)
+            self.read += [(segment.document, segment.offset) for segment in batch]
+            n = sum(len(segment) for segment in batch)
             nothing = np.zeros(n, np.int32)
-            states = {vector.layer: random.normal(size=(n, WIDTH)).astype(np.float32) for vector in asked.hidden.rows}
+            states = {vector.layer: random.normal(size=(n, WIDTH)).astype(np.float32) for vector in request.hidden.rows}
             yield CaptureResult(
                 block=Block(
                     n_exact=nothing,
@@ -44,18 +40,15 @@ class Counting:
                 )
             )
 
-    def measured(self) -> None:
-        """Nothing."""
 
-
-def test_a_projection_is_fitted_to_the_first_piece_of_each_document() -> None:
-    teacher, targets = Counting(), TargetSpec(keep=TopK(k=2))
+def test_a_projection_is_fitted_to_the_first_segment_of_each_document() -> None:
+    counting, targets = Counting(), TargetSpec(keep=TopK(k=2))
     fitted = Vector(layer=1, width=3, group=3, projection=PcaProjection(input_width=WIDTH))
     hidden = HiddenSpec(rows=(fitted,))
-    speaker = CaptureTeacher(
-        teacher=teacher, facts=teacher.facts, targets=targets, hidden=hidden, sequence_length=8, batch_tokens=16
+    teacher = CaptureTeacher(
+        model=counting, record=None, targets=targets, hidden=hidden, sequence_length=8, batch_tokens=16
     )
-    pieces = [replace(piece, offset=8 * k) for piece in pieces_of([8, 8, 5], 50) for k in range(40)]
-    tables = fitted_tables(speaker, pieces, TargetRequest(targets=targets, hidden=hidden, vocabulary_size=50, seed=0))
-    assert sorted(teacher.read) == [(0, 0), (1, 0), (2, 0)]
+    segments = [replace(segment, offset=8 * k) for segment in segments_of([8, 8, 5], 50) for k in range(40)]
+    tables = fitted_tables(teacher, segments, TargetRequest(targets=targets, hidden=hidden, vocabulary_size=50, seed=0))
+    assert sorted(counting.read) == [(0, 0), (1, 0), (2, 0)]
     assert tables["pca_rows_1"].shape == (3, WIDTH) and tables["pca_rows_1_mean"].shape == (WIDTH,)

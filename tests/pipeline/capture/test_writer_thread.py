@@ -51,8 +51,8 @@ def test_an_interrupt_as_a_part_is_begun_leaves_no_thread_that_waits(
     writing = WritingThread(cache, lambda number: None)
     submit = writing._executor.submit
 
-    def interrupted(*asked: Any) -> None:
-        submit(*asked)
+    def interrupted(*request: Any) -> None:
+        submit(*request)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(writing._executor, "submit", interrupted)

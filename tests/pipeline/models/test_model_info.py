@@ -11,7 +11,7 @@ import transformers
 
 from kdpipe.pipeline.models import model_info as shapes
 from kdpipe.pipeline.models.model_info import ModelInfo, check_lengths, check_vocabulary, quiet
-from kdpipe.pipeline.teachers.shape import teacher_shape
+from kdpipe.pipeline.teachers.transformers_backend import teacher_shape
 from kdpipe.schemas.capture_settings import TeacherSettings
 from kdpipe.schemas.errors import ConfigError
 from support.family_configs import small_config
@@ -64,7 +64,7 @@ def test_a_folder_has_no_revision(tmp_path: Path) -> None:
 
 
 def test_a_teacher_has_to_be_named() -> None:
-    with pytest.raises(ConfigError, match="no teacher is named"):
+    with pytest.raises(ConfigError, match="no teacher"):
         teacher_shape(TeacherSettings())
 
 
@@ -128,7 +128,7 @@ def test_a_vocabulary_smaller_than_the_tokenizers_is_refused(tmp_path: Path) -> 
 
 def test_quantizing_without_its_library_names_the_install_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match="needs bitsandbytes, which is not there") as caught:
+    with pytest.raises(ConfigError, match="bitsandbytes") as caught:
         shape_of(tiny_llama(tmp_path), quantize="int4")
     assert caught.value.hint == "pip install 'kdpipe[quant]'"
 
@@ -136,7 +136,7 @@ def test_quantizing_without_its_library_names_the_install_line(tmp_path: Path, m
 def test_a_model_that_is_quantized_is_not_quantized_again(tmp_path: Path) -> None:
     folder = changed(tiny_llama(tmp_path), {"quantization_config": {"quant_method": "gptq", "bits": 4}})
     assert shape_of(folder).quantized
-    with pytest.raises(ConfigError, match="is quantized already"):
+    with pytest.raises(ConfigError, match="already quantized"):
         shape_of(folder, quantize="int8")
 
 

@@ -143,7 +143,7 @@ def test_hidden_states_pass_through_and_masked_rows_are_empty() -> None:
 def test_positions_that_were_not_reduced_are_missed() -> None:
     spec = targets(TopK(k=4))
     reduced = reduce_rows(spec, all_rows(SIZE)[:5], torch.zeros(5, dtype=torch.int64))
-    with pytest.raises(ValueError, match="6 positions are learnt, 5 were reduced"):
+    with pytest.raises(ValueError, match=r"6 positions .* 5 were reduced"):
         to_block([reduced], np.ones(6, bool), spec)
 
 

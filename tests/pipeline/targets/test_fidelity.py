@@ -19,7 +19,7 @@ from kdpipe.schemas.part import Fidelity
 from kdpipe.schemas.targets import KeptSpec, RandomProjection, Sampled, State, TargetSpec, Threshold, TopK, TopP
 from support import dense_twin
 from support.answered import Answered, answered, read_back
-from support.reducing import asked, targets
+from support.reducing import request, targets
 
 torch.set_num_threads(1)
 CPU = torch.device("cpu")
@@ -45,7 +45,7 @@ def unigram() -> np.ndarray:
 
 
 def question(spec: TargetSpec, seed: int = 0) -> TargetRequest:
-    plain = asked(spec, SIZE, seed)
+    plain = request(spec, SIZE, seed)
     return TargetRequest(
         targets=spec,
         hidden=plain.hidden,

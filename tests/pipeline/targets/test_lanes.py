@@ -9,7 +9,7 @@ from kdpipe.pipeline.targets.draws import row_keys
 from kdpipe.pipeline.targets.lanes import Lanes
 from kdpipe.pipeline.targets.reduce import ReducedRows, Reducer
 from kdpipe.schemas.targets import Sampled, Threshold
-from support.reducing import KEPT, asked, reducer, starts_word, targets
+from support.reducing import KEPT, reducer, request, starts_word, targets
 
 SIZE = 400
 
@@ -75,7 +75,7 @@ def test_a_fault_in_a_lane_is_raised_and_the_lanes_go_on(three_threads: None) ->
 def test_nothing_asks_a_device_for_a_number(kept: str, temperature: float) -> None:
     """Tensors on the device `meta` have no numbers: asking for one is an error, and so is a tensor left elsewhere."""
     device = torch.device("meta")
-    made = Reducer(asked(targets(KEPT[kept], temperature), SIZE), device, starts_word(SIZE))
+    made = Reducer(request(targets(KEPT[kept], temperature), SIZE), device, starts_word(SIZE))
     logits, labels, keys = question(700)
     found = made.reduce(logits.to(device), labels.to(device), keys.to(device))
     assert found.ids_RK.device.type == "meta"

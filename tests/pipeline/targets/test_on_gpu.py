@@ -5,7 +5,7 @@ import torch
 
 from kdpipe.pipeline.targets.draws import row_keys
 from kdpipe.pipeline.targets.reduce import ReducedRows, Reducer
-from support.reducing import KEPT, asked, starts_word, targets
+from support.reducing import KEPT, request, starts_word, targets
 
 SIZE, ROWS = 32_000, 300
 
@@ -31,7 +31,7 @@ def entries(reduced: ReducedRows) -> list[list[int]]:
 def test_a_gpu_keeps_what_a_cpu_keeps(spec: object) -> None:
     results = []
     for device in ("cpu", "cuda"):
-        made = Reducer(asked(spec, SIZE), torch.device(device), starts_word(SIZE))  # type: ignore[arg-type]  # of targets
+        made = Reducer(request(spec, SIZE), torch.device(device), starts_word(SIZE))  # type: ignore[arg-type]  # of targets
         results.append(made.reduce(*question(device)).to("cpu"))
     one, other = results
     same = sum(a == b for a, b in zip(entries(one), entries(other), strict=True))
@@ -45,7 +45,7 @@ def test_a_gpu_keeps_what_a_cpu_keeps(spec: object) -> None:
 @pytest.mark.gpu
 @every_case
 def test_on_a_gpu_a_row_does_not_depend_on_its_batch(spec: object) -> None:
-    made = Reducer(asked(spec, SIZE), torch.device("cuda"), starts_word(SIZE))  # type: ignore[arg-type]  # of targets
+    made = Reducer(request(spec, SIZE), torch.device("cuda"), starts_word(SIZE))  # type: ignore[arg-type]  # of targets
     logits, labels, keys = question("cuda")
     whole = made.reduce(logits, labels, keys).to("cpu")
     order = torch.randperm(ROWS, generator=torch.Generator().manual_seed(1)).to("cuda")

@@ -13,7 +13,18 @@ from kdpipe.pipeline.targets.reduce import ReducedRows, Reducer
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.targets import Sampled, State, TargetSpec, Threshold, TopK, TopP
 from support import dense_twin
-from support.reducing import KEPT, Row, asked, awkward, labels_for, reduce_rows, reducer, rows_of, starts_word, targets
+from support.reducing import (
+    KEPT,
+    Row,
+    awkward,
+    labels_for,
+    reduce_rows,
+    reducer,
+    request,
+    rows_of,
+    starts_word,
+    targets,
+)
 
 SIZES = (1, 2, 5, 100, 1000)
 # float32 logits of size 100 are 4e-6 apart, a power of four exp is off by 4e-7, a sum of 1,000 by as much.
@@ -212,8 +223,8 @@ def test_no_rows_are_reduced_to_none() -> None:
 
 
 def test_a_boundary_scalar_needs_to_know_where_words_start() -> None:
-    with pytest.raises(ConfigError, match="whether it starts a new word"):
-        Reducer(asked(targets(TopK(k=1)), 100), torch.device("cpu"), starts_word(99))
+    with pytest.raises(ConfigError, match="start a new word"):
+        Reducer(request(targets(TopK(k=1)), 100), torch.device("cpu"), starts_word(99))
 
 
 def test_the_same_row_is_drawn_differently_elsewhere_and_equally_again() -> None:

@@ -62,8 +62,8 @@ def test_the_target_temperature_has_its_log_z() -> None:
     ("settings", "message"),
     [
         (TargetSettings(kind="topk", top_k=301), "--top-k is 301, the vocabulary has 300 ids"),
-        (TargetSettings(kind="topk", draw_values=True), "targets of kind topk have none"),
-        (TargetSettings(max_entries=1), "keep at least one id and one draw"),
+        (TargetSettings(kind="topk", draw_values=True), "targets of kind topk have no draws"),
+        (TargetSettings(max_entries=1), "at least one id and one draw"),
         (TargetSettings(kind="state"), "need a teacher whose logits are its last hidden state"),
         (TargetSettings(temperatures=(0.01,)), "log_z at temperature 0.01 does not fit"),
     ],

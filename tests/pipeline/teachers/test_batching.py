@@ -1,4 +1,4 @@
-"""Grouping pieces into batches: everything once, similar lengths together, within the tokens that were given."""
+"""Grouping segments into batches: everything once, similar lengths together, within the tokens that were given."""
 
 import itertools
 

@@ -10,14 +10,14 @@ import transformers
 
 from kdpipe.cache.format.blocks import cut
 from kdpipe.pipeline.targets.hidden_states import hidden_spec
-from kdpipe.pipeline.teachers.shape import teacher_shape
+from kdpipe.pipeline.teachers.transformers_backend import teacher_shape
 from kdpipe.schemas.capture_settings import HiddenSettings, TeacherSettings
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.targets import State, TopK
 from support.family_checks import N_IDS, check_teacher, make_model
 from support.family_configs import small_config
 from support.students import IDS, batch_of, student
-from support.teachers import asked_for, local_teacher, pieces_of
+from support.teachers import local_teacher, request_for, segments_of
 
 # float32 on both sides, in batches of other shapes.
 CLOSE = 1e-4
@@ -41,15 +41,15 @@ def test_a_teacher_whose_last_states_have_another_width_gives_all_that_is_asked(
     assert shape.widths == (64, 64, 48)
     spec = hidden_spec(LAYERS, shape.widths, 0)
     assert [vector.width for vector in spec.pooled] == [64, 48]
-    teacher, pieces = local_teacher(tmp_path, N_IDS), pieces_of((9, 14), N_IDS)
-    (answer,) = teacher.answers([pieces], asked_for(TopK(k=2), N_IDS, spec))
-    for number, piece in enumerate(pieces):
-        states = plain_states(tmp_path, piece.tokens, 1)[0].numpy()
-        np.testing.assert_allclose(answer.pooled[1][number], states.mean(axis=0), atol=CLOSE)
-        assert answer.pooled[2].shape == (2, 48) and answer.block.hidden[2].shape == (23, 16)
+    teacher, segments = local_teacher(tmp_path, N_IDS), segments_of((9, 14), N_IDS)
+    (result,) = teacher.predict([segments], request_for(TopK(k=2), N_IDS, spec))
+    for number, segment in enumerate(segments):
+        states = plain_states(tmp_path, segment.tokens, 1)[0].numpy()
+        np.testing.assert_allclose(result.pooled[1][number], states.mean(axis=0), atol=CLOSE)
+        assert result.pooled[2].shape == (2, 48) and result.block.hidden[2].shape == (23, 16)
     assert teacher.output_head is not None and teacher.output_head.width == 48
-    (answer,) = teacher.answers([pieces], asked_for(State(width=48), N_IDS))
-    assert answer.block.state is not None and answer.block.state.shape == (23, 48)
+    (result,) = teacher.predict([segments], request_for(State(width=48), N_IDS))
+    assert result.block.state is not None and result.block.state.shape == (23, 48)
 
 
 @pytest.mark.slow
@@ -59,10 +59,10 @@ def test_a_layer_of_several_streams_gives_their_mean(family: str, dim: int, n_pi
     """Also in batches as large as there are streams, of documents as long, where the shape alone would not tell."""
     make_model(small_config(family), tmp_path)
     spec = hidden_spec(HiddenSettings(layers=("1",), dim=64), (64,) * (small_config(family).num_hidden_layers + 1), 0)
-    teacher, pieces = local_teacher(tmp_path, N_IDS), pieces_of((4,) * n_pieces, N_IDS)
-    (answer,) = teacher.answers([pieces], asked_for(TopK(k=2), N_IDS, spec))
-    for piece, block in zip(pieces, cut(answer.block, np.cumsum([4] * n_pieces)), strict=True):
-        states = plain_states(tmp_path, piece.tokens, 1)
+    teacher, segments = local_teacher(tmp_path, N_IDS), segments_of((4,) * n_pieces, N_IDS)
+    (result,) = teacher.predict([segments], request_for(TopK(k=2), N_IDS, spec))
+    for segment, block in zip(segments, cut(result.block, np.cumsum([4] * n_pieces)), strict=True):
+        states = plain_states(tmp_path, segment.tokens, 1)
         assert states.dim() == 4
         np.testing.assert_allclose(block.hidden[1], states.mean(dim=dim)[0].numpy(), atol=CLOSE)
 

@@ -16,15 +16,15 @@ import transformers
 from kdpipe.pipeline.documents.segments import Segment
 from kdpipe.pipeline.models.devices import Placement
 from kdpipe.pipeline.teachers import CaptureResult, reading
-from kdpipe.pipeline.teachers import local_teacher as local
-from kdpipe.pipeline.teachers.local_teacher import OWN_LOGITS, LocalTeacher
+from kdpipe.pipeline.teachers import transformers_teacher as local
+from kdpipe.pipeline.teachers.transformers_teacher import OWN_LOGITS, TransformersTeacher
 from kdpipe.schemas.errors import ConfigError, KdpipeError
 from kdpipe.schemas.targets import HiddenSpec, State, TopK, Vector, WholeState
 from support.models import tiny_llama
-from support.teachers import Truth, asked_for, local_teacher, pieces_of
+from support.teachers import Truth, local_teacher, request_for, segments_of
 
 IDS = 300
-ASKED = asked_for(TopK(k=8), IDS)
+REQUEST = request_for(TopK(k=8), IDS)
 LENGTHS = (20, 20, 19, 18, 12, 7, 3)
 OUT_OF_MEMORY = (
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
@@ -42,17 +42,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def teacher(folder: Path) -> LocalTeacher:
+def teacher(folder: Path) -> TransformersTeacher:
     return local_teacher(folder, IDS)
 
 
-def body_of(teacher: LocalTeacher) -> torch.nn.Module:
+def body_of(teacher: TransformersTeacher) -> torch.nn.Module:
     body: torch.nn.Module = teacher.forward._model.base_model
     return body
 
 
 @contextmanager
-def failing(teacher: LocalTeacher, error: Exception, when: Fails) -> Iterator[list[int]]:
+def failing(teacher: TransformersTeacher, error: Exception, when: Fails) -> Iterator[list[int]]:
     """Let the model fail as a device without memory does; gives the sizes of the batches that were read."""
     read: list[int] = []
 
@@ -77,15 +77,15 @@ def same(left: CaptureResult, right: CaptureResult) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=lambda error: type(error).__name__)
-def test_a_batch_without_memory_is_halved_and_said_to_be(
-    error: Exception, teacher: LocalTeacher, caplog: pytest.LogCaptureFixture
+def test_a_batch_that_does_not_fit_is_halved_with_a_warning(
+    error: Exception, teacher: TransformersTeacher, caplog: pytest.LogCaptureFixture
 ) -> None:
-    pieces = pieces_of(LENGTHS, IDS)
-    whole = list(teacher.answers([pieces, pieces], ASKED))
+    segments = segments_of(LENGTHS, IDS)
+    whole = list(teacher.predict([segments, segments], REQUEST))
     with caplog.at_level(logging.WARNING), failing(teacher, error, lambda ids: ids.numel() > 50) as read:
-        halved = list(teacher.answers([pieces, pieces], ASKED))
-    assert [answer.halved for answer in whole] == [0, 0]
-    assert [answer.halved for answer in halved] == [2, 2]
+        halved = list(teacher.predict([segments, segments], REQUEST))
+    assert [result.halved for result in whole] == [0, 0]
+    assert [result.halved for result in halved] == [2, 2]
     assert all(same(left, right) for left, right in zip(whole, halved, strict=True))
     assert max(read) <= 50
     assert [record.getMessage() for record in caplog.records] == [
@@ -94,62 +94,62 @@ def test_a_batch_without_memory_is_halved_and_said_to_be(
 
 
 @pytest.mark.slow
-def test_a_size_that_did_not_fit_is_not_tried_again(teacher: LocalTeacher) -> None:
-    pieces, tried = pieces_of(LENGTHS, IDS), []
+def test_a_size_that_did_not_fit_is_not_tried_again(teacher: TransformersTeacher) -> None:
+    segments, tried = segments_of(LENGTHS, IDS), []
 
     def too_large(ids: torch.Tensor) -> bool:
         tried.append(ids.numel())
         return ids.numel() > 100
 
     with failing(teacher, OUT_OF_MEMORY[0], too_large):
-        list(teacher.answers([pieces, pieces, pieces], ASKED))
+        list(teacher.predict([segments, segments, segments], REQUEST))
     assert sorted(tried, reverse=True) == [140, 80, 80, 80, 36, 36, 36]
 
 
 @pytest.mark.slow
-def test_one_document_that_does_not_fit_is_an_error_with_its_number(teacher: LocalTeacher) -> None:
-    pieces = pieces_of(LENGTHS, IDS)
+def test_one_document_that_does_not_fit_is_an_error_with_its_number(teacher: TransformersTeacher) -> None:
+    segments = segments_of(LENGTHS, IDS)
     with (
         failing(teacher, OUT_OF_MEMORY[0], lambda ids: ids.shape[1] >= 20),
         pytest.raises(
             KdpipeError, match="document 0 of train, 20 tokens, does not fit into the memory of cpu"
         ) as caught,
     ):
-        list(teacher.answers([pieces], ASKED))
+        list(teacher.predict([segments], REQUEST))
     assert "--seq-len" in str(caught.value.hint)
     assert caught.value.exit_code == 1
 
 
-def test_before_a_document_is_given_up_fewer_rows_have_logits_at_a_time(teacher: LocalTeacher) -> None:
-    pieces, whole = pieces_of([200], IDS), list(teacher.answers([pieces_of([200], IDS)], ASKED))
+def test_before_a_document_is_given_up_fewer_rows_have_logits_at_a_time(teacher: TransformersTeacher) -> None:
+    segments, whole = segments_of([200], IDS), list(teacher.predict([segments_of([200], IDS)], REQUEST))
     calls = iter(range(9))
     with failing(teacher, OUT_OF_MEMORY[0], lambda ids: next(calls) == 0):
-        (answer,) = teacher.answers([pieces], ASKED)
-    assert same(whole[0], answer)
-    assert answer.halved == 1
+        (result,) = teacher.predict([segments], REQUEST)
+    assert same(whole[0], result)
+    assert result.halved == 1
     # Chunks stay small, so that what comes later may differ in its last bits as well.
-    (later,) = teacher.answers([pieces], ASKED)
+    (later,) = teacher.predict([segments], REQUEST)
     assert later.halved == 1
 
 
 @pytest.mark.slow
-def test_a_bare_forward_that_does_not_fit_has_no_time(teacher: LocalTeacher) -> None:
-    pieces = pieces_of(LENGTHS, IDS)
-    assert (teacher.bare_seconds([pieces]) or 0) > 0
+def test_a_bare_forward_that_does_not_fit_has_no_time(teacher: TransformersTeacher) -> None:
+    segments = segments_of(LENGTHS, IDS)
+    assert (teacher.bare_seconds([segments]) or 0) > 0
     for error in OUT_OF_MEMORY:
         with failing(teacher, error, lambda ids: True):
-            assert teacher.bare_seconds([pieces]) is None
+            assert teacher.bare_seconds([segments]) is None
 
 
-def test_other_errors_of_a_model_are_not_taken_for_a_lack_of_memory(teacher: LocalTeacher) -> None:
+def test_other_errors_of_a_model_are_not_taken_for_a_lack_of_memory(teacher: TransformersTeacher) -> None:
     with (
         failing(teacher, RuntimeError("mat1 and mat2 shapes cannot be multiplied"), lambda ids: True),
         pytest.raises(RuntimeError, match="cannot be multiplied"),
     ):
-        list(teacher.answers([pieces_of(LENGTHS, IDS)], ASKED))
+        list(teacher.predict([segments_of(LENGTHS, IDS)], REQUEST))
 
 
-def poison(teacher: LocalTeacher, name: str, row: int) -> None:
+def poison(teacher: TransformersTeacher, name: str, row: int) -> None:
     """Put a NaN into one of the weights."""
     with torch.no_grad():
         teacher.forward._model.get_parameter(name)[row] = float("nan")
@@ -157,52 +157,52 @@ def poison(teacher: LocalTeacher, name: str, row: int) -> None:
 
 def with_token(token: int) -> list[Segment]:
     """Documents without a token, but for document 2, which has it as its 11th."""
-    pieces = pieces_of(LENGTHS, IDS)
-    for piece in pieces:
-        piece.tokens[piece.tokens == token] = 3
-    pieces[2].tokens[10] = token
-    return pieces
+    segments = segments_of(LENGTHS, IDS)
+    for segment in segments:
+        segment.tokens[segment.tokens == token] = 3
+    segments[2].tokens[10] = token
+    return segments
 
 
-def test_numbers_that_are_not_finite_name_the_document_and_the_embeddings(teacher: LocalTeacher) -> None:
+def test_numbers_that_are_not_finite_name_the_document_and_the_embeddings(teacher: TransformersTeacher) -> None:
     poison(teacher, "model.embed_tokens.weight", 77)
     with pytest.raises(KdpipeError) as caught:
-        list(teacher.answers([with_token(77)], ASKED))
+        list(teacher.predict([with_token(77)], REQUEST))
     assert caught.value.message == (
         "the teacher's logits of document 2 (train) are not finite at its token 10: the first output that is not "
-        "finite is that of the embeddings, before layer 1 of 2"
+        "finite is of the embeddings, before layer 1 of 2"
     )
-    assert caught.value.hint == "are the weights whole? try --dtype float32"
+    assert caught.value.hint == "check the weights, or give --dtype float32"
 
 
-def test_numbers_that_are_not_finite_name_the_first_layer(teacher: LocalTeacher) -> None:
+def test_numbers_that_are_not_finite_name_the_first_layer(teacher: TransformersTeacher) -> None:
     poison(teacher, "model.layers.1.mlp.down_proj.weight", 5)
-    with pytest.raises(KdpipeError, match=r"document 0 .*the first output that is not finite is that of layer 2 of 2"):
-        list(teacher.answers([pieces_of(LENGTHS, IDS)], ASKED))
+    with pytest.raises(KdpipeError, match=r"document 0 .*is of layer 2 of 2"):
+        list(teacher.predict([segments_of(LENGTHS, IDS)], REQUEST))
 
 
-def test_numbers_that_are_not_finite_name_the_output_head(teacher: LocalTeacher) -> None:
+def test_numbers_that_are_not_finite_name_the_output_head(teacher: TransformersTeacher) -> None:
     poison(teacher, "lm_head.weight", 299)
-    with pytest.raises(KdpipeError, match="all layers' outputs are finite, those of the output head are not"):
-        list(teacher.answers([pieces_of(LENGTHS, IDS)], ASKED))
+    with pytest.raises(KdpipeError, match="all layers have finite outputs"):
+        list(teacher.predict([segments_of(LENGTHS, IDS)], REQUEST))
 
 
-def test_a_stretch_that_overflows_float16_is_told_what_to_do(folder: Path) -> None:
+def test_a_stretch_that_overflows_float16_has_a_hint(folder: Path) -> None:
     teacher = local_teacher(folder, IDS, dtype="float16")
     poison(teacher, "model.layers.0.mlp.down_proj.weight", 5)
     with pytest.raises(KdpipeError, match="layer 1 of 2") as caught:
-        list(teacher.answers([pieces_of(LENGTHS, IDS)], ASKED))
-    assert caught.value.hint == "float16 overflows beyond 65,504: give --dtype bfloat16 or float32"
+        list(teacher.predict([segments_of(LENGTHS, IDS)], REQUEST))
+    assert caught.value.hint == "float16 overflows above 65,504: give --dtype bfloat16 or float32"
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision_answers_are_near_the_truth(dtype: str, folder: Path) -> None:
-    teacher, truth, pieces = local_teacher(folder, IDS, dtype=dtype), Truth(folder, IDS), pieces_of(LENGTHS, IDS)
-    assert teacher.forward.head is not None and teacher.facts.dtype == dtype
-    for piece, answer in zip(pieces, teacher.answers([[piece] for piece in pieces], ASKED), strict=True):
-        trained = np.flatnonzero(piece.loss_mask)
-        wanted = np.take_along_axis(truth.logprobs(piece)[trained], answer.block.ids.reshape(len(trained), 8), 1)
-        assert np.abs(answer.block.logprobs.reshape(wanted.shape) - wanted).max(initial=0) < 0.5
+    teacher, truth, segments = local_teacher(folder, IDS, dtype=dtype), Truth(folder, IDS), segments_of(LENGTHS, IDS)
+    assert teacher.forward.head is not None and teacher.record.dtype == dtype
+    for segment, result in zip(segments, teacher.predict([[segment] for segment in segments], REQUEST), strict=True):
+        trained = np.flatnonzero(segment.loss_mask)
+        wanted = np.take_along_axis(truth.logprobs(segment)[trained], result.block.ids.reshape(len(trained), 8), 1)
+        assert np.abs(result.block.logprobs.reshape(wanted.shape) - wanted).max(initial=0) < 0.5
 
 
 # A model with code of its own, whose logits nothing in its config explains.
@@ -229,54 +229,56 @@ def riddle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def test_a_head_that_cannot_be_told_apart_is_left_to_the_model(riddle: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_unrecognized_head_is_left_to_the_model(riddle: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         teacher = local_teacher(riddle, IDS, trust_remote_code=True)
     assert teacher.forward.head is None and teacher.output_head is None
-    assert teacher.facts.notes == (OWN_LOGITS,) and teacher.facts.remote_code
+    assert teacher.record.notes == (OWN_LOGITS,) and teacher.record.remote_code
     assert OWN_LOGITS in caplog.text
-    pieces = pieces_of(LENGTHS, IDS)
-    (answer,) = teacher.answers([pieces], ASKED)
+    segments = segments_of(LENGTHS, IDS)
+    (result,) = teacher.predict([segments], REQUEST)
     truth = Truth(riddle, IDS, trust_remote_code=True)
-    wanted = np.concatenate([-np.sort(-truth.logprobs(piece), axis=1)[piece.loss_mask, :8] for piece in pieces])
-    np.testing.assert_allclose(answer.block.logprobs.reshape(-1, 8), wanted, atol=1e-3)
+    wanted = np.concatenate([-np.sort(-truth.logprobs(segment), axis=1)[segment.loss_mask, :8] for segment in segments])
+    np.testing.assert_allclose(result.block.logprobs.reshape(-1, 8), wanted, atol=1e-3)
     with pytest.raises(ConfigError, match="kind state need an output head that is one matrix"):
-        list(teacher.answers([pieces], asked_for(State(width=64), IDS)))
+        list(teacher.predict([segments], request_for(State(width=64), IDS)))
 
 
-def test_logits_of_the_models_own_are_few_at_a_time(teacher: LocalTeacher, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_logits_of_the_models_own_are_few_at_a_time(
+    teacher: TransformersTeacher, monkeypatch: pytest.MonkeyPatch
+) -> None:
     spec = HiddenSpec(rows=tuple(Vector(layer=n, width=64, group=64, projection=WholeState()) for n in (1, 2)))
-    pieces, question = pieces_of(LENGTHS, IDS), asked_for(TopK(k=8), IDS, spec)
-    (whole,) = teacher.answers([pieces], question)
+    segments, question = segments_of(LENGTHS, IDS), request_for(TopK(k=8), IDS, spec)
+    (whole,) = teacher.predict([segments], question)
     teacher.forward.head = None
     monkeypatch.setattr(reading, "CPU_LOGITS_BYTES", 50 * 4 * IDS)
     with failing(teacher, OUT_OF_MEMORY[0], lambda ids: False) as read:
-        (answer,) = teacher.answers([pieces], asked_for(TopK(k=8), IDS, spec))
+        (result,) = teacher.predict([segments], request_for(TopK(k=8), IDS, spec))
     assert read == [40, 38, 24, 3]
-    assert same(whole, answer) and answer.halved == 0
+    assert same(whole, result) and result.halved == 0
     for layer in (1, 2):
-        np.testing.assert_allclose(answer.block.hidden[layer], whole.block.hidden[layer], atol=1e-5)
+        np.testing.assert_allclose(result.block.hidden[layer], whole.block.hidden[layer], atol=1e-5)
 
 
 def test_what_a_spread_model_leaves_behind_is_freed_after_each_part(
-    teacher: LocalTeacher, monkeypatch: pytest.MonkeyPatch
+    teacher: TransformersTeacher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     freed: list[torch.device] = []
     monkeypatch.setattr(local, "_free", freed.append)
-    list(teacher.answers([pieces_of(LENGTHS, IDS)], ASKED))
+    list(teacher.predict([segments_of(LENGTHS, IDS)], REQUEST))
     assert freed == []
     teacher._loaded = replace(teacher._loaded, placement=Placement(kind="offloaded"))
-    list(teacher.answers([pieces_of(LENGTHS, IDS)], ASKED))
+    list(teacher.predict([segments_of(LENGTHS, IDS)], REQUEST))
     assert freed == [torch.device("cpu")]
 
 
 def test_a_model_that_looks_ahead_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def look_ahead(module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
+    def plan_capture(module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
         kwargs["is_causal"] = False
         return plain(module, *args, **kwargs)
 
     attention: Any = transformers.modeling_utils.ALL_ATTENTION_FUNCTIONS
     plain = attention["sdpa"]
-    monkeypatch.setitem(attention, "sdpa", look_ahead)
+    monkeypatch.setitem(attention, "sdpa", plan_capture)
     with pytest.raises(ConfigError, match="is no causal language model: its logits change with tokens that come later"):
         local_teacher(folder, IDS)
