@@ -24,7 +24,7 @@ from recovery_inputs import TEACHER, Caches, Texts, bytes_by_array
 from recovery_table import markdown
 
 from kdpipe.cache import open_cache
-from kdpipe.pipeline.training.loop import LoopContext
+from kdpipe.pipeline.training.session import Session
 from kdpipe.schemas.train_settings import TrainSettings
 
 EPOCHS = {15_000: (2, 4, 8, 16), 150_000: (2, 4, 8), 1_500_000: (1, 2)}
@@ -117,7 +117,7 @@ class Epochs:
         limit = -(-MEASURED // texts.length)
         with tempfile.TemporaryDirectory(dir=self._work) as place, ExitStack() as stack:
             settings = self._settings(student, paths[0], Path(place))
-            run = trained(settings, self._around(kind, paths, student.seed, stack))
+            run = trained(settings, self._changed(kind, paths, student.seed, stack))
         exact, validation = (
             run.measured(open_cache(state, "train"), limit),
             run.measured(open_cache(state, "validation")),
@@ -125,7 +125,7 @@ class Epochs:
         drawn = run.measured(open_cache(paths[0], "train"), limit)
         assert exact.kl_teacher_estimate == validation.kl_teacher_estimate == "exact"
         return {
-            "optimizer": run.prepared.prospect.optimizer_reason,
+            "optimizer": run.run.optimizer_reason,
             "steps": run.state.step,
             "read_positions": run.state.positions,
             "train_kl": exact.kl_teacher,
@@ -140,17 +140,15 @@ class Epochs:
         sizes = bytes_by_array(self._caches.of(kind.kind, self._texts(positions)))
         return float(sizes["total"] + (kind.sets - 1) * (sizes.get("id", 0.0) + sizes.get("logprob", 0.0)))
 
-    def _around(
-        self, kind: Targets, paths: list[str], seed: int, stack: ExitStack
-    ) -> Callable[[LoopContext], LoopContext]:
-        def changed(parts: LoopContext) -> LoopContext:
-            loader: Any = parts.loader
+    def _changed(self, kind: Targets, paths: list[str], seed: int, stack: ExitStack) -> Callable[[Session], Session]:
+        def changed(session: Session) -> Session:
+            loader: Any = session.loader
             if kind.sets > 1:
                 loader = SetsInTurn([open_cache(path, "train") for path in paths], self._plan.batch)
                 stack.callback(loader.close)
             if kind.prior:
                 loader = PriorMixed(loader, kind.prior, unigram(open_cache(paths[0], "train")), seed)
-            return replace(parts, loader=loader)
+            return replace(session, loader=loader)
 
         return changed
 

@@ -19,11 +19,12 @@ from measure import machine, rounded
 
 from kdpipe.pipeline.training import run_folder
 from kdpipe.pipeline.training.guard import LEAST_NORMS, PRESETS
+from kdpipe.pipeline.training.interruptions import StopRequest
 from kdpipe.pipeline.training.loop import Loop
 from kdpipe.pipeline.training.metrics import read_metrics
-from kdpipe.pipeline.training.prepare import look, prepare
-from kdpipe.pipeline.training.session import open_desk
-from kdpipe.pipeline.training.stop_signals import StopRequest
+from kdpipe.pipeline.training.run import plan_run
+from kdpipe.pipeline.training.session import open_session
+from kdpipe.pipeline.training.train_state import build_train_state
 from kdpipe.pipeline.watch import SilentTrainWatch
 from kdpipe.schemas.checkpoint import LoopState
 from kdpipe.schemas.train_settings import TrainSettings
@@ -98,13 +99,13 @@ def train(settings: TrainSettings) -> Path:
     """Run all steps; the student is discarded."""
     out, watch = Path(settings.out or ""), SilentTrainWatch()
     shutil.rmtree(out, ignore_errors=True)
-    prospect = look(settings, watch)
-    prepared = prepare(prospect, watch)
-    run_folder.claim(out, prospect.record)
-    with open_desk(prepared, out, None, watch) as desk:
+    run = plan_run(settings, watch)
+    train_state = build_train_state(run, watch)
+    run_folder.claim(out, run.record)
+    with open_session(run, train_state, out, None, watch, StopRequest(watch.say, {})) as session:
         state = LoopState(step=0, place=0)
-        desk.keeper.save(state)
-        Loop(prepared, state, desk.around(StopRequest(watch.say, {}))).go_on(prospect.plan.n_steps)
+        session.checkpoints.save(state)
+        Loop(session, state).train_until(run.plan.n_steps)
     return out
 
 

@@ -14,10 +14,11 @@ from kdpipe.cache import Cache
 from kdpipe.pipeline.evaluation.measure import Evaluator
 from kdpipe.pipeline.training import run_folder
 from kdpipe.pipeline.training.cache_requirements import teacher_head
-from kdpipe.pipeline.training.loop import Loop, LoopContext
-from kdpipe.pipeline.training.prepare import PreparedRun, look, prepare
-from kdpipe.pipeline.training.session import open_desk
-from kdpipe.pipeline.training.stop_signals import listening
+from kdpipe.pipeline.training.interruptions import stop_on_signals
+from kdpipe.pipeline.training.loop import Loop
+from kdpipe.pipeline.training.run import Run, plan_run
+from kdpipe.pipeline.training.session import Session, open_session
+from kdpipe.pipeline.training.train_state import TrainState, build_train_state
 from kdpipe.pipeline.watch import SilentTrainWatch
 from kdpipe.schemas.checkpoint import LoopState
 from kdpipe.schemas.train_report import Evaluation
@@ -28,29 +29,28 @@ from kdpipe.schemas.train_settings import TrainSettings
 class TrainedStudent:
     """A student at its last step."""
 
-    prepared: PreparedRun
+    run: Run
+    train_state: TrainState
     state: LoopState
 
     def measured(self, cache: Cache, limit: int | None = None) -> Evaluation:
-        """Evaluate it on a whole split, or on so many sequences spread over it."""
-        batch_size = self.prepared.settings.run.batch_size
+        """Evaluate it on a split, whole or in so many sequences spread over it."""
+        batch_size = self.run.settings.run.batch_size
         evaluator = Evaluator(cache, teacher_head(cache), batch_size=batch_size, limit=limit)
-        return evaluator.measure(self.prepared.train_state.student, self.prepared.train_state.precision)
+        return evaluator.measure(self.train_state.student, self.train_state.precision)
 
 
-def trained(
-    settings: TrainSettings, around: Callable[[LoopContext], LoopContext] = lambda parts: parts
-) -> TrainedStudent:
-    """Train a student to the last step; `around` may replace parts of the session, such as the loader."""
+def trained(settings: TrainSettings, changed: Callable[[Session], Session] = lambda session: session) -> TrainedStudent:
+    """Train a student to the last step; `changed` may replace parts of the session, such as its loader."""
     watch, out = SilentTrainWatch(), Path(settings.out or "")
-    with listening() as stop:
-        prospect = look(settings, watch)
-        run_folder.claim(out, prospect.record)
-        prepared = prepare(prospect, watch)
-        with open_desk(prepared, out, None, watch) as desk:
-            loop = Loop(prepared, LoopState(step=0, place=0), around(desk.around(stop)))
-            loop.go_on(prospect.plan.n_steps)
-    return TrainedStudent(prepared=prepared, state=loop.state)
+    with stop_on_signals() as stop:
+        run = plan_run(settings, watch)
+        run_folder.claim(out, run.record)
+        train_state = build_train_state(run, watch)
+        with open_session(run, train_state, out, None, watch, stop) as session:
+            loop = Loop(changed(session), LoopState(step=0, place=0))
+            loop.train_until(run.plan.n_steps)
+    return TrainedStudent(run=run, train_state=train_state, state=loop.state)
 
 
 def trained_and_measured(settings: TrainSettings, state: Cache) -> dict[str, Any]:
@@ -60,8 +60,8 @@ def trained_and_measured(settings: TrainSettings, state: Cache) -> dict[str, Any
     measured = student.measured(state)
     assert measured.kl_teacher_estimate == "exact"
     return {
-        "parameters": student.prepared.train_state.student.n_parameters(),
-        "optimizer_reason": student.prepared.prospect.optimizer_reason,
+        "parameters": student.train_state.student.n_parameters(),
+        "optimizer_reason": student.run.optimizer_reason,
         "steps": student.state.step,
         "positions": student.state.positions,
         "skipped": student.state.guard.skipped,

@@ -19,11 +19,12 @@ from kdpipe.pipeline.students.student import Student
 from kdpipe.pipeline.training import loop as loop_module
 from kdpipe.pipeline.training import run_folder
 from kdpipe.pipeline.training import step as step_module
+from kdpipe.pipeline.training.interruptions import stop_on_signals
 from kdpipe.pipeline.training.loop import Loop
-from kdpipe.pipeline.training.prepare import look, prepare
-from kdpipe.pipeline.training.session import open_desk
+from kdpipe.pipeline.training.run import plan_run
+from kdpipe.pipeline.training.session import open_session
 from kdpipe.pipeline.training.step import StepResult
-from kdpipe.pipeline.training.stop_signals import listening
+from kdpipe.pipeline.training.train_state import build_train_state
 from kdpipe.pipeline.watch import SilentTrainWatch
 from kdpipe.schemas.checkpoint import LoopState
 from kdpipe.schemas.train_settings import TrainSettings
@@ -48,7 +49,7 @@ class Ours:
 
     def step(self) -> None:
         """Run one optimizer step."""
-        self._loop.go_on(self._loop.state.step + 1)
+        self._loop.train_until(self._loop.state.step + 1)
         last = self._loop.last
         assert isinstance(last, StepResult)
         self.cross_entropy.append(last.terms["ce"].raw)
@@ -59,17 +60,16 @@ def ours(settings: TrainSettings, *, ahead: bool) -> Iterator[Ours]:
     """Open a run; without `ahead` nothing is prefetched, so that the other side is not disturbed."""
     watch = SilentTrainWatch()
     with ExitStack() as stack:
-        stop = stack.enter_context(listening())
-        prospect = look(settings, watch)
+        stop = stack.enter_context(stop_on_signals())
+        run = plan_run(settings, watch)
         folder = Path(settings.out or "")
-        run_folder.claim(folder, prospect.record, overwrite=True)
-        prepared = prepare(prospect, watch)
-        desk = stack.enter_context(open_desk(prepared, folder, None, watch))
-        around = desk.around(stop)
+        run_folder.claim(folder, run.record, overwrite=True)
+        train_state = build_train_state(run, watch)
+        session = stack.enter_context(open_session(run, train_state, folder, None, watch, stop))
         if not ahead:
-            loader = StepLoader(prospect.cache, prepared.wants, batch_size=prospect.portion, ahead=0)
-            around = replace(around, loader=stack.enter_context(loader))
-        yield Ours(Loop(prepared, LoopState(step=0, place=0), around))
+            loader = StepLoader(run.cache, train_state.wants, batch_size=run.micro_batch_size, ahead=0)
+            session = replace(session, loader=stack.enter_context(loader))
+        yield Ours(Loop(session, LoopState(step=0, place=0)))
 
 
 @contextmanager

@@ -1,8 +1,7 @@
-"""Stage two: a student learns from a cache alone.
+"""`train`: train a student from a cache; no teacher is imported here or below.
 
-In: the settings of `kdpipe train`. Out: a run folder with checkpoints, metrics.jsonl, config.yaml and `final`, a model
-that everything loads, and a report. Run again, it goes on from the newest good checkpoint; no teacher is imported here,
-or by anything below.
+In: the settings of `kdpipe train`. Out: a run folder with checkpoints, metrics.jsonl, config.yaml and `final`, a
+Hugging Face model folder, and a report. A second call resumes from the newest usable checkpoint.
 """
 
 import tempfile
@@ -14,19 +13,18 @@ import torch
 from kdpipe.cache.durable.lock import locked
 from kdpipe.cache.verify.first_use import check_before_use
 from kdpipe.pipeline.evaluation.stored import save_settings
-from kdpipe.pipeline.training import checkpoints, run_folder, schedules
-from kdpipe.pipeline.training import completed_run as finished_run
-from kdpipe.pipeline.training.finalize import finish
-from kdpipe.pipeline.training.longer_run import begin_longer_run, find_longer_run
+from kdpipe.pipeline.training import checkpoints, completed_run, run_folder, schedules
+from kdpipe.pipeline.training.finalize import save_final
+from kdpipe.pipeline.training.interruptions import StopRequest, explain_out_of_memory, stop_on_signals
+from kdpipe.pipeline.training.longer_run import find_longer_run, lengthen
 from kdpipe.pipeline.training.loop import Loop
-from kdpipe.pipeline.training.out_of_memory import explained
-from kdpipe.pipeline.training.prepare import PreparedRun, look, prepare
+from kdpipe.pipeline.training.run import Run, plan_run
 from kdpipe.pipeline.training.run_summary import estimate, report
-from kdpipe.pipeline.training.session import Session, open_desk
-from kdpipe.pipeline.training.stop_signals import StopRequest, listening
+from kdpipe.pipeline.training.session import Session, open_session
 from kdpipe.pipeline.training.thread_choice import choose_threads
+from kdpipe.pipeline.training.train_state import TrainState, build_train_state
 from kdpipe.pipeline.watch import TrainWatch
-from kdpipe.schemas.checkpoint import GuardState, LoopState, RunRecord
+from kdpipe.schemas.checkpoint import GuardState, LoopState
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.run_report import TrainReport
 from kdpipe.schemas.train_rules import meaningful
@@ -36,124 +34,119 @@ DRY_STEPS = 5
 
 
 def train(settings: TrainSettings, options: TrainOptions, watch: TrainWatch) -> TrainReport:
-    """Do what is left to do of a run."""
+    """Start a run, resume it, or return the report of a finished one."""
     started = time.perf_counter()
     _check(options)
     if settings.out is None:
-        raise ConfigError("nothing says where the run goes", hint="give --out DIR")
+        raise ConfigError("no output directory given", hint="give --out DIR")
     folder = Path(settings.out)
-    # Before anything in the folder is looked at: what is there stays as it is until the run has ended.
+    # Before anything in the folder is read: nothing there changes until the run has ended.
     with locked(folder, watch.say):
-        if (report_before := finished_run.report_of(folder, settings, options, watch)) is not None:
-            return report_before
+        if (finished := completed_run.finished_report(folder, settings, options, watch)) is not None:
+            return finished
         return _train_in(folder, settings, options, watch, started)
 
 
 def _train_in(
     folder: Path, settings: TrainSettings, options: TrainOptions, watch: TrainWatch, started: float
 ) -> TrainReport:
-    """Begin or resume the run of a folder that is locked."""
-    prospect = look(settings, watch)
-    record = prospect.record
+    """Start or resume the run of a locked folder."""
+    run = plan_run(settings, watch)
     steered = options.resume_from is not None
-    longer = None if options.overwrite or steered else find_longer_run(folder, prospect, record, watch.warn)
+    longer = None if options.overwrite or steered else find_longer_run(folder, run, watch.warn)
     if longer is None:
-        run_folder.check(folder, record, overwrite=options.overwrite, steered=steered)
-    check_before_use(prospect.cache.url, settings.cache.verify, watch)
-    with explained(settings, "while the student was loaded"):
-        prepared = prepare(prospect, watch)
-    # Until here nothing has been made, and a signal ends it at once.
-    with listening(watch.say) as stop:
+        run_folder.check(folder, run.record, overwrite=options.overwrite, steered=steered)
+    check_before_use(run.cache.url, settings.cache.verify, watch)
+    with explain_out_of_memory(settings, "while loading the student"):
+        train_state = build_train_state(run, watch)
+    # Nothing has been written so far, and a signal ends the process at once.
+    with stop_on_signals(watch.say) as stop:
         if options.dry_run:
-            return _dry_run(prepared, watch, stop, started)
+            return _dry_run(run, train_state, watch, stop, started)
         if longer is not None:
-            begin, steered = begin_longer_run(folder, record, longer, watch.say), False
+            start, steered = lengthen(folder, run.record, longer, watch.say), False
         else:
-            begin, steered = _begin(folder, record, options, watch)
-        machine = prospect.settings.machine.model_copy(update={"threads": _set_threads(prepared, begin, watch, stop)})
-        save_settings(folder, meaningful(prospect.settings.model_copy(update={"machine": machine})))
-        if begin is None or checkpoints.load_state(begin).step < prospect.plan.n_steps:
-            finished_run.remove(folder)
-        with open_desk(prepared, folder, begin, watch) as desk:
-            loop = _learn(desk, begin, prospect.plan.n_steps, stop, steered=steered)
-            with explained(settings, "at the end, with the student of the last step saved"):
-                student = finish(desk, loop.state, folder)
+            start, steered = _claim(folder, run, options, watch)
+        threads = _set_threads(run, train_state, start, watch, stop)
+        machine = run.settings.machine.model_copy(update={"threads": threads})
+        save_settings(folder, meaningful(run.settings.model_copy(update={"machine": machine})))
+        if start is None or checkpoints.load_state(start).step < run.plan.n_steps:
+            completed_run.remove(folder)
+        with open_session(run, train_state, folder, start, watch, stop) as session:
+            loop = _train_steps(session, start, run.plan.n_steps, steered=steered)
+            with explain_out_of_memory(settings, "while saving the student of the last step"):
+                student = save_final(session, loop.state)
             if student.report is not None:
                 return student.report
-            answer = report(desk, loop, student.evaluation, folder, started)
-            source = prospect.found.kind
-            if (asked := finished_run.as_asked(settings, source, prospect.cache)) is not None:
-                finished_run.save(folder, asked, source, student.step, answer)
-            return answer
+            train_report = report(session, loop, student.evaluation, started)
+            command = completed_run.command_record(settings, run.student.kind, run.cache)
+            if command is not None:
+                completed_run.save(folder, command, run.student.kind, student.step, train_report)
+            return train_report
 
 
-def _learn(desk: Session, begin: Path | None, until: int, stop: StopRequest, *, steered: bool = False) -> Loop:
-    """Begin, or go on from a checkpoint, until so many steps are done; the guard of a steered run begins anew."""
-    state = LoopState(step=0, place=0) if begin is None else desk.keeper.resume(begin)
+def _train_steps(session: Session, start: Path | None, n_steps: int, *, steered: bool = False) -> Loop:
+    """Train from scratch or from a checkpoint; a steered run starts with a new guard that keeps only its counts."""
+    run, watch = session.run, session.watch
+    state = LoopState(step=0, place=0) if start is None else session.checkpoints.resume(start)
     if steered:
         counts = state.guard.model_dump(include={"phase", "norms", "accepted", "undone", "skipped", "overflowed"})
         state = state.model_copy(update={"guard": GuardState(**counts)})
-    prepared = desk.prepared
-    course = schedules.lines(prepared.settings.schedule, prepared.plan)
-    for line in (*course, *prepared.curriculum.lines(prepared.name_of)):
-        desk.watch.say(line)
-    if prepared.prospect.portion < prepared.plan.batch_size:
-        at_once = schedules.counted(prepared.prospect.portion, "sequence")
-        desk.watch.say(f"portions    a batch is read in pieces of {at_once}")
-    desk.watch.begin(prepared.plan.n_steps, state.step)
-    loop = Loop(desk.prepared, state, desk.around(stop))
-    if begin is None:
-        desk.keeper.save(state)
-    loop.go_on(until)
+    for line in (*schedules.lines(run.settings.schedule, run.plan), *run.curriculum.lines(run.term_name)):
+        watch.say(line)
+    if run.micro_batch_size < run.plan.batch_size:
+        watch.say(f"micro-batch {schedules.counted(run.micro_batch_size, 'sequence')}")
+    watch.begin(run.plan.n_steps, state.step)
+    loop = Loop(session, state)
+    if start is None:
+        session.checkpoints.save(state)
+    loop.train_until(n_steps)
     return loop
 
 
-def _set_threads(prepared: PreparedRun, begin: Path | None, watch: TrainWatch, stop: StopRequest) -> int:
-    """Compute with the threads that are chosen for this run, which are said."""
-    with explained(prepared.settings, "while threads were timed"):
-        choice = choose_threads(prepared, None if begin is None else checkpoints.load_state(begin), stop)
+def _set_threads(run: Run, train_state: TrainState, start: Path | None, watch: TrainWatch, stop: StopRequest) -> int:
+    """Choose, set and report the number of CPU threads."""
+    with explain_out_of_memory(run.settings, "while timing threads"):
+        resumed = None if start is None else checkpoints.load_state(start)
+        choice = choose_threads(run, train_state, resumed, stop)
     torch.set_num_threads(choice.n)
     watch.say(f"threads     {choice.n}: {choice.reason}")
     return choice.n
 
 
-def _dry_run(prepared: PreparedRun, watch: TrainWatch, stop: StopRequest, started: float) -> TrainReport:
-    """A few steps of everything, in a folder that is thrown away: learn, evaluate, save, go back to it, finish."""
-    prospect = prepared.prospect
-    # Beside the run to be: checkpoints may be larger than what a folder for scratch holds.
-    beside = next(parent for parent in Path(prospect.settings.out or ".").absolute().parents if parent.is_dir())
-    with tempfile.TemporaryDirectory(prefix=".kdpipe-dry-", dir=beside) as place:
-        folder = Path(place) / "run"
-        run_folder.claim(folder, prospect.record)
-        _set_threads(prepared, None, watch, stop)
-        with open_desk(prepared, folder, None, watch, followed=False) as desk:
-            loop = _learn(desk, None, min(DRY_STEPS, prospect.plan.n_steps), stop)
-            costs = estimate(desk, loop, folder)
-            student = finish(desk, loop.state, folder)
-            answer = report(desk, loop, student.evaluation, folder, started)
-            return answer.model_copy(update={"run": prospect.settings.out or "", "dry_run": costs, "final": None})
+def _dry_run(run: Run, train_state: TrainState, watch: TrainWatch, stop: StopRequest, started: float) -> TrainReport:
+    """A few steps, an evaluation, a checkpoint written and read, and a final student, in a temporary folder."""
+    # Next to the run folder: checkpoints may be larger than the system's temporary folder.
+    beside = next(parent for parent in Path(run.settings.out or ".").absolute().parents if parent.is_dir())
+    with tempfile.TemporaryDirectory(prefix=".kdpipe-dry-", dir=beside) as temporary:
+        folder = Path(temporary) / "run"
+        run_folder.claim(folder, run.record)
+        _set_threads(run, train_state, None, watch, stop)
+        with open_session(run, train_state, folder, None, watch, stop, tracked=False) as session:
+            loop = _train_steps(session, None, min(DRY_STEPS, run.plan.n_steps))
+            whole_run = estimate(session, loop)
+            student = save_final(session, loop.state)
+            train_report = report(session, loop, student.evaluation, started)
+            return train_report.model_copy(update={"run": run.settings.out or "", "dry_run": whole_run, "final": None})
 
 
-def _begin(folder: Path, record: RunRecord, options: TrainOptions, watch: TrainWatch) -> tuple[Path | None, bool]:
-    """Take the folder, and find where to go on: the checkpoint that was asked for, or the newest good one.
-
-    Also whether the run is steered: from a checkpoint that was asked for it may go on with other rates.
-    """
+def _claim(folder: Path, run: Run, options: TrainOptions, watch: TrainWatch) -> tuple[Path | None, bool]:
+    """Take the folder; the checkpoint to resume from, and whether --resume-from changes settings of the run."""
     chosen, steered = None, options.resume_from is not None
     if options.resume_from is not None:
-        found = run_folder.stored(folder, record)
-        chosen = checkpoints.asked_for(folder, options.resume_from, found, watch.say)
-    changed = run_folder.claim(folder, record, overwrite=options.overwrite, steered=steered)
-    for told in changed:
-        watch.say(f"goes on with another {told}")
-    return chosen or checkpoints.to_resume(folder, run_folder.stored(folder, record), watch.warn), bool(changed)
+        record = run_folder.stored(folder, run.record)
+        chosen = checkpoints.choose(folder, options.resume_from, record, watch.say)
+    changed = run_folder.claim(folder, run.record, overwrite=options.overwrite, steered=steered)
+    for difference in changed:
+        watch.say(f"resuming with a changed {difference}")
+    return chosen or checkpoints.to_resume(folder, run_folder.stored(folder, run.record), watch.warn), bool(changed)
 
 
 def _check(options: TrainOptions) -> None:
-    """Refuse what one call cannot do at once."""
-    for other, asked, why in (
-        ("--overwrite", options.overwrite, "clears the checkpoints"),
-        ("--dry-run", options.dry_run, "begins anew in a folder of its own"),
+    """Refuse options that exclude each other."""
+    for other, given, effect in (
+        ("--overwrite", options.overwrite, "removes all checkpoints"),
+        ("--dry-run", options.dry_run, "starts from scratch in a temporary folder"),
     ):
-        if asked and options.resume_from is not None:
-            raise ConfigError(f"--resume-from goes on from a checkpoint, and {other} {why}", hint="leave one out")
+        if given and options.resume_from is not None:
+            raise ConfigError(f"--resume-from resumes from a checkpoint, but {other} {effect}", hint="omit one of them")

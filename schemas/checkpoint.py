@@ -1,6 +1,6 @@
-"""What the files of a checkpoint and of a run say beside the tensors: where the run is, what the guard has seen.
+"""Records in the files of a run and its checkpoints: identity, progress, guard.
 
-In: JSON of OUT/run.json and OUT/checkpoints/step-N/*.json. Out: frozen records; numbers come back to the bit.
+In: JSON of OUT/run.json and OUT/checkpoints/step-N/*.json. Out: frozen records; numbers are restored to the bit.
 """
 
 from typing import Annotated, Literal
@@ -17,8 +17,8 @@ Natural = Annotated[int, Field(ge=0, le=1 << 60)]
 
 
 class RunRecord(Record):
-    """Which run a folder or a checkpoint belongs to: everything that was asked, the cache by content, the student by
-    content. `earlier` are the digests of what it was before it was steered from a checkpoint."""
+    """The identity of a run: its settings, and cache and student by content. `earlier` has the digests of its earlier
+    identities, before --resume-from changed settings."""
 
     settings: TrainSettings
     cache_id: Name
@@ -27,11 +27,11 @@ class RunRecord(Record):
 
 
 class GuardState(Record):
-    """What the guard remembers: the norms of the last accepted steps, and counts.
+    """The state of the guard: gradient norms of the last accepted steps, and counts.
 
-    `fresh` is how many of the norms came after the last change of phase, rollback, or end of steps on labels alone;
-    `accepted` steps that a rollback took back are `undone` instead; `in_a_row` are skips since the last accepted step,
-    `ce_only_left` steps that are still to be taken on labels alone.
+    `fresh` is the number of norms since the last change of phase, rollback, or end of CE-only steps; steps that a
+    rollback undid move from `accepted` to `undone`; `in_a_row` are skips since the last accepted step, `ce_only_left`
+    the CE-only steps left.
     """
 
     phase: Natural = 0
@@ -48,21 +48,21 @@ class GuardState(Record):
 
 
 class ScalerState(Record):
-    """The scale of the loss, and steps since it last changed."""
+    """The loss scale, and steps since it last changed."""
 
     scale: float = Field(gt=0)
     growth_tracker: Natural
 
 
 class Best(Record):
-    """The step whose student was best so far, by the chosen metric."""
+    """The best step so far, by the chosen metric."""
 
     step: Natural
     value: float
 
 
 class MetricsState(Record):
-    """How much of metrics.jsonl belongs to a checkpoint: its first `lines`, of `bytes` bytes, and their digest."""
+    """The part of metrics.jsonl that belongs to a checkpoint: number of lines and bytes, and digest."""
 
     bytes: Natural = 0
     lines: Natural = 0
@@ -70,11 +70,11 @@ class MetricsState(Record):
 
 
 class LoopState(Record):
-    """Where a run is: `step` optimizer steps are done; `place` is the next one in the line of the order.
+    """The progress of a run: `step` optimizer steps are done, `place` sequences were used.
 
-    `order_began` is the place in the line at which the order in force began, `phase` the number of its phase;
-    `metrics` is how far metrics.jsonl had come. `snapshot` is the step of the newest checkpoint that
-    was due, to which a rollback leads: one made because the run was stopped would lead it elsewhere.
+    `order_began` is the place where the current data order began, `phase` the number of the current phase. `snapshot`
+    is the step of the newest scheduled checkpoint, the target of a rollback: those written when a run is interrupted do
+    not count, so that an interruption changes no rollback.
     """
 
     step: Natural

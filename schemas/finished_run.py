@@ -1,6 +1,6 @@
-"""The record of a finished run, OUT/finished.json: which command has ended, what is in final/, what it answered.
+"""The record of a finished run, OUT/finished.json: its command, the files of final/, its report.
 
-In: JSON. Out: a frozen record. The command that is run again is answered from it, without torch or a model.
+In: JSON. Out: a frozen record, from which a repeated command is answered without torch or a model.
 """
 
 from typing import Literal
@@ -14,16 +14,16 @@ from kdpipe.schemas.run_report import TrainReport
 
 
 class FinishedRun(Record):
-    """A run that has ended.
+    """A finished run.
 
-    `asked` is the command as it was given, with nothing filled in; its `student` is the digest of a config file or of
-    weights, or the name of a preset or of a model of the hub, as `source` says. `run_sha256` is the digest of run.json,
-    `files` are those of final/, which holds the student of step `step`.
+    `command` has the settings as given, without defaults filled in; its `student` is the digest of a config file or of
+    weights, or the name of a preset or Hub model, depending on `source`. `run_sha256` is the digest of run.json,
+    `files` are those of final/, which has the student of step `step`.
     """
 
     version: Literal[1]
     kdpipe: Name
-    asked: RunRecord
+    command: RunRecord
     source: StudentSource
     run_sha256: Sha256
     step: Natural

@@ -1,14 +1,15 @@
-"""What `kdpipe train` answers with.
+"""The report of `kdpipe train`.
 
-In: what the story of stage two found and did. Out: the JSON document of `--json`, key by key.
+In: a run. Out: the JSON document of `--json`, key by key.
 """
 
 from kdpipe.schemas.records import Record
 
 
 class TermReport(Record):
-    """One term of the objective at the last step: its raw value, its weight, what it adds (with T² or T), and its share
-    of the loss."""
+    """A term of the last step: its raw value, its weight, its contribution (with T² or T), and its share of the
+    loss.
+    """
 
     raw: float | None
     weight: float
@@ -17,7 +18,7 @@ class TermReport(Record):
 
 
 class BestReport(Record):
-    """The step whose student was best by the chosen metric."""
+    """The best step by the chosen metric."""
 
     step: int
     metric: str
@@ -25,7 +26,7 @@ class BestReport(Record):
 
 
 class TrainMemory(Record):
-    """Bytes: the student's weights, and the most that the process (and its GPU) held at once."""
+    """Bytes of the student's weights, and peak memory of the process and of its GPU."""
 
     weights: int
     peak_process: int | None
@@ -33,17 +34,15 @@ class TrainMemory(Record):
 
 
 class Estimate(Record):
-    """What the whole run would take, from the steps of a dry run."""
+    """Time and memory of the whole run, extrapolated from a dry run."""
 
     seconds: float
     peak_bytes: int
 
 
 class TrainReport(Record):
-    """What a run of `train` has done.
-
-    `waiting_share` is the share of the time that the student's device waited for the cache; `evaluation` is of the
-    validation split at the end, None where there is none.
+    """A run of `train`; `waiting_share` is the share of time spent waiting for the cache, `evaluation` that of the
+    final student, None without a validation split.
     """
 
     run: str

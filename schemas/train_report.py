@@ -1,7 +1,7 @@
-"""What evaluations and comparisons answer with; `Evaluation` is also what evaluation.json in a run's folder holds.
+"""Reports of evaluations and comparisons; `Evaluation` is also the content of a run's evaluation.json.
 
 In: what `pipeline/evaluation` measured. Out: the JSON documents of `kdpipe eval --json` and `kdpipe compare --json`.
-All numbers are in nats and means over positions, but for `ByDocument`, which holds sums.
+Numbers are in nats and means over positions, except in `ByDocument`, which has sums.
 """
 
 from pydantic import Field, model_validator
@@ -11,12 +11,12 @@ from kdpipe.schemas.records import Record
 
 
 def loss_name(is_shifted: bool) -> LossName:
-    """What the value of an objective is called where it is shown."""
+    """The name of a loss value in logs and reports."""
     return "loss_shifted" if is_shifted else "loss"
 
 
 class Bucket(Record):
-    """The positions whose teacher entropy lies from one bound up to below the other, None: without end."""
+    """Positions by teacher entropy, from `from_nats` to below `to_nats`; None: no upper bound."""
 
     from_nats: float
     to_nats: float | None
@@ -28,10 +28,10 @@ class Bucket(Record):
 
 
 class ByDocument(Record):
-    """Sums over the evaluated positions of each document, so that two students can be compared document by document.
+    """Sums over the evaluated positions of each document, to compare two students document by document.
 
-    `numbers` are the split's, in the order in which they were first read; `agreed` counts the positions where student
-    and teacher hold the same id most probable.
+    `numbers` are those of the split, in evaluation order; `agreed` counts positions where student and teacher have the
+    same most probable id.
     """
 
     numbers: tuple[int, ...]
@@ -41,20 +41,19 @@ class ByDocument(Record):
     agreed: tuple[int, ...] | None
 
     @model_validator(mode="after")
-    def _as_long(self) -> "ByDocument":
+    def _check_lengths(self) -> "ByDocument":
         columns = (self.positions, self.cross_entropy, self.kl_teacher, self.agreed)
         if any(column is not None and len(column) != len(self.numbers) for column in columns):
-            raise ValueError("every column has a number for each document")
+            raise ValueError("columns differ in length")
         return self
 
 
 class Evaluation(Record):
-    """A student beside a split of a cache.
+    """A student on a split of a cache.
 
-    `loss` is the training objective's own value and `terms` its raw terms, where the one who asked trains;
-    `loss_shifted` says that a term of it is larger than its divergence by a constant;
-    `kl_teacher` is None where the cache does not know the teacher's whole mass, and `kl_teacher_estimate` says what it
-    is: exact, unbiased over draws, or a lower bound. `perplexity` is None where it passes the largest number.
+    `loss` and `terms` are values of the training objective, during training only; `loss_shifted`: a term exceeds its
+    divergence by a constant. `kl_teacher` is None if the cache does not hold the teacher's whole mass;
+    `kl_teacher_estimate` is exact, unbiased over samples, or a lower bound. `perplexity` is None if it overflows.
     """
 
     cache_id: str | None
@@ -75,18 +74,18 @@ class Evaluation(Record):
 
     @property
     def summary(self) -> dict[str, float | int | str | None]:
-        """The numbers alone, without buckets, terms and documents; a shifted loss is called `loss_shifted`."""
+        """The numbers without buckets, terms and documents; a shifted loss is named `loss_shifted`."""
         numbers = self.model_dump(exclude={"by_entropy", "by_document", "terms", "loss", "loss_shifted"})
         return {**numbers, self.loss_name: self.loss}
 
     @property
     def loss_name(self) -> LossName:
-        """What `loss` is called where it is shown."""
+        """The name of `loss` in logs and reports."""
         return loss_name(self.loss_shifted)
 
 
 class EvalSettings(Record):
-    """What was asked, and what it was measured with."""
+    """The settings of an evaluation."""
 
     cache: str
     cache_id: str | None
@@ -100,7 +99,7 @@ class EvalSettings(Record):
 
 
 class EvalReport(Record):
-    """What `kdpipe eval` answers with; `tasks` has the metrics of each task that was named."""
+    """The report of `kdpipe eval`; `tasks` has the metrics of each task."""
 
     cross_entropy: float
     perplexity: float | None
@@ -116,19 +115,19 @@ class EvalReport(Record):
 
 
 class Difference(Record):
-    """How much higher a number is than the first run's; `spread` is half the width of its 90 % interval over the
-    documents that both were evaluated on, None where there are fewer than two."""
+    """The difference of a number to the first run's; `spread` is half the width of its 90 % interval over the documents
+    that both were evaluated on, None if fewer than two."""
 
     value: float
     spread: float | None
 
 
 class ComparedRun(Record):
-    """One run: what differs in its settings, its numbers, and how they differ from the first run's.
+    """One run: its differing settings, its metrics, and their differences to the first run.
 
-    `differences` is empty for the first, and for one that was evaluated on other positions; it holds only readings that
-    mean the same in both runs. `same_objective` says whether the loss is that of the first run's objective, None where
-    one of them has no evaluation.
+    `differences` is empty for the first run and for one evaluated on other positions, and has only metrics that mean
+    the same in both runs. `same_objective`: whether the loss is of the first run's objective, None without an
+    evaluation.
     """
 
     run: str
@@ -142,7 +141,7 @@ class ComparedRun(Record):
 
 
 class CompareReport(Record):
-    """What `kdpipe compare` answers with."""
+    """The report of `kdpipe compare`."""
 
     runs: tuple[ComparedRun, ...]
     notes: tuple[str, ...]

@@ -1,7 +1,7 @@
-"""Everything that stage two can be told: the flags of `kdpipe train`, and what only a file or --set says.
+"""All settings of `kdpipe train`: its flags, and those that only a file or --set gives.
 
-In: values from `settings.py`, by layer. Out: one frozen `TrainSettings`. A value that is None is settled later, by what
-is found: the student, the cache, the machine, the preset of the guard; what it became is in the run's config.yaml.
+In: values from `settings.py`, by layer. Out: one frozen `TrainSettings`. None means a default that depends on the
+student, the cache, the machine or the guard preset; the resolved values are in the run's config.yaml.
 """
 
 import re
@@ -43,16 +43,15 @@ Count = Annotated[int, Field(ge=1, le=1 << 40)]
 
 def _is_pair(pair: str) -> str:
     if not re.fullmatch(r"([0-9]{1,5}|[01]\.[0-9]{1,9}):[0-9]{1,5}", pair):
-        raise ValueError("a pair is STUDENT:TEACHER, a layer's number or share of the depth, and a cached layer")
+        raise ValueError("expected STUDENT:TEACHER, a layer number or share of the depth, and a cached layer")
     return pair
 
 
 class CacheSettings(Record):
-    """What is learnt from; `allow_partial` takes an unfinished one as it is, `pin` the one of this cache_id alone.
+    """The cache to train from: `allow_partial` accepts an unfinished one, `pin` requires this cache_id.
 
-    Parts of a cache behind a URL are kept in `dir` on this machine, at most `limit` bytes of them, and its place is
-    retried for `retry_for` seconds. `verify` says when
-    every byte of a cache in a folder is checked: before its `first` use on this machine unless said.
+    Parts of a remote cache are stored in `dir`, at most `limit` bytes, and failed requests are retried for `retry_for`
+    seconds. `verify` is when the checksums of a local cache are verified [first].
     """
 
     path: Name | None = None
@@ -65,7 +64,7 @@ class CacheSettings(Record):
 
 
 class StudentSettings(ModelSettings):
-    """Who learns: a model folder, a hub id, a config in JSON for a fresh student, or a preset's name."""
+    """The student: a model folder, a Hub id, a config.json for random weights, or a preset."""
 
     lora: bool = False
     lora_rank: int = Field(default=16, ge=1, le=4096)
@@ -79,8 +78,7 @@ if TYPE_CHECKING:
     TeacherLoss = str
 
     class LossWeights(Record):
-        """Weights of the losses by name; None: cross-entropy and the chosen logit loss follow mode and alpha, others
-        are 0."""
+        """Weights of the loss terms by name; None: CE and the chosen logit loss follow mode and alpha, others are 0."""
 else:
     TeacherLoss = Literal[tuple(name for name, loss in LOGIT_LOSSES.items() if loss.compares != "label")]
     LossWeights = create_model(
@@ -89,8 +87,8 @@ else:
 
 
 class HiddenLossSettings(Record):
-    """How cached states are met: pairs of layers (by depth unless named), anchors a sequence for relations between
-    positions, sequences a group for losses over several, and whether a router mixes teacher layers."""
+    """Losses on hidden states: pairs of layers [by depth], anchors per sequence for relations between positions,
+    sequences per group for losses that compare sequences, and whether a router mixes teacher layers."""
 
     pairs: tuple[Annotated[str, AfterValidator(_is_pair)], ...] = ()
     anchors: int = Field(default=64, ge=2, le=4096)
@@ -99,7 +97,7 @@ class HiddenLossSettings(Record):
 
 
 class PositionSelection(Record):
-    """Of the positions of a sequence, the share with the lowest or highest statistic; the term is 0 elsewhere."""
+    """Applies a term only to the share of positions with the lowest or highest statistic in their sequence."""
 
     term: LossTerm
     by: Statistic
@@ -108,10 +106,11 @@ class PositionSelection(Record):
 
 
 class LossSettings(Record):
-    """What is minimized: alpha x CE + (1 - alpha) x a logit loss at a temperature, and what `weights` adds.
+    """The loss: alpha x CE + (1 - alpha) x a logit loss at a temperature, plus the terms of `weights`.
 
-    `allow_coarse` permits a temperature at which the cache's exact ids hold under a fifth of the teacher's mass.
-    `wsd` starts with CE alone, is at alpha after 2 % of the steps, and at `alpha_end` when the rate has decayed.
+    `allow_coarse` permits a temperature at which the cache's exact ids have less than a fifth of the teacher's mass.
+    The alpha schedule `wsd` starts with CE only, reaches alpha after 2 % of the steps, and `alpha_end` with the decay
+    of the learning rate.
     """
 
     mode: LossMode = "hybrid"
@@ -129,14 +128,14 @@ class LossSettings(Record):
     select: tuple[PositionSelection, ...] = Field(default=(), max_length=8)
 
     @model_validator(mode="after")
-    def _one_selection_a_term(self) -> "LossSettings":
-        if len({one.term for one in self.select}) != len(self.select):
-            raise ValueError("a term has one selection of positions at most")
+    def _check_selections(self) -> "LossSettings":
+        if len({selection.term for selection in self.select}) != len(self.select):
+            raise ValueError("at most one selection per term")
         return self
 
 
 class Phase(Record):
-    """A stretch of the run up to a share of its steps; what it leaves out is as `losses` and `run` say."""
+    """A part of the run, until a share of its steps; overrides `losses` and `run`."""
 
     until: Share
     weights: LossWeights = LossWeights()
@@ -164,7 +163,7 @@ class WeightDecays(Record):
 
 
 class OptimizerSettings(Record):
-    """Muon for matrices and AdamW for the rest, or AdamW for everything; None: chosen by the kind and size of student.
+    """Muon for matrices and AdamW for the rest, or AdamW for everything; None: by kind and size of student.
 
     `lr` is the learning rate of the matrices and scales those of the other groups; `rates` sets single groups.
     """
@@ -181,9 +180,9 @@ class OptimizerSettings(Record):
 
 
 class ScheduleSettings(Record):
-    """The rate over optimizer steps: up during `warmup`, then as `kind` says, down to `floor` of its height.
+    """Learning rate schedule: warm-up, then a decay to `floor`, a share of the peak.
 
-    `wsd` holds, and falls during `decay`, a share of all steps as `warmup` is.
+    `warmup` and `decay` are shares of all steps; only `wsd`, which is constant until its decay, has a `decay`.
     """
 
     kind: RateSchedule = "cosine"
@@ -192,14 +191,14 @@ class ScheduleSettings(Record):
     floor: float = Field(default=0.0, ge=0, le=1)
 
     @model_validator(mode="after")
-    def _fits(self) -> "ScheduleSettings":
+    def _check_shares(self) -> "ScheduleSettings":
         if self.kind == "wsd" and self.warmup + self.decay > 1:
-            raise ValueError("warmup and decay take more than all steps")
+            raise ValueError("warmup + decay exceed 1")
         return self
 
 
 class RunSettings(Record):
-    """How much is learnt, in what portions and order: `epochs` over the cache, one unless `max_steps` says."""
+    """Length, batches and data order of the run: `epochs` [1], or `max_steps`."""
 
     epochs: float | None = Field(default=None, gt=0, le=1e6)
     max_steps: Count | None = None
@@ -209,19 +208,18 @@ class RunSettings(Record):
     phases: tuple[Phase, ...] = Field(default=(), max_length=64)
 
     @model_validator(mode="after")
-    def _in_order(self) -> "RunSettings":
+    def _check_phases(self) -> "RunSettings":
         ends = [phase.until for phase in self.phases]
         if ends != sorted(set(ends)):
-            raise ValueError("phases end one after the other, each at a later share of the run")
+            raise ValueError("each phase must end later than the one before")
         if ends and ends[-1] != 1:
-            raise ValueError("the last phase ends at 1")
+            raise ValueError("the last phase must end at 1")
         return self
 
 
 class EvaluationSettings(Record):
-    """When the student is held against the validation split: `every` so many steps (a tenth of the run unless said,
-    and at the end), over at most `limit` of its sequences; `metric` chooses the best: the loss, or cross-entropy where
-    the loss means another thing at another step."""
+    """Evaluation on the validation split: `every` so many steps [a tenth of the run] and at the end, on at most `limit`
+    sequences; `metric` selects the best student [loss; cross_entropy if loss weights change]."""
 
     every: Count | None = None
     limit: Count | None = 256
@@ -229,8 +227,8 @@ class EvaluationSettings(Record):
 
 
 class CheckpointSettings(Record):
-    """Checkpoints: `every` so many steps (a tenth of the run unless said, and at the end), the newest `keep` and the
-    best kept; `final` is what OUT/final is made of."""
+    """Checkpoints: `every` so many steps [a tenth of the run] and at the end; the newest `keep` and the best are kept;
+    `final` is the student saved in OUT/final."""
 
     every: Count | None = None
     keep: int = Field(default=2, ge=1, le=1000)
@@ -238,10 +236,10 @@ class CheckpointSettings(Record):
 
 
 class GuardSettings(Record):
-    """What is done about steps that go wrong; what is None is as the preset says.
+    """Policy for bad steps; None: the value of the preset.
 
-    A step is skipped when its gradient norm is over `sigma` deviations of the last `window`, over `median_factor` times
-    their median, or over `skip_gradient_norm`; after `patience` skips in a row the last good snapshot comes back at
+    A step is skipped if its gradient norm exceeds `sigma` deviations of the last `window`, `median_factor` times their
+    median, or `skip_gradient_norm`; after `patience` skips in a row the run rolls back to the last good snapshot, with
     `rate_factor` of the learning rate, at most `rollbacks` times.
     """
 
@@ -260,10 +258,10 @@ class GuardSettings(Record):
 
 
 class TrainMachineSettings(Record):
-    """How this machine goes about it; `fp16-pure` trains weights of 16 bits as they are, without masters or scaling.
+    """Use of the machine; `fp16-pure` trains 16-bit weights without master weights or loss scaling.
 
-    `portion` is how many sequences of a batch are read at once: a GPU takes all, a CPU as many as have 1,024 tokens,
-    which costs no time there and less memory. The loss is that of the whole step either way.
+    `portion` is the micro-batch size in sequences [the batch on a GPU; as many as have 1,024 tokens on a CPU, which
+    takes as long and less memory]. The loss is that of the whole step either way.
     """
 
     device: Device = "auto"
@@ -274,7 +272,7 @@ class TrainMachineSettings(Record):
 
 
 class TrainSettings(Record):
-    """The whole of it."""
+    """All settings of a run."""
 
     cache: CacheSettings = CacheSettings()
     student: StudentSettings = StudentSettings()
@@ -291,14 +289,14 @@ class TrainSettings(Record):
     seed: int = Field(default=0, ge=0, lt=1 << 63)
 
     @model_validator(mode="after")
-    def _each_tracker_once(self) -> "TrainSettings":
+    def _check_trackers(self) -> "TrainSettings":
         if len(set(self.report_to)) != len(self.report_to):
-            raise ValueError("report_to names a tracker twice")
+            raise ValueError("duplicate tracker in report_to")
         return self
 
 
 class TrainOptions(Record):
-    """What one call of the command does of it."""
+    """Options of one call, which are not settings of the run."""
 
     resume_from: Name | None = None
     dry_run: bool = False

@@ -1,7 +1,6 @@
-"""What a run asks of a cache: targets, temperatures, statistics; held against what the cache keeps.
+"""What a run requires of its cache: targets, temperatures, statistics.
 
-In: the curriculum, selections, the manifest. Out: what is warned of, or `Incompatible` (exit 4) in two lines.
-Everything is refused before a weight is loaded.
+In: the curriculum, selections, the manifest. Out: warnings, or `Incompatible` (exit 4), before weights are loaded.
 """
 
 from collections.abc import Iterator
@@ -23,85 +22,82 @@ from kdpipe.schemas.train_settings import LossSettings, PositionSelection, Train
 
 
 def default_tail_weight(spec: TargetSpec) -> float:
-    """1 where draws or states tell of the tail, else a bucket."""
+    """1 if samples or states cover the tail, else 0."""
     return 1.0 if spec.has_draws or spec.keep.kind == "state" else 0.0
 
 
-def check_needs(losses: LossSettings, curriculum: Curriculum, manifest: Manifest) -> None:
-    """Refuse what a cache cannot serve."""
+def check_targets(losses: LossSettings, curriculum: Curriculum, manifest: Manifest) -> None:
+    """Refuse losses and selections that the cache has no data for."""
     spec = manifest.targets
     names = [name for name in LOGIT_NAMES if name in curriculum.terms]
     for temperature in curriculum.temperatures:
         check_spec(names, spec, temperature)
     if losses.tail_weight and names != ["ce"] and not default_tail_weight(spec):
         raise Incompatible(
-            f"losses.tail_weight is {losses.tail_weight:g}, and {spec.keep.kind} targets know nothing of their tail but"
-            " its mass",
-            hint="leave it out, or make a cache with threshold or sampled targets",
+            f"losses.tail_weight is {losses.tail_weight:g}, but {spec.keep.kind} targets hold only its total mass",
+            hint="omit it, or make a cache with threshold or sampled targets",
         )
-    for one in losses.select:
-        _check_selection(one, curriculum, spec)
+    for selection in losses.select:
+        _check_selection(selection, curriculum, spec)
 
 
-def check_choice(settings: TrainSettings, manifest: Manifest, *, validates: bool) -> None:
-    """Refuse to choose the best student by what will not be known."""
+def check_metric(settings: TrainSettings, manifest: Manifest, *, validates: bool) -> None:
+    """Refuse to choose the best student by a metric that cannot be computed."""
     metric, spec = settings.evaluation.metric, manifest.targets
     if settings.saving.final == "best" and not validates:
         raise ConfigError(
-            "saving.final is best, and the cache has no validation split to tell it by",
-            hint="leave it out, or make a cache with --val-fraction",
+            "saving.final is best, but the cache has no validation split",
+            hint="omit it, or make a cache with --val-fraction",
         )
     unknown = {"kl_teacher": estimate(spec) is None, "top1_agreement": spec.keep.kind == "none"}
     if validates and unknown.get(metric or "", False):
         raise Incompatible(
-            f"evaluation.metric is {metric}, which this cache cannot tell of a student",
+            f"evaluation.metric is {metric}, which cannot be computed from this cache",
             hint="choose loss or cross_entropy",
         )
 
 
-def _check_selection(one: PositionSelection, curriculum: Curriculum, spec: TargetSpec) -> None:
-    """Refuse a selection that nothing is taken over, or by what the cache does not hold."""
+def _check_selection(selection: PositionSelection, curriculum: Curriculum, spec: TargetSpec) -> None:
+    """Refuse a selection for a term without weight, or by a statistic that the cache does not hold."""
     terms = curriculum.terms & set(LOGIT_NAMES)
-    if not (terms & {"ce"} if one.term == "ce" else terms - {"ce"}):
+    if not (terms & {"ce"} if selection.term == "ce" else terms - {"ce"}):
         raise ConfigError(
-            f"losses.select chooses positions for {one.term}, which has no weight at any step",
-            hint="leave it out, or give the term a weight",
+            f"losses.select chooses positions for {selection.term}, which has no weight at any step",
+            hint="omit it, or give the term a weight",
         )
-    if (one.by == "teacher_entropy" and not spec.entropy) or (one.by == "label_logprob" and spec.keep.kind == "none"):
-        raise statistic_missing(one)
+    by = selection.by
+    if (by == "teacher_entropy" and not spec.entropy) or (by == "label_logprob" and spec.keep.kind == "none"):
+        raise statistic_missing(selection)
 
 
 def warnings(settings: TrainSettings, curriculum: Curriculum, manifest: Manifest) -> Iterator[str]:
-    """What works and is likely not what was wanted."""
+    """Warnings about settings that work but are probably a mistake."""
     spec, losses = manifest.targets, settings.losses
     if settings.evaluation.metric == "loss" and not curriculum.is_constant:
-        yield (
-            "evaluation.metric is loss, which means another thing at another step: the best of a phase with small "
-            "weights looks best of all"
-        )
+        yield ("evaluation.metric is loss, but loss weights change between steps: use cross_entropy")
     kd = curriculum.terms & set(LOGIT_NAMES) - {"ce"}
     if "renormalized" in kd:
-        yield "renormalized top-k is biased: what was kept becomes too sure; it is there to compare with"
+        yield "renormalized top-k is biased: the student becomes overconfident; use it only as a baseline"
     if not kd or spec.keep.kind == "state":
         return
     for temperature in sorted(curriculum.temperatures - {spec.target_temperature}):
         yield (
-            f"at temperature {temperature:g} all but the exact ids is one bin, which is coarse: draws of this cache "
-            f"are for {spec.target_temperature:g}"
+            f"at temperature {temperature:g} everything but the exact ids is one coarse bin: the samples of this cache "
+            f"are for temperature {spec.target_temperature:g}"
         )
     at_target = spec.target_temperature in curriculum.temperatures and losses.tail_weight != 0
     if "forward_kl" in curriculum.terms and at_target and spec.is_shifted:
         yield (
             f"forward_kl at temperature {spec.target_temperature:g} is shifted: its gradient is unbiased, but its "
             "value is too large by the teacher's entropy within the bin; caches made without "
-            "--set targets.draw_values=false know that entropy"
+            "--set targets.draw_values=false hold that entropy"
         )
     if spec.has_draws and losses.tail_weight == 0:
-        yield "losses.tail_weight is 0: what the draws say of the tail is left unused"
+        yield "losses.tail_weight is 0: samples of the tail are not used"
 
 
 def teacher_head(cache: Cache) -> TeacherHead | None:
-    """The output head that a cache of states keeps."""
+    """The output head stored in a cache of states."""
     keep = cache.manifest.targets.keep
     if not isinstance(keep, State):
         return None
@@ -116,6 +112,6 @@ def teacher_head(cache: Cache) -> TeacherHead | None:
 
 def _tensor(table: np.ndarray[tuple[int, ...], np.dtype[np.float32]], dtype: str) -> torch.Tensor:
     """A table as a tensor of its stored type; numpy has no bfloat16, and reads it as float32."""
-    found = torch.from_numpy(np.array(table, np.float32))
+    tensor = torch.from_numpy(np.array(table, np.float32))
     stored: torch.dtype = getattr(torch, dtype)
-    return found.to(stored)
+    return tensor.to(stored)

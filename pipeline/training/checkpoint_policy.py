@@ -1,139 +1,136 @@
-"""The keeper: checkpoints and evaluations of a run, when they are due, and the way back to a good one.
+"""When a run evaluates and saves, and how it returns to a checkpoint.
 
-In: a `PreparedRun` run, its folder. Out: checkpoints, evaluations in the log, a learner as it was at a checkpoint.
+In: a `Run`, its `TrainState`, its folder. Out: checkpoints, evaluations in the log, the train state of a checkpoint.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+from typing import final
 
 import torch
 
-from kdpipe.pipeline.training import checkpoints
-from kdpipe.pipeline.training import state_tensors as states
+from kdpipe.pipeline.training import checkpoints, run_folder, state_tensors
 from kdpipe.pipeline.training.checkpoints import CheckpointContents
-from kdpipe.pipeline.training.optimizers import forget, moments, restore_moments
-from kdpipe.pipeline.training.prepare import PreparedRun
+from kdpipe.pipeline.training.optimizers import moments, reset_moments, restore_moments
+from kdpipe.pipeline.training.run import Run
 from kdpipe.pipeline.training.step import StepResult
-from kdpipe.schemas.checkpoint import Best, LoopState, MetricsState, RunRecord
+from kdpipe.pipeline.training.step_log import StepLog
+from kdpipe.pipeline.training.train_state import TrainState
+from kdpipe.pipeline.training.validation import Validation
+from kdpipe.schemas.checkpoint import Best, LoopState
 from kdpipe.schemas.choices import BestMetric
 from kdpipe.schemas.errors import KdpipeError
-from kdpipe.schemas.train_report import Evaluation
 
-# Metrics of which more is better.
+# Metrics that improve upward.
 RISING: frozenset[BestMetric] = frozenset({"top1_agreement"})
-Measure = Callable[[LoopState, StepResult | None], Evaluation]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
-    """The folder of a run and which run it is, whom to warn, how far its metrics are once on the disk, and how they go
-    back to a step."""
-
-    folder: Path
-    run: RunRecord
-    warn: Callable[[str], None]
-    settled: Callable[[], MetricsState]
-    rewind: Callable[[int], None]
-
-
+@final
 class CheckpointPolicy:
-    """Knows the folder of a run; `measure` evaluates the student as it is, None where there is nothing to ask."""
+    """Schedules, writes and restores checkpoints; without `validation` nothing is evaluated."""
 
-    def __init__(self, prepared: PreparedRun, place: "Place", measure: Measure | None) -> None:
-        self._run, self._folder, self._record, self._warn = prepared, place.folder, place.run, place.warn
-        self._settled, self._rewind, self._measure = place.settled, place.rewind, measure
-        self._learner, self._plan = prepared.train_state, prepared.plan
+    def __init__(
+        self,
+        run: Run,
+        train_state: TrainState,
+        folder: Path,
+        log: StepLog,
+        validation: Validation | None,
+        warn: Callable[[str], None],
+    ) -> None:
+        self._run, self._train_state, self._folder = run, train_state, folder
+        self._log, self._validation, self._warn = log, validation, warn
+        self._plan, self._record = run.plan, run_folder.stored(folder, run.record)
 
-    def evaluation_is_due(self, step: int) -> bool:
-        """Every so many steps, and at the end."""
-        return self._measure is not None and (step % self._plan.evaluate_every == 0 or step == self._plan.n_steps)
+    def should_evaluate(self, step: int) -> bool:
+        """Every `evaluate_every` steps, and at the end."""
+        return self._validation is not None and (step % self._plan.evaluate_every == 0 or step == self._plan.n_steps)
 
-    def saving_is_due(self, step: int) -> bool:
-        """Every so many steps, at the end, and where the guard wants a snapshot."""
+    def should_save(self, step: int) -> bool:
+        """Every `save_every` steps, at the end, and as often as the guard needs a snapshot."""
         snapshot = self._run.guard.snapshot_every
         often = step % self._plan.save_every == 0 or (snapshot is not None and step % snapshot == 0)
         return often or step == self._plan.n_steps
 
-    def fall_begins(self, step: int) -> bool:
-        """Whether the next step is the first of the decay of a `wsd` schedule, before which a longer run continues."""
-        return step == self._plan.saved_before_fall
+    def decay_begins(self, step: int) -> bool:
+        """Whether the next step is the first of the decay of a `wsd` schedule: a longer run resumes there."""
+        return step == self._plan.saved_before_decay
 
-    def anything_is_due(self, step: int) -> bool:
-        """Whether the student is to be looked at or kept."""
-        return self.evaluation_is_due(step) or self.saving_is_due(step) or self.fall_begins(step)
+    def should_evaluate_or_save(self, step: int) -> bool:
+        """Any of the three."""
+        return self.should_evaluate(step) or self.should_save(step) or self.decay_begins(step)
 
-    def evaluate(self, state: LoopState, took: StepResult | None) -> LoopState:
-        """Measure the student; the state then knows whether it is the best so far."""
-        assert self._measure is not None
-        metric = self._run.prospect.metric
-        value = getattr(self._measure(state, took), metric)
+    def evaluate(self, state: LoopState, result: StepResult | None) -> LoopState:
+        """Evaluate the student and update the best step."""
+        assert self._validation is not None
+        metric = self._run.metric
+        value = getattr(self._validation.evaluate(state, result), metric)
         if not isinstance(value, float) or not _is_better(metric, value, state.best):
             return state
         return state.model_copy(update={"best": Best(step=state.step, value=value)})
 
     def save(self, state: LoopState) -> Path:
-        """Write a checkpoint of everything that the run must not forget."""
-        train_state = self._learner
+        """Write a checkpoint of the whole state of the run."""
+        train_state = self._train_state
         full = state.model_copy(
             update={
                 "threads": torch.get_num_threads(),
-                "scaler": states.scaler_state(train_state.scaler),
-                "metrics": self._settled(),
+                "scaler": state_tensors.scaler_state(train_state.scaler),
+                "metrics": self._log.sync(),
             }
         )
         contents = CheckpointContents(
             run=self._record,
             state=full,
-            model=states.model_tensors(train_state.model),
+            model=state_tensors.model_tensors(train_state.model),
             optimizer=moments(train_state.optimizer),
-            random=states.random_tensors(train_state.device),
+            random=state_tensors.random_tensors(train_state.device),
         )
-        return checkpoints.save(self._folder, contents, self._run.settings.saving.keep, self._plan.saved_before_fall)
+        return checkpoints.save(self._folder, contents, self._run.settings.saving.keep, self._plan.saved_before_decay)
 
     def resume(self, path: Path) -> LoopState:
-        """Put the learner back to where a checkpoint left it."""
-        contents = checkpoints.load(path)
-        states.restore_model(self._learner.model, contents.model)
-        restore_moments(self._learner.optimizer, contents.optimizer)
-        states.restore_scaler(self._learner.scaler, contents.state.scaler)
-        states.restore_random(contents.random, self._learner.device)
-        threads = torch.get_num_threads()
-        if contents.state.threads not in (None, threads):
-            self._warn(
-                f"the run went on {contents.state.threads} threads and goes on with {threads}: sums may round otherwise"
-            )
+        """Restore the whole state of the run from a checkpoint."""
+        contents, train_state = checkpoints.load(path), self._train_state
+        state_tensors.restore_model(train_state.model, contents.model)
+        restore_moments(train_state.optimizer, contents.optimizer)
+        state_tensors.restore_scaler(train_state.scaler, contents.state.scaler)
+        state_tensors.restore_random(contents.random, train_state.device)
+        before, threads = contents.state.threads, torch.get_num_threads()
+        if before not in (None, threads):
+            self._warn(f"the run used {before} threads and resumes with {threads}: results may differ in the last bits")
         return contents.state
 
-    def back_to_last_good(self, snapshot: int) -> LoopState:
-        """Put the student back to the checkpoint of a step, or the newest good one, with fresh moments; where it is
-        then. What was saved and written of later steps is of a course that is left."""
+    def roll_back(self, snapshot: int) -> LoopState:
+        """Restore the student of the checkpoint of step `snapshot`, or of the newest usable one, with fresh moments.
+
+        Later checkpoints are removed, and later log lines are marked as undone.
+        """
         path = checkpoints.of_step(self._folder, snapshot, self._record)
         path = path or checkpoints.latest(self._folder, self._record, self._warn)
         if path is None:
             raise KdpipeError(
-                f"{self._folder} has no checkpoint to go back to",
-                hint="set guard.snapshot_every to fewer steps, and begin again with --overwrite",
+                f"{self._folder} has no checkpoint to roll back to",
+                hint="set guard.snapshot_every to fewer steps, and start over with --overwrite",
             )
         contents = checkpoints.load(path)
-        states.restore_model(self._learner.model, contents.model)
-        forget(self._learner.optimizer)
+        state_tensors.restore_model(self._train_state.model, contents.model)
+        reset_moments(self._train_state.optimizer)
         # First: a checkpoint of a later step counts on lines that are about to change.
         checkpoints.drop_later(self._folder, path)
-        self._rewind(contents.state.step)
+        self._log.rewind(contents.state.step)
         return contents.state
 
-    def take_best(self, state: LoopState) -> LoopState:
-        """Put the student back to the best checkpoint, if that is another step and still there; where it is then."""
+    def restore_best(self, state: LoopState) -> LoopState:
+        """Restore the student of the best step, if that is another step and has a checkpoint."""
         best = state.best
         if best is None or best.step == state.step:
             return state
-        there = checkpoints.of_step(self._folder, best.step, self._record)
-        if there is None:
-            self._warn(f"the student of step {best.step:,} was best, and no checkpoint was written then")
+        path = checkpoints.of_step(self._folder, best.step, self._record)
+        if path is None:
+            self._warn(f"step {best.step:,} was best but has no checkpoint; using the last step")
             return state
-        contents = checkpoints.load(there)
-        states.restore_model(self._learner.model, contents.model)
+        contents = checkpoints.load(path)
+        state_tensors.restore_model(self._train_state.model, contents.model)
         return contents.state
 
 

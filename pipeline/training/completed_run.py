@@ -1,7 +1,7 @@
-"""A finished run, recognized from its files alone: the same command gets the same report again.
+"""Finished runs: the same command returns the stored report at once.
 
-In: the folder of a run, settings as they were given. Out: the report of the run that has ended, or None; what is wrong
-with final/. Neither torch nor transformers is imported here: both take longer than everything that is checked.
+In: the folder of a run, settings as given. Out: the report of the finished run, or None; what is wrong with final/.
+Neither torch nor transformers is imported here: importing them takes longer than all checks.
 """
 
 from importlib.metadata import version
@@ -27,7 +27,7 @@ from kdpipe.schemas.train_settings import TrainOptions, TrainSettings
 
 RECORD: Final = "finished.json"
 VERSION: Final = 1
-# Unlike what makes another run: final/ may hold the best student or the last.
+# Without `saving.final`: final/ has either the best student or the last.
 _MAY_DIFFER: Final = (
     *(name for name in run_folder.MAY_DIFFER if name != "settings.saving."),
     "settings.saving.every",
@@ -36,31 +36,33 @@ _MAY_DIFFER: Final = (
 
 
 def report_if_finished(settings: TrainSettings, options: TrainOptions, watch: Listener) -> TrainReport | None:
-    """The report of a run that has ended, where nothing is left to do for its command; None otherwise."""
+    """The report of the run of these settings if it is finished, else None."""
     if settings.out is None or not (Path(settings.out) / RECORD).is_file():
         return None
     with locked(Path(settings.out), watch.say):
-        return report_of(Path(settings.out), settings, options, watch)
+        return finished_report(Path(settings.out), settings, options, watch)
 
 
-def report_of(folder: Path, settings: TrainSettings, options: TrainOptions, watch: Listener) -> TrainReport | None:
-    """The same for a folder that is locked."""
+def finished_report(
+    folder: Path, settings: TrainSettings, options: TrainOptions, watch: Listener
+) -> TrainReport | None:
+    """The same for a locked folder."""
     if options.overwrite or options.dry_run or options.resume_from is not None:
         return None
     record = load(folder)
     if record is None or not _is_command_of(record, folder, settings, watch) or problem(folder, record) is not None:
         return None
     watch.say(f"{folder} is finished: {record.report.steps:,} of {record.report.steps_planned:,} steps are done")
-    return placed(record.report, folder)
+    return relocated(record.report, folder)
 
 
-def placed(report: TrainReport, folder: Path) -> TrainReport:
+def relocated(report: TrainReport, folder: Path) -> TrainReport:
     """The report of a run whose folder may have been moved."""
     return report.model_copy(update={"run": str(folder), "final": str(folder / FINAL)})
 
 
 def load(folder: Path) -> FinishedRun | None:
-    """What the folder of a run records of its end; None where it has not ended or another version wrote the record."""
+    """The record of a finished run; None if it is not finished or another version wrote the record."""
     try:
         record = read_record(FinishedRun, (folder / RECORD).read_bytes(), RECORD)
         is_current = record.run_sha256 == sha256_file(folder / run_folder.RECORD)
@@ -70,21 +72,21 @@ def load(folder: Path) -> FinishedRun | None:
 
 
 def problem(folder: Path, record: FinishedRun) -> str | None:
-    """What is wrong with final/, every byte of which is read."""
+    """What is wrong with final/; every byte is read."""
     for name, stated in record.files.items():
         path = folder / FINAL / name
         try:
             if path.stat().st_size != stated.bytes or sha256_file(path) != stated.sha256:
-                return f"{FINAL}/{name} is not the file that was saved"
+                return f"{FINAL}/{name} was modified since it was saved"
         except OSError as error:
             return f"{FINAL}/{name} cannot be read: {error.strerror}"
     return None
 
 
-def save(folder: Path, asked: RunRecord, source: StudentSource, step: int, report: TrainReport) -> None:
-    """Record that a run has ended, once everything else of it is written."""
+def save(folder: Path, command: RunRecord, source: StudentSource, step: int, report: TrainReport) -> None:
+    """Record that a run is finished, after everything else is written."""
     final = folder / FINAL
-    with translate_os_errors("the end of the run could not be recorded", folder):
+    with translate_os_errors("could not record that the run is finished", folder):
         paths = [path for path in sorted(final.rglob("*")) if path.is_file()]
         files = {
             path.relative_to(final).as_posix(): FileRecord(bytes=path.stat().st_size, sha256=sha256_file(path))
@@ -93,7 +95,7 @@ def save(folder: Path, asked: RunRecord, source: StudentSource, step: int, repor
         record = FinishedRun(
             version=VERSION,
             kdpipe=version("kdpipe"),
-            asked=asked,
+            command=command,
             source=source,
             run_sha256=sha256_file(folder / run_folder.RECORD),
             step=step,
@@ -104,13 +106,13 @@ def save(folder: Path, asked: RunRecord, source: StudentSource, step: int, repor
 
 
 def remove(folder: Path) -> None:
-    """A run that takes steps again has not ended."""
-    with translate_os_errors("the record of the run's end could not be removed", folder):
+    """Remove the record before a run trains further."""
+    with translate_os_errors(f"could not remove {RECORD}", folder):
         (folder / RECORD).unlink(missing_ok=True)
 
 
-def as_asked(settings: TrainSettings, source: StudentSource, cache: Cache) -> RunRecord | None:
-    """A command as it was given, with cache and student by content; None where its student is not of that source."""
+def command_record(settings: TrainSettings, source: StudentSource, cache: Cache) -> RunRecord | None:
+    """Settings as given, with cache and student by content; None if the student is not of this source."""
     student = _student(settings.student.name or "", source)
     if student is None:
         return None
@@ -118,16 +120,16 @@ def as_asked(settings: TrainSettings, source: StudentSource, cache: Cache) -> Ru
 
 
 def _is_command_of(record: FinishedRun, folder: Path, settings: TrainSettings, watch: Listener) -> bool:
-    """Whether settings are those that a run was given, or those that it filled in."""
-    asked = as_asked(settings, record.source, opened(settings.cache, watch, "train"))
-    if asked is None:
+    """Whether settings are those given to the run, or those with its defaults filled in."""
+    command = command_record(settings, record.source, opened(settings.cache, watch, "train"))
+    if command is None:
         return False
-    filled_in = record.asked.model_copy(update={"settings": run_folder.stored(folder, record.asked).settings})
-    return any(not run_folder.differences(one, asked, _MAY_DIFFER) for one in (record.asked, filled_in))
+    filled_in = record.command.model_copy(update={"settings": run_folder.stored(folder, record.command).settings})
+    return any(not run_folder.differences(known, command, _MAY_DIFFER) for known in (record.command, filled_in))
 
 
 def _student(name: str, source: StudentSource) -> str | None:
-    """What a student's name stands for, found out without transformers."""
+    """Identify a student by its name and source, without transformers."""
     path = Path(name).expanduser()
     match source:
         case "preset":

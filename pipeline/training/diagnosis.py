@@ -1,7 +1,7 @@
-"""Diagnosis: a step whose loss or gradient is not finite is looked through until it is known where that began.
+"""Diagnosis of a step whose loss or gradient is not finite: where that began.
 
-In: a step's batches, and the learner as it is. Out: findings by place: targets, the student's logits, a term, the
-gradient or the parameters, with the sequences concerned. Slow on purpose: it runs only then.
+In: the batches of a step, and a `TrainState`. Out: findings in targets, the student's logits, a term, the gradient or
+the parameters, with their sequences. Slow, since it runs only on such steps.
 """
 
 from collections.abc import Iterator, Mapping
@@ -20,55 +20,54 @@ SHOWN = 3
 def diagnose(
     train_state: TrainState, batch: StepBatch, terms: ActiveTerms, counts: Mapping[TermName, int]
 ) -> tuple[NotFiniteFinding, ...]:
-    """Find the first place on the way from parameters and targets to the gradient that is not finite."""
-    if odd := odd_names(train_state.model):
-        return (NotFiniteFinding(where="parameters", what=odd),)
-    found = [finding for micro in batch.batches for finding in _in_batch(train_state, micro, terms, counts)]
-    if found:
-        return tuple(found[:SHOWN])
-    odd = odd_names(train_state.model, gradients=True)
-    return (NotFiniteFinding(where="gradient", what=odd or "it overflowed", sequences=_numbers(batch)),)
+    """Find what first becomes not finite between parameters and targets and the gradient."""
+    if names := nonfinite_parameters(train_state.model):
+        return (NotFiniteFinding(where="parameters", what=names),)
+    findings = [finding for micro in batch.batches for finding in _in_batch(train_state, micro, terms, counts)]
+    if findings:
+        return tuple(findings[:SHOWN])
+    names = nonfinite_parameters(train_state.model, gradients=True)
+    return (NotFiniteFinding(where="gradient", what=names or "overflow", sequences=_numbers(batch)),)
 
 
-def odd_names(model: nn.Module, *, gradients: bool = False) -> str:
-    """Parameters that are not finite, or whose gradient is not: the first few names."""
+def nonfinite_parameters(model: nn.Module, *, gradients: bool = False) -> str:
+    """The first few names of parameters that are not finite, or whose gradient is not."""
     values = ((name, p.grad if gradients else p) for name, p in model.named_parameters())
-    odd = [name for name, value in values if value is not None and not bool(value.isfinite().all())]
-    more = f" and {len(odd) - SHOWN} more" if len(odd) > SHOWN else ""
-    return ", ".join(odd[:SHOWN]) + more
+    names = [name for name, value in values if value is not None and not bool(value.isfinite().all())]
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
 
 
 def _in_batch(
     train_state: TrainState, micro: MicroBatch, terms: ActiveTerms, counts: Mapping[TermName, int]
 ) -> Iterator[NotFiniteFinding]:
-    """The first thing in a micro-batch that is not finite: what the cache says, the student's states, or a term."""
-    odd = odd_targets(micro)
-    if odd is not None:
-        yield NotFiniteFinding(where="targets", what=odd[0], sequences=odd[1])
+    """What first is not finite in a micro-batch: targets, the student's states, or a term."""
+    if (invalid := invalid_targets(micro)) is not None:
+        yield NotFiniteFinding(where="targets", what=invalid[0], sequences=invalid[1])
         return
-    there = micro.to(train_state.device)
+    moved = micro.to(train_state.device)
     with torch.no_grad(), train_state.precision.autocast(train_state.device):
-        states = train_state.student.states(there, train_state.objective.layers)
+        states = train_state.student.states(moved, train_state.objective.layers)
         rows = ~states.rows_NH.isfinite().all(dim=1)
         if bool(rows.any()):
             yield NotFiniteFinding(
                 where="logits", what="the student's last state", sequences=_of_rows(micro, rows.cpu())
             )
             return
-        told = train_state.objective.head.statistics(states.rows_NH, there.labels_N)
-        rows = ~told.cross_entropy_N.isfinite()
+        statistics = train_state.objective.head.statistics(states.rows_NH, moved.labels_N)
+        rows = ~statistics.cross_entropy_N.isfinite()
         if bool(rows.any()):
             yield NotFiniteFinding(where="logits", what="the student's logits", sequences=_of_rows(micro, rows.cpu()))
             return
-        sums = train_state.objective(states, there, terms, counts).sums
+        sums = train_state.objective(states, moved, terms, counts).sums
     for name, value in sums.items():
         if not bool(value.isfinite()):
             yield NotFiniteFinding(where=name, what="its value", sequences=micro.numbers)
 
 
-def odd_targets(micro: MicroBatch) -> tuple[str, tuple[int, ...]] | None:
-    """What of the cache is not what it must be, and in which sequences."""
-    checked = [] if micro.targets is None else _checked(micro.targets)
+def invalid_targets(micro: MicroBatch) -> tuple[str, tuple[int, ...]] | None:
+    """The first invalid value from the cache, and its sequences."""
+    checked = [] if micro.targets is None else _valid_rows(micro.targets)
     checked += [(f"hidden state of layer {n}", value.isfinite().all(dim=1)) for n, value in micro.hidden.items()]
     for name, good_N in checked:
         if not bool(good_N.all()):
@@ -76,12 +75,12 @@ def odd_targets(micro: MicroBatch) -> tuple[str, tuple[int, ...]] | None:
     for layer, value in micro.pooled.items():
         good_D = value.isfinite().all(dim=1)
         if micro.document_D2 is not None and not bool(good_D.all()):
-            return f"pooled state of layer {layer}", _named(micro, micro.document_D2[~good_D, 0])
+            return f"pooled state of layer {layer}", _sequences(micro, micro.document_D2[~good_D, 0])
     return None
 
 
-def _checked(targets: Targets) -> list[tuple[str, Tensor]]:
-    """What the teacher said, and in which rows it is as it must be; a log of 0 may be -inf, and nothing else."""
+def _valid_rows(targets: Targets) -> list[tuple[str, Tensor]]:
+    """The targets by name, and in which rows they are valid; a log of 0 may be -inf."""
     checked: list[tuple[str, Tensor]] = [("weights", targets.weights_NK.isfinite().all(dim=1))]
     kept = targets.logprobs_NK
     checked.append(("log-probabilities", ~(kept.isnan() | (kept > 0.01)).any(dim=1)))
@@ -96,11 +95,11 @@ def _checked(targets: Targets) -> list[tuple[str, Tensor]]:
 
 
 def _of_rows(micro: MicroBatch, rows_N: Tensor) -> tuple[int, ...]:
-    return _named(micro, micro.sequence_N[rows_N.to(micro.sequence_N.device)])
+    return _sequences(micro, micro.sequence_N[rows_N.to(micro.sequence_N.device)])
 
 
-def _named(micro: MicroBatch, sequence_X: Tensor) -> tuple[int, ...]:
-    """The numbers in the cache of some sequences of a batch, each once."""
+def _sequences(micro: MicroBatch, sequence_X: Tensor) -> tuple[int, ...]:
+    """Cache numbers of sequences of a batch, without repeats."""
     return tuple(micro.numbers[b] for b in sorted(set(sequence_X.tolist())))
 
 

@@ -1,14 +1,10 @@
-"""The guard: judges every step before it counts, and answers what follows when steps go wrong.
+"""The guard: judges every step before it counts.
 
-In: what was found in a step, its gradient norm, the scale of the loss. Out: accept, skip, roll back, or stop and why;
-its state for the checkpoint.
-
-An overflow of a scaled loss (only the gradient is not finite, and the scale is above 1) is a skip that the scaler
-answers by halving its scale. It is no fault: a start at 2^16 may take several. At a scale of 1 it is one, so that a
-gradient that is never finite costs sixteen steps and is then met like everything else.
-
-Norms are compared in two ways. A multiple of the median needs few norms and holds over phases and rollbacks; deviations
-from the mean are finer, need a full window, and start over there.
+In: the findings, gradient norm and loss scale of a step. Out: accept, skip, roll back or stop, and why.
+An overflow of a scaled loss (only the gradient is not finite, and the scale is above 1) is a skip after which the
+scaler halves its scale, and is not counted as a fault: a start at 2^16 may take several. At a scale of 1 it is.
+Norms are compared in two ways: a multiple of the median needs few norms and works across phases and rollbacks;
+deviations from the mean are finer, need a full window, and start over there.
 """
 
 import math
@@ -23,19 +19,19 @@ from kdpipe.schemas.checkpoint import GuardState
 from kdpipe.schemas.errors import ConfigError, KdpipeError
 from kdpipe.schemas.train_settings import GuardSettings, OptimizerSettings
 
-# A window of norms that hardly differ would reject the next normal one: a deviation counts as this share of the mean.
+# Minimum deviation as a share of the mean: norms that hardly differ would reject the next normal one.
 LEAST_DEVIATION: Final = 0.25
 LEAST_SCALE: Final = 1.0
-# Accepted norms that a median needs (docs/experiments.md: how far healthy norms are from it).
+# Accepted norms that a median needs (docs/experiments.md, the spread of healthy norms).
 LEAST_NORMS: Final = 8
-# How much larger than before gradients of another phase may be.
+# Extra room for gradients of a new phase.
 CHANGE: Final = 10.0
 SHOWN: Final = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GuardValues:
-    """What the guard goes by; `lr_factor` is of a rate that nobody said, `snapshot_every` None is with each save."""
+    """Resolved guard settings; `lr_factor` scales default learning rates only."""
 
     sigma: float = 6.0
     window: int = 128
@@ -57,47 +53,45 @@ PRESETS: Final[dict[str, GuardValues]] = {
 }
 
 
-def resolve(guarding: GuardSettings, optimizer: OptimizerSettings) -> GuardValues:
-    """What the preset says, under what a person says."""
-    preset = PRESETS[guarding.preset]
-    rollbacks = preset.rollbacks if guarding.rollbacks is None else guarding.rollbacks
-    if guarding.ce_only_steps and not rollbacks:
-        raise ConfigError(
-            "guard.ce_only_steps is what follows a rollback, and guard.rollbacks is 0", hint="leave one of them out"
-        )
+def resolve(settings: GuardSettings, optimizer: OptimizerSettings) -> GuardValues:
+    """Fill in what the settings leave open from their preset."""
+    preset = PRESETS[settings.preset]
+    rollbacks = preset.rollbacks if settings.rollbacks is None else settings.rollbacks
+    if settings.ce_only_steps and not rollbacks:
+        raise ConfigError("guard.ce_only_steps follows a rollback, but guard.rollbacks is 0", hint="omit one of them")
     return replace(
         preset,
-        sigma=guarding.sigma or preset.sigma,
-        window=guarding.window or preset.window,
-        median_factor=guarding.median_factor or preset.median_factor,
-        skip_gradient_norm=guarding.skip_gradient_norm or preset.skip_gradient_norm,
-        patience=guarding.patience or preset.patience,
+        sigma=settings.sigma or preset.sigma,
+        window=settings.window or preset.window,
+        median_factor=settings.median_factor or preset.median_factor,
+        skip_gradient_norm=settings.skip_gradient_norm or preset.skip_gradient_norm,
+        patience=settings.patience or preset.patience,
         rollbacks=rollbacks,
-        rate_factor=guarding.rate_factor or preset.rate_factor,
+        rate_factor=settings.rate_factor or preset.rate_factor,
         clip=optimizer.clip or preset.clip,
-        snapshot_every=guarding.snapshot_every or preset.snapshot_every,
-        ce_only_steps=guarding.ce_only_steps,
+        snapshot_every=settings.snapshot_every or preset.snapshot_every,
+        ce_only_steps=settings.ce_only_steps,
     )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NotFiniteFinding:
-    """Something that is not finite: where (logits, targets, a term, gradient, parameters), what, in which sequences."""
+    """A value that is not finite: where (logits, targets, a term, gradient, parameters), what, in which sequences."""
 
     where: str
     what: str = ""
     sequences: tuple[int, ...] = ()
 
     def __str__(self) -> str:
-        named = f" ({self.what})" if self.what else ""
+        what = f" ({self.what})" if self.what else ""
         shown = ", ".join(str(number) for number in self.sequences[:SHOWN])
         more = f" and {len(self.sequences) - SHOWN} more" if len(self.sequences) > SHOWN else ""
-        return f"{self.where}{named} not finite" + (f", sequences {shown}{more}" if shown else "")
+        return f"{self.where}{what} not finite" + (f", sequences {shown}{more}" if shown else "")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GuardVerdict:
-    """What is to be done about a step, and why: `overflow` is a skip that is the scaler's business alone."""
+    """The verdict on a step, and why; `overflow` is a skip that the scaler handles."""
 
     kind: Literal["accept", "skip", "overflow", "rollback", "stop"]
     why: str = ""
@@ -108,7 +102,7 @@ ACCEPT: Final = GuardVerdict(kind="accept")
 
 @final
 class Guard:
-    """Counts, remembers the norms of accepted steps, and judges."""
+    """Counts steps, keeps the norms of accepted ones, and judges."""
 
     def __init__(self, values: GuardValues, state: GuardState | None = None) -> None:
         self.values = values
@@ -118,34 +112,34 @@ class Guard:
 
     @property
     def state(self) -> GuardState:
-        """All that a checkpoint must hold."""
+        """The state for a checkpoint."""
         return self._state.model_copy(update={"norms": tuple(self._norms)})
 
     @property
     def success_rate(self) -> float:
-        """Of all steps tried, the share that counts; 1 before the first."""
+        """Accepted share of all steps tried; 1 before the first."""
         tried = self._state.accepted + self._state.undone + self._state.skipped
         return self._state.accepted / tried if tried else 1.0
 
     def enter(self, phase: int) -> None:
-        """A step of a phase begins; norms under other weights or another temperature only bound its own loosely."""
+        """Note the phase of the next step; norms of another phase bound its norms only loosely."""
         if phase != self._state.phase:
             self._count(phase=phase, fresh=0)
 
-    def go_back(self, then: GuardState) -> None:
-        """Take back the steps that were accepted since; what was skipped and rolled back stays counted."""
+    def roll_back(self, then: GuardState) -> None:
+        """Uncount the steps accepted since `then`; skips and rollbacks stay counted."""
         state = self._state
         undone = state.undone + max(0, state.accepted - then.accepted)
         self._count(accepted=then.accepted, undone=undone, phase=then.phase)
 
-    def in_force(self, terms: ActiveTerms) -> ActiveTerms:
-        """The terms of a step: for a while after a rollback cross-entropy alone, if that was asked for."""
+    def active_terms(self, terms: ActiveTerms) -> ActiveTerms:
+        """The terms of a step: cross-entropy only, for `ce_only_steps` steps after a rollback."""
         return replace(terms, weights={"ce": 1.0}) if self._state.ce_only_left else terms
 
     def judge(
         self, findings: Sequence[NotFiniteFinding], gradient_norm: float, scale: float | None = None
     ) -> GuardVerdict:
-        """Say what follows from a step; `scale` is that of the loss, None where it is not scaled."""
+        """Judge a step; `scale`: that of the loss, if it is scaled."""
         state = self._state
         if not findings and not math.isfinite(gradient_norm):
             findings = (NotFiniteFinding(where="gradient"),)
@@ -158,24 +152,24 @@ class Guard:
             self._count(overflowed=state.overflowed + 1)
             return GuardVerdict(kind="overflow", why=f"the gradient overflowed at a loss scale of {scale:g}")
         self._count(in_a_row=state.in_a_row + 1)
-        # A step that has been taken cannot be skipped any more.
+        # The optimizer step has already been made.
         if self._state.in_a_row < self.values.patience and "parameters" not in self._wheres:
             return GuardVerdict(kind="skip", why=why)
         return self._roll_back(why)
 
     def failure(self, step: int, verdict: GuardVerdict) -> KdpipeError:
-        """What to raise once the verdict is to stop, after a checkpoint of the last good state."""
+        """The error to raise after the verdict `stop`."""
         state = self._state
         return KdpipeError(
-            f"training stopped at step {step:,}: {state.in_a_row} in a row went wrong after {state.rollbacks} "
-            f"rollbacks, {state.skipped:,} were skipped in all; the last: {verdict.why}",
+            f"training stopped at step {step:,}: {state.in_a_row} bad steps in a row after {state.rollbacks} "
+            f"rollbacks, {state.skipped:,} steps skipped in total; the last: {verdict.why}",
             hint=_advice(self._wheres),
         )
 
     def _accept(self, gradient_norm: float) -> GuardVerdict:
         state = self._state
         fresh = state.fresh
-        # A step whose every position is masked out says nothing of what is usual.
+        # A step whose positions are all masked has no norm to compare with.
         if gradient_norm:
             self._norms.append(gradient_norm)
             fresh = min(fresh + 1, self.values.window)
@@ -199,64 +193,64 @@ class Guard:
         return GuardVerdict(kind="rollback", why=why)
 
     def _too_large(self, norm: float) -> str:
-        """Why a norm is too large, or nothing."""
+        """Why a norm is too large, or an empty string."""
         limit = self.values.skip_gradient_norm
         if limit is not None and norm > limit:
-            return f"the gradient norm {norm:.4g} is over {limit:g} (guard.skip_gradient_norm)"
+            return f"the gradient norm {norm:.4g} exceeds {limit:g} (guard.skip_gradient_norm)"
         return self._over_median(norm) or self._over_deviations(norm)
 
     def _over_median(self, norm: float) -> str:
-        """Compare with the median; the first norms after a change are held to the median from before it, with room for
+        """Compare with the median; the first norms after a change are compared with the median before it, with room for
         a loss of another scale."""
         norms, fresh, factor = list(self._norms), self._state.fresh, self.values.median_factor
         if len(norms) < LEAST_NORMS:
             return ""
         if fresh >= LEAST_NORMS:
-            # Of the last few too: norms that grow steadily stay ahead of the median of a long window.
+            # Also of the last few: norms that grow steadily exceed the median of a long window.
             usual = max(statistics.median(norms[-fresh:]), statistics.median(norms[-LEAST_NORMS:]))
         else:
             usual, factor = statistics.median(norms), factor * CHANGE
         if norm <= factor * usual:
             return ""
         return (
-            f"the gradient norm {norm:.4g} is over {factor * usual:.4g}, {factor:g} times the median of the last "
-            "accepted (guard.median_factor)"
+            f"the gradient norm {norm:.4g} exceeds {factor * usual:.4g}, {factor:g} times the median of recent "
+            "accepted steps (guard.median_factor)"
         )
 
     def _over_deviations(self, norm: float) -> str:
-        """Compare with mean and deviation of a window in which nothing has changed."""
+        """Compare with mean and deviation of a full window without a change."""
         values = self.values
         if self._state.fresh < values.window:
             return ""
         mean = math.fsum(self._norms) / len(self._norms)
-        variance = math.fsum((one - mean) ** 2 for one in self._norms) / len(self._norms)
+        variance = math.fsum((accepted - mean) ** 2 for accepted in self._norms) / len(self._norms)
         usual = mean + values.sigma * max(math.sqrt(variance), LEAST_DEVIATION * mean)
         if norm <= usual:
             return ""
         return (
-            f"the gradient norm {norm:.4g} is over {usual:.4g}, {values.sigma:g} deviations above the last "
-            f"{values.window} accepted (guard.sigma)"
+            f"the gradient norm {norm:.4g} exceeds {usual:.4g}, {values.sigma:g} deviations above the mean of the last "
+            f"{values.window} accepted steps (guard.sigma)"
         )
 
     def _count(self, **changed: int | float) -> None:
         self._state = self._state.model_copy(update=changed)
 
 
-def clamp_warnings(guarding: GuardSettings, vocabulary_size: int) -> list[str]:
-    """What the clamps that were asked for distort, to be said before the first step."""
-    told = []
-    if (c := guarding.clamp_logits) is not None:
-        told.append(
+def clamp_warnings(settings: GuardSettings, vocabulary_size: int) -> list[str]:
+    """Warnings about what clamps distort."""
+    warnings = []
+    if (c := settings.clamp_logits) is not None:
+        warnings.append(
             f"guard.clamp_logits={c:g}: no probability of {vocabulary_size:,} tokens can exceed "
-            f"{largest_probability(c, vocabulary_size):.3g}, and logits outside ±{c:g} learn nothing; a student "
-            "trained so does not become the teacher"
+            f"{largest_probability(c, vocabulary_size):.3g}, and logits outside ±{c:g} get no gradient: the student "
+            "cannot match the teacher"
         )
-    if guarding.clamp_loss is not None:
-        told.append(
-            f"guard.clamp_loss={guarding.clamp_loss:g}: positions with a larger loss teach nothing, and these are the "
-            "ones the student knows least; the loss that is shown is no mean any more"
+    if settings.clamp_loss is not None:
+        warnings.append(
+            f"guard.clamp_loss={settings.clamp_loss:g}: positions with a larger loss get no gradient, although the "
+            "student predicts them worst; the logged loss is no longer a mean"
         )
-    return told
+    return warnings
 
 
 def largest_probability(clamp: float, vocabulary_size: int) -> float:
@@ -265,13 +259,13 @@ def largest_probability(clamp: float, vocabulary_size: int) -> float:
 
 
 def _advice(wheres: Sequence[str]) -> str:
-    """What to try, by what was seen last."""
+    """What to try, by the last findings."""
     if "targets" in wheres:
-        return "kdpipe cache verify --level deep finds damaged targets; make or copy those parts again"
+        return "find damaged targets with kdpipe cache verify --level deep; make or copy those parts again"
     if "logits" in wheres:
-        told = "try --precision bf16 or fp32, a lower --lr, or --guard ultra-stable"
+        advice = "try --precision bf16 or fp32, a lower --lr, or --guard ultra-stable"
     elif not wheres:
-        told = "try a lower --lr, or a larger guard.sigma, guard.median_factor or guard.skip_gradient_norm"
+        advice = "try a lower --lr, or a larger guard.sigma, guard.median_factor or guard.skip_gradient_norm"
     else:
-        told = "try a lower --lr, --precision bf16 or fp32, or --guard ultra-stable"
-    return f"{told}, from a step that was good: --resume-from STEP"
+        advice = "try a lower --lr, --precision bf16 or fp32, or --guard ultra-stable"
+    return f"{advice}; resume from an earlier step with --resume-from STEP"

@@ -1,103 +1,87 @@
-"""The loop: step after step until the plan is done, with evaluations, checkpoints, rollbacks and a clean stop.
+"""The training loop: steps, evaluations, checkpoints, rollbacks and a clean stop.
 
-In: a `PreparedRun` run and where it is. Out: where it is then; every file on the way. Nothing here draws a number: what
-a step does follows from its place alone, so that a run gone on with is the run undisturbed.
+In: a `Session` and the state to start from. Out: the state at the end. No random number is drawn here: a step depends
+on its place in the data order alone, so that a resumed run is bit-identical to an uninterrupted one.
 """
 
 import math
 import time
-from dataclasses import dataclass
+from typing import assert_never, final
 
-from kdpipe.pipeline.batches.prefetch import StepLoader
-from kdpipe.pipeline.losses.terms import ActiveTerms
-from kdpipe.pipeline.training.checkpoint_policy import CheckpointPolicy
-from kdpipe.pipeline.training.diagnosis import odd_names
+from kdpipe.pipeline.training.diagnosis import nonfinite_parameters
 from kdpipe.pipeline.training.guard import Guard, GuardVerdict, NotFiniteFinding
-from kdpipe.pipeline.training.optimizers import set_rate
-from kdpipe.pipeline.training.out_of_memory import explained
-from kdpipe.pipeline.training.prepare import PreparedRun
-from kdpipe.pipeline.training.schedules import rate
+from kdpipe.pipeline.training.interruptions import explain_out_of_memory
+from kdpipe.pipeline.training.optimizers import set_learning_rate
+from kdpipe.pipeline.training.schedules import lr_factor
+from kdpipe.pipeline.training.session import Session
 from kdpipe.pipeline.training.step import StepResult, apply, drop, forward_backward
-from kdpipe.pipeline.training.step_log import StepLog
-from kdpipe.pipeline.training.stop_signals import StopRequest
-from kdpipe.pipeline.watch import TrainWatch
 from kdpipe.schemas.checkpoint import LoopState
 from kdpipe.schemas.errors import Interrupted
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LoopContext:
-    """What the loop talks to: the loader, checkpoints and evaluations, the log, whoever watches and may stop it."""
-
-    loader: StepLoader
-    keeper: CheckpointPolicy
-    book: StepLog
-    watch: TrainWatch
-    stop: StopRequest
-
-
+@final
 class Loop:
-    """A run under way; `state` is where it is."""
+    """A run in progress; `state` is where it is, `last` the newest step."""
 
-    def __init__(self, prepared: PreparedRun, state: LoopState, around: LoopContext) -> None:
-        self._run, self._around = prepared, around
+    def __init__(self, session: Session, state: LoopState) -> None:
+        self._session, self._run, self._train_state = session, session.run, session.train_state
         self.state = state
-        self.guard = Guard(prepared.guard, state.guard)
+        self.guard = Guard(session.run.guard, state.guard)
         self._started = time.perf_counter() - state.seconds
         self.began_at = state.step
         self.last: StepResult | None = None
 
-    def go_on(self, until: int) -> None:
-        """Take steps until so many are done; a request to stop ends it with a checkpoint and `Interrupted`."""
-        around = self._around
-        while self.state.step < until:
+    def train_until(self, n_steps: int) -> None:
+        """Train until `n_steps` steps are done; a stop request ends it with a checkpoint and `Interrupted`."""
+        checkpoints, stop, settings = self._session.checkpoints, self._session.stop, self._run.settings
+        while self.state.step < n_steps:
             self._enter_phase()
-            with explained(self._run.settings, f"at step {self.state.step + 1:,}"):
+            with explain_out_of_memory(settings, f"at step {self.state.step + 1:,}"):
                 accepted = self._one_step()
             done = self.state.step
-            due = accepted and around.keeper.anything_is_due(done)
-            if (due or around.stop.asked) and self._is_sound():
-                with explained(self._run.settings, f"evaluating and saving after step {done:,}"):
-                    self._look_and_save(due)
-            if around.stop.asked:
+            scheduled = accepted and checkpoints.should_evaluate_or_save(done)
+            if (scheduled or stop.requested) and self._is_finite():
+                with explain_out_of_memory(settings, f"evaluating and saving after step {done:,}"):
+                    self._evaluate_and_save(scheduled)
+            if stop.requested:
                 raise Interrupted(
                     f"stopped at step {self.state.step:,} of {self._run.plan.n_steps:,}",
-                    hint="run the same command again to go on",
+                    hint="run the same command again to resume",
                 )
 
-    def _look_and_save(self, due: bool) -> None:
-        """Evaluate and save what is due; a student that is the best so far is saved in any case."""
-        keeper, done, best = self._around.keeper, self.state.step, self.state.best
-        if due and keeper.evaluation_is_due(done):
-            self.state = keeper.evaluate(self.state, self.last)
-        if keeper.saving_is_due(done) or self.state.best != best:
+    def _evaluate_and_save(self, scheduled: bool) -> None:
+        """Evaluate and save as scheduled; a new best student is saved in any case."""
+        checkpoints, done, best = self._session.checkpoints, self.state.step, self.state.best
+        if scheduled and checkpoints.should_evaluate(done):
+            self.state = checkpoints.evaluate(self.state, self.last)
+        if checkpoints.should_save(done) or self.state.best != best:
             self.state = self.state.model_copy(update={"snapshot": done})
-            keeper.save(self.state)
-        elif self._around.stop.asked or keeper.fall_begins(done):
-            keeper.save(self.state)
+            checkpoints.save(self.state)
+        elif self._session.stop.requested or checkpoints.decay_begins(done):
+            checkpoints.save(self.state)
 
-    def _is_sound(self) -> bool:
-        """Whether the step that was taken has left numbers: what is saved must be good to go back to."""
-        odd = odd_names(self._run.train_state.model)
-        if odd:
-            taken = self.state.step
-            verdict = self.guard.judge((NotFiniteFinding(where="parameters", what=odd),), math.nan)
-            # The steps since are taken once more, with the data that follow: also the last one of a run.
-            self._go_back()
-            self._around.book.write_verdict(self.state, verdict, self.guard)
-            self._answer(verdict, taken)
-        return not odd
+    def _is_finite(self) -> bool:
+        """Whether all parameters are finite: a rollback may load what is saved now."""
+        names = nonfinite_parameters(self._train_state.model)
+        if names:
+            step = self.state.step
+            verdict = self.guard.judge((NotFiniteFinding(where="parameters", what=names),), math.nan)
+            # The steps since are repeated with the data that follow, also the last step of a run.
+            self._roll_back()
+            self._session.log.write_verdict(self.state, verdict, self.guard)
+            self._report(verdict, step)
+        return not names
 
-    def _go_back(self) -> None:
-        """Return to the last good student; steps that were done since count no more, the data go on."""
-        good = self._around.keeper.back_to_last_good(self.state.snapshot)
-        self.guard.go_back(good.guard)
+    def _roll_back(self) -> None:
+        """Return to the last good student; later steps no longer count, and the data continue."""
+        good = self._session.checkpoints.roll_back(self.state.snapshot)
+        self.guard.roll_back(good.guard)
         counts = good.model_dump(include={"step", "positions", "tokens", "phase", "order_began"})
         update = {**counts, "snapshot": good.step, "best": good.best, "guard": self.guard.state}
         self.state = self.state.model_copy(update=update)
 
     def _enter_phase(self) -> None:
-        """Begin the line of an order anew where a phase brings another one."""
+        """Start a new data order where a phase brings one."""
         curriculum, state = self._run.curriculum, self.state
         phase = curriculum.phase_at(state.step)
         if phase == state.phase:
@@ -107,60 +91,57 @@ class Loop:
         self.state = state.model_copy(update={"phase": phase, "order_began": began})
 
     def _one_step(self) -> bool:
-        run, state = self._run, self.state
-        before = time.perf_counter()
-        waited = self._around.loader.waited_seconds
-        terms = self.guard.in_force(run.curriculum.at(state.step))
-        begin = state.place - state.order_began
-        size = run.plan.size_of(state.step)
-        batch = self._around.loader.take(begin, begin + size, run.orders[run.curriculum.order_at(state.step).order])
-        height = rate(run.settings.schedule, run.plan, state.step)
-        set_rate(run.train_state.optimizer, self.guard.state.rate_factor * height)
-        took = forward_backward(run.train_state, batch, terms)
-        scaler = run.train_state.scaler
-        verdict = self.guard.judge(took.findings, took.gradient_norm, None if scaler is None else scaler.get_scale())
+        run, train_state, loader, state = self._run, self._train_state, self._session.loader, self.state
+        started, waited = time.perf_counter(), loader.waited_seconds
+        terms = self.guard.active_terms(run.curriculum.at(state.step))
+        begin, size = state.place - state.order_began, run.plan.size_of(state.step)
+        batch = loader.take(begin, begin + size, train_state.orders[run.curriculum.order_at(state.step).order])
+        factor = lr_factor(run.settings.schedule, run.plan, state.step)
+        set_learning_rate(train_state.optimizer, self.guard.state.rate_factor * factor)
+        result = forward_backward(train_state, batch, terms)
+        scale = None if train_state.scaler is None else train_state.scaler.get_scale()
+        verdict = self.guard.judge(result.findings, result.gradient_norm, scale)
         accepted = verdict.kind == "accept"
         if accepted:
-            apply(run.train_state, took, run.guard.clip)
+            apply(train_state, result, run.guard.clip)
         else:
-            drop(run.train_state)
+            drop(train_state)
         self.state = state.model_copy(
             update={
                 "step": state.step + accepted,
                 "place": state.place + size,
-                "positions": state.positions + took.positions * accepted,
-                "tokens": state.tokens + took.tokens * accepted,
+                "positions": state.positions + result.positions * accepted,
+                "tokens": state.tokens + result.tokens * accepted,
                 "seconds": time.perf_counter() - self._started,
                 "guard": self.guard.state,
             }
         )
-        self.last = took
-        spent = (time.perf_counter() - before, self._around.loader.waited_seconds - waited)
-        tried = state.step + 1
+        self.last = result
+        seconds = (time.perf_counter() - started, loader.waited_seconds - waited)
         if verdict.kind in ("rollback", "stop"):
-            self._go_back()
-        self._tell(took, terms, verdict, spent)
-        if not accepted:
-            self._answer(verdict, tried)
+            self._roll_back()
+        progress = self._session.log.write_step(self.state, result, terms, verdict, self.guard, seconds)
+        self._session.watch.stepped(progress)
+        self._report(verdict, state.step + 1)
         return accepted
 
-    def _answer(self, verdict: GuardVerdict, tried: int) -> None:
-        """Say what became of a step that does not count, and end the run if that is the verdict."""
-        around, state = self._around, self.state
-        if verdict.kind == "stop":
-            around.keeper.save(state)
-            raise self.guard.failure(tried - 1, verdict)
-        if verdict.kind == "rollback":
-            around.watch.warn(
-                f"step {tried:,}: {verdict.why}; back to the student of step {state.step:,}, with fresh moments and "
-                f"{state.guard.rate_factor:g} of the learning rate"
-            )
-        elif verdict.kind == "skip":
-            around.watch.warn(f"step {tried:,} is skipped: {verdict.why}")
-        else:
-            around.watch.say(f"step {tried:,} is skipped: {verdict.why}")
-
-    def _tell(self, took: StepResult, terms: ActiveTerms, verdict: GuardVerdict, spent: tuple[float, float]) -> None:
-        around = self._around
-        news = around.book.write_step(self.state, took, terms, verdict, self.guard, spent)
-        around.watch.stepped(news)
+    def _report(self, verdict: GuardVerdict, step: int) -> None:
+        """Report a step that does not count; raise if the guard stops the run."""
+        watch, state = self._session.watch, self.state
+        match verdict.kind:
+            case "accept":
+                pass
+            case "overflow":
+                watch.say(f"step {step:,} is skipped: {verdict.why}")
+            case "skip":
+                watch.warn(f"step {step:,} is skipped: {verdict.why}")
+            case "rollback":
+                watch.warn(
+                    f"step {step:,}: {verdict.why}; rolled back to step {state.step:,}, with fresh optimizer moments "
+                    f"and {state.guard.rate_factor:g} of the learning rate"
+                )
+            case "stop":
+                self._session.checkpoints.save(state)
+                raise self.guard.failure(step - 1, verdict)
+            case _:
+                assert_never(verdict.kind)

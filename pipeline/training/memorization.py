@@ -1,8 +1,8 @@
-"""Stored draws that are read often enough to be memorized: said before the first step, and beside the train/eval gap.
+"""Samples used often enough to be memorized: a warning before the first step, and a mark on the train/eval gap.
 
-In: a run's plan, its curriculum, what its cache keeps. Out: the epochs up to which that costs little, a warning.
-A student that reads the same draws again and again fits their noise: its loss on them falls below its distance from the
-teacher. Exact targets have no noise, labels alone read no draws, and draws of the validation split stay unbiased.
+In: the plan, curriculum and cache of a run. Out: the number of epochs up to which that costs little, a warning. A
+student trained on the same samples again and again fits their noise: its loss on them falls below its distance from the
+teacher. Exact targets have no noise, and samples of the validation split stay unbiased.
 """
 
 import math
@@ -15,43 +15,42 @@ from kdpipe.pipeline.training.schedules import StepPlan
 from kdpipe.schemas.capture_settings import PROFILES
 from kdpipe.schemas.targets import TargetSpec, Threshold
 
-# Epochs up to which memorized draws cost little, as measured at 15,000 and 50,000 positions alike; more positions bear
-# more, by a power that is a guess (docs/experiments.md#many-epochs).
+# Epochs up to which memorized samples cost little, measured at 15,000 and 50,000 positions; the power for more
+# positions is a guess (docs/experiments.md#many-epochs).
 EPOCHS, POSITIONS, POWER = 6.0, 50_000, 0.5
 
 
 def reads_draws(curriculum: Curriculum, spec: TargetSpec) -> bool:
-    """Whether a loss of the run reads sampled draws."""
-    options = curriculum.at(0).options
+    """Whether a loss of the run uses samples."""
+    options = curriculum.options
     names = [name for name in LOGIT_NAMES if name in curriculum.terms]
     return any(
         uses_draws(name, spec, temperature, options) for name in names for temperature in curriculum.temperatures
     )
 
 
-def bearable_epochs(n_positions: int) -> int:
-    """How often stored draws of so many positions can be read before they are memorized."""
+def epochs_before_memorization(n_positions: int) -> int:
+    """How often the samples of so many positions can be used before they are memorized."""
     return max(1, math.floor(EPOCHS * math.pow(max(1.0, n_positions / POSITIONS), POWER)))
 
 
 def most_epochs(curriculum: Curriculum, spec: TargetSpec, n_positions: int) -> int | None:
-    """The same for a run; None where it reads no draws."""
-    return bearable_epochs(n_positions) if reads_draws(curriculum, spec) else None
+    """The same for a run; None without samples."""
+    return epochs_before_memorization(n_positions) if reads_draws(curriculum, spec) else None
 
 
 def warnings(plan: StepPlan, curriculum: Curriculum, spec: TargetSpec, n_positions: int) -> Iterator[str]:
-    """What is said before the first step of a run whose epochs and cache size are such that it memorizes draws."""
+    """The warning for a run whose epochs exceed that."""
     most = most_epochs(curriculum, spec, n_positions)
     if most is None or plan.epochs <= most:
         return
     yield (
-        f"{plan.epochs:.4g} epochs over the sampled draws of {n_positions:,} positions: after about {most} the student "
-        f"memorizes them, and its training loss is no longer its distance from the teacher; cache more data,"
+        f"{plan.epochs:.4g} epochs over the samples of {n_positions:,} positions: after about {most} the student "
+        f"memorizes them, and its training loss no longer measures its distance from the teacher; cache more data,"
         f"{_finer(spec)} or give --epochs {most}"
     )
 
 
 def _finer(spec: TargetSpec) -> str:
-    """A finer profile, where there is one."""
     keep = spec.keep
     return " use --profile fine," if isinstance(keep, Threshold) and keep.tau > PROFILES["fine"] else ""

@@ -1,10 +1,8 @@
 """metrics.jsonl: one line of strict JSON for each step and each evaluation.
 
-In: numbers by name. Out: OUT/metrics.jsonl, every float in full precision; one that is not finite is null, and named in
-`nonfinite`.
-
-A checkpoint holds length and digest of the lines that belong to it, which are on the disk before it is. A run that is
-resumed cuts the file there, so that no step is in it twice; a file that does not match gets a line that says so.
+In: numbers by name. Out: OUT/metrics.jsonl in full precision; a float that is not finite is null, and named in
+`nonfinite`. A checkpoint holds length and digest of its lines, which are on disk before it. A resumed run cuts the file
+there, so that no step is in it twice; a file that does not match gets a line that records the gap.
 """
 
 import hashlib
@@ -22,13 +20,13 @@ from kdpipe.schemas.checkpoint import MetricsState
 FILE: Final = "metrics.jsonl"
 GAP: Final = "metrics_gap"
 UNDONE: Final = "undone"
-# Numbers, words, or groups of them.
+# Numbers, strings, or nested mappings of them.
 Value = Any
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MetricsGap:
-    """Lines that the checkpoint of a `step` counts, and how many of them are still there."""
+    """The lines that the checkpoint of a `step` counts, and how many of them are present."""
 
     step: int
     expected: int
@@ -36,17 +34,16 @@ class MetricsGap:
 
     def __str__(self) -> str:
         if self.present == self.expected:
-            return f"{FILE} was changed: its lines up to step {self.step:,} are not those that were written"
+            return f"{FILE} was modified: its lines up to step {self.step:,} differ from the checkpoint's digest"
         return (
-            f"{FILE} has {self.present:,} of the {self.expected:,} lines up to step {self.step:,}; the others are "
-            f"missing, and a line with {GAP} says so"
+            f"{FILE} has {self.present:,} of the {self.expected:,} lines up to step {self.step:,}; a line with {GAP} "
+            "records the gap"
         )
 
 
 @final
 class Metrics:
-    """The file, open at its end; `begin` is what the checkpoint of a `step` and `place` says of it, `gap` what is not
-    so."""
+    """The open file; `begin` is its extent in the checkpoint of a `step` and `place`, `gap` what is missing of that."""
 
     def __init__(
         self,
@@ -57,7 +54,7 @@ class Metrics:
     ) -> None:
         self._path = run / FILE
         self._n_bytes, self._n_lines, self._digest = 0, 0, hashlib.sha256()
-        with translate_os_errors("metrics could not be written", self._path):
+        with translate_os_errors("could not write metrics", self._path):
             self.gap = _restore(run, begin, step, place)
             self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0), 0o666)
             self._count(self._path.read_bytes())
@@ -66,19 +63,19 @@ class Metrics:
             self.write({"step": step, GAP: lines})
 
     def write(self, line: Mapping[str, Value]) -> None:
-        """Add a line; it is with the system when this returns."""
-        odd = dict(_odd("", line))
-        self._append(_encoded(_finite(line) | ({"nonfinite": odd} if odd else {})))
+        """Append a line; the operating system has it when this returns."""
+        nonfinite = dict(_nonfinite("", line))
+        self._append(_encoded(_finite(line) | ({"nonfinite": nonfinite} if nonfinite else {})))
 
-    def settled(self) -> MetricsState:
-        """How far the file has come, once all of it is on the disk: what a checkpoint holds."""
-        with translate_os_errors("metrics could not be written", self._path):
+    def sync(self) -> MetricsState:
+        """Flush the file to disk; its extent, for a checkpoint."""
+        with translate_os_errors("could not write metrics", self._path):
             os.fsync(self._file)
         return MetricsState(bytes=self._n_bytes, lines=self._n_lines, sha256=self._digest.hexdigest())
 
     def undo(self, step: int) -> None:
-        """Mark the steps and evaluations behind a step as undone; no checkpoint of them may be there any more."""
-        with translate_os_errors("metrics could not be written", self._path):
+        """Mark later steps and evaluations as undone; their checkpoints must have been removed."""
+        with translate_os_errors("could not write metrics", self._path):
             lines = self._path.read_bytes().splitlines(keepends=True)
             marked = [_marked(line, step) for line in lines]
             same = next((n for n, line in enumerate(lines) if line != marked[n]), len(lines))
@@ -87,31 +84,30 @@ class Metrics:
         self._append(b"".join(marked[same:]))
 
     def close(self) -> None:
-        """Nothing more will be written."""
-        with translate_os_errors("metrics could not be written", self._path):
+        with translate_os_errors("could not write metrics", self._path):
             os.close(self._file)
 
     def _append(self, data: bytes) -> None:
         left = data
-        with translate_os_errors("metrics could not be written", self._path):
+        with translate_os_errors("could not write metrics", self._path):
             while left:
                 left = left[os.write(self._file, left) :]
         self._n_bytes, self._n_lines = self._n_bytes + len(data), self._n_lines + data.count(b"\n")
         self._digest.update(data)
 
     def _count(self, data: bytes) -> None:
-        """Take what is in the file as what was written."""
+        """Count the content of the file."""
         self._n_bytes, self._n_lines, self._digest = len(data), data.count(b"\n"), hashlib.sha256(data)
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """The lines of a run; a last one that was cut off in the middle is left out."""
+    """The lines of a run, without an incomplete last one."""
     data = (run / FILE).read_bytes()
     return [json.loads(line) for line in data[: data.rfind(b"\n") + 1].splitlines()]
 
 
 def _restore(run: Path, begin: MetricsState, step: int, place: int) -> MetricsGap | None:
-    """Leave in the file what belongs to a checkpoint, and nothing else; what is missing of that."""
+    """Cut the file to the lines of a checkpoint; what is missing of them."""
     path = run / FILE
     data = path.read_bytes() if path.exists() else b""
     if hashlib.sha256(data[: begin.bytes]).hexdigest() == begin.sha256:
@@ -119,7 +115,7 @@ def _restore(run: Path, begin: MetricsState, step: int, place: int) -> MetricsGa
             os.truncate(path, begin.bytes)
         return None
     lines = _up_to(data[: data.rfind(b"\n") + 1].splitlines(keepends=True), step, place)
-    # A run that was killed once it had said what is missing says it again.
+    # A gap line of a run that was killed right after it is written again.
     while lines and GAP in json.loads(lines[-1]):
         lines.pop()
     lines = lines[: begin.lines]
@@ -128,10 +124,10 @@ def _restore(run: Path, begin: MetricsState, step: int, place: int) -> MetricsGa
 
 
 def _up_to(lines: list[bytes], step: int, place: int) -> list[bytes]:
-    """The whole lines that were written before the checkpoint of a step and place.
+    """The complete lines from before the checkpoint of a step and place.
 
-    Steps that are skipped right after the checkpoint have its number, and undone lines are kept whatever their number:
-    only the place shows that they are later. A line without one has that of the line before it.
+    Steps skipped right after the checkpoint have its number, and undone lines any number: only their place shows that
+    they are later. A line without a place has that of the line before it.
     """
     kept, reached = [], 0
     for line in lines:
@@ -149,7 +145,7 @@ def _up_to(lines: list[bytes], step: int, place: int) -> list[bytes]:
 
 
 def _marked(line: bytes, step: int) -> bytes:
-    """A line, marked if it is a step that was done or an evaluation, behind a step."""
+    """A line, marked as undone if it is a later accepted step or evaluation."""
     values = json.loads(line)
     is_step = values.get("verdict") == "accept"
     if values["step"] <= step or not (is_step or "evaluation" in values) or UNDONE in values:
@@ -167,10 +163,10 @@ def _finite(value: Value) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _odd(name: str, value: Value) -> Iterator[tuple[str, str]]:
-    """The numbers that are not finite, by dotted name."""
+def _nonfinite(name: str, value: Value) -> Iterator[tuple[str, str]]:
+    """Numbers that are not finite, by dotted name."""
     if isinstance(value, Mapping):
         for key, inner in value.items():
-            yield from _odd(f"{name}.{key}" if name else key, inner)
+            yield from _nonfinite(f"{name}.{key}" if name else key, inner)
     elif isinstance(value, float) and not math.isfinite(value):
         yield name, str(value)

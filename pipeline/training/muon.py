@@ -1,7 +1,7 @@
 """Muon: momentum whose matrices are orthogonalized before they are applied.
 
 In: matrices, and stacks of matrices such as the experts of a layer ([E, rows, columns]). Out: their steps. torch's own
-Muon takes plain matrices alone; on those the two agree to the bit (the test), so this one exists for the stacks.
+Muon takes plain matrices only, where both agree to the bit; this one exists for the stacks.
 Jordan 2024, https://kellerjordan.github.io/posts/muon; Liu et al. 2025 (Moonlight, arXiv 2502.16982) for the size.
 """
 
@@ -28,18 +28,18 @@ class Muon(torch.optim.Optimizer):
         for group in self.param_groups:
             for name, parameter in zip(group["param_names"], group["params"], strict=True):
                 if parameter.ndim not in (2, 3):
-                    raise ValueError(f"{name} has {parameter.ndim} dimensions: it is neither a matrix nor a stack")
+                    raise ValueError(f"{name} has {parameter.ndim} dimensions, expected 2 (a matrix) or 3 (a stack)")
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]  # torch has overloads
-        """Take a step with the gradients in place; a parameter without one stays as it is."""
+        """Update parameters that have a gradient."""
         assert closure is None, "gradients are computed before the step"
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    self._step_of(parameter, parameter.grad, group)
+                    self._update(parameter, parameter.grad, group)
 
-    def _step_of(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
+    def _update(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
         state, lr, momentum = self.state[parameter], group["lr"], group["momentum"]
         if not state:
             state["momentum_buffer"] = torch.zeros_like(gradient, memory_format=torch.preserve_format)
@@ -52,7 +52,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalized(matrices: Tensor) -> Tensor:
-    """Singular values brought near 1 (0.7 to 1.2), each matrix of a stack by itself, in bfloat16."""
+    """Bring the singular values of each matrix near 1 (0.7 to 1.2), in bfloat16."""
     a, b, c = COEFFICIENTS
     is_tall = matrices.shape[-2] > matrices.shape[-1]
     x = matrices.bfloat16()

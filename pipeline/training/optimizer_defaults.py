@@ -1,8 +1,8 @@
-"""Which optimizer and learning rates a student gets when nothing is said, and why.
+"""Default optimizer and learning rates by kind and size of student.
 
-In: `OptimizerSettings` settings as given, what is known of the student. Out: settings in which everything is settled,
-and the reason for a person to read. The numbers are what `benchmarks/optimizer_sweep.py` found: learning rates fall
-with a power of the number of parameters, so that sizes between and beyond those measured have one too.
+In: `OptimizerSettings` as given, kind and size of the student. Out: settings without open defaults, and their reason as
+a line. The numbers come from `benchmarks/optimizer_sweep.py`: learning rates fall with a power of the number of
+parameters, which interpolates between the sizes that were measured.
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ MOMENTUM: Final = 0.95
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Defaults:
-    """Peak learning rates of a student of a million parameters, and the power of the size by which they fall."""
+    """Peak learning rates at a million parameters, and the power of the size by which they fall."""
 
     matrices: float
     tables: float
@@ -28,11 +28,9 @@ class Defaults:
     power: float
 
     def at(self, n_parameters: int) -> "Defaults":
-        """The learning rates of a size, to two digits, which is more than any sweep can tell."""
+        """The learning rates at a size, to two digits, more than any sweep resolves."""
         factor = (n_parameters / 1e6) ** -self.power
-        matrices, tables, vectors = (
-            float(f"{factor * each:.2g}") for each in (self.matrices, self.tables, self.vectors)
-        )
+        matrices, tables, vectors = (float(f"{factor * lr:.2g}") for lr in (self.matrices, self.tables, self.vectors))
         return Defaults(matrices=matrices, tables=tables, vectors=vectors, power=0.0)
 
 
@@ -48,15 +46,15 @@ DEFAULTS: Final[dict[tuple[StudentKind, OptimizerName], Defaults]] = {
 }
 
 
-def settle(
+def fill_defaults(
     settings: OptimizerSettings, student: StudentKind, n_parameters: int, *, factor: float = 1.0
 ) -> OptimizerSettings:
-    """Settings with optimizer, learning rates and momentum filled in; `factor` is the guard preset's, on defaults."""
+    """Fill in optimizer, learning rates and momentum; default learning rates are scaled by `factor`."""
     kind = settings.kind or DEFAULT_OPTIMIZER[student]
     if settings.momentum is not None and kind != "muon":
         raise ConfigError(
-            f"optimizer.momentum is for muon, and {student} students are trained with {kind}",
-            hint="give --optimizer muon, or leave it out",
+            f"optimizer.momentum is for muon, but {student} students are trained with {kind}",
+            hint="give --optimizer muon, or omit it",
         )
     defaults = DEFAULTS[student, kind].at(n_parameters)
     lr = settings.lr if settings.lr is not None else factor * defaults.matrices
@@ -70,7 +68,7 @@ def settle(
     if too_large := [name for name, value in values.items() if value > LARGEST_RATE]:
         name = too_large[0]
         raise ConfigError(
-            f"optimizer.lr {lr:g} makes the learning rate of {name} {values[name]:g}, over {LARGEST_RATE:g}",
+            f"optimizer.lr {lr:g} scales the learning rate of {name} to {values[name]:g}, above {LARGEST_RATE:g}",
             hint=f"give a smaller --lr, or set optimizer.rates.{name}",
         )
     momentum = settings.momentum or MOMENTUM if kind == "muon" else None
@@ -79,11 +77,11 @@ def settle(
 
 
 def reason(given: OptimizerSettings, settled: OptimizerSettings, student: StudentKind, n_parameters: int) -> str:
-    """The choice and what it follows from, as in `fresh, 2.6 M parameters: adamw 0.0001, tables 0.0001, ...`."""
+    """The choice and its reason, such as `fresh, 2.6 M parameters: adamw 0.0001, tables 0.0001, ...`."""
     rates, others = settled.rates, "" if settled.kind == "adamw" else " (adamw)"
-    said = [name for name in ("kind", "lr") if getattr(given, name) is not None]
-    said += [f"rates.{name}" for name in ("matrices", "tables", "vectors") if getattr(given.rates, name) is not None]
-    by = f"; set: {', '.join(f'optimizer.{name}' for name in said)}" if said else ""
+    names = [name for name in ("kind", "lr") if getattr(given, name) is not None]
+    names += [f"rates.{name}" for name in ("matrices", "tables", "vectors") if getattr(given.rates, name) is not None]
+    by = f"; set: {', '.join(f'optimizer.{name}' for name in names)}" if names else ""
     return (
         f"{student}, {_millions(n_parameters)} parameters: {settled.kind} {rates.matrices:.3g}, "
         f"tables {rates.tables:.3g}, vectors {rates.vectors:.3g}{others}{by}"
@@ -91,13 +89,13 @@ def reason(given: OptimizerSettings, settled: OptimizerSettings, student: Studen
 
 
 def shares(optimizer: torch.optim.Optimizer) -> str:
-    """How much of what is trained each group holds, and which optimizer moves it."""
+    """The trainable parameters of each group, and its optimizer."""
     sizes = {
-        (group["optimizer"], group["group"]): sum(each.numel() for each in group["params"])
+        (group["optimizer"], group["group"]): sum(parameter.numel() for parameter in group["params"])
         for group in optimizer.param_groups
     }
     total = sum(sizes.values())
-    lines = [f"{by} moves {_millions(n)} of {name} ({n / total:.0%})" for (by, name), n in sizes.items()]
+    lines = [f"{by}: {_millions(n)} {name} ({n / total:.0%})" for (by, name), n in sizes.items()]
     return ", ".join(lines)
 
 

@@ -1,8 +1,8 @@
-"""The optimizer of a run: Muon for matrices and AdamW for the rest, or AdamW for everything, as one.
+"""The optimizer of a run: Muon for matrices and AdamW for the rest, or AdamW for everything.
 
-In: settled `OptimizerSettings` settings and the trainable parameters by group. Out: a torch optimizer whose groups know
+In: `OptimizerSettings` without open defaults, and the trainable parameters. Out: a torch optimizer whose groups hold
 their peak learning rate, and its moments as named tensors, for checkpoints. Groups are matrices, tables and vectors of
-the student, maps of hidden states, and the router; each has a learning rate and a weight decay of its own.
+the student, maps of hidden states, and the router; each has its own learning rate and weight decay.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -19,7 +19,7 @@ from kdpipe.schemas.train_settings import OptimizerSettings
 
 GroupName = Role | Literal["maps", "router"]
 GROUPS: Final[tuple[GroupName, ...]] = ("matrices", "tables", "vectors", "maps", "router")
-# Below the smallest float16 nothing of 1e-8 is left, and a second moment that has underflowed divides by it.
+# 1e-8 underflows in float16, and a second moment that has underflowed would divide by 0.
 EPSILON: Final = {torch.float16: 1e-4}
 # Where torch has AdamW in one kernel; 28 M float32 parameters on one CPU core: 19 ms, 98 ms with foreach.
 FUSED_ON: Final = ("cuda", "cpu", "xpu")
@@ -27,7 +27,7 @@ FUSED_ON: Final = ("cuda", "cpu", "xpu")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trainable:
-    """The parameters that are trained, by name: the student's with their roles, maps of hidden states, the router's."""
+    """Parameters by name: the student's with their roles, maps of hidden states, the router's."""
 
     student: Mapping[str, nn.Parameter]
     roles: Mapping[str, Role]
@@ -36,7 +36,7 @@ class Trainable:
 
     @property
     def named(self) -> dict[str, nn.Parameter]:
-        """All that moves, each under a name of its own."""
+        """All trainable parameters under unique names."""
         parts = {"student": self.student, "maps": self.maps, "router": self.router}
         return {
             f"{part}.{name}": parameter
@@ -46,28 +46,30 @@ class Trainable:
         }
 
     def groups(self) -> dict[GroupName, list[tuple[str, nn.Parameter]]]:
-        """What moves, by group, without groups that are empty."""
-        found: dict[GroupName, list[tuple[str, nn.Parameter]]] = {name: [] for name in GROUPS}
+        """Trainable parameters by group, without empty groups."""
+        groups: dict[GroupName, list[tuple[str, nn.Parameter]]] = {name: [] for name in GROUPS}
         for full, parameter in self.named.items():
             part, _, name = full.partition(".")
             group: GroupName = self.roles[name] if part == "student" else "maps" if part == "maps" else "router"
-            found[group].append((full, parameter))
-        return {name: members for name, members in found.items() if members}
+            groups[group].append((full, parameter))
+        return {name: members for name, members in groups.items() if members}
 
 
 def make_optimizer(settings: OptimizerSettings, trainable: Trainable) -> torch.optim.Optimizer:
-    """Make the optimizer of a run from settings in which everything is settled."""
+    """Build the optimizer of a run."""
     groups = trainable.groups()
     if not groups:
-        raise KdpipeError("nothing is to be trained: every parameter is frozen", hint="free some, or leave --lora on")
-    made: list[torch.optim.Optimizer] = []
+        raise KdpipeError("no trainable parameters: all are frozen", hint="unfreeze some, or train with --lora")
+    optimizers: list[torch.optim.Optimizer] = []
     assert settings.kind is not None
     matrices = groups.pop("matrices") if settings.kind == "muon" and "matrices" in groups else []
     if matrices:
-        made.append(Muon([_group("matrices", "muon", matrices, settings)], momentum=settings.momentum or 0.0))
+        optimizers.append(Muon([_group("matrices", "muon", matrices, settings)], momentum=settings.momentum or 0.0))
     if groups:
-        made.append(_adamw(settings, [_group(name, "adamw", members, settings) for name, members in groups.items()]))
-    return made[0] if len(made) == 1 else CombinedOptimizer(made)
+        optimizers.append(
+            _adamw(settings, [_group(name, "adamw", members, settings) for name, members in groups.items()])
+        )
+    return optimizers[0] if len(optimizers) == 1 else CombinedOptimizer(optimizers)
 
 
 def _group(
@@ -85,7 +87,7 @@ def _group(
 
 
 def decay_of(name: GroupName, settings: OptimizerSettings) -> float:
-    """The weight decay of a group: its own, or that of its kind."""
+    """The weight decay of a group: its own, or the default of its kind."""
     match name:
         case "matrices" | "tables":
             own = getattr(settings.decays, name)
@@ -111,7 +113,7 @@ def _adamw(settings: OptimizerSettings, groups: list[dict[str, Any]]) -> torch.o
 
 @final
 class CombinedOptimizer(torch.optim.Optimizer):
-    """Several optimizers that step as one: groups and states are those of its parts."""
+    """Several optimizers that step together and share their groups and states."""
 
     def __init__(self, parts: Iterable[torch.optim.Optimizer]) -> None:
         self._parts = tuple(parts)
@@ -121,29 +123,28 @@ class CombinedOptimizer(torch.optim.Optimizer):
             part.state = self.state
 
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]  # torch has overloads
-        """Let each part take its step."""
         for part in self._parts:
             part.step(closure)
 
 
-def set_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
-    """Set every group to a factor of its base rate."""
+def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Set every group to a factor of its peak learning rate."""
     for group in optimizer.param_groups:
         group["lr"] = group["base_lr"] * factor
 
 
-def rates(optimizer: torch.optim.Optimizer) -> dict[str, float]:
+def learning_rates(optimizer: torch.optim.Optimizer) -> dict[str, float]:
     """The learning rate of each group, for the log."""
     return {group["group"]: group["lr"] for group in optimizer.param_groups}
 
 
-def forget(optimizer: torch.optim.Optimizer) -> None:
-    """Begin again with fresh moments."""
+def reset_moments(optimizer: torch.optim.Optimizer) -> None:
+    """Drop all moments."""
     optimizer.state.clear()
 
 
 def moments(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Everything that an optimizer remembers, as tensors named PARAMETER:WHAT."""
+    """The whole state of an optimizer, as tensors named PARAMETER:KEY."""
     return {
         f"{name}:{key}": value
         for name, parameter, _ in _members(optimizer)
@@ -152,12 +153,12 @@ def moments(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def restore_moments(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Remember what `moments` gave, to the bit; names or shapes of another optimizer are refused."""
+    """Restore the tensors of `moments` to the bit; names or shapes of another optimizer are refused."""
     left: dict[str, dict[str, Tensor]] = {}
     for full, value in tensors.items():
         name, _, key = full.rpartition(":")
         left.setdefault(name, {})[key] = value
-    forget(optimizer)
+    reset_moments(optimizer)
     for name, parameter, group in _members(optimizer):
         for key, value in left.pop(name, {}).items():
             _check_moment(name, value, parameter, is_count=key == "step")
@@ -166,16 +167,16 @@ def restore_moments(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tens
             optimizer.state[parameter][key] = value.to(device, copy=True)
     if left:
         raise KdpipeError(
-            f"the optimizer's state speaks of {min(left)}, which this run does not learn",
-            hint="resume with the settings that the run began with",
+            f"the checkpoint has optimizer state for {min(left)}, which is not trainable in this run",
+            hint="resume with the original settings",
         )
 
 
 def _check_moment(name: str, value: Tensor, parameter: nn.Parameter, *, is_count: bool) -> None:
     if value.shape != (torch.Size() if is_count else parameter.shape):
         raise KdpipeError(
-            f"the optimizer's state of {name} has the shape {list(value.shape)}, the parameter {list(parameter.shape)}",
-            hint="resume with the settings that the run began with",
+            f"the optimizer state for {name} has shape {list(value.shape)}, expected {list(parameter.shape)}",
+            hint="resume with the original settings",
         )
 
 

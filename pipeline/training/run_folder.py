@@ -1,6 +1,6 @@
-"""The folder of a run: begun, found again, refused when it is another run's, or cleared when that is asked.
+"""The folder of a run: created, recognized, refused if it is another run's, or cleared with --overwrite.
 
-In: OUT and which run this is. Out: OUT/run.json.
+In: OUT and the record of a run. Out: OUT/run.json.
 """
 
 import os
@@ -19,8 +19,8 @@ from kdpipe.schemas.settings import by_dotted_name
 from kdpipe.schemas.strict_json import canonical, sha256_hex
 
 RECORD: Final = "run.json"
-# A run goes on with other values of these: where things lie (what they are is compared by content), who watches, what
-# is kept, and how a machine goes about it.
+# Settings that may change when a run is resumed: locations (their content is compared), trackers, what is saved, and
+# how the machine is used.
 MAY_DIFFER: Final = (
     "earlier",
     "settings.cache.path",
@@ -41,7 +41,7 @@ MAY_DIFFER: Final = (
     "settings.machine.portion",
     "settings.machine.ahead",
 )
-# What a run that went wrong may be steered by, from a checkpoint that is named.
+# Settings that --resume-from may change.
 STEERS: Final = (
     "settings.optimizer.lr",
     "settings.optimizer.rates.",
@@ -50,63 +50,63 @@ STEERS: Final = (
     "settings.machine.precision",
 )
 SHOWN: Final = 5
-# Only their product makes another run.
+# Only their product identifies a run.
 _STEP_SIZE: Final = ("settings.run.batch_size", "settings.run.accumulate")
 
 
-def check(out: Path, asked: RunRecord, *, overwrite: bool = False, steered: bool = False) -> bool:
-    """Refuse a folder of something else, or of another run unless that is to be cleared; whether there is a run."""
+def check(out: Path, record: RunRecord, *, overwrite: bool = False, steered: bool = False) -> bool:
+    """Refuse a folder of something else, or of another run unless it will be cleared; whether there is a run."""
     if out.exists() and not out.is_dir():
-        raise ConfigError(f"{out} is a file, and a run is a folder", hint="give --out a new folder")
+        raise ConfigError(f"{out} is a file, expected a directory", hint="choose another --out")
     there = [path for path in out.iterdir() if path.name not in (WORK, LOCK)] if out.is_dir() else []
     if there and not (out / RECORD).exists():
         raise ConfigError(
-            f"{out} is not empty, and no run of kdpipe", hint="give --out a new folder; --overwrite clears runs only"
+            f"{out} is not empty and has no run of kdpipe", hint="choose another --out; --overwrite clears runs only"
         )
     if there and not overwrite:
-        _compare(out, asked, steered)
+        _compare(out, record, steered)
     return bool(there)
 
 
-def claim(out: Path, asked: RunRecord, *, overwrite: bool = False, steered: bool = False) -> list[str]:
-    """Begin a run in a new or empty folder, or find it there; a folder of another run is refused, or cleared.
+def claim(out: Path, record: RunRecord, *, overwrite: bool = False, steered: bool = False) -> list[str]:
+    """Create the run in a new or empty folder, or check that it is there; another run is refused, or cleared.
 
-    A run that is `steered` goes on with other rates, another guard or precision: which, is the answer.
+    Returns the settings that a `steered` run changes.
     """
-    if check(out, asked, overwrite=overwrite, steered=steered):
+    if check(out, record, overwrite=overwrite, steered=steered):
         if not overwrite:
             sweep(out)
-            return replace(out, asked) if steered else []
+            return replace(out, record) if steered else []
         _clear(out)
-    with translate_os_errors("a run could not be begun", out):
+    with translate_os_errors("could not create the run folder", out):
         make_dir(out)
         sweep(out)
-        publish_file(out, out / RECORD, asked.to_json())
+        publish_file(out, out / RECORD, record.to_json())
     return []
 
 
 def run_around(path: Path) -> Path | None:
-    """The run folder that a path is or is inside, links resolved; None outside of runs."""
+    """The run folder that contains a path, or is it, with links resolved."""
     whole = Path(os.path.realpath(path))
-    # A run that begins, or is being cleared, has a lock before it has a record.
+    # A run that is being created or cleared has a lock but no record.
     names = (RECORD, LOCK)
-    return next((each for each in (whole, *whole.parents) if any(os.path.isfile(each / name) for name in names)), None)
+    return next((path for path in (whole, *whole.parents) if any(os.path.isfile(path / name) for name in names)), None)
 
 
-def differences(one: RunRecord, other: RunRecord, may_differ: tuple[str, ...] = MAY_DIFFER) -> list[str]:
-    """What two runs differ in that makes them two, as 'a.b: this there, that here'."""
-    first, second = by_dotted_name(one.model_dump(mode="json")), by_dotted_name(other.model_dump(mode="json"))
-    if _step_size(one) == _step_size(other):
+def differences(stored: RunRecord, new: RunRecord, may_differ: tuple[str, ...] = MAY_DIFFER) -> list[str]:
+    """The differences that make two runs, as 'a.b: OLD -> NEW'."""
+    first, second = by_dotted_name(stored.model_dump(mode="json")), by_dotted_name(new.model_dump(mode="json"))
+    if _step_size(stored) == _step_size(new):
         second |= {name: first[name] for name in _STEP_SIZE}
     return [
-        f"{name.removeprefix('settings.')}: {_shown(first.get(name))} there, {_shown(second.get(name))} here"
+        f"{name.removeprefix('settings.')}: {_format(first.get(name))} -> {_format(second.get(name))}"
         for name in sorted(first.keys() | second.keys())
         if first.get(name) != second.get(name) and not name.startswith(may_differ)
     ]
 
 
 def cache_identity(cache: Cache) -> str:
-    """Which cache this is; of an unfinished one what is known: what it is made from, and the parts that are there."""
+    """Identify a cache: by its id, or if unfinished by its manifest and the parts that are present."""
     if cache.cache_id is not None:
         return cache.cache_id
     numbers = sorted(row.part for row in cache.parts)
@@ -114,72 +114,69 @@ def cache_identity(cache: Cache) -> str:
 
 
 def identity(record: RunRecord) -> str:
-    """The digest of what makes a run this one: two runs have the same if, and only if, they have no differences."""
+    """The digest that two records share exactly if they have no differences."""
     values = by_dotted_name(record.model_dump(mode="json"))
     own = {name: value for name, value in values.items() if not name.startswith((*MAY_DIFFER, *_STEP_SIZE))}
     return sha256_hex(canonical(own | {"step_size": _step_size(record)}))
 
 
 def is_of(record: RunRecord, run: RunRecord) -> bool:
-    """Whether a record is of a run, as it is or as it was before it was steered."""
+    """Whether a record is of a run, or of an earlier state of it, before --resume-from changed settings."""
     return identity(record) in (identity(run), *run.earlier)
 
 
-def stored(out: Path, asked: RunRecord) -> RunRecord:
-    """Which run a folder says it is; the one that is asked for where it says nothing."""
-    return _found(out) if (out / RECORD).exists() else asked
+def stored(out: Path, default: RunRecord) -> RunRecord:
+    """The record of a folder, or the default if it has none."""
+    return _load(out) if (out / RECORD).exists() else default
 
 
-def replace(out: Path, asked: RunRecord) -> list[str]:
-    """Record what a run goes on with, with what it was before in `earlier`; what differs is the answer."""
+def replace(out: Path, record: RunRecord) -> list[str]:
+    """Replace the record, with its old identity in `earlier`; returns the differences."""
     sweep(out)
-    found = _found(out)
-    changed = differences(found, asked)
+    before = _load(out)
+    changed = differences(before, record)
     if changed:
-        record = asked.model_copy(update={"earlier": (*found.earlier, identity(found))})
-        with translate_os_errors("the record of a run could not be replaced", out):
-            replace_file(out, out / RECORD, record.to_json())
+        replaced = record.model_copy(update={"earlier": (*before.earlier, identity(before))})
+        with translate_os_errors(f"could not replace {RECORD}", out):
+            replace_file(out, out / RECORD, replaced.to_json())
     return changed
 
 
-def _found(out: Path) -> RunRecord:
+def _load(out: Path) -> RunRecord:
     try:
         return read_record(RunRecord, (out / RECORD).read_bytes(), f"{out}/{RECORD}")
     except FileDamaged as error:
         raise ConfigError(
-            f"{out} is of a run that cannot be told: {error.message}", hint="give --out a new folder, or --overwrite"
+            f"{out} has an unreadable record of its run: {error.message}",
+            hint="choose another --out, or give --overwrite",
         ) from None
 
 
-def _compare(out: Path, asked: RunRecord, steered: bool) -> None:
-    found = _found(out)
-    if differing := differences(found, asked, (*MAY_DIFFER, *STEERS) if steered else MAY_DIFFER):
-        raise ConfigError(f"{out} holds another run: {shown(differing)}", hint=_other_ways(differing))
+def _compare(out: Path, record: RunRecord, steered: bool) -> None:
+    if differing := differences(_load(out), record, (*MAY_DIFFER, *STEERS) if steered else MAY_DIFFER):
+        raise ConfigError(f"{out} has a run with other settings: {summarize(differing)}", hint=_advice(differing))
 
 
-def shown(differing: list[str]) -> str:
-    """The first few differences in a line."""
+def summarize(differing: list[str]) -> str:
+    """The first few differences on one line."""
     more = f" (and {len(differing) - SHOWN} more)" if len(differing) > SHOWN else ""
     return f"{'; '.join(differing[:SHOWN])}{more}"
 
 
-def _other_ways(differing: list[str]) -> str:
-    if all(f"settings.{one}".startswith(STEERS) for one in differing):
-        return "name a checkpoint to go on from with these (--resume-from STEP), or give --out a new folder"
-    return "give --out a new folder, the settings it began with, or --overwrite to begin anew"
+def _advice(differing: list[str]) -> str:
+    if all(f"settings.{difference}".startswith(STEERS) for difference in differing):
+        return "resume from a checkpoint with these settings (--resume-from STEP), or choose another --out"
+    return "choose another --out, use the original settings, or start over with --overwrite"
 
 
 def _step_size(record: RunRecord) -> int:
-    """Sequences of an optimizer step: how they are split into batches changes no more than rounding."""
+    """Sequences per optimizer step: their split into batches changes rounding only."""
     return record.settings.run.batch_size * record.settings.run.accumulate
 
 
 def _clear(out: Path) -> None:
-    """Remove everything but the lock, which others must find at every moment.
-
-    What says that this is a run goes last, so that a clearing that was killed can be repeated.
-    """
-    with translate_os_errors("a run could not be cleared", out):
+    """Remove everything but the lock, the record last, so that an interrupted clearing can be repeated."""
+    with translate_os_errors("could not clear the run folder", out):
         for path in sorted(out.iterdir(), key=lambda path: path.name == RECORD):
             if path.name == LOCK:
                 continue
@@ -190,6 +187,6 @@ def _clear(out: Path) -> None:
         sync_dir(out)
 
 
-def _shown(value: Any) -> str:
-    text = "nothing" if value in (None, []) else str(value)
+def _format(value: Any) -> str:
+    text = "none" if value in (None, []) else str(value)
     return text if len(text) <= 60 else f"{text[:60]}..."

@@ -1,11 +1,10 @@
-"""What a run answers with: its report, and for a dry run what the whole of it would take.
+"""The report of a run, and for a dry run an estimate of the whole run.
 
-In: the desk, the loop at its end, the evaluation. Out: a `TrainReport`.
+In: a `Session`, the loop at its end, the evaluation. Out: a `TrainReport`.
 """
 
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 from kdpipe.pipeline.evaluation.stored import FINAL
 from kdpipe.pipeline.losses.terms import TermName
@@ -18,40 +17,38 @@ from kdpipe.schemas.run_report import BestReport, Estimate, TermReport, TrainMem
 from kdpipe.schemas.train_report import Evaluation
 
 
-def report(desk: Session, loop: Loop, found: Evaluation | None, folder: Path, started: float) -> TrainReport:
-    """The whole answer."""
-    prepared, state = desk.prepared, loop.state
-    prospect, train_state = prepared.prospect, prepared.train_state
-    parameters = list(train_state.student.model.parameters())
-    best = state.best
-    temperature = prepared.curriculum.at(max(0, state.step - 1)).temperature
+def report(session: Session, loop: Loop, evaluation: Evaluation | None, started: float) -> TrainReport:
+    """The report of a run that began at the time `started`."""
+    run, state, train_state, log = session.run, loop.state, session.train_state, session.log
+    parameters, best = list(train_state.student.model.parameters()), state.best
+    temperature = run.curriculum.at(max(0, state.step - 1)).temperature
     return TrainReport(
-        run=str(folder),
-        final=str(folder / FINAL),
-        cache=prospect.cache.url,
-        cache_id=prospect.cache.cache_id,
-        student=prospect.found.name,
-        n_parameters=sum(each.numel() for each in parameters),
-        n_trainable=sum(each.numel() for each in parameters if each.requires_grad),
+        run=str(session.folder),
+        final=str(session.folder / FINAL),
+        cache=run.cache.url,
+        cache_id=run.cache.cache_id,
+        student=run.student.name,
+        n_parameters=sum(parameter.numel() for parameter in parameters),
+        n_trainable=sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
         device=str(train_state.device),
         precision=train_state.precision.name,
         steps=state.step,
-        steps_planned=prepared.plan.n_steps,
+        steps_planned=run.plan.n_steps,
         resumed_from=loop.began_at or None,
         positions=state.positions,
-        epochs=state.place / prepared.plan.n_sequences,
-        terms={prepared.name_of(n, temperature): term for n, term in _terms(loop).items()},
+        epochs=state.place / run.plan.n_sequences,
+        terms={run.term_name(name, temperature): term for name, term in _terms(loop).items()},
         loss=None if loop.last is None else loop.last.loss,
-        evaluation=None if found is None else found.summary,
+        evaluation=None if evaluation is None else evaluation.summary,
         best=None
         if best is None
-        else BestReport(step=best.step, metric=_named(prospect.metric, found), value=best.value),
+        else BestReport(step=best.step, metric=_metric_name(run.metric, evaluation), value=best.value),
         skipped=state.guard.skipped,
         rollbacks=state.guard.rollbacks,
-        positions_per_second=desk.book.positions_per_second,
-        waiting_share=desk.book.waiting_share,
+        positions_per_second=log.positions_per_second,
+        waiting_share=log.waiting_share,
         memory=TrainMemory(
-            weights=sum(each.numel() * each.element_size() for each in parameters),
+            weights=sum(parameter.numel() * parameter.element_size() for parameter in parameters),
             peak_process=peak_process_bytes(),
             peak_device=peak_device_bytes(train_state.device),
         ),
@@ -59,25 +56,24 @@ def report(desk: Session, loop: Loop, found: Evaluation | None, folder: Path, st
     )
 
 
-def estimate(desk: Session, loop: Loop, folder: Path) -> Estimate:
-    """What the whole run takes, from the steps that were made, one evaluation and one checkpoint there and back."""
-    plan = desk.prepared.plan
+def estimate(session: Session, loop: Loop) -> Estimate:
+    """Extrapolate the whole run from its first steps, one evaluation, and one checkpoint written and read."""
+    plan, policy = session.run.plan, session.checkpoints
     evaluating = 0.0
-    if desk.measure is not None:
-        desk.measure.of_step(loop.state)
-        evaluating = desk.measure.seconds
-    saving = _seconds_of(lambda: desk.keeper.save(loop.state))
-    path = checkpoints.latest(folder, desk.prepared.prospect.record, desk.watch.warn)
+    if session.validation is not None:
+        session.validation.of_step(loop.state)
+        evaluating = session.validation.seconds
+    saving = _seconds_of(lambda: policy.save(loop.state))
+    path = checkpoints.latest(session.folder, session.run.record, session.watch.warn)
     assert path is not None, "a checkpoint was just written"
-    desk.keeper.resume(path)
-    steps = plan.n_steps * (desk.book.seconds_per_step or 0.0)
+    policy.resume(path)
+    steps = plan.n_steps * (session.log.seconds_per_step or 0.0)
     evaluations = -(-plan.n_steps // plan.evaluate_every) * evaluating
     saves = -(-plan.n_steps // plan.save_every) * saving
     return Estimate(seconds=steps + evaluations + saves, peak_bytes=peak_process_bytes() or 0)
 
 
-def _named(metric: BestMetric, evaluation: Evaluation | None) -> str:
-    """What a metric is called; a shifted loss is called so."""
+def _metric_name(metric: BestMetric, evaluation: Evaluation | None) -> str:
     return evaluation.loss_name if metric == "loss" and evaluation is not None else metric
 
 

@@ -1,99 +1,88 @@
-"""The desk: everything a run works with while it is under way, opened together and closed together.
+"""`Session`: everything that is open while a run trains.
 
-In: a `PreparedRun` run, its folder, the checkpoint it goes on from. Out: a `Session`.
+In: a `Run`, its `TrainState`, its folder and the checkpoint it resumes from. Out: a `Session`, closed as a whole.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 from kdpipe.pipeline.batches.prefetch import StepLoader, loading_threads
 from kdpipe.pipeline.models.devices import usable_cpus
-from kdpipe.pipeline.training import checkpoints, run_folder
-from kdpipe.pipeline.training.checkpoint_policy import CheckpointPolicy, Place
-from kdpipe.pipeline.training.loop import LoopContext
+from kdpipe.pipeline.training import checkpoints
+from kdpipe.pipeline.training.checkpoint_policy import CheckpointPolicy
+from kdpipe.pipeline.training.interruptions import StopRequest
 from kdpipe.pipeline.training.metrics import Metrics
-from kdpipe.pipeline.training.prepare import PreparedRun
+from kdpipe.pipeline.training.run import Run
 from kdpipe.pipeline.training.step_log import StepLog
-from kdpipe.pipeline.training.stop_signals import StopRequest
 from kdpipe.pipeline.training.trackers import TrackedRun, Trackers
+from kdpipe.pipeline.training.train_state import TrainState
 from kdpipe.pipeline.training.validation import Validation
 from kdpipe.pipeline.watch import TrainWatch
 from kdpipe.schemas.checkpoint import LoopState
 from kdpipe.schemas.settings import by_dotted_name
-from kdpipe.schemas.train_settings import TrainSettings
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Session:
-    """What is at hand; `measure` is None where the cache has nothing to validate on."""
+    """A run with its open files and threads; `validation`: None without a validation split."""
 
-    prepared: PreparedRun
+    run: Run
+    train_state: TrainState
+    folder: Path
     watch: TrainWatch
+    stop: StopRequest
     loader: StepLoader
-    book: StepLog
-    keeper: CheckpointPolicy
-    measure: Validation | None
-
-    def around(self, stop: StopRequest) -> LoopContext:
-        """What the loop talks to."""
-        return LoopContext(loader=self.loader, keeper=self.keeper, book=self.book, watch=self.watch, stop=stop)
+    log: StepLog
+    checkpoints: CheckpointPolicy
+    validation: Validation | None
 
 
 @contextmanager
-def open_desk(
-    prepared: PreparedRun, folder: Path, begin: Path | None, watch: TrainWatch, *, followed: bool = True
+def open_session(
+    run: Run,
+    train_state: TrainState,
+    folder: Path,
+    start: Path | None,
+    watch: TrainWatch,
+    stop: StopRequest,
+    *,
+    tracked: bool = True,
 ) -> Iterator[Session]:
-    """Open log, trackers and loader; what the log says of steps behind the checkpoint is cut off.
-
-    A run that is not `followed` tells no tracker.
-    """
-    prospect = prepared.prospect
+    """Open log, trackers and loader; log lines of steps after the checkpoint `start` are removed."""
+    settings = run.settings
     with ExitStack() as stack:
-        state = LoopState(step=0, place=0) if begin is None else checkpoints.load_state(begin)
+        state = LoopState(step=0, place=0) if start is None else checkpoints.load_state(start)
         metrics = Metrics(folder, state.metrics, state.step, state.place)
         stack.callback(metrics.close)
         if metrics.gap is not None:
             watch.warn(str(metrics.gap))
-        tracked = TrackedRun(
-            name=folder.resolve().name, folder=folder, config=_told(prospect.settings), step=state.step
-        )
-        trackers = Trackers(prospect.settings.report_to if followed else (), tracked, watch.warn)
+        config = {name: str(value) for name, value in by_dotted_name(settings.model_dump(mode="json")).items()}
+        tracked_run = TrackedRun(name=folder.resolve().name, folder=folder, config=config, step=state.step)
+        trackers = Trackers(settings.report_to if tracked else (), tracked_run, watch.warn)
         stack.callback(trackers.finish)
-        book = StepLog(prepared, watch, _both(metrics.write, trackers.write))
+        log = StepLog(run, train_state, metrics, trackers, watch)
         loader = StepLoader(
-            prospect.cache,
-            prepared.wants,
-            batch_size=prospect.portion,
-            ahead=prospect.settings.machine.ahead,
+            run.cache,
+            train_state.wants,
+            batch_size=run.micro_batch_size,
+            ahead=settings.machine.ahead,
             threads=loading_threads(usable_cpus()),
-            pin=prospect.device.type == "cuda",
+            pin=run.device.type == "cuda",
         )
         stack.enter_context(loader)
-        measure = None
-        if prospect.validation is not None:
-            measure = Validation(prepared, prospect.validation, book, prospect.settings.evaluation.limit)
-        else:
-            watch.say("the cache has no validation split: nothing is evaluated")
-        rewind = _both(metrics.undo, trackers.rewind)
-        record = run_folder.stored(folder, prospect.record)
-        place = Place(folder=folder, run=record, warn=watch.warn, settled=metrics.settled, rewind=rewind)
-        keeper = CheckpointPolicy(prepared, place, measure)
-        yield Session(prepared=prepared, watch=watch, loader=loader, book=book, keeper=keeper, measure=measure)
-
-
-def _both(first: Callable[[T], None], second: Callable[[T], None]) -> Callable[[T], None]:
-    def call(word: T) -> None:
-        first(word)
-        second(word)
-
-    return call
-
-
-def _told(settings: TrainSettings) -> dict[str, str]:
-    """Settings as trackers show them."""
-    return {name: str(value) for name, value in by_dotted_name(settings.model_dump(mode="json")).items()}
+        validation = None if run.validation is None else Validation(run, train_state, run.validation, log)
+        if validation is None:
+            watch.say("no evaluation: the cache has no validation split")
+        yield Session(
+            run=run,
+            train_state=train_state,
+            folder=folder,
+            watch=watch,
+            stop=stop,
+            loader=loader,
+            log=log,
+            checkpoints=CheckpointPolicy(run, train_state, folder, log, validation, watch.warn),
+            validation=validation,
+        )

@@ -1,6 +1,6 @@
-"""One optimizer step, up to the point where it is judged: forward and backward of its micro-batches, norm, findings.
+"""One optimizer step: forward and backward of its micro-batches, then `apply` or `drop` once the guard has judged it.
 
-In: a `TrainState`, a `StepBatch`, the terms in force. Out: a `StepResult`, with gradients in place.
+In: a `TrainState`, a `StepBatch`, the active terms. Out: a `StepResult`, with gradients in place.
 """
 
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ from kdpipe.pipeline.training.train_state import TrainState
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TermMetrics:
-    """A term at a step: its mean raw value, its weight, what it adds to the loss, and the rows or groups it has."""
+    """A term of a step: its mean, its weight, its contribution to the loss, and the number of rows or groups."""
 
     raw: float
     weight: float
@@ -28,7 +28,7 @@ class TermMetrics:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepResult:
-    """What came of a step: the norm is before clipping, NaN or infinite where the gradient is; `shapes` in words."""
+    """A step before it is judged; the gradient norm is before clipping, and not finite if the gradient is not."""
 
     loss: float
     terms: dict[TermName, TermMetrics]
@@ -60,15 +60,15 @@ def forward_backward(train_state: TrainState, batch: StepBatch, terms: ActiveTer
             sums[name] = sums[name] + value if name in sums else value
         logged |= outcome.logged
     norm = _gradient_norm(train_state)
-    news = _news(sums, terms, counts)
-    loss = sum(one.weighted for one in news.values())
-    # A sum of numbers that are none is none: two numbers say whether all are finite.
-    fine = bool(torch.tensor([loss, norm], dtype=torch.float64).isfinite().all())
+    metrics = _term_metrics(sums, terms, counts)
+    loss = sum(term.weighted for term in metrics.values())
+    # Sums with a value that is not finite are not finite: two numbers suffice to check all.
+    finite = bool(torch.tensor([loss, norm], dtype=torch.float64).isfinite().all())
     return StepResult(
         loss=loss,
-        terms=news,
+        terms=metrics,
         gradient_norm=norm,
-        findings=() if fine else diagnose(train_state, batch, terms, counts),
+        findings=() if finite else diagnose(train_state, batch, terms, counts),
         positions=batch.n_positions,
         tokens=tokens,
         shapes=_shapes(batch),
@@ -76,11 +76,11 @@ def forward_backward(train_state: TrainState, batch: StepBatch, terms: ActiveTer
     )
 
 
-def apply(train_state: TrainState, took: StepResult, clip: float) -> None:
-    """Clip the gradient and let the optimizer take its step; where no row was to be learnt there is none to take."""
+def apply(train_state: TrainState, result: StepResult, clip: float) -> None:
+    """Clip the gradient and make the optimizer step; a batch without rows to train on makes none."""
     if all(parameter.grad is None for parameter in train_state.trained):
         return
-    torch.nn.utils.clip_grads_with_norm_(train_state.trained, clip, torch.tensor(took.gradient_norm))
+    torch.nn.utils.clip_grads_with_norm_(train_state.trained, clip, torch.tensor(result.gradient_norm))
     if train_state.scaler is None:
         train_state.optimizer.step()
     else:
@@ -90,23 +90,23 @@ def apply(train_state: TrainState, took: StepResult, clip: float) -> None:
 
 
 def drop(train_state: TrainState) -> None:
-    """Forget a gradient: nothing moves, decays or gathers momentum; a scale of the loss learns of its overflow."""
+    """Discard the gradient: nothing is updated but the loss scale, which may have overflowed."""
     train_state.optimizer.zero_grad(set_to_none=True)
     if train_state.scaler is not None:
         train_state.scaler.update()
 
 
 def _shapes(batch: StepBatch) -> str:
-    """What the first micro-batch looks like: tokens, the entries of its rows, states."""
+    """Shapes of the first micro-batch: tokens, entries per row, states."""
     first = batch.batches[0]
-    told = [f"tokens {list(first.tokens_BT.shape)}"]
+    parts = [f"tokens {list(first.tokens_BT.shape)}"]
     if first.targets is not None and first.targets.state_NH is not None:
-        told.append(f"states {list(first.targets.state_NH.shape)}")
+        parts.append(f"states {list(first.targets.state_NH.shape)}")
     elif first.targets is not None:
-        told.append(f"entries {list(first.targets.ids_NK.shape)}")
-    told += [f"layer {layer} {list(states.shape)}" for layer, states in first.hidden.items()]
-    told += [f"pooled layer {layer} {list(states.shape)}" for layer, states in first.pooled.items()]
-    return f"{len(batch.batches)} x ({', '.join(told)})"
+        parts.append(f"entries {list(first.targets.ids_NK.shape)}")
+    parts += [f"layer {layer} {list(states.shape)}" for layer, states in first.hidden.items()]
+    parts += [f"pooled layer {layer} {list(states.shape)}" for layer, states in first.pooled.items()]
+    return f"{len(batch.batches)} x ({', '.join(parts)})"
 
 
 def _gradient_norm(train_state: TrainState) -> float:
@@ -118,13 +118,13 @@ def _gradient_norm(train_state: TrainState) -> float:
     return float(torch.nn.utils.get_total_norm(gradients))
 
 
-def _news(
+def _term_metrics(
     sums: Mapping[TermName, Tensor], terms: ActiveTerms, counts: Mapping[TermName, int]
 ) -> dict[TermName, TermMetrics]:
-    found = {}
+    metrics = {}
     for name, value in sums.items():
         raw = float(value) / max(1, counts[name])
         weight = terms.weights[name]
         weighted = weight * factor(name, 1.0 if name == "ce" else terms.temperature) * raw
-        found[name] = TermMetrics(raw=raw, weight=weight, weighted=weighted, count=counts[name])
-    return found
+        metrics[name] = TermMetrics(raw=raw, weight=weight, weighted=weighted, count=counts[name])
+    return metrics

@@ -1,21 +1,38 @@
-"""`TrainState`: everything that learns together, put together once by `prepare.py`.
+"""`TrainState`: a loaded student with its objective and optimizer, and what its losses read from the cache.
 
-In: nothing of its own. Out: a record that step, diagnosis, checkpoints and evaluation take.
+In: a `Run`. Out: a record that steps, checkpoints and evaluations share.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
+from kdpipe.pipeline.batches.batch_order import Ordering, ordering
+from kdpipe.pipeline.batches.collate import BatchContents, check_wants
+from kdpipe.pipeline.losses.head_chunks import HeadLosses
+from kdpipe.pipeline.losses.hidden.hidden_objective import HiddenObjective
 from kdpipe.pipeline.losses.objective import Objective
+from kdpipe.pipeline.losses.terms import HIDDEN_NAMES, LOGIT_NAMES
+from kdpipe.pipeline.models import devices
 from kdpipe.pipeline.models.precision import Precision
+from kdpipe.pipeline.students.load_student import described, load_student
+from kdpipe.pipeline.students.parameter_roles import parameter_roles
 from kdpipe.pipeline.students.student import Student
+from kdpipe.pipeline.training.cache_requirements import teacher_head
+from kdpipe.pipeline.training.optimizer_defaults import shares
+from kdpipe.pipeline.training.optimizers import Trainable, make_optimizer
+from kdpipe.pipeline.training.run import Run
+from kdpipe.pipeline.watch import TrainWatch
+
+# Statistics of position selection that come from the cache.
+TEACHER_STATISTICS = ("teacher_entropy", "label_logprob")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainState:
-    """A student, what it is told, and what moves it; `model` holds the student and what is learnt beside it."""
+    """What steps work with; `model` has all modules with parameters: the student's, and those of hidden losses."""
 
     student: Student
     model: nn.Module
@@ -24,8 +41,70 @@ class TrainState:
     scaler: torch.amp.GradScaler | None
     precision: Precision
     device: torch.device
+    wants: BatchContents
+    orders: Mapping[str, Ordering]
 
     @property
     def trained(self) -> list[nn.Parameter]:
-        """The parameters that move."""
+        """The trainable parameters."""
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+
+
+def build_train_state(run: Run, watch: TrainWatch) -> TrainState:
+    """Load the student and build objective and optimizer around it."""
+    settings, cache, device = run.settings, run.cache, run.device
+    threads = settings.machine.threads
+    torch.set_num_threads(devices.n_threads(None if threads == "auto" else threads))
+    student = load_student(run.student, settings.student, run.precision.name, device, settings.seed)
+    for text in (described(student), *student.notes):
+        watch.say(text)
+    hidden = _hidden_objective(run, student)
+    wants = _batch_contents(run, hidden)
+    check_wants(cache, wants)
+    student.model.train()
+    head = HeadLosses(student.head, run.curriculum.options, teacher_head(cache))
+    optimizer = make_optimizer(settings.optimizer, _trainable(student, hidden))
+    watch.say(f"optimizer   {run.optimizer_reason}")
+    watch.say(f"            {shares(optimizer)}")
+    orders: dict[str, Ordering] = {name: ordering(cache, name, settings.seed) for name in run.curriculum.orders}
+    scaler = torch.amp.GradScaler(device.type) if run.precision.scaled else None
+    # The seed of dropout; a checkpoint restores the states of the generators instead.
+    torch.manual_seed(settings.seed)
+    return TrainState(
+        student=student,
+        model=nn.ModuleDict({"student": student.model, **({} if hidden is None else {"hidden": hidden})}),
+        objective=Objective(head, hidden, settings.losses.select),
+        optimizer=optimizer,
+        scaler=scaler,
+        precision=run.precision,
+        device=device,
+        wants=wants,
+        orders=orders,
+    )
+
+
+def _hidden_objective(run: Run, student: Student) -> HiddenObjective | None:
+    terms = [name for name in HIDDEN_NAMES if name in run.curriculum.terms]
+    losses, manifest = run.settings.losses, run.cache.manifest
+    if not terms and not losses.hidden.router:
+        return None
+    widths, seed = student.shape.widths, run.settings.seed
+    return HiddenObjective(losses, terms, manifest, student_widths=widths, seed=seed).to(run.device)
+
+
+def _batch_contents(run: Run, hidden: HiddenObjective | None) -> BatchContents:
+    """What batches hold besides tokens: targets only if a loss needs them."""
+    by_teacher = any(selection.by in TEACHER_STATISTICS for selection in run.settings.losses.select)
+    rows, pooled = ((), ()) if hidden is None else hidden.wants()
+    logit = run.curriculum.terms & (set(LOGIT_NAMES) - {"ce"})
+    return BatchContents(targets=bool(logit), statistics=by_teacher, hidden=tuple(rows), pooled=tuple(pooled))
+
+
+def _trainable(student: Student, hidden: HiddenObjective | None) -> Trainable:
+    named = {} if hidden is None else dict(hidden.named_parameters())
+    return Trainable(
+        student=student.trainable(),
+        roles=parameter_roles(student.model),
+        maps={name: parameter for name, parameter in named.items() if not name.startswith("router.")},
+        router={name: parameter for name, parameter in named.items() if name.startswith("router.")},
+    )

@@ -40,10 +40,9 @@ difference to the first run, ± half of its 90 % interval (shares in percentage 
   KL to the teacher                            -0.0825 ±0.0389
   top-1 agreement                                  +0.00 ±0.00
   calibration error                                      -0.50
-note: only 4 evaluated documents: too few to rely on the intervals; evaluate on 20 or more
-note: intervals are about these students, not about their recipes: another seed of one recipe often \
-differs by more, so compare several seeds
-note: the losses of {hybrid} and {labels} measure different objectives (losses.mode): no difference is shown; \
+note: only 4 evaluated documents: intervals are unreliable; evaluate on 20 or more
+note: intervals cover these students only: seeds of one recipe often differ by more, so compare several seeds
+note: no difference of losses: {hybrid} and {labels} have different objectives (losses.mode); \
 compare CE, KL to the teacher and agreement
 """
 
@@ -92,7 +91,7 @@ def test_no_run_is_refused_in_two_lines(tmp_path: Path, capsys: pytest.CaptureFi
     assert run(["compare", str(tmp_path), str(tmp_path)]) == 2
     assert "is no folder of a run" in capsys.readouterr().err
     assert run(["compare", str(tmp_path)]) == 2
-    assert "give two folders of runs, or more" in capsys.readouterr().err
+    assert "two or more run folders" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

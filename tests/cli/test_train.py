@@ -166,7 +166,7 @@ def test_variables_of_stage_one_are_left_to_it(handed: dict[str, Any], monkeypat
         (["--batch-size", "0"], "--batch-size must be greater than or equal to 1, not 0"),
         (["--report-to", "wandbb"], "--report-to: item 1 must be"),
         (["--set", "losses.temprature=2"], "--set losses.temprature=2: unknown setting 'losses.temprature': the near"),
-        (["--set", "run.phases=[{until: 0.5}]"], "--set run.phases=[{until: 0.5}]: the last phase ends at 1"),
+        (["--set", "run.phases=[{until: 0.5}]"], "--set run.phases=[{until: 0.5}]: the last phase must end at 1"),
         (["--set", "losses.weights.cka=1", "--batch-size", "6"], "losses over groups of 4 sequences (losses.hidden.gr"),
         (["--set", "losses.hidden.router=true"], "losses.hidden.router mixes teacher layers for losses on states, and"),
         (["--config", "missing.yaml"], "the file missing.yaml cannot be read: No such file or directory"),

@@ -14,8 +14,8 @@ import pytest
 
 from kdpipe.cli import console, main
 from kdpipe.cli.main import run
-from kdpipe.pipeline.training import loop, prepare
-from kdpipe.pipeline.training.stop_signals import ASKED
+from kdpipe.pipeline.training import loop, train_state
+from kdpipe.pipeline.training.interruptions import STOPPING
 from kdpipe.schemas.run_report import TrainReport
 from support.children import Ended, in_child
 from support.corpora import small_tokenizer
@@ -56,7 +56,7 @@ def test_a_run_is_told_and_goes_on_as_json(train: Command, tmp_path: Path) -> No
     code, out, err = train()
     assert code == 0
     assert out.splitlines()[-1] == f"student: {tmp_path / 'run' / 'final'}"
-    assert "steps       3 optimizer steps: 2 sequences a batch x 1 batch = 2 a step" in err.splitlines()
+    assert "steps       3 optimizer steps: 2 per batch x 1 batch = 2 sequences per step" in err.splitlines()
     code, out, err = train("--json")
     answer = json.loads(out)
     assert (code, answer["steps"], answer["resumed_from"]) == (0, 3, None)
@@ -64,7 +64,7 @@ def test_a_run_is_told_and_goes_on_as_json(train: Command, tmp_path: Path) -> No
     default = json.loads((tmp_path / "run" / "run.json").read_text())["settings"]["optimizer"]["lr"]
     code, out, err = train("--lr", "0.002")
     assert (code, out) == (2, "")
-    assert f"holds another run: optimizer.lr: {default} there, 0.002 here" in err
+    assert f"optimizer.lr: {default} -> 0.002" in err
     assert train("--lr", "0.002", "--overwrite")[0] == 0
 
 
@@ -73,15 +73,15 @@ def test_a_run_is_told_and_goes_on_as_json(train: Command, tmp_path: Path) -> No
     [
         ([], "other", 4, "has another tokenizer than the cache: 400 ids", "the teacher's family"),
         ([], "short.json", 4, "reads at most 64 tokens at once, the cache has sequences of 96", "--seq-len 64"),
-        (["--temperature", "8"], "student.json", 4, "at temperatures 1, 2, 4 and between, not at 8",
+        (["--temperature", "8"], "student.json", 4, "1, 2, 4 .*8",
          "--target-temperature 8"),
         (["--set", "losses.tail_weight=1", "--mode", "logit", "--set", "losses.weights.cka=1"], "student.json", 2,
          r"groups of 4 sequences", "multiple of 4"),
         (["--set", "losses.weights.cosine=1", "--set", 'losses.hidden.pairs=["1:9"]'], "student.json", 4,
-         "names layer 9 of the teacher", "cache again with --hidden-layers"),
+         "layer 9", "cache again with --hidden-layers"),
         (["--set", "machine.device=cuda:7"], "student.json", 2, "no device cuda:7", ""),
         (["--resume-from", "2"], "student.json", 2, "has no checkpoint 2", "none"),
-        (["--resume-from", "2", "--overwrite"], "student.json", 2, "--resume-from goes on from a checkpoint", "leave"),
+        (["--resume-from", "2", "--overwrite"], "student.json", 2, "--resume-from resumes from a checkpoint", "omit"),
         (["--lora"], "student.json", 2, "LoRA adapts a model that has been trained", "leave --lora out"),
         ([], "tinny", 2, "there is no", ""),
     ],
@@ -146,8 +146,8 @@ def test_an_interrupted_run_ends_with_75_and_goes_on(
     after(1, lambda: os.kill(os.getpid(), number), monkeypatch)
     code, out, err = train()
     assert (code, out) == (75, "")
-    assert err.splitlines().count(ASKED) == 1
-    assert err.endswith("error: stopped at step 2 of 3\nhint: run the same command again to go on\n")
+    assert err.splitlines().count(STOPPING) == 1
+    assert err.splitlines()[-2:] == ["error: stopped at step 2 of 3", "hint: run the same command again to resume"]
     code, _, err = train()
     assert code == 0
     assert "going on from step 2 of 3" in err.splitlines()
@@ -156,10 +156,13 @@ def test_an_interrupted_run_ends_with_75_and_goes_on(
 def test_a_signal_before_the_first_step_ends_the_command_at_once(
     train: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While a student is fetched or an order is made, minutes may go by: nothing is there yet that could be lost."""
-    monkeypatch.setattr(prepare, "load_student", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    """Loading a student or computing an order may take minutes, and nothing has been written by then."""
+    monkeypatch.setattr(train_state, "load_student", lambda *_: os.kill(os.getpid(), signal.SIGINT))
     code, out, err = train()
-    assert (code, out) == (130, "") and ASKED not in err  # 75 where kdpipe itself listens, tests/cli/test_interrupts.py
+    assert (code, out) == (
+        130,
+        "",
+    ) and STOPPING not in err  # 75 where kdpipe itself listens, tests/cli/test_interrupts.py
     assert not (tmp_path / "run").exists()
 
 
@@ -211,7 +214,7 @@ def test_a_second_signal_ends_the_process_at_once(
         after(1, twice, patched)
         assert in_a_process(train, folder, tmp_path, log).code == 130
     text = log.read_text()
-    assert text.splitlines()[-1] == ASKED
+    assert text.splitlines()[-1] == STOPPING
     assert train()[0] == 0
 
 
@@ -229,7 +232,7 @@ def test_a_run_that_the_guard_stops_ends_with_1(train: Command) -> None:
     limits = ("guard.skip_gradient_norm=1e-9", "guard.patience=1", "guard.rollbacks=0")
     code, out, err = train(*(word for limit in limits for word in ("--set", limit)))
     assert (code, out) == (1, "")
-    assert re.search(r"error: training stopped at step 0: .*over 1e-09 \(guard.skip_gradient_norm\)", err)
+    assert re.search(r"error: training stopped at step 0: .*exceeds 1e-09 \(guard.skip_gradient_norm\)", err)
     assert "hint: try a lower --lr" in err
 
 
@@ -242,7 +245,7 @@ def test_memory_that_runs_out_ends_with_1_and_advice(train: Command, monkeypatch
     code, _, err = train()
     assert code == 1
     assert "error: out of memory at step 3: DefaultCPUAllocator: not enough memory: you tried" in err
-    assert "hint: run it again with --set machine.portion=1 or --set student.gradient_checkpointing" in err
+    assert "hint: re-run with --set machine.portion=1 or --set student.gradient_checkpointing" in err
     code, _, err = train("--batch-size", "1", "--accumulate", "2")
     assert code == 0
     assert "going on from step 2 of 3" in err.splitlines()

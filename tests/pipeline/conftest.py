@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from kdpipe.pipeline.students.verify_saved import check_reload
-from kdpipe.pipeline.training import finalize as finish
+from kdpipe.pipeline.training import finalize
 
 
 @pytest.fixture(scope="package", autouse=True)
@@ -15,11 +15,11 @@ def no_fresh_process() -> Iterator[None]:
     Of the whole package, so that runs of module fixtures are spared it too.
     """
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(finish, "check_reload", lambda *_, **__: 0.0)
+        patch.setattr(finalize, "check_reload", lambda *_, **__: 0.0)
         yield
 
 
 @pytest.fixture
 def fresh_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """This test wants the student read again."""
-    monkeypatch.setattr(finish, "check_reload", check_reload)
+    monkeypatch.setattr(finalize, "check_reload", check_reload)

@@ -13,20 +13,20 @@ from support.evaluations import evaluation, run_folder
 BASE: dict[str, Any] = {"seed": 0, "out": "a", "losses": {"alpha": 0.1, "select": []}, "optimizer": {"lr": 1e-4}}
 
 
-def test_settings_that_differ_are_told_and_others_are_not(tmp_path: Path) -> None:
+def test_only_settings_that_differ_are_reported(tmp_path: Path) -> None:
     one = run_folder(tmp_path / "a", BASE, evaluation())
     other = run_folder(tmp_path / "b", {**BASE, "out": "b", "losses": {"alpha": 1.0}, "seed": 0}, evaluation())
-    found = compare([str(one), str(other)])
-    assert [run.settings for run in found.runs] == [{"losses.alpha": "0.1"}, {"losses.alpha": "1.0"}]
+    report = compare([str(one), str(other)])
+    assert [run.settings for run in report.runs] == [{"losses.alpha": "0.1"}, {"losses.alpha": "1.0"}]
 
 
-def test_the_notes_say_what_intervals_rest_on(tmp_path: Path) -> None:
+def test_notes_warn_of_few_documents_and_of_seeds(tmp_path: Path) -> None:
     few, enough = (
         [str(run_folder(tmp_path / f"{name}-{n}", BASE, evaluation_of(n))) for name in ("a", "b")] for n in (19, 20)
     )
     assert [note.startswith("only 19 evaluated documents") for note in compare(few).notes] == [True, False]
-    (about,) = compare(enough).notes
-    assert "about these students, not about their recipes" in about
+    (note,) = compare(enough).notes
+    assert "seeds" in note
     assert [run.documents for run in compare(enough).runs] == [20, 20]
 
 
@@ -49,30 +49,30 @@ def test_numbers_and_differences_are_those_of_the_evaluations(tmp_path: Path) ->
     assert second.numbers["cross_entropy"] == better.cross_entropy
     assert second.numbers["loss"] == 1.0
     assert (second.step, second.positions) == (12, 400)
-    due = better.cross_entropy - evaluation().cross_entropy
-    assert second.differences["cross_entropy"].value == pytest.approx(due)
+    expected = better.cross_entropy - evaluation().cross_entropy
+    assert second.differences["cross_entropy"].value == pytest.approx(expected)
     assert second.differences["cross_entropy"].spread is not None
 
 
-def test_what_cannot_be_compared_is_said(tmp_path: Path) -> None:
+def test_runs_that_cannot_be_compared_have_a_note(tmp_path: Path) -> None:
     one = run_folder(tmp_path / "a", BASE, evaluation())
     without = run_folder(tmp_path / "b", BASE, None)
     elsewhere = run_folder(tmp_path / "c", BASE, evaluation(split="train"))
     bound = run_folder(tmp_path / "d", BASE, evaluation(kl_teacher_estimate="lower_bound"))
-    found = compare([str(run) for run in (one, without, elsewhere, bound)])
-    assert [bool(run.differences) for run in found.runs] == [False, False, False, True]
-    assert found.runs[1].numbers == {}
-    assert f"{without} has no evaluation" in found.notes[0]
-    assert f"{elsewhere} was evaluated on other positions than {one}" in found.notes[1]
-    assert f"KL to the teacher is not the same kind of estimate in {bound}" in found.notes[2]
+    report = compare([str(run) for run in (one, without, elsewhere, bound)])
+    assert [bool(run.differences) for run in report.runs] == [False, False, False, True]
+    assert report.runs[1].numbers == {}
+    assert f"{without} has no evaluation" in report.notes[0]
+    assert str(elsewhere) in report.notes[1] and str(one) in report.notes[1]
+    assert "KL" in report.notes[2] and str(bound) in report.notes[2]
     notes = compare([str(without), str(one)]).notes
     assert "the first run has no evaluation" in notes[1]
 
 
 def test_one_run_and_no_run_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="one run cannot be compared"):
+    with pytest.raises(ConfigError, match="two"):
         compare([str(tmp_path)])
-    with pytest.raises(ConfigError, match=r"is no folder of a run: it has no config.yaml"):
+    with pytest.raises(ConfigError, match=r"config\.yaml"):
         compare([str(tmp_path), str(tmp_path)])
 
 
@@ -89,11 +89,11 @@ def test_one_run_and_no_run_are_refused(tmp_path: Path) -> None:
 def test_losses_of_different_objectives_have_no_difference(tmp_path: Path, name: str, changed: dict[str, Any]) -> None:
     one = run_folder(tmp_path / "a", BASE, evaluation(loss=3.4451))
     other = run_folder(tmp_path / "b", {**BASE, **changed}, evaluation(loss=0.5358))
-    found = compare([str(one), str(other)])
-    assert [run.numbers["loss"] for run in found.runs] == [3.4451, 0.5358]
-    assert [run.same_objective for run in found.runs] == [True, False]
-    assert set(found.runs[1].differences) == {"cross_entropy", "kl_teacher", "top1_agreement", "ece"}
-    (note,) = [note for note in found.notes if "objective" in note]
+    report = compare([str(one), str(other)])
+    assert [run.numbers["loss"] for run in report.runs] == [3.4451, 0.5358]
+    assert [run.same_objective for run in report.runs] == [True, False]
+    assert set(report.runs[1].differences) == {"cross_entropy", "kl_teacher", "top1_agreement", "ece"}
+    (note,) = [note for note in report.notes if "objective" in note]
     assert name in note
     assert str(other) in note
 
@@ -101,9 +101,9 @@ def test_losses_of_different_objectives_have_no_difference(tmp_path: Path, name:
 def test_losses_of_one_objective_have_a_difference_without_an_interval(tmp_path: Path) -> None:
     one = run_folder(tmp_path / "a", BASE, evaluation(loss=1.5))
     other = run_folder(tmp_path / "b", {**BASE, "seed": 1, "optimizer": {"lr": 1e-3}}, evaluation(loss=1.25))
-    found = compare([str(one), str(other)])
-    assert found.runs[1].differences["loss"] == Difference(value=-0.25, spread=None)
-    assert not [note for note in found.notes if "objective" in note]
+    report = compare([str(one), str(other)])
+    assert report.runs[1].differences["loss"] == Difference(value=-0.25, spread=None)
+    assert not [note for note in report.notes if "objective" in note]
 
 
 def test_an_objective_that_changes_by_step_is_the_same_only_at_the_same_step(tmp_path: Path) -> None:

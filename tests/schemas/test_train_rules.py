@@ -122,15 +122,15 @@ def test_what_nobody_can_guess_has_to_be_said(missing: int, message: str) -> Non
 @pytest.mark.parametrize(
     ("file", "message"),
     [
-        ({"run": {"phases": [{"until": 0.5}]}}, "the last phase ends at 1"),
-        ({"run": {"phases": [{"until": 1.0}, {"until": 0.5}]}}, "phases end one after the other"),
-        ({"schedule": {"kind": "wsd", "warmup": 0.6, "decay": 0.5}}, "more than all steps"),
-        ({"losses": {"hidden": {"pairs": ["x:3"]}}}, "a pair is STUDENT:TEACHER"),
+        ({"run": {"phases": [{"until": 0.5}]}}, "last phase"),
+        ({"run": {"phases": [{"until": 1.0}, {"until": 0.5}]}}, "each phase"),
+        ({"schedule": {"kind": "wsd", "warmup": 0.6, "decay": 0.5}}, "warmup + decay"),
+        ({"losses": {"hidden": {"pairs": ["x:3"]}}}, "STUDENT:TEACHER"),
         ({"machine": {"device": "gpu"}}, "a device is auto, cpu, or one GPU"),
-        ({"report_to": ["wandb", "wandb"]}, "report_to names a tracker twice"),
+        ({"report_to": ["wandb", "wandb"]}, "duplicate tracker in report_to"),
         (
             {"losses": {"select": [{"term": "ce", "by": "teacher_entropy", "keep": "lowest", "share": 0.2}] * 2}},
-            "a term has one selection",
+            "one selection per term",
         ),
     ],
 )

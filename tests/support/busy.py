@@ -33,7 +33,7 @@ MODULES = (
     "pipeline/train/test_killed_runs.py",
     "pipeline/train/test_lock.py",
     "pipeline/train/test_thread_timing.py",
-    "pipeline/training/test_stop_signals.py",
+    "pipeline/training/test_interruptions.py",
 )
 ROUNDS, BUSY_PROCESSES, WORKERS = 5, 8, 6
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from kdpipe.pipeline.training import finalize as finish
+from kdpipe.pipeline.training import finalize
 from support.children import in_child
 from support.source import ROOT
 
@@ -58,7 +58,7 @@ def _run(name: str, words: tuple[str, ...], out: Path, err: Path) -> int:
     sys.argv = [str(script), *words]
     sys.path.insert(0, str(BENCHMARKS))
     # Tests of the command line and of stage two read students again; it takes seconds of every run.
-    finish.check_reload = lambda *_, **__: 0.0
+    finalize.check_reload = lambda *_, **__: 0.0
     try:
         runpy.run_path(str(script), run_name="__main__")
     except SystemExit as ended:

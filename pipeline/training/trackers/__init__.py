@@ -1,7 +1,7 @@
-"""Trackers: where a run is followed from elsewhere; metrics.jsonl is always there.
+"""Experiment trackers, in addition to metrics.jsonl.
 
-In: `report_to`, the settings, the run's folder, and every line of metrics.jsonl. Out: what each library keeps, below
-the run's folder unless its own environment variables say where.
+In: `report_to`, the settings, the run's folder, and every line of metrics.jsonl. Out: the files of each library, in the
+run's folder unless its own environment variables set another place.
 """
 
 import importlib
@@ -14,7 +14,9 @@ from typing import Any, Final, Protocol, final
 
 from kdpipe.schemas.errors import ConfigError
 
-KINDS: Final[dict[str, str]] = {
+# A tracker is a module here, a row in this table, and its name in `schemas.choices.TrackerName`; the name is also that
+# of its library and of the extra that installs it.
+TRACKERS: Final[dict[str, str]] = {
     "tensorboard": "kdpipe.pipeline.training.trackers.tensorboard:TensorBoard",
     "wandb": "kdpipe.pipeline.training.trackers.wandb:WeightsAndBiases",
     "trackio": "kdpipe.pipeline.training.trackers.trackio:Trackio",
@@ -25,7 +27,7 @@ PROJECT: Final = "kdpipe"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrackedRun:
-    """A run as trackers know it: `step` is the one it goes on from, 0 for a new one."""
+    """A run as trackers see it: `step` is the one it resumes from, 0 for a new one."""
 
     name: str
     folder: Path
@@ -34,79 +36,80 @@ class TrackedRun:
 
 
 class Tracker(Protocol):
-    """One library; made when the run starts or goes back to a step, told numbers by name at steps that never fall, and
-    finished once."""
+    """One library: opened when a run starts, resumes or rolls back, logs at steps that never decrease, finished
+    once.
+    """
 
     def __init__(self, run: TrackedRun) -> None: ...
 
     def log(self, step: int, numbers: Mapping[str, float]) -> None:
-        """Keep some numbers of a step."""
+        """Log numbers of a step by name."""
         ...
 
     def finish(self) -> None:
-        """Nothing more will come."""
+        """Write or send what is still in memory."""
         ...
 
 
-def check_installed(kinds: Collection[str]) -> None:
-    """Refuse a tracker whose library is not there, before anything is loaded."""
-    for kind in kinds:
-        if importlib.util.find_spec(kind) is None:
-            raise ConfigError(f"--report-to names {kind}, which is not installed", hint=f"pip install 'kdpipe[{kind}]'")
+def check_installed(names: Collection[str]) -> None:
+    """Refuse a tracker whose library is missing."""
+    for name in names:
+        if importlib.util.find_spec(name) is None:
+            raise ConfigError(f"--report-to {name}: {name} is not installed", hint=f"pip install 'kdpipe[{name}]'")
 
 
 @final
 class Trackers:
-    """All that were asked for; one that fails is left out from then on, and the run goes on."""
+    """The trackers of a run; one that fails is disabled, and the run continues."""
 
-    def __init__(self, kinds: Collection[str], run: TrackedRun, warn: Callable[[str], None]) -> None:
-        check_installed(kinds)
+    def __init__(self, names: Collection[str], run: TrackedRun, warn: Callable[[str], None]) -> None:
+        check_installed(names)
         self._run, self._warn = run, warn
         self._open: dict[str, Tracker] = {}
-        self._begin_all(kinds, run)
+        self._open_all(names, run)
 
     def write(self, line: Mapping[str, Any]) -> None:
-        """Pass on the numbers of a line of metrics.jsonl."""
+        """Log the numbers of a line of metrics.jsonl."""
         numbers = dict(_flat("", line))
         step = int(numbers.pop("step", 0))
-        for kind, tracker in list(self._open.items()):
-            self._try(kind, partial(tracker.log, step, numbers))
+        for name, tracker in list(self._open.items()):
+            self._try(name, partial(tracker.log, step, numbers))
 
     def rewind(self, step: int) -> None:
-        """Go back to a step, as a run does that is resumed from there."""
-        kinds = list(self._open)
+        """Reopen the trackers at an earlier step."""
+        names = list(self._open)
         self.finish()
-        self._begin_all(kinds, replace(self._run, step=step))
+        self._open_all(names, replace(self._run, step=step))
 
     def finish(self) -> None:
-        """Let each end."""
-        for kind, tracker in list(self._open.items()):
-            self._try(kind, tracker.finish)
+        """Finish every tracker."""
+        for name, tracker in list(self._open.items()):
+            self._try(name, tracker.finish)
         self._open.clear()
 
-    def _begin_all(self, kinds: Collection[str], run: TrackedRun) -> None:
-        for kind in kinds:
-            module, _, name = KINDS[kind].partition(":")
-            made = getattr(importlib.import_module(module), name)
-            self._try(kind, partial(self._begin, kind, made, run))
+    def _open_all(self, names: Collection[str], run: TrackedRun) -> None:
+        for name in names:
+            module, _, class_name = TRACKERS[name].partition(":")
+            tracker_class = getattr(importlib.import_module(module), class_name)
+            self._try(name, partial(self._open_one, name, tracker_class, run))
 
-    def _begin(self, kind: str, make: Callable[[TrackedRun], Tracker], run: TrackedRun) -> None:
-        self._open[kind] = make(run)
+    def _open_one(self, name: str, tracker_class: Callable[[TrackedRun], Tracker], run: TrackedRun) -> None:
+        self._open[name] = tracker_class(run)
 
-    def _try(self, kind: str, call: Callable[[], None]) -> None:
+    def _try(self, name: str, call: Callable[[], None]) -> None:
         try:
             call()
         except ConfigError:
             raise
-        except Exception as error:  # libraries of others, and networks: none of it may cost the run
-            self._open.pop(kind, None)
+        except Exception as error:  # other libraries and networks must not end the run
+            self._open.pop(name, None)
             lines = str(error).splitlines() or [type(error).__name__]
-            self._warn(f"{kind} fails and is told no more; metrics.jsonl has everything: {lines[0]}")
+            self._warn(f"{name} failed and is disabled for this run (metrics.jsonl is complete): {lines[0]}")
 
 
-def remembered(run: TrackedRun, kind: str, make: Callable[[], str]) -> str:
-    """The id under which a tracker knows a run, made once and kept in a file, so that a run gone on with is one."""
-    file = run.folder / "trackers" / kind
+def stored_id(run: TrackedRun, name: str, make: Callable[[], str]) -> str:
+    """The id of a run in a tracker, created once and stored in the run's folder, so that a resumed run keeps it."""
+    file = run.folder / "trackers" / name
     if not file.is_file():
         file.parent.mkdir(exist_ok=True)
         file.write_text(make())
@@ -114,7 +117,7 @@ def remembered(run: TrackedRun, kind: str, make: Callable[[], str]) -> str:
 
 
 def _flat(name: str, value: Any) -> Iterator[tuple[str, float]]:
-    """The numbers of a line, named as trackers group them: terms/ce/raw."""
+    """The numbers of a line by path, such as terms/ce/raw."""
     if isinstance(value, Mapping):
         for key, inner in value.items():
             yield from _flat(f"{name}/{key}" if name else key, inner)

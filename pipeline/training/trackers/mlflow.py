@@ -1,7 +1,7 @@
-"""MLflow: a file store in OUT/mlruns, or the server that MLFLOW_TRACKING_URI names.
+"""MLflow: a file store in OUT/mlruns, or the server at MLFLOW_TRACKING_URI.
 
-In: numbers of steps. Out: OUT/mlruns, for `MLFLOW_ALLOW_FILE_STORE=true mlflow ui --backend-store-uri OUT/mlruns`. Its
-client alone is used: no run of a process is touched.
+In: numbers of steps. Out: OUT/mlruns, for `MLFLOW_ALLOW_FILE_STORE=true mlflow ui --backend-store-uri OUT/mlruns`. Only
+the client is used: the active run of the process is left alone.
 """
 
 import os
@@ -9,43 +9,41 @@ import time
 from collections.abc import Mapping
 from typing import final
 
-from kdpipe.pipeline.training.trackers import PROJECT, TrackedRun, remembered
+from kdpipe.pipeline.training.trackers import PROJECT, TrackedRun, stored_id
 
-# A batch of the server's at most (mlflow/utils/validation.py); settings longer than this are cut there too.
+# Limits of the server (mlflow/utils/validation.py).
 MAX_PARAMS, MAX_VALUE = 100, 6000
 
 
 @final
 class Mlflow:
-    """One run, under one id however often it is gone on with."""
+    """One run, which keeps its id when it is resumed."""
 
     def __init__(self, run: TrackedRun) -> None:
-        # Databases need more than mlflow-skinny; and nobody is told of a run but who asked.
+        # Databases need more than mlflow-skinny; no telemetry.
         os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-        # Here, since it reads the environment when it is imported.
+        # Imported here because it reads the environment at import.
         from mlflow.entities import Metric, Param
         from mlflow.tracking import MlflowClient
 
         self._metric = Metric
         folder = (run.folder / "mlruns").resolve()
         self._client = MlflowClient(os.environ.get("MLFLOW_TRACKING_URI", folder.as_uri()))
-        self._id = remembered(run, "mlflow", lambda: self._begin(run.name))
+        self._id = stored_id(run, "mlflow", lambda: self._create(run.name))
         params = [Param(name, value[:MAX_VALUE]) for name, value in run.config.items()]
-        # What is known already may be said again, if it is the same.
+        # Equal parameters may be logged again.
         for begin in range(0, len(params), MAX_PARAMS):
             self._client.log_batch(self._id, params=params[begin : begin + MAX_PARAMS])
 
-    def _begin(self, name: str) -> str:
+    def _create(self, name: str) -> str:
         known = self._client.get_experiment_by_name(PROJECT)
         experiment = known.experiment_id if known is not None else self._client.create_experiment(PROJECT)
         return str(self._client.create_run(experiment, run_name=name).info.run_id)
 
     def log(self, step: int, numbers: Mapping[str, float]) -> None:
-        """Keep some numbers of a step."""
         now = int(time.time() * 1000)
         self._client.log_batch(self._id, metrics=[self._metric(name, v, now, step) for name, v in numbers.items()])
 
     def finish(self) -> None:
-        """Say that the run is over."""
         self._client.set_terminated(self._id)

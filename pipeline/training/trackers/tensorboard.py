@@ -18,7 +18,7 @@ from kdpipe.pipeline.training.trackers import TrackedRun
 
 @final
 class TensorBoard:
-    """Writes events; what older files say of steps behind the one gone on from is not shown."""
+    """Writes events; TensorBoard hides those of later steps in older files."""
 
     def __init__(self, run: TrackedRun) -> None:
         self._writer = EventFileWriter(str(run.folder / "tensorboard"))
@@ -28,12 +28,10 @@ class TensorBoard:
         self._add(run.step, text_pb("settings", table))
 
     def log(self, step: int, numbers: Mapping[str, float]) -> None:
-        """Keep some numbers of a step."""
         for name, value in numbers.items():
             self._add(step, scalar_pb(name, value))
 
     def finish(self) -> None:
-        """Write what is still in memory."""
         self._writer.close()
 
     def _add(self, step: int, summary: Summary) -> None:

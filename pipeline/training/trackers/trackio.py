@@ -1,6 +1,6 @@
 """Trackio: a local database in OUT/trackio, for `TRACKIO_DIR=OUT/trackio trackio show`.
 
-In: numbers of steps. Out: OUT/trackio, unless TRACKIO_DIR says where.
+In: numbers of steps. Out: OUT/trackio, or TRACKIO_DIR.
 """
 
 import io
@@ -16,20 +16,20 @@ from kdpipe.schemas.errors import ConfigError
 
 @final
 class Trackio:
-    """One run, under its name however often it is gone on with."""
+    """One run, which keeps its name when it is resumed."""
 
     def __init__(self, run: TrackedRun) -> None:
-        wanted = os.environ.setdefault("TRACKIO_DIR", str((run.folder / "trackio").resolve()))
-        # Here, since it reads the environment once, when it is imported.
+        folder = os.environ.setdefault("TRACKIO_DIR", str((run.folder / "trackio").resolve()))
+        # Imported here because it reads the environment at import.
         import trackio
         from trackio.utils import TRACKIO_DIR
 
-        if Path(wanted) != TRACKIO_DIR:
+        if Path(folder) != TRACKIO_DIR:
             raise ConfigError(
-                f"trackio writes to {TRACKIO_DIR} in this process, and {wanted} is wanted",
-                hint="one process follows the runs of one TRACKIO_DIR: start another, or set it for both",
+                f"trackio writes to {TRACKIO_DIR} in this process, expected {folder}",
+                hint="a process can track runs of one TRACKIO_DIR only: start another process, or set it for both",
             )
-        # Not the run's own: that one is called again, and speaks, when the process ends.
+        # Not the run's own, which is called again, and prints, when the process ends.
         self._finish = trackio.finish
         with redirect_stdout(io.StringIO()):
             self._run = trackio.init(
@@ -43,10 +43,8 @@ class Trackio:
             )
 
     def log(self, step: int, numbers: Mapping[str, float]) -> None:
-        """Keep some numbers of a step."""
         self._run.log(dict(numbers), step=step)
 
     def finish(self) -> None:
-        """Write what is still in memory."""
         with redirect_stdout(io.StringIO()):
             self._finish()  # type: ignore[no-untyped-call]  # trackio

@@ -10,16 +10,16 @@ from typing import Any, final
 
 import wandb
 
-from kdpipe.pipeline.training.trackers import PROJECT, TrackedRun, remembered
+from kdpipe.pipeline.training.trackers import PROJECT, TrackedRun, stored_id
 
 
 @final
 class WeightsAndBiases:
-    """One run, under one id however often it is gone on with."""
+    """One run, which keeps its id when it is resumed."""
 
     def __init__(self, run: TrackedRun) -> None:
         folder = run.folder / "wandb"
-        identity = remembered(run, "wandb", lambda: secrets.token_hex(4))
+        identity = stored_id(run, "wandb", lambda: secrets.token_hex(4))
         for name in ("CACHE", "CONFIG", "DATA"):
             os.environ.setdefault(f"WANDB_{name}_DIR", str(folder / name.lower()))
         is_set_up = "WANDB_MODE" in os.environ or "WANDB_API_KEY" in os.environ
@@ -35,9 +35,7 @@ class WeightsAndBiases:
         )
 
     def log(self, step: int, numbers: Mapping[str, float]) -> None:
-        """Keep some numbers of a step."""
         self._run.log(dict(numbers), step=step)
 
     def finish(self) -> None:
-        """Write, and where it is online send, what is still in memory."""
         self._run.finish()

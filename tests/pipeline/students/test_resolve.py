@@ -8,7 +8,7 @@ import pytest
 import transformers
 
 from kdpipe.pipeline.students.presets import PRESETS, TokenIds
-from kdpipe.pipeline.training.prepare import identity
+from kdpipe.pipeline.training.run import student_identity
 from kdpipe.schemas.errors import ConfigError
 from support.family_configs import small_config
 from support.models import tiny_llama
@@ -61,10 +61,10 @@ def test_a_saved_config_with_infinities_is_a_fresh_student_of_an_identity(tmp_pa
     config.save_pretrained(tmp_path)
     one = found(tmp_path / "config.json", TokenIds(count=512, longest=64))
     assert one.shape.config.time_step_limit[1] == float("inf")
-    assert identity(one) == identity(found(tmp_path / "config.json", TokenIds(count=512, longest=64)))
+    assert student_identity(one) == student_identity(found(tmp_path / "config.json", TokenIds(count=512, longest=64)))
     config.time_step_limit = (0.0, 1.0)
     config.save_pretrained(tmp_path)
-    assert identity(one) != identity(found(tmp_path / "config.json", TokenIds(count=512, longest=64)))
+    assert student_identity(one) != student_identity(found(tmp_path / "config.json", TokenIds(count=512, longest=64)))
 
 
 def test_an_encoder_decoder_is_no_student_as_config_or_as_folder(tmp_path: Path) -> None:

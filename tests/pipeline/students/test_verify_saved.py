@@ -16,7 +16,7 @@ from kdpipe.pipeline.students import verify_saved as reload
 from kdpipe.pipeline.students.saving import save_student
 from kdpipe.pipeline.students.student import Student
 from kdpipe.pipeline.students.verify_saved import ROWS, cached_ids, check_reload
-from kdpipe.pipeline.training.stop_signals import listening
+from kdpipe.pipeline.training.interruptions import stop_on_signals
 from kdpipe.schemas.errors import Interrupted, KdpipeError
 from support.children import in_child
 from support.students import CPU, IDS, student
@@ -86,7 +86,7 @@ def test_the_fresh_process_does_not_hear_a_ctrl_c_that_is_for_the_run(tmp_path: 
             os.killpg(0, signal.SIGINT)
             return communicate(process)
 
-        with pytest.MonkeyPatch.context() as patch, contextlib.suppress(Interrupted), listening() as stop:
+        with pytest.MonkeyPatch.context() as patch, contextlib.suppress(Interrupted), stop_on_signals() as stop:
             patch.setattr(subprocess.Popen, "communicate", to_all)
             difference = check_reload(found.logits, tmp_path / "final", ROW, CPU)
         return f"{stop.asked} {difference < 1e-3}"

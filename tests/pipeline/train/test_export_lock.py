@@ -120,16 +120,14 @@ def test_a_run_is_not_overwritten_while_another_model_is_exported_into_it(
     run(finished, overwrite=True)
 
 
-def test_two_exports_of_one_run_are_made_one_after_the_other(finished: TrainSettings, tmp_path: Path) -> None:
+def test_two_exports_of_one_run_wait_for_each_other(finished: TrainSettings, tmp_path: Path) -> None:
     with export_under_way(out_of(finished), tmp_path / "first") as pid:
         refused(lambda: export(out_of(finished), tmp_path / "second", None), out_of(finished), pid)
     export(out_of(finished), tmp_path / "second", None)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["first", "second"]
 
 
-def test_a_run_that_cannot_be_written_is_exported_unless_it_has_a_holder(
-    finished: TrainSettings, tmp_path: Path
-) -> None:
+def test_a_read_only_run_is_exported_unless_its_lock_is_held(finished: TrainSettings, tmp_path: Path) -> None:
     source = {name: data for name, data in contents(out_of(finished)).items() if name.startswith(("final/", RECORD))}
 
     def work() -> str:
@@ -164,7 +162,7 @@ def test_a_run_that_cannot_be_written_is_exported_unless_it_has_a_holder(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["disk", "ended", "free"]
 
 
-def test_nothing_is_exported_into_a_run_that_has_no_record_yet(finished: TrainSettings, tmp_path: Path) -> None:
+def test_nothing_is_exported_into_a_run_without_a_record(finished: TrainSettings, tmp_path: Path) -> None:
     gate = Gate(1)
 
     def begin() -> None:
@@ -183,7 +181,7 @@ def test_nothing_is_exported_into_a_run_that_has_no_record_yet(finished: TrainSe
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_run_around_a_path_is_found_through_links(tmp_path: Path) -> None:
+def test_the_run_that_contains_a_path_is_found_through_links(tmp_path: Path) -> None:
     (tmp_path / "run" / "sub").mkdir(parents=True)
     (tmp_path / "link").symlink_to(tmp_path / "run" / "sub")
     (tmp_path / "loop").symlink_to(tmp_path / "loop")

@@ -48,11 +48,11 @@ def no_look(monkeypatch: pytest.MonkeyPatch) -> None:
     def reached(*_: object) -> None:
         raise AssertionError("a finished run was prepared")
 
-    monkeypatch.setattr(story, "look", reached)
+    monkeypatch.setattr(story, "plan_run", reached)
 
 
 @pytest.mark.usefixtures("no_look")
-def test_a_finished_command_gets_its_report_again(folder: Path, finished: tuple[Path, TrainReport]) -> None:
+def test_a_finished_command_returns_its_report_again(folder: Path, finished: tuple[Path, TrainReport]) -> None:
     out, report = finished
     before, watch = contents(out), RecordingTrainWatch()
     assert run(shaped(folder, out), watch) == report
@@ -61,7 +61,7 @@ def test_a_finished_command_gets_its_report_again(folder: Path, finished: tuple[
 
 
 @pytest.mark.usefixtures("no_look")
-def test_settings_that_make_no_other_run_make_no_other_command(
+def test_settings_that_may_differ_return_the_same_report(
     folder: Path, tmp_path: Path, finished: tuple[Path, TrainReport]
 ) -> None:
     moved = tmp_path / "moved"
@@ -78,7 +78,7 @@ def test_settings_that_make_no_other_run_make_no_other_command(
     assert report.evaluation == finished[1].evaluation
 
 
-def test_a_finished_command_is_answered_without_torch(folder: Path, finished: tuple[Path, TrainReport]) -> None:
+def test_a_finished_command_returns_its_report_without_torch(folder: Path, finished: tuple[Path, TrainReport]) -> None:
     words = [sys.executable, "-c", AGAIN, shaped(folder, finished[0]).model_dump_json()]
     ended = subprocess.run(words, check=False, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
@@ -86,7 +86,7 @@ def test_a_finished_command_is_answered_without_torch(folder: Path, finished: tu
 
 
 @pytest.mark.parametrize("damage", ["flipped", "cut", "missing", "folder missing"])
-def test_a_damaged_student_is_not_called_finished(
+def test_a_run_with_a_damaged_student_is_not_finished(
     folder: Path, tmp_path: Path, finished: tuple[Path, TrainReport], damage: str
 ) -> None:
     out = tmp_path / "run"
@@ -106,7 +106,7 @@ def test_a_damaged_student_is_not_called_finished(
     report = run(shaped(folder, out), watch)
     assert (report.steps, report.resumed_from, report.evaluation) == (2, 2, finished[1].evaluation)
     assert not [line for line in watch.lines if "is finished" in line]
-    assert [line for line in watch.warnings if "the student of step 2 is saved again" in line]
+    assert [line for line in watch.warnings if "saving the student of step 2 again" in line]
     for name, value in weights(finished[0]).items():
         assert torch.equal(value, weights(out)[name]), name
     again = RecordingTrainWatch()
@@ -142,7 +142,7 @@ def test_a_student_saved_by_a_call_that_failed_afterwards_is_saved_again(
     ],
     ids=str,
 )
-def test_another_command_is_not_answered_by_a_finished_one(
+def test_another_command_does_not_return_the_report_of_a_finished_run(
     folder: Path, finished: tuple[Path, TrainReport], changes: dict[str, Any]
 ) -> None:
     before = contents(finished[0])
@@ -151,7 +151,7 @@ def test_another_command_is_not_answered_by_a_finished_one(
     assert contents(finished[0]) == before
 
 
-def test_a_record_of_another_run_or_version_is_no_record(
+def test_a_record_of_another_run_or_version_is_ignored(
     folder: Path, tmp_path: Path, finished: tuple[Path, TrainReport]
 ) -> None:
     for number, (old, new) in enumerate(((b'"version":1', b'"version":2'), (b'"kdpipe":"', b'"kdpipe":"0.0.'))):
@@ -163,11 +163,11 @@ def test_a_record_of_another_run_or_version_is_no_record(
         assert not [line for line in watch.lines if "is finished" in line]
     shutil.copytree(finished[0], tmp_path / "other")
     (tmp_path / "other" / "run.json").write_text("{")
-    with pytest.raises(ConfigError, match="is of a run that cannot be told"):
+    with pytest.raises(ConfigError, match="unreadable record"):
         run(shaped(folder, tmp_path / "other"))
 
 
-def test_a_run_that_takes_steps_again_is_not_finished_until_its_end(
+def test_a_run_that_trains_further_is_not_finished_until_its_end(
     folder: Path, tmp_path: Path, finished: tuple[Path, TrainReport], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "run"

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from kdpipe.cache import layout
-from kdpipe.pipeline.training import completed_run as finished_run
+from kdpipe.pipeline.training import completed_run
 from kdpipe.schemas.errors import CacheDamaged
 from support.recording import RecordingTrainWatch
 from support.stage_two import make_cache, run, settings_for
@@ -16,7 +16,7 @@ SMALL = {"run": {"max_steps": 1}, "evaluation": {"every": 1, "limit": 1}}
 
 
 @pytest.mark.slow
-def test_a_copy_is_checked_by_the_first_run_alone(folder: Path) -> None:
+def test_a_copied_cache_is_verified_by_the_first_run_only(folder: Path) -> None:
     copy_cache(folder / "cache", folder / "copied")
     heard = [RecordingTrainWatch(), RecordingTrainWatch()]
     for number, watch in enumerate(heard):
@@ -25,14 +25,14 @@ def test_a_copy_is_checked_by_the_first_run_alone(folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_cache_that_stage_one_made_here_is_not_checked_again(folder: Path) -> None:
+def test_a_cache_made_on_this_machine_is_not_verified_again(folder: Path) -> None:
     make_cache(folder, "own")  # links to the files of the one that all tests share would count as changes
     watch = RecordingTrainWatch()
     run(settings_for(folder, "at-home", kept="own", **SMALL), watch)
     assert not [line for line in watch.lines if CHECKED in line]
 
 
-def test_a_damaged_copy_is_refused_and_nothing_is_begun(folder: Path) -> None:
+def test_a_damaged_copy_is_refused_before_a_run_is_created(folder: Path) -> None:
     copy = copy_cache(folder / "cache", folder / "torn")
     flip_bit(copy / "parts" / "00000" / layout.array_shard("id"), 5)
     with pytest.raises(CacheDamaged, match="torn is damaged: parts/00000/targets") as told:
@@ -42,9 +42,9 @@ def test_a_damaged_copy_is_refused_and_nothing_is_begun(folder: Path) -> None:
     assert not (folder / "never").exists()
 
 
-def test_a_run_goes_on_with_another_word_on_when_to_check(folder: Path) -> None:
+def test_a_run_resumes_with_another_verify_setting(folder: Path) -> None:
     run(settings_for(folder, "said", **SMALL))
-    (folder / "said" / finished_run.RECORD).unlink()  # as if it had been stopped just before its end
+    (folder / "said" / completed_run.RECORD).unlink()  # as if it had been stopped just before its end
     heard = RecordingTrainWatch()
     settings = settings_for(folder, "said", cache={"path": str(folder / "cache"), "verify": "always"}, **SMALL)
     run(settings, heard)

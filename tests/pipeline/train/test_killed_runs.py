@@ -87,7 +87,7 @@ def test_a_run_killed_after_its_last_checkpoint_has_one_line_of_its_last_evaluat
     assert_whole(folder, tmp_path, [n_calls - 40, n_calls - 20])
 
 
-def test_lines_are_on_the_disk_before_the_checkpoint_that_counts_on_them(
+def test_lines_are_on_disk_before_the_checkpoint_that_counts_them(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No power cut leaves a checkpoint and takes a line of it, or the file's name."""
@@ -119,13 +119,13 @@ def test_lines_are_on_the_disk_before_the_checkpoint_that_counts_on_them(
 
 
 @pytest.mark.slow
-def test_a_run_killed_around_its_last_save_has_one_line_a_step_and_evaluation(folder: Path, tmp_path: Path) -> None:
+def test_a_run_killed_around_its_last_save_has_one_line_per_step_and_evaluation(folder: Path, tmp_path: Path) -> None:
     n_calls = number_of_calls(folder, tmp_path)
     assert_whole(folder, tmp_path, list(range(n_calls - 116, n_calls, 2)))
 
 
 @pytest.mark.slow
-def test_a_run_whose_best_student_is_kept_is_whole_wherever_it_was_killed(folder: Path, tmp_path: Path) -> None:
+def test_a_run_that_saves_its_best_student_survives_a_kill_anywhere(folder: Path, tmp_path: Path) -> None:
     changes = {"saving": SHAPE["saving"] | {"final": "best"}}
     n_calls = number_of_calls(folder, tmp_path, **changes)
     numbers = random.Random(0).sample(range(20, n_calls), 12)
@@ -134,7 +134,7 @@ def test_a_run_whose_best_student_is_kept_is_whole_wherever_it_was_killed(folder
 
 @pytest.mark.soak
 @pytest.mark.timeout(3600)
-def test_a_run_killed_at_every_call_has_one_line_a_step_and_evaluation(folder: Path, tmp_path: Path) -> None:
+def test_a_run_killed_at_every_call_has_one_line_per_step_and_evaluation(folder: Path, tmp_path: Path) -> None:
     n_calls = number_of_calls(folder, tmp_path)
     assert_whole(folder, tmp_path, list(range(1, n_calls + 1)))
 
@@ -159,11 +159,11 @@ def assert_killed_rounds(folder: Path, tmp_path: Path, n_rounds: int) -> None:
 
 
 @pytest.mark.slow
-def test_processes_killed_at_any_moment_leave_one_line_a_step_and_evaluation(folder: Path, tmp_path: Path) -> None:
+def test_processes_killed_at_any_moment_leave_one_line_per_step_and_evaluation(folder: Path, tmp_path: Path) -> None:
     assert_killed_rounds(folder, tmp_path, 2)
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(3600)
-def test_many_processes_killed_at_any_moment_leave_one_line_a_step(folder: Path, tmp_path: Path) -> None:
+def test_many_processes_killed_at_any_moment_leave_one_line_per_step(folder: Path, tmp_path: Path) -> None:
     assert_killed_rounds(folder, tmp_path, 30)

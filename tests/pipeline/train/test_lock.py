@@ -57,7 +57,7 @@ def race(settings: list[TrainSettings], **options: Any) -> list[tuple[int, str]]
 
 @pytest.mark.slow
 @pytest.mark.parametrize("n_rounds", [6, pytest.param(50, marks=pytest.mark.soak)])
-def test_of_two_runs_of_one_moment_one_trains_and_the_other_is_refused(
+def test_of_two_simultaneous_runs_one_trains_and_the_other_is_refused(
     folder: Path, tmp_path: Path, n_rounds: int
 ) -> None:
     for number in range(n_rounds):
@@ -75,7 +75,7 @@ def test_of_two_runs_of_one_moment_one_trains_and_the_other_is_refused(
 
 
 @pytest.mark.slow
-def test_nothing_of_a_run_that_is_under_way_is_touched(folder: Path) -> None:
+def test_a_refused_start_changes_nothing_of_the_active_run(folder: Path) -> None:
     settings, meet = settings_for(folder, "held", **SHORT), Gate(1)
     child = Child(lambda: start(settings, lambda: None, meet.pass_through))
     meet.wait()
@@ -119,7 +119,9 @@ def test_of_two_runs_that_overwrite_one_folder_one_is_refused(folder: Path) -> N
     assert len([step for step, _ in losses(folder / "overwritten")]) == 2
 
 
-def test_a_file_system_without_locks_is_told_and_the_run_starts(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_system_without_locks_is_reported_and_the_run_starts(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(_: int) -> None:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
@@ -140,15 +142,15 @@ def test_a_killed_run_leaves_a_lock_that_the_next_start_takes_over(folder: Path)
     assert not (folder / "killed lock" / LOCK).exists()
 
 
-def test_a_run_that_stops_or_fails_gives_its_lock_back(folder: Path, tmp_path: Path) -> None:
+def test_a_run_that_stops_or_fails_releases_its_lock(folder: Path, tmp_path: Path) -> None:
     settings = settings_for(folder, "stopped lock", **SHORT)
     with pytest.raises(Interrupted):
         run(settings, Stopping(1, signal.SIGTERM))
     assert not (folder / "stopped lock" / LOCK).exists()
-    with pytest.raises(ConfigError, match="holds another run"):
+    with pytest.raises(ConfigError, match="run with other settings"):
         run(with_seed(settings, 1))
     assert not (folder / "stopped lock" / LOCK).exists()
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(ConfigError, match="is not empty, and no run of kdpipe"):
+    with pytest.raises(ConfigError, match="is not empty"):
         run(settings.model_copy(update={"out": str(tmp_path)}))
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]

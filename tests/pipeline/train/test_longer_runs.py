@@ -88,20 +88,20 @@ WAYS: dict[str, tuple[int, int, int, dict[str, Any]]] = {
 }
 
 
-def test_a_run_that_has_fallen_goes_on_from_before_the_fall(
+def test_a_run_after_its_decay_is_lengthened_from_before_the_decay(
     folder: Path, tmp_path: Path, fallen: Path, whole: Callable[[int], Path]
 ) -> None:
     out, watch = copied(fallen, tmp_path), RecordingTrainWatch()
     assert {3, 5} <= {checkpoints.step_of(path) for path in checkpoints.listed(out)}
     report = run(shaped(folder, out, 8, **WSD), watch)
     assert (report.steps, report.steps_planned, report.resumed_from) == (8, 8, 3)
-    [line] = [line for line in watch.lines if "is lengthened" in line]
-    assert "goes on from step 3" in line and "step-000005" in line
+    [line] = [line for line in watch.lines if line.startswith("lengthening a run")]
+    assert "resuming from step 3" in line and "step-000005" in line
     assert_same(out, whole(8))
     assert json.loads((out / "run.json").read_text())["settings"]["run"]["max_steps"] == 8
     # Once more, and now it is the longer run that has ended.
     assert run(shaped(folder, out, 8, **WSD)) == report
-    with pytest.raises(ConfigError, match=r"holds another run: run\.max_steps: 8 there, 5 here"):
+    with pytest.raises(ConfigError, match=r"run\.max_steps: 8 -> 5"):
         run(shaped(folder, out, 5, **WSD))
     # It can be lengthened again: its own fall began later.
     assert run(shaped(folder, out, 10, **WSD)).resumed_from == 5
@@ -111,7 +111,7 @@ def test_a_run_that_has_fallen_goes_on_from_before_the_fall(
 @pytest.mark.parametrize(
     "way", [pytest.param(way, marks=() if way == "constant" else pytest.mark.slow) for way in WAYS]
 )
-def test_a_lengthened_run_is_the_longer_run(folder: Path, tmp_path: Path, way: str) -> None:
+def test_a_lengthened_run_equals_the_longer_run_to_the_bit(folder: Path, tmp_path: Path, way: str) -> None:
     before, after, begin, changes = WAYS[way]
     out, whole = tmp_path / "run", tmp_path / "whole"
     run(shaped(folder, out, before, **changes))
@@ -145,14 +145,14 @@ def test_a_stopped_run_is_lengthened_where_it_was_stopped(
     assert_same(out, whole(10))
 
 
-def test_the_checkpoint_before_the_fall_is_said(folder: Path, tmp_path: Path) -> None:
+def test_the_checkpoint_before_the_decay_is_printed(folder: Path, tmp_path: Path) -> None:
     watch = RecordingTrainWatch()
     run(shaped(folder, tmp_path / "run", 5, **WSD), watch, dry_run=True)
-    assert "saves       every 2 steps, at step 3 before the fall, and at the end" in watch.lines
+    assert "checkpoints every 2 steps, at step 3 before the decay, and at the end" in watch.lines
 
 
 @pytest.mark.parametrize("kind", ["cosine", "linear"])
-def test_a_schedule_that_depends_on_the_length_is_refused(
+def test_a_schedule_that_depends_on_the_length_cannot_be_lengthened(
     folder: Path, tmp_path: Path, cosine: Path, kind: str
 ) -> None:
     changes = {"schedule": {"kind": kind}}
@@ -162,7 +162,7 @@ def test_a_schedule_that_depends_on_the_length_is_refused(
         out = tmp_path / "run"
         run(shaped(folder, out, 4, **changes))
     before = contents(out)
-    with pytest.raises(ConfigError, match="cannot be lengthened to 6: the learning rate of step ") as refused:
+    with pytest.raises(ConfigError, match=r"to 6: the learning rate factor of step \d") as refused:
         run(shaped(folder, out, 6, **changes))
     assert refused.value.exit_code == 2
     assert all(word in str(refused.value.hint) for word in (kind, "--overwrite", "wsd", f"--student {out}/final"))
@@ -180,13 +180,13 @@ def hinted(folder: Path, settings: TrainSettings, hint: str) -> TrainSettings:
 
 
 @pytest.mark.slow
-def test_shares_of_the_length_are_refused_with_what_keeps_the_steps(folder: Path, tmp_path: Path) -> None:
+def test_shares_of_the_length_are_refused_with_settings_that_keep_the_steps(folder: Path, tmp_path: Path) -> None:
     """A warm-up is a share of the steps, and evaluations are a tenth of the run apart unless said."""
     changes = {"schedule": {"kind": "constant", "warmup": 0.1}, "evaluation": {"every": None}, "saving": {"every": 1}}
     out = tmp_path / "run"
     run(shaped(folder, out, 10, **changes))
     longer = shaped(folder, out, 20, **changes)
-    with pytest.raises(ConfigError, match=r"the learning rate of step 1 is 1 of its peak there, 0\.5 here") as refused:
+    with pytest.raises(ConfigError, match=r"step 1 is 1 in the run, 0\.5 with") as refused:
         run(longer)
     hint = str(refused.value.hint)
     assert hint == "add --set schedule.warmup=0.05 --set evaluation.every=1"
@@ -212,26 +212,28 @@ def test_phases_are_compared_by_their_steps(folder: Path, tmp_path: Path) -> Non
     assert_same(tmp_path / "run", tmp_path / "whole")
 
 
-def test_a_constant_run_may_end_with_a_fall(folder: Path, tmp_path: Path, whole: Callable[[int], Path]) -> None:
+def test_a_constant_run_can_be_lengthened_with_a_decay(
+    folder: Path, tmp_path: Path, whole: Callable[[int], Path]
+) -> None:
     out = tmp_path / "run"
     run(shaped(folder, out, 4, **CONSTANT))
     assert run(shaped(folder, out, 8, **WSD)).resumed_from == 4
     assert_same(out, whole(8))
 
 
-def test_a_run_without_a_checkpoint_before_the_fall_is_refused(folder: Path, tmp_path: Path, fallen: Path) -> None:
+def test_a_run_without_a_checkpoint_before_the_decay_is_refused(folder: Path, tmp_path: Path, fallen: Path) -> None:
     out = copied(fallen, tmp_path)
     shutil.rmtree(out / "checkpoints" / "step-000003")
     before = contents(out)
-    with pytest.raises(ConfigError, match="it has no checkpoint of step 3 or before"):
+    with pytest.raises(ConfigError, match="no checkpoint at or before step 3"):
         run(shaped(folder, out, 8, **WSD))
     assert contents(out) == before
 
 
-def test_another_setting_beside_the_length_is_another_run(folder: Path, tmp_path: Path, fallen: Path) -> None:
+def test_another_setting_besides_the_length_is_another_run(folder: Path, tmp_path: Path, fallen: Path) -> None:
     out = copied(fallen, tmp_path)
     for other in (shaped(folder, out, 8, **WSD, losses={"alpha": 0.2}), shaped(folder, out, 4, **WSD)):
-        with pytest.raises(ConfigError, match="holds another run"):
+        with pytest.raises(ConfigError, match="run with other settings"):
             run(other)
 
 
@@ -267,11 +269,11 @@ def test_a_lengthened_run_that_is_stopped_is_resumed(
     assert_same(out, whole(8))
 
 
-def test_steps_are_looked_at_only_as_far_as_the_run_has_come(
+def test_steps_are_compared_only_up_to_the_newest_checkpoint(
     folder: Path, tmp_path: Path, fallen: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[int] = []
-    step = longer_run._StepCourse.step
+    step = longer_run._RunSteps.step
 
     def counted(course: Any, number: int, **named: bool) -> Any:
         seen.append(number)
@@ -280,8 +282,8 @@ def test_steps_are_looked_at_only_as_far_as_the_run_has_come(
     def enough(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(longer_run._StepCourse, "step", counted)
-    monkeypatch.setattr(story, "prepare", enough)
+    monkeypatch.setattr(longer_run._RunSteps, "step", counted)
+    monkeypatch.setattr(story, "build_train_state", enough)
     with pytest.raises(KeyboardInterrupt):
         run(shaped(folder, copied(fallen, tmp_path), 1_000_000, **WSD))
     assert seen and max(seen) < 5

@@ -18,13 +18,13 @@ SHAPE: dict[str, Any] = {
     "evaluation": {"every": 4, "limit": 1},
     "saving": {"every": 2, "keep": 9},
 }
-# What makes another run: the setting, its value there, and how it is named.
+# What makes another run: the settings that change, and the difference in messages.
 OTHERS: dict[str, tuple[dict[str, Any], str]] = {
-    "seed": ({"seed": 5}, "seed: 5 there, 0 here"),
-    "learning rate": ({"optimizer": {"lr": 1e-3}}, "optimizer.lr: 0.001 there, 0.003 here"),
-    "mode": ({"losses": {"mode": "output"}}, "losses.mode: output there, hybrid here"),
-    "batch": ({"run": {"batch_size": 4}}, "run.batch_size: 4 there, 2 here"),
-    "temperature": ({"losses": {"temperature": 2.0}}, "losses.temperature: 2.0 there, 1.0 here"),
+    "seed": ({"seed": 5}, "seed: 5 -> 0"),
+    "learning rate": ({"optimizer": {"lr": 1e-3}}, "optimizer.lr: 0.001 -> 0.003"),
+    "mode": ({"losses": {"mode": "output"}}, "losses.mode: output -> hybrid"),
+    "batch": ({"run": {"batch_size": 4}}, "run.batch_size: 4 -> 2"),
+    "temperature": ({"losses": {"temperature": 2.0}}, "losses.temperature: 2.0 -> 1.0"),
 }
 
 
@@ -85,14 +85,16 @@ def test_a_checkpoint_of_another_run_is_not_resumed(
     assert history(out) == history(whole)
 
 
-def test_a_learning_rate_of_another_run_is_not_taken_for_steering(folder: Path, tmp_path: Path, stopped: Path) -> None:
+def test_a_checkpoint_with_another_learning_rate_is_of_another_run(folder: Path, tmp_path: Path, stopped: Path) -> None:
     out = with_anothers(folder, tmp_path, stopped, "learning rate")
     with pytest.raises(ConfigError, match="step-000006 is of another run"):
         run(shaped(folder, out, optimizer={"lr": 1e-3}), resume_from="6")
 
 
 @pytest.mark.slow
-def test_a_run_that_was_steered_is_resumed_from_what_it_was_before(folder: Path, tmp_path: Path, stopped: Path) -> None:
+def test_a_steered_run_resumes_from_checkpoints_of_its_earlier_settings(
+    folder: Path, tmp_path: Path, stopped: Path
+) -> None:
     shutil.copytree(stopped, tmp_path / "run")
     slower = shaped(folder, tmp_path / "run", optimizer={"lr": 1e-3})
     # Stopped before anything is saved at the new rate: the checkpoint is of the run as it began.
@@ -105,7 +107,7 @@ def test_a_run_that_was_steered_is_resumed_from_what_it_was_before(folder: Path,
 
 @pytest.mark.slow
 @pytest.mark.parametrize("damage", ["missing", "cut", "torn"])
-def test_a_run_that_is_resumed_says_and_marks_what_metrics_lack(
+def test_a_resumed_run_reports_and_marks_missing_metrics(
     folder: Path, tmp_path: Path, stopped: Path, whole: Path, damage: str
 ) -> None:
     shutil.copytree(stopped, tmp_path / "run")
@@ -126,7 +128,7 @@ def test_a_run_that_is_resumed_says_and_marks_what_metrics_lack(
     assert not [line for line in again.warnings if "metrics" in line]
 
 
-def test_lines_behind_the_checkpoint_and_a_torn_one_never_stay(
+def test_lines_after_the_checkpoint_and_torn_lines_are_removed(
     folder: Path, tmp_path: Path, stopped: Path, whole: Path
 ) -> None:
     shutil.copytree(stopped, tmp_path / "run")

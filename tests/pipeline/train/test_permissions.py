@@ -41,7 +41,7 @@ def due(folder: Path, umask: int) -> dict[str, int]:
 
 
 @pytest.mark.slow
-def test_runs_and_exports_obey_the_umask(
+def test_runs_and_exports_respect_the_umask(
     folder: Path, tmp_path: Path, umask: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(exporting, "check_reload", lambda *_, **__: 0.0)
@@ -53,7 +53,7 @@ def test_runs_and_exports_obey_the_umask(
         assert modes(made) == due(made, umask)
 
 
-def test_caches_and_their_exports_obey_the_umask(tmp_path: Path, umask: int) -> None:
+def test_caches_and_their_exports_respect_the_umask(tmp_path: Path, umask: int) -> None:
     tiny.make_cache(tmp_path / "cache")
     copy_cache(tmp_path / "cache", tmp_path / "copy")
     settings = ExportSettings(cache=str(tmp_path / "cache"), form="parquet", out=str(tmp_path / "tables"))

@@ -21,7 +21,9 @@ def due(folder: Path) -> list[tuple[int, float]]:
 
 
 @pytest.mark.slow
-def test_losses_from_adopted_parts_are_the_sources_to_the_bit(folder: Path, due: list[tuple[int, float]]) -> None:
+def test_losses_from_adopted_parts_equal_those_of_their_sources_to_the_bit(
+    folder: Path, due: list[tuple[int, float]]
+) -> None:
     report = subset(str(folder / "cache"), str(folder / "adopted"), DocumentSelection(parts=Bounds(first=0)))
     assert report.rewritten == 0
     assert report.cache_id != open_cache(folder / "cache").cache_id
@@ -30,7 +32,7 @@ def test_losses_from_adopted_parts_are_the_sources_to_the_bit(folder: Path, due:
 
 
 @pytest.mark.slow
-def test_losses_from_rows_in_other_ranks_are_the_sources_but_for_the_order_of_sums(
+def test_losses_from_rows_in_other_ranks_differ_only_by_the_order_of_sums(
     folder: Path, due: list[tuple[int, float]]
 ) -> None:
     """Merged behind another cache the rows are written in its ranks; a subset has them alone again."""
@@ -49,7 +51,7 @@ def test_losses_from_rows_in_other_ranks_are_the_sources_but_for_the_order_of_su
 
 
 @pytest.mark.slow
-def test_a_student_learns_from_fewer_ids(folder: Path, due: list[tuple[int, float]]) -> None:
+def test_a_student_trains_on_fewer_ids(folder: Path, due: list[tuple[int, float]]) -> None:
     requantize(str(folder / "cache"), str(folder / "lean"), RequantizeSpec(tau=0.2))
     run(settings_for(folder, "run-of-lean", "lean"))
     here = losses(folder / "run-of-lean")

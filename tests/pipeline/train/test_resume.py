@@ -58,7 +58,7 @@ def assert_same(out: Path, undisturbed: Path) -> None:
         *(pytest.param(n, signal.SIGTERM, marks=pytest.mark.slow) for n in (1, 2, 5, 6)),
     ],
 )
-def test_a_signal_ends_the_run_after_the_step_and_it_goes_on(
+def test_a_signal_ends_the_run_after_the_step_and_it_can_be_resumed(
     folder: Path, undisturbed: Path, step: int, number: signal.Signals
 ) -> None:
     out = f"stopped-{step}-{number}"
@@ -75,7 +75,7 @@ def test_a_signal_ends_the_run_after_the_step_and_it_goes_on(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("step", [1, 3, 6])
-def test_a_killed_run_goes_on_from_its_last_checkpoint(folder: Path, undisturbed: Path, step: int) -> None:
+def test_a_killed_run_resumes_from_its_last_checkpoint(folder: Path, undisturbed: Path, step: int) -> None:
     out = f"killed-{step}"
     settings = settings_for(folder, out, **SHAPE)
     killed = start(settings, step)
@@ -107,7 +107,7 @@ WAYS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
-def test_every_way_to_learn_goes_on_to_the_bit(folder: Path, way: str) -> None:
+def test_every_kind_of_training_resumes_to_the_bit(folder: Path, way: str) -> None:
     shape = {section: SHAPE.get(section, {}) | WAYS[way].get(section, {}) for section in SHAPE | WAYS[way]}
     whole, stopped = (settings_for(folder, f"{way} {which}", **shape) for which in ("whole", "stopped"))
     run(whole)
@@ -119,7 +119,7 @@ def test_every_way_to_learn_goes_on_to_the_bit(folder: Path, way: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_stopped_before_a_rollback_goes_back_to_the_same_student(
+def test_a_run_stopped_before_a_rollback_rolls_back_to_the_same_student(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The checkpoint of the stop is newer than the one that the undisturbed run goes back to."""
@@ -146,12 +146,12 @@ def test_a_run_stopped_before_a_rollback_goes_back_to_the_same_student(
             run(stopped, Stopping(3, signal.SIGTERM))
         again = RecordingTrainWatch()
         assert run(stopped, again).rollbacks == 1
-    assert [told for told in watch.warnings if "back to the student of step 2" in told]
+    assert [told for told in watch.warnings if "rolled back to step 2" in told]
     assert watch.warnings[-1] == again.warnings[-1]
     assert_same(tmp_path / "stopped", tmp_path / "whole")
 
 
-def test_a_run_that_goes_on_reads_nothing_of_what_it_has_learnt_from(
+def test_a_resumed_run_does_not_read_sequences_it_has_used(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Start-up takes no longer the further a run has come."""
@@ -173,7 +173,7 @@ def test_a_run_that_goes_on_reads_nothing_of_what_it_has_learnt_from(
 
 
 @pytest.mark.slow
-def test_a_broken_newest_checkpoint_is_named_and_the_one_before_is_used(folder: Path, undisturbed: Path) -> None:
+def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_used(folder: Path, undisturbed: Path) -> None:
     settings = settings_for(folder, "broken", **SHAPE)
     with pytest.raises(Interrupted):
         run(settings, Stopping(5, signal.SIGTERM))
@@ -183,7 +183,7 @@ def test_a_broken_newest_checkpoint_is_named_and_the_one_before_is_used(folder: 
     path.write_bytes(data)
     watch = RecordingTrainWatch()
     assert run(settings, watch).resumed_from == 4
-    assert any("step-000005 is broken" in line and "optimizer.safetensors" in line for line in watch.warnings)
+    assert any("step-000005 is damaged" in line and "optimizer.safetensors" in line for line in watch.warnings)
     assert_same(folder / "broken", undisturbed)
 
 
@@ -197,7 +197,7 @@ def test_a_checkpoint_can_be_chosen(folder: Path, undisturbed: Path) -> None:
 
 
 @pytest.mark.slow
-def test_another_number_of_threads_is_said(folder: Path) -> None:
+def test_another_number_of_threads_is_reported(folder: Path) -> None:
     settings = settings_for(folder, "threads", **SHAPE)
     with pytest.raises(Interrupted):
         run(settings, Stopping(2, signal.SIGTERM))
@@ -207,11 +207,11 @@ def test_another_number_of_threads_is_said(folder: Path) -> None:
         run(more, watch)
     finally:
         torch.set_num_threads(1)
-    assert any("went on 1 threads and goes on with 2" in line for line in watch.warnings)
+    assert any("used 1 threads and resumes with 2" in line for line in watch.warnings)
 
 
 @pytest.mark.slow
-def test_overwriting_begins_anew(folder: Path) -> None:
+def test_overwriting_starts_over(folder: Path) -> None:
     settings = settings_for(folder, "anew", **SHAPE)
     with pytest.raises(Interrupted):
         run(settings, Stopping(3, signal.SIGTERM))

@@ -13,9 +13,8 @@ from kdpipe.cache.opening import open_cache
 from kdpipe.cli.flags import Flag, ParsedFlags
 from kdpipe.cli.load_settings import train_settings
 from kdpipe.pipeline.compare import compare
-from kdpipe.pipeline.training import finalize as finish
-from kdpipe.pipeline.training import memorization
-from kdpipe.pipeline.training.prepare import portion
+from kdpipe.pipeline.training import finalize, memorization
+from kdpipe.pipeline.training.run import micro_batch_size
 from kdpipe.schemas.errors import CacheDamaged, CacheIncomplete, ConfigError, Incompatible, KdpipeError
 from kdpipe.schemas.run_report import TrainReport
 from support.stage_two import RecordingTrainWatch, losses, make_cache, run, settings_for, weights
@@ -41,11 +40,11 @@ def test_a_run_leaves_a_student_that_transformers_loads(
 
 
 @pytest.mark.slow
-def test_a_run_ends_by_reading_its_student_in_a_fresh_process(
+def test_a_run_checks_its_student_in_a_fresh_process(
     folder: Path, fresh_process: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(settings_for(folder, "fresh"))
-    saved = finish.save_student
+    saved = finalize.save_student
 
     def spoil(student: Any, place: Path, *rest: Any) -> Any:
         notes = saved(student, place, *rest)
@@ -54,20 +53,20 @@ def test_a_run_ends_by_reading_its_student_in_a_fresh_process(
         (place / "config.json").write_text(json.dumps(config))
         return notes
 
-    monkeypatch.setattr(finish, "save_student", spoil)
+    monkeypatch.setattr(finalize, "save_student", spoil)
     with pytest.raises(KdpipeError, match="does not say in a fresh process what it said here"):
         run(settings_for(folder, "spoilt"))
 
 
 @pytest.mark.slow
-def test_a_run_learns(folder: Path) -> None:
+def test_training_lowers_the_loss(folder: Path) -> None:
     settings = settings_for(folder, "learns", run={"max_steps": 30}, evaluation={"every": 15}, saving={"every": 30})
     run(settings)
     found = [loss for _, loss in losses(folder / "learns")]
     assert sum(found[-5:]) < 0.95 * sum(found[:5])
 
 
-def test_the_report_says_what_was_done(whole: tuple[TrainReport, RecordingTrainWatch]) -> None:
+def test_the_report_has_the_results_of_the_run(whole: tuple[TrainReport, RecordingTrainWatch]) -> None:
     report, watch = whole
     assert (report.steps, report.steps_planned, report.resumed_from) == (6, 6, None)
     assert list(report.terms) == ["ce", "forward_kl"]
@@ -77,7 +76,7 @@ def test_the_report_says_what_was_done(whole: tuple[TrainReport, RecordingTrainW
     assert report.best is not None and report.best.step in (3, 6)
     assert watch.begun == (6, 0) and [news.step for news in watch.steps] == [1, 2, 3, 4, 5, 6]
     assert [line for line in watch.lines if line.startswith("steps")] == [
-        "steps       6 optimizer steps: 4 sequences a batch x 2 batches = 8 a step"
+        "steps       6 optimizer steps: 4 per batch x 2 batches = 8 sequences per step"
     ]
     first = [line for line in watch.lines for n in range(1, 7) if line.startswith(f"step {n}: loss")]
     assert len(first) == 5
@@ -91,7 +90,7 @@ def test_the_report_says_what_was_done(whole: tuple[TrainReport, RecordingTrainW
     for n, line in enumerate(first[1:], 2):
         assert re.fullmatch(rf"step {n}: loss {number}, ce {number}, forward_kl {number}, gradient norm [\d.e-]+", line)
         assert len(line) < 80
-    assert "minimizes   0.1 x ce + 0.9 x forward_kl" in watch.lines
+    assert "loss        0.1 x ce + 0.9 x forward_kl" in watch.lines
     looks = [
         line
         for line in watch.lines
@@ -124,7 +123,7 @@ def test_every_step_is_a_line_of_the_log(folder: Path, whole: tuple[TrainReport,
     assert evaluation["train_loss_is_estimate"] is False
 
 
-def test_a_training_loss_by_memorized_draws_is_called_an_estimate(
+def test_a_training_loss_on_memorized_samples_is_marked_as_an_estimate(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # So that a second epoch is one too many.
@@ -161,14 +160,14 @@ def test_a_finished_run_is_left_as_it_is(folder: Path, whole: tuple[TrainReport,
 
 
 @pytest.mark.slow
-def test_the_best_student_is_told_with_its_own_step_and_numbers(folder: Path) -> None:
+def test_the_best_student_is_reported_with_its_own_step_and_metrics(folder: Path) -> None:
     """Of two phases the first has the lower loss, which says nothing but chooses the student of step 3."""
     phases = [{"until": 0.5, "alpha": 0.0}, {"until": 1.0, "alpha": 1.0}]
     changes = {"run": {"phases": phases}, "saving": {"final": "best"}, "evaluation": {"metric": "loss"}}
     settings = settings_for(folder, "best", **changes)
     watch = RecordingTrainWatch()
     report = run(settings, watch)
-    assert [told for told in watch.warnings if "evaluation.metric is loss, which means another thing" in told]
+    assert [told for told in watch.warnings if "evaluation.metric is loss" in told]
     assert report.best is not None and report.evaluation is not None
     assert (report.best.step, report.steps) == (3, 6)
     assert report.evaluation["step"] == report.best.step
@@ -206,7 +205,7 @@ def test_the_best_student_is_told_with_its_own_step_and_numbers(folder: Path) ->
     ids=str,
 )
 @pytest.mark.slow
-def test_every_way_to_learn_runs_to_its_end(folder: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
+def test_every_kind_of_training_runs_to_its_end(folder: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
     settings = settings_for(folder, "way", **changes).model_copy(update={"out": str(tmp_path / "way")})
     report = run(settings)
     assert report.steps == 6 and report.final is not None
@@ -247,27 +246,27 @@ def _without_dropout(folder: Path) -> str:
         (2, None, 1024, "cpu", 2),
     ],
 )
-def test_a_cpu_reads_a_batch_in_portions_that_tear_no_group(
+def test_micro_batches_on_a_cpu_split_no_group(
     folder: Path, group: int | None, asked: int | None, longest: int, device: str, expected: int
 ) -> None:
     losses = {} if group is None else {"weights": {"cka": 0.1}, "hidden": {"group": group}}
     settings = settings_for(folder, run={"batch_size": 8}, losses=losses, machine={"portion": asked})
-    assert portion(settings, longest, torch.device(device)) == expected
+    assert micro_batch_size(settings, longest, torch.device(device)) == expected
 
 
-def test_another_temperature_says_how_much_mass_the_exact_ids_hold(folder: Path) -> None:
+def test_the_exact_mass_at_another_temperature_is_reported(folder: Path) -> None:
     watch = RecordingTrainWatch()
     run(settings_for(folder, "hot", losses={"temperature": 4.0}, run={"max_steps": 1}), watch)
     lines = [json.loads(line) for line in (folder / "hot" / "metrics.jsonl").read_text().splitlines()]
     assert [list(line.get("evaluation", line)["terms"]) for line in lines] == [["ce", "forward_kl_coarse"]] * 2
-    told = [line for line in watch.warnings if line.startswith("at temperature 4 the exact ids hold")]
-    assert len(told) == 1 and int(told[0].split("hold ")[1].split("%")[0]) < 50
-    assert any("all but the exact ids is one bin, which is coarse" in line for line in watch.warnings)
+    told = [line for line in watch.warnings if line.startswith("at temperature 4 the exact ids have")]
+    assert len(told) == 1 and int(told[0].split("have ")[1].split("%")[0]) < 50
+    assert any("one coarse bin" in line for line in watch.warnings)
     assert f"--target-temperature 4 --out {folder / 'cache'}-t4" in told[0]
 
 
 @pytest.mark.slow
-def test_a_shifted_loss_is_called_so_wherever_it_is_shown(folder: Path) -> None:
+def test_a_shifted_loss_is_named_so_wherever_it_is_shown(folder: Path) -> None:
     watch, values, means = RecordingTrainWatch(), {}, {}
     for name, draw_values in (("shifted", False), ("true", True)):
         targets = {"target_temperature": 2.0, "temperatures": (2.0,), "draw_values": draw_values}
@@ -292,7 +291,7 @@ def test_a_shifted_loss_is_called_so_wherever_it_is_shown(folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_labels_alone_need_no_targets(folder: Path) -> None:
+def test_training_on_labels_only_needs_no_targets(folder: Path) -> None:
     make_cache(folder, "tokens", targets={"kind": "none", "temperatures": ()}, hidden={"pooled": False, "layers": ()})
     report = run(settings_for(folder, "labels", kept="tokens", losses={"mode": "output"}))
     assert list(report.terms) == ["ce"] and report.evaluation is not None
@@ -331,11 +330,11 @@ def test_a_dry_run_shows_each_evaluation_once(folder: Path, every: int) -> None:
         ({"losses": {"temperature": 8.0}}, Incompatible, "temperature"),
         ({"student": {"name": "350n"}}, ConfigError, "no student called 350n"),
         ({"losses": {"weights": {"router_balance": 0.1}}}, ConfigError, "there is no router"),
-        ({"losses": {"mode": "output", "weights": {"jsd": 1.0}}}, ConfigError, "labels alone"),
+        ({"losses": {"mode": "output", "weights": {"jsd": 1.0}}}, ConfigError, "mode output"),
         ({"machine": {"device": "cuda:7"}}, ConfigError, "no device cuda:7"),
     ],
 )
-def test_what_cannot_be_is_refused_before_anything_is_written(
+def test_invalid_settings_are_refused_before_anything_is_written(
     folder: Path, changes: dict[str, Any], error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
@@ -344,7 +343,7 @@ def test_what_cannot_be_is_refused_before_anything_is_written(
 
 
 @pytest.mark.slow
-def test_a_cache_that_is_not_whole_says_how_many_parts_are_missing(folder: Path, tmp_path: Path) -> None:
+def test_an_incomplete_cache_is_refused_with_the_number_of_missing_parts(folder: Path, tmp_path: Path) -> None:
     partial = _copied(folder / "cache", tmp_path / "partial")
     (partial / "index.parquet").unlink()
     for part in sorted((partial / "parts").iterdir())[1:2]:
@@ -371,7 +370,7 @@ def test_a_damaged_cache_names_part_and_file(folder: Path, tmp_path: Path) -> No
 def test_the_folder_of_another_run_is_refused_with_what_differs(
     folder: Path, whole: tuple[TrainReport, RecordingTrainWatch]
 ) -> None:
-    with pytest.raises(ConfigError, match=r"holds another run: losses.alpha: 0.1 there, 0.5 here") as refused:
+    with pytest.raises(ConfigError, match=r"losses.alpha: 0.1 -> 0.5") as refused:
         run(settings_for(folder, "whole", losses={"alpha": 0.5}))
     assert "--overwrite" in str(refused.value.hint)
 

@@ -34,7 +34,7 @@ def test_forward_kl_at_the_target_temperature_is_the_truth_within_sampling_error
     assert shifted > truth + 0.5
 
 
-def test_little_mass_at_a_temperature_is_refused_with_the_commands_that_cure_it(folder: Path) -> None:
+def test_little_mass_at_a_temperature_is_refused_with_commands_that_fix_it(folder: Path) -> None:
     settings = settings_for(folder, "refused-coarse", losses={"temperature": 4.0, "allow_coarse": False})
     with pytest.raises(Incompatible) as refusal:
         run(settings)
@@ -50,7 +50,7 @@ def test_little_mass_at_a_temperature_is_refused_with_the_commands_that_cure_it(
 
 
 @pytest.mark.slow
-def test_the_commands_that_cure_coarse_targets_do(
+def test_the_commands_for_coarse_targets_fix_them(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(folder)

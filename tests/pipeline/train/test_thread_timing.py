@@ -65,7 +65,7 @@ def threads_line(watch: RecordingTrainWatch) -> str:
 @pytest.mark.parametrize(
     ("one", "two", "n"), [(0.25, 0.5, 1), (0.5, 0.25, 2), pytest.param(0.25, 0.25, 1, marks=pytest.mark.slow)]
 )
-def test_the_faster_number_of_threads_is_kept_said_and_stored(
+def test_the_faster_number_of_threads_is_used_printed_and_stored(
     folder: Path, tmp_path: Path, timed: Callable[[float, float], list[int]], one: float, two: float, n: int
 ) -> None:
     passes, watch, out = timed(one, two), RecordingTrainWatch(), tmp_path / "run"
@@ -78,7 +78,7 @@ def test_the_faster_number_of_threads_is_kept_said_and_stored(
 
 
 @pytest.mark.slow
-def test_a_timed_run_is_to_the_bit_one_that_was_not(
+def test_timing_threads_leaves_a_run_bit_identical(
     folder: Path, tmp_path: Path, timed: Callable[[float, float], list[int]]
 ) -> None:
     """Dropout draws, accumulation, states met by maps and a router, and a scaled loss: nothing notices the timing."""
@@ -119,12 +119,12 @@ def test_a_resumed_run_is_not_timed_again(
         (
             {"threads": "auto"},
             {"WORTH": 10},
-            "threads     2: all usable cores; the run has 4 forward passes, and timing pays from 80 on",
+            "threads     2: all usable cores; the run has 4 forward passes, and timing pays off from 80",
         ),
     ],
     ids=["set", "one core", "short"],
 )
-def test_where_nothing_can_be_won_nothing_is_timed(
+def test_threads_are_not_timed_without_need(
     folder: Path,
     tmp_path: Path,
     timed: Callable[[float, float], list[int]],

@@ -15,12 +15,12 @@ import torch
 from torch import nn
 
 from kdpipe.pipeline.students.parameter_roles import parameter_roles
-from kdpipe.pipeline.training import state_tensors as states
+from kdpipe.pipeline.training import state_tensors
 from kdpipe.pipeline.training.checkpoints import (
     FILES,
     RECORD,
     CheckpointContents,
-    asked_for,
+    choose,
     latest,
     listed,
     load,
@@ -30,8 +30,8 @@ from kdpipe.pipeline.training.checkpoints import (
     save,
     to_resume,
 )
-from kdpipe.pipeline.training.optimizer_defaults import settle
-from kdpipe.pipeline.training.optimizers import Trainable, make_optimizer, moments, restore_moments, set_rate
+from kdpipe.pipeline.training.optimizer_defaults import fill_defaults
+from kdpipe.pipeline.training.optimizers import Trainable, make_optimizer, moments, restore_moments, set_learning_rate
 from kdpipe.pipeline.training.run_folder import identity
 from kdpipe.schemas.checkpoint import Best, CheckpointRecord, GuardState, LoopState, RunRecord
 from kdpipe.schemas.errors import ConfigError, KdpipeError, WriteError
@@ -73,7 +73,7 @@ def names(run: Path) -> list[str]:
 
 
 def silent(_text: str) -> None:
-    raise AssertionError("nothing is to be warned of")
+    raise AssertionError("no message was expected")
 
 
 def same(one: CheckpointContents, other: CheckpointContents) -> bool:
@@ -85,13 +85,13 @@ def same(one: CheckpointContents, other: CheckpointContents) -> bool:
     )
 
 
-def test_a_checkpoint_comes_back_to_the_bit(tmp_path: Path) -> None:
-    said = contents(12)
-    path = save(tmp_path, said, keep=2)
+def test_a_checkpoint_is_read_back_to_the_bit(tmp_path: Path) -> None:
+    written = contents(12)
+    path = save(tmp_path, written, keep=2)
     assert path == tmp_path / "checkpoints" / "step-000012"
     assert {file.name for file in path.iterdir()} == {*FILES, RECORD}
     assert latest(tmp_path, MINE, silent) == path
-    assert same(load(path), said)
+    assert same(load(path), written)
     assert not (tmp_path / "tmp").exists()
 
 
@@ -101,20 +101,24 @@ def test_a_run_without_checkpoints_has_no_latest(tmp_path: Path) -> None:
     assert latest(tmp_path, MINE, silent) is None
 
 
-def test_the_newest_and_the_best_stay(tmp_path: Path) -> None:
+def test_the_newest_and_the_best_checkpoints_are_kept(tmp_path: Path) -> None:
     for step in range(1, 8):
         save(tmp_path, contents(step, best=3 if step >= 3 else step), keep=2)
     assert names(tmp_path) == ["step-000003", "step-000006", "step-000007"]
 
 
-def test_the_one_to_go_back_to_stays_when_a_stop_has_made_newer_ones(tmp_path: Path) -> None:
+def test_the_rollback_snapshot_is_kept_when_interruptions_save_newer_checkpoints(tmp_path: Path) -> None:
     for step, snapshot in ((2, 2), (3, 2), (4, 4), (5, 4), (6, 4)):
-        said = contents(step)
-        save(tmp_path, dataclasses.replace(said, state=said.state.model_copy(update={"snapshot": snapshot})), keep=1)
+        written = contents(step)
+        save(
+            tmp_path,
+            dataclasses.replace(written, state=written.state.model_copy(update={"snapshot": snapshot})),
+            keep=1,
+        )
     assert names(tmp_path) == ["step-000004", "step-000006"]
 
 
-def test_a_step_saved_again_overwrites_nothing_and_is_the_newer_one(tmp_path: Path) -> None:
+def test_a_step_saved_again_overwrites_nothing_and_counts_as_newer(tmp_path: Path) -> None:
     save(tmp_path, contents(5), keep=2)
     again = save(tmp_path, contents(5, seed=1), keep=2)
     assert names(tmp_path) == ["step-000005", "step-000005.2"]
@@ -132,41 +136,41 @@ class Small(nn.Module):
         torch.manual_seed(0)
         self.up, self.norm = nn.Linear(4, 4), nn.LayerNorm(4)
 
-    def learn(self, optimizer: torch.optim.Optimizer, steps: range) -> None:
+    def train_steps(self, optimizer: torch.optim.Optimizer, steps: range) -> None:
         for step in steps:
-            set_rate(optimizer, 1 / (step + 1))
+            set_learning_rate(optimizer, 1 / (step + 1))
             optimizer.zero_grad()
-            said = nn.functional.dropout(self.norm(self.up(torch.full((3, 4), float(step)))))
-            said.square().sum().backward()  # type: ignore[no-untyped-call]  # torch
+            output = nn.functional.dropout(self.norm(self.up(torch.full((3, 4), float(step)))))
+            output.square().sum().backward()  # type: ignore[no-untyped-call]  # torch
             optimizer.step()
 
 
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
-def test_learning_goes_on_from_the_disk_as_if_never_stopped(tmp_path: Path, kind: str) -> None:
+def test_training_resumes_from_disk_to_the_bit(tmp_path: Path, kind: str) -> None:
     def begun() -> tuple[Small, torch.optim.Optimizer]:
         model = Small()
         trainable = Trainable(student=dict(model.named_parameters()), roles=parameter_roles(model))
         torch.manual_seed(1)
         given = OptimizerSettings.model_validate({"kind": kind, "lr": 0.1})
-        return model, make_optimizer(settle(given, "fresh", 1_000_000), trainable)
+        return model, make_optimizer(fill_defaults(given, "fresh", 1_000_000), trainable)
 
     whole, optimizer = begun()
-    whole.learn(optimizer, range(8))
+    whole.train_steps(optimizer, range(8))
     first, optimizer = begun()
-    first.learn(optimizer, range(5))
-    said = CheckpointContents(
+    first.train_steps(optimizer, range(5))
+    written = CheckpointContents(
         run=MINE,
         state=LoopState(step=5, place=40),
-        model=states.model_tensors(first),
+        model=state_tensors.model_tensors(first),
         optimizer=moments(optimizer),
-        random=states.random_tensors(torch.device("cpu")),
+        random=state_tensors.random_tensors(torch.device("cpu")),
     )
-    found = load(save(tmp_path, said, keep=1))
+    found = load(save(tmp_path, written, keep=1))
     second, optimizer = begun()
-    states.restore_model(second, found.model)
+    state_tensors.restore_model(second, found.model)
     restore_moments(optimizer, found.optimizer)
-    states.restore_random(found.random, torch.device("cpu"))
-    second.learn(optimizer, range(5, 8))
+    state_tensors.restore_random(found.random, torch.device("cpu"))
+    second.train_steps(optimizer, range(5, 8))
     assert all(torch.equal(value, whole.state_dict()[name]) for name, value in second.state_dict().items())
     assert not torch.equal(first.up.weight, whole.up.weight)
 
@@ -202,13 +206,13 @@ def damage_of(path: Path, file: str, kind: str) -> None:
 
 @pytest.mark.parametrize("file", sorted({*FILES, RECORD}))
 @pytest.mark.parametrize("kind", ["gone", "short", "long", "link", "zeros"])
-def test_a_broken_newest_one_is_named_and_the_one_before_is_used(tmp_path: Path, file: str, kind: str) -> None:
+def test_a_damaged_newest_checkpoint_is_skipped_with_a_warning(tmp_path: Path, file: str, kind: str) -> None:
     before, newest = (save(tmp_path, contents(step), keep=2) for step in (10, 20))
     damage_of(newest, file, kind)
-    told: list[str] = []
-    assert latest(tmp_path, MINE, told.append) == before
-    (line,) = told
-    assert "checkpoints/step-000020 is broken: " in line
+    warnings: list[str] = []
+    assert latest(tmp_path, MINE, warnings.append) == before
+    (line,) = warnings
+    assert "checkpoints/step-000020 is damaged: " in line
     assert file in line
 
 
@@ -228,7 +232,7 @@ def test_any_flipped_bit_is_found(tmp_path: Path) -> None:
     assert problem(path) is None
 
 
-def test_going_on_behind_a_broken_one_leaves_only_whole_ones(tmp_path: Path) -> None:
+def test_saving_removes_damaged_checkpoints_of_later_steps(tmp_path: Path) -> None:
     for step in (10, 20):
         save(tmp_path, contents(step), keep=2)
     damage_of(tmp_path / "checkpoints" / "step-000020", "state.json", "short")
@@ -238,7 +242,7 @@ def test_going_on_behind_a_broken_one_leaves_only_whole_ones(tmp_path: Path) -> 
     assert latest(tmp_path, MINE, silent) == tmp_path / "checkpoints" / "step-000020"
 
 
-def test_the_broken_one_of_a_step_does_not_stand_in_the_way_of_another(tmp_path: Path) -> None:
+def test_a_step_can_be_saved_beside_its_damaged_checkpoint(tmp_path: Path) -> None:
     broken = save(tmp_path, contents(20), keep=2)
     damage_of(broken, RECORD, "gone")
     again = save(tmp_path, contents(20), keep=2)
@@ -246,31 +250,32 @@ def test_the_broken_one_of_a_step_does_not_stand_in_the_way_of_another(tmp_path:
 
 
 @pytest.mark.parametrize("name", ["step-000020", "checkpoints/step-000020", "20", "{run}/checkpoints/step-000020"])
-def test_a_person_picks_one_by_name_step_or_path_and_later_ones_go(tmp_path: Path, name: str) -> None:
+def test_a_checkpoint_is_chosen_by_name_step_or_path_and_later_ones_are_removed(tmp_path: Path, name: str) -> None:
     for step in (10, 20, 30, 40):
         save(tmp_path, contents(step), keep=9)
-    said: list[str] = []
-    path = asked_for(tmp_path, name.format(run=tmp_path), MINE, said.append)
-    assert said == ["goes on from step-000020; removed, as of a course that is left: step-000030, step-000040"]
+    lines: list[str] = []
+    path = choose(tmp_path, name.format(run=tmp_path), MINE, lines.append)
+    [line] = lines
+    assert all(step in line for step in ("step-000020", "step-000030", "step-000040"))
     assert load(path).state.step == 20
     assert names(tmp_path) == ["step-000010", "step-000020"]
 
 
-def test_a_checkpoint_that_is_not_there_or_broken_is_refused_with_those_that_are(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="has no checkpoint 7") as caught:
-        asked_for(tmp_path, "7", MINE, silent)
-    assert caught.value.hint == "there: none"
+def test_a_missing_or_damaged_checkpoint_is_refused_with_the_available_ones(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="has no checkpoint 7") as raised:
+        choose(tmp_path, "7", MINE, silent)
+    assert "none" in str(raised.value.hint)
     for step in (10, 20):
         save(tmp_path, contents(step), keep=9)
-    with pytest.raises(ConfigError, match="has no checkpoint step-000030") as caught:
-        asked_for(tmp_path, "step-000030", MINE, silent)
-    assert caught.value.hint == "there: step-000010, step-000020"
+    with pytest.raises(ConfigError, match="has no checkpoint step-000030") as raised:
+        choose(tmp_path, "step-000030", MINE, silent)
+    assert "step-000010, step-000020" in str(raised.value.hint)
     damage_of(tmp_path / "checkpoints" / "step-000010", "model.safetensors", "zeros")
     with pytest.raises(
-        ConfigError, match=r"checkpoints/step-000010 is broken: the digest of model\.safetensors"
-    ) as caught:
-        asked_for(tmp_path, "10", MINE, silent)
-    assert caught.value.hint == "the others there: step-000020"
+        ConfigError, match=r"checkpoints/step-000010 is damaged: the digest of model\.safetensors"
+    ) as raised:
+        choose(tmp_path, "10", MINE, silent)
+    assert "step-000020" in str(raised.value.hint)
     assert names(tmp_path) == ["step-000010", "step-000020"]
 
 
@@ -279,29 +284,27 @@ def of_run(step: int, **settings: Any) -> CheckpointContents:
     return dataclasses.replace(contents(step), run=run)
 
 
-def test_a_checkpoint_of_another_run_is_passed_over_and_named(tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_run_is_skipped_with_a_warning(tmp_path: Path) -> None:
     before = save(tmp_path, contents(10), keep=9)
     save(tmp_path, of_run(20, seed=1, losses={"alpha": 0.5}), keep=9)
-    told: list[str] = []
-    assert latest(tmp_path, MINE, told.append) == before
-    (line,) = told
-    assert all(part in line for part in ("step-000020", "losses.alpha: 0.5 there, 0.1 here", "seed: 1 there, 0 here"))
+    warnings: list[str] = []
+    assert latest(tmp_path, MINE, warnings.append) == before
+    (line,) = warnings
+    assert all(part in line for part in ("step-000020", "losses.alpha: 0.5 -> 0.1", "seed: 1 -> 0"))
     assert of_step(tmp_path, 20, MINE) is None
-    with pytest.raises(ConfigError, match=r"checkpoints/step-000020 is of another run: .*seed: 1 there") as caught:
-        asked_for(tmp_path, "20", MINE, silent)
-    assert caught.value.exit_code == 2
+    with pytest.raises(ConfigError, match=r"checkpoints/step-000020 is of another run: .*seed: 1 -> 0") as raised:
+        choose(tmp_path, "20", MINE, silent)
+    assert raised.value.exit_code == 2
     assert names(tmp_path) == ["step-000010", "step-000020"]
 
 
-def test_a_run_whose_whole_checkpoints_are_of_others_is_refused(tmp_path: Path) -> None:
+def test_a_run_with_checkpoints_of_other_runs_only_is_refused(tmp_path: Path) -> None:
     save(tmp_path, of_run(10, seed=2), keep=9)
     damage_of(save(tmp_path, of_run(20, seed=1), keep=9), "model.safetensors", "zeros")
-    told: list[str] = []
-    with pytest.raises(
-        ConfigError, match=r"step-000020 is broken: .*step-000010 is of another run: seed: 2 there, 0 here"
-    ):
-        latest(tmp_path, MINE, told.append)
-    assert len(told) == 2
+    warnings: list[str] = []
+    with pytest.raises(ConfigError, match=r"step-000020 is damaged: .*step-000010 is of another run: seed: 2 -> 0"):
+        latest(tmp_path, MINE, warnings.append)
+    assert len(warnings) == 2
 
 
 def rewritten(path: Path, file: str, old: str, new: str) -> None:
@@ -316,15 +319,15 @@ def rewritten(path: Path, file: str, old: str, new: str) -> None:
         (path / RECORD).write_bytes(record.model_copy(update={"files": files}).to_json())
 
 
-def test_a_run_whose_checkpoints_are_all_broken_is_refused(tmp_path: Path) -> None:
+def test_a_run_whose_checkpoints_are_all_damaged_is_refused(tmp_path: Path) -> None:
     for step, file in ((10, "state.json"), (20, "model.safetensors")):
         damage_of(save(tmp_path, contents(step), keep=9), file, "zeros")
     for refused_by in (latest, to_resume):
         with pytest.raises(
-            ConfigError, match=r"step-000020 is broken: .*model.*step-000010 is broken: .*state"
-        ) as caught:
+            ConfigError, match=r"step-000020 is damaged: .*model.*step-000010 is damaged: .*state"
+        ) as raised:
             refused_by(tmp_path, MINE, lambda _text: None)
-        assert caught.value.exit_code == 2 and "--overwrite" in str(caught.value.hint)
+        assert raised.value.exit_code == 2 and "--overwrite" in str(raised.value.hint)
     assert names(tmp_path) == ["step-000010", "step-000020"]
 
 
@@ -336,16 +339,16 @@ def test_a_run_whose_checkpoints_are_all_broken_is_refused(tmp_path: Path) -> No
         ("run.json", '"seed":0,', "", "run.json"),
     ],
 )
-def test_a_checkpoint_of_another_version_is_not_called_broken(
+def test_a_checkpoint_of_another_version_is_not_called_damaged(
     tmp_path: Path, file: str, old: str, new: str, named: str
 ) -> None:
     path = save(tmp_path, contents(20), keep=9)
     rewritten(path, file, old, new)
     reason = problem(path)
-    assert reason is not None and "another version of kdpipe" in reason and named in reason and "broken" not in reason
+    assert reason is not None and "another version of kdpipe" in reason and named in reason and "damaged" not in reason
     for refused_by in (
         lambda: latest(tmp_path, MINE, lambda _text: None),
-        lambda: asked_for(tmp_path, "20", MINE, silent),
+        lambda: choose(tmp_path, "20", MINE, silent),
     ):
         with pytest.raises(ConfigError, match="another version of kdpipe"):
             refused_by()
@@ -360,20 +363,20 @@ def test_a_run_that_has_lost_its_checkpoints_is_refused(tmp_path: Path, trace: s
         (tmp_path / trace).mkdir()
     else:
         (tmp_path / trace).write_text('{"step":1}\n')
-    with pytest.raises(ConfigError, match=f"no checkpoint.*{trace}") as caught:
+    with pytest.raises(ConfigError, match=f"{trace}.*no checkpoint") as raised:
         to_resume(tmp_path, MINE, silent)
-    assert caught.value.exit_code == 2 and "--overwrite" in str(caught.value.hint)
+    assert raised.value.exit_code == 2 and "--overwrite" in str(raised.value.hint)
     path = save(tmp_path, contents(20), keep=9)
     assert to_resume(tmp_path, MINE, silent) == path
 
 
-def test_what_may_differ_and_what_a_run_was_before_it_was_steered_are_the_same_run(tmp_path: Path) -> None:
+def test_settings_that_may_differ_and_earlier_identities_are_the_same_run(tmp_path: Path) -> None:
     moved = {"run": {"batch_size": 4, "accumulate": 2}, "machine": {"threads": 3}, "report_to": ["wandb"], "out": "x"}
     assert latest(tmp_path, MINE, silent) is None
     path = save(tmp_path, of_run(10, **moved), keep=9)
     assert latest(tmp_path, MINE, silent) == path
     slower = of_run(10, optimizer={"lr": 1e-3}).run
-    with pytest.raises(ConfigError, match=r"optimizer.lr: nothing there, 0.001 here"):
+    with pytest.raises(ConfigError, match=r"optimizer.lr: none -> 0.001"):
         latest(tmp_path, slower, lambda _text: None)
     assert latest(tmp_path, slower.model_copy(update={"earlier": (identity(MINE),)}), silent) == path
 
@@ -397,7 +400,7 @@ def begun(run: Path) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("when", ["before", "after", "half"])
-def test_a_run_killed_at_any_call_finds_the_old_checkpoint_or_the_new_one(
+def test_a_save_killed_at_any_call_leaves_the_old_checkpoint_or_the_new_one(
     tmp_path: Path, when: Literal["before", "after", "half"]
 ) -> None:
     run, new = tmp_path / "run", contents(30)
@@ -426,7 +429,7 @@ def test_a_run_killed_at_any_call_finds_the_old_checkpoint_or_the_new_one(
 
 
 @pytest.mark.slow
-def test_a_refused_call_leaves_the_old_checkpoint_and_says_so(tmp_path: Path) -> None:
+def test_a_failed_save_leaves_the_old_checkpoint_and_raises(tmp_path: Path) -> None:
     run = begun(tmp_path / "run")
     n_refused = 0
     for number in range(1, 200):
@@ -436,7 +439,7 @@ def test_a_refused_call_leaves_the_old_checkpoint_and_says_so(tmp_path: Path) ->
             except KdpipeError as error:
                 n_refused += 1
                 assert isinstance(error, WriteError)
-                assert "a checkpoint could not be written" in error.message
+                assert "checkpoint" in error.message
         assert latest(run, MINE, silent) is not None
         if calls.n < number:
             break
@@ -454,7 +457,7 @@ def test_a_limit_on_file_sizes_is_named_for_tensors_too(tmp_path: Path) -> None:
         try:
             save(tmp_path, contents(1), keep=1)
         except WriteError as error:
-            os._exit(3 if "could not be written" in error.message and "ulimit -f" in str(error.hint) else 4)
+            os._exit(3 if "safetensors" in error.message and "ulimit -f" in str(error.hint) else 4)
 
     assert os.waitstatus_to_exitcode(in_child(writes)) == 3
     assert listed(tmp_path) == []

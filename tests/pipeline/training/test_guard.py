@@ -44,14 +44,14 @@ def test_a_norm_that_is_not_finite_is_a_skip_without_any_finding(norm: float) ->
     assert (verdict.kind, verdict.why) == ("skip", "gradient not finite")
 
 
-def test_nothing_is_too_large_before_there_is_a_median() -> None:
+def test_no_norm_is_too_large_before_there_is_a_median() -> None:
     guard = Guard(GuardValues())
     assert kinds(guard, [1.0] * 7 + [1e9]) == ["accept"] * 8
 
 
 @pytest.mark.parametrize("step", [9, 50, 127, 128, 129, 500])
 def test_a_spike_is_skipped_from_the_eighth_accepted_step_on(step: int) -> None:
-    """And does not widen what the next one is held against."""
+    """And does not change what the next one is compared with."""
     rng = random.Random(step)
     norms = [math.exp(rng.gauss(0, 0.3)) for _ in range(step - 1)]
     guard = Guard(GuardValues(patience=99))
@@ -69,7 +69,7 @@ def test_a_spike_is_skipped_right_after_a_phase_begins_and_a_larger_scale_is_not
     guard = Guard(GuardValues(patience=99))
     kinds(guard, [1.0] * 130)
     guard.enter(1)
-    # Another loss may have gradients of another scale.
+    # Gradients of another loss may have another scale.
     assert kinds(guard, [100.0] * later) == ["accept"] * later
     assert kinds(guard, [1e6, 100.0, 1e8]) == ["skip", "accept", "skip"]
     assert guard.state.norms[-1] == 100.0 and max(guard.state.norms) == 100.0
@@ -84,7 +84,7 @@ def test_a_spike_is_skipped_right_after_a_rollback() -> None:
     assert max(guard.state.norms) == 2.0
 
 
-def test_the_factor_is_of_the_median_of_a_phase_or_of_the_last_few_if_that_is_larger() -> None:
+def test_the_median_is_that_of_the_phase_or_of_the_last_few_norms_if_larger() -> None:
     guard = Guard(GuardValues(median_factor=3.0, patience=99))
     kinds(guard, [float(n) for n in range(1, 10)])
     assert kinds(guard, [18.1]) == ["skip"]  # 3 x the median of 2 to 9 is 16.5, of all 15
@@ -98,7 +98,7 @@ def test_norms_that_grow_steadily_are_no_spikes() -> None:
     assert set(kinds(guard, [1e-6 * 1.5**n for n in range(120)])) == {"accept"}
 
 
-def test_norms_are_held_against_mean_and_deviation_of_the_last_accepted() -> None:
+def test_norms_are_compared_with_mean_and_deviation_of_the_last_accepted() -> None:
     rng = random.Random(0)
     norms = [math.exp(rng.gauss(0, 0.5)) for _ in range(400)]
     guard, accepted = Guard(GuardValues(window=128, sigma=3.0, patience=99)), list[float]()
@@ -116,14 +116,13 @@ def test_a_quiet_window_does_not_reject_a_normal_norm() -> None:
     assert kinds(guard, [1.0] * 16 + [2.4]) == ["accept"] * 17
     verdict = guard.judge((), 4.0)
     assert verdict.kind == "skip"
-    assert "the gradient norm 4 is over" in verdict.why
-    assert "6 deviations above the last 16 accepted" in verdict.why
+    assert all(text in verdict.why for text in ("gradient norm 4 ", "6 deviations", "16", "guard.sigma"))
 
 
 def test_an_absolute_limit_holds_from_the_first_step() -> None:
     guard = Guard(GuardValues(skip_gradient_norm=2.0))
     assert kinds(guard, [2.0, 2.01]) == ["accept", "skip"]
-    assert guard.judge((), 3.0).why == "the gradient norm 3 is over 2 (guard.skip_gradient_norm)"
+    assert "gradient norm 3 exceeds 2 (guard.skip_gradient_norm)" in guard.judge((), 3.0).why
 
 
 def test_deviations_start_over_with_another_phase_and_not_within_one() -> None:
@@ -136,16 +135,16 @@ def test_deviations_start_over_with_another_phase_and_not_within_one() -> None:
     assert guard.judge((), 15.0).kind == "accept"
 
 
-def test_patience_ends_in_a_rollback_at_a_lower_rate_and_rollbacks_in_a_stop() -> None:
+def test_repeated_skips_roll_back_at_a_lower_learning_rate_and_then_stop() -> None:
     guard = Guard(GuardValues(patience=3, rollbacks=2, rate_factor=0.5, window=8))
     kinds(guard, [1.0] * 8)
-    found = [guard.judge(BAD, 1.0).kind for _ in range(9)]
-    assert found == ["skip", "skip", "rollback"] * 2 + ["skip", "skip", "stop"]
+    verdicts = [guard.judge(BAD, 1.0).kind for _ in range(9)]
+    assert verdicts == ["skip", "skip", "rollback"] * 2 + ["skip", "skip", "stop"]
     assert (guard.state.rollbacks, guard.state.rate_factor, guard.state.fresh) == (2, 0.25, 0)
     assert guard.judge(BAD, 1.0).kind == "stop"
 
 
-def test_an_accepted_step_between_faults_begins_the_count_anew() -> None:
+def test_an_accepted_step_resets_the_count_of_faults() -> None:
     guard = Guard(GuardValues(patience=2))
     assert [guard.judge(BAD if n % 2 else (), 1.0).kind for n in range(10)] == ["accept", "skip"] * 5
 
@@ -156,36 +155,36 @@ def test_parameters_that_are_not_finite_cannot_be_skipped() -> None:
     assert [guard.judge(broken, 1.0).kind for _ in range(2)] == ["rollback", "stop"]
 
 
-def test_an_overflow_is_the_scalers_until_the_scale_is_one() -> None:
+def test_an_overflow_is_no_fault_until_the_scale_is_one() -> None:
     guard = Guard(GuardValues(patience=2, rollbacks=0))
-    found = [guard.judge(GRADIENT, math.inf, scale=2.0**n) for n in range(16, 0, -1)]
-    assert {verdict.kind for verdict in found} == {"overflow"}
-    assert found[0].why == "the gradient overflowed at a loss scale of 65536"
+    verdicts = [guard.judge(GRADIENT, math.inf, scale=2.0**n) for n in range(16, 0, -1)]
+    assert {verdict.kind for verdict in verdicts} == {"overflow"}
+    assert verdicts[0].why == "the gradient overflowed at a loss scale of 65536"
     assert (guard.state.skipped, guard.state.overflowed, guard.state.in_a_row) == (16, 16, 0)
     assert [guard.judge(GRADIENT, math.inf, scale=1.0).kind for _ in range(2)] == ["skip", "stop"]
 
 
 @pytest.mark.parametrize("findings", [BAD, BAD + GRADIENT])
-def test_what_is_wrong_in_the_forward_is_a_fault_at_any_scale(findings: tuple[NotFiniteFinding, ...]) -> None:
+def test_nonfinite_values_in_the_forward_are_a_fault_at_any_scale(findings: tuple[NotFiniteFinding, ...]) -> None:
     assert Guard(GuardValues()).judge(findings, math.inf, scale=65536.0).kind == "skip"
 
 
-def test_labels_alone_count_for_a_while_after_a_rollback() -> None:
+def test_after_a_rollback_some_steps_train_on_labels_only() -> None:
     guard = Guard(GuardValues(patience=1, ce_only_steps=2, window=8))
     terms = ActiveTerms(weights={"ce": 0.1, "forward_kl": 0.9}, temperature=2.0)
-    assert guard.in_force(terms) is terms
+    assert guard.active_terms(terms) is terms
     guard.judge(BAD, 1.0)
     seen = []
     for _ in range(3):
-        seen.append(dict(guard.in_force(terms).weights))
+        seen.append(dict(guard.active_terms(terms).weights))
         guard.judge((), 1.0)
     assert seen == [{"ce": 1.0}, {"ce": 1.0}, {"ce": 0.1, "forward_kl": 0.9}]
-    # Norms of the labels' gradient say little of those of the whole.
+    # Norms with labels only differ from those of all terms.
     assert (guard.state.norms, guard.state.fresh) == ((1.0,) * 3, 1)
 
 
 @pytest.mark.parametrize("cut", [0, 1, 20, 57])
-def test_a_guard_goes_on_from_its_state_as_if_never_stopped(cut: int) -> None:
+def test_a_guard_restored_from_its_state_judges_the_same(cut: int) -> None:
     rng = random.Random(1)
     values = GuardValues(window=8, patience=2, rollbacks=4, ce_only_steps=3, sigma=2.0)
     steps = [(BAD if rng.random() < 0.2 else (), math.exp(rng.gauss(0, 1))) for _ in range(60)]
@@ -207,7 +206,7 @@ def test_a_guard_goes_on_from_its_state_as_if_never_stopped(cut: int) -> None:
         ((), 9.0, "a larger guard.sigma, guard.median_factor or guard.skip_gradient_norm"),
     ],
 )
-def test_a_stop_says_what_was_seen_and_what_to_try(
+def test_a_stop_reports_the_findings_and_what_to_try(
     findings: tuple[NotFiniteFinding, ...], norm: float, hint: str
 ) -> None:
     guard = Guard(GuardValues(patience=2, rollbacks=1, skip_gradient_norm=2.0))
@@ -215,37 +214,35 @@ def test_a_stop_says_what_was_seen_and_what_to_try(
     error = guard.failure(1234, verdicts[-1])
     assert verdicts[-1].kind == "stop"
     assert error.exit_code == 1
-    assert error.message.startswith(
-        "training stopped at step 1,234: 2 in a row went wrong after 1 rollbacks, 4 were skipped in all; the last: "
-    )
+    assert all(text in error.message for text in ("step 1,234", "2 bad steps", "1 rollbacks", "4 steps skipped"))
     assert verdicts[-1].why in error.message
     assert hint in str(error.hint)
 
 
-def test_presets_give_way_to_what_is_said() -> None:
+def test_settings_override_presets() -> None:
     standard = resolve(GuardSettings(), OptimizerSettings())
     assert (standard.sigma, standard.window, standard.clip, standard.skip_gradient_norm) == (6.0, 128, 1.0, None)
     assert standard.median_factor == 200.0
     stable = resolve(GuardSettings(preset="ultra-stable"), OptimizerSettings())
     assert (stable.clip, stable.skip_gradient_norm, stable.lr_factor) == (0.5, 2.0, 0.25)
     assert resolve(GuardSettings(preset="fp16-safe"), OptimizerSettings()).lr_factor == 0.5
-    said = GuardSettings(
+    given = GuardSettings(
         preset="ultra-stable", sigma=4.0, window=8, skip_gradient_norm=9.0, patience=7, rollbacks=9, rate_factor=0.9,
         ce_only_steps=3, snapshot_every=11, median_factor=7.0,
     )  # fmt: skip
-    assert resolve(said, OptimizerSettings(clip=3.0)) == GuardValues(
+    assert resolve(given, OptimizerSettings(clip=3.0)) == GuardValues(
         sigma=4.0, window=8, skip_gradient_norm=9.0, patience=7, rollbacks=9, rate_factor=0.9, clip=3.0,
         lr_factor=0.25, ce_only_steps=3, snapshot_every=11, median_factor=7.0,
     )  # fmt: skip
 
 
-def test_labels_alone_after_rollbacks_that_are_never_made_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"guard.ce_only_steps is what follows a rollback, and guard.rollbacks is 0"):
+def test_ce_only_steps_without_rollbacks_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"guard\.ce_only_steps .*guard\.rollbacks is 0"):
         resolve(GuardSettings(rollbacks=0, ce_only_steps=3), OptimizerSettings())
     assert resolve(GuardSettings(ce_only_steps=3), OptimizerSettings()).ce_only_steps == 3
 
 
-def test_a_step_that_learnt_from_nothing_says_nothing_of_usual_norms() -> None:
+def test_a_step_without_trained_positions_adds_no_norm() -> None:
     guard = Guard(GuardValues(window=8))
     for norm in (1.0, 0.0, 2.0):
         assert guard.judge((), norm).kind == "accept"
@@ -253,11 +250,11 @@ def test_a_step_that_learnt_from_nothing_says_nothing_of_usual_norms() -> None:
     assert guard.state.accepted == 3
 
 
-def test_clamps_are_told_with_what_they_distort() -> None:
+def test_clamps_are_reported_with_their_distortion() -> None:
     assert clamp_warnings(GuardSettings(), 50_000) == []
     logits, loss = clamp_warnings(GuardSettings(clamp_logits=2.5, clamp_loss=10.0), 50_000)
     assert "no probability of 50,000 tokens can exceed 0.00296" in logits
-    assert "positions with a larger loss teach nothing" in loss
+    assert "guard.clamp_loss=10" in loss
 
 
 @pytest.mark.parametrize(("clamp", "size"), [(2.5, 50_000), (5.0, 50_000), (5.0, 152_000), (0.1, 2)])

@@ -17,7 +17,7 @@ from kdpipe.schemas.strict_json import parse, sha256_hex
 
 
 @given(value=st.floats(allow_nan=False, allow_infinity=False))
-def test_floats_come_back_to_the_bit(value: float, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_floats_are_read_back_to_the_bit(value: float, tmp_path_factory: pytest.TempPathFactory) -> None:
     run = tmp_path_factory.mktemp("run")
     metrics = Metrics(run)
     metrics.write({"loss": value})
@@ -27,7 +27,7 @@ def test_floats_come_back_to_the_bit(value: float, tmp_path_factory: pytest.Temp
     assert line["loss"] == value
 
 
-def test_what_is_not_finite_is_null_and_named(tmp_path: Path) -> None:
+def test_nonfinite_values_are_null_and_named(tmp_path: Path) -> None:
     metrics = Metrics(tmp_path)
     metrics.write({"step": 1, "loss": math.nan, "terms": {"ce": {"raw": -math.inf, "weight": 0.5}}})
     metrics.write({"step": 2, "loss": 1.0})
@@ -51,7 +51,7 @@ def test_every_line_can_be_read_at_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("half", [b"", b'{"step": 3, "lo', b'{"step":9}\n{"st'])
-def test_a_run_that_goes_on_has_the_file_of_an_undisturbed_one(tmp_path: Path, half: bytes) -> None:
+def test_a_resumed_run_has_the_file_of_an_uninterrupted_one(tmp_path: Path, half: bytes) -> None:
     whole, run = tmp_path / "whole", tmp_path / "run"
     for folder in (whole, run):
         folder.mkdir()
@@ -62,7 +62,7 @@ def test_a_run_that_goes_on_has_the_file_of_an_undisturbed_one(tmp_path: Path, h
     first = Metrics(run)
     for step in range(3):
         first.write({"step": step, "loss": 1 / 3})
-    noted = first.settled()
+    noted = first.sync()
     first.write({"step": 3, "loss": 0.0})
     first.close()
     with (run / FILE).open("ab") as file:
@@ -75,10 +75,10 @@ def test_a_run_that_goes_on_has_the_file_of_an_undisturbed_one(tmp_path: Path, h
 
 
 def test_a_log_that_cannot_be_closed_is_named(tmp_path: Path) -> None:
-    """Some file systems tell only then that the last bytes found no room."""
+    """Some file systems report only then that the disk is full."""
     metrics = Metrics(tmp_path)
     os.close(metrics._file)
-    with pytest.raises(WriteError, match=r"metrics could not be written: .*metrics\.jsonl"):
+    with pytest.raises(WriteError, match=r"could not write metrics: .*metrics\.jsonl"):
         metrics.close()
 
 
@@ -89,7 +89,7 @@ def written(run: Path, n_steps: int) -> MetricsState:
         metrics.write({"step": step, "loss": 1 / step, "verdict": "accept"})
         if step % 2 == 0:
             metrics.write({"step": step, "evaluation": {"loss": 1.5}})
-    noted = metrics.settled()
+    noted = metrics.sync()
     metrics.close()
     return noted
 
@@ -108,7 +108,7 @@ def written(run: Path, n_steps: int) -> MetricsState:
     ],
     ids=["missing", "empty", "torn", "torn at its end", "beginning lost", "changed", "and more", "zeros"],
 )
-def test_lines_that_are_missing_are_said_and_marked(
+def test_missing_lines_are_reported_and_marked(
     tmp_path: Path, damage: Callable[[bytes], bytes | None], present: int, steps: list[int]
 ) -> None:
     noted = written(tmp_path, 4)
@@ -123,7 +123,7 @@ def test_lines_that_are_missing_are_said_and_marked(
         metrics = Metrics(tmp_path, noted, 4)
         assert metrics.gap is not None
         assert (metrics.gap.step, metrics.gap.expected, metrics.gap.present) == (4, 6, present)
-        assert ("was changed" if present == 6 else f"has {present} of the 6 lines") in str(metrics.gap)
+        assert ("was modified" if present == 6 else f"has {present} of the 6 lines") in str(metrics.gap)
         metrics.write({"step": 5, "verdict": "accept"})
         metrics.close()
         lines = read_metrics(tmp_path)
@@ -132,18 +132,18 @@ def test_lines_that_are_missing_are_said_and_marked(
     # What a later checkpoint counts has the mark: nothing is missing then.
     metrics = Metrics(tmp_path, noted, 4)
     metrics.write({"step": 5, "verdict": "accept"})
-    later = metrics.settled()
+    later = metrics.sync()
     metrics.close()
     again = Metrics(tmp_path, later, 5)
     assert again.gap is None
     again.close()
 
 
-def test_what_was_skipped_or_undone_behind_the_checkpoint_is_cut_from_a_file_that_lacks_lines(tmp_path: Path) -> None:
+def test_lines_after_the_checkpoint_are_cut_from_a_file_with_missing_lines(tmp_path: Path) -> None:
     metrics = Metrics(tmp_path)
     for step, verdict in enumerate(("accept", "accept", "accept", "skip"), 1):
         metrics.write({"step": min(step, 3), "place": 8 * step, "verdict": verdict})
-    noted = metrics.settled()
+    noted = metrics.sync()
     before = (tmp_path / FILE).read_bytes().splitlines(keepends=True)
     metrics.write({"step": 3, "place": 40, "verdict": "skip"})
     metrics.write({"step": 4, "place": 48, "verdict": "accept"})
@@ -159,7 +159,7 @@ def test_what_was_skipped_or_undone_behind_the_checkpoint_is_cut_from_a_file_tha
     assert (tmp_path / FILE).read_bytes().splitlines(keepends=True)[:-1] == before[2:]
 
 
-def test_undone_steps_and_evaluations_are_marked_and_others_are_as_they_were(tmp_path: Path) -> None:
+def test_undone_steps_and_evaluations_are_marked_and_others_unchanged(tmp_path: Path) -> None:
     written(tmp_path, 4)
     before = (tmp_path / FILE).read_bytes().splitlines()
     state = MetricsState(bytes=sum(map(len, before)) + 6, lines=6, sha256=sha256_hex((tmp_path / FILE).read_bytes()))
@@ -177,26 +177,26 @@ def test_undone_steps_and_evaluations_are_marked_and_others_are_as_they_were(tmp
     assert (tmp_path / FILE).read_bytes().splitlines()[:3] == before[:3]
     # Undone once more: what was marked stays as it is, and the checkpoint counts what is there.
     metrics.undo(2)
-    noted = metrics.settled()
+    noted = metrics.sync()
     metrics.close()
     assert [line["step"] for line in read_metrics(tmp_path) if line.get("verdict") == "accept"] == [1, 2]
     data = (tmp_path / FILE).read_bytes()
     assert noted == MetricsState(bytes=len(data), lines=9, sha256=sha256_hex(data))
 
 
-def test_a_new_run_leaves_nothing_of_an_older_file(tmp_path: Path) -> None:
+def test_a_new_run_replaces_an_older_file(tmp_path: Path) -> None:
     (tmp_path / FILE).write_bytes(b'{"step":0}\n')
     Metrics(tmp_path).close()
     assert read_metrics(tmp_path) == []
 
 
-def test_a_folder_that_cannot_be_written_to_is_told(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     (tmp_path / FILE).mkdir()
-    with pytest.raises(WriteError, match="metrics could not be written"):
+    with pytest.raises(WriteError, match="could not write metrics"):
         Metrics(tmp_path)
 
 
-def test_only_what_json_knows_is_taken(tmp_path: Path) -> None:
+def test_only_json_values_are_accepted(tmp_path: Path) -> None:
     metrics = Metrics(tmp_path)
     with pytest.raises(TypeError):
         metrics.write({"loss": object()})

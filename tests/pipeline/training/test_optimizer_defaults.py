@@ -8,7 +8,7 @@ from typing import get_args
 
 import pytest
 
-from kdpipe.pipeline.training.optimizer_defaults import DEFAULT_OPTIMIZER, DEFAULTS, StudentKind, reason, settle
+from kdpipe.pipeline.training.optimizer_defaults import DEFAULT_OPTIMIZER, DEFAULTS, StudentKind, fill_defaults, reason
 from kdpipe.schemas.choices import OptimizerName
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.train_settings import LARGEST_RATE, OptimizerSettings
@@ -28,8 +28,8 @@ def test_every_kind_of_student_has_learning_rates_for_every_optimizer() -> None:
 
 
 @pytest.mark.parametrize(("student", "n_parameters"), list(product(KINDS, SIZES)))
-def test_nothing_said_is_the_default_of_kind_and_size(student: StudentKind, n_parameters: int) -> None:
-    settled = settle(OptimizerSettings(), student, n_parameters)
+def test_defaults_depend_on_kind_and_size(student: StudentKind, n_parameters: int) -> None:
+    settled = fill_defaults(OptimizerSettings(), student, n_parameters)
     kind = DEFAULT_OPTIMIZER[student]
     own = DEFAULTS[student, kind].at(n_parameters)
     assert settled.kind == kind and settled.lr == own.matrices
@@ -48,41 +48,41 @@ def test_larger_students_never_have_larger_learning_rates(student: StudentKind) 
 
 @pytest.mark.parametrize(("student", "kind"), list(product(KINDS, OPTIMIZERS)))
 def test_an_optimizer_that_is_named_has_its_own_learning_rates(student: StudentKind, kind: OptimizerName) -> None:
-    settled = settle(OptimizerSettings(kind=kind), student, 3_000_000)
+    settled = fill_defaults(OptimizerSettings(kind=kind), student, 3_000_000)
     own = DEFAULTS[student, kind].at(3_000_000)
     assert settled.kind == kind
     assert [getattr(settled.rates, name) for name in rates_of] == [getattr(own, name) for name in rates_of]
 
 
 @pytest.mark.parametrize(("student", "kind"), list(product(KINDS, OPTIMIZERS)))
-def test_lr_scales_every_group_and_a_rate_of_its_own_stays(student: StudentKind, kind: OptimizerName) -> None:
-    plain = settle(OptimizerSettings(kind=kind), student, 1_000_000)
+def test_lr_scales_every_group_without_its_own_rate(student: StudentKind, kind: OptimizerName) -> None:
+    plain = fill_defaults(OptimizerSettings(kind=kind), student, 1_000_000)
     assert plain.lr is not None
-    settled = settle(OptimizerSettings(kind=kind, lr=plain.lr / 4), student, 1_000_000)
+    settled = fill_defaults(OptimizerSettings(kind=kind, lr=plain.lr / 4), student, 1_000_000)
     for name in rates_of:
         assert getattr(settled.rates, name) == pytest.approx(getattr(plain.rates, name) / 4)
     given = OptimizerSettings.model_validate({"kind": kind, "lr": plain.lr / 4, "rates": {"tables": 0.5}})
-    settled = settle(given, student, 1_000_000)
+    settled = fill_defaults(given, student, 1_000_000)
     assert settled.rates.tables == 0.5 and settled.rates.matrices == plain.lr / 4
 
 
-def test_the_factor_of_a_guard_is_for_defaults_alone() -> None:
-    plain, half = (settle(OptimizerSettings(), "fresh", 1_000_000, factor=factor) for factor in (1.0, 0.5))
+def test_the_factor_of_a_guard_scales_defaults_only() -> None:
+    plain, half = (fill_defaults(OptimizerSettings(), "fresh", 1_000_000, factor=factor) for factor in (1.0, 0.5))
     assert plain.rates.tables is not None and half.rates.tables == plain.rates.tables / 2
-    assert settle(OptimizerSettings(lr=0.01), "fresh", 1_000_000, factor=0.5).lr == 0.01
+    assert fill_defaults(OptimizerSettings(lr=0.01), "fresh", 1_000_000, factor=0.5).lr == 0.01
 
 
-def test_an_lr_that_takes_another_group_too_far_is_refused() -> None:
+def test_an_lr_that_scales_another_group_too_high_is_refused() -> None:
     with pytest.raises(ConfigError, match="tables") as refused:
-        settle(OptimizerSettings(lr=LARGEST_RATE), "fresh", 1_000_000)
+        fill_defaults(OptimizerSettings(lr=LARGEST_RATE), "fresh", 1_000_000)
     assert "optimizer.rates.tables" in str(refused.value.hint)
     given = OptimizerSettings.model_validate({"lr": LARGEST_RATE, "rates": {"tables": 1.0}})
-    assert settle(given, "fresh", 1_000_000).rates.tables == 1.0
+    assert fill_defaults(given, "fresh", 1_000_000).rates.tables == 1.0
 
 
-def test_the_reason_names_what_it_follows_from_and_what_was_set() -> None:
+def test_the_reason_names_kind_size_and_given_settings() -> None:
     given = OptimizerSettings.model_validate({"rates": {"matrices": 0.012, "tables": 0.1}})
-    text = reason(given, settle(given, "fresh", 2_600_000), "fresh", 2_600_000)
+    text = reason(given, fill_defaults(given, "fresh", 2_600_000), "fresh", 2_600_000)
     assert text.startswith("fresh, 2.6 M parameters: muon 0.012, tables 0.1")
     assert "optimizer.rates.tables" in text and "optimizer.kind" not in text
 
@@ -103,7 +103,7 @@ def test_the_default_of_a_run_is_printed_and_in_its_record_and_on_its_card(tmp_p
     assert f"| optimizer | {text} |" in (tmp_path / "run" / "final" / "README.md").read_text()
 
 
-def test_the_page_has_the_learning_rates_that_are_used() -> None:
+def test_the_docs_have_the_default_learning_rates() -> None:
     page = (ROOT / "docs" / "train.md").read_text(encoding="utf-8")
     page = page.partition("\n## Optimizer and learning rate\n")[2].partition("\n## ")[0]
     rows = re.findall(

@@ -6,15 +6,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kdpipe.pipeline.training.optimizer_defaults import settle
+from kdpipe.pipeline.training.optimizer_defaults import fill_defaults
 from kdpipe.pipeline.training.optimizers import (
     Trainable,
-    forget,
+    learning_rates,
     make_optimizer,
     moments,
-    rates,
+    reset_moments,
     restore_moments,
-    set_rate,
+    set_learning_rate,
 )
 from kdpipe.schemas.choices import Role
 from kdpipe.schemas.errors import KdpipeError
@@ -37,7 +37,7 @@ def trainable_of(dtype: torch.dtype = torch.float32, device: str = "cpu") -> Tra
 
 def settings(**said: Any) -> OptimizerSettings:
     given = OptimizerSettings.model_validate({"kind": "adamw", "weight_decay": 0.1, "rates": RATES, **said})
-    return settle(given, "fresh", 1_000_000)
+    return fill_defaults(given, "fresh", 1_000_000)
 
 
 def gradients(trainable: Trainable, step: int) -> dict[str, Tensor]:
@@ -47,7 +47,7 @@ def gradients(trainable: Trainable, step: int) -> dict[str, Tensor]:
 
 def run(optimizer: torch.optim.Optimizer, trainable: Trainable, steps: range) -> None:
     for step in steps:
-        set_rate(optimizer, 1 / (1 + step))
+        set_learning_rate(optimizer, 1 / (1 + step))
         for name, gradient in gradients(trainable, step).items():
             trainable.named[name].grad = gradient
         optimizer.step()
@@ -98,8 +98,8 @@ def test_steps_are_those_of_the_formulas_with_a_rate_and_decay_for_each_group(ki
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
 def test_rates_are_named_by_group_and_follow_the_factor(kind: str) -> None:
     optimizer = make_optimizer(settings(kind=kind), trainable_of())
-    set_rate(optimizer, 0.5)
-    assert rates(optimizer) == {name: value / 2 for name, value in RATES.items()}
+    set_learning_rate(optimizer, 0.5)
+    assert learning_rates(optimizer) == {name: value / 2 for name, value in RATES.items()}
     used = {group["group"]: group["optimizer"] for group in optimizer.param_groups}
     assert used.pop("matrices") == kind and set(used.values()) == {"adamw"}
 
@@ -109,7 +109,7 @@ on_devices = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", mark
 
 @on_devices
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
-def test_moments_come_back_to_the_bit(kind: str, device: str) -> None:
+def test_moments_are_restored_to_the_bit(kind: str, device: str) -> None:
     one, other = trainable_of(device=device), trainable_of(device=device)
     first = make_optimizer(settings(kind=kind), one)
     run(first, one, range(3))
@@ -125,7 +125,7 @@ def test_moments_come_back_to_the_bit(kind: str, device: str) -> None:
     assert all(torch.equal(parameter, other.named[name]) for name, parameter in one.named.items())
 
 
-def test_moments_that_were_given_are_not_the_ones_that_are_stepped_on() -> None:
+def test_restored_moments_are_copies() -> None:
     one, other = trainable_of(), trainable_of()
     first, second = (make_optimizer(settings(), trainable) for trainable in (one, other))
     run(first, one, range(1))
@@ -137,11 +137,11 @@ def test_moments_that_were_given_are_not_the_ones_that_are_stepped_on() -> None:
 
 
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
-def test_forgotten_moments_are_those_of_a_new_optimizer(kind: str) -> None:
+def test_reset_moments_are_those_of_a_new_optimizer(kind: str) -> None:
     trainable = trainable_of()
     optimizer = make_optimizer(settings(kind=kind), trainable)
     run(optimizer, trainable, range(3))
-    forget(optimizer)
+    reset_moments(optimizer)
     assert moments(optimizer) == {}
     other = trainable_of()
     for name, parameter in other.named.items():
@@ -170,11 +170,11 @@ def test_a_scaler_unscales_and_steps_both_kinds_at_once() -> None:
     assert all(torch.equal(parameter, before[name]) for name, parameter in trainable.named.items())
 
 
-def test_adamw_is_one_kernel_where_torch_has_it() -> None:
+def test_adamw_is_fused_where_torch_supports_it() -> None:
     assert all(group["fused"] for group in make_optimizer(settings(), trainable_of()).param_groups)
 
 
-def test_frozen_parameters_take_no_part_and_all_frozen_is_refused() -> None:
+def test_frozen_parameters_are_left_out_and_all_frozen_is_refused() -> None:
     trainable = trainable_of()
     trainable.student["head"].requires_grad_(False)
     optimizer = make_optimizer(settings(), trainable)
@@ -182,11 +182,11 @@ def test_frozen_parameters_take_no_part_and_all_frozen_is_refused() -> None:
     assert not [name for name in moments(optimizer) if "head" in name]
     for parameter in trainable.named.values():
         parameter.requires_grad_(False)
-    with pytest.raises(KdpipeError, match="nothing is to be trained: every parameter is frozen"):
+    with pytest.raises(KdpipeError, match="no trainable parameters"):
         make_optimizer(settings(), trainable)
 
 
-def test_small_gradients_of_float16_weights_do_not_divide_by_nothing() -> None:
+def test_small_gradients_of_float16_weights_do_not_divide_by_zero() -> None:
     trainable = trainable_of(dtype=torch.float16)
     optimizer = make_optimizer(settings(), Trainable(student=trainable.student, roles=ROLES))
     for parameter in trainable.student.values():
@@ -197,7 +197,7 @@ def test_small_gradients_of_float16_weights_do_not_divide_by_nothing() -> None:
 
 def test_moments_of_other_parameters_or_shapes_are_refused() -> None:
     optimizer = make_optimizer(settings(), trainable_of())
-    with pytest.raises(KdpipeError, match=r"speaks of student\.other, which this run does not learn"):
+    with pytest.raises(KdpipeError, match=r"student\.other"):
         restore_moments(optimizer, {"student.other:exp_avg": torch.zeros(6)})
-    with pytest.raises(KdpipeError, match=r"state of student\.norm has the shape \[7\], the parameter \[6\]"):
+    with pytest.raises(KdpipeError, match=r"student\.norm has shape \[7\], expected \[6\]"):
         restore_moments(optimizer, {"student.norm:exp_avg": torch.zeros(7)})

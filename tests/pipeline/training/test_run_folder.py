@@ -1,4 +1,4 @@
-"""The folder of a run: whose it is, what makes another run of it, and what is never cleared."""
+"""The folder of a run: which run it has, what makes another run, and what is never cleared."""
 
 from contextlib import suppress
 from pathlib import Path
@@ -19,7 +19,7 @@ def record(cache_id: str = "a1", student: str = "b2", **settings: Any) -> RunRec
     return RunRecord(settings=TrainSettings.model_validate(settings, strict=False), cache_id=cache_id, student=student)
 
 
-def test_a_new_or_empty_folder_is_begun_and_found_again(tmp_path: Path) -> None:
+def test_a_run_is_created_in_a_new_or_empty_folder_and_recognized(tmp_path: Path) -> None:
     out = tmp_path / "runs" / "a"
     claim(out, record())
     before = (out / RECORD).read_bytes()
@@ -29,31 +29,31 @@ def test_a_new_or_empty_folder_is_begun_and_found_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("other", "said"),
+    ("other", "difference"),
     [
-        ({"schedule": {"kind": "linear"}}, "schedule.kind: cosine there, linear here"),
-        ({"optimizer": {"lr": 1e-3}}, "optimizer.lr: nothing there, 0.001 here"),
-        ({"run": {"phases": [{"until": 1.0}]}}, "run.phases: nothing there, [{"),
-        ({"machine": {"precision": "bf16"}}, "machine.precision: auto there, bf16 here"),
-        ({"evaluation": {"metric": "kl_teacher"}}, "evaluation.metric: nothing there, kl_teacher here"),
-        ({"cache_id": "a2"}, "cache_id: a1 there, a2 here"),
-        ({"student": "b3"}, "student: b2 there, b3 here"),
-        ({"seed": 1}, "seed: 0 there, 1 here"),
+        ({"schedule": {"kind": "linear"}}, "schedule.kind: cosine -> linear"),
+        ({"optimizer": {"lr": 1e-3}}, "optimizer.lr: none -> 0.001"),
+        ({"run": {"phases": [{"until": 1.0}]}}, "run.phases: none -> [{"),
+        ({"machine": {"precision": "bf16"}}, "machine.precision: auto -> bf16"),
+        ({"evaluation": {"metric": "kl_teacher"}}, "evaluation.metric: none -> kl_teacher"),
+        ({"cache_id": "a2"}, "cache_id: a1 -> a2"),
+        ({"student": "b3"}, "student: b2 -> b3"),
+        ({"seed": 1}, "seed: 0 -> 1"),
     ],
 )
-def test_a_folder_of_another_run_is_refused_with_what_differs(tmp_path: Path, other: Any, said: str) -> None:
+def test_a_folder_of_another_run_is_refused_with_what_differs(tmp_path: Path, other: Any, difference: str) -> None:
     claim(tmp_path / "run", record())
-    with pytest.raises(ConfigError, match="holds another run: ") as caught:
+    with pytest.raises(ConfigError, match="run with other settings") as raised:
         claim(tmp_path / "run", record(**other))
-    assert said in caught.value.message
-    told = str(caught.value.hint)
-    assert ("--resume-from" if said.startswith(("optimizer.lr", "machine.precision")) else "--overwrite") in told
-    assert caught.value.exit_code == 2
+    assert difference in raised.value.message
+    steers = difference.startswith(("optimizer.lr", "machine.precision"))
+    assert ("--resume-from" if steers else "--overwrite") in str(raised.value.hint)
+    assert raised.value.exit_code == 2
 
 
-def test_a_file_in_the_place_of_a_run_is_refused(tmp_path: Path) -> None:
+def test_a_file_instead_of_a_run_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("mine")
-    with pytest.raises(ConfigError, match="run is a file, and a run is a folder"):
+    with pytest.raises(ConfigError, match="run is a file"):
         check(tmp_path / "run", record(), overwrite=True)
     assert (tmp_path / "run").read_text() == "mine"
 
@@ -65,7 +65,7 @@ def test_many_differences_are_counted(tmp_path: Path) -> None:
         claim(tmp_path, record(losses=losses))
 
 
-def test_where_things_lie_and_how_a_machine_works_makes_no_other_run() -> None:
+def test_locations_and_machine_settings_make_no_other_run() -> None:
     moved: dict[str, Any] = {
         "cache": {"path": "elsewhere"},
         "out": "there",
@@ -81,7 +81,7 @@ def test_the_same_steps_in_other_batches_make_no_other_run() -> None:
     less = split.settings.student.model_copy(update={"gradient_checkpointing": True})
     split = split.model_copy(update={"settings": split.settings.model_copy(update={"student": less})})
     assert differences(record(), split) == []
-    assert differences(record(), record(run={"batch_size": 4})) == ["run.batch_size: 8 there, 4 here"]
+    assert differences(record(), record(run={"batch_size": 4})) == ["run.batch_size: 8 -> 4"]
 
 
 @pytest.mark.parametrize(
@@ -101,18 +101,18 @@ def test_the_same_steps_in_other_batches_make_no_other_run() -> None:
     ],
     ids=str,
 )
-def test_the_identity_is_another_where_something_differs(other: dict[str, Any]) -> None:
+def test_identities_differ_exactly_with_differences(other: dict[str, Any]) -> None:
     same = differences(record(), record(**other)) == []
     assert (identity(record()) == identity(record(**other))) is same
 
 
-def test_a_steered_run_knows_what_it_was(tmp_path: Path) -> None:
+def test_a_steered_run_records_its_earlier_identities(tmp_path: Path) -> None:
     claim(tmp_path, record())
     for lr in (1e-3, 1e-4):
         claim(tmp_path, record(optimizer={"lr": lr}), steered=True)
     now = stored(tmp_path, record())
     assert now.settings.optimizer.lr == 1e-4
-    assert all(is_of(one, now) for one in (record(), record(optimizer={"lr": 1e-3}), now))
+    assert all(is_of(earlier, now) for earlier in (record(), record(optimizer={"lr": 1e-3}), now))
     assert not is_of(record(optimizer={"lr": 1e-2}), now)
     # Called again it is this run.
     claim(tmp_path, record(optimizer={"lr": 1e-4}))
@@ -120,16 +120,16 @@ def test_a_steered_run_knows_what_it_was(tmp_path: Path) -> None:
     assert stored(tmp_path / "new", record(seed=5)) == record(seed=5)
 
 
-def test_looking_at_a_folder_changes_nothing(tmp_path: Path) -> None:
+def test_checking_a_folder_changes_nothing(tmp_path: Path) -> None:
     assert not check(tmp_path / "run", record())
     assert not (tmp_path / "run").exists()
     claim(tmp_path / "run", record())
     assert check(tmp_path / "run", record())
     assert check(tmp_path / "run", record(seed=1), overwrite=True)
-    with pytest.raises(ConfigError, match="holds another run: seed: 0 there, 1 here"):
+    with pytest.raises(ConfigError, match="seed: 0 -> 1"):
         check(tmp_path / "run", record(seed=1))
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(ConfigError, match="is not empty, and no run of kdpipe"):
+    with pytest.raises(ConfigError, match="is not empty"):
         check(tmp_path, record(), overwrite=True)
     assert (tmp_path / "run" / RECORD).exists()
 
@@ -148,7 +148,7 @@ def test_overwriting_clears_a_run_and_nothing_else(tmp_path: Path) -> None:
     other.mkdir()
     (other / "thesis.tex").write_text("years of work")
     for overwrite in (True, False):
-        with pytest.raises(ConfigError, match="is not empty, and no run of kdpipe"):
+        with pytest.raises(ConfigError, match="is not empty"):
             claim(other, record(), overwrite=overwrite)
     assert (other / "thesis.tex").read_text() == "years of work"
 
@@ -181,8 +181,8 @@ def test_a_clearing_that_fails_anywhere_can_be_repeated(tmp_path: Path) -> None:
         claim(run, record(seed=1))
 
 
-def test_a_record_that_cannot_be_read_is_told(tmp_path: Path) -> None:
+def test_an_unreadable_record_is_refused(tmp_path: Path) -> None:
     (tmp_path / RECORD).write_text("{")
-    with pytest.raises(ConfigError, match="is of a run that cannot be told"):
+    with pytest.raises(ConfigError, match="unreadable record"):
         claim(tmp_path, record())
     claim(tmp_path, record(), overwrite=True)

@@ -1,11 +1,11 @@
-"""A run's length and rate: what is read, when the rate climbs, holds and falls, and how that is told."""
+"""The length of a run, its learning rate schedule, and the lines that describe both."""
 
 import math
 from itertools import pairwise
 
 import pytest
 
-from kdpipe.pipeline.training.schedules import StepPlan, fallen, lines, make_plan, rate
+from kdpipe.pipeline.training.schedules import StepPlan, decay_progress, lines, lr_factor, make_plan
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.train_settings import (
     CheckpointSettings,
@@ -23,7 +23,7 @@ def plan_of(schedule: ScheduleSettings | None = None, run: RunSettings | None = 
 @pytest.mark.parametrize("n", [1, 7, 8, 9, 100, 1023])
 @pytest.mark.parametrize("epochs", [None, 0.25, 1.0, 1.5, 3.0])
 @pytest.mark.parametrize("accumulate", [1, 3])
-def test_epochs_are_read_to_the_last_sequence(n: int, epochs: float | None, accumulate: int) -> None:
+def test_epochs_use_every_sequence(n: int, epochs: float | None, accumulate: int) -> None:
     plan = plan_of(run=RunSettings(epochs=epochs, batch_size=8, accumulate=accumulate), n=n)
     sizes = [plan.size_of(step) for step in range(plan.n_steps)]
     assert sum(sizes) == plan.n_read == max(1, round((epochs or 1) * n))
@@ -31,7 +31,7 @@ def test_epochs_are_read_to_the_last_sequence(n: int, epochs: float | None, accu
     assert 0 < sizes[-1] <= 8 * accumulate
 
 
-def test_max_steps_are_whole_steps_of_an_endless_line() -> None:
+def test_max_steps_are_full_steps() -> None:
     plan = plan_of(run=RunSettings(max_steps=1000, batch_size=8), n=3)
     assert plan.n_steps == 1000
     assert plan.size_of(999) == 8
@@ -39,18 +39,18 @@ def test_max_steps_are_whole_steps_of_an_endless_line() -> None:
 
 
 def test_an_empty_split_is_refused() -> None:
-    with pytest.raises(ConfigError, match="no sequence to learn from") as caught:
+    with pytest.raises(ConfigError, match="no training sequences") as raised:
         plan_of(n=0)
-    assert "cache inspect" in str(caught.value.hint)
+    assert "cache inspect" in str(raised.value.hint)
 
 
-def test_evaluation_and_saving_are_ten_a_run_unless_said() -> None:
+def test_a_run_has_ten_evaluations_and_checkpoints_by_default() -> None:
     plan = plan_of(run=RunSettings(max_steps=105))
     assert (plan.evaluate_every, plan.save_every) == (10, 10)
-    said = TrainSettings(
+    given = TrainSettings(
         run=RunSettings(max_steps=105), evaluation=EvaluationSettings(every=7), saving=CheckpointSettings(every=500)
     )
-    plan = make_plan(said, 10)
+    plan = make_plan(given, 10)
     assert (plan.evaluate_every, plan.save_every) == (7, 500)
     assert plan_of(run=RunSettings(max_steps=3)).save_every == 1
 
@@ -74,19 +74,21 @@ def twin(schedule: ScheduleSettings, n_steps: int) -> list[float]:
     ("warmup", "decay", "floor"), [(0.1, 0.2, 0.0), (0.0, 1.0, 0.1), (0.5, 0.5, 1.0), (0.9, 0.1, 0), (0, 0.01, 0.5)]
 )
 @pytest.mark.parametrize("n_steps", [1, 2, 10, 137])
-def test_the_rate_is_that_of_its_kind(kind: str, warmup: float, decay: float, floor: float, n_steps: int) -> None:
+def test_the_learning_rate_follows_its_schedule(
+    kind: str, warmup: float, decay: float, floor: float, n_steps: int
+) -> None:
     schedule = ScheduleSettings.model_validate({"kind": kind, "warmup": warmup, "decay": decay, "floor": floor})
     plan = plan_of(schedule, RunSettings(max_steps=n_steps))
-    rates = [rate(schedule, plan, step) for step in range(n_steps)]
+    rates = [lr_factor(schedule, plan, step) for step in range(n_steps)]
     assert rates == pytest.approx(twin(schedule, n_steps), abs=1e-12)
-    assert all(0 < one <= 1 for one in rates[:-1])
+    assert all(0 < factor <= 1 for factor in rates[:-1])
     assert (plan.decay_from < n_steps) == (kind != "constant" and n_steps > 1)
-    # The plan line and the log agree: so many steps are held, so many fall, and the last is at the floor.
+    # The printed plan agrees with the schedule.
     if plan.decay_from < n_steps:
         assert rates[-1] == pytest.approx(floor, abs=1e-12)
-        assert f"down to {floor:g} of its height over {n_steps - plan.decay_from}" in lines(schedule, plan)[2]
+        assert f"decay to {floor:g} of the peak over {n_steps - plan.decay_from}" in lines(schedule, plan)[2]
     else:
-        assert rates[-1] == 1 and "down to" not in lines(schedule, plan)[2]
+        assert rates[-1] == 1 and "decay" not in lines(schedule, plan)[2]
 
 
 @pytest.mark.parametrize("floor", [0.0, 0.1])
@@ -106,45 +108,46 @@ def test_the_rate_is_that_of_its_kind(kind: str, warmup: float, decay: float, fl
         ({"kind": "cosine", "warmup": 0.0}, 1, [1.0]),
     ],
 )
-def test_the_last_step_of_a_falling_schedule_is_the_last_of_the_fall(
+def test_the_decay_ends_at_the_last_step(
     schedule: dict[str, float | str], n_steps: int, expected: list[float], floor: float
 ) -> None:
-    made = ScheduleSettings.model_validate(schedule | {"floor": floor})
-    plan = plan_of(made, RunSettings(max_steps=n_steps))
-    rates = [rate(made, plan, step) for step in range(n_steps)]
-    assert rates == pytest.approx([floor + (1 - floor) * one for one in expected], abs=1e-12)
+    given = ScheduleSettings.model_validate(schedule | {"floor": floor})
+    plan = plan_of(given, RunSettings(max_steps=n_steps))
+    rates = [lr_factor(given, plan, step) for step in range(n_steps)]
+    assert rates == pytest.approx([floor + (1 - floor) * factor for factor in expected], abs=1e-12)
 
 
-def test_the_rate_climbs_from_above_nothing_is_whole_and_falls_to_the_floor() -> None:
+def test_the_learning_rate_rises_from_above_zero_to_its_peak_and_decays_to_the_floor() -> None:
     schedule = ScheduleSettings(kind="wsd", warmup=0.1, decay=0.2, floor=0.1)
     plan = plan_of(schedule, RunSettings(max_steps=100))
-    rates = [rate(schedule, plan, step) for step in range(100)]
+    rates = [lr_factor(schedule, plan, step) for step in range(100)]
     assert rates[0] == 0.1
     assert rates[9:80] == [1.0] * 71
     assert all(a > b for a, b in pairwise(rates[79:]))
     assert rates[-2] == pytest.approx(0.1 + 0.9 / 20)
     assert rates[-1] == pytest.approx(0.1)
-    assert [fallen(plan, step) for step in (0, 79, 80, 89, 99, 100)] == [0, 0, 0.05, 0.5, 1, 1]
+    assert [decay_progress(plan, step) for step in (0, 79, 80, 89, 99, 100)] == [0, 0, 0.05, 0.5, 1, 1]
 
 
-def test_what_will_run_is_told() -> None:
+def test_the_plan_is_printed() -> None:
     schedule = ScheduleSettings(kind="wsd", warmup=0.1, decay=0.2)
     settings = TrainSettings(schedule=schedule, run=RunSettings(epochs=3, batch_size=4, accumulate=2))
-    told = lines(schedule, make_plan(settings, 1001))
-    assert told == [
-        "reads       3,003 sequences, 3 epochs of 1,001",
-        "steps       376 optimizer steps, the last of 3: 4 sequences a batch x 2 batches = 8 a step",
-        "rate        wsd: up over 38 steps, held for 263, down to 0 of its height over 75",
-        "evaluates   every 37 steps and at the end",
-        "saves       every 37 steps, at step 301 before the fall, and at the end",
+    assert lines(schedule, make_plan(settings, 1001)) == [
+        "data        3,003 sequences, 3 epochs of 1,001",
+        "steps       376 optimizer steps, the last with 3: 4 per batch x 2 batches = 8 sequences per step",
+        "schedule    wsd: warm-up over 38 steps, constant for 263, decay to 0 of the peak over 75",
+        "evaluation  every 37 steps and at the end",
+        "checkpoints every 37 steps, at step 301 before the decay, and at the end",
     ]
     flat = ScheduleSettings(kind="constant", warmup=0)
-    assert lines(flat, plan_of(flat, RunSettings(max_steps=10)))[2] == "rate        constant: no warm-up, held for 10"
+    assert (
+        lines(flat, plan_of(flat, RunSettings(max_steps=10)))[2] == "schedule    constant: no warm-up, constant for 10"
+    )
     few = ScheduleSettings(kind="linear", warmup=0.1)
     assert lines(few, plan_of(few, RunSettings(max_steps=9, batch_size=1), n=9)) == [
-        "reads       9 sequences, 1 epoch of 9",
-        "steps       9 optimizer steps: 1 sequence a batch x 1 batch = 1 a step",
-        "rate        linear: up over 1 step, down to 0 of its height over 8",
-        "evaluates   every step and at the end",
-        "saves       every step and at the end",
+        "data        9 sequences, 1 epoch of 9",
+        "steps       9 optimizer steps: 1 per batch x 1 batch = 1 sequence per step",
+        "schedule    linear: warm-up over 1 step, decay to 0 of the peak over 8",
+        "evaluation  every step and at the end",
+        "checkpoints every step and at the end",
     ]

@@ -1,11 +1,12 @@
-"""What a run must not forget: parameters, buffers, generators and the scale come back to the bit."""
+"""Parameters, buffers, random generators and the loss scale are restored to the bit."""
+
+from collections.abc import Mapping
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from kdpipe.pipeline.training.state_tensors import (
-    copies,
     model_tensors,
     random_tensors,
     restore_model,
@@ -30,13 +31,17 @@ class Model(nn.Module):
         self.register_buffer("angles", torch.ones(2), persistent=False)
 
 
-def test_what_is_learnt_and_what_would_be_saved_is_kept_once() -> None:
+def copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in tensors.items()}
+
+
+def test_trainable_parameters_and_saved_buffers_are_stored_once() -> None:
     assert model_tensors(Model()).keys() == {
         "embed.weight", "norm.weight", "norm.bias", "norm.running_mean", "norm.running_var", "norm.num_batches_tracked",
     }  # fmt: skip
 
 
-def test_a_model_is_put_back_to_the_bit_and_stays_tied() -> None:
+def test_a_model_is_restored_to_the_bit_and_stays_tied() -> None:
     model = Model()
     kept = copies(model_tensors(model))
     with torch.no_grad():
@@ -49,25 +54,25 @@ def test_a_model_is_put_back_to_the_bit_and_stays_tied() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
-        (lambda t: t.pop("norm.bias"), r"norm\.bias is missing there"),
-        (lambda t: t.update(other=torch.ones(1)), "other is not learnt by this student"),
-        (lambda t: t.update({"norm.bias": torch.ones(4)}), r"norm\.bias is float32 \[4\] there and float32 \[3\] here"),
-        (lambda t: t.update({"norm.bias": torch.ones(3).half()}), r"is float16 \[3\] there and float32 \[3\] here"),
+        (lambda t: t.pop("norm.bias"), r"norm\.bias is missing in the checkpoint"),
+        (lambda t: t.update(other=torch.ones(1)), "other is not a trainable parameter"),
+        (lambda t: t.update({"norm.bias": torch.ones(4)}), r"norm\.bias is float32 \[4\], expected float32 \[3\]"),
+        (lambda t: t.update({"norm.bias": torch.ones(3).half()}), r"is float16 \[3\], expected float32 \[3\]"),
     ],
 )
-def test_the_state_of_another_model_is_refused_before_anything_is_changed(change, said: str) -> None:  # type: ignore[no-untyped-def]  # a dict's own methods
+def test_the_state_of_another_model_is_refused_before_anything_is_changed(change, message: str) -> None:  # type: ignore[no-untyped-def]  # a dict's own methods
     model = Model()
     before = copies(model_tensors(model))
     tensors = {name: value + 1 for name, value in before.items()}
     change(tensors)
-    with pytest.raises(KdpipeError, match=f"the saved state is of another student: .*{said}"):
+    with pytest.raises(KdpipeError, match=message):
         restore_model(model, tensors)
     assert all(torch.equal(value, before[name]) for name, value in model_tensors(model).items())
 
 
-def test_dropout_goes_on_where_it_was() -> None:
+def test_dropout_continues_where_it_was() -> None:
     device = torch.device("cpu")
     torch.manual_seed(3)
     torch.rand(5)
@@ -79,7 +84,7 @@ def test_dropout_goes_on_where_it_was() -> None:
 
 
 @pytest.mark.gpu
-def test_the_generator_of_a_gpu_goes_on_where_it_was() -> None:
+def test_the_generator_of_a_gpu_continues_where_it_was() -> None:
     device = torch.device("cuda", 0)
     kept = copies(random_tensors(device))
     first = torch.rand(5, device=device)
@@ -87,7 +92,7 @@ def test_the_generator_of_a_gpu_goes_on_where_it_was() -> None:
     assert torch.equal(torch.rand(5, device=device), first)
 
 
-def test_the_scale_of_the_loss_comes_back() -> None:
+def test_the_loss_scale_is_restored() -> None:
     assert scaler_state(None) is None
     one, other = (torch.amp.GradScaler("cpu", init_scale=scale) for scale in (8.0, 2.0))
     weight = torch.ones((), requires_grad=True)

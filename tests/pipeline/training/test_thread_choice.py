@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from kdpipe.pipeline.training.schedules import make_plan
-from kdpipe.pipeline.training.thread_choice import passes_of, unchanged
+from kdpipe.pipeline.training.thread_choice import n_passes_of, unchanged
 from kdpipe.schemas.train_settings import TrainSettings
 
 CPU = torch.device("cpu")
@@ -42,7 +42,7 @@ def everything(model: nn.Module) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_a_pass_leaves_model_and_random_numbers_as_they_were(fails: bool) -> None:
+def test_a_timed_pass_leaves_model_and_random_generators_unchanged(fails: bool) -> None:
     model = Remembering()
     before, buffers, state = everything(model), dict(model.named_buffers()), torch.get_rng_state()
 
@@ -70,7 +70,7 @@ def test_a_pass_leaves_model_and_random_numbers_as_they_were(fails: bool) -> Non
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_the_passes_of_a_run_are_counted_by_micro_batches() -> None:
+def test_passes_of_a_run_are_counted_by_micro_batch() -> None:
     settings = TrainSettings.model_validate({"run": {"max_steps": 10, "batch_size": 4, "accumulate": 2}})
     plan = make_plan(settings, 100)
-    assert (passes_of(plan, 8), passes_of(plan, 4), passes_of(plan, 3)) == (10, 20, 30)
+    assert (n_passes_of(plan, 8), n_passes_of(plan, 4), n_passes_of(plan, 3)) == (10, 20, 30)

@@ -1,117 +1,98 @@
-"""What all trackers share: one that is missing or fails, and what of a line they are told."""
+"""All trackers: the table, missing libraries, failures, and the numbers that are logged."""
 
 import importlib.util
 import math
-import sys
-from collections.abc import Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any, get_args
 
 import pytest
 
 from kdpipe.pipeline.training import trackers
-from kdpipe.pipeline.training.trackers import KINDS, TrackedRun, Trackers, check_installed, remembered
+from kdpipe.pipeline.training.trackers import TRACKERS, TrackedRun, Trackers, check_installed, stored_id
 from kdpipe.schemas.choices import TrackerName
 from kdpipe.schemas.errors import ConfigError
-
-
-class Recorder:
-    """Remembers; fails when it is told to."""
-
-    made: "Recorder | None" = None
-
-    def __init__(self, run: TrackedRun) -> None:
-        self.run, self.told, self.finished, self.fails = run, list[tuple[int, dict[str, float]]](), 0, False
-        Recorder.made = self
-
-    def log(self, step: int, numbers: Mapping[str, float]) -> None:
-        if self.fails:
-            raise ConnectionError("the server is gone\nand more")
-        self.told.append((step, dict(numbers)))
-
-    def finish(self) -> None:
-        self.finished += 1
-
-
-class Broken(Recorder):
-    """Fails at once."""
-
-    def __init__(self, run: TrackedRun) -> None:
-        raise OSError("no space left")
+from support.trackers import RecordingTracker
 
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrackedRun:
-    module = ModuleType("made_up_tracker")
-    module.Recorder, module.Broken = Recorder, Broken  # type: ignore[attr-defined]  # a module made here
-    monkeypatch.setitem(sys.modules, "made_up_tracker", module)
-    monkeypatch.setitem(KINDS, "json", "made_up_tracker:Recorder")
-    monkeypatch.setitem(KINDS, "csv", "made_up_tracker:Broken")
+    """A tracker is added by a row: `json` records, `csv` fails when it is opened (any names of installed modules)."""
+    monkeypatch.setitem(TRACKERS, "json", "support.trackers:RecordingTracker")
+    monkeypatch.setitem(TRACKERS, "csv", "support.trackers:BrokenTracker")
     return TrackedRun(name="a", folder=tmp_path, config={"seed": "0"})
 
 
-def test_every_tracker_that_settings_name_is_known() -> None:
-    assert set(KINDS) == set(get_args(TrackerName))
+def test_settings_and_table_have_the_same_trackers() -> None:
+    assert set(TRACKERS) == set(get_args(TrackerName))
 
 
-@pytest.mark.parametrize("kind", sorted(KINDS))
-def test_a_missing_library_is_told_with_its_install_line(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", sorted(TRACKERS))
+def test_every_tracker_is_a_module_of_its_name(name: str) -> None:
+    module, _, class_name = TRACKERS[name].partition(":")
+    assert module == f"{trackers.__name__}.{name}" and class_name
+    assert importlib.util.find_spec(module) is not None
+
+
+@pytest.mark.parametrize("name", sorted(TRACKERS))
+def test_a_missing_library_is_refused_with_its_install_line(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
-    with pytest.raises(ConfigError, match=f"--report-to names {kind}, which is not installed") as caught:
-        check_installed([kind])
-    assert caught.value.hint == f"pip install 'kdpipe[{kind}]'"
+    with pytest.raises(ConfigError, match=name) as raised:
+        check_installed([name])
+    assert raised.value.hint == f"pip install 'kdpipe[{name}]'"
 
 
-def test_trackers_are_told_the_numbers_of_a_line_by_group(run: TrackedRun) -> None:
-    warned: list[str] = []
-    told = Trackers(["json"], run, warned.append)
+def test_numbers_of_a_line_are_logged_by_path(run: TrackedRun) -> None:
+    warnings: list[str] = []
+    opened = Trackers(["json"], run, warnings.append)
     line: dict[str, Any] = {"step": 3, "loss": math.inf, "why": "x", "best": None, "done": True, "count": 2}
-    told.write({**line, "terms": {"ce": {"raw": 0.5}}})
-    told.finish()
-    told.finish()
-    recorder = Recorder.made
+    opened.write({**line, "terms": {"ce": {"raw": 0.5}}})
+    opened.finish()
+    opened.finish()
+    recorder = RecordingTracker.last
     assert recorder is not None
     assert recorder.run is run
-    assert recorder.told == [(3, {"loss": math.inf, "count": 2.0, "terms/ce/raw": 0.5})]
-    assert recorder.finished == 1
-    assert warned == []
+    assert recorder.logged == [(3, {"loss": math.inf, "count": 2.0, "terms/ce/raw": 0.5})]
+    assert recorder.n_finished == 1
+    assert warnings == []
 
 
-def test_a_tracker_that_fails_is_left_out_and_the_run_goes_on(run: TrackedRun) -> None:
-    warned: list[str] = []
-    told = Trackers(["csv", "json"], run, warned.append)
-    assert warned == ["csv fails and is told no more; metrics.jsonl has everything: no space left"]
-    assert Recorder.made is not None
-    Recorder.made.fails = True
-    told.write({"step": 1, "loss": 1.0})
-    told.write({"step": 2, "loss": 1.0})
-    told.finish()
-    assert warned[1:] == ["json fails and is told no more; metrics.jsonl has everything: the server is gone"]
-    assert Recorder.made.finished == 0
+def test_a_tracker_that_fails_is_disabled_and_the_run_continues(run: TrackedRun) -> None:
+    warnings: list[str] = []
+    opened = Trackers(["csv", "json"], run, warnings.append)
+    [warning] = warnings
+    assert warning.startswith("csv failed") and warning.endswith(": no space left")
+    assert RecordingTracker.last is not None
+    RecordingTracker.last.fails = True
+    opened.write({"step": 1, "loss": 1.0})
+    opened.write({"step": 2, "loss": 1.0})
+    opened.finish()
+    [_, warning] = warnings
+    assert warning.startswith("json failed") and warning.endswith(": the server is gone")
+    assert RecordingTracker.last.n_finished == 0
 
 
-def test_trackers_begin_again_at_the_step_of_a_rollback(run: TrackedRun) -> None:
-    warned: list[str] = []
-    told = Trackers(["csv", "json"], run, warned.append)
-    first = Recorder.made
-    told.write({"step": 5, "loss": 1.0})
-    told.rewind(3)
-    again = Recorder.made
-    told.write({"step": 4, "loss": 2.0})
-    told.finish()
-    assert first is not None and again is not None and again is not first
-    assert (first.finished, first.told) == (1, [(5, {"loss": 1.0})])
-    assert (again.run.step, again.run.name, again.finished, again.told) == (3, run.name, 1, [(4, {"loss": 2.0})])
-    # What has failed before is not tried again.
-    assert len(warned) == 1
+def test_trackers_are_reopened_at_the_step_of_a_rollback(run: TrackedRun) -> None:
+    warnings: list[str] = []
+    opened = Trackers(["csv", "json"], run, warnings.append)
+    first = RecordingTracker.last
+    opened.write({"step": 5, "loss": 1.0})
+    opened.rewind(3)
+    second = RecordingTracker.last
+    opened.write({"step": 4, "loss": 2.0})
+    opened.finish()
+    assert first is not None and second is not None and second is not first
+    assert (first.n_finished, first.logged) == (1, [(5, {"loss": 1.0})])
+    assert (second.run.step, second.run.name, second.n_finished) == (3, run.name, 1)
+    assert second.logged == [(4, {"loss": 2.0})]
+    # A tracker that has failed is not tried again.
+    assert len(warnings) == 1
 
 
-def test_an_id_is_made_once(run: TrackedRun) -> None:
-    assert remembered(run, "json", lambda: "first") == "first"
-    assert remembered(run, "json", lambda: "second") == "first"
-    assert remembered(run, "csv", lambda: "third") == "third"
+def test_the_id_of_a_run_is_created_once(run: TrackedRun) -> None:
+    assert stored_id(run, "json", lambda: "first") == "first"
+    assert stored_id(run, "json", lambda: "second") == "first"
+    assert stored_id(run, "csv", lambda: "third") == "third"
 
 
-def test_nothing_of_a_library_is_loaded_before_it_is_asked_for() -> None:
+def test_no_library_is_imported_before_it_is_needed() -> None:
     assert not {"wandb", "mlflow", "trackio"} & set(vars(trackers))
