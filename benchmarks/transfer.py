@@ -35,7 +35,7 @@ from kdpipe.cache.stores.local_store import LocalStore
 from kdpipe.cache.stores.retries import RetryPolicy
 from kdpipe.cache.transfer import copy_cache
 from kdpipe.cache.verify import verify_cache
-from kdpipe.pipeline.documents.part_plan import rows_of_a_part
+from kdpipe.pipeline.documents.part_plan import rows_per_part
 from kdpipe.pipeline.train import train
 from kdpipe.pipeline.watch import SilentTrainWatch
 from kdpipe.schemas.cache_plan import SplitPlan
@@ -190,7 +190,7 @@ class Bench:
 
     def files(self) -> dict[str, Any]:
         """The files of a part of the default size in a cache of 20 million positions."""
-        rows = int(rows_of_a_part(MANY_ROWS)) if self.scale.rounds > 1 else 20_000
+        rows = int(rows_per_part(MANY_ROWS)) if self.scale.rounds > 1 else 20_000
         n = round(rows / ROWS_PER_DOCUMENT)
         recipe = Recipe(documents={"train": n}, documents_per_part=n, document_tokens=500, hidden=False)
         folder = self.work / "one-part"

@@ -21,13 +21,13 @@ from kdpipe.cache.opening import create_cache
 from kdpipe.cache.verify.first_use import remember_written
 from kdpipe.cache.writing.writer import CacheWriter
 from kdpipe.pipeline.documents.data_sources import is_of_hub
-from kdpipe.pipeline.documents.part_plan import make_plan, rows_of_a_part
+from kdpipe.pipeline.documents.part_plan import make_plan, rows_per_part
 from kdpipe.pipeline.documents.row_files import RowFile
 from kdpipe.pipeline.interop import Format, FormatInfo, open_format
 from kdpipe.pipeline.interop.imported_sequences import packed, token_sizes
 from kdpipe.pipeline.interop.source_files import check_place, source_files
 from kdpipe.pipeline.interop.survey import Read, Repairs, SourceSurvey, row_parser, rows_again, survey_rows
-from kdpipe.pipeline.interop.validated_row import MOST_MASS, ValidatedRow, validate_row
+from kdpipe.pipeline.interop.validated_row import MAX_MASS, ValidatedRow, validate_row
 from kdpipe.pipeline.tokenizers.cached_tokenizer import with_reloadable_files
 from kdpipe.pipeline.tokenizers.tokenizer import LoadedTokenizer, load_tokenizer
 from kdpipe.pipeline.watch import Watch
@@ -42,7 +42,7 @@ from kdpipe.schemas.part import ScaledRows
 from kdpipe.schemas.targets import HiddenSpec, Imported, TargetSpec
 
 # A part's documents are in memory while it is packed: 130 MB at 8 bytes per entry.
-MOST_ENTRIES_PER_PART = 1 << 24
+MAX_ENTRIES_PER_PART = 1 << 24
 SPLITS: tuple[SplitName, ...] = ("train", "validation")
 
 
@@ -62,7 +62,7 @@ def import_cache(settings: ImportSettings, watch: Watch) -> ImportReport:
         f"rows       {len(survey.sizes):,} with {survey.n_positions:,} positions, up to {survey.longest:,} tokens"
     )
     # If sums of stored probabilities are far above 1, others are too low by as much.
-    if source.info.tail == "rest" and settings.tail is None and survey.repairs.largest_excess > MOST_MASS - 1:
+    if source.info.tail == "rest" and settings.tail is None and survey.repairs.largest_excess > MAX_MASS - 1:
         source = replace(source, tail_lost=True)
     _warn_of_repairs(survey.repairs, source, watch)
     cache = create_cache(settings.out, make_manifest(settings, source.info, survey, tokenizer))
@@ -149,7 +149,7 @@ def _source_name(settings: ImportSettings) -> str:
 def make_import_plan(survey: SourceSurvey, most_ids: int, pack: bool) -> CachePlan:
     """Parts as planned by `cache-teacher`, with fewer rows if rows have many ids; no document is cut."""
     sizes = {split: survey.sizes[survey.rows_of(split)] for split in SPLITS}
-    rows = min(rows_of_a_part(float(survey.sizes.sum())), MOST_ENTRIES_PER_PART // most_ids)
+    rows = min(rows_per_part(float(survey.sizes.sum())), MAX_ENTRIES_PER_PART // most_ids)
     return make_plan(sizes, 1.0, survey.longest, pack, int(rows), duplicates=survey.duplicates)
 
 

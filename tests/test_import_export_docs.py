@@ -10,9 +10,9 @@ import pytest
 from kdpipe.cli import main
 from kdpipe.pipeline.interop import FORMATS, axolotl, distillkit, nemo
 from kdpipe.pipeline.interop import topk_lists as topk
-from kdpipe.pipeline.interop.distillkit import MOST_FITTED_MASS
+from kdpipe.pipeline.interop.distillkit import MAX_FITTED_MASS
 from kdpipe.pipeline.interop.export_tables import AXOLOTL, column_types
-from kdpipe.pipeline.interop.validated_row import MOST_MASS, NOTHING_NATS
+from kdpipe.pipeline.interop.validated_row import MAX_MASS, MIN_LOGPROB
 from support.interop_sources import (
     DISTILLKIT,
     DISTILLKIT_IDS,
@@ -85,6 +85,6 @@ def test_every_column_of_an_export_is_on_the_page() -> None:
 
 
 def test_limits_on_the_page_are_those_of_the_code() -> None:
-    assert f"below {NOTHING_NATS:.0f} are padding" in " ".join(PAGE.split())
-    assert f"hold up to {MOST_MASS}" in PAGE
-    assert f"up to {MOST_FITTED_MASS:,.0f} is allowed" in PAGE
+    assert f"below {MIN_LOGPROB:.0f} are padding" in " ".join(PAGE.split())
+    assert f"hold up to {MAX_MASS}" in PAGE
+    assert f"up to {MAX_FITTED_MASS:,.0f} is allowed" in PAGE

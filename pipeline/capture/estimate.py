@@ -9,7 +9,7 @@ from kdpipe.pipeline.capture.buffer_limits import row_bytes, waiting_sequences, 
 from kdpipe.pipeline.capture.capture_teacher import CapturePlan
 from kdpipe.pipeline.capture.size_table import sizes_of, token_bytes
 from kdpipe.pipeline.documents.corpus import Corpus
-from kdpipe.pipeline.documents.part_plan import rows_of_a_part
+from kdpipe.pipeline.documents.part_plan import rows_per_part
 from kdpipe.pipeline.documents.tokenize import DocumentCounts
 from kdpipe.schemas.arrays import default_arrays
 from kdpipe.schemas.cache_plan import CachePlan
@@ -34,7 +34,7 @@ class DataExtent:
 
 def extent_for(n_tokens: int, sequence_length: int) -> DataExtent:
     """A number of tokens of any text, all of them trained."""
-    n_parts = max(1, round(n_tokens / rows_of_a_part(n_tokens)))
+    n_parts = max(1, round(n_tokens / rows_per_part(n_tokens)))
     return DataExtent(
         documents={},
         rows={"train": n_tokens},
@@ -47,7 +47,7 @@ def extent_for(n_tokens: int, sequence_length: int) -> DataExtent:
 def scaled(extent: DataExtent, n_tokens: int) -> DataExtent:
     """The same kind of text with another number of tokens."""
     factor = n_tokens / max(sum(extent.rows.values()), 1)
-    target = rows_of_a_part(n_tokens)
+    target = rows_per_part(n_tokens)
 
     def times(counts: dict[str, int]) -> dict[str, int]:
         return {split: round(n * factor) for split, n in counts.items()}

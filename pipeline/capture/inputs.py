@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from kdpipe.pipeline.documents.corpus import SPLITS, Corpus
 from kdpipe.pipeline.documents.data_sources import is_of_hub
 from kdpipe.pipeline.documents.open_corpus import open_corpus
-from kdpipe.pipeline.documents.text_ranges import LEAST_BYTES, LONG_BYTES
+from kdpipe.pipeline.documents.text_ranges import LONG_BYTES, MIN_RANGE_BYTES
 from kdpipe.pipeline.documents.tokenize import DocumentCounts
 from kdpipe.pipeline.teachers import TeacherBackend, backend_of
 from kdpipe.pipeline.tokenizers.cached_tokenizer import with_reloadable_files
@@ -117,7 +117,7 @@ def explain_validation(corpus: Corpus, settings: CaptureSettings, watch: Watch) 
 def share_for(corpus: Corpus, n_documents: int) -> float:
     """The validation fraction that holds out about this many documents, or ranges of long ones."""
     if corpus.n_cut_rows:
-        return (n_documents + corpus.n_cut_rows) * LEAST_BYTES / corpus.n_bytes
+        return (n_documents + corpus.n_cut_rows) * MIN_RANGE_BYTES / corpus.n_bytes
     return n_documents / sum(corpus.splits.values())
 
 

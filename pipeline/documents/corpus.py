@@ -16,8 +16,8 @@ import numpy.typing as npt
 
 from kdpipe.cache.reshape.digests import KnownDocuments
 from kdpipe.pipeline.documents.columns import ColumnMapping, Document
-from kdpipe.pipeline.documents.corpus_index import MORE_TOKENS, Index
-from kdpipe.pipeline.documents.document_duplicates import MOST_TOKENIZED_BYTES, n_repeated
+from kdpipe.pipeline.documents.corpus_index import ADDED_TOKENS, Index
+from kdpipe.pipeline.documents.document_duplicates import MAX_TOKENIZED_BYTES, n_repeated
 from kdpipe.pipeline.documents.part_plan import make_plan
 from kdpipe.pipeline.documents.render import Renderer
 from kdpipe.pipeline.documents.row_files import RowFile
@@ -32,7 +32,7 @@ from kdpipe.schemas.errors import ConfigError, KdpipeError, Untrainable
 from kdpipe.schemas.manifest import SourceColumn
 
 # Rows used to detect column roles, and documents used to estimate tokens per byte.
-LOOKED_AT = 100
+DETECTION_ROWS = 100
 SAMPLE = 64
 # Documents tokenized together.
 BATCH, BATCH_BYTES = 32, 1 << 18
@@ -156,7 +156,7 @@ class Corpus:
             return
         for split in SPLITS:
             sizes = self._index.sizes[self._documents[split]].astype(np.int64)
-            for document, _, tokens in self._tokenized(split, np.flatnonzero(sizes + MORE_TOKENS > sequence_length)):
+            for document, _, tokens in self._tokenized(split, np.flatnonzero(sizes + ADDED_TOKENS > sequence_length)):
                 self._check_length(split, document, tokens, sequence_length)
 
     def _check_length(self, split: SplitName, document: int, tokens: DocumentTokens, sequence_length: int) -> None:
@@ -208,7 +208,7 @@ class Corpus:
 
     def _duplicates(self, length: int) -> dict[SplitName, int] | None:
         """Documents per split with the tokens of an earlier one; None if that requires too much tokenizing."""
-        if self.n_bytes > MOST_TOKENIZED_BYTES:
+        if self.n_bytes > MAX_TOKENIZED_BYTES:
             return None
         whole = copy(self)
         whole._settings = self._settings.model_copy(update={"untrainable": "skip"})
@@ -238,7 +238,7 @@ class Corpus:
     def sample(self, document: int = 0, most: int = 300) -> tuple[str, list[tuple[str, bool]]]:
         """The first trainable document from `document` on: its place, and runs of trained and untrained text, the long
         ones shortened."""
-        n = min(LOOKED_AT, len(self._documents["train"]) - document)
+        n = min(DETECTION_ROWS, len(self._documents["train"]) - document)
         numbers = (np.array([number]) for number in range(document, document + n))
         first = next((item for number in numbers for item in self._tokenized("train", number)), None)
         if first is None:

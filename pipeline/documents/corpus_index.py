@@ -26,7 +26,7 @@ from kdpipe.schemas.strict_json import canonical
 
 ColumnType = Literal["string", "int64", "float64", "bool"]
 # Most tokens that a tokenizer adds around a document.
-MORE_TOKENS = 8
+ADDED_TOKENS = 8
 SHOWN_BAD_ROWS = 3
 KEPT_BAD_ROWS = 20
 
@@ -101,7 +101,7 @@ class Indexer:
 
     mapping: ColumnMapping
     settings: DataSettings
-    most_bytes: Callable[[Document], int]
+    max_bytes: Callable[[Document], int]
     key_of: Callable[[str], int] | None = None
     n_held_out: npt.NDArray[np.int64] | None = None
     _files: "array[int]" = field(default_factory=lambda: array("I"))
@@ -156,7 +156,7 @@ class Indexer:
             self._n_ranges += len(ranges)
             for span in ranges:
                 part = document.part(span.start, span.end)
-                self._add(row, file, part, self.most_bytes(part), span.held_out)
+                self._add(row, file, part, self.max_bytes(part), span.held_out)
                 self._ranges.extend((span.start, span.end))
             return
         is_held_out = self._is_held_out(digest) if split is None else split == "validation"
@@ -200,8 +200,8 @@ class Indexer:
             raise BadRow("a lone surrogate, which is not valid UTF-8") from None
         except (ValueError, TypeError, RecursionError) as error:
             raise BadRow(f"a value that JSON cannot represent: {error}") from None
-        size = self.most_bytes(document)
-        if size + MORE_TOKENS > MAX_SEQUENCE_ROWS:
+        size = self.max_bytes(document)
+        if size + ADDED_TOKENS > MAX_SEQUENCE_ROWS:
             raise BadRow(f"{len(document.messages):,} messages, too many for one part")
         self._digest.update(digest + kept)
         return document, size, digest

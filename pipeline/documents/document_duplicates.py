@@ -23,7 +23,7 @@ from kdpipe.schemas.choices import SplitName
 
 KEY_BYTES: Final = 8
 # Most bytes to tokenize for the count alone: about a minute on one core.
-MOST_TOKENIZED_BYTES: Final = 32 << 20
+MAX_TOKENIZED_BYTES: Final = 32 << 20
 
 
 def text_key(tokenizer: LoadedTokenizer, append_stop: bool) -> Callable[[str], int] | None:

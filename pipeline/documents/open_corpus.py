@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from kdpipe.pipeline.documents.columns import ColumnMapping, detect
-from kdpipe.pipeline.documents.corpus import LOOKED_AT, Corpus
+from kdpipe.pipeline.documents.corpus import DETECTION_ROWS, Corpus
 from kdpipe.pipeline.documents.corpus_index import SHOWN_BAD_ROWS, Index, Indexer
 from kdpipe.pipeline.documents.data_sources import find_files
 from kdpipe.pipeline.documents.document_duplicates import text_key
@@ -32,7 +32,7 @@ def open_corpus(settings: DataSettings, tokenizer: LoadedTokenizer) -> Corpus:
     renderer = Renderer(mapping, settings, tokenizer)
     _select_columns(files, mapping)
     key_of = text_key(tokenizer, settings.append_stop) if mapping.form == "text" else None
-    new_indexer = partial(Indexer, mapping, settings, renderer.most_bytes, key_of)
+    new_indexer = partial(Indexer, mapping, settings, renderer.max_bytes, key_of)
     indexer, made_with = new_indexer(), _made_with(settings, mapping, renderer)
     has_own = settings.val_path is not None
     n_documents = indexer.read(files, split="train" if has_own else None)
@@ -87,7 +87,7 @@ def _first_rows(files: Iterable[RowFile], what: str) -> list[dict[str, None]]:
                 first.append(dict.fromkeys(row.columns))
             elif len(bad) < SHOWN_BAD_ROWS:
                 bad.append(f"{file.name}:{row.number}: {row.problem}")
-            if len(first) == LOOKED_AT:
+            if len(first) == DETECTION_ROWS:
                 return first
     if not first:
         why = f"no valid row. First errors: {'; '.join(bad)}" if bad else "no rows"

@@ -52,7 +52,7 @@ class Renderer:
     def template(self) -> str | None:
         return None if self._chat is None else self._chat.source
 
-    def most_bytes(self, document: Document) -> int:
+    def max_bytes(self, document: Document) -> int:
         """An upper bound of the bytes of the rendered document."""
         n_bytes = document.n_bytes + (1 if document.messages else 0)
         if self._chat is not None:

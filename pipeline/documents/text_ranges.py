@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 # Of held-out ranges: shorter ones have too little context, and more of them cost training context.
-LEAST_BYTES, MOST_RANGES = 1 << 10, 20
+MIN_RANGE_BYTES, MAX_RANGES = 1 << 10, 20
 # Shorter documents are not cut for a single range.
 LONG_BYTES = 1 << 14
 # A text is cut after a paragraph, else after a line, else after a word.
@@ -31,9 +31,9 @@ class Range:
 def ranges_to_hold_out(sizes: npt.NDArray[np.uint32], share: float) -> npt.NDArray[np.int64]:
     """The number of held-out ranges per document: as many as its share fills. The longest of the other long documents
     have one each, until their share is held out; at least one range is held out in all."""
-    n_ranges: npt.NDArray[np.int64] = np.minimum(sizes * share // LEAST_BYTES, MOST_RANGES).astype(np.int64)
+    n_ranges: npt.NDArray[np.int64] = np.minimum(sizes * share // MIN_RANGE_BYTES, MAX_RANGES).astype(np.int64)
     others = np.sort(sizes[(n_ranges == 0) & (sizes >= LONG_BYTES)])
-    n_more = max(int(others.sum(dtype=np.int64) * share // LEAST_BYTES), 0 if n_ranges.any() else 1)
+    n_more = max(int(others.sum(dtype=np.int64) * share // MIN_RANGE_BYTES), 0 if n_ranges.any() else 1)
     if n_more and len(others):
         # Equal documents have equal sizes, so they are cut alike.
         n_ranges[(n_ranges == 0) & (sizes >= others[-n_more])] = 1
@@ -44,7 +44,7 @@ def ranges_of(text: str, n_held_out: int, share: float) -> list[Range]:
     """Cut a text into ranges, `n_held_out` of which are held out; their concatenation is the text."""
     if not n_held_out:
         return [Range(start=0, end=len(text), held_out=False)]
-    share = max(share, min(0.5, n_held_out * LEAST_BYTES / len(text.encode())))
+    share = max(share, min(0.5, n_held_out * MIN_RANGE_BYTES / len(text.encode())))
     stretch = len(text) / n_held_out
     reach = int(min(share, 1 - share) * stretch / 2)
     cuts = [0]

@@ -27,7 +27,7 @@ from kdpipe.pipeline.interop.fields import (
     same_counts,
 )
 from kdpipe.pipeline.interop.source_files import choose_columns, has_column
-from kdpipe.pipeline.interop.validated_row import NOTHING_NATS, SourceRow, aligned
+from kdpipe.pipeline.interop.validated_row import MIN_LOGPROB, SourceRow, aligned
 from kdpipe.schemas.choices import Align
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.interop import ImportSettings
@@ -163,4 +163,4 @@ def _alignment_of(values: NumberLists, place: str) -> Align:
 def _is_empty(values: NumberLists, number: int) -> bool:
     """Whether a list has no entries, or only padding."""
     start = int(values.counts[:number].sum())
-    return not (values.values[start : start + int(values.counts[number])] >= NOTHING_NATS).any()
+    return not (values.values[start : start + int(values.counts[number])] >= MIN_LOGPROB).any()

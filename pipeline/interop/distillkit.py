@@ -32,9 +32,9 @@ CODEC_FILE = "compression_config.yaml"
 LEGACY = "legacy_logit_compression"
 # Largest sum of a row's fitted probabilities: up to 2.7 measured for small trained teachers under the budget setting,
 # 100 for sharper ones. Without a constant term, settings of another codec show only as sums of ten or more.
-MOST_FITTED_MASS, MOST_UNCHECKED_MASS = 1000.0, 8.0
+MAX_FITTED_MASS, MAX_UNCHECKED_MASS = 1000.0, 8.0
 # Polynomial terms in memory at a time.
-MOST_NUMBERS = 1 << 23
+MAX_NUMBERS = 1 << 23
 COLUMNS = ("input_ids", "compressed_logprobs", "bytepacked_indices")
 LEGACY_COLUMNS = ("input_ids", "packed_indices", "exact_values", "coeffs")
 Arrays = tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]
@@ -71,8 +71,8 @@ class Distillkit:
         if isinstance(self._codec, DistillkitLegacyCodec) or self._codec.exact_k == self._codec.k:
             return raw
         is_fitted = np.tile(np.arange(self._codec.k) >= self._codec.exact_k, len(ids.values) // self._codec.k)
-        most = MOST_FITTED_MASS if _has_constant(self._codec) else MOST_UNCHECKED_MASS
-        return replace(raw, is_fitted=is_fitted, most_mass=most)
+        most = MAX_FITTED_MASS if _has_constant(self._codec) else MAX_UNCHECKED_MASS
+        return replace(raw, is_fitted=is_fitted, max_mass=most)
 
 
 def read_codec(settings: ImportSettings) -> DistillkitCodec | DistillkitLegacyCodec:
@@ -151,7 +151,7 @@ def _legacy(settings: DistillkitLegacyCodec, columns: Mapping[str, Any]) -> Iter
 
 
 def _slices(n_rows: int, numbers_per_row: int) -> Iterator[slice]:
-    size = max(1, MOST_NUMBERS // numbers_per_row)
+    size = max(1, MAX_NUMBERS // numbers_per_row)
     return (slice(first, first + size) for first in range(0, n_rows, size))
 
 

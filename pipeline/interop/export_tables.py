@@ -6,7 +6,7 @@ the last list is empty.
 """
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, assert_never
 
 import numpy as np
 
@@ -31,8 +31,16 @@ AXOLOTL: Types = {
 
 def column_types(form: ExportFormat, manifest: Manifest) -> Types:
     """The columns of a format: numpy dtype and nesting depth of the lists."""
-    if form == "axolotl":
-        return AXOLOTL
+    match form:
+        case "axolotl":
+            return AXOLOTL
+        case "parquet":
+            return _parquet_types(manifest)
+        case _:
+            assert_never(form)
+
+
+def _parquet_types(manifest: Manifest) -> Types:
     types: Types = {"tokens": ("int32", 1), "loss_mask": ("bool", 1), "document_starts": ("int32", 1)}
     if manifest.targets.has_entries:
         types |= {"ids": ("int32", 2), "logprobs": ("float32", 2), "weights": ("float32", 2)}
@@ -49,9 +57,16 @@ def _scalars(manifest: Manifest) -> list[str]:
 
 def table_rows(form: ExportFormat, rows: Rows, manifest: Manifest) -> Iterator[Row]:
     """The table rows of one sequence."""
-    if form == "axolotl":
-        yield from _documents(rows)
-        return
+    match form:
+        case "axolotl":
+            return _documents(rows)
+        case "parquet":
+            return iter([_sequence(rows, manifest)])
+        case _:
+            assert_never(form)
+
+
+def _sequence(rows: Rows, manifest: Manifest) -> Row:
     row: Row = {"tokens": rows.tokens, "loss_mask": rows.loss_mask, "document_starts": rows.document_starts}
     counts = rows.count.astype(np.int64)
     for name, values in (("ids", rows.ids), ("logprobs", rows.logprobs), ("weights", rows.weights)):
@@ -59,7 +74,7 @@ def table_rows(form: ExportFormat, rows: Rows, manifest: Manifest) -> Iterator[R
     row["n_exact"] = rows.n_exact
     for name in _scalars(manifest):
         row[name] = rows.log_z[float(name[6:])] if name.startswith("log_z_") else getattr(rows, name)
-    yield {name: row[name] for name in column_types("parquet", manifest)}
+    return {name: row[name] for name in _parquet_types(manifest)}
 
 
 def _documents(rows: Rows) -> Iterator[Row]:

@@ -18,11 +18,11 @@ from kdpipe.schemas.cache_plan import MAX_SEQUENCE_ROWS
 from kdpipe.schemas.targets import MAX_ENTRIES
 
 # Smallest log p of a cache (65,533 steps of 1/16 nat); padding is -1e9 or minus infinity.
-NOTHING_NATS = -4095.0
+MIN_LOGPROB = -4095.0
 # Rounding of a float32 log-probability near 0, as allowed by the cache writer.
 ROUNDING_NATS = 1e-4
 # Largest sum of probabilities with rounding; DistillKit's recommended setting gives at most 1.028 in 1,536 rows.
-MOST_MASS = 1.05
+MAX_MASS = 1.05
 # Larger sums than this are more than float32 rounding, and are counted.
 ROUNDED_MASS = 1.001
 # Largest difference of exact mass and stated tail from 1 that the cache writer allows.
@@ -34,7 +34,7 @@ class SourceRow:
     """A source row, aligned as in a cache: row t of `trained`, `ids` and `values` predicts token t + 1.
 
     `values` are log p of the ids; `starts` are the first rows of documents (None: one document). `is_fitted` marks
-    values that a lossy codec approximates, which may be above 0; probabilities may add up to `most_mass`.
+    values that a lossy codec approximates, which may be above 0; probabilities may add up to `max_mass`.
     """
 
     tokens: Longs
@@ -44,7 +44,7 @@ class SourceRow:
     log_tail: Floats | None = None
     starts: Longs | None = None
     is_fitted: Bools | None = None
-    most_mass: float = MOST_MASS
+    max_mass: float = MAX_MASS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +82,7 @@ def validate_row(raw: SourceRow, vocabulary_size: int, *, rest_is_tail: bool) ->
     _check_entries(ids, values, row_of, vocabulary_size)
     if counts.max(initial=0) > MAX_ENTRIES:
         raise BadRow(f"{counts.max():,} ids for token {counts.argmax()}, at most {MAX_ENTRIES:,} can be stored")
-    values, excess = _scaled(values, row_of, n, raw.most_mass)
+    values, excess = _scaled(values, row_of, n, raw.max_mass)
     return ValidatedRow(
         tokens=raw.tokens.astype(np.int32),
         loss_mask=mask,
@@ -126,7 +126,7 @@ def _is_entry(raw: SourceRow, row_of: Longs) -> Bools:
     if raw.is_fitted is not None:
         above &= ~raw.is_fitted
     _refuse(above, row_of, values, "a log-probability is {}, expected at most 0")
-    is_entry: Bools = values >= NOTHING_NATS
+    is_entry: Bools = values >= MIN_LOGPROB
     return is_entry
 
 

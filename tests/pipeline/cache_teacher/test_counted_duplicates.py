@@ -121,7 +121,7 @@ def test_the_plan_counts_what_the_cache_holds_and_a_copied_part_is_named(kind: s
 def test_of_data_that_take_too_long_to_tokenize_the_count_is_unknown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(corpus, "MOST_TOKENIZED_BYTES", 4096)
+    monkeypatch.setattr(corpus, "MAX_TOKENIZED_BYTES", 4096)
     path = made(tmp_path, "chat")
     assert open_cache(path).manifest.plan.splits[0].duplicates is None
     report = verify_cache(path, "deep")

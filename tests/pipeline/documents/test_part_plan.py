@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kdpipe.pipeline.documents.corpus_index import MORE_TOKENS
-from kdpipe.pipeline.documents.part_plan import LARGE_ROWS, LEAST_ROWS, MANY_ROWS, make_plan, rows_of_a_part
+from kdpipe.pipeline.documents.corpus_index import ADDED_TOKENS
+from kdpipe.pipeline.documents.part_plan import LARGE_ROWS, MANY_ROWS, MIN_PART_ROWS, make_plan, rows_per_part
 from kdpipe.schemas.cache_plan import MAX_PART_ROWS, CachePlan
 
 
@@ -24,7 +24,7 @@ def test_parts_cover_all_documents_and_none_is_too_large(sizes: list[int], token
     (split,) = plan(sizes, tokens_per_byte).splits
     assert (split.bounds[0], split.bounds[-1]) == (0, len(sizes))
     for first, end in zip(split.bounds, split.bounds[1:], strict=False):
-        assert sum(size + MORE_TOKENS for size in sizes[first:end]) <= MAX_PART_ROWS
+        assert sum(size + ADDED_TOKENS for size in sizes[first:end]) <= MAX_PART_ROWS
 
 
 def rows_of_parts(sizes: list[int], tokens_per_byte: float) -> list[float]:
@@ -35,7 +35,7 @@ def rows_of_parts(sizes: list[int], tokens_per_byte: float) -> list[float]:
 
 @pytest.mark.parametrize(
     ("n", "n_parts", "rows"),
-    [(40, 1, 12_000), (1000, 9, LEAST_ROWS), (20_000, 64, 94_000), (55_000, 64, 259_000), (400_000, 46, LARGE_ROWS)],
+    [(40, 1, 12_000), (1000, 9, MIN_PART_ROWS), (20_000, 64, 94_000), (55_000, 64, 259_000), (400_000, 46, LARGE_ROWS)],
 )
 def test_parts_are_about_a_64th_or_large_ones_of_many_rows(n: int, n_parts: int, rows: int) -> None:
     found = rows_of_parts([1000] * n, 0.3)
@@ -53,7 +53,7 @@ def test_parts_of_uneven_documents_are_of_even_size() -> None:
 def test_a_part_that_may_overflow_is_closed_early() -> None:
     (split,) = plan([1 << 21] * 903, 0.01).splits
     assert split.bounds == tuple(range(0, 904, 7))
-    assert 7 * ((1 << 21) + MORE_TOKENS) <= MAX_PART_ROWS < 8 * (1 << 21) + 1
+    assert 7 * ((1 << 21) + ADDED_TOKENS) <= MAX_PART_ROWS < 8 * (1 << 21) + 1
 
 
 # What the standard profile takes of a position, file by file: ids, row columns (counts 0.9, three scalars 4.7, tokens,
@@ -84,8 +84,8 @@ def test_an_estimate_that_is_wrong_by_a_tenth_makes_no_small_files(guess: float)
 
 def test_parts_of_smaller_caches_have_a_64th_of_the_rows() -> None:
     for n in (1, 32_768, 2_097_152, 3_000_000, 16_777_215):
-        assert rows_of_a_part(n) == min(max(n / 64, 1 << 15), 1 << 20)
-    assert rows_of_a_part(MANY_ROWS) == LARGE_ROWS
+        assert rows_per_part(n) == min(max(n / 64, 1 << 15), 1 << 20)
+    assert rows_per_part(MANY_ROWS) == LARGE_ROWS
 
 
 def test_each_split_has_parts_of_its_own_and_an_empty_one_none() -> None:

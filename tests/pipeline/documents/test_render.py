@@ -244,9 +244,9 @@ def test_no_rendered_document_is_larger_than_its_bound(template: str) -> None:
     for n in (1, 2, 3, 40):
         document = talk({"role": "system", "content": "é"}, *TALK * n)
         rendered = renderer.render(document, "x")
-        assert len(rendered.text.encode()) <= renderer.most_bytes(document)
+        assert len(rendered.text.encode()) <= renderer.max_bytes(document)
 
 
 def test_no_plain_document_is_larger_than_its_bound() -> None:
     renderer = Renderer(FORMS["pair"], DataSettings(), tokenizer())
-    assert len(renderer.render(PAIR, "x").text.encode()) == renderer.most_bytes(PAIR)
+    assert len(renderer.render(PAIR, "x").text.encode()) == renderer.max_bytes(PAIR)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from kdpipe.pipeline.documents.corpus import Corpus
 from kdpipe.pipeline.documents.open_corpus import open_corpus
-from kdpipe.pipeline.documents.text_ranges import LEAST_BYTES, LONG_BYTES, MOST_RANGES, ranges_of, ranges_to_hold_out
+from kdpipe.pipeline.documents.text_ranges import LONG_BYTES, MAX_RANGES, MIN_RANGE_BYTES, ranges_of, ranges_to_hold_out
 from kdpipe.pipeline.tokenizers.tokenizer import LoadedTokenizer, load_tokenizer
 from kdpipe.schemas.capture_settings import DataSettings
 from support.corpora import CHATML, TEXTS, small_tokenizer, write_jsonl
@@ -42,7 +42,7 @@ def texts_of(corpus: Corpus) -> dict[str, list[str]]:
 
 @given(
     st.text(st.sampled_from("ab \n\u00e9\u4e00\U0001f600"), min_size=1, max_size=400),
-    st.integers(1, MOST_RANGES),
+    st.integers(1, MAX_RANGES),
     st.floats(1e-6, 0.999),
 )
 def test_ranges_concatenate_to_the_text_and_are_not_empty(text: str, n: int, share: float) -> None:
@@ -60,7 +60,7 @@ def test_the_share_is_held_out_within_a_range_and_evenly_spread(text: str, share
     (n,) = ranges_to_hold_out(np.array([len(text.encode())], np.uint32), share).tolist()
     found = ranges_of(text, n, share)
     held = [each for each in found if each.held_out]
-    assert len(held) == n == min(MOST_RANGES, int(share * len(text.encode()) // LEAST_BYTES))
+    assert len(held) == n == min(MAX_RANGES, int(share * len(text.encode()) // MIN_RANGE_BYTES))
     length = sum(each.end - each.start for each in held)
     assert abs(length - share * len(text)) <= max(each.end - each.start for each in held)
     for i, each in enumerate(held):
@@ -77,7 +77,7 @@ def test_documents_have_the_ranges_that_their_share_fills_and_the_longest_others
     def ranges(*sizes: int, share: float = 0.02) -> list[int]:
         return ranges_to_hold_out(np.array(sizes, np.uint32), share).tolist()
 
-    assert ranges(51_200, 102_400, 2_000_000) == [1, 2, MOST_RANGES]
+    assert ranges(51_200, 102_400, 2_000_000) == [1, 2, MAX_RANGES]
     assert ranges(LONG_BYTES) == [1], "rather than none"
     assert ranges(LONG_BYTES - 1, 5) == [0, 0]
     assert ranges(*range(30_000, 40_000, 1000)) == [0, 0, 0, 0, 1, 1, 1, 1, 1, 1], "2 % of 345,000 bytes are 6 ranges"
@@ -90,9 +90,11 @@ def test_of_all_long_documents_the_share_is_held_out_within_a_range(sizes: list[
     n = ranges_to_hold_out(np.array(sizes, np.uint32), share)
     shares = [(share * size, k) for size, k in zip(sizes, n.tolist(), strict=True) if k or size >= LONG_BYTES]
     wanted = sum(each for each, _ in shares)
-    held_out = sum(max(each, LEAST_BYTES) for each, k in shares if k)
-    assert abs(held_out - wanted) <= LEAST_BYTES
-    assert all(k == min(each // LEAST_BYTES, MOST_RANGES) or (k == 1 and each < LEAST_BYTES) for each, k in shares)
+    held_out = sum(max(each, MIN_RANGE_BYTES) for each, k in shares if k)
+    assert abs(held_out - wanted) <= MIN_RANGE_BYTES
+    assert all(
+        k == min(each // MIN_RANGE_BYTES, MAX_RANGES) or (k == 1 and each < MIN_RANGE_BYTES) for each, k in shares
+    )
 
 
 @pytest.mark.parametrize("as_file", [True, False])

@@ -84,7 +84,7 @@ def test_rows_are_scaled_to_one_with_an_unknown_tail(source: Path, tokenizer: st
 def test_scaled_rows_are_counted_by_part_summed_and_shown(
     source: Path, tokenizer: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with mock.patch.object(importing, "MOST_ENTRIES_PER_PART", 120 * BUDGET.k):
+    with mock.patch.object(importing, "MAX_ENTRIES_PER_PART", 120 * BUDGET.k):
         assert run(words(source, tokenizer, tmp_path / "cache", "--json")) == 0
         shown = capsys.readouterr()
         assert run(words(source, tokenizer, tmp_path / "cache")) == 0

@@ -48,7 +48,7 @@ def settings_of(source: Path, tokenizer: str, out: Path, **settings: Any) -> dic
 
 def small_parts() -> Any:
     """Parts of about 60 rows."""
-    return mock.patch.object(importing, "MOST_ENTRIES_PER_PART", 60 * K)
+    return mock.patch.object(importing, "MAX_ENTRIES_PER_PART", 60 * K)
 
 
 def digests(path: Path) -> dict[str, bytes]:

@@ -58,7 +58,7 @@ def peak_bytes(folder: Path, n_rows: int, words: Path) -> int:
 
     with (
         mock.patch.object(arrow_files, "BATCH_BYTES", 1 << 20),
-        mock.patch.object(importing, "MOST_ENTRIES_PER_PART", ENTRIES_A_PART),
+        mock.patch.object(importing, "MAX_ENTRIES_PER_PART", ENTRIES_A_PART),
     ):
         ended = in_child(work)
     assert ended.code == 0, ended.said
