@@ -13,7 +13,7 @@ from kdpipe.cache.catalog import same_manifest
 from kdpipe.cache.inspect import inspect_cache
 from kdpipe.cache.stores.dispatch import open_store
 from kdpipe.cache.stores.retries import RetryPolicy
-from kdpipe.cache.verify.first_use import remember_written
+from kdpipe.cache.verify.first_use import record_written
 from kdpipe.pipeline.capture.cache_manifest import check_description, make_manifest
 from kdpipe.pipeline.capture.capture_progress import ProgressFollower
 from kdpipe.pipeline.capture.capture_teacher import open_teacher
@@ -78,7 +78,7 @@ def work(settings: CaptureSettings, shard: WorkerShard, watch: Watch, retry_for:
         watch.say(f"{counted(len(left), 'part')} in progress on other workers: left to them")
     else:
         cache.seal()
-        remember_written(cache, watch)
+        record_written(cache, watch)
     return _report(settings.out, inspect_cache(settings.out, retry_policy), inputs, tally)
 
 

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from kdpipe.cache.inspect import inspect_cache
 from kdpipe.cache.opening import create_cache
-from kdpipe.cache.verify.first_use import remember_written
+from kdpipe.cache.verify.first_use import record_written
 from kdpipe.cache.writing.writer import CacheWriter
 from kdpipe.pipeline.documents.data_sources import is_of_hub
 from kdpipe.pipeline.documents.part_plan import make_plan, rows_per_part
@@ -70,7 +70,7 @@ def import_cache(settings: ImportSettings, watch: Watch) -> ImportReport:
     cache.publish_tables({"ids_by_rank": np.argsort(-survey.token_counts, kind="stable").astype(np.uint32)})
     made = _make_parts(cache, source, survey, token_sizes(tokenizer), watch)
     cache.seal()
-    remember_written(cache, watch)
+    record_written(cache, watch)
     return _report(settings, source.info, survey, made, time.perf_counter() - started)
 
 

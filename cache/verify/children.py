@@ -1,7 +1,7 @@
-"""Child processes: signals are the parent's business, and a child ends with its parent.
+"""Child processes that ignore the signals of the terminal and end with their parent.
 
-In: the start of a child. Out: one that Ctrl-C in a terminal and the end of the terminal do not reach: they go to every
-process of a command, whose parent then stops the work in its own order and ends its children itself.
+In: the start of a child. Out: a child that Ctrl-C and a hangup of the terminal do not reach: the parent stops the work
+in its own order and ends its children itself.
 """
 
 import os
@@ -16,7 +16,7 @@ POLL_SECONDS = 0.5
 
 @contextmanager
 def shielded() -> Iterator[None]:
-    """Processes that begin here do not hear what a terminal sends to all: Ctrl-C, and that it is gone."""
+    """Processes started in this block ignore Ctrl-C and the hangup of the terminal."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
@@ -28,7 +28,7 @@ def shielded() -> Iterator[None]:
 
 
 def end_with_parent() -> None:
-    """End this child when its parent is gone, which a kill or a second Ctrl-C may end at any moment."""
+    """End this process when its parent has ended."""
     parent = os.getppid()
 
     def watch() -> None:

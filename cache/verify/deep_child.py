@@ -1,8 +1,8 @@
-"""The deep level, from inside: decodes parts and checks every row, in a process of its own.
+"""The deep level, child side: decodes parts and checks every row, in a process of its own.
 
-In: a local path and what limits memory as arguments, part numbers on stdin, a line each. Out: JSON lines: "ready", then
-a list of problems a part; an object in their place is an error that ends it all. `deep.py` starts it. Data of strangers
-are decoded here, under limits on memory and processor time.
+In: a local path and memory limits as arguments, part numbers on stdin, one per line. Out: JSON lines: "ready", then a
+list of problems for each part; an object instead is an error that ends the work. `deep.py` starts it. Untrusted data is
+decoded here, under limits on memory and processor time.
 """
 
 import argparse
@@ -36,7 +36,7 @@ from kdpipe.schemas.part import PartRecord
 from kdpipe.schemas.verify_report import Problem
 
 BLOCK_ROWS = 1 << 14
-# For each part: what six busy threads use while deep.py waits for it.
+# Per part: what six busy threads use within the timeout of deep.py.
 PROCESSOR_SECONDS = 3600
 
 
@@ -67,9 +67,9 @@ def limit_processor_seconds(more: int) -> None:
 
 
 class Parts:
-    """The parts of a cache, each for itself: what is wrong with the index or with another part stops nobody.
+    """The parts of a cache, opened independently: a damaged index or another damaged part does not matter.
 
-    Only `copied` remembers what was in the parts before.
+    Only `copied` depends on earlier parts.
     """
 
     def __init__(self, url: str) -> None:
@@ -79,7 +79,7 @@ class Parts:
         self._decoder: Decoder | None = None
 
     def open(self, number: int) -> PartReader:
-        """A part; the tables are those that the first one opened was made with, as the fast level has seen."""
+        """Open a part; all parts have the same tables, which the fast level has checked."""
         if self._decoder is None:
             records = self.record(number).tables
             tables = {table.name: read_table(self.store, table, records) for table in self.manifest.tables}
@@ -87,12 +87,11 @@ class Parts:
         return PartReader(self.store, self.manifest, self._decoder, number, None)
 
     def record(self, number: int) -> PartRecord:
-        """The record of a part."""
         return read_part_record(self.store, self.manifest, number, None)[0]
 
 
 def check_part(parts: Parts, number: int) -> list[Problem]:
-    """Every problem of a part that decoding shows."""
+    """The problems of a part that decoding finds."""
     try:
         return [part_problem(number, layout.TARGETS, what) for what in _problems(parts, parts.open(number))]
     except CacheDamaged as error:
@@ -117,7 +116,7 @@ def _problems(parts: Parts, part: PartReader) -> Iterator[str]:
         sums.add_rows(rows)
         first = end
     if (n_positions, n_exact, n_draws) != (record.n_positions, record.n_exact, record.n_draws):
-        yield f"{n_positions:,} positions and {n_exact + n_draws:,} entries are there, part.json counts otherwise"
+        yield f"{n_positions:,} positions and {n_exact + n_draws:,} entries found, part.json states other counts"
     yield from in_words(copied)
     yield from sums.disagreements(record)
     yield from part.check_rest()
@@ -129,31 +128,31 @@ def _problems(parts: Parts, part: PartReader) -> Iterator[str]:
 
 
 def _displaced(part: PartReader, rows: Rows, first: int, end: int) -> Iterator[str]:
-    """Sequences whose entries begin elsewhere than their counts say: read one by one, they would be refused."""
+    """Sequences whose entries do not start where the counts put them: single reads would fail."""
     places = part.sequences
     bounds = places.row_starts[first : end + 1] - places.row_starts[first]
     for name, counts, starts in (
         ("exact", rows.n_exact, places.exact_starts),
         ("draw", rows.count - rows.n_exact, places.draw_starts),
     ):
-        due = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])[bounds]
-        if not np.array_equal(due, starts[first : end + 1] - starts[first]):
-            yield f"sequences {first} to {end - 1}: {name}_start in {layout.SEQUENCES} is not what the counts add up to"
+        expected = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])[bounds]
+        if not np.array_equal(expected, starts[first : end + 1] - starts[first]):
+            yield f"sequences {first} to {end - 1}: {name}_start in {layout.SEQUENCES} does not match the counts"
 
 
 def _wrong_digests(manifest: Manifest, part: PartReader, rows: Rows, first: int, end: int) -> Iterator[str]:
-    """Where the plan counts duplicates, documents are told apart by digests, which must be those of their tokens."""
+    """Document digests that do not match the tokens; duplicates are recognized by them."""
     if all(split.duplicates is None for split in manifest.plan.splits if split.name == part.record.split):
         return
     ends = np.append(rows.document_starts[1:], len(rows))
     tokens = rows.tokens.astype("<u4")
-    due = [
+    digests = [
         sha256(tokens[start:stop].tobytes()).digest()[:DIGEST_BYTES]
         for start, stop in zip(rows.document_starts, ends, strict=True)
     ]
     offsets = part.sequences.document_offsets
     stated = part.sequences.digests()[offsets[first] : offsets[end]]
-    wrong = (stated != np.frombuffer(b"".join(due), np.uint8).reshape(-1, DIGEST_BYTES)).any(axis=1)
+    wrong = (stated != np.frombuffer(b"".join(digests), np.uint8).reshape(-1, DIGEST_BYTES)).any(axis=1)
     if wrong.any():
         number = int(rows.documents[wrong][0])
         documents = counted(int(wrong.sum()), "document")
@@ -161,7 +160,7 @@ def _wrong_digests(manifest: Manifest, part: PartReader, rows: Rows, first: int,
 
 
 def main() -> int:
-    """Check the parts whose numbers come on stdin, until no more come."""
+    """Check the parts whose numbers come on stdin, until it is closed."""
     parser = argparse.ArgumentParser()
     parser.add_argument("url")
     parser.add_argument("--memory-bytes", type=int, required=True)

@@ -1,9 +1,9 @@
-"""The deep level, across parts: documents that are in a split more than once, held against the manifest's plan.
+"""The deep level, across parts: documents that occur more than once in a split, compared with the plan.
 
 In: a store, and the parts whose rows are good. Out: a problem for each split with more duplicates than planned, a note
-for each with some. A part that was copied in the place of another is found here whatever its kind of targets is, as
-long as the plan says how many documents the data have more than once. sequences.arrow is read here once more: a process
-that decodes rows may die in the middle. Some 60 bytes a document are held.
+for each split with any. This finds a part that was copied over another one for every kind of targets, if the plan
+states the number of duplicates. sequences.arrow is read again here, since a process that decodes rows may crash.
+Memory: about 60 bytes per document.
 """
 
 from collections.abc import Sequence
@@ -32,10 +32,10 @@ Longs = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Documents:
-    """A value for each document, ascending by number: `high` and `low` add up the digests of its pieces.
+    """A value for each document, ascending by number: `high` and `low` are the sums of the digests of its segments.
 
-    `whole` is false where every piece fills its sequence: such a document may have been longer, and may differ from an
-    equal one in what was cut off.
+    `whole` is false where every segment fills its sequence: such a document may have been truncated, so equal digests
+    do not prove that the documents are equal.
     """
 
     numbers: Longs
@@ -46,7 +46,7 @@ class _Documents:
 
 @final
 class Duplicates:
-    """The documents of the parts that were added, held against the plan."""
+    """Counts duplicates among the documents of the added parts."""
 
     def __init__(self, manifest: Manifest) -> None:
         self._manifest = manifest
@@ -54,26 +54,26 @@ class Duplicates:
         self._by_split: dict[str, list[tuple[int, _Documents]]] = {split.name: [] for split in manifest.plan.splits}
 
     def add(self, store: Store, record: PartRecord) -> None:
-        """Look at the documents of a part."""
+        """Add the documents of a part."""
         try:
             self._by_split[record.split].append((record.part, _documents(store, self._manifest, record)))
         except CacheDamaged as error:
             self._problems.append(part_problem(record.part, layout.SEQUENCES, error.message))
 
     def findings(self) -> tuple[list[Problem], list[Note]]:
-        """What the documents of all these parts say about each split."""
+        """The problems and notes of each split."""
         problems, notes = list(self._problems), list[Note]()
         for split in self._manifest.plan.splits:
-            found = _Repeated.of(self._by_split[split.name])
-            if split.duplicates is not None and (sure := found.whole_ones()).n > split.duplicates:
-                problems.append(sure.problem(split.duplicates))
-            elif found.n:
-                notes.append(found.note(split))
+            repeated = _Repeated.of(self._by_split[split.name])
+            if split.duplicates is not None and (certain := repeated.only_whole()).n > split.duplicates:
+                problems.append(certain.problem(split.duplicates))
+            elif repeated.n:
+                notes.append(repeated.note(split))
         return problems, notes
 
 
 def _documents(store: Store, manifest: Manifest, record: PartRecord) -> _Documents:
-    """The documents of a part, the pieces of each together."""
+    """The documents of a part, with the segments of each combined."""
     file = record.files[layout.SEQUENCES]
     data = store.view(f"{layout.part_dir(record.part)}/{layout.SEQUENCES}", file.bytes)
     if sha256_hex(data) != file.sha256:
@@ -96,8 +96,8 @@ def _documents(store: Store, manifest: Manifest, record: PartRecord) -> _Documen
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Repeated:
-    """Documents that have the tokens of an earlier one, ascending: their `numbers`, the `places` of their parts among
-    `parts`, and the first document of the same tokens with its part."""
+    """Documents with the tokens of an earlier one, ascending: `places` are indexes into `parts`, `first_*` describe the
+    first document with the same tokens."""
 
     parts: Sequence[int]
     sizes: Longs
@@ -109,24 +109,22 @@ class _Repeated:
 
     @property
     def n(self) -> int:
-        """How many there are."""
         return len(self.numbers)
 
-    def whole_ones(self) -> "_Repeated":
-        """Those that were surely not cut."""
-        found = {name: getattr(self, name)[self.whole] for name in LISTED}
-        return replace(self, **found)
+    def only_whole(self) -> "_Repeated":
+        """Those that were certainly not truncated."""
+        return replace(self, **{name: getattr(self, name)[self.whole] for name in LISTED})
 
     @classmethod
-    def of(cls, found: Sequence[tuple[int, _Documents]]) -> "_Repeated":
-        """Those among the documents of some parts of a split."""
-        numbers = _joined([each.numbers for _, each in found], np.int64)
-        high = _joined([each.high for _, each in found], np.uint64)
-        low = _joined([each.low for _, each in found], np.uint64)
-        whole = _joined([each.whole for _, each in found], np.bool_)
-        sizes = np.array([len(each.numbers) for _, each in found], np.int64)
+    def of(cls, parts: Sequence[tuple[int, _Documents]]) -> "_Repeated":
+        """Find them among the documents of some parts of a split."""
+        numbers = _joined([documents.numbers for _, documents in parts], np.int64)
+        high = _joined([documents.high for _, documents in parts], np.uint64)
+        low = _joined([documents.low for _, documents in parts], np.uint64)
+        whole = _joined([documents.whole for _, documents in parts], np.bool_)
+        sizes = np.array([len(documents.numbers) for _, documents in parts], np.int64)
         ends = np.cumsum(sizes)
-        # Stable: documents of the same tokens stay in their order, the first one leads.
+        # Stable: documents with the same tokens keep their order.
         order = np.lexsort((low, high))
         repeats = np.zeros(len(order), bool)
         repeats[1:] = (high[order[1:]] == high[order[:-1]]) & (low[order[1:]] == low[order[:-1]])
@@ -135,7 +133,7 @@ class _Repeated:
         ascending = np.argsort(again)
         again, first = again[ascending], first[ascending]
         return cls(
-            parts=[part for part, _ in found],
+            parts=[part for part, _ in parts],
             sizes=sizes,
             numbers=numbers[again],
             places=np.searchsorted(ends, again, "right"),
@@ -145,7 +143,7 @@ class _Repeated:
         )
 
     def problem(self, planned: int) -> Problem:
-        """More duplicates than the data have: of all parts the one with the largest share of them is named first."""
+        """A problem: more duplicates than in the data; the part with the largest share of them is named first."""
         counts = np.bincount(self.places, minlength=len(self.parts))
         order = np.argsort(-(counts / np.maximum(self.sizes, 1)), kind="stable")
         worst = int(order[0])
@@ -157,23 +155,23 @@ class _Repeated:
         return part_problem(self.parts[worst], layout.SEQUENCES, what)
 
     def note(self, split: SplitPlan) -> Note:
-        """Duplicates that the data may well have."""
-        due = "how many the data have is unknown" if split.duplicates is None else f"{split.duplicates:,} in the data"
-        what = f"{split.name}: {self._duplicates()} of an earlier one ({due}): {self._first()}"
+        """A note on duplicates that may be in the data."""
+        expected = "number in the data unknown" if split.duplicates is None else f"{split.duplicates:,} in the data"
+        what = f"{split.name}: {self._duplicates()} of an earlier one ({expected}): {self._first()}"
         return Note(part=None, file=layout.PARTS, what=what)
 
     def _duplicates(self) -> str:
         return counted(self.n, "document is a duplicate", "documents are duplicates")
 
     def _first(self, place: int | None = None) -> str:
-        """The first of them, in a part or in all."""
-        mine = np.arange(self.n) if place is None else np.flatnonzero(self.places == place)
+        """The first of them, in one part or in all."""
+        own = np.arange(self.n) if place is None else np.flatnonzero(self.places == place)
         pairs = [
             f"document {self.numbers[i]:,} is a duplicate of {self.first_numbers[i]:,} in part "
             f"{self.parts[self.first_places[i]]}"
-            for i in mine[:SHOWN].tolist()
+            for i in own[:SHOWN].tolist()
         ]
-        return f"{', '.join(pairs)}{_more(len(mine))}"
+        return f"{', '.join(pairs)}{_more(len(own))}"
 
 
 def _joined(arrays: Sequence[npt.NDArray[Any]], dtype: Any) -> npt.NDArray[Any]:

@@ -1,8 +1,7 @@
-"""Before a cache is used: every byte of it is checked once on this machine, and only once.
+"""Verification before use: every byte of a local cache is checked once per machine.
 
-In: the address of a cache, and when it is to be checked. Out: nothing, or the refusal of a damaged copy. Caches behind
-a URL are left to whoever fetches them, which checks each file; unfinished ones have no cache_id that could be
-remembered.
+In: the address of a cache, and when to check it. Out: nothing, or an error for a damaged copy. Remote caches are
+checked file by file as they are downloaded; unfinished ones have no cache_id to record.
 """
 
 import os
@@ -20,7 +19,7 @@ from kdpipe.cache.stores.local_store import LocalStore
 from kdpipe.cache.stores.protocol import Store
 from kdpipe.cache.stores.retries import RetryPolicy
 from kdpipe.cache.verify import verify_cache
-from kdpipe.cache.verify.fast import FastCheck, survey
+from kdpipe.cache.verify.fast import FastCheck, fast_check
 from kdpipe.cache.verify.full import byte_problems, shared_problems
 from kdpipe.cache.verify.verified_log import VerifiedLog, state_of
 from kdpipe.cache.writing.writer import CacheWriter
@@ -33,30 +32,28 @@ Clock = Callable[[], float]
 
 
 class VerifyProgress(Protocol):
-    """Whoever follows."""
+    """Progress listener."""
 
     def say(self, text: str) -> None:
-        """Something worth a line."""
-        ...
+        """Show a message."""
 
     def warn(self, text: str) -> None:
-        """Something to look into."""
-        ...
+        """Show a warning."""
 
 
 def check_before_use(
     url: str | os.PathLike[str],
     when: VerifyWhen | None,
-    told: VerifyProgress,
+    progress: VerifyProgress,
     clock: Clock = time.monotonic,
 ) -> None:
-    """Check a cache when that is due, and refuse a damaged one."""
+    """Check a cache unless it was checked before, and refuse a damaged one."""
     address = os.fspath(url)
     if is_url(address):
         if when is not None:
             raise ConfigError(
-                f"when to check a cache is said of folders, and the parts of {address} are checked as they are fetched",
-                hint="leave --verify (cache.verify) out",
+                f"--verify applies to local caches; parts of {address} are verified as they are downloaded",
+                hint="omit --verify (cache.verify)",
             )
         return
     store = open_store(address)
@@ -65,101 +62,101 @@ def check_before_use(
     if store.size(layout.INDEX) is None:
         if when == "always":
             raise CacheIncomplete(
-                f"{address} is unfinished, and only a finished cache can be checked as a whole",
-                hint="finish it, or leave --verify (cache.verify) out",
+                f"cannot verify an unfinished cache before use: {address}",
+                hint="finish the cache, or omit --verify (cache.verify)",
             )
         return
     root = Path(store.url)
-    memory = _memory(root, read_index(store, load_manifest(store))[1], told)
+    log = _verified_log(root, read_index(store, load_manifest(store))[1], progress)
     state = state_of(root)
-    if when != "always" and _is_remembered(memory, state, told):
+    if when != "always" and _is_recorded(log, state, progress):
         return
-    _check(store, address, told, clock)
-    _remember(memory, root, state, told)
+    _check(store, address, progress, clock)
+    _record(log, root, state, progress)
 
 
-def verify_and_remember(
-    url: str, level: VerifyLevel, told: VerifyProgress, retry_policy: RetryPolicy | None = None
+def verify_and_record(
+    url: str, level: VerifyLevel, progress: VerifyProgress, retry_policy: RetryPolicy | None = None
 ) -> VerifyReport:
-    """Verify a cache; a local one all of whose bytes were found good is not checked again before its first use."""
+    """Verify a cache; a good local one is recorded, so that it is not checked again before its first use."""
     if is_url(url):
         return verify_cache(url, level, retry_policy)
     store = open_store(url)
     if level == "fast":
         return verify_cache(url, level)
-    root, state, why_not = Path(store.url), None, ""
+    root, state, reason = Path(store.url), None, ""
     try:
         state = state_of(root)
-    except CacheError as error:  # most likely a problem, which the report will name
-        why_not = error.message
+    except CacheError as error:  # probably a problem that the report names
+        reason = error.message
     report = verify_cache(url, level)
     if report.ok and report.cache_id is not None:
         if state is None:
-            told.warn(f"that the cache is good could not be remembered: {why_not}")
+            progress.warn(f"could not record that the cache was verified; it will be checked again: {reason}")
         else:
-            _remember(_memory(root, report.cache_id, told), root, state, told)
+            _record(_verified_log(root, report.cache_id, progress), root, state, progress)
     return report
 
 
-def remember_written(writer: CacheWriter, told: VerifyProgress) -> None:
-    """Note that a cache is good when all its parts were written by this process, which knows their bytes."""
+def record_written(writer: CacheWriter, progress: VerifyProgress) -> None:
+    """Record a cache as verified if this process wrote and digested all its parts."""
     if not writer.wrote_all:
         return
     store = LocalStore(writer.path)
     state = state_of(writer.path)
-    found = survey(store)
-    if not _damage(found) and not list(shared_problems(store, found)):
-        assert found.cache_id is not None, "only a sealed cache has no problems"
-        _remember(_memory(writer.path, found.cache_id, told), writer.path, state, told)
+    check = fast_check(store)
+    if not _damage(check) and not list(shared_problems(store, check)):
+        assert check.cache_id is not None, "only a sealed cache has no problems"
+        _record(_verified_log(writer.path, check.cache_id, progress), writer.path, state, progress)
 
 
-def _memory(root: Path, cache_id: str, told: VerifyProgress) -> VerifiedLog | None:
-    """Where this copy is remembered; None where there is no such place."""
+def _verified_log(root: Path, cache_id: str, progress: VerifyProgress) -> VerifiedLog | None:
+    """The log of this copy; None where no log can be kept."""
     try:
         return VerifiedLog(root, cache_id)
     except KdpipeError as error:
-        told.warn(f"no cache that is found good can be remembered: {error.message}")
+        progress.warn(f"cannot record verified caches; they will be checked again: {error.message}")
         return None
 
 
-def _is_remembered(memory: VerifiedLog | None, state: str, told: VerifyProgress) -> bool:
+def _is_recorded(log: VerifiedLog | None, state: str, progress: VerifyProgress) -> bool:
     try:
-        return memory is not None and memory.holds(state)
+        return log is not None and log.holds(state)
     except KdpipeError as error:
-        told.warn(f"what is remembered of this cache is of no use, it is checked again: {error.message}")
+        progress.warn(f"cannot read the record of an earlier verification; checking again: {error.message}")
         return False
 
 
-def _remember(memory: VerifiedLog | None, root: Path, state: str, told: VerifyProgress) -> None:
-    """Remember a good cache, if its files are still those that were looked at."""
-    if memory is None:
+def _record(log: VerifiedLog | None, root: Path, state: str, progress: VerifyProgress) -> None:
+    """Record a good cache, unless its files changed during the check."""
+    if log is None:
         return
     if state_of(root) != state:
-        told.warn(f"files of {root} were changed while they were checked: they are checked again the next time")
+        progress.warn(f"files in {root} changed during verification; they will be checked again")
         return
     try:
-        memory.keep(state)
+        log.keep(state)
     except KdpipeError as error:
-        told.warn(f"that the cache is good could not be remembered, it is checked again the next time: {error.message}")
+        progress.warn(f"could not record that the cache was verified; it will be checked again: {error.message}")
 
 
-def _check(store: Store, address: str, told: VerifyProgress, clock: Clock) -> None:
+def _check(store: Store, address: str, progress: VerifyProgress, clock: Clock) -> None:
     began = shown = clock()
-    found = survey(store)
-    _refuse(address, _damage(found))
-    n_parts, n_bytes = len(found.records), sum(record.n_bytes for record in found.records.values())
-    told.say(f"every byte of {address} is checked before its first use here: {n_parts:,} parts, {n_bytes:,} bytes")
-    for n_done, problems in enumerate(byte_problems(store, found)):
+    check = fast_check(store)
+    _refuse(address, _damage(check))
+    n_parts, n_bytes = len(check.records), sum(record.n_bytes for record in check.records.values())
+    progress.say(f"verifying {address} before its first use on this machine: {n_parts:,} parts, {n_bytes:,} bytes")
+    for n_done, problems in enumerate(byte_problems(store, check)):
         _refuse(address, problems)
         if clock() - shown >= SECONDS_BETWEEN_LINES:
             shown = clock()
-            told.say(f"{n_done:,} of {n_parts:,} parts are checked")
-    told.say(f"{address} is as it was written ({clock() - began:.1f} s)")
+            progress.say(f"{n_done:,} of {n_parts:,} parts verified")
+    progress.say(f"{address} verified ({clock() - began:.1f} s)")
 
 
-def _damage(found: FastCheck) -> list[Problem]:
-    """The problems that a reader would meet: what only lies beside the files of a cache is none."""
-    return [problem for problem in found.problems if problem not in found.strays]
+def _damage(check: FastCheck) -> list[Problem]:
+    """The problems that affect reading: extra files do not."""
+    return [problem for problem in check.problems if problem not in check.strays]
 
 
 def _refuse(address: str, problems: list[Problem]) -> None:
@@ -167,6 +164,5 @@ def _refuse(address: str, problems: list[Problem]) -> None:
         more = f", and {len(problems) - 1:,} more" if len(problems) > 1 else ""
         raise CacheDamaged(
             f"{address} is damaged: {problems[0]}{more}",
-            hint=f"`kdpipe cache verify {address}` names all that is wrong, and with --repair-from SRC it fetches that "
-            "again from another copy",
+            hint=f"list all problems with `kdpipe cache verify {address}`; --repair-from SRC repairs from another copy",
         )

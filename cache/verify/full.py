@@ -1,7 +1,7 @@
 """The full level: every byte of every file, and every checksum inside the shards.
 
-In: a store and what the fast level found. Out: the problems in the files' bytes. Files are hashed on a few threads;
-memory stays small, since they are mapped.
+In: a store and the result of the fast level. Out: problems in the files' bytes. Files are mapped and hashed on a few
+threads, so memory stays small.
 """
 
 import os
@@ -16,40 +16,38 @@ from kdpipe.cache.stores.protocol import Store
 from kdpipe.cache.verify.fast import COPY_AGAIN, FastCheck
 from kdpipe.schemas.verify_report import Problem
 
-FORGED = "do not use this copy: get the cache again from whoever made it"
+FORGED = "do not use this copy: get the cache again from its author"
 
 
-def full_problems(store: Store, found: FastCheck) -> list[Problem]:
-    """Hash every file of the cache."""
-    return [problem for problems in byte_problems(store, found) for problem in problems]
+def full_problems(store: Store, check: FastCheck) -> list[Problem]:
+    """Problems in the bytes of all files."""
+    return [problem for problems in byte_problems(store, check) for problem in problems]
 
 
-def byte_problems(store: Store, found: FastCheck) -> Generator[list[Problem], None, None]:
-    """The problems of the shared files, then those of each part; whoever asks for no more stops the work."""
-    if found.manifest is None:
+def byte_problems(store: Store, check: FastCheck) -> Generator[list[Problem], None, None]:
+    """The problems of the shared files, then those of each part; closing the generator stops the work."""
+    if check.manifest is None:
         return
-    manifest = found.manifest
-    yield list(shared_problems(store, found))
+    manifest = check.manifest
+    yield list(shared_problems(store, check))
     pool = ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1))
     try:
-        yield from pool.map(lambda record: part_bytes(store, manifest, record), found.records.values())
+        yield from pool.map(lambda record: part_bytes(store, manifest, record), check.records.values())
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def shared_problems(store: Store, found: FastCheck) -> Iterable[Problem]:
-    """The tokenizer's files and the tables, where the fast level has found nothing against them."""
-    assert found.manifest is not None
-    manifest = found.manifest
-    known = {problem.file for problem in found.problems}
+def shared_problems(store: Store, check: FastCheck) -> Iterable[Problem]:
+    """Problems in tokenizer files and tables that passed the fast level."""
+    assert check.manifest is not None
+    manifest = check.manifest
+    known = {problem.file for problem in check.problems}
     files = {f"{layout.TOKENIZER}/{name}": file for name, file in manifest.tokenizer.files.items()}
-    files |= {layout.table_file(name): file for name, file in (found.tables or {}).items()}
+    files |= {layout.table_file(name): file for name, file in (check.tables or {}).items()}
     for name, file in files.items():
-        if name not in known:
-            what = wrong_bytes(store, name, file)
-            if what:
-                known.add(name)
-                yield Problem(part=None, file=name, what=what, do=COPY_AGAIN)
+        if name not in known and (what := wrong_bytes(store, name, file)):
+            known.add(name)
+            yield Problem(part=None, file=name, what=what, do=COPY_AGAIN)
     tokenizer = {name: f"{layout.TOKENIZER}/{name}" for name in manifest.tokenizer.files}
     if tokenizer and not known & {layout.TOKENIZER, *tokenizer.values()}:
         data = {name: bytes(store.view(path, files[path].bytes)) for name, path in tokenizer.items()}

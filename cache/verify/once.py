@@ -1,6 +1,6 @@
-"""A remote store that is asked once for what is said of the whole cache: a verification looks at it several times.
+"""A remote store that requests files outside of parts only once, since a verification reads them several times.
 
-In: a store. Out: the same, with the sizes and the small files of the top kept for as long as it lives.
+In: a store. Out: a store that caches sizes and small files.
 """
 
 from collections.abc import Mapping
@@ -15,31 +15,31 @@ from kdpipe.schemas.errors import CacheDamaged
 from kdpipe.schemas.manifest import read_manifest
 from kdpipe.schemas.strict_json import MAX_BYTES
 
-# So much longer than stated a file may be and still have its size reported.
+# Files up to this much longer than stated are read to report their size.
 SLACK_BYTES: Final = 1 << 20
 
 
 @final
 class CachedFiles:
-    """Keeps what lies outside of the parts, tables excepted: these may be large."""
+    """Caches files outside of parts, except tables, which may be large."""
 
     def __init__(self, store: Store) -> None:
         self.store, self.url = store, store.url
-        # Of a bucket one listing says all; what is not in it is not there.
+        # One listing of a bucket has all names and sizes.
         self._listed = store.listed() if isinstance(store, RetryingStore) else None
         self._sizes: dict[str, int | None] = {}
         self._read: dict[str, bytes] = {}
         self._folder: Path | None = None
 
     def keeping(self, folder: Path) -> "CachedFiles":
-        """The same, which puts the manifest, and from now on tables that are viewed, into a local cache in a folder."""
+        """Also save the manifest, and tables that are viewed, to a local cache in a folder."""
         (folder / layout.TABLES).mkdir()
         (folder / layout.MANIFEST).write_bytes(self.read(layout.MANIFEST, MAX_BYTES))
         self._folder = folder
         return self
 
     def walk(self, folder: str, limit: int = MAX_LISTED) -> dict[str, int]:
-        """See `Store`; where nothing is listed, the tokenizer's files are read instead of asked for their sizes."""
+        """Without a listing, the tokenizer's files are read instead of requesting their sizes."""
         if self._listed is not None and not folder.startswith(layout.PARTS):
             return self._walk_listing(self._listed, folder, limit)
         if folder != layout.TOKENIZER or isinstance(self.store, RetryingStore):
@@ -47,7 +47,7 @@ class CachedFiles:
         manifest = read_manifest(self.read(layout.MANIFEST, MAX_BYTES), layout.MANIFEST)
         for name, file in manifest.tokenizer.files.items():
             path = f"{folder}/{name}"
-            with suppress(CacheDamaged):  # is missing, and told of as missing
+            with suppress(CacheDamaged):  # reported as missing
                 self._read[path] = self.store.read(path, 2 * file.bytes + SLACK_BYTES)
         return {name: len(data) for name, data in self._read.items() if name.startswith(f"{folder}/")}
 
@@ -60,7 +60,7 @@ class CachedFiles:
         return sizes
 
     def names(self, folder: str) -> list[str]:
-        """See `Store`; of parts those whose record is there, which comes last."""
+        """Of parts, those with a record, which is written last."""
         if self._listed is None:
             return self.store.names(folder)
         prefix = f"{folder}/" if folder else ""
@@ -71,11 +71,10 @@ class CachedFiles:
         return sorted(names)
 
     def list_parts(self) -> dict[str, dict[str, int]] | None:
-        """The files of every part with their sizes, by the part's folder; None where nothing is listed."""
+        """The files of every part with their sizes, by the part's folder; None without a listing."""
         return self.store.list_parts(self._listed) if isinstance(self.store, RetryingStore) else None
 
     def size(self, name: str) -> int | None:
-        """See `Store`."""
         if self._listed is not None and layout.within_part(name) is None:
             return self._listed.get(name)
         if name not in self._sizes:
@@ -83,7 +82,6 @@ class CachedFiles:
         return self._sizes[name]
 
     def read(self, name: str, limit: int) -> bytes:
-        """See `Store`."""
         if name not in (layout.MANIFEST, layout.INDEX):
             return self.store.read(name, limit)
         if name not in self._read:
@@ -91,7 +89,6 @@ class CachedFiles:
         return self._read[name]
 
     def view(self, name: str, size: int) -> memoryview:
-        """See `Store`."""
         if name in self._read:
             return checked_size(self._read[name], name, size)
         data = self.store.view(name, size)
@@ -100,9 +97,7 @@ class CachedFiles:
         return data
 
     def read_range(self, name: str, begin: int, end: int, tag: str | None = None) -> bytes:
-        """See `Store`."""
         return self.store.read_range(name, begin, end, tag)
 
     def tag(self, name: str) -> str | None:
-        """See `Store`."""
         return self.store.tag(name)

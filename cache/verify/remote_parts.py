@@ -1,9 +1,8 @@
-"""The parts of a cache behind a URL: several at once, each file asked for once, through a temporary folder.
+"""The parts of a remote cache: several at once, each file downloaded once, through a temporary folder.
 
-In: a store, and parts by their numbers or records. Out: the record of each and its problems, at the fast level or byte
-for byte; for the deep level a local cache of the parts that are there, a few at a time. A copy asks for no less: each
-zarr.json follows from the manifest and the record, so neither reads it. Memory stays small, since files go to the disk
-as they come and are removed with their part.
+In: a store, and parts by number or record. Out: the record and problems of each, at the fast level or every byte; for
+the deep level a local cache with a few parts at a time. zarr.json files follow from the manifest and the record, so
+they are not downloaded. Files are removed with their part.
 """
 
 import mmap
@@ -31,24 +30,24 @@ from kdpipe.schemas.manifest import Manifest
 from kdpipe.schemas.part import PartRecord
 from kdpipe.schemas.verify_report import Problem
 
-# Parts at once, as many as a copy brings.
+# Parts downloaded at once, as in a copy.
 AT_ONCE: Final = 8
-# Left free on the disk of the temporary folder.
+# Kept free on the disk of the temporary folder.
 SPARE_BYTES: Final = 16 << 20
-DOING: Final = "fetching parts to verify them"
+DOING: Final = "downloading parts to verify them"
 Examined = tuple[PartRecord | None, list[Problem]]
 
 
 @final
 class RemoteParts:
-    """Examines parts of a cache at a level; the deep level begins with every byte."""
+    """Checks parts of a remote cache at a level; the deep level starts with every byte."""
 
     def __init__(self, store: CachedFiles, level: VerifyLevel, retry_policy: RetryPolicy) -> None:
-        self._asked, self._store, self._level, self._retry_policy = store, store.store, level, retry_policy
+        self._cached, self._store, self._level, self._retry_policy = store, store.store, level, retry_policy
 
     def examine(self, manifest: Manifest, numbers: Sequence[int], rows: Mapping[int, IndexRow]) -> list[Examined]:
-        """The record and the problems of each, as the fast level sees them; a level above it asks for no sizes."""
-        listed = self._asked.list_parts()
+        """The record and the problems of each at the fast level; higher levels request no sizes."""
+        listed = self._cached.list_parts()
         return map_concurrently(
             lambda number: self._examined(manifest, number, rows.get(number), listed),
             numbers,
@@ -63,60 +62,61 @@ class RemoteParts:
         if record is None:
             return None, problems
         folder = layout.part_dir(number)
-        made = metadata_files(manifest, record)
+        derived = metadata_files(manifest, record)
         if listed is not None:
             problems = compare_listing(number, record, dict(listed.get(folder, {})))
-            if problems:  # a listing keeps quiet about folders that it may not see: this one is asked for by itself
+            if problems:  # a listing omits folders without permission: list this one
                 try:
                     problems = compare_listing(number, record, self._store.walk(folder))
                 except CacheDamaged as error:
                     return None, [part_problem(number, "", error.message)]
         elif self._level == "fast":
-            asked = {name: self._store.size(f"{folder}/{name}") for name in record.files if name not in made}
-            there = {f"{folder}/{name}": len(data) for name, data in made.items()}
-            there |= {f"{folder}/{name}": size for name, size in asked.items() if size is not None}
-            problems = compare_listing(number, record, there)
-        for name, data in made.items():
+            sizes = {name: self._store.size(f"{folder}/{name}") for name in record.files if name not in derived}
+            present = {f"{folder}/{name}": len(data) for name, data in derived.items()}
+            present |= {f"{folder}/{name}": size for name, size in sizes.items() if size is not None}
+            problems = compare_listing(number, record, present)
+        for name, data in derived.items():
             if len(data) != record.files[name].bytes:
-                problems.append(part_problem(number, name, "it does not describe the array that the manifest does"))
+                problems.append(part_problem(number, name, "it describes another array than the manifest"))
         return record, problems
 
     def byte_problems(self, manifest: Manifest, records: Sequence[PartRecord]) -> list[Problem]:
-        """The problems in the bytes of parts; none of their files stays."""
-        found = map_concurrently(lambda record: self._bytes_of(manifest, record), records, AT_ONCE, self._retry_policy)
-        return [problem for problems in found for problem in problems]
+        """The problems in the bytes of parts; their files are removed again."""
+        by_part = map_concurrently(
+            lambda record: self._bytes_of(manifest, record), records, AT_ONCE, self._retry_policy
+        )
+        return [problem for problems in by_part for problem in problems]
 
     def _bytes_of(self, manifest: Manifest, record: PartRecord) -> list[Problem]:
         with scratch_folder("kdpipe-verify-", DOING, record.n_bytes) as folder:
-            return self._fetched(manifest, record, folder)
+            return self._download_and_check(manifest, record, folder)
 
-    def _fetched(self, manifest: Manifest, record: PartRecord, folder: Path) -> list[Problem]:
-        """Fetch a part into a folder, and look at every byte of it."""
-        return part_bytes(_Fetched(self._store, self._retry_policy, record, manifest, folder), manifest, record)
+    def _download_and_check(self, manifest: Manifest, record: PartRecord, folder: Path) -> list[Problem]:
+        """Download a part into a folder, and check every byte."""
+        return part_bytes(_RemotePart(self._store, self._retry_policy, record, manifest, folder), manifest, record)
 
     def local(
         self, manifest: Manifest, records: Sequence[PartRecord], folder: Path, room: int, problems: list[Problem]
     ) -> Generator[PartRecord, None, None]:
-        """The parts that are good byte for byte, each in a local cache in `folder` until the next one is asked for.
+        """The parts without problems, each in a local cache in `folder` until the next one is taken.
 
-        What is wrong with the others goes to `problems`. Parts are fetched ahead as far as there is `room`, in bytes.
+        The problems of the others are added to `problems`. Parts are downloaded ahead within `room` bytes.
         """
-        left, here, n_bytes = deque(records), deque[tuple[PartRecord, Future[list[Problem]]]](), 0
+        waiting, running, n_bytes = deque(records), deque[tuple[PartRecord, Future[list[Problem]]]](), 0
         pool = ThreadPoolExecutor(max_workers=AT_ONCE)
         try:
-            while left or here:
-                while left and len(here) < AT_ONCE and (not here or n_bytes + left[0].n_bytes <= room):
-                    record = left.popleft()
-                    here.append((record, pool.submit(self._bring, manifest, record, folder)))
+            while waiting or running:
+                while waiting and len(running) < AT_ONCE and (not running or n_bytes + waiting[0].n_bytes <= room):
+                    record = waiting.popleft()
+                    running.append((record, pool.submit(self._download, manifest, record, folder)))
                     n_bytes += record.n_bytes
-                record, coming = here[0]
-                found = coming.result()
-                if found:
-                    problems += found
+                record, future = running[0]
+                if part_problems := future.result():
+                    problems += part_problems
                 else:
                     yield record
                 remove_dir(folder / layout.part_dir(record.part))
-                here.popleft()
+                running.popleft()
                 n_bytes -= record.n_bytes
         except BaseException:
             self._retry_policy.stop.set()
@@ -124,55 +124,55 @@ class RemoteParts:
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def _bring(self, manifest: Manifest, record: PartRecord, folder: Path) -> list[Problem]:
-        """Fetch a part into a local cache."""
+    def _download(self, manifest: Manifest, record: PartRecord, folder: Path) -> list[Problem]:
+        """Download a part into a local cache, and check every byte."""
         own = folder / layout.part_dir(record.part)
         own.mkdir(parents=True)
         for name, data in metadata_files(manifest, record).items():
             (own / name).parent.mkdir(parents=True, exist_ok=True)
             (own / name).write_bytes(data)
         (own / layout.PART_RECORD).write_bytes(record.to_json())
-        return self._fetched(manifest, record, own)
+        return self._download_and_check(manifest, record, own)
 
 
-def room_in(folder: Path, manifest: Manifest, records: Sequence[PartRecord]) -> int:
-    """How many bytes of parts may lie in a folder at once, beside the tables that come into it."""
+def free_bytes(folder: Path, manifest: Manifest, records: Sequence[PartRecord]) -> int:
+    """How many bytes of parts fit into a folder, in addition to the tables."""
     tables = sum(table.n_bytes for table in manifest.tables)
     largest = max((record.n_bytes for record in records), default=0)
     free, needed = shutil.disk_usage(folder).free, tables + largest + SPARE_BYTES
     if free < needed:
         raise CacheWriteError(
-            f"{DOING}: {folder} has {free:,} bytes free, {needed:,} are needed: {largest:,} for the largest part, "
-            f"{tables:,} for tables, and {SPARE_BYTES:,} that stay free",
-            hint=f"free {needed - free:,} bytes, or set TMPDIR to a folder with more room",
+            f"{DOING}: not enough space in {folder}: {free:,} bytes free, {needed:,} needed ("
+            f"{largest:,} for the largest part, {tables:,} for tables, {SPARE_BYTES:,} as reserve)",
+            hint=f"free {needed - free:,} bytes, or set TMPDIR to a folder with more space",
         )
     return free - tables - SPARE_BYTES
 
 
 def most_at_once(manifest: Manifest, records: Sequence[PartRecord]) -> int:
-    """The bytes of tables, and of so many of the largest parts as are there at once where there is room."""
+    """The bytes of the tables and of the largest parts that are downloaded at once."""
     sizes = sorted((record.n_bytes for record in records), reverse=True)
     return sum(table.n_bytes for table in manifest.tables) + sum(sizes[:AT_ONCE])
 
 
 @final
-class _Fetched:
-    """The files of one part, each fetched into a folder when it is first viewed."""
+class _RemotePart:
+    """The files of one part, each downloaded into a folder when it is first viewed."""
 
     def __init__(
         self, store: Store, retry_policy: RetryPolicy, record: PartRecord, manifest: Manifest, folder: Path
     ) -> None:
         self._part, self._files, self._folder = layout.part_dir(record.part), record.files, folder
-        self._made = metadata_files(manifest, record)
+        self._derived = metadata_files(manifest, record)
         self._fetcher = Fetcher(store=store, retry_policy=retry_policy)
-        self._here: dict[str, memoryview] = {}
+        self._views: dict[str, memoryview] = {}
 
     def view(self, name: str, size: int) -> memoryview:
-        """A file that has come, or is made from the record."""
+        """A downloaded file, or one derived from the record."""
         file = name.removeprefix(f"{self._part}/")
-        if file in self._made:
-            return memoryview(self._made[file])
-        if file not in self._here:
+        if file in self._derived:
+            return memoryview(self._derived[file])
+        if file not in self._views:
             path = self._folder / file
             path.parent.mkdir(parents=True, exist_ok=True)
             store = self._fetcher.store
@@ -184,5 +184,5 @@ class _Fetched:
                 return memoryview(b"")
             with path.open("rb") as data:
                 mapped = mmap.mmap(data.fileno(), size, access=mmap.ACCESS_READ)
-            self._here[file] = memoryview(mapped)
-        return self._here[file]
+            self._views[file] = memoryview(mapped)
+        return self._views[file]

@@ -58,7 +58,7 @@ def verify(
     json: Json = False,
 ) -> None:
     """Verify a cache; exit code 0 if valid, 3 if not."""
-    from kdpipe.cache.verify.first_use import verify_and_remember
+    from kdpipe.cache.verify.first_use import verify_and_record
 
     if sample is not None and against is None:
         raise UsageError("--sample needs --against", hint="give --against TEACHER too")
@@ -70,7 +70,7 @@ def verify(
             hint="omit --level, or give --level full or deep",
         )
     retry_policy = retries(retry_for)
-    report = verify_and_remember(cache, level, console.Notes(), retry_policy)
+    report = verify_and_record(cache, level, console.Notes(), retry_policy)
     if repair_from is not None and not report.ok:
         report = _repaired(cache, level, report, repair_from, retry_policy)
     if signature is not None:
@@ -90,13 +90,13 @@ def _repaired(
 ) -> "VerifyReport":
     """Replace missing and damaged files, and verify again."""
     from kdpipe.cache.transfer import copy_cache
-    from kdpipe.cache.verify.first_use import verify_and_remember
+    from kdpipe.cache.verify.first_use import verify_and_record
 
     for problem in report.problems:
         console.note(f"{problem.file}: {problem.what}")
     with copying() as watch:
         copy_cache(source, cache, repair=True, retry_policy=retry_policy, watch=watch)
-    return verify_and_remember(cache, level, console.Notes(), retry_policy)
+    return verify_and_record(cache, level, console.Notes(), retry_policy)
 
 
 def _with_signature(cache: str, report: "VerifyReport", key: Path, retry_policy: "RetryPolicy") -> "VerifyReport":

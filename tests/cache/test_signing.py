@@ -110,17 +110,17 @@ def test_signing_and_checking_as_a_person_does_it(
     cache = str(tiny.copy_cache(path / "cache", tmp_path / "cache"))
     key = tmp_path / "me"
     assert main.run(["cache", "sign", "--new-key", str(key)]) == 0
-    assert "keep it to yourself" in capsys.readouterr().out
+    assert "private key" in capsys.readouterr().out
     assert main.run(["cache", "sign", cache, "--key", f"{key}.pem"]) == 0
     assert capsys.readouterr().out == f"signed {open_cache(cache).cache_id}\n"
     assert main.run(["cache", "verify", cache, "--signature", f"{key}.pub.pem"]) == 0
-    assert "signed by the holder of" in capsys.readouterr().err
+    assert "signature valid" in capsys.readouterr().err
     assert main.run(["cache", "verify", cache, "--signature", str(path / "mine.pub.pem")]) == 3
     assert "manifest.sig: it was not made with the private half of" in capsys.readouterr().out
     assert main.run(["cache", "sign", cache]) == 2
     assert main.run(["cache", "sign", cache, "--new-key", "x"]) == 2
     told = capsys.readouterr().err
-    assert "a cache is signed with a key" in told and "--new-key makes keys and signs nothing" in told
+    assert "--key" in told and "--new-key" in told
 
 
 @pytest.mark.parametrize(

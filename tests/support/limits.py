@@ -15,7 +15,7 @@ import zarr  # noqa: F401  (imported late by the second reader; here once, not i
 
 from kdpipe.cache.stores.dispatch import open_store
 from kdpipe.cache.verify.deep_child import Parts, check_part
-from kdpipe.cache.verify.fast import survey
+from kdpipe.cache.verify.fast import fast_check
 from kdpipe.cache.verify.full import full_problems
 from kdpipe.schemas.errors import KdpipeError
 from kdpipe.schemas.verify_report import Problem
@@ -54,7 +54,7 @@ def in_limits(work: Callable[[], str | None], memory_bytes: int = MEMORY_BYTES, 
 def deep_problems_of(path: Path) -> list[Problem]:
     """What verify names at its deepest level, without another process."""
     store = open_store(path)
-    found = survey(store)
+    found = fast_check(store)
     problems = found.problems + full_problems(store, found)
     if found.manifest is not None and found.records:
         parts = Parts(str(path))

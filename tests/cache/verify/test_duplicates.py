@@ -113,7 +113,7 @@ def test_copied_documents_are_counted_and_the_first_are_named(kind: str, tmp_pat
     assert "document 12 is a duplicate of 8 in part 2, document 13 is a duplicate of 9 in part 2" in problem.what
 
 
-@pytest.mark.parametrize(("count", "due"), [(4, "4 in the data"), (None, "how many the data have is unknown")])
+@pytest.mark.parametrize(("count", "due"), [(4, "4 in the data"), (None, "number in the data unknown")])
 def test_duplicates_that_the_data_may_have_are_a_note(count: int | None, due: str, tmp_path: Path) -> None:
     path = made(tmp_path / "cache")
     copy_part(path, 1, 2)
@@ -265,7 +265,7 @@ def test_many_duplicates_are_found_as_a_dictionary_finds_them() -> None:
         assert list(zip(result.numbers.tolist(), result.first_numbers.tolist(), strict=True)) == due
         assert result.places.tolist() == [int((ends <= n).sum()) for n, _ in due]
         assert result.first_places.tolist() == [int((ends <= n).sum()) for _, n in due]
-        assert result.whole_ones().n == sum(bool(keys[n] > 4) for n, _ in due)
+        assert result.only_whole().n == sum(bool(keys[n] > 4) for n, _ in due)
 
 
 def test_a_cache_that_was_begun_before_duplicates_were_counted_is_finished(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from kdpipe.cache import layout, open_cache
 from kdpipe.cache.stores.local_store import LocalStore
-from kdpipe.cache.verify.first_use import check_before_use, remember_written, verify_and_remember
+from kdpipe.cache.verify.first_use import check_before_use, record_written, verify_and_record
 from kdpipe.cache.verify.verified_log import FOLDER
 from kdpipe.schemas.errors import CacheDamaged, CacheIncomplete, ConfigError
 from support.children import mount_memory, mounted, remount
@@ -65,10 +65,8 @@ def test_the_first_use_checks_every_byte_and_the_second_reads_nothing_of_the_par
     first = use(cache)
     n_bytes = sum(row.n_bytes for row in open_cache(cache).parts)
     records = sum((cache / layout.part_dir(n) / layout.PART_RECORD).stat().st_size for n in range(4))
-    assert first.lines[0] == (
-        f"every byte of {cache} is checked before its first use here: 4 parts, {n_bytes - records:,} bytes"
-    )
-    assert first.lines[1].startswith(f"{cache} is as it was written (")
+    assert str(cache) in first.lines[0] and first.lines[0].endswith(f": 4 parts, {n_bytes - records:,} bytes")
+    assert first.lines[1].startswith(f"{cache} verified (")
     files = {f.relative_to(cache).as_posix() for f in cache.rglob("parts/**/*") if f.is_file()}
     assert of_parts(viewed) == files
     viewed.clear()
@@ -83,12 +81,8 @@ def test_damage_is_found_at_the_first_use_although_sizes_are_right(cache: Path, 
     for _ in range(2):
         with pytest.raises(CacheDamaged) as caught:
             use(cache)
-        assert caught.value.message == (
-            f"{cache} is damaged: {SHARD}: its bytes are not those that were written (sha256 differs)"
-        )
-        assert str(caught.value.hint).startswith(
-            f"`kdpipe cache verify {cache}` names all that is wrong, and with --re"
-        )
+        assert caught.value.message.startswith(f"{cache} is damaged: {SHARD}: ")
+        assert f"kdpipe cache verify {cache}" in str(caught.value.hint)
         assert caught.value.exit_code == 3
     assert not memory.exists()
 
@@ -109,7 +103,7 @@ def test_extra_files_beside_a_cache_are_no_damage(cache: Path) -> None:
         (cache / name).parent.mkdir(exist_ok=True)
         (cache / name).write_text("x")
     assert len(use(cache).lines) == 2
-    assert not verify_and_remember(str(cache), "fast", RecordingTrainWatch()).ok
+    assert not verify_and_record(str(cache), "fast", RecordingTrainWatch()).ok
 
 
 @pytest.mark.parametrize("name", [SHARD, layout.INDEX, layout.MANIFEST, layout.table_file("ids_by_rank")])
@@ -159,44 +153,42 @@ def test_always_checks_each_time_and_never_does_not_at_all(cache: Path, viewed: 
 def test_an_unfinished_cache_is_refused_only_with_verify_always(tmp_path: Path, memory: Path) -> None:
     write_part(begin_cache(tmp_path / "begun"), 0)
     assert use(tmp_path / "begun").lines == []
-    with pytest.raises(CacheIncomplete, match="is unfinished, and only a finished cache can be checked") as caught:
+    with pytest.raises(CacheIncomplete, match="unfinished") as caught:
         use(tmp_path / "begun", "always")
-    assert caught.value.hint == "finish it, or leave --verify (cache.verify) out"
+    assert "--verify" in str(caught.value.hint)
     assert not memory.exists()
 
 
 def test_verify_is_refused_for_a_cache_behind_a_url() -> None:
     check_before_use("memory://nowhere", None, RecordingTrainWatch())
-    with pytest.raises(ConfigError, match="the parts of memory://nowhere are checked as they are fetched") as caught:
+    with pytest.raises(ConfigError, match="memory://nowhere") as caught:
         check_before_use("memory://nowhere", "always", RecordingTrainWatch())
-    assert caught.value.hint == "leave --verify (cache.verify) out"
+    assert "--verify" in str(caught.value.hint)
 
 
 @pytest.mark.parametrize("data", [b"", b"{}", b"not JSON", b'{"cache_id":"x","files":"y","path":"z"}', b"\xff\xfe"])
-def test_a_broken_memory_has_the_cache_checked_again_and_is_replaced(cache: Path, memory: Path, data: bytes) -> None:
+def test_a_broken_log_entry_is_replaced_after_a_new_check(cache: Path, memory: Path, data: bytes) -> None:
     use(cache)
     (file,) = memory.iterdir()
     file.write_bytes(data)
     told = use(cache)
-    assert told.warnings[0].startswith("what is remembered of this cache is of no use, it is checked again: ")
+    assert told.warnings[0].startswith("cannot read the record of an earlier verification")
     assert str(file) in told.warnings[0]
     assert len(told.lines) == 2
     assert use(cache).lines == []
     assert list(memory.iterdir()) == [file]
 
 
-def test_a_memory_that_cannot_be_written_stops_nothing(cache: Path, memory: Path) -> None:
+def test_a_log_that_cannot_be_written_is_only_a_warning(cache: Path, memory: Path) -> None:
     memory.parent.parent.mkdir()
     memory.parent.write_text("a file where a folder is due")
     for _ in range(2):
         told = use(cache)
         assert len(told.lines) == 2
-        assert told.warnings[-1].startswith(
-            "that the cache is good could not be remembered, it is checked again the ne"
-        )
+        assert told.warnings[-1].startswith("could not record that the cache was verified")
 
 
-def test_a_memory_that_cannot_be_read_stops_nothing(cache: Path, memory: Path) -> None:
+def test_a_log_that_cannot_be_read_is_only_a_warning(cache: Path, memory: Path) -> None:
     use(cache)
     (file,) = memory.iterdir()
     file.unlink()
@@ -204,7 +196,7 @@ def test_a_memory_that_cannot_be_read_stops_nothing(cache: Path, memory: Path) -
     told = use(cache)
     assert len(told.lines) == 2
     assert "cannot be read: Is a directory" in told.warnings[0]
-    assert "could not be remembered" in told.warnings[1]
+    assert "could not record" in told.warnings[1]
 
 
 def test_a_machine_without_a_home_folder_checks_each_time(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,13 +207,10 @@ def test_a_machine_without_a_home_folder_checks_each_time(cache: Path, monkeypat
     monkeypatch.setattr(Path, "home", nowhere)
     told = use(cache)
     assert len(told.lines) == 2
-    assert told.warnings == [
-        "no cache that is found good can be remembered: there is no folder to keep things in: "
-        "Could not determine home directory."
-    ]
+    assert [warning.endswith("Could not determine home directory.") for warning in told.warnings] == [True]
 
 
-def test_a_read_only_cache_is_checked_and_remembered(cache: Path, tmp_path: Path) -> None:
+def test_a_read_only_cache_is_checked_and_recorded(cache: Path, tmp_path: Path) -> None:
     def work() -> str:
         mount_memory(tmp_path / "stick", 1 << 24)
         copy_cache(cache, tmp_path / "stick" / "cache")
@@ -232,7 +221,7 @@ def test_a_read_only_cache_is_checked_and_remembered(cache: Path, tmp_path: Path
     assert (ended.code, ended.said) == (0, "2 0")
 
 
-def test_files_that_change_while_they_are_checked_are_not_remembered(
+def test_files_that_change_while_they_are_checked_are_not_recorded(
     cache: Path, memory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told = RecordingTrainWatch()
@@ -242,9 +231,7 @@ def test_files_that_change_while_they_are_checked_are_not_remembered(
         return 0.0
 
     check_before_use(cache, None, told, changing)
-    assert told.warnings == [
-        f"files of {cache} were changed while they were checked: they are checked again the next time"
-    ]
+    assert [str(cache) in warning for warning in told.warnings] == [True]
     assert not memory.exists()
 
 
@@ -252,16 +239,16 @@ def test_a_long_check_reports_progress(cache: Path) -> None:
     told = RecordingTrainWatch()
     ticks = iter(range(0, 1000, 20))
     check_before_use(cache, None, told, clock=lambda: float(next(ticks)))
-    assert [line for line in told.lines if "parts are checked" in line] == [
-        f"{n} of 4 parts are checked" for n in (1, 3)
+    assert [line for line in told.lines if line.endswith("parts verified")] == [
+        f"{n} of 4 parts verified" for n in (1, 3)
     ]
 
 
 def test_a_cache_that_was_verified_is_not_checked_again(cache: Path) -> None:
-    assert verify_and_remember(str(cache), "fast", RecordingTrainWatch()).ok
+    assert verify_and_record(str(cache), "fast", RecordingTrainWatch()).ok
     assert len(use(cache, "always").lines) == 2
     os.utime(cache / SHARD, (1, 1))
-    assert verify_and_remember(str(cache), "full", RecordingTrainWatch()).ok
+    assert verify_and_record(str(cache), "full", RecordingTrainWatch()).ok
     assert use(cache).lines == []
 
 
@@ -272,7 +259,7 @@ def test_a_writer_remembers_a_cache_all_of_whose_parts_it_wrote(tmp_path: Path, 
         write_part(writer, number)
     assert writer.wrote_all
     writer.seal()
-    remember_written(writer, told)
+    record_written(writer, told)
     assert told.warnings == []
     assert use(tmp_path / "made").lines == []
 
@@ -284,6 +271,6 @@ def test_a_writer_does_not_remember_what_another_wrote(tmp_path: Path, memory: P
         write_part(writer, number)
     assert not writer.wrote_all
     writer.seal()
-    remember_written(writer, RecordingTrainWatch())
+    record_written(writer, RecordingTrainWatch())
     assert not memory.exists()
     assert len(use(tmp_path / "made").lines) == 2

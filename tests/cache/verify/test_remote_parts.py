@@ -123,7 +123,7 @@ def test_parts_are_decoded_one_by_one_where_there_is_room_for_no_more(
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     manifest = open_cache(path).manifest
     records = [open_cache(path).part(number).record for number in range(4)]
-    least = remote_parts.room_in(tmp_path, manifest, records)
+    least = remote_parts.free_bytes(tmp_path, manifest, records)
     tables = sum(table.n_bytes for table in manifest.tables)
     free = tables + max(record.n_bytes for record in records) + remote_parts.SPARE_BYTES
     assert least == shutil.disk_usage(tmp_path).free - tables - remote_parts.SPARE_BYTES

@@ -96,7 +96,7 @@ def test_an_entry_that_is_missing_is_a_note_where_others_have_one(cache: Path) -
     report = verify_cache(cache, "full")
     assert report.ok
     assert [(note.part, note.file) for note in report.notes] == [(0, "journal/00000.json"), (3, "journal/00003.json")]
-    assert "1 parts behind" in report.notes[0].what
+    assert "next 1 parts" in report.notes[0].what
 
 
 @pytest.mark.parametrize("name", ["00004.json", "0000001.json"])

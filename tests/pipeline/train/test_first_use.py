@@ -11,7 +11,7 @@ from support.recording import RecordingTrainWatch
 from support.stage_two import make_cache, run, settings_for
 from support.tiny import copy_cache, flip_bit
 
-CHECKED = "is checked before its first use here"
+CHECKED = "before its first use on this machine"
 SMALL = {"run": {"max_steps": 1}, "evaluation": {"every": 1, "limit": 1}}
 
 
