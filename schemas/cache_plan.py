@@ -12,9 +12,9 @@ from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.records import Record
 
 MAX_PARTS = 1_000_000
-# Of a part whose documents are counted in bytes beforehand, each of which may turn out to be a token.
+# Rows of a part; its documents are sized in bytes beforehand, each of which may become a token.
 MAX_PART_ROWS = 1 << 24
-# Of a sequence, and of a document before it is cut: what is held in memory as a whole.
+# Rows of a sequence, and of a document before it is cut: held in memory as a whole.
 MAX_SEQUENCE_ROWS = 1 << 22
 DocumentNumber = Annotated[int, Field(ge=0, le=1 << 48)]
 
@@ -56,7 +56,7 @@ class SplitPlan(Record):
 
 
 class CachePlan(Record):
-    """Parts are numbered through the splits in the order in which these stand."""
+    """Parts are numbered through the splits in order."""
 
     splits: Annotated[tuple[SplitPlan, ...], Field(min_length=1, max_length=2)]
     sequence_length: int = Field(ge=1, le=MAX_SEQUENCE_ROWS)
@@ -65,7 +65,7 @@ class CachePlan(Record):
     @model_validator(mode="after")
     def _distinct(self) -> "CachePlan":
         if len({split.name for split in self.splits}) != len(self.splits):
-            raise ValueError("a split is named twice")
+            raise ValueError("duplicate split")
         return self
 
     @property

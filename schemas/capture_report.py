@@ -1,14 +1,11 @@
-"""What `cache-teacher` and `plan` answer with.
-
-In: what the stories of stage one found. Out: the JSON documents of `--json`, key by key.
-"""
+"""Reports of `cache-teacher` and `plan`: the JSON documents of `--json`, key by key."""
 
 from kdpipe.schemas.records import Record
 from kdpipe.schemas.summary import CacheSizes, FidelitySummary
 
 
 class PartsMade(Record):
-    """Parts that are planned, that are there now, and that this run has made."""
+    """Parts that are planned, present, and made by this run."""
 
     planned: int
     present: int
@@ -16,7 +13,7 @@ class PartsMade(Record):
 
 
 class CaptureReport(Record):
-    """What a run of `cache-teacher` has done; sizes are the cache's, rates this run's.
+    """A run of `cache-teacher`; sizes are of the cache, rates of this run.
 
     `teacher_share` is the share of the time that was spent waiting on the teacher; `seconds` is wall time.
     """
@@ -42,7 +39,7 @@ class CaptureReport(Record):
 
 
 class MemoryEstimate(Record):
-    """Bytes that are needed at once: on the teacher's device, then for rows that wait on the host to be written."""
+    """Bytes needed at once: on the teacher's device, then on the host for rows that wait to be written."""
 
     weights: int
     activations: int
@@ -53,7 +50,7 @@ class MemoryEstimate(Record):
 
 
 class ProbeReport(Record):
-    """What the teacher showed while it ran for a moment; `overhead_ratio` is caching over a bare forward pass."""
+    """Measurements of a short run of the teacher; `overhead_ratio` is caching over a bare forward pass."""
 
     positions_per_second: float
     seconds: float
@@ -62,12 +59,11 @@ class ProbeReport(Record):
 
 
 class PlanReport(Record):
-    """What a run of `cache-teacher` would take; by split where a mapping says so.
+    """Estimates for `cache-teacher`; mappings of documents, positions and parts are by split.
 
-    `bytes_per_position` is by array with its `total`; `second_caches` are the bytes of caches of the same documents for
-    other temperatures, by temperature, for a synthetic teacher; `memory` is that of one worker, `hours` those of all
-    `workers` at once; `break_even_runs` is the number of students from which on the cache takes less time than a
-    teacher that runs along.
+    `bytes_per_position` is by array with its `total`; `second_caches` are the estimated bytes of caches of the same
+    documents for other temperatures, by temperature; `memory` is that of one worker, `hours` those of all `workers`
+    together; `break_even_runs` is the number of students from which on the cache costs less than running the teacher.
     """
 
     teacher: str | None

@@ -1,7 +1,7 @@
-"""What contradicts itself among the settings of stage one, and what is missing: said before anything is loaded.
+"""Contradictory and missing settings of stage one, found before anything is loaded.
 
-In: what every layer said, or the settings made of it. Out: the same without what a later layer has overruled, or a
-`ConfigError` in a sentence.
+In: the settings of every layer, or the settings made of them. Out: the settings without those that a later layer
+overrides, or a `ConfigError`.
 """
 
 from collections.abc import Iterable
@@ -13,7 +13,7 @@ from kdpipe.schemas.settings import Place, Said
 
 KIND = Owner(place=("targets", "kind"), default="threshold", noun="targets", flag="--targets ", verb="these are")
 OF_A_TEACHER = ("threshold", "sampled", "topk", "topp", "state")
-# The kinds of targets for which a setting means something.
+# The kinds of targets that a setting applies to.
 OF_KINDS: dict[Place, tuple[str, ...]] = {
     ("targets", "profile"): ("threshold",),
     ("targets", "tau"): ("threshold",),
@@ -33,7 +33,7 @@ OF_KINDS: dict[Place, tuple[str, ...]] = {
     ("teacher", "quantize"): OF_A_TEACHER,
     ("machine", "devices"): OF_A_TEACHER,
 }
-# Two ways to say one thing: the later layer is right, and one layer may use only one of them.
+# Two ways to set one thing: the later layer wins, and one layer may use only one of them.
 RIVALS: tuple[tuple[Place, Place, str], ...] = (
     (("targets", "tau"), ("targets", "profile"), "how much threshold targets keep"),
     (("data", "val_path"), ("data", "val_fraction"), "which documents are held out"),
@@ -42,7 +42,7 @@ LAYERS, DIM = ("hidden", "layers"), ("hidden", "dim")
 
 
 def settled(said: Iterable[Said]) -> list[Said]:
-    """What was said without what a later layer has overruled; two contradicting words of equal standing are refused."""
+    """Drop settings that a later layer overrides; contradictions within one layer are refused."""
     last = {one.place: one for one in said}
     for place, kinds in OF_KINDS.items():
         keep_if_owned(last, place, KIND, kinds)
@@ -53,12 +53,10 @@ def settled(said: Iterable[Said]) -> list[Said]:
 
 
 def require(settings: CaptureSettings, *, data: bool = True, out: bool = True) -> None:
-    """Refuse settings that leave out what nobody can guess."""
+    """Refuse settings without a teacher, documents or an output directory."""
     name = settings.teacher.name
     if settings.teacher.allow_foreign_tokenizer and settings.teacher.tokenizer is None:
-        raise ConfigError(
-            "--allow-foreign-tokenizer is about --tokenizer", hint="give --tokenizer NAME, or leave it out"
-        )
+        raise ConfigError("--allow-foreign-tokenizer needs --tokenizer", hint="give --tokenizer NAME, or omit it")
     if settings.targets.kind == "none":
         need(settings.teacher.tokenizer or name, "which tokenizer to use", "--tokenizer DIR")
     else:
@@ -76,5 +74,5 @@ def _keep_if_layers_are_named(last: dict[Place, Said]) -> None:
     if standing(one) < standing(owner):
         del last[DIM]
         return
-    what = "is for hidden states of every position, and no layer is named"
-    raise ConfigError(f"{one.by} {what}", hint="give --hidden-layers 0.5,1.0, or leave it out")
+    what = "applies to hidden states of every position, and no --hidden-layers are given"
+    raise ConfigError(f"{one.by} {what}", hint="give --hidden-layers, e.g. 0.5,1.0, or omit it")

@@ -1,7 +1,7 @@
-"""Everything that stage one can be told: the flags of `kdpipe cache-teacher`, and what only a file or --set says.
+"""Settings of stage one: the flags of `kdpipe cache-teacher`, and settings that only a file or --set can change.
 
-In: values from `settings.py`, by layer. Out: one frozen `CaptureSettings`. What a machine decides (devices, batches) is
-apart in `MachineSettings`: it changes no meaning of a cache and is not in its manifest.
+In: values from `settings.py`, by layer. Out: one frozen `CaptureSettings`. `MachineSettings` (devices, batches) do not
+change the contents of a cache and are not in its manifest.
 """
 
 import re
@@ -26,13 +26,13 @@ from kdpipe.schemas.model import Devices, ModelSettings, Name
 from kdpipe.schemas.records import Record
 from kdpipe.schemas.targets import MAX_ENTRIES, MAX_WIDTH, Temperature
 
-# A scalar a row each, of which the format has 64 at most; DESIGN 3: a short list.
+# Each is a scalar per row, of which the format allows 64 at most.
 MAX_TEMPERATURES = 16
 PROFILES = {"lean": 1 / 10, "standard": 1 / 25, "fine": 1 / 50}
 
 
 def _spelled(layer: Any) -> Any:
-    """A layer that was written as a number, as the text that it was: 0.5 is not 1.0, and 1.0 is not 1."""
+    """A layer given as a number, as text: 1.0 (a share of the depth) is not 1 (a layer)."""
     return str(layer) if type(layer) in (int, float) else layer
 
 
@@ -46,7 +46,7 @@ LayerName = Annotated[str, BeforeValidator(_spelled), AfterValidator(_is_layer)]
 
 
 class Columns(Record):
-    """Which column plays which role; what is not named is found by its usual names."""
+    """Columns by role; roles that are not set are found by usual names."""
 
     text: Name | None = None
     prompt: Name | None = None
@@ -56,7 +56,7 @@ class Columns(Record):
 
 
 class DataSettings(Record):
-    """The documents, and which of their tokens are to be learnt."""
+    """The documents, and which of their tokens are trained on."""
 
     path: Name | None = None
     split: Name | None = None
@@ -75,9 +75,9 @@ class DataSettings(Record):
 
 
 class SequenceSettings(Record):
-    """How long sequences are (2,048 tokens, or what the teacher can read if that is less), and how they are filled.
+    """Length of sequences (2,048 tokens, or the teacher's maximum if that is less) and packing.
 
-    `part_rows` is about how many tokens a part has; by itself 1/64 of all, at least 32 k, and 2.6 M from 16.8 M on.
+    `part_rows` is the approximate number of tokens per part [1/64 of all, at least 32 k; 2.6 M from 16.8 M on].
     """
 
     length: int | None = Field(default=None, ge=2, le=MAX_SEQUENCE_ROWS)
@@ -86,9 +86,9 @@ class SequenceSettings(Record):
 
 
 class TeacherSettings(ModelSettings):
-    """Who speaks. `tokenizer` is the teacher's own unless another folder is named, which must be equal by content.
+    """The teacher. `tokenizer` replaces the teacher's own and must be equal by content.
 
-    `display_name` and `license` are what manifest and model cards state, in place of what the model's folder says.
+    `display_name` and `license` override those of the model's folder in manifest and model cards.
     """
 
     backend: TeacherBackendName = "transformers"
@@ -101,8 +101,9 @@ class TeacherSettings(ModelSettings):
 
 
 class TargetSettings(Record):
-    """What is kept of the teacher at a position; by default `draw_values` is true where draws are for another T than 1,
-    where the value of the loss needs them."""
+    """Targets per position; `draw_values` is on by default for draws at a temperature other than 1, where the value of
+    the loss needs them.
+    """
 
     kind: TargetKind = "threshold"
     profile: Profile = "standard"
@@ -124,7 +125,7 @@ class TargetSettings(Record):
 
 
 class HiddenSettings(Record):
-    """Summaries of hidden states: pooled over documents unless turned off, of every row for layers that are named.
+    """Summaries of hidden states: pooled over documents, and of every row for the given layers.
 
     A layer is a number, or a fraction of the depth written with a point: "0.5", "1.0".
     """
@@ -136,7 +137,7 @@ class HiddenSettings(Record):
 
 
 class MachineSettings(Record):
-    """How this machine goes about it."""
+    """How this machine runs it."""
 
     devices: Devices = "auto"
     batch_tokens: int | None = Field(default=None, ge=1, le=1 << 22)
@@ -144,8 +145,6 @@ class MachineSettings(Record):
 
 
 class CaptureSettings(Record):
-    """The whole of it."""
-
     data: DataSettings = DataSettings()
     sequences: SequenceSettings = SequenceSettings()
     teacher: TeacherSettings = TeacherSettings()
@@ -158,9 +157,9 @@ class CaptureSettings(Record):
 
 
 class CaptureOptions(Record):
-    """What one call of the command does of it: every n-th of the missing parts, or two batches to see that it works.
+    """Options of one run: every n-th of the missing parts, or a dry run of two batches.
 
-    A remote place that fails is retried for `retry_for` seconds [300].
+    Remote errors are retried for `retry_for` seconds [300].
     """
 
     shard: int = Field(default=0, ge=0)

@@ -38,10 +38,10 @@ class FileRecord(Record):
 
 
 class TeacherRecord(Record):
-    """Who spoke: enough to load the same teacher again, and the license that its students inherit.
+    """The teacher: enough to load it again, and the license that its students inherit.
 
-    Name and license describe: `identity` tells teachers apart. `hidden_size`, and `hub_id` where `name` is another than
-    the hub's, are written only where they are known.
+    Name and license are descriptive: `identity` distinguishes teachers. `hidden_size`, and `hub_id` where it is not the
+    `name`, are written only where they are known.
     """
 
     name: ShortText
@@ -58,15 +58,16 @@ class TeacherRecord(Record):
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What is equal for one teacher: its weights by content, by hub id or name and revision where nobody hashed
-        them, and how it was run."""
+        """Equal for equal teachers: weights by content, else by Hub id or name and revision, and how it was run."""
         found = self.model_dump(exclude={"name", "hub_id", "revision", "license", "hidden_size"})
         if self.weights_sha256 is None:
             found |= {"source": self.hub_id or self.name, "revision": self.revision}
         return found
 
     def described_as(self, other: "TeacherRecord") -> "TeacherRecord":
-        """The same with what only describes it taken from another record of it; a license only where one is missing."""
+        """A copy with the descriptive fields of another record of this teacher; its license only where one is
+        missing.
+        """
         if self.identity != other.identity:
             return self
         license = self.license if self.license is not None and other.license is not None else other.license
@@ -98,14 +99,14 @@ class Tokenizer(Record):
 
 
 class SourceColumn(Record):
-    """A column of the data that is kept for each document."""
+    """A column of the data that is stored for each document."""
 
     name: str = Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,63}$")
     type: Literal["string", "int64", "float64", "bool"]
 
 
 class Data(Record):
-    """The documents by content, and what is kept of them beside their tokens."""
+    """The documents by content, and what the cache stores of them besides tokens."""
 
     fingerprint: Sha256
     source: ShortText
@@ -116,7 +117,7 @@ class Data(Record):
     @model_validator(mode="after")
     def _distinct(self) -> "Data":
         if len({column.name for column in self.columns}) != len(self.columns):
-            raise ValueError("a column is named twice")
+            raise ValueError("duplicate column")
         return self
 
 
@@ -134,7 +135,7 @@ class Table(Record):
 
 
 class Origin(Record):
-    """What was done to another cache to make this one."""
+    """An operation on other caches that made this one."""
 
     action: OriginAction
     caches: tuple[Sha256, ...] = Field(max_length=4096)
@@ -181,14 +182,14 @@ class Manifest(Record):
         raise ConfigError(f"there is no table {name!r}", hint=f"there are {', '.join(t.name for t in self.tables)}")
 
     def with_hidden_size_of(self, other: "Manifest") -> "Manifest":
-        """The same, with the hidden size of the other's teacher where its own has none: older caches lack the key."""
+        """A copy with the hidden size of the other's teacher where its own has none: older caches lack the key."""
         if self.teacher is None or other.teacher is None or self.teacher.hidden_size is not None:
             return self
         teacher = self.teacher.model_copy(update={"hidden_size": other.teacher.hidden_size})
         return Manifest.model_validate({**dict(self), "teacher": teacher})
 
     def described_as(self, other: "Manifest") -> "Manifest":
-        """The same, with what the other says of the teacher beside its identity, where both are of one teacher."""
+        """A copy with the other's descriptive fields of the teacher, where both have the same teacher."""
         own = self.with_hidden_size_of(other)
         if own.teacher is None or other.teacher is None:
             return own
@@ -228,7 +229,7 @@ def expected_tables(targets: TargetSpec, hidden: HiddenSpec, vocabulary_size: in
 
 
 def _check_teacher(manifest: Manifest) -> None:
-    """What only a whole distribution gives is not claimed of a teacher who showed its top; layers are ones it has."""
+    """Refuse targets that need a full distribution from a teacher without one, and layers that it does not have."""
     teacher, targets = manifest.teacher, manifest.targets
     if teacher is None:
         return
@@ -267,7 +268,7 @@ def _check_arrays(manifest: Manifest) -> None:
 def _check_tables(manifest: Manifest) -> None:
     names = [table.name for table in manifest.tables]
     if len(set(names)) != len(names):
-        raise ValueError("a table is named twice")
+        raise ValueError("duplicate table")
     for table in expected_tables(manifest.targets, manifest.hidden, manifest.vocabulary_size):
         if table not in manifest.tables:
             raise ValueError(f"tables lacks {table.name} of type {table.dtype} and shape {list(table.shape)}")

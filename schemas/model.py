@@ -1,4 +1,4 @@
-"""Which model is meant: the teacher of stage one, the student of stage two.
+"""Settings that name a model: the teacher of stage one, the student of stage two.
 
 In: flags and files. Out: a name that transformers loads, a folder or a hub id, and what goes with it.
 """
@@ -30,7 +30,7 @@ Devices = Annotated[str, AfterValidator(_is_device("all"))]
 
 
 class ModelSettings(Record):
-    """A model folder or hub id; its own code runs only when asked."""
+    """A model folder or Hub id; its own code runs only with `trust_remote_code`."""
 
     name: Name | None = None
     revision: Name | None = None

@@ -1,7 +1,7 @@
 """part.json: what a committed part holds. Written last inside the part; its sha256 is the part's identity.
 `indexes` is the sha256 of the checksums and the index at the end of every array's shard.
 
-In: what the writer counted, or the file. Out: the record that the index, the reader and verification compare with.
+In: counts of the writer, or the file. Out: the record that index, reader and verification compare with.
 """
 
 from typing import Annotated
@@ -29,7 +29,7 @@ MAX_EXCESS = 1024
 
 
 class Fidelity(Record):
-    """How near the stored targets are to the full distribution, on a sample of rows while the logits were there."""
+    """Distance of stored targets to the full distribution, on a sample of rows."""
 
     n_rows: int = Field(ge=0, le=MAX_PART_ROWS)
     kl_nats: Divergence
@@ -40,7 +40,7 @@ class Fidelity(Record):
     @model_validator(mode="after")
     def _distinct(self) -> "Fidelity":
         if len({temperature for temperature, _ in self.kept_mass}) != len(self.kept_mass):
-            raise ValueError("kept_mass names a temperature twice")
+            raise ValueError("kept_mass has a duplicate temperature")
         return self
 
 
@@ -99,7 +99,7 @@ class PartRecord(Record):
         return self
 
     def to_json(self) -> bytes:
-        """The record in its canonical spelling."""
+        """The record as canonical JSON."""
         return canonical(self.model_dump(mode="json", exclude={"scaled"} if self.scaled is None else None))
 
     @property
@@ -114,7 +114,7 @@ class PartRecord(Record):
 
 
 def _check_sums(sums: Statistics, n_positions: int, n_entries: int) -> None:
-    """Sums are what so many positions can add up to, within rounding, so that sums of parts stay numbers."""
+    """Check that sums are possible for this number of positions, within rounding."""
     for name, most in (
         ("entropy_nats", LARGEST_ENTROPY_NATS),
         ("label_nats", LARGEST_LABEL_NATS),

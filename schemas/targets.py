@@ -1,6 +1,7 @@
-"""What is kept of the teacher at a position: the kind of target, its temperatures, hidden-state summaries.
+"""Targets per position: the kind of target, its temperatures, hidden-state summaries.
 
-In: flags and configuration of stage one. Out: the `targets` and `hidden` objects of the manifest.
+In: settings of stage one, or a manifest. Out: the `targets` and `hidden` objects of the manifest. What differs by kind
+is on the record of the kind.
 """
 
 from typing import Annotated, ClassVar, Literal, Self
@@ -13,7 +14,7 @@ from kdpipe.schemas.records import Record
 MAX_ENTRIES = 4096
 MAX_WIDTH = 1 << 16
 Temperature = Annotated[float, Field(ge=0.001, le=1000)]
-# What logits are capped at or multiplied by: beyond these bounds float32 overflows or vanishes.
+# Soft caps and scales of logits: beyond these bounds float32 overflows or underflows.
 Factor = Annotated[float, Field(ge=2**-20, le=2**20)]
 Layer = Annotated[int, Field(ge=0, le=10_000)]
 
@@ -33,17 +34,17 @@ class KindOfTarget(Record):
 
     @property
     def amount(self) -> float:
-        """How much is kept of a row, a number that grows with it: what `is_richer_than` compares."""
+        """A number that grows with how much of a row is kept."""
         return 0.0
 
     @property
     def state_width(self) -> int:
-        """Numbers of the state that is kept for each row."""
+        """Width of the state that is stored for each row."""
         return 0
 
     @property
     def state_bytes(self) -> int:
-        """Bytes of that state as it is stored."""
+        """Bytes of that state."""
         return 0
 
     def is_richer_than(self, other: Self) -> bool:
@@ -180,7 +181,7 @@ CAPTURED: dict[str, type[KindOfTarget]] = {
 
 
 class TargetSpec(Record):
-    """What is kept, drawn at which temperature, with log_z at which others, and whether draws carry their own log p."""
+    """Kind of target, temperature of its draws, temperatures of log_z, and whether draws store their own log p."""
 
     keep: KeptSpec
     target_temperature: Temperature = 1.0
@@ -202,7 +203,7 @@ class TargetSpec(Record):
         if self.target_temperature != 1.0 and self.has_entries and not self.tail_known:
             raise ValueError("targets whose tail is unknown have no weights at another temperature than 1")
         if self.draw_values and not self.has_draws:
-            raise ValueError(f"targets of kind {self.keep.kind} have no draws that could carry values")
+            raise ValueError(f"targets of kind {self.keep.kind} have no draws to store values of")
         return self
 
     @property
@@ -279,5 +280,5 @@ class HiddenSpec(Record):
     def _distinct(self) -> "HiddenSpec":
         for vectors in (self.pooled, self.rows):
             if len({vector.layer for vector in vectors}) != len(vectors):
-                raise ValueError("a layer is named twice")
+                raise ValueError("duplicate layer")
         return self

@@ -73,13 +73,13 @@ def refusal(file: dict[str, Any] | None = None, **flags: Any) -> tuple[str, str 
         ),
         (
             {"hidden_dim": 8},
-            "--hidden-dim is for hidden states of every position, and no layer is named",
-            "give --hidden-layers 0.5,1.0, or leave it out",
+            "--hidden-dim applies to hidden states of every position, and no --hidden-layers are given",
+            "give --hidden-layers, e.g. 0.5,1.0, or omit it",
         ),
         (
             {"hidden_dim": 8, "hidden_layers": {"pooled": False, "layers": []}},
-            "--hidden-dim is for hidden states of every position, and no layer is named",
-            "give --hidden-layers 0.5,1.0, or leave it out",
+            "--hidden-dim applies to hidden states of every position, and no --hidden-layers are given",
+            "give --hidden-layers, e.g. 0.5,1.0, or omit it",
         ),
     ],
     ids=str,

@@ -49,7 +49,7 @@ TRAIN = SplitPlan(name="train", bounds=(0, 3, 7))
         ({"temperatures": (1.0, 2.0)}, "must differ from each other and from 1, whose log_z is 0"),
         ({"temperatures": (2.0, 2.0)}, "must differ from each other and from 1"),
         ({"target_temperature": 3.0}, "the target temperature must be 1 or one of the temperatures"),
-        ({"keep": TopK(k=3), "draw_values": True}, "targets of kind topk have no draws that could carry values"),
+        ({"keep": TopK(k=3), "draw_values": True}, "targets of kind topk have no draws to store values of"),
         ({"keep": NoTargets()}, "targets of kind none hold no entropy, no temperatures and no boundary scalar"),
         ({"keep": NoTargets(), "temperatures": (), "boundary": True}, "no temperatures and no boundary scalar"),
         (
@@ -157,21 +157,21 @@ def test_parts_are_numbered_through_the_splits() -> None:
     for number in (3, -1):
         with pytest.raises(ConfigError, match=f"the plan has 3 parts, there is no part {number}"):
             plan.part(number)
-    with pytest.raises(ValidationError, match="a split is named twice"):
+    with pytest.raises(ValidationError, match="duplicate split"):
         CachePlan(splits=(TRAIN, TRAIN), sequence_length=8)
 
 
 def test_nothing_is_named_twice() -> None:
     vector, column = Vector(layer=1, width=2, group=2), SourceColumn(name="a", type="bool")
     for vectors in ({"pooled": (vector, vector)}, {"rows": (vector, vector)}):
-        with pytest.raises(ValidationError, match="a layer is named twice"):
+        with pytest.raises(ValidationError, match="duplicate layer"):
             HiddenSpec(**vectors)
-    with pytest.raises(ValidationError, match="a column is named twice"):
+    with pytest.raises(ValidationError, match="duplicate column"):
         Data(fingerprint="0" * 64, source="x", columns=(column, column))
     with pytest.raises(ValidationError, match="duplicate column name"):
         Arrays(row=RowArray(columns=(Column(name="a", quantizer=CountQuantizer()),) * 3))
     manifest = Wish(keep=THRESHOLD).manifest
-    with pytest.raises(ValidationError, match="a table is named twice"):
+    with pytest.raises(ValidationError, match="duplicate table"):
         remade(manifest, tables=manifest.tables * 2)
 
 

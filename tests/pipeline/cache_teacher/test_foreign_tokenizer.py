@@ -129,7 +129,7 @@ def test_what_is_allowed_is_said_and_recorded(folder: Path, tmp_path: Path) -> N
 def test_permission_without_a_tokenizer_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     given = ["plan", "--teacher", str(folder / "teacher"), "--tokens", "1000", "--allow-foreign-tokenizer"]
     assert main.run(given) == 2
-    assert "--allow-foreign-tokenizer is about --tokenizer" in capsys.readouterr().err
+    assert "--allow-foreign-tokenizer needs --tokenizer" in capsys.readouterr().err
 
 
 @pytest.fixture
