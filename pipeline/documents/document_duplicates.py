@@ -38,7 +38,7 @@ def text_key(tokenizer: LoadedTokenizer, append_stop: bool) -> Callable[[str], i
     def key(text: str) -> int:
         if normalizer is not None and not is_normalized("NFC", text):  # the normalizer itself does 11 MB/s
             text = normalizer.normalize_str(text)
-        # A stop token is appended only where there is none.
+        # A stop token is appended only to texts without one.
         digest = hashlib.blake2b(text.removesuffix(stop).encode(), digest_size=KEY_BYTES)
         return int.from_bytes(digest.digest(), "big")
 
