@@ -26,7 +26,7 @@ def test_a_page_tells_what_was_written_and_what_was_left_out(
     for told in (
         "4, 4 from this run",
         f"16 documents, {n:,} positions",
-        "draws, which stand for the tail",
+        "draws (samples of the tail)",
         "load_dataset(",
     ):
         assert told in found, told
@@ -43,7 +43,7 @@ def test_a_program_reads_one_document(cache: Path, tmp_path: Path, capsys: pytes
 def test_what_cannot_be_is_refused(cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "letter").write_text("dear")
     assert run(["cache", "export", str(cache), "--to", "parquet", "--out", str(tmp_path)]) == 2
-    assert "holds letter, which is no part of this export" in capsys.readouterr().err
+    assert "letter, which is not part of this export" in capsys.readouterr().err
     assert run(["cache", "export", str(cache), "--to", "parquet", "--out", ""]) == 2
     assert "out: string should have at least 1 character" in capsys.readouterr().err
     assert run(["cache", "export", str(cache), "--to", "csv", "--out", str(tmp_path / "out")]) == 2
