@@ -14,8 +14,9 @@ import pytest
 import torch
 
 from kdpipe.cache.format import codecs
+from kdpipe.cache.opening import open_cache
 from kdpipe.cache.stores import dispatch
-from kdpipe.pipeline import interop
+from kdpipe.pipeline import interop, teachers
 from kdpipe.pipeline import targets as targets_package
 from kdpipe.pipeline.interop.source_files import source_files
 from kdpipe.pipeline.losses.terms import LossOptions
@@ -29,6 +30,7 @@ from support.loss_twins import Asked, largest_ids, merged, softmax, student_logi
 from support.losses import ours
 from support.reducing import reduce_rows
 from support.source import ROOT
+from support.stage_one import make_inputs, run, settings_for
 
 PAGE = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
 
@@ -67,6 +69,18 @@ def test_a_loss_is_added_through_the_table(member: Any) -> None:
     assert result.total == pytest.approx(0.5 * float(expected), rel=1e-5)
 
 
+def test_a_teacher_backend_is_added_through_the_table(member: Any, tmp_path: Path) -> None:
+    member("A teacher backend", cast("MutableMapping[str, Any]", teachers.BACKENDS))
+    make_inputs(tmp_path, n_documents=6)
+    settings = settings_for(tmp_path, targets={"kind": "topk", "top_k": 5})
+    backend = settings.teacher.model_copy(update={"backend": "uniform"})
+    report = run(settings.model_copy(update={"teacher": backend}))
+    cache = open_cache(tmp_path / "cache")
+    assert report.complete and cache.manifest.teacher is not None and cache.manifest.teacher.name == "uniform"
+    size = cache.manifest.tokenizer.vocabulary_size
+    np.testing.assert_allclose(cache[0].logprobs, -np.log(size), atol=1 / 16)
+
+
 def test_a_target_kind_is_added_through_the_table(member: Any) -> None:
     member("A target kind", targets_package.KINDS)
     minp = import_module("my_kind").MinP(share=0.25)
@@ -101,7 +115,7 @@ def test_an_import_format_is_added_through_the_table(member: Any, tmp_path: Path
 
 
 def test_a_tracker_is_added_through_the_table(member: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    member("A tracker", trackers.KINDS)
+    member("A tracker", cast("MutableMapping[str, Any]", trackers.TRACKERS))
     run = trackers.TrackedRun(name="a", folder=tmp_path, config={}, step=2)
     opened = trackers.Trackers(["my_tracker"], run, pytest.fail)
     opened.write({"step": 3, "loss": 1.5})
