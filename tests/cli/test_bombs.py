@@ -119,5 +119,5 @@ def test_a_row_behind_a_line_that_is_too_long_is_read(tmp_path: Path) -> None:
     path.write_bytes(b'{"text": "' + b"a" * 40_000_000 + b'"}\n{"text": "b"}\n')
     limits = Limits(document_bytes=1 << 21, row_bytes=1 << 25)
     first, second = find_files(str(path), None, limits)[0].rows()
-    assert first.problem == "its line has 40,000,013 bytes, at most 33,554,432 are allowed"
+    assert first.problem == "the line has 40,000,013 bytes, at most 33,554,432 are allowed"
     assert second.columns == {"text": "b"}
