@@ -47,7 +47,7 @@ def manifest_for(spec: TargetSpec, size: int, n_rows: int) -> Manifest:
 
 
 def answered(spec: TargetSpec, logits: Tensor, seed: int = 0) -> Answered:
-    """A document of twice as many tokens and one as there are rows of logits; every other row is learnt."""
+    """A document of twice as many tokens and one as there are rows of logits; every other row is trained on."""
     n, size = logits.shape
     rng = np.random.default_rng(seed)
     mask = np.zeros(2 * n + 1, bool)

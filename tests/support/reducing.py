@@ -38,7 +38,7 @@ def targets(keep: KeptSpec, temperature: float = 1.0, **more: Any) -> TargetSpec
 
 
 def request(spec: TargetSpec, size: int, seed: int = 0) -> TargetRequest:
-    """What a teacher of a vocabulary is asked, without hidden states."""
+    """A request for a vocabulary, without hidden states."""
     return TargetRequest(targets=spec, hidden=HiddenSpec(), vocabulary_size=size, seed=seed)
 
 

@@ -44,7 +44,7 @@ EMPTY = CaptureReport(
 
 
 class HeardWatch:
-    """A `Watch` that remembers what it was told."""
+    """A `Watch` that records its calls."""
 
     def __init__(self) -> None:
         self.said: list[str] = []
@@ -99,7 +99,7 @@ def run(settings: CaptureSettings, watch: HeardWatch | None = None, **options: A
 
 
 def talk(settings: CaptureSettings, shard: WorkerShard, watch: Watch) -> CaptureReport:
-    """A worker that tells what all of them find, and what it alone has found."""
+    """A worker with a message of its own and one that all workers have."""
     for tell in (watch.say, watch.warn):
         tell("all")
         tell(f"worker {shard.index}")

@@ -1,6 +1,6 @@
 """What every teacher must do, as a suite of tests to inherit.
 
-In: a teacher, what it is asked, and the truth it knows, given by the class that inherits. Out: its tests.
+In: a teacher, a request and the true distributions, from the subclass. Out: its tests.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,7 +22,7 @@ CLOSE = 2e-4
 
 
 class TeacherContract:
-    """Subclasses are collected as Test*; they say how many ids there are and give what is held against what."""
+    """Subclasses are collected as Test*; they give the vocabulary, the teacher and the truth."""
 
     vocabulary = 300
 
@@ -55,7 +55,7 @@ class TeacherContract:
             found |= dict(zip(group, cut(result.block, ends), strict=True))
         return found
 
-    def test_it_says_who_it_is(self) -> None:
+    def test_it_has_a_record_with_a_name(self) -> None:
         assert self.teacher().record.name
 
     def test_no_batches_have_no_answers(self) -> None:
@@ -67,7 +67,7 @@ class TeacherContract:
             assert len(block.n_exact) == len(block.n_draws) == len(segments[number])
             assert int(block.n_exact.sum() + block.n_draws.sum()) == len(block.ids) == len(block.logprobs)
 
-    def test_rows_that_are_not_to_be_learnt_are_empty(self) -> None:
+    def test_rows_that_are_not_trained_on_are_empty(self) -> None:
         segments = self.segments()
         for number, block in self.blocks([list(range(len(segments)))]).items():
             trained = segments[number].loss_mask
@@ -85,7 +85,7 @@ class TeacherContract:
             first = np.cumsum(block.n_exact)[segment.loss_mask] - block.n_exact[segment.loss_mask]
             assert (block.ids[first] == truth.argmax(axis=1)[segment.loss_mask]).all()
 
-    def test_a_row_speaks_of_the_token_that_follows(self) -> None:
+    def test_a_row_predicts_the_next_token(self) -> None:
         segments = self.segments()
         for number, block in self.blocks([[2, 5, 3, 0, 6, 4, 1]]).items():
             segment, truth = segments[number], self.truth(segments[number])

@@ -1,4 +1,4 @@
-"""Teachers for tests, the segments they read, and the dense float64 truth that their answers are held against.
+"""Teachers for tests, the segments they read, and the dense float64 truth that they are compared with.
 
 In: model folders of `models.py`. Out: `TransformersTeacher`s, `Segment`s, log-probabilities of one document read alone;
 and a teacher that shows its top candidates only.
@@ -33,7 +33,7 @@ CPU = torch.device("cpu")
 
 
 def segments_of(lengths: Iterable[int], vocabulary: int, seed: int = 0) -> list[Segment]:
-    """Documents of random tokens; all of each is to be learnt, but for a stretch of the odd ones."""
+    """Documents of random tokens; every token is trained on, except for a stretch in odd ones."""
     random = np.random.default_rng(seed)
     found = []
     for document, length in enumerate(lengths):
@@ -61,8 +61,8 @@ def segment_of(tokens: npt.NDArray[Any], document: int, loss_mask: npt.NDArray[n
 
 def local_teacher(folder: Path, vocabulary: int, **settings: Any) -> TransformersTeacher:
     """A teacher of a saved model, on the CPU."""
-    told = TeacherSettings(name=str(folder), **settings)
-    return TransformersTeacher(load(told, teacher_shape(told), [CPU]), vocabulary)
+    teacher_settings = TeacherSettings(name=str(folder), **settings)
+    return TransformersTeacher(load(teacher_settings, teacher_shape(teacher_settings), [CPU]), vocabulary)
 
 
 def request_for(

@@ -1,4 +1,4 @@
-"""How far what was kept of one distribution, many times, lies from the distribution: in standard deviations.
+"""Deviation of many samples of one distribution from it, in standard deviations.
 
 In: a spec, the probabilities, and rows of them that were reduced. Out: deviations of draws and of mean weights.
 """
@@ -42,7 +42,7 @@ def deviation_of_draws(spec: TargetSpec, p: np.ndarray, reduced: ReducedRows) ->
 
 
 def deviation_of_means(spec: TargetSpec, p: np.ndarray, reduced: ReducedRows) -> float:
-    """How far the mean weight of any id lies from its p, in standard deviations; ids rarely drawn count together."""
+    """Deviation of the mean weight of any id from its p, in standard deviations; ids rarely drawn count together."""
     chances, share = expectation(spec, p, reduced)
     sums = np.zeros(len(p))
     for row in rows_of(reduced, spec):

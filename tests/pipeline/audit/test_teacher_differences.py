@@ -11,7 +11,7 @@ MASK = np.array([True, False])
 
 
 def one_row(probabilities: dict[int, float]) -> Block:
-    """A row that keeps some ids exactly, and one that is not learnt."""
+    """A row that keeps some ids exactly, and one that is not trained on."""
     kept = sum(probabilities.values())
     with np.errstate(divide="ignore"):
         tail = np.log(np.float32(1 - kept))

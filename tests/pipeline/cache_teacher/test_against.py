@@ -1,4 +1,4 @@
-"""A cache held against a teacher: its own passes, another is noticed, and one wrong part is named."""
+"""A cache compared with a teacher: its own passes, another fails, and a single wrong part is named."""
 
 import re
 import shutil
@@ -41,7 +41,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["threshold", "sampled", "topk", "topp", "state"])
-def test_a_cache_is_what_its_teacher_says(folder: Path, tmp_path: Path, kind: str) -> None:
+def test_a_cache_agrees_with_its_teacher(folder: Path, tmp_path: Path, kind: str) -> None:
     settings = settings_for(folder, targets={"kind": kind}, data={"limit": 8})
     run(settings.model_copy(update={"out": str(tmp_path / "cache")}))
     report = verify_against(str(tmp_path / "cache"), str(folder / "teacher"), 8, SilentWatch())
@@ -50,7 +50,7 @@ def test_a_cache_is_what_its_teacher_says(folder: Path, tmp_path: Path, kind: st
     assert report.noise.mean_nats < 1e-4
 
 
-def test_a_teacher_with_code_of_its_own_speaks_only_when_trusted(
+def test_a_teacher_with_its_own_code_runs_only_when_trusted(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     own = with_own_code(folder / "teacher", tmp_path / "own")
@@ -178,7 +178,7 @@ def test_masses_of_other_words_are_noticed(folder: Path, tmp_path: Path, monkeyp
     assert not report.ok and "differs from the teacher's predictions by" in report.problems[0].what
 
 
-def test_half_precision_is_what_its_teacher_says(folder: Path, tmp_path: Path) -> None:
+def test_half_precision_agrees_with_its_teacher(folder: Path, tmp_path: Path) -> None:
     settings = settings_for(folder, teacher={"dtype": "bfloat16"}, machine={"batch_tokens": 2048})
     run(settings.model_copy(update={"out": str(tmp_path / "cache")}))
     report = verify_against(str(tmp_path / "cache"), str(folder / "teacher"), EVERY_DOCUMENT, SilentWatch())

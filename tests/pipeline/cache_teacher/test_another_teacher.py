@@ -74,7 +74,7 @@ def test_a_model_of_another_shape_is_another_teacher(
     ],
     ids=["state", "pca", "whole", "random"],
 )
-def test_without_a_stated_hidden_size_what_is_kept_of_states_tells_the_width(
+def test_without_a_stated_hidden_size_stored_states_give_the_width(
     folder: Path, tmp_path: Path, changes: dict[str, Any], reason: str | None
 ) -> None:
     # Pooled states of a teacher of 64 are whole ones.
@@ -106,7 +106,7 @@ def test_a_model_of_another_width_is_not_run_where_only_random_projections_are_k
     assert "has a hidden size of 32, the teacher of the cache has 64" in report.problems[0].what
 
 
-def test_a_model_whose_shape_tells_nothing_is_run_and_differs(folder: Path, tmp_path: Path) -> None:
+def test_a_model_of_equal_size_is_run_and_differs(folder: Path, tmp_path: Path) -> None:
     settings = settings_for(folder, data={"limit": 6}, hidden={"pooled": False})
     run(settings.model_copy(update={"out": str(tmp_path / "cache")}))
     report = verify_against(str(tmp_path / "cache"), str(other(tmp_path, vocabulary=640)), 4, SilentWatch())

@@ -71,16 +71,16 @@ def words(folder: Path, command: str, tokenizer: str, *more: str) -> list[str]:
 
 @pytest.mark.parametrize("command", ["cache-teacher", "plan"])
 @pytest.mark.parametrize(
-    ("tokenizer", "told"),
+    ("tokenizer", "message"),
     [("smaller", "400 ids instead of 512"), ("swapped", "2 ids have other tokens, the first is 300")],
 )
 def test_another_tokenizer_is_refused_with_the_first_difference(
-    folder: Path, tmp_path: Path, command: str, tokenizer: str, told: str, capsys: pytest.CaptureFixture[str]
+    folder: Path, tmp_path: Path, command: str, tokenizer: str, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = ["--out", str(tmp_path / "cache")] if command == "cache-teacher" else []
     assert main.run([*words(folder, command, tokenizer), *out]) == 4
     shown = capsys.readouterr().err
-    assert told in shown and "--allow-foreign-tokenizer" in shown
+    assert message in shown and "--allow-foreign-tokenizer" in shown
     assert not (tmp_path / "cache").exists()
 
 
@@ -115,7 +115,7 @@ def test_a_teacher_without_a_tokenizer_needs_one_and_a_broken_one_cannot_be_comp
 
 
 @pytest.mark.slow
-def test_what_is_allowed_is_said_and_recorded(folder: Path, tmp_path: Path) -> None:
+def test_an_allowed_difference_is_reported_and_recorded(folder: Path, tmp_path: Path) -> None:
     watch = HeardWatch()
     teacher = {"tokenizer": str(folder / "swapped"), "allow_foreign_tokenizer": True}
     run(settings_for(folder, teacher=teacher).model_copy(update={"out": str(tmp_path / "cache")}), watch)
@@ -172,7 +172,7 @@ def test_a_tokenizer_forged_with_its_fingerprint_is_not_the_teachers(folder: Pat
     assert verify_cache(forged, "deep").ok
     report = verify_against(str(forged), str(folder / "teacher"), 4, SilentWatch())
     assert not report.ok
-    assert "another tokenizer than the teacher's own: 2 ids have other tokens" in report.problems[0].what
+    assert "not the teacher's tokenizer: 2 ids have other tokens" in report.problems[0].what
 
 
 def test_files_that_are_loaded_as_another_tokenizer_are_refused(folder: Path, tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def data(folder: Path) -> dict[str, object]:
     return {"path": str(folder / "book.txt"), "val_fraction": 0.1}
 
 
-def test_a_cache_of_one_text_has_a_validation_split_that_is_said_and_stated(folder: Path, tmp_path: Path) -> None:
+def test_a_cache_of_one_text_has_a_validation_split_that_is_reported_and_recorded(folder: Path, tmp_path: Path) -> None:
     watch = HeardWatch()
     settings = settings_for(folder, "again", data=data(folder), sequences=PARTS)
     run(settings, watch, dry_run=True)
@@ -69,7 +69,7 @@ def test_a_cache_of_one_text_has_a_validation_split_that_is_said_and_stated(fold
     assert problems_in(folder / "whole") == []
 
 
-def test_the_cache_is_what_its_teacher_says(folder: Path) -> None:
+def test_the_cache_agrees_with_its_teacher(folder: Path) -> None:
     report = verify_against(str(folder / "whole"), str(folder / "teacher"), 7, SilentWatch())
     assert report.ok and report.documents == 7
 

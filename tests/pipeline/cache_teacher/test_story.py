@@ -78,17 +78,17 @@ def test_a_second_run_finds_everything_done(made: tuple[Path, Any, HeardWatch], 
     assert report.positions_per_second is None
 
 
-def test_the_person_is_told_what_was_understood(made: tuple[Path, Any, HeardWatch]) -> None:
-    said = "\n".join(made[2].said)
-    assert "corpus.jsonl" in said and "text = text" in said and "kept = category" in said
-    assert all(line in said for line in TEXTS[0].splitlines()[:3])
-    assert "longer than 96 tokens" in said
+def test_documents_and_columns_are_described(made: tuple[Path, Any, HeardWatch]) -> None:
+    messages = "\n".join(made[2].said)
+    assert "corpus.jsonl" in messages and "text = text" in messages and "kept = category" in messages
+    assert all(line in messages for line in TEXTS[0].splitlines()[:3])
+    assert "longer than 96 tokens" in messages
     assert made[2].begun == (made[1].parts.planned, 0, None)
     assert sorted(made[2].parts) == list(range(made[1].parts.planned))
     assert all(0 <= share <= 1 for share in made[2].shares)
 
 
-def test_shards_make_the_same_cache_whoever_is_last(made: tuple[Path, Any, HeardWatch], folder: Path) -> None:
+def test_shards_make_the_same_cache_in_any_order(made: tuple[Path, Any, HeardWatch], folder: Path) -> None:
     settings = settings_for(folder, "sharded", sequences=SMALL_PARTS)
     planned = made[1].parts.planned
     first = run(settings, shard=1, n_shards=3)
@@ -149,7 +149,7 @@ def test_documents_that_share_a_sequence_do_not_see_each_other(folder: Path, tmp
         twin = alone[name]
         np.testing.assert_array_equal(block.n_exact, twin.n_exact)
         np.testing.assert_array_equal(block.ids, twin.ids)
-        # A number that lies between two codes may be rounded to either: one step of the codec.
+        # A number between two codes may be rounded to either: one step of the codec.
         np.testing.assert_allclose(block.logprobs, twin.logprobs, atol=1 / 16 + 1e-3)
         assert block.entropy is not None and twin.entropy is not None
         np.testing.assert_allclose(block.entropy, twin.entropy, atol=1 / 64 + 1e-5)
@@ -211,7 +211,7 @@ def test_another_teacher_in_the_same_folder_is_refused(
         run(settings)
 
 
-def test_parts_that_others_are_at_are_left_to_them_and_told(
+def test_parts_in_progress_on_other_workers_are_left_and_reported(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(CacheWriter, "under_way", lambda self: {0, 2})
@@ -221,7 +221,7 @@ def test_parts_that_others_are_at_are_left_to_them_and_told(
     assert watch.said[-1].startswith("2 parts in progress")
 
 
-def test_the_journal_says_who_made_a_part(made: tuple[Path, Any, HeardWatch]) -> None:
+def test_the_journal_names_the_worker_of_a_part(made: tuple[Path, Any, HeardWatch]) -> None:
     record = json.loads((made[0] / "journal" / "00000.json").read_text())
     assert record["positions"] > 0 and record["seconds"] > 0
     assert record["part"] == 0 and record["part_sha256"] == sha256_file(made[0] / "parts/00000/part.json")

@@ -1,4 +1,4 @@
-"""Several workers of one machine: equal shares, one story for the person, and nobody who dies unheard."""
+"""Several workers of one machine: equal shares, merged messages, and every death reported."""
 
 import os
 import sys
@@ -35,12 +35,12 @@ def test_two_workers_make_the_cache_of_one(folder: Path) -> None:
     # At the very end both may be at the same part, whose second making is dropped.
     assert report.parts.planned == len(set(watch.parts)) <= report.parts.made <= report.parts.planned + 2
     assert watch.begun is not None and watch.begun[0] == report.parts.planned
-    # What every worker reads is told once.
+    # Messages about shared inputs are shown once.
     assert sum("columns" in line for line in watch.said) == 1
 
 
 @pytest.mark.slow
-def test_what_all_workers_find_is_told_once_and_what_one_finds_too(folder: Path) -> None:
+def test_a_message_of_all_workers_is_shown_once(folder: Path) -> None:
     watch = HeardWatch()
     run_workers(talk, [settings_for(folder)] * 2, WorkerShard(), watch)
     assert sorted(watch.said) == sorted(watch.warned) == ["all", "worker 0", "worker 1"]
@@ -48,12 +48,12 @@ def test_what_all_workers_find_is_told_once_and_what_one_finds_too(folder: Path)
 
 @pytest.mark.slow
 def test_a_worker_that_dies_is_missed(folder: Path) -> None:
-    with pytest.raises(KdpipeError, match="worker 0 ended with code -9, in the middle of its work"):
+    with pytest.raises(KdpipeError, match="worker 0 died with exit code -9"):
         run_workers(die, [settings_for(folder)], WorkerShard(), HeardWatch())
 
 
 @pytest.mark.slow
-def test_the_first_that_fails_stops_the_others_and_is_told_in_its_own_words(folder: Path) -> None:
+def test_the_first_that_fails_stops_the_others_and_its_error_is_raised(folder: Path) -> None:
     with pytest.raises(ConfigError, match="the second fails") as refused:
         run_workers(fail_second, [settings_for(folder)] * 2, WorkerShard(), HeardWatch())
     assert refused.value.hint == "another"

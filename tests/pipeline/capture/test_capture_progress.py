@@ -1,4 +1,4 @@
-"""What a follower hears: rates, shares, and a time left that comes true when the teacher keeps its pace."""
+"""Progress: rates, shares, and a time left that is right while the teacher keeps its speed."""
 
 from pathlib import Path
 
@@ -48,7 +48,7 @@ def test_before_the_first_answer_nothing_is_known(tmp_path: Path) -> None:
     assert watch.left == [None]
 
 
-def test_parts_are_told_once_they_are_committed(tmp_path: Path) -> None:
+def test_parts_are_reported_when_they_are_committed(tmp_path: Path) -> None:
     watch, follower = heard_after(tmp_path / "cache", CaptureTally(started=0.0, stopped=1.0), WorkerShard())
     write_part(begin_cache(tmp_path / "cache"), 2)
     follower.committed(2)

@@ -1,4 +1,4 @@
-"""A validation split that is missing or tiny is said before the teacher runs, with the option to set."""
+"""A missing or tiny validation split is reported before the teacher runs, with the option to set."""
 
 import re
 from pathlib import Path
@@ -12,7 +12,7 @@ from support.stage_one import HeardWatch, settings_for
 
 
 def heard(folder: Path, texts: list[str], **data: Any) -> HeardWatch:
-    """What is said of some documents."""
+    """The messages about some documents."""
     (folder / "teacher").mkdir()
     small_tokenizer(folder / "teacher")
     write_jsonl(folder / "corpus.jsonl", [{"text": text} for text in texts])
@@ -46,7 +46,7 @@ def test_a_small_split_of_ranges_is_warned_of_with_a_fraction_that_is_enough(n_b
     assert heard(tmp_path / "enough", books, val_fraction=fraction).warned == []
 
 
-def test_long_conversations_are_not_cut_which_is_said(tmp_path: Path) -> None:
+def test_long_conversations_are_not_cut_and_a_warning_names_them(tmp_path: Path) -> None:
     small_tokenizer(tmp_path / "teacher", chat_template=CHATML)
     turns = [{"role": "user", "content": "Go on."}, {"role": "assistant", "content": "\n\n".join(TEXTS)}]
     write_jsonl(tmp_path / "corpus.jsonl", [{"messages": turns}])
@@ -56,7 +56,7 @@ def test_long_conversations_are_not_cut_which_is_said(tmp_path: Path) -> None:
     assert "no validation split" in warning and "conversations" in warning
 
 
-def test_a_tiny_corpus_is_told_to_bring_other_documents(tmp_path: Path) -> None:
+def test_a_tiny_corpus_needs_other_validation_documents(tmp_path: Path) -> None:
     (warning,) = heard(tmp_path, TEXTS[:20], val_fraction=0.1).warned
     assert "--val-data" in warning and "--val-fraction" not in warning
 
@@ -68,6 +68,6 @@ def test_no_split_that_is_wanted_is_a_note(texts: list[str], tmp_path: Path) -> 
     assert any("--val-fraction 0" in line for line in watch.said)
 
 
-def test_a_split_that_is_large_enough_is_not_spoken_of(tmp_path: Path) -> None:
+def test_a_large_enough_split_has_no_warning(tmp_path: Path) -> None:
     texts = [f"{text} {n}" for n in range(20) for text in TEXTS[:20]]
     assert heard(tmp_path, texts, val_fraction=0.2).warned == []

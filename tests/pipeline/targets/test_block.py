@@ -35,9 +35,7 @@ def all_rows(size: int) -> torch.Tensor:
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
 @pytest.mark.parametrize("kept", KEPT)
 @pytest.mark.parametrize("size", [2, SIZE])
-def test_what_the_reader_gives_is_what_the_teacher_said(
-    kept: str, temperature: float, size: int, tmp_path: Path
-) -> None:
+def test_the_reader_returns_the_predictions(kept: str, temperature: float, size: int, tmp_path: Path) -> None:
     spec = targets(KEPT[kept], temperature)
     given = answered(spec, all_rows(size))
     rows = read_back(given, tmp_path / "cache")
@@ -66,7 +64,7 @@ def check_exact(rows: Rows, t: int, entries: slice, logp: np.ndarray) -> None:
     assert len(set(ids.tolist())) == len(ids)
     assert ids[0] == logp.argmax() or logp[ids[0]] >= logp.max() - NEAR
     exact = ids[:n_exact]
-    # Below -4095.875 nats a code says minus infinity.
+    # Below -4095.875 nats the code is minus infinity.
     due = np.where(logp[exact] < -4000, -np.inf, logp[exact])
     np.testing.assert_allclose(rows.logprobs[entries][:n_exact], due, atol=LOGPROB_BOUND, rtol=0)
     tail = np.exp(logp[np.setdiff1d(np.arange(len(logp)), exact)]).sum()

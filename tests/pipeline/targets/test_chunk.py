@@ -48,7 +48,7 @@ def test_powers_are_those_of_float64_however_they_came(temperatures: tuple[float
         assert not chunk.powers_CP[:3, 777:].any()
 
 
-def test_rows_that_are_no_distribution_are_told_apart() -> None:
+def test_rows_that_are_not_a_distribution_are_marked() -> None:
     logits = torch.zeros(6, 100)
     logits[1, 3] = torch.nan
     logits[2, 99] = torch.inf

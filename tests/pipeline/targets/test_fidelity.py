@@ -1,4 +1,4 @@
-"""Fidelity is what dense arithmetic in float64 says of a cache that was written and read."""
+"""Fidelity equals dense float64 arithmetic on a cache that was written and read."""
 
 import math
 from pathlib import Path
@@ -31,7 +31,7 @@ every_spec = pytest.mark.parametrize(
 )
 
 
-def said() -> tuple[torch.Tensor, torch.Tensor]:
+def logits_and_states() -> tuple[torch.Tensor, torch.Tensor]:
     """Logits of a long tail, and the states they come from."""
     generator = torch.Generator().manual_seed(0)
     states = torch.randn(ROWS, WIDTH, generator=generator)
@@ -87,7 +87,7 @@ def targets_of(rows: Rows, given: Answered) -> tuple[list[dict[int, float]], lis
 
 @every_spec
 def test_fidelity_is_that_of_what_the_reader_gives(spec: TargetSpec, tmp_path: Path) -> None:
-    logits, states = said()
+    logits, states = logits_and_states()
     given = answered(spec, logits)
     found = measure(spec, given, states, step=30)
     assert found is not None
@@ -119,7 +119,7 @@ def test_fidelity_is_that_of_what_the_reader_gives(spec: TargetSpec, tmp_path: P
 
 
 def dense_target(weights: dict[int, float], exact: list[int], student: np.ndarray, spec: TargetSpec) -> np.ndarray:
-    """The stored target over all ids; without draws the student's shape stands for the tail."""
+    """The stored target over all ids; without draws the student's distribution represents the tail."""
     target = np.zeros(SIZE)
     if not spec.has_draws:
         target = student * (1 - sum(weights.values())) / np.delete(student, exact).sum()
@@ -130,7 +130,7 @@ def dense_target(weights: dict[int, float], exact: list[int], student: np.ndarra
 
 def test_batches_add_up() -> None:
     spec = targets(Threshold(tau=1 / 25))
-    logits, states = said()
+    logits, states = logits_and_states()
     given = answered(spec, logits)
     whole, pieces = (measure(spec, given, states, step) for step in (ROWS, 20))
     assert whole is not None
@@ -142,7 +142,7 @@ def test_batches_add_up() -> None:
 
 def test_a_sample_that_is_not_counted_changes_nothing() -> None:
     spec = targets(TopK(k=8))
-    logits, states = said()
+    logits, states = logits_and_states()
     given = answered(spec, logits)
     meter = FidelityMeter(question(spec), WIDTH, CPU)
     made = Reducer(question(spec), CPU, torch.zeros(SIZE, dtype=torch.bool))
@@ -170,7 +170,7 @@ def measure_once(spec: TargetSpec, given: Answered, states: torch.Tensor) -> Fid
 def test_comparing_asks_a_device_for_no_number(spec: TargetSpec) -> None:
     """Tensors on the device `meta` have no numbers: asking for one is an error, and so is a tensor left elsewhere."""
     meta = torch.device("meta")
-    logits, states = (tensor.to(meta) for tensor in said())
+    logits, states = (tensor.to(meta) for tensor in logits_and_states())
     reducer = Reducer(question(spec), meta, torch.zeros(SIZE, dtype=torch.bool))
     places = torch.zeros(ROWS, dtype=torch.int64, device=meta)
     sample = FidelityMeter(question(spec), WIDTH, meta).sample()
@@ -182,7 +182,7 @@ def test_comparing_asks_a_device_for_no_number(spec: TargetSpec) -> None:
 
 def test_gradients_do_not_depend_on_how_many_ids_are_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     spec = targets(TopK(k=8))
-    logits, states = said()
+    logits, states = logits_and_states()
     given = answered(spec, logits)
     whole = measure_once(spec, given, states)
     monkeypatch.setattr(fidelity, "GRADIENT_IDS", 77)
@@ -194,7 +194,7 @@ def test_gradients_do_not_depend_on_how_many_ids_are_in_memory(monkeypatch: pyte
 
 def test_no_angle_without_states() -> None:
     spec = targets(Threshold(tau=1 / 25))
-    found = measure(spec, answered(spec, said()[0]), None)
+    found = measure(spec, answered(spec, logits_and_states()[0]), None)
     assert found is not None
     assert found.gradient_angle_degrees is None
     assert found.kl_nats < 1e-3
@@ -202,7 +202,7 @@ def test_no_angle_without_states() -> None:
 
 def test_states_keep_no_ids_that_could_be_compared() -> None:
     spec = targets(State(width=WIDTH))
-    logits, states = said()
+    logits, states = logits_and_states()
     assert measure_once(spec, answered(targets(TopK(k=1)), logits), states) is None
 
 
@@ -211,7 +211,7 @@ def angle(keep: KeptSpec, n: int) -> float:
     spec = targets(keep)
     ask = question(spec)
     meter, made = FidelityMeter(ask, WIDTH, CPU), Reducer(ask, CPU, torch.zeros(SIZE, dtype=torch.bool))
-    logits, states = said()
+    logits, states = logits_and_states()
     for turn in range(n // ROWS):
         mixed = torch.randn(ROWS, generator=torch.Generator().manual_seed(turn))[:, None] * 0.2 + 1
         sample = meter.sample()

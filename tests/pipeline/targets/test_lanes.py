@@ -16,7 +16,7 @@ SIZE = 400
 
 @pytest.fixture
 def three_threads() -> Iterator[None]:
-    """What torch is told to use while a reducer is made."""
+    """Numbers of threads that torch is set to while a reducer is made."""
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     yield
@@ -30,7 +30,7 @@ def question(n: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 
 def numbers(reduced: ReducedRows) -> list[torch.Tensor]:
-    """Every tensor, without what stands behind the entries of a row."""
+    """Every tensor, without the slots after the entries of a row."""
     there = torch.arange(reduced.ids_RK.shape[1]) < (reduced.n_exact_R + reduced.n_draws_R)[:, None]
     entries = [reduced.ids_RK[there], reduced.logprobs_RK[there]]
     entries += [] if reduced.times_RK is None else [reduced.times_RK[there]]

@@ -1,4 +1,4 @@
-"""What is kept of a row is what the dense float64 twin says: ids, masses, scalars, whatever came with the row."""
+"""Reduced rows equal those of the dense float64 twin: ids, masses, scalars, in any batch."""
 
 import math
 

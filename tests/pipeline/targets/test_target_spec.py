@@ -46,7 +46,7 @@ def test_a_state_is_described_by_its_head() -> None:
         (TargetSettings(kind="topk", target_temperature=2.0), False),
     ],
 )
-def test_draws_for_another_temperature_keep_values_unless_told(settings: TargetSettings, has_values: bool) -> None:
+def test_draws_for_another_temperature_keep_values_by_default(settings: TargetSettings, has_values: bool) -> None:
     assert target_spec(settings, 300).draw_values == has_values
 
 

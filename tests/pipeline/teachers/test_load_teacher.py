@@ -1,4 +1,4 @@
-"""Weights in memory: of the right type, the ones that were saved, and nobody's guess."""
+"""Loaded weights have the right type and are those that were saved."""
 
 import hashlib
 from dataclasses import replace
@@ -23,8 +23,8 @@ CPU = torch.device("cpu")
 
 
 def loaded(folder: Path, **settings: Any) -> loading.LoadedTeacher:
-    told = TeacherSettings(name=str(folder), **settings)
-    return load(told, teacher_shape(told), [CPU])
+    teacher_settings = TeacherSettings(name=str(folder), **settings)
+    return load(teacher_settings, teacher_shape(teacher_settings), [CPU])
 
 
 def reweighed(folder: Path, change: Any) -> Path:
@@ -46,7 +46,7 @@ def test_the_weights_are_those_of_the_file_and_stay_as_they_are(tmp_path: Path) 
     assert not any(parameter.requires_grad for parameter in found.model.parameters())
 
 
-def test_the_manifest_is_told_who_spoke(tmp_path: Path) -> None:
+def test_the_record_describes_the_teacher(tmp_path: Path) -> None:
     folder = tiny_llama(tmp_path / "model")
     (folder / "README.md").write_text("---\nlicense: mit\n---\n")
     record = loaded(folder, dtype="bfloat16").record

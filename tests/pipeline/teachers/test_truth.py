@@ -128,16 +128,16 @@ def test_states_are_made_narrow_by_signs_or_by_a_fitted_projection(tmp_path: Pat
 def test_a_state_and_the_head_give_the_whole_distribution(family: str, tmp_path: Path) -> None:
     folder = tiny_model(family, tmp_path, (ROWS, 64, 2))
     teacher, truth, segments = local_teacher(folder, IDS), Truth(folder, IDS), segments_of(LENGTHS, IDS)
-    told, head = teacher.output_head, teacher.forward.head
-    assert told is not None and head is not None
-    keep = State(width=told.width, soft_cap=told.soft_cap, logit_scale=told.logit_scale, head_bias=told.bias)
+    stated, head = teacher.output_head, teacher.forward.head
+    assert stated is not None and head is not None
+    keep = State(width=stated.width, soft_cap=stated.soft_cap, logit_scale=stated.logit_scale, head_bias=stated.bias)
     blocks, _ = answered(teacher, request_for(keep, IDS), segments)
     state = blocks[1].state
     assert state is not None and state.shape == (40, 64) and len(blocks[1].ids) == 0
     logits = state @ head.weight_VH.numpy().T + (head.bias_V.numpy() if head.bias_V is not None else 0)
-    logits = logits * told.logit_scale
-    if told.soft_cap is not None:
-        logits = told.soft_cap * np.tanh(logits / told.soft_cap)
+    logits = logits * stated.logit_scale
+    if stated.soft_cap is not None:
+        logits = stated.soft_cap * np.tanh(logits / stated.soft_cap)
     logprobs = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
     np.testing.assert_allclose(logprobs, truth.logprobs(segments[1]), atol=CLOSE)
 
