@@ -91,7 +91,7 @@ DATA: dict[str, tuple[Callable[[Path], None], str]] = {
     "list-of-zeros.json": (_sparse(b"["), "the value at byte 1 has more than 33,554,432 bytes, or is not terminated"),
     "object-of-zeros.json": (_sparse(b'{"text": "'), "has a line of more than 1,073,741,824 bytes"),
     "zeros.jsonl": (_sparse(b""), "has a line of more than 1,073,741,824 bytes"),
-    "zeros.txt": (_sparse(b""), "it has more than 2,097,152 bytes"),
+    "zeros.txt": (_sparse(b""), "the file has more than 2,097,152 bytes"),
     "newlines.jsonl": (_written(lambda: b"\n" * 50_000_000), "has more than 1,000,000 consecutive empty lines"),
     "newlines.json": (_written(lambda: b"\n" * 50_000_000), "more than 1,048,576 bytes of white space"),
     "nested.jsonl": (_written(lambda: b"[" * 60_000_000 + b"\n"), "the line has 60,000,001 bytes"),
@@ -99,7 +99,7 @@ DATA: dict[str, tuple[Callable[[Path], None], str]] = {
     "lists.jsonl": (_written(lambda: b'{"text": [' + b"[]," * 10_000_000 + b"0]}\n"), "too many values"),
     "lists.json": (_written(lambda: b'[{"text": [' + b"[]," * 20_000_000 + b"0]}]"), "bytes of memory"),
     "quotes.jsonl": (_written(lambda: b'{"text": [' + b'"\\"",' * 6_000_000 + b"0]}\n"), "too many values"),
-    "long.jsonl": (_written(lambda: b'{"text": "' + b"a" * 30_000_000 + b'"}\n'), "it has 30,000,000 bytes, at most"),
+    "long.jsonl": (_written(lambda: b'{"text": "' + b"a" * 30_000_000 + b'"}\n'), "30,000,000 bytes, at most"),
 }
 IMPORTED: dict[str, tuple[Callable[[Path], None], str]] = {
     "numbers.jsonl": (_written(lambda: b'{"tokens": [' + b"1," * 125_000_000 + b"1]}\n"), "the line has 250,000,016"),
