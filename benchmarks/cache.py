@@ -21,7 +21,6 @@ import numpy.typing as npt
 from measure import in_child, machine, memcpy_rate, pin_to_one_core, rounded, seconds
 
 from kdpipe.cache import open_cache
-from kdpipe.cache.batches import allocate_batch, fill_batch
 from kdpipe.cache.format.codecs import CHECKSUM_BYTES, Pcodec
 from kdpipe.cache.format.decode import Decoder
 from kdpipe.cache.format.quantizers import to_codes
@@ -33,6 +32,7 @@ from kdpipe.cache.opening import create_cache
 from kdpipe.cache.parts.part_files import part_grids
 from kdpipe.cache.parts.part_reader import PartReader
 from kdpipe.cache.reader import Cache
+from kdpipe.pipeline.batches.collate import BatchContents, make_batch
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 from support.synthetic import Recipe, synthetic_manifest, synthetic_part, synthetic_tables
@@ -223,7 +223,6 @@ def coded_bytes(codes: npt.NDArray[np.uint32], chunk: int, level: int) -> int:
 def reading_of(cache: Cache, folder: Path, positions: int) -> dict[str, Any]:
     """Read rates with checksums, on one core, files in the page cache."""
     order = np.random.default_rng(0).permutation(len(cache))
-    batch = allocate_batch(cache, 8)
     groups = [order[start : start + 8] for start in range(0, len(order) - 7, 8)] or [np.resize(order, 8)]
     in_groups = sum(int(cache[int(i)].loss_mask.sum()) for group in groups for i in group)
     copies = MemmapTwin(cache, folder)
@@ -239,7 +238,7 @@ def reading_of(cache: Cache, folder: Path, positions: int) -> dict[str, Any]:
         "random_block_profile_seconds": profile_of(cache, order),
         "decoded_bytes_per_block": copies.n_bytes / len(order),
         "batched_positions_per_second": in_groups
-        / seconds(lambda: [fill_batch(cache, group, batch) for group in groups]),
+        / seconds(lambda: [make_batch(cache, group.tolist(), BatchContents(targets=True)) for group in groups]),
     }
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 
 from kdpipe.cache import open_cache
-from kdpipe.cache.batches import allocate_batch, fill_batch
 from kdpipe.cache.format.rows import Block, Sequence
 from kdpipe.cache.opening import create_cache
 from kdpipe.cache.order import SequenceOrder
@@ -89,13 +88,11 @@ def main(folder: Path) -> None:
 
     cache = open_cache(folder, split="train")
     order = SequenceOrder(cache.sequences_by_part, seed=0)
-    batch = allocate_batch(cache, n_sequences=2)
-    fill_batch(cache, order.share(position=0, count=2), batch)
     for t, token in enumerate(cache[0].tokens):
         entries = cache[0].count[:t].sum() + np.arange(cache[0].count[t])
         targets = [f"{WORDS[cache[0].ids[k]]} {np.exp(cache[0].logprobs[k]):.2f}" for k in entries]
         print(f"after {WORDS[token]!r}: {', '.join(targets) or 'nothing'}")
-    print("a batch of ids has the shape", batch.ids_BTK.shape)
+    print("training order of two epochs", order.share(position=0, count=4))
 
 
 if __name__ == "__main__":

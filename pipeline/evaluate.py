@@ -1,6 +1,6 @@
-"""`evaluate`: a student beside what a cache's teacher said, and at tasks.
+"""`kdpipe eval`: a student on a split of a cache, and on lm-eval tasks.
 
-In: what was asked. Out: an `EvalReport`. No teacher is loaded: what it said is in the cache.
+In: an `EvalRequest`. Out: an `EvalReport`. No teacher is loaded: its predictions are in the cache.
 """
 
 from dataclasses import dataclass
@@ -14,15 +14,15 @@ from kdpipe.cache.stores.retries import RETRY_SECONDS, RetryPolicy
 from kdpipe.cache.verify.first_use import check_before_use
 from kdpipe.pipeline.batches.prefetch import loading_threads
 from kdpipe.pipeline.evaluation.measure import Evaluator
-from kdpipe.pipeline.evaluation.stored import base_of, student_of
+from kdpipe.pipeline.evaluation.stored import base_model_of, student_folder
 from kdpipe.pipeline.evaluation.tasks import check_tasks, run_tasks
 from kdpipe.pipeline.models import devices
 from kdpipe.pipeline.models.precision import choose_precision
 from kdpipe.pipeline.students import lora
-from kdpipe.pipeline.students.cache_tokenizer import CacheTokenizer, kept_tokenizer
-from kdpipe.pipeline.students.compatibility import check_fit
-from kdpipe.pipeline.students.load_student import described, load_student
-from kdpipe.pipeline.students.resolve import ResolvedStudent, find_student
+from kdpipe.pipeline.students.cache_tokenizer import CacheTokenizer, read_cache_tokenizer
+from kdpipe.pipeline.students.compatibility import check_compatibility
+from kdpipe.pipeline.students.load_student import description_of, load_student
+from kdpipe.pipeline.students.resolve import ResolvedStudent, resolve_student
 from kdpipe.pipeline.students.student import Student
 from kdpipe.pipeline.training.cache_requirements import teacher_head
 from kdpipe.pipeline.watch import EvalWatch
@@ -34,7 +34,7 @@ from kdpipe.schemas.train_settings import StudentSettings
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvalRequest:
-    """What is to be evaluated: `student` is a model folder, a hub id, or the folder of a run, for its final/."""
+    """`student` is a model folder, a Hub id, or the folder of a run, for its final/."""
 
     cache: str
     student: str
@@ -50,46 +50,45 @@ class EvalRequest:
     retry_for: float = RETRY_SECONDS
 
 
-def evaluate(asked: EvalRequest, watch: EvalWatch) -> EvalReport:
-    """Measure a student."""
-    if asked.tasks:
-        check_tasks(asked.tasks)
-    retry_policy = RetryPolicy(budget=asked.retry_for, report=watch.say)
-    cache = open_cache(asked.cache, asked.split, allow_partial=asked.allow_partial, retry_policy=retry_policy)
-    folder = student_of(asked.student)
-    settings = _settings(asked, folder)
-    kept = kept_tokenizer(cache)
-    found = _trained(find_student(settings, kept.ids))
-    fit = check_fit(found, settings, kept, cache.manifest)
-    check_before_use(asked.cache, asked.verify, watch)
-    device = devices.choose(asked.device)[0]
+def evaluate(request: EvalRequest, watch: EvalWatch) -> EvalReport:
+    if request.tasks:
+        check_tasks(request.tasks)
+    retry_policy = RetryPolicy(budget=request.retry_for, report=watch.say)
+    cache = open_cache(request.cache, request.split, allow_partial=request.allow_partial, retry_policy=retry_policy)
+    folder = student_folder(request.student)
+    settings = _settings(request, folder)
+    tokenizer = read_cache_tokenizer(cache)
+    resolved = _pretrained(resolve_student(settings, tokenizer.ids))
+    compatibility = check_compatibility(resolved, settings, tokenizer, cache.manifest)
+    check_before_use(request.cache, request.verify, watch)
+    device = devices.choose(request.device)[0]
     precision = choose_precision("auto", device)
     torch.set_num_threads(devices.n_threads(None))
     evaluator = Evaluator(
         cache,
         teacher_head(cache),
-        batch_size=asked.batch_size,
-        limit=asked.limit,
+        batch_size=request.batch_size,
+        limit=request.limit,
         threads=loading_threads(devices.n_threads(None)),
     )
-    student = load_student(found, settings, precision.name, device, seed=0)
+    student = load_student(resolved, settings, precision.name, device, seed=0)
     if settings.name != folder:
-        student = Student(lora.merged(Path(folder), student.model), found.shape, found.ids.count)
-    for told in (described(student), *fit.notes, *student.notes):
-        watch.say(told)
+        student = Student(lora.merged(Path(folder), student.model), resolved.shape, resolved.ids.count)
+    for note in (description_of(student), *compatibility.notes, *student.notes):
+        watch.say(note)
     measured = evaluator.measure(student, precision, measured=watch.measured)
     return EvalReport(
         **measured.model_dump(include=set(EvalReport.model_fields) - {"by_entropy"}),
         by_entropy=measured.by_entropy,
-        tasks=_tasks(asked, student, kept),
+        tasks=_tasks(request, student, tokenizer),
         settings=EvalSettings(
             cache=cache.url,
             cache_id=cache.cache_id,
-            split=asked.split,
-            student=asked.student,
+            split=request.split,
+            student=request.student,
             sequences=evaluator.n_sequences,
             documents=len(measured.by_document.numbers),
-            limit=asked.limit,
+            limit=request.limit,
             device=str(device),
             precision=precision.name,
         ),
@@ -97,48 +96,48 @@ def evaluate(asked: EvalRequest, watch: EvalWatch) -> EvalReport:
     )
 
 
-def _settings(asked: EvalRequest, folder: str) -> StudentSettings:
-    """Which weights are read: the student's own, or those that its adapter was trained beside, as they were then."""
-    base = base_of(folder)
-    if base.name != folder and asked.revision is not None:
+def _settings(request: EvalRequest, folder: str) -> StudentSettings:
+    """Settings of the weights to load: the student's own, or the base model of its adapter at its revision."""
+    base = base_model_of(folder)
+    if base.name != folder and request.revision is not None:
         raise ConfigError(
-            f"{asked.student} is an adapter, which says itself what it was trained beside",
-            hint="leave --revision out",
+            f"{request.student} is an adapter, which records the revision of its base model",
+            hint="remove --revision",
         )
     return StudentSettings(
-        name=base.name, revision=asked.revision or base.revision, trust_remote_code=asked.trust_remote_code
+        name=base.name, revision=request.revision or base.revision, trust_remote_code=request.trust_remote_code
     )
 
 
-def _trained(found: ResolvedStudent) -> ResolvedStudent:
-    if found.is_fresh:
+def _pretrained(student: ResolvedStudent) -> ResolvedStudent:
+    if student.is_fresh:
         raise ConfigError(
-            f"the student {found.name} is a fresh one, it has learnt nothing that could be measured",
-            hint="give a model folder, a hub id, or the folder of a run",
+            f"student {student.name} is randomly initialized: there is nothing to evaluate",
+            hint="give a model folder, a Hub id, or the folder of a run",
         )
-    return found
+    return student
 
 
-def _tasks(asked: EvalRequest, student: Student, kept: CacheTokenizer) -> dict[str, dict[str, float]]:
-    if not asked.tasks:
+def _tasks(request: EvalRequest, student: Student, tokenizer: CacheTokenizer) -> dict[str, dict[str, float]]:
+    if not request.tasks:
         return {}
-    if kept.loaded is None:
-        raise ConfigError(
-            f"{asked.cache} keeps no tokenizer, which tasks need to read their texts", hint="leave --tasks out"
-        )
-    return run_tasks(student.model, kept.loaded.fast, asked.tasks, limit=asked.limit, batch_size=asked.batch_size)
+    if tokenizer.loaded is None:
+        raise ConfigError(f"{request.cache} has no tokenizer, which tasks need", hint="remove --tasks")
+    return run_tasks(
+        student.model, tokenizer.loaded.fast, request.tasks, limit=request.limit, batch_size=request.batch_size
+    )
 
 
 def _notes(cache: Cache, measured: Evaluation) -> list[str]:
-    """What a reader of the numbers should know."""
-    found = []
+    """Caveats of the numbers."""
+    notes = []
     missing = cache.manifest.plan.n_parts - len(cache.split(None).parts)
     if missing:
-        found.append(f"the cache is unfinished: {missing:,} of {cache.manifest.plan.n_parts:,} parts are missing")
+        notes.append(f"the cache is unfinished: {missing:,} of {cache.manifest.plan.n_parts:,} parts are missing")
     if cache.manifest.targets.keep.kind == "none":
-        found.append("the cache keeps no targets: nothing is known of the teacher")
+        notes.append("the cache has no targets: there are no comparisons with the teacher")
     elif measured.kl_teacher is None:
-        found.append("what the cache leaves out of the teacher is unknown: there is no KL to it")
+        notes.append("KL to the teacher is unavailable: the cache does not record how much mass its targets leave out")
     if measured.kl_teacher_estimate == "lower_bound":
-        found.append("KL to the teacher is a lower bound: all ids that were not kept exactly are one bin")
-    return found
+        notes.append("KL to the teacher is a lower bound: all ids that are not exact count as one bin")
+    return notes

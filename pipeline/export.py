@@ -1,7 +1,6 @@
-"""`kdpipe export`: the student of a run as a model folder for others, whole and in one number type.
+"""`kdpipe export`: a run's student as a Hugging Face model folder, in one data type, with adapters merged.
 
-In: a run, or a folder that a run saved. Out: a folder that loads, and an `ExportReport`. An adapter is worked into its
-base; nothing is trained.
+In: a run, or a folder that a run saved. Out: a model folder and an `ExportReport`.
 """
 
 import os
@@ -13,9 +12,9 @@ import torch
 import transformers
 
 from kdpipe.cache.durable.lock import Say, check_free, locked
-from kdpipe.pipeline.evaluation.stored import base_of
+from kdpipe.pipeline.evaluation.stored import base_model_of
 from kdpipe.pipeline.models.folders import FINAL, check_folder
-from kdpipe.pipeline.models.model_info import in_two_lines, quiet
+from kdpipe.pipeline.models.model_info import explained_load_errors, quiet
 from kdpipe.pipeline.models.probe import PROBE_TOKENS, probe_ids
 from kdpipe.pipeline.students import lora
 from kdpipe.pipeline.students.model_card import of_merged
@@ -31,10 +30,10 @@ CPU = torch.device("cpu")
 
 
 def export(run: Path, out: Path | None, dtype: DtypeName | None, *, trusted: bool = False) -> ExportReport:
-    """Load, merge, cast, save, and read again in a fresh process."""
+    """Load, merge, cast, save, and check by loading in a new process."""
     quiet()
     if not run.is_dir():
-        raise ConfigError(f"there is no run {run}", hint="name the folder that kdpipe train was given as --out")
+        raise ConfigError(f"no such run: {run}", hint="give the --out directory of kdpipe train")
     folder = run / "export" if out is None else out
     notes: list[str] = []
     with ExitStack() as locks:
@@ -46,16 +45,16 @@ def export(run: Path, out: Path | None, dtype: DtypeName | None, *, trusted: boo
 
 
 def _export_into(folder: Path, source: Path, dtype: DtypeName | None, trusted: bool) -> ExportReport:
-    """Make a folder, which is locked, of a student."""
+    """Write the model folder, which is locked."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConfigError(f"{folder} is there already", hint="delete it, or name another with --out")
+        raise ConfigError(f"{folder} already exists", hint="delete it, or use another --out")
     is_adapter = (source / ADAPTER).is_file()
     model: Any = _merged(source, trusted) if is_adapter else _whole(source, trusted)
     chosen: torch.dtype = getattr(torch, dtype) if dtype is not None else next(model.parameters()).dtype
     model = model.to(chosen).eval()
     name = str(chosen).removeprefix("torch.")
     if name not in get_args(DtypeName):
-        raise ConfigError(f"{source} has weights in {name}", hint="name a type with --dtype")
+        raise ConfigError(f"{source} has weights of type {name}", hint="choose a data type with --dtype")
     card = (source / CARD).read_text(encoding="utf-8") if (source / CARD).is_file() else ""
     card = of_merged(card) if is_adapter else card
     notes = save_model(model, folder, _tokenizer_files(source), card, replace=False)
@@ -64,7 +63,7 @@ def _export_into(folder: Path, source: Path, dtype: DtypeName | None, trusted: b
     return ExportReport(
         folder=str(folder),
         dtype=cast(DtypeName, name),
-        parameters=sum(each.numel() for each in model.parameters()),
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
         bytes=sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
         merged=is_adapter,
         difference=difference,
@@ -73,44 +72,44 @@ def _export_into(folder: Path, source: Path, dtype: DtypeName | None, trusted: b
 
 
 def _lock_runs(run: Path, folder: Path, locks: ExitStack, say: Say) -> None:
-    """Lock the run that is read and the run that the export is inside, so that `train` changes neither meanwhile."""
+    """Lock the exported run and the run that contains the output, against concurrent training."""
     source, target = run_around(run), run_around(folder)
-    for each in sorted({each for each in (source, target) if each is not None}):
-        if each != target and not os.access(each, os.W_OK):
-            check_free(each)
-            say(f"{each} is read-only and was not locked: do not train there during the export")
+    for path in sorted({path for path in (source, target) if path is not None}):
+        if path != target and not os.access(path, os.W_OK):
+            check_free(path)
+            say(f"{path} is read-only and was not locked: do not train there during the export")
         else:
-            locks.enter_context(locked(each, say))
+            locks.enter_context(locked(path, say))
 
 
 def _source(run: Path) -> Path:
-    """The folder that a run has saved its student in, or that folder itself."""
+    """The folder with a run's saved student, or that folder itself."""
     for folder in (run / FINAL, run):
         if (folder / "config.json").is_file() or (folder / ADAPTER).is_file():
             return folder
-    raise ConfigError(f"{run} holds no student yet: there is no {FINAL}", hint="run kdpipe train again to finish it")
+    raise ConfigError(f"{run} has no student yet: no {FINAL}", hint="run kdpipe train again to finish it")
 
 
 def _whole(source: Path, trusted: bool) -> Any:
     check_folder(source)
-    with in_two_lines(str(source)):
+    with explained_load_errors(str(source)):
         auto: Any = transformers.AutoModelForCausalLM
         return auto.from_pretrained(source, dtype="auto", trust_remote_code=trusted)
 
 
 def _merged(source: Path, trusted: bool) -> Any:
-    """The base in float32, so that nothing is rounded before the two are one."""
+    """Adapter and base merged in float32, so that nothing is rounded before."""
     lora.check_installed()
-    beside = base_of(str(source))
-    name = beside.name or ""
-    with in_two_lines(name):
+    settings = base_model_of(str(source))
+    name = settings.name or ""
+    with explained_load_errors(name):
         auto: Any = transformers.AutoModelForCausalLM
-        base = auto.from_pretrained(name, revision=beside.revision, dtype=torch.float32, trust_remote_code=trusted)
+        base = auto.from_pretrained(name, revision=settings.revision, dtype=torch.float32, trust_remote_code=trusted)
     return lora.merged(source, base)
 
 
 def _tokenizer_files(source: Path) -> dict[str, bytes]:
-    """The tokenizer's files as they lie there; a student of a cache without them has none."""
+    """The student's tokenizer files, if any."""
     if not any((source / name).is_file() for name in FILES):
         return {}
     return load_tokenizer(str(source), chat_template="none").files

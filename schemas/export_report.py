@@ -1,17 +1,12 @@
-"""What `kdpipe export` has made, for a person and for a program.
-
-In: `pipeline/export.py`. Out: the document of `--json`.
-"""
+"""The report of `kdpipe export`, also printed by `--json`."""
 
 from kdpipe.schemas.choices import DtypeName
 from kdpipe.schemas.records import Record
 
 
 class ExportReport(Record):
-    """A folder that loads, in one number type; `merged` where an adapter became part of its base.
-
-    `difference` is between its logits in a fresh process and those before it was saved, as a share of the largest.
-    """
+    """`merged`: an adapter was merged into its base; `difference`: between logits in a new process and those before
+    saving, as a share of the largest."""
 
     folder: str
     dtype: DtypeName

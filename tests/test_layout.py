@@ -58,7 +58,7 @@ CACHE_FLOORS = (
     ("parts",),
     ("catalog",),
     ("inspect", "reader", "signing", "writing"),
-    ("batches", "fetch"),
+    ("fetch",),
     ("mirror",),
     ("opening",),
     ("reshape", "verify"),

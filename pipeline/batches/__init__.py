@@ -1,1 +1,1 @@
-"""Batches of stage two: sequences of a cache as tensors, in a seeded order, made ahead."""
+"""Training batches: sequences of a cache as tensors, in a seeded order, prefetched."""

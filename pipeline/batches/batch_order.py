@@ -1,7 +1,7 @@
-"""Orders: which sequence stands at a place of the endless line of epochs, as a function of (seed, place) alone.
+"""Orders: the sequence at each position of an endless series of epochs, as a function of (seed, position) alone.
 
-In: a cache, a seed, the name of an order. Out: an `Ordering`. `entropy` and `length` go up through an epoch, from the
-surest or the shortest sequence; equal ones stand as they are shuffled, anew in each epoch.
+In: a cache, a seed, the name of an order. Out: an `Ordering`. `entropy` and `length` sort each epoch, ascending;
+ties are shuffled in every epoch.
 """
 
 from collections.abc import Sequence
@@ -20,17 +20,15 @@ Doubles = npt.NDArray[np.float64]
 
 
 class Ordering(Protocol):
-    """The line: `at` says which sequences stand at some places; every len() places an epoch begins."""
+    """Sequence numbers by position; an epoch has len() positions."""
 
     def __len__(self) -> int: ...
 
-    def at(self, positions: npt.ArrayLike) -> Longs:
-        """The sequences at some places."""
-        ...
+    def at(self, positions: npt.ArrayLike) -> Longs: ...
 
 
 def ordering(cache: Cache, name: OrderName, seed: int) -> Ordering:
-    """Make an order; `entropy` reads the whole cache once."""
+    """Create an order; `entropy` scans the whole cache once."""
     if not len(cache):
         raise ConfigError(f"{cache.url} has no sequences" + (f" in {cache.split_name}" if cache.split_name else ""))
     shuffled = SequenceOrder(cache.sequences_by_part, seed)
@@ -47,7 +45,7 @@ def ordering(cache: Cache, name: OrderName, seed: int) -> Ordering:
 
 @final
 class Ascending:
-    """Sequences by a number, the lowest first; those without one (NaN) last, equal ones as they are shuffled."""
+    """Sequences in ascending order of a key; NaN last, ties shuffled."""
 
     def __init__(self, shuffled: SequenceOrder, keys: Doubles) -> None:
         self._shuffled, self._keys = shuffled, keys
@@ -57,36 +55,35 @@ class Ascending:
         return len(self._shuffled)
 
     def at(self, positions: npt.ArrayLike) -> Longs:
-        """The sequences at some places."""
-        wanted = np.asarray(positions, np.int64)
-        epochs, places = np.divmod(wanted, len(self))
-        found = np.empty_like(wanted)
+        positions = np.asarray(positions, np.int64)
+        epochs, places = np.divmod(positions, len(self))
+        sequences = np.empty_like(positions)
         for epoch in np.unique(epochs).tolist():
             chosen = epochs == epoch
-            found[chosen] = self._in_epoch(epoch)[places[chosen]]
-        return found
+            sequences[chosen] = self._in_epoch(epoch)[places[chosen]]
+        return sequences
 
     def _in_epoch(self, epoch: int) -> Longs:
-        """All sequences of an epoch in their order; the last one asked is kept."""
-        kept = self._epoch
-        if kept is None or kept[0] != epoch:
+        """All sequences of an epoch in order; caches the last epoch."""
+        cached = self._epoch
+        if cached is None or cached[0] != epoch:
             n = len(self)
-            line = self._shuffled.at(np.arange(epoch * n, (epoch + 1) * n))
-            kept = (epoch, line[np.argsort(self._keys[line], kind="stable")])
-            self._epoch = kept
-        return kept[1]
+            shuffled = self._shuffled.at(np.arange(epoch * n, (epoch + 1) * n))
+            cached = (epoch, shuffled[np.argsort(self._keys[shuffled], kind="stable")])
+            self._epoch = cached
+        return cached[1]
 
 
 def mean_entropies(cache: Cache) -> Doubles:
-    """The teacher's mean entropy over the rows of each sequence that are learnt from; NaN where it has none."""
+    """The teacher's mean entropy over each sequence's trained rows; NaN without rows."""
     means = np.full(len(cache), np.nan)
     starts = np.concatenate([[0], np.cumsum(cache.lengths())])
     first = 0
     for rows in cache.scan():
         if rows.entropy is None:
             raise Incompatible(
-                f"{cache.url} does not keep the teacher's entropy, by which sequences were to be ordered",
-                hint="choose the order shuffled or length",
+                f"{cache.url} does not contain the teacher's entropy, which the order entropy needs",
+                hint="use --set run.order=shuffled or run.order=length",
             )
         end = int(np.searchsorted(starts, starts[first] + len(rows)))
         sequence = np.repeat(np.arange(end - first), np.diff(starts[first : end + 1]))[rows.loss_mask]
@@ -99,7 +96,7 @@ def mean_entropies(cache: Cache) -> Doubles:
 
 @final
 class FixedOrder:
-    """Sequences as they are listed, again and again."""
+    """A fixed list of sequences, repeated."""
 
     def __init__(self, numbers: Sequence[int]) -> None:
         self._numbers = np.asarray(numbers, np.int64)
@@ -108,5 +105,4 @@ class FixedOrder:
         return len(self._numbers)
 
     def at(self, positions: npt.ArrayLike) -> Longs:
-        """The sequences at some places."""
         return self._numbers[np.asarray(positions, np.int64) % len(self)]

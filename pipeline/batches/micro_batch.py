@@ -1,7 +1,7 @@
-"""`MicroBatch`: what one forward pass of a student needs of the cache, as tensors; `StepBatch`: those of one step.
+"""`MicroBatch`: the cached data for one forward pass of a student, as tensors; `StepBatch`: those of one step.
 
 In: sequences of a cache by number. Out: tensors on the CPU, then on the student's device. Suffixes: B sequences, T
-tokens, N rows with loss_mask true in order of sequence and place, K kept ids, D documents.
+tokens, N rows with loss_mask true in order of sequence and position, K cached ids, D documents.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,12 +14,11 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Targets:
-    """What the teacher said at N rows; behind a row's `count` its first id is repeated with weight 0 and log p -inf.
+    """The teacher at N rows; places beyond a row's `count` repeat its first id with weight 0 and log p -inf.
 
-    The first `n_exact` entries carry their own log p at T=1; a draw carries it only in caches made with draw_values
-    (`draws_have_values`), else its log p is -inf. `weights` is the target at the cache's target temperature.
-    `log_tail` is the mass outside the exact entries at T=1 (None: unknown); `state` replaces the entries in caches of
-    that kind.
+    The first `n_exact` entries have their log p at T=1; draws have it only in caches made with draw_values
+    (`draws_have_values`), else -inf. `weights` is the target at the cache's target temperature. `log_tail` is the mass
+    outside the exact entries at T=1 (None: unknown); `state` replaces the entries in caches of that kind.
     """
 
     ids_NK: Tensor
@@ -35,7 +34,7 @@ class Targets:
     draws_have_values: bool = False
 
     def to(self, device: torch.device) -> "Targets":
-        """The same on a device; a pinned source is copied while the device goes on."""
+        """A copy on a device; pinned memory is copied asynchronously."""
         return with_tensors(self, lambda tensor: tensor.to(device, non_blocking=True))
 
 
@@ -44,7 +43,7 @@ class MicroBatch:
     """B sequences of up to T tokens, right-padded; `document_BT` numbers a sequence's documents from 0, padding is -1;
     `documents` has the split's numbers of each sequence's documents.
 
-    `places_N` are the rows in the flat [B * T], `sequence_N` the sequence of each; `labels_N` the tokens behind them.
+    `places_N` are the rows in the flat [B * T], `sequence_N` the sequence of each; `labels_N` the next tokens.
     `hidden` has the rows' cached states by layer, `pooled` the documents' by layer, with `document_D` = (sequence,
     document) of each.
     """
@@ -64,13 +63,13 @@ class MicroBatch:
     document_D2: Tensor | None = None
 
     def to(self, device: torch.device) -> "MicroBatch":
-        """The same on a device; a pinned source is copied while the device goes on."""
+        """A copy on a device; pinned memory is copied asynchronously."""
         return with_tensors(self, lambda tensor: tensor.to(device, non_blocking=True))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepBatch:
-    """The micro-batches of one optimizer step; `begin` and `end` are places in the endless line of the order."""
+    """The micro-batches of one optimizer step; `begin` and `end` are positions in its order."""
 
     batches: tuple[MicroBatch, ...]
     begin: int
@@ -78,11 +77,10 @@ class StepBatch:
 
     @property
     def n_positions(self) -> int:
-        """Rows that are learnt from."""
+        """The number of trained rows."""
         return sum(len(batch.labels_N) for batch in self.batches)
 
     def to(self, device: torch.device) -> "StepBatch":
-        """The same on a device."""
         return replace(self, batches=tuple(batch.to(device) for batch in self.batches))
 
 
@@ -90,8 +88,8 @@ Holder = TypeVar("Holder", Targets, MicroBatch)
 
 
 def with_tensors(holder: Holder, change: Callable[[Tensor], Tensor]) -> Holder:
-    """The same with every tensor changed, those of the targets and of mappings too."""
-    return replace(holder, **{one.name: _changed(getattr(holder, one.name), change) for one in fields(holder)})
+    """A copy with `change` applied to every tensor, also in targets and mappings."""
+    return replace(holder, **{field.name: _changed(getattr(holder, field.name), change) for field in fields(holder)})
 
 
 def _changed(value: Any, change: Callable[[Tensor], Tensor]) -> Any:

@@ -1,6 +1,6 @@
-"""The cache of a run, opened: in its folder, or behind a URL through a folder on this machine.
+"""Opens the cache of a run: a local folder, or a URL through a local mirror.
 
-In: `CacheSettings`. Out: a `Cache` or one of its splits, the one that was pinned if one was.
+In: `CacheSettings`. Out: a `Cache` or one of its splits, checked against the pinned id.
 """
 
 from pathlib import Path
@@ -18,11 +18,11 @@ from kdpipe.schemas.train_settings import CacheSettings
 LIMIT: Final = 100 * 1000**3
 
 
-def opened(settings: CacheSettings, watch: Listener, split: SplitName | None = None) -> Cache:
-    """Open a cache; whoever watches is told of retries."""
+def open_run_cache(settings: CacheSettings, watch: Listener, split: SplitName | None = None) -> Cache:
+    """Open a cache; retries are reported to `watch`."""
     path = settings.path
     if path is None:
-        raise ConfigError("nothing says which cache to learn from", hint="give --from-cache DIR")
+        raise ConfigError("no cache given", hint="use --from-cache DIR")
     seconds = RETRY_SECONDS if settings.retry_for is None else settings.retry_for
     cache = open_cache(
         path,
@@ -34,8 +34,8 @@ def opened(settings: CacheSettings, watch: Listener, split: SplitName | None = N
     pin = settings.pin
     if pin is not None and not (cache.cache_id or "").startswith(pin):
         raise Incompatible(
-            f"the cache at {cache.url} is {cache.cache_id or 'unfinished'}, and --pin says {pin}",
-            hint="give the address of the cache that was pinned, or leave --pin out",
+            f"the cache at {cache.url} has id {cache.cache_id or 'none (unfinished)'}; expected {pin} (--pin)",
+            hint="use the address of the pinned cache, or remove --pin",
         )
     return cache
 
@@ -45,7 +45,7 @@ def _mirror_settings(settings: CacheSettings, path: str) -> MirrorSettings | Non
         for name, value in (("dir", settings.dir), ("limit", settings.limit)):
             if value is not None:
                 raise ConfigError(
-                    f"cache.{name} is for caches behind a URL, and {path} is a folder", hint="leave it out"
+                    f"cache.{name} applies to remote caches only; {path} is a local folder", hint=f"remove cache.{name}"
                 )
         return None
     folder = Path(settings.dir).expanduser() if settings.dir is not None else user_cache_folder()

@@ -1,1 +1,1 @@
-"""Evaluation: a student held against labels and against what the cache kept of the teacher."""
+"""Evaluation: a student against labels and cached teacher predictions, and comparisons between runs."""

@@ -1,7 +1,7 @@
-"""`Evaluator`: a student held against a split of a cache: labels, teacher, calibration, the objective itself.
+"""`Evaluator`: metrics of a student on a split of a cache: labels, teacher, calibration, the training objective.
 
-In: a cache, a student, perhaps what it is trained with. Out: an `Evaluation`. KL is forward and at T=1: exact from
-states, unbiased from draws made for T=1, else a lower bound by one bin.
+In: a cache, a student, optionally its training objective. Out: an `Evaluation`. KL is forward and at T=1: exact from
+states, unbiased from draws at T=1, else a lower bound by one bin.
 """
 
 from collections.abc import Callable
@@ -32,12 +32,12 @@ from kdpipe.schemas.targets import TargetSpec
 from kdpipe.schemas.train_report import Evaluation
 
 KL = LogitTerm(name="forward_kl", coefficient=1.0)
-# Rows whose teacher logits are made at once.
+# Rows per product of teacher logits.
 STATE_ROWS = 256
 
 
 def estimate(spec: TargetSpec) -> Estimate | None:
-    """What KL to the teacher at T=1 is, from what a cache keeps; None where it cannot be told."""
+    """How exact KL to the teacher at T=1 is with the targets of a cache; None where it is unavailable."""
     if spec.keep.kind == "state":
         return "exact"
     if not spec.tail_known:
@@ -47,7 +47,7 @@ def estimate(spec: TargetSpec) -> Estimate | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingObjective:
-    """What a student is trained with at a step, to be told beside the rest."""
+    """The objective of a step, evaluated with the other metrics."""
 
     objective: Objective
     terms: ActiveTerms
@@ -55,7 +55,7 @@ class TrainingObjective:
 
 @final
 class Evaluator:
-    """Reads the same sequences each time: all of a split, or `limit` of them spread over it."""
+    """Evaluates on the same sequences each time: all of a split, or `limit` of them spread over it."""
 
     def __init__(
         self,
@@ -68,25 +68,24 @@ class Evaluator:
         threads: int = 1,
     ) -> None:
         if cache.split_name is None:
-            raise ConfigError("an evaluation reads one split", hint='open the cache with split="validation" or "train"')
+            raise ConfigError("an evaluation needs one split", hint='open the cache with split="validation" or "train"')
         if not len(cache):
             raise ConfigError(f"{cache.url} has no sequences in {cache.split_name} to evaluate on")
         spec = cache.manifest.targets
         self.cache, self.estimate, self._split = cache, estimate(spec), cache.split_name
         self._teacher, self._batch_size, self._threads = teacher, batch_size, threads
         self._options = LossOptions(tail_weight=1.0 if spec.has_draws or spec.keep.kind == "state" else 0.0)
-        asked = wants or BatchContents()
+        extra = wants or BatchContents()
         self._wants = BatchContents(
             targets=spec.keep.kind != "none",
             statistics=spec.keep.kind != "none",
-            hidden=asked.hidden,
-            pooled=asked.pooled,
+            hidden=extra.hidden,
+            pooled=extra.pooled,
         )
-        self._order = FixedOrder(chosen_sequences(cache, limit))
+        self._order = FixedOrder(evaluated_sequences(cache, limit))
 
     @property
     def n_sequences(self) -> int:
-        """How many sequences each evaluation reads."""
         return len(self._order)
 
     def measure(
@@ -96,7 +95,7 @@ class Evaluator:
         trained: TrainingObjective | None = None,
         measured: Callable[[int, int], None] = lambda n_done, n_sequences: None,
     ) -> Evaluation:
-        """Hold a student against the split; it is left as it was found, and `measured` is told how far this is."""
+        """Evaluate a student, whose training mode is restored; calls `measured` with sequences done and total."""
         tally, own = EvalTally(), _ObjectiveSums(trained)
         head = HeadLosses(student.head, self._options, self._teacher)
         was_training = student.model.training
@@ -112,7 +111,7 @@ class Evaluator:
         finally:
             student.model.train(was_training)
         if not tally.n_positions:
-            raise ConfigError(f"{self.cache.url} has nothing to learn in the sequences that were to be evaluated")
+            raise ConfigError(f"{self.cache.url} has no positions to evaluate in the selected sequences")
         return tally.evaluation(
             self.estimate,
             cache_id=self.cache.cache_id,
@@ -135,22 +134,22 @@ class Evaluator:
             own.add(states, batch)
             terms = (KL,) if self.estimate is not None else ()
             result = head(states.rows_NH, batch.labels_N, batch.targets, terms, sequence_N=batch.sequence_N, watch=True)
-        seen = result.statistics
-        assert seen is not None
+        statistics = result.statistics
+        assert statistics is not None
         rows = EvaluatedRows(
             document_N=document_numbers(batch),
-            cross_entropy_N=_doubles(seen.cross_entropy_N),
-            confidence_N=_doubles(seen.confidence_N),
-            hit_N=(seen.argmax_N == batch.labels_N).cpu().numpy(),
+            cross_entropy_N=_doubles(statistics.cross_entropy_N),
+            confidence_N=_doubles(statistics.confidence_N),
+            hit_N=(statistics.argmax_N == batch.labels_N).cpu().numpy(),
             kl_N=_doubles(result.rows["forward_kl"]) if terms else None,
-            agreed_N=self._agreed(seen.argmax_N, batch.targets),
+            agreed_N=self._agreed(statistics.argmax_N, batch.targets),
             teacher_entropy_N=None if batch.teacher_entropy_N is None else _doubles(batch.teacher_entropy_N),
         )
         _check_finite(rows)
         tally.add(rows)
 
     def _agreed(self, argmax_N: Tensor, targets: Targets | None) -> np.ndarray[tuple[int], np.dtype[np.bool_]] | None:
-        """Where the student's most probable id is the teacher's, which stands first among the exact ones."""
+        """Where the student's most probable id is the teacher's, which is the first exact one."""
         if targets is None:
             return None
         top_N = targets.ids_NK[:, 0]
@@ -160,12 +159,12 @@ class Evaluator:
             pieces = torch.split(targets.state_NH, STATE_ROWS)
             tops = [teacher.logits(states_CH, torch.float32).argmax(dim=1) for states_CH in pieces]
             top_N = torch.cat(tops) if tops else argmax_N
-        found: np.ndarray[tuple[int], np.dtype[np.bool_]] = (argmax_N == top_N).cpu().numpy()
-        return found
+        agreed: np.ndarray[tuple[int], np.dtype[np.bool_]] = (argmax_N == top_N).cpu().numpy()
+        return agreed
 
 
 class _ObjectiveSums:
-    """The training objective over what is evaluated: sums and counts of its terms."""
+    """Sums and counts of the training objective's terms over the evaluated batches."""
 
     def __init__(self, trained: TrainingObjective | None) -> None:
         self._trained = trained
@@ -174,7 +173,6 @@ class _ObjectiveSums:
         self.layers = () if trained is None else trained.objective.layers
 
     def add(self, states: StudentOutputs, batch: MicroBatch) -> None:
-        """Add a batch."""
         if self._trained is None:
             return
         terms, objective = self._trained.terms, self._trained.objective
@@ -191,44 +189,43 @@ class _ObjectiveSums:
 
     @property
     def loss(self) -> float | None:
-        """What training minimizes."""
         if self._trained is None:
             return None
         terms = self._trained.terms
         return sum(
-            terms.weights[name] * factor(name, 1.0 if name == "ce" else terms.temperature) * value / self._counts[name]
+            terms.weights[name] * factor(name, terms.temperature) * value / self._counts[name]
             for name, value in self._sums.items()
             if self._counts[name]
         )
 
 
-def chosen_sequences(cache: Cache, limit: int | None) -> list[int]:
-    """All sequences, or so many of them that do not depend on anything but the cache, in stored order."""
+def evaluated_sequences(cache: Cache, limit: int | None) -> list[int]:
+    """All sequences, or a subset that depends on the cache alone, in stored order."""
     if limit is None or limit >= len(cache):
         return list(range(len(cache)))
     return sorted(SequenceOrder(cache.sequences_by_part, 0).at(np.arange(limit)).tolist())
 
 
 def document_numbers(batch: MicroBatch) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    """The split's number of the document of each row."""
+    """The number within the split of each row's document."""
     starts_B = np.cumsum([0, *(len(numbers) for numbers in batch.documents[:-1])])
     document_N = batch.document_BT.flatten()[batch.places_N].cpu().numpy()
-    found: np.ndarray[tuple[int], np.dtype[np.int64]] = np.array(list(chain(*batch.documents)))[
+    numbers_N: np.ndarray[tuple[int], np.dtype[np.int64]] = np.array(list(chain(*batch.documents)))[
         starts_B[batch.sequence_N.cpu().numpy()] + document_N
     ]
-    return found
+    return numbers_N
 
 
 def _doubles(values_N: Tensor) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    found: np.ndarray[tuple[int], np.dtype[np.float64]] = values_N.detach().cpu().numpy().astype(np.float64)
-    return found
+    doubles: np.ndarray[tuple[int], np.dtype[np.float64]] = values_N.detach().cpu().numpy().astype(np.float64)
+    return doubles
 
 
 def _check_finite(rows: EvaluatedRows) -> None:
-    for what, values in (("its cross-entropy", rows.cross_entropy_N), ("its KL to the teacher", rows.kl_N)):
+    for what, values in (("cross-entropy", rows.cross_entropy_N), ("KL to the teacher", rows.kl_N)):
         if values is not None and not np.isfinite(values).all():
             place = int((~np.isfinite(values)).argmax())
             raise KdpipeError(
-                f"the student is broken: {what} is {values[place]} in document {rows.document_N[place]:,}",
+                f"the student's {what} is {values[place]} in document {rows.document_N[place]:,}",
                 hint="train it again at a lower --lr, or with --guard ultra-stable",
             )

@@ -2,7 +2,7 @@
 
 In: two `Evaluation`s. Out: a `Difference` per metric, none where the positions differ. Positions of one document are
 correlated, across the sequences it was cut into too, so the sampling unit is the document: the difference is a ratio
-of sums over documents (Cochran 1977, Sampling Techniques, 6.3), taken in pairs, which cancels what is hard for both.
+of sums over documents (Cochran 1977, Sampling Techniques, 6.3), taken in pairs, which cancels common difficulty.
 """
 
 import math
@@ -29,8 +29,7 @@ def same_positions(one: Evaluation, other: Evaluation) -> bool:
 
 
 def differences(first: Evaluation, other: Evaluation) -> dict[str, Difference]:
-    """How much higher the numbers of another are than the first's; calibration has no sum over positions, so no
-    spread."""
+    """Other minus first for each metric; the calibration error is not a sum over positions and has no interval."""
     if not same_positions(first, other):
         return {}
     one, two = first.by_document, other.by_document
@@ -40,18 +39,18 @@ def differences(first: Evaluation, other: Evaluation) -> dict[str, Difference]:
         "top1_agreement": (one.agreed, two.agreed),
     }
     sizes = np.array(one.positions, np.float64)
-    found = {
+    metrics = {
         name: paired(np.array(b, np.float64) - np.array(a, np.float64), sizes)
         for name, (a, b) in columns.items()
         if a is not None and b is not None
     }
-    return found | {"ece": Difference(value=other.ece - first.ece, spread=None)}
+    return metrics | {"ece": Difference(value=other.ece - first.ece, spread=None)}
 
 
 def paired(sums: npt.NDArray[np.float64], sizes: npt.NDArray[np.float64]) -> Difference:
     """The mean over positions, and half its 90 % interval over documents.
 
-    A long document pulls the mean toward itself and hides its own residual: each residual is divided by 1 - its share
+    A long document pulls the mean toward itself and shrinks its own residual: each residual is divided by 1 - its share
     (HC3, the jackknife; MacKinnon and White 1985), and Student's t has the degrees of freedom of the effective number
     of documents, (sum of sizes)^2 / sum of squares (Kish 1965). Coverage: docs/experiments.md#intervals-of-compare.
     """

@@ -1,6 +1,6 @@
-"""What evaluation and comparison read of a run's folder: config.yaml and evaluation.json, which are written here too.
+"""Reading and writing config.yaml and evaluation.json of a run, for evaluation and comparison.
 
-In: the folder of a run. Out: its settings, its last evaluation, where its student is.
+In: the folder of a run. Out: its settings, its last evaluation, the folder of its student.
 """
 
 from pathlib import Path
@@ -22,19 +22,17 @@ EVALUATION: Final = "evaluation.json"
 
 
 def save_evaluation(run: Path, evaluation: Evaluation) -> None:
-    """Keep a run's last evaluation, in place of the one before."""
     with translate_os_errors("an evaluation could not be written", run):
         replace_file(run, run / EVALUATION, evaluation.to_json())
 
 
 def save_settings(run: Path, values: dict[str, Any]) -> None:
-    """Keep a run's settings, in place of those of the call before."""
     with translate_os_errors("the settings could not be written", run):
         replace_file(run, run / CONFIG, as_yaml(values).encode())
 
 
 def load_evaluation(run: Path) -> Evaluation | None:
-    """A run's last evaluation, None where it has had none."""
+    """A run's last evaluation, if any."""
     path = run / EVALUATION
     if not path.is_file():
         return None
@@ -43,38 +41,38 @@ def load_evaluation(run: Path) -> Evaluation | None:
 
 
 def load_settings(run: Path) -> dict[str, Any]:
-    """The settings of a run by their dotted names; a folder without them is no run."""
+    """The settings of a run by dotted name."""
     if not is_run(run):
-        what = "is no folder of a run: it has no config.yaml" if run.is_dir() else "is not there"
-        raise ConfigError(f"{run} {what}", hint="give the folder that `kdpipe train --out` made")
+        what = "is not a run: it has no config.yaml" if run.is_dir() else "does not exist"
+        raise ConfigError(f"{run} {what}", hint="give the --out directory of kdpipe train")
     return by_dotted_name(read_file(run / CONFIG))
 
 
 def is_run(folder: Path) -> bool:
-    """Whether `kdpipe train` has worked in a folder."""
+    """Whether a folder is the output directory of `kdpipe train`."""
     return (folder / CONFIG).is_file()
 
 
-def student_of(name: str) -> str:
-    """The student that a name stands for: a run's folder stands for the student in its final/."""
+def student_folder(name: str) -> str:
+    """A student's name; the folder of a run is replaced by its final/."""
     folder = Path(name).expanduser()
     if not is_run(folder):
         return name
     if not (folder / FINAL).is_dir():
         raise ConfigError(
-            f"the run {folder} has no student yet: there is no {FINAL}/ in it",
+            f"the run {folder} has no student yet: no {FINAL}/",
             hint="run its command again to finish it",
         )
     return str(folder / FINAL)
 
 
-def base_of(name: str) -> ModelSettings:
-    """The model that a student's folder needs: itself, or the one that its adapter was trained beside."""
+def base_model_of(name: str) -> ModelSettings:
+    """The model to load for a student: itself, or the base of its adapter."""
     file = Path(name).expanduser() / ADAPTER
     if not file.is_file():
         return ModelSettings(name=name)
     adapter = parse(file.read_bytes(), str(file))
     base, revision = adapter.get("base_model_name_or_path"), adapter.get("revision")
     if not base:
-        raise ConfigError(f"{file} does not name the model it adapts", hint="write it there")
+        raise ConfigError(f"{file} has no base_model_name_or_path", hint="add the base model to it")
     return ModelSettings(name=str(base), revision=None if revision is None else str(revision))

@@ -1,7 +1,7 @@
-"""`EvalTally`: sums over evaluated rows: by document, by how sure the teacher was, and by how sure the student was.
+"""`EvalTally`: sums over evaluated rows by document, by teacher entropy and by student confidence.
 
-In: what is known of each row, batch by batch. Out: means, buckets, sums by document, the calibration error. It grows
-with the documents read, not with the rows.
+In: metrics of rows, batch by batch. Out: means, buckets, sums by document, the calibration error. It grows with the
+number of documents, not of rows.
 """
 
 import math
@@ -14,7 +14,7 @@ import numpy.typing as npt
 from kdpipe.schemas.choices import Estimate
 from kdpipe.schemas.train_report import Bucket, ByDocument, Evaluation
 
-# Nats: half a nat is a choice between two that is nearly made, 4 nats one among 55. Fixed, so that caches compare.
+# Nats; fixed, so that caches can be compared. 4 nats is a uniform choice among 55.
 ENTROPY_EDGES = (0.0, 0.5, 1.0, 2.0, 4.0)
 # Guo et al. 2017, On Calibration of Modern Neural Networks.
 CONFIDENCE_BINS = 15
@@ -23,7 +23,8 @@ Doubles = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluatedRows:
-    """N rows: the document of each, -log q of its label, the student's surest id, what is known of the teacher."""
+    """Metrics of N rows; `confidence` is of the student's most probable id, `hit` whether that is the label, `agreed`
+    whether it is the teacher's."""
 
     document_N: npt.NDArray[np.int64]
     cross_entropy_N: Doubles
@@ -36,7 +37,7 @@ class EvaluatedRows:
 
 @final
 class EvalTally:
-    """Rows added up; a row whose teacher entropy is unknown is in no bucket, but in all else."""
+    """Running sums; rows of unknown teacher entropy are in no bucket."""
 
     def __init__(self) -> None:
         self._by_document: dict[int, Doubles] = {}
@@ -45,7 +46,7 @@ class EvalTally:
         self._knows = {"kl": True, "agreed": True, "entropy": True}
 
     def add(self, rows: EvaluatedRows) -> None:
-        """Add rows; a document may go on in later ones."""
+        """Add rows; a document may continue in later ones."""
         for name, known in (("kl", rows.kl_N), ("agreed", rows.agreed_N), ("entropy", rows.teacher_entropy_N)):
             self._knows[name] &= known is not None
         n = len(rows.document_N)
@@ -62,11 +63,10 @@ class EvalTally:
 
     @property
     def n_positions(self) -> int:
-        """Rows so far."""
         return int(self._by_bucket[:, 0].sum())
 
     def evaluation(self, estimate: Estimate | None, **beside: Any) -> Evaluation:
-        """The numbers of all rows, with what else the record takes."""
+        """The metrics of all rows; `beside` are other fields of the record."""
         whole = self._numbers(self._by_bucket.sum(axis=0), self._calibration.sum(axis=0))
         cross_entropy = whole["cross_entropy"]
         assert cross_entropy is not None
@@ -109,12 +109,12 @@ class EvalTally:
 
 
 def _buckets(entropy_N: Doubles | None, n: int) -> npt.NDArray[np.int64]:
-    """The bucket of each row, the one behind the last where the entropy is unknown; rounding may put it below 0."""
+    """The bucket of each row, an extra last one for unknown entropy; rounding may make an entropy negative."""
     last = len(ENTROPY_EDGES)
     if entropy_N is None:
         return np.full(n, last)
-    found = np.searchsorted(ENTROPY_EDGES[1:], entropy_N, side="right")
-    return np.where(np.isnan(entropy_N), last, found)
+    buckets = np.searchsorted(ENTROPY_EDGES[1:], entropy_N, side="right")
+    return np.where(np.isnan(entropy_N), last, buckets)
 
 
 def _or_zeros(values: npt.NDArray[Any] | None, n: int) -> npt.NDArray[Any]:

@@ -1,7 +1,7 @@
-"""Tasks of the lm-eval library: what a student can do, beside how near it is to its teacher.
+"""Tasks of the lm-eval library.
 
-In: a loaded student, its tokenizer, names of tasks or YAML files that describe one. Out: the metrics of each. The only
-module that imports lm-eval; the extra `eval` brings it. What the library prints goes to stderr.
+In: a loaded student, its tokenizer, names of tasks or their YAML files. Out: metrics by task. The only module that
+imports lm-eval (the extra `eval`), whose output is redirected to stderr.
 """
 
 import contextlib
@@ -16,28 +16,28 @@ from typing import Any
 from kdpipe.schemas.errors import ConfigError, KdpipeError
 
 INSTALL = "pip install 'kdpipe[eval]'"
-# The second is what the first runs models of transformers with.
+# lm-eval needs accelerate to run transformers models.
 LIBRARIES = ("lm_eval", "accelerate")
-# The metric of the library evaluate that executes what it scores.
+# The metric of the evaluate library that executes code.
 CODE_METRIC = "code_eval"
 
 
 def check_tasks(tasks: Sequence[str]) -> None:
-    """Refuse unknown tasks, tasks that execute generated code, and all of them without the library."""
+    """Refuse unknown tasks, tasks that execute generated code, and any without the library."""
     if any(importlib.util.find_spec(name) is None for name in LIBRARIES):
-        raise ConfigError("--tasks needs the library lm-eval, which is not installed", hint=INSTALL)
+        raise ConfigError("--tasks needs lm-eval, which is not installed", hint=INSTALL)
     known: list[str] | None = None
     for task in tasks:
         if _is_file(task):
             if not Path(task).is_file():
-                raise ConfigError(f"there is no file {task}, which would describe a task")
+                raise ConfigError(f"no such task file: {task}")
             _refuse_code(task, _manager(include_defaults=False))
             continue
         known = _manager().all_tasks if known is None else known
         if task not in known:
             near = difflib.get_close_matches(task, known, n=3, cutoff=0.6)
             hint = f"did you mean {' or '.join(near)}?" if near else "`lm-eval ls tasks` lists them"
-            raise ConfigError(f"lm-eval knows no task {task}", hint=hint)
+            raise ConfigError(f"unknown lm-eval task: {task}", hint=hint)
         _refuse_code(task, _manager())
 
 
@@ -46,13 +46,13 @@ def _refuse_code(task: str, manager: Any) -> None:
     if names := _code_tasks(task, manager.task_index):
         which = task if names == [task] else f"{task} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
         raise ConfigError(
-            f"--tasks {which} executes code that the student generates: not supported by this version of kdpipe",
-            hint=f"leave {task} out of --tasks, or run it in a sandbox with lm-eval --confirm_run_unsafe_code",
+            f"--tasks {which} executes code that the student generates, which this version does not support",
+            hint=f"remove {task} from --tasks, or run it in a sandbox with lm-eval --confirm_run_unsafe_code",
         )
 
 
 def _code_tasks(task: str, index: Mapping[str, Any]) -> list[str]:
-    """Tasks that execute generated code, among a task or the members of a group or tag; no data are loaded."""
+    """Tasks that execute generated code, among a task or the members of a group or tag; loads no data."""
     own = _description(task) if _is_file(task) else None
     waiting: list[Any] = [task if own is None else own]
     seen = set() if own is None else {str(own.get("task"))}
@@ -74,28 +74,28 @@ def _code_tasks(task: str, index: Mapping[str, Any]) -> list[str]:
 
 
 def _executes(description: Any) -> bool:
-    """Whether a task is marked as executing code, or scores by the metric that does."""
+    """Whether a task is marked as executing code, or uses the metric that does."""
     metrics = description.get("metric_list") or ()
     return bool(description.get("unsafe_code")) or any(metric.get("metric") == CODE_METRIC for metric in metrics)
 
 
 def _description(path: str) -> Any:
-    """A task's YAML file with what it includes; functions that it names are not imported."""
+    """A task's YAML file with its includes; functions in it are not imported."""
     from lm_eval.tasks._yaml_loader import load_yaml
 
     load: Any = load_yaml
     try:
         return load(path, resolve_func=False)
-    except Exception as error:  # errors of YAML and of included files have no common class
+    except Exception as error:  # YAML errors and those of included files have no common class
         line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ConfigError(f"the task file {path} cannot be read: {line}", hint="correct the file") from error
+        raise ConfigError(f"the task file {path} cannot be read: {line}", hint="fix the file") from error
 
 
 def run_tasks(
     model: Any, tokenizer: Any, tasks: Sequence[str], *, limit: int | None, batch_size: int
 ) -> dict[str, dict[str, float]]:
-    """The metrics of each task, with their standard errors as NAME_stderr; `limit` is of documents a task."""
-    # Typed by its library only in part: cast at this border.
+    """The metrics of each task, with standard errors as NAME_stderr; `limit` is in documents per task."""
+    # lm-eval is only partly typed.
     import lm_eval
     from lm_eval.models.huggingface import HFLM
 
@@ -114,14 +114,14 @@ def run_tasks(
         except (OSError, ValueError, KeyError, ConnectionError) as error:
             raise KdpipeError(
                 f"lm-eval could not run {', '.join(tasks)}: {type(error).__name__}: {error}",
-                hint="its data may have to be downloaded first, or its description be mended",
+                hint="download its data first, or fix its YAML file",
             ) from error
-    return {name: _numbers(found) for name, found in answer["results"].items()}
+    return {name: _numbers(metrics) for name, metrics in answer["results"].items()}
 
 
 @cache
 def _manager(*, include_defaults: bool = True) -> Any:
-    """The library's list of tasks; it reads thousands of files to make one."""
+    """The library's task list, which takes thousands of files to build."""
     from lm_eval.tasks import TaskManager
 
     make: Any = TaskManager
@@ -132,10 +132,10 @@ def _is_file(task: str) -> bool:
     return task.endswith((".yaml", ".yml"))
 
 
-def _numbers(found: dict[str, Any]) -> dict[str, float]:
-    """Metrics by name; the library puts the filter of the answers behind it, `none` where there is no other."""
+def _numbers(metrics: dict[str, Any]) -> dict[str, float]:
+    """Metrics by name, without the library's suffix `,none` for unfiltered answers."""
     return {
         name.removesuffix(",none"): float(value)
-        for name, value in found.items()
+        for name, value in metrics.items()
         if "," in name and isinstance(value, int | float)
     }

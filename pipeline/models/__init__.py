@@ -1,1 +1,1 @@
-"""A model of transformers before anyone teaches or learns with it: its folder, its shape, its device, its head."""
+"""Transformers models, for teacher and student: folder, config, device, precision, head and layers."""

@@ -1,7 +1,7 @@
-"""`Head`: states to logits by the model's own output projection, for the rows that are wanted and no other.
+"""`Head`: states to logits by the model's own output projection, for selected rows only.
 
-In: a model, and its vocabulary by the tokenizer. Out: logits of rows; or None where a probe shows that the model does
-something else behind its last state.
+In: a model and the tokenizer's vocabulary size. Out: logits of rows; or None where a probe shows that the model does
+something else after its last state.
 """
 
 from collections.abc import Iterator
@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-# Of the largest logit: what is left between two ways to compute the same in a number type, with room for other kernels.
+# Relative to the largest logit: differences between two computations in a data type, with room for other kernels.
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 HALVES = (torch.float16, torch.bfloat16)
-# What configs call the numbers that logits are multiplied with or divided by.
+# Config keys of logit multipliers and divisors.
 MULTIPLIERS = ("logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier_scale")
 DIVISORS = ("logits_scaling",)
 CAPS = ("final_logit_softcapping", "logits_soft_cap")
@@ -24,8 +24,8 @@ CAPS = ("final_logit_softcapping", "logits_soft_cap")
 class Head:
     """logits = cap(scale (W h + b)), of the first `vocabulary_size` ids; cap(z) = c tanh(z / c).
 
-    `module` is called where its weights cannot be cut: they are quantized, or come from elsewhere for each call.
-    `is_wide` says that products of half precision come out in float32.
+    `module` is called as a whole where its weights cannot be sliced (quantized or offloaded). `is_wide`: products of
+    16-bit matrices have float32 results.
     """
 
     module: nn.Module
@@ -36,24 +36,23 @@ class Head:
 
     @property
     def is_plain(self) -> bool:
-        """Whether the weights are a matrix in memory."""
+        """Whether the weights are one matrix in memory."""
         return type(self.module) is nn.Linear and not self.module.weight.is_meta
 
     @property
     def weight_VH(self) -> Tensor:  # noqa: N802  # a shape suffix
-        """The rows [V, H] of the projection, without those that pad it."""
+        """The rows [V, H] of the projection, without padding."""
         whole: Any = self.module.weight
         rows: Tensor = whole[: self.vocabulary_size]
         return rows
 
     @property
     def bias_V(self) -> Tensor | None:  # noqa: N802  # a shape suffix
-        """What is added, where there is something."""
         whole: Any = getattr(self.module, "bias", None)
         return None if whole is None else whole[: self.vocabulary_size]
 
     def logits(self, states_RH: Tensor, into_RV: Tensor | None = None) -> Tensor:
-        """Logits of some rows in float32, or wider where the model is; `into` is used if it is of the model's type."""
+        """Logits of some rows in float32 or wider; `into` is used if it has the model's data type."""
         logits_RV = self._product(states_RH, into_RV)
         if logits_RV.dtype in HALVES:
             logits_RV = logits_RV.float()
@@ -70,7 +69,7 @@ class Head:
         weight, bias = self.weight_VH, self.bias_V
         states_RH = states_RH.to(weight.device)
         if self.is_wide:
-            # Sums are float32 inside; rounding them to 8 bits would tie the largest logits.
+            # Sums are float32 inside; rounding them to bfloat16 would tie the largest logits.
             wide_RV = torch.mm(states_RH, weight.t(), out_dtype=torch.float32)
             return wide_RV if bias is None else wide_RV.add_(bias)
         if into_RV is None or into_RV.dtype != weight.dtype:
@@ -80,10 +79,10 @@ class Head:
 
 
 def find_head(model: nn.Module, config: Any, states_RH: Tensor, logits_RV: Tensor, vocabulary_size: int) -> Head | None:
-    """Find the head that gives a model's own logits from its own last states; None if there is no such.
+    """The head that reproduces a model's logits from its last states; None without one.
 
-    A config says little of what its numbers are for: whatever it may mean is tried, and what comes nearest to the probe
-    is taken, since in half precision a high cap is hard to tell from none.
+    The meaning of config keys varies: all interpretations are tried and the closest to the probe is used, since in half
+    precision a high cap is hard to distinguish from none.
     """
     get: Any = getattr(model, "get_output_embeddings", None)
     module = get() if get is not None else None
@@ -98,15 +97,15 @@ def find_head(model: nn.Module, config: Any, states_RH: Tensor, logits_RV: Tenso
     for scale in _scales(config):
         for cap in _caps(config):
             head = Head(module=module, vocabulary_size=vocabulary_size, scale=scale, soft_cap=cap, is_wide=is_wide)
-            ours_RV = head.logits(states_RH)
-            difference = (ours_RV - logits_RV[:, :vocabulary_size].to(ours_RV)).abs().amax().item()
+            own_RV = head.logits(states_RH)
+            difference = (own_RV - logits_RV[:, :vocabulary_size].to(own_RV)).abs().amax().item()
             if difference < tolerance or (best is None and difference == tolerance):
                 best, tolerance = head, difference
     return best
 
 
 def _multiplies_wide(module: nn.Module) -> bool:
-    """Try whether the device of a projection gives float32 products of its numbers; CPUs do not."""
+    """Whether the device computes float32 products of the weights; CPUs do not."""
     weight: Any = module.weight
     if type(module) is not nn.Linear or weight.is_meta or weight.dtype not in HALVES:
         return False
@@ -118,7 +117,7 @@ def _multiplies_wide(module: nn.Module) -> bool:
 
 
 def _scales(config: Any) -> Iterator[float]:
-    """Factors that a config may mean; those it names first."""
+    """Candidate logit scales of a config."""
     for name in MULTIPLIERS:
         if (value := _number(config, name)) is not None and name not in DIVISORS:
             yield value

@@ -1,7 +1,7 @@
-"""The layers of a model, found by their list, and their states, kept by hooks while a batch goes through.
+"""The decoder layers of a model, and their states, recorded with hooks during a forward pass.
 
-In: the body of a model. Out: states by layer, number 0 what goes into the first. Where the layers cannot be told apart
-the model itself is asked for all of them, which takes more memory.
+In: the body of a model. Out: states by layer; 0 is the input of the first. Where the layers are not found the model
+returns all hidden states itself, which takes more memory.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -12,23 +12,23 @@ from torch import Tensor, nn
 
 
 def body_of(model: Any) -> nn.Module:
-    """What of a model is in front of its head; the model itself where this cannot be told."""
+    """The model without its head; the model itself if there is no such module."""
     body: nn.Module = model.base_model
     if body is model:
-        # Llama 4 states the name of another family's body; its own has the usual one.
+        # Llama 4 has the base_model_prefix of another family.
         body = getattr(model, "model", model)
     return body
 
 
 def decoder_layers(body: nn.Module, n_layers: int) -> Sequence[nn.Module] | None:
-    """Find the layers, if there is exactly one list that could be them."""
+    """The decoder layers, if exactly one module list has their number."""
     lists = [module for module in body.modules() if isinstance(module, nn.ModuleList) and len(module) == n_layers]
     return list(lists[0]) if len(lists) == 1 else None
 
 
 @contextmanager
-def watching(layers: Sequence[nn.Module], wanted: Collection[int], kept: dict[int, Tensor]) -> Iterator[None]:
-    """Keep what goes into the first layer (number 0) and what comes out of layers, for as long as this lasts."""
+def recorded_states(layers: Sequence[nn.Module], wanted: Collection[int], kept: dict[int, Tensor]) -> Iterator[None]:
+    """Record the input of the first layer (number 0) and outputs of layers within the context."""
     handles = []
     if layers:
         for number in wanted:
@@ -44,19 +44,19 @@ def watching(layers: Sequence[nn.Module], wanted: Collection[int], kept: dict[in
 
 
 def all_states(wanted: bool) -> dict[str, bool]:
-    """What a model is told so that it gives the states of every layer."""
+    """Arguments for a forward pass that returns the states of every layer."""
     return {"output_hidden_states": True} if wanted else {}
 
 
 def stream_dim(states: Tensor, ids_BT: Tensor) -> int | None:
-    """Which dimension of a layer's states counts streams: [B, T, S, H] or [S, B, T, H], where one row is read."""
+    """The dimension of parallel streams in a layer's states of one sequence: [B, T, S, H] or [S, B, T, H]."""
     if states.dim() == 3:
         return None
     return 2 if states.shape[:2] == ids_BT.shape else 0
 
 
 def merged(kept: Mapping[int, Tensor], dim: int | None) -> dict[int, Tensor]:
-    """States [B, T, H] of each layer: of one that passes on several streams their mean."""
+    """States [B, T, H] of each layer, averaged over parallel streams."""
     return {
         number: states if dim is None or states.dim() == 3 else states.mean(dim=dim) for number, states in kept.items()
     }

@@ -1,7 +1,4 @@
-"""How much memory was needed: by the process, and on its GPU; and whether an error says that there is no more.
-
-In: nothing, or an error. Out: bytes at most so far; None where the system does not say.
-"""
+"""Peak memory of the process and its GPU, and recognition of out-of-memory errors."""
 
 import sys
 from pathlib import Path
@@ -11,17 +8,14 @@ import torch
 if sys.platform != "win32":
     import resource
 
-# What torch says when the CPU has no memory left; it has no error of its own for it.
-OF_THE_CPU = ("not enough memory", "can't allocate memory", "Cannot allocate memory")
+# Messages of torch when CPU memory runs out, which has no error class.
+CPU_MESSAGES = ("not enough memory", "can't allocate memory", "Cannot allocate memory")
 
 STATUS = Path("/proc/self/status")
 
 
 def peak_process_bytes() -> int | None:
-    """The most that this process had in memory.
-
-    Linux says it of the process itself; what getrusage says there is the parent's, if that was larger at the fork.
-    """
+    """Peak resident memory; None if unknown. On Linux getrusage may report the larger parent's, so /proc is used."""
     if sys.platform == "win32":
         return None
     if STATUS.is_file():
@@ -33,12 +27,12 @@ def peak_process_bytes() -> int | None:
 
 
 def peak_device_bytes(device: torch.device) -> int | None:
-    """The most that tensors took of a GPU."""
+    """Peak GPU memory of tensors."""
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error is Python's, torch's or the CPU allocator's word for having no memory left."""
+    """Whether Python, torch or the CPU allocator ran out of memory."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in OF_THE_CPU)
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in CPU_MESSAGES)

@@ -1,6 +1,6 @@
-"""`ModelInfo`: what is known of a model before its weights are loaded, for `kdpipe plan` and for early refusals.
+"""`ModelInfo`: facts about a model before its weights are loaded, for `kdpipe plan` and early checks.
 
-In: `ModelSettings`. Out: sizes, revision and license from config and model card, or what is wrong in two lines.
+In: `ModelSettings`. Out: sizes, revision and license from config and model card, or an error.
 """
 
 import inspect
@@ -22,17 +22,16 @@ from kdpipe.schemas.model import ModelSettings
 
 DTYPE_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2, "int8": 1, "int4": 0.5}
 SIZES = ("num_hidden_layers", "hidden_size", "vocab_size")
-WANTED = "a decoder-only language model is needed, one that AutoModelForCausalLM loads"
+WANTED = "use a decoder-only language model that AutoModelForCausalLM loads"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelInfo:
-    """A model by its config: `width` of its states, `max_positions` that it can read at once (None: no bound).
+    """A model by its config: `width` of its states, `max_positions` it supports (None: no limit).
 
-    `last_width` is that of the states behind the final norm, which some models project to another before the head.
-
-    `stored_dtype` is that of its files, `revision` the hub's commit. From `switches_at` positions on, some models turn
-    to other position codes for the whole text, so that short and long ones cannot share a batch.
+    `last_width` is that of the states after the final norm, which some models project before the head; `stored_dtype`
+    is that of its files, `revision` the Hub's commit. Beyond `switches_at` positions some models use other position
+    encodings for the whole sequence, so that short and long ones cannot share a batch.
     """
 
     name: str
@@ -52,19 +51,18 @@ class ModelInfo:
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """The width of each layer's states, number 0 what goes into the first, the last one behind the final norm."""
+        """The width of each layer's states; 0 is the input of the first, the last is after the final norm."""
         return (*(self.width,) * self.n_layers, self.last_width)
 
     def parameter_bytes(self, dtype: str) -> int:
-        """What the weights take in memory."""
         return int(self.n_parameters * DTYPE_BYTES[dtype])
 
 
-def read_shape(settings: ModelSettings) -> ModelInfo:
-    """Read config and model card of a model, and refuse what is no causal language model."""
+def read_model_info(settings: ModelSettings) -> ModelInfo:
+    """Read config and model card; refuses models that are not causal language models."""
     quiet()
     name = named(settings)
-    with in_two_lines(name):
+    with explained_load_errors(name):
         folder = folders.local_folder(name)
         if folder is not None:
             folders.check_folder(folder)
@@ -72,13 +70,12 @@ def read_shape(settings: ModelSettings) -> ModelInfo:
         config: Any = transformers.AutoConfig.from_pretrained(
             folder or name, revision=settings.revision, trust_remote_code=settings.trust_remote_code
         )
-    shape = shape_of(name, config, trusted=settings.trust_remote_code)
+    shape = model_info_of(name, config, trusted=settings.trust_remote_code)
     revision = None if folder is not None else getattr(config, "_commit_hash", None) or settings.revision
     return replace(shape, revision=revision, license=_license(folder, name, settings))
 
 
-def shape_of(name: str, config: Any, *, trusted: bool = False) -> ModelInfo:
-    """The shape that a config describes."""
+def model_info_of(name: str, config: Any, *, trusted: bool = False) -> ModelInfo:
     check_causal(name, config, trusted)
     text = config.get_text_config()
     lacking = [size for size in SIZES if not isinstance(getattr(text, size, None), int)]
@@ -141,54 +138,54 @@ def quiet() -> None:
 
 
 @contextmanager
-def in_two_lines(name: str) -> Iterator[None]:
-    """Turn whatever transformers, a hub or a stranger's code raises while a model is read into a message."""
+def explained_load_errors(name: str) -> Iterator[None]:
+    """Turn errors of transformers, the Hub or a model's own code into a message."""
     try:
         yield
     except (KdpipeError, KeyboardInterrupt, torch.OutOfMemoryError, MemoryError):
         raise
     except PermissionError as error:
-        hint = "see to it that you may read all of it, or name another"
+        hint = "check its permissions, or use another model"
         raise ConfigError(f"{error.filename or name} cannot be read: {error.strerror}", hint=hint) from error
     except ImportError as error:
         raise ConfigError(
-            f"{name} needs a library that is not there: {_first_line(error)}", hint="install it"
+            f"{name} needs a library that is not installed: {_first_line(error)}", hint="install it"
         ) from error
     except Exception as error:
         text = _first_line(error)
         if "trust_remote_code" in str(error):
             raise ConfigError(
-                f"{name} runs code of its own",
-                hint="read that code, then allow it by trust_remote_code, of the teacher or of the student",
+                f"{name} contains its own code",
+                hint="review it, then allow it with teacher.trust_remote_code or student.trust_remote_code",
             ) from error
-        hint = "are its files whole, and is transformers new enough for it? else download it again"
+        hint = "check that its files are complete and that transformers supports it; else download it again"
         if not Path(name).expanduser().is_dir():
             hint = (
-                "no folder here is called so: is it the right name on the hub, and is the hub in reach? a private or "
-                "gated model needs `hf auth login`"
+                "it is not a local folder: check its name on the Hub and the network; private and gated models need "
+                "`hf auth login`"
             )
         raise ConfigError(f"{name} cannot be loaded: {text}", hint=hint) from error
 
 
 def check_causal(name: str, config: Any, trusted: bool) -> None:
-    """Refuse encoders, encoder-decoders and what is no language model, by the words of the config."""
+    """Refuse encoders, encoder-decoders and other models, from the config."""
     kind = str(getattr(config, "model_type", "") or "of no type")
     if _is_encoder_decoder(config):
-        raise ConfigError(f"{name} is no causal language model: {kind} is an encoder-decoder", hint=WANTED)
+        raise ConfigError(f"{name} is not a causal language model: {kind} is an encoder-decoder", hint=WANTED)
     own = trusted and "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
     known = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     if not own and kind not in known:
-        raise ConfigError(f"{name} is no causal language model that transformers knows: {kind}", hint=WANTED)
+        raise ConfigError(f"{name} is not a causal language model that transformers knows: {kind}", hint=WANTED)
     saved = list(getattr(config, "architectures", None) or [])
     causal = {word for value in known.values() for word in ([value] if isinstance(value, str) else value)}
     if not own and saved and not causal & set(saved):
-        raise ConfigError(f"{name} is no causal language model: it was saved as {saved[0]}", hint=WANTED)
+        raise ConfigError(f"{name} is not a causal language model: it was saved as {saved[0]}", hint=WANTED)
 
 
 def _is_encoder_decoder(config: Any) -> bool:
-    """Whether a config is that of two stacks.
+    """Whether a config describes an encoder and a decoder.
 
-    A decoder that was saved alone denies it, and keeps both stacks' sizes: which are whose is nowhere said.
+    A decoder saved alone sets is_encoder_decoder to false but keeps the sizes of both, without telling them apart.
     """
     if getattr(config, "is_encoder_decoder", False):
         return True
@@ -201,17 +198,14 @@ def _is_encoder_decoder(config: Any) -> bool:
 def _check_no_revision(name: str, settings: ModelSettings) -> None:
     if settings.revision is not None:
         raise ConfigError(
-            f"the model {name} is a folder, which has no revision {settings.revision}",
-            hint="leave --revision out, or name the model as on the hub",
+            f"{name} is a folder and has no revision {settings.revision}",
+            hint="remove the revision, or use the model's Hub id",
         )
 
 
 def _measured(name: str, config: Any, trusted: bool) -> tuple[int, int | None]:
-    """Parameters, tied ones once, and the width of what the head takes, if there is a head.
-
-    On the meta device, where tensors have shapes and no numbers.
-    """
-    with in_two_lines(name), torch.device("meta"):
+    """The number of parameters, tied ones once, and the width of the head's input, from a model on the meta device."""
+    with explained_load_errors(name), torch.device("meta"):
         auto: Any = transformers.AutoModelForCausalLM
         model: Any = auto.from_config(config, trust_remote_code=trusted)
         head = model.get_output_embeddings()
@@ -221,17 +215,17 @@ def _measured(name: str, config: Any, trusted: bool) -> tuple[int, int | None]:
 
 
 def _last_width(text: Any, head_width: int | None) -> int:
-    """The width of the last states: what the head takes, unless it first brings them to the width of embeddings."""
+    """The width of the last states: the head's input, unless it is projected to the width of the embeddings first."""
     if head_width is None or head_width == getattr(text, "embedding_size", None):
         return int(text.hidden_size)
     return head_width
 
 
 def _rope(text: Any) -> list[dict[str, Any]]:
-    """Give the settings of rotary positions, of which a model has one, or one a kind of layer."""
-    found = getattr(text, "rope_parameters", None) or {}
-    nested = [value for value in found.values() if isinstance(value, dict)]
-    return nested or [found]
+    """RoPE settings: one for the model, or one per kind of layer."""
+    settings = getattr(text, "rope_parameters", None) or {}
+    nested = [value for value in settings.values() if isinstance(value, dict)]
+    return nested or [settings]
 
 
 def _max_positions(text: Any) -> int | None:
@@ -243,7 +237,7 @@ def _max_positions(text: Any) -> int | None:
         original, factor = rope.get("original_max_position_embeddings"), rope.get("factor")
         if rope.get("rope_type") in ("yarn", "linear", "llama3") and original and factor:
             reach.append(int(original * factor))
-    # Dynamic scaling depends on the longest text read so far; up to the stated length it does nothing.
+    # Dynamic scaling depends on the longest sequence so far and does nothing up to the stated length.
     return max(reach)
 
 
@@ -259,11 +253,11 @@ def _license(folder: Path | None, name: str, settings: ModelSettings) -> str | N
     if folder is not None:
         path: Path | None = folder / "README.md"
     else:
-        with in_two_lines(name):
-            found = cached_file(
+        with explained_load_errors(name):
+            readme = cached_file(
                 name, "README.md", revision=settings.revision, _raise_exceptions_for_missing_entries=False
             )
-        path = Path(found) if found else None
+        path = Path(readme) if readme else None
     if path is None or not path.is_file():
         return None
     return folders.license_of(path.read_text(encoding="utf-8", errors="replace"))

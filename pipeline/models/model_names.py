@@ -1,7 +1,7 @@
-"""What a model is called where people read of it: cards and manifests, never by the name of an output folder.
+"""The name of a model in model cards and manifests.
 
-In: a model folder and its config. Out: a name. Folders such as final, checkpoint-123 or snapshots/HASH say nothing of
-the model in them; the folder of the run above them does, or the name that its config keeps.
+In: a model folder and its config. Out: a name. Folders such as final, checkpoint-123 or snapshots/HASH do not name the
+model in them; a parent folder or the name in the config does.
 """
 
 import re
@@ -10,7 +10,7 @@ from typing import Any
 
 from kdpipe.pipeline.models.model_info import ModelInfo
 
-# Names of folders that training scripts and the hub's cache make for any model.
+# Generic folder names of training scripts and the Hub's cache.
 _PLACEHOLDER = re.compile(
     r"(final|last|latest|best|merged|export(ed)?|out(put)?s?|runs?|snapshots?|weights|hf|tmp|temp|home|root|main|"
     r"(final|best|last)[-_]?(model|checkpoint)|(checkpoint|ckpt|step|epoch|global_step|iter)s?[-_]?[0-9]*|[0-9]+|"
@@ -19,17 +19,16 @@ _PLACEHOLDER = re.compile(
 )
 # ~/.cache/huggingface/hub/models--ORG--NAME/snapshots/HASH
 _HUB_CACHE = re.compile(r"models--([^/]+?)--([^/]+)")
-# Folders above a model that may name it: runs/NAME/checkpoints/step-100.
+# Parent folders that may name a model: runs/NAME/checkpoints/step-100.
 _LEVELS = 3
 
 
 def is_placeholder(name: str) -> bool:
-    """Whether a name is what any model's folder may be called."""
+    """Whether a folder name is generic."""
     return _PLACEHOLDER.fullmatch(name) is not None or name == ""
 
 
 def name_of_folder(folder: Path, shape: ModelInfo) -> str:
-    """The name of the model in a folder."""
     levels = [folder.resolve(), *folder.resolve().parents][: _LEVELS + 1]
     for level in levels:
         if hub := _HUB_CACHE.fullmatch(level.name):
@@ -40,7 +39,7 @@ def name_of_folder(folder: Path, shape: ModelInfo) -> str:
 
 
 def _in_config(config: Any) -> str | None:
-    """The hub id or the folder's name that a config was saved with, if it names a model."""
+    """The Hub id or folder name stored in a config, unless generic."""
     stated = str(getattr(config, "_name_or_path", "") or "")
     if re.fullmatch(r"[\w.-]+/[\w.-]+", stated) and not is_placeholder(stated.partition("/")[2]):
         return stated

@@ -1,4 +1,4 @@
-"""Number types of a run: what weights are kept in, what products are made in, and whether the loss is scaled.
+"""Precision of a run: data types of weights and matrix products, and loss scaling.
 
 In: `machine.precision` and the device. Out: a `Precision`.
 """
@@ -15,7 +15,7 @@ from kdpipe.schemas.choices import PrecisionName
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Precision:
-    """`weights` are of this type; products are made in `products` under autocast, or as the weights are if None."""
+    """Data types of weights and of products under autocast (None: no autocast); `scaled`: loss scaling."""
 
     name: PrecisionName
     weights: torch.dtype
@@ -24,7 +24,6 @@ class Precision:
 
     @contextmanager
     def autocast(self, device: torch.device) -> Iterator[None]:
-        """What a forward pass runs under."""
         if self.products is None:
             yield
             return
@@ -38,9 +37,9 @@ PRECISIONS: dict[str, Precision] = {
     "fp16": Precision(name="fp16", weights=torch.float32, products=torch.float16, scaled=True),
     "fp16-pure": Precision(name="fp16-pure", weights=torch.float16, products=None, scaled=False),
 }
-OF_DTYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+BY_DTYPE = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 
 
-def choose_precision(asked: str, device: torch.device) -> Precision:
+def choose_precision(setting: str, device: torch.device) -> Precision:
     """Resolve `auto`: fp32 on the CPU, bf16 where the GPU computes in it, else fp16 with fp32 masters."""
-    return PRECISIONS[OF_DTYPES[devices.choose_dtype("auto", device)] if asked == "auto" else asked]
+    return PRECISIONS[BY_DTYPE[devices.choose_dtype("auto", device)] if setting == "auto" else setting]

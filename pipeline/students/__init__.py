@@ -1,1 +1,1 @@
-"""Students: found, held against the cache, loaded, read with, and saved so that everything else can load them."""
+"""Students: resolved by name, checked against the cache, loaded, run and saved."""

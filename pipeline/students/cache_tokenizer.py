@@ -1,6 +1,6 @@
-"""The tokenizer that the cache keeps, as stage two needs it: files for fresh students, content for the comparison.
+"""The tokenizer in a cache: files for students with random init, content for the comparison with others.
 
-In: the place of a cache and its manifest. Out: a `CacheTokenizer`, whose files are of the tokenizer that they claim.
+In: a cache. Out: a `CacheTokenizer`, whose files have been checked against the manifest.
 """
 
 from collections.abc import Mapping
@@ -14,15 +14,14 @@ from kdpipe.pipeline.tokenizers.tokenizer import LoadedTokenizer
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheTokenizer:
-    """Files, the tokenizer they make (None where the cache keeps no files), and what a fresh student is made for."""
+    """Tokenizer files, the loaded tokenizer (None without files), and the ids that a new student needs."""
 
     files: Mapping[str, bytes]
     loaded: LoadedTokenizer | None
     ids: TokenIds
 
 
-def kept_tokenizer(cache: Cache) -> CacheTokenizer:
-    """Read the tokenizer of a cache."""
+def read_cache_tokenizer(cache: Cache) -> CacheTokenizer:
     files, loaded = load_cached_tokenizer(cache)
     count, longest = cache.manifest.vocabulary_size, cache.manifest.plan.sequence_length
     if loaded is None:

@@ -1,8 +1,8 @@
-"""`check_fit`: may this student learn from this cache? Same tokenizer by content, rows for all ids, enough positions.
+"""`check_compatibility`: whether a student can be trained from a cache.
 
-In: what `resolve.py` found, the cache's tokenizer and manifest. Out: a `Compatibility`, or `Incompatible` (exit 4) with
-what differs. `same_tokenizer` is the one place that says no to another tokenizer: training across tokenizers begins
-there.
+It needs the same tokenizer by content, embedding rows for all ids and enough positions. In: a `ResolvedStudent`, the
+cache's tokenizer and manifest. Out: a `Compatibility`, or `Incompatible` (exit 4). `same_tokenizer` is the only place
+that refuses another tokenizer: training across tokenizers would begin there.
 """
 
 from collections.abc import Mapping
@@ -17,50 +17,52 @@ from kdpipe.schemas.errors import ConfigError, Incompatible
 from kdpipe.schemas.manifest import Manifest
 from kdpipe.schemas.train_settings import StudentSettings
 
-ACROSS = "name a student of the teacher's family, or a fresh one: training across tokenizers is not there yet"
+ACROSS = "use a student of the teacher's family or one with random init; other tokenizers are not supported"
 ROLES = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Compatibility:
-    """The files that go beside the student's weights, and what is worth a line."""
+    """Tokenizer files to save with the student, and notes for the user."""
 
     tokenizer_files: Mapping[str, bytes]
     notes: tuple[str, ...] = ()
 
 
-def check_fit(
+def check_compatibility(
     found: ResolvedStudent, settings: StudentSettings, kept: CacheTokenizer, manifest: Manifest
 ) -> Compatibility:
-    """Hold a student against a cache before its weights are loaded."""
+    """Check a student against a cache before its weights are loaded."""
     notes: list[str] = []
     files = kept.files
     if not found.is_fresh:
         own = _own_tokenizer(found, settings)
         if (difference := same_tokenizer(own, kept, manifest)) is not None:
             raise Incompatible(
-                f"the student {found.name} has another tokenizer than the cache: {difference}", hint=ACROSS
+                f"the tokenizer of student {found.name} differs from the cache's: {difference}", hint=ACROSS
             )
         files = own.files
         notes += _other_roles(own, kept.loaded)
     elif not files:
-        notes.append("the cache keeps no tokenizer files: the student will be saved without")
+        notes.append("the cache has no tokenizer files: the student will be saved without a tokenizer")
     rows, ids = found.shape.vocabulary_size, manifest.vocabulary_size
     if rows < ids:
         raise Incompatible(
-            f"the student {found.name} has {rows:,} rows for the cache's {ids:,} token ids",
-            hint=f"state a vocab_size of {ids} or more" if found.is_fresh else ACROSS,
+            f"student {found.name} has {rows:,} embedding rows, the cache {ids:,} token ids",
+            hint=f"set vocab_size to {ids} or more" if found.is_fresh else ACROSS,
         )
     if rows > ids:
-        notes.append(f"the student has {rows:,} rows for {ids:,} token ids: the rest is padding, and learns nothing")
+        notes.append(
+            f"the student has {rows:,} embedding rows for {ids:,} token ids: the rest is padding and is not trained"
+        )
     _check_positions(found, manifest.plan.sequence_length)
     return Compatibility(tokenizer_files=files, notes=tuple(notes))
 
 
 def same_tokenizer(own: LoadedTokenizer, kept: CacheTokenizer, manifest: Manifest) -> str | None:
-    """Say what differs between two tokenizers; None if the same text becomes the same ids in both.
+    """The first difference between two tokenizers; None if they give the same ids for the same text.
 
-    Without the cache's files only fingerprints can be compared, which count roles too (the end of a document, say).
+    Without the cache's files only fingerprints can be compared, which include roles (such as the end of a document).
     """
     if kept.loaded is not None:
         return difference(own, kept.loaded)
@@ -81,23 +83,23 @@ def _own_tokenizer(found: ResolvedStudent, settings: StudentSettings) -> LoadedT
         folder = local_folder(found.name)
         hint = error.hint
         if folder is not None and not has_tokenizer(str(folder)):
-            hint = f"copy its tokenizer into {folder}; the cache's own lies in its folder tokenizer"
+            hint = f"copy its tokenizer into {folder}; the cache's is in its subfolder tokenizer"
         raise ConfigError(error.message, hint=hint) from error
 
 
 def _other_roles(own: LoadedTokenizer, other: LoadedTokenizer | None) -> list[str]:
-    """Say which roles are given to other tokens: texts that the student writes may end otherwise."""
+    """A note on roles that the student's tokenizer gives to other tokens: generated texts may end differently."""
     if other is None:
         return []
     pairs = [(role, getattr(own.fast, role), getattr(other.fast, role)) for role in ROLES]
-    told = [f"{role} {mine!r} instead of {theirs!r}" for role, mine, theirs in pairs if mine != theirs]
-    return [f"same tokens, other roles in the student's tokenizer, which are kept: {', '.join(told)}"] if told else []
+    changes = [f"{role} {mine!r} instead of {theirs!r}" for role, mine, theirs in pairs if mine != theirs]
+    return [f"special tokens of the student's tokenizer are kept: {', '.join(changes)}"] if changes else []
 
 
 def _check_positions(found: ResolvedStudent, longest: int) -> None:
     most = found.shape.max_positions
     if most is not None and longest > most:
         raise Incompatible(
-            f"the student {found.name} reads at most {most:,} tokens at once, the cache has sequences of {longest:,}",
-            hint=f"make the cache with --seq-len {most}, or name a student that reads {longest:,}",
+            f"student {found.name} supports at most {most:,} tokens, the cache has sequences of {longest:,}",
+            hint=f"make the cache with --seq-len {most}, or use a student that supports {longest:,}",
         )

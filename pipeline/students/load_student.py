@@ -1,7 +1,7 @@
-"""`load_student`: weights into memory, drawn afresh or read, in the type and on the device they learn in.
+"""`load_student`: pretrained weights or random init, in the data type and on the device of training.
 
-In: what `resolve.py` found, settings, a precision, a device, a seed. Out: a `Student`. Weights are float32 whatever the
-arithmetic, so that small steps are not lost; `fp16-pure` alone keeps 16 bits.
+In: a `ResolvedStudent`, settings, a precision, a device, a seed. Out: a `Student`. Weights are float32 in any precision
+but `fp16-pure`, so that small updates are not lost.
 """
 
 from pathlib import Path
@@ -11,7 +11,7 @@ import torch
 import transformers
 
 from kdpipe.pipeline.models import folders
-from kdpipe.pipeline.models.model_info import ModelInfo, in_two_lines, quiet
+from kdpipe.pipeline.models.model_info import ModelInfo, explained_load_errors, quiet
 from kdpipe.pipeline.models.probe import PROBE_TOKENS, probe_ids
 from kdpipe.pipeline.students import lora
 from kdpipe.pipeline.students.resolve import ResolvedStudent
@@ -24,15 +24,15 @@ from kdpipe.schemas.train_settings import StudentSettings
 def load_student(
     found: ResolvedStudent, settings: StudentSettings, precision: PrecisionName, device: torch.device, seed: int
 ) -> Student:
-    """Load a student, ready to learn; the same seed draws the same fresh weights, or the same adapter, to the bit."""
+    """Load a student for training; equal seeds give bit-identical random weights and adapters."""
     quiet()
     if settings.lora:
         lora.check_installed()
     dtype = torch.float16 if precision == "fp16-pure" else torch.float32
-    with in_two_lines(found.name):
-        model: Any = _fresh(found, seed, dtype) if found.is_fresh else _trained(found, settings, dtype)
+    with explained_load_errors(found.name):
+        model: Any = _fresh(found, seed, dtype) if found.is_fresh else _pretrained(found, settings, dtype)
     adapter = _adapter(model, settings, found.shape, seed) if settings.lora else None
-    with in_two_lines(found.name):
+    with explained_load_errors(found.name):
         model.to(device)
     student = Student(model, found.shape, found.ids.count, adapter)
     _check_trains(student)
@@ -42,16 +42,17 @@ def load_student(
     return student
 
 
-def described(student: Student) -> str:
-    """One line: who it is, and how many of its numbers learn where these are some."""
-    total, learning = student.n_parameters(), sum(each.numel() for each in student.trainable().values())
-    share = "" if learning in (0, total) else f", of which {learning:,} learn"
+def description_of(student: Student) -> str:
+    """One line: name, number of parameters, data type, and how many are trainable if not all."""
+    total = student.n_parameters()
+    trainable = sum(parameter.numel() for parameter in student.trainable().values())
+    share = "" if trainable in (0, total) else f", {trainable:,} trainable"
     dtype = str(student.dtype).removeprefix("torch.")
     return f"{student.shape.name}: {total:,} parameters in {dtype}{share}"
 
 
 def _fresh(found: ResolvedStudent, seed: int, dtype: torch.dtype) -> torch.nn.Module:
-    """Draw weights on the CPU, whose generator alone promises the same bits on every machine."""
+    """Random init on the CPU, whose generator gives the same bits on every machine."""
     auto: Any = transformers.AutoModelForCausalLM
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -60,17 +61,18 @@ def _fresh(found: ResolvedStudent, seed: int, dtype: torch.dtype) -> torch.nn.Mo
 
 
 def _adapter(model: Any, settings: StudentSettings, shape: ModelInfo, seed: int) -> Any:
-    """Draw an adapter, as fresh weights are drawn."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return lora.with_adapter(model, settings, shape)
 
 
-def _trained(found: ResolvedStudent, settings: StudentSettings, dtype: torch.dtype) -> torch.nn.Module:
+def _pretrained(found: ResolvedStudent, settings: StudentSettings, dtype: torch.dtype) -> torch.nn.Module:
     auto: Any = transformers.AutoModelForCausalLM
     folder = folders.local_folder(found.name)
     model, report = auto.from_pretrained(
-        found.name if folder is None else folder.resolve(),  # adapters name their base, and may be read from elsewhere
+        found.name
+        if folder is None
+        else folder.resolve(),  # adapters store this path, and may be loaded from another directory
         config=found.shape.config,
         revision=found.shape.revision or settings.revision,
         trust_remote_code=settings.trust_remote_code,
@@ -80,30 +82,30 @@ def _trained(found: ResolvedStudent, settings: StudentSettings, dtype: torch.dty
     )
     folders.check_loaded(found.name, report)
     weights: torch.nn.Module = model
-    # Some families keep a few tensors in float32 whatever is asked; one type it is.
+    # Some families load a few tensors in float32 regardless of dtype.
     weights = weights.to(dtype)
     _check_finite(weights, found.name, folder)
     return weights
 
 
 def _check_finite(model: torch.nn.Module, name: str, folder: Path | None) -> None:
-    """Refuse weights that are not finite: a student could not recover from them."""
+    """Refuse weights that are not finite."""
     for key, weights in model.named_parameters():
-        # A sum is finite where all numbers are, but for an overflow, and is taken in a fraction of the time.
+        # A sum is much faster than a mask; it is not finite if any weight is not (or if it overflows).
         if weights.sum().isfinite() or not (n_odd := int((~weights.isfinite()).sum())):
             continue
         where = name if folder is None else str(folder / (folders.file_of(folder, key) or ""))
         fp16 = weights.dtype == torch.float16
         raise ConfigError(
-            f"{where} holds weights that are not finite: {n_odd:,} of {weights.numel():,} in {key}",
-            hint="float16 overflows beyond 65,504: give --precision bf16 or fp32"
+            f"{where}: {n_odd:,} of {weights.numel():,} weights in {key} are not finite",
+            hint="float16 overflows beyond 65,504: use --precision bf16 or fp32"
             if fp16
-            else "download or save it again, or name another student",
+            else "download or save it again, or use another student",
         )
 
 
 def _check_trains(student: Student) -> None:
-    """Refuse a model that reads texts of any length, and trains on one length only."""
+    """Refuse a model whose training mode accepts one sequence length only."""
     n = min(PROBE_TOKENS - 1, student.shape.max_positions or PROBE_TOKENS)
     ids_BT = probe_ids(n, student.vocabulary_size, student.device)[None]
     with torch.random.fork_rng(devices=[student.device] if student.device.type == "cuda" else []), torch.no_grad():
@@ -112,8 +114,8 @@ def _check_trains(student: Student) -> None:
             student.logits(ids_BT)
         except ValueError as error:
             raise ConfigError(
-                f"{student.shape.name} does not train on {ids_BT.shape[1]} tokens: {str(error).splitlines()[0][:300]}",
-                hint="name a student that trains on texts of any length",
+                f"{student.shape.name} cannot train on {ids_BT.shape[1]} tokens: {str(error).splitlines()[0][:300]}",
+                hint="use a student that trains on sequences of any length",
             ) from error
         finally:
             student.model.eval()
@@ -123,23 +125,21 @@ def _freeze(student: Student, settings: StudentSettings) -> None:
     if settings.freeze_head:
         head = student.model.get_output_embeddings()
         if head is None:
-            raise ConfigError(f"{student.shape.name} has no head that could be frozen", hint="leave freeze_head out")
+            raise ConfigError(f"{student.shape.name} has no output head to freeze", hint="remove student.freeze_head")
         head.requires_grad_(False)
         if head.weight is student.model.get_input_embeddings().weight:
-            student.notes += (f"{student.shape.name}: the head is the table of embeddings, so both stay as they are",)
+            student.notes += (f"{student.shape.name}: head and embeddings are tied, so both are frozen",)
     if not student.trainable():
-        raise ConfigError(f"nothing of {student.shape.name} would learn", hint="leave freeze_head out")
+        raise ConfigError(f"{student.shape.name} has no trainable parameters", hint="remove student.freeze_head")
 
 
 def _checkpoint(student: Student) -> None:
-    """Keep what goes into each layer, and make the rest again when gradients are taken."""
     if not student.model.supports_gradient_checkpointing:
         raise ConfigError(
-            f"{student.shape.name} ({student.shape.model_type}) has no gradient checkpointing",
-            hint="leave gradient_checkpointing out",
+            f"{student.shape.name} ({student.shape.model_type}) does not support gradient checkpointing",
+            hint="remove student.gradient_checkpointing",
         )
-    # Transformers renamed it, and 5.23 warns of the name that 5.3 alone knows.
-    old = "gradient_checkpointing_enable"
-    new = "activation_checkpointing_enable"
+    # Transformers renamed it; 5.23 warns about the name of 5.3.
+    old, new = "gradient_checkpointing_enable", "activation_checkpointing_enable"
     enable = getattr(student.model, new if hasattr(student.model, new) else old)
     enable({"use_reentrant": False})

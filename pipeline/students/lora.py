@@ -1,7 +1,7 @@
-"""LoRA: small matrices beside those of all linear layers but the head, by the peft extra.
+"""LoRA adapters on all linear layers but the head, with peft (an optional extra).
 
-In: a model whose own weights stay as they are. Out: the same model with adapters inside, and what saves them; at export
-the two become one.
+In: a model, whose own weights stay frozen. Out: the model with adapters, and the object that saves them; export merges
+both.
 """
 
 import importlib.util
@@ -14,19 +14,18 @@ from typing import Any
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from kdpipe.pipeline.models.model_info import ModelInfo, in_two_lines
+from kdpipe.pipeline.models.model_info import ModelInfo, explained_load_errors
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.train_settings import StudentSettings
 
 
 def check_installed() -> None:
-    """Refuse before anything is loaded, where the extra is missing."""
     if importlib.util.find_spec("peft") is None:
-        raise ConfigError("LoRA needs peft, which is not there", hint="pip install 'kdpipe[peft]'")
+        raise ConfigError("LoRA needs peft, which is not installed", hint="pip install 'kdpipe[peft]'")
 
 
 def with_adapter(model: Any, settings: StudentSettings, shape: ModelInfo) -> Any:
-    """Put adapters into a model, which then learns by them alone, and give what saves them: it names the model."""
+    """Add trainable adapters to a model, and return the peft wrapper that saves them."""
     check_installed()
     import peft
 
@@ -40,23 +39,23 @@ def with_adapter(model: Any, settings: StudentSettings, shape: ModelInfo) -> Any
         lora_dropout=settings.lora_dropout,
         fan_in_fan_out=transposed,
     )
-    with in_two_lines(shape.name), _quiet():
+    with explained_load_errors(shape.name), _quiet():
         return peft.get_peft_model(model, config, revision=shape.revision)
 
 
 def merged(folder: Path, base: Any) -> nn.Module:
-    """A base model with the adapter in a folder worked into its weights."""
+    """A base model with the adapter in a folder merged into its weights."""
     check_installed()
     import peft
 
-    with in_two_lines(str(folder)), _quiet():
-        found: nn.Module = peft.PeftModel.from_pretrained(base, folder).merge_and_unload()
-    return found
+    with explained_load_errors(str(folder)), _quiet():
+        model: nn.Module = peft.PeftModel.from_pretrained(base, folder).merge_and_unload()
+    return model
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep what peft and transformers say to each other about names to come off the console."""
+    """Suppress the deprecation warnings between peft and transformers."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         yield

@@ -1,7 +1,6 @@
-"""The model card: where a student comes from, on what terms, and what it was measured to be.
+"""The model card: a student's origin, licenses, training and metrics.
 
-In: a `ModelCard`. Out: the text of README.md. What the front matter says is what the hub reads; values are written as
-JSON, which YAML reads.
+In: a `ModelCard`. Out: the text of README.md. The Hub reads the front matter; its values are JSON, which is valid YAML.
 """
 
 import json
@@ -11,37 +10,37 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-# What licenses ask of models that learn from a model's answers, as their texts read in 2026; the first that fits.
+# Terms of licenses for models trained on a model's outputs, as of 2026; the first match applies.
 TERMS: tuple[tuple[str, str], ...] = (
     (
         r"llama-?3[.-][1-9]|llama-?4",
-        "The Llama 3.1 and later licenses ask that models trained on their outputs have names that begin with Llama, "
-        "say 'Built with Llama', and come with the license.",
+        "The Llama 3.1 and later licenses require that models trained on their outputs have names that begin with "
+        "Llama, state 'Built with Llama', and include the license.",
     ),
     (
         r"llama",
         "The Llama 2 and Llama 3 licenses do not allow their outputs to improve other language models than Llama.",
     ),
-    (r"gemma", "The Gemma terms count models trained on Gemma's outputs as derivatives: the same terms go with them."),
-    (r"(^|[-_ ])nc([-_ ]|$)|non-?commercial|research", "The teacher's license allows no commercial use."),
-    (r"^other", "The teacher has a license of its own: read whether it allows models to be trained on outputs."),
+    (r"gemma", "The Gemma terms treat models trained on Gemma's outputs as derivatives, under the same terms."),
+    (r"(^|[-_ ])nc([-_ ]|$)|non-?commercial|research", "The teacher's license does not allow commercial use."),
+    (r"^other", "The teacher has a custom license: check whether it allows training models on its outputs."),
 )
 HUB_ID = r"[\w.-]+/[\w.-]+"
-# Lines of an adapter's card, and what they become when it is merged.
+# Lines of an adapter's card and their replacements after merging.
 MERGED = {
     'base_model_relation: "adapter"': 'base_model_relation: "finetune"',
     'library_name: "peft"': 'library_name: "transformers"',
-    "\nAn adapter of ": "\nAn adapter, merged, of ",
+    "\nAn adapter of ": "\nA merged adapter of ",
 }
-UNKNOWN = "The teacher's license is not known: find out whether it allows models to be trained on outputs."
+UNKNOWN = "The teacher's license is unknown: check whether it allows training models on its outputs."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelCard:
-    """What is known at the end of a run; `base` is the student's name before, None where it was fresh.
+    """Facts about a finished run; `base` is the pretrained student's name, None with random init.
 
-    `losses` are weights by name, `optimizer` says which one with its learning rates, `metrics` are numbers by name,
-    `versions` those of libraries; `is_adapter` where LoRA was used.
+    `losses` are weights by name, `optimizer` includes its learning rates, `versions` are those of libraries;
+    `is_adapter` with LoRA.
     """
 
     name: str
@@ -63,19 +62,19 @@ class ModelCard:
 
 
 def terms_of(license: str | None) -> str | None:
-    """What a teacher's license asks of its students, where it is known to ask something."""
+    """Terms of a teacher's license for models trained on its outputs, if any are known."""
     if license is None:
         return UNKNOWN
     return next((words for pattern, words in TERMS if re.search(pattern, license.lower())), None)
 
 
 def rendered(card: ModelCard) -> str:
-    """The whole of README.md."""
+    """The text of README.md."""
     return "\n".join([*_front(card), "", f"# {card.name}", "", *_body(card), ""])
 
 
 def of_merged(text: str) -> str:
-    """The card of an adapter that has become part of its base; other texts stay as they are."""
+    """The card of an adapter after merging; other cards are unchanged."""
     for adapter, merged in MERGED.items():
         text = text.replace(adapter, merged, 1)
     return text
@@ -97,14 +96,14 @@ def _front(card: ModelCard) -> list[str]:
 
 
 def _tag(license: str | None) -> str | None:
-    """The license as the hub takes it: a word, else `other`."""
+    """The license as a Hub tag: a word, else `other`."""
     if license is None:
         return None
     return license if re.fullmatch(r"[a-z0-9.-]+", license) else "other"
 
 
 def _distillation(card: ModelCard) -> dict[str, Any]:
-    found = {
+    facts = {
         "teacher": card.teacher,
         "teacher_revision": card.teacher_revision,
         "teacher_license": card.teacher_license,
@@ -118,26 +117,28 @@ def _distillation(card: ModelCard) -> dict[str, Any]:
         "metrics": dict(card.metrics),
         "versions": dict(card.versions),
     }
-    return {key: value for key, value in found.items() if value not in (None, {})}
+    return {key: value for key, value in facts.items() if value not in (None, {})}
 
 
 def _body(card: ModelCard) -> list[str]:
-    # A folder is called by its name: where it lies is nobody's business.
+    # The name of a folder without its path, which is private.
     base = card.base if card.base is None or re.fullmatch(HUB_ID, card.base) else Path(card.base).expanduser().name
-    who = "A fresh model" if base is None else f"An adapter of {base}" if card.is_adapter else base
+    description = (
+        "A randomly initialized model" if base is None else f"An adapter of {base}" if card.is_adapter else base
+    )
     if card.teacher is None:
-        lines = [f"{who}, trained with kdpipe on labels alone."]
+        lines = [f"{description}, trained with kdpipe on labels only."]
     else:
         at = f" ({card.teacher_revision})" if card.teacher_revision else ""
-        lines = [f"{who}, trained with kdpipe from a cache of what {card.teacher}{at} said."]
-        lines += ["", f"License of the teacher: {card.teacher_license or 'not known'}."]
+        lines = [f"{description}, distilled with kdpipe from cached predictions of {card.teacher}{at}."]
+        lines += ["", f"License of the teacher: {card.teacher_license or 'unknown'}."]
         if (terms := terms_of(card.teacher_license)) is not None:
             lines += ["", f"**{terms}**"]
     lines += ["", "| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in _rows(card))]
     if card.metrics:
         lines += [
             "",
-            "On the cache's validation split, in nats where it is one:",
+            "Metrics on the cache's validation split (cross-entropy and KL in nats):",
             "",
             "| metric | value |",
             "|---|---|",

@@ -1,8 +1,8 @@
-"""Documents within a packed sequence: where each begins, and how they are kept from seeing one another.
+"""Documents within a packed sequence: where each starts, and how attention across them is prevented.
 
-In: `document_BT`. Out: positions that restart with each document, or the documents as rows of their own. Models of
-transformers 5 mask by blocks where positions restart, if they get neither a mask nor a cache; a probe at loading shows
-which do, others read documents alone.
+In: `document_BT`. Out: positions that restart with each document, or the documents as separate rows. Models of
+transformers 5 use a block mask where positions restart, if they get neither a mask nor a cache; a probe at loading
+shows which do. Others run documents one per row.
 """
 
 from collections.abc import Callable
@@ -17,14 +17,14 @@ Layout = Literal["packed", "alone"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DocumentGroup:
-    """Documents of about one length: `places_DL` in the flat sequences, behind a document its last again."""
+    """Documents of similar length: `places_DL` in the flat sequences, padded with a document's last place."""
 
     places_DL: Tensor
     is_there_DL: Tensor
 
 
 def positions(document_BT: Tensor) -> Tensor:
-    """The place of each token within its document."""
+    """The position of each token within its document."""
     n_tokens = document_BT.shape[1]
     place_BT = torch.arange(n_tokens, device=document_BT.device).expand_as(document_BT)
     begins_BT = torch.ones_like(document_BT, dtype=torch.bool)
@@ -34,12 +34,12 @@ def positions(document_BT: Tensor) -> Tensor:
 
 
 def is_packed(document_BT: Tensor) -> bool:
-    """Whether a sequence holds more than one document."""
+    """Whether a sequence has more than one document."""
     return bool((document_BT > 0).any())
 
 
 def alone(document_BT: Tensor, switches_at: int | None) -> list[DocumentGroup]:
-    """Every document as a row, in groups of lengths less than twice apart; none on both sides of `switches_at`."""
+    """Documents as rows, in groups whose lengths differ by less than a factor of 2 and not across `switches_at`."""
     flat, n_tokens = document_BT.flatten(), document_BT.shape[1]
     begins = torch.ones_like(flat, dtype=torch.bool)
     begins[1:] = flat[1:] != flat[:-1]
@@ -51,7 +51,7 @@ def alone(document_BT: Tensor, switches_at: int | None) -> list[DocumentGroup]:
     keys = [(n.bit_length(), switches_at is not None and n > switches_at) for n in lengths.tolist()]
     groups = []
     for key in sorted(set(keys)):
-        chosen = torch.tensor([each == key for each in keys], device=flat.device)
+        chosen = torch.tensor([k == key for k in keys], device=flat.device)
         groups.append(_group(starts[chosen], lengths[chosen]))
     return groups
 
@@ -65,21 +65,21 @@ def _group(starts_D: Tensor, lengths_D: Tensor) -> DocumentGroup:
     )
 
 
-def read_alone(
-    tokens_BT: Tensor, document_BT: Tensor, switches_at: int | None, read: Callable[[Tensor], dict[int, Tensor]]
+def run_alone(
+    tokens_BT: Tensor, document_BT: Tensor, switches_at: int | None, run: Callable[[Tensor], dict[int, Tensor]]
 ) -> dict[int, Tensor]:
-    """Read documents as rows of their own, and put what was kept of them back in its place, zeros at padding."""
+    """Run documents one per row, and put the states back in place, zeros at padding."""
     flat = tokens_BT.flatten()
     kept: dict[int, list[Tensor]] = {}
     places = []
     for group in alone(document_BT, switches_at):
-        for name, states_DLH in read(flat[group.places_DL]).items():
+        for name, states_DLH in run(flat[group.places_DL]).items():
             kept.setdefault(name, []).append(states_DLH[group.is_there_DL])
         places.append(group.places_DL[group.is_there_DL])
     where = torch.cat(places)
-    found = {}
+    whole_states = {}
     for name, states in kept.items():
         states_NH = torch.cat(states)
         whole = states_NH.new_zeros(len(flat), states_NH.shape[-1]).index_copy(0, where, states_NH)
-        found[name] = whole.view(*tokens_BT.shape, -1)
-    return found
+        whole_states[name] = whole.view(*tokens_BT.shape, -1)
+    return whole_states

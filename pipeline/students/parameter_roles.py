@@ -1,8 +1,8 @@
-"""What each parameter of a model is: a matrix, a table, or a vector. It decides which optimizer and rate it gets.
+"""The role of each parameter of a model (matrix, table or vector), which decides its optimizer and learning rate.
 
-In: a model as transformers made it. Out: a role by parameter name. Decided by the module that owns the parameter, not
-by its number of dimensions: a convolution, the biases of experts, `A_log` of a Mamba layer and relative positions have
-two or more dimensions and are no linear maps; the experts of a layer are a stack of linear maps in one parameter.
+In: a transformers model. Out: a role by parameter name. It follows from the module that owns the parameter, not from
+its dimensions: a convolution, the biases of experts, `A_log` of a Mamba layer and relative positions have two or more
+dimensions and are not linear maps; the experts of a layer are a stack of linear maps in one parameter.
 """
 
 import re
@@ -19,30 +19,30 @@ _ROUTER: Final = re.compile(r"(^|\.)(gate|[a-z_]*router[a-z_]*)\.")
 
 
 def parameter_roles(model: nn.Module) -> dict[str, Role]:
-    """The role of every parameter, tied ones once, by the name that `named_parameters` gives them."""
+    """The role of every parameter by name, tied ones once."""
     modules: Mapping[str, nn.Module] = dict(model.named_modules())
     head = _head(model)
-    found: dict[str, Role] = {}
+    roles: dict[str, Role] = {}
     for name, parameter in model.named_parameters():
         owner, _, leaf = name.rpartition(".")
         module = modules[owner]
         if module is head or isinstance(module, nn.Embedding):
-            found[name] = "tables" if parameter.ndim == 2 else "vectors"
+            roles[name] = "tables" if parameter.ndim == 2 else "vectors"
         elif _is_linear_map(module, leaf, parameter) and not _is_router(name, module):
-            found[name] = "matrices"
+            roles[name] = "matrices"
         else:
-            found[name] = "vectors"
-    return found
+            roles[name] = "vectors"
+    return roles
 
 
 def _head(model: Any) -> nn.Module | None:
-    """The output head, where the model names one; a tied head owns the table of the embeddings."""
+    """The output head, if the model has one; a tied head owns the embedding table."""
     head: nn.Module | None = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     return head
 
 
 def _is_linear_map(module: nn.Module, leaf: str, parameter: nn.Parameter) -> bool:
-    """Whether it maps states linearly: the weight of a linear layer, or those of a layer's experts in one stack."""
+    """Whether it is the weight of a linear layer, or the stacked weights of a layer's experts."""
     if min(parameter.shape[-2:], default=0) < 2:
         return False
     if parameter.ndim == 2:

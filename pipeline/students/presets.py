@@ -1,8 +1,7 @@
-"""Presets of fresh students: Llama-shaped, with tied embeddings, made for the vocabulary of the cache.
+"""Preset students with random init: Llamas with tied embeddings, sized for the vocabulary of the cache.
 
-In: a preset's name, what the cache's tokenizer says. Out: a config of transformers. At 32,000 ids `100m` has 100.1 M
-parameters and `350m` 350.4 M, embeddings included; heads are 64 wide, and four of them share keys and values or fewer,
-as in small models of 2024 and later.
+In: a preset's name, the cache's token ids. Out: a transformers config. At 32,000 ids `100m` has 100.1 M parameters and
+`350m` 350.4 M, embeddings included. Heads are 64 wide with grouped keys and values, as in small models since 2024.
 """
 
 from collections.abc import Mapping
@@ -16,7 +15,7 @@ LEAST_POSITIONS: Final = 2048
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preset:
-    """The sizes of a Llama."""
+    """Sizes of a Llama."""
 
     layers: int
     width: int
@@ -34,7 +33,7 @@ PRESETS: Final[Mapping[str, Preset]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenIds:
-    """What a fresh student is made for: the number of ids, those with a role, and the longest sequence."""
+    """The number of token ids, the special ones, and the longest sequence of a cache."""
 
     count: int
     longest: int
@@ -43,12 +42,11 @@ class TokenIds:
     padding: int | None = None
 
     def roles(self) -> dict[str, Any]:
-        """Ids with a role, as configs call them."""
+        """Special ids by the keys of a config."""
         return {"bos_token_id": self.begin, "eos_token_id": self.end, "pad_token_id": self.padding}
 
 
 def preset_config(name: str, ids: TokenIds) -> transformers.LlamaConfig:
-    """The config of a preset."""
     sizes = PRESETS[name]
     return transformers.LlamaConfig(
         vocab_size=ids.count,

@@ -1,8 +1,7 @@
-"""`find_student`: what `--student` means, before any weights are loaded.
+"""`resolve_student`: which model `--student` names, before any weights are loaded.
 
-In: `StudentSettings`, and the tokenizer of the cache. Out: a `ResolvedStudent`: fresh or trained, its shape, where its
-tokenizer is. A name is a preset's, a config's (a JSON file), a model folder's, or one on the hub, looked for in this
-order.
+In: `StudentSettings` and the token ids of the cache. Out: a `ResolvedStudent`. A name is tried as a preset, a config (a
+JSON file), a model folder and a Hub id, in this order.
 """
 
 import json
@@ -13,22 +12,22 @@ from typing import Any
 
 import transformers
 
-from kdpipe.pipeline.models.model_info import ModelInfo, in_two_lines, quiet, read_shape, shape_of
+from kdpipe.pipeline.models.model_info import ModelInfo, explained_load_errors, model_info_of, quiet, read_model_info
 from kdpipe.pipeline.students.presets import PRESETS, TokenIds, preset_config
 from kdpipe.schemas.choices import StudentSource
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.train_settings import StudentSettings
 
-KNOWN = f"a preset ({', '.join(PRESETS)}), a config in JSON, a model folder, or a hub id as in org/name"
-# A key of a config that is nearly another is taken for a slip; configs of the hub carry others that nobody reads.
+KNOWN = f"a preset ({', '.join(PRESETS)}), a config.json, a model folder, or a Hub id such as org/name"
+# Unknown keys this similar to a known one count as typos; configs on the Hub have other unknown keys, never read.
 NEARLY = 0.85
-# A word is taken for a preset mistyped from here on; tiny-llama, at 0.57, may be on the hub.
+# Names this similar to a preset count as typos; tiny-llama, at 0.57, may be on the Hub.
 ALIKE = 0.7
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResolvedStudent:
-    """A student that could be loaded; a fresh one takes the cache's tokenizer, others have their own."""
+    """A student that can be loaded; with random init it uses the cache's tokenizer, else its own."""
 
     name: str
     kind: StudentSource
@@ -37,22 +36,21 @@ class ResolvedStudent:
 
     @property
     def is_fresh(self) -> bool:
-        """Whether its weights are still to be drawn."""
+        """Whether its weights are initialized randomly."""
         return self.kind in ("preset", "config")
 
     @property
     def origin(self) -> str | None:
-        """What it was before, None where it is fresh: a name on the hub, or the whole path of a folder."""
+        """Where its pretrained weights are from: a Hub id or the absolute path of a folder; None with random init."""
         if self.is_fresh:
             return None
         return self.name if self.kind == "hub" else str(Path(self.name).expanduser().resolve())
 
 
-def find_student(settings: StudentSettings, ids: TokenIds) -> ResolvedStudent:
-    """Find out what a student's name means."""
+def resolve_student(settings: StudentSettings, ids: TokenIds) -> ResolvedStudent:
     name = settings.name
     if name is None:
-        raise ConfigError("no student is named", hint=f"give --student: {KNOWN}")
+        raise ConfigError("no student given", hint=f"use --student with {KNOWN}")
     quiet()
     path = Path(name).expanduser()
     if name in PRESETS:
@@ -60,70 +58,68 @@ def find_student(settings: StudentSettings, ids: TokenIds) -> ResolvedStudent:
     if path.is_file():
         return _fresh(name, "config", _config(path, ids), settings, ids)
     if not path.is_dir():
-        _refuse_slips(name)
-    shape = read_shape(settings)
+        _refuse_typos(name)
+    shape = read_model_info(settings)
     if shape.quantized:
         raise ConfigError(
-            f"the student {name} has quantized weights, which cannot be trained", hint="name the model as it was before"
+            f"student {name} has quantized weights, which cannot be trained", hint="use the unquantized model"
         )
     return ResolvedStudent(name=name, kind="folder" if path.is_dir() else "hub", shape=shape, ids=ids)
 
 
 def _fresh(name: str, kind: StudentSource, config: Any, settings: StudentSettings, ids: TokenIds) -> ResolvedStudent:
     if settings.revision is not None:
-        raise ConfigError(f"the student {name} is made fresh, and has no revision", hint="leave the revision out")
+        raise ConfigError(f"student {name} is randomly initialized and has no revision", hint="remove student.revision")
     if settings.lora:
         raise ConfigError(
-            f"the student {name} is made fresh: LoRA adapts a model that has been trained",
-            hint="leave --lora out, or name a trained model",
+            f"student {name} is randomly initialized; LoRA needs a pretrained student",
+            hint="remove --lora, or use a pretrained model",
         )
-    return ResolvedStudent(name=name, kind=kind, shape=shape_of(name, config), ids=ids)
+    return ResolvedStudent(name=name, kind=kind, shape=model_info_of(name, config), ids=ids)
 
 
-def _refuse_slips(name: str) -> None:
-    """Refuse a word that is neither a path nor on the hub under an owner, and is like a preset or a file."""
+def _refuse_typos(name: str) -> None:
+    """Refuse a name without an owner that resembles a preset, and a config that does not exist."""
     near = get_close_matches(name.lower(), PRESETS, n=2, cutoff=ALIKE)
     if name.endswith(".json"):
-        raise ConfigError(f"there is no config {name}", hint="name a JSON file with a model_type, or a preset")
+        raise ConfigError(f"no such file: {name}", hint="give a config.json with a model_type, or a preset")
     if near and "/" not in name:
-        raise ConfigError(
-            f"there is no student called {name}", hint=f"did you mean {' or '.join(near)}? or give {KNOWN}"
-        )
+        raise ConfigError(f"unknown student {name}", hint=f"did you mean {' or '.join(near)}? otherwise use {KNOWN}")
 
 
 def _config(path: Path, ids: TokenIds) -> Any:
-    """The config in a file; what it leaves out of vocabulary and special ids is the cache's."""
+    """The config in a file; a missing vocabulary size and special ids are those of the cache."""
     try:
         values = json.loads(path.read_bytes(), object_hook=_as_number)
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
     except ValueError as error:
-        raise ConfigError(f"{path} is no JSON: {error}", hint=f"a student is {KNOWN}") from None
+        raise ConfigError(f"{path} is not valid JSON: {error}", hint=f"a student is {KNOWN}") from None
     kind = values.get("model_type") if isinstance(values, dict) else None
     if not isinstance(kind, str) or kind not in transformers.CONFIG_MAPPING:
         found = f"the model_type {kind}" if isinstance(kind, str) else "no model_type"
         near = get_close_matches(str(kind), list(transformers.CONFIG_MAPPING), n=2, cutoff=0.6)
         raise ConfigError(
-            f"{path} has {found}, which transformers must know",
-            hint=f"did you mean {' or '.join(near)}?" if near else 'state one, for instance "model_type": "llama"',
+            f"{path} has {found}; expected a model type of transformers",
+            hint=f"did you mean {' or '.join(near)}?" if near else 'add one, e.g. "model_type": "llama"',
         )
     values = {key: value for key, value in values.items() if key != "model_type"}
     mapped: Any = transformers.CONFIG_MAPPING[kind]
     _check_keys(path, values, mapped)
     if "vocab_size" not in values:
         values |= {"vocab_size": ids.count, **{key: id for key, id in ids.roles().items() if key not in values}}
-    with in_two_lines(str(path)):
+    with explained_load_errors(str(path)):
         return mapped.from_dict(values)
 
 
 def _as_number(values: dict[str, Any]) -> Any:
-    """Read infinities as transformers writes them; JSON has none."""
+    """Infinities as transformers writes them; JSON has none."""
     word = values.get("__float__") if len(values) == 1 else None
     return float(word) if word in ("Infinity", "-Infinity", "NaN") else values
 
 
 def _check_keys(path: Path, values: dict[str, Any], kind: Any) -> None:
-    """Refuse a key that is nearly one that the config has: it would change nothing, and say nothing."""
+    """Refuse an unknown key that resembles a known one: transformers would ignore it silently."""
     known = {*kind().to_dict(), *kind.attribute_map}
     for key in values:
         near = [] if key in known else get_close_matches(key, known, n=1, cutoff=NEARLY)

@@ -1,7 +1,7 @@
-"""`save_student`: a folder that transformers, vLLM and llama.cpp's converter load as it is.
+"""`save_student`: a folder that transformers, vLLM and llama.cpp's converter can load.
 
-In: a student, its tokenizer's files, a model card. Out: a folder, there as a whole or not at all; what is worth a line.
-Files of the tokenizer are copied byte for byte: converters know tokenizers by what they do to the byte.
+In: a student, its tokenizer's files, a model card. Out: a folder, written whole or not at all; notes for the user.
+Tokenizer files are copied byte for byte: converters recognize tokenizers by their exact output.
 """
 
 import json
@@ -25,16 +25,16 @@ from kdpipe.pipeline.tokenizers.cached_tokenizer import write_files
 from kdpipe.schemas.errors import ConfigError, KdpipeError
 
 CARD = "README.md"
-# What tells an adapter from a model.
+# Present in adapters only.
 ADAPTER = "adapter_config.json"
-# What errors of the safetensors library say where a disk failed.
+# Texts of safetensors errors when the disk failed.
 DISK_WORDS = ("no space left", "i/o error", "ioerror", "os error", "quota exceeded", "file too large")
-FULL = "is the disk full? what was saved before is safe; run it again"
-UNWRITABLE = "not the disk: transformers cannot write this model; report it with the versions of torch and transformers"
+FULL = "check free disk space, then run the command again; earlier checkpoints are intact"
+UNWRITABLE = "transformers cannot save this model; report it with the versions of torch and transformers"
 
 
 def save_student(student: Student, folder: Path, tokenizer_files: Mapping[str, bytes], card: str) -> tuple[str, ...]:
-    """Save a student, or its adapter where LoRA was used, in the type of its weights."""
+    """Save a student, or its LoRA adapter, in the data type of its weights."""
     if student.adapter is None:
         return save_model(student.model, folder, tokenizer_files, card)
 
@@ -43,20 +43,20 @@ def save_student(student: Student, folder: Path, tokenizer_files: Mapping[str, b
             student.adapter.save_pretrained(work)
 
     _publish(folder, fill, tokenizer_files, card)
-    return (f"{folder} holds an adapter of {student.shape.name}: kdpipe export merges the two",)
+    return (f"{folder} is an adapter for {student.shape.name}; kdpipe export merges them",)
 
 
 def save_model(
     model: Any, folder: Path, tokenizer_files: Mapping[str, bytes], card: str, *, replace: bool = True
 ) -> tuple[str, ...]:
-    """Save a whole model, in place of what is there only where it may `replace`; the answer is worth a line each."""
+    """Save a whole model and return notes; overwrites an existing folder only with `replace`."""
     notes: list[str] = []
 
     def fill(work: Path) -> None:
         with _explained("weights and settings", folder):
             _weights(model, work)
         with _explained("config.json", folder):
-            notes.extend(_speak_to_older(work, bool(getattr(model.config, "tie_word_embeddings", False))))
+            notes.extend(_add_transformers_4_keys(work, bool(getattr(model.config, "tie_word_embeddings", False))))
         _own_code(model.config, work)
 
     _publish(folder, fill, tokenizer_files, card, replace=replace)
@@ -66,7 +66,7 @@ def save_model(
 
 
 def _weights(model: Any, work: Path) -> None:
-    """Weights, config, and the settings for generating as they came: what transformers finds wrong in them is old."""
+    """Weights, config, and the generation settings unchanged: transformers would reject invalid ones from the Hub."""
     settings, plain = model.generation_config, cast(Any, transformers.GenerationConfig)
     model.generation_config = plain() if settings is not None else None
     try:
@@ -77,8 +77,8 @@ def _weights(model: Any, work: Path) -> None:
         (work / "generation_config.json").write_text(settings.to_json_string(), encoding="utf-8")
 
 
-def _speak_to_older(work: Path, tied: bool) -> list[str]:
-    """Add what transformers 4 looks for, unless 5 would then read another model."""
+def _add_transformers_4_keys(work: Path, tied: bool) -> list[str]:
+    """Add the keys of transformers 4, unless transformers 5 would then read a different config."""
     path = work / "config.json"
     written = path.read_text(encoding="utf-8")
     values = for_transformers_4(json.loads(written), tied=tied)
@@ -87,25 +87,27 @@ def _speak_to_older(work: Path, tied: bool) -> list[str]:
     if _read(work) == before:
         return []
     path.write_text(written, encoding="utf-8")
-    return [f"transformers 4 may read {values.get('model_type')} otherwise: its config is as transformers 5 writes it"]
+    return [
+        f"transformers 4 may load {values.get('model_type')} incorrectly: its config has the keys of version 5 only"
+    ]
 
 
 def _read(work: Path) -> dict[str, Any] | None:
-    """What transformers makes of a config; None where code of its own is needed for that."""
+    """The config as transformers reads it; None for a model with its own code."""
     path = work / "config.json"
     model_type = json.loads(path.read_bytes()).get("model_type")
     if model_type not in transformers.CONFIG_MAPPING:
         return None
-    # By its own reader: it spells infinities, which JSON has not, in a way of its own.
+    # With its own reader, for its encoding of infinities.
     kind: Any = transformers.CONFIG_MAPPING[model_type]
     read: dict[str, Any] = kind.from_json_file(path).to_dict()
-    # Spellings of 4 that 5 carries along unread.
+    # Keys of transformers 4 are kept by 5 without being used.
     known = kind().to_dict().keys()
     return {key: value for key, value in read.items() if key in known}
 
 
 def _own_code(config: Any, work: Path) -> None:
-    """Copy the code that a model brings along, where it lies beside its weights."""
+    """Copy the Python files of a model with its own code from a local folder."""
     source = Path(str(getattr(config, "_name_or_path", "") or "."))
     if getattr(config, "auto_map", None) and source.is_dir() and local_folder(str(source)) is not None:
         for path in sorted(source.glob("*.py")):
@@ -115,7 +117,7 @@ def _own_code(config: Any, work: Path) -> None:
 def _publish(
     folder: Path, fill: Callable[[Path], None], tokenizer_files: Mapping[str, bytes], card: str, *, replace: bool = True
 ) -> None:
-    """Build a folder beside its place, make it durable, and put it there; to `replace` one, that one goes then."""
+    """Build a folder under a temporary name, flush it and rename it; `replace` removes an existing one last."""
     quiet()
     work, old = (folder.with_name(f".{folder.name}.{work_name(word)}") for word in ("work", "old"))
     with disk.translate_os_errors(f"{folder.name} cannot be saved", folder), torch.no_grad():
@@ -141,11 +143,11 @@ def _publish(
             disk.remove_dir(work)
         disk.remove_dir(old)
     if not is_first:
-        raise ConfigError(f"{folder} is there already", hint="delete it, or name another with --out")
+        raise ConfigError(f"{folder} already exists", hint="delete it, or use another --out")
 
 
 def _sweep(folder: Path) -> None:
-    """Remove what this process, or one of this machine that has ended, left beside a folder half done."""
+    """Remove temporary folders of this process, and of ended processes of this machine."""
     beside = f".{folder.name}."
     for path in folder.parent.iterdir():
         name = path.name.removeprefix(beside)
@@ -155,7 +157,7 @@ def _sweep(folder: Path) -> None:
 
 @contextmanager
 def _explained(what: str, folder: Path) -> Iterator[None]:
-    """Name what could not be written; libraries that write have errors of their own, for a full disk too."""
+    """Turn errors of libraries, also for a full disk, into a message of what could not be written."""
     try:
         yield
     except (KdpipeError, OSError, MemoryError, torch.OutOfMemoryError):

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdpipe.pipeline.models.layers import all_states, merged, watching
-from kdpipe.pipeline.models.model_info import in_two_lines
+from kdpipe.pipeline.models.layers import all_states, merged, recorded_states
+from kdpipe.pipeline.models.model_info import explained_load_errors
 from kdpipe.pipeline.models.probe import probe
 from kdpipe.pipeline.teachers.load_teacher import LoadedTeacher
 
@@ -37,7 +37,7 @@ class Forward:
         self._n_layers = loaded.shape.n_layers
         self.device = loaded.device
         self.shape = loaded.shape
-        with torch.inference_mode(), in_two_lines(loaded.shape.name):
+        with torch.inference_mode(), explained_load_errors(loaded.shape.name):
             parts = probe(loaded.model, loaded.shape, loaded.dtype, loaded.device, vocabulary_size)
         self._body: Any = parts.body
         self._layers, self._stream_dim = parts.layers, parts.stream_dim
@@ -48,7 +48,7 @@ class Forward:
         between = layers - {self._n_layers}
         kept: dict[int, Tensor] = {}
         need_all = bool(between) and self._layers is None
-        with watching(self._layers or (), between, kept):
+        with recorded_states(self._layers or (), between, kept):
             if self.head is not None:
                 out = self._body(ids_BT, use_cache=False, **all_states(need_all))
                 last, logits = out.last_hidden_state, None

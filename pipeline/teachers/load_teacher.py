@@ -15,7 +15,7 @@ import transformers
 
 from kdpipe.pipeline.models import devices, folders
 from kdpipe.pipeline.models.devices import Placement
-from kdpipe.pipeline.models.model_info import ModelInfo, in_two_lines
+from kdpipe.pipeline.models.model_info import ModelInfo, explained_load_errors
 from kdpipe.pipeline.models.model_names import name_of_folder
 from kdpipe.schemas import manifest
 from kdpipe.schemas.capture_settings import TeacherSettings
@@ -63,7 +63,7 @@ def load(settings: TeacherSettings, shape: ModelInfo, on: Sequence[torch.device]
         hub_id=shape.name if folder is None and settings.display_name not in (None, shape.name) else None,
     )
     log.info("loading %s as %s on %s (%s)", shape.name, record.dtype, on[0], placement.kind)
-    with in_two_lines(shape.name):
+    with explained_load_errors(shape.name):
         model, report = _from_pretrained(settings, shape, folder, {"dtype": dtype, **_mapped(shape, placement, on)})
         if placement.kind == "one" and not shape.quantized:
             torch.nn.Module.to(model, on[0])

@@ -10,7 +10,7 @@ from functools import cached_property
 import torch
 
 from kdpipe.pipeline.models import devices
-from kdpipe.pipeline.models.model_info import DTYPE_BYTES, ModelInfo, read_shape
+from kdpipe.pipeline.models.model_info import DTYPE_BYTES, ModelInfo, read_model_info
 from kdpipe.pipeline.targets.target_spec import OutputHead
 from kdpipe.pipeline.teachers import TeacherInfo
 from kdpipe.pipeline.teachers.load_teacher import load, recorded_settings, weight_bytes
@@ -84,7 +84,7 @@ def teacher_shape(settings: TeacherSettings) -> ModelInfo:
     """Read a teacher's config, and refuse to quantize what cannot be."""
     if settings.name is None:
         raise ConfigError("no teacher is given", hint="give --teacher, a Hub id or a folder")
-    shape = read_shape(settings)
+    shape = read_model_info(settings)
     if settings.quantize == "none":
         return shape
     if shape.quantized:

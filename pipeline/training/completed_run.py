@@ -11,7 +11,7 @@ from typing import Final, assert_never
 from kdpipe.cache.durable.files import replace_file, translate_os_errors
 from kdpipe.cache.durable.lock import locked
 from kdpipe.cache.reader import Cache
-from kdpipe.pipeline.batches.run_cache import opened
+from kdpipe.pipeline.batches.run_cache import open_run_cache
 from kdpipe.pipeline.models.folders import FINAL, weights_sha256
 from kdpipe.pipeline.training import run_folder
 from kdpipe.pipeline.watch import Listener
@@ -121,7 +121,7 @@ def command_record(settings: TrainSettings, source: StudentSource, cache: Cache)
 
 def _is_command_of(record: FinishedRun, folder: Path, settings: TrainSettings, watch: Listener) -> bool:
     """Whether settings are those given to the run, or those with its defaults filled in."""
-    command = command_record(settings, record.source, opened(settings.cache, watch, "train"))
+    command = command_record(settings, record.source, open_run_cache(settings.cache, watch, "train"))
     if command is None:
         return False
     filled_in = record.command.model_copy(update={"settings": run_folder.stored(folder, record.command).settings})

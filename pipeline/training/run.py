@@ -10,15 +10,15 @@ from dataclasses import dataclass
 import torch
 
 from kdpipe.cache.reader import Cache
-from kdpipe.pipeline.batches.run_cache import opened
+from kdpipe.pipeline.batches.run_cache import open_run_cache
 from kdpipe.pipeline.losses.exactness import SHIFTED, label
 from kdpipe.pipeline.losses.terms import LOGIT_NAMES, ActiveTerms, TermName
 from kdpipe.pipeline.models import devices
 from kdpipe.pipeline.models.folders import local_folder, weights_sha256
 from kdpipe.pipeline.models.precision import Precision, choose_precision
-from kdpipe.pipeline.students.cache_tokenizer import kept_tokenizer
-from kdpipe.pipeline.students.compatibility import Compatibility, check_fit
-from kdpipe.pipeline.students.resolve import ResolvedStudent, find_student
+from kdpipe.pipeline.students.cache_tokenizer import read_cache_tokenizer
+from kdpipe.pipeline.students.compatibility import Compatibility, check_compatibility
+from kdpipe.pipeline.students.resolve import ResolvedStudent, resolve_student
 from kdpipe.pipeline.training import cache_requirements, memorization, run_folder
 from kdpipe.pipeline.training.coarse_targets import check_masses
 from kdpipe.pipeline.training.curriculum import Curriculum
@@ -76,16 +76,16 @@ class Run:
 def plan_run(settings: TrainSettings, watch: TrainWatch) -> Run:
     """Open the cache, resolve the student and fill in defaults; what does not fit together is refused."""
     check_installed(settings.report_to)
-    cache = opened(settings.cache, watch, "train")
+    cache = open_run_cache(settings.cache, watch, "train")
     manifest = cache.manifest
     plan = make_plan(settings, len(cache))
     curriculum = Curriculum(settings, plan, cache_requirements.default_tail_weight(manifest.targets))
     cache_requirements.check_targets(settings.losses, curriculum, manifest)
     validation = open_validation(cache)
     cache_requirements.check_metric(settings, manifest, validates=validation is not None)
-    kept = kept_tokenizer(cache)
-    student = find_student(settings.student, kept.ids)
-    compatibility = check_fit(student, settings.student, kept, manifest)
+    kept = read_cache_tokenizer(cache)
+    student = resolve_student(settings.student, kept.ids)
+    compatibility = check_compatibility(student, settings.student, kept, manifest)
     device = devices.choose(settings.machine.device)[0]
     clamps = clamp_warnings(settings.guard, manifest.vocabulary_size)
     memorized = memorization.warnings(plan, curriculum, manifest.targets, cache.n_positions)

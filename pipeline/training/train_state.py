@@ -10,14 +10,14 @@ import torch
 from torch import nn
 
 from kdpipe.pipeline.batches.batch_order import Ordering, ordering
-from kdpipe.pipeline.batches.collate import BatchContents, check_wants
+from kdpipe.pipeline.batches.collate import BatchContents, check_contents
 from kdpipe.pipeline.losses.head_chunks import HeadLosses
 from kdpipe.pipeline.losses.hidden.hidden_objective import HiddenObjective
 from kdpipe.pipeline.losses.objective import Objective
 from kdpipe.pipeline.losses.terms import HIDDEN_NAMES, LOGIT_NAMES
 from kdpipe.pipeline.models import devices
 from kdpipe.pipeline.models.precision import Precision
-from kdpipe.pipeline.students.load_student import described, load_student
+from kdpipe.pipeline.students.load_student import description_of, load_student
 from kdpipe.pipeline.students.parameter_roles import parameter_roles
 from kdpipe.pipeline.students.student import Student
 from kdpipe.pipeline.training.cache_requirements import teacher_head
@@ -56,11 +56,11 @@ def build_train_state(run: Run, watch: TrainWatch) -> TrainState:
     threads = settings.machine.threads
     torch.set_num_threads(devices.n_threads(None if threads == "auto" else threads))
     student = load_student(run.student, settings.student, run.precision.name, device, settings.seed)
-    for text in (described(student), *student.notes):
+    for text in (description_of(student), *student.notes):
         watch.say(text)
     hidden = _hidden_objective(run, student)
     wants = _batch_contents(run, hidden)
-    check_wants(cache, wants)
+    check_contents(cache, wants)
     student.model.train()
     head = HeadLosses(student.head, run.curriculum.options, teacher_head(cache))
     optimizer = make_optimizer(settings.optimizer, _trainable(student, hidden))

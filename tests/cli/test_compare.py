@@ -89,7 +89,7 @@ def test_json_is_one_document(runs: list[str], capsys: pytest.CaptureFixture[str
 
 def test_no_run_is_refused_in_two_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["compare", str(tmp_path), str(tmp_path)]) == 2
-    assert "is no folder of a run" in capsys.readouterr().err
+    assert "is not a run" in capsys.readouterr().err
     assert run(["compare", str(tmp_path)]) == 2
     assert "two or more run folders" in capsys.readouterr().err
 

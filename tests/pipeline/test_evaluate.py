@@ -88,7 +88,7 @@ def test_without_targets_there_are_numbers_of_labels_alone(folder: Path) -> None
     report = evaluate(asked(folder, cache="bare"), SilentEvalWatch())
     assert report.kl_teacher is report.kl_teacher_estimate is report.top1_agreement is None
     assert report.cross_entropy == pytest.approx(evaluate(asked(folder), SilentEvalWatch()).cross_entropy, rel=1e-6)
-    assert report.notes == ("the cache keeps no targets: nothing is known of the teacher",)
+    assert len(report.notes) == 1 and "no targets" in report.notes[0]
 
 
 @pytest.mark.slow
@@ -131,12 +131,12 @@ def test_a_split_that_is_not_there_is_named_with_those_that_are(folder: Path) ->
 
 def test_a_student_with_another_tokenizer_does_not_fit(folder: Path, tmp_path: Path) -> None:
     other = small_tokenizer(tiny_llama(tmp_path / "other", vocabulary=400), vocabulary=400)
-    with pytest.raises(Incompatible, match="has another tokenizer than the cache"):
+    with pytest.raises(Incompatible, match="tokenizer of student"):
         evaluate(asked(folder, name=str(other)), SilentEvalWatch())
 
 
 def test_a_fresh_student_is_not_measured(folder: Path) -> None:
-    with pytest.raises(ConfigError, match="the student tiny is a fresh one"):
+    with pytest.raises(ConfigError, match="student tiny is randomly initialized"):
         evaluate(replace(asked(folder), student="tiny"), SilentEvalWatch())
 
 
@@ -164,10 +164,10 @@ def test_code_of_a_students_own_runs_only_when_trusted(
 
 
 def test_a_revision_is_of_the_hub_and_never_of_an_adapter(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="is a folder, which has no revision v1"):
+    with pytest.raises(ConfigError, match="has no revision v1"):
         evaluate(asked(folder, revision="v1"), SilentEvalWatch())
     (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "org/base", "revision": "abc"}')
-    with pytest.raises(ConfigError, match="is an adapter, which says itself what it was trained beside"):
+    with pytest.raises(ConfigError, match="is an adapter"):
         evaluate(asked(folder, name=str(tmp_path), revision="v1"), SilentEvalWatch())
 
 

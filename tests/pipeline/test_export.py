@@ -110,22 +110,22 @@ def test_a_folder_that_was_saved_may_be_named_itself(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_exported_is_told(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="there is no run") as caught:
+    with pytest.raises(ConfigError, match="no such run") as caught:
         export(tmp_path / "none", None, None)
     assert caught.value.exit_code == 2
     (tmp_path / "run").mkdir()
-    with pytest.raises(ConfigError, match="holds no student yet: there is no final") as caught:
+    with pytest.raises(ConfigError, match="has no student yet") as caught:
         export(tmp_path / "run", None, None)
     assert "run kdpipe train again" in str(caught.value.hint)
     run = run_of(tmp_path, student("tiny"))
     (run / "export").mkdir()
     (run / "export" / "mine").write_text("")
-    with pytest.raises(ConfigError, match="export is there already") as caught:
+    with pytest.raises(ConfigError, match="export already exists") as caught:
         export(run, None, None)
     assert "--out" in str(caught.value.hint)
     double = transformers.AutoModelForCausalLM.from_pretrained(run / "final", dtype=torch.float64)
     double.save_pretrained(tmp_path / "double")
-    with pytest.raises(ConfigError, match="has weights in float64"):
+    with pytest.raises(ConfigError, match="float64"):
         export(tmp_path / "double", None, None)
 
 
@@ -161,7 +161,7 @@ def test_of_two_exports_into_one_folder_one_wins(
         gate.close()
         assert sorted(each.code for each in ended) == [0, 2], ended
         (lost,) = (each for each in ended if each.code)
-        assert "is in use by process" in lost.said or "is there already" in lost.said
+        assert "is in use by process" in lost.said or "already exists" in lost.said
         (won,) = (run for run, each in zip(runs, ended, strict=True) if not each.code)
         for name in ("README.md", "model.safetensors"):
             assert (out / name).read_bytes() == (won / "final" / name).read_bytes()
@@ -193,7 +193,7 @@ def test_an_adapter_without_its_base_is_told(tmp_path: Path) -> None:
         export(run, None, None)
     config = run / "final" / "adapter_config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "base_model_name_or_path": None}))
-    with pytest.raises(ConfigError, match="does not name the model it adapts"):
+    with pytest.raises(ConfigError, match="base_model_name_or_path"):
         export(run, None, None)
 
 
@@ -203,7 +203,7 @@ def test_the_command_says_what_it_made(tmp_path: Path, capsys: pytest.CaptureFix
     said = capsys.readouterr().out
     assert "111,680 parameters in float16" in said
     assert f'AutoModelForCausalLM.from_pretrained("{run / "export"}")' in said
-    assert "only transformers 5 has, TokenizersBackend" in said
+    assert "TokenizersBackend" in said
     assert main.run(["export", str(run), "--to", "hf", "--out", str(tmp_path / "b"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["dtype"] == "float32"
     assert main.run(["export", str(run), "--to", "hf"]) == 2

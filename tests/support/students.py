@@ -13,7 +13,7 @@ from kdpipe.pipeline.batches.micro_batch import MicroBatch
 from kdpipe.pipeline.students.load_student import load_student
 from kdpipe.pipeline.students.model_card import ModelCard
 from kdpipe.pipeline.students.presets import TokenIds
-from kdpipe.pipeline.students.resolve import ResolvedStudent, find_student
+from kdpipe.pipeline.students.resolve import ResolvedStudent, resolve_student
 from kdpipe.pipeline.students.student import Student
 from kdpipe.schemas.train_settings import StudentSettings
 
@@ -66,13 +66,13 @@ def batch_of(
 
 def found(name: object, ids: TokenIds = IDS, **settings: Any) -> ResolvedStudent:
     """What a name leads to."""
-    return find_student(StudentSettings(name=str(name), **settings), ids)
+    return resolve_student(StudentSettings(name=str(name), **settings), ids)
 
 
 def student(name: object, ids: TokenIds = IDS, precision: Any = "fp32", seed: int = 0, **settings: Any) -> Student:
     """A student on the CPU."""
     given = StudentSettings(name=str(name), **settings)
-    return load_student(find_student(given, ids), given, precision, CPU, seed)
+    return load_student(resolve_student(given, ids), given, precision, CPU, seed)
 
 
 def alone(model: Any, batch: MicroBatch, layer: int) -> Tensor:

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from kdpipe.cache import open_cache
-from kdpipe.cache.batches import allocate_batch, fill_batch
 from kdpipe.cache.opening import create_cache
 from kdpipe.cache.parts.tokenizer_content import tokenizer_content
 from kdpipe.cache.verify import verify_cache
@@ -107,12 +106,3 @@ def test_an_unknown_table_is_refused(tmp_path: Path) -> None:
     make_cache(tmp_path / "cache")
     with pytest.raises(ConfigError, match="there is no table 'head'"):
         open_cache(tmp_path / "cache").table("head")
-
-
-def test_ids_are_never_squeezed_into_small_integers(tmp_path: Path) -> None:
-    make_cache(tmp_path / "cache")
-    cache = open_cache(tmp_path / "cache")
-    with pytest.raises(ConfigError, match="ids do not fit into int16"):
-        allocate_batch(cache, 1, dtype=np.int16)
-    with pytest.raises(TypeError):
-        fill_batch(cache, [0.9], allocate_batch(cache, 1))  # type: ignore[list-item]

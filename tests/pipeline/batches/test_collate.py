@@ -13,7 +13,7 @@ from torch import Tensor
 
 from kdpipe.cache import Cache, open_cache
 from kdpipe.cache.parts.part_reader import PartReader
-from kdpipe.pipeline.batches.collate import BatchContents, check_wants, make_batch
+from kdpipe.pipeline.batches.collate import BatchContents, check_contents, make_batch
 from kdpipe.pipeline.batches.micro_batch import MicroBatch, StepBatch, Targets
 from kdpipe.schemas.errors import CacheDamaged, Incompatible
 from kdpipe.schemas.targets import Imported, KeptSpec, NoTargets, Sampled, State, Threshold, TopK, TopP
@@ -192,19 +192,19 @@ def _parts(value: Any) -> list[Tensor]:
 @pytest.mark.parametrize(
     ("kind", "wants", "message"),
     [
-        ("none", ALL, r"keeps tokens only, it has no targets to learn from"),
-        ("topk", BatchContents(hidden=(2, 5)), r"has no states of rows of layer 5: it keeps them of layers 2, 9"),
-        ("topk", BatchContents(pooled=(4,)), r"has no pooled states of layer 4: it keeps them of layers 1, 3, 9"),
+        ("none", ALL, r"tokens only"),
+        ("topk", BatchContents(hidden=(2, 5)), r"no states of rows of layer 5; cached layers: 2, 9"),
+        ("topk", BatchContents(pooled=(4,)), r"no pooled states of layer 4; cached layers: 1, 3, 9"),
     ],
 )
 def test_what_a_cache_does_not_keep_is_refused(tmp_path: Path, kind: str, wants: BatchContents, message: str) -> None:
     cache = open_cache(write(tmp_path / "c", wish_of(kind)))
     with pytest.raises(Incompatible, match=message):
-        check_wants(cache, wants)
+        check_contents(cache, wants)
     bare = open_cache(write(tmp_path / "bare", replace(wish_of(kind), hidden=False)))
     if wants.hidden:
-        with pytest.raises(Incompatible, match="of no layer"):
-            check_wants(bare, wants)
+        with pytest.raises(Incompatible, match="cached layers: none"):
+            check_contents(bare, wants)
 
 
 def test_a_mask_without_a_next_token_is_damage(tmp_path: Path) -> None:

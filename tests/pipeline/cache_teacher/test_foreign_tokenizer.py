@@ -13,7 +13,7 @@ from kdpipe.cache.parts.tokenizer_content import tokenizer_content
 from kdpipe.cache.reshape.merge import merge
 from kdpipe.cache.verify import verify_cache
 from kdpipe.cli import main
-from kdpipe.pipeline.students.cache_tokenizer import kept_tokenizer
+from kdpipe.pipeline.students.cache_tokenizer import read_cache_tokenizer
 from kdpipe.pipeline.tokenizers.tokenizer_difference import FOREIGN_NOTE
 from kdpipe.pipeline.verify_against import verify_against
 from kdpipe.pipeline.watch import SilentWatch
@@ -156,7 +156,7 @@ def test_a_forged_tokenizer_is_found_by_every_byte_and_by_every_use(folder: Path
     report = verify_against(str(forged), str(folder / "teacher"), 4, SilentWatch())
     assert not report.ok and [problem.file for problem in report.problems] == ["tokenizer/tokenizer.json"]
     with pytest.raises(CacheDamaged, match="it is another tokenizer than the manifest states"):
-        kept_tokenizer(open_cache(forged))
+        read_cache_tokenizer(open_cache(forged))
     for more in (["--verify", "never"], []):
         given = ["train", "--from-cache", str(forged), "--student", "tiny", "--out", str(tmp_path / "run"), *more]
         assert main.run([*given, "--max-steps", "1"]) == 3
@@ -189,7 +189,7 @@ def test_files_that_are_loaded_as_another_tokenizer_are_refused(folder: Path, tm
     with pytest.raises(
         CacheDamaged, match="transformers loads a tokenizer of 516 ids from its files, the cache has 512"
     ):
-        kept_tokenizer(open_cache(path))
+        read_cache_tokenizer(open_cache(path))
 
 
 def test_a_forged_tokenizer_is_not_merged_with_the_true_one(folder: Path, forged: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 from kdpipe.cache import Cache, open_cache
 from kdpipe.pipeline.batches.collate import BatchContents
 from kdpipe.pipeline.batches.micro_batch import MicroBatch
-from kdpipe.pipeline.evaluation.measure import Evaluator, TrainingObjective, chosen_sequences, document_numbers
+from kdpipe.pipeline.evaluation.measure import Evaluator, TrainingObjective, document_numbers, evaluated_sequences
 from kdpipe.pipeline.evaluation.tally import ENTROPY_EDGES
 from kdpipe.pipeline.losses.head_chunks import HeadLosses
 from kdpipe.pipeline.losses.objective import Objective
@@ -141,14 +141,14 @@ def test_batches_and_threads_change_nothing(caches: Path, train_state: Student) 
 
 def test_a_limit_takes_the_same_sequences_each_time(caches: Path, train_state: Student) -> None:
     cache = opened(caches, "threshold")
-    chosen = chosen_sequences(cache, 1)
-    assert chosen == sorted(set(chosen)) == chosen_sequences(cache, 1)
+    chosen = evaluated_sequences(cache, 1)
+    assert chosen == sorted(set(chosen)) == evaluated_sequences(cache, 1)
     assert len(chosen) == 1 < len(cache)
     found = Evaluator(cache, None, batch_size=2, limit=1).measure(train_state, FP32)
     rows = rows_of(train_state.model, cache, chosen)
     assert set(found.by_document.numbers) == {row.document for row in rows}
     assert close(found.cross_entropy, numbers_of(rows)["cross_entropy"])
-    assert chosen_sequences(cache, 10_000) == list(range(len(cache)))
+    assert evaluated_sequences(cache, 10_000) == list(range(len(cache)))
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 100])
@@ -214,7 +214,7 @@ def test_a_broken_student_is_named_with_its_document(caches: Path, tmp_path: Pat
     with torch.no_grad():
         broken.model.get_output_embeddings().weight[7] = float("nan")
     evaluator = Evaluator(opened(caches, "threshold"), None, batch_size=1)
-    with pytest.raises(KdpipeError, match="the student is broken: its cross-entropy is nan in document 0") as caught:
+    with pytest.raises(KdpipeError, match="cross-entropy is nan in document 0") as caught:
         evaluator.measure(broken, FP32)
     assert "at a lower --lr" in str(caught.value.hint)
 
@@ -222,5 +222,5 @@ def test_a_broken_student_is_named_with_its_document(caches: Path, tmp_path: Pat
 def test_nothing_to_evaluate_is_refused(tmp_path: Path, train_state: Student) -> None:
     wish = Wish(keep=KINDS["none"].targets.keep, part_lengths=((1, 1),))
     cache = open_cache(write(tmp_path / "c", wish), "train")
-    with pytest.raises(ConfigError, match="has nothing to learn in the sequences that were to be evaluated"):
+    with pytest.raises(ConfigError, match="no positions to evaluate"):
         Evaluator(cache, None, batch_size=2, wants=BatchContents()).measure(train_state, FP32)

@@ -7,12 +7,12 @@ from unittest import mock
 import pytest
 
 from kdpipe.pipeline.evaluation.stored import (
-    base_of,
+    base_model_of,
     load_evaluation,
     load_settings,
     save_evaluation,
     save_settings,
-    student_of,
+    student_folder,
 )
 from kdpipe.schemas.errors import ConfigError, FileDamaged, WriteError
 from kdpipe.schemas.model import ModelSettings
@@ -56,7 +56,7 @@ def test_a_changed_evaluation_is_refused(tmp_path: Path) -> None:
     save_evaluation(tmp_path, evaluation())
     path = tmp_path / "evaluation.json"
     path.write_text(path.read_text().replace('"positions":[100,', '"positions":[100,100,'))
-    with pytest.raises(FileDamaged, match="every column has a number for each document"):
+    with pytest.raises(FileDamaged, match="columns differ in length"):
         load_evaluation(tmp_path)
 
 
@@ -66,29 +66,29 @@ def test_settings_are_read_by_their_dotted_names(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"is no folder of a run: it has no config.yaml"):
+    with pytest.raises(ConfigError, match=r"has no config.yaml"):
         load_settings(tmp_path)
-    with pytest.raises(ConfigError, match="nowhere is not there"):
+    with pytest.raises(ConfigError, match="nowhere does not exist"):
         load_settings(tmp_path / "nowhere")
 
 
 def test_an_adapter_names_its_base(tmp_path: Path) -> None:
-    assert base_of(str(tmp_path)) == ModelSettings(name=str(tmp_path))
+    assert base_model_of(str(tmp_path)) == ModelSettings(name=str(tmp_path))
     (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "org/base"}')
-    assert base_of(str(tmp_path)) == ModelSettings(name="org/base")
+    assert base_model_of(str(tmp_path)) == ModelSettings(name="org/base")
     (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "org/base", "revision": "abc"}')
-    assert base_of(str(tmp_path)) == ModelSettings(name="org/base", revision="abc")
+    assert base_model_of(str(tmp_path)) == ModelSettings(name="org/base", revision="abc")
     (tmp_path / "adapter_config.json").write_text("{}")
-    with pytest.raises(ConfigError, match=r"adapter_config.json does not name the model it adapts"):
-        base_of(str(tmp_path))
+    with pytest.raises(ConfigError, match=r"adapter_config.json has no base_model_name_or_path"):
+        base_model_of(str(tmp_path))
 
 
 def test_a_run_stands_for_the_student_in_its_final_folder(tmp_path: Path) -> None:
     run = run_folder(tmp_path / "run", {"seed": 0}, None)
-    with pytest.raises(ConfigError, match=r"has no student yet: there is no final/ in it") as caught:
-        student_of(str(run))
+    with pytest.raises(ConfigError, match=r"has no student yet") as caught:
+        student_folder(str(run))
     assert caught.value.hint == "run its command again to finish it"
     (run / "final").mkdir()
-    assert student_of(str(run)) == str(run / "final")
-    assert student_of("org/model") == "org/model"
-    assert student_of(str(tmp_path)) == str(tmp_path)
+    assert student_folder(str(run)) == str(run / "final")
+    assert student_folder("org/model") == "org/model"
+    assert student_folder(str(tmp_path)) == str(tmp_path)

@@ -19,19 +19,19 @@ from support.models import tiny_llama
 
 def test_without_the_library_its_install_line_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match="needs the library lm-eval, which is not installed") as caught:
+    with pytest.raises(ConfigError, match="needs lm-eval, which is not installed") as caught:
         check_tasks(["hellaswag"])
     assert caught.value.hint == "pip install 'kdpipe[eval]'"
 
 
 def test_a_task_file_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"there is no file .*mine.yaml, which would describe a task"):
+    with pytest.raises(ConfigError, match=r"mine.yaml"):
         check_tasks([str(tmp_path / "mine.yaml")])
 
 
 @pytest.mark.slow
 def test_a_task_that_nobody_knows_is_refused_with_near_ones() -> None:
-    with pytest.raises(ConfigError, match="lm-eval knows no task hellaswagg") as caught:
+    with pytest.raises(ConfigError, match="hellaswagg") as caught:
         check_tasks(["hellaswagg"])
     assert "did you mean hellaswag" in str(caught.value.hint)
     with pytest.raises(ConfigError) as caught:
@@ -127,4 +127,4 @@ def test_a_task_that_fails_is_named(tmp_path: Path, model: tuple[Any, Any]) -> N
     with warnings.catch_warnings(), pytest.raises(KdpipeError, match=r"lm-eval could not run .*mine.yaml") as caught:
         warnings.simplefilter("ignore")
         run_tasks(*model, [str(path)], limit=None, batch_size=2)
-    assert "downloaded first" in str(caught.value.hint)
+    assert "download its data" in str(caught.value.hint)

@@ -39,9 +39,9 @@ def test_a_hub_id_is_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.parametrize("name", ["./model", "/models/big", "~/models/big", "a/b/c", "..\\models"])
 def test_a_path_that_is_not_there_is_said_to_be_missing(name: str) -> None:
-    with pytest.raises(ConfigError, match="there is no folder") as caught:
+    with pytest.raises(ConfigError, match="no such folder") as caught:
         folders.local_folder(name)
-    assert caught.value.hint == "name a folder that holds a model, or a hub id as in org/name"
+    assert "org/name" in str(caught.value.hint)
     assert caught.value.exit_code == 2
 
 
@@ -64,21 +64,21 @@ def test_a_folder_without_a_config_is_refused(tmp_path: Path) -> None:
 
 def test_an_adapter_without_its_base_is_refused(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text("{}")
-    with pytest.raises(ConfigError, match="holds an adapter and no model") as caught:
+    with pytest.raises(ConfigError, match="is an adapter") as caught:
         folders.check_folder(tmp_path)
     assert "merge it" in str(caught.value.hint)
 
 
 def test_a_config_without_weights_is_refused(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
-    with pytest.raises(ConfigError, match="holds a config and no weights"):
+    with pytest.raises(ConfigError, match="a config and no weights"):
         folders.check_folder(folder)
 
 
 def test_a_shard_that_is_missing_is_named(sharded: Path) -> None:
     first, *rest = folders.weight_files(sharded)
     (sharded / first).unlink()
-    with pytest.raises(ConfigError, match=f"is half a model: {first} of {len(rest) + 1} files") as caught:
+    with pytest.raises(ConfigError, match=f"is incomplete: {first} of {len(rest) + 1} weight files") as caught:
         folders.check_folder(sharded)
     assert "download it again" in str(caught.value.hint)
     (sharded / rest[0]).unlink()
@@ -89,7 +89,7 @@ def test_a_shard_that_is_missing_is_named(sharded: Path) -> None:
 @pytest.mark.parametrize("text", ["no json", "[]", "{}", '{"weight_map": {}}'])
 def test_an_index_that_names_nothing_is_refused(text: str, sharded: Path) -> None:
     (sharded / "model.safetensors.index.json").write_text(text)
-    with pytest.raises(ConfigError, match=r"is no JSON|holds no JSON object|names no weights"):
+    with pytest.raises(ConfigError, match=r"is not valid JSON|is not a JSON object|lists no weights"):
         folders.check_folder(sharded)
 
 
@@ -97,7 +97,7 @@ def test_an_index_that_names_nothing_is_refused(text: str, sharded: Path) -> Non
 def test_weights_that_were_cut_short_are_refused(keep: int, folder: Path) -> None:
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:keep])
-    with pytest.raises(ConfigError, match=r"is no whole safetensors file|its header promises") as caught:
+    with pytest.raises(ConfigError, match=r"is not a complete safetensors file|from its header") as caught:
         folders.check_folder(folder)
     assert str(weights) in caught.value.message
 
@@ -105,7 +105,7 @@ def test_weights_that_were_cut_short_are_refused(keep: int, folder: Path) -> Non
 def test_weights_with_bytes_behind_them_are_refused(folder: Path) -> None:
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes() + b"\0")
-    with pytest.raises(ConfigError, match="its header promises"):
+    with pytest.raises(ConfigError, match="from its header"):
         folders.check_folder(folder)
 
 

@@ -58,9 +58,9 @@ def test_no_weights_are_read_for_a_shape(tmp_path: Path) -> None:
 
 
 def test_a_folder_has_no_revision(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="is a folder, which has no revision v2") as caught:
+    with pytest.raises(ConfigError, match="has no revision v2") as caught:
         shape_of(tiny_llama(tmp_path), revision="v2")
-    assert caught.value.hint == "leave --revision out, or name the model as on the hub"
+    assert "remove the revision" in str(caught.value.hint)
 
 
 def test_a_teacher_has_to_be_named() -> None:
@@ -72,7 +72,7 @@ def test_a_teacher_has_to_be_named() -> None:
     ("changes", "message"),
     [
         ({"model_type": "t5", "is_encoder_decoder": True}, "t5 is an encoder-decoder"),
-        ({"model_type": "vit", "architectures": ["ViTModel"]}, "no causal language model that transformers knows: vit"),
+        ({"model_type": "vit", "architectures": ["ViTModel"]}, "not a causal language model .* knows: vit"),
         ({"model_type": "bert", "architectures": ["BertForMaskedLM"]}, "it was saved as BertForMaskedLM"),
         ({"architectures": ["LlamaForSequenceClassification"]}, "it was saved as LlamaForSequenceClassification"),
         ({"model_type": "no-such-type"}, "cannot be loaded"),
@@ -113,7 +113,7 @@ def test_code_of_its_own_is_not_run_unless_allowed(tmp_path: Path) -> None:
         {"model_type": "own", "auto_map": {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.Own"}},
     )
     (folder / "own.py").write_text("raise SystemExit('this code was run')\n")
-    with pytest.raises(ConfigError, match="runs code of its own") as caught:
+    with pytest.raises(ConfigError, match="contains its own code") as caught:
         shape_of(folder)
     assert "trust_remote_code" in str(caught.value.hint)
 
@@ -186,7 +186,7 @@ def test_a_hub_that_does_not_answer_is_told_in_two_lines(monkeypatch: pytest.Mon
     with pytest.raises(ConfigError, match="org/name cannot be loaded: We couldn't connect to") as caught:
         teacher_shape(TeacherSettings(name="org/name"))
     assert len(caught.value.message.splitlines()) == 1
-    assert "no folder here is called so" in str(caught.value.hint) and "hf auth login" in str(caught.value.hint)
+    assert "hf auth login" in str(caught.value.hint)
 
 
 def test_a_model_of_the_hub_carries_its_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from kdpipe.pipeline.models.model_info import read_shape
+from kdpipe.pipeline.models.model_info import read_model_info
 from kdpipe.pipeline.models.model_names import is_placeholder, name_of_folder
 from kdpipe.schemas.model import ModelSettings
 from support.models import tiny_llama
@@ -24,7 +24,7 @@ from support.models import tiny_llama
     ],
 )
 def test_an_output_folder_has_the_name_of_its_run(folder: str, name: str, tmp_path: Path) -> None:
-    shape = read_shape(ModelSettings(name=str(tiny_llama(tmp_path / "model"))))
+    shape = read_model_info(ModelSettings(name=str(tiny_llama(tmp_path / "model"))))
     assert name_of_folder(tmp_path / folder, shape) == name
 
 
@@ -33,7 +33,7 @@ def test_an_output_folder_has_the_name_of_its_run(folder: str, name: str, tmp_pa
     [("org/large", "org/large"), ("/data/large", "large"), ("/data/final", "llama of"), ("", "llama of")],
 )
 def test_where_no_folder_says_the_config_does(stated: str, name: str, tmp_path: Path) -> None:
-    shape = read_shape(ModelSettings(name=str(tiny_llama(tmp_path / "model"))))
+    shape = read_model_info(ModelSettings(name=str(tiny_llama(tmp_path / "model"))))
     shape.config._name_or_path = stated
     found = name_of_folder(Path("/output/runs/run/final"), replace(shape, n_parameters=1234))
     assert found == (name if name != "llama of" else "llama of 1,234 parameters")

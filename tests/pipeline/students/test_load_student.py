@@ -1,4 +1,4 @@
-"""Weights as they are loaded: their type, their seed, what of them learns."""
+"""Loaded weights: their data type, their seed, what of them is trainable."""
 
 import json
 import sys
@@ -10,9 +10,9 @@ import pytest
 import torch
 import transformers
 
-from kdpipe.pipeline.students.load_student import described, load_student
+from kdpipe.pipeline.students.load_student import description_of, load_student
 from kdpipe.pipeline.students.parameter_roles import parameter_roles
-from kdpipe.pipeline.students.resolve import find_student
+from kdpipe.pipeline.students.resolve import resolve_student
 from kdpipe.pipeline.students.student import Student
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.train_settings import StudentSettings
@@ -63,13 +63,13 @@ def test_weights_of_16_bits_become_float32_as_they_are(tmp_path: Path) -> None:
 
 
 def test_what_is_loaded_is_described_in_a_line(tmp_path: Path) -> None:
-    assert described(student("tiny")) == "tiny: 111,680 parameters in float32"
+    assert description_of(student("tiny")) == "tiny: 111,680 parameters in float32"
     folder = tiny_llama(tmp_path, vocabulary=IDS.count)
     one = student(folder, freeze_head=True)
-    learning = one.n_parameters() - IDS.count * 64
-    assert described(one) == f"{folder}: {one.n_parameters():,} parameters in float32, of which {learning:,} learn"
+    trainable = one.n_parameters() - IDS.count * 64
+    assert description_of(one) == f"{folder}: {one.n_parameters():,} parameters in float32, {trainable:,} trainable"
     one.model.requires_grad_(False)  # a merged adapter, which is measured and learns nothing
-    assert described(one) == f"{folder}: {one.n_parameters():,} parameters in float32"
+    assert description_of(one) == f"{folder}: {one.n_parameters():,} parameters in float32"
 
 
 def test_a_frozen_head_does_not_learn(tmp_path: Path) -> None:
@@ -81,7 +81,7 @@ def test_a_frozen_head_does_not_learn(tmp_path: Path) -> None:
 
 def test_a_frozen_head_that_is_the_embeddings_is_told(tmp_path: Path) -> None:
     found = student("tiny", freeze_head=True)
-    assert [note for note in found.notes if "the head is the table of embeddings, so both stay as they are" in note]
+    assert [note for note in found.notes if "head and embeddings are tied" in note]
     assert not [name for name in found.trainable() if "embed" in name]
 
 
@@ -90,24 +90,24 @@ def test_weights_that_are_missing_or_do_not_fit_are_refused(tmp_path: Path) -> N
     path = folder / "config.json"
     config = json.loads(path.read_text())
     path.write_text(json.dumps(config | {"num_hidden_layers": 3}))
-    with pytest.raises(ConfigError, match="lacks weights that its config asks for"):
+    with pytest.raises(ConfigError, match="lacks weights"):
         student(folder)
     path.write_text(json.dumps(config | {"intermediate_size": 96}))
-    with pytest.raises(ConfigError, match="has weights that do not fit its config"):
+    with pytest.raises(ConfigError, match="do not match its config"):
         student(folder)
 
 
 def test_what_looks_ahead_is_refused(tmp_path: Path) -> None:
     sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
     (tmp_path / "student.json").write_text(json.dumps({"model_type": "bert", **sizes}))
-    with pytest.raises(ConfigError, match="is no causal language model: its logits change"):
+    with pytest.raises(ConfigError, match="is not a causal language model"):
         student(tmp_path / "student.json")
 
 
 def test_a_family_without_checkpointing_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tiny_llama(tmp_path, vocabulary=IDS.count)
     monkeypatch.setattr(transformers.LlamaForCausalLM, "supports_gradient_checkpointing", False)
-    with pytest.raises(ConfigError, match=r"\(llama\) has no gradient checkpointing"):
+    with pytest.raises(ConfigError, match=r"\(llama\) .*gradient checkpointing"):
         student(folder, gradient_checkpointing=True)
 
 
@@ -129,7 +129,7 @@ def test_adapters_learn_and_nothing_else_does(family: str, tmp_path: Path) -> No
 
 def test_an_adapter_says_which_commit_it_was_trained_beside(tmp_path: Path) -> None:
     pytest.importorskip("peft")
-    found = find_student(StudentSettings(name=str(tiny_llama(tmp_path, vocabulary=IDS.count)), lora=True), IDS)
+    found = resolve_student(StudentSettings(name=str(tiny_llama(tmp_path, vocabulary=IDS.count)), lora=True), IDS)
     pinned = replace(found, shape=replace(found.shape, revision="abc"))
     settings = StudentSettings(name=found.name, lora=True)
     loaded = load_student(pinned, settings, "fp32", torch.device("cpu"), 0)
@@ -198,13 +198,13 @@ def test_weights_that_are_not_finite_are_named_with_their_file(
 def test_weights_whose_sum_overflows_are_finite_all_the_same(tmp_path: Path) -> None:
     # Logits of such a row overflow, which is another finding.
     injure(tmp_path, "lm_head.weight", (3e38,) * 64 + (0.0,) * 64)
-    with pytest.raises(ConfigError, match="logits that are not finite"):
+    with pytest.raises(ConfigError, match=r"logits of .* are not finite"):
         student(tmp_path / "odd")
 
 
 def test_a_weight_beyond_float16_is_told_apart_from_one_that_is_not_finite(tmp_path: Path) -> None:
     injure(tmp_path, "model.norm.weight", (7e4,))
-    with pytest.raises(ConfigError, match=r"not finite: 1 of 64 in model\.norm\.weight") as caught:
+    with pytest.raises(ConfigError, match=r"1 of 64 weights in model\.norm\.weight are not finite") as caught:
         student(tmp_path / "odd", precision="fp16-pure")
     assert "--precision bf16 or fp32" in str(caught.value.hint)
     assert student(tmp_path / "odd").notes == ()
@@ -213,14 +213,14 @@ def test_a_weight_beyond_float16_is_told_apart_from_one_that_is_not_finite(tmp_p
 def test_a_probe_stops_at_logits_that_are_not_finite_and_finds_nothing_else(tmp_path: Path) -> None:
     found = student(tiny_llama(tmp_path, vocabulary=IDS.count))
     found.model.lm_head.register_forward_hook(lambda module, args, out: out / 0)
-    with pytest.raises(ConfigError, match=r"logits that are not finite: 4,800 of 4,800 for 16 tokens"):
+    with pytest.raises(ConfigError, match=r"not finite: 4,800 of 4,800 for 16 tokens"):
         Student(found.model, found.shape, IDS.count)
 
 
 def test_a_model_that_trains_on_texts_of_one_length_is_refused(tmp_path: Path) -> None:
     make_model(small_config("reformer"), tmp_path)
     before = torch.get_rng_state()
-    with pytest.raises(ConfigError, match=r"does not train on 15 tokens: .*axial_pos_shape") as caught:
+    with pytest.raises(ConfigError, match=r"15 tokens: .*axial_pos_shape") as caught:
         student(tmp_path)
     assert caught.value.exit_code == 2
     assert torch.equal(torch.get_rng_state(), before)

@@ -31,7 +31,7 @@ def test_the_front_matter_is_what_the_hub_reads() -> None:
 
 def test_the_body_says_where_the_student_comes_from() -> None:
     text = rendered(CARD)
-    assert "org/small, trained with kdpipe from a cache of what org/Big (abc123) said." in text
+    assert "org/small, distilled with kdpipe from cached predictions of org/Big (abc123)." in text
     assert "| losses | 0.1 x ce, 0.9 x forward_kl |" in text
     assert "| positions | 1,234,567 |" in text
     assert "| cross_entropy | 2.346 |" in text
@@ -43,14 +43,14 @@ def test_a_fresh_student_has_no_base_and_takes_the_teachers_license() -> None:
     found = front(replace(CARD, base=None, base_license=None))
     assert "base_model" not in found and "base_model_relation" not in found
     assert found["license"] == "apache-2.0"
-    assert "A fresh model, trained with kdpipe" in rendered(replace(CARD, base=None))
+    assert "A randomly initialized model, distilled with kdpipe" in rendered(replace(CARD, base=None))
 
 
 def test_a_base_in_a_folder_is_called_by_its_name_alone() -> None:
     card = replace(CARD, base="/home/someone/models/small one")
     assert "base_model" not in front(card) and "base_model_relation" not in front(card)
     text = rendered(card)
-    assert "\nsmall one, trained with kdpipe" in text
+    assert "\nsmall one, distilled with kdpipe" in text
     assert "someone" not in text
 
 
@@ -62,7 +62,7 @@ def test_what_yaml_would_read_otherwise_is_quoted() -> None:
 def test_a_run_without_a_teacher_says_so() -> None:
     bare = replace(CARD, teacher=None, teacher_revision=None, teacher_license=None, cache_id=None, metrics={})
     text = rendered(bare)
-    assert "trained with kdpipe on labels alone." in text
+    assert "trained with kdpipe on labels only." in text
     assert "| cache | unfinished |" in text
     assert "License" not in text and "metric" not in text
 
@@ -75,15 +75,15 @@ def test_a_run_without_a_teacher_says_so() -> None:
         ("llama4", "names that begin with Llama"),
         ("llama2", "do not allow their outputs"),
         ("llama3", "do not allow their outputs"),
-        ("gemma", "count models trained on Gemma's outputs"),
-        ("cc-by-nc-4.0", "no commercial use"),
-        ("cc-by-nc-sa-4.0", "no commercial use"),
-        ("other: qwen-research", "no commercial use"),
-        ("other: tongyi-qianwen", "a license of its own"),
+        ("gemma", "treat models trained on Gemma's outputs"),
+        ("cc-by-nc-4.0", "does not allow commercial use"),
+        ("cc-by-nc-sa-4.0", "does not allow commercial use"),
+        ("other: qwen-research", "does not allow commercial use"),
+        ("other: tongyi-qianwen", "a custom license"),
         (None, UNKNOWN),
     ],
 )
-def test_what_a_license_asks_of_students_stands_in_bold(license: str | None, words: str) -> None:
+def test_the_terms_of_a_license_are_in_bold(license: str | None, words: str) -> None:
     assert words in str(terms_of(license))
     assert f"**{terms_of(license)}**" in rendered(replace(CARD, teacher_license=license))
 
@@ -101,7 +101,7 @@ def test_the_card_of_an_adapter_becomes_that_of_a_model() -> None:
     card = replace(CARD, is_adapter=True)
     assert (front(card)["library_name"], front(card)["base_model_relation"]) == ("peft", "adapter")
     text = of_merged(rendered(card))
-    assert "An adapter, merged, of org/small, trained with" in text
+    assert "A merged adapter of org/small, " in text
     found: dict[str, object] = yaml.safe_load(text.split("---\n")[1])
     assert (found["library_name"], found["base_model_relation"]) == ("transformers", "finetune")
     assert of_merged("# mine\n") == "# mine\n"

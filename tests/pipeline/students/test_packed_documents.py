@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from kdpipe.pipeline.students.packed_documents import alone, is_packed, positions, read_alone
+from kdpipe.pipeline.students.packed_documents import alone, is_packed, positions, run_alone
 from support.students import batch_of
 
 SHAPES = {
@@ -37,14 +37,14 @@ def test_groups_hold_each_document_once_and_little_padding(lengths: list[list[in
 
 
 @every_shape
-def test_what_is_read_alone_comes_back_to_its_place(lengths: list[list[int]]) -> None:
+def test_what_is_run_alone_comes_back_to_its_place(lengths: list[list[int]]) -> None:
     batch = batch_of(lengths, pad=2)
 
     def read(ids: torch.Tensor) -> dict[int, torch.Tensor]:
         place = torch.arange(ids.shape[1]).expand_as(ids)
         return {0: torch.stack([ids, place], dim=-1).float()}
 
-    found = read_alone(batch.tokens_BT, batch.document_BT, None, read)[0]
+    found = run_alone(batch.tokens_BT, batch.document_BT, None, read)[0]
     due = torch.stack([batch.tokens_BT, positions(batch.document_BT)], dim=-1).float()
     assert torch.equal(found, due * (batch.document_BT >= 0)[..., None])
 

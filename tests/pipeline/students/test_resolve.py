@@ -94,7 +94,7 @@ def test_a_folder_is_a_trained_student(tmp_path: Path) -> None:
     [
         ([1], "no model_type", '"model_type": "llama"'),
         ({}, "no model_type", '"model_type": "llama"'),
-        ({"model_type": "lama"}, "the model_type lama, which transformers must know", "did you mean llama"),
+        ({"model_type": "lama"}, "the model_type lama", "did you mean llama"),
         ({**CONFIG, "hiden_size": 3}, "an unknown key hiden_size", "did you mean hidden_size?"),
         ({"model_type": "t5"}, "t5 is an encoder-decoder", None),
     ],
@@ -109,7 +109,7 @@ def test_a_config_that_is_none_is_refused(values: Any, message: str, hint: str |
 def test_a_file_that_is_no_json_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "student.yaml"
     path.write_text("model_type: llama")
-    with pytest.raises(ConfigError, match="is no JSON") as caught:
+    with pytest.raises(ConfigError, match="is not valid JSON") as caught:
         found(path)
     assert "100m" in str(caught.value.hint)
 
@@ -117,11 +117,11 @@ def test_a_file_that_is_no_json_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "message", "hint"),
     [
-        (None, "no student is named", "tiny, 100m, 350m"),
-        ("100M", "there is no student called 100M", "did you mean 100m"),
-        ("tinny", "there is no student called tinny", "did you mean tiny"),
-        ("absent.json", "there is no config absent.json", "model_type"),
-        ("./absent", "there is no folder ./absent", "hub id"),
+        (None, "no student given", "tiny, 100m, 350m"),
+        ("100M", "unknown student 100M", "did you mean 100m"),
+        ("tinny", "unknown student tinny", "did you mean tiny"),
+        ("absent.json", "no such file: absent.json", "model_type"),
+        ("./absent", "no such folder: ./absent", "Hub id"),
     ],
 )
 def test_a_name_that_means_nothing_is_refused(
@@ -135,10 +135,10 @@ def test_a_name_that_means_nothing_is_refused(
 
 
 def find_nobody() -> None:
-    from kdpipe.pipeline.students.resolve import find_student
+    from kdpipe.pipeline.students.resolve import resolve_student
     from kdpipe.schemas.train_settings import StudentSettings
 
-    find_student(StudentSettings(), IDS)
+    resolve_student(StudentSettings(), IDS)
 
 
 def test_a_folder_without_a_config_and_one_that_is_half_a_model_are_refused(tmp_path: Path) -> None:
@@ -147,7 +147,7 @@ def test_a_folder_without_a_config_and_one_that_is_half_a_model_are_refused(tmp_
         found(tmp_path / "empty")
     half = tiny_llama(tmp_path / "half")
     (half / "model.safetensors").write_bytes((half / "model.safetensors").read_bytes()[:-100])
-    with pytest.raises(ConfigError, match="its header promises"):
+    with pytest.raises(ConfigError, match="from its header"):
         found(half)
 
 
@@ -161,7 +161,7 @@ def test_quantized_weights_cannot_learn(tmp_path: Path) -> None:
 
 
 def test_nothing_that_is_asked_of_a_fresh_student_is_ignored(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="is made fresh, and has no revision"):
+    with pytest.raises(ConfigError, match="has no revision"):
         found("tiny", revision="v1")
-    with pytest.raises(ConfigError, match="LoRA adapts a model that has been trained"):
+    with pytest.raises(ConfigError, match="LoRA needs a pretrained student"):
         found("tiny", lora=True)

@@ -17,7 +17,7 @@ from kdpipe.cache.parts import tokenizer_files
 from kdpipe.cache.parts.tokenizer_content import TokenizerContent, tokenizer_content
 from kdpipe.cache.verify import verify_cache
 from kdpipe.cli import main
-from kdpipe.pipeline.students.cache_tokenizer import kept_tokenizer
+from kdpipe.pipeline.students.cache_tokenizer import read_cache_tokenizer
 from kdpipe.pipeline.tokenizers import backend_state, tokenizer
 from kdpipe.pipeline.tokenizers.backend_state import differing_section
 from kdpipe.pipeline.tokenizers.cached_tokenizer import with_reloadable_files
@@ -53,7 +53,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def ids(cache: Path) -> list[int]:
-    loaded = kept_tokenizer(open_cache(cache)).loaded
+    loaded = read_cache_tokenizer(open_cache(cache)).loaded
     assert loaded is not None
     return list(loaded.encode([TEXT], add_special_tokens=False)[0].ids)
 
@@ -87,7 +87,7 @@ def test_a_configuration_forged_to_change_ids_is_refused(
     restate(forged)
     assert verify_cache(forged, "full").ok, "every digest and the fingerprint are those of the files"
     with pytest.raises(CacheDamaged, match="pre_tokenizer"):
-        kept_tokenizer(open_cache(forged))
+        read_cache_tokenizer(open_cache(forged))
     assert train(forged, tmp_path / "run") == 3
     assert "pre_tokenizer" in capsys.readouterr().err
 
@@ -108,7 +108,7 @@ def test_a_good_tokenizer_is_compared_once_when_a_cache_is_opened(
     monkeypatch.setattr(backend_state, "Tokenizer", SimpleNamespace(from_str=from_str))
     monkeypatch.setattr(tokenizer, "tokenizer_content", content)
     monkeypatch.setattr(tokenizer_files, "tokenizer_content", content)
-    kept = kept_tokenizer(open_cache(folder / "true"))
+    kept = read_cache_tokenizer(open_cache(folder / "true"))
     assert compared == [kept.files["tokenizer.json"]]
     # As the cache states it, and as it was loaded.
     assert read == [kept.files["tokenizer.json"]] * 2

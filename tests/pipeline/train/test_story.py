@@ -54,7 +54,7 @@ def test_a_run_checks_its_student_in_a_fresh_process(
         return notes
 
     monkeypatch.setattr(finalize, "save_student", spoil)
-    with pytest.raises(KdpipeError, match="does not say in a fresh process what it said here"):
+    with pytest.raises(KdpipeError, match="logits in a new process"):
         run(settings_for(folder, "spoilt"))
 
 
@@ -328,10 +328,10 @@ def test_a_dry_run_shows_each_evaluation_once(folder: Path, every: int) -> None:
     [
         ({"cache": {"path": "nowhere"}}, ConfigError, "nowhere"),
         ({"losses": {"temperature": 8.0}}, Incompatible, "temperature"),
-        ({"student": {"name": "350n"}}, ConfigError, "no student called 350n"),
+        ({"student": {"name": "350n"}}, ConfigError, "unknown student 350n"),
         ({"losses": {"weights": {"router_balance": 0.1}}}, ConfigError, "there is no router"),
         ({"losses": {"mode": "output", "weights": {"jsd": 1.0}}}, ConfigError, "mode output"),
-        ({"machine": {"device": "cuda:7"}}, ConfigError, "no device cuda:7"),
+        ({"machine": {"device": "cuda:7"}}, ConfigError, "cuda:7 does not exist"),
     ],
 )
 def test_invalid_settings_are_refused_before_anything_is_written(
