@@ -1,4 +1,4 @@
-"""`inspect_cache`: what a cache is, how large, and where its bytes go.
+"""`inspect_cache`: a summary of a cache and its sizes.
 
 In: a path or URL, finished or not. Out: a `CacheSummary`. Only records are read, never data.
 """
@@ -31,7 +31,7 @@ from kdpipe.schemas.summary import (
 
 TOKEN_COLUMNS = ("token", "loss_mask", "token_bytes")
 COUNT_COLUMNS = ("n_exact", "n_draws")
-# These are always told, as 0 where a cache has none of them.
+# Always reported, as 0 where a cache has none of them.
 BYTE_GROUPS = ("id", "logprob", "scalars", "hidden", "sequences", "text")
 
 

@@ -1,8 +1,8 @@
-"""Signatures: a detached word of whoever holds a key that a cache is the one they made.
+"""Detached signatures of caches.
 
-In: a cache and a key pair in PEM files (Ed25519). Out: manifest.sig beside the manifest, or what is wrong with it.
-What is signed is the cache_id, the digest of all that a cache is; verification says whether its bytes are those, and
-`verify/signature.py` signs nothing without it. The only module that imports cryptography.
+In: a cache and a key pair in PEM files (Ed25519). Out: manifest.sig beside the manifest, or the problem with it. The
+cache_id is signed, the digest of everything in a cache; `verify/signature.py` signs only after checking every byte. The
+only module that imports cryptography.
 """
 
 import base64
@@ -39,7 +39,7 @@ def signature_of(identity: str, key: Path) -> bytes:
 
 
 def signature_problem(store: Store, key: Path, verified: str | None) -> str | None:
-    """Why the signature of a cache does not vouch for the cache_id that was verified; None where it does.
+    """The problem with the signature of a verified cache_id; None where it is valid.
 
     The cache_id is the one of the bytes that were checked, not read again: what serves the cache may have changed.
     """
@@ -64,16 +64,16 @@ def signature_problem(store: Store, key: Path, verified: str | None) -> str | No
 
 
 def new_keys(private: Path, public: Path) -> None:
-    """Make a key pair, the private half for its owner's eyes alone."""
+    """Create a key pair; only the owner can read the private key."""
     formats, ed25519 = _library()
     key = ed25519.Ed25519PrivateKey.generate()
     secret = key.private_bytes(formats.Encoding.PEM, formats.PrivateFormat.PKCS8, formats.NoEncryption())
-    told = key.public_key().public_bytes(formats.Encoding.PEM, formats.PublicFormat.SubjectPublicKeyInfo)
-    for path, data, mode in ((private, secret, 0o600), (public, told, 0o644)):
+    public_pem = key.public_key().public_bytes(formats.Encoding.PEM, formats.PublicFormat.SubjectPublicKeyInfo)
+    for path, data, mode in ((private, secret, 0o600), (public, public_pem, 0o644)):
         try:
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
         except FileExistsError:
-            raise ConfigError(f"{path} is there already", hint="give another name: keys are never replaced") from None
+            raise ConfigError(f"{path} already exists", hint="use another name: keys are never overwritten") from None
         except OSError as error:
             raise ConfigError(f"{path} cannot be written: {error.strerror}") from None
         with os.fdopen(descriptor, "wb") as file:

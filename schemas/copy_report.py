@@ -1,7 +1,4 @@
-"""What a copy of a cache is told and answers with.
-
-In: what a person chooses, and counts. Out: `PartSelection`, and the record that `kdpipe cache copy --json` prints.
-"""
+"""The request and the report of a copy: `PartSelection`, and the record that `kdpipe cache copy --json` prints."""
 
 import re
 from typing import Final
@@ -17,9 +14,9 @@ _NOTE: Final = re.compile(
 
 
 class PartSelection(Record):
-    """What of a cache is copied: these parts, of this split, without these; all of it by itself.
+    """The parts to copy, their split, and content to leave out; by default everything.
 
-    Its text stands in the history of what is made by it, and is read again by `of`.
+    Its text is stored in the history of the copy, and parsed by `of`.
     """
 
     parts: Bounds | None = None
@@ -27,12 +24,12 @@ class PartSelection(Record):
     without: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        told = [f"{name} {value}" for name in ("parts", "split") if (value := getattr(self, name))]
-        return "; ".join([*told, *([f"without {', '.join(self.without)}"] if self.without else [])])
+        words = [f"{name} {value}" for name in ("parts", "split") if (value := getattr(self, name))]
+        return "; ".join([*words, *([f"without {', '.join(self.without)}"] if self.without else [])])
 
     @classmethod
     def of(cls, note: str) -> "PartSelection | None":
-        """The choice that a note tells; None where it tells none."""
+        """Parse a note of a history; None where it is no selection."""
         found = _NOTE.fullmatch(note)
         if found is None or not note:
             return None

@@ -1,8 +1,4 @@
-"""What `kdpipe cache inspect` says of a cache.
-
-In: nothing is read from a file. Out: the JSON document of `kdpipe cache inspect --json`, key by key as DESIGN 5 names
-them.
-"""
+"""The summary of a cache: the JSON document of `kdpipe cache inspect --json`, key by key."""
 
 from typing import Literal
 
@@ -14,7 +10,7 @@ Support = Literal["exact", "unbiased", "coarse"]
 
 
 class PartsSummary(Record):
-    """Planned parts and those that are there."""
+    """Planned parts and those present."""
 
     planned: int
     present: int
@@ -39,7 +35,7 @@ class TokenizerSummary(Record):
 
 
 class EntriesSummary(Record):
-    """Ids kept at a position."""
+    """Ids kept per position."""
 
     mean: float
     p50: float
@@ -110,7 +106,7 @@ class CacheSizes(Record):
 
 
 class CacheSummary(Record):
-    """The whole answer; `bytes_per_position` sums over the parts, its total leaves text out."""
+    """The summary; `bytes_per_position` sums over the parts, and its total excludes text."""
 
     url: str
     cache_id: str | None

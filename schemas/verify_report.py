@@ -1,14 +1,11 @@
-"""What `cache verify` answers with.
-
-In: what `cache/verify` and `verify --against` found. Out: the JSON document of `--json`, key by key.
-"""
+"""The report of `cache verify`: the JSON document of `--json`, key by key."""
 
 from kdpipe.schemas.choices import VerifyLevel
 from kdpipe.schemas.records import Record
 
 
 class Problem(Record):
-    """One thing that is wrong; `part` is None where it concerns the whole cache."""
+    """A problem; `part` is None where it concerns the whole cache."""
 
     part: int | None
     file: str
@@ -20,7 +17,7 @@ class Problem(Record):
 
 
 class Note(Record):
-    """Something that verification saw and that fails nothing: damage where no reader looks, for instance."""
+    """A finding that is no failure, such as damage in a file that reading does not need."""
 
     part: int | None
     file: str
@@ -52,7 +49,7 @@ class AgainstReport(Record):
 
 
 class VerifyReport(Record):
-    """The whole answer; `against` is None where no teacher was asked."""
+    """The report; `against` is None without --against."""
 
     ok: bool
     level: VerifyLevel

@@ -1,4 +1,4 @@
-"""Caches made from other caches: parts are taken over as they are, or their rows are written anew.
+"""Caches made from other caches: parts are copied unchanged, or their rows are rewritten.
 
-In: finished caches. Out: a finished cache, with what was done to the others in its manifest.
+In: finished caches. Out: a finished cache whose manifest records its origin.
 """

@@ -1,7 +1,7 @@
-"""A part of another cache, taken over without decoding: its files as they are, its part.json rewritten.
+"""Adopts a part of another cache without decoding: its files unchanged, its part.json rewritten.
 
 In: a cache under construction, the part's record, and `fetch`, which puts one file of it into a folder. Out: a
-committed part that differs from its source in part.json alone (and in what it leaves out).
+committed part that differs from its source only in part.json and in files left out.
 """
 
 import hashlib
@@ -19,15 +19,14 @@ from kdpipe.schemas.errors import CacheDamaged, Incompatible
 from kdpipe.schemas.manifest import FileRecord, Manifest, expected_tables
 from kdpipe.schemas.part import PartRecord
 
-# Copied at a time: a file of states may have gigabytes.
+# Bytes copied at a time: a file of hidden states may have gigabytes.
 PIECE_BYTES = 1 << 25
-# Puts the file of this name within the part, of this size and digest, at a path where nothing stands; it is whole and
-# on the disk when this returns.
+# Creates a file of the part, by name, with this size and digest at a new path; it is complete and synced on return.
 Fetch = Callable[[str, FileRecord, Path], None]
 
 
 def fetch_from(store: Store, number: int) -> Fetch:
-    """Link the files of a part where the disk is the same, else copy them and check their sha256."""
+    """Hard-link the files of a part on the same disk; otherwise copy them and check their sha256."""
 
     def fetch(name: str, file: FileRecord, target: Path) -> None:
         place = f"{layout.part_dir(number)}/{name}"
@@ -42,15 +41,15 @@ def fetch_from(store: Store, number: int) -> Fetch:
                 digest.update(piece)
                 copy.write(piece)
             if digest.hexdigest() != file.sha256:
-                raise CacheDamaged(f"{store.url}: {place} is not what was written (sha256 differs)")
+                raise CacheDamaged(f"{store.url}: {place} is damaged (sha256 differs)")
 
     return fetch
 
 
 def adopt_part(writer: CacheWriter, number: int, source: Manifest, record: PartRecord, fetch: Fetch) -> bool:
-    """Take over a part of another cache as part `number`; false when another worker was first.
+    """Adopt a part of another cache as part `number`; false when another worker was first.
 
-    An array that the cache under construction does not have is left out: see `without_rows`.
+    Arrays that the cache under construction does not have are left out: see `without_rows`.
     """
     _check_form(source, writer.manifest, record)
 
@@ -67,14 +66,14 @@ def adopt_part(writer: CacheWriter, number: int, source: Manifest, record: PartR
 def adopted_record(
     record: PartRecord, source: Manifest, manifest: Manifest, number: int, tables: dict[str, FileRecord]
 ) -> PartRecord:
-    """The record of a part in its new cache: whose it is and where it stands there, and nothing else."""
+    """The record of a part in its new cache: only its cache and place change."""
     planned = manifest.plan.part(number)
     if planned.n_documents != record.n_documents:
-        raise Incompatible(f"part {number} is to have {planned.n_documents:,} documents, not {record.n_documents:,}")
+        raise Incompatible(f"part {number} has {record.n_documents:,} documents, expected {planned.n_documents:,}")
     if changed := sorted(name for name in tables if record.tables.get(name) != tables[name]):
         raise Incompatible(
-            f"a part that was made with another table cannot be taken over as it is: {', '.join(changed)}",
-            hint="its rows must be written anew",
+            f"cannot adopt a part with other tables: {', '.join(changed)}",
+            hint="rewrite its rows",
         )
     gone = set(layout.array_names(source)) - set(layout.array_names(manifest))
     inside = tuple(f"{layout.TARGETS}/{name}/" for name in gone)
@@ -96,7 +95,7 @@ def adopted_record(
 
 
 def without_rows(manifest: Manifest) -> Manifest:
-    """The manifest of a cache that leaves out the hidden states of rows: no array, and no tables for them."""
+    """The manifest without the hidden states of rows: no array, and no tables for them."""
     hidden = manifest.hidden.model_copy(update={"rows": ()})
     due, still = (
         {table.name for table in expected_tables(manifest.targets, kept, manifest.vocabulary_size)}
@@ -111,27 +110,26 @@ def without_rows(manifest: Manifest) -> Manifest:
 
 
 def without_text(manifest: Manifest) -> Manifest:
-    """The manifest of a cache that leaves out the documents' text."""
+    """The manifest without the documents' text."""
     return with_changes(manifest, data=manifest.data.model_copy(update={"text": False}))
 
 
 def with_changes(manifest: Manifest, **changes: object) -> Manifest:
-    """A manifest with some keys changed, checked as a whole; it has a digest of its own."""
+    """A manifest with some keys changed, validated; it has a new digest."""
     return Manifest.model_validate({**dict(manifest), **changes})
 
 
 def _check_form(source: Manifest, manifest: Manifest, record: PartRecord) -> None:
-    """Bytes that mean something else in the new cache would be read without a complaint."""
-    due = source if manifest.arrays.hidden is not None else without_rows(source)
-    there, asked = _form(due), _form(manifest)
-    if differing := differing_keys(there, asked):
+    """Refuse a part whose bytes would be decoded differently in the new cache."""
+    expected = source if manifest.arrays.hidden is not None else without_rows(source)
+    if differing := differing_keys(_form(expected), _form(manifest)):
         raise Incompatible(
-            f"a part cannot be taken over as it is: {'; '.join(differing[:5])}", hint="its rows must be written anew"
+            f"cannot adopt a part with another format: {'; '.join(differing[:5])}", hint="rewrite its rows"
         )
     if source.plan.sequence_length > manifest.plan.sequence_length:
         raise Incompatible(
-            f"a part may have sequences of {source.plan.sequence_length:,} rows, "
-            f"{manifest.plan.sequence_length:,} are planned"
+            f"a part may have sequences of {source.plan.sequence_length:,} rows, the maximum is "
+            f"{manifest.plan.sequence_length:,}"
         )
     check_files(source, record)
 
@@ -140,11 +138,11 @@ def check_files(source: Manifest, record: PartRecord) -> None:
     """Refuse a part whose record names other files than a part of its cache has."""
     lengths = {name: grid.n_chunks for name, grid in part_grids(source, record).items()}
     if set(record.files) != layout.part_files(source, lengths):
-        raise CacheDamaged(f"{layout.part_dir(record.part)}: its record lists too much or too little")
+        raise CacheDamaged(f"{layout.part_dir(record.part)}: its record lists other files than expected")
 
 
 def _form(manifest: Manifest) -> dict[str, object]:
-    """All that the meaning of a part's bytes follows from, but tables."""
+    """Everything that determines how a part's bytes are decoded, except tables."""
     keys = {"targets", "hidden", "arrays"}
     data = {"columns", "text", "loss"}
     vocabulary = {"vocabulary_size": manifest.vocabulary_size, "fingerprint": manifest.tokenizer.fingerprint}

@@ -1,7 +1,7 @@
-"""Rows as they are coded, cut by document and joined into sequences: no number is ever decoded, so none is rounded.
+"""Coded rows, split by document and joined into sequences: numbers are not decoded, so none is rounded.
 
-In: the codes of neighboring documents. Out: those of some of them, in one sequence. Differences of ids and log p begin
-anew at every row, so a row's codes mean the same wherever it stands.
+In: the codes of neighboring documents. Out: those of some of them, in one sequence. Differences of ids and log p
+restart at every row, so a row's codes do not depend on its place.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +20,7 @@ from kdpipe.schemas.manifest import Manifest
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SequenceDocuments:
-    """The documents of one sequence, or of a piece of one; `texts` is None where the cache keeps none."""
+    """The documents of one sequence, or of part of one; `texts` is None where the cache stores none."""
 
     coded: CodedRows
     places: Places
@@ -29,7 +29,7 @@ class SequenceDocuments:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EntryCounts:
-    """How many numbers of each stream the rows of a cache have."""
+    """How many numbers rows have in each stream."""
 
     exact: Longs
     draws: Longs
@@ -37,7 +37,6 @@ class EntryCounts:
 
     @classmethod
     def of(cls, columns: Codes, manifest: Manifest) -> "EntryCounts":
-        """From the columns of some rows."""
         numbers = {column.name: n for n, column in enumerate(manifest.arrays.row.columns)}
         none = np.zeros(len(columns), np.int64)
         exact, draws = (
@@ -47,7 +46,7 @@ class EntryCounts:
 
 
 def documents_of(stored: SequenceDocuments, manifest: Manifest) -> Iterator[SequenceDocuments]:
-    """Each document by itself."""
+    """Split a sequence into its documents."""
     places, coded = stored.places, stored.coded
     counts = EntryCounts.of(coded.columns, manifest)
     ends = [*places.document_starts[1:].tolist(), places.n_rows]
@@ -81,7 +80,7 @@ def _before(counts: Longs) -> Longs:
 
 
 def joined(pieces: Sequence[SequenceDocuments]) -> SequenceDocuments:
-    """Documents behind each other, as one sequence."""
+    """Join documents into one sequence."""
     if len(pieces) == 1:
         return pieces[0]
     places, coded = [piece.places for piece in pieces], [piece.coded for piece in pieces]

@@ -1,4 +1,4 @@
-"""Which documents two caches share, by the digest of their tokens; 16 bytes a document are held in memory.
+"""Documents shared by caches, found by the digests of their tokens; uses 16 bytes of memory per document.
 
 In: the digests of documents. Out: which of some others are among them.
 """
@@ -26,7 +26,7 @@ class KnownDocuments:
         return len(self._sorted)
 
     def have(self, digests: Digests) -> Bools:
-        """Which of some digests are known."""
+        """A mask of the known digests."""
         if not len(self._sorted):
             return np.zeros(len(digests), bool)
         places = np.minimum(np.searchsorted(self._sorted, digests), len(self._sorted) - 1)
@@ -37,7 +37,6 @@ class KnownDocuments:
         return bool(self.have(np.frombuffer(digest, "S16"))[0])
 
     def with_more(self, digests: Iterable[Digests]) -> "KnownDocuments":
-        """These and others."""
         return KnownDocuments([self._sorted, *digests])
 
 

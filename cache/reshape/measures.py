@@ -1,7 +1,7 @@
-"""One number a document, from what the cache keeps of its learnt positions.
+"""Measures of documents: a mean over the trained positions of each.
 
-In: a part and the name of a measure. Out: a mean for every document, NaN for those without a position that has one. The
-exact definitions stand in docs/reshape.md.
+In: a part and the name of a measure. Out: a mean for every document, NaN where no position has a value. docs/reshape.md
+has the definitions.
 """
 
 from collections.abc import Callable, Mapping
@@ -21,7 +21,7 @@ from kdpipe.schemas.manifest import Manifest
 
 Doubles = npt.NDArray[np.float64]
 BLOCK_ROWS = 1 << 14
-# What a cache must keep for a measure: a column, or ids.
+# What a cache must store for a measure: a column, or ids.
 NEEDS: Mapping[DocumentMeasure, str] = {
     "teacher-entropy": "entropy",
     "likelihood": "label_logprob",
@@ -30,17 +30,19 @@ NEEDS: Mapping[DocumentMeasure, str] = {
 
 
 def check_measure(by: DocumentMeasure, manifest: Manifest) -> None:
-    """Refuse what a cache cannot tell."""
+    """Refuse a measure that the cache cannot give."""
     need = NEEDS[by]
     if need not in {column.name for column in manifest.arrays.row.columns}:
         what = (
-            f"targets of kind {manifest.targets.keep.kind} keep no ids" if need == "n_exact" else f"it keeps no {need}"
+            f"targets of kind {manifest.targets.keep.kind} store no ids"
+            if need == "n_exact"
+            else f"it stores no {need}"
         )
-        raise ConfigError(f"--by {by} cannot be told of this cache: {what}", hint="choose another measure")
+        raise ConfigError(f"--by {by} is not available: {what}", hint="use another measure")
 
 
 def measured(by: DocumentMeasure, part: PartReader, manifest: Manifest) -> Doubles:
-    """The mean over the learnt positions of every document of a part, counted from its first."""
+    """The mean over the trained positions of every document of a part."""
     make: Mapping[DocumentMeasure, Callable[[PartReader, Manifest], Doubles]] = {
         "teacher-entropy": _entropy,
         "likelihood": _likelihood,
@@ -94,7 +96,7 @@ def _wrong_tops(rows: Rows) -> Doubles:
 
 
 def _by_blocks(part: PartReader, measure: Callable[[Rows], Doubles]) -> Doubles:
-    """A number for every row of a part, of which some sequences are decoded at a time."""
+    """A number for every row of a part, decoded in blocks of sequences."""
     found, first = [np.zeros(0)], 0
     starts = part.sequences.row_starts
     while first < len(part.sequences):

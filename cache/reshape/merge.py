@@ -1,8 +1,7 @@
-"""`merge`: caches that one teacher made become one cache.
+"""`merge`: one cache from several caches of the same teacher.
 
-In: finished caches of equal teacher, tokenizer and spec. Out: a cache with the documents of all. The first cache's
-tables hold for all, so its parts keep their bytes: ranks fitted anew would rewrite every part to save a few bytes in
-the others.
+In: finished caches with equal teacher, tokenizer and settings. Out: a cache with all their documents. It uses the first
+cache's tables, so that cache's parts are adopted: new tables would mean to rewrite every part to save a few bytes.
 """
 
 from collections.abc import Sequence
@@ -32,7 +31,7 @@ from kdpipe.schemas.errors import ConfigError, Incompatible
 from kdpipe.schemas.manifest import Manifest, Origin, expected_tables
 from kdpipe.schemas.reshape import ReshapeReport
 
-# As many as an entry of a manifest's history holds.
+# The maximum in an entry of a manifest's history.
 MAX_CACHES = 4096
 
 
@@ -40,23 +39,22 @@ def merge(
     urls: Sequence[str],
     out: str,
     overlap: Overlap = "refuse",
-    told: RebuildProgress | None = None,
+    progress: RebuildProgress | None = None,
     retry_policy: RetryPolicy | None = None,
 ) -> ReshapeReport:
-    """Make one cache of several; documents that two of them have are refused, or kept once."""
+    """Merge several caches; documents that occur in two of them are refused, or kept once."""
     if len(urls) < 2:
-        raise ConfigError("one cache is no merge", hint="name two caches or more")
+        raise ConfigError("merge needs at least two caches", hint="name two or more caches")
     if len(urls) > MAX_CACHES:
         raise ConfigError(
-            f"{len(urls):,} caches are more than the {MAX_CACHES:,} that a history can name", hint="merge some first"
+            f"cannot merge {len(urls):,} caches at once, the maximum is {MAX_CACHES:,}", hint="merge some of them first"
         )
     return make(
-        out, plan_merge([open_source(url, retry_policy) for url in urls], overlap), told or SilentRebuildProgress()
+        out, plan_merge([open_source(url, retry_policy) for url in urls], overlap), progress or SilentRebuildProgress()
     )
 
 
 def plan_merge(sources: Sequence[SourceCache], overlap: Overlap) -> RebuildPlan:
-    """What becomes of every part."""
     for source in sources[1:]:
         check_alike(sources[0], source)
     jobs, overlaps = _jobs(sources)
@@ -64,12 +62,12 @@ def plan_merge(sources: Sequence[SourceCache], overlap: Overlap) -> RebuildPlan:
     if known and overlap == "refuse":
         told = [
             f"{each.known:,} of the {counted(each.documents, 'document')} of {source.url} "
-            f"{'is' if each.known == 1 else 'are'} in a cache before it"
+            f"{'is' if each.known == 1 else 'are'} in an earlier cache"
             + (f", {each.known - each.gone:,} of them in part" if each.known > each.gone else "")
             for source, each in zip(sources, overlaps, strict=True)
             if each.known
         ]
-        raise Incompatible("; ".join(told), hint="leave them out of the later cache with --overlap keep-first")
+        raise Incompatible("; ".join(told), hint="keep them once with --overlap keep-first")
     ordered, plan = planned(jobs, sources[0].manifest.plan)
     origin = Origin(
         action="merge",
@@ -91,7 +89,7 @@ def plan_merge(sources: Sequence[SourceCache], overlap: Overlap) -> RebuildPlan:
 
 @dataclass(slots=True, kw_only=True)
 class _Overlap:
-    """Of the documents of a cache: how many have tokens, how many are known from one before it, and how many wholly."""
+    """Documents of a cache: with tokens, with segments in an earlier cache, and completely in earlier caches."""
 
     documents: int = 0
     known: int = 0
@@ -99,9 +97,9 @@ class _Overlap:
 
 
 def _jobs(sources: Sequence[SourceCache]) -> tuple[list[Job], list[_Overlap]]:
-    """A job for each part that has something new, and what each cache shares with those before it.
+    """A job for each part with new documents, and the overlap of each cache with earlier ones.
 
-    A part without documents that have tokens is kept as it is.
+    A part whose documents have no tokens is kept unchanged.
     """
     jobs: list[Job] = []
     overlaps = []
@@ -126,7 +124,7 @@ def _jobs(sources: Sequence[SourceCache]) -> tuple[list[Job], list[_Overlap]]:
 
 
 def check_alike(first: SourceCache, other: SourceCache) -> None:
-    """Refuse caches of which one says something else than the other, or says it otherwise."""
+    """Refuse caches that cannot be merged."""
     if first.cache_id == other.cache_id:
         raise Incompatible(f"{first.url} and {other.url} are the same cache", hint="name each cache once")
     check_same_spec(first, other.manifest, other.url)
@@ -138,14 +136,14 @@ def check_alike(first: SourceCache, other: SourceCache) -> None:
         mixed = "projections fitted to other states" if differing[0].startswith("pca_") else "another output head"
         raise Incompatible(
             f"{other.url} has {mixed} than {first.url}: {', '.join(differing)}",
-            hint="numbers of both would be read as if they meant the same: make one of the caches again with --extend",
+            hint="their numbers are not comparable: create one of the caches again with --extend",
         )
 
 
 def _check_tokenizer_files(first: SourceCache, other: SourceCache) -> None:
-    """Refuse other tokenizer files under one fingerprint, unless tokenizer.json is only spelled otherwise.
+    """Refuse different tokenizer files, unless tokenizer.json differs only in form.
 
-    Where files differ, both fingerprints are worked out from them: a manifest may claim another cache's.
+    Where files differ, both fingerprints are computed from them, since a manifest may state a wrong one.
     """
     mine, theirs = first.manifest.tokenizer.files, other.manifest.tokenizer.files
     if mine == theirs:
@@ -155,13 +153,13 @@ def _check_tokenizer_files(first: SourceCache, other: SourceCache) -> None:
     differing = sorted(name for name in mine.keys() | theirs.keys() if mine.get(name) != theirs.get(name))
     if differing != [TOKENIZER] or not (mine and theirs):
         raise Incompatible(
-            f"{first.url} and {other.url} keep different tokenizer files: {', '.join(differing[:4])}",
-            hint="make one of them again with the tokenizer of the other (--tokenizer)",
+            f"{first.url} and {other.url} have different tokenizer files: {', '.join(differing[:4])}",
+            hint="create one of them again with the tokenizer of the other (--tokenizer)",
         )
 
 
 def check_same_spec(first: SourceCache, asked: Manifest, what: str) -> None:
-    """Refuse another teacher, tokenizer or spec, and say what differs."""
+    """Refuse another teacher, tokenizer or settings, with the differences."""
     own, theirs = first.manifest.described_as(asked), asked.with_hidden_size_of(first.manifest)
     differing = differing_settings(_spec(own), _spec(theirs))
     if differing:
@@ -169,12 +167,12 @@ def check_same_spec(first: SourceCache, asked: Manifest, what: str) -> None:
         told = "; ".join(differing[:5]).replace(" there, ", " and ").replace(" asked", "")
         raise Incompatible(
             f"{first.url} and {what} cannot stand in one cache: {told}{more}",
-            hint="train on one of them, or make them with the same teacher and settings",
+            hint="train on one of them, or create both with the same teacher and settings",
         )
 
 
 def _spec(manifest: Manifest) -> dict[str, object]:
-    """What must be equal: who spoke, of which ids, and how it is kept."""
+    """The settings that must be equal: teacher, vocabulary, and how predictions are stored."""
     include: dict[str, Any] = {
         **dict.fromkeys(("targets", "hidden", "arrays", "teacher"), True),
         "tokenizer": {"fingerprint", "vocabulary_size", "chat_template_sha256"},

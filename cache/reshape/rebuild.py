@@ -1,8 +1,7 @@
-"""A cache made from parts of others: each is adopted as it is, or its rows are written anew from their codes.
+"""A cache made from parts of others: each part is adopted unchanged, or its rows are rewritten from their codes.
 
-In: `RebuildPlan`, which follows from the sources and what was asked for alone. Out: a finished cache and a report.
-Killed and run again, it goes on with the parts that are not there; one part at a time is in memory, and of it what its
-open sequences hold.
+In: `RebuildPlan`, which depends only on the sources and the request. Out: a finished cache and a report. A run that was
+killed resumes with the missing parts. One part at a time is in memory, and of it only the open sequences.
 """
 
 import time
@@ -36,30 +35,29 @@ MAX_HISTORY = 1000
 
 
 class RebuildProgress(Protocol):
-    """Whoever follows: `begin` once, then a part after the other."""
+    """Progress listener: `begin` once, then `part_done` for each part."""
 
     def begin(self, n_parts: int, n_done: int) -> None:
-        """Work starts: parts in all, and those that were there before."""
+        """Start: parts in all, and those already written."""
         ...
 
     def part_done(self, number: int) -> None:
-        """One more part is there."""
-        ...
+        """Another part is written."""
 
 
 class SilentRebuildProgress:
-    """Nobody follows."""
+    """No-op listener."""
 
     def begin(self, n_parts: int, n_done: int) -> None:
-        """Nothing."""
+        pass
 
     def part_done(self, number: int) -> None:
-        """Nothing."""
+        pass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """A part of a source, for one part of the new cache: whole, or those of its documents that `keep` is true for."""
+    """A part of a source that becomes one part of the new cache: all of its documents, or those marked in `keep`."""
 
     source: int
     part: int
@@ -70,7 +68,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RebuildPlan:
-    """What is made of what: a job for each part of the plan, and whether that part keeps its bytes.
+    """A job for each part of the new cache, and whether that part is adopted unchanged.
 
     Tables and tokenizer are those of the first source.
     """
@@ -87,20 +85,20 @@ Rewrite = Callable[[CacheWriter, int, RebuildPlan], None]
 
 
 def adopted(sources: Sequence[SourceCache], jobs: Sequence[Job]) -> list[bool]:
-    """Which parts keep their bytes: nothing is left out of them, and all their tables are equal to the first's."""
+    """Which parts are adopted: nothing is left out, and their tables are equal to the first source's."""
     tables = [source.tables() for source in sources]
     return [job.keep is None and tables[job.source] == tables[0] for job in jobs]
 
 
 def planned(jobs: Sequence[Job], like: CachePlan) -> tuple[list[Job], CachePlan]:
-    """Jobs in the order of their parts, split by split, and the plan that they lead to."""
+    """Jobs in the order of the new parts, split by split, and the plan of the new cache."""
     names = list(dict.fromkeys([split.name for split in like.splits] + [job.split for job in jobs]))
     ordered = sorted(jobs, key=lambda job: names.index(job.split))
     if not ordered:
-        raise ConfigError("nothing is left: no document is chosen", hint="choose less strictly")
+        raise ConfigError("nothing is left: no document is selected", hint="use less strict conditions")
     if len(ordered) > MAX_PARTS:
         raise ConfigError(
-            f"the new cache would have {len(ordered):,} parts, {MAX_PARTS:,} are allowed", hint="choose fewer parts"
+            f"the new cache would have {len(ordered):,} parts, the maximum is {MAX_PARTS:,}", hint="select fewer parts"
         )
     splits = []
     for name in names:
@@ -108,19 +106,19 @@ def planned(jobs: Sequence[Job], like: CachePlan) -> tuple[list[Job], CachePlan]
         if sizes:
             splits.append(SplitPlan(name=name, bounds=(0, *np.cumsum(sizes).tolist())))
     plan = CachePlan(splits=tuple(splits), sequence_length=like.sequence_length, packed=like.packed)
-    # A split of equal bounds is one of which nothing was left out.
+    # Equal bounds mean that nothing was left out of the split.
     return ordered, plan.with_duplicates_of(like)
 
 
 def made_from(sources: Sequence[Manifest], origin: Origin, plan: CachePlan) -> Manifest:
-    """The first source's manifest with a plan of its own, and a history that ends with what is done now."""
+    """The first source's manifest with the new plan, and a history that ends with this step."""
     first = reduce(Manifest.with_hidden_size_of, sources)
     before = dict.fromkeys(origin.to_json() for source in sources for origin in source.history)
     history = (*(Origin.model_validate_json(line) for line in before), origin)
     if len(history) > MAX_HISTORY:
         raise ConfigError(
-            f"the history of this cache would have {len(history):,} entries, {MAX_HISTORY:,} are allowed",
-            hint="make it again from fewer",
+            f"the history of this cache would have {len(history):,} entries, the maximum is {MAX_HISTORY:,}",
+            hint="make it from fewer caches",
         )
     named = " + ".join(dict.fromkeys(source.data.source for source in sources))
     fingerprints = [source.data.fingerprint for source in sources]
@@ -133,8 +131,8 @@ def made_from(sources: Sequence[Manifest], origin: Origin, plan: CachePlan) -> M
     return with_changes(first, kdpipe=version("kdpipe"), data=data, plan=plan, history=history, teacher=teacher)
 
 
-def make(out: str, making: RebuildPlan, told: RebuildProgress, rewrite: Rewrite | None = None) -> ReshapeReport:
-    """Make the parts that are not there yet, and complete the cache; `rewrite` makes those that keep no bytes."""
+def make(out: str, making: RebuildPlan, progress: RebuildProgress, rewrite: Rewrite | None = None) -> ReshapeReport:
+    """Write the missing parts and seal the cache; `rewrite` writes the parts that are not adopted."""
     started = time.perf_counter()
     check_apart(out, *making.sources)
     first = making.sources[0]
@@ -144,13 +142,13 @@ def make(out: str, making: RebuildPlan, told: RebuildProgress, rewrite: Rewrite 
     writer.publish_tokenizer(files)
     writer.publish_tables(tables)
     missing = writer.missing()
-    told.begin(len(making.jobs), len(making.jobs) - len(missing))
+    progress.begin(len(making.jobs), len(making.jobs) - len(missing))
     for number in missing:
         if making.adopted[number]:
             _adopt(writer, number, making)
         else:
             (rewrite or _rewrite)(writer, number, making)
-        told.part_done(number)
+        progress.part_done(number)
     identity = writer.seal()
     records = [writer.record(number) for number in range(len(making.jobs))]
     return ReshapeReport(
@@ -184,7 +182,7 @@ def _rewrite(writer: CacheWriter, number: int, making: RebuildPlan) -> None:
     with writer.part(number) as part:
         for stored in rewritten(coded, source, record, job.keep, part.planned.first_document):
             part.add_coded(stored.coded, stored.places, stored.texts)
-        # What was measured on a sample of all rows is not known of some of them.
+        # Measured on a sample of all rows: unknown for a subset.
         part.fidelity = record.fidelity if job.keep is None else None
         part.scaled = record.scaled if job.keep is None else None
         part.batches_halved = record.batches_halved
@@ -193,10 +191,10 @@ def _rewrite(writer: CacheWriter, number: int, making: RebuildPlan) -> None:
 def rewritten(
     coded: CodedPart, source: SourceCache, record: PartRecord, keep: Bools | None, first_document: int
 ) -> Iterator[SequenceDocuments]:
-    """The sequences of a part as they were; once something is left out of it, what is left is packed anew.
+    """The sequences of a part; if documents are left out, the others are repacked.
 
-    A sequence half empty costs a step of training as much as a full one, and nothing that the teacher said of a
-    document depends on those beside it.
+    A half-empty sequence costs as much training time as a full one, and the teacher's predictions for a document do not
+    depend on its neighbors.
     """
     documents = source.documents(record.part)
     numbers = first_document + _new_numbers(documents, keep, record.n_documents)
@@ -213,7 +211,7 @@ def rewritten(
 
 
 def _new_numbers(documents: StoredDocuments, keep: Bools | None, n_documents: int) -> Longs:
-    """The new number of every document, counted from the part's first: those that are kept stand close."""
+    """The new number of every document, relative to the part's first; kept documents are numbered consecutively."""
     if keep is None:
         return np.arange(n_documents)
     stays = np.zeros(n_documents, bool)
@@ -227,7 +225,7 @@ def _renumbered(stored: SequenceDocuments, numbers: Longs, first_document: int) 
 
 
 def grouped(pieces: Iterator[SequenceDocuments], groups: Sequence[Sequence[int]]) -> Iterator[SequenceDocuments]:
-    """Give out every sequence as soon as all its documents have come, in order."""
+    """Yield every sequence, in order, as soon as all its documents are available."""
     held: dict[int, SequenceDocuments] = {}
     turn = 0
     for number, piece in enumerate(pieces):

@@ -1,7 +1,7 @@
-"""The rows of a committed part as they are coded, with ids in the ranks of another table where that is asked.
+"""The coded rows of a committed part, optionally with ids in the ranks of another table.
 
-In: a `PartReader`, and the new rank of every old one. Out: `SequenceDocuments`, a sequence at a time. Ranks are all
-that changes: exact ids keep their order, draws are put in the order of their new ranks with what belongs to them.
+In: a `PartReader`, and the new rank of every old one. Out: `SequenceDocuments`, one sequence at a time. Only ranks
+change: exact ids keep their order, draws and their values are sorted by the new ranks.
 """
 
 from dataclasses import replace
@@ -43,7 +43,7 @@ class CodedPart:
         return len(self._part.sequences)
 
     def sequence(self, number: int) -> SequenceDocuments:
-        """A sequence with all that is kept of it."""
+        """A sequence with all its stored data."""
         part, manifest = self._part, self._manifest
         places = self._places(number)
         start, stop = part.sequences.row_starts[[number, number + 1]].tolist()
@@ -77,8 +77,8 @@ class CodedPart:
         draws, draws_end = places.draw_starts[[number, number + 1]].tolist()
         if int(counts.exact.sum()) != exact_end - exact or int(counts.draws.sum()) != draws_end - draws:
             raise CacheDamaged(
-                f"{layout.part_dir(part.number)}: the counts of entries do not agree with {layout.SEQUENCES}",
-                hint="see what `kdpipe cache verify --level deep` says of the cache that it comes from",
+                f"{layout.part_dir(part.number)}: entry counts do not match {layout.SEQUENCES}",
+                hint="check the source cache with `kdpipe cache verify --level deep`",
             )
         also = int(self._manifest.targets.draw_values)
 
@@ -103,13 +103,11 @@ class CodedPart:
                 return replace(coded, columns=columns)
             return _moved(replace(coded, columns=columns), counts, self._changes)
         except IndexError:
-            raise CacheDamaged(
-                f"{layout.part_dir(self._part.number)}: the rank of an id lies outside the vocabulary"
-            ) from None
+            raise CacheDamaged(f"{layout.part_dir(self._part.number)}: the rank of an id is out of range") from None
 
 
 def _moved(coded: CodedRows, counts: EntryCounts, changes: Codes) -> CodedRows:
-    """Ids in their new ranks, draws in the order of these; raises IndexError for a rank that is none."""
+    """Ids in their new ranks, draws sorted by them; raises IndexError for a rank that is out of range."""
     is_draw = draw_mask(counts.exact, counts.draws)
     ranks = changes.take(open_ranks(coded.ids, counts))
     row_of = np.repeat(np.arange(len(counts.draws)), counts.draws)

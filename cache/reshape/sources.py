@@ -25,7 +25,7 @@ from kdpipe.schemas.version import MINOR
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredDocuments:
-    """A value for each document of a part, in the order of their rows; a piece of a long one counts for itself.
+    """A value for each document of a part, in row order; each segment of a long document has its own.
 
     `numbers` count from the part's first document, `starts` are rows of the part, `lengths` numbers of rows.
     """
@@ -37,7 +37,6 @@ class StoredDocuments:
 
     @classmethod
     def of(cls, part: PartReader) -> "StoredDocuments":
-        """Those of a part."""
         places = part.sequences
         firsts = np.repeat(places.row_starts[:-1], np.diff(places.document_offsets))
         starts = places.document_starts + firsts
@@ -51,49 +50,44 @@ class StoredDocuments:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceCache:
-    """One cache that is only read."""
+    """A source, opened for reading."""
 
     cache: Cache
     cache_id: str
 
     @property
     def url(self) -> str:
-        """Where it lies."""
         return self.cache.url
 
     @property
     def manifest(self) -> Manifest:
-        """What it is made from."""
         return self.cache.manifest
 
     def record(self, number: int) -> PartRecord:
-        """The record of a part, held against the index."""
+        """The record of a part, checked against the index."""
         return read_part_record(self.cache.store, self.manifest, number, self.cache.parts[number])[0]
 
     def tables(self) -> dict[str, FileRecord]:
-        """The digests of its tables."""
         return self.record(0).tables
 
     def tokenizer_files(self) -> dict[str, bytes]:
-        """The files of its tokenizer, by name."""
         return self.cache.tokenizer_files()
 
     def documents(self, number: int) -> StoredDocuments:
-        """The documents of a part."""
         return StoredDocuments.of(self.cache.part(number))
 
 
 def open_source(url: str, retry_policy: RetryPolicy | None = None) -> SourceCache:
-    """Open a finished cache, all of whose meaning this version of kdpipe knows."""
-    # Parts are gone through one after the other: what is kept of more of them is only in the way.
+    """Open a finished cache of a format that this version of kdpipe fully supports."""
+    # Parts are read one after the other: one open part is enough.
     cache = open_cache(url, max_open_parts=1, retry_policy=retry_policy)
-    assert cache.cache_id is not None, "a cache that is not finished is refused"
+    assert cache.cache_id is not None, "unfinished caches are refused"
     check_known(cache.manifest, url)
     return SourceCache(cache=cache, cache_id=cache.cache_id)
 
 
 def check_known(manifest: Manifest, url: str) -> None:
-    """Refuse a cache of a newer format: one that is made of it would lack what this version does not know."""
+    """Refuse a newer minor format: a cache made from it would lose what this version does not know."""
     found = manifest.format
     if found.minor > MINOR:
         raise Incompatible(
@@ -104,14 +98,14 @@ def check_known(manifest: Manifest, url: str) -> None:
 
 
 def check_apart(out: str, *sources: SourceCache) -> None:
-    """Refuse to write into a cache that is read: nothing that somebody has named may change."""
+    """Refuse to write into a source."""
     for source in sources:
         if is_inside(out, source.url):
-            raise ConfigError(f"--out {out} lies in {source.url}, which is only read", hint="choose another folder")
+            raise ConfigError(f"--out {out} is inside the source {source.url}", hint="choose another folder")
 
 
 def is_inside(out: str, url: str) -> bool:
-    """Whether a place is a cache's own folder or within it; links are followed."""
+    """Whether `out` is a cache's folder or inside it; links are followed."""
     if is_url(out) or is_url(url):
         return f"{out.rstrip('/')}/".startswith(f"{url.rstrip('/')}/")
     return Path(local_path(out)).resolve().is_relative_to(Path(local_path(url)).resolve())

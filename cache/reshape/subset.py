@@ -1,7 +1,7 @@
-"""`subset`: some documents of a cache become a cache of their own.
+"""`subset`: a cache with some documents of another.
 
-In: a finished cache and a `DocumentSelection`. Out: a cache of the documents that every condition holds for. Parts of
-which nothing is left out keep their bytes; the pieces of a long document stay or go together.
+In: a finished cache and a `DocumentSelection`. Out: a cache of the documents that satisfy every condition. Parts
+without omitted documents are adopted; the segments of a long document stay together.
 """
 
 import math
@@ -35,9 +35,9 @@ from kdpipe.schemas.reshape import DocumentSelection, ReshapeReport
 
 @dataclass(slots=True, kw_only=True)
 class _Candidates:
-    """The documents of a part: which are still wanted, and their measure where one is asked for.
+    """The documents of a part: which are selected so far, and their measures if there is one.
 
-    `numbers` has that of the document of every piece; nothing here keeps a part open.
+    `numbers` has the document's number for every segment.
     """
 
     record: PartRecord
@@ -50,15 +50,13 @@ def subset(
     url: str,
     out: str,
     selection: DocumentSelection,
-    told: RebuildProgress | None = None,
+    progress: RebuildProgress | None = None,
     retry_policy: RetryPolicy | None = None,
 ) -> ReshapeReport:
-    """Make a cache of some documents of another."""
-    return make(out, plan_subset(open_source(url, retry_policy), selection), told or SilentRebuildProgress())
+    return make(out, plan_subset(open_source(url, retry_policy), selection), progress or SilentRebuildProgress())
 
 
 def plan_subset(source: SourceCache, selection: DocumentSelection) -> RebuildPlan:
-    """What becomes of every part."""
     check_selection(selection, source.manifest)
     records = [source.record(row.part) for row in source.cache.parts]
     jobs, plan = planned(_jobs(source, records, selection), source.manifest.plan)
@@ -76,17 +74,17 @@ def plan_subset(source: SourceCache, selection: DocumentSelection) -> RebuildPla
 
 
 def check_selection(selection: DocumentSelection, manifest: Manifest) -> None:
-    """Refuse a selection that means nothing, or nothing here."""
+    """Refuse a selection that is empty or does not fit the cache."""
     splits = [split.name for split in manifest.plan.splits]
     if selection == DocumentSelection():
         raise ConfigError(
-            "nothing is chosen: the new cache would be the old one",
-            hint="give --split, --parts, --documents, --where or --by",
+            "no selection: the new cache would equal the old one",
+            hint="use --split, --parts, --documents, --where or --by",
         )
     if selection.split is not None and selection.split not in splits:
-        raise ConfigError(f"there is no split {selection.split}", hint=f"its splits are {', '.join(splits)}")
+        raise ConfigError(f"no split {selection.split} in this cache", hint=f"its splits are {', '.join(splits)}")
     if selection.documents is not None and selection.split is None and len(splits) > 1:
-        raise ConfigError("--documents are counted within their split, and there are two", hint="give --split too")
+        raise ConfigError("--documents counts within a split, and the cache has two", hint="add --split")
     for name, value in selection.where:
         _test(name, value, manifest)
     _check_bounds(selection)
@@ -99,33 +97,35 @@ def _check_bounds(selection: DocumentSelection) -> None:
     between = selection.at_least is not None or selection.at_most is not None
     if (selection.by is None) != (not shares and not between):
         raise ConfigError(
-            "--by names a measure, and one of --lowest, --highest, --at-least and --at-most what is wanted of it",
-            hint="give both, as in --by teacher-entropy --highest 0.5",
+            "--by needs one of --lowest, --highest, --at-least and --at-most, and they need --by",
+            hint="use both, as in --by teacher-entropy --highest 0.5",
         )
     if len(shares) > 1 or (shares and between):
         raise ConfigError(
-            "--lowest, --highest and bounds exclude each other", hint="make a subset of a subset to have both"
+            "--lowest, --highest and bounds are mutually exclusive", hint="make a subset of a subset to combine them"
         )
     if shares and not 0 < shares[0] <= 1:
-        raise ConfigError(f"a share of {shares[0]:g} is none", hint="give a number above 0, at most 1")
+        raise ConfigError(f"a share of {shares[0]:g} is out of range", hint="use a number above 0 and at most 1")
 
 
 def _jobs(source: SourceCache, records: list[PartRecord], selection: DocumentSelection) -> list[Job]:
-    asked = [
+    matching = [
         record
         for record in records
         if selection.split in (None, record.split) and (selection.parts is None or selection.parts.holds(record.part))
     ]
     if selection.documents is None and not selection.where and selection.by is None:
-        return [Job(source=0, part=record.part, split=record.split, n_documents=record.n_documents) for record in asked]
-    candidates = [_candidates(source, record, selection) for record in asked]
+        return [
+            Job(source=0, part=record.part, split=record.split, n_documents=record.n_documents) for record in matching
+        ]
+    candidates = [_candidates(source, record, selection) for record in matching]
     if selection.by is not None:
         _choose(candidates, selection)
     return [job for each in candidates if (job := _job(each)) is not None]
 
 
 def _candidates(source: SourceCache, record: PartRecord, selection: DocumentSelection) -> _Candidates:
-    """The documents of a part that all conditions but the measure hold for."""
+    """The documents of a part that satisfy all conditions except the measure."""
     documents = source.documents(record.part)
     wanted = np.zeros(record.n_documents, bool)
     wanted[documents.numbers] = True
@@ -143,11 +143,11 @@ def _candidates(source: SourceCache, record: PartRecord, selection: DocumentSele
 
 
 def _test(name: str, value: str, manifest: Manifest) -> Callable[[Any], bool]:
-    """Whether a column's value is the one that was typed."""
+    """Whether a column has the value of a --where option."""
     types = {column.name: column.type for column in manifest.data.columns}
     if name not in types:
         raise ConfigError(
-            f"--where {name}={value}: the cache keeps no column {name}",
+            f"--where {name}={value}: the cache has no column {name}",
             hint=f"its columns are {', '.join(types) or 'none'}",
         )
     if types[name] == "bool":
@@ -163,7 +163,7 @@ def _test(name: str, value: str, manifest: Manifest) -> Callable[[Any], bool]:
 
 
 def _choose(candidates: list[_Candidates], selection: DocumentSelection) -> None:
-    """Of the documents that are still wanted, those whose measure is; a document without one is not."""
+    """Apply the measure to the documents selected so far; a document without a measure is dropped."""
     for each in candidates:
         each.wanted &= ~np.isnan(each.values)
     values = np.concatenate([np.zeros(0), *(each.values[each.wanted] for each in candidates)])
@@ -181,7 +181,7 @@ def _chosen(values: npt.NDArray[np.float64], selection: DocumentSelection) -> Bo
         low = -math.inf if selection.at_least is None else selection.at_least
         high = math.inf if selection.at_most is None else selection.at_most
         return np.asarray((values >= low) & (values <= high))
-    # Equal values stand in the order of their documents, so that the same are chosen every time.
+    # Stable, so that ties are resolved by document order.
     order = np.argsort(values if selection.lowest is not None else -values, kind="stable")
     chosen = np.zeros(len(values), bool)
     chosen[order[: math.ceil(share * len(values))]] = True

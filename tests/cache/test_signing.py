@@ -99,7 +99,7 @@ def test_only_a_finished_cache_is_signed_and_keys_are_never_replaced(path: Path,
     (cache / "index.parquet").unlink()
     with pytest.raises(CacheIncomplete, match="is unfinished"):
         sign_cache(str(cache), path / "mine.pem")
-    with pytest.raises(ConfigError, match=r"mine.pem is there already"):
+    with pytest.raises(ConfigError, match=r"mine.pem already exists"):
         new_keys(path / "mine.pem", path / "new.pub.pem")
     assert (path / "mine.pem").stat().st_mode & 0o077 == 0
 

@@ -97,7 +97,7 @@ def test_without_hard_links_the_files_are_copied_and_checked(
     assert adopt(writer, 0, copy, 0)
     assert part_digests(copy, 0) == part_digests(tmp_path / "new", 0)
     flip_bit(copy / layout.part_dir(1) / layout.array_shard("row"), 5)
-    with pytest.raises(CacheDamaged, match=r"row/c/0/0 is not what was written \(sha256 differs\)"):
+    with pytest.raises(CacheDamaged, match=r"row/c/0/0.*sha256"):
         adopt(writer, 1, copy, 1)
     assert writer.committed() == [0]
 
@@ -126,7 +126,7 @@ def test_a_file_behind_a_url_is_copied_piece_by_piece_and_checked(
     assert adopt(writer, 0, source, 1, fetch_from(store, 1))
     assert part_digests(tmp_path / "new", 0) == part_digests(source, 1)
     flip_bit(copy / layout.part_dir(0) / layout.SEQUENCES, 1500)
-    with pytest.raises(CacheDamaged, match=r"sequences\.arrow is not what was written \(sha256 differs\)"):
+    with pytest.raises(CacheDamaged, match=r"sequences\.arrow.*sha256"):
         adopt(writer, 1, source, 0, fetch_from(store, 0))
     os.truncate(copy / layout.part_dir(0) / layout.SEQUENCES, 10)
     with pytest.raises(CacheDamaged, match=r"does not have the [0-9,]+ bytes that were written"):
@@ -209,11 +209,11 @@ def other(change: str) -> Manifest:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("fewer documents", "part 0 is to have 3 documents, not 4"),
-        ("shorter sequences", "a part may have sequences of 64 rows, 63 are planned"),
+        ("fewer documents", "part 0 has 4 documents, expected 3"),
+        ("shorter sequences", "64 rows, the maximum is 63"),
         (
             "another quantizer",
-            "cannot be taken over as it is: arrays.logprob.quantizer.step: 0.0625 there, 0.125 asked",
+            "another format: arrays.logprob.quantizer.step: 0.0625 there, 0.125 asked",
         ),
     ],
 )
@@ -230,5 +230,5 @@ def test_bytes_that_would_mean_something_else_are_refused(
 def test_a_part_made_with_another_table_is_refused(source: Path, tmp_path: Path) -> None:
     writer = create_cache(tmp_path / "new", with_changes(manifest_of(), plan=PLAN))
     writer.publish_tables(synthetic_tables(replace(SMALL, seed=9)))
-    with pytest.raises(Incompatible, match="made with another table cannot be taken over as it is: ids_by_rank"):
+    with pytest.raises(Incompatible, match="other tables: ids_by_rank"):
         adopt(writer, 0, source, 0)

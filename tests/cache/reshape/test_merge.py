@@ -89,8 +89,8 @@ def test_documents_of_an_earlier_cache_are_refused_with_counts(pair: tuple[Path,
     run(tmp_path / "c", *pair)
     with pytest.raises(Incompatible) as refusal:
         run(tmp_path / "d", pair[0], tmp_path / "c")
-    assert refusal.value.message == f"16 of the 29 documents of {tmp_path / 'c'} are in a cache before it"
-    assert refusal.value.hint == "leave them out of the later cache with --overlap keep-first"
+    assert refusal.value.message == f"16 of the 29 documents of {tmp_path / 'c'} are in an earlier cache"
+    assert "--overlap keep-first" in str(refusal.value.hint)
     assert not (tmp_path / "d").exists()
 
 
@@ -117,7 +117,7 @@ def test_of_a_document_that_is_known_in_part_the_known_pieces_are_left_out(
     with pytest.raises(Incompatible) as refusal:
         run(tmp_path / "c", tmp_path / "a", tmp_path / "b")
     assert refusal.value.message == (
-        f"1 of the 2 documents of {tmp_path / 'b'} is in a cache before it, 1 of them in part"
+        f"1 of the 2 documents of {tmp_path / 'b'} is in an earlier cache, 1 of them in part"
     )
     report = run(tmp_path / "c", tmp_path / "a", tmp_path / "b", overlap="keep-first")
     assert (report.left_out, report.documents) == (0, 4)
@@ -169,12 +169,12 @@ def single_documents(recipe: Recipe) -> Iterator[tuple[Sequence, Block]]:
 def test_bounds_of_the_format_are_refused_in_words(
     pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(ConfigError, match="4,097 caches are more than the 4,096 that a history can name"):
+    with pytest.raises(ConfigError, match=r"4,097 .*4,096"):
         merge(["a"] * 4097, str(tmp_path / "c"))
     monkeypatch.setattr(making, "MAX_HISTORY", 0)
-    assert refused(tmp_path, *pair).message == "the history of this cache would have 1 entries, 0 are allowed"
+    assert refused(tmp_path, *pair).message.endswith("1 entries, the maximum is 0")
     monkeypatch.setattr(making, "MAX_PARTS", 6)
-    assert refused(tmp_path, *pair).message == "the new cache would have 7 parts, 6 are allowed"
+    assert refused(tmp_path, *pair).message.endswith("7 parts, the maximum is 6")
 
 
 def mixed_cache(path: Path, pair: tuple[Path, Path]) -> None:
@@ -252,16 +252,16 @@ def test_projections_fitted_to_other_states_are_refused(tmp_path: Path, monkeypa
 def test_a_cache_with_itself_or_alone_is_refused(pair: tuple[Path, Path], tmp_path: Path) -> None:
     copy = Path(shutil.copytree(pair[0], tmp_path / "copy"))
     assert refused(tmp_path, pair[0], copy).message == f"{pair[0]} and {copy} are the same cache"
-    assert refused(tmp_path, pair[0]).message == "one cache is no merge"
-    assert refused(tmp_path, tmp_path / "nowhere").message == "one cache is no merge"
+    assert refused(tmp_path, pair[0]).message.startswith("merge needs at least two")
+    assert refused(tmp_path, tmp_path / "nowhere").message.startswith("merge needs at least two")
 
 
 def test_a_cache_that_is_read_is_not_written_into(pair: tuple[Path, Path]) -> None:
-    with pytest.raises(ConfigError, match=r"lies in .*a, which is only read"):
+    with pytest.raises(ConfigError, match="inside the source"):
         run(pair[0] / "inner", *pair)
-    with pytest.raises(ConfigError, match="which is only read"):
+    with pytest.raises(ConfigError, match="inside the source"):
         run(pair[1], *pair)
-    with pytest.raises(ConfigError, match="which is only read"):
+    with pytest.raises(ConfigError, match="inside the source"):
         merge([str(each) for each in pair], f"file://{pair[0]}/inner")
     assert not (pair[0] / "inner").exists()
 
@@ -293,7 +293,7 @@ def test_caches_are_read_from_urls_and_written_to_one(pair: tuple[Path, Path], t
     report = merge([f"local://{source}" for source in pair], url)
     assert report.cache_id == open_cache(tmp_path / "c").cache_id
     assert merge([f"local://{source}" for source in pair], url).parts.made == 0
-    with pytest.raises(ConfigError, match="which is only read"):
+    with pytest.raises(ConfigError, match="inside the source"):
         merge([url, str(pair[0])], f"{url}/inner", "keep-first")
 
 

@@ -49,12 +49,12 @@ def test_counts_that_do_not_add_up_are_refused(tmp_path: Path) -> None:
     make_cache(tmp_path / "a")
     part, coded = part_of(tmp_path / "a")
     part.sequences.exact_starts[1] += 1
-    with pytest.raises(CacheDamaged, match=r"parts/00000: the counts of entries do not agree with sequences.arrow"):
+    with pytest.raises(CacheDamaged, match=r"parts/00000: .*sequences.arrow"):
         coded.sequence(0)
 
 
 def test_a_rank_outside_the_vocabulary_is_refused(tmp_path: Path) -> None:
     make_cache(tmp_path / "a")
     cache = open_cache(tmp_path / "a")
-    with pytest.raises(CacheDamaged, match="parts/00000: the rank of an id lies outside the vocabulary"):
+    with pytest.raises(CacheDamaged, match=r"parts/00000: .*out of range"):
         CodedPart(cache.part(0), cache.manifest, np.zeros(1, np.uint32)).sequence(0)

@@ -146,7 +146,7 @@ def test_parts_are_decoded_one_by_one_where_there_is_room_for_no_more(
         free -= 1
         with pytest.raises(WriteError) as refused:
             verify_cache(url, "deep")
-    assert f"{free:,} bytes free, {free + 1:,} are needed" in refused.value.message
+    assert f"{free:,} bytes free, {free + 1:,} needed" in refused.value.message
     assert "TMPDIR" in str(refused.value.hint)
     assert site.n_requests - n_requests < n_requests / 2, "no part is fetched"
     assert not list(tmp_path.iterdir())

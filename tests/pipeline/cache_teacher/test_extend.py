@@ -180,7 +180,7 @@ def test_another_spec_is_refused_with_what_differs(
 
 
 def test_nothing_is_written_into_the_cache_that_is_extended(folder: Path) -> None:
-    with pytest.raises(ConfigError, match="which is only read"):
+    with pytest.raises(ConfigError, match="inside the source"):
         run(more(folder, folder / "old"))
 
 
