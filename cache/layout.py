@@ -1,4 +1,4 @@
-"""Every file name inside a cache, and which names may stand there at all.
+"""Every file name inside a cache, and the names that are allowed there.
 
 In: part numbers and array names. Out: relative POSIX paths.
 """
@@ -16,11 +16,11 @@ TOKENIZER = "tokenizer"
 JOURNAL = "journal"
 WORK = "tmp"
 TOP_LEVEL = frozenset({MANIFEST, INDEX, PARTS, TABLES, TOKENIZER, JOURNAL, WORK})
-# What hubs and people put beside a cache; never read.
+# Files that hubs and people add to a cache; never read.
 SIGNATURE = "manifest.sig"
 BESIDE = frozenset({"README.md", "LICENSE", ".gitattributes", SIGNATURE})
 
-# Which of several sets of tables counts, while they get their names.
+# The set of tables that is selected while several are published at once.
 TABLE_SET = f"{WORK}/tables.json"
 
 PART_RECORD = "part.json"
@@ -42,12 +42,12 @@ def part_dir(number: int) -> str:
 
 
 def attempt(record: bytes) -> str:
-    """The folder within a part's own that holds its files where no folder can be renamed, by the part's record."""
+    """The folder inside a part's for its files in stores without rename, named by the digest of the part's record."""
     return sha256_hex(record)[:ATTEMPT_LETTERS]
 
 
 def within_part(name: str) -> tuple[str, str] | None:
-    """The folder of a part and the file in it that a name stands for; None for any other name."""
+    """The folder of a part and the name of a file in it; None for other files."""
     top, _, rest = name.partition("/")
     number, _, file = rest.partition("/")
     return (f"{top}/{number}", file) if top == PARTS and PART_NAME.match(number) and file else None
@@ -59,12 +59,12 @@ def table_file(name: str) -> str:
 
 
 def table_aside(sha256: str) -> str:
-    """A table that has no name yet, where several cannot get theirs at once."""
+    """A table before its set is selected, in stores that cannot publish several at once."""
     return f"{WORK}/{TABLES}/{sha256}.bin"
 
 
 def journal_file(number: int) -> str:
-    """Who made a part, where and how fast: kept outside everything that is digested."""
+    """The journal of a part: worker, machine and speed, outside of every digest."""
     return f"{JOURNAL}/{number:05d}.json"
 
 
@@ -84,7 +84,7 @@ def array_names(manifest: Manifest) -> tuple[str, ...]:
 
 
 def part_files(manifest: Manifest, lengths: dict[str, int]) -> set[str]:
-    """The files that a part must have, given the length of each of its arrays (an empty array has no shard)."""
+    """The required files of a part, given the length of each array (an empty array has no shard)."""
     names = {SEQUENCES, f"{TARGETS}/{ZARR_JSON}"} | ({TEXT} if manifest.data.text else set())
     for array in array_names(manifest):
         names.add(array_metadata(array))

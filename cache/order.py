@@ -1,8 +1,8 @@
-"""The order of training: a pure function of (seed, position), so that one integer is all there is to resume.
+"""The order of training: a pure function of (seed, position), so that a run resumes from one integer.
 
-In: how many sequences each part has. Out: the sequence at any position of an endless line of epochs. Version 1: parts
-are permuted, laid end to end, cut into windows of blocks, and the blocks of each window are permuted; ranks and workers
-take their share of positions and never change the line.
+In: the number of sequences of each part. Out: the sequence at any position of an endless stream of epochs. Version 1:
+parts are permuted, concatenated, cut into windows of blocks, and the blocks of each window are permuted; ranks and
+workers take their share of positions and never change the stream.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ Words = npt.NDArray[np.uint64]
 
 @final
 class SequenceOrder:
-    """Which sequence stands where. `window` counts sequences; a block is `block` neighbors that stay together."""
+    """The sequence at each position; `window` is in sequences, a block is `block` neighbors that stay together."""
 
     def __init__(self, sizes: Sequence[int], seed: int, *, window: int = 8192, block: int = 1) -> None:
         if min(sizes, default=0) < 0 or sum(sizes) < 1 or window < 1 or block < 1:
@@ -45,7 +45,7 @@ class SequenceOrder:
         """The sequences at some positions; position n * len(order) begins epoch n."""
         wanted = np.asarray(positions, np.int64)
         if (wanted < 0).any():
-            raise ConfigError("a position of the order lies before its beginning")
+            raise ConfigError("a position of the order is negative")
         epochs, places = np.divmod(wanted, len(self))
         result = np.empty_like(wanted)
         for epoch in np.unique(epochs).tolist():
@@ -54,7 +54,7 @@ class SequenceOrder:
         return result
 
     def share(self, position: int, count: int, rank: int = 0, world: int = 1) -> Longs:
-        """What one of `world` ranks takes of the next `count` positions: every world-th, so that all see one line."""
+        """The sequences of one of `world` ranks in the next `count` positions: every world-th."""
         if not 0 <= rank < world:
             raise ConfigError(f"rank {rank} is not one of {world}")
         return self.at(np.arange(position + rank, position + count, world))
@@ -74,7 +74,7 @@ class SequenceOrder:
         return np.asarray(self._starts[parts[which]] + line - starts[which])
 
     def _parts(self, epoch: int) -> tuple[Longs, Longs]:
-        """The parts of an epoch in their order, and where each begins in the line; the last epoch asked is kept."""
+        """The parts of an epoch in order, and where each begins in the stream; cached for the last epoch."""
         kept = self._epoch
         if kept is None or kept[0] != epoch:
             numbers = np.arange(len(self._sizes), dtype=np.uint64)

@@ -1,4 +1,4 @@
-"""What a cache is worth to a student: fidelity with its errors and a verdict, and what each temperature gives.
+"""The quality of a cache for training: fidelity with standard errors and a verdict, and a summary by temperature.
 
 In: the parts' records and the target spec. Out: parts of a `CacheSummary`. Errors are standard errors from the spread
 between parts, which hold different documents: positions of one document are alike, so rows are no independent sample.
@@ -15,19 +15,19 @@ from kdpipe.schemas.targets import TargetSpec
 
 # Positions of the batch whose gradient angle is shown (docs/experiments.md quotes angles of about as many).
 GRADIENT_BATCH = 1 << 16
-# Degrees at that batch up to which students recovered about 95 % of the way in KL, and from which on `lean` caches of
-# unsure teachers lie: docs/cache-teacher.md#fidelity.
+# Degrees at that batch: students recovered about 95 % of the gain in KL up to the first, `lean` caches of uncertain
+# teachers have more than the second: docs/cache-teacher.md#fidelity.
 GOOD_DEGREES, FAIR_DEGREES = 2.0, 5.0
-# KL that coding may cost: a tenth of the differences between students that an evaluation resolves.
+# Allowed KL of coding: a tenth of the differences between students that an evaluation resolves.
 LARGEST_CODING_KL = 1e-3
-# Mass of the exact ids from which on what is left in one bin teaches nothing.
+# Mass of the exact ids from which the remaining bin carries no signal.
 EXACT_MASS = 0.999
-# An angle from which the length of a difference cannot be told any more.
+# Beyond this angle the length of a difference cannot be computed.
 LARGEST_ANGLE = 89.0
 
 
 def fidelity(records: Sequence[PartRecord], targets: TargetSpec) -> FidelitySummary | None:
-    """The parts' fidelity, each weighing as much as the rows it was measured on; None where no part was measured."""
+    """The fidelity over all parts, weighted by measured rows; None if no part was measured."""
     known = [record.fidelity for record in records if record.fidelity is not None and record.fidelity.n_rows]
     if not known:
         return None
@@ -90,26 +90,26 @@ def gradient_angle(known: Sequence[Fidelity], targets: TargetSpec) -> tuple[floa
 
 
 def verdict(targets: TargetSpec, kl_nats: float, angle: float | None) -> str:
-    """What fidelity means for training, in a line."""
+    """What the fidelity means for training, in one line."""
     if kl_nats > LARGEST_CODING_KL:
         return f"poor: stored numbers differ from the teacher's by more than {LARGEST_CODING_KL:g} nats of KL"
     if angle is None:
-        return "unknown: the teacher's output head is not one matrix, so gradients were not compared"
+        return "unknown: the teacher's output head is not a single matrix, so gradients were not compared"
     if not targets.has_draws:
         if angle <= GOOD_DEGREES:
-            return "good: what is left out hardly turns a student's gradient"
+            return "good: the omitted mass hardly changes a student's gradient"
         return "biased: no batch size or number of steps removes this angle; --targets threshold is unbiased"
     if angle <= GOOD_DEGREES:
         return "good: unbiased, and draws add little noise to a student's gradient"
     if angle <= FAIR_DEGREES:
-        return "fair: unbiased, but draws add noise; a finer profile or more positions bring students nearer"
-    return "noisy: unbiased, but draws drown what a batch teaches; cache again with a finer --profile or --tau"
+        return "fair: unbiased, but draws add noise; a finer profile or more positions help"
+    return "noisy: unbiased, but noise of the draws dominates a batch; cache again with a finer --profile or --tau"
 
 
 def by_temperature(
     targets: TargetSpec, measured: FidelitySummary | None, tail_mass: float | None
 ) -> dict[str, TemperatureSummary]:
-    """What a student that is trained at each known temperature gets; nothing where the teacher's mass is unknown."""
+    """The summary for training at each known temperature; empty if the teacher's tail mass is unknown."""
     if targets.keep.kind != "state" and not targets.tail_known:
         return {}
     masses = {} if measured is None else dict(measured.kept_mass)

@@ -2,5 +2,5 @@
 
 
 def counted(n: int, one: str, many: str | None = None) -> str:
-    """So many of something, in the singular or the plural; `many` is the singular with an s unless it is given."""
+    """A count with its noun; the plural `many` is the singular with an s by default."""
     return f"{n:,} {one if n == 1 else many or f'{one}s'}"

@@ -1,7 +1,7 @@
-"""Two records side by side: which keys differ, in words a person can act on.
+"""Differences between two records, by the names of settings.
 
-In: two JSON values. Out: lines such as `targets.keep.tau: 0.04 there, 0.1 asked`, or, for two manifests, `--tau: 0.04
-there, 0.1 asked`.
+In: two JSON values. Out: lines such as `targets.keep.tau: existing 0.04, requested 0.1`, or, for two manifests, `--tau:
+existing 0.04, requested 0.1`.
 """
 
 import re
@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from typing import Any
 
 Leaf = tuple[str, Any, Any]
-# What a person knows a key of the manifest by, what matters most first; the longest that a key begins with counts.
+# The setting for a key of the manifest, most important first; the longest matching prefix counts.
 CALLED = {
-    "history": "what it was made from",
-    "history.note": "what was chosen",
+    "history": "source caches",
+    "history.note": "selection",
     "teacher": "the teacher",
     "teacher.name": "the teacher's name",
     "teacher.hub_id": "the teacher",
@@ -33,7 +33,7 @@ CALLED = {
     "teacher.remote_code": "--trust-remote-code",
     "tokenizer.chat_template_sha256": "the chat template",
     "tokenizer.files": "the tokenizer's files",
-    "plan.splits": "how documents are shared out among parts",
+    "plan.splits": "the assignment of documents to parts",
     "targets.keep.kind": "--targets",
     "targets.keep.tau": "--tau",
     "targets.keep.k": "--top-k",
@@ -43,13 +43,13 @@ CALLED = {
     "targets.target_temperature": "--target-temperature",
     "targets.temperatures": "--temperatures",
     "targets.draw_values": "targets.draw_values",
-    "hidden.pooled": "layers that are pooled over documents",
+    "hidden.pooled": "layers pooled over documents",
     "hidden.rows": "--hidden-layers",
     "hidden.rows.width": "--hidden-dim",
     "hidden.rows.projection": "hidden.projection",
     "seed": "--seed",
 }
-# What follows from something else, and is not told beside it.
+# Keys that follow from others, and are not reported next to them.
 FOLLOWS = {
     "data.fingerprint": ("history",),
     "data.source": ("history",),
@@ -68,29 +68,30 @@ FOLLOWS = {
 SHA256 = re.compile(r"^[0-9a-f]{64}$")
 
 
-def differing_keys(there: Any, asked: Any, place: str = "") -> list[str]:
+def differing_keys(existing: Any, requested: Any, place: str = "") -> list[str]:
     """Every leaf in which two values differ."""
-    return [f"{place}: {_short(a)} there, {_short(b)} asked" for place, a, b in _leaves(there, asked, place)]
+    leaves = _leaves(existing, requested, place)
+    return [f"{place}: existing {_short(a)}, requested {_short(b)}" for place, a, b in leaves]
 
 
-def differing_settings(there: Any, asked: Any) -> list[str]:
-    """What differs between two manifests, as those who give settings know it; what follows from it is left out."""
-    leaves = {re.sub(r"\[\d+\]", "", place): (a, b) for place, a, b in _leaves(there, asked, "")}
+def differing_settings(existing: Any, requested: Any) -> list[str]:
+    """The differences between two manifests by setting, without those that follow from others."""
+    leaves = {re.sub(r"\[\d+\]", "", place): (a, b) for place, a, b in _leaves(existing, requested, "")}
     named = {_name(place): pair for place, pair in leaves.items() if not _follows(place, leaves)}
     order = {name: place for place, name in enumerate(CALLED.values())}
     names = sorted(named, key=lambda name: order.get(name, len(order)))
-    return [f"{name}: {_said(named[name][0])} there, {_said(named[name][1])} asked" for name in names]
+    return [f"{name}: existing {_in_words(named[name][0])}, requested {_in_words(named[name][1])}" for name in names]
 
 
-def _leaves(there: Any, asked: Any, place: str) -> Iterator[Leaf]:
-    if isinstance(there, dict) and isinstance(asked, dict):
-        for name in sorted(there.keys() | asked.keys()):
-            yield from _leaves(there.get(name), asked.get(name), f"{place}.{name}".lstrip("."))
-    elif isinstance(there, list) and isinstance(asked, list) and len(there) == len(asked):
-        for n, (a, b) in enumerate(zip(there, asked, strict=True)):
+def _leaves(existing: Any, requested: Any, place: str) -> Iterator[Leaf]:
+    if isinstance(existing, dict) and isinstance(requested, dict):
+        for name in sorted(existing.keys() | requested.keys()):
+            yield from _leaves(existing.get(name), requested.get(name), f"{place}.{name}".lstrip("."))
+    elif isinstance(existing, list) and isinstance(requested, list) and len(existing) == len(requested):
+        for n, (a, b) in enumerate(zip(existing, requested, strict=True)):
             yield from _leaves(a, b, f"{place}[{n}]")
-    elif there != asked:
-        yield place, there, asked
+    elif existing != requested:
+        yield place, existing, requested
 
 
 def _name(place: str) -> str:
@@ -104,17 +105,17 @@ def _follows(place: str, leaves: dict[str, Any]) -> bool:
     return any(other.startswith(cause) for cause in causes for other in others)
 
 
-def _said(value: Any) -> str:
+def _in_words(value: Any) -> str:
     if value is None or value == []:
         return "none"
     if isinstance(value, bool):
         return "yes" if value else "no"
-    if isinstance(value, dict) and "action" in value:  # what was done to other caches
+    if isinstance(value, dict) and "action" in value:
         return f"{value['action']} ({value.get('note', '')})"
     if isinstance(value, dict):  # a layer, a column, a teacher
         return str(value.get("layer", value.get("name", _short(value))))
     if isinstance(value, list):
-        return ", ".join(_said(each) for each in value)
+        return ", ".join(_in_words(item) for item in value)
     return f"{value[:8]}..." if isinstance(value, str) and SHA256.match(value) else _short(value)
 
 

@@ -1,7 +1,4 @@
-"""What a lock file says: which process writes to the folder, and since when.
-
-In: one line of JSON. Out: a frozen record.
-"""
+"""The content of a lock file: the process that writes to a folder, and since when."""
 
 from typing import Annotated
 
@@ -15,7 +12,7 @@ Word = Annotated[str, Field(max_length=300)]
 class LockRecord(Record):
     """The holder of a lock: `started` is its start in ticks since the machine's `boot`; it took the lock at `since`.
 
-    `machine` tells two machines of one host name apart; it is empty where the machine has no such id.
+    `machine` distinguishes two machines of one host name; it is empty if the machine has no id.
     """
 
     pid: Annotated[int, Field(ge=0, le=1 << 40)]

@@ -1,6 +1,6 @@
-"""The format version that a cache states, and whether this program may read it.
+"""The format version of a cache, and whether this kdpipe can read it.
 
-In: the `format` object of manifest.json. Out: nothing, or a refusal that says which kdpipe is needed.
+In: the `format` object of manifest.json. Out: nothing, or an error that names the needed version of kdpipe.
 """
 
 from typing import Any, Final, Literal
@@ -17,7 +17,7 @@ UNDERSTOOD: frozenset[str] = frozenset()
 
 
 class FormatVersion(Record):
-    """`major` breaks readers, `minor` adds optional keys, `must_understand` names those that may not be ignored."""
+    """`major` breaks readers, `minor` adds optional keys, `must_understand` names keys that must not be ignored."""
 
     name: Literal["kdpipe-cache"] = FORMAT_NAME
     major: int = Field(default=MAJOR, ge=1)
@@ -26,32 +26,32 @@ class FormatVersion(Record):
 
 
 def check_version(manifest: Any, what: str) -> bool:
-    """Refuse a format that this program cannot read; true when it is newer by a minor version."""
+    """Refuse a format that this kdpipe cannot read; true if it is newer by a minor version."""
     stated = manifest.get("format") if isinstance(manifest, dict) else None
     if not isinstance(stated, dict) or stated.get("name") != FORMAT_NAME:
         raise CacheDamaged(
             f"{what} does not describe a kdpipe cache",
-            hint="check the path: it must be the folder that holds manifest.json",
+            hint="check the path: expected the folder with manifest.json",
         )
     major, minor = stated.get("major"), stated.get("minor")
     if type(major) is not int or type(minor) is not int:
-        raise CacheDamaged(f"{what} states no format version")
+        raise CacheDamaged(f"{what} has no format version")
     if major != MAJOR:
         raise Incompatible(
-            f"{what} is of format {major}.{minor}, this kdpipe reads {MAJOR}.x",
-            hint=f"install the kdpipe that reads format {major}",
+            f"{what} has format {major}.{minor}, this kdpipe reads {MAJOR}.x",
+            hint=f"install a kdpipe that reads format {major}",
         )
     if minor == 0:
         raise Incompatible(
-            f"{what} is of format {major}.{minor}, which only development versions of kdpipe wrote",
-            hint="make the cache again: kdpipe cache-teacher",
+            f"{what} has format {major}.{minor}, written by a development version of kdpipe",
+            hint="recreate the cache: kdpipe cache-teacher",
         )
     needed = stated.get("must_understand", [])
     names = needed if isinstance(needed, list) else [needed]
     unknown = [name for name in names if not isinstance(name, str) or name not in UNDERSTOOD]
     if unknown:
         raise Incompatible(
-            f"{what} needs {', '.join(map(str, unknown))}, which this kdpipe does not know",
+            f"{what} needs {', '.join(map(str, unknown))}, unknown to this kdpipe",
             hint="install a newer kdpipe",
         )
     return minor > MINOR

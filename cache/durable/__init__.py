@@ -1,1 +1,1 @@
-"""Files that survive a kill: written beside, synced, renamed; locks and work folders that a later process sweeps."""
+"""Files that survive a crash: written under a temporary name, synced, renamed; locks; cleanup of old work folders."""

@@ -1,7 +1,7 @@
-"""Durable files: written under a work name, synced, renamed once, never over something else.
+"""Durable files: written under a work name, synced, renamed once, never over another file.
 
-In: bytes and paths. Out: files that are whole or not there, whatever kills the process or cuts the power.
-`work_names.py` says whose a work name is.
+In: bytes and paths. Out: files that are whole or missing, even after a kill or a power cut. Work names contain their
+owner, see `work_names.py`.
 """
 
 import errno
@@ -24,29 +24,29 @@ from kdpipe.schemas.errors import WriteError
 BUFFER_BYTES = 1 << 18
 _TAKEN = {errno.EEXIST, errno.ENOTEMPTY, errno.EACCES if os.name == "nt" else errno.EEXIST}
 _NO_HARD_LINKS = {errno.EPERM, errno.EXDEV, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
-# What Linux answers where a file system has no fsync for folders, or where nothing can be unsynced (fsync(2)).
+# Errors of Linux on file systems without fsync for folders, or without anything to sync (fsync(2)).
 _NO_DIR_SYNC = {errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.EROFS}
 _MKDIR_ATTEMPTS = 16
-# How the names of temporary folders begin.
+# Prefix of the names of temporary folders.
 TEMPORARY = "kdpipe-"
 _OS_ERROR = re.compile(r"\(os error ([0-9]{1,4})\)")
-# Refusals for want of something: space, length of a file, open files.
+# Errors about limits: disk space, file size, open files.
 SHORTAGES = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE, errno.ENFILE}
 
 
 class WriteFailed(OSError):
-    """The system took no more bytes for a file of ours: told apart from what fails in the code that feeds it."""
+    """The system refused a write to one of our files, as opposed to an error in the code that produces the bytes."""
 
 
 class _File(io.FileIO):
-    """A file that goes on refusing once it has lost bytes, and takes none that nobody wants any more."""
+    """A file that refuses every write after a failed one, and ignores writes once it is abandoned."""
 
     refusal: WriteFailed | None = None
-    is_given_up = False
+    is_abandoned = False
 
     def write(self, data: Any) -> int:
         """Write, or raise `WriteFailed`."""
-        if self.is_given_up:
+        if self.is_abandoned:
             return memoryview(data).nbytes
         if self.refusal is None:
             try:
@@ -58,7 +58,7 @@ class _File(io.FileIO):
 
 @contextmanager
 def new_file(path: Path) -> Iterator[BinaryIO]:
-    """A new file that is on the disk when the block ends."""
+    """A new file that is synced to the disk when the block ends."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
     raw = _File(descriptor, "wb")
     with io.BufferedWriter(raw, BUFFER_BYTES) as file:
@@ -67,12 +67,12 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(descriptor)
         except BaseException:
-            raw.is_given_up = True
+            raw.is_abandoned = True
             raise
 
 
 def apply_umask(path: Path) -> None:
-    """Give a file of a library, which may have made it for its user alone, the permissions of any new file there."""
+    """Give a file of a library the permissions of other new files: it may be readable by its user alone."""
     probe = path.with_name(work_name(path.name[:40]))
     descriptor = os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
@@ -85,7 +85,7 @@ def apply_umask(path: Path) -> None:
 
 
 def sync_dir(path: Path) -> None:
-    """Make the names in a folder durable; Windows and some file systems have no such call."""
+    """Make the names in a folder durable, if the file system can."""
     if os.name == "nt":
         return
     descriptor = os.open(path, os.O_RDONLY)
@@ -99,7 +99,7 @@ def sync_dir(path: Path) -> None:
 
 
 def make_dir(path: Path) -> None:
-    """See to it that a folder is there, and durable in its parent whoever made it."""
+    """Create a folder if it is missing, and make it durable in its parent."""
     for _ in range(_MKDIR_ATTEMPTS):
         if path.is_dir():
             break
@@ -108,7 +108,7 @@ def make_dir(path: Path) -> None:
         try:
             os.mkdir(path)
         except FileNotFoundError:
-            continue  # another writer has just swept the parent away
+            continue  # another writer has just removed the parent
         except FileExistsError:
             if os.path.lexists(path) and not path.is_dir():
                 raise
@@ -117,7 +117,7 @@ def make_dir(path: Path) -> None:
 
 @contextmanager
 def work_folder(cache: Path, what: str) -> Iterator[Path]:
-    """A folder to build something in; what is in it when the block ends, and was not published, goes."""
+    """A temporary folder inside a cache; what has not been published is deleted when the block ends."""
     work = cache / WORK / work_name(what)
     try:
         make_dir(work)
@@ -127,10 +127,10 @@ def work_folder(cache: Path, what: str) -> Iterator[Path]:
 
 
 def publish_dir(work: Path, final: Path) -> bool:
-    """Give a finished folder its name; false when another writer was first, whose folder then stands."""
+    """Rename a finished folder into place; false if another writer was first, whose folder is kept."""
     for folder, _, _ in os.walk(work, topdown=False):
         sync_dir(Path(folder))
-    # Syncs what stands beside the parent too: tables that another writer gave their name a moment ago.
+    # Also syncs siblings of the parent: tables that another writer has just renamed.
     make_dir(final.parent)
     is_first = True
     try:
@@ -139,13 +139,13 @@ def publish_dir(work: Path, final: Path) -> bool:
         if error.errno not in _TAKEN or not final.is_dir():
             raise
         is_first = False
-    # Also when another was first: it may have died before it came to this.
+    # Also if another was first: it may have died before its own sync.
     sync_dir(final.parent)
     return is_first
 
 
 def publish_file(cache: Path, final: Path, data: bytes) -> bool:
-    """Write a file under its name at once; false when it is there already."""
+    """Write a file that appears whole under its name; false if it exists."""
     with work_folder(cache, final.name) as work:
         with new_file(work / final.name) as file:
             file.write(data)
@@ -156,7 +156,7 @@ def publish_file(cache: Path, final: Path, data: bytes) -> bool:
 
 
 def replace_file(folder: Path, path: Path, data: bytes) -> None:
-    """Write a file that is whole, or as it was before; `folder` holds the work folders."""
+    """Replace a file: its content is the old or the new one; `folder` has the work folders."""
     with work_folder(folder, path.name) as work:
         with new_file(work / path.name) as file:
             file.write(data)
@@ -166,10 +166,10 @@ def replace_file(folder: Path, path: Path, data: bytes) -> None:
         (folder / WORK).rmdir()
 
 
-def link_file(there: Path, path: Path) -> bool:
-    """Give a file that is never changed a second name, durably; false where the system allows no such link."""
+def link_file(source: Path, path: Path) -> bool:
+    """Hard-link a file that is never changed, durably; false if the system allows no such link."""
     try:
-        os.link(there, path, follow_symlinks=False)
+        os.link(source, path, follow_symlinks=False)
     except OSError as error:
         if error.errno not in _NO_HARD_LINKS | {errno.EMLINK, errno.EACCES}:
             raise
@@ -183,7 +183,7 @@ def link_file(there: Path, path: Path) -> bool:
 
 
 def move_if_free(work: Path, final: Path) -> bool:
-    """Give a finished file its name; false when there is one of that name, which then stays."""
+    """Rename a finished file into place; false if one of that name exists, which is kept."""
     try:
         if os.name == "nt":
             os.rename(work, final)
@@ -194,8 +194,7 @@ def move_if_free(work: Path, final: Path) -> bool:
     except OSError as error:
         if error.errno not in _NO_HARD_LINKS:
             raise
-        # No hard links on this file system: the check and the rename are two steps, and whoever
-        # loses compares afterwards.
+        # Without hard links the check and the rename are two steps; the loser of a race compares afterwards.
         if final.exists():
             return False
         os.rename(work, final)
@@ -203,12 +202,12 @@ def move_if_free(work: Path, final: Path) -> bool:
 
 
 def remove_dir(path: Path) -> None:
-    """Remove a folder of ours that nobody has been told about."""
+    """Remove an unpublished folder."""
     shutil.rmtree(path, ignore_errors=True)
 
 
 def sweep(cache: Path) -> list[str]:
-    """Remove what dead workers of this machine left behind; the work names of the others."""
+    """Remove work folders of dead processes of this machine; the names of the others."""
     try:
         names = sorted(os.listdir(cache / WORK))
     except (FileNotFoundError, NotADirectoryError):
@@ -220,7 +219,7 @@ def sweep(cache: Path) -> list[str]:
 
 
 def changed_within(folder: Path, seconds: float) -> bool:
-    """Whether anything in a folder has changed within so many seconds, by this machine's clock."""
+    """Whether anything in a folder has changed within the last seconds, by the clock of this machine."""
     changed = 0.0
     for inside, _, names in os.walk(folder):
         for name in (inside, *(os.path.join(inside, name) for name in names)):
@@ -231,7 +230,7 @@ def changed_within(folder: Path, seconds: float) -> bool:
 
 @contextmanager
 def translate_os_errors(doing: str, where: Path, only: type[OSError] = OSError) -> Iterator[None]:
-    """Turn the system's refusals into sentences that say what to do."""
+    """Translate errors of the system into `WriteError`s with a hint."""
     try:
         yield
     except only as error:
@@ -239,14 +238,14 @@ def translate_os_errors(doing: str, where: Path, only: type[OSError] = OSError) 
 
 
 def system_error(error: Exception) -> OSError | None:
-    """What the system refused, by the words of a library that is written in Rust; None where it was something else."""
+    """The OSError in the message of a Rust library; None for other errors."""
     number = _OS_ERROR.search(str(error))
     return None if number is None else OSError(int(number[1]), os.strerror(int(number[1])))
 
 
 def advice(error: OSError, where: Path) -> str:
-    """What to do about a refusal of the system."""
-    again = "what was committed is safe; then run the same command again"
+    """The hint for an error of the system."""
+    again = "committed parts are safe; then run the same command again"
     match error.errno:
         case errno.ENOSPC | errno.EDQUOT:
             elsewhere = " or set TMPDIR to a folder of another disk" if _is_temporary(where) else ""
@@ -256,16 +255,16 @@ def advice(error: OSError, where: Path) -> str:
         case errno.EMFILE | errno.ENFILE:
             return f"raise the limit on open files (ulimit -n): {again}"
         case errno.EACCES | errno.EPERM | errno.EROFS:
-            return "choose a folder that you may write to, or have its permissions changed"
+            return "fix the permissions of the folder, or choose another one"
         case errno.EEXIST | errno.ENOTDIR:
-            return "a file stands where a folder is needed: choose another folder, or move the file away"
+            return "there is a file in place of a folder: move it away, or choose another folder"
         case errno.ENOENT:
-            return f"something removed a folder while it was written to; find out what: {again}"
-    return f"see to the disk: {again}"
+            return f"another program removed a folder during the write; find out which: {again}"
+    return f"check the disk: {again}"
 
 
 def _free(where: Path) -> str:
-    """What is free there, where the system says so; a folder that was thrown away is on the disk of its parents."""
+    """The free bytes of a folder's disk, if known; a deleted folder is on the disk of its parents."""
     for place in (where, *where.absolute().parents):
         with suppress(OSError):
             return f" ({shutil.disk_usage(place).free:,} bytes free)"
@@ -273,7 +272,7 @@ def _free(where: Path) -> str:
 
 
 def _is_temporary(where: Path) -> bool:
-    """Whether a folder is one of ours below the temporary folder."""
+    """Whether a folder is one of kdpipe's temporary folders."""
     with suppress(OSError, ValueError):
         inside = where.absolute().relative_to(tempfile.gettempdir()).parts
         return not inside or inside[0].startswith(TEMPORARY)

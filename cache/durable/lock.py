@@ -1,8 +1,8 @@
-"""The lock of a folder that has one writer at a time: a run, an export.
+"""The lock of a folder with one writer at a time: a run, an export.
 
-In: a folder. Out: the lock until the block ends, or a `LockHeld` that names the holder. The system's own lock (flock)
-decides: it ends with its process, so the file of a killed one is taken over, and of two that try, one gets it. The line
-in the file names the holder to people, and to hosts that this lock does not reach.
+In: a folder. Out: the lock until the block ends, or a `LockHeld` that names the holder. The system's lock (flock) ends
+with its process, so the file of a killed one is taken over. The line in the file names the holder for messages, and for
+hosts that flock does not reach.
 """
 
 import errno
@@ -29,14 +29,14 @@ else:
 
 LOCK: Final = "kdpipe.lock"
 Say = Callable[[str], None]
-# What the system answers where a place cannot be written, whatever is tried there, and where it has no locks.
+# Errors of the system: a folder cannot be written to; a file system has no locks.
 _UNWRITABLE = {
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.EISDIR),
     *(errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL),
 }
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 _ATTEMPTS = 64
-# A holder writes its line right after it has taken the lock.
+# A holder writes its line right after taking the lock.
 _LINE_TRIES, _LINE_SECONDS = 50, 0.02
 _MAX_LINE_BYTES = 1 << 13
 _FAR = 1 << 20
@@ -45,30 +45,30 @@ _held_here: set[int] = set()
 
 @contextmanager
 def locked(folder: Path, say: Say, *, beside: bool = False) -> Iterator[None]:
-    """Be the only writer of a folder; `beside` puts the lock next to one that is renamed into place as a whole."""
+    """Hold the lock of a folder; `beside` puts the file next to a folder that is renamed into place as a whole."""
     whole = Path(os.path.abspath(folder))
     if beside and not whole.name:
         raise ConfigError(f"{folder} is the root of a file system", hint="choose a new folder inside it")
     path = whole.with_name(f".{whole.name}.lock") if beside else folder / LOCK
-    made: list[Path] = []
+    created: list[Path] = []
     try:
         try:
-            file = _take(path, folder, made, say)
+            file = _take(path, folder, created, say)
         except OSError as error:
             raise _refusal(folder, error) from error
         try:
             yield
         finally:
-            file.give_back()
+            file.release()
     finally:
-        # A folder that was made for the lock alone goes with it.
+        # Folders that were created for the lock alone are removed with it.
         with suppress(OSError):
-            for each in reversed(made):
-                os.rmdir(each)
+            for parent in reversed(created):
+                os.rmdir(parent)
 
 
 def check_free(folder: Path) -> None:
-    """Refuse a folder with a holder, where this process may only read: it takes no lock of its own."""
+    """Refuse a folder that is locked by another process, without taking the lock."""
     path = folder / LOCK
     _check_regular(path)
     try:
@@ -83,7 +83,7 @@ def check_free(folder: Path) -> None:
 
 @final
 class _LockFile:
-    """An open lock file: whether its lock is ours, and what its line says."""
+    """An open lock file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -91,7 +91,7 @@ class _LockFile:
         _held_here.add(self._descriptor)
 
     def lock(self) -> bool:
-        """Take the system's lock; false where the file system has none, BlockingIOError where another has it."""
+        """Take the system's lock; false if the file system has no locks, BlockingIOError if it is held."""
         try:
             _lock(self._descriptor)
         except OSError as error:
@@ -102,20 +102,20 @@ class _LockFile:
 
     @property
     def has_its_name(self) -> bool:
-        """Whether the file is still the one at its path: the one who held it before may have removed it."""
+        """Whether the file is still the one at its path: the previous holder may have removed it."""
         try:
             return os.path.samestat(os.fstat(self._descriptor), os.lstat(self.path))
         except FileNotFoundError:
             return False
 
     def read(self) -> LockRecord | None:
-        """What the line says; None where there is none."""
+        """The holder in the file; None if it is empty."""
         os.lseek(self._descriptor, 0, os.SEEK_SET)
         line, end, _ = os.read(self._descriptor, _MAX_LINE_BYTES).partition(b"\n")
         return read_record(LockRecord, line + end, str(self.path)) if line else None
 
     def write(self) -> None:
-        """Name this process as the holder."""
+        """Write this process as the holder."""
         own = this_process()
         record = LockRecord(
             pid=own.pid,
@@ -132,8 +132,8 @@ class _LockFile:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         os.ftruncate(self._descriptor, len(line))
 
-    def give_back(self) -> None:
-        """Remove the file, then let the lock go; in a child of a fork neither is its own."""
+    def release(self) -> None:
+        """Remove the file and release the lock, unless this is a forked child."""
         if self._descriptor not in _held_here:
             return
         is_own = False
@@ -147,15 +147,15 @@ class _LockFile:
         self.close()
 
     def close(self) -> None:
-        """Let the lock go, and leave the file."""
+        """Release the lock and keep the file."""
         if self._descriptor in _held_here:
             _held_here.discard(self._descriptor)
             os.close(self._descriptor)
 
 
 def _open(path: Path) -> int:
-    """Open or make a lock file; a link is not followed, and a pipe does not block."""
-    # O_BINARY is of Windows, the others of POSIX.
+    """Open or create a lock file; links are not followed, pipes do not block."""
+    # O_BINARY exists on Windows, the others on POSIX.
     flags = [getattr(os, name, 0) for name in ("O_BINARY", "O_NOFOLLOW", "O_NONBLOCK")]
     try:
         descriptor = os.open(path, sum(flags, os.O_RDWR | os.O_CREAT), 0o666)
@@ -171,7 +171,7 @@ def _open(path: Path) -> int:
 
 
 def _check_regular(path: Path) -> None:
-    """Refuse anything but a regular file, or none, at the place of a lock."""
+    """Refuse anything but a regular file or no file as a lock."""
     try:
         mode = os.lstat(path).st_mode
     except OSError:
@@ -180,13 +180,13 @@ def _check_regular(path: Path) -> None:
         raise ConfigError(f"{path} is not a regular file", hint="remove it and run again")
 
 
-def _take(path: Path, folder: Path, made: list[Path], say: Say) -> _LockFile:
+def _take(path: Path, folder: Path, created: list[Path], say: Say) -> _LockFile:
     for _ in range(_ATTEMPTS):
-        _make_dirs(path.parent, made)
+        _make_dirs(path.parent, created)
         try:
             file = _LockFile(path)
         except FileNotFoundError:
-            continue  # whoever made the folder for a lock of its own has just removed it
+            continue  # another process has just removed the folder of its own lock
         try:
             has_locks = file.lock()
             if not file.has_its_name:
@@ -203,15 +203,15 @@ def _take(path: Path, folder: Path, made: list[Path], say: Say) -> _LockFile:
         try:
             file.write()
         except BaseException:
-            file.give_back()
+            file.release()
             raise
         return file
     raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
 
 
 def _check_last(file: _LockFile, folder: Path, *, has_locks: bool, say: Say) -> None:
-    """Refuse where the line names a holder that may be at work though the system's lock is free."""
-    delete = f"if nothing writes to {folder} any more, delete {file.path} and run again"
+    """Refuse if the holder in the file may be running although the system's lock is free."""
+    delete = f"if no process writes to {folder} any more, delete {file.path} and run again"
     try:
         last = file.read()
     except FileDamaged as error:
@@ -224,11 +224,11 @@ def _check_last(file: _LockFile, folder: Path, *, has_locks: bool, say: Say) -> 
             raise _in_use(folder, last, None if process.pid_space == this_process().pid_space else delete)
         say(f"took over the lock of process {last.pid}, which has ended")
     if not has_locks:
-        say(f"the file system of {folder} has no locks: do not start two writers there at the same moment")
+        say(f"the file system of {folder} has no locks: do not start two writers there at the same time")
 
 
 def _holder(file: _LockFile) -> LockRecord | None:
-    """Who holds the lock; None where the file does not come to say it."""
+    """The holder of the lock; None if the file never names one."""
     for _ in range(_LINE_TRIES):
         with suppress(FileDamaged):
             record = file.read()
@@ -243,20 +243,20 @@ def _process(record: LockRecord) -> Process:
 
 
 def _in_use(folder: Path, holder: LockRecord | None, hint: str | None = None) -> LockHeld:
-    who = "another process"
+    holder_name = "another process"
     if holder is not None:
-        who = f"process {holder.pid} on {holder.host} since {holder.since}"
-    hint = hint or "wait until it has ended, or stop it; or choose another folder"
-    return LockHeld(f"{folder} is in use by {who}", hint=hint)
+        holder_name = f"process {holder.pid} on {holder.host} since {holder.since}"
+    hint = hint or "wait for it to end, stop it, or choose another folder"
+    return LockHeld(f"{folder} is in use by {holder_name}", hint=hint)
 
 
 def _refusal(folder: Path, error: OSError) -> ConfigError:
-    """A place that cannot be written is for the caller to change; other trouble is the disk's."""
+    """A folder that cannot be written to is a wrong setting; other errors are the disk's."""
     if error.errno not in _UNWRITABLE:
         with translate_os_errors("the folder cannot be locked", folder):
             raise error
-    place = Path(os.path.abspath(folder))
-    nearest = next(each for each in (place, *place.parents) if os.path.lexists(each))
+    whole = Path(os.path.abspath(folder))
+    nearest = next(path for path in (whole, *whole.parents) if os.path.lexists(path))
     if not os.path.isdir(nearest):
         return ConfigError(f"not a folder: {nearest}", hint="choose another folder, or move that file away")
     return ConfigError(
@@ -264,23 +264,23 @@ def _refusal(folder: Path, error: OSError) -> ConfigError:
     )
 
 
-def _make_dirs(folder: Path, made: list[Path]) -> None:
-    """Make a folder and those above it, and note which were not there."""
-    for each in reversed([each for each in (folder, *folder.parents) if not each.is_dir()]):
+def _make_dirs(folder: Path, created: list[Path]) -> None:
+    """Create a folder and its parents, and append the new ones to `created`."""
+    for path in reversed([path for path in (folder, *folder.parents) if not path.is_dir()]):
         try:
-            os.mkdir(each)
+            os.mkdir(path)
         except FileExistsError:
-            if not each.is_dir():
+            if not path.is_dir():
                 raise
             continue
-        made.append(each)
-        sync_dir(each.parent)
+        created.append(path)
+        sync_dir(path.parent)
 
 
 if sys.platform == "win32":
 
     def _lock(descriptor: int) -> None:
-        # A byte far behind the line, which others then can still read.
+        # A byte far behind the line, so that others can still read the line.
         os.lseek(descriptor, _FAR, os.SEEK_SET)
         try:
             msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
@@ -294,7 +294,7 @@ else:
 
 
 def _forget_in_child() -> None:
-    """A child of a fork would hold the lock of its parent beyond its end."""
+    """Close the inherited locks: a forked child would hold them longer than its parent."""
     for descriptor in _held_here:
         os.close(descriptor)
     _held_here.clear()

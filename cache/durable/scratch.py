@@ -1,7 +1,7 @@
-"""Temporary folders of this process: the one place that makes them, and says which setting moves them elsewhere.
+"""Temporary folders, all created here, so that every error names TMPDIR as the setting to change.
 
-In: what a folder is for. Out: a folder below $TMPDIR that is gone afterwards, or an error that names the folder, the
-space that is free there and what is needed.
+In: what a folder is for. Out: a folder below $TMPDIR that is deleted afterwards, or an error with the folder, its free
+space and the needed space.
 """
 
 import os
@@ -16,7 +16,7 @@ from kdpipe.schemas.errors import WriteError
 
 @contextmanager
 def scratch_folder(prefix: str, doing: str, n_bytes: int | None = None) -> Iterator[Path]:
-    """A temporary folder; `doing` names the work that fails without it, `n_bytes` what it will hold, where known."""
+    """A temporary folder; `doing` names the task for error messages, `n_bytes` is its expected size, if known."""
     doing = doing if n_bytes is None else f"{doing}, {n_bytes:,} bytes"
     with temporary_folder_errors(doing):
         folder = tempfile.TemporaryDirectory(prefix=prefix)
@@ -29,14 +29,14 @@ def scratch_folder(prefix: str, doing: str, n_bytes: int | None = None) -> Itera
             raise
         raise _refused(doing, Path(folder.name), error) from error
     finally:
-        # Without a free file number no folder can be removed: then the error that came first is the one to report.
+        # Without a free file descriptor the cleanup fails too: then the first error is the one to report.
         with nullcontext() if is_done else suppress(OSError):
             folder.cleanup()
 
 
 @contextmanager
 def temporary_folder_errors(doing: str) -> Iterator[None]:
-    """Name the place of temporary folders where none can be made."""
+    """Translate errors of creating a temporary folder."""
     try:
         yield
     except OSError as error:
@@ -44,12 +44,12 @@ def temporary_folder_errors(doing: str) -> Iterator[None]:
 
 
 def _refused(doing: str, where: Path, error: OSError) -> WriteError:
-    hint = advice(error, where) if error.errno in SHORTAGES else "set TMPDIR to a folder that you may write to"
+    hint = advice(error, where) if error.errno in SHORTAGES else "set TMPDIR to a writable folder"
     return WriteError(f"{doing}: {error.strerror} ({where})", hint=hint)
 
 
 def _place() -> Path:
-    """Where temporary folders are made; the first that is looked at, where none can be written to."""
+    """The folder for temporary folders; the first candidate if none is writable."""
     try:
         return Path(tempfile.gettempdir())
     except FileNotFoundError:

@@ -1,7 +1,7 @@
-"""Which process is writing, and whether it still lives: for work names in tmp/, and for the locks of `lock.py`.
+"""Unique names for unfinished work in tmp/ that contain their process, and whether that process is still running.
 
-In: what is being built. Out: a name that nobody else uses; from such a name, whether its owner is gone. A courtesy, not
-a lock: two writers of one thing never harm each other, and a name that cannot be judged is left alone.
+In: what is being built. Out: a unique name; for such a name, whether its owner has ended. This is cleanup, not locking:
+two writers of the same part never harm each other, and names that cannot be judged are kept.
 """
 
 import hashlib
@@ -14,15 +14,15 @@ from pathlib import Path
 from typing import Final
 
 _MACHINE_ID: Final = Path("/etc/machine-id")
-# machine-id(5): the file may also be empty, or say "uninitialized".
+# machine-id(5): the file may also be empty or contain "uninitialized".
 _IS_ID: Final = re.compile(rb"[0-9a-f]{32}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Process:
-    """A process and its machine; `started` is in ticks since the machine booted, "0" where that is not known.
+    """A process and its machine; `started` is in ticks since the machine booted, "0" if unknown.
 
-    `machine` is empty where the machine has no id of its own, and in work names, which do not hold it.
+    `machine` is empty if the machine has no id, and in work names, which do not contain it.
     """
 
     host: str
@@ -34,7 +34,7 @@ class Process:
 
 
 def this_process() -> Process:
-    """The process that runs this."""
+    """The current process."""
     pid = os.getpid()
     return Process(
         host=socket.gethostname(),
@@ -42,12 +42,12 @@ def this_process() -> Process:
         boot=boot_id(),
         pid_space=_pid_space(),
         pid=pid,
-        started=_began(pid) or "0",
+        started=_start_ticks(pid) or "0",
     )
 
 
 def is_of_this_machine(process: Process) -> bool:
-    """Whether a process is or was one of this machine; containers of one machine have host names of their own."""
+    """Whether a process runs or ran on this machine; its containers have their own host names."""
     own = this_process()
     if process.boot == own.boot != "0":
         return True
@@ -56,24 +56,24 @@ def is_of_this_machine(process: Process) -> bool:
 
 
 def has_ended(process: Process) -> bool:
-    """Whether a process is known to be gone; of other machines, and of other containers, nothing is known."""
+    """Whether a process is known to have ended; unknown for other machines and containers."""
     own = this_process()
     if not is_of_this_machine(process):
         return False
     if process.boot != own.boot:
         return True
-    return process.pid_space == own.pid_space and not _is_alive(process.pid, process.started)
+    return process.pid_space == own.pid_space and not _is_running(process.pid, process.started)
 
 
 def work_name(what: str) -> str:
-    """A name that no other writer uses, and that says whose it is."""
+    """A unique name that contains its process."""
     own = this_process()
     owner = f"{_in_a_name(own.host)}~{own.boot}~{own.pid_space}~{own.pid}~{own.started}"
     return f"{what}~{owner}~{secrets.token_hex(4)}"
 
 
 def is_abandoned(name: str) -> bool:
-    """Whether a work name belongs to a process of this machine that is gone; other machines' are left alone."""
+    """Whether a work name belongs to an ended process of this machine."""
     try:
         _, host, boot, space, pid, started, _ = name.split("~")
         process = int(pid)
@@ -90,12 +90,12 @@ def _in_a_name(host: str) -> str:
 
 
 def is_own(name: str) -> bool:
-    """Whether a work name was made by this process."""
+    """Whether a work name belongs to this process."""
     return name.split("~")[1:6] == work_name("").split("~")[1:6]
 
 
 def boot_id() -> str:
-    """What changes when this machine starts anew, so that an old process number is not taken for a living one."""
+    """An id of the current boot, so that an old process number is not mistaken for a running process."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text()[:8]
     except OSError:
@@ -103,7 +103,7 @@ def boot_id() -> str:
 
 
 def machine_id() -> str:
-    """A digest of /etc/machine-id, which should not be published; empty if the machine has no such id."""
+    """A digest of /etc/machine-id, which should not be published; empty if the machine has no id."""
     try:
         text = _MACHINE_ID.read_bytes().strip()
     except OSError:
@@ -112,15 +112,15 @@ def machine_id() -> str:
 
 
 def _pid_space() -> str:
-    """Process numbers mean something only within one of these: containers of one machine have their own."""
+    """The pid namespace: containers of one machine have their own process numbers."""
     try:
         return str(os.stat("/proc/self/ns/pid").st_ino)
     except OSError:
         return "0"
 
 
-def _is_alive(process: int, began: str) -> bool:
-    """Whether a process lives and is the one that began then: numbers are given out again."""
+def _is_running(process: int, began: str) -> bool:
+    """Whether a process is running and has this start time: process numbers are reused."""
     if os.name == "nt":
         return True
     try:
@@ -129,11 +129,11 @@ def _is_alive(process: int, began: str) -> bool:
         return False
     except (PermissionError, OverflowError):
         return True
-    return _began(process) in (began, None) or began == "0"
+    return _start_ticks(process) in (began, None) or began == "0"
 
 
-def _began(process: int) -> str | None:
-    """When a process began, in ticks; "" for one that has ended and is still to be waited for, None where unknown."""
+def _start_ticks(process: int) -> str | None:
+    """The start of a process in ticks; "" for a zombie, None if unknown."""
     try:
         state, *numbers = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
     except OSError:

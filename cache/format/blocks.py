@@ -1,7 +1,4 @@
-"""Blocks of targets cut and joined: what was answered together is stored apart, and the other way round.
-
-In: blocks, or rows that were read, and where to cut. Out: blocks of the same kind.
-"""
+"""Splitting and joining blocks of targets: batches of the teacher are stored by sequence, and the reverse."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -16,7 +13,7 @@ SCALARS = ("log_tail", "drawn_log_tail", "entropy", "label_logprob", "boundary_l
 
 
 def cut(block: Block, ends: npt.NDArray[np.int64]) -> Iterator[Block]:
-    """Cut a block into consecutive ones, given the row at which each ends."""
+    """Split a block into consecutive ones, given the row at which each ends."""
     entries = np.concatenate([[0], np.cumsum(block.n_exact.astype(np.int64) + block.n_draws)])
     draws = np.concatenate([[0], np.cumsum(block.n_draws.astype(np.int64))])
     start = 0
@@ -37,7 +34,7 @@ def cut(block: Block, ends: npt.NDArray[np.int64]) -> Iterator[Block]:
 
 
 def join(blocks: Sequence[Block]) -> Block:
-    """Join blocks of one kind, the rows of each behind those of the one before."""
+    """Concatenate blocks of the same columns."""
     if len(blocks) == 1:
         return blocks[0]
     first = blocks[0]
@@ -58,7 +55,7 @@ def join(blocks: Sequence[Block]) -> Block:
 
 
 def block_of(rows: Rows) -> Block:
-    """What was read as a block that could be written again, without what only a writer knows (`drawn_log_tail`)."""
+    """Rows as a block that can be written again, without `drawn_log_tail`, which a reader does not have."""
     return Block(
         n_exact=rows.n_exact,
         n_draws=rows.count - rows.n_exact,

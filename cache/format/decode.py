@@ -1,6 +1,6 @@
 """From codes to numbers: ids, log-probabilities and the training weights of many rows at once.
 
-In: the codes of a range of rows, as the chunks hold them. Out: flat arrays, a row's exact ids first. Its inverse is
+In: the codes of a range of rows, as stored in chunks. Out: flat arrays, a row's exact ids first. Its inverse is
 `encode.py`; `dense.py` is its slow twin.
 """
 
@@ -24,13 +24,13 @@ from kdpipe.schemas.manifest import Manifest
 from kdpipe.schemas.targets import MAX_ENTRIES
 
 Int32s = npt.NDArray[np.int32]
-# Stands for an exact mass of nothing, whose logarithm is then far outside every bound.
+# Replaces an exact mass of 0, whose logarithm is then far outside every bound.
 LEAST_MASS = np.float32(1e-37)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EntryCodes:
-    """The codes of a range of rows: streams of entries, and the columns that weigh them."""
+    """The codes of a range of rows: streams of entries, and the columns for their weights."""
 
     n_exact: Longs
     n_draws: Longs
@@ -53,7 +53,7 @@ class FlatEntries:
 
 
 class Decoder:
-    """The quantizers of one cache as tables, ready to be looked up."""
+    """The quantizers of one cache as lookup tables."""
 
     def __init__(self, manifest: Manifest, ids_by_rank: Codes) -> None:
         self._targets = manifest.targets
@@ -79,14 +79,14 @@ class Decoder:
         try:
             return {name: table.take(columns[name]) for name, table in self._tables.items()}
         except IndexError:
-            raise CacheDamaged("the code of a scalar lies outside its quantizer") from None
+            raise CacheDamaged("a stored scalar code is out of range") from None
 
     def to_ids(self, ranks: Codes) -> Int32s:
         """Ids from frequency ranks."""
         try:
             return self._ids_by_rank.take(ranks)
         except IndexError:
-            raise CacheDamaged("the rank of an id lies outside the vocabulary") from None
+            raise CacheDamaged("a stored id rank is outside the vocabulary") from None
 
     def entries(self, codes: EntryCodes) -> FlatEntries:
         """Ids, log p and weights of every entry."""
@@ -105,7 +105,7 @@ class Decoder:
         return FlatEntries(ids=self.to_ids(ranks), logprobs=logprobs, weights=weights, times=times)
 
     def _exact(self, codes: EntryCodes, values: Codes, exact: Runs) -> tuple[Floats, Floats]:
-        """Log p at T=1 and weights of the exact ids, corrected so that a row's mass is what its tail leaves."""
+        """Log p at T=1 and weights of the exact ids, corrected so that a row's mass is 1 minus its tail."""
         logprobs = self._lookup(self._logprob, undo_differences(values, exact))
         probabilities: Floats = np.exp(logprobs)
         if codes.log_tail is None or not len(probabilities):
@@ -121,7 +121,7 @@ class Decoder:
         return logprobs, self._weigh(logprobs, codes, exact)
 
     def _weigh(self, logprobs: Floats, codes: EntryCodes, exact: Runs) -> Floats:
-        """At another target temperature p^(1/T)/Z, made to sum to what the draws leave."""
+        """At another target temperature p^(1/T)/Z, scaled to 1 minus the tail of the draws."""
         assert codes.drawn_log_tail is not None and codes.log_z is not None
         log_z = self._lookup(self._tables[log_z_column(self._temperature)], codes.log_z.take(exact.rows))
         weights: Floats = np.exp(logprobs / np.float32(self._temperature) - log_z.take(exact.number))
@@ -135,11 +135,11 @@ class Decoder:
         return weights
 
     def _draw_logprobs(self, codes: EntryCodes, places: Longs) -> Floats:
-        """Log p of draws where they have one, for all entries; those of exact ids mean nothing yet."""
+        """Log p of draws that have one, for all entries; values of exact ids are set later."""
         if not self._targets.draw_values:
             return np.full(len(codes.ids), np.nan, np.float32)
         values = codes.logprobs.copy()
-        # Differences, which may lie outside the quantizer.
+        # Differences, which may be out of range.
         values[places] = 0
         return self._lookup(self._logprob, values)
 
@@ -148,11 +148,11 @@ class Decoder:
         if codes.times is None:
             return None
         if int(codes.times.max(initial=0)) >= MAX_ENTRIES:
-            raise CacheDamaged("an id has more times than a row has draws")
+            raise CacheDamaged("an id was drawn more often than a row has draws")
         return codes.times.astype(np.int32) + np.int32(1)
 
     def _draw_weights(self, codes: EntryCodes, times: Int32s | None, places: Longs) -> Floats:
-        """A row's draws share its tail evenly, or by how often each was drawn; those of exact ids mean nothing yet."""
+        """A row's draws share its tail evenly, or by how often each was drawn; values of exact ids are set later."""
         name = "log_tail" if self._temperature == 1.0 else "drawn_log_tail"
         tail = codes.log_tail if name == "log_tail" else codes.drawn_log_tail
         assert tail is not None
@@ -174,4 +174,4 @@ class Decoder:
         try:
             return table.take(codes)
         except IndexError:
-            raise CacheDamaged("the code of a log-probability lies outside its quantizer") from None
+            raise CacheDamaged("a stored log-probability code is out of range") from None

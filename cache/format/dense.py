@@ -1,7 +1,7 @@
 """The slow twin: the target of every row over the whole vocabulary.
 
-In: the rows of a sequence. Out: float32 [T, V] log-probabilities. Draws weigh what `weights` says; topk and topp spread
-their tail evenly over the other ids; states go through the output head.
+In: the rows of a sequence. Out: float32 [T, V] log-probabilities. Draws have the weights of `weights`; topk and topp
+spread their tail evenly over the other ids; states go through the output head.
 """
 
 from collections.abc import Callable
@@ -21,14 +21,12 @@ def dense_rows(rows: Rows, manifest: Manifest, table: Callable[[str], npt.NDArra
     """Log-probabilities of every id at the target temperature; rows with loss_mask false are NaN."""
     targets = manifest.targets
     if targets.keep.kind == "none":
-        raise Incompatible(
-            "this cache keeps tokens only, it has no targets", hint="make a cache with another --targets"
-        )
+        raise Incompatible("this cache has tokens only, no targets", hint="create a cache with another --targets")
     if isinstance(targets.keep, State):
         result = _from_states(rows, targets.keep, table, targets.target_temperature)
     else:
         if not targets.tail_known:
-            raise Incompatible("what this cache leaves out is unknown, so its targets cannot be made dense")
+            raise Incompatible("the tail mass of this cache is unknown, so its targets cannot be made dense")
         result = _from_entries(rows, manifest, spread=not targets.has_draws)
     result[~rows.loss_mask] = np.nan
     return result.astype(np.float32)

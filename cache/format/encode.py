@@ -1,7 +1,7 @@
 """From targets in memory to codes: the order of entries, the quantizers, the differences.
 
-In: a `Sequence` and its `Block`, which `input_checks.py` lets pass. Out: the codes of every column and every stream of
-entries. Its inverse is `decode.py`.
+In: a `Sequence` and its `Block`, after the checks of `input_checks.py`. Out: the codes of every column and every stream
+of entries. Its inverse is `decode.py`.
 """
 
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from kdpipe.schemas.targets import State
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CodedRows:
-    """The codes of some rows: `columns` [rows, columns], and the streams that the cache has."""
+    """The codes of rows: `columns` [rows, columns], and the streams of entries."""
 
     columns: Codes
     ids: Codes
@@ -32,7 +32,7 @@ class CodedRows:
 
 
 def encode(sequence: Sequence, block: Block, manifest: Manifest, rank_of_id: Codes) -> CodedRows:
-    """Check a sequence and its targets, and turn them into codes."""
+    """Check and encode a sequence and its targets."""
     check_sequence(sequence, manifest)
     ragged = check_block(sequence, block, manifest)
     order = _order_ids(block, ragged, rank_of_id, manifest.vocabulary_size)
@@ -40,7 +40,7 @@ def encode(sequence: Sequence, block: Block, manifest: Manifest, rank_of_id: Cod
     return CodedRows(
         columns=_columns(sequence, block, ragged, manifest, rank_of_id),
         ids=order.ids,
-        times=empty if block.times is None else _moved(block.times.astype(np.uint32), order.draws) - np.uint32(1),
+        times=empty if block.times is None else _reordered(block.times.astype(np.uint32), order.draws) - np.uint32(1),
         logprobs=_value_codes(block, ragged, order, manifest),
         vectors=_vectors(block, manifest),
     )
@@ -48,7 +48,7 @@ def encode(sequence: Sequence, block: Block, manifest: Manifest, rank_of_id: Cod
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Order:
-    """Ids as they are streamed, and where each exact id and each draw came from (None: nothing has moved)."""
+    """Ids in stored order, and the source of each exact id and draw (None: same order)."""
 
     ids: Codes
     exact: Longs | None
@@ -60,7 +60,7 @@ def _order_ids(block: Block, ragged: Ragged, rank_of_id: Codes, vocabulary_size:
     ranks = rank_of_id[block.ids]
     rows = np.repeat(np.arange(len(ragged.counts)) * vocabulary_size, ragged.counts)
     keys = rows + ranks
-    _refuse_twice(keys, vocabulary_size)
+    _refuse_duplicates(keys, vocabulary_size)
     is_draw, is_exact = ragged.is_draw, ~ragged.is_draw
     exact = _exact_order(block, is_exact, rows)
     draw_keys, draws = keys[is_draw], None
@@ -76,16 +76,16 @@ def _order_ids(block: Block, ragged: Ragged, rank_of_id: Codes, vocabulary_size:
     return _Order(ids=ranks, exact=exact, draws=draws)
 
 
-def _refuse_twice(keys: Longs, vocabulary_size: int) -> None:
+def _refuse_duplicates(keys: Longs, vocabulary_size: int) -> None:
     ordered = np.sort(keys)
     twice = ordered[1:] == ordered[:-1]
     if twice.any():
         row = int(ordered[1:][twice][0] // vocabulary_size)
-        raise CacheWriteError(f"an id stands twice in the targets of row {row}")
+        raise CacheWriteError(f"duplicate id in the targets of row {row}")
 
 
 def _exact_order(block: Block, is_exact: Bools, rows: Longs) -> Longs | None:
-    """The order of exact ids, None when they have it already, as those of a sorting teacher do."""
+    """The order of exact ids, None if they are sorted already."""
     rows, ids = rows[is_exact], np.asarray(block.ids)[is_exact]
     rising = -np.asarray(block.logprobs, np.float32)[is_exact]
     right = (rising[1:] > rising[:-1]) | ((rising[1:] == rising[:-1]) & (ids[1:] > ids[:-1])) | (rows[1:] != rows[:-1])
@@ -93,28 +93,28 @@ def _exact_order(block: Block, is_exact: Bools, rows: Longs) -> Longs | None:
 
 
 def _value_codes(block: Block, ragged: Ragged, order: _Order, manifest: Manifest) -> Codes:
-    """Codes of log p: the exact ids of a row as differences, then its draws plain when they carry values."""
+    """Codes of log p: the exact ids of a row as differences, then its draws plain, if they have values."""
     if manifest.arrays.logprob is None:
         return np.zeros(0, np.uint32)
     values, is_exact = np.asarray(block.logprobs, np.float32), ~ragged.is_draw
     quantizer = manifest.arrays.logprob.quantizer
-    exact = differences(to_codes(quantizer, _moved(values[is_exact], order.exact), "logprobs"), ragged.n_exact)
+    exact = differences(to_codes(quantizer, _reordered(values[is_exact], order.exact), "logprobs"), ragged.n_exact)
     if not manifest.targets.draw_values:
         return exact
     codes = np.empty(len(values), np.uint32)
     codes[is_exact] = exact
-    codes[ragged.is_draw] = to_codes(quantizer, _moved(values[ragged.is_draw], order.draws), "logprobs of draws")
+    codes[ragged.is_draw] = to_codes(quantizer, _reordered(values[ragged.is_draw], order.draws), "logprobs of draws")
     return codes
 
 
-def _moved(values: npt.NDArray[Any], order: Longs | None) -> npt.NDArray[Any]:
+def _reordered(values: npt.NDArray[Any], order: Longs | None) -> npt.NDArray[Any]:
     return values if order is None else values[order]
 
 
 def _columns(sequence: Sequence, block: Block, ragged: Ragged, manifest: Manifest, rank_of_id: Codes) -> Codes:
     columns = manifest.arrays.row.columns
     codes = np.empty((len(sequence.tokens), len(columns)), np.uint32)
-    # An exact id has its log p already.
+    # The label_logprob of a row is not stored if the next token is an exact id.
     known, _ = next_tokens(sequence.tokens, block.ids, ragged.n_exact, ragged.n_draws)
     for number, column in enumerate(columns):
         if isinstance(column.quantizer, LinearQuantizer | LogOddsQuantizer):
@@ -134,11 +134,11 @@ def _columns(sequence: Sequence, block: Block, ragged: Ragged, manifest: Manifes
 
 
 def _vectors(block: Block, manifest: Manifest) -> dict[str, npt.NDArray[np.uint8]]:
-    found = {}
+    vectors = {}
     if manifest.hidden.rows:
         coded = [quantize_vectors(np.asarray(block.hidden[v.layer], np.float32), v.group) for v in manifest.hidden.rows]
-        found["hidden"] = np.concatenate(coded, axis=1)
+        vectors["hidden"] = np.concatenate(coded, axis=1)
     keep = manifest.targets.keep
     if isinstance(keep, State) and block.state is not None:
-        found["state"] = quantize_vectors(np.asarray(block.state, np.float32), keep.group)
-    return found
+        vectors["state"] = quantize_vectors(np.asarray(block.state, np.float32), keep.group)
+    return vectors

@@ -1,4 +1,4 @@
-"""What a sequence and its targets must be before they are written: whoever makes them wrong is told at once.
+"""Checks of a sequence and its targets before they are written.
 
 In: a `Sequence` and its `Block`. Out: nothing, or a `CacheWriteError` that names the row.
 """
@@ -21,64 +21,65 @@ from kdpipe.schemas.manifest import Manifest
 from kdpipe.schemas.targets import Sampled, State, TargetSpec, Vector
 
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
-# How far log(exact mass) may lie from log(1 - tail): with half a step of the quantizer, still within what the reader
-# accepts.
+# Allowed distance of log(exact mass) from log(1 - tail); with half a step of the quantizer, readers still accept it.
 MASS_TOLERANCE_NATS = 1 / 64
-# A tail of less than this may go without draws, as docs/cache-format.md says.
+# A smaller tail needs no draws, see docs/cache-format.md.
 LARGEST_LOST_TAIL = 1e-3
 
 
 def check_sequence(sequence: Sequence, manifest: Manifest) -> None:
-    """Refuse a sequence that the format cannot say."""
+    """Refuse a sequence that the format cannot represent."""
     n, starts = len(sequence.tokens), np.asarray(sequence.document_starts, np.int64)
     _check_kinds(sequence, ("tokens", "token_bytes", "document_starts", "documents"))
     if np.asarray(sequence.loss_mask).dtype != bool:
-        raise CacheWriteError(f"loss_mask must be of booleans, it is of {np.asarray(sequence.loss_mask).dtype}")
+        raise CacheWriteError(f"loss_mask must be boolean, found {np.asarray(sequence.loss_mask).dtype}")
     if not 1 <= n <= manifest.plan.sequence_length or len(sequence.loss_mask) != n or len(sequence.token_bytes) != n:
         raise CacheWriteError(
             f"a sequence has {n} tokens, {len(sequence.loss_mask)} mask bits and {len(sequence.token_bytes)} lengths"
         )
     if np.min(sequence.tokens) < 0 or np.max(sequence.tokens) >= manifest.vocabulary_size:
-        raise CacheWriteError(f"a token id lies outside the vocabulary of {manifest.vocabulary_size:,}")
+        raise CacheWriteError(f"a token id is outside the vocabulary of {manifest.vocabulary_size:,}")
     if np.max(sequence.token_bytes) > MAX_TOKEN_BYTES:
         raise CacheWriteError(
             f"a token of {int(np.max(sequence.token_bytes)):,} bytes is longer than {MAX_TOKEN_BYTES:,}"
         )
     if len(starts) == 0 or starts[0] != 0 or (np.diff(starts) <= 0).any() or starts[-1] >= n:
-        raise CacheWriteError("document_starts must ascend from 0 and lie inside their sequence")
+        raise CacheWriteError("document_starts must ascend from 0 and be inside the sequence")
     last_rows = np.append(starts[1:], n) - 1
     if np.asarray(sequence.loss_mask)[last_rows].any():
         raise CacheWriteError("loss_mask is true at the last row of a document, where no next token exists")
     if len(sequence.documents) != len(starts) or sequence.digests.shape != (len(starts), 16):
         raise CacheWriteError(
-            f"{len(starts)} documents begin in a sequence, {len(sequence.documents)} have numbers "
+            f"a sequence has {len(starts)} document_starts, {len(sequence.documents)} documents "
             f"and {len(sequence.digests)} digests"
         )
     for column in manifest.data.columns:
         values = sequence.columns.get(column.name, ())
         if len(values) != len(starts):
-            raise CacheWriteError(f"the source column {column.name} needs one value a document")
+            raise CacheWriteError(f"the source column {column.name} needs one value per document")
         for value in values:
             if not _fits(value, column.type):
-                raise CacheWriteError(f"the source column {column.name} holds {value!r}, which is no {column.type}")
+                raise CacheWriteError(f"the source column {column.name} has {value!r}, expected {column.type}")
     if (sequence.texts is not None) != manifest.data.text or len(sequence.texts or starts) != len(starts):
-        raise CacheWriteError("texts must be given, one a document, exactly when the cache keeps text")
+        raise CacheWriteError("texts must be given, one per document, exactly if the cache stores text")
     _check_names(sequence.columns, {column.name for column in manifest.data.columns}, "source column")
     _check_vectors(manifest.hidden.pooled, sequence.pooled, len(starts), "pooled")
 
 
 def _check_kinds(given: Sequence | Block, names: tuple[str, ...]) -> None:
-    """Integers are given as integers, and none is negative."""
+    """Refuse other types than integers, and negative ones."""
     for name in names:
         values = np.asarray(getattr(given, name))
         if values.ndim != 1 or (len(values) and values.dtype.kind not in "iu"):
-            raise CacheWriteError(f"{name} must be one row of integers, it is {values.ndim}-dimensional {values.dtype}")
+            raise CacheWriteError(
+                f"{name} must be one-dimensional integers, found {values.ndim}-dimensional {values.dtype}"
+            )
         if np.min(values, initial=0) < 0:
-            raise CacheWriteError(f"{name} holds {int(np.min(values))}")
+            raise CacheWriteError(f"{name} has a negative number: {int(np.min(values))}")
 
 
 def _fits(value: object, kind: str) -> bool:
-    """Whether a source column of a type can hold a value; None says that the source has none."""
+    """Whether a value has the type of a source column; None is a missing value."""
     if value is None:
         return True
     if kind == "string":
@@ -91,10 +92,10 @@ def _fits(value: object, kind: str) -> bool:
 
 
 def _check_names(given: Mapping[Any, object], known: set[Any], what: str) -> None:
-    """Nothing is given that the cache would leave out without a word."""
+    """Refuse values that the cache would drop silently."""
     unknown = sorted(set(given) - known)
     if unknown:
-        raise CacheWriteError(f"{what} {unknown[0]!r} is given, the manifest names {sorted(known) or 'none'}")
+        raise CacheWriteError(f"unexpected {what} {unknown[0]!r}: the manifest has {sorted(known) or 'none'}")
 
 
 def _check_vectors(vectors: tuple[Vector, ...], given: Mapping[int, Floats], n: int, what: str) -> None:
@@ -104,11 +105,11 @@ def _check_vectors(vectors: tuple[Vector, ...], given: Mapping[int, Floats], n: 
         if rows is None or rows.shape != (n, vector.width):
             raise CacheWriteError(f"{what} needs [{n}, {vector.width}] numbers for layer {vector.layer}")
         if not (np.abs(rows) <= LARGEST_SCALE * 127).all():
-            raise CacheWriteError(f"{what} of layer {vector.layer} holds numbers that are not finite")
+            raise CacheWriteError(f"{what} of layer {vector.layer} has non-finite numbers")
 
 
 def check_block(sequence: Sequence, block: Block, manifest: Manifest) -> Ragged:
-    """Refuse targets that break the format's rules, before they become bytes; how the entries lie, when they pass."""
+    """Refuse targets that break the rules of the format; the layout of their entries otherwise."""
     n, targets = len(sequence.tokens), manifest.targets
     _check_kinds(block, ("n_exact", "n_draws", "ids"))
     ragged = Ragged.of(block.n_exact, block.n_draws)
@@ -121,7 +122,7 @@ def check_block(sequence: Sequence, block: Block, manifest: Manifest) -> Ragged:
         raise CacheWriteError("a row with loss_mask false has targets")
     if not targets.has_entries:
         if counts.any():
-            raise CacheWriteError(f"targets of kind {targets.keep.kind} keep no ids")
+            raise CacheWriteError(f"targets of kind {targets.keep.kind} have no ids")
     else:
         _check_entries(mask, block, ragged, manifest)
     _check_scalars(n, block, manifest)
@@ -133,12 +134,12 @@ def check_block(sequence: Sequence, block: Block, manifest: Manifest) -> Ragged:
     if isinstance(targets.keep, State) and (block.state is None or block.state.shape != (n, targets.keep.width)):
         raise CacheWriteError(f"state needs [{n}, {targets.keep.width}] numbers")
     if block.state is not None and not (np.abs(block.state) <= LARGEST_SCALE * 127).all():
-        raise CacheWriteError("state holds numbers that are not finite")
+        raise CacheWriteError("state has non-finite numbers")
     return ragged
 
 
 def _as_rows(sequence: Sequence, block: Block, ragged: Ragged, manifest: Manifest) -> Rows:
-    """What is about to be written, as the reader would give it back but for weights."""
+    """The rows as a reader would return them, without weights."""
     mask = np.asarray(sequence.loss_mask)
     names = {column.name for column in manifest.arrays.row.columns}
 
@@ -172,10 +173,10 @@ def _check_entries(mask: Bools, block: Block, ragged: Ragged, manifest: Manifest
     targets, n_exact, counts = manifest.targets, ragged.n_exact, ragged.counts
     if (n_exact[mask] < 1).any() or (counts > targets.max_entries).any():
         raise CacheWriteError(
-            f"a row keeps {int(counts.max())} ids: 1 to {targets.max_entries} are due, the most probable one exactly"
+            f"a row has {int(counts.max())} ids: expected 1 to {targets.max_entries}, the most probable one exact"
         )
     if len(block.ids) and (np.min(block.ids) < 0 or np.max(block.ids) >= manifest.vocabulary_size):
-        raise CacheWriteError(f"a target id lies outside the vocabulary of {manifest.vocabulary_size:,}")
+        raise CacheWriteError(f"a target id is outside the vocabulary of {manifest.vocabulary_size:,}")
     if not targets.has_draws and np.any(block.n_draws):
         raise CacheWriteError(f"targets of kind {targets.keep.kind} have no draws")
     is_draw = ragged.is_draw
@@ -185,21 +186,21 @@ def _check_entries(mask: Bools, block: Block, ragged: Ragged, manifest: Manifest
     if targets.keep.kind == "sampled" and (
         block.times is None or len(block.times) != is_draw.sum() or np.min(block.times, initial=1) < 1
     ):
-        raise CacheWriteError("sampled targets need a number of times, at least 1, for every draw")
+        raise CacheWriteError("sampled targets need `times`, at least 1, for every draw")
     if targets.draw_values and np.isnan(np.asarray(block.logprobs)[is_draw]).any():
-        raise CacheWriteError("the log p of a draw is missing, and draw_values asks for it")
+        raise CacheWriteError("the log p of a draw is missing, but draw_values is set")
     if isinstance(targets.keep, Sampled):
         _check_times(block, ragged, targets.keep.draws)
 
 
 def _check_times(block: Block, ragged: Ragged, draws: int) -> None:
-    """The draws of a row were drawn as often as was asked, all together."""
+    """The times of a row's draws must add up to `draws`."""
     rows = np.repeat(np.arange(len(ragged.counts)), ragged.n_draws)
     totals = np.bincount(rows, block.times, minlength=len(ragged.counts))
     wrong = (ragged.n_draws > 0) & (totals != draws)
     if wrong.any():
         row = int(wrong.argmax())
-        raise CacheWriteError(f"the draws of row {row} were drawn {int(totals[row])} times, {draws} were asked for")
+        raise CacheWriteError(f"the draws of row {row} add up to {int(totals[row])} times, expected {draws}")
 
 
 def _check_masses(mask: Bools, block: Block, ragged: Ragged, targets: TargetSpec) -> None:
@@ -218,22 +219,22 @@ def _check_masses(mask: Bools, block: Block, ragged: Ragged, targets: TargetSpec
     if targets.has_draws:
         left = np.exp(np.asarray(tail, np.float64))
         if (mask & (ragged.n_draws == 0) & (left > LARGEST_LOST_TAIL)).any():
-            raise CacheWriteError("a row has a tail, and no draws that stand for it")
+            raise CacheWriteError("a row has a tail, but no draws")
         if (mask & (ragged.n_draws > 0) & (left == 0)).any():
-            raise CacheWriteError("a row has draws, and no tail that they could stand for")
+            raise CacheWriteError("a row has draws, but no tail")
 
 
 def _check_mass(mask: Bools, exact: npt.NDArray[np.float64], log_tail: Floats | None, what: str) -> None:
-    """Whoever gets this wrong has shifted a row or lost a term."""
+    """A mismatch means that rows are shifted or a term is missing."""
     tail = np.minimum(np.asarray(log_tail, np.float64), 0.0)
     with np.errstate(divide="ignore", invalid="ignore"):
-        kept, due = np.log(exact), np.log(-np.expm1(tail))
-        wrong = mask & ~(np.abs(kept - due) <= MASS_TOLERANCE_NATS)
+        actual, expected = np.log(exact), np.log(-np.expm1(tail))
+        wrong = mask & ~(np.abs(actual - expected) <= MASS_TOLERANCE_NATS)
     if wrong.any():
         row = int(wrong.argmax())
         raise CacheWriteError(
-            f"exact mass and tail of row {row} do not sum to 1: the log of the exact mass is {kept[row]:.6g}, "
-            f"{what} leaves {due[row]:.6g}"
+            f"exact mass and tail of row {row} do not sum to 1: the log of the exact mass is {actual[row]:.6g}, "
+            f"expected {expected[row]:.6g} from {what}"
         )
 
 
@@ -244,4 +245,4 @@ def _check_scalars(n: int, block: Block, manifest: Manifest) -> None:
             name, _, temperature = column.name.partition("@")
             values = block.log_z.get(float(temperature)) if temperature else getattr(block, name)
             if values is None or len(values) != n:
-                raise CacheWriteError(f"{column.name} must be given, one a row")
+                raise CacheWriteError(f"{column.name} must have one value per row")

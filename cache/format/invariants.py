@@ -1,7 +1,7 @@
-"""Every invariant that rows must keep, checked on what a writer is given and on what the reader gives back.
+"""The invariants of rows, checked by the writer on its input and by verification on what is read.
 
-In: a block of rows and the manifest. Out: sentences about the first row that breaks each rule. Bounds are those of the
-codecs, stated in docs/cache-format.md.
+In: a block of rows and the manifest. Out: a message about the first row that breaks each rule. Bounds are those of
+docs/cache-format.md.
 """
 
 import math
@@ -22,7 +22,7 @@ MAX_TOKEN_BYTES = 1 << 16
 
 
 def broken_rules(rows: Rows, manifest: Manifest) -> Iterator[str]:
-    """What is wrong with some rows, a sentence a rule."""
+    """A message for each broken rule."""
     yield from _rules_of_documents(rows)
     yield from _rules_of_scalars(rows, manifest)
     for name, values in (
@@ -30,20 +30,20 @@ def broken_rules(rows: Rows, manifest: Manifest) -> Iterator[str]:
         ("state", [rows.state] if rows.state is not None else []),
     ):
         if not all(np.isfinite(value).all() for value in values):
-            yield f"{name} holds numbers that are not finite"
+            yield f"{name} has non-finite numbers"
     if manifest.targets.has_entries:
         has = rows.count > 0
-        yield from _first(rows.loss_mask & (rows.n_exact < 1), "its most probable id is not kept exactly")
+        yield from _first(rows.loss_mask & (rows.n_exact < 1), "its most probable id is not exact")
         if has.any():
             yield from _rules_of_entries(rows, manifest, has)
 
 
 def wrong_scalars(rows: Rows, manifest: Manifest) -> Iterator[str]:
-    """The rules that a writer must keep before anything is rounded: scalars, and how they fit the exact ids."""
+    """The rules for a writer before rounding: scalars, and their consistency with the exact ids."""
     yield from _rules_of_scalars(rows, manifest)
     if manifest.targets.has_entries:
         yield from _first(
-            rows.loss_mask & (rows.count < least_entries(manifest)), "it keeps fewer ids than its kind says"
+            rows.loss_mask & (rows.count < least_entries(manifest)), "it has fewer ids than its kind requires"
         )
         row_of = np.repeat(np.arange(len(rows)), rows.count)
         exact = ~draw_mask(rows.n_exact.astype(np.int64), (rows.count - rows.n_exact).astype(np.int64))
@@ -51,13 +51,13 @@ def wrong_scalars(rows: Rows, manifest: Manifest) -> Iterator[str]:
 
 
 def least_entries(manifest: Manifest) -> int:
-    """The fewest ids that a position keeps."""
+    """The minimum number of ids of a position."""
     keep = manifest.targets.keep
     return min(keep.k, manifest.vocabulary_size) if isinstance(keep, TopK) else 1
 
 
 def _first(broken: Bools, what: str) -> Iterator[str]:
-    """One sentence naming the first row of the block that breaks a rule."""
+    """A message about the first row of the block that breaks a rule."""
     if broken.any():
         yield f"row {int(broken.argmax())} of its block: {what}"
 
@@ -70,7 +70,7 @@ def _rules_of_documents(rows: Rows) -> Iterator[str]:
 
 
 def _rules_of_scalars(rows: Rows, manifest: Manifest) -> Iterator[str]:
-    """Scalars are numbers exactly where loss_mask is true, and lie within what a vocabulary allows."""
+    """Scalars are numbers exactly where loss_mask is true, and within the bounds of the vocabulary."""
     most = math.log(manifest.vocabulary_size) + ROUNDING
     scalars = {"log_tail": rows.log_tail, "entropy": rows.entropy, "label_logprob": rows.label_logprob}
     scalars |= {"boundary_logprob": rows.boundary_logprob} | {f"log_z@{t}": z for t, z in rows.log_z.items()}
@@ -83,35 +83,37 @@ def _rules_of_scalars(rows: Rows, manifest: Manifest) -> Iterator[str]:
             wrong = np.isnan(values) == rows.loss_mask
             if name == "label_logprob" and may_lack_labels:
                 wrong &= ~rows.loss_mask
-            yield from _first(wrong, f"{name} is a number where loss_mask is false, or none where true")
+            yield from _first(wrong, f"{name} is a number where loss_mask is false, or NaN where it is true")
             if name in ("log_tail", "label_logprob", "boundary_logprob"):
                 yield from _first(values > ROUNDING, f"{name} is above 0")
     if rows.entropy is not None:
-        yield from _first((rows.entropy < -ROUNDING) | (rows.entropy > most), "entropy lies outside 0 to log V")
+        yield from _first((rows.entropy < -ROUNDING) | (rows.entropy > most), "entropy is outside 0 to log V")
     for temperature, values in rows.log_z.items():
         bound = (1 - 1 / temperature) * most
         low, high = min(0.0, bound) - ROUNDING, max(0.0, bound) + ROUNDING
-        yield from _first((values < low) | (values > high), f"log_z at {temperature} lies outside 0 to (1 - 1/T) log V")
+        yield from _first((values < low) | (values > high), f"log_z at {temperature} is outside 0 to (1 - 1/T) log V")
 
 
 def _rules_of_entries(rows: Rows, manifest: Manifest, has: Bools) -> Iterator[str]:
-    """Ids differ, exact ones fall, masses fit the scalars."""
+    """Ids are distinct, exact ones descend, masses agree with the scalars."""
     row_of = np.repeat(np.arange(len(rows)), rows.count)
     keys = np.sort(row_of.astype(np.int64) * manifest.vocabulary_size + rows.ids)
     twice = np.zeros(len(rows), bool)
     twice[(keys[1:] // manifest.vocabulary_size)[keys[1:] == keys[:-1]]] = True
-    yield from _first(twice, "an id stands twice")
+    yield from _first(twice, "duplicate id")
     starts = (np.cumsum(rows.count, dtype=np.int64) - rows.count)[has]
     rank = np.arange(len(rows.ids)) - np.repeat(starts, rows.count[has])
     exact = rank < np.repeat(rows.n_exact, rows.count)
     values = rows.logprobs
     yield from _first(
-        _any_row(row_of, exact & ~(values <= ROUNDING), rows), "the log p of an exact id is above 0 or no number"
+        _any_row(row_of, exact & ~(values <= ROUNDING), rows), "the log p of an exact id is above 0 or NaN"
     )
     rising = np.zeros(len(values), bool)
     rising[1:] = (values[1:] > values[:-1] + ROUNDING) & exact[1:] & exact[:-1] & (row_of[1:] == row_of[:-1])
-    yield from _first(_any_row(row_of, rising, rows), "exact ids do not fall in probability")
-    yield from _first(rows.loss_mask & (rows.count < least_entries(manifest)), "it keeps fewer ids than its kind says")
+    yield from _first(_any_row(row_of, rising, rows), "exact ids do not descend in probability")
+    yield from _first(
+        rows.loss_mask & (rows.count < least_entries(manifest)), "it has fewer ids than its kind requires"
+    )
     if manifest.targets.has_draws:
         yield from _rules_of_draws(rows, manifest, exact)
     if rows.log_tail is not None:
@@ -126,12 +128,10 @@ def _any_row(row_of: npt.NDArray[np.int64], broken: Bools, rows: Rows) -> Bools:
 
 
 def _rules_of_draws(rows: Rows, manifest: Manifest, exact: Bools) -> Iterator[str]:
-    """Where something is left for the tail, draws stand for it."""
+    """A row with a tail has draws."""
     n_draws = rows.count - rows.n_exact
     assert rows.log_tail is not None
-    yield from _first(
-        rows.loss_mask & (n_draws > 0) & np.isneginf(rows.log_tail), "it has draws, and no tail to draw from"
-    )
+    yield from _first(rows.loss_mask & (n_draws > 0) & np.isneginf(rows.log_tail), "it has draws, but no tail")
     keep = manifest.targets.keep
     if isinstance(keep, Sampled) and rows.times is not None:
         totals = np.zeros(len(rows), np.int64)
@@ -145,18 +145,16 @@ def _rules_of_mass(rows: Rows, manifest: Manifest, has: Bools, starts: npt.NDArr
     """Weights sum to 1 with draws, to the kept mass without."""
     totals = np.zeros(len(rows))
     totals[has] = np.add.reduceat(rows.weights.astype(np.float64), starts)
-    due = np.ones(len(rows))
+    expected = np.ones(len(rows))
     n_draws = rows.count - rows.n_exact
     tail = rows.log_tail
     if not manifest.targets.has_draws and manifest.targets.target_temperature == 1.0 and tail is not None:
-        due = 1 - np.exp(tail.astype(np.float64))
+        expected = 1 - np.exp(tail.astype(np.float64))
     elif not manifest.targets.has_draws:
-        due = totals
+        expected = totals
     elif tail is not None:
-        yield from _first(
-            rows.loss_mask & (n_draws == 0) & (tail > math.log(ROUNDING)), "a tail is left and nothing stands for it"
-        )
-    yield from _first(has & ~(np.abs(totals - due) <= ROUNDING), "its weights do not sum to what they should")
+        yield from _first(rows.loss_mask & (n_draws == 0) & (tail > math.log(ROUNDING)), "it has a tail, but no draws")
+    yield from _first(has & ~(np.abs(totals - expected) <= ROUNDING), "its weights do not sum to the expected mass")
 
 
 def _rules_of_exact(rows: Rows, manifest: Manifest, exact: Bools, row_of: npt.NDArray[np.int64]) -> Iterator[str]:
@@ -174,7 +172,7 @@ def _rules_of_exact(rows: Rows, manifest: Manifest, exact: Bools, row_of: npt.ND
             least = np.log(mass)
         yield from _first(
             rows.loss_mask & (log_z < least - slack / temperature),
-            f"log_z at {temperature} is below what its exact ids hold",
+            f"log_z at {temperature} is below the sum over its exact ids",
         )
     if rows.label_logprob is None:
         return

@@ -1,7 +1,7 @@
-"""Columns of lists of numbers, as Arrow holds them, turned into numpy arrays row by row, and back.
+"""Arrow columns of lists of numbers as numpy arrays row by row, and back.
 
-In: an Arrow column of lists, or of lists of lists, of numbers. Out: for each row an array, or `NumberLists`. Nothing
-without gaps is copied.
+In: an Arrow column of lists, or of lists of lists, of numbers. Out: for each row an array, or `NumberLists`. Data
+without gaps is not copied.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,14 +18,14 @@ Longs = npt.NDArray[np.int64]
 
 
 class NumberLists(NamedTuple):
-    """A list of lists of numbers: all of them behind each other, and how many each list has (0 where it is missing)."""
+    """A list of lists of numbers, concatenated, and the length of each list (0 if it is missing)."""
 
     values: npt.NDArray[Any]
     counts: Longs
 
 
 class EntryLists(NamedTuple):
-    """A list of lists of entries, each a token as text and a log-probability, as servers answer them."""
+    """A list of lists of entries, each a token as text and a log-probability, as in responses of servers."""
 
     tokens: list[str | None]
     logprobs: npt.NDArray[Any]
@@ -33,7 +33,7 @@ class EntryLists(NamedTuple):
 
 
 def depth(kind: Any) -> int:
-    """How deep lists lie above numbers in an Arrow type, or above entries: 1 or 2, 0 for anything else."""
+    """The nesting of lists around numbers, or around entries, in an Arrow type: 1 or 2, 0 for anything else."""
     deep = 0
     while _is_list(kind):
         deep, kind = deep + 1, kind.value_type
@@ -41,7 +41,7 @@ def depth(kind: Any) -> int:
 
 
 def _is_entry(kind: Any) -> bool:
-    """Whether a type is that of a token as text with its log-probability, perhaps beside other things."""
+    """Whether a type is a struct with a token as text and its log-probability."""
     if not str(kind).startswith("struct<"):
         return False
     types = {kind.field(i).name: str(kind.field(i).type) for i in range(kind.num_fields)}
@@ -58,7 +58,7 @@ def _kind(kind: Any) -> str:
 
 
 def rows_of_lists(column: Any) -> Callable[[int], Any]:
-    """A function that gives a row of a column: an array, `NumberLists`, or None where nothing stands."""
+    """A function that gives a row of a column: an array, `NumberLists`, or None for a missing value."""
     lengths, inner = list_lengths(column), column.flatten()
     ends, there = np.cumsum(lengths), _there(column)
     if not _is_list(inner.type):
@@ -92,7 +92,7 @@ def _rows_of_entries(entries: Any, lengths: Longs, counts: Longs, there: npt.NDA
 
 
 def _short_texts(texts: Any) -> list[str | None]:
-    """Texts as Python has them; those of a dictionary are made once."""
+    """Texts as Python strings; those of a dictionary are created once."""
     if _kind(texts.type) != "dictionary":
         return list(texts.to_pylist())
     known = [*texts.dictionary.to_pylist(), None]
@@ -101,7 +101,7 @@ def _short_texts(texts: Any) -> list[str | None]:
 
 
 def joined(rows: Sequence[Any]) -> tuple[npt.NDArray[Any], list[Longs]]:
-    """Rows behind each other: their numbers, and where each list begins and the last ends, innermost lists first."""
+    """Concatenated rows: their numbers, and the boundaries of the lists, innermost lists first."""
     if not isinstance(rows[0], NumberLists):
         return np.concatenate(rows), [_ends([len(row) for row in rows])]
     counts = np.concatenate([row.counts for row in rows])

@@ -1,8 +1,4 @@
-"""What goes into a cache and what comes out of it, in memory.
-
-In: tokens and targets of one sequence, from stage one. Out: the same as the reader gives it back, with training
-weights.
-"""
+"""The contents of a cache in memory: sequences and blocks to write, rows that are read, with training weights."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,8 +16,8 @@ Bools = npt.NDArray[np.bool_]
 class Sequence:
     """Packed documents: T tokens of D documents.
 
-    `documents` are their numbers in the split, `digests` 16 bytes each; `columns` has a value a document for every
-    source column, `pooled` a vector a document for every pooled layer, `texts` the documents' text when it is kept.
+    `documents` are their numbers in the split, `digests` 16 bytes each; `columns` has a value per document for
+    every source column, `pooled` a vector per document for every pooled layer, `texts` the documents' text if stored.
     """
 
     tokens: Ints
@@ -37,9 +33,9 @@ class Sequence:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Block:
-    """What the teacher said at each of T rows, N entries in all; a row's exact ids come first, its draws behind.
+    """The teacher's predictions at each of T rows, N entries in all; a row's exact ids come first, then its draws.
 
-    `logprobs` is log p at T=1, NaN for draws without one; `times` says how often each draw was drawn (sampled only).
+    `logprobs` is log p at T=1, NaN for draws without one; `times` counts how often each draw was drawn (sampled only).
     Numbers of rows with loss_mask false are ignored and must have no entries.
     """
 
@@ -60,10 +56,10 @@ class Block:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rows:
-    """Rows as the reader gives them: `c[i]` is all rows of one sequence.
+    """Rows as the reader returns them: `c[i]` is all rows of one sequence.
 
     Flat arrays hold `count[t]` entries for row t, the first `n_exact[t]` of them exact. `weights` is the training
-    target: it sums to 1 where draws stand for the tail, and to the kept mass otherwise. What a cache does not hold is
+    target: it sums to 1 if draws represent the tail, and to the exact mass otherwise. What a cache does not store is
     None or empty.
     """
 
@@ -91,7 +87,7 @@ class Rows:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenRows:
-    """Rows without what the teacher said: all that a student needs who learns from labels alone."""
+    """Rows without predictions of the teacher, for training on labels alone."""
 
     tokens: npt.NDArray[np.int32]
     loss_mask: Bools

@@ -1,7 +1,4 @@
-"""Sums over the rows of a part, for `cache inspect` and for choosing rows later.
-
-In: sequences and targets as they are written. Out: the `statistics` object of part.json.
-"""
+"""Sums over the rows of a part: the `statistics` object of part.json, for `cache inspect` and subsets."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -26,7 +23,7 @@ NO_RANK = 0xFFFFFFFF
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowCounts:
-    """Of some rows: those with loss_mask true, and their entries."""
+    """The number of rows with loss_mask true, and of their entries."""
 
     n_positions: int
     n_exact: int
@@ -34,7 +31,7 @@ class RowCounts:
 
 
 class StatisticsSum:
-    """Adds sequences up, in float64 and in the order in which they come."""
+    """Sums over sequences, in float64 and in order of arrival."""
 
     def __init__(self, manifest: Manifest) -> None:
         self._targets = manifest.targets
@@ -48,18 +45,18 @@ class StatisticsSum:
         self._entries = np.zeros(manifest.targets.max_entries + 1, np.int64)
 
     def add(self, sequence: Sequence, block: Block) -> None:
-        """Take the rows of a sequence whose loss_mask is true, as they are written."""
+        """Add the rows of a sequence as it is written."""
         counts = np.asarray(block.n_exact, np.int64) + block.n_draws
         self._add(np.asarray(sequence.loss_mask, bool), counts, block)
         if self._targets.has_entries:
             self._label_is_top1 += _count_top1(block, counts, np.asarray(sequence.loss_mask, bool))
 
     def add_rows(self, rows: Rows) -> None:
-        """Take rows as they are read; how often the next token is the most probable is lost in rounding."""
+        """Add rows as they are read, without `label_is_top1`, which is lost in rounding."""
         self._add(rows.loss_mask, rows.count.astype(np.int64), rows)
 
     def add_coded(self, coded: CodedRows) -> RowCounts:
-        """Take rows as they are coded; the next token is the most probable where it is the first exact id."""
+        """Add coded rows; the next token is the most probable if it is the first exact id."""
         columns = {column.name: coded.columns[:, n] for n, column in enumerate(self._columns)}
         none = np.zeros(len(coded.columns), np.int64)
         n_exact, n_draws = (columns.get(name, none).astype(np.int64) for name in ("n_exact", "n_draws"))
@@ -88,7 +85,7 @@ class StatisticsSum:
     def _known_labels(
         self, coded: CodedRows, columns: dict[str, Codes], n_exact: Longs, n_draws: Longs
     ) -> tuple[Longs, Floats]:
-        """The rows whose next token is an exact id, and its log p as it is coded."""
+        """The rows whose next token is an exact id, and its decoded log p."""
         quantizer = self._logprob_quantizer
         if quantizer is None:
             nothing = np.zeros(0, np.int64)
@@ -110,7 +107,7 @@ class StatisticsSum:
                 and column.name in ("entropy", "label_logprob", "log_tail")
             }
         except IndexError:
-            raise CacheDamaged("the code of a scalar lies outside its quantizer") from None
+            raise CacheDamaged("a stored scalar code is out of range") from None
 
     def _add(self, mask: npt.NDArray[np.bool_], counts: npt.NDArray[np.int64], source: Block | Rows) -> None:
         if self._has_entropy and source.entropy is not None:
@@ -125,10 +122,10 @@ class StatisticsSum:
         self._n += int(np.count_nonzero(mask))
 
     def disagreements(self, record: PartRecord) -> Iterator[str]:
-        """Sentences about sums that part.json states otherwise, beyond what rounding explains."""
+        """Messages about sums that differ from those in part.json by more than rounding."""
         own, stated = self.record(), record.statistics
         if own.entries != stated.entries:
-            yield "statistics.entries in part.json are not those of the rows"
+            yield "statistics.entries in part.json differ from the rows"
         if (stated.label_is_top1 is None) != (own.label_is_top1 is None) or (stated.label_is_top1 or 0) > self._n:
             yield f"statistics.label_is_top1 in part.json is {stated.label_is_top1}, of {self._n:,} rows"
         for name, column in (("entropy_nats", "entropy"), ("label_nats", "label_logprob"), ("tail_mass", "log_tail")):
@@ -137,7 +134,7 @@ class StatisticsSum:
                 yield f"statistics.{name} in part.json is {b}, the rows add up to {a}"
 
     def _step(self, name: str) -> float:
-        """More than what a number stands for can move by rounding, under the quantizer of its column."""
+        """An upper bound of the rounding error of a column's quantizer."""
         quantizer = {column.name: column.quantizer for column in self._columns}.get(name)
         if isinstance(quantizer, LinearQuantizer):
             # A next token that is an exact id has its log p from there.
@@ -164,12 +161,12 @@ class StatisticsSum:
 
 
 def _sum(values: npt.NDArray[Any]) -> float:
-    """The sum of numbers; what is none breaks a rule of its own, which `verify` names."""
+    """The sum without NaN, which `verify` reports by another rule."""
     return float(np.sum(np.where(np.isnan(values), values.dtype.type(0), values), dtype=np.float64))
 
 
 def _count_top1(block: Block, counts: npt.NDArray[np.int64], mask: npt.NDArray[np.bool_]) -> int:
-    """How often no kept id is more probable than the next token."""
+    """The number of rows in which no stored id is more probable than the next token."""
     rows = mask & (counts > 0)
     if not rows.any() or block.label_logprob is None:
         return 0
@@ -179,7 +176,7 @@ def _count_top1(block: Block, counts: npt.NDArray[np.int64], mask: npt.NDArray[n
 
 
 def entry_quantiles(statistics: Iterable[Statistics]) -> dict[str, float]:
-    """Mean, median and 95th percentile of the ids a position, over many parts."""
+    """Mean, median and 95th percentile of ids per position, over many parts."""
     counts: dict[int, int] = {}
     for part in statistics:
         for n, times in part.entries:

@@ -1,8 +1,8 @@
-"""Where the files of a part lie: in its folder, or one folder below.
+"""The folder of a part's files: the part's own, or one below.
 
-In: a place that is asked for sizes and small files. Out: the name under which a part's file really lies. Where folders
-cannot be renamed, several workers may send one part at once; each sends its files into a folder that is named by the
-digest of its part.json, and the one part.json that is created picks the folder that counts.
+In: a store, for sizes and small files. Out: the stored name of a file of a part. Where folders cannot be renamed,
+several workers may upload one part at once: each into a folder named by the digest of its part.json, and the one
+part.json that is created selects the folder.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,50 +14,48 @@ from kdpipe.schemas.errors import CacheDamaged
 
 @final
 class AttemptStore:
-    """Knows the parts that were asked for; `size` and `read` see names as they lie."""
+    """Maps names to stored names, remembering each part; `size` and `read` take stored names."""
 
     def __init__(self, size: Callable[[str], int | None], read: Callable[[str, int], bytes]) -> None:
         self._size, self._read = size, read
         self._known: dict[str, str] = {}
 
-    def place(self, name: str) -> str:
-        """Where a file lies; what is no file of a part lies where it is said to."""
-        found = layout.within_part(name)
-        if found is None or found[1] == layout.PART_RECORD:
+    def stored_name(self, name: str) -> str:
+        """The stored name of a file; only files of parts can differ."""
+        in_part = layout.within_part(name)
+        if in_part is None or in_part[1] == layout.PART_RECORD:
             return name
-        folder, file = found
-        return f"{folder}/{self.of(folder)}{file}"
+        folder, file = in_part
+        return f"{folder}/{self.prefix(folder)}{file}"
 
-    def of(self, folder: str) -> str:
-        """What stands between a part's folder and its files: nothing, or the name of an attempt and a slash."""
+    def prefix(self, folder: str) -> str:
+        """The path from a part's folder to its files: empty, or the name of an attempt and a slash."""
         if folder not in self._known:
-            home = self._found(folder)
-            if home is None:
+            prefix = self._lookup(folder)
+            if prefix is None:
                 return ""
-            self._known[folder] = home
+            self._known[folder] = prefix
         return self._known[folder]
 
-    def listed(self, folder: str, found: Mapping[str, int]) -> dict[str, int]:
-        """A listing of a part's folder as its files are called; other attempts are nobody's."""
+    def listed(self, folder: str, sizes: Mapping[str, int]) -> dict[str, int]:
+        """A listing of a part's folder by the names of its files, without other attempts."""
         inside = layout.within_part(f"{folder}/x")
-        if f"{folder}/{layout.SEQUENCES}" in found:
+        if f"{folder}/{layout.SEQUENCES}" in sizes:
             self._known.setdefault(folder, "")
-        home = self.of(folder) if inside is not None and inside[1] == "x" else ""
-        if not home:
-            return dict(found)
+        prefix = self.prefix(folder) if inside is not None and inside[1] == "x" else ""
+        if not prefix:
+            return dict(sizes)
         record = f"{folder}/{layout.PART_RECORD}"
-        prefix = f"{folder}/{home}"
-        inner = {
-            f"{folder}/{name.removeprefix(prefix)}": size for name, size in found.items() if name.startswith(prefix)
-        }
-        return inner | {name: size for name, size in found.items() if name == record}
+        whole = f"{folder}/{prefix}"
+        inner = {f"{folder}/{name.removeprefix(whole)}": size for name, size in sizes.items() if name.startswith(whole)}
+        return inner | {name: size for name, size in sizes.items() if name == record}
 
-    def _found(self, folder: str) -> str | None:
+    def _lookup(self, folder: str) -> str | None:
         if self._size(f"{folder}/{layout.SEQUENCES}") is not None:
             return ""
         try:
             record = self._read(f"{folder}/{layout.PART_RECORD}", layout.MAX_RECORD_BYTES)
         except CacheDamaged:
             return None
-        home = f"{layout.attempt(record)}/"
-        return home if self._size(f"{folder}/{home}{layout.SEQUENCES}") is not None else None
+        prefix = f"{layout.attempt(record)}/"
+        return prefix if self._size(f"{folder}/{prefix}{layout.SEQUENCES}") is not None else None

@@ -1,8 +1,8 @@
-"""What may be in a cache: regular files and directories only, each at the top where the format has it.
+"""File types in a cache: regular files and directories only.
 
-In: a store. Out: the names of the wrong kind, with what was found. Links, pipes and devices are never opened, so that
-none of them can block or lead elsewhere. Verification reports them and copying refuses them, by this one rule; a
-regular file that the format does not name is reported by verification too, and a copy leaves it out.
+In: a store. Out: names with a wrong type. Links, pipes and devices are never opened: they could block, or point outside
+of the cache. Verification reports them and copying refuses them. Regular files that are not part of the format are
+reported by verification, and skipped by a copy.
 """
 
 import os
@@ -19,12 +19,12 @@ from kdpipe.schemas.errors import CacheDamaged
 
 DIRECTORIES: Final = frozenset({layout.PARTS, layout.TABLES, layout.TOKENIZER, layout.JOURNAL, layout.WORK})
 FILES: Final = (layout.TOP_LEVEL | layout.BESIDE) - DIRECTORIES
-# Of a cache with more of them the rest is not looked for.
+# At most so many are reported.
 MOST_NAMED: Final = 1000
 
 
 def wrong_kinds(store: Store) -> dict[str, str]:
-    """Names at the top of a local cache that are not what the format has there; buckets and servers hold files only."""
+    """Names at the top level of a local cache with a wrong file type; buckets and servers have files only."""
     if not isinstance(store, LocalStore):
         return {}
     found = {}
@@ -39,11 +39,11 @@ def wrong_kinds(store: Store) -> dict[str, str]:
 
 
 def wrong_kinds_below(store: Store) -> dict[str, str]:
-    """Names below the top of a local cache that are neither regular files nor directories, tmp/ left out."""
+    """Names below the top level of a local cache that are neither regular files nor directories, except in tmp/."""
     if not isinstance(store, LocalStore):
         return {}
     folders = [name for name in sorted(DIRECTORIES - wrong_kinds(store).keys()) if name != layout.WORK]
-    special = (each for name in folders for each in _special(store, name))
+    special = (entry for name in folders for entry in _special(store, name))
     return {
         name: f"expected a regular file or directory, found {_kind(mode)}" for name, mode in islice(special, MOST_NAMED)
     }
@@ -56,7 +56,7 @@ def refuse_wrong_kinds(store: Store) -> None:
 
 
 def _special(store: LocalStore, folder: str) -> Iterator[tuple[str, int]]:
-    """What is neither a regular file nor a directory in a directory and below, in order, with its mode."""
+    """Names below a directory that are neither regular files nor directories, in order, with their modes."""
     left = [folder]
     while left:
         current = left.pop()

@@ -1,10 +1,9 @@
-"""Caches in repositories of the Hugging Face hub. The only module that imports huggingface_hub.
+"""Caches in repositories of the Hugging Face Hub. The only module that imports huggingface_hub.
 
-In: an hf:// URL. Out: the commit that a reader keeps to, so that nothing changes under it; a `HubFolder` that writes by
-commits.
+In: an hf:// URL. Out: the commit that a reader is pinned to; a `HubFolder` that writes by commits.
 
-The hub creates no file on a condition, but commits on the condition that their parent is still the newest: of two who
-create a name, the second is refused, looks again, and finds it there. A part and its record are one commit.
+The Hub has no conditional creation of files, but a commit can require that its parent is the newest: of two processes
+that create a name, the second is refused, looks again, and finds the file. A part and its record are one commit.
 """
 
 import threading
@@ -25,14 +24,14 @@ from kdpipe.cache.stores.retries import RetryingStore, RetryPolicy
 from kdpipe.schemas.errors import CacheError, ConfigError, KdpipeError, Unreachable
 
 BUCKETS: Final = "hf://buckets/"
-LOG_IN: Final = "log in there with a token that may do this: hf auth login, or HF_TOKEN in the environment"
-# Up to here the hub may take a file into the commit itself, so its bytes are kept until then.
+LOG_IN: Final = "use a token with access to it: hf auth login, or HF_TOKEN in the environment"
+# Smaller files may become part of the commit itself, so their bytes are kept until then.
 SMALL_BYTES: Final = 16 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Repository:
-    """A folder of a repository; `revision` is a branch, or the commit that was its newest."""
+    """A folder of a repository; `revision` is a branch or a commit."""
 
     kind: str
     name: str
@@ -41,30 +40,30 @@ class Repository:
 
     @property
     def root(self) -> str:
-        """The same as fsspec names it."""
+        """Its path in `HfFileSystem`."""
         prefix = "" if self.kind == "model" else f"{self.kind}s/"
         return f"{prefix}{self.name}@{self.revision}/{self.folder}".rstrip("/")
 
     def at_newest(self) -> "Repository":
-        """The same, at the newest commit of its branch."""
+        """The folder at the newest commit of its branch."""
         found = HfApi().repo_info(self.name, repo_type=self.kind, revision=self.revision)
         return replace(self, revision=str(found.sha))
 
 
 def repository(url: str) -> Repository:
-    """The repository of a URL, which must be there."""
-    with _asking(url):
+    """The repository of a URL, which must exist."""
+    with _hub_errors(url):
         try:
             found: Any = HfFileSystem(skip_instance_cache=True).resolve_path(url)
         # huggingface_hub raises either for a URL that it cannot resolve.
         except (ValueError, NotImplementedError) as error:
             raise ConfigError(
-                f"{url} is no folder of a repository: {describe_error(error)}",
+                f"{url} does not name a folder in a Hub repository: {describe_error(error)}",
                 hint="write hf://datasets/OWNER/NAME/FOLDER, or hf://OWNER/NAME/FOLDER for a model's",
             ) from None
         except FileNotFoundError:
             raise ConfigError(
-                f"there is no repository or branch at {url}, or none that you may see",
+                f"no repository or branch at {url}, or no access to it",
                 hint=f"create it first (hf repo create), or {LOG_IN}",
             ) from None
         return Repository(
@@ -78,21 +77,21 @@ def open_hub(url: str, retry_policy: RetryPolicy) -> RetryingStore:
 
 
 def pinned_root(url: str) -> str:
-    """Where a reader of a URL reads: the newest commit there is now, which never changes."""
+    """The path of a URL at its newest commit, which never changes."""
     if url.startswith(BUCKETS):
         return url.removeprefix("hf://")
-    with _asking(url):
+    with _hub_errors(url):
         return repository(url).at_newest().root
 
 
 @final
 class HubFolder(RemoteStore):
-    """A folder of a repository that is written to: files of a part appear with its record, `create` replaces none."""
+    """A folder of a repository to write to: files of a part appear with its record, `create` replaces none."""
 
     def __init__(self, url: str) -> None:
         if url.startswith(BUCKETS):
             raise ConfigError(
-                f"{url} cannot be written to: a bucket of the hub creates no file on a condition",
+                f"{url} cannot be written to: Hub buckets have no conditional writes",
                 hint="give a repository: hf://datasets/OWNER/NAME/FOLDER",
             )
         self._branch = repository(url)
@@ -100,18 +99,18 @@ class HubFolder(RemoteStore):
         self._lock = threading.Lock()
         self._pending: dict[str, dict[str, CommitOperationAdd]] = {}
         super().__init__(url)
-        self._look_again()
+        self._refresh()
 
     def _check_there(self) -> None:
-        """A place to write to need not be there yet."""
+        """A folder to write to may be missing."""
 
-    def _look_again(self) -> None:
-        with _asking(self.url):
+    def _refresh(self) -> None:
+        with _hub_errors(self.url):
             self._newest = self._branch.at_newest()
         self._root = self._newest.root
 
     def create(self, name: str, data: bytes) -> bool:
-        """Write a small file, with those of its part that were put; false when there is one of that name already."""
+        """Commit a small file, with the uploaded files of its part; false if one of that name exists."""
         with self._lock:
             part = layout.within_part(name)
             if self.size(name) is not None:
@@ -125,11 +124,11 @@ class HubFolder(RemoteStore):
             return True
 
     def put(self, name: str, path: Path) -> None:
-        """Send a file from the disk; one of a part is seen when its record is."""
+        """Upload a file; those of a part are committed with its record."""
         part = layout.within_part(name)
         content = path.read_bytes() if path.stat().st_size <= SMALL_BYTES else str(path)
         addition = self._addition(name, content)
-        with _asking(self.url):
+        with _hub_errors(self.url):
             self._api.preupload_lfs_files(
                 self._branch.name, [addition], repo_type=self._branch.kind, revision=self._branch.revision
             )
@@ -140,13 +139,13 @@ class HubFolder(RemoteStore):
                 self._pending.setdefault(part[0], {})[name] = addition
 
     def remove(self, name: str) -> None:
-        """Remove a file; one that was put and never seen is forgotten."""
+        """Remove a file, or drop an upload that is not committed."""
         with self._lock:
             part = layout.within_part(name)
             if part is not None and self._pending.get(part[0], {}).pop(name, None) is not None:
                 return
             if self.size(name) is not None:
-                self._commit([CommitOperationDelete(path_in_repo=self._in_repository(name))], f"kdpipe: no {name}")
+                self._commit([CommitOperationDelete(path_in_repo=self._in_repository(name))], f"kdpipe: remove {name}")
 
     def _addition(self, name: str, content: bytes | str) -> CommitOperationAdd:
         return CommitOperationAdd(path_in_repo=self._in_repository(name), path_or_fileobj=content)
@@ -155,10 +154,10 @@ class HubFolder(RemoteStore):
         return f"{self._branch.folder}/{name}".lstrip("/")
 
     def _commit(self, operations: list[CommitOperationAdd | CommitOperationDelete], message: str) -> None:
-        """Commit on top of the newest commit that was looked at; when there is a newer one, look and be tried again."""
+        """Commit on top of the newest known commit; if there is a newer one, look it up and raise `Unreachable`."""
         try:
-            with _asking(self.url):
-                made = self._api.create_commit(
+            with _hub_errors(self.url):
+                commit = self._api.create_commit(
                     self._branch.name,
                     operations,
                     commit_message=message,
@@ -167,22 +166,22 @@ class HubFolder(RemoteStore):
                     parent_commit=self._newest.revision,
                 )
         except Unreachable:
-            self._look_again()
+            self._refresh()
             raise
-        self._newest = replace(self._newest, revision=made.oid)
+        self._newest = replace(self._newest, revision=commit.oid)
         self._root = self._newest.root
 
 
 @contextmanager
-def _asking(url: str) -> Iterator[None]:
-    """Tell what may not be done from what did not work this time."""
+def _hub_errors(url: str) -> Iterator[None]:
+    """Translate errors of the Hub: no access, or a failed request."""
     try:
         yield
     except (KdpipeError, MemoryError):
         raise
     except (GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError) as error:
         raise ConfigError(
-            f"there is no repository or branch at {url}, or none that you may see: {describe_error(error)}", hint=LOG_IN
+            f"no repository or branch at {url}, or no access to it: {describe_error(error)}", hint=LOG_IN
         ) from None
     except HfHubHTTPError as error:
         if error.response.status_code in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):

@@ -177,7 +177,7 @@ def test_an_order_of_nothing_is_refused(sizes: list[int], options: dict[str, int
 
 def test_positions_and_ranks_that_are_none_are_refused() -> None:
     order = SequenceOrder([3], 0)
-    with pytest.raises(ConfigError, match="lies before its beginning"):
+    with pytest.raises(ConfigError, match="is negative"):
         order.at([0, -1])
     for rank, world in ((2, 2), (-1, 2), (0, 0)):
         with pytest.raises(ConfigError, match=f"rank {rank} is not one of {world}"):

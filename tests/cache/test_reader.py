@@ -158,7 +158,7 @@ def test_a_missing_folder_a_foreign_folder_and_an_unknown_split_are_named(tmp_pa
     (tmp_path / "manifest.json").write_bytes(canonical({"model": "x"}))
     with pytest.raises(CacheDamaged, match="does not describe a kdpipe cache") as refused_damaged:
         open_cache(tmp_path)
-    assert "the folder that holds manifest.json" in str(refused_damaged.value.hint)
+    assert "the folder with manifest.json" in str(refused_damaged.value.hint)
 
 
 def test_an_unfinished_cache_is_refused_with_what_is_missing(tmp_path: Path) -> None:
@@ -196,7 +196,7 @@ def test_a_strange_name_among_the_parts_is_named(tmp_path: Path) -> None:
         tiny.write_part(writer, 0)
     for name in ("00004", "0000", "000001", "copy", "-0001"):
         (tmp_path / "cache/parts" / name).mkdir()
-        with pytest.raises(CacheDamaged, match=f"parts/{name} is no part of this cache"):
+        with pytest.raises(CacheDamaged, match=f"parts/{name} is not a part of this cache"):
             open_cache(tmp_path / "cache", allow_partial=True)
         (tmp_path / "cache/parts" / name).rmdir()
 
@@ -228,8 +228,8 @@ def test_a_cache_of_a_newer_minor_version_is_read_without_what_is_new(tmp_path: 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"major": 2}, "is of format 2.1, this kdpipe reads 1.x"),
-        ({"must_understand": ["time travel"]}, "needs time travel, which this kdpipe does not know"),
+        ({"major": 2}, "has format 2.1, this kdpipe reads 1.x"),
+        ({"must_understand": ["time travel"]}, "needs time travel, unknown to this kdpipe"),
     ],
 )
 def test_a_format_that_cannot_be_read_is_refused_with_the_kdpipe_to_get(

@@ -336,9 +336,9 @@ def test_a_folder_of_mixed_formats_is_refused_by_the_file_that_is_in_the_way(
         ("corpus.jsonl", "--out corpus.jsonl: corpus.jsonl is not a directory"),
         ("corpus.jsonl/cache", "--out corpus.jsonl/cache: .*/corpus.jsonl is not a directory"),
         ("https://host/cache", "--out https://host/cache: cache-teacher cannot write to"),
-        ("s3://me:secret@bucket/cache", "the address at s3://bucket carries a user or a password"),
+        ("s3://me:secret@bucket/cache", "the URL at s3://bucket contains a user name or password"),
         ("data/cache", "--out data/cache is inside the folder of the documents, data"),
-        ("teacher", "teacher holds other things and no manifest.json: config.json"),
+        ("teacher", "teacher has other files and no manifest.json: config.json"),
         pytest.param("/proc/cache", "--out /proc/cache: not writable: No such file", marks=LINUX),
     ],
 )
@@ -364,17 +364,17 @@ def test_a_folder_that_may_not_be_written_is_refused(
 @pytest.mark.parametrize(
     ("more", "differs"),
     [
-        (["--tau", "0.2"], "--tau: 0.04 there, 0.2 asked"),
-        (["--targets", "topk", "--top-k", "8"], "--targets: 'threshold' there, 'topk' asked"),
-        (["--temperatures", "2"], "--temperatures: none there, 2.0 asked"),
-        (["--hidden-layers", "0.5"], "--hidden-layers: none there, 1 asked"),
-        (["--hidden-layers", "none"], "layers that are pooled over documents: 1, 2 there, none asked"),
-        (["--for-other-tokenizers"], "--for-other-tokenizers: no there, yes asked"),
-        (["--seq-len", "64"], "--seq-len: 96 there, 64 asked"),
-        (["--no-pack"], "whether documents are packed: yes there, no asked"),
-        (["--seed", "3"], "--seed: 0 there, 3 asked"),
-        (["--dtype", "bfloat16"], "--dtype: 'float32' there, 'bfloat16' asked"),
-        (["--limit", "5"], r"the documents, or how they are read: \w{8}\.\.\. there, \w{8}\.\.\. asked"),
+        (["--tau", "0.2"], "--tau: existing 0.04, requested 0.2"),
+        (["--targets", "topk", "--top-k", "8"], "--targets: existing 'threshold', requested 'topk'"),
+        (["--temperatures", "2"], "--temperatures: existing none, requested 2.0"),
+        (["--hidden-layers", "0.5"], "--hidden-layers: existing none, requested 1"),
+        (["--hidden-layers", "none"], "layers pooled over documents: existing 1, 2, requested none"),
+        (["--for-other-tokenizers"], "--for-other-tokenizers: existing no, requested yes"),
+        (["--seq-len", "64"], "--seq-len: existing 96, requested 64"),
+        (["--no-pack"], "whether documents are packed: existing yes, requested no"),
+        (["--seed", "3"], "--seed: existing 0, requested 3"),
+        (["--dtype", "bfloat16"], "--dtype: existing 'float32', requested 'bfloat16'"),
+        (["--limit", "5"], r"the documents, or how they are read: existing \w{8}\.\.\., requested \w{8}\.\.\."),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )  # fmt: skip
@@ -620,7 +620,7 @@ def test_a_cache_is_held_against_its_teacher_only(place: Path, refused: Callable
     assert "no such folder: ./nowhere" in refused(against("./nowhere"))
     assert "its header" in refused(against("own"))
     assert main.run(against("small")) == 3
-    assert "there is no folder nowhere" in refused(against("teacher", "nowhere"))
+    assert "no such folder: nowhere" in refused(against("teacher", "nowhere"))
     write_jsonl(place / "odd.jsonl", [{"text": "a"}])
     assert main.run(words(Path(), "--set", "data.append_stop=false", data="odd.jsonl", out="odd")) == 0
     assert "odd has no position to compare" in refused(against("teacher", "odd"))

@@ -74,7 +74,7 @@ def test_another_setting_into_the_same_folder_is_refused(place: Path) -> None:
     done = subprocess.run([*made, "--tau", "0.2"], capture_output=True, text=True)
     assert done.returncode == 2
     assert "holds another cache" in done.stderr
-    assert "--tau: 0.04 there, 0.2 asked" in done.stderr
+    assert "--tau: existing 0.04, requested 0.2" in done.stderr
 
 
 @pytest.mark.slow

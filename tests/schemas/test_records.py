@@ -165,22 +165,22 @@ def test_allowed_keys_are_found_at_any_place() -> None:
 def test_two_records_differ_by_their_leaves() -> None:
     other = Wish(keep=Sampled(draws=3), vocabulary_size=9, hidden=True, text=True, seed=5).manifest
     lines = differing_keys(MANIFEST.model_dump(mode="json"), other.model_dump(mode="json"))
-    assert "seed: 0 there, 5 asked" in lines
-    assert "data.text: False there, True asked" in lines
-    assert "targets.keep.kind: 'threshold' there, 'sampled' asked" in lines
-    assert "targets.keep.draws: None there, 3 asked" in lines
+    assert "seed: existing 0, requested 5" in lines
+    assert "data.text: existing False, requested True" in lines
+    assert "targets.keep.kind: existing 'threshold', requested 'sampled'" in lines
+    assert "targets.keep.draws: existing None, requested 3" in lines
     assert any(line.startswith(("arrays.row.columns[3]", "arrays.times")) for line in lines)
     assert not differing_keys(MANIFEST.model_dump(mode="json"), MANIFEST.model_dump(mode="json"))
-    assert differing_keys([1, 2], [1, 2, 3], "a") == ["a: [1, 2] there, [1, 2, 3] asked"]
-    assert differing_keys({"a": "x" * 99}, {"a": 1}) == [f"a: '{'x' * 36}... there, 1 asked"]
+    assert differing_keys([1, 2], [1, 2, 3], "a") == ["a: existing [1, 2], requested [1, 2, 3]"]
+    assert differing_keys({"a": "x" * 99}, {"a": 1}) == [f"a: existing '{'x' * 36}..., requested 1"]
 
 
 def test_two_manifests_differ_by_what_a_person_has_said() -> None:
     other = Wish(keep=Sampled(draws=3), vocabulary_size=9, hidden=True, text=True, seed=5).manifest
     lines = differing_settings(MANIFEST.model_dump(mode="json"), other.model_dump(mode="json"))
-    assert "--seed: 0 there, 5 asked" in lines
-    assert "--for-other-tokenizers: no there, yes asked" in lines
-    assert "--targets: 'threshold' there, 'sampled' asked" in lines
+    assert "--seed: existing 0, requested 5" in lines
+    assert "--for-other-tokenizers: existing no, requested yes" in lines
+    assert "--targets: existing 'threshold', requested 'sampled'" in lines
     # What follows from these is not told beside them.
     assert not [line for line in lines if line.startswith(("arrays", "tables", "targets.", "--draws", "--tau"))]
     assert not differing_settings(MANIFEST.model_dump(mode="json"), MANIFEST.model_dump(mode="json"))
@@ -188,13 +188,13 @@ def test_two_manifests_differ_by_what_a_person_has_said() -> None:
 
 def test_what_no_setting_explains_is_told_by_its_key() -> None:
     there, asked = {"arrays": {"id": {"chunk": 1}}, "history": []}, {"arrays": {"id": {"chunk": 2}}, "history": []}
-    assert differing_settings(there, asked) == ["arrays.id.chunk: 1 there, 2 asked"]
-    assert differing_settings({"kdpipe": "0.1"}, {"kdpipe": "0.2"}) == ["kdpipe: '0.1' there, '0.2' asked"]
+    assert differing_settings(there, asked) == ["arrays.id.chunk: existing 1, requested 2"]
+    assert differing_settings({"kdpipe": "0.1"}, {"kdpipe": "0.2"}) == ["kdpipe: existing '0.1', requested '0.2'"]
 
 
 def test_what_was_made_of_another_cache_is_told_by_what_was_done_and_chosen() -> None:
     some, more = ({"action": "copy", "caches": ["0" * 64], "note": f"parts 0:{end}"} for end in (1, 2))
     there, asked = ({"data": {"fingerprint": end}, "history": [made]} for end, made in enumerate((some, more)))
-    assert differing_settings(there, asked) == ["what was chosen: 'parts 0:1' there, 'parts 0:2' asked"]
-    told = ["what it was made from: none there, copy (parts 0:2) asked"]
+    assert differing_settings(there, asked) == ["selection: existing 'parts 0:1', requested 'parts 0:2'"]
+    told = ["source caches: existing none, requested copy (parts 0:2)"]
     assert differing_settings(there | {"history": []}, asked) == told

@@ -60,7 +60,7 @@ def path_of(name: str, arguments: tuple[Any, ...], options: dict[str, Any]) -> s
 
 def _counted_write(real: Callable[..., int], meet: Fault) -> Callable[..., int]:
     def write(self: Any, data: Any) -> int:
-        if self.is_given_up:
+        if self.is_abandoned:
             return real(self, data)
 
         def some(share: float = 1) -> int:

@@ -53,9 +53,9 @@ def test_dense_targets_are_those_of_the_twin(tmp_path: Path, kind: str, temperat
 def test_dense_targets_that_nobody_can_know_are_refused(tmp_path: Path) -> None:
     blind = Imported(source="elsewhere", max_entries=5, tail_known=False)
     cache = open_cache(write(tmp_path / "blind", Wish(keep=blind)))
-    with pytest.raises(Incompatible, match="what this cache leaves out is unknown"):
+    with pytest.raises(Incompatible, match="the tail mass of this cache is unknown"):
         cache.dense(0)
     cache = open_cache(write(tmp_path / "none", Wish(keep=NoTargets())))
-    with pytest.raises(Incompatible, match="keeps tokens only, it has no targets") as refused:
+    with pytest.raises(Incompatible, match="has tokens only, no targets") as refused:
         cache.dense(0)
     assert "--targets" in str(refused.value.hint)

@@ -97,5 +97,5 @@ def test_a_table_that_is_not_the_one_that_its_parts_state_is_not_read(tmp_path: 
     with pytest.raises(CacheDamaged, match=r"tables/ids_by_rank\.bin does not match the digest"):
         open_cache(path)[0]
     tiny.truncate(path / "tables/output_bias.bin", 4)
-    with pytest.raises(CacheDamaged, match=r"tables/output_bias\.bin holds 32 bytes, 36 were written"):
+    with pytest.raises(CacheDamaged, match=r"tables/output_bias\.bin has 32 bytes, expected 36"):
         open_cache(path).table("output_bias")

@@ -213,7 +213,7 @@ def other(change: str) -> Manifest:
         ("shorter sequences", "64 rows, the maximum is 63"),
         (
             "another quantizer",
-            "another format: arrays.logprob.quantizer.step: 0.0625 there, 0.125 asked",
+            "another format: arrays.logprob.quantizer.step: existing 0.0625, requested 0.125",
         ),
     ],
 )

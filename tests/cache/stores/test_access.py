@@ -54,7 +54,7 @@ def refusing(call: str, place: Path, number: int) -> Any:
         ("open", "index.parquet", "index.parquet cannot be read: Permission denied"),
         ("open", "parts/00002/part.json", "parts/00002/part.json cannot be read: Permission denied"),
         ("lstat", "manifest.json", "manifest.json cannot be read: Permission denied"),
-        ("stat", "", "cannot be looked at: Permission denied"),
+        ("stat", "", "cannot be opened: Permission denied"),
     ],
 )
 def test_a_refusal_of_the_system_is_told_as_one(
@@ -68,7 +68,7 @@ def test_a_refusal_of_the_system_is_told_as_one(
     assert code == 1
     error, hint = capsys.readouterr().err.splitlines()
     assert error.startswith("error: ") and str(cache) in error and error.endswith(told)
-    assert hint.startswith("hint: change its permissions")
+    assert hint.startswith("hint: fix its permissions")
 
 
 @pytest.mark.parametrize("name", ["", "parts", "parts/00001", "parts/00001/targets.zarr"])
@@ -93,8 +93,8 @@ def test_a_folder_that_may_not_be_listed_is_no_damage(name: str, cache: Path) ->
     ("number", "hint"),
     [
         (errno.EMFILE, "raise the limit"),
-        (errno.EIO, "see that the disk"),
-        (errno.ESTALE, "see that the disk"),
+        (errno.EIO, "check the disk"),
+        (errno.ESTALE, "check the disk"),
     ],
 )
 def test_other_refusals_say_what_to_do_too(number: int, hint: str, cache: Path) -> None:
@@ -107,8 +107,8 @@ def test_no_memory_for_a_map_is_no_damage(cache: Path, capsys: pytest.CaptureFix
     with mock.patch("mmap.mmap", side_effect=OSError(errno.ENOMEM, "Cannot allocate memory")):
         assert run(["cache", "verify", str(cache)]) == 1
     error, hint = capsys.readouterr().err.splitlines()
-    assert error.startswith("error: no memory is left: ") and error.endswith("cannot be read: Cannot allocate memory")
-    assert hint == "hint: free some, or raise the limit (ulimit)"
+    assert error.startswith("error: ") and error.endswith("cannot be read: Cannot allocate memory")
+    assert hint.startswith("hint: ") and "ulimit" in hint
 
 
 @pytest.mark.parametrize("number", [errno.ENOENT, errno.ELOOP, errno.ENOTDIR, errno.ENXIO])
@@ -123,9 +123,9 @@ def test_paths_that_are_none_are_refused(cache: Path, tmp_path: Path, monkeypatc
         ("", "the path of the cache is empty"),
         ("file://", "the path of the cache is empty"),
         (cache / "manifest.json", "manifest.json is a file, not a folder"),
-        (cache / "manifest.json" / "x", "there is no folder"),
-        ("a\0b", "is no path"),
-        ("x" * 5000, "there is no folder"),
+        (cache / "manifest.json" / "x", "no such folder:"),
+        ("a\0b", "is not a valid path"),
+        ("x" * 5000, "no such folder:"),
     ]:
         with pytest.raises(ConfigError, match=told) as refused:
             open_cache(address)
@@ -226,16 +226,16 @@ def test_an_error_of_a_driver_is_one_clear_error(
 def test_a_file_that_goes_while_it_is_fetched_is_damage(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"failure": FileNotFoundError("x"), "call": "cat_file", "place": "manifest.json"}.items():
         monkeypatch.setattr(Unreliable, name, value)
-    with pytest.raises(CacheDamaged, match=r"manifest\.json is not there"):
+    with pytest.raises(CacheDamaged, match=r"manifest\.json does not exist"):
         open_cache(bucket)
 
 
 def test_urls_that_lead_to_no_folder_are_refused(bucket: str, tmp_path: Path) -> None:
     for address, told in [
         (f"{bucket}/manifest.json", "manifest.json is a file, not a folder"),
-        (f"{bucket}/nowhere", "there is no folder"),
+        (f"{bucket}/nowhere", "no such folder:"),
         (f"zip://{tmp_path}", "cannot be reached: IsADirectoryError"),
-        (f"zip://inner::{tmp_path}", "cannot be reached|there is no folder"),
+        (f"zip://inner::{tmp_path}", "cannot be reached|no such folder:"),
         ("ftp://127.0.0.1:9/x", "ftp://127.0.0.1:9/x cannot be reached: ConnectionRefusedError"),
     ]:
         with pytest.raises((ConfigError, CacheError), match=told) as caught:

@@ -85,9 +85,9 @@ def test_a_remote_file_that_is_damaged_or_missing_is_named(url: str) -> None:
 
 def test_an_address_that_leads_nowhere_says_what_to_do() -> None:
     for address, message, hint in [
-        ("memory://nowhere", "there is no folder memory://nowhere", "give the URL that holds manifest.json"),
-        ("martian://x/y", "martian://x/y is no URL that fsspec knows", None),
-        ("file:///nowhere/at/all", "there is no folder /nowhere/at/all", "give the folder that holds manifest.json"),
+        ("memory://nowhere", "no such folder: memory://nowhere", "give the URL that holds manifest.json"),
+        ("martian://x/y", "fsspec cannot open martian://x/y", None),
+        ("file:///nowhere/at/all", "no such folder: /nowhere/at/all", "give the folder that holds manifest.json"),
     ]:
         with pytest.raises(ConfigError, match=message) as refused:
             open_cache(address)

@@ -212,7 +212,7 @@ def test_a_hub_that_is_not_there_fails_at_once(host: str) -> None:
 
     from kdpipe.cache.stores import hub_store as hub
 
-    with pytest.raises(ConnectionFailed), hub._asking("hf://datasets/me/x"):
+    with pytest.raises(ConnectionFailed), hub._hub_errors("hf://datasets/me/x"):
         HfApi(endpoint=host).repo_info("me/x", repo_type="dataset")
 
 
@@ -272,7 +272,7 @@ def test_a_date_until_which_a_server_wants_no_request_is_kept(path: Path) -> Non
         ("", 0.0, 0.0),
     ]:
         answer = httpx.Response(503, headers={"Retry-After": text})
-        assert least <= http._pause_asked_for(answer) <= most
+        assert least <= http._requested_pause(answer) <= most
 
 
 @pytest.mark.slow
@@ -312,10 +312,10 @@ def test_an_answer_that_trickles_is_a_stall_and_a_steady_one_is_not() -> None:
     floor = http.RateFloor(clock=OwnTime())
     steady = [b"x" * 2000] * 500
     assert list(floor.held(iter(steady), "x")) == steady
-    with pytest.raises(Unreachable, match=r"x stalls: 6\d bytes in 6\d s"):
+    with pytest.raises(Unreachable, match=r"x stalled: 6\d bytes in 6\d s"):
         list(floor.held(iter([b"x"] * 500), "x"))
     slowing = [b"x" * 2000] * 120 + [b"x"] * 500  # what came fast before does not help
-    with pytest.raises(Unreachable, match="x stalls"):
+    with pytest.raises(Unreachable, match="x stalled"):
         list(floor.held(iter(slowing), "x"))
 
 
@@ -357,7 +357,7 @@ def test_a_server_whose_headers_always_trickle_ends_with_75(path: Path, clock: C
     floor = http.RateFloor(clock=OwnTime())
     with (
         serving(Site(path, slow_headers=lambda _method, _number: True)) as url,
-        pytest.raises(Unreachable, match="it stalls") as caught,
+        pytest.raises(Unreachable, match="stalled") as caught,
     ):
         http.HttpStore(url, floor=floor, retry_policy=clock.retry_policy(budget=1.0))
     assert caught.value.exit_code == 75 and len(clock.lines) == 2

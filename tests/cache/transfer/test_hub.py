@@ -75,7 +75,7 @@ def test_a_smaller_cache_goes_there_and_a_subset_is_made_there(path: Path, place
     run(environment, "cache", "copy", str(path), str(tmp_path / "some"), *words)
     assert hub.files == due(tmp_path / "some")
     said = run(environment, "cache", "copy", str(path), URL, "--parts", "0:1", code=2).stderr
-    assert "what was chosen: 'parts 1:3; without hidden' there, 'parts 0:1' asked" in said
+    assert "selection: existing 'parts 1:3; without hidden', requested 'parts 0:1'" in said
     run(environment, "cache", "subset", URL, "--out", f"hf://datasets/{NAME}/two", "--documents", "0:5")
     run(environment, "cache", "verify", f"hf://datasets/{NAME}/two", "--level", "full")
 
@@ -113,17 +113,17 @@ print("read")
         child.stdin.flush()
         assert child.stdout.readline() == "read\n"
     assert child.returncode == 0
-    assert "holds no manifest.json" in run(environment, "cache", "verify", URL, code=2).stderr
+    assert "has no manifest.json" in run(environment, "cache", "verify", URL, code=2).stderr
 
 
 @pytest.mark.parametrize(
     ("url", "change", "code", "told", "hint"),
     [
         (URL, {"HF_TOKEN": "hf_of0somebody0else0"}, 1, "denies access", "hf auth login, or HF_TOKEN"),
-        ("hf://datasets/me/none/one", {}, 2, "there is no repository or branch at", "create it first"),
-        (f"hf://datasets/{NAME}@other/one", {}, 2, "there is no repository or branch at", "create it first"),
-        ("hf://datasets", {}, 2, "is no folder of a repository", "write hf://datasets/OWNER/NAME/FOLDER"),
-        ("hf://buckets/me/caches/one", {}, 2, "creates no file on a condition", "give a repository"),
+        ("hf://datasets/me/none/one", {}, 2, "no repository or branch at", "create it first"),
+        (f"hf://datasets/{NAME}@other/one", {}, 2, "no repository or branch at", "create it first"),
+        ("hf://datasets", {}, 2, "does not name a folder in a Hub repository", "write hf://datasets/OWNER/NAME/FOLDER"),
+        ("hf://buckets/me/caches/one", {}, 2, "have no conditional writes", "give a repository"),
     ],
 )
 def test_what_cannot_be_written_there_is_reported_in_two_lines(
@@ -141,6 +141,6 @@ def test_what_cannot_be_written_there_is_reported_in_two_lines(
 )
 def test_an_answer_that_will_be_the_same_is_not_waited_for(code: int, kind: type[CacheError]) -> None:
     answer = httpx.Response(code, request=httpx.Request("POST", "http://localhost"))
-    with pytest.raises(CacheError) as caught, hub_module._asking(URL):
+    with pytest.raises(CacheError) as caught, hub_module._hub_errors(URL):
         raise HfHubHTTPError("no", response=answer)
     assert type(caught.value) is kind

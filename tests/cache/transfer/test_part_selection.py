@@ -143,14 +143,14 @@ def test_a_smaller_cache_is_repaired_from_a_copy_of_itself_too(lean: Path, tmp_p
 
 
 def test_another_selection_is_refused_with_what_differs(path: Path, lean: Path, tmp_path: Path) -> None:
-    told = "holds another cache: what was chosen: 'parts 1:3; split train; without hidden, ...' there, 'parts 1:3'"
+    told = "holds another cache: selection: existing 'parts 1:3; split train;"
     fsspec.filesystem("memory").put(str(lean), "/other/lean", recursive=True)
     for place in (str(lean), "memory://other/lean"):
-        with pytest.raises(ConfigError, match=r"what was chosen: .* there, 'parts 1:3' asked") as caught:
+        with pytest.raises(ConfigError, match=r"selection: existing .*, requested 'parts 1:3'") as caught:
             copy_cache(path, place, selection=MIDDLE)
         assert told.partition(" without")[0] in caught.value.message
         assert "--parts, --split and --without" in str(caught.value.hint)
-        with pytest.raises(ConfigError, match=r"what it was made from: copy \(parts 1:3; split train.*\) there, none"):
+        with pytest.raises(ConfigError, match=r"source caches: existing copy \(parts 1:3.*\), requested none"):
             copy_cache(path, place)
     fsspec.filesystem("memory").rm("/other", recursive=True)
 

@@ -126,12 +126,12 @@ def test_a_file_that_is_too_short_there_is_damage(path: Path, place: str, tmp_pa
     copy_cache(path, place)
     memory = fsspec.filesystem("memory")
     memory.pipe_file(f"/mended/cache/{ID}", memory.cat_file(f"/mended/cache/{ID}")[:-7])
-    with pytest.raises(CacheDamaged, match=rf"{ID} holds [\d,]+ bytes, [\d,]+ are needed"):
+    with pytest.raises(CacheDamaged, match=rf"{ID} has [\d,]+ bytes, expected at least [\d,]+"):
         copy_cache(place, tmp_path / "copy")
     with serving(Site(path)) as url:
         with pytest.raises(CacheDamaged, match=r"manifest.json has no bytes 1,048,576 to 2,097,152 at http"):
             HttpStore(url).read_range("manifest.json", 1 << 20, 2 << 20)
-        with pytest.raises(CacheDamaged, match=r"manifest.json holds [\d,]+ bytes, 1,048,576 are needed"):
+        with pytest.raises(CacheDamaged, match=r"manifest.json has [\d,]+ bytes, expected at least 1,048,576"):
             HttpStore(url).read_range("manifest.json", 10, 1 << 20)
 
 

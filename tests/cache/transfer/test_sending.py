@@ -103,7 +103,7 @@ def test_a_disk_that_fills_up_on_the_way(
     ended = mounted(work)
     assert ended.code == 0, ended.said
     assert re.match(r"1 .*: No space left on device \(.*disk/copy\)\nfree some space on the disk of ", ended.said)
-    assert ended.said.endswith("what was committed is safe; then run the same command again")
+    assert ended.said.endswith("committed parts are safe; then run the same command again")
 
 
 def test_a_disk_that_may_not_be_written_to_is_reported_in_two_lines(path: Path, tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ def test_a_disk_that_may_not_be_written_to_is_reported_in_two_lines(path: Path, 
     assert len(lines) == 9, ended.said
     for code, error, hint in zip(lines[::3], lines[1::3], lines[2::3], strict=True):
         assert code == "1" and "Read-only file system" in error, ended.said
-        assert hint == "hint: choose a folder that you may write to, or have its permissions changed"
+        assert hint == "hint: fix the permissions of the folder, or choose another one"
 
 
 def limited_copy(source: Path, target: str, most_bytes: int) -> Ended:

@@ -83,7 +83,7 @@ def test_what_is_no_plain_file_is_not_opened(cache: Path, name: str, kind: Calla
     kind(cache / name)
     verdict = judged(cache)
     assert verdict.code == verdict.verify_code == 3
-    assert any(word in verdict.message for word in ("is no plain file", "the file is missing", "cannot be read"))
+    assert any(word in verdict.message for word in ("is not a plain file", "the file is missing", "cannot be read"))
 
 
 @pytest.mark.parametrize("kind", [to_link, to_pipe, to_socket, to_folder])
@@ -100,7 +100,7 @@ def test_a_linked_folder_is_not_followed(cache: Path, tmp_path: Path, name: str)
     (cache / name).symlink_to(tmp_path / "elsewhere")
     verdict = judged(cache)
     assert verdict.code == verdict.verify_code == 3
-    assert "is a link" in verdict.message or "is no plain file" in verdict.message
+    assert "is a link" in verdict.message or "is not a plain file" in verdict.message
 
 
 @pytest.mark.parametrize("name", [layout.TOKENIZER, layout.JOURNAL])

@@ -153,7 +153,7 @@ MANIFESTS: dict[str, tuple[dict[str, Any], str]] = {
     "a million parts": ({"plan__splits__0__bounds": list(range(1_000_000))}, "expected are 1,000,000 in 9"),
     "a million wrong bounds": ({"plan__splits__0__bounds": ["x"] * 1_000_000}, "values are wrong"),
     "minor version below zero": ({"format__minor": -1}, "format.minor"),
-    "no version": ({"format__major": "1"}, "states no format version"),
+    "no version": ({"format__major": "1"}, "has no format version"),
     "another format": ({"format__name": "zarr"}, "does not describe a kdpipe cache"),
 }
 
@@ -169,8 +169,8 @@ def test_a_manifest_that_asks_for_what_the_format_does_not_allow_is_refused(cach
 @pytest.mark.parametrize(
     ("changes", "fragment"),
     [
-        ({"format__major": 2}, "is of format 2.1"),
-        ({"format__major": 0}, "is of format 0.1"),
+        ({"format__major": 2}, "has format 2.1"),
+        ({"format__major": 0}, "has format 0.1"),
         ({"format__must_understand": ["quantum"]}, "needs quantum"),
         ({"format__must_understand": "quantum"}, "needs quantum"),
     ],

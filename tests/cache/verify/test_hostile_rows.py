@@ -128,22 +128,22 @@ REFUSED: dict[str, tuple[str, str, str, Edit, str]] = {
         one_more_and_one_less,
         "a row with loss_mask false has",
     ),
-    "a log p beyond its quantizer": ("threshold", "logprob", "", put("value", 1 << 20), "outside its quantizer"),
-    "a log p of minus infinity": ("topk", "logprob", "", put("value", MINUS_INFINITY), "outside its quantizer"),
+    "a log p beyond its quantizer": ("threshold", "logprob", "", put("value", 1 << 20), "out of range"),
+    "a log p of minus infinity": ("topk", "logprob", "", put("value", MINUS_INFINITY), "out of range"),
     "a log p that is no number": ("topk", "logprob", "", put("value", MISSING), ""),
     "a small mass": ("topk", "logprob", "", add("value", 100), "do not sum to 1"),
-    "a tail beyond its quantizer": ("threshold", "row", "log_tail", put("trained", 1 << 16), "quantizer"),
+    "a tail beyond its quantizer": ("threshold", "row", "log_tail", put("trained", 1 << 16), "out of range"),
     "a label of its own beside the exact id": ("threshold", "row", "label_logprob", put("trained", 0), "stored twice"),
     "a tail of everything": ("threshold", "row", "log_tail", put("trained", 40_000), "do not sum to 1"),
     "a tail that is no number": ("threshold", "row", "log_tail", put("trained", MISSING), "do not sum to 1"),
-    "an entropy beyond its quantizer": ("state", "row", "entropy", put("trained", 1 << 31), "quantizer"),
-    "a number of times beyond all": ("sampled", "times", "", put("zero", (1 << 32) - 1), "more times than"),
+    "an entropy beyond its quantizer": ("state", "row", "entropy", put("trained", 1 << 31), "out of range"),
+    "a number of times beyond all": ("sampled", "times", "", put("zero", (1 << 32) - 1), "drawn more often than"),
     "times that add up to nothing": (
         "sampled",
         "times",
         "",
         lambda part, codes: codes.fill((1 << 32) - 1),
-        "more times than",
+        "drawn more often than",
     ),
     "a scale that is no number": ("threshold", "hidden", "", bytes_at(0, 0, 0xC0, 0x7F), "the scale of a vector"),
     "a scale without end": ("threshold", "hidden", "", bytes_at(0, 0, 0x80, 0x7F), "the scale of a vector"),
@@ -152,13 +152,13 @@ REFUSED: dict[str, tuple[str, str, str, Edit, str]] = {
 }
 
 NAMED: dict[str, tuple[str, str, str, Edit, str]] = {
-    "an id twice": ("threshold", "id", "", second_id_as_the_first, "an id stands twice"),
-    "an id twice among all": ("topk", "id", "", second_id_as_the_first, "an id stands twice"),
+    "an id twice": ("threshold", "id", "", second_id_as_the_first, "duplicate id"),
+    "an id twice among all": ("topk", "id", "", second_id_as_the_first, "duplicate id"),
     "a missing entropy": ("threshold", "row", "entropy", put("trained", MISSING), "entropy is a number where"),
     "an entropy too many": ("threshold", "row", "entropy", put("masked", 5), "entropy is a number where"),
-    "an entropy above log V": ("threshold", "row", "entropy", put("trained", 7000), "entropy lies outside 0 to log V"),
-    "log_z above its bound": ("threshold", "row", "log_z@2.0", put("trained", 6000), "log_z at 2.0 lies outside"),
-    "log_z below its ids": ("topk", "row", "log_z@4.0", put("trained", 0), "below what its exact ids hold"),
+    "an entropy above log V": ("threshold", "row", "entropy", put("trained", 7000), "entropy is outside 0 to log V"),
+    "log_z above its bound": ("threshold", "row", "log_z@2.0", put("trained", 6000), "log_z at 2.0 is outside"),
+    "log_z below its ids": ("topk", "row", "log_z@4.0", put("trained", 0), "below the sum over its exact ids"),
     "a missing log_z": ("state", "row", "log_z@4.0", put("trained", MISSING), "log_z@4.0 is a number where"),
     "a missing label": ("state", "row", "label_logprob", put("trained", MISSING), "label_logprob is a number where"),
     "a label above the best": ("threshold", "row", "label_logprob", put_another_label, "more probable than the most"),
@@ -209,7 +209,7 @@ def test_rising_log_p_are_named(tmp_path: Path) -> None:
         return codes
 
     recode(cache, "logprob", swap)
-    assert_named(cache, "exact ids do not fall in probability")
+    assert_named(cache, "exact ids do not descend in probability")
 
 
 def test_writing_the_same_numbers_again_changes_nothing_that_is_read(tmp_path: Path) -> None:

@@ -39,9 +39,9 @@ def test_another_cache_in_the_folder_is_refused_with_what_differs(tmp_path: Path
         make_cache(tmp_path / "cache", replace(SMALL, seed=7, tau=0.1))
     message = str(caught.value)
     assert message.startswith(f"{tmp_path}/cache holds another cache: ")
-    assert "seed: 0 there, 7 asked" in message
-    assert "--tau: 0.04 there, 0.1 asked" in message
-    assert caught.value.hint == "choose another folder, or give the settings that this cache was begun with"
+    assert "seed: existing 0, requested 7" in message
+    assert "--tau: existing 0.04, requested 0.1" in message
+    assert caught.value.hint == "choose another folder, or use the settings of this cache"
     assert digests_of(tmp_path / "cache") == before
 
 

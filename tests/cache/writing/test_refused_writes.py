@@ -78,7 +78,7 @@ def test_a_full_disk_stops_with_advice_and_nothing_is_lost(tmp_path: Path, whole
     assert message == f"writing part {number}: No space left on device ({disk}/cache)"
     assert re.fullmatch(
         rf"free some space on the disk of {disk}/cache \([\d,]+ bytes free\): "
-        "what was committed is safe; then run the same command again",
+        "committed parts are safe; then run the same command again",
         hint,
     )
     assert identity == whole
@@ -95,9 +95,7 @@ def test_a_limit_on_file_sizes_is_named(tmp_path: Path, whole: str) -> None:
     assert ended.code == 1, ended.said
     message, hint = ended.said.splitlines()
     assert message == f"writing part 0: File too large ({path})"
-    assert hint.startswith(
-        "raise the limit on file sizes (ulimit -f), or use smaller parts: what was committed is safe"
-    )
+    assert hint.startswith("raise the limit on file sizes (ulimit -f), or use smaller parts: committed parts are safe")
     assert leftovers(path) == []
     assert resume_cache(path) == whole
 
@@ -146,7 +144,7 @@ def test_a_read_only_folder_is_named(tmp_path: Path) -> None:
     assert ended.code == 1, ended.said
     message, hint = ended.said.splitlines()
     assert message == f"creating the cache: Read-only file system ({disk}/cache)"
-    assert hint == "choose a folder that you may write to, or have its permissions changed"
+    assert hint == "fix the permissions of the folder, or choose another one"
 
 
 def test_a_finished_cache_on_a_read_only_disk_is_found_finished(tmp_path: Path, whole: str) -> None:
@@ -178,11 +176,11 @@ def test_a_folder_without_permission_is_named(tmp_path: Path) -> None:
     assert ended.code == 1, ended.said
     message, hint = ended.said.splitlines()
     assert message == f"creating the cache: Permission denied ({tmp_path}/closed/cache)"
-    assert hint == "choose a folder that you may write to, or have its permissions changed"
+    assert hint == "fix the permissions of the folder, or choose another one"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "advice"), [(errno.ENOSPC, "free some space"), (errno.EIO, "see to the disk")])
+@pytest.mark.parametrize(("number", "advice"), [(errno.ENOSPC, "free some space"), (errno.EIO, "check the disk")])
 def test_an_error_at_any_call_is_explained_and_nothing_is_lost(
     tmp_path: Path, whole: str, number: int, advice: str
 ) -> None:
@@ -290,4 +288,4 @@ def test_a_work_folder_that_goes_away_is_named(tmp_path: Path) -> None:
     with pytest.raises(WriteError, match="writing part 0: No such file or directory") as caught, writer.part(0):
         shutil.rmtree(tmp_path / "cache" / layout.WORK)
     assert caught.value.hint is not None
-    assert caught.value.hint.startswith("something removed a folder while it was written to")
+    assert caught.value.hint.startswith("another program removed a folder during the write")

@@ -71,11 +71,11 @@ def test_what_the_cache_would_leave_out_is_refused(tmp_path: Path) -> None:
     sequence, block = part_of(SMALL, 0)[0]
     n = len(sequence.tokens)
     for pair, message in (
-        ((replace(sequence, columns={**sequence.columns, "lang": ["en"]}), block), "source column 'lang' is given"),
+        ((replace(sequence, columns={**sequence.columns, "lang": ["en"]}), block), "source column 'lang'"),
         ((sequence, replace(block, log_z={**block.log_z, 3.0: np.zeros(n, np.float32)})), "log_z at temperature 3.0"),
         (
             (sequence, replace(block, hidden={**block.hidden, 9: np.zeros((n, 8), np.float32)})),
-            "hidden layer 9 is given",
+            "hidden layer 9",
         ),
     ):
         with pytest.raises(CacheWriteError, match=message), writer.part(0) as part:

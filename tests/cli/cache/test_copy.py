@@ -74,7 +74,7 @@ def test_a_smaller_copy_says_what_it_is(path: Path, tmp_path: Path, capsys: pyte
     assert f"  made from     parts 0:2; without hidden, text of {open_cache(path).cache_id}\n" in said.out
     assert main.run(words) == 2
     said = capsys.readouterr()
-    assert said.err.startswith(f"error: {tmp_path / 'some'} holds another cache: what was chosen: ")
+    assert said.err.startswith(f"error: {tmp_path / 'some'} holds another cache: selection: ")
     assert said.err.endswith(
         "use the same --parts, --split and --without as before, or choose a new or empty destination\n"
     )
@@ -102,7 +102,7 @@ def test_what_cannot_be_copied_is_told_in_two_lines(
     path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for source, target, code, told in (
-        (str(tmp_path / "nowhere"), str(tmp_path / "copy"), 2, "error: there is no folder"),
+        (str(tmp_path / "nowhere"), str(tmp_path / "copy"), 2, "error: no such folder:"),
         (str(path), str(path), 2, "inside the source"),
         (str(path), "http://127.0.0.1/cache", 2, "http://127.0.0.1/cache"),
     ):

@@ -186,7 +186,7 @@ def test_nothing_is_written_into_the_cache_that_is_extended(folder: Path) -> Non
 
 def test_a_folder_that_is_no_cache_is_not_extended(folder: Path, tmp_path: Path) -> None:
     settings = more(folder, tmp_path / "new").model_copy(update={"extend": str(folder / "teacher")})
-    with pytest.raises(ConfigError, match=r"holds no manifest.json"):
+    with pytest.raises(ConfigError, match=r"has no manifest.json"):
         run(settings)
 
 

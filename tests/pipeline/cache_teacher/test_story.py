@@ -188,8 +188,8 @@ def test_a_dry_run_goes_the_whole_way_and_leaves_nothing(folder: Path, tmp_path:
 @pytest.mark.parametrize(
     ("changes", "differs"),
     [
-        ({"targets": {"tau": 0.1}}, "--tau: 0.04 there, 0.1 asked"),
-        ({"sequences": {"length": 64}}, "--seq-len: 96 there, 64 asked"),
+        ({"targets": {"tau": 0.1}}, "--tau: existing 0.04, requested 0.1"),
+        ({"sequences": {"length": 64}}, "--seq-len: existing 96, requested 64"),
         ({"data": {"limit": 20}}, "the documents, or how they are read"),
     ],
 )
