@@ -36,7 +36,7 @@ SETTINGS: dict[str, Any] = {
 
 
 class Attempts:
-    """Counts the steps that were tried, by the batches that were taken; a fault is due at some of them."""
+    """Counts the steps tried, by the batches taken, and plants a fault at some of them."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, due: Callable[[int], bool]) -> None:
         self.n, self._due = 0, due
@@ -196,13 +196,13 @@ QUICK = ("states", "weights", "jsd", "gradient")
 def test_a_fault_is_named_and_its_whole_step_is_skipped(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
-    plant, told = PLACES[place]
+    plant, named = PLACES[place]
     plant(monkeypatch, Attempts(monkeypatch, lambda n: n == BAD_STEP))
     watch = RecordingTrainWatch()
     settings = _needed(folder, place).model_copy(update={"out": str(tmp_path / "run")})
     report = run(settings, watch)
     assert (report.steps, report.skipped, report.rollbacks) == (6, 1, 0)
-    assert [line for line in watch.warnings if told in line], watch.warnings
+    assert [line for line in watch.warnings if named in line], watch.warnings
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     steps = [line for line in lines if "verdict" in line]
     assert [line["verdict"] for line in steps] == ["accept", "accept", "skip", "accept", "accept", "accept", "accept"]
@@ -236,7 +236,7 @@ def test_a_skipped_step_changes_no_parameter(folder: Path, tmp_path: Path, monke
 
 @contextmanager
 def _skipping(monkeypatch: pytest.MonkeyPatch, n_sequences: int) -> Iterator[None]:
-    """From the third step on, the line goes on behind some sequences that are never read."""
+    """From the third step on, some sequences are passed over."""
     take = StepLoader.take
 
     def moved(loader: StepLoader, begin: int, end: int, order: Any) -> StepBatch:
@@ -265,10 +265,7 @@ def test_repeated_faults_roll_back_to_a_good_student(
     watch = RecordingTrainWatch()
     report = run(settings_for(folder, **changes).model_copy(update={"out": str(tmp_path / "run")}), watch)
     assert (report.steps, report.skipped, report.rollbacks) == (6, 3, 1)
-    assert any(
-        "back to the student of step 2, with fresh moments and 0.5 of the learning rate" in told
-        for told in watch.warnings
-    )
+    assert any("rolled back to step 2" in line and "0.5 of the learning rate" in line for line in watch.warnings)
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     after = [line for line in lines if line.get("rollbacks") == 1 and line.get("verdict") == "accept"]
     assert list(after[0]["terms"]) == ["ce"] and len(after[1]["terms"]) > 1
@@ -362,8 +359,8 @@ def test_persistent_faults_stop_the_run_with_a_checkpoint_and_advice(
     assert "--resume-from STEP" in str(error.value.hint)
     assert list((tmp_path / "run" / "checkpoints").iterdir())
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    told = [(line["step"], line["verdict"]) for line in lines if "verdict" in line]
-    assert told[2:] == [(3, "undone"), (3, "skip"), (2, "rollback"), (2, "skip"), (2, "stop")]
+    verdicts = [(line["step"], line["verdict"]) for line in lines if "verdict" in line]
+    assert verdicts[2:] == [(3, "undone"), (3, "skip"), (2, "rollback"), (2, "skip"), (2, "stop")]
 
 
 @pytest.mark.slow
@@ -415,8 +412,8 @@ def test_nonfinite_parameters_roll_back_at_once(
     assert undone == list(range(good + 1, bad + 1))
     assert [line["step"] for line in lines if "evaluation" in line] == [6]
     assert report.positions == lines[-2]["positions"] == _positions(lines)
-    assert any(f"step {bad}: parameters (student." in told for told in watch.warnings), watch.warnings
-    # The student that is kept has made all steps, is measured as it is, and can be gone on from.
+    assert any(f"step {bad}: parameters (student." in line for line in watch.warnings), watch.warnings
+    # The final student has made all steps, is evaluated as it is, and can be resumed.
     assert (tmp_path / "run" / "checkpoints" / "step-000006").is_dir()
     assert report.evaluation is not None and report.evaluation["step"] == 6
     assert all(torch.isfinite(value).all() for value in weights(tmp_path / "run").values())
@@ -447,8 +444,8 @@ def test_an_overflow_is_handled_by_the_scaler_and_is_no_fault(
     verdicts = [line["verdict"] for line in lines if "verdict" in line]
     assert (report.steps, report.rollbacks) == (6, 0)
     assert verdicts.count("overflow") == report.skipped > 3
-    assert "skip" not in verdicts and not [told for told in watch.warnings if "skipped" in told]
-    assert [told for told in watch.lines if "the gradient overflowed at a loss scale of 1.09951e+12" in told]
+    assert "skip" not in verdicts and not [line for line in watch.warnings if "skipped" in line]
+    assert [line for line in watch.lines if "loss scale of 1.09951e+12" in line]
     assert all(torch.isfinite(value).all() for value in weights(tmp_path / "run").values())
 
 

@@ -1,4 +1,4 @@
-"""A run checks its cache before it learns from it, once, and refuses a damaged copy before a folder is there."""
+"""A run verifies its cache before its first use, and refuses a damaged copy before it creates a folder."""
 
 from pathlib import Path
 
@@ -35,17 +35,17 @@ def test_a_cache_made_on_this_machine_is_not_verified_again(folder: Path) -> Non
 def test_a_damaged_copy_is_refused_before_a_run_is_created(folder: Path) -> None:
     copy = copy_cache(folder / "cache", folder / "torn")
     flip_bit(copy / "parts" / "00000" / layout.array_shard("id"), 5)
-    with pytest.raises(CacheDamaged, match="torn is damaged: parts/00000/targets") as told:
+    with pytest.raises(CacheDamaged, match="torn is damaged: parts/00000/targets") as raised:
         run(settings_for(folder, "never", kept="torn", **SMALL))
-    assert told.value.exit_code == 3
-    assert "--repair-from SRC" in str(told.value.hint)
+    assert raised.value.exit_code == 3
+    assert "--repair-from SRC" in str(raised.value.hint)
     assert not (folder / "never").exists()
 
 
 def test_a_run_resumes_with_another_verify_setting(folder: Path) -> None:
-    run(settings_for(folder, "said", **SMALL))
-    (folder / "said" / completed_run.RECORD).unlink()  # as if it had been stopped just before its end
+    run(settings_for(folder, "verified", **SMALL))
+    (folder / "verified" / completed_run.RECORD).unlink()  # as if stopped just before its end
     heard = RecordingTrainWatch()
-    settings = settings_for(folder, "said", cache={"path": str(folder / "cache"), "verify": "always"}, **SMALL)
+    settings = settings_for(folder, "verified", cache={"path": str(folder / "cache"), "verify": "always"}, **SMALL)
     run(settings, heard)
     assert [line for line in heard.lines if CHECKED in line]

@@ -171,7 +171,7 @@ def test_a_schedule_that_depends_on_the_length_cannot_be_lengthened(
 
 
 def hinted(folder: Path, settings: TrainSettings, hint: str) -> TrainSettings:
-    """Settings with what a hint says to add."""
+    """Settings with the options of a hint."""
     words = shlex.split(hint.removeprefix("add "))
     assert words and words[::2] == ["--set"] * (len(words) // 2)
     config = folder / "asked.json"
@@ -181,7 +181,7 @@ def hinted(folder: Path, settings: TrainSettings, hint: str) -> TrainSettings:
 
 @pytest.mark.slow
 def test_shares_of_the_length_are_refused_with_settings_that_keep_the_steps(folder: Path, tmp_path: Path) -> None:
-    """A warm-up is a share of the steps, and evaluations are a tenth of the run apart unless said."""
+    """A warm-up is a share of the steps, and evaluations are a tenth of the run apart by default."""
     changes = {"schedule": {"kind": "constant", "warmup": 0.1}, "evaluation": {"every": None}, "saving": {"every": 1}}
     out = tmp_path / "run"
     run(shaped(folder, out, 10, **changes))

@@ -1,4 +1,4 @@
-"""A run is resumed from its own checkpoints alone, and says what metrics.jsonl lacks."""
+"""A run resumes from its own checkpoints only, and reports missing metrics."""
 
 import json
 import shutil
@@ -64,11 +64,11 @@ def test_a_checkpoint_of_another_run_is_not_resumed(
     folder: Path, tmp_path: Path, stopped: Path, whole: Path, case: str
 ) -> None:
     out = with_anothers(folder, tmp_path, stopped, case)
-    settings, told = shaped(folder, out), OTHERS[case][1]
+    settings, difference = shaped(folder, out), OTHERS[case][1]
     before = sorted(path.name for path in (out / "checkpoints").iterdir())
     with pytest.raises(ConfigError, match="step-000006 is of another run") as refused:
         run(settings, resume_from="6")
-    assert refused.value.exit_code == 2 and told in refused.value.message
+    assert refused.value.exit_code == 2 and difference in refused.value.message
     # Also when no other is left.
     shutil.copytree(out, tmp_path / "alone")
     for path in (tmp_path / "alone" / "checkpoints").iterdir():
@@ -76,12 +76,12 @@ def test_a_checkpoint_of_another_run_is_not_resumed(
             shutil.rmtree(path)
     with pytest.raises(ConfigError, match="has no usable checkpoint") as refused:
         run(shaped(folder, tmp_path / "alone"))
-    assert refused.value.exit_code == 2 and told in refused.value.message
-    # Nothing was changed, and the run goes on from the one before.
+    assert refused.value.exit_code == 2 and difference in refused.value.message
+    # Nothing was changed, and the run resumes from the checkpoint before.
     assert sorted(path.name for path in (out / "checkpoints").iterdir()) == before
     watch = RecordingTrainWatch()
     assert run(settings, watch).resumed_from == 4
-    assert [line for line in watch.warnings if "step-000006 is of another run" in line and told in line]
+    assert [line for line in watch.warnings if "step-000006 is of another run" in line and difference in line]
     assert history(out) == history(whole)
 
 

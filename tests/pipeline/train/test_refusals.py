@@ -35,10 +35,10 @@ def test_a_run_out_of_memory_resumes_in_smaller_micro_batches(folder: Path, monk
         return step(*given)
 
     monkeypatch.setattr(loop, "forward_backward", fail_in_the_fifth)
-    with pytest.raises(KdpipeError, match=r"out of memory at step 5: CUDA out of memory. Tried to") as told:
+    with pytest.raises(KdpipeError, match=r"out of memory at step 5: CUDA out of memory. Tried to") as raised:
         run(small(folder, "short"))
-    assert told.value.exit_code == 1
-    assert "--set machine.portion=1 or --set student.gradient" in str(told.value.hint)
+    assert raised.value.exit_code == 1
+    assert "--set machine.portion=1 or --set student.gradient" in str(raised.value.hint)
     report = run(small(folder, "short", machine={"portion": 1}))
     assert (report.steps, report.resumed_from) == (6, 3)
     for (step_a, a), (step_b, b) in zip(losses(folder / "enough"), losses(folder / "short"), strict=True):
@@ -58,9 +58,9 @@ def test_resume_from_excludes_overwrite_and_dry_run(folder: Path) -> None:
     run(settings_for(folder, "kept", run={"max_steps": 2}))
     there = sorted((folder / "kept").rglob("*"))
     for other in ("overwrite", "dry_run"):
-        with pytest.raises(ConfigError, match=r"--resume-from .* --(overwrite|dry-run)") as told:
+        with pytest.raises(ConfigError, match=r"--resume-from .* --(overwrite|dry-run)") as raised:
             run(settings_for(folder, "kept", run={"max_steps": 2}), resume_from="2", **{other: True})
-        assert told.value.exit_code == 2
+        assert raised.value.exit_code == 2
     assert sorted((folder / "kept").rglob("*")) == there
 
 

@@ -146,7 +146,7 @@ def test_a_run_stopped_before_a_rollback_rolls_back_to_the_same_student(
             run(stopped, Stopping(3, signal.SIGTERM))
         again = RecordingTrainWatch()
         assert run(stopped, again).rollbacks == 1
-    assert [told for told in watch.warnings if "rolled back to step 2" in told]
+    assert [line for line in watch.warnings if "rolled back to step 2" in line]
     assert watch.warnings[-1] == again.warnings[-1]
     assert_same(tmp_path / "stopped", tmp_path / "whole")
 
@@ -212,9 +212,9 @@ def test_another_number_of_threads_is_reported(folder: Path) -> None:
 
 @pytest.mark.slow
 def test_overwriting_starts_over(folder: Path) -> None:
-    settings = settings_for(folder, "anew", **SHAPE)
+    settings = settings_for(folder, "again", **SHAPE)
     with pytest.raises(Interrupted):
         run(settings, Stopping(3, signal.SIGTERM))
     other = settings.model_copy(update={"seed": 5})
     assert run(other, overwrite=True).resumed_from is None
-    assert json.loads((folder / "anew" / "run.json").read_text())["settings"]["seed"] == 5
+    assert json.loads((folder / "again" / "run.json").read_text())["settings"]["seed"] == 5

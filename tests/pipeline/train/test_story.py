@@ -1,4 +1,4 @@
-"""The story of `kdpipe train` on a small cache: what it makes, says, refuses, and leaves alone."""
+"""`train` on a small cache: its files, output and refusals."""
 
 import json
 import re
@@ -60,10 +60,10 @@ def test_a_run_checks_its_student_in_a_fresh_process(
 
 @pytest.mark.slow
 def test_training_lowers_the_loss(folder: Path) -> None:
-    settings = settings_for(folder, "learns", run={"max_steps": 30}, evaluation={"every": 15}, saving={"every": 30})
+    settings = settings_for(folder, "longer", run={"max_steps": 30}, evaluation={"every": 15}, saving={"every": 30})
     run(settings)
-    found = [loss for _, loss in losses(folder / "learns")]
-    assert sum(found[-5:]) < 0.95 * sum(found[:5])
+    values = [loss for _, loss in losses(folder / "longer")]
+    assert sum(values[-5:]) < 0.95 * sum(values[:5])
 
 
 def test_the_report_has_the_results_of_the_run(whole: tuple[TrainReport, RecordingTrainWatch]) -> None:
@@ -161,13 +161,13 @@ def test_a_finished_run_is_left_as_it_is(folder: Path, whole: tuple[TrainReport,
 
 @pytest.mark.slow
 def test_the_best_student_is_reported_with_its_own_step_and_metrics(folder: Path) -> None:
-    """Of two phases the first has the lower loss, which says nothing but chooses the student of step 3."""
+    """The first of two phases has the lower loss, and so the student of step 3 is chosen, which is meaningless."""
     phases = [{"until": 0.5, "alpha": 0.0}, {"until": 1.0, "alpha": 1.0}]
     changes = {"run": {"phases": phases}, "saving": {"final": "best"}, "evaluation": {"metric": "loss"}}
     settings = settings_for(folder, "best", **changes)
     watch = RecordingTrainWatch()
     report = run(settings, watch)
-    assert [told for told in watch.warnings if "evaluation.metric is loss" in told]
+    assert [line for line in watch.warnings if "evaluation.metric is loss" in line]
     assert report.best is not None and report.evaluation is not None
     assert (report.best.step, report.steps) == (3, 6)
     assert report.evaluation["step"] == report.best.step
@@ -259,10 +259,10 @@ def test_the_exact_mass_at_another_temperature_is_reported(folder: Path) -> None
     run(settings_for(folder, "hot", losses={"temperature": 4.0}, run={"max_steps": 1}), watch)
     lines = [json.loads(line) for line in (folder / "hot" / "metrics.jsonl").read_text().splitlines()]
     assert [list(line.get("evaluation", line)["terms"]) for line in lines] == [["ce", "forward_kl_coarse"]] * 2
-    told = [line for line in watch.warnings if line.startswith("at temperature 4 the exact ids have")]
-    assert len(told) == 1 and int(told[0].split("have ")[1].split("%")[0]) < 50
+    [warning] = [line for line in watch.warnings if line.startswith("at temperature 4 the exact ids have")]
+    assert int(warning.split("have ")[1].split("%")[0]) < 50
     assert any("one coarse bin" in line for line in watch.warnings)
-    assert f"--target-temperature 4 --out {folder / 'cache'}-t4" in told[0]
+    assert f"--target-temperature 4 --out {folder / 'cache'}-t4" in warning
 
 
 @pytest.mark.slow

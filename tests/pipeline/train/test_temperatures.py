@@ -1,4 +1,4 @@
-"""Temperatures other than 1: what a cache made for one gives, and what is said and refused where it holds little."""
+"""Temperatures other than 1: a cache made for one, and warnings and refusals where a cache holds little."""
 
 import json
 import re

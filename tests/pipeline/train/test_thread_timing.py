@@ -112,7 +112,7 @@ def test_a_resumed_run_is_not_timed_again(
 
 
 @pytest.mark.parametrize(
-    ("machine", "patched", "said"),
+    ("machine", "patched", "line"),
     [
         ({"threads": 2}, {}, "threads     2: machine.threads is set"),
         ({"threads": "auto"}, {"usable_cpus": lambda: 1}, "threads     1: one usable core"),
@@ -131,13 +131,13 @@ def test_threads_are_not_timed_without_need(
     monkeypatch: pytest.MonkeyPatch,
     machine: dict[str, Any],
     patched: dict[str, Any],
-    said: str,
+    line: str,
 ) -> None:
     passes, watch = timed(0.25, 0.5), RecordingTrainWatch()
     for name, value in patched.items():
         monkeypatch.setattr(thread_choice, name, value)
     run(shaped(folder, tmp_path / "run", machine=machine), watch)
-    assert not passes and threads_line(watch) == said
+    assert not passes and threads_line(watch) == line
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Checkpoints: to the bit, never half, never believed unread; which one a run goes on from, and which ones stay."""
+"""Checkpoints: bit-exact, atomic and verified; which one a run resumes from, and which ones are kept."""
 
 import dataclasses
 import errno

@@ -1,4 +1,4 @@
-"""metrics.jsonl: strict, exact, cut where a run goes on, and whole whatever kills it."""
+"""metrics.jsonl: strict JSON, exact, cut where a run resumes, and whole after any kill."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""What a student is trained with when nothing, or only a part, is said: by kind and size, explicit settings first."""
+"""Default optimizer and learning rates by kind and size; explicit settings come first."""
 
 import json
 import re

@@ -35,8 +35,8 @@ def trainable_of(dtype: torch.dtype = torch.float32, device: str = "cpu") -> Tra
     return Trainable(student=student, roles=ROLES, maps=maps, router=router)
 
 
-def settings(**said: Any) -> OptimizerSettings:
-    given = OptimizerSettings.model_validate({"kind": "adamw", "weight_decay": 0.1, "rates": RATES, **said})
+def settings(**values: Any) -> OptimizerSettings:
+    given = OptimizerSettings.model_validate({"kind": "adamw", "weight_decay": 0.1, "rates": RATES, **values})
     return fill_defaults(given, "fresh", 1_000_000)
 
 
