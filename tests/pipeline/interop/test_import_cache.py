@@ -216,7 +216,7 @@ def test_invalid_places_are_refused_before_anything_is_read(source: Path, tokeni
         imported(**settings_of(source, tokenizer, source / "cache"))
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "letter.txt").write_text("dear")
-    with pytest.raises(ConfigError, match=r"holds other things and no manifest.json: letter.txt"):
+    with pytest.raises(ConfigError, match=r"has other files and no manifest.json: letter.txt"):
         imported(**settings_of(source, "no tokenizer either", tmp_path / "full"))
     with pytest.raises(ConfigError, match="--out s3://bucket/cache is a URL"):
         imported(**settings_of(source, tokenizer, tmp_path) | {"out": "s3://bucket/cache"})
