@@ -1,14 +1,12 @@
-"""Progress of an evaluation on stderr: one bar on a terminal, a line every half minute in a log.
-
-In: what the story says to its `EvalWatch`. Out: nothing on stdout.
-"""
+"""Progress of an evaluation on stderr."""
 
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, final
 
-from kdpipe.cli.progress import SECONDS_BETWEEN_LINES, LineListener, Show, bar, is_followed, line_of
+from kdpipe.cli import console
+from kdpipe.cli.progress import Show, Throttle, display, line_of
 from kdpipe.cli.quantities import duration
 
 if TYPE_CHECKING:
@@ -17,31 +15,25 @@ if TYPE_CHECKING:
 
 @contextmanager
 def measuring() -> Iterator["EvalWatch"]:
-    """Someone who follows an evaluation, on this terminal or into this log; the terminal is left as it was."""
-    if is_followed():
-        with bar() as show:
-            yield ShownEvalWatch(show, 0.1)
-    else:
-        yield ShownEvalWatch(line_of, SECONDS_BETWEEN_LINES)
+    """Progress of eval."""
+    with display(line_of) as (show, seconds_between):
+        yield ShownEvalWatch(show, seconds_between)
 
 
 @final
-class ShownEvalWatch(LineListener):
-    """Words at once, sequences at most so often; the time left is by what the first ones took."""
+class ShownEvalWatch(console.Notes):
+    """Shows sequences done and the time left, estimated from the first ones."""
 
     def __init__(self, show: Show, seconds_between: float, clock: Callable[[], float] = time.monotonic) -> None:
-        self._show, self._seconds_between, self._clock = show, seconds_between, clock
-        self._shown_at = clock()
+        self._show, self._throttle, self._clock = show, Throttle(seconds_between, clock), clock
         self._first: tuple[int, float] | None = None
 
     def measured(self, n_done: int, n_sequences: int) -> None:
-        """Shown when the last time is long enough ago."""
         now = self._clock()
         if self._first is None:
             self._first = (n_done, now)
-        if now - self._shown_at < self._seconds_between:
+        if not self._throttle.is_open():
             return
-        self._shown_at = now
         text = f"measured {n_done:,}/{n_sequences:,} sequences"
         n_first, began = self._first
         if n_done > n_first:

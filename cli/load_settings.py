@@ -43,9 +43,9 @@ def _given_values(kind: type[R], given: ParsedFlags) -> "list[Said]":
     from kdpipe.schemas.capture_settings import CaptureSettings
     from kdpipe.schemas.train_settings import TrainSettings
 
-    said = settings.from_file(kind, read_file(given.config), str(given.config)) if given.config else []
-    said += settings.from_environment(kind, os.environ, read_value, others=(CaptureSettings, TrainSettings))
-    said += settings.from_sets(kind, given.sets, read_value)
+    values = settings.from_file(kind, read_file(given.config), str(given.config)) if given.config else []
+    values += settings.from_environment(kind, os.environ, read_value, others=(CaptureSettings, TrainSettings))
+    values += settings.from_sets(kind, given.sets, read_value)
     for flag, value in given.flags:
-        said += settings.from_flag(kind, flag.name, flag.place, value)
-    return said
+        values += settings.from_flag(kind, flag.name, flag.place, value)
+    return values

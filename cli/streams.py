@@ -1,8 +1,7 @@
-"""The standard streams of this process: what cannot be written is dropped, and no work ends for it.
+"""Standard streams that never raise: output that cannot be written is dropped, and the run continues.
 
-In: stdout and stderr as the parent process gave them, closed ones too. Out: streams that never fail, and whether an
-answer was lost. A terminal, `tee` or `head` may go away hours before a run is done, and everything that writes progress
-(bars, warnings, log lines, libraries) would otherwise end the run by an exception of its own.
+A terminal, `tee` or `head` may close hours before a run is done; progress bars, warnings, log lines and libraries
+would otherwise end the run with an exception. `lost_answer` reports whether output on stdout was lost.
 """
 
 import errno
@@ -14,13 +13,13 @@ from typing import Any, BinaryIO, TextIO, final
 from kdpipe.cli.interrupts import unbroken
 
 OUT, ERR = 1, 2
-# The reader of a pipe or the terminal has gone; a full disk is none of these.
+# The reader of a pipe or the terminal has gone; a full disk has another code.
 _GONE = {errno.EPIPE, errno.EIO, errno.ENXIO}
 
 
 @final
 class _Raw(io.RawIOBase):
-    """The bytes of a stream; those that are refused are dropped, and after an answer's first all the others too."""
+    """A raw stream that drops what cannot be written; stdout drops everything after its first failure."""
 
     def __init__(self, raw: io.RawIOBase | BinaryIO, name: str, *, is_answer: bool) -> None:
         self._raw, self.name, self._is_answer = raw, name, is_answer
@@ -35,7 +34,7 @@ class _Raw(io.RawIOBase):
     def isatty(self) -> bool:
         return self._raw.isatty()
 
-    # Interrupted after the system took the bytes, it would be asked to write them once more.
+    # An interrupt after the system call would make the buffer write the bytes again.
     @unbroken
     def write(self, data: Any, /) -> int:
         n_bytes = memoryview(data).nbytes
@@ -65,9 +64,9 @@ def guard() -> None:
 
 
 def lost_answer() -> OSError | None:
-    """Why an answer could not be written; None as well where its reader has gone and read stderr too.
+    """Why output on stdout was lost; None also where stdout and stderr had the same reader, which has gone.
 
-    Then no one is left who waits for the answer, as with `2>&1 | head` and a terminal that was closed.
+    Examples are `2>&1 | head` and a closed terminal.
     """
     sys.stdout.flush()
     refusal = None if _answers is None else _answers.refusal
@@ -77,11 +76,11 @@ def lost_answer() -> OSError | None:
 
 
 def _occupy(descriptor: int) -> None:
-    """Let no file of ours take the number of a stream that was closed: libraries would write into it."""
+    """Keep the descriptor of a closed stream occupied: a file that got it would receive the output of libraries."""
     try:
         os.fstat(descriptor)
     except OSError:
-        # Opened for reading, stdout refuses every answer, and it is known that they are lost.
+        # Opened for reading, stdout rejects every write, so the loss is detected.
         opened = os.open(os.devnull, os.O_WRONLY if descriptor == ERR else os.O_RDONLY)
         os.set_inheritable(opened, True)
 

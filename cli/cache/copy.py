@@ -11,7 +11,7 @@ import typer
 from kdpipe.cli import console
 from kdpipe.cli.cache.reshaping import bounds
 from kdpipe.cli.common_options import Json, OfParts, RetryFor, retries
-from kdpipe.cli.progress import SECONDS_BETWEEN_LINES, Show, bar, is_followed
+from kdpipe.cli.progress import Show, Throttle, display
 from kdpipe.cli.quantities import duration, share, size
 from kdpipe.schemas.choices import SplitName
 from kdpipe.schemas.counts import counted
@@ -85,49 +85,39 @@ def page(report: "CopyReport") -> str:
 
 @contextmanager
 def copying() -> Iterator["CopyProgress"]:
-    """Someone who follows a copy, on this terminal or into this log."""
-    if is_followed():
-        with bar() as show:
-            yield ShownCopy(show, 0.1)
-    else:
-        yield ShownCopy(_line, SECONDS_BETWEEN_LINES)
+    """Progress of a copy."""
+    with display(_line) as (show, seconds_between):
+        yield ShownCopy(show, seconds_between)
 
 
-def _line(done: int, planned: int | None, told: str) -> None:
+def _line(done: int, planned: int | None, text: str) -> None:
     reached = f"{share(done / planned)}, " if planned else ""
-    console.note(f"{reached}{told}")
+    console.note(f"{reached}{text}")
 
 
 @final
-class ShownCopy:
-    """Bytes, rate and time left, at most so often; told from several threads."""
+class ShownCopy(console.Notes):
+    """Shows bytes, throughput and time left; called from several threads."""
 
     def __init__(self, show: Show, seconds_between: float, clock: Callable[[], float] = time.monotonic) -> None:
-        self._show, self._seconds_between, self._clock = show, seconds_between, clock
+        self._show, self._throttle, self._clock = show, Throttle(seconds_between, clock), clock
         self._lock = threading.Lock()
         self._done, self._planned = 0, 0
-        self._began = self._shown_at = clock()
-
-    def say(self, text: str) -> None:
-        """A line at once."""
-        console.note(text)
+        self._began = clock()
 
     def begin(self, n_parts: int, n_bytes: int) -> None:
-        """What is ahead."""
         console.note(f"{console.parts(n_parts)} to copy, {size(n_bytes)}" if n_parts else "nothing to copy")
         self._planned = n_bytes
-        self._began = self._shown_at = self._clock()
+        self._began = self._clock()
+        self._throttle.restart()
 
     def moved(self, n_bytes: int) -> None:
-        """More bytes."""
         with self._lock:
             self._done += n_bytes
-            now = self._clock()
-            if now - self._shown_at < self._seconds_between:
+            if not self._throttle.is_open():
                 return
-            self._shown_at = now
-            rate = self._done / max(now - self._began, 1e-9)
-            told = [size(self._done), f"{size(rate)}/s"]
+            rate = self._done / max(self._clock() - self._began, 1e-9)
+            texts = [size(self._done), f"{size(rate)}/s"]
             if rate > 0 and self._planned > self._done:
-                told.append(f"{duration((self._planned - self._done) / rate)} left")
-            self._show(min(self._done, self._planned), self._planned or None, ", ".join(told))
+                texts.append(f"{duration((self._planned - self._done) / rate)} left")
+            self._show(min(self._done, self._planned), self._planned or None, ", ".join(texts))

@@ -6,34 +6,30 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, final
 
 from kdpipe.cli import console
+from kdpipe.cli.progress import SECONDS_BETWEEN_LINES, Throttle
 from kdpipe.cli.quantities import duration, size
 from kdpipe.schemas.errors import ConfigError
 
 if TYPE_CHECKING:
     from kdpipe.schemas.reshape import Bounds, ReshapeReport
 
-SECONDS_BETWEEN_LINES = 30.0
-
 
 @final
 class ReshapeProgress:
-    """Tells of parts, now and then."""
+    """Shows parts done, at most every half minute."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock, self._shown_at = clock, clock()
+        self._throttle = Throttle(SECONDS_BETWEEN_LINES, clock)
         self._n_parts = self._n_done = 0
 
     def begin(self, n_parts: int, n_done: int) -> None:
-        """What is ahead, and what was done before."""
         self._n_parts, self._n_done = n_parts, n_done
         if n_done:
-            console.note(f"{n_done:,} of {n_parts:,} parts are there already")
+            console.note(f"{n_done:,} of {n_parts:,} parts are already there")
 
     def part_done(self, number: int) -> None:
-        """One more; told when the last time is long enough ago."""
         self._n_done += 1
-        if self._clock() - self._shown_at >= SECONDS_BETWEEN_LINES:
-            self._shown_at = self._clock()
+        if self._throttle.is_open():
             console.note(f"{self._n_done:,} of {self._n_parts:,} parts")
 
 

@@ -59,7 +59,7 @@ def test_progress_is_told_no_more_often_than_asked(capsys: pytest.CaptureFixture
             watch.part_done(2, 100, 1000, 3.0)
     told = "45,000 positions/s, teacher 91%, 34.5 MB, part {}/11, 12 min left"
     assert shown == [(300, 5000, told.format(2)), (600, 5000, told.format(3)), (900, 5000, told.format(3))]
-    assert capsys.readouterr().err == "2 of 11 parts are there already\n"
+    assert capsys.readouterr().err == "2 of 11 parts are already there\n"
 
 
 def test_positions_that_nobody_has_counted_are_estimated_from_the_time_left() -> None:
@@ -91,7 +91,7 @@ def test_a_log_gets_lines_on_stderr(capsys: pytest.CaptureFixture[str], monkeypa
     assert shown.out == ""
     assert shown.err.splitlines() == [
         "120 positions (12%): 40 positions/s, teacher 50%, 2.0 kB, part 0/3, 22 s left",
-        "1 of 3 parts are there already",
+        "1 of 3 parts are already there",
         "warning: the disk is slow",
     ]
 
@@ -100,7 +100,7 @@ def test_a_terminal_gets_one_bar_and_every_line(tmp_path: Path) -> None:
     out, said, code = on_a_terminal(RUN.replace("STOP", "pass"), tmp_path)
     assert (out, code) == ("the answer\n", 0)
     assert "50%, 45,000 positions/s, teacher 91%, 34.5 MB, part 1/4, 83 s left" in said
-    for line in ("1 of 4 parts are there already", "said 0", "said 5", "warning: look here"):
+    for line in ("1 of 4 parts are already there", "said 0", "said 5", "warning: look here"):
         assert line in said
     assert said.rstrip().endswith("\x1b[2K")  # the bar is wiped away
     assert said.count("\x1b[?25l") == said.count("\x1b[?25h") == 1

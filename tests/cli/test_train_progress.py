@@ -63,9 +63,9 @@ def test_steps_are_told_no_more_often_than_asked(capsys: pytest.CaptureFixture[s
     for second in range(91):
         clock.now = float(second)
         watch.stepped(news(step=second))
-    told = "step {}/1,200, loss 2.4876, 12 min left, rate 9.55e-05, 45,000 positions/s, cache 1%"
+    told = "step {}/1,200, loss 2.4876, 12 min left, lr 9.55e-05, 45,000 positions/s, cache 1%"
     assert shown == [(step, 1_200, told.format(step)) for step in (30, 60, 90)]
-    assert capsys.readouterr().err == "going on from step 2 of 1,200\n"
+    assert capsys.readouterr().err == "resuming from step 2 of 1,200\n"
 
 
 def test_a_run_from_the_start_says_nothing_of_what_was_before(capsys: pytest.CaptureFixture[str]) -> None:
@@ -78,7 +78,7 @@ def test_what_is_not_known_is_not_told_and_skips_are() -> None:
     watch.begin(10, 0)
     clock.now = 30.0
     watch.stepped(news(loss=None, seconds_left=None, skipped=1_234))
-    told = "step 7/10, rate 9.55e-05, 45,000 positions/s, cache 1%, 1,234 skipped"
+    told = "step 7/10, lr 9.55e-05, 45,000 positions/s, cache 1%, 1,234 skipped"
     assert shown == [(7, 10, told)]
 
 
@@ -94,7 +94,7 @@ def test_a_log_gets_lines_on_stderr(capsys: pytest.CaptureFixture[str], monkeypa
     shown = capsys.readouterr()
     assert shown.out == ""
     assert shown.err.splitlines() == [
-        "step 3/10, loss 2.4876, 12 min left, rate 9.55e-05, 45,000 positions/s, cache 1%",
+        "step 3/10, loss 2.4876, 12 min left, lr 9.55e-05, 45,000 positions/s, cache 1%",
         "step 4, validation: CE 3.1",
         "warning: step 5 is skipped",
     ]
@@ -104,11 +104,11 @@ def test_a_log_gets_lines_on_stderr(capsys: pytest.CaptureFixture[str], monkeypa
 def test_a_terminal_gets_one_bar_and_every_line(tmp_path: Path, term: str) -> None:
     out, said, code = on_a_terminal(RUN, tmp_path, term, columns=140)
     assert (out, code) == ("the answer\n", 0)
-    for line in ("going on from step 2 of 10", "said 3", "said 8", "warning: look here"):
+    for line in ("resuming from step 2 of 10", "said 3", "said 8", "warning: look here"):
         assert line in said
     if term == "dumb":
         assert "\x1b" not in said
         return
-    assert "80%, step 8/10, loss 2.5000, 83 s left, rate 1.00e-04, 45,000 positions/s, cache 0%, 1 skipped" in said
+    assert "80%, step 8/10, loss 2.5000, 83 s left, lr 1.00e-04, 45,000 positions/s, cache 0%, 1 skipped" in said
     assert said.rstrip().endswith("\x1b[2K")  # the bar is wiped away
     assert said.count("\x1b[?25l") == said.count("\x1b[?25h") == 1

@@ -36,7 +36,7 @@ def test_a_merge_tells_what_it_made(folder: Path, capsys: pytest.CaptureFixture[
         {"planned": 5, "present": 5, "made": 0},
         21,
     )
-    assert shown.err == "5 of 5 parts are there already\n"
+    assert shown.err == "5 of 5 parts are already there\n"
 
 
 def test_an_overlap_exits_4_and_can_be_left_out(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
