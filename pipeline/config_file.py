@@ -1,7 +1,6 @@
-"""Configuration files: YAML as version 1.2 reads it, and JSON.
+"""Configuration files in YAML 1.2 or JSON, and single values of --set and the environment.
 
-In: the file of --config, or one value of the environment or of --set. Out: plain values. `no` is a word and 1e-3 a
-number; a key that stands twice, an alias or a tag is refused.
+`no` is text and 1e-3 a number; duplicate keys, aliases and tags are refused.
 """
 
 import re
@@ -39,28 +38,28 @@ def read_file(path: Path) -> dict[str, Any]:
     if value is None:
         return {}
     if not isinstance(value, dict):
-        raise ConfigError(f"the file {path} holds no settings by name", hint="write lines such as `seed: 1`")
+        raise ConfigError(f"the file {path} is not a mapping of settings", hint="write lines such as `seed: 1`")
     return value
 
 
 def read_value(text: str) -> Any:
-    """One value; a ValueError says why it is none."""
+    """One value; ValueError if the text is not valid YAML."""
     import yaml
 
     try:
         return yaml.load(text, Loader=_loader())  # the loader makes plain values only
     except yaml.MarkedYAMLError as error:
-        raise ValueError(f"{text!r} is no value: {error.problem}") from None
+        raise ValueError(f"{text!r} is not a valid value: {error.problem}") from None
     except (yaml.YAMLError, RecursionError):
-        raise ValueError(f"{text!r} is no value") from None
+        raise ValueError(f"{text!r} is not a valid value") from None
 
 
 def as_yaml(values: dict[str, Any]) -> str:
-    """Settings as a file that `read_file` reads as the same; text that would read as something else is quoted."""
+    """Settings as YAML that `read_file` reads back unchanged."""
     import yaml
 
     class Dumper(yaml.SafeDumper):
-        """Knows the same scalars as the loader."""
+        """Uses the same scalars as the loader."""
 
         def ignore_aliases(self, data: Any) -> bool:
             return True
@@ -99,7 +98,7 @@ def _yaml(path: Path, data: bytes) -> Any:
 
 @lru_cache(maxsize=1)
 def _loader() -> "type[yaml.SafeLoader]":
-    """A loader that knows the core schema alone: no aliases, no tags, no key twice."""
+    """A loader of the core schema without aliases, tags and duplicate keys."""
     import yaml
 
     class Loader(yaml.SafeLoader):
@@ -107,8 +106,8 @@ def _loader() -> "type[yaml.SafeLoader]":
 
         def compose_node(self, parent: Any, index: Any) -> Any:
             if self.check_event(yaml.AliasEvent):
-                mark = cast(Any, self).peek_event().start_mark  # the library says no types here
-                raise yaml.composer.ComposerError(None, None, "aliases are not read: write the value out", mark)
+                mark = cast(Any, self).peek_event().start_mark  # not typed by the library
+                raise yaml.composer.ComposerError(None, None, "aliases are not supported: write the value out", mark)
             return super().compose_node(parent, index)
 
         def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
@@ -117,8 +116,8 @@ def _loader() -> "type[yaml.SafeLoader]":
                 if key.tag != f"{TAG}str":
                     raise yaml.constructor.ConstructorError(None, None, "a name must be text", key.start_mark)
                 if key.value in seen:
-                    told = f"the name {key.value!r} stands twice"
-                    raise yaml.constructor.ConstructorError(None, None, told, key.start_mark)
+                    problem = f"duplicate key {key.value!r}"
+                    raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
                 seen.add(key.value)
             return super().construct_mapping(node, deep)
 

@@ -1,7 +1,7 @@
-"""What `kdpipe demo` works on and what it shows at the end: text that comes with Python, all else made on the spot.
+"""Inputs and results of `kdpipe demo`.
 
-In: an output folder and a number of steps. Out: corpus, tokenizer and the teacher's config below it, made once; later
-the numbers and sample texts of teacher and students.
+Inputs are text that comes with Python, a tokenizer trained on it and the teacher's config, made once in the output
+folder; results are the metrics and sample texts of teacher and students.
 """
 
 import json
@@ -15,7 +15,7 @@ from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.strict_json import parse
 from kdpipe.schemas.train_report import Evaluation
 
-# How one of the documents goes on, which most have learnt from.
+# The beginning of a sentence in one of the documents.
 PROMPT = 'The "with" statement is used to'
 SAMPLE_TOKENS = 90
 TEACHER = TeacherSizes()
@@ -23,24 +23,22 @@ TEACHER = TeacherSizes()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DemoPaths:
-    """Where everything of a demo is; `steps` is what each of its models learns for."""
+    """Files of a demo; `steps` is the number of training steps of each model."""
 
     out: Path
     steps: int
 
     @property
     def corpus(self) -> Path:
-        """The documents."""
         return self.out / "corpus.jsonl"
 
     @property
     def tokenizer(self) -> Path:
-        """Made for the documents."""
         return self.out / "tokenizer"
 
     @property
     def teacher_config(self) -> Path:
-        """The sizes of the teacher before it has learnt."""
+        """The config of the teacher, which is trained from random init."""
         return self.out / "teacher.json"
 
     @property
@@ -50,38 +48,36 @@ class DemoPaths:
 
     @property
     def teacher_run(self) -> Path:
-        """How the teacher learnt."""
         return self.out / "teacher-run"
 
     @property
     def teacher(self) -> Path:
-        """The teacher."""
+        """The model folder of the trained teacher."""
         return self.teacher_run / FINAL
 
     @property
     def cache(self) -> Path:
-        """What the teacher said."""
         return self.out / "cache"
 
     @property
     def labels(self) -> Path:
-        """The student that never heard of the teacher."""
+        """The run of the student that is trained on the text alone."""
         return self.out / "labels"
 
     @property
     def distilled(self) -> Path:
-        """The student of the cache."""
+        """The run of the student that is trained on the cache."""
         return self.out / "distilled"
 
     @property
     def runs(self) -> dict[str, Path]:
-        """Every run, by who learnt in it."""
+        """Every run by the name of its model."""
         return {"teacher": self.teacher_run, "labels": self.labels, "distilled": self.distilled}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DemoResult:
-    """What came of a demo: by who learnt, the last evaluation and a text; bytes by path."""
+    """The last evaluation and a sample text of each model, and bytes by path."""
 
     prompt: str
     evaluations: dict[str, Evaluation]
@@ -90,7 +86,7 @@ class DemoResult:
 
 
 def begin(out: Path, steps: int) -> DemoPaths:
-    """Make what the commands start from, unless a run before has made it; a folder of something else is refused."""
+    """Make the inputs of the commands unless they exist; a folder of something else is refused."""
     place = DemoPaths(out=out, steps=steps)
     _claim(out / "demo.json", steps)
     if not place.corpus.is_file():
@@ -103,32 +99,32 @@ def begin(out: Path, steps: int) -> DemoPaths:
 
 
 def _claim(record: Path, steps: int) -> None:
-    """Begin a demo in a new or empty folder, or go on with one of as many steps."""
+    """Mark a new or empty folder as a demo, or check that the demo in it has as many steps."""
     out = record.parent
     out.mkdir(parents=True, exist_ok=True)
     if record.is_file():
-        begun = parse(record.read_bytes(), str(record)).get("steps")
-        if begun != steps:
+        started = parse(record.read_bytes(), str(record)).get("steps")
+        if started != steps:
             raise ConfigError(
-                f"{out} holds a demo of {begun} steps, and {steps} are asked for",
-                hint=f"give --steps {begun} to go on with it, or --out a new folder",
+                f"{out} holds a demo of {started} steps, not of {steps}",
+                hint=f"give --steps {started} to resume it, or another --out",
             )
         return
     if any(path.suffix != ".tmp" for path in out.iterdir()):
-        raise ConfigError(f"{out} is not empty, and no demo of this version", hint="give --out a new folder")
+        raise ConfigError(f"{out} is neither empty nor a demo of this version", hint="give another --out")
     write_text(record, json.dumps({"steps": steps}) + "\n")
 
 
 def shown(place: DemoPaths) -> DemoResult:
-    """Read what the commands have left, and have the models write."""
-    found = {name: load_evaluation(run) for name, run in place.runs.items()}
+    """Read the results of the commands, and generate sample texts."""
+    evaluations = {name: load_evaluation(run) for name, run in place.runs.items()}
     texts = samples([run / FINAL for run in place.runs.values()], PROMPT, SAMPLE_TOKENS)
-    made = (place.corpus, place.tokenizer, place.tokens, place.teacher, place.cache, place.labels, place.distilled)
+    paths = (place.corpus, place.tokenizer, place.tokens, place.teacher, place.cache, place.labels, place.distilled)
     return DemoResult(
         prompt=PROMPT,
-        evaluations={name: each for name, each in found.items() if each is not None},
+        evaluations={name: last for name, last in evaluations.items() if last is not None},
         texts=dict(zip(place.runs, texts, strict=True)),
-        n_bytes={path: _size(path) for path in made},
+        n_bytes={path: _size(path) for path in paths},
     )
 
 

@@ -1,4 +1,4 @@
-"""A small teacher made on the spot: text that comes with Python, a tokenizer trained on it, a Llama-shaped model.
+"""A small teacher for demos and benchmarks: text that comes with Python, a tokenizer and a Llama trained on it.
 
 In: a folder and sizes. Out: `corpus.jsonl`, a tokenizer and a model folder that transformers loads, the same for the
 same sizes.
@@ -38,7 +38,7 @@ SOURCES = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TeacherSizes:
-    """How large the teacher is, and how long it learns."""
+    """Sizes of the teacher and of its training."""
 
     vocabulary: int = 512
     width: int = 128
@@ -47,7 +47,7 @@ class TeacherSizes:
     batch: int = 16
     steps: int = 300
     rate: float = 3e-3
-    # Of embeddings and head; the rate of all else where None.
+    # Learning rate of embeddings and head; that of the other parameters if None.
     table_rate: float | None = None
     seed: int = 0
 
@@ -73,14 +73,13 @@ def write_corpus(path: Path, rows: Iterator[dict[str, str]]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file that is there whole or not at all."""
+    """Write a file atomically."""
     work = path.with_name(f"{path.name}.tmp")
     work.write_text(text, encoding="utf-8")
     os.replace(work, path)
 
 
 def texts_of(corpus: Path) -> list[str]:
-    """The texts of a corpus."""
     return [json.loads(line)["text"] for line in corpus.read_text(encoding="utf-8").splitlines()]
 
 
@@ -91,14 +90,14 @@ def make_tokenizer(corpus: Path, folder: Path, sizes: TeacherSizes) -> None:
     os.replace(work, folder)
 
 
-def make_teacher(corpus: Path, folder: Path, sizes: TeacherSizes, said: Callable[[str], None]) -> None:
-    """Train tokenizer and model on a corpus and save both; a folder that is there is left alone."""
+def make_teacher(corpus: Path, folder: Path, sizes: TeacherSizes, report: Callable[[str], None]) -> None:
+    """Train tokenizer and model on a corpus and save both; an existing folder is kept."""
     if folder.is_dir():
         return
     quiet()
     texts = texts_of(corpus)
     tokenizer = train_tokenizer(texts, sizes)
-    model = train_model(texts, tokenizer, sizes, said)
+    model = train_model(texts, tokenizer, sizes, report)
     work = folder.with_name(f"{folder.name}.tmp")
     model.save_pretrained(work)
     _save_tokenizer(tokenizer, work)
@@ -106,7 +105,7 @@ def make_teacher(corpus: Path, folder: Path, sizes: TeacherSizes, said: Callable
 
 
 def _save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """Save it, its class named as transformers 4 knows it too: students keep these files as they are."""
+    """Save it under a class name that transformers 4 knows too: students copy these files."""
     tokenizer.save_pretrained(folder)
     path = folder / "tokenizer_config.json"
     values = json.loads(path.read_text(encoding="utf-8"))
@@ -132,7 +131,7 @@ def train_tokenizer(texts: list[str], sizes: TeacherSizes) -> PreTrainedTokenize
 
 
 def train_model(
-    texts: list[str], tokenizer: PreTrainedTokenizerFast, sizes: TeacherSizes, said: Callable[[str], None]
+    texts: list[str], tokenizer: PreTrainedTokenizerFast, sizes: TeacherSizes, report: Callable[[str], None]
 ) -> LlamaForCausalLM:
     """Plain next-token training on random windows of the text, AdamW with warm-up and a cosine."""
     torch.manual_seed(sizes.seed)
@@ -153,7 +152,7 @@ def train_model(
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         if (step + 1) % max(1, sizes.steps // 5) == 0:
-            said(f"  step {step + 1} of {sizes.steps}: {loss.item():.2f} nats a token")
+            report(f"  step {step + 1} of {sizes.steps}: {loss.item():.2f} nats per token")
     trained: LlamaForCausalLM = model.eval()
     return trained
 
@@ -167,7 +166,7 @@ def _groups(model: Any, sizes: TeacherSizes) -> list[dict[str, Any]]:
 
 
 def shape(sizes: TeacherSizes) -> dict[str, int | bool]:
-    """A Llama of these sizes, as configs call them."""
+    """Config values of a Llama of these sizes."""
     return {
         "hidden_size": sizes.width,
         "intermediate_size": sizes.width * 8 // 3 // 16 * 16,
@@ -180,8 +179,8 @@ def shape(sizes: TeacherSizes) -> dict[str, int | bool]:
 
 
 def _config(sizes: TeacherSizes, tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
-    made: Any = LlamaConfig
-    config: LlamaConfig = made(
+    kind: Any = LlamaConfig
+    config: LlamaConfig = kind(
         vocab_size=len(tokenizer),
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,

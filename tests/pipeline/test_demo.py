@@ -33,12 +33,12 @@ def test_what_the_commands_start_from_is_made_once(tmp_path: Path) -> None:
 
 def test_a_demo_of_other_steps_and_a_folder_of_something_else_are_refused(tmp_path: Path) -> None:
     begin(tmp_path / "demo", 3)
-    with pytest.raises(ConfigError, match=r"demo holds a demo of 3 steps, and 4 are asked for") as caught:
+    with pytest.raises(ConfigError, match=r"demo holds a demo of 3 steps, not of 4") as caught:
         begin(tmp_path / "demo", 4)
     assert caught.value.hint == "give --steps 3 to go on with it, or --out a new folder"
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.tex").touch()
-    with pytest.raises(ConfigError, match=r"other is not empty, and no demo of this version") as caught:
+    with pytest.raises(ConfigError, match=r"other is neither empty nor a demo") as caught:
         begin(tmp_path / "other", 4)
     assert caught.value.hint == "give --out a new folder"
 
@@ -99,7 +99,7 @@ def stopped(out: Path, *, when: Callable[[], bool]) -> str:
         _, said = process.communicate(timeout=900)
     assert process.returncode == 75, said
     assert said.count("error: ") == 1
-    assert said.endswith(f"the demo goes on with: kdpipe demo --out {out} --steps {STEPS}\n")
+    assert said.endswith(f"resume the demo with: kdpipe demo --out {out} --steps {STEPS}\n")
     return said
 
 

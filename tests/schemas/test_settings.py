@@ -152,7 +152,7 @@ def test_a_list_of_one_and_an_empty_list_are_lists() -> None:
         ({"sets": ["seed"]}, "--set seed gives no value\nwrite --set NAME=VALUE"),
         (
             {"sets": ["sequences.pack={"]},
-            "--set sequences.pack={: '{' is no value: expected the node content, but found '<stream end>'",
+            "--set sequences.pack={: '{' is not a valid value: expected the node content, but found '<stream end>'",
         ),
         ({"sets": ["seed=1.5"]}, "--set seed=1.5 must be a valid integer, not 1.5\ncorrect it, or leave it out"),
         (

@@ -187,7 +187,7 @@ def test_ids_outside_a_smaller_tokenizer_are_refused() -> None:
         ("d: 4096\nk: 128\nexact_k: 16\nresidual_bins: []\nexakt_dtype: float32\n", "unknown key 'exakt_dtype'"),
         ("d: 4096\nk: 128\nexact_k: 16\nresidual_bins: []\n", "the 112 values"),
         ("legacy_logit_compression:\n  k: 128\n", "exact_k: field required"),
-        ("- 1\n", "holds no settings by name"),
+        ("- 1\n", "is not a mapping of settings"),
     ],
 )
 def test_invalid_codec_settings_are_refused(text: str | None, named: str, tmp_path: Path) -> None:
