@@ -25,7 +25,7 @@ def test_a_first_batch_that_took_long_tells_no_time_left() -> None:
 
 
 def test_a_log_gets_lines_on_stderr(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kdpipe.cli.eval_progress.SECONDS_BETWEEN_LINES", 0.0)
+    monkeypatch.setattr("kdpipe.cli.progress.SECONDS_BETWEEN_LINES", 0.0)
     with measuring() as watch:
         watch.say("a student")
         watch.warn("look here")
