@@ -35,12 +35,12 @@ def test_a_demo_of_other_steps_and_a_folder_of_something_else_are_refused(tmp_pa
     begin(tmp_path / "demo", 3)
     with pytest.raises(ConfigError, match=r"demo holds a demo of 3 steps, not of 4") as caught:
         begin(tmp_path / "demo", 4)
-    assert caught.value.hint == "give --steps 3 to go on with it, or --out a new folder"
+    assert caught.value.hint == "give --steps 3 to resume it, or another --out"
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.tex").touch()
     with pytest.raises(ConfigError, match=r"other is neither empty nor a demo") as caught:
         begin(tmp_path / "other", 4)
-    assert caught.value.hint == "give --out a new folder"
+    assert caught.value.hint == "give another --out"
 
 
 def test_a_beginning_that_was_cut_short_is_made_good(tmp_path: Path) -> None:
