@@ -72,8 +72,8 @@ def requantize(
 def plan_requantization(source: SourceCache, spec: RequantizeSpec) -> Manifest:
     """The manifest of the new cache, with the changes in its history."""
     reduced = requantized_manifest(source.manifest, spec)
-    changed = differing_keys(_keeps(source.manifest), _keeps(reduced))
-    note = "; ".join(line.replace(" there, ", " to ").removesuffix(" asked") for line in changed)
+    changed = differing_keys(_keeps(source.manifest), _keeps(reduced), form="{} to {}")
+    note = "; ".join(changed)
     origin = Origin(action="requantize", caches=(source.cache_id,), note=note[:MAX_NOTE])
     base = made_from([source.manifest], origin, source.manifest.plan)
     changes = {name: getattr(reduced, name) for name in ("targets", "hidden", "arrays", "tables", "seed")}

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 Leaf = tuple[str, Any, Any]
+FORM = "existing {}, requested {}"
 # The setting for a key of the manifest, most important first; the longest matching prefix counts.
 CALLED = {
     "history": "source caches",
@@ -68,19 +69,19 @@ FOLLOWS = {
 SHA256 = re.compile(r"^[0-9a-f]{64}$")
 
 
-def differing_keys(existing: Any, requested: Any, place: str = "") -> list[str]:
-    """Every leaf in which two values differ."""
+def differing_keys(existing: Any, requested: Any, place: str = "", form: str = FORM) -> list[str]:
+    """Every leaf in which two values differ, in words of the given form."""
     leaves = _leaves(existing, requested, place)
-    return [f"{place}: existing {_short(a)}, requested {_short(b)}" for place, a, b in leaves]
+    return [f"{place}: {form.format(_short(a), _short(b))}" for place, a, b in leaves]
 
 
-def differing_settings(existing: Any, requested: Any) -> list[str]:
+def differing_settings(existing: Any, requested: Any, form: str = FORM) -> list[str]:
     """The differences between two manifests by setting, without those that follow from others."""
     leaves = {re.sub(r"\[\d+\]", "", place): (a, b) for place, a, b in _leaves(existing, requested, "")}
     named = {_name(place): pair for place, pair in leaves.items() if not _follows(place, leaves)}
     order = {name: place for place, name in enumerate(CALLED.values())}
     names = sorted(named, key=lambda name: order.get(name, len(order)))
-    return [f"{name}: existing {_in_words(named[name][0])}, requested {_in_words(named[name][1])}" for name in names]
+    return [f"{name}: {form.format(*map(_in_words, named[name]))}" for name in names]
 
 
 def _leaves(existing: Any, requested: Any, place: str) -> Iterator[Leaf]:

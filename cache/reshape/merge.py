@@ -161,10 +161,10 @@ def _check_tokenizer_files(first: SourceCache, other: SourceCache) -> None:
 def check_same_spec(first: SourceCache, asked: Manifest, what: str) -> None:
     """Refuse another teacher, tokenizer or settings, with the differences."""
     own, theirs = first.manifest.described_as(asked), asked.with_hidden_size_of(first.manifest)
-    differing = differing_settings(_spec(own), _spec(theirs))
+    differing = differing_settings(_spec(own), _spec(theirs), "{} and {}")
     if differing:
         more = " ..." if len(differing) > 5 else ""
-        told = "; ".join(differing[:5]).replace(" there, ", " and ").replace(" asked", "")
+        told = "; ".join(differing[:5])
         raise Incompatible(
             f"{first.url} and {what} cannot stand in one cache: {told}{more}",
             hint="train on one of them, or create both with the same teacher and settings",

@@ -151,7 +151,7 @@ def test_fidelity_weighs_each_part_by_its_rows(tmp_path: Path) -> None:
 
 
 def test_what_is_no_cache_or_a_damaged_one_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"holds no manifest\.json"):
+    with pytest.raises(ConfigError, match=r"has no manifest\.json"):
         inspect_cache(tmp_path)
     path = write(tmp_path / "c", Wish(keep=NoTargets()))
     tiny.flip_bit(path / "parts/00001/part.json", 40)
