@@ -224,10 +224,10 @@ def test_files_that_started_over_are_counted(path: Path, tmp_path: Path, monkeyp
 def random_faults(seed: int) -> list[Fault | None]:
     """A schedule: some faults, then honesty, so that a copy can finish; a few schedules never end."""
     rng = random.Random(seed)
-    rate = rng.selection([0.05, 0.2, 0.5])
+    rate = rng.choice([0.05, 0.2, 0.5])
     kinds = [fault for fault in FAULTS if fault != "stall" or rng.random() < 0.1]
     faults: list[Fault | None] = [
-        rng.selection(kinds) if rng.random() < rate else None for _ in range(rng.randrange(200))
+        rng.choice(kinds) if rng.random() < rate else None for _ in range(rng.randrange(200))
     ]
     return faults
 

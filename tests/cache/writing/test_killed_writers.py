@@ -100,7 +100,7 @@ def kill_by_calls(folder: Path, rounds: int | None, seed: int, whole: tuple[str,
         path = folder / str(number) / "cache"
         place = 1 + number * n_calls // n_rounds
         for _ in range(rng.randint(1, MAX_KILLS)):
-            code, said = die_at(path, place, rng.selection(WHEN))
+            code, said = die_at(path, place, rng.choice(WHEN))
             if code:
                 met[phase(said)] += 1
             check(path)
