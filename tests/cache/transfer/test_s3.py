@@ -126,12 +126,12 @@ def test_a_url_with_another_cache_is_left_alone(path: Path, bucket: str) -> None
         copy_cache(path, bucket)
     place.remove(layout.MANIFEST)
     place.create("parts/00000/part.json", b"{}")
-    with pytest.raises(CacheWriteError, match=r"part.json is of another part than the cache has"):
+    with pytest.raises(CacheWriteError, match=r"part.json"):
         copy_cache(path, bucket)
 
 
 def test_a_bucket_that_does_not_exist_is_reported(path: Path) -> None:
-    with pytest.raises(ConfigError, match="nothing can be written to s3://mistyped/cache") as caught:
+    with pytest.raises(ConfigError, match="cannot write to s3://mistyped/cache") as caught:
         copy_cache(path, "s3://mistyped/cache", retry_policy=HASTY)
     assert caught.value.hint == "check the URL, or create the bucket first"
 
