@@ -542,7 +542,7 @@ def listening(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.parametrize(
     ("where", "turn"),
     [
-        ("kdpipe.pipeline.capture.capture_teacher.load", 1),
+        ("kdpipe.pipeline.teachers.transformers_backend.load", 1),
         ("kdpipe.pipeline.documents.corpus.tokenize", 1),
         ("kdpipe.pipeline.documents.open_corpus.Indexer", 1),
         ("kdpipe.pipeline.capture.part_capture.arrange", 3),

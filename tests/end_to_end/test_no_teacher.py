@@ -40,11 +40,11 @@ sys.addaudithook(hear)
 import torch
 from kdpipe.pipeline.train import train
 from kdpipe.schemas.train_settings import TrainSettings, TrainOptions
-from support.recording import HeardTraining
+from support.recording import RecordingTrainWatch
 
 most = 0
 
-class Counting(HeardTraining):
+class Counting(RecordingTrainWatch):
     def stepped(self, news):
         global most
         super().stepped(news)

@@ -238,8 +238,8 @@ def test_threads_that_need_one_part_fetch_it_once(path: Path, tmp_path: Path) ->
 ALONE = """
 import sys
 from pathlib import Path
-from kdpipe.cache.mirror.leases import alone
-with alone(Path(sys.argv[1])) as free:
+from kdpipe.cache.mirror.leases import exclusive
+with exclusive(Path(sys.argv[1])) as free:
     print(free)
 """
 READ = """

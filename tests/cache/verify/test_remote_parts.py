@@ -128,13 +128,13 @@ def test_parts_are_decoded_one_by_one_where_there_is_room_for_no_more(
     free = tables + max(record.n_bytes for record in records) + remote_parts.SPARE_BYTES
     assert least == shutil.disk_usage(tmp_path).free - tables - remote_parts.SPARE_BYTES
     most = []
-    fetched = remote_parts.RemoteParts._bring
+    fetched = remote_parts.RemoteParts._download
 
     def bring(self: remote_parts.RemoteParts, manifest: Manifest, record: PartRecord, folder: Path) -> list[Problem]:
         most.append(len(list((folder / layout.PARTS).glob("*"))))
         return fetched(self, manifest, record, folder)
 
-    monkeypatch.setattr(remote_parts.RemoteParts, "_bring", bring)
+    monkeypatch.setattr(remote_parts.RemoteParts, "_download", bring)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
     told = list[str]()
     site = Site(path)

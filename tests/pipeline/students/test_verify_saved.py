@@ -89,7 +89,7 @@ def test_the_fresh_process_does_not_hear_a_ctrl_c_that_is_for_the_run(tmp_path: 
         with pytest.MonkeyPatch.context() as patch, contextlib.suppress(Interrupted), stop_on_signals() as stop:
             patch.setattr(subprocess.Popen, "communicate", to_all)
             difference = check_reload(found.logits, tmp_path / "final", ROW, CPU)
-        return f"{stop.asked} {difference < 1e-3}"
+        return f"{stop.requested} {difference < 1e-3}"
 
     ended = in_child(work)
     assert (ended.code, ended.said) == (0, "True True")

@@ -31,8 +31,8 @@ CHILD = """
 import sys
 from kdpipe.pipeline.train import train
 from kdpipe.schemas.train_settings import TrainSettings, TrainOptions
-from support.recording import HeardTraining
-train(TrainSettings.model_validate_json(sys.argv[1]), TrainOptions(), HeardTraining())
+from support.recording import RecordingTrainWatch
+train(TrainSettings.model_validate_json(sys.argv[1]), TrainOptions(), RecordingTrainWatch())
 """
 
 
