@@ -103,7 +103,7 @@ def model_info_of(name: str, config: Any, *, trusted: bool = False) -> ModelInfo
 
 
 def check_vocabulary(shape: ModelInfo, vocabulary_size: int) -> None:
-    """Refuse a tokenizer with ids that the model has no row for; more rows than ids are padding, and are cut."""
+    """Refuse a tokenizer with more ids than the model has rows; extra rows are padding and are cut."""
     if shape.vocabulary_size < vocabulary_size:
         raise ConfigError(
             f"{shape.name} has a vocabulary that does not match its tokenizer: {shape.vocabulary_size:,} rows for "
@@ -113,27 +113,27 @@ def check_vocabulary(shape: ModelInfo, vocabulary_size: int) -> None:
 
 
 def check_lengths(shape: ModelInfo, longest: int) -> None:
-    """Refuse texts beyond the positions that the model can read."""
+    """Refuse sequences longer than the model supports."""
     if shape.max_positions is not None and longest > shape.max_positions:
         raise ConfigError(
-            f"{shape.name} reads at most {shape.max_positions:,} tokens at once, {longest:,} are asked for",
+            f"{shape.name} reads at most {shape.max_positions:,} tokens at once, {longest:,} were requested",
             hint=f"give --seq-len {shape.max_positions} or less",
         )
 
 
 def named(settings: ModelSettings) -> str:
-    """Give the teacher's name, which only tokens-only caches go without."""
+    """The teacher's name, which only caches of tokens may lack."""
     if settings.name is None:
         raise ConfigError("no model is named", hint="give a hub id or a folder")
     return settings.name
 
 
 def quiet() -> None:
-    """Keep the log lines and progress bars of transformers and of the hub off the console, which is ours."""
+    """Turn off the log lines and progress bars of transformers and of the Hub."""
     theirs: Any = transformers.utils.logging
     theirs.set_verbosity_error()
     theirs.disable_progress_bar()
-    # It tells each of its retries twice; what came of them is told once, by the error.
+    # It logs each retry twice; the final error reports the outcome once.
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
 
 
@@ -185,7 +185,7 @@ def check_causal(name: str, config: Any, trusted: bool) -> None:
 def _is_encoder_decoder(config: Any) -> bool:
     """Whether a config describes an encoder and a decoder.
 
-    A decoder saved alone sets is_encoder_decoder to false but keeps the sizes of both, without telling them apart.
+    A decoder saved alone sets is_encoder_decoder to false but keeps the sizes of both, without distinguishing them.
     """
     if getattr(config, "is_encoder_decoder", False):
         return True

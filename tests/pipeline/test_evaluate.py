@@ -147,7 +147,7 @@ def test_what_is_worth_a_line_is_said(folder: Path, tmp_path: Path) -> None:
     evaluate(asked(folder, name=str(padded)), watch)
     n_sequences = len(open_cache(folder / "cache", "validation"))
     assert watch.progress[-1] == (n_sequences, n_sequences) and watch.progress == sorted(watch.progress)
-    assert any("520 rows for 512 token ids" in line for line in watch.lines)
+    assert any("520 embedding rows for 512 token ids" in line for line in watch.lines)
     assert any("parameters" in line for line in watch.lines)
 
 

@@ -73,7 +73,7 @@ def test_a_fresh_process_says_the_same_or_why_it_cannot(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are sent the POSIX way")
-def test_the_fresh_process_does_not_hear_a_ctrl_c_that_is_for_the_run(tmp_path: Path) -> None:
+def test_the_child_process_ignores_a_ctrl_c_of_the_run(tmp_path: Path) -> None:
     """The run takes it as a wish to stop once its student is saved and checked."""
     found = student("tiny")
     save_student(found, tmp_path / "final", {}, "")
