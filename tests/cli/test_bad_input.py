@@ -603,8 +603,8 @@ def test_odd_documents_are_cached(
     shown = capsys.readouterr()
     report = json.loads(shown.out)
     assert report["complete"] and report["positions"] == (positions if positions >= 0 else report["positions"])
-    assert ("nothing is to be learnt of any document" in shown.err) == (positions == 0)
-    assert ("1 row is left out: odd.jsonl:1: response is empty" in shown.err) == (positions < 0)
+    assert ("no document has a token to train on" in shown.err) == (positions == 0)
+    assert ("skipped 1 row: odd.jsonl:1: response is empty" in shown.err) == (positions < 0)
     assert verify_cache(place / "out", "deep").ok
 
 
