@@ -604,7 +604,7 @@ def test_odd_documents_are_cached(
     report = json.loads(shown.out)
     assert report["complete"] and report["positions"] == (positions if positions >= 0 else report["positions"])
     assert ("no document has a token to train on" in shown.err) == (positions == 0)
-    assert ("skipped 1 row: odd.jsonl:1: response is empty" in shown.err) == (positions < 0)
+    assert ("skipped 1 bad row, e.g. odd.jsonl:1: response is empty" in shown.err) == (positions < 0)
     assert verify_cache(place / "out", "deep").ok
 
 
