@@ -31,9 +31,11 @@ $(STAMP): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "kdpipe needs Python 3.11 or later: make setup PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@echo "creating .venv: one to two minutes, plus the download of torch" >&2
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@date +%s > .venv/began
 	$(PIP) setuptools wheel
 	$(PIP) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch
 	$(PIP) --no-build-isolation --editable ".[dev]"
+	@echo "setup took $$(($$(date +%s) - $$(cat .venv/began))) seconds" && rm .venv/began
 	@touch $(STAMP)
 
 $(NEWEST_STAMP): pyproject.toml requirements-newest.txt

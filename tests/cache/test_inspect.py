@@ -16,7 +16,7 @@ from kdpipe.schemas.targets import Imported, KeptSpec, NoTargets, Sampled, State
 from support import tiny
 from support.arbitrary import Wish, write
 
-# DESIGN 5 names these; scripts lean on them.
+# Scripts use these names.
 KEYS = {
     "cache_id", "format", "complete", "teacher", "tokenizer", "splits", "documents", "sequences", "rows", "positions",
     "parts", "entries_per_position", "bytes", "bytes_per_position", "temperatures", "fidelity",

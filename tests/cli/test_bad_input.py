@@ -1,6 +1,6 @@
 """A person who gets everything wrong: two lines, an exit code, nothing left in the way, nothing harmed.
 
-The real commands run in this process on a tiny teacher: what issue 3 lists under bad input, and what else a person can
+The real commands run in this process on a tiny teacher: with wrong options, data and places, and what else a person can
 meet in stage one.
 """
 

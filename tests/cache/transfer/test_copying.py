@@ -226,9 +226,7 @@ def random_faults(seed: int) -> list[Fault | None]:
     rng = random.Random(seed)
     rate = rng.choice([0.05, 0.2, 0.5])
     kinds = [fault for fault in FAULTS if fault != "stall" or rng.random() < 0.1]
-    faults: list[Fault | None] = [
-        rng.choice(kinds) if rng.random() < rate else None for _ in range(rng.randrange(200))
-    ]
+    faults: list[Fault | None] = [rng.choice(kinds) if rng.random() < rate else None for _ in range(rng.randrange(200))]
     return faults
 
 

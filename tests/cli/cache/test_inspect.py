@@ -13,7 +13,7 @@ from kdpipe.schemas.manifest import Origin
 from kdpipe.schemas.summary import FidelitySummary
 from support.tiny import SMALL, begin_cache, make_cache, write_part
 
-# The names that scripts lean on: DESIGN 5.
+# Scripts use these names.
 DOCUMENTED = {
     "cache_id", "format", "complete", "teacher", "tokenizer", "splits", "documents", "sequences", "rows", "positions",
     "parts", "entries_per_position", "bytes", "bytes_per_position", "temperatures", "fidelity",
