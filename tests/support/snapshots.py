@@ -55,9 +55,11 @@ VOLATILE = (
     (r"kdpipe \d[\w.+]*", "kdpipe VERSION"),
     (r"^threads( +)\d+:", r"threads\1#:"),
     (r"^  (parts|tokenizer|tables|records|total bytes|journal) +[\d,]+$", r"  \1  #"),
-    (r"-?\d[\d,]*\.?\d*(e-?\d+)? ?(s|min|h|kB|MB|GB|bytes|%|nats|positions/s)(?!\w)", r"# \2"),
+    # Units too: they follow the number.
+    (r"\d[\d,]*\.?\d* (kB|MB|GB|TB|bytes)(?!\w)", "# B"),
+    (r"\d[\d,]*\.?\d* (s|min|h|days)( \d+ (min|h))?(?!\w)", "# s"),
+    (r"-?\d[\d,]*\.?\d*(e-?\d+)? ?(%|nats|positions/s)(?!\w)", r"# \2"),
     (r"[+-]?\d[\d,]*\.\d+(e-?\d+)?|\b\d{1,3}(,\d{3})+\b|\b\d+e-\d+\b", "#"),
-    (r"# h # min", "# min"),
     (r"(?<=\S)  +(?=#)", "  "),
 )
 SAMPLE = r"^(  (?:teacher|labels|distilled) +)[^C\s].*\n(?: {13}\S.*\n)*"
