@@ -457,7 +457,7 @@ def test_a_conversation_behind_the_first_parts_stops_the_run_which_goes_on_witho
     assert refused(few) == told
     assert main.run([*few, "--set", "data.untrainable=skip"]) == 0
     shown = capsys.readouterr()
-    why = "1 document that cannot be learnt was left out. The first: chat.jsonl:29: the chat template rejects"
+    why = "skipped 1 untrainable document, e.g. chat.jsonl:29: the chat template rejects"
     assert why in shown.err and "1 without trained tokens skipped" in shown.out
     assert [part.stat().st_ino for part in sorted((place / "out" / "parts").iterdir())][: len(before)] == before
     assert verify_cache(place / "out", "deep").ok
@@ -497,7 +497,7 @@ def test_parts_before_a_document_that_overflows_stay_good(place: Path, refused: 
     few = ["--set", "sequences.part_rows=512", "--val-fraction", "0"]
     told = refused(words(Path(), *few, teacher="own", data="texts.jsonl"), code=1)
     assert "logits of document 24 (train) are not finite" in told
-    assert "the first output that is not finite is that of the embeddings, before layer 1 of 2" in told
+    assert "the first output that is not finite is of the embeddings, before layer 1 of 2" in told
     cache = open_cache(place / "out", allow_partial=True)
     parts = sorted((place / "out" / "parts").iterdir())
     assert 2 < len(parts) < cache.manifest.plan.n_parts and len(list(cache)) > 10
