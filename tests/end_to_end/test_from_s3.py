@@ -86,5 +86,5 @@ def test_a_cache_that_was_not_pinned_is_refused(folder: Path) -> None:
     with pytest.raises(Incompatible, match="0000000000000000") as caught:
         run(settings_for(folder, "unpinned", cache=cache))
     assert caught.value.exit_code == 4
-    with pytest.raises(ConfigError, match=r"cache\.limit is for caches behind a URL"):
+    with pytest.raises(ConfigError, match=r"cache\.limit applies to remote caches only"):
         run(settings_for(folder, "limited", cache={"limit": "20GB"}))

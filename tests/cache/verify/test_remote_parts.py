@@ -14,7 +14,7 @@ from kdpipe.cache.opening import open_cache
 from kdpipe.cache.stores.retries import RetryPolicy
 from kdpipe.cache.transfer import copy_cache
 from kdpipe.cache.verify import remote_parts, verify_cache
-from kdpipe.schemas.errors import WriteError
+from kdpipe.schemas.errors import CacheWriteError
 from kdpipe.schemas.manifest import Manifest
 from kdpipe.schemas.part import PartRecord
 from kdpipe.schemas.verify_report import Problem
@@ -144,7 +144,7 @@ def test_parts_are_decoded_one_by_one_where_there_is_room_for_no_more(
         assert most == [0, 0, 0, 0]
         assert len(told) == 1 and f"{remote_parts.most_at_once(manifest, records):,} bytes" in told[0]
         free -= 1
-        with pytest.raises(WriteError) as refused:
+        with pytest.raises(CacheWriteError) as refused:
             verify_cache(url, "deep")
     assert f"{free:,} bytes free, {free + 1:,} needed" in refused.value.message
     assert "TMPDIR" in str(refused.value.hint)

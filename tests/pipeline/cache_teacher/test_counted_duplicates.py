@@ -125,4 +125,4 @@ def test_of_data_that_take_too_long_to_tokenize_the_count_is_unknown(
     path = made(tmp_path, "chat")
     assert open_cache(path).manifest.plan.splits[0].duplicates is None
     report = verify_cache(path, "deep")
-    assert report.ok and "how many the data have is unknown" in report.notes[0].what
+    assert report.ok and "number in the data unknown" in report.notes[0].what

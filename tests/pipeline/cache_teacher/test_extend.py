@@ -167,7 +167,7 @@ def test_a_dry_run_leaves_nothing_and_reports_the_planned_parts(folder: Path, tm
     [
         ({"targets": {"tau": 0.1}}, "cannot stand in one cache: --tau: 0.04 and 0.1"),
         ({"sequences": {"length": 64}}, "cannot stand in one cache: --seq-len: 96 and 64"),
-        ({"hidden": {"pooled": False}}, "cannot stand in one cache: layers that are pooled over documents: "),
+        ({"hidden": {"pooled": False}}, "cannot stand in one cache: layers pooled over documents: "),
     ],
 )
 def test_another_spec_is_refused_with_what_differs(

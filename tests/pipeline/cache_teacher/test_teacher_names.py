@@ -70,7 +70,7 @@ def test_a_card_names_the_teacher_and_its_license(folder: Path, tmp_path: Path) 
         run(by(folder, "runs/large/final", out, given))
         stage_two.run(stage_two.settings_for(folder, f"{out}-run", out, run={"max_steps": 1}))
         card = Path(f"{out}-run", "final", "README.md").read_text()
-        assert f"from a cache of what {name} said" in card
+        assert f"from cached predictions of {name}" in card
         assert f": {license}." in card
 
 

@@ -89,7 +89,7 @@ def test_a_batch_that_does_not_fit_is_halved_with_a_warning(
     assert all(same(left, right) for left, right in zip(whole, halved, strict=True))
     assert max(read) <= 50
     assert [record.getMessage() for record in caplog.records] == [
-        "out of memory at a batch of 140 tokens: such batches are halved from here on"
+        "out of memory at a batch of 140 tokens: halving batches of this size from now on"
     ]
 
 
