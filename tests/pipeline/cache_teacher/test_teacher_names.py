@@ -64,7 +64,7 @@ def test_name_and_license_are_stated_as_given(folder: Path, tmp_path: Path) -> N
 def test_a_card_names_the_teacher_and_its_license(folder: Path, tmp_path: Path) -> None:
     for given, name, license in (
         ({"display_name": "org/Large", "license": "apache-2.0"}, "org/Large", "apache-2.0"),
-        ({"display_name": "final"}, "an unnamed teacher", "not known"),
+        ({"display_name": "final"}, "an unnamed teacher", "unknown"),
     ):
         out = str(tmp_path / given["display_name"].replace("/", "-"))
         run(by(folder, "runs/large/final", out, given))
