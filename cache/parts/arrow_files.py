@@ -40,10 +40,10 @@ MAGIC = b"ARROW1"
 PARQUET_BATCH = 1024
 # Rows in memory at a time, in bytes; and how much all rows of a file may take in turn, and more for each of its bytes.
 BATCH_BYTES = 1 << 26
-UNFOLDED_BYTES, UNFOLDED_A_BYTE = 1 << 27, 1 << 8
+UNFOLDED_BYTES, UNFOLDED_PER_BYTE = 1 << 27, 1 << 8
 NOT_UTF8 = "it is not valid UTF-8"
 CODECS: dict[int, Any] = {1: "snappy", 2: "gzip", 4: "brotli", 6: "zstd", 7: "lz4_raw"}
-# A date before the year 1, a time zone that nobody knows, a type that is not converted.
+# A date before the year 1, an unknown time zone, a type that is not converted.
 NO_VALUE = (ValueError, OverflowError, LookupError, NotImplementedError)
 _TYPES = {
     "uint32": pa.uint32(),
@@ -300,7 +300,7 @@ class ParquetRows(_ParquetData):
         costs = row_costs(batch.columns, batch.num_rows)
         self._unfolded += int(np.minimum(costs, self._most).sum())
         n_bytes = os.path.getsize(self._path)
-        if self._unfolded > UNFOLDED_BYTES + UNFOLDED_A_BYTE * n_bytes:
+        if self._unfolded > UNFOLDED_BYTES + UNFOLDED_PER_BYTE * n_bytes:
             raise ConfigError(
                 f"{self._path} has {n_bytes:,} bytes and its rows unfold to {self._unfolded // A_BYTE:,} or more",
                 hint="is it what it should be? write it again without rows that repeat",

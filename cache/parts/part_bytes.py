@@ -16,7 +16,7 @@ class Views(Protocol):
     """Where files of a known size are viewed."""
 
     def view(self, name: str, size: int) -> memoryview:
-        """A file as a whole; `CacheDamaged` where it is none of that size."""
+        """A file as a whole; raises `CacheDamaged` if its size is another."""
         ...
 
 

@@ -60,14 +60,14 @@ def plan_merge(sources: Sequence[SourceCache], overlap: Overlap) -> RebuildPlan:
     jobs, overlaps = _jobs(sources)
     left_out, known = sum(each.gone for each in overlaps), sum(each.known for each in overlaps)
     if known and overlap == "refuse":
-        told = [
+        lines = [
             f"{each.known:,} of the {counted(each.documents, 'document')} of {source.url} "
             f"{'is' if each.known == 1 else 'are'} in an earlier cache"
             + (f", {each.known - each.gone:,} of them in part" if each.known > each.gone else "")
             for source, each in zip(sources, overlaps, strict=True)
             if each.known
         ]
-        raise Incompatible("; ".join(told), hint="keep them once with --overlap keep-first")
+        raise Incompatible("; ".join(lines), hint="keep them once with --overlap keep-first")
     ordered, plan = planned(jobs, sources[0].manifest.plan)
     origin = Origin(
         action="merge",
@@ -164,9 +164,9 @@ def check_same_spec(first: SourceCache, asked: Manifest, what: str) -> None:
     differing = differing_settings(_spec(own), _spec(theirs), "{} and {}")
     if differing:
         more = " ..." if len(differing) > 5 else ""
-        told = "; ".join(differing[:5])
+        differences = "; ".join(differing[:5])
         raise Incompatible(
-            f"{first.url} and {what} cannot stand in one cache: {told}{more}",
+            f"{first.url} and {what} cannot stand in one cache: {differences}{more}",
             hint="train on one of them, or create both with the same teacher and settings",
         )
 
