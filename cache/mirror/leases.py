@@ -1,7 +1,8 @@
 """Leases on mirrored parts: a part that any process of this machine reads is not removed to free space.
 
-In: the path of a lock file. Out: locks that the system releases when their process ends. Windows has no shared locks,
-and needs none here: it removes no mapped file.
+In: the path of a lock file. Out: locks that the system releases when their process ends. A forked child, such as a data
+loader's worker, inherits the descriptors; releases therefore unlock, since closing alone would leave the lock to the
+child. Windows has no shared locks, and needs none here: it removes no mapped file.
 """
 
 import os
@@ -22,12 +23,13 @@ class PartLease:
 
     def __init__(self, path: Path) -> None:
         self._descriptor: int | None = _opened(path)
+        self._owner = os.getpid()
         if os.name != "nt":
             fcntl.flock(self._descriptor, fcntl.LOCK_SH)
 
     def release(self) -> None:
         if self._descriptor is not None:
-            os.close(self._descriptor)
+            _release(self._descriptor, unlock=self._owner == os.getpid())
             self._descriptor = None
 
 
@@ -46,7 +48,14 @@ def exclusive(path: Path) -> Iterator[bool]:
         else:
             yield True
     finally:
-        os.close(descriptor)
+        _release(descriptor, unlock=True)
+
+
+def _release(descriptor: int, *, unlock: bool) -> None:
+    """Close a lock file; a process that only inherited it does not unlock it for its parent."""
+    if unlock and os.name != "nt":
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
+    os.close(descriptor)
 
 
 def _opened(path: Path) -> int:

@@ -234,7 +234,7 @@ class MirrorStore:
         folder = self._root / layout.part_dir(number)
         most = self.limit - self._rows[number].n_bytes
         began, seen = self._retry_policy.clock(), None
-        while self._retry_policy.clock() - began <= self._retry_policy.budget:
+        while True:
             if folder.is_dir():
                 return False
             with self._lock:
@@ -245,6 +245,8 @@ class MirrorStore:
                 now = {*present, *self._downloading}
             if now != seen:  # parts come and go: waiting may help
                 began, seen = self._retry_policy.clock(), now
+            elif self._retry_policy.clock() - began > self._retry_policy.budget:
+                break
             for reader in list(self._readers):
                 reader.close_parts()
             # Parts that are no longer read may be kept by a reference cycle, such as the traceback of an error.

@@ -6,7 +6,7 @@ In: how many come. Out: `pass_through` for the children, `wait` and `open` for t
 import os
 import select
 
-MEETING_SECONDS = 60
+MEETING_SECONDS = 900
 
 
 class Gate:

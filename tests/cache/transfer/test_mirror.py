@@ -24,16 +24,19 @@ from kdpipe.cache.stores.addresses import MirrorSettings
 from kdpipe.cache.stores.retries import RetryPolicy
 from kdpipe.schemas.errors import CacheWriteError, ConfigError, Unreachable
 from support import tiny
+from support.children import Child
+from support.gates import Gate
 from support.reading import digests_of_all
 from support.web import Site, serving
 
-HASTY = RetryPolicy(budget=1.0, first=0.001, longest=0.002)
+SHORT = RetryPolicy(budget=0.2, first=0.001, longest=0.002)
+LONG = RetryPolicy(budget=900.0, first=0.001, longest=0.002)
 
 
 @pytest.fixture(autouse=True)
 def unsynced(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(http, "TIMEOUT", httpx.Timeout(0.5))
-    monkeypatch.setattr(near, "RetryPolicy", lambda: HASTY)
+    monkeypatch.setattr(http, "TIMEOUT", httpx.Timeout(60.0))
+    monkeypatch.setattr(near, "RetryPolicy", lambda: LONG)
     monkeypatch.setattr(near, "_stores", {})
     with tiny.unsynced():
         yield
@@ -135,10 +138,9 @@ def test_parts_that_are_expected_come_before_they_are_read(path: Path, tmp_path:
 
 @pytest.mark.slow
 def test_a_part_that_is_read_is_not_removed(path: Path, tmp_path: Path) -> None:
-    short = RetryPolicy(budget=0.05, first=0.001)
     with serving(Site(path)) as url:
         far = http.HttpStore(url)
-        store = MirrorStore(far, MirrorSettings(folder=tmp_path, limit=2 * max(sizes_of(path))), short)
+        store = MirrorStore(far, MirrorSettings(folder=tmp_path, limit=2 * max(sizes_of(path))), SHORT)
         leases = [store.hold(0), store.hold(1)]
         with pytest.raises(CacheWriteError, match=r"part 2 in .*[\d,]+ bytes are being read") as caught:
             store.hold(2)
@@ -197,6 +199,51 @@ def test_a_part_that_another_process_reads_is_not_removed(path: Path, tmp_path: 
         assert free
 
 
+def test_a_forked_child_does_not_keep_the_leases_of_its_parent(tmp_path: Path) -> None:
+    """Workers of a data loader are forked, and live longer than the parts that were open at that time."""
+    place, gate = tmp_path / "held" / "00000", Gate(1)
+    lease = PartLease(place)
+    child = Child(gate.pass_through)
+    gate.wait()
+    with exclusive(place) as is_free:
+        assert not is_free
+    lease.release()
+    with exclusive(place) as is_free:
+        assert is_free
+    gate.open()
+    child.wait()
+    gate.close()
+
+
+def test_a_forked_child_does_not_release_the_leases_of_its_parent(tmp_path: Path) -> None:
+    place = tmp_path / "held" / "00000"
+    lease = PartLease(place)
+    Child(lease.release).wait()
+    with exclusive(place) as is_free:
+        assert not is_free
+    lease.release()
+
+
+def test_a_child_forked_while_a_part_is_removed_does_not_block_its_readers(tmp_path: Path) -> None:
+    place, gate = tmp_path / "held" / "00000", Gate(1)
+    with exclusive(place):
+        child = Child(gate.pass_through)
+        gate.wait()
+    PartLease(place).release()
+    gate.open()
+    child.wait()
+    gate.close()
+
+
+def test_a_part_is_looked_for_once_however_short_the_retries(path: Path, tmp_path: Path) -> None:
+    clock = iter(range(10_000))
+    expired = RetryPolicy(budget=0.0, clock=lambda: next(clock))
+    with serving(Site(path)) as url:
+        mirror = MirrorSettings(folder=tmp_path, limit=2 * max(sizes_of(path)))
+        MirrorStore(http.HttpStore(url), mirror, expired).hold(0).release()
+    assert there(tmp_path) == {"00000"}
+
+
 def test_a_limit_that_holds_no_two_parts_is_refused(path: Path, tmp_path: Path) -> None:
     with serving(Site(path)) as url, pytest.raises(ConfigError, match="--cache-limit 1,000") as caught:
         open_cache(url, mirror=MirrorSettings(folder=tmp_path, limit=1000))
@@ -204,11 +251,18 @@ def test_a_limit_that_holds_no_two_parts_is_refused(path: Path, tmp_path: Path) 
 
 
 @pytest.mark.slow
-def test_a_failing_server_is_survived_and_a_dead_one_reported(path: Path, tmp_path: Path) -> None:
+def test_a_failing_server_is_survived(path: Path, tmp_path: Path) -> None:
     site = Site(path, due=lambda n: "drop" if n % 5 == 3 else None)
     with serving(site) as url:
         cache = open_cache(url, mirror=MirrorSettings(folder=tmp_path, limit=1 << 30))
-        assert cache[0].tokens.tolist() == open_cache(path)[0].tokens.tolist()
+        assert digests_of_all(cache) == digests_of_all(open_cache(path))
+
+
+def test_a_server_that_stopped_working_is_reported(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(near, "RetryPolicy", lambda: SHORT)
+    site = Site(path)
+    with serving(site) as url:
+        cache = open_cache(url, mirror=MirrorSettings(folder=tmp_path, limit=1 << 30))
         site.due = lambda _: "503"
         with pytest.raises(Unreachable, match=r"answers 503 .*; retried for") as caught:
             digests_of_all(cache)

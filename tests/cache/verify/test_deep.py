@@ -92,7 +92,7 @@ def children() -> list[psutil.Process]:
     ("what", "seconds", "told"),
     [
         ("os.kill(os.getpid(), signal.SIGKILL)", 60, "decoding it was ended by signal 9"),
-        ("os.kill(os.getpid(), signal.SIGSTOP)", 2.5, "decoding it took more than 2.5 seconds"),
+        ("os.kill(os.getpid(), signal.SIGSTOP)", 20, "decoding it took more than 20 seconds"),
         ("bytearray(1 << 40)", 60, "decoding it exceeded the memory limit for a part of its size"),
         ("os._exit(7)", 60, "decoding it failed with exit code 7"),
         ("raise ZeroDivisionError('x')", 60, "decoding it failed with exit code 1"),
