@@ -274,6 +274,7 @@ def options() -> argparse.Namespace:
         "--start", nargs=2, type=float, help="Starting learning rates of matrices and tables, powers of ten [by kind]"
     )
     parser.add_argument("--alone", action="store_true", help="Train only the starting cell")
+    parser.add_argument("--untied", action="store_true", help="Students whose output head has its own weights")
     parser.add_argument("--confirmed", type=int, default=3, help="Best cells to repeat with more seeds [3]")
     parser.add_argument("--tokens", type=int, default=300_000, help="Tokens per student [300000]")
     parser.add_argument("--teacher-steps", type=int, default=400, help="Training steps of the teacher [400]")
@@ -301,11 +302,19 @@ def main() -> None:
     for size, kind, optimizer in product(arguments.sizes, arguments.kinds, arguments.optimizers):
         matrices, tables = arguments.start or STARTS[kind, optimizer]
         start = Cell(
-            size=size, kind=kind, optimizer=optimizer, matrices=matrices, tables=tables, tokens=arguments.tokens
+            size=size,
+            kind=kind,
+            optimizer=optimizer,
+            matrices=matrices,
+            tables=tables,
+            tied=not arguments.untied,
+            tokens=arguments.tokens,
         )
         sweep.value(start)
         best = [start] if arguments.alone else sweep.search(start)
-        confirmed[f"{size} {kind} {optimizer}"] = sweep.confirmed(best, arguments.confirmed)
+        confirmed[f"{size} {kind} {optimizer}{' untied' if arguments.untied else ''}"] = sweep.confirmed(
+            best, arguments.confirmed
+        )
     document = {
         "machine": machine(),
         "torch": torch.__version__,

@@ -10,9 +10,9 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-GROUP = ("kind", "size", "optimizer", "tokens", "precision")
+GROUP = ("kind", "size", "optimizer", "tokens", "precision", "tied")
 COLUMNS = (
-    *("kind", "parameters", "tokens", "precision", "optimizer", "matrices", "tables"),
+    *("kind", "parameters", "head", "tokens", "precision", "optimizer", "matrices", "tables"),
     *("KL", "CE", "agreement", "cells", "students"),
 )
 Row = dict[str, Any]
@@ -50,9 +50,9 @@ def summary(own: dict[tuple[Any, ...], list[Row]]) -> str:
         best = min((key for key, values in by_cell.items() if len(values) == most), key=lambda key: kl(by_cell[key]))
         first, seeds = members[0], by_cell[best]
         lines.append(
-            f"| {first['kind']} | {first['parameters'] / 1e6:.3g} M | {first['tokens']:,} | {first['precision']} "
-            f"| {first['optimizer']} | {10 ** best[0]:.2g} | {10 ** best[1]:.2g} | {shown(seeds)} "
-            f"| {statistics.mean(row['cross_entropy'] for row in seeds):.3f} "
+            f"| {first['kind']} | {first['parameters'] / 1e6:.3g} M | {head(first['tied'])} | {first['tokens']:,} "
+            f"| {first['precision']} | {first['optimizer']} | {10 ** best[0]:.2g} | {10 ** best[1]:.2g} "
+            f"| {shown(seeds)} | {statistics.mean(row['cross_entropy'] for row in seeds):.3f} "
             f"| {statistics.mean(row['top1_agreement'] for row in seeds):.1%} | {len(by_cell)} | {len(members)} |"
         )
     return "\n".join(lines)
@@ -86,8 +86,13 @@ def grid(members: list[Row]) -> str:
 
 def title(key: tuple[Any, ...]) -> str:
     """Heading of a grid."""
-    kind, size, optimizer, tokens, precision = key
-    return f"{kind}, {size}, {optimizer}, {tokens:,} tokens, {precision}:"
+    kind, size, optimizer, tokens, precision, tied = key
+    return f"{kind}, {size}, {head(tied)} head, {optimizer}, {tokens:,} tokens, {precision}:"
+
+
+def head(tied: bool) -> str:
+    """Whether the output head shares the weights of the embeddings."""
+    return "tied" if tied else "own"
 
 
 def kl(seeds: list[Row]) -> float:
