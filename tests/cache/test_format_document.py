@@ -78,7 +78,7 @@ def test_the_page_names_every_file_of_a_cache() -> None:
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_every_file_of_a_part_stands_on_the_page(name: str) -> None:
+def test_the_page_lists_every_file_of_a_part(name: str) -> None:
     manifest = kind_manifest(name)
     files = layout.part_files(manifest, dict.fromkeys(layout.ARRAY_NAMES, 1))
     shards = {row[0].partition("NNNNN/")[2]: row[1] for row in cells("Files")}

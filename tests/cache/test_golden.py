@@ -97,7 +97,7 @@ def test_every_kind_of_this_format_version_is_golden_in_two_environments() -> No
 
 
 @every_environment
-def test_a_golden_environment_says_what_wrote_it(folder: Path) -> None:
+def test_a_golden_environment_names_its_versions(folder: Path) -> None:
     stated = json.loads((folder / golden.VERSIONS).read_bytes())
     assert stated["versions"].keys() == {
         "python", "zarr", "numcodecs", "pcodec", "pyarrow", "numpy", "google-crc32c",

@@ -119,7 +119,7 @@ def test_an_unfinished_cache_lists_its_parts(tmp_path: Path) -> None:
 
 def test_fidelity_weighs_each_part_by_its_rows(tmp_path: Path) -> None:
     wish = Wish(keep=TopK(k=4), part_lengths=((9,), (9,), (9,)))
-    told = [
+    reported = [
         Fidelity(n_rows=10, kl_nats=0.1, total_variation=0.2, kept_mass=((1.0, 0.9),), gradient_angle_degrees=8.0),
         None,
         Fidelity(n_rows=30, kl_nats=0.5, total_variation=0.6, kept_mass=((1.0, 0.5),), gradient_angle_degrees=4.0),
@@ -129,7 +129,7 @@ def test_fidelity_weighs_each_part_by_its_rows(tmp_path: Path) -> None:
         writer.publish_tables(wish.tables)
         for number, pairs in enumerate(wish.parts):
             with writer.part(number) as part:
-                part.fidelity = told[number]
+                part.fidelity = reported[number]
                 for pair in pairs:
                     part.add(*pair)
         writer.seal()

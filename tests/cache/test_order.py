@@ -40,7 +40,7 @@ def test_a_short_last_block_behind_a_full_window_has_its_place(n_whole: int) -> 
 
 @quick
 @given(order=orders, positions=st.lists(st.integers(0, 10**12), max_size=40))
-def test_an_answer_does_not_depend_on_what_was_asked_before(order: SequenceOrder, positions: list[int]) -> None:
+def test_an_answer_does_not_depend_on_earlier_reads(order: SequenceOrder, positions: list[int]) -> None:
     together = order.at(positions).tolist()
     assert [int(order.at(position)) for position in positions] == together
     assert order.at(positions[::-1]).tolist() == together[::-1]

@@ -103,7 +103,7 @@ def test_each_temperature_is_exact_unbiased_or_coarse(spec: TargetSpec, expected
         assert found["1.0"].kept_mass == 0.8
 
 
-def test_what_holds_all_mass_is_exact_and_missing_values_are_told() -> None:
+def test_full_mass_is_exact_and_missing_values_are_reported() -> None:
     whole = by_temperature(TargetSpec(keep=TopK(k=512), temperatures=(2.0,)), measured(t1_0=1.0, t2_0=0.99), None)
     assert {t: one.targets for t, one in whole.items()} == {"1.0": "exact", "2.0": "coarse"}
     plain = TargetSpec(keep=Threshold(tau=0.04), target_temperature=2.0, temperatures=(2.0,))

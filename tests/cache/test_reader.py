@@ -107,7 +107,7 @@ def test_a_split_of_an_open_cache_reads_no_record_again(made: dict[str, Path], m
 
 
 @pytest.mark.parametrize("kind", RECIPES)
-def test_what_stands_beside_the_rows_is_what_was_written(made: dict[str, Path], kind: str) -> None:
+def test_tables_beside_the_rows_are_what_was_written(made: dict[str, Path], kind: str) -> None:
     recipe = RECIPES[kind]
     cache = open_cache(made[kind])
     pairs = [pair for number in range(4) for pair in tiny.part_of(recipe, number)]

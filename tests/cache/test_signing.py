@@ -50,8 +50,8 @@ def test_a_signed_cache_is_known_by_the_right_key_alone(path: Path, tmp_path: Pa
     assert problem_of(cache, path / "mine.pub.pem") == "the cache is not signed"
     assert sign_cache(str(cache), path / "mine.pem") == open_cache(cache).cache_id
     assert problem_of(cache, path / "mine.pub.pem") is None
-    told = problem_of(cache, path / "other.pub.pem")
-    assert told is not None and told.startswith("it was not made with the private half of")
+    reported = problem_of(cache, path / "other.pub.pem")
+    assert reported is not None and reported.startswith("it was not made with the private half of")
     assert verify_cache(cache, "full").ok
 
 
@@ -74,23 +74,23 @@ def test_a_signature_of_another_cache_or_spoilt_is_reported(path: Path, tmp_path
     identity = str(open_cache(cache).cache_id)
     data = (cache / SIGNATURE).read_text()
     (cache / SIGNATURE).write_text(data.replace(identity, "0" * 64))
-    told = problem_of(cache, path / "mine.pub.pem")
-    assert told == f"it is of the cache {'0' * 64}, and this one is {identity}"
+    reported = problem_of(cache, path / "mine.pub.pem")
+    assert reported == f"it is of the cache {'0' * 64}, and this one is {identity}"
     for spoilt in (data.replace('"signature":"', '"signature":"AAAA'), data.replace('"signature":"', '"signature":"!')):
         (cache / SIGNATURE).write_text(spoilt)
         assert "was not made with" in str(problem_of(cache, path / "mine.pub.pem"))
 
 
 @pytest.mark.parametrize(
-    ("key", "told"),
+    ("key", "reported"),
     [
         ("nowhere.pem", "the private key .*nowhere.pem cannot be read: No such file"),
         ("mine.pub.pem", "mine.pub.pem is no private key in PEM without a password"),
         ("cache/manifest.json", "manifest.json is no private key in PEM"),
     ],
 )
-def test_what_is_no_key_is_refused(path: Path, key: str, told: str) -> None:
-    with pytest.raises(ConfigError, match=told):
+def test_what_is_no_key_is_refused(path: Path, key: str, reported: str) -> None:
+    with pytest.raises(ConfigError, match=reported):
         sign_cache(str(path / "cache"), path / key)
 
 
@@ -119,8 +119,8 @@ def test_signing_and_checking_as_a_person_does_it(
     assert "manifest.sig: it was not made with the private half of" in capsys.readouterr().out
     assert main.run(["cache", "sign", cache]) == 2
     assert main.run(["cache", "sign", cache, "--new-key", "x"]) == 2
-    told = capsys.readouterr().err
-    assert "--key" in told and "--new-key" in told
+    reported = capsys.readouterr().err
+    assert "--key" in reported and "--new-key" in reported
 
 
 @pytest.mark.parametrize(
@@ -184,8 +184,8 @@ def test_a_signature_vouches_for_the_bytes_that_were_verified(path: Path, tmp_pa
     """What serves a cache may serve another one once it is asked for the signature."""
     signed = tiny.copy_cache(path / "cache", tmp_path / "signed")
     sign_cache(str(signed), path / "mine.pem")
-    told = signature_problem(open_store(signed), path / "mine.pub.pem", "f" * 64)
-    assert told is not None and told.endswith(f"and this one is {'f' * 64}")
+    reported = signature_problem(open_store(signed), path / "mine.pub.pem", "f" * 64)
+    assert reported is not None and reported.endswith(f"and this one is {'f' * 64}")
     assert "not known" in str(signature_problem(open_store(signed), path / "mine.pub.pem", None))
 
 

@@ -118,10 +118,10 @@ def test_a_reader_written_from_the_page_makes_the_same_dense_target(folder: Path
 @every_kind
 def test_what_was_written_comes_back_within_the_bounds_of_the_page(folder: Path, name: str) -> None:
     manifest = kind_manifest(name)
-    said = [pair for number in range(manifest.plan.n_parts) for pair in kind_part(name, manifest, number)]
+    messages = [pair for number in range(manifest.plan.n_parts) for pair in kind_part(name, manifest, number)]
     _, contents = both(folder, name)
     quantizers = {column.name: column.quantizer.model_dump() for column in manifest.arrays.row.columns}
-    for (sequence, block), read in zip(said, contents.sequences, strict=True):
+    for (sequence, block), read in zip(messages, contents.sequences, strict=True):
         assert read.tokens == sequence.tokens.tolist()
         ends = np.cumsum(read.count)
         for t in range(len(read.tokens)):

@@ -81,12 +81,12 @@ def refused(place: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., st
         capsys.readouterr()
         found = main.run(command)
         shown = capsys.readouterr()
-        told = shown.err[shown.err.rfind("error: ") :]
+        reported = shown.err[shown.err.rfind("error: ") :]
         assert (found, shown.out) == (code, ""), shown.err
         assert "Traceback" not in shown.err and "unexpected error" not in shown.err
-        assert re.fullmatch(r"error: [^\n]+\n(hint: [^\n]+\n)?", told), shown.err
+        assert re.fullmatch(r"error: [^\n]+\n(hint: [^\n]+\n)?", reported), shown.err
         assert not list(place.glob(".kdpipe-*"))
-        return told
+        return reported
 
     return run
 
@@ -148,30 +148,30 @@ def test_a_model_that_is_none_is_refused(
     spoil: Callable[[Path], object], message: str, hint: str, place: Path, refused: Callable[..., str]
 ) -> None:
     spoil(own_teacher(place))
-    told = refused(words(teacher="own"))
-    assert re.search(rf"error: {message}", told), told
-    assert hint in told.splitlines()[1]
+    reported = refused(words(teacher="own"))
+    assert re.search(rf"error: {message}", reported), reported
+    assert hint in reported.splitlines()[1]
     assert not (place / "out").exists()
 
 
 @pytest.mark.parametrize("name", ["./nowhere", "models/x/nowhere"])
 @pytest.mark.parametrize("command", ["cache-teacher", "plan"])
 def test_a_model_that_is_not_there_is_refused(command: str, name: str, refused: Callable[..., str]) -> None:
-    told = refused([command, *words(teacher=name, out="out" if command == "cache-teacher" else None)[1:]])
-    assert told == f"error: no such folder: {name}\nhint: give a model folder, or a Hub id such as org/name\n"
+    reported = refused([command, *words(teacher=name, out="out" if command == "cache-teacher" else None)[1:]])
+    assert reported == f"error: no such folder: {name}\nhint: give a model folder, or a Hub id such as org/name\n"
 
 
 @pytest.mark.parametrize("role", ["teacher", "tokenizer", "data"])
-def test_a_name_that_is_asked_of_the_hub_is_said_before_it_answers(
+def test_a_hub_name_is_shown_before_the_hub_answers(
     role: str, place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # No network: a hub that does not answer is tried for half a minute.
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     assert main.run(words(Path(), **{role: "nosuch/thing"})) == 2
-    said, *_, told, hint = capsys.readouterr().err.splitlines()
-    assert said == "nosuch/thing is not a local path: looking it up on the Hugging Face Hub"
-    assert told.startswith("error: ") and "nosuch/thing" in told and hint.startswith("hint: ")
+    messages, *_, reported, hint = capsys.readouterr().err.splitlines()
+    assert messages == "nosuch/thing is not a local path: looking it up on the Hugging Face Hub"
+    assert reported.startswith("error: ") and "nosuch/thing" in reported and hint.startswith("hint: ")
     assert not (place / "out").exists()
 
 
@@ -180,7 +180,7 @@ def test_the_teacher_is_looked_at_before_the_documents(place: Path, refused: Cal
 
 
 @pytest.mark.parametrize(
-    ("more", "told"),
+    ("more", "reported"),
     [
         (["--temperatures", "2,0"], "error: --temperatures: item 2 must be greater than or equal to 0.001, not 0.0"),
         (["--temperatures", "0"], "error: --temperatures: item 1 must be greater than or equal to 0.001, not 0.0"),
@@ -206,9 +206,9 @@ def test_the_teacher_is_looked_at_before_the_documents(place: Path, refused: Cal
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )  # fmt: skip
 def test_a_setting_that_cannot_be_is_refused(
-    more: list[str], told: str, place: Path, refused: Callable[..., str]
+    more: list[str], reported: str, place: Path, refused: Callable[..., str]
 ) -> None:
-    assert refused(words(Path(), *more)).startswith(told)
+    assert refused(words(Path(), *more)).startswith(reported)
     assert not (place / "out").exists()
 
 
@@ -268,9 +268,9 @@ def test_data_that_cannot_be_used_are_refused(
     make: Callable[[Path], object], more: list[str], message: str, place: Path, refused: Callable[..., str]
 ) -> None:
     make(place / "documents.jsonl")
-    told = refused(words(Path(), *more, data="documents.jsonl"))
-    assert message in told.splitlines()[0], told
-    assert told.splitlines()[1].startswith("hint: ")
+    reported = refused(words(Path(), *more, data="documents.jsonl"))
+    assert message in reported.splitlines()[0], reported
+    assert reported.splitlines()[1].startswith("hint: ")
     assert not (place / "out").exists()
 
 
@@ -282,7 +282,7 @@ CLOSED = {
 
 
 @pytest.mark.parametrize(("role", "message"), CLOSED.items(), ids=CLOSED.keys())
-def test_what_may_not_be_read_is_told(
+def test_an_unreadable_file_is_reported(
     role: str, message: str, place: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_jsonl(own_teacher(place) / "a.jsonl", text_rows(2))
@@ -311,14 +311,14 @@ def test_a_folder_that_may_not_be_looked_into_is_not_passed_over(
         return honest(path)
 
     monkeypatch.setattr(os, "scandir", scandir)
-    told = refused(words(data="data"))
-    assert told.startswith("error: the data data/more cannot be read: Permission denied\nhint: ")
+    reported = refused(words(data="data"))
+    assert reported.startswith("error: the data data/more cannot be read: Permission denied\nhint: ")
 
 
 def test_a_table_that_was_cut_short_is_refused(place: Path, refused: Callable[..., str]) -> None:
     (place / "rows.parquet").write_bytes(b"PAR1" + bytes(100))
-    told = refused(words(data="rows.parquet"))
-    assert re.match("error: rows.parquet cannot be read as Parquet: .*\nhint: is it whole", told), told
+    reported = refused(words(data="rows.parquet"))
+    assert re.match("error: rows.parquet cannot be read as Parquet: .*\nhint: is it whole", reported), reported
 
 
 def test_a_folder_of_mixed_formats_is_refused_by_the_file_that_is_in_the_way(
@@ -326,8 +326,8 @@ def test_a_folder_of_mixed_formats_is_refused_by_the_file_that_is_in_the_way(
 ) -> None:
     write_jsonl(place / "data" / "a.jsonl", text_rows(3))
     (place / "data" / "b.csv").write_text("text\nhello\n")
-    told = refused(words(data="data"))
-    assert told.startswith("error: data/b.csv is a .csv file; supported formats: .jsonl")
+    reported = refused(words(data="data"))
+    assert reported.startswith("error: data/b.csv is a .csv file; supported formats: .jsonl")
 
 
 @pytest.mark.parametrize(
@@ -347,9 +347,9 @@ def test_a_place_where_no_cache_can_be_is_refused_before_anything_is_loaded(
     out: str, message: str, dry_run: list[str], place: Path, refused: Callable[..., str]
 ) -> None:
     write_jsonl(place / "data" / "a.jsonl", text_rows(2))
-    told = refused(words(Path(), *dry_run, out=out, teacher="./nowhere", data="data"))
-    assert re.match(f"error: {message}", told), told
-    assert told.splitlines()[1].startswith("hint: ")
+    reported = refused(words(Path(), *dry_run, out=out, teacher="./nowhere", data="data"))
+    assert re.match(f"error: {message}", reported), reported
+    assert reported.splitlines()[1].startswith("hint: ")
 
 
 def test_a_folder_that_may_not_be_written_is_refused(
@@ -357,8 +357,8 @@ def test_a_folder_that_may_not_be_written_is_refused(
 ) -> None:
     (place / "out").mkdir()
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write anywhere
-    told = refused(words(teacher="./nowhere"))
-    assert told.startswith("error: --out out: not writable: Permission denied\nhint: ")
+    reported = refused(words(teacher="./nowhere"))
+    assert reported.startswith("error: --out out: not writable: Permission denied\nhint: ")
 
 
 @pytest.mark.parametrize(
@@ -378,20 +378,20 @@ def test_a_folder_that_may_not_be_written_is_refused(
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )  # fmt: skip
-def test_another_cache_in_the_folder_is_told_by_what_differs(
+def test_another_cache_in_the_folder_is_reported_by_its_differences(
     more: list[str], differs: str, refused: Callable[..., str]
 ) -> None:
-    told = refused(words(Path(), *more, out="cache"))
-    assert refused(words(Path(), "--dry-run", *more, out="cache")) == told
+    reported = refused(words(Path(), *more, out="cache"))
+    assert refused(words(Path(), "--dry-run", *more, out="cache")) == reported
     assert re.fullmatch(
-        f"error: cache holds another cache: {differs}[^;]*\nhint: choose another folder, or .*\n", told
-    ), told
+        f"error: cache holds another cache: {differs}[^;]*\nhint: choose another folder, or .*\n", reported
+    ), reported
 
 
-def test_another_teacher_tokenizer_and_corpus_are_told(place: Path, refused: Callable[..., str]) -> None:
+def test_another_teacher_tokenizer_and_corpus_are_reported(place: Path, refused: Callable[..., str]) -> None:
     small_tokenizer(tiny_llama(place / "own", seed=1), vocabulary=400)
     write_jsonl(place / "other.jsonl", text_rows(5))
-    told = refused(words(out="cache", teacher="own", data="other.jsonl"))
+    reported = refused(words(out="cache", teacher="own", data="other.jsonl"))
     for what in (
         "the teacher's name",
         "the teacher's weights",
@@ -399,8 +399,8 @@ def test_another_teacher_tokenizer_and_corpus_are_told(place: Path, refused: Cal
         "the documents",
         "the name of the data",
     ):
-        assert what in told
-    assert "tables" not in told and "arrays" not in told and "plan" not in told
+        assert what in reported
+    assert "tables" not in reported and "arrays" not in reported and "plan" not in reported
 
 
 @pytest.mark.slow
@@ -422,14 +422,12 @@ def test_the_corrected_command_goes_on_in_the_same_folder(
     assert verify_cache(place / "out", "full").ok
 
 
-def test_a_conversation_that_cannot_be_learnt_leaves_no_folder_in_the_way(
-    place: Path, refused: Callable[..., str]
-) -> None:
+def test_an_untrainable_conversation_leaves_no_folder_behind(place: Path, refused: Callable[..., str]) -> None:
     small_tokenizer(own_teacher(place), chat_template=CHATML)
     write_jsonl(place / "chat.jsonl", chat_rows(30))
     (place / "endless.jinja").write_text(ENDLESS)
-    told = refused(words(Path(), "--set", "data.chat_template=endless.jinja", teacher="own", data="chat.jsonl"))
-    assert "chat.jsonl:1: assistant turn 1 does not end with a stop token" in told
+    reported = refused(words(Path(), "--set", "data.chat_template=endless.jinja", teacher="own", data="chat.jsonl"))
+    assert "chat.jsonl:1: assistant turn 1 does not end with a stop token" in reported
     assert not (place / "out").exists()
     assert main.run(words(teacher="own", data="chat.jsonl")) == 0
 
@@ -448,13 +446,13 @@ def test_a_conversation_behind_the_first_parts_stops_the_run_which_goes_on_witho
     few = words(
         Path(), "--set", "sequences.part_rows=512", "--val-fraction", "0", teacher="own", data="chat.jsonl", out="out"
     )
-    told = refused(few)
-    assert told.startswith("error: chat.jsonl:29: the chat template rejects this conversation: no system message")
-    assert "skip such documents with --set data.untrainable=skip" in told.splitlines()[1]
+    reported = refused(few)
+    assert reported.startswith("error: chat.jsonl:29: the chat template rejects this conversation: no system message")
+    assert "skip such documents with --set data.untrainable=skip" in reported.splitlines()[1]
     parts = sorted((place / "out" / "parts").iterdir())
     before = [part.stat().st_ino for part in parts]
     assert 2 <= len(parts) < open_cache(place / "out", allow_partial=True).manifest.plan.n_parts
-    assert refused(few) == told
+    assert refused(few) == reported
     assert main.run([*few, "--set", "data.untrainable=skip"]) == 0
     shown = capsys.readouterr()
     why = "skipped 1 untrainable document, e.g. chat.jsonl:29: the chat template rejects"
@@ -479,9 +477,9 @@ def test_a_teacher_of_spoilt_weights_is_refused_with_their_name(
     weight: str, place: Path, refused: Callable[..., str]
 ) -> None:
     spoilt(own_teacher(place), weight, 0)
-    told = refused(words(teacher="own"), code=2)
-    assert re.match(r"error: logits of own are not finite: ", told)
-    assert f" in {weight} are not finite" in told
+    reported = refused(words(teacher="own"), code=2)
+    assert re.match(r"error: logits of own are not finite: ", reported)
+    assert f" in {weight} are not finite" in reported
     assert not (place / "out").exists()
     assert main.run(words(out="out")) == 0
 
@@ -495,9 +493,9 @@ def test_parts_before_a_document_that_overflows_stay_good(place: Path, refused: 
     texts = [*TEXTS[:24], f"{TEXTS[24]} \u01e2", *TEXTS[25:30]]
     write_jsonl(place / "texts.jsonl", [{"text": text} for text in texts])
     few = ["--set", "sequences.part_rows=512", "--val-fraction", "0"]
-    told = refused(words(Path(), *few, teacher="own", data="texts.jsonl"), code=1)
-    assert "logits of document 24 (train) are not finite" in told
-    assert "the first output that is not finite is of the embeddings, before layer 1 of 2" in told
+    reported = refused(words(Path(), *few, teacher="own", data="texts.jsonl"), code=1)
+    assert "logits of document 24 (train) are not finite" in reported
+    assert "the first output that is not finite is of the embeddings, before layer 1 of 2" in reported
     cache = open_cache(place / "out", allow_partial=True)
     parts = sorted((place / "out" / "parts").iterdir())
     assert 2 < len(parts) < cache.manifest.plan.n_parts and len(list(cache)) > 10
@@ -507,18 +505,18 @@ def test_parts_before_a_document_that_overflows_stay_good(place: Path, refused: 
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="limits are set the POSIX way")
-def test_a_disk_that_takes_no_more_is_told_and_the_same_command_goes_on(
+def test_a_full_disk_is_reported_and_the_same_command_resumes(
     inputs: Path, place: Path, refused: Callable[..., str]
 ) -> None:
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     for n_bytes, doing in ((100, "checking the tokenizer's files"), (25_000, "writing part 0: File too large (out)")):
         resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, before[1]))
         try:
-            told = refused(words(), code=1)
+            reported = refused(words(), code=1)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        assert told.startswith(f"error: {doing}"), told
-        assert "File too large" in told and "hint: raise the limit on file sizes" in told
+        assert reported.startswith(f"error: {doing}"), reported
+        assert "File too large" in reported and "hint: raise the limit on file sizes" in reported
         assert not list((place / "out").glob("tmp/*"))
     assert main.run(words()) == 0
     assert open_cache(place / "out").cache_id == open_cache(inputs / "cache").cache_id
@@ -630,6 +628,8 @@ def test_a_plan_is_refused_as_the_run_would_be(refused: Callable[..., str]) -> N
     plan = ["plan", *words(out=None)[1:]]
     assert "--top-k is 513, the vocabulary has 512 ids" in refused([*plan, "--targets", "topk", "--top-k", "513"])
     assert "no such data: nowhere.jsonl" in refused([*plan, "--data", "nowhere.jsonl"])
-    told = refused(["plan", "--teacher", "teacher"])
-    assert told == "error: nothing to plan: no --data and no --tokens\nhint: give --data PATH, --tokens N, or both\n"
+    reported = refused(["plan", "--teacher", "teacher"])
+    assert (
+        reported == "error: nothing to plan: no --data and no --tokens\nhint: give --data PATH, --tokens N, or both\n"
+    )
     assert "--probe needs documents" in refused(["plan", "--teacher", "teacher", "--tokens", "9", "--probe"])

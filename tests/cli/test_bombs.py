@@ -45,11 +45,11 @@ def marked(names: Iterable[str]) -> list[Any]:
     return [pytest.param(name, marks=pytest.mark.slow if name in WHOLE else pytest.mark.soak) for name in names]
 
 
-def assert_bounded(ran: Ran, said: str, start: Ran) -> None:
+def assert_bounded(ran: Ran, messages: str, start: Ran) -> None:
     """Two lines with the reason, under 1 GiB, and under ten seconds of the processor more than a start takes."""
     lines = ran.stderr.splitlines()
     assert ran.code == 2, ran
-    assert said in ran.stderr, ran
+    assert messages in ran.stderr, ran
     assert [line.partition(":")[0] for line in lines[-2:]] == ["error", "hint"], ran
     assert ran.peak_bytes < GIB and ran.cpu_seconds < start.cpu_seconds + SECONDS, (ran, start)
 
@@ -78,28 +78,28 @@ def start(teacher: Path) -> Ran:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(DATA.keys() - {"long.jsonl"}))
 def test_rows_of_a_bomb_are_read_in_bounded_memory_and_time(name: str, tmp_path: Path) -> None:
-    make, said = DATA[name]
+    make, messages = DATA[name]
     make(tmp_path / name)
     ran = run_measured([sys.executable, "-c", READ, str(tmp_path / name)])
-    assert said in ran.stderr, ran
+    assert messages in ran.stderr, ran
     assert ran.code in (0, 2) and ran.peak_bytes < 768 * MIB and ran.cpu_seconds < SECONDS, ran
 
 
 @pytest.mark.parametrize("name", marked(sorted(DATA)))
 def test_a_bomb_is_refused_as_data(name: str, start: Ran, teacher: Path, tmp_path: Path) -> None:
-    make, said = DATA[name]
+    make, messages = DATA[name]
     make(tmp_path / name)
     words = ["cache-teacher", "--teacher", str(teacher), "--data", str(tmp_path / name), "--out", str(tmp_path / "out")]
-    assert_bounded(run_measured([kdpipe(), *words]), said, start)
+    assert_bounded(run_measured([kdpipe(), *words]), messages, start)
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("name", marked(sorted(IMPORTED)))
 def test_a_bomb_is_refused_as_an_import(name: str, start: Ran, teacher: Path, tmp_path: Path) -> None:
-    make, said = IMPORTED[name]
+    make, messages = IMPORTED[name]
     make(tmp_path / name)
     words = [str(tmp_path / name), "--from", "topk", "--tokenizer", str(teacher), "--out", str(tmp_path / "out")]
-    assert_bounded(run_measured([kdpipe(), "cache", "import", *words]), said, start)
+    assert_bounded(run_measured([kdpipe(), "cache", "import", *words]), messages, start)
     assert not (tmp_path / "out").exists()
 
 

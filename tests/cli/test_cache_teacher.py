@@ -89,7 +89,7 @@ def test_what_this_run_is_to_do_is_handed_over(handed: dict[str, Any]) -> None:
     assert handed["options"] == CaptureOptions(shard=3, n_shards=4, dry_run=True, retry_for=600.0)
 
 
-def test_the_page_tells_what_was_made(handed: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_page_reports_the_cache(handed: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     hand_over()
     assert capsys.readouterr().out.splitlines() == [
         "cache",
@@ -102,7 +102,7 @@ def test_the_page_tells_what_was_made(handed: dict[str, Any], capsys: pytest.Cap
     ]
 
 
-def test_the_page_tells_what_went_otherwise(handed: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_page_reports_deviations(handed: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     handed["report"] = PLAIN.model_copy(
         update={
             "cache_id": None,
@@ -138,19 +138,19 @@ def test_the_page_tells_what_went_otherwise(handed: dict[str, Any], capsys: pyte
     handed["report"] = handed["report"].model_copy(update=one)
     hand_over()
     few = capsys.readouterr().out
-    for told in (
+    for reported in (
         "  unfinished  1 part missing",
         "1 unusable row skipped, 4 longer",
         ", 2 without trained tokens skipped",
     ):
-        assert told in few, told
-    for told in (
+        assert reported in few, reported
+    for reported in (
         "cache_id    none yet", "5 of 9, 2 from this run", "4 parts missing",
         "positions   1,234,567\n",
         "time        83 s\n", "halved 2 times", "3 unusable rows skipped, 4 longer than a sequence",
         "KL 0.0100 nats", "86.0% at T=1", "1.25 degrees", "good: it is", "dry run: OK",
     ):  # fmt: skip
-        assert told in text, told
+        assert reported in text, reported
 
 
 def test_the_document_is_the_report(handed: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:

@@ -88,9 +88,9 @@ def test_a_run_that_is_stopped_exits_75_and_goes_on_later(place: Path) -> None:
             assert process.poll() is None
             time.sleep(0.02)
         process.send_signal(signal.SIGTERM)
-        out, said = process.communicate(timeout=900)
+        out, messages = process.communicate(timeout=900)
     assert (process.returncode, out) == (75, "")
-    assert said.endswith("error: interrupted\nhint: re-run the same command to resume\n")
+    assert messages.endswith("error: interrupted\nhint: re-run the same command to resume\n")
     finished = answer(command)
     assert finished["cache_id"] == whole["cache_id"]
     assert finished["parts"]["made"] < whole["parts"]["made"]

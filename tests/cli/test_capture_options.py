@@ -79,7 +79,7 @@ TYPED = [
 
 
 @pytest.mark.parametrize(("flag", "word", "place", "value"), TYPED, ids=lambda value: str(value))
-def test_a_flag_says_its_setting_and_no_other(
+def test_a_flag_sets_its_setting_and_no_other(
     flag: str, word: str | None, place: str, value: Any, handed: list[CaptureSettings]
 ) -> None:
     plain = settings_of(handed)
@@ -142,8 +142,8 @@ def test_the_layers_join_in_their_order(
     settings = settings_of(
         handed, "--config", str(config), "--set", "sequences.length=13", "--set", "seed=3", "--seed", "4"
     )
-    told = (settings.data.max_bad_rows, settings.data.limit, settings.sequences.length, settings.seed)
-    assert told == (1, 2, 13, 4)
+    reported = (settings.data.max_bad_rows, settings.data.limit, settings.sequences.length, settings.seed)
+    assert reported == (1, 2, 13, 4)
     assert settings.sequences.pack is False
 
 
@@ -186,7 +186,7 @@ def test_what_cannot_be_is_refused_before_anything_is_loaded(
     ],
     ids=str,
 )
-def test_what_is_missing_is_asked_for(
+def test_missing_settings_are_required(
     words: list[str], message: str, handed: list[CaptureSettings], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(["say", *words]) == 2
@@ -198,8 +198,8 @@ def test_an_unknown_variable_is_refused_with_the_nearest(
 ) -> None:
     monkeypatch.setenv("KDPIPE_DATA__VAL_FRACTON", "0.1")
     assert run(["say", "--plan", "--teacher", "t", "--data", "d"]) == 2
-    told = "error: unknown setting 'KDPIPE_DATA__VAL_FRACTON': the nearest is 'KDPIPE_DATA__VAL_FRACTION'\n"
-    assert capsys.readouterr().err.startswith(told)
+    reported = "error: unknown setting 'KDPIPE_DATA__VAL_FRACTON': the nearest is 'KDPIPE_DATA__VAL_FRACTION'\n"
+    assert capsys.readouterr().err.startswith(reported)
 
 
 def test_the_table_imports_nothing_heavy() -> None:

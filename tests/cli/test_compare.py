@@ -103,5 +103,5 @@ def test_no_run_is_refused_in_two_lines(tmp_path: Path, capsys: pytest.CaptureFi
         (["a", "b/a"], ["a", "b/a"]),
     ],
 )
-def test_runs_are_named_by_what_tells_them_apart(paths: list[str], due: list[str]) -> None:
+def test_runs_are_named_by_the_part_of_the_path_that_differs(paths: list[str], due: list[str]) -> None:
     assert names(paths) == due

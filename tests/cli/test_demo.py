@@ -52,15 +52,15 @@ def typed(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], list[list[str
     return play
 
 
-def test_the_commands_shown_are_those_that_run_and_the_end_says_what_came_of_them(
+def test_the_commands_shown_are_those_run_and_the_end_reports_results(
     tmp_path: Path, typed: Callable[[int, int], list[list[str]]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, seen = tmp_path / "a folder", typed(0, 0)
     assert main.run(["demo", "--out", str(out), "--steps", "7"]) == 0
-    said = capsys.readouterr()
-    assert [shlex.split(line) for line in re.findall(r"^\$ kdpipe (.*)$", said.err, re.MULTILINE)] == seen
+    messages = capsys.readouterr()
+    assert [shlex.split(line) for line in re.findall(r"^\$ kdpipe (.*)$", messages.err, re.MULTILINE)] == seen
     assert [words for _, words in stages(DemoPaths(out=out, steps=7))] == seen
-    assert said.out.endswith(f"{page(DemoPaths(out=out, steps=7), shown(DemoPaths(out=out, steps=7)))}\n")
+    assert messages.out.endswith(f"{page(DemoPaths(out=out, steps=7), shown(DemoPaths(out=out, steps=7)))}\n")
 
 
 def test_every_command_that_a_demo_shows_is_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -92,28 +92,28 @@ def test_teacher_and_students_are_trained_with_default_optimizer_learning_rates_
     assert [word for words in typed for word in words if re.match(chosen, word)] == []
 
 
-def test_where_kdpipe_is_not_on_the_path_the_way_to_it_is_told(
+def test_the_path_of_kdpipe_is_shown_where_it_is_not_on_the_path(
     tmp_path: Path,
     typed: Callable[[int, int], list[list[str]]],
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for path, is_told in ((str(Path(sys.executable).parent), False), (str(tmp_path), True)):
+    for path, is_reported in ((str(Path(sys.executable).parent), False), (str(tmp_path), True)):
         typed(1, 1)
         monkeypatch.setenv("PATH", path)
         assert main.run(["demo", "--out", str(tmp_path / "out")]) == 1
-        assert (f'PATH="{Path(sys.executable).parent}:$PATH"' in capsys.readouterr().err) == is_told
+        assert (f'PATH="{Path(sys.executable).parent}:$PATH"' in capsys.readouterr().err) == is_reported
 
 
-def test_a_stopped_command_ends_the_demo_which_says_how_it_goes_on(
+def test_a_stopped_command_ends_the_demo_with_how_to_resume(
     tmp_path: Path, typed: Callable[[int, int], list[list[str]]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     seen = typed(2, 75)
     assert main.run(["demo", "--out", str(tmp_path), "--steps", "7"]) == 75
     assert len(seen) == 2
-    said = capsys.readouterr()
-    assert said.err.endswith(f"resume the demo with: kdpipe demo --out {tmp_path} --steps 7\n")
-    assert said.out == ""
+    messages = capsys.readouterr()
+    assert messages.err.endswith(f"resume the demo with: kdpipe demo --out {tmp_path} --steps 7\n")
+    assert messages.out == ""
 
 
 def test_a_command_that_fails_ends_the_demo_with_its_code(
@@ -126,10 +126,10 @@ def test_a_command_that_fails_ends_the_demo_with_its_code(
 
 
 def test_the_page_has_texts_numbers_sizes_and_honest_words(tmp_path: Path) -> None:
-    told = page(DemoPaths(out=Path("runs/demo"), steps=7), shown(DemoPaths(out=Path("runs/demo"), steps=7)))
-    assert told.startswith("The loop is used to ...\n  teacher    walk over a list\n  labels     wolk ovr wolk")
-    assert max(map(len, told.splitlines())) <= 110
-    assert "  labels     CE 3.0125   KL to the teacher 0.9600   top-1 agreement 48.8%\n" in told
-    assert "  distilled  CE 3.0125   KL to the teacher 0.0960   top-1 agreement 48.8%\n" in told
-    assert "  teacher    CE 3.0125\n" in told
-    assert "    465.0 kB  runs/demo/corpus.jsonl\n      5.1 MB  runs/demo/cache\n" in told
+    reported = page(DemoPaths(out=Path("runs/demo"), steps=7), shown(DemoPaths(out=Path("runs/demo"), steps=7)))
+    assert reported.startswith("The loop is used to ...\n  teacher    walk over a list\n  labels     wolk ovr wolk")
+    assert max(map(len, reported.splitlines())) <= 110
+    assert "  labels     CE 3.0125   KL to the teacher 0.9600   top-1 agreement 48.8%\n" in reported
+    assert "  distilled  CE 3.0125   KL to the teacher 0.0960   top-1 agreement 48.8%\n" in reported
+    assert "  teacher    CE 3.0125\n" in reported
+    assert "    465.0 kB  runs/demo/corpus.jsonl\n      5.1 MB  runs/demo/cache\n" in reported

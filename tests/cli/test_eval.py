@@ -59,26 +59,26 @@ def handed(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What the story was given; `answer` or `error` is what it does."""
     given: dict[str, Any] = {"answer": MEASURED}
 
-    def told(asked: EvalRequest, watch: Any) -> EvalReport:
-        given["asked"] = asked
+    def reported(requested: EvalRequest, watch: Any) -> EvalReport:
+        given["requested"] = requested
         if "error" in given:
             raise given["error"]
         answer: EvalReport = given["answer"]
         return answer
 
     module: Any = ModuleType("kdpipe.pipeline.evaluate")
-    module.evaluate, module.EvalRequest = told, EvalRequest
+    module.evaluate, module.EvalRequest = reported, EvalRequest
     monkeypatch.setitem(sys.modules, "kdpipe.pipeline.evaluate", module)
     monkeypatch.setattr(kdpipe.pipeline, "evaluate", module, raising=False)
     return given
 
 
-def test_words_become_what_is_asked(handed: dict[str, Any]) -> None:
+def test_words_become_choices(handed: dict[str, Any]) -> None:
     assert run(WORDS) == 0
-    assert handed["asked"] == EvalRequest(cache="teacher-cache", student="runs/a")
+    assert handed["requested"] == EvalRequest(cache="teacher-cache", student="runs/a")
     more = ["--split", "train", "--limit", "7", "--tasks", "a, b.yaml,", "--allow-partial"]
     assert run([*WORDS, *more, "--device", "cuda:1", "--batch-size", "3"]) == 0
-    assert handed["asked"] == EvalRequest(
+    assert handed["requested"] == EvalRequest(
         cache="teacher-cache",
         student="runs/a",
         split="train",

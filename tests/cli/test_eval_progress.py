@@ -5,7 +5,7 @@ import pytest
 from kdpipe.cli.eval_progress import ShownEvalWatch, measuring
 
 
-def test_sequences_are_told_no_more_often_than_asked_with_the_time_left() -> None:
+def test_sequences_are_shown_at_the_requested_interval_with_the_time_left() -> None:
     now, shown = [0.0], list[tuple[int, int | None, str]]()
     watch = ShownEvalWatch(lambda *words: shown.append(words), 30.0, lambda: now[0])
     for n_done in range(8, 1201, 8):
@@ -16,7 +16,7 @@ def test_sequences_are_told_no_more_often_than_asked_with_the_time_left() -> Non
     assert shown[-1] == (1200, 1200, "measured 1,200/1,200 sequences, 0.0 s left")
 
 
-def test_a_first_batch_that_took_long_tells_no_time_left() -> None:
+def test_a_slow_first_batch_shows_no_time_left() -> None:
     now, shown = [0.0], list[str]()
     watch = ShownEvalWatch(lambda _done, _planned, text: shown.append(text), 30.0, lambda: now[0])
     now[0] = 40.0

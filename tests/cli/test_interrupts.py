@@ -214,12 +214,12 @@ def stopped_at(n_call: int, log: Path) -> str:
 def test_a_signal_at_any_call_of_a_function_is_a_clean_stop(n_rounds: int, tmp_path: Path) -> None:
     log = tmp_path / "log"
     whole = in_child(lambda: stopped_at(0, log))
-    n_calls = int(whole.said.split()[1])
-    assert whole.said.startswith("0 ") and n_calls > 500
+    n_calls = int(whole.output.split()[1])
+    assert whole.output.startswith("0 ") and n_calls > 500
     for n_call in range(1, n_calls + 1, n_calls // n_rounds):
         log.unlink()
         done = in_child(lambda n_call=n_call: stopped_at(n_call, log))
         text = log.read_text()
-        assert done.code == 0 and done.said.split()[0] in ("75", "0"), (n_call, done, text)
-        assert done.said.startswith("75 ") or n_call > n_calls - 30, (n_call, done, text)
+        assert done.code == 0 and done.output.split()[0] in ("75", "0"), (n_call, done, text)
+        assert done.output.startswith("75 ") or n_call > n_calls - 30, (n_call, done, text)
         assert "Traceback" not in text, n_call

@@ -120,7 +120,7 @@ def test_an_error_without_a_hint_is_one_line(failing: list[BaseException], capsy
     assert capsys.readouterr().err == "error: disk full\n"
 
 
-def test_an_unforeseen_error_says_so_without_a_traceback(
+def test_an_unexpected_error_shows_no_traceback(
     failing: list[BaseException], capsys: pytest.CaptureFixture[str]
 ) -> None:
     failing.append(ZeroDivisionError("division by zero"))
@@ -145,9 +145,9 @@ def test_what_the_system_lacks_is_nothing_to_report(
 ) -> None:
     failing.append(OSError(number, os.strerror(number), "/there/file"))
     assert main.run(["fail"]) == 1
-    said = capsys.readouterr().err
-    assert said.startswith(f"error: {os.strerror(number)} (/there/file)\nhint: ")
-    assert hint in said and "report" not in said and said.count("\n") == 2
+    messages = capsys.readouterr().err
+    assert messages.startswith(f"error: {os.strerror(number)} (/there/file)\nhint: ")
+    assert hint in messages and "report" not in messages and messages.count("\n") == 2
 
 
 def test_a_pipe_that_breaks_elsewhere_is_not_passed_over(
@@ -159,7 +159,7 @@ def test_a_pipe_that_breaks_elsewhere_is_not_passed_over(
 
 
 @pytest.mark.parametrize("words", [["--debug", "fail"], ["fail", "--debug"]])
-def test_debug_shows_the_traceback_wherever_it_stands(
+def test_debug_shows_the_traceback_at_any_position(
     words: list[str], failing: list[BaseException], capsys: pytest.CaptureFixture[str]
 ) -> None:
     failing.append(errors.CacheDamaged("part 3 is short"))

@@ -64,25 +64,25 @@ def test_a_plan_is_shown_with_bars(handed: dict[str, Any], capsys: pytest.Captur
     assert handed["settings"].sequences.length == 64
     assert (handed["tokens"], handed["probe_seconds"]) == (None, None)
     text = capsys.readouterr().out
-    for told in (
+    for reported in (
         "parameters  100,000,000", "documents   100: 98 train, 2 validation", "parts       32: 31 train, 1 validation",
         "32,768 positions", "14.8 per position", "bytes per position    23.20", "23.2 MB for all parts",
         "61.0 MB for one more cache with --target-temperature 2", "478.0 MB",
         "use --probe", "note: the model's context is 2,048 tokens",
     ):  # fmt: skip
-        assert told in text, told
+        assert reported in text, reported
     assert max(map(len, text.splitlines())) <= 100
     assert text.count("█") + text.count("#") > 60
 
 
-def test_a_probe_tells_the_time(handed: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_probe_reports_the_time(handed: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     probe = ProbeReport(positions_per_second=2000.0, seconds=30.0, overhead_ratio=1.08, entries_per_position=12.5)
     handed["plan"] = PLANNED.model_copy(update={"probe": probe, "hours": 1.25, "break_even_runs": 2})
     assert run(["plan", "--teacher", "t", "--tokens", "1000000", "--probe"]) == 0
     assert (handed["tokens"], handed["probe_seconds"]) == (1_000_000, 30.0)
     text = capsys.readouterr().out
-    for told in ("2,000 positions/s over 30 s, 1.08 x", "1 h 15 min\n", "after 2 student runs"):
-        assert told in text, told
+    for reported in ("2,000 positions/s over 30 s, 1.08 x", "1 h 15 min\n", "after 2 student runs"):
+        assert reported in text, reported
     handed["plan"] = handed["plan"].model_copy(update={"workers": 4})
     assert run(["plan", "--teacher", "t", "--tokens", "1000000", "--probe"]) == 0
     assert "1 h 15 min with 4 workers" in capsys.readouterr().out

@@ -45,11 +45,11 @@ class Clock:
 
 def shown_watch() -> tuple[ShownWatch, Clock, list[tuple[int, int | None, str]]]:
     clock, shown = Clock(), list[tuple[int, int | None, str]]()
-    watch = ShownWatch(lambda *told: shown.append(told), 30.0, clock)
+    watch = ShownWatch(lambda *reported: shown.append(reported), 30.0, clock)
     return watch, clock, shown
 
 
-def test_progress_is_told_no_more_often_than_asked(capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_is_printed_no_more_often_than_requested(capsys: pytest.CaptureFixture[str]) -> None:
     watch, clock, shown = shown_watch()
     watch.begin(11, 2, 5000)
     for second in range(91):
@@ -57,12 +57,12 @@ def test_progress_is_told_no_more_often_than_asked(capsys: pytest.CaptureFixture
         watch.progress(news(second * 10, 45_000.4, 0.91, 34_500_000, 720.0))
         if second == 40:
             watch.part_done(2, 100, 1000, 3.0)
-    told = "45,000 positions/s, teacher 91%, 34.5 MB, part {}/11, 12 min left"
-    assert shown == [(300, 5000, told.format(2)), (600, 5000, told.format(3)), (900, 5000, told.format(3))]
+    reported = "45,000 positions/s, teacher 91%, 34.5 MB, part {}/11, 12 min left"
+    assert shown == [(300, 5000, reported.format(2)), (600, 5000, reported.format(3)), (900, 5000, reported.format(3))]
     assert capsys.readouterr().err == "2 of 11 parts are already there\n"
 
 
-def test_positions_that_nobody_has_counted_are_estimated_from_the_time_left() -> None:
+def test_uncounted_positions_are_estimated_from_the_time_left() -> None:
     watch, clock, shown = shown_watch()
     watch.begin(2, 0, None)
     clock.now = 30.0
@@ -70,7 +70,7 @@ def test_positions_that_nobody_has_counted_are_estimated_from_the_time_left() ->
     assert [planned for _, planned, _ in shown] == [3000]
 
 
-def test_what_is_not_known_is_not_told() -> None:
+def test_unknown_values_are_not_shown() -> None:
     watch, clock, shown = shown_watch()
     watch.begin(1, 0, None)
     clock.now = 30.0
@@ -97,24 +97,24 @@ def test_a_log_gets_lines_on_stderr(capsys: pytest.CaptureFixture[str], monkeypa
 
 
 def test_a_terminal_gets_one_bar_and_every_line(tmp_path: Path) -> None:
-    out, said, code = on_a_terminal(RUN.replace("STOP", "pass"), tmp_path)
+    out, messages, code = on_a_terminal(RUN.replace("STOP", "pass"), tmp_path)
     assert (out, code) == ("the answer\n", 0)
-    assert "50%, 45,000 positions/s, teacher 91%, 34.5 MB, part 1/4, 83 s left" in said
+    assert "50%, 45,000 positions/s, teacher 91%, 34.5 MB, part 1/4, 83 s left" in messages
     for line in ("1 of 4 parts are already there", "said 0", "said 5", "warning: look here"):
-        assert line in said
-    assert said.rstrip().endswith("\x1b[2K")  # the bar is wiped away
-    assert said.count("\x1b[?25l") == said.count("\x1b[?25h") == 1
+        assert line in messages
+    assert messages.rstrip().endswith("\x1b[2K")  # the bar is wiped away
+    assert messages.count("\x1b[?25l") == messages.count("\x1b[?25h") == 1
 
 
 def test_a_terminal_is_left_as_it_was_when_a_run_stops(tmp_path: Path) -> None:
-    out, said, code = on_a_terminal(RUN.replace("STOP", "raise KeyboardInterrupt"), tmp_path)
+    out, messages, code = on_a_terminal(RUN.replace("STOP", "raise KeyboardInterrupt"), tmp_path)
     assert out == ""
     assert code != 0
-    assert said.count("\x1b[?25l") == said.count("\x1b[?25h") == 1
+    assert messages.count("\x1b[?25l") == messages.count("\x1b[?25h") == 1
 
 
 def test_a_terminal_that_cannot_move_its_cursor_gets_lines(tmp_path: Path) -> None:
-    out, said, code = on_a_terminal(RUN.replace("STOP", "pass"), tmp_path, term="dumb")
+    out, messages, code = on_a_terminal(RUN.replace("STOP", "pass"), tmp_path, term="dumb")
     assert (out, code) == ("the answer\n", 0)
-    assert "\x1b" not in said
-    assert "said 5" in said
+    assert "\x1b" not in messages
+    assert "said 5" in messages

@@ -24,9 +24,9 @@ def test_a_size_has_a_decimal_unit(n_bytes: float, text: str) -> None:
         (51 * 3600, "2 days 3 h"), (71.9 * 3600, "3 days"),
     ],
 )  # fmt: skip
-def test_a_duration_is_told_in_its_two_largest_units(seconds: float, text: str) -> None:
+def test_a_duration_is_shown_in_its_two_largest_units(seconds: float, text: str) -> None:
     assert duration(seconds) == text
 
 
-def test_a_share_is_told_in_percent() -> None:
+def test_a_share_is_shown_in_percent() -> None:
     assert (share(0.0), share(0.914), share(1.0)) == ("0%", "91%", "100%")

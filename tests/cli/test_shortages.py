@@ -24,7 +24,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "student.json").write_text(json.dumps(STUDENT))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("kdpipe.pipeline.training.finalize.check_reload", lambda *_, **__: 0.0)
-        assert said(*train_words(folder, folder / "run"))[0] == 0
+        assert messages(*train_words(folder, folder / "run"))[0] == 0
     return folder
 
 
@@ -34,7 +34,7 @@ def train_words(folder: Path, out: Path) -> list[str]:
     return ["train", *given, *small]
 
 
-def said(*words: str) -> tuple[int, str]:
+def messages(*words: str) -> tuple[int, str]:
     """Exit code of a command, and what it says of its failure."""
     with redirect_stderr(StringIO()) as errors, redirect_stdout(StringIO()):
         code = run(words)
@@ -53,13 +53,13 @@ def test_a_full_temporary_folder_is_named(command: str, folder: Path, tmp_path: 
     def work() -> str:
         mount_memory(small, 4096)
         tempfile.tempdir = str(small)
-        code, text = said(*words[command])
+        code, text = messages(*words[command])
         return f"{code} {text}"
 
     ended = mounted(work)
-    error, hint = ended.said.splitlines()
-    assert error.startswith("1 error: unpacking the cache's tokenizer, ") and str(small) in error, ended.said
-    assert "bytes: No space left on device" in error and " bytes free" in hint and "TMPDIR" in hint, ended.said
+    error, hint = ended.output.splitlines()
+    assert error.startswith("1 error: unpacking the cache's tokenizer, ") and str(small) in error, ended.output
+    assert "bytes: No space left on device" in error and " bytes free" in hint and "TMPDIR" in hint, ended.output
 
 
 @pytest.mark.slow
@@ -69,9 +69,9 @@ def test_an_export_needs_no_temporary_folder(folder: Path, tmp_path: Path) -> No
     def work() -> str:
         mount_memory(small, 4096)
         tempfile.tempdir = str(small)
-        return f"{said('export', str(folder / 'run'), '--to', 'hf', '--out', str(tmp_path / 'model'))}"
+        return f"{messages('export', str(folder / 'run'), '--to', 'hf', '--out', str(tmp_path / 'model'))}"
 
-    assert mounted(work).said == "(0, '')"
+    assert mounted(work).output == "(0, '')"
 
 
 @pytest.mark.parametrize("most_bytes", [2000, 60_000], ids=["tokenizer", "checkpoint"])
@@ -79,20 +79,22 @@ def test_a_limit_on_the_size_of_files_is_named(most_bytes: int, folder: Path, tm
     def work() -> str:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, most_bytes))
-        code, text = said(*train_words(folder, tmp_path / "other"))
+        code, text = messages(*train_words(folder, tmp_path / "other"))
         return f"{code} {text}"
 
     ended = in_child(work)
-    assert ended.said.startswith("1 error: ") and "File too large" in ended.said, ended.said
-    assert "ulimit -f" in ended.said and "report" not in ended.said, ended.said
+    assert ended.output.startswith("1 error: ") and "File too large" in ended.output, ended.output
+    assert "ulimit -f" in ended.output and "report" not in ended.output, ended.output
 
 
 def test_a_limit_on_open_files_is_named(folder: Path) -> None:
     def work() -> str:
         resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))
-        code, text = said("cache", "verify", str(folder / "cache"))
+        code, text = messages("cache", "verify", str(folder / "cache"))
         return f"{code} {text}"
 
     ended = in_child(work)
-    assert ended.said.startswith("1 error: ") and "Too many open files" in ended.said, ended.said
-    assert "hint: raise the limit on open files (ulimit -n)" in ended.said and "max_open" not in ended.said, ended.said
+    assert ended.output.startswith("1 error: ") and "Too many open files" in ended.output, ended.output
+    assert "hint: raise the limit on open files (ulimit -n)" in ended.output and "max_open" not in ended.output, (
+        ended.output
+    )

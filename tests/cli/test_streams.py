@@ -52,11 +52,11 @@ def worked(tmp_path: Path, redirections: str) -> tuple[int, str, str]:
     ids=["closed", "full"],
 )
 def test_an_answer_that_cannot_be_written_is_a_failure(tmp_path: Path, redirections: str, why: str) -> None:
-    code, _, said = worked(tmp_path, redirections)
-    lost = LOST.search(said)
+    code, _, messages = worked(tmp_path, redirections)
+    lost = LOST.search(messages)
     assert code == 1
     assert lost is not None and lost[1] == why
-    assert "step 2" in said
+    assert "step 2" in messages
 
 
 @pytest.mark.slow
@@ -87,8 +87,8 @@ def gone(tmp_path: Path, *, out: bool, err: bool, words: tuple[str, ...]) -> tup
     )
     os.close(write)
     os.close(read)
-    shown, said = process.communicate("go\n", timeout=900)
-    return process.returncode, "".join(text for text in (shown, said) if text)
+    shown, messages = process.communicate("go\n", timeout=900)
+    return process.returncode, "".join(text for text in (shown, messages) if text)
 
 
 def program(tmp_path: Path) -> tuple[str, ...]:
@@ -109,16 +109,16 @@ def test_the_work_is_done_when_the_reader_of_everything_has_gone(tmp_path: Path)
 
 
 def test_an_answer_whose_reader_has_gone_is_lost_in_one_sentence(tmp_path: Path) -> None:
-    code, said = gone(tmp_path, out=True, err=False, words=program(tmp_path))
-    lost = LOST.search(said)
+    code, messages = gone(tmp_path, out=True, err=False, words=program(tmp_path))
+    lost = LOST.search(messages)
     assert (code, lost and lost[1]) == (1, "Broken pipe")
-    assert said.count("error:") == 1 and "Traceback" not in said
+    assert messages.count("error:") == 1 and "Traceback" not in messages
 
 
 def test_a_help_page_whose_reader_has_gone_shows_no_traceback(tmp_path: Path) -> None:
-    code, said = gone(tmp_path, out=True, err=False, words=(kdpipe(), "--help"))
+    code, messages = gone(tmp_path, out=True, err=False, words=(kdpipe(), "--help"))
     assert code == 1
-    assert LOST.fullmatch(said)
+    assert LOST.fullmatch(messages)
 
 
 def test_a_terminal_that_was_closed_does_not_end_the_work(tmp_path: Path) -> None:

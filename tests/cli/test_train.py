@@ -110,7 +110,7 @@ TYPED = [
 
 
 @pytest.mark.parametrize(("flag", "word", "place", "value"), TYPED, ids=lambda value: str(value))
-def test_a_flag_says_its_setting_and_no_other(
+def test_a_flag_sets_its_setting_and_no_other(
     flag: str, word: str | None, place: str, value: Any, handed: dict[str, Any]
 ) -> None:
     plain = settings_of(handed)
@@ -127,11 +127,11 @@ def test_every_flag_is_tried_here() -> None:
 @pytest.mark.parametrize("flag", FLAGS, ids=lambda flag: flag.name)
 def test_a_default_in_the_help_is_the_default(flag: Flag) -> None:
     default = at(TrainSettings(), flag.place)
-    told = flag.help.rpartition("[")[2].removesuffix("].") if flag.help.endswith("].") else None
-    if told is None or default is None:
+    reported = flag.help.rpartition("[")[2].removesuffix("].") if flag.help.endswith("].") else None
+    if reported is None or default is None:
         assert default in (None, False, (), "auto")
     else:
-        assert type(default)(told) == default
+        assert type(default)(reported) == default
 
 
 def test_the_layers_join_in_their_order(
@@ -144,8 +144,8 @@ def test_the_layers_join_in_their_order(
     monkeypatch.setenv("KDPIPE_SEED", "2")
     words = ("--config", str(config), "--set", "losses.alpha=0.7", "--set", "seed=3", "--seed", "4")
     settings = settings_of(handed, *words)
-    told = (settings.losses.skew, settings.run.accumulate, settings.run.batch_size, settings.losses.alpha)
-    assert (*told, settings.seed) == (0.3, 1, 2, 0.7, 4)
+    reported = (settings.losses.skew, settings.run.accumulate, settings.run.batch_size, settings.losses.alpha)
+    assert (*reported, settings.seed) == (0.3, 1, 2, 0.7, 4)
 
 
 def test_variables_of_stage_one_are_left_to_it(handed: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,7 +194,7 @@ def test_what_cannot_be_is_refused_before_anything_is_loaded(
         (5, "error: nothing says where the run goes\nhint: give --out DIR\n"),
     ],
 )
-def test_what_is_missing_is_asked_for(n_words: int, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_settings_are_required(n_words: int, message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(WORDS[:n_words]) == 2
     assert capsys.readouterr().err.startswith(message)
 
@@ -240,14 +240,12 @@ student: runs/a/final
 """
 
 
-def test_the_page_tells_what_came_of_it(handed: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_page_reports_results(handed: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     settings_of(handed)
     assert capsys.readouterr().out == PAGE
 
 
-def test_the_page_tells_what_was_out_of_the_ordinary(
-    handed: dict[str, Any], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_page_reports_unusual_events(handed: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     handed["report"] = PLAIN.model_copy(
         update={
             "cache_id": None,
@@ -278,13 +276,13 @@ def test_the_page_tells_what_was_out_of_the_ordinary(
     assert "validation" not in out and "best" not in out
 
 
-def test_a_dry_run_says_what_the_whole_run_takes(handed: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_dry_run_estimates_the_whole_run(handed: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     handed["report"] = PLAIN.model_copy(
         update={"final": None, "dry_run": Estimate(seconds=5_400.0, peak_bytes=1_520_100_000)}
     )
     settings_of(handed, "--dry-run")
-    told = capsys.readouterr().out.splitlines()[-1]
-    assert told == "dry run: OK; the whole run needs about 1 h 30 min and 1.5 GB of memory"
+    reported = capsys.readouterr().out.splitlines()[-1]
+    assert reported == "dry run: OK; the whole run needs about 1 h 30 min and 1.5 GB of memory"
 
 
 def test_the_table_imports_nothing_heavy() -> None:

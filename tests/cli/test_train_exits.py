@@ -52,7 +52,7 @@ def train(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
     return typed
 
 
-def test_a_run_is_told_and_goes_on_as_json(train: Command, tmp_path: Path) -> None:
+def test_a_run_is_reported_and_resumes_as_json(train: Command, tmp_path: Path) -> None:
     code, out, err = train()
     assert code == 0
     assert out.splitlines()[-1] == f"student: {tmp_path / 'run' / 'final'}"
@@ -92,10 +92,10 @@ def test_a_refusal_is_two_lines_and_leaves_nothing(
 ) -> None:
     found, out, err = train(*words, student=student)
     assert (found, out) == (code, "")
-    told = err[err.index("error: ") :].splitlines()
-    assert re.search(message, told[0])
-    assert hint in "".join(told[1:])
-    assert len(told) <= 2
+    reported = err[err.index("error: ") :].splitlines()
+    assert re.search(message, reported[0])
+    assert hint in "".join(reported[1:])
+    assert len(reported) <= 2
     assert not (tmp_path / "run").exists()
 
 
@@ -111,7 +111,7 @@ def test_a_place_that_cannot_be_written_is_a_wrong_setting(
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_an_unfinished_and_a_damaged_cache_are_told(train: Command, folder: Path, tmp_path: Path) -> None:
+def test_an_unfinished_and_a_damaged_cache_are_reported(train: Command, folder: Path, tmp_path: Path) -> None:
     partial, damaged = (Path(shutil.copytree(folder / "cache", tmp_path / name)) for name in ("partial", "damaged"))
     (partial / "index.parquet").unlink()
     shutil.rmtree(sorted((partial / "parts").iterdir())[1])

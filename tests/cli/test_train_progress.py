@@ -48,7 +48,7 @@ class Clock:
 
 def shown_watch() -> tuple[ShownTrainWatch, Clock, list[tuple[int, int | None, str]]]:
     clock, shown = Clock(), list[tuple[int, int | None, str]]()
-    watch = ShownTrainWatch(lambda *told: shown.append(told), 30.0, clock)
+    watch = ShownTrainWatch(lambda *reported: shown.append(reported), 30.0, clock)
     return watch, clock, shown
 
 
@@ -57,29 +57,29 @@ def news(**changes: Any) -> StepProgress:
     return StepProgress(**{**values, **changes})
 
 
-def test_steps_are_told_no_more_often_than_asked(capsys: pytest.CaptureFixture[str]) -> None:
+def test_steps_are_printed_no_more_often_than_requested(capsys: pytest.CaptureFixture[str]) -> None:
     watch, clock, shown = shown_watch()
     watch.begin(1_200, 2)
     for second in range(91):
         clock.now = float(second)
         watch.stepped(news(step=second))
-    told = "step {}/1,200, loss 2.4876, 12 min left, lr 9.55e-05, 45,000 positions/s, cache 1%"
-    assert shown == [(step, 1_200, told.format(step)) for step in (30, 60, 90)]
+    reported = "step {}/1,200, loss 2.4876, 12 min left, lr 9.55e-05, 45,000 positions/s, cache 1%"
+    assert shown == [(step, 1_200, reported.format(step)) for step in (30, 60, 90)]
     assert capsys.readouterr().err == "resuming from step 2 of 1,200\n"
 
 
-def test_a_run_from_the_start_says_nothing_of_what_was_before(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_new_run_reports_no_earlier_steps(capsys: pytest.CaptureFixture[str]) -> None:
     shown_watch()[0].begin(5, 0)
     assert capsys.readouterr().err == ""
 
 
-def test_what_is_not_known_is_not_told_and_skips_are() -> None:
+def test_unknown_values_are_not_shown_and_skips_are() -> None:
     watch, clock, shown = shown_watch()
     watch.begin(10, 0)
     clock.now = 30.0
     watch.stepped(news(loss=None, seconds_left=None, skipped=1_234))
-    told = "step 7/10, lr 9.55e-05, 45,000 positions/s, cache 1%, 1,234 skipped"
-    assert shown == [(7, 10, told)]
+    reported = "step 7/10, lr 9.55e-05, 45,000 positions/s, cache 1%, 1,234 skipped"
+    assert shown == [(7, 10, reported)]
 
 
 def test_a_log_gets_lines_on_stderr(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,13 +102,13 @@ def test_a_log_gets_lines_on_stderr(capsys: pytest.CaptureFixture[str], monkeypa
 
 @pytest.mark.parametrize("term", ["xterm", "dumb"])
 def test_a_terminal_gets_one_bar_and_every_line(tmp_path: Path, term: str) -> None:
-    out, said, code = on_a_terminal(RUN, tmp_path, term, columns=140)
+    out, messages, code = on_a_terminal(RUN, tmp_path, term, columns=140)
     assert (out, code) == ("the answer\n", 0)
     for line in ("resuming from step 2 of 10", "said 3", "said 8", "warning: look here"):
-        assert line in said
+        assert line in messages
     if term == "dumb":
-        assert "\x1b" not in said
+        assert "\x1b" not in messages
         return
-    assert "80%, step 8/10, loss 2.5000, 83 s left, lr 1.00e-04, 45,000 positions/s, cache 0%, 1 skipped" in said
-    assert said.rstrip().endswith("\x1b[2K")  # the bar is wiped away
-    assert said.count("\x1b[?25l") == said.count("\x1b[?25h") == 1
+    assert "80%, step 8/10, loss 2.5000, 83 s left, lr 1.00e-04, 45,000 positions/s, cache 0%, 1 skipped" in messages
+    assert messages.rstrip().endswith("\x1b[2K")  # the bar is wiped away
+    assert messages.count("\x1b[?25l") == messages.count("\x1b[?25h") == 1

@@ -48,8 +48,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             subprocess.Popen([*words, "--shard", f"{number}/2"], stderr=subprocess.PIPE, text=True)
             for number in range(2)
         ]
-        told = [worker.communicate(timeout=900)[1] for worker in workers]
-        assert [worker.returncode for worker in workers] == [0, 0], "\n".join(told)
+        reported = [worker.communicate(timeout=900)[1] for worker in workers]
+        assert [worker.returncode for worker in workers] == [0, 0], "\n".join(reported)
         assert main.run(["cache", "copy", BUCKET, str(path / "cache")]) == 0
         yield path
         s3fs.S3FileSystem.clear_instance_cache()
@@ -73,8 +73,10 @@ def test_losses_and_weights_are_those_of_the_folder(folder: Path) -> None:
         assert value.equal(weights(folder / "remote")[name]), name
     there = [file for file in (folder / "near").rglob("*") if file.is_file() and "parts" in file.parts]
     assert 0 < sum(file.stat().st_size for file in there) <= 2 * largest
-    told = "".join(file.read_text(errors="replace") for file in (folder / "remote").rglob("*") if file.suffix in TEXTS)
-    assert SECRET not in told and KEY not in told
+    reported = "".join(
+        file.read_text(errors="replace") for file in (folder / "remote").rglob("*") if file.suffix in TEXTS
+    )
+    assert SECRET not in reported and KEY not in reported
     assert json.loads((folder / "remote" / "run.json").read_text())["settings"]["cache"]["path"] == BUCKET
 
 

@@ -26,10 +26,10 @@ def python_of(pins: str) -> Path:
 def opened(pins: str, level: str, folder: Path, out: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """What an environment finds in a folder of caches: its verdicts at a level, and the arrays."""
     under(python_of(pins), PROGRAM, "read", folder, out, level)
-    said = json.loads(out.with_suffix(".json").read_bytes())
-    assert said["versions"].items() <= (pinned(pins) | {"python": said["versions"]["python"]}).items()
+    messages = json.loads(out.with_suffix(".json").read_bytes())
+    assert messages["versions"].items() <= (pinned(pins) | {"python": messages["versions"]["python"]}).items()
     with np.load(out.with_suffix(".npz"), allow_pickle=False) as found:
-        return said, {name: found[name] for name in found.files}
+        return messages, {name: found[name] for name in found.files}
 
 
 @pytest.mark.slow

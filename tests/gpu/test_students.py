@@ -38,7 +38,7 @@ def on_gpu(folder: Path, out: str, precision: str = "fp32", **changes: dict[str,
 def test_losses_and_gradients_equal_the_twin(dtype: torch.dtype, temperature: float, opaque: bool) -> None:
     w = world(bias=True, soft_cap=3.0, n_padding=2)
     exact = largest_ids(w, KEPT)
-    asked = [
+    requested = [
         Asked(
             name=name,
             coefficient=0.2 * factor(name, temperature),  # type: ignore[arg-type]
@@ -47,11 +47,11 @@ def test_losses_and_gradients_equal_the_twin(dtype: torch.dtype, temperature: fl
         )
         for name in NAMES
     ]
-    assert_equal(w, asked, targets(w, exact), dtype=dtype, device=DEVICE, opaque=opaque)
+    assert_equal(w, requested, targets(w, exact), dtype=dtype, device=DEVICE, opaque=opaque)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16", "fp16-pure"])
-def test_a_run_learns_as_it_does_on_a_cpu(folder: Path, precision: str) -> None:
+def test_a_gpu_run_trains_as_on_a_cpu(folder: Path, precision: str) -> None:
     config = json.loads((Path(settings_for(folder).student.name or "")).read_text())
     (folder / "sure.json").write_text(json.dumps(config | {"attention_dropout": 0.0}))
     changes = {
@@ -93,7 +93,7 @@ def test_a_stopped_run_goes_on(folder: Path) -> None:
         torch.testing.assert_close(weights(folder / "stopped")[name], value, atol=1e-3, rtol=1e-2)
 
 
-def test_memory_that_runs_out_says_what_to_lower(folder: Path) -> None:
+def test_running_out_of_memory_names_what_to_lower(folder: Path) -> None:
     torch.cuda.empty_cache()
     total = torch.cuda.get_device_properties(0).total_memory
     wide = {"student": {"name": "100m"}}

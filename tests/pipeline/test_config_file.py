@@ -51,7 +51,7 @@ def test_yaml_and_json_say_the_same(tmp_path: Path) -> None:
     assert read_file(written(tmp_path, json.dumps(value, indent=2))) == value
 
 
-def test_an_empty_file_says_nothing(tmp_path: Path) -> None:
+def test_an_empty_file_sets_nothing(tmp_path: Path) -> None:
     assert read_file(written(tmp_path, "# only a remark\n")) == {}
 
 
@@ -77,9 +77,7 @@ def test_an_empty_file_says_nothing(tmp_path: Path) -> None:
     ],
     ids=lambda value: str(value)[:30],
 )
-def test_a_file_that_cannot_be_meant_is_refused_where_it_stands(
-    tmp_path: Path, text: str | bytes, message: str
-) -> None:
+def test_a_malformed_file_is_refused_with_its_line(tmp_path: Path, text: str | bytes, message: str) -> None:
     path = written(tmp_path, text)
     with pytest.raises(ConfigError) as refused:
         read_file(path)

@@ -52,18 +52,18 @@ def test_a_beginning_that_was_cut_short_is_made_good(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_small_teacher_learns(tmp_path: Path) -> None:
+def test_the_small_teacher_trains(tmp_path: Path) -> None:
     write_corpus(tmp_path / "corpus.jsonl", documents())
-    told: list[str] = []
+    reported: list[str] = []
     make_teacher(
-        tmp_path / "corpus.jsonl", tmp_path / "teacher", TeacherSizes(steps=25, context=64, batch=8), told.append
+        tmp_path / "corpus.jsonl", tmp_path / "teacher", TeacherSizes(steps=25, context=64, batch=8), reported.append
     )
-    losses = [float(re.findall(r"[\d.]+ nats", line)[0].split()[0]) for line in told]
+    losses = [float(re.findall(r"[\d.]+ nats", line)[0].split()[0]) for line in reported]
     assert losses[-1] < losses[0] - 0.3
     files = {path.name: path.read_bytes() for path in (tmp_path / "teacher").iterdir()}
     assert tokenizer_note(files) is None, "transformers 4 knows its tokenizer's class"
     before = (tmp_path / "teacher" / "model.safetensors").stat().st_ino
-    make_teacher(tmp_path / "corpus.jsonl", tmp_path / "teacher", TeacherSizes(steps=25), told.append)
+    make_teacher(tmp_path / "corpus.jsonl", tmp_path / "teacher", TeacherSizes(steps=25), reported.append)
     assert (tmp_path / "teacher" / "model.safetensors").stat().st_ino == before
 
 
@@ -81,11 +81,11 @@ def test_the_demo_does_the_main_job_and_shows_it_again(done: Path, capsys: pytes
     before = {path: path.stat().st_mtime_ns for path in done.rglob("*.safetensors")}
     assert main.run(["demo", "--out", str(done), "--steps", STEPS]) == 0
     assert {path: path.stat().st_mtime_ns for path in done.rglob("*.safetensors")} == before, "nothing is made again"
-    said = capsys.readouterr()
-    found = dict(re.findall(r"^  (labels|distilled) +CE \d\.\d{4}   KL to the teacher (\d\.\d{4})", said.out, re.M))
+    messages = capsys.readouterr()
+    found = dict(re.findall(r"^  (labels|distilled) +CE \d\.\d{4}   KL to the teacher (\d\.\d{4})", messages.out, re.M))
     assert found.keys() == {"labels", "distilled"}
     assert float(found["distilled"]) < float(found["labels"]), "who learns from the teacher is nearer to it"
-    assert "bytes per position" in said.out
+    assert "bytes per position" in messages.out
 
 
 def stopped(out: Path, *, when: Callable[[], bool]) -> str:
@@ -96,11 +96,11 @@ def stopped(out: Path, *, when: Callable[[], bool]) -> str:
             assert process.poll() is None, "it ended before it could be stopped"
             time.sleep(0.01)
         process.send_signal(signal.SIGTERM)
-        _, said = process.communicate(timeout=900)
-    assert process.returncode == 75, said
-    assert said.count("error: ") == 1
-    assert said.endswith(f"resume the demo with: kdpipe demo --out {out} --steps {STEPS}\n")
-    return said
+        _, messages = process.communicate(timeout=900)
+    assert process.returncode == 75, messages
+    assert messages.count("error: ") == 1
+    assert messages.endswith(f"resume the demo with: kdpipe demo --out {out} --steps {STEPS}\n")
+    return messages
 
 
 def steps_done(run: Path) -> int:
@@ -116,8 +116,8 @@ def test_a_demo_stopped_in_any_stage_goes_on_and_ends_as_if_undisturbed(done: Pa
     assert 0 < steps_done(out / "teacher-run") < int(STEPS)
     stopped(out, when=lambda: (out / "cache" / "parts" / "00000").is_dir())
     made = (out / "teacher-run" / "final" / "model.safetensors").stat().st_ino
-    said = stopped(out, when=lambda: steps_done(out / "distilled") > 0)
-    assert "stopped at step" in said
+    messages = stopped(out, when=lambda: steps_done(out / "distilled") > 0)
+    assert "stopped at step" in messages
     assert main.run(["demo", "--out", str(out), "--steps", STEPS]) == 0
     assert (out / "teacher-run" / "final" / "model.safetensors").stat().st_ino == made, "no stage was done again"
     for run in ("teacher-run", "labels", "distilled"):

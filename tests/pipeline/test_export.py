@@ -109,7 +109,7 @@ def test_a_folder_that_was_saved_may_be_named_itself(tmp_path: Path) -> None:
     assert export(folder, tmp_path / "out", "float16").dtype == "float16"
 
 
-def test_what_cannot_be_exported_is_told(tmp_path: Path) -> None:
+def test_a_student_that_cannot_be_exported_is_reported(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no such run") as caught:
         export(tmp_path / "none", None, None)
     assert caught.value.exit_code == 2
@@ -161,7 +161,7 @@ def test_of_two_exports_into_one_folder_one_wins(
         gate.close()
         assert sorted(each.code for each in ended) == [0, 2], ended
         (lost,) = (each for each in ended if each.code)
-        assert "is in use by process" in lost.said or "already exists" in lost.said
+        assert "is in use by process" in lost.output or "already exists" in lost.output
         (won,) = (run for run, each in zip(runs, ended, strict=True) if not each.code)
         for name in ("README.md", "model.safetensors"):
             assert (out / name).read_bytes() == (won / "final" / name).read_bytes()
@@ -170,7 +170,7 @@ def test_of_two_exports_into_one_folder_one_wins(
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="forks")
-def test_an_export_that_was_killed_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_export_that_was_killed_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = run_of(tmp_path, student("tiny"))
 
     def work() -> None:
@@ -184,7 +184,7 @@ def test_an_export_that_was_killed_is_made_anew(tmp_path: Path, monkeypatch: pyt
     assert {path.name for path in run.iterdir()} == {"final", "export"}
 
 
-def test_an_adapter_without_its_base_is_told(tmp_path: Path) -> None:
+def test_an_adapter_without_its_base_is_reported(tmp_path: Path) -> None:
     pytest.importorskip("peft")
     base = tiny_llama(tmp_path / "base", vocabulary=IDS.count)
     run = run_of(tmp_path, student(base, lora=True))
@@ -197,13 +197,13 @@ def test_an_adapter_without_its_base_is_told(tmp_path: Path) -> None:
         export(run, None, None)
 
 
-def test_the_command_says_what_it_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_reports_its_output(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = run_of(tmp_path, student("tiny"))
     assert main.run(["export", str(run), "--to", "hf", "--dtype", "float16"]) == 0
-    said = capsys.readouterr().out
-    assert "111,680 parameters in float16" in said
-    assert f'AutoModelForCausalLM.from_pretrained("{run / "export"}")' in said
-    assert "TokenizersBackend" in said
+    messages = capsys.readouterr().out
+    assert "111,680 parameters in float16" in messages
+    assert f'AutoModelForCausalLM.from_pretrained("{run / "export"}")' in messages
+    assert "TokenizersBackend" in messages
     assert main.run(["export", str(run), "--to", "hf", "--out", str(tmp_path / "b"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["dtype"] == "float32"
     assert main.run(["export", str(run), "--to", "hf"]) == 2

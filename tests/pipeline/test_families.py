@@ -34,6 +34,6 @@ PEOPLE_USE = (
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", PEOPLE_USE)
-def test_a_family_says_what_transformers_says_trains_and_is_saved(family: str, tmp_path: Path) -> None:
+def test_a_family_predicts_as_transformers_does_trains_and_is_saved(family: str, tmp_path: Path) -> None:
     result = check_family(small_config(family), tmp_path)
     assert not [note for note in result.notes if "output head" in note], "the fast path is meant"

@@ -18,7 +18,7 @@ PLACES = {
 }  # fmt: skip
 
 
-def said(file: dict[str, Any], **flags: Any) -> list[Said]:
+def messages(file: dict[str, Any], **flags: Any) -> list[Said]:
     layers = from_file(CaptureSettings, file, "kd.yaml")
     for name, value in flags.items():
         flag = "--" + name.replace("_", "-")
@@ -27,7 +27,7 @@ def said(file: dict[str, Any], **flags: Any) -> list[Said]:
 
 
 def settings(file: dict[str, Any] | None = None, **flags: Any) -> CaptureSettings:
-    return layered(CaptureSettings, settled(said(file or {}, **flags)))
+    return layered(CaptureSettings, settled(messages(file or {}, **flags)))
 
 
 def refusal(file: dict[str, Any] | None = None, **flags: Any) -> tuple[str, str | None]:
@@ -90,10 +90,10 @@ def test_two_words_that_contradict_each_other_are_refused(flags: dict[str, Any],
 
 def test_a_file_may_not_contradict_itself_either() -> None:
     message, _ = refusal({"targets": {"kind": "topk", "draws": 3}})
-    told = (
+    reported = (
         "targets.draws in the file kd.yaml belongs to sampled targets, and these are topk, as targets.kind in the file"
     )
-    assert message.startswith(told)
+    assert message.startswith(reported)
 
 
 def test_what_is_typed_contradicts_itself_in_flags_and_sets_alike() -> None:
@@ -166,7 +166,7 @@ def test_saying_that_there_is_nothing_contradicts_nothing() -> None:
     ],
     ids=str,
 )
-def test_what_nobody_can_guess_is_asked_for(file: dict[str, Any], what: str, hint: str) -> None:
+def test_settings_without_a_default_are_required(file: dict[str, Any], what: str, hint: str) -> None:
     with pytest.raises(ConfigError) as refused:
         require(settings(file))
     assert (refused.value.message, refused.value.hint) == (f"nothing says {what}", f"give {hint}")

@@ -14,7 +14,7 @@ def read(kind: type[Record], value: Any) -> Any:
     return kind.model_validate_json(json.dumps(value))
 
 
-def test_nothing_has_to_be_said() -> None:
+def test_no_setting_is_required() -> None:
     settings = CaptureSettings()
     assert settings.targets.kind == "threshold"
     assert settings.data.val_fraction == 0.02

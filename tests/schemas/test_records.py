@@ -55,28 +55,31 @@ def refusal(data: bytes) -> str:
 def test_an_unknown_key_is_refused_with_its_place_and_the_nearest_one(
     place: tuple[str | int, ...], message: str
 ) -> None:
-    said = refusal(changed(*place, to=1))
-    assert said.startswith("manifest.json: unknown key '")
-    assert message in said
+    messages = refusal(changed(*place, to=1))
+    assert messages.startswith("manifest.json: unknown key '")
+    assert message in messages
 
 
 def test_an_unknown_key_inside_a_quantizer_of_a_column_names_the_quantizer() -> None:
     names = [column.name for column in MANIFEST.arrays.row.columns]
-    said = refusal(changed("arrays", "row", "columns", names.index("log_tail"), "quantizer", "zerro", to=1))
-    assert "quantizer.log_odds.zerro': the nearest allowed one is 'zero'" in said
+    messages = refusal(changed("arrays", "row", "columns", names.index("log_tail"), "quantizer", "zerro", to=1))
+    assert "quantizer.log_odds.zerro': the nearest allowed one is 'zero'" in messages
 
 
 def test_an_unknown_key_inside_a_mapping_is_named() -> None:
     entry = {"bytes": 1, "sha256": "0" * 64, "sha265": "x"}
-    said = refusal(changed("tokenizer", "files", to={"merges.txt": entry}))
-    assert said == "manifest.json: unknown key 'tokenizer.files.merges.txt.sha265': the nearest allowed one is 'sha256'"
+    messages = refusal(changed("tokenizer", "files", to={"merges.txt": entry}))
+    assert (
+        messages
+        == "manifest.json: unknown key 'tokenizer.files.merges.txt.sha265': the nearest allowed one is 'sha256'"
+    )
 
 
-def test_the_first_of_many_problems_is_told_with_their_number() -> None:
+def test_the_first_of_many_problems_is_reported_with_their_number() -> None:
     value = parse(MANIFEST.to_json(), "here")
     value["seed"], value["sede"], value["kdpipe"] = "seven", 1, 2
-    said = refusal(canonical(value))
-    assert said.startswith("manifest.json: kdpipe: input should be a valid string (and 2 more)")
+    messages = refusal(canonical(value))
+    assert messages.startswith("manifest.json: kdpipe: input should be a valid string (and 2 more)")
     value["data"] = {f"key{number}": 1 for number in range(3000)}
     assert "values are wrong" in refusal(canonical(value))
 
@@ -175,7 +178,7 @@ def test_two_records_differ_by_their_leaves() -> None:
     assert differing_keys({"a": "x" * 99}, {"a": 1}) == [f"a: existing '{'x' * 36}..., requested 1"]
 
 
-def test_two_manifests_differ_by_what_a_person_has_said() -> None:
+def test_two_manifests_differ_by_their_settings() -> None:
     other = Wish(keep=Sampled(draws=3), vocabulary_size=9, hidden=True, text=True, seed=5).manifest
     lines = differing_settings(MANIFEST.model_dump(mode="json"), other.model_dump(mode="json"))
     assert "--seed: existing 0, requested 5" in lines
@@ -186,15 +189,15 @@ def test_two_manifests_differ_by_what_a_person_has_said() -> None:
     assert not differing_settings(MANIFEST.model_dump(mode="json"), MANIFEST.model_dump(mode="json"))
 
 
-def test_what_no_setting_explains_is_told_by_its_key() -> None:
-    there, asked = {"arrays": {"id": {"chunk": 1}}, "history": []}, {"arrays": {"id": {"chunk": 2}}, "history": []}
-    assert differing_settings(there, asked) == ["arrays.id.chunk: existing 1, requested 2"]
+def test_a_difference_without_a_setting_is_reported_by_its_key() -> None:
+    there, requested = {"arrays": {"id": {"chunk": 1}}, "history": []}, {"arrays": {"id": {"chunk": 2}}, "history": []}
+    assert differing_settings(there, requested) == ["arrays.id.chunk: existing 1, requested 2"]
     assert differing_settings({"kdpipe": "0.1"}, {"kdpipe": "0.2"}) == ["kdpipe: existing '0.1', requested '0.2'"]
 
 
-def test_what_was_made_of_another_cache_is_told_by_what_was_done_and_chosen() -> None:
+def test_a_derived_cache_is_described_by_its_operation_and_selection() -> None:
     some, more = ({"action": "copy", "caches": ["0" * 64], "note": f"parts 0:{end}"} for end in (1, 2))
-    there, asked = ({"data": {"fingerprint": end}, "history": [made]} for end, made in enumerate((some, more)))
-    assert differing_settings(there, asked) == ["selection: existing 'parts 0:1', requested 'parts 0:2'"]
-    told = ["source caches: existing none, requested copy (parts 0:2)"]
-    assert differing_settings(there | {"history": []}, asked) == told
+    there, requested = ({"data": {"fingerprint": end}, "history": [made]} for end, made in enumerate((some, more)))
+    assert differing_settings(there, requested) == ["selection: existing 'parts 0:1', requested 'parts 0:2'"]
+    reported = ["source caches: existing none, requested copy (parts 0:2)"]
+    assert differing_settings(there | {"history": []}, requested) == reported

@@ -13,7 +13,7 @@ from kdpipe.schemas.settings import from_environment, from_file, from_flag, from
 from kdpipe.schemas.train_settings import TrainSettings
 
 
-def said(
+def messages(
     file: Mapping[str, Any] | None = None,
     environment: Mapping[str, str] | None = None,
     sets: Sequence[str] = (),
@@ -31,7 +31,7 @@ def said(
 def refusal(**layers: Any) -> str:
     """The two lines that a person reads."""
     with pytest.raises(ConfigError) as refused:
-        said(**layers)
+        messages(**layers)
     assert refused.value.exit_code == 2
     return f"{refused.value.message}\n{refused.value.hint or ''}".rstrip()
 
@@ -46,12 +46,12 @@ LAYERS: list[tuple[str, Any, int]] = [
 
 @pytest.mark.parametrize("present", [chosen for n in range(5) for chosen in combinations(LAYERS, n)], ids=len)
 def test_the_later_layer_has_the_last_word(present: Sequence[tuple[str, Any, int]]) -> None:
-    settings = said(**{name: value for name, value, _ in present})
+    settings = messages(**{name: value for name, value, _ in present})
     assert settings.seed == (present[-1][2] if present else CaptureSettings().seed)
 
 
 def test_layers_that_speak_of_different_settings_add_up() -> None:
-    settings = said(
+    settings = messages(
         file={"data": {"path": "a.jsonl", "columns": {"text": "body"}}, "targets": {"draws": 7}},
         environment={"KDPIPE_DATA__VAL_FRACTION": "0.1", "HOME": "/root", "kdpipe_seed": "x"},
         sets=["data.columns.prompt=question", "data.columns={response: answer}"],
@@ -63,11 +63,11 @@ def test_layers_that_speak_of_different_settings_add_up() -> None:
 
 
 def test_of_two_sets_for_one_setting_the_second_counts() -> None:
-    assert said(sets=["seed=1", "seed=2"]).seed == 2
+    assert messages(sets=["seed=1", "seed=2"]).seed == 2
 
 
-def test_a_group_may_be_said_as_a_whole_or_left_empty() -> None:
-    settings = said(file={"targets": None, "data": {}}, environment={"KDPIPE_DATA": "{limit: 3, path: x}"})
+def test_a_group_may_be_given_whole_or_left_empty() -> None:
+    settings = messages(file={"targets": None, "data": {}}, environment={"KDPIPE_DATA": "{limit: 3, path: x}"})
     assert (settings.data.limit, settings.data.path) == (3, "x")
 
 
@@ -76,12 +76,12 @@ def test_a_group_may_be_said_as_a_whole_or_left_empty() -> None:
     [("1", 1.0), ("0.5", 0.5), ("1e-3", 0.001), (".25", 0.25), ("+1.", 1.0), ("5E-1", 0.5)],
 )
 def test_a_number_is_read_however_it_is_written(text: str, value: float) -> None:
-    assert said(sets=[f"targets.tau={text}"]).targets.tau == value
-    assert said(environment={"KDPIPE_TARGETS__TAU": text}).targets.tau == value
+    assert messages(sets=[f"targets.tau={text}"]).targets.tau == value
+    assert messages(environment={"KDPIPE_TARGETS__TAU": text}).targets.tau == value
 
 
 def test_a_whole_number_may_be_written_as_a_float_and_a_float_as_a_whole_number() -> None:
-    settings = said(file={"data": {"limit": 1e6}, "targets": {"tau": 1, "temperatures": [2, 3.5]}})
+    settings = messages(file={"data": {"limit": 1e6}, "targets": {"tau": 1, "temperatures": [2, 3.5]}})
     assert (settings.data.limit, settings.targets.tau, settings.targets.temperatures) == (1_000_000, 1.0, (2.0, 3.5))
 
 
@@ -89,32 +89,32 @@ def test_a_whole_number_may_be_written_as_a_float_and_a_float_as_a_whole_number(
     ("text", "value"),
     [("no", False), ("No", False), ("off", False), ("false", False), ("yes", True), ("ON", True), ("True", True)],
 )
-def test_a_truth_may_be_said_in_words(text: str, value: bool) -> None:
-    assert said(sets=[f"sequences.pack={text}"]).sequences.pack is value
-    assert said(file={"sequences": {"pack": text}}).sequences.pack is value
+def test_a_boolean_may_be_a_word(text: str, value: bool) -> None:
+    assert messages(sets=[f"sequences.pack={text}"]).sequences.pack is value
+    assert messages(file={"sequences": {"pack": text}}).sequences.pack is value
 
 
 @pytest.mark.parametrize(
     "text", ["no", "007", "1e5", "*.jsonl", "a: b", "[x].txt", "2024-01-01", "a #b", "a=b", "'q'", " x", "true"]
 )
-def test_a_name_is_taken_as_it_stands(text: str) -> None:
-    assert said(sets=[f"data.path={text}"]).data.path == text
-    assert said(environment={"KDPIPE_TEACHER__REVISION": text}).teacher.revision == text
+def test_a_name_is_used_verbatim(text: str) -> None:
+    assert messages(sets=[f"data.path={text}"]).data.path == text
+    assert messages(environment={"KDPIPE_TEACHER__REVISION": text}).teacher.revision == text
 
 
 @pytest.mark.parametrize("text", ["", "~", "null"])
 def test_a_setting_that_may_be_absent_can_be_unset(text: str) -> None:
-    settings = said(file={"data": {"path": "a", "limit": 3}}, sets=[f"data.path={text}", f"data.limit={text}"])
+    settings = messages(file={"data": {"path": "a", "limit": 3}}, sets=[f"data.path={text}", f"data.limit={text}"])
     assert (settings.data.path, settings.data.limit) == (None, None)
 
 
 @pytest.mark.parametrize("text", ["[2, 3]", "2,3", "[2.0,3.0]"])
-def test_a_list_may_be_said_without_brackets(text: str) -> None:
-    assert said(environment={"KDPIPE_TARGETS__TEMPERATURES": text}).targets.temperatures == (2.0, 3.0)
+def test_a_list_needs_no_brackets(text: str) -> None:
+    assert messages(environment={"KDPIPE_TARGETS__TEMPERATURES": text}).targets.temperatures == (2.0, 3.0)
 
 
 def test_a_list_of_one_and_an_empty_list_are_lists() -> None:
-    settings = said(sets=["targets.temperatures=3", "hidden.layers=0.5,1.0,7", "data.columns.keep=[]"])
+    settings = messages(sets=["targets.temperatures=3", "hidden.layers=0.5,1.0,7", "data.columns.keep=[]"])
     assert settings.targets.temperatures == (3.0,)
     assert settings.hidden.layers == ("0.5", "1.0", "7")
     assert settings.data.columns.keep == ()
@@ -188,7 +188,7 @@ def test_a_list_of_one_and_an_empty_list_are_lists() -> None:
     ],
     ids=lambda value: str(value)[:40],
 )
-def test_a_wrong_value_is_told_with_who_said_it(layers: dict[str, Any], message: str) -> None:
+def test_a_wrong_value_is_reported_with_its_source(layers: dict[str, Any], message: str) -> None:
     assert refusal(**layers) == message
 
 
@@ -227,14 +227,16 @@ def test_an_unknown_name_is_refused_with_the_nearest(layers: dict[str, Any], mes
     assert refusal(**layers).splitlines()[0] == message
 
 
-def test_what_is_allowed_is_told_beside_an_unknown_name() -> None:
-    told = refusal(sets=["sequences.lenth=1"])
-    assert told.splitlines()[1] == "allowed there are length, pack, part_rows"
+def test_allowed_names_are_listed_beside_an_unknown_one() -> None:
+    reported = refusal(sets=["sequences.lenth=1"])
+    assert reported.splitlines()[1] == "allowed there are length, pack, part_rows"
 
 
 def test_a_group_is_not_a_value() -> None:
-    told = refusal(file={"sequences": 512})
-    assert told == "sequences in the file kd.yaml is a group of settings, not 512\nin it are length, pack, part_rows"
+    reported = refusal(file={"sequences": 512})
+    assert (
+        reported == "sequences in the file kd.yaml is a group of settings, not 512\nin it are length, pack, part_rows"
+    )
 
 
 def test_a_message_stays_short() -> None:
@@ -256,7 +258,7 @@ def test_what_is_neither_the_number_nor_the_word_is_refused(text: str) -> None:
 
 
 def test_resolved_settings_read_back_as_they_are() -> None:
-    settings = said(sets=["hidden.layers=0.5,3", "targets.tau=0.1", "data.path=é*.jsonl"])
+    settings = messages(sets=["hidden.layers=0.5,3", "targets.tau=0.1", "data.path=é*.jsonl"])
     assert (
         layered(CaptureSettings, from_file(CaptureSettings, settings.model_dump(mode="json"), "resolved.json"))
         == settings

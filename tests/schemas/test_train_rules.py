@@ -15,8 +15,8 @@ NAMED = ["cache.path=c", "student.name=tiny", "out=o"]
 
 
 def settings(*sets: str, file: dict[str, Any] | None = None) -> TrainSettings:
-    said = from_file(TrainSettings, file or {}, "kd.yaml")
-    found = layered(TrainSettings, settled([*said, *from_sets(TrainSettings, sets, read_value)]))
+    messages = from_file(TrainSettings, file or {}, "kd.yaml")
+    found = layered(TrainSettings, settled([*messages, *from_sets(TrainSettings, sets, read_value)]))
     require(found)
     return found
 
@@ -103,7 +103,7 @@ def test_what_contradicts_itself_is_refused(sets: list[str], message: str, hint:
     assert refusal(*sets) == (message, hint)
 
 
-def test_a_later_layer_overrules_what_a_file_says_of_another_mode() -> None:
+def test_a_later_source_overrides_a_file_of_another_mode() -> None:
     file = {"losses": {"alpha": 0.5, "temperature": 2.0}, "run": {"epochs": 3.0}}
     found = settings(*NAMED, "losses.mode=output", "run.max_steps=5", file=file)
     assert (found.losses.alpha, found.losses.temperature) == (0.1, 1.0)
@@ -114,9 +114,9 @@ def test_a_later_layer_overrules_what_a_file_says_of_another_mode() -> None:
     ("missing", "message"),
     [(0, "nothing says which cache to learn from"), (1, "nothing says who learns"), (2, "nothing says where the run")],
 )
-def test_what_nobody_can_guess_has_to_be_said(missing: int, message: str) -> None:
+def test_settings_without_a_default_have_to_be_given(missing: int, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        settings(*(said for number, said in enumerate(NAMED) if number != missing))
+        settings(*(messages for number, messages in enumerate(NAMED) if number != missing))
 
 
 @pytest.mark.parametrize(
@@ -162,8 +162,8 @@ def test_variables_of_the_other_stage_are_passed_over() -> None:
     ids=str,
 )
 def test_settings_that_are_written_down_are_the_same_when_read(sets: list[str]) -> None:
-    told = settings(*NAMED, *sets)
-    assert settings(file=read_value(as_yaml(meaningful(told)))) == told
+    reported = settings(*NAMED, *sets)
+    assert settings(file=read_value(as_yaml(meaningful(reported)))) == reported
 
 
 @pytest.mark.parametrize(

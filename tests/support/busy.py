@@ -1,9 +1,10 @@
 """The tests of timing, signals, locks and kills, run five times on a busy machine with SIGINT ignored at the start.
 
-In: nothing. Out: the closing line of each round; exit code 1 if a round failed. A machine that runs other jobs, or a
-shell that starts its jobs in the background, must not fail a test.
+In: other tests, a number of rounds. Out: the closing line of each round; exit code 1 if one failed. A machine that
+runs other jobs, or a shell that starts its jobs in the background, must not fail a test.
 """
 
+import argparse
 import os
 import signal
 import subprocess
@@ -35,18 +36,22 @@ MODULES = (
     "pipeline/train/test_thread_timing.py",
     "pipeline/training/test_interruptions.py",
 )
-ROUNDS, BUSY_PROCESSES, WORKERS = 5, 8, 6
+BUSY_PROCESSES, WORKERS = 8, 10
 
 
 def main() -> int:
     """Run the rounds and report them."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("tests", nargs="*", help="Other tests [those of timing, signals, locks and kills]")
+    parser.add_argument("--rounds", type=int, default=5, help="How often they run [5]")
+    options = parser.parse_args()
     words = [sys.executable, "-m", "pytest", "-q", "-n", str(WORKERS), "-m", "not soak and not gpu"]
-    words += sys.argv[1:] or [str(TESTS / name) for name in MODULES]
+    words += options.tests or [str(TESTS / name) for name in MODULES]
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     spinners = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(BUSY_PROCESSES)]
     failed = 0
     try:
-        for number in range(1, ROUNDS + 1):
+        for number in range(1, options.rounds + 1):
             began = time.monotonic()
             tests = subprocess.run(words, cwd=TESTS.parent, capture_output=True, text=True, env=os.environ)
             lines = tests.stdout.splitlines()
@@ -54,7 +59,7 @@ def main() -> int:
                 failed += 1
                 sys.stdout.write(tests.stdout)
             closing = lines[-1] if lines else tests.stderr
-            sys.stdout.write(f"round {number} of {ROUNDS}, {time.monotonic() - began:.0f} s: {closing}\n")
+            sys.stdout.write(f"round {number} of {options.rounds}, {time.monotonic() - began:.0f} s: {closing}\n")
             sys.stdout.flush()
     finally:
         for spinner in spinners:

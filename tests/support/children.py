@@ -30,7 +30,7 @@ class Ended:
     """How a child ended: its exit code, or the signal that ended it as a negative number, and its last words."""
 
     code: int
-    said: str
+    output: str
 
 
 class Child:
@@ -52,7 +52,7 @@ class Child:
 
     def wait(self, timeout_seconds: float = 900) -> Ended:
         """Wait for its end; a child that does not come to it is killed, and the test fails."""
-        said, deadline = b"", time.monotonic() + timeout_seconds
+        messages, deadline = b"", time.monotonic() + timeout_seconds
         while True:
             if not select.select([self._read], [], [], max(0, deadline - time.monotonic()))[0]:
                 self.kill()
@@ -62,9 +62,9 @@ class Child:
             piece = os.read(self._read, 1 << 16)
             if not piece:
                 break
-            said += piece
+            messages += piece
         os.close(self._read)
-        return Ended(os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1]), said.decode())
+        return Ended(os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1]), messages.decode())
 
 
 def _run(work: Callable[[], str | None], write: int) -> int:

@@ -100,10 +100,10 @@ def everything_of(path: Path, allow_partial: bool = False) -> str:
     """A digest of everything that a reader gives: every number, text, table, count and record."""
     digest = hashlib.sha256()
     cache = open_cache(path, allow_partial=allow_partial)
-    said: list[Any] = [cache.manifest.sha256, len(cache), cache.n_positions, cache.sequences_by_part]
+    messages: list[Any] = [cache.manifest.sha256, len(cache), cache.n_positions, cache.sequences_by_part]
     if not allow_partial:
-        said.append(cache.cache_id)
-    digest.update(repr(said).encode())
+        messages.append(cache.cache_id)
+    digest.update(repr(messages).encode())
     for table in cache.manifest.tables:
         digest.update(cache.table(table.name).tobytes())
     for i, rows in enumerate(cache):

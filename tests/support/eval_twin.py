@@ -40,8 +40,8 @@ def rows_of(model: Any, cache: Cache, numbers: Iterable[int]) -> list[Row]:
         for start, end in zip(rows.document_starts.tolist(), ends, strict=True):
             with torch.no_grad():
                 logits = model(torch.tensor(rows.tokens[None, start:end].astype(np.int64)), use_cache=False).logits
-            said = logits[0, :, :size].numpy().astype(np.float64)
-            logq[start:end] = said - np.log(np.exp(said).sum(axis=1, keepdims=True))
+            messages = logits[0, :, :size].numpy().astype(np.float64)
+            logq[start:end] = messages - np.log(np.exp(messages).sum(axis=1, keepdims=True))
         dense = cache.dense(number) if cache.manifest.targets.keep.kind == "state" else None
         entry = 0
         for t in range(len(rows)):

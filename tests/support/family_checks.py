@@ -77,8 +77,8 @@ def check_teacher(folder: Path) -> float:
         for layer, width in ((shape.n_layers // 2, shape.width), (shape.n_layers, shape.last_width))
     )
     pieces = segments_of(LENGTHS, N_IDS)
-    asked = request_for(TopK(k=TOP), N_IDS, HiddenSpec(pooled=vectors, rows=vectors))
-    (answer,) = teacher.predict([pieces], asked)
+    requested = request_for(TopK(k=TOP), N_IDS, HiddenSpec(pooled=vectors, rows=vectors))
+    (answer,) = teacher.predict([pieces], requested)
     worst = 0.0
     for piece, block in zip(pieces, cut(answer.block, np.cumsum([len(piece) for piece in pieces])), strict=True):
         rows = np.flatnonzero(piece.loss_mask)

@@ -109,7 +109,7 @@ def _child(reader: Reader, batch: int, numbers: range, log: Path) -> tuple[int, 
     if ended.code == 0:
         return len(numbers), found
     Path(f"{log}-input").rename(f"{log}-finding-{numbers.start + len(found)}")
-    return len(found) + 1, [*found, f"ended with {ended.code}: {ended.said[-300:]}"]
+    return len(found) + 1, [*found, f"ended with {ended.code}: {ended.output[-300:]}"]
 
 
 def _outcome(reader: Reader, data: bytes) -> tuple[str, str]:

@@ -28,7 +28,7 @@ class Hub:
 
     commits: list[tuple[str, dict[str, bytes]]] = field(default_factory=lambda: [("0" * 40, {})])
     objects: dict[str, bytes] = field(default_factory=dict)
-    asked: list[str] = field(default_factory=list)
+    requested: list[str] = field(default_factory=list)
     messages: list[str] = field(default_factory=list)
     refused: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -101,7 +101,7 @@ class Handler(BaseHTTPRequestHandler):
         self._json({"error": what}, 404, **{"X-Error-Code": what})
 
     def do_GET(self) -> None:  # named by the standard library
-        self.hub.asked.append(self.path)
+        self.hub.requested.append(self.path)
         path = unquote(urlsplit(self.path).path)
         if found := re.fullmatch(rf"/api/datasets/{NAME}(?:/revision/(\w+))?", path):
             if self.hub.at(found[1] or "main") is None:
@@ -138,14 +138,14 @@ class Handler(BaseHTTPRequestHandler):
         if data is None:
             return self._missing("EntryNotFound")
         headers = {"ETag": f'"{hashlib.sha1(data).hexdigest()}"', "X-Repo-Commit": self.hub.commits[-1][0]}
-        if asked := re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", "")):
-            begin, end = int(asked[1]), min(int(asked[2]) + 1, len(data))
+        if requested := re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", "")):
+            begin, end = int(requested[1]), min(int(requested[2]) + 1, len(data))
             headers["Content-Range"] = f"bytes {begin}-{end - 1}/{len(data)}"
             return self._send(206, data[begin:end], headers)
         return self._send(200, data, headers)
 
     def do_POST(self) -> None:
-        self.hub.asked.append(self.path)
+        self.hub.requested.append(self.path)
         body, path = self._body(), unquote(urlsplit(self.path).path)
         if path.startswith(f"/api/datasets/{NAME}/paths-info/"):
             names = parse_qs(body.decode())["paths"]
@@ -155,10 +155,10 @@ class Handler(BaseHTTPRequestHandler):
         if self.headers.get("Authorization") != f"Bearer {TOKEN}":
             return self._json({"error": "Invalid username or password."}, 401)
         if path.startswith(f"/api/datasets/{NAME}/preupload/"):
-            files_asked = json.loads(body)["files"]
+            files_requested = json.loads(body)["files"]
             modes = [
                 {"path": f["path"], "uploadMode": "lfs" if f["size"] > SMALL else "regular", "shouldIgnore": False}
-                for f in files_asked
+                for f in files_requested
             ]
             return self._json({"files": modes})
         if path == f"/datasets/{NAME}.git/info/lfs/objects/batch":

@@ -82,7 +82,7 @@ def judged(path: Path) -> Verdict:
     """The same in a child with limits; a signal, a hang or another error fails the test."""
     ended = in_limits(lambda: json.dumps(asdict(verdict_on(path))))
     assert ended.code == 0, ended
-    return Verdict(**json.loads(ended.said))
+    return Verdict(**json.loads(ended.output))
 
 
 def assert_refused(path: Path, fragment: str, code: int = 3) -> None:

@@ -32,10 +32,10 @@ def _case(name: str, seed: int, temperature: float = 1.0, **head: float) -> tupl
 def agrees_with_its_twin(name: str) -> None:
     """Values and gradients, at several temperatures, in the fused pass and by autograd."""
     for temperature in (0.5, 1.0, 2.0):
-        w, asked, cached = _case(name, 81, temperature)
+        w, requested, cached = _case(name, 81, temperature)
         for dtype in (torch.float64, torch.float32, torch.bfloat16):
             for opaque in (False, True):
-                assert_equal(w, asked, cached, dtype=dtype, opaque=opaque, loss_options=BINS_ONLY)
+                assert_equal(w, requested, cached, dtype=dtype, opaque=opaque, loss_options=BINS_ONLY)
 
 
 def is_exact_where_every_id_is_drawn(name: str) -> None:
@@ -47,18 +47,18 @@ def is_exact_where_every_id_is_drawn(name: str) -> None:
 
 def ignores_masked_rows(name: str) -> None:
     """Rows that a term is not taken over have no gradient, and no influence."""
-    w, asked, cached = _case(name, 83)
+    w, requested, cached = _case(name, 83)
     mask_N = torch.arange(12) % 3 != 0
-    asked = [replace(asked[0], chosen_N=mask_N)]
-    _, found = ours(w, asked, cached, dtype=torch.float64, loss_options=BINS_ONLY)
+    requested = [replace(requested[0], chosen_N=mask_N)]
+    _, found = ours(w, requested, cached, dtype=torch.float64, loss_options=BINS_ONLY)
     assert not found.states_NH[~mask_N].any() and found.states_NH[mask_N].any()
-    assert distance(found, answer(w, asked)) < tolerance(asked, torch.float64)
+    assert distance(found, answer(w, requested)) < tolerance(requested, torch.float64)
 
 
 def ignores_padding(name: str) -> None:
     """Padded rows of the vocabulary and padded places of entries change nothing."""
-    w, asked, cached = _case(name, 84, n_padding=5)
-    _, found = ours(w, asked, cached)
+    w, requested, cached = _case(name, 84, n_padding=5)
+    _, found = ours(w, requested, cached)
     assert found.weight_VH[:23].any() and not found.weight_VH[23:].any()
     wider = replace(
         cached,
@@ -66,7 +66,7 @@ def ignores_padding(name: str) -> None:
         weights_NK=torch.nn.functional.pad(cached.weights_NK, (0, 2), value=9.0),
         logprobs_NK=torch.nn.functional.pad(cached.logprobs_NK, (0, 2), value=-0.1),
     )
-    assert distance(ours(w, asked, wider)[1], found) < 1e-6
+    assert distance(ours(w, requested, wider)[1], found) < 1e-6
 
 
 def is_zero_where_student_and_teacher_agree(name: str) -> None:
@@ -84,11 +84,11 @@ def is_zero_where_student_and_teacher_agree(name: str) -> None:
 
 def does_not_depend_on_chunks(name: str) -> None:
     """One chunk, or one per row."""
-    w, asked, cached = _case(name, 86)
+    w, requested, cached = _case(name, 86)
     for opaque in (False, True):
-        whole = ours(w, asked, cached, opaque=opaque, chunk_rows=100)[1]
+        whole = ours(w, requested, cached, opaque=opaque, chunk_rows=100)[1]
         for rows in (1, 5):
-            assert distance(ours(w, asked, cached, opaque=opaque, chunk_rows=rows)[1], whole) < 1e-6
+            assert distance(ours(w, requested, cached, opaque=opaque, chunk_rows=rows)[1], whole) < 1e-6
 
 
 CHECKS: tuple[Callable[[str], None], ...] = (

@@ -70,7 +70,7 @@ class Case:
 
     w: World
     kept: Targets
-    asked: list[Asked]
+    requested: list[Asked]
     due: Answer
     factored: bool = False
     options: dict[str, Any] = field(default_factory=dict)
@@ -81,11 +81,13 @@ def worst(package: dict[str, Any]) -> float:
     factor = package["terms"].factor
     far = []
     for case in cases():
-        asked = case.asked
+        requested = case.requested
         if case.factored:
-            asked = [replace(one, coefficient=one.coefficient * factor(one.name, one.temperature)) for one in asked]
+            requested = [
+                replace(one, coefficient=one.coefficient * factor(one.name, one.temperature)) for one in requested
+            ]
         try:
-            _, found = ours(case.w, asked, case.kept, dtype=torch.float64, package=package, **case.options)
+            _, found = ours(case.w, requested, case.kept, dtype=torch.float64, package=package, **case.options)
             far.append(distance(found, case.due))
         except (ArithmeticError, AssertionError, IndexError, RuntimeError):
             return float("inf")
@@ -102,7 +104,7 @@ def _hybrid() -> Case:
     """All losses together on rows of their own, at T=2 and with their factors."""
     w, some = world(seed=71), torch.arange(12) % 3 != 0
     exact = largest_ids(w, EXACT)
-    asked, due = [], []
+    requested, due = [], []
     for name in LOGIT_LOSSES:
         one = Asked(
             name=name,
@@ -112,11 +114,11 @@ def _hybrid() -> Case:
             exact=exact,
             options={"skew_kl": {"skew": 0.3}, "jsd": {"beta": 0.2}}.get(name, {}),
         )
-        asked.append(one)
+        requested.append(one)
         due.append(replace(one, coefficient={"ce": 1.0, "total_variation": 2.0}.get(name, 4.0) / 40))
     options = {"loss_options": LossOptions(skew=0.3, beta=0.2)}
     kept = targets(w, exact, draws=3)
-    return Case(w=w, kept=kept, asked=asked, due=answer(w, due), factored=True, options=options)
+    return Case(w=w, kept=kept, requested=requested, due=answer(w, due), factored=True, options=options)
 
 
 def _bins() -> Iterator[Case]:
@@ -124,9 +126,11 @@ def _bins() -> Iterator[Case]:
     w = world(seed=72)
     exact = largest_ids(w, EXACT)
     for name, temperature in (("forward_kl", 1.0), ("reverse_kl", 1.0), ("jsd", 4.0), ("reverse_kl", 0.5)):
-        asked = [Asked(name=name, temperature=temperature, exact=exact)]
+        requested = [Asked(name=name, temperature=temperature, exact=exact)]
         for opaque in (False, True):
-            yield Case(w=w, kept=targets(w, exact), asked=asked, due=answer(w, asked), options={"opaque": opaque})
+            yield Case(
+                w=w, kept=targets(w, exact), requested=requested, due=answer(w, requested), options={"opaque": opaque}
+            )
 
 
 def _head() -> Case:
@@ -134,15 +138,15 @@ def _head() -> Case:
     w = world(seed=73, bias=True, scale=0.5, soft_cap=3.0, n_padding=4)
     exact = largest_ids(w, EXACT)
     kl = Asked(name="forward_kl", coefficient=-0.2, temperature=2.0, exact=exact)
-    asked = [Asked(name="ce", coefficient=0.1), kl]
-    return Case(w=w, kept=targets(w, exact), asked=asked, due=answer(w, asked))
+    requested = [Asked(name="ce", coefficient=0.1), kl]
+    return Case(w=w, kept=targets(w, exact), requested=requested, due=answer(w, requested))
 
 
 def _draws() -> Case:
     """With as many draws as there are ids, each weighing its own p, the draws are the tail itself."""
     w = world(seed=74, vocabulary=9)
-    asked = [Asked(name="forward_kl", coefficient=0.5), Asked(name="skew_kl", coefficient=0.25)]
-    return Case(w=w, kept=every_id_drawn(w), asked=asked, due=answer(w, asked))
+    requested = [Asked(name="forward_kl", coefficient=0.5), Asked(name="skew_kl", coefficient=0.25)]
+    return Case(w=w, kept=every_id_drawn(w), requested=requested, due=answer(w, requested))
 
 
 def _weighed_tail() -> Case:
@@ -156,4 +160,4 @@ def _weighed_tail() -> Case:
     due = answer(w, [replace(whole, coefficient=share), replace(bucket, coefficient=1 - share)])
     due.sums = {"forward_kl": due.total}
     options = {"loss_options": LossOptions(tail_weight=1.5), "sequence_N": sequence_N}
-    return Case(w=w, kept=kept, asked=[whole], due=due, options=options)
+    return Case(w=w, kept=kept, requested=[whole], due=due, options=options)

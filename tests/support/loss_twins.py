@@ -141,13 +141,13 @@ class Asked:
     options: dict[str, float] = field(default_factory=dict)
 
 
-def answer(w: World, asked: list[Asked]) -> Answer:
+def answer(w: World, requested: list[Asked]) -> Answer:
     """Values and gradients by autograd in float64."""
     states, weight = w.states_NH.clone().requires_grad_(), w.weight_VH.clone().requires_grad_()
     bias = None if w.bias_V is None else w.bias_V.clone().requires_grad_()
     z = student_logits(w, states, weight, bias)
     total, sums = torch.zeros((), dtype=torch.float64), {}
-    for one in asked:
+    for one in requested:
         losses = of_term(w, one, z)
         if one.chosen_N is not None:
             losses = losses[one.chosen_N]

@@ -49,7 +49,7 @@ def head_of(w: World, module: nn.Module) -> Head:
     return Head(module=module, vocabulary_size=w.vocabulary_size, scale=w.scale, soft_cap=w.soft_cap)
 
 
-def terms_of(asked: list[Asked], device: str = "cpu", make_term: type[LogitTerm] = LogitTerm) -> list[LogitTerm]:
+def terms_of(requested: list[Asked], device: str = "cpu", make_term: type[LogitTerm] = LogitTerm) -> list[LogitTerm]:
     """The same terms as the losses want them."""
     return [
         make_term(
@@ -58,13 +58,13 @@ def terms_of(asked: list[Asked], device: str = "cpu", make_term: type[LogitTerm]
             temperature=one.temperature,
             chosen_N=None if one.chosen_N is None else one.chosen_N.to(device),
         )
-        for one in asked
+        for one in requested
     ]
 
 
 def ours(
     w: World,
-    asked: list[Asked],
+    requested: list[Asked],
     kept: Targets | None,
     *,
     dtype: torch.dtype = torch.float32,
@@ -83,7 +83,7 @@ def ours(
     make_term = LogitTerm if package is None else package["terms"].LogitTerm
     losses = make(head, loss_options or LossOptions(), options.pop("teacher", None), 4 * w.vocabulary_size * chunk_rows)
     placed = None if kept is None else with_tensors(kept, lambda one: one.to(device))
-    result = losses(states, w.labels_N.to(device), placed, terms_of(asked, device, make_term), **options)
+    result = losses(states, w.labels_N.to(device), placed, terms_of(requested, device, make_term), **options)
     result.total.backward()
     assert states.grad is not None and module.weight.grad is not None
     assert states.grad.dtype == dtype and module.weight.grad.dtype == dtype
@@ -109,20 +109,20 @@ def distance(found: Answer, due: Answer) -> float:
     return max(far) if all(one == one for one in far) else float("inf")
 
 
-def assert_equal(w: World, asked: list[Asked], kept: Targets | None, **options: Any) -> None:
+def assert_equal(w: World, requested: list[Asked], kept: Targets | None, **options: Any) -> None:
     """Compare with the twin, by the tolerance of the input type."""
-    _, found = ours(w, asked, kept, **options)
-    assert distance(found, answer(w, asked)) < tolerance(asked, options.get("dtype", torch.float32))
+    _, found = ours(w, requested, kept, **options)
+    assert distance(found, answer(w, requested)) < tolerance(requested, options.get("dtype", torch.float32))
 
 
-def tolerance(asked: list[Asked], dtype: torch.dtype) -> float:
+def tolerance(requested: list[Asked], dtype: torch.dtype) -> float:
     """What an input type allows."""
     if dtype is torch.float64:
         return TOLERANCE[dtype]
-    if any(one.name == "total_variation" for one in asked) and dtype is torch.bfloat16:
+    if any(one.name == "total_variation" for one in requested) and dtype is torch.bfloat16:
         # Its gradient jumps where p = q, and rounded logits lie on the other side of it.
         return 0.2
-    if any(one.name == "reverse_kl" and one.temperature < 1 and one.exact is not None for one in asked):
+    if any(one.name == "reverse_kl" and one.temperature < 1 and one.exact is not None for one in requested):
         # Below T=1 the mass of the bin is 1 less a sum of nearly 1, and this loss takes its logarithm.
         return max(TOLERANCE[dtype], 1e-2)
     return TOLERANCE[dtype]

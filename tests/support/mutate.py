@@ -29,15 +29,15 @@ def mutate(path: Path, seed: int) -> Words:
     rng = random.Random(seed)
     name = rng.choice(files_of(path))
     file = path / name
-    said = []
+    messages = []
     for _ in range(rng.choice((1, 1, 2, 3))):
         change = set_value if name.endswith(".json") and rng.random() < 0.7 else rng.choice(CHANGES)
-        said.append(change.__name__.strip("_"))
+        messages.append(change.__name__.strip("_"))
         data = file.read_bytes()
         file.write_bytes(change(data, rng) if data else rng.randbytes(rng.randrange(1, 64)))
     if seed % 2:
         _seal_again(path, name)
-    return f"seed {seed}: {name}: {', '.join(said)}{', sealed again' if seed % 2 else ''}"
+    return f"seed {seed}: {name}: {', '.join(messages)}{', sealed again' if seed % 2 else ''}"
 
 
 def _seal_again(path: Path, name: str) -> None:

@@ -30,14 +30,14 @@ def documents_in(path: Path, without: tuple[str, ...] = ()) -> Counter[bytes]:
         rows = cache[i]
         ends = [*rows.document_starts[1:].tolist(), len(rows)]
         for n, (first, end) in enumerate(zip(rows.document_starts.tolist(), ends, strict=True)):
-            said = {**of_rows(rows, first, end), **of_document(cache, i, n, first, end)}
-            found[digest({name: value for name, value in said.items() if name not in without})] += 1
+            messages = {**of_rows(rows, first, end), **of_document(cache, i, n, first, end)}
+            found[digest({name: value for name, value in messages.items() if name not in without})] += 1
     return found
 
 
-def digest(said: dict[str, Any]) -> bytes:
+def digest(messages: dict[str, Any]) -> bytes:
     """One digest of arrays and values."""
-    spelled = {name: (v.dtype.str, v.tobytes()) if isinstance(v, np.ndarray) else v for name, v in said.items()}
+    spelled = {name: (v.dtype.str, v.tobytes()) if isinstance(v, np.ndarray) else v for name, v in messages.items()}
     return hashlib.sha256(repr(sorted(spelled.items())).encode()).digest()
 
 
@@ -64,15 +64,15 @@ def of_rows(rows: Rows, first: int, end: int) -> dict[str, Any]:
             order = (t - first, is_draw, int(rows.ids[place]) if is_draw else k)
             numbers = (rows.logprobs[place].tobytes(), rows.weights[place].tobytes(), int(times))
             entries.append((order, int(rows.ids[place]), *numbers))
-    said: dict[str, Any] = {"tokens": rows.tokens[first:end], "loss_mask": rows.loss_mask[first:end]}
-    said["entries"] = sorted(entries)
+    messages: dict[str, Any] = {"tokens": rows.tokens[first:end], "loss_mask": rows.loss_mask[first:end]}
+    messages["entries"] = sorted(entries)
     for name in SCALARS:
         value = getattr(rows, name)
-        said[name] = None if value is None else value[first:end]
-    said["log_z"] = {t: value[first:end].tobytes() for t, value in rows.log_z.items()}
-    said["hidden"] = {layer: value[first:end].tobytes() for layer, value in rows.hidden.items()}
-    said["state"] = None if rows.state is None else rows.state[first:end]
-    return said
+        messages[name] = None if value is None else value[first:end]
+    messages["log_z"] = {t: value[first:end].tobytes() for t, value in rows.log_z.items()}
+    messages["hidden"] = {layer: value[first:end].tobytes() for layer, value in rows.hidden.items()}
+    messages["state"] = None if rows.state is None else rows.state[first:end]
+    return messages
 
 
 def problems_in(path: Path) -> list[str]:

@@ -37,8 +37,8 @@ def run_script(name: str, *words: str) -> Printed:
         ended = in_child(lambda: str(_run(name, words, out, err)))
         printed = err.read_text(encoding="utf-8")
         if ended.code:
-            pytest.fail(f"{name}.py ended with {ended.code}:\n{ended.said}\n{printed[-3000:]}")
-        return Printed(code=int(ended.said), out=out.read_text(encoding="utf-8"), err=printed)
+            pytest.fail(f"{name}.py ended with {ended.code}:\n{ended.output}\n{printed[-3000:]}")
+        return Printed(code=int(ended.output), out=out.read_text(encoding="utf-8"), err=printed)
 
 
 def check_script(name: str, *words: str) -> Printed:

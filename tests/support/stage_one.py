@@ -47,7 +47,7 @@ class HeardWatch:
     """A `Watch` that records its calls."""
 
     def __init__(self) -> None:
-        self.said: list[str] = []
+        self.output: list[str] = []
         self.warned: list[str] = []
         self.begun: tuple[int, int, int | None] | None = None
         self.parts: list[int] = []
@@ -56,7 +56,7 @@ class HeardWatch:
         self.left: list[float | None] = []
 
     def say(self, text: str) -> None:
-        self.said.append(text)
+        self.output.append(text)
 
     def warn(self, text: str) -> None:
         self.warned.append(text)

@@ -21,13 +21,13 @@ def on_a_terminal(program: str, folder: Path, term: str = "xterm", columns: int 
     command = [sys.executable, str(script)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=theirs, env=environment) as process:
         os.close(theirs)
-        said = b""
+        messages = b""
         try:
             while piece := os.read(ours, 4096):
-                said += piece
+                messages += piece
         except OSError:  # Linux ends a terminal that nobody holds any more with EIO
             pass
         assert process.stdout is not None
         out = process.stdout.read()
     os.close(ours)
-    return out.decode(), said.decode(), process.returncode
+    return out.decode(), messages.decode(), process.returncode

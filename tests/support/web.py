@@ -43,7 +43,7 @@ class Site:
     n_under_way: int = 0
     most_under_way: int = 0
     n_reads: int = 0
-    asked: list[str] = field(default_factory=list)
+    requested: list[str] = field(default_factory=list)
     demanded: list[str | None] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
     released: threading.Event = field(default_factory=threading.Event)
@@ -52,7 +52,7 @@ class Site:
         """The fault of the request that comes now."""
         with self.lock:
             self.n_reads += 1
-            self.asked.append(what)
+            self.requested.append(what)
             return self.due(self.n_reads)
 
     @contextmanager
@@ -118,11 +118,11 @@ def serving(site: Site) -> Iterator[str]:
 
         def _is_another(self, tag: str, *, head: bool) -> bool:
             """Whether the request asks for another version of the file than there is."""
-            asked = self.headers.get("If-Match")
+            requested = self.headers.get("If-Match")
             if head:
                 return False
-            site.demanded.append(asked)
-            return asked is not None and site.conditions and asked != tag
+            site.demanded.append(requested)
+            return requested is not None and site.conditions and requested != tag
 
         def _send(self, data: bytes, fault: Fault | None, *, head: bool) -> None:
             tag = f'"{hashlib.sha256(data).hexdigest()[:16]}{"-changed" if fault == "changed" else ""}"'
@@ -130,12 +130,12 @@ def serving(site: Site) -> Iterator[str]:
             if self._is_another(tag, head=head):
                 self.send_error(412)
                 return
-            asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
-            if asked and int(asked[1]) >= len(data):
+            requested = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+            if requested and int(requested[1]) >= len(data):
                 self.send_error(416)
                 return
-            begin, end = (int(asked[1]), min(int(asked[2]) + 1, len(data))) if asked else (0, len(data))
-            ranged = asked is not None and fault != "whole"
+            begin, end = (int(requested[1]), min(int(requested[2]) + 1, len(data))) if requested else (0, len(data))
+            ranged = requested is not None and fault != "whole"
             if fault == "whole":
                 begin, end = 0, len(data)
             if fault == "wrong range" and ranged:

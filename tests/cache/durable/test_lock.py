@@ -34,11 +34,11 @@ def silent(_: str) -> None:
 def hold(folder: Path, come: Callable[[], None], stay: Callable[[], None]) -> str:
     """Try to take the lock when all have come, and keep it until all have tried."""
     come()
-    said: list[str] = []
+    messages: list[str] = []
     try:
-        with locked(folder, said.append):
+        with locked(folder, messages.append):
             stay()
-            return "won" + "".join(f"; {line}" for line in said)
+            return "won" + "".join(f"; {line}" for line in messages)
     except LockHeld as error:
         stay()
         return f"refused: {error.message}"
@@ -51,14 +51,14 @@ def race(folder: Path, n_starters: int = 2) -> list[str]:
     for gate in (start, end):
         gate.wait()
         gate.open()
-    said = [child.wait().said for child in children]
+    messages = [child.wait().output for child in children]
     for gate in (start, end):
         gate.close()
     pids = {child.pid for child in children}
-    for line in said:
+    for line in messages:
         if not line.startswith("won"):
             assert any(line.startswith(f"refused: {folder} is in use by process {pid} on ") for pid in pids), line
-    return said
+    return messages
 
 
 def leave_stale_lock(folder: Path, **changes: Any) -> dict[str, Any]:
@@ -89,8 +89,8 @@ def file_system(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize("n_races", [ROUNDS // 5, pytest.param(ROUNDS, marks=pytest.mark.slow)])
 def test_of_two_starters_exactly_one_wins(tmp_path: Path, n_races: int) -> None:
     for number in range(n_races):
-        said = race(tmp_path / str(number))
-        assert sorted(line[:3] for line in said) == ["ref", "won"]
+        messages = race(tmp_path / str(number))
+        assert sorted(line[:3] for line in messages) == ["ref", "won"]
         assert not (tmp_path / str(number) / LOCK).exists()
 
 
@@ -99,9 +99,9 @@ def test_of_many_starters_that_find_a_stale_lock_exactly_one_takes_it_over(tmp_p
     folder = tmp_path / "run"
     for _ in range(ROUNDS // 2):
         pid = leave_stale_lock(folder)["pid"]
-        said = race(folder, 3)
-        assert sorted(line[:3] for line in said) == ["ref", "ref", "won"]
-        assert f"won; took over the lock of process {pid}, which has ended" in said
+        messages = race(folder, 3)
+        assert sorted(line[:3] for line in messages) == ["ref", "ref", "won"]
+        assert f"won; took over the lock of process {pid}, which has ended" in messages
         assert not (folder / LOCK).exists()
 
 
@@ -118,7 +118,7 @@ def test_a_lock_that_changes_hands_is_never_held_by_two(tmp_path: Path) -> None:
     children = [Child(work) for _ in range(3)]
     ended = [child.wait() for child in children]
     assert [each.code for each in ended] == [0, 0, 0], ended
-    assert sum(int(each.said) for each in ended) > 0
+    assert sum(int(each.output) for each in ended) > 0
     assert list(tmp_path.iterdir()) == []
 
 
@@ -146,8 +146,8 @@ def test_a_holder_is_named_with_process_host_and_time(tmp_path: Path) -> None:
         with pytest.raises(LockHeld) as caught, locked(tmp_path, silent):
             pass
     assert caught.value.exit_code == 2
-    for told in (str(tmp_path), str(os.getpid()), socket.gethostname(), since):
-        assert told in caught.value.message
+    for reported in (str(tmp_path), str(os.getpid()), socket.gethostname(), since):
+        assert reported in caught.value.message
     assert "stop it" in str(caught.value.hint)
 
 
@@ -178,10 +178,10 @@ def test_a_folder_that_was_there_or_was_filled_stays(tmp_path: Path) -> None:
 
 def test_the_lock_of_a_killed_process_is_taken_over(tmp_path: Path, file_system: str) -> None:
     pid = leave_stale_lock(tmp_path)["pid"]
-    said: list[str] = []
-    with locked(tmp_path, said.append):
+    messages: list[str] = []
+    with locked(tmp_path, messages.append):
         assert json.loads((tmp_path / LOCK).read_text())["pid"] == os.getpid()
-    assert said[0] == f"took over the lock of process {pid}, which has ended"
+    assert messages[0] == f"took over the lock of process {pid}, which has ended"
 
 
 def test_a_process_number_that_was_given_out_again_is_not_the_holder(tmp_path: Path, file_system: str) -> None:
@@ -243,7 +243,7 @@ def test_the_lock_of_a_machine_of_the_same_host_name_is_not_taken_over(
 
 
 @pytest.mark.parametrize(("there", "here"), [(None, ONE_ID), (ONE_ID, None), (None, None), ("uninitialized\n", ONE_ID)])
-def test_machines_without_an_id_are_told_apart_by_host_name(
+def test_machines_without_an_id_are_distinguished_by_host_name(
     tmp_path: Path, there: str | None, here: str | None, machine_ids: Callable[[str | None], str]
 ) -> None:
     for boot in ("another", workers.boot_id()):
@@ -280,14 +280,14 @@ def test_another_container_of_this_machine_is_judged_by_the_lock_alone(
     assert f"delete {tmp_path / LOCK}" in str(caught.value.hint)
 
 
-def test_a_file_system_without_locks_is_told_and_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_system_without_locks_is_reported_and_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any) -> None:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
 
     monkeypatch.setattr(lock.fcntl, "flock", refuse)
-    said: list[str] = []
-    with locked(tmp_path, said.append):
-        assert len(said) == 1 and str(tmp_path) in said[0] and "has no locks" in said[0]
+    messages: list[str] = []
+    with locked(tmp_path, messages.append):
+        assert len(messages) == 1 and str(tmp_path) in messages[0] and "has no locks" in messages[0]
         with pytest.raises(LockHeld, match=f"process {os.getpid()}"), locked(tmp_path, silent):
             pass
     assert list(tmp_path.iterdir()) == []
@@ -298,8 +298,8 @@ def test_an_empty_lock_file_is_taken_and_one_that_cannot_be_read_is_not(tmp_path
     with locked(tmp_path, silent):
         pass
     (tmp_path / LOCK).write_text("mine\n")
-    told = r"cannot be read: .*kdpipe\.lock is not strict JSON"
-    with pytest.raises(LockHeld, match=told) as caught, locked(tmp_path, silent):
+    reported = r"cannot be read: .*kdpipe\.lock is not strict JSON"
+    with pytest.raises(LockHeld, match=reported) as caught, locked(tmp_path, silent):
         pass
     assert f"delete {tmp_path / LOCK}" in str(caught.value.hint)
     assert (tmp_path / LOCK).read_text() == "mine\n"
@@ -313,7 +313,7 @@ def test_a_lock_that_was_deleted_by_hand_is_not_given_back_twice(tmp_path: Path)
         gate.wait()
     assert json.loads((tmp_path / LOCK).read_text())["pid"] == other.pid
     gate.open()
-    assert other.wait().said == "won"
+    assert other.wait().output == "won"
     gate.close()
 
 
@@ -335,14 +335,14 @@ def test_a_child_of_a_fork_neither_holds_nor_ends_the_lock_of_its_parent(tmp_pat
     gate.open()
     os.waitpid(child.pid, 0)
     alive.wait()
-    said: list[str] = []
-    with locked(tmp_path, said.append):
+    messages: list[str] = []
+    with locked(tmp_path, messages.append):
         pass
-    assert len(said) == 1
+    assert len(messages) == 1
     alive.open()
 
 
-def test_a_holder_that_never_says_who_it_is_is_still_a_holder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unnamed_holder_is_still_a_holder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lock, "_LINE_TRIES", 2)
     leave_stale_lock(tmp_path)
     with open(tmp_path / LOCK) as other:
@@ -360,7 +360,7 @@ def test_a_lock_beside_a_folder_leaves_the_folder_to_its_maker(tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "messages"),
     [
         ("/proc/x", r"not writable: /proc/x \("),
         ("file", "not a folder: .*/file"),
@@ -369,10 +369,10 @@ def test_a_lock_beside_a_folder_leaves_the_folder_to_its_maker(tmp_path: Path) -
         ("x" * 300, r"not writable: .*xxx \(File name too long\)"),
     ],
 )
-def test_a_place_that_cannot_be_written_is_refused(tmp_path: Path, name: str, said: str) -> None:
+def test_a_place_that_cannot_be_written_is_refused(tmp_path: Path, name: str, messages: str) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
-    with pytest.raises(ConfigError, match=said) as caught, locked(tmp_path / name, silent):
+    with pytest.raises(ConfigError, match=messages) as caught, locked(tmp_path / name, silent):
         pass
     assert caught.value.exit_code == 2 and "choose another folder" in str(caught.value.hint)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "loop"]
@@ -456,12 +456,12 @@ def test_a_folder_of_somebody_else_is_refused() -> None:
 
         ended = in_child(work)
         os.chmod(folder, 0o755)
-        assert ended.code == 2, ended.said
-        assert f"not writable: {folder / 'run'} (Permission denied)" in ended.said
+        assert ended.code == 2, ended.output
+        assert f"not writable: {folder / 'run'} (Permission denied)" in ended.output
         assert list(folder.iterdir()) == []
 
 
-def test_a_read_only_file_system_is_refused_and_a_full_one_is_told(tmp_path: Path) -> None:
+def test_a_read_only_file_system_is_refused_and_a_full_one_is_reported(tmp_path: Path) -> None:
     def work() -> str:
         mount_memory(tmp_path / "disk", 1 << 16)
         folder = tmp_path / "disk" / "run"
@@ -475,10 +475,10 @@ def test_a_read_only_file_system_is_refused_and_a_full_one_is_told(tmp_path: Pat
         return f"{full.value.exit_code} {full.value.hint}"
 
     ended = mounted(work)
-    assert ended.said.startswith("1 free some space"), ended.said
+    assert ended.output.startswith("1 free some space"), ended.output
 
 
-def test_a_folder_that_always_goes_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_is_always_removed_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lock._LockFile, "has_its_name", False)
     with pytest.raises(ConfigError, match="not writable"), locked(tmp_path, silent):
         pass

@@ -37,8 +37,8 @@ def test_a_full_temporary_folder_is_named_with_what_is_free_and_needed(tmp_path:
             fill(folder, 30_000)
 
     ended = mounted(work)
-    message, _, hint = ended.said.partition("\n")
-    assert ended.code == 1, ended.said
+    message, _, hint = ended.output.partition("\n")
+    assert ended.code == 1, ended.output
     assert message.startswith(f"unpacking a file, 30,000 bytes: No space left on device ({small}/kdpipe-test-")
     assert " bytes free" in hint and "TMPDIR" in hint
 
@@ -56,7 +56,7 @@ def test_a_folder_of_another_is_not_taken_for_a_temporary_one(tmp_path: Path) ->
             fill(small, 30_000)
 
     ended = mounted(work)
-    assert ended.code == 1 and " bytes free" in ended.said and "TMPDIR" not in ended.said, ended.said
+    assert ended.code == 1 and " bytes free" in ended.output and "TMPDIR" not in ended.output, ended.output
 
 
 def test_a_limit_on_files_is_named(tmp_path: Path) -> None:
@@ -67,7 +67,7 @@ def test_a_limit_on_files_is_named(tmp_path: Path) -> None:
             fill(folder, 5000)
 
     ended = in_child(work)
-    assert ended.code == 1 and "File too large" in ended.said and "ulimit -f" in ended.said, ended.said
+    assert ended.code == 1 and "File too large" in ended.output and "ulimit -f" in ended.output, ended.output
 
 
 def test_open_files_that_run_out_are_named() -> None:
@@ -79,7 +79,7 @@ def test_open_files_that_run_out_are_named() -> None:
             raise AssertionError(len(kept))
 
     ended = in_child(work)
-    assert ended.code == 1 and "Too many open files" in ended.said and "ulimit -n" in ended.said, ended.said
+    assert ended.code == 1 and "Too many open files" in ended.output and "ulimit -n" in ended.output, ended.output
 
 
 def test_a_temporary_folder_that_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

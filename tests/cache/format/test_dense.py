@@ -50,7 +50,7 @@ def test_dense_targets_are_those_of_the_twin(tmp_path: Path, kind: str, temperat
             np.testing.assert_allclose(np.exp(dense[sequence.loss_mask]).sum(axis=1), 1.0, atol=1e-5)
 
 
-def test_dense_targets_that_nobody_can_know_are_refused(tmp_path: Path) -> None:
+def test_dense_targets_that_a_source_lacks_are_refused(tmp_path: Path) -> None:
     blind = Imported(source="elsewhere", max_entries=5, tail_known=False)
     cache = open_cache(write(tmp_path / "blind", Wish(keep=blind)))
     with pytest.raises(Incompatible, match="the tail mass of this cache is unknown"):

@@ -106,7 +106,7 @@ def run_all(folder: Path, kind: str, record: str, numbers: tuple[float, ...], ke
 
     ended = in_limits(work, seconds=3000)
     lines = log.read_text().splitlines()
-    assert ended.code == 0, f"ended with {ended.code} at {lines[-1:]}\n{ended.said}"
+    assert ended.code == 0, f"ended with {ended.code} at {lines[-1:]}\n{ended.output}"
     assert len(lines) == len(cases) > 0
     return "\n".join(lines)
 

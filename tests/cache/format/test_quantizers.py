@@ -54,7 +54,7 @@ def test_the_largest_and_the_smallest_vectors_come_back() -> None:
 
 
 @every_quantizer
-def test_every_code_has_the_value_that_its_quantizer_says(quantizer: LinearQuantizer | LogOddsQuantizer) -> None:
+def test_every_code_has_the_value_of_its_quantizer(quantizer: LinearQuantizer | LogOddsQuantizer) -> None:
     table = value_table(quantizer)
     for code in [*range(0, 65_536, 97), quantizer.zero, LARGEST_CODE, MINUS_INFINITY, MISSING]:
         np.testing.assert_allclose(table[code], reference.decode(quantizer, code), rtol=1e-6, atol=1e-37)

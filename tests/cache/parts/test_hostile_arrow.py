@@ -159,7 +159,7 @@ SCHEMAS: dict[str, tuple[Callable[[Any], Any], str]] = {
 
 @pytest.mark.many
 @pytest.mark.parametrize("name", SCHEMAS)
-def test_sequences_that_are_not_what_the_part_says_are_refused(cache: Path, name: str) -> None:
+def test_sequences_that_differ_from_the_part_record_are_refused(cache: Path, name: str) -> None:
     edit, fragment = SCHEMAS[name]
     write_batches(cache / SEQUENCES, [edit(batch_of(cache / SEQUENCES))])
     reseal(cache)
@@ -334,7 +334,7 @@ LIES: dict[str, tuple[Callable[[Columns], object], str]] = {
 
 @pytest.mark.many
 @pytest.mark.parametrize("name", LIES)
-def test_an_index_that_lies_is_refused(cache: Path, name: str) -> None:
+def test_a_false_index_is_refused(cache: Path, name: str) -> None:
     edit, fragment = LIES[name]
     columns = index_table(cache).to_pydict()
     edit(columns)

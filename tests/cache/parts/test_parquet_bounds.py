@@ -139,14 +139,14 @@ def test_texts_in_lists_that_repeat_the_one_before_are_refused(tmp_path: Path) -
                 list(ParquetRows(str(path), 1 << 20).rows())
 
 
-@pytest.mark.parametrize(("depth", "said"), [(20, ""), (70, "deeper than 60 levels")])
-def test_columns_nested_too_deep_are_refused(depth: int, said: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("depth", "messages"), [(20, ""), (70, "deeper than 60 levels")])
+def test_columns_nested_too_deep_are_refused(depth: int, messages: str, tmp_path: Path) -> None:
     path, array = tmp_path / "a.parquet", pa.array([1])
     for _ in range(depth):
         array = pa.StructArray.from_arrays([array], ["a"])
     pq.write_table(pa.table({"a": array}), path, store_schema=False)
-    if said:
-        with pytest.raises(ConfigError, match=said):
+    if messages:
+        with pytest.raises(ConfigError, match=messages):
             ParquetRows(str(path), 1 << 20)
     else:
         assert len(list(ParquetRows(str(path), 1 << 20).rows())) == 1

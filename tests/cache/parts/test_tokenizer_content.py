@@ -120,4 +120,4 @@ def test_files_that_would_take_much_memory_are_refused_before_they_are_read(piec
             tokenizer_content({"tokenizer.json": data})
         return "refused"
 
-    assert in_limits(read, memory_bytes=64 << 20, seconds=10).said == "refused"
+    assert in_limits(read, memory_bytes=64 << 20, seconds=10).output == "refused"

@@ -28,8 +28,8 @@ def test_what_a_position_does_not_tell_does_not_count_and_minus_infinity_does(
     monkeypatch.setattr(measures, "_likelihood", lambda part, manifest: values)
     due = []
     for positions in trained:
-        told = [float(values[t]) for t in positions if not math.isnan(values[t])]
-        due.append(sum(told) / len(told) if told else math.nan)
+        reported = [float(values[t]) for t in positions if not math.isnan(values[t])]
+        due.append(sum(reported) / len(reported) if reported else math.nan)
     found = measured("likelihood", part, cache.manifest)
     assert due[long[1]] == -math.inf
     assert found.tolist() == pytest.approx(due, nan_ok=True)

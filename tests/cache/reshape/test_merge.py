@@ -71,7 +71,7 @@ def test_an_adopted_part_gives_the_same_weights_to_the_bit(pair: tuple[Path, Pat
 @pytest.mark.parametrize(
     "name", [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in KINDS]
 )
-def test_rows_are_coded_anew_under_the_first_tables_and_say_the_same(name: str, tmp_path: Path) -> None:
+def test_rows_recoded_under_the_first_tables_have_equal_values(name: str, tmp_path: Path) -> None:
     make_kind(tmp_path / "a", name)
     make_other_kind(tmp_path / "b", name)
     report = run(tmp_path / "c", tmp_path / "a", tmp_path / "b")
@@ -94,7 +94,7 @@ def test_documents_of_an_earlier_cache_are_refused_with_counts(pair: tuple[Path,
     assert not (tmp_path / "d").exists()
 
 
-def test_documents_of_an_earlier_cache_are_left_out_when_asked(pair: tuple[Path, Path], tmp_path: Path) -> None:
+def test_documents_of_an_earlier_cache_are_skipped_on_request(pair: tuple[Path, Path], tmp_path: Path) -> None:
     small = replace(SMALL, documents={"train": 8}, documents_per_part=8)
     mixed = tmp_path / "mixed"
     mixed_cache(mixed, pair)
@@ -222,8 +222,8 @@ def refused(tmp_path: Path, *sources: Path) -> Any:
 
 def test_another_spec_is_refused_with_what_differs(pair: tuple[Path, Path], tmp_path: Path) -> None:
     make_cache(tmp_path / "b", replace(OTHER, tau=0.1, text=False))
-    told = refused(tmp_path, pair[0], tmp_path / "b")
-    assert told.message == (
+    reported = refused(tmp_path, pair[0], tmp_path / "b")
+    assert reported.message == (
         f"{pair[0]} and {tmp_path / 'b'} cannot stand in one cache: "
         "--for-other-tokenizers: yes and no; --tau: 0.04 and 0.1"
     )
@@ -243,8 +243,8 @@ def test_projections_fitted_to_other_states_are_refused(tmp_path: Path, monkeypa
 
     monkeypatch.setattr(support.reshaped, "kind_tables", other)
     make_other_kind(tmp_path / "b", "none-hidden")
-    told = refused(tmp_path, tmp_path / "a", tmp_path / "b")
-    assert told.message == (
+    reported = refused(tmp_path, tmp_path / "a", tmp_path / "b")
+    assert reported.message == (
         f"{tmp_path / 'b'} has projections fitted to other states than {tmp_path / 'a'}: pca_rows_1"
     )
 
@@ -307,5 +307,5 @@ def test_a_cache_of_a_newer_format_is_not_rewritten_into_this_one(pair: tuple[Pa
             for sequence, block in part_of(OTHER, number):
                 part.add(sequence, block)
     writer.seal()
-    told = refused(tmp_path, pair[0], tmp_path / "b")
-    assert "is of format 1.7, this version of kdpipe makes others of 1.1 and would lose what is new" in told.message
+    reported = refused(tmp_path, pair[0], tmp_path / "b")
+    assert "is of format 1.7, this version of kdpipe makes others of 1.1 and would lose what is new" in reported.message

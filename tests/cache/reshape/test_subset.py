@@ -82,8 +82,8 @@ def pieces_of(documents: list[Document]) -> Counter[bytes]:
     return Counter(piece for document in documents for piece in document.pieces)
 
 
-def take(source: Path, out: Path, **asked: Any) -> Any:
-    return subset(str(source), str(out), DocumentSelection(**asked))
+def take(source: Path, out: Path, **requested: Any) -> Any:
+    return subset(str(source), str(out), DocumentSelection(**requested))
 
 
 CONDITIONS: dict[str, tuple[dict[str, Any], Callable[[Document], bool]]] = {
@@ -105,9 +105,9 @@ CONDITIONS: dict[str, tuple[dict[str, Any], Callable[[Document], bool]]] = {
 
 @pytest.mark.parametrize("name", [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in CONDITIONS])
 def test_a_subset_has_exactly_the_documents_that_were_requested(name: str, source: Path, tmp_path: Path) -> None:
-    asked, holds = CONDITIONS[name]
+    requested, holds = CONDITIONS[name]
     documents = listed(source)
-    report = take(source, tmp_path / "new", **asked)
+    report = take(source, tmp_path / "new", **requested)
     wanted = [document for document in documents if holds(document)]
     assert 0 < len(wanted) < len(documents)
     assert documents_in(tmp_path / "new") == pieces_of(wanted)
@@ -175,7 +175,7 @@ def test_every_position_counts_the_same_in_the_mean_of_a_document_in_pieces(tmp_
         assert problems_in(tmp_path / by) == []
 
 
-def test_parts_that_stay_whole_keep_their_bytes_and_others_are_packed_anew(source: Path, tmp_path: Path) -> None:
+def test_whole_parts_keep_their_bytes_and_others_are_packed_again(source: Path, tmp_path: Path) -> None:
     before = digests_of(source)
     report = take(source, tmp_path / "new", split="train", documents=Bounds(first=2, end=8))
     assert (report.adopted, report.rewritten) == (1, 1)
@@ -196,8 +196,8 @@ def test_parts_that_stay_whole_keep_their_bytes_and_others_are_packed_anew(sourc
 def test_halves_of_any_kind_are_the_whole_again(name: str, tmp_path: Path) -> None:
     make_other_kind(tmp_path / "a", name)
     half = {"documents": Bounds(end=2)}, {"documents": Bounds(first=2)}
-    for which, asked in zip("bc", half, strict=True):
-        take(tmp_path / "a", tmp_path / which, **asked)
+    for which, requested in zip("bc", half, strict=True):
+        take(tmp_path / "a", tmp_path / which, **requested)
         assert problems_in(tmp_path / which) == []
     merge([str(tmp_path / "b"), str(tmp_path / "c")], str(tmp_path / "d"))
     assert [origin.action for origin in open_cache(tmp_path / "d").manifest.history] == ["subset", "subset", "merge"]
@@ -205,8 +205,8 @@ def test_halves_of_any_kind_are_the_whole_again(name: str, tmp_path: Path) -> No
 
 
 def test_a_subset_that_was_killed_goes_on(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = {"by": "likelihood", "highest": 0.5}
-    take(source, tmp_path / "whole", **asked)
+    requested = {"by": "likelihood", "highest": 0.5}
+    take(source, tmp_path / "whole", **requested)
 
     def die(*_: Any) -> None:
         raise KeyboardInterrupt
@@ -223,8 +223,8 @@ def test_a_subset_that_was_killed_goes_on(source: Path, tmp_path: Path, monkeypa
     with monkeypatch.context() as dying:
         dying.setattr(making, "_rewrite", second_dies)
         with pytest.raises(KeyboardInterrupt):
-            take(source, tmp_path / "new", **asked)
-    assert take(source, tmp_path / "new", **asked).parts.made > 0
+            take(source, tmp_path / "new", **requested)
+    assert take(source, tmp_path / "new", **requested).parts.made > 0
     assert digests_of(tmp_path / "new") == digests_of(tmp_path / "whole")
 
 
@@ -262,9 +262,9 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_selection_that_means_nothing_is_refused(name: str, source: Path, tmp_path: Path) -> None:
-    asked, message = REFUSED[name]
+    requested, message = REFUSED[name]
     with pytest.raises(ConfigError) as refusal:
-        take(source, tmp_path / "new", **asked)
+        take(source, tmp_path / "new", **requested)
     assert refusal.value.message.startswith(message)
     assert refusal.value.hint
     assert not (tmp_path / "new").exists()

@@ -48,7 +48,7 @@ def refusing(call: str, place: Path, number: int) -> Any:
 
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
 @pytest.mark.parametrize(
-    ("call", "name", "told"),
+    ("call", "name", "reported"),
     [
         ("open", "manifest.json", "manifest.json cannot be read: Permission denied"),
         ("open", "index.parquet", "index.parquet cannot be read: Permission denied"),
@@ -57,8 +57,8 @@ def refusing(call: str, place: Path, number: int) -> Any:
         ("stat", "", "cannot be opened: Permission denied"),
     ],
 )
-def test_a_refusal_of_the_system_is_told_as_one(
-    call: str, name: str, told: str, words: list[str], cache: Path, capsys: pytest.CaptureFixture[str]
+def test_an_error_of_the_system_is_reported_as_one(
+    call: str, name: str, reported: str, words: list[str], cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with refusing(call, cache / name, errno.EACCES):
         code = run(["cache", words[0], str(cache), *words[1:]])
@@ -67,7 +67,7 @@ def test_a_refusal_of_the_system_is_told_as_one(
         return
     assert code == 1
     error, hint = capsys.readouterr().err.splitlines()
-    assert error.startswith("error: ") and str(cache) in error and error.endswith(told)
+    assert error.startswith("error: ") and str(cache) in error and error.endswith(reported)
     assert hint.startswith("hint: fix its permissions")
 
 
@@ -119,7 +119,7 @@ def test_what_is_not_there_or_no_file_is_damage(number: int, cache: Path) -> Non
 
 def test_paths_that_are_none_are_refused(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(cache)
-    for address, told in [
+    for address, reported in [
         ("", "the path of the cache is empty"),
         ("file://", "the path of the cache is empty"),
         (cache / "manifest.json", "manifest.json is a file, not a folder"),
@@ -127,7 +127,7 @@ def test_paths_that_are_none_are_refused(cache: Path, tmp_path: Path, monkeypatc
         ("a\0b", "is not a valid path"),
         ("x" * 5000, "no such folder:"),
     ]:
-        with pytest.raises(ConfigError, match=told) as refused:
+        with pytest.raises(ConfigError, match=reported) as refused:
             open_cache(address)
         assert str(refused.value.hint).startswith("give the folder that holds manifest.json")
     with pytest.raises(ConfigError) as refused:
@@ -212,14 +212,14 @@ PLACES = [
 def test_an_error_of_a_driver_is_one_clear_error(
     failure: str, place: tuple[str, str], bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    error, told = FAILURES[failure]
+    error, reported = FAILURES[failure]
     for name, value in {"failure": error, "call": place[0], "place": place[1]}.items():
         monkeypatch.setattr(Unreliable, name, value)
     with pytest.raises(KdpipeError) as caught:
         verify_cache(bucket, "fast", RetryPolicy(budget=0))
     # What may work another time exits as an interruption does.
     assert caught.value.exit_code == (1 if failure == "refused" else 75), caught.value.message
-    assert caught.value.message.startswith("unreliable://bucket/cache") and told in caught.value.message
+    assert caught.value.message.startswith("unreliable://bucket/cache") and reported in caught.value.message
     assert "\n" not in caught.value.message and caught.value.hint is not None
 
 
@@ -231,13 +231,13 @@ def test_a_file_that_goes_while_it_is_fetched_is_damage(bucket: str, monkeypatch
 
 
 def test_urls_that_lead_to_no_folder_are_refused(bucket: str, tmp_path: Path) -> None:
-    for address, told in [
+    for address, reported in [
         (f"{bucket}/manifest.json", "manifest.json is a file, not a folder"),
         (f"{bucket}/nowhere", "no such folder:"),
         (f"zip://{tmp_path}", "cannot be reached: IsADirectoryError"),
         (f"zip://inner::{tmp_path}", "cannot be reached|no such folder:"),
         ("ftp://127.0.0.1:9/x", "ftp://127.0.0.1:9/x cannot be reached: ConnectionRefusedError"),
     ]:
-        with pytest.raises((ConfigError, CacheError), match=told) as caught:
+        with pytest.raises((ConfigError, CacheError), match=reported) as caught:
             open_cache(address)
         assert caught.value.exit_code == (1 if address.startswith("ftp:") else 2)

@@ -86,7 +86,7 @@ def outcome(work: Callable[[], object]) -> str:
         work()
 
     ended = in_limits(run)
-    return f"{ended.code} {ended.said}"
+    return f"{ended.code} {ended.output}"
 
 
 @pytest.mark.many

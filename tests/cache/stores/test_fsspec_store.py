@@ -83,7 +83,7 @@ def test_a_remote_file_that_is_damaged_or_missing_is_named(url: str) -> None:
     assert open_cache(url, allow_partial=True).sequences_by_part
 
 
-def test_an_address_that_leads_nowhere_says_what_to_do() -> None:
+def test_an_unreachable_address_gives_a_hint() -> None:
     for address, message, hint in [
         ("memory://nowhere", "no such folder: memory://nowhere", "give the URL that holds manifest.json"),
         ("martian://x/y", "fsspec cannot open martian://x/y", None),

@@ -57,7 +57,7 @@ def failing(*errors: Exception) -> Callable[[], str]:
     return work
 
 
-def test_a_retry_says_what_happened_when_it_comes_and_how_long_it_goes_on(clock: Clock) -> None:
+def test_a_retry_reports_the_cause_the_pause_and_the_time_left(clock: Clock) -> None:
     assert clock.retry_policy().call(failing(*[Unreachable("x answers 503")] * 3)) == "done"
     assert clock.pauses == [0.5, 1.0, 2.0]
     assert clock.lines == [
@@ -80,7 +80,7 @@ def test_no_time_means_no_retry(clock: Clock) -> None:
     assert not clock.pauses
 
 
-def test_a_pause_that_is_asked_for_is_kept(clock: Clock) -> None:
+def test_retry_after_is_respected(clock: Clock) -> None:
     assert clock.retry_policy().call(failing(Unreachable("busy", wait_seconds=40.0))) == "done"
     assert clock.pauses == [40.0]
 
@@ -217,7 +217,7 @@ def test_a_hub_that_is_not_there_fails_at_once(host: str) -> None:
 
 
 @pytest.mark.parametrize("code", [400, 401, 403, 410, 501])
-def test_an_answer_that_stays_the_same_is_not_asked_for_again(code: int, path: Path, clock: Clock) -> None:
+def test_a_permanent_error_is_not_retried(code: int, path: Path, clock: Clock) -> None:
     site = Site(path, status=lambda n: code if n > 2 else None)
     with serving(site) as url, pytest.raises((CacheError, ConfigError)) as caught:
         verify_cache(url, "fast", clock.retry_policy())
@@ -276,9 +276,7 @@ def test_a_date_until_which_a_server_wants_no_request_is_kept(path: Path) -> Non
 
 
 @pytest.mark.slow
-def test_a_server_that_stays_broken_ends_with_75_and_says_so_meanwhile(
-    path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_server_that_stays_broken_ends_with_75_after_reports(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with serving(Site(path, status=lambda n: 503 if n > 3 else None)) as url:
         for words in (["inspect", url], ["verify", url]):
             assert run(["cache", *words, "--retry-for", "3s"]) == 75
@@ -321,7 +319,7 @@ def test_an_answer_that_trickles_is_a_stall_and_a_steady_one_is_not() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("what", ["verify", "copy", "inspect"])
-def test_a_server_that_trickles_is_dropped_and_asked_again(
+def test_a_server_that_trickles_is_disconnected_and_retried(
     what: str, path: Path, tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     floor = http.RateFloor(clock=OwnTime())
@@ -335,15 +333,15 @@ def test_a_server_that_trickles_is_dropped_and_asked_again(
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
 @pytest.mark.parametrize("what", ["verify", "copy", "inspect"])
-def test_headers_that_trickle_are_dropped_and_asked_for_again(
+def test_headers_that_trickle_are_dropped_and_requested_again(
     what: str, method: str, path: Path, tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     floor = http.RateFloor(clock=OwnTime())
     monkeypatch.setattr(http, "RateFloor", lambda: floor)
     slow: list[int] = []
 
-    def is_first(asked: str, number: int) -> bool:
-        if asked == method and not slow:
+    def is_first(requested: str, number: int) -> bool:
+        if requested == method and not slow:
             slow.append(number)
         return slow == [number]
 

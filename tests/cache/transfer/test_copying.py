@@ -39,12 +39,12 @@ class Heard:
     """Remembers what a copy says."""
 
     def __init__(self) -> None:
-        self.said: list[str] = []
+        self.output: list[str] = []
         self.bytes = 0
         self.planned: tuple[int, int] | None = None
 
     def say(self, text: str) -> None:
-        self.said.append(text)
+        self.output.append(text)
 
     def begin(self, n_parts: int, n_bytes: int) -> None:
         self.planned = n_parts, n_bytes
@@ -94,9 +94,9 @@ def test_a_second_copy_moves_what_is_missing_or_damaged_and_nothing_else(path: P
     with serving(site) as url:
         report = copy_cache(url, copy, watch=watch)
     assert (report.copied, report.repaired) == (2, (1, 2))
-    read = {what.split()[0] for what in site.asked if "Range" in what or "bytes=" in what}
+    read = {what.split()[0] for what in site.requested if "Range" in what or "bytes=" in what}
     assert read == {"/parts/00001/sequences.arrow", "/parts/00002/targets.zarr/id/c/0"}
-    assert [told for told in watch.said if told.startswith("part 1 is damaged")]
+    assert [reported for reported in watch.output if reported.startswith("part 1 is damaged")]
     assert_same(copy, path)
 
 
@@ -176,15 +176,20 @@ def test_a_file_that_is_replaced_while_it_is_read_starts_over(
     with serving(site) as url:
         fetched(url, path, tmp_path / "file", heard)
     assert heard == [f"{NAME} was replaced while it was read; downloading it again"]
-    assert [asked.rpartition("bytes=")[2] for asked in site.asked[:4]] == ["0-999", "1000-1999", "2000-2999", "0-999"]
+    assert [requested.rpartition("bytes=")[2] for requested in site.requested[:4]] == [
+        "0-999",
+        "1000-1999",
+        "2000-2999",
+        "0-999",
+    ]
     assert all((tag is None) == weak for tag in site.demanded)
     assert [one.name for one in tmp_path.iterdir()] == ["file"]
 
 
 def test_a_file_that_is_replaced_again_and_again_is_reported(path: Path, tmp_path: Path) -> None:
     site = Site(path, due=lambda n: "changed" if n % 2 == 0 else None)
-    told = rf"{NAME} was replaced while it was read, 3 times, at http"
-    with serving(site) as url, pytest.raises(Unreachable, match=told) as caught:
+    reported = rf"{NAME} was replaced while it was read, 3 times, at http"
+    with serving(site) as url, pytest.raises(Unreachable, match=reported) as caught:
         fetched(url, path, tmp_path / "file")
     assert caught.value.exit_code == 75
     assert not (tmp_path / "file").exists() and not (tmp_path / "file.tag").exists()
@@ -215,7 +220,7 @@ def test_files_that_started_over_are_counted(path: Path, tmp_path: Path, monkeyp
     site, watch = Site(path, due=lambda n: "changed" if n in (30, 50) else None), Heard()
     with serving(site) as url:
         report = copy_cache(url, tmp_path / "copy", retry_policy=HASTY, watch=watch)
-    again = [told for told in watch.said if told.endswith("downloading it again")]
+    again = [reported for reported in watch.output if reported.endswith("downloading it again")]
     assert report.redownloaded == len(again) and 1 <= len(again) <= 2
     assert watch.bytes == report.bytes
     assert_same(tmp_path / "copy", path)
@@ -267,13 +272,13 @@ def test_nothing_wrong_is_committed_under_five_hundred_schedules(path: Path, tmp
 
 def test_a_server_that_never_recovers_is_reported_in_the_end(path: Path, tmp_path: Path) -> None:
     watch = Heard()
-    told = r"answers 503 Service Unavailable; retried for \d+ s"
+    reported = r"answers 503 Service Unavailable; retried for \d+ s"
     site, short = Site(path, due=lambda n: "503" if n > 4 else None), RetryPolicy(budget=0.05, first=0.001)
-    with serving(site) as url, pytest.raises(Unreachable, match=told) as caught:
+    with serving(site) as url, pytest.raises(Unreachable, match=reported) as caught:
         copy_cache(url, tmp_path / "copy", retry_policy=short, watch=watch)
     assert caught.value.exit_code == 75
     assert "run the same command again" in str(caught.value.hint)
-    assert [told for told in watch.said if "; retrying in " in told]
+    assert [reported for reported in watch.output if "; retrying in " in reported]
 
 
 def test_bytes_that_never_come_right_are_reported_by_name(path: Path, tmp_path: Path) -> None:
@@ -299,7 +304,7 @@ def test_a_file_resumes_where_it_was_interrupted(path: Path, tmp_path: Path) -> 
             fetcher.fetch(name, record, tmp_path / "file")
         assert (tmp_path / "file").read_bytes() == whole[:2000]
         fetcher.fetch(name, record, tmp_path / "file")
-        assert site.asked[3].endswith("bytes=2000-2999")
+        assert site.requested[3].endswith("bytes=2000-2999")
     assert (tmp_path / "file").read_bytes() == whole
     assert [one.name for one in tmp_path.iterdir()] == ["file"]
 
@@ -313,7 +318,7 @@ def test_a_file_that_was_replaced_in_the_source_starts_over(path: Path, tmp_path
     heard: list[str] = []
     with serving(site) as url:
         Fetcher(store=http.HttpStore(url), piece_bytes=1000, report=heard.append).fetch(name, record, tmp_path / "file")
-    assert site.asked[0].endswith("bytes=0-999")
+    assert site.requested[0].endswith("bytes=0-999")
     assert heard == [f"{name} was replaced since its download began; downloading it again"]
 
 
@@ -422,15 +427,17 @@ def test_an_unfinished_cache_is_copied_on_request(path: Path, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("address", "told"),
+    ("address", "reported"),
     [
         ("https://me:hunter2hunter2@host/cache", "the URL at https://host contains a user name or password"),
         ("s3://bucket/cache?X-Amz-Signature=hunter2hunter2", "the URL at s3://bucket contains a query"),
     ],
 )
-def test_an_address_with_a_key_in_it_is_refused_without_repeating_it(address: str, told: str, tmp_path: Path) -> None:
+def test_an_address_with_a_key_in_it_is_refused_without_repeating_it(
+    address: str, reported: str, tmp_path: Path
+) -> None:
     for source, target in ((address, tmp_path / "copy"), (tmp_path, address)):
         with pytest.raises(ConfigError, match="contains") as caught:
             copy_cache(source, target)
-        assert caught.value.message.startswith(told)
+        assert caught.value.message.startswith(reported)
         assert "hunter2" not in caught.value.message + str(caught.value.hint)

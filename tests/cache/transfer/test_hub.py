@@ -74,8 +74,8 @@ def test_a_smaller_cache_goes_there_and_a_subset_is_made_there(path: Path, place
     run(environment, "cache", "copy", str(path), URL, *words)
     run(environment, "cache", "copy", str(path), str(tmp_path / "some"), *words)
     assert hub.files == due(tmp_path / "some")
-    said = run(environment, "cache", "copy", str(path), URL, "--parts", "0:1", code=2).stderr
-    assert "selection: existing 'parts 1:3; without hidden', requested 'parts 0:1'" in said
+    messages = run(environment, "cache", "copy", str(path), URL, "--parts", "0:1", code=2).stderr
+    assert "selection: existing 'parts 1:3; without hidden', requested 'parts 0:1'" in messages
     run(environment, "cache", "subset", URL, "--out", f"hf://datasets/{NAME}/two", "--documents", "0:5")
     run(environment, "cache", "verify", f"hf://datasets/{NAME}/two", "--level", "full")
 
@@ -117,7 +117,7 @@ print("read")
 
 
 @pytest.mark.parametrize(
-    ("url", "change", "code", "told", "hint"),
+    ("url", "change", "code", "reported", "hint"),
     [
         (URL, {"HF_TOKEN": "hf_of0somebody0else0"}, 1, "denies access", "hf auth login, or HF_TOKEN"),
         ("hf://datasets/me/none/one", {}, 2, "no repository or branch at", "create it first"),
@@ -127,12 +127,12 @@ print("read")
     ],
 )
 def test_what_cannot_be_written_there_is_reported_in_two_lines(
-    path: Path, place: Place, url: str, change: dict[str, str], code: int, told: str, hint: str
+    path: Path, place: Place, url: str, change: dict[str, str], code: int, reported: str, hint: str
 ) -> None:
     hub, environment = place
-    said = run(environment | change, "cache", "copy", str(path), url, code=code).stderr
-    lines = [line for line in said.splitlines() if not line.startswith("4 parts to move")]
-    assert told in said and hint in said and len(lines) == 2, said
+    messages = run(environment | change, "cache", "copy", str(path), url, code=code).stderr
+    lines = [line for line in messages.splitlines() if not line.startswith("4 parts to move")]
+    assert reported in messages and hint in messages and len(lines) == 2, messages
     assert not hub.files
 
 

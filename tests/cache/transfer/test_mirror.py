@@ -72,9 +72,9 @@ def test_a_mirror_serves_the_next_process_too(path: Path, tmp_path: Path, monkey
     with serving(site) as url:
         digests_of_all(open_cache(url, mirror=mirror))
         monkeypatch.setattr(near, "_stores", {})
-        site.asked.clear()
+        site.requested.clear()
         assert digests_of_all(open_cache(url, mirror=mirror)) == digests_of_all(open_cache(path))
-    assert not [asked for asked in site.asked if "bytes=" in asked]
+    assert not [requested for requested in site.requested if "bytes=" in requested]
 
 
 @pytest.mark.slow
@@ -343,7 +343,7 @@ def test_parts_are_evicted_under_several_readers_and_every_row_is_the_same(path:
         words = [sys.executable, "-c", RACE, url, str(tmp_path), str(limit), str(path)]
         children = [subprocess.Popen([*words, str(seed)], env=environment) for seed in range(3)]
         assert [child.wait(900) for child in children] == [0, 0, 0]
-    fetched = [asked for asked in site.asked if "sequences.arrow" in asked]
+    fetched = [requested for requested in site.requested if "sequences.arrow" in requested]
     assert len(fetched) > 2 * len(sizes_of(path)), "parts were hardly evicted: this has shown nothing"
     # What two processes brought last, each may have held when the other looked for too many parts.
     assert bytes_of(tmp_path) <= limit + 2 * max(sizes_of(path))

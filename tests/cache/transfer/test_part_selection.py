@@ -113,7 +113,7 @@ def test_only_what_is_needed_is_read(path: Path, tmp_path: Path) -> None:
     site = Site(path)
     with serving(site) as url:
         report = copy_cache(url, tmp_path / "some", selection=LEAN)
-    read = {what.split()[0].lstrip("/") for what in site.asked if "bytes=" in what}
+    read = {what.split()[0].lstrip("/") for what in site.requested if "bytes=" in what}
     files = {name for name in tiny.files_of(path) if name.startswith(("parts/00001/", "parts/00002/"))}
     # part.json and zarr.json are made here.
     unread = (layout.TEXT, layout.PART_RECORD, layout.ZARR_JSON)
@@ -143,12 +143,12 @@ def test_a_smaller_cache_is_repaired_from_a_copy_of_itself_too(lean: Path, tmp_p
 
 
 def test_another_selection_is_refused_with_what_differs(path: Path, lean: Path, tmp_path: Path) -> None:
-    told = "holds another cache: selection: existing 'parts 1:3; split train;"
+    reported = "holds another cache: selection: existing 'parts 1:3; split train;"
     fsspec.filesystem("memory").put(str(lean), "/other/lean", recursive=True)
     for place in (str(lean), "memory://other/lean"):
         with pytest.raises(ConfigError, match=r"selection: existing .*, requested 'parts 1:3'") as caught:
             copy_cache(path, place, selection=MIDDLE)
-        assert told.partition(" without")[0] in caught.value.message
+        assert reported.partition(" without")[0] in caught.value.message
         assert "--parts, --split and --without" in str(caught.value.hint)
         with pytest.raises(ConfigError, match=r"source caches: existing copy \(parts 1:3.*\), requested none"):
             copy_cache(path, place)
@@ -167,7 +167,7 @@ def test_a_damaged_manifest_does_not_turn_a_smaller_cache_into_the_whole_one(
 
 
 @pytest.mark.parametrize(
-    ("selection", "told", "hint"),
+    ("selection", "reported", "hint"),
     [
         (PartSelection(parts=Bounds(first=9)), "nothing is left", "less strict"),
         (
@@ -183,9 +183,9 @@ def test_a_damaged_manifest_does_not_turn_a_smaller_cache_into_the_whole_one(
     ],
 )
 def test_what_cannot_be_selected_is_refused(
-    path: Path, tmp_path: Path, selection: PartSelection, told: str, hint: str
+    path: Path, tmp_path: Path, selection: PartSelection, reported: str, hint: str
 ) -> None:
-    with pytest.raises(ConfigError, match=told) as caught:
+    with pytest.raises(ConfigError, match=reported) as caught:
         copy_cache(path, tmp_path / "some", selection=selection)
     assert hint in str(caught.value.hint)
     assert not (tmp_path / "some").exists()

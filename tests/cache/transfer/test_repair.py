@@ -173,11 +173,11 @@ def test_files_that_were_removed_from_the_mirror_are_fetched_again(
 def test_a_shared_file_that_was_damaged_in_the_mirror_is_reported_and_fetched_again(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, how: str
 ) -> None:
-    mirror, told = MirrorSettings(folder=tmp_path, limit=1 << 30), list[str]()
-    retry_policy = RetryPolicy(report=told.append)
+    mirror, reported = MirrorSettings(folder=tmp_path, limit=1 << 30), list[str]()
+    retry_policy = RetryPolicy(report=reported.append)
     with serving(Site(path)) as url:
         open_cache(url, mirror=mirror, retry_policy=retry_policy)
-        assert not told  # a first fetch repairs nothing
+        assert not reported  # a first fetch repairs nothing
         (file,) = tmp_path.glob(f"*/{name}")
         if how == "cut":
             os.truncate(file, file.stat().st_size - 1)
@@ -186,7 +186,7 @@ def test_a_shared_file_that_was_damaged_in_the_mirror_is_reported_and_fetched_ag
         for _ in range(2):
             monkeypatch.setattr(near, "_stores", {})
             open_cache(url, mirror=mirror, retry_policy=retry_policy)
-    assert len(told) == 1 and name in told[0] and str(file.parents[len(Path(name).parents) - 1]) in told[0]
+    assert len(reported) == 1 and name in reported[0] and str(file.parents[len(Path(name).parents) - 1]) in reported[0]
     assert file.read_bytes() == (path / name).read_bytes()
 
 
@@ -195,16 +195,16 @@ def test_a_shared_file_that_was_damaged_in_the_mirror_is_reported_and_fetched_ag
 def test_a_part_that_was_damaged_in_the_mirror_is_named_by_its_folder_and_fetched_again(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    mirror, told = MirrorSettings(folder=tmp_path, limit=1 << 30), list[str]()
+    mirror, reported = MirrorSettings(folder=tmp_path, limit=1 << 30), list[str]()
     with serving(Site(path)) as url:
         digests_of_all(open_cache(url, mirror=mirror))
         (file,) = tmp_path.glob(f"*/{name}")
         tiny.flip_bit(file, 100)
         monkeypatch.setattr(near, "_stores", {})
-        cache = open_cache(url, mirror=mirror, retry_policy=RetryPolicy(report=told.append))
+        cache = open_cache(url, mirror=mirror, retry_policy=RetryPolicy(report=reported.append))
         assert digests_of_all(cache) == digests_of_all(open_cache(path))
         assert near.mirrored_store(url, mirror).n_fetched == 1
-    assert len(told) == 1 and str(file.parents[len(Path(name).parents) - 1]) in told[0] and url in told[0]
+    assert len(reported) == 1 and str(file.parents[len(Path(name).parents) - 1]) in reported[0] and url in reported[0]
     assert file.read_bytes() == (path / name).read_bytes()
 
 
@@ -238,9 +238,9 @@ SPOILT_AT_OPENING = [("parts/00001/sequences.arrow", "flip"), ("parts/00001/part
 def test_damage_after_a_first_look_is_named_by_its_folder_and_fetched_again(
     path: Path, tmp_path: Path, name: str, how: str, reader: str
 ) -> None:
-    mirror, told = MirrorSettings(folder=tmp_path, limit=1 << 30), list[str]()
+    mirror, reported = MirrorSettings(folder=tmp_path, limit=1 << 30), list[str]()
     with serving(Site(path)) as url:
-        cache = open_cache(url, mirror=mirror, retry_policy=RetryPolicy(report=told.append))
+        cache = open_cache(url, mirror=mirror, retry_policy=RetryPolicy(report=reported.append))
         if reader == "open":
             cache.part(1)  # its arrays are mapped when they are first read
         else:
@@ -251,16 +251,16 @@ def test_damage_after_a_first_look_is_named_by_its_folder_and_fetched_again(
         cache = open_cache(url, mirror=mirror) if reader == "another" else cache
         assert digests_of_all(cache) == digests_of_all(open_cache(path))
         assert near.mirrored_store(url, mirror).n_fetched == len(cache.parts) + 1
-    assert len(told) == 1 and str(file.parents[len(Path(name).parents) - 1]) in told[0] and url in told[0]
+    assert len(reported) == 1 and str(file.parents[len(Path(name).parents) - 1]) in reported[0] and url in reported[0]
     assert file.read_bytes() == (path / name).read_bytes()
 
 
 @pytest.mark.slow
 def test_a_chunk_that_is_damaged_while_it_is_mapped_is_read_again(path: Path, tmp_path: Path) -> None:
     """The bytes change under a reader that has them mapped: the checksum of a chunk finds it while it is decoded."""
-    mirror, told = MirrorSettings(folder=tmp_path, limit=1 << 30), list[str]()
+    mirror, reported = MirrorSettings(folder=tmp_path, limit=1 << 30), list[str]()
     with serving(Site(path)) as url:
-        cache = open_cache(url, mirror=mirror, retry_policy=RetryPolicy(report=told.append))
+        cache = open_cache(url, mirror=mirror, retry_policy=RetryPolicy(report=reported.append))
         part = cache.part(1)
         for name in part.array_names:
             part.array(name)
@@ -269,16 +269,16 @@ def test_a_chunk_that_is_damaged_while_it_is_mapped_is_read_again(path: Path, tm
         tiny.flip_bit(file, 100)
         assert file.stat().st_ino == place, "the file that is mapped was replaced"
         assert digests_of_all(cache) == digests_of_all(open_cache(path))
-    assert len(told) == 1 and str(tmp_path) in told[0]
+    assert len(reported) == 1 and str(tmp_path) in reported[0]
     assert file.read_bytes() == (path / ID).read_bytes()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("scanned", [True, False])
 def test_threads_that_meet_one_damage_fetch_the_part_once(path: Path, tmp_path: Path, scanned: bool) -> None:
-    mirror, told = MirrorSettings(folder=tmp_path, limit=1 << 30), list[str]()
+    mirror, reported = MirrorSettings(folder=tmp_path, limit=1 << 30), list[str]()
     with serving(Site(path)) as url:
-        cache = open_cache(url, mirror=mirror, retry_policy=RetryPolicy(report=told.append))
+        cache = open_cache(url, mirror=mirror, retry_policy=RetryPolicy(report=reported.append))
         digests_of_all(cache)
         n_fetched = near.mirrored_store(url, mirror).n_fetched
         for _ in range(10):
@@ -288,20 +288,20 @@ def test_threads_that_meet_one_damage_fetch_the_part_once(path: Path, tmp_path: 
             with ThreadPoolExecutor(max_workers=6) as pool:
                 assert len({future.result() for future in [pool.submit(read) for _ in range(6)]}) == 1
         assert near.mirrored_store(url, mirror).n_fetched == n_fetched + 10
-    assert len(told) == 10
+    assert len(reported) == 10
 
 
 @pytest.mark.slow
 def test_a_table_that_is_damaged_in_the_mirror_is_fetched_again(path: Path, tmp_path: Path) -> None:
-    mirror, told = MirrorSettings(folder=tmp_path, limit=1 << 30), list[str]()
+    mirror, reported = MirrorSettings(folder=tmp_path, limit=1 << 30), list[str]()
     with serving(Site(path)) as url:
-        cache = open_cache(url, mirror=mirror, retry_policy=RetryPolicy(report=told.append))
+        cache = open_cache(url, mirror=mirror, retry_policy=RetryPolicy(report=reported.append))
         file = spoilt(tmp_path, "tables/ids_by_rank.bin", "flip")
         assert (cache.table("ids_by_rank") == open_cache(path).table("ids_by_rank")).all()
         again = spoilt(tmp_path, "tables/ids_by_rank.bin", "cut")
         other = open_cache(url, mirror=mirror)
         assert digests_of_all(other) == digests_of_all(open_cache(path))
-    assert len(told) == 2 and str(file.parents[1]) in told[0] and "tables" in told[0] and file == again
+    assert len(reported) == 2 and str(file.parents[1]) in reported[0] and "tables" in reported[0] and file == again
 
 
 @pytest.mark.slow

@@ -183,8 +183,8 @@ def test_what_fails_is_reported_without_a_key(
         monkeypatch.setattr(remote, "_driver", lambda _: (_Refusing(), "bucket"))
     with pytest.raises((CacheError, ConfigError)) as caught:
         copy_cache("s3://no-such-bucket/cache", tmp_path / "copy", retry_policy=HASTY)
-    told = shown(caught.value)
-    assert KEY not in told and SECRET not in told
+    reported = shown(caught.value)
+    assert KEY not in reported and SECRET not in reported
     if fault == "no server":
         assert isinstance(caught.value, ConnectionFailed)
     s3fs.S3FileSystem.clear_instance_cache()
@@ -206,20 +206,20 @@ def test_a_verification_makes_no_more_requests_than_a_copy(
     tiny.make_cache(tmp_path / "cache", replace(tiny.SMALL, documents={"train": 4 * n_parts}))
     assert len(open_cache(tmp_path / "cache").parts) == n_parts
     copy_cache(tmp_path / "cache", bucket)
-    real, asked = s3fs.S3FileSystem._call_s3, list[str]()
+    real, requested = s3fs.S3FileSystem._call_s3, list[str]()
 
     async def counted(self: object, method: str, *words: object, **options: object) -> object:
-        asked.append(method)
+        requested.append(method)
         return await real(self, method, *words, **options)
 
     monkeypatch.setattr(s3fs.S3FileSystem, "_call_s3", counted)
     copy_cache(bucket, tmp_path / "copy")
-    n_copied = len(asked)
+    n_copied = len(requested)
     for level in ("fast", "full"):
-        asked.clear()
+        requested.clear()
         assert verify_cache(bucket, level).ok  # type: ignore[arg-type]
-        assert 0 < len(asked) <= n_copied, level
-        assert asked.count("list_objects_v2") <= 2, level
+        assert 0 < len(requested) <= n_copied, level
+        assert requested.count("list_objects_v2") <= 2, level
 
 
 STRAY = {"notes.txt", "tables/more.bin", "parts/00009/part.json", "parts/00001/more", "journal/x"}

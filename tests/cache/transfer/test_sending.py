@@ -65,19 +65,19 @@ def test_any_call_may_be_refused(path: Path, tmp_path: Path, number: int) -> Non
 
     with tiny.unsynced():
         n_calls = count_calls(lambda: copy_cache(path, tmp_path / "first", selection=ONE))
-        n_told = 0
+        n_reported = 0
         for nth in range(1, n_calls + 1, 2):
             copy = tmp_path / str(nth)
             with fault_at(nth, refuse):
                 try:
                     copy_cache(path, copy, selection=ONE)
                 except (CacheError, WriteError) as error:
-                    n_told += 1
+                    n_reported += 1
                     assert os.strerror(number) in error.message and error.hint
             assert_committed_is_right(copy, tmp_path / "first")
             copy_cache(path, copy, selection=ONE)
             assert tiny.digests_of(copy) == tiny.digests_of(tmp_path / "first")
-    assert n_told > n_calls / 6
+    assert n_reported > n_calls / 6
 
 
 @pytest.mark.parametrize("kilobytes", [4, 24, 48, 88])
@@ -92,18 +92,18 @@ def test_a_disk_that_fills_up_on_the_way(
         try:
             copy_cache(path, small / "copy", selection=LEAN)
         except WriteError as error:
-            said = f"{error.exit_code} {error.message}\n{error.hint}"
+            messages = f"{error.exit_code} {error.message}\n{error.hint}"
         assert not (small / "copy" / layout.INDEX).exists()
         assert_committed_is_right(small / "copy", lean)
         remount(small, 4 * MB)
         copy_cache(path, small / "copy", selection=LEAN)
         assert tiny.digests_of(small / "copy") == tiny.digests_of(lean)
-        return said
+        return messages
 
     ended = mounted(work)
-    assert ended.code == 0, ended.said
-    assert re.match(r"1 .*: No space left on device \(.*disk/copy\)\nfree some space on the disk of ", ended.said)
-    assert ended.said.endswith("committed parts are safe; then run the same command again")
+    assert ended.code == 0, ended.output
+    assert re.match(r"1 .*: No space left on device \(.*disk/copy\)\nfree some space on the disk of ", ended.output)
+    assert ended.output.endswith("committed parts are safe; then run the same command again")
 
 
 def test_a_disk_that_may_not_be_written_to_is_reported_in_two_lines(path: Path, tmp_path: Path) -> None:
@@ -115,24 +115,24 @@ def test_a_disk_that_may_not_be_written_to_is_reported_in_two_lines(path: Path, 
         mount_memory(small, 64 * MB)
         tiny.copy_cache(damaged, small / "copy")
         remount(small, 64 * MB, read_only=True)
-        said = []
+        messages = []
         for words in (
             ["copy", str(path), str(small / "new")],
             ["copy", str(path), str(small / "copy")],
             ["verify", str(small / "copy"), "--repair-from", str(path)],
         ):
             with redirect_stderr(StringIO()) as errors, redirect_stdout(StringIO()):
-                said.append(str(main.run(["cache", *words])))
-            said += [line for line in errors.getvalue().splitlines() if line.startswith(("error", "hint", "Trace"))]
+                messages.append(str(main.run(["cache", *words])))
+            messages += [line for line in errors.getvalue().splitlines() if line.startswith(("error", "hint", "Trace"))]
         assert not (small / "new").exists()
-        return "\n".join(said)
+        return "\n".join(messages)
 
     ended = mounted(work)
-    assert ended.code == 0, ended.said
-    lines = ended.said.splitlines()
-    assert len(lines) == 9, ended.said
+    assert ended.code == 0, ended.output
+    lines = ended.output.splitlines()
+    assert len(lines) == 9, ended.output
     for code, error, hint in zip(lines[::3], lines[1::3], lines[2::3], strict=True):
-        assert code == "1" and "Read-only file system" in error, ended.said
+        assert code == "1" and "Read-only file system" in error, ended.output
         assert hint == "hint: fix the permissions of the folder, or choose another one"
 
 
@@ -149,8 +149,8 @@ def limited_copy(source: Path, target: str, most_bytes: int) -> Ended:
 
 def test_files_that_may_not_grow_are_reported_and_the_copy_resumes(path: Path, tmp_path: Path) -> None:
     ended = limited_copy(path, str(tmp_path / "copy"), 3500)
-    assert ended.code == 1 and ended.said.startswith("copying part 0: File too large"), ended.said
-    assert "ulimit -f" in ended.said
+    assert ended.code == 1 and ended.output.startswith("copying part 0: File too large"), ended.output
+    assert "ulimit -f" in ended.output
     assert_committed_is_right(tmp_path / "copy", path)
     assert not (tmp_path / "copy" / layout.INDEX).exists()
     copy_cache(path, tmp_path / "copy")
@@ -160,5 +160,5 @@ def test_files_that_may_not_grow_are_reported_and_the_copy_resumes(path: Path, t
 
 def test_a_full_disk_here_on_the_way_to_a_url_is_reported(path: Path) -> None:
     ended = limited_copy(path, "memory://sent/here", 3500)
-    assert ended.code == 1 and ended.said.startswith("downloading parts/0000"), ended.said
-    assert f"File too large ({tempfile.gettempdir()}/kdpipe-copy-" in ended.said
+    assert ended.code == 1 and ended.output.startswith("downloading parts/0000"), ended.output
+    assert f"File too large ({tempfile.gettempdir()}/kdpipe-copy-" in ended.output

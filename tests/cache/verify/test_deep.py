@@ -89,7 +89,7 @@ def children() -> list[psutil.Process]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("what", "seconds", "told"),
+    ("what", "seconds", "reported"),
     [
         ("os.kill(os.getpid(), signal.SIGKILL)", 60, "decoding it was ended by signal 9"),
         ("os.kill(os.getpid(), signal.SIGSTOP)", 20, "decoding it took more than 20 seconds"),
@@ -100,12 +100,12 @@ def children() -> list[psutil.Process]:
     ids=["killed", "stopped", "memory", "exit", "error"],
 )
 def test_a_part_that_ends_its_child_costs_only_itself(
-    what: str, seconds: float, told: str, cache: Path, tmp_path: Path, at_part: Plant
+    what: str, seconds: float, reported: str, cache: Path, tmp_path: Path, at_part: Plant
 ) -> None:
     at_part(what)
     found = deep_problems(str(broken_last_part(cache, tmp_path)), [0, 1, 2, 3], seconds_per_part=seconds)
     assert [problem.part for problem in found] == [1, 3]
-    assert found[0].file == PART and found[0].what.startswith(told)
+    assert found[0].file == PART and found[0].what.startswith(reported)
     assert ("ZeroDivisionError: x" in found[0].what) == ("ZeroDivisionError" in what)
     assert "chunk" in found[1].what
     assert not children()
@@ -126,7 +126,7 @@ def test_an_unfinished_answer_is_none(cache: Path, at_part: Plant) -> None:
 
 
 @pytest.mark.parametrize(
-    ("what", "told"),
+    ("what", "reported"),
     [
         ("sys.stderr.write('no numpy here\\n'); os._exit(5)", "it failed with exit code 5: no numpy here"),
         ("os.kill(os.getpid(), signal.SIGKILL)", "it was ended by signal 9"),
@@ -134,7 +134,7 @@ def test_an_unfinished_answer_is_none(cache: Path, at_part: Plant) -> None:
     ],
 )
 def test_a_child_that_cannot_start_is_an_error_and_no_problem(
-    what: str, told: str, cache: Path, at_start: Plant, monkeypatch: pytest.MonkeyPatch
+    what: str, reported: str, cache: Path, at_start: Plant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     at_start(what)
     started = []
@@ -142,7 +142,7 @@ def test_a_child_that_cannot_start_is_an_error_and_no_problem(
     monkeypatch.setattr(subprocess, "Popen", lambda *words, **options: started.append(1) or popen(*words, **options))
     with pytest.raises(KdpipeError, match="the decoder process") as caught:
         deep_problems(str(cache), [0, 1, 2])
-    assert told in caught.value.message and caught.value.exit_code == 1
+    assert reported in caught.value.message and caught.value.exit_code == 1
     assert len(started) == 1
 
 
@@ -202,10 +202,10 @@ def test_the_limits_are_those_that_are_stated() -> None:
         return "free"
 
     ended = in_child(work)
-    assert (ended.code, ended.said) == (0, "bound")
+    assert (ended.code, ended.output) == (0, "bound")
 
 
-def test_processor_time_ends_a_process_and_a_lower_limit_stands() -> None:
+def test_processor_time_ends_a_process_and_a_lower_limit_is_kept() -> None:
     def busy() -> None:
         limit_processor_seconds(1)
         while True:
@@ -220,21 +220,21 @@ def test_processor_time_ends_a_process_and_a_lower_limit_stands() -> None:
 
     assert in_child(busy).code == -signal.SIGXCPU
     ended = in_child(lowered)
-    assert ended.said == f"(500, 500) {(1 << 40, 1 << 40)}", ended
+    assert ended.output == f"(500, 500) {(1 << 40, 1 << 40)}", ended
 
 
 @pytest.mark.slow
 def test_a_part_is_requested_after_the_one_before_it(cache: Path) -> None:
-    asked = list[int]()
+    requested = list[int]()
 
     def numbers() -> Iterator[int]:
         for number in (2, 0):
-            asked.append(number)
+            requested.append(number)
             yield number
 
     for number, problems in decoded(str(cache), numbers(), 0):
-        assert (asked[-1], problems) == (number, [])
-    assert asked == [2, 0] and not children()
+        assert (requested[-1], problems) == (number, [])
+    assert requested == [2, 0] and not children()
 
 
 @pytest.mark.slow
@@ -261,19 +261,21 @@ def test_an_unknown_level_is_refused_first(level: str, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("array", "column", "told"),
+    ("array", "column", "reported"),
     [
         ("logprob", "", "exact mass and tail of a row do not sum to 1"),
         ("row", "loss_mask", "a row with loss_mask false has targets"),
         ("row", "entropy", "entropy is a number where"),
     ],
 )
-def test_numbers_that_lie_are_named_through_a_real_child(array: str, column: str, told: str, tmp_path: Path) -> None:
+def test_numbers_that_lie_are_named_through_a_real_child(
+    array: str, column: str, reported: str, tmp_path: Path
+) -> None:
     path = fresh_cache(tmp_path / "cache")
     recode(path, array, np.zeros_like, column)
     report = verify_cache(path, "deep")
     assert not report.ok and {problem.part for problem in report.problems} == {0}
-    assert any(told in problem.what for problem in report.problems), report.problems
+    assert any(reported in problem.what for problem in report.problems), report.problems
 
 
 @pytest.mark.slow

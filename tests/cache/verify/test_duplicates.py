@@ -220,7 +220,7 @@ def _piece(document: int, content: int, columns: dict[str, Any]) -> Sequence:
 def test_digests_of_other_tokens_are_a_problem_where_duplicates_are_counted(tmp_path: Path) -> None:
     """A forger who changes the digests of a copied part does not hide it."""
     recipe = replace(FOUR, kind="topk", documents={"train": 4})
-    for name, count, told in (("counted", 0, ["digests of 1 document "]), ("unknown", None, [])):
+    for name, count, reported in (("counted", 0, ["digests of 1 document "]), ("unknown", None, [])):
         manifest = counted(recipe, train=count)
         writer = create_cache(tmp_path / name, manifest)
         writer.publish_tables(synthetic_tables(recipe))
@@ -231,7 +231,7 @@ def test_digests_of_other_tokens_are_a_problem_where_duplicates_are_counted(tmp_
                 part.add(replace(sequence, digests=digests), block)
         writer.seal()
         whats = [problem.what for problem in verify_cache(tmp_path / name, "deep").problems]
-        assert [what[: len("digests of 1 document ")] for what in whats] == told
+        assert [what[: len("digests of 1 document ")] for what in whats] == reported
 
 
 def test_damage_in_the_meantime_is_a_problem(tmp_path: Path) -> None:

@@ -50,9 +50,9 @@ def viewed(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 
 def use(cache: Path, when: str | None = None) -> RecordingTrainWatch:
     """Check a cache as a command that is about to use it does; what is said of it."""
-    told = RecordingTrainWatch()
-    check_before_use(cache, when, told)  # type: ignore[arg-type]  # mypy takes no str for a Literal
-    return told
+    reported = RecordingTrainWatch()
+    check_before_use(cache, when, reported)  # type: ignore[arg-type]  # mypy takes no str for a Literal
+    return reported
 
 
 def of_parts(names: list[str]) -> set[str]:
@@ -171,10 +171,10 @@ def test_a_broken_log_entry_is_replaced_after_a_new_check(cache: Path, memory: P
     use(cache)
     (file,) = memory.iterdir()
     file.write_bytes(data)
-    told = use(cache)
-    assert told.warnings[0].startswith("cannot read the record of an earlier verification")
-    assert str(file) in told.warnings[0]
-    assert len(told.lines) == 2
+    reported = use(cache)
+    assert reported.warnings[0].startswith("cannot read the record of an earlier verification")
+    assert str(file) in reported.warnings[0]
+    assert len(reported.lines) == 2
     assert use(cache).lines == []
     assert list(memory.iterdir()) == [file]
 
@@ -183,9 +183,9 @@ def test_a_log_that_cannot_be_written_is_only_a_warning(cache: Path, memory: Pat
     memory.parent.parent.mkdir()
     memory.parent.write_text("a file where a folder is due")
     for _ in range(2):
-        told = use(cache)
-        assert len(told.lines) == 2
-        assert told.warnings[-1].startswith("could not record that the cache was verified")
+        reported = use(cache)
+        assert len(reported.lines) == 2
+        assert reported.warnings[-1].startswith("could not record that the cache was verified")
 
 
 def test_a_log_that_cannot_be_read_is_only_a_warning(cache: Path, memory: Path) -> None:
@@ -193,10 +193,10 @@ def test_a_log_that_cannot_be_read_is_only_a_warning(cache: Path, memory: Path) 
     (file,) = memory.iterdir()
     file.unlink()
     file.mkdir()
-    told = use(cache)
-    assert len(told.lines) == 2
-    assert "cannot be read: Is a directory" in told.warnings[0]
-    assert "could not record" in told.warnings[1]
+    reported = use(cache)
+    assert len(reported.lines) == 2
+    assert "cannot be read: Is a directory" in reported.warnings[0]
+    assert "could not record" in reported.warnings[1]
 
 
 def test_a_machine_without_a_home_folder_checks_each_time(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,9 +205,9 @@ def test_a_machine_without_a_home_folder_checks_each_time(cache: Path, monkeypat
 
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setattr(Path, "home", nowhere)
-    told = use(cache)
-    assert len(told.lines) == 2
-    assert [warning.endswith("Could not determine home directory.") for warning in told.warnings] == [True]
+    reported = use(cache)
+    assert len(reported.lines) == 2
+    assert [warning.endswith("Could not determine home directory.") for warning in reported.warnings] == [True]
 
 
 def test_a_read_only_cache_is_checked_and_recorded(cache: Path, tmp_path: Path) -> None:
@@ -218,28 +218,28 @@ def test_a_read_only_cache_is_checked_and_recorded(cache: Path, tmp_path: Path) 
         return f"{len(use(tmp_path / 'stick' / 'cache').lines)} {len(use(tmp_path / 'stick' / 'cache').lines)}"
 
     ended = mounted(work)
-    assert (ended.code, ended.said) == (0, "2 0")
+    assert (ended.code, ended.output) == (0, "2 0")
 
 
 def test_files_that_change_while_they_are_checked_are_not_recorded(
     cache: Path, memory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told = RecordingTrainWatch()
+    reported = RecordingTrainWatch()
 
     def changing() -> float:
         os.utime(cache / SHARD, (1, 1))
         return 0.0
 
-    check_before_use(cache, None, told, changing)
-    assert [str(cache) in warning for warning in told.warnings] == [True]
+    check_before_use(cache, None, reported, changing)
+    assert [str(cache) in warning for warning in reported.warnings] == [True]
     assert not memory.exists()
 
 
 def test_a_long_check_reports_progress(cache: Path) -> None:
-    told = RecordingTrainWatch()
+    reported = RecordingTrainWatch()
     ticks = iter(range(0, 1000, 20))
-    check_before_use(cache, None, told, clock=lambda: float(next(ticks)))
-    assert [line for line in told.lines if line.endswith("parts verified")] == [
+    check_before_use(cache, None, reported, clock=lambda: float(next(ticks)))
+    assert [line for line in reported.lines if line.endswith("parts verified")] == [
         f"{n} of 4 parts verified" for n in (1, 3)
     ]
 
@@ -253,14 +253,14 @@ def test_a_cache_that_was_verified_is_not_checked_again(cache: Path) -> None:
 
 
 def test_a_writer_remembers_a_cache_all_of_whose_parts_it_wrote(tmp_path: Path, memory: Path) -> None:
-    told = RecordingTrainWatch()
+    reported = RecordingTrainWatch()
     writer = begin_cache(tmp_path / "made")
     for number in writer.missing():
         write_part(writer, number)
     assert writer.wrote_all
     writer.seal()
-    record_written(writer, told)
-    assert told.warnings == []
+    record_written(writer, reported)
+    assert reported.warnings == []
     assert use(tmp_path / "made").lines == []
 
 

@@ -63,7 +63,7 @@ def run_batch(caches: Caches, folder: Path, seeds: range) -> list[str]:
 
     ended = in_limits(work)
     lines = log.read_text().splitlines()
-    assert ended.code == 0, f"ended with {ended.code} at {lines[-1:]}\n{ended.said}"
+    assert ended.code == 0, f"ended with {ended.code} at {lines[-1:]}\n{ended.output}"
     return lines
 
 
@@ -119,5 +119,5 @@ def everything_or_error(path: Path) -> str:
 
 @pytest.mark.slow
 def test_a_child_that_takes_too_much_is_seen() -> None:
-    assert "MemoryError" in in_limits(lambda: str(len(bytearray(2 << 30)))).said
+    assert "MemoryError" in in_limits(lambda: str(len(bytearray(2 << 30)))).output
     assert in_limits(signal.pause, seconds=1).code == -signal.SIGALRM

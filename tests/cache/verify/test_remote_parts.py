@@ -136,13 +136,13 @@ def test_parts_are_decoded_one_by_one_where_there_is_room_for_no_more(
 
     monkeypatch.setattr(remote_parts.RemoteParts, "_download", bring)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
-    told = list[str]()
+    reported = list[str]()
     site = Site(path)
     with serving(site) as url:
-        assert verify_cache(url, "deep", replace(RetryPolicy(), report=told.append)).ok
+        assert verify_cache(url, "deep", replace(RetryPolicy(), report=reported.append)).ok
         n_requests = site.n_requests
         assert most == [0, 0, 0, 0]
-        assert len(told) == 1 and f"{remote_parts.most_at_once(manifest, records):,} bytes" in told[0]
+        assert len(reported) == 1 and f"{remote_parts.most_at_once(manifest, records):,} bytes" in reported[0]
         free -= 1
         with pytest.raises(CacheWriteError) as refused:
             verify_cache(url, "deep")

@@ -122,7 +122,7 @@ def test_a_cache_made_from_others_need_not_have_entries(cache: Path) -> None:
     assert verify_cache(cache, "full").notes == ()
 
 
-def test_a_note_stands_beside_the_problems_of_the_same_cache(cache: Path) -> None:
+def test_a_note_is_listed_beside_the_problems_of_the_same_cache(cache: Path) -> None:
     (cache / layout.journal_file(1)).write_bytes(b"")
     tiny.flip_bit(cache / "parts/00002/sequences.arrow", 1000)
     report = verify_cache(cache, "full")

@@ -81,10 +81,10 @@ def die_at(path: Path, number: int, when: Literal["before", "after", "half"]) ->
 
     ended = Child(work).wait()
     os.close(write)
-    said = os.read(read, 4096).decode()
+    messages = os.read(read, 4096).decode()
     os.close(read)
-    assert ended.code in (0, -signal.SIGKILL), ended.said
-    return ended.code, said
+    assert ended.code in (0, -signal.SIGKILL), ended.output
+    return ended.code, messages
 
 
 def kill_by_calls(folder: Path, rounds: int | None, seed: int, whole: tuple[str, dict[str, str]]) -> Counter[str]:
@@ -100,9 +100,9 @@ def kill_by_calls(folder: Path, rounds: int | None, seed: int, whole: tuple[str,
         path = folder / str(number) / "cache"
         place = 1 + number * n_calls // n_rounds
         for _ in range(rng.randint(1, MAX_KILLS)):
-            code, said = die_at(path, place, rng.choice(WHEN))
+            code, messages = die_at(path, place, rng.choice(WHEN))
             if code:
-                met[phase(said)] += 1
+                met[phase(messages)] += 1
             check(path)
             place = rng.randint(1, n_calls)
         check_whole(path, whole)

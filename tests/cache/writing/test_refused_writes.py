@@ -57,7 +57,7 @@ def fill_then_go_on(disk: Path) -> str:
     try:
         make_cache(path)
     except WriteError as error:
-        said = f"{error.message}\n{error.hint}\n"
+        messages = f"{error.message}\n{error.hint}\n"
     else:
         raise AssertionError("everything fits")
     there = list(parts_in(path))
@@ -66,14 +66,14 @@ def fill_then_go_on(disk: Path) -> str:
     remount(disk, 4 << 20)
     identity = resume_cache(path)
     assert digests.items() <= digests_of(path).items()
-    return f"{said}{len(there)} parts\n{identity}"
+    return f"{messages}{len(there)} parts\n{identity}"
 
 
 def test_a_full_disk_stops_with_advice_and_nothing_is_lost(tmp_path: Path, whole: str) -> None:
     disk = tmp_path / "disk"
     ended = mounted(partial(fill_then_go_on, disk))
-    assert ended.code == 0, ended.said
-    message, hint, parts, identity = ended.said.splitlines()
+    assert ended.code == 0, ended.output
+    message, hint, parts, identity = ended.output.splitlines()
     number = int(parts.split()[0])
     assert message == f"writing part {number}: No space left on device ({disk}/cache)"
     assert re.fullmatch(
@@ -92,8 +92,8 @@ def test_a_limit_on_file_sizes_is_named(tmp_path: Path, whole: str) -> None:
         return make_cache(path)
 
     ended = in_child(limited)
-    assert ended.code == 1, ended.said
-    message, hint = ended.said.splitlines()
+    assert ended.code == 1, ended.output
+    message, hint = ended.output.splitlines()
     assert message == f"writing part 0: File too large ({path})"
     assert hint.startswith("raise the limit on file sizes (ulimit -f), or use smaller parts: committed parts are safe")
     assert leftovers(path) == []
@@ -111,8 +111,8 @@ def test_a_chunk_that_the_disk_refuses_in_the_middle_of_a_part_is_explained(tmp_
         return "committed"
 
     ended = in_child(limited)
-    assert ended.code == 1, ended.said
-    assert ended.said.splitlines()[0] == f"writing part 0: File too large ({tmp_path}/cache)"
+    assert ended.code == 1, ended.output
+    assert ended.output.splitlines()[0] == f"writing part 0: File too large ({tmp_path}/cache)"
 
 
 def test_a_limit_on_open_files_is_named(tmp_path: Path) -> None:
@@ -127,9 +127,9 @@ def test_a_limit_on_open_files_is_named(tmp_path: Path) -> None:
         return "written"
 
     ended = in_child(limited)
-    assert ended.code == 1, ended.said
-    assert ended.said.splitlines()[0] == f"writing part 0: Too many open files ({tmp_path}/cache)"
-    assert "raise the limit on open files (ulimit -n)" in ended.said
+    assert ended.code == 1, ended.output
+    assert ended.output.splitlines()[0] == f"writing part 0: Too many open files ({tmp_path}/cache)"
+    assert "raise the limit on open files (ulimit -n)" in ended.output
 
 
 def test_a_read_only_folder_is_named(tmp_path: Path) -> None:
@@ -141,8 +141,8 @@ def test_a_read_only_folder_is_named(tmp_path: Path) -> None:
         return make_cache(disk / "cache")
 
     ended = mounted(work)
-    assert ended.code == 1, ended.said
-    message, hint = ended.said.splitlines()
+    assert ended.code == 1, ended.output
+    message, hint = ended.output.splitlines()
     assert message == f"creating the cache: Read-only file system ({disk}/cache)"
     assert hint == "fix the permissions of the folder, or choose another one"
 
@@ -157,7 +157,7 @@ def test_a_finished_cache_on_a_read_only_disk_is_found_finished(tmp_path: Path, 
         return resume_cache(disk / "cache")
 
     ended = mounted(work)
-    assert (ended.code, ended.said) == (0, whole)
+    assert (ended.code, ended.output) == (0, whole)
 
 
 def test_a_folder_without_permission_is_named(tmp_path: Path) -> None:
@@ -173,8 +173,8 @@ def test_a_folder_without_permission_is_named(tmp_path: Path) -> None:
             return make_cache(tmp_path / "closed" / "cache")
 
     ended = in_child(work)
-    assert ended.code == 1, ended.said
-    message, hint = ended.said.splitlines()
+    assert ended.code == 1, ended.output
+    message, hint = ended.output.splitlines()
     assert message == f"creating the cache: Permission denied ({tmp_path}/closed/cache)"
     assert hint == "fix the permissions of the folder, or choose another one"
 
@@ -241,7 +241,7 @@ def test_ctrl_c_at_any_call_leaves_what_can_be_resumed(tmp_path: Path, whole: st
                     return make_cache(path)
 
             ended = Child(work).wait()
-            assert (ended.code, ended.said) == (75, "interrupted")
+            assert (ended.code, ended.output) == (75, "interrupted")
             if (path / layout.MANIFEST).exists():
                 assert problems_of_committed(path) == []
             assert resume_cache(path) == whole
@@ -267,7 +267,7 @@ def test_a_file_that_lost_bytes_is_never_called_written(tmp_path: Path) -> None:
         return "refused"
 
     ended = in_child(limited)
-    assert (ended.code, ended.said) == (0, "refused")
+    assert (ended.code, ended.output) == (0, "refused")
 
 
 def test_a_part_whose_files_something_else_removes_is_not_committed(tmp_path: Path, whole: str) -> None:

@@ -89,7 +89,7 @@ def test_processes_that_write_one_part_leave_one_good_part(tmp_path: Path, attem
     children = [Child(partial(write_marked, path, attempt, mark, gate.pass_through)) for mark in range(N_WRITERS)]
     gate.wait()
     gate.open()
-    assert [child.wait().said for child in children] == [""] * N_WRITERS
+    assert [child.wait().output for child in children] == [""] * N_WRITERS
     check_one_writer(path, attempt)
 
 
@@ -105,7 +105,7 @@ def test_processes_that_make_the_same_cache_at_once_all_end_with_it(tmp_path: Pa
     children = [Child(work) for _ in range(N_WRITERS)]
     gate.wait()
     gate.open()
-    assert [child.wait().said for child in children] == [whole] * N_WRITERS, attempt
+    assert [child.wait().output for child in children] == [whole] * N_WRITERS, attempt
     assert resume_cache(path) == whole
     assert not (path / layout.WORK).exists()
 
@@ -186,7 +186,7 @@ def stale(path: Path, name: str) -> Path:
 def test_what_a_dead_process_left_is_swept(tmp_path: Path) -> None:
     path = tmp_path / "cache"
     begin_cache(path)
-    work = stale(path, in_child(lambda: work_name("00001")).said)
+    work = stale(path, in_child(lambda: work_name("00001")).output)
     writer = begin_cache(path)
     assert not work.exists()
     assert writer.missing() == [0, 1, 2, 3]
@@ -253,7 +253,7 @@ def test_the_part_of_another_machine_is_left_alone_and_comes_last(
 
 def test_a_name_that_cannot_be_judged_is_left_alone() -> None:
     own = work_name("00001").split("~")
-    dead = in_child(lambda: work_name("00001")).said.split("~")
+    dead = in_child(lambda: work_name("00001")).output.split("~")
     assert is_abandoned("~".join(dead))
     assert not is_abandoned("~".join(own))
     assert not is_abandoned("notes.txt")

@@ -46,8 +46,8 @@ def peak_bytes(path: Path, rounds: int) -> tuple[int, int, int]:
         return f"{n_rows} {tracemalloc.get_traced_memory()[1]} {grown << 10}"
 
     ended = in_child(work)
-    assert ended.code == 0, ended.said
-    n_rows, traced, grown = map(int, ended.said.split())
+    assert ended.code == 0, ended.output
+    n_rows, traced, grown = map(int, ended.output.split())
     return n_rows, traced, grown
 
 

@@ -17,19 +17,19 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_a_page_tells_what_was_written_and_what_was_left_out(
+def test_a_page_lists_what_was_written_and_what_was_left_out(
     cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(["cache", "export", str(cache), "--to", "axolotl", "--out", str(tmp_path / "out")]) == 0
     found = capsys.readouterr().out
     n = open_cache(cache).n_positions
-    for told in (
+    for reported in (
         "4, 4 from this run",
         f"16 documents, {n:,} positions",
         "draws (samples of the tail)",
         "load_dataset(",
     ):
-        assert told in found, told
+        assert reported in found, reported
 
 
 def test_a_program_reads_one_document(cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

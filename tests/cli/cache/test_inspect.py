@@ -34,15 +34,15 @@ def shown(path: Path, capsys: pytest.CaptureFixture[str]) -> str:
     return answer.out
 
 
-def test_a_page_tells_identity_contents_and_sizes(cache: tuple[Path, str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_page_shows_identity_contents_and_sizes(cache: tuple[Path, str], capsys: pytest.CaptureFixture[str]) -> None:
     text = shown(cache[0], capsys)
     summary = inspect_cache(cache[0])
-    for told in (
+    for reported in (
         cache[1], "complete, format 1.1", "synthetic, float32, license Apache-2.0", "300 tokens", "threshold (tau 0.04",
         "normalizers for T=2, 4", f"{summary.positions:,}", "layer 2 and 4 per document", "not measured",
         "without text", f"{summary.bytes:,}",
     ):  # fmt: skip
-        assert told in text, told
+        assert reported in text, reported
     assert max(map(len, text.splitlines())) <= 120
 
 
@@ -77,7 +77,7 @@ def test_a_cache_without_any_part_can_be_looked_at(tmp_path: Path, capsys: pytes
     assert "unfinished: 0 of 4 parts" in shown(tmp_path / "empty", capsys)
 
 
-def test_fidelity_is_told_when_it_was_measured(cache: tuple[Path, str]) -> None:
+def test_fidelity_is_shown_when_it_was_measured(cache: tuple[Path, str]) -> None:
     fidelity = FidelitySummary(
         rows=2000,
         parts=3,
@@ -113,7 +113,7 @@ def test_a_damaged_record_is_refused_with_exit_3(
     assert "manifest.json" in capsys.readouterr().err
 
 
-def test_a_page_tells_what_a_cache_was_made_from(cache: tuple[Path, str]) -> None:
+def test_a_page_shows_what_a_cache_was_made_from(cache: tuple[Path, str]) -> None:
     ids = tuple(character * 64 for character in "abcde")
     history = (Origin(action="subset", caches=ids[:1], note="split train"), Origin(action="merge", caches=ids))
     text = page(inspect_cache(cache[0]).model_copy(update={"history": history}))

@@ -21,7 +21,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_merge_tells_what_it_made(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_merge_reports_its_output(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["cache", "merge", str(folder / "a"), str(folder / "b"), "--out", str(folder / "c")]
     assert run(words) == 0
     shown = capsys.readouterr()
@@ -49,7 +49,7 @@ def test_an_overlap_exits_4_and_can_be_left_out(folder: Path, capsys: pytest.Cap
     assert "documents   21, 5 of the sources dropped" in capsys.readouterr().out
 
 
-def test_parts_are_told_of_now_and_then(capsys: pytest.CaptureFixture[str]) -> None:
+def test_parts_are_reported_at_intervals(capsys: pytest.CaptureFixture[str]) -> None:
     now = [0.0]
     lines = ReshapeProgress(lambda: now[0])
     lines.begin(4, 0)

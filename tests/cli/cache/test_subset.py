@@ -20,7 +20,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield path
 
 
-def test_conditions_are_told_in_the_history(cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_conditions_are_listed_in_the_history(cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["cache", "subset", str(cache), "--out", str(tmp_path / "new"), "--split", "train", "--parts", "0:2"]
     words += ["--documents", ":7", "--by", "likelihood", "--at-least", "-9", "--at-most", "-0.5", "--json"]
     assert run(words) == 0

@@ -85,7 +85,7 @@ AGREES = AgainstReport(
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+def requested(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What the story that asks the teacher was given; it answers with `report` of it."""
     seen: dict[str, Any] = {"report": AGREES}
 
@@ -100,11 +100,11 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return seen
 
 
-def test_a_teacher_that_agrees_is_told_with_its_noise(
-    good: tuple[Path, str], asked: dict[str, Any], capsys: pytest.CaptureFixture[str]
+def test_a_teacher_that_agrees_is_reported_with_its_noise(
+    good: tuple[Path, str], requested: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(["cache", "verify", str(good[0]), "--level", "fast", "--against", "teacher"]) == 0
-    assert (asked["cache"], asked["teacher"], asked["sample"]) == (str(good[0]), "teacher", 32)
+    assert (requested["cache"], requested["teacher"], requested["sample"]) == (str(good[0]), "teacher", 32)
     assert capsys.readouterr().out.splitlines()[:4] == [
         "  teacher     teacher, 1,200 positions of 3 documents",
         "  difference  mean 2e-06 nats, max 3e-05 nats",
@@ -113,14 +113,14 @@ def test_a_teacher_that_agrees_is_told_with_its_noise(
     ]
 
 
-def test_a_teacher_that_says_something_else_exits_3(
-    good: tuple[Path, str], asked: dict[str, Any], capsys: pytest.CaptureFixture[str]
+def test_a_teacher_that_differs_exits_3(
+    good: tuple[Path, str], requested: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     problem = Problem(part=2, file="parts/00002", what="differs by 3 nats", do="make it again")
-    asked["report"] = AGREES.model_copy(update={"ok": False, "problems": (problem,)})
+    requested["report"] = AGREES.model_copy(update={"ok": False, "problems": (problem,)})
     words = ["cache", "verify", str(good[0]), "--against", "teacher", "--sample", "3"]
     assert run(words) == 3
-    assert asked["sample"] == 3
+    assert requested["sample"] == 3
     shown = capsys.readouterr().out
     assert shown.startswith("parts/00002: differs by 3 nats\n  -> make it again\n")
     assert ": 1 problem (" in shown.splitlines()[-1]
@@ -129,11 +129,11 @@ def test_a_teacher_that_says_something_else_exits_3(
     assert (answer["ok"], len(answer["problems"]), answer["against"]["bound_nats"]) == (False, 1, 0.001)
 
 
-def test_no_teacher_is_asked_about_a_damaged_cache(
-    damaged: Path, asked: dict[str, Any], capsys: pytest.CaptureFixture[str]
+def test_no_teacher_is_run_for_a_damaged_cache(
+    damaged: Path, requested: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(["cache", "verify", str(damaged), "--against", "teacher"]) == 3
-    assert "teacher" not in asked
+    assert "teacher" not in requested
 
 
 @pytest.mark.parametrize("words", [["--sample", "3"], ["--trust-remote-code"]])

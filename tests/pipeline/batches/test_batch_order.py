@@ -49,7 +49,7 @@ def test_entropy_goes_up_as_the_rows_say(cache: Cache) -> None:
     assert len({round(mean, 9) for mean in means}) > 2
 
 
-def test_length_goes_up_and_equal_lengths_are_shuffled_anew(cache: Cache) -> None:
+def test_length_goes_up_and_equal_lengths_are_shuffled_again(cache: Cache) -> None:
     n, lengths = len(cache), np.array([len(rows) for rows in cache])
     order = ordering(cache, "length", 0)
     first, second = order.at(np.arange(n)), order.at(np.arange(n, 2 * n))
@@ -59,7 +59,7 @@ def test_length_goes_up_and_equal_lengths_are_shuffled_anew(cache: Cache) -> Non
     assert first.tolist() != ordering(cache, "length", 1).at(np.arange(n)).tolist()
 
 
-def test_a_place_says_the_same_whatever_is_asked_beside_it(cache: Cache) -> None:
+def test_a_position_gives_the_same_whatever_else_is_requested(cache: Cache) -> None:
     places = [70, 0, 3, 3, 41, 200]
     for name in ("entropy", "length"):
         together = ordering(cache, name, 5).at(places)

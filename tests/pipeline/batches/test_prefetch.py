@@ -49,7 +49,7 @@ def test_a_step_is_what_its_places_say_whatever_came_before(path: Path, threads:
                     equal_batches(batch, make_batch(cache, batch.numbers, WANTS))
 
 
-def test_a_line_that_goes_on_is_made_before_it_is_asked_for(path: Path) -> None:
+def test_prefetched_items_are_made_before_they_are_requested(path: Path) -> None:
     cache = open_cache(path, "train")
     order = ordering(cache, "shuffled", 0)
     with StepLoader(cache, WANTS, batch_size=2, ahead=4) as loader:
@@ -60,7 +60,7 @@ def test_a_line_that_goes_on_is_made_before_it_is_asked_for(path: Path) -> None:
         assert loader.n_missed == 4
 
 
-def test_no_more_than_was_said_is_made_ahead(path: Path) -> None:
+def test_prefetching_stays_within_its_limit(path: Path) -> None:
     cache = open_cache(path, "train")
     made: list[tuple[int, ...]] = []
 

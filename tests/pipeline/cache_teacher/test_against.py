@@ -62,7 +62,7 @@ def test_a_teacher_with_its_own_code_runs_only_when_trusted(
     assert not verify_against(str(tmp_path / "cache"), str(own), 8, SilentWatch()).ok
 
 
-def test_a_sample_has_the_asked_number_of_documents(folder: Path) -> None:
+def test_a_sample_has_the_requested_number_of_documents(folder: Path) -> None:
     report = verify_against(str(folder / "cache"), str(folder / "teacher"), 5, SilentWatch())
     assert report.documents == 5
     report = verify_against(str(folder / "cache"), str(folder / "teacher"), EVERY_DOCUMENT, SilentWatch())

@@ -50,7 +50,7 @@ def test_the_new_cache_has_the_old_parts_and_the_new_documents(folder: Path, tmp
     report = run(more(folder, tmp_path / "new"), watch)
     assert report.complete
     assert report.known_documents == 4
-    assert any(line.startswith("4 documents skipped") for line in watch.said)
+    assert any(line.startswith("4 documents skipped") for line in watch.output)
     assert (state_of(folder / "old"), digests_of(folder / "old")) == (before, bytes_before)
     assert problems_in(tmp_path / "new") == []
     old, new = open_cache(folder / "old"), open_cache(tmp_path / "new")
@@ -85,7 +85,7 @@ def numbers_in(path: Path, split: Any) -> list[int]:
     return [number for rows in cache for number in rows.documents.tolist()]
 
 
-def said_in(path: Path) -> dict[bytes, Any]:
+def printed_in(path: Path) -> dict[bytes, Any]:
     """Log p of the next token at every row, by the digest of the segment."""
     cache, found = open_cache(path), {}
     for i in range(len(cache)):
@@ -114,8 +114,8 @@ def test_predictions_for_new_documents_are_those_of_a_cache_of_their_own(folder:
     changed = more(folder, tmp_path / "new", **topk).model_copy(update={"extend": str(tmp_path / "old")})
     run(changed)
     run(changed.model_copy(update={"out": str(tmp_path / "alone"), "extend": None}))
-    alone, both = said_in(tmp_path / "alone"), said_in(tmp_path / "new")
-    assert both.keys() == said_in(tmp_path / "old").keys() | alone.keys()
+    alone, both = printed_in(tmp_path / "alone"), printed_in(tmp_path / "new")
+    assert both.keys() == printed_in(tmp_path / "old").keys() | alone.keys()
     for digest, logprobs in alone.items():
         assert np.allclose(both[digest], logprobs, atol=1 / 64, equal_nan=True)
 

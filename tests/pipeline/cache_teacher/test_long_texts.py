@@ -62,8 +62,8 @@ def test_a_cache_of_one_text_has_a_validation_split_that_is_reported_and_recorde
     n = {split.name: split.bounds[-1] for split in cache.manifest.plan.splits}
     assert n == {"train": 4, "validation": 3}
     assert cache.manifest.data.source == "book.txt (1 document in 7 ranges)"
-    assert "data       book.txt (1 document in 7 ranges): 4 of train and 3 of validation" in watch.said
-    assert any(line.startswith("ranges     1 long text cut") for line in watch.said)
+    assert "data       book.txt (1 document in 7 ranges): 4 of train and 3 of validation" in watch.output
+    assert any(line.startswith("ranges     1 long text cut") for line in watch.output)
     held_out, trained = (sum(map(len, open_cache(folder / "whole", split))) for split in ("validation", "train"))
     assert held_out / (held_out + trained) == pytest.approx(0.1, abs=0.03)
     assert problems_in(folder / "whole") == []

@@ -79,7 +79,7 @@ def test_a_second_run_finds_everything_done(made: tuple[Path, Any, HeardWatch], 
 
 
 def test_documents_and_columns_are_described(made: tuple[Path, Any, HeardWatch]) -> None:
-    messages = "\n".join(made[2].said)
+    messages = "\n".join(made[2].output)
     assert "corpus.jsonl" in messages and "text = text" in messages and "kept = category" in messages
     assert all(line in messages for line in TEXTS[0].splitlines()[:3])
     assert "longer than 96 tokens" in messages
@@ -174,7 +174,7 @@ def test_conversations_learn_their_answers_only(folder: Path, tmp_path: Path) ->
     assert 0 < report.positions < sum(len(rows) for rows in cache) / 2
     assert cache.manifest.data.train_on == "assistant"
     assert cache.manifest.tokenizer.chat_template_sha256 is not None
-    assert any("«" in line for line in watch.said)
+    assert any("«" in line for line in watch.output)
 
 
 def test_a_dry_run_goes_the_whole_way_and_leaves_nothing(folder: Path, tmp_path: Path) -> None:
@@ -218,7 +218,7 @@ def test_parts_in_progress_on_other_workers_are_left_and_reported(
     settings, watch = settings_for(folder, sequences=SMALL_PARTS), HeardWatch()
     report = run(settings.model_copy(update={"out": str(tmp_path / "cache")}), watch)
     assert not report.complete and report.parts.made == report.parts.planned - 2
-    assert watch.said[-1].startswith("2 parts in progress")
+    assert watch.output[-1].startswith("2 parts in progress")
 
 
 def test_the_journal_names_the_worker_of_a_part(made: tuple[Path, Any, HeardWatch]) -> None:

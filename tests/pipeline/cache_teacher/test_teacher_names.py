@@ -32,13 +32,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def by(
-    folder: Path, teacher: str, out: str, said: dict[str, Any] | None = None, path: str = "corpus.jsonl", **changes: Any
+    folder: Path,
+    teacher: str,
+    out: str,
+    messages: dict[str, Any] | None = None,
+    path: str = "corpus.jsonl",
+    **changes: Any,
 ) -> Any:
     """Settings with a teacher in some folder, and what is said of it."""
     return settings_for(
         folder,
         out,
-        teacher={"name": str(folder / teacher), **(said or {})},
+        teacher={"name": str(folder / teacher), **(messages or {})},
         data={"path": str(folder / path)},
         **changes,
     )
@@ -86,15 +91,15 @@ def test_a_copy_under_another_name_resumes_and_the_manifest_stays(folder: Path, 
     assert (out / "manifest.json").read_bytes() == before
 
 
-@pytest.mark.parametrize("said", [{"display_name": "other"}, {"license": "mit"}])
+@pytest.mark.parametrize("messages", [{"display_name": "other"}, {"license": "mit"}])
 @pytest.mark.parametrize("dry_run", [False, True])
 def test_another_name_or_license_for_a_begun_cache_is_refused(
-    folder: Path, said: dict[str, str], dry_run: bool
+    folder: Path, messages: dict[str, str], dry_run: bool
 ) -> None:
     before = (folder / "cache" / "manifest.json").read_bytes()
     with pytest.raises(ConfigError) as refusal:
-        run(by(folder, "runs/large/final", "cache", said), dry_run=dry_run)
-    assert next(iter(said.values())) in refusal.value.message
+        run(by(folder, "runs/large/final", "cache", messages), dry_run=dry_run)
+    assert next(iter(messages.values())) in refusal.value.message
     assert (folder / "cache" / "manifest.json").read_bytes() == before
 
 

@@ -36,14 +36,14 @@ def test_two_workers_make_the_cache_of_one(folder: Path) -> None:
     assert report.parts.planned == len(set(watch.parts)) <= report.parts.made <= report.parts.planned + 2
     assert watch.begun is not None and watch.begun[0] == report.parts.planned
     # Messages about shared inputs are shown once.
-    assert sum("columns" in line for line in watch.said) == 1
+    assert sum("columns" in line for line in watch.output) == 1
 
 
 @pytest.mark.slow
 def test_a_message_of_all_workers_is_shown_once(folder: Path) -> None:
     watch = HeardWatch()
     run_workers(talk, [settings_for(folder)] * 2, WorkerShard(), watch)
-    assert sorted(watch.said) == sorted(watch.warned) == ["all", "worker 0", "worker 1"]
+    assert sorted(watch.output) == sorted(watch.warned) == ["all", "worker 0", "worker 1"]
 
 
 @pytest.mark.slow
@@ -72,7 +72,7 @@ def test_ctrl_c_in_a_terminal_stops_all_workers_without_a_word_of_theirs(folder:
             run_workers(interrupt_all, [settings_for(folder)] * 2, WorkerShard(), HeardWatch())
 
     ended = in_child(work)
-    assert (ended.code, ended.said) == (75, "interrupted")
+    assert (ended.code, ended.output) == (75, "interrupted")
     assert log.read_text() == ""
 
 

@@ -65,7 +65,7 @@ def test_a_tiny_corpus_needs_other_validation_documents(tmp_path: Path) -> None:
 def test_no_split_that_is_wanted_is_a_note(texts: list[str], tmp_path: Path) -> None:
     watch = heard(tmp_path, texts, val_fraction=0.0)
     assert watch.warned == []
-    assert any("--val-fraction 0" in line for line in watch.said)
+    assert any("--val-fraction 0" in line for line in watch.output)
 
 
 def test_a_large_enough_split_has_no_warning(tmp_path: Path) -> None:

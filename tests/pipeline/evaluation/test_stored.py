@@ -83,7 +83,7 @@ def test_an_adapter_names_its_base(tmp_path: Path) -> None:
         base_model_of(str(tmp_path))
 
 
-def test_a_run_stands_for_the_student_in_its_final_folder(tmp_path: Path) -> None:
+def test_a_run_is_loaded_as_the_student_in_its_final_folder(tmp_path: Path) -> None:
     run = run_folder(tmp_path / "run", {"seed": 0}, None)
     with pytest.raises(ConfigError, match=r"has no student yet") as caught:
         student_folder(str(run))

@@ -60,7 +60,7 @@ def test_calibration_is_the_mean_gap_of_fifteen_bins() -> None:
     assert evaluated(right).ece == 0.0
 
 
-def test_what_one_batch_does_not_know_nobody_knows() -> None:
+def test_an_unknown_of_one_batch_is_unknown_for_all() -> None:
     found = evaluated(rows(), rows(document_N=[1], kl_N=None, agreed_N=None, teacher_entropy_N=None))
     assert found.kl_teacher is found.kl_teacher_estimate is found.top1_agreement is None
     assert found.by_entropy == ()

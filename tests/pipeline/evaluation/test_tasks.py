@@ -17,7 +17,7 @@ from support.lm_task import local_task
 from support.models import tiny_llama
 
 
-def test_without_the_library_its_install_line_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_library_its_install_line_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="needs lm-eval, which is not installed") as caught:
         check_tasks(["hellaswag"])
@@ -30,7 +30,7 @@ def test_a_task_file_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_task_that_nobody_knows_is_refused_with_near_ones() -> None:
+def test_an_unknown_task_is_refused_with_near_ones() -> None:
     with pytest.raises(ConfigError, match="hellaswagg") as caught:
         check_tasks(["hellaswagg"])
     assert "did you mean hellaswag" in str(caught.value.hint)

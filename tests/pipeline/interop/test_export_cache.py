@@ -271,9 +271,9 @@ def test_of_two_exports_into_one_folder_one_wins(
             assert all(each.code in (0, 2) for each in ended) and sum(each.code == 0 for each in ended) <= 1, ended
             continue
         (won,), (lost,) = ([each for each in ended if (each.code == 0) == good] for good in (True, False))
-        assert lost.code == 2, lost.said
-        assert "is in use by process" in lost.said or "is not part of this export" in lost.said
-        check_files_of(out, {won.said})
+        assert lost.code == 2, lost.output
+        assert "is in use by process" in lost.output or "is not part of this export" in lost.output
+        check_files_of(out, {won.output})
         assert len(list(out.iterdir())) == 4
 
 

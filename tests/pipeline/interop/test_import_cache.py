@@ -113,7 +113,7 @@ def test_the_manifest_states_the_source_and_what_it_lacks(source: Path, tokenize
     assert "entropy" in report.unknown
     assert "teacher" not in report.unknown
     assert stated.data.source == f"topk: {source.name}"
-    assert watch.said == [
+    assert watch.output == [
         "source     2 files of topk: list t predicts token t + 1",
         f"rows       24 with {report.positions} positions, up to 27 tokens",
     ]

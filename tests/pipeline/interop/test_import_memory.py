@@ -61,8 +61,8 @@ def peak_bytes(folder: Path, n_rows: int, words: Path) -> int:
         mock.patch.object(importing, "MAX_ENTRIES_PER_PART", ENTRIES_A_PART),
     ):
         ended = in_child(work)
-    assert ended.code == 0, ended.said
-    return int(ended.said)
+    assert ended.code == 0, ended.output
+    return int(ended.output)
 
 
 @pytest.mark.slow

@@ -19,9 +19,9 @@ def test_bounds_are_bounds(seed: int, n_exact: int, temperature: float) -> None:
     w = world(seed=seed, n=3, vocabulary=9, width=3)
     kept = targets(w, largest_ids(w, [n_exact] * 3), draws=4)
     for name in DIVERGENCES:
-        asked = [Asked(name=name, temperature=temperature)]
-        _, found = ours(w, asked, kept, dtype=torch.float64, loss_options=LossOptions(tail_weight=0.0))
-        assert 0 <= found.total <= answer(w, asked).total + 1e-5
+        requested = [Asked(name=name, temperature=temperature)]
+        _, found = ours(w, requested, kept, dtype=torch.float64, loss_options=LossOptions(tail_weight=0.0))
+        assert 0 <= found.total <= answer(w, requested).total + 1e-5
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0, 4.0])
@@ -29,9 +29,9 @@ def test_bounds_are_bounds(seed: int, n_exact: int, temperature: float) -> None:
 def test_nothing_is_lost_where_the_student_is_the_teacher(name: str, temperature: float) -> None:
     w = copied_teacher(3)
     kept = targets(w, largest_ids(w, [1, 2, 3, 4, 11]), draws=4, values=True)
-    asked = [Asked(name=name, temperature=temperature)]
+    requested = [Asked(name=name, temperature=temperature)]
     for tail_weight in (0.0, 1.0):
-        _, found = ours(w, asked, kept, dtype=torch.float64, loss_options=LossOptions(tail_weight=tail_weight))
+        _, found = ours(w, requested, kept, dtype=torch.float64, loss_options=LossOptions(tail_weight=tail_weight))
         assert found.total == pytest.approx(0, abs=1e-6)
         if tail_weight == 0.0 and name != "total_variation":
             assert found.states_NH.abs().max() < 1e-6

@@ -13,7 +13,7 @@ DIVERGENCES = [name for name, loss in LOGIT_LOSSES.items() if loss.compares == "
 NOTHING = torch.zeros(12, 0)
 
 
-def spoken_by(width: int = 5, *, bias: bool = False, cap: float | None = None) -> tuple[World, Targets, TeacherHead]:
+def printed_by(width: int = 5, *, bias: bool = False, cap: float | None = None) -> tuple[World, Targets, TeacherHead]:
     """A world whose teacher has states and a head of its own."""
     made = torch.Generator().manual_seed(5)
     states, weight = (torch.randn(n, width, generator=made).double() for n in (12, 23))
@@ -40,40 +40,40 @@ def spoken_by(width: int = 5, *, bias: bool = False, cap: float | None = None) -
 @pytest.mark.parametrize("name", DIVERGENCES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_every_loss_is_exact_at_any_temperature(name: str, temperature: float, dtype: torch.dtype) -> None:
-    w, kept, teacher = spoken_by()
-    asked = [Asked(name="ce", coefficient=0.1), Asked(name=name, coefficient=0.9, temperature=temperature)]
-    _, found = ours(w, asked, kept, dtype=dtype, teacher=teacher)
-    assert distance(found, answer(w, asked)) < tolerance(asked, dtype)
+    w, kept, teacher = printed_by()
+    requested = [Asked(name="ce", coefficient=0.1), Asked(name=name, coefficient=0.9, temperature=temperature)]
+    _, found = ours(w, requested, kept, dtype=dtype, teacher=teacher)
+    assert distance(found, answer(w, requested)) < tolerance(requested, dtype)
 
 
 @pytest.mark.parametrize("opaque", [False, True])
 @pytest.mark.parametrize("autocast", [False, True])
 def test_heads_with_bias_and_cap_are_the_teachers_and_the_students_own(opaque: bool, autocast: bool) -> None:
-    w, kept, teacher = spoken_by(bias=True, cap=4.0)
+    w, kept, teacher = printed_by(bias=True, cap=4.0)
     w = World(**{**vars(w), "soft_cap": 3.0, "scale": 0.5})
-    asked = [Asked(name="ce", coefficient=0.1), Asked(name="jsd", coefficient=0.9, temperature=2.0)]
+    requested = [Asked(name="ce", coefficient=0.1), Asked(name="jsd", coefficient=0.9, temperature=2.0)]
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
-        _, found = ours(w, asked, kept, teacher=teacher, opaque=opaque)
-    assert distance(found, answer(w, asked)) < tolerance(asked, torch.bfloat16 if autocast else torch.float32)
+        _, found = ours(w, requested, kept, teacher=teacher, opaque=opaque)
+    assert distance(found, answer(w, requested)) < tolerance(requested, torch.bfloat16 if autocast else torch.float32)
 
 
 def test_nothing_is_left_to_renormalize() -> None:
-    w, kept, teacher = spoken_by()
+    w, kept, teacher = printed_by()
     _, found = ours(w, [Asked(name="renormalized")], kept, teacher=teacher)
     due = answer(w, [Asked(name="forward_kl")])
     assert abs(found.total - due.total) < 1e-4
 
 
 def test_chunks_and_chosen_rows_are_as_for_entries() -> None:
-    w, kept, teacher = spoken_by()
-    asked = [Asked(name="reverse_kl", coefficient=0.9, chosen_N=torch.arange(12) < 7)]
+    w, kept, teacher = printed_by()
+    requested = [Asked(name="reverse_kl", coefficient=0.9, chosen_N=torch.arange(12) < 7)]
     for rows in (8, 96):
-        _, found = ours(w, asked, kept, teacher=teacher, chunk_rows=rows)
-        assert distance(found, answer(w, asked)) < 2e-5
+        _, found = ours(w, requested, kept, teacher=teacher, chunk_rows=rows)
+        assert distance(found, answer(w, requested)) < 2e-5
 
 
 def test_a_teachers_head_of_half_precision_is_widened_once() -> None:
-    w, kept, teacher = spoken_by()
+    w, kept, teacher = printed_by()
     half = TeacherHead(weight_VH=teacher.weight_VH.bfloat16(), logit_scale=1.5)
     logits = half.to(torch.device("cpu")).logits(kept.state_NH.bfloat16(), torch.float32)  # type: ignore[union-attr]
     assert logits.dtype is torch.float32

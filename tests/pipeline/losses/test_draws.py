@@ -30,14 +30,14 @@ def flat(found: object) -> Tensor:
 def deviations(w: World, name: str, temperature: float, values: bool, *, target: float = 1.0) -> tuple[Tensor, Tensor]:
     """By number, how far the mean over seeds is from the dense loss, in standard errors; and the spread of one seed."""
     exact = largest_ids(w, EXACT)
-    asked = [Asked(name=name, temperature=temperature)]
+    requested = [Asked(name=name, temperature=temperature)]
     seen = []
     for seed in range(SEEDS):
         kept = targets(w, exact, draws=3, seed=seed, values=values, target_temperature=target)
-        seen.append(flat(ours(w, asked, kept, dtype=torch.float64, chunk_rows=6)[1]))
+        seen.append(flat(ours(w, requested, kept, dtype=torch.float64, chunk_rows=6)[1]))
     all_ = torch.stack(seen)
     error = all_.std(dim=0) / math.sqrt(SEEDS) + 1e-7
-    return (all_.mean(dim=0) - flat(answer(w, asked))) / error, all_.std(dim=0)
+    return (all_.mean(dim=0) - flat(answer(w, requested))) / error, all_.std(dim=0)
 
 
 @pytest.mark.slow
@@ -91,8 +91,8 @@ def test_a_tail_weight_above_1_is_divided_by_the_mean_tail_mass_of_the_sequence(
     rows = [torch.arange(12) == r for r in range(12)]
 
     def alone(r: int, loss_options: LossOptions) -> float:
-        asked = [Asked(name="forward_kl", chosen_N=rows[r])]
-        return ours(w, asked, kept, dtype=torch.float64, loss_options=loss_options, sequence_N=sequence_N)[1].total
+        requested = [Asked(name="forward_kl", chosen_N=rows[r])]
+        return ours(w, requested, kept, dtype=torch.float64, loss_options=loss_options, sequence_N=sequence_N)[1].total
 
     assert kept.log_tail_N is not None
     mass = kept.log_tail_N.exp()

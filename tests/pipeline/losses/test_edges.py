@@ -40,9 +40,9 @@ def sure(n: int, log_tail: float) -> Targets:
 @pytest.mark.parametrize("log_tail", [-math.inf, -120.0])
 def test_one_id_of_probability_1_is_finite(name: str, temperature: float, opaque: bool, log_tail: float) -> None:
     w = world(seed=31)
-    asked = [Asked(name=name, temperature=1.0 if name == "ce" else temperature)]
-    _, found = ours(w, asked, sure(12, log_tail), opaque=opaque)
-    q = softmax(student_logits(w, w.states_NH, w.weight_VH, None), asked[0].temperature)
+    requested = [Asked(name=name, temperature=1.0 if name == "ce" else temperature)]
+    _, found = ours(w, requested, sure(12, log_tail), opaque=opaque)
+    q = softmax(student_logits(w, w.states_NH, w.weight_VH, None), requested[0].temperature)
     assert torch.isfinite(found.states_NH).all() and torch.isfinite(found.weight_VH).all()
     if name in ("forward_kl", "renormalized"):
         assert found.total == pytest.approx(float(-q[:, 0].log().sum()), rel=1e-4)
@@ -83,13 +83,13 @@ def test_no_rows_give_nothing_and_no_gradient(opaque: bool, watch: bool) -> None
 def test_rows_that_no_term_has_chosen_give_nothing() -> None:
     w = world(seed=34)
     nobody = torch.zeros(12, dtype=torch.bool)
-    asked = [Asked(name="ce", chosen_N=nobody), Asked(name="reverse_kl", chosen_N=nobody)]
-    _, found = ours(w, asked, targets(w, largest_ids(w, [3] * 12)))
+    requested = [Asked(name="ce", chosen_N=nobody), Asked(name="reverse_kl", chosen_N=nobody)]
+    _, found = ours(w, requested, targets(w, largest_ids(w, [3] * 12)))
     assert found.total == 0 and not found.weight_VH.any() and not found.states_NH.any()
 
 
 @pytest.mark.parametrize("opaque", [False, True])
-def test_labels_among_and_outside_the_kept_ids_are_learnt(opaque: bool) -> None:
+def test_labels_among_and_outside_the_kept_ids_are_trained_on(opaque: bool) -> None:
     w = world(seed=35)
     exact = largest_ids(w, [3] * 12)
     for place in (0, 2, None):
@@ -98,9 +98,9 @@ def test_labels_among_and_outside_the_kept_ids_are_learnt(opaque: bool) -> None:
             [ids[place] if place is not None else out for ids, out in zip(exact, outside, strict=True)]
         )
         labeled = replace(w, labels_N=labels)
-        asked = [Asked(name="ce", coefficient=0.4), Asked(name="forward_kl", coefficient=0.6, exact=exact)]
-        _, found = ours(labeled, asked, targets(w, exact), opaque=opaque)
-        assert distance(found, answer(labeled, asked)) < 2e-5
+        requested = [Asked(name="ce", coefficient=0.4), Asked(name="forward_kl", coefficient=0.6, exact=exact)]
+        _, found = ours(labeled, requested, targets(w, exact), opaque=opaque)
+        assert distance(found, answer(labeled, requested)) < 2e-5
 
 
 def test_a_tied_head_and_embedding_share_one_gradient() -> None:
@@ -155,15 +155,15 @@ def test_frozen_states_leave_the_head_to_learn(opaque: bool) -> None:
 def test_autocast_gives_gradients_in_the_type_of_the_weights(opaque: bool, dtype: torch.dtype) -> None:
     w = world(seed=39)
     exact = largest_ids(w, [5] * 12)
-    asked = [Asked(name="ce", coefficient=0.1), Asked(name="forward_kl", coefficient=0.9, exact=exact)]
+    requested = [Asked(name="ce", coefficient=0.1), Asked(name="forward_kl", coefficient=0.9, exact=exact)]
     with torch.autocast("cpu", dtype=dtype):
-        result, found = ours(w, asked, targets(w, exact), opaque=opaque)
+        result, found = ours(w, requested, targets(w, exact), opaque=opaque)
     assert result.total.dtype is torch.float32
-    assert distance(found, answer(w, asked)) < (4e-2 if dtype is torch.bfloat16 else 5e-3)
+    assert distance(found, answer(w, requested)) < (4e-2 if dtype is torch.bfloat16 else 5e-3)
 
 
 @pytest.mark.parametrize("opaque", [False, True])
-def test_a_body_with_gradient_checkpointing_learns_the_same(opaque: bool) -> None:
+def test_gradient_checkpointing_leaves_gradients_equal(opaque: bool) -> None:
     w = world(seed=40)
     kept = targets(w, largest_ids(w, [3] * 12), draws=3)
     found: list[Tensor] = []
@@ -289,7 +289,7 @@ def test_statistics_are_those_of_the_whole_distribution() -> None:
                 torch.testing.assert_close(one.double(), due, rtol=1e-5, atol=1e-5)
 
 
-def test_nothing_asked_is_nothing_done() -> None:
+def test_no_request_does_nothing() -> None:
     w = world(seed=47)
     result = HeadLosses(head_of(w, linear(w, torch.float32)), LossOptions())(w.states_NH.float(), w.labels_N, None, ())
     assert float(result.total) == 0 and result.sums == {} and result.statistics is None

@@ -57,11 +57,11 @@ def test_draws_belong_to_the_bin_at_another_temperature(name: str, temperature: 
 def test_skew_and_beta_are_taken(beta: float) -> None:
     w = world(seed=3)
     exact = largest_ids(w, HALF_KEPT)
-    asked = [
+    requested = [
         Asked(name="skew_kl", exact=exact, options={"skew": beta}),
         Asked(name="jsd", exact=exact, options={"beta": beta}),
     ]
-    assert_equal(w, asked, targets(w, exact), loss_options=LossOptions(skew=beta, beta=beta))
+    assert_equal(w, requested, targets(w, exact), loss_options=LossOptions(skew=beta, beta=beta))
 
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)
@@ -69,7 +69,7 @@ def test_terms_are_weighed_and_taken_over_their_own_rows(temperature: float) -> 
     w = world(seed=4)
     exact = largest_ids(w, HALF_KEPT)
     some = torch.arange(12) % 3 != 0
-    asked = [
+    requested = [
         Asked(name="ce", coefficient=0.1 / 4, chosen_N=~some),
         *(
             Asked(
@@ -82,8 +82,8 @@ def test_terms_are_weighed_and_taken_over_their_own_rows(temperature: float) -> 
             for i, name in enumerate([*DIVERGENCES, "renormalized"])
         ),
     ]
-    assert_equal(w, asked, targets(w, exact), dtype=torch.float64)
-    assert_equal(w, asked, targets(w, exact))
+    assert_equal(w, requested, targets(w, exact), dtype=torch.float64)
+    assert_equal(w, requested, targets(w, exact))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
@@ -96,13 +96,13 @@ def test_labels_alone_need_no_targets(dtype: torch.dtype) -> None:
 def test_heads_of_every_kind_agree_with_the_twin(head: dict[str, float], opaque: bool) -> None:
     w = world(seed=6, **head)  # type: ignore[arg-type]
     exact = largest_ids(w, HALF_KEPT)
-    asked = [
+    requested = [
         Asked(name="ce", coefficient=0.1),
         Asked(name="forward_kl", coefficient=0.9, temperature=2.0, exact=exact),
         Asked(name="reverse_kl", coefficient=0.5, temperature=2.0, exact=exact),
     ]
-    assert_equal(w, asked, targets(w, exact), opaque=opaque, dtype=torch.float64)
-    assert_equal(w, asked, targets(w, exact), opaque=opaque)
+    assert_equal(w, requested, targets(w, exact), opaque=opaque, dtype=torch.float64)
+    assert_equal(w, requested, targets(w, exact), opaque=opaque)
 
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)

@@ -32,10 +32,10 @@ def broken_card(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_75", "sm_90"])
 
 
-@pytest.mark.parametrize(("asked", "found"), [("auto", [0]), ("all", [0, 1, 2]), ("cuda:2", [2])])
-def test_gpus_are_chosen_by_their_words(asked: str, found: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("requested", "found"), [("auto", [0]), ("all", [0, 1, 2]), ("cuda:2", [2])])
+def test_gpus_are_chosen_by_their_words(requested: str, found: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     cards(monkeypatch, 3)
-    assert devices.choose(asked) == [torch.device("cuda", number) for number in found]
+    assert devices.choose(requested) == [torch.device("cuda", number) for number in found]
     assert devices.choose("cpu") == [CPU]
     with pytest.raises(ConfigError, match=r"unknown device: cuda$"):
         devices.choose("cuda")
@@ -63,7 +63,7 @@ def test_a_card_that_runs_no_kernel_is_not_believed(monkeypatch: pytest.MonkeyPa
     assert "cu126" in str(caught.value.hint)
 
 
-def test_a_card_that_is_full_is_said_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_gpu_is_reported_as_full(monkeypatch: pytest.MonkeyPatch) -> None:
     broken_card(monkeypatch, torch.OutOfMemoryError("CUDA out of memory"))
     with pytest.raises(ConfigError, match="cuda:0 has no free memory"):
         devices.choose("cuda:0")
@@ -91,7 +91,7 @@ def test_a_gpu_computes_in_bfloat16_where_it_really_does(
     assert devices.choose_dtype("auto", torch.device("cuda", 0)) == name
 
 
-def test_the_cpu_computes_in_float32_unless_told() -> None:
+def test_the_cpu_computes_in_float32_by_default() -> None:
     assert devices.choose_dtype("auto", CPU) == "float32"
     assert devices.choose_dtype("bfloat16", CPU) == "bfloat16"
 
@@ -119,7 +119,7 @@ def test_weights_without_room_anywhere_are_refused() -> None:
         devices.place(97 * GIB, [10 * GIB, 10 * GIB], 100 * GIB)
 
 
-def test_threads_are_those_asked_for_or_those_of_the_process() -> None:
+def test_threads_are_those_requested_or_those_of_the_process() -> None:
     assert devices.n_threads(3) == 3
     assert devices.n_threads(None) == devices.usable_cpus() <= len(os.sched_getaffinity(0))
 
@@ -163,5 +163,5 @@ def test_without_control_groups_the_cpus_are_those_that_may_be_used(
     assert devices.usable_cpus(tmp_path) == 1
 
 
-def test_the_free_memory_of_the_cpu_is_what_the_system_says() -> None:
+def test_the_free_memory_of_the_cpu_is_that_of_the_system() -> None:
     assert 1 << 20 < devices.free_memory(CPU) < 1 << 50

@@ -38,7 +38,7 @@ def test_a_hub_id_is_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize("name", ["./model", "/models/big", "~/models/big", "a/b/c", "..\\models"])
-def test_a_path_that_is_not_there_is_said_to_be_missing(name: str) -> None:
+def test_a_missing_path_is_reported_as_missing(name: str) -> None:
     with pytest.raises(ConfigError, match="no such folder") as caught:
         folders.local_folder(name)
     assert "org/name" in str(caught.value.hint)

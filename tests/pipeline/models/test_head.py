@@ -67,7 +67,7 @@ def test_numbers_of_a_config_are_used_as_the_model_uses_them(
 
 
 @pytest.mark.parametrize("config", [{"final_logit_softcapping": 30.0}, {"logit_scale": 1.02}])
-def test_what_half_precision_hardly_tells_apart_is_decided_by_the_nearest(config: dict[str, float]) -> None:
+def test_near_ties_of_half_precision_are_decided_by_the_nearest(config: dict[str, float]) -> None:
     """A number in the config that the model does not use."""
     module, half = linear().to(torch.bfloat16), states().to(torch.bfloat16)
     head = find_head(Model(module), SimpleNamespace(**config), half, module(half), IDS)

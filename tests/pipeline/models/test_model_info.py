@@ -30,7 +30,7 @@ def changed(folder: Path, changes: Mapping[str, Any]) -> Path:
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
-def test_a_shape_says_what_the_loaded_model_would(family: str, tmp_path: Path) -> None:
+def test_model_info_equals_that_of_the_loaded_model(family: str, tmp_path: Path) -> None:
     model = build(FAMILIES[family](128, 64, 3))
     model.save_pretrained(tmp_path)
     shape = shape_of(tmp_path)
@@ -178,7 +178,7 @@ def test_a_model_without_positions_reads_texts_of_any_length(tmp_path: Path) -> 
     check_lengths(shape_of(tiny_model("mamba", tmp_path)), 1 << 20)
 
 
-def test_a_hub_that_does_not_answer_is_told_in_two_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_that_does_not_answer_is_reported_in_two_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*args: Any, **kwargs: Any) -> None:
         raise OSError("We couldn't connect to 'https://huggingface.co'\nCheck your internet connection")
 
@@ -192,10 +192,10 @@ def test_a_hub_that_does_not_answer_is_told_in_two_lines(monkeypatch: pytest.Mon
 def test_a_model_of_the_hub_carries_its_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tiny_llama(tmp_path)
     (folder / "README.md").write_text("---\nlicense: mit\n---\n")
-    asked = []
+    requested = []
 
     def config(name: str, revision: str | None, trust_remote_code: bool) -> Any:
-        asked.append((name, revision, trust_remote_code))
+        requested.append((name, revision, trust_remote_code))
         found = transformers.LlamaConfig.from_pretrained(folder)
         found._commit_hash = "0123abcd"
         return found
@@ -203,10 +203,10 @@ def test_a_model_of_the_hub_carries_its_commit(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", config)
     monkeypatch.setattr(shapes, "cached_file", lambda name, file, **kwargs: str(folder / file))
     shape = teacher_shape(TeacherSettings(name="org/name", revision="main"))
-    assert asked == [("org/name", "main", False)]
+    assert requested == [("org/name", "main", False)]
     assert (shape.revision, shape.license) == ("0123abcd", "mit")
 
 
-def test_the_retries_of_the_hub_are_not_told() -> None:
+def test_the_retries_of_the_hub_are_silent() -> None:
     quiet()
     assert not logging.getLogger("huggingface_hub.utils._http").isEnabledFor(logging.WARNING)

@@ -32,7 +32,7 @@ def test_an_output_folder_has_the_name_of_its_run(folder: str, name: str, tmp_pa
     ("stated", "name"),
     [("org/large", "org/large"), ("/data/large", "large"), ("/data/final", "llama of"), ("", "llama of")],
 )
-def test_where_no_folder_says_the_config_does(stated: str, name: str, tmp_path: Path) -> None:
+def test_the_config_decides_where_no_folder_does(stated: str, name: str, tmp_path: Path) -> None:
     shape = read_model_info(ModelSettings(name=str(tiny_llama(tmp_path / "model"))))
     shape.config._name_or_path = stated
     found = name_of_folder(Path("/output/runs/run/final"), replace(shape, n_parameters=1234))

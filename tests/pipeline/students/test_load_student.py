@@ -44,7 +44,7 @@ def test_a_seed_draws_the_same_adapter_to_the_bit_and_leaves_other_draws_alone(t
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16", "fp16-pure"])
-def test_weights_are_in_float32_unless_asked_to_stay_in_16_bits(precision: str, tmp_path: Path) -> None:
+def test_weights_are_in_float32_unless_kept_in_16_bits(precision: str, tmp_path: Path) -> None:
     folder = tiny_llama(tmp_path, vocabulary=IDS.count)
     due = torch.float16 if precision == "fp16-pure" else torch.float32
     for name in (folder, "tiny"):
@@ -79,7 +79,7 @@ def test_a_frozen_head_does_not_learn(tmp_path: Path) -> None:
     assert not [note for note in found.notes if "embeddings" in note]
 
 
-def test_a_frozen_head_that_is_the_embeddings_is_told(tmp_path: Path) -> None:
+def test_a_frozen_head_tied_to_embeddings_is_reported(tmp_path: Path) -> None:
     found = student("tiny", freeze_head=True)
     assert [note for note in found.notes if "head and embeddings are tied" in note]
     assert not [name for name in found.trainable() if "embed" in name]
@@ -127,7 +127,7 @@ def test_adapters_learn_and_nothing_else_does(family: str, tmp_path: Path) -> No
     assert all(each.grad is None for each in found.model.parameters() if not each.requires_grad)
 
 
-def test_an_adapter_says_which_commit_it_was_trained_beside(tmp_path: Path) -> None:
+def test_an_adapter_names_the_commit_of_its_base(tmp_path: Path) -> None:
     pytest.importorskip("peft")
     found = resolve_student(StudentSettings(name=str(tiny_llama(tmp_path, vocabulary=IDS.count)), lora=True), IDS)
     pinned = replace(found, shape=replace(found.shape, revision="abc"))
@@ -202,7 +202,7 @@ def test_weights_whose_sum_overflows_are_finite_all_the_same(tmp_path: Path) -> 
         student(tmp_path / "odd")
 
 
-def test_a_weight_beyond_float16_is_told_apart_from_one_that_is_not_finite(tmp_path: Path) -> None:
+def test_a_weight_beyond_float16_differs_from_one_that_is_not_finite(tmp_path: Path) -> None:
     injure(tmp_path, "model.norm.weight", (7e4,))
     with pytest.raises(ConfigError, match=r"1 of 64 weights in model\.norm\.weight are not finite") as caught:
         student(tmp_path / "odd", precision="fp16-pure")

@@ -23,13 +23,13 @@ def test_the_front_matter_is_what_the_hub_reads() -> None:
     assert (found["base_model"], found["base_model_relation"]) == ("org/small", "finetune")
     assert (found["library_name"], found["pipeline_tag"]) == ("transformers", "text-generation")
     assert found["tags"] == ["knowledge-distillation", "kdpipe"]
-    told = found["distillation"]
-    assert isinstance(told, dict)
-    assert told["cache_id"] == "f" * 64 and told["losses"] == {"ce": 0.1, "forward_kl": 0.9}
+    reported = found["distillation"]
+    assert isinstance(reported, dict)
+    assert reported["cache_id"] == "f" * 64 and reported["losses"] == {"ce": 0.1, "forward_kl": 0.9}
     assert license_of(rendered(CARD)) == '"mit"'.strip('"')
 
 
-def test_the_body_says_where_the_student_comes_from() -> None:
+def test_the_card_names_the_origin_of_the_student() -> None:
     text = rendered(CARD)
     assert "org/small, distilled with kdpipe from cached predictions of org/Big (abc123)." in text
     assert "| losses | 0.1 x ce, 0.9 x forward_kl |" in text
@@ -55,11 +55,11 @@ def test_a_base_in_a_folder_is_called_by_its_name_alone() -> None:
 
 
 def test_what_yaml_would_read_otherwise_is_quoted() -> None:
-    told = front(replace(CARD, teacher="a: b # c"))["distillation"]
-    assert isinstance(told, dict) and told["teacher"] == "a: b # c"
+    reported = front(replace(CARD, teacher="a: b # c"))["distillation"]
+    assert isinstance(reported, dict) and reported["teacher"] == "a: b # c"
 
 
-def test_a_run_without_a_teacher_says_so() -> None:
+def test_a_run_without_a_teacher_is_described_as_such() -> None:
     bare = replace(CARD, teacher=None, teacher_revision=None, teacher_license=None, cache_id=None, metrics={})
     text = rendered(bare)
     assert "trained with kdpipe on labels only." in text

@@ -129,12 +129,12 @@ def test_a_name_that_means_nothing_is_refused(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match=message) as caught:
-        found(name) if name is not None else find_nobody()
+        found(name) if name is not None else find_no_process()
     assert caught.value.exit_code == 2
     assert hint in str(caught.value.hint)
 
 
-def find_nobody() -> None:
+def find_no_process() -> None:
     from kdpipe.pipeline.students.resolve import resolve_student
     from kdpipe.schemas.train_settings import StudentSettings
 
@@ -160,7 +160,7 @@ def test_quantized_weights_cannot_learn(tmp_path: Path) -> None:
         found(folder)
 
 
-def test_nothing_that_is_asked_of_a_fresh_student_is_ignored(tmp_path: Path) -> None:
+def test_no_setting_of_a_fresh_student_is_ignored(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="has no revision"):
         found("tiny", revision="v1")
     with pytest.raises(ConfigError, match="LoRA needs a pretrained student"):

@@ -101,12 +101,12 @@ def test_transformers_4_reads_the_same_model(tmp_path: Path) -> None:
             due[name] = model(torch.tensor([ROW]), use_cache=False).logits[0].numpy()
         np.testing.assert_allclose(logits_of(tmp_path / "saved" / name), due[name], rtol=0, atol=1e-5)
     (tmp_path / "read").mkdir()
-    said = under_transformers_4(READ_ALL, str(tmp_path / "saved"), str(tmp_path / "read"))
+    messages = under_transformers_4(READ_ALL, str(tmp_path / "saved"), str(tmp_path / "read"))
     for name, logits in due.items():
         again = np.load(tmp_path / "read" / f"{name}.npy")
         np.testing.assert_allclose(again, logits, rtol=0, atol=1e-4 * np.abs(logits).max(), err_msg=name)
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "saved" / "llama")
-    assert [int(word) for word in said.split()] == tokenizer("def f(x): return x").input_ids
+    assert [int(word) for word in messages.split()] == tokenizer("def f(x): return x").input_ids
 
 
 def test_a_saved_student_loads_and_writes_text(tmp_path: Path) -> None:
@@ -173,7 +173,7 @@ def test_code_of_its_own_goes_along(tmp_path: Path) -> None:
     assert (tmp_path / "final" / "modeling_own.py").read_text() == "VALUE = 1\n"
 
 
-def test_a_class_of_tokenizer_that_is_new_is_told() -> None:
+def test_a_new_tokenizer_class_is_reported() -> None:
     files = {"tokenizer_config.json": b'{"tokenizer_class": "TokenizersBackend"}'}
     assert "TokenizersBackend" in str(tokenizer_note(files))
     assert tokenizer_note({"tokenizer_config.json": b'{"tokenizer_class": "Qwen2Tokenizer"}'}) is None
@@ -181,7 +181,7 @@ def test_a_class_of_tokenizer_that_is_new_is_told() -> None:
     assert tokenizer_note({}) is None
 
 
-def test_settings_within_a_text_config_are_said_twice_too() -> None:
+def test_duplicate_settings_within_a_text_config_are_reported() -> None:
     inner = {"rope_parameters": ROPES["far"], "dtype": "bfloat16"}
     found = for_transformers_4({"text_config": inner}, tied=False)["text_config"]
     assert (found["rope_theta"], found["torch_dtype"], found["tie_word_embeddings"]) == (1e6, "bfloat16", False)
@@ -237,7 +237,7 @@ def test_a_kill_at_any_moment_leaves_the_old_student_or_none_and_saving_again_me
     assert [path.name for path in tmp_path.iterdir()] == ["final"]
 
 
-def test_a_folder_that_is_there_is_replaced_only_where_that_is_asked(tmp_path: Path) -> None:
+def test_an_existing_folder_is_replaced_only_on_request(tmp_path: Path) -> None:
     found = student("tiny")
     for card in ("old", "new"):
         save_model(found.model, tmp_path / "out", {}, card)
@@ -262,7 +262,7 @@ def test_a_student_that_cannot_take_its_place_leaves_the_one_before(
     assert [path.name for path in tmp_path.iterdir()] == ["final"]
 
 
-def test_what_keeps_a_student_from_being_saved_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_reason_a_student_cannot_be_saved_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = student("tiny")
     (tmp_path / "file").write_text("")
     with pytest.raises(WriteError, match="final cannot be saved"):

@@ -76,14 +76,14 @@ def test_attention_reads_documents_packed(family: str, tmp_path: Path) -> None:
     assert found.notes == ()
 
 
-def test_what_recurs_reads_documents_alone_and_says_so(tmp_path: Path) -> None:
+def test_recurrent_models_read_documents_alone_and_report_it(tmp_path: Path) -> None:
     found = student(folder_of("mamba", tmp_path))
     assert found.layout == "alone"
     assert found.notes == (f"{tmp_path / 'mamba'}: {NOT_PACKED}",)
 
 
 @pytest.mark.parametrize("kind", ["llama", "mamba"])
-def test_a_fresh_model_whose_layers_are_faint_is_told_apart_too(kind: str, tmp_path: Path) -> None:
+def test_layers_of_small_norm_are_found_too(kind: str, tmp_path: Path) -> None:
     config = FAMILIES[kind](IDS.count, 64, 2)
     (tmp_path / "config.json").write_text(config.to_json_string())
     assert student(tmp_path / "config.json").layout == ("packed" if kind == "llama" else "alone")
@@ -153,9 +153,7 @@ def test_a_model_without_positions_to_give_reads_alone(tmp_path: Path, monkeypat
     assert Student(model, shape, IDS.count).layout == "alone"
 
 
-def test_layers_are_asked_of_the_model_where_they_cannot_be_found(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_layers_that_cannot_be_found_come_from_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = folder_of("llama", tmp_path)
     batch = batch_of(PACKED)
     with torch.no_grad():

@@ -61,7 +61,7 @@ def test_rows_that_pad_are_not_compared_and_missing_ones_are_noticed(heard: Stud
 
 
 @pytest.mark.slow
-def test_a_fresh_process_says_the_same_or_why_it_cannot(tmp_path: Path) -> None:
+def test_a_fresh_process_predicts_the_same_or_reports_why_not(tmp_path: Path) -> None:
     found = student("tiny", precision="fp16-pure")
     save_student(found, tmp_path / "final", {}, "")
     assert check_reload(found.logits, tmp_path / "final", ROW, CPU) <= 1e-2
@@ -92,4 +92,4 @@ def test_the_child_process_ignores_a_ctrl_c_of_the_run(tmp_path: Path) -> None:
         return f"{stop.requested} {difference < 1e-3}"
 
     ended = in_child(work)
-    assert (ended.code, ended.said) == (0, "True True")
+    assert (ended.code, ended.output) == (0, "True True")

@@ -106,7 +106,7 @@ def test_weights_read_back_are_unbiased_up_to_the_codec(keep: KeptSpec, temperat
     np.testing.assert_array_less(np.abs(mean - p), bound + np.where(exact, 0, 5 * np.sqrt(p * share / n)) + 1e-6)
 
 
-def test_draws_carry_their_log_p_only_when_asked(tmp_path: Path) -> None:
+def test_draws_carry_their_log_p_only_on_request(tmp_path: Path) -> None:
     logits = all_rows(SIZE)
     for draw_values in (False, True):
         spec = targets(Threshold(tau=1 / 25), draw_values=draw_values)

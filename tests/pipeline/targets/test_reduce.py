@@ -196,7 +196,7 @@ def test_a_state_keeps_scalars_alone() -> None:
         assert row.scalars == pytest.approx(expected, abs=NEAR, rel=1e-6)
 
 
-def test_scalars_that_are_not_asked_for_are_not_there() -> None:
+def test_scalars_that_are_not_requested_are_absent() -> None:
     spec = targets(TopK(k=3), temperatures=(), boundary=False, entropy=False)
     assert set(reduce_rows(spec, *stacked(100)).scalars) == {"log_tail", "label_logprob"}
 

@@ -27,7 +27,7 @@ def request(keep: Threshold | TopK | State, every: int) -> TargetRequest:
     return replace(request_for(keep, IDS), fidelity_every=every, unigram=unigram)
 
 
-def test_without_being_asked_nothing_is_compared(teacher: TransformersTeacher) -> None:
+def test_nothing_is_compared_by_default(teacher: TransformersTeacher) -> None:
     list(teacher.predict([segments_of(LENGTHS, IDS)], request(TopK(k=8), 0)))
     assert teacher.fidelity() is None
 

@@ -56,7 +56,7 @@ def test_the_record_describes_the_teacher(tmp_path: Path) -> None:
     assert record.full_distribution and not record.remote_code and record.revision is None
 
 
-def test_other_bits_are_another_teacher_that_can_be_asked_again(tmp_path: Path) -> None:
+def test_other_bits_are_another_teacher_that_can_be_run_again(tmp_path: Path) -> None:
     shape = teacher_shape(TeacherSettings(name=str(tiny_llama(tmp_path))))
     plain = manifest.TeacherRecord(name="ORG/model", revision="abc", dtype="bfloat16")
     assert loading._how_quantized(TeacherSettings(name="ORG/model"), shape, "bfloat16") == ()
@@ -88,7 +88,7 @@ def test_weights_that_are_stored_in_few_bits_say_how(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("setting", "dtype"), [("auto", torch.float32), ("bfloat16", torch.bfloat16), ("float16", torch.float16)]
 )
-def test_the_number_type_is_the_one_asked_for(setting: str, dtype: torch.dtype, tmp_path: Path) -> None:
+def test_the_number_type_is_the_requested_one(setting: str, dtype: torch.dtype, tmp_path: Path) -> None:
     found = loaded(tiny_llama(tmp_path), dtype=setting)
     assert found.dtype == dtype
     assert {parameter.dtype for parameter in found.model.parameters()} == {dtype}

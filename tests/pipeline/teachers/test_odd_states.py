@@ -32,7 +32,7 @@ def plain_states(folder: Path, tokens: Any, layer: int) -> Any:
         return model(ids_BT, use_cache=False, output_hidden_states=True).hidden_states[layer]
 
 
-def test_a_teacher_whose_last_states_have_another_width_gives_all_that_is_asked(tmp_path: Path) -> None:
+def test_a_teacher_with_last_states_of_another_width_gives_all_targets(tmp_path: Path) -> None:
     """As OPT-350m, which projects its last states before the head."""
     make_model(
         transformers.CONFIG_MAPPING["opt"](**small_config("opt").to_dict() | {"word_embed_proj_dim": 48}), tmp_path

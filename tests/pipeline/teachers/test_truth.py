@@ -96,7 +96,7 @@ def test_a_layer_is_what_comes_out_of_it_where_transformers_counts_otherwise(tmp
     np.testing.assert_allclose(blocks[1].hidden[1], truth.states(segments[1], 0), atol=CLOSE)
 
 
-def test_a_model_whose_layers_are_in_no_single_list_is_asked_for_all_states(tmp_path: Path) -> None:
+def test_a_model_without_one_list_of_layers_returns_all_states(tmp_path: Path) -> None:
     folder = tiny_llama(tmp_path, ROWS)
     teacher, segments = local_teacher(folder, IDS), segments_of(LENGTHS, IDS)
     spec = HiddenSpec(rows=(Vector(layer=1, width=64, group=64, projection=WholeState()),))

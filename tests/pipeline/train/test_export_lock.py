@@ -65,8 +65,8 @@ def export_under_way(source: Path, out: Path | None) -> Iterator[int]:
         gate.open()
         ended = child.wait()
         gate.close()
-    assert ended.code == 0, ended.said
-    assert (Path(ended.said) / "model.safetensors").stat().st_size > 0
+    assert ended.code == 0, ended.output
+    assert (Path(ended.output) / "model.safetensors").stat().st_size > 0
 
 
 def refused(action: Any, folder: Path, pid: int) -> None:
@@ -157,8 +157,8 @@ def test_a_read_only_run_is_exported_unless_its_lock_is_held(finished: TrainSett
         return "\n".join(notes)
 
     child = mounted(work)
-    assert child.code == 0, child.said
-    assert child.said.count(f"{tmp_path / 'disk' / 'run'} is read-only and was not locked") == 2
+    assert child.code == 0, child.output
+    assert child.output.count(f"{tmp_path / 'disk' / 'run'} is read-only and was not locked") == 2
     assert sorted(path.name for path in tmp_path.iterdir()) == ["disk", "ended", "free"]
 
 

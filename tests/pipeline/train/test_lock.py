@@ -52,7 +52,7 @@ def race(settings: list[TrainSettings], **options: Any) -> list[tuple[int, str]]
     ended = [child.wait() for child in children]
     for gate in (begin, meet):
         gate.close()
-    return [(child.code, child.said) for child in ended]
+    return [(child.code, child.output) for child in ended]
 
 
 @pytest.mark.slow
@@ -66,9 +66,12 @@ def test_of_two_simultaneous_runs_one_trains_and_the_other_is_refused(
         ended = race([with_seed(settings, seed) for seed in (0, number % 2)])
         assert sorted(code for code, _ in ended) == [0, 2], ended
         assert all(IN_USE in text for code, text in ended if code == 2)
-        asked, config = json.loads((out / "run.json").read_text()), yaml.safe_load((out / "config.yaml").read_text())
+        requested, config = (
+            json.loads((out / "run.json").read_text()),
+            yaml.safe_load((out / "config.yaml").read_text()),
+        )
         seed = next(each for each, (code, _) in zip((0, number % 2), ended, strict=True) if not code)
-        assert asked["settings"]["seed"] == config.get("seed", 0) == seed
+        assert requested["settings"]["seed"] == config.get("seed", 0) == seed
         steps = [json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text().splitlines()]
         assert steps[:2] == [1, 2] and steps.count(1) == 1
         assert (out / "final" / "model.safetensors").exists() and not (out / LOCK).exists()

@@ -237,14 +237,14 @@ def test_another_setting_besides_the_length_is_another_run(folder: Path, tmp_pat
             run(other)
 
 
-@pytest.mark.parametrize("asked_again", [5, 8])
+@pytest.mark.parametrize("requested_again", [5, 8])
 def test_a_lengthening_that_is_killed_leaves_a_run_of_either_length(
     folder: Path,
     tmp_path: Path,
     fallen: Path,
     whole: Callable[[int], Path],
     monkeypatch: pytest.MonkeyPatch,
-    asked_again: int,
+    requested_again: int,
 ) -> None:
     """Checkpoints of the fall are gone, and the folder is still that of the shorter run."""
     out = copied(fallen, tmp_path)
@@ -255,8 +255,8 @@ def test_a_lengthening_that_is_killed_leaves_a_run_of_either_length(
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(run_folder, "replace", killed)
         run(shaped(folder, out, 8, **WSD))
-    assert run(shaped(folder, out, asked_again, **WSD)).resumed_from == 3
-    assert_same(out, whole(asked_again))
+    assert run(shaped(folder, out, requested_again, **WSD)).resumed_from == 3
+    assert_same(out, whole(requested_again))
 
 
 def test_a_lengthened_run_that_is_stopped_is_resumed(

@@ -234,7 +234,7 @@ def _without_dropout(folder: Path) -> str:
 
 
 @pytest.mark.parametrize(
-    ("group", "asked", "longest", "device", "expected"),
+    ("group", "requested", "longest", "device", "expected"),
     [
         (None, None, 512, "cpu", 2),
         (None, None, 4096, "cpu", 1),
@@ -247,10 +247,10 @@ def _without_dropout(folder: Path) -> str:
     ],
 )
 def test_micro_batches_on_a_cpu_split_no_group(
-    folder: Path, group: int | None, asked: int | None, longest: int, device: str, expected: int
+    folder: Path, group: int | None, requested: int | None, longest: int, device: str, expected: int
 ) -> None:
     losses = {} if group is None else {"weights": {"cka": 0.1}, "hidden": {"group": group}}
-    settings = settings_for(folder, run={"batch_size": 8}, losses=losses, machine={"portion": asked})
+    settings = settings_for(folder, run={"batch_size": 8}, losses=losses, machine={"portion": requested})
     assert micro_batch_size(settings, longest, torch.device(device)) == expected
 
 

@@ -147,12 +147,12 @@ def test_a_signal_during_timing_ends_the_run_before_its_first_step(
     passes = timed(0.25, 0.5)
     counted = thread_choice.forward_backward
 
-    def asked(*words: Any) -> Any:
+    def requested(*words: Any) -> Any:
         signal.raise_signal(signal.SIGTERM)
         return counted(*words)
 
     with monkeypatch.context() as patch, pytest.raises(Interrupted, match="stopped before the first step"):
-        patch.setattr(thread_choice, "forward_backward", asked)
+        patch.setattr(thread_choice, "forward_backward", requested)
         run(shaped(folder, tmp_path / "run", **AUTO))
     assert passes == [1]
     assert run(shaped(folder, tmp_path / "run", **AUTO)).steps == 4

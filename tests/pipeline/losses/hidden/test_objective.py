@@ -23,7 +23,7 @@ KINDS = ("weight", "bias")
 every_term = pytest.mark.parametrize("name", PLAIN)
 
 
-def test_only_what_the_terms_need_is_asked_for() -> None:
+def test_only_arrays_that_the_terms_need_are_requested() -> None:
     manifest = manifest_with(rows={6: 5, 12: 5}, pooled={3: 6})
     assert objective_with(["cka"], manifest=manifest).wants() == ((6, 12), ())
     assert objective_with(["document_relations"], manifest=manifest).wants() == ((), (3,))
@@ -229,7 +229,7 @@ def test_balance_is_least_when_every_layer_is_used_alike() -> None:
     assert bool(made.router.logits.grad.isfinite().all())
 
 
-def test_a_router_learns_which_layer_it_can_follow() -> None:
+def test_a_router_is_trained_toward_the_layer_it_can_follow() -> None:
     batch = batch_with([(9, 9), (9, 9)], rows={6: 7, 12: 7})
     made = objective_with(["mse"], losses_with(router=True, pairs=("4:12",)), manifest_with(rows={6: 7, 12: 7}))
     assert made.router is not None

@@ -61,7 +61,7 @@ def test_pairs_by_hand_go_where_the_layer_is_kept() -> None:
     assert as_numbers(found.pooled) == [(1, 3), (4, 12)]
 
 
-def test_a_share_of_the_depth_is_told_from_a_number_by_its_point() -> None:
+def test_a_share_of_the_depth_differs_from_a_number_by_its_point() -> None:
     assert as_numbers(paired("1:6", "1.0:12", terms=("cosine",)).rows) == [(1, 6), (4, 12)]
 
 

@@ -29,7 +29,7 @@ def terms_for(name: HiddenName) -> list[HiddenName]:
     return [name, "cosine"] if name == "router_balance" else [name]
 
 
-def asked(name: HiddenName, *, routed: bool, seed: int = 0) -> Answer:
+def requested(name: HiddenName, *, routed: bool, seed: int = 0) -> Answer:
     made = objective_with(terms_for(name), losses_with(router=routed))
     batch = batch_with(seed=seed)
     return ask(made, name, [batch], [states_for(batch, LAYERS, seed=seed + 1)])
@@ -55,16 +55,16 @@ def agrees(found: Answer, expected: Answer, tolerance: float = 2e-5) -> None:
 @pytest.mark.slow
 @every_case
 @pytest.mark.parametrize("seed", [0, 1])
-def test_a_term_is_what_its_twin_says(name: HiddenName, routed: bool, seed: int) -> None:
-    found = asked(name, routed=routed, seed=seed)
+def test_a_term_equals_its_twin(name: HiddenName, routed: bool, seed: int) -> None:
+    found = requested(name, routed=routed, seed=seed)
     agrees(found, twin(name, routed=routed, seed=seed))
     assert found.value > 0
     assert found.count > 0
 
 
 @every_case
-def test_gradients_reach_all_that_learns(name: HiddenName, routed: bool) -> None:
-    found = asked(name, routed=routed)
+def test_gradients_reach_all_trainable_weights(name: HiddenName, routed: bool) -> None:
+    found = requested(name, routed=routed)
     moved = {key for key, gradient in found.gradients.items() if gradient.abs().max() > 0}
     expected = set() if HIDDEN_LOSSES[name].over == "mixtures" else {"student2", "student4"}
     if HIDDEN_LOSSES[name].mapped:
@@ -196,7 +196,7 @@ def test_a_planted_error_is_noticed(
         with monkeypatch.context() as patch:
             patch.setattr(module, name, mutant)
             function_of.cache_clear()
-            found = asked(term, routed=routed)
+            found = requested(term, routed=routed)
         function_of.cache_clear()
         with pytest.raises(AssertionError):
             agrees(found, expected)
