@@ -20,7 +20,7 @@ for _name, _handler in DEFAULTS.items():
 
 @pytest.fixture(scope="session", autouse=True)
 def own_memory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Nothing is written into the folder of whoever runs the tests, and nothing found there; children inherit it."""
+    """Nothing is written into or read from the user's home; children inherit that."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("remembered")))
         yield
@@ -59,7 +59,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Seconds by folder, so that a suite that has become slower says where."""
+    """Seconds by folder, so that a slower suite shows where."""
     seconds: dict[str, float] = defaultdict(float)
     for reports in terminalreporter.stats.values():
         for report in reports:

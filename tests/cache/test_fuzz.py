@@ -106,7 +106,7 @@ def record_reader(kind: str, file: str, folder: Path) -> Reader:
 
 
 def zarr_json_reader(folder: Path) -> Reader:
-    """zarr.json of an array, of the size that part.json says."""
+    """zarr.json of an array, of the size in part.json."""
     cache = fresh_cache(folder / "cache")
     file = layout.array_metadata("id")
 

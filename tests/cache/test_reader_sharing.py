@@ -25,7 +25,7 @@ from support.reading import digest_of, digests_of_all, mapped_files, open_files,
 WISH = Wish(
     keep=Sampled(draws=9), vocabulary_size=90, hidden=True, text=True, part_lengths=((20, 5), (70,), (1, 9)) * 4
 )
-linux_only = pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="counts what /proc tells")
+linux_only = pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="counts entries of /proc")
 forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
 # Python 3.12 and later warn of what is tested here: a fork while other threads run.
 forks_with_threads = pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")

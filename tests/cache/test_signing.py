@@ -1,4 +1,4 @@
-"""Signatures: whose cache it is, told by a key, wherever the cache has gone."""
+"""Signatures: a key proves whose cache it is, wherever it was copied."""
 
 import json
 from collections.abc import Iterator
@@ -181,7 +181,7 @@ def test_a_signature_is_never_checked_without_every_byte(
 
 
 def test_a_signature_vouches_for_the_bytes_that_were_verified(path: Path, tmp_path: Path) -> None:
-    """What serves a cache may serve another one once it is asked for the signature."""
+    """A server may serve another cache by the time the signature is requested."""
     signed = tiny.copy_cache(path / "cache", tmp_path / "signed")
     sign_cache(str(signed), path / "mine.pem")
     reported = signature_problem(open_store(signed), path / "mine.pub.pem", "f" * 64)

@@ -75,7 +75,7 @@ def words(folder: Path = Path(), *more: str, out: str | None = "out", **changed:
 
 @pytest.fixture
 def refused(place: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Run a command that must be refused, look at how it is told, and give what was told."""
+    """Run a command that must be refused, check the form of its error, and return it."""
 
     def run(command: list[str], code: int = 2) -> str:
         capsys.readouterr()
@@ -466,7 +466,7 @@ def test_a_conversation_behind_the_first_parts_stops_the_run_which_goes_on_witho
 
 
 def spoilt(folder: Path, name: str, row: int, value: float = float("nan")) -> None:
-    """Put a number that is none into a row of a weight."""
+    """Put not a number into a row of a weight."""
     tensors = load_file(folder / "model.safetensors")
     tensors[name][row] = value
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})

@@ -74,7 +74,7 @@ def start(teacher: Path) -> Ran:
     return run_measured([kdpipe(), *words])
 
 
-# That a text is too long is said where documents are made.
+# Too long texts are reported where documents are made.
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(DATA.keys() - {"long.jsonl"}))
 def test_rows_of_a_bomb_are_read_in_bounded_memory_and_time(name: str, tmp_path: Path) -> None:

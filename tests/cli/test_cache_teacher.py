@@ -1,4 +1,4 @@
-"""`kdpipe cache-teacher`: what it hands to the story, and how it tells what was made.
+"""`kdpipe cache-teacher`: the settings it passes on, and its report.
 
 The story is replaced by one that writes down what it is given: this is the border between words and verbs.
 """

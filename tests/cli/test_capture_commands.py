@@ -26,7 +26,7 @@ make_teacher(folder / "corpus.jsonl", folder / "teacher", sizes, print)
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a corpus and a teacher that has learnt next to nothing."""
+    """A folder with a corpus and a nearly untrained teacher."""
     folder = tmp_path_factory.mktemp("stage_one")
     subprocess.run([sys.executable, "-c", MAKE, str(folder)], check=True, capture_output=True)
     return folder

@@ -89,7 +89,7 @@ def ended(program: str, *words: str) -> tuple[int, str, str]:
 
 @contextmanager
 def waiting(tmp_path: Path, *words: str, prepare: str = "") -> Iterator["subprocess.Popen[str]"]:
-    """A kdpipe process that has said it is ready and sleeps."""
+    """A kdpipe process that has reported it is ready and sleeps."""
     script = tmp_path / "wait.py"
     script.write_text(WAIT.replace("PREPARE", prepare), encoding="utf-8")
     command = [sys.executable, str(script), "wait", *words]

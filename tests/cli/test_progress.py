@@ -21,7 +21,7 @@ with watching() as watch:
     watch.begin(4, 1, 1000)
     for n in range(6):
         watch.progress(news(100 * n, 45000.0, 0.91, 34_500_000, 83.0))
-        watch.say(f"said {n}")
+        watch.say(f"line {n}")
         time.sleep(0.12)
     watch.warn("look here")
     STOP
@@ -35,7 +35,7 @@ def news(*values: Any) -> PartsProgress:
 
 
 class Clock:
-    """A clock that stands still until it is set."""
+    """A clock that does not move until it is set."""
 
     now = 0.0
 
@@ -100,7 +100,7 @@ def test_a_terminal_gets_one_bar_and_every_line(tmp_path: Path) -> None:
     out, messages, code = on_a_terminal(RUN.replace("STOP", "pass"), tmp_path)
     assert (out, code) == ("the answer\n", 0)
     assert "50%, 45,000 positions/s, teacher 91%, 34.5 MB, part 1/4, 83 s left" in messages
-    for line in ("1 of 4 parts are already there", "said 0", "said 5", "warning: look here"):
+    for line in ("1 of 4 parts are already there", "line 0", "line 5", "warning: look here"):
         assert line in messages
     assert messages.rstrip().endswith("\x1b[2K")  # the bar is wiped away
     assert messages.count("\x1b[?25l") == messages.count("\x1b[?25h") == 1
@@ -117,4 +117,4 @@ def test_a_terminal_that_cannot_move_its_cursor_gets_lines(tmp_path: Path) -> No
     out, messages, code = on_a_terminal(RUN.replace("STOP", "pass"), tmp_path, term="dumb")
     assert (out, code) == ("the answer\n", 0)
     assert "\x1b" not in messages
-    assert "said 5" in messages
+    assert "line 5" in messages

@@ -35,7 +35,7 @@ def train_words(folder: Path, out: Path) -> list[str]:
 
 
 def messages(*words: str) -> tuple[int, str]:
-    """Exit code of a command, and what it says of its failure."""
+    """Exit code of a command, and its error message."""
     with redirect_stderr(StringIO()) as errors, redirect_stdout(StringIO()):
         code = run(words)
     text = errors.getvalue()

@@ -1,4 +1,4 @@
-"""Streams that take nothing more: progress is dropped and the work goes on, a lost answer is a failure that is said."""
+"""Closed streams: progress is dropped and the work continues, a lost answer is a reported failure."""
 
 import os
 import re
@@ -12,7 +12,7 @@ from support.commands import kdpipe
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="streams are closed the POSIX way")
 
-# A command that works on while nobody reads it, and then answers.
+# A command that continues without a reader, and then answers.
 WORK = """
 import os, sys, logging, warnings
 from pathlib import Path
@@ -75,7 +75,7 @@ def test_files_never_take_the_number_of_a_closed_stream(tmp_path: Path) -> None:
 
 
 def gone(tmp_path: Path, *, out: bool, err: bool, words: tuple[str, ...]) -> tuple[int, str]:
-    """Run a program, the readers of whose streams go away before it says a word: exit code, and what the other said."""
+    """Run a program whose streams are closed before its first output: exit code, and the output of the other stream."""
     read, write = os.pipe()
     process = subprocess.Popen(
         words,
@@ -103,7 +103,7 @@ def test_the_work_goes_on_when_the_reader_of_progress_has_gone(tmp_path: Path) -
 
 
 def test_the_work_is_done_when_the_reader_of_everything_has_gone(tmp_path: Path) -> None:
-    """As with `2>&1 | head -1`: nobody is left who waits for the answer."""
+    """As with `2>&1 | head -1`: no reader is left."""
     assert gone(tmp_path, out=True, err=True, words=program(tmp_path)) == (0, "")
     assert (tmp_path / "done").is_file()
 

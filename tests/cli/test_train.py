@@ -1,4 +1,4 @@
-"""`kdpipe train`: what its words say as settings, what it hands to the story, and how it tells what came of a run.
+"""`kdpipe train`: its options as settings, what it passes on, and its report.
 
 The story is replaced by one that writes down what it is given: this is the border between words and verbs.
 """

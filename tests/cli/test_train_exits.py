@@ -1,4 +1,4 @@
-"""`kdpipe train` as a whole on a small cache: how each refusal and each end is told, with its exit code."""
+"""`kdpipe train` as a whole on a small cache: the message and exit code of each refusal and each end."""
 
 import json
 import os
@@ -177,7 +177,7 @@ def test_a_run_interrupted_twice_ends_with_130(train: Command, monkeypatch: pyte
 
 
 def in_a_process(train: Command, folder: Path, tmp_path: Path, log: Path) -> Ended:
-    """The command in a forked child that has the handlers of `kdpipe`, with what it says in a file."""
+    """The command in a forked child that has the handlers of `kdpipe`, with its output in a file."""
 
     def work() -> str:
         with log.open("a") as file:

@@ -20,7 +20,7 @@ with following() as watch:
     for n in range(3, 9):
         watch.stepped(StepProgress(step=n, loss=2.5, loss_name="loss", rate=1e-4, positions_per_second=45000.0,
                                waiting_share=0.004, skipped=1, seconds_left=83.0))
-        watch.say(f"said {n}")
+        watch.say(f"line {n}")
         time.sleep(0.12)
     watch.warn("look here")
 console.answer("the answer")
@@ -38,7 +38,7 @@ PLAIN = StepProgress(
 
 
 class Clock:
-    """A clock that stands still until it is set."""
+    """A clock that does not move until it is set."""
 
     now = 0.0
 
@@ -104,7 +104,7 @@ def test_a_log_gets_lines_on_stderr(capsys: pytest.CaptureFixture[str], monkeypa
 def test_a_terminal_gets_one_bar_and_every_line(tmp_path: Path, term: str) -> None:
     out, messages, code = on_a_terminal(RUN, tmp_path, term, columns=140)
     assert (out, code) == ("the answer\n", 0)
-    for line in ("resuming from step 2 of 10", "said 3", "said 8", "warning: look here"):
+    for line in ("resuming from step 2 of 10", "line 3", "line 8", "warning: look here"):
         assert line in messages
     if term == "dumb":
         assert "\x1b" not in messages

@@ -1,4 +1,4 @@
-"""Runs beside each other: what differs, by how much and how surely, and what cannot be compared."""
+"""Comparisons of runs: what differs, by how much and how surely, and what cannot be compared."""
 
 from pathlib import Path
 from typing import Any

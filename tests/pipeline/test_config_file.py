@@ -1,4 +1,4 @@
-"""Configuration files: YAML 1.2 and JSON in, plain values out, and every oddity refused where it stands."""
+"""Configuration files: YAML 1.2 and JSON in, plain values out, and every oddity refused with its line."""
 
 import json
 from pathlib import Path
@@ -36,7 +36,7 @@ def test_a_value_is_read_as_yaml_1_2_reads_it(text: str, value: Any) -> None:
 )
 def test_what_is_no_plain_value_is_refused(text: str) -> None:
     if text == "&x 1":
-        assert read_value(text) == 1  # a name for a value harms nobody as long as it is not used
+        assert read_value(text) == 1  # an unused anchor is harmless
         return
     with pytest.raises(ValueError, match=r"not a valid value|invalid literal"):
         read_value(text)

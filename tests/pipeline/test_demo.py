@@ -1,4 +1,4 @@
-"""The demo: the whole main job in one command, which goes on where it was stopped."""
+"""The demo: the whole main job in one command, which resumes where it was stopped."""
 
 import json
 import re
@@ -69,7 +69,7 @@ def test_the_small_teacher_trains(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A demo that nobody disturbed."""
+    """An undisturbed demo."""
     out = tmp_path_factory.mktemp("demo")
     assert main.run(["demo", "--out", str(out), "--steps", STEPS]) == 0
     return out
@@ -84,12 +84,12 @@ def test_the_demo_does_the_main_job_and_shows_it_again(done: Path, capsys: pytes
     messages = capsys.readouterr()
     found = dict(re.findall(r"^  (labels|distilled) +CE \d\.\d{4}   KL to the teacher (\d\.\d{4})", messages.out, re.M))
     assert found.keys() == {"labels", "distilled"}
-    assert float(found["distilled"]) < float(found["labels"]), "who learns from the teacher is nearer to it"
+    assert float(found["distilled"]) < float(found["labels"]), "the distilled student is nearer to the teacher"
     assert "bytes per position" in messages.out
 
 
 def stopped(out: Path, *, when: Callable[[], bool]) -> str:
-    """A demo that is told to stop at a moment; what it said."""
+    """A demo that is stopped at a moment; its output."""
     words = [kdpipe(), "demo", "--out", str(out), "--steps", STEPS]
     with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
         while not when():

@@ -1,4 +1,4 @@
-"""What stage one can be told: bounds that bind, layers as people write them, shards counted from 0."""
+"""Settings of stage one: bounds that are enforced, layers as people write them, shards counted from 0."""
 
 import json
 from typing import Any

@@ -1,4 +1,6 @@
-"""What a cache may be made of: every rule of target specs, plans, arrays, tables and versions binds, and says so."""
+"""What a cache may be made of: every rule of target specs, plans, arrays, tables and versions is enforced, with a
+message.
+"""
 
 import json
 import math

@@ -184,7 +184,7 @@ def test_two_manifests_differ_by_their_settings() -> None:
     assert "--seed: existing 0, requested 5" in lines
     assert "--for-other-tokenizers: existing no, requested yes" in lines
     assert "--targets: existing 'threshold', requested 'sampled'" in lines
-    # What follows from these is not told beside them.
+    # Consequences of these are not reported beside them.
     assert not [line for line in lines if line.startswith(("arrays", "tables", "targets.", "--draws", "--tau"))]
     assert not differing_settings(MANIFEST.model_dump(mode="json"), MANIFEST.model_dump(mode="json"))
 

@@ -1,4 +1,4 @@
-"""Settings by layer: who has the last word, and how a wrong one is told."""
+"""Settings by layer: precedence, and errors for wrong values."""
 
 from collections.abc import Mapping, Sequence
 from itertools import combinations

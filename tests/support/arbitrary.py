@@ -143,7 +143,7 @@ def _documents(length: int) -> int:
 
 
 def make_sequence(wish: Wish, rng: np.random.Generator, n: int, first_document: int) -> Sequence:
-    """Random tokens of a few documents; now and then nothing is to be learnt."""
+    """Random tokens of a few documents; now and then no position is trained."""
     n_documents = _documents(n)
     starts = np.concatenate([[0], np.sort(rng.choice(np.arange(1, n), n_documents - 1, replace=False))])
     mask = rng.random(n) < rng.choice([0.0, 0.5, 1.0], p=[0.1, 0.3, 0.6])
@@ -272,7 +272,7 @@ def _counts(wish: Wish, rng: np.random.Generator) -> tuple[int, int]:
 
 
 def _times(wish: Wish, rng: np.random.Generator, n_draws: int) -> npt.NDArray[np.int64]:
-    """How often each id was drawn: repeats make up the draws that were asked for."""
+    """How often each id was drawn: repeats add up to the requested draws."""
     found = np.ones(n_draws, np.int64)
     if wish.keep.kind == "sampled" and n_draws:
         shares = rng.dirichlet(np.full(n_draws, rng.choice([0.1, 1.0])))

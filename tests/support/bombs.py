@@ -67,7 +67,7 @@ def _written(data: Callable[[], bytes]) -> Callable[[Path], None]:
 
 
 def _repeated(n: int, n_bytes: int, *, nested: bool = False, text: str = "text") -> Callable[[Path], None]:
-    """A text that stands once in a dictionary, and that rows, or messages of one row, name so often."""
+    """A text that is stored once in a dictionary and referenced so often by rows, or by messages of one row."""
 
     def make(path: Path) -> None:
         texts = pa.DictionaryArray.from_arrays(pa.array(np.zeros(n, np.int32)), pa.array(["a b " * (n_bytes // 4)]))
@@ -81,7 +81,7 @@ def _repeated(n: int, n_bytes: int, *, nested: bool = False, text: str = "text")
     return make
 
 
-# name -> how it is made, and what is said of it
+# name -> how it is made, and its error
 DATA: dict[str, tuple[Callable[[Path], None], str]] = {
     "rows.parquet": (_repeated(5_000, MIB), "its rows unfold to"),
     "messages.parquet": (_repeated(5_000, MIB, nested=True), "its rows unfold to"),

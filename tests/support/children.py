@@ -1,6 +1,6 @@
 """Child processes that are forked with all imports done, and the small file systems they may have to themselves.
 
-In: a function. Out: how the child ended and what it said.
+In: a function. Out: how the child ended and its output.
 """
 
 import ctypes

@@ -1,6 +1,6 @@
 """Caches to be damaged: every kind of array in small chunks, everything a reader gives, and seals made to hold again.
 
-In: a folder. Out: a sealed cache there, a digest of all that it says, or the same folder with its checksums put right.
+In: a folder. Out: a sealed cache there, a digest of all its contents, or the same folder with its checksums put right.
 """
 
 import hashlib
@@ -143,7 +143,7 @@ def copy_part(path: Path, source: int, target: int) -> None:
 
 
 def reseal(path: Path, *, chunks: bool = True) -> None:
-    """Put every digest and checksum of a cache right after an edit, as whoever made the cache could have done.
+    """Put every digest and checksum of a cache right after an edit, as the maker of the cache could have done.
 
     Records that are no JSON, or not what they should be, are left as they are; `chunks` false leaves shards alone.
     """
@@ -199,7 +199,7 @@ def read_index_of(data: bytes, n: int) -> list[tuple[int, int]]:
 
 
 def reseal_shard(file: Path, n: int) -> str:
-    """Put the checksums of every chunk that lies in the file, and of the index, right; the sha256 of the tail."""
+    """Put the checksums of every chunk in the file, and of the index, right; the sha256 of the tail."""
     data = bytearray(file.read_bytes())
     start = len(data) - tail_bytes(n)
     if start < 0:

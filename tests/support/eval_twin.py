@@ -30,7 +30,7 @@ class Row:
 
 
 def rows_of(model: Any, cache: Cache, numbers: Iterable[int]) -> list[Row]:
-    """Every position that is learnt from, of some sequences."""
+    """Every trained position of some sequences."""
     found = []
     size = cache.manifest.vocabulary_size
     for number in numbers:

@@ -114,7 +114,7 @@ EXTRAS: dict[str, dict[str, Any]] = {
     "zamba2": {"layers_block_type": ["linear_attention", "hybrid"]},
     "zaya": {"num_experts_per_tok": 1},
 }
-# Above this a family is left out: nobody builds it in a blink.
+# Above this a family is left out: it takes too long to build.
 MOST_PARAMETERS = 30_000_000
 
 

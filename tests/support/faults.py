@@ -80,7 +80,7 @@ def count_calls(work: Callable[[], Any], more: tuple[str, ...] = ()) -> int:
 
 
 def killed(where: Callable[[str], None], when: Literal["before", "after", "half"]) -> Fault:
-    """Die by SIGKILL before or after the call, or half-way through a write; `where` hears its path first."""
+    """Die by SIGKILL before or after the call, or half-way through a write; `where` receives its path first."""
 
     def fault(name: str, call: Callable[..., Any], path: str) -> Any:
         where(path)

@@ -34,7 +34,7 @@ MAX_KEPT = 200
 
 @dataclass(frozen=True, slots=True)
 class Reader:
-    """What reads bytes, and good ones; `is_json` says that they are a record."""
+    """What reads bytes, and good ones; `is_json` marks records."""
 
     name: str
     read: Callable[[bytes], object]
@@ -113,7 +113,7 @@ def _child(reader: Reader, batch: int, numbers: range, log: Path) -> tuple[int, 
 
 
 def _outcome(reader: Reader, data: bytes) -> tuple[str, str]:
-    """What the reader says, without its numbers, and what that is: read, refused, or a finding in words."""
+    """The reader's message without its numbers, and its class: read, refused, or a finding in words."""
     signal.setitimer(signal.ITIMER_PROF, MOST_SECONDS)
     began, before = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     answer = outcome = "read"

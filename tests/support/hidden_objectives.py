@@ -1,4 +1,4 @@
-"""A `HiddenObjective` beside its float64 twin: both asked for the same terms of the same batch.
+"""A `HiddenObjective` beside its float64 twin: both compute the same terms of the same batch.
 
 In: terms, settings, a batch, a student's states. Out: sums, counts, gradients by name.
 """

@@ -1,7 +1,7 @@
-"""A hub on loopback: one repository with commits, spoken to by huggingface_hub itself through HF_ENDPOINT.
+"""A hub on loopback: one repository with commits, accessed by huggingface_hub itself through HF_ENDPOINT.
 
 In: nothing. Out: its address, and its commits. It answers what the library asks for to read, list, upload (small files
-in the commit, others by LFS) and commit, on the condition of a parent too; by what the library's code says, not the
+in the commit, others by LFS) and commit, on the condition of a parent too; by the library's code, not the
 hub's.
 """
 

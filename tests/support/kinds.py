@@ -92,7 +92,7 @@ def _small_chunks(arrays: Arrays) -> Arrays:
 
 
 def _other_quantizers(arrays: Arrays) -> Arrays:
-    """Other steps, zeros and levels than kdpipe writes by itself."""
+    """Other steps, zeros and levels than kdpipe writes by default."""
     assert arrays.logprob is not None
     quantizer = LinearQuantizer(step=1 / 8, zero=5, sign=-1)
     row = arrays.row.model_copy(update={"columns": tuple(map(_other_quantizer, arrays.row.columns)), "level": 4})

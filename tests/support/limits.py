@@ -1,6 +1,6 @@
 """Caches of strangers are read here: in a forked child, with little memory and time, and every answer comes back.
 
-In: the folder of a cache. Out: how the reader took it, and what verify says at its deepest level.
+In: the folder of a cache. Out: how the reader took it, and what verify reports at its deepest level.
 """
 
 import json

@@ -27,7 +27,7 @@ metric_list:
 
 
 def local_task(folder: Path, name: str, n: int = 8) -> tuple[Path, list[dict[str, Any]]]:
-    """Write a task; each question goes on in its own text or in another."""
+    """Write a task; each question continues in its own text or in another."""
     questions = [
         {
             "question": " ".join(TEXTS[i].split()[:8]),

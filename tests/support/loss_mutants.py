@@ -1,6 +1,6 @@
 """Copies of `pipeline/losses` with one planted error each, and the comparison with the twin that must find it.
 
-In: a file, what stands in it, what to put there instead. Out: the package with that error, under another name.
+In: a file, the text to replace, its replacement. Out: the package with that error, under another name.
 """
 
 import sys
@@ -32,7 +32,7 @@ EXACT = [2, 5, 3, 1, 8, 4, 23, 6, 2, 3, 22, 7]
 
 @dataclass(frozen=True, kw_only=True)
 class Mutant:
-    """An error: in `file`, `old` (which stands there once) becomes `new`."""
+    """An error: in `file`, `old` (which occurs once) becomes `new`."""
 
     what: str
     file: str
@@ -66,7 +66,7 @@ def _renamed(text: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """A world, what is asked there, and the twin's answer; `factored` terms take the package's own factor of T."""
+    """A world, the requested terms, and the twin's answer; `factored` terms take the package's own factor of T."""
 
     w: World
     kept: Targets

@@ -98,7 +98,7 @@ def ours(
 
 
 def distance(found: Answer, due: Answer) -> float:
-    """The largest deviation of values and gradients, each relative to what is due."""
+    """The largest deviation of values and gradients, each relative to the expected."""
     pairs = [(found.states_NH, due.states_NH), (found.weight_VH, due.weight_VH)]
     if due.bias_V is not None:
         assert found.bias_V is not None

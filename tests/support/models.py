@@ -25,7 +25,7 @@ def _llama(vocabulary: int, hidden: int, layers: int) -> PretrainedConfig:
 
 
 def _gpt2(vocabulary: int, hidden: int, layers: int) -> PretrainedConfig:
-    """A tied head without a bias, learnt positions."""
+    """A tied head without a bias, trained positions."""
     return transformers.GPT2Config(
         vocab_size=vocabulary, n_embd=hidden, n_layer=layers, n_head=4, n_positions=256, bos_token_id=1, eos_token_id=2
     )
@@ -126,7 +126,7 @@ def _let_layers_speak(model: PreTrainedModel) -> None:
 
 
 def _raw_logits(model: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
-    """Logits that a soft cap has not squeezed, so that their spread says how far to stretch the head."""
+    """Logits that a soft cap has not squeezed, whose spread determines how far to stretch the head."""
     cap, config = getattr(model.config, "final_logit_softcapping", None), model.config
     if cap is not None:
         config.final_logit_softcapping = None

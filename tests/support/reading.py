@@ -48,7 +48,7 @@ def joined(pieces: Iterable[Rows]) -> dict[str, Any]:
 
 
 def digest_of(cache: Cache, i: int) -> str:
-    """One digest of everything that a cache says of a sequence."""
+    """One digest of everything that a cache stores of a sequence."""
     digest = hashlib.sha256()
     for name, array in sorted(arrays_of(cache[i]).items()):
         digest.update(name.encode() + np.ascontiguousarray(array).tobytes())

@@ -23,7 +23,7 @@ SCALARS = ("log_tail", "entropy", "label_logprob", "boundary_logprob")
 
 
 def documents_in(path: Path, without: tuple[str, ...] = ()) -> Counter[bytes]:
-    """Everything that is said of each document, to the bit, with how often the same is said; draws sorted by id."""
+    """All rows of each document, to the bit, with the counts of equal ones; draws sorted by id."""
     cache = open_cache(path)
     found: Counter[bytes] = Counter()
     for i in range(len(cache)):

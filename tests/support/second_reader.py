@@ -1,6 +1,6 @@
 """A second reader of caches, written from docs/cache-format.md alone: slow, float64, one row at a time.
 
-In: the folder of a sealed cache. Out: everything it says, sequence by sequence.
+In: the folder of a sealed cache. Out: its contents, sequence by sequence.
 """
 
 import hashlib
@@ -108,7 +108,7 @@ def complement(quantizer: dict[str, Any], code: int) -> float:
 
 
 def vectors(coded: bytes, specs: list[dict[str, int]]) -> list[list[float]]:
-    """The vectors that lie behind each other in some bytes."""
+    """The consecutive vectors in some bytes."""
     found = []
     place = 0
     for spec in specs:
@@ -171,7 +171,7 @@ class _Part:
 
     def _arrays(self) -> dict[str, npt.NDArray[Any]]:
         with warnings.catch_warnings():
-            # numcodecs.pcodec is not in the zarr specification, and zarr says so.
+            # numcodecs.pcodec is not in the zarr specification, and zarr warns about it.
             warnings.simplefilter("ignore")
             group: Any = zarr.open_group(str(self._folder / "targets.zarr"), mode="r", zarr_format=3)
             names = [name for name, spec in self.manifest["arrays"].items() if spec is not None]

@@ -1,4 +1,4 @@
-"""Students for tests: batches of made-up documents, students of small folders, and what one document alone says.
+"""Students for tests: batches of made-up documents, students of small folders, and the outputs for one document alone.
 
 In: documents as lists of ids, a folder of `models.py`. Out: a `MicroBatch`, a `Student`, states read one by one.
 """
@@ -41,7 +41,7 @@ CARD = ModelCard(
 def batch_of(
     sequences: Sequence[Sequence[int]], vocabulary: int = IDS.count, seed: int = 0, pad: int = 0
 ) -> MicroBatch:
-    """Sequences given by the lengths of their documents; every row but a document's last is learnt."""
+    """Sequences given by the lengths of their documents; every row but a document's last is trained."""
     generator = torch.Generator().manual_seed(seed)
     n_tokens = max(sum(lengths) for lengths in sequences) + pad
     tokens_BT = torch.randint(3, vocabulary, (len(sequences), n_tokens), generator=generator)

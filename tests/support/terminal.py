@@ -25,7 +25,7 @@ def on_a_terminal(program: str, folder: Path, term: str = "xterm", columns: int 
         try:
             while piece := os.read(ours, 4096):
                 messages += piece
-        except OSError:  # Linux ends a terminal that nobody holds any more with EIO
+        except OSError:  # Linux ends a terminal without an open descriptor with EIO
             pass
         assert process.stdout is not None
         out = process.stdout.read()

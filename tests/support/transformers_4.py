@@ -1,6 +1,6 @@
 """A real transformers 4.57 beside the one that kdpipe uses, in a folder that child processes look into first.
 
-In: the package index, once a virtual environment. Out: what a program said under 4.57.6.
+In: the package index, once a virtual environment. Out: the output of a program under 4.57.6.
 """
 
 import fcntl

@@ -1,4 +1,4 @@
-"""A web server on loopback that knows ranges and ETags, and fails when it is told to.
+"""A web server on loopback that knows ranges and ETags, and fails on request.
 
 In: a folder, and faults by the number of the request. Out: its address, and the requests that came. A fault hits
 requests that read bytes, never those that ask a size.
@@ -15,7 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Literal
 
-# "trickle" is none of FAULTS: whoever meets it needs a clock of his own.
+# "trickle" is none of FAULTS: a test that meets it needs its own clock.
 Fault = Literal["drop", "503", "wrong range", "other bytes", "whole", "stall", "changed", "trickle"]
 FAULTS: tuple[Fault, ...] = ("drop", "503", "wrong range", "other bytes", "whole", "stall", "changed")
 

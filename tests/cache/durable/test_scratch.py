@@ -44,7 +44,7 @@ def test_a_full_temporary_folder_is_named_with_what_is_free_and_needed(tmp_path:
 
 
 def test_a_folder_of_another_is_not_taken_for_a_temporary_one(tmp_path: Path) -> None:
-    """Who writes a cache below the temporary folder is told to free space there."""
+    """A full temporary folder is named as the one to free space in."""
     small = tmp_path / "small"
 
     def work() -> None:

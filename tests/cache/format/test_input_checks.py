@@ -89,7 +89,7 @@ def draws_dropped(pair: Pair) -> Pair:
 
 
 def draws_in_topk(pair: Pair) -> Pair:
-    """One exact id of every learnt row becomes a draw."""
+    """One exact id of every trained row becomes a draw."""
     block = pair[1]
     one = (np.asarray(block.n_exact) > 1).astype(block.n_exact.dtype)
     return pair[0], replace(block, n_exact=block.n_exact - one, n_draws=block.n_draws + one)

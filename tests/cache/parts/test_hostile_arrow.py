@@ -65,7 +65,7 @@ def with_list(batch: Any, name: str, values: Any) -> Any:
 
 
 def with_null_list(batch: Any) -> Any:
-    """A list that is missing, whose values are there: whoever flattens the column moves all that follow."""
+    """A missing list whose values exist: flattening the column would shift all that follow."""
     column = batch.column("column:year")
     mask = pa.array([i == 0 for i in range(len(column))])
     values = pa.ListArray.from_arrays(column.offsets, column.values, type=column.type, mask=mask)
@@ -320,7 +320,7 @@ def shorter(columns: Columns) -> None:
 
 LIES: dict[str, tuple[Callable[[Columns], object], str]] = {
     "another digest": (rows_edit("sha256", "0" * 64), "another cache_id"),
-    "a digest that is none": (rows_edit("sha256", "x" * 5000), "another cache_id"),
+    "a malformed digest": (rows_edit("sha256", "x" * 5000), "another cache_id"),
     "another split": (rows_edit("split", "validation"), "row 0 is not of part 0"),
     "another part": (rows_edit("part", 2), "row 0 is not of part 0"),
     "sequences without end": (rows_edit("n_sequences", 1 << 60), "row 0 is not of part 0"),

@@ -157,7 +157,7 @@ STRUCTS: dict[str, tuple[bytes, str]] = {
     "no end": (b"\x15\x02", "does not end"),
     "a field twice": (b"\x15\x02\x05\x02\x02\x00", "twice"),
     "a field below zero": (b"\x05\x03\x02\x00", "below 0"),
-    "a type that is none": (b"\x1d\x00", "unknown type 13"),
+    "an unknown type": (b"\x1d\x00", "unknown type 13"),
     "a map": (b"\x1b\x00\x00", "unknown type 11"),
     "structs without end": (b"\x1c" * 1000, "nested deeper"),
     "lists without end": (b"\x19" * 1000, "claims 1 values"),

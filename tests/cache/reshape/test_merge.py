@@ -1,4 +1,4 @@
-"""Caches merged: every document says what it said, under one set of tables, or it is said why that cannot be."""
+"""Merged caches: every document keeps its rows, under one set of tables, or the reason why not is reported."""
 
 import shutil
 from collections import Counter

@@ -1,4 +1,4 @@
-"""Killed for good at any moment, a merge goes on and ends the same; memory does not grow with the number of parts."""
+"""Killed at any moment, a merge resumes and ends the same; memory does not grow with the number of parts."""
 
 import os
 import signal
@@ -72,7 +72,7 @@ def test_a_merge_killed_again_and_again_ends_as_if_it_had_not_been(tmp_path: Pat
 
 
 def peak_bytes(work: Path, n_parts: int) -> int:
-    """The most memory that Python and numpy hold while a merge and a subset write so many parts anew."""
+    """The most memory that Python and numpy hold while a merge and a subset write so many parts again."""
     recipe = replace(SMALL, documents={"train": 40 * n_parts}, documents_per_part=40)
     many_parts(work / "a", replace(recipe, documents={"train": 40}))
     many_parts(work / "b", replace(recipe, seed=recipe.seed), moved=True)

@@ -1,4 +1,4 @@
-"""Subsets: exactly the documents that every condition holds for, each with all that was said of it."""
+"""Subsets: exactly the documents that every condition holds for, each with all its rows."""
 
 import math
 from collections import Counter, defaultdict
@@ -30,7 +30,7 @@ MEASURES = ("teacher-entropy", "likelihood", "confident-wrong")
 
 @dataclass(kw_only=True)
 class Document:
-    """A document as a reader tells it: where it stands, its pieces, and what each learnt position says."""
+    """A document as a reader returns it: its position, its pieces, and the targets of each trained position."""
 
     split: str
     part: int

@@ -1,4 +1,4 @@
-"""What a process cannot reach says nothing against a cache: one clear error, exit code 1 or 2, never 3.
+"""A cache that a process cannot reach is not damaged: one clear error, exit code 1 or 2, never 3.
 
 The system's refusals are played (tests may run as root), those of drivers come from a file system of the tests' own.
 """

@@ -149,7 +149,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def no_accounts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """No credentials of whoever runs the tests, and no service on the network that has any."""
+    """No credentials of the machine, and no service on the network that has any."""
     import os
 
     import s3fs
@@ -166,7 +166,7 @@ def no_accounts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Non
     s3fs.S3FileSystem.clear_instance_cache()
 
 
-# Nothing listens on port 9 of this machine, and a name under .invalid is none.
+# Nothing listens on port 9 of this machine, and names under .invalid do not exist.
 REFUSED, UNKNOWN = "http://127.0.0.1:9/x", "http://nohost.invalid/x"
 
 

@@ -1,4 +1,4 @@
-"""Copies between folders, memory and web servers: whole or not there, gone on with, mended, refused."""
+"""Copies between folders, memory and web servers: whole or absent, resumed, repaired, refused."""
 
 import os
 import random
@@ -36,7 +36,7 @@ def unsynced(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 class Heard:
-    """Remembers what a copy says."""
+    """Records the messages of a copy."""
 
     def __init__(self) -> None:
         self.output: list[str] = []

@@ -38,7 +38,7 @@ def place() -> Iterator[Place]:
 
 
 def run(environment: dict[str, str], *words: str, code: int = 0) -> subprocess.CompletedProcess[str]:
-    """Run a command; what it said."""
+    """Run a command; its output."""
     done = subprocess.run([kdpipe(), *words], env=environment, capture_output=True, text=True, timeout=900)
     assert done.returncode == code, done.stderr
     assert TOKEN not in done.stdout + done.stderr
@@ -86,7 +86,7 @@ def test_several_may_send_at_once_and_commits_that_came_second_are_made_again(pa
     children = [subprocess.Popen(words, env=environment, stderr=subprocess.DEVNULL) for _ in range(3)]
     assert [child.wait(900) for child in children] == [0, 0, 0]
     assert hub.files == due(path)
-    assert hub.refused, "nobody came second: this has shown nothing"
+    assert hub.refused, "no second commit: this has shown nothing"
     assert len([message for message in hub.messages if message.endswith("index.parquet")]) == 1
 
 

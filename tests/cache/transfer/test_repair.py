@@ -1,4 +1,6 @@
-"""What is mended and what is left alone: other names' bytes, other people's caches, damage behind URLs and near."""
+"""Which files are repaired and which are not: bytes under other names, other caches, damage behind URLs and in
+mirrors.
+"""
 
 import os
 from collections.abc import Iterator
@@ -34,8 +36,8 @@ def unsynced(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.fixture
 def place() -> Iterator[str]:
     """A place behind a URL."""
-    yield "memory://mended/cache"
-    fsspec.filesystem("memory").rm("/mended", recursive=True)
+    yield "memory://repaired/cache"
+    fsspec.filesystem("memory").rm("/repaired", recursive=True)
 
 
 @pytest.fixture(scope="module")
@@ -99,11 +101,11 @@ def test_a_copy_into_the_cache_itself_is_refused(path: Path) -> None:
 def test_damage_behind_a_url_is_repaired_on_request(path: Path, place: str, name: str) -> None:
     copy_cache(path, place)
     memory = fsspec.filesystem("memory")
-    data = memory.cat_file(f"/mended/cache/{name}")
-    memory.pipe_file(f"/mended/cache/{name}", bytes([data[0] ^ 1]) + data[1:])
+    data = memory.cat_file(f"/repaired/cache/{name}")
+    memory.pipe_file(f"/repaired/cache/{name}", bytes([data[0] ^ 1]) + data[1:])
     report = copy_cache(path, place, repair=True)
     assert report.copied == (1 if name.startswith(layout.PARTS) else 0)
-    assert memory.cat_file(f"/mended/cache/{name}") == data
+    assert memory.cat_file(f"/repaired/cache/{name}") == data
     assert verify_cache(place, "full").ok
     assert copy_cache(path, place, repair=True).copied == 0
 
@@ -112,20 +114,20 @@ def test_damage_behind_a_url_is_repaired_on_request(path: Path, place: str, name
 def test_what_stage_one_wrote_there_is_repaired_in_place(path: Path, place: str, end: str) -> None:
     assert tiny.make_cache(place) == open_cache(path).cache_id
     memory = fsspec.filesystem("memory")
-    before = memory.find("/mended/cache")
+    before = memory.find("/repaired/cache")
     (name,) = (name for name in before if "/parts/00001/" in name and name.endswith(end))
     assert not any(one.endswith(ID) for one in before), "files of a part lie in the folder of an attempt"
     data = memory.cat_file(name)
     memory.pipe_file(name, data[:-1] + bytes([data[-1] ^ 1]))
     assert copy_cache(path, place, repair=True).copied == 1
-    assert memory.cat_file(name) == data and memory.find("/mended/cache") == before
+    assert memory.cat_file(name) == data and memory.find("/repaired/cache") == before
     assert verify_cache(place, "full").ok
 
 
 def test_a_file_that_is_too_short_there_is_damage(path: Path, place: str, tmp_path: Path) -> None:
     copy_cache(path, place)
     memory = fsspec.filesystem("memory")
-    memory.pipe_file(f"/mended/cache/{ID}", memory.cat_file(f"/mended/cache/{ID}")[:-7])
+    memory.pipe_file(f"/repaired/cache/{ID}", memory.cat_file(f"/repaired/cache/{ID}")[:-7])
     with pytest.raises(CacheDamaged, match=rf"{ID} has [\d,]+ bytes, expected at least [\d,]+"):
         copy_cache(place, tmp_path / "copy")
     with serving(Site(path)) as url:

@@ -1,4 +1,4 @@
-"""Copies onto disks that are full or may not be written to: said so, nothing wrong committed, gone on with."""
+"""Copies onto disks that are full or may not be written to: reported, nothing wrong committed, resumed."""
 
 import errno
 import os

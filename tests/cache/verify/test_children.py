@@ -11,7 +11,7 @@ from kdpipe.cache.verify.children import shielded
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="this system has no signal masks")
 
-# Starts a child that holds its stdout open, tells when the child watches, and is killed.
+# Starts a child that holds its stdout open, reports when the child watches, and is killed.
 PARENT = """
 import subprocess, sys, time
 begin = "import time; from kdpipe.cache.verify.children import end_with_parent; end_with_parent()"

@@ -31,7 +31,7 @@ Pristine = tuple[Path, str]
 
 @pytest.fixture(scope="module")
 def pristine(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pristine]:
-    """A cache of every kind, and all that it says."""
+    """A cache of every kind, and all its contents."""
     made = {kind: make_chunked_cache(tmp_path_factory.mktemp("caches") / kind, kind) for kind in RECIPES}
     return {kind: (path, everything_of(path)) for kind, path in made.items()}
 
@@ -193,7 +193,9 @@ def neighbors(path: Path) -> list[tuple[str, str]]:
 
 
 def record_of(name: str) -> str:
-    """The record that says what a file should be: when it is bad itself, it is named, and nothing below it judged."""
+    """The record with the checksums of files: when it is damaged itself, it is named, and nothing below it is
+    checked.
+    """
     return "/".join([*name.split("/")[:2], layout.PART_RECORD]) if name.startswith(layout.PARTS) else layout.MANIFEST
 
 

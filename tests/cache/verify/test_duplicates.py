@@ -58,7 +58,7 @@ def counted(recipe: Recipe, **counts: int | None) -> Manifest:
 
 
 def made(path: Path, recipe: Recipe = FOUR, manifest: Manifest | None = None) -> Path:
-    """A cache of four parts of train and one of validation; the plan says that no document is there twice."""
+    """A cache of four parts of train and one of validation; its plan counts no duplicate."""
     stated = manifest or counted(recipe, train=0, validation=0)
     with unsynced():
         writer = create_cache(path, stated)
@@ -81,7 +81,7 @@ def state(path: Path, count: int | None) -> None:
 
 
 def found(path: Path) -> tuple[list[Problem], list[Note]]:
-    """What the pass over all documents says of a cache."""
+    """Problems found by the pass over all documents."""
     cache = open_cache(path)
     duplicates = Duplicates(cache.manifest)
     for row in cache.parts:
@@ -136,7 +136,7 @@ def test_one_more_than_the_data_have_is_a_problem_of_the_part_with_the_largest_s
     copy_part(path, 3, 1)
     state(path, 1)
     (problem,), _ = found(path)
-    # Parts 1 and 3 have the same two documents: which of them is the copy cannot be told from these.
+    # Parts 1 and 3 have the same two documents: these do not show which of them is the copy.
     assert problem.part == 3 and "document 12 is a duplicate of 4 in part 1" in problem.what
 
 

@@ -29,7 +29,7 @@ def memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def cache(tmp_path: Path, memory: Path) -> Path:
-    """A finished cache of four parts, which nobody remembers."""
+    """A finished cache of four parts, not verified before."""
     make_cache(tmp_path / "cache")
     return tmp_path / "cache"
 
@@ -49,7 +49,7 @@ def viewed(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 
 
 def use(cache: Path, when: str | None = None) -> RecordingTrainWatch:
-    """Check a cache as a command that is about to use it does; what is said of it."""
+    """Check a cache as a command does before its first use; the messages."""
     reported = RecordingTrainWatch()
     check_before_use(cache, when, reported)  # type: ignore[arg-type]  # mypy takes no str for a Literal
     return reported
@@ -181,7 +181,7 @@ def test_a_broken_log_entry_is_replaced_after_a_new_check(cache: Path, memory: P
 
 def test_a_log_that_cannot_be_written_is_only_a_warning(cache: Path, memory: Path) -> None:
     memory.parent.parent.mkdir()
-    memory.parent.write_text("a file where a folder is due")
+    memory.parent.write_text("a file in place of a folder")
     for _ in range(2):
         reported = use(cache)
         assert len(reported.lines) == 2

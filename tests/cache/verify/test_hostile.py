@@ -1,4 +1,4 @@
-"""Caches that were made to do harm, all checksums right: files that are none, and records that lie."""
+"""Malicious caches, all checksums right: special files, and false records."""
 
 import os
 import socket
@@ -32,7 +32,7 @@ def to_link(file: Path) -> None:
 
 
 def to_pipe(file: Path) -> None:
-    """A pipe that nobody writes to: opening it the usual way waits for ever."""
+    """A pipe without a writer: opening it the usual way blocks."""
     file.unlink()
     os.mkfifo(file)
 

@@ -1,4 +1,4 @@
-"""Records that were made to do harm, all checksums right: manifests and part records that lie, or are none."""
+"""Malicious records, all checksums right: false or malformed manifests and part records."""
 
 import shutil
 from collections.abc import Callable, Iterable
@@ -54,7 +54,7 @@ def edit_manifest(path: Path, edit: Edit) -> None:
 
 
 def text_edit(old: bytes, new: bytes) -> Callable[[bytes], bytes]:
-    """Change the text of a record where it stands for the first time."""
+    """Change the first occurrence of a text in a record."""
 
     def edit(data: bytes) -> bytes:
         assert old in data

@@ -18,7 +18,7 @@ Codes = Any
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """What the edits must know of the first part: which rows are learnt, and where the entries of each begin."""
+    """What the edits must know of the first part: which rows are trained, and where the entries of each begin."""
 
     loss_mask: Codes
     n_exact: Codes
@@ -43,7 +43,7 @@ class Part:
 
     @property
     def entry(self) -> int:
-        """Where the entries of the learnt row begin."""
+        """Where the entries of the trained row begin."""
         return int(self.count[: self.trained].sum())
 
     @property
@@ -53,7 +53,7 @@ class Part:
 
     @property
     def value(self) -> int:
-        """Where the exact values of the learnt row begin."""
+        """Where the exact values of the trained row begin."""
         return int(self.n_exact[: self.trained].sum())
 
 

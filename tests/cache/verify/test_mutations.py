@@ -25,7 +25,7 @@ Caches = dict[str, tuple[Path, str]]
 
 @pytest.fixture(scope="module")
 def pristine(tmp_path_factory: pytest.TempPathFactory) -> Caches:
-    """A cache of every kind, and all that it says."""
+    """A cache of every kind, and all its contents."""
     made = {kind: make_chunked_cache(tmp_path_factory.mktemp("caches") / kind, kind) for kind in RECIPES}
     return {kind: (path, everything_of(path)) for kind, path in made.items()}
 

@@ -1,4 +1,4 @@
-"""What verification says beside problems: notes that fail nothing, and how an unfinished cache is finished."""
+"""Notes of verification, which fail nothing, and how an unfinished cache is finished."""
 
 import json
 from collections.abc import Iterator
@@ -71,7 +71,7 @@ def test_a_good_journal_and_none_give_no_note(cache: Path) -> None:
 
 OTHERS = {
     "another part": {"part": 2},
-    "a number that is none": {"part": True},
+    "not a number": {"part": True},
     "text": {"part": "1\x1b[2J"},
     "another record": {"part_sha256": "0" * 64},
 }

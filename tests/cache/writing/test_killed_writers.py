@@ -1,4 +1,4 @@
-"""kill -9 while a cache is written: what is committed is good, and going on ends in the same bytes.
+"""kill -9 while a cache is written: committed parts are whole, and resuming ends in the same bytes.
 
 Children are forked with all imports done and die at a counted call (before it, after it, or half-way through a write)
 or after a random time. The long version, at every call and 200 times at random, is part of `make soak`.
@@ -55,7 +55,7 @@ def check(path: Path) -> None:
 
 
 def check_whole(path: Path, whole: tuple[str, dict[str, str]]) -> None:
-    """Going on ends in the cache that a writer makes whom nobody kills."""
+    """Resuming ends in the cache of an undisturbed writer."""
     before = {name: digest for name, digest in digests_of(path).items() if name.startswith(layout.PARTS)}
     with unsynced():
         assert resume_cache(path) == whole[0]

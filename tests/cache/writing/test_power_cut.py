@@ -1,7 +1,7 @@
-"""A power cut at any moment of writing: what is found afterwards is old or new, never mixed, and goes on.
+"""A power cut at any moment of writing: the files are old or new afterwards, never mixed, and the run resumes.
 
 The calls of a writer are recorded; for the moment after each, `support/disk.py` gives the states that the disk may
-legally be in. Each is judged by what is visible, and every visible one is put on a real disk and gone on with.
+legally be in. Each is judged by what is visible, and every visible one is put on a real disk and resumed from.
 """
 
 import random
@@ -28,7 +28,7 @@ WORK = f"cache/{layout.WORK}"
 
 
 def record(root: Path, limit: int | None = None) -> Recorder:
-    """Make a cache while its calls are recorded; with a limit, die there and go on as another process would."""
+    """Make a cache while its calls are recorded; with a limit, die there and resume as another process would."""
     recorder = Recorder(root, limit)
     with recorder.recording(), suppress(Dead), mock.patch.object(workers, "boot_id", lambda: "earlier"):
         make_cache(root / "cache")
@@ -120,7 +120,7 @@ def given_names(root: Path) -> list[int]:
 
 
 def cut_after_death(folder: Path, deaths: list[int]) -> None:
-    """A writer dies after a call, another goes on, and then the power fails at any moment."""
+    """A writer dies after a call, another resumes, and then the power fails at any moment."""
     for limit in deaths:
         recorder = record(folder / str(limit), limit)
         final = visible(real_tree(folder / str(limit)))

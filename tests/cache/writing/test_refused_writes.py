@@ -1,7 +1,7 @@
 """A system that refuses: full disks, limits, read-only folders, errors at any call, Ctrl-C, folders with other things.
 
-Each ends in a message that says what, where and what to do; what was committed stays, nothing half-made is visible, and
-the same command run again goes on.
+Each ends in a message with the error, the place and a hint; what was committed stays, nothing half-made is visible, and
+the same command resumes.
 """
 
 import errno
@@ -51,7 +51,7 @@ def leftovers(path: Path) -> list[str]:
 
 
 def fill_then_go_on(disk: Path) -> str:
-    """Write until the disk is full, look at what is there, then go on with more room."""
+    """Write until the disk is full, list the files, then resume with more room."""
     mount_memory(disk, 160 << 10)
     path = disk / "cache"
     try:

@@ -50,7 +50,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def write_marked(path: Path, number: int, mark: int, meet: Callable[[], object]) -> None:
-    """Write a part that says who wrote it in part.json and in its data, and meet the others before it is committed."""
+    """Write a part that names its writer in part.json and in its data, and meet the others before it is committed."""
     writer = begin_cache(path)
     with writer.part(number) as part:
         part.batches_halved = mark
@@ -61,7 +61,7 @@ def write_marked(path: Path, number: int, mark: int, meet: Callable[[], object])
 
 
 def check_one_writer(path: Path, number: int) -> None:
-    """The part is good, and all its files are of the writer whom part.json names."""
+    """The part is good, and all its files are of the writer that part.json names."""
     assert problems_of_committed(path) == []
     cache = open_cache(path, allow_partial=True)
     part, _ = cache.locate(0)

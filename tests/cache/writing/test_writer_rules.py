@@ -1,4 +1,4 @@
-"""What a cache is begun with and gone on with: names, versions, files beside it, parts that lost a sequence."""
+"""Rules for starting and resuming a cache: names, versions, other files, parts that lost a sequence."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +17,7 @@ from support.tiny import SMALL, begin_cache, make_cache, manifest_of, part_of, r
 
 
 def changed(manifest: Manifest, **values: object) -> Manifest:
-    """A manifest with other values, checked anew."""
+    """A manifest with other values, validated again."""
     return Manifest.model_validate({**dict(manifest), **values})
 
 

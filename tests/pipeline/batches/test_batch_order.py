@@ -1,4 +1,4 @@
-"""Orders: each epoch is a permutation, ascending where it says so, the same for a seed and another for the next."""
+"""Orders: each epoch is a permutation, ascending where required, the same for a seed and another for the next."""
 
 from dataclasses import replace
 from pathlib import Path

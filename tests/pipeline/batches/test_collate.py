@@ -39,7 +39,7 @@ def wish_of(kind: str) -> Wish:
 
 
 def by_hand(cache: Cache, numbers: Sequence[int]) -> dict[str, list[Any]]:
-    """What the rows that are learnt from hold, row by row and entry by entry."""
+    """What the trained rows hold, row by row and entry by entry."""
     longest = max(len(cache[number]) for number in numbers)
     names = ("places", "sequence", "labels", "count", "n_exact", "ids", "weights", "logprobs", "log_tail", "entropy")
     found: dict[str, list[Any]] = {name: [] for name in (*names, "label_logprob", "state", "log_z", "hidden")}

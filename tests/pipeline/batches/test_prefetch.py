@@ -1,4 +1,4 @@
-"""Steps loaded ahead are the steps that were asked for, whatever was assumed; errors and ends are as they should be."""
+"""Prefetched steps are the requested steps, whatever was assumed; errors and ends are as they should be."""
 
 import threading
 import time

@@ -1,4 +1,4 @@
-"""What a teacher is called: in the manifest, in the student's card, and never as what tells teachers apart."""
+"""The teacher's name: in the manifest and in the student's card, and never as its identity."""
 
 import json
 import shutil
@@ -39,7 +39,7 @@ def by(
     path: str = "corpus.jsonl",
     **changes: Any,
 ) -> Any:
-    """Settings with a teacher in some folder, and what is said of it."""
+    """Settings with a teacher in some folder, and its messages."""
     return settings_for(
         folder,
         out,

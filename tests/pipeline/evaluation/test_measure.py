@@ -1,4 +1,4 @@
-"""What is measured equals the slow twin for every kind of target; what cannot be known is said to be unknown."""
+"""What is measured equals the slow twin for every kind of target; what is unknown is reported as unknown."""
 
 import math
 from dataclasses import replace

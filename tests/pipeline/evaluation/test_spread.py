@@ -1,4 +1,4 @@
-"""The spread of a difference covers the truth as often as it says, and pairs what belongs together."""
+"""The spread of a difference covers the truth as often as claimed, and pairs what belongs together."""
 
 import math
 from collections.abc import Callable

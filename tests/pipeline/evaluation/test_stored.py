@@ -1,4 +1,4 @@
-"""What a run's folder says is read back as it was written; what is no run is said not to be one."""
+"""A run folder is read as it was written; another folder is refused as not a run."""
 
 import errno
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Tasks through the real lm-eval, on a local file; without the library its install line is told."""
+"""Tasks through the real lm-eval, on a local file; without the library its install line is shown."""
 
 import importlib.util
 import sys

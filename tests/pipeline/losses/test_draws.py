@@ -1,4 +1,4 @@
-"""Draws: forward and skew KL are unbiased by them, in value and gradient; tail weights do what is said of them."""
+"""Draws: forward and skew KL are unbiased by them, in value and gradient; tail weights do what is documented."""
 
 import math
 
@@ -46,7 +46,7 @@ def test_the_mean_over_draws_is_the_dense_loss(name: str, temperature: float, va
     w = world(seed=11, n=6, vocabulary=13, width=4, spread=1.0)
     far, spread = deviations(w, name, temperature, values, target=temperature)
     assert spread.max() > 0.01
-    # Among a hundred numbers one lies 4.5 standard errors off in one of a thousand runs.
+    # Among a hundred numbers one is 4.5 standard errors off in one of a thousand runs.
     assert far.abs().max() < 4.5
 
 

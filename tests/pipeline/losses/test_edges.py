@@ -82,8 +82,8 @@ def test_no_rows_give_nothing_and_no_gradient(opaque: bool, watch: bool) -> None
 
 def test_rows_that_no_term_has_chosen_give_nothing() -> None:
     w = world(seed=34)
-    nobody = torch.zeros(12, dtype=torch.bool)
-    requested = [Asked(name="ce", chosen_N=nobody), Asked(name="reverse_kl", chosen_N=nobody)]
+    no_position = torch.zeros(12, dtype=torch.bool)
+    requested = [Asked(name="ce", chosen_N=no_position), Asked(name="reverse_kl", chosen_N=no_position)]
     _, found = ours(w, requested, targets(w, largest_ids(w, [3] * 12)))
     assert found.total == 0 and not found.weight_VH.any() and not found.states_NH.any()
 

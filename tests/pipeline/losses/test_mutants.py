@@ -192,7 +192,7 @@ MUTANTS = [
         new="add=False",
     ),
     Mutant(
-        what="the bias learns from the first rows alone",
+        what="the bias is trained on the first rows alone",
         file="fused",
         old="slope_CV.sum(dim=0)",
         new="slope_CV[:1].sum(dim=0)",

@@ -1,4 +1,4 @@
-"""Positions chosen within each sequence: against a slow twin, with ties, numbers that are none, and short sequences."""
+"""Positions chosen within each sequence: against a slow twin, with ties, NaNs, and short sequences."""
 
 from dataclasses import dataclass
 

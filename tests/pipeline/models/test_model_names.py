@@ -1,4 +1,4 @@
-"""Models in output folders are called by what says something of them."""
+"""Models in output folders are named by the meaningful part of their path."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Whether a student may learn from a cache, and what is said where it may not."""
+"""Whether a student may be trained from a cache, and the error if not."""
 
 import json
 import shutil

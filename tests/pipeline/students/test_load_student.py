@@ -68,7 +68,7 @@ def test_what_is_loaded_is_described_in_a_line(tmp_path: Path) -> None:
     one = student(folder, freeze_head=True)
     trainable = one.n_parameters() - IDS.count * 64
     assert description_of(one) == f"{folder}: {one.n_parameters():,} parameters in float32, {trainable:,} trainable"
-    one.model.requires_grad_(False)  # a merged adapter, which is measured and learns nothing
+    one.model.requires_grad_(False)  # a merged adapter, which is evaluated and not trained
     assert description_of(one) == f"{folder}: {one.n_parameters():,} parameters in float32"
 
 

@@ -1,4 +1,4 @@
-"""What a student's name may mean, and what is said of names that mean nothing."""
+"""What a student's name may mean, and the errors for unknown names."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The objective around its terms: what it asks of others, what it counts, what it learns, and the edges."""
+"""The objective around its terms: what it requests, what it counts, what it trains, and the edges."""
 
 import math
 from dataclasses import replace
