@@ -23,7 +23,7 @@ class Flag:
     """One flag: its setting, the type of its argument, and how the argument becomes the setting's value."""
 
     name: str
-    place: str
+    key: str
     help: str
     type: Any = str
     metavar: str | None = None

@@ -27,7 +27,7 @@ from kdpipe.pipeline.watch import TrainWatch
 from kdpipe.schemas.checkpoint import GuardState, LoopState
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.run_report import TrainReport
-from kdpipe.schemas.train_rules import meaningful
+from kdpipe.schemas.train_rules import applicable
 from kdpipe.schemas.train_settings import TrainOptions, TrainSettings
 
 DRY_STEPS = 5
@@ -69,7 +69,7 @@ def _train_in(
             start, steered = _claim(folder, run, options, watch)
         threads = _set_threads(run, train_state, start, watch, stop)
         machine = run.settings.machine.model_copy(update={"threads": threads})
-        save_settings(folder, meaningful(run.settings.model_copy(update={"machine": machine})))
+        save_settings(folder, applicable(run.settings.model_copy(update={"machine": machine})))
         if start is None or checkpoints.load_state(start).step < run.plan.n_steps:
             completed_run.remove(folder)
         with open_session(run, train_state, folder, start, watch, stop) as session:

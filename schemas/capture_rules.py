@@ -7,14 +7,14 @@ overrides, or a `ConfigError`.
 from collections.abc import Iterable
 
 from kdpipe.schemas.capture_settings import CaptureSettings
-from kdpipe.schemas.contradictions import Owner, keep_if_owned, keep_the_later, means_something, need, standing
+from kdpipe.schemas.contradictions import Owner, check_owner, check_rivals, is_given, precedence, require_values
 from kdpipe.schemas.errors import ConfigError
-from kdpipe.schemas.settings import Place, Said
+from kdpipe.schemas.settings import Assignment, Key
 
-KIND = Owner(place=("targets", "kind"), default="threshold", noun="targets", flag="--targets ", verb="these are")
+KIND = Owner(key=("targets", "kind"), default="threshold", noun="targets", flag="--targets ")
 OF_A_TEACHER = ("threshold", "sampled", "topk", "topp", "state")
 # The kinds of targets that a setting applies to.
-OF_KINDS: dict[Place, tuple[str, ...]] = {
+OF_KINDS: dict[Key, tuple[str, ...]] = {
     ("targets", "profile"): ("threshold",),
     ("targets", "tau"): ("threshold",),
     ("targets", "top_k"): ("topk",),
@@ -34,20 +34,20 @@ OF_KINDS: dict[Place, tuple[str, ...]] = {
     ("machine", "devices"): OF_A_TEACHER,
 }
 # Two ways to set one thing: the later layer wins, and one layer may use only one of them.
-RIVALS: tuple[tuple[Place, Place, str], ...] = (
+RIVALS: tuple[tuple[Key, Key, str], ...] = (
     (("targets", "tau"), ("targets", "profile"), "how much threshold targets keep"),
     (("data", "val_path"), ("data", "val_fraction"), "which documents are held out"),
 )
 LAYERS, DIM = ("hidden", "layers"), ("hidden", "dim")
 
 
-def settled(said: Iterable[Said]) -> list[Said]:
+def resolve(assignments: Iterable[Assignment]) -> list[Assignment]:
     """Drop settings that a later layer overrides; contradictions within one layer are refused."""
-    last = {one.place: one for one in said}
-    for place, kinds in OF_KINDS.items():
-        keep_if_owned(last, place, KIND, kinds)
+    last = {one.key: one for one in assignments}
+    for key, kinds in OF_KINDS.items():
+        check_owner(last, key, KIND, kinds)
     for first, second, about in RIVALS:
-        keep_the_later(last, first, second, about)
+        check_rivals(last, first, second, about)
     _keep_if_layers_are_named(last)
     return list(last.values())
 
@@ -58,21 +58,20 @@ def require(settings: CaptureSettings, *, data: bool = True, out: bool = True) -
     if settings.teacher.allow_foreign_tokenizer and settings.teacher.tokenizer is None:
         raise ConfigError("--allow-foreign-tokenizer needs --tokenizer", hint="give --tokenizer NAME, or omit it")
     if settings.targets.kind == "none":
-        need(settings.teacher.tokenizer or name, "which tokenizer to use", "--tokenizer DIR")
+        predictor = (settings.teacher.tokenizer or name, "tokenizer", "--tokenizer DIR")
     else:
-        need(name, "which teacher to ask", "--teacher NAME")
-    if data:
-        need(settings.data.path, "which documents to read", "--data PATH")
-    if out:
-        need(settings.out, "where the cache goes", "--out DIR")
+        predictor = (name, "teacher", "--teacher NAME")
+    documents = (settings.data.path, "documents", "--data PATH")
+    folder = (settings.out, "output directory", "--out DIR")
+    require_values(predictor, *[documents] * data, *[folder] * out)
 
 
-def _keep_if_layers_are_named(last: dict[Place, Said]) -> None:
+def _keep_if_layers_are_named(last: dict[Key, Assignment]) -> None:
     one, owner = last.get(DIM), last.get(LAYERS)
-    if one is None or means_something(owner):
+    if one is None or is_given(owner):
         return
-    if standing(one) < standing(owner):
+    if precedence(one) < precedence(owner):
         del last[DIM]
         return
     what = "applies to hidden states of every position, and no --hidden-layers are given"
-    raise ConfigError(f"{one.by} {what}", hint="give --hidden-layers, e.g. 0.5,1.0, or omit it")
+    raise ConfigError(f"{one.source} {what}", hint="give --hidden-layers, e.g. 0.5,1.0, or omit it")

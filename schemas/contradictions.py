@@ -1,7 +1,7 @@
-"""Contradictions among settings: one that means nothing beside another, and two that say the same thing.
+"""Contradictory settings: one that has no effect with the value of another, and two that set the same thing.
 
-In: what every layer said, by place. Out: the same without what a later layer has overruled, or a `ConfigError` in a
-sentence.
+In: the assignments of all sources, by key. Out: the same without those that a later source overrides, or a
+`ConfigError`.
 """
 
 from collections.abc import Sequence
@@ -9,59 +9,62 @@ from dataclasses import dataclass
 from typing import Any, TypeGuard
 
 from kdpipe.schemas.errors import ConfigError
-from kdpipe.schemas.settings import Level, Place, Said
+from kdpipe.schemas.settings import Assignment, Key, Level
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Owner:
-    """A setting that decides which others mean something (`default` None: not yet decided).
+    """A setting that decides which others apply (`default` None: not decided yet).
 
-    `noun`, `verb` and `flag` are how messages speak of it.
+    `noun` and `flag` are its names in messages.
     """
 
-    place: Place
+    key: Key
     default: str | None
     noun: str
     flag: str
-    verb: str = "this is"
 
 
-def keep_if_owned(last: dict[Place, Said], place: Place, owner: Owner, kinds: Sequence[str]) -> None:
-    """Drop or refuse a setting that belongs to other kinds than the one in force."""
-    one, said = last.get(place), last.get(owner.place)
-    kind = said.value if said is not None else owner.default
-    if not means_something(one) or kind is None or kind in kinds:
+def check_owner(last: dict[Key, Assignment], key: Key, owner: Owner, kinds: Sequence[str]) -> None:
+    """Drop or refuse a setting that applies to other kinds than the chosen one."""
+    one, choice = last.get(key), last.get(owner.key)
+    kind = choice.value if choice is not None else owner.default
+    if not is_given(one) or kind is None or kind in kinds:
         return
-    if standing(one) < standing(said):
-        del last[place]
+    if precedence(one) < precedence(choice):
+        del last[key]
         return
-    belongs = " and ".join([", ".join(kinds[:-1]), kinds[-1]] if len(kinds) > 1 else kinds)
-    said_so = f", as {said.by} says" if said is not None else " unless another kind is named"
-    hint = f"leave it out, or give {owner.flag}{kinds[0]}"
-    raise ConfigError(f"{one.by} belongs to {belongs} {owner.noun}, and {owner.verb} {kind}{said_so}", hint=hint)
+    allowed = " or ".join([", ".join(kinds[:-1]), kinds[-1]] if len(kinds) > 1 else kinds)
+    source = choice.source if choice is not None else "default"
+    raise ConfigError(
+        f"{one.source} applies to the {owner.noun} {allowed}, not to {kind} ({source})",
+        hint=f"omit it, or give {owner.flag}{kinds[0]}",
+    )
 
 
-def keep_the_later(last: dict[Place, Said], first: Place, second: Place, about: str) -> None:
-    """Of two ways to say one thing the later layer is right, and one layer may use only one of them."""
+def check_rivals(last: dict[Key, Assignment], first: Key, second: Key, about: str) -> None:
+    """Of two ways to set one thing the later source wins; one source may use only one of them."""
     one, other = last.get(first), last.get(second)
-    if not means_something(one) or not means_something(other):
+    if not is_given(one) or not is_given(other):
         return
-    if standing(one) == standing(other):
-        raise ConfigError(f"{one.by} and {other.by} both say {about}", hint="give one of them")
-    del last[min(one, other, key=standing).place]
+    if precedence(one) == precedence(other):
+        raise ConfigError(f"{one.source} and {other.source} both set {about}", hint="give only one of them")
+    del last[min(one, other, key=precedence).key]
 
 
-def standing(one: Said | None) -> Level:
-    """What is typed is typed at once: flags and --set contradict each other instead of overruling."""
+def precedence(one: Assignment | None) -> Level:
+    """The level of a source; flags and --set are equal: they contradict instead of overriding each other."""
     return Level.DEFAULT if one is None else min(one.level, Level.SET)
 
 
-def means_something(one: Said | None) -> TypeGuard[Said]:
-    """Whether a value was said that is more than leaving the setting out."""
+def is_given(one: Assignment | None) -> TypeGuard[Assignment]:
+    """Whether a value was given that differs from omitting the setting."""
     return one is not None and one.value not in (None, [], (), False)
 
 
-def need(value: Any, what: str, flag: str) -> None:
-    """Refuse a setting that nobody can guess and nobody gave."""
-    if value is None:
-        raise ConfigError(f"nothing says {what}", hint=f"give {flag}")
+def require_values(*settings: tuple[Any, str, str]) -> None:
+    """Refuse missing settings that have no default: value, name and option of each."""
+    missing = [(name, option) for value, name, option in settings if value is None]
+    if missing:
+        names, options = zip(*missing, strict=True)
+        raise ConfigError(f"missing: {', '.join(names)}", hint=f"give {' '.join(options)}")

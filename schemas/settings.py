@@ -1,7 +1,7 @@
-"""Settings from several mouths, one over the other: default < file < KDPIPE_* environment < --set a.b=c < flag.
+"""Settings from several sources by precedence: default < file < KDPIPE_* environment < --set a.b=c < flag.
 
-In: what each layer said, read into plain values elsewhere. Out: one checked record, or a `ConfigError` that names who
-said the wrong thing and the nearest name.
+In: the values of each source, parsed elsewhere. Out: one validated record, or a `ConfigError` that names the source of
+the wrong value and the nearest name.
 """
 
 import difflib
@@ -16,10 +16,11 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from kdpipe.schemas.errors import ConfigError
+from kdpipe.schemas.peer_names import PEER_NAMES
 from kdpipe.schemas.records import Record, allowed_keys, annotations, is_model
 
 R = TypeVar("R", bound=Record)
-Place = tuple[str, ...]
+Key = tuple[str, ...]
 Read = Callable[[str], Any]
 PREFIX = "KDPIPE_"
 WORDS = {"yes": True, "on": True, "true": True, "no": False, "off": False, "false": False}
@@ -27,7 +28,7 @@ MAX_SHOWN = 60
 
 
 class Level(IntEnum):
-    """The layers, from the one that gives way to the one that has the last word."""
+    """Sources of settings, lowest precedence first."""
 
     DEFAULT = 0
     FILE = 1
@@ -37,96 +38,96 @@ class Level(IntEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Said:
-    """One value for one setting; `by` is how a message names it: `--tau`, `targets.tau in the file kd.yaml`."""
+class Assignment:
+    """One value for one setting; `source` is its name in messages: `--tau`, `targets.tau in the file kd.yaml`."""
 
-    place: Place
+    key: Key
     value: Any
-    by: str
+    source: str
     level: Level
 
 
-def from_file(kind: type[Record], values: Mapping[str, Any], name: str) -> list[Said]:
-    """What a file says."""
-    source = _Source(kind, Level.FILE, lambda place: f"{'.'.join(place)} in the file {name}", ".".join)
-    return source.say((), values)
+def from_file(kind: type[Record], values: Mapping[str, Any], name: str) -> list[Assignment]:
+    """The assignments of a file."""
+    source = _Source(kind, Level.FILE, lambda key: f"{'.'.join(key)} in the file {name}", ".".join)
+    return source.assign((), values)
 
 
 def from_environment(
     kind: type[Record], environment: Mapping[str, str], read: Read, others: Sequence[type[Record]] = ()
-) -> list[Said]:
-    """What variables such as KDPIPE_DATA__VAL_FRACTION say; those that only `others` know are meant for them."""
-    said = []
+) -> list[Assignment]:
+    """The assignments of variables such as KDPIPE_DATA__VAL_FRACTION; those that only `others` know are skipped."""
+    assignments = []
     source = _Source(kind, Level.ENVIRONMENT, _variable, _variable)
     for name in sorted(environment):
         if name.startswith(PREFIX):
-            place = tuple(name.removeprefix(PREFIX).lower().split("__"))
-            if not _is_known(kind, place) and any(_is_known(other, place) for other in others):
+            key = tuple(name.removeprefix(PREFIX).lower().split("__"))
+            if not _is_known(kind, key) and any(_is_known(other, key) for other in others):
                 continue
-            said += source.say(place, source.read(place, environment[name], read))
-    return said
+            assignments += source.assign(key, source.read(key, environment[name], read))
+    return assignments
 
 
-def from_sets(kind: type[Record], sets: Sequence[str], read: Read) -> list[Said]:
-    """What `--set a.b=c` says, in the order of the command line."""
-    said = []
+def from_sets(kind: type[Record], sets: Sequence[str], read: Read) -> list[Assignment]:
+    """The assignments of `--set a.b=c`, in the order of the command line."""
+    assignments = []
     for text in sets:
         name, equals, value = text.partition("=")
         if not equals:
             raise ConfigError(f"--set {_short(text)} gives no value", hint="write --set NAME=VALUE")
-        place = tuple(name.strip().split("."))
-        source = _Source(kind, Level.SET, partial(_named_in_set, text, place), ".".join)
-        said += source.say(place, source.read(place, value, read))
-    return said
+        key = tuple(name.strip().split("."))
+        source = _Source(kind, Level.SET, partial(_named_in_set, text, key), ".".join)
+        assignments += source.assign(key, source.read(key, value, read))
+    return assignments
 
 
-def _named_in_set(text: str, place: Place, said: Place) -> str:
-    typed = f"--set {_short(text)}"
-    return typed if said == place else f"{'.'.join(said)} in {typed}"
+def _named_in_set(text: str, typed: Key, key: Key) -> str:
+    option = f"--set {_short(text)}"
+    return option if key == typed else f"{'.'.join(key)} in {option}"
 
 
-def from_flag(kind: type[Record], flag: str, place: str, value: Any) -> list[Said]:
-    """What one flag says about a setting, or about several below one."""
-    return _Source(kind, Level.FLAG, lambda _: flag, ".".join).say(tuple(place.split(".")), value)
+def from_flag(kind: type[Record], flag: str, key: str, value: Any) -> list[Assignment]:
+    """The assignments of one flag: to a setting, or to several of a group."""
+    return _Source(kind, Level.FLAG, lambda _: flag, ".".join).assign(tuple(key.split(".")), value)
 
 
 def by_dotted_name(values: Mapping[str, Any], above: str = "") -> dict[str, Any]:
     """Every single value of nested groups by its dotted name; a list is one value."""
-    found: dict[str, Any] = {}
+    flat: dict[str, Any] = {}
     for key, value in values.items():
         name = f"{above}.{key}" if above else str(key)
-        found |= by_dotted_name(value, name) if isinstance(value, Mapping) else {name: value}
-    return found
+        flat |= by_dotted_name(value, name) if isinstance(value, Mapping) else {name: value}
+    return flat
 
 
-def layered(kind: type[R], said: Iterable[Said]) -> R:
-    """The record of everything that was said; of two values for one setting the later one counts."""
-    last = {one.place: one for one in said}
+def build(kind: type[R], assignments: Iterable[Assignment]) -> R:
+    """The record of all assignments; of two values for one setting the later one counts."""
+    last = {assignment.key: assignment for assignment in assignments}
     values: dict[str, Any] = {}
-    for place, one in last.items():
+    for key, assignment in last.items():
         inner = values
-        for step in place[:-1]:
+        for step in key[:-1]:
             inner = inner.setdefault(step, {})
-        inner[place[-1]] = one.value
+        inner[key[-1]] = assignment.value
     try:
         return kind.model_validate_json(json.dumps(values))
     except ValidationError as error:
-        raise _refusal(kind, error, last) from None
+        raise _wrong_value(kind, error, last) from None
 
 
 @dataclass(frozen=True, slots=True)
 class _Source:
-    """One layer: the record it speaks about, how its messages name a setting, and how a setting is spelled in it."""
+    """One source: the record of its settings, their names in messages, and their spelling."""
 
     kind: type[Record]
     level: Level
-    name: Callable[[Place], str]
-    spell: Callable[[Place], str]
+    name: Callable[[Key], str]
+    spell: Callable[[Key], str]
 
-    def read(self, place: Place, text: str, read: Read) -> Any:
-        """A text as the setting at a place wants it: as it stands for a name, otherwise as YAML."""
-        self._known(place)
-        types = annotations(self.kind, place)
+    def read(self, key: Key, text: str, read: Read) -> Any:
+        """Parse the text of a setting: verbatim for a name, otherwise as YAML."""
+        self._check_known(key)
+        types = annotations(self.kind, key)
         if _takes_text(types):
             return None if text in ("", "~", "null") and type(None) in types else text
         try:
@@ -134,69 +135,76 @@ class _Source:
             bare = _takes_list(types) and value is not None and not isinstance(value, list)
             return read(f"[{text}]") if bare else value
         except ValueError as error:
-            raise ConfigError(f"{self.name(place)}: {error}") from None
+            raise ConfigError(f"{self.name(key)}: {error}") from None
 
-    def say(self, place: Place, value: Any) -> list[Said]:
-        """A value as what it says of single settings."""
-        self._known(place)
-        types = annotations(self.kind, place)
+    def assign(self, key: Key, value: Any) -> list[Assignment]:
+        """Assign a value to a setting, or the values of a mapping to the settings of a group."""
+        self._check_known(key)
+        types = annotations(self.kind, key)
         if isinstance(value, str) and not _is_unicode(value):
-            raise ConfigError(f"{self.name(place)}: {_short(ascii(value))} is not UTF-8 text")
+            raise ConfigError(f"{self.name(key)}: {_short(ascii(value))} is not UTF-8 text")
         if not any(is_model(kind) for kind in types):
-            return [Said(place=place, value=_fit(types, value), by=self.name(place), level=self.level)]
+            return [Assignment(key=key, value=_coerce(types, value), source=self.name(key), level=self.level)]
         if value is None:
             return []
         if not isinstance(value, Mapping):
-            keys = ", ".join(sorted(allowed_keys(self.kind, place)))
-            where = self.name(place)
-            raise ConfigError(f"{where} is a group of settings, not {_short(repr(value))}", hint=f"in it are {keys}")
-        return [one for key in value for one in self.say((*place, str(key)), value[key])]
+            names = ", ".join(sorted(allowed_keys(self.kind, key)))
+            raise ConfigError(
+                f"{self.name(key)} is a group of settings, not {_short(repr(value))}", hint=f"its settings: {names}"
+            )
+        return [one for name in value for one in self.assign((*key, str(name)), value[name])]
 
-    def _known(self, place: Place) -> None:
-        for length in range(1, len(place) + 1):
-            allowed = allowed_keys(self.kind, place[: length - 1])
-            if place[length - 1] in allowed:
+    def _check_known(self, key: Key) -> None:
+        for length in range(1, len(key) + 1):
+            allowed = allowed_keys(self.kind, key[: length - 1])
+            if key[length - 1] in allowed:
                 continue
-            by, wrong = self.name(place), self.spell(place[:length])
+            source, wrong = self.name(key), self.spell(key[:length])
             if not allowed:
-                raise ConfigError(
-                    f"{_short(by)}: '{self.spell(place[: length - 1])}' is one value, nothing is below it"
-                )
-            near = _nearest(self.kind, place[:length])
-            told = f": the nearest is '{self.spell(near)}'" if near else ""
-            hint = f"allowed {'there ' if length > 1 else ''}are {', '.join(sorted(allowed))}"
-            lead = "" if by == wrong else f"{by}: "
-            raise ConfigError(f"{lead}unknown setting '{_short(wrong)}'{told}", hint=hint)
+                raise ConfigError(f"{_short(source)}: '{self.spell(key[: length - 1])}' is a value, not a group")
+            lead = "" if source == wrong else f"{source}: "
+            raise unknown_setting(self.kind, key[:length], lead, self.spell)
 
 
-def _is_known(kind: type[Record], place: Place) -> bool:
-    return all(place[n] in allowed_keys(kind, place[:n]) for n in range(len(place)))
+def _is_known(kind: type[Record], key: Key) -> bool:
+    return all(key[n] in allowed_keys(kind, key[:n]) for n in range(len(key)))
 
 
-def _variable(place: Place) -> str:
-    return PREFIX + "__".join(place).upper()
+def _variable(key: Key) -> str:
+    return PREFIX + "__".join(key).upper()
 
 
-def _nearest(kind: type[Record], place: Place) -> Place | None:
-    """The setting that was probably meant: a neighbor, then one of the same name elsewhere, then a similar one."""
-    neighbors = sorted(allowed_keys(kind, place[:-1]))
-    if near := difflib.get_close_matches(place[-1], neighbors, n=1, cutoff=0.6):
-        return (*place[:-1], near[0])
-    everything = {".".join(each): each for each in _places(kind, ())}
-    namesakes = [each for each in everything.values() if each[-1] == place[-1]]
+def unknown_setting(kind: type[Record], key: Key, lead: str, spell: Callable[[Key], str]) -> ConfigError:
+    """The error for an unknown name: the setting with that name in another tool, or the nearest name."""
+    wrong = f"{lead}unknown setting '{_short(spell(key))}'"
+    if (here := PEER_NAMES.get(key[-1])) is not None:
+        return ConfigError(f"{wrong}: here it is {here}", hint="docs/coming-from.md has the names of other tools")
+    near = _nearest(kind, key)
+    nearest = f": the nearest is '{spell(near)}'" if near else ""
+    allowed = ", ".join(sorted(allowed_keys(kind, key[:-1])))
+    return ConfigError(f"{wrong}{nearest}", hint=f"allowed {'there ' if len(key) > 1 else ''}are {allowed}")
+
+
+def _nearest(kind: type[Record], key: Key) -> Key | None:
+    """The setting that was probably meant: in the same group, else of the same name elsewhere, else a similar one."""
+    siblings = sorted(allowed_keys(kind, key[:-1]))
+    if near := difflib.get_close_matches(key[-1], siblings, n=1, cutoff=0.6):
+        return (*key[:-1], near[0])
+    everything = {".".join(name): name for name in _keys(kind, ())}
+    namesakes = [name for name in everything.values() if name[-1] == key[-1]]
     if namesakes:
         return namesakes[0]
-    near = difflib.get_close_matches(".".join(place), sorted(everything), n=1, cutoff=0.6)
+    near = difflib.get_close_matches(".".join(key), sorted(everything), n=1, cutoff=0.75)
     return everything[near[0]] if near else None
 
 
-def _places(kind: type[Record], place: Place) -> list[Place]:
-    below = [(*place, name) for name in sorted(allowed_keys(kind, place))]
-    return [each for one in below for each in (one, *_places(kind, one))]
+def _keys(kind: type[Record], key: Key) -> list[Key]:
+    below = [(*key, name) for name in sorted(allowed_keys(kind, key))]
+    return [each for one in below for each in (one, *_keys(kind, one))]
 
 
 def _takes_text(types: Sequence[Any]) -> bool:
-    """Whether a setting is a name; one that is a number or a word is read as YAML, which tells the two apart."""
+    """Whether a setting is a name; one that may be a number or a name is parsed as YAML."""
     named = any(typing.get_origin(kind) is typing.Literal for kind in types)
     return str in types or (named and not {int, float} & {kind for kind in types if isinstance(kind, type)})
 
@@ -206,12 +214,12 @@ def _takes_list(types: Sequence[Any]) -> bool:
 
 
 def _is_unicode(text: str) -> bool:
-    """Whether a text has no bytes in it that the system could not read as characters."""
+    """Whether the system could decode all bytes of a text."""
     return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
-def _fit(types: Sequence[Any], value: Any) -> Any:
-    """Words for true and false where a truth is wanted, and whole numbers however they are written."""
+def _coerce(types: Sequence[Any], value: Any) -> Any:
+    """Accept yes, no, on and off for booleans, and whole floats such as 1e3 for integers."""
     if bool in types and isinstance(value, str):
         return WORDS.get(value.lower(), value)
     if int in types and float not in types and isinstance(value, float) and value.is_integer():
@@ -219,45 +227,93 @@ def _fit(types: Sequence[Any], value: Any) -> Any:
     return value
 
 
-def _refusal(kind: type[Record], error: ValidationError, said: Mapping[Place, Said]) -> ConfigError:
-    """The first problem, with who said it, what was expected and what was found."""
+def _wrong_value(kind: type[Record], error: ValidationError, given: Mapping[Key, Assignment]) -> ConfigError:
+    """The first wrong value, with its source and what is allowed."""
     problem = error.errors()[0]
-    place = tuple(problem["loc"])
-    what = problem["msg"].removeprefix("Value error, ")
-    said_of_input = "Input should be "
-    if what.startswith(said_of_input):
-        if isinstance(place[-1], str) and place[:-1] in said:  # one value that may be of several types
-            place = place[:-1]
-            what = " or ".join(one["msg"] for one in error.errors() if one["loc"][:-1] == place)
-        what = f" must be {what.replace(said_of_input, '')}"
-    else:
-        what = f": {what[:1].lower()}{what[1:]}"
+    loc = tuple(problem["loc"])
+    # One value that may be of several types has a problem for each of them.
+    several = bool(loc) and isinstance(loc[-1], str) and loc[:-1] in given
+    problems = [one for one in error.errors() if one["loc"][:-1] == loc[:-1]] if several else [problem]
+    loc = loc[:-1] if several else loc
+    what = f" must be {' or '.join(map(expected, problems))}" if expected(problem) else f": {_reason(problem)}"
     if isinstance(problem["input"], str | int | float | None):
-        what += f", not {_short(repr(problem['input']))}"
-    hint = "put it in quotes" if problem["type"] == "string_type" else "correct it, or leave it out"
-    for length in range(len(place), 0, -1):
-        if one := said.get(tuple(map(str, place[:length]))):
+        what += f", not {_short(_as_given(problem['input']))}"
+    for length in range(len(loc), 0, -1):
+        if one := given.get(tuple(map(str, loc[:length]))):
             if problem["type"] == "extra_forbidden":
-                return _unknown_in_item(kind, f"{one.by}{_item(place[length:-1])}", place)
-            return ConfigError(f"{one.by}{_item(place[length:])}{what}", hint=hint)
-    below = [one.by for key, one in said.items() if key[: len(place)] == place]
-    return ConfigError(f"{', '.join(dict.fromkeys(below)) or 'the settings'}{what}", hint=hint)
+                return unknown_setting(kind, tuple(map(str, loc)), f"{one.source}{_item(loc[length:-1])}: ", _last)
+            return ConfigError(f"{one.source}{_item(loc[length:])}{what}", hint=_hint(problem))
+    below = [one.source for key, one in given.items() if key[: len(loc)] == loc]
+    return ConfigError(f"{', '.join(dict.fromkeys(below)) or 'the settings'}{what}", hint=_hint(problem))
 
 
-def _item(place: Sequence[int | str]) -> str:
-    """Where in a list a value stands: `: item 1`, or `: item 1, weights.ce` where items are groups."""
-    if not place:
+def expected(problem: Any) -> str:
+    """What a value must be, in words; empty for rules that have a message of their own."""
+    limits = problem.get("ctx", {})
+    match problem["type"]:
+        case "int_parsing" | "int_type" | "int_from_float":
+            return "a whole number"
+        case "float_parsing" | "float_type" | "finite_number":
+            return "a number"
+        case "bool_parsing" | "bool_type":
+            return "true or false"
+        case "string_type":
+            return "text"
+        case "tuple_type" | "list_type":
+            return "a list"
+        case "none_required":
+            return "nothing"
+        case "literal_error":
+            return _choices(str(limits["expected"]))
+        case "greater_than":
+            return f"greater than {limits['gt']:g}"
+        case "greater_than_equal":
+            return f"at least {limits['ge']:g}"
+        case "less_than":
+            return f"less than {limits['lt']:g}"
+        case "less_than_equal":
+            return f"at most {limits['le']:g}"
+        case "string_too_short" | "too_short":
+            return "longer" if limits.get("min_length", 1) > 1 else "not empty"
+        case "string_pattern_mismatch":
+            return f"of the form {limits['pattern']}"
+        case _:
+            return ""
+
+
+def _choices(quoted: str) -> str:
+    return quoted.replace("'", "")
+
+
+def _reason(problem: Any) -> str:
+    text = str(problem["msg"]).removeprefix("Value error, ")
+    return text[:1].lower() + text[1:]
+
+
+def _hint(problem: Any) -> str:
+    if problem["type"] == "string_type":
+        return "put it in quotes"
+    if problem["type"] == "literal_error" and isinstance(problem["input"], str):
+        choices = problem["ctx"]["expected"].replace("'", "").replace(" or ", ", ").split(", ")
+        if near := difflib.get_close_matches(problem["input"].replace("_", "-"), choices, n=1, cutoff=0.6):
+            return f"did you mean {near[0]}?"
+    return "correct it, or leave it out"
+
+
+def _as_given(value: str | float | None) -> str:
+    return repr(value) if isinstance(value, str) else json.dumps(value)
+
+
+def _last(key: Key) -> str:
+    return key[-1]
+
+
+def _item(path: Sequence[int | str]) -> str:
+    """The position of a value in a list: `: item 1`, or `: item 1, weights.ce` where items are groups."""
+    if not path:
         return ""
-    below = ".".join(map(str, place[1:]))
-    return f": item {int(place[0]) + 1}" + (f", {below}" if below else "")
-
-
-def _unknown_in_item(kind: type[Record], where: str, place: Sequence[int | str]) -> ConfigError:
-    allowed = sorted(allowed_keys(kind, tuple(place[:-1])))
-    near = difflib.get_close_matches(str(place[-1]), allowed, n=1, cutoff=0.6)
-    told = f": the nearest is '{near[0]}'" if near else ""
-    hint = f"allowed there are {', '.join(allowed)}"
-    return ConfigError(f"{where}: unknown setting '{_short(str(place[-1]))}'{told}", hint=hint)
+    below = ".".join(map(str, path[1:]))
+    return f": item {int(path[0]) + 1}" + (f", {below}" if below else "")
 
 
 def _short(text: str) -> str:

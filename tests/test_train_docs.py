@@ -97,7 +97,7 @@ def test_every_setting_is_on_the_page_with_its_default_and_its_flag() -> None:
     documented = {
         place: (value, text) for place, value, text in re.findall(r"^\| `([\w.]+)` \| (.+?) \| (.+) \|$", TABLE, re.M)
     }
-    flags = {flag.place: flag.name for flag in FLAGS}
+    flags = {flag.key: flag.name for flag in FLAGS}
     assert list(documented) == [place for place, _ in settings()]
     for place, default in settings():
         value, text = documented[place]

@@ -16,7 +16,7 @@ def test_what_is_allowed_is_still_there() -> None:
 
 def test_phrases_are_found_in_names_strings_comments_and_across_lines() -> None:
     source = "def _told(whoEver):\n    # goes\n    return 'is\\n none', 'forgone one', learnt_rows  # it goes on\n"
-    assert counts(source, is_python=True) == {"reported": 1, "goes on": 1, "learnt": 1}
+    assert counts(source, is_python=True) == {"told": 1, "goes on": 1, "learnt": 1}
     assert counts("It goes\non, 28 bytes a position; untold.", is_python=False) == {
         "goes on": 1,
         next(phrase for phrase in counts("bytes a row", is_python=False)): 1,

@@ -17,7 +17,7 @@ from kdpipe.cli.load_settings import train_settings
 from kdpipe.pipeline import train as story
 from kdpipe.pipeline.training import checkpoints, longer_run, run_folder
 from kdpipe.schemas.errors import ConfigError, Interrupted
-from kdpipe.schemas.train_rules import meaningful
+from kdpipe.schemas.train_rules import applicable
 from kdpipe.schemas.train_settings import TrainSettings
 from support.stage_two import RecordingTrainWatch, Stopping, contents, history, run, settings_for, weights
 
@@ -175,7 +175,7 @@ def hinted(folder: Path, settings: TrainSettings, hint: str) -> TrainSettings:
     words = shlex.split(hint.removeprefix("add "))
     assert words and words[::2] == ["--set"] * (len(words) // 2)
     config = folder / "asked.json"
-    config.write_text(json.dumps(meaningful(settings)))
+    config.write_text(json.dumps(applicable(settings)))
     return train_settings(ParsedFlags(config=config, sets=tuple(words[1::2])))
 
 

@@ -145,7 +145,7 @@ def test_a_training_loss_on_memorized_samples_is_marked_as_an_estimate(
 
 @pytest.mark.slow
 def test_the_config_of_a_run_runs_again(folder: Path, whole: tuple[TrainReport, RecordingTrainWatch]) -> None:
-    out = Flag(name="--out", place="out", help="")
+    out = Flag(name="--out", key="out", help="")
     again = train_settings(ParsedFlags(flags=((out, str(folder / "config")),), config=folder / "whole" / "config.yaml"))
     assert again.optimizer.lr == 3e-3 and again.machine.precision == "fp32"
     run(again)
