@@ -17,7 +17,7 @@ from measure import machine, rounded
 
 from kdpipe.pipeline.evaluation.stored import load_evaluation
 from kdpipe.pipeline.train import train
-from kdpipe.pipeline.watch import SilentTrainWatch
+from kdpipe.schemas.progress import SilentProgress
 from kdpipe.schemas.train_settings import OptimizerSettings, TrainOptions, TrainSettings
 
 HALF_DECADE = 10**0.5
@@ -39,7 +39,7 @@ def trained(arguments: argparse.Namespace, steps: int | None, optimizer: dict[st
                 "seed": arguments.seed,
             }
         )
-        report = train(settings, TrainOptions(), SilentTrainWatch())
+        report = train(settings, TrainOptions(), SilentProgress())
         evaluation = load_evaluation(Path(place) / "run")
         record = json.loads((Path(place) / "run" / "run.json").read_text())
     assert evaluation is not None, "the cache has a validation split"

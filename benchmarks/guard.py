@@ -25,8 +25,8 @@ from kdpipe.pipeline.training.metrics import read_metrics
 from kdpipe.pipeline.training.run import plan_run
 from kdpipe.pipeline.training.session import open_session
 from kdpipe.pipeline.training.train_state import build_train_state
-from kdpipe.pipeline.watch import SilentTrainWatch
 from kdpipe.schemas.checkpoint import LoopState
+from kdpipe.schemas.progress import SilentProgress
 from kdpipe.schemas.train_settings import TrainSettings
 
 PHASES: Final = [
@@ -97,12 +97,12 @@ def ratios(norms: list[float], begins: list[int]) -> tuple[float, float]:
 
 def train(settings: TrainSettings) -> Path:
     """Run all steps; the student is discarded."""
-    out, watch = Path(settings.out or ""), SilentTrainWatch()
+    out, progress = Path(settings.out or ""), SilentProgress()
     shutil.rmtree(out, ignore_errors=True)
-    run = plan_run(settings, watch)
-    train_state = build_train_state(run, watch)
+    run = plan_run(settings, progress)
+    train_state = build_train_state(run, progress)
     run_folder.claim(out, run.record)
-    with open_session(run, train_state, out, None, watch, StopRequest(watch.say, {})) as session:
+    with open_session(run, train_state, out, None, progress, StopRequest(progress.message, {})) as session:
         state = LoopState(step=0, place=0)
         session.checkpoints.save(state)
         Loop(session, state).train_until(run.plan.n_steps)

@@ -23,8 +23,8 @@ from kdpipe.pipeline.cache_teacher import cache_teacher
 from kdpipe.pipeline.evaluation.stored import load_evaluation
 from kdpipe.pipeline.small_teacher import TeacherSizes, write_corpus
 from kdpipe.pipeline.train import train
-from kdpipe.pipeline.watch import SilentTrainWatch, SilentWatch
 from kdpipe.schemas.capture_settings import CaptureOptions, CaptureSettings
+from kdpipe.schemas.progress import SilentProgress
 from kdpipe.schemas.train_settings import TrainOptions, TrainSettings
 
 WATCHED: Final = 1e-5
@@ -78,7 +78,7 @@ def make_cache(plan: Plan) -> Path:
         "machine": {"devices": "cpu", "threads": 1},
         "out": str(cache),
     }
-    cache_teacher(CaptureSettings.model_validate(settings), CaptureOptions(), SilentWatch())
+    cache_teacher(CaptureSettings.model_validate(settings), CaptureOptions(), SilentProgress())
     return cache
 
 
@@ -97,7 +97,7 @@ def measure(plan: Plan, cache: Path, name: str, weights: Mapping[str, float], se
         "out": str(out),
         "seed": seed,
     }
-    train(TrainSettings.model_validate(settings), TrainOptions(), SilentTrainWatch())
+    train(TrainSettings.model_validate(settings), TrainOptions(), SilentProgress())
     evaluation = load_evaluation(out)
     assert evaluation is not None, "the cache has a validation split"
     print_progress(

@@ -19,8 +19,8 @@ from kdpipe.pipeline.training.loop import Loop
 from kdpipe.pipeline.training.run import Run, plan_run
 from kdpipe.pipeline.training.session import Session, open_session
 from kdpipe.pipeline.training.train_state import TrainState, build_train_state
-from kdpipe.pipeline.watch import SilentTrainWatch
 from kdpipe.schemas.checkpoint import LoopState
+from kdpipe.schemas.progress import SilentProgress
 from kdpipe.schemas.train_report import Evaluation
 from kdpipe.schemas.train_settings import TrainSettings
 
@@ -42,12 +42,12 @@ class TrainedStudent:
 
 def trained(settings: TrainSettings, changed: Callable[[Session], Session] = lambda session: session) -> TrainedStudent:
     """Train a student to the last step; `changed` may replace parts of the session, such as its loader."""
-    watch, out = SilentTrainWatch(), Path(settings.out or "")
+    progress, out = SilentProgress(), Path(settings.out or "")
     with stop_on_signals() as stop:
-        run = plan_run(settings, watch)
+        run = plan_run(settings, progress)
         run_folder.claim(out, run.record)
-        train_state = build_train_state(run, watch)
-        with open_session(run, train_state, out, None, watch, stop) as session:
+        train_state = build_train_state(run, progress)
+        with open_session(run, train_state, out, None, progress, stop) as session:
             loop = Loop(changed(session), LoopState(step=0, place=0))
             loop.train_until(run.plan.n_steps)
     return TrainedStudent(run=run, train_state=train_state, state=loop.state)

@@ -29,8 +29,8 @@ from kdpipe.cache import open_cache
 from kdpipe.pipeline.cache_teacher import cache_teacher
 from kdpipe.pipeline.small_teacher import TeacherSizes
 from kdpipe.pipeline.train import train
-from kdpipe.pipeline.watch import SilentTrainWatch, SilentWatch
 from kdpipe.schemas.capture_settings import CaptureOptions, CaptureSettings
+from kdpipe.schemas.progress import SilentProgress
 from kdpipe.schemas.train_settings import TrainOptions, TrainSettings
 
 # Half decades: 1e-3, 3.2e-3, 1e-2, ... as powers of ten.
@@ -182,7 +182,7 @@ class Sweep:
                     "losses": settings.losses.model_copy(update={"mode": "output"}),
                     "run": settings.run.model_copy(update={"epochs": None, "max_steps": max(2, steps)}),
                 }
-                train(settings.model_copy(update=changes), TrainOptions(), SilentTrainWatch())
+                train(settings.model_copy(update=changes), TrainOptions(), SilentProgress())
                 os.replace(run / "final", out)
         return out
 
@@ -200,7 +200,7 @@ class Sweep:
                 "machine": {"devices": "cpu", "threads": torch.get_num_threads()},
                 "out": str(work),
             }
-            cache_teacher(CaptureSettings.model_validate(settings), CaptureOptions(), SilentWatch())
+            cache_teacher(CaptureSettings.model_validate(settings), CaptureOptions(), SilentProgress())
             os.replace(work, path)
         return path
 

@@ -17,8 +17,8 @@ from stage_one_inputs import write_documents
 from kdpipe.cache.inspect import inspect_cache
 from kdpipe.pipeline.cache_teacher import cache_teacher
 from kdpipe.pipeline.small_teacher import TeacherSizes
-from kdpipe.pipeline.watch import SilentWatch
 from kdpipe.schemas.capture_settings import CaptureOptions, CaptureSettings
+from kdpipe.schemas.progress import SilentProgress
 
 # Packages of the standard library; the teacher is not trained on their source.
 PACKAGES = (
@@ -99,7 +99,7 @@ class Caches:
             "out": str(work),
             "seed": seed,
         }
-        cache_teacher(CaptureSettings.model_validate(settings), CaptureOptions(), SilentWatch())
+        cache_teacher(CaptureSettings.model_validate(settings), CaptureOptions(), SilentProgress())
         os.replace(work, path)
         return path
 

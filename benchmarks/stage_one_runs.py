@@ -33,9 +33,9 @@ from kdpipe.pipeline.targets.fidelity import FidelityMeter, Sample
 from kdpipe.pipeline.targets.reduce import Reducer
 from kdpipe.pipeline.teachers import reading
 from kdpipe.pipeline.teachers.forward import Forward
-from kdpipe.pipeline.watch import SilentWatch
 from kdpipe.schemas.capture_settings import CaptureSettings
 from kdpipe.schemas.manifest import Manifest
+from kdpipe.schemas.progress import SilentProgress
 
 # Steps in the thread of the teacher, and in parallel to it.
 STEPS: dict[str, tuple[tuple[Any, str], ...]] = {
@@ -88,7 +88,7 @@ def settings_for(teacher: Path, corpus: Path, **sections: dict[str, Any]) -> Cap
 
 def opened(settings: CaptureSettings) -> Opened:
     """Read documents, load the teacher."""
-    inputs = read_inputs(settings, SilentWatch())
+    inputs = read_inputs(settings, SilentProgress())
     teacher = open_teacher(settings, inputs.tokenizer)
     return Opened(inputs=inputs, teacher=teacher, manifest=make_manifest(settings, inputs, teacher))
 

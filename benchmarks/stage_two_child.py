@@ -20,8 +20,8 @@ from stage_two_ours import OURS, clocks, ours
 from stage_two_pairs import Pairs
 
 from kdpipe.pipeline.models.memory import peak_process_bytes
-from kdpipe.pipeline.watch import SilentTrainWatch, SilentWatch
 from kdpipe.schemas.capture_settings import CaptureOptions, CaptureSettings
+from kdpipe.schemas.progress import SilentProgress
 from kdpipe.schemas.train_settings import TrainOptions, TrainSettings
 
 WARM_UP = 1
@@ -163,14 +163,14 @@ def train(task: Task) -> dict[str, Any]:
     from kdpipe.pipeline.train import train as run
 
     settings = TrainSettings.model_validate_json(json.dumps(task["settings"]))
-    return run(settings, TrainOptions(overwrite=True), SilentTrainWatch()).model_dump(mode="json")
+    return run(settings, TrainOptions(overwrite=True), SilentProgress()).model_dump(mode="json")
 
 
 def cache_teacher(task: Task) -> dict[str, Any]:
     """Run `kdpipe cache-teacher`; its peak memory."""
     from kdpipe.pipeline.cache_teacher import cache_teacher as run
 
-    run(CaptureSettings.model_validate_json(json.dumps(task["settings"])), CaptureOptions(), SilentWatch())
+    run(CaptureSettings.model_validate_json(json.dumps(task["settings"])), CaptureOptions(), SilentProgress())
     return {"peak_bytes": peak_process_bytes()}
 
 

@@ -25,8 +25,8 @@ from kdpipe.pipeline.training.run import plan_run
 from kdpipe.pipeline.training.session import open_session
 from kdpipe.pipeline.training.step import StepResult
 from kdpipe.pipeline.training.train_state import build_train_state
-from kdpipe.pipeline.watch import SilentTrainWatch
 from kdpipe.schemas.checkpoint import LoopState
+from kdpipe.schemas.progress import SilentProgress
 from kdpipe.schemas.train_settings import TrainSettings
 
 Owned = tuple[Any, str]
@@ -58,14 +58,14 @@ class Ours:
 @contextmanager
 def ours(settings: TrainSettings, *, ahead: bool) -> Iterator[Ours]:
     """Open a run; without `ahead` nothing is prefetched, so that the other side is not disturbed."""
-    watch = SilentTrainWatch()
+    progress = SilentProgress()
     with ExitStack() as stack:
         stop = stack.enter_context(stop_on_signals())
-        run = plan_run(settings, watch)
+        run = plan_run(settings, progress)
         folder = Path(settings.out or "")
         run_folder.claim(folder, run.record, overwrite=True)
-        train_state = build_train_state(run, watch)
-        session = stack.enter_context(open_session(run, train_state, folder, None, watch, stop))
+        train_state = build_train_state(run, progress)
+        session = stack.enter_context(open_session(run, train_state, folder, None, progress, stop))
         if not ahead:
             loader = StepLoader(run.cache, train_state.wants, batch_size=run.micro_batch_size, ahead=0)
             session = replace(session, loader=stack.enter_context(loader))

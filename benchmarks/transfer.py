@@ -37,9 +37,9 @@ from kdpipe.cache.transfer import copy_cache
 from kdpipe.cache.verify import verify_cache
 from kdpipe.pipeline.documents.part_plan import rows_per_part
 from kdpipe.pipeline.train import train
-from kdpipe.pipeline.watch import SilentTrainWatch
 from kdpipe.schemas.cache_plan import SplitPlan
 from kdpipe.schemas.manifest import FileRecord
+from kdpipe.schemas.progress import SilentProgress
 from kdpipe.schemas.train_settings import TrainOptions
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
@@ -184,7 +184,7 @@ class Bench:
         )
         near = {"dir": str(self.work / "near")} if "://" in cache else {}
         settings = settings.model_validate(settings.model_dump() | {"cache": {"path": cache, **near}})
-        report = train(settings, TrainOptions(), SilentTrainWatch())
+        report = train(settings, TrainOptions(), SilentProgress())
         assert report.positions_per_second is not None
         return report.positions_per_second
 

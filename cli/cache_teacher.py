@@ -11,7 +11,7 @@ from kdpipe.cli.common_options import Json, RetryFor, retry_seconds
 from kdpipe.cli.console import Fact
 from kdpipe.cli.flags import ParsedFlags
 from kdpipe.cli.load_settings import capture_settings
-from kdpipe.cli.progress import watching
+from kdpipe.cli.progress import shown_progress
 from kdpipe.cli.quantities import duration, share, size
 from kdpipe.schemas.counts import counted
 from kdpipe.schemas.errors import ConfigError
@@ -44,8 +44,8 @@ def cache_teacher(
     settings = capture_settings(given)
     from kdpipe.pipeline.cache_teacher import cache_teacher as run
 
-    with watching() as watch:
-        report = run(settings, options, watch)
+    with shown_progress() as progress:
+        report = run(settings, options, progress)
     if json:
         console.document(report.model_dump(mode="json"))
     else:

@@ -6,18 +6,15 @@ import logging
 import re
 import sys
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from kdpipe.schemas.records import Record
 
 Fact = tuple[str, str]
 # Libraries that warn about how kdpipe calls them; shown with --debug.
 QUIET_LIBRARIES = ("lm_eval",)
 CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
-
-
-class Reported(Protocol):
-    """A record that a command prints."""
-
-    def model_dump(self, *, mode: str) -> dict[str, Any]: ...
 
 
 def set_up(*, debug: bool) -> None:
@@ -41,7 +38,7 @@ def document(value: object) -> None:
     print(json.dumps(value, indent=2, allow_nan=False))
 
 
-def reply(report: Reported, page: str, *, as_json: bool) -> None:
+def reply(report: "Record", page: str, *, as_json: bool) -> None:
     """Print a report: as one JSON document, or as its page of text."""
     if as_json:
         document(report.model_dump(mode="json"))
@@ -58,14 +55,13 @@ def parts(n: int) -> str:
     return "1 part" if n == 1 else f"{n:,} parts"
 
 
-class Notes:
-    """Prints notes and warnings to stderr."""
+def warning_text(text: str) -> str:
+    return f"warning: {text}"
 
-    def say(self, text: str) -> None:
-        note(text)
 
-    def warn(self, text: str) -> None:
-        note(f"warning: {text}")
+def draw(text: str) -> None:
+    """Write over the current line of a notebook cell's output."""
+    print(f"\r{_harmless(text)}", end="", flush=True)
 
 
 def failure(message: str, hint: str | None) -> None:

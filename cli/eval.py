@@ -7,7 +7,7 @@ import typer
 from kdpipe.cli import console
 from kdpipe.cli.common_options import Json, RetryFor, retry_seconds
 from kdpipe.cli.console import Fact
-from kdpipe.cli.eval_progress import measuring
+from kdpipe.cli.progress import shown_progress
 from kdpipe.schemas.choices import SplitName, VerifyWhen
 from kdpipe.schemas.counts import counted
 
@@ -71,8 +71,8 @@ def evaluate(
         verify=verify,
         retry_for=retry_seconds(retry_for),
     )
-    with measuring() as watch:
-        report = run(request, watch)
+    with shown_progress() as progress:
+        report = run(request, progress)
     console.reply(report, page(report), as_json=json)
 
 

@@ -10,7 +10,7 @@ from kdpipe.cli.common_options import Json
 from kdpipe.cli.console import Fact
 from kdpipe.cli.flags import ParsedFlags
 from kdpipe.cli.load_settings import capture_settings
-from kdpipe.cli.progress import watching
+from kdpipe.cli.progress import shown_progress
 from kdpipe.cli.quantities import duration, size
 from kdpipe.schemas.counts import counted
 
@@ -36,8 +36,8 @@ def plan(
     settings = capture_settings(given, data=False, out=False)
     from kdpipe.pipeline.plan import plan as run
 
-    with watching() as watch:
-        report = run(settings, tokens=tokens, probe_seconds=PROBE_SECONDS if probe else None, watch=watch)
+    with shown_progress() as progress:
+        report = run(settings, tokens=tokens, probe_seconds=PROBE_SECONDS if probe else None, progress=progress)
     if json:
         console.document(report.model_dump(mode="json"))
     else:

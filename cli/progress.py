@@ -1,20 +1,41 @@
-"""Progress on stderr: one bar on a terminal, a line every half minute in a log."""
+"""The shown `Progress`: a bar on a terminal and in a notebook, a line every half minute in a log.
+
+In: the tasks of a story. Out: text on stderr, in a notebook on stdout. At most one bar is shown, that of the innermost
+task; what does not fit beside it is left out.
+"""
 
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, final
+from typing import Any, Protocol, final
 
 from kdpipe.cli import console
 from kdpipe.cli.quantities import duration, share, size
-
-if TYPE_CHECKING:
-    from kdpipe.pipeline.watch import PartsProgress, Watch
+from kdpipe.schemas.progress import Progress, SilentProgress, Task, TaskUpdate
 
 SECONDS_BETWEEN_LINES = 30.0
-Show = Callable[[int, int | None, str], None]
+SECONDS_BETWEEN_DRAWS = 0.2
+WIDE_COLUMNS, NOTEBOOK_COLUMNS = 100, 100
+# Losses are shown as a mean over about so many steps.
+SMOOTHED_STEPS = 20
+Clock = Callable[[], float]
+Line = Callable[[int | None], str]
+
+
+@contextmanager
+def shown_progress(*, quiet: bool = False) -> Iterator[Progress]:
+    """Progress as stderr or the notebook can show it; `quiet`: warnings only."""
+    if quiet:
+        yield QuietProgress()
+        return
+    canvas: Canvas = Notebook() if _is_notebook() else Terminal() if is_followed() else Log()
+    try:
+        yield ShownProgress(canvas)
+    finally:
+        canvas.stop()
 
 
 def is_followed() -> bool:
@@ -22,103 +43,255 @@ def is_followed() -> bool:
     return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
 
 
-@contextmanager
-def watching() -> Iterator["Watch"]:
-    """Progress of cache-teacher and plan."""
-    with display(line) as (show, seconds_between):
-        yield ShownWatch(show, seconds_between)
-
-
-@contextmanager
-def display(show_line: Show) -> Iterator[tuple[Show, float]]:
-    """A bar or lines, whichever stderr can show, with the seconds between updates."""
-    if is_followed():
-        with bar() as show:
-            yield show, 0.1
-    else:
-        yield show_line, SECONDS_BETWEEN_LINES
-
-
-class Throttle:
-    """Limits updates to one per interval."""
-
-    def __init__(self, seconds_between: float, clock: Callable[[], float] = time.monotonic) -> None:
-        self._seconds_between, self.clock = seconds_between, clock
-        self._shown_at = clock()
-
-    def restart(self) -> None:
-        """Begin an interval now."""
-        self._shown_at = self.clock()
-
-    def is_open(self) -> bool:
-        """Whether the interval has passed; if so, the next one begins."""
-        now = self.clock()
-        if now - self._shown_at < self._seconds_between:
-            return False
-        self._shown_at = now
-        return True
+def _is_notebook() -> bool:
+    return type(sys.stdout).__module__.startswith("ipykernel")
 
 
 @final
-class ShownWatch(console.Notes):
-    """Shows positions done and planned, throughput and time left."""
+class QuietProgress(SilentProgress):
+    """Shows warnings only."""
 
-    def __init__(self, show: Show, seconds_between: float, clock: Callable[[], float] = time.monotonic) -> None:
-        self._show, self._throttle = show, Throttle(seconds_between, clock)
-        self._parts, self._parts_done = 0, 0
-        self._planned: int | None = None
-
-    def begin(self, n_parts: int, n_done: int, positions_planned: int | None) -> None:
-        self._parts, self._parts_done, self._planned = n_parts, n_done, positions_planned
-        if n_done:
-            console.note(f"{n_done:,} of {n_parts:,} parts are already there")
-        self._throttle.restart()
-
-    def progress(self, news: "PartsProgress") -> None:
-        if not self._throttle.is_open():
-            return
-        texts = [
-            f"{news.positions_per_second:,.0f} positions/s",
-            f"teacher {share(news.waiting_share)}",
-            size(news.bytes_written),
-            f"part {self._parts_done:,}/{self._parts:,}",
-        ]
-        if news.seconds_left is not None:
-            texts.append(f"{duration(news.seconds_left)} left")
-        planned = self._planned
-        if planned is None and news.seconds_left is not None:
-            planned = news.positions_done + round(news.seconds_left * news.positions_per_second)
-        self._show(news.positions_done, planned, ", ".join(texts))
-
-    def part_done(self, number: int, positions: int, n_bytes: int, seconds: float) -> None:
-        self._parts_done += 1
+    def warning(self, text: str) -> None:
+        console.note(console.warning_text(text))
 
 
-def line(done: int, planned: int | None, text: str) -> None:
-    """A log line that begins with the positions done."""
-    reached = f" ({share(done / planned)})" if planned else ""
-    console.note(f"{done:,} positions{reached}: {text}")
+class Canvas(Protocol):
+    """Where a line of progress is shown, from `start` to `stop`; `line` makes it for some columns, None: for a log."""
+
+    def start(self, line: Line) -> None: ...
+
+    def changed(self) -> None: ...
+
+    def stop(self) -> None: ...
+
+    def print(self, text: str) -> None:
+        """Print above the line."""
+        ...
 
 
-def line_of(done: int, planned: int | None, text: str) -> None:
-    """A log line whose text has the counts."""
-    console.note(text)
+@final
+class ShownProgress:
+    """Shows the innermost task on a canvas."""
+
+    def __init__(self, canvas: Canvas, clock: Clock = time.monotonic) -> None:
+        self._canvas, self._clock = canvas, clock
+        self._tasks: list[TaskView] = []
+        self._lock = threading.Lock()
+
+    def message(self, text: str) -> None:
+        self._canvas.print(text)
+
+    def warning(self, text: str) -> None:
+        self._canvas.print(console.warning_text(text))
+
+    def begin(self, task: Task) -> None:
+        if task.note is not None:
+            self.message(task.note)
+        with self._lock:
+            self._tasks.append(TaskView(task, self._clock()))
+        if len(self._tasks) == 1:
+            self._canvas.start(self._line)
+
+    def update(self, update: TaskUpdate) -> None:
+        with self._lock:
+            self._tasks[-1].add(update)
+        self._canvas.changed()
+
+    def finish(self, task: Task) -> None:
+        with self._lock:
+            self._tasks = [view for view in self._tasks if view.task is not task]
+        if not self._tasks:
+            self._canvas.stop()
+
+    def _line(self, columns: int | None) -> str:
+        with self._lock:
+            if not self._tasks:
+                return ""
+            view, now = self._tasks[-1], self._clock()
+            return view.log_line(now) if columns is None else view.bar_line(now, columns)
 
 
-@contextmanager
-def bar() -> Iterator[Show]:
-    """A bar on the terminal, removed at the end."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn
+@final
+class TaskView:
+    """A task as text: its latest update, rate and time left."""
 
-    columns = (BarColumn(bar_width=20), TextColumn("{task.fields[text]}", markup=False))
-    with Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=False) as shown:
-        task: list[Any] = []
+    def __init__(self, task: Task, began: float) -> None:
+        self.task, self._began = task, began
+        self._latest = TaskUpdate(done=task.done)
+        self._smoothed: dict[str, tuple[int, float]] = {}
 
-        def show(done: int, planned: int | None, text: str) -> None:
-            text = f"{share(done / planned)}, {text}" if planned else text
-            if not task:
-                task.append(shown.add_task("", text=text, total=planned))
-            shown.update(task[0], completed=done, total=planned, text=text)
+    def add(self, update: TaskUpdate) -> None:
+        self._latest = update
+        for name, value in update.facts.items():
+            if name.startswith("loss"):
+                n, mean = self._smoothed.get(name, (0, 0.0))
+                n = min(n + 1, SMOOTHED_STEPS)
+                self._smoothed[name] = n, mean + (value - mean) / n
 
-        yield show
+    def log_line(self, now: float) -> str:
+        """`train: 7 of 1,200 steps (1%), 12 min left, 3.1 steps/s, loss 2.4876`."""
+        task, done = self.task, self._latest.done
+        if not task.unit:
+            return f"{task.name}: {duration(now - self._began)}"
+        if task.unit == "bytes":
+            extent = size(done) if task.total is None else f"{size(min(done, task.total))} of {size(task.total)}"
+        else:
+            total = "" if task.total is None else f" of {task.total:,}"
+            extent = f"{done:,}{total} {task.unit}"
+        if (part := self._part(now)) is not None:
+            extent += f" ({share(part)})"
+        return f"{task.name}: {', '.join([extent, *self._pace(now), *self._facts(4)])}"
+
+    def bar_line(self, now: float, columns: int) -> str:
+        """`train ██████░░░░ 60% 12 min left 3.1 steps/s loss 2.488`, with as many numbers as fit."""
+        name = self.task.name
+        if (part := self._part(now)) is None:
+            pieces = [name, duration(now - self._began), *([f"{self._latest.done:,}"] if self._latest.done else [])]
+        else:
+            cells = 20 if columns >= WIDE_COLUMNS else 10
+            pieces = [name, _cells(part, cells), f"{share(part):>4}"]
+        for piece in (*self._pace(now), *self._facts(3)):
+            if len(" ".join([*pieces, piece])) >= columns:
+                break
+            pieces.append(piece)
+        return " ".join(pieces)[: columns - 1]
+
+    def _part(self, now: float) -> float | None:
+        """The share that is done, estimated from the time left if the total is unknown."""
+        if self.task.total is not None:
+            return min(self._latest.done / self.task.total, 1.0) if self.task.total else 1.0
+        left, passed = self._latest.seconds_left, now - self._began
+        return passed / (passed + left) if left is not None and passed > 0 else None
+
+    def _pace(self, now: float) -> list[str]:
+        """The time left and the rate, as far as they are known."""
+        passed, done = now - self._began, self._latest.done - self.task.done
+        rate = done / passed if passed > 0 and done > 0 else None
+        left = self._latest.seconds_left
+        if left is None and rate is not None and self.task.total is not None:
+            left = max(0, self.task.total - self._latest.done) / rate
+        pace = [] if left is None else [f"{duration(left)} left"]
+        return pace if rate is None else [*pace, _rate(rate, self.task.unit)]
+
+    def _facts(self, digits: int) -> list[str]:
+        smoothed = {name: mean for name, (_, mean) in self._smoothed.items()}
+        return [_fact(name, smoothed.get(name, value), digits) for name, value in self._latest.facts.items()]
+
+
+def _cells(part: float, n_cells: int) -> str:
+    """A bar of characters that stderr can encode."""
+    full, empty = "\u2588\u2591" if "\u2588".encode(sys.stderr.encoding or "ascii", "ignore") else "#."
+    return (full * round(part * n_cells)).ljust(n_cells, empty)
+
+
+def _rate(per_second: float, unit: str) -> str:
+    if unit == "bytes":
+        return f"{size(per_second)}/s"
+    if per_second < 1:
+        return f"{1 / per_second:,.1f} s/{unit.removesuffix('s')}"
+    return f"{per_second:,.{0 if per_second >= 10 else 1}f} {unit}/s"
+
+
+def _fact(name: str, value: float | int, digits: int) -> str:
+    """A number with its name; integers are counts."""
+    if name == "written":
+        return f"{size(value)} written"
+    if name in ("teacher", "cache"):  # the share of the time spent waiting for it
+        return f"{name} {share(value)}"
+    if name == "lr":
+        return f"lr {value:.2e}"
+    if name.endswith("/s"):
+        return f"{value:,.0f} {name}"
+    return f"{value:,} {name}" if isinstance(value, int) else f"{name} {value:.{digits}f}"
+
+
+@final
+class Log:
+    """Prints a line every half minute."""
+
+    def __init__(self, clock: Clock = time.monotonic) -> None:
+        self._clock = clock
+        self._line: Line = _no_line
+        self._printed_at = clock()
+
+    def start(self, line: Line) -> None:
+        self._line, self._printed_at = line, self._clock()
+
+    def changed(self) -> None:
+        if self._clock() - self._printed_at >= SECONDS_BETWEEN_LINES:
+            self._printed_at = self._clock()
+            console.note(self._line(None))
+
+    def stop(self) -> None:
+        pass
+
+    def print(self, text: str) -> None:
+        console.note(text)
+
+
+@final
+class Notebook:
+    """Overwrites one line of a cell's output."""
+
+    def __init__(self, clock: Clock = time.monotonic) -> None:
+        self._clock = clock
+        self._line: Line = _no_line
+        self._drawn_at, self._n_drawn = clock(), 0
+
+    def start(self, line: Line) -> None:
+        self._line, self._drawn_at = line, self._clock()
+
+    def changed(self) -> None:
+        if self._clock() - self._drawn_at >= SECONDS_BETWEEN_DRAWS:
+            self._drawn_at = self._clock()
+            text = self._line(NOTEBOOK_COLUMNS)
+            console.draw(text.ljust(self._n_drawn))
+            self._n_drawn = len(text)
+
+    def stop(self) -> None:
+        if self._n_drawn:
+            console.draw(" " * self._n_drawn)
+            console.draw("")
+        self._n_drawn = 0
+
+    def print(self, text: str) -> None:
+        self.stop()
+        console.answer(text)
+
+
+@final
+class Terminal:
+    """Keeps a bar on the last line of the terminal, and removes it at the end."""
+
+    def __init__(self) -> None:
+        self._live: Any = None
+
+    def start(self, line: Line) -> None:
+        from rich.console import Console
+        from rich.live import Live
+        from rich.text import Text
+
+        terminal = Console(stderr=True)
+        self._live = Live(
+            get_renderable=lambda: Text(line(terminal.width), no_wrap=True, overflow="crop"),
+            console=terminal,
+            refresh_per_second=1 / SECONDS_BETWEEN_DRAWS,
+            transient=True,
+            redirect_stdout=False,
+        )
+        self._live.start()
+
+    def changed(self) -> None:
+        """Nothing: the bar is drawn by a thread, so that it also moves while a long step runs."""
+
+    def stop(self) -> None:
+        if self._live is not None:
+            self._live.stop()
+        self._live = None
+
+    def print(self, text: str) -> None:
+        console.note(text)
+
+
+def _no_line(columns: int | None) -> str:
+    return ""

@@ -9,8 +9,8 @@ from kdpipe.cli.common_options import Json
 from kdpipe.cli.console import Fact
 from kdpipe.cli.flags import ParsedFlags
 from kdpipe.cli.load_settings import train_settings
+from kdpipe.cli.progress import shown_progress
 from kdpipe.cli.quantities import duration, share, size
-from kdpipe.cli.train_progress import following
 from kdpipe.schemas.counts import counted
 
 if TYPE_CHECKING:
@@ -42,12 +42,12 @@ def train(
     from kdpipe.schemas.train_settings import TrainOptions
 
     options = TrainOptions(resume_from=resume_from, overwrite=overwrite, dry_run=dry_run)
-    with following() as watch:
-        report = report_if_finished(settings, options, watch)
+    with shown_progress() as progress:
+        report = report_if_finished(settings, options, progress)
         if report is None:
             from kdpipe.pipeline.train import train as run
 
-            report = run(settings, options, watch)
+            report = run(settings, options, progress)
     console.reply(report, page(report), as_json=json)
 
 

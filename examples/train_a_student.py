@@ -1,4 +1,4 @@
-"""Train a student from Python, with a progress listener of your own.
+"""Train a student from Python, with progress of your own.
 
 In: a cache and an output directory. Out: the run in that directory, and its first and last loss on stdout.
 """
@@ -6,19 +6,19 @@ In: a cache and an output directory. Out: the run in that directory, and its fir
 import sys
 
 from kdpipe.pipeline.train import train
-from kdpipe.pipeline.watch import SilentTrainWatch, StepProgress
+from kdpipe.schemas.progress import SilentProgress, TaskUpdate
 from kdpipe.schemas.train_settings import CacheSettings, RunSettings, StudentSettings, TrainOptions, TrainSettings
 
 
-class Losses(SilentTrainWatch):
+class Losses(SilentProgress):
     """Collects the loss of each step."""
 
     def __init__(self) -> None:
         self.values: list[float] = []
 
-    def stepped(self, news: StepProgress) -> None:
-        if news.loss is not None:
-            self.values.append(news.loss)
+    def update(self, update: TaskUpdate) -> None:
+        if "loss" in update.facts:
+            self.values.append(update.facts["loss"])
 
 
 def main(cache: str, out: str) -> None:

@@ -25,39 +25,42 @@ from kdpipe.pipeline.capture.part_queue import WorkerShard, part_numbers
 from kdpipe.pipeline.capture.preflight import check_before_reading, check_output, is_begun
 from kdpipe.pipeline.capture.trial_run import run_trial
 from kdpipe.pipeline.capture.workers import run_workers, worker_settings
-from kdpipe.pipeline.watch import Watch
 from kdpipe.schemas.capture_report import CaptureReport, PartsMade
 from kdpipe.schemas.capture_settings import CaptureOptions, CaptureSettings
 from kdpipe.schemas.counts import counted
 from kdpipe.schemas.errors import ConfigError
+from kdpipe.schemas.progress import Progress
 from kdpipe.schemas.summary import CacheSummary
 
 DRY_RUN_BATCHES = 2
 
 
-def cache_teacher(settings: CaptureSettings, options: CaptureOptions, watch: Watch) -> CaptureReport:
+def cache_teacher(settings: CaptureSettings, options: CaptureOptions, progress: Progress) -> CaptureReport:
     """Make the missing parts of a cache, in this process or in one per GPU."""
     if options.dry_run:
-        return dry_run(settings, watch, options.retry_for)
+        return dry_run(settings, progress, options.retry_for)
     shard = WorkerShard(index=options.shard, count=options.n_shards)
     workers = worker_settings(settings)
     if len(workers) == 1:
-        return work(workers[0], shard, watch, options.retry_for)
+        return work(workers[0], shard, progress, options.retry_for)
     started = time.perf_counter()
     return _together(
-        run_workers(partial(work, retry_for=options.retry_for), workers, shard, watch), time.perf_counter() - started
+        run_workers(partial(work, retry_for=options.retry_for), workers, shard, progress), time.perf_counter() - started
     )
 
 
-def work(settings: CaptureSettings, shard: WorkerShard, watch: Watch, retry_for: float) -> CaptureReport:
+def work(settings: CaptureSettings, shard: WorkerShard, progress: Progress, retry_for: float) -> CaptureReport:
     """One worker: read the inputs, load the teacher, make parts until none is missing, complete the cache."""
     if settings.out is None:
         raise ConfigError("no output directory given", hint="give --out DIR")
-    tally, retry_policy = CaptureTally(started=time.perf_counter()), RetryPolicy(budget=retry_for, report=watch.say)
+    tally, retry_policy = (
+        CaptureTally(started=time.perf_counter()),
+        RetryPolicy(budget=retry_for, report=progress.message),
+    )
     check_output(settings)
     extension = open_extension(settings, retry_policy)
-    tokenizer, capture_plan = check_before_reading(settings, watch)
-    inputs = read_inputs(settings, watch, tokenizer)
+    tokenizer, capture_plan = check_before_reading(settings, progress)
+    inputs = read_inputs(settings, progress, tokenizer)
     teacher = open_teacher(settings, tokenizer, capture_plan)
     if not is_begun(settings.out, retry_policy):
         inputs.corpus.check_lengths(teacher.sequence_length)
@@ -69,26 +72,30 @@ def work(settings: CaptureSettings, shard: WorkerShard, watch: Watch, retry_for:
     check_description(settings, cache.manifest)
     if extension is not None:
         extension.adopt(cache, shard)
-    follower = ProgressFollower(cache, inputs.corpus, shard, watch)
+    follower = ProgressFollower(cache, inputs.corpus, shard, progress)
     maker = PartMaker(cache, inputs.corpus, teacher, request, tally)
     maker.make(part_numbers(cache, shard), follower.update, follower.committed)
     follower.update(tally)
-    explain_cuts(inputs.corpus.counts, cache.manifest.plan.sequence_length, watch)
+    follower.finish()
+    explain_cuts(inputs.corpus.counts, cache.manifest.plan.sequence_length, progress)
     if left := cache.missing():
-        watch.say(f"{counted(len(left), 'part')} in progress on other workers: left to them")
+        progress.message(f"{counted(len(left), 'part')} in progress on other workers: left to them")
     else:
         cache.seal()
-        record_written(cache, watch)
+        record_written(cache, progress)
     return _report(settings.out, inspect_cache(settings.out, retry_policy), inputs, tally)
 
 
-def dry_run(settings: CaptureSettings, watch: Watch, retry_for: float) -> CaptureReport:
+def dry_run(settings: CaptureSettings, progress: Progress, retry_for: float) -> CaptureReport:
     """Run everything for two batches, into a temporary folder."""
-    tally, retry_policy = CaptureTally(started=time.perf_counter()), RetryPolicy(budget=retry_for, report=watch.say)
+    tally, retry_policy = (
+        CaptureTally(started=time.perf_counter()),
+        RetryPolicy(budget=retry_for, report=progress.message),
+    )
     settings = worker_settings(settings)[0]
     check_output(settings)
-    tokenizer, capture_plan = check_before_reading(settings, watch)
-    inputs = read_inputs(settings, watch, tokenizer)
+    tokenizer, capture_plan = check_before_reading(settings, progress)
+    inputs = read_inputs(settings, progress, tokenizer)
     teacher = open_teacher(settings, tokenizer, capture_plan)
     manifest = make_manifest(settings, inputs, teacher)
     extension = open_extension(settings, retry_policy)

@@ -25,9 +25,9 @@ from kdpipe.pipeline.students.load_student import description_of, load_student
 from kdpipe.pipeline.students.resolve import ResolvedStudent, resolve_student
 from kdpipe.pipeline.students.student import Student
 from kdpipe.pipeline.training.cache_requirements import teacher_head
-from kdpipe.pipeline.watch import EvalWatch
 from kdpipe.schemas.choices import SplitName, VerifyWhen
 from kdpipe.schemas.errors import ConfigError
+from kdpipe.schemas.progress import Progress
 from kdpipe.schemas.train_report import EvalReport, EvalSettings, Evaluation
 from kdpipe.schemas.train_settings import StudentSettings
 
@@ -50,17 +50,17 @@ class EvalRequest:
     retry_for: float = RETRY_SECONDS
 
 
-def evaluate(request: EvalRequest, watch: EvalWatch) -> EvalReport:
+def evaluate(request: EvalRequest, progress: Progress) -> EvalReport:
     if request.tasks:
         check_tasks(request.tasks)
-    retry_policy = RetryPolicy(budget=request.retry_for, report=watch.say)
+    retry_policy = RetryPolicy(budget=request.retry_for, report=progress.message)
     cache = open_cache(request.cache, request.split, allow_partial=request.allow_partial, retry_policy=retry_policy)
     folder = student_folder(request.student)
     settings = _settings(request, folder)
     tokenizer = read_cache_tokenizer(cache)
     resolved = _pretrained(resolve_student(settings, tokenizer.ids))
     compatibility = check_compatibility(resolved, settings, tokenizer, cache.manifest)
-    check_before_use(request.cache, request.verify, watch)
+    check_before_use(request.cache, request.verify, progress)
     device = devices.choose(request.device)[0]
     precision = choose_precision("auto", device)
     torch.set_num_threads(devices.n_threads(None))
@@ -75,8 +75,8 @@ def evaluate(request: EvalRequest, watch: EvalWatch) -> EvalReport:
     if settings.name != folder:
         student = Student(lora.merged(Path(folder), student.model), resolved.shape, resolved.ids.count)
     for note in (description_of(student), *compatibility.notes, *student.notes):
-        watch.say(note)
-    measured = evaluator.measure(student, precision, measured=watch.measured)
+        progress.message(note)
+    measured = evaluator.measure(student, precision, progress=progress)
     return EvalReport(
         **measured.model_dump(include=set(EvalReport.model_fields) - {"by_entropy"}),
         by_entropy=measured.by_entropy,

@@ -21,43 +21,46 @@ from kdpipe.cache.reshape.sources import is_inside
 from kdpipe.cache.stores.addresses import is_url, local_path
 from kdpipe.cache.stores.retries import RetryPolicy
 from kdpipe.pipeline.interop.export_tables import Row, column_types, left_out, table_rows
-from kdpipe.pipeline.watch import Watch
 from kdpipe.schemas.errors import ConfigError, Incompatible
 from kdpipe.schemas.interop import ExportSettings, TablesReport
+from kdpipe.schemas.progress import Progress, Task, TaskUpdate, running
 
 # Tokens per row group: 40 MB in memory at a hundred ids per token.
 ROWS_PER_GROUP = 1 << 15
 Notes = Mapping[str, str]
 
 
-def export_cache(settings: ExportSettings, watch: Watch, retry_policy: RetryPolicy | None = None) -> TablesReport:
+def export_cache(settings: ExportSettings, progress: Progress, retry_policy: RetryPolicy | None = None) -> TablesReport:
     """Export a cache, or resume an interrupted export."""
     started = time.perf_counter()
     cache = open_cache(settings.cache, settings.split, retry_policy=retry_policy)
     _check_kind(settings, cache)
     _check_place(settings, cache)
     folder = Path(local_path(settings.out))
-    with locked(folder, watch.say):
+    with locked(folder, progress.message):
         try:
-            return _export_into(folder, settings, cache, watch, started)
+            return _export_into(folder, settings, cache, progress, started)
         finally:
             with suppress(OSError):
                 (folder / WORK).rmdir()
 
 
-def _export_into(folder: Path, settings: ExportSettings, cache: Cache, watch: Watch, started: float) -> TablesReport:
+def _export_into(
+    folder: Path, settings: ExportSettings, cache: Cache, progress: Progress, started: float
+) -> TablesReport:
     """Write the missing files into a locked folder."""
     files = {f"{row.split}-{row.part:05d}.parquet": row for row in cache.parts}
     done = _existing_files(folder, {name: _notes(settings, cache, row) for name, row in files.items()})
-    watch.begin(len(files), len(done), cache.n_positions)
     first = n_rows = 0
-    for name, row in files.items():
-        if name not in done:
-            began = time.perf_counter()
-            n_bytes = _write(folder / name, settings, cache, row, first)
-            watch.part_done(row.part, row.n_positions, n_bytes, time.perf_counter() - began)
-        first += row.n_sequences
-        n_rows += parquet_notes(str(folder / name))[1]
+    n_done = len(done)
+    with running(progress, Task.of_parts("export", len(files), n_done)):
+        for name, row in files.items():
+            if name not in done:
+                _write(folder / name, settings, cache, row, first)
+                n_done += 1
+                progress.update(TaskUpdate(done=n_done))
+            first += row.n_sequences
+            n_rows += parquet_notes(str(folder / name))[1]
     return TablesReport(
         folder=settings.out,
         form=settings.form,

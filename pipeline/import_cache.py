@@ -30,7 +30,6 @@ from kdpipe.pipeline.interop.survey import Read, Repairs, SourceSurvey, row_pars
 from kdpipe.pipeline.interop.validated_row import MAX_MASS, ValidatedRow, validate_row
 from kdpipe.pipeline.tokenizers.cached_tokenizer import with_reloadable_files
 from kdpipe.pipeline.tokenizers.tokenizer import LoadedTokenizer, load_tokenizer
-from kdpipe.pipeline.watch import Watch
 from kdpipe.schemas import manifest
 from kdpipe.schemas.arrays import default_arrays
 from kdpipe.schemas.cache_plan import CachePlan, PlannedPart
@@ -39,6 +38,7 @@ from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.interop import ImportReport, ImportSettings
 from kdpipe.schemas.manifest import Manifest, expected_tables
 from kdpipe.schemas.part import ScaledRows
+from kdpipe.schemas.progress import Progress, Task, TaskUpdate
 from kdpipe.schemas.targets import HiddenSpec, Imported, TargetSpec
 
 # A part's documents are in memory while it is packed: 130 MB at 8 bytes per entry.
@@ -46,7 +46,7 @@ MAX_ENTRIES_PER_PART = 1 << 24
 SPLITS: tuple[SplitName, ...] = ("train", "validation")
 
 
-def import_cache(settings: ImportSettings, watch: Watch) -> ImportReport:
+def import_cache(settings: ImportSettings, progress: Progress) -> ImportReport:
     """Import a source, or resume an interrupted import."""
     started = time.perf_counter()
     check_place(settings.source, settings.out)
@@ -54,23 +54,23 @@ def import_cache(settings: ImportSettings, watch: Watch) -> ImportReport:
     source = open_source(settings, tokenizer.record.vocabulary_size)
     n = len(source.files)
     files = "1 file" if n == 1 else f"{n:,} files"
-    watch.say(f"source     {files} of {settings.source_format}: {source.form.info.alignment}")
+    progress.message(f"source     {files} of {settings.source_format}: {source.form.info.alignment}")
     survey = source.survey(settings)
     if not survey.n_positions:
         raise ConfigError("no row has a position to train on", hint="check the masks and labels of the source")
-    watch.say(
+    progress.message(
         f"rows       {len(survey.sizes):,} with {survey.n_positions:,} positions, up to {survey.longest:,} tokens"
     )
     # If sums of stored probabilities are far above 1, others are too low by as much.
     if source.info.tail == "rest" and settings.tail is None and survey.repairs.largest_excess > MAX_MASS - 1:
         source = replace(source, tail_lost=True)
-    _warn_of_repairs(survey.repairs, source, watch)
+    _warn_of_repairs(survey.repairs, source, progress)
     cache = create_cache(settings.out, make_manifest(settings, source.info, survey, tokenizer))
     cache.publish_tokenizer(tokenizer.files)
     cache.publish_tables({"ids_by_rank": np.argsort(-survey.token_counts, kind="stable").astype(np.uint32)})
-    made = _make_parts(cache, source, survey, token_sizes(tokenizer), watch)
+    made = _make_parts(cache, source, survey, token_sizes(tokenizer), progress)
     cache.seal()
-    record_written(cache, watch)
+    record_written(cache, progress)
     return _report(settings, source.info, survey, made, time.perf_counter() - started)
 
 
@@ -180,32 +180,36 @@ def _repair_lines(repairs: Repairs) -> list[str]:
     return [f"{n:,} {what}" for what, n in lines.items() if n]
 
 
-def _warn_of_repairs(repairs: Repairs, source: ImportSource, watch: Watch) -> None:
+def _warn_of_repairs(repairs: Repairs, source: ImportSource, progress: Progress) -> None:
     for line in _repair_lines(repairs):
-        watch.warn(line)
+        progress.warning(line)
     if source.tail_lost:
-        watch.warn("tail set to unknown: sums of probabilities exceed 1 by too much (--tail rest uses them anyway)")
+        progress.warning(
+            "tail set to unknown: sums of probabilities exceed 1 by too much (--tail rest uses them anyway)"
+        )
 
 
 def _make_parts(
-    cache: CacheWriter, source: ImportSource, survey: SourceSurvey, sizes: npt.NDArray[np.uint32], watch: Watch
+    cache: CacheWriter, source: ImportSource, survey: SourceSurvey, sizes: npt.NDArray[np.uint32], progress: Progress
 ) -> int:
     """Write the missing parts; return their number."""
     plan, missing = cache.manifest.plan, cache.missing()
-    watch.begin(plan.n_parts, plan.n_parts - len(missing), survey.n_positions)
+    n_done, n_positions = plan.n_parts - len(missing), 0
+    task = Task.of_parts("import", plan.n_parts, n_done)
+    progress.begin(task)
     for run in _runs([plan.part(number) for number in missing]):
         places = survey.rows_of(run[0].split)
         # Consecutive parts share one stream, so that no Parquet row group is decoded once per part.
         stream = source.rows(survey, places[run[0].first_document : run[-1].first_document + run[-1].n_documents])
         for planned in run:
-            began = time.perf_counter()
             rows = list(islice(stream, planned.n_documents))
             with cache.part(planned.number) as part:
                 for sequence, block in packed(rows, planned, cache.manifest, sizes):
                     part.add(sequence, block)
                 part.scaled = _scaled_rows(rows)
-            record, n_bytes = cache.record(planned.number)
-            watch.part_done(planned.number, record.n_positions, n_bytes, time.perf_counter() - began)
+            n_done, n_positions = n_done + 1, n_positions + cache.record(planned.number)[0].n_positions
+            progress.update(TaskUpdate(done=n_done, facts={"positions": n_positions}))
+    progress.finish(task)
     return len(missing)
 
 

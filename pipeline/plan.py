@@ -11,10 +11,10 @@ from kdpipe.pipeline.capture.inputs import Inputs, read_inputs
 from kdpipe.pipeline.capture.preflight import check_before_reading
 from kdpipe.pipeline.capture.speed_probe import ProbedSpeed, run_probe
 from kdpipe.pipeline.capture.workers import worker_settings
-from kdpipe.pipeline.watch import Watch
 from kdpipe.schemas.capture_report import PlanReport
 from kdpipe.schemas.capture_settings import CaptureSettings
 from kdpipe.schemas.errors import ConfigError
+from kdpipe.schemas.progress import Progress
 
 ESTIMATED = (
     "entries and bytes are estimates for a teacher with an entropy of 2 to 3 nats; --probe measures this teacher"
@@ -24,11 +24,13 @@ ANY_TEXT = "no --data given: every token counts as a position"
 DOCUMENT_ROWS = 500.0
 
 
-def plan(settings: CaptureSettings, *, tokens: int | None, probe_seconds: float | None, watch: Watch) -> PlanReport:
+def plan(
+    settings: CaptureSettings, *, tokens: int | None, probe_seconds: float | None, progress: Progress
+) -> PlanReport:
     """Plan for some documents, for a number of tokens, or for a number of tokens of such documents."""
     _check(settings, tokens, probe_seconds)
-    tokenizer, capture_plan = check_before_reading(settings, watch)
-    inputs = read_inputs(settings, watch, tokenizer) if settings.data.path is not None else None
+    tokenizer, capture_plan = check_before_reading(settings, progress)
+    inputs = read_inputs(settings, progress, tokenizer) if settings.data.path is not None else None
     extent, document_rows = _extent(settings, inputs, capture_plan, tokens)
     rows, positions = sum(extent.rows.values()), sum(extent.positions.values())
     sizes, entries = bytes_per_position(

@@ -14,7 +14,7 @@ from kdpipe.cache.format.rows import Rows, Sequence
 from kdpipe.cache.parts.part_reader import PartReader
 from kdpipe.cache.reshape.adopt import with_changes
 from kdpipe.cache.reshape.coded_sequences import SequenceDocuments
-from kdpipe.cache.reshape.rebuild import Job, RebuildPlan, RebuildProgress, SilentRebuildProgress, made_from, make
+from kdpipe.cache.reshape.rebuild import Job, RebuildPlan, made_from, make
 from kdpipe.cache.reshape.recode import CodedPart
 from kdpipe.cache.reshape.sources import SourceCache, open_source
 from kdpipe.cache.stores.retries import RetryPolicy
@@ -25,6 +25,7 @@ from kdpipe.pipeline.requantization.requantize_states import StateTargets
 from kdpipe.pipeline.requantization.resample import resample_keys
 from kdpipe.schemas.differences import differing_keys
 from kdpipe.schemas.manifest import Manifest, Origin
+from kdpipe.schemas.progress import Progress, SilentProgress
 from kdpipe.schemas.reshape import RequantizeSpec, ReshapeReport
 
 MAX_NOTE = 2000
@@ -35,7 +36,7 @@ def requantize(
     url: str,
     out: str,
     spec: RequantizeSpec,
-    progress: RebuildProgress | None = None,
+    progress: Progress | None = None,
     retry_policy: RetryPolicy | None = None,
 ) -> ReshapeReport:
     """Requantize a cache, or resume an interrupted run."""
@@ -66,7 +67,7 @@ def requantize(
             new_part.scaled = record.scaled
             new_part.batches_halved = record.batches_halved
 
-    return make(out, plan, progress or SilentRebuildProgress(), rewrite)
+    return make(out, plan, progress or SilentProgress(), rewrite)
 
 
 def plan_requantization(source: SourceCache, spec: RequantizeSpec) -> Manifest:

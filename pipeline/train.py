@@ -23,9 +23,9 @@ from kdpipe.pipeline.training.run_summary import estimate, report
 from kdpipe.pipeline.training.session import Session, open_session
 from kdpipe.pipeline.training.thread_choice import choose_threads
 from kdpipe.pipeline.training.train_state import TrainState, build_train_state
-from kdpipe.pipeline.watch import TrainWatch
 from kdpipe.schemas.checkpoint import GuardState, LoopState
 from kdpipe.schemas.errors import ConfigError
+from kdpipe.schemas.progress import Progress, Task, running
 from kdpipe.schemas.run_report import TrainReport
 from kdpipe.schemas.train_rules import applicable
 from kdpipe.schemas.train_settings import TrainOptions, TrainSettings
@@ -33,7 +33,7 @@ from kdpipe.schemas.train_settings import TrainOptions, TrainSettings
 DRY_STEPS = 5
 
 
-def train(settings: TrainSettings, options: TrainOptions, watch: TrainWatch) -> TrainReport:
+def train(settings: TrainSettings, options: TrainOptions, progress: Progress) -> TrainReport:
     """Start a run, resume it, or return the report of a finished one."""
     started = time.perf_counter()
     _check(options)
@@ -41,38 +41,38 @@ def train(settings: TrainSettings, options: TrainOptions, watch: TrainWatch) -> 
         raise ConfigError("no output directory given", hint="give --out DIR")
     folder = Path(settings.out)
     # Before anything in the folder is read: nothing there changes until the run has ended.
-    with locked(folder, watch.say):
-        if (finished := completed_run.finished_report(folder, settings, options, watch)) is not None:
+    with locked(folder, progress.message):
+        if (finished := completed_run.finished_report(folder, settings, options, progress)) is not None:
             return finished
-        return _train_in(folder, settings, options, watch, started)
+        return _train_in(folder, settings, options, progress, started)
 
 
 def _train_in(
-    folder: Path, settings: TrainSettings, options: TrainOptions, watch: TrainWatch, started: float
+    folder: Path, settings: TrainSettings, options: TrainOptions, progress: Progress, started: float
 ) -> TrainReport:
     """Start or resume the run of a locked folder."""
-    run = plan_run(settings, watch)
+    run = plan_run(settings, progress)
     steered = options.resume_from is not None
-    longer = None if options.overwrite or steered else find_longer_run(folder, run, watch.warn)
+    longer = None if options.overwrite or steered else find_longer_run(folder, run, progress.warning)
     if longer is None:
         run_folder.check(folder, run.record, overwrite=options.overwrite, steered=steered)
-    check_before_use(run.cache.url, settings.cache.verify, watch)
+    check_before_use(run.cache.url, settings.cache.verify, progress)
     with explain_out_of_memory(settings, "while loading the student"):
-        train_state = build_train_state(run, watch)
+        train_state = build_train_state(run, progress)
     # Nothing has been written so far, and a signal ends the process at once.
-    with stop_on_signals(watch.say) as stop:
+    with stop_on_signals(progress.message) as stop:
         if options.dry_run:
-            return _dry_run(run, train_state, watch, stop, started)
+            return _dry_run(run, train_state, progress, stop, started)
         if longer is not None:
-            start, steered = lengthen(folder, run.record, longer, watch.say), False
+            start, steered = lengthen(folder, run.record, longer, progress.message), False
         else:
-            start, steered = _claim(folder, run, options, watch)
-        threads = _set_threads(run, train_state, start, watch, stop)
+            start, steered = _claim(folder, run, options, progress)
+        threads = _set_threads(run, train_state, start, progress, stop)
         machine = run.settings.machine.model_copy(update={"threads": threads})
         save_settings(folder, applicable(run.settings.model_copy(update={"machine": machine})))
         if start is None or checkpoints.load_state(start).step < run.plan.n_steps:
             completed_run.remove(folder)
-        with open_session(run, train_state, folder, start, watch, stop) as session:
+        with open_session(run, train_state, folder, start, progress, stop) as session:
             loop = _train_steps(session, start, run.plan.n_steps, steered=steered)
             with explain_out_of_memory(settings, "while saving the student of the last step"):
                 student = save_final(session, loop.state)
@@ -87,42 +87,43 @@ def _train_in(
 
 def _train_steps(session: Session, start: Path | None, n_steps: int, *, steered: bool = False) -> Loop:
     """Train from scratch or from a checkpoint; a steered run starts with a new guard that keeps only its counts."""
-    run, watch = session.run, session.watch
+    run, progress = session.run, session.progress
     state = LoopState(step=0, place=0) if start is None else session.checkpoints.resume(start)
     if steered:
         counts = state.guard.model_dump(include={"phase", "norms", "accepted", "undone", "skipped", "overflowed"})
         state = state.model_copy(update={"guard": GuardState(**counts)})
     for line in (*schedules.lines(run.settings.schedule, run.plan), *run.curriculum.lines(run.term_name)):
-        watch.say(line)
+        progress.message(line)
     if run.micro_batch_size < run.plan.batch_size:
-        watch.say(f"micro-batch {schedules.counted(run.micro_batch_size, 'sequence')}")
-    watch.begin(run.plan.n_steps, state.step)
+        progress.message(f"micro-batch {schedules.counted(run.micro_batch_size, 'sequence')}")
+    note = f"resuming from step {state.step:,} of {run.plan.n_steps:,}" if state.step else None
     loop = Loop(session, state)
-    if start is None:
-        session.checkpoints.save(state)
-    loop.train_until(n_steps)
+    with running(progress, Task(name="train", unit="steps", total=run.plan.n_steps, done=state.step, note=note)):
+        if start is None:
+            session.checkpoints.save(state)
+        loop.train_until(n_steps)
     return loop
 
 
-def _set_threads(run: Run, train_state: TrainState, start: Path | None, watch: TrainWatch, stop: StopRequest) -> int:
+def _set_threads(run: Run, train_state: TrainState, start: Path | None, progress: Progress, stop: StopRequest) -> int:
     """Choose, set and report the number of CPU threads."""
     with explain_out_of_memory(run.settings, "while timing threads"):
         resumed = None if start is None else checkpoints.load_state(start)
         choice = choose_threads(run, train_state, resumed, stop)
     torch.set_num_threads(choice.n)
-    watch.say(f"threads     {choice.n}: {choice.reason}")
+    progress.message(f"threads     {choice.n}: {choice.reason}")
     return choice.n
 
 
-def _dry_run(run: Run, train_state: TrainState, watch: TrainWatch, stop: StopRequest, started: float) -> TrainReport:
+def _dry_run(run: Run, train_state: TrainState, progress: Progress, stop: StopRequest, started: float) -> TrainReport:
     """A few steps, an evaluation, a checkpoint written and read, and a final student, in a temporary folder."""
     # Next to the run folder: checkpoints may be larger than the system's temporary folder.
     beside = next(parent for parent in Path(run.settings.out or ".").absolute().parents if parent.is_dir())
     with tempfile.TemporaryDirectory(prefix=".kdpipe-dry-", dir=beside) as temporary:
         folder = Path(temporary) / "run"
         run_folder.claim(folder, run.record)
-        _set_threads(run, train_state, None, watch, stop)
-        with open_session(run, train_state, folder, None, watch, stop, tracked=False) as session:
+        _set_threads(run, train_state, None, progress, stop)
+        with open_session(run, train_state, folder, None, progress, stop, tracked=False) as session:
             loop = _train_steps(session, None, min(DRY_STEPS, run.plan.n_steps))
             whole_run = estimate(session, loop)
             student = save_final(session, loop.state)
@@ -130,16 +131,18 @@ def _dry_run(run: Run, train_state: TrainState, watch: TrainWatch, stop: StopReq
             return train_report.model_copy(update={"run": run.settings.out or "", "dry_run": whole_run, "final": None})
 
 
-def _claim(folder: Path, run: Run, options: TrainOptions, watch: TrainWatch) -> tuple[Path | None, bool]:
+def _claim(folder: Path, run: Run, options: TrainOptions, progress: Progress) -> tuple[Path | None, bool]:
     """Take the folder; the checkpoint to resume from, and whether --resume-from changes settings of the run."""
     chosen, steered = None, options.resume_from is not None
     if options.resume_from is not None:
         record = run_folder.stored(folder, run.record)
-        chosen = checkpoints.choose(folder, options.resume_from, record, watch.say)
+        chosen = checkpoints.choose(folder, options.resume_from, record, progress.message)
     changed = run_folder.claim(folder, run.record, overwrite=options.overwrite, steered=steered)
     for difference in changed:
-        watch.say(f"resuming with a changed {difference}")
-    return chosen or checkpoints.to_resume(folder, run_folder.stored(folder, run.record), watch.warn), bool(changed)
+        progress.message(f"resuming with a changed {difference}")
+    return chosen or checkpoints.to_resume(folder, run_folder.stored(folder, run.record), progress.warning), bool(
+        changed
+    )
 
 
 def _check(options: TrainOptions) -> None:

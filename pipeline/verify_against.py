@@ -4,7 +4,7 @@ In: a cache and a teacher. Out: an `AgainstReport` with the differences beside t
 its predictions for a document read alone and read in a batch are, which no cache can be below.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 
@@ -34,13 +34,13 @@ from kdpipe.pipeline.teachers import Teacher, TeacherInfo, backend_type
 from kdpipe.pipeline.teachers.batching import batches
 from kdpipe.pipeline.tokenizers.cached_tokenizer import load_cached_tokenizer
 from kdpipe.pipeline.tokenizers.tokenizer_difference import FOREIGN_NOTE, difference_from_own
-from kdpipe.pipeline.watch import Watch
 from kdpipe.schemas.arrays import log_z_column
 from kdpipe.schemas.capture_settings import MachineSettings, TeacherSettings
 from kdpipe.schemas.counts import counted
 from kdpipe.schemas.errors import CacheDamaged, ConfigError
 from kdpipe.schemas.manifest import Manifest
 from kdpipe.schemas.part import PartRecord
+from kdpipe.schemas.progress import Progress, Task, TaskUpdate, running
 from kdpipe.schemas.targets import CAPTURED, TargetSpec
 from kdpipe.schemas.verify_report import AgainstReport, NatsDifference, Problem
 
@@ -65,7 +65,13 @@ class SampledDocument:
 
 
 def verify_against(
-    url: str, teacher: str, sample: int, watch: Watch, *, trusted: bool = False, retry_policy: RetryPolicy | None = None
+    url: str,
+    teacher: str,
+    sample: int,
+    progress: Progress,
+    *,
+    trusted: bool = False,
+    retry_policy: RetryPolicy | None = None,
 ) -> AgainstReport:
     """Compare a random sample of documents, from all parts in turn; `trusted` allows the teacher's own code to run."""
     cache = open_cache(url, retry_policy=retry_policy)
@@ -81,13 +87,14 @@ def verify_against(
     backend = backend_class(settings, MachineSettings())
     if problems := [*_config_problems(backend.describe(), cache.manifest), *_tokenizer_problems(cache, settings)]:
         return _not_run(teacher, problems)
-    model = backend.load(cache.manifest.vocabulary_size)
-    watch.say(f"re-reading {counted(len(chosen), 'document')} of {url} with {teacher}")
+    with running(progress, Task(name="load teacher")):
+        model = backend.load(cache.manifest.vocabulary_size)
+    progress.message(f"re-reading {counted(len(chosen), 'document')} of {url} with {teacher}")
     targets, segments = cache.manifest.targets, [document.segment for document in chosen]
     one_each = [[segment] for segment in segments]
-    alone = _predict(model, cache, targets, one_each)
+    alone = _predict(model, cache, targets, one_each, progress)
     grouped = batches(segments, TOGETHER_TOKENS)
-    batched = _predict(model, cache, targets, [[segments[i] for i in group] for group in grouped])
+    batched = _predict(model, cache, targets, [[segments[i] for i in group] for group in grouped], progress)
     together = dict(zip([i for group in grouped for i in group], batched, strict=True))
     bounds = codec_bounds(cache.manifest)
     noise = [differences(alone[i], together[i], {}) for i in range(len(chosen))]
@@ -102,16 +109,10 @@ def verify_against(
         for document, difference in zip(chosen, found, strict=True)
         if len(difference) and not difference.mean() <= allowed
     ]
-    for i, document in enumerate(chosen):
-        noises = relative_distances(together[i], alone[i])
-        problems += [
-            _problem(document.part, f"{name} of {document.name} differs from the teacher's by {share:.0%} of its norm")
-            for name, share in relative_distances(document.cached, alone[i]).items()
-            if not share <= APART + TIMES_NOISE * noises[name]
-        ]
+    problems += _hidden_problems(chosen, alone, together)
     if targets.has_draws:
         only_ids = TargetSpec(keep=listing(cache.manifest.vocabulary_size), temperatures=(), entropy=False)
-        listed = _predict(model, cache, only_ids, one_each)
+        listed = _predict(model, cache, only_ids, one_each, progress)
         problems += _wrong_draws(chosen, alone, listed, cache.manifest)
     return AgainstReport(
         ok=not problems,
@@ -123,6 +124,18 @@ def verify_against(
         bound_nats=allowed,
         problems=tuple(problems),
     )
+
+
+def _hidden_problems(
+    chosen: Sequence[SampledDocument], alone: Sequence[DocumentPredictions], together: Mapping[int, DocumentPredictions]
+) -> Iterator[Problem]:
+    """Hidden states that differ by more than the noise between batch shapes."""
+    for i, document in enumerate(chosen):
+        noises = relative_distances(together[i], alone[i])
+        for name, share in relative_distances(document.cached, alone[i]).items():
+            if not share <= APART + TIMES_NOISE * noises[name]:
+                what = f"{name} of {document.name} differs from the teacher's by {share:.0%} of its norm"
+                yield _problem(document.part, what)
 
 
 def _config_problems(info: TeacherInfo, manifest: Manifest) -> Iterator[Problem]:
@@ -265,7 +278,7 @@ def _sampled(
 
 
 def _predict(
-    teacher: Teacher, cache: Cache, targets: TargetSpec, grouped: Sequence[Sequence[Segment]]
+    teacher: Teacher, cache: Cache, targets: TargetSpec, grouped: Sequence[Sequence[Segment]], progress: Progress
 ) -> list[DocumentPredictions]:
     manifest = cache.manifest
     request = TargetRequest(
@@ -277,12 +290,15 @@ def _predict(
         tables={table.name: cache.table(table.name).copy() for table in manifest.tables if "pca_" in table.name},
         starts_word=_starts_word(cache) if targets.boundary else None,
     )
-    predictions = []
-    for group, result in zip(grouped, teacher.predict(grouped, request), strict=True):
-        blocks = cut(result.block, np.cumsum([len(segment) for segment in group]))
-        for i, (segment, block) in enumerate(zip(group, blocks, strict=True)):
-            pooled = {layer: vectors[i] for layer, vectors in result.pooled.items()}
-            predictions.append(comparable(block, segment.loss_mask, manifest.vocabulary_size, pooled))
+    predictions: list[DocumentPredictions] = []
+    task = Task(name="run teacher", unit="documents", total=sum(map(len, grouped)))
+    with running(progress, task):
+        for group, result in zip(grouped, teacher.predict(grouped, request), strict=True):
+            blocks = cut(result.block, np.cumsum([len(segment) for segment in group]))
+            for i, (segment, block) in enumerate(zip(group, blocks, strict=True)):
+                pooled = {layer: vectors[i] for layer, vectors in result.pooled.items()}
+                predictions.append(comparable(block, segment.loss_mask, manifest.vocabulary_size, pooled))
+            progress.update(TaskUpdate(done=len(predictions)))
     return predictions
 
 

@@ -15,8 +15,6 @@ from kdpipe.cache.reshape.digests import KnownDocuments, digests_of
 from kdpipe.cache.reshape.rebuild import (
     Job,
     RebuildPlan,
-    RebuildProgress,
-    SilentRebuildProgress,
     adopted,
     made_from,
     make,
@@ -29,6 +27,7 @@ from kdpipe.schemas.counts import counted
 from kdpipe.schemas.differences import differing_settings
 from kdpipe.schemas.errors import ConfigError, Incompatible
 from kdpipe.schemas.manifest import Manifest, Origin, expected_tables
+from kdpipe.schemas.progress import Progress, SilentProgress
 from kdpipe.schemas.reshape import ReshapeReport
 
 # The maximum in an entry of a manifest's history.
@@ -39,7 +38,7 @@ def merge(
     urls: Sequence[str],
     out: str,
     overlap: Overlap = "refuse",
-    progress: RebuildProgress | None = None,
+    progress: Progress | None = None,
     retry_policy: RetryPolicy | None = None,
 ) -> ReshapeReport:
     """Merge several caches; documents that occur in two of them are refused, or kept once."""
@@ -50,7 +49,7 @@ def merge(
             f"cannot merge {len(urls):,} caches at once, the maximum is {MAX_CACHES:,}", hint="merge some of them first"
         )
     return make(
-        out, plan_merge([open_source(url, retry_policy) for url in urls], overlap), progress or SilentRebuildProgress()
+        out, plan_merge([open_source(url, retry_policy) for url in urls], overlap), progress or SilentProgress()
     )
 
 

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from importlib.metadata import version
-from typing import Protocol
 
 import numpy as np
 
@@ -27,32 +26,12 @@ from kdpipe.schemas.choices import ReshapeAction, SplitName
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.manifest import Manifest, Origin
 from kdpipe.schemas.part import PartRecord
+from kdpipe.schemas.progress import Progress, Task, TaskUpdate, running
 from kdpipe.schemas.reshape import ReshapeReport
 from kdpipe.schemas.strict_json import canonical, sha256_hex
 
 MAX_TEXT = 2000
 MAX_HISTORY = 1000
-
-
-class RebuildProgress(Protocol):
-    """Progress listener: `begin` once, then `part_done` for each part."""
-
-    def begin(self, n_parts: int, n_done: int) -> None:
-        """Start: parts in all, and those already written."""
-        ...
-
-    def part_done(self, number: int) -> None:
-        """Another part is written."""
-
-
-class SilentRebuildProgress:
-    """No-op listener."""
-
-    def begin(self, n_parts: int, n_done: int) -> None:
-        pass
-
-    def part_done(self, number: int) -> None:
-        pass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,7 +110,7 @@ def made_from(sources: Sequence[Manifest], origin: Origin, plan: CachePlan) -> M
     return with_changes(first, kdpipe=version("kdpipe"), data=data, plan=plan, history=history, teacher=teacher)
 
 
-def make(out: str, making: RebuildPlan, progress: RebuildProgress, rewrite: Rewrite | None = None) -> ReshapeReport:
+def make(out: str, making: RebuildPlan, progress: Progress, rewrite: Rewrite | None = None) -> ReshapeReport:
     """Write the missing parts and seal the cache; `rewrite` writes the parts that are not adopted."""
     started = time.perf_counter()
     check_apart(out, *making.sources)
@@ -142,13 +121,13 @@ def make(out: str, making: RebuildPlan, progress: RebuildProgress, rewrite: Rewr
     writer.publish_tokenizer(files)
     writer.publish_tables(tables)
     missing = writer.missing()
-    progress.begin(len(making.jobs), len(making.jobs) - len(missing))
-    for number in missing:
-        if making.adopted[number]:
-            _adopt(writer, number, making)
-        else:
-            (rewrite or _rewrite)(writer, number, making)
-        progress.part_done(number)
+    with running(progress, Task.of_parts(making.action, len(making.jobs), len(making.jobs) - len(missing))):
+        for n_done, number in enumerate(missing, len(making.jobs) - len(missing) + 1):
+            if making.adopted[number]:
+                _adopt(writer, number, making)
+            else:
+                (rewrite or _rewrite)(writer, number, making)
+            progress.update(TaskUpdate(done=n_done))
     identity = writer.seal()
     records = [writer.record(number) for number in range(len(making.jobs))]
     return ReshapeReport(

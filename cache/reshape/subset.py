@@ -18,8 +18,6 @@ from kdpipe.cache.reshape.rebuild import (
     MAX_TEXT,
     Job,
     RebuildPlan,
-    RebuildProgress,
-    SilentRebuildProgress,
     adopted,
     made_from,
     make,
@@ -30,6 +28,7 @@ from kdpipe.cache.stores.retries import RetryPolicy
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.manifest import Manifest, Origin
 from kdpipe.schemas.part import PartRecord
+from kdpipe.schemas.progress import Progress, SilentProgress
 from kdpipe.schemas.reshape import DocumentSelection, ReshapeReport
 
 
@@ -50,10 +49,10 @@ def subset(
     url: str,
     out: str,
     selection: DocumentSelection,
-    progress: RebuildProgress | None = None,
+    progress: Progress | None = None,
     retry_policy: RetryPolicy | None = None,
 ) -> ReshapeReport:
-    return make(out, plan_subset(open_source(url, retry_policy), selection), progress or SilentRebuildProgress())
+    return make(out, plan_subset(open_source(url, retry_policy), selection), progress or SilentProgress())
 
 
 def plan_subset(source: SourceCache, selection: DocumentSelection) -> RebuildPlan:

@@ -8,9 +8,11 @@ import os
 import shutil
 import threading
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
 
 from kdpipe.cache.catalog import load_manifest
 from kdpipe.cache.fetch.file import Fetcher
@@ -24,7 +26,9 @@ from kdpipe.cache.stores.retries import RetryPolicy, map_concurrently
 from kdpipe.cache.transfer.part_selection import select_parts
 from kdpipe.cache.transfer.sending import Sender
 from kdpipe.schemas.copy_report import CopyReport, PartSelection
+from kdpipe.schemas.counts import counted
 from kdpipe.schemas.errors import CacheDamaged, CacheWriteError, ConfigError
+from kdpipe.schemas.progress import Progress, SilentProgress, Task, TaskUpdate, running
 
 # Parts copied at once from a URL, where requests are slow, and from a disk.
 REMOTE_PARTS: Final = 8
@@ -33,42 +37,32 @@ LOCAL_PARTS: Final = 2
 SPARE_BYTES: Final = 16 << 20
 
 
-class CopyProgress(Protocol):
-    """Progress listener of a copy, called from any thread."""
-
-    def say(self, text: str) -> None:
-        """Show a message."""
-
-    def begin(self, n_parts: int, n_bytes: int) -> None:
-        """Start: parts and bytes to copy, without those that are already in the target."""
-
-    def moved(self, n_bytes: int) -> None:
-        """More bytes were copied; a negative number for bytes that were wrong."""
-
-
-class SilentCopyProgress:
-    """No-op listener."""
-
-    def say(self, text: str) -> None: ...
-
-    def begin(self, n_parts: int, n_bytes: int) -> None: ...
-
-    def moved(self, n_bytes: int) -> None: ...
-
-
 @dataclass(slots=True)
 class CopyTally:
-    """Counts of a copy in progress, from several threads."""
+    """Counts of a copy in progress, from several threads; negative bytes were wrong and are copied again."""
 
-    watch: CopyProgress
+    progress: Progress
     bytes: int = 0
     redownloaded: int = 0
+    is_begun: bool = False
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def moved(self, n_bytes: int) -> None:
         with self.lock:
             self.bytes += n_bytes
-        self.watch.moved(n_bytes)
+            if self.is_begun:
+                self.progress.update(TaskUpdate(done=self.bytes))
+
+    @contextmanager
+    def copying(self, rows: Sequence[IndexRow]) -> Iterator[None]:
+        """Report the progress of copying these parts."""
+        n_bytes = sum(row.n_bytes for row in rows)
+        note = f"{counted(len(rows), 'part')} to copy, {n_bytes:,} bytes" if rows else "nothing to copy"
+        task = Task(name="copy", unit="bytes", total=self.bytes + n_bytes, note=note)
+        with running(self.progress, task):
+            with self.lock:
+                self.is_begun = True
+            yield
 
     def restarted(self) -> None:
         """Count a file that is downloaded again from its beginning."""
@@ -84,7 +78,7 @@ def copy_cache(
     repair: bool = False,
     allow_partial: bool = False,
     retry_policy: RetryPolicy | None = None,
-    watch: CopyProgress | None = None,
+    progress: Progress | None = None,
 ) -> CopyReport:
     """Copy a cache, or the parts that a copy lacks or has damaged; with a selection, make a smaller cache.
 
@@ -94,13 +88,13 @@ def copy_cache(
     first, second, selection = os.fspath(source), os.fspath(target), selection or PartSelection()
     _check_places(first, second, selection, allow_partial)
     retry_policy = replace(retry_policy or RetryPolicy(), stop=threading.Event())
-    if watch is not None:
-        retry_policy = replace(retry_policy, report=watch.say)
-    watch = watch or SilentCopyProgress()
-    tally, retry_policy = CopyTally(watch), retry_policy.at(first)
+    if progress is not None:
+        retry_policy = replace(retry_policy, report=progress.message)
+    progress = progress or SilentProgress()
+    tally, retry_policy = CopyTally(progress), retry_policy.at(first)
     store = open_store(first, retry_policy)
     fetcher = Fetcher(
-        store=store, retry_policy=retry_policy, moved=tally.moved, report=watch.say, on_restart=tally.restarted
+        store=store, retry_policy=retry_policy, moved=tally.moved, report=progress.message, on_restart=tally.restarted
     )
     snapshot = fetcher.read_checked(lambda: read_source(store, allow_partial=allow_partial))
     if repair:
@@ -111,9 +105,9 @@ def copy_cache(
         snapshot, fetcher = select_parts(snapshot, selection, fetcher)
     repaired: tuple[int, ...] = ()
     if is_url(second):
-        copied = _into_url(second, snapshot, fetcher, watch, repair)
+        copied = _into_url(second, snapshot, fetcher, tally, repair)
     else:
-        copied, repaired = _into_folder(second, snapshot, fetcher, watch)
+        copied, repaired = _into_folder(second, snapshot, fetcher, tally)
     return CopyReport(
         source=store.url,
         target=second,
@@ -154,7 +148,7 @@ def _previous_selection(target: str, source: SourceSnapshot, retry_policy: Retry
 
 
 def _into_folder(
-    target: str, source: SourceSnapshot, fetcher: Fetcher, watch: CopyProgress
+    target: str, source: SourceSnapshot, fetcher: Fetcher, tally: CopyTally
 ) -> tuple[int, tuple[int, ...]]:
     path = Path(local_path(target))
     receiver = Receiver(path, source.manifest, source.manifest_bytes, fetcher)
@@ -174,21 +168,20 @@ def _into_folder(
     to_copy = [row for row, problems in checked if problems is None or problems]
     repaired = {row.part: problems[0] for row, problems in checked if problems}
     for number, problem in repaired.items():
-        watch.say(f"part {number} is damaged and is copied again: {problem}")
-    n_bytes = sum(row.n_bytes for row in to_copy)
-    _check_space(path, n_bytes)
-    watch.begin(len(to_copy), n_bytes)
-    receiver.take_shared(source.shared)
-    map_concurrently(take, to_copy, REMOTE_PARTS if is_url(source.store.url) else LOCAL_PARTS, fetcher.retry_policy)
-    if source.index is not None:
-        receiver.take_index(source.index)
-    if source.signature is not None:
-        receiver.take_signature(source.signature)
+        tally.progress.message(f"part {number} is damaged and is copied again: {problem}")
+    _check_space(path, sum(row.n_bytes for row in to_copy))
+    with tally.copying(to_copy):
+        receiver.take_shared(source.shared)
+        map_concurrently(take, to_copy, REMOTE_PARTS if is_url(source.store.url) else LOCAL_PARTS, fetcher.retry_policy)
+        if source.index is not None:
+            receiver.take_index(source.index)
+        if source.signature is not None:
+            receiver.take_signature(source.signature)
     receiver.tidy()
     return len(to_copy), tuple(repaired)
 
 
-def _into_url(target: str, source: SourceSnapshot, fetcher: Fetcher, watch: CopyProgress, repair: bool) -> int:
+def _into_url(target: str, source: SourceSnapshot, fetcher: Fetcher, tally: CopyTally, repair: bool) -> int:
     if target.startswith(("http://", "https://")):
         raise ConfigError(
             f"cannot copy to a web server: {target}", hint="choose a folder, a bucket or hf:// as destination"
@@ -199,13 +192,13 @@ def _into_url(target: str, source: SourceSnapshot, fetcher: Fetcher, watch: Copy
     sender.begin(source.manifest_bytes)
     present = map_concurrently(sender.has, source.rows, REMOTE_PARTS, retry_policy)
     to_copy = [row for row, is_present in zip(source.rows, present, strict=True) if not is_present]
-    watch.begin(len(to_copy), sum(row.n_bytes for row in to_copy))
-    sender.send_shared(source.shared)
-    map_concurrently(sender.send_part, to_copy, REMOTE_PARTS, retry_policy)
-    if source.index is not None:
-        sender.finish(source.index)
-    if source.signature is not None:
-        sender.sign(source.signature)
+    with tally.copying(to_copy):
+        sender.send_shared(source.shared)
+        map_concurrently(sender.send_part, to_copy, REMOTE_PARTS, retry_policy)
+        if source.index is not None:
+            sender.finish(source.index)
+        if source.signature is not None:
+            sender.sign(source.signature)
     return len(to_copy)
 
 

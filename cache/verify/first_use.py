@@ -6,9 +6,7 @@ checked file by file as they are downloaded; unfinished ones have no cache_id to
 
 import os
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Final, Protocol
 
 from kdpipe.cache import layout
 from kdpipe.cache.catalog import load_manifest
@@ -25,28 +23,11 @@ from kdpipe.cache.verify.verified_log import VerifiedLog, state_of
 from kdpipe.cache.writing.writer import CacheWriter
 from kdpipe.schemas.choices import VerifyLevel, VerifyWhen
 from kdpipe.schemas.errors import CacheDamaged, CacheError, CacheIncomplete, ConfigError, KdpipeError
+from kdpipe.schemas.progress import Progress, Task, TaskUpdate, running
 from kdpipe.schemas.verify_report import Problem, VerifyReport
 
-SECONDS_BETWEEN_LINES: Final = 30.0
-Clock = Callable[[], float]
 
-
-class VerifyProgress(Protocol):
-    """Progress listener."""
-
-    def say(self, text: str) -> None:
-        """Show a message."""
-
-    def warn(self, text: str) -> None:
-        """Show a warning."""
-
-
-def check_before_use(
-    url: str | os.PathLike[str],
-    when: VerifyWhen | None,
-    progress: VerifyProgress,
-    clock: Clock = time.monotonic,
-) -> None:
+def check_before_use(url: str | os.PathLike[str], when: VerifyWhen | None, progress: Progress) -> None:
     """Check a cache unless it was checked before, and refuse a damaged one."""
     address = os.fspath(url)
     if is_url(address):
@@ -71,12 +52,12 @@ def check_before_use(
     state = state_of(root)
     if when != "always" and _is_recorded(log, state, progress):
         return
-    _check(store, address, progress, clock)
+    _check(store, address, progress)
     _record(log, root, state, progress)
 
 
 def verify_and_record(
-    url: str, level: VerifyLevel, progress: VerifyProgress, retry_policy: RetryPolicy | None = None
+    url: str, level: VerifyLevel, progress: Progress, retry_policy: RetryPolicy | None = None
 ) -> VerifyReport:
     """Verify a cache; a good local one is recorded, so that it is not checked again before its first use."""
     if is_url(url):
@@ -92,13 +73,13 @@ def verify_and_record(
     report = verify_cache(url, level)
     if report.ok and report.cache_id is not None:
         if state is None:
-            progress.warn(f"could not record that the cache was verified; it will be checked again: {reason}")
+            progress.warning(f"could not record that the cache was verified; it will be checked again: {reason}")
         else:
             _record(_verified_log(root, report.cache_id, progress), root, state, progress)
     return report
 
 
-def record_written(writer: CacheWriter, progress: VerifyProgress) -> None:
+def record_written(writer: CacheWriter, progress: Progress) -> None:
     """Record a cache as verified if this process wrote and digested all its parts."""
     if not writer.wrote_all:
         return
@@ -110,48 +91,47 @@ def record_written(writer: CacheWriter, progress: VerifyProgress) -> None:
         _record(_verified_log(writer.path, check.cache_id, progress), writer.path, state, progress)
 
 
-def _verified_log(root: Path, cache_id: str, progress: VerifyProgress) -> VerifiedLog | None:
+def _verified_log(root: Path, cache_id: str, progress: Progress) -> VerifiedLog | None:
     """The log of this copy; None where no log can be kept."""
     try:
         return VerifiedLog(root, cache_id)
     except KdpipeError as error:
-        progress.warn(f"cannot record verified caches; they will be checked again: {error.message}")
+        progress.warning(f"cannot record verified caches; they will be checked again: {error.message}")
         return None
 
 
-def _is_recorded(log: VerifiedLog | None, state: str, progress: VerifyProgress) -> bool:
+def _is_recorded(log: VerifiedLog | None, state: str, progress: Progress) -> bool:
     try:
         return log is not None and log.holds(state)
     except KdpipeError as error:
-        progress.warn(f"cannot read the record of an earlier verification; checking again: {error.message}")
+        progress.warning(f"cannot read the record of an earlier verification; checking again: {error.message}")
         return False
 
 
-def _record(log: VerifiedLog | None, root: Path, state: str, progress: VerifyProgress) -> None:
+def _record(log: VerifiedLog | None, root: Path, state: str, progress: Progress) -> None:
     """Record a good cache, unless its files changed during the check."""
     if log is None:
         return
     if state_of(root) != state:
-        progress.warn(f"files in {root} changed during verification; they will be checked again")
+        progress.warning(f"files in {root} changed during verification; they will be checked again")
         return
     try:
         log.keep(state)
     except KdpipeError as error:
-        progress.warn(f"could not record that the cache was verified; it will be checked again: {error.message}")
+        progress.warning(f"could not record that the cache was verified; it will be checked again: {error.message}")
 
 
-def _check(store: Store, address: str, progress: VerifyProgress, clock: Clock) -> None:
-    began = shown = clock()
+def _check(store: Store, address: str, progress: Progress) -> None:
+    began = time.monotonic()
     check = fast_check(store)
     _refuse(address, _damage(check))
     n_parts, n_bytes = len(check.records), sum(record.n_bytes for record in check.records.values())
-    progress.say(f"verifying {address} before its first use on this machine: {n_parts:,} parts, {n_bytes:,} bytes")
-    for n_done, problems in enumerate(byte_problems(store, check)):
-        _refuse(address, problems)
-        if clock() - shown >= SECONDS_BETWEEN_LINES:
-            shown = clock()
-            progress.say(f"{n_done:,} of {n_parts:,} parts verified")
-    progress.say(f"{address} verified ({clock() - began:.1f} s)")
+    progress.message(f"verifying {address} before its first use on this machine: {n_parts:,} parts, {n_bytes:,} bytes")
+    with running(progress, Task.of_parts("verify", n_parts)):
+        for n_done, problems in enumerate(byte_problems(store, check)):
+            _refuse(address, problems)
+            progress.update(TaskUpdate(done=min(n_done, n_parts)))
+    progress.message(f"{address} verified ({time.monotonic() - began:.1f} s)")
 
 
 def _damage(check: FastCheck) -> list[Problem]:

@@ -14,11 +14,12 @@ from kdpipe.cache.signing import identity_of, signature_of
 from kdpipe.cache.stores.addresses import is_url, is_web
 from kdpipe.cache.stores.dispatch import open_folder, open_store
 from kdpipe.cache.stores.retries import RetryPolicy
-from kdpipe.cache.verify.first_use import VerifyProgress, verify_and_record
+from kdpipe.cache.verify.first_use import verify_and_record
 from kdpipe.schemas.errors import CacheDamaged, ConfigError
+from kdpipe.schemas.progress import Progress
 
 
-def sign_cache(url: str, key: Path, progress: VerifyProgress, retry_policy: RetryPolicy | None = None) -> str:
+def sign_cache(url: str, key: Path, progress: Progress, retry_policy: RetryPolicy | None = None) -> str:
     """Check every byte of a cache, then write its manifest.sig; returns the signed cache_id."""
     if is_web(url):
         raise ConfigError(f"cannot write to a web server: {url}", hint="sign the cache before publishing it")

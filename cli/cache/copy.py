@@ -1,23 +1,18 @@
 """`kdpipe cache copy`: copies a cache, or completes and repairs a copy."""
 
-import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated, final
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from kdpipe.cli import console
 from kdpipe.cli.cache.reshaping import bounds
 from kdpipe.cli.common_options import Json, OfParts, RetryFor, retries
-from kdpipe.cli.progress import Show, Throttle, display
-from kdpipe.cli.quantities import duration, share, size
+from kdpipe.cli.progress import shown_progress
+from kdpipe.cli.quantities import duration, size
 from kdpipe.schemas.choices import SplitName
 from kdpipe.schemas.counts import counted
 
 if TYPE_CHECKING:
-    from kdpipe.cache.transfer.copying import CopyProgress
     from kdpipe.schemas.copy_report import CopyReport
 
 
@@ -48,14 +43,14 @@ def copy(
 
     left_out = tuple(sorted(set(without or ())))
     selection = PartSelection(parts=bounds("--parts", parts), split=split, without=left_out)
-    with copying() as watch:
+    with shown_progress() as progress:
         report = copy_cache(
             source,
             target,
             selection=selection,
             allow_partial=allow_partial,
             retry_policy=retries(retry_for),
-            watch=watch,
+            progress=progress,
         )
     if json:
         console.document(report.model_dump(mode="json"))
@@ -81,43 +76,3 @@ def page(report: "CopyReport") -> str:
         facts.append(("made from", f"{report.selection} of {report.made_from}"))
     facts.append(("cache_id", report.cache_id or "none: the cache is unfinished"))
     return "\n".join([report.target, *console.facts(facts)])
-
-
-@contextmanager
-def copying() -> Iterator["CopyProgress"]:
-    """Progress of a copy."""
-    with display(_line) as (show, seconds_between):
-        yield ShownCopy(show, seconds_between)
-
-
-def _line(done: int, planned: int | None, text: str) -> None:
-    reached = f"{share(done / planned)}, " if planned else ""
-    console.note(f"{reached}{text}")
-
-
-@final
-class ShownCopy(console.Notes):
-    """Shows bytes, throughput and time left; called from several threads."""
-
-    def __init__(self, show: Show, seconds_between: float, clock: Callable[[], float] = time.monotonic) -> None:
-        self._show, self._throttle, self._clock = show, Throttle(seconds_between, clock), clock
-        self._lock = threading.Lock()
-        self._done, self._planned = 0, 0
-        self._began = clock()
-
-    def begin(self, n_parts: int, n_bytes: int) -> None:
-        console.note(f"{console.parts(n_parts)} to copy, {size(n_bytes)}" if n_parts else "nothing to copy")
-        self._planned = n_bytes
-        self._began = self._clock()
-        self._throttle.restart()
-
-    def moved(self, n_bytes: int) -> None:
-        with self._lock:
-            self._done += n_bytes
-            if not self._throttle.is_open():
-                return
-            rate = self._done / max(self._clock() - self._began, 1e-9)
-            texts = [size(self._done), f"{size(rate)}/s"]
-            if rate > 0 and self._planned > self._done:
-                texts.append(f"{duration((self._planned - self._done) / rate)} left")
-            self._show(min(self._done, self._planned), self._planned or None, ", ".join(texts))

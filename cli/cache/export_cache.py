@@ -6,7 +6,7 @@ import typer
 
 from kdpipe.cli import console
 from kdpipe.cli.common_options import CacheOut, FinishedCache, Json, RetryFor, retries
-from kdpipe.cli.progress import watching
+from kdpipe.cli.progress import shown_progress
 from kdpipe.cli.quantities import duration, size
 from kdpipe.schemas.choices import ExportFormat, SplitName
 
@@ -33,8 +33,8 @@ def export(
     from kdpipe.schemas.interop import export_settings
 
     settings = export_settings(cache=cache, form=to, out=out, split=split)
-    with watching() as watch:
-        report = export_cache(settings, watch, retries(retry_for, watch.say))
+    with shown_progress() as progress:
+        report = export_cache(settings, progress, retries(retry_for, progress.message))
     console.reply(report, page(report), as_json=json)
 
 

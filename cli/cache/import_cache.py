@@ -7,7 +7,7 @@ import typer
 from kdpipe.cli import console
 from kdpipe.cli.cache.inspect import scaled
 from kdpipe.cli.common_options import CacheOut, Json
-from kdpipe.cli.progress import watching
+from kdpipe.cli.progress import shown_progress
 from kdpipe.cli.quantities import duration, size
 from kdpipe.schemas.choices import Align, ImportFormat, StatedTail
 from kdpipe.schemas.errors import UsageError
@@ -78,8 +78,8 @@ def import_(
     split = {"val_fraction": val_fraction, "pack": not no_pack}
     teacher = {"teacher_name": teacher_name, "teacher_revision": teacher_revision, "teacher_license": teacher_license}
     settings = import_settings(**place, **reading, **meaning, **split, **teacher)
-    with watching() as watch:
-        report = import_cache(settings, watch)
+    with shown_progress() as progress:
+        report = import_cache(settings, progress)
     console.reply(report, page(report), as_json=json)
 
 

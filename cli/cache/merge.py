@@ -4,8 +4,9 @@ from typing import Annotated
 
 import typer
 
-from kdpipe.cli.cache.reshaping import ReshapeProgress, answer
+from kdpipe.cli.cache.reshaping import answer
 from kdpipe.cli.common_options import CacheOut, Json, RetryFor, retries
+from kdpipe.cli.progress import shown_progress
 from kdpipe.schemas.choices import Overlap
 
 
@@ -22,4 +23,6 @@ def merge(
     """Merge caches of the same teacher, tokenizer and settings."""
     from kdpipe.cache.reshape.merge import merge as run
 
-    answer(run(caches, out, overlap, ReshapeProgress(), retries(retry_for)), json)
+    with shown_progress() as progress:
+        report = run(caches, out, overlap, progress, retries(retry_for, progress.message))
+    answer(report, json)

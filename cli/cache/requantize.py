@@ -4,8 +4,9 @@ from typing import Annotated
 
 import typer
 
-from kdpipe.cli.cache.reshaping import ReshapeProgress, answer
+from kdpipe.cli.cache.reshaping import answer
 from kdpipe.cli.common_options import CacheOut, FinishedCache, Json, RetryFor, retries
+from kdpipe.cli.progress import shown_progress
 from kdpipe.schemas.choices import Profile, RequantizedKind
 from kdpipe.schemas.errors import ConfigError
 
@@ -60,7 +61,9 @@ def requantize(
         "drop": tuple(drop or ()),
         "seed": seed,
     }
-    answer(run(cache, out, requantize_spec(typed), ReshapeProgress(), retries(retry_for)), json)
+    with shown_progress() as progress:
+        report = run(cache, out, requantize_spec(typed), progress, retries(retry_for, progress.message))
+    answer(report, json)
 
 
 def _numbers(text: str) -> tuple[float, ...]:

@@ -1,36 +1,14 @@
-"""Shared by merge, subset and requantize: progress, A:B ranges, and the report."""
+"""Shared by merge, subset and requantize: A:B ranges, and the report."""
 
 import re
-import time
-from collections.abc import Callable
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING
 
 from kdpipe.cli import console
-from kdpipe.cli.progress import SECONDS_BETWEEN_LINES, Throttle
 from kdpipe.cli.quantities import duration, size
 from kdpipe.schemas.errors import ConfigError
 
 if TYPE_CHECKING:
     from kdpipe.schemas.reshape import Bounds, ReshapeReport
-
-
-@final
-class ReshapeProgress:
-    """Shows parts done, at most every half minute."""
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._throttle = Throttle(SECONDS_BETWEEN_LINES, clock)
-        self._n_parts = self._n_done = 0
-
-    def begin(self, n_parts: int, n_done: int) -> None:
-        self._n_parts, self._n_done = n_parts, n_done
-        if n_done:
-            console.note(f"{n_done:,} of {n_parts:,} parts are already there")
-
-    def part_done(self, number: int) -> None:
-        self._n_done += 1
-        if self._throttle.is_open():
-            console.note(f"{self._n_done:,} of {self._n_parts:,} parts")
 
 
 def bounds(option: str, text: str | None) -> "Bounds | None":

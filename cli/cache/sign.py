@@ -10,6 +10,7 @@ import typer
 
 from kdpipe.cli import console
 from kdpipe.cli.common_options import RetryFor, retries
+from kdpipe.cli.progress import shown_progress
 from kdpipe.schemas.errors import UsageError
 
 
@@ -39,4 +40,6 @@ def sign(
         raise UsageError(
             "CACHE and --key are both needed", hint="give CACHE --key FILE, or --new-key NAME to make a key"
         )
-    console.answer(f"signed {sign_cache(cache, key, console.Notes(), retries(retry_for))}")
+    with shown_progress() as progress:
+        identity = sign_cache(cache, key, progress, retries(retry_for, progress.message))
+    console.answer(f"signed {identity}")

@@ -5,8 +5,9 @@ from typing import Annotated
 
 import typer
 
-from kdpipe.cli.cache.reshaping import ReshapeProgress, answer, bounds
+from kdpipe.cli.cache.reshaping import answer, bounds
 from kdpipe.cli.common_options import CacheOut, FinishedCache, Json, OfParts, RetryFor, retries
+from kdpipe.cli.progress import shown_progress
 from kdpipe.schemas.choices import DocumentMeasure, SplitName
 from kdpipe.schemas.errors import ConfigError
 
@@ -62,7 +63,9 @@ def subset(
         at_least=at_least,
         at_most=at_most,
     )
-    answer(run(cache, out, selection, ReshapeProgress(), retries(retry_for)), json)
+    with shown_progress() as progress:
+        report = run(cache, out, selection, progress, retries(retry_for, progress.message))
+    answer(report, json)
 
 
 def _check_finite(**numbers: float | None) -> None:

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kdpipe.cli import console
-from kdpipe.cli.cache.copy import copying
 from kdpipe.cli.common_options import AnyCache, Json, RetryFor, retries
-from kdpipe.cli.progress import watching
+from kdpipe.cli.progress import shown_progress
 from kdpipe.schemas.choices import VerifyLevel
 from kdpipe.schemas.counts import counted
 from kdpipe.schemas.errors import UsageError
 
 if TYPE_CHECKING:
     from kdpipe.cache.stores.retries import RetryPolicy
+    from kdpipe.schemas.progress import Progress
     from kdpipe.schemas.verify_report import AgainstReport, VerifyReport
 
 # Documents: enough to detect another teacher.
@@ -69,14 +69,15 @@ def verify(
             "--signature needs --level full or deep: --level fast does not read every byte",
             hint="omit --level, or give --level full or deep",
         )
-    retry_policy = retries(retry_for)
-    report = verify_and_record(cache, level, console.Notes(), retry_policy)
-    if repair_from is not None and not report.ok:
-        report = _repaired(cache, level, report, repair_from, retry_policy)
-    if signature is not None:
-        report = _with_signature(cache, report, signature, retry_policy)
-    if against is not None and report.ok:  # a damaged cache is not worth a teacher run
-        report = _with_teacher(cache, report, against, sample or SAMPLE, trust_remote_code, retry_policy)
+    with shown_progress() as progress:
+        retry_policy = retries(retry_for, progress.message)
+        report = verify_and_record(cache, level, progress, retry_policy)
+        if repair_from is not None and not report.ok:
+            report = _repaired(cache, level, report, repair_from, progress, retry_policy)
+        if signature is not None:
+            report = _with_signature(cache, report, signature, progress, retry_policy)
+        if against is not None and report.ok:  # a damaged cache is not worth a teacher run
+            report = _with_teacher(cache, report, against, sample or SAMPLE, trust_remote_code, progress, retry_policy)
     if json:
         console.document(report.model_dump(mode="json"))
     else:
@@ -86,20 +87,26 @@ def verify(
 
 
 def _repaired(
-    cache: str, level: VerifyLevel, report: "VerifyReport", source: str, retry_policy: "RetryPolicy"
+    cache: str,
+    level: VerifyLevel,
+    report: "VerifyReport",
+    source: str,
+    progress: "Progress",
+    retry_policy: "RetryPolicy",
 ) -> "VerifyReport":
     """Replace missing and damaged files, and verify again."""
     from kdpipe.cache.transfer import copy_cache
     from kdpipe.cache.verify.first_use import verify_and_record
 
     for problem in report.problems:
-        console.note(f"{problem.file}: {problem.what}")
-    with copying() as watch:
-        copy_cache(source, cache, repair=True, retry_policy=retry_policy, watch=watch)
-    return verify_and_record(cache, level, console.Notes(), retry_policy)
+        progress.message(f"{problem.file}: {problem.what}")
+    copy_cache(source, cache, repair=True, retry_policy=retry_policy, progress=progress)
+    return verify_and_record(cache, level, progress, retry_policy)
 
 
-def _with_signature(cache: str, report: "VerifyReport", key: Path, retry_policy: "RetryPolicy") -> "VerifyReport":
+def _with_signature(
+    cache: str, report: "VerifyReport", key: Path, progress: "Progress", retry_policy: "RetryPolicy"
+) -> "VerifyReport":
     """The report with the check of the signature."""
     from kdpipe.cache.layout import SIGNATURE
     from kdpipe.cache.signing import signature_problem
@@ -109,22 +116,27 @@ def _with_signature(cache: str, report: "VerifyReport", key: Path, retry_policy:
     what = signature_problem(open_store(cache, retry_policy), key, report.cache_id)
     if what is None:
         if report.ok:
-            console.note(f"signature valid for {key}")
+            progress.message(f"signature valid for {key}")
         else:
-            console.note(f"the signature is valid for {key}, but the cache has been damaged since")
+            progress.message(f"the signature is valid for {key}, but the cache has been damaged since")
         return report
     problem = Problem(part=None, file=SIGNATURE, what=what, do="do not use the cache until you know its origin")
     return report.model_copy(update={"ok": False, "problems": (*report.problems, problem)})
 
 
 def _with_teacher(
-    cache: str, report: "VerifyReport", teacher: str, sample: int, trusted: bool, retry_policy: "RetryPolicy"
+    cache: str,
+    report: "VerifyReport",
+    teacher: str,
+    sample: int,
+    trusted: bool,
+    progress: "Progress",
+    retry_policy: "RetryPolicy",
 ) -> "VerifyReport":
     """The report with the comparison to a run of the teacher."""
     from kdpipe.pipeline.verify_against import verify_against
 
-    with watching() as watch:
-        against = verify_against(cache, teacher, sample, watch, trusted=trusted, retry_policy=retry_policy)
+    against = verify_against(cache, teacher, sample, progress, trusted=trusted, retry_policy=retry_policy)
     return report.model_copy(update={"ok": against.ok, "problems": against.problems, "against": against})
 
 

@@ -10,16 +10,16 @@ from kdpipe.cache import open_cache
 from kdpipe.cache.reader import Cache
 from kdpipe.cache.stores.addresses import MirrorSettings, is_url, user_cache_folder
 from kdpipe.cache.stores.retries import RETRY_SECONDS, RetryPolicy
-from kdpipe.pipeline.watch import Listener
 from kdpipe.schemas.choices import SplitName
 from kdpipe.schemas.errors import ConfigError, Incompatible
+from kdpipe.schemas.progress import Progress
 from kdpipe.schemas.train_settings import CacheSettings
 
 LIMIT: Final = 100 * 1000**3
 
 
-def open_run_cache(settings: CacheSettings, watch: Listener, split: SplitName | None = None) -> Cache:
-    """Open a cache; retries are reported to `watch`."""
+def open_run_cache(settings: CacheSettings, progress: Progress, split: SplitName | None = None) -> Cache:
+    """Open a cache; retries are reported to `progress`."""
     path = settings.path
     if path is None:
         raise ConfigError("no cache given", hint="use --from-cache DIR")
@@ -29,7 +29,7 @@ def open_run_cache(settings: CacheSettings, watch: Listener, split: SplitName | 
         split,
         allow_partial=settings.allow_partial,
         mirror=_mirror_settings(settings, path),
-        retry_policy=RetryPolicy(budget=seconds, report=watch.say),
+        retry_policy=RetryPolicy(budget=seconds, report=progress.message),
     )
     pin = settings.pin
     if pin is not None and not (cache.cache_id or "").startswith(pin):

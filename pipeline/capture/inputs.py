@@ -14,9 +14,9 @@ from kdpipe.pipeline.documents.tokenize import DocumentCounts
 from kdpipe.pipeline.teachers import TeacherBackend, backend_of
 from kdpipe.pipeline.tokenizers.cached_tokenizer import with_reloadable_files
 from kdpipe.pipeline.tokenizers.tokenizer import LoadedTokenizer, load_tokenizer
-from kdpipe.pipeline.watch import Watch
 from kdpipe.schemas.capture_settings import CaptureSettings
 from kdpipe.schemas.counts import counted
+from kdpipe.schemas.progress import Progress
 
 # With fewer, intervals over documents are unreliable (docs/experiments.md#intervals-of-compare).
 FEW_DOCUMENTS, FEW_TOKENS = 20, 2_000
@@ -37,15 +37,15 @@ class Inputs:
     corpus: Corpus
 
 
-def read_inputs(settings: CaptureSettings, watch: Watch, tokenizer: LoadedTokenizer | None = None) -> Inputs:
+def read_inputs(settings: CaptureSettings, progress: Progress, tokenizer: LoadedTokenizer | None = None) -> Inputs:
     """Load the tokenizer unless it is given, index the documents, and describe them."""
     tokenizer = tokenizer or read_tokenizer(settings)
     for name in (settings.data.path, settings.data.val_path):
         if name is not None and is_of_hub(name):
-            watch.say(ASKED_HUB.format(name))
+            progress.message(ASKED_HUB.format(name))
     corpus = open_corpus(settings.data, tokenizer)
-    _describe(corpus, watch)
-    explain_validation(corpus, settings, watch)
+    _describe(corpus, progress)
+    explain_validation(corpus, settings, progress)
     return Inputs(tokenizer=tokenizer, corpus=corpus)
 
 
@@ -62,38 +62,40 @@ def read_tokenizer(settings: CaptureSettings, backend: TeacherBackend | None = N
     return with_reloadable_files(loaded)
 
 
-def _describe(corpus: Corpus, watch: Watch) -> None:
+def _describe(corpus: Corpus, progress: Progress) -> None:
     """Show how the data are read, and one document as the teacher reads it."""
     documents = " and ".join(f"{n:,} of {split}" for split, n in corpus.splits.items() if n)
     roles = ", ".join(f"{role} = {column}" for role, column in corpus.mapping.describe().items())
-    watch.say(f"data       {corpus.source}: {documents}")
+    progress.message(f"data       {corpus.source}: {documents}")
     if corpus.n_cut_rows:
         cut = counted(corpus.n_cut_rows, "long text")
-        watch.say(f"ranges     {cut} cut into ranges to hold out some for validation; --val-data uses other documents")
-    watch.say(f"columns    {roles}")
+        progress.message(
+            f"ranges     {cut} cut into ranges to hold out some for validation; --val-data uses other documents"
+        )
+    progress.message(f"columns    {roles}")
     n_bad, first = corpus.bad_rows
     if n_bad:
-        watch.warn(f"skipped {counted(n_bad, 'bad row')}, e.g. {'; '.join(first[:SHOWN_BAD_ROWS])}")
+        progress.warning(f"skipped {counted(n_bad, 'bad row')}, e.g. {'; '.join(first[:SHOWN_BAD_ROWS])}")
     trained = "every token is trained on" if corpus.train_on == "all" else "trained tokens are marked « »"
     place, runs = corpus.sample()
     shown = "".join(f"«{text}»" if is_trained and corpus.train_on != "all" else text for text, is_trained in runs)
-    watch.say(f"sample     {place}, {trained}:")
+    progress.message(f"sample     {place}, {trained}:")
     for line in shown.splitlines()[:SHOWN_LINES]:
-        watch.say(f"  | {line}")
+        progress.message(f"  | {line}")
 
 
-def explain_validation(corpus: Corpus, settings: CaptureSettings, watch: Watch) -> None:
+def explain_validation(corpus: Corpus, settings: CaptureSettings, progress: Progress) -> None:
     """Warn about a missing or a small validation split, with what to set."""
     if settings.extend is not None:
         return  # the extended cache has its own splits
     data, splits = settings.data, corpus.splits
     n_documents = splits["validation"]
     if data.val_path is None and data.val_fraction == 0:
-        watch.say("no validation split (--val-fraction 0): students cannot be evaluated")
+        progress.message("no validation split (--val-fraction 0): students cannot be evaluated")
         return
     if not n_documents:
         what = f"texts of {LONG_BYTES:,} bytes or more" if corpus.mapping.form == "text" else "texts, not conversations"
-        watch.warn(
+        progress.warning(
             f"no validation split: only {counted(splits['train'], 'document')} (ranges are held out of {what}). "
             "Students cannot be evaluated: give --val-data PATH, or --val-fraction 0 to accept that"
         )
@@ -108,7 +110,7 @@ def explain_validation(corpus: Corpus, settings: CaptureSettings, watch: Watch) 
         fraction = math.ceil(100 * share) / 100
         is_enough = fraction <= LARGEST_FRACTION and (not corpus.n_cut_rows or fraction * corpus.n_rows < 1)
         hint = f"give --val-fraction {fraction:g}" if is_enough else "give --val-data PATH"
-    watch.warn(
+    progress.warning(
         f"small validation split: {counted(n_documents, 'document')}, about {tokens['validation']:,.0f} tokens; "
         f"metrics vary below {FEW_DOCUMENTS} documents and {FEW_TOKENS:,} tokens: {hint}"
     )
@@ -121,24 +123,28 @@ def share_for(corpus: Corpus, n_documents: int) -> float:
     return n_documents / sum(corpus.splits.values())
 
 
-def explain_cuts(counts: DocumentCounts, length: int, watch: Watch) -> None:
+def explain_cuts(counts: DocumentCounts, length: int, progress: Progress) -> None:
     """Report documents that were split, truncated or skipped."""
     if counts.split_documents:
-        watch.say(f"{counted(counts.split_documents, 'document')} split: longer than {length:,} tokens")
+        progress.message(f"{counted(counts.split_documents, 'document')} split: longer than {length:,} tokens")
     if counts.truncated_documents:
         lost = counted(counts.truncated_tokens, "token")
-        watch.warn(f"{counted(counts.truncated_documents, 'document')} truncated to {length:,} tokens: {lost} lost")
+        progress.warning(
+            f"{counted(counts.truncated_documents, 'document')} truncated to {length:,} tokens: {lost} lost"
+        )
     if counts.masked_segments:
         skipped = counted(counts.masked_segments, "segment")
         tokens = counted(counts.masked_tokens, "token")
-        watch.say(f"{skipped} of long documents without a token to train on skipped ({tokens})")
+        progress.message(f"{skipped} of long documents without a token to train on skipped ({tokens})")
     if counts.known_documents or counts.known_segments:
         others = f", and {counted(counts.known_segments, 'segment')} of others" if counts.known_segments else ""
-        watch.say(f"{counted(counts.known_documents, 'document')}{others} skipped: already in the extended cache")
+        progress.message(
+            f"{counted(counts.known_documents, 'document')}{others} skipped: already in the extended cache"
+        )
     if counts.untrainable_documents:
         examples = "; ".join(counts.untrainable)
-        watch.warn(f"skipped {counted(counts.untrainable_documents, 'untrainable document')}, e.g. {examples}")
+        progress.warning(f"skipped {counted(counts.untrainable_documents, 'untrainable document')}, e.g. {examples}")
     if counts.empty_documents:
-        watch.warn(f"skipped {counted(counts.empty_documents, 'document')} without tokens")
+        progress.warning(f"skipped {counted(counts.empty_documents, 'document')} without tokens")
     if counts.documents and not counts.positions:
-        watch.warn("no document has a token to train on: every document is a single token or fully masked")
+        progress.warning("no document has a token to train on: every document is a single token or fully masked")

@@ -12,20 +12,21 @@ from queue import Empty
 from typing import Any, final
 
 from kdpipe.cache.verify.children import end_with_parent, shielded
+from kdpipe.pipeline.capture.capture_progress import TEACHER_SHARE
 from kdpipe.pipeline.capture.part_queue import WorkerShard
 from kdpipe.pipeline.teachers import backend_of
-from kdpipe.pipeline.watch import PartsProgress, Watch
 from kdpipe.schemas.capture_report import CaptureReport
 from kdpipe.schemas.capture_settings import CaptureSettings
 from kdpipe.schemas.errors import KdpipeError
+from kdpipe.schemas.progress import Progress, Task, TaskUpdate
 
 POLL_SECONDS = 0.5
-Work = Callable[[CaptureSettings, WorkerShard, Watch], CaptureReport]
+Work = Callable[[CaptureSettings, WorkerShard, Progress], CaptureReport]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerMessage:
-    """A call of a `Watch` method in a worker, or how the worker ended."""
+    """A call of a `Progress` method in a worker, or how the worker ended."""
 
     worker: int
     name: str
@@ -33,8 +34,8 @@ class WorkerMessage:
 
 
 @final
-class _QueueWatch:
-    """A `Watch` that puts every call into a queue."""
+class _QueueProgress:
+    """A `Progress` that puts every call into a queue."""
 
     def __init__(self, worker: int, messages: "multiprocessing.Queue[WorkerMessage]") -> None:
         self._worker, self._messages = worker, messages
@@ -42,20 +43,20 @@ class _QueueWatch:
     def _send(self, name: str, *arguments: Any) -> None:
         self._messages.put(WorkerMessage(worker=self._worker, name=name, arguments=arguments))
 
-    def say(self, text: str) -> None:
-        self._send("say", text)
+    def message(self, text: str) -> None:
+        self._send("message", text)
 
-    def warn(self, text: str) -> None:
-        self._send("warn", text)
+    def warning(self, text: str) -> None:
+        self._send("warning", text)
 
-    def begin(self, n_parts: int, n_done: int, positions_planned: int | None) -> None:
-        self._send("begin", n_parts, n_done, positions_planned)
+    def begin(self, task: Task) -> None:
+        self._send("begin", task)
 
-    def progress(self, news: PartsProgress) -> None:
-        self._send("progress", news)
+    def update(self, update: TaskUpdate) -> None:
+        self._send("update", update)
 
-    def part_done(self, number: int, positions: int, n_bytes: int, seconds: float) -> None:
-        self._send("part_done", number, positions, n_bytes, seconds)
+    def finish(self, task: Task) -> None:
+        self._send("finish", task)
 
 
 def worker_settings(settings: CaptureSettings) -> list[CaptureSettings]:
@@ -64,7 +65,7 @@ def worker_settings(settings: CaptureSettings) -> list[CaptureSettings]:
 
 
 def run_workers(
-    work: Work, workers: Sequence[CaptureSettings], shard: WorkerShard, watch: Watch
+    work: Work, workers: Sequence[CaptureSettings], shard: WorkerShard, progress: Progress
 ) -> list[CaptureReport]:
     """Run one worker for each of the settings, on equal shares of a shard, and wait for all of them."""
     context = multiprocessing.get_context("spawn")
@@ -77,7 +78,7 @@ def run_workers(
             with shielded():
                 process.start()
             processes.append(process)
-        return _gather(processes, messages, watch)
+        return _gather(processes, messages, progress)
     finally:
         for process in processes:
             process.terminate()
@@ -88,7 +89,7 @@ def run_workers(
 def _work(work: Work, settings: CaptureSettings, shard: WorkerShard, number: int, messages: Any) -> None:
     end_with_parent()
     try:
-        report = work(settings, shard, _QueueWatch(number, messages))
+        report = work(settings, shard, _QueueProgress(number, messages))
         messages.put(WorkerMessage(worker=number, name="ended", arguments=(report,)))
     except KdpipeError as error:
         messages.put(WorkerMessage(worker=number, name="failed", arguments=(error,)))
@@ -99,11 +100,9 @@ def _work(work: Work, settings: CaptureSettings, shard: WorkerShard, number: int
         messages.put(WorkerMessage(worker=number, name="failed", arguments=(failure,)))
 
 
-def _gather(processes: Sequence[BaseProcess], messages: Any, watch: Watch) -> list[CaptureReport]:
+def _gather(processes: Sequence[BaseProcess], messages: Any, progress: Progress) -> list[CaptureReport]:
     ended: dict[int, CaptureReport] = {}
-    latest: dict[int, PartsProgress] = {}
-    begun, silent = False, set[int]()
-    shown: set[tuple[str, ...]] = set()
+    silent, together = set[int](), _WorkersProgress(progress)
     while len(ended) < len(processes):
         try:
             message: WorkerMessage = messages.get(timeout=POLL_SECONDS)
@@ -115,21 +114,42 @@ def _gather(processes: Sequence[BaseProcess], messages: Any, watch: Watch) -> li
                 ended[message.worker] = message.arguments[0]
             case "failed":
                 raise message.arguments[0]
-            case "begin":
-                if not begun:
-                    watch.begin(*message.arguments)
-                begun = True
-            case "progress":
-                latest[message.worker] = message.arguments[0]
-                watch.progress(_together(list(latest.values())))
-            case ("say" | "warn") as name:
-                # All workers read the same documents: the same line is shown once.
-                if (name, *message.arguments) not in shown:
-                    shown.add((name, *message.arguments))
-                    getattr(watch, name)(*message.arguments)
-            case name:
-                getattr(watch, name)(*message.arguments)
+            case _:
+                together.receive(message)
     return [ended[i] for i in range(len(processes))]
+
+
+@final
+class _WorkersProgress:
+    """Several workers as one: a message that several have is shown once, a task is open while any has it open."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._shown: set[tuple[str, str]] = set()
+        self._tasks: dict[str, tuple[Task, set[int]]] = {}
+        self._latest: dict[int, TaskUpdate] = {}
+
+    def receive(self, message: WorkerMessage) -> None:
+        (argument,), worker = message.arguments, message.worker
+        match message.name:
+            case ("message" | "warning") as name:
+                if (name, argument) not in self._shown:
+                    self._shown.add((name, argument))
+                    getattr(self._progress, name)(argument)
+            case "begin":
+                if argument.name not in self._tasks:
+                    self._tasks[argument.name] = argument, set()
+                    self._progress.begin(argument)
+                self._tasks[argument.name][1].add(worker)
+            case "update":
+                self._latest[worker] = argument
+                self._progress.update(_together(list(self._latest.values())))
+            case "finish":
+                task, workers = self._tasks[argument.name]
+                workers.discard(worker)
+                if not workers:
+                    self._progress.finish(task)
+                    del self._tasks[argument.name]
 
 
 def _gone(processes: Sequence[BaseProcess], ended: dict[int, CaptureReport], before: set[int]) -> set[int]:
@@ -143,13 +163,13 @@ def _gone(processes: Sequence[BaseProcess], ended: dict[int, CaptureReport], bef
     return gone
 
 
-def _together(latest: Sequence[PartsProgress]) -> PartsProgress:
+def _together(latest: Sequence[TaskUpdate]) -> TaskUpdate:
     """The progress of all workers: sums, the mean share of waiting, the longest time left."""
-    known = [news.seconds_left for news in latest if news.seconds_left is not None]
-    return PartsProgress(
-        positions_done=sum(news.positions_done for news in latest),
-        positions_per_second=sum(news.positions_per_second for news in latest),
-        waiting_share=sum(news.waiting_share for news in latest) / len(latest),
-        bytes_written=sum(news.bytes_written for news in latest),
-        seconds_left=max(known, default=None),
-    )
+    facts: dict[str, float] = {}
+    for update in latest:
+        for name, value in update.facts.items():
+            facts[name] = facts.get(name, 0) + value
+    if TEACHER_SHARE in facts:
+        facts[TEACHER_SHARE] /= len(latest)
+    known = [update.seconds_left for update in latest if update.seconds_left is not None]
+    return TaskUpdate(done=sum(update.done for update in latest), seconds_left=max(known, default=None), facts=facts)

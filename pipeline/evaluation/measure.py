@@ -4,7 +4,6 @@ In: a cache, a student, optionally its training objective. Out: an `Evaluation`.
 states, unbiased from draws at T=1, else a lower bound by one bin.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import chain
 from typing import final
@@ -28,6 +27,7 @@ from kdpipe.pipeline.models.precision import Precision
 from kdpipe.pipeline.students.student import Student
 from kdpipe.schemas.choices import Estimate
 from kdpipe.schemas.errors import ConfigError, KdpipeError
+from kdpipe.schemas.progress import Progress, SilentProgress, Task, TaskUpdate, running
 from kdpipe.schemas.targets import TargetSpec
 from kdpipe.schemas.train_report import Evaluation
 
@@ -93,21 +93,23 @@ class Evaluator:
         student: Student,
         precision: Precision,
         trained: TrainingObjective | None = None,
-        measured: Callable[[int, int], None] = lambda n_done, n_sequences: None,
+        progress: Progress | None = None,
     ) -> Evaluation:
-        """Evaluate a student, whose training mode is restored; calls `measured` with sequences done and total."""
+        """Evaluate a student, whose training mode is restored."""
+        progress = progress or SilentProgress()
         tally, own = EvalTally(), _ObjectiveSums(trained)
         head = HeadLosses(student.head, self._options, self._teacher)
         was_training = student.model.training
         student.model.eval()
         loader = StepLoader(self.cache, self._wants, batch_size=self._batch_size, threads=self._threads)
         try:
-            with torch.no_grad(), loader:
+            task = Task(name="evaluate", unit="sequences", total=len(self._order))
+            with torch.no_grad(), loader, running(progress, task):
                 for begin in range(0, len(self._order), self._batch_size):
                     end = min(begin + self._batch_size, len(self._order))
                     for batch in loader.take(begin, end, self._order).batches:
                         self._add(student, precision, head, batch.to(student.device), tally, own)
-                    measured(end, len(self._order))
+                    progress.update(TaskUpdate(done=end))
         finally:
             student.model.train(was_training)
         if not tally.n_positions:

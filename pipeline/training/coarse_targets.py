@@ -10,11 +10,11 @@ from kdpipe.cache.reader import Cache
 from kdpipe.pipeline.batches.collate import BatchContents, make_batch
 from kdpipe.pipeline.losses.teacher_bins import kept_mass
 from kdpipe.pipeline.training.curriculum import Curriculum
-from kdpipe.pipeline.watch import TrainWatch
 from kdpipe.schemas.capture_settings import PROFILES
 from kdpipe.schemas.errors import Incompatible
 from kdpipe.schemas.losses import LOGIT_LOSSES
 from kdpipe.schemas.manifest import Manifest
+from kdpipe.schemas.progress import Progress
 from kdpipe.schemas.targets import Sampled, Threshold
 
 # Exact mass below which a run is warned, and below which it is refused.
@@ -23,14 +23,14 @@ SAMPLED = 8
 ON_BINS = {name for name, loss in LOGIT_LOSSES.items() if loss.compares == "bins"}
 
 
-def check_masses(cache: Cache, curriculum: Curriculum, allowed: bool, watch: TrainWatch) -> None:
+def check_masses(cache: Cache, curriculum: Curriculum, allowed: bool, progress: Progress) -> None:
     """Report the exact mass at each coarse temperature; too little is refused unless allowed."""
     for temperature, mass in exact_masses(cache, curriculum).items():
         text = f"at temperature {temperature:g} the exact ids have {mass:.0%} of the teacher's probability mass"
         if mass >= LEAST_MASS:
-            watch.say(text)
+            progress.message(text)
         elif mass >= REFUSED_MASS or allowed:
-            watch.warn(f"{text}, the rest is one bin; {remedy(cache.url, cache.manifest, temperature)}")
+            progress.warning(f"{text}, the rest is one bin; {remedy(cache.url, cache.manifest, temperature)}")
         else:
             raise Incompatible(
                 f"{text}, below {REFUSED_MASS:.0%}; the rest is one bin without detail",

@@ -14,12 +14,12 @@ from kdpipe.cache.reader import Cache
 from kdpipe.pipeline.batches.run_cache import open_run_cache
 from kdpipe.pipeline.models.folders import FINAL, weights_sha256
 from kdpipe.pipeline.training import run_folder
-from kdpipe.pipeline.watch import Listener
 from kdpipe.schemas.checkpoint import RunRecord
 from kdpipe.schemas.choices import StudentSource
 from kdpipe.schemas.errors import ConfigError, FileDamaged
 from kdpipe.schemas.finished_run import FinishedRun
 from kdpipe.schemas.manifest import FileRecord
+from kdpipe.schemas.progress import Progress
 from kdpipe.schemas.records import read_record
 from kdpipe.schemas.run_report import TrainReport
 from kdpipe.schemas.strict_json import sha256_file
@@ -35,24 +35,24 @@ _MAY_DIFFER: Final = (
 )
 
 
-def report_if_finished(settings: TrainSettings, options: TrainOptions, watch: Listener) -> TrainReport | None:
+def report_if_finished(settings: TrainSettings, options: TrainOptions, progress: Progress) -> TrainReport | None:
     """The report of the run of these settings if it is finished, else None."""
     if settings.out is None or not (Path(settings.out) / RECORD).is_file():
         return None
-    with locked(Path(settings.out), watch.say):
-        return finished_report(Path(settings.out), settings, options, watch)
+    with locked(Path(settings.out), progress.message):
+        return finished_report(Path(settings.out), settings, options, progress)
 
 
 def finished_report(
-    folder: Path, settings: TrainSettings, options: TrainOptions, watch: Listener
+    folder: Path, settings: TrainSettings, options: TrainOptions, progress: Progress
 ) -> TrainReport | None:
     """The same for a locked folder."""
     if options.overwrite or options.dry_run or options.resume_from is not None:
         return None
     record = load(folder)
-    if record is None or not _is_command_of(record, folder, settings, watch) or problem(folder, record) is not None:
+    if record is None or not _is_command_of(record, folder, settings, progress) or problem(folder, record) is not None:
         return None
-    watch.say(f"{folder} is finished: {record.report.steps:,} of {record.report.steps_planned:,} steps are done")
+    progress.message(f"{folder} is finished: {record.report.steps:,} of {record.report.steps_planned:,} steps are done")
     return relocated(record.report, folder)
 
 
@@ -119,9 +119,9 @@ def command_record(settings: TrainSettings, source: StudentSource, cache: Cache)
     return RunRecord(settings=settings, cache_id=run_folder.cache_identity(cache), student=student)
 
 
-def _is_command_of(record: FinishedRun, folder: Path, settings: TrainSettings, watch: Listener) -> bool:
+def _is_command_of(record: FinishedRun, folder: Path, settings: TrainSettings, progress: Progress) -> bool:
     """Whether settings are those given to the run, or those with its defaults filled in."""
-    command = command_record(settings, record.source, open_run_cache(settings.cache, watch, "train"))
+    command = command_record(settings, record.source, open_run_cache(settings.cache, progress, "train"))
     if command is None:
         return False
     filled_in = record.command.model_copy(update={"settings": run_folder.stored(folder, record.command).settings})

@@ -36,14 +36,14 @@ class SavedStudent:
 
 def save_final(session: Session, state: LoopState) -> SavedStudent:
     """Save the chosen student, unless an earlier call has."""
-    run, folder, watch = session.run, session.folder, session.watch
+    run, folder, progress = session.run, session.folder, session.progress
     chosen = session.checkpoints.restore_best(state) if run.settings.saving.final == "best" else state
     earlier = None if session.log.has_steps else completed_run.load(folder)
     if earlier is not None and earlier.step == chosen.step:
         if (problem := completed_run.problem(folder, earlier)) is None:
             report = completed_run.relocated(earlier.report, folder)
             return SavedStudent(step=chosen.step, evaluation=load_evaluation(folder), report=report)
-        watch.warn(f"{problem}: saving the student of step {chosen.step:,} again")
+        progress.warning(f"{problem}: saving the student of step {chosen.step:,} again")
     evaluation: Evaluation | None = None
     if session.validation is not None:
         evaluation = session.validation.of_step(chosen)
@@ -52,8 +52,8 @@ def save_final(session: Session, state: LoopState) -> SavedStudent:
     student.model.eval()
     card = rendered(_card(session, chosen, evaluation))
     for note in save_student(student, folder / FINAL, run.compatibility.tokenizer_files, card):
-        watch.say(note)
-    watch.say("saved; checking it in a fresh process")
+        progress.message(note)
+    progress.message("saved; checking it in a fresh process")
     trusted = run.settings.student.trust_remote_code
     check_reload(student.logits, folder / FINAL, cached_ids(run.cache), student.device, trusted=trusted)
     return SavedStudent(step=chosen.step, evaluation=evaluation)

@@ -120,23 +120,23 @@ class Loop:
         seconds = (time.perf_counter() - started, loader.waited_seconds - waited)
         if verdict.kind in ("rollback", "stop"):
             self._roll_back()
-        progress = self._session.log.write_step(self.state, result, terms, verdict, self.guard, seconds)
-        self._session.watch.stepped(progress)
+        update = self._session.log.write_step(self.state, result, terms, verdict, self.guard, seconds)
+        self._session.progress.update(update)
         self._report(verdict, state.step + 1)
         return accepted
 
     def _report(self, verdict: GuardVerdict, step: int) -> None:
         """Report a step that does not count; raise if the guard stops the run."""
-        watch, state = self._session.watch, self.state
+        progress, state = self._session.progress, self.state
         match verdict.kind:
             case "accept":
                 pass
             case "overflow":
-                watch.say(f"step {step:,} is skipped: {verdict.why}")
+                progress.message(f"step {step:,} is skipped: {verdict.why}")
             case "skip":
-                watch.warn(f"step {step:,} is skipped: {verdict.why}")
+                progress.warning(f"step {step:,} is skipped: {verdict.why}")
             case "rollback":
-                watch.warn(
+                progress.warning(
                     f"step {step:,}: {verdict.why}; rolled back to step {state.step:,}, with fresh optimizer moments "
                     f"and {state.guard.rate_factor:g} of the learning rate"
                 )

@@ -26,9 +26,9 @@ from kdpipe.pipeline.training.guard import GuardValues, clamp_warnings, resolve
 from kdpipe.pipeline.training.optimizer_defaults import StudentKind, fill_defaults, reason
 from kdpipe.pipeline.training.schedules import StepPlan, make_plan
 from kdpipe.pipeline.training.trackers import check_installed
-from kdpipe.pipeline.watch import TrainWatch
 from kdpipe.schemas.checkpoint import RunRecord
 from kdpipe.schemas.choices import BestMetric, LossName
+from kdpipe.schemas.progress import Progress
 from kdpipe.schemas.strict_json import canonical, sha256_hex
 from kdpipe.schemas.train_report import loss_name
 from kdpipe.schemas.train_rules import compares_groups
@@ -73,10 +73,10 @@ class Run:
         return any(self.term_name(name, terms.temperature).endswith(SHIFTED) for name in terms.weights)
 
 
-def plan_run(settings: TrainSettings, watch: TrainWatch) -> Run:
+def plan_run(settings: TrainSettings, progress: Progress) -> Run:
     """Open the cache, resolve the student and fill in defaults; what does not fit together is refused."""
     check_installed(settings.report_to)
-    cache = open_run_cache(settings.cache, watch, "train")
+    cache = open_run_cache(settings.cache, progress, "train")
     manifest = cache.manifest
     plan = make_plan(settings, len(cache))
     curriculum = Curriculum(settings, plan, cache_requirements.default_tail_weight(manifest.targets))
@@ -90,10 +90,10 @@ def plan_run(settings: TrainSettings, watch: TrainWatch) -> Run:
     clamps = clamp_warnings(settings.guard, manifest.vocabulary_size)
     memorized = memorization.warnings(plan, curriculum, manifest.targets, cache.n_positions)
     for text in (*cache_requirements.warnings(settings, curriculum, manifest), *clamps, *memorized):
-        watch.warn(text)
+        progress.warning(text)
     for text in compatibility.notes:
-        watch.say(text)
-    check_masses(cache, curriculum, settings.losses.allow_coarse, watch)
+        progress.message(text)
+    check_masses(cache, curriculum, settings.losses.allow_coarse, progress)
     guard, precision = resolve(settings.guard, settings.optimizer), choose_precision(settings.machine.precision, device)
     metric: BestMetric = settings.evaluation.metric or ("loss" if curriculum.is_constant else "cross_entropy")
     kind, size = student_kind(settings, student), student.shape.n_parameters

@@ -64,7 +64,7 @@ def estimate(session: Session, loop: Loop) -> Estimate:
         session.validation.of_step(loop.state)
         evaluating = session.validation.seconds
     saving = _seconds_of(lambda: policy.save(loop.state))
-    path = checkpoints.latest(session.folder, session.run.record, session.watch.warn)
+    path = checkpoints.latest(session.folder, session.run.record, session.progress.warning)
     assert path is not None, "a checkpoint was just written"
     policy.resume(path)
     steps = plan.n_steps * (session.log.seconds_per_step or 0.0)

@@ -19,8 +19,8 @@ from kdpipe.pipeline.training.step_log import StepLog
 from kdpipe.pipeline.training.trackers import TrackedRun, Trackers
 from kdpipe.pipeline.training.train_state import TrainState
 from kdpipe.pipeline.training.validation import Validation
-from kdpipe.pipeline.watch import TrainWatch
 from kdpipe.schemas.checkpoint import LoopState
+from kdpipe.schemas.progress import Progress
 from kdpipe.schemas.settings import by_dotted_name
 
 
@@ -31,7 +31,7 @@ class Session:
     run: Run
     train_state: TrainState
     folder: Path
-    watch: TrainWatch
+    progress: Progress
     stop: StopRequest
     loader: StepLoader
     log: StepLog
@@ -45,7 +45,7 @@ def open_session(
     train_state: TrainState,
     folder: Path,
     start: Path | None,
-    watch: TrainWatch,
+    progress: Progress,
     stop: StopRequest,
     *,
     tracked: bool = True,
@@ -57,12 +57,12 @@ def open_session(
         metrics = Metrics(folder, state.metrics, state.step, state.place)
         stack.callback(metrics.close)
         if metrics.gap is not None:
-            watch.warn(str(metrics.gap))
+            progress.warning(str(metrics.gap))
         config = {name: str(value) for name, value in by_dotted_name(settings.model_dump(mode="json")).items()}
         tracked_run = TrackedRun(name=folder.resolve().name, folder=folder, config=config, step=state.step)
-        trackers = Trackers(settings.report_to if tracked else (), tracked_run, watch.warn)
+        trackers = Trackers(settings.report_to if tracked else (), tracked_run, progress.warning)
         stack.callback(trackers.finish)
-        log = StepLog(run, train_state, metrics, trackers, watch)
+        log = StepLog(run, train_state, metrics, trackers, progress)
         loader = StepLoader(
             run.cache,
             train_state.wants,
@@ -72,17 +72,17 @@ def open_session(
             pin=run.device.type == "cuda",
         )
         stack.enter_context(loader)
-        validation = None if run.validation is None else Validation(run, train_state, run.validation, log)
+        validation = None if run.validation is None else Validation(run, train_state, run.validation, log, progress)
         if validation is None:
-            watch.say("no evaluation: the cache has no validation split")
+            progress.message("no evaluation: the cache has no validation split")
         yield Session(
             run=run,
             train_state=train_state,
             folder=folder,
-            watch=watch,
+            progress=progress,
             stop=stop,
             loader=loader,
             log=log,
-            checkpoints=CheckpointPolicy(run, train_state, folder, log, validation, watch.warn),
+            checkpoints=CheckpointPolicy(run, train_state, folder, log, validation, progress.warning),
             validation=validation,
         )

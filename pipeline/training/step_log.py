@@ -1,6 +1,6 @@
 """`StepLog`: every step and evaluation in metrics.jsonl, in trackers and on screen.
 
-In: step results, guard verdicts, evaluations. Out: metrics lines, `StepProgress`, and the first steps in detail.
+In: step results, guard verdicts, evaluations. Out: metrics lines, progress, and the first steps in detail.
 """
 
 import math
@@ -16,8 +16,8 @@ from kdpipe.pipeline.training.run import Run
 from kdpipe.pipeline.training.step import StepResult, TermMetrics
 from kdpipe.pipeline.training.trackers import Trackers
 from kdpipe.pipeline.training.train_state import TrainState
-from kdpipe.pipeline.watch import StepProgress, TrainWatch
 from kdpipe.schemas.checkpoint import LoopState, MetricsState
+from kdpipe.schemas.progress import Progress, TaskUpdate
 from kdpipe.schemas.train_report import Evaluation
 
 Line = dict[str, Any]
@@ -29,11 +29,12 @@ class StepLog:
     """Writes one line per step and per evaluation."""
 
     def __init__(
-        self, run: Run, train_state: TrainState, metrics: Metrics, trackers: Trackers, watch: TrainWatch
+        self, run: Run, train_state: TrainState, metrics: Metrics, trackers: Trackers, progress: Progress
     ) -> None:
-        self._run, self._train_state, self._watch = run, train_state, watch
+        self._run, self._train_state, self._progress = run, train_state, progress
         self._metrics, self._trackers = metrics, trackers
         self._positions, self._waited, self._seconds, self._steps = 0, 0.0, 0.0, 0
+        self._validated: float | None = None
         self._most_epochs = most_epochs(run.curriculum, run.cache.manifest.targets, run.cache.n_positions)
 
     @property
@@ -73,7 +74,7 @@ class StepLog:
         verdict: GuardVerdict,
         guard: Guard,
         spent: tuple[float, float],
-    ) -> StepProgress:
+    ) -> TaskUpdate:
         """Log a step, accepted or not; `spent` are its seconds, and those of them spent waiting for the cache."""
         seconds, waited = spent
         self._positions += result.positions
@@ -97,17 +98,20 @@ class StepLog:
             }
         )
         if state.step <= FIRST_STEPS:
-            self._watch.say((self._details if state.step == 1 else self._summary)(state, result, terms))
-        return StepProgress(
-            step=state.step,
-            loss=result.loss if math.isfinite(result.loss) else None,
-            loss_name=self._run.loss_name(terms),
-            rate=next(iter(rates.values())),
-            positions_per_second=self.positions_per_second or 0.0,
-            waiting_share=self.waiting_share or 0.0,
-            skipped=guard.state.skipped,
-            seconds_left=self._seconds / self._steps * (self._run.plan.n_steps - state.step),
-        )
+            self._progress.message((self._details if state.step == 1 else self._summary)(state, result, terms))
+        facts: dict[str, float] = {}
+        if math.isfinite(result.loss):
+            facts[self._run.loss_name(terms)] = result.loss
+        if self._validated is not None:
+            facts["val"] = self._validated
+        if state.best is not None:
+            facts["best"] = state.best.value
+        facts |= {"lr": next(iter(rates.values())), "positions/s": self.positions_per_second or 0.0}
+        facts["cache"] = self.waiting_share or 0.0
+        if guard.state.skipped:
+            facts["skipped"] = guard.state.skipped
+        seconds_left = self._seconds / self._steps * (self._run.plan.n_steps - state.step)
+        return TaskUpdate(done=state.step, seconds_left=seconds_left, facts=facts)
 
     def write_verdict(self, state: LoopState, verdict: GuardVerdict, guard: Guard) -> None:
         """Log a verdict on steps that were logged as accepted."""
@@ -121,6 +125,7 @@ class StepLog:
 
     def show_evaluation(self, state: LoopState, evaluation: Evaluation, train_loss: float | None) -> None:
         """Show an evaluation on screen only."""
+        self._validated = getattr(evaluation, self._run.metric)
         gap = _train_gap(evaluation, train_loss)
         parts = [f"CE {evaluation.cross_entropy:.4f}"]
         if evaluation.kl_teacher is not None:
@@ -133,7 +138,7 @@ class StepLog:
             estimate = f", an estimate: its samples were used {epochs} times" if self._memorizes(state) else ""
             difference = "" if gap is None else f" ({gap:+.4f} to training{estimate})"
             parts.insert(0, f"{evaluation.loss_name} {evaluation.loss:.4f}{difference}")
-        self._watch.say(f"step {state.step:,}, validation: {', '.join(parts)}")
+        self._progress.message(f"step {state.step:,}, validation: {', '.join(parts)}")
 
     def _write(self, line: Line) -> None:
         self._metrics.write(line)

@@ -24,7 +24,7 @@ from kdpipe.pipeline.training.cache_requirements import teacher_head
 from kdpipe.pipeline.training.optimizer_defaults import shares
 from kdpipe.pipeline.training.optimizers import Trainable, make_optimizer
 from kdpipe.pipeline.training.run import Run
-from kdpipe.pipeline.watch import TrainWatch
+from kdpipe.schemas.progress import Progress
 
 # Statistics of position selection that come from the cache.
 TEACHER_STATISTICS = ("teacher_entropy", "label_logprob")
@@ -50,22 +50,22 @@ class TrainState:
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
 
 
-def build_train_state(run: Run, watch: TrainWatch) -> TrainState:
+def build_train_state(run: Run, progress: Progress) -> TrainState:
     """Load the student and build objective and optimizer around it."""
     settings, cache, device = run.settings, run.cache, run.device
     threads = settings.machine.threads
     torch.set_num_threads(devices.n_threads(None if threads == "auto" else threads))
     student = load_student(run.student, settings.student, run.precision.name, device, settings.seed)
     for text in (description_of(student), *student.notes):
-        watch.say(text)
+        progress.message(text)
     hidden = _hidden_objective(run, student)
     wants = _batch_contents(run, hidden)
     check_contents(cache, wants)
     student.model.train()
     head = HeadLosses(student.head, run.curriculum.options, teacher_head(cache))
     optimizer = make_optimizer(settings.optimizer, _trainable(student, hidden))
-    watch.say(f"optimizer   {run.optimizer_reason}")
-    watch.say(f"            {shares(optimizer)}")
+    progress.message(f"optimizer   {run.optimizer_reason}")
+    progress.message(f"            {shares(optimizer)}")
     orders: dict[str, Ordering] = {name: ordering(cache, name, settings.seed) for name in run.curriculum.orders}
     scaler = torch.amp.GradScaler(device.type) if run.precision.scaled else None
     # The seed of dropout; a checkpoint restores the states of the generators instead.

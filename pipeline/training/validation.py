@@ -16,6 +16,7 @@ from kdpipe.pipeline.training.step import StepResult
 from kdpipe.pipeline.training.step_log import StepLog
 from kdpipe.pipeline.training.train_state import TrainState
 from kdpipe.schemas.checkpoint import LoopState
+from kdpipe.schemas.progress import Progress
 from kdpipe.schemas.train_report import Evaluation
 
 
@@ -23,8 +24,9 @@ from kdpipe.schemas.train_report import Evaluation
 class Validation:
     """Evaluates the same sequences each time; `last` is the newest evaluation, `seconds` its duration."""
 
-    def __init__(self, run: Run, train_state: TrainState, validation: Cache, log: StepLog) -> None:
+    def __init__(self, run: Run, train_state: TrainState, validation: Cache, log: StepLog, progress: Progress) -> None:
         self._run, self._train_state, self._log = run, train_state, log
+        self._progress = progress
         self._evaluator = Evaluator(
             validation,
             teacher_head(validation),
@@ -56,7 +58,7 @@ class Validation:
         # The terms of the last step done, not of the next.
         terms = run.curriculum.at(max(0, state.step - 1))
         trained = TrainingObjective(objective=train_state.objective, terms=terms)
-        evaluation = self._evaluator.measure(train_state.student, train_state.precision, trained)
+        evaluation = self._evaluator.measure(train_state.student, train_state.precision, trained, self._progress)
         raw = {
             run.term_name(name, terms.temperature): evaluation.terms[name]
             for name in terms.weights

@@ -43,8 +43,8 @@ def handed(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What the story was given, by the name of what it was; it answers with `report` of it."""
     seen: dict[str, Any] = {"report": PLAIN}
 
-    def cache_teacher(settings: CaptureSettings, options: CaptureOptions, watch: Any) -> Any:
-        seen.update(settings=settings, options=options, watch=watch)
+    def cache_teacher(settings: CaptureSettings, options: CaptureOptions, progress: Any) -> Any:
+        seen.update(settings=settings, options=options, progress=progress)
         return seen["report"]
 
     module = ModuleType("kdpipe.pipeline.cache_teacher")

@@ -59,7 +59,7 @@ def handed(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What the story was given; `answer` or `error` is what it does."""
     given: dict[str, Any] = {"answer": MEASURED}
 
-    def reported(requested: EvalRequest, watch: Any) -> EvalReport:
+    def reported(requested: EvalRequest, progress: Any) -> EvalReport:
         given["requested"] = requested
         if "error" in given:
             raise given["error"]

@@ -48,8 +48,8 @@ def handed(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What the story was given, by the name of what it was; it answers with `plan` of it."""
     seen: dict[str, Any] = {"plan": PLANNED}
 
-    def plan(settings: CaptureSettings, *, tokens: int | None, probe_seconds: float | None, watch: Any) -> Any:
-        seen.update(settings=settings, tokens=tokens, probe_seconds=probe_seconds, watch=watch)
+    def plan(settings: CaptureSettings, *, tokens: int | None, probe_seconds: float | None, progress: Any) -> Any:
+        seen.update(settings=settings, tokens=tokens, probe_seconds=probe_seconds, progress=progress)
         return seen["plan"]
 
     module = ModuleType("kdpipe.pipeline.plan")

@@ -1,41 +1,60 @@
-"""Progress: one bar on a terminal, a line now and then in a log, nothing on stdout, the terminal left as it was."""
+"""Shown progress: one bar on a terminal and in a notebook, a line every half minute in a log, nothing on stdout."""
 
-import time
+import io
+import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from kdpipe.cli.progress import SECONDS_BETWEEN_LINES, ShownWatch, watching
-from kdpipe.pipeline.watch import PartsProgress
+from kdpipe.cli.progress import SECONDS_BETWEEN_LINES, Line, Log, Notebook, QuietProgress, ShownProgress, shown_progress
+from kdpipe.schemas.progress import Task, TaskUpdate
 from support.terminal import on_a_terminal
 
-RUN = """
-import sys, time
+PROGRAM = """
+import time
 from kdpipe.cli import console
-from kdpipe.cli.progress import watching
-from kdpipe.pipeline.watch import PartsProgress
-def news(*values):
-    return PartsProgress(**dict(zip(PartsProgress.__slots__, values)))
-with watching() as watch:
-    watch.begin(4, 1, 1000)
-    for n in range(6):
-        watch.progress(news(100 * n, 45000.0, 0.91, 34_500_000, 83.0))
-        watch.say(f"line {n}")
-        time.sleep(0.12)
-    watch.warn("look here")
-    STOP
+from kdpipe.cli.progress import shown_progress
+from kdpipe.schemas.progress import Task, TaskUpdate, running
+with shown_progress() as progress:
+    with running(progress, Task(name="train", unit="steps", total=10, done=2, note="resuming from step 2 of 10")):
+        for n in range(3, 9):
+            progress.update(TaskUpdate(done=n, seconds_left=83.0, facts={"loss": 2.5, "val": 2.25, "best": 2.0}))
+            progress.message(f"message {n}")
+            time.sleep(0.25)
+        progress.warning("look here")
+        STOP
 console.answer("the answer")
 """
+TRAIN = Task(name="train", unit="steps", total=1200)
+FACTS = {"loss": 2.48761, "val": 2.5, "best": 2.25, "lr": 9.55e-5, "positions/s": 45_000.4, "cache": 0.012}
 
 
-def news(*values: Any) -> PartsProgress:
-    """News from their values in order."""
-    return PartsProgress(**dict(zip(PartsProgress.__slots__, values, strict=True)))
+class Canvas:
+    """Keeps what it is given for the test to read."""
+
+    def __init__(self) -> None:
+        self.line: Line | None = None
+        self.printed: list[str] = []
+
+    def start(self, line: Line) -> None:
+        self.line = line
+
+    def changed(self) -> None:
+        pass
+
+    def stop(self) -> None:
+        self.line = None
+
+    def print(self, text: str) -> None:
+        self.printed.append(text)
+
+    def at(self, columns: int | None) -> str:
+        assert self.line is not None
+        return self.line(columns)
 
 
 class Clock:
-    """A clock that does not move until it is set."""
+    """A clock that is set by hand."""
 
     now = 0.0
 
@@ -43,78 +62,156 @@ class Clock:
         return self.now
 
 
-def shown_watch() -> tuple[ShownWatch, Clock, list[tuple[int, int | None, str]]]:
-    clock, shown = Clock(), list[tuple[int, int | None, str]]()
-    watch = ShownWatch(lambda *reported: shown.append(reported), 30.0, clock)
-    return watch, clock, shown
+def shown(task: Task, seconds: float, *updates: TaskUpdate) -> Canvas:
+    """A canvas with a task that received updates, some seconds after its beginning."""
+    canvas, clock = Canvas(), Clock()
+    progress = ShownProgress(canvas, clock)
+    progress.begin(task)
+    for update in updates:
+        progress.update(update)
+    clock.now = seconds
+    return canvas
 
 
-def test_progress_is_printed_no_more_often_than_requested(capsys: pytest.CaptureFixture[str]) -> None:
-    watch, clock, shown = shown_watch()
-    watch.begin(11, 2, 5000)
+def test_a_bar_fits_the_terminal_and_drops_the_last_numbers_first() -> None:
+    canvas = shown(TRAIN, 10.0, TaskUpdate(done=504, seconds_left=720.0, facts=FACTS))
+    assert canvas.at(80) == "train ████░░░░░░  42% 12 min left 50 steps/s loss 2.488 val 2.500 best 2.250"
+    wide = canvas.at(120)
+    assert wide.startswith("train ████████░░░░░░░░░░░░  42% 12 min left") and "lr 9.55e-05" in wide
+    for columns in range(20, 160):
+        assert len(canvas.at(columns)) < columns
+    assert canvas.at(30) == "train ████░░░░░░  42%"
+
+
+def test_a_log_line_has_all_numbers() -> None:
+    canvas = shown(TRAIN, 10.0, TaskUpdate(done=504, seconds_left=720.0, facts=FACTS))
+    assert canvas.at(None) == (
+        "train: 504 of 1,200 steps (42%), 12 min left, 50 steps/s, loss 2.4876, val 2.5000, best 2.2500, lr 9.55e-05, "
+        "45,000 positions/s, cache 1%"
+    )
+
+
+def test_the_shown_loss_is_the_mean_of_about_twenty_steps() -> None:
+    steps = [TaskUpdate(done=n, facts={"loss": float(n), "val": float(n)}) for n in (1, 2, 3)]
+    assert "loss 2.0000, val 3.0000" in shown(TRAIN, 1.0, *steps).at(None)
+    spike = [*(TaskUpdate(done=n, facts={"loss": 1.0}) for n in range(100)), TaskUpdate(done=100, facts={"loss": 21.0})]
+    assert "loss 2.0000" in shown(TRAIN, 1.0, *spike).at(None)
+
+
+def test_a_rate_below_one_is_seconds_per_unit_and_does_not_count_earlier_runs() -> None:
+    canvas = shown(Task(name="merge", unit="parts", total=10, done=4), 20.0, TaskUpdate(done=6))
+    assert canvas.at(None) == "merge: 6 of 10 parts (60%), 40 s left, 10.0 s/part"
+
+
+def test_bytes_are_shown_as_sizes() -> None:
+    canvas = shown(Task(name="copy", unit="bytes", total=40_000_000), 2.0, TaskUpdate(done=10_000_000))
+    assert canvas.at(None) == "copy: 10.0 MB of 40.0 MB (25%), 6.0 s left, 5.0 MB/s"
+
+
+def test_the_share_of_an_unknown_total_follows_from_the_time_left() -> None:
+    facts = {"teacher": 0.9, "written": 34_500_000, "parts": 2}
+    canvas = shown(
+        Task(name="cache-teacher", unit="positions"), 30.0, TaskUpdate(done=900, seconds_left=90, facts=facts)
+    )
+    assert canvas.at(None) == (
+        "cache-teacher: 900 positions (25%), 90 s left, 30 positions/s, teacher 90%, 34.5 MB written, 2 parts"
+    )
+
+
+def test_work_of_unknown_length_shows_its_seconds() -> None:
+    canvas = shown(Task(name="load student"), 12.0)
+    assert canvas.at(None) == canvas.at(80).replace(" 12", ": 12") == "load student: 12 s"
+
+
+def test_the_innermost_task_is_shown_until_it_is_finished() -> None:
+    canvas = Canvas()
+    progress, evaluation = ShownProgress(canvas), Task(name="evaluate", unit="sequences", total=8)
+    progress.begin(TRAIN)
+    progress.begin(evaluation)
+    assert canvas.at(None).startswith("evaluate")
+    progress.finish(evaluation)
+    assert canvas.at(None).startswith("train")
+    progress.finish(TRAIN)
+    assert canvas.line is None
+
+
+def test_a_task_begins_with_its_note() -> None:
+    canvas = shown(Task.of_parts("merge", 11, 2), 0.0)
+    assert canvas.printed == ["2 of 11 parts are already there"]
+    assert shown(Task.of_parts("merge", 11), 0.0).printed == []
+
+
+def test_a_log_gets_a_line_every_half_minute_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+    clock = Clock()
+    progress = ShownProgress(Log(clock), clock)
+    progress.begin(TRAIN)
     for second in range(91):
         clock.now = float(second)
-        watch.progress(news(second * 10, 45_000.4, 0.91, 34_500_000, 720.0))
-        if second == 40:
-            watch.part_done(2, 100, 1000, 3.0)
-    reported = "45,000 positions/s, teacher 91%, 34.5 MB, part {}/11, 12 min left"
-    assert shown == [(300, 5000, reported.format(2)), (600, 5000, reported.format(3)), (900, 5000, reported.format(3))]
-    assert capsys.readouterr().err == "2 of 11 parts are already there\n"
-
-
-def test_uncounted_positions_are_estimated_from_the_time_left() -> None:
-    watch, clock, shown = shown_watch()
-    watch.begin(2, 0, None)
-    clock.now = 30.0
-    watch.progress(news(1000, 100.0, 0.5, 0, 20.0))
-    assert [planned for _, planned, _ in shown] == [3000]
-
-
-def test_unknown_values_are_not_shown() -> None:
-    watch, clock, shown = shown_watch()
-    watch.begin(1, 0, None)
-    clock.now = 30.0
-    watch.progress(news(7, 0.0, 0.0, 0, None))
-    assert shown == [(7, None, "0 positions/s, teacher 0%, 0 bytes, part 0/1")]
-
-
-def test_a_log_gets_lines_on_stderr(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    times = iter([0.0, 0.0, SECONDS_BETWEEN_LINES, 2 * SECONDS_BETWEEN_LINES])
-    monkeypatch.setattr(time, "monotonic", lambda: next(times))
-    monkeypatch.setattr(ShownWatch.__init__, "__defaults__", (time.monotonic,))
-    with watching() as watch:
-        watch.begin(3, 0, 1000)
-        watch.progress(news(120, 40.0, 0.5, 2000, 22.0))
-        watch.begin(3, 1, None)
-        watch.warn("the disk is slow")
-    shown = capsys.readouterr()
-    assert shown.out == ""
-    assert shown.err.splitlines() == [
-        "120 positions (12%): 40 positions/s, teacher 50%, 2.0 kB, part 0/3, 22 s left",
-        "1 of 3 parts are already there",
-        "warning: the disk is slow",
+        progress.update(TaskUpdate(done=second, seconds_left=9.0))
+    progress.message("step 90, validation: CE 3.1")
+    progress.warning("step 91 is skipped")
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert SECONDS_BETWEEN_LINES == 30.0
+    assert printed.err.splitlines() == [
+        *(f"train: {n} of 1,200 steps ({n / 1200:.0%}), 9.0 s left, 1.0 steps/s" for n in (30, 60, 90)),
+        "step 90, validation: CE 3.1",
+        "warning: step 91 is skipped",
     ]
 
 
-def test_a_terminal_gets_one_bar_and_every_line(tmp_path: Path) -> None:
-    out, messages, code = on_a_terminal(RUN.replace("STOP", "pass"), tmp_path)
+def test_quiet_progress_shows_warnings_only(capsys: pytest.CaptureFixture[str]) -> None:
+    with shown_progress(quiet=True) as progress:
+        assert isinstance(progress, QuietProgress)
+        progress.begin(TRAIN)
+        progress.message("a message")
+        progress.warning("the disk is slow")
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err) == ("", "warning: the disk is slow\n")
+
+
+def test_a_notebook_gets_one_line_that_is_overwritten(capsys: pytest.CaptureFixture[str]) -> None:
+    clock = Clock()
+    canvas = Notebook(clock)
+    progress = ShownProgress(canvas, clock)
+    progress.begin(TRAIN)
+    clock.now = 1.0
+    progress.update(TaskUpdate(done=600))
+    bar = "train ██████████░░░░░░░░░░  50% 1.0 s left 600 steps/s"
+    assert capsys.readouterr().out == f"\r{bar}"
+    progress.message("step 600, validation: CE 3.1")
+    progress.finish(TRAIN)
+    assert capsys.readouterr().out == f"\r{' ' * len(bar)}\rstep 600, validation: CE 3.1\n"
+
+
+def test_a_notebook_is_recognized_by_its_stdout(monkeypatch: pytest.MonkeyPatch) -> None:
+    kind = type("OutStream", (io.StringIO,), {"__module__": "ipykernel.iostream"})
+    stream = kind()
+    monkeypatch.setattr(sys, "stdout", stream)
+    with shown_progress() as progress:
+        progress.message("a message")
+    assert stream.getvalue() == "a message\n"
+
+
+def test_a_terminal_gets_one_bar_and_every_message(tmp_path: Path) -> None:
+    out, err, code = on_a_terminal(PROGRAM.replace("STOP", "pass"), tmp_path, columns=80)
     assert (out, code) == ("the answer\n", 0)
-    assert "50%, 45,000 positions/s, teacher 91%, 34.5 MB, part 1/4, 83 s left" in messages
-    for line in ("1 of 4 parts are already there", "line 0", "line 5", "warning: look here"):
-        assert line in messages
-    assert messages.rstrip().endswith("\x1b[2K")  # the bar is wiped away
-    assert messages.count("\x1b[?25l") == messages.count("\x1b[?25h") == 1
+    assert " left " in err and "loss 2.500 val 2.250 best 2.000" in err
+    for line in ("resuming from step 2 of 10", "message 3", "message 8", "warning: look here"):
+        assert line in err
+    assert err.rstrip().endswith("\x1b[2K")  # the bar is removed
+    assert err.count("\x1b[?25l") == err.count("\x1b[?25h") == 1
 
 
 def test_a_terminal_is_left_as_it_was_when_a_run_stops(tmp_path: Path) -> None:
-    out, messages, code = on_a_terminal(RUN.replace("STOP", "raise KeyboardInterrupt"), tmp_path)
+    out, err, code = on_a_terminal(PROGRAM.replace("STOP", "raise KeyboardInterrupt"), tmp_path)
     assert out == ""
     assert code != 0
-    assert messages.count("\x1b[?25l") == messages.count("\x1b[?25h") == 1
+    assert err.count("\x1b[?25l") == err.count("\x1b[?25h") == 1
 
 
 def test_a_terminal_that_cannot_move_its_cursor_gets_lines(tmp_path: Path) -> None:
-    out, messages, code = on_a_terminal(RUN.replace("STOP", "pass"), tmp_path, term="dumb")
+    out, err, code = on_a_terminal(PROGRAM.replace("STOP", "pass"), tmp_path, term="dumb")
     assert (out, code) == ("the answer\n", 0)
-    assert "\x1b" not in messages
-    assert "line 5" in messages
+    assert "\x1b" not in err
+    assert "message 8" in err

@@ -56,8 +56,8 @@ def handed(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What the story was given, by the name of what it was; it answers with `report` of it."""
     seen: dict[str, Any] = {"report": PLAIN}
 
-    def train(settings: TrainSettings, options: TrainOptions, watch: Any) -> Any:
-        seen.update(settings=settings, options=options, watch=watch)
+    def train(settings: TrainSettings, options: TrainOptions, progress: Any) -> Any:
+        seen.update(settings=settings, options=options, progress=progress)
         return seen["report"]
 
     module = ModuleType("kdpipe.pipeline.train")
@@ -207,7 +207,7 @@ def test_what_one_call_does_is_handed_over(handed: dict[str, Any]) -> None:
 
 def test_someone_follows_on_stderr_alone(handed: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     settings_of(handed)
-    handed["watch"].warn("look here")
+    handed["progress"].warning("look here")
     shown = capsys.readouterr()
     assert shown.err == "warning: look here\n" and "look here" not in shown.out
 

@@ -40,14 +40,14 @@ sys.addaudithook(hear)
 import torch
 from kdpipe.pipeline.train import train
 from kdpipe.schemas.train_settings import TrainSettings, TrainOptions
-from support.recording import RecordingTrainWatch
+from support.recording import RecordingProgress
 
 most = 0
 
-class Counting(RecordingTrainWatch):
-    def stepped(self, news):
+class Counting(RecordingProgress):
+    def update(self, update):
         global most
-        super().stepped(news)
+        super().update(update)
         alive = {id(o): o.numel() for o in gc.get_objects() if isinstance(o, torch.nn.Parameter)}
         most = max(most, sum(alive.values()))
 

@@ -11,7 +11,7 @@ from kdpipe.pipeline.losses.terms import factor
 from kdpipe.schemas.errors import Interrupted, KdpipeError
 from support.loss_twins import Asked, largest_ids, targets, world
 from support.losses import assert_equal
-from support.stage_two import RecordingTrainWatch, Stopping, losses, make_cache, run, settings_for, weights
+from support.stage_two import RecordingProgress, Stopping, losses, make_cache, run, settings_for, weights
 
 pytestmark = pytest.mark.gpu
 DEVICE = "cuda:0"
@@ -73,8 +73,8 @@ def test_a_gpu_run_trains_as_on_a_cpu(folder: Path, precision: str) -> None:
 def test_a_scaled_loss_overflows_and_is_halved(folder: Path) -> None:
     """With gradients 2^16 times too large the first steps overflow; that is no fault, and every step is taken."""
     changes = {"losses": {"weights": {"forward_kl": 1e4, "ce": 1e4}}}
-    watch = RecordingTrainWatch()
-    report = run(on_gpu(folder, "scaled", "fp16", **changes), watch)
+    progress = RecordingProgress()
+    report = run(on_gpu(folder, "scaled", "fp16", **changes), progress)
     lines = [json.loads(line) for line in (folder / "scaled" / "metrics.jsonl").read_text().splitlines()]
     verdicts = [line["verdict"] for line in lines if "verdict" in line]
     assert (report.steps, report.rollbacks) == (6, 0)

@@ -27,7 +27,6 @@ MODULES = (
     "cli/test_interrupts.py",
     "cli/test_progress.py",
     "cli/test_train_exits.py",
-    "cli/test_train_progress.py",
     "pipeline/batches/test_prefetch.py",
     "pipeline/cache_teacher/test_resume.py",
     "pipeline/capture/test_writer_thread.py",

@@ -19,8 +19,8 @@ from transformers import PreTrainedTokenizerFast
 from kdpipe.pipeline.config_file import read_file
 from kdpipe.pipeline.import_cache import import_cache, open_source
 from kdpipe.pipeline.interop.survey import SourceSurvey
-from kdpipe.pipeline.watch import SilentWatch
 from kdpipe.schemas.interop import DistillkitCodec, ImportReport, ImportSettings
+from kdpipe.schemas.progress import SilentProgress
 from kdpipe.schemas.strict_json import canonical
 
 DISTILLKIT = Path(__file__).parents[1] / "data" / "distillkit"
@@ -64,7 +64,7 @@ def write_rows(path: Path, rows: Sequence[Row], **options: Any) -> Path:
 
 def imported(**settings: Any) -> ImportReport:
     """Run an import without progress output."""
-    return import_cache(ImportSettings(**settings), SilentWatch())
+    return import_cache(ImportSettings(**settings), SilentProgress())
 
 
 def surveyed(n_ids: int, **settings: Any) -> SourceSurvey:

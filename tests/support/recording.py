@@ -1,43 +1,31 @@
-"""A `TrainWatch` and an `EvalWatch` that record their calls; imports no stage one, for children that must not."""
+"""A `Progress` that records its calls; imports no stage one, for children that must not."""
 
-from kdpipe.pipeline.watch import StepProgress
-
-
-class RecordingEvalWatch:
-    """Records every line, warning and progress."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-        self.warnings: list[str] = []
-        self.progress: list[tuple[int, int]] = []
-
-    def say(self, text: str) -> None:
-        self.lines.append(text)
-
-    def warn(self, text: str) -> None:
-        self.warnings.append(text)
-
-    def measured(self, n_done: int, n_sequences: int) -> None:
-        self.progress.append((n_done, n_sequences))
+from kdpipe.schemas.progress import Task, TaskUpdate
 
 
-class RecordingTrainWatch:
-    """Records every line, warning and step."""
+class RecordingProgress:
+    """Records messages, warnings, tasks, and the updates of each task by its name."""
 
     def __init__(self) -> None:
-        self.lines: list[str] = []
+        self.messages: list[str] = []
         self.warnings: list[str] = []
-        self.begun: tuple[int, int] | None = None
-        self.steps: list[StepProgress] = []
+        self.tasks: dict[str, Task] = {}
+        self.updates: dict[str, list[TaskUpdate]] = {}
+        self.open_tasks: list[Task] = []
 
-    def say(self, text: str) -> None:
-        self.lines.append(text)
+    def message(self, text: str) -> None:
+        self.messages.append(text)
 
-    def warn(self, text: str) -> None:
+    def warning(self, text: str) -> None:
         self.warnings.append(text)
 
-    def begin(self, n_steps: int, n_done: int) -> None:
-        self.begun = (n_steps, n_done)
+    def begin(self, task: Task) -> None:
+        self.tasks[task.name] = task
+        self.updates[task.name] = []
+        self.open_tasks.append(task)
 
-    def stepped(self, news: StepProgress) -> None:
-        self.steps.append(news)
+    def update(self, update: TaskUpdate) -> None:
+        self.updates[self.open_tasks[-1].name].append(update)
+
+    def finish(self, task: Task) -> None:
+        self.open_tasks.remove(task)

@@ -11,13 +11,14 @@ from typing import Any
 
 from kdpipe.pipeline.cache_teacher import cache_teacher
 from kdpipe.pipeline.capture.part_queue import WorkerShard
-from kdpipe.pipeline.watch import PartsProgress, Watch
 from kdpipe.schemas.capture_report import CaptureReport, PartsMade
 from kdpipe.schemas.capture_settings import CaptureOptions, CaptureSettings
 from kdpipe.schemas.errors import ConfigError
+from kdpipe.schemas.progress import Progress
 from kdpipe.schemas.summary import CacheSizes
 from support.corpora import TEXTS, small_tokenizer, write_jsonl
 from support.models import tiny_llama
+from support.recording import RecordingProgress
 
 LENGTH = 96
 VOCABULARY = 512
@@ -43,36 +44,6 @@ EMPTY = CaptureReport(
 )
 
 
-class HeardWatch:
-    """A `Watch` that records its calls."""
-
-    def __init__(self) -> None:
-        self.output: list[str] = []
-        self.warned: list[str] = []
-        self.begun: tuple[int, int, int | None] | None = None
-        self.parts: list[int] = []
-        self.positions: list[int] = []
-        self.shares: list[float] = []
-        self.left: list[float | None] = []
-
-    def say(self, text: str) -> None:
-        self.output.append(text)
-
-    def warn(self, text: str) -> None:
-        self.warned.append(text)
-
-    def begin(self, n_parts: int, n_done: int, positions_planned: int | None) -> None:
-        self.begun = (n_parts, n_done, positions_planned)
-
-    def progress(self, news: PartsProgress) -> None:
-        self.shares.append(news.waiting_share)
-        self.left.append(news.seconds_left)
-
-    def part_done(self, number: int, positions: int, n_bytes: int, seconds: float) -> None:
-        self.parts.append(number)
-        self.positions.append(positions)
-
-
 def make_inputs(folder: Path, n_documents: int = 24) -> None:
     """A teacher with its tokenizer, and documents with a category."""
     small_tokenizer(tiny_llama(folder / "teacher", vocabulary=VOCABULARY), vocabulary=VOCABULARY)
@@ -93,33 +64,33 @@ def settings_for(folder: Path, out: str = "cache", **changes: dict[str, Any]) ->
     return CaptureSettings.model_validate({**sections, "out": str(folder / out)})
 
 
-def run(settings: CaptureSettings, watch: HeardWatch | None = None, **options: Any) -> CaptureReport:
+def run(settings: CaptureSettings, progress: RecordingProgress | None = None, **options: Any) -> CaptureReport:
     """Run the story."""
-    return cache_teacher(settings, CaptureOptions(**options), watch or HeardWatch())
+    return cache_teacher(settings, CaptureOptions(**options), progress or RecordingProgress())
 
 
-def talk(settings: CaptureSettings, shard: WorkerShard, watch: Watch) -> CaptureReport:
+def talk(settings: CaptureSettings, shard: WorkerShard, progress: Progress) -> CaptureReport:
     """A worker with a message of its own and one that all workers have."""
-    for tell in (watch.say, watch.warn):
+    for tell in (progress.message, progress.warning):
         tell("all")
         tell(f"worker {shard.index}")
     return EMPTY
 
 
-def die(settings: CaptureSettings, shard: WorkerShard, watch: Watch) -> CaptureReport:
+def die(settings: CaptureSettings, shard: WorkerShard, progress: Progress) -> CaptureReport:
     """A worker that is killed."""
     os.kill(os.getpid(), signal.SIGKILL)
     raise AssertionError
 
 
-def interrupt_all(settings: CaptureSettings, shard: WorkerShard, watch: Watch) -> CaptureReport:
+def interrupt_all(settings: CaptureSettings, shard: WorkerShard, progress: Progress) -> CaptureReport:
     """A worker in a terminal in which someone types Ctrl-C; on Linux."""
     os.killpg(0, signal.SIGINT)
     time.sleep(600)
     raise AssertionError
 
 
-def fail_second(settings: CaptureSettings, shard: WorkerShard, watch: Watch) -> CaptureReport:
+def fail_second(settings: CaptureSettings, shard: WorkerShard, progress: Progress) -> CaptureReport:
     """A worker that takes its time, unless it is the second."""
     if shard.index == 1:
         raise ConfigError("the second fails", hint="another")

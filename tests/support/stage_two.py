@@ -13,11 +13,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from kdpipe.pipeline.train import train
-from kdpipe.pipeline.watch import StepProgress
+from kdpipe.schemas.progress import TaskUpdate
 from kdpipe.schemas.run_report import TrainReport
 from kdpipe.schemas.train_settings import TrainOptions, TrainSettings
 from support import stage_one
-from support.recording import RecordingTrainWatch
+from support.recording import RecordingProgress
 
 STUDENT = {
     "model_type": "llama",
@@ -31,29 +31,29 @@ STUDENT = {
 }
 
 
-class Stopping(RecordingTrainWatch):
-    """A watch that sends this process a signal after some step."""
+class Stopping(RecordingProgress):
+    """A `Progress` that sends this process a signal after some step."""
 
     def __init__(self, step: int, number: int) -> None:
         super().__init__()
         self._step, self._number = step, number
 
-    def stepped(self, news: StepProgress) -> None:
-        super().stepped(news)
-        if news.step == self._step:
+    def update(self, update: TaskUpdate) -> None:
+        super().update(update)
+        if self.open_tasks[-1].name == "train" and update.done == self._step:
             os.kill(os.getpid(), self._number)
 
 
-class StepMeeting(RecordingTrainWatch):
-    """A watch that calls a function after the first step."""
+class StepMeeting(RecordingProgress):
+    """A `Progress` that calls a function after the first step."""
 
     def __init__(self, meet: Callable[[], None]) -> None:
         super().__init__()
         self._meet = meet
 
-    def stepped(self, news: StepProgress) -> None:
-        super().stepped(news)
-        if news.step == 1:
+    def update(self, update: TaskUpdate) -> None:
+        super().update(update)
+        if self.open_tasks[-1].name == "train" and update.done == 1:
             self._meet()
 
 
@@ -89,9 +89,9 @@ def settings_for(folder: Path, out: str = "run", kept: str = "cache", **changes:
     return TrainSettings.model_validate_json(json.dumps({**sections, "out": str(folder / out)}))
 
 
-def run(settings: TrainSettings, watch: RecordingTrainWatch | None = None, **options: Any) -> TrainReport:
+def run(settings: TrainSettings, progress: RecordingProgress | None = None, **options: Any) -> TrainReport:
     """Run the story."""
-    return train(settings, TrainOptions(**options), watch or RecordingTrainWatch())
+    return train(settings, TrainOptions(**options), progress or RecordingProgress())
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -23,6 +23,7 @@ from kdpipe.cache.verify import verify_cache
 from kdpipe.schemas.errors import CacheDamaged, CacheError, CacheIncomplete, CacheWriteError, ConfigError, Unreachable
 from support import tiny
 from support.reading import digests_of_all
+from support.recording import RecordingProgress
 from support.web import FAULTS, Fault, Site, serving
 
 HASTY = RetryPolicy(budget=5.0, first=0.001, longest=0.002)
@@ -35,24 +36,6 @@ def unsynced(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
-class Heard:
-    """Records the messages of a copy."""
-
-    def __init__(self) -> None:
-        self.output: list[str] = []
-        self.bytes = 0
-        self.planned: tuple[int, int] | None = None
-
-    def say(self, text: str) -> None:
-        self.output.append(text)
-
-    def begin(self, n_parts: int, n_bytes: int) -> None:
-        self.planned = n_parts, n_bytes
-
-    def moved(self, n_bytes: int) -> None:
-        self.bytes += n_bytes
-
-
 def assert_same(copy: Path, path: Path) -> None:
     due = {name: digest for name, digest in tiny.digests_of(path).items() if not name.startswith(layout.JOURNAL)}
     assert tiny.digests_of(copy) == due
@@ -61,13 +44,14 @@ def assert_same(copy: Path, path: Path) -> None:
 
 
 def test_a_copy_of_a_folder_is_the_cache_byte_for_byte(path: Path, tmp_path: Path) -> None:
-    watch = Heard()
-    report = copy_cache(path, tmp_path / "copy", watch=watch)
+    progress = RecordingProgress()
+    report = copy_cache(path, tmp_path / "copy", progress=progress)
     assert_same(tmp_path / "copy", path)
     cache = open_cache(path)
     assert (report.cache_id, report.parts, report.copied) == (cache.cache_id, len(cache.parts), len(cache.parts))
-    assert watch.planned == (report.copied, sum(row.n_bytes for row in cache.parts))
-    assert watch.bytes == report.bytes
+    task = progress.tasks["copy"]
+    assert task.total is not None and task.total >= sum(row.n_bytes for row in cache.parts)
+    assert progress.updates["copy"][-1].done == report.bytes and not progress.open_tasks
 
 
 @pytest.mark.slow
@@ -90,13 +74,13 @@ def test_a_second_copy_moves_what_is_missing_or_damaged_and_nothing_else(path: P
     assert copy_cache(path, copy).bytes == 0
     tiny.flip_bit(copy / "parts/00001/sequences.arrow", 1000)
     (copy / "parts/00002/targets.zarr/id/c/0").unlink()
-    site, watch = Site(path), Heard()
+    site, progress = Site(path), RecordingProgress()
     with serving(site) as url:
-        report = copy_cache(url, copy, watch=watch)
+        report = copy_cache(url, copy, progress=progress)
     assert (report.copied, report.repaired) == (2, (1, 2))
     read = {what.split()[0] for what in site.requested if "Range" in what or "bytes=" in what}
     assert read == {"/parts/00001/sequences.arrow", "/parts/00002/targets.zarr/id/c/0"}
-    assert [reported for reported in watch.output if reported.startswith("part 1 is damaged")]
+    assert [reported for reported in progress.messages if reported.startswith("part 1 is damaged")]
     assert_same(copy, path)
 
 
@@ -217,12 +201,12 @@ def test_a_local_file_that_is_replaced_while_it_is_read_starts_over(path: Path, 
 
 def test_files_that_started_over_are_counted(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fetching, "PIECE_BYTES", PIECES)
-    site, watch = Site(path, due=lambda n: "changed" if n in (30, 50) else None), Heard()
+    site, progress = Site(path, due=lambda n: "changed" if n in (30, 50) else None), RecordingProgress()
     with serving(site) as url:
-        report = copy_cache(url, tmp_path / "copy", retry_policy=HASTY, watch=watch)
-    again = [reported for reported in watch.output if reported.endswith("downloading it again")]
+        report = copy_cache(url, tmp_path / "copy", retry_policy=HASTY, progress=progress)
+    again = [reported for reported in progress.messages if reported.endswith("downloading it again")]
     assert report.redownloaded == len(again) and 1 <= len(again) <= 2
-    assert watch.bytes == report.bytes
+    assert progress.updates["copy"][-1].done == report.bytes
     assert_same(tmp_path / "copy", path)
 
 
@@ -271,14 +255,14 @@ def test_nothing_wrong_is_committed_under_five_hundred_schedules(path: Path, tmp
 
 
 def test_a_server_that_never_recovers_is_reported_in_the_end(path: Path, tmp_path: Path) -> None:
-    watch = Heard()
+    progress = RecordingProgress()
     reported = r"answers 503 Service Unavailable; retried for \d+ s"
     site, short = Site(path, due=lambda n: "503" if n > 4 else None), RetryPolicy(budget=0.05, first=0.001)
     with serving(site) as url, pytest.raises(Unreachable, match=reported) as caught:
-        copy_cache(url, tmp_path / "copy", retry_policy=short, watch=watch)
+        copy_cache(url, tmp_path / "copy", retry_policy=short, progress=progress)
     assert caught.value.exit_code == 75
     assert "run the same command again" in str(caught.value.hint)
-    assert [reported for reported in watch.output if "; retrying in " in reported]
+    assert [reported for reported in progress.messages if "; retrying in " in reported]
 
 
 def test_bytes_that_never_come_right_are_reported_by_name(path: Path, tmp_path: Path) -> None:

@@ -12,8 +12,9 @@ from kdpipe.cache.stores.local_store import LocalStore
 from kdpipe.cache.verify.first_use import check_before_use, record_written, verify_and_record
 from kdpipe.cache.verify.verified_log import FOLDER
 from kdpipe.schemas.errors import CacheDamaged, CacheIncomplete, ConfigError
+from kdpipe.schemas.progress import TaskUpdate
 from support.children import mount_memory, mounted, remount
-from support.recording import RecordingTrainWatch
+from support.recording import RecordingProgress
 from support.tiny import begin_cache, copy_cache, flip_bit, make_cache, write_part
 
 SHARD = f"parts/00001/{layout.array_shard('id')}"
@@ -48,9 +49,9 @@ def viewed(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     yield names
 
 
-def use(cache: Path, when: str | None = None) -> RecordingTrainWatch:
+def use(cache: Path, when: str | None = None) -> RecordingProgress:
     """Check a cache as a command does before its first use; the messages."""
-    reported = RecordingTrainWatch()
+    reported = RecordingProgress()
     check_before_use(cache, when, reported)  # type: ignore[arg-type]  # mypy takes no str for a Literal
     return reported
 
@@ -65,13 +66,13 @@ def test_the_first_use_checks_every_byte_and_the_second_reads_nothing_of_the_par
     first = use(cache)
     n_bytes = sum(row.n_bytes for row in open_cache(cache).parts)
     records = sum((cache / layout.part_dir(n) / layout.PART_RECORD).stat().st_size for n in range(4))
-    assert str(cache) in first.lines[0] and first.lines[0].endswith(f": 4 parts, {n_bytes - records:,} bytes")
-    assert first.lines[1].startswith(f"{cache} verified (")
+    assert str(cache) in first.messages[0] and first.messages[0].endswith(f": 4 parts, {n_bytes - records:,} bytes")
+    assert first.messages[1].startswith(f"{cache} verified (")
     files = {f.relative_to(cache).as_posix() for f in cache.rglob("parts/**/*") if f.is_file()}
     assert of_parts(viewed) == files
     viewed.clear()
     second = use(cache)
-    assert second.lines == second.warnings == []
+    assert second.messages == second.warnings == []
     assert not of_parts(viewed)
     assert len(list(memory.iterdir())) == 1
 
@@ -102,16 +103,16 @@ def test_extra_files_beside_a_cache_are_no_damage(cache: Path) -> None:
     for name in (".DS_Store", "parts/.DS_Store", "tables/.DS_Store", "journal/notes.txt"):
         (cache / name).parent.mkdir(exist_ok=True)
         (cache / name).write_text("x")
-    assert len(use(cache).lines) == 2
-    assert not verify_and_record(str(cache), "fast", RecordingTrainWatch()).ok
+    assert len(use(cache).messages) == 2
+    assert not verify_and_record(str(cache), "fast", RecordingProgress()).ok
 
 
 @pytest.mark.parametrize("name", [SHARD, layout.INDEX, layout.MANIFEST, layout.table_file("ids_by_rank")])
 def test_a_file_with_another_time_has_the_cache_checked_again(cache: Path, name: str) -> None:
     use(cache)
     os.utime(cache / name, (1, 1))
-    assert len(use(cache).lines) == 2
-    assert use(cache).lines == []
+    assert len(use(cache).messages) == 2
+    assert use(cache).messages == []
 
 
 def test_a_file_that_was_replaced_with_its_old_time_has_the_cache_checked_again(cache: Path) -> None:
@@ -127,10 +128,10 @@ def test_a_file_that_was_replaced_with_its_old_time_has_the_cache_checked_again(
 def test_a_copy_in_another_folder_is_checked_for_itself(cache: Path, tmp_path: Path, memory: Path) -> None:
     use(cache)
     copy = copy_cache(cache, tmp_path / "copy")
-    assert len(use(copy).lines) == 2
-    assert use(copy).lines == use(cache).lines == []
+    assert len(use(copy).messages) == 2
+    assert use(copy).messages == use(cache).messages == []
     (tmp_path / "link").symlink_to(copy)
-    assert use(tmp_path / "link").lines == []
+    assert use(tmp_path / "link").messages == []
     assert len(list(memory.iterdir())) == 2
 
 
@@ -138,21 +139,21 @@ def test_another_cache_in_the_same_folder_is_checked(cache: Path, tmp_path: Path
     use(cache)
     shutil.rmtree(cache)
     make_cache(cache)
-    assert len(use(cache).lines) == 2
+    assert len(use(cache).messages) == 2
 
 
 def test_always_checks_each_time_and_never_does_not_at_all(cache: Path, viewed: list[str]) -> None:
-    assert len(use(cache, "always").lines) == 2
-    assert len(use(cache, "always").lines) == 2
+    assert len(use(cache, "always").messages) == 2
+    assert len(use(cache, "always").messages) == 2
     flip_bit(cache / SHARD, 3)
     viewed.clear()
-    assert use(cache, "never").lines == []
+    assert use(cache, "never").messages == []
     assert viewed == []
 
 
 def test_an_unfinished_cache_is_refused_only_with_verify_always(tmp_path: Path, memory: Path) -> None:
     write_part(begin_cache(tmp_path / "begun"), 0)
-    assert use(tmp_path / "begun").lines == []
+    assert use(tmp_path / "begun").messages == []
     with pytest.raises(CacheIncomplete, match="unfinished") as caught:
         use(tmp_path / "begun", "always")
     assert "--verify" in str(caught.value.hint)
@@ -160,9 +161,9 @@ def test_an_unfinished_cache_is_refused_only_with_verify_always(tmp_path: Path, 
 
 
 def test_verify_is_refused_for_a_cache_behind_a_url() -> None:
-    check_before_use("memory://nowhere", None, RecordingTrainWatch())
+    check_before_use("memory://nowhere", None, RecordingProgress())
     with pytest.raises(ConfigError, match="memory://nowhere") as caught:
-        check_before_use("memory://nowhere", "always", RecordingTrainWatch())
+        check_before_use("memory://nowhere", "always", RecordingProgress())
     assert "--verify" in str(caught.value.hint)
 
 
@@ -174,8 +175,8 @@ def test_a_broken_log_entry_is_replaced_after_a_new_check(cache: Path, memory: P
     reported = use(cache)
     assert reported.warnings[0].startswith("cannot read the record of an earlier verification")
     assert str(file) in reported.warnings[0]
-    assert len(reported.lines) == 2
-    assert use(cache).lines == []
+    assert len(reported.messages) == 2
+    assert use(cache).messages == []
     assert list(memory.iterdir()) == [file]
 
 
@@ -184,7 +185,7 @@ def test_a_log_that_cannot_be_written_is_only_a_warning(cache: Path, memory: Pat
     memory.parent.write_text("a file in place of a folder")
     for _ in range(2):
         reported = use(cache)
-        assert len(reported.lines) == 2
+        assert len(reported.messages) == 2
         assert reported.warnings[-1].startswith("could not record that the cache was verified")
 
 
@@ -194,7 +195,7 @@ def test_a_log_that_cannot_be_read_is_only_a_warning(cache: Path, memory: Path) 
     file.unlink()
     file.mkdir()
     reported = use(cache)
-    assert len(reported.lines) == 2
+    assert len(reported.messages) == 2
     assert "cannot be read: Is a directory" in reported.warnings[0]
     assert "could not record" in reported.warnings[1]
 
@@ -206,7 +207,7 @@ def test_a_machine_without_a_home_folder_checks_each_time(cache: Path, monkeypat
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setattr(Path, "home", nowhere)
     reported = use(cache)
-    assert len(reported.lines) == 2
+    assert len(reported.messages) == 2
     assert [warning.endswith("Could not determine home directory.") for warning in reported.warnings] == [True]
 
 
@@ -215,7 +216,7 @@ def test_a_read_only_cache_is_checked_and_recorded(cache: Path, tmp_path: Path) 
         mount_memory(tmp_path / "stick", 1 << 24)
         copy_cache(cache, tmp_path / "stick" / "cache")
         remount(tmp_path / "stick", 1 << 24, read_only=True)
-        return f"{len(use(tmp_path / 'stick' / 'cache').lines)} {len(use(tmp_path / 'stick' / 'cache').lines)}"
+        return f"{len(use(tmp_path / 'stick' / 'cache').messages)} {len(use(tmp_path / 'stick' / 'cache').messages)}"
 
     ended = mounted(work)
     assert (ended.code, ended.output) == (0, "2 0")
@@ -224,36 +225,33 @@ def test_a_read_only_cache_is_checked_and_recorded(cache: Path, tmp_path: Path) 
 def test_files_that_change_while_they_are_checked_are_not_recorded(
     cache: Path, memory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    reported = RecordingTrainWatch()
+    class Changing(RecordingProgress):
+        def update(self, update: TaskUpdate) -> None:
+            os.utime(cache / SHARD, (1, 1))
 
-    def changing() -> float:
-        os.utime(cache / SHARD, (1, 1))
-        return 0.0
-
-    check_before_use(cache, None, reported, changing)
+    reported = Changing()
+    check_before_use(cache, None, reported)
     assert [str(cache) in warning for warning in reported.warnings] == [True]
     assert not memory.exists()
 
 
 def test_a_long_check_reports_progress(cache: Path) -> None:
-    reported = RecordingTrainWatch()
-    ticks = iter(range(0, 1000, 20))
-    check_before_use(cache, None, reported, clock=lambda: float(next(ticks)))
-    assert [line for line in reported.lines if line.endswith("parts verified")] == [
-        f"{n} of 4 parts verified" for n in (1, 3)
-    ]
+    reported = RecordingProgress()
+    check_before_use(cache, None, reported)
+    assert [update.done for update in reported.updates["verify"]] == [0, 1, 2, 3, 4]
+    assert reported.tasks["verify"].total == 4 and not reported.open_tasks
 
 
 def test_a_cache_that_was_verified_is_not_checked_again(cache: Path) -> None:
-    assert verify_and_record(str(cache), "fast", RecordingTrainWatch()).ok
-    assert len(use(cache, "always").lines) == 2
+    assert verify_and_record(str(cache), "fast", RecordingProgress()).ok
+    assert len(use(cache, "always").messages) == 2
     os.utime(cache / SHARD, (1, 1))
-    assert verify_and_record(str(cache), "full", RecordingTrainWatch()).ok
-    assert use(cache).lines == []
+    assert verify_and_record(str(cache), "full", RecordingProgress()).ok
+    assert use(cache).messages == []
 
 
 def test_a_writer_remembers_a_cache_all_of_whose_parts_it_wrote(tmp_path: Path, memory: Path) -> None:
-    reported = RecordingTrainWatch()
+    reported = RecordingProgress()
     writer = begin_cache(tmp_path / "made")
     for number in writer.missing():
         write_part(writer, number)
@@ -261,7 +259,7 @@ def test_a_writer_remembers_a_cache_all_of_whose_parts_it_wrote(tmp_path: Path, 
     writer.seal()
     record_written(writer, reported)
     assert reported.warnings == []
-    assert use(tmp_path / "made").lines == []
+    assert use(tmp_path / "made").messages == []
 
 
 def test_a_writer_does_not_remember_what_another_wrote(tmp_path: Path, memory: Path) -> None:
@@ -271,6 +269,6 @@ def test_a_writer_does_not_remember_what_another_wrote(tmp_path: Path, memory: P
         write_part(writer, number)
     assert not writer.wrote_all
     writer.seal()
-    record_written(writer, RecordingTrainWatch())
+    record_written(writer, RecordingProgress())
     assert not memory.exists()
-    assert len(use(tmp_path / "made").lines) == 2
+    assert len(use(tmp_path / "made").messages) == 2

@@ -8,7 +8,6 @@ import pytest
 
 from kdpipe.cache import open_cache
 from kdpipe.cli import main
-from kdpipe.cli.cache.copy import ShownCopy
 from support import tiny
 
 
@@ -111,19 +110,3 @@ def test_an_invalid_copy_is_reported_in_two_lines(
         assert main.run(["cache", "copy", source, target]) == code
         messages = capsys.readouterr().err
         assert reported in messages and len(messages.splitlines()) == 2
-
-
-def test_progress_shows_share_rate_and_time_left() -> None:
-    now, shown = [0.0], []
-    watch = ShownCopy(lambda *words: shown.append(words), 1.0, lambda: now[0])
-    watch.begin(2, 4_000_000)
-    watch.moved(500_000)
-    now[0] = 2.0
-    watch.moved(500_000)
-    watch.moved(500_000)
-    now[0] = 4.0
-    watch.moved(-500_000)
-    assert shown == [
-        (1_000_000, 4_000_000, "1.0 MB, 500.0 kB/s, 6.0 s left"),
-        (1_000_000, 4_000_000, "1.0 MB, 250.0 kB/s, 12 s left"),
-    ]

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from kdpipe.cache.opening import open_cache
-from kdpipe.cli.cache.reshaping import ReshapeProgress
 from kdpipe.cli.main import run
 from support.tiny import SMALL, make_cache, unsynced
 
@@ -47,13 +46,3 @@ def test_an_overlap_exits_4_and_can_be_left_out(folder: Path, capsys: pytest.Cap
     assert "5 of the 21 documents of" in capsys.readouterr().err
     assert run([*words, "--overlap", "keep-first"]) == 0
     assert "documents   21, 5 of the sources dropped" in capsys.readouterr().out
-
-
-def test_parts_are_reported_at_intervals(capsys: pytest.CaptureFixture[str]) -> None:
-    now = [0.0]
-    lines = ReshapeProgress(lambda: now[0])
-    lines.begin(4, 0)
-    for number in range(4):
-        now[0] += 20.0
-        lines.part_done(number)
-    assert capsys.readouterr().err == "2 of 4 parts\n4 of 4 parts\n"

@@ -89,8 +89,10 @@ def requested(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What the story that asks the teacher was given; it answers with `report` of it."""
     seen: dict[str, Any] = {"report": AGREES}
 
-    def verify_against(cache: str, teacher: str, sample: int, watch: Any, *, trusted: bool, retry_policy: Any) -> Any:
-        seen.update(cache=cache, teacher=teacher, sample=sample, watch=watch)
+    def verify_against(
+        cache: str, teacher: str, sample: int, progress: Any, *, trusted: bool, retry_policy: Any
+    ) -> Any:
+        seen.update(cache=cache, teacher=teacher, sample=sample, progress=progress)
         return seen["report"]
 
     module = ModuleType("kdpipe.pipeline.verify_against")

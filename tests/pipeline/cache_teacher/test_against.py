@@ -20,8 +20,8 @@ from kdpipe.cli import main
 from kdpipe.pipeline.teachers import CaptureResult, reading
 from kdpipe.pipeline.teachers.transformers_teacher import TransformersTeacher
 from kdpipe.pipeline.verify_against import verify_against
-from kdpipe.pipeline.watch import SilentWatch
 from kdpipe.schemas.errors import ConfigError
+from kdpipe.schemas.progress import SilentProgress
 from support.corpora import small_tokenizer
 from support.models import tiny_llama, with_own_code
 from support.stage_one import VOCABULARY, make_inputs, run, settings_for
@@ -44,7 +44,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_cache_agrees_with_its_teacher(folder: Path, tmp_path: Path, kind: str) -> None:
     settings = settings_for(folder, targets={"kind": kind}, data={"limit": 8})
     run(settings.model_copy(update={"out": str(tmp_path / "cache")}))
-    report = verify_against(str(tmp_path / "cache"), str(folder / "teacher"), 8, SilentWatch())
+    report = verify_against(str(tmp_path / "cache"), str(folder / "teacher"), 8, SilentProgress())
     assert report.ok and report.documents == 8 and report.positions > 300
     assert report.difference.max_nats < 1e-3
     assert report.noise.mean_nats < 1e-4
@@ -58,14 +58,14 @@ def test_a_teacher_with_its_own_code_runs_only_when_trusted(
     teacher = {"name": str(own), "trust_remote_code": True}
     settings = settings_for(folder, teacher=teacher, data={"limit": 8}, hidden={"pooled": False})
     run(settings.model_copy(update={"out": str(tmp_path / "cache")}))
-    assert verify_against(str(tmp_path / "cache"), str(own), 8, SilentWatch(), trusted=True).ok
-    assert not verify_against(str(tmp_path / "cache"), str(own), 8, SilentWatch()).ok
+    assert verify_against(str(tmp_path / "cache"), str(own), 8, SilentProgress(), trusted=True).ok
+    assert not verify_against(str(tmp_path / "cache"), str(own), 8, SilentProgress()).ok
 
 
 def test_a_sample_has_the_requested_number_of_documents(folder: Path) -> None:
-    report = verify_against(str(folder / "cache"), str(folder / "teacher"), 5, SilentWatch())
+    report = verify_against(str(folder / "cache"), str(folder / "teacher"), 5, SilentProgress())
     assert report.documents == 5
-    report = verify_against(str(folder / "cache"), str(folder / "teacher"), EVERY_DOCUMENT, SilentWatch())
+    report = verify_against(str(folder / "cache"), str(folder / "teacher"), EVERY_DOCUMENT, SilentProgress())
     assert report.documents == sum(len(rows.documents) for rows in open_cache(folder / "cache"))
 
 
@@ -80,7 +80,7 @@ def test_a_small_sample_reads_little_and_meets_every_part(folder: Path, monkeypa
     monkeypatch.setattr(Cache, "__getitem__", counted)
     n_parts = len(open_cache(folder / "cache").parts)
     assert n_parts > 4
-    verify_against(str(folder / "cache"), str(folder / "teacher"), n_parts, SilentWatch())
+    verify_against(str(folder / "cache"), str(folder / "teacher"), n_parts, SilentProgress())
     assert sorted(read) == list(range(n_parts))
 
 
@@ -102,13 +102,13 @@ def test_draws_from_elsewhere_than_the_tail_are_noticed(
 ) -> None:
     settings = settings_for(folder, targets=targets, data={"limit": 8})
     run(settings.model_copy(update={"out": str(tmp_path / "right")}))
-    assert verify_against(str(tmp_path / "right"), str(folder / "teacher"), EVERY_DOCUMENT, SilentWatch()).ok
+    assert verify_against(str(tmp_path / "right"), str(folder / "teacher"), EVERY_DOCUMENT, SilentProgress()).ok
     honest = reading.to_block
     monkeypatch.setattr(reading, "to_block", lambda *given, **named: _draws_from_anywhere(honest(*given, **named)))
     run(settings.model_copy(update={"out": str(tmp_path / "wrong")}))
     monkeypatch.undo()
     assert verify_cache(tmp_path / "wrong", "deep").ok
-    report = verify_against(str(tmp_path / "wrong"), str(folder / "teacher"), EVERY_DOCUMENT, SilentWatch())
+    report = verify_against(str(tmp_path / "wrong"), str(folder / "teacher"), EVERY_DOCUMENT, SilentProgress())
     assert not report.ok and {problem.part for problem in report.problems} == {0, 1}
     assert "are among the teacher's most probable ids, about" in report.problems[0].what
 
@@ -127,7 +127,7 @@ def test_states_of_other_rows_are_noticed(
 ) -> None:
     settings = settings_for(folder, data={"limit": 6}, **changes)
     run(settings.model_copy(update={"out": str(tmp_path / "right")}))
-    assert verify_against(str(tmp_path / "right"), str(folder / "teacher"), EVERY_DOCUMENT, SilentWatch()).ok
+    assert verify_against(str(tmp_path / "right"), str(folder / "teacher"), EVERY_DOCUMENT, SilentProgress()).ok
     honest = reading.to_block
 
     def shifted(*given: Any, **named: Any) -> Block:
@@ -138,7 +138,7 @@ def test_states_of_other_rows_are_noticed(
     monkeypatch.setattr(reading, "to_block", shifted)
     run(settings.model_copy(update={"out": str(tmp_path / "wrong")}))
     monkeypatch.undo()
-    report = verify_against(str(tmp_path / "wrong"), str(folder / "teacher"), EVERY_DOCUMENT, SilentWatch())
+    report = verify_against(str(tmp_path / "wrong"), str(folder / "teacher"), EVERY_DOCUMENT, SilentProgress())
     assert not report.ok
     assert "differs from the teacher's by" in report.problems[0].what
 
@@ -154,7 +154,7 @@ def test_means_of_other_documents_are_noticed(folder: Path, tmp_path: Path, monk
     run(settings.model_copy(update={"out": str(tmp_path / "wrong")}))
     monkeypatch.undo()
     assert verify_cache(tmp_path / "wrong", "deep").ok
-    report = verify_against(str(tmp_path / "wrong"), str(folder / "teacher"), EVERY_DOCUMENT, SilentWatch())
+    report = verify_against(str(tmp_path / "wrong"), str(folder / "teacher"), EVERY_DOCUMENT, SilentProgress())
     assert not report.ok
     assert re.match("the mean state of layer 1 of document .* differs from the teacher's by", report.problems[0].what)
 
@@ -162,7 +162,7 @@ def test_means_of_other_documents_are_noticed(folder: Path, tmp_path: Path, monk
 def test_masses_of_other_words_are_noticed(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = settings_for(folder, data={"limit": 6}, targets={"for_other_tokenizers": True})
     run(settings.model_copy(update={"out": str(tmp_path / "right")}))
-    assert verify_against(str(tmp_path / "right"), str(folder / "teacher"), EVERY_DOCUMENT, SilentWatch()).ok
+    assert verify_against(str(tmp_path / "right"), str(folder / "teacher"), EVERY_DOCUMENT, SilentProgress()).ok
     honest = reading.to_block
 
     def mistaken(*given: Any, **named: Any) -> Block:
@@ -174,14 +174,14 @@ def test_masses_of_other_words_are_noticed(folder: Path, tmp_path: Path, monkeyp
     run(settings.model_copy(update={"out": str(tmp_path / "wrong")}))
     monkeypatch.undo()
     assert verify_cache(tmp_path / "wrong", "deep").ok
-    report = verify_against(str(tmp_path / "wrong"), str(folder / "teacher"), EVERY_DOCUMENT, SilentWatch())
+    report = verify_against(str(tmp_path / "wrong"), str(folder / "teacher"), EVERY_DOCUMENT, SilentProgress())
     assert not report.ok and "differs from the teacher's predictions by" in report.problems[0].what
 
 
 def test_half_precision_agrees_with_its_teacher(folder: Path, tmp_path: Path) -> None:
     settings = settings_for(folder, teacher={"dtype": "bfloat16"}, machine={"batch_tokens": 2048})
     run(settings.model_copy(update={"out": str(tmp_path / "cache")}))
-    report = verify_against(str(tmp_path / "cache"), str(folder / "teacher"), EVERY_DOCUMENT, SilentWatch())
+    report = verify_against(str(tmp_path / "cache"), str(folder / "teacher"), EVERY_DOCUMENT, SilentProgress())
     assert report.ok
 
 
@@ -199,7 +199,7 @@ def test_a_part_of_another_teacher_is_named(folder: Path, tmp_path: Path) -> Non
     shutil.rmtree(forged / layout.part_dir(1))
     _make_part_by_another(folder, forged)
     assert verify_cache(forged, "deep").ok
-    report = verify_against(str(forged), str(folder / "teacher"), EVERY_DOCUMENT, SilentWatch())
+    report = verify_against(str(forged), str(folder / "teacher"), EVERY_DOCUMENT, SilentProgress())
     assert not report.ok
     assert {problem.part for problem in report.problems} == {1}
 
@@ -226,4 +226,4 @@ def test_tokens_alone_have_nothing_to_compare(folder: Path, tmp_path: Path) -> N
     settings = settings_for(folder, targets={"kind": "none"})
     run(settings.model_copy(update={"out": str(tmp_path / "cache")}))
     with pytest.raises(ConfigError, match="has no predictions of a teacher"):
-        verify_against(str(tmp_path / "cache"), str(folder / "teacher"), 4, SilentWatch())
+        verify_against(str(tmp_path / "cache"), str(folder / "teacher"), 4, SilentProgress())

@@ -12,8 +12,8 @@ from kdpipe.cli import main
 from kdpipe.pipeline.audit.teacher_config import teacher_info_differences
 from kdpipe.pipeline.teachers.transformers_backend import TransformersBackend
 from kdpipe.pipeline.verify_against import verify_against
-from kdpipe.pipeline.watch import SilentWatch
 from kdpipe.schemas.capture_settings import MachineSettings, TeacherSettings
+from kdpipe.schemas.progress import SilentProgress
 from support.corpora import small_tokenizer
 from support.models import tiny_llama
 from support.stage_one import LENGTH, VOCABULARY, make_inputs, run, settings_for
@@ -100,7 +100,7 @@ def test_a_model_of_another_width_is_not_run_where_only_random_projections_are_k
 ) -> None:
     settings = settings_for(folder, data={"limit": 6}, hidden={"pooled": False, "layers": ("1",), "dim": 8})
     run(settings.model_copy(update={"out": str(tmp_path / "cache")}))
-    report = verify_against(str(tmp_path / "cache"), str(other(tmp_path, hidden=32)), 4, SilentWatch())
+    report = verify_against(str(tmp_path / "cache"), str(other(tmp_path, hidden=32)), 4, SilentProgress())
     assert not report.ok and report.positions == 0 and report.noise is None
     assert [problem.file for problem in report.problems] == ["manifest.json"]
     assert "has a hidden size of 32, the teacher of the cache has 64" in report.problems[0].what
@@ -109,7 +109,7 @@ def test_a_model_of_another_width_is_not_run_where_only_random_projections_are_k
 def test_a_model_of_equal_size_is_run_and_differs(folder: Path, tmp_path: Path) -> None:
     settings = settings_for(folder, data={"limit": 6}, hidden={"pooled": False})
     run(settings.model_copy(update={"out": str(tmp_path / "cache")}))
-    report = verify_against(str(tmp_path / "cache"), str(other(tmp_path, vocabulary=640)), 4, SilentWatch())
+    report = verify_against(str(tmp_path / "cache"), str(other(tmp_path, vocabulary=640)), 4, SilentProgress())
     assert not report.ok and report.positions > 0 and report.noise is not None
     assert "differs from the teacher's predictions" in report.problems[0].what
 
@@ -119,5 +119,5 @@ def test_a_model_that_reads_less_at_once_is_another_teacher(folder: Path, tmp_pa
     config = json.loads((model / "config.json").read_text())
     config["max_position_embeddings"] = LENGTH - 1
     (model / "config.json").write_text(json.dumps(config))
-    report = verify_against(str(folder / "cache"), str(model), 4, SilentWatch())
+    report = verify_against(str(folder / "cache"), str(model), 4, SilentProgress())
     assert not report.ok and f"reads at most {LENGTH - 1} tokens at once" in report.problems[0].what

@@ -16,7 +16,7 @@ from kdpipe.schemas.manifest import Origin
 from support.corpora import TEXTS, write_jsonl
 from support.damage import edit_json, reseal
 from support.reshaped import documents_in, problems_in
-from support.stage_one import HeardWatch, make_inputs, run, settings_for
+from support.stage_one import RecordingProgress, make_inputs, run, settings_for
 from support.tiny import digests_of
 
 
@@ -46,11 +46,11 @@ def state_of(path: Path) -> dict[str, tuple[float, int]]:
 @pytest.mark.slow
 def test_the_new_cache_has_the_old_parts_and_the_new_documents(folder: Path, tmp_path: Path) -> None:
     before, bytes_before = state_of(folder / "old"), digests_of(folder / "old")
-    watch = HeardWatch()
-    report = run(more(folder, tmp_path / "new"), watch)
+    progress = RecordingProgress()
+    report = run(more(folder, tmp_path / "new"), progress)
     assert report.complete
     assert report.known_documents == 4
-    assert any(line.startswith("4 documents skipped") for line in watch.output)
+    assert any(line.startswith("4 documents skipped") for line in progress.messages)
     assert (state_of(folder / "old"), digests_of(folder / "old")) == (before, bytes_before)
     assert problems_in(tmp_path / "new") == []
     old, new = open_cache(folder / "old"), open_cache(tmp_path / "new")
@@ -75,7 +75,7 @@ def more_documents(folder: Path) -> list[int]:
     """How many documents of each split the new data have, by themselves."""
     from kdpipe.pipeline.capture.inputs import read_inputs
 
-    splits = read_inputs(more(folder, folder / "unused"), HeardWatch()).corpus.splits
+    splits = read_inputs(more(folder, folder / "unused"), RecordingProgress()).corpus.splits
     return [splits["train"], splits["validation"]]
 
 

@@ -16,12 +16,12 @@ from kdpipe.cli import main
 from kdpipe.pipeline.students.cache_tokenizer import read_cache_tokenizer
 from kdpipe.pipeline.tokenizers.tokenizer_difference import FOREIGN_NOTE
 from kdpipe.pipeline.verify_against import verify_against
-from kdpipe.pipeline.watch import SilentWatch
 from kdpipe.schemas.errors import CacheDamaged
+from kdpipe.schemas.progress import SilentProgress
 from kdpipe.schemas.strict_json import canonical, sha256_hex
 from support.corpora import TEXTS, small_tokenizer, write_jsonl
 from support.damage import reseal
-from support.stage_one import VOCABULARY, HeardWatch, make_inputs, run, settings_for
+from support.stage_one import VOCABULARY, RecordingProgress, make_inputs, run, settings_for
 
 
 @pytest.fixture(scope="module")
@@ -85,10 +85,10 @@ def test_another_tokenizer_is_refused_with_the_first_difference(
 
 
 def test_a_tokenizer_that_is_only_stored_otherwise_is_the_same(folder: Path, tmp_path: Path) -> None:
-    watch = HeardWatch()
+    progress = RecordingProgress()
     settings = settings_for(folder, teacher={"tokenizer": str(folder / "same"), "allow_foreign_tokenizer": True})
-    run(settings.model_copy(update={"out": str(tmp_path / "cache")}), watch)
-    assert [line for line in watch.warned if "--allow-foreign-tokenizer is not needed" in line]
+    run(settings.model_copy(update={"out": str(tmp_path / "cache")}), progress)
+    assert [line for line in progress.warnings if "--allow-foreign-tokenizer is not needed" in line]
     manifests = [open_cache(path).manifest for path in (folder / "cache", tmp_path / "cache")]
     assert manifests[0].tokenizer.fingerprint == manifests[1].tokenizer.fingerprint
     assert manifests[1].teacher is not None and manifests[1].teacher.notes == ()
@@ -116,14 +116,14 @@ def test_a_teacher_without_a_tokenizer_needs_one_and_a_broken_one_cannot_be_comp
 
 @pytest.mark.slow
 def test_an_allowed_difference_is_reported_and_recorded(folder: Path, tmp_path: Path) -> None:
-    watch = HeardWatch()
+    progress = RecordingProgress()
     teacher = {"tokenizer": str(folder / "swapped"), "allow_foreign_tokenizer": True}
-    run(settings_for(folder, teacher=teacher).model_copy(update={"out": str(tmp_path / "cache")}), watch)
-    assert any("2 ids have other tokens" in line for line in watch.warned)
+    run(settings_for(folder, teacher=teacher).model_copy(update={"out": str(tmp_path / "cache")}), progress)
+    assert any("2 ids have other tokens" in line for line in progress.warnings)
     stated = open_cache(tmp_path / "cache").manifest.teacher
     assert stated is not None and stated.notes == (FOREIGN_NOTE,)
     assert verify_cache(tmp_path / "cache", "full").ok
-    assert verify_against(str(tmp_path / "cache"), str(folder / "teacher"), 4, SilentWatch()).ok
+    assert verify_against(str(tmp_path / "cache"), str(folder / "teacher"), 4, SilentProgress()).ok
 
 
 def test_permission_without_a_tokenizer_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -153,7 +153,7 @@ def test_a_forged_tokenizer_is_found_by_every_byte_and_by_every_use(folder: Path
         problems = verify_cache(forged, level).problems  # type: ignore[arg-type]
         assert [problem.file for problem in problems] == ["tokenizer/tokenizer.json"]
         assert "it is another tokenizer than the manifest states" in problems[0].what
-    report = verify_against(str(forged), str(folder / "teacher"), 4, SilentWatch())
+    report = verify_against(str(forged), str(folder / "teacher"), 4, SilentProgress())
     assert not report.ok and [problem.file for problem in report.problems] == ["tokenizer/tokenizer.json"]
     with pytest.raises(CacheDamaged, match="it is another tokenizer than the manifest states"):
         read_cache_tokenizer(open_cache(forged))
@@ -170,7 +170,7 @@ def test_a_tokenizer_forged_with_its_fingerprint_is_not_the_teachers(folder: Pat
     (forged / layout.MANIFEST).write_bytes(canonical(manifest))
     reseal(forged)
     assert verify_cache(forged, "deep").ok
-    report = verify_against(str(forged), str(folder / "teacher"), 4, SilentWatch())
+    report = verify_against(str(forged), str(folder / "teacher"), 4, SilentProgress())
     assert not report.ok
     assert "not the teacher's tokenizer: 2 ids have other tokens" in report.problems[0].what
 

@@ -6,12 +6,12 @@ import pytest
 
 from kdpipe.cache.opening import open_cache
 from kdpipe.pipeline.verify_against import verify_against
-from kdpipe.pipeline.watch import SilentWatch
 from kdpipe.schemas.choices import SplitName
 from kdpipe.schemas.errors import ConfigError
+from kdpipe.schemas.progress import SilentProgress, TaskUpdate
 from support.corpora import TEXTS
 from support.reshaped import problems_in
-from support.stage_one import HeardWatch, make_inputs, run, settings_for
+from support.stage_one import RecordingProgress, make_inputs, run, settings_for
 from support.tiny import digests_of
 
 pytestmark = pytest.mark.usefixtures("hurried")
@@ -21,16 +21,16 @@ BOOK = "\n\n".join(TEXTS[:60])
 PARTS = {"part_rows": 512}
 
 
-class Impatient(HeardWatch):
+class Impatient(RecordingProgress):
     """One that stops the command when so many parts are made."""
 
     def __init__(self, n_parts: int) -> None:
         super().__init__()
         self._n_parts = n_parts
 
-    def part_done(self, number: int, positions: int, n_bytes: int, seconds: float) -> None:
-        super().part_done(number, positions, n_bytes, seconds)
-        if len(self.parts) == self._n_parts:
+    def update(self, update: TaskUpdate) -> None:
+        super().update(update)
+        if update.facts["parts"] == self._n_parts:
             raise KeyboardInterrupt
 
 
@@ -55,22 +55,22 @@ def data(folder: Path) -> dict[str, object]:
 
 
 def test_a_cache_of_one_text_has_a_validation_split_that_is_reported_and_recorded(folder: Path, tmp_path: Path) -> None:
-    watch = HeardWatch()
+    progress = RecordingProgress()
     settings = settings_for(folder, "again", data=data(folder), sequences=PARTS)
-    run(settings, watch, dry_run=True)
+    run(settings, progress, dry_run=True)
     cache = open_cache(folder / "whole")
     n = {split.name: split.bounds[-1] for split in cache.manifest.plan.splits}
     assert n == {"train": 4, "validation": 3}
     assert cache.manifest.data.source == "book.txt (1 document in 7 ranges)"
-    assert "data       book.txt (1 document in 7 ranges): 4 of train and 3 of validation" in watch.output
-    assert any(line.startswith("ranges     1 long text cut") for line in watch.output)
+    assert "data       book.txt (1 document in 7 ranges): 4 of train and 3 of validation" in progress.messages
+    assert any(line.startswith("ranges     1 long text cut") for line in progress.messages)
     held_out, trained = (sum(map(len, open_cache(folder / "whole", split))) for split in ("validation", "train"))
     assert held_out / (held_out + trained) == pytest.approx(0.1, abs=0.03)
     assert problems_in(folder / "whole") == []
 
 
 def test_the_cache_agrees_with_its_teacher(folder: Path) -> None:
-    report = verify_against(str(folder / "whole"), str(folder / "teacher"), 7, SilentWatch())
+    report = verify_against(str(folder / "whole"), str(folder / "teacher"), 7, SilentProgress())
     assert report.ok and report.documents == 7
 
 

@@ -9,9 +9,9 @@ import pytest
 from kdpipe.cache.opening import open_cache
 from kdpipe.pipeline.plan import plan
 from kdpipe.pipeline.teachers import BACKENDS
-from kdpipe.pipeline.watch import SilentWatch
 from kdpipe.schemas.capture_settings import CaptureSettings
 from kdpipe.schemas.errors import ConfigError
+from kdpipe.schemas.progress import SilentProgress
 from support.stage_one import make_inputs, run, settings_for
 
 LISTED: Any = "listed"
@@ -46,7 +46,7 @@ def test_top_ids_of_another_backend_are_cached(folder: Path) -> None:
 
 
 def test_another_backend_is_planned_without_loading_anything(folder: Path) -> None:
-    report = plan(listed_settings(folder), tokens=None, probe_seconds=None, watch=SilentWatch())
+    report = plan(listed_settings(folder), tokens=None, probe_seconds=None, progress=SilentProgress())
     assert report.teacher == "listed" and report.n_parameters is None and report.workers == 1
     assert report.memory.weights == 0 and report.entries_per_position == 5
 

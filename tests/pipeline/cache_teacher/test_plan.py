@@ -7,10 +7,10 @@ import pytest
 
 from kdpipe.pipeline import plan as module
 from kdpipe.pipeline.plan import plan
-from kdpipe.pipeline.watch import SilentWatch
 from kdpipe.schemas.capture_report import PlanReport
 from kdpipe.schemas.capture_settings import CaptureSettings
 from kdpipe.schemas.errors import ConfigError
+from kdpipe.schemas.progress import SilentProgress
 from support.corpora import CHATML, chat_rows, small_tokenizer, write_jsonl
 from support.models import tiny_llama
 from support.stage_one import VOCABULARY, make_inputs, run, settings_for
@@ -26,7 +26,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def planned(settings: CaptureSettings, tokens: int | None = None) -> PlanReport:
-    return plan(settings, tokens=tokens, probe_seconds=None, watch=SilentWatch())
+    return plan(settings, tokens=tokens, probe_seconds=None, progress=SilentProgress())
 
 
 @pytest.mark.slow
@@ -72,7 +72,7 @@ def test_a_plan_prices_a_cache_for_each_other_temperature(folder: Path) -> None:
 @pytest.mark.slow
 def test_workers_share_the_time(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "worker_settings", lambda settings: [settings] * 3)
-    report = plan(settings_for(folder), tokens=1_000_000, probe_seconds=0.1, watch=SilentWatch())
+    report = plan(settings_for(folder), tokens=1_000_000, probe_seconds=0.1, progress=SilentProgress())
     assert report.probe is not None and report.hours is not None
     alone = sum(report.positions.values()) / report.probe.positions_per_second / 3600
     assert (report.workers, report.hours) == (3, pytest.approx(alone / 3))
@@ -83,6 +83,6 @@ def test_what_cannot_be_planned_is_refused(folder: Path) -> None:
     with pytest.raises(ConfigError, match="nothing to plan"):
         planned(nothing)
     with pytest.raises(ConfigError, match="--probe needs documents"):
-        plan(nothing, tokens=100, probe_seconds=1.0, watch=SilentWatch())
+        plan(nothing, tokens=100, probe_seconds=1.0, progress=SilentProgress())
     with pytest.raises(ConfigError, match="--probe: targets of kind none"):
-        plan(settings_for(folder, targets={"kind": "none"}), tokens=None, probe_seconds=1.0, watch=SilentWatch())
+        plan(settings_for(folder, targets={"kind": "none"}), tokens=None, probe_seconds=1.0, progress=SilentProgress())

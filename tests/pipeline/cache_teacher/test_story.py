@@ -17,7 +17,7 @@ from kdpipe.schemas.strict_json import sha256_file
 from support.corpora import CHATML, TEXTS, chat_rows, write_jsonl
 from support.corpora import small_tokenizer as make_tokenizer
 from support.models import tiny_llama
-from support.stage_one import LENGTH, VOCABULARY, HeardWatch, make_inputs, run, settings_for
+from support.stage_one import LENGTH, VOCABULARY, RecordingProgress, make_inputs, run, settings_for
 
 SMALL_PARTS = {"part_rows": 1024}
 
@@ -30,13 +30,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def made(folder: Path) -> tuple[Path, Any, HeardWatch]:
-    watch = HeardWatch()
-    report = run(settings_for(folder, "whole", sequences=SMALL_PARTS), watch)
-    return folder / "whole", report, watch
+def made(folder: Path) -> tuple[Path, Any, RecordingProgress]:
+    progress = RecordingProgress()
+    report = run(settings_for(folder, "whole", sequences=SMALL_PARTS), progress)
+    return folder / "whole", report, progress
 
 
-def test_documents_become_a_cache_that_verifies(made: tuple[Path, Any, HeardWatch]) -> None:
+def test_documents_become_a_cache_that_verifies(made: tuple[Path, Any, RecordingProgress]) -> None:
     path, report, _ = made
     assert report.complete and report.cache_id is not None
     assert report.parts.made == report.parts.planned == report.parts.present > 3
@@ -44,7 +44,7 @@ def test_documents_become_a_cache_that_verifies(made: tuple[Path, Any, HeardWatc
 
 
 def test_every_document_is_there_with_its_columns_and_its_split(
-    made: tuple[Path, Any, HeardWatch], folder: Path
+    made: tuple[Path, Any, RecordingProgress], folder: Path
 ) -> None:
     cache = open_cache(made[0])
     assert {split.name for split in cache.manifest.plan.splits} == {"train", "validation"}
@@ -57,7 +57,9 @@ def test_every_document_is_there_with_its_columns_and_its_split(
     assert all(len(categories) == 1 for categories in found.values())
 
 
-def test_tokens_of_the_cache_are_those_of_the_documents(made: tuple[Path, Any, HeardWatch], folder: Path) -> None:
+def test_tokens_of_the_cache_are_those_of_the_documents(
+    made: tuple[Path, Any, RecordingProgress], folder: Path
+) -> None:
     from transformers import AutoTokenizer
 
     tokenizer: Any = AutoTokenizer.from_pretrained(folder / "teacher")
@@ -70,25 +72,26 @@ def test_tokens_of_the_cache_are_those_of_the_documents(made: tuple[Path, Any, H
     assert stored == sorted(segment for segment in wanted if len(segment) > 1)
 
 
-def test_a_second_run_finds_everything_done(made: tuple[Path, Any, HeardWatch], folder: Path) -> None:
-    watch = HeardWatch()
-    report = run(settings_for(folder, "whole", sequences=SMALL_PARTS), watch)
+def test_a_second_run_finds_everything_done(made: tuple[Path, Any, RecordingProgress], folder: Path) -> None:
+    progress = RecordingProgress()
+    report = run(settings_for(folder, "whole", sequences=SMALL_PARTS), progress)
     assert report.cache_id == made[1].cache_id
-    assert report.parts.made == 0 and watch.parts == []
+    assert report.parts.made == 0
+    assert [update.facts["parts"] for update in progress.updates["cache-teacher"]] == [0]
     assert report.positions_per_second is None
 
 
-def test_documents_and_columns_are_described(made: tuple[Path, Any, HeardWatch]) -> None:
-    messages = "\n".join(made[2].output)
+def test_documents_and_columns_are_described(made: tuple[Path, Any, RecordingProgress]) -> None:
+    messages = "\n".join(made[2].messages)
     assert "corpus.jsonl" in messages and "text = text" in messages and "kept = category" in messages
     assert all(line in messages for line in TEXTS[0].splitlines()[:3])
     assert "longer than 96 tokens" in messages
-    assert made[2].begun == (made[1].parts.planned, 0, None)
-    assert sorted(made[2].parts) == list(range(made[1].parts.planned))
-    assert all(0 <= share <= 1 for share in made[2].shares)
+    updates = made[2].updates["cache-teacher"]
+    assert updates[-1].facts["parts"] == made[1].parts.planned and updates[-1].done == made[1].positions
+    assert all(0 <= update.facts["teacher"] <= 1 for update in updates)
 
 
-def test_shards_make_the_same_cache_in_any_order(made: tuple[Path, Any, HeardWatch], folder: Path) -> None:
+def test_shards_make_the_same_cache_in_any_order(made: tuple[Path, Any, RecordingProgress], folder: Path) -> None:
     settings = settings_for(folder, "sharded", sequences=SMALL_PARTS)
     planned = made[1].parts.planned
     first = run(settings, shard=1, n_shards=3)
@@ -168,13 +171,13 @@ def test_tokens_alone_need_no_teacher(folder: Path, tmp_path: Path) -> None:
 def test_conversations_learn_their_answers_only(folder: Path, tmp_path: Path) -> None:
     make_tokenizer(tiny_llama(tmp_path / "teacher", vocabulary=VOCABULARY), vocabulary=VOCABULARY, chat_template=CHATML)
     write_jsonl(tmp_path / "corpus.jsonl", chat_rows(12))
-    watch = HeardWatch()
-    report = run(settings_for(tmp_path, sequences={"length": 256}), watch)
+    progress = RecordingProgress()
+    report = run(settings_for(tmp_path, sequences={"length": 256}), progress)
     cache = open_cache(tmp_path / "cache")
     assert 0 < report.positions < sum(len(rows) for rows in cache) / 2
     assert cache.manifest.data.train_on == "assistant"
     assert cache.manifest.tokenizer.chat_template_sha256 is not None
-    assert any("«" in line for line in watch.output)
+    assert any("«" in line for line in progress.messages)
 
 
 def test_a_dry_run_goes_the_whole_way_and_leaves_nothing(folder: Path, tmp_path: Path) -> None:
@@ -194,7 +197,7 @@ def test_a_dry_run_goes_the_whole_way_and_leaves_nothing(folder: Path, tmp_path:
     ],
 )
 def test_another_spec_in_the_same_folder_is_refused_with_what_differs(
-    made: tuple[Path, Any, HeardWatch], folder: Path, changes: dict[str, Any], differs: str
+    made: tuple[Path, Any, RecordingProgress], folder: Path, changes: dict[str, Any], differs: str
 ) -> None:
     settings = settings_for(folder, "whole", **{"sequences": SMALL_PARTS | changes.pop("sequences", {}), **changes})
     with pytest.raises(ConfigError, match="holds another cache") as refused:
@@ -203,7 +206,7 @@ def test_another_spec_in_the_same_folder_is_refused_with_what_differs(
 
 
 def test_another_teacher_in_the_same_folder_is_refused(
-    made: tuple[Path, Any, HeardWatch], folder: Path, tmp_path: Path
+    made: tuple[Path, Any, RecordingProgress], folder: Path, tmp_path: Path
 ) -> None:
     make_tokenizer(tiny_llama(tmp_path / "teacher", vocabulary=VOCABULARY, seed=1), vocabulary=VOCABULARY)
     settings = settings_for(folder, "whole", sequences=SMALL_PARTS, teacher={"name": str(tmp_path / "teacher")})
@@ -215,13 +218,13 @@ def test_parts_in_progress_on_other_workers_are_left_and_reported(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(CacheWriter, "under_way", lambda self: {0, 2})
-    settings, watch = settings_for(folder, sequences=SMALL_PARTS), HeardWatch()
-    report = run(settings.model_copy(update={"out": str(tmp_path / "cache")}), watch)
+    settings, progress = settings_for(folder, sequences=SMALL_PARTS), RecordingProgress()
+    report = run(settings.model_copy(update={"out": str(tmp_path / "cache")}), progress)
     assert not report.complete and report.parts.made == report.parts.planned - 2
-    assert watch.output[-1].startswith("2 parts in progress")
+    assert progress.messages[-1].startswith("2 parts in progress")
 
 
-def test_the_journal_names_the_worker_of_a_part(made: tuple[Path, Any, HeardWatch]) -> None:
+def test_the_journal_names_the_worker_of_a_part(made: tuple[Path, Any, RecordingProgress]) -> None:
     record = json.loads((made[0] / "journal" / "00000.json").read_text())
     assert record["positions"] > 0 and record["seconds"] > 0
     assert record["part"] == 0 and record["part_sha256"] == sha256_file(made[0] / "parts/00000/part.json")
@@ -229,7 +232,7 @@ def test_the_journal_names_the_worker_of_a_part(made: tuple[Path, Any, HeardWatc
 
 
 def test_where_data_lie_does_not_change_what_they_are(
-    made: tuple[Path, Any, HeardWatch], folder: Path, monkeypatch: pytest.MonkeyPatch
+    made: tuple[Path, Any, RecordingProgress], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(folder)
     settings = settings_for(folder, "whole", sequences=SMALL_PARTS, data={"path": "corpus.jsonl"})

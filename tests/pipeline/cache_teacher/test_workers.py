@@ -13,7 +13,7 @@ from kdpipe.pipeline.capture.workers import run_workers, worker_settings
 from kdpipe.pipeline.teachers import transformers_backend
 from kdpipe.schemas.errors import ConfigError, KdpipeError
 from support.children import in_child
-from support.stage_one import HeardWatch, die, fail_second, interrupt_all, make_inputs, run, settings_for, talk
+from support.stage_one import RecordingProgress, die, fail_second, interrupt_all, make_inputs, run, settings_for, talk
 
 PARTS = {"part_rows": 512}
 
@@ -28,34 +28,34 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 def test_two_workers_make_the_cache_of_one(folder: Path) -> None:
     alone = run(settings_for(folder, "alone", sequences=PARTS))
-    settings, watch = settings_for(folder, "two", sequences=PARTS), HeardWatch()
-    reports = run_workers(partial(work, retry_for=1.0), [settings, settings], WorkerShard(), watch)
+    settings, progress = settings_for(folder, "two", sequences=PARTS), RecordingProgress()
+    reports = run_workers(partial(work, retry_for=1.0), [settings, settings], WorkerShard(), progress)
     report = _together(reports, 1.0)
     assert report.complete and report.cache_id == alone.cache_id
     # At the very end both may be at the same part, whose second making is dropped.
-    assert report.parts.planned == len(set(watch.parts)) <= report.parts.made <= report.parts.planned + 2
-    assert watch.begun is not None and watch.begun[0] == report.parts.planned
+    assert report.parts.planned <= report.parts.made <= report.parts.planned + 2
+    assert progress.updates["cache-teacher"][-1].facts["parts"] == report.parts.made and not progress.open_tasks
     # Messages about shared inputs are shown once.
-    assert sum("columns" in line for line in watch.output) == 1
+    assert sum("columns" in line for line in progress.messages) == 1
 
 
 @pytest.mark.slow
 def test_a_message_of_all_workers_is_shown_once(folder: Path) -> None:
-    watch = HeardWatch()
-    run_workers(talk, [settings_for(folder)] * 2, WorkerShard(), watch)
-    assert sorted(watch.output) == sorted(watch.warned) == ["all", "worker 0", "worker 1"]
+    progress = RecordingProgress()
+    run_workers(talk, [settings_for(folder)] * 2, WorkerShard(), progress)
+    assert sorted(progress.messages) == sorted(progress.warnings) == ["all", "worker 0", "worker 1"]
 
 
 @pytest.mark.slow
 def test_a_worker_that_dies_is_missed(folder: Path) -> None:
     with pytest.raises(KdpipeError, match="worker 0 died with exit code -9"):
-        run_workers(die, [settings_for(folder)], WorkerShard(), HeardWatch())
+        run_workers(die, [settings_for(folder)], WorkerShard(), RecordingProgress())
 
 
 @pytest.mark.slow
 def test_the_first_that_fails_stops_the_others_and_its_error_is_raised(folder: Path) -> None:
     with pytest.raises(ConfigError, match="the second fails") as refused:
-        run_workers(fail_second, [settings_for(folder)] * 2, WorkerShard(), HeardWatch())
+        run_workers(fail_second, [settings_for(folder)] * 2, WorkerShard(), RecordingProgress())
     assert refused.value.hint == "another"
 
 
@@ -69,7 +69,7 @@ def test_ctrl_c_in_a_terminal_stops_all_workers_without_a_word_of_theirs(folder:
         os.setpgid(0, 0)
         with log.open("w") as file:
             os.dup2(file.fileno(), 2)
-            run_workers(interrupt_all, [settings_for(folder)] * 2, WorkerShard(), HeardWatch())
+            run_workers(interrupt_all, [settings_for(folder)] * 2, WorkerShard(), RecordingProgress())
 
     ended = in_child(work)
     assert (ended.code, ended.output) == (75, "interrupted")

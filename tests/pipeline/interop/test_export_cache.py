@@ -23,9 +23,9 @@ from kdpipe.pipeline import export_cache as exporting
 from kdpipe.pipeline.export_cache import export_cache
 from kdpipe.pipeline.interop.export_tables import table_rows
 from kdpipe.pipeline.requantize import requantize
-from kdpipe.pipeline.watch import SilentWatch
 from kdpipe.schemas.errors import ConfigError, Incompatible
 from kdpipe.schemas.interop import ExportSettings, TablesReport
+from kdpipe.schemas.progress import SilentProgress
 from kdpipe.schemas.reshape import RequantizeSpec
 from support.children import Child, in_child
 from support.gates import Gate
@@ -54,7 +54,7 @@ def caches(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def export(cache: Path, form: Any, out: Path, split: Any = None) -> TablesReport:
-    return export_cache(ExportSettings(cache=str(cache), form=form, out=str(out), split=split), SilentWatch())
+    return export_cache(ExportSettings(cache=str(cache), form=form, out=str(out), split=split), SilentProgress())
 
 
 def loaded(folder: Path) -> Any:
@@ -324,13 +324,13 @@ def test_an_export_is_not_written_to_a_url_or_into_its_cache(
     monkeypatch.chdir(tmp_path)
     settings = ExportSettings(cache=str(caches / "topk"), form="parquet", out="s3://bucket/tables")
     with pytest.raises(ConfigError, match="--out s3://bucket/tables is a URL"):
-        export_cache(settings, SilentWatch())
+        export_cache(settings, SilentProgress())
     for out in (str(caches / "topk" / "tables" / "x"), f"file://{caches}/topk/x"):
         with pytest.raises(ConfigError, match=r"is inside the cache .*topk"):
-            export_cache(settings.model_copy(update={"out": out}), SilentWatch())
+            export_cache(settings.model_copy(update={"out": out}), SilentProgress())
     assert not list(tmp_path.iterdir())
     assert not (caches / "topk" / "x").exists()
-    export_cache(settings.model_copy(update={"out": f"file://{tmp_path}/out"}), SilentWatch())
+    export_cache(settings.model_copy(update={"out": f"file://{tmp_path}/out"}), SilentProgress())
     assert len(list((tmp_path / "out").iterdir())) == 4
 
 

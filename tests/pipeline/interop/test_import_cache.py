@@ -21,7 +21,7 @@ from kdpipe.schemas.errors import CacheDamaged, ConfigError
 from kdpipe.schemas.interop import ImportReport, ImportSettings, import_settings
 from support.corpora import small_tokenizer
 from support.interop_sources import imported, random_rows, surveyed, word_tokenizer, write_rows
-from support.stage_one import HeardWatch
+from support.stage_one import RecordingProgress
 
 N_IDS, K = 40, 3
 ROWS = random_rows(11, N_IDS, K, tuple(range(4, 28)))
@@ -100,8 +100,8 @@ def test_documents_share_sequences_unless_packing_is_off(source: Path, tokenizer
 
 def test_the_manifest_states_the_source_and_what_it_lacks(source: Path, tokenizer: str, tmp_path: Path) -> None:
     who = {"teacher_name": "someone/large", "teacher_revision": "abc", "teacher_license": "apache-2.0"}
-    watch = HeardWatch()
-    report = import_cache(ImportSettings(**settings_of(source, tokenizer, tmp_path / "cache", **who)), watch)
+    progress = RecordingProgress()
+    report = import_cache(ImportSettings(**settings_of(source, tokenizer, tmp_path / "cache", **who)), progress)
     stated = open_cache(tmp_path / "cache").manifest
     assert stated.teacher is not None
     assert (stated.teacher.name, stated.teacher.revision, stated.teacher.license) == tuple(who.values())
@@ -113,12 +113,12 @@ def test_the_manifest_states_the_source_and_what_it_lacks(source: Path, tokenize
     assert "entropy" in report.unknown
     assert "teacher" not in report.unknown
     assert stated.data.source == f"topk: {source.name}"
-    assert watch.output == [
+    assert progress.messages == [
         "source     2 files of topk: list t predicts token t + 1",
         f"rows       24 with {report.positions} positions, up to 27 tokens",
     ]
-    assert watch.begun == (1, 0, report.positions)
-    assert sum(watch.positions) == report.positions
+    (update,) = progress.updates["import"]
+    assert (update.done, update.facts) == (1, {"positions": report.positions})
 
 
 def test_repairs_are_reported_and_recorded_in_the_manifest(tokenizer: str, tmp_path: Path) -> None:
@@ -126,14 +126,14 @@ def test_repairs_are_reported_and_recorded_in_the_manifest(tokenizer: str, tmp_p
     rows[0] = {**rows[0], "logprobs": [[*rows[0]["logprobs"][0][:2], -1e9], *rows[0]["logprobs"][1:]]}
     rows[1] = {**rows[1], "ids": [[], *rows[1]["ids"][1:]], "logprobs": [[], *rows[1]["logprobs"][1:]]}
     rows[2] = {**rows[2], "logprobs": [[-0.01, -4.0, -5.0], *rows[2]["logprobs"][1:]]}
-    watch = HeardWatch()
+    progress = RecordingProgress()
     source = write_rows(tmp_path / "rows.jsonl", rows)
-    report = import_cache(ImportSettings(**settings_of(source, tokenizer, tmp_path / "cache")), watch)
+    report = import_cache(ImportSettings(**settings_of(source, tokenizer, tmp_path / "cache")), progress)
     assert (report.padding_entries, report.rows_without_targets, report.scaled_rows) == (1, 1, 1)
-    assert [line.partition(" ")[0] for line in watch.warned] == ["1", "1", "1"]
-    assert "0.0151" in watch.warned[2]
+    assert [line.partition(" ")[0] for line in progress.warnings] == ["1", "1", "1"]
+    assert "0.0151" in progress.warnings[2]
     note = open_cache(tmp_path / "cache").manifest.history[0].note
-    assert all(what in note for what in watch.warned)
+    assert all(what in note for what in progress.warnings)
 
 
 @pytest.mark.slow

@@ -24,7 +24,7 @@ from kdpipe.pipeline.training import run as run_module
 from kdpipe.pipeline.training.train_state import TrainState
 from kdpipe.schemas.errors import ConfigError, Interrupted, KdpipeError
 from kdpipe.schemas.train_settings import TrainSettings
-from support.stage_two import STUDENT, RecordingTrainWatch, Stopping, losses, make_cache, run, settings_for, weights
+from support.stage_two import STUDENT, RecordingProgress, Stopping, losses, make_cache, run, settings_for, weights
 
 NAN = float("nan")
 BAD_STEP = 3
@@ -198,11 +198,11 @@ def test_a_fault_is_named_and_its_whole_step_is_skipped(
 ) -> None:
     plant, named = PLACES[place]
     plant(monkeypatch, Attempts(monkeypatch, lambda n: n == BAD_STEP))
-    watch = RecordingTrainWatch()
+    progress = RecordingProgress()
     settings = _needed(folder, place).model_copy(update={"out": str(tmp_path / "run")})
-    report = run(settings, watch)
+    report = run(settings, progress)
     assert (report.steps, report.skipped, report.rollbacks) == (6, 1, 0)
-    assert [line for line in watch.warnings if named in line], watch.warnings
+    assert [line for line in progress.warnings if named in line], progress.warnings
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     steps = [line for line in lines if "verdict" in line]
     assert [line["verdict"] for line in steps] == ["accept", "accept", "skip", "accept", "accept", "accept", "accept"]
@@ -262,10 +262,10 @@ def test_repeated_faults_roll_back_to_a_good_student(
 ) -> None:
     _in_states(monkeypatch, Attempts(monkeypatch, lambda n: 4 <= n <= 6))
     changes = SETTINGS | {"guard": {"patience": 3, "ce_only_steps": 1}, "saving": {"every": 2}}
-    watch = RecordingTrainWatch()
-    report = run(settings_for(folder, **changes).model_copy(update={"out": str(tmp_path / "run")}), watch)
+    progress = RecordingProgress()
+    report = run(settings_for(folder, **changes).model_copy(update={"out": str(tmp_path / "run")}), progress)
     assert (report.steps, report.skipped, report.rollbacks) == (6, 3, 1)
-    assert any("rolled back to step 2" in line and "0.5 of the learning rate" in line for line in watch.warnings)
+    assert any("rolled back to step 2" in line and "0.5 of the learning rate" in line for line in progress.warnings)
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     after = [line for line in lines if line.get("rollbacks") == 1 and line.get("verdict") == "accept"]
     assert list(after[0]["terms"]) == ["ce"] and len(after[1]["terms"]) > 1
@@ -377,10 +377,10 @@ def test_a_stopped_run_can_be_steered_from_a_checkpoint(
     with pytest.raises(ConfigError, match=r"optimizer\.lr: 0\.003 -> 0\.001") as refused:
         run(slower)
     assert "--resume-from" in str(refused.value.hint)
-    watch = RecordingTrainWatch()
-    report = run(slower, watch, resume_from="2")
+    progress = RecordingProgress()
+    report = run(slower, progress, resume_from="2")
     assert (report.resumed_from, report.steps, report.rollbacks) == (2, 6, 0)
-    assert [line for line in watch.lines if line.endswith("optimizer.lr: 0.003 -> 0.001")]
+    assert [line for line in progress.messages if line.endswith("optimizer.lr: 0.003 -> 0.001")]
     assert run(slower).steps == 6
 
 
@@ -398,9 +398,9 @@ def test_nonfinite_parameters_roll_back_at_once(
             train_state.trained[0].data[0] = NAN
 
     monkeypatch.setattr(loop, "apply", broken)
-    watch = RecordingTrainWatch()
+    progress = RecordingProgress()
     changes = SETTINGS | {"saving": {"every": 4}}
-    report = run(settings_for(folder, **changes).model_copy(update={"out": str(tmp_path / "run")}), watch)
+    report = run(settings_for(folder, **changes).model_copy(update={"out": str(tmp_path / "run")}), progress)
     assert (report.steps, report.rollbacks) == (6, 1)
     # Each step that counts has one line, also those that were taken once more; the rollback has its own.
     assert [step for step, _ in losses(tmp_path / "run")] == [1, 2, 3, 4, 5, 6]
@@ -412,7 +412,7 @@ def test_nonfinite_parameters_roll_back_at_once(
     assert undone == list(range(good + 1, bad + 1))
     assert [line["step"] for line in lines if "evaluation" in line] == [6]
     assert report.positions == lines[-2]["positions"] == _positions(lines)
-    assert any(f"step {bad}: parameters (student." in line for line in watch.warnings), watch.warnings
+    assert any(f"step {bad}: parameters (student." in line for line in progress.warnings), progress.warnings
     # The final student has made all steps, is evaluated as it is, and can be resumed.
     assert (tmp_path / "run" / "checkpoints" / "step-000006").is_dir()
     assert report.evaluation is not None and report.evaluation["step"] == 6
@@ -437,15 +437,15 @@ def test_an_overflow_is_handled_by_the_scaler_and_is_no_fault(
         return dataclasses.replace(built, scaler=torch.amp.GradScaler("cpu", init_scale=2.0**40))
 
     monkeypatch.setattr("kdpipe.pipeline.train.build_train_state", at_a_large_scale)
-    watch = RecordingTrainWatch()
+    progress = RecordingProgress()
     settings = settings_for(folder, machine={"precision": "fp16"}).model_copy(update={"out": str(tmp_path / "run")})
-    report = run(settings, watch)
+    report = run(settings, progress)
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     verdicts = [line["verdict"] for line in lines if "verdict" in line]
     assert (report.steps, report.rollbacks) == (6, 0)
     assert verdicts.count("overflow") == report.skipped > 3
-    assert "skip" not in verdicts and not [line for line in watch.warnings if "skipped" in line]
-    assert [line for line in watch.lines if "loss scale of 1.09951e+12" in line]
+    assert "skip" not in verdicts and not [line for line in progress.warnings if "skipped" in line]
+    assert [line for line in progress.messages if "loss scale of 1.09951e+12" in line]
     assert all(torch.isfinite(value).all() for value in weights(tmp_path / "run").values())
 
 

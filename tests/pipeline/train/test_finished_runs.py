@@ -15,16 +15,16 @@ from kdpipe.pipeline.training.completed_run import RECORD
 from kdpipe.schemas.errors import ConfigError, KdpipeError
 from kdpipe.schemas.run_report import TrainReport
 from kdpipe.schemas.train_settings import TrainSettings
-from support.stage_two import RecordingTrainWatch, contents, run, settings_for, weights
+from support.stage_two import RecordingProgress, contents, run, settings_for, weights
 
 SHAPE: dict[str, Any] = {"run": {"max_steps": 2, "batch_size": 2, "accumulate": 1}, "evaluation": {"limit": 1}}
 AGAIN = """
 import sys
 from kdpipe.pipeline.training.completed_run import report_if_finished
-from kdpipe.pipeline.watch import SilentTrainWatch
+from kdpipe.schemas.progress import SilentProgress
 from kdpipe.schemas.train_settings import TrainSettings, TrainOptions
 settings = TrainSettings.model_validate_json(sys.argv[1])
-report = report_if_finished(settings, TrainOptions(), SilentTrainWatch())
+report = report_if_finished(settings, TrainOptions(), SilentProgress())
 assert not {"torch", "transformers"} & sys.modules.keys()
 print(report.model_dump_json())
 """
@@ -54,9 +54,9 @@ def no_look(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("no_look")
 def test_a_finished_command_returns_its_report_again(folder: Path, finished: tuple[Path, TrainReport]) -> None:
     out, report = finished
-    before, watch = contents(out), RecordingTrainWatch()
-    assert run(shaped(folder, out), watch) == report
-    assert [line for line in watch.lines if "is finished: 2 of 2 steps" in line]
+    before, progress = contents(out), RecordingProgress()
+    assert run(shaped(folder, out), progress) == report
+    assert [line for line in progress.messages if "is finished: 2 of 2 steps" in line]
     assert contents(out) == before
 
 
@@ -102,16 +102,16 @@ def test_a_run_with_a_damaged_student_is_not_finished(
         file.unlink()
     else:
         shutil.rmtree(out / "final")
-    watch = RecordingTrainWatch()
-    report = run(shaped(folder, out), watch)
+    progress = RecordingProgress()
+    report = run(shaped(folder, out), progress)
     assert (report.steps, report.resumed_from, report.evaluation) == (2, 2, finished[1].evaluation)
-    assert not [line for line in watch.lines if "is finished" in line]
-    assert [line for line in watch.warnings if "saving the student of step 2 again" in line]
+    assert not [line for line in progress.messages if "is finished" in line]
+    assert [line for line in progress.warnings if "saving the student of step 2 again" in line]
     for name, value in weights(finished[0]).items():
         assert torch.equal(value, weights(out)[name]), name
-    again = RecordingTrainWatch()
+    again = RecordingProgress()
     assert run(shaped(folder, out), again) == report
-    assert [line for line in again.lines if "is finished" in line]
+    assert [line for line in again.messages if "is finished" in line]
 
 
 def test_a_student_saved_by_a_call_that_failed_afterwards_is_saved_again(
@@ -158,9 +158,9 @@ def test_a_record_of_another_run_or_version_is_ignored(
         out = tmp_path / f"run-{number}"
         shutil.copytree(finished[0], out)
         (out / RECORD).write_bytes((out / RECORD).read_bytes().replace(old, new))
-        watch = RecordingTrainWatch()
-        assert run(shaped(folder, out), watch).resumed_from == 2
-        assert not [line for line in watch.lines if "is finished" in line]
+        progress = RecordingProgress()
+        assert run(shaped(folder, out), progress).resumed_from == 2
+        assert not [line for line in progress.messages if "is finished" in line]
     shutil.copytree(finished[0], tmp_path / "other")
     (tmp_path / "other" / "run.json").write_text("{")
     with pytest.raises(ConfigError, match="unreadable record"):
@@ -173,6 +173,6 @@ def test_a_run_that_trains_further_is_not_finished_until_its_end(
     out = tmp_path / "run"
     shutil.copytree(finished[0], out)
     seen: list[bool] = []
-    monkeypatch.setattr(RecordingTrainWatch, "stepped", lambda *_: seen.append((out / RECORD).exists()))
+    monkeypatch.setattr(RecordingProgress, "stepped", lambda *_: seen.append((out / RECORD).exists()))
     run(shaped(folder, out), resume_from="0")
     assert seen == [False, False] and (out / RECORD).exists()

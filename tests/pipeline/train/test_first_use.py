@@ -7,7 +7,7 @@ import pytest
 from kdpipe.cache import layout
 from kdpipe.pipeline.training import completed_run
 from kdpipe.schemas.errors import CacheDamaged
-from support.recording import RecordingTrainWatch
+from support.recording import RecordingProgress
 from support.stage_two import make_cache, run, settings_for
 from support.tiny import copy_cache, flip_bit
 
@@ -18,18 +18,18 @@ SMALL = {"run": {"max_steps": 1}, "evaluation": {"every": 1, "limit": 1}}
 @pytest.mark.slow
 def test_a_copied_cache_is_verified_by_the_first_run_only(folder: Path) -> None:
     copy_cache(folder / "cache", folder / "copied")
-    heard = [RecordingTrainWatch(), RecordingTrainWatch()]
-    for number, watch in enumerate(heard):
-        run(settings_for(folder, f"moved-{number}", kept="copied", **SMALL), watch)
-    assert [sum(CHECKED in line for line in watch.lines) for watch in heard] == [1, 0]
+    heard = [RecordingProgress(), RecordingProgress()]
+    for number, progress in enumerate(heard):
+        run(settings_for(folder, f"moved-{number}", kept="copied", **SMALL), progress)
+    assert [sum(CHECKED in line for line in progress.messages) for progress in heard] == [1, 0]
 
 
 @pytest.mark.slow
 def test_a_cache_made_on_this_machine_is_not_verified_again(folder: Path) -> None:
     make_cache(folder, "own")  # links to the files of the one that all tests share would count as changes
-    watch = RecordingTrainWatch()
-    run(settings_for(folder, "at-home", kept="own", **SMALL), watch)
-    assert not [line for line in watch.lines if CHECKED in line]
+    progress = RecordingProgress()
+    run(settings_for(folder, "at-home", kept="own", **SMALL), progress)
+    assert not [line for line in progress.messages if CHECKED in line]
 
 
 def test_a_damaged_copy_is_refused_before_a_run_is_created(folder: Path) -> None:
@@ -45,7 +45,7 @@ def test_a_damaged_copy_is_refused_before_a_run_is_created(folder: Path) -> None
 def test_a_run_resumes_with_another_verify_setting(folder: Path) -> None:
     run(settings_for(folder, "verified", **SMALL))
     (folder / "verified" / completed_run.RECORD).unlink()  # as if stopped just before its end
-    heard = RecordingTrainWatch()
+    heard = RecordingProgress()
     settings = settings_for(folder, "verified", cache={"path": str(folder / "cache"), "verify": "always"}, **SMALL)
     run(settings, heard)
-    assert [line for line in heard.lines if CHECKED in line]
+    assert [line for line in heard.messages if CHECKED in line]

@@ -16,7 +16,7 @@ import pytest
 
 from kdpipe.schemas.train_settings import TrainSettings
 from support.faults import count_calls, fault_at, killed, path_of
-from support.stage_two import RecordingTrainWatch, history, run, settings_for
+from support.stage_two import RecordingProgress, history, run, settings_for
 from support.tiny import unsynced
 
 # Also the calls with which metrics.jsonl is written and cut.
@@ -31,8 +31,8 @@ CHILD = """
 import sys
 from kdpipe.pipeline.train import train
 from kdpipe.schemas.train_settings import TrainSettings, TrainOptions
-from support.recording import RecordingTrainWatch
-train(TrainSettings.model_validate_json(sys.argv[1]), TrainOptions(), RecordingTrainWatch())
+from support.recording import RecordingProgress
+train(TrainSettings.model_validate_json(sys.argv[1]), TrainOptions(), RecordingProgress())
 """
 
 
@@ -73,10 +73,10 @@ def assert_whole(folder: Path, tmp_path: Path, numbers: list[int], **changes: An
         out = tmp_path / "run"
         shutil.rmtree(out, ignore_errors=True)
         assert killed_at(number, shaped(folder, out, **changes)) == signal.SIGKILL, number
-        watch = RecordingTrainWatch()
-        run(shaped(folder, out, **changes), watch)
+        progress = RecordingProgress()
+        run(shaped(folder, out, **changes), progress)
         assert history(out) == whole, number
-        assert not [line for line in watch.warnings if "metrics" in line], number
+        assert not [line for line in progress.warnings if "metrics" in line], number
 
 
 @pytest.mark.slow

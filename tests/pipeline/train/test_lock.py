@@ -18,7 +18,7 @@ from kdpipe.schemas.errors import ConfigError, Interrupted, LockHeld
 from kdpipe.schemas.train_settings import TrainSettings
 from support.children import Child, in_child
 from support.gates import Gate
-from support.recording import RecordingTrainWatch
+from support.recording import RecordingProgress
 from support.stage_two import StepMeeting, Stopping, contents, losses, run, settings_for
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks, and reads what /proc knows of a process")
@@ -129,9 +129,9 @@ def test_a_file_system_without_locks_is_reported_and_the_run_starts(
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     monkeypatch.setattr(lock, "_lock", refuse)
-    watch = RecordingTrainWatch()
-    assert run(settings_for(folder, "no locks", **SHORT), watch).steps == 2
-    assert len([line for line in watch.lines if "has no locks" in line]) == 1
+    progress = RecordingProgress()
+    assert run(settings_for(folder, "no locks", **SHORT), progress).steps == 2
+    assert len([line for line in progress.messages if "has no locks" in line]) == 1
     assert not (folder / "no locks" / LOCK).exists()
 
 
@@ -139,9 +139,9 @@ def test_a_killed_run_leaves_a_lock_that_the_next_start_takes_over(folder: Path)
     settings = settings_for(folder, "killed lock", **SHORT)
     assert in_child(lambda: str(run(settings, Stopping(1, signal.SIGKILL)))).code == -signal.SIGKILL
     holder = json.loads((folder / "killed lock" / LOCK).read_text())["pid"]
-    watch = RecordingTrainWatch()
-    assert run(settings, watch).steps == 2
-    assert watch.lines.count(f"took over the lock of process {holder}, which has ended") == 1
+    progress = RecordingProgress()
+    assert run(settings, progress).steps == 2
+    assert progress.messages.count(f"took over the lock of process {holder}, which has ended") == 1
     assert not (folder / "killed lock" / LOCK).exists()
 
 

@@ -19,7 +19,7 @@ from kdpipe.pipeline.training import checkpoints, longer_run, run_folder
 from kdpipe.schemas.errors import ConfigError, Interrupted
 from kdpipe.schemas.train_rules import applicable
 from kdpipe.schemas.train_settings import TrainSettings
-from support.stage_two import RecordingTrainWatch, Stopping, contents, history, run, settings_for, weights
+from support.stage_two import RecordingProgress, Stopping, contents, history, run, settings_for, weights
 
 WSD: dict[str, Any] = {"schedule": {"kind": "wsd", "warmup": 0.0, "decay": 0.4}}
 CONSTANT: dict[str, Any] = {"schedule": {"kind": "constant", "warmup": 0.0}}
@@ -91,11 +91,11 @@ WAYS: dict[str, tuple[int, int, int, dict[str, Any]]] = {
 def test_a_run_after_its_decay_is_lengthened_from_before_the_decay(
     folder: Path, tmp_path: Path, fallen: Path, whole: Callable[[int], Path]
 ) -> None:
-    out, watch = copied(fallen, tmp_path), RecordingTrainWatch()
+    out, progress = copied(fallen, tmp_path), RecordingProgress()
     assert {3, 5} <= {checkpoints.step_of(path) for path in checkpoints.listed(out)}
-    report = run(shaped(folder, out, 8, **WSD), watch)
+    report = run(shaped(folder, out, 8, **WSD), progress)
     assert (report.steps, report.steps_planned, report.resumed_from) == (8, 8, 3)
-    [line] = [line for line in watch.lines if line.startswith("lengthening a run")]
+    [line] = [line for line in progress.messages if line.startswith("lengthening a run")]
     assert "resuming from step 3" in line and "step-000005" in line
     assert_same(out, whole(8))
     assert json.loads((out / "run.json").read_text())["settings"]["run"]["max_steps"] == 8
@@ -146,9 +146,9 @@ def test_a_stopped_run_is_lengthened_where_it_was_stopped(
 
 
 def test_the_checkpoint_before_the_decay_is_printed(folder: Path, tmp_path: Path) -> None:
-    watch = RecordingTrainWatch()
-    run(shaped(folder, tmp_path / "run", 5, **WSD), watch, dry_run=True)
-    assert "checkpoints every 2 steps, at step 3 before the decay, and at the end" in watch.lines
+    progress = RecordingProgress()
+    run(shaped(folder, tmp_path / "run", 5, **WSD), progress, dry_run=True)
+    assert "checkpoints every 2 steps, at step 3 before the decay, and at the end" in progress.messages
 
 
 @pytest.mark.parametrize("kind", ["cosine", "linear"])

@@ -11,7 +11,7 @@ import pytest
 from kdpipe.pipeline.training import checkpoints
 from kdpipe.schemas.errors import ConfigError, Interrupted
 from kdpipe.schemas.train_settings import TrainSettings
-from support.stage_two import RecordingTrainWatch, Stopping, history, run, settings_for
+from support.stage_two import RecordingProgress, Stopping, history, run, settings_for
 
 SHAPE: dict[str, Any] = {
     "run": {"max_steps": 8, "batch_size": 2, "accumulate": 1},
@@ -79,9 +79,9 @@ def test_a_checkpoint_of_another_run_is_not_resumed(
     assert refused.value.exit_code == 2 and difference in refused.value.message
     # Nothing was changed, and the run resumes from the checkpoint before.
     assert sorted(path.name for path in (out / "checkpoints").iterdir()) == before
-    watch = RecordingTrainWatch()
-    assert run(settings, watch).resumed_from == 4
-    assert [line for line in watch.warnings if "step-000006 is of another run" in line and difference in line]
+    progress = RecordingProgress()
+    assert run(settings, progress).resumed_from == 4
+    assert [line for line in progress.warnings if "step-000006 is of another run" in line and difference in line]
     assert history(out) == history(whole)
 
 
@@ -115,15 +115,15 @@ def test_a_resumed_run_reports_and_marks_missing_metrics(
     lines = metrics.read_bytes().splitlines(keepends=True)
     kept = {"missing": [], "cut": lines[:3], "torn": [*lines[:3], lines[3][:20]]}[damage]
     metrics.unlink() if damage == "missing" else metrics.write_bytes(b"".join(kept))
-    watch = RecordingTrainWatch()
-    assert run(shaped(folder, tmp_path / "run"), watch).steps == 8
+    progress = RecordingProgress()
+    assert run(shaped(folder, tmp_path / "run"), progress).steps == 8
     n = 0 if damage == "missing" else 3
-    assert [line for line in watch.warnings if f"metrics.jsonl has {n} of the 7 lines up to step 6" in line]
+    assert [line for line in progress.warnings if f"metrics.jsonl has {n} of the 7 lines up to step 6" in line]
     assert history(tmp_path / "run") == [*history(whole)[:n], (6, "metrics_gap", None), *history(whole)[7:]]
     mark = [json.loads(line) for line in metrics.read_text().splitlines()][n]
     assert mark == {"step": 6, "metrics_gap": {"expected_lines": 7, "present_lines": n}}
     # A finished run that is called again has nothing more to say.
-    again = RecordingTrainWatch()
+    again = RecordingProgress()
     run(shaped(folder, tmp_path / "run"), again)
     assert not [line for line in again.warnings if "metrics" in line]
 
@@ -134,10 +134,10 @@ def test_lines_after_the_checkpoint_and_torn_lines_are_removed(
     shutil.copytree(stopped, tmp_path / "run")
     with (tmp_path / "run" / "metrics.jsonl").open("ab") as file:
         file.write(b'{"step":7,"verdict":"accept","loss":1.0}\n{"step":8,"ver')
-    watch = RecordingTrainWatch()
-    run(shaped(folder, tmp_path / "run"), watch)
+    progress = RecordingProgress()
+    run(shaped(folder, tmp_path / "run"), progress)
     assert history(tmp_path / "run") == history(whole)
-    assert not [line for line in watch.warnings if "metrics" in line]
+    assert not [line for line in progress.warnings if "metrics" in line]
 
 
 def everything(out: Path) -> dict[str, bytes]:

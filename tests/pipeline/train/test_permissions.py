@@ -12,8 +12,8 @@ from kdpipe.cache.transfer.copying import copy_cache
 from kdpipe.pipeline import export as exporting
 from kdpipe.pipeline.export import export
 from kdpipe.pipeline.export_cache import export_cache
-from kdpipe.pipeline.watch import SilentWatch
 from kdpipe.schemas.interop import ExportSettings
+from kdpipe.schemas.progress import SilentProgress
 from support import tiny
 from support.stage_two import run, settings_for
 
@@ -57,6 +57,6 @@ def test_caches_and_their_exports_respect_the_umask(tmp_path: Path, umask: int) 
     tiny.make_cache(tmp_path / "cache")
     copy_cache(tmp_path / "cache", tmp_path / "copy")
     settings = ExportSettings(cache=str(tmp_path / "cache"), form="parquet", out=str(tmp_path / "tables"))
-    export_cache(settings, SilentWatch())
+    export_cache(settings, SilentProgress())
     for made in (tmp_path / "cache", tmp_path / "copy", tmp_path / "tables"):
         assert modes(made) == due(made, umask)

@@ -17,7 +17,7 @@ from kdpipe.pipeline.batches.micro_batch import MicroBatch, StepBatch
 from kdpipe.pipeline.batches.prefetch import StepLoader
 from kdpipe.schemas.errors import Interrupted
 from kdpipe.schemas.train_settings import TrainSettings
-from support.stage_two import RecordingTrainWatch, Stopping, history, losses, run, settings_for, weights
+from support.stage_two import RecordingProgress, Stopping, history, losses, run, settings_for, weights
 
 # Seven steps of eight sequences: more than an epoch of the small cache, so that a stop comes in the middle of one.
 SHAPE = {
@@ -67,9 +67,9 @@ def test_a_signal_ends_the_run_after_the_step_and_it_can_be_resumed(
         run(settings_for(folder, out, **SHAPE), Stopping(step, number))
     assert stopped.value.exit_code == 75 and signal.getsignal(number) is before
     assert not (folder / out / "final").exists()
-    watch = RecordingTrainWatch()
-    report = run(settings_for(folder, out, **SHAPE), watch)
-    assert (report.resumed_from, watch.begun) == (step, (7, step))
+    progress = RecordingProgress()
+    report = run(settings_for(folder, out, **SHAPE), progress)
+    assert (report.resumed_from, progress.tasks["train"].total, progress.tasks["train"].done) == (step, 7, step)
     assert_same(folder / out, undisturbed)
 
 
@@ -140,14 +140,14 @@ def test_a_run_stopped_before_a_rollback_rolls_back_to_the_same_student(
             settings_for(folder, **shape).model_copy(update={"out": str(out)})
             for out in (tmp_path / "whole", tmp_path / "stopped")
         )
-        watch = RecordingTrainWatch()
-        assert run(whole, watch).rollbacks == 1
+        progress = RecordingProgress()
+        assert run(whole, progress).rollbacks == 1
         with pytest.raises(Interrupted):
             run(stopped, Stopping(3, signal.SIGTERM))
-        again = RecordingTrainWatch()
+        again = RecordingProgress()
         assert run(stopped, again).rollbacks == 1
-    assert [line for line in watch.warnings if "rolled back to step 2" in line]
-    assert watch.warnings[-1] == again.warnings[-1]
+    assert [line for line in progress.warnings if "rolled back to step 2" in line]
+    assert progress.warnings[-1] == again.warnings[-1]
     assert_same(tmp_path / "stopped", tmp_path / "whole")
 
 
@@ -181,9 +181,9 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_used(folder:
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
-    watch = RecordingTrainWatch()
-    assert run(settings, watch).resumed_from == 4
-    assert any("step-000005 is damaged" in line and "optimizer.safetensors" in line for line in watch.warnings)
+    progress = RecordingProgress()
+    assert run(settings, progress).resumed_from == 4
+    assert any("step-000005 is damaged" in line and "optimizer.safetensors" in line for line in progress.warnings)
     assert_same(folder / "broken", undisturbed)
 
 
@@ -202,12 +202,12 @@ def test_another_number_of_threads_is_reported(folder: Path) -> None:
     with pytest.raises(Interrupted):
         run(settings, Stopping(2, signal.SIGTERM))
     more = settings.model_copy(update={"machine": settings.machine.model_copy(update={"threads": 2})})
-    watch = RecordingTrainWatch()
+    progress = RecordingProgress()
     try:
-        run(more, watch)
+        run(more, progress)
     finally:
         torch.set_num_threads(1)
-    assert any("used 1 threads and resumes with 2" in line for line in watch.warnings)
+    assert any("used 1 threads and resumes with 2" in line for line in progress.warnings)
 
 
 @pytest.mark.slow

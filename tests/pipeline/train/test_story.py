@@ -17,17 +17,17 @@ from kdpipe.pipeline.training import finalize, memorization
 from kdpipe.pipeline.training.run import micro_batch_size
 from kdpipe.schemas.errors import CacheDamaged, CacheIncomplete, ConfigError, Incompatible, KdpipeError
 from kdpipe.schemas.run_report import TrainReport
-from support.stage_two import RecordingTrainWatch, losses, make_cache, run, settings_for, weights
+from support.stage_two import RecordingProgress, losses, make_cache, run, settings_for, weights
 
 
 @pytest.fixture(scope="module")
-def whole(folder: Path) -> tuple[TrainReport, RecordingTrainWatch]:
-    watch = RecordingTrainWatch()
-    return run(settings_for(folder, "whole"), watch), watch
+def whole(folder: Path) -> tuple[TrainReport, RecordingProgress]:
+    progress = RecordingProgress()
+    return run(settings_for(folder, "whole"), progress), progress
 
 
 def test_a_run_leaves_a_student_that_transformers_loads(
-    folder: Path, whole: tuple[TrainReport, RecordingTrainWatch]
+    folder: Path, whole: tuple[TrainReport, RecordingProgress]
 ) -> None:
     report, _ = whole
     assert report.final == str(folder / "whole" / "final")
@@ -66,19 +66,21 @@ def test_training_lowers_the_loss(folder: Path) -> None:
     assert sum(values[-5:]) < 0.95 * sum(values[:5])
 
 
-def test_the_report_has_the_results_of_the_run(whole: tuple[TrainReport, RecordingTrainWatch]) -> None:
-    report, watch = whole
+def test_the_report_has_the_results_of_the_run(whole: tuple[TrainReport, RecordingProgress]) -> None:
+    report, progress = whole
     assert (report.steps, report.steps_planned, report.resumed_from) == (6, 6, None)
     assert list(report.terms) == ["ce", "forward_kl"]
     assert sum(term.share or 0 for term in report.terms.values()) == pytest.approx(1)
     assert sum(term.weighted or 0 for term in report.terms.values()) == pytest.approx(report.loss)
     assert report.evaluation is not None and report.evaluation["step"] == 6
     assert report.best is not None and report.best.step in (3, 6)
-    assert watch.begun == (6, 0) and [news.step for news in watch.steps] == [1, 2, 3, 4, 5, 6]
-    assert [line for line in watch.lines if line.startswith("steps")] == [
+    assert progress.tasks["train"].total == 6
+    assert {"val", "best"} <= progress.updates["train"][-1].facts.keys()
+    assert [update.done for update in progress.updates["train"]] == [1, 2, 3, 4, 5, 6]
+    assert [line for line in progress.messages if line.startswith("steps")] == [
         "steps       6 optimizer steps: 4 per batch x 2 batches = 8 sequences per step"
     ]
-    first = [line for line in watch.lines for n in range(1, 7) if line.startswith(f"step {n}: loss")]
+    first = [line for line in progress.messages for n in range(1, 7) if line.startswith(f"step {n}: loss")]
     assert len(first) == 5
     head, ce, kl, batches = first[0].splitlines()
     assert re.fullmatch(r"step 1: loss \d\.\d{4}, gradient norm [\d.e-]+, [\d,]+ tokens", head)
@@ -90,10 +92,10 @@ def test_the_report_has_the_results_of_the_run(whole: tuple[TrainReport, Recordi
     for n, line in enumerate(first[1:], 2):
         assert re.fullmatch(rf"step {n}: loss {number}, ce {number}, forward_kl {number}, gradient norm [\d.e-]+", line)
         assert len(line) < 80
-    assert "loss        0.1 x ce + 0.9 x forward_kl" in watch.lines
+    assert "loss        0.1 x ce + 0.9 x forward_kl" in progress.messages
     looks = [
         line
-        for line in watch.lines
+        for line in progress.messages
         if re.match(r"step \d, validation: loss \S+ \([+-]\d\.\d{4} to training\), CE", line)
     ]
     assert len(looks) == 2
@@ -101,15 +103,15 @@ def test_the_report_has_the_results_of_the_run(whole: tuple[TrainReport, Recordi
 
 @pytest.mark.slow
 def test_the_factor_of_a_temperature_is_shown_in_the_first_steps(folder: Path, tmp_path: Path) -> None:
-    watch = RecordingTrainWatch()
+    progress = RecordingProgress()
     settings = settings_for(folder, losses={"temperature": 2.0}, run={"max_steps": 1})
-    run(settings.model_copy(update={"out": str(tmp_path / "warm")}), watch)
-    shown = next(line for line in watch.lines if line.startswith("step 1: loss"))
+    run(settings.model_copy(update={"out": str(tmp_path / "warm")}), progress)
+    shown = next(line for line in progress.messages if line.startswith("step 1: loss"))
     numbers = re.search(r"forward_kl_coarse  (\S+) x 0.9 x 4 = (\S+) ", shown)
     assert numbers is not None and float(numbers[2]) == pytest.approx(3.6 * float(numbers[1]), abs=3e-4)
 
 
-def test_every_step_is_a_line_of_the_log(folder: Path, whole: tuple[TrainReport, RecordingTrainWatch]) -> None:
+def test_every_step_is_a_line_of_the_log(folder: Path, whole: tuple[TrainReport, RecordingProgress]) -> None:
     lines = [json.loads(line) for line in (folder / "whole" / "metrics.jsonl").read_text().splitlines()]
     steps = [line for line in lines if "verdict" in line]
     assert [line["step"] for line in steps] == [1, 2, 3, 4, 5, 6]
@@ -131,20 +133,20 @@ def test_a_training_loss_on_memorized_samples_is_marked_as_an_estimate(
     n_epoch = len(open_cache(str(folder / "cache"), "train")) // 8
     settings = settings_for(folder, run={"max_steps": n_epoch + 2}, evaluation={"every": n_epoch, "limit": 1})
     settings = settings.model_copy(update={"out": str(tmp_path / "again")})
-    dry = RecordingTrainWatch()
+    dry = RecordingProgress()
     run(settings, dry, dry_run=True)
-    watch = RecordingTrainWatch()
-    run(settings, watch)
-    for heard in (dry, watch):
+    progress = RecordingProgress()
+    run(settings, progress)
+    for heard in (dry, progress):
         assert [text for text in heard.warnings if "--epochs 1" in text]
     lines = [json.loads(line) for line in (tmp_path / "again" / "metrics.jsonl").read_text().splitlines()]
     estimated = [line["evaluation"]["train_loss_is_estimate"] for line in lines if "evaluation" in line]
     assert estimated == [False, True]
-    assert ["estimate" in line for line in watch.lines if "validation: loss" in line] == estimated
+    assert ["estimate" in line for line in progress.messages if "validation: loss" in line] == estimated
 
 
 @pytest.mark.slow
-def test_the_config_of_a_run_runs_again(folder: Path, whole: tuple[TrainReport, RecordingTrainWatch]) -> None:
+def test_the_config_of_a_run_runs_again(folder: Path, whole: tuple[TrainReport, RecordingProgress]) -> None:
     out = Flag(name="--out", key="out", help="")
     again = train_settings(ParsedFlags(flags=((out, str(folder / "config")),), config=folder / "whole" / "config.yaml"))
     assert again.optimizer.lr == 3e-3 and again.machine.precision == "fp32"
@@ -153,7 +155,7 @@ def test_the_config_of_a_run_runs_again(folder: Path, whole: tuple[TrainReport, 
         assert torch.equal(value, weights(folder / "config")[name]), name
 
 
-def test_a_finished_run_is_left_as_it_is(folder: Path, whole: tuple[TrainReport, RecordingTrainWatch]) -> None:
+def test_a_finished_run_is_left_as_it_is(folder: Path, whole: tuple[TrainReport, RecordingProgress]) -> None:
     files = {path: path.stat().st_mtime_ns for path in (folder / "whole" / "final").iterdir()}
     assert run(settings_for(folder, "whole")) == whole[0]
     assert {path: path.stat().st_mtime_ns for path in (folder / "whole" / "final").iterdir()} == files
@@ -165,9 +167,9 @@ def test_the_best_student_is_reported_with_its_own_step_and_metrics(folder: Path
     phases = [{"until": 0.5, "alpha": 0.0}, {"until": 1.0, "alpha": 1.0}]
     changes = {"run": {"phases": phases}, "saving": {"final": "best"}, "evaluation": {"metric": "loss"}}
     settings = settings_for(folder, "best", **changes)
-    watch = RecordingTrainWatch()
-    report = run(settings, watch)
-    assert [line for line in watch.warnings if "evaluation.metric is loss" in line]
+    progress = RecordingProgress()
+    report = run(settings, progress)
+    assert [line for line in progress.warnings if "evaluation.metric is loss" in line]
     assert report.best is not None and report.evaluation is not None
     assert (report.best.step, report.steps) == (3, 6)
     assert report.evaluation["step"] == report.best.step
@@ -255,33 +257,33 @@ def test_micro_batches_on_a_cpu_split_no_group(
 
 
 def test_the_exact_mass_at_another_temperature_is_reported(folder: Path) -> None:
-    watch = RecordingTrainWatch()
-    run(settings_for(folder, "hot", losses={"temperature": 4.0}, run={"max_steps": 1}), watch)
+    progress = RecordingProgress()
+    run(settings_for(folder, "hot", losses={"temperature": 4.0}, run={"max_steps": 1}), progress)
     lines = [json.loads(line) for line in (folder / "hot" / "metrics.jsonl").read_text().splitlines()]
     assert [list(line.get("evaluation", line)["terms"]) for line in lines] == [["ce", "forward_kl_coarse"]] * 2
-    [warning] = [line for line in watch.warnings if line.startswith("at temperature 4 the exact ids have")]
+    [warning] = [line for line in progress.warnings if line.startswith("at temperature 4 the exact ids have")]
     assert int(warning.split("have ")[1].split("%")[0]) < 50
-    assert any("one coarse bin" in line for line in watch.warnings)
+    assert any("one coarse bin" in line for line in progress.warnings)
     assert f"--target-temperature 4 --out {folder / 'cache'}-t4" in warning
 
 
 @pytest.mark.slow
 def test_a_shifted_loss_is_named_so_wherever_it_is_shown(folder: Path) -> None:
-    watch, values, means = RecordingTrainWatch(), {}, {}
+    progress, values, means = RecordingProgress(), {}, {}
     for name, draw_values in (("shifted", False), ("true", True)):
         targets = {"target_temperature": 2.0, "temperatures": (2.0,), "draw_values": draw_values}
         make_cache(folder, f"cache-{name}", targets=targets)
         settings = settings_for(folder, f"run-{name}", kept=f"cache-{name}", losses={"temperature": 2.0})
-        values[name] = run(settings, watch if name == "shifted" else None)
+        values[name] = run(settings, progress if name == "shifted" else None)
         lines = [json.loads(line) for line in (folder / f"run-{name}" / "metrics.jsonl").read_text().splitlines()]
         means[name] = lines[0]["terms"]["forward_kl_shifted" if name == "shifted" else "forward_kl"]["raw"]
         for line in lines:
             shown = line.get("evaluation", line)
             assert ("loss_shifted" in shown, "loss" in shown) == ((True, False) if name == "shifted" else (False, True))
     assert means["shifted"] > means["true"] + 0.5
-    assert any("forward_kl at temperature 2 is shifted" in line for line in watch.warnings)
-    assert any(line.startswith("step 1: loss_shifted ") for line in watch.lines)
-    assert any(re.match(r"step \d, validation: loss_shifted ", line) for line in watch.lines)
+    assert any("forward_kl at temperature 2 is shifted" in line for line in progress.warnings)
+    assert any(line.startswith("step 1: loss_shifted ") for line in progress.messages)
+    assert any(re.match(r"step \d, validation: loss_shifted ", line) for line in progress.messages)
     best, evaluation = values["shifted"].best, values["shifted"].evaluation
     assert best is not None and best.metric == "loss_shifted"
     assert evaluation is not None and "loss" not in evaluation
@@ -315,10 +317,10 @@ def test_a_dry_run_estimates_and_leaves_nothing(folder: Path) -> None:
 @pytest.mark.parametrize("every", [1, 5, 9])
 def test_a_dry_run_shows_each_evaluation_once(folder: Path, every: int) -> None:
     """Due at its last step or not: it is measured there once, for the estimate."""
-    watch = RecordingTrainWatch()
+    progress = RecordingProgress()
     settings = settings_for(folder, "dry", evaluation={"every": every, "limit": 4})
-    report = run(settings, watch, dry_run=True)
-    shown = [line.split(",")[0] for line in watch.lines if "validation" in line]
+    report = run(settings, progress, dry_run=True)
+    shown = [line.split(",")[0] for line in progress.messages if "validation" in line]
     assert shown == [f"step {step}" for step in range(1, 6) if step % every == 0 or step == 5]
     assert report.evaluation is not None and report.evaluation["step"] == 5
 
@@ -368,7 +370,7 @@ def test_a_damaged_cache_names_part_and_file(folder: Path, tmp_path: Path) -> No
 
 
 def test_the_folder_of_another_run_is_refused_with_what_differs(
-    folder: Path, whole: tuple[TrainReport, RecordingTrainWatch]
+    folder: Path, whole: tuple[TrainReport, RecordingProgress]
 ) -> None:
     with pytest.raises(ConfigError, match=r"losses.alpha: 0.1 -> 0.5") as refused:
         run(settings_for(folder, "whole", losses={"alpha": 0.5}))

@@ -12,7 +12,7 @@ from kdpipe.pipeline.config_file import read_file
 from kdpipe.pipeline.training import checkpoints, thread_choice
 from kdpipe.schemas.errors import Interrupted
 from kdpipe.schemas.train_settings import TrainSettings
-from support.stage_two import RecordingTrainWatch, Stopping, history, run, settings_for, weights
+from support.stage_two import RecordingProgress, Stopping, history, run, settings_for, weights
 
 SHAPE: dict[str, Any] = {
     "run": {"max_steps": 4, "batch_size": 2, "accumulate": 1},
@@ -57,8 +57,8 @@ def timed(monkeypatch: pytest.MonkeyPatch) -> Callable[[float, float], list[int]
     return prepared
 
 
-def threads_line(watch: RecordingTrainWatch) -> str:
-    [line] = [line for line in watch.lines if line.startswith("threads ")]
+def threads_line(progress: RecordingProgress) -> str:
+    [line] = [line for line in progress.messages if line.startswith("threads ")]
     return line
 
 
@@ -68,10 +68,10 @@ def threads_line(watch: RecordingTrainWatch) -> str:
 def test_the_faster_number_of_threads_is_used_printed_and_stored(
     folder: Path, tmp_path: Path, timed: Callable[[float, float], list[int]], one: float, two: float, n: int
 ) -> None:
-    passes, watch, out = timed(one, two), RecordingTrainWatch(), tmp_path / "run"
-    run(shaped(folder, out, **AUTO), watch)
+    passes, progress, out = timed(one, two), RecordingProgress(), tmp_path / "run"
+    run(shaped(folder, out, **AUTO), progress)
     assert passes == [1, 2] * (1 + thread_choice.ROUNDS)
-    assert threads_line(watch) == f"threads     {n}: a step takes {one:g} s with 1, {two:g} s with 2"
+    assert threads_line(progress) == f"threads     {n}: a step takes {one:g} s with 1, {two:g} s with 2"
     assert torch.get_num_threads() == n
     assert {checkpoints.load_state(path).threads for path in checkpoints.listed(out)} == {n}
     assert read_file(out / "config.yaml")["machine"]["threads"] == n
@@ -97,16 +97,16 @@ def test_timing_threads_leaves_a_run_bit_identical(
 def test_a_resumed_run_is_not_timed_again(
     folder: Path, tmp_path: Path, timed: Callable[[float, float], list[int]]
 ) -> None:
-    passes, watch = timed(0.25, 0.5), RecordingTrainWatch()
+    passes, progress = timed(0.25, 0.5), RecordingProgress()
     run(shaped(folder, tmp_path / "whole", **AUTO))
     with pytest.raises(Interrupted):
         run(shaped(folder, tmp_path / "run", **AUTO), Stopping(3, signal.SIGTERM))
     passes.clear()
     # Timed now it would be two.
     again = timed(0.5, 0.25)
-    run(shaped(folder, tmp_path / "run", **AUTO), watch)
+    run(shaped(folder, tmp_path / "run", **AUTO), progress)
     assert not passes and not again
-    assert threads_line(watch) == "threads     1: as before step 3"
+    assert threads_line(progress) == "threads     1: as before step 3"
     assert history(tmp_path / "run") == history(tmp_path / "whole")
     assert all(torch.equal(v, weights(tmp_path / "whole")[n]) for n, v in weights(tmp_path / "run").items())
 
@@ -133,11 +133,11 @@ def test_threads_are_not_timed_without_need(
     patched: dict[str, Any],
     line: str,
 ) -> None:
-    passes, watch = timed(0.25, 0.5), RecordingTrainWatch()
+    passes, progress = timed(0.25, 0.5), RecordingProgress()
     for name, value in patched.items():
         monkeypatch.setattr(thread_choice, name, value)
-    run(shaped(folder, tmp_path / "run", machine=machine), watch)
-    assert not passes and threads_line(watch) == line
+    run(shaped(folder, tmp_path / "run", machine=machine), progress)
+    assert not passes and threads_line(progress) == line
 
 
 @pytest.mark.slow

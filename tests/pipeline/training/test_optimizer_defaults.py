@@ -12,7 +12,7 @@ from kdpipe.pipeline.training.optimizer_defaults import DEFAULT_OPTIMIZER, DEFAU
 from kdpipe.schemas.choices import OptimizerName
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.train_settings import LARGEST_RATE, OptimizerSettings
-from support.recording import RecordingTrainWatch
+from support.recording import RecordingProgress
 from support.source import ROOT
 from support.stage_two import make_cache, run, settings_for
 
@@ -90,12 +90,12 @@ def test_the_reason_names_kind_size_and_given_settings() -> None:
 @pytest.mark.slow
 def test_the_default_of_a_run_is_printed_and_in_its_record_and_on_its_card(tmp_path: Path) -> None:
     make_cache(tmp_path)
-    watch = RecordingTrainWatch()
+    progress = RecordingProgress()
     settings = settings_for(tmp_path, run={"max_steps": 1}).model_copy(update={"optimizer": OptimizerSettings()})
-    run(settings, watch)
+    run(settings, progress)
     record = json.loads((tmp_path / "run" / "run.json").read_text())["settings"]["optimizer"]
     kept = json.loads(next((tmp_path / "run" / "checkpoints").glob("*/run.json")).read_text())
-    printed = next(line for line in watch.lines if line.startswith("optimizer "))
+    printed = next(line for line in progress.messages if line.startswith("optimizer "))
     text = printed.removeprefix("optimizer").strip()
     assert text.startswith("fresh, 0.0") and f"muon {record['lr']:.3g}, tables {record['rates']['tables']:.3g}" in text
     assert record["kind"] == "muon"
