@@ -7,7 +7,7 @@ import typer
 
 from kdpipe.cli import console
 from kdpipe.cli.cache.inspect import fidelity
-from kdpipe.cli.common_options import Json, RetryFor, retry_seconds
+from kdpipe.cli.common_options import Json, Quiet, RetryFor, retry_seconds
 from kdpipe.cli.console import Fact
 from kdpipe.cli.flags import ParsedFlags
 from kdpipe.cli.load_settings import capture_settings
@@ -34,6 +34,7 @@ def cache_teacher(
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Load everything, run two batches and stop.")] = False,
     retry_for: RetryFor = None,
+    quiet: Quiet = False,
     json: Json = False,
 ) -> None:
     """Run the teacher once and cache its predictions.
@@ -44,7 +45,7 @@ def cache_teacher(
     settings = capture_settings(given)
     from kdpipe.pipeline.cache_teacher import cache_teacher as run
 
-    with shown_progress() as progress:
+    with shown_progress(quiet=quiet) as progress:
         report = run(settings, options, progress)
     if json:
         console.document(report.model_dump(mode="json"))

@@ -15,6 +15,7 @@ RETRY_NAME, RETRY_METAVAR = "--retry-for", "TIME"
 RETRY_HELP = "How long to retry failing remote storage, e.g. 30s or 10m [5m]."
 RetryFor = Annotated[str | None, typer.Option(RETRY_NAME, metavar=RETRY_METAVAR, help=RETRY_HELP)]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Show only warnings, errors and the result.")]
 CacheOut = Annotated[str, typer.Option("--out", metavar="DIR", help="Output directory. Re-run the command to resume.")]
 FinishedCache = Annotated[str, typer.Argument(metavar="CACHE", help="Finished cache: a folder or a URL.")]
 AnyCache = Annotated[str, typer.Argument(metavar="CACHE", help="Cache: a folder or a URL.")]
@@ -36,7 +37,7 @@ def retry_seconds(typed: str | None) -> float:
 
 
 def retries(typed: str | None, report: Callable[[str], None] = console.note) -> "RetryPolicy":
-    """The retry policy of a command, which reports each retry on stderr."""
+    """The retry policy of a command, which reports each retry."""
     from kdpipe.cache.stores.retries import RetryPolicy
 
     return RetryPolicy(budget=retry_seconds(typed), report=report)

@@ -64,9 +64,9 @@ def draw(text: str) -> None:
     print(f"\r{_harmless(text)}", end="", flush=True)
 
 
-def failure(message: str, hint: str | None) -> None:
+def failure(message: str, hint: str | None, label: str = "error") -> None:
     """Print an error and what to do about it to stderr."""
-    print(_harmless(f"error: {message}"), file=sys.stderr)
+    print(_harmless(f"{label}: {message}"), file=sys.stderr)
     if hint is not None:
         print(_harmless(f"hint: {hint}"), file=sys.stderr)
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kdpipe.cli import console
-from kdpipe.cli.common_options import Json, RetryFor, retry_seconds
+from kdpipe.cli.common_options import Json, Quiet, RetryFor, retry_seconds
 from kdpipe.cli.console import Fact
 from kdpipe.cli.progress import shown_progress
 from kdpipe.schemas.choices import SplitName, VerifyWhen
@@ -51,6 +51,7 @@ def evaluate(
     ] = "auto",
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, metavar="N", help="Sequences per batch.")] = 8,
     retry_for: RetryFor = None,
+    quiet: Quiet = False,
     json: Json = False,
 ) -> None:
     """Evaluate a student on a cache's held-out split."""
@@ -71,7 +72,7 @@ def evaluate(
         verify=verify,
         retry_for=retry_seconds(retry_for),
     )
-    with shown_progress() as progress:
+    with shown_progress(quiet=quiet) as progress:
         report = run(request, progress)
     console.reply(report, page(report), as_json=json)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kdpipe.cli import console
-from kdpipe.cli.common_options import Json
+from kdpipe.cli.common_options import Json, Quiet
 from kdpipe.cli.quantities import size
 from kdpipe.schemas.choices import DtypeName
 
@@ -30,6 +30,7 @@ def export(
         bool,
         typer.Option("--trust-remote-code", help="Run Python code from the student's repository; review it first."),
     ] = False,
+    quiet: Quiet = False,
     json: Json = False,
 ) -> None:
     """Export a run's student as a Hugging Face model folder.

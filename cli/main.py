@@ -40,7 +40,7 @@ def run(words: Sequence[str]) -> int:
             raise Interrupted(STOPPED[0], hint=STOPPED[1])
         return code if isinstance(code, int) else 0
     except KdpipeError as error:
-        console.failure(error.message, error.hint)
+        console.failure(error.message, error.hint, error.label)
         return _exit_code(error.exit_code, debug)
     except typer.TyperException as error:
         context = getattr(error, "ctx", None)  # only usage errors have it
@@ -70,7 +70,7 @@ def _unexpected(error: Exception, debug: bool) -> int:
     from kdpipe.schemas.errors import Interrupted
 
     if interrupts.seen():
-        console.failure(*STOPPED)
+        console.failure(*STOPPED, Interrupted.label)
         return _exit_code(Interrupted.exit_code, debug)
     console.failure(f"{type(error).__name__}: {error}", UNEXPECTED)
     return _exit_code(1, debug)
@@ -104,7 +104,7 @@ def main() -> int:
         from kdpipe.schemas.errors import Interrupted
 
         streams.guard()
-        console.failure(*STOPPED)
+        console.failure(*STOPPED, Interrupted.label)
         return Interrupted.exit_code
 
 

@@ -6,7 +6,7 @@ import typer
 
 from kdpipe.cli import console
 from kdpipe.cli.cache.inspect import bars
-from kdpipe.cli.common_options import Json
+from kdpipe.cli.common_options import Json, Quiet
 from kdpipe.cli.console import Fact
 from kdpipe.cli.flags import ParsedFlags
 from kdpipe.cli.load_settings import capture_settings
@@ -30,13 +30,14 @@ def plan(
     probe: Annotated[
         bool, typer.Option("--probe", help="Load the teacher and run it for 30 seconds to estimate the time too.")
     ] = False,
+    quiet: Quiet = False,
     json: Json = False,
 ) -> None:
     """Estimate size, memory and time of cache-teacher."""
     settings = capture_settings(given, data=False, out=False)
     from kdpipe.pipeline.plan import plan as run
 
-    with shown_progress() as progress:
+    with shown_progress(quiet=quiet) as progress:
         report = run(settings, tokens=tokens, probe_seconds=PROBE_SECONDS if probe else None, progress=progress)
     if json:
         console.document(report.model_dump(mode="json"))

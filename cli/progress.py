@@ -31,7 +31,7 @@ def shown_progress(*, quiet: bool = False) -> Iterator[Progress]:
     if quiet:
         yield QuietProgress()
         return
-    canvas: Canvas = Notebook() if _is_notebook() else Terminal() if is_followed() else Log()
+    canvas: Canvas = Notebook() if _is_notebook() else Terminal() if is_followed() else Log(SECONDS_BETWEEN_LINES)
     try:
         yield ShownProgress(canvas)
     finally:
@@ -209,8 +209,8 @@ def _fact(name: str, value: float | int, digits: int) -> str:
 class Log:
     """Prints a line every half minute."""
 
-    def __init__(self, clock: Clock = time.monotonic) -> None:
-        self._clock = clock
+    def __init__(self, seconds_between: float, clock: Clock = time.monotonic) -> None:
+        self._seconds_between, self._clock = seconds_between, clock
         self._line: Line = _no_line
         self._printed_at = clock()
 
@@ -218,7 +218,7 @@ class Log:
         self._line, self._printed_at = line, self._clock()
 
     def changed(self) -> None:
-        if self._clock() - self._printed_at >= SECONDS_BETWEEN_LINES:
+        if self._clock() - self._printed_at >= self._seconds_between:
             self._printed_at = self._clock()
             console.note(self._line(None))
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kdpipe.cli import console
-from kdpipe.cli.common_options import Json
+from kdpipe.cli.common_options import Json, Quiet
 from kdpipe.cli.console import Fact
 from kdpipe.cli.flags import ParsedFlags
 from kdpipe.cli.load_settings import train_settings
@@ -31,6 +31,7 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Run five steps and estimate time and memory of the whole run.")
     ] = False,
+    quiet: Quiet = False,
     json: Json = False,
 ) -> None:
     """Train a student from a cache.
@@ -42,7 +43,7 @@ def train(
     from kdpipe.schemas.train_settings import TrainOptions
 
     options = TrainOptions(resume_from=resume_from, overwrite=overwrite, dry_run=dry_run)
-    with shown_progress() as progress:
+    with shown_progress(quiet=quiet) as progress:
         report = report_if_finished(settings, options, progress)
         if report is None:
             from kdpipe.pipeline.train import train as run

@@ -15,6 +15,7 @@ class KdpipeError(Exception):
     """The parent of every error that is shown to users."""
 
     exit_code: ClassVar[int] = 1
+    label: ClassVar[str] = "error"
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
         super().__init__(message)
@@ -117,3 +118,4 @@ class Interrupted(KdpipeError):
     """Stopped cleanly by a signal; re-running the command resumes."""
 
     exit_code = 75
+    label = "stopped"

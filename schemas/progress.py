@@ -4,10 +4,13 @@ Tasks may follow each other and may be nested; an update belongs to the innermos
 after every batch and, for copies, from any thread.
 """
 
-from collections.abc import Iterator, Mapping
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, TypeVar
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,3 +79,19 @@ def running(progress: Progress, task: Task) -> Iterator[None]:
         yield
     finally:
         progress.finish(task)
+
+
+@contextmanager
+def counting(progress: Progress, task: Task) -> Iterator[Callable[[], None]]:
+    """Run a task in the block, which calls the function for each unit done, from any thread."""
+    numbers = itertools.count(task.done + 1)
+    with running(progress, task):
+        yield lambda: progress.update(TaskUpdate(done=next(numbers)))
+
+
+def tracked(items: Iterable[Item], progress: Progress, task: Task) -> Iterator[Item]:
+    """The items, each a unit of a task that is done when the next one is taken."""
+    with counting(progress, task) as count:
+        for item in items:
+            yield item
+            count()

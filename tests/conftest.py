@@ -4,6 +4,7 @@ The disk is not waited for. Signals are as in a terminal, whatever the shell tha
 inherit that.
 """
 
+import math
 import os
 import signal
 from collections import Counter, defaultdict
@@ -34,6 +35,14 @@ def hurried() -> Iterator[None]:
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda _descriptor: None)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_timed_lines() -> Iterator[None]:
+    """Commands that tests run in this process print no progress lines, however slow the machine is."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("kdpipe.cli.progress.SECONDS_BETWEEN_LINES", math.inf)
         yield
 
 

@@ -90,7 +90,7 @@ MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
 MAX_PARAMETERS = 7
 # Options that several commands share, by the names of their types in `cli/`.
-SHARED_OPTIONS = {"RetryFor", "Json", "CacheOut", "FinishedCache", "AnyCache", "OfParts"}
+SHARED_OPTIONS = {"RetryFor", "Json", "Quiet", "CacheOut", "FinishedCache", "AnyCache", "OfParts"}
 
 
 def offenders(wrong: Callable[[Module], Collection[str] | bool]) -> dict[str, Collection[str] | bool]:

@@ -26,7 +26,7 @@ from kdpipe.schemas.choices import ReshapeAction, SplitName
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.manifest import Manifest, Origin
 from kdpipe.schemas.part import PartRecord
-from kdpipe.schemas.progress import Progress, Task, TaskUpdate, running
+from kdpipe.schemas.progress import Progress, Task, tracked
 from kdpipe.schemas.reshape import ReshapeReport
 from kdpipe.schemas.strict_json import canonical, sha256_hex
 
@@ -121,13 +121,12 @@ def make(out: str, making: RebuildPlan, progress: Progress, rewrite: Rewrite | N
     writer.publish_tokenizer(files)
     writer.publish_tables(tables)
     missing = writer.missing()
-    with running(progress, Task.of_parts(making.action, len(making.jobs), len(making.jobs) - len(missing))):
-        for n_done, number in enumerate(missing, len(making.jobs) - len(missing) + 1):
-            if making.adopted[number]:
-                _adopt(writer, number, making)
-            else:
-                (rewrite or _rewrite)(writer, number, making)
-            progress.update(TaskUpdate(done=n_done))
+    task = Task.of_parts(making.action, len(making.jobs), len(making.jobs) - len(missing))
+    for number in tracked(missing, progress, task):
+        if making.adopted[number]:
+            _adopt(writer, number, making)
+        else:
+            (rewrite or _rewrite)(writer, number, making)
     identity = writer.seal()
     records = [writer.record(number) for number in range(len(making.jobs))]
     return ReshapeReport(

@@ -110,7 +110,7 @@ class RetryPolicy:
     def check(self) -> None:
         """Raise `Interrupted` once a stop was requested."""
         if self.stop.is_set():
-            raise Interrupted("stopped; committed parts are safe", hint=STOPPED)
+            raise Interrupted("interrupted; committed parts are safe", hint=STOPPED)
 
 
 def _rebuilt(budget: float, first: float, longest: float, host: str) -> RetryPolicy:

@@ -27,11 +27,15 @@ from kdpipe.schemas.choices import VerifyLevel
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.manifest import Manifest
 from kdpipe.schemas.part import PartRecord
+from kdpipe.schemas.progress import Progress, SilentProgress, Task, tracked
 from kdpipe.schemas.verify_report import Note, Problem, VerifyReport
 
 
 def verify_cache(
-    url: str | os.PathLike[str], level: VerifyLevel = "full", retry_policy: RetryPolicy | None = None
+    url: str | os.PathLike[str],
+    level: VerifyLevel = "full",
+    retry_policy: RetryPolicy | None = None,
+    progress: Progress | None = None,
 ) -> VerifyReport:
     """Check a cache; parts with problems at the fast level are not checked any deeper."""
     if level not in get_args(VerifyLevel):
@@ -40,27 +44,29 @@ def verify_cache(
         )
     # A request to stop ends this verification only.
     retry_policy = replace(retry_policy or RetryPolicy(), stop=threading.Event())
-    store = open_store(url, retry_policy)
+    store, progress = open_store(url, retry_policy), progress or SilentProgress()
     if is_url(store.url):
-        return _verify_remote(CachedFiles(store), level, retry_policy)
+        return _verify_remote(CachedFiles(store), level, retry_policy, progress)
     check = fast_check(store)
     problems, notes = list(check.problems), list[Note]()
     if level != "fast" and check.manifest is not None:
-        problems += full_problems(store, check)
+        problems += full_problems(store, check, progress)
         notes += journal_notes(store, check)
         if level == "deep":
             bad = {problem.part for problem in problems}
             good = [record for number, record in sorted(check.records.items()) if number not in bad]
-            more_problems, more_notes = _deeper(store, check.manifest, good, good)
+            more_problems, more_notes = _deeper(store, check.manifest, good, good, progress)
             problems, notes = problems + more_problems, notes + more_notes
     return _report(check, level, problems, notes)
 
 
-def _verify_remote(store: CachedFiles, level: VerifyLevel, retry_policy: RetryPolicy) -> VerifyReport:
+def _verify_remote(
+    store: CachedFiles, level: VerifyLevel, retry_policy: RetryPolicy, progress: Progress
+) -> VerifyReport:
     """Check a remote cache, whose parts are downloaded to a temporary folder; the deep level decodes them there."""
     from kdpipe.cache.verify.remote_parts import DOING, RemoteParts, free_bytes, most_at_once
 
-    remote = RemoteParts(store, level, retry_policy)
+    remote = RemoteParts(store, level, retry_policy, progress)
     check = fast_check(store, remote.examine)
     problems, notes = list(check.problems), list[Note]()
     if level == "fast" or check.manifest is None:
@@ -76,19 +82,23 @@ def _verify_remote(store: CachedFiles, level: VerifyLevel, retry_policy: RetryPo
         retry_policy.report(f"{DOING}: up to {n_bytes:,} bytes at a time in {folder}")
         problems += shared_problems(store.keeping(folder), check)
         with closing(remote.local(check.manifest, records, folder, room, problems)) as good:
-            more_problems, more_notes = _deeper(LocalStore(folder), check.manifest, records, good)
+            more_problems, more_notes = _deeper(LocalStore(folder), check.manifest, records, good, progress)
     return _report(check, level, problems + more_problems, notes + more_notes)
 
 
 def _deeper(
-    store: Store, manifest: Manifest, records: Sequence[PartRecord], coming: Iterable[PartRecord]
+    store: Store,
+    manifest: Manifest,
+    records: Sequence[PartRecord],
+    coming: Iterable[PartRecord],
+    progress: Progress,
 ) -> tuple[list[Problem], list[Note]]:
     """Problems and notes from the rows and documents of parts, whose records come when they are in the store."""
     problems, by_number = list[Problem](), {record.part: record for record in records}
     largest = max((record.n_bytes for record in records), default=0)
     duplicates = Duplicates(manifest)
     with closing(decoded(store.url, (record.part for record in coming), largest)) as parts:
-        for number, part_problems in parts:
+        for number, part_problems in tracked(parts, progress, Task.of_parts("decode", len(records))):
             problems += part_problems
             if not part_problems:
                 duplicates.add(store, by_number[number])

@@ -23,7 +23,7 @@ from kdpipe.cache.verify.verified_log import VerifiedLog, state_of
 from kdpipe.cache.writing.writer import CacheWriter
 from kdpipe.schemas.choices import VerifyLevel, VerifyWhen
 from kdpipe.schemas.errors import CacheDamaged, CacheError, CacheIncomplete, ConfigError, KdpipeError
-from kdpipe.schemas.progress import Progress, Task, TaskUpdate, running
+from kdpipe.schemas.progress import Progress
 from kdpipe.schemas.verify_report import Problem, VerifyReport
 
 
@@ -61,16 +61,16 @@ def verify_and_record(
 ) -> VerifyReport:
     """Verify a cache; a good local one is recorded, so that it is not checked again before its first use."""
     if is_url(url):
-        return verify_cache(url, level, retry_policy)
+        return verify_cache(url, level, retry_policy, progress)
     store = open_store(url)
     if level == "fast":
-        return verify_cache(url, level)
+        return verify_cache(url, level, progress=progress)
     root, state, reason = Path(store.url), None, ""
     try:
         state = state_of(root)
     except CacheError as error:  # probably a problem that the report names
         reason = error.message
-    report = verify_cache(url, level)
+    report = verify_cache(url, level, progress=progress)
     if report.ok and report.cache_id is not None:
         if state is None:
             progress.warning(f"could not record that the cache was verified; it will be checked again: {reason}")
@@ -127,10 +127,8 @@ def _check(store: Store, address: str, progress: Progress) -> None:
     _refuse(address, _damage(check))
     n_parts, n_bytes = len(check.records), sum(record.n_bytes for record in check.records.values())
     progress.message(f"verifying {address} before its first use on this machine: {n_parts:,} parts, {n_bytes:,} bytes")
-    with running(progress, Task.of_parts("verify", n_parts)):
-        for n_done, problems in enumerate(byte_problems(store, check)):
-            _refuse(address, problems)
-            progress.update(TaskUpdate(done=min(n_done, n_parts)))
+    for problems in byte_problems(store, check, progress):
+        _refuse(address, problems)
     progress.message(f"{address} verified ({time.monotonic() - began:.1f} s)")
 
 

@@ -14,17 +14,18 @@ from kdpipe.cache.parts.tokenizer_content import TOKENIZER
 from kdpipe.cache.parts.tokenizer_files import fingerprint_problem
 from kdpipe.cache.stores.protocol import Store
 from kdpipe.cache.verify.fast import COPY_AGAIN, FastCheck
+from kdpipe.schemas.progress import Progress, Task, tracked
 from kdpipe.schemas.verify_report import Problem
 
 FORGED = "do not use this copy: get the cache again from its author"
 
 
-def full_problems(store: Store, check: FastCheck) -> list[Problem]:
+def full_problems(store: Store, check: FastCheck, progress: Progress) -> list[Problem]:
     """Problems in the bytes of all files."""
-    return [problem for problems in byte_problems(store, check) for problem in problems]
+    return [problem for problems in byte_problems(store, check, progress) for problem in problems]
 
 
-def byte_problems(store: Store, check: FastCheck) -> Generator[list[Problem], None, None]:
+def byte_problems(store: Store, check: FastCheck, progress: Progress) -> Generator[list[Problem], None, None]:
     """The problems of the shared files, then those of each part; closing the generator stops the work."""
     if check.manifest is None:
         return
@@ -32,7 +33,8 @@ def byte_problems(store: Store, check: FastCheck) -> Generator[list[Problem], No
     yield list(shared_problems(store, check))
     pool = ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1))
     try:
-        yield from pool.map(lambda record: part_bytes(store, manifest, record), check.records.values())
+        by_part = pool.map(lambda record: part_bytes(store, manifest, record), check.records.values())
+        yield from tracked(by_part, progress, Task.of_parts("verify", len(check.records)))
     finally:
         pool.shutdown(cancel_futures=True)
 

@@ -28,6 +28,7 @@ from kdpipe.schemas.choices import VerifyLevel
 from kdpipe.schemas.errors import CacheDamaged, CacheWriteError
 from kdpipe.schemas.manifest import Manifest
 from kdpipe.schemas.part import PartRecord
+from kdpipe.schemas.progress import Progress, Task, counting
 from kdpipe.schemas.verify_report import Problem
 
 # Parts downloaded at once, as in a copy.
@@ -42,18 +43,21 @@ Examined = tuple[PartRecord | None, list[Problem]]
 class RemoteParts:
     """Checks parts of a remote cache at a level; the deep level starts with every byte."""
 
-    def __init__(self, store: CachedFiles, level: VerifyLevel, retry_policy: RetryPolicy) -> None:
-        self._cached, self._store, self._level, self._retry_policy = store, store.store, level, retry_policy
+    def __init__(self, store: CachedFiles, level: VerifyLevel, retry_policy: RetryPolicy, progress: Progress) -> None:
+        self._cached, self._store, self._level = store, store.store, level
+        self._retry_policy, self._progress = retry_policy, progress
 
     def examine(self, manifest: Manifest, numbers: Sequence[int], rows: Mapping[int, IndexRow]) -> list[Examined]:
         """The record and the problems of each at the fast level; higher levels request no sizes."""
         listed = self._cached.list_parts()
-        return map_concurrently(
-            lambda number: self._examined(manifest, number, rows.get(number), listed),
-            numbers,
-            AT_ONCE,
-            self._retry_policy,
-        )
+        with counting(self._progress, Task.of_parts("read records", len(numbers))) as count:
+
+            def examined(number: int) -> Examined:
+                result = self._examined(manifest, number, rows.get(number), listed)
+                count()
+                return result
+
+            return map_concurrently(examined, numbers, AT_ONCE, self._retry_policy)
 
     def _examined(
         self, manifest: Manifest, number: int, row: IndexRow | None, listed: Mapping[str, dict[str, int]] | None
@@ -82,9 +86,14 @@ class RemoteParts:
 
     def byte_problems(self, manifest: Manifest, records: Sequence[PartRecord]) -> list[Problem]:
         """The problems in the bytes of parts; their files are removed again."""
-        by_part = map_concurrently(
-            lambda record: self._bytes_of(manifest, record), records, AT_ONCE, self._retry_policy
-        )
+        with counting(self._progress, Task.of_parts("verify", len(records))) as count:
+
+            def checked(record: PartRecord) -> list[Problem]:
+                problems = self._bytes_of(manifest, record)
+                count()
+                return problems
+
+            by_part = map_concurrently(checked, records, AT_ONCE, self._retry_policy)
         return [problem for problems in by_part for problem in problems]
 
     def _bytes_of(self, manifest: Manifest, record: PartRecord) -> list[Problem]:

@@ -6,7 +6,7 @@ import typer
 
 from kdpipe.cli import console
 from kdpipe.cli.cache.reshaping import bounds
-from kdpipe.cli.common_options import Json, OfParts, RetryFor, retries
+from kdpipe.cli.common_options import Json, OfParts, Quiet, RetryFor, retries
 from kdpipe.cli.progress import shown_progress
 from kdpipe.cli.quantities import duration, size
 from kdpipe.schemas.choices import SplitName
@@ -31,6 +31,7 @@ def copy(
         bool, typer.Option("--allow-partial", help="Copy the finished parts of an incomplete cache.")
     ] = False,
     retry_for: RetryFor = None,
+    quiet: Quiet = False,
     json: Json = False,
 ) -> None:
     """Copy a cache, verifying every file.
@@ -43,13 +44,13 @@ def copy(
 
     left_out = tuple(sorted(set(without or ())))
     selection = PartSelection(parts=bounds("--parts", parts), split=split, without=left_out)
-    with shown_progress() as progress:
+    with shown_progress(quiet=quiet) as progress:
         report = copy_cache(
             source,
             target,
             selection=selection,
             allow_partial=allow_partial,
-            retry_policy=retries(retry_for),
+            retry_policy=retries(retry_for, progress.message),
             progress=progress,
         )
     if json:

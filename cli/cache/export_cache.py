@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kdpipe.cli import console
-from kdpipe.cli.common_options import CacheOut, FinishedCache, Json, RetryFor, retries
+from kdpipe.cli.common_options import CacheOut, FinishedCache, Json, Quiet, RetryFor, retries
 from kdpipe.cli.progress import shown_progress
 from kdpipe.cli.quantities import duration, size
 from kdpipe.schemas.choices import ExportFormat, SplitName
@@ -23,6 +23,7 @@ def export(
     out: CacheOut,
     split: Annotated[SplitName | None, typer.Option(help="Only one split [both].")] = None,
     retry_for: RetryFor = None,
+    quiet: Quiet = False,
     json: Json = False,
 ) -> None:
     """Export a cache as Parquet files for other tools.
@@ -33,7 +34,7 @@ def export(
     from kdpipe.schemas.interop import export_settings
 
     settings = export_settings(cache=cache, form=to, out=out, split=split)
-    with shown_progress() as progress:
+    with shown_progress(quiet=quiet) as progress:
         report = export_cache(settings, progress, retries(retry_for, progress.message))
     console.reply(report, page(report), as_json=json)
 

@@ -6,7 +6,7 @@ import typer
 
 from kdpipe.cli import console
 from kdpipe.cli.cache.inspect import scaled
-from kdpipe.cli.common_options import CacheOut, Json
+from kdpipe.cli.common_options import CacheOut, Json, Quiet
 from kdpipe.cli.progress import shown_progress
 from kdpipe.cli.quantities import duration, size
 from kdpipe.schemas.choices import Align, ImportFormat, StatedTail
@@ -62,6 +62,7 @@ def import_(
         bool,
         typer.Option("--trust-remote-code", help="Run Python code from the tokenizer's repository; review it first."),
     ] = False,
+    quiet: Quiet = False,
     json: Json = False,
 ) -> None:
     """Import teacher predictions that another tool stored.
@@ -78,7 +79,7 @@ def import_(
     split = {"val_fraction": val_fraction, "pack": not no_pack}
     teacher = {"teacher_name": teacher_name, "teacher_revision": teacher_revision, "teacher_license": teacher_license}
     settings = import_settings(**place, **reading, **meaning, **split, **teacher)
-    with shown_progress() as progress:
+    with shown_progress(quiet=quiet) as progress:
         report = import_cache(settings, progress)
     console.reply(report, page(report), as_json=json)
 

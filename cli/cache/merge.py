@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from kdpipe.cli.cache.reshaping import answer
-from kdpipe.cli.common_options import CacheOut, Json, RetryFor, retries
+from kdpipe.cli.common_options import CacheOut, Json, Quiet, RetryFor, retries
 from kdpipe.cli.progress import shown_progress
 from kdpipe.schemas.choices import Overlap
 
@@ -18,11 +18,12 @@ def merge(
         typer.Option(help="Documents that are in several caches: refuse, or keep-first to skip the later ones."),
     ] = "refuse",
     retry_for: RetryFor = None,
+    quiet: Quiet = False,
     json: Json = False,
 ) -> None:
     """Merge caches of the same teacher, tokenizer and settings."""
     from kdpipe.cache.reshape.merge import merge as run
 
-    with shown_progress() as progress:
+    with shown_progress(quiet=quiet) as progress:
         report = run(caches, out, overlap, progress, retries(retry_for, progress.message))
     answer(report, json)

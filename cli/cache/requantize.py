@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from kdpipe.cli.cache.reshaping import answer
-from kdpipe.cli.common_options import CacheOut, FinishedCache, Json, RetryFor, retries
+from kdpipe.cli.common_options import CacheOut, FinishedCache, Json, Quiet, RetryFor, retries
 from kdpipe.cli.progress import shown_progress
 from kdpipe.schemas.choices import Profile, RequantizedKind
 from kdpipe.schemas.errors import ConfigError
@@ -39,6 +39,7 @@ def requantize(
     ] = None,
     seed: Annotated[int | None, typer.Option("--seed", metavar="N", help="Random seed [the cache's].")] = None,
     retry_for: RetryFor = None,
+    quiet: Quiet = False,
     json: Json = False,
 ) -> None:
     """Make a smaller cache with fewer ids, draws or arrays.
@@ -61,7 +62,7 @@ def requantize(
         "drop": tuple(drop or ()),
         "seed": seed,
     }
-    with shown_progress() as progress:
+    with shown_progress(quiet=quiet) as progress:
         report = run(cache, out, requantize_spec(typed), progress, retries(retry_for, progress.message))
     answer(report, json)
 

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from kdpipe.cli import console
-from kdpipe.cli.common_options import RetryFor, retries
+from kdpipe.cli.common_options import Quiet, RetryFor, retries
 from kdpipe.cli.progress import shown_progress
 from kdpipe.schemas.errors import UsageError
 
@@ -21,6 +21,7 @@ def sign(
         str | None, typer.Option("--new-key", metavar="NAME", help="Make a key pair NAME.pem and NAME.pub.pem instead.")
     ] = None,
     retry_for: RetryFor = None,
+    quiet: Quiet = False,
 ) -> None:
     """Verify a cache and sign it with a private key."""
     from kdpipe.cache.signing import new_keys
@@ -40,6 +41,6 @@ def sign(
         raise UsageError(
             "CACHE and --key are both needed", hint="give CACHE --key FILE, or --new-key NAME to make a key"
         )
-    with shown_progress() as progress:
+    with shown_progress(quiet=quiet) as progress:
         identity = sign_cache(cache, key, progress, retries(retry_for, progress.message))
     console.answer(f"signed {identity}")

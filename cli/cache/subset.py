@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from kdpipe.cli.cache.reshaping import answer, bounds
-from kdpipe.cli.common_options import CacheOut, FinishedCache, Json, OfParts, RetryFor, retries
+from kdpipe.cli.common_options import CacheOut, FinishedCache, Json, OfParts, Quiet, RetryFor, retries
 from kdpipe.cli.progress import shown_progress
 from kdpipe.schemas.choices import DocumentMeasure, SplitName
 from kdpipe.schemas.errors import ConfigError
@@ -45,6 +45,7 @@ def subset(
         float | None, typer.Option("--at-most", metavar="X", help="--by: keep documents with a measure of at most X.")
     ] = None,
     retry_for: RetryFor = None,
+    quiet: Quiet = False,
     json: Json = False,
 ) -> None:
     """Make a cache of the documents that meet all conditions."""
@@ -63,7 +64,7 @@ def subset(
         at_least=at_least,
         at_most=at_most,
     )
-    with shown_progress() as progress:
+    with shown_progress(quiet=quiet) as progress:
         report = run(cache, out, selection, progress, retries(retry_for, progress.message))
     answer(report, json)
 

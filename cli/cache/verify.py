@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kdpipe.cli import console
-from kdpipe.cli.common_options import AnyCache, Json, RetryFor, retries
+from kdpipe.cli.common_options import AnyCache, Json, Quiet, RetryFor, retries
 from kdpipe.cli.progress import shown_progress
 from kdpipe.schemas.choices import VerifyLevel
 from kdpipe.schemas.counts import counted
@@ -55,21 +55,14 @@ def verify(
         ),
     ] = None,
     retry_for: RetryFor = None,
+    quiet: Quiet = False,
     json: Json = False,
 ) -> None:
     """Verify a cache; exit code 0 if valid, 3 if not."""
     from kdpipe.cache.verify.first_use import verify_and_record
 
-    if sample is not None and against is None:
-        raise UsageError("--sample needs --against", hint="give --against TEACHER too")
-    if trust_remote_code and against is None:
-        raise UsageError("--trust-remote-code needs --against", hint="give --against TEACHER too")
-    if signature is not None and level == "fast":
-        raise UsageError(
-            "--signature needs --level full or deep: --level fast does not read every byte",
-            hint="omit --level, or give --level full or deep",
-        )
-    with shown_progress() as progress:
+    _check_options(level, against, sample, trust_remote_code, signature)
+    with shown_progress(quiet=quiet) as progress:
         retry_policy = retries(retry_for, progress.message)
         report = verify_and_record(cache, level, progress, retry_policy)
         if repair_from is not None and not report.ok:
@@ -84,6 +77,21 @@ def verify(
         console.answer(page(cache, report))
     if not report.ok:
         raise typer.Exit(3)
+
+
+def _check_options(
+    level: VerifyLevel, against: str | None, sample: int | None, trust_remote_code: bool, signature: Path | None
+) -> None:
+    """Refuse options that have no effect together."""
+    if sample is not None and against is None:
+        raise UsageError("--sample needs --against", hint="give --against TEACHER too")
+    if trust_remote_code and against is None:
+        raise UsageError("--trust-remote-code needs --against", hint="give --against TEACHER too")
+    if signature is not None and level == "fast":
+        raise UsageError(
+            "--signature needs --level full or deep: --level fast does not read every byte",
+            hint="omit --level, or give --level full or deep",
+        )
 
 
 def _repaired(

@@ -45,7 +45,7 @@ class Loop:
                     self._evaluate_and_save(scheduled)
             if stop.requested:
                 raise Interrupted(
-                    f"stopped at step {self.state.step:,} of {self._run.plan.n_steps:,}",
+                    f"interrupted at step {self.state.step:,} of {self._run.plan.n_steps:,}",
                     hint="run the same command again to resume",
                 )
 

@@ -90,7 +90,7 @@ def seconds_per_pass(
                         seconds[n].append(perf_counter() - started)
                     if stop.requested:
                         raise Interrupted(
-                            "stopped before the first step", hint="run the same command again to start it"
+                            "interrupted before the first step", hint="run the same command again to start it"
                         )
         finally:
             torch.set_num_threads(before)

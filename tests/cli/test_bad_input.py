@@ -568,7 +568,7 @@ def test_a_run_that_is_interrupted_keeps_its_parts_and_goes_on(
 
     small = words(Path(), "--set", "sequences.part_rows=512")
     monkeypatch.setattr(where, interrupted)
-    assert refused(small, code=75) == "error: interrupted\nhint: re-run the same command to resume\n"
+    assert refused(small, code=75) == "stopped: interrupted\nhint: re-run the same command to resume\n"
     monkeypatch.undo()
     monkeypatch.chdir(place)
     kept = sorted((place / "out" / "parts").glob("[0-9]*"))

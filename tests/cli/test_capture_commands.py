@@ -90,7 +90,7 @@ def test_a_run_that_is_stopped_exits_75_and_goes_on_later(place: Path) -> None:
         process.send_signal(signal.SIGTERM)
         out, messages = process.communicate(timeout=900)
     assert (process.returncode, out) == (75, "")
-    assert messages.endswith("error: interrupted\nhint: re-run the same command to resume\n")
+    assert messages.endswith("stopped: interrupted\nhint: re-run the same command to resume\n")
     finished = answer(command)
     assert finished["cache_id"] == whole["cache_id"]
     assert finished["parts"]["made"] < whole["parts"]["made"]

@@ -77,7 +77,7 @@ class Last:
 last = Last()
 sys.exit(main.main())
 """
-STOPPED = "error: interrupted\nhint: re-run the same command to resume\n"
+STOPPED = "stopped: interrupted\nhint: re-run the same command to resume\n"
 
 
 def ended(program: str, *words: str) -> tuple[int, str, str]:

@@ -143,7 +143,7 @@ def test_a_task_begins_with_its_note() -> None:
 
 def test_a_log_gets_a_line_every_half_minute_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
     clock = Clock()
-    progress = ShownProgress(Log(clock), clock)
+    progress = ShownProgress(Log(SECONDS_BETWEEN_LINES, clock), clock)
     progress.begin(TRAIN)
     for second in range(91):
         clock.now = float(second)

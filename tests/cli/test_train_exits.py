@@ -147,7 +147,10 @@ def test_an_interrupted_run_ends_with_75_and_goes_on(
     code, out, err = train()
     assert (code, out) == (75, "")
     assert err.splitlines().count(STOPPING) == 1
-    assert err.splitlines()[-2:] == ["error: stopped at step 2 of 3", "hint: run the same command again to resume"]
+    assert err.splitlines()[-2:] == [
+        "stopped: interrupted at step 2 of 3",
+        "hint: run the same command again to resume",
+    ]
     code, _, err = train()
     assert code == 0
     assert any("step 2 of 3" in line for line in err.splitlines())

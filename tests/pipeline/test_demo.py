@@ -117,7 +117,7 @@ def test_a_demo_stopped_in_any_stage_goes_on_and_ends_as_if_undisturbed(done: Pa
     stopped(out, when=lambda: (out / "cache" / "parts" / "00000").is_dir())
     made = (out / "teacher-run" / "final" / "model.safetensors").stat().st_ino
     messages = stopped(out, when=lambda: steps_done(out / "distilled") > 0)
-    assert "stopped at step" in messages
+    assert "interrupted at step" in messages
     assert main.run(["demo", "--out", str(out), "--steps", STEPS]) == 0
     assert (out / "teacher-run" / "final" / "model.safetensors").stat().st_ino == made, "no stage was done again"
     for run in ("teacher-run", "labels", "distilled"):

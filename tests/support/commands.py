@@ -22,7 +22,7 @@ STAGE_ONE = {
     "--val-data", "--val-fraction", "--train-on", "--max-bad-rows", "--seq-len", "--no-pack",
     "--targets", "--profile", "--tau",
     "--top-k", "--top-p", "--draws", "--target-temperature", "--temperatures", "--hidden-layers", "--hidden-dim",
-    "--for-other-tokenizers", "--devices", "--seed", "--config", "--set", "--json",
+    "--for-other-tokenizers", "--devices", "--seed", "--config", "--set", "--json", "--quiet",
 }  # fmt: skip
 # Options of train.
 STAGE_TWO = {
@@ -30,7 +30,7 @@ STAGE_TWO = {
     "--cache-dir", "--cache-limit", "--retry-for", "--student", "--out", "--mode", "--alpha", "--temperature",
     "--allow-coarse", "--lr",
     "--optimizer", "--epochs", "--max-steps", "--batch-size", "--accumulate", "--precision", "--guard", "--lora",
-    "--report-to", "--seed", "--config", "--set", "--json",
+    "--report-to", "--seed", "--config", "--set", "--json", "--quiet",
 }  # fmt: skip
 # command -> (its sub-commands, its options); every command also has -h and --help.
 SURFACE: dict[str, tuple[set[str], set[str]]] = {
@@ -39,7 +39,7 @@ SURFACE: dict[str, tuple[set[str], set[str]]] = {
     "cache-teacher": (set(), STAGE_ONE | {"--extend", "--out", "--shard", "--dry-run", "--retry-for"}),
     "demo": (set(), {"--out", "--steps"}),
     "train": (set(), STAGE_TWO | {"--resume-from", "--overwrite", "--dry-run"}),
-    "export": (set(), {"--to", "--out", "--dtype", "--trust-remote-code", "--json"}),
+    "export": (set(), {"--to", "--out", "--dtype", "--trust-remote-code", "--quiet", "--json"}),
     "eval": (
         set(),
         {
@@ -55,12 +55,13 @@ SURFACE: dict[str, tuple[set[str], set[str]]] = {
             "--retry-for",
             "--device",
             "--batch-size",
+            "--quiet",
             "--json",
         },
     ),
     "compare": (set(), {"--json"}),
     "cache": ({"copy", "export", "import", "inspect", "merge", "requantize", "sign", "subset", "verify"}, set()),
-    "cache export": (set(), {"--to", "--out", "--split", "--retry-for", "--json"}),
+    "cache export": (set(), {"--to", "--out", "--split", "--retry-for", "--quiet", "--json"}),
     "cache import": (
         set(),
         {
@@ -80,12 +81,13 @@ SURFACE: dict[str, tuple[set[str], set[str]]] = {
             "--teacher-revision",
             "--teacher-license",
             "--trust-remote-code",
+            "--quiet",
             "--json",
         },
     ),
-    "cache copy": (set(), {"--parts", "--split", "--without", "--allow-partial", "--retry-for", "--json"}),
+    "cache copy": (set(), {"--parts", "--split", "--without", "--allow-partial", "--retry-for", "--quiet", "--json"}),
     "cache inspect": (set(), {"--retry-for", "--json"}),
-    "cache merge": (set(), {"--out", "--overlap", "--retry-for", "--json"}),
+    "cache merge": (set(), {"--out", "--overlap", "--retry-for", "--quiet", "--json"}),
     "cache requantize": (
         set(),
         {
@@ -100,10 +102,11 @@ SURFACE: dict[str, tuple[set[str], set[str]]] = {
             "--drop",
             "--seed",
             "--retry-for",
+            "--quiet",
             "--json",
         },
     ),
-    "cache sign": (set(), {"--key", "--new-key", "--retry-for"}),
+    "cache sign": (set(), {"--key", "--new-key", "--retry-for", "--quiet"}),
     "cache subset": (
         set(),
         {
@@ -118,6 +121,7 @@ SURFACE: dict[str, tuple[set[str], set[str]]] = {
             "--at-least",
             "--at-most",
             "--retry-for",
+            "--quiet",
             "--json",
         },
     ),
@@ -131,6 +135,7 @@ SURFACE: dict[str, tuple[set[str], set[str]]] = {
             "--repair-from",
             "--signature",
             "--retry-for",
+            "--quiet",
             "--json",
         },
     ),

@@ -18,6 +18,7 @@ from kdpipe.cache.verify.deep_child import Parts, check_part
 from kdpipe.cache.verify.fast import fast_check
 from kdpipe.cache.verify.full import full_problems
 from kdpipe.schemas.errors import KdpipeError
+from kdpipe.schemas.progress import SilentProgress
 from kdpipe.schemas.verify_report import Problem
 from support.children import Ended, in_child
 from support.damage import everything_of
@@ -55,7 +56,7 @@ def deep_problems_of(path: Path) -> list[Problem]:
     """What verify names at its deepest level, without another process."""
     store = open_store(path)
     found = fast_check(store)
-    problems = found.problems + full_problems(store, found)
+    problems = found.problems + full_problems(store, found, SilentProgress())
     if found.manifest is not None and found.records:
         parts = Parts(str(path))
         bad = {problem.part for problem in problems}

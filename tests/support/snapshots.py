@@ -6,6 +6,7 @@ depend on the machine or on library versions (times, rates, sizes, losses, ids) 
 
 import contextlib
 import io
+import math
 import os
 import re
 import sys
@@ -15,7 +16,7 @@ from itertools import islice
 from pathlib import Path
 from unittest import mock
 
-from kdpipe.cli import main
+from kdpipe.cli import main, progress
 from support.commands import SURFACE
 from support.source import ROOT
 
@@ -93,7 +94,8 @@ def outputs(folder: Path) -> Iterator[tuple[str, str]]:
 
 def _output(words: list[str]) -> str:
     out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+    no_timed_lines = mock.patch.object(progress, "SECONDS_BETWEEN_LINES", math.inf)
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), no_timed_lines:
         code = main.run(words)
     shown = [f"$ kdpipe {' '.join(words)}\n"]
     shown += [f"--- stderr\n{err.getvalue()}--- stdout\n"] if err.getvalue() else []

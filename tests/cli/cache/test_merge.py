@@ -46,3 +46,12 @@ def test_an_overlap_exits_4_and_can_be_left_out(folder: Path, capsys: pytest.Cap
     assert "5 of the 21 documents of" in capsys.readouterr().err
     assert run([*words, "--overlap", "keep-first"]) == 0
     assert "documents   21, 5 of the sources dropped" in capsys.readouterr().out
+
+
+def test_quiet_commands_print_only_their_result(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["cache", "copy", str(folder / "a"), str(folder / "copy")]
+    assert run([*words, "--quiet"]) == 0
+    printed = capsys.readouterr()
+    assert printed.err == "" and "cache_id" in printed.out
+    assert run(words) == 0
+    assert capsys.readouterr().err == "nothing to copy\n"

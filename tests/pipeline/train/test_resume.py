@@ -63,7 +63,7 @@ def test_a_signal_ends_the_run_after_the_step_and_it_can_be_resumed(
 ) -> None:
     out = f"stopped-{step}-{number}"
     before = signal.getsignal(number)
-    with pytest.raises(Interrupted, match=f"stopped at step {step} of 7") as stopped:
+    with pytest.raises(Interrupted, match=f"interrupted at step {step} of 7") as stopped:
         run(settings_for(folder, out, **SHAPE), Stopping(step, number))
     assert stopped.value.exit_code == 75 and signal.getsignal(number) is before
     assert not (folder / out / "final").exists()
