@@ -25,7 +25,7 @@ from kdpipe.pipeline.capture.cache_manifest import make_manifest
 from kdpipe.pipeline.capture.capture_teacher import CaptureTeacher, open_teacher
 from kdpipe.pipeline.capture.create import begin_cache
 from kdpipe.pipeline.capture.inputs import Inputs, read_inputs
-from kdpipe.pipeline.capture.part_capture import CaptureTally, PartMaker, read_part
+from kdpipe.pipeline.capture.part_capture import CaptureTally, PartCapture, read_part
 from kdpipe.pipeline.capture.writer_thread import WritingThread
 from kdpipe.pipeline.documents.segments import Segment
 from kdpipe.pipeline.models.head import Head
@@ -98,7 +98,7 @@ def cache(run: Opened, folder: Path) -> float:
     started = time.perf_counter()
     writer, request = begin_cache(str(folder), run.manifest, run.inputs, run.teacher)
     tally = CaptureTally(started=started)
-    PartMaker(writer, run.inputs.corpus, run.teacher, request, tally).make(range(run.n_parts), _ignore, _ignore)
+    PartCapture(writer, run.inputs.corpus, run.teacher, request, tally).make(range(run.n_parts), _ignore, _ignore)
     writer.seal()
     return time.perf_counter() - started
 

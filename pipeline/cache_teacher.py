@@ -20,12 +20,12 @@ from kdpipe.pipeline.capture.capture_teacher import open_teacher
 from kdpipe.pipeline.capture.create import begin_cache
 from kdpipe.pipeline.capture.extension import open_extension
 from kdpipe.pipeline.capture.inputs import Inputs, explain_cuts, read_inputs
-from kdpipe.pipeline.capture.part_capture import CaptureTally, PartMaker
+from kdpipe.pipeline.capture.part_capture import CaptureTally, PartCapture
 from kdpipe.pipeline.capture.part_queue import WorkerShard, part_numbers
 from kdpipe.pipeline.capture.preflight import check_before_reading, check_output, is_begun
 from kdpipe.pipeline.capture.trial_run import run_trial
 from kdpipe.pipeline.capture.workers import run_workers, worker_settings
-from kdpipe.schemas.capture_report import CaptureReport, PartsMade
+from kdpipe.schemas.capture_report import CaptureReport, PartCounts
 from kdpipe.schemas.capture_settings import CaptureOptions, CaptureSettings
 from kdpipe.schemas.counts import counted
 from kdpipe.schemas.errors import ConfigError
@@ -73,7 +73,7 @@ def work(settings: CaptureSettings, shard: WorkerShard, progress: Progress, retr
     if extension is not None:
         extension.adopt(cache, shard)
     follower = ProgressFollower(cache, inputs.corpus, shard, progress)
-    maker = PartMaker(cache, inputs.corpus, teacher, request, tally)
+    maker = PartCapture(cache, inputs.corpus, teacher, request, tally)
     maker.make(part_numbers(cache, shard), follower.update, follower.committed)
     follower.update(tally)
     follower.finish()
@@ -104,7 +104,7 @@ def dry_run(settings: CaptureSettings, progress: Progress, retry_for: float) -> 
         check_description(settings, same_manifest(open_store(settings.out, retry_policy), full_manifest, settings.out))
     trial = run_trial(manifest, inputs, teacher, DRY_RUN_BATCHES * teacher.batch_tokens)
     report = _report(settings.out or "", trial.summary, inputs, trial.tally)
-    planned = PartsMade(planned=full_manifest.plan.n_parts, present=0, made=0)
+    planned = PartCounts(planned=full_manifest.plan.n_parts, present=0, made=0)
     update = {"cache_id": None, "complete": False, "parts": planned, "seconds": tally.seconds}
     return report.model_copy(update=update)
 
@@ -116,7 +116,7 @@ def _report(cache: str, summary: CacheSummary, inputs: Inputs, tally: CaptureTal
         cache=cache,
         cache_id=summary.cache_id,
         complete=summary.complete,
-        parts=PartsMade(planned=summary.parts.planned, present=summary.parts.present, made=tally.parts),
+        parts=PartCounts(planned=summary.parts.planned, present=summary.parts.present, made=tally.parts),
         positions=summary.positions,
         bytes=summary.bytes,
         sizes=summary.sizes,

@@ -4,7 +4,7 @@ from kdpipe.schemas.records import Record
 from kdpipe.schemas.summary import CacheSizes, FidelitySummary
 
 
-class PartsMade(Record):
+class PartCounts(Record):
     """Parts that are planned, present, and made by this run."""
 
     planned: int
@@ -21,7 +21,7 @@ class CaptureReport(Record):
     cache: str
     cache_id: str | None
     complete: bool
-    parts: PartsMade
+    parts: PartCounts
     positions: int
     bytes: int
     sizes: CacheSizes

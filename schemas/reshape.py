@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
-from kdpipe.schemas.capture_report import PartsMade
+from kdpipe.schemas.capture_report import PartCounts
 from kdpipe.schemas.choices import DocumentMeasure, Dropped, RequantizedKind, ReshapeAction, SplitName
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.records import Record, explain
@@ -20,7 +20,7 @@ class ReshapeReport(Record):
     cache: str
     cache_id: str
     sources: tuple[str, ...]
-    parts: PartsMade
+    parts: PartCounts
     adopted: int
     rewritten: int
     documents: int

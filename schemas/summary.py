@@ -46,7 +46,7 @@ class FidelitySummary(Record):
     """How near stored targets are to the full distribution at `temperature`, on `rows` of so many parts.
 
     Each error is a standard error, None where one part was measured. The angle is that of the gradient over
-    `gradient_batch` positions. `verdict` says what all this means for training.
+    `gradient_batch` positions. `verdict` is the conclusion for training.
     """
 
     rows: int
@@ -67,7 +67,7 @@ class FidelitySummary(Record):
 class TemperatureSummary(Record):
     """What a student trained at a temperature gets: the whole distribution, unbiased draws, or exact ids and one bin.
 
-    `kept_mass` is what the exact ids hold there, None where it was not measured; `shifted` says that the value of
+    `kept_mass` is the mass of the exact ids there, None where it was not measured; `shifted` means that the value of
     forward KL by draws is too large by a constant.
     """
 

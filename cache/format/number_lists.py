@@ -113,7 +113,7 @@ def _ends(lengths: Any) -> Longs:
 
 
 def _values(flat: Any) -> npt.NDArray[Any]:
-    """The numbers; where some are missing the array is one of objects, which nobody takes for numbers."""
+    """The numbers; where some are missing, the array holds objects, which no caller mistakes for numbers."""
     if flat.null_count:
         return np.array(flat.to_pylist(), object)
     flat = flat.cast("uint8") if str(flat.type) == "bool" else flat

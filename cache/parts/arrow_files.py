@@ -75,7 +75,7 @@ class Field:
 
 
 def write_ipc(file: Any, fields: Sequence[Field], columns: Mapping[str, Any], offsets: npt.NDArray[np.int32]) -> None:
-    """Write one uncompressed record batch; listed columns are given flat, `offsets` says which values are whose."""
+    """Write one uncompressed record batch; listed columns are flat, with `offsets` of each row's values."""
     schema = pa.schema([field.to_arrow() for field in fields])
     arrays = [_to_arrow(field, columns[field.name], offsets) for field in fields]
     batch = pa.RecordBatch.from_arrays(arrays, schema=schema)
@@ -105,7 +105,7 @@ class IpcTable:
         except (pa.ArrowException, OSError, ValueError, struct.error) as error:
             raise CacheDamaged(f"{what} is not the Arrow file it should be: {_first_line(error)}") from None
         if self._batch.num_rows != n_rows:
-            raise CacheDamaged(f"{what} has {self._batch.num_rows:,} rows, its part says {n_rows:,}")
+            raise CacheDamaged(f"{what} has {self._batch.num_rows:,} rows, part.json has {n_rows:,}")
         for field in fields:
             values = self._values(field.name)
             lists = self._batch.column(field.name).null_count if field.listed else 0
@@ -261,7 +261,7 @@ class _ParquetData:
 class ParquetRows(_ParquetData):
     """Its rows in order or by number, at most a thousand in memory at a time.
 
-    A row that is no good is a string, which says why.
+    A malformed row is a string with the reason.
     """
 
     def __init__(self, path: str, max_row_bytes: int, columns: Collection[str] | None = None) -> None:
@@ -276,7 +276,7 @@ class ParquetRows(_ParquetData):
                 yield from self._to_rows(batch)
 
     def rows_at(self, numbers: Sequence[int]) -> Iterator[dict[str, Any] | str]:
-        """The rows of ascending numbers; what lies between is decompressed, and not looked at."""
+        """The rows of ascending numbers; rows in between are decompressed and skipped."""
         groups = np.searchsorted(self._ends, numbers, "right").tolist()
         for group, members in groupby(zip(groups, numbers, strict=True), key=itemgetter(0)):
             wanted = deque(number for _, number in members)
@@ -388,7 +388,7 @@ def lists_writer(
 
 
 def parquet_notes(path: str) -> tuple[dict[str, str], int]:
-    """What a Parquet file says of itself, and how many rows it has; nothing when it is none."""
+    """The metadata of a Parquet file, and its number of rows; None if it is not one."""
     try:
         _footer(path, os.stat(path).st_size, os.stat(path).st_mtime_ns)
         metadata = pq.read_metadata(path)

@@ -1,4 +1,4 @@
-"""What an Arrow message says of itself, read from its flatbuffer, because pyarrow does not tell.
+"""The header of an Arrow message, read from its flatbuffer, because pyarrow does not expose it.
 
 In: a message's metadata, or a reader of messages. Out: whether its batch is compressed, or a struct.error where it has
 too few bytes; the next message.
@@ -25,7 +25,7 @@ def _field(metadata: bytes, table: int, number: int) -> int:
 
 
 def next_message(reader: Any) -> Any:
-    """The next message, None where the file says that there is no more."""
+    """The next message; None at the end of the file."""
     try:
         return reader.read_next_message()
     except StopIteration:

@@ -36,7 +36,7 @@ COLUMNS = [PlainColumn(field.name, field.type) for field in FIELDS]
 
 @dataclass(frozen=True, slots=True)
 class IndexRow:
-    """What the index says of a part; `sha256` is that of its part.json."""
+    """A part's row of the index; `sha256` is that of its part.json."""
 
     part: int
     split: str
@@ -79,7 +79,7 @@ def sealed(data: bytes) -> bytes:
 
 
 def _seal_place(data: bytes) -> int:
-    """Where the digest stands: Parquet puts a type and a length, a byte each, between a note's key and its value."""
+    """The offset of the digest: Parquet puts a type and a length, a byte each, between a note's key and its value."""
     return data.rfind(SEAL) + len(SEAL) + 2
 
 
@@ -89,12 +89,12 @@ def read_index(store: Store, manifest: Manifest) -> tuple[list[IndexRow], str]:
 
 
 def index_bytes(store: Store, manifest: Manifest) -> bytes:
-    """The index as it lies there, no longer than one of so many parts can be."""
+    """The stored index, no longer than one of so many parts can be."""
     return store.read(layout.INDEX, MAX_FOOTER_BYTES + MAX_ROW_BYTES * manifest.plan.n_parts)
 
 
 def parsed_index(data: bytes, manifest: Manifest) -> tuple[list[IndexRow], str]:
-    """What an index says, when its bytes are those that were written and are of this cache."""
+    """The content of an index whose bytes are intact and of this cache."""
     if sealed(data) != data:
         raise CacheDamaged(f"{layout.INDEX}: its bytes are not those that were written (sha256 differs)")
     try:

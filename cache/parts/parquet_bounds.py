@@ -224,7 +224,7 @@ def _text_lengths(array: Any, kind: type[np.int32 | np.int64]) -> Longs:
 
 
 def _grouped(costs: Longs, lengths: Longs) -> Longs:
-    """Sums over lists behind each other."""
+    """Sums over consecutive lists."""
     sums, ends = np.concatenate([[0], np.cumsum(costs)]), np.cumsum(lengths)
     found: Longs = sums[ends] - sums[ends - lengths]
     return found

@@ -126,7 +126,7 @@ def read_footer(file: BinaryIO, n_bytes: int) -> Footer:
     if reader.place != len(data) or not leaves:
         raise ValueError("its footer is shorter than stated, or has no columns")
     if n_rows != sum(group.n_rows for group in groups):
-        raise ValueError(f"its footer says {n_rows:,} rows, its row groups have others")
+        raise ValueError(f"its footer has {n_rows:,} rows, its row groups have others")
     if n_rows > MOST_ROWS + n_bytes:
         raise ValueError(f"it has {n_rows:,} rows in {n_bytes:,} bytes, which no such file does")
     if sum(chunk.n_bytes for group in groups for chunk in group.chunks) > begin:
@@ -155,7 +155,7 @@ def _element(reader: CompactReader) -> Struct:
 
 
 def _leaves(elements: list[Struct]) -> tuple[Leaf, ...]:
-    """The columns that hold values; in a list of elements each group stands before its children."""
+    """The columns that hold values; in the list of elements each group precedes its children."""
     leaves: list[Leaf] = []
     # Of each open group: children to come, its names, and whether it is within a list.
     opened: list[tuple[int, tuple[str, ...], bool]] = [(elements[0].get(5, 0), (), False)] if elements else []
@@ -202,7 +202,7 @@ def _chunk(chunk: Struct, leaf: Leaf, end: int) -> ColumnChunk:
     if 1 in chunk or 8 in chunk or 9 in chunk:
         raise ValueError("a column is in another file, or encrypted")
     if metadata.get(1) != leaf.type or metadata.get(4) not in CODECS or not ENCODINGS.issuperset(metadata.get(2, ())):
-        raise ValueError("a column is of another type than the schema says, or of an unknown codec or encoding")
+        raise ValueError("a column is of another type than in the schema, or of an unknown codec or encoding")
     n_bytes, first = integer(metadata, 7, "bytes"), integer(metadata, 9, "the first page")
     dictionary = metadata.get(11, 0)
     start = min(first, dictionary) if first and dictionary > 0 else first

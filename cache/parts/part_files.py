@@ -45,7 +45,7 @@ def checked_record(data: bytes, manifest: Manifest, number: int, row: IndexRow |
         raise CacheDamaged(f"{name} belongs to another manifest")
     stated = (record.part, record.split, record.first_document, record.n_documents)
     if stated != due:
-        raise CacheDamaged(f"{name} states part, split, first document and number {stated}, the plan says {due}")
+        raise CacheDamaged(f"{name} has part, split, first document and number {stated}, the plan has {due}")
     if {column.name for column in manifest.arrays.row.columns} != set(record.column_bytes):
         raise CacheDamaged(f"{name}: column_bytes has other columns than the manifest")
     if (what := _wrong_files(manifest, record)) is not None:

@@ -62,7 +62,7 @@ class PartReader:
         return data
 
     def array(self, name: str) -> PartArray:
-        """An array, mapped when it is first asked for."""
+        """An array, mapped on first use."""
         if name not in self._arrays:
             grid = self._grids[name]
             shard = layout.array_shard(name)
@@ -214,7 +214,7 @@ class PartReader:
             self.texts_between(0, n_documents)
         sizes = self.array("row").column_bytes()
         if dict(zip(self._column_numbers, sizes, strict=True)) != record.column_bytes:
-            yield f"the columns take {sizes} bytes, part.json says otherwise"
+            yield f"the columns take {sizes} bytes, part.json has other sizes"
 
     def token_bytes(self, sequence: int) -> npt.NDArray[np.int32]:
         """The byte length of each token of a sequence."""

@@ -89,7 +89,7 @@ class PartWriter:
         return Stream(self._work / layout.array_shard(name), self._grids[name], self._stack)
 
     def add(self, sequence: Sequence, block: Block) -> None:
-        """Take the next sequence and what the teacher said at each of its rows."""
+        """Add the next sequence and the teacher's predictions at each of its rows."""
         self._begin(len(sequence.tokens), sequence.documents)
         coded = encode(sequence, block, self._manifest, self._rank_of_id)
         self._take(coded, Places.of(sequence, self._manifest), sequence.texts)
@@ -108,7 +108,7 @@ class PartWriter:
         self._n_draws += counts.n_draws
 
     def _begin(self, n_rows: int, documents: npt.NDArray[Any]) -> None:
-        # Whoever catches a refusal and goes on has lost a sequence: such a part is never committed.
+        # A caller that continues after a refusal has lost a sequence: such a part is never committed.
         self._n_begun += 1
         if self._n_rows + n_rows > MAX_PART_ROWS:
             raise CacheWriteError(

@@ -147,7 +147,7 @@ def _texts(body: bytes, n_values: int) -> list[str]:
             raise ValueError("a text is longer than its page")
         values.append(body[begin:place].decode())
     if place != len(body):
-        raise ValueError("a page holds more texts than it says")
+        raise ValueError("a page holds more texts than its header has")
     return values
 
 

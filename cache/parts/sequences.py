@@ -1,4 +1,4 @@
-"""sequences.arrow: where each sequence lies in its part, and what is kept of its documents.
+"""sequences.arrow: the position of each sequence in its part, and the stored columns of its documents.
 
 In: the sequences of a part as stage one made them. Out: row and entry offsets, document starts, columns, pooled states.
 """
@@ -128,7 +128,7 @@ class Sequences:
         self.document_starts = self._table.numbers("document_starts").astype(np.int64)
         within = self._table.numbers("documents")
         if (within >= max(record.n_documents, 1)).any():
-            raise CacheDamaged(f"{what}: a document lies outside the {record.n_documents:,} of its part")
+            raise CacheDamaged(f"{what}: a document is outside the {record.n_documents:,} of its part")
         self.documents = within.astype(np.int64) + record.first_document
         self._check_documents()
 
@@ -138,7 +138,7 @@ class Sequences:
     def _entry_starts(self, name: str, total: int) -> npt.NDArray[np.int64]:
         stated = self._table.numbers(name)
         if (stated > total).any():
-            raise CacheDamaged(f"{self._what}: {name} lies beyond the part's {total:,} entries")
+            raise CacheDamaged(f"{self._what}: {name} is beyond the part's {total:,} entries")
         starts = np.concatenate([stated.astype(np.int64), [total]])
         if (np.diff(starts) < 0).any() or starts[0] != 0:
             raise CacheDamaged(f"{self._what}: {name} does not ascend from 0")
@@ -182,7 +182,7 @@ class Sequences:
         return split_vectors(self.coded_pooled(start, stop), vectors) if vectors else {}
 
     def coded_pooled(self, start: int, stop: int) -> npt.NDArray[np.uint8]:
-        """The same as they are coded, the layers of a document behind each other; no bytes where none are pooled."""
+        """The same as they are coded, the layers of a document in sequence; no bytes without pooled layers."""
         width = sum(vector.n_bytes for vector in self._manifest.hidden.pooled)
         return self._table.fixed("pooled", width)[start:stop] if width else np.zeros((stop - start, 0), np.uint8)
 

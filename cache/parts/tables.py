@@ -29,7 +29,7 @@ def write_tables(folder: Path, manifest: Manifest, tables: Mapping[str, npt.NDAr
     for table in manifest.tables:
         values = np.asarray(tables[table.name])
         if values.shape != table.shape:
-            raise CacheWriteError(f"table {table.name} has the shape {values.shape}, the manifest says {table.shape}")
+            raise CacheWriteError(f"table {table.name} has the shape {values.shape}, the manifest has {table.shape}")
         stored = to_bfloat16(values) if table.dtype == "bfloat16" else values.astype(_STORED[table.dtype])
         _check_ranks(table, stored, CacheWriteError)
         with new_file(folder / f"{table.name}.bin") as file:

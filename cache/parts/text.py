@@ -1,4 +1,4 @@
-"""text.arrow: the documents' text, for students with another tokenizer; only when it was asked for.
+"""text.arrow: the documents' text, for students with another tokenizer; only on request.
 
 In: texts in document order. Out: the texts of some documents. Texts are packed into zstd frames of about a mebibyte.
 """

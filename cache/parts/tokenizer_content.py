@@ -1,6 +1,6 @@
 """A tokenizer by its content: the fingerprint in the manifest, worked out from the tokenizer's own files.
 
-In: the files of `tokenizer/`. Out: the fingerprint of docs/cache-format.md, and which id stands for which text. The
+In: the files of `tokenizer/`. Out: the fingerprint of docs/cache-format.md, and the text of each id. The
 standard library alone does it, so that a fingerprint stays what it is whatever version of other libraries is there,
 and verification needs none of them.
 """
@@ -32,7 +32,7 @@ class TokenizerContent:
     texts: Mapping[int, str]
 
     def differing(self, ids: Mapping[str, int]) -> list[int]:
-        """The ids of which a vocabulary (ids by text) says otherwise; a text that two ids share tells nothing."""
+        """The ids for which a vocabulary (ids by text) differs; a text that two ids share proves nothing."""
         counts = Counter(self.texts.values())
         return sorted(n for n, text in self.texts.items() if counts[text] == 1 and ids.get(text) != n)
 

@@ -22,7 +22,7 @@ def read_tokenizer(store: Store, manifest: Manifest) -> tuple[dict[str, bytes], 
         size = store.size(path)
         data = store.read(path, file.bytes) if size == file.bytes else None
         if data is None or sha256_hex(data) != file.sha256:
-            what = "is missing" if size is None else "is not what the manifest says"
+            what = "is missing" if size is None else "differs from the manifest"
             raise CacheDamaged(f"{store.url}: {path} {what}", hint="copy the cache again, or run cache-teacher again")
         found[name] = data
     if not found:

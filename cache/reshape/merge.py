@@ -165,7 +165,7 @@ def check_same_spec(first: SourceCache, asked: Manifest, what: str) -> None:
         more = " ..." if len(differing) > 5 else ""
         differences = "; ".join(differing[:5])
         raise Incompatible(
-            f"{first.url} and {what} cannot stand in one cache: {differences}{more}",
+            f"{first.url} and {what} cannot be in one cache: {differences}{more}",
             hint="train on one of them, or create both with the same teacher and settings",
         )
 

@@ -21,7 +21,7 @@ from kdpipe.cache.reshape.recode import CodedPart, rank_changes
 from kdpipe.cache.reshape.sources import SourceCache, StoredDocuments, check_apart
 from kdpipe.cache.writing.writer import CacheWriter
 from kdpipe.schemas.cache_plan import MAX_PARTS, CachePlan, SplitPlan
-from kdpipe.schemas.capture_report import PartsMade
+from kdpipe.schemas.capture_report import PartCounts
 from kdpipe.schemas.choices import ReshapeAction, SplitName
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.manifest import Manifest, Origin
@@ -134,7 +134,7 @@ def make(out: str, making: RebuildPlan, progress: Progress, rewrite: Rewrite | N
         cache=out,
         cache_id=identity,
         sources=tuple(source.cache_id for source in making.sources),
-        parts=PartsMade(planned=len(making.jobs), present=len(records), made=len(missing)),
+        parts=PartCounts(planned=len(making.jobs), present=len(records), made=len(missing)),
         adopted=sum(making.adopted),
         rewritten=len(making.jobs) - sum(making.adopted),
         documents=sum(record.n_documents for record, _ in records),

@@ -83,7 +83,7 @@ class CaptureTally:
 
 
 @final
-class PartMaker:
+class PartCapture:
     """Makes parts one after another and updates the tally."""
 
     def __init__(

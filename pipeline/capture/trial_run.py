@@ -11,7 +11,7 @@ from kdpipe.cache.inspect import inspect_cache
 from kdpipe.pipeline.capture.capture_teacher import CaptureTeacher
 from kdpipe.pipeline.capture.create import begin_cache
 from kdpipe.pipeline.capture.inputs import Inputs
-from kdpipe.pipeline.capture.part_capture import CaptureTally, PartMaker
+from kdpipe.pipeline.capture.part_capture import CaptureTally, PartCapture
 from kdpipe.schemas.cache_plan import CachePlan, SplitPlan
 from kdpipe.schemas.manifest import Manifest
 from kdpipe.schemas.summary import CacheSummary
@@ -32,7 +32,7 @@ def run_trial(manifest: Manifest, inputs: Inputs, teacher: CaptureTeacher, n_tok
     with scratch_folder("kdpipe-trial-", "writing a trial cache") as folder:
         cache, request = begin_cache(str(folder / "cache"), small, inputs, teacher)
         tally = CaptureTally(started=time.perf_counter())
-        PartMaker(cache, inputs.corpus, teacher, request, tally).make([0], _ignore, _ignore)
+        PartCapture(cache, inputs.corpus, teacher, request, tally).make([0], _ignore, _ignore)
         tally.stop()
         cache.seal()
         return TrialResult(plan=small.plan, summary=inspect_cache(cache.path), tally=tally)

@@ -13,7 +13,7 @@ import pytest
 import kdpipe.pipeline
 from kdpipe.cache.stores.retries import RETRY_SECONDS
 from kdpipe.cli.main import run
-from kdpipe.schemas.capture_report import CaptureReport, PartsMade
+from kdpipe.schemas.capture_report import CaptureReport, PartCounts
 from kdpipe.schemas.capture_settings import CaptureOptions, CaptureSettings
 from kdpipe.schemas.summary import CacheSizes, FidelitySummary
 
@@ -22,7 +22,7 @@ PLAIN = CaptureReport(
     cache="cache",
     cache_id="ab12",
     complete=True,
-    parts=PartsMade(planned=3, present=3, made=2),
+    parts=PartCounts(planned=3, present=3, made=2),
     positions=1_234_567,
     bytes=28_900_000,
     sizes=CacheSizes(parts=28_000_000, tokenizer=800_000, tables=90_000, records=10_000, journal=500),
@@ -107,7 +107,7 @@ def test_the_page_reports_deviations(handed: dict[str, Any], capsys: pytest.Capt
         update={
             "cache_id": None,
             "complete": False,
-            "parts": PartsMade(planned=9, present=5, made=2),
+            "parts": PartCounts(planned=9, present=5, made=2),
             "batches_halved": 2,
             "bad_rows": 3,
             "cut_documents": 4,
@@ -134,7 +134,7 @@ def test_the_page_reports_deviations(handed: dict[str, Any], capsys: pytest.Capt
     )
     hand_over("--dry-run")
     text = capsys.readouterr().out
-    one = {"parts": PartsMade(planned=9, present=8, made=2), "bad_rows": 1, "untrainable_documents": 2}
+    one = {"parts": PartCounts(planned=9, present=8, made=2), "bad_rows": 1, "untrainable_documents": 2}
     handed["report"] = handed["report"].model_copy(update=one)
     hand_over()
     few = capsys.readouterr().out

@@ -11,7 +11,7 @@ from typing import Any
 
 from kdpipe.pipeline.cache_teacher import cache_teacher
 from kdpipe.pipeline.capture.part_queue import WorkerShard
-from kdpipe.schemas.capture_report import CaptureReport, PartsMade
+from kdpipe.schemas.capture_report import CaptureReport, PartCounts
 from kdpipe.schemas.capture_settings import CaptureOptions, CaptureSettings
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.progress import Progress
@@ -28,7 +28,7 @@ EMPTY = CaptureReport(
     cache="",
     cache_id=None,
     complete=False,
-    parts=PartsMade(planned=0, present=0, made=0),
+    parts=PartCounts(planned=0, present=0, made=0),
     positions=0,
     bytes=0,
     sizes=CacheSizes(parts=0, tokenizer=0, tables=0, records=0, journal=None),

@@ -15,7 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Literal
 
-# "trickle" is none of FAULTS: a test that meets it needs its own clock.
+# "trickle" is not in FAULTS: a test that meets it needs its own clock.
 Fault = Literal["drop", "503", "wrong range", "other bytes", "whole", "stall", "changed", "trickle"]
 FAULTS: tuple[Fault, ...] = ("drop", "503", "wrong range", "other bytes", "whole", "stall", "changed")
 

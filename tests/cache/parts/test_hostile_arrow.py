@@ -134,7 +134,7 @@ SCHEMAS: dict[str, tuple[Callable[[Any], Any], str]] = {
     ),
     "a missing list": (with_null_list, "column:year has missing values"),
     "a missing number": (with_null_value, "documents has missing values"),
-    "fewer rows": (lambda b: b.slice(1), "rows, its part says"),
+    "fewer rows": (lambda b: b.slice(1), "rows, part.json has"),
     "lists of other lengths": (other_lists, "digests has other list lengths"),
     "rows that add up to more": (numbers("n_rows", lambda v: v + 1), "n_rows adds up to"),
     "a sequence without rows": (numbers("n_rows", put(0, 0)), "n_rows adds up to"),
@@ -143,7 +143,7 @@ SCHEMAS: dict[str, tuple[Callable[[Any], Any], str]] = {
         numbers("n_rows", lambda v: np.array([v[0] + v[1] - 1, 1, *v[2:]])),
         "longer than the planned",
     ),
-    "entries beyond all": (numbers("exact_start", put(-1, (1 << 64) - 1)), "exact_start lies beyond"),
+    "entries beyond all": (numbers("exact_start", put(-1, (1 << 64) - 1)), "exact_start is beyond"),
     "entries that fall": (numbers("exact_start", lambda v: v[::-1].copy()), "exact_start does not ascend from 0"),
     "entries of another row": (numbers("exact_start", put(1, 1)), "do not agree with"),
     "too many entries": (numbers("exact_start", lambda v: v * 0), "do not agree with"),
@@ -152,8 +152,8 @@ SCHEMAS: dict[str, tuple[Callable[[Any], Any], str]] = {
         "document starts do not ascend",
     ),
     "a first document start": (numbers("document_starts", put(0, 1)), "does not begin with a document"),
-    "a document of another part": (numbers("documents", put(0, 4)), "a document lies outside the 4 of its part"),
-    "a document beyond all": (numbers("documents", put(0, (1 << 64) - 1)), "a document lies outside the 4 of its part"),
+    "a document of another part": (numbers("documents", put(0, 4)), "a document is outside the 4 of its part"),
+    "a document beyond all": (numbers("documents", put(0, (1 << 64) - 1)), "a document is outside the 4 of its part"),
 }
 
 

@@ -67,7 +67,7 @@ def test_an_output_head_comes_back_in_its_precision(tmp_path: Path, dtype: str, 
     [
         ({"output_bias": None}, r"tables are \['ids_by_rank', 'output_head'\], the manifest names"),
         ({"more": np.zeros(3)}, r"tables are \['ids_by_rank', 'more'"),
-        ({"output_head": np.zeros((6, 9))}, r"table output_head has the shape \(6, 9\), the manifest says \(9, 6\)"),
+        ({"output_head": np.zeros((6, 9))}, r"table output_head has the shape \(6, 9\), the manifest has \(9, 6\)"),
         ({"ids_by_rank": np.zeros(9, np.uint32)}, r"tables/ids_by_rank\.bin does not name every id of the vocabulary"),
         ({"ids_by_rank": np.arange(1, 10)}, r"tables/ids_by_rank\.bin does not name every id of the vocabulary"),
     ],

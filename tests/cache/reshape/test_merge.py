@@ -224,14 +224,14 @@ def test_another_spec_is_refused_with_what_differs(pair: tuple[Path, Path], tmp_
     make_cache(tmp_path / "b", replace(OTHER, tau=0.1, text=False))
     reported = refused(tmp_path, pair[0], tmp_path / "b")
     assert reported.message == (
-        f"{pair[0]} and {tmp_path / 'b'} cannot stand in one cache: "
+        f"{pair[0]} and {tmp_path / 'b'} cannot be in one cache: "
         "--for-other-tokenizers: yes and no; --tau: 0.04 and 0.1"
     )
 
 
 def test_another_tokenizer_is_refused(pair: tuple[Path, Path], tmp_path: Path) -> None:
     make_cache(tmp_path / "b", replace(OTHER, seed=1))
-    assert "cannot stand in one cache: the tokenizer: " in refused(tmp_path, pair[0], tmp_path / "b").message
+    assert "cannot be in one cache: the tokenizer: " in refused(tmp_path, pair[0], tmp_path / "b").message
 
 
 def test_projections_fitted_to_other_states_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -200,16 +200,16 @@ def test_unknown_keys_of_this_minor_version_are_refused(cache: Path) -> None:
 RECORDS: dict[str, tuple[dict[str, Any], str]] = {
     "another part": ({"part": 1}, "row 0 is not of part 0 of train"),
     "another split": ({"split": "validation"}, "row 0 is not of part 0 of train"),
-    "other documents": ({"first_document": 4}, "the plan says"),
+    "other documents": ({"first_document": 4}, "the plan has"),
     "more rows than a part has": ({"n_rows": 1 << 40}, "row 0 is not of part 0 of train"),
     "rows without end": ({"n_rows": 1 << 24}, "zarr.json"),
     "one row more than a part may have": ({"n_rows": (1 << 24) + 1}, "row 0 is not of part 0 of train"),
     "more positions than rows": ({"n_positions": 1 << 20}, "n_positions is above n_rows"),
     "negative entries": ({"n_draws": -1}, "is not the one that index.parquet names"),
     "entries without end": ({"n_exact": 1 << 48}, "more entries than rows can hold"),
-    "no sequences": ({"n_sequences": 0}, "rows, its part says 0"),
-    "many frames": ({"n_text_frames": 1000}, "rows, its part says 1,000"),
-    "no frames": ({"n_text_frames": 0}, "rows, its part says 0"),
+    "no sequences": ({"n_sequences": 0}, "rows, part.json has 0"),
+    "many frames": ({"n_text_frames": 1000}, "rows, part.json has 1,000"),
+    "no frames": ({"n_text_frames": 0}, "rows, part.json has 0"),
     "other columns": ({"column_bytes": {}}, "column_bytes has other columns"),
     "no digests of shards": ({"indexes": {}}, "indexes names other arrays"),
     "a file too few": ({"files": {}}, "files lists too much or too little"),
@@ -256,7 +256,7 @@ def test_counts_and_statistics_that_lie_are_named(cache: Path, changes: dict[str
 def test_column_bytes_that_lie_are_named(cache: Path) -> None:
     edit_json(cache / RECORD, lambda r: r["column_bytes"].update(token=1))
     reseal(cache)
-    assert_named(cache, "part.json says otherwise")
+    assert_named(cache, "part.json has other sizes")
 
 
 @pytest.mark.parametrize("size", [1 << 20, 1 << 22])

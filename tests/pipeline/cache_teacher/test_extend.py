@@ -165,9 +165,9 @@ def test_a_dry_run_leaves_nothing_and_reports_the_planned_parts(folder: Path, tm
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"targets": {"tau": 0.1}}, "cannot stand in one cache: --tau: 0.04 and 0.1"),
-        ({"sequences": {"length": 64}}, "cannot stand in one cache: --seq-len: 96 and 64"),
-        ({"hidden": {"pooled": False}}, "cannot stand in one cache: layers pooled over documents: "),
+        ({"targets": {"tau": 0.1}}, "cannot be in one cache: --tau: 0.04 and 0.1"),
+        ({"sequences": {"length": 64}}, "cannot be in one cache: --seq-len: 96 and 64"),
+        ({"hidden": {"pooled": False}}, "cannot be in one cache: layers pooled over documents: "),
     ],
 )
 def test_another_spec_is_refused_with_what_differs(

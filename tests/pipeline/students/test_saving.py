@@ -49,7 +49,7 @@ def gemma3() -> PretrainedConfig:
     return transformers.Gemma3TextConfig(**sizes, rope_parameters=LAYERED)
 
 
-# Gemma 2 is left out: version 4 always chooses an attention without its soft cap, whatever a config says.
+# Gemma 2 is left out: version 4 always chooses an attention without its soft cap, regardless of the config.
 CONFIGS: dict[str, Any] = {
     **{name: (lambda make=make: make(IDS.count, 64, 2)) for name, make in FAMILIES.items() if name != "gemma2"},
     "qwen2-far": lambda: transformers.Qwen2Config(**COMMON, rope_parameters=ROPES["far"]),
