@@ -8,6 +8,7 @@ import typer
 
 from kdpipe.cli import console
 from kdpipe.cli.common_options import Json, Quiet
+from kdpipe.cli.progress import shown_progress
 from kdpipe.cli.quantities import size
 from kdpipe.schemas.choices import DtypeName
 
@@ -35,11 +36,12 @@ def export(
 ) -> None:
     """Export a run's student as a Hugging Face model folder.
 
-    LoRA adapters are merged, and the folder is loaded in a new process to check its logits.
+    LoRA adapters are merged, and the folder is loaded again to check its logits.
     """
     from kdpipe.pipeline.export import export as make
 
-    report = make(run, out, dtype, trusted=trust_remote_code)
+    with shown_progress(quiet=quiet) as progress:
+        report = make(run, out, dtype, trusted=trust_remote_code, progress=progress)
     console.reply(report, page(report, to), as_json=json)
 
 

@@ -29,7 +29,7 @@ from kdpipe.schemas.capture_report import CaptureReport, PartCounts
 from kdpipe.schemas.capture_settings import CaptureOptions, CaptureSettings
 from kdpipe.schemas.counts import counted
 from kdpipe.schemas.errors import ConfigError
-from kdpipe.schemas.progress import Progress
+from kdpipe.schemas.progress import Progress, Task, running
 from kdpipe.schemas.summary import CacheSummary
 
 DRY_RUN_BATCHES = 2
@@ -61,7 +61,8 @@ def work(settings: CaptureSettings, shard: WorkerShard, progress: Progress, retr
     extension = open_extension(settings, retry_policy)
     tokenizer, capture_plan = check_before_reading(settings, progress)
     inputs = read_inputs(settings, progress, tokenizer)
-    teacher = open_teacher(settings, tokenizer, capture_plan)
+    with running(progress, Task(name="load teacher")):
+        teacher = open_teacher(settings, tokenizer, capture_plan)
     if not is_begun(settings.out, retry_policy):
         inputs.corpus.check_lengths(teacher.sequence_length)
     manifest, source = make_manifest(settings, inputs, teacher), None
@@ -96,7 +97,8 @@ def dry_run(settings: CaptureSettings, progress: Progress, retry_for: float) -> 
     check_output(settings)
     tokenizer, capture_plan = check_before_reading(settings, progress)
     inputs = read_inputs(settings, progress, tokenizer)
-    teacher = open_teacher(settings, tokenizer, capture_plan)
+    with running(progress, Task(name="load teacher")):
+        teacher = open_teacher(settings, tokenizer, capture_plan)
     manifest = make_manifest(settings, inputs, teacher)
     extension = open_extension(settings, retry_policy)
     full_manifest = manifest if extension is None else extension.extended(manifest, settings.teacher)

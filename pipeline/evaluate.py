@@ -27,7 +27,7 @@ from kdpipe.pipeline.students.student import Student
 from kdpipe.pipeline.training.cache_requirements import teacher_head
 from kdpipe.schemas.choices import SplitName, VerifyWhen
 from kdpipe.schemas.errors import ConfigError
-from kdpipe.schemas.progress import Progress
+from kdpipe.schemas.progress import Progress, Task, running
 from kdpipe.schemas.train_report import EvalReport, EvalSettings, Evaluation
 from kdpipe.schemas.train_settings import StudentSettings
 
@@ -71,9 +71,10 @@ def evaluate(request: EvalRequest, progress: Progress) -> EvalReport:
         limit=request.limit,
         threads=loading_threads(devices.n_threads(None)),
     )
-    student = load_student(resolved, settings, precision.name, device, seed=0)
-    if settings.name != folder:
-        student = Student(lora.merged(Path(folder), student.model), resolved.shape, resolved.ids.count)
+    with running(progress, Task(name="load student")):
+        student = load_student(resolved, settings, precision.name, device, seed=0)
+        if settings.name != folder:
+            student = Student(lora.merged(Path(folder), student.model), resolved.shape, resolved.ids.count)
     for note in (description_of(student), *compatibility.notes, *student.notes):
         progress.message(note)
     measured = evaluator.measure(student, precision, progress=progress)

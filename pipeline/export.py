@@ -25,12 +25,20 @@ from kdpipe.pipeline.training.run_folder import run_around
 from kdpipe.schemas.choices import DtypeName
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.export_report import ExportReport
+from kdpipe.schemas.progress import Progress, SilentProgress, Task, running
 
 CPU = torch.device("cpu")
 
 
-def export(run: Path, out: Path | None, dtype: DtypeName | None, *, trusted: bool = False) -> ExportReport:
-    """Load, merge, cast, save, and check by loading in a new process."""
+def export(
+    run: Path,
+    out: Path | None,
+    dtype: DtypeName | None,
+    *,
+    trusted: bool = False,
+    progress: Progress | None = None,
+) -> ExportReport:
+    """Load, merge, cast, save, and check by loading again."""
     quiet()
     if not run.is_dir():
         raise ConfigError(f"no such run: {run}", hint="give the --out directory of kdpipe train")
@@ -40,16 +48,19 @@ def export(run: Path, out: Path | None, dtype: DtypeName | None, *, trusted: boo
         _lock_runs(run, folder, locks, notes.append)
         source = _source(run)
         locks.enter_context(locked(folder, notes.append, beside=True))
-        report = _export_into(folder, source, dtype, trusted)
+        report = _export_into(folder, source, dtype, trusted, progress or SilentProgress())
     return report.model_copy(update={"notes": (*notes, *report.notes)})
 
 
-def _export_into(folder: Path, source: Path, dtype: DtypeName | None, trusted: bool) -> ExportReport:
+def _export_into(
+    folder: Path, source: Path, dtype: DtypeName | None, trusted: bool, progress: Progress
+) -> ExportReport:
     """Write the model folder, which is locked."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"{folder} already exists", hint="delete it, or use another --out")
     is_adapter = (source / ADAPTER).is_file()
-    model: Any = _merged(source, trusted) if is_adapter else _whole(source, trusted)
+    with running(progress, Task(name="load student")):
+        model: Any = _merged(source, trusted) if is_adapter else _whole(source, trusted)
     chosen: torch.dtype = getattr(torch, dtype) if dtype is not None else next(model.parameters()).dtype
     model = model.to(chosen).eval()
     name = str(chosen).removeprefix("torch.")
@@ -57,13 +68,23 @@ def _export_into(folder: Path, source: Path, dtype: DtypeName | None, trusted: b
         raise ConfigError(f"{source} has weights of type {name}", hint="choose a data type with --dtype")
     card = (source / CARD).read_text(encoding="utf-8") if (source / CARD).is_file() else ""
     card = of_merged(card) if is_adapter else card
-    notes = save_model(model, folder, _tokenizer_files(source), card, replace=False)
+    with running(progress, Task(name="save student")):
+        notes = save_model(model, folder, _tokenizer_files(source), card, replace=False)
     ids = probe_ids(PROBE_TOKENS, model.config.get_text_config().vocab_size, CPU).tolist()
-    difference = check_reload(lambda ids_BT: model(ids_BT, use_cache=False).logits, folder, ids, CPU, trusted=trusted)
+    n_parameters = sum(parameter.numel() for parameter in model.parameters())
+    with running(progress, Task(name="check saved student")):
+        difference = check_reload(
+            lambda ids_BT: model(ids_BT, use_cache=False).logits,
+            folder,
+            ids,
+            CPU,
+            n_parameters=n_parameters,
+            trusted=trusted,
+        )
     return ExportReport(
         folder=str(folder),
         dtype=cast(DtypeName, name),
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        parameters=n_parameters,
         bytes=sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
         merged=is_adapter,
         difference=difference,

@@ -14,7 +14,7 @@ from kdpipe.pipeline.capture.workers import worker_settings
 from kdpipe.schemas.capture_report import PlanReport
 from kdpipe.schemas.capture_settings import CaptureSettings
 from kdpipe.schemas.errors import ConfigError
-from kdpipe.schemas.progress import Progress
+from kdpipe.schemas.progress import Progress, Task, running
 
 ESTIMATED = (
     "entries and bytes are estimates for a teacher with an entropy of 2 to 3 nats; --probe measures this teacher"
@@ -42,7 +42,8 @@ def plan(
     )
     notes = [ANY_TEXT] if inputs is None else []
     workers = worker_settings(settings)
-    probed = _probe(workers[0], inputs, probe_seconds)
+    with running(progress, Task(name="probe teacher")):
+        probed = _probe(workers[0], inputs, probe_seconds)
     if probed is not None:
         sizes, entries = probed.bytes_per_position, probed.entries_per_position
     elif capture_plan.targets.has_entries:

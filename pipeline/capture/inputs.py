@@ -16,7 +16,7 @@ from kdpipe.pipeline.tokenizers.cached_tokenizer import with_reloadable_files
 from kdpipe.pipeline.tokenizers.tokenizer import LoadedTokenizer, load_tokenizer
 from kdpipe.schemas.capture_settings import CaptureSettings
 from kdpipe.schemas.counts import counted
-from kdpipe.schemas.progress import Progress
+from kdpipe.schemas.progress import Progress, Task, running
 
 # With fewer, intervals over documents are unreliable (docs/experiments.md#intervals-of-compare).
 FEW_DOCUMENTS, FEW_TOKENS = 20, 2_000
@@ -43,7 +43,8 @@ def read_inputs(settings: CaptureSettings, progress: Progress, tokenizer: Loaded
     for name in (settings.data.path, settings.data.val_path):
         if name is not None and is_of_hub(name):
             progress.message(ASKED_HUB.format(name))
-    corpus = open_corpus(settings.data, tokenizer)
+    with running(progress, Task(name="read documents")):
+        corpus = open_corpus(settings.data, tokenizer)
     _describe(corpus, progress)
     explain_validation(corpus, settings, progress)
     return Inputs(tokenizer=tokenizer, corpus=corpus)

@@ -1,7 +1,8 @@
-"""Check a saved student: does it give the same logits in a new process as in this one?
+"""Check a saved student: load it again and compare its logits with those of the student in memory.
 
-In: a folder, some token ids, the student in memory. Out: the largest difference, or an error. The child process is this
-file run as a program: it loads the folder without any state of the run.
+In: a folder, some token ids, the student in memory. Out: the largest difference, or an error. A small student is loaded
+in this process. A large one, and one with code of its own, is loaded in a child process without any state of the run,
+which is this file run as a program.
 """
 
 import io
@@ -24,6 +25,8 @@ from kdpipe.schemas.errors import KdpipeError
 
 # Relative to the largest logit. A wrong RoPE base changes logits by half of it, another device by less than this.
 LEAST_TOLERANCE = 1e-3
+# Loading a smaller student takes less time than starting a process.
+IN_PROCESS_PARAMETERS = 50_000_000
 MOST_TOKENS = 64
 ROWS = 8
 SAVED = "checkpoints are intact; re-run with --debug and report it with the versions of torch and transformers"
@@ -37,16 +40,23 @@ def cached_ids(cache: Cache) -> list[int]:
 
 
 def check_reload(
-    logits: Callable[[Tensor], Tensor], folder: Path, ids: Sequence[int], device: torch.device, *, trusted: bool = False
+    logits: Callable[[Tensor], Tensor],
+    folder: Path,
+    ids: Sequence[int],
+    device: torch.device,
+    *,
+    n_parameters: int,
+    trusted: bool = False,
 ) -> float:
     """Compare the last rows of both; the largest difference as a share of the largest logit."""
     with torch.no_grad():
         live_RV = logits(torch.tensor([list(ids)], device=device))[0, -ROWS:].float().cpu().numpy()
-    again_RV, dtype = _fresh(folder, ids, trusted)
+    in_process = n_parameters < IN_PROCESS_PARAMETERS and not trusted
+    again_RV, dtype = _here(folder, ids) if in_process else _fresh(folder, ids, trusted)
     vocabulary = live_RV.shape[1]
     if again_RV.shape[0] != len(live_RV) or again_RV.shape[1] < vocabulary:
         raise KdpipeError(
-            f"{folder}: logits of shape {list(again_RV.shape)} in a new process; expected {list(live_RV.shape)}",
+            f"{folder}: logits of shape {list(again_RV.shape)} after loading; expected {list(live_RV.shape)}",
             hint=SAVED,
         )
     largest = float(np.abs(live_RV).max())
@@ -54,11 +64,19 @@ def check_reload(
     tolerance = max(LEAST_TOLERANCE, TOLERANCE[dtype])
     if not difference <= tolerance:
         raise KdpipeError(
-            f"{folder} gives other logits in a new process: they differ by {difference:.2g} of the largest; "
+            f"{folder} gives other logits after loading: they differ by {difference:.2g} of the largest; "
             f"expected at most {tolerance:g}",
             hint=SAVED,
         )
     return difference
+
+
+def _here(folder: Path, ids: Sequence[int]) -> tuple[np.ndarray[Any, Any], torch.dtype]:
+    """Logits and the data type of the weights, from this process."""
+    try:
+        return _load_and_run(folder.resolve(), ids, trusted=False)
+    except Exception as error:
+        raise KdpipeError(f"{folder} cannot be loaded: {_first_line(error)[:300]}", hint=SAVED) from error
 
 
 def _fresh(folder: Path, ids: Sequence[int], trusted: bool) -> tuple[np.ndarray[Any, Any], torch.dtype]:
@@ -82,17 +100,26 @@ def _fresh(folder: Path, ids: Sequence[int], trusted: bool) -> tuple[np.ndarray[
     return np.load(io.BytesIO(array), allow_pickle=False), dtype
 
 
-def _load_and_run(folder: str, ids: str, trusted: str) -> bytes:
+def _load_and_run(folder: Path, ids: Sequence[int], *, trusted: bool) -> tuple[np.ndarray[Any, Any], torch.dtype]:
     import transformers
 
     auto: Any = transformers.AutoModelForCausalLM
-    model = auto.from_pretrained(folder, dtype="auto", trust_remote_code=bool(trusted)).eval()
+    model = auto.from_pretrained(folder, dtype="auto", trust_remote_code=trusted).eval()
     with torch.no_grad():
-        logits_RV = model(torch.tensor([json.loads(ids)]), use_cache=False).logits[0, -ROWS:]
-    dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
+        logits_RV = model(torch.tensor([list(ids)]), use_cache=False).logits[0, -ROWS:]
+    return logits_RV.float().numpy(), next(model.parameters()).dtype
+
+
+def _packed(folder: str, ids: str, trusted: str) -> bytes:
+    """The result as the output of the child process."""
+    logits_RV, dtype = _load_and_run(Path(folder), json.loads(ids), trusted=bool(trusted))
     array = io.BytesIO()
-    np.save(array, logits_RV.float().numpy())
-    return dtype.encode() + b"\n" + array.getvalue()
+    np.save(array, logits_RV)
+    return str(dtype).removeprefix("torch.").encode() + b"\n" + array.getvalue()
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 if __name__ == "__main__":
@@ -101,6 +128,6 @@ if __name__ == "__main__":
         # Libraries may print to stdout.
         with open(os.dup(1), "wb") as answers:
             os.dup2(2, 1)
-            answers.write(_load_and_run(*sys.argv[1:]))
+            answers.write(_packed(*sys.argv[1:]))
     except Exception as error:
-        sys.exit(str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__)
+        sys.exit(_first_line(error))

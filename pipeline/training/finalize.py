@@ -1,4 +1,4 @@
-"""The end of a run: evaluate the chosen student, save it with its card, and check it in a fresh process.
+"""The end of a run: evaluate the chosen student, save it with its card, and check that it loads.
 
 In: a `Session` and the state after the last step. Out: OUT/final, OUT/evaluation.json. A finished run is left as it is,
 unless another of its students is chosen now.
@@ -17,6 +17,7 @@ from kdpipe.pipeline.students.verify_saved import cached_ids, check_reload
 from kdpipe.pipeline.training import completed_run
 from kdpipe.pipeline.training.session import Session
 from kdpipe.schemas.checkpoint import LoopState
+from kdpipe.schemas.progress import Task, running
 from kdpipe.schemas.run_report import TrainReport
 from kdpipe.schemas.train_report import Evaluation
 
@@ -53,9 +54,16 @@ def save_final(session: Session, state: LoopState) -> SavedStudent:
     card = rendered(_card(session, chosen, evaluation))
     for note in save_student(student, folder / FINAL, run.compatibility.tokenizer_files, card):
         progress.message(note)
-    progress.message("saved; checking it in a fresh process")
-    trusted = run.settings.student.trust_remote_code
-    check_reload(student.logits, folder / FINAL, cached_ids(run.cache), student.device, trusted=trusted)
+    n_parameters = sum(parameter.numel() for parameter in student.model.parameters())
+    with running(progress, Task(name="check saved student")):
+        check_reload(
+            student.logits,
+            folder / FINAL,
+            cached_ids(run.cache),
+            student.device,
+            n_parameters=n_parameters,
+            trusted=run.settings.student.trust_remote_code,
+        )
     return SavedStudent(step=chosen.step, evaluation=evaluation)
 
 

@@ -24,7 +24,7 @@ from kdpipe.pipeline.training.cache_requirements import teacher_head
 from kdpipe.pipeline.training.optimizer_defaults import shares
 from kdpipe.pipeline.training.optimizers import Trainable, make_optimizer
 from kdpipe.pipeline.training.run import Run
-from kdpipe.schemas.progress import Progress
+from kdpipe.schemas.progress import Progress, Task, running
 
 # Statistics of position selection that come from the cache.
 TEACHER_STATISTICS = ("teacher_entropy", "label_logprob")
@@ -55,7 +55,8 @@ def build_train_state(run: Run, progress: Progress) -> TrainState:
     settings, cache, device = run.settings, run.cache, run.device
     threads = settings.machine.threads
     torch.set_num_threads(devices.n_threads(None if threads == "auto" else threads))
-    student = load_student(run.student, settings.student, run.precision.name, device, settings.seed)
+    with running(progress, Task(name="load student")):
+        student = load_student(run.student, settings.student, run.precision.name, device, settings.seed)
     for text in (description_of(student), *student.notes):
         progress.message(text)
     hidden = _hidden_objective(run, student)
