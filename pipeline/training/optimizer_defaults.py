@@ -11,6 +11,7 @@ from typing import Final, Literal
 import torch
 
 from kdpipe.schemas.choices import OptimizerName
+from kdpipe.schemas.counts import compact
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.train_settings import LARGEST_RATE, LearningRates, OptimizerSettings
 
@@ -83,7 +84,7 @@ def reason(given: OptimizerSettings, settled: OptimizerSettings, student: Studen
     names += [f"rates.{name}" for name in ("matrices", "tables", "vectors") if getattr(given.rates, name) is not None]
     by = f"; set: {', '.join(f'optimizer.{name}' for name in names)}" if names else ""
     return (
-        f"{student}, {_millions(n_parameters)} parameters: {settled.kind} {rates.matrices:.3g}, "
+        f"{student}, {compact(n_parameters)} parameters: {settled.kind} {rates.matrices:.3g}, "
         f"tables {rates.tables:.3g}, vectors {rates.vectors:.3g}{others}{by}"
     )
 
@@ -95,9 +96,5 @@ def shares(optimizer: torch.optim.Optimizer) -> str:
         for group in optimizer.param_groups
     }
     total = sum(sizes.values())
-    lines = [f"{by}: {_millions(n)} {name} ({n / total:.0%})" for (by, name), n in sizes.items()]
+    lines = [f"{by}: {compact(n)} {name} ({n / total:.0%})" for (by, name), n in sizes.items()]
     return ", ".join(lines)
-
-
-def _millions(n: int) -> str:
-    return f"{n / 1e6:.3g} M" if n < 1e9 else f"{n / 1e9:.3g} B"

@@ -13,20 +13,31 @@ import time
 from pathlib import Path
 
 TESTS = Path(__file__).resolve().parents[1]
-# Folders and files below tests/ whose tests time something, send signals, take locks or kill processes.
+# Folders, files and tests below tests/ that time something, send signals, take locks or kill processes.
 MODULES = (
     "cache/durable",
-    "cache/reshape/test_reshape_kills.py",
-    "cache/stores/test_retries.py",
-    "cache/test_reader_sharing.py",
+    "cache/reshape/test_reshape_kills.py::test_a_merge_killed_again_and_again_ends_as_if_it_had_not_been",
+    "cache/stores/test_retries.py::test_an_answer_that_trickles_is_a_stall_and_a_steady_one_is_not",
+    "cache/stores/test_retries.py::test_a_server_that_trickles_is_disconnected_and_retried",
+    "cache/stores/test_retries.py::test_headers_that_trickle_are_dropped_and_requested_again",
+    "cache/stores/test_retries.py::test_a_server_whose_headers_always_trickle_ends_with_75",
+    "cache/test_reader_sharing.py::test_a_child_forked_while_a_thread_opens_a_part_can_read",
+    "cache/test_reader_sharing.py::test_children_forked_amid_reading_threads_read_the_same",
     "cache/transfer/test_mirror.py",
     "cache/verify/test_children.py",
-    "cache/verify/test_deep.py",
+    "cache/verify/test_deep.py::test_a_part_that_ends_its_child_costs_only_itself",
+    "cache/verify/test_deep.py::test_a_child_that_never_becomes_ready_is_stopped",
+    "cache/verify/test_deep.py::test_an_interrupt_leaves_no_child_behind",
+    "cache/verify/test_deep.py::test_processor_time_ends_a_process_and_a_lower_limit_is_kept",
     "cache/writing/test_killed_writers.py",
     "cache/writing/test_two_writers.py",
     "cli/test_interrupts.py",
     "cli/test_progress.py",
-    "cli/test_train_exits.py",
+    "cli/test_train_exits.py::test_an_interrupted_run_ends_with_75_and_goes_on",
+    "cli/test_train_exits.py::test_a_signal_before_the_first_step_ends_the_command_at_once",
+    "cli/test_train_exits.py::test_a_run_interrupted_twice_ends_with_130",
+    "cli/test_train_exits.py::test_a_second_signal_ends_the_process_at_once",
+    "cli/test_train_exits.py::test_a_second_signal_when_the_checkpoint_is_there_ends_the_process_at_once",
     "pipeline/batches/test_prefetch.py",
     "pipeline/cache_teacher/test_resume.py",
     "pipeline/capture/test_writer_thread.py",
