@@ -21,29 +21,36 @@ MOMENTUM: Final = 0.95
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Defaults:
-    """Peak learning rates at a million parameters, and the power of the size by which they fall."""
+    """Peak learning rates at a million parameters, and the power of the size by which they fall.
+
+    `tables_power` is that of tables for more than a million parameters.
+    """
 
     matrices: float
     tables: float
     vectors: float
     power: float
+    tables_power: float
 
     def at(self, n_parameters: int) -> "Defaults":
         """The learning rates at a size, to two digits, more than any sweep resolves."""
-        factor = (n_parameters / 1e6) ** -self.power
-        matrices, tables, vectors = (float(f"{factor * lr:.2g}") for lr in (self.matrices, self.tables, self.vectors))
-        return Defaults(matrices=matrices, tables=tables, vectors=vectors, power=0.0)
+        size = n_parameters / 1e6
+        factor, tables_factor = (size**-power for power in (self.power, self.tables_power if size > 1 else self.power))
+        matrices, vectors, tables = (
+            float(f"{lr:.2g}") for lr in (factor * self.matrices, factor * self.vectors, tables_factor * self.tables)
+        )
+        return Defaults(matrices=matrices, tables=tables, vectors=vectors, power=0.0, tables_power=0.0)
 
 
 DEFAULT_OPTIMIZER: Final[dict[StudentKind, OptimizerName]] = {"fresh": "muon", "pretrained": "adamw", "lora": "adamw"}
 # docs/experiments.md#optimizer-and-learning-rates
 DEFAULTS: Final[dict[tuple[StudentKind, OptimizerName], Defaults]] = {
-    ("fresh", "muon"): Defaults(matrices=0.015, tables=0.1, vectors=0.015, power=0.4),
-    ("fresh", "adamw"): Defaults(matrices=0.003, tables=0.03, vectors=0.003, power=0.4),
-    ("pretrained", "muon"): Defaults(matrices=0.003, tables=0.03, vectors=0.003, power=0.65),
-    ("pretrained", "adamw"): Defaults(matrices=0.003, tables=0.03, vectors=0.003, power=0.65),
-    ("lora", "muon"): Defaults(matrices=0.006, tables=0.006, vectors=0.006, power=0.4),
-    ("lora", "adamw"): Defaults(matrices=0.006, tables=0.006, vectors=0.006, power=0.4),
+    ("fresh", "muon"): Defaults(matrices=0.015, tables=0.1, vectors=0.015, power=0.4, tables_power=0.8),
+    ("fresh", "adamw"): Defaults(matrices=0.003, tables=0.03, vectors=0.003, power=0.4, tables_power=0.4),
+    ("pretrained", "muon"): Defaults(matrices=0.003, tables=0.03, vectors=0.003, power=0.65, tables_power=0.65),
+    ("pretrained", "adamw"): Defaults(matrices=0.003, tables=0.03, vectors=0.003, power=0.65, tables_power=0.65),
+    ("lora", "muon"): Defaults(matrices=0.006, tables=0.006, vectors=0.006, power=0.4, tables_power=0.4),
+    ("lora", "adamw"): Defaults(matrices=0.006, tables=0.006, vectors=0.006, power=0.4, tables_power=0.4),
 }
 
 

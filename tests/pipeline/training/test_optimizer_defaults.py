@@ -46,6 +46,15 @@ def test_larger_students_never_have_larger_learning_rates(student: StudentKind) 
             assert values == sorted(values, reverse=True)
 
 
+@pytest.mark.parametrize(
+    ("n_parameters", "matrices", "tables"),
+    [(100_000, 0.038, 0.25), (1_000_000, 0.015, 0.1), (10_600_000, 0.0058, 0.015), (30_000_000, 0.0038, 0.0066)],
+)
+def test_learning_rates_of_new_students_follow_the_sweep(n_parameters: int, matrices: float, tables: float) -> None:
+    own = DEFAULTS["fresh", "muon"].at(n_parameters)
+    assert (own.matrices, own.tables) == (matrices, tables)
+
+
 @pytest.mark.parametrize(("student", "kind"), list(product(KINDS, OPTIMIZERS)))
 def test_an_optimizer_that_is_named_has_its_own_learning_rates(student: StudentKind, kind: OptimizerName) -> None:
     settled = fill_defaults(OptimizerSettings(kind=kind), student, 3_000_000)
@@ -108,11 +117,15 @@ def test_the_docs_have_the_default_learning_rates() -> None:
     page = (ROOT / "docs" / "train.md").read_text(encoding="utf-8")
     page = page.partition("\n## Optimizer and learning rate\n")[2].partition("\n## ")[0]
     rows = re.findall(
-        r"^\| (\w+) \| (\w+)( \(default\))? \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$", page, re.MULTILINE
+        r"^\| (\w+) \| (\w+)( \(default\))? \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$",
+        page,
+        re.MULTILINE,
     )
     names = {"fresh": "fresh", "pretrained": "pretrained", "LoRA": "lora", "Muon": "muon", "AdamW": "adamw"}
     found = {(names[kind], names[optimizer]): [float(value) for value in rest] for kind, optimizer, _, *rest in rows}
-    assert found == {key: [each.matrices, each.tables, each.vectors, each.power] for key, each in DEFAULTS.items()}
+    assert found == {
+        key: [each.matrices, each.tables, each.vectors, each.power, each.tables_power] for key, each in DEFAULTS.items()
+    }
     assert {
         names[kind]: names[optimizer] for kind, optimizer, is_default, *_ in rows if is_default
     } == DEFAULT_OPTIMIZER
