@@ -140,7 +140,7 @@ def after(n_steps: int, then: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
-def test_an_interrupted_run_ends_with_75_and_goes_on(
+def test_an_interrupted_run_ends_with_75_and_resumes(
     number: int, train: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     after(1, lambda: os.kill(os.getpid(), number), monkeypatch)

@@ -33,7 +33,7 @@ MODULES = (
     "cache/writing/test_two_writers.py",
     "cli/test_interrupts.py",
     "cli/test_progress.py",
-    "cli/test_train_exits.py::test_an_interrupted_run_ends_with_75_and_goes_on",
+    "cli/test_train_exits.py::test_an_interrupted_run_ends_with_75_and_resumes",
     "cli/test_train_exits.py::test_a_signal_before_the_first_step_ends_the_command_at_once",
     "cli/test_train_exits.py::test_a_run_interrupted_twice_ends_with_130",
     "cli/test_train_exits.py::test_a_second_signal_ends_the_process_at_once",
