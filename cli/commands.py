@@ -4,6 +4,7 @@ Heavy imports happen inside the commands, so that `--help` answers at once.
 """
 
 import importlib.metadata
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -16,6 +17,7 @@ from kdpipe.cli.demo import demo
 from kdpipe.cli.eval import evaluate
 from kdpipe.cli.export import export
 from kdpipe.cli.flags import with_flags
+from kdpipe.cli.help_pages import CONTEXT, Command, Group
 from kdpipe.cli.plan import plan
 from kdpipe.cli.train import train
 from kdpipe.cli.train_options import FLAGS as STUDENT_FLAGS
@@ -25,9 +27,9 @@ app = typer.Typer(
     name="kdpipe",
     help="Distill language models in two stages: cache a teacher's predictions, then train students from the cache.",
     rich_markup_mode=None,
-    add_completion=False,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    cls=Group,
+    context_settings=CONTEXT,
 )
 
 
@@ -41,7 +43,7 @@ def _show_version(requested: bool) -> None:
 def options(
     context: typer.Context,
     version: Annotated[
-        bool, typer.Option("--version", help="Show the version and exit.", callback=_show_version, is_eager=True)
+        bool, typer.Option("--version", "-V", help="Show the version and exit.", callback=_show_version, is_eager=True)
     ] = False,
     debug: Annotated[
         bool, typer.Option("--debug", help="Show log lines and tracebacks; works after the command too.")
@@ -52,11 +54,47 @@ def options(
         console.answer(context.get_help())
 
 
-app.command("plan")(with_flags(FLAGS, plan, SET_EXAMPLE))
-app.command("cache-teacher")(with_flags((*FLAGS, EXTEND, OUT), cache_teacher, SET_EXAMPLE))
-app.command("train")(with_flags(STUDENT_FLAGS, train, STUDENT_SET_EXAMPLE))
-app.command("eval")(evaluate)
-app.command("compare")(compare)
+# Two or three commands to copy, at the end of a help page.
+EXAMPLES = {
+    "plan": """
+        kdpipe plan --teacher Qwen/Qwen3-8B --data corpus.jsonl --targets topk
+        kdpipe plan --teacher Qwen/Qwen3-8B --tokens 100000000
+    """,
+    "cache-teacher": """
+        kdpipe cache-teacher --teacher Qwen/Qwen3-8B --data corpus.jsonl --out cache
+        kdpipe cache-teacher --teacher model --data chats.jsonl --out cache --dry-run
+        kdpipe cache-teacher --config capture.yaml --devices all
+    """,
+    "train": """
+        kdpipe train --from-cache cache --student 100m --out runs/a
+        kdpipe train --from-cache cache --student model --out runs/b --lr 1e-5 --lora
+        kdpipe train --config train.yaml --dry-run
+    """,
+    "eval": """
+        kdpipe eval --from-cache cache --student runs/a
+        kdpipe eval --from-cache cache --student runs/a --tasks hellaswag --limit 100
+    """,
+    "compare": """
+        kdpipe compare runs/a runs/b
+    """,
+    "export": """
+        kdpipe export runs/a --to hf --out student
+    """,
+    "demo": """
+        kdpipe demo --out runs/demo
+    """,
+}
+
+
+def _add(name: str, command: Callable[..., None]) -> None:
+    app.command(name, cls=Command, epilog=EXAMPLES[name])(command)
+
+
+_add("plan", with_flags(FLAGS, plan, SET_EXAMPLE))
+_add("cache-teacher", with_flags((*FLAGS, EXTEND, OUT), cache_teacher, SET_EXAMPLE))
+_add("train", with_flags(STUDENT_FLAGS, train, STUDENT_SET_EXAMPLE))
+_add("eval", evaluate)
+_add("compare", compare)
 app.add_typer(cache.app, name="cache")
-app.command("export")(export)
-app.command("demo")(demo)
+_add("export", export)
+_add("demo", demo)

@@ -47,7 +47,10 @@ def evaluate(
         typer.Option("--verify", help="When to verify the cache's checksums [first use on this machine]."),
     ] = None,
     device: Annotated[
-        str, typer.Option("--device", metavar="NAME", help="auto, cpu, or one GPU such as cuda:0.")
+        str,
+        typer.Option(
+            "--devices", "--device", metavar="WHICH", help="auto, cpu, cuda, mps (untested), or one GPU such as cuda:0."
+        ),
     ] = "auto",
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, metavar="N", help="Sequences per batch.")] = 8,
     retry_for: RetryFor = None,

@@ -13,6 +13,8 @@ from typing import Annotated, Any
 
 import typer
 
+from kdpipe.cli.help_pages import PANEL_OF
+
 
 def _unchanged(value: Any) -> Any:
     return value
@@ -44,6 +46,7 @@ CONFIG = Annotated[
     typer.Option(
         "--config",
         metavar="FILE",
+        rich_help_panel="Run",
         help="Read settings from a YAML or JSON file. Environment, --set and flags override it.",
     ),
 ]
@@ -51,7 +54,9 @@ CONFIG = Annotated[
 
 def _set_option(example: str) -> Any:
     help_text = f"Override one setting, e.g. {example} (repeatable)."
-    return Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help=help_text)]
+    return Annotated[
+        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help=help_text, rich_help_panel="Run")
+    ]
 
 
 def with_flags(table: Sequence[Flag], command: Callable[..., None], set_example: str) -> Callable[..., None]:
@@ -82,4 +87,5 @@ def with_flags(table: Sequence[Flag], command: Callable[..., None], set_example:
 
 def _option(flag: Flag) -> Any:
     metavar = flag.metavar or ("N" if flag.type is int else None)
-    return Annotated[flag.type | None, typer.Option(flag.name, metavar=metavar, help=flag.help)]
+    panel = PANEL_OF[flag.key.partition(".")[0]]
+    return Annotated[flag.type | None, typer.Option(flag.name, metavar=metavar, help=flag.help, rich_help_panel=panel)]

@@ -28,6 +28,7 @@ def run(words: Sequence[str]) -> int:
 
     from kdpipe.cli import console
     from kdpipe.cli.commands import app
+    from kdpipe.cli.help_pages import option_in_other_tools
     from kdpipe.schemas.errors import Interrupted, KdpipeError
 
     interrupts.check()
@@ -44,14 +45,19 @@ def run(words: Sequence[str]) -> int:
         return _exit_code(error.exit_code, debug)
     except typer.TyperException as error:
         context = getattr(error, "ctx", None)  # only usage errors have it
-        console.failure(error.format_message(), f"see `{context.command_path if context else 'kdpipe'} --help`")
+        message = error.format_message()
+        if hasattr(error, "possibilities") and (here := option_in_other_tools(error.option_name)) is not None:
+            message = f"No such option: {error.option_name}: here it is {here}"
+        console.failure(message, f"see `{context.command_path if context else 'kdpipe'} --help`")
         return _exit_code(error.exit_code, debug)
     except MemoryError as error:
         console.failure(
             f"out of memory{f': {error}' if str(error) else ''}", "free some memory, or raise the limit (ulimit)"
         )
         return _exit_code(1, debug)
-    except SystemExit as end:  # typer exits when any library's pipe breaks
+    except SystemExit as end:  # typer exits when any library's pipe breaks, and after completion
+        if end.__context__ is None:
+            return end.code if isinstance(end.code, int) else 0
         console.failure(f"ended by {end.__context__!r}", UNEXPECTED)
         return _exit_code(1, debug)
     except OSError as error:

@@ -1,12 +1,21 @@
 """Flags of `kdpipe train`, as one table of flag and setting."""
 
+from typing import Any, Literal
+
 from kdpipe.cli import common_options
 from kdpipe.cli.flags import Flag
-from kdpipe.schemas.choices import GuardPreset, LossMode, OptimizerName, PrecisionSetting, VerifyWhen
+from kdpipe.schemas.choices import GuardPreset, LossMode, OptimizerName, PrecisionSetting, RateSchedule, VerifyWhen
+from kdpipe.schemas.losses import LOGIT_LOSSES
+
+TEACHER_LOSSES: Any = Literal[tuple(name for name, loss in LOGIT_LOSSES.items() if loss.compares != "label")]
 
 
 def _words(text: str) -> list[str]:
     return [word.strip() for word in text.split(",") if word.strip() and word.strip() != "none"]
+
+
+def _threads(text: str) -> int | str:
+    return int(text) if text.isdecimal() else text
 
 
 SET_EXAMPLE = "schedule.kind=wsd"
@@ -56,6 +65,7 @@ FLAGS = (
         type=LossMode,
         help="Loss: output (labels), logit (teacher) or hybrid (both) [hybrid].",
     ),
+    Flag(name="--loss", key="losses.logit", type=TEACHER_LOSSES, help="Loss between student and teacher [forward_kl]."),
     Flag(
         name="--alpha", key="losses.alpha", type=float, metavar="FRACTION", help="hybrid: weight of the labels [0.1]."
     ),
@@ -85,10 +95,46 @@ FLAGS = (
         type=OptimizerName,
         help="adamw, or muon for matrices and AdamW for the rest [muon from scratch, adamw pretrained and LoRA].",
     ),
+    Flag(name="--schedule", key="schedule.kind", type=RateSchedule, help="Learning rate schedule [cosine]."),
+    Flag(
+        name="--warmup",
+        key="schedule.warmup",
+        metavar="N|10%",
+        help="Warm-up: a number of steps, or a share such as 10% or 0.05 [0.1].",
+    ),
+    Flag(name="--weight-decay", key="optimizer.weight_decay", type=float, metavar="RATE", help="Weight decay [0.01]."),
+    Flag(
+        name="--clip",
+        key="optimizer.clip",
+        type=float,
+        metavar="NORM",
+        help="Maximum gradient norm [by optimizer].",
+    ),
     Flag(name="--epochs", key="run.epochs", type=float, metavar="N", help="Number of epochs [1]."),
     Flag(name="--max-steps", key="run.max_steps", type=int, help="Number of optimizer steps, instead of --epochs."),
     Flag(name="--batch-size", key="run.batch_size", type=int, help="Sequences per batch [8]."),
     Flag(name="--accumulate", key="run.accumulate", type=int, help="Gradient accumulation steps [1]."),
+    Flag(name="--eval-every", key="evaluation.every", type=int, help="Steps between evaluations [a tenth of the run]."),
+    Flag(name="--save-every", key="saving.every", type=int, help="Steps between checkpoints [a tenth of the run]."),
+    Flag(
+        name="--keep-checkpoints",
+        key="saving.keep",
+        type=int,
+        help="Newest checkpoints to keep besides the best [2].",
+    ),
+    Flag(
+        name="--devices",
+        key="machine.device",
+        metavar="WHICH",
+        help="auto, cpu, cuda, mps (untested), or one GPU such as cuda:0 [auto].",
+    ),
+    Flag(
+        name="--threads",
+        key="machine.threads",
+        metavar="N|auto",
+        convert=_threads,
+        help="CPU threads; auto times one and all [auto].",
+    ),
     Flag(
         name="--precision",
         key="machine.precision",
@@ -100,6 +146,12 @@ FLAGS = (
         key="guard.preset",
         type=GuardPreset,
         help="Policy for bad steps: non-finite values, gradient spikes [standard].",
+    ),
+    Flag(
+        name="--gradient-checkpointing",
+        key="student.gradient_checkpointing",
+        type=bool,
+        help="Recompute activations in the backward pass: less memory, more time.",
     ),
     Flag(name="--lora", key="student.lora", type=bool, help="Train a LoRA adapter instead of all weights."),
     Flag(

@@ -18,15 +18,17 @@ def _is_device(*more: str) -> Callable[[str], str]:
     words = ("auto", "cpu", *more)
 
     def check(name: str) -> str:
-        if name not in words and not re.fullmatch(r"cuda:[0-9]{1,4}", name):
-            raise ValueError(f"a device is {', '.join(words)}, or one GPU such as cuda:0")
-        return name
+        if name in words or re.fullmatch(r"cuda:[0-9]{1,4}", name):
+            return name
+        if "all" not in words and (name == "all" or "," in name):
+            raise ValueError("train uses one device: cpu, cuda, mps, or one GPU such as cuda:0")
+        raise ValueError(f"a device is {', '.join(words)}, or one GPU such as cuda:0")
 
     return check
 
 
-Device = Annotated[str, AfterValidator(_is_device())]
-Devices = Annotated[str, AfterValidator(_is_device("all"))]
+Device = Annotated[str, AfterValidator(_is_device("cuda", "mps"))]
+Devices = Annotated[str, AfterValidator(_is_device("cuda", "all"))]
 
 
 class ModelSettings(Record):

@@ -13,11 +13,11 @@ from kdpipe.schemas.settings import Assignment, Key
 from kdpipe.schemas.train_settings import TrainSettings
 
 MODE = Owner(key=("losses", "mode"), default="hybrid", noun="mode", flag="--mode ")
-LOGIT = Owner(key=("losses", "logit"), default="forward_kl", noun="loss", flag="--set losses.logit=")
+LOGIT = Owner(key=("losses", "logit"), default="forward_kl", noun="loss", flag="--loss ")
 ALPHA_SCHEDULE = Owner(
     key=("losses", "alpha_schedule"), default="constant", noun="schedule", flag="--set losses.alpha_schedule="
 )
-RATE_SCHEDULE = Owner(key=("schedule", "kind"), default="cosine", noun="schedule", flag="--set schedule.kind=")
+RATE_SCHEDULE = Owner(key=("schedule", "kind"), default="cosine", noun="schedule", flag="--schedule ")
 OPTIMIZER = Owner(key=("optimizer", "kind"), default=None, noun="optimizer", flag="--optimizer ")
 # The kinds that a setting applies to.
 OWNED: tuple[tuple[Key, Owner, tuple[str, ...]], ...] = (

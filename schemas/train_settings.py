@@ -5,9 +5,9 @@ student, the cache, the machine or the guard preset; the resolved values are in 
 """
 
 import re
-from typing import TYPE_CHECKING, Annotated, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
-from pydantic import AfterValidator, Field, create_model, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, create_model, model_validator
 
 from kdpipe.schemas.choices import (
     AlphaSchedule,
@@ -45,6 +45,25 @@ def _is_pair(pair: str) -> str:
     if not re.fullmatch(r"([0-9]{1,5}|[01]\.[0-9]{1,9}):[0-9]{1,5}", pair):
         raise ValueError("expected STUDENT:TEACHER, a layer number or share of the depth, and a cached layer")
     return pair
+
+
+def _as_warmup(value: Any) -> Any:
+    """Accept 10% and numbers in text; other text is refused as not a number."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return float(value.strip().removesuffix("%")) / (100 if value.strip().endswith("%") else 1)
+    except ValueError:
+        return value
+
+
+def _is_warmup(value: float) -> float:
+    if value >= 1 and value != int(value):
+        raise ValueError("expected a share below 1, or a whole number of steps")
+    return value
+
+
+Warmup = Annotated[float, Field(ge=0, le=1 << 40), BeforeValidator(_as_warmup), AfterValidator(_is_warmup)]
 
 
 class CacheSettings(Record):
@@ -182,17 +201,18 @@ class OptimizerSettings(Record):
 class ScheduleSettings(Record):
     """Learning rate schedule: warm-up, then a decay to `floor`, a share of the peak.
 
-    `warmup` and `decay` are shares of all steps; only `wsd`, which is constant until its decay, has a `decay`.
+    `warmup` is a share of all steps, or from 1 on a number of them. Only `wsd`, which is constant until its decay, has
+    a `decay`, a share of all steps.
     """
 
     kind: RateSchedule = "cosine"
-    warmup: float = Field(default=0.1, ge=0, lt=1)
+    warmup: Warmup = 0.1
     decay: Share = 0.2
     floor: float = Field(default=0.0, ge=0, le=1)
 
     @model_validator(mode="after")
     def _check_shares(self) -> "ScheduleSettings":
-        if self.kind == "wsd" and self.warmup + self.decay > 1:
+        if self.kind == "wsd" and self.warmup < 1 and self.warmup + self.decay > 1:
             raise ValueError("warmup + decay exceed 1")
         return self
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from kdpipe.pipeline.batches.micro_batch import MicroBatch
+from kdpipe.pipeline.losses.fused import sum_type
 from kdpipe.schemas.errors import Incompatible
 from kdpipe.schemas.train_settings import PositionSelection
 
@@ -33,7 +34,8 @@ def n_chosen(selection: PositionSelection, batch: MicroBatch) -> int:
 
 def chosen(selection: PositionSelection, batch: MicroBatch, student: StudentStatistics | None) -> Tensor:
     """A mask of the selected rows; earlier rows win ties, NaN comes last."""
-    values_N = _statistic(selection, batch, student).double()
+    values_N = _statistic(selection, batch, student)
+    values_N = values_N.to(sum_type(values_N))
     if selection.keep == "highest":
         values_N = -values_N
     by_value = torch.argsort(values_N, stable=True)
@@ -49,7 +51,7 @@ def chosen(selection: PositionSelection, batch: MicroBatch, student: StudentStat
 def _quota(selection: PositionSelection, batch: MicroBatch) -> Tensor:
     """The number of selected rows of each sequence: the share of its rows, rounded, at least one."""
     sizes_B = torch.bincount(batch.sequence_N, minlength=len(batch.numbers))
-    rounded_B = torch.floor(sizes_B.double() * selection.share + 0.5).long()
+    rounded_B = torch.floor(sizes_B.to(sum_type(sizes_B)) * selection.share + 0.5).long()
     return torch.minimum(sizes_B, rounded_B.clamp(min=1))
 
 

@@ -38,18 +38,29 @@ def choose(devices: str) -> list[torch.device]:
     """The devices for `auto`, `cpu`, `all` or `cuda:N`, each tested with a small kernel."""
     if devices == "cpu":
         return [torch.device("cpu")]
-    if not re.fullmatch(r"auto|all|cuda:[0-9]{1,4}", devices):
-        raise ConfigError(f"unknown device: {devices}", hint="use auto, cpu, or one GPU such as cuda:0")
+    if devices == "mps":
+        return [_apple_gpu()]
+    if not re.fullmatch(r"auto|all|cuda|cuda:[0-9]{1,4}", devices):
+        raise ConfigError(f"unknown device: {devices}", hint="use auto, cpu, cuda, mps, or one GPU such as cuda:0")
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if devices.startswith("cuda:"):
         number = int(devices.removeprefix("cuda:"))
         if number >= count:
             raise ConfigError(f"cuda:{number} does not exist: torch sees {_gpus(count)}", hint=_why_no_gpu(count))
         return [_tested_gpu(number)]
-    if devices == "all" and not count:
-        raise ConfigError("--devices all needs a GPU, and torch sees none", hint=_why_no_gpu(count))
+    if devices in ("all", "cuda") and not count:
+        raise ConfigError(f"--devices {devices} needs a GPU, and torch sees none", hint=_why_no_gpu(count))
     numbers = range(count) if devices == "all" else range(min(count, 1))
     return [_tested_gpu(number) for number in numbers] or [torch.device("cpu")]
+
+
+def _apple_gpu() -> torch.device:
+    """The GPU of Apple silicon, tested with a small kernel; never chosen by `auto`."""
+    if not torch.backends.mps.is_available():
+        raise ConfigError("mps: this torch sees no Apple GPU", hint="use --devices cpu")
+    device = torch.device("mps")
+    run_kernel(device)
+    return device
 
 
 def choose_dtype(name: str, device: torch.device) -> DtypeName:

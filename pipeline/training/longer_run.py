@@ -200,7 +200,7 @@ def _flags(given: TrainSettings, changed: TrainSettings) -> list[str]:
     """The options that change these settings."""
     flags = []
     if given.schedule.warmup != changed.schedule.warmup:
-        flags.append(f"--set schedule.warmup={changed.schedule.warmup}")
+        flags.append(f"--warmup {changed.schedule.warmup}")
     if given.evaluation.every != changed.evaluation.every:
-        flags.append(f"--set evaluation.every={changed.evaluation.every}")
+        flags.append(f"--eval-every {changed.evaluation.every}")
     return flags

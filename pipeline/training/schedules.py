@@ -63,8 +63,10 @@ def make_plan(settings: TrainSettings, n_sequences: int) -> StepPlan:
     else:
         n_read = run.max_steps * size
     n_steps = -(-n_read // size)
-    n_warmup = round(schedule.warmup * n_steps)
-    if schedule.kind != "constant":
+    n_warmup = round(schedule.warmup * n_steps) if schedule.warmup < 1 else int(schedule.warmup)
+    if schedule.warmup >= 1:
+        _check_warmup(schedule, n_steps, n_warmup)
+    elif schedule.kind != "constant":
         n_warmup = min(n_warmup, n_steps - 1)
     often = max(1, n_steps // PER_RUN)
     decay_from = _decay_from(schedule, n_steps, n_warmup)
@@ -80,6 +82,17 @@ def make_plan(settings: TrainSettings, n_sequences: int) -> StepPlan:
         save_every=settings.saving.every or often,
         saved_before_decay=decay_from if schedule.kind == "wsd" and decay_from < n_steps else None,
     )
+
+
+def _check_warmup(schedule: ScheduleSettings, n_steps: int, n_warmup: int) -> None:
+    """Refuse a number of warm-up steps that leaves no step at the peak, or none for the decay."""
+    n_decay = {"constant": 0, "wsd": max(1, round(schedule.decay * n_steps))}.get(schedule.kind, 1)
+    if n_warmup + n_decay > n_steps:
+        raise ConfigError(
+            f"schedule.warmup is {counted(n_warmup, 'step')}; the run has {counted(n_steps, 'step')}, {n_decay:,} of"
+            " them for the decay",
+            hint="lower --warmup, or give a share such as --warmup 10%",
+        )
 
 
 def _decay_from(schedule: ScheduleSettings, n_steps: int, n_warmup: int) -> int:

@@ -186,3 +186,29 @@ def test_a_misspelled_option_of_a_command_points_to_its_help(
     shown = capsys.readouterr().err
     assert "--json" in shown.splitlines()[0]
     assert shown.splitlines()[1] == "hint: see `kdpipe fail --help`"
+
+
+def test_an_option_of_another_tool_is_answered_with_the_name_here(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.run(["train", "--learning-rate", "1e-4"]) == 2
+    assert "optimizer.lr (--lr)" in capsys.readouterr().err.splitlines()[0]
+
+
+def test_cache_teacher_as_two_words_suggests_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.run(["cache", "teacher"]) == 2
+    assert "'kdpipe cache-teacher'" in capsys.readouterr().err
+
+
+def test_completion_is_printed_for_a_shell(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("_KDPIPE_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", "kdpipe cache-")
+    monkeypatch.setenv("COMP_CWORD", "1")
+    assert main.run([]) == 0
+    assert capsys.readouterr().out.split() == ["cache-teacher"]
+
+
+def test_a_train_page_has_panels_and_examples(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.run(["train", "-h"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    panels = [line for line in lines if line.endswith(":") and not line.startswith(" ")]
+    names = ("Student", "Cache", "Losses", "Optimizer", "Run", "Guard", "Output", "Machine", "Options", "Examples")
+    assert panels == [f"{name}:" for name in names]

@@ -48,7 +48,7 @@ def test_a_temperature_list_that_means_nothing_is_refused(temperatures: list[flo
         {"targets": {"top_k": 4097}},
         {"targets": {"draws": 4096}},
         {"hidden": {"dim": 65537}},
-        {"machine": {"devices": "cuda"}},
+        {"machine": {"devices": "gpu"}},
         {"seed": -1},
     ],
     ids=json.dumps,

@@ -31,10 +31,15 @@ STAGE_TWO = {
     "--allow-coarse", "--lr",
     "--optimizer", "--epochs", "--max-steps", "--batch-size", "--accumulate", "--precision", "--guard", "--lora",
     "--report-to", "--seed", "--config", "--set", "--json", "--quiet",
+    "--loss", "--schedule", "--warmup", "--weight-decay", "--clip", "--eval-every", "--save-every",
+    "--keep-checkpoints", "--devices", "--threads", "--gradient-checkpointing",
 }  # fmt: skip
 # command -> (its sub-commands, its options); every command also has -h and --help.
 SURFACE: dict[str, tuple[set[str], set[str]]] = {
-    "": ({"cache", "cache-teacher", "compare", "demo", "eval", "export", "plan", "train"}, {"--version", "--debug"}),
+    "": (
+        {"cache", "cache-teacher", "compare", "demo", "eval", "export", "plan", "train"},
+        {"--version", "--debug", "--install-completion", "--show-completion"},
+    ),
     "plan": (set(), STAGE_ONE | {"--tokens", "--probe"}),
     "cache-teacher": (set(), STAGE_ONE | {"--extend", "--out", "--shard", "--dry-run", "--retry-for"}),
     "demo": (set(), {"--out", "--steps"}),
@@ -53,6 +58,7 @@ SURFACE: dict[str, tuple[set[str], set[str]]] = {
             "--allow-partial",
             "--verify",
             "--retry-for",
+            "--devices",
             "--device",
             "--batch-size",
             "--quiet",
@@ -176,6 +182,6 @@ def help_of(command: str, capsys: pytest.CaptureFixture[str]) -> tuple[set[str],
             section = line
         elif section == "Commands:" and re.match(r"  \S", line):
             commands.add(line.split()[0])
-        elif section == "Options:" and re.match(r"  \S", line):
+        elif re.match(r"  --?[a-zA-Z]", line):
             options |= set(re.findall(r"--[a-z][a-z-]*", line.strip().split("  ")[0]))
     return commands, options - {"--help"}

@@ -37,8 +37,11 @@ def test_gpus_are_chosen_by_their_words(requested: str, found: list[int], monkey
     cards(monkeypatch, 3)
     assert devices.choose(requested) == [torch.device("cuda", number) for number in found]
     assert devices.choose("cpu") == [CPU]
-    with pytest.raises(ConfigError, match=r"unknown device: cuda$"):
-        devices.choose("cuda")
+    assert devices.choose("cuda") == [torch.device("cuda", 0)]
+    with pytest.raises(ConfigError, match=r"unknown device: gpu$"):
+        devices.choose("gpu")
+    with pytest.raises(ConfigError, match=r"mps"):
+        devices.choose("mps")
 
 
 def test_without_a_gpu_auto_is_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:

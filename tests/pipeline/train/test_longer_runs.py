@@ -189,7 +189,7 @@ def test_shares_of_the_length_are_refused_with_settings_that_keep_the_steps(fold
     with pytest.raises(ConfigError, match=r"step 1 is 1 in the run, 0\.5 with") as refused:
         run(longer)
     hint = str(refused.value.hint)
-    assert hint == "add --set schedule.warmup=0.05 --set evaluation.every=1"
+    assert hint == "add --warmup 0.05 --eval-every 1"
     again = hinted(tmp_path, longer, hint)
     assert run(again).resumed_from == 10
     whole = again.model_copy(update={"out": str(tmp_path / "whole")})

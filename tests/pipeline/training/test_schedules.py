@@ -55,6 +55,18 @@ def test_a_run_has_ten_evaluations_and_checkpoints_by_default() -> None:
     assert plan_of(run=RunSettings(max_steps=3)).save_every == 1
 
 
+def test_warmup_from_one_on_is_a_number_of_steps() -> None:
+    plan = plan_of(run=RunSettings(max_steps=100), schedule=ScheduleSettings(warmup=15))
+    assert plan.n_warmup == 15
+
+
+@pytest.mark.parametrize(("kind", "warmup"), [("cosine", 10), ("constant", 11), ("wsd", 9)])
+def test_more_warmup_steps_than_the_run_has_are_refused(kind: str, warmup: int) -> None:
+    schedule = ScheduleSettings.model_validate({"kind": kind, "warmup": warmup})
+    with pytest.raises(ConfigError, match=f"schedule.warmup is {warmup} steps"):
+        plan_of(run=RunSettings(max_steps=10), schedule=schedule)
+
+
 def twin(schedule: ScheduleSettings, n_steps: int) -> list[float]:
     """The factors of all steps, written out: up to the peak, held there, and down to the floor at the last step."""
     n_up = round(schedule.warmup * n_steps)
