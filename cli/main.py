@@ -46,8 +46,9 @@ def run(words: Sequence[str]) -> int:
     except typer.TyperException as error:
         context = getattr(error, "ctx", None)  # only usage errors have it
         message = error.format_message()
-        if hasattr(error, "possibilities") and (here := option_in_other_tools(error.option_name)) is not None:
-            message = f"No such option: {error.option_name}: here it is {here}"
+        option = getattr(error, "option_name", None) if hasattr(error, "possibilities") else None  # an unknown option
+        if option and (here := option_in_other_tools(option)) is not None:
+            message = f"No such option: {option}: here it is {here}"
         console.failure(message, f"see `{context.command_path if context else 'kdpipe'} --help`")
         return _exit_code(error.exit_code, debug)
     except MemoryError as error:
