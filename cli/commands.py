@@ -17,7 +17,7 @@ from kdpipe.cli.demo import demo
 from kdpipe.cli.eval import evaluate
 from kdpipe.cli.export import export
 from kdpipe.cli.flags import with_flags
-from kdpipe.cli.help_pages import CONTEXT, Command, Group
+from kdpipe.cli.help_pages import CONTEXT, HelpCommand, HelpGroup
 from kdpipe.cli.plan import plan
 from kdpipe.cli.train import train
 from kdpipe.cli.train_options import FLAGS as STUDENT_FLAGS
@@ -28,7 +28,7 @@ app = typer.Typer(
     help="Distill language models in two stages: cache a teacher's predictions, then train students from the cache.",
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    cls=Group,
+    cls=HelpGroup,
     context_settings=CONTEXT,
 )
 
@@ -87,7 +87,7 @@ EXAMPLES = {
 
 
 def _add(name: str, command: Callable[..., None]) -> None:
-    app.command(name, cls=Command, epilog=EXAMPLES[name])(command)
+    app.command(name, cls=HelpCommand, epilog=EXAMPLES[name])(command)
 
 
 _add("plan", with_flags(FLAGS, plan, SET_EXAMPLE))

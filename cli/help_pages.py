@@ -10,8 +10,6 @@ from typing import Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from kdpipe.schemas.peer_names import PEER_NAMES
-
 # The order of the panels; options without one are in the last.
 PANELS = ("Teacher", "Student", "Data", "Cache", "Targets", "Losses", "Optimizer", "Run", "Guard", "Output", "Machine")
 OTHERS = "Options"
@@ -42,7 +40,7 @@ MAX_WIDTH = 120
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": MAX_WIDTH}
 
 
-class Command(TyperCommand):
+class HelpCommand(TyperCommand):
     """A command whose help has panels and examples."""
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
@@ -52,7 +50,7 @@ class Command(TyperCommand):
         _write_examples(self, formatter)
 
 
-class Group(TyperGroup):
+class HelpGroup(TyperGroup):
     """A group of commands whose help has panels and examples."""
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
@@ -75,6 +73,8 @@ class Group(TyperGroup):
 
 def option_in_other_tools(option: str) -> str | None:
     """The name here of an option of another tool, e.g. of --learning-rate."""
+    from kdpipe.schemas.peer_names import PEER_NAMES
+
     return PEER_NAMES.get(option.lstrip("-").replace("-", "_"))
 
 

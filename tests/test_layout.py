@@ -158,6 +158,7 @@ def test_commands_import_nothing_heavy_at_module_level() -> None:
         "kdpipe.schemas.choices",
         "kdpipe.schemas.counts",
         "kdpipe.schemas.errors",
+        "kdpipe.schemas.losses",
         "kdpipe.schemas.progress",
     )
     for module in modules():

@@ -12,9 +12,9 @@ from kdpipe.cli.cache.requantize import requantize
 from kdpipe.cli.cache.sign import sign
 from kdpipe.cli.cache.subset import subset
 from kdpipe.cli.cache.verify import verify
-from kdpipe.cli.help_pages import Command, Group
+from kdpipe.cli.help_pages import HelpCommand, HelpGroup
 
-app = typer.Typer(help="Inspect, verify, copy and transform caches.", rich_markup_mode=None, cls=Group)
+app = typer.Typer(help="Inspect, verify, copy and transform caches.", rich_markup_mode=None, cls=HelpGroup)
 
 
 @app.callback(invoke_without_command=True)
@@ -24,12 +24,12 @@ def options(context: typer.Context) -> None:
         console.answer(context.get_help())
 
 
-app.command("copy", cls=Command)(copy)
-app.command("export", cls=Command)(export)
-app.command("import", cls=Command)(import_)
-app.command("inspect", cls=Command)(inspect)
-app.command("merge", cls=Command)(merge)
-app.command("requantize", cls=Command)(requantize)
-app.command("sign", cls=Command)(sign)
-app.command("subset", cls=Command)(subset)
-app.command("verify", cls=Command)(verify)
+app.command("copy", cls=HelpCommand)(copy)
+app.command("export", cls=HelpCommand)(export)
+app.command("import", cls=HelpCommand)(import_)
+app.command("inspect", cls=HelpCommand)(inspect)
+app.command("merge", cls=HelpCommand)(merge)
+app.command("requantize", cls=HelpCommand)(requantize)
+app.command("sign", cls=HelpCommand)(sign)
+app.command("subset", cls=HelpCommand)(subset)
+app.command("verify", cls=HelpCommand)(verify)
