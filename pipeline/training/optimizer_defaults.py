@@ -21,36 +21,51 @@ MOMENTUM: Final = 0.95
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Defaults:
-    """Peak learning rates at a million parameters, and the power of the size by which they fall.
+    """Peak learning rates at a million parameters, and the powers of the size by which they fall.
 
-    `tables_power` is that of tables for more than a million parameters.
+    `power` is for fewer parameters, `large_power` for more; that of tables is then `large_tables_power`.
     """
 
     matrices: float
     tables: float
     vectors: float
     power: float
-    tables_power: float
+    large_power: float
+    large_tables_power: float
 
     def at(self, n_parameters: int) -> "Defaults":
         """The learning rates at a size, to two digits, more than any sweep resolves."""
         size = n_parameters / 1e6
-        factor, tables_factor = (size**-power for power in (self.power, self.tables_power if size > 1 else self.power))
+        powers = (self.large_power, self.large_tables_power) if size > 1 else (self.power, self.power)
+        factor, tables_factor = (size**-power for power in powers)
         matrices, vectors, tables = (
             float(f"{lr:.2g}") for lr in (factor * self.matrices, factor * self.vectors, tables_factor * self.tables)
         )
-        return Defaults(matrices=matrices, tables=tables, vectors=vectors, power=0.0, tables_power=0.0)
+        flat = {"power": 0.0, "large_power": 0.0, "large_tables_power": 0.0}
+        return Defaults(matrices=matrices, tables=tables, vectors=vectors, **flat)
+
+
+def _defaults(matrices: float, tables: float, power: float, large: float, large_tables: float) -> Defaults:
+    """Vectors have the learning rate of matrices."""
+    return Defaults(
+        matrices=matrices,
+        tables=tables,
+        vectors=matrices,
+        power=power,
+        large_power=large,
+        large_tables_power=large_tables,
+    )
 
 
 DEFAULT_OPTIMIZER: Final[dict[StudentKind, OptimizerName]] = {"fresh": "muon", "pretrained": "adamw", "lora": "adamw"}
 # docs/experiments.md#optimizer-and-learning-rates
 DEFAULTS: Final[dict[tuple[StudentKind, OptimizerName], Defaults]] = {
-    ("fresh", "muon"): Defaults(matrices=0.015, tables=0.1, vectors=0.015, power=0.4, tables_power=0.8),
-    ("fresh", "adamw"): Defaults(matrices=0.003, tables=0.03, vectors=0.003, power=0.4, tables_power=0.4),
-    ("pretrained", "muon"): Defaults(matrices=0.003, tables=0.03, vectors=0.003, power=0.65, tables_power=0.65),
-    ("pretrained", "adamw"): Defaults(matrices=0.003, tables=0.03, vectors=0.003, power=0.65, tables_power=0.65),
-    ("lora", "muon"): Defaults(matrices=0.006, tables=0.006, vectors=0.006, power=0.4, tables_power=0.4),
-    ("lora", "adamw"): Defaults(matrices=0.006, tables=0.006, vectors=0.006, power=0.4, tables_power=0.4),
+    ("fresh", "muon"): _defaults(0.015, 0.1, 0.4, 0.2, 0.9),
+    ("fresh", "adamw"): _defaults(0.003, 0.03, 0.4, 0.4, 0.4),
+    ("pretrained", "muon"): _defaults(0.003, 0.03, 0.65, 0.65, 0.65),
+    ("pretrained", "adamw"): _defaults(0.003, 0.03, 0.65, 0.65, 0.65),
+    ("lora", "muon"): _defaults(0.006, 0.006, 0.4, 0.4, 0.4),
+    ("lora", "adamw"): _defaults(0.006, 0.006, 0.4, 0.4, 0.4),
 }
 
 
