@@ -76,6 +76,8 @@ class ShownProgress:
     def __init__(self, canvas: Canvas, clock: Clock = time.monotonic) -> None:
         self._canvas, self._clock = canvas, clock
         self._tasks: list[TaskView] = []
+        # Now: a bar on the terminal replaces stderr by a stream without an encoding.
+        self._cells = _cells()
         self._lock = threading.Lock()
 
     def message(self, text: str) -> None:
@@ -88,7 +90,7 @@ class ShownProgress:
         if task.note is not None:
             self.message(task.note)
         with self._lock:
-            self._tasks.append(TaskView(task, self._clock()))
+            self._tasks.append(TaskView(task, self._clock(), self._cells))
         if len(self._tasks) == 1:
             self._canvas.start(self._line)
 
@@ -115,8 +117,9 @@ class ShownProgress:
 class TaskView:
     """A task as text: its latest update, rate and time left."""
 
-    def __init__(self, task: Task, began: float) -> None:
+    def __init__(self, task: Task, began: float, cells: tuple[str, str]) -> None:
         self.task, self._began = task, began
+        self._full, self._empty = cells
         self._latest = TaskUpdate(done=task.done)
         self._smoothed: dict[str, tuple[int, float]] = {}
 
@@ -148,8 +151,9 @@ class TaskView:
         if (part := self._part(now)) is None:
             pieces = [name, duration(now - self._began), *([f"{self._latest.done:,}"] if self._latest.done else [])]
         else:
-            cells = 20 if columns >= WIDE_COLUMNS else 10
-            pieces = [name, _cells(part, cells), f"{share(part):>4}"]
+            n_cells = 20 if columns >= WIDE_COLUMNS else 10
+            bar = (self._full * round(part * n_cells)).ljust(n_cells, self._empty)
+            pieces = [name, bar, f"{share(part):>4}"]
         for piece in (*self._pace(now), *self._facts(3)):
             if len(" ".join([*pieces, piece])) >= columns:
                 break
@@ -178,10 +182,9 @@ class TaskView:
         return [_fact(name, smoothed.get(name, value), digits) for name, value in self._latest.facts.items()]
 
 
-def _cells(part: float, n_cells: int) -> str:
-    """A bar of characters that stderr can encode."""
-    full, empty = "\u2588\u2591" if "\u2588".encode(sys.stderr.encoding or "ascii", "ignore") else "#."
-    return (full * round(part * n_cells)).ljust(n_cells, empty)
+def _cells() -> tuple[str, str]:
+    """A full and an empty cell of a bar that stderr can encode."""
+    return ("\u2588", "\u2591") if "\u2588".encode(sys.stderr.encoding or "ascii", "ignore") else ("#", ".")
 
 
 def _rate(per_second: float, unit: str) -> str:

@@ -196,7 +196,7 @@ def test_a_notebook_is_recognized_by_its_stdout(monkeypatch: pytest.MonkeyPatch)
 def test_a_terminal_gets_one_bar_and_every_message(tmp_path: Path) -> None:
     out, err, code = on_a_terminal(PROGRAM.replace("STOP", "pass"), tmp_path, columns=80)
     assert (out, code) == ("the answer\n", 0)
-    assert " left " in err and "loss 2.500 val 2.250 best 2.000" in err
+    assert "\u2588" in err and " left " in err and "loss 2.500 val 2.250 best 2.000" in err
     for line in ("resuming from step 2 of 10", "message 3", "message 8", "warning: look here"):
         assert line in err
     assert err.rstrip().endswith("\x1b[2K")  # the bar is removed

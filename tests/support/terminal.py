@@ -17,7 +17,7 @@ def on_a_terminal(program: str, folder: Path, term: str = "xterm", columns: int 
     script = folder / "run.py"
     script.write_text(program, encoding="utf-8")
     ours, theirs = pty.openpty()
-    environment = {**os.environ, "TERM": term, "COLUMNS": str(columns)}
+    environment = {**os.environ, "TERM": term, "COLUMNS": str(columns), "PYTHONIOENCODING": "utf-8"}
     command = [sys.executable, str(script)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=theirs, env=environment) as process:
         os.close(theirs)
