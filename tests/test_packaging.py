@@ -15,7 +15,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from support.source import LAYERS, ROOT, modules
+from support.source import LAYERS, PUBLIC, ROOT, modules
 
 EXTRAS = {
     "dev", "eval", "gcs", "gguf", "hub", "large", "mlflow", "peft", "quant", "ray", "s3", "sign", "tensorboard",
@@ -36,27 +36,25 @@ def pinned() -> dict[str, str]:
 def test_the_package_list_equals_the_folders() -> None:
     folders = {".".join(("kdpipe", *module.path.parent.relative_to(ROOT).parts)) for module in modules()}
     listed = project()["tool"]["setuptools"]["packages"]
-    assert listed == sorted(folders)
-    assert all((ROOT / Path(*name.split(".")[1:]) / "__init__.py").is_file() for name in listed)
+    assert listed == sorted(folders - {"kdpipe.kdpipe"} | {PUBLIC})
+    folder = {name: ROOT / Path(*name.split(".")[1:]) for name in listed} | {PUBLIC: ROOT / PUBLIC}
+    assert all((folder[name] / "__init__.py").is_file() for name in listed)
 
 
 def test_every_layer_is_mapped_and_linked_for_type_checkers() -> None:
     mapped = project()["tool"]["setuptools"]["package-dir"]
-    assert mapped == {f"kdpipe.{layer}": layer for layer in LAYERS}
+    assert mapped == {f"kdpipe.{layer}": layer for layer in LAYERS} | {PUBLIC: PUBLIC}
     for layer in LAYERS:
         link = ROOT / ".types" / "kdpipe" / layer
         assert link.readlink() == Path("..", "..", layer)
-
-
-def test_the_root_is_a_namespace_without_code() -> None:
-    import kdpipe.schemas
-
-    assert kdpipe.__file__ is None
+    files = {path.name for path in (ROOT / PUBLIC).iterdir() if path.is_file()}
+    links = {path.name: path.readlink() for path in (ROOT / ".types" / "kdpipe").iterdir() if path.name not in LAYERS}
+    assert links == {name: Path("..", "..", PUBLIC, name) for name in files}
 
 
 def test_the_version_is_only_in_pyproject() -> None:
     version = project()["project"]["version"]
-    copies = [module.where for module in modules() if version in module.text or "__version__" in module.text]
+    copies = [module.where for module in modules() if version in module.text]
     assert not copies
 
 
@@ -98,7 +96,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
     copy = tmp_path_factory.mktemp("sources")
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, copy)
-    for layer in LAYERS:
+    for layer in (*LAYERS, PUBLIC):
         shutil.copytree(ROOT / layer, copy / layer, ignore=shutil.ignore_patterns("__pycache__"))
     return copy
 
@@ -145,7 +143,12 @@ def test_an_install_works_from_an_empty_folder(kind: str, sources: Path, built: 
     home = sources if kind == "editable" else tmp_path / "venv"
     assert Path(_quiet([str(python), "-c", report], cwd=empty).strip()).is_relative_to(home)
     if kind == "wheel":
-        assert _installed(tmp_path / "venv") == {module.where for module in modules()}
+        expected = {module.where.removeprefix(f"{PUBLIC}/") for module in modules()}
+        assert _installed(tmp_path / "venv") == expected
+    top = "import kdpipe, sys; print(kdpipe.__version__, 'torch' in sys.modules)"
+    version = project()["project"]["version"]
+    assert _quiet([str(python), "-c", top], cwd=empty).split() == [version, "False"]
+    assert version in _quiet([str(python), "-m", "kdpipe", "--version"], cwd=empty)
 
 
 def _installed(folder: Path) -> set[str]:

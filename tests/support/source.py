@@ -12,6 +12,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 LAYERS = ("schemas", "cache", "pipeline", "cli")
+PUBLIC = "kdpipe"  # the folder of `import kdpipe`, above all layers
 MODULE_STRING = re.compile(r"kdpipe(\.\w+)+:\w+")
 
 
@@ -25,7 +26,7 @@ class Module:
 
     @property
     def layer(self) -> str:
-        return self.name.split(".")[1]
+        return self.path.relative_to(ROOT).parts[0]
 
     @property
     def where(self) -> str:
@@ -46,11 +47,12 @@ class Module:
 
 @lru_cache(maxsize=1)
 def modules() -> tuple[Module, ...]:
-    """Every module of the four roots."""
+    """Every module of the four roots and of the public package."""
     found = []
-    for layer in LAYERS:
+    for layer in (*LAYERS, PUBLIC):
         for path in sorted((ROOT / layer).rglob("*.py")):
-            parts = ("kdpipe", *path.relative_to(ROOT).with_suffix("").parts)
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            parts = parts if layer == PUBLIC else ("kdpipe", *parts)
             name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
             found.append(Module(name=name, path=path, text=path.read_text(encoding="utf-8")))
     return tuple(found)
@@ -91,8 +93,8 @@ def tops(names: Iterable[str]) -> set[str]:
 
 def graph() -> dict[str, set[str]]:
     """Which modules of kdpipe each one imports, parent packages included."""
-    known = {module.name for module in modules()}
-    return {module.name: _with_parents(imports(module)) & known for module in modules()}
+    known = {module.name for module in modules()} - {PUBLIC}  # it imports its functions on use
+    return {module.name: _with_parents(imports(module)) & known for module in modules() if module.name in known}
 
 
 def direct_imports() -> dict[str, set[str]]:

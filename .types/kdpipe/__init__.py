@@ -1,0 +1,1 @@
+../../kdpipe/__init__.py

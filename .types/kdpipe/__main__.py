@@ -1,0 +1,1 @@
+../../kdpipe/__main__.py

@@ -1,0 +1,1 @@
+../../kdpipe/functions.py

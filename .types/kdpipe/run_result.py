@@ -1,0 +1,1 @@
+../../kdpipe/run_result.py
