@@ -6,6 +6,8 @@ run's folder unless its own environment variables set another place.
 
 import importlib
 import importlib.util
+import operator
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol, final
 
 from kdpipe.schemas.errors import ConfigError
+from kdpipe.schemas.losses import LOGIT_LOSSES
 
 # A tracker is a module here, a row in this table, and its name in `schemas.choices.TrackerName`; the name is also that
 # of its library and of the extra that installs it.
@@ -72,6 +75,7 @@ class Trackers:
         """Log the numbers of a line of metrics.jsonl."""
         numbers = dict(_flat("", line))
         step = int(numbers.pop("step", 0))
+        numbers |= usual_names(numbers)
         for name, tracker in list(self._open.items()):
             self._try(name, partial(tracker.log, step, numbers))
 
@@ -114,6 +118,40 @@ def stored_id(run: TrackedRun, name: str, make: Callable[[], str]) -> str:
         file.parent.mkdir(exist_ok=True)
         file.write_text(make())
     return file.read_text()
+
+
+def usual_names(numbers: Mapping[str, float]) -> dict[str, float]:
+    """The numbers of a step or an evaluation under the names that other trainers use.
+
+    `train/soft_loss` is the mean of the logit losses on the teacher's predictions, weighted as in the objective.
+    """
+    usual = {
+        f"eval/{name.removeprefix('evaluation/')}": value
+        for name, value in numbers.items()
+        if name.startswith("evaluation/") and name.count("/") == 1
+    }
+    for name in ("loss", "loss_shifted", "temperature", "gradient_norm"):
+        if name in numbers:
+            usual[f"train/{name}"] = numbers[name]
+    for name, value in numbers.items():
+        if name.startswith("rates/"):
+            usual.setdefault("train/learning_rate", value)
+    terms = [name.split("/")[1] for name in numbers if re.fullmatch("terms/[^/]+/raw", name)]
+    for group, names in {
+        "hard": [term for term in terms if _compares(term) == "label"],
+        "soft": [term for term in terms if _compares(term) in ("exact_ids", "bins")],
+    }.items():
+        weights = [numbers.get(f"terms/{term}/weight", 0.0) for term in names]
+        if sum(weights) > 0:
+            raw = [numbers[f"terms/{term}/raw"] for term in names]
+            usual[f"train/{group}_loss"] = sum(map(operator.mul, weights, raw)) / sum(weights)
+    return usual
+
+
+def _compares(term: str) -> str | None:
+    """What a logged logit loss compares, None for hidden losses; logged names may have a suffix, such as `_bound`."""
+    name = next((name for name in (term, term.rpartition("_")[0]) if name in LOGIT_LOSSES), None)
+    return None if name is None else LOGIT_LOSSES[name].compares
 
 
 def _flat(name: str, value: Any) -> Iterator[tuple[str, float]]:

@@ -8,7 +8,7 @@ from typing import Any, get_args
 import pytest
 
 from kdpipe.pipeline.training import trackers
-from kdpipe.pipeline.training.trackers import TRACKERS, TrackedRun, Trackers, check_installed, stored_id
+from kdpipe.pipeline.training.trackers import TRACKERS, TrackedRun, Trackers, check_installed, stored_id, usual_names
 from kdpipe.schemas.choices import TrackerName
 from kdpipe.schemas.errors import ConfigError
 from support.trackers import RecordingTracker
@@ -51,7 +51,7 @@ def test_numbers_of_a_line_are_logged_by_path(run: TrackedRun) -> None:
     recorder = RecordingTracker.last
     assert recorder is not None
     assert recorder.run is run
-    assert recorder.logged == [(3, {"loss": math.inf, "count": 2.0, "terms/ce/raw": 0.5})]
+    assert recorder.logged == [(3, {"loss": math.inf, "count": 2.0, "terms/ce/raw": 0.5, "train/loss": math.inf})]
     assert recorder.n_finished == 1
     assert warnings == []
 
@@ -81,9 +81,9 @@ def test_trackers_are_reopened_at_the_step_of_a_rollback(run: TrackedRun) -> Non
     opened.write({"step": 4, "loss": 2.0})
     opened.finish()
     assert first is not None and second is not None and second is not first
-    assert (first.n_finished, first.logged) == (1, [(5, {"loss": 1.0})])
+    assert (first.n_finished, first.logged) == (1, [(5, {"loss": 1.0, "train/loss": 1.0})])
     assert (second.run.step, second.run.name, second.n_finished) == (3, run.name, 1)
-    assert second.logged == [(4, {"loss": 2.0})]
+    assert second.logged == [(4, {"loss": 2.0, "train/loss": 2.0})]
     # A tracker that has failed is not tried again.
     assert len(warnings) == 1
 
@@ -96,3 +96,18 @@ def test_the_id_of_a_run_is_created_once(run: TrackedRun) -> None:
 
 def test_no_library_is_imported_before_it_is_needed() -> None:
     assert not {"wandb", "mlflow", "trackio"} & set(vars(trackers))
+
+
+def test_a_step_is_also_logged_under_the_usual_names() -> None:
+    terms = {"ce": (2.0, 0.5), "forward_kl_bound": (1.0, 0.3), "reverse_kl": (4.0, 0.1), "cosine": (9.0, 1.0)}
+    numbers = {f"terms/{name}/raw": raw for name, (raw, _) in terms.items()}
+    numbers |= {f"terms/{name}/weight": weight for name, (_, weight) in terms.items()}
+    usual = usual_names(numbers | {"loss": 3.0, "rates/decay": 1e-4, "rates/no_decay": 2e-4})
+    assert usual == pytest.approx(
+        {"train/loss": 3.0, "train/learning_rate": 1e-4, "train/hard_loss": 2.0, "train/soft_loss": 1.75}
+    )
+
+
+def test_an_evaluation_is_also_logged_under_the_usual_names() -> None:
+    numbers = {"evaluation/loss": 2.0, "evaluation/perplexity": 7.5, "evaluation/terms/ce": 2.0}
+    assert usual_names(numbers) == {"eval/loss": 2.0, "eval/perplexity": 7.5}
