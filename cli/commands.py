@@ -14,6 +14,7 @@ from kdpipe.cli.cache_teacher import cache_teacher
 from kdpipe.cli.capture_options import EXTEND, FLAGS, OUT, SET_EXAMPLE
 from kdpipe.cli.compare import compare
 from kdpipe.cli.demo import demo
+from kdpipe.cli.doctor import doctor
 from kdpipe.cli.eval import evaluate
 from kdpipe.cli.export import export
 from kdpipe.cli.flags import with_flags
@@ -83,6 +84,10 @@ EXAMPLES = {
     "demo": """
         kdpipe demo --out runs/demo
     """,
+    "doctor": """
+        kdpipe doctor --out runs
+        kdpipe doctor runs/a
+    """,
 }
 
 
@@ -98,3 +103,4 @@ _add("compare", compare)
 app.add_typer(cache.app, name="cache")
 _add("export", export)
 _add("demo", demo)
+_add("doctor", doctor)

@@ -74,11 +74,12 @@ PIPELINE_FLOORS = (
     ("batches", "documents"),
     ("interop", "losses", "students", "targets"),
     ("evaluation", "teachers"),
-    ("audit", "capture", "requantization", "training"),
+    ("audit", "capture", "diagnosis", "requantization", "training"),
     (
         "cache_teacher",
         "compare",
         "demo",
+        "doctor",
         "evaluate",
         "export",
         "export_cache",

@@ -3,10 +3,8 @@
 In: settings of the machine and the size of the weights. Out: devices, a dtype, a `Placement`, a number of threads.
 """
 
-import os
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -14,6 +12,7 @@ from typing import Literal
 
 import torch
 
+from kdpipe.pipeline.models.cpus import usable_cpus as usable_cpus
 from kdpipe.schemas.choices import DtypeName
 from kdpipe.schemas.errors import ConfigError
 
@@ -114,37 +113,6 @@ def free_memory(device: torch.device) -> int:
 def n_threads(setting: int | None) -> int:
     """The threads to compute with; default: one per usable CPU."""
     return usable_cpus() if setting is None else setting
-
-
-def usable_cpus(root: Path = Path("/")) -> int:
-    """CPUs available to this process: its affinity, or fewer under a container's CPU quota."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    n_cpus = len(affinity(0)) if affinity is not None else os.cpu_count() or 1
-    quotas = [int(quota) for folder in _control_groups(root) for quota in _quotas(folder)]
-    return max(1, min([n_cpus, *quotas]))
-
-
-def _control_groups(root: Path) -> Iterator[Path]:
-    """The control groups of this process (versions 1 and 2) and their parents up to the root, since inside a container
-    the path of its own group may not be mounted."""
-    with suppress(OSError, ValueError):
-        for line in (root / "proc/self/cgroup").read_text().splitlines():
-            _, controllers, path = line.split(":", 2)
-            if controllers and "cpu" not in controllers.split(","):
-                continue
-            for mount in ("cpu", "cpu,cpuacct") if controllers else ("",):
-                top = root / "sys/fs/cgroup" / mount
-                group = top / path.lstrip("/")
-                yield from (folder for folder in (group, *group.parents) if folder.is_relative_to(top))
-
-
-def _quotas(folder: Path) -> Iterator[float]:
-    """CPU quotas of a control group, if set."""
-    for names in (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):
-        with suppress(OSError, ValueError):
-            quota, period = " ".join((folder / name).read_text() for name in names).split()
-            if quota not in ("max", "-1"):
-                yield int(quota) / int(period)
 
 
 def _tested_gpu(number: int) -> torch.device:

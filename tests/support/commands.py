@@ -37,12 +37,13 @@ STAGE_TWO = {
 # command -> (its sub-commands, its options); every command also has -h and --help.
 SURFACE: dict[str, tuple[set[str], set[str]]] = {
     "": (
-        {"cache", "cache-teacher", "compare", "demo", "eval", "export", "plan", "train"},
+        {"cache", "cache-teacher", "compare", "demo", "doctor", "eval", "export", "plan", "train"},
         {"--version", "--debug", "--install-completion", "--show-completion"},
     ),
     "plan": (set(), STAGE_ONE | {"--tokens", "--probe"}),
     "cache-teacher": (set(), STAGE_ONE | {"--extend", "--out", "--shard", "--dry-run", "--retry-for"}),
     "demo": (set(), {"--out", "--steps"}),
+    "doctor": (set(), {"--out", "--json"}),
     "train": (set(), STAGE_TWO | {"--resume-from", "--overwrite", "--dry-run"}),
     "export": (set(), {"--to", "--out", "--dtype", "--trust-remote-code", "--quiet", "--json"}),
     "eval": (
