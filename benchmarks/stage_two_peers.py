@@ -40,7 +40,7 @@ class EachStep(TrainerCallback):  # type: ignore[misc]  # transformers has no ty
         self._begun()
 
     def on_step_end(self, *arguments: Any, **named: Any) -> None:
-        """Go on."""
+        """Count the step."""
         self._stepped()
 
 

@@ -73,7 +73,7 @@ def test_workers_of_ranks_see_the_same_line_step_by_step(
     assert seen == line
 
 
-def test_the_line_goes_on_from_any_integer() -> None:
+def test_the_order_resumes_from_any_integer() -> None:
     order = SequenceOrder([7, 0, 12, 5], 3, window=9, block=2)
     line = order.at(np.arange(5 * len(order))).tolist()
     for resumed in range(0, 5 * len(order), 7):
@@ -175,7 +175,7 @@ def test_an_order_of_nothing_is_refused(sizes: list[int], options: dict[str, int
         SequenceOrder(sizes, 0, **options)
 
 
-def test_positions_and_ranks_that_are_none_are_refused() -> None:
+def test_invalid_positions_and_ranks_are_refused() -> None:
     order = SequenceOrder([3], 0)
     with pytest.raises(ConfigError, match="is negative"):
         order.at([0, -1])

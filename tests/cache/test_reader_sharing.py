@@ -78,13 +78,13 @@ def test_a_child_forked_while_a_thread_opens_a_part_can_read(
     path: Path, digests: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache = open_cache(path)
-    inside, go_on = threading.Event(), threading.Event()
+    inside, proceed = threading.Event(), threading.Event()
     walk = LocalStore.walk
 
     def slow_walk(store: LocalStore, folder: str, limit: int) -> dict[str, int]:
         if threading.current_thread() is not threading.main_thread():
             inside.set()
-            go_on.wait(timeout=900)
+            proceed.wait(timeout=900)
         return walk(store, folder, limit)
 
     monkeypatch.setattr(LocalStore, "walk", slow_walk)
@@ -92,7 +92,7 @@ def test_a_child_forked_while_a_thread_opens_a_part_can_read(
     reader.start()
     assert inside.wait(timeout=900)
     outcome = in_child(lambda: digests_of_all(cache) == digests)
-    go_on.set()
+    proceed.set()
     reader.join(timeout=900)
     assert outcome == "right"
     assert digest_of(cache, 0) == digests[0]

@@ -144,7 +144,7 @@ def config(**changes: Any) -> Callable[[Path], None]:
     ids=["half", "shards", "no weights", "half a config", "no config", "half a tokenizer", "no tokenizer", "encoder",
          "unknown", "width", "a layer too few", "vocabulary"],
 )  # fmt: skip
-def test_a_model_that_is_none_is_refused(
+def test_an_invalid_model_is_refused(
     spoil: Callable[[Path], object], message: str, hint: str, place: Path, refused: Callable[..., str]
 ) -> None:
     spoil(own_teacher(place))
@@ -414,7 +414,7 @@ def test_another_teacher_tokenizer_and_corpus_are_reported(place: Path, refused:
     ],
     ids=["top-k", "long documents", "seq-len", "column"],
 )
-def test_the_corrected_command_goes_on_in_the_same_folder(
+def test_the_corrected_command_resumes_in_the_same_folder(
     wrong: list[str], right: list[str], place: Path, refused: Callable[..., str]
 ) -> None:
     refused(words(Path(), *wrong))
@@ -433,7 +433,7 @@ def test_an_untrainable_conversation_leaves_no_folder_behind(place: Path, refuse
 
 
 @pytest.mark.slow
-def test_a_conversation_behind_the_first_parts_stops_the_run_which_goes_on_without_it(
+def test_a_bad_conversation_after_the_first_parts_stops_the_run_which_resumes_without_it(
     place: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     small_tokenizer(own_teacher(place), chat_template=PICKY)
@@ -549,7 +549,7 @@ def listening(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 )
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.usefixtures("listening")
-def test_a_run_that_is_interrupted_keeps_its_parts_and_goes_on(
+def test_an_interrupted_run_keeps_its_parts_and_resumes(
     number: signal.Signals,
     where: str,
     turn: int,
@@ -606,7 +606,7 @@ def test_odd_documents_are_cached(
     assert verify_cache(place / "out", "deep").ok
 
 
-def test_a_cache_is_held_against_its_teacher_only(place: Path, refused: Callable[..., str]) -> None:
+def test_a_cache_is_compared_with_its_own_teacher_only(place: Path, refused: Callable[..., str]) -> None:
     def against(teacher: str, cache: str = "cache") -> list[str]:
         return ["cache", "verify", cache, "--against", teacher, "--sample", "2"]
 

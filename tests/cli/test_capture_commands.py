@@ -79,7 +79,7 @@ def test_another_setting_into_the_same_folder_is_refused(place: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are sent the POSIX way")
-def test_a_run_that_is_stopped_exits_75_and_goes_on_later(place: Path) -> None:
+def test_a_stopped_run_exits_75_and_resumes_later(place: Path) -> None:
     few = ["--limit", "30", "--targets", "topk", "--top-k", "4", "--temperatures", "none", "--hidden-layers", "none"]
     whole = answer(words(place, "cache-teacher", *few, "--out", str(place / "whole")))
     command = words(place, "cache-teacher", *few, "--out", str(place / "stopped"))

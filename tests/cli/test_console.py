@@ -52,7 +52,7 @@ def test_a_document_is_ascii_and_means_the_same(capsys: pytest.CaptureFixture[st
     assert json.loads(text) == value
 
 
-def test_a_document_never_holds_a_number_that_is_none() -> None:
+def test_json_output_refuses_a_non_finite_number() -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
         console.document({"kl": float("nan")})
 

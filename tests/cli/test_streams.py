@@ -97,7 +97,7 @@ def program(tmp_path: Path) -> tuple[str, ...]:
     return sys.executable, str(script), "work"
 
 
-def test_the_work_goes_on_when_the_reader_of_progress_has_gone(tmp_path: Path) -> None:
+def test_the_work_continues_when_the_reader_of_progress_has_exited(tmp_path: Path) -> None:
     code, out = gone(tmp_path, out=False, err=True, words=program(tmp_path))
     assert (code, out.splitlines()[-1]) == (0, "answer 19999")
 

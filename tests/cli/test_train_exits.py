@@ -22,8 +22,8 @@ from support.corpora import small_tokenizer
 from support.models import tiny_llama
 from support.stage_two import STUDENT, make_cache
 
-Told = tuple[int, str, str]
-Command = Callable[..., Told]
+Outcome = tuple[int, str, str]
+Command = Callable[..., Outcome]
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def train(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
     """The command with a run of three steps, in tmp_path/run; gives code, stdout, stderr."""
     monkeypatch.setattr("kdpipe.pipeline.training.finalize.check_reload", lambda *_, **__: 0.0)
 
-    def typed(*words: str, cache: Path = folder / "cache", student: str = "student.json") -> Told:
+    def typed(*words: str, cache: Path = folder / "cache", student: str = "student.json") -> Outcome:
         given = ["--from-cache", str(cache), "--student", str(folder / student), "--out", str(tmp_path / "run")]
         small = ["--max-steps", "3", "--batch-size", "2", "--set", "machine.threads=1", "--set", "evaluation.limit=2"]
         code = run(["train", *given, *small, *words])

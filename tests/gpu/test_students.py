@@ -81,7 +81,7 @@ def test_a_scaled_loss_overflows_and_is_halved(folder: Path) -> None:
     assert verdicts.count("overflow") == report.skipped > 0
 
 
-def test_a_stopped_run_goes_on(folder: Path) -> None:
+def test_a_stopped_run_resumes(folder: Path) -> None:
     """Kernels of a GPU add up in any order: near, where a CPU gives the same bits."""
     run(on_gpu(folder, "whole"))
     with pytest.raises(Interrupted):

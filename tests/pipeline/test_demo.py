@@ -110,7 +110,7 @@ def steps_done(run: Path) -> int:
 
 
 @pytest.mark.slow
-def test_a_demo_stopped_in_any_stage_goes_on_and_ends_as_if_undisturbed(done: Path, tmp_path: Path) -> None:
+def test_a_demo_stopped_in_any_stage_resumes_and_ends_as_if_undisturbed(done: Path, tmp_path: Path) -> None:
     out = tmp_path / "demo"
     stopped(out, when=lambda: steps_done(out / "teacher-run") > 0)
     assert 0 < steps_done(out / "teacher-run") < int(STEPS)

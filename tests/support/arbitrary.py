@@ -260,7 +260,7 @@ def _at_temperature(
 
 
 def _counts(wish: Wish, rng: np.random.Generator) -> tuple[int, int]:
-    """How many exact ids and draws a row has: one, a few, or as many as fit."""
+    """Numbers of exact ids and of draws per row: one, a few, or as many as fit."""
     most = min(wish.targets.max_entries, wish.vocabulary_size)
     if wish.keep.kind == "sampled":
         return 1, int(rng.integers(0, most))

@@ -34,6 +34,6 @@ class Gate:
         os.write(self._go_write, b"." * self._n)
 
     def close(self) -> None:
-        """Nobody comes any more."""
+        """Close the pipes when no process waits any longer."""
         for descriptor in (self._came_read, self._came_write, self._go_read, self._go_write):
             os.close(descriptor)

@@ -26,7 +26,7 @@ from support.damage import everything_of
 # Beyond what a process with all its imports has: a cache of some kilobytes needs a few megabytes.
 MEMORY_BYTES = 1 << 30
 SECONDS = 30
-MOST_TOLD = 20
+MAX_PROBLEMS = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ def verdict_on(path: Path) -> Verdict:
     except KdpipeError as error:
         code, message = error.exit_code, error.message
     try:
-        problems = [str(problem)[:400] for problem in deep_problems_of(path)][:MOST_TOLD]
+        problems = [str(problem)[:400] for problem in deep_problems_of(path)][:MAX_PROBLEMS]
         return Verdict(code, message[:2000], 3 if problems else 0, problems)
     except KdpipeError as error:
         return Verdict(code, message[:2000], error.exit_code, [error.message[:400]])

@@ -28,7 +28,7 @@ N_TURNS = 100
 
 
 def silent(_: str) -> None:
-    """Nobody listens."""
+    """A listener that ignores every line."""
 
 
 def hold(folder: Path, come: Callable[[], None], stay: Callable[[], None]) -> str:

@@ -318,7 +318,7 @@ def shorter(columns: Columns) -> None:
         values.pop()
 
 
-LIES: dict[str, tuple[Callable[[Columns], object], str]] = {
+FALSE_INDEXES: dict[str, tuple[Callable[[Columns], object], str]] = {
     "another digest": (rows_edit("sha256", "0" * 64), "another cache_id"),
     "a malformed digest": (rows_edit("sha256", "x" * 5000), "another cache_id"),
     "another split": (rows_edit("split", "validation"), "row 0 is not of part 0"),
@@ -333,9 +333,9 @@ LIES: dict[str, tuple[Callable[[Columns], object], str]] = {
 
 
 @pytest.mark.many
-@pytest.mark.parametrize("name", LIES)
+@pytest.mark.parametrize("name", FALSE_INDEXES)
 def test_a_false_index_is_refused(cache: Path, name: str) -> None:
-    edit, fragment = LIES[name]
+    edit, fragment = FALSE_INDEXES[name]
     columns = index_table(cache).to_pydict()
     edit(columns)
     write_index_file(cache, FIELDS, columns, {k: v for k, v in notes_of(cache).items() if k != "kdpipe.sha256"})

@@ -190,9 +190,7 @@ def mixed_cache(path: Path, pair: tuple[Path, Path]) -> None:
     writer.seal()
 
 
-def test_a_merge_that_was_killed_goes_on(
-    pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_killed_merge_resumes(pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run(tmp_path / "whole", *pair)
     adopt = making._adopt
 

@@ -204,7 +204,7 @@ def test_halves_of_any_kind_are_the_whole_again(name: str, tmp_path: Path) -> No
     assert documents_in(tmp_path / "d") == documents_in(tmp_path / "a")
 
 
-def test_a_subset_that_was_killed_goes_on(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_subset_resumes(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     requested = {"by": "likelihood", "highest": 0.5}
     take(source, tmp_path / "whole", **requested)
 

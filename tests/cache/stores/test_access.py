@@ -117,7 +117,7 @@ def test_what_is_not_there_or_no_file_is_damage(number: int, cache: Path) -> Non
         open_cache(cache)
 
 
-def test_paths_that_are_none_are_refused(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_paths_are_refused(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(cache)
     for address, reported in [
         ("", "the path of the cache is empty"),

@@ -238,7 +238,7 @@ READS: dict[str, Callable[[str, Path, RetryPolicy], object]] = {
     ("what", "code"),
     [*((what, 503) for what in READS), *(("inspect", code) for code in (408, 425, 429, 500, 502, 504))],
 )
-def test_every_read_goes_on_after_an_answer_that_heals(
+def test_every_read_is_retried_after_a_temporary_failure(
     what: str, code: int, path: Path, tmp_path: Path, clock: Clock
 ) -> None:
     whole = Site(path)

@@ -119,7 +119,7 @@ def test_a_requested_limit_is_enforced(cache: Path) -> None:
 
 
 @pytest.mark.slow
-def test_an_unfinished_answer_is_none(cache: Path, at_part: Plant) -> None:
+def test_an_interrupted_child_gives_no_result(cache: Path, at_part: Plant) -> None:
     at_part("sys.stdout.write('[{'); sys.stdout.flush(); os._exit(0)")
     found = deep_problems(str(cache), [0, 1, 2])
     assert [(problem.part, problem.what) for problem in found] == [(1, "decoding it failed with exit code 0")]

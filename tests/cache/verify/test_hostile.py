@@ -87,7 +87,7 @@ def test_what_is_no_plain_file_is_not_opened(cache: Path, name: str, kind: Calla
 
 
 @pytest.mark.parametrize("kind", [to_link, to_pipe, to_socket, to_folder])
-def test_verify_names_a_tokenizer_file_that_is_none(cache: Path, kind: Callable[[Path], None]) -> None:
+def test_verify_names_an_invalid_tokenizer_file(cache: Path, kind: Callable[[Path], None]) -> None:
     kind(cache / layout.TOKENIZER / "tokenizer.json")
     assert_named(cache, "tokenizer.json")
 

@@ -50,7 +50,7 @@ def leftovers(path: Path) -> list[str]:
     return sorted(entry.name for entry in work.iterdir()) if work.is_dir() else []
 
 
-def fill_then_go_on(disk: Path) -> str:
+def fill_then_resume(disk: Path) -> str:
     """Write until the disk is full, list the files, then resume with more room."""
     mount_memory(disk, 160 << 10)
     path = disk / "cache"
@@ -71,7 +71,7 @@ def fill_then_go_on(disk: Path) -> str:
 
 def test_a_full_disk_stops_with_advice_and_nothing_is_lost(tmp_path: Path, whole: str) -> None:
     disk = tmp_path / "disk"
-    ended = mounted(partial(fill_then_go_on, disk))
+    ended = mounted(partial(fill_then_resume, disk))
     assert ended.code == 0, ended.output
     message, hint, parts, identity = ended.output.splitlines()
     number = int(parts.split()[0])

@@ -22,7 +22,7 @@ RECIPE = replace(
 ROUNDS = 4
 # What is kept of a document until its part ends, places, digest, columns and pooled states, spread over its rows.
 # The codes of a row, were they kept too, take about 100 bytes.
-KEPT_BYTES_A_ROW = 16
+KEPT_BYTES_PER_ROW = 16
 
 
 def peak_bytes(path: Path, rounds: int) -> tuple[int, int, int]:
@@ -57,5 +57,5 @@ def test_a_part_four_times_as_long_takes_hardly_more_memory(tmp_path: Path) -> N
     long_rows, long_traced, long_grown = peak_bytes(tmp_path / "long", 4 * ROUNDS)
     assert long_rows == 4 * short_rows
     more_rows = long_rows - short_rows
-    assert long_traced - short_traced < KEPT_BYTES_A_ROW * more_rows
-    assert long_grown - short_grown < 2 * KEPT_BYTES_A_ROW * more_rows + (4 << 20)  # the allocator's own steps
+    assert long_traced - short_traced < KEPT_BYTES_PER_ROW * more_rows
+    assert long_grown - short_grown < 2 * KEPT_BYTES_PER_ROW * more_rows + (4 << 20)  # the allocator's own steps

@@ -121,7 +121,7 @@ def test_predictions_for_new_documents_are_those_of_a_cache_of_their_own(folder:
 
 
 @pytest.mark.slow
-def test_an_extension_that_was_killed_goes_on_and_asks_for_no_old_part(
+def test_a_killed_extension_resumes_and_requests_no_old_part(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(more(folder, tmp_path / "whole"))

@@ -62,7 +62,7 @@ def kill_after(process: Child, path: Path, parts: int, delay: float) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
-def test_a_killed_run_goes_on_to_the_same_cache(folder: Path, whole: str, seed: int) -> None:
+def test_a_killed_run_resumes_to_the_same_cache(folder: Path, whole: str, seed: int) -> None:
     generator = np.random.default_rng(seed)
     path = folder / f"killed-{seed}"
     for _ in range(3):

@@ -95,7 +95,7 @@ def test_shards_make_the_same_cache_in_any_order(made: tuple[Path, Any, Recordin
     settings = settings_for(folder, "sharded", sequences=SMALL_PARTS)
     planned = made[1].parts.planned
     first = run(settings, shard=1, n_shards=3)
-    # Nobody else is at work, so the first to come makes what others leave, too.
+    # No other worker runs, so the first one also makes the parts of the others.
     assert first.complete and first.parts.made == planned
     assert first.cache_id == made[1].cache_id
 

@@ -135,7 +135,7 @@ def changed(weights: bytes) -> bytes:
     return weights[:-1] + bytes([weights[-1] ^ 1])
 
 
-def test_two_hub_ids_are_two_teachers_and_a_given_name_is_none() -> None:
+def test_two_hub_ids_are_two_teachers_and_a_given_name_is_not_an_id() -> None:
     plain = TeacherRecord(name="org/large", revision="abc")
     named = TeacherRecord(name="Large", revision="abc", hub_id="org/large")
     assert plain.identity == named.identity != TeacherRecord(name="org/small", revision="abc").identity

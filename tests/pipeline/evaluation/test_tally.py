@@ -68,7 +68,7 @@ def test_an_unknown_of_one_batch_is_unknown_for_all() -> None:
     assert found.cross_entropy == 2.0
 
 
-def test_a_document_that_goes_on_in_later_batches_is_one_sum() -> None:
+def test_a_document_split_over_batches_is_one_sum() -> None:
     found = evaluated(rows(2, document_N=[7, 2]), rows(3, document_N=[2, 7, 7])).by_document
     assert (found.numbers, found.positions, found.cross_entropy) == ((7, 2), (3, 2), (6.0, 4.0))
 
@@ -80,7 +80,7 @@ def test_documents_come_in_the_order_they_were_read() -> None:
     assert found.cross_entropy == (4.0, 2.0, 9.0)
 
 
-def test_a_perplexity_beyond_numbers_is_none() -> None:
+def test_a_perplexity_that_overflows_has_no_value() -> None:
     assert evaluated(rows(cross_entropy_N=[800.0])).perplexity is None
 
 

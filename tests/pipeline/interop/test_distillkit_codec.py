@@ -68,7 +68,7 @@ def test_widths_are_those_of_rows_that_distillkit_wrote() -> None:
     row = distillkit_rows("legacy")[0]
     assert codec.legacy_words(LEGACY) == len(row["packed_indices"][0])
     assert codec.legacy_terms(LEGACY) == len(row["coeffs"][0])
-    # peers.md, 1.1: 344 bytes with ids of 18 bits, and three ids of 17 bits in a word.
+    # DistillKit's recommended settings: 344 bytes with ids of 18 bits, and three ids of 17 bits in a word.
     recommended = DistillkitCodec(
         d=151_936, k=128, exact_k=16, exact_dtype="bfloat16", polynomial_terms=(0, 1, 2, 3, 4, "sqrt"),
         residual_bins=(), delta_encoding=False,

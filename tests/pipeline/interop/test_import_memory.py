@@ -21,7 +21,7 @@ from support.interop_sources import imported, word_tokenizer
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="forks")
 
 N_IDS, K, TOKENS = 100, 32, 200
-ENTRIES_A_PART = 1 << 17
+ENTRIES_PER_PART = 1 << 17
 BYTES_AN_ENTRY = 8
 
 
@@ -53,12 +53,12 @@ def peak_bytes(folder: Path, n_rows: int, words: Path) -> int:
         imported(source=str(source), out=str(folder / f"{n_rows}-first"), limit=2, **settings)
         tracemalloc.start()
         report = imported(source=str(source), out=str(folder / f"{n_rows}-cache"), **settings)
-        assert report.parts == -(-n_rows * TOKENS * K // ENTRIES_A_PART)
+        assert report.parts == -(-n_rows * TOKENS * K // ENTRIES_PER_PART)
         return str(tracemalloc.get_traced_memory()[1])
 
     with (
         mock.patch.object(arrow_files, "BATCH_BYTES", 1 << 20),
-        mock.patch.object(importing, "MAX_ENTRIES_PER_PART", ENTRIES_A_PART),
+        mock.patch.object(importing, "MAX_ENTRIES_PER_PART", ENTRIES_PER_PART),
     ):
         ended = in_child(work)
     assert ended.code == 0, ended.output

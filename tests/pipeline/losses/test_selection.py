@@ -16,7 +16,7 @@ from kdpipe.schemas.train_settings import PositionSelection
 
 
 @dataclass(frozen=True)
-class Spoken:
+class StudentValues:
     entropy_N: Tensor
     cross_entropy_N: Tensor
 
@@ -66,7 +66,7 @@ def test_the_choice_is_that_of_a_plain_sort(sizes: list[int], keep: str, share: 
 
 def test_each_statistic_is_the_one_it_names() -> None:
     batch = batch_of([4], [0.0, 1.0, 2.0, 3.0])
-    printed = Spoken(torch.tensor([5.0, 9.0, 7.0, 6.0]), torch.tensor([1.0, 2.0, 4.0, 3.0]))
+    printed = StudentValues(torch.tensor([5.0, 9.0, 7.0, 6.0]), torch.tensor([1.0, 2.0, 4.0, 3.0]))
     found = {
         by: chosen(
             PositionSelection.model_validate({"term": "kd", "by": by, "keep": "highest", "share": 0.25}), batch, printed
@@ -80,7 +80,7 @@ def test_each_statistic_is_the_one_it_names() -> None:
 
 @pytest.mark.parametrize("keep", ["lowest", "highest"])
 def test_what_is_not_a_number_is_chosen_last_and_changes_no_count(keep: str) -> None:
-    printed = Spoken(torch.tensor([float("nan"), 1.0, float("nan"), 2.0]), torch.zeros(4))
+    printed = StudentValues(torch.tensor([float("nan"), 1.0, float("nan"), 2.0]), torch.zeros(4))
     selection = PositionSelection.model_validate({"term": "ce", "by": "student_entropy", "keep": keep, "share": 0.5})
     assert chosen(selection, batch_of([4], [0.0] * 4), printed).tolist() == [False, True, False, True]
 

@@ -75,7 +75,7 @@ def test_near_ties_of_half_precision_are_decided_by_the_nearest(config: dict[str
     assert (head.scale, head.soft_cap) == (1.0, None)
 
 
-def test_a_head_that_does_something_else_is_none_of_ours() -> None:
+def test_a_head_with_another_formula_is_not_used() -> None:
     module = linear()
     assert found(module, 2 * module(states()), logit_scale=0.25) is None
     assert found(module, module(states()) + 0.5) is None
@@ -89,7 +89,7 @@ def test_a_model_without_a_projection_has_no_head(model: nn.Module) -> None:
 
 def test_a_projection_that_is_no_matrix_in_memory_is_called() -> None:
     class Packed(nn.Linear):
-        """Stands for a quantized one, whose weights mean nothing to us."""
+        """Like a quantized layer, whose packed weights are not a matrix."""
 
     torch.manual_seed(0)
     module = Packed(WIDTH, ROWS).requires_grad_(False)

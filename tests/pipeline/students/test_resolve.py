@@ -100,7 +100,7 @@ def test_a_folder_is_a_trained_student(tmp_path: Path) -> None:
     ],
     ids=["list", "empty", "slip in type", "slip in key", "encoder-decoder"],
 )
-def test_a_config_that_is_none_is_refused(values: Any, message: str, hint: str | None, tmp_path: Path) -> None:
+def test_an_invalid_config_is_refused(values: Any, message: str, hint: str | None, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
         found(config_file(tmp_path, values))
     assert hint is None or hint in str(caught.value.hint)

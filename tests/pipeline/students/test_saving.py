@@ -192,7 +192,7 @@ class Stopped(Exception):
 
 
 @pytest.mark.slow
-def test_a_kill_at_any_moment_leaves_the_old_student_or_none_and_saving_again_mends_it(
+def test_a_kill_at_any_moment_leaves_the_old_student_or_none_and_saving_again_repairs_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second = student("tiny", seed=1), student("tiny", seed=2)

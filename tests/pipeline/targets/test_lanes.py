@@ -54,7 +54,7 @@ def test_lanes_give_what_one_thread_gives(keep: Threshold | Sampled, inference: 
     assert found.ids_RK.is_inference() == inference
 
 
-def test_a_fault_in_a_lane_is_raised_and_the_lanes_go_on(three_threads: None) -> None:
+def test_a_fault_in_a_lane_is_raised_and_the_lanes_continue(three_threads: None) -> None:
     lanes = Lanes(SIZE, torch.device("cpu"))
     logits, labels, keys = question(700)
 

@@ -422,7 +422,7 @@ def test_a_save_killed_at_any_call_leaves_the_old_checkpoint_or_the_new_one(
         assert path is not None
         found.add(load(path).state.step)
         assert same(load(path), contents(load(path).state.step))
-        # Going on works, and nothing is left behind.
+        # The next save works and leaves no other file.
         save(run, contents(40), keep=1)
         assert names(run) == ["step-000040"]
     assert found == {20, 30}
