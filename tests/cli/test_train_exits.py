@@ -76,7 +76,7 @@ def test_a_run_is_reported_and_resumes_as_json(train: Command, tmp_path: Path) -
         (["--temperature", "8"], "student.json", 4, "1, 2, 4 .*8",
          "--target-temperature 8"),
         (["--set", "losses.tail_weight=1", "--mode", "logit", "--set", "losses.weights.cka=1"], "student.json", 2,
-         r"groups of 4 sequences", "multiple of 4"),
+         r"batch size 2 .*losses\.hidden\.group 4$", "multiple of 4"),
         (["--set", "losses.weights.cosine=1", "--set", 'losses.hidden.pairs=["1:9"]'], "student.json", 4,
          "layer 9", "cache again with --hidden-layers"),
         (["--set", "machine.device=cuda:7"], "student.json", 2, "cuda:7 does not exist", ""),
