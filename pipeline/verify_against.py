@@ -30,12 +30,11 @@ from kdpipe.pipeline.audit.teacher_differences import (
 )
 from kdpipe.pipeline.documents.segments import Segment
 from kdpipe.pipeline.targets.request import TargetRequest
-from kdpipe.pipeline.teachers import Teacher, TeacherInfo, backend_type
+from kdpipe.pipeline.teachers import Teacher, TeacherBackend, TeacherInfo, recorded_backend
 from kdpipe.pipeline.teachers.batching import batches
 from kdpipe.pipeline.tokenizers.cached_tokenizer import load_cached_tokenizer
 from kdpipe.pipeline.tokenizers.tokenizer_difference import FOREIGN_NOTE, difference_from_own
 from kdpipe.schemas.arrays import log_z_column
-from kdpipe.schemas.capture_settings import MachineSettings, TeacherSettings
 from kdpipe.schemas.counts import counted
 from kdpipe.schemas.errors import CacheDamaged, ConfigError
 from kdpipe.schemas.manifest import Manifest
@@ -82,10 +81,8 @@ def verify_against(
     if not chosen:
         raise ConfigError(f"{url} has no position to compare", hint="omit --against")
     # As the teacher ran: its number type, its quantized weights, the Hub's revision if its name is the same.
-    backend_class = backend_type(TeacherSettings().backend)
-    settings = backend_class.recorded(teacher, stated).model_copy(update={"trust_remote_code": trusted})
-    backend = backend_class(settings, MachineSettings())
-    if problems := [*_config_problems(backend.describe(), cache.manifest), *_tokenizer_problems(cache, settings)]:
+    backend = recorded_backend(teacher, stated, trusted=trusted)
+    if problems := [*_config_problems(backend.describe(), cache.manifest), *_tokenizer_problems(cache, backend)]:
         return _not_run(teacher, problems)
     with running(progress, Task(name="load teacher")):
         model = backend.load(cache.manifest.vocabulary_size)
@@ -144,7 +141,7 @@ def _config_problems(info: TeacherInfo, manifest: Manifest) -> Iterator[Problem]
         yield Problem(part=None, file=layout.MANIFEST, what=f"the teacher is another model: {difference}", do=do)
 
 
-def _tokenizer_problems(cache: Cache, settings: TeacherSettings) -> Iterator[Problem]:
+def _tokenizer_problems(cache: Cache, backend: TeacherBackend) -> Iterator[Problem]:
     """Damage of the cache's tokenizer, and differences from the teacher's."""
     stated = cache.manifest.teacher
     file, do = f"{layout.TOKENIZER}/{TOKENIZER}", "do not use this copy: get the cache again from its source"
@@ -155,7 +152,7 @@ def _tokenizer_problems(cache: Cache, settings: TeacherSettings) -> Iterator[Pro
         return
     if kept is None or stated is None or FOREIGN_NOTE in stated.notes:
         return
-    if (what := difference_from_own(settings, kept)) is not None:
+    if (what := difference_from_own(backend, kept)) is not None:
         yield Problem(part=None, file=file, what=f"it is not the teacher's tokenizer: {what}", do=do)
 
 

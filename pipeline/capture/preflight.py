@@ -37,7 +37,7 @@ def check_before_reading(settings: CaptureSettings, progress: Progress) -> tuple
     tokenizer = read_tokenizer(settings, backend)
     capture_plan = plan_capture(settings, tokenizer, backend)
     if has_teacher and settings.teacher.tokenizer is not None:
-        difference = teacher_tokenizer_difference(settings.teacher, tokenizer)
+        difference = teacher_tokenizer_difference(settings.teacher, backend, tokenizer)
         if difference is not None:
             progress.warning(f"{ALLOW}: the tokenizer is not the teacher's own: {difference}")
             capture_plan = replace(capture_plan, foreign_tokenizer=True)

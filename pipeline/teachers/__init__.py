@@ -108,6 +108,10 @@ class TeacherBackend(Protocol):
         """The teacher's own tokenizer."""
         ...
 
+    def has_tokenizer(self) -> bool:
+        """Whether the teacher comes with a tokenizer."""
+        ...
+
     def workers(self) -> list[MachineSettings]:
         """The machine settings of each worker process; one unless the teacher fits on each of several devices."""
         ...
@@ -125,6 +129,13 @@ class TeacherBackend(Protocol):
 def backend_type(name: TeacherBackendName) -> type[TeacherBackend]:
     """The backend of a name, its module imported now."""
     return _imported(BACKENDS[name])
+
+
+def recorded_backend(name: str, record: manifest.TeacherRecord, *, trusted: bool) -> TeacherBackend:
+    """The backend that runs the teacher of this name as a manifest records it; `trusted` allows its own code."""
+    backend = backend_type(TeacherSettings(name=name).backend)
+    teacher = backend.recorded(name, record).model_copy(update={"trust_remote_code": trusted})
+    return backend(teacher, MachineSettings())
 
 
 def backend_of(settings: CaptureSettings) -> TeacherBackend:

@@ -8,7 +8,7 @@ from kdpipe.cache.format.rows import Block
 from kdpipe.pipeline.documents.segments import Segment
 from kdpipe.pipeline.targets.request import TargetRequest
 from kdpipe.pipeline.teachers import CaptureResult, Table, TeacherInfo
-from kdpipe.pipeline.tokenizers.tokenizer import LoadedTokenizer, load_tokenizer
+from kdpipe.pipeline.tokenizers.tokenizer import LoadedTokenizer, has_tokenizer, load_tokenizer
 from kdpipe.schemas import manifest
 from kdpipe.schemas.capture_settings import MachineSettings, TeacherSettings
 from kdpipe.schemas.errors import ConfigError
@@ -49,6 +49,9 @@ class TokensOnlyBackend:
     def tokenizer(self, chat_template: str | None) -> LoadedTokenizer:
         return model_tokenizer(self._settings, chat_template)
 
+    def has_tokenizer(self) -> bool:
+        return model_has_tokenizer(self._settings)
+
     def workers(self) -> list[MachineSettings]:
         return [self._machine]
 
@@ -70,3 +73,8 @@ def model_tokenizer(settings: TeacherSettings, chat_template: str | None) -> Loa
         trust_remote_code=settings.trust_remote_code,
         chat_template=chat_template,
     )
+
+
+def model_has_tokenizer(settings: TeacherSettings) -> bool:
+    """Whether a model's folder or repository has a tokenizer."""
+    return settings.name is not None and has_tokenizer(settings.name, settings.revision)

@@ -15,7 +15,7 @@ from kdpipe.pipeline.targets.target_spec import OutputHead
 from kdpipe.pipeline.teachers import TeacherInfo
 from kdpipe.pipeline.teachers.load_teacher import load, recorded_settings, weight_bytes
 from kdpipe.pipeline.teachers.reading import logits_bytes
-from kdpipe.pipeline.teachers.tokens_only import model_tokenizer
+from kdpipe.pipeline.teachers.tokens_only import model_has_tokenizer, model_tokenizer
 from kdpipe.pipeline.teachers.transformers_teacher import TransformersTeacher
 from kdpipe.pipeline.tokenizers.tokenizer import LoadedTokenizer
 from kdpipe.schemas import manifest
@@ -57,6 +57,9 @@ class TransformersBackend:
 
     def tokenizer(self, chat_template: str | None) -> LoadedTokenizer:
         return model_tokenizer(self._settings, chat_template)
+
+    def has_tokenizer(self) -> bool:
+        return model_has_tokenizer(self._settings)
 
     def workers(self) -> list[MachineSettings]:
         """One worker per device, sharing the threads of the CPU, if the whole teacher fits on each device."""

@@ -7,9 +7,9 @@ meaningless.
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from kdpipe.pipeline.tokenizers.tokenizer import LoadedTokenizer, has_tokenizer, load_tokenizer
+from kdpipe.pipeline.tokenizers.tokenizer import LoadedTokenizer
 from kdpipe.schemas.capture_settings import TeacherSettings
 from kdpipe.schemas.errors import ConfigError, Incompatible
 
@@ -25,6 +25,14 @@ STEPS = {
     "decoder": "decoder",
     "added_tokens": "added tokens",
 }
+
+
+class HasTokenizer(Protocol):
+    """A teacher's backend, as far as its tokenizer goes."""
+
+    def has_tokenizer(self) -> bool: ...
+
+    def tokenizer(self, chat_template: str | None) -> LoadedTokenizer: ...
 
 
 def difference(own: LoadedTokenizer, other: LoadedTokenizer) -> str | None:
@@ -60,10 +68,12 @@ def _ids(own: LoadedTokenizer, other: LoadedTokenizer) -> list[str]:
     ]
 
 
-def teacher_tokenizer_difference(settings: TeacherSettings, given: LoadedTokenizer) -> str | None:
+def teacher_tokenizer_difference(
+    settings: TeacherSettings, teacher: HasTokenizer, given: LoadedTokenizer
+) -> str | None:
     """How a tokenizer differs from the teacher's own, if that is allowed; None if it does not."""
     try:
-        text = difference_from_own(settings, given)
+        text = difference_from_own(teacher, given)
     except ConfigError as error:
         if settings.allow_foreign_tokenizer:
             return f"the teacher's own tokenizer cannot be loaded: {error.message}"
@@ -79,18 +89,12 @@ def teacher_tokenizer_difference(settings: TeacherSettings, given: LoadedTokeniz
     return text
 
 
-def difference_from_own(settings: TeacherSettings, given: LoadedTokenizer) -> str | None:
+def difference_from_own(teacher: HasTokenizer, given: LoadedTokenizer) -> str | None:
     """How a tokenizer differs from the teacher's own; None if it does not, or the teacher has none."""
-    assert settings.name is not None
-    if _is_same_place(settings.name, given.name) or not has_tokenizer(settings.name, settings.revision):
+    if not teacher.has_tokenizer():
         return None
-    own = load_tokenizer(
-        settings.name,
-        revision=settings.revision,
-        trust_remote_code=settings.trust_remote_code,
-        chat_template="none",
-    )
-    return difference(given, own)
+    own = teacher.tokenizer("none")
+    return None if _is_same_place(own.name, given.name) else difference(given, own)
 
 
 def _is_same_place(name: str, other: str) -> bool:

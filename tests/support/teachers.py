@@ -169,6 +169,9 @@ class ListedBackend:
     def tokenizer(self, chat_template: str | None) -> LoadedTokenizer:
         return model_tokenizer(self._settings, chat_template)
 
+    def has_tokenizer(self) -> bool:
+        return True
+
     def workers(self) -> list[MachineSettings]:
         return [self._machine]
 

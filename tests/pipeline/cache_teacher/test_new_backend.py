@@ -9,10 +9,13 @@ import pytest
 from kdpipe.cache.opening import open_cache
 from kdpipe.pipeline.plan import plan
 from kdpipe.pipeline.teachers import BACKENDS
+from kdpipe.pipeline.tokenizers.tokenizer import load_tokenizer
 from kdpipe.schemas.capture_settings import CaptureSettings
-from kdpipe.schemas.errors import ConfigError
+from kdpipe.schemas.errors import ConfigError, Incompatible
 from kdpipe.schemas.progress import SilentProgress
+from support.corpora import small_tokenizer
 from support.stage_one import make_inputs, run, settings_for
+from support.teachers import ListedBackend
 
 LISTED: Any = "listed"
 
@@ -67,3 +70,11 @@ def test_targets_beyond_the_description_are_refused(folder: Path, changes: dict[
     with pytest.raises(ConfigError) as refused:
         run(listed_settings(folder, **changes))
     assert named in str(refused.value)
+
+
+def test_a_tokenizer_is_compared_with_that_of_the_backend(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = load_tokenizer(str(small_tokenizer(folder / "smaller", vocabulary=400)))
+    monkeypatch.setattr(ListedBackend, "tokenizer", lambda self, chat_template: small)
+    with pytest.raises(Incompatible) as refused:
+        run(listed_settings(folder, teacher={"tokenizer": str(folder / "teacher")}))
+    assert "400" in str(refused.value)
