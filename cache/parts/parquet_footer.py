@@ -176,7 +176,7 @@ def _leaves(elements: list[Struct]) -> tuple[Leaf, ...]:
         raise ValueError("its columns form no tree")
     widths = [leaf.width for leaf in leaves if leaf.type == FIXED_WIDTH]
     if any(width < 0 for width in widths) or sum(widths) > MAX_FIXED_BYTES:
-        raise ValueError(f"its columns of one width have more than {MAX_FIXED_BYTES:,} bytes a row")
+        raise ValueError(f"its columns of one width have more than {MAX_FIXED_BYTES:,} bytes per row")
     return tuple(leaves)
 
 

@@ -18,7 +18,7 @@ from kdpipe.schemas.manifest import Manifest
 from kdpipe.schemas.part import PartRecord
 
 DIGEST_BYTES = 16
-# A sequence is read as a whole, at some 40 bytes an entry: a file of a few bytes may not ask for more than 3 GB.
+# A sequence is read as a whole, at some 40 bytes per entry: a file of a few bytes may not ask for more than 3 GB.
 MAX_SEQUENCE_ENTRIES = 1 << 26
 
 
@@ -169,7 +169,7 @@ class Sequences:
             raise CacheDamaged(f"{self._what}: document starts do not ascend within their sequence")
 
     def digests(self) -> npt.NDArray[np.uint8]:
-        """The digest of every document, 16 bytes a row."""
+        """The digest of every document, 16 bytes per row."""
         return self._table.fixed("digests", DIGEST_BYTES)
 
     def column(self, name: str, start: int, stop: int) -> list[Any]:
