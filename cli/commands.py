@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from kdpipe.cli import cache, console
+from kdpipe.cli import cache, config, console
 from kdpipe.cli.cache_teacher import cache_teacher
 from kdpipe.cli.capture_options import EXTEND, FLAGS, OUT, SET_EXAMPLE
 from kdpipe.cli.compare import compare
@@ -101,6 +101,7 @@ _add("train", with_flags(STUDENT_FLAGS, train, STUDENT_SET_EXAMPLE))
 _add("eval", evaluate)
 _add("compare", compare)
 app.add_typer(cache.app, name="cache")
+app.add_typer(config.app, name="config")
 _add("export", export)
 _add("demo", demo)
 _add("doctor", doctor)

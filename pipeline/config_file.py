@@ -42,6 +42,22 @@ def read_file(path: Path) -> dict[str, Any]:
     return value
 
 
+def line_numbers(path: Path) -> dict[tuple[str, ...], int]:
+    """The line of each setting in a file that `read_file` accepts; JSON is read as YAML."""
+    import yaml
+
+    lines: dict[tuple[str, ...], int] = {}
+
+    def visit(node: Any, above: tuple[str, ...]) -> None:
+        if isinstance(node, yaml.MappingNode):
+            for key, value in node.value:
+                lines[(*above, key.value)] = key.start_mark.line + 1
+                visit(value, (*above, key.value))
+
+    visit(yaml.compose(path.read_text(encoding="utf-8-sig"), Loader=_loader()), ())
+    return lines
+
+
 def read_value(text: str) -> Any:
     """One value; ValueError if the text is not valid YAML."""
     import yaml

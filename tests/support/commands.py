@@ -37,7 +37,7 @@ STAGE_TWO = {
 # command -> (its sub-commands, its options); every command also has -h and --help.
 SURFACE: dict[str, tuple[set[str], set[str]]] = {
     "": (
-        {"cache", "cache-teacher", "compare", "demo", "doctor", "eval", "export", "plan", "train"},
+        {"cache", "cache-teacher", "compare", "config", "demo", "doctor", "eval", "export", "plan", "train"},
         {"--version", "--debug", "--install-completion", "--show-completion"},
     ),
     "plan": (set(), STAGE_ONE | {"--tokens", "--probe"}),
@@ -68,6 +68,11 @@ SURFACE: dict[str, tuple[set[str], set[str]]] = {
     ),
     "compare": (set(), {"--json"}),
     "cache": ({"copy", "export", "import", "inspect", "merge", "requantize", "sign", "subset", "verify"}, set()),
+    "config": ({"check", "init", "schema", "show"}, set()),
+    "config check": (set(), {"--for"}),
+    "config init": (set(), {"--for"}),
+    "config schema": (set(), {"--for"}),
+    "config show": (set(), {"--for", "--set"}),
     "cache export": (set(), {"--to", "--out", "--split", "--retry-for", "--quiet", "--json"}),
     "cache import": (
         set(),
