@@ -113,7 +113,8 @@ def test_an_error_becomes_two_lines_and_its_exit_code(
     failing.append(kind("part 3 is short", hint="copy it again"))
     assert main.run(["fail"]) == code
     shown = capsys.readouterr()
-    assert (shown.out, shown.err) == ("", "error: part 3 is short\nhint: copy it again\n")
+    lead = "stopped" if kind is errors.Interrupted else "error"
+    assert (shown.out, shown.err) == ("", f"{lead}: part 3 is short\nhint: copy it again\n")
 
 
 def test_an_error_without_a_hint_is_one_line(failing: list[BaseException], capsys: pytest.CaptureFixture[str]) -> None:
