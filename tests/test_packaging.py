@@ -15,11 +15,11 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from kdpipe.pipeline.diagnosis.machine import EXTRAS as EXTRA_MODULES
 from support.source import LAYERS, PUBLIC, ROOT, modules
 
 EXTRAS = {
-    "dev", "eval", "gcs", "gguf", "hub", "large", "mlflow", "peft", "quant", "ray", "s3", "sign", "tensorboard",
-    "trackio", "wandb",
+    "dev", "eval", "gcs", "hub", "large", "mlflow", "peft", "quant", "s3", "sign", "tensorboard", "trackio", "wandb",
 }  # fmt: skip
 
 
@@ -154,3 +154,7 @@ def test_an_install_works_from_an_empty_folder(kind: str, sources: Path, built: 
 def _installed(folder: Path) -> set[str]:
     package = next(folder.rglob("kdpipe/schemas")).parent
     return {str(path.relative_to(package)) for path in package.rglob("*.py")}
+
+
+def test_doctor_knows_every_extra() -> None:
+    assert {extra for extra, _ in EXTRA_MODULES.values()} == EXTRAS - {"dev"}

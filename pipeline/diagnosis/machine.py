@@ -29,7 +29,8 @@ EXTRAS = {
     "lm_eval": ("eval", "eval --tasks"),
     "cryptography": ("sign", "cache sign"),
     "bitsandbytes": ("quant", "quantized teachers on a GPU"),
-    "gguf": ("gguf", "export --to gguf"),
+    "accelerate": ("large", "teachers that are split over several GPUs"),
+    "hf_xet": ("hub", "fast transfers with hf:// caches"),
 }
 HUB = ("huggingface.co", 443)
 HUB_SECONDS = 3.0
