@@ -159,9 +159,9 @@ def _parsed(
             continue
         if isinstance(value, Mapping) and name in groups:
             for key, inner in by_dotted_name(value, name).items():
-                parsed.append((Flag(name=f"{key}=", key=key, help=""), _plain(inner)))
+                parsed.append((Flag(name=key, key=key, help=""), _plain(inner)))
         elif name in flags:
-            parsed.append((dataclasses.replace(flags[name], name=f"{name}="), _converted(flags[name], _plain(value))))
+            parsed.append((dataclasses.replace(flags[name], name=name), _converted(flags[name], _plain(value))))
         else:
             raise _unknown(name, [*flags, *groups])
     return ParsedFlags(flags=tuple(parsed), config=None if config is None else Path(config))
