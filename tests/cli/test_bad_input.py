@@ -81,10 +81,11 @@ def refused(place: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., st
         capsys.readouterr()
         found = main.run(command)
         shown = capsys.readouterr()
-        reported = shown.err[shown.err.rfind("error: ") :]
+        lead = "stopped" if code == 75 else "error"
+        reported = shown.err[shown.err.rfind(f"{lead}: ") :]
         assert (found, shown.out) == (code, ""), shown.err
         assert "Traceback" not in shown.err and "unexpected error" not in shown.err
-        assert re.fullmatch(r"error: [^\n]+\n(hint: [^\n]+\n)?", reported), shown.err
+        assert re.fullmatch(rf"{lead}: [^\n]+\n(hint: [^\n]+\n)?", reported), shown.err
         assert not list(place.glob(".kdpipe-*"))
         return reported
 
