@@ -12,6 +12,7 @@ import typer
 from kdpipe.cli import cache, config, console
 from kdpipe.cli.cache_teacher import cache_teacher
 from kdpipe.cli.capture_options import EXTEND, FLAGS, OUT, SET_EXAMPLE
+from kdpipe.cli.chat import chat
 from kdpipe.cli.compare import compare
 from kdpipe.cli.demo import demo
 from kdpipe.cli.doctor import doctor
@@ -20,6 +21,7 @@ from kdpipe.cli.export import export
 from kdpipe.cli.flags import with_flags
 from kdpipe.cli.help_pages import CONTEXT, HelpCommand, HelpGroup
 from kdpipe.cli.plan import plan
+from kdpipe.cli.sample import sample
 from kdpipe.cli.train import train
 from kdpipe.cli.train_options import FLAGS as STUDENT_FLAGS
 from kdpipe.cli.train_options import SET_EXAMPLE as STUDENT_SET_EXAMPLE
@@ -78,6 +80,13 @@ EXAMPLES = {
     "compare": """
         kdpipe compare runs/a runs/b
     """,
+    "sample": """
+        kdpipe sample runs/a
+        kdpipe sample runs/a --prompt "Once upon a time" --beside Qwen/Qwen3-8B
+    """,
+    "chat": """
+        kdpipe chat runs/a
+    """,
     "export": """
         kdpipe export runs/a --to hf --out student
     """,
@@ -100,6 +109,8 @@ _add("cache-teacher", with_flags((*FLAGS, EXTEND, OUT), cache_teacher, SET_EXAMP
 _add("train", with_flags(STUDENT_FLAGS, train, STUDENT_SET_EXAMPLE))
 _add("eval", evaluate)
 _add("compare", compare)
+_add("sample", sample)
+_add("chat", chat)
 app.add_typer(cache.app, name="cache")
 app.add_typer(config.app, name="config")
 _add("export", export)

@@ -33,6 +33,22 @@ def answer(text: str) -> None:
     print(_harmless(text))
 
 
+def stream(text: str) -> None:
+    """Print a piece of a line to stdout at once."""
+    print(_harmless(text), end="", flush=True)
+
+
+def ask(prompt: str) -> str | None:
+    """A line of stdin, None at its end; the prompt is shown on a terminal only."""
+    if sys.stdin.isatty():
+        try:
+            return input(prompt)
+        except EOFError:
+            return None
+    line = sys.stdin.readline()
+    return line.rstrip("\n") if line else None
+
+
 def document(value: object) -> None:
     """Print the JSON document of --json, in ASCII, which every terminal and pipe can encode."""
     print(json.dumps(value, indent=2, allow_nan=False))

@@ -3,7 +3,6 @@
 import shlex
 import shutil
 import sys
-import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,6 +11,7 @@ import typer
 
 from kdpipe.cli import console
 from kdpipe.cli.quantities import size
+from kdpipe.cli.sample import continuations
 from kdpipe.schemas.errors import Interrupted
 
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ NEXT = (
     ["cache-teacher", "--teacher", "TEACHER", "--data", "corpus.jsonl", "--val-fraction", "0.01", "--out", "my-cache"],
     ["train", "--from-cache", "my-cache", "--student", "100m", "--out", "runs/first"],
 )
-WIDTH = 100
 
 
 def demo(
@@ -88,10 +87,9 @@ def _train(place: "DemoPaths", run: Path, mode: str, student: list[str]) -> list
 
 def page(place: "DemoPaths", result: "DemoResult") -> str:
     """Sample texts, metrics, files, and the commands for a model and text of one's own."""
-    lines = [f"{result.prompt} ..."]
-    for name, text in result.texts.items():
-        lines += _wrapped(name, " ".join(text.split()))
-    lines += [
+    texts = {name: " ".join(text.split()) for name, text in result.texts.items()}
+    lines = [
+        *continuations(f"{result.prompt} ...", texts),
         "",
         "on held-out text, in nats:",
         *(_numbers(name, evaluation) for name, evaluation in result.evaluations.items()),
@@ -104,10 +102,6 @@ def page(place: "DemoPaths", result: "DemoResult") -> str:
         *(f"  kdpipe {shlex.join(words)}" for words in NEXT),
     ]
     return "\n".join(lines)
-
-
-def _wrapped(name: str, text: str) -> list[str]:
-    return textwrap.wrap(text, WIDTH, initial_indent=f"  {name:<11}", subsequent_indent=" " * 13)
 
 
 def _numbers(name: str, evaluation: "Evaluation") -> str:

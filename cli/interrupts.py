@@ -12,7 +12,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import CodeType, FrameType
 from typing import TypeVar
 
@@ -59,6 +60,16 @@ def check() -> None:
     if _is_deferred:
         _is_deferred = False
         raise KeyboardInterrupt
+
+
+@contextmanager
+def ending() -> Iterator[None]:
+    """A block that a first signal ends as intended: the command then succeeds."""
+    global _seen
+    try:
+        yield
+    except KeyboardInterrupt:
+        _seen = False
 
 
 def settle() -> None:

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kdpipe.pipeline.evaluation.stored import FINAL, load_evaluation
-from kdpipe.pipeline.sample import samples
+from kdpipe.pipeline.sample import ModelRequest, SampleRequest, sample
 from kdpipe.pipeline.small_teacher import TeacherSizes, documents, make_tokenizer, shape, write_corpus, write_text
 from kdpipe.schemas.errors import ConfigError
+from kdpipe.schemas.progress import SilentProgress
+from kdpipe.schemas.sample_report import SamplingSettings
 from kdpipe.schemas.strict_json import parse
 from kdpipe.schemas.train_report import Evaluation
 
@@ -118,7 +120,10 @@ def _claim(record: Path, steps: int) -> None:
 def shown(place: DemoPaths) -> DemoResult:
     """Read the results of the commands, and generate sample texts."""
     evaluations = {name: load_evaluation(run) for name, run in place.runs.items()}
-    texts = samples([run / FINAL for run in place.runs.values()], PROMPT, SAMPLE_TOKENS)
+    models = tuple(ModelRequest(name=str(run), devices="cpu") for run in place.runs.values())
+    sampling = SamplingSettings(max_new_tokens=SAMPLE_TOKENS)
+    report = sample(SampleRequest(models=models, settings=sampling, prompts=(PROMPT,)), SilentProgress())
+    texts = [part.text for part in report.samples[0].continuations]
     paths = (place.corpus, place.tokenizer, place.tokens, place.teacher, place.cache, place.labels, place.distilled)
     return DemoResult(
         prompt=PROMPT,

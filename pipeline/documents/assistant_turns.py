@@ -11,7 +11,7 @@ whole   <user>Hi<end><assistant>Hello<end><user>...
 import re
 from collections.abc import Iterator, Sequence
 
-from kdpipe.pipeline.documents.chat import ChatTemplate, RenderError
+from kdpipe.pipeline.documents.chat_template import ChatTemplate, RenderError
 from kdpipe.pipeline.documents.columns import Message
 from kdpipe.schemas.errors import Untrainable
 

@@ -6,7 +6,7 @@ In: a document, the chat template and `data.train_on`. Out: `Rendered`.
 from dataclasses import dataclass
 
 from kdpipe.pipeline.documents.assistant_turns import Span, assistant_spans
-from kdpipe.pipeline.documents.chat import ChatTemplate
+from kdpipe.pipeline.documents.chat_template import ChatTemplate
 from kdpipe.pipeline.documents.columns import ColumnMapping, Document, Form
 from kdpipe.pipeline.tokenizers.tokenizer import LoadedTokenizer
 from kdpipe.schemas.capture_settings import DataSettings

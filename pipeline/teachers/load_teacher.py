@@ -40,14 +40,8 @@ class LoadedTeacher:
 
 def load(settings: TeacherSettings, shape: ModelInfo, on: Sequence[torch.device]) -> LoadedTeacher:
     """Load a teacher on the first device, or spread it over all of them where one is too small."""
+    model, placement = load_weights(settings, shape, on)
     name = devices.choose_dtype(settings.dtype, on[0])
-    placement = placed(shape, weight_bytes(settings, shape, name), on)
-    if placement.kind != "one" and importlib.util.find_spec("accelerate") is None:
-        raise ConfigError(
-            f"{shape.name} is too large for {on[0]}; spreading it needs accelerate, which is not installed",
-            hint="pip install 'kdpipe[large]'",
-        )
-    dtype: torch.dtype = getattr(torch, name)
     folder = folders.local_folder(shape.name)
     own_name = shape.name if folder is None else name_of_folder(folder, shape)
     record = manifest.TeacherRecord(
@@ -62,15 +56,32 @@ def load(settings: TeacherSettings, shape: ModelInfo, on: Sequence[torch.device]
         notes=_how_quantized(settings, shape, name),
         hub_id=shape.name if folder is None and settings.display_name not in (None, shape.name) else None,
     )
-    log.info("loading %s as %s on %s (%s)", shape.name, record.dtype, on[0], placement.kind)
+    dtype: torch.dtype = getattr(torch, name)
+    return LoadedTeacher(model=model, shape=shape, device=on[0], dtype=dtype, placement=placement, record=record)
+
+
+def load_weights(
+    settings: TeacherSettings, shape: ModelInfo, on: Sequence[torch.device]
+) -> tuple[transformers.PreTrainedModel, Placement]:
+    """A model to run, not to train, where it fits."""
+    name = devices.choose_dtype(settings.dtype, on[0])
+    placement = placed(shape, weight_bytes(settings, shape, name), on)
+    if placement.kind != "one" and importlib.util.find_spec("accelerate") is None:
+        raise ConfigError(
+            f"{shape.name} is too large for {on[0]}; spreading it needs accelerate, which is not installed",
+            hint="pip install 'kdpipe[large]'",
+        )
+    folder = folders.local_folder(shape.name)
+    log.info("loading %s as %s on %s (%s)", shape.name, "quantized" if shape.quantized else name, on[0], placement.kind)
     with explained_load_errors(shape.name):
-        model, report = _from_pretrained(settings, shape, folder, {"dtype": dtype, **_mapped(shape, placement, on)})
+        options = {"dtype": getattr(torch, name), **_mapped(shape, placement, on)}
+        model, report = _from_pretrained(settings, shape, folder, options)
         if placement.kind == "one" and not shape.quantized:
             torch.nn.Module.to(model, on[0])
     folders.check_loaded(shape.name, report)
     torch.nn.Module.eval(model)
     model.requires_grad_(False)
-    return LoadedTeacher(model=model, shape=shape, device=on[0], dtype=dtype, placement=placement, record=record)
+    return model, placement
 
 
 def _how_quantized(settings: TeacherSettings, shape: ModelInfo, dtype: str) -> tuple[str, ...]:

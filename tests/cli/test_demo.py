@@ -127,7 +127,9 @@ def test_a_command_that_fails_ends_the_demo_with_its_code(
 
 def test_the_page_has_texts_numbers_sizes_and_honest_words(tmp_path: Path) -> None:
     reported = page(DemoPaths(out=Path("runs/demo"), steps=7), shown(DemoPaths(out=Path("runs/demo"), steps=7)))
-    assert reported.startswith("The loop is used to ...\n  teacher    walk over a list\n  labels     wolk ovr wolk")
+    assert reported.startswith(
+        "  prompt     The loop is used to ...\n  teacher    walk over a list\n  labels     wolk ovr wolk"
+    )
     assert max(map(len, reported.splitlines())) <= 110
     assert "  labels     CE 3.0125   KL to the teacher 0.9600   top-1 agreement 48.8%\n" in reported
     assert "  distilled  CE 3.0125   KL to the teacher 0.0960   top-1 agreement 48.8%\n" in reported

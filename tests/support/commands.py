@@ -34,10 +34,28 @@ STAGE_TWO = {
     "--loss", "--schedule", "--warmup", "--weight-decay", "--clip", "--eval-every", "--save-every",
     "--keep-checkpoints", "--devices", "--threads", "--gradient-checkpointing",
 }  # fmt: skip
+# Options of sample and chat.
+SAMPLING = {
+    "--temperature", "--top-p", "--max-new-tokens", "--seed", "--greedy", "--revision", "--trust-remote-code",
+    "--devices",
+}  # fmt: skip
 # command -> (its sub-commands, its options); every command also has -h and --help.
 SURFACE: dict[str, tuple[set[str], set[str]]] = {
     "": (
-        {"cache", "cache-teacher", "compare", "config", "demo", "doctor", "eval", "export", "plan", "train"},
+        {
+            "cache",
+            "cache-teacher",
+            "chat",
+            "compare",
+            "config",
+            "demo",
+            "doctor",
+            "eval",
+            "export",
+            "plan",
+            "sample",
+            "train",
+        },
         {"--version", "--debug", "--install-completion", "--show-completion"},
     ),
     "plan": (set(), STAGE_ONE | {"--tokens", "--probe"}),
@@ -67,6 +85,8 @@ SURFACE: dict[str, tuple[set[str], set[str]]] = {
         },
     ),
     "compare": (set(), {"--json"}),
+    "sample": (set(), SAMPLING | {"--prompt", "--prompts", "--beside", "--quiet", "--json"}),
+    "chat": (set(), SAMPLING | {"--system"}),
     "cache": ({"copy", "export", "import", "inspect", "merge", "requantize", "sign", "subset", "verify"}, set()),
     "config": ({"check", "init", "schema", "show"}, set()),
     "config check": (set(), {"--for"}),

@@ -1,0 +1,183 @@
+"""`kdpipe sample`: prompts continued by one or several models."""
+
+import shutil
+import textwrap
+from collections.abc import Mapping
+from itertools import zip_longest
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from kdpipe.cli import console
+from kdpipe.cli.common_options import Json, Quiet
+from kdpipe.cli.compare import names
+from kdpipe.cli.progress import shown_progress
+from kdpipe.schemas.errors import UsageError
+
+if TYPE_CHECKING:
+    from kdpipe.schemas.sample_report import SampleReport, SamplingSettings
+
+SampledModelName = Annotated[str, typer.Argument(metavar="MODEL", help="A run folder, a model folder, or a Hub id.")]
+Temperature = Annotated[
+    float,
+    typer.Option("--temperature", min=0.0, metavar="T", help="Sampling temperature [0.7].", show_default=False),
+]
+TopP = Annotated[
+    float,
+    typer.Option(
+        "--top-p",
+        metavar="P",
+        help="Sample from the top tokens that have this share of the mass [1].",
+        show_default=False,
+    ),
+]
+SamplingSeed = Annotated[int, typer.Option("--seed", min=0, metavar="N", help="Random seed [0].", show_default=False)]
+Greedy = Annotated[bool, typer.Option("--greedy", help="Always take the most probable token.")]
+Revision = Annotated[
+    str | None, typer.Option("--revision", metavar="NAME", help="Commit, tag or branch of the model on the Hub.")
+]
+TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run Python code from the model's repository; review it first.")
+]
+Devices = Annotated[
+    str,
+    typer.Option(
+        "--devices",
+        metavar="WHICH",
+        help="auto, cpu, cuda, mps (untested), one GPU such as cuda:0, or all [auto].",
+        show_default=False,
+    ),
+]
+# Two texts are shown side by side where each has so many columns.
+SIDE_BY_SIDE = 50
+WIDEST = 120
+
+
+def sample(
+    model: SampledModelName,
+    prompt: Annotated[
+        list[str] | None, typer.Option("--prompt", metavar="TEXT", help="Text to continue (repeatable).")
+    ] = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            "--prompts", metavar="FILE", help='File of prompts: one per line, or {"prompt": ...} per line of a .jsonl.'
+        ),
+    ] = None,
+    beside: Annotated[
+        list[str] | None,
+        typer.Option("--beside", metavar="MODEL", help="Another model to continue the same prompts (repeatable)."),
+    ] = None,
+    temperature: Temperature = 0.7,
+    top_p: TopP = 1.0,
+    max_new_tokens: Annotated[
+        int,
+        typer.Option(
+            "--max-new-tokens",
+            min=1,
+            metavar="N",
+            help="Maximum length of the text, in tokens [64].",
+            show_default=False,
+        ),
+    ] = 64,
+    seed: SamplingSeed = 0,
+    greedy: Greedy = False,
+    revision: Revision = None,
+    trust_remote_code: TrustRemoteCode = False,
+    devices: Devices = "auto",
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
+    """Continue prompts with a model.
+
+    Without prompts, three documents of the validation split of the run's cache are continued.
+    """
+    texts = (*(prompt or ()), *(() if prompts is None else _read_prompts(prompts)))
+    settings = sampling_settings(temperature, top_p, max_new_tokens, seed, greedy=greedy)
+    from kdpipe.pipeline.sample import ModelRequest, SampleRequest
+    from kdpipe.pipeline.sample import sample as run
+
+    first = ModelRequest(name=model, revision=revision, trust_remote_code=trust_remote_code, devices=devices)
+    others = [ModelRequest(name=name, trust_remote_code=trust_remote_code, devices=devices) for name in beside or ()]
+    with shown_progress(quiet=quiet) as progress:
+        report = run(SampleRequest(models=(first, *others), settings=settings, prompts=texts), progress)
+    console.reply(report, page(report), as_json=json)
+
+
+def sampling_settings(
+    temperature: float, top_p: float, max_new_tokens: int, seed: int, *, greedy: bool
+) -> "SamplingSettings":
+    """The settings of the options; --greedy sets the temperature to 0."""
+    if not 0 < top_p <= 1:
+        raise UsageError(f"--top-p {top_p:g} is not a share above 0 and at most 1", hint="give one such as 0.9")
+    from kdpipe.schemas.sample_report import SamplingSettings
+
+    return SamplingSettings(
+        temperature=0.0 if greedy else temperature, top_p=top_p, max_new_tokens=max_new_tokens, seed=seed
+    )
+
+
+def _read_prompts(path: Path) -> list[str]:
+    """The prompts of a file; blank lines are skipped."""
+    try:
+        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except OSError as error:
+        raise UsageError(f"--prompts {path} cannot be read: {error.strerror}") from None
+    except ValueError:
+        raise UsageError(f"--prompts {path} is not text in UTF-8") from None
+    if not lines:
+        raise UsageError(f"--prompts {path} is empty", hint="write one prompt per line")
+    return lines if path.suffix != ".jsonl" else [_json_prompt(path, n, line) for n, line in enumerate(lines, 1)]
+
+
+def _json_prompt(path: Path, number: int, line: str) -> str:
+    import json
+
+    try:
+        prompt = json.loads(line)["prompt"]
+    except (ValueError, KeyError, TypeError):
+        prompt = None
+    if not isinstance(prompt, str) or not prompt:
+        raise UsageError(f"{path}:{number}: expected an object with the text of a prompt", hint='{"prompt": "..."}')
+    return prompt
+
+
+def page(report: "SampleReport") -> str:
+    """Each prompt with its continuations."""
+    labels = names([model.name for model in report.models])
+    lines: list[str] = []
+    for number, sampled in enumerate(report.samples, 1):
+        source = "" if sampled.document is None else f", validation document {sampled.document:,}"
+        texts = {label: part.text for label, part in zip(labels, sampled.continuations, strict=True)}
+        lines += [f"{number:,} of {len(report.samples):,}{source}", *continuations(sampled.prompt, texts), ""]
+    return "\n".join(lines[:-1])
+
+
+def continuations(prompt: str, texts: Mapping[str, str]) -> list[str]:
+    """A prompt and the texts that follow it by label: below each other, or two side by side on a wide terminal."""
+    width = min(shutil.get_terminal_size().columns, WIDEST) - 1
+    half = (width - 5) // 2
+    if len(texts) == 2 and half >= SIDE_BY_SIDE:
+        cells = [[label, *_wrapped(text, half)] for label, text in texts.items()]
+        columns = [f"{left:<{half}} | {right}" for left, right in zip_longest(*cells, fillvalue="")]
+        return [f"  {line}".rstrip() for line in (*_labeled("prompt", prompt, "prompt", width), *columns)]
+    rows = [("prompt", prompt), *texts.items()]
+    longest = max((label for label, _ in rows), key=len)
+    return [f"  {line}".rstrip() for label, text in rows for line in _labeled(label, text, longest, width)]
+
+
+def _labeled(label: str, text: str, longest: str, width: int) -> list[str]:
+    """A text to the right of its label."""
+    indent = len(longest) + 2
+    first, *rest = _wrapped(text, width - 2 - indent) or [""]
+    return [f"{label:<{indent}}{first}", *(" " * indent + line for line in rest)]
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    """The lines of a text, wrapped, without blank lines at its ends and at most one in a row within."""
+    lines: list[str] = []
+    for line in text.expandtabs(4).strip().splitlines():
+        if line.strip() or (lines and lines[-1]):
+            lines += textwrap.wrap(line, width, break_on_hyphens=False) or [""]
+    return lines

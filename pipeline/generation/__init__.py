@@ -1,0 +1,1 @@
+"""Text from models: prompts continued token by token."""
