@@ -3,20 +3,20 @@
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from kdpipe.cli import capture_options, console, train_options
 from kdpipe.cli.help_pages import HelpCommand, HelpGroup
+from kdpipe.schemas.choices import ConfiguredCommand
 from kdpipe.schemas.errors import ConfigError
 
 if TYPE_CHECKING:
     from kdpipe.schemas.records import Record
 
-CommandName = Literal["train", "cache-teacher"]
 FLAGS = {"train": train_options.FLAGS, "cache-teacher": (*capture_options.FLAGS, capture_options.OUT)}
-For = Annotated[CommandName, typer.Option("--for", help="Command whose settings these are [train].")]
+For = Annotated[ConfiguredCommand, typer.Option("--for", help="Command whose settings these are [train].")]
 
 app = typer.Typer(help="Write, show and check files of settings.", rich_markup_mode=None, cls=HelpGroup)
 
@@ -82,7 +82,7 @@ def schema(for_: For = "train") -> None:
     console.document(_kind(for_).model_json_schema())
 
 
-def _kind(command: CommandName) -> "type[Record]":
+def _kind(command: ConfiguredCommand) -> "type[Record]":
     from kdpipe.schemas.capture_settings import CaptureSettings
     from kdpipe.schemas.train_settings import TrainSettings
 

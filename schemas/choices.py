@@ -63,3 +63,5 @@ PrecisionName = Literal["fp32", "bf16", "fp16", "fp16-pure"]
 PrecisionSetting = Literal["auto", PrecisionName]
 GuardPreset = Literal["standard", "fp16-safe", "ultra-stable"]
 TrackerName = Literal["tensorboard", "wandb", "trackio", "mlflow"]
+# Commands whose settings `kdpipe config` handles.
+ConfiguredCommand = Literal["train", "cache-teacher"]

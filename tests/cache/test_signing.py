@@ -13,8 +13,8 @@ from kdpipe.cache.stores.dispatch import open_store
 from kdpipe.cache.transfer import copy_cache
 from kdpipe.cache.verify import signature, verify_cache
 from kdpipe.cli import main
-from kdpipe.cli.console import Notes
 from kdpipe.schemas.errors import CacheDamaged, CacheIncomplete, ConfigError
+from kdpipe.schemas.progress import SilentProgress
 from support import tiny
 
 
@@ -31,7 +31,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def sign_cache(url: str, key: Path) -> str:
     """Sign a cache as the command line does."""
-    return signature.sign_cache(url, key, Notes())
+    return signature.sign_cache(url, key, SilentProgress())
 
 
 def problem_of(cache: str | Path, key: Path) -> str | None:

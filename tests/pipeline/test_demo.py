@@ -98,7 +98,7 @@ def stopped(out: Path, *, when: Callable[[], bool]) -> str:
         process.send_signal(signal.SIGTERM)
         _, messages = process.communicate(timeout=900)
     assert process.returncode == 75, messages
-    assert messages.count("error: ") == 1
+    assert messages.count("stopped: ") == 1
     assert messages.endswith(f"resume the demo with: kdpipe demo --out {out} --steps {STEPS}\n")
     return messages
 

@@ -13,7 +13,7 @@ from kdpipe.cache.stores.file_kinds import DIRECTORIES, FILES
 from kdpipe.cache.transfer import copy_cache
 from kdpipe.cache.verify import verify_cache
 from kdpipe.cache.verify.signature import sign_cache
-from kdpipe.cli.console import Notes
+from kdpipe.schemas.progress import SilentProgress
 from support import tiny
 from support.limits import in_limits
 
@@ -177,7 +177,7 @@ def test_links_without_number_are_not_all_named(cache: Path, monkeypatch: pytest
 def test_a_pipe_in_the_target_of_a_copy_does_not_block_it(good: Path, cache: Path, tmp_path: Path, name: str) -> None:
     new_keys(tmp_path / "me.pem", tmp_path / "me.pub.pem")
     source = tiny.copy_cache(good, tmp_path / "source")
-    sign_cache(str(source), tmp_path / "me.pem", Notes())
+    sign_cache(str(source), tmp_path / "me.pem", SilentProgress())
     to_pipe(cache / name)
     assert outcome(lambda: copy_cache(source, cache)) == "0 "
     assert {problem.file for problem in verify_cache(cache, "full").problems} == {name} & {"README.md"}
@@ -195,7 +195,7 @@ def test_nothing_is_copied_through_a_linked_directory(good: Path, cache: Path, t
 def test_signing_writes_through_no_link(cache: Path, tmp_path: Path) -> None:
     new_keys(tmp_path / "me.pem", tmp_path / "me.pub.pem")
     (cache / f"{layout.SIGNATURE}.tmp").symlink_to(tmp_path / "elsewhere")
-    assert outcome(lambda: sign_cache(str(cache), tmp_path / "me.pem", Notes())).startswith("3 ")
+    assert outcome(lambda: sign_cache(str(cache), tmp_path / "me.pem", SilentProgress())).startswith("3 ")
     assert not (tmp_path / "elsewhere").exists() and not (cache / layout.SIGNATURE).exists()
 
 

@@ -14,6 +14,7 @@ import torch
 
 from kdpipe.cli.flags import ParsedFlags
 from kdpipe.cli.load_settings import train_settings
+from kdpipe.cli.train_options import FLAGS
 from kdpipe.pipeline import train as story
 from kdpipe.pipeline.training import checkpoints, longer_run, run_folder
 from kdpipe.schemas.errors import ConfigError, Interrupted
@@ -173,10 +174,15 @@ def test_a_schedule_that_depends_on_the_length_cannot_be_lengthened(
 def hinted(folder: Path, settings: TrainSettings, hint: str) -> TrainSettings:
     """Settings with the options of a hint."""
     words = shlex.split(hint.removeprefix("add "))
-    assert words and words[::2] == ["--set"] * (len(words) // 2)
+    assert words and len(words) % 2 == 0
+    table, given = {flag.name: flag for flag in FLAGS}, list(zip(words[::2], words[1::2], strict=True))
+    flags = tuple(
+        (table[name], table[name].convert(table[name].type(value))) for name, value in given if name != "--set"
+    )
     config = folder / "asked.json"
     config.write_text(json.dumps(applicable(settings)))
-    return train_settings(ParsedFlags(config=config, sets=tuple(words[1::2])))
+    sets = tuple(value for name, value in given if name == "--set")
+    return train_settings(ParsedFlags(config=config, sets=sets, flags=flags))
 
 
 @pytest.mark.slow
