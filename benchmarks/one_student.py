@@ -12,8 +12,8 @@ from typing import Any
 
 from kdpipe.cache import Cache
 from kdpipe.pipeline.evaluation.measure import Evaluator
+from kdpipe.pipeline.losses.dense_chunk import teacher_head
 from kdpipe.pipeline.training import run_folder
-from kdpipe.pipeline.training.cache_requirements import teacher_head
 from kdpipe.pipeline.training.interruptions import stop_on_signals
 from kdpipe.pipeline.training.loop import Loop
 from kdpipe.pipeline.training.run import Run, plan_run

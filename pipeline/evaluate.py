@@ -16,6 +16,7 @@ from kdpipe.pipeline.batches.prefetch import loading_threads
 from kdpipe.pipeline.evaluation.measure import Evaluator
 from kdpipe.pipeline.evaluation.stored import base_model_of, student_folder
 from kdpipe.pipeline.evaluation.tasks import check_tasks, run_tasks
+from kdpipe.pipeline.losses.dense_chunk import teacher_head
 from kdpipe.pipeline.models import devices
 from kdpipe.pipeline.models.precision import choose_precision
 from kdpipe.pipeline.students import lora
@@ -24,7 +25,6 @@ from kdpipe.pipeline.students.compatibility import check_compatibility
 from kdpipe.pipeline.students.load_student import description_of, load_student
 from kdpipe.pipeline.students.resolve import ResolvedStudent, resolve_student
 from kdpipe.pipeline.students.student import Student
-from kdpipe.pipeline.training.cache_requirements import teacher_head
 from kdpipe.schemas.choices import SplitName, VerifyWhen
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.progress import Progress, Task, running

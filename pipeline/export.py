@@ -13,12 +13,12 @@ import transformers
 
 from kdpipe.cache.durable.lock import Say, check_free, locked
 from kdpipe.pipeline.evaluation.stored import base_model_of
-from kdpipe.pipeline.models.folders import FINAL, check_folder
+from kdpipe.pipeline.models.folders import ADAPTER, FINAL, check_folder
 from kdpipe.pipeline.models.model_info import explained_load_errors, quiet
 from kdpipe.pipeline.models.probe import PROBE_TOKENS, probe_ids
 from kdpipe.pipeline.students import lora
 from kdpipe.pipeline.students.model_card import of_merged
-from kdpipe.pipeline.students.saving import ADAPTER, CARD, save_model
+from kdpipe.pipeline.students.saving import CARD, save_model
 from kdpipe.pipeline.students.verify_saved import check_reload
 from kdpipe.pipeline.tokenizers.tokenizer import FILES, load_tokenizer
 from kdpipe.pipeline.training.run_folder import run_around

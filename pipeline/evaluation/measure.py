@@ -20,29 +20,19 @@ from kdpipe.pipeline.batches.micro_batch import MicroBatch, Targets
 from kdpipe.pipeline.batches.prefetch import StepLoader
 from kdpipe.pipeline.evaluation.tally import EvalTally, EvaluatedRows
 from kdpipe.pipeline.losses.dense_chunk import TeacherHead
+from kdpipe.pipeline.losses.exactness import estimate
 from kdpipe.pipeline.losses.head_chunks import HeadLosses
 from kdpipe.pipeline.losses.objective import Objective, StudentOutputs
 from kdpipe.pipeline.losses.terms import ActiveTerms, LogitTerm, LossOptions, TermName, factor
 from kdpipe.pipeline.models.precision import Precision
 from kdpipe.pipeline.students.student import Student
-from kdpipe.schemas.choices import Estimate
 from kdpipe.schemas.errors import ConfigError, KdpipeError
 from kdpipe.schemas.progress import Progress, SilentProgress, Task, TaskUpdate, running
-from kdpipe.schemas.targets import TargetSpec
 from kdpipe.schemas.train_report import Evaluation
 
 KL = LogitTerm(name="forward_kl", coefficient=1.0)
 # Rows per product of teacher logits.
 STATE_ROWS = 256
-
-
-def estimate(spec: TargetSpec) -> Estimate | None:
-    """How exact KL to the teacher at T=1 is with the targets of a cache; None where it is unavailable."""
-    if spec.keep.kind == "state":
-        return "exact"
-    if not spec.tail_known:
-        return None
-    return "unbiased" if spec.has_draws and spec.target_temperature == 1.0 else "lower_bound"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

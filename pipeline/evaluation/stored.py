@@ -8,8 +8,8 @@ from typing import Any, Final
 
 from kdpipe.cache.durable.files import replace_file, translate_os_errors
 from kdpipe.pipeline.config_file import as_yaml, read_file
+from kdpipe.pipeline.models.folders import ADAPTER
 from kdpipe.pipeline.models.folders import FINAL as FINAL
-from kdpipe.pipeline.students.saving import ADAPTER
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.model import ModelSettings
 from kdpipe.schemas.records import read_record

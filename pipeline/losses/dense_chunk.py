@@ -8,12 +8,15 @@ is exact here, at any temperature; teacher logits are computed chunk by chunk, w
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from kdpipe.cache.reader import Cache
 from kdpipe.pipeline.losses.divergences import TargetRows, clamped, divergence, weighted_sum
 from kdpipe.pipeline.losses.teacher_bins import LEAST
 from kdpipe.pipeline.losses.terms import LogitTerm, LossOptions
+from kdpipe.schemas.targets import State
 
 # Tensors of the size of a chunk that autograd holds here; a sparse chunk holds one.
 COPIES = 8
@@ -41,6 +44,27 @@ class TeacherHead:
             logits_CV += self.bias_V.to(dtype)
         logits_CV *= self.logit_scale
         return logits_CV if self.soft_cap is None else logits_CV.div_(self.soft_cap).tanh_().mul_(self.soft_cap)
+
+
+def teacher_head(cache: Cache) -> TeacherHead | None:
+    """The output head stored in a cache of states."""
+    keep = cache.manifest.targets.keep
+    if not isinstance(keep, State):
+        return None
+    bias = torch.from_numpy(np.array(cache.table("output_bias"))) if keep.head_bias else None
+    return TeacherHead(
+        weight_VH=_tensor(cache.table("output_head"), keep.head_dtype),
+        bias_V=bias,
+        soft_cap=keep.soft_cap,
+        logit_scale=keep.logit_scale,
+    )
+
+
+def _tensor(table: np.ndarray[tuple[int, ...], np.dtype[np.float32]], dtype: str) -> torch.Tensor:
+    """A table as a tensor of its stored type; numpy has no bfloat16, and reads it as float32."""
+    tensor = torch.from_numpy(np.array(table, np.float32))
+    stored: torch.dtype = getattr(torch, dtype)
+    return tensor.to(stored)
 
 
 class DenseChunk:

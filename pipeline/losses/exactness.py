@@ -1,20 +1,18 @@
 """How exact a loss is with the targets of a cache, its name in the logs, and which losses a cache can serve.
 
 In: names of losses, a temperature, the target spec of a cache. Out: exact, unbiased, shifted by a constant, a lower
-bound or coarse; or an error.
+bound or coarse; or an error. Without torch, so that a cache is refused before it is imported.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Final, Literal
 
-from torch import Tensor
-
-from kdpipe.pipeline.batches.micro_batch import Targets
-from kdpipe.pipeline.losses.teacher_bins import known_tail, neighbors, unknown_tail
-from kdpipe.pipeline.losses.terms import LogitName, LogitTerm, LossOptions
+from kdpipe.pipeline.losses.terms import LogitName, LossOptions
+from kdpipe.schemas.choices import Estimate
 from kdpipe.schemas.errors import Incompatible
 from kdpipe.schemas.losses import LOGIT_LOSSES
 from kdpipe.schemas.targets import TargetSpec
+from kdpipe.schemas.train_settings import PositionSelection
 
 Exactness = Literal["exact", "biased", "unbiased", "shifted", "bound", "coarse"]
 SHIFTED: Final = "_shifted"
@@ -78,18 +76,38 @@ def check_spec(names: Iterable[LogitName], spec: TargetSpec, temperature: float)
         neighbors(temperature, spec.temperatures)
 
 
-def check_targets(
-    terms: Sequence[LogitTerm], targets: Targets | None, options: LossOptions, sequence_N: Tensor | None
-) -> None:
-    """The same from the targets of a batch, for callers without a manifest."""
-    for term in terms:
-        if not term.needs_targets:
-            assert term.temperature == 1.0, "cross-entropy on labels has no temperature"
-            continue
-        if targets is None:
-            raise Incompatible(NO_TARGETS, hint=NO_TARGETS_HINT)
-        if term.loss.compares == "exact_ids" or targets.state_NH is not None:
-            continue
-        known_tail(targets)
-        neighbors(term.temperature, targets.log_z)
-        assert options.tail_weight <= 1 or sequence_N is not None, "tail weights above 1 need the sequence of each row"
+def estimate(spec: TargetSpec) -> Estimate | None:
+    """How exact KL to the teacher at T=1 is with the targets of a cache; None where it is unavailable."""
+    if spec.keep.kind == "state":
+        return "exact"
+    if not spec.tail_known:
+        return None
+    return "unbiased" if spec.has_draws and spec.target_temperature == 1.0 else "lower_bound"
+
+
+def neighbors(temperature: float, stored: Iterable[float]) -> tuple[float, float]:
+    """The stored temperatures around one; log_z at 1 is always known."""
+    known = sorted({1.0, *stored})
+    if not known[0] <= temperature <= known[-1]:
+        listed = ", ".join(f"{t:g}" for t in known)
+        held = f"temperature {listed}" if len(known) == 1 else f"temperatures {listed} and any between"
+        command = f"kdpipe cache-teacher --target-temperature {temperature:g}"
+        raise Incompatible(
+            f"the cache supports {held}; requested: {temperature:g}",
+            hint=f"train at a supported temperature, or make a cache for this one: {command}",
+        )
+    return max(t for t in known if t <= temperature), min(t for t in known if t >= temperature)
+
+
+def unknown_tail() -> Incompatible:
+    return Incompatible(
+        "this cache does not record how much probability mass its targets leave out",
+        hint="use --mode output, or --set losses.logit=renormalized, which ignores that mass",
+    )
+
+
+def statistic_missing(selection: PositionSelection) -> Incompatible:
+    return Incompatible(
+        f"losses.select uses {selection.by}, which this cache does not contain",
+        hint="select by student_entropy or student_cross_entropy",
+    )

@@ -14,11 +14,11 @@ from kdpipe.pipeline.batches.micro_batch import Targets
 from kdpipe.pipeline.losses.autograd_path import AutogradPass, logits_function
 from kdpipe.pipeline.losses.dense_chunk import COPIES, DenseChunk, TeacherHead
 from kdpipe.pipeline.losses.divergences import TargetRows, tail_scales
-from kdpipe.pipeline.losses.exactness import check_targets
 from kdpipe.pipeline.losses.fused import FusedPass, FusedRequest, FusedResult, attached
 from kdpipe.pipeline.losses.row_statistics import RowStatistics as RowStatistics
 from kdpipe.pipeline.losses.row_statistics import joined
 from kdpipe.pipeline.losses.sparse_chunk import SparseChunk
+from kdpipe.pipeline.losses.teacher_bins import check_targets
 from kdpipe.pipeline.losses.terms import LogitName, LogitTerm, LossOptions
 from kdpipe.pipeline.losses.workspace import Buffers
 from kdpipe.pipeline.models.head import Head

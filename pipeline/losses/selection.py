@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from kdpipe.pipeline.batches.micro_batch import MicroBatch
+from kdpipe.pipeline.losses.exactness import statistic_missing
 from kdpipe.pipeline.losses.fused import sum_type
-from kdpipe.schemas.errors import Incompatible
 from kdpipe.schemas.train_settings import PositionSelection
 
 
@@ -65,10 +65,3 @@ def _statistic(selection: PositionSelection, batch: MicroBatch, student: Student
     if values is None:
         raise statistic_missing(selection)
     return values
-
-
-def statistic_missing(selection: PositionSelection) -> Incompatible:
-    return Incompatible(
-        f"losses.select uses {selection.by}, which this cache does not contain",
-        hint="select by student_entropy or student_cross_entropy",
-    )

@@ -5,13 +5,15 @@ where the cache lacks the temperature or the tail mass.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from kdpipe.pipeline.batches.micro_batch import Targets
+from kdpipe.pipeline.losses.exactness import NO_TARGETS, NO_TARGETS_HINT, neighbors, unknown_tail
+from kdpipe.pipeline.losses.terms import LogitTerm, LossOptions
 from kdpipe.schemas.errors import Incompatible
 
 # Log of the smallest normal float32: the logarithm used for a teacher's probability of 0.
@@ -60,6 +62,23 @@ def bins(targets: Targets, temperature: float, vocabulary_size: int, dtype: torc
     return _with_draws(exact, targets, temperature) if at_target else exact
 
 
+def check_targets(
+    terms: Sequence[LogitTerm], targets: Targets | None, options: LossOptions, sequence_N: Tensor | None
+) -> None:
+    """Refuse losses that the targets of a batch cannot serve, for callers without a manifest."""
+    for term in terms:
+        if not term.needs_targets:
+            assert term.temperature == 1.0, "cross-entropy on labels has no temperature"
+            continue
+        if targets is None:
+            raise Incompatible(NO_TARGETS, hint=NO_TARGETS_HINT)
+        if term.loss.compares == "exact_ids" or targets.state_NH is not None:
+            continue
+        known_tail(targets)
+        neighbors(term.temperature, targets.log_z)
+        assert options.tail_weight <= 1 or sequence_N is not None, "tail weights above 1 need the sequence of each row"
+
+
 def exact_and_entries(targets: Targets) -> tuple[Tensor, Tensor]:
     """Masks of the K places: exact ids, and entries of any kind (not padding)."""
     slots_K = torch.arange(targets.ids_NK.shape[1], device=targets.ids_NK.device)
@@ -83,20 +102,6 @@ def log_z(targets: Targets, temperature: float, dtype: torch.dtype) -> Tensor:
         return low_C
     share = (1 / temperature - 1 / below) / (1 / above - 1 / below)
     return low_C + share * (high_C - low_C)
-
-
-def neighbors(temperature: float, stored: Iterable[float]) -> tuple[float, float]:
-    """The stored temperatures around one; log_z at 1 is always known."""
-    known = sorted({1.0, *stored})
-    if not known[0] <= temperature <= known[-1]:
-        listed = ", ".join(f"{t:g}" for t in known)
-        held = f"temperature {listed}" if len(known) == 1 else f"temperatures {listed} and any between"
-        command = f"kdpipe cache-teacher --target-temperature {temperature:g}"
-        raise Incompatible(
-            f"the cache supports {held}; requested: {temperature:g}",
-            hint=f"train at a supported temperature, or make a cache for this one: {command}",
-        )
-    return max(t for t in known if t <= temperature), min(t for t in known if t >= temperature)
 
 
 def kept_mass(targets: Targets, temperature: float) -> Tensor:
@@ -129,13 +134,6 @@ def known_tail(targets: Targets) -> Tensor:
     if targets.log_tail_N is None:
         raise unknown_tail()
     return targets.log_tail_N
-
-
-def unknown_tail() -> Incompatible:
-    return Incompatible(
-        "this cache does not record how much probability mass its targets leave out",
-        hint="use --mode output, or --set losses.logit=renormalized, which ignores that mass",
-    )
 
 
 def _with_draws(teacher: TeacherBins, targets: Targets, temperature: float) -> TeacherBins:

@@ -9,11 +9,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pkgutil import resolve_name
-from typing import Final
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Final
 
 from kdpipe.schemas.losses import HIDDEN_LOSSES, LOGIT_LOSSES, LOSSES, LogitLoss
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # Keys of the table of losses.
 LogitName = str
@@ -42,7 +43,7 @@ class LogitTerm:
     name: LogitName
     coefficient: float
     temperature: float = 1.0
-    chosen_N: Tensor | None = None
+    chosen_N: "Tensor | None" = None
 
     @property
     def loss(self) -> LogitLoss:
@@ -70,7 +71,7 @@ def factor(name: TermName, temperature: float) -> float:
 
 
 @cache
-def function_of(path: str) -> Callable[..., Tensor]:
+def function_of(path: str) -> "Callable[..., Tensor]":
     """The function of a loss, imported on first use."""
     function: Callable[..., Tensor] = resolve_name(path)
     return function

@@ -15,6 +15,8 @@ from kdpipe.schemas.strict_json import sha256_file
 
 # Where a run saves its student.
 FINAL = "final"
+# Present in adapters only.
+ADAPTER = "adapter_config.json"
 # In the search order of transformers; an index lists the shards of a large model.
 WHOLE = ("model.safetensors", "pytorch_model.bin")
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
@@ -38,7 +40,7 @@ def local_folder(name: str) -> Path | None:
 def check_folder(folder: Path) -> None:
     """Refuse a folder without a config, an adapter, and incomplete weights."""
     if not (folder / "config.json").is_file():
-        if (folder / "adapter_config.json").is_file():
+        if (folder / ADAPTER).is_file():
             raise ConfigError(
                 f"{folder} is an adapter, not a model", hint="merge it into its base model, and use the result"
             )

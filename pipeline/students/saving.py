@@ -25,8 +25,6 @@ from kdpipe.pipeline.tokenizers.cached_tokenizer import write_files
 from kdpipe.schemas.errors import ConfigError, KdpipeError
 
 CARD = "README.md"
-# Present in adapters only.
-ADAPTER = "adapter_config.json"
 # Texts of safetensors errors when the disk failed.
 DISK_WORDS = ("no space left", "i/o error", "ioerror", "os error", "quota exceeded", "file too large")
 FULL = "check free disk space, then run the command again; earlier checkpoints are intact"

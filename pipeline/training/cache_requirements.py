@@ -5,19 +5,12 @@ In: the curriculum, selections, the manifest. Out: warnings, or `Incompatible` (
 
 from collections.abc import Iterator
 
-import numpy as np
-import torch
-
-from kdpipe.cache.reader import Cache
-from kdpipe.pipeline.evaluation.measure import estimate
-from kdpipe.pipeline.losses.dense_chunk import TeacherHead
-from kdpipe.pipeline.losses.exactness import check_spec
-from kdpipe.pipeline.losses.selection import statistic_missing
+from kdpipe.pipeline.losses.exactness import check_spec, estimate, statistic_missing
 from kdpipe.pipeline.losses.terms import LOGIT_NAMES
 from kdpipe.pipeline.training.curriculum import Curriculum
 from kdpipe.schemas.errors import ConfigError, Incompatible
 from kdpipe.schemas.manifest import Manifest
-from kdpipe.schemas.targets import State, TargetSpec
+from kdpipe.schemas.targets import TargetSpec
 from kdpipe.schemas.train_settings import LossSettings, PositionSelection, TrainSettings
 
 
@@ -94,24 +87,3 @@ def warnings(settings: TrainSettings, curriculum: Curriculum, manifest: Manifest
         )
     if spec.has_draws and losses.tail_weight == 0:
         yield "losses.tail_weight is 0: samples of the tail are not used"
-
-
-def teacher_head(cache: Cache) -> TeacherHead | None:
-    """The output head stored in a cache of states."""
-    keep = cache.manifest.targets.keep
-    if not isinstance(keep, State):
-        return None
-    bias = torch.from_numpy(np.array(cache.table("output_bias"))) if keep.head_bias else None
-    return TeacherHead(
-        weight_VH=_tensor(cache.table("output_head"), keep.head_dtype),
-        bias_V=bias,
-        soft_cap=keep.soft_cap,
-        logit_scale=keep.logit_scale,
-    )
-
-
-def _tensor(table: np.ndarray[tuple[int, ...], np.dtype[np.float32]], dtype: str) -> torch.Tensor:
-    """A table as a tensor of its stored type; numpy has no bfloat16, and reads it as float32."""
-    tensor = torch.from_numpy(np.array(table, np.float32))
-    stored: torch.dtype = getattr(torch, dtype)
-    return tensor.to(stored)

@@ -11,6 +11,7 @@ from torch import nn
 
 from kdpipe.pipeline.batches.batch_order import Ordering, ordering
 from kdpipe.pipeline.batches.collate import BatchContents, check_contents
+from kdpipe.pipeline.losses.dense_chunk import teacher_head
 from kdpipe.pipeline.losses.head_chunks import HeadLosses
 from kdpipe.pipeline.losses.hidden.hidden_objective import HiddenObjective
 from kdpipe.pipeline.losses.objective import Objective
@@ -20,7 +21,6 @@ from kdpipe.pipeline.models.precision import Precision
 from kdpipe.pipeline.students.load_student import description_of, load_student
 from kdpipe.pipeline.students.parameter_roles import parameter_roles
 from kdpipe.pipeline.students.student import Student
-from kdpipe.pipeline.training.cache_requirements import teacher_head
 from kdpipe.pipeline.training.optimizer_defaults import shares
 from kdpipe.pipeline.training.optimizers import Trainable, make_optimizer
 from kdpipe.pipeline.training.run import Run

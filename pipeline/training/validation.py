@@ -9,8 +9,8 @@ from typing import final
 from kdpipe.cache.reader import Cache
 from kdpipe.pipeline.batches.prefetch import loading_threads
 from kdpipe.pipeline.evaluation.measure import Evaluator, TrainingObjective
+from kdpipe.pipeline.losses.dense_chunk import teacher_head
 from kdpipe.pipeline.models.devices import usable_cpus
-from kdpipe.pipeline.training.cache_requirements import teacher_head
 from kdpipe.pipeline.training.run import Run
 from kdpipe.pipeline.training.step import StepResult
 from kdpipe.pipeline.training.step_log import StepLog

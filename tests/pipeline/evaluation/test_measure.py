@@ -12,6 +12,7 @@ from kdpipe.pipeline.batches.collate import BatchContents
 from kdpipe.pipeline.batches.micro_batch import MicroBatch
 from kdpipe.pipeline.evaluation.measure import Evaluator, TrainingObjective, document_numbers, evaluated_sequences
 from kdpipe.pipeline.evaluation.tally import ENTROPY_EDGES
+from kdpipe.pipeline.losses.dense_chunk import teacher_head
 from kdpipe.pipeline.losses.head_chunks import HeadLosses
 from kdpipe.pipeline.losses.objective import Objective
 from kdpipe.pipeline.losses.terms import ActiveTerms, LossOptions
@@ -19,7 +20,6 @@ from kdpipe.pipeline.models.head import Head
 from kdpipe.pipeline.models.precision import PRECISIONS
 from kdpipe.pipeline.students.presets import TokenIds
 from kdpipe.pipeline.students.student import CallableHead, Student
-from kdpipe.pipeline.training.cache_requirements import teacher_head
 from kdpipe.schemas.errors import ConfigError, KdpipeError
 from kdpipe.schemas.train_report import Evaluation
 from support.arbitrary import Wish, write
