@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kdpipe.cli import console, interrupts
+from kdpipe.cli.common_options import RunModelCode
 from kdpipe.cli.progress import shown_progress
 from kdpipe.cli.sample import (
     Devices,
@@ -14,7 +15,6 @@ from kdpipe.cli.sample import (
     SamplingSeed,
     Temperature,
     TopP,
-    TrustRemoteCode,
     sampling_settings,
 )
 from kdpipe.schemas.errors import ConfigError
@@ -43,7 +43,7 @@ def chat(
     seed: SamplingSeed = 0,
     greedy: Greedy = False,
     revision: Revision = None,
-    trust_remote_code: TrustRemoteCode = False,
+    trust_remote_code: RunModelCode = False,
     devices: Devices = "auto",
 ) -> None:
     """Chat with a model that has a chat template.

@@ -11,8 +11,9 @@ import typer
 
 from kdpipe.cli import cache, config, console
 from kdpipe.cli.cache_teacher import cache_teacher
-from kdpipe.cli.capture_options import EXTEND, FLAGS, OUT, SET_EXAMPLE
+from kdpipe.cli.capture_options import EXTEND, FLAGS, SET_EXAMPLE
 from kdpipe.cli.chat import chat
+from kdpipe.cli.common_options import OUT
 from kdpipe.cli.compare import compare
 from kdpipe.cli.demo import demo
 from kdpipe.cli.doctor import doctor

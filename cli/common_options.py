@@ -6,17 +6,44 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kdpipe.cli import console
+from kdpipe.cli.flags import Flag
 from kdpipe.schemas.errors import UsageError
 
 if TYPE_CHECKING:
     from kdpipe.cache.stores.retries import RetryPolicy
 
-RETRY_NAME, RETRY_METAVAR = "--retry-for", "TIME"
-RETRY_HELP = "How long to retry failing remote storage, e.g. 30s or 10m [5m]."
-RetryFor = Annotated[str | None, typer.Option(RETRY_NAME, metavar=RETRY_METAVAR, help=RETRY_HELP)]
+
+def _code_of(owner: str) -> str:
+    return f"Run Python code from the {owner}'s repository; review it first."
+
+
+OUT = Flag("--out", "out", metavar="DIR", help="Output directory. Re-run the command to resume.")
+SEED = Flag("--seed", "seed", int, metavar="N", help="Random seed [0].")
+RETRY = Flag(
+    "--retry-for",
+    "cache.retry_for",
+    metavar="TIME",
+    help="How long to retry failing remote storage, e.g. 30s or 10m [5m].",
+)
+DEVICE = Flag(
+    "--devices",
+    "machine.device",
+    metavar="WHICH",
+    help="auto, cpu, cuda, mps (untested), or one GPU such as cuda:0 [auto].",
+)
+TEACHER_CODE = Flag("--trust-remote-code", "teacher.trust_remote_code", bool, help=_code_of("teacher"))
+
+RetryFor = Annotated[str | None, typer.Option(RETRY.name, metavar=RETRY.metavar, help=RETRY.help)]
+Device = Annotated[
+    str, typer.Option(DEVICE.name, "--device", metavar=DEVICE.metavar, help=DEVICE.help, show_default=False)
+]
+RunTeacherCode = Annotated[bool, typer.Option(TEACHER_CODE.name, help=TEACHER_CODE.help)]
+RunStudentCode = Annotated[bool, typer.Option(TEACHER_CODE.name, help=_code_of("student"))]
+RunTokenizerCode = Annotated[bool, typer.Option(TEACHER_CODE.name, help=_code_of("tokenizer"))]
+RunModelCode = Annotated[bool, typer.Option(TEACHER_CODE.name, help=_code_of("model"))]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show only warnings, errors and the result.")]
-CacheOut = Annotated[str, typer.Option("--out", metavar="DIR", help="Output directory. Re-run the command to resume.")]
+CacheOut = Annotated[str, typer.Option(OUT.name, metavar=OUT.metavar, help=OUT.help)]
 FinishedCache = Annotated[str, typer.Argument(metavar="CACHE", help="Finished cache: a folder or a URL.")]
 AnyCache = Annotated[str, typer.Argument(metavar="CACHE", help="Cache: a folder or a URL.")]
 OfParts = Annotated[

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kdpipe.cli import capture_options, console, train_options
+from kdpipe.cli.common_options import OUT
 from kdpipe.cli.help_pages import HelpCommand, HelpGroup
 from kdpipe.schemas.choices import ConfiguredCommand
 from kdpipe.schemas.errors import ConfigError
@@ -15,7 +16,7 @@ from kdpipe.schemas.errors import ConfigError
 if TYPE_CHECKING:
     from kdpipe.schemas.records import Record
 
-FLAGS = {"train": train_options.FLAGS, "cache-teacher": (*capture_options.FLAGS, capture_options.OUT)}
+FLAGS = {"train": train_options.FLAGS, "cache-teacher": (*capture_options.FLAGS, OUT)}
 For = Annotated[ConfiguredCommand, typer.Option("--for", help="Command whose settings these are [train].")]
 
 app = typer.Typer(help="Write, show and check files of settings.", rich_markup_mode=None, cls=HelpGroup)

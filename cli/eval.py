@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kdpipe.cli import console
-from kdpipe.cli.common_options import Json, Quiet, RetryFor, retry_seconds
+from kdpipe.cli.common_options import Device, Json, Quiet, RetryFor, RunStudentCode, retry_seconds
 from kdpipe.cli.console import Fact
 from kdpipe.cli.progress import shown_progress
 from kdpipe.schemas.choices import SplitName, VerifyWhen
@@ -26,10 +26,7 @@ def evaluate(
     revision: Annotated[
         str | None, typer.Option("--revision", metavar="NAME", help="Commit, tag or branch of the student on the Hub.")
     ] = None,
-    trust_remote_code: Annotated[
-        bool,
-        typer.Option("--trust-remote-code", help="Run Python code from the student's repository; review it first."),
-    ] = False,
+    trust_remote_code: RunStudentCode = False,
     split: Annotated[SplitName, typer.Option("--split", help="Split to evaluate on.")] = "validation",
     limit: Annotated[
         int | None,
@@ -46,12 +43,7 @@ def evaluate(
         VerifyWhen | None,
         typer.Option("--verify", help="When to verify the cache's checksums [first use on this machine]."),
     ] = None,
-    device: Annotated[
-        str,
-        typer.Option(
-            "--devices", "--device", metavar="WHICH", help="auto, cpu, cuda, mps (untested), or one GPU such as cuda:0."
-        ),
-    ] = "auto",
+    device: Device = "auto",
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, metavar="N", help="Sequences per batch.")] = 8,
     retry_for: RetryFor = None,
     quiet: Quiet = False,

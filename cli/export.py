@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kdpipe.cli import console
-from kdpipe.cli.common_options import Json, Quiet
+from kdpipe.cli.common_options import Json, Quiet, RunStudentCode
 from kdpipe.cli.progress import shown_progress
 from kdpipe.cli.quantities import size
 from kdpipe.schemas.choices import DtypeName
@@ -27,10 +27,7 @@ def export(
     to: Annotated[Form, typer.Option("--to", help="hf: a model folder for transformers, vLLM and llama.cpp.")],
     out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="New output directory [RUN/export].")] = None,
     dtype: Annotated[DtypeName | None, typer.Option("--dtype", help="Data type of the weights [as saved].")] = None,
-    trust_remote_code: Annotated[
-        bool,
-        typer.Option("--trust-remote-code", help="Run Python code from the student's repository; review it first."),
-    ] = False,
+    trust_remote_code: RunStudentCode = False,
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:

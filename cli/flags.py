@@ -7,7 +7,7 @@ receives them as one `ParsedFlags`.
 import functools
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,14 +20,15 @@ def _unchanged(value: Any) -> Any:
     return value
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Flag:
     """One flag: its setting, the type of its argument, and how the argument becomes the setting's value."""
 
     name: str
     key: str
-    help: str
     type: Any = str
+    _: KW_ONLY
+    help: str
     metavar: str | None = None
     convert: Callable[[Any], Any] = _unchanged
 

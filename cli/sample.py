@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kdpipe.cli import console
-from kdpipe.cli.common_options import Json, Quiet
+from kdpipe.cli.common_options import SEED, Json, Quiet, RunModelCode
 from kdpipe.cli.compare import names
 from kdpipe.cli.progress import shown_progress
 from kdpipe.schemas.errors import UsageError
@@ -32,13 +32,10 @@ TopP = Annotated[
         show_default=False,
     ),
 ]
-SamplingSeed = Annotated[int, typer.Option("--seed", min=0, metavar="N", help="Random seed [0].", show_default=False)]
+SamplingSeed = Annotated[int, typer.Option(SEED.name, min=0, metavar=SEED.metavar, help=SEED.help, show_default=False)]
 Greedy = Annotated[bool, typer.Option("--greedy", help="Always take the most probable token.")]
 Revision = Annotated[
     str | None, typer.Option("--revision", metavar="NAME", help="Commit, tag or branch of the model on the Hub.")
-]
-TrustRemoteCode = Annotated[
-    bool, typer.Option("--trust-remote-code", help="Run Python code from the model's repository; review it first.")
 ]
 Devices = Annotated[
     str,
@@ -84,7 +81,7 @@ def sample(
     seed: SamplingSeed = 0,
     greedy: Greedy = False,
     revision: Revision = None,
-    trust_remote_code: TrustRemoteCode = False,
+    trust_remote_code: RunModelCode = False,
     devices: Devices = "auto",
     quiet: Quiet = False,
     json: Json = False,

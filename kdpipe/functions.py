@@ -15,6 +15,7 @@ from typing import Any
 from kdpipe.cache.opening import open_cache
 from kdpipe.cache.reader import Cache
 from kdpipe.cli import capture_options, train_options
+from kdpipe.cli.common_options import OUT
 from kdpipe.cli.flags import Flag, ParsedFlags
 from kdpipe.cli.load_settings import capture_settings, train_settings
 from kdpipe.cli.progress import shown_progress
@@ -43,7 +44,7 @@ def cache_teacher(
     **settings: Any,
 ) -> Cache:
     """Run the teacher once, cache its predictions, and open the cache; call it again to resume."""
-    flags = (*capture_options.FLAGS, capture_options.EXTEND, capture_options.OUT)
+    flags = (*capture_options.FLAGS, capture_options.EXTEND, OUT)
     with _hints():
         keywords = {"teacher": teacher, "data": data, "out": out, **settings}
         resolved = capture_settings(_parsed(flags, CAPTURE_GROUPS, keywords, config))

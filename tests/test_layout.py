@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Collection
+from functools import cache
 
 import pytest
 
@@ -95,11 +96,6 @@ PIPELINE_FLOORS = (
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
 MAX_PARAMETERS = 7
-# Options that several commands share, by the names of their types in `cli/`.
-SHARED_OPTIONS = {
-    "RetryFor", "Json", "Quiet", "CacheOut", "FinishedCache", "AnyCache", "OfParts", "SampledModelName", "Temperature",
-    "TopP", "SamplingSeed", "Greedy", "Revision", "TrustRemoteCode", "Devices",
-}  # fmt: skip
 
 
 def offenders(wrong: Callable[[Module], Collection[str] | bool]) -> dict[str, Collection[str] | bool]:
@@ -228,7 +224,15 @@ def _parameters(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
 def _is_command(module: Module, function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
     """A function of `cli/` whose parameters are the options of a command."""
     annotations = [ast.unparse(a.annotation) for a in function.args.args if a.annotation is not None]
-    return module.layer == "cli" and all("typer." in a or a in SHARED_OPTIONS for a in annotations)
+    return module.layer == "cli" and all("typer." in a or a in _shared_options() for a in annotations)
+
+
+@cache
+def _shared_options() -> set[str]:
+    """Names of options that are defined once for several commands."""
+    statements = [statement for module in modules() if module.layer == "cli" for statement in module.tree.body]
+    options = [s for s in statements if isinstance(s, ast.Assign) and "typer." in ast.unparse(s.value)]
+    return {target.id for option in options for target in option.targets if isinstance(target, ast.Name)}
 
 
 def test_only_the_console_prints() -> None:

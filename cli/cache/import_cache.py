@@ -6,7 +6,7 @@ import typer
 
 from kdpipe.cli import console
 from kdpipe.cli.cache.inspect import scaled
-from kdpipe.cli.common_options import CacheOut, Json, Quiet
+from kdpipe.cli.common_options import CacheOut, Json, Quiet, RunTokenizerCode
 from kdpipe.cli.progress import shown_progress
 from kdpipe.cli.quantities import duration, size
 from kdpipe.schemas.choices import Align, ImportFormat, StatedTail
@@ -58,10 +58,7 @@ def import_(
     teacher_name: Annotated[str | None, typer.Option(metavar="NAME", help="Teacher's name for the manifest.")] = None,
     teacher_revision: Annotated[str | None, typer.Option(metavar="NAME", help="Teacher's revision.")] = None,
     teacher_license: Annotated[str | None, typer.Option(metavar="NAME", help="Teacher's license.")] = None,
-    trust_remote_code: Annotated[
-        bool,
-        typer.Option("--trust-remote-code", help="Run Python code from the tokenizer's repository; review it first."),
-    ] = False,
+    trust_remote_code: RunTokenizerCode = False,
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kdpipe.cli import console
-from kdpipe.cli.common_options import AnyCache, Json, Quiet, RetryFor, retries
+from kdpipe.cli.common_options import AnyCache, Json, Quiet, RetryFor, RunTeacherCode, retries
 from kdpipe.cli.progress import shown_progress
 from kdpipe.schemas.choices import VerifyLevel
 from kdpipe.schemas.counts import counted
@@ -38,10 +38,7 @@ def verify(
         int | None,
         typer.Option("--sample", min=1, metavar="N", help=f"--against: approximate number of documents [{SAMPLE}]."),
     ] = None,
-    trust_remote_code: Annotated[
-        bool,
-        typer.Option("--trust-remote-code", help="Run Python code from the teacher's repository; review it first."),
-    ] = False,
+    trust_remote_code: RunTeacherCode = False,
     repair_from: Annotated[
         str | None,
         typer.Option("--repair-from", metavar="SRC", help="Replace missing or damaged files from another copy."),

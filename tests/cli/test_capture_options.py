@@ -9,7 +9,8 @@ import pytest
 import typer
 
 from kdpipe.cli import commands
-from kdpipe.cli.capture_options import FLAGS, OUT, SET_EXAMPLE
+from kdpipe.cli.capture_options import FLAGS, SET_EXAMPLE
+from kdpipe.cli.common_options import OUT
 from kdpipe.cli.flags import Flag, ParsedFlags, with_flags
 from kdpipe.cli.load_settings import capture_settings
 from kdpipe.cli.main import run
