@@ -81,7 +81,8 @@ class Bench:
 
     def gkd(self) -> dict[str, Any]:
         """The same step and one of GKDTrainer, with a teacher in the process, at the first vocabulary."""
-        return self._timed("gkd", replace(self.scale.case, vocabulary=self.scale.vocabularies[0]))
+        case = replace(self.scale.case, vocabulary=self.scale.vocabularies[0])
+        return self._timed("gkd", case) | self._inside("gkd", case)
 
     def _timed(self, peer: str, case: Case) -> dict[str, Any]:
         """Timed pairs of steps, and the medians of their ratios."""

@@ -56,8 +56,12 @@ def _inside(results: Results) -> str:
 
 def step(results: Results) -> str:
     """One block per vocabulary."""
-    blocks = (f"{int(size):,} ids\n{timed(of_size)}\n\n{_inside(of_size)}" for size, of_size in results.items())
-    return "\n\n".join(blocks)
+    return "\n\n".join(f"{int(size):,} ids\n{timed_and_measured(of_size)}" for size, of_size in results.items())
+
+
+def timed_and_measured(results: Results) -> str:
+    """Time and memory against one peer."""
+    return f"{timed(results)}\n\n{_inside(results)}"
 
 
 def scaling(results: Results) -> str:
@@ -92,7 +96,7 @@ def stages(results: Results) -> str:
 
 TABLES: dict[str, Callable[[Results], str]] = {
     "step": step,
-    "gkd": timed,
+    "gkd": timed_and_measured,
     "scaling": scaling,
     "waiting": waiting,
     "stages": stages,

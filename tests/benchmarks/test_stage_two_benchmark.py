@@ -70,8 +70,9 @@ def test_pairs_are_stored_and_those_of_other_versions_are_refused(
 
 @pytest.mark.slow
 def test_a_step_is_compared_with_gkd_and_a_teacher_four_times_as_large(tmp_path: Path) -> None:
-    result = answer(tmp_path, "gkd")["gkd"]
+    result = answer(tmp_path, "gkd", "--profile")["gkd"]
     check_timed(result)
+    check_inside(result, "gkd")
     assert 4 <= result["teacher_over_student"] < 4.5
     assert result["versions"]["trl"] == "1.16.0"
 
