@@ -13,8 +13,9 @@ from support.commands import SURFACE
 from support.source import ROOT
 from support.tiny import make_cache
 
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
-PAGES_WITH_COMMANDS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+TOP = [ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "CHANGELOG", "AGENTS", "SECURITY")]
+PAGES = [*TOP, *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES_WITH_COMMANDS = [path for path in TOP if path.name != "CHANGELOG.md"]
 
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
