@@ -3,9 +3,10 @@
 `EXTEND` is for cache-teacher alone, which writes a cache.
 """
 
+from dataclasses import replace
 from typing import Any
 
-from kdpipe.cli.common_options import SEED, TEACHER_CODE
+from kdpipe.cli.common_options import DEVICE, SEED, TEACHER_CODE
 from kdpipe.cli.flags import Flag
 from kdpipe.schemas.choices import DtypeSetting, Profile, TargetKind, TrainOnSetting
 
@@ -143,9 +144,7 @@ FLAGS = (
         bool,
         help="Also store the text, for students with another tokenizer.",
     ),
-    Flag(
-        "--devices", "machine.devices", metavar="WHICH", help="auto, cpu, cuda:0, or all (one worker per GPU) [auto]."
-    ),
+    replace(DEVICE, key="machine.devices"),
     SEED,
 )
 EXTEND = Flag(

@@ -5,10 +5,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kdpipe.cli import console, interrupts
-from kdpipe.cli.common_options import RunModelCode
+from kdpipe.cli.common_options import Devices, RunModelCode
 from kdpipe.cli.progress import shown_progress
 from kdpipe.cli.sample import (
-    Devices,
     Greedy,
     Revision,
     SampledModelName,

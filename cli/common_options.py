@@ -29,13 +29,32 @@ DEVICE = Flag(
     "--devices",
     "machine.device",
     metavar="WHICH",
-    help="auto, cpu, cuda, mps (untested), or one GPU such as cuda:0 [auto].",
+    help="auto, cpu, cuda, mps (Apple GPU, untested), all, or GPUs such as cuda:0,cuda:1 [auto].",
 )
 TEACHER_CODE = Flag("--trust-remote-code", "teacher.trust_remote_code", bool, help=_code_of("teacher"))
 
 RetryFor = Annotated[str | None, typer.Option(RETRY.name, metavar=RETRY.metavar, help=RETRY.help)]
-Device = Annotated[
-    str, typer.Option(DEVICE.name, "--device", metavar=DEVICE.metavar, help=DEVICE.help, show_default=False)
+
+
+def _checked_devices(typed: str) -> str:
+    from kdpipe.schemas.model import check_devices
+
+    try:
+        return check_devices(typed)
+    except ValueError as error:
+        raise UsageError(f"{DEVICE.name} {typed}: {error}") from None
+
+
+Devices = Annotated[
+    str,
+    typer.Option(
+        DEVICE.name,
+        metavar=DEVICE.metavar,
+        help=DEVICE.help,
+        rich_help_panel="Machine",
+        show_default=False,
+        callback=_checked_devices,
+    ),
 ]
 RunTeacherCode = Annotated[bool, typer.Option(TEACHER_CODE.name, help=TEACHER_CODE.help)]
 RunStudentCode = Annotated[bool, typer.Option(TEACHER_CODE.name, help=_code_of("student"))]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kdpipe.cli import console
+from kdpipe.cli.common_options import Devices
 from kdpipe.cli.quantities import size
 from kdpipe.cli.sample import continuations
 from kdpipe.schemas.errors import Interrupted
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from kdpipe.schemas.train_report import Evaluation
 
 SMALL = ("--batch-size", "4")
+# The commands of the demo with --devices.
+COMPUTE = ("plan", "cache-teacher", "train", "eval")
 NEXT = (
     ["plan", "--teacher", "TEACHER", "--data", "corpus.jsonl"],
     ["cache-teacher", "--teacher", "TEACHER", "--data", "corpus.jsonl", "--val-fraction", "0.01", "--out", "my-cache"],
@@ -30,6 +33,7 @@ def demo(
     context: typer.Context,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Output directory.")] = Path("runs/demo"),
     steps: Annotated[int, typer.Option(min=1, metavar="N", help="Training steps of each model.")] = 300,
+    devices: Devices = "auto",
 ) -> None:
     """Run both stages on a tiny model, in a few minutes.
 
@@ -41,22 +45,31 @@ def demo(
     place = begin(out, steps)
     if shutil.which("kdpipe") is None:
         console.note(f'to run the commands below yourself, first run: PATH="{Path(sys.executable).parent}:$PATH"')
-    for number, (purpose, words) in enumerate(stages(place), 1):
+    for number, (purpose, words) in enumerate(stages(place, devices), 1):
         console.note(f"\n== {number}. {purpose}\n$ kdpipe {shlex.join(words)}")
         if code := context.obj(words):
             if code == Interrupted.exit_code:
-                console.note(f"resume the demo with: kdpipe {shlex.join(resume_command(place))}")
+                console.note(f"resume the demo with: kdpipe {shlex.join(resume_command(place, devices))}")
             raise typer.Exit(code)
     console.note("\n== sample continuations")
     console.answer(page(place, shown(place)))
 
 
-def resume_command(place: "DemoPaths") -> list[str]:
-    return ["demo", "--out", str(place.out), "--steps", str(place.steps)]
+def resume_command(place: "DemoPaths", devices: str = "auto") -> list[str]:
+    return ["demo", "--out", str(place.out), "--steps", str(place.steps), *_on(devices)]
 
 
-def stages(place: "DemoPaths") -> Iterator[tuple[str, list[str]]]:
+def stages(place: "DemoPaths", devices: str = "auto") -> Iterator[tuple[str, list[str]]]:
     """The purpose and arguments of each command, in order."""
+    for purpose, words in _stages(place):
+        yield purpose, words + (_on(devices) if words[0] in COMPUTE or "--against" in words else [])
+
+
+def _on(devices: str) -> list[str]:
+    return [] if devices == "auto" else ["--devices", devices]
+
+
+def _stages(place: "DemoPaths") -> Iterator[tuple[str, list[str]]]:
     cut = ["--data", str(place.corpus), "--seq-len", "256", "--val-fraction", "0.3"]
     teacher = ["--teacher", str(place.teacher), *cut]
     cache = ["--from-cache", str(place.cache)]

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kdpipe.cli import console
-from kdpipe.cli.common_options import Device, Json, Quiet, RetryFor, RunStudentCode, retry_seconds
+from kdpipe.cli.common_options import Devices, Json, Quiet, RetryFor, RunStudentCode, retry_seconds
 from kdpipe.cli.console import Fact
 from kdpipe.cli.progress import shown_progress
 from kdpipe.schemas.choices import SplitName, VerifyWhen
@@ -43,7 +43,7 @@ def evaluate(
         VerifyWhen | None,
         typer.Option("--verify", help="When to verify the cache's checksums [first use on this machine]."),
     ] = None,
-    device: Device = "auto",
+    devices: Devices = "auto",
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, metavar="N", help="Sequences per batch.")] = 8,
     retry_for: RetryFor = None,
     quiet: Quiet = False,
@@ -62,7 +62,7 @@ def evaluate(
         limit=limit,
         tasks=tuple(word.strip() for word in (tasks or "").split(",") if word.strip()),
         allow_partial=allow_partial,
-        device=device,
+        device=devices,
         batch_size=batch_size,
         verify=verify,
         retry_for=retry_seconds(retry_for),

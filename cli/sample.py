@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kdpipe.cli import console
-from kdpipe.cli.common_options import SEED, Json, Quiet, RunModelCode
+from kdpipe.cli.common_options import SEED, Devices, Json, Quiet, RunModelCode
 from kdpipe.cli.compare import names
 from kdpipe.cli.progress import shown_progress
 from kdpipe.schemas.errors import UsageError
@@ -36,15 +36,6 @@ SamplingSeed = Annotated[int, typer.Option(SEED.name, min=0, metavar=SEED.metava
 Greedy = Annotated[bool, typer.Option("--greedy", help="Always take the most probable token.")]
 Revision = Annotated[
     str | None, typer.Option("--revision", metavar="NAME", help="Commit, tag or branch of the model on the Hub.")
-]
-Devices = Annotated[
-    str,
-    typer.Option(
-        "--devices",
-        metavar="WHICH",
-        help="auto, cpu, cuda, mps (untested), one GPU such as cuda:0, or all [auto].",
-        show_default=False,
-    ),
 ]
 # Two texts are shown side by side where each has so many columns.
 SIDE_BY_SIDE = 50

@@ -61,7 +61,7 @@ def evaluate(request: EvalRequest, progress: Progress) -> EvalReport:
     resolved = _pretrained(resolve_student(settings, tokenizer.ids))
     compatibility = check_compatibility(resolved, settings, tokenizer, cache.manifest)
     check_before_use(request.cache, request.verify, progress)
-    device = devices.choose(request.device)[0]
+    device = devices.choose_one(request.device)
     precision = choose_precision("auto", device)
     torch.set_num_threads(devices.n_threads(None))
     evaluator = Evaluator(

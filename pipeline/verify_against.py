@@ -35,11 +35,13 @@ from kdpipe.pipeline.teachers.batching import batches
 from kdpipe.pipeline.tokenizers.cached_tokenizer import load_cached_tokenizer
 from kdpipe.pipeline.tokenizers.tokenizer_difference import FOREIGN_NOTE, difference_from_own
 from kdpipe.schemas.arrays import log_z_column
+from kdpipe.schemas.capture_settings import MachineSettings
 from kdpipe.schemas.counts import counted
 from kdpipe.schemas.errors import CacheDamaged, ConfigError
 from kdpipe.schemas.manifest import Manifest
 from kdpipe.schemas.part import PartRecord
 from kdpipe.schemas.progress import Progress, Task, TaskUpdate, running
+from kdpipe.schemas.settings import build, from_flag
 from kdpipe.schemas.targets import CAPTURED, TargetSpec
 from kdpipe.schemas.verify_report import AgainstReport, NatsDifference, Problem
 
@@ -70,6 +72,7 @@ def verify_against(
     progress: Progress,
     *,
     trusted: bool = False,
+    devices: str = "auto",
     retry_policy: RetryPolicy | None = None,
 ) -> AgainstReport:
     """Compare a random sample of documents, from all parts in turn; `trusted` allows the teacher's own code to run."""
@@ -80,8 +83,9 @@ def verify_against(
     chosen = list(_sample(cache, sample))
     if not chosen:
         raise ConfigError(f"{url} has no position to compare", hint="omit --against")
+    machine = build(MachineSettings, from_flag(MachineSettings, "--devices", "devices", devices))
     # As the teacher ran: its number type, its quantized weights, the Hub's revision if its name is the same.
-    backend = recorded_backend(teacher, stated, trusted=trusted)
+    backend = recorded_backend(teacher, stated, machine, trusted=trusted)
     if problems := [*_config_problems(backend.describe(), cache.manifest), *_tokenizer_problems(cache, backend)]:
         return _not_run(teacher, problems)
     with running(progress, Task(name="load teacher")):

@@ -22,7 +22,7 @@ from kdpipe.schemas.choices import (
     WeightQuantization,
 )
 from kdpipe.schemas.durations import Seconds
-from kdpipe.schemas.model import Devices, ModelSettings, Name
+from kdpipe.schemas.model import ModelSettings, Name, TeacherDevices
 from kdpipe.schemas.records import Record
 from kdpipe.schemas.targets import MAX_ENTRIES, MAX_WIDTH, Temperature
 
@@ -139,7 +139,7 @@ class HiddenSettings(Record):
 class MachineSettings(Record):
     """How this machine runs it."""
 
-    devices: Devices = "auto"
+    devices: TeacherDevices = "auto"
     batch_tokens: int | None = Field(default=None, ge=1, le=1 << 22)
     threads: int | None = Field(default=None, ge=1, le=4096)
 

@@ -4,7 +4,6 @@ In: flags and files. Out: a name that transformers loads, a folder or a hub id, 
 """
 
 import re
-from collections.abc import Callable
 from typing import Annotated
 
 from pydantic import AfterValidator, Field
@@ -14,21 +13,31 @@ from kdpipe.schemas.records import Record
 Name = Annotated[str, Field(min_length=1, max_length=2000)]
 
 
-def _is_device(*more: str) -> Callable[[str], str]:
-    words = ("auto", "cpu", *more)
-
-    def check(name: str) -> str:
-        if name in words or re.fullmatch(r"cuda:[0-9]{1,4}", name):
-            return name
-        if "all" not in words and (name == "all" or "," in name):
-            raise ValueError("train uses one device: cpu, cuda, mps, or one GPU such as cuda:0")
-        raise ValueError(f"a device is {', '.join(words)}, or one GPU such as cuda:0")
-
-    return check
+def check_devices(devices: str) -> str:
+    """Check the value of --devices: a word, or GPUs by number."""
+    numbers = devices.split(",")
+    if devices not in DEVICE_WORDS and not all(re.fullmatch(r"cuda:[0-9]{1,4}", name) for name in numbers):
+        raise ValueError(f"expected {', '.join(DEVICE_WORDS)}, or GPUs such as cuda:0 or cuda:0,cuda:1")
+    if len(set(numbers)) < len(numbers):
+        raise ValueError("duplicate device")
+    return devices
 
 
-Device = Annotated[str, AfterValidator(_is_device("cuda", "mps"))]
-Devices = Annotated[str, AfterValidator(_is_device("cuda", "all"))]
+def _check_one(devices: str) -> str:
+    if "," in check_devices(devices):
+        raise ValueError("train uses one device: cpu, cuda, mps, or one GPU such as cuda:0")
+    return devices
+
+
+def _check_float64(devices: str) -> str:
+    if check_devices(devices) == "mps":
+        raise ValueError("a teacher's predictions need float64, which Apple GPUs lack: use cpu or cuda")
+    return devices
+
+
+DEVICE_WORDS = ("auto", "cpu", "cuda", "mps", "all")
+StudentDevice = Annotated[str, AfterValidator(_check_one)]
+TeacherDevices = Annotated[str, AfterValidator(_check_float64)]
 
 
 class ModelSettings(Record):

@@ -27,7 +27,7 @@ from kdpipe.schemas.choices import (
 )
 from kdpipe.schemas.durations import Seconds
 from kdpipe.schemas.losses import LOGIT_LOSSES, LOSSES
-from kdpipe.schemas.model import Device, ModelSettings, Name
+from kdpipe.schemas.model import ModelSettings, Name, StudentDevice
 from kdpipe.schemas.records import Record
 from kdpipe.schemas.sizes import Size
 from kdpipe.schemas.targets import Temperature
@@ -284,7 +284,7 @@ class TrainMachineSettings(Record):
     takes as long and less memory]. The loss is that of the whole step either way.
     """
 
-    device: Device = "auto"
+    device: StudentDevice = "auto"
     precision: PrecisionSetting = "auto"
     threads: Threads | Literal["auto"] = "auto"
     portion: int | None = Field(default=None, ge=1, le=1 << 16)

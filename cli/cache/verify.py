@@ -3,13 +3,14 @@
 Prints each problem with its file and what to do; exit code 0 or 3.
 """
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from kdpipe.cli import console
-from kdpipe.cli.common_options import AnyCache, Json, Quiet, RetryFor, RunTeacherCode, retries
+from kdpipe.cli.common_options import AnyCache, Devices, Json, Quiet, RetryFor, RunTeacherCode, retries
 from kdpipe.cli.progress import shown_progress
 from kdpipe.schemas.choices import VerifyLevel
 from kdpipe.schemas.counts import counted
@@ -39,6 +40,7 @@ def verify(
         typer.Option("--sample", min=1, metavar="N", help=f"--against: approximate number of documents [{SAMPLE}]."),
     ] = None,
     trust_remote_code: RunTeacherCode = False,
+    devices: Devices = "auto",
     repair_from: Annotated[
         str | None,
         typer.Option("--repair-from", metavar="SRC", help="Replace missing or damaged files from another copy."),
@@ -58,7 +60,7 @@ def verify(
     """Verify a cache; exit code 0 if valid, 3 if not."""
     from kdpipe.cache.verify.first_use import verify_and_record
 
-    _check_options(level, against, sample, trust_remote_code, signature)
+    _check_options(level, against, sample, trust_remote_code, devices, signature)
     with shown_progress(quiet=quiet) as progress:
         retry_policy = retries(retry_for, progress.message)
         report = verify_and_record(cache, level, progress, retry_policy)
@@ -67,23 +69,33 @@ def verify(
         if signature is not None:
             report = _with_signature(cache, report, signature, progress, retry_policy)
         if against is not None and report.ok:  # a damaged cache is not worth a teacher run
-            report = _with_teacher(cache, report, against, sample or SAMPLE, trust_remote_code, progress, retry_policy)
-    if json:
-        console.document(report.model_dump(mode="json"))
-    else:
-        console.answer(page(cache, report))
+            from kdpipe.pipeline.verify_against import verify_against
+
+            run = partial(verify_against, trusted=trust_remote_code, devices=devices, retry_policy=retry_policy)
+            found = run(cache, against, sample or SAMPLE, progress)
+            report = report.model_copy(update={"ok": found.ok, "problems": found.problems, "against": found})
+    console.reply(report, page(cache, report), as_json=json)
     if not report.ok:
         raise typer.Exit(3)
 
 
 def _check_options(
-    level: VerifyLevel, against: str | None, sample: int | None, trust_remote_code: bool, signature: Path | None
+    level: VerifyLevel,
+    against: str | None,
+    sample: int | None,
+    trust_remote_code: bool,
+    devices: str,
+    signature: Path | None,
 ) -> None:
     """Refuse options that have no effect together."""
-    if sample is not None and against is None:
-        raise UsageError("--sample needs --against", hint="give --against TEACHER too")
-    if trust_remote_code and against is None:
-        raise UsageError("--trust-remote-code needs --against", hint="give --against TEACHER too")
+    needs_teacher = {
+        "--sample": sample,
+        "--trust-remote-code": trust_remote_code or None,
+        "--devices": devices if devices != "auto" else None,
+    }
+    for option, given in needs_teacher.items():
+        if given is not None and against is None:
+            raise UsageError(f"{option} needs --against", hint="give --against TEACHER too")
     if signature is not None and level == "fast":
         raise UsageError(
             "--signature needs --level full or deep: --level fast does not read every byte",
@@ -127,22 +139,6 @@ def _with_signature(
         return report
     problem = Problem(part=None, file=SIGNATURE, what=what, do="do not use the cache until you know its origin")
     return report.model_copy(update={"ok": False, "problems": (*report.problems, problem)})
-
-
-def _with_teacher(
-    cache: str,
-    report: "VerifyReport",
-    teacher: str,
-    sample: int,
-    trusted: bool,
-    progress: "Progress",
-    retry_policy: "RetryPolicy",
-) -> "VerifyReport":
-    """The report with the comparison to a run of the teacher."""
-    from kdpipe.pipeline.verify_against import verify_against
-
-    against = verify_against(cache, teacher, sample, progress, trusted=trusted, retry_policy=retry_policy)
-    return report.model_copy(update={"ok": against.ok, "problems": against.problems, "against": against})
 
 
 def page(cache: str, report: "VerifyReport") -> str:

@@ -3,7 +3,6 @@
 In: settings of the machine and the size of the weights. Out: devices, a dtype, a `Placement`, a number of threads.
 """
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -15,6 +14,7 @@ import torch
 from kdpipe.pipeline.models.cpus import usable_cpus as usable_cpus
 from kdpipe.schemas.choices import DtypeName
 from kdpipe.schemas.errors import ConfigError
+from kdpipe.schemas.model import check_devices
 
 # The share of free memory for weights; the rest is for activations, logits and fragmentation.
 SHARE_FOR_WEIGHTS = 0.8
@@ -34,23 +34,35 @@ class Placement:
 
 
 def choose(devices: str) -> list[torch.device]:
-    """The devices for `auto`, `cpu`, `all` or `cuda:N`, each tested with a small kernel."""
+    """The devices for a value of --devices, each tested with a small kernel; `auto` is the first GPU or the CPU."""
+    try:
+        check_devices(devices)
+    except ValueError as error:
+        raise ConfigError(f"--devices {devices}: {error}") from None
     if devices == "cpu":
         return [torch.device("cpu")]
     if devices == "mps":
         return [_apple_gpu()]
-    if not re.fullmatch(r"auto|all|cuda|cuda:[0-9]{1,4}", devices):
-        raise ConfigError(f"unknown device: {devices}", hint="use auto, cpu, cuda, mps, or one GPU such as cuda:0")
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if devices.startswith("cuda:"):
-        number = int(devices.removeprefix("cuda:"))
-        if number >= count:
-            raise ConfigError(f"cuda:{number} does not exist: torch sees {_gpus(count)}", hint=_why_no_gpu(count))
-        return [_tested_gpu(number)]
+        numbers = [int(name.removeprefix("cuda:")) for name in devices.split(",")]
+        for number in numbers:
+            if number >= count:
+                raise ConfigError(f"cuda:{number} does not exist: torch sees {_gpus(count)}", hint=_why_no_gpu(count))
+        return [_tested_gpu(number) for number in numbers]
     if devices in ("all", "cuda") and not count:
         raise ConfigError(f"--devices {devices} needs a GPU, and torch sees none", hint=_why_no_gpu(count))
-    numbers = range(count) if devices == "all" else range(min(count, 1))
-    return [_tested_gpu(number) for number in numbers] or [torch.device("cpu")]
+    chosen = range(count) if devices == "all" else range(min(count, 1))
+    return [_tested_gpu(number) for number in chosen] or [torch.device("cpu")]
+
+
+def choose_one(devices: str) -> torch.device:
+    """The device for a command that uses only one."""
+    chosen = choose(devices)
+    if len(chosen) > 1:
+        names = ", ".join(map(str, chosen))
+        raise ConfigError(f"a student uses one device; --devices {devices} selects {names}", hint="use --devices cuda")
+    return chosen[0]
 
 
 def _apple_gpu() -> torch.device:

@@ -131,11 +131,13 @@ def backend_type(name: TeacherBackendName) -> type[TeacherBackend]:
     return _imported(BACKENDS[name])
 
 
-def recorded_backend(name: str, record: manifest.TeacherRecord, *, trusted: bool) -> TeacherBackend:
+def recorded_backend(
+    name: str, record: manifest.TeacherRecord, machine: MachineSettings, *, trusted: bool
+) -> TeacherBackend:
     """The backend that runs the teacher of this name as a manifest records it; `trusted` allows its own code."""
     backend = backend_type(TeacherSettings(name=name).backend)
     teacher = backend.recorded(name, record).model_copy(update={"trust_remote_code": trusted})
-    return backend(teacher, MachineSettings())
+    return backend(teacher, machine)
 
 
 def backend_of(settings: CaptureSettings) -> TeacherBackend:

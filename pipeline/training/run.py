@@ -86,7 +86,7 @@ def plan_run(settings: TrainSettings, progress: Progress) -> Run:
     kept = read_cache_tokenizer(cache)
     student = resolve_student(settings.student, kept.ids)
     compatibility = check_compatibility(student, settings.student, kept, manifest)
-    device = devices.choose(settings.machine.device)[0]
+    device = devices.choose_one(settings.machine.device)
     clamps = clamp_warnings(settings.guard, manifest.vocabulary_size)
     memorized = memorization.warnings(plan, curriculum, manifest.targets, cache.n_positions)
     for text in (*cache_requirements.warnings(settings, curriculum, manifest), *clamps, *memorized):

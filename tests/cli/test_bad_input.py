@@ -200,7 +200,7 @@ def test_the_teacher_is_looked_at_before_the_documents(place: Path, refused: Cal
         (["--hidden-layers", "1", "--hidden-dim", "65"], "error: hidden.dim is 65, the states of this teacher have 64"),
         (["--tokenizer", "./nowhere"], "error: ./nowhere is neither a folder nor a Hub id"),
         (["--shard", "4/4"], "error: --shard 4/4 is out of range: shards are counted from 0\nhint: the last of 4 is"),
-        (["--devices", "tpu"], "error: --devices: a device is auto, cpu, cuda, all, or one GPU"),
+        (["--devices", "tpu"], "error: --devices: expected auto, cpu, cuda, mps, all, or GPUs"),
         pytest.param(["--devices", "cuda:0"], "error: cuda:0 does not exist: torch sees 0 GPUs", marks=NO_GPU),
         pytest.param(["--devices", "all"], "error: --devices all needs a GPU, and torch sees none", marks=NO_GPU),
     ],

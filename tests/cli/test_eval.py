@@ -77,7 +77,7 @@ def test_words_become_choices(handed: dict[str, Any]) -> None:
     assert run(WORDS) == 0
     assert handed["requested"] == EvalRequest(cache="teacher-cache", student="runs/a")
     more = ["--split", "train", "--limit", "7", "--tasks", "a, b.yaml,", "--allow-partial"]
-    assert run([*WORDS, *more, "--device", "cuda:1", "--batch-size", "3"]) == 0
+    assert run([*WORDS, *more, "--devices", "cuda:1", "--batch-size", "3"]) == 0
     assert handed["requested"] == EvalRequest(
         cache="teacher-cache",
         student="runs/a",

@@ -74,7 +74,7 @@ def test_settings_without_a_default_have_to_be_given(missing: int, option: str) 
         ({"run": {"phases": [{"until": 1.0}, {"until": 0.5}]}}, "each phase"),
         ({"schedule": {"kind": "wsd", "warmup": 0.6, "decay": 0.5}}, "warmup + decay"),
         ({"losses": {"hidden": {"pairs": ["x:3"]}}}, "STUDENT:TEACHER"),
-        ({"machine": {"device": "gpu"}}, "a device is auto, cpu, cuda, mps"),
+        ({"machine": {"device": "gpu"}}, "expected auto, cpu, cuda, mps, all"),
         ({"report_to": ["wandb", "wandb"]}, "duplicate tracker in report_to"),
         (
             {"losses": {"select": [{"term": "ce", "by": "teacher_entropy", "keep": "lowest", "share": 0.2}] * 2}},

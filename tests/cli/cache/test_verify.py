@@ -90,9 +90,9 @@ def requested(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     seen: dict[str, Any] = {"report": AGREES}
 
     def verify_against(
-        cache: str, teacher: str, sample: int, progress: Any, *, trusted: bool, retry_policy: Any
+        cache: str, teacher: str, sample: int, progress: Any, *, trusted: bool, devices: str, retry_policy: Any
     ) -> Any:
-        seen.update(cache=cache, teacher=teacher, sample=sample, progress=progress)
+        seen.update(cache=cache, teacher=teacher, sample=sample, progress=progress, devices=devices)
         return seen["report"]
 
     module = ModuleType("kdpipe.pipeline.verify_against")

@@ -32,14 +32,19 @@ def broken_card(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_75", "sm_90"])
 
 
-@pytest.mark.parametrize(("requested", "found"), [("auto", [0]), ("all", [0, 1, 2]), ("cuda:2", [2])])
+@pytest.mark.parametrize(
+    ("requested", "found"), [("auto", [0]), ("all", [0, 1, 2]), ("cuda:2", [2]), ("cuda:2,cuda:0", [2, 0])]
+)
 def test_gpus_are_chosen_by_their_words(requested: str, found: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     cards(monkeypatch, 3)
     assert devices.choose(requested) == [torch.device("cuda", number) for number in found]
     assert devices.choose("cpu") == [CPU]
     assert devices.choose("cuda") == [torch.device("cuda", 0)]
-    with pytest.raises(ConfigError, match=r"unknown device: gpu$"):
+    with pytest.raises(ConfigError, match="--devices gpu"):
         devices.choose("gpu")
+    assert devices.choose_one("cuda:1") == torch.device("cuda", 1)
+    with pytest.raises(ConfigError, match="cuda:0, cuda:1, cuda:2"):
+        devices.choose_one("all")
     with pytest.raises(ConfigError, match=r"mps"):
         devices.choose("mps")
 
