@@ -96,6 +96,7 @@ EXAMPLES = {
     """,
     "doctor": """
         kdpipe doctor --out runs
+        kdpipe doctor --from-cache cache --teacher Qwen/Qwen3-8B --student 100m
         kdpipe doctor runs/a
     """,
 }

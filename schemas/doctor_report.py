@@ -1,10 +1,20 @@
-"""The report of `kdpipe doctor`: one line per check, also the JSON document of `--json`."""
+"""What `kdpipe doctor` is to check, and its report: one line per check, also the JSON document of `--json`."""
 
 from typing import Literal
 
 from kdpipe.schemas.records import Record
 
 Level = Literal["ok", "warning", "problem"]
+
+
+class DoctorRequest(Record):
+    """A run, or an output directory [.] and the names of a cache and models."""
+
+    run: str | None = None
+    cache: str | None = None
+    teacher: str | None = None
+    student: str | None = None
+    out: str | None = None
 
 
 class Check(Record):
@@ -23,8 +33,8 @@ class DoctorReport(Record):
     checks: tuple[Check, ...]
 
 
-def passed(name: str, what: str) -> Check:
-    return Check(name=name, level="ok", what=what)
+def passed(name: str, what: str, do: str = "") -> Check:
+    return Check(name=name, level="ok", what=what, do=do)
 
 
 def warning(name: str, what: str, do: str) -> Check:

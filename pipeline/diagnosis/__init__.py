@@ -1,1 +1,1 @@
-"""Checks of `kdpipe doctor`: of the machine, its GPUs and training runs, one module for each."""
+"""Checks of `kdpipe doctor`: of the machine, of a cache and models, and of training runs."""

@@ -6,18 +6,21 @@ In: settings of the machine and the size of the weights. Out: devices, a dtype, 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from pathlib import Path
 from typing import Literal
 
 import torch
 
-from kdpipe.pipeline.models.cpus import usable_cpus as usable_cpus
+from kdpipe.pipeline.models.process_limits import usable_cpus as usable_cpus
+from kdpipe.pipeline.models.process_limits import usable_memory
 from kdpipe.schemas.choices import DtypeName
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.model import check_devices
 
 # The share of free memory for weights; the rest is for activations, logits and fragmentation.
 SHARE_FOR_WEIGHTS = 0.8
+CPU = torch.device("cpu")
+# Free memory where it is unknown, on macOS and Windows: no limit.
+UNKNOWN_FREE = 1 << 62
 # The newest GPUs that need builds for CUDA 12.6, which torch 2.15 drops.
 OLD_CARDS = (7, 0)
 
@@ -110,16 +113,11 @@ def fits(weight_bytes: int, free_bytes: int) -> bool:
 
 
 def free_memory(device: torch.device) -> int:
-    """Free bytes of a device: of a GPU from its driver, of the CPU from the system."""
+    """Free bytes of a device: of a GPU from its driver, of the CPU from the system and the limits of its container."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    memory = Path("/proc/meminfo")
-    if memory.is_file():
-        for line in memory.read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    # Unknown on macOS and Windows: no limit.
-    return 1 << 62
+    free = usable_memory()
+    return UNKNOWN_FREE if free is None else free
 
 
 def n_threads(setting: int | None) -> int:

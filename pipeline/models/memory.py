@@ -19,11 +19,20 @@ def peak_process_bytes() -> int | None:
     if sys.platform == "win32":
         return None
     if STATUS.is_file():
-        for line in STATUS.read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
+        return _status_bytes("VmHWM:")
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most if sys.platform == "darwin" else most * 1024
+
+
+def process_bytes() -> int | None:
+    """Resident memory now; None where it is unknown, outside Linux."""
+    return _status_bytes("VmRSS:") if STATUS.is_file() else None
+
+
+def _status_bytes(name: str) -> int | None:
+    return next(
+        (int(line.split()[1]) * 1024 for line in STATUS.read_text().splitlines() if line.startswith(name)), None
+    )
 
 
 def peak_device_bytes(device: torch.device) -> int | None:

@@ -5,6 +5,7 @@ temperature but that of the samples everything outside the exact ids is one bin,
 """
 
 import shlex
+from collections.abc import Sequence
 
 from kdpipe.cache.reader import Cache
 from kdpipe.pipeline.batches.collate import BatchContents, make_batch
@@ -39,10 +40,17 @@ def check_masses(cache: Cache, curriculum: Curriculum, allowed: bool, progress: 
 
 
 def exact_masses(cache: Cache, curriculum: Curriculum) -> dict[float, float]:
-    """Mean mass of the exact ids, over a few sequences, at temperatures other than that of the samples."""
+    """The mean mass of the exact ids at the temperatures of a run other than that of the samples."""
     spec = cache.manifest.targets
     temperatures = sorted(curriculum.temperatures - {spec.target_temperature})
-    if not temperatures or not curriculum.terms & ON_BINS or not spec.tail_known:
+    if not curriculum.terms & ON_BINS or not spec.tail_known:
+        return {}
+    return masses_at(cache, temperatures)
+
+
+def masses_at(cache: Cache, temperatures: Sequence[float]) -> dict[float, float]:
+    """The mean mass of the exact ids, over a few sequences of a cache whose tail is known."""
+    if not temperatures:
         return {}
     targets = make_batch(cache, range(min(SAMPLED, len(cache))), BatchContents(targets=True)).targets
     assert targets is not None
