@@ -1,12 +1,15 @@
-"""The one module that prints: reports on stdout, progress, notes and errors on stderr."""
+"""The one module that prints: reports on stdout, progress, notes and errors on stderr; in color on a terminal."""
 
 import io
 import json
 import logging
+import os
 import re
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
+
+from kdpipe.schemas.choices import TextStyle
 
 if TYPE_CHECKING:
     from kdpipe.schemas.records import Record
@@ -15,6 +18,9 @@ Fact = tuple[str, str]
 # Libraries that warn about how kdpipe calls them; shown with --debug.
 QUIET_LIBRARIES = ("lm_eval",)
 CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+# Graphic renditions (ECMA-48, 8.3.117): bold, green, yellow, bold red.
+RENDITIONS: dict[TextStyle, str] = {"heading": "1", "best": "32", "warning": "33", "error": "1;31"}
+STYLED = re.compile(rf"\x1b\[(?:{'|'.join(RENDITIONS.values())})m[^\x1b\n]*\x1b\[0m")
 
 
 def set_up(*, debug: bool) -> None:
@@ -30,12 +36,12 @@ def set_up(*, debug: bool) -> None:
 
 def answer(text: str) -> None:
     """Print to stdout."""
-    print(_harmless(text))
+    print(_harmless(text, sys.stdout))
 
 
 def stream(text: str) -> None:
     """Print a piece of a line to stdout at once."""
-    print(_harmless(text), end="", flush=True)
+    print(_harmless(text, sys.stdout), end="", flush=True)
 
 
 def ask(prompt: str) -> str | None:
@@ -64,7 +70,7 @@ def reply(report: "Record", page: str, *, as_json: bool) -> None:
 
 def note(text: str) -> None:
     """Print to stderr."""
-    print(_harmless(text), file=sys.stderr, flush=True)
+    print(_harmless(text, sys.stderr), file=sys.stderr, flush=True)
 
 
 def parts(n: int) -> str:
@@ -72,19 +78,31 @@ def parts(n: int) -> str:
 
 
 def warning_text(text: str) -> str:
-    return f"warning: {text}"
+    return f"{styled('warning:', 'warning', sys.stderr)} {text}"
+
+
+def styled(text: str, style: TextStyle, stream: TextIO) -> str:
+    """Text for a stream, in color if the stream shows colors."""
+    return f"\x1b[{RENDITIONS[style]}m{text}\x1b[0m" if style != "plain" and is_colored(stream) else text
+
+
+def is_colored(stream: TextIO) -> bool:
+    """Whether a stream is a terminal with colors and NO_COLOR (no-color.org) is not set."""
+    stream = getattr(stream, "rich_proxied_file", stream)  # while a bar is shown
+    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 def draw(text: str) -> None:
     """Write over the current line of a notebook cell's output."""
-    print(f"\r{_harmless(text)}", end="", flush=True)
+    print(f"\r{_harmless(text, sys.stdout)}", end="", flush=True)
 
 
 def failure(message: str, hint: str | None, label: str = "error") -> None:
     """Print an error and what to do about it to stderr."""
-    print(_harmless(f"{label}: {message}"), file=sys.stderr)
+    style: TextStyle = "error" if label == "error" else "warning"
+    note(f"{styled(f'{label}:', style, sys.stderr)} {message}")
     if hint is not None:
-        print(_harmless(f"hint: {hint}"), file=sys.stderr)
+        note(f"{styled('hint:', 'heading', sys.stderr)} {hint}")
 
 
 def facts(pairs: Sequence[Fact]) -> list[str]:
@@ -100,6 +118,14 @@ def bar(share: float, width: int = 30) -> str:
     return block * round(min(max(share, 0.0), 1.0) * width)
 
 
-def _harmless(text: str) -> str:
+def _harmless(text: str, stream: TextIO) -> str:
     """Escape control characters: names in a cache or a path may contain terminal escape sequences."""
+    place, parts = 0, []
+    for match in STYLED.finditer(text) if is_colored(stream) else ():
+        parts += [_escaped(text[place : match.start()]), match[0]]
+        place = match.end()
+    return "".join([*parts, _escaped(text[place:])])
+
+
+def _escaped(text: str) -> str:
     return CONTROLS.sub(lambda match: f"\\x{ord(match[0]):02x}", text)

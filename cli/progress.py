@@ -14,6 +14,7 @@ from typing import Any, Protocol, final
 
 from kdpipe.cli import console
 from kdpipe.cli.quantities import duration, share, size
+from kdpipe.schemas.choices import TextStyle
 from kdpipe.schemas.progress import Progress, SilentProgress, Task, TaskUpdate
 
 SECONDS_BETWEEN_LINES = 30.0
@@ -80,8 +81,8 @@ class ShownProgress:
         self._cells = _cells()
         self._lock = threading.Lock()
 
-    def message(self, text: str) -> None:
-        self._canvas.print(text)
+    def message(self, text: str, style: TextStyle = "plain") -> None:
+        self._canvas.print(console.styled(text, style, sys.stderr))
 
     def warning(self, text: str) -> None:
         self._canvas.print(console.warning_text(text))
@@ -143,10 +144,11 @@ class TaskView:
             extent = f"{done:,}{total} {task.unit}"
         if (part := self._part(now)) is not None:
             extent += f" ({share(part)})"
-        return f"{task.name}: {', '.join([extent, *self._pace(now), *self._facts(4)])}"
+        left, rate = self._pace(now)
+        return f"{task.name}: {', '.join([extent, *left, *rate, *self._facts(4)])}"
 
     def bar_line(self, now: float, columns: int) -> str:
-        """`train ██████░░░░ 60% 12 min left 3.1 steps/s loss 2.488`, with as many numbers as fit."""
+        """`train ██████░░░░ 60% 12 min left 3.1 steps/s loss 2.488`, with what fits: losses rather than rates."""
         name = self.task.name
         if (part := self._part(now)) is None:
             pieces = [name, duration(now - self._began), *([f"{self._latest.done:,}"] if self._latest.done else [])]
@@ -154,11 +156,17 @@ class TaskView:
             n_cells = 20 if columns >= WIDE_COLUMNS else 10
             bar = (self._full * round(part * n_cells)).ljust(n_cells, self._empty)
             pieces = [name, bar, f"{share(part):>4}"]
-        for piece in (*self._pace(now), *self._facts(3)):
-            if len(" ".join([*pieces, piece])) >= columns:
+        left, rate = self._pace(now)
+        facts = zip(self._latest.facts, self._facts(3), strict=True)
+        ranked = [*((0, text) for text in left), *((2, text) for text in rate)]
+        ranked += [(1 if _is_loss(name) else 3, text) for name, text in facts]
+        shown, n_columns = set[int](), len(" ".join(pieces))
+        for place in sorted(range(len(ranked)), key=lambda place: (ranked[place][0], place)):
+            n_columns += 1 + len(ranked[place][1])
+            if n_columns >= columns:
                 break
-            pieces.append(piece)
-        return " ".join(pieces)[: columns - 1]
+            shown.add(place)
+        return " ".join([*pieces, *(ranked[place][1] for place in sorted(shown))])[: columns - 1]
 
     def _part(self, now: float) -> float | None:
         """The share that is done, estimated from the time left if the total is unknown."""
@@ -167,19 +175,22 @@ class TaskView:
         left, passed = self._latest.seconds_left, now - self._began
         return passed / (passed + left) if left is not None and passed > 0 else None
 
-    def _pace(self, now: float) -> list[str]:
-        """The time left and the rate, as far as they are known."""
+    def _pace(self, now: float) -> tuple[list[str], list[str]]:
+        """The time left and the rate, each none or one text."""
         passed, done = now - self._began, self._latest.done - self.task.done
         rate = done / passed if passed > 0 and done > 0 else None
         left = self._latest.seconds_left
         if left is None and rate is not None and self.task.total is not None:
             left = max(0, self.task.total - self._latest.done) / rate
-        pace = [] if left is None else [f"{duration(left)} left"]
-        return pace if rate is None else [*pace, _rate(rate, self.task.unit)]
+        return [] if left is None else [f"{duration(left)} left"], [] if rate is None else [_rate(rate, self.task.unit)]
 
     def _facts(self, digits: int) -> list[str]:
         smoothed = {name: mean for name, (_, mean) in self._smoothed.items()}
         return [_fact(name, smoothed.get(name, value), digits) for name, value in self._latest.facts.items()]
+
+
+def _is_loss(name: str) -> bool:
+    return name.startswith("loss") or name in ("val", "best")
 
 
 def _cells() -> tuple[str, str]:

@@ -63,5 +63,7 @@ PrecisionName = Literal["fp32", "bf16", "fp16", "fp16-pure"]
 PrecisionSetting = Literal["auto", PrecisionName]
 GuardPreset = Literal["standard", "fp16-safe", "ultra-stable"]
 TrackerName = Literal["tensorboard", "wandb", "trackio", "mlflow"]
+# How a line or a word is shown on a terminal with colors.
+TextStyle = Literal["plain", "heading", "best", "warning", "error"]
 # Commands whose settings `kdpipe config` handles.
 ConfiguredCommand = Literal["train", "cache-teacher"]

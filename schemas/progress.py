@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
+from kdpipe.schemas.choices import TextStyle
+
 Item = TypeVar("Item")
 
 
@@ -41,7 +43,7 @@ class TaskUpdate:
 class Progress(Protocol):
     """Receives messages, warnings, and the progress of tasks."""
 
-    def message(self, text: str) -> None: ...
+    def message(self, text: str, style: TextStyle = "plain") -> None: ...
 
     def warning(self, text: str) -> None: ...
 
@@ -55,7 +57,7 @@ class Progress(Protocol):
 class SilentProgress:
     """Ignores everything; a base for progress that needs some of the calls."""
 
-    def message(self, text: str) -> None:
+    def message(self, text: str, style: TextStyle = "plain") -> None:
         pass
 
     def warning(self, text: str) -> None:

@@ -17,6 +17,7 @@ from kdpipe.pipeline.capture.part_queue import WorkerShard
 from kdpipe.pipeline.teachers import backend_of
 from kdpipe.schemas.capture_report import CaptureReport
 from kdpipe.schemas.capture_settings import CaptureSettings
+from kdpipe.schemas.choices import TextStyle
 from kdpipe.schemas.errors import KdpipeError
 from kdpipe.schemas.progress import Progress, Task, TaskUpdate
 
@@ -43,8 +44,8 @@ class _QueueProgress:
     def _send(self, name: str, *arguments: Any) -> None:
         self._messages.put(WorkerMessage(worker=self._worker, name=name, arguments=arguments))
 
-    def message(self, text: str) -> None:
-        self._send("message", text)
+    def message(self, text: str, style: TextStyle = "plain") -> None:
+        self._send("message", text, style)
 
     def warning(self, text: str) -> None:
         self._send("warning", text)
@@ -130,12 +131,12 @@ class _WorkersProgress:
         self._latest: dict[int, TaskUpdate] = {}
 
     def receive(self, message: WorkerMessage) -> None:
-        (argument,), worker = message.arguments, message.worker
+        argument, worker = message.arguments[0], message.worker
         match message.name:
             case ("message" | "warning") as name:
                 if (name, argument) not in self._shown:
                     self._shown.add((name, argument))
-                    getattr(self._progress, name)(argument)
+                    getattr(self._progress, name)(*message.arguments)
             case "begin":
                 if argument.name not in self._tasks:
                     self._tasks[argument.name] = argument, set()

@@ -26,6 +26,7 @@ from kdpipe.pipeline.training.cache_requirements import default_tail_weight
 from kdpipe.pipeline.training.coarse_targets import LEAST_MASS, masses_at, remedy
 from kdpipe.pipeline.training.run import Run, plan_run
 from kdpipe.schemas.capture_settings import CaptureSettings
+from kdpipe.schemas.choices import TextStyle
 from kdpipe.schemas.counts import compact, counted, size
 from kdpipe.schemas.doctor_report import Check, passed, problem, warning
 from kdpipe.schemas.errors import Incompatible, KdpipeError
@@ -153,7 +154,7 @@ class _CollectedWarnings:
         self.begin, self.update, self.finish = shown.begin, shown.update, shown.finish
         self.warnings: list[str] = []
 
-    def message(self, text: str) -> None:
+    def message(self, text: str, style: TextStyle = "plain") -> None:
         pass
 
     def warning(self, text: str) -> None:

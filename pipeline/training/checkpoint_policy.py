@@ -18,11 +18,7 @@ from kdpipe.pipeline.training.step_log import StepLog
 from kdpipe.pipeline.training.train_state import TrainState
 from kdpipe.pipeline.training.validation import Validation
 from kdpipe.schemas.checkpoint import Best, LoopState
-from kdpipe.schemas.choices import BestMetric
 from kdpipe.schemas.errors import KdpipeError
-
-# Metrics that improve upward.
-RISING: frozenset[BestMetric] = frozenset({"top1_agreement"})
 
 
 @final
@@ -63,9 +59,8 @@ class CheckpointPolicy:
     def evaluate(self, state: LoopState, result: StepResult | None) -> LoopState:
         """Evaluate the student and update the best step."""
         assert self._validation is not None
-        metric = self._run.metric
-        value = getattr(self._validation.evaluate(state, result), metric)
-        if not isinstance(value, float) or not _is_better(metric, value, state.best):
+        value = getattr(self._validation.evaluate(state, result), self._run.metric)
+        if not self._run.improves(value, state.best):
             return state
         return state.model_copy(update={"best": Best(step=state.step, value=value)})
 
@@ -132,9 +127,3 @@ class CheckpointPolicy:
         contents = checkpoints.load(path)
         state_tensors.restore_model(self._train_state.model, contents.model)
         return contents.state
-
-
-def _is_better(metric: BestMetric, value: float, best: Best | None) -> bool:
-    if best is None:
-        return True
-    return value > best.value if metric in RISING else value < best.value

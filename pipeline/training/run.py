@@ -26,7 +26,7 @@ from kdpipe.pipeline.training.guard import GuardValues, clamp_warnings, resolve
 from kdpipe.pipeline.training.optimizer_defaults import StudentKind, fill_defaults, reason
 from kdpipe.pipeline.training.schedules import StepPlan, make_plan
 from kdpipe.pipeline.training.trackers import check_installed
-from kdpipe.schemas.checkpoint import RunRecord
+from kdpipe.schemas.checkpoint import Best, RunRecord
 from kdpipe.schemas.choices import BestMetric, LossName
 from kdpipe.schemas.progress import Progress
 from kdpipe.schemas.strict_json import canonical, sha256_hex
@@ -37,6 +37,8 @@ from kdpipe.schemas.train_settings import TrainSettings
 # Tokens of a micro-batch on a CPU: a step of 8 x 512 takes as long in micro-batches, and 0.37 of the memory in quarters
 # (benchmarks/stage_two.py step --portion 2).
 CPU_TOKENS = 1024
+# Metrics that improve upward.
+RISING: frozenset[BestMetric] = frozenset({"top1_agreement"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +73,12 @@ class Run:
     def loss_is_shifted(self, terms: ActiveTerms) -> bool:
         """Whether the value of some term is shifted by a constant."""
         return any(self.term_name(name, terms.temperature).endswith(SHIFTED) for name in terms.weights)
+
+    def improves(self, value: float | None, best: Best | None) -> bool:
+        """Whether a value of the metric is better than the best so far."""
+        if value is None or best is None:
+            return value is not None
+        return value > best.value if self.metric in RISING else value < best.value
 
 
 def plan_run(settings: TrainSettings, progress: Progress) -> Run:

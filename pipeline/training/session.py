@@ -13,7 +13,7 @@ from kdpipe.pipeline.models.devices import usable_cpus
 from kdpipe.pipeline.training import checkpoints
 from kdpipe.pipeline.training.checkpoint_policy import CheckpointPolicy
 from kdpipe.pipeline.training.interruptions import StopRequest
-from kdpipe.pipeline.training.metrics import Metrics
+from kdpipe.pipeline.training.metrics import FILE, Metrics
 from kdpipe.pipeline.training.run import Run
 from kdpipe.pipeline.training.step_log import StepLog
 from kdpipe.pipeline.training.trackers import TrackedRun, Trackers
@@ -60,7 +60,9 @@ def open_session(
             progress.warning(str(metrics.gap))
         config = {name: str(value) for name, value in by_dotted_name(settings.model_dump(mode="json")).items()}
         tracked_run = TrackedRun(name=folder.resolve().name, folder=folder, config=config, step=state.step)
-        trackers = Trackers(settings.report_to if tracked else (), tracked_run, progress.warning)
+        if tracked:
+            progress.message(f"{'metrics':<12}{folder / FILE}")
+        trackers = Trackers(settings.report_to if tracked else (), tracked_run, progress)
         stack.callback(trackers.finish)
         log = StepLog(run, train_state, metrics, trackers, progress)
         loader = StepLoader(

@@ -1,12 +1,12 @@
 """`StepLog`: every step and evaluation in metrics.jsonl, in trackers and on screen.
 
-In: step results, guard verdicts, evaluations. Out: metrics lines, progress, and the first steps in detail.
+In: step results, guard verdicts, evaluations. Out: metrics lines, progress, and rows of the first steps.
 """
 
 import math
 from typing import Any, final
 
-from kdpipe.pipeline.losses.terms import ActiveTerms, TermName, factor
+from kdpipe.pipeline.losses.terms import ActiveTerms, TermName
 from kdpipe.pipeline.models.memory import peak_device_bytes, peak_process_bytes
 from kdpipe.pipeline.training.guard import Guard, GuardVerdict
 from kdpipe.pipeline.training.memorization import most_epochs
@@ -16,6 +16,7 @@ from kdpipe.pipeline.training.run import Run
 from kdpipe.pipeline.training.step import StepResult, TermMetrics
 from kdpipe.pipeline.training.trackers import Trackers
 from kdpipe.pipeline.training.train_state import TrainState
+from kdpipe.pipeline.training.training_table import TrainingTable
 from kdpipe.schemas.checkpoint import LoopState, MetricsState
 from kdpipe.schemas.progress import Progress, TaskUpdate
 from kdpipe.schemas.train_report import Evaluation
@@ -35,6 +36,7 @@ class StepLog:
         self._metrics, self._trackers = metrics, trackers
         self._positions, self._waited, self._seconds, self._steps = 0, 0.0, 0.0, 0
         self._validated: float | None = None
+        self._table, self._has_warned = TrainingTable(run, progress), False
         self._most_epochs = most_epochs(run.curriculum, run.cache.manifest.targets, run.cache.n_positions)
 
     @property
@@ -98,7 +100,7 @@ class StepLog:
             }
         )
         if state.step <= FIRST_STEPS:
-            self._progress.message((self._details if state.step == 1 else self._summary)(state, result, terms))
+            self._table.add_step(state.step, result, terms)
         facts: dict[str, float] = {}
         if math.isfinite(result.loss):
             facts[self._run.loss_name(terms)] = result.loss
@@ -125,20 +127,20 @@ class StepLog:
 
     def show_evaluation(self, state: LoopState, evaluation: Evaluation, train_loss: float | None) -> None:
         """Show an evaluation on screen only."""
-        self._validated = getattr(evaluation, self._run.metric)
-        gap = _train_gap(evaluation, train_loss)
-        parts = [f"CE {evaluation.cross_entropy:.4f}"]
-        if evaluation.kl_teacher is not None:
-            parts.append(f"KL to teacher {evaluation.kl_teacher:.4f}")
-        if evaluation.top1_agreement is not None:
-            parts.append(f"top-1 agreement {evaluation.top1_agreement:.1%}")
-        parts.append(f"calibration error {evaluation.ece:.1%}")
-        if evaluation.loss is not None:
+        value = getattr(evaluation, self._run.metric)
+        is_best = self._run.improves(value, state.best) or (state.best is not None and state.best.step == state.step)
+        self._validated = value
+        if self._memorizes(state) and not self._has_warned:
+            self._has_warned = True
             epochs = f"{state.place / self._run.plan.n_sequences:.2g}"
-            estimate = f", an estimate: its samples were used {epochs} times" if self._memorizes(state) else ""
-            difference = "" if gap is None else f" ({gap:+.4f} to training{estimate})"
-            parts.insert(0, f"{evaluation.loss_name} {evaluation.loss:.4f}{difference}")
-        self._progress.message(f"step {state.step:,}, validation: {', '.join(parts)}")
+            self._progress.message(f"each sample was used {epochs} times: gaps to the training loss are estimates (~)")
+        self._table.add_evaluation(
+            state.step,
+            evaluation,
+            gap=_train_gap(evaluation, train_loss),
+            is_estimate=self._memorizes(state),
+            is_best=is_best,
+        )
 
     def _write(self, line: Line) -> None:
         self._metrics.write(line)
@@ -150,25 +152,6 @@ class StepLog:
 
     def _name(self, name: TermName, terms: ActiveTerms) -> str:
         return self._run.term_name(name, terms.temperature)
-
-    def _summary(self, state: LoopState, result: StepResult, terms: ActiveTerms) -> str:
-        """A step in one line, with the mean of each term."""
-        parts = [f"{self._run.loss_name(terms)} {result.loss:.4f}"]
-        if len(result.terms) > 1:
-            parts += [f"{self._name(name, terms)} {term.raw:.4f}" for name, term in result.terms.items()]
-        parts.append(f"gradient norm {result.gradient_norm:.4g}")
-        return f"step {state.step:,}: {', '.join(parts)}"
-
-    def _details(self, state: LoopState, result: StepResult, terms: ActiveTerms) -> str:
-        """A step with a line per term: raw x weight (x T² or T) = contribution to the loss."""
-        rows = [
-            (self._name(name, terms), _product(name, term, result.loss, terms)) for name, term in result.terms.items()
-        ]
-        rows.append(("batches", result.shapes))
-        width = max(len(name) for name, _ in rows)
-        norm = f"gradient norm {result.gradient_norm:.4g}"
-        head = f"step {state.step:,}: {self._run.loss_name(terms)} {result.loss:.4f}, {norm}, {result.tokens:,} tokens"
-        return "\n".join([head, *(f"  {name:<{width}}  {text}" for name, text in rows)])
 
 
 def _extent(state: LoopState) -> Line:
@@ -188,13 +171,6 @@ def _guard_values(verdict: GuardVerdict, guard: Guard) -> Line:
 
 def _train_gap(evaluation: Evaluation, train_loss: float | None) -> float | None:
     return None if evaluation.loss is None or train_loss is None else evaluation.loss - train_loss
-
-
-def _product(name: TermName, term: TermMetrics, loss: float, terms: ActiveTerms) -> str:
-    by = factor(name, 1.0 if name == "ce" else terms.temperature)
-    product = f"{term.raw:.4f} x {term.weight:.4g}" + (f" x {by:g}" if by != 1 else "")
-    share = f" ({term.weighted / loss:.0%})" if loss else ""
-    return f"{product} = {term.weighted:.4f}{share} over {term.count:,}"
 
 
 def _parts(term: TermMetrics, loss: float) -> Line:

@@ -43,6 +43,46 @@ def test_control_characters_are_spelled_out(capsys: pytest.CaptureFixture[str]) 
     assert capsys.readouterr().out == "a\\x1b[31mb\\x9bc\\x202ed\\x0d\te\n\n"
 
 
+class TerminalStream(io.StringIO):
+    """A stream of a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def terminal(monkeypatch: pytest.MonkeyPatch, **environment: str) -> TerminalStream:
+    """A terminal as stdout and stderr."""
+    stream = TerminalStream()
+    monkeypatch.setattr(sys, "stdout", stream)
+    monkeypatch.setattr(sys, "stderr", stream)
+    for name, value in {"TERM": "xterm", "NO_COLOR": "", **environment}.items():
+        monkeypatch.setenv(name, value)
+    return stream
+
+
+def test_a_terminal_has_colored_labels_and_keeps_foreign_escapes_visible(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = terminal(monkeypatch)
+    console.failure("disk full", "free some space")
+    console.failure("interrupted", None, "stopped")
+    console.note(console.warning_text("look\x1b[2Jhere"))
+    console.answer(f"a {console.styled('0.25', 'best', sys.stdout)} \x1b[35mb\x1b[0m")
+    assert stream.getvalue().splitlines() == [
+        "\x1b[1;31merror:\x1b[0m disk full",
+        "\x1b[1mhint:\x1b[0m free some space",
+        "\x1b[33mstopped:\x1b[0m interrupted",
+        "\x1b[33mwarning:\x1b[0m look\\x1b[2Jhere",
+        "a \x1b[32m0.25\x1b[0m \\x1b[35mb\\x1b[0m",
+    ]
+
+
+@pytest.mark.parametrize(("name", "value"), [("NO_COLOR", "1"), ("TERM", "dumb")])
+def test_no_color_and_simple_terminals_get_plain_text(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    stream = terminal(monkeypatch, **{name: value})
+    console.failure("disk full", None)
+    console.answer(console.styled("0.25", "best", sys.stdout) + "\x1b[32mgreen\x1b[0m")
+    assert stream.getvalue() == "error: disk full\n0.25\\x1b[32mgreen\\x1b[0m\n"
+
+
 def test_a_document_is_ascii_and_means_the_same(capsys: pytest.CaptureFixture[str]) -> None:
     value = {"name": "na\u00efve \x1b \x9b", "bytes": 3}
     console.document(value)

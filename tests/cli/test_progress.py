@@ -8,7 +8,7 @@ import pytest
 
 from kdpipe.cli.progress import SECONDS_BETWEEN_LINES, Line, Log, Notebook, QuietProgress, ShownProgress, shown_progress
 from kdpipe.schemas.progress import Task, TaskUpdate
-from support.terminal import on_a_terminal
+from support.terminal import on_a_terminal, screen
 
 PROGRAM = """
 import time
@@ -22,6 +22,7 @@ with shown_progress() as progress:
             progress.message(f"message {n}")
             time.sleep(0.25)
         progress.warning("look here")
+        progress.message("    step   val loss", "heading")
         STOP
 console.answer("the answer")
 """
@@ -78,6 +79,8 @@ def test_a_bar_fits_the_terminal_and_drops_the_last_numbers_first() -> None:
     assert canvas.at(80) == "train ████░░░░░░  42% 12 min left 50 steps/s loss 2.488 val 2.500 best 2.250"
     wide = canvas.at(120)
     assert wide.startswith("train ████████░░░░░░░░░░░░  42% 12 min left") and "lr 9.55e-05" in wide
+    slow = shown(TRAIN, 9000.0, TaskUpdate(done=504, seconds_left=4300.0, facts=FACTS))
+    assert slow.at(80) == "train ████░░░░░░  42% 1 h 12 min left loss 2.488 val 2.500 best 2.250"
     for columns in range(20, 160):
         assert len(canvas.at(columns)) < columns
     assert canvas.at(30) == "train ████░░░░░░  42%"
@@ -193,13 +196,17 @@ def test_a_notebook_is_recognized_by_its_stdout(monkeypatch: pytest.MonkeyPatch)
     assert stream.getvalue() == "a message\n"
 
 
-def test_a_terminal_gets_one_bar_and_every_message(tmp_path: Path) -> None:
-    out, err, code = on_a_terminal(PROGRAM.replace("STOP", "pass"), tmp_path, columns=80)
+@pytest.mark.parametrize("columns", [80, 120])
+def test_a_terminal_gets_one_bar_and_every_message(tmp_path: Path, columns: int) -> None:
+    out, err, code = on_a_terminal(PROGRAM.replace("STOP", "pass"), tmp_path, columns=columns)
     assert (out, code) == ("the answer\n", 0)
     assert "\u2588" in err and " left " in err and "loss 2.500 val 2.250 best 2.000" in err
-    for line in ("resuming from step 2 of 10", "message 3", "message 8", "warning: look here"):
-        assert line in err
-    assert err.rstrip().endswith("\x1b[2K")  # the bar is removed
+    assert [line for line in screen(err) if line] == [
+        "resuming from step 2 of 10",
+        *(f"message {n}" for n in range(3, 9)),
+        "\x1b[33mwarning:\x1b[0m look here",
+        "\x1b[1m    step   val loss\x1b[0m",
+    ]
     assert err.count("\x1b[?25l") == err.count("\x1b[?25h") == 1
 
 
@@ -215,3 +222,10 @@ def test_a_terminal_that_cannot_move_its_cursor_gets_lines(tmp_path: Path) -> No
     assert (out, code) == ("the answer\n", 0)
     assert "\x1b" not in err
     assert "message 8" in err
+
+
+def test_no_color_leaves_the_bar_and_plain_messages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    _, err, code = on_a_terminal(PROGRAM.replace("STOP", "pass"), tmp_path, columns=80)
+    assert code == 0 and "\u2588" in err
+    assert [line for line in screen(err) if line][-2:] == ["warning: look here", "    step   val loss"]

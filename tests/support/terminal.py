@@ -1,9 +1,10 @@
 """A terminal for a program to write its progress on.
 
-In: a program. Out: what it wrote to stdout and to the terminal, and its exit code.
+In: a program. Out: what it wrote to stdout and to the terminal, its exit code, and the lines left on the screen.
 """
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -31,3 +32,22 @@ def on_a_terminal(program: str, folder: Path, term: str = "xterm", columns: int 
         out = process.stdout.read()
     os.close(ours)
     return out.decode(), messages.decode(), process.returncode
+
+
+def screen(written: str) -> list[str]:
+    """The lines on the screen after a program wrote to it, with graphic renditions; lines are not wrapped."""
+    lines, row, column = [""], 0, 0
+    for token in re.findall(r"\x1b\[[0-9;?]*[a-zA-Z]|[\r\n]|[^\x1b\r\n]+", written):
+        if token == "\n":
+            row, column = row + 1, 0
+            lines += [""] * (row + 1 - len(lines))
+        elif token == "\r":
+            column = 0
+        elif (up := re.fullmatch(r"\x1b\[(\d*)A", token)) is not None:
+            row -= int(up[1] or 1)
+        elif token == "\x1b[2K":
+            lines[row] = ""
+        elif not re.fullmatch(r"\x1b\[(\?.*|[^m]*[A-Zl-n]?)", token) or token.endswith("m"):
+            lines[row] = lines[row][:column].ljust(column) + token + lines[row][column + len(token) :]
+            column += len(token)
+    return lines

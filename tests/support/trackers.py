@@ -6,6 +6,7 @@ tracker passes: in the run's folder, without network and output, and one run how
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -30,9 +31,15 @@ def no_network(event, arguments):
 
 sys.addaudithook(no_network)
 from kdpipe.pipeline.training.trackers import TrackedRun, Trackers
+from kdpipe.schemas.progress import SilentProgress
 
-def fail(text):
-    raise AssertionError(text)
+class Strict(SilentProgress):
+    # Prints messages to stderr, and refuses warnings.
+    def message(self, text, style="plain"):
+        print(text, file=sys.stderr)
+
+    def warning(self, text):
+        raise AssertionError(text)
 
 name, folder = sys.argv[1], Path(sys.argv[2])
 config = {"losses.mode": "hybrid", "optimizer.lr": "0.0001", "run.phases": "x" * 7000}
@@ -41,7 +48,7 @@ WRITE = (
     PRELUDE
     + """
 for begin, end in ((0, 5), (3, 7)):
-    trackers = Trackers([name], TrackedRun(name="a run", folder=folder, config=config, step=begin), fail)
+    trackers = Trackers([name], TrackedRun(name="a run", folder=folder, config=config, step=begin), Strict())
     for step in range(begin + 1, end + 1):
         trackers.write({"step": step, "loss": begin + 1 / step, "terms": {"ce": {"raw": 2.0}}, "bad": float("nan")})
     trackers.finish()
@@ -69,6 +76,11 @@ def check_tracker(name: str, read: str, work: Path, *, hides_undone: bool = Fals
     written = child(WRITE, name, folder, home)
     assert written.returncode == 0, written.stderr
     assert written.stdout == ""
+    lines = [line for line in written.stderr.splitlines() if line.startswith(f"{name} ")]
+    assert len(lines) == 2, written.stderr
+    for line in lines:
+        # One line for each start: where the run is, and the library's command that opens or uploads it.
+        assert str(folder) in line and re.search(rf"\b(view|upload): (\S+=\S+ )?{name} ", line)
     assert [path for path in home.rglob("*") if path.is_file()] == []
     answer = child(f"{PRELUDE}{read}\nprint(json.dumps(points))\n", name, folder, home)
     assert answer.returncode == 0, answer.stderr
@@ -86,6 +98,10 @@ class RecordingTracker:
     def __init__(self, run: TrackedRun) -> None:
         self.run, self.logged, self.n_finished, self.fails = run, list[tuple[int, dict[str, float]]](), 0, False
         RecordingTracker.last = self
+
+    @property
+    def location(self) -> str:
+        return f"view: json {self.run.folder}"
 
     def log(self, step: int, numbers: Mapping[str, float]) -> None:
         if self.fails:

@@ -16,6 +16,7 @@ from typing import Any, Final, Protocol, final
 
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.losses import LOGIT_LOSSES
+from kdpipe.schemas.progress import Progress
 
 # A tracker is a module here, a row in this table, and its name in `schemas.choices.TrackerName`; the name is also that
 # of its library and of the extra that installs it.
@@ -45,6 +46,11 @@ class Tracker(Protocol):
 
     def __init__(self, run: TrackedRun) -> None: ...
 
+    @property
+    def location(self) -> str:
+        """How to view or upload the run, e.g. `view: tensorboard --logdir runs/a`."""
+        ...
+
     def log(self, step: int, numbers: Mapping[str, float]) -> None:
         """Log numbers of a step by name."""
         ...
@@ -65,11 +71,13 @@ def check_installed(names: Collection[str]) -> None:
 class Trackers:
     """The trackers of a run; one that fails is disabled, and the run continues."""
 
-    def __init__(self, names: Collection[str], run: TrackedRun, warn: Callable[[str], None]) -> None:
+    def __init__(self, names: Collection[str], run: TrackedRun, progress: Progress) -> None:
         check_installed(names)
-        self._run, self._warn = run, warn
+        self._run, self._progress = run, progress
         self._open: dict[str, Tracker] = {}
         self._open_all(names, run)
+        for name in list(self._open):
+            self._try(name, partial(self._show, name))
 
     def write(self, line: Mapping[str, Any]) -> None:
         """Log the numbers of a line of metrics.jsonl."""
@@ -100,6 +108,9 @@ class Trackers:
     def _open_one(self, name: str, tracker_class: Callable[[TrackedRun], Tracker], run: TrackedRun) -> None:
         self._open[name] = tracker_class(run)
 
+    def _show(self, name: str) -> None:
+        self._progress.message(f"{name:<12}{self._open[name].location}")
+
     def _try(self, name: str, call: Callable[[], None]) -> None:
         try:
             call()
@@ -108,7 +119,9 @@ class Trackers:
         except Exception as error:  # other libraries and networks must not end the run
             self._open.pop(name, None)
             lines = str(error).splitlines() or [type(error).__name__]
-            self._warn(f"{name} failed and is disabled for this run (metrics.jsonl is complete): {lines[0]}")
+            self._progress.warning(
+                f"{name} failed and is disabled for this run (metrics.jsonl is complete): {lines[0]}"
+            )
 
 
 def stored_id(run: TrackedRun, name: str, make: Callable[[], str]) -> str:

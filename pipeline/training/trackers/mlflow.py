@@ -5,6 +5,7 @@ the client is used: the active run of the process is left alone.
 """
 
 import os
+import shlex
 import time
 from collections.abc import Mapping
 from typing import final
@@ -29,7 +30,8 @@ class Mlflow:
 
         self._metric = Metric
         folder = (run.folder / "mlruns").resolve()
-        self._client = MlflowClient(os.environ.get("MLFLOW_TRACKING_URI", folder.as_uri()))
+        self._server, self._folder = os.environ.get("MLFLOW_TRACKING_URI"), run.folder / "mlruns"
+        self._client = MlflowClient(self._server or folder.as_uri())
         self._id = stored_id(run, "mlflow", lambda: self._create(run.name))
         params = [Param(name, value[:MAX_VALUE]) for name, value in run.config.items()]
         # Equal parameters may be logged again.
@@ -40,6 +42,14 @@ class Mlflow:
         known = self._client.get_experiment_by_name(PROJECT)
         experiment = known.experiment_id if known is not None else self._client.create_experiment(PROJECT)
         return str(self._client.create_run(experiment, run_name=name).info.run_id)
+
+    @property
+    def location(self) -> str:
+        if self._server:
+            return f"view: run {self._id} on {self._server}"
+        # `mlflow ui` is not part of mlflow-skinny.
+        command = "mlflow ui --backend-store-uri " + shlex.quote(str(self._folder))
+        return f"view: MLFLOW_ALLOW_FILE_STORE=true {command} (pip install mlflow)"
 
     def log(self, step: int, numbers: Mapping[str, float]) -> None:
         now = int(time.time() * 1000)

@@ -3,6 +3,7 @@
 In: numbers of steps. Out: OUT/tensorboard/events.*.
 """
 
+import shlex
 import time
 from collections.abc import Mapping
 from typing import final
@@ -21,11 +22,16 @@ class TensorBoard:
     """Writes events; TensorBoard hides those of later steps in older files."""
 
     def __init__(self, run: TrackedRun) -> None:
+        self._folder = run.folder
         self._writer = EventFileWriter(str(run.folder / "tensorboard"))
         start = SessionLog(status=SessionLog.START)
         self._writer.add_event(Event(wall_time=time.time(), step=run.step + 1, session_log=start))
         table = "\n".join(["| setting | value |", "|---|---|", *(f"| {k} | {v} |" for k, v in run.config.items())])
         self._add(run.step, text_pb("settings", table))
+
+    @property
+    def location(self) -> str:
+        return f"view: tensorboard --logdir {shlex.quote(str(self._folder))}"
 
     def log(self, step: int, numbers: Mapping[str, float]) -> None:
         for name, value in numbers.items():

@@ -5,6 +5,7 @@ In: numbers of steps. Out: OUT/trackio, or TRACKIO_DIR.
 
 import io
 import os
+import shlex
 from collections.abc import Mapping
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -20,6 +21,7 @@ class Trackio:
 
     def __init__(self, run: TrackedRun) -> None:
         folder = os.environ.setdefault("TRACKIO_DIR", str((run.folder / "trackio").resolve()))
+        self._folder = folder
         # Imported here because it reads the environment at import.
         import trackio
         from trackio.utils import TRACKIO_DIR
@@ -41,6 +43,10 @@ class Trackio:
                 auto_log_gpu=False,
                 auto_log_cpu=False,
             )
+
+    @property
+    def location(self) -> str:
+        return f"view: TRACKIO_DIR={shlex.quote(self._folder)} trackio show --project {PROJECT}"
 
     def log(self, step: int, numbers: Mapping[str, float]) -> None:
         self._run.log(dict(numbers), step=step)

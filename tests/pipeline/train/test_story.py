@@ -78,25 +78,28 @@ def test_the_report_has_the_results_of_the_run(whole: tuple[TrainReport, Recordi
     assert [line for line in progress.messages if line.startswith("steps")] == [
         "steps       6 optimizer steps: 4 per batch x 2 batches = 8 sequences per step"
     ]
-    first = [line for line in progress.messages for n in range(1, 7) if line.startswith(f"step {n}: loss")]
-    assert len(first) == 5
-    head, ce, kl, batches = first[0].splitlines()
-    assert re.fullmatch(r"step 1: loss \d\.\d{4}, gradient norm [\d.e-]+, [\d,]+ tokens", head)
-    added = [float(re.search(r"= (\d+\.\d{4}) \(\d+%\) over [\d,]+$", line)[1]) for line in (ce, kl)]  # type: ignore[index]  # they match
-    assert sum(added) == pytest.approx(float(head.split()[3].rstrip(",")), abs=2e-4)
-    assert ce.startswith("  ce          ") and kl.startswith("  forward_kl  ") and " x 0.9 = " in kl
-    assert batches.startswith("  batches     2 x (tokens [4, 96], entries [")
-    number = r"\d+\.\d{4}"
-    for n, line in enumerate(first[1:], 2):
-        assert re.fullmatch(rf"step {n}: loss {number}, ce {number}, forward_kl {number}, gradient norm [\d.e-]+", line)
-        assert len(line) < 80
     assert "loss        0.1 x ce + 0.9 x forward_kl" in progress.messages
-    looks = [
-        line
-        for line in progress.messages
-        if re.match(r"step \d, validation: loss \S+ \([+-]\d\.\d{4} to training\), CE", line)
-    ]
-    assert len(looks) == 2
+
+
+def test_the_first_steps_and_evaluations_are_rows_of_aligned_tables(
+    whole: tuple[TrainReport, RecordingProgress],
+) -> None:
+    _, progress = whole
+    steps, evaluations = progress.rows("grad norm"), progress.rows("val loss")
+    assert [row["step"] for row in steps] == ["1", "2", "3"], "up to the first evaluation"
+    assert list(steps[0]) == ["step", "loss", "grad norm", "ce", "forward_kl"]
+    assert [row["step"] for row in evaluations] == ["3", "6"]
+    assert list(evaluations[0]) == ["step", "val loss", "vs train", "val CE", "KL to teacher", "top-1", "ECE"]
+    best = min(range(2), key=lambda n: float(evaluations[n]["val loss"].rstrip("*")))
+    assert [row["val loss"].endswith("*") for row in evaluations] == [True, best == 1]
+    assert max(len(line) for line in progress.messages if re.match(r" +(step|\d+) ", line)) < 80
+    head, ce, kl = next(text for text in progress.messages if text.startswith("step 1 ")).splitlines()
+    assert "2 x (tokens [4, 96], entries [" in head
+    added = [float(re.search(r"= (\d+\.\d{4}) +\(\d+%\) over [\d,]+$", line)[1]) for line in (ce, kl)]  # type: ignore[index]  # they match
+    assert sum(added) == pytest.approx(float(steps[0]["loss"]), abs=2e-4)
+    assert ce.startswith("  ce          ") and kl.startswith("  forward_kl  ") and " x 0.9 = " in kl
+    assert ce.index("=") == kl.index("=")
+    assert len([line for line in progress.messages if line.startswith("    step ")]) == 2, "each header once"
 
 
 @pytest.mark.slow
@@ -104,8 +107,8 @@ def test_the_factor_of_a_temperature_is_shown_in_the_first_steps(folder: Path, t
     progress = RecordingProgress()
     settings = settings_for(folder, losses={"temperature": 2.0}, run={"max_steps": 1})
     run(settings.model_copy(update={"out": str(tmp_path / "warm")}), progress)
-    shown = next(line for line in progress.messages if line.startswith("step 1: loss"))
-    numbers = re.search(r"forward_kl_coarse  (\S+) x 0.9 x 4 = (\S+) ", shown)
+    shown = next(line for line in progress.messages if line.startswith("step 1 "))
+    numbers = re.search(r"forward_kl_coarse +(\S+) x 0.9 x 4 = (\S+) ", shown)
     assert numbers is not None and float(numbers[2]) == pytest.approx(3.6 * float(numbers[1]), abs=3e-4)
 
 
@@ -140,7 +143,8 @@ def test_a_training_loss_on_memorized_samples_is_marked_as_an_estimate(
     lines = [json.loads(line) for line in (tmp_path / "again" / "metrics.jsonl").read_text().splitlines()]
     estimated = [line["evaluation"]["train_loss_is_estimate"] for line in lines if "evaluation" in line]
     assert estimated == [False, True]
-    assert ["estimate" in line for line in progress.messages if "validation: loss" in line] == estimated
+    assert ["~" in row["vs train"] for row in progress.rows("val loss")] == estimated
+    assert len([line for line in progress.messages if "are estimates (~)" in line]) == 1
 
 
 @pytest.mark.slow
@@ -280,8 +284,7 @@ def test_a_shifted_loss_is_named_so_wherever_it_is_shown(folder: Path) -> None:
             assert ("loss_shifted" in shown, "loss" in shown) == ((True, False) if name == "shifted" else (False, True))
     assert means["shifted"] > means["true"] + 0.5
     assert any("forward_kl at temperature 2 is shifted" in line for line in progress.warnings)
-    assert any(line.startswith("step 1: loss_shifted ") for line in progress.messages)
-    assert any(re.match(r"step \d, validation: loss_shifted ", line) for line in progress.messages)
+    assert progress.rows("loss_shifted") and progress.rows("val loss_shifted")
     best, evaluation = values["shifted"].best, values["shifted"].evaluation
     assert best is not None and best.metric == "loss_shifted"
     assert evaluation is not None and "loss" not in evaluation
@@ -318,8 +321,8 @@ def test_a_dry_run_shows_each_evaluation_once(folder: Path, every: int) -> None:
     progress = RecordingProgress()
     settings = settings_for(folder, "dry", evaluation={"every": every, "limit": 4})
     report = run(settings, progress, dry_run=True)
-    shown = [line.split(",")[0] for line in progress.messages if "validation" in line]
-    assert shown == [f"step {step}" for step in range(1, 6) if step % every == 0 or step == 5]
+    shown = [row["step"] for row in progress.rows("val loss")]
+    assert shown == [f"{step}" for step in range(1, 6) if step % every == 0 or step == 5]
     assert report.evaluation is not None and report.evaluation["step"] == 5
 
 

@@ -63,10 +63,10 @@ points = [(line["step"], line["loss"]) for line in SQLiteStorage.get_logs("kdpip
 TWO_FOLDERS = (
     PRELUDE
     + """
-Trackers([name], TrackedRun(name="a", folder=folder / "one", config={}), fail).finish()
+Trackers([name], TrackedRun(name="a", folder=folder / "one", config={}), Strict()).finish()
 import os
 del os.environ["TRACKIO_DIR"]
-Trackers([name], TrackedRun(name="a", folder=folder / "two", config={}), fail)
+Trackers([name], TrackedRun(name="a", folder=folder / "two", config={}), Strict())
 """
 )
 

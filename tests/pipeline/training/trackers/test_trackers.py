@@ -11,6 +11,7 @@ from kdpipe.pipeline.training import trackers
 from kdpipe.pipeline.training.trackers import TRACKERS, TrackedRun, Trackers, check_installed, stored_id, usual_names
 from kdpipe.schemas.choices import TrackerName
 from kdpipe.schemas.errors import ConfigError
+from support.recording import RecordingProgress
 from support.trackers import RecordingTracker
 
 
@@ -42,8 +43,8 @@ def test_a_missing_library_is_refused_with_its_install_line(name: str, monkeypat
 
 
 def test_numbers_of_a_line_are_logged_by_path(run: TrackedRun) -> None:
-    warnings: list[str] = []
-    opened = Trackers(["json"], run, warnings.append)
+    progress = RecordingProgress()
+    opened = Trackers(["json"], run, progress)
     line: dict[str, Any] = {"step": 3, "loss": math.inf, "why": "x", "best": None, "done": True, "count": 2}
     opened.write({**line, "terms": {"ce": {"raw": 0.5}}})
     opened.finish()
@@ -53,27 +54,27 @@ def test_numbers_of_a_line_are_logged_by_path(run: TrackedRun) -> None:
     assert recorder.run is run
     assert recorder.logged == [(3, {"loss": math.inf, "count": 2.0, "terms/ce/raw": 0.5, "train/loss": math.inf})]
     assert recorder.n_finished == 1
-    assert warnings == []
+    assert progress.warnings == []
 
 
 def test_a_tracker_that_fails_is_disabled_and_the_run_continues(run: TrackedRun) -> None:
-    warnings: list[str] = []
-    opened = Trackers(["csv", "json"], run, warnings.append)
-    [warning] = warnings
+    progress = RecordingProgress()
+    opened = Trackers(["csv", "json"], run, progress)
+    [warning] = progress.warnings
     assert warning.startswith("csv failed") and warning.endswith(": no space left")
     assert RecordingTracker.last is not None
     RecordingTracker.last.fails = True
     opened.write({"step": 1, "loss": 1.0})
     opened.write({"step": 2, "loss": 1.0})
     opened.finish()
-    [_, warning] = warnings
+    [_, warning] = progress.warnings
     assert warning.startswith("json failed") and warning.endswith(": the server is gone")
     assert RecordingTracker.last.n_finished == 0
 
 
 def test_trackers_are_reopened_at_the_step_of_a_rollback(run: TrackedRun) -> None:
-    warnings: list[str] = []
-    opened = Trackers(["csv", "json"], run, warnings.append)
+    progress = RecordingProgress()
+    opened = Trackers(["csv", "json"], run, progress)
     first = RecordingTracker.last
     opened.write({"step": 5, "loss": 1.0})
     opened.rewind(3)
@@ -85,7 +86,8 @@ def test_trackers_are_reopened_at_the_step_of_a_rollback(run: TrackedRun) -> Non
     assert (second.run.step, second.run.name, second.n_finished) == (3, run.name, 1)
     assert second.logged == [(4, {"loss": 2.0, "train/loss": 2.0})]
     # A tracker that has failed is not tried again.
-    assert len(warnings) == 1
+    assert len(progress.warnings) == 1
+    assert progress.messages == [f"json        view: json {run.folder}"]
 
 
 def test_the_id_of_a_run_is_created_once(run: TrackedRun) -> None:
