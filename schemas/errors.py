@@ -1,10 +1,11 @@
 """Every error that kdpipe raises on purpose, with its exit code.
 
-In: a message (what was found, what was expected, where) and a hint (what to do next). Out: an exception that
-`cli/main.py` shows as two lines on stderr.
+In: a message (what was found, what was expected, where), a hint (what to do next) and the nearest valid name. Out: an
+exception that Python and `cli/main.py` show as two lines.
 """
 
 import signal
+from collections.abc import Iterable
 from typing import ClassVar
 
 # Signals that stop a command, which then ends with `Interrupted`. Windows has no SIGHUP.
@@ -17,18 +18,22 @@ class KdpipeError(Exception):
     exit_code: ClassVar[int] = 1
     label: ClassVar[str] = "error"
 
-    def __init__(self, message: str, *, hint: str | None = None) -> None:
+    def __init__(self, message: str, *, hint: str | None = None, nearest: str | None = None) -> None:
         super().__init__(message)
-        self.message = message
-        self.hint = hint
+        self.message, self.hint, self.nearest = message, hint, nearest
+
+    def __str__(self) -> str:
+        return self.message if self.hint is None else f"{self.message}\nhint: {self.hint}"
 
     def __reduce__(self) -> tuple[object, ...]:
-        """Keep the hint when the error is sent from a worker process."""
-        return (_rebuild, (type(self), self.message, self.hint))
+        """Keep hint and nearest name when the error is sent from a worker process."""
+        return (_rebuild, (type(self), self.message, self.hint, self.nearest))
 
 
-def _rebuild(kind: type[KdpipeError], message: str, hint: str | None) -> KdpipeError:
-    return kind(message, hint=hint)
+def _rebuild(kind: type[KdpipeError], message: str, hint: str | None, nearest: str | None) -> KdpipeError:
+    error = kind(message, hint=hint)
+    error.nearest = nearest
+    return error
 
 
 class UsageError(KdpipeError):
@@ -119,3 +124,10 @@ class Interrupted(KdpipeError):
 
     exit_code = 75
     label = "stopped"
+
+
+def nearest_name(name: str, names: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """The name that was probably meant."""
+    import difflib
+
+    return next(iter(difflib.get_close_matches(name, list(names), n=1, cutoff=cutoff)), None)

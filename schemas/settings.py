@@ -4,7 +4,6 @@ In: the values of each source, parsed elsewhere. Out: one validated record, or a
 the wrong value and the nearest name.
 """
 
-import difflib
 import json
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,7 +14,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from kdpipe.schemas.errors import ConfigError
+from kdpipe.schemas.errors import ConfigError, nearest_name
 from kdpipe.schemas.peer_names import PEER_NAMES
 from kdpipe.schemas.records import Record, allowed_keys, annotations, is_model
 
@@ -180,22 +179,24 @@ def unknown_setting(kind: type[Record], key: Key, lead: str, spell: Callable[[Ke
     if (here := PEER_NAMES.get(key[-1])) is not None:
         return ConfigError(f"{wrong}: here it is {here}", hint="docs/coming-from.md has the names of other tools")
     near = _nearest(kind, key)
-    nearest = f": the nearest is '{spell(near)}'" if near else ""
+    nearest = spell(near) if near else None
+    shown = f": the nearest is '{nearest}'" if nearest else ""
     allowed = ", ".join(sorted(allowed_keys(kind, key[:-1])))
-    return ConfigError(f"{wrong}{nearest}", hint=f"allowed {'there ' if len(key) > 1 else ''}are {allowed}")
+    hint = f"allowed {'there ' if len(key) > 1 else ''}are {allowed}"
+    return ConfigError(f"{wrong}{shown}", hint=hint, nearest=nearest)
 
 
 def _nearest(kind: type[Record], key: Key) -> Key | None:
     """The setting that was probably meant: in the same group, else of the same name elsewhere, else a similar one."""
     siblings = sorted(allowed_keys(kind, key[:-1]))
-    if near := difflib.get_close_matches(key[-1], siblings, n=1, cutoff=0.6):
-        return (*key[:-1], near[0])
+    if near := nearest_name(key[-1], siblings):
+        return (*key[:-1], near)
     everything = {".".join(name): name for name in _keys(kind, ())}
     namesakes = [name for name in everything.values() if name[-1] == key[-1]]
     if namesakes:
         return namesakes[0]
-    near = difflib.get_close_matches(".".join(key), sorted(everything), n=1, cutoff=0.75)
-    return everything[near[0]] if near else None
+    near = nearest_name(".".join(key), sorted(everything), cutoff=0.75)
+    return everything[near] if near else None
 
 
 def _keys(kind: type[Record], key: Key) -> list[Key]:
@@ -242,7 +243,9 @@ def _wrong_value(kind: type[Record], error: ValidationError, given: Mapping[Key,
         if one := given.get(tuple(map(str, loc[:length]))):
             if problem["type"] == "extra_forbidden":
                 return unknown_setting(kind, tuple(map(str, loc)), f"{one.source}{_item(loc[length:-1])}: ", _last)
-            return ConfigError(f"{one.source}{_item(loc[length:])}{what}", hint=_hint(problem))
+            near = _nearest_choice(problem)
+            hint = f"did you mean {near}?" if near else _hint(problem)
+            return ConfigError(f"{one.source}{_item(loc[length:])}{what}", hint=hint, nearest=near)
     below = [one.source for key, one in given.items() if key[: len(loc)] == loc]
     return ConfigError(f"{', '.join(dict.fromkeys(below)) or 'the settings'}{what}", hint=_hint(problem))
 
@@ -291,13 +294,15 @@ def _reason(problem: Any) -> str:
 
 
 def _hint(problem: Any) -> str:
-    if problem["type"] == "string_type":
-        return "put it in quotes"
-    if problem["type"] == "literal_error" and isinstance(problem["input"], str):
-        choices = problem["ctx"]["expected"].replace("'", "").replace(" or ", ", ").split(", ")
-        if near := difflib.get_close_matches(problem["input"].replace("_", "-"), choices, n=1, cutoff=0.6):
-            return f"did you mean {near[0]}?"
-    return "correct it, or leave it out"
+    return "put it in quotes" if problem["type"] == "string_type" else "correct it, or leave it out"
+
+
+def _nearest_choice(problem: Any) -> str | None:
+    """The nearest of the allowed words."""
+    if problem["type"] != "literal_error" or not isinstance(problem["input"], str):
+        return None
+    choices = problem["ctx"]["expected"].replace("'", "").replace(" or ", ", ").split(", ")
+    return nearest_name(problem["input"].replace("_", "-"), choices)
 
 
 def _as_given(value: str | float | None) -> str:

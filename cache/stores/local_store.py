@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from kdpipe.cache.layout import part_dir
+from kdpipe.cache.layout import MANIFEST, part_dir
 from kdpipe.cache.stores.addresses import local_path
 from kdpipe.cache.stores.attempts import AttemptStore
 from kdpipe.cache.stores.protocol import HOLDS_MANIFEST, MAX_LISTED, NO_LINKS, check_tag
-from kdpipe.schemas.errors import CacheDamaged, CacheError, ConfigError, KdpipeError
+from kdpipe.schemas.errors import CacheDamaged, CacheError, ConfigError, KdpipeError, nearest_name
 
 # Errors about the cache itself: a missing or too long name, a link, a folder instead of a file, a socket.
 # Other errors concern this process or the system.
@@ -189,10 +189,22 @@ def _refuse_other_than_folder(root: Path) -> None:
         raise ConfigError(f"{str(root)!r} is not a valid path", hint=HOLDS_MANIFEST) from None
     except OSError as error:
         if error.errno in _ABOUT_THE_CACHE:
-            raise ConfigError(f"no such folder: {root}", hint=HOLDS_MANIFEST) from None
+            near = _similar_cache(root)
+            hint = HOLDS_MANIFEST if near is None else f"did you mean {near}?"
+            raise ConfigError(f"no such folder: {root}", hint=hint, nearest=near) from None
         raise _no_access(root, "opened", error) from None
     if not stat.S_ISDIR(status.st_mode):
         raise ConfigError(f"{root} is a file, not a folder", hint=f"{HOLDS_MANIFEST}: {root.absolute().parent}?")
+
+
+def _similar_cache(root: Path) -> str | None:
+    """The cache in the same folder with the most similar name."""
+    try:
+        names = [entry.name for entry in root.parent.iterdir() if (entry / MANIFEST).is_file()]
+    except OSError:
+        return None
+    near = nearest_name(root.name, names)
+    return None if near is None else str(root.parent / near)
 
 
 def _no_access(path: Path, what: str, error: OSError) -> KdpipeError:

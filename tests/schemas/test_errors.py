@@ -37,11 +37,12 @@ def test_every_error_has_its_documented_exit_code() -> None:
 
 def test_an_error_shows_its_message_and_keeps_its_hint() -> None:
     error = errors.CacheDamaged("part 3 is short", hint="copy it again")
-    assert (str(error), error.message, error.hint) == ("part 3 is short", "part 3 is short", "copy it again")
-    assert KdpipeError("no hint").hint is None
+    assert (error.message, error.hint) == ("part 3 is short", "copy it again")
+    assert str(error) == "part 3 is short\nhint: copy it again"
+    assert (str(KdpipeError("no hint")), KdpipeError("no hint").hint) == ("no hint", None)
 
 
-def test_an_error_crosses_processes_with_its_hint() -> None:
-    error = copy.copy(errors.WriteError("disk full", hint="free some space"))  # copies as a pickle does
-    assert type(error) is errors.WriteError
-    assert (error.message, error.hint) == ("disk full", "free some space")
+def test_an_error_crosses_processes_with_its_hint_and_nearest_name() -> None:
+    error = copy.copy(errors.ConfigError("no run", hint="look", nearest="runs/a"))  # copies as a pickle does
+    assert type(error) is errors.ConfigError
+    assert (error.message, error.hint, error.nearest) == ("no run", "look", "runs/a")
