@@ -4,15 +4,14 @@ In: JSON bytes and a record class. Out: a frozen record, or an error that names 
 allowed key.
 """
 
-import difflib
 import types
 import typing
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from kdpipe.schemas import strict_json
-from kdpipe.schemas.errors import FileDamaged
+from kdpipe.schemas import display, strict_json
+from kdpipe.schemas.errors import FileDamaged, nearest_name
 
 # A list of a million wrong numbers has a million problems, each of which takes a kilobyte once it is formatted.
 MAX_PROBLEMS = 1000
@@ -23,6 +22,15 @@ class Record(BaseModel):
     """A frozen record that refuses unknown keys, NaN and values of another type."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    def __repr__(self) -> str:
+        return display.one_line(type(self).__name__, dict(self))
+
+    def __str__(self) -> str:
+        return repr(self)
+
+    def _repr_html_(self) -> str:
+        return display.html_table(type(self).__name__, dict(self))
 
     def to_json(self) -> bytes:
         """The record as canonical JSON."""
@@ -72,8 +80,8 @@ def explain(kind: type[BaseModel], error: ValidationError) -> str:
     more = "" if error.error_count() == 1 else f" (and {error.error_count() - 1} more)"
     if problem["type"] == "extra_forbidden":
         name, allowed = _printable(str(problem["loc"][-1])), sorted(allowed_keys(kind, problem["loc"][:-1]))
-        near = difflib.get_close_matches(name, allowed, n=1, cutoff=0.5)
-        hint = f"the nearest allowed one is '{near[0]}'" if near else f"allowed are {', '.join(allowed)}"
+        near = nearest_name(name, allowed, cutoff=0.5)
+        hint = f"the nearest allowed one is '{near}'" if near else f"allowed are {', '.join(allowed)}"
         return f"unknown key '{place}': {hint}{more}"
     return f"{place}: {problem['msg'][:1].lower()}{problem['msg'][1:]}{more}"
 
